@@ -1,0 +1,208 @@
+//! The Plan: what the compiler hands to the runtime.
+//!
+//! A plan is the denoising loop cut by binding time. Programs are straight-line lists of operators over numbered values,
+//! already in execution order; the runtime decides addresses for the batch it is opened with and runs them without
+//! searching, inferring or allocating.
+//!
+//! | program | runs | its batch symbol is worth |
+//! |---|---|---|
+//! | `prelude` | once per request | batch |
+//! | `prelude_steps` | once per request, for all evaluations at once, evaluation-major | evaluations · batch |
+//! | `full` | every evaluation | batch |
+//!
+//! With guidance the batch holds both halves: twice the samples, unconditional first.
+
+use crate::dim::Dim;
+use crate::op::Op;
+use crate::types::ValueType;
+
+mod validate;
+
+pub use validate::{PlanError, validate};
+
+use serde::{Deserialize, Serialize};
+
+/// A compiled loop without its constants' bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Symbol that stands for the batch in every shape; `None` when the model's batch is fixed.
+    pub batch_symbol: Option<String>,
+    /// The batch of a model with a fixed one.
+    #[serde(default)]
+    pub fixed_batch: Option<usize>,
+    /// Inputs of the source model, in its order.
+    pub inputs: Vec<PlanInput>,
+    /// Outputs of the source model, in its order.
+    pub outputs: Vec<PlanOutput>,
+    /// Number of network evaluations the tables are made for; 0 when the time step is an ordinary input.
+    pub evaluations: usize,
+    /// Constants; their bytes are in the artifact's weight section.
+    pub constants: Vec<Constant>,
+    /// Once per request, batch as it is: values that depend on conditioning only. May have no steps.
+    pub prelude: Program,
+    /// Once per request for all evaluations: values that depend on conditioning and time step. May have no steps.
+    pub prelude_steps: Program,
+    /// One network evaluation.
+    pub full: Program,
+}
+
+/// Which of a plan's programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProgramKind {
+    /// [`Plan::prelude`].
+    Prelude,
+    /// [`Plan::prelude_steps`].
+    PreludeSteps,
+    /// [`Plan::full`].
+    Full,
+}
+
+impl ProgramKind {
+    /// All of them, in the order in which they run.
+    pub const ALL: [ProgramKind; 3] = [ProgramKind::Prelude, ProgramKind::PreludeSteps, ProgramKind::Full];
+}
+
+impl std::fmt::Display for ProgramKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            ProgramKind::Prelude => "prelude",
+            ProgramKind::PreludeSteps => "prelude_steps",
+            ProgramKind::Full => "full",
+        })
+    }
+}
+
+impl Plan {
+    /// One of the programs.
+    pub fn program(&self, kind: ProgramKind) -> &Program {
+        match kind {
+            ProgramKind::Prelude => &self.prelude,
+            ProgramKind::PreludeSteps => &self.prelude_steps,
+            ProgramKind::Full => &self.full,
+        }
+    }
+}
+
+/// What an input means to the loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InputRole {
+    /// The noisy sample.
+    Sample,
+    /// The time step; in a plan with tables nothing in `full` reads it.
+    Timestep,
+    /// Anything else: labels, text states, added embeddings, control residuals. Constant during a request.
+    Condition,
+}
+
+/// A model input.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlanInput {
+    /// Name in the source model.
+    pub name: String,
+    /// Type in the source model: what callers give.
+    pub ty: ValueType,
+    /// What it means to the loop.
+    pub role: InputRole,
+}
+
+/// A model output.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlanOutput {
+    /// Name in the source model.
+    pub name: String,
+    /// Type in the source model: what callers get.
+    pub ty: ValueType,
+    /// The value of `full` that holds it (possibly in a wider float type).
+    pub value: usize,
+}
+
+/// A constant tensor; for a table, axis 0 is the evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Constant {
+    /// Name in the source model, or a made-up one.
+    pub name: String,
+    /// Type, sizes all known.
+    pub ty: ValueType,
+    /// First byte in the weight section, a multiple of 64.
+    pub offset: u64,
+}
+
+/// Operators in execution order.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Program {
+    /// Values, inputs and constants included.
+    pub values: Vec<PlanValue>,
+    /// Operators.
+    pub steps: Vec<Step>,
+    /// For a prelude: the values that `full` reads, in the order of [`Source::Prelude`] / [`Source::PreludeSteps`].
+    pub results: Vec<usize>,
+}
+
+/// Where a value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// Written by a step.
+    Step,
+    /// `Plan::inputs[i]`, floats widened to f32. In `prelude_steps` a condition is repeated for every evaluation, and the
+    /// time step may be a vector `[evaluations · batch]` whatever its type in the model is.
+    Input(usize),
+    /// `Plan::constants[i]`.
+    Constant(usize),
+    /// Row `evaluation` of `Plan::constants[i]`, whose axis 0 is the evaluation. In `prelude_steps`: all rows, each
+    /// repeated for the batch, so that the value is `[evaluations · batch, ...]` for a table `[evaluations, ...]` or
+    /// `[evaluations, 1, ...]`.
+    Table(usize),
+    /// Result `i` of `prelude`. `full` and `prelude_steps` read it, the latter as it reads a condition.
+    Prelude(usize),
+    /// Rows of this evaluation in result `i` of `prelude_steps`, whose axis 0 is evaluations · batch.
+    PreludeSteps(usize),
+}
+
+/// A value of a program.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlanValue {
+    /// Name for people: that of the source model where it has one.
+    pub name: String,
+    /// Type; floats are f32.
+    pub ty: ValueType,
+    /// Where it comes from.
+    pub source: Source,
+    /// Storage shared with another value of the program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alias: Option<Alias>,
+}
+
+/// How a value lies inside another one. The other value comes from a step and is not itself an alias.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Alias {
+    /// The same elements (a reshape).
+    Same {
+        /// Index of the other value.
+        of: usize,
+    },
+    /// Columns `offset..` of the other value's last axis; all axes before have the same number of rows. Concats written in
+    /// place by their producers use it.
+    Columns {
+        /// Index of the other value.
+        of: usize,
+        /// First column.
+        offset: Dim,
+    },
+}
+
+/// One operator application.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// Operator and attributes.
+    pub op: Op,
+    /// Values read; `None` where an optional input is absent.
+    pub inputs: Vec<Option<usize>>,
+    /// Values written.
+    pub outputs: Vec<usize>,
+    /// Name of the node for people and profiles.
+    pub name: String,
+}

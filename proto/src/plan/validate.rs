@@ -1,0 +1,447 @@
+//! Checks a plan once, so that execution needs no checks.
+
+use super::{Alias, Constant, InputRole, Plan, PlanValue, Program, ProgramKind, Source, Step};
+use crate::dim::Dim;
+use crate::dtype::DType;
+use crate::op::InputTypes;
+use crate::types::{MAX_RANK, ValueType, element_count};
+use std::collections::BTreeSet;
+
+/// Most inputs, outputs, constants, values or steps a plan may have, each.
+pub const MAX_ITEMS: usize = 1 << 20;
+
+/// Most network evaluations of one loop.
+pub const MAX_EVALUATIONS: usize = 1 << 16;
+
+/// Why a plan cannot be executed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// A list is too long to be true.
+    #[error("{count} {what}, at most {limit} are allowed")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// `batch_symbol` and `fixed_batch` contradict each other or are malformed.
+    #[error("batch: {reason}")]
+    Batch {
+        /// What was expected and what was seen.
+        reason: String,
+    },
+    /// An input of the model.
+    #[error("input `{name}`: {reason}")]
+    Input {
+        /// Its name.
+        name: String,
+        /// What was expected and what was seen.
+        reason: String,
+    },
+    /// An output of the model.
+    #[error("output `{name}`: {reason}")]
+    Output {
+        /// Its name.
+        name: String,
+        /// What was expected and what was seen.
+        reason: String,
+    },
+    /// A constant.
+    #[error("constant `{name}`: {reason}")]
+    Constant {
+        /// Its name.
+        name: String,
+        /// What was expected and what was seen.
+        reason: String,
+    },
+    /// A value of a program.
+    #[error("value {index} `{name}` of program {program}: {reason}")]
+    Value {
+        /// The program.
+        program: ProgramKind,
+        /// Its index.
+        index: usize,
+        /// Its name.
+        name: String,
+        /// What was expected and what was seen.
+        reason: String,
+    },
+    /// A step of a program.
+    #[error("step {index} `{name}` of program {program}: {reason}")]
+    Step {
+        /// The program.
+        program: ProgramKind,
+        /// Its index.
+        index: usize,
+        /// Its name.
+        name: String,
+        /// What was expected and what was seen.
+        reason: String,
+    },
+    /// The results of a program.
+    #[error("results of program {program}: {reason}")]
+    Results {
+        /// The program.
+        program: ProgramKind,
+        /// What was expected and what was seen.
+        reason: String,
+    },
+}
+
+type Check = Result<(), String>;
+
+/// Checks every index, offset, shape, type and order of `plan`, whose constants lie in `weights_len` bytes.
+///
+/// A plan that passes has only positive sizes that depend on nothing but the batch symbol, and every operator's shape
+/// rule gives the types that the plan declares. Time and memory grow linearly with the plan.
+///
+/// # Errors
+/// The first thing that is wrong, and where.
+pub fn validate(plan: &Plan, weights_len: u64) -> Result<(), PlanError> {
+    check_counts(plan)?;
+    check_batch(plan).map_err(|reason| PlanError::Batch { reason })?;
+    for constant in &plan.constants {
+        let error = |reason| PlanError::Constant { name: constant.name.clone(), reason };
+        check_constant(constant, weights_len).map_err(error)?;
+    }
+    check_inputs(plan)?;
+    for kind in ProgramKind::ALL {
+        Checker { plan, kind, program: plan.program(kind) }.check()?;
+    }
+    check_outputs(plan)
+}
+
+fn ensure(condition: bool, reason: impl FnOnce() -> String) -> Check {
+    if condition { Ok(()) } else { Err(reason()) }
+}
+
+fn check_counts(plan: &Plan) -> Result<(), PlanError> {
+    let mut counts = vec![("inputs", plan.inputs.len()), ("outputs", plan.outputs.len()), ("constants", plan.constants.len())];
+    for kind in ProgramKind::ALL {
+        let program = plan.program(kind);
+        counts.extend([("values", program.values.len()), ("steps", program.steps.len()), ("results", program.results.len())]);
+    }
+    let too_many = |what, count, limit| PlanError::TooMany { what, count, limit };
+    if let Some((what, count)) = counts.into_iter().find(|(_, count)| *count > MAX_ITEMS) {
+        return Err(too_many(what, count, MAX_ITEMS));
+    }
+    if plan.evaluations > MAX_EVALUATIONS {
+        return Err(too_many("evaluations", plan.evaluations, MAX_EVALUATIONS));
+    }
+    Ok(())
+}
+
+fn check_batch(plan: &Plan) -> Check {
+    match (&plan.batch_symbol, plan.fixed_batch) {
+        (Some(symbol), None) => ensure(crate::dim::is_symbol(symbol), || format!("`{symbol}` is no symbol")),
+        (None, Some(batch)) => ensure((1..=MAX_ITEMS).contains(&batch), || format!("the fixed batch is {batch}")),
+        (None, None) => Ok(()),
+        (Some(symbol), Some(batch)) => Err(format!("both the symbol `{symbol}` and fixed to {batch}")),
+    }
+}
+
+fn check_constant(constant: &Constant, weights_len: u64) -> Check {
+    let shape = constant.ty.fixed_shape().ok_or_else(|| format!("its type {} is not fixed", constant.ty))?;
+    ensure(shape.len() <= MAX_RANK, || format!("{} axes, at most {MAX_RANK} are allowed", shape.len()))?;
+    ensure(!shape.contains(&0), || format!("its type {} has no elements", constant.ty))?;
+    let elements = element_count(&shape).ok_or_else(|| format!("its type {} is too large", constant.ty))?;
+    ensure(constant.offset.is_multiple_of(64), || format!("its offset {} is no multiple of 64", constant.offset))?;
+    let bytes = (elements * constant.ty.dtype.size()) as u64;
+    let end = constant.offset.checked_add(bytes);
+    ensure(end.is_some_and(|end| end <= weights_len), || {
+        format!("{bytes} bytes at {} do not lie in {weights_len} bytes of weights", constant.offset)
+    })
+}
+
+fn check_inputs(plan: &Plan) -> Result<(), PlanError> {
+    let mut names = BTreeSet::new();
+    for input in &plan.inputs {
+        let error = |reason| PlanError::Input { name: input.name.clone(), reason };
+        if !names.insert(&input.name) {
+            return Err(error("another input has that name".into()));
+        }
+        check_type(plan, &input.ty).map_err(error)?;
+        if input.role == InputRole::Sample && !input.ty.dtype.is_float() {
+            return Err(error(format!("the sample is {}", input.ty)));
+        }
+    }
+    for role in [InputRole::Sample, InputRole::Timestep] {
+        let mut of_role = plan.inputs.iter().filter(|i| i.role == role);
+        let (first, second) = (of_role.next(), of_role.next());
+        if let Some(second) = second {
+            return Err(PlanError::Input { name: second.name.clone(), reason: format!("a second input is the {role:?}") });
+        }
+        if role == InputRole::Sample && first.is_none() && plan.evaluations > 0 {
+            return Err(PlanError::Input { name: String::new(), reason: "a loop needs a sample".into() });
+        }
+    }
+    Ok(())
+}
+
+fn check_outputs(plan: &Plan) -> Result<(), PlanError> {
+    let mut names = BTreeSet::new();
+    for output in &plan.outputs {
+        let error = |reason| PlanError::Output { name: output.name.clone(), reason };
+        if !names.insert(&output.name) {
+            return Err(error("another output has that name".into()));
+        }
+        check_type(plan, &output.ty).map_err(error)?;
+        let Some(value) = plan.full.values.get(output.value) else {
+            return Err(error(format!("there is no value {}", output.value)));
+        };
+        if value.ty != widened(&output.ty) && value.ty != output.ty {
+            return Err(error(format!("it is {}, its value {}", output.ty, value.ty)));
+        }
+    }
+    if plan.outputs.is_empty() {
+        return Err(PlanError::Output { name: String::new(), reason: "a plan needs one".into() });
+    }
+    Ok(())
+}
+
+/// The type a program sees: floats are f32.
+fn widened(ty: &ValueType) -> ValueType {
+    let dtype = if ty.dtype.is_float() { DType::F32 } else { ty.dtype };
+    ValueType { dtype, shape: ty.shape.clone() }
+}
+
+fn check_type(plan: &Plan, ty: &ValueType) -> Check {
+    ensure(ty.rank() <= MAX_RANK, || format!("{} axes, at most {MAX_RANK} are allowed", ty.rank()))?;
+    for dim in &ty.shape {
+        ensure(dim.is_positive(), || format!("the size {dim} of {ty} may be 0 or less"))?;
+        let unknown = dim.symbols().find(|s| plan.batch_symbol.as_deref() != Some(s));
+        ensure(unknown.is_none(), || format!("the size {dim} of {ty} depends on something else than the batch"))?;
+    }
+    match ty.fixed_shape() {
+        Some(shape) => ensure(element_count(&shape).is_some(), || format!("{ty} is too large")),
+        None => Ok(()),
+    }
+}
+
+/// Checks one program.
+struct Checker<'a> {
+    plan: &'a Plan,
+    kind: ProgramKind,
+    program: &'a Program,
+}
+
+impl<'a> Checker<'a> {
+    fn check(&self) -> Result<(), PlanError> {
+        for (index, value) in self.program.values.iter().enumerate() {
+            self.value(index, value).map_err(|reason| PlanError::Value {
+                program: self.kind,
+                index,
+                name: value.name.clone(),
+                reason,
+            })?;
+        }
+        self.steps()?;
+        self.results().map_err(|reason| PlanError::Results { program: self.kind, reason })
+    }
+
+    fn value(&self, index: usize, value: &PlanValue) -> Check {
+        check_type(self.plan, &value.ty)?;
+        match value.source {
+            Source::Step => {}
+            Source::Input(i) => self.input(i, value)?,
+            Source::Constant(i) => self.constant(i, value)?,
+            Source::Table(i) => self.table(i, value)?,
+            Source::Prelude(i) => self.prelude_result(i, value)?,
+            Source::PreludeSteps(i) => self.prelude_steps_result(i, value)?,
+        }
+        match &value.alias {
+            Some(alias) => self.alias(index, value, alias),
+            None => Ok(()),
+        }
+    }
+
+    fn input(&self, i: usize, value: &PlanValue) -> Check {
+        let input = self.plan.inputs.get(i).ok_or_else(|| format!("there is no input {i}"))?;
+        let ty = widened(&input.ty);
+        let mut repeated = self.kind == ProgramKind::PreludeSteps && self.is_repeated(&ty, &value.ty);
+        match (input.role, self.kind) {
+            (InputRole::Sample, ProgramKind::Prelude | ProgramKind::PreludeSteps) => {
+                return Err("a prelude cannot read the sample".into());
+            }
+            (InputRole::Timestep, ProgramKind::Prelude) => return Err("the prelude cannot read the time step".into()),
+            (InputRole::Timestep, ProgramKind::Full) if self.plan.evaluations > 0 => {
+                return Err("with tables, the program cannot read the time step".into());
+            }
+            (InputRole::Timestep, ProgramKind::PreludeSteps) => {
+                repeated |= ty.dtype == value.ty.dtype && self.is_stacked_batch(&value.ty.shape);
+            }
+            _ => {}
+        }
+        ensure(ty == value.ty || repeated, || format!("it is {}, the input {}", value.ty, input.ty))
+    }
+
+    /// Whether `value` is `ty` stacked for every evaluation in a plan of fixed batch (else the batch symbol says it).
+    fn is_repeated(&self, ty: &ValueType, value: &ValueType) -> bool {
+        let (Some(_), Some(first)) = (self.plan.fixed_batch, ty.shape.first()) else { return false };
+        let stacked = first.mul(&Dim::constant(self.plan.evaluations as i64));
+        ty.dtype == value.dtype && value.shape.first() == stacked.as_ref() && ty.shape[1..] == value.shape[1..]
+    }
+
+    /// Whether the shape is `[evaluations · batch]`.
+    fn is_stacked_batch(&self, shape: &[Dim]) -> bool {
+        shape.len() == 1 && self.is_stacked_batch_size(&shape[0])
+    }
+
+    fn is_stacked_batch_size(&self, size: &Dim) -> bool {
+        match (&self.plan.batch_symbol, self.plan.fixed_batch) {
+            (Some(symbol), _) => size.as_symbol() == Some(symbol),
+            (None, batch) => size.is((batch.unwrap_or(1) * self.plan.evaluations) as i64),
+        }
+    }
+
+    fn constant(&self, i: usize, value: &PlanValue) -> Check {
+        let constant = self.plan.constants.get(i).ok_or_else(|| format!("there is no constant {i}"))?;
+        let fits = value.ty == constant.ty || value.ty == widened(&constant.ty);
+        ensure(fits, || format!("it is {}, the constant {}", value.ty, constant.ty))
+    }
+
+    fn table(&self, i: usize, value: &PlanValue) -> Check {
+        let table = self.plan.constants.get(i).ok_or_else(|| format!("there is no constant {i}"))?;
+        let rows = table.ty.shape.first().ok_or("a table needs an axis for the evaluation")?;
+        ensure(self.plan.evaluations > 0 && rows.is(self.plan.evaluations as i64), || {
+            format!("the table has {rows} rows for {} evaluations", self.plan.evaluations)
+        })?;
+        let row = &table.ty.shape[1..];
+        let shape = match self.kind {
+            ProgramKind::Prelude => return Err("the prelude runs before any evaluation".into()),
+            ProgramKind::Full => &value.ty.shape[..],
+            ProgramKind::PreludeSteps => match value.ty.shape.split_first() {
+                Some((first, rest)) if self.is_stacked_batch_size(first) => rest,
+                _ => return Err(format!("it is {}, expected [evaluations · batch, ...]", value.ty)),
+            },
+        };
+        let stacked = self.kind == ProgramKind::PreludeSteps && row.first().is_some_and(|d| d.is(1)) && &row[1..] == shape;
+        let dtype_fits = value.ty.dtype == widened(&table.ty).dtype || value.ty.dtype == table.ty.dtype;
+        ensure(dtype_fits && (row == shape || stacked), || format!("it is {}, the table {}", value.ty, table.ty))
+    }
+
+    fn result_of(&self, program: &'a Program, i: usize) -> Result<&'a ValueType, String> {
+        let value = program.results.get(i).and_then(|&value| program.values.get(value));
+        value.map(|v| &v.ty).ok_or_else(|| format!("there is no result {i}"))
+    }
+
+    fn prelude_result(&self, i: usize, value: &PlanValue) -> Check {
+        ensure(self.kind != ProgramKind::Prelude, || "the prelude cannot read its own results".into())?;
+        let result = self.result_of(&self.plan.prelude, i)?;
+        let repeated = self.kind == ProgramKind::PreludeSteps && self.is_repeated(result, &value.ty);
+        ensure(*result == value.ty || repeated, || format!("it is {}, the result {result}", value.ty))
+    }
+
+    fn prelude_steps_result(&self, i: usize, value: &PlanValue) -> Check {
+        ensure(self.kind == ProgramKind::Full, || "only `full` reads results of `prelude_steps`".into())?;
+        let result = self.result_of(&self.plan.prelude_steps, i)?;
+        let fits = match &self.plan.batch_symbol {
+            // the rows of one evaluation must be a whole number of batches
+            Some(symbol) => {
+                let first = result.shape.first();
+                *result == value.ty && first.is_some_and(|d| *d == Dim::symbol(symbol).mul(&d.coefficient(symbol).into()).unwrap_or_default())
+            }
+            None => {
+                let stacked = value.ty.shape.first().and_then(|d| d.mul(&Dim::constant(self.plan.evaluations as i64)));
+                stacked.is_some()
+                    && result.dtype == value.ty.dtype
+                    && result.shape.first() == stacked.as_ref()
+                    && result.shape[1..] == value.ty.shape[1..]
+            }
+        };
+        ensure(fits, || format!("it is {}, the result for all evaluations {result}", value.ty))
+    }
+
+    fn alias(&self, index: usize, value: &PlanValue, alias: &Alias) -> Check {
+        let (Alias::Same { of } | Alias::Columns { of, .. }) = alias;
+        let target = self.program.values.get(*of).ok_or_else(|| format!("it is an alias of value {of}, which is missing"))?;
+        let both_steps = value.source == Source::Step && target.source == Source::Step;
+        ensure(both_steps, || "only values written by steps can share storage".into())?;
+        ensure(*of != index && target.alias.is_none(), || format!("it is an alias of the alias `{}`", target.name))?;
+        ensure(value.ty.dtype == target.ty.dtype, || format!("it is {}, `{}` is {}", value.ty, target.name, target.ty))?;
+        let fits = match alias {
+            Alias::Same { .. } => value.ty.shape == target.ty.shape || same(elements(&value.ty.shape), elements(&target.ty.shape)),
+            Alias::Columns { offset, .. } => columns_fit(&value.ty.shape, &target.ty.shape, offset),
+        };
+        ensure(fits, || format!("{} does not lie in `{}` of type {} as {alias:?}", value.ty, target.name, target.ty))
+    }
+
+    fn steps(&self) -> Result<(), PlanError> {
+        let values = &self.program.values;
+        let mut written: Vec<bool> = values.iter().map(|v| v.source != Source::Step).collect();
+        for (index, step) in self.program.steps.iter().enumerate() {
+            self.step(step, &mut written).map_err(|reason| PlanError::Step {
+                program: self.kind,
+                index,
+                name: step.name.clone(),
+                reason,
+            })?;
+        }
+        let Some(index) = written.iter().position(|written| !written) else { return Ok(()) };
+        let (name, reason) = (values[index].name.clone(), "no step writes it".into());
+        Err(PlanError::Value { program: self.kind, index, name, reason })
+    }
+
+    fn step(&self, step: &Step, written: &mut [bool]) -> Check {
+        let values = &self.program.values;
+        let mut types: Vec<Option<&ValueType>> = Vec::with_capacity(step.inputs.len());
+        for (position, input) in step.inputs.iter().enumerate() {
+            let Some(input) = *input else {
+                types.push(None);
+                continue;
+            };
+            let value = values.get(input).ok_or_else(|| format!("input {position} is value {input}, which is missing"))?;
+            ensure(written[input], || format!("it reads `{}` before it is written", value.name))?;
+            types.push(Some(&value.ty));
+        }
+        self.outputs_fit(step, &types)?;
+        for &output in &step.outputs {
+            ensure(!written[output], || format!("it writes `{}`, which is written already", values[output].name))?;
+            written[output] = true;
+        }
+        Ok(())
+    }
+
+    fn outputs_fit(&self, step: &Step, types: &InputTypes) -> Check {
+        let inferred = step.op.infer(types).map_err(|e| e.to_string())?;
+        ensure(inferred.len() == step.outputs.len(), || {
+            format!("it has {} outputs, {} are declared", inferred.len(), step.outputs.len())
+        })?;
+        for (ty, &output) in inferred.iter().zip(&step.outputs) {
+            let value = self.program.values.get(output).ok_or_else(|| format!("output {output} is missing"))?;
+            ensure(*ty == value.ty, || format!("`{}` is declared as {}, it is {ty}", value.name, value.ty))?;
+        }
+        Ok(())
+    }
+
+    fn results(&self) -> Check {
+        ensure(self.kind != ProgramKind::Full || self.program.results.is_empty(), || "only preludes have them".into())?;
+        let missing = self.program.results.iter().find(|&&r| r >= self.program.values.len());
+        ensure(missing.is_none(), || format!("there is no value {}", missing.expect("it is some")))?;
+        ensure(self.kind != ProgramKind::PreludeSteps || self.plan.evaluations > 0 || self.program.steps.is_empty(), || {
+            "a plan without tables has none".into()
+        })
+    }
+}
+
+fn elements(shape: &[Dim]) -> Option<Dim> {
+    shape.iter().try_fold(Dim::constant(1), |n, d| n.mul(d))
+}
+
+/// Equal and known.
+fn same(a: Option<Dim>, b: Option<Dim>) -> bool {
+    a.is_some() && a == b
+}
+
+fn columns_fit(value: &[Dim], target: &[Dim], offset: &Dim) -> bool {
+    let (Some((columns, rows)), Some((target_columns, target_rows))) = (value.split_last(), target.split_last()) else {
+        return false;
+    };
+    let (Some(columns), Some(all), Some(offset)) = (columns.as_const(), target_columns.as_const(), offset.as_const()) else {
+        return false;
+    };
+    let rows_match = rows == target_rows || same(elements(rows), elements(target_rows));
+    offset >= 0 && offset.checked_add(columns).is_some_and(|end| end <= all) && rows_match
+}

@@ -1,0 +1,74 @@
+//! Tensor types: element type and shape.
+
+use crate::dim::{Bindings, Dim, MAX_DIM};
+use crate::dtype::DType;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Sizes per axis, outermost first.
+pub type Shape = Vec<Dim>;
+
+/// Most axes a tensor may have.
+pub const MAX_RANK: usize = 8;
+
+/// Element type and shape of a value.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ValueType {
+    /// Type of the elements.
+    pub dtype: DType,
+    /// Sizes, outermost first; empty for a scalar.
+    pub shape: Shape,
+}
+
+impl ValueType {
+    /// A type with any mix of constant and symbolic sizes.
+    pub fn new(dtype: DType, shape: impl Into<Shape>) -> ValueType {
+        ValueType { dtype, shape: shape.into() }
+    }
+
+    /// A type whose sizes are all known.
+    pub fn fixed(dtype: DType, shape: &[usize]) -> ValueType {
+        ValueType { dtype, shape: shape.iter().map(|&d| Dim::constant(d as i64)).collect() }
+    }
+
+    /// Number of axes.
+    pub fn rank(&self) -> usize {
+        self.shape.len()
+    }
+
+    /// The sizes if none is symbolic.
+    pub fn fixed_shape(&self) -> Option<Vec<usize>> {
+        self.shape.iter().map(|d| d.as_const().and_then(|v| usize::try_from(v).ok())).collect()
+    }
+
+    /// The sizes for given symbols; `None` when a symbol is missing, a size is negative, or there are more than 2^40 elements.
+    pub fn resolve(&self, bindings: &Bindings) -> Option<Vec<usize>> {
+        let shape: Vec<usize> =
+            self.shape.iter().map(|d| d.eval(bindings).and_then(|v| usize::try_from(v).ok())).collect::<Option<_>>()?;
+        element_count(&shape).map(|_| shape)
+    }
+
+    /// Number of elements; `None` when it is not affine in the symbols or exceeds 2^40.
+    pub fn elements(&self) -> Option<Dim> {
+        self.shape.iter().try_fold(Dim::constant(1), |n, d| n.mul(d))
+    }
+}
+
+impl fmt::Display for ValueType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[", self.dtype)?;
+        for (i, d) in self.shape.iter().enumerate() {
+            write!(f, "{}{d}", if i == 0 { "" } else { "," })?;
+        }
+        f.write_str("]")
+    }
+}
+
+/// Product of the sizes, 1 for a scalar; `None` above 2^40.
+pub fn element_count(shape: &[usize]) -> Option<usize> {
+    // A zero anywhere makes the product zero, whatever the other sizes.
+    if shape.contains(&0) {
+        return Some(0);
+    }
+    shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d).filter(|&n| n as u64 <= MAX_DIM as u64))
+}
