@@ -1,0 +1,192 @@
+//! The training noise schedule ᾱ, and the time steps that are visited.
+//!
+//! diffusers computes ᾱ in float32 and takes differences such as 1 − ᾱ and 1 − ᾱ/ᾱ′ of it, where the rounding of ᾱ shows in the
+//! fourth digit. To end at the same image, the scalars here are rounded where diffusers (torch and numpy) rounds them.
+
+use super::SamplerError;
+use cqc_proto::sampler::{Betas, Prediction, SamplerConfig, Spacing};
+use std::f64::consts::FRAC_PI_2;
+
+/// ᾱ of every training step.
+pub(super) fn alphas_cumprod(config: &SamplerConfig) -> Vec<f32> {
+    let mut betas = betas(config);
+    if config.rescale_betas_zero_snr {
+        betas = rescaled_to_zero_snr(&betas);
+    }
+    products(&betas)
+}
+
+/// Running product of 1 − β: kept in f64, each result rounded to f32.
+fn products(betas: &[f32]) -> Vec<f32> {
+    let mut product = 1.0;
+    let next = |&beta: &f32| {
+        product *= f64::from(1.0 - beta);
+        product as f32
+    };
+    betas.iter().map(next).collect()
+}
+
+fn betas(config: &SamplerConfig) -> Vec<f32> {
+    let count = config.num_train_timesteps as usize;
+    match config.betas {
+        Betas::Linear { start, end } => linspace_f32(start, end, count),
+        Betas::ScaledLinear { start, end } => {
+            linspace_f32(start.sqrt(), end.sqrt(), count).into_iter().map(|root| root * root).collect()
+        }
+        Betas::SquaredcosCapV2 => (0..count).map(|i| cosine_beta(i, count)).collect(),
+        Betas::Trained(ref betas) => betas.clone(),
+    }
+}
+
+fn cosine_beta(i: usize, count: usize) -> f32 {
+    let alpha_bar = |i: usize| ((i as f64 / count as f64 + 0.008) / 1.008 * FRAC_PI_2).cos().powi(2);
+    (1.0 - alpha_bar(i + 1) / alpha_bar(i)).min(0.999) as f32
+}
+
+/// `torch.linspace` in f32: counted from the nearer end, with fused multiply-adds.
+fn linspace_f32(start: f64, end: f64, count: usize) -> Vec<f32> {
+    let (start, end) = (start as f32, end as f32);
+    let step = (end - start) / (count - 1) as f32;
+    let at = |i: usize| match i < count / 2 {
+        true => step.mul_add(i as f32, start),
+        false => (-step).mul_add((count - 1 - i) as f32, end),
+    };
+    (0..count).map(at).collect()
+}
+
+/// Moves √ᾱ so that the last is 0 and the first stays (arXiv:2305.08891, algorithm 1), and returns the β of that.
+fn rescaled_to_zero_snr(betas: &[f32]) -> Vec<f32> {
+    let roots: Vec<f32> = products(betas).into_iter().map(f32::sqrt).collect();
+    let (first, last) = (roots[0], roots[roots.len() - 1]);
+    let scale = first / (first - last);
+    let squares = roots.iter().map(|root| (root - last) * scale).map(|root| root * root);
+    let mut before = 1.0;
+    let beta = |square: f32| 1.0 - square / std::mem::replace(&mut before, square);
+    squares.map(beta).collect()
+}
+
+/// The visited time steps, noisiest first, for the kinds that step from one ᾱ to another.
+///
+/// # Errors
+/// [`SamplerError::TimestepOutside`], e.g. when `steps_offset` leads beyond the training steps.
+pub(super) fn timesteps(config: &SamplerConfig, steps: usize) -> Result<Vec<usize>, SamplerError> {
+    let train = config.num_train_timesteps;
+    let ascending: Vec<f64> = match config.timestep_spacing {
+        Spacing::Leading => leading(train, steps, config.steps_offset),
+        Spacing::Trailing => trailing(train.into(), stride(train, steps), steps),
+        Spacing::Linspace => linspace(0.0, f64::from(train - 1), steps).map(f64::round_ties_even).collect(),
+        Spacing::Quadratic => {
+            linspace(0.0, (f64::from(train) * 0.8).sqrt(), steps).map(|root| (root * root).floor()).collect()
+        }
+    };
+    ascending.into_iter().rev().map(|t| in_training(t, train)).collect()
+}
+
+/// `t` as an index into the training steps.
+pub(super) fn in_training(t: f64, train: u32) -> Result<usize, SamplerError> {
+    if (0.0..f64::from(train)).contains(&t) {
+        Ok(t as usize)
+    } else {
+        Err(SamplerError::TimestepOutside { timestep: t, train })
+    }
+}
+
+/// Training steps per step, as a real number.
+pub(super) fn stride(train: u32, steps: usize) -> f64 {
+    f64::from(train) / steps as f64
+}
+
+/// `count` multiples of ⌊`train` / `count`⌋, moved up by `offset`; ascending.
+pub(super) fn leading(train: u32, count: usize, offset: u32) -> Vec<f64> {
+    let stride = train as usize / count;
+    (0..count).map(|i| (i * stride) as f64 + f64::from(offset)).collect()
+}
+
+/// From `last` down by `stride`, rounded, minus one; ascending, and at most `limit` of them.
+///
+/// diffusers lets `numpy.arange` find the end and for some step counts (61 of 1000) gets one time step too many, −1, through
+/// rounding. `limit` cuts it off.
+pub(super) fn trailing(last: f64, stride: f64, limit: usize) -> Vec<f64> {
+    let count = ((last / stride).ceil() as usize).min(limit);
+    let stride = (last - stride) - last; // arange measures its stride between the first two values
+    (0..count).rev().map(|i| (last + i as f64 * stride).round_ties_even() - 1.0).collect()
+}
+
+/// `numpy.linspace`.
+pub(super) fn linspace(start: f64, end: f64, count: usize) -> impl Iterator<Item = f64> {
+    let step = (end - start) / (count - 1) as f64;
+    (0..count).map(move |i| match i {
+        0 => start,
+        _ if i + 1 == count => end,
+        _ => i as f64 * step + start,
+    })
+}
+
+/// A noise level: x = `signal` · image + `noise` · ε, both at most 1.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Level {
+    pub signal: f32,
+    pub noise: f32,
+}
+
+impl Level {
+    pub fn of_alpha(alpha_cumprod: f32) -> Self {
+        Self { signal: alpha_cumprod.sqrt(), noise: (1.0 - alpha_cumprod).sqrt() }
+    }
+
+    /// The image that the network's `output` at `x` stands for.
+    pub fn image(self, prediction: Prediction, x: f32, output: f32) -> f32 {
+        match prediction {
+            Prediction::Epsilon => (x - self.noise * output) / self.signal,
+            Prediction::VPrediction => self.signal * x - self.noise * output,
+            Prediction::Sample => output,
+        }
+    }
+
+    /// The noise that the network's `output` at `x` stands for.
+    pub fn epsilon(self, prediction: Prediction, x: f32, output: f32) -> f32 {
+        match prediction {
+            Prediction::Epsilon => output,
+            Prediction::VPrediction => self.signal * output + self.noise * x,
+            Prediction::Sample => (x - self.signal * output) / self.noise,
+        }
+    }
+
+    /// Finite if [`Level::image`] and [`Level::epsilon`] do not divide by zero.
+    pub fn inverse_divisor(self, prediction: Prediction) -> f32 {
+        match prediction {
+            Prediction::Epsilon => self.signal.recip(),
+            Prediction::VPrediction => 1.0,
+            Prediction::Sample => self.noise.recip(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quadratic_subset_is_dense_near_the_image_and_repeats() {
+        let config = SamplerConfig { timestep_spacing: Spacing::Quadratic, ..SamplerConfig::default() };
+        assert_eq!(timesteps(&config, 5).unwrap(), [800, 450, 200, 50, 0]);
+        let many = timesteps(&config, 100).unwrap();
+        assert_eq!((many[0], &many[95..]), (800, &[1, 0, 0, 0, 0][..]));
+    }
+
+    #[test]
+    fn trailing_never_reaches_below_zero() {
+        let config = SamplerConfig { timestep_spacing: Spacing::Trailing, ..SamplerConfig::default() };
+        for steps in 1..=1000 {
+            let steps_found = timesteps(&config, steps).unwrap();
+            assert_eq!((steps_found.len(), steps_found[0]), (steps, 999));
+        }
+    }
+
+    #[test]
+    fn an_offset_beyond_training_is_refused() {
+        let config = SamplerConfig { steps_offset: 1, ..SamplerConfig::default() };
+        let error = timesteps(&config, 1000).unwrap_err();
+        assert!(matches!(error, SamplerError::TimestepOutside { timestep: 1000.0, train: 1000 }));
+    }
+}

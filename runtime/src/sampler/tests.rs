@@ -1,0 +1,93 @@
+use super::*;
+use cqc_proto::sampler::Spacing;
+
+fn config(kind: SamplerKind) -> SamplerConfig {
+    SamplerConfig::of_kind(kind)
+}
+
+#[test]
+fn plms_evaluates_its_first_step_twice() {
+    let sampler = Sampler::new(&config(SamplerKind::Plms), 50).unwrap();
+    let steps: Vec<usize> = sampler.evaluations().iter().map(|evaluation| evaluation.step).collect();
+    assert_eq!((steps.len(), &steps[..4], steps[50]), (51, &[0, 0, 1, 2][..], 49));
+}
+
+#[test]
+fn weight_of_a_ddim_output_is_the_noise_level_it_removes() {
+    let config = SamplerConfig { clip_sample: true, ..config(SamplerKind::Ddim) };
+    let sampler = Sampler::new(&config, 10).unwrap();
+    let alphas = schedule::alphas_cumprod(&config);
+    let sigma = |t: usize| f64::from((1.0 - alphas[t]) / alphas[t]).sqrt();
+    let weights = sampler.output_weights();
+    for (i, weight) in weights.iter().enumerate() {
+        let t = 900 - 100 * i;
+        let expected = sigma(t) - t.checked_sub(100).map_or(0.0, sigma);
+        // float32 differences of nearly equal signals: about 1e-7 of the largest sigma, which is 60
+        assert!((weight - expected).abs() < 1e-4, "t = {t}: {weight} against {expected}");
+    }
+}
+
+#[test]
+fn every_kind_has_a_weight_per_evaluation() {
+    for kind in SamplerKind::ALL {
+        let sampler = Sampler::new(&config(kind), 20).unwrap();
+        let weights = sampler.output_weights();
+        assert_eq!(weights.len(), sampler.evaluations().len(), "{kind}");
+        assert!(weights.iter().all(|weight| weight.is_finite()) && weights.iter().sum::<f64>() > 0.0, "{kind}");
+    }
+}
+
+#[test]
+fn a_second_half_is_ignored_by_kinds_without_variance() {
+    for kind in SamplerKind::ALL {
+        let sampler = Sampler::new(&config(kind), 5).unwrap();
+        let (plain, doubled) = ([0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 9.0, 9.0, 0.3, 0.4, 9.0, 9.0]);
+        let run = |output: &[f32]| {
+            let (mut x, mut state) = ([1.0, -1.0, 0.5, 0.0], State::new(&sampler, 2, 2));
+            for i in 0..sampler.evaluations().len() {
+                sampler.advance(&mut state, i, &mut x, output, |noise| noise.fill(0.25));
+            }
+            x
+        };
+        assert_eq!(run(&plain), run(&doubled), "{kind}");
+    }
+}
+
+#[test]
+fn a_state_serves_one_trajectory_after_another() {
+    for kind in SamplerKind::ALL {
+        let sampler = Sampler::new(&config(kind), 6).unwrap();
+        let mut state = State::new(&sampler, 1, 2);
+        let mut run = || {
+            let mut x = [0.3, -0.7];
+            for i in 0..sampler.evaluations().len() {
+                let output = x.map(f32::sin);
+                sampler.advance(&mut state, i, &mut x, &output, |noise| noise.fill(0.5));
+            }
+            x
+        };
+        assert_eq!(run(), run(), "{kind}");
+    }
+}
+
+#[test]
+fn what_has_no_trajectory_is_refused() {
+    let error = |config: &SamplerConfig, steps| Sampler::new(config, steps).err().expect("refused").to_string();
+    let ddim = config(SamplerKind::Ddim);
+    assert!(error(&ddim, 0).contains("1 to 1000"));
+    assert!(error(&ddim, 1001).contains("1 to 1000"));
+    let long = SamplerConfig { num_train_timesteps: 1_000_000, ..ddim.clone() };
+    assert!(error(&long, 10_001).contains("1 to 10000"));
+    let pure_noise =
+        SamplerConfig { rescale_betas_zero_snr: true, timestep_spacing: Spacing::Trailing, ..ddim.clone() };
+    assert!(error(&pure_noise, 10).contains("evaluation 0 (time step 999)"));
+    let standing_still = SamplerConfig { timestep_spacing: Spacing::Leading, ..config(SamplerKind::DpmPp2m) };
+    assert!(error(&standing_still, 1000).contains("no finite update"));
+    for timestep_spacing in [Spacing::Leading, Spacing::Trailing, Spacing::Linspace] {
+        let all_clipped =
+            SamplerConfig { lambda_min_clipped: Some(1e6), timestep_spacing, ..config(SamplerKind::DpmPp2m) };
+        assert!(Sampler::new(&all_clipped, 10).is_err(), "{timestep_spacing:?}");
+    }
+    let eta = SamplerConfig { eta: f64::NAN, ..ddim };
+    assert!(error(&eta, 10).contains("eta = NaN"));
+}

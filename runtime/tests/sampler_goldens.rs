@@ -1,0 +1,172 @@
+//! Replays trajectories of diffusers' schedulers: `tests/golden/make_sampler_goldens.py` recorded what the network answered
+//! and where each step led. `cargo test --test sampler_goldens -- --nocapture` prints the errors.
+
+use cqc_proto::sampler::SamplerConfig;
+use cqc_runtime::sampler::{Sampler, State};
+use npyz::npz::NpzArchive;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+
+/// float32 rounding: a few ulp of the largest element in one step. Scalars such as 1 − ᾱ are differences of rounded numbers,
+/// and `ln`, `exp` and torch's vector units differ in the last bit, which they magnify.
+const ONE_STEP: f64 = 1e-5;
+
+/// The same, added up over a trajectory.
+const TRAJECTORY: f64 = 5e-5;
+
+struct Archive(NpzArchive<BufReader<File>>);
+
+impl Archive {
+    fn open(path: &str) -> Self {
+        Self(NpzArchive::open(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap())
+    }
+
+    fn array<T: npyz::Deserialize>(&mut self, name: &str) -> Vec<T> {
+        let array = self.0.by_name(name).unwrap().unwrap_or_else(|| panic!("no array {name}"));
+        array.into_vec().unwrap()
+    }
+
+    fn text(&mut self, name: &str) -> String {
+        String::from_utf8(self.array(name)).unwrap()
+    }
+}
+
+struct Golden {
+    name: String,
+    sampler: Sampler,
+    timesteps: Vec<f64>,
+    scale: Vec<f64>,
+    x: Vec<Vec<f32>>,
+    output: Vec<Vec<f32>>,
+    noise: Vec<Vec<f32>>,
+}
+
+/// Every sample of the goldens is [3, 4, 4], and there are two.
+const SAMPLES: usize = 2;
+const LEN: usize = 48;
+
+impl Golden {
+    fn all() -> Vec<Self> {
+        let mut archive = Archive::open("../tests/golden/samplers.npz");
+        let names: Vec<String> =
+            archive.0.array_names().filter_map(|name| name.strip_suffix("/json")).map(Into::into).collect();
+        names.into_iter().map(|name| Self::read(&mut archive, name)).collect()
+    }
+
+    fn read(archive: &mut Archive, name: String) -> Self {
+        let kind = archive.text(&format!("{name}/kind"));
+        let kind = (!kind.is_empty()).then(|| kind.parse().unwrap());
+        let mut config = SamplerConfig::from_diffusers_json(&archive.text(&format!("{name}/json")), kind).unwrap();
+        config.eta = archive.array::<f64>(&format!("{name}/eta"))[0];
+        let timesteps = archive.array::<f64>(&format!("{name}/timesteps"));
+        let plms_extra = usize::from(config.kind.name() == "plms" && timesteps.len() > 1);
+        let output = archive.array::<f32>(&format!("{name}/output"));
+        let rows = |values: Vec<f32>, width: usize| values.chunks(width).map(<[f32]>::to_vec).collect();
+        Self {
+            sampler: Sampler::new(&config, timesteps.len() - plms_extra).unwrap(),
+            scale: archive.array(&format!("{name}/scale")),
+            x: rows(archive.array(&format!("{name}/x")), SAMPLES * LEN),
+            noise: rows(archive.array(&format!("{name}/noise")), SAMPLES * LEN),
+            output: rows(output.clone(), output.len() / timesteps.len()),
+            timesteps,
+            name,
+        }
+    }
+
+    /// The largest error after any evaluation, relative to the largest element there. `forced`: every step starts where the
+    /// recorded one did.
+    fn worst_error(&self, forced: bool) -> f64 {
+        let mut state = State::new(&self.sampler, SAMPLES, LEN);
+        let mut noise = self.noise.iter();
+        let mut x = self.x[0].clone();
+        let mut worst = 0.0;
+        for i in 0..self.timesteps.len() {
+            if forced {
+                x.copy_from_slice(&self.x[i]);
+            }
+            self.sampler
+                .advance(&mut state, i, &mut x, &self.output[i], |out| out.copy_from_slice(noise.next().unwrap()));
+            worst = f64::max(worst, relative_error(&x, &self.x[i + 1]));
+        }
+        assert!(noise.next().is_none(), "{}: noise was left over", self.name);
+        worst
+    }
+}
+
+fn relative_error(seen: &[f32], expected: &[f32]) -> f64 {
+    let largest = expected.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+    let difference = seen.iter().zip(expected).map(|(a, b)| f64::from((a - b).abs()));
+    difference.map(|d| if d.is_nan() { f64::INFINITY } else { d }).fold(0.0, f64::max) / f64::from(largest)
+}
+
+#[test]
+fn time_steps_and_input_scales_are_those_of_diffusers() {
+    for golden in Golden::all() {
+        let evaluations = golden.sampler.evaluations();
+        assert_eq!(evaluations.len(), golden.timesteps.len(), "{}", golden.name);
+        for (evaluation, (&t, &scale)) in evaluations.iter().zip(golden.timesteps.iter().zip(&golden.scale)) {
+            let tolerance = if t.fract() == 0.0 { 0.0 } else { 1e-6 * t };
+            assert!(
+                (evaluation.timestep - t).abs() <= tolerance,
+                "{}: {} against {t}",
+                golden.name,
+                evaluation.timestep
+            );
+            // the recorded scale is a quotient of two float32
+            assert!((f64::from(evaluation.input_scale) / scale - 1.0).abs() < 3e-7, "{} at {t}", golden.name);
+        }
+        let initial = golden.scale[evaluations.len()];
+        assert!((f64::from(golden.sampler.initial_scale()) / initial - 1.0).abs() < 1e-6, "{}", golden.name);
+    }
+}
+
+#[test]
+fn every_step_leads_where_diffusers_went() {
+    let goldens = Golden::all();
+    assert!(goldens.len() >= 50, "{} goldens", goldens.len());
+    for golden in goldens {
+        let (one, all) = (golden.worst_error(true), golden.worst_error(false));
+        println!(
+            "{:28} {:3} evaluations   one step {one:.1e}   trajectory {all:.1e}",
+            golden.name,
+            golden.timesteps.len()
+        );
+        assert!(one < ONE_STEP && all < TRAJECTORY, "{}: one step {one:e}, trajectory {all:e}", golden.name);
+    }
+}
+
+/// One step from each sample that the trained model's own DDIM loop (numpy, float64 scalars) kept.
+#[test]
+fn default_sampler_steps_like_the_trained_models_golden() {
+    let path = "../../shared/models/ddpm-shapes32/golden_ddim50.npz";
+    if !Path::new(env!("CARGO_MANIFEST_DIR")).join(path).exists() {
+        return println!("skipped: no {path}");
+    }
+    let mut archive = Archive::open(path);
+    let sampler = Sampler::new(&SamplerConfig::default(), 50).unwrap();
+    let timesteps: Vec<i64> = sampler.evaluations().iter().map(|evaluation| evaluation.timestep as i64).collect();
+    assert_eq!(timesteps, archive.array::<i64>("timesteps"));
+    let alphas = archive.array::<f64>("alphas_cumprod");
+    let (kept_x, kept_eps) = (archive.array::<f32>("kept_x"), archive.array::<f32>("kept_eps"));
+    let kept_t = archive.array::<i64>("kept_t");
+    let len = kept_x.len() / kept_t.len();
+    for ((&t, x), eps) in kept_t.iter().zip(kept_x.chunks(len)).zip(kept_eps.chunks(len)) {
+        let (a, b) = (alphas[t as usize], alphas[t as usize - 20]);
+        let step = |(&x, &eps): (&f32, &f32)| {
+            let (x, eps) = (f64::from(x), f64::from(eps));
+            let image = ((x - (1.0 - a).sqrt() * eps) / a.sqrt()).clamp(-1.0, 1.0);
+            (b.sqrt() * image + (1.0 - b).sqrt() * eps) as f32
+        };
+        let expected: Vec<f32> = x.iter().zip(eps).map(step).collect();
+        let at = timesteps.iter().position(|&other| other == t).unwrap();
+        let (mut state, mut seen) = (State::new(&sampler, 8, len / 8), x.to_vec());
+        for i in 0..=at {
+            seen.copy_from_slice(x);
+            sampler.advance(&mut state, i, &mut seen, eps, |_| unreachable!("eta is 0"));
+        }
+        let error = relative_error(&seen, &expected);
+        println!("t = {t}: {error:.1e}");
+        assert!(error < ONE_STEP, "t = {t}: {error:e}");
+    }
+}
