@@ -1,0 +1,418 @@
+//! Binding times: what of the graph leaves the denoising loop.
+//!
+//! Every node depends on some of three things: the time step (T), the conditioning (C), the sample (S). Nodes that see only T are evaluated
+//! now, for every evaluation of the loop, and become tables; C alone is the prelude; T and C together are a prelude over all
+//! evaluations at once; everything else is the step. The three parts come out as graphs of their own, cut where a later part reads
+//! an earlier one.
+//!
+//! Tables are computed for a batch of one and broadcast: all samples of a step share the time step. A value whose shape
+//! does not allow that (the batch anywhere but alone on axis 0), or a T-and-C value of a model with a fixed batch, stays in the step.
+
+use crate::ir::{Def, Graph, Node, ValueId};
+use cqc_kernels::reference;
+use cqc_proto::op::OpError;
+use cqc_proto::plan::InputRole;
+use cqc_proto::{Bindings, DType, Dim, Op, Tensor, ValueType};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// Where a value of a part comes from, if not from a node of the same part or a constant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Input `i` of the source graph.
+    Input(usize),
+    /// Row of [`Bound::tables`]`[i]`.
+    Table(usize),
+    /// Result `i` of the prelude.
+    Prelude(usize),
+    /// This evaluation's rows of result `i` of the prelude over all evaluations.
+    PreludeSteps(usize),
+}
+
+/// One part: a graph whose inputs are described by `origins`, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Part {
+    /// The nodes.
+    pub graph: Graph,
+    /// What each input of `graph` is.
+    pub origins: Vec<Origin>,
+}
+
+/// A graph cut by binding time.
+#[derive(Clone, Debug, Default)]
+pub struct Bound {
+    /// Tensors `[evaluations, row…]` with a name.
+    pub tables: Vec<(String, Tensor)>,
+    /// Depends on conditioning only.
+    pub prelude: Part,
+    /// Depends on conditioning and time step.
+    pub prelude_steps: Part,
+    /// The step.
+    pub full: Part,
+    /// What left the loop.
+    pub saved: Saved,
+}
+
+/// Work that is not done in the loop, per evaluation it would otherwise be done in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Saved {
+    /// Multiply-accumulates in tables.
+    pub table_macs: Dim,
+    /// Multiply-accumulates in both preludes.
+    pub prelude_macs: Dim,
+    /// Bytes of constants that only tables needed: they are not even stored.
+    pub table_weight_bytes: u64,
+    /// Bytes of constants that only preludes read.
+    pub prelude_weight_bytes: u64,
+}
+
+/// Why tables could not be computed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum BindError {
+    /// A node that sees only the time step could not be evaluated.
+    #[error("node `{node}` cannot be evaluated at time step {timestep}: {reason}")]
+    Evaluate {
+        /// The node.
+        node: String,
+        /// The time step.
+        timestep: f64,
+        /// From the evaluation.
+        reason: String,
+    },
+    /// The model takes integers and the sampler gives fractions.
+    #[error("input `{input}` takes {dtype} time steps and the sampler's are fractional ({timestep}); export the model with a float time step or use another timestep spacing")]
+    Fractional {
+        /// The time step input.
+        input: String,
+        /// Its element type.
+        dtype: DType,
+        /// The first fractional time step.
+        timestep: f64,
+    },
+    /// A cut part does not type-check: a bug here, not in the model.
+    #[error(transparent)]
+    Op(#[from] OpError),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+struct Sees {
+    time: bool,
+    condition: bool,
+    sample: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Stage {
+    Table,
+    Prelude,
+    PreludeSteps,
+    Full,
+}
+
+/// Cuts `graph` for a loop over `timesteps` (one per evaluation, as fed to the network). `roles` says what each input is.
+///
+/// `batch` is the batch symbol, `None` for a model of fixed batch.
+///
+/// # Errors
+/// [`BindError`].
+pub fn bind(graph: &Graph, roles: &[InputRole], batch: Option<&str>, timesteps: &[f64]) -> Result<Bound, BindError> {
+    let stages = stages(graph, roles, batch);
+    let mut bound = Bound { saved: saved(graph, &stages), ..Bound::default() };
+    let tables = boundary(graph, &stages, |from, to| from == Stage::Table && to != Stage::PreludeSteps);
+    bound.tables = evaluate_tables(graph, roles, batch, timesteps, &tables)?;
+    let prelude = boundary(graph, &stages, |from, to| from == Stage::Prelude && to == Stage::Full);
+    let steps = boundary(graph, &stages, |from, to| from == Stage::PreludeSteps && to == Stage::Full);
+    bound.prelude = upstream(graph, &prelude)?;
+    bound.prelude_steps = upstream(graph, &steps)?;
+    bound.full = step_part(graph, &stages, &tables, &prelude, &steps, &bound.tables)?;
+    Ok(bound)
+}
+
+/// The whole graph as one step, without tables: for single evaluations.
+pub fn unbound(graph: &Graph) -> Bound {
+    let origins = (0..graph.inputs.len()).map(Origin::Input).collect();
+    Bound { full: Part { graph: graph.clone(), origins }, ..Bound::default() }
+}
+
+fn stages(g: &Graph, roles: &[InputRole], batch: Option<&str>) -> Vec<Stage> {
+    let mut sees = vec![Sees::default(); g.values().count()];
+    for (&v, role) in g.inputs.iter().zip(roles) {
+        let s = &mut sees[v.0 as usize];
+        match role {
+            InputRole::Sample => s.sample = true,
+            InputRole::Timestep => s.time = true,
+            InputRole::Condition => s.condition = true,
+        }
+    }
+    for (_, node) in g.nodes() {
+        let mut joined = Sees::default();
+        for v in node.inputs.iter().flatten() {
+            let s = sees[v.0 as usize];
+            joined.time |= s.time;
+            joined.condition |= s.condition;
+            joined.sample |= s.sample;
+        }
+        let broadcasts = node.outputs.iter().all(|&v| batch_leads(g.ty(v), batch));
+        if joined.time && (!broadcasts || (joined.condition && batch.is_none())) {
+            joined.sample = true;
+        }
+        // a time-and-condition value without a batch axis cannot carry one row per evaluation
+        if joined.time && joined.condition && batch.is_some_and(|b| node.outputs.iter().any(|&v| g.shape(v).first().is_none_or(|d| d.as_symbol() != Some(b)))) {
+            joined.sample = true;
+        }
+        node.outputs.iter().for_each(|v| sees[v.0 as usize] = joined);
+    }
+    sees.into_iter()
+        .map(|s| match (s.sample, s.time, s.condition) {
+            (true, _, _) => Stage::Full,
+            (_, true, true) => Stage::PreludeSteps,
+            (_, true, false) => Stage::Table,
+            // constants-only nodes are folded; those too large to fold stay where they are read
+            (_, false, true) => Stage::Prelude,
+            (_, false, false) => Stage::Full,
+        })
+        .collect()
+}
+
+/// Whether the batch symbol occurs nowhere, or alone on axis 0 and nowhere else.
+fn batch_leads(ty: &ValueType, batch: Option<&str>) -> bool {
+    let Some(batch) = batch else { return true };
+    ty.shape.iter().enumerate().all(|(i, d)| d.coefficient(batch) == 0 || (i == 0 && d.as_symbol() == Some(batch)))
+}
+
+/// Values made in one stage and read in another, in order; outputs count as read by the step. Inputs are not among them,
+/// except the time step.
+fn boundary(g: &Graph, stages: &[Stage], crosses: impl Fn(Stage, Stage) -> bool) -> Vec<ValueId> {
+    let stage = |v: ValueId| stages[v.0 as usize];
+    let mut found = Vec::new();
+    let mut seen = HashSet::new();
+    let mut consider = |v: ValueId, to: Stage| {
+        let made = match g.value(v).def {
+            Def::Constant(_) => false,
+            Def::Input => stage(v) == Stage::Table,
+            Def::Node(..) => true,
+        };
+        if made && crosses(stage(v), to) && seen.insert(v) {
+            found.push(v);
+        }
+    };
+    for (_, node) in g.nodes() {
+        let to = stage(node.outputs[0]);
+        node.inputs.iter().flatten().for_each(|&v| consider(v, to));
+    }
+    g.outputs.iter().for_each(|(_, v)| consider(*v, Stage::Full));
+    found
+}
+
+/// Tables are needed by the step only; other stages recompute from the time step.
+fn evaluate_tables(
+    g: &Graph,
+    roles: &[InputRole],
+    batch: Option<&str>,
+    timesteps: &[f64],
+    wanted: &[ValueId],
+) -> Result<Vec<(String, Tensor)>, BindError> {
+    let Some(time) = g.inputs.iter().zip(roles).find(|(_, r)| **r == InputRole::Timestep).map(|(v, _)| *v) else {
+        return Ok(vec![]);
+    };
+    let bindings: Bindings = batch.map(|b| (b.into(), 1)).into_iter().collect();
+    let mut rows: Vec<Vec<u8>> = vec![vec![]; wanted.len()];
+    let mut row_types: Vec<Option<Tensor>> = vec![None; wanted.len()];
+    let order = needed(g, wanted);
+    for &t in timesteps {
+        let mut known: HashMap<ValueId, Tensor> = HashMap::from([(time, timestep_tensor(g, time, &bindings, t)?)]);
+        for node in &order {
+            evaluate(g, node, &bindings, &mut known)
+                .map_err(|reason| BindError::Evaluate { node: node.name.clone(), timestep: t, reason })?;
+        }
+        for (i, v) in wanted.iter().enumerate() {
+            rows[i].extend_from_slice(known[v].bytes());
+            row_types[i] = Some(known[v].clone());
+        }
+    }
+    let named = wanted.iter().zip(rows).zip(row_types).filter_map(|((v, bytes), row)| {
+        let row = row?;
+        let shape = [&[timesteps.len()], row.shape()].concat();
+        Some((g.value(*v).name.clone(), Tensor::new(row.dtype(), shape, bytes).expect("one row per time step")))
+    });
+    Ok(named.collect())
+}
+
+/// Nodes that the values need, in order.
+fn needed<'a>(g: &'a Graph, wanted: &[ValueId]) -> Vec<&'a Node> {
+    let mut live = HashSet::new();
+    let mut stack: Vec<_> = wanted.iter().filter_map(|&v| g.producer(v)).collect();
+    while let Some(id) = stack.pop() {
+        if live.insert(id) {
+            stack.extend(g.get(id).inputs.iter().flatten().filter_map(|&v| g.producer(v)));
+        }
+    }
+    g.nodes().filter(|(id, _)| live.contains(id)).map(|(_, n)| n).collect()
+}
+
+/// The time step as the model wants it: its type, one element per sample of the batch.
+fn timestep_tensor(g: &Graph, input: ValueId, bindings: &Bindings, t: f64) -> Result<Tensor, BindError> {
+    let ty = g.ty(input);
+    if !ty.dtype.is_float() && t.fract() != 0.0 {
+        return Err(BindError::Fractional { input: g.value(input).name.clone(), dtype: ty.dtype, timestep: t });
+    }
+    let shape = ty.resolve(bindings).unwrap_or_default();
+    let count = shape.iter().product();
+    let wide = Tensor::from_f32(&shape, &vec![t as f32; count]);
+    // f32 holds every time step up to 2^24 exactly; the sampler's limit is 10^6
+    let cast = reference::eval(&Op::Cast { to: ty.dtype }, &[Some(&wide)]);
+    Ok(cast.map(|mut c| c.remove(0)).unwrap_or(wide))
+}
+
+fn evaluate(g: &Graph, node: &Node, bindings: &Bindings, known: &mut HashMap<ValueId, Tensor>) -> Result<(), String> {
+    let op = fixed_op(&node.op, bindings)?;
+    let inputs: Vec<Option<&Tensor>> =
+        node.inputs.iter().map(|v| v.map(|v| known.get(&v).or_else(|| g.tensor(v)).expect("operands come first"))).collect();
+    let results = reference::eval(&op, &inputs).map_err(|e| e.to_string())?;
+    known.extend(node.outputs.iter().copied().zip(results));
+    Ok(())
+}
+
+/// The operator with symbols in its attributes replaced.
+fn fixed_op(op: &Op, bindings: &Bindings) -> Result<Op, String> {
+    let mut op = op.clone();
+    let bind = |dims: &mut Vec<Dim>| -> Result<(), String> {
+        for d in dims {
+            *d = d.bind(bindings).ok_or_else(|| format!("size {d} is too large"))?;
+        }
+        Ok(())
+    };
+    match &mut op {
+        Op::Reshape { shape } | Op::Expand { shape } => bind(shape)?,
+        Op::Slice { starts, ends, .. } => {
+            bind(starts)?;
+            bind(ends)?;
+        }
+        Op::Resize { sizes, .. } => bind(sizes)?,
+        _ => {}
+    }
+    Ok(op)
+}
+
+/// The part of the graph that makes `wanted`, from the inputs on.
+fn upstream(g: &Graph, wanted: &[ValueId]) -> Result<Part, BindError> {
+    let mut part = Part { graph: Graph::new(g.name.clone()), origins: vec![] };
+    let mut map = HashMap::new();
+    if wanted.is_empty() {
+        return Ok(part);
+    }
+    for node in needed(g, wanted) {
+        for v in node.inputs.iter().flatten() {
+            if let Def::Input = g.value(*v).def
+                && !map.contains_key(v)
+            {
+                map.insert(*v, part.graph.input(&g.value(*v).name, g.ty(*v).clone()));
+                part.origins.push(Origin::Input(g.inputs.iter().position(|i| i == v).expect("an input")));
+            }
+        }
+        copy_node(g, node, &mut part.graph, &mut map)?;
+    }
+    part.graph.outputs = wanted.iter().map(|v| (g.value(*v).name.clone(), map[v])).collect();
+    Ok(part)
+}
+
+/// Copies a node; operands must be mapped or constant.
+fn copy_node(g: &Graph, node: &Node, to: &mut Graph, map: &mut HashMap<ValueId, ValueId>) -> Result<(), OpError> {
+    for v in node.inputs.iter().flatten() {
+        if let (Some(t), false) = (g.tensor(*v), map.contains_key(v)) {
+            map.insert(*v, to.constant(&g.value(*v).name, t.clone()));
+        }
+    }
+    let inputs: Vec<_> = node.inputs.iter().map(|v| v.map(|v| map[&v])).collect();
+    let names: Vec<&str> = node.outputs.iter().map(|&v| g.value(v).name.as_str()).collect();
+    let outputs = to.node_with_outputs(&node.name, node.op.clone(), &inputs, &names)?;
+    let expected: Vec<&ValueType> = node.outputs.iter().map(|&v| g.ty(v)).collect();
+    if outputs.iter().map(|&v| to.ty(v)).ne(expected.iter().copied()) {
+        return Err(OpError { op: node.op.name(), reason: "its result changes with a broadcast operand".into() });
+    }
+    map.extend(node.outputs.iter().copied().zip(outputs));
+    Ok(())
+}
+
+fn step_part(
+    g: &Graph,
+    stages: &[Stage],
+    tables: &[ValueId],
+    prelude: &[ValueId],
+    steps: &[ValueId],
+    rows: &[(String, Tensor)],
+) -> Result<Part, BindError> {
+    let mut part = Part { graph: Graph::new(g.name.clone()), origins: vec![] };
+    let mut map: HashMap<ValueId, ValueId> = HashMap::new();
+    let mut add = |part: &mut Part, v: ValueId, ty: ValueType, origin: Origin| {
+        map.insert(v, part.graph.input(&g.value(v).name, ty));
+        part.origins.push(origin);
+    };
+    for (i, &v) in g.inputs.iter().enumerate() {
+        if stages[v.0 as usize] != Stage::Table {
+            add(&mut part, v, g.ty(v).clone(), Origin::Input(i));
+        }
+    }
+    for (i, &v) in tables.iter().enumerate() {
+        let row = ValueType::fixed(rows[i].1.dtype(), &rows[i].1.shape()[1..]);
+        add(&mut part, v, row, Origin::Table(i));
+    }
+    for (i, &v) in prelude.iter().enumerate() {
+        add(&mut part, v, g.ty(v).clone(), Origin::Prelude(i));
+    }
+    for (i, &v) in steps.iter().enumerate() {
+        add(&mut part, v, g.ty(v).clone(), Origin::PreludeSteps(i));
+    }
+    for (_, node) in g.nodes().filter(|(_, n)| stages[n.outputs[0].0 as usize] == Stage::Full) {
+        if copy_node(g, node, &mut part.graph, &mut map).is_err() {
+            // an operand that became one row for all samples, where the operator does not broadcast
+            for v in node.inputs.iter().flatten() {
+                if let Some(&mapped) = map.get(v)
+                    && part.graph.ty(mapped) != g.ty(*v)
+                {
+                    let name = format!("{}/broadcast", g.value(*v).name);
+                    let shape = g.shape(*v).to_vec();
+                    map.insert(*v, part.graph.op(&name, Op::Expand { shape }, &[mapped])?);
+                }
+            }
+            copy_node(g, node, &mut part.graph, &mut map)?;
+        }
+    }
+    for (name, v) in &g.outputs {
+        if let Some(t) = g.tensor(*v) {
+            let id = part.graph.constant(&g.value(*v).name, t.clone());
+            map.insert(*v, id);
+        }
+        if part.graph.ty(map[v]) != g.ty(*v) {
+            let id = part.graph.op(name, Op::Expand { shape: g.shape(*v).to_vec() }, &[map[v]])?;
+            map.insert(*v, id);
+        }
+        part.graph.outputs.push((name.clone(), map[v]));
+    }
+    Ok(part)
+}
+
+fn saved(g: &Graph, stages: &[Stage]) -> Saved {
+    let mut out = Saved::default();
+    let mut readers: BTreeMap<ValueId, HashSet<Stage>> = BTreeMap::new();
+    for (_, node) in g.nodes() {
+        let stage = stages[node.outputs[0].0 as usize];
+        for v in node.inputs.iter().flatten() {
+            readers.entry(*v).or_default().insert(stage);
+        }
+        let sum = match stage {
+            Stage::Table => &mut out.table_macs,
+            Stage::Prelude | Stage::PreludeSteps => &mut out.prelude_macs,
+            Stage::Full => continue,
+        };
+        *sum = sum.add(&g.cost(node).macs).unwrap_or_else(|| sum.clone());
+    }
+    for (v, stages) in readers {
+        let Some(t) = g.tensor(v) else { continue };
+        let bytes = t.bytes().len() as u64;
+        if stages.contains(&Stage::Full) {
+            continue;
+        }
+        if stages.iter().all(|&s| s == Stage::Table) { out.table_weight_bytes += bytes } else { out.prelude_weight_bytes += bytes }
+    }
+    out
+}

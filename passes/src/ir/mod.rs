@@ -1,0 +1,9 @@
+//! The graph IR: a typed dataflow graph of [`cqc_proto::Op`] nodes.
+
+mod graph;
+mod text;
+mod verify;
+
+pub use graph::{Def, Graph, Node, NodeId, Value, ValueId};
+pub use text::{ParseError, parse};
+pub use verify::{VerifyError, verify};

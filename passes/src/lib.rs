@@ -1,0 +1,6 @@
+//! The compiler: graph IR, ONNX import, rewrites, lowering to a Plan. Executes nothing but constants.
+
+pub mod bind;
+pub mod ir;
+pub mod lower;
+pub mod rewrite;

@@ -1,0 +1,164 @@
+//! Lowering: a [`Bound`] graph becomes a [`Plan`] and the bytes of its constants.
+//!
+//! Nodes become steps in graph order; reshapes of step results become aliases, which cost nothing. Constants are laid
+//! out on 64-byte boundaries in the order of first use, so that a step's weights are read front to back.
+
+use crate::bind::{Bound, Origin, Part};
+use crate::ir::{Def, Graph, ValueId};
+use cqc_proto::op::OpError;
+use cqc_proto::plan::{Alias, Constant, Plan, PlanInput, PlanOutput, PlanValue, Program, Source, Step};
+use cqc_proto::{Op, Tensor};
+use std::collections::HashMap;
+
+/// Alignment of every constant in the weight section, bytes.
+pub const ALIGNMENT: u64 = 64;
+
+/// The constants' bytes, in the order of their offsets.
+#[derive(Clone, Debug, Default)]
+pub struct Weights {
+    /// First byte and data of each constant.
+    pub parts: Vec<(u64, Tensor)>,
+    /// Length of the whole section.
+    pub len: u64,
+}
+
+impl Weights {
+    /// The section as one piece of memory, zeros between constants.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = vec![0; self.len as usize];
+        for (offset, tensor) in &self.parts {
+            let start = *offset as usize;
+            out[start..start + tensor.bytes().len()].copy_from_slice(tensor.bytes());
+        }
+        out
+    }
+}
+
+/// Lowers the parts. `inputs` and `outputs` describe the source model; the outputs' `value` is filled in here.
+///
+/// # Errors
+/// [`OpError`] when a step does not type-check: a bug of an earlier stage.
+pub fn lower(
+    bound: &Bound,
+    inputs: Vec<PlanInput>,
+    mut outputs: Vec<PlanOutput>,
+    batch_symbol: Option<&str>,
+    fixed_batch: Option<usize>,
+    evaluations: usize,
+) -> Result<(Plan, Weights), OpError> {
+    let mut constants = Constants::default();
+    let (full, results) = program(&bound.full, bound, &mut constants)?;
+    for (output, value) in outputs.iter_mut().zip(results) {
+        output.value = value;
+    }
+    let plan = Plan {
+        batch_symbol: batch_symbol.map(str::to_string),
+        fixed_batch,
+        inputs,
+        outputs,
+        evaluations,
+        prelude: part_with_results(&bound.prelude, bound, &mut constants)?,
+        prelude_steps: part_with_results(&bound.prelude_steps, bound, &mut constants)?,
+        full,
+        constants: constants.list,
+    };
+    Ok((plan, constants.weights))
+}
+
+fn part_with_results(part: &Part, bound: &Bound, constants: &mut Constants) -> Result<Program, OpError> {
+    let (mut program, results) = program(part, bound, constants)?;
+    program.results = results;
+    Ok(program)
+}
+
+#[derive(Default)]
+struct Constants {
+    list: Vec<Constant>,
+    weights: Weights,
+    known: HashMap<(String, u64, usize), usize>,
+}
+
+impl Constants {
+    /// Index of the constant; the same name, place and size in memory are stored once.
+    fn add(&mut self, name: &str, tensor: &Tensor) -> usize {
+        let key = (name.to_string(), tensor.bytes().as_ptr() as u64, tensor.bytes().len());
+        if let Some(&i) = self.known.get(&key) {
+            return i;
+        }
+        let offset = self.weights.len.next_multiple_of(ALIGNMENT);
+        self.list.push(Constant { name: name.to_string(), ty: tensor.value_type(), offset });
+        self.weights.len = offset + tensor.bytes().len() as u64;
+        self.weights.parts.push((offset, tensor.clone()));
+        self.known.insert(key, self.list.len() - 1);
+        self.list.len() - 1
+    }
+}
+
+/// A program and the values that hold the graph's outputs.
+fn program(part: &Part, bound: &Bound, constants: &mut Constants) -> Result<(Program, Vec<usize>), OpError> {
+    let g = &part.graph;
+    let mut out = Program::default();
+    let mut map: HashMap<ValueId, usize> = HashMap::new();
+    for (&v, origin) in g.inputs.iter().zip(&part.origins) {
+        let source = match *origin {
+            Origin::Input(i) => Source::Input(i),
+            Origin::Prelude(i) => Source::Prelude(i),
+            Origin::PreludeSteps(i) => Source::PreludeSteps(i),
+            Origin::Table(i) => {
+                let (name, tensor) = &bound.tables[i];
+                Source::Table(constants.add(name, tensor))
+            }
+        };
+        map.insert(v, push(&mut out, g, v, source, None));
+    }
+    for (_, node) in g.nodes() {
+        let mut inputs = Vec::with_capacity(node.inputs.len());
+        for v in &node.inputs {
+            inputs.push(v.map(|v| operand(&mut out, g, v, &mut map, constants)));
+        }
+        let alias = match (&node.op, &inputs[..]) {
+            (Op::Reshape { .. }, [Some(x)]) => root(&out, *x),
+            _ => None,
+        };
+        if let Some(of) = alias {
+            let v = node.outputs[0];
+            map.insert(v, push(&mut out, g, v, Source::Step, Some(Alias::Same { of })));
+            continue;
+        }
+        let outputs = node.outputs.iter().map(|&v| {
+            let id = push(&mut out, g, v, Source::Step, None);
+            map.insert(v, id);
+            id
+        });
+        let outputs = outputs.collect();
+        out.steps.push(Step { op: node.op.clone(), inputs, outputs, name: node.name.clone() });
+    }
+    let results = g.outputs.iter().map(|(_, v)| operand(&mut out, g, *v, &mut map, constants)).collect();
+    Ok((out, results))
+}
+
+/// The value whose storage an alias of `x` may share: one that a step writes.
+fn root(program: &Program, x: usize) -> Option<usize> {
+    let value = &program.values[x];
+    match (&value.source, &value.alias) {
+        (Source::Step, None) => Some(x),
+        (Source::Step, Some(Alias::Same { of })) => Some(*of),
+        _ => None,
+    }
+}
+
+fn operand(out: &mut Program, g: &Graph, v: ValueId, map: &mut HashMap<ValueId, usize>, constants: &mut Constants) -> usize {
+    if let Some(&id) = map.get(&v) {
+        return id;
+    }
+    let Def::Constant(tensor) = &g.value(v).def else { unreachable!("operands come first: `{}`", g.value(v).name) };
+    let constant = constants.add(&g.value(v).name, tensor);
+    let id = push(out, g, v, Source::Constant(constant), None);
+    map.insert(v, id);
+    id
+}
+
+fn push(out: &mut Program, g: &Graph, v: ValueId, source: Source, alias: Option<Alias>) -> usize {
+    out.values.push(PlanValue { name: g.value(v).name.clone(), ty: g.ty(v).clone(), source, alias });
+    out.values.len() - 1
+}
