@@ -1,6 +1,8 @@
 //! The compiler: graph IR, ONNX import, rewrites, lowering to a Plan. Executes nothing but constants.
 
 pub mod bind;
+pub mod interpret;
 pub mod ir;
 pub mod lower;
+pub mod onnx;
 pub mod rewrite;

@@ -1,6 +1,7 @@
 //! What the compiler and the runtime of cqc share: element types, shapes, constant tensors, the operators, the [`plan::Plan`],
 //! the `.cq` container and, with the feature `onnx`, the ONNX messages.
 
+pub mod cq;
 pub mod dim;
 pub mod dtype;
 #[cfg(feature = "onnx")]

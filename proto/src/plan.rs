@@ -179,7 +179,7 @@ pub struct PlanValue {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Alias {
-    /// The same elements (a reshape).
+    /// The same elements (a reshape). No step needs to write it: it is there when the other value is.
     Same {
         /// Index of the other value.
         of: usize,

@@ -5,7 +5,7 @@
 //! Tests: tests/filetests/passes/fold_constants.cqt
 
 use super::{Context, Pass, Rewrite};
-use crate::ir::{Graph, NodeId};
+use crate::ir::{Graph, NodeId, ValueId};
 use cqc_kernels::reference;
 use cqc_proto::op::OpError;
 
@@ -19,11 +19,12 @@ fn fold_constants(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpE
     let tensors: Option<Vec<_>> = node.inputs.iter().map(|v| v.map_or(Some(None), |v| g.tensor(v).map(Some))).collect();
     let Some(tensors) = tensors.filter(|t| t.iter().any(Option::is_some)) else { return Ok(Rewrite::NoMatch) };
     let read: usize = tensors.iter().flatten().map(|t| t.bytes().len()).sum();
-    let written = node.outputs.iter().map(|&v| {
-        let ty = g.ty(v);
-        ty.elements().and_then(|n| n.as_const()).map_or(usize::MAX, |n| n as usize * ty.dtype.size())
-    });
-    let written = written.fold(0usize, usize::saturating_add);
+    let bytes = |v: &ValueId| {
+        let ty = g.ty(*v);
+        Some(ty.elements()?.as_const()? as usize * ty.dtype.size())
+    };
+    // a result whose size is known only at run time stays
+    let Some(written) = node.outputs.iter().map(bytes).sum::<Option<usize>>() else { return Ok(Rewrite::NoMatch) };
     if written > FREE_GROWTH && written > read {
         return Ok(Rewrite::refused(format!("the constant would grow from {read} to {written} bytes")));
     }

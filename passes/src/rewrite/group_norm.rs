@@ -35,9 +35,11 @@ fn regroup(g: &mut Graph, id: NodeId) -> Result<Rewrite, OpError> {
         return Ok(Rewrite::NoMatch);
     };
     let Some(x) = reshaped(g, grouped) else { return Ok(Rewrite::NoMatch) };
-    let (shape, groups) = (g.shape(x).to_vec(), g.shape(grouped)[1].as_const());
-    let same_batch = g.shape(grouped)[0] == shape[0];
-    let (Some(groups), true, true) = (groups, same_batch, g.ty(x) == g.ty(old)) else { return Ok(Rewrite::NoMatch) };
+    let groups = g.shape(grouped)[1].as_const();
+    let (Some(groups), true) = (groups, g.shape(grouped)[0] == g.shape(old)[0]) else { return Ok(Rewrite::NoMatch) };
+    // under the result's shape a group is still one run of elements
+    let shape = g.shape(old).to_vec();
+    let x = super::matching::reshape(g, &name, x, shape)?;
     let op = Op::GroupNorm { groups: groups as usize, eps, layout: ConvLayout::ChannelsFirst, act: Act::None };
     match g.op(&name, op, &[x]) {
         Ok(new) => Ok(Rewrite::one(old, new)),

@@ -7,6 +7,7 @@ mod matching;
 
 mod attention;
 mod fold_constants;
+mod fold_pad;
 mod fuse_epilogue;
 mod gelu;
 mod geglu;
@@ -113,6 +114,7 @@ pub const PIPELINE: &[Pass] = &[
     layout::CHANNELS_LAST,                  // after fusion: fewer transposes to carry through
     no_ops::REMOVE_NO_OPS,                  // what the layout pass leaves behind
     fold_constants::FOLD_CONSTANTS,         // transposed constants
+    fold_pad::FOLD_PAD,                     // any layout; here because of its neighbour below
     upsample_conv::FUSE_UPSAMPLE,           // after layouts: resize and convolution stand side by side
     linear::FUSE_LINEAR,                    // 1x1 convolutions of the channels-last form
     fuse_epilogue::FUSE_EPILOGUE,           // last: takes what still stands behind products and norms

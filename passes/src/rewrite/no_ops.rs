@@ -4,6 +4,7 @@
 //! |---|---|
 //! | reshape, expand, tile, slice, pad, cast, concat, resize, reduce that return their operand | the operand |
 //! | reshape(reshape(x)) | reshape(x) |
+//! | reshape(transpose(reshape(x))) that merges two axes, swaps the others and splits again | transpose(x) |
 //! | transpose(transpose(x)) | transpose(x) or x |
 //! | transpose that moves axes of size 1 only | reshape |
 //! | x + 0, x − 0, x · 1, x / 1, x ^ 1 | x |
@@ -31,7 +32,7 @@ fn remove_no_ops(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpEr
     match node.op.clone() {
         Op::Reshape { shape } => match reshaped(g, x) {
             Some(inner) => Ok(Rewrite::one(old, super::matching::reshape(g, &name, inner, shape)?)),
-            None => Ok(Rewrite::NoMatch),
+            None => swapped_behind_merge(g, old, x, &name),
         },
         Op::Transpose { perm } => transpose(g, old, x, &perm, &name),
         Op::Binary { kind } => neutral(g, id, kind),
@@ -52,6 +53,18 @@ fn returns_operand(g: &Graph, id: NodeId, x: ValueId) -> bool {
             Op::Transpose { perm } => perm.iter().enumerate().all(|(i, &p)| i == p),
             _ => false,
         }
+}
+
+/// [A, B, C, D] → [A·B, C, D] → [A·B, D, C] → [A, B, D, C]: heads merged into the batch around a transpose.
+fn swapped_behind_merge(g: &mut Graph, old: ValueId, x: ValueId, name: &str) -> Result<Rewrite, OpError> {
+    let Some((merged, [0, 2, 1])) = transposed(g, x) else { return Ok(Rewrite::NoMatch) };
+    let Some(inner) = reshaped(g, merged) else { return Ok(Rewrite::NoMatch) };
+    let (from, to) = (g.shape(inner), g.shape(old));
+    let merges = from.len() == 4 && from[2..] == g.shape(merged)[1..];
+    if !merges || to.len() != 4 || to[..2] != from[..2] || to[2] != from[3] || to[3] != from[2] {
+        return Ok(Rewrite::NoMatch);
+    }
+    Ok(Rewrite::one(old, super::matching::transpose(g, name, inner, &[0, 1, 3, 2])?))
 }
 
 fn transpose(g: &mut Graph, old: ValueId, x: ValueId, perm: &[usize], name: &str) -> Result<Rewrite, OpError> {

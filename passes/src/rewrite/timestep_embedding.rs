@@ -5,11 +5,11 @@
 //! numbers: at t = 999 an error of one unit in their last place would already show in the sixth digit of the sine.
 //! Tests: tests/filetests/passes/timestep_embedding.cqt
 
-use super::matching::{binary, either_order, unary, with_scalar};
+use super::matching::{binary, either_order, reshape, unary, with_scalar};
 use super::{Context, Pass, Rewrite};
 use crate::ir::{Graph, NodeId, ValueId};
 use cqc_proto::op::{BinaryKind, OpError, UnaryKind};
-use cqc_proto::{Dim, Op, Tensor};
+use cqc_proto::{DType, Op, Tensor};
 
 pub const TIMESTEP_EMBEDDING: Pass = Pass::rule("timestep-embedding", timestep_embedding);
 
@@ -32,6 +32,7 @@ fn timestep_embedding(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite,
     };
     let Some((t, frequencies)) = angle_of(g, angle) else { return Ok(Rewrite::NoMatch) };
     let f = g.constant(&format!("{name}/frequencies"), Tensor::from_f32(&[frequencies.len()], &frequencies));
+    let t = reshape(g, &name, t, vec![g.shape(old)[0].clone()])?;
     let made = g.op(&name, Op::TimestepEmbedding { cos_first }, &[t, f])?;
     if g.ty(made) != g.ty(old) {
         return Ok(Rewrite::NoMatch);
@@ -61,7 +62,7 @@ fn slice_of(g: &Graph, v: ValueId) -> Option<(ValueId, i64)> {
     }
 }
 
-/// `(t: [N], f)` if `v` = t[:, None] · f, possibly times a number, which is multiplied in.
+/// `(t, f)` if `v` = t[:, None] · f, possibly times a number, which is multiplied in; t has N elements in any shape.
 fn angle_of(g: &Graph, v: ValueId) -> Option<(ValueId, Vec<f32>)> {
     if let Some((inner, factor)) = with_scalar(g, v, BinaryKind::Mul)
         && let Some((t, f)) = angle_of(g, inner)
@@ -70,24 +71,22 @@ fn angle_of(g: &Graph, v: ValueId) -> Option<(ValueId, Vec<f32>)> {
     }
     either_order(binary(g, v, BinaryKind::Mul)?, |column, row| {
         let f = g.tensor(row)?;
-        let [n, one] = g.shape(column) else { return None };
+        let [_, one] = g.shape(column) else { return None };
         if !one.is(1) || f.len() < 2 || !g.shape(row).last()?.is(f.len() as i64) {
             return None;
         }
-        Some((vector_behind(g, column, n)?, f.to_f32_vec()))
+        Some((behind_reshapes(g, column), f.to_f32_vec()))
     })
 }
 
-/// The [N] time steps behind reshapes and casts to float.
-fn vector_behind(g: &Graph, mut v: ValueId, n: &Dim) -> Option<ValueId> {
-    loop {
-        if g.shape(v) == [n.clone()] {
-            return Some(v);
-        }
-        let node = g.producer_node(v)?;
-        match node.op {
-            Op::Reshape { .. } | Op::Cast { .. } => v = node.input(0)?,
-            _ => return None,
-        }
+/// The numbers behind reshapes and casts.
+fn behind_reshapes(g: &Graph, mut v: ValueId) -> ValueId {
+    while let Some(node) = g.producer_node(v)
+        && matches!(node.op, Op::Reshape { .. } | Op::Cast { .. })
+        && let Some(x) = node.input(0)
+        && g.ty(x).dtype != DType::Bool
+    {
+        v = x;
     }
+    v
 }

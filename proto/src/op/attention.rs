@@ -41,10 +41,14 @@ fn attention(heads: usize, kv_heads: usize, inputs: &InputTypes) -> Inferred {
         check(t.dtype == q.dtype, || format!("{name} is {}, q is {}", t.dtype, q.dtype))?;
     }
     let counts = 1..=MAX_GROUPS;
-    check(counts.contains(&heads) && counts.contains(&kv_heads) && heads % kv_heads == 0, || format!("{heads} heads over {kv_heads} key heads"))?;
+    check(counts.contains(&heads) && counts.contains(&kv_heads) && heads % kv_heads == 0, || {
+        format!("{heads} heads over {kv_heads} key heads")
+    })?;
     check(k.shape[1] == v.shape[1], || format!("k has {} positions, v {}", k.shape[1], v.shape[1]))?;
     let per_head = |t: &ValueType, n: usize, name: &str| {
-        t.shape[2].div_exact(&Dim::constant(n as i64)).ok_or_else(|| format!("{n} heads do not divide {name}'s {} channels", t.shape[2]))
+        t.shape[2]
+            .div_exact(&Dim::constant(n as i64))
+            .ok_or_else(|| format!("{n} heads do not divide {name}'s {} channels", t.shape[2]))
     };
     let (d, dk, dv) = (per_head(q, heads, "q")?, per_head(k, kv_heads, "k")?, per_head(v, kv_heads, "v")?);
     check(d == dk, || format!("q has {d} channels per head, k {dk}"))?;

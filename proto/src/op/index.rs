@@ -82,11 +82,18 @@ fn gather_nd(batch_dims: usize, inputs: &InputTypes) -> Inferred {
     Ok(vec![ValueType::new(data.dtype, shape)])
 }
 
-fn check_updates(reduction: ScatterReduction, data: &ValueType, updates: &ValueType, expected: &[Dim]) -> Result<(), String> {
+fn check_updates(
+    reduction: ScatterReduction,
+    data: &ValueType,
+    updates: &ValueType,
+    expected: &[Dim],
+) -> Result<(), String> {
     check(updates.dtype == data.dtype && updates.shape == expected, || {
         format!("the updates are {updates}, expected {}", ValueType::new(data.dtype, expected))
     })?;
-    check(reduction == ScatterReduction::None || data.dtype != DType::Bool, || format!("{reduction:?} does not take bool"))
+    check(reduction == ScatterReduction::None || data.dtype != DType::Bool, || {
+        format!("{reduction:?} does not take bool")
+    })
 }
 
 fn scatter_nd(reduction: ScatterReduction, inputs: &InputTypes) -> Inferred {
@@ -122,7 +129,9 @@ fn top_k(axis: usize, k: i64, x: &ValueType) -> Inferred {
     check_axis(axis, x)?;
     check(x.dtype != DType::Bool, || "does not take bool".into())?;
     let rest = x.shape[axis].sub(&k.into());
-    check(k >= 0 && rest.is_some_and(|r| not_negative(&r)), || format!("`k` is {k}, axis {axis} has {}", x.shape[axis]))?;
+    check(k >= 0 && rest.is_some_and(|r| not_negative(&r)), || {
+        format!("`k` is {k}, axis {axis} has {}", x.shape[axis])
+    })?;
     let mut shape = x.shape.clone();
     shape[axis] = k.into();
     Ok(vec![ValueType::new(x.dtype, shape.clone()), ValueType::new(DType::I64, shape)])

@@ -119,13 +119,21 @@ fn epilogue(inputs: &InputTypes, y: &ValueType, channel_axis: usize) -> Result<(
 }
 
 /// Input `i`, if present, has y's rank, its channels, its batch or 1 in front, and 1 elsewhere.
-pub(super) fn per_image(inputs: &InputTypes, i: usize, name: &str, y: &ValueType, channel_axis: usize) -> Result<(), String> {
+pub(super) fn per_image(
+    inputs: &InputTypes,
+    i: usize,
+    name: &str,
+    y: &ValueType,
+    channel_axis: usize,
+) -> Result<(), String> {
     let Some(t) = optional(inputs, i) else { return Ok(()) };
     let fits = t.dtype == y.dtype
         && t.rank() == y.rank()
-        && t.shape.iter().zip(&y.shape).enumerate().all(|(axis, (a, b))| {
-            if axis == channel_axis { a == b } else { a.is(1) || (axis == 0 && a == b) }
-        });
+        && t.shape
+            .iter()
+            .zip(&y.shape)
+            .enumerate()
+            .all(|(axis, (a, b))| if axis == channel_axis { a == b } else { a.is(1) || (axis == 0 && a == b) });
     check(fits, || format!("{name} is {t}, expected one row of {} values per image of {y}", y.shape[channel_axis]))
 }
 
@@ -174,15 +182,19 @@ fn conv(op: &Op, inputs: &InputTypes) -> Inferred {
     check((1..=MAX_GROUPS).contains(groups) && per_group.as_ref() == Some(channels), || {
         format!("w is {w}: with {groups} groups it needs {} · {groups} channels, x has {channels}", w.shape[1])
     })?;
-    check(w.shape[0].div_exact(&Dim::constant(*groups as i64)).is_some(), || format!("{groups} groups do not divide {} outputs", w.shape[0]))?;
+    check(w.shape[0].div_exact(&Dim::constant(*groups as i64)).is_some(), || {
+        format!("{groups} groups do not divide {} outputs", w.shape[0])
+    })?;
     check(*upsample == 1 || *upsample == 2, || format!("`upsample` is {upsample}, expected 1 or 2"))?;
     let n = sizes.len();
     let mut shape = x.shape.clone();
     shape[layout.channel_axis(x.rank())] = w.shape[0].clone();
     for (i, axis) in layout.spatial_axes(x.rank()).enumerate() {
         let size = sizes[i].mul(&Dim::constant(*upsample as i64)).ok_or("x is too large")?;
-        shape[axis] = windows(&size, kernel[i], strides[i], dilations[i], pads[i] + pads[n + i], false)
-            .ok_or_else(|| format!("a window of {} (dilation {}) does not fit spatial axis {i} of {x}", kernel[i], dilations[i]))?;
+        shape[axis] =
+            windows(&size, kernel[i], strides[i], dilations[i], pads[i] + pads[n + i], false).ok_or_else(|| {
+                format!("a window of {} (dilation {}) does not fit spatial axis {i} of {x}", kernel[i], dilations[i])
+            })?;
     }
     let y = ValueType::new(x.dtype, shape);
     epilogue(inputs, &y, layout.channel_axis(x.rank()))?;
@@ -204,8 +216,12 @@ fn conv_transpose(op: &Op, inputs: &InputTypes) -> Inferred {
     let kernel = kernel_sizes(w)?;
     let n = sizes.len();
     check_windows(n, [("strides", strides), ("dilations", dilations), ("kernel", &kernel), ("pads", pads)])?;
-    check(output_padding.len() == n && output_padding.iter().all(|&p| p < 1 << 20), || "`output_padding` is off".into())?;
-    check((1..=MAX_GROUPS).contains(groups) && x.shape[1].div_exact(&Dim::constant(*groups as i64)).is_some(), || format!("`groups` is {groups}"))?;
+    check(output_padding.len() == n && output_padding.iter().all(|&p| p < 1 << 20), || {
+        "`output_padding` is off".into()
+    })?;
+    check((1..=MAX_GROUPS).contains(groups) && x.shape[1].div_exact(&Dim::constant(*groups as i64)).is_some(), || {
+        format!("`groups` is {groups}")
+    })?;
     let channels = w.shape[1].mul(&Dim::constant(*groups as i64)).ok_or("too many channels")?;
     let mut shape = vec![x.shape[0].clone(), channels];
     for i in 0..n {
@@ -245,11 +261,15 @@ fn pool(op: &Op, x: &ValueType) -> Inferred {
 fn letters(equation: &str, inputs: &InputTypes) -> Result<(Vec<(char, Dim)>, String), String> {
     let (left, right) = equation.split_once("->").ok_or_else(|| format!("`{equation}` has no `->`"))?;
     let terms: Vec<&str> = left.split(',').collect();
-    check(terms.len() == inputs.len(), || format!("`{equation}` has {} terms for {} inputs", terms.len(), inputs.len()))?;
+    check(terms.len() == inputs.len(), || {
+        format!("`{equation}` has {} terms for {} inputs", terms.len(), inputs.len())
+    })?;
     let mut sizes: Vec<(char, Dim)> = Vec::new();
     for (i, term) in terms.iter().enumerate() {
         let t = required(inputs, i, "operand")?;
-        check(term.len() == t.rank() && term.bytes().all(|c| c.is_ascii_alphabetic()), || format!("`{term}` does not fit {t}"))?;
+        check(term.len() == t.rank() && term.bytes().all(|c| c.is_ascii_alphabetic()), || {
+            format!("`{term}` does not fit {t}")
+        })?;
         for (c, d) in term.chars().zip(&t.shape) {
             match sizes.iter_mut().find(|(k, _)| *k == c) {
                 Some((_, known)) if known == d || d.is(1) => {}
@@ -271,7 +291,9 @@ fn einsum(equation: &str, inputs: &InputTypes) -> Inferred {
     check(!twice, || format!("`{equation}` names a letter twice in the result"))?;
     let shape = right
         .chars()
-        .map(|c| sizes.iter().find(|(k, _)| *k == c).map(|(_, d)| d.clone()).ok_or_else(|| format!("`{c}` has no size")))
+        .map(|c| {
+            sizes.iter().find(|(k, _)| *k == c).map(|(_, d)| d.clone()).ok_or_else(|| format!("`{c}` has no size"))
+        })
         .collect::<Result<Shape, _>>()?;
     Ok(vec![ValueType::new(dtype, shape)])
 }

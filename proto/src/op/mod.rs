@@ -16,6 +16,11 @@ mod norm;
 mod quant;
 mod reduce;
 
+#[cfg(test)]
+mod arbitrary;
+#[cfg(test)]
+mod tests;
+
 pub use elementwise::{BinaryKind, UnaryKind};
 pub use index::ScatterReduction;
 pub use linear::{Act, ConvLayout, PoolKind};
@@ -228,6 +233,7 @@ pub enum Op {
 
     // ---- products (linear.rs)
     /// numpy `matmul`: inputs (a, b), batch axes broadcast.
+    #[serde(rename = "matmul")]
     MatMul,
     /// `y = residual + gate · act(x · w + bias + row)`: inputs (x: [..., K], w: [K, N], bias?: [N], row?, gate?, residual?).
     ///
@@ -474,7 +480,8 @@ impl Op {
 
     /// Multiply-accumulates and bytes for inputs that [`Op::infer`] accepts; sizes that are not affine count as 0.
     pub fn cost(&self, inputs: &InputTypes, outputs: &[ValueType]) -> Cost {
-        let bytes = |t: &ValueType| t.elements().and_then(|n| n.mul(&Dim::constant(t.dtype.size() as i64))).unwrap_or_default();
+        let bytes =
+            |t: &ValueType| t.elements().and_then(|n| n.mul(&Dim::constant(t.dtype.size() as i64))).unwrap_or_default();
         let sum = |dims: &mut dyn Iterator<Item = Dim>| dims.fold(Dim::constant(0), |a, b| a.add(&b).unwrap_or(a));
         Cost {
             macs: self.macs(inputs, outputs).unwrap_or_default(),
@@ -549,7 +556,8 @@ impl Op {
 }
 
 fn to_json(v: &impl Serialize) -> serde_json::Value {
-    serde_json::to_value(v).expect("operators hold nothing that JSON lacks, but for non-finite floats, which become null")
+    serde_json::to_value(v)
+        .expect("operators hold nothing that JSON lacks, but for non-finite floats, which become null")
 }
 
 /// The serde name of an enum value.
@@ -622,7 +630,9 @@ fn check_axis(axis: usize, x: &ValueType) -> Result<(), String> {
 /// Axes of x, ascending, each once.
 fn check_axes(axes: &[usize], x: &ValueType) -> Result<(), String> {
     let ascending = axes.windows(2).all(|w| w[0] < w[1]);
-    check(ascending && axes.last().is_none_or(|&a| a < x.rank()), || format!("`axes` is {axes:?}, expected ascending axes of {x}"))
+    check(ascending && axes.last().is_none_or(|&a| a < x.rank()), || {
+        format!("`axes` is {axes:?}, expected ascending axes of {x}")
+    })
 }
 
 /// Whether every value of the symbols (each ≥ 1) makes this ≥ 0, as far as [`Dim::is_positive`] can tell.

@@ -153,7 +153,10 @@ fn slice(x: &ValueType, axes: &[usize], starts: &[Dim], ends: &[Dim], steps: &[i
     let mut shape = x.shape.clone();
     for (i, &axis) in axes.iter().enumerate() {
         shape[axis] = slice_size(&x.shape[axis], &starts[i], &ends[i], steps[i]).ok_or_else(|| {
-            format!("{}..{} in steps of {} has no known size within the {} of axis {axis}", starts[i], ends[i], steps[i], x.shape[axis])
+            format!(
+                "{}..{} in steps of {} has no known size within the {} of axis {axis}",
+                starts[i], ends[i], steps[i], x.shape[axis]
+            )
         })?;
     }
     Ok(shape)
@@ -161,7 +164,8 @@ fn slice(x: &ValueType, axes: &[usize], starts: &[Dim], ends: &[Dim], steps: &[i
 
 /// Elements of one sliced axis: ⌈(end − start) / step⌉. `None` when the bounds are not provably inside, or the size is not affine.
 fn slice_size(size: &Dim, start: &Dim, end: &Dim, step: i64) -> Option<Dim> {
-    let (low, high) = if step > 0 { (Dim::constant(0), size.clone()) } else { (Dim::constant(-1), size.sub(&1.into())?) };
+    let (low, high) =
+        if step > 0 { (Dim::constant(0), size.clone()) } else { (Dim::constant(-1), size.sub(&1.into())?) };
     for bound in [start, end] {
         let inside = not_negative(&bound.sub(&low)?) && not_negative(&high.sub(bound)?);
         inside.then_some(())?;
@@ -191,7 +195,8 @@ fn pad(before: &[i64], after: &[i64], mode: PadMode, inputs: &InputTypes) -> Inf
     for (axis, size) in shape.iter_mut().enumerate() {
         let (b, a) = (before[axis], after[axis]);
         let grown = b.checked_add(a).and_then(|n| size.add(&n.into())).filter(not_negative);
-        let grown = grown.ok_or_else(|| format!("padding by {b} and {a} leaves no valid size of axis {axis} of {x}"))?;
+        let grown =
+            grown.ok_or_else(|| format!("padding by {b} and {a} leaves no valid size of axis {axis} of {x}"))?;
         let repeats = mode != PadMode::Constant && (b > 0 || a > 0);
         check(!repeats || size.is_positive(), || format!("axis {axis} of {x} may be empty: nothing to repeat"))?;
         check(b.max(a) <= MAX_DIM && b.min(a) >= -MAX_DIM, || format!("padding by {b} and {a} is too large"))?;
@@ -217,6 +222,18 @@ fn resize(x: &ValueType, op: &Op) -> Result<Shape, String> {
     check(*mode != ResizeMode::Nearest || !antialias, || "`antialias` needs mode linear or cubic".into())?;
     for (axis, (from, to)) in x.shape.iter().zip(sizes).enumerate() {
         check(to.is(0) || from.is_positive(), || format!("axis {axis} of {x} may be empty: nothing to interpolate"))?;
+        let scale = scales.get(axis).copied().unwrap_or(0.0);
+        check(scales.is_empty() || scale_fits(from, to, scale), || {
+            format!("axis {axis}: {from} · {scale} is not {to}")
+        })?;
     }
     Ok(sizes.clone())
+}
+
+/// Whether rounding `from · scale` down or to nearest can give `to`, allowing for the rounding of an f32.
+fn scale_fits(from: &Dim, to: &Dim, scale: f32) -> bool {
+    let (Some(from), Some(to)) = (from.as_const(), to.as_const()) else { return true };
+    let width = from as f64 * scale as f64;
+    let slack = 0.01 + width * 1e-6;
+    width >= to as f64 - 0.5 - slack && width <= to as f64 + 1.0 + slack
 }

@@ -12,9 +12,10 @@ pub(super) fn infer(op: &Op, inputs: &InputTypes) -> Inferred {
             positive_eps(*eps)?;
             check(x.rank() >= 2, || format!("x is {x}, expected a batch and a channel axis"))?;
             let channels = &x.shape[layout.channel_axis(x.rank())];
-            check((1..=MAX_GROUPS).contains(groups) && channels.div_exact(&Dim::constant(*groups as i64)).is_some(), || {
-                format!("{groups} groups do not divide {channels} channels")
-            })?;
+            check(
+                (1..=MAX_GROUPS).contains(groups) && channels.div_exact(&Dim::constant(*groups as i64)).is_some(),
+                || format!("{groups} groups do not divide {channels} channels"),
+            )?;
             per_channel(inputs, 1, "gamma", x, channels)?;
             per_channel(inputs, 2, "beta", x, channels)?;
         }
@@ -42,7 +43,13 @@ fn positive_eps(eps: f32) -> Result<(), String> {
 }
 
 /// Input `i`, if present, is a vector of `channels` elements of x's type.
-pub(super) fn per_channel(inputs: &InputTypes, i: usize, name: &str, x: &ValueType, channels: &Dim) -> Result<(), String> {
+pub(super) fn per_channel(
+    inputs: &InputTypes,
+    i: usize,
+    name: &str,
+    x: &ValueType,
+    channels: &Dim,
+) -> Result<(), String> {
     let Some(t) = optional(inputs, i) else { return Ok(()) };
     check(t.dtype == x.dtype && t.shape == [channels.clone()], || {
         format!("{name} is {t}, expected {}[{channels}]", x.dtype)

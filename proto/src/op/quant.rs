@@ -8,13 +8,17 @@ pub(super) fn infer(op: &Op, inputs: &InputTypes) -> Inferred {
     check(scale.dtype.is_float(), || format!("the scale is {}, expected a float type", scale.dtype))?;
     let (axis, block, to) = match op {
         Op::Quantize { axis, block, to } => {
-            check(x.dtype.is_float() || x.dtype == DType::I32, || format!("x is {}, expected a float type or i32", x.dtype))?;
+            check(x.dtype.is_float() || x.dtype == DType::I32, || {
+                format!("x is {}, expected a float type or i32", x.dtype)
+            })?;
             check(is_code(*to), || format!("does not quantize to {to}"))?;
             check_zero_point(inputs, scale, *to)?;
             (*axis, *block, *to)
         }
         Op::Dequantize { axis, block, to } => {
-            check(is_code(x.dtype) || x.dtype == DType::I32, || format!("x is {}, expected a quantized type", x.dtype))?;
+            check(is_code(x.dtype) || x.dtype == DType::I32, || {
+                format!("x is {}, expected a quantized type", x.dtype)
+            })?;
             check(to.is_float(), || format!("does not dequantize to {to}"))?;
             check_zero_point(inputs, scale, x.dtype)?;
             (*axis, *block, *to)
@@ -47,7 +51,9 @@ fn check_scale(x: &ValueType, scale: &ValueType, axis: Option<usize>, block: usi
     check_axis(axis, x)?;
     let size = &x.shape[axis];
     if block == 0 {
-        return check(scale.shape == [size.clone()], || format!("the scale is {scale}, expected {}[{size}]", scale.dtype));
+        return check(scale.shape == [size.clone()], || {
+            format!("the scale is {scale}, expected {}[{size}]", scale.dtype)
+        });
     }
     check(block as u64 <= MAX_DIM as u64, || format!("`block` is {block}"))?;
     let block = block as i64;
@@ -57,5 +63,7 @@ fn check_scale(x: &ValueType, scale: &ValueType, axis: Option<usize>, block: usi
     };
     let mut expected = x.shape.clone();
     expected[axis] = blocks.ok_or_else(|| format!("blocks of {block} do not divide {size}"))?;
-    check(scale.shape == expected, || format!("the scale is {scale}, expected {}", ValueType::new(scale.dtype, expected)))
+    check(scale.shape == expected, || {
+        format!("the scale is {scale}, expected {}", ValueType::new(scale.dtype, expected))
+    })
 }

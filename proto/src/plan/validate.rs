@@ -118,10 +118,15 @@ fn ensure(condition: bool, reason: impl FnOnce() -> String) -> Check {
 }
 
 fn check_counts(plan: &Plan) -> Result<(), PlanError> {
-    let mut counts = vec![("inputs", plan.inputs.len()), ("outputs", plan.outputs.len()), ("constants", plan.constants.len())];
+    let mut counts =
+        vec![("inputs", plan.inputs.len()), ("outputs", plan.outputs.len()), ("constants", plan.constants.len())];
     for kind in ProgramKind::ALL {
         let program = plan.program(kind);
-        counts.extend([("values", program.values.len()), ("steps", program.steps.len()), ("results", program.results.len())]);
+        counts.extend([
+            ("values", program.values.len()),
+            ("steps", program.steps.len()),
+            ("results", program.results.len()),
+        ]);
     }
     let too_many = |what, count, limit| PlanError::TooMany { what, count, limit };
     if let Some((what, count)) = counts.into_iter().find(|(_, count)| *count > MAX_ITEMS) {
@@ -171,7 +176,10 @@ fn check_inputs(plan: &Plan) -> Result<(), PlanError> {
         let mut of_role = plan.inputs.iter().filter(|i| i.role == role);
         let (first, second) = (of_role.next(), of_role.next());
         if let Some(second) = second {
-            return Err(PlanError::Input { name: second.name.clone(), reason: format!("a second input is the {role:?}") });
+            return Err(PlanError::Input {
+                name: second.name.clone(),
+                reason: format!("a second input is the {role:?}"),
+            });
         }
         if role == InputRole::Sample && first.is_none() && plan.evaluations > 0 {
             return Err(PlanError::Input { name: String::new(), reason: "a loop needs a sample".into() });
@@ -317,7 +325,8 @@ impl<'a> Checker<'a> {
                 _ => return Err(format!("it is {}, expected [evaluations · batch, ...]", value.ty)),
             },
         };
-        let stacked = self.kind == ProgramKind::PreludeSteps && row.first().is_some_and(|d| d.is(1)) && &row[1..] == shape;
+        let stacked =
+            self.kind == ProgramKind::PreludeSteps && row.first().is_some_and(|d| d.is(1)) && &row[1..] == shape;
         let dtype_fits = value.ty.dtype == widened(&table.ty).dtype || value.ty.dtype == table.ty.dtype;
         ensure(dtype_fits && (row == shape || stacked), || format!("it is {}, the table {}", value.ty, table.ty))
     }
@@ -341,7 +350,10 @@ impl<'a> Checker<'a> {
             // the rows of one evaluation must be a whole number of batches
             Some(symbol) => {
                 let first = result.shape.first();
-                *result == value.ty && first.is_some_and(|d| *d == Dim::symbol(symbol).mul(&d.coefficient(symbol).into()).unwrap_or_default())
+                *result == value.ty
+                    && first.is_some_and(|d| {
+                        *d == Dim::symbol(symbol).mul(&d.coefficient(symbol).into()).unwrap_or_default()
+                    })
             }
             None => {
                 let stacked = value.ty.shape.first().and_then(|d| d.mul(&Dim::constant(self.plan.evaluations as i64)));
@@ -356,13 +368,18 @@ impl<'a> Checker<'a> {
 
     fn alias(&self, index: usize, value: &PlanValue, alias: &Alias) -> Check {
         let (Alias::Same { of } | Alias::Columns { of, .. }) = alias;
-        let target = self.program.values.get(*of).ok_or_else(|| format!("it is an alias of value {of}, which is missing"))?;
+        let target =
+            self.program.values.get(*of).ok_or_else(|| format!("it is an alias of value {of}, which is missing"))?;
         let both_steps = value.source == Source::Step && target.source == Source::Step;
         ensure(both_steps, || "only values written by steps can share storage".into())?;
         ensure(*of != index && target.alias.is_none(), || format!("it is an alias of the alias `{}`", target.name))?;
-        ensure(value.ty.dtype == target.ty.dtype, || format!("it is {}, `{}` is {}", value.ty, target.name, target.ty))?;
+        ensure(value.ty.dtype == target.ty.dtype, || {
+            format!("it is {}, `{}` is {}", value.ty, target.name, target.ty)
+        })?;
         let fits = match alias {
-            Alias::Same { .. } => value.ty.shape == target.ty.shape || same(elements(&value.ty.shape), elements(&target.ty.shape)),
+            Alias::Same { .. } => {
+                value.ty.shape == target.ty.shape || same(elements(&value.ty.shape), elements(&target.ty.shape))
+            }
             Alias::Columns { offset, .. } => columns_fit(&value.ty.shape, &target.ty.shape, offset),
         };
         ensure(fits, || format!("{} does not lie in `{}` of type {} as {alias:?}", value.ty, target.name, target.ty))
@@ -379,9 +396,14 @@ impl<'a> Checker<'a> {
                 reason,
             })?;
         }
-        let Some(index) = written.iter().position(|written| !written) else { return Ok(()) };
+        let Some(index) = (0..values.len()).find(|&v| !self.is_written(v, &written)) else { return Ok(()) };
         let (name, reason) = (values[index].name.clone(), "no step writes it".into());
         Err(PlanError::Value { program: self.kind, index, name, reason })
+    }
+
+    /// Whether a step has written the value, or the one whose elements it shares.
+    fn is_written(&self, value: usize, written: &[bool]) -> bool {
+        written[value] || matches!(self.program.values[value].alias, Some(Alias::Same { of }) if written[of])
     }
 
     fn step(&self, step: &Step, written: &mut [bool]) -> Check {
@@ -392,8 +414,9 @@ impl<'a> Checker<'a> {
                 types.push(None);
                 continue;
             };
-            let value = values.get(input).ok_or_else(|| format!("input {position} is value {input}, which is missing"))?;
-            ensure(written[input], || format!("it reads `{}` before it is written", value.name))?;
+            let value =
+                values.get(input).ok_or_else(|| format!("input {position} is value {input}, which is missing"))?;
+            ensure(self.is_written(input, written), || format!("it reads `{}` before it is written", value.name))?;
             types.push(Some(&value.ty));
         }
         self.outputs_fit(step, &types)?;
@@ -420,9 +443,10 @@ impl<'a> Checker<'a> {
         ensure(self.kind != ProgramKind::Full || self.program.results.is_empty(), || "only preludes have them".into())?;
         let missing = self.program.results.iter().find(|&&r| r >= self.program.values.len());
         ensure(missing.is_none(), || format!("there is no value {}", missing.expect("it is some")))?;
-        ensure(self.kind != ProgramKind::PreludeSteps || self.plan.evaluations > 0 || self.program.steps.is_empty(), || {
-            "a plan without tables has none".into()
-        })
+        ensure(
+            self.kind != ProgramKind::PreludeSteps || self.plan.evaluations > 0 || self.program.steps.is_empty(),
+            || "a plan without tables has none".into(),
+        )
     }
 }
 
@@ -439,7 +463,8 @@ fn columns_fit(value: &[Dim], target: &[Dim], offset: &Dim) -> bool {
     let (Some((columns, rows)), Some((target_columns, target_rows))) = (value.split_last(), target.split_last()) else {
         return false;
     };
-    let (Some(columns), Some(all), Some(offset)) = (columns.as_const(), target_columns.as_const(), offset.as_const()) else {
+    let (Some(columns), Some(all), Some(offset)) = (columns.as_const(), target_columns.as_const(), offset.as_const())
+    else {
         return false;
     };
     let rows_match = rows == target_rows || same(elements(rows), elements(target_rows));

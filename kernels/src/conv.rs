@@ -1,0 +1,215 @@
+//! Convolution over NHWC as a matrix product whose left rows are looked up, never copied.
+
+use crate::epilogue::check_matrix;
+use crate::gemm::{Finish, Gather, Groups, Lhs, PADDING, Product};
+use crate::pack::Layout;
+use crate::shared::SharedMut;
+use crate::{Epilogue, Isa, PackedMatrix, Pool, depthwise, dot};
+
+/// Shape of a convolution, NHWC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConvShape {
+    /// Images.
+    pub n: usize,
+    /// Input rows, before upsampling.
+    pub h: usize,
+    /// Input columns, before upsampling.
+    pub w: usize,
+    /// Input channels.
+    pub cin: usize,
+    /// Output channels.
+    pub cout: usize,
+    /// Kernel rows.
+    pub kh: usize,
+    /// Kernel columns.
+    pub kw: usize,
+    /// Step down and right.
+    pub stride: [usize; 2],
+    /// Zero rows and columns added at top, left, bottom, right.
+    pub pads: [usize; 4],
+    /// Distance of the taps down and right.
+    pub dilation: [usize; 2],
+    /// Groups; divides `cin` and `cout`.
+    pub groups: usize,
+    /// 1, or 2 for a nearest-neighbour doubling of the input that is never stored.
+    pub upsample: usize,
+}
+
+/// Why a [`ConvShape`] is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ShapeError {
+    /// A size, stride, dilation or group count is 0.
+    #[error("{0} is 0")]
+    Zero(&'static str),
+    /// The groups do not divide the channels.
+    #[error("{groups} groups do not divide {cin} and {cout} channels")]
+    Groups {
+        /// Groups.
+        groups: usize,
+        /// Input channels.
+        cin: usize,
+        /// Output channels.
+        cout: usize,
+    },
+    /// The kernel is larger than the padded input.
+    #[error("a kernel of {kernel} does not fit {padded} padded pixels")]
+    Kernel {
+        /// Pixels the kernel spans, dilation counted.
+        kernel: usize,
+        /// Pixels there are, padding counted.
+        padded: usize,
+    },
+}
+
+impl ConvShape {
+    /// A convolution with a square kernel, stride 1, size kept ("same" padding for odd kernels).
+    pub fn same(n: usize, h: usize, w: usize, cin: usize, cout: usize, kernel: usize) -> ConvShape {
+        let (stride, pads) = ([1, 1], [kernel / 2; 4]);
+        ConvShape { n, h, w, cin, cout, kh: kernel, kw: kernel, stride, pads, dilation: [1, 1], groups: 1, upsample: 1 }
+    }
+
+    /// Output rows.
+    pub fn out_h(&self) -> usize {
+        let padded = self.h * self.upsample + self.pads[0] + self.pads[2];
+        (padded - (self.kh - 1) * self.dilation[0] - 1) / self.stride[0] + 1
+    }
+
+    /// Output columns.
+    pub fn out_w(&self) -> usize {
+        let padded = self.w * self.upsample + self.pads[1] + self.pads[3];
+        (padded - (self.kw - 1) * self.dilation[1] - 1) / self.stride[1] + 1
+    }
+
+    /// Output pixels of all images.
+    pub fn out_rows(&self) -> usize {
+        self.n * self.out_h() * self.out_w()
+    }
+
+    /// Rows of the weight matrix of one group: taps times input channels of a group.
+    pub fn k(&self) -> usize {
+        self.kh * self.kw * (self.cin / self.groups)
+    }
+
+    /// The input pixel (row · w + column) that tap `(ky, kx)` of output pixel `(oy, ox)` reads; none in the padding.
+    pub fn source(&self, oy: usize, ox: usize, ky: usize, kx: usize) -> Option<usize> {
+        let y = (oy * self.stride[0] + ky * self.dilation[0]).checked_sub(self.pads[0])? / self.upsample;
+        let x = (ox * self.stride[1] + kx * self.dilation[1]).checked_sub(self.pads[1])? / self.upsample;
+        (y < self.h && x < self.w).then_some(y * self.w + x)
+    }
+
+    /// # Errors
+    /// Every [`ShapeError`] names what is wrong.
+    pub fn check(&self) -> Result<(), ShapeError> {
+        let positive = [
+            ("cin", self.cin),
+            ("cout", self.cout),
+            ("kh", self.kh),
+            ("kw", self.kw),
+            ("stride", self.stride[0].min(self.stride[1])),
+            ("dilation", self.dilation[0].min(self.dilation[1])),
+            ("groups", self.groups),
+            ("upsample", self.upsample),
+        ];
+        if let Some((name, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
+            return Err(ShapeError::Zero(name));
+        }
+        if !self.cin.is_multiple_of(self.groups) || !self.cout.is_multiple_of(self.groups) {
+            return Err(ShapeError::Groups { groups: self.groups, cin: self.cin, cout: self.cout });
+        }
+        let fits = |size: usize, before: usize, after: usize, taps: usize, dilation: usize| {
+            let (kernel, padded) = ((taps - 1) * dilation + 1, size * self.upsample + before + after);
+            if kernel <= padded { Ok(()) } else { Err(ShapeError::Kernel { kernel, padded }) }
+        };
+        fits(self.h, self.pads[0], self.pads[2], self.kh, self.dilation[0])?;
+        fits(self.w, self.pads[1], self.pads[3], self.kw, self.dilation[1])
+    }
+}
+
+/// A planned convolution: what depends only on the shape.
+#[derive(Clone, Debug)]
+pub struct Conv {
+    isa: Isa,
+    shape: ConvShape,
+    /// Input pixel of `[output pixel of one image, tap]`, or [`PADDING`]; empty where it would be 0, 1, 2, …
+    table: Vec<u32>,
+    /// What the padding reads.
+    zeros: Vec<f32>,
+}
+
+impl Conv {
+    /// Plans a convolution.
+    ///
+    /// # Errors
+    /// When `shape` is no convolution.
+    pub fn new(isa: Isa, shape: ConvShape) -> Result<Conv, ShapeError> {
+        shape.check()?;
+        let table = if is_plain(&shape) { Vec::new() } else { source_table(&shape) };
+        Ok(Conv { isa, shape, table, zeros: vec![0.0; shape.cin] })
+    }
+
+    /// The shape it was planned for.
+    pub fn shape(&self) -> &ConvShape {
+        &self.shape
+    }
+
+    /// Packs weights `[cout, cin / groups, kh, kw]` for [`Conv::run`].
+    pub fn pack(&self, w: &[f32]) -> PackedMatrix {
+        PackedMatrix::from_oihw(self.isa, &self.shape, w)
+    }
+
+    /// y = epilogue(conv(x, w)): pixels of `x` lie `ldx ≥ cin` apart, those of `y` `ldy ≥ cout`.
+    ///
+    /// # Panics
+    /// When `packed` was made for another shape or instruction set, or a slice is too short.
+    pub fn run(
+        &self,
+        pool: &Pool,
+        x: &[f32],
+        ldx: usize,
+        packed: &PackedMatrix,
+        epilogue: &Epilogue,
+        y: &mut [f32],
+        ldy: usize,
+    ) {
+        let s = &self.shape;
+        let (rows, n, isa, groups) = (s.out_rows(), s.cout / s.groups, self.isa, s.groups);
+        packed.check(isa, groups, s.k(), n);
+        check_matrix("x", x.len(), s.n * s.h * s.w, s.cin, ldx);
+        check_matrix("y", y.len(), rows, s.cout, ldy);
+        epilogue.check(rows, s.cout);
+        let lhs = self.lhs(x, ldx);
+        let finish = Finish { epilogue: *epilogue, y: SharedMut::new(y), ldy };
+        match packed.layout() {
+            Layout::Panels => {
+                let right = packed.values();
+                let groups = Groups { count: groups, left: lhs.depth, right: right.len() / groups, col: n };
+                Product { isa, lhs, rows, right, n, groups, finish }.run(pool);
+            }
+            Layout::Dot { .. } => dot::run(isa, pool, &lhs, rows, n, packed.values(), &finish),
+            Layout::Depthwise => depthwise::run(isa, pool, &lhs, rows, groups, packed.values(), &finish),
+        }
+    }
+
+    fn lhs<'a>(&'a self, x: &'a [f32], ldx: usize) -> Lhs<'a, f32> {
+        let s = &self.shape;
+        let gather =
+            Gather { table: &self.table, out_pixels: s.out_h() * s.out_w(), in_pixels: s.h * s.w, zeros: &self.zeros };
+        let gather = (!self.table.is_empty()).then_some(gather);
+        Lhs { x, ld: ldx, taps: s.kh * s.kw, depth: s.cin / s.groups, gather }
+    }
+}
+
+/// Whether output pixel i reads input pixel i and nothing else.
+fn is_plain(s: &ConvShape) -> bool {
+    s.kh * s.kw == 1 && s.stride == [1, 1] && s.pads == [0; 4] && s.upsample == 1
+}
+
+fn source_table(s: &ConvShape) -> Vec<u32> {
+    let (oh, ow, taps) = (s.out_h(), s.out_w(), s.kh * s.kw);
+    let entry = |i: usize| {
+        let (pixel, tap) = (i / taps, i % taps);
+        let source = s.source(pixel / ow, pixel % ow, tap / s.kw, tap % s.kw);
+        source.map_or(PADDING, |source| u32::try_from(source).expect("an image has less than 2^32 pixels"))
+    };
+    (0..oh * ow * taps).map(entry).collect()
+}

@@ -1,0 +1,75 @@
+//! Convolution with one channel per group: no sums over channels, so no matrix product; vectors run over channels.
+
+use crate::gemm::{Finish, Lhs, RowParts, load_some, store_some};
+use crate::shared::cut;
+use crate::simd::{Kernel, Simd};
+use crate::{Isa, Pool};
+use std::ops::Range;
+
+/// Output pixels of a task at least.
+const TASK_ROWS: usize = 16;
+
+/// y = epilogue(Σ over taps of x · w); `w` is `[taps, channels rounded up to whole vectors]`.
+///
+/// The caller has checked that `lhs` has all rows, the epilogue and `y` all rows and channels.
+pub(crate) fn run(isa: Isa, pool: &Pool, lhs: &Lhs<f32>, rows: usize, channels: usize, w: &[f32], finish: &Finish) {
+    let tasks = rows.div_ceil(TASK_ROWS).min(8 * pool.threads());
+    pool.run(tasks, &|task, _| {
+        isa.run(Task { lhs, rows: cut(rows, tasks, 1, task), channels, w, finish });
+    });
+}
+
+struct Task<'a> {
+    lhs: &'a Lhs<'a, f32>,
+    rows: Range<usize>,
+    channels: usize,
+    w: &'a [f32],
+    finish: &'a Finish<'a>,
+}
+
+impl Kernel for Task<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for row in self.rows.clone() {
+            let mut c = 0;
+            while c + 4 * S::LANES <= self.channels {
+                self.channels_at::<S, 4>(s, row, c, S::LANES);
+                c += 4 * S::LANES;
+            }
+            while c < self.channels {
+                let n = (self.channels - c).min(S::LANES);
+                self.channels_at::<S, 1>(s, row, c, n);
+                c += n;
+            }
+        }
+    }
+}
+
+impl Task<'_> {
+    /// `V` vectors of channels from `c`; the last has `n` of them.
+    #[inline(always)]
+    fn channels_at<S: Simd, const V: usize>(&self, s: S, row: usize, c: usize, n: usize) {
+        let (x, width) = (self.lhs.row(row), self.w.len() / self.lhs.taps);
+        let mut acc = [s.splat(0.0); V];
+        for tap in 0..self.lhs.taps {
+            let (x, w) = (x.tap(tap).wrapping_add(c), self.w[tap * width + c..].as_ptr());
+            for v in 0..V {
+                let at = v * S::LANES;
+                // SAFETY: `lhs` has `channels` values per row and tap, `w` whole vectors per tap.
+                unsafe { acc[v] = s.fma(load_some(s, x.add(at), n), s.load(w.add(at)), acc[v]) };
+            }
+        }
+        let parts = RowParts::new(&self.finish.epilogue, row, 0);
+        let y = self.finish.y.at(row * self.finish.ldy + c);
+        for v in 0..V {
+            let at = v * S::LANES;
+            // SAFETY: checked by the caller of `run`; tasks have disjoint rows.
+            unsafe {
+                let sum = parts.apply(s, self.finish.epilogue.act, acc[v], c + at, n);
+                store_some(s, y.add(at), sum, n);
+            }
+        }
+    }
+}

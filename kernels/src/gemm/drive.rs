@@ -1,0 +1,205 @@
+//! The loops around a register tile, the same for every data type.
+//!
+//! A task is a block of rows times a range of column panels. Per panel the depth is walked in steps whose right side
+//! stays in the first-level cache while all rows of the block pass by; the accumulators wait in a small buffer there.
+
+use super::lhs::Lhs;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+/// Rows of a block at most: their left side stays in the second-level cache.
+pub(crate) const BLOCK_ROWS: usize = 96;
+/// Bytes of the right side that one step works on: half of a first-level cache.
+const STEP_BYTES: usize = 16 << 10;
+/// Taps in one step at most.
+const STEP_TAPS: usize = 16;
+/// Columns of a panel at most.
+const MAX_COLS: usize = 32;
+
+/// Cache lines that one tile asks for at most.
+const MAX_LINES: usize = 32;
+
+/// What a data type brings: its register tile.
+pub(crate) trait Micro: Copy {
+    /// An element of the left side.
+    type Left: Copy;
+    /// An element of the right side.
+    type Right: Copy;
+    /// An accumulator, at most 4 bytes.
+    type Acc: Copy;
+    /// What turns accumulators into results.
+    type Finish<'a>;
+    /// Rows of a tile at most.
+    const ROWS: usize;
+    /// Columns of a panel, at most 32.
+    const COLS: usize;
+
+    /// acc (+)= left · right for `count` tiles below one another.
+    ///
+    /// # Safety
+    /// Every pointer in `tile` must lead to what its field says.
+    unsafe fn tiles(self, tile: Tile<Self::Left, Self::Right, Self::Acc>);
+
+    /// Turns `rows × COLS` accumulators into results from `(row, col)` on, `cols` columns of them.
+    ///
+    /// # Safety
+    /// `acc` must hold them, and no other task may write those results.
+    unsafe fn finish(
+        self,
+        how: &Self::Finish<'_>,
+        row: usize,
+        rows: usize,
+        col: usize,
+        cols: usize,
+        acc: *const Self::Acc,
+    );
+}
+
+/// Arguments of a column of register tiles: `count` times `rows` rows, one panel wide.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile<L, R, A> {
+    /// `[count, taps, rows]` pointers, each to `depth` elements.
+    pub(crate) left: *const *const L,
+    /// `[taps · depth, COLS]`
+    pub(crate) right: *const R,
+    /// `[count · rows, COLS]`, rows `ld` apart.
+    pub(crate) acc: *mut A,
+    pub(crate) ld: usize,
+    pub(crate) rows: usize,
+    pub(crate) count: usize,
+    /// Columns that count.
+    pub(crate) cols: usize,
+    pub(crate) taps: usize,
+    pub(crate) depth: usize,
+    /// The accumulators begin at zero, whatever `acc` holds.
+    pub(crate) first: bool,
+    /// What comes after this: each tile asks for the next `lines` cache lines of it. Never read.
+    pub(crate) next: *const R,
+    pub(crate) lines: usize,
+}
+
+/// One task: `rows` of the left side times `panels` of the right.
+pub(crate) struct Block<'a, M: Micro> {
+    pub(crate) lhs: Lhs<'a, M::Left>,
+    pub(crate) rows: Range<usize>,
+    /// First row of `lhs` in terms of result rows.
+    pub(crate) lhs_row: usize,
+    /// All panels, `[panels, k, COLS]`.
+    pub(crate) right: *const M::Right,
+    pub(crate) panels: Range<usize>,
+    /// Columns of the product.
+    pub(crate) n: usize,
+    /// First result column.
+    pub(crate) col: usize,
+    pub(crate) finish: &'a M::Finish<'a>,
+}
+
+/// Some taps times a piece of their depth: what one pass over the rows works on.
+#[derive(Clone, Copy)]
+struct Steps {
+    taps: usize,
+    depth: usize,
+}
+
+impl Steps {
+    /// Steps of nearly equal size whose right side has at most [`STEP_BYTES`], for a row of `bytes`.
+    fn new(taps: usize, depth: usize, bytes: usize) -> Steps {
+        let most = STEP_BYTES / bytes;
+        if depth >= most {
+            return Steps { taps: 1, depth: depth.div_ceil(depth.div_ceil(most)) };
+        }
+        let most = (most / depth.max(1)).clamp(1, STEP_TAPS);
+        Steps { taps: taps.div_ceil(taps.div_ceil(most)), depth }
+    }
+}
+
+/// Tiles that cover some rows: as few as possible, of two sizes at most.
+#[derive(Clone, Copy)]
+pub(crate) struct Tiling {
+    /// (number of tiles, rows of each), the larger ones first.
+    runs: [(usize, usize); 2],
+}
+
+impl Tiling {
+    /// Covers `rows` with tiles of at most `most`.
+    #[inline(always)]
+    pub(crate) fn new(rows: usize, most: usize) -> Tiling {
+        let count = rows.div_ceil(most).max(1);
+        let (size, larger) = (rows / count, rows % count);
+        Tiling { runs: [(larger, size + 1), (if size == 0 { 0 } else { count - larger }, size)] }
+    }
+
+    /// The size of each tile.
+    #[inline(always)]
+    fn sizes(self) -> impl Iterator<Item = usize> {
+        self.runs.into_iter().flat_map(|(count, size)| std::iter::repeat_n(size, count))
+    }
+
+    fn count(self) -> usize {
+        self.runs[0].0 + self.runs[1].0
+    }
+
+    /// All tiles of one step; `tile` describes the first, but for its size.
+    ///
+    /// # Safety
+    /// As for [`Micro::tiles`], for all of them.
+    #[inline(always)]
+    pub(crate) unsafe fn run<M: Micro>(self, micro: M, mut tile: Tile<M::Left, M::Right, M::Acc>) {
+        for (count, rows) in self.runs {
+            if count == 0 {
+                continue;
+            }
+            (tile.count, tile.rows) = (count, rows);
+            // SAFETY: the caller's promise. `next` is only ever asked for, never read.
+            unsafe {
+                micro.tiles(tile);
+                tile.left = tile.left.add(count * rows * tile.taps);
+                tile.acc = tile.acc.add(count * rows * tile.ld);
+            }
+            tile.next = tile.next.wrapping_add(count * tile.lines * (64 / size_of::<M::Right>()));
+        }
+    }
+}
+
+#[repr(align(64))]
+struct Aligned<T>(T);
+
+/// Runs a block.
+///
+/// # Safety
+/// Every row of `lhs` must have `depth` readable elements at every tap, `right` all panels, and no other task may
+/// write the results of this block.
+#[inline(always)]
+pub(crate) unsafe fn drive<M: Micro>(micro: M, block: &Block<M>) {
+    const { assert!(M::COLS <= MAX_COLS && size_of::<M::Acc>() <= 4) };
+    let mut acc = MaybeUninit::<Aligned<[u32; BLOCK_ROWS * MAX_COLS]>>::uninit();
+    let acc: *mut M::Acc = acc.as_mut_ptr().cast();
+    let mut left = [std::ptr::null(); BLOCK_ROWS * STEP_TAPS];
+    let (lhs, rows) = (&block.lhs, block.rows.len());
+    assert!(rows <= BLOCK_ROWS);
+    let steps = Steps::new(lhs.taps, lhs.depth, M::COLS * size_of::<M::Right>());
+    let tiling = Tiling::new(rows, M::ROWS);
+    for panel in block.panels.clone() {
+        let cols = (block.n - panel * M::COLS).min(M::COLS);
+        let mut right = block.right.wrapping_add(panel * lhs.k() * M::COLS);
+        let mut first = true;
+        for tap in (0..lhs.taps).step_by(steps.taps) {
+            let taps = tap..(tap + steps.taps).min(lhs.taps);
+            for skip in (0..lhs.depth).step_by(steps.depth) {
+                let depth = steps.depth.min(lhs.depth - skip);
+                lhs.fill(block.rows.start - block.lhs_row, taps.clone(), skip, tiling.sizes(), &mut left);
+                let (taps, step) = (taps.len(), taps.len() * depth * M::COLS);
+                let next = right.wrapping_add(step);
+                let lines = (step * size_of::<M::Right>() / 64).div_ceil(tiling.count()).min(MAX_LINES);
+                let (left, ld) = (left.as_ptr(), M::COLS);
+                let tile = Tile { left, right, acc, ld, rows: 0, count: 0, cols, taps, depth, first, next, lines };
+                // SAFETY: `left` was filled for these taps and tiles; the accumulators have room for the block.
+                unsafe { tiling.run(micro, tile) };
+                right = next;
+                first = false;
+            }
+        }
+        // SAFETY: the passes above have filled the accumulators of all rows.
+        unsafe { micro.finish(block.finish, block.rows.start, rows, block.col + panel * M::COLS, cols, acc) };
+    }
+}

@@ -1,0 +1,155 @@
+//! From accumulators to results: the epilogue, applied while they are still in the first-level cache.
+
+use crate::epilogue::{Act, Epilogue, Rows};
+use crate::math::activate;
+use crate::shared::SharedMut;
+use crate::simd::Simd;
+
+/// Where results go and what is done to them on the way.
+#[derive(Clone, Copy)]
+pub(crate) struct Finish<'a> {
+    pub(crate) epilogue: Epilogue<'a>,
+    pub(crate) y: SharedMut<'a, f32>,
+    pub(crate) ldy: usize,
+}
+
+/// `n ≤ LANES` values.
+///
+/// # Safety
+/// They must be readable.
+#[inline(always)]
+pub(crate) unsafe fn load_some<S: Simd>(s: S, p: *const f32, n: usize) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe { if n == S::LANES { s.load(p) } else { s.load_n(p, n) } }
+}
+
+/// Stores `n ≤ LANES` values.
+///
+/// # Safety
+/// They must be writable.
+#[inline(always)]
+pub(crate) unsafe fn store_some<S: Simd>(s: S, p: *mut f32, v: S::V, n: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { if n == S::LANES { s.store(p, v) } else { s.store_n(p, v, n) } }
+}
+
+/// Finishes `rows` rows from `row` and `cols` columns from `col`; `acc` is `[rows, 2 · LANES]`.
+///
+/// # Safety
+/// `acc` must hold that many, the epilogue and `y` must have been checked for those rows and columns, and no other
+/// task may write them.
+#[inline(always)]
+pub(crate) unsafe fn finish<S: Simd>(
+    s: S,
+    how: &Finish,
+    row: usize,
+    rows: usize,
+    col: usize,
+    cols: usize,
+    acc: *const f32,
+) {
+    let act = how.epilogue.act;
+    for i in 0..rows {
+        let parts = RowParts::new(&how.epilogue, row + i, col);
+        let y = how.y.at((row + i) * how.ldy + col);
+        let acc = acc.wrapping_add(i * 2 * S::LANES);
+        // SAFETY: the caller's promise.
+        unsafe {
+            if cols == 2 * S::LANES {
+                let both = [s.load(acc), s.load(acc.add(S::LANES))];
+                let both = parts.apply_whole(s, act, both);
+                s.store(y, both[0]);
+                s.store(y.add(S::LANES), both[1]);
+                continue;
+            }
+            let mut done = 0;
+            while done < cols {
+                let n = (cols - done).min(S::LANES);
+                let v = parts.apply(s, act, s.load(acc.add(done)), done, n);
+                store_some(s, y.add(done), v, n);
+                done += n;
+            }
+        }
+    }
+}
+
+/// Where the parts of an epilogue begin for one row; null = absent.
+#[derive(Clone, Copy)]
+pub(crate) struct RowParts {
+    bias: *const f32,
+    row: *const f32,
+    gate: *const f32,
+    residual: *const f32,
+}
+
+impl RowParts {
+    #[inline(always)]
+    pub(crate) fn new(e: &Epilogue, row: usize, col: usize) -> RowParts {
+        let null = std::ptr::null();
+        let image = |rows: Option<Rows>| match rows {
+            Some(rows) => rows.data.as_ptr().wrapping_add(rows.start(row) + col),
+            None => null,
+        };
+        RowParts {
+            bias: e.bias.map_or(null, |bias| bias.as_ptr().wrapping_add(col)),
+            row: image(e.row),
+            gate: image(e.gate),
+            residual: e.residual.map_or(null, |(data, ld)| data.as_ptr().wrapping_add(row * ld + col)),
+        }
+    }
+
+    /// residual + gate · act(v + bias + row) for a whole panel: two vectors.
+    ///
+    /// # Safety
+    /// The parts must have `2 · LANES` values.
+    #[inline(always)]
+    unsafe fn apply_whole<S: Simd>(&self, s: S, act: Act, [mut a, mut b]: [S::V; 2]) -> [S::V; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            for part in [self.bias, self.row] {
+                if !part.is_null() {
+                    a = s.add(a, s.load(part));
+                    b = s.add(b, s.load(part.add(S::LANES)));
+                }
+            }
+            if act != Act::None {
+                a = activate(s, act, a);
+                b = activate(s, act, b);
+            }
+            if !self.gate.is_null() {
+                a = s.mul(a, s.load(self.gate));
+                b = s.mul(b, s.load(self.gate.add(S::LANES)));
+            }
+            if !self.residual.is_null() {
+                a = s.add(a, s.load(self.residual));
+                b = s.add(b, s.load(self.residual.add(S::LANES)));
+            }
+        }
+        [a, b]
+    }
+
+    /// residual + gate · act(v + bias + row) for `n ≤ LANES` columns, `done` columns in.
+    ///
+    /// # Safety
+    /// The parts must have `n` values there.
+    #[inline(always)]
+    pub(crate) unsafe fn apply<S: Simd>(&self, s: S, act: Act, mut v: S::V, done: usize, n: usize) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if !self.bias.is_null() {
+                v = s.add(v, load_some(s, self.bias.add(done), n));
+            }
+            if !self.row.is_null() {
+                v = s.add(v, load_some(s, self.row.add(done), n));
+            }
+            v = activate(s, act, v);
+            if !self.gate.is_null() {
+                v = s.mul(v, load_some(s, self.gate.add(done), n));
+            }
+            if !self.residual.is_null() {
+                v = s.add(v, load_some(s, self.residual.add(done), n));
+            }
+        }
+        v
+    }
+}

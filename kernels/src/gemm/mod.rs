@@ -1,0 +1,152 @@
+//! y = epilogue(left · right): an implicit matrix product, cut into tasks.
+//!
+//! [`lhs`] says where left rows are, [`drive`] has the loops, [`tile`] the register tile, [`finish`] the epilogue.
+
+mod drive;
+mod finish;
+mod lhs;
+mod tile;
+
+pub(crate) use drive::{Tile, Tiling};
+pub(crate) use finish::{Finish, RowParts, load_some, store_some};
+pub(crate) use lhs::{Gather, Lhs, PADDING};
+
+use crate::pack::panel_width;
+use crate::shared::cut;
+use crate::simd::{Kernel, Simd};
+use crate::{Isa, Pool, scratch};
+use drive::{BLOCK_ROWS, Block, drive};
+use std::ops::Range;
+pub(crate) use tile::F32;
+
+/// Taps shorter than this are copied together first.
+const SHORT_TAP: usize = 16;
+/// Values of copied rows at most, per block: a quarter of a second-level cache.
+const COPY_VALUES: usize = 32 << 10;
+/// Tasks per thread that make up for threads of different speed.
+const TASKS_PER_THREAD: usize = 6;
+
+/// A product `[rows, k] · [k, n]`, or one per group of columns.
+pub(crate) struct Product<'a> {
+    pub(crate) isa: Isa,
+    /// Left side of the first group.
+    pub(crate) lhs: Lhs<'a, f32>,
+    pub(crate) rows: usize,
+    /// Per group all panels of `[k, width]`.
+    pub(crate) right: &'a [f32],
+    /// Columns of a group.
+    pub(crate) n: usize,
+    pub(crate) groups: Groups,
+    pub(crate) finish: Finish<'a>,
+}
+
+/// Several products of the same shape, and how far apart their operands begin.
+#[derive(Clone, Copy)]
+pub(crate) struct Groups {
+    pub(crate) count: usize,
+    /// Values of the left side between two groups.
+    pub(crate) left: usize,
+    /// Packed values of the right side between two groups.
+    pub(crate) right: usize,
+    /// Columns of the result between two groups.
+    pub(crate) col: usize,
+}
+
+impl Groups {
+    /// Only one product.
+    pub(crate) const ONE: Groups = Groups { count: 1, left: 0, right: 0, col: 0 };
+}
+
+/// How a product is cut: tasks are groups × row blocks × ranges of panels.
+struct Split {
+    row_blocks: usize,
+    panels: usize,
+    panel_ranges: usize,
+}
+
+impl Product<'_> {
+    /// Computes all of it.
+    ///
+    /// The caller has checked that `lhs` has all rows, the epilogue and `y` all rows and columns.
+    pub(crate) fn run(&self, pool: &Pool) {
+        if self.rows == 0 || self.n == 0 {
+            return;
+        }
+        assert!(self.lhs.k() > 0, "a product over no values");
+        let split = self.split(pool.threads());
+        let per_group = split.row_blocks * split.panel_ranges;
+        pool.run(self.groups.count * per_group, &|task, _| {
+            let (group, rest) = (task / per_group, task % per_group);
+            let rows = cut(self.rows, split.row_blocks, self.row_unit(), rest / split.panel_ranges);
+            let panels = cut(split.panels, split.panel_ranges, 1, rest % split.panel_ranges);
+            if !rows.is_empty() && !panels.is_empty() {
+                self.task(group, rows, panels);
+            }
+        });
+    }
+
+    /// Row blocks are multiples of this, so that only the last has smaller tiles.
+    fn row_unit(&self) -> usize {
+        if self.isa == Isa::Avx512 { 12 } else { 6 }
+    }
+
+    fn split(&self, threads: usize) -> Split {
+        let panels = self.n.div_ceil(panel_width(self.isa));
+        let most =
+            if self.copies() { (COPY_VALUES / self.lhs.k()).clamp(self.row_unit(), BLOCK_ROWS) } else { BLOCK_ROWS };
+        let unit = self.row_unit();
+        let row_blocks = self.rows.div_ceil(unit).div_ceil(most / unit);
+        let wanted = if threads == 1 { 1 } else { threads * TASKS_PER_THREAD };
+        let panel_ranges = wanted.div_ceil(row_blocks * self.groups.count).clamp(1, panels);
+        Split { row_blocks, panels, panel_ranges }
+    }
+
+    /// Whether the left rows of a block are copied together first.
+    fn copies(&self) -> bool {
+        self.lhs.gather.is_some() && self.lhs.depth < SHORT_TAP && self.lhs.k() * self.row_unit() <= COPY_VALUES
+    }
+
+    fn task(&self, group: usize, rows: Range<usize>, panels: Range<usize>) {
+        let mut lhs = self.lhs;
+        lhs.x = &lhs.x[group * self.groups.left..];
+        if !self.copies() {
+            return self.block(group, lhs, 0, rows, panels);
+        }
+        let k = lhs.k();
+        scratch::with(rows.len() * k, |copy| {
+            lhs.copy_rows(rows.clone(), copy);
+            let copied = Lhs { x: copy, ld: k, taps: 1, depth: k, gather: None };
+            self.block(group, copied, rows.start, rows.clone(), panels);
+        });
+    }
+
+    fn block(&self, group: usize, lhs: Lhs<f32>, lhs_row: usize, rows: Range<usize>, panels: Range<usize>) {
+        let right = self.right[group * self.groups.right..].as_ptr();
+        let (n, col) = (self.n, group * self.groups.col);
+        self.isa.run(Task { lhs, lhs_row, rows, right, panels, n, col, finish: &self.finish });
+    }
+}
+
+/// A [`Block`] whose instruction set is not yet chosen.
+struct Task<'a> {
+    lhs: Lhs<'a, f32>,
+    lhs_row: usize,
+    rows: Range<usize>,
+    right: *const f32,
+    panels: Range<usize>,
+    n: usize,
+    col: usize,
+    finish: &'a Finish<'a>,
+}
+
+impl Kernel for Task<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Task { lhs, lhs_row, rows, right, panels, n, col, finish } = self;
+        let block = Block::<F32<S>> { lhs, rows, lhs_row, right, panels, n, col, finish };
+        // SAFETY: `Product::run` demands the checks of all operands; tasks have disjoint rows or columns.
+        unsafe { drive(F32(s), &block) }
+    }
+}

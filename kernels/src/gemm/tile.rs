@@ -1,0 +1,218 @@
+//! The register tile: up to `MR` rows by two vectors of columns, for f32.
+
+use super::drive::{Micro, Tile};
+use super::finish::{Finish, finish};
+use crate::simd::{Kernel, Simd};
+
+/// f32 times f32 on the vectors of `S`.
+#[derive(Clone, Copy)]
+pub(crate) struct F32<S>(pub(crate) S);
+
+impl<S: Simd> Micro for F32<S> {
+    type Left = f32;
+    type Right = f32;
+    type Acc = f32;
+    type Finish<'a> = Finish<'a>;
+    const ROWS: usize = S::MR;
+    const COLS: usize = 2 * S::LANES;
+
+    #[inline(always)]
+    unsafe fn tiles(self, tile: Tile<f32, f32, f32>) {
+        let s = self.0;
+        if tile.cols <= S::LANES {
+            return s.outline(Dispatch::<1>(tile));
+        }
+        s.outline(Dispatch::<2>(tile))
+    }
+
+    #[inline(always)]
+    unsafe fn finish(self, how: &Finish, row: usize, rows: usize, col: usize, cols: usize, acc: *const f32) {
+        // SAFETY: the caller's promise.
+        unsafe { finish(self.0, how, row, rows, col, cols, acc) }
+    }
+}
+
+/// A tile `NV` vectors wide, its number of rows not yet a constant.
+struct Dispatch<const NV: usize>(Tile<f32, f32, f32>);
+
+impl<const NV: usize> Kernel for Dispatch<NV> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let tile = self.0;
+        macro_rules! by_rows {
+            ($($m:literal)*) => {
+                match tile.rows {
+                    1 => s.outline(Thin::<1, NV, 4>(tile)),
+                    2 => s.outline(Thin::<2, NV, 2>(tile)),
+                    $($m if $m <= S::MR => s.outline(Wide::<$m, NV>(tile)),)*
+                    rows => unreachable!("a tile has at most {} rows, not {rows}", S::MR),
+                }
+            };
+        }
+        by_rows!(3 4 5 6 7 8 9 10 11 12)
+    }
+}
+
+/// `M` rows by `NV` vectors, one accumulator each.
+struct Wide<const M: usize, const NV: usize>(Tile<f32, f32, f32>);
+
+impl<const M: usize, const NV: usize> Kernel for Wide<M, NV> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut t = self.0;
+        for _ in 0..t.count {
+            ask(s, &mut t);
+            // SAFETY: the promise of `Micro::tiles`.
+            unsafe {
+                wide::<S, M, NV>(s, &t);
+                t.left = t.left.add(t.taps * M);
+                t.acc = t.acc.add(M * t.ld);
+            }
+        }
+    }
+}
+
+/// Asks for the cache lines that are this tile's share of the next step.
+#[inline(always)]
+fn ask<S: Simd>(s: S, t: &mut Tile<f32, f32, f32>) {
+    for _ in 0..t.lines {
+        s.prefetch(t.next);
+        t.next = t.next.wrapping_add(16);
+    }
+}
+
+/// One tile of `M` rows.
+///
+/// # Safety
+/// As for [`Micro::tiles`]: `M` places of pointers per tap, each to `depth` readable values; `taps · depth` rows of the
+/// panel; `M` rows of accumulators.
+#[inline(always)]
+unsafe fn wide<S: Simd, const M: usize, const NV: usize>(s: S, t: &Tile<f32, f32, f32>) {
+    let mut acc = [[s.splat(0.0); NV]; M];
+    // SAFETY: the caller's promise.
+    unsafe {
+        if !t.first {
+            for i in 0..M {
+                for j in 0..NV {
+                    acc[i][j] = s.load(t.acc.add(i * t.ld + j * S::LANES));
+                }
+            }
+        }
+        let mut b = t.right;
+        for tap in 0..t.taps {
+            let mut a = [std::ptr::null(); M];
+            for i in 0..M {
+                a[i] = *t.left.add(tap * M + i);
+            }
+            for p in 0..t.depth {
+                let mut bv = [s.splat(0.0); NV];
+                for j in 0..NV {
+                    bv[j] = s.load(b.add(j * S::LANES));
+                }
+                for i in 0..M {
+                    let av = s.splat(*a[i].add(p));
+                    for j in 0..NV {
+                        acc[i][j] = s.fma(av, bv[j], acc[i][j]);
+                    }
+                }
+                b = b.add(2 * S::LANES);
+            }
+        }
+        for i in 0..M {
+            for j in 0..NV {
+                s.store(t.acc.add(i * t.ld + j * S::LANES), acc[i][j]);
+            }
+        }
+    }
+}
+
+/// One or two rows: `KU` accumulators each, because a single one would wait for the latency of every addition.
+struct Thin<const M: usize, const NV: usize, const KU: usize>(Tile<f32, f32, f32>);
+
+impl<const M: usize, const NV: usize, const KU: usize> Kernel for Thin<M, NV, KU> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut t = self.0;
+        for _ in 0..t.count {
+            ask(s, &mut t);
+            // SAFETY: the promise of `Micro::tiles`.
+            unsafe {
+                thin::<S, M, NV, KU>(s, &t);
+                t.left = t.left.add(t.taps * M);
+                t.acc = t.acc.add(M * t.ld);
+            }
+        }
+    }
+}
+
+/// One tile of `M` rows, `KU` accumulators each.
+///
+/// # Safety
+/// As for [`wide`].
+#[inline(always)]
+unsafe fn thin<S: Simd, const M: usize, const NV: usize, const KU: usize>(s: S, t: &Tile<f32, f32, f32>) {
+    let width = 2 * S::LANES;
+    let mut acc = [[[s.splat(0.0); NV]; M]; KU];
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut b = t.right;
+        for tap in 0..t.taps {
+            let mut a = [std::ptr::null(); M];
+            for i in 0..M {
+                a[i] = *t.left.add(tap * M + i);
+            }
+            let whole = t.depth - t.depth % KU;
+            let mut p = 0;
+            while p < whole {
+                for u in 0..KU {
+                    thin_step(s, &mut acc[u], &a, p + u, b.add(u * width));
+                }
+                p += KU;
+                b = b.add(KU * width);
+            }
+            while p < t.depth {
+                thin_step(s, &mut acc[0], &a, p, b);
+                p += 1;
+                b = b.add(width);
+            }
+        }
+        for i in 0..M {
+            for j in 0..NV {
+                let mut sum = acc[0][i][j];
+                for u in 1..KU {
+                    sum = s.add(sum, acc[u][i][j]);
+                }
+                let place = t.acc.add(i * t.ld + j * S::LANES);
+                s.store(place, if t.first { sum } else { s.add(sum, s.load(place)) });
+            }
+        }
+    }
+}
+
+/// acc += a\[..\]\[p\] · b
+///
+/// # Safety
+/// `a[..][p]` and `NV` vectors at `b` must be readable.
+#[inline(always)]
+unsafe fn thin_step<S: Simd, const M: usize, const NV: usize>(
+    s: S,
+    acc: &mut [[S::V; NV]; M],
+    a: &[*const f32; M],
+    p: usize,
+    b: *const f32,
+) {
+    for i in 0..M {
+        // SAFETY: the caller's promise.
+        let av = s.splat(unsafe { *a[i].add(p) });
+        for j in 0..NV {
+            // SAFETY: the caller's promise.
+            acc[i][j] = s.fma(av, unsafe { s.load(b.add(j * S::LANES)) }, acc[i][j]);
+        }
+    }
+}

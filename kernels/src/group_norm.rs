@@ -1,0 +1,218 @@
+//! Group normalisation over NHWC.
+//!
+//! A task is an image and a range of whole groups. Vectors run over channels, so every channel is summed in the same
+//! order wherever a range begins, and results do not depend on how channels were cut into tasks.
+
+use crate::epilogue::{Act, check_matrix};
+use crate::gemm::{load_some, store_some};
+use crate::math::activate;
+use crate::shared::{SharedMut, cut};
+use crate::simd::{Kernel, Simd};
+use crate::{Isa, Pool, scratch};
+
+/// Channels of a task at least: what one pixel contributes to it should fill cache lines.
+const MIN_CHANNELS: usize = 32;
+/// Pixels whose two passes find them in the first-level cache.
+const BLOCK: usize = 64;
+/// Channel vectors summed side by side.
+const CHAINS: usize = 4;
+
+/// Shape and weights of [`group_norm`] over NHWC.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupNorm<'a> {
+    /// Images.
+    pub n: usize,
+    /// Pixels of an image.
+    pub hw: usize,
+    /// Channels.
+    pub c: usize,
+    /// Groups; divides `c`.
+    pub groups: usize,
+    /// Added to the variance.
+    pub eps: f32,
+    /// `[c]`; none = 1.
+    pub gamma: Option<&'a [f32]>,
+    /// `[c]`; none = 0.
+    pub beta: Option<&'a [f32]>,
+    /// Applied last.
+    pub act: Act,
+}
+
+/// y = act((x − mean) / √(var + eps) · gamma + beta), mean and variance per image and group of c/groups channels.
+///
+/// Pixels lie `ldx` and `ldy` apart. Variance by blocks of two passes, joined in f64.
+///
+/// # Panics
+/// When a slice is too short or `groups` does not divide `c`.
+pub fn group_norm(isa: Isa, pool: &Pool, shape: &GroupNorm, x: &[f32], ldx: usize, y: &mut [f32], ldy: usize) {
+    check_matrix("x", x.len(), shape.n * shape.hw, shape.c, ldx);
+    check_matrix("y", y.len(), shape.n * shape.hw, shape.c, ldy);
+    assert!(shape.groups > 0 && shape.c.is_multiple_of(shape.groups), "{} groups of {}", shape.groups, shape.c);
+    for (name, weights) in [("gamma", shape.gamma), ("beta", shape.beta)] {
+        let len = weights.map_or(shape.c, <[f32]>::len);
+        assert!(len >= shape.c, "{name} has {len} values, needs {}", shape.c);
+    }
+    let width = shape.c / shape.groups;
+    let most = (shape.c / MIN_CHANNELS).clamp(1, shape.groups);
+    let ranges = (4 * pool.threads()).div_ceil(shape.n.max(1)).min(most);
+    let y = SharedMut::new(y);
+    pool.run(shape.n * ranges, &|task, _| {
+        let groups = cut(shape.groups, ranges, 1, task % ranges);
+        if groups.is_empty() {
+            return;
+        }
+        let (image, first, count) = (task / ranges, groups.start * width, groups.len() * width);
+        let start = image * shape.hw;
+        scratch::with(3 * count, |work| {
+            isa.run(GroupTask { shape, start, first, count, x, ldx, y, ldy, work });
+        });
+    });
+}
+
+struct GroupTask<'a> {
+    shape: &'a GroupNorm<'a>,
+    /// First pixel.
+    start: usize,
+    /// First channel.
+    first: usize,
+    /// Channels.
+    count: usize,
+    x: &'a [f32],
+    ldx: usize,
+    y: SharedMut<'a, f32>,
+    ldy: usize,
+    /// Three rows of `count` values: sums, then means; factors; additions.
+    work: &'a mut [f32],
+}
+
+/// Mean and Σ (x − mean)² of what has been seen of a group.
+#[derive(Clone, Copy)]
+struct Moments {
+    count: f64,
+    mean: f64,
+    squares: f64,
+}
+
+impl Moments {
+    const NONE: Moments = Moments { count: 0.0, mean: 0.0, squares: 0.0 };
+
+    /// Both together (Chan, Golub, LeVeque 1979).
+    fn join(self, other: Moments) -> Moments {
+        let count = self.count + other.count;
+        let step = other.mean - self.mean;
+        Moments {
+            count,
+            mean: self.mean + step * other.count / count,
+            squares: self.squares + other.squares + step * step * self.count * other.count / count,
+        }
+    }
+}
+
+impl Kernel for GroupTask<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        self.coefficients(s);
+        self.normalise(s);
+    }
+}
+
+impl GroupTask<'_> {
+    /// Fills `work` with per-channel means, factors inv · gamma and additions beta.
+    #[inline(always)]
+    fn coefficients<S: Simd>(&mut self, s: S) {
+        let shape = self.shape;
+        let width = shape.c / shape.groups;
+        for group in 0..self.count / width {
+            let moments = self.group_moments(s, group * width, width);
+            let inv = 1.0 / (moments.squares / moments.count + f64::from(shape.eps)).sqrt();
+            for c in group * width..(group + 1) * width {
+                let channel = self.first + c;
+                self.work[c] = moments.mean as f32;
+                self.work[self.count + c] = inv as f32 * shape.gamma.map_or(1.0, |gamma| gamma[channel]);
+                self.work[2 * self.count + c] = shape.beta.map_or(0.0, |beta| beta[channel]);
+            }
+        }
+    }
+
+    /// Moments of the group of `width` channels from `c`, block by block of pixels, each in two passes.
+    #[inline(always)]
+    fn group_moments<S: Simd>(&mut self, s: S, c: usize, width: usize) -> Moments {
+        let mut moments = Moments::NONE;
+        for pixel in (0..self.shape.hw).step_by(BLOCK) {
+            let pixels = BLOCK.min(self.shape.hw - pixel);
+            let x = &self.x[(self.start + pixel) * self.ldx + self.first + c..];
+            let count = (pixels * width) as f64;
+            let mean = sum_over(s, x, self.ldx, pixels, width, None) / count;
+            let squares = sum_over(s, x, self.ldx, pixels, width, Some(mean as f32));
+            // Σ (x − m)² about the rounded mean m is too large by count · (mean − m)².
+            let off = mean - f64::from(mean as f32);
+            moments = moments.join(Moments { count, mean, squares: (squares - count * off * off).max(0.0) });
+        }
+        moments
+    }
+
+    /// y = act((x − mean) · factor + addition)
+    #[inline(always)]
+    fn normalise<S: Simd>(&self, s: S) {
+        let (mean, rest) = self.work.split_at(self.count);
+        let (factor, addition) = rest.split_at(self.count);
+        for pixel in self.start..self.start + self.shape.hw {
+            let x = &self.x[pixel * self.ldx + self.first..][..self.count];
+            let y = self.y.at(pixel * self.ldy + self.first);
+            let mut c = 0;
+            while c < self.count {
+                let n = (self.count - c).min(S::LANES);
+                // SAFETY: `c + n ≤ count`, the length of all these; tasks have disjoint channels or images.
+                unsafe {
+                    let v = s.sub(load_some(s, x.as_ptr().add(c), n), load_some(s, mean.as_ptr().add(c), n));
+                    let (factor, addition) = (factor.as_ptr().add(c), addition.as_ptr().add(c));
+                    let v = s.fma(v, load_some(s, factor, n), load_some(s, addition, n));
+                    store_some(s, y.add(c), activate(s, self.shape.act, v), n);
+                }
+                c += n;
+            }
+        }
+    }
+}
+
+/// Σ x, or Σ (x − pivot)², over `pixels` rows of `width` values, `ld` apart.
+#[inline(always)]
+fn sum_over<S: Simd>(s: S, x: &[f32], ld: usize, pixels: usize, width: usize, pivot: Option<f32>) -> f64 {
+    assert!(x.len() >= (pixels - 1) * ld + width);
+    let mut total = 0.0;
+    let mut c = 0;
+    while c < width {
+        let n = (width - c).min(S::LANES);
+        let mut sums = [s.splat(0.0); CHAINS];
+        let mut pixel = 0;
+        while pixel < pixels {
+            let many = CHAINS.min(pixels - pixel);
+            for j in 0..many {
+                // SAFETY: the assertion above.
+                let v = unsafe { load_some(s, x.as_ptr().add((pixel + j) * ld + c), n) };
+                sums[j] = match pivot {
+                    None => s.add(sums[j], v),
+                    Some(pivot) => {
+                        let v = s.sub(v, s.splat(pivot));
+                        s.fma(v, v, sums[j])
+                    }
+                };
+            }
+            pixel += many;
+        }
+        total += lanes_total(s, s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])), n);
+        c += n;
+    }
+    total
+}
+
+/// The first `n` lanes, added in f64; the others may hold anything.
+#[inline(always)]
+fn lanes_total<S: Simd>(s: S, v: S::V, n: usize) -> f64 {
+    let mut lanes = [0.0f32; 16];
+    // SAFETY: no vector has more than 16 lanes.
+    unsafe { s.store(lanes.as_mut_ptr(), v) };
+    lanes[..n].iter().map(|&x| f64::from(x)).sum()
+}

@@ -1,0 +1,114 @@
+//! Which instruction set a kernel runs on, and the one place where that choice becomes code.
+
+use crate::simd::{Kernel, Portable, Simd};
+use std::fmt;
+use std::sync::OnceLock;
+
+/// An instruction set the kernels are built for. Later ones are faster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Isa {
+    /// Plain Rust over arrays of 8; runs on any CPU.
+    Portable,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F.
+    Avx512,
+}
+
+impl Isa {
+    /// All of them, slowest first.
+    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+
+    /// The fastest this CPU has, not above `CQC_ISA` (portable, avx2 or avx512) where that is set.
+    ///
+    /// Read once per process. An unknown `CQC_ISA` is ignored.
+    pub fn detect() -> Isa {
+        static DETECTED: OnceLock<Isa> = OnceLock::new();
+        *DETECTED.get_or_init(|| {
+            let limit = std::env::var("CQC_ISA").ok().and_then(|name| Isa::from_name(&name)).unwrap_or(Isa::Avx512);
+            let usable = |isa: &Isa| *isa <= limit && isa.is_available();
+            Isa::ALL.into_iter().rev().find(usable).unwrap_or(Isa::Portable)
+        })
+    }
+
+    /// Those this CPU has, slowest first; `CQC_ISA` plays no part. Tests run over these.
+    pub fn available() -> Vec<Isa> {
+        Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+    }
+
+    /// Whether this CPU has it. Kernels panic on one it has not.
+    pub fn is_available(self) -> bool {
+        match self {
+            Isa::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Isa::Avx2.is_available() && is_x86_feature_detected!("avx512f"),
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 | Isa::Avx512 => false,
+        }
+    }
+
+    /// The one called `name` (portable, avx2, avx512).
+    pub fn from_name(name: &str) -> Option<Isa> {
+        Isa::ALL.into_iter().find(|isa| isa.to_string() == name)
+    }
+
+    /// Values in one vector.
+    pub fn lanes(self) -> usize {
+        if self == Isa::Avx512 { 16 } else { 8 }
+    }
+
+    /// Runs `kernel` compiled for this instruction set.
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
+        assert!(self.is_available(), "this CPU has no {self}");
+        match self {
+            Isa::Portable => kernel.run(Portable),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the assertion above: this CPU has AVX2 and FMA.
+            Isa::Avx2 => unsafe { crate::simd::avx2::enter(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the assertion above: this CPU has AVX-512 F.
+            Isa::Avx512 => unsafe { crate::simd::avx512::enter(kernel) },
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => unreachable!("is_available() is false off x86-64"),
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        })
+    }
+}
+
+/// Runs `rounds` rounds of independent fused multiply-adds in registers and returns how many floating-point
+/// operations that were: the peak that benchmarks compare with.
+pub fn fma_probe(isa: Isa, rounds: usize) -> u64 {
+    isa.run(Probe(rounds))
+}
+
+struct Probe(usize);
+
+impl Kernel for Probe {
+    type Out = u64;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> u64 {
+        const CHAINS: usize = 12;
+        let mut acc = [s.splat(std::hint::black_box(1.0)); CHAINS];
+        let (a, b) = (s.splat(std::hint::black_box(0.999)), s.splat(std::hint::black_box(0.001)));
+        for _ in 0..self.0 {
+            for acc in &mut acc {
+                *acc = s.fma(*acc, a, b);
+            }
+        }
+        let total = acc.into_iter().fold(0.0, |total, acc| total + s.sum(acc));
+        std::hint::black_box(total);
+        (2 * CHAINS * S::LANES * self.0) as u64
+    }
+}

@@ -1,0 +1,72 @@
+//! Quantization.
+
+use super::Call;
+use super::lane::{Lane, by_float};
+use super::reduce::limits;
+use super::walk::around;
+use cqc_proto::dtype::DType;
+use cqc_proto::op::Op;
+use cqc_proto::tensor::Tensor;
+
+pub(super) fn eval(call: &Call) -> Tensor {
+    let (x, scale) = (call.input(0).dtype(), call.input(1).dtype());
+    match call.op {
+        Op::Quantize { axis, block, .. } => {
+            let computed = if x == DType::F64 { x } else { scale };
+            by_float!(computed, T => quantize::<T>(call, &Scales::new(call, *axis, *block)))
+        }
+        Op::Dequantize { axis, block, .. } => {
+            by_float!(scale, T => dequantize::<T>(call, &Scales::new(call, *axis, *block)))
+        }
+        _ => unreachable!("dispatched by reference::eval"),
+    }
+}
+
+/// Which scale belongs to which element.
+struct Scales {
+    /// Size of the axis, elements behind it, elements that share a scale along it, scales along it.
+    along: Option<(usize, usize, usize, usize)>,
+    /// Blocked scales differ along the other axes too.
+    blocked: bool,
+}
+
+impl Scales {
+    fn new(call: &Call, axis: Option<usize>, block: usize) -> Scales {
+        let along = axis.map(|axis| {
+            let (_, n, inner) = around(&call.out().shape, axis);
+            (n, inner, block.max(1), n.div_ceil(block.max(1)))
+        });
+        Scales { along, blocked: block != 0 }
+    }
+
+    /// Position of the scale of element `i`.
+    fn of(&self, i: usize) -> usize {
+        let Some((n, inner, block, blocks)) = self.along else { return 0 };
+        let place = i / inner % n / block;
+        if self.blocked { (i / inner / n * blocks + place) * inner + i % inner } else { place }
+    }
+}
+
+fn quantize<T: Lane>(call: &Call, scales: &Scales) -> Tensor {
+    let (x, scale) = (T::load(call.input(0)), T::load(call.input(1)));
+    let zeros = call.optional(2).map(Tensor::to_i64_vec);
+    let (lowest, highest) = limits::<f64>(call.out().dtype);
+    let code = |(i, x): (usize, &T)| {
+        let s = scales.of(i);
+        let steps = x.div(scale[s]).to_f64().round_ties_even();
+        let zero = zeros.as_ref().map_or(0.0, |z| z[s] as f64);
+        (if steps.is_nan() { zero } else { steps + zero }).clamp(lowest, highest)
+    };
+    call.out().of(&x.iter().enumerate().map(code).collect::<Vec<f64>>())
+}
+
+fn dequantize<T: Lane>(call: &Call, scales: &Scales) -> Tensor {
+    let (x, scale) = (call.input(0).to_i64_vec(), T::load(call.input(1)));
+    let zeros = call.optional(2).map(Tensor::to_i64_vec);
+    let value = |(i, x): (usize, &i64)| {
+        let s = scales.of(i);
+        let steps = x - zeros.as_ref().map_or(0, |z| z[s]);
+        T::from_f64(steps as f64).mul(scale[s])
+    };
+    call.out().of(&x.iter().enumerate().map(value).collect::<Vec<T>>())
+}

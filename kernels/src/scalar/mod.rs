@@ -1,0 +1,11 @@
+//! The definitions: plain loops, sums in f64. Every fast kernel is tested against these.
+//!
+//! Nothing here is fast, and nothing here knows about threads or vector instructions.
+
+mod math;
+mod nn;
+
+pub use math::{act, binary, erf, unary};
+pub use nn::{
+    attention, conv, copy_strided, finish, geglu, group_norm, layer_norm, linear, matmul_batched, rms_norm, softmax,
+};

@@ -1,0 +1,132 @@
+//! AVX2 with FMA: 8 lanes, 16 registers. A 6 × 16 tile takes 12 of them, two hold the right side, one the left.
+
+use super::{Kernel, Simd};
+use std::arch::x86_64::*;
+
+/// Proof that this CPU has AVX2 and FMA: only [`enter`] makes one.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+/// Runs `kernel`, compiled for AVX2 and FMA.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma")]
+pub(crate) fn enter<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run(Avx2(()))
+}
+
+/// −1 in the first 8 entries, 0 in the last 8: a window into it is the mask of a partial load.
+static MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+
+#[inline(always)]
+fn mask(n: usize) -> __m256i {
+    debug_assert!(n <= 8);
+    // SAFETY: `n ≤ 8`, so the 8 entries from `8 − n` lie in the table; only made inside `enter`.
+    unsafe { _mm256_loadu_si256(MASKS.as_ptr().add(8 - n).cast()) }
+}
+
+/// One-line wrappers of intrinsics.
+macro_rules! wrap {
+    ($($name:ident($($x:ident),*) = $body:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($x: __m256),*) -> __m256 {
+            // SAFETY: `self` proves the features.
+            unsafe { $body }
+        }
+    )*};
+}
+
+impl Simd for Avx2 {
+    type V = __m256;
+    const LANES: usize = 8;
+    const MR: usize = 6;
+
+    #[inline(always)]
+    fn outline<K: Kernel>(self, kernel: K) -> K::Out {
+        // SAFETY: `self` proves the features.
+        unsafe { enter(kernel) }
+    }
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m256 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm256_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> __m256 {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { _mm256_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_n(self, p: *const f32, n: usize) -> __m256 {
+        // SAFETY: masked lanes are not touched; `self` proves the features.
+        unsafe { _mm256_maskload_ps(p, mask(n)) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: __m256) {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { _mm256_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn store_n(self, p: *mut f32, v: __m256, n: usize) {
+        // SAFETY: masked lanes are not touched; `self` proves the features.
+        unsafe { _mm256_maskstore_ps(p, mask(n), v) }
+    }
+
+    wrap! {
+        add(a, b) = _mm256_add_ps(a, b);
+        sub(a, b) = _mm256_sub_ps(a, b);
+        mul(a, b) = _mm256_mul_ps(a, b);
+        div(a, b) = _mm256_div_ps(a, b);
+        fma(a, b, c) = _mm256_fmadd_ps(a, b, c);
+        max(a, b) = _mm256_max_ps(a, b);
+        min(a, b) = _mm256_min_ps(a, b);
+        sqrt(a) = _mm256_sqrt_ps(a);
+        abs(a) = _mm256_andnot_ps(_mm256_set1_ps(-0.0), a);
+        with_sign(a, sign) = _mm256_or_ps(a, _mm256_and_ps(_mm256_set1_ps(-0.0), sign));
+        if_less(a, b, yes, no) = _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b));
+    }
+
+    #[inline(always)]
+    fn scale2(self, x: __m256, n: __m256) -> __m256 {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            // Two halves, because 2^n itself may be no normal number; the first product is exact.
+            let n = _mm256_cvtps_epi32(n);
+            let half = _mm256_srai_epi32::<1>(n);
+            let bias = _mm256_set1_epi32(127);
+            let low = _mm256_slli_epi32::<23>(_mm256_add_epi32(half, bias));
+            let high = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_sub_epi32(n, half), bias));
+            _mm256_mul_ps(_mm256_mul_ps(x, _mm256_castsi256_ps(low)), _mm256_castsi256_ps(high))
+        }
+    }
+    #[inline(always)]
+    fn add_exponent(self, y: __m256, shifted: __m256) -> __m256 {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted));
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(y), n))
+        }
+    }
+    #[inline(always)]
+    fn sum(self, a: __m256) -> f32 {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
+    fn max_lane(self, a: __m256) -> f32 {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let four = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
+    fn prefetch(self, p: *const f32) {
+        // SAFETY: a prefetch of any address is no access.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+}

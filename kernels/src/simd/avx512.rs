@@ -1,0 +1,116 @@
+//! AVX-512 F: 16 lanes, 32 registers, and a mask for every partial access.
+
+use super::{Kernel, Simd};
+use std::arch::x86_64::*;
+
+/// Proof that this CPU has AVX-512 F: only [`enter`] makes one.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+/// Runs `kernel`, compiled for AVX-512 F.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx2,fma")]
+pub(crate) fn enter<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run(Avx512(()))
+}
+
+/// The lowest `n ≤ 16` bits.
+#[inline(always)]
+fn mask(n: usize) -> __mmask16 {
+    debug_assert!(n <= 16);
+    ((1u32 << n) - 1) as __mmask16
+}
+
+/// One-line wrappers of intrinsics.
+macro_rules! wrap {
+    ($($name:ident($($x:ident),*) = $body:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($x: __m512),*) -> __m512 {
+            // SAFETY: `self` proves the features.
+            unsafe { $body }
+        }
+    )*};
+}
+
+impl Simd for Avx512 {
+    type V = __m512;
+    const LANES: usize = 16;
+    const MR: usize = 12;
+
+    #[inline(always)]
+    fn outline<K: Kernel>(self, kernel: K) -> K::Out {
+        // SAFETY: `self` proves the features.
+        unsafe { enter(kernel) }
+    }
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> __m512 {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_n(self, p: *const f32, n: usize) -> __m512 {
+        // SAFETY: masked lanes are not touched; `self` proves the features.
+        unsafe { _mm512_maskz_loadu_ps(mask(n), p) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: __m512) {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn store_n(self, p: *mut f32, v: __m512, n: usize) {
+        // SAFETY: masked lanes are not touched; `self` proves the features.
+        unsafe { _mm512_mask_storeu_ps(p, mask(n), v) }
+    }
+
+    wrap! {
+        add(a, b) = _mm512_add_ps(a, b);
+        sub(a, b) = _mm512_sub_ps(a, b);
+        mul(a, b) = _mm512_mul_ps(a, b);
+        div(a, b) = _mm512_div_ps(a, b);
+        fma(a, b, c) = _mm512_fmadd_ps(a, b, c);
+        max(a, b) = _mm512_max_ps(a, b);
+        min(a, b) = _mm512_min_ps(a, b);
+        sqrt(a) = _mm512_sqrt_ps(a);
+        abs(a) = _mm512_abs_ps(a);
+        if_less(a, b, yes, no) = _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), no, yes);
+        scale2(x, n) = _mm512_scalef_ps(x, n);
+    }
+
+    #[inline(always)]
+    fn with_sign(self, a: __m512, sign: __m512) -> __m512 {
+        // SAFETY: `self` proves the features. Integer forms: those for f32 need AVX-512 DQ.
+        unsafe {
+            let bit = _mm512_and_si512(_mm512_castps_si512(sign), _mm512_set1_epi32(i32::MIN));
+            _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(a), bit))
+        }
+    }
+    #[inline(always)]
+    fn add_exponent(self, y: __m512, shifted: __m512) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted));
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(y), n))
+        }
+    }
+    #[inline(always)]
+    fn sum(self, a: __m512) -> f32 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_reduce_add_ps(a) }
+    }
+    #[inline(always)]
+    fn max_lane(self, a: __m512) -> f32 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_reduce_max_ps(a) }
+    }
+    #[inline(always)]
+    fn prefetch(self, p: *const f32) {
+        // SAFETY: a prefetch of any address is no access.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+}

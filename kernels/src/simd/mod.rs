@@ -1,0 +1,93 @@
+//! The vector type the kernels are written over, once per instruction set.
+//!
+//! A kernel is a value with its arguments in it ([`Kernel`]); [`crate::Isa::run`] calls it inside a function
+//! compiled for the chosen instruction set. Everything on the way down is `#[inline(always)]`, so the intrinsics
+//! end up in that function.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+mod portable;
+
+pub(crate) use portable::Portable;
+
+/// A piece of work, generic over the vector type.
+pub(crate) trait Kernel {
+    /// What it returns.
+    type Out;
+    /// The work. Implementations are `#[inline(always)]`.
+    fn run<S: Simd>(self, s: S) -> Self::Out;
+}
+
+/// Vectors of `LANES` f32. A value of an implementing type is proof that the CPU has its instructions.
+///
+/// Comparisons follow SSE: `max(a, b)` is `b` where either is NaN.
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// `LANES` values.
+    type V: Copy;
+    /// Values in a vector.
+    const LANES: usize;
+    /// Rows of a register tile of the matrix product; a tile is two vectors wide.
+    const MR: usize;
+
+    /// Runs `kernel` as a function of its own: its registers are then not shared with the caller's loops.
+    fn outline<K: Kernel>(self, kernel: K) -> K::Out;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::V;
+    /// `LANES` values from `p`.
+    ///
+    /// # Safety
+    /// They must be readable.
+    unsafe fn load(self, p: *const f32) -> Self::V;
+    /// The first `n ≤ LANES` values from `p`; the other lanes are 0.
+    ///
+    /// # Safety
+    /// `n` values must be readable.
+    unsafe fn load_n(self, p: *const f32, n: usize) -> Self::V;
+    /// Stores `LANES` values.
+    ///
+    /// # Safety
+    /// They must be writable.
+    unsafe fn store(self, p: *mut f32, v: Self::V);
+    /// Stores the first `n ≤ LANES` lanes.
+    ///
+    /// # Safety
+    /// `n` values must be writable.
+    unsafe fn store_n(self, p: *mut f32, v: Self::V, n: usize);
+
+    /// a + b
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a − b
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a · b
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a / b
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a · b + c; fused where the CPU can.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger; `b` where either is NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller; `b` where either is NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// √a
+    fn sqrt(self, a: Self::V) -> Self::V;
+    /// |a|
+    fn abs(self, a: Self::V) -> Self::V;
+    /// `a` with the sign of `sign`; `a` must not be negative.
+    fn with_sign(self, a: Self::V, sign: Self::V) -> Self::V;
+    /// Per lane: `yes` where a < b, else `no` (also where either is NaN).
+    fn if_less(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
+    /// x · 2^n for whole n in −252..=252, rounded once.
+    fn scale2(self, x: Self::V, n: Self::V) -> Self::V;
+    /// y · 2^n where `shifted` is n + 1.5 · 2^23, y and the result are normal numbers and n is whole.
+    fn add_exponent(self, y: Self::V, shifted: Self::V) -> Self::V;
+    /// Σ over the lanes.
+    fn sum(self, a: Self::V) -> f32;
+    /// The largest lane; NaN lanes may be lost.
+    fn max_lane(self, a: Self::V) -> f32;
+
+    /// Asks for the cache line at `p` to come to the second-level cache. Any address is allowed.
+    fn prefetch(self, p: *const f32);
+}

@@ -1,0 +1,149 @@
+//! Elementwise operations and strided copies equal their definitions.
+
+mod common;
+use common::*;
+use cqc_kernels::*;
+
+const OPS: [Binary; 7] = [Binary::Add, Binary::Sub, Binary::Mul, Binary::Div, Binary::Max, Binary::Min, Binary::Pow];
+
+#[test]
+fn binary_equals_the_definition_for_every_operand() {
+    let mut rng = Rng::new(1);
+    for (rows, c) in [(1, 1), (3, 7), (5, 8), (4, 33), (70, 300)] {
+        let (lda, ldy) = (c + rng.size(0, 2), c + rng.size(0, 2));
+        let data: Vec<f32> = rng.noise(rows * (c + 2)).iter().map(|x| x + 1.5).collect();
+        let image = Rows { data: &data, stride: 1, rows_per_image: 2 };
+        let operands = [
+            Operand::Full(&data, lda),
+            Operand::Full(&data, c),
+            Operand::Scalar(0.75),
+            Operand::Row(&data),
+            Operand::Column(&data),
+            Operand::Image(image),
+        ];
+        for (i, a) in operands.into_iter().enumerate() {
+            for (j, b) in operands.into_iter().enumerate() {
+                let (op, ldy) = (OPS[(i + 2 * j) % 7], if i == j { c } else { ldy });
+                check_binary(op, [rows, c, ldy], a, b);
+            }
+        }
+    }
+}
+
+fn check_binary(op: Binary, [rows, c, ldy]: [usize; 3], a: Operand, b: Operand) {
+    let value = |operand: Operand, row: usize, col: usize| match operand {
+        Operand::Full(data, ld) => data[row * ld + col],
+        Operand::Scalar(x) => x,
+        Operand::Row(data) => data[col],
+        Operand::Column(data) => data[row],
+        Operand::Image(image) => image.of(row, c)[col],
+    };
+    let mut want = vec![7.0; rows * ldy];
+    for i in 0..rows * c {
+        let (row, col) = (i / c, i % c);
+        want[row * ldy + col] = scalar::binary(op, value(a, row, col), value(b, row, col));
+    }
+    for isa in isas() {
+        let mut y = vec![7.0; rows * ldy];
+        binary(isa, &Pool::new(2), op, rows, c, a, b, &mut y, ldy);
+        assert_close(&y, &want, 2e-7, &format!("{isa} {op:?} {rows} {c}")); // powf
+    }
+}
+
+#[test]
+fn unary_equals_the_definition_at_every_tail_length() {
+    let mut rng = Rng::new(2);
+    use Unary::*;
+    for op in [Exp, Log, Neg, Abs, Sqrt, Reciprocal, Erf, Sin, Cos, Floor, Ceil, Round, Act(cqc_kernels::Act::Silu)] {
+        for len in (0..40).chain([20_001]) {
+            let x: Vec<f32> = rng.noise(len).iter().map(|x| x * 5.0).collect();
+            let want: Vec<f32> = x.iter().map(|&x| scalar::unary(op, x)).collect();
+            for isa in isas() {
+                let mut y = vec![7.0; len];
+                unary(isa, &Pool::new(2), op, &x, &mut y);
+                assert_close(&y, &want, 1e-6, &format!("{isa} {op:?} {len}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn geglu_equals_the_definition() {
+    let mut rng = Rng::new(3);
+    for (rows, c) in [(1, 1), (3, 13), (50, 170)] {
+        let (ldx, ldy) = (2 * c + rng.size(0, 3), c + rng.size(0, 3));
+        let x = rng.noise(rows * ldx);
+        let mut want = vec![7.0; rows * ldy];
+        scalar::geglu(rows, c, &x, ldx, &mut want, ldy);
+        for isa in isas() {
+            let mut y = vec![7.0; rows * ldy];
+            geglu(isa, &Pool::new(2), rows, c, &x, ldx, &mut y, ldy);
+            assert_close(&y, &want, 1e-6, "geglu");
+        }
+    }
+}
+
+/// A random order of `0..n`.
+fn shuffled(rng: &mut Rng, n: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..n).collect();
+    (1..n).for_each(|i| order.swap(i, rng.size(0, i)));
+    order
+}
+
+#[test]
+fn copies_of_random_strides_equal_the_definition() {
+    let mut rng = Rng::new(4);
+    for _ in 0..300 {
+        let rank = rng.size(0, 6);
+        let shape: Vec<usize> = (0..rank).map(|_| rng.size(1, if rank < 3 { 40 } else { 6 })).collect();
+        let (mut x_strides, mut y_strides) = (vec![0isize; rank], vec![0; rank]);
+        let (mut x_size, mut y_size, mut x_offset) = (1, 1, 0);
+        for i in shuffled(&mut rng, rank) {
+            y_strides[i] = y_size;
+            y_size *= shape[i] + rng.size(0, 1);
+        }
+        for i in shuffled(&mut rng, rank) {
+            match rng.size(0, 5) {
+                0 => continue, // expand
+                1 => {
+                    x_strides[i] = -(x_size as isize);
+                    x_offset += x_size * (shape[i] - 1);
+                }
+                _ => x_strides[i] = x_size as isize,
+            }
+            x_size *= shape[i] + rng.size(0, 1);
+        }
+        let x: Vec<u16> = (0..x_size as u16).collect();
+        let (mut want, mut y) = (vec![u16::MAX; y_size], vec![u16::MAX; y_size]);
+        scalar::copy_strided(&shape, &x, x_offset, &x_strides, &mut want, &y_strides);
+        copy_strided(&Pool::new(2), &shape, &x, x_offset, &x_strides, &mut y, &y_strides);
+        assert_eq!(y, want, "{shape:?} {x_strides:?} {y_strides:?}");
+    }
+}
+
+#[test]
+fn copies_work_for_every_element_size() {
+    fn check<T: arena::Pod + PartialEq + std::fmt::Debug>(value: impl Fn(usize) -> T) {
+        let x: Vec<T> = (0..600).map(value).collect();
+        let (mut want, mut y) = (vec![T::default(); 600], vec![T::default(); 600]);
+        scalar::copy_strided(&[30, 20], &x, 0, &[1, 30], &mut want, &[20, 1]);
+        copy_strided(&Pool::new(1), &[30, 20], &x, 0, &[1, 30], &mut y, &[20, 1]);
+        assert_eq!(y, want);
+    }
+    check(|i| i as u8);
+    check(|i| i as u16);
+    check(|i| i as f32);
+    check(|i| i as i64);
+}
+
+#[test]
+#[should_panic(expected = "copy reads 0..=4 of 4 values")]
+fn copies_out_of_the_source_are_refused() {
+    copy_strided(&Pool::new(1), &[5], &[0u8; 4], 0, &[1], &mut [0; 5], &[1]);
+}
+
+#[test]
+#[should_panic(expected = "copy would write a place twice")]
+fn copies_that_collide_are_refused() {
+    copy_strided(&Pool::new(1), &[3, 3], &[0u8; 9], 0, &[3, 1], &mut [0; 9], &[2, 1]);
+}

@@ -1,0 +1,206 @@
+//! Types of the model's inputs: options, symbols, the batch.
+
+use super::error::{ImportError, Unsupported, shown};
+use super::{BATCH, ImportOptions, tensors};
+use cqc_proto::dim::{MAX_DIM, is_symbol};
+use cqc_proto::onnx::{DimensionProto, ValueInfoProto};
+use cqc_proto::types::MAX_RANK;
+use cqc_proto::{Bindings, DType, Dim, ValueType};
+use std::collections::BTreeMap;
+
+/// One size of an input as the model declares it.
+enum Axis {
+    Known(Dim),
+    Named(String),
+    Unnamed,
+}
+
+struct Declared<'a> {
+    name: &'a str,
+    dtype: DType,
+    axes: Vec<Axis>,
+}
+
+/// Types of `inputs`, in order.
+///
+/// # Errors
+/// [`ImportError::UnboundDim`] for a size that nothing fixes, [`ImportError::Option`] for an option that does not fit,
+/// [`ImportError::Unsupported`] for inputs that are no tensors of a known type.
+pub(super) fn types(inputs: &[&ValueInfoProto], options: &ImportOptions) -> Result<Vec<ValueType>, ImportError> {
+    let mut declared = inputs.iter().map(|i| declare(i, options)).collect::<Result<Vec<_>, _>>()?;
+    check_option_names(&declared, options)?;
+    let mut bound = bind_dims(&declared, options)?;
+    for input in &mut declared {
+        bind_shape(input, options, &mut bound)?;
+    }
+    bind_batch(&mut declared, options, &mut bound);
+    declared.iter().map(|input| resolve(input, &bound)).collect()
+}
+
+fn declare<'a>(info: &'a ValueInfoProto, options: &ImportOptions) -> Result<Declared<'a>, ImportError> {
+    let name = info.name();
+    let place = || format!("input `{}`", shown(name));
+    let refuse = |reason: String| {
+        let node = Unsupported { node: shown(name), op: "input".into(), domain: "ai.onnx".into(), reason };
+        Err(ImportError::Unsupported(vec![node]))
+    };
+    let Some(ty) = &info.r#type else { return Err(ImportError::malformed(place(), "it has no type")) };
+    let Some(tensor) = &ty.tensor_type else { return refuse("it is no dense tensor".into()) };
+    let dtype = match tensors::dtype(tensor.elem_type()) {
+        Ok(dtype) => dtype,
+        Err(_) if tensor.elem_type() == 0 => return Err(ImportError::malformed(place(), "it has no element type")),
+        Err(name) => return refuse(format!("its element type {name} is not supported")),
+    };
+    let axes = match (&tensor.shape, options.shapes.get(name)) {
+        (Some(shape), _) => shape.dim.iter().map(axis).collect(),
+        (None, Some(given)) => given.iter().map(|_| Axis::Unnamed).collect(),
+        (None, None) => {
+            return Err(ImportError::Option {
+                option: format!("--shape {}=…", shown(name)),
+                reason: "needed: the model does not say how many axes this input has".into(),
+            });
+        }
+    };
+    let axes: Vec<Axis> = axes;
+    if axes.len() > MAX_RANK {
+        return Err(ImportError::malformed(
+            place(),
+            format!("it has {} axes, at most {MAX_RANK} are supported", axes.len()),
+        ));
+    }
+    if let Some(Axis::Known(d)) = axes.iter().find(|a| matches!(a, Axis::Known(d) if d.as_const() > Some(MAX_DIM))) {
+        return Err(ImportError::malformed(place(), format!("its size {d} is too large")));
+    }
+    Ok(Declared { name, dtype, axes })
+}
+
+fn axis(d: &DimensionProto) -> Axis {
+    match (d.dim_value, &d.dim_param) {
+        (Some(v), _) if v >= 0 => Axis::Known(Dim::constant(v)),
+        (_, Some(name)) if !name.is_empty() => Axis::Named(name.clone()),
+        _ => Axis::Unnamed,
+    }
+}
+
+fn check_option_names(declared: &[Declared], options: &ImportOptions) -> Result<(), ImportError> {
+    let known: Vec<&str> = declared.iter().map(|d| d.name).collect();
+    let unknown = options.shapes.keys().chain(options.known_inputs.keys()).find(|k| !known.contains(&k.as_str()));
+    match unknown {
+        None => Ok(()),
+        Some(name) => Err(ImportError::Option {
+            option: format!("input `{}`", shown(name)),
+            reason: format!("the model has no such input; its inputs are {}", known.join(", ")),
+        }),
+    }
+}
+
+fn bind_dims(declared: &[Declared], options: &ImportOptions) -> Result<BTreeMap<String, Dim>, ImportError> {
+    let symbols: Vec<&str> = declared.iter().flat_map(|d| &d.axes).filter_map(Axis::name).collect();
+    let mut bound = BTreeMap::new();
+    for (name, &size) in &options.dims {
+        let bad = |reason: String| Err(ImportError::Option { option: format!("--dim {}={size}", shown(name)), reason });
+        if !(1..=MAX_DIM).contains(&size) {
+            return bad("a size lies between 1 and 2^40".into());
+        }
+        let in_expression = |s: &&&str| Dim::parse(s).is_some_and(|d| d.symbols().any(|x| **x == **name));
+        if name != BATCH && !symbols.contains(&name.as_str()) && symbols.iter().find(in_expression).is_none() {
+            return bad(format!("no input has a size of that name; there are: {}", symbols.join(", ")));
+        }
+        bound.insert(name.clone(), Dim::constant(size));
+    }
+    Ok(bound)
+}
+
+impl Axis {
+    fn name(&self) -> Option<&str> {
+        match self {
+            Axis::Named(name) => Some(name),
+            _ => None,
+        }
+    }
+}
+
+fn bind_shape(
+    input: &mut Declared,
+    options: &ImportOptions,
+    bound: &mut BTreeMap<String, Dim>,
+) -> Result<(), ImportError> {
+    let Some(given) = options.shapes.get(input.name) else { return Ok(()) };
+    let text = given.iter().map(Dim::to_string).collect::<Vec<_>>().join("x");
+    let bad =
+        |reason: String| Err(ImportError::Option { option: format!("--shape {}={text}", shown(input.name)), reason });
+    if given.len() != input.axes.len() {
+        return bad(format!("the model's input has {} axes", input.axes.len()));
+    }
+    if given.iter().any(|d| d.as_const().is_some_and(|v| v < 0) || d.symbols().any(|s| &**s != BATCH)) {
+        return bad(format!("sizes are numbers ≥ 0, or {BATCH}"));
+    }
+    for (i, (axis, d)) in input.axes.iter_mut().zip(given).enumerate() {
+        match axis {
+            Axis::Known(known) if known != d => return bad(format!("axis {i} has the size {known} in the model")),
+            Axis::Known(_) => {}
+            Axis::Unnamed => *axis = Axis::Known(d.clone()),
+            Axis::Named(name) => match bound.get(name.as_str()) {
+                Some(other) if other != d => return bad(format!("`{name}` (axis {i}) is also {other}")),
+                _ => {
+                    bound.insert(name.clone(), d.clone());
+                    *axis = Axis::Known(d.clone());
+                }
+            },
+        }
+    }
+    Ok(())
+}
+
+/// Every open size of axis 0 is the batch: the one size that the options give to such an axis, else [`BATCH`].
+fn bind_batch(declared: &mut [Declared], options: &ImportOptions, bound: &mut BTreeMap<String, Dim>) {
+    let fixed = options.dims.get(BATCH).map(|&v| Dim::constant(v));
+    let mut given: Vec<Dim> = declared.iter().filter_map(|d| bound.get(d.axes.first()?.name()?)).cloned().collect();
+    given.extend(declared.iter().filter_map(|d| options.shapes.get(d.name)?.first()).cloned());
+    given.sort();
+    given.dedup();
+    let only = match given.as_slice() {
+        [one] => Some(one.clone()),
+        _ => None,
+    };
+    let batch = fixed.or(only).unwrap_or_else(|| Dim::symbol(BATCH));
+    for first in declared.iter_mut().filter_map(|d| d.axes.first_mut()) {
+        match first {
+            Axis::Unnamed => *first = Axis::Known(batch.clone()),
+            Axis::Named(name) if is_symbol(name) || Dim::parse(name).is_none() => {
+                bound.entry(name.clone()).or_insert_with(|| batch.clone());
+            }
+            _ => {}
+        }
+    }
+}
+
+fn resolve(input: &Declared, bound: &BTreeMap<String, Dim>) -> Result<ValueType, ImportError> {
+    let size = |(i, axis): (usize, &Axis)| match axis {
+        Axis::Known(d) => Ok(d.clone()),
+        Axis::Named(name) => {
+            bound.get(name).cloned().or_else(|| expression(name, bound)).ok_or_else(|| unbound(input, i, name))
+        }
+        Axis::Unnamed => Err(unbound(input, i, "?")),
+    };
+    Ok(ValueType::new(input.dtype, input.axes.iter().enumerate().map(size).collect::<Result<Vec<_>, _>>()?))
+}
+
+/// `2*batch`, as dynamo exports write.
+fn expression(text: &str, bound: &BTreeMap<String, Dim>) -> Option<Dim> {
+    let parsed = Dim::parse(text)?;
+    let mut sum = parsed.bind(&Bindings::from_iter(parsed.symbols().map(|s| (s.clone(), 0))))?;
+    for symbol in parsed.symbols() {
+        let value = bound.get(&**symbol)?;
+        sum = sum.add(&value.mul(&Dim::constant(parsed.coefficient(symbol)))?)?;
+    }
+    Some(sum)
+}
+
+fn unbound(input: &Declared, axis: usize, symbol: &str) -> ImportError {
+    let flag = match symbol {
+        "?" => format!("--shape {}=…", shown(input.name)),
+        name => format!("--dim {}=SIZE", shown(name)),
+    };
+    ImportError::UnboundDim { input: shown(input.name), axis, symbol: shown(symbol), flag }
+}

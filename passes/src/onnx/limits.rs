@@ -1,0 +1,28 @@
+//! Bounds on what a model may ask for, so that a hostile file costs neither memory nor time.
+
+/// Oldest and newest supported version of the standard operator set.
+pub const OPSETS: std::ops::RangeInclusive<i64> = 11..=28;
+
+/// Most nodes, those of inlined functions and branches included.
+pub const MAX_NODES: usize = 1 << 18;
+
+/// Deepest nesting of function calls and branches.
+pub const MAX_DEPTH: usize = 32;
+
+/// Longest name in bytes.
+pub const MAX_NAME: usize = 4096;
+
+/// Largest tensor that folding constants may make, in bytes.
+pub const MAX_FOLD_BYTES: i64 = 256 << 20;
+
+/// A constant that only repeats a smaller one is not expanded beyond this many bytes.
+pub const MAX_REPEAT_BYTES: i64 = 1 << 20;
+
+/// Bytes that folding may make in one import.
+pub const FOLD_BUDGET: i64 = 2 << 30;
+
+/// Multiply-accumulates that folding may do in one import.
+pub const MACS_BUDGET: i64 = 4 << 30;
+
+/// Most elements of a value made of symbolic sizes.
+pub const MAX_SIZES: usize = 4096;

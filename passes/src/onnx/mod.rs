@@ -1,0 +1,125 @@
+//! ONNX models → [`Graph`].
+//!
+//! Shapes and everything computed from them are evaluated here, so that the graph holds no shape arithmetic: a value is
+//! known at run time only, known now, or made of sizes that may contain the batch `N` (`item.rs`). Operators emit through
+//! [`cx`], which folds on the way; one function per ONNX operator stands in [`ops`]. Idioms of exporters are left to passes.
+//!
+//! A model is untrusted: whatever its bytes are, import ends with a graph or an [`ImportError`], within the bounds of
+//! [`limits`].
+
+mod call;
+mod cx;
+mod error;
+mod inputs;
+mod item;
+pub mod limits;
+mod load;
+mod ops;
+mod order;
+mod partial;
+mod scan;
+mod tensors;
+mod walk;
+
+pub use error::{ImportError, Unsupported};
+
+use crate::ir::Graph;
+use bytes::Bytes;
+use cqc_proto::onnx::{ModelProto, TensorProto};
+use cqc_proto::{DType, Dim, Tensor};
+use load::Files;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// The symbol that stands for the batch in imported graphs.
+pub const BATCH: &str = "N";
+
+/// What the caller fixes.
+#[derive(Clone, Debug, Default)]
+pub struct ImportOptions {
+    /// Sizes by symbol (`--dim height=64`); the key [`BATCH`] fixes the batch.
+    pub dims: BTreeMap<String, i64>,
+    /// Shapes by input (`--shape sample=1x3x32x32`).
+    pub shapes: BTreeMap<String, Vec<Dim>>,
+    /// Values of inputs, used only where an operand must be known at compile time.
+    pub known_inputs: BTreeMap<String, Tensor>,
+}
+
+/// An imported model.
+#[derive(Debug)]
+pub struct Imported {
+    /// The computation; values and nodes keep the model's names.
+    pub graph: Graph,
+    /// Version of the standard operator set.
+    pub opset: i64,
+    /// Exporter and its version.
+    pub producer: String,
+    /// Elements of all float initializers.
+    pub parameters: u64,
+    /// Nodes of the model, function bodies and branches counted where they are used.
+    pub node_count: usize,
+    /// Keys of [`ImportOptions::known_inputs`] that became constants somewhere in the graph.
+    pub consumed_inputs: BTreeSet<String>,
+    /// What a user should know, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Imports the model at `path`. Weights in the file and in external data beside it are mapped, not read.
+///
+/// # Errors
+/// [`ImportError`]; unsupported nodes are collected completely.
+pub fn load(path: impl AsRef<Path>, options: &ImportOptions) -> Result<Imported, ImportError> {
+    let path = path.as_ref();
+    let model = load::decode(load::map(path)?)?;
+    import_with(&model, &Files::beside(path)?, options)
+}
+
+/// Imports a model from memory; it must not have external data. Weights keep borrowing from `bytes`.
+///
+/// # Errors
+/// As [`load`].
+pub fn import_bytes(bytes: impl Into<Bytes>, options: &ImportOptions) -> Result<Imported, ImportError> {
+    import(&load::decode(bytes.into())?, options)
+}
+
+/// Imports a decoded model; it must not have external data.
+///
+/// # Errors
+/// As [`load`].
+pub fn import(model: &ModelProto, options: &ImportOptions) -> Result<Imported, ImportError> {
+    import_with(model, &Files::default(), options)
+}
+
+/// Reads a tensor message, as in the `.pb` files of ONNX's tests.
+///
+/// # Errors
+/// [`ImportError::NotOnnx`] or [`ImportError::Malformed`].
+pub fn read_tensor(bytes: impl Into<Bytes>) -> Result<Tensor, ImportError> {
+    let proto = <TensorProto as prost::Message>::decode(bytes.into());
+    let proto = proto.map_err(|e| ImportError::NotOnnx { reason: e.to_string() })?;
+    tensors::read(&proto, &Files::default()).map_err(|e| {
+        let (tensors::BadTensor::Malformed(reason) | tensors::BadTensor::Unsupported(reason)) = e;
+        ImportError::malformed(format!("tensor `{}`", error::shown(proto.name())), reason)
+    })
+}
+
+fn import_with(model: &ModelProto, files: &Files, options: &ImportOptions) -> Result<Imported, ImportError> {
+    let Some(graph) = &model.graph else { return Err(ImportError::NotOnnx { reason: "it holds no graph".into() }) };
+    let opset = walk::opset(&model.opset_import)?;
+    let walked = walk::model(model, graph, opset, files, options)?;
+    let producer = format!("{} {}", model.producer_name(), model.producer_version()).trim().to_string();
+    Ok(Imported {
+        graph: walked.graph,
+        opset,
+        producer: error::shown(&producer),
+        parameters: graph.initializer.iter().map(parameters).sum(),
+        node_count: walked.node_count,
+        consumed_inputs: walked.consumed,
+        warnings: walked.warnings,
+    })
+}
+
+fn parameters(t: &TensorProto) -> u64 {
+    let float = tensors::dtype(t.data_type()).is_ok_and(DType::is_float);
+    if float { t.dims.iter().map(|&d| d.max(0) as u64).fold(1, u64::saturating_mul) } else { 0 }
+}

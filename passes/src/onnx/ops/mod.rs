@@ -1,0 +1,73 @@
+//! ONNX operators: one function each, one file per family.
+
+mod activation;
+mod attention;
+mod contrib;
+mod conv;
+mod einsum;
+mod elementwise;
+mod index;
+mod movement;
+mod norm;
+mod pool;
+mod product;
+mod quant;
+mod reduce;
+mod resize;
+mod sequence;
+mod shape;
+mod slice;
+
+pub(super) use super::call::{Call, axes, axis};
+pub(super) use super::cx::{Cx, Done};
+pub(super) use super::error::{Refusal, malformed, unsupported};
+pub(super) use super::item::Item;
+
+/// Imports one node: emits operators and returns what its outputs are. Trailing outputs that cqc does not compute may be
+/// left out.
+pub(super) type Handler = fn(&mut Cx, &Call) -> Done;
+
+/// Operators of one family.
+type Table = &'static [(&'static str, Handler)];
+
+const STANDARD: &[Table] = &[
+    activation::TABLE,
+    attention::TABLE,
+    conv::TABLE,
+    einsum::TABLE,
+    elementwise::TABLE,
+    index::TABLE,
+    movement::TABLE,
+    norm::TABLE,
+    pool::TABLE,
+    product::TABLE,
+    quant::TABLE,
+    reduce::TABLE,
+    resize::TABLE,
+    sequence::TABLE,
+    shape::TABLE,
+    slice::TABLE,
+];
+
+/// The function that imports an operator.
+pub(super) fn find(domain: &str, op: &str) -> Option<Handler> {
+    let tables = match domain {
+        "ai.onnx" => STANDARD,
+        "com.microsoft" => &[contrib::TABLE],
+        _ => return None,
+    };
+    tables.iter().flat_map(|t| t.iter()).find(|(name, _)| *name == op).map(|(_, handler)| *handler)
+}
+
+/// Why an operator has no function.
+pub(super) fn missing(domain: &str, op: &str) -> String {
+    match (domain, op) {
+        ("ai.onnx", "Loop" | "Scan") => "loops are not supported; export the model with the loop unrolled".into(),
+        (
+            "ai.onnx",
+            "RandomNormal" | "RandomNormalLike" | "RandomUniform" | "RandomUniformLike" | "Bernoulli" | "Multinomial",
+        ) => "random numbers inside the model are not supported; pass the noise as an input".into(),
+        ("ai.onnx" | "com.microsoft", _) => "the operator is not supported".into(),
+        _ => format!("the domain `{}` is not supported", super::error::shown(domain)),
+    }
+}

@@ -1,0 +1,82 @@
+//! Sequences whose length and positions are known, as exporters write for `chunk` and `split`.
+
+use super::*;
+
+pub(super) const TABLE: Table = &[
+    ("SequenceConstruct", |_, c| Ok(vec![Item::List(c.all_inputs()?.into_iter().cloned().collect())])),
+    ("SequenceEmpty", |_, _| Ok(vec![Item::List(vec![])])),
+    ("SequenceAt", at),
+    ("SequenceLength", length),
+    ("SplitToSequence", split),
+    ("ConcatFromSequence", concat),
+];
+
+fn list<'a>(c: &'a Call) -> Result<&'a [Item], Refusal> {
+    match c.input(0, "input_sequence")? {
+        Item::List(items) => Ok(items),
+        _ => unsupported("the operand is no sequence of known length"),
+    }
+}
+
+fn at(cx: &mut Cx, c: &Call) -> Done {
+    let items = list(c)?;
+    let position = cx.static_ints(c.input(1, "position")?, "position")?;
+    let &[position] = &position[..] else { return malformed("`position` is no scalar") };
+    Ok(vec![items[axis(position, items.len())?].clone()])
+}
+
+fn length(cx: &mut Cx, c: &Call) -> Done {
+    let n = list(c)?.len() as i64;
+    Ok(vec![cx.constant(cqc_proto::Tensor::from_i64(&[], &[n]))])
+}
+
+fn split(cx: &mut Cx, c: &Call) -> Done {
+    let x = c.input(0, "input")?;
+    let ty = cx.ty(x)?;
+    let axis = c.axis("axis", 0, ty.rank())?;
+    let Some(size) = ty.shape[axis].as_const().filter(|&s| s <= 1 << 16) else {
+        return unsupported(format!("the size {} of the axis is too large or depends on the batch", ty.shape[axis]));
+    };
+    let lengths = match c.optional(1) {
+        None => vec![1; size as usize],
+        Some(item) => {
+            let given = cx.static_ints(item, "split")?;
+            match (cx.ty(item)?.rank(), &given[..]) {
+                (0, &[n]) if n > 0 => (0..size).step_by(n as usize).map(|s| n.min(size - s)).collect(),
+                (0, _) => return malformed("`split` is not positive"),
+                _ => given,
+            }
+        }
+    };
+    if lengths.iter().any(|&l| l < 0) || lengths.iter().try_fold(0i64, |a, &l| a.checked_add(l)) != Some(size) {
+        return malformed(format!("`split` does not sum to the size {size}"));
+    }
+    let squeeze = c.optional(1).is_none() && !c.flag("keepdims", true)?;
+    let (mut start, mut parts) = (0, Vec::new());
+    for length in lengths {
+        let mut part = cx.slice(x, axis, start.into(), (start + length).into())?;
+        if squeeze {
+            let mut shape = cx.ty(&part)?.shape;
+            shape.remove(axis);
+            part = cx.reshape(&part, shape)?;
+        }
+        parts.push(part);
+        start += length;
+    }
+    Ok(vec![Item::List(parts)])
+}
+
+fn concat(cx: &mut Cx, c: &Call) -> Done {
+    let items = list(c)?.to_vec();
+    let Some(first) = items.first() else { return malformed("the sequence is empty") };
+    let shape = cx.ty(first)?.shape;
+    if !c.flag("new_axis", false)? {
+        let axis = axis(c.required_int("axis")?, shape.len())?;
+        return Ok(vec![cx.emit(cqc_proto::Op::Concat { axis }, &items.iter().collect::<Vec<_>>())?]);
+    }
+    let axis = axis(c.required_int("axis")?, shape.len() + 1)?;
+    let mut wide = shape;
+    wide.insert(axis, 1.into());
+    let parts = items.iter().map(|i| cx.reshape(i, wide.clone())).collect::<Result<Vec<_>, _>>()?;
+    Ok(vec![cx.emit(cqc_proto::Op::Concat { axis }, &parts.iter().collect::<Vec<_>>())?])
+}

@@ -1,0 +1,225 @@
+//! The `.cq` container: a compiled loop and its constants in one file that can be mapped.
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 0..8 | [`MAGIC`] |
+//! | 8..12 | format version, [`VERSION`] |
+//! | 12..16 | number of sections |
+//! | 16..24 | length of the file |
+//! | 24..56 | blake3 of bytes 0..24 and of the section table |
+//! | 56..64 | zero |
+//! | 64.. | section table, 64 bytes each: name (8, ASCII, padded with zeros), offset (8), length (8), blake3 (32), zero (8) |
+//! | then | the sections, ascending, zeros between them |
+//!
+//! Integers are little endian. The section `manifest` is the JSON of a [`Manifest`], `weights` holds the constants of its
+//! plan. Readers skip sections they do not know. [`write()`] makes a file, [`Artifact::read`] checks everything once.
+
+mod read;
+mod write;
+
+pub use read::{Artifact, CqError};
+pub use write::{WriteError, encode, lay_out, write};
+
+use crate::plan::{InputRole, Plan};
+use crate::sampler::{MAX_STEPS, SamplerConfig};
+use crate::types::element_count;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The first bytes of every artifact. As in PNG, they show whether the file passed through a text mode.
+pub const MAGIC: [u8; 8] = *b"\x89CQC\r\n\x1a\n";
+
+/// The version that is written, and the newest that is read.
+pub const VERSION: u32 = 1;
+
+/// Longest manifest that is read, in bytes.
+pub const MAX_MANIFEST: u64 = 64 << 20;
+
+/// Most sections of a file.
+pub const MAX_SECTIONS: u32 = 64;
+
+const HEADER: usize = 64;
+const ENTRY: usize = 64;
+/// Sections begin at multiples of this.
+const SECTION_ALIGN: u64 = 64;
+/// The weights begin at a multiple of this, a page.
+const WEIGHTS_ALIGN: u64 = 4096;
+
+/// Everything but the constants' bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`VERSION`] of the writer.
+    pub format_version: u32,
+    /// The model it was compiled from.
+    pub source: SourceModel,
+    /// The compiled loop.
+    pub plan: Plan,
+    /// The sampler.
+    pub sampler: SamplerConfig,
+    /// Its steps.
+    pub steps: usize,
+    /// Guidance scale the artifact is made for; 1 = off.
+    pub guidance: f32,
+    /// What the unconditional half of guidance gets, per condition input; may lack some or all.
+    #[serde(default)]
+    pub null: BTreeMap<String, NullCondition>,
+    /// When the cached part is computed.
+    pub schedule: Schedule,
+    /// How layers are quantized.
+    pub quant: Quant,
+}
+
+/// Where an artifact comes from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SourceModel {
+    /// Hash of the model file, hexadecimal.
+    pub blake3: String,
+    /// Version of ONNX's default operator set.
+    pub opset: i64,
+    /// Name and version of the exporter.
+    pub producer: String,
+    /// Number of trained parameters.
+    pub parameters: u64,
+}
+
+/// Conditioning of the unconditional half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NullCondition {
+    /// A class label: every element of the input.
+    Label(i64),
+    /// One row of the input (batch 1), `Plan::constants[i]`.
+    Constant(usize),
+}
+
+/// When the cached part of the network is computed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Schedule {
+    /// There is none: every evaluation computes everything.
+    #[default]
+    None,
+}
+
+/// How layers are quantized.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Quant {
+    /// Not at all.
+    #[default]
+    None,
+}
+
+impl Manifest {
+    /// A manifest without null conditioning, schedule and quantization.
+    pub fn new(source: SourceModel, plan: Plan, sampler: SamplerConfig, steps: usize) -> Manifest {
+        Manifest {
+            format_version: VERSION,
+            source,
+            plan,
+            sampler,
+            steps,
+            guidance: 1.0,
+            null: BTreeMap::new(),
+            schedule: Schedule::None,
+            quant: Quant::None,
+        }
+    }
+
+    /// Checks what is not the plan's business.
+    fn check(&self) -> Result<(), String> {
+        self.sampler.validate().map_err(|e| e.to_string())?;
+        if !(1..=MAX_STEPS).contains(&self.steps) {
+            return Err(format!("{} sampling steps, expected 1 to {MAX_STEPS}", self.steps));
+        }
+        if !self.guidance.is_finite() {
+            return Err(format!("the guidance scale is {}", self.guidance));
+        }
+        self.null.iter().try_for_each(|(name, null)| {
+            self.check_null(name, null).map_err(|reason| format!("null conditioning of `{name}`: {reason}"))
+        })
+    }
+
+    fn check_null(&self, name: &str, null: &NullCondition) -> Result<(), String> {
+        let input = self.plan.inputs.iter().find(|i| i.name == name).ok_or("the model has no such input")?;
+        if input.role != InputRole::Condition {
+            return Err(format!("it is the {:?}", input.role));
+        }
+        let NullCondition::Constant(i) = *null else {
+            let takes = input.ty.dtype.is_integer();
+            return if takes { Ok(()) } else { Err(format!("a label for an input of type {}", input.ty)) };
+        };
+        let constant = self.plan.constants.get(i).ok_or_else(|| format!("there is no constant {i}"))?;
+        let row = |shape: &[crate::Dim]| shape.get(1..).unwrap_or_default().to_vec();
+        let one = constant.ty.fixed_shape().is_some_and(|s| s.first() == Some(&1) && element_count(&s).is_some());
+        let dtype_fits =
+            constant.ty.dtype == input.ty.dtype || (constant.ty.dtype.is_float() && input.ty.dtype.is_float());
+        if one && dtype_fits && row(&constant.ty.shape) == row(&input.ty.shape) {
+            return Ok(());
+        }
+        Err(format!("constant {} is no row of {}", constant.ty, input.ty))
+    }
+}
+
+/// An entry of the section table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Section {
+    name: [u8; 8],
+    offset: u64,
+    len: u64,
+    hash: [u8; 32],
+}
+
+const MANIFEST: [u8; 8] = *b"manifest";
+const WEIGHTS: [u8; 8] = *b"weights\0";
+
+impl Section {
+    fn to_bytes(&self) -> [u8; ENTRY] {
+        let mut bytes = [0; ENTRY];
+        bytes[..8].copy_from_slice(&self.name);
+        bytes[8..16].copy_from_slice(&self.offset.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.len.to_le_bytes());
+        bytes[24..56].copy_from_slice(&self.hash);
+        bytes
+    }
+
+    /// `bytes` holds [`ENTRY`] bytes.
+    fn from_bytes(bytes: &[u8]) -> Section {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(&bytes[24..56]);
+        let mut name = [0; 8];
+        name.copy_from_slice(&bytes[..8]);
+        Section { name, offset: read_u64(bytes, 8), len: read_u64(bytes, 16), hash }
+    }
+}
+
+fn read_u64(bytes: &[u8], at: usize) -> u64 {
+    bytes[at..at + 8].iter().rev().fold(0, |n, &b| n << 8 | u64::from(b))
+}
+
+fn read_u32(bytes: &[u8], at: usize) -> u32 {
+    bytes[at..at + 4].iter().rev().fold(0, |n, &b| n << 8 | u32::from(b))
+}
+
+/// The header of a file of `len` bytes with these sections, and their table.
+fn header(sections: &[Section], len: u64) -> Vec<u8> {
+    let table: Vec<u8> = sections.iter().flat_map(Section::to_bytes).collect();
+    let mut bytes = vec![0; HEADER];
+    bytes[..8].copy_from_slice(&MAGIC);
+    bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    bytes[12..16].copy_from_slice(&(sections.len() as u32).to_le_bytes());
+    bytes[16..24].copy_from_slice(&len.to_le_bytes());
+    let hash = header_hash(&bytes, &table);
+    bytes[24..56].copy_from_slice(&hash);
+    bytes.extend(table);
+    bytes
+}
+
+fn header_hash(header: &[u8], table: &[u8]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&header[..24]).update(table);
+    hasher.finalize().into()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,198 @@
+//! Reads artifacts, trusting nothing.
+
+use super::*;
+use crate::plan::{PlanError, validate};
+use bytes::Bytes;
+
+/// An artifact that passed every check.
+#[derive(Clone, Debug)]
+pub struct Artifact {
+    /// Everything but the constants.
+    pub manifest: Manifest,
+    /// The constants: part of the bytes that were read, so of the mapped file.
+    pub weights: Bytes,
+}
+
+/// Why bytes are no artifact.
+#[derive(Debug, thiserror::Error)]
+pub enum CqError {
+    /// The file does not begin with [`MAGIC`].
+    #[error("not a .cq file")]
+    NotCq,
+    /// Written by a newer cqc.
+    #[error("format version {found} is newer than {VERSION}, the newest this cqc reads")]
+    Newer {
+        /// The file's version.
+        found: u32,
+    },
+    /// A version that never was.
+    #[error("there is no format version {found}")]
+    Version {
+        /// The file's version.
+        found: u32,
+    },
+    /// The file is shorter or longer than its header says.
+    #[error("the file has {found} bytes, its header says {expected}")]
+    Length {
+        /// As the header says; 64 if there is not even a header.
+        expected: u64,
+        /// As it is.
+        found: u64,
+    },
+    /// Header or section table do not make sense.
+    #[error("header: {reason}")]
+    Header {
+        /// What was expected and what was seen.
+        reason: String,
+    },
+    /// A section does not lie where it may, or lacks.
+    #[error("section `{section}`: {reason}")]
+    Section {
+        /// Its name.
+        section: String,
+        /// What was expected and what was seen.
+        reason: String,
+    },
+    /// A section's bytes have changed since they were written.
+    #[error("section `{section}` is damaged: its blake3 hash is another")]
+    Damaged {
+        /// Its name; `header` for header and table.
+        section: String,
+    },
+    /// The manifest is no JSON of a manifest.
+    #[error("manifest: {0}")]
+    Json(#[from] serde_json::Error),
+    /// The manifest says something that cannot be.
+    #[error("manifest: {reason}")]
+    Manifest {
+        /// What was expected and what was seen.
+        reason: String,
+    },
+    /// The plan cannot be executed.
+    #[error("plan: {0}")]
+    Plan(#[from] PlanError),
+}
+
+impl Artifact {
+    /// Reads and checks an artifact: header, table, hashes, manifest, plan. `bytes` is best a mapped file
+    /// (`cqc_kernels::map_file`); the weights are not copied.
+    ///
+    /// Needs memory for the manifest only; the time goes into hashing.
+    ///
+    /// # Errors
+    /// [`CqError`] names the place. No bytes make this panic.
+    pub fn read(bytes: Bytes) -> Result<Artifact, CqError> {
+        let sections = sections(&bytes)?;
+        let manifest = required(&sections, MANIFEST)?;
+        if manifest.len > MAX_MANIFEST {
+            let reason = format!("{} bytes, at most {MAX_MANIFEST} are read", manifest.len);
+            return Err(CqError::Section { section: "manifest".into(), reason });
+        }
+        let weights = required(&sections, WEIGHTS)?;
+        if !weights.offset.is_multiple_of(WEIGHTS_ALIGN) {
+            let reason = format!("its offset {} is no multiple of {WEIGHTS_ALIGN}", weights.offset);
+            return Err(CqError::Section { section: "weights".into(), reason });
+        }
+        let manifest = parse(&slice(&bytes, manifest), read_u32(&bytes, 8))?;
+        validate(&manifest.plan, weights.len)?;
+        for section in &sections {
+            check_hash(&bytes, section)?;
+        }
+        Ok(Artifact { manifest, weights: slice(&bytes, weights) })
+    }
+}
+
+fn parse(json: &[u8], version: u32) -> Result<Manifest, CqError> {
+    let manifest: Manifest = serde_json::from_slice(json)?;
+    if manifest.format_version != version {
+        let reason = format!("format version {}, the header says {version}", manifest.format_version);
+        return Err(CqError::Manifest { reason });
+    }
+    manifest.check().map_err(|reason| CqError::Manifest { reason })?;
+    Ok(manifest)
+}
+
+/// The section table, its places checked, but not yet the hashes.
+fn sections(bytes: &[u8]) -> Result<Vec<Section>, CqError> {
+    let found = bytes.len() as u64;
+    if bytes.len() < MAGIC.len() || bytes[..MAGIC.len()] != MAGIC {
+        return Err(CqError::NotCq);
+    }
+    if bytes.len() < HEADER {
+        return Err(CqError::Length { expected: HEADER as u64, found });
+    }
+    match read_u32(bytes, 8) {
+        0 => return Err(CqError::Version { found: 0 }),
+        newer if newer > VERSION => return Err(CqError::Newer { found: newer }),
+        _ => {}
+    }
+    let expected = read_u64(bytes, 16);
+    if expected != found {
+        return Err(CqError::Length { expected, found });
+    }
+    let count = read_u32(bytes, 12);
+    let header = |reason| CqError::Header { reason };
+    if count > MAX_SECTIONS {
+        return Err(header(format!("{count} sections, at most {MAX_SECTIONS} are allowed")));
+    }
+    let end = HEADER + count as usize * ENTRY;
+    let table = bytes.get(HEADER..end).ok_or_else(|| header(format!("the table of {count} sections does not fit")))?;
+    if header_hash(bytes, table) != bytes[24..56] {
+        return Err(CqError::Damaged { section: "header".into() });
+    }
+    let padded =
+        bytes[56..HEADER].iter().all(|b| *b == 0) && table.chunks(ENTRY).all(|e| e[56..].iter().all(|b| *b == 0));
+    if !padded {
+        return Err(header("reserved bytes are not zero".into()));
+    }
+    let sections: Vec<Section> = table.chunks_exact(ENTRY).map(Section::from_bytes).collect();
+    check_places(bytes, &sections, end as u64)?;
+    Ok(sections)
+}
+
+/// Sections ascend, lie in the file, are aligned, have names of their own, and zeros between them.
+fn check_places(bytes: &[u8], sections: &[Section], mut free: u64) -> Result<(), CqError> {
+    for (i, section) in sections.iter().enumerate() {
+        let error = |reason| CqError::Section { section: name(section), reason };
+        if sections[..i].iter().any(|s| s.name == section.name) {
+            return Err(error("there are two of that name".into()));
+        }
+        let end = section.offset.checked_add(section.len).filter(|&end| end <= bytes.len() as u64);
+        let Some(end) = end else {
+            return Err(error(format!("{} bytes at {} do not lie in the file", section.len, section.offset)));
+        };
+        if section.offset < free || !section.offset.is_multiple_of(SECTION_ALIGN) {
+            return Err(error(format!("its offset {} is taken or not aligned", section.offset)));
+        }
+        check_zeros(bytes, free, section.offset).map_err(error)?;
+        free = end;
+    }
+    let trailing = |reason| CqError::Header { reason };
+    check_zeros(bytes, free, bytes.len() as u64).map_err(trailing)
+}
+
+fn check_zeros(bytes: &[u8], from: u64, to: u64) -> Result<(), String> {
+    let zero = to - from < WEIGHTS_ALIGN && bytes[from as usize..to as usize].iter().all(|b| *b == 0);
+    if zero { Ok(()) } else { Err(format!("bytes {from}..{to} belong to nothing and are no padding")) }
+}
+
+fn required(sections: &[Section], wanted: [u8; 8]) -> Result<&Section, CqError> {
+    sections.iter().find(|s| s.name == wanted).ok_or_else(|| {
+        let section = String::from_utf8_lossy(&wanted).trim_end_matches('\0').to_string();
+        CqError::Section { section, reason: "it is missing".into() }
+    })
+}
+
+fn name(section: &Section) -> String {
+    String::from_utf8_lossy(&section.name).trim_end_matches('\0').to_string()
+}
+
+/// The bytes of a section whose place is checked.
+fn slice(bytes: &Bytes, section: &Section) -> Bytes {
+    bytes.slice(section.offset as usize..(section.offset + section.len) as usize)
+}
+
+fn check_hash(bytes: &Bytes, section: &Section) -> Result<(), CqError> {
+    let hash: [u8; 32] = blake3::hash(&slice(bytes, section)).into();
+    if hash == section.hash { Ok(()) } else { Err(CqError::Damaged { section: name(section) }) }
+}

@@ -1,0 +1,226 @@
+//! Writes artifacts, all or nothing.
+
+use super::*;
+use crate::plan::{Constant, PlanError, validate};
+use bytes::Bytes;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Why no artifact was written. The target is then as it was before, and nothing lies beside it.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The target exists, and overwriting was not asked for.
+    #[error("{} exists", path.display())]
+    Exists {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The manifest could not be read back.
+    #[error("manifest: {reason}")]
+    Manifest {
+        /// What was expected and what was seen.
+        reason: String,
+    },
+    /// The plan could not be executed.
+    #[error("plan: {0}")]
+    Plan(#[from] PlanError),
+    /// A constant has other bytes than its type says, or lies before the end of the one before it.
+    #[error("constant `{name}`: {reason}")]
+    Constant {
+        /// Its name.
+        name: String,
+        /// What was expected and what was seen.
+        reason: String,
+    },
+}
+
+/// Gives every constant its offset, in order, and returns the length of the weights section.
+pub fn lay_out(constants: &mut [Constant]) -> u64 {
+    constants.iter_mut().fold(0, |end: u64, constant| {
+        constant.offset = end.next_multiple_of(64);
+        constant.offset + byte_len(constant).unwrap_or(0)
+    })
+}
+
+/// Bytes of a constant whose sizes are known.
+fn byte_len(constant: &Constant) -> Option<u64> {
+    let shape = constant.ty.fixed_shape()?;
+    Some(element_count(&shape)? as u64 * constant.ty.dtype.size() as u64)
+}
+
+/// Writes an artifact to `path` through a temporary file beside it; `force` replaces what is there.
+///
+/// `bytes(i)` gives the bytes of `plan.constants[i]`; it is called in ascending order, each once, so that they need not be in
+/// memory together.
+///
+/// # Errors
+/// [`WriteError`]. Constants have to ascend ([`lay_out`]).
+pub fn write(
+    path: &Path,
+    force: bool,
+    manifest: &Manifest,
+    bytes: impl FnMut(usize) -> io::Result<Bytes>,
+) -> Result<(), WriteError> {
+    if !force && path.symlink_metadata().is_ok() {
+        return Err(WriteError::Exists { path: path.into() });
+    }
+    let (temporary, file) = Temporary::create(path)?;
+    let io_error = |source| WriteError::Io { path: path.into(), source };
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    encode(&mut out, manifest, bytes).map_err(|e| match e {
+        WriteError::Io { source, .. } => io_error(source),
+        other => other,
+    })?;
+    out.flush().and_then(|()| out.get_ref().sync_all()).map_err(io_error)?;
+    drop(out);
+    temporary.publish(path, force)
+}
+
+/// Writes an artifact to a stream; the header last.
+///
+/// # Errors
+/// As [`write()`]; [`WriteError::Io`] with an empty path.
+pub fn encode<W: Write + Seek>(
+    out: &mut W,
+    manifest: &Manifest,
+    mut bytes: impl FnMut(usize) -> io::Result<Bytes>,
+) -> Result<(), WriteError> {
+    let constants = &manifest.plan.constants;
+    let weights_len = constants.iter().filter_map(|c| c.offset.checked_add(byte_len(c)?)).max().unwrap_or(0);
+    validate(&manifest.plan, weights_len)?;
+    let unreadable = |reason| WriteError::Manifest { reason };
+    manifest.check().map_err(unreadable)?;
+    let json = serde_json::to_vec(manifest).map_err(|e| unreadable(e.to_string()))?;
+    if json.len() as u64 > MAX_MANIFEST {
+        return Err(unreadable(format!("{} bytes, at most {MAX_MANIFEST} are read", json.len())));
+    }
+    let io_error = |source| WriteError::Io { path: PathBuf::new(), source };
+    let first = (HEADER + 2 * ENTRY) as u64;
+    let mut writer = Hashing { out, at: 0, hasher: blake3::Hasher::new() };
+    writer.zeros_to(first).and_then(|()| writer.begin().write_all(&json)).map_err(io_error)?;
+    let manifest_section = Section { name: MANIFEST, offset: first, len: json.len() as u64, hash: writer.hash() };
+    let offset = (first + json.len() as u64).next_multiple_of(WEIGHTS_ALIGN);
+    writer.zeros_to(offset).map_err(io_error)?;
+    writer.begin();
+    for (i, constant) in constants.iter().enumerate() {
+        let bytes = bytes(i).map_err(io_error)?;
+        writer.constant(constant, offset, &bytes)?;
+    }
+    let weights = Section { name: WEIGHTS, offset, len: weights_len, hash: writer.hash() };
+    let header = header(&[manifest_section, weights], writer.at);
+    out.seek(SeekFrom::Start(0)).and_then(|_| out.write_all(&header)).map_err(io_error)
+}
+
+/// Counts and hashes what passes.
+struct Hashing<'a, W> {
+    out: &'a mut W,
+    at: u64,
+    hasher: blake3::Hasher,
+}
+
+impl<W: Write> Hashing<'_, W> {
+    /// Forgets what was hashed so far.
+    fn begin(&mut self) -> &mut Self {
+        self.hasher.reset();
+        self
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hasher.update(bytes);
+        self.at += bytes.len() as u64;
+        self.out.write_all(bytes)
+    }
+
+    fn zeros_to(&mut self, at: u64) -> io::Result<()> {
+        let zeros = [0; WEIGHTS_ALIGN as usize];
+        while self.at < at {
+            self.write_all(&zeros[..(at - self.at).min(WEIGHTS_ALIGN) as usize])?;
+        }
+        Ok(())
+    }
+
+    fn constant(&mut self, constant: &Constant, base: u64, bytes: &[u8]) -> Result<(), WriteError> {
+        let error = |reason| WriteError::Constant { name: constant.name.clone(), reason };
+        let expected = byte_len(constant).unwrap_or(0);
+        if bytes.len() as u64 != expected {
+            return Err(error(format!("{} bytes, its type {} takes {expected}", bytes.len(), constant.ty)));
+        }
+        // Gaps are zeros, so they are kept small.
+        let at = base + constant.offset;
+        if at < self.at || at - self.at > WEIGHTS_ALIGN {
+            return Err(error(format!("its offset {} does not follow the constant before it", constant.offset)));
+        }
+        let written = self.zeros_to(at).and_then(|()| self.write_all(bytes));
+        written.map_err(|source| WriteError::Io { path: PathBuf::new(), source })
+    }
+
+    fn hash(&self) -> [u8; 32] {
+        self.hasher.finalize().into()
+    }
+}
+
+/// A file that is removed again unless it is published.
+struct Temporary {
+    path: PathBuf,
+}
+
+impl Temporary {
+    fn create(target: &Path) -> Result<(Temporary, File), WriteError> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let io_error = |source| WriteError::Io { path: target.into(), source };
+        let name = target.file_name().ok_or_else(|| io_error(io::ErrorKind::InvalidInput.into()))?.to_string_lossy();
+        loop {
+            let number = COUNT.fetch_add(1, Ordering::Relaxed);
+            let path = target.with_file_name(format!(".{name}.{}.{number}.tmp", std::process::id()));
+            match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Ok(file) => return Ok((Temporary { path }, file)),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(io_error(e)),
+            }
+        }
+    }
+
+    /// Gives the file its name. Without `force` it does not replace a file that has appeared meanwhile.
+    fn publish(self, target: &Path, force: bool) -> Result<(), WriteError> {
+        let io_error = |source| WriteError::Io { path: target.into(), source };
+        if force {
+            std::fs::rename(&self.path, target).map_err(io_error)?;
+        } else {
+            match std::fs::hard_link(&self.path, target) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                    return Err(WriteError::Exists { path: target.into() });
+                }
+                // A file system without links.
+                Err(_) => std::fs::rename(&self.path, target).map_err(io_error)?,
+            }
+        }
+        sync_directory(target);
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // After a rename it is gone already; and there is nobody to tell of a failure.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Makes the new name durable, where the system can.
+fn sync_directory(target: &Path) {
+    let directory = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if let Ok(directory) = File::open(directory) {
+        let _ = directory.sync_all();
+    }
+}

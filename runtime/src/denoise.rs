@@ -1,0 +1,351 @@
+//! The denoising loop: noise in, samples out.
+
+use crate::engine::{Engine, EngineError, EngineOptions, Weights};
+use crate::noise::Noise;
+use crate::sampler::{Sampler, State, guide};
+use cqc_kernels::Pool;
+use cqc_proto::plan::{InputRole, Plan};
+use cqc_proto::tensor::TensorSizeError;
+use cqc_proto::{DType, Tensor};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// Why no samples came out.
+#[derive(Debug, thiserror::Error)]
+pub enum DenoiseError {
+    /// The engine refused.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The plan's tables were made for another number of evaluations.
+    #[error("the plan has tables for {plan} evaluations, the sampler makes {sampler}")]
+    Evaluations {
+        /// Of the plan.
+        plan: usize,
+        /// Of the sampler.
+        sampler: usize,
+    },
+    /// The model is no denoiser.
+    #[error("the model cannot be run in a loop: {reason}")]
+    NoDenoiser {
+        /// What was expected and what was seen.
+        reason: String,
+    },
+    /// Guidance needs conditioning for its unconditional half.
+    #[error("guidance needs what the unconditional half gets (a null label or null conditioning)")]
+    NoNull,
+    /// A condition or the initial noise has neither one row nor one per sample.
+    #[error("`{name}` has shape {shape:?}, expected 1 or {samples} rows of {row:?}")]
+    Rows {
+        /// Its name; `noise` for the initial noise.
+        name: String,
+        /// As given.
+        shape: Vec<usize>,
+        /// Samples asked for.
+        samples: usize,
+        /// Sizes of a row.
+        row: Vec<usize>,
+    },
+    /// The observer broke off.
+    #[error("interrupted")]
+    Interrupted,
+    /// A tensor's bytes do not fit its shape.
+    #[error(transparent)]
+    Tensor(#[from] TensorSizeError),
+}
+
+/// What to sample.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// How many samples.
+    pub samples: usize,
+    /// Seed of all noise.
+    pub seed: u64,
+    /// Number of the first sample: the seed's stream of sample `i` is `first + i`.
+    pub first: u64,
+    /// Initial noise of unit variance `[samples, ...]` instead of the seed's; noise added later still comes from the seed.
+    pub noise: Option<Tensor>,
+    /// Every input but sample and time step, by name, one row per sample, or one for all.
+    pub conditions: BTreeMap<String, Tensor>,
+    /// What the unconditional half gets, one row per sample, or one for all; inputs that are missing here get their condition.
+    pub unconditional: BTreeMap<String, Tensor>,
+    /// Guidance scale; read only by a guided loop.
+    pub guidance: f32,
+}
+
+/// What an observer sees after each evaluation.
+pub struct Moment<'a> {
+    /// The evaluation just made.
+    pub evaluation: usize,
+    /// How many there are.
+    pub evaluations: usize,
+    /// The first sample at work, counted from 0 in this request, and how many.
+    pub samples: std::ops::Range<usize>,
+    /// The samples after this evaluation, padding included.
+    pub x: &'a [f32],
+    /// The engine (of a split guided loop, that of the conditional half), for its taps.
+    pub engine: &'a Engine,
+}
+
+/// A plan and a sampler, ready to serve requests.
+pub struct Loop {
+    /// One engine; two, unconditional first, if guidance cannot join its halves in one batch.
+    engines: Vec<Engine>,
+    sampler: Sampler,
+    state: State,
+    timesteps: Vec<f64>,
+    guided: bool,
+    /// Samples at once.
+    width: usize,
+    /// Sizes of one sample.
+    shape: Vec<usize>,
+    x: Vec<f32>,
+    input: Vec<f32>,
+    output: Vec<f32>,
+}
+
+impl Loop {
+    /// Opens engines for `options.batch` samples at once (a plan of fixed batch decides itself), twice as many rows if `guided`.
+    ///
+    /// # Errors
+    /// A plan that is no denoiser or has tables for another sampler; whatever [`Engine::open`] reports.
+    pub fn open(
+        weights: &Arc<Weights>,
+        sampler: Sampler,
+        guided: bool,
+        options: &EngineOptions,
+    ) -> Result<Loop, DenoiseError> {
+        let plan = weights.plan();
+        let evaluations = sampler.evaluations().len();
+        if plan.evaluations != 0 && plan.evaluations != evaluations {
+            return Err(DenoiseError::Evaluations { plan: plan.evaluations, sampler: evaluations });
+        }
+        let (width, batch, count) = split(plan, options.batch, guided);
+        let pool = options.pool.clone().unwrap_or_else(|| Arc::new(Pool::new(options.threads)));
+        let options = EngineOptions { batch, pool: Some(pool), ..options.clone() };
+        let engines = (0..count).map(|_| Engine::open(weights, &options)).collect::<Result<Vec<_>, _>>()?;
+        let (shape, out_len) = sample_shape(plan, &engines[0], sampler.reads_variance())?;
+        let len: usize = shape.iter().product();
+        Ok(Loop {
+            state: State::new(&sampler, width, len),
+            timesteps: sampler.evaluations().iter().map(|e| e.timestep).collect(),
+            x: vec![0.0; width * len],
+            input: vec![0.0; batch * len],
+            output: vec![0.0; batch * count * out_len],
+            engines,
+            sampler,
+            guided,
+            width,
+            shape,
+        })
+    }
+
+    /// The sampler.
+    pub fn sampler(&self) -> &Sampler {
+        &self.sampler
+    }
+
+    /// The engines: one, or two (unconditional first) if a fixed batch keeps the halves of guidance apart.
+    pub fn engines(&self) -> &[Engine] {
+        &self.engines
+    }
+
+    /// Samples computed at once.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Samples `[samples, ...]`; `observe` is called after each evaluation and may break off.
+    ///
+    /// Every sample depends on its own noise and conditions alone, not on how many are computed at once.
+    ///
+    /// # Errors
+    /// Conditions that do not fit, [`DenoiseError::NoNull`], [`DenoiseError::Interrupted`].
+    pub fn sample(
+        &mut self,
+        request: &Request,
+        observe: &mut dyn FnMut(&Moment) -> ControlFlow<()>,
+    ) -> Result<Tensor, DenoiseError> {
+        if self.guided && request.unconditional.is_empty() {
+            return Err(DenoiseError::NoNull);
+        }
+        let len: usize = self.shape.iter().product();
+        let mut shape = vec![request.samples];
+        shape.extend(&self.shape);
+        let mut all = Vec::with_capacity(request.samples * len);
+        for first in (0..request.samples).step_by(self.width) {
+            let end = request.samples.min(first + self.width);
+            self.begin(request, first)?;
+            self.run(request, first..end, observe)?;
+            all.extend_from_slice(&self.x[..(end - first) * len]);
+        }
+        Ok(Tensor::new(DType::F32, shape, cqc_kernels::arena::bytes_of(&all).to_vec())?)
+    }
+
+    /// Gives the engines their conditions for samples `first ..`, the last one repeated where there are fewer.
+    fn begin(&mut self, request: &Request, first: usize) -> Result<(), DenoiseError> {
+        let last = request.samples - 1;
+        let indices: Vec<usize> = (first..first + self.width).map(|i| i.min(last)).collect();
+        let conditional = self.conditions(request, &indices, false)?;
+        if !self.guided {
+            return Ok(self.engines[0].begin(&conditional, &self.timesteps)?);
+        }
+        let unconditional = self.conditions(request, &indices, true)?;
+        if let [u, c] = &mut self.engines[..] {
+            u.begin(&unconditional, &self.timesteps)?;
+            return Ok(c.begin(&conditional, &self.timesteps)?);
+        }
+        let plan = self.engines[0].plan();
+        let joined = conditional.into_iter().map(|(name, c)| {
+            let t = if is_batched(plan, &name) { joined(&unconditional[&name], &c)? } else { c };
+            Ok((name, t))
+        });
+        let joined = joined.collect::<Result<BTreeMap<_, _>, DenoiseError>>()?;
+        Ok(self.engines[0].begin(&joined, &self.timesteps)?)
+    }
+
+    /// Rows of the conditions for the samples `indices`; where there are null conditions and `null`, those.
+    fn conditions(
+        &self,
+        request: &Request,
+        indices: &[usize],
+        null: bool,
+    ) -> Result<BTreeMap<String, Tensor>, DenoiseError> {
+        let plan = self.engines[0].plan();
+        let known = |name: &String| plan.inputs.iter().any(|i| i.name == *name);
+        let stray = request.unconditional.keys().find(|name| !known(name) || !request.conditions.contains_key(*name));
+        if let (true, Some(name)) = (null, stray) {
+            let known = request.conditions.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            return Err(EngineError::UnknownInput { name: name.clone(), known }.into());
+        }
+        let rows = |(name, condition): (&String, &Tensor)| {
+            let given = if null { request.unconditional.get(name).unwrap_or(condition) } else { condition };
+            let t = if is_batched(plan, name) { gather(name, given, indices, request.samples)? } else { given.clone() };
+            Ok((name.clone(), t))
+        };
+        request.conditions.iter().map(rows).collect()
+    }
+
+    /// The trajectory of samples `samples`, whose conditions the engines have.
+    fn run(
+        &mut self,
+        request: &Request,
+        samples: std::ops::Range<usize>,
+        observe: &mut dyn FnMut(&Moment) -> ControlFlow<()>,
+    ) -> Result<(), DenoiseError> {
+        let mut noise = Noise::new(request.seed, request.first.wrapping_add(samples.start as u64), self.width);
+        noise.fill(&mut self.x);
+        if let Some(given) = &request.noise {
+            self.take_noise(given, request.samples, samples.clone())?;
+        }
+        let scale = self.sampler.initial_scale();
+        self.x.iter_mut().for_each(|x| *x *= scale);
+        self.state.reset();
+        let evaluations = self.timesteps.len();
+        for evaluation in 0..evaluations {
+            self.evaluate(evaluation, request.guidance)?;
+            let used = self.output.len() / if self.guided { 2 } else { 1 };
+            let output = &self.output[..used];
+            self.sampler.advance(&mut self.state, evaluation, &mut self.x, output, |out| noise.fill(out));
+            let engine = self.engines.last().expect("a loop has an engine");
+            let moment = Moment { evaluation, evaluations, samples: samples.clone(), x: &self.x, engine };
+            if observe(&moment).is_break() {
+                return Err(DenoiseError::Interrupted);
+            }
+        }
+        Ok(())
+    }
+
+    /// The network's answer to the present samples, guidance applied: it begins `output`.
+    fn evaluate(&mut self, evaluation: usize, guidance: f32) -> Result<(), DenoiseError> {
+        let halves = self.input.len() / self.x.len();
+        let (input, rest) = self.input.split_at_mut(self.x.len());
+        self.sampler.scale_input(evaluation, &self.x, input);
+        if halves == 2 {
+            rest.copy_from_slice(input);
+        }
+        let part = self.output.len() / self.engines.len();
+        for (engine, output) in self.engines.iter_mut().zip(self.output.chunks_exact_mut(part)) {
+            engine.evaluate(evaluation, &self.input, output)?;
+        }
+        if self.guided {
+            guide(&mut self.output, self.width, self.x.len() / self.width, guidance);
+        }
+        Ok(())
+    }
+
+    fn take_noise(
+        &mut self,
+        given: &Tensor,
+        samples: usize,
+        range: std::ops::Range<usize>,
+    ) -> Result<(), DenoiseError> {
+        let (shape, row) = (given.shape().to_vec(), self.shape.clone());
+        if shape.first() != Some(&samples) || shape[1..] != row || !given.dtype().is_float() {
+            return Err(DenoiseError::Rows { name: "noise".into(), shape, samples, row });
+        }
+        let indices: Vec<usize> = (range.start..range.start + self.width).map(|i| i.min(samples - 1)).collect();
+        self.x.copy_from_slice(&gather("noise", given, &indices, samples)?.to_f32_vec());
+        Ok(())
+    }
+}
+
+/// Samples at once, batch of an engine, number of engines.
+fn split(plan: &Plan, asked: usize, guided: bool) -> (usize, usize, usize) {
+    match (&plan.batch_symbol, plan.fixed_batch.unwrap_or(1), guided) {
+        (Some(_), _, true) => (asked, asked.saturating_mul(2), 1),
+        (Some(_), _, false) => (asked, asked, 1),
+        (None, fixed, true) if fixed.is_multiple_of(2) => (fixed / 2, fixed, 1),
+        (None, fixed, true) => (fixed, fixed, 2),
+        (None, fixed, false) => (fixed, fixed, 1),
+    }
+}
+
+/// Sizes of one sample, and elements of one sample's output.
+fn sample_shape(plan: &Plan, engine: &Engine, reads_variance: bool) -> Result<(Vec<usize>, usize), DenoiseError> {
+    let no_denoiser = |reason: String| DenoiseError::NoDenoiser { reason };
+    let input = plan.inputs.iter().position(|i| i.role == InputRole::Sample);
+    let input = input.ok_or_else(|| no_denoiser("no input is the sample".into()))?;
+    let (shape, out) = (engine.input_shape(input), engine.output_shape(0));
+    let batch = engine.batch();
+    if shape.first() != Some(&batch) || out.first() != Some(&batch) {
+        return Err(no_denoiser(format!("sample {shape:?} and output {out:?} do not begin with the batch of {batch}")));
+    }
+    let (len, out_len): (usize, usize) = (shape[1..].iter().product(), out[1..].iter().product());
+    if !(out_len == 2 * len || (out_len == len && !reads_variance)) {
+        return Err(no_denoiser(format!("the sample is {shape:?}, the output {out:?}")));
+    }
+    Ok((shape[1..].to_vec(), out_len))
+}
+
+/// Whether the input's first axis is the batch.
+fn is_batched(plan: &Plan, name: &str) -> bool {
+    let Some(input) = plan.inputs.iter().find(|i| i.name == name) else { return true };
+    let first = input.ty.shape.first();
+    match (&plan.batch_symbol, plan.fixed_batch) {
+        (Some(symbol), _) => first.is_some_and(|d| d.as_symbol() == Some(symbol)),
+        (None, fixed) => first.is_some_and(|d| d.is(fixed.unwrap_or(1) as i64)),
+    }
+}
+
+/// Rows `indices` of a tensor that has `samples` rows, or one for all.
+fn gather(name: &str, t: &Tensor, indices: &[usize], samples: usize) -> Result<Tensor, DenoiseError> {
+    let count = t.shape().first().copied().unwrap_or(0);
+    if count == 0 || (count != samples && count != 1) {
+        let row = t.shape().get(1..).unwrap_or_default().to_vec();
+        return Err(DenoiseError::Rows { name: name.into(), shape: t.shape().to_vec(), samples, row });
+    }
+    let row = t.bytes().len() / count;
+    let at = |&i: &usize| if count == 1 { 0 } else { i };
+    let bytes: Vec<u8> = indices.iter().map(at).flat_map(|i| &t.bytes()[i * row..][..row]).copied().collect();
+    let mut shape = t.shape().to_vec();
+    shape[0] = indices.len();
+    Ok(Tensor::new(t.dtype(), shape, bytes)?)
+}
+
+/// The rows of both, one after the other.
+fn joined(u: &Tensor, c: &Tensor) -> Result<Tensor, DenoiseError> {
+    let mut shape = c.shape().to_vec();
+    shape[0] += u.shape()[0];
+    Ok(Tensor::new(c.dtype(), shape, [&u.bytes()[..], &c.bytes()[..]].concat())?)
+}

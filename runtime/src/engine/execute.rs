@@ -1,0 +1,231 @@
+//! Runs one step.
+
+use super::kernel::{Fill, Kernel, Move, PerImage, Side, Tail};
+use super::movement::{cast_elements, gather, select};
+use super::program::{Place, Prepared, Ready};
+use super::values::Value;
+use bytes::Bytes;
+use cqc_kernels::arena::{Arena, Pod, Reader, cast_mut};
+use cqc_kernels::{Epilogue, GroupNorm, Isa, LayerNorm, Operand, Pool, Rows};
+use cqc_proto::{Op, Tensor};
+
+/// What all steps of a run share.
+#[derive(Clone, Copy)]
+pub(super) struct Run<'a> {
+    pub isa: Isa,
+    pub pool: &'a Pool,
+    pub evaluation: usize,
+}
+
+/// Operands of a step, by position.
+struct Operands<'a> {
+    step: &'a Prepared,
+    places: &'a [Place],
+    reads: Reader<'a, 2>,
+    evaluation: usize,
+}
+
+impl<'a> Operands<'a> {
+    fn get<T: Pod>(&self, i: usize) -> Option<&'a [T]> {
+        let value = self.step.inputs.get(i).copied().flatten()?;
+        Some(self.places[value].read(self.reads, self.evaluation))
+    }
+
+    /// Input `i` of an operator that has it always.
+    fn of<T: Pod>(&self, i: usize) -> &'a [T] {
+        self.get(i).expect("the operator's rule demands this input")
+    }
+
+    fn f32(&self, i: usize) -> &'a [f32] {
+        self.of(i)
+    }
+
+    fn rows(&self, i: usize, spec: PerImage) -> Rows<'a> {
+        Rows { data: self.f32(i), stride: spec.stride, rows_per_image: spec.rows }
+    }
+
+    fn epilogue(&self, tail: &Tail) -> Epilogue<'a> {
+        Epilogue {
+            bias: self.get(2),
+            row: tail.row.map(|spec| self.rows(3, spec)),
+            act: tail.act,
+            gate: tail.gate.map(|spec| self.rows(4, spec)),
+            residual: tail.residual.map(|ld| (self.f32(5), ld)),
+        }
+    }
+}
+
+/// Runs step `index`. Nothing is allocated unless it runs through the definition.
+///
+/// # Errors
+/// What the data was wrong with, in words: an index outside of an axis, or whatever the definition reports.
+pub(super) fn run_step(ready: &Ready, index: usize, arena: &mut Arena, run: Run) -> Result<(), String> {
+    let step = &ready.steps[index];
+    match &step.kernel {
+        Kernel::Nothing => return Ok(()),
+        Kernel::Reference(op) => return run_reference(ready, step, op, arena, run),
+        _ => {}
+    }
+    let y = ready.places[step.outputs[0]].span(0).expect("results lie in the arena");
+    let (reads, [y, scratch]) = arena.split([y, step.scratch]).expect("the layout keeps result and scratch apart");
+    let operands = Operands { step, places: &ready.places, reads, evaluation: run.evaluation };
+    match &step.kernel {
+        Kernel::Copy { size, fill, moves } => copy(*size, *fill, moves, &operands, y, run.pool),
+        Kernel::Gather { outer, size, inner_bytes, indices } => {
+            let (data, places) = (operands.of(0), operands.of(1));
+            return gather([*outer, *size, *inner_bytes], data, places, *indices, y);
+        }
+        Kernel::Cast { from, to } => cast_elements(*from, *to, operands.of(0), y),
+        Kernel::Where { size, shape, strides } => {
+            select(*size, shape, strides, operands.of(0), operands.of(1), operands.of(2), y);
+        }
+        kernel => run_f32(kernel, &operands, cast_mut(y), cast_mut(scratch), run),
+    }
+    Ok(())
+}
+
+/// The kernels whose operands are all f32.
+fn run_f32(kernel: &Kernel, operands: &Operands, y: &mut [f32], scratch: &mut [f32], run: Run) {
+    let (isa, pool) = (run.isa, run.pool);
+    let x = operands.f32(0);
+    match kernel {
+        Kernel::Conv { conv, packed, tail, ldx, ldy } => {
+            conv.run(pool, x, *ldx, packed, &operands.epilogue(tail), y, *ldy);
+        }
+        Kernel::Linear { m, k, n, packed, tail, ldx, ldy } => {
+            let epilogue = operands.epilogue(tail);
+            cqc_kernels::linear(isa, pool, *m, *k, *n, x, *ldx, packed, &epilogue, y, *ldy);
+        }
+        Kernel::MatMul(shape) => cqc_kernels::matmul_batched(isa, pool, shape, x, operands.f32(1), y, scratch),
+        Kernel::Attention(shape) => {
+            let (k, v, mask) = (operands.f32(1), operands.f32(2), operands.get(3));
+            cqc_kernels::attention(isa, pool, shape, x, k, v, mask, y, scratch);
+        }
+        Kernel::GroupNorm { .. } | Kernel::LayerNorm { .. } | Kernel::RmsNorm { .. } => {
+            normalise(kernel, operands, x, y, run);
+        }
+        Kernel::Softmax { rows, cols } => cqc_kernels::softmax(isa, pool, *rows, *cols, x, y),
+        Kernel::Unary(op) => cqc_kernels::unary(isa, pool, *op, x, y),
+        Kernel::Binary { op, rows, c, sides, ldy } => {
+            let (first, second) = scratch.split_at_mut(if matches!(sides[0], Side::Expanded(_)) {
+                (rows * c).next_multiple_of(16)
+            } else {
+                0
+            });
+            let a = side(&sides[0], operands, 0, *c, first, pool);
+            let b = side(&sides[1], operands, 1, *c, second, pool);
+            cqc_kernels::binary(isa, pool, *op, *rows, *c, a, b, y, *ldy);
+        }
+        Kernel::Geglu { rows, c, ldx, ldy } => cqc_kernels::geglu(isa, pool, *rows, *c, x, *ldx, y, *ldy),
+        other => unreachable!("run_step runs {other:?}"),
+    }
+}
+
+fn normalise(kernel: &Kernel, operands: &Operands, x: &[f32], y: &mut [f32], run: Run) {
+    let (gamma, beta) = (operands.get(1), operands.get(2));
+    match *kernel {
+        Kernel::GroupNorm { n, hw, c, groups, eps, act, ldx, ldy } => {
+            let shape = GroupNorm { n, hw, c, groups, eps, gamma, beta, act };
+            cqc_kernels::group_norm(run.isa, run.pool, &shape, x, ldx, y, ldy);
+        }
+        Kernel::LayerNorm { rows, c, eps, modulate, ldx, ldy } => {
+            let modulate = modulate.map(|[scale, shift]| (operands.rows(3, scale), operands.rows(4, shift)));
+            let shape = LayerNorm { rows, c, eps, gamma, beta, modulate };
+            cqc_kernels::layer_norm(run.isa, run.pool, &shape, x, ldx, y, ldy);
+        }
+        Kernel::RmsNorm { rows, c, eps, ldx, ldy } => {
+            let shape = LayerNorm { rows, c, eps, gamma, beta: None, modulate: None };
+            cqc_kernels::rms_norm(run.isa, run.pool, &shape, x, ldx, y, ldy);
+        }
+        _ => unreachable!("run_f32 runs the others"),
+    }
+}
+
+fn side<'a>(
+    side: &Side,
+    operands: &Operands<'a>,
+    i: usize,
+    c: usize,
+    scratch: &'a mut [f32],
+    pool: &Pool,
+) -> Operand<'a> {
+    let x = operands.f32(i);
+    match side {
+        Side::Full(ld) => Operand::Full(x, *ld),
+        Side::Scalar => Operand::Scalar(x[0]),
+        Side::Row => Operand::Row(x),
+        Side::Column => Operand::Column(x),
+        Side::Image(spec) => Operand::Image(operands.rows(i, *spec)),
+        Side::Expanded(copy) => {
+            let scratch = &mut scratch[..copy_target_len(copy)];
+            cqc_kernels::copy_strided(pool, &copy.shape, x, copy.x_offset, &copy.x_strides, scratch, &copy.y_strides);
+            Operand::Full(scratch, c)
+        }
+    }
+}
+
+/// One past the last element that a copy writes.
+fn copy_target_len(copy: &Move) -> usize {
+    let last: usize = copy.shape.iter().zip(&copy.y_strides).map(|(n, s)| (n - 1) * s).sum();
+    copy.y_offset + last + 1
+}
+
+fn copy(size: usize, fill: Option<Fill>, moves: &[Move], operands: &Operands, y: &mut [u8], pool: &Pool) {
+    match size {
+        1 => copy_as::<u8>(fill, moves, operands, y, pool),
+        2 => copy_as::<u16>(fill, moves, operands, y, pool),
+        4 => copy_as::<u32>(fill, moves, operands, y, pool),
+        _ => copy_as::<u64>(fill, moves, operands, y, pool),
+    }
+}
+
+fn copy_as<T: Pod>(fill: Option<Fill>, moves: &[Move], operands: &Operands, y: &mut [u8], pool: &Pool) {
+    let y: &mut [T] = cast_mut(y);
+    match fill {
+        Some(Fill::Zero) => y.fill(T::default()),
+        Some(Fill::Input(i)) => y.fill(operands.of::<T>(i)[0]),
+        None => {}
+    }
+    for m in moves {
+        let (x, y) = (operands.of::<T>(m.input), &mut y[m.y_offset..]);
+        cqc_kernels::copy_strided(pool, &m.shape, x, m.x_offset, &m.x_strides, y, &m.y_strides);
+    }
+}
+
+fn run_reference(ready: &Ready, step: &Prepared, op: &Op, arena: &mut Arena, run: Run) -> Result<(), String> {
+    let tensor = |v: Option<usize>| v.map(|v| read_tensor(&ready.values[v], &ready.places[v], arena, run.evaluation));
+    let inputs: Vec<Option<Tensor>> = step.inputs.iter().copied().map(tensor).collect();
+    let inputs: Vec<Option<&Tensor>> = inputs.iter().map(Option::as_ref).collect();
+    let outputs = cqc_kernels::reference::eval(op, &inputs).map_err(|e| e.to_string())?;
+    for (tensor, &v) in outputs.iter().zip(&step.outputs) {
+        write_bytes(&ready.values[v], &ready.places[v], tensor.bytes(), arena);
+    }
+    Ok(())
+}
+
+/// A value as a tensor of its own.
+pub(super) fn read_tensor(value: &Value, place: &Place, arena: &Arena, evaluation: usize) -> Tensor {
+    let bytes: Bytes = match (place, place.span(evaluation)) {
+        (_, Some(span)) => dense(value, arena.get(span).expect("the layout lies in the arena")).into(),
+        (Place::Table { bytes, row }, None) => bytes.slice(evaluation * row..(evaluation + 1) * row),
+        (Place::Constant(bytes), None) => bytes.clone(),
+        (Place::Memory { .. }, None) => unreachable!("memory has a span"),
+    };
+    Tensor::new(value.dtype, value.shape.clone(), bytes).expect("places are as large as their values")
+}
+
+/// The rows of a value without the gaps between them.
+fn dense(value: &Value, bytes: &[u8]) -> Vec<u8> {
+    let (row, ld) = (value.cols * value.dtype.size(), value.ld * value.dtype.size());
+    bytes.chunks(ld).flat_map(|chunk| &chunk[..row]).copied().collect()
+}
+
+/// Writes a value's elements, given without gaps.
+pub(super) fn write_bytes(value: &Value, place: &Place, bytes: &[u8], arena: &mut Arena) {
+    let span = place.span(0).expect("results lie in the arena");
+    let target: &mut [u8] = arena.get_mut(span).expect("the layout lies in the arena");
+    let (row, ld) = (value.cols * value.dtype.size(), value.ld * value.dtype.size());
+    for (target, source) in target.chunks_mut(ld).zip(bytes.chunks(row)) {
+        target[..row].copy_from_slice(source);
+    }
+}

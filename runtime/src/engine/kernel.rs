@@ -1,0 +1,182 @@
+//! A step made ready: the kernel to call and all numbers it needs but addresses.
+
+use cqc_kernels::attention::attention_scratch_len;
+use cqc_kernels::matmul::matmul_scratch_len;
+use cqc_kernels::{Act, AttentionShape, Binary, Conv, Isa, MatmulShape, PackedMatrix, Unary};
+use cqc_proto::{DType, Op};
+use std::sync::Arc;
+
+/// What runs a step. Operands are found by their position in the step; distances are in elements.
+#[derive(Debug)]
+pub(super) enum Kernel {
+    /// The result already lies where it belongs.
+    Nothing,
+    Conv {
+        conv: Arc<Conv>,
+        packed: Arc<PackedMatrix>,
+        tail: Tail,
+        ldx: usize,
+        ldy: usize,
+    },
+    Linear {
+        m: usize,
+        k: usize,
+        n: usize,
+        packed: Arc<PackedMatrix>,
+        tail: Tail,
+        ldx: usize,
+        ldy: usize,
+    },
+    MatMul(MatmulShape),
+    Attention(AttentionShape),
+    GroupNorm {
+        n: usize,
+        hw: usize,
+        c: usize,
+        groups: usize,
+        eps: f32,
+        act: Act,
+        ldx: usize,
+        ldy: usize,
+    },
+    LayerNorm {
+        rows: usize,
+        c: usize,
+        eps: f32,
+        modulate: Option<[PerImage; 2]>,
+        ldx: usize,
+        ldy: usize,
+    },
+    RmsNorm {
+        rows: usize,
+        c: usize,
+        eps: f32,
+        ldx: usize,
+        ldy: usize,
+    },
+    Softmax {
+        rows: usize,
+        cols: usize,
+    },
+    Unary(Unary),
+    Binary {
+        op: Binary,
+        rows: usize,
+        c: usize,
+        sides: [Side; 2],
+        ldy: usize,
+    },
+    Geglu {
+        rows: usize,
+        c: usize,
+        ldx: usize,
+        ldy: usize,
+    },
+    /// Elements of `size` bytes; `fill`: everything is first set to this input, or to zero.
+    Copy {
+        size: usize,
+        fill: Option<Fill>,
+        moves: Vec<Move>,
+    },
+    Gather {
+        outer: usize,
+        size: usize,
+        inner_bytes: usize,
+        indices: DType,
+    },
+    Cast {
+        from: DType,
+        to: DType,
+    },
+    Where {
+        size: usize,
+        shape: Vec<usize>,
+        strides: [Vec<usize>; 3],
+    },
+    /// The definition, through tensors on the heap.
+    Reference(Box<Op>),
+}
+
+/// The epilogue of a product; its operands are inputs 2 to 5 (bias, row, gate, residual).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tail {
+    pub act: Act,
+    pub row: Option<PerImage>,
+    pub gate: Option<PerImage>,
+    /// Distance between rows of the residual.
+    pub residual: Option<usize>,
+}
+
+/// One row per image, `stride` apart (0 = the same for all), for `rows` rows of the result.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PerImage {
+    pub stride: usize,
+    pub rows: usize,
+}
+
+/// How an operand of a binary operation is seen from the result.
+#[derive(Clone, Debug)]
+pub(super) enum Side {
+    Full(usize),
+    Scalar,
+    Row,
+    Column,
+    Image(PerImage),
+    /// First copied to scratch, broadcast.
+    Expanded(Move),
+}
+
+/// What surrounds copied elements.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Fill {
+    Zero,
+    Input(usize),
+}
+
+/// A strided copy of one input into the result.
+#[derive(Clone, Debug)]
+pub(super) struct Move {
+    pub input: usize,
+    pub shape: Vec<usize>,
+    pub x_offset: usize,
+    pub x_strides: Vec<isize>,
+    pub y_offset: usize,
+    pub y_strides: Vec<usize>,
+}
+
+impl Move {
+    /// Leaves out axes of size 1 and joins neighbours that are contiguous on both sides.
+    pub fn merged(self) -> Move {
+        let mut axes: Vec<(usize, isize, usize)> = Vec::with_capacity(self.shape.len());
+        for ((&size, &x), &y) in self.shape.iter().zip(&self.x_strides).zip(&self.y_strides) {
+            if size == 1 {
+                continue;
+            }
+            match axes.last_mut() {
+                Some(last) if last.1 == x * size as isize && last.2 == y * size => *last = (last.0 * size, x, y),
+                _ => axes.push((size, x, y)),
+            }
+        }
+        Move {
+            shape: axes.iter().map(|a| a.0).collect(),
+            x_strides: axes.iter().map(|a| a.1).collect(),
+            y_strides: axes.iter().map(|a| a.2).collect(),
+            ..self
+        }
+    }
+}
+
+impl Kernel {
+    /// Values of f32 scratch needed on a pool of `threads`.
+    pub fn scratch(&self, isa: Isa, threads: usize) -> usize {
+        match self {
+            Kernel::MatMul(shape) => matmul_scratch_len(isa, shape),
+            Kernel::Attention(shape) => attention_scratch_len(isa, shape, threads),
+            Kernel::Binary { rows, c, sides, .. } => {
+                let expanded = sides.iter().filter(|s| matches!(s, Side::Expanded(_))).count();
+                expanded * (rows * c).next_multiple_of(16)
+            }
+            _ => 0,
+        }
+    }
+}

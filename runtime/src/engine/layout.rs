@@ -1,0 +1,82 @@
+//! Addresses: which bytes of the arena each buffer gets.
+//!
+//! Buffers that are never alive in the same step share bytes. The largest are placed first, each into the smallest gap that
+//! holds it between the buffers it meets in time ("greedy by size", as in arXiv:2001.03288).
+
+use cqc_kernels::arena::ALIGN;
+
+/// Memory needed from step `first` to step `last`, both included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Buffer {
+    pub bytes: usize,
+    pub first: usize,
+    pub last: usize,
+}
+
+impl Buffer {
+    fn meets(&self, other: &Buffer) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
+/// The offset of each buffer, a multiple of [`ALIGN`], and the bytes of all together; `None` if they overflow.
+pub(super) fn place(buffers: &[Buffer]) -> Option<(Vec<usize>, usize)> {
+    let mut order: Vec<usize> = (0..buffers.len()).collect();
+    order.sort_by_key(|&i| (std::cmp::Reverse(buffers[i].bytes), i));
+    let mut offsets = vec![0; buffers.len()];
+    let mut placed: Vec<(usize, usize, Buffer)> = Vec::with_capacity(buffers.len()); // by begin: (begin, end, buffer)
+    let mut total = 0;
+    for i in order {
+        let bytes = buffers[i].bytes.checked_next_multiple_of(ALIGN)?;
+        let begin = best_gap(&placed, &buffers[i], bytes);
+        let end = begin.checked_add(bytes)?;
+        offsets[i] = begin;
+        total = total.max(end);
+        let at = placed.partition_point(|(b, _, _)| *b <= begin);
+        placed.insert(at, (begin, end, buffers[i]));
+    }
+    Some((offsets, total))
+}
+
+/// Begin of the smallest gap of at least `bytes` between the buffers that `buffer` meets; else the end of the last of them.
+fn best_gap(placed: &[(usize, usize, Buffer)], buffer: &Buffer, bytes: usize) -> usize {
+    let mut best: Option<(usize, usize)> = None; // (size, begin)
+    let mut free_from = 0;
+    for (begin, end, _) in placed.iter().filter(|(_, _, other)| other.meets(buffer)) {
+        let gap = begin.saturating_sub(free_from);
+        if gap >= bytes && best.is_none_or(|(size, _)| gap < size) {
+            best = Some((gap, free_from));
+        }
+        free_from = free_from.max(*end);
+    }
+    best.map_or(free_from, |(_, begin)| begin)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn buffer(bytes: usize, first: usize, last: usize) -> Buffer {
+        Buffer { bytes, first, last }
+    }
+
+    #[test]
+    fn buffers_that_meet_in_time_do_not_meet_in_space() {
+        let buffers: Vec<Buffer> = (0..200).map(|i| buffer(i * 37 % 501 + 1, i, i + i * 7 % 13)).collect();
+        let (offsets, total) = place(&buffers).unwrap();
+        for (i, a) in buffers.iter().enumerate() {
+            assert!(offsets[i].is_multiple_of(ALIGN) && offsets[i] + a.bytes <= total);
+            for (j, b) in buffers.iter().enumerate().skip(i + 1) {
+                let apart = offsets[i] + a.bytes <= offsets[j] || offsets[j] + b.bytes <= offsets[i];
+                assert!(apart || !a.meets(b), "{i} and {j}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_chain_needs_two_buffers_and_overflow_is_refused() {
+        let chain: Vec<Buffer> = (0..10).map(|i| buffer(64, i, i + 1)).collect();
+        assert_eq!(place(&chain).unwrap().1, 128);
+        assert_eq!(place(&[buffer(usize::MAX - 100, 0, 0), buffer(usize::MAX - 100, 0, 0)]), None);
+    }
+}

@@ -1,0 +1,207 @@
+//! Executes a plan: one static block of memory, kernels chosen when the engine is opened, nothing allocated in the loop.
+//!
+//! ```text
+//! Weights::new(plan, bytes)         validate once; packed copies of weights live here
+//!   Engine::open(weights, options)  sizes for a batch, kernels, addresses
+//!     begin(conditions, timesteps)  prelude, prelude_steps
+//!       evaluate(0 .. evaluations)  full
+//! ```
+//!
+//! The arena: model inputs and results of the preludes first, which live as long as the request; behind them the buffers of
+//! whichever program runs.
+
+mod error;
+mod execute;
+mod kernel;
+mod layout;
+mod movement;
+mod open;
+mod prepare;
+mod profile;
+mod program;
+mod request;
+mod values;
+mod weights;
+
+pub use error::EngineError;
+pub use profile::StepProfile;
+pub use weights::Weights;
+
+use cqc_kernels::Pool;
+use cqc_kernels::arena::{Arena, Span};
+use cqc_proto::plan::{Plan, ProgramKind};
+use cqc_proto::{DType, Tensor};
+use execute::{Run, read_tensor, run_step};
+use kernel::Kernel;
+use program::Ready;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How an engine is opened.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Samples per evaluation, both halves of guidance counted.
+    pub batch: usize,
+    /// Threads, the calling one counted.
+    pub threads: usize,
+    /// Threads to share with other engines, instead of `threads` own ones.
+    pub pool: Option<Arc<Pool>>,
+    /// Values of `full` that [`Engine::tap`] can read after a run; they cost memory.
+    pub keep: Vec<String>,
+    /// Measures every step for [`Engine::profile`].
+    pub profile: bool,
+    /// Runs every step through its definition: very slow, for comparison.
+    pub reference: bool,
+    /// Most bytes of activations.
+    pub max_memory: usize,
+    /// `prelude_steps` computes fewer evaluations at once if its buffers would take more bytes than this.
+    pub prelude_memory: usize,
+}
+
+impl Default for EngineOptions {
+    /// Batch 1, a thread per core, 64 GiB, of which 64 MiB for `prelude_steps`.
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let (keep, max_memory, prelude_memory) = (Vec::new(), 1 << 36, 64 << 20);
+        EngineOptions {
+            batch: 1,
+            threads,
+            pool: None,
+            keep,
+            profile: false,
+            reference: false,
+            max_memory,
+            prelude_memory,
+        }
+    }
+}
+
+/// A plan ready to run at one batch.
+pub struct Engine {
+    weights: Arc<Weights>,
+    pool: Arc<Pool>,
+    batch: usize,
+    arena: Arena,
+    inputs: Vec<Slot>,
+    /// Per result of `prelude`, where it is kept.
+    results: Vec<Span>,
+    /// Per result of `prelude_steps`, where it is kept for evaluation 0; the others follow.
+    step_results: Vec<Span>,
+    /// Evaluations that `prelude_steps` computes at once.
+    chunk: usize,
+    /// In the order of [`ProgramKind::ALL`].
+    programs: [Ready; 3],
+    /// Values of `full` that stay readable, by name.
+    kept: BTreeMap<String, usize>,
+    timesteps: Vec<f64>,
+    begun: bool,
+    last: usize,
+    clock: Option<[Vec<(Duration, u64)>; 3]>,
+}
+
+/// A model input in the arena.
+#[derive(Clone, Debug)]
+struct Slot {
+    shape: Vec<usize>,
+    /// As programs see it: floats are f32.
+    dtype: DType,
+    span: Span,
+}
+
+impl Engine {
+    /// Resolves all sizes, chooses kernels, packs weights and lays out memory.
+    ///
+    /// # Errors
+    /// A batch the plan does not run with, sizes without a value, too much memory.
+    pub fn open(weights: &Arc<Weights>, options: &EngineOptions) -> Result<Engine, EngineError> {
+        open::open(weights, options)
+    }
+
+    /// The plan it runs.
+    pub fn plan(&self) -> &Plan {
+        self.weights.plan()
+    }
+
+    /// Samples per evaluation.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Bytes of activations.
+    pub fn memory_bytes(&self) -> usize {
+        self.arena.len()
+    }
+
+    /// Sizes of input `i` of the plan at this batch.
+    ///
+    /// # Panics
+    /// When there is no such input.
+    pub fn input_shape(&self, i: usize) -> &[usize] {
+        &self.inputs[i].shape
+    }
+
+    /// Sizes of output `i` of the plan at this batch.
+    ///
+    /// # Panics
+    /// When there is no such output.
+    pub fn output_shape(&self, i: usize) -> &[usize] {
+        &self.full().values[self.plan().outputs[i].value].shape
+    }
+
+    fn full(&self) -> &Ready {
+        &self.programs[ProgramKind::Full as usize]
+    }
+
+    /// Runs one program. `evaluation` selects rows of tables.
+    fn run_program(&mut self, kind: ProgramKind, evaluation: usize) -> Result<(), EngineError> {
+        let ready = &self.programs[kind as usize];
+        let run = Run { isa: self.weights.isa(), pool: &self.pool, evaluation };
+        for (index, step) in ready.steps.iter().enumerate() {
+            let start = self.clock.is_some().then(Instant::now);
+            run_step(ready, index, &mut self.arena, run).map_err(|reason| EngineError::Execution {
+                program: kind,
+                step: step.name.clone(),
+                reason,
+            })?;
+            if let (Some(clock), Some(start)) = (&mut self.clock, start) {
+                let (total, calls) = &mut clock[kind as usize][index];
+                *total += start.elapsed();
+                *calls += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// A kept value or an output after the last run; `None` for any other name.
+    pub fn tap(&self, name: &str) -> Option<Tensor> {
+        let full = self.full();
+        let v = *self.kept.get(name)?;
+        self.begun.then(|| read_tensor(&full.values[v], &full.places[v], &self.arena, self.last))
+    }
+
+    /// Every step of every program: which have no kernel and, if asked for at open, how long they take.
+    pub fn profile(&self) -> Vec<StepProfile> {
+        let programs = self.programs.iter();
+        let steps = programs.flat_map(|ready| ready.steps.iter().enumerate().map(|(i, s)| (ready.kind, i, s)));
+        let profiles = steps.map(|(program, i, step)| {
+            let (total, calls) = self.clock.as_ref().map_or_else(Default::default, |c| c[program as usize][i]);
+            let reference = matches!(step.kernel, Kernel::Reference(_));
+            StepProfile { program, name: step.name.clone(), op: step.op.clone(), reference, total, calls }
+        });
+        profiles.collect()
+    }
+
+    /// Forgets the times measured so far.
+    pub fn reset_profile(&mut self) {
+        let entries = self.clock.iter_mut().flatten().flatten();
+        entries.for_each(|entry| *entry = Default::default());
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (batch, memory) = (self.batch, self.arena.len());
+        f.debug_struct("Engine").field("batch", &batch).field("memory", &memory).finish_non_exhaustive()
+    }
+}

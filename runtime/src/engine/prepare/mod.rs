@@ -1,0 +1,152 @@
+//! Chooses the kernel of each step.
+//!
+//! A step whose operands a fast kernel cannot take (element type, layout, an attribute) runs through the definition,
+//! `cqc_kernels::reference`: slow, but right.
+
+mod elementwise;
+mod movement;
+mod norms;
+mod products;
+
+use super::kernel::{Kernel, PerImage};
+use super::values::{Value, bind};
+use super::{EngineError, Weights};
+use cqc_proto::plan::{ProgramKind, Source, Step};
+use cqc_proto::{Bindings, DType, Op, ValueType};
+
+/// What is known when the steps of a program are prepared.
+pub(super) struct Preparer<'a> {
+    pub weights: &'a Weights,
+    pub kind: ProgramKind,
+    pub values: &'a [Value],
+    pub bindings: &'a Bindings,
+    /// Takes the definition for everything.
+    pub reference: bool,
+}
+
+/// A step and its operands as the kernels' choosers see them.
+struct Site<'a> {
+    preparer: &'a Preparer<'a>,
+    step: &'a Step,
+}
+
+impl Preparer<'_> {
+    pub fn prepare(&self, step: &Step) -> Result<Kernel, EngineError> {
+        let error = |reason: String| EngineError::Step { program: self.kind, step: step.name.clone(), reason };
+        let op = bind(&step.op, self.bindings).ok_or_else(|| error("a size of it is not known".into()))?;
+        self.check(step, &op).map_err(error)?;
+        let site = Site { preparer: self, step };
+        let kernel = match site.choose(&op) {
+            Some(kernel) if !self.reference || matches!(kernel, Kernel::Nothing) => kernel,
+            _ => Kernel::Reference(Box::new(op)),
+        };
+        if !matches!(kernel, Kernel::Nothing | Kernel::Reference(_)) && site.reads_what_it_writes() {
+            let op = bind(&step.op, self.bindings).expect("bound above");
+            return Ok(Kernel::Reference(Box::new(op)));
+        }
+        Ok(kernel)
+    }
+
+    /// The operator's rule at these very sizes: the kernels rely on it.
+    fn check(&self, step: &Step, op: &Op) -> Result<(), String> {
+        let ty = |&v: &usize| ValueType::fixed(self.values[v].dtype, &self.values[v].shape);
+        let inputs: Vec<Option<ValueType>> = step.inputs.iter().map(|v| v.as_ref().map(ty)).collect();
+        let inputs: Vec<Option<&ValueType>> = inputs.iter().map(Option::as_ref).collect();
+        let inferred = op.infer(&inputs).map_err(|e| e.to_string())?;
+        let declared: Vec<ValueType> = step.outputs.iter().map(ty).collect();
+        if inferred == declared {
+            return Ok(());
+        }
+        Err(format!("at this batch it gives {}, declared is {}", list(&inferred), list(&declared)))
+    }
+}
+
+fn list(types: &[ValueType]) -> String {
+    types.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+impl<'a> Site<'a> {
+    fn choose(&self, op: &Op) -> Option<Kernel> {
+        match op {
+            Op::Unary { kind } => self.unary(*kind),
+            Op::Binary { kind } => self.binary(*kind),
+            Op::Where => self.select(),
+            Op::Cast { to } => self.cast(*to),
+            Op::Reshape { .. } => self.reshape(),
+            Op::Transpose { perm } => self.transpose(perm),
+            Op::Expand { .. } => self.expand(),
+            Op::Concat { axis } => self.concat(*axis),
+            Op::Slice { axes, starts, steps, .. } => self.slice(axes, starts, steps),
+            Op::Pad { .. } => self.pad(op),
+            Op::Tile { repeats } => self.tile(repeats),
+            Op::Resize { .. } => self.resize(op),
+            Op::Gather { axis } => self.gather(*axis),
+            Op::Softmax { axis } => self.softmax(*axis),
+            Op::MatMul => self.matmul(),
+            Op::Linear { act } => self.linear(*act),
+            Op::Conv { .. } => self.conv(op),
+            Op::GroupNorm { groups, eps, layout, act } => self.group_norm(*groups, *eps, *layout, *act),
+            Op::LayerNorm { eps } => self.layer_norm(*eps),
+            Op::RmsNorm { eps } => self.rms_norm(*eps),
+            Op::Attention { .. } => self.attention(op),
+            Op::Geglu { act } => self.geglu(*act),
+            _ => None,
+        }
+    }
+
+    /// Input `i`, present.
+    fn input(&self, i: usize) -> Option<&'a Value> {
+        self.step.inputs.get(i).copied().flatten().map(|v| &self.preparer.values[v])
+    }
+
+    /// The only output.
+    fn output(&self) -> &'a Value {
+        &self.preparer.values[self.step.outputs[0]]
+    }
+
+    /// Whether all operands and the result are f32.
+    fn is_f32(&self) -> bool {
+        let all = self.step.inputs.iter().flatten().chain(&self.step.outputs);
+        all.into_iter().all(|&v| self.preparer.values[v].dtype == DType::F32)
+    }
+
+    /// Whether input `i` is absent or has no gaps.
+    fn is_dense(&self, i: usize) -> bool {
+        self.input(i).is_none_or(Value::is_dense)
+    }
+
+    /// The constant behind input `i`, if it is one in its whole.
+    fn constant(&self, i: usize) -> Option<usize> {
+        let value = self.input(i)?;
+        match self.preparer.values[value.home].source {
+            Source::Constant(c) if value.column == 0 => Some(c),
+            _ => None,
+        }
+    }
+
+    /// Input `i` as one row per image of the result.
+    fn per_image(&self, i: usize) -> Option<PerImage> {
+        let (row, y) = (self.input(i)?, self.output());
+        if y.shape.len() < 2 {
+            return Some(PerImage { stride: 0, rows: y.rows });
+        }
+        let stride = if row.shape[0] == 1 { 0 } else { row.ld };
+        Some(PerImage { stride, rows: y.rows / y.shape[0] })
+    }
+
+    /// Whether the result shares storage with an operand: then neither may be touched through the kernel's views.
+    fn reads_what_it_writes(&self) -> bool {
+        let values = self.preparer.values;
+        let meets = |x: &Value, y: &Value| {
+            let ((x0, xn), (y0, yn)) = (x.range(), y.range());
+            x.home == y.home && x0 < y0 + yn && y0 < x0 + xn
+        };
+        let inputs = || self.step.inputs.iter().enumerate().filter(|(i, _)| self.is_read(*i)).filter_map(|(_, v)| *v);
+        self.step.outputs.iter().any(|&y| inputs().any(|x| meets(&values[x], &values[y])))
+    }
+
+    /// Inputs of a concat that already lie in its result are not read.
+    fn is_read(&self, i: usize) -> bool {
+        !matches!(self.step.op, Op::Concat { axis } if self.lies_in_place(i, axis))
+    }
+}

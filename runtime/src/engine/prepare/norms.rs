@@ -1,0 +1,68 @@
+//! Normalisations, softmax, GEGLU.
+
+use super::super::kernel::Kernel;
+use super::Site;
+use cqc_proto::op::{Act, ConvLayout};
+
+/// The kernels' name of an activation.
+pub(super) fn act(act: Act) -> cqc_kernels::Act {
+    use cqc_kernels::Act as K;
+    match act {
+        Act::None => K::None,
+        Act::Silu => K::Silu,
+        Act::GeluErf => K::GeluErf,
+        Act::GeluTanh => K::GeluTanh,
+        Act::QuickGelu => K::QuickGelu,
+        Act::Relu => K::Relu,
+        Act::Sigmoid => K::Sigmoid,
+        Act::Tanh => K::Tanh,
+    }
+}
+
+impl Site<'_> {
+    /// Whether per-channel operands `from..to` have no gaps.
+    fn are_dense(&self, mut operands: std::ops::Range<usize>) -> bool {
+        operands.all(|i| self.is_dense(i))
+    }
+
+    pub(super) fn group_norm(&self, groups: usize, eps: f32, layout: ConvLayout, function: Act) -> Option<Kernel> {
+        let (x, y) = (self.input(0)?, self.output());
+        // Without spatial axes both layouts are the same.
+        if !self.is_f32() || !self.are_dense(1..3) || (layout == ConvLayout::ChannelsFirst && x.shape.len() > 2) {
+            return None;
+        }
+        let (n, c) = (x.shape[0], x.cols);
+        Some(Kernel::GroupNorm { n, hw: x.rows / n, c, groups, eps, act: act(function), ldx: x.ld, ldy: y.ld })
+    }
+
+    pub(super) fn layer_norm(&self, eps: f32) -> Option<Kernel> {
+        let (x, y) = (self.input(0)?, self.output());
+        if !self.is_f32() || !self.are_dense(1..3) {
+            return None;
+        }
+        let modulate = match (self.input(3), self.input(4)) {
+            (None, None) => None,
+            (Some(_), Some(_)) => Some([self.per_image(3)?, self.per_image(4)?]),
+            _ => return None,
+        };
+        Some(Kernel::LayerNorm { rows: x.rows, c: x.cols, eps, modulate, ldx: x.ld, ldy: y.ld })
+    }
+
+    pub(super) fn rms_norm(&self, eps: f32) -> Option<Kernel> {
+        let (x, y) = (self.input(0)?, self.output());
+        let fast = self.is_f32() && self.is_dense(1);
+        fast.then_some(Kernel::RmsNorm { rows: x.rows, c: x.cols, eps, ldx: x.ld, ldy: y.ld })
+    }
+
+    pub(super) fn softmax(&self, axis: usize) -> Option<Kernel> {
+        let (x, y) = (self.input(0)?, self.output());
+        let fast = self.is_f32() && axis + 1 == x.shape.len() && x.is_dense() && y.is_dense();
+        fast.then_some(Kernel::Softmax { rows: x.rows, cols: x.cols })
+    }
+
+    pub(super) fn geglu(&self, function: Act) -> Option<Kernel> {
+        let (x, y) = (self.input(0)?, self.output());
+        let fast = self.is_f32() && function == Act::GeluErf;
+        fast.then_some(Kernel::Geglu { rows: y.rows, c: y.cols, ldx: x.ld, ldy: y.ld })
+    }
+}

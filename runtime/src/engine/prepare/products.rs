@@ -1,0 +1,184 @@
+//! Convolution, linear layers, matrix products, attention.
+
+use super::super::kernel::{Kernel, Tail};
+use super::Site;
+use super::norms::act;
+use cqc_kernels::{AttentionShape, ConvShape, MatmulShape};
+use cqc_proto::Op;
+use cqc_proto::op::{Act, ConvLayout};
+
+/// Most entries of a convolution's table of pixels, and pixels of its images.
+const MAX_TABLE: usize = 1 << 28;
+
+/// Whether the table that a convolution plans with has a sane size.
+fn fits_table(shape: &ConvShape) -> bool {
+    let entries = || shape.out_h().checked_mul(shape.out_w())?.checked_mul(shape.kh)?.checked_mul(shape.kw);
+    let pixels = shape.h.checked_mul(shape.w);
+    shape.check().is_ok() && [entries(), pixels].iter().all(|n| n.is_some_and(|n| n <= MAX_TABLE))
+}
+
+impl Site<'_> {
+    /// Inputs 2 to 5 behind a product.
+    fn tail(&self, function: Act) -> Option<Tail> {
+        let per_image = |i| match self.input(i) {
+            Some(_) => Some(self.per_image(i)),
+            None => Some(None),
+        };
+        Some(Tail {
+            act: act(function),
+            row: per_image(3)?,
+            gate: per_image(4)?,
+            residual: self.input(5).map(|r| r.ld),
+        })
+    }
+
+    pub(super) fn conv(&self, op: &Op) -> Option<Kernel> {
+        let Op::Conv { strides, pads, dilations, groups, layout, upsample, act } = op else { return None };
+        let (x, w, y) = (self.input(0)?, self.input(1)?, self.output());
+        let rank = x.shape.len();
+        if !self.is_f32() || *layout != ConvLayout::ChannelsLast || !(3..=4).contains(&rank) || !self.is_dense(2) {
+            return None;
+        }
+        let constant = self.constant(1)?;
+        // One spatial axis: an image of one row, which enlarging would double.
+        if rank == 3 && *upsample != 1 {
+            return None;
+        }
+        let two = |v: &[usize], one: usize| if rank == 4 { [v[0], v[1]] } else { [one, v[0]] };
+        let [h, width] = two(&x.shape[1..rank - 1], 1);
+        let [kh, kw] = two(&w.shape[2..], 1);
+        let pads = if rank == 4 { [pads[0], pads[1], pads[2], pads[3]] } else { [0, pads[0], 0, pads[1]] };
+        let shape = ConvShape {
+            n: x.shape[0],
+            h,
+            w: width,
+            cin: x.cols,
+            cout: y.cols,
+            kh,
+            kw,
+            stride: two(strides, 1),
+            pads,
+            dilation: two(dilations, 1),
+            groups: *groups,
+            upsample: *upsample,
+        };
+        fits_table(&shape).then_some(())?;
+        let conv = self.preparer.weights.conv(shape).ok()?;
+        let packed = self.preparer.weights.packed_conv(constant, &conv);
+        Some(Kernel::Conv { conv, packed, tail: self.tail(*act)?, ldx: x.ld, ldy: y.ld })
+    }
+
+    pub(super) fn linear(&self, act: Act) -> Option<Kernel> {
+        let (x, w, y) = (self.input(0)?, self.input(1)?, self.output());
+        if !self.is_f32() || !self.is_dense(2) {
+            return None;
+        }
+        let (m, k, n) = (y.rows, w.shape[0], w.shape[1]);
+        if let Some(constant) = self.constant(1) {
+            let packed = self.preparer.weights.packed_linear(constant, k, n);
+            return Some(Kernel::Linear { m, k, n, packed, tail: self.tail(act)?, ldx: x.ld, ldy: y.ld });
+        }
+        // A computed matrix: only the plain product is fast.
+        let plain = act == Act::None && (2..6).all(|i| self.input(i).is_none());
+        plain.then(|| {
+            let (lda, ldb, ldy) = (x.ld, w.ld, y.ld);
+            let strides = (0, 0, m * ldy);
+            Kernel::MatMul(MatmulShape {
+                batch: 1,
+                m,
+                k,
+                n,
+                lda,
+                ldb,
+                ldy,
+                stride_a: strides.0,
+                stride_b: strides.1,
+                stride_y: strides.2,
+                transpose_b: false,
+            })
+        })
+    }
+
+    pub(super) fn matmul(&self) -> Option<Kernel> {
+        let (a, b, y) = (self.input(0)?, self.input(1)?, self.output());
+        let (ra, rb) = (a.shape.len(), b.shape.len());
+        if !self.is_f32() || ra < 2 || rb < 2 {
+            return None;
+        }
+        let (m, k, n) = (a.shape[ra - 2], a.cols, b.cols);
+        if b.rows == k {
+            // One right side for all: the batch joins the rows.
+            let rows = y.rows;
+            if let (Some(constant), 2) = (self.constant(1), rb) {
+                let packed = self.preparer.weights.packed_linear(constant, k, n);
+                let tail = Tail { act: cqc_kernels::Act::None, row: None, gate: None, residual: None };
+                return (a.rows == rows).then_some(Kernel::Linear {
+                    m: rows,
+                    k,
+                    n,
+                    packed,
+                    tail,
+                    ldx: a.ld,
+                    ldy: y.ld,
+                });
+            }
+        }
+        let batch = y.rows / m;
+        // Each side has a matrix for every product, or one for all.
+        let stride = |rows: usize, per: usize, ld: usize| match rows / per {
+            1 => Some(0),
+            count if count == batch => Some(per * ld),
+            _ => None,
+        };
+        Some(Kernel::MatMul(MatmulShape {
+            batch,
+            m,
+            k,
+            n,
+            lda: a.ld,
+            ldb: b.ld,
+            ldy: y.ld,
+            stride_a: stride(a.rows, m, a.ld)?,
+            stride_b: stride(b.rows, k, b.ld)?,
+            stride_y: m * y.ld,
+            transpose_b: false,
+        }))
+    }
+
+    pub(super) fn attention(&self, op: &Op) -> Option<Kernel> {
+        let Op::Attention { heads, kv_heads, scale, causal, softcap } = *op else { return None };
+        let (q, k, v, y) = (self.input(0)?, self.input(1)?, self.input(2)?, self.output());
+        let (lq, lk) = (q.shape[1], k.shape[1]);
+        if !self.is_f32() || softcap != 0.0 || (causal && lq != lk) || !self.is_dense(3) {
+            return None;
+        }
+        Some(Kernel::Attention(AttentionShape {
+            n: q.shape[0],
+            heads,
+            kv_heads,
+            lq,
+            lk,
+            d: q.cols / heads,
+            dv: v.cols / kv_heads,
+            scale,
+            causal,
+            mask_strides: self.mask_strides(),
+            ldq: q.ld,
+            ldk: k.ld,
+            ldv: v.ld,
+            ldy: y.ld,
+        }))
+    }
+
+    /// Distances in the mask along image, head, query and key; 0 where it is the same for all.
+    fn mask_strides(&self) -> [usize; 4] {
+        let mut strides = [0; 4];
+        if let Some(mask) = self.input(3) {
+            let front = 4 - mask.shape.len();
+            for (axis, stride) in mask.strides().into_iter().enumerate() {
+                strides[front + axis] = if mask.shape[axis] == 1 { 0 } else { stride };
+            }
+        }
+        strides
+    }
+}

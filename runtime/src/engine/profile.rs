@@ -1,0 +1,21 @@
+//! How long each step takes.
+
+use cqc_proto::plan::ProgramKind;
+use std::time::Duration;
+
+/// What one step of one program has cost since the engine was opened or [`reset`](super::Engine::reset_profile).
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepProfile {
+    /// The program it belongs to.
+    pub program: ProgramKind,
+    /// The step's name.
+    pub name: String,
+    /// Its operator.
+    pub op: String,
+    /// Whether it runs through the slow definition, for want of a kernel.
+    pub reference: bool,
+    /// Time in all calls. Zero unless the engine was opened with `profile`.
+    pub total: Duration,
+    /// Number of calls. Zero unless the engine was opened with `profile`.
+    pub calls: u64,
+}

@@ -1,0 +1,229 @@
+//! A program made ready: kernels, addresses, liveness.
+
+use super::EngineError;
+use super::kernel::Kernel;
+use super::layout::{self, Buffer};
+use super::prepare::Preparer;
+use super::values::{Value, resolve};
+use super::weights::Weights;
+use bytes::Bytes;
+use cqc_kernels::Isa;
+use cqc_kernels::arena::{Reader, Span, cast};
+use cqc_proto::plan::{ProgramKind, Source, Step};
+use cqc_proto::{Bindings, DType};
+use std::collections::HashMap;
+
+/// Where a value lies.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    /// In the arena; `step` bytes further for each evaluation.
+    Memory { span: Span, step: usize },
+    /// In the weights.
+    Constant(Bytes),
+    /// In the weights: `row` bytes for each evaluation.
+    Table { bytes: Bytes, row: usize },
+}
+
+impl Place {
+    /// The span of a value in the arena.
+    pub fn span(&self, evaluation: usize) -> Option<Span> {
+        match self {
+            Place::Memory { span, step } => Some(Span::new(span.offset + evaluation * step, span.bytes)),
+            _ => None,
+        }
+    }
+
+    /// The elements, from the first to the last one.
+    pub fn read<'a, T: cqc_kernels::arena::Pod, const W: usize>(
+        &'a self,
+        reads: Reader<'a, W>,
+        evaluation: usize,
+    ) -> &'a [T] {
+        match self {
+            Place::Memory { span, step } => reads
+                .get(Span::new(span.offset + evaluation * step, span.bytes))
+                .expect("the layout keeps what a step reads apart from what it writes"),
+            Place::Constant(bytes) => cast(bytes),
+            Place::Table { bytes, row } => cast(&bytes[evaluation * row..][..*row]),
+        }
+    }
+}
+
+/// A step, ready to run.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub name: String,
+    pub op: String,
+    pub kernel: Kernel,
+    pub inputs: Vec<Option<usize>>,
+    pub outputs: Vec<usize>,
+    pub scratch: Span,
+}
+
+/// A program, ready to run.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub kind: ProgramKind,
+    pub values: Vec<Value>,
+    pub places: Vec<Place>,
+    pub steps: Vec<Prepared>,
+}
+
+/// A program with sizes and kernels, without addresses.
+pub(super) struct Draft {
+    pub kind: ProgramKind,
+    pub values: Vec<Value>,
+    kernels: Vec<Kernel>,
+    buffers: Vec<Buffer>,
+    /// Per value: its buffer, if it is a home that the program itself stores.
+    buffer_of: Vec<Option<usize>>,
+    /// Per step: offset into the arena's program part, once placed.
+    offsets: Vec<usize>,
+    /// Bytes of all buffers.
+    pub bytes: usize,
+}
+
+/// How a program is made ready.
+pub(super) struct Options<'a> {
+    pub isa: Isa,
+    pub threads: usize,
+    pub reference: bool,
+    /// Values whose storage is theirs alone until the end.
+    pub keep: &'a [usize],
+    /// No single value may take more bytes.
+    pub max_memory: usize,
+}
+
+impl Draft {
+    pub fn new(
+        weights: &Weights,
+        kind: ProgramKind,
+        bindings: &Bindings,
+        options: &Options,
+    ) -> Result<Draft, EngineError> {
+        let program = weights.plan().program(kind);
+        let values = resolve(kind, program, bindings)?;
+        let limit = options.max_memory;
+        if let Some(needed) = values.iter().map(Value::bytes).find(|&bytes| bytes > limit) {
+            return Err(EngineError::Memory { needed, limit });
+        }
+        let preparer = Preparer { weights, kind, values: &values, bindings, reference: options.reference };
+        let kernels = program.steps.iter().map(|s| preparer.prepare(s)).collect::<Result<Vec<_>, _>>()?;
+        let mut draft = Draft { kind, values, kernels, buffers: vec![], buffer_of: vec![], offsets: vec![], bytes: 0 };
+        draft.find_buffers(weights, options);
+        let placed = layout::place(&draft.buffers);
+        (draft.offsets, draft.bytes) = placed.ok_or(EngineError::Memory { needed: usize::MAX, limit: usize::MAX })?;
+        Ok(draft)
+    }
+
+    /// Storage of the program's own values, then scratch of its steps.
+    fn find_buffers(&mut self, weights: &Weights, options: &Options) {
+        let program = weights.plan().program(self.kind);
+        let lives = lifetimes(&self.values, &program.steps, self.kept(weights, options));
+        self.buffer_of = vec![None; self.values.len()];
+        for (i, value) in self.values.iter().enumerate() {
+            let Some((first, last)) = lives[i] else { continue };
+            if value.home == i && self.is_stored(value) {
+                self.buffer_of[i] = Some(self.buffers.len());
+                self.buffers.push(Buffer { bytes: value.bytes(), first, last });
+            }
+        }
+        for (step, kernel) in self.kernels.iter().enumerate() {
+            let bytes = kernel.scratch(options.isa, options.threads) * size_of::<f32>();
+            self.buffers.push(Buffer { bytes, first: step, last: step });
+        }
+    }
+
+    /// Values that are read after the last step.
+    fn kept(&self, weights: &Weights, options: &Options) -> Vec<usize> {
+        let plan = weights.plan();
+        let mut kept = options.keep.to_vec();
+        kept.extend(&plan.program(self.kind).results);
+        if self.kind == ProgramKind::Full {
+            kept.extend(plan.outputs.iter().map(|o| o.value));
+        }
+        kept
+    }
+
+    /// Whether the program's part of the arena holds it. In `prelude_steps` that includes what is repeated per evaluation.
+    fn is_stored(&self, value: &Value) -> bool {
+        match value.source {
+            Source::Step => true,
+            Source::Constant(_) => false,
+            _ => self.kind == ProgramKind::PreludeSteps,
+        }
+    }
+
+    /// Addresses for everything: the program's part of the arena begins at `base`, `outside` knows the rest.
+    pub fn finish(self, weights: &Weights, base: usize, outside: &dyn Fn(&Value) -> Place) -> Ready {
+        let stored = self.buffers.len() - self.kernels.len();
+        let span = |buffer: usize| Span::new(base + self.offsets[buffer], self.buffers[buffer].bytes);
+        let homes: HashMap<usize, Place> = (0..self.values.len())
+            .filter(|&i| self.values[i].home == i)
+            .map(|i| match self.buffer_of[i] {
+                Some(buffer) => (i, Place::Memory { span: span(buffer), step: 0 }),
+                None => (i, self.outside_place(weights, i, outside)),
+            })
+            .collect();
+        let places = self.values.iter().map(|v| within(&homes[&v.home], v)).collect();
+        let scratches: Vec<Span> = (stored..self.buffers.len()).map(span).collect();
+        let steps = weights.plan().program(self.kind).steps.iter().zip(self.kernels).zip(scratches);
+        let steps = steps.map(|((step, kernel), scratch)| prepared(step, kernel, scratch)).collect();
+        Ready { kind: self.kind, values: self.values, places, steps }
+    }
+
+    fn outside_place(&self, weights: &Weights, i: usize, outside: &dyn Fn(&Value) -> Place) -> Place {
+        let value = &self.values[i];
+        match value.source {
+            Source::Constant(c) => Place::Constant(constant_bytes(weights, c, value.dtype)),
+            Source::Table(c) if self.kind == ProgramKind::Full => {
+                Place::Table { bytes: constant_bytes(weights, c, value.dtype), row: value.bytes() }
+            }
+            // Never read, so it has no buffer.
+            _ if self.kind == ProgramKind::PreludeSteps => Place::Memory { span: Span::new(0, 0), step: 0 },
+            _ => outside(value),
+        }
+    }
+}
+
+fn prepared(step: &Step, kernel: Kernel, scratch: Span) -> Prepared {
+    let (inputs, outputs) = (step.inputs.clone(), step.outputs.clone());
+    Prepared { name: step.name.clone(), op: step.op.name(), kernel, inputs, outputs, scratch }
+}
+
+/// Bytes of a constant in the type that a program sees.
+pub(super) fn constant_bytes(weights: &Weights, i: usize, dtype: DType) -> Bytes {
+    if weights.plan().constants[i].ty.dtype == dtype { weights.stored(i) } else { weights.constant(i) }
+}
+
+/// The place of a value inside that of its home.
+fn within(home: &Place, value: &Value) -> Place {
+    let (start, len) = value.range();
+    match home {
+        Place::Memory { span, step } if span.bytes > 0 => {
+            Place::Memory { span: Span::new(span.offset + start, len), step: *step }
+        }
+        Place::Constant(bytes) => Place::Constant(bytes.slice(start..start + len)),
+        other => other.clone(),
+    }
+}
+
+/// First and last step that touches the storage of each home; `None` where nothing does.
+fn lifetimes(values: &[Value], steps: &[Step], kept: Vec<usize>) -> Vec<Option<(usize, usize)>> {
+    let mut lives: Vec<Option<(usize, usize)>> = vec![None; values.len()];
+    let mut touch = |value: usize, at: usize| {
+        let life = &mut lives[values[value].home];
+        *life = Some(life.map_or((at, at), |(first, last)| (first.min(at), last.max(at))));
+    };
+    for (at, step) in steps.iter().enumerate() {
+        step.outputs.iter().chain(step.inputs.iter().flatten()).for_each(|&v| touch(v, at));
+    }
+    kept.into_iter().for_each(|v| touch(v, steps.len()));
+    // What no step writes is there from the begin.
+    for (value, life) in values.iter().zip(&mut lives) {
+        if let (false, Some((first, _))) = (value.source == Source::Step, life) {
+            *first = 0;
+        }
+    }
+    lives
+}

@@ -1,0 +1,117 @@
+//! The values of a program at a given batch: sizes, and whose storage they lie in.
+
+use super::EngineError;
+use cqc_proto::plan::{Alias, PlanValue, Program, ProgramKind, Source};
+use cqc_proto::types::element_count;
+use cqc_proto::{Bindings, DType, Op};
+
+/// A value with all sizes known: `rows` rows of `cols` elements, `ld` apart, beginning `column` elements into the storage
+/// of the value `home` (often itself).
+#[derive(Clone, Debug)]
+pub(super) struct Value {
+    pub name: String,
+    pub dtype: DType,
+    pub shape: Vec<usize>,
+    pub source: Source,
+    pub home: usize,
+    pub column: usize,
+    pub rows: usize,
+    pub cols: usize,
+    pub ld: usize,
+}
+
+impl Value {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// Bytes without gaps.
+    pub fn bytes(&self) -> usize {
+        self.len() * self.dtype.size()
+    }
+
+    /// Whether there are no gaps between rows.
+    pub fn is_dense(&self) -> bool {
+        self.ld == self.cols
+    }
+
+    /// First byte in the storage of its home, and bytes from there to its last element, gaps included.
+    pub fn range(&self) -> (usize, usize) {
+        let size = self.dtype.size();
+        (self.column * size, ((self.rows - 1) * self.ld + self.cols) * size)
+    }
+
+    /// Distance between neighbours along each axis, in elements.
+    pub fn strides(&self) -> Vec<usize> {
+        let mut strides = vec![1; self.shape.len()];
+        for axis in (0..self.shape.len().saturating_sub(1)).rev() {
+            let next = axis + 1;
+            let last = next == self.shape.len() - 1;
+            strides[axis] = if last { self.ld } else { strides[next] * self.shape[next] };
+        }
+        strides
+    }
+}
+
+/// Sizes of all values, and their homes.
+pub(super) fn resolve(kind: ProgramKind, program: &Program, bindings: &Bindings) -> Result<Vec<Value>, EngineError> {
+    let sized = |(i, v): (usize, &PlanValue)| {
+        let error = || EngineError::Size { program: kind, name: v.name.clone(), ty: v.ty.clone() };
+        let shape = v.ty.resolve(bindings).filter(|s| !s.contains(&0)).ok_or_else(error)?;
+        let cols = shape.last().copied().unwrap_or(1);
+        let rows = element_count(&shape).ok_or_else(error)? / cols;
+        let (name, dtype, source) = (v.name.clone(), v.ty.dtype, v.source);
+        Ok(Value { name, dtype, shape, source, home: i, column: 0, rows, cols, ld: cols })
+    };
+    let mut values = program.values.iter().enumerate().map(sized).collect::<Result<Vec<_>, EngineError>>()?;
+    share_storage(program, &mut values);
+    Ok(values)
+}
+
+/// Sets the homes: from the declared aliases, then for reshapes that need not copy.
+fn share_storage(program: &Program, values: &mut [Value]) {
+    let mut is_target = vec![false; values.len()];
+    for (i, declared) in program.values.iter().enumerate() {
+        let Some(alias) = &declared.alias else { continue };
+        let (Alias::Same { of } | Alias::Columns { of, .. }) = alias;
+        is_target[*of] = true;
+        values[i].home = *of;
+        if let Alias::Columns { offset, .. } = alias {
+            values[i].column = offset.as_const().unwrap_or(0) as usize;
+            // With one row there is no gap.
+            values[i].ld = if values[i].rows == 1 { values[i].cols } else { values[*of].cols };
+        }
+    }
+    for step in &program.steps {
+        let (Op::Reshape { .. }, [Some(x)], [y]) = (&step.op, &step.inputs[..], &step.outputs[..]) else { continue };
+        let free = values[*y].home == *y && !is_target[*y];
+        if free && values[*x].is_dense() && values[*x].len() == values[*y].len() {
+            values[*y].home = values[*x].home;
+            values[*y].column = values[*x].column;
+        }
+    }
+}
+
+/// The operator with its symbolic sizes replaced by numbers.
+pub(super) fn bind(op: &Op, bindings: &Bindings) -> Option<Op> {
+    let all = |dims: &[cqc_proto::Dim]| dims.iter().map(|d| d.bind(bindings)).collect::<Option<Vec<_>>>();
+    Some(match op {
+        Op::Reshape { shape } => Op::Reshape { shape: all(shape)? },
+        Op::Expand { shape } => Op::Expand { shape: all(shape)? },
+        Op::Slice { axes, starts, ends, steps } => {
+            Op::Slice { axes: axes.clone(), starts: all(starts)?, ends: all(ends)?, steps: steps.clone() }
+        }
+        Op::Resize { sizes, scales, mode, coordinates, nearest, cubic_a, exclude_outside, antialias } => Op::Resize {
+            sizes: all(sizes)?,
+            scales: scales.clone(),
+            mode: *mode,
+            coordinates: *coordinates,
+            nearest: *nearest,
+            cubic_a: *cubic_a,
+            exclude_outside: *exclude_outside,
+            antialias: *antialias,
+        },
+        _ => op.clone(),
+    })
+}

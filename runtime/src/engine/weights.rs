@@ -1,0 +1,172 @@
+//! A plan with its constants, and the packed copies of weights that all engines of a plan share.
+
+use super::EngineError;
+use bytes::Bytes;
+use cqc_kernels::arena::{ALIGN, Arena, Span, cast};
+use cqc_kernels::{Conv, ConvShape, Isa, PackedMatrix, ShapeError};
+use cqc_proto::plan::{Plan, validate};
+use cqc_proto::{DType, Tensor};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// A validated plan, its constants, and what was packed from them for this CPU. Engines of any batch share one.
+pub struct Weights {
+    plan: Plan,
+    isa: Isa,
+    bytes: Bytes,
+    packed: Mutex<HashMap<PackKey, Arc<PackedMatrix>>>,
+    widened: Mutex<HashMap<usize, Bytes>>,
+    /// Plans of convolutions that some engine uses: layers of one shape share theirs.
+    convs: Mutex<HashMap<ConvShape, Weak<Conv>>>,
+}
+
+/// What a packed matrix was made from and for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum PackKey {
+    /// Rows and columns as they lie in the constant.
+    Linear { constant: usize },
+    /// The shape without the batch.
+    Conv { constant: usize, shape: ConvShape },
+}
+
+impl Weights {
+    /// Checks the plan; `bytes` is the weight section (`cqc_kernels::map_file`), copied only if it is not aligned to 64 bytes.
+    ///
+    /// # Errors
+    /// [`EngineError::Plan`].
+    pub fn new(plan: Plan, bytes: Bytes) -> Result<Arc<Weights>, EngineError> {
+        Weights::for_isa(plan, bytes, Isa::detect())
+    }
+
+    /// [`Weights::new`] for a given instruction set.
+    ///
+    /// # Errors
+    /// [`EngineError::Plan`].
+    pub fn for_isa(plan: Plan, bytes: Bytes, isa: Isa) -> Result<Arc<Weights>, EngineError> {
+        validate(&plan, bytes.len() as u64)?;
+        let bytes = aligned(bytes);
+        Ok(Arc::new(Weights {
+            plan,
+            isa,
+            bytes,
+            packed: Default::default(),
+            widened: Default::default(),
+            convs: Default::default(),
+        }))
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The instruction set the weights are packed for.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Bytes of packed weights.
+    pub fn packed_bytes(&self) -> usize {
+        let packed = lock(&self.packed);
+        packed.values().map(|p| p.bytes()).sum()
+    }
+
+    /// Bytes of constant `i` as programs see them, floats in f32, aligned to 64.
+    pub(super) fn constant(&self, i: usize) -> Bytes {
+        let dtype = self.plan.constants[i].ty.dtype;
+        if !dtype.is_float() || dtype == DType::F32 {
+            return self.stored(i);
+        }
+        let mut widened = lock(&self.widened);
+        widened.entry(i).or_insert_with(|| self.widen(i)).clone()
+    }
+
+    /// Bytes of constant `i` in its own type.
+    pub(super) fn stored(&self, i: usize) -> Bytes {
+        let constant = &self.plan.constants[i];
+        let shape = constant.ty.fixed_shape().expect("validated: the sizes of a constant are known");
+        let len = shape.iter().product::<usize>() * constant.ty.dtype.size();
+        let start = constant.offset as usize;
+        self.bytes.slice(start..start + len)
+    }
+
+    fn widen(&self, i: usize) -> Bytes {
+        let constant = &self.plan.constants[i];
+        let shape = constant.ty.fixed_shape().expect("validated: the sizes of a constant are known");
+        let tensor = Tensor::new(constant.ty.dtype, shape, self.stored(i)).expect("validated: the bytes fit the type");
+        let values = tensor.to_f32_vec();
+        let mut arena = Arena::new(values.len() * 4);
+        arena.get_mut(Span::new(0, values.len() * 4)).expect("an arena holds itself").copy_from_slice(&values[..]);
+        Bytes::from_owner(Owned(arena))
+    }
+
+    /// Constant `i` packed as the `[k, n]` matrix of a product.
+    pub(super) fn packed_linear(&self, constant: usize, k: usize, n: usize) -> Arc<PackedMatrix> {
+        self.pack(PackKey::Linear { constant }, constant, |w| PackedMatrix::from_kn(self.isa, k, n, w))
+    }
+
+    /// A convolution of that shape.
+    pub(super) fn conv(&self, shape: ConvShape) -> Result<Arc<Conv>, ShapeError> {
+        let mut convs = lock(&self.convs);
+        if let Some(conv) = convs.get(&shape).and_then(Weak::upgrade) {
+            return Ok(conv);
+        }
+        let conv = Arc::new(Conv::new(self.isa, shape)?);
+        convs.retain(|_, conv| conv.strong_count() > 0);
+        convs.insert(shape, Arc::downgrade(&conv));
+        Ok(conv)
+    }
+
+    /// Constant `i` packed for a convolution.
+    pub(super) fn packed_conv(&self, constant: usize, conv: &Conv) -> Arc<PackedMatrix> {
+        let shape = ConvShape { n: 1, ..*conv.shape() };
+        self.pack(PackKey::Conv { constant, shape }, constant, |w| conv.pack(w))
+    }
+
+    fn pack(&self, key: PackKey, constant: usize, pack: impl FnOnce(&[f32]) -> PackedMatrix) -> Arc<PackedMatrix> {
+        let mut packed = lock(&self.packed);
+        match packed.entry(key) {
+            Entry::Occupied(entry) => Arc::clone(entry.get()),
+            Entry::Vacant(entry) => {
+                // A widened copy is dropped again unless a step reads it as it is.
+                let known = lock(&self.widened).get(&constant).cloned();
+                let bytes = known.unwrap_or_else(|| match self.plan.constants[constant].ty.dtype {
+                    DType::F32 => self.stored(constant),
+                    _ => self.widen(constant),
+                });
+                Arc::clone(entry.insert(Arc::new(pack(cast(&bytes)))))
+            }
+        }
+    }
+}
+
+/// A panic while one of the maps is locked leaves it whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl std::fmt::Debug for Weights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Weights").field("isa", &self.isa).field("bytes", &self.bytes.len()).finish_non_exhaustive()
+    }
+}
+
+/// An arena as the owner of [`Bytes`].
+struct Owned(Arena);
+
+impl AsRef<[u8]> for Owned {
+    fn as_ref(&self) -> &[u8] {
+        self.0.get(Span::new(0, self.0.len())).expect("an arena holds itself")
+    }
+}
+
+/// The same bytes at an address that is a multiple of [`ALIGN`].
+fn aligned(bytes: Bytes) -> Bytes {
+    if bytes.as_ptr().addr().is_multiple_of(ALIGN) {
+        return bytes;
+    }
+    let mut arena = Arena::new(bytes.len());
+    arena.get_mut(Span::new(0, bytes.len())).expect("an arena holds itself").copy_from_slice(&bytes);
+    Bytes::from_owner(Owned(arena))
+}

@@ -1,0 +1,6 @@
+//! See ARCHITECTURE.md.
+
+pub mod denoise;
+pub mod engine;
+pub mod noise;
+pub mod sampler;

@@ -1,0 +1,128 @@
+//! `.cq` files: opened, and what commands ask of them.
+
+use super::report::Failure;
+use bytes::Bytes;
+use cqc::io::FileError;
+use cqc_proto::cq::{self, MAGIC, Manifest, NullCondition};
+use cqc_proto::plan::{PlanInput, Program};
+use cqc_proto::{Bindings, DType, Dim, Tensor, ValueType};
+use cqc_runtime::engine::Weights;
+use cqc_runtime::sampler::Sampler;
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+/// An artifact that passed all checks, ready for engines.
+pub struct Artifact {
+    /// Plan and constants.
+    pub weights: Arc<Weights>,
+    /// Everything but the constants.
+    pub manifest: Manifest,
+    constants: Bytes,
+}
+
+/// Whether the file is an artifact: by its first bytes, or by its name if it cannot be read.
+pub fn is_artifact(path: &Path) -> bool {
+    let begins = || {
+        let mut first = [0; MAGIC.len()];
+        std::fs::File::open(path)?.read_exact(&mut first).map(|()| first == MAGIC)
+    };
+    // opening a pipe would wait for a writer
+    let by_content = path.is_file() && begins().unwrap_or(false);
+    by_content || cqc::io::has_extension(path, "cq")
+}
+
+/// Maps the file and checks all of it.
+pub fn open(path: &Path) -> Result<Artifact, Failure> {
+    let is_file = path.metadata().map_err(FileError::reading(path))?.is_file();
+    if !is_file {
+        return Err(Failure::failed(format!("{} is not a regular file", path.display())));
+    }
+    let bytes = cqc_kernels::map_file(path).map(Bytes::from_owner).map_err(FileError::reading(path))?;
+    let read = cq::Artifact::read(bytes);
+    let cq::Artifact { manifest, weights: constants } = read.map_err(|e| {
+        let help = match e {
+            cq::CqError::NotCq => "cqc compile makes them",
+            cq::CqError::Newer { .. } => "use a newer cqc, or compile the model again",
+            _ => "compile the model again",
+        };
+        Failure::failed(format!("{} is not a valid artifact", path.display())).fact("seen", e).help(help)
+    })?;
+    let weights = Weights::new(manifest.plan.clone(), constants.clone())?;
+    Ok(Artifact { weights, manifest, constants })
+}
+
+impl Artifact {
+    /// Its trajectory.
+    pub fn sampler(&self) -> Result<Sampler, Failure> {
+        Ok(Sampler::new(&self.manifest.sampler, self.manifest.steps)?)
+    }
+
+    /// One per evaluation, as the network gets them.
+    pub fn timesteps(&self) -> Result<Vec<f64>, Failure> {
+        Ok(self.sampler()?.evaluations().iter().map(|e| e.timestep).collect())
+    }
+
+    /// What guidance's unconditional half gets, one row per input.
+    pub fn null_conditions(&self) -> Result<BTreeMap<String, Tensor>, Failure> {
+        let plan = &self.manifest.plan;
+        let tensor = |(name, null): (&String, &NullCondition)| {
+            let tensor = match *null {
+                NullCondition::Label(label) => {
+                    let input = plan.inputs.iter().find(|i| i.name == *name).expect("checked when the file was read");
+                    labels_as(input, &[label])
+                }
+                NullCondition::Constant(i) => {
+                    let constant = &plan.constants[i];
+                    let shape = constant.ty.fixed_shape().expect("checked when the file was read");
+                    let len = shape.iter().product::<usize>() * constant.ty.dtype.size();
+                    let start = constant.offset as usize;
+                    Tensor::new(constant.ty.dtype, shape, self.constants.slice(start..start + len))
+                        .map_err(|e| Failure::failed(e.to_string()))?
+                }
+            };
+            Ok((name.clone(), tensor))
+        };
+        self.manifest.null.iter().map(tensor).collect()
+    }
+
+    /// Bytes of all constants.
+    pub fn weight_bytes(&self) -> u64 {
+        self.constants.len() as u64
+    }
+
+    /// Multiply-accumulates of a program, per sample.
+    pub fn macs(&self, program: &Program) -> i64 {
+        let plan = &self.manifest.plan;
+        let one: Bindings = plan.batch_symbol.iter().map(|s| (s.as_str().into(), 1)).collect();
+        let macs = program.steps.iter().map(|step| {
+            let inputs: Vec<Option<&ValueType>> =
+                step.inputs.iter().map(|v| v.map(|v| &program.values[v].ty)).collect();
+            let outputs: Vec<ValueType> = step.outputs.iter().map(|&v| program.values[v].ty.clone()).collect();
+            step.op.cost(&inputs, &outputs).macs
+        });
+        let sum = macs.fold(Dim::default(), |sum, macs| sum.add(&macs).unwrap_or(sum));
+        sum.eval(&one).unwrap_or(0) / plan.fixed_batch.unwrap_or(1) as i64
+    }
+}
+
+/// Labels in the rank of an input, one per row. The engine narrows them to the input's own integer type.
+pub fn labels_as(input: &PlanInput, labels: &[i64]) -> Tensor {
+    let mut shape = vec![1; input.ty.rank().max(1)];
+    shape[0] = labels.len();
+    let bytes: Vec<u8> = labels.iter().flat_map(|l| l.to_le_bytes()).collect();
+    Tensor::new(DType::I64, shape, bytes).expect("one element per row")
+}
+
+/// The conditioning input that takes labels: whole numbers, one per sample.
+pub fn label_input(inputs: &[PlanInput]) -> Result<&PlanInput, Failure> {
+    use cqc_proto::plan::InputRole::Condition;
+    let conditions = || inputs.iter().filter(|i| i.role == Condition);
+    let one = |i: &PlanInput| i.ty.rank() <= 2 && i.ty.shape.iter().skip(1).all(|d| d.is(1));
+    conditions().find(|i| i.ty.dtype.is_integer() && one(i)).ok_or_else(|| {
+        let list: Vec<String> = conditions().map(|i| format!("{}: {}", i.name, i.ty)).collect();
+        let seen = if list.is_empty() { "no conditioning at all".to_string() } else { list.join(", ") };
+        Failure::usage("the model has no input for labels").fact("seen", seen)
+    })
+}

@@ -1,0 +1,67 @@
+//! What can go wrong with a file.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a file cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The system refuses.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// `read` or `write`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The output is there already and may not be replaced.
+    #[error("{} exists already", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The bytes are not in the expected format.
+    #[error("{} is not a valid {format} file: {reason}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// `.npy`, `.npz`.
+        format: &'static str,
+        /// What was seen.
+        reason: String,
+    },
+    /// An archive lacks an array.
+    #[error("{} has no array `{name}`", path.display())]
+    NoArray {
+        /// The file.
+        path: PathBuf,
+        /// As asked for.
+        name: String,
+        /// What it has.
+        known: Vec<String>,
+    },
+    /// The format cannot hold such a tensor.
+    #[error("{} cannot hold {what}", path.display())]
+    CannotHold {
+        /// The file.
+        path: PathBuf,
+        /// The tensor, in words.
+        what: String,
+        /// What would do.
+        help: String,
+    },
+}
+
+impl FileError {
+    /// For `map_err`: reading `path` failed.
+    pub fn reading(path: &Path) -> impl FnOnce(io::Error) -> FileError {
+        move |source| FileError::Io { action: "read", path: path.to_path_buf(), source }
+    }
+
+    /// For `map_err`: writing `path` failed.
+    pub fn writing(path: &Path) -> impl FnOnce(io::Error) -> FileError {
+        move |source| FileError::Io { action: "write", path: path.to_path_buf(), source }
+    }
+}

@@ -1,0 +1,107 @@
+//! Images: a grid of samples as PNG.
+
+use super::{FileError, Overwrite, write_atomic};
+use cqc_proto::Tensor;
+use std::io::Write;
+use std::path::Path;
+
+/// Pixels between and around the images of a grid.
+const MARGIN: usize = 2;
+
+/// Writes `[N, C, H, W]` in [-1, 1] as one grid; see [`encode_grid`].
+///
+/// # Errors
+/// [`FileError::CannotHold`] for other shapes, [`FileError::Exists`], [`FileError::Io`].
+pub fn write_png(path: &Path, images: &Tensor, overwrite: Overwrite) -> Result<(), FileError> {
+    let png = encode_grid(images).map_err(|what| FileError::CannotHold {
+        path: path.to_path_buf(),
+        what,
+        help: format!("write the values with -o {}", path.with_extension("npy").display()),
+    })?;
+    write_atomic(path, overwrite, |out| out.write_all(&png))
+}
+
+/// `[N, C, H, W]` with C = 1 (grey) or 3 (RGB) as a PNG: -1 becomes 0, 1 becomes 255, values outside are clipped, NaN is 0.
+///
+/// ⌈√N⌉ images per row, left to right and top to bottom, with a black margin of 2 pixels; a single image has none.
+///
+/// # Errors
+/// In words, what the tensor is instead.
+pub fn encode_grid(images: &Tensor) -> Result<Vec<u8>, String> {
+    let shape = images.shape();
+    let &[n, c, h, w] = shape else { return Err(format!("a tensor of shape {shape:?}, only [N, C, H, W]")) };
+    let color = match c {
+        1 => png::ColorType::Grayscale,
+        3 => png::ColorType::Rgb,
+        _ => return Err(format!("images of {c} channels (latents?), only of 1 or 3")),
+    };
+    let columns = (1..).find(|k| k * k >= n).expect("some square is large enough");
+    let rows = n.div_ceil(columns.max(1));
+    let margin = if n == 1 { 0 } else { MARGIN };
+    let side = |count: usize, size: usize| u32::try_from(count * (size + margin) + margin).unwrap_or(u32::MAX);
+    let (width, height) = (side(columns, w), side(rows, h));
+    if images.is_empty() || width > 1 << 20 || height > 1 << 20 {
+        return Err(format!("an image of {width}x{height} pixels"));
+    }
+    let mut pixels = vec![0u8; width as usize * height as usize * c];
+    let values = images.to_f32_vec();
+    for (i, image) in values.chunks_exact(c * h * w).enumerate() {
+        let (top, left) = (margin + i / columns * (h + margin), margin + i % columns * (w + margin));
+        for (at, &value) in image.iter().enumerate() {
+            let (channel, y, x) = (at / (h * w), at / w % h, at % w);
+            pixels[((top + y) * width as usize + left + x) * c + channel] = to_byte(value);
+        }
+    }
+    encode(&pixels, width, height, color).map_err(|e| format!("an image of {width}x{height} pixels: {e}"))
+}
+
+fn to_byte(value: f32) -> u8 {
+    // a cast saturates, and turns NaN into 0
+    ((value + 1.0) * 127.5).round() as u8
+}
+
+fn encode(pixels: &[u8], width: u32, height: u32, color: png::ColorType) -> Result<Vec<u8>, png::EncodingError> {
+    let mut out = Vec::new();
+    let mut encoder = png::Encoder::new(&mut out, width, height);
+    encoder.set_color(color);
+    encoder.set_depth(png::BitDepth::Eight);
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(pixels)?;
+    writer.finish()?;
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(png: &[u8]) -> (u32, u32, Vec<u8>) {
+        let mut reader = png::Decoder::new(std::io::Cursor::new(png)).read_info().unwrap();
+        let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+        let info = reader.next_frame(&mut pixels).unwrap();
+        (info.width, info.height, pixels)
+    }
+
+    #[test]
+    fn one_image_has_no_margin_and_values_are_clipped() {
+        let values = [-1.0, 1.0, 0.0, -7.0, 7.0, f32::NAN];
+        let (w, h, pixels) = decode(&encode_grid(&Tensor::from_f32(&[1, 1, 2, 3], &values)).unwrap());
+        assert_eq!((w, h, pixels), (3, 2, vec![0, 255, 128, 0, 255, 0]));
+    }
+
+    #[test]
+    fn five_images_stand_in_two_rows_of_three() {
+        let values: Vec<f32> = (0..5).flat_map(|i| [i as f32 / 127.5 - 1.0; 12]).collect();
+        let (w, h, pixels) = decode(&encode_grid(&Tensor::from_f32(&[5, 3, 2, 2], &values)).unwrap());
+        assert_eq!((w, h), (2 + 3 * 4, 2 + 2 * 4));
+        let at = |x: usize, y: usize| pixels[(y * 14 + x) * 3];
+        assert_eq!([at(2, 2), at(6, 2), at(10, 2), at(2, 6), at(6, 6)], [0, 1, 2, 3, 4]);
+        assert_eq!((at(1, 1), at(10, 6)), (0, 0), "margins and missing images are black");
+    }
+
+    #[test]
+    fn latents_are_refused() {
+        let said = encode_grid(&Tensor::from_f32(&[1, 4, 1, 1], &[0.0; 4])).unwrap_err();
+        assert!(said.contains("4 channels"), "{said}");
+    }
+}

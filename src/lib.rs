@@ -1,0 +1,7 @@
+//! Compiles exported diffusion denoisers and runs them: the facade over the compiler and the runtime. See README.md.
+//!
+//! [`model::Model::load`] imports and rewrites, [`compile`] binds and lowers, [`cqc_runtime`] runs.
+
+pub mod compile;
+pub mod io;
+pub mod model;

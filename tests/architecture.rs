@@ -1,0 +1,74 @@
+//! The dependency edges that ARCHITECTURE.md allows, checked against `cargo metadata`.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+/// Crate → workspace crates it may depend on, dev-dependencies included.
+const ALLOWED: &[(&str, &[&str])] = &[
+    ("cqc-proto", &[]),
+    ("cqc-kernels", &["cqc-proto"]),
+    ("cqc-runtime", &["cqc-proto", "cqc-kernels"]),
+    ("cqc-passes", &["cqc-proto", "cqc-kernels"]),
+    ("cqc", &["cqc-proto", "cqc-kernels", "cqc-runtime", "cqc-passes"]),
+];
+
+/// What whoever embeds the runtime must not be made to build.
+const NOT_IN_RUNTIME: &[&str] = &["prost", "clap", "petgraph", "indicatif", "miette", "tracing-subscriber", "png", "cqc-passes"];
+
+fn metadata() -> serde_json::Value {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--offline", "--locked"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON")
+}
+
+#[test]
+fn crates_depend_only_downwards() {
+    let metadata = metadata();
+    let packages = metadata["packages"].as_array().unwrap();
+    let members: Vec<_> = packages.iter().filter(|p| p["source"].is_null()).collect();
+    assert_eq!(members.len(), ALLOWED.len(), "a new crate needs a line in ALLOWED and in ARCHITECTURE.md");
+    for package in members {
+        let name = package["name"].as_str().unwrap();
+        let (_, allowed) = ALLOWED.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("{name} is not in ALLOWED"));
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let on = dependency["name"].as_str().unwrap();
+            assert!(!on.starts_with("cqc") || allowed.contains(&on), "{name} depends on {on}, which ARCHITECTURE.md does not allow");
+        }
+    }
+}
+
+#[test]
+fn the_runtime_stays_light() {
+    let metadata = metadata();
+    let nodes: BTreeMap<&str, &serde_json::Value> =
+        metadata["resolve"]["nodes"].as_array().unwrap().iter().map(|n| (n["id"].as_str().unwrap(), n)).collect();
+    let name_of: BTreeMap<&str, &str> = metadata["packages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| (p["id"].as_str().unwrap(), p["name"].as_str().unwrap()))
+        .collect();
+    let start = *name_of.iter().find(|(_, n)| **n == "cqc-runtime").unwrap().0;
+    let mut stack = vec![start];
+    let mut seen = std::collections::BTreeSet::new();
+    while let Some(id) = stack.pop() {
+        if !seen.insert(id) {
+            continue;
+        }
+        let name = name_of[id];
+        // features are unified over the workspace here: prost is proto's only when `onnx` is on, which runtime does not ask for
+        assert!(!NOT_IN_RUNTIME.contains(&name), "cqc-runtime reaches {name}");
+        for dependency in nodes[id]["deps"].as_array().unwrap() {
+            let normal = dependency["dep_kinds"].as_array().unwrap().iter().any(|k| k["kind"].is_null());
+            let to = dependency["pkg"].as_str().unwrap();
+            let optional_onnx = name == "cqc-proto" && name_of[to] == "prost";
+            if normal && !optional_onnx {
+                stack.push(to);
+            }
+        }
+    }
+}
