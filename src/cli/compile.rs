@@ -22,7 +22,8 @@ use std::path::{Path, PathBuf};
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  \
     cqc compile unet.onnx -o unet.cq\n  \
-    cqc compile unet.onnx --sampler dpmpp-2m --steps 20 --scheduler-config scheduler_config.json -o unet.cq\n  \
+    cqc compile unet.onnx --sampler dpmpp-2m --steps 20 -o unet.cq\n  \
+    cqc compile unet.onnx --scheduler-config scheduler_config.json -o unet.cq\n  \
     cqc compile dit.onnx --guidance 2.0 --null-label 8 -o dit.cq\n  \
     cqc compile unet.onnx --dim height=64 --dim width=64 --recipe sd.toml -o sd.cq\n\n\
     Without --scheduler-config the sampler has the defaults of diffusers' scheduler class for --sampler:\n\

@@ -7,7 +7,7 @@
 //! | p · g, g one row per image (adaLN gate) | its `gate` |
 //! | p + x, x of p's type (residual) | its `residual` |
 //!
-//! in this order, each at most once, and only if nothing else reads p. Of two products that are added, the later one takes the
+//! The residual also moves through a reshape that keeps the last axis. All in this order, each at most once, and only if nothing else reads p. Of two products that are added, the later one takes the
 //! other as residual. The result is `residual + gate · act(p + bias + row)`, the operator's definition.
 //! Tests: tests/filetests/passes/fuse_epilogue.cqt
 
@@ -37,6 +37,9 @@ fn fuse_epilogue(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrite
                     return Ok(rewrite);
                 }
                 if let Some(rewrite) = attach(g, &node, p, x, RESIDUAL, context)? {
+                    return Ok(rewrite);
+                }
+                if let Some(rewrite) = residual_behind_reshape(g, &node, p, x, context)? {
                     return Ok(rewrite);
                 }
             }
@@ -109,6 +112,23 @@ fn attach(g: &mut Graph, node: &Node, p: ValueId, x: ValueId, slot: usize, conte
     inputs.resize(RESIDUAL + 1, None);
     inputs[slot] = Some(operand);
     Ok(Some(Rewrite::one(node.outputs[0], g.node(&node.name, product.op, &inputs)?[0])))
+}
+
+/// reshape(linear) + x with unchanged last axis: the residual moves in front of the reshape (pixels of DDPM's attention).
+fn residual_behind_reshape(g: &mut Graph, node: &Node, p: ValueId, x: ValueId, context: &Context) -> Result<Option<Rewrite>, OpError> {
+    let Some(inner) = super::matching::reshaped(g, p) else { return Ok(None) };
+    let Some(product) = g.producer_node(inner).cloned() else { return Ok(None) };
+    let linear = matches!(product.op, Op::Linear { .. }) && product.input(RESIDUAL).is_none();
+    let fits = g.ty(p) == g.ty(x) && g.ty(x) == g.ty(node.outputs[0]) && g.shape(inner).last() == g.shape(p).last();
+    if !linear || !fits || !context.single_reader(p) || !context.single_reader(inner) {
+        return Ok(None);
+    }
+    let (narrow, wide) = (g.shape(inner).to_vec(), g.shape(p).to_vec());
+    let mut inputs = product.inputs.clone();
+    inputs.resize(RESIDUAL + 1, None);
+    inputs[RESIDUAL] = Some(reshape(g, &node.name, x, narrow)?);
+    let y = g.node(&node.name, product.op, &inputs)?[0];
+    Ok(Some(Rewrite::one(node.outputs[0], reshape(g, &node.name, y, wide)?)))
 }
 
 /// `x` with the rank of `p` if it is one row of channels per image (or one for all).

@@ -41,7 +41,7 @@ fn attention(heads: usize, kv_heads: usize, inputs: &InputTypes) -> Inferred {
         check(t.dtype == q.dtype, || format!("{name} is {}, q is {}", t.dtype, q.dtype))?;
     }
     let counts = 1..=MAX_GROUPS;
-    check(counts.contains(&heads) && counts.contains(&kv_heads) && heads % kv_heads == 0, || {
+    check(counts.contains(&heads) && counts.contains(&kv_heads) && heads.is_multiple_of(kv_heads), || {
         format!("{heads} heads over {kv_heads} key heads")
     })?;
     check(k.shape[1] == v.shape[1], || format!("k has {} positions, v {}", k.shape[1], v.shape[1]))?;

@@ -15,6 +15,7 @@ mod movement;
 mod norm;
 mod quant;
 mod reduce;
+mod rule;
 
 #[cfg(test)]
 mod arbitrary;
@@ -26,10 +27,12 @@ pub use index::ScatterReduction;
 pub use linear::{Act, ConvLayout, PoolKind};
 pub use movement::{CoordinateMode, NearestMode, PadMode, ResizeMode};
 pub use reduce::ReduceKind;
+pub use rule::broadcast;
 
 use crate::dim::{Dim, MAX_DIM};
 use crate::dtype::DType;
-use crate::types::{MAX_RANK, Shape, ValueType, element_count};
+use crate::types::{Shape, ValueType};
+use rule::*;
 use serde::{Deserialize, Serialize};
 
 /// One operator with its attributes. The text form is the variant's name in snake case followed by the attributes that
@@ -431,7 +434,7 @@ impl Op {
     ///
     /// # Errors
     /// [`OpError`] when number, type or shape of the inputs, or an attribute, breaks the operator's rule; also when an
-    /// input or output has more than [`MAX_RANK`] axes, a negative size, or more than 2^40 elements.
+    /// input or output has more than [`MAX_RANK`](crate::types::MAX_RANK) axes, a negative size, or more than 2^40 elements.
     pub fn infer(&self, inputs: &InputTypes) -> Result<Vec<ValueType>, OpError> {
         self.infer_bounded(inputs).map_err(|reason| OpError { op: self.name(), reason })
     }
@@ -583,72 +586,4 @@ fn is_one(v: &usize) -> bool {
 
 fn cubic_a() -> f32 {
     -0.75
-}
-
-/// The one input of an operator that has exactly one.
-fn single<'a>(inputs: &InputTypes<'a>) -> Result<&'a ValueType, String> {
-    match inputs {
-        [Some(x)] => Ok(x),
-        _ => Err(format!("takes 1 input, got {}", inputs.iter().flatten().count())),
-    }
-}
-
-/// Input `i`, required.
-fn required<'a>(inputs: &InputTypes<'a>, i: usize, what: &str) -> Result<&'a ValueType, String> {
-    inputs.get(i).copied().flatten().ok_or_else(|| format!("input {i} ({what}) is missing"))
-}
-
-/// Input `i`, optional.
-fn optional<'a>(inputs: &InputTypes<'a>, i: usize) -> Option<&'a ValueType> {
-    inputs.get(i).copied().flatten()
-}
-
-/// Refuses more inputs than the operator has.
-fn at_most(inputs: &InputTypes, n: usize) -> Result<(), String> {
-    if inputs.len() > n { Err(format!("takes at most {n} inputs, got {}", inputs.len())) } else { Ok(()) }
-}
-
-fn check(condition: bool, reason: impl FnOnce() -> String) -> Result<(), String> {
-    if condition { Ok(()) } else { Err(reason()) }
-}
-
-/// Most groups or heads of one operator.
-const MAX_GROUPS: usize = 1 << 20;
-
-/// Refuses what no tensor can be. Sizes with symbols are bounded where they get values.
-fn check_bounds(what: &str, t: &ValueType) -> Result<(), String> {
-    check(t.rank() <= MAX_RANK, || format!("{what} has {} axes, at most {MAX_RANK} are supported", t.rank()))?;
-    let size_ok = |d: &Dim| d.as_const().is_none_or(|v| (0..=MAX_DIM).contains(&v));
-    let count_ok = || t.fixed_shape().is_none_or(|shape| element_count(&shape).is_some());
-    check(t.shape.iter().all(size_ok) && count_ok(), || format!("{what} would be {t}, which no tensor can be"))
-}
-
-fn check_axis(axis: usize, x: &ValueType) -> Result<(), String> {
-    check(axis < x.rank(), || format!("`axis` is {axis}, x is {x}"))
-}
-
-/// Axes of x, ascending, each once.
-fn check_axes(axes: &[usize], x: &ValueType) -> Result<(), String> {
-    let ascending = axes.windows(2).all(|w| w[0] < w[1]);
-    check(ascending && axes.last().is_none_or(|&a| a < x.rank()), || {
-        format!("`axes` is {axes:?}, expected ascending axes of {x}")
-    })
-}
-
-/// Whether every value of the symbols (each ≥ 1) makes this ≥ 0, as far as [`Dim::is_positive`] can tell.
-fn not_negative(d: &Dim) -> bool {
-    d.add(&1.into()).is_some_and(|d| d.is_positive())
-}
-
-/// numpy broadcasting of two shapes; a symbolic size matches itself and 1.
-pub fn broadcast(a: &[Dim], b: &[Dim]) -> Result<Shape, String> {
-    let rank = a.len().max(b.len());
-    let at = |s: &[Dim], i: usize| (i + s.len()).checked_sub(rank).map_or(Dim::constant(1), |i| s[i].clone());
-    (0..rank)
-        .map(|i| match (at(a, i), at(b, i)) {
-            (x, y) if x == y || y.is(1) => Ok(x),
-            (x, y) if x.is(1) => Ok(y),
-            (x, y) => Err(format!("sizes {x} and {y} of axis {i} do not broadcast")),
-        })
-        .collect()
 }

@@ -2,6 +2,7 @@
 
 use super::arbitrary;
 use super::*;
+use crate::types::{MAX_RANK, element_count};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
