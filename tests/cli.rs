@@ -158,10 +158,10 @@ fn a_recipe_is_read_and_the_command_line_wins() {
             recipe.display()
         ))
     };
-    std::fs::write(&recipe, "steps = 4\nsampler = 'euler'\n").unwrap();
+    std::fs::write(&recipe, "steps = 4\nsampler = 'ddpm'\n").unwrap();
     assert_eq!(compile("").json()["steps"], 4);
     assert_eq!(compile("--steps 3").json()["steps"], 3);
-    assert_eq!(line(&format!("inspect {} --json", out.display())).json()["sampler"]["kind"], "euler");
+    assert_eq!(line(&format!("inspect {} --json", out.display())).json()["sampler"]["kind"], "ddpm");
     std::fs::write(&recipe, "stesp = 4\n").unwrap();
     let ran = compile("");
     assert_eq!(ran.code, 2);
@@ -335,6 +335,23 @@ fn the_doctor_forecasts_and_finds_nothing_wrong() {
         assert!(ran.stdout.contains(part), "{part} in {}", ran.stdout);
     }
     assert_eq!(line(&format!("doctor {} --json", model().display())).json()["supported"], true);
+}
+
+#[test]
+fn every_unsupported_node_is_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("odd.onnx");
+    let mut bytes = std::fs::read(model()).unwrap();
+    let (known, odd) = (b"\"\x07Softmax", b"\"\x07Softmay"); // the field `op_type` of a node
+    let places: Vec<usize> = (0..bytes.len() - known.len()).filter(|&i| bytes[i..].starts_with(known)).collect();
+    places.iter().for_each(|&at| bytes[at..at + odd.len()].copy_from_slice(odd));
+    std::fs::write(&path, bytes).unwrap();
+    assert!(places.len() > 1);
+    for command in ["doctor", "inspect"] {
+        let ran = line(&format!("{command} {}", path.display()));
+        assert_eq!(ran.code, 3);
+        assert_eq!(ran.stderr.matches("Softmay").count(), places.len(), "{}", ran.stderr);
+    }
 }
 
 #[test]

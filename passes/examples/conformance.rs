@@ -228,6 +228,9 @@ fn check_model(model: &str, check: &str, tolerance: f64, dims: &[&str]) -> ExitC
         imported.parameters,
         imported.producer
     );
+    let integers = imported.graph.nodes().filter(|(_, n)| imported.graph.ty(n.outputs[0]).dtype.is_integer());
+    let integers: Vec<String> = integers.map(|(_, n)| n.op.name()).collect();
+    println!("  nodes on integers: {}", integers.join(" "));
     imported.warnings.iter().for_each(|w| println!("  warning: {w}"));
     if let Err(e) = cqc_passes::ir::verify(&imported.graph) {
         eprintln!("{model}: {e}");

@@ -117,7 +117,7 @@ enum Stage {
 pub fn bind(graph: &Graph, roles: &[InputRole], batch: Option<&str>, timesteps: &[f64]) -> Result<Bound, BindError> {
     let stages = stages(graph, roles, batch);
     let mut bound = Bound { saved: saved(graph, &stages), ..Bound::default() };
-    let tables = boundary(graph, &stages, |from, to| from == Stage::Table && to != Stage::PreludeSteps);
+    let tables = boundary(graph, &stages, |from, to| from == Stage::Table && to == Stage::Full);
     bound.tables = evaluate_tables(graph, roles, batch, timesteps, &tables)?;
     let prelude = boundary(graph, &stages, |from, to| from == Stage::Prelude && to == Stage::Full);
     let steps = boundary(graph, &stages, |from, to| from == Stage::PreludeSteps && to == Stage::Full);

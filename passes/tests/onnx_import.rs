@@ -34,7 +34,7 @@ fn one(opset: i64, axes: &[At], n: NodeProto, initializer: Vec<TensorProto>) -> 
 #[test]
 fn arithmetic_on_the_batch_disappears() {
     let imported = imports(&small(), &ImportOptions::default());
-    assert_eq!(ops(&imported), ["mat_mul", "relu", "add", "reshape"]);
+    assert_eq!(ops(&imported), ["matmul", "relu", "add", "reshape"]);
     assert_eq!(output_type(&imported), "f32[N,2,2]");
     assert_eq!(imported.parameters, 16);
     assert_eq!(imported.node_count, 7);
@@ -257,4 +257,18 @@ fn a_range_over_the_batch_is_a_running_sum() {
     assert_eq!(output_type(&imported), "i64[N]");
     let y = interpret(&imported.graph, &BTreeMap::from([("x".into(), Tensor::from_f32(&[3], &[0.0; 3]))])).unwrap();
     assert_eq!(y[0].1.to_i64_vec(), [0, 1, 2]);
+}
+
+#[test]
+fn weights_are_not_copied() {
+    let file = small_file();
+    let imported = cqc_passes::onnx::import_bytes(file.clone(), &ImportOptions::default()).unwrap();
+    let weights =
+        imported.graph.values().find_map(|(id, v)| (v.name == "w").then(|| imported.graph.tensor(id))).flatten();
+    let inside = file.as_ptr_range();
+    assert!(inside.contains(&weights.unwrap().bytes().as_ptr()));
+}
+
+fn small_file() -> bytes::Bytes {
+    bytes::Bytes::from(onnx_build::bytes(&small()))
 }

@@ -86,7 +86,7 @@ fn print(args: &DoctorArgs, findings: &[Finding]) -> Result<(), Failure> {
     term::print(&findings.iter().map(line).collect::<String>())
 }
 
-/// For JSON; people read the error itself.
+/// What the error on stderr says, as findings: stdout alone tells the result.
 fn unsupported(e: &ModelError) -> Vec<Finding> {
     let bad = |topic, text: String| Finding { topic, verdict: Verdict::Bad, text };
     match e {

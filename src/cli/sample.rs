@@ -174,6 +174,10 @@ fn request_of(args: &SampleArgs, artifact: &Artifact) -> Result<(Request, Range<
         conditions.insert(input.name.clone(), labels_as(input, &labels));
     }
     check_conditions(plan, &conditions)?;
+    let guidance = args.guidance.unwrap_or(artifact.manifest.guidance);
+    if guidance != 1.0 && conditions.is_empty() {
+        return Err(Failure::usage(format!("--guidance {guidance}: the model has no conditioning to guide it by")));
+    }
     let noise = noise.map(|t| part(t, &range, None)).transpose()?;
     let conditions = conditions.into_iter().map(|(name, t)| Ok((name, part(t, &range, Some(total))?)));
     let request = Request {
@@ -183,7 +187,7 @@ fn request_of(args: &SampleArgs, artifact: &Artifact) -> Result<(Request, Range<
         noise,
         conditions: conditions.collect::<Result<_, Failure>>()?,
         unconditional: unconditional(args, artifact)?,
-        guidance: args.guidance.unwrap_or(artifact.manifest.guidance),
+        guidance,
     };
     Ok((request, range))
 }

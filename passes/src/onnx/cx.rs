@@ -1,6 +1,6 @@
 //! What operators emit into: the graph being built, with constants and sizes folded on the way.
 
-use super::error::{Refusal, shown, unsupported};
+use super::error::{Refusal, malformed, shown, unsupported};
 use super::item::{Item, Sizes};
 use super::limits::*;
 use super::load::Files;
@@ -61,6 +61,23 @@ impl<'a> Cx<'a> {
         Item::Value(id)
     }
 
+    /// Notes an initializer, which may be folded into others.
+    pub fn grant(&mut self, initializer: &Tensor) {
+        self.fold_bytes = self.fold_bytes.saturating_add((initializer.bytes().len() as i64).saturating_mul(FOLD_SHARE));
+    }
+
+    /// Takes bytes of the budget for constants.
+    ///
+    /// # Errors
+    /// [`Refusal::Unsupported`] when it is used up.
+    pub fn spend(&mut self, bytes: i64) -> Result<(), Refusal> {
+        if bytes > self.fold_bytes {
+            return unsupported("the model's computed constants take too much memory");
+        }
+        self.fold_bytes -= bytes;
+        Ok(())
+    }
+
     /// Type of a value.
     ///
     /// # Errors
@@ -107,6 +124,9 @@ impl<'a> Cx<'a> {
         }
         let operands =
             inputs.iter().map(|i| i.as_ref().map(|i| self.value(i)).transpose()).collect::<Result<Vec<_>, _>>()?;
+        if self.graph.node_count() >= MAX_EMITTED {
+            return malformed(format!("the graph would have more than {MAX_EMITTED} nodes"));
+        }
         let name = format!("{}/{}", self.node, op.name());
         let ids = self.graph.node_with_outputs(&self.node, op.clone(), &operands, &[&name]);
         let ids = ids.map_err(|e| Refusal::Unsupported(e.reason))?;
@@ -246,11 +266,13 @@ impl<'a> Cx<'a> {
         let tensors: Vec<Option<&Tensor>> = inputs.iter().map(|i| i.as_ref().and_then(Item::tensor)).collect();
         let cost = fold_cost(op, &tensors)?;
         let repeats = cost.written > MAX_REPEAT_BYTES && cost.written > 4 * cost.read.max(1);
-        let affordable = cost.written <= MAX_FOLD_BYTES.min(self.fold_bytes) && cost.macs <= self.fold_macs;
-        if repeats || !affordable {
+        let picks =
+            matches!(op, Op::Gather { .. } | Op::GatherElements { .. } | Op::GatherNd { .. } | Op::Slice { .. });
+        let bytes = if picks { cost.written } else { cost.written + cost.read };
+        if repeats || cost.written > MAX_FOLD_BYTES || cost.macs > self.fold_macs {
             return None;
         }
-        self.fold_bytes -= cost.written;
+        self.spend(bytes).ok()?;
         self.fold_macs -= cost.macs;
         reference::eval(op, &tensors).ok()
     }

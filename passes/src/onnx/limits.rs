@@ -4,7 +4,10 @@
 pub const OPSETS: std::ops::RangeInclusive<i64> = 11..=28;
 
 /// Most nodes, those of inlined functions and branches included.
-pub const MAX_NODES: usize = 1 << 18;
+pub const MAX_NODES: usize = 1 << 17;
+
+/// Most nodes of the graph that import builds.
+pub const MAX_EMITTED: usize = 4 * MAX_NODES;
 
 /// Deepest nesting of function calls and branches.
 pub const MAX_DEPTH: usize = 32;
@@ -18,11 +21,14 @@ pub const MAX_FOLD_BYTES: i64 = 256 << 20;
 /// A constant that only repeats a smaller one is not expanded beyond this many bytes.
 pub const MAX_REPEAT_BYTES: i64 = 1 << 20;
 
-/// Bytes that folding may make in one import.
-pub const FOLD_BUDGET: i64 = 2 << 30;
+/// Bytes that folding may read and make in one import, beyond [`FOLD_SHARE`].
+pub const FOLD_BUDGET: i64 = 1 << 30;
+
+/// Bytes that folding may read and make per byte of initializers: each may be converted and transposed.
+pub const FOLD_SHARE: i64 = 4;
 
 /// Multiply-accumulates that folding may do in one import.
-pub const MACS_BUDGET: i64 = 4 << 30;
+pub const MACS_BUDGET: i64 = 1 << 29;
 
 /// Most elements of a value made of symbolic sizes.
 pub const MAX_SIZES: usize = 4096;

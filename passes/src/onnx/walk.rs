@@ -138,7 +138,10 @@ impl<'a> Walker<'a> {
                 return Err(ImportError::malformed("tensor", "an initializer has no name"));
             }
             let item = match tensors::read(t, self.cx.files) {
-                Ok(tensor) => Item::constant(format!("{}{}", scope.prefix, t.name()), tensor),
+                Ok(tensor) => {
+                    self.cx.grant(&tensor);
+                    Item::constant(format!("{}{}", scope.prefix, t.name()), tensor)
+                }
                 Err(BadTensor::Malformed(reason)) => return Err(ImportError::malformed(place(), reason)),
                 Err(BadTensor::Unsupported(reason)) => {
                     self.refuse(t.name(), "initializer", "ai.onnx", reason);

@@ -34,7 +34,7 @@ fn split(cx: &mut Cx, c: &Call) -> Done {
     let x = c.input(0, "input")?;
     let ty = cx.ty(x)?;
     let axis = c.axis("axis", 0, ty.rank())?;
-    let Some(size) = ty.shape[axis].as_const().filter(|&s| s <= 1 << 16) else {
+    let Some(size) = ty.shape[axis].as_const().filter(|&s| s <= 1 << 12) else {
         return unsupported(format!("the size {} of the axis is too large or depends on the batch", ty.shape[axis]));
     };
     let lengths = match c.optional(1) {

@@ -105,19 +105,21 @@ fn count(n: f64) -> Result<usize, Refusal> {
     Ok(n.max(0.0) as usize)
 }
 
-fn float_range(cx: &Cx, start: &Tensor, limit: &Tensor, delta: &Tensor) -> Done {
+fn float_range(cx: &mut Cx, start: &Tensor, limit: &Tensor, delta: &Tensor) -> Done {
     let [a, b, d] = [start, limit, delta].map(|t| t.to_f64_vec()[0]);
     let n = count(((b - a) / d).ceil())?;
+    cx.spend(8 * n as i64)?;
     let values: Vec<f64> = (0..n).map(|i| a + i as f64 * d).collect();
     Ok(vec![cx.constant(from_floats(start.dtype(), vec![n], &values))])
 }
 
-fn integer_range(cx: &Cx, start: &Tensor, limit: &Tensor, delta: &Tensor) -> Done {
+fn integer_range(cx: &mut Cx, start: &Tensor, limit: &Tensor, delta: &Tensor) -> Done {
     let [a, b, d] = [start, limit, delta].map(|t| t.to_i64_vec()[0] as i128);
     if d == 0 {
         return malformed("`delta` is 0");
     }
     let n = count(steps(a, b, d) as f64)?;
+    cx.spend(8 * n as i64)?;
     let values: Vec<i64> = (0..n as i128).map(|i| (a + i * d) as i64).collect();
     Ok(vec![cx.constant(from_integers(start.dtype(), vec![n], &values))])
 }
@@ -166,6 +168,7 @@ fn eye_like(cx: &mut Cx, c: &Call) -> Done {
     if element_count(&shape).is_none_or(|n| n > 1 << 24) {
         return unsupported(format!("{rows}x{columns} is too large"));
     }
+    cx.spend(8 * (rows * columns) as i64)?;
     let one = |i: usize| ((i % columns) as i64).checked_sub((i / columns) as i64) == Some(k);
     let values: Vec<i64> = (0..rows * columns).map(|i| one(i) as i64).collect();
     Ok(vec![cx.constant(from_integers(dtype, shape, &values))])

@@ -135,7 +135,7 @@ fn split(cx: &mut Cx, c: &Call) -> Done {
     }
     let mut start = Dim::constant(0);
     let mut parts = Vec::new();
-    for length in &lengths {
+    for length in lengths.iter().take(c.outputs.len()) {
         let end = start.add(length).unwrap_or_default();
         parts.push(cx.slice(x, axis, start, end.clone())?);
         start = end;
