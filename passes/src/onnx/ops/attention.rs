@@ -117,13 +117,11 @@ fn mask(cx: &mut Cx, c: &Call, s: &Shape, dtype: DType) -> Result<(Option<Item>,
     if causal && !own {
         bounds.push((BinaryKind::LessOrEqual, 0));
     }
-    match c.int("right_window_size", -1)? {
-        w @ 0.. => bounds.push((BinaryKind::LessOrEqual, w)),
-        _ => {}
+    if let w @ 0.. = c.int("right_window_size", -1)? {
+        bounds.push((BinaryKind::LessOrEqual, w));
     }
-    match c.int("left_window_size", -1)? {
-        w @ 0.. => bounds.push((BinaryKind::GreaterOrEqual, -w.min(1 << 40))),
-        _ => {}
+    if let w @ 0.. = c.int("left_window_size", -1)? {
+        bounds.push((BinaryKind::GreaterOrEqual, -w.min(1 << 40)));
     }
     if let Some(lengths) = lengths {
         let column = lengths_column(cx, lengths)?;
