@@ -67,7 +67,7 @@ fn small_model() {
 /// Written anew, nodes stand in front of weights: damage to weights is of no interest here.
 #[test]
 fn real_model() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/ddpm-shapes32/model.onnx");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/ddpm-shapes32.onnx");
     let path = std::env::var("CQC_MUTATE_MODEL").unwrap_or(path.to_string());
     let Ok(file) = std::fs::read(&path) else { return println!("skipped: {path} is not there") };
     let mut model = ModelProto::decode(&file[..]).expect("a model");
