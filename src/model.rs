@@ -136,7 +136,10 @@ impl Model {
         let fail = |reason: String| Err(ModelError::NotADenoiser { path: self.path.clone(), reason });
         let listed = || self.inputs.iter().map(|i| format!("{}: {}", i.name, i.ty)).collect::<Vec<_>>().join(", ");
         let Some(sample) = self.input(InputRole::Sample) else {
-            return fail(format!("no input is like an image (float, three or more axes, the output's size); inputs: {}", listed()));
+            return fail(format!(
+                "no input is like an image (float, three or more axes, the output's size); inputs: {}",
+                listed()
+            ));
         };
         if self.input(InputRole::Timestep).is_none() {
             return fail(format!("no input is like a time step (one number per sample); inputs: {}", listed()));
@@ -146,7 +149,10 @@ impl Model {
         let fits = x.len() == y.len() && x.len() >= 2 && x[0] == y[0] && x[2..] == y[2..];
         let channels = fits && (x[1] == y[1] || x[1].mul(&2.into()).as_ref() == Some(&y[1]));
         if !channels {
-            return fail(format!("output `{}` is {}, expected the sample's {} (or twice its channels)", output.name, output.ty, sample.ty));
+            return fail(format!(
+                "output `{}` is {}, expected the sample's {} (or twice its channels)",
+                output.name, output.ty, sample.ty
+            ));
         }
         Ok(())
     }
@@ -158,7 +164,9 @@ impl Model {
             let decomposed = match &node.op {
                 Op::Softmax { .. } | Op::MatMul => true,
                 Op::Conv { layout, .. } | Op::GroupNorm { layout, .. } => *layout == ConvLayout::ChannelsFirst,
-                Op::Unary { .. } | Op::Reduce { .. } => matches!(node.op.name().as_str(), "erf" | "sigmoid" | "sin" | "cos" | "reduce_mean"),
+                Op::Unary { .. } | Op::Reduce { .. } => {
+                    matches!(node.op.name().as_str(), "erf" | "sigmoid" | "sin" | "cos" | "reduce_mean")
+                }
                 _ => false,
             };
             if decomposed {

@@ -13,7 +13,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
 ];
 
 /// What whoever embeds the runtime must not be made to build.
-const NOT_IN_RUNTIME: &[&str] = &["prost", "clap", "petgraph", "indicatif", "miette", "tracing-subscriber", "png", "cqc-passes"];
+const NOT_IN_RUNTIME: &[&str] =
+    &["prost", "clap", "petgraph", "indicatif", "miette", "tracing-subscriber", "png", "cqc-passes"];
 
 fn metadata() -> serde_json::Value {
     let output = Command::new(env!("CARGO"))
@@ -33,10 +34,14 @@ fn crates_depend_only_downwards() {
     assert_eq!(members.len(), ALLOWED.len(), "a new crate needs a line in ALLOWED and in ARCHITECTURE.md");
     for package in members {
         let name = package["name"].as_str().unwrap();
-        let (_, allowed) = ALLOWED.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("{name} is not in ALLOWED"));
+        let (_, allowed) =
+            ALLOWED.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("{name} is not in ALLOWED"));
         for dependency in package["dependencies"].as_array().unwrap() {
             let on = dependency["name"].as_str().unwrap();
-            assert!(!on.starts_with("cqc") || allowed.contains(&on), "{name} depends on {on}, which ARCHITECTURE.md does not allow");
+            assert!(
+                !on.starts_with("cqc") || allowed.contains(&on),
+                "{name} depends on {on}, which ARCHITECTURE.md does not allow"
+            );
         }
     }
 }

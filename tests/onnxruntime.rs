@@ -47,8 +47,13 @@ fn to_ort(t: &Tensor) -> Option<DynValue> {
     }
 }
 
-fn by_ort(environment: &Environment, model: &Path, inputs: &BTreeMap<String, Tensor>) -> Option<BTreeMap<String, Tensor>> {
-    let mut session = Session::builder(environment).unwrap().with_intra_threads(2).unwrap().commit_from_file(model).unwrap();
+fn by_ort(
+    environment: &Environment,
+    model: &Path,
+    inputs: &BTreeMap<String, Tensor>,
+) -> Option<BTreeMap<String, Tensor>> {
+    let mut session =
+        Session::builder(environment).unwrap().with_intra_threads(2).unwrap().commit_from_file(model).unwrap();
     let feeds = inputs.iter().map(|(n, t)| Some((n.clone(), to_ort(t)?))).collect::<Option<Vec<_>>>()?;
     let outputs = session.run(feeds).unwrap();
     let read = |(name, value): (&str, ort::value::ValueRef<'_>)| {

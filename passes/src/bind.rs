@@ -79,7 +79,9 @@ pub enum BindError {
         reason: String,
     },
     /// The model takes integers and the sampler gives fractions.
-    #[error("input `{input}` takes {dtype} time steps and the sampler's are fractional ({timestep}); export the model with a float time step or use another timestep spacing")]
+    #[error(
+        "input `{input}` takes {dtype} time steps and the sampler's are fractional ({timestep}); export the model with a float time step or use another timestep spacing"
+    )]
     Fractional {
         /// The time step input.
         input: String,
@@ -156,7 +158,12 @@ fn stages(g: &Graph, roles: &[InputRole], batch: Option<&str>) -> Vec<Stage> {
             joined.sample = true;
         }
         // a time-and-condition value without a batch axis cannot carry one row per evaluation
-        if joined.time && joined.condition && batch.is_some_and(|b| node.outputs.iter().any(|&v| g.shape(v).first().is_none_or(|d| d.as_symbol() != Some(b)))) {
+        if joined.time
+            && joined.condition
+            && batch.is_some_and(|b| {
+                node.outputs.iter().any(|&v| g.shape(v).first().is_none_or(|d| d.as_symbol() != Some(b)))
+            })
+        {
             joined.sample = true;
         }
         node.outputs.iter().for_each(|v| sees[v.0 as usize] = joined);
@@ -221,8 +228,11 @@ fn evaluate_tables(
     for &t in timesteps {
         let mut known: HashMap<ValueId, Tensor> = HashMap::from([(time, timestep_tensor(g, time, &bindings, t)?)]);
         for node in &order {
-            evaluate(g, node, &bindings, &mut known)
-                .map_err(|reason| BindError::Evaluate { node: node.name.clone(), timestep: t, reason })?;
+            evaluate(g, node, &bindings, &mut known).map_err(|reason| BindError::Evaluate {
+                node: node.name.clone(),
+                timestep: t,
+                reason,
+            })?;
         }
         for (i, v) in wanted.iter().enumerate() {
             rows[i].extend_from_slice(known[v].bytes());
@@ -265,8 +275,11 @@ fn timestep_tensor(g: &Graph, input: ValueId, bindings: &Bindings, t: f64) -> Re
 
 fn evaluate(g: &Graph, node: &Node, bindings: &Bindings, known: &mut HashMap<ValueId, Tensor>) -> Result<(), String> {
     let op = fixed_op(&node.op, bindings)?;
-    let inputs: Vec<Option<&Tensor>> =
-        node.inputs.iter().map(|v| v.map(|v| known.get(&v).or_else(|| g.tensor(v)).expect("operands come first"))).collect();
+    let inputs: Vec<Option<&Tensor>> = node
+        .inputs
+        .iter()
+        .map(|v| v.map(|v| known.get(&v).or_else(|| g.tensor(v)).expect("operands come first")))
+        .collect();
     let results = reference::eval(&op, &inputs).map_err(|e| e.to_string())?;
     known.extend(node.outputs.iter().copied().zip(results));
     Ok(())
@@ -412,7 +425,11 @@ fn saved(g: &Graph, stages: &[Stage]) -> Saved {
         if stages.contains(&Stage::Full) {
             continue;
         }
-        if stages.iter().all(|&s| s == Stage::Table) { out.table_weight_bytes += bytes } else { out.prelude_weight_bytes += bytes }
+        if stages.iter().all(|&s| s == Stage::Table) {
+            out.table_weight_bytes += bytes
+        } else {
+            out.prelude_weight_bytes += bytes
+        }
     }
     out
 }

@@ -147,7 +147,13 @@ fn root(program: &Program, x: usize) -> Option<usize> {
     }
 }
 
-fn operand(out: &mut Program, g: &Graph, v: ValueId, map: &mut HashMap<ValueId, usize>, constants: &mut Constants) -> usize {
+fn operand(
+    out: &mut Program,
+    g: &Graph,
+    v: ValueId,
+    map: &mut HashMap<ValueId, usize>,
+    constants: &mut Constants,
+) -> usize {
     if let Some(&id) = map.get(&v) {
         return id;
     }

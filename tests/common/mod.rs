@@ -64,7 +64,10 @@ fn check(npz: &Path) -> Option<Check> {
     }
     let arrays = read_npz(npz).unwrap();
     let strip = |prefix: &str| {
-        arrays.iter().filter_map(|(n, t)| Some((n.strip_prefix(prefix)?.to_string(), t.clone()))).collect::<BTreeMap<_, _>>()
+        arrays
+            .iter()
+            .filter_map(|(n, t)| Some((n.strip_prefix(prefix)?.to_string(), t.clone())))
+            .collect::<BTreeMap<_, _>>()
     };
     let outputs = strip("out_");
     let half = outputs.values().any(|t| t.dtype() == DType::F16);
@@ -76,6 +79,7 @@ pub fn relative_error(found: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(found.shape(), expected.shape());
     let (a, b) = (found.to_f64_vec(), expected.to_f64_vec());
     let scale = b.iter().fold(1e-30f64, |m, v| m.max(v.abs()));
-    let worst = a.iter().zip(&b).fold(0f64, |m, (a, b)| if (a - b).is_nan() { f64::INFINITY } else { m.max((a - b).abs()) });
+    let worst =
+        a.iter().zip(&b).fold(0f64, |m, (a, b)| if (a - b).is_nan() { f64::INFINITY } else { m.max((a - b).abs()) });
     worst / scale
 }

@@ -81,7 +81,11 @@ struct Elements<'a>(&'a Tensor);
 impl fmt::Display for Elements<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let number = |i: usize| -> String {
-            if self.0.dtype().is_float() { format!("{}", self.0.to_f32_vec()[i]) } else { format!("{}", self.0.to_i64_vec()[i]) }
+            if self.0.dtype().is_float() {
+                format!("{}", self.0.to_f32_vec()[i])
+            } else {
+                format!("{}", self.0.to_i64_vec()[i])
+            }
         };
         let size = self.0.dtype().size();
         let first = &self.0.bytes()[..size.min(self.0.bytes().len())];
@@ -92,7 +96,8 @@ impl fmt::Display for Elements<'_> {
             return write!(f, "[{}]", (0..self.0.len()).map(number).collect::<Vec<_>>().join(","));
         }
         // FNV-1a: tells constants apart in a dump, nothing more
-        let hash = self.0.bytes().iter().fold(0xcbf2_9ce4_8422_2325u64, |h, &b| (h ^ b as u64).wrapping_mul(0x100_0000_01b3));
+        let hash =
+            self.0.bytes().iter().fold(0xcbf2_9ce4_8422_2325u64, |h, &b| (h ^ b as u64).wrapping_mul(0x100_0000_01b3));
         write!(f, "#{hash:016x}")
     }
 }
@@ -102,7 +107,11 @@ struct Name<'a>(&'a str);
 
 impl fmt::Display for Name<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.0.is_empty() && self.0.chars().all(is_name_char) { write!(f, "%{}", self.0) } else { write!(f, "%{:?}", self.0) }
+        if !self.0.is_empty() && self.0.chars().all(is_name_char) {
+            write!(f, "%{}", self.0)
+        } else {
+            write!(f, "%{:?}", self.0)
+        }
     }
 }
 
@@ -276,14 +285,19 @@ fn constant(ty: &ValueType, c: &mut Cursor) -> Result<Tensor, String> {
     let shape = ty.fixed_shape().ok_or("the shape of a constant has no symbols")?;
     let count = cqc_proto::types::element_count(&shape).filter(|&n| n <= 1 << 24).ok_or("the constant is too large")?;
     let numbers: Vec<f64> = match c.json()? {
-        serde_json::Value::Array(a) => a.iter().map(|v| v.as_f64().ok_or("constants are numbers")).collect::<Result<_, _>>()?,
+        serde_json::Value::Array(a) => {
+            a.iter().map(|v| v.as_f64().ok_or("constants are numbers")).collect::<Result<_, _>>()?
+        }
         v => vec![v.as_f64().ok_or("constants are numbers")?; count],
     };
     if numbers.len() != count {
         return Err(format!("{ty} has {count} elements, got {}", numbers.len()));
     }
     let bytes: Vec<u8> = match ty.dtype {
-        d if d.is_float() => Tensor::from_f32(&shape, &numbers.iter().map(|&v| v as f32).collect::<Vec<_>>()).to_float(d).bytes().to_vec(),
+        d if d.is_float() => Tensor::from_f32(&shape, &numbers.iter().map(|&v| v as f32).collect::<Vec<_>>())
+            .to_float(d)
+            .bytes()
+            .to_vec(),
         d => numbers.iter().flat_map(|&v| (v as i64).to_le_bytes()[..d.size()].to_vec()).collect(),
     };
     Tensor::new(ty.dtype, shape, bytes).map_err(|e| e.to_string())

@@ -133,7 +133,14 @@ fn mask_ignores_batch(g: &Graph, found: &Found) -> bool {
 }
 
 /// Attention over [N, H, L, D] operands.
-fn heads(g: &mut Graph, name: &str, q: ValueId, k: ValueId, v: ValueId, found: &Found) -> Result<Option<ValueId>, OpError> {
+fn heads(
+    g: &mut Graph,
+    name: &str,
+    q: ValueId,
+    k: ValueId,
+    v: ValueId,
+    found: &Found,
+) -> Result<Option<ValueId>, OpError> {
     let Some(count) = g.shape(q)[1].as_const() else { return Ok(None) };
     if g.shape(k)[1] != g.shape(q)[1] || g.shape(v)[1] != g.shape(q)[1] {
         return Ok(None);

@@ -21,7 +21,9 @@ fn fold_pad(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpError> 
     }
     let spatial = layout.spatial_axes(before.len());
     let outside = (0..before.len()).filter(|axis| !spatial.contains(axis));
-    if outside.into_iter().any(|axis| before[axis] != 0 || after[axis] != 0) || before.iter().chain(after).any(|&p| p < 0) {
+    if outside.into_iter().any(|axis| before[axis] != 0 || after[axis] != 0)
+        || before.iter().chain(after).any(|&p| p < 0)
+    {
         return Ok(Rewrite::refused("it pads more than the spatial axes, or crops"));
     }
     let added = before[spatial.clone()].iter().chain(&after[spatial]);

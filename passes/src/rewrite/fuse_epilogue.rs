@@ -73,7 +73,9 @@ fn activation(g: &mut Graph, node: &Node, kind: UnaryKind, context: &Context) ->
     let Some(before) = g.producer_node(x).cloned() else { return Ok(Rewrite::NoMatch) };
     let mut op = before.op.clone();
     match &mut op {
-        Op::Linear { act: slot @ Act::None } | Op::Conv { act: slot @ Act::None, .. } | Op::GroupNorm { act: slot @ Act::None, .. } => {
+        Op::Linear { act: slot @ Act::None }
+        | Op::Conv { act: slot @ Act::None, .. }
+        | Op::GroupNorm { act: slot @ Act::None, .. } => {
             *slot = act;
         }
         _ => return Ok(Rewrite::NoMatch),
@@ -89,7 +91,14 @@ fn activation(g: &mut Graph, node: &Node, kind: UnaryKind, context: &Context) ->
 }
 
 /// Makes `x` operand `slot` of the product `p`; `None` if p is no product or has no room, or x does not fit.
-fn attach(g: &mut Graph, node: &Node, p: ValueId, x: ValueId, slot: usize, context: &Context) -> Result<Option<Rewrite>, OpError> {
+fn attach(
+    g: &mut Graph,
+    node: &Node,
+    p: ValueId,
+    x: ValueId,
+    slot: usize,
+    context: &Context,
+) -> Result<Option<Rewrite>, OpError> {
     let Some(product) = g.producer_node(p).cloned() else { return Ok(None) };
     let act = match &product.op {
         Op::Linear { act } | Op::Conv { act, .. } => *act,
@@ -102,11 +111,8 @@ fn attach(g: &mut Graph, node: &Node, p: ValueId, x: ValueId, slot: usize, conte
     if !context.single_reader(p) {
         return Ok(None);
     }
-    let operand = if slot == RESIDUAL {
-        (g.ty(x) == g.ty(p)).then_some(x)
-    } else {
-        per_image(g, &node.name, x, p, &product.op)?
-    };
+    let operand =
+        if slot == RESIDUAL { (g.ty(x) == g.ty(p)).then_some(x) } else { per_image(g, &node.name, x, p, &product.op)? };
     let Some(operand) = operand else { return Ok(None) };
     let mut inputs = product.inputs.clone();
     inputs.resize(RESIDUAL + 1, None);
@@ -115,7 +121,13 @@ fn attach(g: &mut Graph, node: &Node, p: ValueId, x: ValueId, slot: usize, conte
 }
 
 /// reshape(linear) + x with unchanged last axis: the residual moves in front of the reshape (pixels of DDPM's attention).
-fn residual_behind_reshape(g: &mut Graph, node: &Node, p: ValueId, x: ValueId, context: &Context) -> Result<Option<Rewrite>, OpError> {
+fn residual_behind_reshape(
+    g: &mut Graph,
+    node: &Node,
+    p: ValueId,
+    x: ValueId,
+    context: &Context,
+) -> Result<Option<Rewrite>, OpError> {
     let Some(inner) = super::matching::reshaped(g, p) else { return Ok(None) };
     let Some(product) = g.producer_node(inner).cloned() else { return Ok(None) };
     let linear = matches!(product.op, Op::Linear { .. }) && product.input(RESIDUAL).is_none();
@@ -144,7 +156,10 @@ fn per_image(g: &mut Graph, name: &str, x: ValueId, p: ValueId, op: &Op) -> Resu
     let mut shape = vec![Dim::constant(1); rank - g.shape(x).len()];
     shape.extend(g.shape(x).iter().cloned());
     let target = g.shape(p);
-    let fits = shape.iter().enumerate().all(|(i, d)| if i == channel { *d == target[i] } else { d.is(1) || (i == 0 && *d == target[0]) });
+    let fits = shape
+        .iter()
+        .enumerate()
+        .all(|(i, d)| if i == channel { *d == target[i] } else { d.is(1) || (i == 0 && *d == target[0]) });
     // with one token per image, a full tensor is no row
     if !fits || (g.shape(x) == target && !(1..rank).filter(|&i| i != channel).all(|i| target[i].is(1))) {
         return Ok(None);

@@ -84,7 +84,8 @@ fn affine(g: &mut Graph, old: ValueId, name: &str, context: &Context) -> Result<
         let Some((norm, factor)) = either_order(pair, |n, f| is_norm(g, n).then_some((n, f))) else { continue };
         let node = g.producer_node(norm).expect("is_norm").clone();
         let rms = matches!(node.op, Op::RmsNorm { .. });
-        if node.input(operand).is_some() || node.input(2).is_some() || node.input(3).is_some() || (rms && operand == 2) {
+        if node.input(operand).is_some() || node.input(2).is_some() || node.input(3).is_some() || (rms && operand == 2)
+        {
             continue;
         }
         let rank = g.shape(norm).len();

@@ -80,7 +80,9 @@ fn wrap(g: &mut Graph, node: &Node) -> Result<Rewrite, OpError> {
 fn sink(g: &mut Graph, node: &Node) -> Result<Rewrite, OpError> {
     let old = node.outputs[0];
     let rank = g.shape(old).len();
-    let movable = node.outputs.len() == 1 && rank >= 3 && node.inputs.iter().flatten().any(|&v| behind(g, v).is_some() && g.shape(v).len() == rank);
+    let movable = node.outputs.len() == 1
+        && rank >= 3
+        && node.inputs.iter().flatten().any(|&v| behind(g, v).is_some() && g.shape(v).len() == rank);
     let Some(op) = movable.then(|| permuted(&node.op, rank)).flatten() else { return Ok(Rewrite::NoMatch) };
     let mut inputs = Vec::new();
     for v in &node.inputs {

@@ -9,8 +9,8 @@ mod attention;
 mod fold_constants;
 mod fold_pad;
 mod fuse_epilogue;
-mod gelu;
 mod geglu;
+mod gelu;
 mod group_norm;
 mod layer_norm;
 mod layout;
@@ -98,27 +98,27 @@ impl Pass {
 
 /// The order of passes. Every line says why it stands there.
 pub const PIPELINE: &[Pass] = &[
-    widen_floats::WIDEN_FLOATS,             // first: constants below fold in f32, and casts between floats become no-ops
-    fold_constants::FOLD_CONSTANTS,         // rules below match literal scales, weights and epsilons
-    no_ops::REMOVE_NO_OPS,                  // rules below match through nothing but real operators
+    widen_floats::WIDEN_FLOATS, // first: constants below fold in f32, and casts between floats become no-ops
+    fold_constants::FOLD_CONSTANTS, // rules below match literal scales, weights and epsilons
+    no_ops::REMOVE_NO_OPS,      // rules below match through nothing but real operators
     timestep_embedding::TIMESTEP_EMBEDDING, // before anything else claims its sine and cosine
-    silu::FUSE_SILU,                        // before norms: GroupNorm + SiLU is matched as a pair
-    gelu::FUSE_GELU,                        // before GEGLU and epilogues, which look for one node
-    group_norm::FUSE_GROUP_NORM,            // before layouts: it knows both
-    layer_norm::FUSE_LAYER_NORM,            // after GroupNorm: its decomposed form reduces other axes
-    linear::FUSE_LINEAR,                    // before attention, which looks through reshapes to linears
-    modulate::FUSE_MODULATE,                // after LayerNorm, which it extends
-    attention::FUSE_ATTENTION,              // after folding: scales are literals now
-    no_ops::REMOVE_NO_OPS,                  // transposes around attention cancel
-    geglu::FUSE_GEGLU,                      // after GELU
-    layout::CHANNELS_LAST,                  // after fusion: fewer transposes to carry through
-    no_ops::REMOVE_NO_OPS,                  // what the layout pass leaves behind
-    fold_constants::FOLD_CONSTANTS,         // transposed constants
-    fold_pad::FOLD_PAD,                     // any layout; here because of its neighbour below
-    upsample_conv::FUSE_UPSAMPLE,           // after layouts: resize and convolution stand side by side
-    linear::FUSE_LINEAR,                    // 1x1 convolutions of the channels-last form
-    fuse_epilogue::FUSE_EPILOGUE,           // last: takes what still stands behind products and norms
-    no_ops::REMOVE_NO_OPS,                  // what folding left behind
+    silu::FUSE_SILU,            // before norms: GroupNorm + SiLU is matched as a pair
+    gelu::FUSE_GELU,            // before GEGLU and epilogues, which look for one node
+    group_norm::FUSE_GROUP_NORM, // before layouts: it knows both
+    layer_norm::FUSE_LAYER_NORM, // after GroupNorm: its decomposed form reduces other axes
+    linear::FUSE_LINEAR,        // before attention, which looks through reshapes to linears
+    modulate::FUSE_MODULATE,    // after LayerNorm, which it extends
+    attention::FUSE_ATTENTION,  // after folding: scales are literals now
+    no_ops::REMOVE_NO_OPS,      // transposes around attention cancel
+    geglu::FUSE_GEGLU,          // after GELU
+    layout::CHANNELS_LAST,      // after fusion: fewer transposes to carry through
+    no_ops::REMOVE_NO_OPS,      // what the layout pass leaves behind
+    fold_constants::FOLD_CONSTANTS, // transposed constants
+    fold_pad::FOLD_PAD,         // any layout; here because of its neighbour below
+    upsample_conv::FUSE_UPSAMPLE, // after layouts: resize and convolution stand side by side
+    linear::FUSE_LINEAR,        // 1x1 convolutions of the channels-last form
+    fuse_epilogue::FUSE_EPILOGUE, // last: takes what still stands behind products and norms
+    no_ops::REMOVE_NO_OPS,      // what folding left behind
 ];
 
 /// A replacement that a rule found but did not make.

@@ -57,7 +57,9 @@ fn flipped(g: &Graph, id: NodeId) -> Option<([ValueId; 2], Op)> {
 fn slice_of(g: &Graph, v: ValueId) -> Option<(ValueId, i64)> {
     let node = g.producer_node(v)?;
     match &node.op {
-        Op::Slice { axes, starts, steps, .. } if axes == &[1] && steps == &[1] => Some((node.input(0)?, starts[0].as_const()?)),
+        Op::Slice { axes, starts, steps, .. } if axes == &[1] && steps == &[1] => {
+            Some((node.input(0)?, starts[0].as_const()?))
+        }
         _ => None,
     }
 }

@@ -35,7 +35,9 @@ fn fuse_upsample(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpEr
         return Ok(Rewrite::NoMatch);
     }
     if !halves_index {
-        return Ok(Rewrite::refused(format!("nearest mode {nearest:?} of {coordinates:?} does not repeat each pixel twice")));
+        return Ok(Rewrite::refused(format!(
+            "nearest mode {nearest:?} of {coordinates:?} does not repeat each pixel twice"
+        )));
     }
     let mut op = node.op.clone();
     if let Op::Conv { upsample, .. } = &mut op {
