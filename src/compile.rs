@@ -2,12 +2,14 @@
 
 use crate::model::{Model, ModelError};
 use bytes::Bytes;
+use cqc_kernels::mapped;
 use cqc_passes::bind::{self, BindError, Bound, Saved};
 use cqc_passes::lower::{Weights, lower};
 use cqc_proto::op::OpError;
 use cqc_proto::plan::Plan;
 use cqc_proto::sampler::SamplerConfig;
 use cqc_runtime::sampler::{Sampler, SamplerError};
+use std::io::{self, Write};
 
 /// What a loop is compiled for.
 #[derive(Clone, Debug)]
@@ -33,6 +35,9 @@ pub enum CompileError {
     /// A step does not type-check.
     #[error("internal error in lowering: {0}; please report it with the model")]
     Lower(#[from] OpError),
+    /// No temporary file for the weights.
+    #[error("cannot write the weights to a temporary file: {0}")]
+    Temporary(#[from] io::Error),
 }
 
 /// A plan with its constants.
@@ -47,9 +52,22 @@ pub struct Lowered {
 }
 
 impl Lowered {
-    /// The constants in one piece of memory, as an engine takes them.
-    pub fn weight_bytes(&self) -> Bytes {
-        self.weights.to_bytes().into()
+    /// The constants in one piece, as an engine takes them: a mapped temporary file, so that what the engine has packed need
+    /// not stay in memory.
+    ///
+    /// # Errors
+    /// [`CompileError::Temporary`].
+    pub fn weight_bytes(&self) -> Result<Bytes, CompileError> {
+        let mut file = io::BufWriter::new(tempfile::tempfile()?);
+        let mut end = 0;
+        for (offset, tensor) in &self.weights.parts {
+            file.write_all(&vec![0; (offset - end) as usize])?;
+            file.write_all(tensor.bytes())?;
+            mapped::release(tensor.bytes());
+            end = offset + tensor.bytes().len() as u64;
+        }
+        let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        Ok(Bytes::from_owner(mapped::map(&file)?))
     }
 }
 

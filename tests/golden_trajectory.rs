@@ -31,7 +31,7 @@ fn run(case: &Case) -> (Tensor, Tensor) {
     let sampler = Sampler::new(&options.sampler, options.steps).unwrap();
     let timesteps: Vec<i64> = sampler.evaluations().iter().map(|e| e.timestep as i64).collect();
     assert_eq!(timesteps, golden["timesteps"].to_i64_vec());
-    let bytes = lowered.weight_bytes();
+    let bytes = lowered.weight_bytes().unwrap();
     let weights = Weights::new(lowered.plan, bytes).unwrap();
     let engine = EngineOptions { batch: 8, threads: 2, ..EngineOptions::default() };
     let mut denoise = Loop::open(&weights, sampler, case.guidance.is_some(), &engine).unwrap();

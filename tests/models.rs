@@ -23,7 +23,7 @@ fn outputs_equal_torch() {
         let model = Model::load(&check.model, &ModelOptions::default(), |_, _| {})
             .unwrap_or_else(|e| panic!("{}: {e}", check.model.display()));
         let lowered = compile_evaluation(&model).unwrap();
-        let bytes = lowered.weight_bytes();
+        let bytes = lowered.weight_bytes().unwrap();
         let weights = Weights::new(lowered.plan, bytes).unwrap();
         let options = EngineOptions { batch: check.batch(), threads: 2, ..EngineOptions::default() };
         let mut engine = Engine::open(&weights, &options).unwrap();

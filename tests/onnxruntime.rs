@@ -82,7 +82,7 @@ fn outputs_equal_onnx_runtime() {
         };
         let model = Model::load(&check.model, &ModelOptions::default(), |_, _| {}).unwrap();
         let lowered = compile_evaluation(&model).unwrap();
-        let bytes = lowered.weight_bytes();
+        let bytes = lowered.weight_bytes().unwrap();
         let weights = Weights::new(lowered.plan, bytes).unwrap();
         let options = EngineOptions { batch: check.batch(), threads: 2, ..EngineOptions::default() };
         let outputs = Engine::open(&weights, &options).unwrap().run(&inputs).unwrap();

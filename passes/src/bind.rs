@@ -6,7 +6,8 @@
 //! an earlier one.
 //!
 //! Tables are computed for a batch of one and broadcast: all samples of a step share the time step. A value whose shape
-//! does not allow that (the batch anywhere but alone on axis 0), or a T-and-C value of a model with a fixed batch, stays in the step.
+//! does not allow that (the batch anywhere but alone on axis 0) stays in the step. Models of fixed batch run the T-and-C prelude once
+//! per evaluation instead of once for all.
 
 use crate::ir::{Def, Graph, Node, ValueId};
 use cqc_kernels::reference;
@@ -154,7 +155,7 @@ fn stages(g: &Graph, roles: &[InputRole], batch: Option<&str>) -> Vec<Stage> {
             joined.sample |= s.sample;
         }
         let broadcasts = node.outputs.iter().all(|&v| batch_leads(g.ty(v), batch));
-        if joined.time && (!broadcasts || (joined.condition && batch.is_none())) {
+        if joined.time && !broadcasts {
             joined.sample = true;
         }
         // a time-and-condition value without a batch axis cannot carry one row per evaluation

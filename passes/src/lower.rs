@@ -22,18 +22,6 @@ pub struct Weights {
     pub len: u64,
 }
 
-impl Weights {
-    /// The section as one piece of memory, zeros between constants.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut out = vec![0; self.len as usize];
-        for (offset, tensor) in &self.parts {
-            let start = *offset as usize;
-            out[start..start + tensor.bytes().len()].copy_from_slice(tensor.bytes());
-        }
-        out
-    }
-}
-
 /// Lowers the parts. `inputs` and `outputs` describe the source model; the outputs' `value` is filled in here.
 ///
 /// # Errors

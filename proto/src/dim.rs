@@ -8,6 +8,9 @@ use std::sync::Arc;
 /// Largest size, offset or coefficient accepted anywhere: 2^40. Products of two checked values fit `i128`.
 pub const MAX_DIM: i64 = 1 << 40;
 
+/// Longest text form that is read, bytes.
+const MAX_TEXT: usize = 1 << 10;
+
 /// An affine expression `constant + Σ coefficient · symbol` over named symbols that stand for sizes ≥ 1.
 ///
 /// Besides tensor sizes it carries shape arithmetic, so it may be negative on the way. Arithmetic returns `None`
@@ -151,6 +154,9 @@ impl Dim {
 
     /// Parses the text form: `3`, `N`, `8*N`, `2*N+1`, `N+M-1`.
     pub fn parse(text: &str) -> Option<Dim> {
+        if text.len() > MAX_TEXT {
+            return None;
+        }
         let mut out = Dim::constant(0);
         let spaced = text.replace('-', "+-");
         for term in spaced.split('+').map(str::trim).filter(|t| !t.is_empty()) {

@@ -7,7 +7,7 @@
 //! | program | runs | its batch symbol is worth |
 //! |---|---|---|
 //! | `prelude` | once per request | batch |
-//! | `prelude_steps` | once per request, for all evaluations at once, evaluation-major | evaluations · batch |
+//! | `prelude_steps` | once per request, for all evaluations at once, evaluation-major (fixed batch: may also run once per evaluation) | evaluations · batch |
 //! | `full` | every evaluation | batch |
 //!
 //! With guidance the batch holds both halves: twice the samples, unconditional first.
@@ -81,6 +81,20 @@ impl Plan {
             ProgramKind::PreludeSteps => &self.prelude_steps,
             ProgramKind::Full => &self.full,
         }
+    }
+}
+
+impl Plan {
+    /// Whether `prelude_steps` of a plan with a fixed batch runs once per evaluation: its time step is as long as the input, not
+    /// stacked for all evaluations.
+    pub fn steps_one_by_one(&self) -> bool {
+        let single = |v: &PlanValue| match v.source {
+            Source::Input(i) => self.inputs.get(i).is_some_and(|input| {
+                input.role == InputRole::Timestep && input.ty.shape == v.ty.shape
+            }),
+            _ => false,
+        };
+        self.batch_symbol.is_none() && self.prelude_steps.values.iter().any(single)
     }
 }
 

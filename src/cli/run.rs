@@ -90,7 +90,7 @@ fn run_model(args: &RunArgs, inputs: BTreeMap<String, Tensor>) -> Result<Results
     model.warnings.iter().for_each(|w| tracing::warn!("{w}"));
     let lowered = compile_evaluation(&model)?;
     let batch = request::batch_of(&model.inputs, model.batch_symbol.as_deref(), model.fixed_batch, &inputs);
-    let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes())?;
+    let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
     let mut engine = Engine::open(&weights, &args.engine_options(batch))?;
     let outputs = engine.run(&inputs)?;
     Ok(collect(&engine, outputs, &args.tap))

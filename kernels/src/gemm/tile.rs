@@ -44,18 +44,17 @@ impl<const NV: usize> Kernel for Dispatch<NV> {
         macro_rules! by_rows {
             ($($m:literal)*) => {
                 match tile.rows {
-                    1 => s.outline(Thin::<1, NV, 4>(tile)),
-                    2 => s.outline(Thin::<2, NV, 2>(tile)),
                     $($m if $m <= S::MR => s.outline(Wide::<$m, NV>(tile)),)*
                     rows => unreachable!("a tile has at most {} rows, not {rows}", S::MR),
                 }
             };
         }
-        by_rows!(3 4 5 6 7 8 9 10 11 12)
+        by_rows!(1 2 3 4 5 6 7 8 9 10 11 12)
     }
 }
 
-/// `M` rows by `NV` vectors, one accumulator each.
+/// `M` rows by `NV` vectors, one accumulator each: a row's sum has the same order whatever `M` is, so results do not depend
+/// on the batch.
 struct Wide<const M: usize, const NV: usize>(Tile<f32, f32, f32>);
 
 impl<const M: usize, const NV: usize> Kernel for Wide<M, NV> {
@@ -126,93 +125,6 @@ unsafe fn wide<S: Simd, const M: usize, const NV: usize>(s: S, t: &Tile<f32, f32
             for j in 0..NV {
                 s.store(t.acc.add(i * t.ld + j * S::LANES), acc[i][j]);
             }
-        }
-    }
-}
-
-/// One or two rows: `KU` accumulators each, because a single one would wait for the latency of every addition.
-struct Thin<const M: usize, const NV: usize, const KU: usize>(Tile<f32, f32, f32>);
-
-impl<const M: usize, const NV: usize, const KU: usize> Kernel for Thin<M, NV, KU> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let mut t = self.0;
-        for _ in 0..t.count {
-            ask(s, &mut t);
-            // SAFETY: the promise of `Micro::tiles`.
-            unsafe {
-                thin::<S, M, NV, KU>(s, &t);
-                t.left = t.left.add(t.taps * M);
-                t.acc = t.acc.add(M * t.ld);
-            }
-        }
-    }
-}
-
-/// One tile of `M` rows, `KU` accumulators each.
-///
-/// # Safety
-/// As for [`wide`].
-#[inline(always)]
-unsafe fn thin<S: Simd, const M: usize, const NV: usize, const KU: usize>(s: S, t: &Tile<f32, f32, f32>) {
-    let width = 2 * S::LANES;
-    let mut acc = [[[s.splat(0.0); NV]; M]; KU];
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut b = t.right;
-        for tap in 0..t.taps {
-            let mut a = [std::ptr::null(); M];
-            for i in 0..M {
-                a[i] = *t.left.add(tap * M + i);
-            }
-            let whole = t.depth - t.depth % KU;
-            let mut p = 0;
-            while p < whole {
-                for u in 0..KU {
-                    thin_step(s, &mut acc[u], &a, p + u, b.add(u * width));
-                }
-                p += KU;
-                b = b.add(KU * width);
-            }
-            while p < t.depth {
-                thin_step(s, &mut acc[0], &a, p, b);
-                p += 1;
-                b = b.add(width);
-            }
-        }
-        for i in 0..M {
-            for j in 0..NV {
-                let mut sum = acc[0][i][j];
-                for u in 1..KU {
-                    sum = s.add(sum, acc[u][i][j]);
-                }
-                let place = t.acc.add(i * t.ld + j * S::LANES);
-                s.store(place, if t.first { sum } else { s.add(sum, s.load(place)) });
-            }
-        }
-    }
-}
-
-/// acc += a\[..\]\[p\] · b
-///
-/// # Safety
-/// `a[..][p]` and `NV` vectors at `b` must be readable.
-#[inline(always)]
-unsafe fn thin_step<S: Simd, const M: usize, const NV: usize>(
-    s: S,
-    acc: &mut [[S::V; NV]; M],
-    a: &[*const f32; M],
-    p: usize,
-    b: *const f32,
-) {
-    for i in 0..M {
-        // SAFETY: the caller's promise.
-        let av = s.splat(unsafe { *a[i].add(p) });
-        for j in 0..NV {
-            // SAFETY: the caller's promise.
-            acc[i][j] = s.fma(av, unsafe { s.load(b.add(j * S::LANES)) }, acc[i][j]);
         }
     }
 }

@@ -355,6 +355,7 @@ impl<'a> Checker<'a> {
                         *d == Dim::symbol(symbol).mul(&d.coefficient(symbol).into()).unwrap_or_default()
                     })
             }
+            None if self.plan.steps_one_by_one() => *result == value.ty,
             None => {
                 let stacked = value.ty.shape.first().and_then(|d| d.mul(&Dim::constant(self.plan.evaluations as i64)));
                 stacked.is_some()

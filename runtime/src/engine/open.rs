@@ -77,9 +77,9 @@ fn kept_values(plan: &Plan, names: &[String]) -> Result<BTreeMap<String, usize>,
     outputs.chain(kept).collect()
 }
 
-/// Whether `prelude_steps` reads a time step that is one for the whole batch, so that it runs evaluation by evaluation.
+/// Whether `prelude_steps` runs evaluation by evaluation: its time step is one for the whole batch, or its fixed batch is not stacked.
 fn has_single_timestep(plan: &Plan) -> bool {
-    let Some(symbol) = &plan.batch_symbol else { return false };
+    let Some(symbol) = &plan.batch_symbol else { return plan.steps_one_by_one() };
     let is_single = |v: &PlanValue| match v.source {
         Source::Input(i) => {
             plan.inputs[i].role == InputRole::Timestep && v.ty.shape.iter().all(|d| d.coefficient(symbol) == 0)

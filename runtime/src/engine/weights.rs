@@ -3,6 +3,7 @@
 use super::EngineError;
 use bytes::Bytes;
 use cqc_kernels::arena::{ALIGN, Arena, Span, cast};
+use cqc_kernels::mapped::release;
 use cqc_kernels::{Conv, ConvShape, Isa, PackedMatrix, ShapeError};
 use cqc_proto::plan::{Plan, validate};
 use cqc_proto::{DType, Tensor};
@@ -135,7 +136,10 @@ impl Weights {
                     DType::F32 => self.stored(constant),
                     _ => self.widen(constant),
                 });
-                Arc::clone(entry.insert(Arc::new(pack(cast(&bytes)))))
+                let packed = Arc::clone(entry.insert(Arc::new(pack(cast(&bytes)))));
+                // the packed copy replaces the mapped one in memory
+                release(&self.stored(constant));
+                packed
             }
         }
     }

@@ -34,7 +34,7 @@ pub fn measure(args: &BenchArgs, overwrite: Overwrite) -> Result<Measured, Failu
         per_sample(&macs(&model.graph), model.batch_symbol.as_deref()) / model.fixed_batch.unwrap_or(1) as i64;
     drop(model);
 
-    let bytes = lowered.weight_bytes();
+    let bytes = lowered.weight_bytes()?;
     let weight_bytes = bytes.len();
     let weights = Weights::new(lowered.plan, bytes)?;
     drop(lowered.weights);

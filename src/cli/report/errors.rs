@@ -125,7 +125,7 @@ impl From<CompileError> for Failure {
                     .fact("seen", timestep)
                     .help("export the model with a float time step, or use another --sampler or timestep_spacing")
             }
-            CompileError::Bind(_) | CompileError::Lower(_) => Failure::failed(what),
+            CompileError::Bind(_) | CompileError::Lower(_) | CompileError::Temporary(_) => Failure::failed(what),
         }
     }
 }
