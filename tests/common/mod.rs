@@ -50,7 +50,8 @@ pub fn shared_dir() -> Option<PathBuf> {
     Some(dir)
 }
 
-fn checks(dir: &Path) -> Vec<Check> {
+/// The recorded models of a directory.
+pub fn checks(dir: &Path) -> Vec<Check> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect();
     files.sort();
     let recorded = files.iter().filter(|p| p.to_string_lossy().ends_with(".check.npz"));
