@@ -1,32 +1,6 @@
 //! What happens to an accumulator before it is stored: bias, time embedding, activation, gate, residual.
 
-/// An elementwise activation. [`crate::scalar::act`] is the definition.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Act {
-    /// x
-    #[default]
-    None,
-    /// x · sigmoid(x)
-    Silu,
-    /// x/2 · (1 + erf(x/√2))
-    GeluErf,
-    /// x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))
-    GeluTanh,
-    /// max(x, 0); NaN stays NaN
-    Relu,
-    /// 1 / (1 + exp(−x))
-    Sigmoid,
-    /// tanh(x)
-    Tanh,
-    /// x · sigmoid(1.702 x)
-    QuickGelu,
-}
-
-impl Act {
-    /// Every activation, for tests and tables.
-    pub const ALL: [Act; 8] =
-        [Act::None, Act::Silu, Act::GeluErf, Act::GeluTanh, Act::Relu, Act::Sigmoid, Act::Tanh, Act::QuickGelu];
-}
+pub use cqc_proto::op::Act;
 
 /// One row of values per image, shared by all rows (pixels, tokens) of that image: a time embedding, a gate.
 ///

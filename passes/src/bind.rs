@@ -9,6 +9,7 @@
 //! does not allow that (the batch anywhere but alone on axis 0) stays in the step. Models of fixed batch run the T-and-C prelude once
 //! per evaluation instead of once for all.
 
+use crate::interpret::{self, InterpretError};
 use crate::ir::{Def, Graph, Node, ValueId};
 use cqc_kernels::reference;
 use cqc_proto::op::OpError;
@@ -70,14 +71,12 @@ pub struct Saved {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum BindError {
     /// A node that sees only the time step could not be evaluated.
-    #[error("node `{node}` cannot be evaluated at time step {timestep}: {reason}")]
+    #[error("at time step {timestep}: {source}")]
     Evaluate {
-        /// The node.
-        node: String,
         /// The time step.
         timestep: f64,
-        /// From the evaluation.
-        reason: String,
+        /// The node and what is wrong with it.
+        source: InterpretError,
     },
     /// The model takes integers and the sampler gives fractions.
     #[error(
@@ -229,11 +228,9 @@ fn evaluate_tables(
     for &t in timesteps {
         let mut known: HashMap<ValueId, Tensor> = HashMap::from([(time, timestep_tensor(g, time, &bindings, t)?)]);
         for node in &order {
-            evaluate(g, node, &bindings, &mut known).map_err(|reason| BindError::Evaluate {
-                node: node.name.clone(),
-                timestep: t,
-                reason,
-            })?;
+            let results = interpret::run(g, node, &known, &bindings)
+                .map_err(|source| BindError::Evaluate { timestep: t, source })?;
+            known.extend(node.outputs.iter().copied().zip(results));
         }
         for (i, v) in wanted.iter().enumerate() {
             rows[i].extend_from_slice(known[v].bytes());
@@ -272,39 +269,6 @@ fn timestep_tensor(g: &Graph, input: ValueId, bindings: &Bindings, t: f64) -> Re
     // f32 holds every time step up to 2^24 exactly; the sampler's limit is 10^6
     let cast = reference::eval(&Op::Cast { to: ty.dtype }, &[Some(&wide)]);
     Ok(cast.map(|mut c| c.remove(0)).unwrap_or(wide))
-}
-
-fn evaluate(g: &Graph, node: &Node, bindings: &Bindings, known: &mut HashMap<ValueId, Tensor>) -> Result<(), String> {
-    let op = fixed_op(&node.op, bindings)?;
-    let inputs: Vec<Option<&Tensor>> = node
-        .inputs
-        .iter()
-        .map(|v| v.map(|v| known.get(&v).or_else(|| g.tensor(v)).expect("operands come first")))
-        .collect();
-    let results = reference::eval(&op, &inputs).map_err(|e| e.to_string())?;
-    known.extend(node.outputs.iter().copied().zip(results));
-    Ok(())
-}
-
-/// The operator with symbols in its attributes replaced.
-fn fixed_op(op: &Op, bindings: &Bindings) -> Result<Op, String> {
-    let mut op = op.clone();
-    let bind = |dims: &mut Vec<Dim>| -> Result<(), String> {
-        for d in dims {
-            *d = d.bind(bindings).ok_or_else(|| format!("size {d} is too large"))?;
-        }
-        Ok(())
-    };
-    match &mut op {
-        Op::Reshape { shape } | Op::Expand { shape } => bind(shape)?,
-        Op::Slice { starts, ends, .. } => {
-            bind(starts)?;
-            bind(ends)?;
-        }
-        Op::Resize { sizes, .. } => bind(sizes)?,
-        _ => {}
-    }
-    Ok(op)
 }
 
 /// The part of the graph that makes `wanted`, from the inputs on.

@@ -78,7 +78,8 @@ fn get<'a>(graph: &'a Graph, values: &'a HashMap<ValueId, Tensor>, id: ValueId) 
     }
 }
 
-fn run(
+/// The results of one node whose operands are constants or among `values`.
+pub(crate) fn run(
     graph: &Graph,
     node: &Node,
     values: &HashMap<ValueId, Tensor>,

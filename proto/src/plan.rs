@@ -89,9 +89,10 @@ impl Plan {
     /// stacked for all evaluations.
     pub fn steps_one_by_one(&self) -> bool {
         let single = |v: &PlanValue| match v.source {
-            Source::Input(i) => self.inputs.get(i).is_some_and(|input| {
-                input.role == InputRole::Timestep && input.ty.shape == v.ty.shape
-            }),
+            Source::Input(i) => self
+                .inputs
+                .get(i)
+                .is_some_and(|input| input.role == InputRole::Timestep && input.ty.shape == v.ty.shape),
             _ => false,
         };
         self.batch_symbol.is_none() && self.prelude_steps.values.iter().any(single)

@@ -8,7 +8,6 @@
 //! | transpose(transpose(x)) | transpose(x) or x |
 //! | transpose that moves axes of size 1 only | reshape |
 //! | x + 0, x − 0, x · 1, x / 1, x ^ 1 | x |
-//! | x · c, x / c with operands that broadcast x | stay |
 //! | expand read by an operator that broadcasts | its operand |
 //!
 //! Tests: tests/filetests/passes/remove_no_ops.cqt
@@ -36,7 +35,6 @@ fn remove_no_ops(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpEr
         },
         Op::Transpose { perm } => transpose(g, old, x, &perm, &name),
         Op::Binary { kind } => neutral(g, id, kind),
-        Op::Expand { .. } => Ok(Rewrite::NoMatch),
         _ => Ok(Rewrite::NoMatch),
     }
 }

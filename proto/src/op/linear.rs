@@ -5,17 +5,30 @@ use super::*;
 /// Activation fused behind a product or a normalisation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[allow(missing_docs)] // as UnaryKind
 pub enum Act {
+    /// x
     #[default]
     None,
+    /// x · sigmoid(x)
     Silu,
+    /// x/2 · (1 + erf(x/√2))
     GeluErf,
+    /// x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))
     GeluTanh,
+    /// x · sigmoid(1.702 x)
     QuickGelu,
+    /// max(x, 0); NaN stays NaN
     Relu,
+    /// 1 / (1 + exp(−x))
     Sigmoid,
+    /// tanh(x)
     Tanh,
+}
+
+impl Act {
+    /// Every activation, for tests and tables.
+    pub const ALL: [Act; 8] =
+        [Act::None, Act::Silu, Act::GeluErf, Act::GeluTanh, Act::QuickGelu, Act::Relu, Act::Sigmoid, Act::Tanh];
 }
 
 /// Where the channel axis stands.

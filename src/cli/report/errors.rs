@@ -116,8 +116,8 @@ impl From<CompileError> for Failure {
         match e {
             CompileError::Model(e) => e.into(),
             CompileError::Sampler(e) => e.into(),
-            CompileError::Bind(BindError::Evaluate { node, timestep, reason }) => {
-                Failure::failed(format!("`{node}` cannot be computed at time step {timestep}")).fact("seen", reason)
+            CompileError::Bind(BindError::Evaluate { timestep, source }) => {
+                Failure::failed(format!("the tables cannot be computed at time step {timestep}")).fact("seen", source)
             }
             CompileError::Bind(BindError::Fractional { input, dtype, timestep }) => {
                 Failure::usage(format!("input `{input}` takes whole time steps, and the sampler's are not"))

@@ -4,21 +4,6 @@ use super::super::kernel::Kernel;
 use super::Site;
 use cqc_proto::op::{Act, ConvLayout};
 
-/// The kernels' name of an activation.
-pub(super) fn act(act: Act) -> cqc_kernels::Act {
-    use cqc_kernels::Act as K;
-    match act {
-        Act::None => K::None,
-        Act::Silu => K::Silu,
-        Act::GeluErf => K::GeluErf,
-        Act::GeluTanh => K::GeluTanh,
-        Act::QuickGelu => K::QuickGelu,
-        Act::Relu => K::Relu,
-        Act::Sigmoid => K::Sigmoid,
-        Act::Tanh => K::Tanh,
-    }
-}
-
 impl Site<'_> {
     /// Whether per-channel operands `from..to` have no gaps.
     fn are_dense(&self, mut operands: std::ops::Range<usize>) -> bool {
@@ -32,7 +17,7 @@ impl Site<'_> {
             return None;
         }
         let (n, c) = (x.shape[0], x.cols);
-        Some(Kernel::GroupNorm { n, hw: x.rows / n, c, groups, eps, act: act(function), ldx: x.ld, ldy: y.ld })
+        Some(Kernel::GroupNorm { n, hw: x.rows / n, c, groups, eps, act: function, ldx: x.ld, ldy: y.ld })
     }
 
     pub(super) fn layer_norm(&self, eps: f32) -> Option<Kernel> {

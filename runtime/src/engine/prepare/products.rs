@@ -2,7 +2,6 @@
 
 use super::super::kernel::{Kernel, Tail};
 use super::Site;
-use super::norms::act;
 use cqc_kernels::{AttentionShape, ConvShape, MatmulShape};
 use cqc_proto::Op;
 use cqc_proto::op::{Act, ConvLayout};
@@ -24,12 +23,7 @@ impl Site<'_> {
             Some(_) => Some(self.per_image(i)),
             None => Some(None),
         };
-        Some(Tail {
-            act: act(function),
-            row: per_image(3)?,
-            gate: per_image(4)?,
-            residual: self.input(5).map(|r| r.ld),
-        })
+        Some(Tail { act: function, row: per_image(3)?, gate: per_image(4)?, residual: self.input(5).map(|r| r.ld) })
     }
 
     pub(super) fn conv(&self, op: &Op) -> Option<Kernel> {
