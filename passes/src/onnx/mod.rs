@@ -2,7 +2,7 @@
 //!
 //! Shapes and everything computed from them are evaluated here, so that the graph holds no shape arithmetic: a value is
 //! known at run time only, known now, or made of sizes that may contain the batch `N` (`item.rs`). Operators emit through
-//! [`cx`], which folds on the way; one function per ONNX operator stands in [`ops`]. Idioms of exporters are left to passes.
+//! `cx`, which folds on the way; one function per ONNX operator stands in `ops`. Idioms of exporters are left to passes.
 //!
 //! A model is untrusted: whatever its bytes are, import ends with a graph or an [`ImportError`], within the bounds of
 //! [`limits`].

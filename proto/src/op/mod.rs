@@ -171,7 +171,7 @@ pub enum Op {
         #[serde(default)]
         reduction: ScatterReduction,
     },
-    /// One-hot rows; inputs (indices, values: [2] = off, on). `depth` becomes the new axis. Negative indices count from
+    /// One-hot rows; inputs (indices, values: \[2\] = off, on). `depth` becomes the new axis. Negative indices count from
     /// the end; those outside give a row of `off`.
     OneHot {
         /// Where the new axis stands in the result.
@@ -238,7 +238,7 @@ pub enum Op {
     /// numpy `matmul`: inputs (a, b), batch axes broadcast.
     #[serde(rename = "matmul")]
     MatMul,
-    /// `y = residual + gate · act(x · w + bias + row)`: inputs (x: [..., K], w: [K, N], bias?: [N], row?, gate?, residual?).
+    /// `y = residual + gate · act(x · w + bias + row)`: inputs (x: \[..., K\], w: \[K, N\], bias?: \[N\], row?, gate?, residual?).
     ///
     /// `row` and `gate` have the rank of the result, last size N, first size the batch or 1, and 1 between;
     /// `residual` has the type of the result.
@@ -247,7 +247,7 @@ pub enum Op {
         #[serde(default, skip_serializing_if = "is_default")]
         act: Act,
     },
-    /// 1-D or 2-D convolution: inputs (x, w: OIHW, bias?: [O], row?, gate?, residual?), epilogue as [`Op::Linear`] per channel.
+    /// 1-D or 2-D convolution: inputs (x, w: OIHW, bias?: \[O\], row?, gate?, residual?), epilogue as [`Op::Linear`] per channel.
     Conv {
         /// Stride per spatial axis.
         strides: Vec<usize>,
@@ -268,7 +268,7 @@ pub enum Op {
         #[serde(default, skip_serializing_if = "is_default")]
         act: Act,
     },
-    /// Transposed convolution, channels first: inputs (x, w: [I, O/groups, k...], bias?: [O]).
+    /// Transposed convolution, channels first: inputs (x, w: \[I, O/groups, k...\], bias?: \[O\]).
     ConvTranspose {
         /// Stride per spatial axis.
         strides: Vec<usize>,
@@ -312,7 +312,7 @@ pub enum Op {
     },
 
     // ---- normalisation (norm.rs)
-    /// `act((x - mean) / sqrt(var + eps) · gamma + beta)` per sample and group of C/groups channels; inputs (x, gamma?: [C], beta?: [C]).
+    /// `act((x - mean) / sqrt(var + eps) · gamma + beta)` per sample and group of C/groups channels; inputs (x, gamma?: \[C\], beta?: \[C\]).
     GroupNorm {
         /// Divides C.
         groups: usize,
@@ -326,12 +326,12 @@ pub enum Op {
         act: Act,
     },
     /// `n · (1 + scale) + shift` with `n = (x - mean) / sqrt(var + eps) · gamma + beta` over the last axis, of size C;
-    /// inputs (x, gamma?: [C], beta?: [C], scale?, shift?), the last two as `row` of [`Op::Linear`] (adaLN modulate).
+    /// inputs (x, gamma?: \[C\], beta?: \[C\], scale?, shift?), the last two as `row` of [`Op::Linear`] (adaLN modulate).
     LayerNorm {
         /// Added to the variance.
         eps: f32,
     },
-    /// `x / sqrt(mean(x²) + eps) · gamma` over the last axis; inputs (x, gamma?: [C]).
+    /// `x / sqrt(mean(x²) + eps) · gamma` over the last axis; inputs (x, gamma?: \[C\]).
     RmsNorm {
         /// Added to the mean square.
         eps: f32,
@@ -355,7 +355,7 @@ pub enum Op {
         #[serde(default, skip_serializing_if = "is_default")]
         softcap: f32,
     },
-    /// `[sin(t·f), cos(t·f)]` (cosines first when `cos_first`): inputs (t: [N], any number type, converted to f32; f: [half] f32,
+    /// `[sin(t·f), cos(t·f)]` (cosines first when `cos_first`): inputs (t: \[N\], any number type, converted to f32; f: \[half\] f32,
     /// the frequencies) to f32 [N, 2·half]. The product is rounded to f32 before sine and cosine, as exporters' graphs do.
     TimestepEmbedding {
         /// Cosines stand first.
