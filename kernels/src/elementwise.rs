@@ -1,4 +1,4 @@
-//! One number at a time: unary and binary operations, GEGLU.
+//! One number at a time: unary and binary operations, GEGLU, the affine map per channel.
 
 use crate::epilogue::{Act, Rows, check_matrix};
 use crate::gemm::{load_some, store_some};
@@ -330,6 +330,72 @@ impl Kernel for GegluRow<'_> {
             unsafe {
                 let gate = activate(s, Act::GeluErf, load_some(s, self.b.as_ptr().add(at), n));
                 let v = s.mul(load_some(s, self.a.as_ptr().add(at), n), gate);
+                store_some(s, self.y.as_mut_ptr().add(at), v, n);
+            }
+            at += n;
+        }
+    }
+}
+
+/// y = x · scale + shift (+ residual) over `[rows, c]`; `scale` and `shift` have one value per column, `residual` comes with the
+/// distance between its rows.
+///
+/// # Panics
+/// When a slice is too short.
+pub fn affine(
+    isa: Isa,
+    pool: &Pool,
+    rows: usize,
+    c: usize,
+    x: &[f32],
+    ldx: usize,
+    scale: &[f32],
+    shift: &[f32],
+    residual: Option<(&[f32], usize)>,
+    y: &mut [f32],
+    ldy: usize,
+) {
+    check_matrix("x", x.len(), rows, c, ldx);
+    check_matrix("y", y.len(), rows, c, ldy);
+    if let Some((residual, ld)) = residual {
+        check_matrix("residual", residual.len(), rows, c, ld);
+    }
+    let (scale, shift) = (&scale[..c], &shift[..c]);
+    let tasks = tasks_for(pool, rows * c).min(rows.max(1));
+    let y = SharedMut::new(y);
+    pool.run(tasks, &|task, _| {
+        for row in cut(rows, tasks, 1, task) {
+            let residual = residual.map(|(residual, ld)| &residual[row * ld..][..c]);
+            // SAFETY: tasks have disjoint rows.
+            let y = unsafe { y.part(row * ldy, c) };
+            isa.run(AffineRow { x: &x[row * ldx..][..c], scale, shift, residual, y });
+        }
+    });
+}
+
+struct AffineRow<'a> {
+    x: &'a [f32],
+    scale: &'a [f32],
+    shift: &'a [f32],
+    residual: Option<&'a [f32]>,
+    y: &'a mut [f32],
+}
+
+impl Kernel for AffineRow<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut at = 0;
+        while at < self.y.len() {
+            let n = (self.y.len() - at).min(S::LANES);
+            // SAFETY: all have the length of `y`, and `at + n` does not exceed it.
+            unsafe {
+                let [x, scale, shift] = [self.x, self.scale, self.shift].map(|p| load_some(s, p.as_ptr().add(at), n));
+                let mut v = s.fma(x, scale, shift);
+                if let Some(residual) = self.residual {
+                    v = s.add(v, load_some(s, residual.as_ptr().add(at), n));
+                }
                 store_some(s, self.y.as_mut_ptr().add(at), v, n);
             }
             at += n;

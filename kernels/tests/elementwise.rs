@@ -83,6 +83,25 @@ fn geglu_equals_the_definition() {
     }
 }
 
+#[test]
+fn affine_equals_the_definition() {
+    let mut rng = Rng::new(5);
+    for (rows, c) in [(1, 1), (3, 13), (50, 170)] {
+        let [ldx, ldr, ldy] = [0; 3].map(|_| c + rng.size(0, 3));
+        let (x, residual) = (rng.noise(rows * ldx), rng.noise(rows * ldr));
+        let (scale, shift) = (rng.noise(c), rng.noise(c));
+        for residual in [None, Some((&residual[..], ldr))] {
+            let mut want = vec![7.0; rows * ldy];
+            scalar::affine(rows, c, &x, ldx, &scale, &shift, residual, &mut want, ldy);
+            for isa in isas() {
+                let mut y = vec![7.0; rows * ldy];
+                affine(isa, &Pool::new(2), rows, c, &x, ldx, &scale, &shift, residual, &mut y, ldy);
+                assert_close(&y, &want, 1e-6, "affine");
+            }
+        }
+    }
+}
+
 /// A random order of `0..n`.
 fn shuffled(rng: &mut Rng, n: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();

@@ -28,6 +28,8 @@ pub enum Origin {
     Prelude(usize),
     /// This evaluation's rows of result `i` of the prelude over all evaluations.
     PreludeSteps(usize),
+    /// Slot `i` of the cache: what the last full evaluation stored.
+    Cache(usize),
 }
 
 /// One part: a graph whose inputs are described by `origins`, in order.

@@ -48,6 +48,7 @@ pub fn lower(
         prelude: part_with_results(&bound.prelude, bound, &mut constants)?,
         prelude_steps: part_with_results(&bound.prelude_steps, bound, &mut constants)?,
         full,
+        cache: None,
         constants: constants.list,
     };
     Ok((plan, constants.weights))
@@ -92,6 +93,7 @@ fn program(part: &Part, bound: &Bound, constants: &mut Constants) -> Result<(Pro
             Origin::Input(i) => Source::Input(i),
             Origin::Prelude(i) => Source::Prelude(i),
             Origin::PreludeSteps(i) => Source::PreludeSteps(i),
+            Origin::Cache(i) => Source::Cache(i),
             Origin::Table(i) => {
                 let (name, tensor) = &bound.tables[i];
                 Source::Table(constants.add(name, tensor))

@@ -29,8 +29,8 @@ use std::collections::BTreeMap;
 /// The first bytes of every artifact. As in PNG, they show whether the file passed through a text mode.
 pub const MAGIC: [u8; 8] = *b"\x89CQC\r\n\x1a\n";
 
-/// The version that is written, and the newest that is read.
-pub const VERSION: u32 = 1;
+/// The version that is written, and the newest that is read. 2 added caching.
+pub const VERSION: u32 = 2;
 
 /// Longest manifest that is read, in bytes.
 pub const MAX_MANIFEST: u64 = 64 << 20;
@@ -67,6 +67,9 @@ pub struct Manifest {
     pub schedule: Schedule,
     /// How layers are quantized.
     pub quant: Quant,
+    /// What the correction tables and the schedule were fitted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
 }
 
 /// Where an artifact comes from.
@@ -99,6 +102,49 @@ pub enum Schedule {
     /// There is none: every evaluation computes everything.
     #[default]
     None,
+    /// As `Plan::cache` says.
+    Cached(CachedSchedule),
+}
+
+/// How the plan's full evaluations were chosen, for people: what is executed is in the plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CachedSchedule {
+    /// Which method chose: `uniform`, `quadratic`, `dps`, `dps-output` or `file`.
+    pub method: String,
+    /// Cache interval N: about one evaluation of N is full.
+    pub interval: usize,
+    /// What the method minimises, for this schedule and for the uniform one; `None` where it minimises nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<f64>,
+    /// The same for the uniform schedule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uniform_cost: Option<f64>,
+    /// The tables that correct the cache, one per slot or none at all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub corrections: Vec<CacheCorrection>,
+    /// How the tables were fitted: `teacher-forced`, `sequential` …; `None` without tables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correction_method: Option<String>,
+}
+
+/// The affine correction of one cache slot (CacheQuant section 7.3): `x · scale[e] + shift[e]` at evaluation `e`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheCorrection {
+    /// `Plan::constants[scale]`, `[evaluations, channels]`.
+    pub scale: usize,
+    /// `Plan::constants[shift]`, `[evaluations, channels]`.
+    pub shift: usize,
+}
+
+/// What tables were fitted on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// Trajectories.
+    pub samples: usize,
+    /// Seed of their noise; `None`: the noise was given.
+    pub seed: Option<u64>,
+    /// How samples were selected.
+    pub select: String,
 }
 
 /// How layers are quantized.
@@ -123,6 +169,7 @@ impl Manifest {
             null: BTreeMap::new(),
             schedule: Schedule::None,
             quant: Quant::None,
+            calibration: None,
         }
     }
 
@@ -135,9 +182,29 @@ impl Manifest {
         if !self.guidance.is_finite() {
             return Err(format!("the guidance scale is {}", self.guidance));
         }
+        self.check_schedule()?;
         self.null.iter().try_for_each(|(name, null)| {
             self.check_null(name, null).map_err(|reason| format!("null conditioning of `{name}`: {reason}"))
         })
+    }
+
+    fn check_schedule(&self) -> Result<(), String> {
+        match (&self.schedule, &self.plan.cache) {
+            (Schedule::None, None) => Ok(()),
+            (Schedule::None, Some(_)) => Err("the plan has a cache, the manifest no schedule".into()),
+            (Schedule::Cached(_), None) => Err("the manifest has a schedule, the plan no cache".into()),
+            (Schedule::Cached(schedule), Some(cache)) => {
+                let (tables, slots) = (&schedule.corrections, cache.slots.len());
+                if !tables.is_empty() && tables.len() != slots {
+                    return Err(format!("{} corrections for {slots} cache slots", tables.len()));
+                }
+                let known = |i: usize| i < self.plan.constants.len();
+                match tables.iter().find(|t| !known(t.scale) || !known(t.shift)) {
+                    Some(table) => Err(format!("a correction reads the constants {} and {}", table.scale, table.shift)),
+                    None => Ok(()),
+                }
+            }
+        }
     }
 
     fn check_null(&self, name: &str, null: &NullCondition) -> Result<(), String> {

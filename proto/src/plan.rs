@@ -8,7 +8,8 @@
 //! |---|---|---|
 //! | `prelude` | once per request | batch |
 //! | `prelude_steps` | once per request, for all evaluations at once, evaluation-major (fixed batch: may also run once per evaluation) | evaluations · batch |
-//! | `full` | every evaluation | batch |
+//! | `full` | every evaluation, or those that compute what is cached | batch |
+//! | `cached` | the other evaluations: reads what the last `full` stored | batch |
 //!
 //! With guidance the batch holds both halves: twice the samples, unconditional first.
 
@@ -44,6 +45,30 @@ pub struct Plan {
     pub prelude_steps: Program,
     /// One network evaluation.
     pub full: Program,
+    /// What is kept from one evaluation for later ones; `None`: every evaluation runs `full`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<Cache>,
+}
+
+/// What evaluations reuse of earlier ones (DeepCache, CacheQuant section 2): some run `full` and store a few of its values, the
+/// others run `cached`, which reads them instead of computing what they stand for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cache {
+    /// What is kept.
+    pub slots: Vec<CacheSlot>,
+    /// The evaluation that reads the slots. Its `results` are the model's outputs, in the order of `Plan::outputs`.
+    pub cached: Program,
+    /// Evaluations that run `full`, ascending; the first is 0.
+    pub full_evaluations: Vec<usize>,
+}
+
+/// One stored value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CacheSlot {
+    /// Name for people: that of the source model's tensor.
+    pub name: String,
+    /// The value of `full` that is stored when it has run; its type is the slot's.
+    pub value: usize,
 }
 
 /// Which of a plan's programs.
@@ -56,11 +81,19 @@ pub enum ProgramKind {
     PreludeSteps,
     /// [`Plan::full`].
     Full,
+    /// [`Cache::cached`].
+    Cached,
 }
 
 impl ProgramKind {
     /// All of them, in the order in which they run.
-    pub const ALL: [ProgramKind; 3] = [ProgramKind::Prelude, ProgramKind::PreludeSteps, ProgramKind::Full];
+    pub const ALL: [ProgramKind; 4] =
+        [ProgramKind::Prelude, ProgramKind::PreludeSteps, ProgramKind::Full, ProgramKind::Cached];
+
+    /// Whether it runs at every evaluation, or may.
+    pub fn is_step(self) -> bool {
+        matches!(self, ProgramKind::Full | ProgramKind::Cached)
+    }
 }
 
 impl std::fmt::Display for ProgramKind {
@@ -69,17 +102,36 @@ impl std::fmt::Display for ProgramKind {
             ProgramKind::Prelude => "prelude",
             ProgramKind::PreludeSteps => "prelude_steps",
             ProgramKind::Full => "full",
+            ProgramKind::Cached => "cached",
         })
     }
 }
 
 impl Plan {
-    /// One of the programs.
+    /// One of the programs; that of a cache that is not there is empty.
     pub fn program(&self, kind: ProgramKind) -> &Program {
+        static NONE: Program = Program { values: Vec::new(), steps: Vec::new(), results: Vec::new() };
         match kind {
             ProgramKind::Prelude => &self.prelude,
             ProgramKind::PreludeSteps => &self.prelude_steps,
             ProgramKind::Full => &self.full,
+            ProgramKind::Cached => self.cache.as_ref().map_or(&NONE, |cache| &cache.cached),
+        }
+    }
+
+    /// The program that evaluation `e` of the loop runs.
+    pub fn program_at(&self, e: usize) -> ProgramKind {
+        match &self.cache {
+            Some(cache) if cache.full_evaluations.binary_search(&e).is_err() => ProgramKind::Cached,
+            _ => ProgramKind::Full,
+        }
+    }
+
+    /// The value that holds output number `output` of the model after `kind` (`full` or `cached`) has run.
+    pub fn output_value(&self, kind: ProgramKind, output: usize) -> usize {
+        match (kind, &self.cache) {
+            (ProgramKind::Cached, Some(cache)) => cache.cached.results[output],
+            _ => self.outputs[output].value,
         }
     }
 }
@@ -151,7 +203,8 @@ pub struct Program {
     pub values: Vec<PlanValue>,
     /// Operators.
     pub steps: Vec<Step>,
-    /// For a prelude: the values that `full` reads, in the order of [`Source::Prelude`] / [`Source::PreludeSteps`].
+    /// For a prelude: the values that `full` reads, in the order of [`Source::Prelude`] / [`Source::PreludeSteps`]. For
+    /// `cached`: the model's outputs.
     pub results: Vec<usize>,
 }
 
@@ -174,6 +227,8 @@ pub enum Source {
     Prelude(usize),
     /// Rows of this evaluation in result `i` of `prelude_steps`, whose axis 0 is evaluations · batch.
     PreludeSteps(usize),
+    /// Slot `i` of the cache; only `cached` reads it.
+    Cache(usize),
 }
 
 /// A value of a program.

@@ -48,6 +48,7 @@ pub fn of_plan(plan: &Plan) -> String {
                 Source::Input(_) => ("", format!("{kind}_v{v}")),
                 Source::Table(_) => ("table ", format!("{kind}_v{v}")),
                 Source::Prelude(_) | Source::PreludeSteps(_) => ("prelude ", format!("{kind}_v{v}")),
+                Source::Cache(_) => ("cache ", format!("{kind}_v{v}")),
             };
             ellipse(&mut out, &id, &format!("{prefix}{}", value.name));
             from[v] = Some(id);

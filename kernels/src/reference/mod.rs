@@ -117,7 +117,7 @@ fn dispatch(call: &Call) -> Result<Vec<Tensor>, EvalError> {
         Op::MatMul | Op::Linear { .. } | Op::Einsum { .. } => linear::eval(call).map(|t| vec![t]),
         Op::Conv { .. } | Op::ConvTranspose { .. } => one(conv::eval(call)),
         Op::Pool { .. } => one(pool::eval(call)),
-        Op::GroupNorm { .. } | Op::LayerNorm { .. } | Op::RmsNorm { .. } => one(norm::eval(call)),
+        Op::GroupNorm { .. } | Op::LayerNorm { .. } | Op::RmsNorm { .. } | Op::Affine => one(norm::eval(call)),
         Op::Attention { .. } | Op::TimestepEmbedding { .. } | Op::Geglu { .. } => one(attention::eval(call)),
         Op::Quantize { .. } | Op::Dequantize { .. } => one(quant::eval(call)),
     }

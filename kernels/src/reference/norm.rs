@@ -1,4 +1,4 @@
-//! Normalisations, in f64 throughout.
+//! Normalisations and the affine map per channel, in f64 throughout.
 
 use super::Call;
 use super::elementwise::activate;
@@ -13,8 +13,19 @@ pub(super) fn eval(call: &Call) -> Tensor {
         Op::GroupNorm { groups, eps, layout, act } => group_norm(call, *groups, *eps as f64, *layout, *act),
         Op::LayerNorm { eps } => layer_norm(call, *eps as f64),
         Op::RmsNorm { eps } => rms_norm(call, *eps as f64),
+        Op::Affine => affine(call),
         _ => unreachable!("dispatched by reference::eval"),
     }
+}
+
+fn affine(call: &Call) -> Tensor {
+    let [x, scale, shift] = [0, 1, 2].map(|i| f64::load(call.input(i)));
+    let residual = call.optional(3).map(f64::load);
+    let at = |(i, x): (usize, &f64)| {
+        x * scale[i % scale.len()] + shift[i % scale.len()] + residual.as_ref().map_or(0.0, |r| r[i])
+    };
+    let y: Vec<f64> = x.iter().enumerate().map(at).collect();
+    call.out().of(&y)
 }
 
 /// Mean and 1 / √(variance + eps).

@@ -7,5 +7,6 @@ mod nn;
 
 pub use math::{act, binary, erf, unary};
 pub use nn::{
-    attention, conv, copy_strided, finish, geglu, group_norm, layer_norm, linear, matmul_batched, rms_norm, softmax,
+    affine, attention, conv, copy_strided, finish, geglu, group_norm, layer_norm, linear, matmul_batched, rms_norm,
+    softmax,
 };

@@ -140,13 +140,13 @@ pub fn group_norm(s: &GroupNorm, x: &[f32], ldx: usize, y: &mut [f32], ldy: usiz
             let (mean, inv) = mean_and_inverse(values, f64::from(s.eps));
             for (row, c) in (0..s.hw * width).map(at) {
                 let norm = (f64::from(x[row * ldx + c]) - mean) * inv;
-                y[row * ldy + c] = act(s.act, affine(norm, s.gamma, s.beta, c) as f32);
+                y[row * ldy + c] = act(s.act, scaled(norm, s.gamma, s.beta, c) as f32);
             }
         }
     }
 }
 
-fn affine(x: f64, gamma: Option<&[f32]>, beta: Option<&[f32]>, c: usize) -> f64 {
+fn scaled(x: f64, gamma: Option<&[f32]>, beta: Option<&[f32]>, c: usize) -> f64 {
     x * gamma.map_or(1.0, |gamma| f64::from(gamma[c])) + beta.map_or(0.0, |beta| f64::from(beta[c]))
 }
 
@@ -177,7 +177,7 @@ pub fn rms_norm(s: &LayerNorm, x: &[f32], ldx: usize, y: &mut [f32], ldy: usize)
 
 fn store_norm(s: &LayerNorm, row: usize, norm: impl Fn(f64) -> f64, x: &[f32], y: &mut [f32]) {
     for c in 0..s.c {
-        let y_plain = affine(norm(f64::from(x[c])), s.gamma, s.beta, c);
+        let y_plain = scaled(norm(f64::from(x[c])), s.gamma, s.beta, c);
         let modulate = |(scale, shift): (Rows, Rows)| {
             y_plain * (1.0 + f64::from(scale.of(row, s.c)[c])) + f64::from(shift.of(row, s.c)[c])
         };
@@ -191,6 +191,24 @@ pub fn geglu(rows: usize, c: usize, x: &[f32], ldx: usize, y: &mut [f32], ldy: u
         for i in 0..c {
             y[row * ldy + i] = x[row * ldx + i] * act(Act::GeluErf, x[row * ldx + c + i]);
         }
+    }
+}
+
+/// y = x · scale + shift (+ residual), `scale` and `shift` per column; the residual comes with the distance between its rows.
+pub fn affine(
+    rows: usize,
+    c: usize,
+    x: &[f32],
+    ldx: usize,
+    scale: &[f32],
+    shift: &[f32],
+    residual: Option<(&[f32], usize)>,
+    y: &mut [f32],
+    ldy: usize,
+) {
+    for (row, i) in (0..rows).flat_map(|row| (0..c).map(move |i| (row, i))) {
+        let residual = residual.map_or(0.0, |(residual, ld)| residual[row * ld + i]);
+        y[row * ldy + i] = x[row * ldx + i] * scale[i] + shift[i] + residual;
     }
 }
 

@@ -86,6 +86,7 @@ fn plan() -> (Plan, Vec<Bytes>) {
         prelude: gather,
         prelude_steps: stacked,
         full,
+        cache: None,
     };
     (plan, tensors.iter().map(|t| t.bytes().clone()).collect())
 }
@@ -234,8 +235,8 @@ fn files_that_are_something_else_say_so() {
     ));
     assert!(matches!(read(b""), Err(CqError::NotCq)));
     let mut newer = artifact();
-    newer[8] = 2;
-    assert_eq!(read(&newer).unwrap_err().to_string(), "format version 2 is newer than 1, the newest this cqc reads");
+    newer[8] = 3;
+    assert_eq!(read(&newer).unwrap_err().to_string(), "format version 3 is newer than 2, the newest this cqc reads");
     let mut damaged = artifact();
     *damaged.last_mut().unwrap() ^= 1;
     assert_eq!(read(&damaged).unwrap_err().to_string(), "section `weights` is damaged: its blake3 hash is another");

@@ -245,6 +245,7 @@ fn composites(wild: bool) -> BoxedStrategy<Op> {
         }),
         any::<bool>().prop_map(|cos_first| Op::TimestepEmbedding { cos_first }),
         act().prop_map(|act| Op::Geglu { act }),
+        Just(Op::Affine),
         (axis(), block(), dtype()).prop_map(|(axis, block, to)| Op::Quantize { axis, block, to }),
         (axis(), block(), result()).prop_map(|(axis, block, to)| Op::Dequantize { axis, block, to }),
     ]

@@ -367,6 +367,9 @@ pub enum Op {
         /// `gelu_erf` or `gelu_tanh`.
         act: Act,
     },
+    /// `x · scale + shift (+ residual)`, one factor and one summand per channel (last axis): inputs (x: float, scale: \[C\], shift:
+    /// \[C\], residual?: like x). What CacheQuant's correction of a cached tensor is (section 7.3).
+    Affine,
 
     // ---- quantization (quant.rs)
     /// `saturate(round(x / scale) + zero_point)`: inputs (x: float or i32, scale, zero_point?); round half to even, NaN like
@@ -475,7 +478,7 @@ impl Op {
             | Op::ConvTranspose { .. }
             | Op::Pool { .. }
             | Op::Einsum { .. } => linear::infer(self, inputs),
-            Op::GroupNorm { .. } | Op::LayerNorm { .. } | Op::RmsNorm { .. } => norm::infer(self, inputs),
+            Op::GroupNorm { .. } | Op::LayerNorm { .. } | Op::RmsNorm { .. } | Op::Affine => norm::infer(self, inputs),
             Op::Attention { .. } | Op::TimestepEmbedding { .. } | Op::Geglu { .. } => attention::infer(self, inputs),
             Op::Quantize { .. } | Op::Dequantize { .. } => quant::infer(self, inputs),
         }

@@ -1,4 +1,4 @@
-//! Normalisations.
+//! Normalisations, and the affine map per channel.
 
 use super::*;
 
@@ -32,6 +32,17 @@ pub(super) fn infer(op: &Op, inputs: &InputTypes) -> Inferred {
             at_most(inputs, 2)?;
             positive_eps(*eps)?;
             per_channel(inputs, 1, "gamma", x, &x.shape[x.rank() - 1])?;
+        }
+        Op::Affine => {
+            at_most(inputs, 4)?;
+            let channels = &x.shape[x.rank() - 1];
+            for (i, name) in [(1, "scale"), (2, "shift")] {
+                required(inputs, i, name)?;
+                per_channel(inputs, i, name, x, channels)?;
+            }
+            if let Some(residual) = optional(inputs, 3) {
+                check(residual == x, || format!("the residual is {residual}, x is {x}"))?;
+            }
         }
         _ => unreachable!("dispatched by Op::infer"),
     }

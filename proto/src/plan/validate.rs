@@ -1,6 +1,6 @@
 //! Checks a plan once, so that execution needs no checks.
 
-use super::{Alias, Constant, InputRole, Plan, PlanValue, Program, ProgramKind, Source, Step};
+use super::{Alias, Cache, Constant, InputRole, Plan, PlanValue, Program, ProgramKind, Source, Step};
 use crate::dim::Dim;
 use crate::dtype::DType;
 use crate::op::InputTypes;
@@ -80,6 +80,12 @@ pub enum PlanError {
         /// What was expected and what was seen.
         reason: String,
     },
+    /// What is cached, and when.
+    #[error("cache: {reason}")]
+    Cache {
+        /// What was expected and what was seen.
+        reason: String,
+    },
     /// The results of a program.
     #[error("results of program {program}: {reason}")]
     Results {
@@ -110,7 +116,42 @@ pub fn validate(plan: &Plan, weights_len: u64) -> Result<(), PlanError> {
     for kind in ProgramKind::ALL {
         Checker { plan, kind, program: plan.program(kind) }.check()?;
     }
-    check_outputs(plan)
+    check_outputs(plan)?;
+    plan.cache.as_ref().map_or(Ok(()), |cache| check_cache(plan, cache))
+}
+
+fn check_cache(plan: &Plan, cache: &Cache) -> Result<(), PlanError> {
+    let error = |reason: String| PlanError::Cache { reason };
+    let full = &cache.full_evaluations;
+    if full.first() != Some(&0) || full.windows(2).any(|w| w[0] >= w[1]) {
+        return Err(error("its full evaluations do not ascend from 0".into()));
+    }
+    if full.last().is_some_and(|&last| last >= plan.evaluations) {
+        return Err(error(format!("full evaluation {} of {}", full[full.len() - 1], plan.evaluations)));
+    }
+    if cache.slots.is_empty() {
+        return Err(error("it has no slots".into()));
+    }
+    for slot in &cache.slots {
+        let value = plan.full.values.get(slot.value);
+        let value = value
+            .ok_or_else(|| error(format!("slot `{}` stores value {}, which is missing", slot.name, slot.value)))?;
+        if value.source != Source::Step {
+            return Err(error(format!("slot `{}` stores `{}`, which no step writes", slot.name, value.name)));
+        }
+    }
+    if cache.cached.results.len() != plan.outputs.len() {
+        let (found, expected) = (cache.cached.results.len(), plan.outputs.len());
+        return Err(error(format!("its program has {found} results for {expected} outputs")));
+    }
+    for (output, &result) in plan.outputs.iter().zip(&cache.cached.results) {
+        // both exist: outputs and results have been checked
+        let (full, cached) = (&plan.full.values[output.value].ty, &cache.cached.values[result].ty);
+        if full != cached {
+            return Err(error(format!("output `{}` is {full}, of its program {cached}", output.name)));
+        }
+    }
+    Ok(())
 }
 
 fn ensure(condition: bool, reason: impl FnOnce() -> String) -> Check {
@@ -258,11 +299,20 @@ impl<'a> Checker<'a> {
             Source::Table(i) => self.table(i, value)?,
             Source::Prelude(i) => self.prelude_result(i, value)?,
             Source::PreludeSteps(i) => self.prelude_steps_result(i, value)?,
+            Source::Cache(i) => self.slot(i, value)?,
         }
         match &value.alias {
             Some(alias) => self.alias(index, value, alias),
             None => Ok(()),
         }
+    }
+
+    fn slot(&self, i: usize, value: &PlanValue) -> Check {
+        ensure(self.kind == ProgramKind::Cached, || "only `cached` reads the cache".into())?;
+        let slot = self.plan.cache.as_ref().and_then(|cache| cache.slots.get(i));
+        let slot = slot.ok_or_else(|| format!("there is no cache slot {i}"))?;
+        let stored = self.plan.full.values.get(slot.value).ok_or_else(|| format!("slot {i} stores nothing"))?;
+        ensure(stored.ty == value.ty, || format!("it is {}, the slot {}", value.ty, stored.ty))
     }
 
     fn input(&self, i: usize, value: &PlanValue) -> Check {
@@ -274,7 +324,7 @@ impl<'a> Checker<'a> {
                 return Err("a prelude cannot read the sample".into());
             }
             (InputRole::Timestep, ProgramKind::Prelude) => return Err("the prelude cannot read the time step".into()),
-            (InputRole::Timestep, ProgramKind::Full) if self.plan.evaluations > 0 => {
+            (InputRole::Timestep, ProgramKind::Full | ProgramKind::Cached) if self.plan.evaluations > 0 => {
                 return Err("with tables, the program cannot read the time step".into());
             }
             (InputRole::Timestep, ProgramKind::PreludeSteps) => {
@@ -319,7 +369,7 @@ impl<'a> Checker<'a> {
         let row = &table.ty.shape[1..];
         let shape = match self.kind {
             ProgramKind::Prelude => return Err("the prelude runs before any evaluation".into()),
-            ProgramKind::Full => &value.ty.shape[..],
+            ProgramKind::Full | ProgramKind::Cached => &value.ty.shape[..],
             ProgramKind::PreludeSteps => match value.ty.shape.split_first() {
                 Some((first, rest)) if self.is_stacked_batch_size(first) => rest,
                 _ => return Err(format!("it is {}, expected [evaluations · batch, ...]", value.ty)),
@@ -344,7 +394,7 @@ impl<'a> Checker<'a> {
     }
 
     fn prelude_steps_result(&self, i: usize, value: &PlanValue) -> Check {
-        ensure(self.kind == ProgramKind::Full, || "only `full` reads results of `prelude_steps`".into())?;
+        ensure(self.kind.is_step(), || "no prelude reads results of `prelude_steps`".into())?;
         let result = self.result_of(&self.plan.prelude_steps, i)?;
         let fits = match &self.plan.batch_symbol {
             // the rows of one evaluation must be a whole number of batches
@@ -441,7 +491,9 @@ impl<'a> Checker<'a> {
     }
 
     fn results(&self) -> Check {
-        ensure(self.kind != ProgramKind::Full || self.program.results.is_empty(), || "only preludes have them".into())?;
+        ensure(self.kind != ProgramKind::Full || self.program.results.is_empty(), || {
+            "only preludes and `cached` have them".into()
+        })?;
         let missing = self.program.results.iter().find(|&&r| r >= self.program.values.len());
         ensure(missing.is_none(), || format!("there is no value {}", missing.expect("it is some")))?;
         ensure(

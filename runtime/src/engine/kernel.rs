@@ -72,6 +72,14 @@ pub(super) enum Kernel {
         ldx: usize,
         ldy: usize,
     },
+    Affine {
+        rows: usize,
+        c: usize,
+        ldx: usize,
+        /// Distance between rows of the residual.
+        residual: Option<usize>,
+        ldy: usize,
+    },
     /// Elements of `size` bytes; `fill`: everything is first set to this input, or to zero.
     Copy {
         size: usize,

@@ -49,6 +49,7 @@ impl Build {
             prelude: Program::default(),
             prelude_steps: Program::default(),
             full: Program::default(),
+            cache: None,
         };
         Build { plan, weights: vec![] }
     }
@@ -58,6 +59,7 @@ impl Build {
             ProgramKind::Prelude => &mut self.plan.prelude,
             ProgramKind::PreludeSteps => &mut self.plan.prelude_steps,
             ProgramKind::Full => &mut self.plan.full,
+            ProgramKind::Cached => &mut self.plan.cache.as_mut().expect("a plan with a cache").cached,
         }
     }
 
@@ -197,6 +199,7 @@ impl Interpreter<'_> {
                 let t = self.run(ProgramKind::Prelude)[self.plan.prelude.results[i]].clone();
                 if stacked { repeated(&t, evaluations, shape) } else { t }
             }
+            Source::Cache(_) => unreachable!("the definition runs whole evaluations"),
             Source::PreludeSteps(i) => {
                 let t = &self.run(ProgramKind::PreludeSteps)[self.plan.prelude_steps.results[i]];
                 rows(t, self.evaluation, evaluations, shape)

@@ -16,10 +16,10 @@ fn programs(artifact: &Artifact) -> Result<Vec<(ProgramKind, usize)>, Failure> {
     let plan = &artifact.manifest.plan;
     let batch = plan.fixed_batch.unwrap_or(1);
     let engine = Engine::open(&artifact.weights, &EngineOptions { batch, threads: 1, ..Default::default() })?;
-    let kinds = [ProgramKind::Full, ProgramKind::Prelude, ProgramKind::PreludeSteps];
+    let kinds = [ProgramKind::Full, ProgramKind::Cached, ProgramKind::Prelude, ProgramKind::PreludeSteps];
     let used = kinds.into_iter().filter(|&kind| kind == ProgramKind::Full || !plan.program(kind).steps.is_empty());
     let bytes = |kind| match kind {
-        ProgramKind::Full => engine.memory_bytes(),
+        ProgramKind::Full | ProgramKind::Cached => engine.memory_bytes(),
         ProgramKind::Prelude => written_bytes(plan.program(kind), batch as i64, plan.batch_symbol.as_deref()),
         ProgramKind::PreludeSteps => {
             let rows = (batch * plan.evaluations) as i64;

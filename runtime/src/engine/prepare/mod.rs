@@ -90,6 +90,7 @@ impl<'a> Site<'a> {
             Op::RmsNorm { eps } => self.rms_norm(*eps),
             Op::Attention { .. } => self.attention(op),
             Op::Geglu { act } => self.geglu(*act),
+            Op::Affine => self.affine(),
             _ => None,
         }
     }

@@ -1,4 +1,4 @@
-//! Normalisations, softmax, GEGLU.
+//! Normalisations, softmax, GEGLU, the affine map per channel.
 
 use super::super::kernel::Kernel;
 use super::Site;
@@ -49,5 +49,12 @@ impl Site<'_> {
         let (x, y) = (self.input(0)?, self.output());
         let fast = self.is_f32() && function == Act::GeluErf;
         fast.then_some(Kernel::Geglu { rows: y.rows, c: y.cols, ldx: x.ld, ldy: y.ld })
+    }
+
+    pub(super) fn affine(&self) -> Option<Kernel> {
+        let (x, y) = (self.input(0)?, self.output());
+        let fast = self.is_f32() && self.are_dense(1..3);
+        let residual = self.input(3).map(|r| r.ld);
+        fast.then_some(Kernel::Affine { rows: x.rows, c: x.cols, ldx: x.ld, residual, ldy: y.ld })
     }
 }
