@@ -52,8 +52,21 @@ pub struct Bound {
     pub prelude_steps: Part,
     /// The step.
     pub full: Part,
+    /// The step that reads what an earlier one stored; none until a cut is made.
+    pub cached: Option<CachedPart>,
     /// What left the loop.
     pub saved: Saved,
+}
+
+/// The step without what it reads from the cache instead.
+#[derive(Clone, Debug, Default)]
+pub struct CachedPart {
+    /// Its nodes.
+    pub part: Part,
+    /// Names of the slots and the values of `full` they store, which are outputs of its graph behind those of the model.
+    pub slots: Vec<(String, ValueId)>,
+    /// Evaluations that run `full`, ascending from 0.
+    pub full_evaluations: Vec<usize>,
 }
 
 /// Work that is not done in the loop, per evaluation it would otherwise be done in.

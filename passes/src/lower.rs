@@ -1,13 +1,16 @@
 //! Lowering: a [`Bound`] graph becomes a [`Plan`] and the bytes of its constants.
 //!
-//! Nodes become steps in graph order; reshapes of step results become aliases, which cost nothing. Constants are laid
-//! out on 64-byte boundaries in the order of first use, so that a step's weights are read front to back.
+//! Nodes become steps in graph order; reshapes of step results become aliases, which cost nothing, and what a concat along the
+//! last axis joins is written into the joined tensor where all that touch it can. Constants are laid out on 64-byte boundaries in
+//! the order of first use, so that a step's weights are read front to back.
 
 use crate::bind::{Bound, Origin, Part};
 use crate::ir::{Def, Graph, ValueId};
 use cqc_proto::op::OpError;
-use cqc_proto::plan::{Alias, Constant, Plan, PlanInput, PlanOutput, PlanValue, Program, Source, Step};
-use cqc_proto::{Op, Tensor};
+use cqc_proto::plan::{
+    Alias, Cache, CacheSlot, Constant, Plan, PlanInput, PlanOutput, PlanValue, Program, Source, Step,
+};
+use cqc_proto::{Dim, Op, Tensor};
 use std::collections::HashMap;
 
 /// Alignment of every constant in the weight section, bytes.
@@ -36,9 +39,17 @@ pub fn lower(
 ) -> Result<(Plan, Weights), OpError> {
     let mut constants = Constants::default();
     let (full, results) = program(&bound.full, bound, &mut constants)?;
-    for (output, value) in outputs.iter_mut().zip(results) {
-        output.value = value;
+    let (of_outputs, of_slots) = results.split_at(outputs.len().min(results.len()));
+    for (output, value) in outputs.iter_mut().zip(of_outputs) {
+        output.value = *value;
     }
+    let cache = bound.cached.as_ref().map(|cached| {
+        let names = cached.slots.iter().map(|(name, _)| name.clone());
+        let slots = names.zip(of_slots).map(|(name, &value)| CacheSlot { name, value }).collect();
+        let full_evaluations = cached.full_evaluations.clone();
+        Ok(Cache { slots, cached: part_with_results(&cached.part, bound, &mut constants)?, full_evaluations })
+    });
+    let cache = cache.transpose()?;
     let plan = Plan {
         batch_symbol: batch_symbol.map(str::to_string),
         fixed_batch,
@@ -48,7 +59,7 @@ pub fn lower(
         prelude: part_with_results(&bound.prelude, bound, &mut constants)?,
         prelude_steps: part_with_results(&bound.prelude_steps, bound, &mut constants)?,
         full,
-        cache: None,
+        cache,
         constants: constants.list,
     };
     Ok((plan, constants.weights))
@@ -123,8 +134,57 @@ fn program(part: &Part, bound: &Bound, constants: &mut Constants) -> Result<(Pro
         let outputs = outputs.collect();
         out.steps.push(Step { op: node.op.clone(), inputs, outputs, name: node.name.clone() });
     }
+    for (v, (joined, offset)) in in_place(g) {
+        let (id, of) = (map[&v], map[&joined]);
+        let is_root = |id: usize| !out.values.iter().any(|v| matches!(v.alias, Some(Alias::Same { of }) if of == id));
+        if out.values[of].alias.is_none() && out.values[id].alias.is_none() && is_root(id) {
+            out.values[id].alias = Some(Alias::Columns { of, offset });
+        }
+    }
     let results = g.outputs.iter().map(|(_, v)| operand(&mut out, g, *v, &mut map, constants)).collect();
     Ok((out, results))
+}
+
+/// Whether the operator's kernels write and read rows with gaps between them.
+fn takes_gaps(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Conv { .. }
+            | Op::Linear { .. }
+            | Op::GroupNorm { .. }
+            | Op::LayerNorm { .. }
+            | Op::RmsNorm { .. }
+            | Op::Binary { .. }
+            | Op::Geglu { .. }
+            | Op::Affine
+            | Op::Concat { .. }
+    )
+}
+
+/// Values that a concat along the last axis can find in place: the joined value and their first column in it. A value lies in
+/// one place only, and not in one that itself lies in another.
+fn in_place(g: &Graph) -> Vec<(ValueId, (ValueId, Dim))> {
+    let mut gapless: Vec<bool> = vec![false; g.values().count()];
+    for (_, node) in g.nodes().filter(|(_, node)| !takes_gaps(&node.op)) {
+        node.inputs.iter().flatten().chain(&node.outputs).for_each(|v| gapless[v.0 as usize] = true);
+    }
+    let mut found: Vec<(ValueId, (ValueId, Dim))> = Vec::new();
+    for (_, node) in g.nodes() {
+        let (Op::Concat { axis }, joined) = (&node.op, node.outputs[0]) else { continue };
+        if *axis + 1 != g.shape(joined).len() {
+            continue;
+        }
+        let mut offset = Dim::constant(0);
+        for &v in node.inputs.iter().flatten() {
+            let place = (joined, offset.clone());
+            offset = offset.add(&g.shape(v)[*axis]).expect("the joined size is their sum");
+            let made = g.producer_node(v).is_some_and(|p| !matches!(p.op, Op::Concat { .. }));
+            if made && !gapless[v.0 as usize] && found.iter().all(|(other, _)| *other != v) {
+                found.push((v, place));
+            }
+        }
+    }
+    found
 }
 
 /// The value whose storage an alias of `x` may share: one that a step writes.

@@ -1,9 +1,8 @@
 //! The denoising loop: noise in, samples out.
 
-use crate::engine::{Engine, EngineError, EngineOptions, Weights};
+use crate::engine::{Engine, EngineError, EngineOptions, InFlight, Weights};
 use crate::noise::Noise;
 use crate::sampler::{Sampler, State, guide};
-use cqc_kernels::Pool;
 use cqc_proto::plan::{InputRole, Plan};
 use cqc_proto::tensor::TensorSizeError;
 use cqc_proto::{DType, Tensor};
@@ -83,14 +82,26 @@ pub struct Moment<'a> {
     pub samples: std::ops::Range<usize>,
     /// The samples after this evaluation, padding included.
     pub x: &'a [f32],
-    /// The engine (of a split guided loop, that of the conditional half), for its taps.
+    /// The engine.
     pub engine: &'a Engine,
+    /// The request that ran last: that of the conditional half if a guided loop is split.
+    pub request: &'a InFlight,
+}
+
+impl Moment<'_> {
+    /// A kept value of the evaluation; `None` if the program that ran does not have it.
+    pub fn tap(&self, name: &str) -> Option<Tensor> {
+        self.engine.tap(self.request, name)
+    }
 }
 
 /// A plan and a sampler, ready to serve requests.
 pub struct Loop {
-    /// One engine; two, unconditional first, if guidance cannot join its halves in one batch.
-    engines: Vec<Engine>,
+    engine: Engine,
+    /// One request, once begun; two, unconditional first, if guidance cannot join its halves in one batch.
+    requests: Vec<InFlight>,
+    /// How many that will be.
+    halves: usize,
     sampler: Sampler,
     state: State,
     timesteps: Vec<f64>,
@@ -105,7 +116,7 @@ pub struct Loop {
 }
 
 impl Loop {
-    /// Opens engines for `options.batch` samples at once (a plan of fixed batch decides itself), twice as many rows if `guided`.
+    /// Opens an engine for `options.batch` samples at once (a plan of fixed batch decides itself), twice as many rows if `guided`.
     ///
     /// # Errors
     /// A plan that is no denoiser or has tables for another sampler; whatever [`Engine::open`] reports.
@@ -121,10 +132,8 @@ impl Loop {
             return Err(DenoiseError::Evaluations { plan: plan.evaluations, sampler: evaluations });
         }
         let (width, batch, count) = split(plan, options.batch, guided);
-        let pool = options.pool.clone().unwrap_or_else(|| Arc::new(Pool::new(options.threads)));
-        let options = EngineOptions { batch, pool: Some(pool), ..options.clone() };
-        let engines = (0..count).map(|_| Engine::open(weights, &options)).collect::<Result<Vec<_>, _>>()?;
-        let (shape, out_len) = sample_shape(plan, &engines[0], sampler.reads_variance())?;
+        let engine = Engine::open(weights, &EngineOptions { batch, ..options.clone() })?;
+        let (shape, out_len) = sample_shape(plan, &engine, sampler.reads_variance())?;
         let len: usize = shape.iter().product();
         Ok(Loop {
             state: State::new(&sampler, width, len),
@@ -132,7 +141,9 @@ impl Loop {
             x: vec![0.0; width * len],
             input: vec![0.0; batch * len],
             output: vec![0.0; batch * count * out_len],
-            engines,
+            engine,
+            requests: Vec::new(),
+            halves: count,
             sampler,
             guided,
             width,
@@ -145,9 +156,14 @@ impl Loop {
         &self.sampler
     }
 
-    /// The engines: one, or two (unconditional first) if a fixed batch keeps the halves of guidance apart.
-    pub fn engines(&self) -> &[Engine] {
-        &self.engines
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Requests that the engine serves at once: two if a fixed batch keeps the halves of guidance apart.
+    pub fn halves(&self) -> usize {
+        self.halves
     }
 
     /// Samples computed at once.
@@ -182,26 +198,31 @@ impl Loop {
         Ok(Tensor::new(DType::F32, shape, cqc_kernels::arena::bytes_of(&all).to_vec())?)
     }
 
-    /// Gives the engines their conditions for samples `first ..`, the last one repeated where there are fewer.
+    /// Begins requests with the conditions for samples `first ..`, the last one repeated where there are fewer.
     fn begin(&mut self, request: &Request, first: usize) -> Result<(), DenoiseError> {
         let last = request.samples - 1;
         let indices: Vec<usize> = (first..first + self.width).map(|i| i.min(last)).collect();
         let conditional = self.conditions(request, &indices, false)?;
+        self.requests.clear();
         if !self.guided {
-            return Ok(self.engines[0].begin(&conditional, &self.timesteps)?);
+            self.requests.push(self.engine.begin(&conditional, &self.timesteps)?);
+            return Ok(());
         }
         let unconditional = self.conditions(request, &indices, true)?;
-        if let [u, c] = &mut self.engines[..] {
-            u.begin(&unconditional, &self.timesteps)?;
-            return Ok(c.begin(&conditional, &self.timesteps)?);
+        if self.halves == 2 {
+            for half in [unconditional, conditional] {
+                self.requests.push(self.engine.begin(&half, &self.timesteps)?);
+            }
+            return Ok(());
         }
-        let plan = self.engines[0].plan();
+        let plan = self.engine.plan();
         let joined = conditional.into_iter().map(|(name, c)| {
             let t = if is_batched(plan, &name) { joined(&unconditional[&name], &c)? } else { c };
             Ok((name, t))
         });
         let joined = joined.collect::<Result<BTreeMap<_, _>, DenoiseError>>()?;
-        Ok(self.engines[0].begin(&joined, &self.timesteps)?)
+        self.requests.push(self.engine.begin(&joined, &self.timesteps)?);
+        Ok(())
     }
 
     /// Rows of the conditions for the samples `indices`; where there are null conditions and `null`, those.
@@ -211,7 +232,7 @@ impl Loop {
         indices: &[usize],
         null: bool,
     ) -> Result<BTreeMap<String, Tensor>, DenoiseError> {
-        let plan = self.engines[0].plan();
+        let plan = self.engine.plan();
         let known = |name: &String| plan.inputs.iter().any(|i| i.name == *name);
         let stray = request.unconditional.keys().find(|name| !known(name) || !request.conditions.contains_key(*name));
         if let (true, Some(name)) = (null, stray) {
@@ -226,7 +247,7 @@ impl Loop {
         request.conditions.iter().map(rows).collect()
     }
 
-    /// The trajectory of samples `samples`, whose conditions the engines have.
+    /// The trajectory of samples `samples`, whose requests have begun.
     fn run(
         &mut self,
         request: &Request,
@@ -247,8 +268,8 @@ impl Loop {
             let used = self.output.len() / if self.guided { 2 } else { 1 };
             let output = &self.output[..used];
             self.sampler.advance(&mut self.state, evaluation, &mut self.x, output, |out| noise.fill(out));
-            let engine = self.engines.last().expect("a loop has an engine");
-            let moment = Moment { evaluation, evaluations, samples: samples.clone(), x: &self.x, engine };
+            let (engine, request) = (&self.engine, self.requests.last().expect("begun"));
+            let moment = Moment { evaluation, evaluations, samples: samples.clone(), x: &self.x, engine, request };
             if observe(&moment).is_break() {
                 return Err(DenoiseError::Interrupted);
             }
@@ -264,9 +285,9 @@ impl Loop {
         if halves == 2 {
             rest.copy_from_slice(input);
         }
-        let part = self.output.len() / self.engines.len();
-        for (engine, output) in self.engines.iter_mut().zip(self.output.chunks_exact_mut(part)) {
-            engine.evaluate(evaluation, &self.input, output)?;
+        let part = self.output.len() / self.halves;
+        for (request, output) in self.requests.iter_mut().zip(self.output.chunks_exact_mut(part)) {
+            self.engine.evaluate(request, evaluation, &self.input, output)?;
         }
         if self.guided {
             guide(&mut self.output, self.width, self.x.len() / self.width, guidance);
@@ -290,7 +311,7 @@ impl Loop {
     }
 }
 
-/// Samples at once, batch of an engine, number of engines.
+/// Samples at once, batch of the engine, number of requests.
 fn split(plan: &Plan, asked: usize, guided: bool) -> (usize, usize, usize) {
     match (&plan.batch_symbol, plan.fixed_batch.unwrap_or(1), guided) {
         (Some(_), _, true) => (asked, asked.saturating_mul(2), 1),

@@ -92,7 +92,7 @@ fn a_fixed_batch_gives_what_a_free_one_gives() {
             let weights = denoiser(6, 4, Some(fixed));
             let mut l = Loop::open(&weights, sampler(SamplerKind::Ddim, 6), guided, &options(5)).unwrap();
             assert!(run(&mut l, &request) == run(&mut free, &request), "batch {fixed}, guided: {guided}");
-            assert_eq!(l.engines().len(), if guided && fixed % 2 == 1 { 2 } else { 1 });
+            assert_eq!(l.halves(), if guided && fixed % 2 == 1 { 2 } else { 1 });
         }
     }
 }
@@ -113,8 +113,8 @@ fn guidance_is_what_two_plain_evaluations_and_the_sampler_make_of_it() {
         let [u, c] = [4, 2].map(|label| {
             let mut out = vec![0.0; LEN];
             let labels = BTreeMap::from([("labels".to_string(), Tensor::from_i64(&[1], &[label]))]);
-            engine.begin(&labels, &timesteps).unwrap();
-            engine.evaluate(e, &x, &mut out).unwrap();
+            let mut request = engine.begin(&labels, &timesteps).unwrap();
+            engine.evaluate(&mut request, e, &x, &mut out).unwrap();
             out
         });
         let mixed: Vec<f32> = u.iter().zip(&c).map(|(u, c)| u + 3.0 * (c - u)).collect();

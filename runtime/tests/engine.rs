@@ -111,8 +111,8 @@ const STEPS: [f64; 5] = [0.9, 0.7, 0.5, 0.3, 0.1];
 
 fn evaluate(engine: &mut Engine, labels_: &[i64], sample: &[f32], e: usize) -> Vec<f32> {
     let mut out = vec![0.0; sample.len()];
-    engine.begin(&labels(labels_), &STEPS).unwrap();
-    engine.evaluate(e, sample, &mut out).unwrap();
+    let mut request = engine.begin(&labels(labels_), &STEPS).unwrap();
+    engine.evaluate(&mut request, e, sample, &mut out).unwrap();
     out
 }
 
@@ -124,7 +124,7 @@ fn a_unet_equals_its_definition_at_every_evaluation() {
     let slow: Vec<_> = engine.profile().into_iter().filter(|s| s.reference).map(|s| s.name).collect();
     assert_eq!(slow, Vec::<String>::new(), "every step has a kernel");
     let sample = tensor(&[2, 3, 8, 8], 5);
-    engine.begin(&labels(&[3, 9]), &STEPS).unwrap();
+    let mut request = engine.begin(&labels(&[3, 9]), &STEPS).unwrap();
     for e in 0..5 {
         let mut inputs = labels(&[3, 9]);
         inputs.insert("sample".into(), sample.clone());
@@ -137,7 +137,7 @@ fn a_unet_equals_its_definition_at_every_evaluation() {
             evaluation: e,
         };
         let mut out = vec![0.0; sample.len()];
-        engine.evaluate(e, &sample.as_f32().unwrap(), &mut out).unwrap();
+        engine.evaluate(&mut request, e, &sample.as_f32().unwrap(), &mut out).unwrap();
         let out = Tensor::from_f32(&[2, 3, 8, 8], &out);
         let error = relative(&out, &oracle.outputs()["out"]);
         assert!(error < 1e-5, "evaluation {e}: {error}"); // f32 sums of up to 288 products
@@ -203,7 +203,6 @@ fn requests_that_do_not_fit_are_refused_with_facts() {
     let weights = Weights::new(b.plan.clone(), b.bytes()).unwrap();
     let mut engine = Engine::open(&weights, &options(1, 1)).unwrap();
     let (sample, mut out) = (noise(192, 3), vec![0.0; 192]);
-    assert!(matches!(engine.evaluate(0, &sample, &mut out), Err(EngineError::NotBegun)));
     assert!(matches!(engine.begin(&BTreeMap::new(), &STEPS), Err(EngineError::MissingInput { .. })));
     assert!(matches!(engine.begin(&labels(&[1]), &[0.5]), Err(EngineError::Timesteps { found: 1, expected: 5 })));
     assert!(matches!(engine.begin(&labels(&[1, 2]), &STEPS), Err(EngineError::InputType { .. })));
@@ -212,9 +211,12 @@ fn requests_that_do_not_fit_are_refused_with_facts() {
     assert!(matches!(engine.begin(&more, &STEPS), Err(EngineError::UnknownInput { .. })));
     let outside = engine.begin(&labels(&[10]), &STEPS);
     assert!(matches!(outside, Err(EngineError::Execution { program: Prelude, .. })), "{outside:?}");
-    engine.begin(&labels(&[9]), &STEPS).unwrap();
-    assert!(matches!(engine.evaluate(5, &sample, &mut out), Err(EngineError::Evaluation { .. })));
-    assert!(matches!(engine.evaluate(0, &sample[1..], &mut out), Err(EngineError::Length { .. })));
+    let mut request = engine.begin(&labels(&[9]), &STEPS).unwrap();
+    assert!(engine.tap(&request, "out").is_none() && engine.outputs(&request).is_empty(), "nothing has run");
+    assert!(matches!(engine.evaluate(&mut request, 5, &sample, &mut out), Err(EngineError::Evaluation { .. })));
+    assert!(matches!(engine.evaluate(&mut request, 0, &sample[1..], &mut out), Err(EngineError::Length { .. })));
+    let mut other = Engine::open(&weights, &options(1, 1)).unwrap();
+    assert!(matches!(other.evaluate(&mut request, 0, &sample, &mut out), Err(EngineError::ForeignRequest)));
     assert!(matches!(Engine::open(&weights, &options(0, 1)), Err(EngineError::Batch { asked: 0, .. })));
     let little = EngineOptions { max_memory: 1000, ..options(1, 1) };
     assert!(matches!(Engine::open(&weights, &little), Err(EngineError::Memory { limit: 1000, .. })));
@@ -352,16 +354,17 @@ fn kept_values_can_be_read_after_a_run() {
     let kept = EngineOptions { keep: names.clone(), ..options(2, 2) };
     let mut engine = Engine::open(&weights, &kept).unwrap();
     let sample = tensor(&[2, 3, 8, 8], 5);
-    evaluate(&mut engine, &[3, 9], &sample.as_f32().unwrap(), 4);
+    let mut request = engine.begin(&labels(&[3, 9]), &STEPS).unwrap();
+    engine.evaluate(&mut request, 4, &sample.as_f32().unwrap(), &mut [0.0; 2 * 192]).unwrap();
     let mut inputs = labels(&[3, 9]);
     inputs.insert("sample".into(), sample);
     let (plan, weights, timesteps) = (&b.plan, &b.weights[..], STEPS.into());
     let oracle = Interpreter { plan, weights, batch: 2, timesteps, inputs, evaluation: 4 };
     for (name, expected) in names.iter().zip(oracle.run(Full)) {
-        let error = relative(&engine.tap(name).unwrap(), &expected);
+        let error = relative(&engine.tap(&request, name).unwrap(), &expected);
         assert!(error < 1e-5, "{name}: {error}");
     }
-    assert!(engine.tap("nothing").is_none());
+    assert!(engine.tap(&request, "nothing").is_none());
     let unknown = EngineOptions { keep: vec!["nothing".into()], ..options(1, 1) };
     assert!(matches!(
         Engine::open(&Weights::new(b.plan.clone(), b.bytes()).unwrap(), &unknown),

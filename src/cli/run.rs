@@ -8,7 +8,7 @@ use cqc::compile::compile_evaluation;
 use cqc::io::{Overwrite, check_target, has_extension, write_npy, write_npz};
 use cqc::model::{Model, ModelOptions};
 use cqc_proto::Tensor;
-use cqc_runtime::engine::{Engine, EngineOptions, Weights};
+use cqc_runtime::engine::{Engine, EngineOptions, InFlight, Weights};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -92,8 +92,8 @@ fn run_model(args: &RunArgs, inputs: BTreeMap<String, Tensor>) -> Result<Results
     let batch = request::batch_of(&model.inputs, model.batch_symbol.as_deref(), model.fixed_batch, &inputs);
     let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
     let mut engine = Engine::open(&weights, &args.engine_options(batch))?;
-    let outputs = engine.run(&inputs)?;
-    Ok(collect(&engine, outputs, &args.tap))
+    let request = engine.run_at(0, &[], &inputs)?;
+    Ok(collect(&engine, &request, &args.tap))
 }
 
 fn run_artifact(args: &RunArgs, inputs: BTreeMap<String, Tensor>) -> Result<Results, Failure> {
@@ -104,15 +104,16 @@ fn run_artifact(args: &RunArgs, inputs: BTreeMap<String, Tensor>) -> Result<Resu
     let plan = artifact.weights.plan();
     let batch = request::batch_of(&plan.inputs, plan.batch_symbol.as_deref(), plan.fixed_batch, &inputs);
     let mut engine = Engine::open(&artifact.weights, &args.engine_options(batch))?;
-    let outputs = engine.run_at(args.step.unwrap_or(0), &artifact.timesteps()?, &inputs)?;
-    Ok(collect(&engine, outputs, &args.tap))
+    let request = engine.run_at(args.step.unwrap_or(0), &artifact.timesteps()?, &inputs)?;
+    Ok(collect(&engine, &request, &args.tap))
 }
 
-fn collect(engine: &Engine, mut outputs: BTreeMap<String, Tensor>, taps: &[String]) -> Results {
+fn collect(engine: &Engine, request: &InFlight, taps: &[String]) -> Results {
+    let mut outputs = engine.outputs(request);
     let order = engine.plan().outputs.iter().map(|o| &o.name);
     let mut results: Results = order.filter_map(|name| outputs.remove_entry(name)).collect();
     for name in taps {
-        if let (false, Some(tensor)) = (results.iter().any(|(n, _)| n == name), engine.tap(name)) {
+        if let (false, Some(tensor)) = (results.iter().any(|(n, _)| n == name), engine.tap(request, name)) {
             results.push((name.clone(), tensor));
         }
     }

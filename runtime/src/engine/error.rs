@@ -106,9 +106,15 @@ pub enum EngineError {
         /// How many there are.
         evaluations: usize,
     },
-    /// `evaluate` without `begin`.
-    #[error("no request has begun")]
-    NotBegun,
+    /// A request goes on with another engine than it began with.
+    #[error("the request was begun by another engine")]
+    ForeignRequest,
+    /// A cached evaluation before any full one, or of a plan without a cache.
+    #[error("evaluation {evaluation} reads the cache, and nothing is stored there")]
+    NothingCached {
+        /// As asked for.
+        evaluation: usize,
+    },
     /// `evaluate` needs a float sample as input and a float output.
     #[error("the plan has no {0} to run a loop with")]
     NoLoop(&'static str),

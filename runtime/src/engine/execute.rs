@@ -14,6 +14,8 @@ use cqc_proto::{Op, Tensor};
 pub(super) struct Run<'a> {
     pub isa: Isa,
     pub pool: &'a Pool,
+    /// The memory of the request.
+    pub request: &'a Arena,
     pub evaluation: usize,
 }
 
@@ -22,13 +24,14 @@ struct Operands<'a> {
     step: &'a Prepared,
     places: &'a [Place],
     reads: Reader<'a, 2>,
+    request: &'a Arena,
     evaluation: usize,
 }
 
 impl<'a> Operands<'a> {
     fn get<T: Pod>(&self, i: usize) -> Option<&'a [T]> {
         let value = self.step.inputs.get(i).copied().flatten()?;
-        Some(self.places[value].read(self.reads, self.evaluation))
+        Some(self.places[value].read(self.reads, self.request, self.evaluation))
     }
 
     /// Input `i` of an operator that has it always.
@@ -66,9 +69,9 @@ pub(super) fn run_step(ready: &Ready, index: usize, arena: &mut Arena, run: Run)
         Kernel::Reference(op) => return run_reference(ready, step, op, arena, run),
         _ => {}
     }
-    let y = ready.places[step.outputs[0]].span(0).expect("results lie in the arena");
+    let y = ready.places[step.outputs[0]].written().expect("results lie in the arena");
     let (reads, [y, scratch]) = arena.split([y, step.scratch]).expect("the layout keeps result and scratch apart");
-    let operands = Operands { step, places: &ready.places, reads, evaluation: run.evaluation };
+    let operands = Operands { step, places: &ready.places, reads, request: run.request, evaluation: run.evaluation };
     match &step.kernel {
         Kernel::Copy { size, fill, moves } => copy(*size, *fill, moves, &operands, y, run.pool),
         Kernel::Gather { outer, size, inner_bytes, indices } => {
@@ -198,7 +201,9 @@ fn copy_as<T: Pod>(fill: Option<Fill>, moves: &[Move], operands: &Operands, y: &
 }
 
 fn run_reference(ready: &Ready, step: &Prepared, op: &Op, arena: &mut Arena, run: Run) -> Result<(), String> {
-    let tensor = |v: Option<usize>| v.map(|v| read_tensor(&ready.values[v], &ready.places[v], arena, run.evaluation));
+    let tensor = |v: Option<usize>| {
+        v.map(|v| read_tensor(&ready.values[v], &ready.places[v], arena, run.request, run.evaluation))
+    };
     let inputs: Vec<Option<Tensor>> = step.inputs.iter().copied().map(tensor).collect();
     let inputs: Vec<Option<&Tensor>> = inputs.iter().map(Option::as_ref).collect();
     let outputs = cqc_kernels::reference::eval(op, &inputs).map_err(|e| e.to_string())?;
@@ -209,12 +214,11 @@ fn run_reference(ready: &Ready, step: &Prepared, op: &Op, arena: &mut Arena, run
 }
 
 /// A value as a tensor of its own.
-pub(super) fn read_tensor(value: &Value, place: &Place, arena: &Arena, evaluation: usize) -> Tensor {
-    let bytes: Bytes = match (place, place.span(evaluation)) {
-        (_, Some(span)) => dense(value, arena.get(span).expect("the layout lies in the arena")).into(),
-        (Place::Table { bytes, row }, None) => bytes.slice(evaluation * row..(evaluation + 1) * row),
-        (Place::Constant(bytes), None) => bytes.clone(),
-        (Place::Memory { .. }, None) => unreachable!("memory has a span"),
+pub(super) fn read_tensor(value: &Value, place: &Place, arena: &Arena, request: &Arena, evaluation: usize) -> Tensor {
+    let bytes: Bytes = match place {
+        Place::Table { bytes, row } => bytes.slice(evaluation * row..(evaluation + 1) * row),
+        Place::Constant(bytes) => bytes.clone(),
+        _ => dense(value, place.get(arena, request, evaluation)).into(),
     };
     Tensor::new(value.dtype, value.shape.clone(), bytes).expect("places are as large as their values")
 }
@@ -227,7 +231,7 @@ fn dense(value: &Value, bytes: &[u8]) -> Vec<u8> {
 
 /// Writes a value's elements, given without gaps.
 pub(super) fn write_bytes(value: &Value, place: &Place, bytes: &[u8], arena: &mut Arena) {
-    let span = place.span(0).expect("results lie in the arena");
+    let span = place.written().expect("results lie in the arena");
     let target: &mut [u8] = arena.get_mut(span).expect("the layout lies in the arena");
     let (row, ld) = (value.cols * value.dtype.size(), value.ld * value.dtype.size());
     for (target, source) in target.chunks_mut(ld).zip(bytes.chunks(row)) {

@@ -3,15 +3,16 @@
 //! ```text
 //! Weights::new(plan, bytes)         validate once; packed copies of weights live here
 //!   Engine::open(weights, options)  sizes for a batch, kernels, addresses
-//!     begin(conditions, timesteps)  prelude, prelude_steps
-//!       evaluate(0 .. evaluations)  full
+//!     begin(conditions, timesteps)  prelude, prelude_steps: an [`InFlight`] request
+//!       evaluate(request, 0 ..)     full or cached
 //! ```
 //!
-//! The arena: model inputs and results of the preludes first, which live as long as the request; behind them the buffers of
-//! whichever program runs.
+//! The engine's arena holds the buffers of whichever program runs; all programs share it. What outlives a program belongs to the
+//! request: model inputs, results of the preludes, the cache. So several requests, each at its own evaluation, can share an engine.
 
 mod error;
 mod execute;
+mod in_flight;
 mod kernel;
 mod layout;
 mod movement;
@@ -24,6 +25,7 @@ mod values;
 mod weights;
 
 pub use error::EngineError;
+pub use in_flight::InFlight;
 pub use profile::StepProfile;
 pub use weights::Weights;
 
@@ -47,7 +49,7 @@ pub struct EngineOptions {
     pub threads: usize,
     /// Threads to share with other engines, instead of `threads` own ones.
     pub pool: Option<Arc<Pool>>,
-    /// Values of `full` that [`Engine::tap`] can read after a run; they cost memory.
+    /// Values of `full` that [`Engine::tap`] can read after a run, also where `cached` has them; they cost memory.
     pub keep: Vec<String>,
     /// Measures every step for [`Engine::profile`].
     pub profile: bool,
@@ -83,21 +85,28 @@ pub struct Engine {
     pool: Arc<Pool>,
     batch: usize,
     arena: Arena,
+    layout: Arc<RequestLayout>,
+    /// Evaluations that `prelude_steps` computes at once.
+    chunk: usize,
+    /// In the order of [`ProgramKind::ALL`].
+    programs: [Ready; 4],
+    /// Values of `full` and `cached` that stay readable, by name, in this order.
+    kept: [BTreeMap<String, usize>; 2],
+    clock: Option<[Vec<(Duration, u64)>; 4]>,
+}
+
+/// Where a request keeps what outlives a program.
+#[derive(Debug)]
+struct RequestLayout {
     inputs: Vec<Slot>,
     /// Per result of `prelude`, where it is kept.
     results: Vec<Span>,
     /// Per result of `prelude_steps`, where it is kept for evaluation 0; the others follow.
     step_results: Vec<Span>,
-    /// Evaluations that `prelude_steps` computes at once.
-    chunk: usize,
-    /// In the order of [`ProgramKind::ALL`].
-    programs: [Ready; 3],
-    /// Values of `full` that stay readable, by name.
-    kept: BTreeMap<String, usize>,
-    timesteps: Vec<f64>,
-    begun: bool,
-    last: usize,
-    clock: Option<[Vec<(Duration, u64)>; 3]>,
+    /// Per slot of the cache, where it is kept.
+    cache: Vec<Span>,
+    /// Bytes of all.
+    bytes: usize,
 }
 
 /// A model input in the arena.
@@ -128,9 +137,19 @@ impl Engine {
         self.batch
     }
 
-    /// Bytes of activations.
+    /// Bytes of activations: those of the engine, and of one request.
     pub fn memory_bytes(&self) -> usize {
-        self.arena.len()
+        self.arena.len() + self.layout.bytes
+    }
+
+    /// Bytes that every request takes.
+    pub fn request_bytes(&self) -> usize {
+        self.layout.bytes
+    }
+
+    /// Bytes of the buffers that a program needs.
+    pub fn program_bytes(&self, kind: ProgramKind) -> usize {
+        self.programs[kind as usize].bytes
     }
 
     /// Sizes of input `i` of the plan at this batch.
@@ -138,7 +157,7 @@ impl Engine {
     /// # Panics
     /// When there is no such input.
     pub fn input_shape(&self, i: usize) -> &[usize] {
-        &self.inputs[i].shape
+        &self.layout.inputs[i].shape
     }
 
     /// Sizes of output `i` of the plan at this batch.
@@ -153,10 +172,10 @@ impl Engine {
         &self.programs[ProgramKind::Full as usize]
     }
 
-    /// Runs one program. `evaluation` selects rows of tables.
-    fn run_program(&mut self, kind: ProgramKind, evaluation: usize) -> Result<(), EngineError> {
+    /// Runs one program for a request. `evaluation` selects rows of tables.
+    fn run_program(&mut self, kind: ProgramKind, evaluation: usize, request: &Arena) -> Result<(), EngineError> {
         let ready = &self.programs[kind as usize];
-        let run = Run { isa: self.weights.isa(), pool: &self.pool, evaluation };
+        let run = Run { isa: self.weights.isa(), pool: &self.pool, request, evaluation };
         for (index, step) in ready.steps.iter().enumerate() {
             let start = self.clock.is_some().then(Instant::now);
             run_step(ready, index, &mut self.arena, run).map_err(|reason| EngineError::Execution {
@@ -173,11 +192,17 @@ impl Engine {
         Ok(())
     }
 
-    /// A kept value or an output after the last run; `None` for any other name.
-    pub fn tap(&self, name: &str) -> Option<Tensor> {
-        let full = self.full();
-        let v = *self.kept.get(name)?;
-        self.begun.then(|| read_tensor(&full.values[v], &full.places[v], &self.arena, self.last))
+    /// A kept value or an output after the last run, which must have been one of `request`; `None` for any other name, and for a
+    /// value that the program that ran does not have.
+    pub fn tap(&self, request: &InFlight, name: &str) -> Option<Tensor> {
+        let (kind, evaluation) = request.last?;
+        let v = *self.kept[(kind == ProgramKind::Cached) as usize].get(name)?;
+        Some(self.value(kind, v, request, evaluation))
+    }
+
+    fn value(&self, kind: ProgramKind, v: usize, request: &InFlight, evaluation: usize) -> Tensor {
+        let ready = &self.programs[kind as usize];
+        read_tensor(&ready.values[v], &ready.places[v], &self.arena, &request.memory, evaluation)
     }
 
     /// Every step of every program: which have no kernel and, if asked for at open, how long they take.
@@ -201,7 +226,7 @@ impl Engine {
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (batch, memory) = (self.batch, self.arena.len());
+        let (batch, memory) = (self.batch, self.memory_bytes());
         f.debug_struct("Engine").field("batch", &batch).field("memory", &memory).finish_non_exhaustive()
     }
 }

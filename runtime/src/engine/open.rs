@@ -2,7 +2,7 @@
 
 use super::program::{Draft, Options, Place};
 use super::values::Value;
-use super::{Engine, EngineError, EngineOptions, Slot, Weights};
+use super::{Engine, EngineError, EngineOptions, RequestLayout, Slot, Weights};
 use cqc_kernels::Pool;
 use cqc_kernels::arena::{ALIGN, Arena, Span};
 use cqc_proto::plan::{InputRole, Plan, PlanInput, PlanValue, ProgramKind, Source};
@@ -14,46 +14,47 @@ pub(super) fn open(weights: &Arc<Weights>, options: &EngineOptions) -> Result<En
     let plan = weights.plan();
     check_batch(plan, options.batch)?;
     let pool = options.pool.clone().unwrap_or_else(|| Arc::new(Pool::new(options.threads)));
-    let kept = kept_values(plan, &options.keep)?;
-    let keep: Vec<usize> = kept.values().copied().collect();
+    let [kept_full, kept_cached] = kept_values(plan, &options.keep)?;
     let (isa, threads, reference) = (weights.isa(), pool.threads(), options.reference);
-    let draft = |kind, rows: usize, keep: &[usize]| {
+    let draft = |kind, rows: usize, keep: &BTreeMap<String, usize>| {
         let bindings = plan.batch_symbol.iter().map(|s| (s.as_str().into(), rows as i64)).collect();
-        Draft::new(weights, kind, &bindings, &Options { isa, threads, reference, keep, max_memory: options.max_memory })
+        let keep: Vec<usize> = keep.values().copied().collect();
+        let max_memory = options.max_memory;
+        Draft::new(weights, kind, &bindings, &Options { isa, threads, reference, keep: &keep, max_memory })
     };
-    let prelude = draft(ProgramKind::Prelude, options.batch, &[])?;
-    let full = draft(ProgramKind::Full, options.batch, &keep)?;
-    let draft_chunk = |chunk: usize| draft(ProgramKind::PreludeSteps, chunk * options.batch, &[]);
+    let none = BTreeMap::new();
+    let prelude = draft(ProgramKind::Prelude, options.batch, &none)?;
+    let full = draft(ProgramKind::Full, options.batch, &kept_full)?;
+    let cached = draft(ProgramKind::Cached, options.batch, &kept_cached)?;
+    let draft_chunk = |chunk: usize| draft(ProgramKind::PreludeSteps, chunk * options.batch, &none);
     let (chunk, prelude_steps) = draft_steps(plan, options.prelude_memory, &draft_chunk)?;
     check_stacked(plan, &prelude_steps, &prelude, chunk, options.batch)?;
 
     let mut request = Stack::default();
-    let inputs = slots(plan, options.batch, &mut request)?;
-    let results = result_spans(&prelude, plan, 1, 1, &mut request)?;
-    let step_results = result_spans(&prelude_steps, plan, chunk, plan.evaluations, &mut request)?;
-    let base = request.0;
-    let buffers = prelude.bytes.max(prelude_steps.bytes).max(full.bytes);
-    let bytes = base.saturating_add(buffers);
+    let layout = RequestLayout {
+        inputs: slots(plan, options.batch, &mut request)?,
+        results: result_spans(&prelude, plan, 1, 1, &mut request)?,
+        step_results: result_spans(&prelude_steps, plan, chunk, plan.evaluations, &mut request)?,
+        cache: cache_spans(plan, &full, &mut request)?,
+        bytes: request.0,
+    };
+    let buffers = prelude.bytes.max(prelude_steps.bytes).max(full.bytes).max(cached.bytes);
+    let bytes = layout.bytes.saturating_add(buffers);
     if bytes > options.max_memory {
         return Err(EngineError::Memory { needed: bytes, limit: options.max_memory });
     }
-    let outside = |value: &Value| outside(value, &inputs, &results, &step_results);
-    let programs = [prelude, prelude_steps, full].map(|draft| draft.finish(weights, base, &outside));
-    let clock = options.profile.then(|| [0, 1, 2].map(|i| vec![Default::default(); programs[i].steps.len()]));
+    let outside = |value: &Value| outside(value, &layout);
+    let programs = [prelude, prelude_steps, full, cached].map(|draft| draft.finish(weights, &outside));
+    let clock = options.profile.then(|| [0, 1, 2, 3].map(|i| vec![Default::default(); programs[i].steps.len()]));
     Ok(Engine {
         weights: Arc::clone(weights),
         pool,
         batch: options.batch,
-        arena: Arena::new(bytes),
-        inputs,
-        results,
-        step_results,
+        arena: Arena::new(buffers),
+        layout: Arc::new(layout),
         chunk,
         programs,
-        kept,
-        timesteps: Vec::new(),
-        begun: false,
-        last: 0,
+        kept: [kept_full, kept_cached],
         clock,
     })
 }
@@ -68,13 +69,20 @@ fn check_batch(plan: &Plan, asked: usize) -> Result<(), EngineError> {
     Err(EngineError::Batch { asked, allowed })
 }
 
-fn kept_values(plan: &Plan, names: &[String]) -> Result<BTreeMap<String, usize>, EngineError> {
-    let outputs = plan.outputs.iter().map(|o| Ok((o.name.clone(), o.value)));
-    let kept = names.iter().filter(|name| plan.outputs.iter().all(|o| o.name != **name)).map(|name| {
-        let found = plan.full.values.iter().rposition(|v| v.name == *name);
-        found.map(|v| (name.clone(), v)).ok_or_else(|| EngineError::NoValue { name: name.clone() })
-    });
-    outputs.chain(kept).collect()
+/// The named values and the outputs, of `full` and of `cached`.
+fn kept_values(plan: &Plan, names: &[String]) -> Result<[BTreeMap<String, usize>; 2], EngineError> {
+    let inner = || names.iter().filter(|name| plan.outputs.iter().all(|o| o.name != **name));
+    let find = |kind, name: &String| plan.program(kind).values.iter().rposition(|v| v.name == *name);
+    if let Some(name) = inner().find(|name| find(ProgramKind::Full, name).is_none()) {
+        return Err(EngineError::NoValue { name: name.clone() });
+    }
+    let kept = |kind| {
+        let has = kind == ProgramKind::Full || plan.cache.is_some();
+        let outputs = plan.outputs.iter().enumerate().filter(|_| has);
+        let outputs = outputs.map(|(i, o)| (o.name.clone(), plan.output_value(kind, i)));
+        outputs.chain(inner().filter_map(|name| Some((name.clone(), find(kind, name)?)))).collect()
+    };
+    Ok([kept(ProgramKind::Full), kept(ProgramKind::Cached)])
 }
 
 /// Whether `prelude_steps` runs evaluation by evaluation: its time step is one for the whole batch, or its fixed batch is not stacked.
@@ -167,12 +175,19 @@ fn result_spans(
     results.map(span).collect()
 }
 
+/// Where the slots of the cache are kept.
+fn cache_spans(plan: &Plan, full: &Draft, request: &mut Stack) -> Result<Vec<Span>, EngineError> {
+    let slots = plan.cache.iter().flat_map(|cache| &cache.slots);
+    slots.map(|slot| request.push(full.values[slot.value].bytes())).collect()
+}
+
 /// Where a value lies that outlives its program.
-fn outside(value: &Value, inputs: &[Slot], results: &[Span], step_results: &[Span]) -> Place {
+fn outside(value: &Value, layout: &RequestLayout) -> Place {
     match value.source {
-        Source::Input(i) => Place::Memory { span: inputs[i].span, step: 0 },
-        Source::Prelude(i) => Place::Memory { span: results[i], step: 0 },
-        Source::PreludeSteps(i) => Place::Memory { span: step_results[i], step: step_results[i].bytes },
-        _ => Place::Memory { span: Span::new(0, 0), step: 0 },
+        Source::Input(i) => Place::Request { span: layout.inputs[i].span, step: 0 },
+        Source::Prelude(i) => Place::Request { span: layout.results[i], step: 0 },
+        Source::PreludeSteps(i) => Place::Request { span: layout.step_results[i], step: layout.step_results[i].bytes },
+        Source::Cache(i) => Place::Request { span: layout.cache[i], step: 0 },
+        _ => Place::Memory { span: Span::new(0, 0) },
     }
 }

@@ -8,7 +8,7 @@ use super::values::{Value, resolve};
 use super::weights::Weights;
 use bytes::Bytes;
 use cqc_kernels::Isa;
-use cqc_kernels::arena::{Reader, Span, cast};
+use cqc_kernels::arena::{Arena, Pod, Reader, Span, cast};
 use cqc_proto::plan::{ProgramKind, Source, Step};
 use cqc_proto::{Bindings, DType};
 use std::collections::HashMap;
@@ -16,8 +16,10 @@ use std::collections::HashMap;
 /// Where a value lies.
 #[derive(Clone, Debug)]
 pub(super) enum Place {
-    /// In the arena; `step` bytes further for each evaluation.
-    Memory { span: Span, step: usize },
+    /// In the engine's arena.
+    Memory { span: Span },
+    /// In the memory of the request; `step` bytes further for each evaluation.
+    Request { span: Span, step: usize },
     /// In the weights.
     Constant(Bytes),
     /// In the weights: `row` bytes for each evaluation.
@@ -25,24 +27,43 @@ pub(super) enum Place {
 }
 
 impl Place {
-    /// The span of a value in the arena.
-    pub fn span(&self, evaluation: usize) -> Option<Span> {
+    /// Where the program writes the value.
+    pub fn written(&self) -> Option<Span> {
         match self {
-            Place::Memory { span, step } => Some(Span::new(span.offset + evaluation * step, span.bytes)),
+            Place::Memory { span } => Some(*span),
             _ => None,
         }
     }
 
     /// The elements, from the first to the last one.
-    pub fn read<'a, T: cqc_kernels::arena::Pod, const W: usize>(
+    pub fn read<'a, T: Pod, const W: usize>(
         &'a self,
         reads: Reader<'a, W>,
+        request: &'a Arena,
         evaluation: usize,
     ) -> &'a [T] {
         match self {
-            Place::Memory { span, step } => reads
+            Place::Memory { span } => {
+                reads.get(*span).expect("the layout keeps what a step reads apart from what it writes")
+            }
+            other => other.outside(request, evaluation),
+        }
+    }
+
+    /// The elements while nothing is written.
+    pub fn get<'a, T: Pod>(&'a self, arena: &'a Arena, request: &'a Arena, evaluation: usize) -> &'a [T] {
+        match self {
+            Place::Memory { span } => arena.get(*span).expect("the layout lies in the arena"),
+            other => other.outside(request, evaluation),
+        }
+    }
+
+    fn outside<'a, T: Pod>(&'a self, request: &'a Arena, evaluation: usize) -> &'a [T] {
+        match self {
+            Place::Memory { .. } => unreachable!("handled by the callers"),
+            Place::Request { span, step } => request
                 .get(Span::new(span.offset + evaluation * step, span.bytes))
-                .expect("the layout keeps what a step reads apart from what it writes"),
+                .expect("the layout lies in the request's memory"),
             Place::Constant(bytes) => cast(bytes),
             Place::Table { bytes, row } => cast(&bytes[evaluation * row..][..*row]),
         }
@@ -67,6 +88,8 @@ pub(super) struct Ready {
     pub values: Vec<Value>,
     pub places: Vec<Place>,
     pub steps: Vec<Prepared>,
+    /// Bytes of its buffers.
+    pub bytes: usize,
 }
 
 /// A program with sizes and kernels, without addresses.
@@ -141,6 +164,7 @@ impl Draft {
         kept.extend(&plan.program(self.kind).results);
         if self.kind == ProgramKind::Full {
             kept.extend(plan.outputs.iter().map(|o| o.value));
+            kept.extend(plan.cache.iter().flat_map(|cache| &cache.slots).map(|slot| slot.value));
         }
         kept
     }
@@ -154,14 +178,14 @@ impl Draft {
         }
     }
 
-    /// Addresses for everything: the program's part of the arena begins at `base`, `outside` knows the rest.
-    pub fn finish(self, weights: &Weights, base: usize, outside: &dyn Fn(&Value) -> Place) -> Ready {
+    /// Addresses for everything; `outside` knows where the request keeps what it keeps.
+    pub fn finish(self, weights: &Weights, outside: &dyn Fn(&Value) -> Place) -> Ready {
         let stored = self.buffers.len() - self.kernels.len();
-        let span = |buffer: usize| Span::new(base + self.offsets[buffer], self.buffers[buffer].bytes);
+        let span = |buffer: usize| Span::new(self.offsets[buffer], self.buffers[buffer].bytes);
         let homes: HashMap<usize, Place> = (0..self.values.len())
             .filter(|&i| self.values[i].home == i)
             .map(|i| match self.buffer_of[i] {
-                Some(buffer) => (i, Place::Memory { span: span(buffer), step: 0 }),
+                Some(buffer) => (i, Place::Memory { span: span(buffer) }),
                 None => (i, self.outside_place(weights, i, outside)),
             })
             .collect();
@@ -169,18 +193,18 @@ impl Draft {
         let scratches: Vec<Span> = (stored..self.buffers.len()).map(span).collect();
         let steps = weights.plan().program(self.kind).steps.iter().zip(self.kernels).zip(scratches);
         let steps = steps.map(|((step, kernel), scratch)| prepared(step, kernel, scratch)).collect();
-        Ready { kind: self.kind, values: self.values, places, steps }
+        Ready { kind: self.kind, values: self.values, places, steps, bytes: self.bytes }
     }
 
     fn outside_place(&self, weights: &Weights, i: usize, outside: &dyn Fn(&Value) -> Place) -> Place {
         let value = &self.values[i];
         match value.source {
             Source::Constant(c) => Place::Constant(constant_bytes(weights, c, value.dtype)),
-            Source::Table(c) if self.kind == ProgramKind::Full => {
+            Source::Table(c) if self.kind.is_step() => {
                 Place::Table { bytes: constant_bytes(weights, c, value.dtype), row: value.bytes() }
             }
             // Never read, so it has no buffer.
-            _ if self.kind == ProgramKind::PreludeSteps => Place::Memory { span: Span::new(0, 0), step: 0 },
+            _ if self.kind == ProgramKind::PreludeSteps => Place::Memory { span: Span::new(0, 0) },
             _ => outside(value),
         }
     }
@@ -200,9 +224,8 @@ pub(super) fn constant_bytes(weights: &Weights, i: usize, dtype: DType) -> Bytes
 fn within(home: &Place, value: &Value) -> Place {
     let (start, len) = value.range();
     match home {
-        Place::Memory { span, step } if span.bytes > 0 => {
-            Place::Memory { span: Span::new(span.offset + start, len), step: *step }
-        }
+        Place::Memory { span } if span.bytes > 0 => Place::Memory { span: Span::new(span.offset + start, len) },
+        Place::Request { span, step } => Place::Request { span: Span::new(span.offset + start, len), step: *step },
         Place::Constant(bytes) => Place::Constant(bytes.slice(start..start + len)),
         other => other.clone(),
     }

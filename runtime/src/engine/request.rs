@@ -1,66 +1,98 @@
 //! Serves requests: inputs in, preludes, evaluations, outputs out.
 
-use super::execute::read_tensor;
 use super::program::{Place, constant_bytes};
 use super::values::Value;
-use super::{Engine, EngineError, Slot};
+use super::{Engine, EngineError, InFlight, RequestLayout, Slot};
 use cqc_kernels::arena::{Arena, Span, bytes_of};
 use cqc_proto::plan::{InputRole, PlanInput, ProgramKind, Source};
 use cqc_proto::{DType, Tensor};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 impl Engine {
-    /// Begins a request: takes the conditions and runs the preludes.
+    /// Begins a request: takes the conditions and runs the preludes. Its cache is empty.
     ///
     /// `conditions` holds every input but sample and time step, by name, at the engine's batch; floats of any float type.
     /// `timesteps` has one entry per evaluation of the plan; for a plan without tables, one per evaluation to come.
     ///
     /// # Errors
     /// Missing, unknown or misshapen inputs; a wrong number of time steps; whatever a step reports.
-    pub fn begin(&mut self, conditions: &BTreeMap<String, Tensor>, timesteps: &[f64]) -> Result<(), EngineError> {
-        self.begun = false;
+    pub fn begin(&mut self, conditions: &BTreeMap<String, Tensor>, timesteps: &[f64]) -> Result<InFlight, EngineError> {
         let expected = self.plan().evaluations;
         if expected > 0 && timesteps.len() != expected {
             return Err(EngineError::Timesteps { found: timesteps.len(), expected });
         }
         self.check_names(conditions)?;
-        self.take_inputs(conditions, |role| role == InputRole::Condition)?;
-        self.timesteps.clear();
-        self.timesteps.extend_from_slice(timesteps);
-        self.run_preludes()?;
-        self.begun = true;
-        Ok(())
+        let mut request = InFlight {
+            memory: Arena::new(self.layout.bytes),
+            layout: Arc::clone(&self.layout),
+            timesteps: timesteps.to_vec(),
+            stored: false,
+            last: None,
+        };
+        self.take_inputs(&mut request, conditions, |role| role == InputRole::Condition)?;
+        self.run_preludes(&mut request)?;
+        Ok(request)
     }
 
-    /// Runs `full` for evaluation `e` of the request: `sample` as the model's sample input, `out` its first output.
-    /// Nothing is allocated.
+    /// Runs evaluation `e` of the request, with the program that the plan says: `sample` as the model's sample input, `out` its
+    /// first output. Nothing is allocated.
     ///
     /// # Errors
-    /// Wrong lengths, no such evaluation, [`EngineError::NotBegun`].
-    pub fn evaluate(&mut self, e: usize, sample: &[f32], out: &mut [f32]) -> Result<(), EngineError> {
-        if !self.begun {
-            return Err(EngineError::NotBegun);
+    /// Wrong lengths, no such evaluation, [`EngineError::NothingCached`], a request of another engine.
+    pub fn evaluate(
+        &mut self,
+        request: &mut InFlight,
+        e: usize,
+        sample: &[f32],
+        out: &mut [f32],
+    ) -> Result<(), EngineError> {
+        self.evaluate_as(self.plan().program_at(e), request, e, sample, out)
+    }
+
+    /// [`Engine::evaluate`] with a given program, `full` or `cached`: what calibration needs.
+    ///
+    /// # Errors
+    /// As [`Engine::evaluate`].
+    ///
+    /// # Panics
+    /// For a prelude.
+    pub fn evaluate_as(
+        &mut self,
+        kind: ProgramKind,
+        request: &mut InFlight,
+        e: usize,
+        sample: &[f32],
+        out: &mut [f32],
+    ) -> Result<(), EngineError> {
+        assert!(kind.is_step(), "{kind} is no step");
+        if !Arc::ptr_eq(&request.layout, &self.layout) {
+            return Err(EngineError::ForeignRequest);
         }
-        if e >= self.timesteps.len() {
-            return Err(EngineError::Evaluation { evaluation: e, evaluations: self.timesteps.len() });
+        if e >= request.timesteps.len() {
+            return Err(EngineError::Evaluation { evaluation: e, evaluations: request.timesteps.len() });
+        }
+        if kind == ProgramKind::Cached && !(request.stored && self.plan().cache.is_some()) {
+            return Err(EngineError::NothingCached { evaluation: e });
         }
         let input = self.role(InputRole::Sample).ok_or(EngineError::NoLoop("sample"))?;
-        let span = self.inputs[input].span;
+        let span = self.layout.inputs[input].span;
         check_length("the sample", sample.len(), span.bytes / size_of::<f32>())?;
-        let value = self.plan().outputs[0].value;
-        let result = &self.full().values[value];
+        let value = self.plan().output_value(kind, 0);
+        let result = &self.programs[kind as usize].values[value];
         if result.dtype != DType::F32 {
             return Err(EngineError::NoLoop("float output"));
         }
         check_length("the output", out.len(), result.len())?;
-        self.memory(span).copy_from_slice(bytes_of(sample));
+        request.bytes::<u8>(span).copy_from_slice(bytes_of(sample));
         if let (0, Some(input)) = (self.plan().evaluations, self.role(InputRole::Timestep)) {
-            fill_number(self.timesteps[e], &self.inputs[input], &mut self.arena);
+            let (slot, timestep) = (&self.layout.inputs[input], request.timesteps[e]);
+            write_number(timestep, slot.dtype, request.bytes(slot.span));
         }
-        self.last = e;
-        self.run_program(ProgramKind::Full, e)?;
-        let full = self.full();
-        read_rows(&full.values[value], &full.places[value], &self.arena, e, out);
+        self.run_step_program(kind, request, e)?;
+        let ready = &self.programs[kind as usize];
+        let (value, place) = (&ready.values[value], &ready.places[value]);
+        copy_rows(value, place.get(&self.arena, &request.memory, e), out);
         Ok(())
     }
 
@@ -73,11 +105,12 @@ impl Engine {
         if expected > 0 {
             return Err(EngineError::Timesteps { found: 0, expected });
         }
-        self.run_at(0, &[], inputs)
+        let request = self.run_at(0, &[], inputs)?;
+        Ok(self.outputs(&request))
     }
 
-    /// Runs evaluation `e` once: every input by name, and every output. With tables the time step comes from `timesteps`, one
-    /// per evaluation of the plan, and an input for it is ignored.
+    /// Runs `full` once for evaluation `e`: every input by name. With tables the time step comes from `timesteps`, one per
+    /// evaluation of the plan, and an input for it is ignored. [`Engine::outputs`] and [`Engine::tap`] tell the results.
     ///
     /// # Errors
     /// As [`Engine::begin`].
@@ -86,39 +119,47 @@ impl Engine {
         e: usize,
         timesteps: &[f64],
         inputs: &BTreeMap<String, Tensor>,
-    ) -> Result<BTreeMap<String, Tensor>, EngineError> {
+    ) -> Result<InFlight, EngineError> {
         let evaluations = self.plan().evaluations;
         if e >= evaluations.max(1) {
             return Err(EngineError::Evaluation { evaluation: e, evaluations });
         }
-        self.begin(inputs, timesteps)?;
-        self.take_inputs(inputs, |role| match role {
+        let mut request = self.begin(inputs, timesteps)?;
+        self.take_inputs(&mut request, inputs, |role| match role {
             InputRole::Sample => true,
             InputRole::Timestep => evaluations == 0,
             InputRole::Condition => false,
         })?;
-        self.last = e;
-        self.run_program(ProgramKind::Full, e)?;
-        Ok(self.outputs())
+        self.run_step_program(ProgramKind::Full, &mut request, e)?;
+        Ok(request)
     }
 
-    /// All outputs of the last run, in the model's own types.
-    pub fn outputs(&self) -> BTreeMap<String, Tensor> {
-        let full = self.full();
-        let output = |o: &cqc_proto::plan::PlanOutput| {
-            let tensor = read_tensor(&full.values[o.value], &full.places[o.value], &self.arena, self.last);
+    /// All outputs after the last run, which must have been one of `request`, in the model's own types. None before any.
+    pub fn outputs(&self, request: &InFlight) -> BTreeMap<String, Tensor> {
+        let Some((kind, evaluation)) = request.last else { return BTreeMap::new() };
+        let output = |(i, o): (usize, &cqc_proto::plan::PlanOutput)| {
+            let tensor = self.value(kind, self.plan().output_value(kind, i), request, evaluation);
             let tensor = if o.ty.dtype.is_float() { tensor.to_float(o.ty.dtype) } else { tensor };
             (o.name.clone(), tensor)
         };
-        self.plan().outputs.iter().map(output).collect()
+        self.plan().outputs.iter().enumerate().map(output).collect()
+    }
+
+    /// Runs `full` or `cached`; `full` fills the cache.
+    fn run_step_program(&mut self, kind: ProgramKind, request: &mut InFlight, e: usize) -> Result<(), EngineError> {
+        request.last = Some((kind, e));
+        self.run_program(kind, e, &request.memory)?;
+        if let (ProgramKind::Full, Some(cache)) = (kind, &self.weights.plan().cache) {
+            for (slot, span) in cache.slots.iter().zip(&self.layout.cache) {
+                self.keep(kind, slot.value, *span, request);
+            }
+            request.stored = true;
+        }
+        Ok(())
     }
 
     fn role(&self, role: InputRole) -> Option<usize> {
         self.plan().inputs.iter().position(|i| i.role == role)
-    }
-
-    fn memory(&mut self, span: Span) -> &mut [u8] {
-        self.arena.get_mut(span).expect("the layout lies in the arena")
     }
 
     fn check_names(&self, given: &BTreeMap<String, Tensor>) -> Result<(), EngineError> {
@@ -130,72 +171,87 @@ impl Engine {
 
     /// Writes the inputs of the wanted roles into their slots.
     fn take_inputs(
-        &mut self,
+        &self,
+        request: &mut InFlight,
         given: &BTreeMap<String, Tensor>,
         wanted: impl Fn(InputRole) -> bool,
     ) -> Result<(), EngineError> {
-        let inputs = self.weights.plan().inputs.iter().zip(&self.inputs);
+        let inputs = self.weights.plan().inputs.iter().zip(&self.layout.inputs);
         for (input, slot) in inputs.filter(|(input, _)| wanted(input.role)) {
             let missing = || EngineError::MissingInput { name: input.name.clone(), expected: input.ty.clone() };
             let tensor = given.get(&input.name).ok_or_else(missing)?;
             let tensor = as_slot(input, slot, tensor)?;
-            let target: &mut [u8] = self.arena.get_mut(slot.span).expect("the layout lies in the arena");
-            target.copy_from_slice(tensor.bytes());
+            request.bytes::<u8>(slot.span).copy_from_slice(tensor.bytes());
         }
         Ok(())
     }
 
-    fn run_preludes(&mut self) -> Result<(), EngineError> {
-        self.run_program(ProgramKind::Prelude, 0)?;
-        self.keep_results(ProgramKind::Prelude, 0);
-        if self.step_results.is_empty() {
+    fn run_preludes(&mut self, request: &mut InFlight) -> Result<(), EngineError> {
+        self.run_program(ProgramKind::Prelude, 0, &request.memory)?;
+        self.keep_results(ProgramKind::Prelude, 0, request);
+        if self.layout.step_results.is_empty() {
             return Ok(());
         }
         let (chunk, evaluations) = (self.chunk, self.plan().evaluations);
         for first in (0..evaluations).step_by(chunk) {
             // The last chunk overlaps the one before it, if need be.
             let first = first.min(evaluations - chunk);
-            self.stack_operands(first)?;
-            self.run_program(ProgramKind::PreludeSteps, 0)?;
-            self.keep_results(ProgramKind::PreludeSteps, first);
+            self.stack_operands(first, request);
+            self.run_program(ProgramKind::PreludeSteps, 0, &request.memory)?;
+            self.keep_results(ProgramKind::PreludeSteps, first, request);
         }
         Ok(())
     }
 
     /// Copies results to where they outlive their program, those for all evaluations beginning at `first`.
-    fn keep_results(&mut self, kind: ProgramKind, first: usize) {
-        let ready = &self.programs[kind as usize];
-        let spans = if kind == ProgramKind::Prelude { &self.results } else { &self.step_results };
-        for (&value, span) in self.weights.plan().program(kind).results.iter().zip(spans) {
-            let (value, place) = (&ready.values[value], &ready.places[value]);
-            let target = Span::new(span.offset + first * span.bytes, value.bytes());
-            let (reads, [target]) = self.arena.split([target]).expect("the layout lies in the arena");
-            let source: &[u8] = place.read(reads, 0);
-            let (row, ld) = (value.cols * value.dtype.size(), value.ld * value.dtype.size());
-            for (target, source) in target.chunks_exact_mut(row).zip(source.chunks(ld)) {
-                target.copy_from_slice(&source[..row]);
-            }
+    fn keep_results(&self, kind: ProgramKind, first: usize, request: &mut InFlight) {
+        let RequestLayout { results, step_results, .. } = &*self.layout;
+        let spans = if kind == ProgramKind::Prelude { results } else { step_results };
+        for (&value, span) in self.plan().program(kind).results.iter().zip(spans) {
+            let bytes = self.programs[kind as usize].values[value].bytes();
+            self.keep(kind, value, Span::new(span.offset + first * span.bytes, bytes), request);
         }
     }
 
+    /// Copies a value of a program that has just run into the request's memory, without gaps.
+    fn keep(&self, kind: ProgramKind, value: usize, to: Span, request: &mut InFlight) {
+        let ready = &self.programs[kind as usize];
+        let (value, place) = (&ready.values[value], &ready.places[value]);
+        let (row, ld) = (value.cols * value.dtype.size(), value.ld * value.dtype.size());
+        let copy = |source: &[u8], target: &mut [u8]| {
+            for (target, source) in target.chunks_exact_mut(row).zip(source.chunks(ld)) {
+                target.copy_from_slice(&source[..row]);
+            }
+        };
+        if let Place::Request { .. } = place {
+            // what a program only passes on lies in the same memory
+            let source: Vec<u8> = place.get(&self.arena, &request.memory, 0).to_vec();
+            return copy(&source, request.bytes(to));
+        }
+        let target = request.memory.get_mut(to).expect("the layout lies in the request's memory");
+        let empty = Arena::new(0);
+        copy(place.get(&self.arena, &empty, 0), target);
+    }
+
     /// Writes what `prelude_steps` reads from outside for a chunk of evaluations that begins with `first`.
-    fn stack_operands(&mut self, first: usize) -> Result<(), EngineError> {
+    fn stack_operands(&mut self, first: usize, request: &InFlight) {
         let ready = &self.programs[ProgramKind::PreludeSteps as usize];
+        let plan = self.weights.plan();
         for (i, (value, place)) in ready.values.iter().zip(&ready.places).enumerate() {
-            let Some(target) = place.span(0).filter(|span| span.bytes > 0 && value.home == i) else { continue };
+            let Some(span) = place.written().filter(|span| span.bytes > 0 && value.home == i) else { continue };
+            let target: &mut [u8] = self.arena.get_mut(span).expect("the layout lies in the arena");
+            let kept = |span| -> &[u8] { request.memory.get(span).expect("the layout lies in the request's memory") };
             match value.source {
-                Source::Input(i) if self.plan().inputs[i].role == InputRole::Timestep => {
-                    let steps = &self.timesteps[first..first + self.chunk];
-                    let target: &mut [u8] = self.arena.get_mut(target).expect("the layout lies in the arena");
+                Source::Input(i) if plan.inputs[i].role == InputRole::Timestep => {
+                    let steps = &request.timesteps[first..first + self.chunk];
                     let part = target.len() / steps.len();
                     target.chunks_exact_mut(part).zip(steps).for_each(|(t, &step)| write_number(step, value.dtype, t));
                 }
-                Source::Input(i) => repeat(&mut self.arena, self.inputs[i].span, target),
-                Source::Prelude(i) => repeat(&mut self.arena, self.results[i], target),
+                Source::Input(i) => repeat(kept(self.layout.inputs[i].span), target),
+                Source::Prelude(i) => repeat(kept(self.layout.results[i]), target),
                 Source::Table(i) => {
                     let bytes = constant_bytes(&self.weights, i, value.dtype);
-                    let row = bytes.len() / self.plan().evaluations;
-                    let target: &mut [u8] = self.arena.get_mut(target).expect("the layout lies in the arena");
+                    let row = bytes.len() / plan.evaluations;
                     for (at, target) in target.chunks_exact_mut(row).enumerate() {
                         target.copy_from_slice(&bytes[(first + at / self.batch) * row..][..row]);
                     }
@@ -203,7 +259,6 @@ impl Engine {
                 _ => {}
             }
         }
-        Ok(())
     }
 }
 
@@ -212,14 +267,8 @@ fn check_length(what: &'static str, found: usize, expected: usize) -> Result<(),
 }
 
 /// Copies `source` into `target` as often as it fits.
-fn repeat(arena: &mut Arena, source: Span, target: Span) {
-    let (reads, [target]) = arena.split([target]).expect("the layout lies in the arena");
-    let source: &[u8] = reads.get(source).expect("the layout keeps inputs apart from buffers");
+fn repeat(source: &[u8], target: &mut [u8]) {
     target.chunks_exact_mut(source.len()).for_each(|target| target.copy_from_slice(source));
-}
-
-fn fill_number(number: f64, slot: &Slot, arena: &mut Arena) {
-    write_number(number, slot.dtype, arena.get_mut(slot.span).expect("the layout lies in the arena"));
 }
 
 /// Sets every element to `number`.
@@ -262,13 +311,7 @@ fn as_slot(input: &PlanInput, slot: &Slot, given: &Tensor) -> Result<Tensor, Eng
 }
 
 /// The elements of an f32 value without gaps.
-fn read_rows(value: &Value, place: &Place, arena: &Arena, evaluation: usize, out: &mut [f32]) {
-    let values: &[f32] = match (place, place.span(evaluation)) {
-        (_, Some(span)) => arena.get(span).expect("the layout lies in the arena"),
-        (Place::Constant(bytes), None) => cqc_kernels::arena::cast(bytes),
-        (Place::Table { bytes, row }, None) => cqc_kernels::arena::cast(&bytes[evaluation * row..][..*row]),
-        (Place::Memory { .. }, None) => unreachable!("memory has a span"),
-    };
+fn copy_rows(value: &Value, values: &[f32], out: &mut [f32]) {
     for (out, row) in out.chunks_exact_mut(value.cols).zip(values.chunks(value.ld)) {
         out.copy_from_slice(&row[..value.cols]);
     }

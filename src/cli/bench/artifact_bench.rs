@@ -8,7 +8,7 @@ use crate::cli::report::Failure;
 use crate::cli::request::shape_at;
 use crate::cli::term::Progress;
 use cqc_proto::Tensor;
-use cqc_proto::plan::{InputRole, Plan};
+use cqc_proto::plan::{InputRole, Plan, ProgramKind};
 use cqc_runtime::denoise::{DenoiseError, Loop, Request};
 use cqc_runtime::engine::EngineOptions;
 use std::collections::BTreeMap;
@@ -47,58 +47,71 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
         Ok(_) | Err(DenoiseError::Interrupted) => {}
         Err(e) => return Err(e.into()),
     }
-    let (loops, ms) = time(&mut denoiser, &request, args.repeat.map(|n| n as usize), quiet)?;
-    let engines = denoiser.engines();
-    let memory: usize = engines.iter().map(|e| e.memory_bytes()).sum();
+    let timed = time(&mut denoiser, &request, args.repeat.map(|n| n as usize), quiet)?;
+    let engine = denoiser.engine();
+    let memory = engine.memory_bytes() + (denoiser.halves() - 1) * engine.request_bytes();
     let weights = artifact.weight_bytes().max(artifact.weights.packed_bytes() as u64);
-    let steps = artifact.manifest.steps;
+    let cached = plan.cache.as_ref();
     Ok(Measured {
         threads: options.threads,
         batch: denoiser.width(),
         backend: backend(artifact.weights.isa()),
         dtype: "f32",
-        full_step_ms: median(&ms),
-        cached_step_ms: None,
-        loop_ms: median(&loops),
-        steps,
-        full_steps: steps,
-        ms,
+        full_step_ms: median(&timed.full),
+        cached_step_ms: cached.map(|_| median(&timed.cached)),
+        loop_ms: median(&timed.loops),
+        steps: plan.evaluations,
+        full_steps: cached.map_or(plan.evaluations, |cache| cache.full_evaluations.len()),
+        ms: timed.full,
         macs_full: artifact.macs(&plan.full),
-        macs_cached: None,
+        macs_cached: cached.map(|cache| artifact.macs(&cache.cached)),
         peak_memory_bytes: memory as u64 + weights,
         peak_rss_mb: peak_rss_mb(),
         output: None,
-        profile: if args.profile { engines.iter().flat_map(|e| profiled(e.profile())).collect() } else { vec![] },
-        rows: engines.iter().map(|e| e.batch()).sum(),
+        profile: if args.profile { profiled(engine.profile()) } else { vec![] },
+        rows: engine.batch() * denoiser.halves(),
         isa: Some(artifact.weights.isa()),
     })
 }
 
-/// Milliseconds of every loop, and of every step but the first of a loop, which includes the preludes.
-fn time(
-    denoiser: &mut Loop,
-    request: &Request,
-    repeat: Option<usize>,
-    quiet: bool,
-) -> Result<(Vec<f64>, Vec<f64>), Failure> {
+/// Milliseconds of every loop, and of its steps.
+#[derive(Default)]
+struct Timed {
+    loops: Vec<f64>,
+    /// But the first of a loop, which includes the preludes, unless it is the only one.
+    full: Vec<f64>,
+    cached: Vec<f64>,
+}
+
+fn time(denoiser: &mut Loop, request: &Request, repeat: Option<usize>, quiet: bool) -> Result<Timed, Failure> {
     let evaluations = denoiser.sampler().evaluations().len();
+    let plan = denoiser.engine().plan();
+    let programs: Vec<ProgramKind> = (0..evaluations).map(|e| plan.program_at(e)).collect();
+    let lone = programs.iter().filter(|&&p| p == ProgramKind::Full).count() == 1;
     let mut progress = Progress::new("timing", (repeat.unwrap_or(1) * evaluations) as u64, quiet);
-    let (mut loops, mut steps) = (Vec::new(), Vec::new());
+    let mut timed = Timed::default();
     let begun = Instant::now();
-    while loops.len() < repeat.unwrap_or(MOST) && (repeat.is_some() || loops.is_empty() || begun.elapsed() < BUDGET) {
+    let more = |loops: usize| match repeat {
+        Some(repeat) => loops < repeat,
+        None => loops == 0 || (loops < MOST && begun.elapsed() < BUDGET),
+    };
+    while more(timed.loops.len()) {
         let start = Instant::now();
         let mut last = start;
         denoiser.sample(request, &mut |moment| {
-            if moment.evaluation > 0 || evaluations == 1 {
-                steps.push(ms_since(last));
+            let ms = ms_since(last);
+            match programs[moment.evaluation] {
+                ProgramKind::Cached => timed.cached.push(ms),
+                _ if moment.evaluation > 0 || lone => timed.full.push(ms),
+                _ => {}
             }
             progress.step();
             last = Instant::now();
             ControlFlow::Continue(())
         })?;
-        loops.push(ms_since(start));
+        timed.loops.push(ms_since(start));
     }
-    Ok((loops, steps))
+    Ok(timed)
 }
 
 /// Noise and zeros for every condition.
