@@ -1,0 +1,215 @@
+//! Which evaluations compute what is cached.
+
+use super::band::Band;
+use std::fmt;
+use std::ops::RangeInclusive;
+
+/// How a schedule is chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ScheduleKind {
+    /// Whichever of the others measures best.
+    Auto,
+    /// Every N-th.
+    Uniform,
+    /// DeepCache's: denser around a centre.
+    Quadratic(Quadratic),
+    /// CacheQuant's dynamic program over distances between cached tensors.
+    Dps,
+    /// The same dynamic program over errors of the network's output.
+    DpsOutput,
+}
+
+impl fmt::Display for ScheduleKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ScheduleKind::Auto => "auto",
+            ScheduleKind::Uniform => "uniform",
+            ScheduleKind::Quadratic(_) => "quadratic",
+            ScheduleKind::Dps => "dps",
+            ScheduleKind::DpsOutput => "dps-output",
+        })
+    }
+}
+
+/// Number of full evaluations of `steps` sampler steps at interval N: ⌈steps / N⌉ (CacheQuant section 3.2).
+pub fn full_count(steps: usize, interval: usize) -> usize {
+    steps.div_ceil(interval)
+}
+
+/// Lengths of groups that the published dynamic program allows: ⌈N/2⌉ to 2N, relaxed where `evaluations` are too few for them.
+pub fn group_lengths(evaluations: usize, steps: usize, interval: usize) -> RangeInclusive<usize> {
+    let groups = full_count(steps, interval);
+    let longest = (2 * interval).min(evaluations).max(evaluations.div_ceil(groups));
+    interval.div_ceil(2).min(evaluations / groups)..=longest
+}
+
+/// Evaluation 0 and the evaluation of every N-th sampler step. `steps[e]` is the sampler step of evaluation `e`: with samplers
+/// that evaluate the first step twice (PLMS) the sequence is 0, 1 + N, 1 + 2N … (CacheQuant section 3.6).
+pub fn uniform(steps: &[usize], interval: usize) -> Vec<usize> {
+    let first_of_step = |e: usize| e == 0 || steps[e - 1] != steps[e];
+    (0..steps.len())
+        .filter(|&e| e == 0 || (first_of_step(e) && steps[e] > 0 && steps[e].is_multiple_of(interval)))
+        .collect()
+}
+
+/// The schedule of least cost with the published group lengths: full evaluations and cost; `None` where there is no such
+/// partition.
+///
+/// # Panics
+/// When the band is narrower than the longest group.
+pub fn dps(band: &Band, steps: usize, interval: usize) -> Option<(Vec<usize>, f64)> {
+    band.best(full_count(steps, interval), group_lengths(band.evaluations(), steps, interval))
+}
+
+/// As [`dps`], with groups of any length up to the longest: where single evaluations are dear, they may stand alone.
+///
+/// # Panics
+/// When the band is narrower than the longest group.
+pub fn dps_unbounded(band: &Band, steps: usize, interval: usize) -> Option<(Vec<usize>, f64)> {
+    let lengths = group_lengths(band.evaluations(), steps, interval);
+    band.best(full_count(steps, interval), 1..=*lengths.end())
+}
+
+/// DeepCache's centre-power schedule (its equation 7; CacheQuant section 10).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Quadratic {
+    /// Evaluation around which full ones are densest; `None`: the form without a centre, densest at the begin.
+    pub centre: Option<f64>,
+    /// Exponent, above 1; 1 is uniform.
+    pub power: f64,
+    /// What the root of a negative number is.
+    pub root: Root,
+}
+
+/// The root of a negative number in [`Quadratic`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Root {
+    /// The principal complex one, of which the real part counts: what DeepCache's code does.
+    Principal,
+    /// The real one, with the number's sign.
+    Signed,
+}
+
+impl Quadratic {
+    /// Power 1.4 around three tenths of the way: DeepCache's setting for Stable Diffusion (15 of 50), scaled.
+    pub fn around(evaluations: usize) -> Quadratic {
+        Quadratic { centre: Some((0.3 * evaluations as f64).round()), power: 1.4, root: Root::Principal }
+    }
+
+    /// `groups` full evaluations of `evaluations`. Where rounding makes two of them equal, the power is lowered by 0.02 until it
+    /// does not; `None` when it would reach 1.
+    pub fn schedule(&self, evaluations: usize, groups: usize) -> Option<Vec<usize>> {
+        let mut power = self.power;
+        while power > 1.0 {
+            let mut full: Vec<usize> = self.indices(evaluations, groups, power);
+            full.sort_unstable();
+            full.dedup();
+            if let Some(first) = full.first_mut() {
+                *first = 0;
+            }
+            if full.len() == groups && full.windows(2).all(|w| w[0] < w[1]) {
+                return Some(full);
+            }
+            power -= 0.02;
+        }
+        None
+    }
+
+    fn indices(&self, evaluations: usize, groups: usize, power: f64) -> Vec<usize> {
+        let n = evaluations as f64;
+        let part = |k: usize| k as f64 / groups as f64;
+        let index = |x: f64| x.clamp(0.0, n - 1.0) as usize;
+        let Some(centre) = self.centre else {
+            let end = n.powf(1.0 / power);
+            return (0..groups).map(|k| index((end * part(k)).powf(power).trunc())).collect();
+        };
+        let end = (n - centre).powf(1.0 / power);
+        let start = centre.powf(1.0 / power);
+        let at = |k: usize| match self.root {
+            Root::Signed => {
+                let l = -start + (end + start) * part(k);
+                l.signum() * l.abs().powf(power)
+            }
+            Root::Principal => {
+                let angle = std::f64::consts::PI / power;
+                let (re, im) = (start * angle.cos(), start * angle.sin());
+                let (re, im) = (re + (end - re) * part(k), im * (1.0 - part(k)));
+                re.hypot(im).powf(power) * (im.atan2(re) * power).cos()
+            }
+        };
+        // numpy keeps a hair less than a whole number where we may keep a hair more
+        (0..groups).map(|k| index((at(k) + 1e-9 * at(k).signum()).trunc() + centre)).collect()
+    }
+}
+
+/// Checks a schedule that was given.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub fn check(full: &[usize], evaluations: usize) -> Result<(), String> {
+    if full.first() != Some(&0) {
+        return Err("the first evaluation, 0, must be full: nothing is cached before it".into());
+    }
+    if let Some(w) = full.windows(2).find(|w| w[0] >= w[1]) {
+        return Err(format!("full evaluations must ascend, {} comes before {}", w[0], w[1]));
+    }
+    match full.last() {
+        Some(&last) if last >= evaluations => {
+            Err(format!("evaluation {last} is full, the last one is {}", evaluations - 1))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn quadratic(evaluations: usize, groups: usize, centre: Option<f64>, power: f64, root: Root) -> Vec<usize> {
+        Quadratic { centre, power, root }.schedule(evaluations, groups).unwrap()
+    }
+
+    /// The table of section 10, which comes from running DeepCache's formula.
+    #[test]
+    fn quadratic_schedules_equal_the_published_formula() {
+        use Root::{Principal, Signed};
+        assert_eq!(quadratic(50, 10, Some(15.0), 1.4, Principal), [0, 5, 9, 13, 17, 21, 26, 31, 37, 43]);
+        assert_eq!(quadratic(50, 5, Some(15.0), 1.4, Principal), [0, 9, 17, 26, 37]);
+        assert_eq!(quadratic(50, 5, Some(10.0), 1.4, Principal), [0, 8, 15, 25, 36]);
+        let dense = [0, 2, 4, 6, 7, 9, 11, 12, 14, 15, 17, 18, 20, 22, 24, 26, 28, 30, 32, 35, 37, 39, 42, 44, 47];
+        assert_eq!(quadratic(50, 25, Some(15.0), 1.4, Principal), dense);
+        assert_eq!(quadratic(50, 10, Some(15.0), 1.4, Signed), [0, 6, 11, 14, 15, 19, 24, 29, 35, 42]);
+        assert_eq!(quadratic(50, 5, Some(15.0), 1.4, Signed), [0, 11, 15, 24, 35]);
+        assert_eq!(quadratic(50, 5, Some(10.0), 1.4, Signed), [0, 9, 13, 23, 35]);
+        let free = [0, 5, 15, 27, 42, 59, 78, 98, 120, 144, 168, 194, 221];
+        assert_eq!(quadratic(250, 13, None, 1.5, Signed), free);
+    }
+
+    #[test]
+    fn uniform_counts_sampler_steps() {
+        assert_eq!(uniform(&(0..10).collect::<Vec<_>>(), 3), [0, 3, 6, 9]);
+        let plms: Vec<usize> = (0..51).map(|e: usize| e.saturating_sub(1)).collect();
+        assert_eq!(uniform(&plms, 5), [0, 6, 11, 16, 21, 26, 31, 36, 41, 46]);
+        assert_eq!(uniform(&[0, 0, 1, 1, 2, 2], 2), [0, 4]);
+    }
+
+    #[test]
+    fn there_is_a_schedule_of_the_right_size_for_every_interval() {
+        for (evaluations, steps) in [(50, 50), (51, 50), (100, 100), (7, 7), (1, 1), (2, 2), (101, 100)] {
+            for interval in 1..=evaluations + 3 {
+                let lengths = group_lengths(evaluations, steps, interval);
+                let (full, _) = dps(&Band::new(evaluations, *lengths.end()), steps, interval)
+                    .unwrap_or_else(|| panic!("{evaluations} evaluations, interval {interval}, {lengths:?}"));
+                assert_eq!(full.len(), full_count(steps, interval));
+                assert_eq!(check(&full, evaluations), Ok(()));
+            }
+        }
+    }
+
+    #[test]
+    fn given_schedules_are_checked() {
+        assert!(check(&[1, 2], 5).unwrap_err().contains("the first evaluation, 0, must be full"));
+        assert!(check(&[0, 2, 2], 5).unwrap_err().contains("2 comes before 2"));
+        assert!(check(&[0, 5], 5).unwrap_err().contains("evaluation 5 is full, the last one is 4"));
+    }
+}
