@@ -2,6 +2,7 @@
 //!
 //! [`model::Model::load`] imports and rewrites, [`compile`] binds and lowers, [`cqc_runtime`] runs.
 
+pub mod calibrate;
 pub mod compile;
 pub mod io;
 pub mod model;

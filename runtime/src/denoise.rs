@@ -3,7 +3,7 @@
 use crate::engine::{Engine, EngineError, EngineOptions, InFlight, Weights};
 use crate::noise::Noise;
 use crate::sampler::{Sampler, State, guide};
-use cqc_proto::plan::{InputRole, Plan};
+use cqc_proto::plan::{InputRole, Plan, ProgramKind};
 use cqc_proto::tensor::TensorSizeError;
 use cqc_proto::{DType, Tensor};
 use std::collections::BTreeMap;
@@ -95,24 +95,46 @@ impl Moment<'_> {
     }
 }
 
-/// A plan and a sampler, ready to serve requests.
+/// A plan and a sampler, ready to serve requests: all of one with [`Loop::sample`], or several side by side, step by step, as
+/// [`Trajectory`]s.
 pub struct Loop {
     engine: Engine,
-    /// One request, once begun; two, unconditional first, if guidance cannot join its halves in one batch.
-    requests: Vec<InFlight>,
-    /// How many that will be.
+    /// Requests of the engine per trajectory: two, unconditional first, if guidance cannot join its halves in one batch.
     halves: usize,
     sampler: Sampler,
-    state: State,
     timesteps: Vec<f64>,
     guided: bool,
     /// Samples at once.
     width: usize,
     /// Sizes of one sample.
     shape: Vec<usize>,
-    x: Vec<f32>,
     input: Vec<f32>,
     output: Vec<f32>,
+}
+
+/// Samples on their way from noise, [`Loop::width`] of them.
+pub struct Trajectory {
+    /// The engine's requests: one, or one for each half of guidance, unconditional first.
+    pub requests: Vec<InFlight>,
+    /// The samples now, `[width, ...]`.
+    x: Vec<f32>,
+    state: State,
+    noise: Noise,
+    guidance: f32,
+    /// The evaluation to come.
+    next: usize,
+}
+
+impl Trajectory {
+    /// The samples now, `[width, ...]`.
+    pub fn x(&self) -> &[f32] {
+        &self.x
+    }
+
+    /// The evaluation to come; the number of evaluations when all are done.
+    pub fn next(&self) -> usize {
+        self.next
+    }
 }
 
 impl Loop {
@@ -131,19 +153,16 @@ impl Loop {
         if plan.evaluations != 0 && plan.evaluations != evaluations {
             return Err(DenoiseError::Evaluations { plan: plan.evaluations, sampler: evaluations });
         }
-        let (width, batch, count) = split(plan, options.batch, guided);
+        let (width, batch, halves) = split(plan, options.batch, guided);
         let engine = Engine::open(weights, &EngineOptions { batch, ..options.clone() })?;
         let (shape, out_len) = sample_shape(plan, &engine, sampler.reads_variance())?;
         let len: usize = shape.iter().product();
         Ok(Loop {
-            state: State::new(&sampler, width, len),
             timesteps: sampler.evaluations().iter().map(|e| e.timestep).collect(),
-            x: vec![0.0; width * len],
             input: vec![0.0; batch * len],
-            output: vec![0.0; batch * count * out_len],
+            output: vec![0.0; batch * halves * out_len],
             engine,
-            requests: Vec::new(),
-            halves: count,
+            halves,
             sampler,
             guided,
             width,
@@ -161,7 +180,7 @@ impl Loop {
         &self.engine
     }
 
-    /// Requests that the engine serves at once: two if a fixed batch keeps the halves of guidance apart.
+    /// Requests that the engine serves for one trajectory: two if a fixed batch keeps the halves of guidance apart.
     pub fn halves(&self) -> usize {
         self.halves
     }
@@ -169,6 +188,11 @@ impl Loop {
     /// Samples computed at once.
     pub fn width(&self) -> usize {
         self.width
+    }
+
+    /// Sizes of one sample.
+    pub fn sample_shape(&self) -> &[usize] {
+        &self.shape
     }
 
     /// Samples `[samples, ...]`; `observe` is called after each evaluation and may break off.
@@ -182,38 +206,110 @@ impl Loop {
         request: &Request,
         observe: &mut dyn FnMut(&Moment) -> ControlFlow<()>,
     ) -> Result<Tensor, DenoiseError> {
-        if self.guided && request.unconditional.is_empty() {
-            return Err(DenoiseError::NoNull);
-        }
         let len: usize = self.shape.iter().product();
         let mut shape = vec![request.samples];
         shape.extend(&self.shape);
         let mut all = Vec::with_capacity(request.samples * len);
+        let evaluations = self.timesteps.len();
         for first in (0..request.samples).step_by(self.width) {
-            let end = request.samples.min(first + self.width);
-            self.begin(request, first)?;
-            self.run(request, first..end, observe)?;
-            all.extend_from_slice(&self.x[..(end - first) * len]);
+            let samples = first..request.samples.min(first + self.width);
+            let mut trajectory = self.begin(request, first)?;
+            while trajectory.next < evaluations {
+                self.step(&mut trajectory)?;
+                let (engine, request) = (&self.engine, trajectory.requests.last().expect("it has one"));
+                let (x, samples, evaluation) = (&trajectory.x[..], samples.clone(), trajectory.next - 1);
+                if observe(&Moment { evaluation, evaluations, samples, x, engine, request }).is_break() {
+                    return Err(DenoiseError::Interrupted);
+                }
+            }
+            all.extend_from_slice(&trajectory.x[..samples.len() * len]);
         }
         Ok(Tensor::new(DType::F32, shape, cqc_kernels::arena::bytes_of(&all).to_vec())?)
     }
 
-    /// Begins requests with the conditions for samples `first ..`, the last one repeated where there are fewer.
-    fn begin(&mut self, request: &Request, first: usize) -> Result<(), DenoiseError> {
+    /// Begins samples `first ..` of a request, as many as are computed at once, the last one repeated where there are fewer.
+    ///
+    /// # Errors
+    /// Conditions or noise that do not fit, [`DenoiseError::NoNull`].
+    pub fn begin(&mut self, request: &Request, first: usize) -> Result<Trajectory, DenoiseError> {
+        if self.guided && request.unconditional.is_empty() {
+            return Err(DenoiseError::NoNull);
+        }
+        let requests = self.begin_requests(request, first)?;
+        let len: usize = self.shape.iter().product();
+        let mut noise = Noise::new(request.seed, request.first.wrapping_add(first as u64), self.width);
+        let mut x = vec![0.0; self.width * len];
+        noise.fill(&mut x);
+        if let Some(given) = &request.noise {
+            self.take_noise(given, request.samples, first, &mut x)?;
+        }
+        let scale = self.sampler.initial_scale();
+        x.iter_mut().for_each(|x| *x *= scale);
+        let state = State::new(&self.sampler, self.width, len);
+        Ok(Trajectory { requests, x, state, noise, guidance: request.guidance, next: 0 })
+    }
+
+    /// One evaluation, with the program that the plan says, and what the sampler makes of it.
+    ///
+    /// # Errors
+    /// Whatever [`Engine::evaluate`] reports.
+    ///
+    /// # Panics
+    /// When all evaluations are done.
+    pub fn step(&mut self, trajectory: &mut Trajectory) -> Result<(), DenoiseError> {
+        let kind = self.engine.plan().program_at(trajectory.next);
+        self.evaluate_as(kind, trajectory)?;
+        self.advance(trajectory, self.output());
+        Ok(())
+    }
+
+    /// The network's answer to the present samples by a given program, guidance applied: [`Loop::output`]. The trajectory stays
+    /// where it is.
+    ///
+    /// # Errors
+    /// Whatever [`Engine::evaluate_as`] reports.
+    pub fn evaluate_as(&mut self, kind: ProgramKind, trajectory: &mut Trajectory) -> Result<(), DenoiseError> {
+        let len = trajectory.x.len();
+        let (input, rest) = self.input.split_at_mut(len);
+        self.sampler.scale_input(trajectory.next, &trajectory.x, input);
+        rest.chunks_exact_mut(len).for_each(|half| half.copy_from_slice(input));
+        let part = self.output.len() / self.halves;
+        for (request, output) in trajectory.requests.iter_mut().zip(self.output.chunks_exact_mut(part)) {
+            self.engine.evaluate_as(kind, request, trajectory.next, &self.input, output)?;
+        }
+        if self.guided {
+            guide(&mut self.output, self.width, len / self.width, trajectory.guidance);
+        }
+        Ok(())
+    }
+
+    /// The last evaluation's output `[width, ...]`, guidance applied; where the network also gives a variance, per sample behind
+    /// the prediction.
+    pub fn output(&self) -> &[f32] {
+        &self.output[..self.output.len() / if self.guided { 2 } else { 1 }]
+    }
+
+    /// Moves the samples by the evaluation's output, which is [`Loop::output`] or as long as that.
+    ///
+    /// # Panics
+    /// When all evaluations are done, or the output has another length.
+    pub fn advance(&self, trajectory: &mut Trajectory, output: &[f32]) {
+        let Trajectory { x, state, noise, next, .. } = trajectory;
+        self.sampler.advance(state, *next, x, output, |out| noise.fill(out));
+        *next += 1;
+    }
+
+    fn begin_requests(&mut self, request: &Request, first: usize) -> Result<Vec<InFlight>, DenoiseError> {
         let last = request.samples - 1;
         let indices: Vec<usize> = (first..first + self.width).map(|i| i.min(last)).collect();
         let conditional = self.conditions(request, &indices, false)?;
-        self.requests.clear();
         if !self.guided {
-            self.requests.push(self.engine.begin(&conditional, &self.timesteps)?);
-            return Ok(());
+            return Ok(vec![self.engine.begin(&conditional, &self.timesteps)?]);
         }
         let unconditional = self.conditions(request, &indices, true)?;
         if self.halves == 2 {
-            for half in [unconditional, conditional] {
-                self.requests.push(self.engine.begin(&half, &self.timesteps)?);
-            }
-            return Ok(());
+            let halves = [unconditional, conditional];
+            return halves.iter().map(|half| Ok(self.engine.begin(half, &self.timesteps)?)).collect();
         }
         let plan = self.engine.plan();
         let joined = conditional.into_iter().map(|(name, c)| {
@@ -221,8 +317,7 @@ impl Loop {
             Ok((name, t))
         });
         let joined = joined.collect::<Result<BTreeMap<_, _>, DenoiseError>>()?;
-        self.requests.push(self.engine.begin(&joined, &self.timesteps)?);
-        Ok(())
+        Ok(vec![self.engine.begin(&joined, &self.timesteps)?])
     }
 
     /// Rows of the conditions for the samples `indices`; where there are null conditions and `null`, those.
@@ -247,66 +342,13 @@ impl Loop {
         request.conditions.iter().map(rows).collect()
     }
 
-    /// The trajectory of samples `samples`, whose requests have begun.
-    fn run(
-        &mut self,
-        request: &Request,
-        samples: std::ops::Range<usize>,
-        observe: &mut dyn FnMut(&Moment) -> ControlFlow<()>,
-    ) -> Result<(), DenoiseError> {
-        let mut noise = Noise::new(request.seed, request.first.wrapping_add(samples.start as u64), self.width);
-        noise.fill(&mut self.x);
-        if let Some(given) = &request.noise {
-            self.take_noise(given, request.samples, samples.clone())?;
-        }
-        let scale = self.sampler.initial_scale();
-        self.x.iter_mut().for_each(|x| *x *= scale);
-        self.state.reset();
-        let evaluations = self.timesteps.len();
-        for evaluation in 0..evaluations {
-            self.evaluate(evaluation, request.guidance)?;
-            let used = self.output.len() / if self.guided { 2 } else { 1 };
-            let output = &self.output[..used];
-            self.sampler.advance(&mut self.state, evaluation, &mut self.x, output, |out| noise.fill(out));
-            let (engine, request) = (&self.engine, self.requests.last().expect("begun"));
-            let moment = Moment { evaluation, evaluations, samples: samples.clone(), x: &self.x, engine, request };
-            if observe(&moment).is_break() {
-                return Err(DenoiseError::Interrupted);
-            }
-        }
-        Ok(())
-    }
-
-    /// The network's answer to the present samples, guidance applied: it begins `output`.
-    fn evaluate(&mut self, evaluation: usize, guidance: f32) -> Result<(), DenoiseError> {
-        let halves = self.input.len() / self.x.len();
-        let (input, rest) = self.input.split_at_mut(self.x.len());
-        self.sampler.scale_input(evaluation, &self.x, input);
-        if halves == 2 {
-            rest.copy_from_slice(input);
-        }
-        let part = self.output.len() / self.halves;
-        for (request, output) in self.requests.iter_mut().zip(self.output.chunks_exact_mut(part)) {
-            self.engine.evaluate(request, evaluation, &self.input, output)?;
-        }
-        if self.guided {
-            guide(&mut self.output, self.width, self.x.len() / self.width, guidance);
-        }
-        Ok(())
-    }
-
-    fn take_noise(
-        &mut self,
-        given: &Tensor,
-        samples: usize,
-        range: std::ops::Range<usize>,
-    ) -> Result<(), DenoiseError> {
+    fn take_noise(&self, given: &Tensor, samples: usize, first: usize, x: &mut [f32]) -> Result<(), DenoiseError> {
         let (shape, row) = (given.shape().to_vec(), self.shape.clone());
         if shape.first() != Some(&samples) || shape[1..] != row || !given.dtype().is_float() {
             return Err(DenoiseError::Rows { name: "noise".into(), shape, samples, row });
         }
-        let indices: Vec<usize> = (range.start..range.start + self.width).map(|i| i.min(samples - 1)).collect();
-        self.x.copy_from_slice(&gather("noise", given, &indices, samples)?.to_f32_vec());
+        let indices: Vec<usize> = (first..first + self.width).map(|i| i.min(samples - 1)).collect();
+        x.copy_from_slice(&gather("noise", given, &indices, samples)?.to_f32_vec());
         Ok(())
     }
 }

@@ -64,6 +64,83 @@ impl Moments {
     }
 }
 
+/// [`Moments`] of every pair of a band of evaluations, of one cached tensor: for the correction of any schedule.
+#[derive(Clone, Debug)]
+pub struct BandMoments {
+    channels: usize,
+    width: usize,
+    /// Elements per channel, per evaluation.
+    n: Vec<f64>,
+    /// Σx per evaluation and channel.
+    sum: Vec<f64>,
+    /// Σx² per evaluation and channel.
+    square: Vec<f64>,
+    /// Σxy of `(i, t)` per channel at `(i · width + t − i) · channels`.
+    cross: Vec<f64>,
+}
+
+impl BandMoments {
+    /// Of no elements; `width` as a [`Band`](super::band::Band)'s.
+    pub fn new(evaluations: usize, width: usize, channels: usize) -> BandMoments {
+        let width = width.clamp(1, evaluations.max(1));
+        let (n, sum) = (vec![0.0; evaluations], vec![0.0; evaluations * channels]);
+        BandMoments { channels, width, n, square: sum.clone(), sum, cross: vec![0.0; evaluations * width * channels] }
+    }
+
+    /// Adds the tensor `[.., channels]` of evaluation `t`.
+    pub fn add(&mut self, t: usize, x: &[f32]) {
+        let c = self.channels;
+        self.n[t] += (x.len() / c) as f64;
+        let (sum, square) = (&mut self.sum[t * c..][..c], &mut self.square[t * c..][..c]);
+        for row in x.chunks_exact(c) {
+            for ((sum, square), &x) in sum.iter_mut().zip(&mut *square).zip(row) {
+                *sum += f64::from(x);
+                *square += f64::from(x) * f64::from(x);
+            }
+        }
+    }
+
+    /// Adds the tensors `x` of evaluation `i` and `y` of evaluation `t` of the same samples.
+    ///
+    /// # Panics
+    /// Outside the band.
+    pub fn add_pair(&mut self, i: usize, t: usize, x: &[f32], y: &[f32]) {
+        assert!(i <= t && t - i < self.width, "({i}, {t}) is outside the band");
+        let c = self.channels;
+        let cross = &mut self.cross[(i * self.width + t - i) * c..][..c];
+        for (x, y) in x.chunks_exact(c).zip(y.chunks_exact(c)) {
+            cross.iter_mut().zip(x.iter().zip(y)).for_each(|(s, (&x, &y))| *s += f64::from(x) * f64::from(y));
+        }
+    }
+
+    /// What evaluation `i` stored against what evaluation `t` would.
+    ///
+    /// # Panics
+    /// Outside the band.
+    pub fn moments(&self, i: usize, t: usize) -> Moments {
+        assert!(i <= t && t - i < self.width, "({i}, {t}) is outside the band");
+        let c = self.channels;
+        let at = |v: &[f64], e: usize| v[e * c..][..c].to_vec();
+        let (x, y, xx) = (at(&self.sum, i), at(&self.sum, t), at(&self.square, i));
+        Moments { n: self.n[i], x, y, xx, xy: at(&self.cross, i * self.width + t - i) }
+    }
+
+    /// Σ of the squares left after the affine fit of `(i, t)`, over all channels: S_yy − S_xy² / S_xx (section 13.2).
+    ///
+    /// # Panics
+    /// Outside the band.
+    pub fn residual(&self, i: usize, t: usize) -> f64 {
+        let Moments { n, x, y, xx, xy } = self.moments(i, t);
+        let square = &self.square[t * self.channels..][..self.channels];
+        let left = (0..self.channels).map(|c| {
+            let (sxx, sxy) = (xx[c] - x[c] * x[c] / n, xy[c] - x[c] * y[c] / n);
+            let syy = square[c] - y[c] * y[c] / n;
+            (if sxx > 1e-12 * xx[c] { syy - sxy * sxy / sxx } else { syy }).max(0.0)
+        });
+        left.sum()
+    }
+}
+
 /// `x · scale + shift`, per channel.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Affine {
@@ -155,6 +232,25 @@ mod tests {
                 let plain: f64 = x.iter().zip(&y).skip(c).step_by(4).map(|(x, y)| f64::from(x - y).powi(2)).sum();
                 assert!(errors().map(|e| e * e).sum::<f64>() <= plain);
             }
+        }
+    }
+
+    #[test]
+    fn a_band_holds_the_moments_of_every_pair() {
+        let tensors: Vec<Vec<f32>> = (0..4).map(|i| noise(3 * 50, i)).collect();
+        let mut band = BandMoments::new(4, 3, 3);
+        for t in 0..4 {
+            band.add(t, &tensors[t]);
+            (t.saturating_sub(2)..t).for_each(|i| band.add_pair(i, t, &tensors[i], &tensors[t]));
+        }
+        for (i, t) in [(0, 1), (0, 2), (1, 3), (2, 3)] {
+            let mut direct = Moments::new(3);
+            direct.add(&tensors[i], &tensors[t]);
+            assert_eq!(band.moments(i, t), direct);
+            let mut fitted = vec![0.0; 150];
+            direct.fit(0.0).apply(&tensors[i], &mut fitted);
+            let left: f64 = fitted.iter().zip(&tensors[t]).map(|(f, y)| f64::from(f - y).powi(2)).sum();
+            assert!((band.residual(i, t) - left).abs() < 1e-3 * left);
         }
     }
 

@@ -240,11 +240,6 @@ impl State {
         let noise = if sampler.config.is_stochastic() { samples * len } else { 0 };
         Self { samples, len, next: 0, kept: vec![vec![0.0; samples * len]; kept], noise: vec![0.0; noise] }
     }
-
-    /// Makes the next evaluation the first one, after a trajectory that was broken off.
-    pub fn reset(&mut self) {
-        self.next = 0;
-    }
 }
 
 /// The network's output: per sample `len` predicted elements and, if `doubled`, as many of the variance.

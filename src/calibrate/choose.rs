@@ -1,0 +1,163 @@
+//! Candidates, and the best of them.
+
+use super::correct::{Fit, Tables, sequential, teacher_forced};
+use super::measure::HeldOut;
+use super::observe::{Observed, channels, observe};
+use super::{CalibrateError, CalibrationOptions, Correct, Progress, Wanted};
+use cqc_passes::cache::band::Band;
+use cqc_passes::cache::schedule::{self, Quadratic, ScheduleKind, full_count, group_lengths};
+use cqc_runtime::denoise::Loop;
+
+/// What was decided.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// Full evaluations, ascending from 0.
+    pub full: Vec<usize>,
+    /// How the schedule was found.
+    pub method: String,
+    /// What the method minimises, for the schedule and for the uniform one.
+    pub cost: Option<(f64, Option<f64>)>,
+    /// The correction, if it helps or was asked for.
+    pub tables: Option<(Fit, Tables)>,
+    /// Every candidate that was measured on held-out samples.
+    pub measured: Vec<Measured>,
+}
+
+/// A candidate on held-out samples.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measured {
+    /// How its schedule was found.
+    pub method: String,
+    /// Its correction.
+    pub correction: Option<Fit>,
+    /// Mean PSNR to the ordinary loop's ends, dB.
+    pub psnr: f64,
+}
+
+/// A schedule to be measured.
+struct Candidate {
+    method: String,
+    full: Vec<usize>,
+    cost: Option<(f64, Option<f64>)>,
+}
+
+/// Samples that are held out: a third, at least one.
+fn held_out(samples: usize) -> usize {
+    (samples / 3).max(1)
+}
+
+/// Decides, on the loop of a plan with a cache and without corrections.
+///
+/// # Errors
+/// [`CalibrateError`].
+pub fn choose(denoiser: &mut Loop, options: CalibrationOptions) -> Result<Choice, CalibrateError> {
+    let CalibrationOptions { interval, schedule, correct, request, output_samples, progress } = options;
+    if request.samples < 2 {
+        return Err(CalibrateError::Samples(request.samples));
+    }
+    let steps: Vec<usize> = denoiser.sampler().evaluations().iter().map(|e| e.step).collect();
+    let (evaluations, width) = (steps.len(), width(&schedule, &steps, interval)?);
+    let fit = request.samples - held_out(request.samples);
+    let needs_output = matches!(schedule, Wanted::Method(ScheduleKind::Auto | ScheduleKind::DpsOutput));
+    let output_samples = if needs_output { output_samples.min(fit) } else { 0 };
+    let mut progress = Progress { done: 0, all: 0, call: progress };
+    let observed = observe(denoiser, &request, fit, width, output_samples, &mut progress)?;
+    let candidates = candidates(&schedule, &observed, &steps, interval)?;
+
+    let held = HeldOut::new(denoiser, &request, fit, &mut progress)?;
+    let mut measured = Vec::new();
+    let mut best: Option<(f64, usize)> = None;
+    for (i, candidate) in candidates.iter().enumerate() {
+        let psnr = held.psnr(denoiser, &request, &candidate.full, None, &mut progress)?;
+        measured.push(Measured { method: candidate.method.clone(), correction: None, psnr });
+        if best.is_none_or(|(most, _)| psnr > most) {
+            best = Some((psnr, i));
+        }
+    }
+    let (plain, at) = best.expect("there is a candidate");
+    let Candidate { method, full, cost } = candidates.into_iter().nth(at).expect("it was measured");
+
+    let fits = match correct {
+        Correct::Never => vec![],
+        Correct::Best => vec![Fit::TeacherForced, Fit::Sequential],
+        Correct::Always(fit) => vec![fit],
+    };
+    let mut tables = None;
+    let mut most = if matches!(correct, Correct::Always(_)) { f64::NEG_INFINITY } else { plain };
+    for kind in fits {
+        let fitted = match kind {
+            Fit::TeacherForced => teacher_forced(&observed, &channels(denoiser), &full, evaluations),
+            Fit::Sequential => sequential(denoiser, &request, fit, &full, &mut progress)?,
+        };
+        let psnr = held.psnr(denoiser, &request, &full, Some(&fitted), &mut progress)?;
+        measured.push(Measured { method: method.clone(), correction: Some(kind), psnr });
+        if psnr > most {
+            (most, tables) = (psnr, Some((kind, fitted)));
+        }
+    }
+    Ok(Choice { full, method, cost, tables, measured })
+}
+
+/// Longest group that is observed.
+fn width(schedule: &Wanted, steps: &[usize], interval: usize) -> Result<usize, CalibrateError> {
+    let evaluations = steps.len();
+    let sampler_steps = steps.last().map_or(1, |s| s + 1);
+    let mut width = *group_lengths(evaluations, sampler_steps, interval).end();
+    let mut cover = |full: &[usize]| {
+        let ends = full.iter().skip(1).copied().chain([evaluations]);
+        width = full.iter().zip(ends).map(|(&i, end)| end - i).fold(width, usize::max);
+    };
+    match schedule {
+        Wanted::Given(full) => {
+            schedule::check(full, evaluations).map_err(CalibrateError::Schedule)?;
+            cover(full);
+        }
+        Wanted::Method(kind) => {
+            cover(&schedule::uniform(steps, interval));
+            let form = if let ScheduleKind::Quadratic(form) = kind { *form } else { Quadratic::around(evaluations) };
+            form.schedule(evaluations, full_count(sampler_steps, interval)).iter().for_each(|full| cover(full));
+        }
+    }
+    Ok(width)
+}
+
+fn candidates(
+    wanted: &Wanted,
+    observed: &Observed,
+    steps: &[usize],
+    interval: usize,
+) -> Result<Vec<Candidate>, CalibrateError> {
+    let kind = match wanted {
+        Wanted::Given(full) => {
+            return Ok(vec![Candidate { method: "file".into(), full: full.clone(), cost: None }]);
+        }
+        Wanted::Method(kind) => kind,
+    };
+    let (evaluations, sampler_steps) = (steps.len(), steps.last().map_or(1, |s| s + 1));
+    let groups = full_count(sampler_steps, interval);
+    let uniform = schedule::uniform(steps, interval);
+    let quadratic = |form: &Quadratic| form.schedule(evaluations, groups);
+    let none = || CalibrateError::NoSchedule { kind: kind.clone(), full: groups, evaluations };
+    let plain = |method: &str, full| Candidate { method: method.into(), full, cost: None };
+    let searched = |method: &str, band: &Band, found: Option<(Vec<usize>, f64)>| {
+        found.map(|(full, cost)| {
+            Candidate { method: method.into(), full, cost: Some((cost, band.of_schedule(&uniform))) }
+        })
+    };
+    let dps = || searched("dps", &observed.features, schedule::dps(&observed.features, sampler_steps, interval));
+    let output = || {
+        let found = schedule::dps_unbounded(&observed.output, sampler_steps, interval);
+        searched("dps-output", &observed.output, found)
+    };
+    Ok(match kind {
+        ScheduleKind::Uniform => vec![plain("uniform", uniform)],
+        ScheduleKind::Quadratic(form) => vec![plain("quadratic", quadratic(form).ok_or_else(none)?)],
+        ScheduleKind::Dps => vec![dps().ok_or_else(none)?],
+        ScheduleKind::DpsOutput => vec![output().ok_or_else(none)?],
+        ScheduleKind::Auto => {
+            let bent = quadratic(&Quadratic::around(evaluations)).map(|full| plain("quadratic", full));
+            let all = [output(), dps(), Some(plain("uniform", uniform.clone())), bent];
+            all.into_iter().flatten().collect()
+        }
+    })
+}

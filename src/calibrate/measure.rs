@@ -1,0 +1,87 @@
+//! The accelerated loop against the ordinary one on held-out samples.
+
+use super::correct::{Tables, anchor, apply};
+use super::observe::{Snapshot, snapshot};
+use super::{CalibrateError, Progress};
+use cqc_proto::plan::ProgramKind;
+use cqc_runtime::denoise::{Loop, Request};
+
+/// Held-out samples and how the ordinary loop ends on them.
+pub struct HeldOut {
+    /// First samples of the batches.
+    firsts: Vec<usize>,
+    /// One past the last sample.
+    end: usize,
+    /// The ends, batch by batch.
+    finals: Vec<Vec<f32>>,
+    /// Largest minus smallest element of all ends.
+    range: f64,
+}
+
+impl HeldOut {
+    /// Runs the ordinary loop on the samples `from .. request.samples`.
+    pub fn new(
+        denoiser: &mut Loop,
+        request: &Request,
+        from: usize,
+        progress: &mut Progress,
+    ) -> Result<HeldOut, CalibrateError> {
+        let firsts: Vec<usize> = (from..request.samples).step_by(denoiser.width()).collect();
+        let evaluations = denoiser.sampler().evaluations().len();
+        let mut finals = Vec::new();
+        for &first in &firsts {
+            let mut trajectory = denoiser.begin(request, first)?;
+            for _ in 0..evaluations {
+                denoiser.evaluate_as(ProgramKind::Full, &mut trajectory)?;
+                progress.step()?;
+                denoiser.advance(&mut trajectory, denoiser.output());
+            }
+            finals.push(trajectory.x().to_vec());
+        }
+        let values = || finals.iter().flatten().copied();
+        let (low, high) = (values().fold(f32::INFINITY, f32::min), values().fold(f32::NEG_INFINITY, f32::max));
+        Ok(HeldOut { firsts, end: request.samples, finals, range: f64::from(high - low) })
+    }
+
+    /// Mean over samples of the peak signal-to-noise ratio of the accelerated loop, in dB; the peak is the range of the ordinary
+    /// loop's ends. At most 100 per sample.
+    pub fn psnr(
+        &self,
+        denoiser: &mut Loop,
+        request: &Request,
+        full: &[usize],
+        tables: Option<&Tables>,
+        progress: &mut Progress,
+    ) -> Result<f64, CalibrateError> {
+        let evaluations = denoiser.sampler().evaluations().len();
+        let (mut sum, mut count) = (0.0, 0);
+        for (&first, expected) in self.firsts.iter().zip(&self.finals) {
+            let mut trajectory = denoiser.begin(request, first)?;
+            let mut stored: Snapshot = vec![];
+            for t in 0..evaluations {
+                if anchor(full, t).is_none() {
+                    denoiser.evaluate_as(ProgramKind::Full, &mut trajectory)?;
+                    if tables.is_some() {
+                        stored = snapshot(&trajectory);
+                    }
+                } else {
+                    if let Some(tables) = tables {
+                        apply(&mut trajectory, &stored, tables, t);
+                    }
+                    denoiser.evaluate_as(ProgramKind::Cached, &mut trajectory)?;
+                }
+                progress.step()?;
+                denoiser.advance(&mut trajectory, denoiser.output());
+            }
+            let len = expected.len() / denoiser.width();
+            let pairs = trajectory.x().chunks_exact(len).zip(expected.chunks_exact(len));
+            for (found, expected) in pairs.take(self.end - first) {
+                let square = |(a, b): (&f32, &f32)| f64::from(a - b) * f64::from(a - b);
+                let mse = found.iter().zip(expected).map(square).sum::<f64>() / len as f64;
+                sum += (10.0 * (self.range * self.range / mse).log10()).min(100.0);
+                count += 1;
+            }
+        }
+        Ok(sum / f64::from(count))
+    }
+}

@@ -1,0 +1,101 @@
+//! Decides when the cached part is computed and how the cache is corrected, by running the loop.
+//!
+//! ```text
+//! observe   one ordinary trajectory per calibration sample: distances between cached tensors, moments, and what an output
+//!           costs that is computed from an older cache
+//! schedules the candidates that these numbers give
+//! correct   affine tables for a schedule: fitted on the ordinary trajectory, or on the accelerated one
+//! measure   the accelerated loop on held-out samples: the best candidate wins
+//! ```
+//!
+//! Everything streams: what is in memory are the cached tensors of the longest group of evaluations, not of all.
+
+mod choose;
+mod correct;
+mod measure;
+mod observe;
+
+pub use choose::{Choice, Measured, choose};
+pub use correct::{Fit, Tables};
+
+use cqc_passes::cache::schedule::ScheduleKind;
+use cqc_runtime::denoise::{DenoiseError, Request};
+use std::ops::ControlFlow;
+
+/// What to decide, and on what.
+pub struct CalibrationOptions<'a> {
+    /// About one evaluation of so many is full.
+    pub interval: usize,
+    /// How the schedule is chosen, or the schedule.
+    pub schedule: Wanted,
+    /// Whether the cache may be corrected; the default is what measures best.
+    pub correct: Correct,
+    /// The calibration samples. The last third of them is held out to measure on.
+    pub request: Request,
+    /// Samples whose trajectories also tell what older caches do to the output, at most.
+    pub output_samples: usize,
+    /// Called after every evaluation with the number done and a guess at all; may break off.
+    pub progress: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+}
+
+/// The schedule asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Wanted {
+    /// By this method.
+    Method(ScheduleKind),
+    /// These full evaluations.
+    Given(Vec<usize>),
+}
+
+/// The correction asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Correct {
+    /// None.
+    Never,
+    /// The form that measures best, which may be none.
+    Best,
+    /// This form, whatever it does.
+    Always(Fit),
+}
+
+/// Why nothing was decided.
+#[derive(Debug, thiserror::Error)]
+pub enum CalibrateError {
+    /// The loop could not be run.
+    #[error(transparent)]
+    Denoise(#[from] DenoiseError),
+    /// No schedule of that kind exists.
+    #[error("there is no {kind} schedule of {full} full evaluations in {evaluations}")]
+    NoSchedule {
+        /// The kind.
+        kind: ScheduleKind,
+        /// Full evaluations.
+        full: usize,
+        /// All evaluations.
+        evaluations: usize,
+    },
+    /// A given schedule does not fit.
+    #[error("schedule: {0}")]
+    Schedule(String),
+    /// Too few samples to fit on some and measure on others.
+    #[error("{0} calibration samples, at least 2 are needed")]
+    Samples(usize),
+}
+
+/// Counts evaluations and lets the caller break off.
+struct Progress<'a> {
+    done: u64,
+    all: u64,
+    call: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+}
+
+impl Progress<'_> {
+    fn step(&mut self) -> Result<(), DenoiseError> {
+        self.done += 1;
+        self.all = self.all.max(self.done);
+        match (self.call)(self.done, self.all) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(DenoiseError::Interrupted),
+        }
+    }
+}

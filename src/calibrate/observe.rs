@@ -1,0 +1,116 @@
+//! One ordinary trajectory per calibration sample, and what it tells about reuse.
+
+use super::{CalibrateError, Progress};
+use cqc_passes::cache::band::Band;
+use cqc_passes::cache::correction::{BandMoments, l1, rms};
+use cqc_proto::plan::ProgramKind;
+use cqc_runtime::denoise::{Loop, Request, Trajectory};
+use std::collections::VecDeque;
+
+/// What trajectories have told.
+pub struct Observed {
+    /// L1 distance between the tensors cached at two evaluations, summed over samples; several tensors weighted by one over
+    /// their mean norm (CacheQuant sections 3.1, 13.5).
+    pub features: Band,
+    /// What the end of the trajectory suffers when evaluation `t` is computed from the cache of `i`: the root mean square error of
+    /// the output, times how far the sampler moves the end by it.
+    pub output: Band,
+    /// Per slot, for the affine fit.
+    pub moments: Vec<BandMoments>,
+}
+
+/// What is cached after an evaluation: all rows of each slot, both halves of guidance.
+pub type Snapshot = Vec<Vec<f32>>;
+
+/// The slots of a trajectory; of split guidance the halves one after the other.
+pub fn snapshot(trajectory: &Trajectory) -> Snapshot {
+    let slots = trajectory.requests.first().map_or(0, |r| r.slots());
+    (0..slots).map(|slot| trajectory.requests.iter().flat_map(|r| r.slot(slot)).copied().collect()).collect()
+}
+
+/// Writes the slots.
+pub fn restore(trajectory: &mut Trajectory, snapshot: &[Vec<f32>]) {
+    let halves = trajectory.requests.len();
+    for (slot, values) in snapshot.iter().enumerate() {
+        let part = values.len() / halves;
+        for (request, values) in trajectory.requests.iter_mut().zip(values.chunks_exact(part)) {
+            request.set_slot(slot, values);
+        }
+    }
+}
+
+/// Channels of each slot.
+pub fn channels(denoiser: &Loop) -> Vec<usize> {
+    let plan = denoiser.engine().plan();
+    let slots = plan.cache.iter().flat_map(|cache| &cache.slots);
+    let last = |value: usize| plan.full.values[value].ty.shape.last().and_then(|d| d.as_const());
+    slots.map(|slot| last(slot.value).map_or(1, |c| c as usize)).collect()
+}
+
+/// Runs the samples `0 .. fit` of the request. The output's cost is observed on the first `output_samples` of them, and only if
+/// there is need of it.
+pub fn observe(
+    denoiser: &mut Loop,
+    request: &Request,
+    fit: usize,
+    width: usize,
+    output_samples: usize,
+    progress: &mut Progress,
+) -> Result<Observed, CalibrateError> {
+    let evaluations = denoiser.sampler().evaluations().len();
+    let weights = denoiser.sampler().output_weights();
+    let channels = channels(denoiser);
+    let mut features = vec![Band::new(evaluations, width); channels.len()];
+    let mut norms = vec![0.0; channels.len()];
+    let mut output = Band::new(evaluations, width);
+    let mut moments: Vec<BandMoments> = channels.iter().map(|&c| BandMoments::new(evaluations, width, c)).collect();
+    for first in (0..fit).step_by(denoiser.width()) {
+        let mut trajectory = denoiser.begin(request, first)?;
+        // the last `width - 1` evaluations and what they cached
+        let mut ring: VecDeque<(usize, Snapshot)> = VecDeque::with_capacity(width);
+        for t in 0..evaluations {
+            denoiser.evaluate_as(ProgramKind::Full, &mut trajectory)?;
+            progress.step()?;
+            let answer = denoiser.output().to_vec();
+            let now = snapshot(&trajectory);
+            for (slot, x) in now.iter().enumerate() {
+                moments[slot].add(t, x);
+                norms[slot] += x.iter().map(|x| f64::from(x.abs())).sum::<f64>();
+                for (i, stored) in &ring {
+                    features[slot].add(*i, t, l1(&stored[slot], x));
+                    moments[slot].add_pair(*i, t, &stored[slot], x);
+                }
+            }
+            if first < output_samples {
+                for (i, stored) in &ring {
+                    restore(&mut trajectory, stored);
+                    denoiser.evaluate_as(ProgramKind::Cached, &mut trajectory)?;
+                    progress.step()?;
+                    output.add(*i, t, weights[t] * rms(denoiser.output(), &answer));
+                }
+            }
+            denoiser.advance(&mut trajectory, &answer);
+            ring.push_back((t, now));
+            if ring.len() >= width {
+                ring.pop_front();
+            }
+        }
+    }
+    Ok(Observed { features: weighted(features, &norms), output, moments })
+}
+
+/// One band of several; a single one stays as it is.
+fn weighted(mut bands: Vec<Band>, norms: &[f64]) -> Band {
+    if bands.len() == 1 {
+        return bands.remove(0);
+    }
+    let first = &bands[0];
+    let (evaluations, width) = (first.evaluations(), first.width());
+    let mut sum = Band::new(evaluations, width);
+    for (band, norm) in bands.iter().zip(norms) {
+        for i in 0..evaluations {
+            (i + 1..(i + width).min(evaluations)).for_each(|t| sum.add(i, t, band.get(i, t) / norm.max(1e-30)));
+        }
+    }
+    sum
+}
