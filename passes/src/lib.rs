@@ -1,6 +1,7 @@
 //! The compiler: graph IR, ONNX import, rewrites, lowering to a Plan. Executes nothing but constants.
 
 pub mod bind;
+pub mod cache;
 pub mod interpret;
 pub mod ir;
 pub mod lower;

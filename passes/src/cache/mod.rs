@@ -1,0 +1,20 @@
+//! Reuse between evaluations: the step becomes two graphs, one that computes everything and stores a few tensors, and one that
+//! reads them and computes the rest (DeepCache, CacheQuant section 2).
+//!
+//! [`candidates`] finds where a step can be cut, [`choose`] takes one, [`split`] makes the two graphs, [`correct`] puts
+//! CacheQuant's per-channel correction behind what the cached one reads. All of it looks at data flow alone: no operator, module
+//! or tensor name means anything here.
+
+mod chain;
+mod correct;
+mod cut;
+mod flow;
+mod spec;
+mod split;
+mod tensors;
+
+pub use correct::{Correction, correct};
+pub use cut::{Cached, Cut, candidates, sample_value};
+pub use flow::Batch;
+pub use spec::{AUTO_SHARE, CutError, CutSpec, choose};
+pub use split::{Slot, Split, split};
