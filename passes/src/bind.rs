@@ -309,7 +309,12 @@ fn upstream(g: &Graph, wanted: &[ValueId]) -> Result<Part, BindError> {
 }
 
 /// Copies a node; operands must be mapped or constant.
-fn copy_node(g: &Graph, node: &Node, to: &mut Graph, map: &mut HashMap<ValueId, ValueId>) -> Result<(), OpError> {
+pub(crate) fn copy_node(
+    g: &Graph,
+    node: &Node,
+    to: &mut Graph,
+    map: &mut HashMap<ValueId, ValueId>,
+) -> Result<(), OpError> {
     for v in node.inputs.iter().flatten() {
         if let (Some(t), false) = (g.tensor(*v), map.contains_key(v)) {
             map.insert(*v, to.constant(&g.value(*v).name, t.clone()));

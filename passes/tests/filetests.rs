@@ -1,14 +1,17 @@
 //! Runs `tests/filetests/**/*.cqt` of the workspace: text in, passes, text out.
 //!
 //! ```text
-//! ; pass: fuse-silu              one or several passes, comma separated
+//! ; pass: fuse-silu              one or several passes, comma separated; or
+//! ; cut: shallow                 the step is cut there: candidates, full graph, cached graph; the first input is the sample
 //! graph(…) { … return %y }
 //! ;= graph(…) {                  the graph afterwards, then its refusals
 //! ;= refused %y: reason
 //! ```
 //! A file holds any number of graphs. `CQC_BLESS=1 cargo test -p cqc-passes --test filetests` rewrites the `;=` lines.
 
-use cqc_passes::ir::{parse, verify};
+use cqc_passes::bind::{Origin, Part};
+use cqc_passes::cache::{self, Batch, CutSpec};
+use cqc_passes::ir::{Graph, parse, verify};
 use cqc_passes::rewrite::{self, PIPELINE, Pass};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -49,14 +52,23 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// What a file does to its graphs.
+enum Task {
+    Passes(Vec<Pass>),
+    Cut(CutSpec),
+}
+
 /// The file's text with the `;=` lines that the passes give now.
 fn rewritten(text: &str) -> Result<String, String> {
     let mut out = String::new();
-    let mut passes: Vec<Pass> = Vec::new();
+    let mut task = Task::Passes(vec![]);
     let mut graph = String::new();
     for line in text.lines().filter(|l| !l.starts_with(";=")) {
         if let Some(names) = line.strip_prefix("; pass:") {
-            passes = names.split(',').map(|n| find(n.trim())).collect::<Result<_, _>>()?;
+            task = Task::Passes(names.split(',').map(|n| find(n.trim())).collect::<Result<_, _>>()?);
+        }
+        if let Some(spec) = line.strip_prefix("; cut:") {
+            task = Task::Cut(spec.trim().parse()?);
         }
         out.push_str(line);
         out.push('\n');
@@ -65,7 +77,11 @@ fn rewritten(text: &str) -> Result<String, String> {
             graph.push('\n');
         }
         if line == "}" {
-            out.push_str(&result(&graph, &passes)?);
+            let lines = match &task {
+                Task::Passes(passes) => rewrite_lines(&graph, passes)?,
+                Task::Cut(spec) => cut_lines(&graph, spec)?,
+            };
+            lines.iter().for_each(|line| out.push_str(&format!(";= {line}\n")));
             graph.clear();
         }
     }
@@ -76,11 +92,39 @@ fn find(name: &str) -> Result<Pass, String> {
     PIPELINE.iter().find(|p| p.name == name).copied().ok_or_else(|| format!("no pass `{name}`"))
 }
 
-fn result(text: &str, passes: &[Pass]) -> Result<String, String> {
-    let mut graph = parse(text).map_err(|e| e.to_string())?;
+fn read(text: &str) -> Result<Graph, String> {
+    let graph = parse(text).map_err(|e| e.to_string())?;
     verify(&graph).map_err(|e| e.to_string())?;
+    Ok(graph)
+}
+
+fn rewrite_lines(text: &str, passes: &[Pass]) -> Result<Vec<String>, String> {
+    let mut graph = read(text)?;
     let report = rewrite::run(&mut graph, passes, |_, _| {}).map_err(|e| e.to_string())?;
-    let mut lines: Vec<String> = graph.to_string().lines().map(|l| format!(";= {l}")).collect();
-    lines.extend(report.refusals.iter().map(|r| format!(";= refused %{}: {}", r.value, r.reason)));
-    Ok(lines.join("\n") + "\n")
+    let mut lines: Vec<String> = graph.to_string().lines().map(str::to_string).collect();
+    lines.extend(report.refusals.iter().map(|r| format!("refused %{}: {}", r.value, r.reason)));
+    Ok(lines)
+}
+
+fn cut_lines(text: &str, spec: &CutSpec) -> Result<Vec<String>, String> {
+    let graph = read(text)?;
+    let (sample, batch) = (graph.inputs[0], Batch::Symbol("N"));
+    let candidates = cache::candidates(&graph, sample, batch);
+    let mut lines = Vec::new();
+    for c in &candidates {
+        let name = c.name(&graph);
+        lines.push(format!("{} of {} MACs, {} bytes: {name}", c.macs_cached, c.macs_full, c.bytes));
+    }
+    let cut = match cache::choose(&candidates, spec, &graph, sample, batch) {
+        Ok(cut) => cut,
+        Err(e) => return Ok([lines, vec![format!("error: {e}")]].concat()),
+    };
+    let origins = (0..graph.inputs.len()).map(Origin::Input).collect();
+    let split = cache::split(&Part { graph, origins }, &cut).map_err(|e| e.to_string())?;
+    for (what, part) in [("full", split.full), ("cached", split.cached)] {
+        verify(&part.graph).map_err(|e| e.to_string())?;
+        lines.push(format!("{what}:"));
+        lines.extend(part.graph.to_string().lines().map(str::to_string));
+    }
+    Ok(lines)
 }

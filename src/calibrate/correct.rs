@@ -2,7 +2,7 @@
 
 use super::observe::{Observed, Snapshot, channels, restore, snapshot};
 use super::{CalibrateError, Progress};
-use cqc_passes::cache::correction::{Affine, Moments};
+use cqc_passes::cache::affine::{Affine, Moments};
 use cqc_proto::plan::ProgramKind;
 use cqc_runtime::denoise::{Loop, Request, Trajectory};
 use std::fmt;
@@ -41,7 +41,7 @@ pub fn anchor(full: &[usize], t: usize) -> Option<usize> {
 
 /// Tables from the moments of the ordinary trajectory.
 pub fn teacher_forced(observed: &Observed, channels: &[usize], full: &[usize], evaluations: usize) -> Tables {
-    let of_slot = |(moments, &channels): (&cqc_passes::cache::correction::BandMoments, &usize)| {
+    let of_slot = |(moments, &channels): (&cqc_passes::cache::affine::BandMoments, &usize)| {
         let at = |t| anchor(full, t).map_or(Affine::identity(channels), |i| moments.moments(i, t).fit(RIDGE));
         (0..evaluations).map(at).collect()
     };

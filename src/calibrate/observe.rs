@@ -2,7 +2,7 @@
 
 use super::{CalibrateError, Progress};
 use cqc_passes::cache::band::Band;
-use cqc_passes::cache::correction::{BandMoments, l1, rms};
+use cqc_passes::cache::affine::{BandMoments, l1, rms};
 use cqc_proto::plan::ProgramKind;
 use cqc_runtime::denoise::{Loop, Request, Trajectory};
 use std::collections::VecDeque;

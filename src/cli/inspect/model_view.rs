@@ -1,11 +1,10 @@
 //! A model for people and as JSON.
 
 use crate::cli::text::{bytes, columns, grouped, short};
-use cqc::compile::{LoopOptions, compile_loop};
 use cqc::model::{Model, count_ops};
-use cqc_passes::bind::Saved;
+use cqc_passes::bind::{self, Saved};
+use cqc_passes::cache::{self, Batch, Cut, CutSpec};
 use cqc_passes::ir::Graph;
-use cqc_proto::sampler::SamplerConfig;
 use cqc_proto::{Bindings, Dim, ValueType};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,11 +22,29 @@ pub fn per_sample(dim: &Dim, batch_symbol: Option<&str>) -> i64 {
     dim.eval(&one).unwrap_or(0)
 }
 
-/// What leaves the loop; `None` if the model is no denoiser.
-fn saved(model: &Model) -> Option<Saved> {
+/// A model seen as the network of a denoising loop.
+struct Denoiser {
+    saved: Saved,
+    step: Graph,
+    cuts: Vec<Cut>,
+    auto: Option<Cut>,
+}
+
+/// `None` if the model is no denoiser.
+fn denoiser(model: &Model) -> Option<Denoiser> {
+    model.check_denoiser().ok()?;
+    let roles: Vec<_> = model.inputs.iter().map(|i| i.role).collect();
     // whatever the sampler and its steps, the same nodes leave the loop
-    let options = LoopOptions { sampler: SamplerConfig::default(), steps: 1 };
-    compile_loop(model, &options).map(|lowered| lowered.saved).ok()
+    let bound = bind::bind(&model.graph, &roles, model.batch_symbol.as_deref(), &[1.0]).ok()?;
+    let batch = match &model.batch_symbol {
+        Some(symbol) => Batch::Symbol(symbol),
+        None => Batch::Fixed(model.fixed_batch.unwrap_or(1)),
+    };
+    let sample = cache::sample_value(&bound.full, &roles)?;
+    let step = bound.full.graph;
+    let cuts = cache::candidates(&step, sample, batch);
+    let auto = cache::choose(&cuts, &CutSpec::Auto, &step, sample, batch).ok();
+    Some(Denoiser { saved: bound.saved, step, cuts, auto })
 }
 
 pub fn json(model: &Model) -> Value {
@@ -40,13 +57,15 @@ pub fn json(model: &Model) -> Value {
     });
     let refusals = model.report.refusals.iter().map(|r| json!({"pass": r.pass, "value": r.value, "reason": r.reason}));
     let replaced = model.report.replaced.iter().map(|(pass, n)| json!({"pass": pass, "replaced": n}));
-    let left = saved(model).map(|s| {
+    let denoiser = denoiser(model);
+    let left = denoiser.as_ref().map(|d| {
+        let s = &d.saved;
         json!({
             "table_macs": per_sample(&s.table_macs, batch), "table_weight_bytes": s.table_weight_bytes,
             "prelude_macs": per_sample(&s.prelude_macs, batch), "prelude_weight_bytes": s.prelude_weight_bytes,
         })
     });
-    json!({
+    let mut out = json!({
         "source": {"blake3": model.blake3, "opset": model.opset, "producer": model.producer, "parameters": model.parameters, "nodes": model.source_nodes},
         "inputs": inputs.collect::<Vec<_>>(),
         "outputs": model.outputs.iter().map(|o| value(&o.name, &o.ty)).collect::<Vec<_>>(),
@@ -58,6 +77,20 @@ pub fn json(model: &Model) -> Value {
         "macs": per_sample(&macs(&model.graph), batch),
         "left_the_loop": left,
         "warnings": model.warnings,
+    });
+    if let Some(d) = &denoiser {
+        out["cuts"] = d.cuts.iter().map(|cut| cut_json(d, cut)).collect();
+    }
+    out
+}
+
+fn cut_json(d: &Denoiser, cut: &Cut) -> Value {
+    let tensor = |c: &cache::Cached| json!({"name": c.name(&d.step), "shape": c.ty(&d.step).shape});
+    json!({
+        "kind": if cut.has_delta() { "delta" } else { "tensors" },
+        "tensors": cut.tensors.iter().map(tensor).collect::<Vec<_>>(),
+        "macs_full": cut.macs_full, "macs_cached": cut.macs_cached, "share": cut.share(), "bytes": cut.bytes,
+        "auto": d.auto.as_ref() == Some(cut),
     })
 }
 
@@ -86,7 +119,13 @@ pub fn text(model: &Model) -> String {
     }
     let _ = write!(out, "\npasses\n{}", columns(&pass_rows(model)));
     refusals(model, &mut out);
-    left_the_loop(model, &mut out);
+    match denoiser(model) {
+        None => out.push_str("\nno denoiser: it can be run, but not sampled from\n"),
+        Some(d) => {
+            left_the_loop(model, &d.saved, &mut out);
+            cuts(&d, &mut out);
+        }
+    }
     out
 }
 
@@ -122,11 +161,7 @@ fn refusals(model: &Model, out: &mut String) {
     }
 }
 
-fn left_the_loop(model: &Model, out: &mut String) {
-    let Some(s) = saved(model) else {
-        out.push_str("\nno denoiser: it can be run, but not sampled from\n");
-        return;
-    };
+fn left_the_loop(model: &Model, s: &Saved, out: &mut String) {
     let row = |what: &str, macs: &Dim, weights: u64| {
         let macs = per_sample(macs, model.batch_symbol.as_deref());
         vec![what.to_string(), format!("{} MACs", short(macs as f64)), format!("{} of weights", bytes(weights))]
@@ -136,4 +171,25 @@ fn left_the_loop(model: &Model, out: &mut String) {
         row("preludes, per request", &s.prelude_macs, s.prelude_weight_bytes),
     ];
     let _ = write!(out, "\nleaves the denoising loop\n{}", columns(&rows));
+}
+
+fn cuts(d: &Denoiser, out: &mut String) {
+    if d.cuts.is_empty() {
+        out.push_str("\nno skip connection or residual chain to cache across\n");
+        return;
+    }
+    let row = |cut: &Cut| {
+        let types: Vec<String> = cut.tensors.iter().map(|c| c.ty(&d.step).to_string()).collect();
+        vec![
+            format!("{:.1} %", cut.share() * 100.0),
+            format!("{} MACs", short(cut.macs_cached as f64)),
+            bytes(cut.bytes as u64),
+            types.join(" "),
+            if d.auto.as_ref() == Some(cut) { "auto" } else { "" }.to_string(),
+            cut.name(&d.step),
+        ]
+    };
+    let head = ["cached step", "", "cached", "type", "", "--cut"].map(str::to_string).to_vec();
+    let rows: Vec<_> = [head].into_iter().chain(d.cuts.iter().map(row)).collect();
+    let _ = write!(out, "\nwhere a step can be cut (per sample, deep to shallow)\n{}", columns(&rows));
 }

@@ -12,7 +12,7 @@ use cqc_proto::{DType, Tensor};
 use cqc_runtime::engine::{Engine, EngineOptions, Weights};
 use std::collections::BTreeMap;
 use std::path::Path;
-use tract_onnx::prelude::{self as tract, Framework, InferenceModelExt};
+use tract_onnx::prelude::{self as tract, Framework, InferenceModelExt, IntoRunnable};
 
 /// The first output, or why tract gives none.
 fn by_tract(check: &Check, order: &[String]) -> Result<Vec<f32>, String> {

@@ -1,0 +1,138 @@
+//! Cuts at deltas: ranges of residual blocks.
+//!
+//! A chain is h₀, h₁, … h_L where h_{k+1} adds h_k to a branch computed from it and all that the branch knows of the sample has
+//! passed h_k. A transformer is one such chain; the chains inside a U-Net's blocks are short and a tensor cut saves more, so
+//! only a chain with half of the step's arithmetic counts: the backbone.
+
+use super::cut::{Cached, Cut};
+use super::flow::{Flow, Set, root};
+use crate::ir::{NodeId, ValueId};
+use cqc_proto::Op;
+use cqc_proto::op::BinaryKind;
+use petgraph::algo::dominators::{Dominators, simple_fast};
+use petgraph::graph::{DiGraph, NodeIndex};
+use std::collections::{HashMap, HashSet};
+
+/// Least part of the step's multiply-accumulates in a chain that is the model's backbone.
+const BACKBONE: f64 = 0.5;
+
+/// Most candidates that a chain gives; longer chains are thinned evenly.
+const MOST_RANGES: usize = 24;
+
+/// Where `residual` stands among the operands of a product (`Op::Linear`, `Op::Conv`).
+const RESIDUAL: usize = 5;
+
+/// The residual chain that the model is made of.
+pub struct Backbone {
+    /// h₀ … h_L.
+    states: Vec<ValueId>,
+    /// What is computed between a state and the next.
+    pub elements: Vec<Set>,
+}
+
+/// The chain that holds most arithmetic, if that is half of the step's.
+pub fn backbone(flow: &Flow) -> Option<Backbone> {
+    let dominators = Dominance::of(flow);
+    let mut before: HashMap<ValueId, ValueId> = HashMap::new();
+    for (id, _) in flow.g.nodes() {
+        if let Some((from, to)) = residual(flow, id)
+            && dominators.pass(flow, from, to)
+        {
+            before.insert(to, from);
+        }
+    }
+    let inner: HashSet<ValueId> = before.values().copied().collect();
+    let chains = before.keys().filter(|v| !inner.contains(v)).map(|&end| {
+        let mut states: Vec<ValueId> = std::iter::successors(Some(end), |v| before.get(v).copied()).collect();
+        states.reverse();
+        let all = Cut::price(flow, vec![Cached::Delta { before: states[0], after: end }]);
+        (all.saved(), end, states)
+    });
+    let (saved, _, states) = chains.max()?;
+    if (saved as f64) < BACKBONE * flow.macs_full as f64 {
+        return None;
+    }
+    let upstream: Vec<Set> = states.iter().map(|&v| flow.upstream([v])).collect();
+    let between = |pair: &[Set]| pair[1].iter().zip(&pair[0]).map(|(after, before)| *after && !before).collect();
+    let elements = upstream.windows(2).map(between).collect();
+    Some(Backbone { states, elements })
+}
+
+impl Backbone {
+    /// One range per number of skipped blocks, in the middle of the chain, one block at least in front of it: first and last
+    /// blocks change most from step to step.
+    pub fn cuts(&self, flow: &Flow) -> Vec<Cut> {
+        let period = self.period(flow);
+        let blocks = self.elements.len() / period;
+        let stride = blocks.div_ceil(MOST_RANGES).max(1);
+        let range = |skipped: usize| {
+            let kept = blocks - skipped;
+            let (front, back) = (kept.div_ceil(2), kept / 2);
+            // an incomplete period counts with the last block
+            let end = if back == 0 { self.elements.len() } else { (blocks - back) * period };
+            let (before, after) = (self.states[front * period], self.states[end]);
+            (flow.g.ty(before) == flow.g.ty(after)).then_some(Cached::Delta { before, after })
+        };
+        (1..blocks).rev().step_by(stride).filter_map(range).map(|d| Cut::price(flow, vec![d])).collect()
+    }
+
+    /// After how many elements the chain repeats (attention, MLP: 2); 1 if it does not, twice at least.
+    fn period(&self, flow: &Flow) -> usize {
+        let signatures: Vec<_> = self.elements.iter().map(|e| signature(flow, e)).collect();
+        let repeats = |p: &usize| signatures.windows(p + 1).all(|w| w[0] == w[*p]);
+        (1..=signatures.len() / 2).find(repeats).unwrap_or(1)
+    }
+}
+
+/// The multiply-accumulates of an element's products, in ascending order.
+fn signature(flow: &Flow, element: &Set) -> Vec<i64> {
+    let in_element = |i: &usize| element[*i] && flow.sampled[*i] && flow.macs[*i] > 0;
+    let mut macs: Vec<i64> = (0..element.len()).filter(in_element).map(|i| flow.macs[i]).collect();
+    macs.sort_unstable();
+    macs
+}
+
+/// `(h, y)` if the node makes y = h + branch(h), both without the reshapes around them.
+fn residual(flow: &Flow, id: NodeId) -> Option<(ValueId, ValueId)> {
+    let node = flow.g.get(id);
+    let branch_of = |h: ValueId, operands: &[usize]| {
+        let producer = flow.g.producer(root(flow.g, h))?;
+        let branch = flow.upstream(operands.iter().filter_map(|&i| node.input(i)));
+        branch[producer.0 as usize].then_some((root(flow.g, h), node.outputs[0]))
+    };
+    let same_type = |v: ValueId| flow.g.ty(v) == flow.g.ty(node.outputs[0]);
+    match node.op {
+        Op::Binary { kind: BinaryKind::Add } => {
+            let (a, b) = (node.inputs[0]?, node.inputs[1]?);
+            let first = same_type(a).then(|| branch_of(a, &[1])).flatten();
+            first.or_else(|| same_type(b).then(|| branch_of(b, &[0])).flatten())
+        }
+        Op::Linear { .. } | Op::Conv { .. } => branch_of(node.input(RESIDUAL)?, &[0, 3, 4]),
+        _ => None,
+    }
+}
+
+/// Which node every path from the sample to another has to pass.
+struct Dominance(Dominators<NodeIndex>);
+
+impl Dominance {
+    fn of(flow: &Flow) -> Dominance {
+        let mut net: DiGraph<(), ()> = DiGraph::new();
+        let at: Vec<NodeIndex> = flow.sampled.iter().map(|_| net.add_node(())).collect();
+        let sample = net.add_node(());
+        for (id, node) in flow.g.nodes().filter(|(id, _)| flow.sampled[id.0 as usize]) {
+            for &v in node.inputs.iter().flatten().filter(|&&v| flow.depends(v)) {
+                let from = flow.g.producer(v).map_or(sample, |p| at[p.0 as usize]);
+                net.add_edge(from, at[id.0 as usize], ());
+            }
+        }
+        Dominance(simple_fast(&net, sample))
+    }
+
+    /// Whether all that `to` knows of the sample has passed `from`.
+    fn pass(&self, flow: &Flow, from: ValueId, to: ValueId) -> bool {
+        let node = |v| flow.g.producer(v).map(|p| NodeIndex::new(p.0 as usize));
+        let (Some(from), Some(to)) = (node(from), node(to)) else { return false };
+        self.0.dominators(to).is_some_and(|mut all| all.any(|d| d == from))
+    }
+}

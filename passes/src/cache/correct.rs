@@ -1,0 +1,84 @@
+//! CacheQuant's correction of what a cached step reads: `x · scale + shift` per channel, one row of two tables per evaluation
+//! (section 7.3).
+
+use crate::bind::{Origin, Part, copy_node};
+use crate::ir::{Graph, Node, ValueId};
+use cqc_proto::op::{BinaryKind, OpError};
+use cqc_proto::{Op, ValueType};
+use std::collections::HashMap;
+
+/// The tables that correct one slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Correction {
+    /// Index of the slot.
+    pub slot: usize,
+    /// Table of factors, `[evaluations, C]` with C the slot's last axis.
+    pub scale: usize,
+    /// Table of summands, likewise.
+    pub shift: usize,
+}
+
+/// Puts the corrections between the slots and their readers. Slots that the step does not read are left alone.
+///
+/// Where an addition is a slot's only reader, as behind a delta, it becomes the correction's residual.
+///
+/// # Errors
+/// [`OpError`] when a slot is no tensor of floats with channels.
+pub fn correct(cached: &mut Part, corrections: &[Correction]) -> Result<(), OpError> {
+    let g = &cached.graph;
+    let mut to = Graph::new(g.name.clone());
+    let mut origins = cached.origins.clone();
+    let mut map: HashMap<ValueId, ValueId> = HashMap::new();
+    for &v in &g.inputs {
+        map.insert(v, to.input(&g.value(v).name, g.ty(v).clone()));
+    }
+    let mut open: Vec<(ValueId, [ValueId; 3])> = Vec::new();
+    for c in corrections {
+        let Some(at) = cached.origins.iter().position(|o| *o == Origin::Cache(c.slot)) else { continue };
+        let x = g.inputs[at];
+        let channels = g.shape(x).last().into_iter().cloned().collect::<Vec<_>>();
+        let row = ValueType::new(g.ty(x).dtype, channels);
+        let scale = to.input(&format!("{}/scale", g.value(x).name), row.clone());
+        let shift = to.input(&format!("{}/shift", g.value(x).name), row);
+        origins.extend([Origin::Table(c.scale), Origin::Table(c.shift)]);
+        open.push((x, [map[&x], scale, shift]));
+    }
+    let readers = g.reader_counts();
+    for (x, operands) in &open {
+        if readers[x.0 as usize] != 1 || !g.nodes().any(|(_, n)| added_to(g, n, *x).is_some()) {
+            let name = format!("{}/corrected", g.value(*x).name);
+            map.insert(*x, to.op(&name, Op::Affine, operands)?);
+        }
+    }
+    for (_, node) in g.nodes() {
+        let folded = open.iter().find_map(|(x, operands)| {
+            let other = added_to(g, node, *x).filter(|_| readers[x.0 as usize] == 1)?;
+            Some((operands, map[&other]))
+        });
+        let Some((operands, residual)) = folded else {
+            copy_node(g, node, &mut to, &mut map)?;
+            continue;
+        };
+        let inputs: Vec<_> = operands.iter().copied().chain([residual]).map(Some).collect();
+        let y = node.outputs[0];
+        map.insert(y, to.node_with_outputs(&node.name, Op::Affine, &inputs, &[&g.value(y).name])?[0]);
+    }
+    to.outputs = g.outputs.iter().map(|(name, v)| (name.clone(), output(g, &mut to, &map, *v))).collect();
+    *cached = Part { graph: to, origins };
+    Ok(())
+}
+
+/// The other operand if the node adds `x` to a computed value of its type.
+fn added_to(g: &Graph, node: &Node, x: ValueId) -> Option<ValueId> {
+    let (a, b) = (node.input(0)?, node.input(1)?);
+    let other = if a == x { b } else { a };
+    let adds = node.op == Op::binary(BinaryKind::Add) && (a == x || b == x) && a != b;
+    (adds && g.ty(other) == g.ty(x) && g.tensor(other).is_none()).then_some(other)
+}
+
+fn output(g: &Graph, to: &mut Graph, map: &HashMap<ValueId, ValueId>, v: ValueId) -> ValueId {
+    match g.tensor(v) {
+        Some(t) if !map.contains_key(&v) => to.constant(&g.value(v).name, t.clone()),
+        _ => map[&v],
+    }
+}

@@ -1,0 +1,144 @@
+//! Cuts at tensors: the main path's entry to a decoder level.
+//!
+//! A skip connection ends in a node that reads two values of the sample, one computed from nearly everything (the main path), one
+//! fresh. Such a node offers a cut: it, all behind it and all that its fresh operands need must run; of the rest, what to run and what
+//! to cache is a minimum cut, arithmetic against bytes.
+
+use super::chain::Backbone;
+use super::cut::{Cached, Cut};
+use super::flow::{Flow, Set, live};
+use crate::ir::{NodeId, ValueId};
+use cqc_proto::Op;
+use petgraph::Direction::{Incoming, Outgoing};
+use petgraph::algo::dinics;
+use petgraph::graph::{DiGraph, NodeIndex};
+use petgraph::visit::EdgeRef;
+
+/// Multiply-accumulates that one cached byte is worth: about what a core does while a byte comes from memory.
+const MACS_PER_BYTE: u64 = 8;
+
+/// Most tensors in a cut: more are no boundary, but the inside of a block.
+const MOST_TENSORS: usize = 4;
+
+/// More than any sum of costs, and addable.
+const NEVER: u64 = u64::MAX / 4;
+
+/// The nested cuts at skip connections, without those inside an element of the backbone.
+pub fn cuts(flow: &Flow, backbone: Option<&Backbone>) -> Vec<Cut> {
+    let mut found: Vec<(Cut, Set)> = Vec::new();
+    for (id, node) in flow.g.nodes().filter(|(id, _)| flow.sampled[id.0 as usize]) {
+        let mut operands: Vec<ValueId> = node.inputs.iter().flatten().copied().filter(|&v| flow.depends(v)).collect();
+        operands.sort_unstable();
+        operands.dedup();
+        for &main in operands.iter().filter(|_| operands.len() > 1) {
+            let fresh = operands.iter().copied().filter(|&v| v != main);
+            let Some(cut) = cut_before(flow, id, main, fresh) else { continue };
+            let skipped: Set = live(flow.g, &cut.tensors).nodes.iter().map(|n| !n).collect();
+            let inside = backbone.is_some_and(|b| b.elements.iter().any(|e| is_subset(flow, &skipped, e)));
+            if !inside && !found.iter().any(|(other, _)| *other == cut) {
+                found.push((cut, skipped));
+            }
+        }
+    }
+    nested(flow, found)
+}
+
+/// The cheapest cut that leaves `merge` and its `fresh` operands to a cached step and not `main`.
+fn cut_before(flow: &Flow, merge: NodeId, main: ValueId, fresh: impl Iterator<Item = ValueId>) -> Option<Cut> {
+    let mut forced = flow.upstream(fresh);
+    if forced[flow.g.producer(main)?.0 as usize] {
+        return None; // the others depend on `main`
+    }
+    flow.add_downstream(merge, &mut forced);
+    let bound = Cut { tensors: vec![], macs_full: flow.macs_full, macs_cached: flow.sum(&forced), bytes: 0 };
+    if !bound.pays() {
+        return None;
+    }
+    let cut = Cut::price(flow, boundary(flow, &forced));
+    (cut.pays() && (1..=MOST_TENSORS).contains(&cut.tensors.len())).then_some(cut)
+}
+
+/// The tensors to cache when `forced` nodes run: a minimum cut between *skipped* and *run*. Running a node costs its arithmetic;
+/// a skipped node whose value is read costs that value's bytes, once.
+fn boundary(flow: &Flow, forced: &Set) -> Vec<Cached> {
+    let g = flow.g;
+    let mut net: DiGraph<(), u64> = DiGraph::new();
+    let (skipped, run) = (net.add_node(()), net.add_node(()));
+    let at: Vec<NodeIndex> = forced.iter().map(|&f| if f { run } else { net.add_node(()) }).collect();
+    let open = |id: NodeId| flow.sampled[id.0 as usize] && !forced[id.0 as usize];
+    for (id, node) in g.nodes().filter(|(id, _)| open(*id)) {
+        net.add_edge(skipped, at[id.0 as usize], cost(flow, id));
+        for &v in &node.outputs {
+            let read = net.add_node(());
+            let price = if flow.storable(v) { flow.bytes(v) as u64 * MACS_PER_BYTE } else { NEVER };
+            net.add_edge(at[id.0 as usize], read, price);
+            for reader in &flow.readers[v.0 as usize] {
+                net.add_edge(read, at[reader.0 as usize], NEVER);
+            }
+            if g.outputs.iter().any(|(_, o)| *o == v) {
+                net.add_edge(read, run, NEVER);
+            }
+        }
+    }
+    let (_, flows) = dinics(&net, skipped, run);
+    let runs = reaches(&net, &flows, run);
+    let keep = |id: NodeId| open(id) && !runs[at[id.0 as usize].index()];
+    let read = |v: ValueId| {
+        let by_node = flow.readers[v.0 as usize].iter().any(|r| runs[at[r.0 as usize].index()]);
+        by_node || g.outputs.iter().any(|(_, o)| *o == v)
+    };
+    let kept = g.nodes().filter(|(id, _)| keep(*id)).flat_map(|(_, n)| n.outputs.iter().copied());
+    let all: Vec<Cached> = kept.filter(|&v| read(v)).map(Cached::Value).collect();
+    // what only dead nodes read
+    let needed = live(g, &all).values;
+    all.into_iter().filter(|c| needed.contains(&c.replaces())).collect()
+}
+
+/// What running the node costs: its products, and one per element it writes. Reshapes are free.
+fn cost(flow: &Flow, id: NodeId) -> u64 {
+    let node = flow.g.get(id);
+    if matches!(node.op, Op::Reshape { .. }) {
+        return 0;
+    }
+    let written: i64 = node.outputs.iter().map(|&v| flow.elements(v)).sum();
+    (flow.macs[id.0 as usize] + written) as u64
+}
+
+/// Which vertices reach `end` in the residual network: the smaller of the possible sides, when several cuts cost the same.
+fn reaches(net: &DiGraph<(), u64>, flows: &[u64], end: NodeIndex) -> Vec<bool> {
+    let mut found = vec![false; net.node_count()];
+    let mut stack = vec![end];
+    while let Some(v) = stack.pop() {
+        if std::mem::replace(&mut found[v.index()], true) {
+            continue;
+        }
+        let forward = net.edges_directed(v, Incoming).filter(|e| flows[e.id().index()] < *e.weight());
+        stack.extend(forward.map(|e| e.source()));
+        let back = net.edges_directed(v, Outgoing).filter(|e| flows[e.id().index()] > 0);
+        stack.extend(back.map(|e| e.target()));
+    }
+    found
+}
+
+/// The nested cuts, each skipping all that the one before it skips, that save most in sum. In a U-Net these are its levels;
+/// the branch of a single residual block skips something beside them and falls out.
+fn nested(flow: &Flow, mut found: Vec<(Cut, Set)>) -> Vec<Cut> {
+    found.sort_by_key(|(cut, _)| (cut.saved(), std::cmp::Reverse(cut.bytes)));
+    let mut best: Vec<(i64, Option<usize>)> = Vec::new();
+    for (i, (cut, skipped)) in found.iter().enumerate() {
+        let inner = (0..i).filter(|&j| is_subset(flow, &found[j].1, skipped)).max_by_key(|&j| best[j].0);
+        best.push((cut.saved() + inner.map_or(0, |j| best[j].0), inner));
+    }
+    let mut at = (0..found.len()).max_by_key(|&i| best[i].0);
+    let mut kept = Vec::new();
+    while let Some(i) = at {
+        kept.push(found[i].0.clone());
+        at = best[i].1;
+    }
+    kept
+}
+
+/// Whether every node of `a` that depends on the sample and multiplies is in `b`.
+fn is_subset(flow: &Flow, a: &Set, b: &Set) -> bool {
+    (0..a.len()).all(|i| !a[i] || b[i] || !flow.sampled[i] || flow.macs[i] == 0)
+}
