@@ -1,10 +1,14 @@
 //! The pipeline from a source model to a plan.
 
+use crate::calibrate::{Choice, Fit, Tables};
 use crate::model::{Model, ModelError};
 use bytes::Bytes;
 use cqc_kernels::mapped;
-use cqc_passes::bind::{self, BindError, Bound, Saved};
+use cqc_passes::bind::{self, BindError, Bound, CachedPart, Saved};
+use cqc_passes::cache::{self, Batch, Correction, Cut, CutError, CutSpec, Split};
 use cqc_passes::lower::{Weights, lower};
+use cqc_proto::Tensor;
+use cqc_proto::cq::CacheCorrection;
 use cqc_proto::op::OpError;
 use cqc_proto::plan::Plan;
 use cqc_proto::sampler::SamplerConfig;
@@ -35,6 +39,9 @@ pub enum CompileError {
     /// A step does not type-check.
     #[error("internal error in lowering: {0}; please report it with the model")]
     Lower(#[from] OpError),
+    /// Nothing can be cached, or not as asked.
+    #[error(transparent)]
+    Cut(#[from] CutError),
     /// No temporary file for the weights.
     #[error("cannot write the weights to a temporary file: {0}")]
     Temporary(#[from] io::Error),
@@ -76,12 +83,17 @@ impl Lowered {
 /// # Errors
 /// [`CompileError`]: the model is no denoiser, the sampler has no such trajectory, or its time steps do not suit the model.
 pub fn compile_loop(model: &Model, options: &LoopOptions) -> Result<Lowered, CompileError> {
+    let (bound, evaluations) = bind_loop(model, options)?;
+    finish(model, bound, evaluations)
+}
+
+fn bind_loop(model: &Model, options: &LoopOptions) -> Result<(Bound, usize), CompileError> {
     model.check_denoiser()?;
     let sampler = Sampler::new(&options.sampler, options.steps)?;
     let timesteps: Vec<f64> = sampler.evaluations().iter().map(|e| e.timestep).collect();
     let roles: Vec<_> = model.inputs.iter().map(|i| i.role).collect();
     let bound = bind::bind(&model.graph, &roles, model.batch_symbol.as_deref(), &timesteps)?;
-    finish(model, bound, timesteps.len())
+    Ok((bound, timesteps.len()))
 }
 
 /// Compiles one evaluation of any model, time step an ordinary input.
@@ -90,6 +102,96 @@ pub fn compile_loop(model: &Model, options: &LoopOptions) -> Result<Lowered, Com
 /// [`CompileError::Lower`].
 pub fn compile_evaluation(model: &Model) -> Result<Lowered, CompileError> {
     finish(model, bind::unbound(&model.graph), 0)
+}
+
+/// A loop cut in what is computed at every evaluation and what is cached; the schedule is open.
+pub struct CachedLoop<'a> {
+    model: &'a Model,
+    bound: Bound,
+    split: Split,
+    evaluations: usize,
+    /// Where it is cut.
+    pub cut: Cut,
+    /// The names of what is cached.
+    pub cut_name: String,
+}
+
+/// Compiles the denoising loop up to the decision when to compute what is cached.
+///
+/// # Errors
+/// As [`compile_loop`], and [`CompileError::Cut`].
+pub fn cut_loop<'a>(model: &'a Model, options: &LoopOptions, spec: &CutSpec) -> Result<CachedLoop<'a>, CompileError> {
+    let (bound, evaluations) = bind_loop(model, options)?;
+    let batch = match &model.batch_symbol {
+        Some(symbol) => Batch::Symbol(symbol),
+        None => Batch::Fixed(model.fixed_batch.unwrap_or(1)),
+    };
+    let roles: Vec<_> = model.inputs.iter().map(|i| i.role).collect();
+    let sample = cache::sample_value(&bound.full, &roles).ok_or(CutError::NoCandidates)?;
+    let step = &bound.full.graph;
+    let cut = cache::choose(&cache::candidates(step, sample, batch), spec, step, sample, batch)?;
+    let (split, cut_name) = (cache::split(&bound.full, &cut)?, cut.name(step));
+    Ok(CachedLoop { model, bound, split, evaluations, cut, cut_name })
+}
+
+impl CachedLoop<'_> {
+    /// Evaluations of the loop.
+    pub fn evaluations(&self) -> usize {
+        self.evaluations
+    }
+
+    /// The loop that always computes everything and never corrects: what is calibrated on.
+    ///
+    /// # Errors
+    /// [`CompileError::Lower`].
+    pub fn uncorrected(&self) -> Result<Lowered, CompileError> {
+        let full: Vec<usize> = (0..self.evaluations).collect();
+        Ok(self.lower(&full, None)?.0)
+    }
+
+    /// The loop as decided, and its tables, one per slot, if it has any.
+    ///
+    /// # Errors
+    /// [`CompileError::Lower`].
+    pub fn decided(&self, choice: &Choice) -> Result<(Lowered, Vec<CacheCorrection>), CompileError> {
+        self.lower(&choice.full, choice.tables.as_ref())
+    }
+
+    fn lower(
+        &self,
+        full: &[usize],
+        tables: Option<&(Fit, Tables)>,
+    ) -> Result<(Lowered, Vec<CacheCorrection>), CompileError> {
+        let mut bound = self.bound.clone();
+        bound.full = self.split.full.clone();
+        let mut part = self.split.cached.clone();
+        let mut corrections = Vec::new();
+        let slots = self.split.slots.iter().zip(tables.iter().flat_map(|(_, tables)| tables));
+        for (slot, (of, rows)) in slots.enumerate() {
+            let table = |what: &str, row: fn(&cqc_passes::cache::affine::Affine) -> &[f32]| {
+                let values: Vec<f32> = rows.iter().flat_map(row).copied().collect();
+                (
+                    format!("cache:{}/{what}", of.name),
+                    Tensor::from_f32(&[rows.len(), values.len() / rows.len()], &values),
+                )
+            };
+            let scale = bound.tables.len();
+            bound.tables.extend([table("scale", |a| &a.scale), table("shift", |a| &a.shift)]);
+            corrections.push(Correction { slot, scale, shift: scale + 1 });
+        }
+        cache::correct(&mut part, &corrections)?;
+        let slots = self.split.slots.iter().map(|s| (s.name.clone(), s.stored)).collect();
+        let names: Vec<[String; 2]> =
+            corrections.iter().map(|c| [c.scale, c.shift].map(|i| bound.tables[i].0.clone())).collect();
+        bound.cached = Some(CachedPart { part, slots, full_evaluations: full.to_vec() });
+        let lowered = finish(self.model, bound, self.evaluations)?;
+        let find = |name: &String| lowered.plan.constants.iter().position(|c| c.name == *name);
+        let constants = names
+            .iter()
+            .filter_map(|[scale, shift]| Some(CacheCorrection { scale: find(scale)?, shift: find(shift)? }));
+        let constants = constants.collect();
+        Ok((lowered, constants))
+    }
 }
 
 fn finish(model: &Model, bound: Bound, evaluations: usize) -> Result<Lowered, CompileError> {

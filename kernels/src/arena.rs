@@ -185,6 +185,16 @@ impl Drop for Arena {
     }
 }
 
+impl Clone for Arena {
+    fn clone(&self) -> Arena {
+        let mut copy = Arena::new(self.len);
+        let all = Span::new(0, self.len);
+        let bytes: &mut [u8] = copy.get_mut(all).expect("an arena holds itself");
+        bytes.copy_from_slice(self.get(all).expect("an arena holds itself"));
+        copy
+    }
+}
+
 impl fmt::Debug for Arena {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Arena").field("len", &self.len).finish()

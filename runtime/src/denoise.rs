@@ -112,7 +112,8 @@ pub struct Loop {
     output: Vec<f32>,
 }
 
-/// Samples on their way from noise, [`Loop::width`] of them.
+/// Samples on their way from noise, [`Loop::width`] of them. A clone goes its own way from here.
+#[derive(Clone)]
 pub struct Trajectory {
     /// The engine's requests: one, or one for each half of guidance, unconditional first.
     pub requests: Vec<InFlight>,

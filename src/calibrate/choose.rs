@@ -140,8 +140,10 @@ fn candidates(
     let none = || CalibrateError::NoSchedule { kind: kind.clone(), full: groups, evaluations };
     let plain = |method: &str, full| Candidate { method: method.into(), full, cost: None };
     let searched = |method: &str, band: &Band, found: Option<(Vec<usize>, f64)>| {
-        found.map(|(full, cost)| {
-            Candidate { method: method.into(), full, cost: Some((cost, band.of_schedule(&uniform))) }
+        found.map(|(full, cost)| Candidate {
+            method: method.into(),
+            full,
+            cost: Some((cost, band.of_schedule(&uniform))),
         })
     };
     let dps = || searched("dps", &observed.features, schedule::dps(&observed.features, sampler_steps, interval));

@@ -10,13 +10,15 @@
 //!
 //! Everything streams: what is in memory are the cached tensors of the longest group of evaluations, not of all.
 
-mod choose;
-mod correct;
-mod measure;
-mod observe;
+pub mod choose;
+pub mod correct;
+mod invariant;
+pub mod measure;
+pub mod observe;
 
 pub use choose::{Choice, Measured, choose};
 pub use correct::{Fit, Tables};
+pub use invariant::check_cut;
 
 use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_runtime::denoise::{DenoiseError, Request};
@@ -77,16 +79,28 @@ pub enum CalibrateError {
     /// A given schedule does not fit.
     #[error("schedule: {0}")]
     Schedule(String),
+    /// The cut is wrong: a bug in the compiler, never in the model.
+    #[error(
+        "internal error: at evaluation {evaluation} the cached step gives {cached} where the full one gives {full}; please report it with the model"
+    )]
+    CutInvariant {
+        /// Where.
+        evaluation: usize,
+        /// Of `full`.
+        full: f32,
+        /// Of `cached`.
+        cached: f32,
+    },
     /// Too few samples to fit on some and measure on others.
     #[error("{0} calibration samples, at least 2 are needed")]
     Samples(usize),
 }
 
 /// Counts evaluations and lets the caller break off.
-struct Progress<'a> {
-    done: u64,
-    all: u64,
-    call: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+pub struct Progress<'a> {
+    pub done: u64,
+    pub all: u64,
+    pub call: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 }
 
 impl Progress<'_> {

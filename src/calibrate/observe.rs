@@ -1,8 +1,8 @@
 //! One ordinary trajectory per calibration sample, and what it tells about reuse.
 
 use super::{CalibrateError, Progress};
-use cqc_passes::cache::band::Band;
 use cqc_passes::cache::affine::{BandMoments, l1, rms};
+use cqc_passes::cache::band::Band;
 use cqc_proto::plan::ProgramKind;
 use cqc_runtime::denoise::{Loop, Request, Trajectory};
 use std::collections::VecDeque;
@@ -13,8 +13,11 @@ pub struct Observed {
     /// their mean norm (CacheQuant sections 3.1, 13.5).
     pub features: Band,
     /// What the end of the trajectory suffers when evaluation `t` is computed from the cache of `i`: the root mean square error of
-    /// the output, times how far the sampler moves the end by it.
+    /// the output, times `weights[t]`.
     pub output: Band,
+    /// Per evaluation: how far the end moves by an error of 1 in the output. The sampler's own answer
+    /// ([`output_weights`](cqc_runtime::sampler::Sampler::output_weights)) times what the later evaluations make of it.
+    pub weights: Vec<f64>,
     /// Per slot, for the affine fit.
     pub moments: Vec<BandMoments>,
 }
@@ -47,6 +50,9 @@ pub fn channels(denoiser: &Loop) -> Vec<usize> {
     slots.map(|slot| last(slot.value).map_or(1, |c| c as usize)).collect()
 }
 
+/// Evaluations at which it is tried out what an error does to the end.
+const PROBES: usize = 10;
+
 /// Runs the samples `0 .. fit` of the request. The output's cost is observed on the first `output_samples` of them, and only if
 /// there is need of it.
 pub fn observe(
@@ -58,7 +64,7 @@ pub fn observe(
     progress: &mut Progress,
 ) -> Result<Observed, CalibrateError> {
     let evaluations = denoiser.sampler().evaluations().len();
-    let weights = denoiser.sampler().output_weights();
+    let mut probes = Probes::new(evaluations);
     let channels = channels(denoiser);
     let mut features = vec![Band::new(evaluations, width); channels.len()];
     let mut norms = vec![0.0; channels.len()];
@@ -86,8 +92,13 @@ pub fn observe(
                     restore(&mut trajectory, stored);
                     denoiser.evaluate_as(ProgramKind::Cached, &mut trajectory)?;
                     progress.step()?;
-                    output.add(*i, t, weights[t] * rms(denoiser.output(), &answer));
+                    output.add(*i, t, rms(denoiser.output(), &answer));
                 }
+            }
+            if first == 0 && output_samples > 0 && probes.at.contains(&t) {
+                // an error as large as reuse in the middle of a group makes
+                let (_, stored) = &ring[ring.len() - ring.len().min(width.div_ceil(4))];
+                probes.start(denoiser, &trajectory, stored, &answer, progress)?;
             }
             denoiser.advance(&mut trajectory, &answer);
             ring.push_back((t, now));
@@ -95,8 +106,86 @@ pub fn observe(
                 ring.pop_front();
             }
         }
+        if first == 0 {
+            probes.end(trajectory.x());
+        }
     }
-    Ok(Observed { features: weighted(features, &norms), output, moments })
+    let weights = probes.weights(&denoiser.sampler().output_weights());
+    Ok(Observed { features: weighted(features, &norms), output: scaled(&output, &weights), weights, moments })
+}
+
+/// Trajectories that were led astray once, at one evaluation each, and went on with full evaluations: the network itself
+/// answers to an error, by undoing it or by making it grow, which the sampler's arithmetic does not tell.
+struct Probes {
+    /// Evaluations to try.
+    at: Vec<usize>,
+    /// Evaluation, root mean square of the error made there, and the end.
+    ends: Vec<(usize, f64, Vec<f32>)>,
+    /// Evaluation and how far the end moved per error.
+    moved: Vec<(usize, f64)>,
+}
+
+impl Probes {
+    /// Evenly spread, the first evaluation left out: nothing is cached before it.
+    fn new(evaluations: usize) -> Probes {
+        let count = PROBES.min(evaluations.saturating_sub(1));
+        let at = (0..count).map(|k| 1 + k * (evaluations - 2).max(1) / (count - 1).max(1)).filter(|&t| t < evaluations);
+        Probes { at: at.collect(), ends: vec![], moved: vec![] }
+    }
+
+    fn start(
+        &mut self,
+        denoiser: &mut Loop,
+        trajectory: &Trajectory,
+        stored: &[Vec<f32>],
+        answer: &[f32],
+        progress: &mut Progress,
+    ) -> Result<(), CalibrateError> {
+        let (mut astray, t) = (trajectory.clone(), trajectory.next());
+        restore(&mut astray, stored);
+        denoiser.evaluate_as(ProgramKind::Cached, &mut astray)?;
+        let error = rms(denoiser.output(), answer);
+        denoiser.advance(&mut astray, denoiser.output());
+        while astray.next() < denoiser.sampler().evaluations().len() {
+            denoiser.evaluate_as(ProgramKind::Full, &mut astray)?;
+            progress.step()?;
+            denoiser.advance(&mut astray, denoiser.output());
+        }
+        self.ends.push((t, error, astray.x().to_vec()));
+        Ok(())
+    }
+
+    fn end(&mut self, x: &[f32]) {
+        let moved = self.ends.drain(..).filter(|(_, error, _)| *error > 0.0);
+        self.moved = moved.map(|(t, error, end)| (t, rms(&end, x) / error)).collect();
+    }
+
+    /// The sampler's weights times what the probes found, interpolated between them in the logarithm.
+    fn weights(&self, sampler: &[f64]) -> Vec<f64> {
+        let gains: Vec<(usize, f64)> = self
+            .moved
+            .iter()
+            .filter(|(t, moved)| sampler[*t] > 0.0 && *moved > 0.0)
+            .map(|&(t, moved)| (t, (moved / sampler[t]).ln()))
+            .collect();
+        let gain = |t: usize| match gains.partition_point(|(at, _)| *at <= t) {
+            0 => gains.first().map_or(0.0, |g| g.1),
+            n if n == gains.len() => gains[n - 1].1,
+            n => {
+                let ((t0, g0), (t1, g1)) = (gains[n - 1], gains[n]);
+                g0 + (g1 - g0) * (t - t0) as f64 / (t1 - t0) as f64
+            }
+        };
+        sampler.iter().enumerate().map(|(t, weight)| weight * gain(t).exp()).collect()
+    }
+}
+
+fn scaled(band: &Band, weights: &[f64]) -> Band {
+    let mut out = Band::new(band.evaluations(), band.width());
+    for i in 0..band.evaluations() {
+        (i + 1..(i + band.width()).min(band.evaluations())).for_each(|t| out.add(i, t, band.get(i, t) * weights[t]));
+    }
+    out
 }
 
 /// One band of several; a single one stays as it is.

@@ -1,16 +1,19 @@
 //! `compile`: a model becomes an artifact.
 
+mod caching;
+
 use super::args::{NamedFile, Sizes};
-use super::artifact::label_input;
+use super::artifact::{label_input, labels_as};
 use super::inspect::per_sample;
 use super::report::Failure;
 use super::text::{bytes, short};
 use super::{request, term};
+use caching::{CachingArgs, Decision, Trajectory, decide, manifest_schedule};
 use clap::{Args, ValueEnum};
-use cqc::compile::{LoopOptions, Lowered, compile_loop};
+use cqc::compile::{CachedLoop, LoopOptions, Lowered, compile_loop, cut_loop};
 use cqc::io::{FileError, Overwrite, check_target, write_atomic};
 use cqc::model::{Model, ModelOptions};
-use cqc_proto::cq::{self, Manifest, NullCondition, SourceModel, WriteError};
+use cqc_proto::cq::{self, Manifest, NullCondition, Schedule, SourceModel, WriteError};
 use cqc_proto::plan::{Constant, InputRole, PlanInput};
 use cqc_proto::sampler::{SamplerConfig, SamplerKind};
 use cqc_proto::{Tensor, ValueType};
@@ -61,14 +64,13 @@ pub struct CompileArgs {
     pub null_cond: Vec<NamedFile>,
     #[command(flatten)]
     pub sizes: Sizes,
-    /// Evaluations per computation of what is cached. This version caches nothing: 1
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub interval: u32,
+    #[command(flatten)]
+    pub caching: CachingArgs,
     /// Number format. This version has float only: none
     #[arg(long, value_name = "KIND", default_value = "none")]
     pub quant: Quant,
-    /// Corrections of what caching and quantization change. This version does neither: none
-    #[arg(long, value_name = "LIST", default_value = "none", value_delimiter = ',')]
+    /// What may be corrected: cache (where it helps on held-out calibration samples) or none
+    #[arg(long, value_name = "LIST", default_value = "cache", value_delimiter = ',')]
     pub correct: Vec<Correct>,
     /// A TOML file of options: its keys are the long options above. The command line wins
     #[arg(long, value_name = "FILE")]
@@ -92,7 +94,6 @@ pub enum Quant {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Correct {
     None,
-    #[value(hide = true)]
     Cache,
     #[value(hide = true)]
     Quant,
@@ -106,20 +107,19 @@ fn refuse_later_features(args: &CompileArgs) -> Result<(), Failure> {
     let name = |v: &dyn Fn() -> Option<clap::builder::PossibleValue>| {
         v().map(|v| v.get_name().to_string()).unwrap_or_default()
     };
-    if args.interval != 1 {
-        return later("--interval", args.interval.to_string(), "1");
-    }
     if args.quant != Quant::None {
         return later("--quant", name(&|| args.quant.to_possible_value()), "none");
     }
-    if args.correct.iter().any(|c| *c != Correct::None) {
-        let list: Vec<String> = args.correct.iter().map(|c| name(&|| c.to_possible_value())).collect();
-        return later("--correct", list.join(","), "none");
+    if args.correct.contains(&Correct::Quant) {
+        return later("--correct", "quant".into(), "cache");
+    }
+    if args.correct.len() > 1 && args.correct.contains(&Correct::None) {
+        return Err(Failure::usage("--correct none excludes everything else"));
     }
     Ok(())
 }
 
-pub fn compile(args: &CompileArgs) -> Result<(), Failure> {
+pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
     refuse_later_features(args)?;
     let overwrite = if args.force { Overwrite::Allow } else { Overwrite::Refuse };
     check_target(&args.output, overwrite)?;
@@ -129,8 +129,18 @@ pub fn compile(args: &CompileArgs) -> Result<(), Failure> {
     let model = Model::load(&path, &ModelOptions { import: args.sizes.import_options(), stop_after: None }, |_, _| {})?;
     model.warnings.iter().for_each(|w| tracing::warn!("{w}"));
     check_guidance(args, &model)?;
-    let mut lowered = compile_loop(&model, &LoopOptions { sampler: sampler.clone(), steps: args.steps })?;
-    let null = null_conditions(args, &model, &mut lowered)?;
+    let options = LoopOptions { sampler: sampler.clone(), steps: args.steps };
+    let null = null_rows(args, &model)?;
+    let cached = match args.caching.caches() {
+        true => Some(cut_loop(&model, &options, &args.caching.cut)?),
+        false => None,
+    };
+    let decision = cached.as_ref().map(|cached| calibrate(args, &model, cached, &sampler, &null, quiet)).transpose()?;
+    let (mut lowered, corrections) = match (&cached, &decision) {
+        (Some(cached), Some(decision)) => cached.decided(&decision.choice)?,
+        _ => (compile_loop(&model, &options)?, vec![]),
+    };
+    let null = null_conditions(null, &mut lowered);
     let source = SourceModel {
         blake3: model.blake3.clone(),
         opset: model.opset,
@@ -140,8 +150,38 @@ pub fn compile(args: &CompileArgs) -> Result<(), Failure> {
     let mut manifest = Manifest::new(source, lowered.plan.clone(), sampler, args.steps);
     manifest.guidance = args.guidance.unwrap_or(1.0);
     manifest.null = null;
+    if let Some(Decision { choice, calibration }) = &decision {
+        manifest.schedule = Schedule::Cached(manifest_schedule(&args.caching, choice, corrections));
+        manifest.calibration = Some(calibration.clone());
+    }
     write(&args.output, &manifest, &lowered, overwrite)?;
-    report(args, &model, &manifest, &lowered)
+    report(args, &model, &manifest, &lowered, cached.as_ref().zip(decision.as_ref()))
+}
+
+fn calibrate(
+    args: &CompileArgs,
+    model: &Model,
+    cached: &CachedLoop,
+    sampler: &SamplerConfig,
+    null: &NullRows,
+    quiet: bool,
+) -> Result<Decision, Failure> {
+    let tensor = |(name, row): (&String, &NullRow)| {
+        let input = model.inputs.iter().find(|i| i.name == *name).expect("it was looked up there");
+        let tensor = match row {
+            NullRow::Label(label) => labels_as(input, &[*label]),
+            NullRow::Row(row) => row.clone(),
+        };
+        (name.clone(), tensor)
+    };
+    let trajectory = Trajectory {
+        sampler,
+        steps: args.steps,
+        guidance: args.guidance.unwrap_or(1.0),
+        null_label: args.null_label,
+        unconditional: null.iter().map(tensor).collect(),
+    };
+    decide(&args.caching, args.correct.contains(&Correct::Cache), model, cached, &trajectory, quiet)
 }
 
 /// The model's file and, in a pipeline directory, its scheduler configuration.
@@ -194,27 +234,45 @@ fn check_guidance(args: &CompileArgs, model: &Model) -> Result<(), Failure> {
     Ok(())
 }
 
-type Nulls = std::collections::BTreeMap<String, NullCondition>;
+/// What one input of the unconditional half gets.
+enum NullRow {
+    Label(i64),
+    Row(Tensor),
+}
 
-/// What the unconditional half gets; arrays become constants of the plan.
-fn null_conditions(args: &CompileArgs, model: &Model, lowered: &mut Lowered) -> Result<Nulls, Failure> {
-    let mut null = Nulls::new();
+type NullRows = std::collections::BTreeMap<String, NullRow>;
+
+/// What the unconditional half gets.
+fn null_rows(args: &CompileArgs, model: &Model) -> Result<NullRows, Failure> {
+    let mut null = NullRows::new();
     if let Some(label) = args.null_label {
         let input = label_input(&model.inputs).map_err(|e| e.help("--null-cond NAME=FILE.npy"))?;
-        null.insert(input.name.clone(), NullCondition::Label(label));
+        null.insert(input.name.clone(), NullRow::Label(label));
     }
     for (name, tensor) in request::read_named(&args.null_cond)? {
         let input = model.inputs.iter().find(|i| i.name == name && i.role == InputRole::Condition);
         let input = input
             .ok_or_else(|| Failure::usage(format!("--null-cond: the model has no conditioning input `{name}`")))?;
         let row = null_row(input, &tensor)?;
+        null.insert(name, NullRow::Row(row));
+    }
+    Ok(null)
+}
+
+/// As the manifest has it; arrays become constants of the plan.
+fn null_conditions(rows: NullRows, lowered: &mut Lowered) -> std::collections::BTreeMap<String, NullCondition> {
+    let condition = |(name, row): (String, NullRow)| {
+        let row = match row {
+            NullRow::Label(label) => return (name, NullCondition::Label(label)),
+            NullRow::Row(row) => row,
+        };
         let offset = lowered.weights.len.next_multiple_of(64);
         lowered.plan.constants.push(Constant { name: format!("null of {name}"), ty: row.value_type(), offset });
         lowered.weights.len = offset + row.bytes().len() as u64;
         lowered.weights.parts.push((offset, row));
-        null.insert(name, NullCondition::Constant(lowered.plan.constants.len() - 1));
-    }
-    Ok(null)
+        (name, NullCondition::Constant(lowered.plan.constants.len() - 1))
+    };
+    rows.into_iter().map(condition).collect()
 }
 
 /// One row in the input's type; the axis of rows may be left out.
@@ -246,7 +304,13 @@ fn write(path: &Path, manifest: &Manifest, lowered: &Lowered, overwrite: Overwri
     Ok(written?)
 }
 
-fn report(args: &CompileArgs, model: &Model, manifest: &Manifest, lowered: &Lowered) -> Result<(), Failure> {
+fn report(
+    args: &CompileArgs,
+    model: &Model,
+    manifest: &Manifest,
+    lowered: &Lowered,
+    cached: Option<(&CachedLoop, &Decision)>,
+) -> Result<(), Failure> {
     let size = args.output.metadata().map_or(0, |m| m.len());
     let batch = model.batch_symbol.as_deref();
     let saved = &lowered.saved;
@@ -266,12 +330,13 @@ fn report(args: &CompileArgs, model: &Model, manifest: &Manifest, lowered: &Lowe
         short(preludes as f64),
         bytes(saved.prelude_weight_bytes)
     );
+    let caching = cached.map(|(cached, decision)| caching::report(cached, decision));
     if !args.json {
         return Ok(());
     }
     term::print_json(&json!({
         "output": args.output, "bytes": size, "sampler": manifest.sampler.kind, "steps": manifest.steps,
-        "guidance": manifest.guidance, "parameters": model.parameters,
+        "guidance": manifest.guidance, "parameters": model.parameters, "caching": caching,
         "left_the_loop": {
             "table_macs": tables, "table_weight_bytes": saved.table_weight_bytes,
             "prelude_macs": preludes, "prelude_weight_bytes": saved.prelude_weight_bytes,

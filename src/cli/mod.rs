@@ -80,7 +80,7 @@ fn parse_and_run(arguments: Vec<OsString>) -> Result<(), Failure> {
     term::start_logging(quiet, verbose);
     term::end_cleanly_when_interrupted();
     match cli.command {
-        Command::Compile(args) => compile::compile(&args),
+        Command::Compile(args) => compile::compile(&args, quiet),
         Command::Sample(args) => sample::sample(&args, quiet),
         Command::Run(args) => run::run(&args),
         Command::Inspect(args) => inspect::inspect(&args),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 /// What belongs to one request: conditions, results of the preludes, and the cache, which nothing has been stored in when it
 /// begins. Made by [`Engine::begin`](super::Engine::begin).
+#[derive(Clone)]
 pub struct InFlight {
     pub(super) memory: Arena,
     pub(super) layout: Arc<RequestLayout>,

@@ -220,7 +220,7 @@ impl Sampler {
 }
 
 /// What a trajectory remembers between evaluations.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct State {
     samples: usize,
     len: usize,

@@ -1,10 +1,12 @@
 //! The libraries' errors as failures: which exit code, which facts.
 
 use super::{Exit, Failure};
+use cqc::calibrate::CalibrateError;
 use cqc::compile::CompileError;
 use cqc::io::FileError;
 use cqc::model::ModelError;
 use cqc_passes::bind::BindError;
+use cqc_passes::cache::CutError;
 use cqc_passes::onnx::ImportError;
 use cqc_proto::sampler::SamplerConfigError;
 use cqc_runtime::denoise::DenoiseError;
@@ -74,6 +76,31 @@ fn import(path: &Path, e: ImportError) -> Failure {
     }
 }
 
+impl From<CutError> for Failure {
+    fn from(e: CutError) -> Failure {
+        let what = e.to_string();
+        match e {
+            CutError::NoCandidates => Failure::failed("nothing of this model can be cached")
+                .fact("seen", what)
+                .help("--interval 1, or --cut NAME for a tensor of your choice"),
+            _ => Failure::usage(format!("--cut: {what}")).help("`cqc inspect MODEL` lists the tensors to cut at"),
+        }
+    }
+}
+
+impl From<CalibrateError> for Failure {
+    fn from(e: CalibrateError) -> Failure {
+        let what = e.to_string();
+        match e {
+            CalibrateError::Denoise(e) => e.into(),
+            CalibrateError::NoSchedule { .. } => Failure::usage(what).help("another --interval or --schedule"),
+            CalibrateError::Schedule(reason) => Failure::usage(format!("--schedule: {reason}")),
+            CalibrateError::Samples(_) => Failure::usage(what).help("more --calib-samples"),
+            CalibrateError::CutInvariant { .. } => Failure::failed(what),
+        }
+    }
+}
+
 impl From<EngineError> for Failure {
     fn from(e: EngineError) -> Failure {
         let what = e.to_string();
@@ -115,6 +142,7 @@ impl From<CompileError> for Failure {
         let what = e.to_string();
         match e {
             CompileError::Model(e) => e.into(),
+            CompileError::Cut(e) => e.into(),
             CompileError::Sampler(e) => e.into(),
             CompileError::Bind(BindError::Evaluate { timestep, source }) => {
                 Failure::failed(format!("the tables cannot be computed at time step {timestep}")).fact("seen", source)

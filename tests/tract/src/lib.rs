@@ -30,7 +30,7 @@ fn by_tract(check: &Check, order: &[String]) -> Result<Vec<f32>, String> {
         values.push(value.into());
     }
     let outputs = model.into_optimized().map_err(text)?.into_runnable().map_err(text)?.run(values).map_err(text)?;
-    outputs[0].as_slice::<f32>().map(<[f32]>::to_vec).map_err(text)
+    outputs[0].to_plain_array_view::<f32>().map(|y| y.iter().copied().collect()).map_err(text)
 }
 
 #[test]

@@ -1,0 +1,28 @@
+//! The cut invariant: with the cache of the same evaluation and no correction, `cached` gives what `full` gives, bit for bit.
+
+use super::CalibrateError;
+use cqc_proto::plan::ProgramKind;
+use cqc_runtime::denoise::{Loop, Request};
+
+/// Checks it at the first, a middle and the last evaluation of an ordinary trajectory's noise.
+///
+/// # Errors
+/// [`CalibrateError::CutInvariant`]; what the loop reports.
+pub fn check_cut(denoiser: &mut Loop, request: &Request) -> Result<(), CalibrateError> {
+    let evaluations = denoiser.sampler().evaluations().len();
+    let mut trajectory = denoiser.begin(request, 0)?;
+    for e in 0..evaluations {
+        let checked = e == 0 || e == evaluations / 2 || e + 1 == evaluations;
+        denoiser.evaluate_as(ProgramKind::Full, &mut trajectory)?;
+        let full = denoiser.output().to_vec();
+        if checked {
+            denoiser.evaluate_as(ProgramKind::Cached, &mut trajectory)?;
+            let pairs = full.iter().zip(denoiser.output());
+            if let Some((full, cached)) = pairs.clone().find(|(a, b)| a.to_bits() != b.to_bits()) {
+                return Err(CalibrateError::CutInvariant { evaluation: e, full: *full, cached: *cached });
+            }
+        }
+        denoiser.advance(&mut trajectory, &full);
+    }
+    Ok(())
+}
