@@ -96,9 +96,9 @@ impl Cut {
         self.macs_full - self.macs_cached
     }
 
-    /// Whether it saves enough to be offered.
+    /// Whether it saves enough to be offered, and leaves a network: one that ends in `x + f(x)` could cache all of f.
     pub(super) fn pays(&self) -> bool {
-        self.saved() as f64 >= LEAST_SAVED * self.macs_full as f64 && self.saved() > 0
+        self.saved() as f64 >= LEAST_SAVED * self.macs_full as f64 && self.macs_cached > 0
     }
 }
 
