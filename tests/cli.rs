@@ -280,6 +280,13 @@ fn models_and_artifacts_can_be_inspected() {
     let json = line(&format!("inspect {} --json", model.display())).json();
     assert_eq!(json["inputs"][0]["shape"], serde_json::json!(["N", 3, 32, 32]));
     assert!(json["macs"].as_i64().unwrap() > 500_000_000);
+    let cuts = json["cuts"].as_array().unwrap();
+    let auto: Vec<_> = cuts.iter().filter(|c| c["auto"] == true).collect();
+    assert_eq!((cuts.len(), auto.len()), (8, 1));
+    assert_eq!(auto[0]["kind"], "tensors");
+    assert_eq!(auto[0]["tensors"][0]["shape"], serde_json::json!(["N", 32, 32, 64]));
+    let name = auto[0]["tensors"][0]["name"].as_str().unwrap();
+    assert!(text.stdout.contains(&format!("auto  {name}")), "{}", text.stdout);
 
     let dump = line(&format!("inspect {} --dump-after fuse-silu", model.display()));
     assert!(dump.stdout.starts_with("; after fuse-silu\ngraph("), "{}", dump.stdout);

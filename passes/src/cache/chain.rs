@@ -2,7 +2,7 @@
 //!
 //! A chain is h₀, h₁, … h_L where h_{k+1} adds h_k to a branch computed from it and all that the branch knows of the sample has
 //! passed h_k. A transformer is one such chain; the chains inside a U-Net's blocks are short and a tensor cut saves more, so
-//! only a chain with half of the step's arithmetic counts: the backbone.
+//! only a chain with half of the step's arithmetic counts, and no more than half of that in one element: the backbone.
 
 use super::cut::{Cached, Cut};
 use super::flow::{Flow, Set, root};
@@ -15,6 +15,9 @@ use std::collections::{HashMap, HashSet};
 
 /// Least part of the step's multiply-accumulates in a chain that is the model's backbone.
 const BACKBONE: f64 = 0.5;
+
+/// Most of a chain's multiply-accumulates in one element: with more, it is a U-Net's level whose skip is added.
+const ELEMENT: f64 = 0.5;
 
 /// Most candidates that a chain gives; longer chains are thinned evenly.
 const MOST_RANGES: usize = 24;
@@ -30,7 +33,7 @@ pub struct Backbone {
     pub elements: Vec<Set>,
 }
 
-/// The chain that holds most arithmetic, if that is half of the step's.
+/// The chain that holds most arithmetic, if it is what the model is made of.
 pub fn backbone(flow: &Flow) -> Option<Backbone> {
     let dominators = Dominance::of(flow);
     let mut before: HashMap<ValueId, ValueId> = HashMap::new();
@@ -54,8 +57,9 @@ pub fn backbone(flow: &Flow) -> Option<Backbone> {
     }
     let upstream: Vec<Set> = states.iter().map(|&v| flow.upstream([v])).collect();
     let between = |pair: &[Set]| pair[1].iter().zip(&pair[0]).map(|(after, before)| *after && !before).collect();
-    let elements = upstream.windows(2).map(between).collect();
-    Some(Backbone { states, elements })
+    let elements: Vec<Set> = upstream.windows(2).map(between).collect();
+    let largest = elements.iter().map(|e| flow.sum(e)).max()?;
+    (largest as f64 <= ELEMENT * saved as f64).then_some(Backbone { states, elements })
 }
 
 impl Backbone {
@@ -93,7 +97,7 @@ fn signature(flow: &Flow, element: &Set) -> Vec<i64> {
 }
 
 /// `(h, y)` if the node makes y = h + branch(h), both without the reshapes around them.
-fn residual(flow: &Flow, id: NodeId) -> Option<(ValueId, ValueId)> {
+pub fn residual(flow: &Flow, id: NodeId) -> Option<(ValueId, ValueId)> {
     let node = flow.g.get(id);
     let branch_of = |h: ValueId, operands: &[usize]| {
         let producer = flow.g.producer(root(flow.g, h))?;

@@ -96,9 +96,9 @@ impl Cut {
         self.macs_full - self.macs_cached
     }
 
-    /// Whether it saves enough to be offered.
+    /// Whether it saves enough to be offered, and leaves a network: one that ends in `x + f(x)` could cache all of f.
     pub(super) fn pays(&self) -> bool {
-        self.saved() as f64 >= LEAST_SAVED * self.macs_full as f64 && self.saved() > 0
+        self.saved() as f64 >= LEAST_SAVED * self.macs_full as f64 && self.macs_cached > 0
     }
 }
 
@@ -117,8 +117,8 @@ pub fn sample_value(step: &Part, roles: &[InputRole]) -> Option<ValueId> {
 /// Where the step can be cut: from deep (least saved) to shallow (most saved). A network with skip connections has one
 /// candidate per level, one made of residual blocks one per number of skipped blocks; others have none.
 ///
-/// Each saves a tenth of the multiply-accumulates or more, and its cached step still sees the sample. Cost: a maximum flow per
-/// level over the nodes of the graph, well below a second for 10^4 nodes.
+/// Each saves a tenth of the multiply-accumulates or more, and its cached step still sees the sample. Takes time with the square of
+/// the nodes: 0.06 s for 2 500 of a synthetic U-Net, 1.3 s for 10 000.
 pub fn candidates(step: &Graph, sample: ValueId, batch: Batch) -> Vec<Cut> {
     let flow = Flow::new(step, sample, batch);
     let backbone = chain::backbone(&flow);

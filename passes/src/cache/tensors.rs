@@ -4,7 +4,7 @@
 //! fresh. Such a node offers a cut: it, all behind it and all that its fresh operands need must run; of the rest, what to run and what
 //! to cache is a minimum cut, arithmetic against bytes.
 
-use super::chain::Backbone;
+use super::chain::{self, Backbone};
 use super::cut::{Cached, Cut};
 use super::flow::{Flow, Set, live};
 use crate::ir::{NodeId, ValueId};
@@ -23,31 +23,58 @@ const MOST_TENSORS: usize = 4;
 /// More than any sum of costs, and addable.
 const NEVER: u64 = u64::MAX / 4;
 
+/// A cut at a merge.
+struct Level {
+    cut: Cut,
+    /// What the cached step does not run.
+    skipped: Set,
+    /// Whether the merge adds a branch to what the branch is computed from.
+    residual: bool,
+}
+
 /// The nested cuts at skip connections, without those inside an element of the backbone.
 pub fn cuts(flow: &Flow, backbone: Option<&Backbone>) -> Vec<Cut> {
-    let mut found: Vec<(Cut, Set)> = Vec::new();
+    let mut found: Vec<Level> = Vec::new();
     for (id, node) in flow.g.nodes().filter(|(id, _)| flow.sampled[id.0 as usize]) {
         let mut operands: Vec<ValueId> = node.inputs.iter().flatten().copied().filter(|&v| flow.depends(v)).collect();
         operands.sort_unstable();
         operands.dedup();
-        for &main in operands.iter().filter(|_| operands.len() > 1) {
-            let fresh = operands.iter().copied().filter(|&v| v != main);
-            let Some(cut) = cut_before(flow, id, main, fresh) else { continue };
+        for (main, fresh) in sides(&operands) {
+            let Some(cut) = cut_before(flow, id, &main, &fresh) else { continue };
             let skipped: Set = live(flow.g, &cut.tensors).nodes.iter().map(|n| !n).collect();
             let inside = backbone.is_some_and(|b| b.elements.iter().any(|e| is_subset(flow, &skipped, e)));
-            if !inside && !found.iter().any(|(other, _)| *other == cut) {
-                found.push((cut, skipped));
+            if !inside && !found.iter().any(|other| other.cut == cut) {
+                found.push(Level { cut, skipped, residual: chain::residual(flow, id).is_some() });
             }
         }
+    }
+    // where skips are no additions, additions are the inside of blocks
+    let most = |residual: bool| found.iter().filter(|l| l.residual == residual).map(|l| l.cut.saved()).max();
+    if most(false) >= most(true) {
+        found.retain(|l| !l.residual);
     }
     nested(flow, found)
 }
 
+/// Operands divided into main path and fresh: one of them against the others, both ways.
+fn sides(operands: &[ValueId]) -> Vec<(Vec<ValueId>, Vec<ValueId>)> {
+    let mut found = Vec::new();
+    for &one in operands.iter().filter(|_| operands.len() > 1) {
+        let others: Vec<ValueId> = operands.iter().copied().filter(|&v| v != one).collect();
+        if others.len() > 1 {
+            found.push((others.clone(), vec![one]));
+        }
+        found.push((vec![one], others));
+    }
+    found
+}
+
 /// The cheapest cut that leaves `merge` and its `fresh` operands to a cached step and not `main`.
-fn cut_before(flow: &Flow, merge: NodeId, main: ValueId, fresh: impl Iterator<Item = ValueId>) -> Option<Cut> {
-    let mut forced = flow.upstream(fresh);
-    if forced[flow.g.producer(main)?.0 as usize] {
-        return None; // the others depend on `main`
+fn cut_before(flow: &Flow, merge: NodeId, main: &[ValueId], fresh: &[ValueId]) -> Option<Cut> {
+    let mut forced = flow.upstream(fresh.iter().copied());
+    let depends = |v: &ValueId| flow.g.producer(*v).is_none_or(|p| forced[p.0 as usize]);
+    if main.iter().any(depends) {
+        return None; // fresh values that need the main path
     }
     flow.add_downstream(merge, &mut forced);
     let bound = Cut { tensors: vec![], macs_full: flow.macs_full, macs_cached: flow.sum(&forced), bytes: 0 };
@@ -121,18 +148,19 @@ fn reaches(net: &DiGraph<(), u64>, flows: &[u64], end: NodeIndex) -> Vec<bool> {
 }
 
 /// The nested cuts, each skipping all that the one before it skips, that save most in sum. In a U-Net these are its levels;
-/// the branch of a single residual block skips something beside them and falls out.
-fn nested(flow: &Flow, mut found: Vec<(Cut, Set)>) -> Vec<Cut> {
-    found.sort_by_key(|(cut, _)| (cut.saved(), std::cmp::Reverse(cut.bytes)));
+/// the inside of a single block skips something beside them and falls out.
+fn nested(flow: &Flow, mut found: Vec<Level>) -> Vec<Cut> {
+    found.sort_by_key(|l| (l.cut.saved(), std::cmp::Reverse(l.cut.bytes)));
     let mut best: Vec<(i64, Option<usize>)> = Vec::new();
-    for (i, (cut, skipped)) in found.iter().enumerate() {
-        let inner = (0..i).filter(|&j| is_subset(flow, &found[j].1, skipped)).max_by_key(|&j| best[j].0);
-        best.push((cut.saved() + inner.map_or(0, |j| best[j].0), inner));
+    for (i, level) in found.iter().enumerate() {
+        let inside = |j: &usize| is_subset(flow, &found[*j].skipped, &level.skipped);
+        let inner = (0..i).filter(inside).max_by_key(|&j| best[j].0);
+        best.push((level.cut.saved() + inner.map_or(0, |j| best[j].0), inner));
     }
     let mut at = (0..found.len()).max_by_key(|&i| best[i].0);
     let mut kept = Vec::new();
     while let Some(i) = at {
-        kept.push(found[i].0.clone());
+        kept.push(found[i].cut.clone());
         at = best[i].1;
     }
     kept
