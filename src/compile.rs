@@ -5,6 +5,7 @@ use crate::model::{Model, ModelError};
 use bytes::Bytes;
 use cqc_kernels::mapped;
 use cqc_passes::bind::{self, BindError, Bound, CachedPart, Saved};
+use cqc_passes::cache::affine::Affine;
 use cqc_passes::cache::{self, Batch, Correction, Cut, CutError, CutSpec, Split};
 use cqc_passes::lower::{Weights, lower};
 use cqc_proto::Tensor;
@@ -166,29 +167,36 @@ impl CachedLoop<'_> {
         bound.full = self.split.full.clone();
         let mut part = self.split.cached.clone();
         let mut corrections = Vec::new();
+        let count = self.split.slots.len();
         let slots = self.split.slots.iter().zip(tables.iter().flat_map(|(_, tables)| tables));
         for (slot, (of, rows)) in slots.enumerate() {
-            let table = |what: &str, row: fn(&cqc_passes::cache::affine::Affine) -> &[f32]| {
+            let first = bound.tables.len();
+            let mut table = |what: &str, row: fn(&Affine) -> &[f32]| {
                 let values: Vec<f32> = rows.iter().flat_map(row).copied().collect();
-                (
-                    format!("cache:{}/{what}", of.name),
-                    Tensor::from_f32(&[rows.len(), values.len() / rows.len()], &values),
-                )
+                let shape = [rows.len(), values.len() / rows.len()];
+                bound.tables.push((format!("cache:{}/{what}", of.name), Tensor::from_f32(&shape, &values)));
             };
-            let scale = bound.tables.len();
-            bound.tables.extend([table("scale", |a| &a.scale), table("shift", |a| &a.shift)]);
-            corrections.push(Correction { slot, scale, shift: scale + 1 });
+            table("scale", |a| &a.scale);
+            table("shift", |a| &a.shift);
+            let forecasts = rows.iter().any(|a| !a.previous.is_empty());
+            if forecasts {
+                table("previous", |a| &a.previous);
+            }
+            // the slot behind all others that holds what this one held before
+            let previous = forecasts.then_some((count + slot, first + 2));
+            corrections.push(Correction { slot, scale: first, shift: first + 1, previous });
         }
         cache::correct(&mut part, &corrections)?;
-        let slots = self.split.slots.iter().map(|s| (s.name.clone(), s.stored)).collect();
-        let names: Vec<[String; 2]> =
-            corrections.iter().map(|c| [c.scale, c.shift].map(|i| bound.tables[i].0.clone())).collect();
-        bound.cached = Some(CachedPart { part, slots, full_evaluations: full.to_vec() });
+        let slots = self.split.slots.iter().map(|s| s.name.clone()).collect();
+        let previous = corrections.iter().filter(|c| c.previous.is_some()).map(|c| c.slot).collect();
+        let names: Vec<String> = bound.tables.iter().map(|(name, _)| name.clone()).collect();
+        bound.cached = Some(CachedPart { part, slots, previous, full_evaluations: full.to_vec() });
         let lowered = finish(self.model, bound, self.evaluations)?;
-        let find = |name: &String| lowered.plan.constants.iter().position(|c| c.name == *name);
-        let constants = names
-            .iter()
-            .filter_map(|[scale, shift]| Some(CacheCorrection { scale: find(scale)?, shift: find(shift)? }));
+        let find = |table: usize| lowered.plan.constants.iter().position(|c| c.name == names[table]);
+        let constants = corrections.iter().filter_map(|c| {
+            let previous_scale = c.previous.and_then(|(_, table)| find(table));
+            Some(CacheCorrection { scale: find(c.scale)?, shift: find(c.shift)?, previous_scale })
+        });
         let constants = constants.collect();
         Ok((lowered, constants))
     }

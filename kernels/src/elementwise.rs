@@ -337,8 +337,20 @@ impl Kernel for GegluRow<'_> {
     }
 }
 
-/// y = x · scale + shift (+ residual) over `[rows, c]`; `scale` and `shift` have one value per column, `residual` comes with the
-/// distance between its rows.
+/// The operands of [`affine`] besides `x`.
+#[derive(Clone, Copy, Debug)]
+pub struct Affine<'a> {
+    /// One factor per column.
+    pub scale: &'a [f32],
+    /// One summand per column.
+    pub shift: &'a [f32],
+    /// A summand, and the distance between its rows.
+    pub residual: Option<(&'a [f32], usize)>,
+    /// A summand, the distance between its rows, and its factor per column.
+    pub previous: Option<(&'a [f32], usize, &'a [f32])>,
+}
+
+/// y = x · scale + shift (+ previous · its scale) (+ residual) over `[rows, c]`.
 ///
 /// # Panics
 /// When a slice is too short.
@@ -349,26 +361,28 @@ pub fn affine(
     c: usize,
     x: &[f32],
     ldx: usize,
-    scale: &[f32],
-    shift: &[f32],
-    residual: Option<(&[f32], usize)>,
+    map: &Affine,
     y: &mut [f32],
     ldy: usize,
 ) {
     check_matrix("x", x.len(), rows, c, ldx);
     check_matrix("y", y.len(), rows, c, ldy);
-    if let Some((residual, ld)) = residual {
+    if let Some((residual, ld)) = map.residual {
         check_matrix("residual", residual.len(), rows, c, ld);
     }
-    let (scale, shift) = (&scale[..c], &shift[..c]);
+    if let Some((previous, ld, _)) = map.previous {
+        check_matrix("previous", previous.len(), rows, c, ld);
+    }
+    let (scale, shift) = (&map.scale[..c], &map.shift[..c]);
     let tasks = tasks_for(pool, rows * c).min(rows.max(1));
     let y = SharedMut::new(y);
     pool.run(tasks, &|task, _| {
         for row in cut(rows, tasks, 1, task) {
-            let residual = residual.map(|(residual, ld)| &residual[row * ld..][..c]);
+            let residual = map.residual.map(|(residual, ld)| &residual[row * ld..][..c]);
+            let previous = map.previous.map(|(previous, ld, scale)| (&previous[row * ld..][..c], &scale[..c]));
             // SAFETY: tasks have disjoint rows.
             let y = unsafe { y.part(row * ldy, c) };
-            isa.run(AffineRow { x: &x[row * ldx..][..c], scale, shift, residual, y });
+            isa.run(AffineRow { x: &x[row * ldx..][..c], scale, shift, residual, previous, y });
         }
     });
 }
@@ -378,6 +392,7 @@ struct AffineRow<'a> {
     scale: &'a [f32],
     shift: &'a [f32],
     residual: Option<&'a [f32]>,
+    previous: Option<(&'a [f32], &'a [f32])>,
     y: &'a mut [f32],
 }
 
@@ -393,6 +408,10 @@ impl Kernel for AffineRow<'_> {
             unsafe {
                 let [x, scale, shift] = [self.x, self.scale, self.shift].map(|p| load_some(s, p.as_ptr().add(at), n));
                 let mut v = s.fma(x, scale, shift);
+                if let Some((previous, scale)) = self.previous {
+                    let [p, scale] = [previous, scale].map(|p| load_some(s, p.as_ptr().add(at), n));
+                    v = s.fma(p, scale, v);
+                }
                 if let Some(residual) = self.residual {
                     v = s.add(v, load_some(s, residual.as_ptr().add(at), n));
                 }

@@ -40,7 +40,7 @@ mod simd;
 pub use attention::{AttentionShape, attention, attention_scratch_len};
 pub use conv::{Conv, ConvShape, ShapeError};
 pub use copy::copy_strided;
-pub use elementwise::{Binary, Operand, Unary, affine, binary, geglu, unary};
+pub use elementwise::{Affine, Binary, Operand, Unary, affine, binary, geglu, unary};
 pub use epilogue::{Act, Epilogue, Rows};
 pub use group_norm::{GroupNorm, group_norm};
 pub use isa::Isa;

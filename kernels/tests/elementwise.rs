@@ -87,15 +87,18 @@ fn geglu_equals_the_definition() {
 fn affine_equals_the_definition() {
     let mut rng = Rng::new(5);
     for (rows, c) in [(1, 1), (3, 13), (50, 170)] {
-        let [ldx, ldr, ldy] = [0; 3].map(|_| c + rng.size(0, 3));
-        let (x, residual) = (rng.noise(rows * ldx), rng.noise(rows * ldr));
-        let (scale, shift) = (rng.noise(c), rng.noise(c));
-        for residual in [None, Some((&residual[..], ldr))] {
+        let [ldx, ldr, ldp, ldy] = [0; 4].map(|_| c + rng.size(0, 3));
+        let (x, residual, previous) = (rng.noise(rows * ldx), rng.noise(rows * ldr), rng.noise(rows * ldp));
+        let [scale, shift, factor] = [0; 3].map(|_| rng.noise(c));
+        for with in 0..4 {
+            let residual = (with & 1 != 0).then_some((&residual[..], ldr));
+            let previous = (with & 2 != 0).then_some((&previous[..], ldp, &factor[..]));
+            let map = Affine { scale: &scale, shift: &shift, residual, previous };
             let mut want = vec![7.0; rows * ldy];
-            scalar::affine(rows, c, &x, ldx, &scale, &shift, residual, &mut want, ldy);
+            scalar::affine(rows, c, &x, ldx, &map, &mut want, ldy);
             for isa in isas() {
                 let mut y = vec![7.0; rows * ldy];
-                affine(isa, &Pool::new(2), rows, c, &x, ldx, &scale, &shift, residual, &mut y, ldy);
+                affine(isa, &Pool::new(2), rows, c, &x, ldx, &map, &mut y, ldy);
                 assert_close(&y, &want, 1e-6, "affine");
             }
         }

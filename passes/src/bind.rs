@@ -63,8 +63,10 @@ pub struct Bound {
 pub struct CachedPart {
     /// Its nodes.
     pub part: Part,
-    /// Names of the slots and the values of `full` they store, which are outputs of its graph behind those of the model.
-    pub slots: Vec<(String, ValueId)>,
+    /// Names of the slots; the values of `full` they store are the outputs of its graph behind those of the model, in order.
+    pub slots: Vec<String>,
+    /// Further slots: each holds what one of `slots` held before.
+    pub previous: Vec<usize>,
     /// Evaluations that run `full`, ascending from 0.
     pub full_evaluations: Vec<usize>,
 }

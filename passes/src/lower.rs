@@ -44,8 +44,15 @@ pub fn lower(
         output.value = *value;
     }
     let cache = bound.cached.as_ref().map(|cached| {
-        let names = cached.slots.iter().map(|(name, _)| name.clone());
-        let slots = names.zip(of_slots).map(|(name, &value)| CacheSlot { name, value }).collect();
+        let first = cached.slots.iter().zip(of_slots);
+        let first: Vec<_> =
+            first.map(|(name, &value)| CacheSlot { name: name.clone(), value, previous_of: None }).collect();
+        let previous = cached.previous.iter().map(|&i| CacheSlot {
+            name: format!("{}/previous", first[i].name),
+            value: first[i].value,
+            previous_of: Some(i),
+        });
+        let slots = first.iter().cloned().chain(previous).collect();
         let full_evaluations = cached.full_evaluations.clone();
         Ok(Cache { slots, cached: part_with_results(&cached.part, bound, &mut constants)?, full_evaluations })
     });

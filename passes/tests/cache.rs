@@ -116,7 +116,7 @@ const ADDED: &str = "graph(%x: f32[N,4,8]) {
 fn a_correction_behind_a_delta_takes_the_addition_in() {
     let step = step(ADDED);
     let mut split = cache::split(&step, &choose(&step, "a..h").unwrap()).unwrap();
-    cache::correct(&mut split.cached, &[Correction { slot: 0, scale: 5, shift: 6 }]).unwrap();
+    cache::correct(&mut split.cached, &[Correction { slot: 0, scale: 5, shift: 6, previous: None }]).unwrap();
     verify(&split.cached.graph).unwrap();
     let ops: Vec<Op> = split.cached.graph.nodes().map(|(_, n)| n.op.clone()).collect();
     assert!(matches!(ops[..], [Op::Linear { .. }, Op::Affine, Op::Linear { .. }]), "{}", split.cached.graph);
@@ -131,7 +131,7 @@ fn a_correction_behind_a_delta_takes_the_addition_in() {
 fn a_correction_of_a_tensor_stands_before_all_its_readers() {
     let step = step(ADDED);
     let mut split = cache::split(&step, &choose(&step, "f").unwrap()).unwrap();
-    cache::correct(&mut split.cached, &[Correction { slot: 0, scale: 0, shift: 1 }]).unwrap();
+    cache::correct(&mut split.cached, &[Correction { slot: 0, scale: 0, shift: 1, previous: None }]).unwrap();
     verify(&split.cached.graph).unwrap();
     let g = &split.cached.graph;
     let mut inputs = noise(g);

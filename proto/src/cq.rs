@@ -134,6 +134,9 @@ pub struct CacheCorrection {
     pub scale: usize,
     /// `Plan::constants[shift]`, `[evaluations, channels]`.
     pub shift: usize,
+    /// Factors of what was stored before, likewise, in a forecast.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_scale: Option<usize>,
 }
 
 /// What tables were fitted on.
@@ -194,13 +197,15 @@ impl Manifest {
             (Schedule::None, Some(_)) => Err("the plan has a cache, the manifest no schedule".into()),
             (Schedule::Cached(_), None) => Err("the manifest has a schedule, the plan no cache".into()),
             (Schedule::Cached(schedule), Some(cache)) => {
-                let (tables, slots) = (&schedule.corrections, cache.slots.len());
+                let slots = cache.slots.iter().filter(|slot| slot.previous_of.is_none()).count();
+                let tables = &schedule.corrections;
                 if !tables.is_empty() && tables.len() != slots {
                     return Err(format!("{} corrections for {slots} cache slots", tables.len()));
                 }
                 let known = |i: usize| i < self.plan.constants.len();
-                match tables.iter().find(|t| !known(t.scale) || !known(t.shift)) {
-                    Some(table) => Err(format!("a correction reads the constants {} and {}", table.scale, table.shift)),
+                match tables.iter().find(|t| !known(t.scale) || !known(t.shift) || !t.previous_scale.is_none_or(known))
+                {
+                    Some(table) => Err(format!("a correction reads the constants {table:?}")),
                     None => Ok(()),
                 }
             }

@@ -69,6 +69,10 @@ pub struct CacheSlot {
     pub name: String,
     /// The value of `full` that is stored when it has run; its type is the slot's.
     pub value: usize,
+    /// The slot holds what slot `i` held before: the value of the full evaluation before the last one; of the first one while
+    /// there is no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_of: Option<usize>,
 }
 
 /// Which of a plan's programs.

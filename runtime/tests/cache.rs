@@ -29,7 +29,7 @@ fn plan() -> Build {
     };
     let out = tail(&mut b, Full, x, deep);
     b.output("out", out);
-    let slots = vec![CacheSlot { name: "deep".into(), value: deep }];
+    let slots = vec![CacheSlot { name: "deep".into(), value: deep, previous_of: None }];
     b.plan.cache = Some(Cache { slots, cached: Default::default(), full_evaluations: vec![0, 2] });
     let x = b.input(Cached, input);
     let stored = b.value(Cached, f32s("N,3,8"), Source::Cache(0));
@@ -106,6 +106,25 @@ fn requests_in_flight_do_not_disturb_each_other() {
         x.copy_from_slice(&out);
         *e += 1;
     }
+}
+
+#[test]
+fn a_second_slot_keeps_what_the_first_one_held_before() {
+    let mut b = plan();
+    let cache = b.plan.cache.as_mut().unwrap();
+    let deep = cache.slots[0].value;
+    cache.slots.push(CacheSlot { name: "deep before".into(), value: deep, previous_of: Some(0) });
+    let mut engine = open(&Weights::new(b.plan.clone(), b.bytes()).unwrap(), 1);
+    let mut request = engine.begin(&BTreeMap::new(), &STEPS).unwrap();
+    let mut seen = vec![];
+    for e in 0..4 {
+        engine.evaluate_as(Full, &mut request, e, &noise(LEN, e as u64), &mut [0.0; LEN]).unwrap();
+        seen.push(request.slot(0).to_vec());
+        assert_eq!(request.slot(1), seen[e.saturating_sub(1)], "evaluation {e}");
+    }
+    b.plan.cache.as_mut().unwrap().slots[1].previous_of = Some(1);
+    let error = Weights::new(b.plan.clone(), b.bytes()).unwrap_err().to_string();
+    assert!(error.contains("slot `deep before` holds what slot 1 held before"), "{error}");
 }
 
 #[test]

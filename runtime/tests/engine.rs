@@ -337,7 +337,10 @@ fn norms_and_attention_equal_the_definition() {
     check(Op::RmsNorm { eps: 1e-6 }, &[tensor(&[2, 5, 33], 1), tensor(&[33], 2)], true);
     check(Op::Geglu { act: Act::GeluErf }, &[tensor(&[2, 5, 34], 1)], true);
     check(Op::Affine, &[tensor(&[2, 5, 33], 1), tensor(&[33], 2), tensor(&[33], 3)], true);
-    check(Op::Affine, &[tensor(&[2, 5, 33], 1), tensor(&[33], 2), tensor(&[33], 3), tensor(&[2, 5, 33], 4)], true);
+    let affine = [&[2, 5, 33][..], &[33], &[33], &[2, 5, 33], &[2, 5, 33], &[33]];
+    let affine: Vec<Tensor> = affine.iter().zip(1..).map(|(shape, seed)| tensor(shape, seed)).collect();
+    check(Op::Affine, &affine[..4], true);
+    check(Op::Affine, &affine, true);
     let attention = |causal| Op::Attention { heads: 4, kv_heads: 2, scale: 0.5, causal, softcap: 0.0 };
     let (q, k, v) = (tensor(&[2, 6, 32], 1), tensor(&[2, 6, 16], 2), tensor(&[2, 6, 20], 3));
     for mask in [&[2, 4, 6, 6][..], &[2, 1, 1, 6], &[6, 6], &[6, 1]] {

@@ -41,9 +41,9 @@ struct Candidate {
     cost: Option<(f64, Option<f64>)>,
 }
 
-/// Samples that are held out: a third, at least one.
-fn held_out(samples: usize) -> usize {
-    (samples / 3).max(1)
+/// Samples that are held out: half of them, at least one.
+pub fn held_out(samples: usize) -> usize {
+    (samples / 2).max(1)
 }
 
 /// Decides, on the loop of a plan with a cache and without corrections.
@@ -79,7 +79,7 @@ pub fn choose(denoiser: &mut Loop, options: CalibrationOptions) -> Result<Choice
 
     let fits = match correct {
         Correct::Never => vec![],
-        Correct::Best => vec![Fit::TeacherForced, Fit::Sequential],
+        Correct::Best => vec![Fit::TeacherForced, Fit::Forecast],
         Correct::Always(fit) => vec![fit],
     };
     let mut tables = None;
@@ -87,7 +87,9 @@ pub fn choose(denoiser: &mut Loop, options: CalibrationOptions) -> Result<Choice
     for kind in fits {
         let fitted = match kind {
             Fit::TeacherForced => teacher_forced(&observed, &channels(denoiser), &full, evaluations),
-            Fit::Sequential => sequential(denoiser, &request, fit, &full, &mut progress)?,
+            Fit::Sequential | Fit::Forecast => {
+                sequential(denoiser, &request, fit, &full, kind.uses_previous(), &mut progress)?
+            }
         };
         let psnr = held.psnr(denoiser, &request, &full, Some(&fitted), &mut progress)?;
         measured.push(Measured { method: method.clone(), correction: Some(kind), psnr });

@@ -14,6 +14,16 @@ pub enum Fit {
     TeacherForced,
     /// What the accelerated trajectory has stored against the tensor of the ordinary one, evaluation by evaluation (section 13.3).
     Sequential,
+    /// As sequential, from what was stored last and what was stored before that: along the line through both, or as far as that
+    /// helps.
+    Forecast,
+}
+
+impl Fit {
+    /// Whether it looks at what was stored before.
+    pub fn uses_previous(self) -> bool {
+        self == Fit::Forecast
+    }
 }
 
 impl fmt::Display for Fit {
@@ -21,6 +31,7 @@ impl fmt::Display for Fit {
         f.write_str(match self {
             Fit::TeacherForced => "teacher-forced",
             Fit::Sequential => "sequential",
+            Fit::Forecast => "forecast",
         })
     }
 }
@@ -48,18 +59,29 @@ pub fn teacher_forced(observed: &Observed, channels: &[usize], full: &[usize], e
     observed.moments.iter().zip(channels).map(of_slot).collect()
 }
 
-/// Writes the corrected anchor.
-pub fn apply(trajectory: &mut Trajectory, stored: &Snapshot, tables: &Tables, t: usize) {
-    let corrected: Snapshot = stored
-        .iter()
-        .zip(tables)
-        .map(|(x, table)| {
-            let mut y = vec![0.0; x.len()];
-            table[t].apply(x, &mut y);
-            y
-        })
-        .collect();
-    restore(trajectory, &corrected);
+/// What full evaluations have stored.
+#[derive(Clone, Debug, Default)]
+pub struct Stored {
+    last: Snapshot,
+    /// Of the full evaluation before that; of the first one while there is no other.
+    before: Snapshot,
+}
+
+impl Stored {
+    /// A full evaluation has run.
+    pub fn push(&mut self, now: Snapshot) {
+        self.before = std::mem::replace(&mut self.last, now);
+        if self.before.is_empty() {
+            self.before = self.last.clone();
+        }
+    }
+
+    /// Writes the cache of evaluation `t`.
+    pub fn restore(&self, trajectory: &mut Trajectory, tables: &Tables, t: usize) {
+        let slots = self.last.iter().zip(&self.before).zip(tables);
+        let corrected: Snapshot = slots.map(|((last, before), table)| table[t].apply(last, before)).collect();
+        restore(trajectory, &corrected);
+    }
 }
 
 /// Runs the ordinary and the accelerated loop side by side and fits each evaluation when all before it are corrected.
@@ -68,14 +90,15 @@ pub fn sequential(
     request: &Request,
     fit: usize,
     full: &[usize],
+    forecast: bool,
     progress: &mut Progress,
 ) -> Result<Tables, CalibrateError> {
     let evaluations = denoiser.sampler().evaluations().len();
     let channels = channels(denoiser);
     let mut tables: Tables = channels.iter().map(|_| Vec::with_capacity(evaluations)).collect();
-    let mut pairs: Vec<(Trajectory, Trajectory, Snapshot)> = (0..fit)
+    let mut pairs: Vec<(Trajectory, Trajectory, Stored)> = (0..fit)
         .step_by(denoiser.width())
-        .map(|first| Ok((denoiser.begin(request, first)?, denoiser.begin(request, first)?, vec![])))
+        .map(|first| Ok((denoiser.begin(request, first)?, denoiser.begin(request, first)?, Stored::default())))
         .collect::<Result<_, CalibrateError>>()?;
     for t in 0..evaluations {
         let is_full = anchor(full, t).is_none();
@@ -87,18 +110,28 @@ pub fn sequential(
             if is_full {
                 denoiser.evaluate_as(ProgramKind::Full, accelerated)?;
                 progress.step()?;
-                *stored = snapshot(accelerated);
+                stored.push(snapshot(accelerated));
                 denoiser.advance(accelerated, denoiser.output());
-            } else {
-                let truth = snapshot(ordinary);
-                moments.iter_mut().zip(stored.iter().zip(&truth)).for_each(|(m, (x, y))| m.add(x, y));
+                continue;
+            }
+            let truth = snapshot(ordinary);
+            for (slot, moments) in moments.iter_mut().enumerate() {
+                let (last, truth) = (&stored.last[slot], &truth[slot]);
+                match forecast {
+                    true => moments.add_with_previous(last, &stored.before[slot], truth),
+                    false => moments.add(last, truth),
+                }
             }
         }
-        for (table, moments) in tables.iter_mut().zip(&moments) {
-            table.push(moments.fit(RIDGE));
+        for ((table, moments), &channels) in tables.iter_mut().zip(&moments).zip(&channels) {
+            let mut map = moments.fit(RIDGE);
+            if forecast && map.previous.is_empty() {
+                map.previous = vec![0.0; channels];
+            }
+            table.push(map);
         }
         for (_, accelerated, stored) in pairs.iter_mut().filter(|_| !is_full) {
-            apply(accelerated, stored, &tables, t);
+            stored.restore(accelerated, &tables, t);
             denoiser.evaluate_as(ProgramKind::Cached, accelerated)?;
             progress.step()?;
             denoiser.advance(accelerated, denoiser.output());

@@ -1,7 +1,7 @@
 //! The accelerated loop against the ordinary one on held-out samples.
 
-use super::correct::{Tables, anchor, apply};
-use super::observe::{Snapshot, snapshot};
+use super::correct::{Stored, Tables, anchor};
+use super::observe::snapshot;
 use super::{CalibrateError, Progress};
 use cqc_proto::plan::ProgramKind;
 use cqc_runtime::denoise::{Loop, Request};
@@ -57,16 +57,16 @@ impl HeldOut {
         let (mut sum, mut count) = (0.0, 0);
         for (&first, expected) in self.firsts.iter().zip(&self.finals) {
             let mut trajectory = denoiser.begin(request, first)?;
-            let mut stored: Snapshot = vec![];
+            let mut stored = Stored::default();
             for t in 0..evaluations {
                 if anchor(full, t).is_none() {
                     denoiser.evaluate_as(ProgramKind::Full, &mut trajectory)?;
                     if tables.is_some() {
-                        stored = snapshot(&trajectory);
+                        stored.push(snapshot(&trajectory));
                     }
                 } else {
                     if let Some(tables) = tables {
-                        apply(&mut trajectory, &stored, tables, t);
+                        stored.restore(&mut trajectory, tables, t);
                     }
                     denoiser.evaluate_as(ProgramKind::Cached, &mut trajectory)?;
                 }

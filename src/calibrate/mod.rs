@@ -10,13 +10,13 @@
 //!
 //! Everything streams: what is in memory are the cached tensors of the longest group of evaluations, not of all.
 
-pub mod choose;
-pub mod correct;
+mod choose;
+mod correct;
 mod invariant;
-pub mod measure;
-pub mod observe;
+mod measure;
+mod observe;
 
-pub use choose::{Choice, Measured, choose};
+pub use choose::{Choice, Measured, choose, held_out};
 pub use correct::{Fit, Tables};
 pub use invariant::check_cut;
 
@@ -32,7 +32,7 @@ pub struct CalibrationOptions<'a> {
     pub schedule: Wanted,
     /// Whether the cache may be corrected; the default is what measures best.
     pub correct: Correct,
-    /// The calibration samples. The last third of them is held out to measure on.
+    /// The calibration samples. The last half of them is held out to measure on.
     pub request: Request,
     /// Samples whose trajectories also tell what older caches do to the output, at most.
     pub output_samples: usize,
@@ -97,10 +97,10 @@ pub enum CalibrateError {
 }
 
 /// Counts evaluations and lets the caller break off.
-pub struct Progress<'a> {
-    pub done: u64,
-    pub all: u64,
-    pub call: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+struct Progress<'a> {
+    done: u64,
+    all: u64,
+    call: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 }
 
 impl Progress<'_> {

@@ -13,11 +13,9 @@ pub struct Observed {
     /// their mean norm (CacheQuant sections 3.1, 13.5).
     pub features: Band,
     /// What the end of the trajectory suffers when evaluation `t` is computed from the cache of `i`: the root mean square error of
-    /// the output, times `weights[t]`.
+    /// the output, times how far the end moves by an error of 1 there: by the sampler's arithmetic
+    /// ([`output_weights`](cqc_runtime::sampler::Sampler::output_weights)), times what later evaluations are seen to make of it.
     pub output: Band,
-    /// Per evaluation: how far the end moves by an error of 1 in the output. The sampler's own answer
-    /// ([`output_weights`](cqc_runtime::sampler::Sampler::output_weights)) times what the later evaluations make of it.
-    pub weights: Vec<f64>,
     /// Per slot, for the affine fit.
     pub moments: Vec<BandMoments>,
 }
@@ -51,7 +49,7 @@ pub fn channels(denoiser: &Loop) -> Vec<usize> {
 }
 
 /// Evaluations at which it is tried out what an error does to the end.
-const PROBES: usize = 10;
+const PROBES: usize = 8;
 
 /// Runs the samples `0 .. fit` of the request. The output's cost is observed on the first `output_samples` of them, and only if
 /// there is need of it.
@@ -111,7 +109,7 @@ pub fn observe(
         }
     }
     let weights = probes.weights(&denoiser.sampler().output_weights());
-    Ok(Observed { features: weighted(features, &norms), output: scaled(&output, &weights), weights, moments })
+    Ok(Observed { features: weighted(features, &norms), output: scaled(&output, &weights), moments })
 }
 
 /// Trajectories that were led astray once, at one evaluation each, and went on with full evaluations: the network itself

@@ -20,9 +20,11 @@ pub(super) fn eval(call: &Call) -> Tensor {
 
 fn affine(call: &Call) -> Tensor {
     let [x, scale, shift] = [0, 1, 2].map(|i| f64::load(call.input(i)));
-    let residual = call.optional(3).map(f64::load);
+    let [residual, previous, previous_scale] = [3, 4, 5].map(|i| call.optional(i).map(f64::load));
     let at = |(i, x): (usize, &f64)| {
-        x * scale[i % scale.len()] + shift[i % scale.len()] + residual.as_ref().map_or(0.0, |r| r[i])
+        let c = i % scale.len();
+        let before = previous.as_ref().zip(previous_scale.as_ref()).map_or(0.0, |(p, scale)| p[i] * scale[c]);
+        x * scale[c] + shift[c] + before + residual.as_ref().map_or(0.0, |r| r[i])
     };
     let y: Vec<f64> = x.iter().enumerate().map(at).collect();
     call.out().of(&y)

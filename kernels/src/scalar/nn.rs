@@ -1,7 +1,7 @@
 //! Layers: convolution, product, attention, norms. Row strides as in the fast kernels.
 
 use super::math::act;
-use crate::{Act, AttentionShape, ConvShape, Epilogue, GroupNorm, LayerNorm, MatmulShape, Rows};
+use crate::{Act, Affine, AttentionShape, ConvShape, Epilogue, GroupNorm, LayerNorm, MatmulShape, Rows};
 
 /// y = residual + gate · act(acc + bias + row) for column `col` of row `row` out of `n` columns.
 pub fn finish(epilogue: &Epilogue, row: usize, col: usize, n: usize, acc: f64) -> f32 {
@@ -194,21 +194,12 @@ pub fn geglu(rows: usize, c: usize, x: &[f32], ldx: usize, y: &mut [f32], ldy: u
     }
 }
 
-/// y = x · scale + shift (+ residual), `scale` and `shift` per column; the residual comes with the distance between its rows.
-pub fn affine(
-    rows: usize,
-    c: usize,
-    x: &[f32],
-    ldx: usize,
-    scale: &[f32],
-    shift: &[f32],
-    residual: Option<(&[f32], usize)>,
-    y: &mut [f32],
-    ldy: usize,
-) {
+/// y = x · scale + shift (+ previous · its scale) (+ residual).
+pub fn affine(rows: usize, c: usize, x: &[f32], ldx: usize, map: &Affine, y: &mut [f32], ldy: usize) {
     for (row, i) in (0..rows).flat_map(|row| (0..c).map(move |i| (row, i))) {
-        let residual = residual.map_or(0.0, |(residual, ld)| residual[row * ld + i]);
-        y[row * ldy + i] = x[row * ldx + i] * scale[i] + shift[i] + residual;
+        let residual = map.residual.map_or(0.0, |(residual, ld)| residual[row * ld + i]);
+        let previous = map.previous.map_or(0.0, |(previous, ld, scale)| previous[row * ld + i] * scale[i]);
+        y[row * ldy + i] = x[row * ldx + i] * map.scale[i] + map.shift[i] + previous + residual;
     }
 }
 

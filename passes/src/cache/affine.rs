@@ -5,22 +5,17 @@
 #[derive(Clone, Debug, PartialEq)]
 pub struct Moments {
     /// Elements per channel.
-    pub n: f64,
-    /// Σx per channel.
-    pub x: Vec<f64>,
-    /// Σy.
-    pub y: Vec<f64>,
-    /// Σx².
-    pub xx: Vec<f64>,
-    /// Σxy.
-    pub xy: Vec<f64>,
+    n: f64,
+    /// Σx, Σy, Σx², Σxy and, with what was stored before, Σp, Σp², Σxp, Σpy: per channel.
+    sums: Vec<[f64; 8]>,
+    /// Whether anything was stored before.
+    forecasts: bool,
 }
 
 impl Moments {
     /// Of no elements.
     pub fn new(channels: usize) -> Moments {
-        let zero = || vec![0.0; channels];
-        Moments { n: 0.0, x: zero(), y: zero(), xx: zero(), xy: zero() }
+        Moments { n: 0.0, sums: vec![[0.0; 8]; channels], forecasts: false }
     }
 
     /// Adds two tensors `[.., channels]`: `x` is what is stored, `y` what it stands for.
@@ -28,39 +23,72 @@ impl Moments {
     /// # Panics
     /// When the lengths differ or are no multiple of the channels.
     pub fn add(&mut self, x: &[f32], y: &[f32]) {
-        let c = self.x.len();
+        let c = self.sums.len();
         assert!(x.len() == y.len() && x.len().is_multiple_of(c), "two tensors of {c} channels");
         for (x, y) in x.chunks_exact(c).zip(y.chunks_exact(c)) {
-            let sums = self.x.iter_mut().zip(&mut self.y).zip(self.xx.iter_mut().zip(&mut self.xy));
-            for (((sx, sy), (sxx, sxy)), (&x, &y)) in sums.zip(x.iter().zip(y)) {
+            for ((s, &x), &y) in self.sums.iter_mut().zip(x).zip(y) {
                 let (x, y) = (f64::from(x), f64::from(y));
-                *sx += x;
-                *sy += y;
-                *sxx += x * x;
-                *sxy += x * y;
+                s[..4].iter_mut().zip([x, y, x * x, x * y]).for_each(|(s, v)| *s += v);
             }
         }
         self.n += (x.len() / c) as f64;
     }
 
-    /// Least squares of `y` on `x` per channel: a = cov(x, y) / var(x), b = mean(y) − a · mean(x) (section 7.2).
+    /// Adds three tensors: `previous` is what was stored before `x`.
     ///
-    /// `ridge` ≥ 0 draws a towards 1 (section 13.4): a = (cov + ridge · var) / (var + ridge · var). A channel that hardly varies
-    /// gets a = 1. No elements: the identity.
-    pub fn fit(&self, ridge: f64) -> Affine {
-        let channels = 0..self.x.len();
-        let fitted = channels.map(|c| {
-            if self.n == 0.0 {
-                return (1.0, 0.0);
+    /// # Panics
+    /// When the lengths differ or are no multiple of the channels.
+    pub fn add_with_previous(&mut self, x: &[f32], previous: &[f32], y: &[f32]) {
+        self.add(x, y);
+        self.forecasts = true;
+        let c = self.sums.len();
+        assert_eq!(previous.len(), x.len());
+        for ((x, p), y) in x.chunks_exact(c).zip(previous.chunks_exact(c)).zip(y.chunks_exact(c)) {
+            for (((s, &x), &p), &y) in self.sums.iter_mut().zip(x).zip(p).zip(y) {
+                let (x, p, y) = (f64::from(x), f64::from(p), f64::from(y));
+                s[4..].iter_mut().zip([p, p * p, x * p, p * y]).for_each(|(s, v)| *s += v);
             }
-            let (mean_x, mean_y) = (self.x[c] / self.n, self.y[c] / self.n);
-            let (var, cov) = (self.xx[c] / self.n - mean_x * mean_x, self.xy[c] / self.n - mean_x * mean_y);
-            let varies = var > 1e-9 * (mean_x * mean_x).max(1e-6);
-            let a = if varies { (cov + ridge * var) / (var + ridge * var) } else { 1.0 };
-            (a as f32, (mean_y - a * mean_x) as f32)
-        });
-        let (scale, shift) = fitted.unzip();
-        Affine { scale, shift }
+        }
+    }
+
+    /// Least squares of `y` on `x` per channel: a = cov(x, y) / var(x), b = mean(y) − a · mean(x) (section 7.2); with tensors
+    /// stored before, of `y` on `x` and `x − previous`, which is a forecast along the line through both.
+    ///
+    /// `ridge` ≥ 0 draws the map towards the identity (section 13.4). A channel that hardly varies is only shifted. No elements:
+    /// the identity.
+    pub fn fit(&self, ridge: f64) -> Affine {
+        let mut map = Affine::identity(self.sums.len());
+        if self.n == 0.0 {
+            return map;
+        }
+        if self.forecasts {
+            map.previous = vec![0.0; self.sums.len()];
+        }
+        for (c, s) in self.sums.iter().enumerate() {
+            let [x, y, xx, xy, p, pp, xp, py] = s.map(|s| s / self.n);
+            let (var, cov) = (xx - x * x, xy - x * y);
+            if var <= 1e-9 * (x * x).max(1e-6) {
+                map.shift[c] = (y - x) as f32;
+                continue;
+            }
+            // with d = x − p: y − x ≈ a · x + f · d
+            let (xd, py) = (var - (xp - x * p), cov - (py - p * y));
+            let dd = var + (pp - p * p) - 2.0 * (xp - x * p);
+            let (to_x, to_d) = (cov - var, py - xd);
+            let (var_r, dd_r) = (var * (1.0 + ridge), dd * (1.0 + ridge));
+            let determinant = var_r * dd_r - xd * xd;
+            let moves = self.forecasts && dd > 1e-9 * var && determinant > 1e-9 * var_r * dd_r;
+            let (a, f) = match moves {
+                true => ((to_x * dd_r - to_d * xd) / determinant, (to_d * var_r - to_x * xd) / determinant),
+                false => (to_x / var_r, 0.0),
+            };
+            map.scale[c] = (1.0 + a + f) as f32;
+            map.shift[c] = (y - (1.0 + a + f) * x + f * p) as f32;
+            if self.forecasts {
+                map.previous[c] = -f as f32;
+            }
+        }
+        map
     }
 }
 
@@ -120,9 +148,13 @@ impl BandMoments {
     pub fn moments(&self, i: usize, t: usize) -> Moments {
         assert!(i <= t && t - i < self.width, "({i}, {t}) is outside the band");
         let c = self.channels;
-        let at = |v: &[f64], e: usize| v[e * c..][..c].to_vec();
-        let (x, y, xx) = (at(&self.sum, i), at(&self.sum, t), at(&self.square, i));
-        Moments { n: self.n[i], x, y, xx, xy: at(&self.cross, i * self.width + t - i) }
+        let cross = &self.cross[(i * self.width + t - i) * c..][..c];
+        let row = |v: &[f64], e: usize, k: usize| v[e * c + k];
+        let sums = (0..c).map(|k| {
+            let (x, y, xx) = (row(&self.sum, i, k), row(&self.sum, t, k), row(&self.square, i, k));
+            [x, y, xx, cross[k], 0.0, 0.0, 0.0, 0.0]
+        });
+        Moments { n: self.n[i], sums: sums.collect(), forecasts: false }
     }
 
     /// Σ of the squares left after the affine fit of `(i, t)`, over all channels: S_yy − S_xy² / S_xx (section 13.2).
@@ -130,50 +162,52 @@ impl BandMoments {
     /// # Panics
     /// Outside the band.
     pub fn residual(&self, i: usize, t: usize) -> f64 {
-        let Moments { n, x, y, xx, xy } = self.moments(i, t);
+        let Moments { n, sums, .. } = self.moments(i, t);
         let square = &self.square[t * self.channels..][..self.channels];
-        let left = (0..self.channels).map(|c| {
-            let (sxx, sxy) = (xx[c] - x[c] * x[c] / n, xy[c] - x[c] * y[c] / n);
-            let syy = square[c] - y[c] * y[c] / n;
-            (if sxx > 1e-12 * xx[c] { syy - sxy * sxy / sxx } else { syy }).max(0.0)
+        let left = sums.iter().zip(square).map(|([x, y, xx, xy, ..], yy)| {
+            let (sxx, sxy, syy) = (xx - x * x / n, xy - x * y / n, yy - y * y / n);
+            (if sxx > 1e-12 * xx { syy - sxy * sxy / sxx } else { syy }).max(0.0)
         });
         left.sum()
     }
 }
 
-/// `x · scale + shift`, per channel.
+/// `x · scale + shift (+ what was stored before · previous)`, per channel.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Affine {
     /// One factor per channel.
     pub scale: Vec<f32>,
     /// One summand per channel.
     pub shift: Vec<f32>,
+    /// One factor per channel for what was stored before; empty: it is not looked at.
+    pub previous: Vec<f32>,
 }
 
 impl Affine {
     /// The map that changes nothing.
     pub fn identity(channels: usize) -> Affine {
-        Affine { scale: vec![1.0; channels], shift: vec![0.0; channels] }
+        Affine { scale: vec![1.0; channels], shift: vec![0.0; channels], previous: vec![] }
     }
 
-    /// A part of the way from the identity (`share` 0) to this map (1).
-    pub fn shrunk(&self, share: f32) -> Affine {
-        let scale = self.scale.iter().map(|a| 1.0 + share * (a - 1.0)).collect();
-        Affine { scale, shift: self.shift.iter().map(|b| share * b).collect() }
-    }
-
-    /// Applies it to `x` `[.., channels]`, into `y`.
+    /// Applies it to what is stored, `x` `[.., channels]`, and what was stored before.
     ///
     /// # Panics
-    /// When the lengths differ.
-    pub fn apply(&self, x: &[f32], y: &mut [f32]) {
+    /// When the lengths differ, `previous` only where it is looked at.
+    pub fn apply(&self, x: &[f32], previous: &[f32]) -> Vec<f32> {
         let c = self.scale.len();
-        assert_eq!(x.len(), y.len());
+        let mut y = vec![0.0; x.len()];
         for (x, y) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)) {
             for ((y, x), (a, b)) in y.iter_mut().zip(x).zip(self.scale.iter().zip(&self.shift)) {
                 *y = a.mul_add(*x, *b);
             }
         }
+        if !self.previous.is_empty() {
+            assert_eq!(previous.len(), x.len());
+            for (p, y) in previous.chunks_exact(c).zip(y.chunks_exact_mut(c)) {
+                y.iter_mut().zip(p.iter().zip(&self.previous)).for_each(|(y, (p, f))| *y = f.mul_add(*p, *y));
+            }
+        }
+        y
     }
 }
 
@@ -204,9 +238,8 @@ mod tests {
     #[test]
     fn an_affine_relation_is_found_per_channel() {
         let x = noise(3 * 500, 1);
-        let map = Affine { scale: vec![0.5, -2.0, 1.0], shift: vec![3.0, 0.0, -100.0] };
-        let mut y = vec![0.0; x.len()];
-        map.apply(&x, &mut y);
+        let map = Affine { scale: vec![0.5, -2.0, 1.0], shift: vec![3.0, 0.0, -100.0], previous: vec![] };
+        let y = map.apply(&x, &[]);
         let mut moments = Moments::new(3);
         moments.add(&x[..300], &y[..300]);
         moments.add(&x[300..], &y[300..]);
@@ -218,14 +251,26 @@ mod tests {
     }
 
     #[test]
+    fn a_forecast_is_found_per_channel() {
+        let (x, previous) = (noise(2 * 400, 5), noise(2 * 400, 6));
+        let map = Affine { scale: vec![1.8, 1.0], shift: vec![0.25, 0.0], previous: vec![-0.8, 0.5] };
+        let y = map.apply(&x, &previous);
+        let mut moments = Moments::new(2);
+        moments.add_with_previous(&x, &previous, &y);
+        let found = moments.fit(0.0);
+        for (found, map) in [(&found.scale, &map.scale), (&found.shift, &map.shift), (&found.previous, &map.previous)] {
+            assert!(found.iter().zip(map).all(|(a, b)| (a - b).abs() < 1e-4), "{found:?}, expected {map:?}");
+        }
+    }
+
+    #[test]
     fn a_fit_leaves_no_mean_error_and_no_larger_square_error() {
         let (x, noise_) = (noise(4 * 800, 2), noise(4 * 800, 3));
         let y: Vec<f32> = x.iter().zip(&noise_).map(|(x, n)| 0.7 * x + 0.3 + n).collect();
         let mut moments = Moments::new(4);
         moments.add(&x, &y);
         for ridge in [0.0, 1e-3, 0.5] {
-            let mut fitted = vec![0.0; x.len()];
-            moments.fit(ridge).apply(&x, &mut fitted);
+            let fitted = moments.fit(ridge).apply(&x, &[]);
             for c in 0..4 {
                 let errors = || fitted.iter().zip(&y).skip(c).step_by(4).map(|(f, y)| f64::from(f - y));
                 assert!((errors().sum::<f64>() / 800.0).abs() < 1e-5);
@@ -247,8 +292,7 @@ mod tests {
             let mut direct = Moments::new(3);
             direct.add(&tensors[i], &tensors[t]);
             assert_eq!(band.moments(i, t), direct);
-            let mut fitted = vec![0.0; 150];
-            direct.fit(0.0).apply(&tensors[i], &mut fitted);
+            let fitted = direct.fit(0.0).apply(&tensors[i], &[]);
             let left: f64 = fitted.iter().zip(&tensors[t]).map(|(f, y)| f64::from(f - y).powi(2)).sum();
             assert!((band.residual(i, t) - left).abs() < 1e-3 * left);
         }
@@ -259,7 +303,10 @@ mod tests {
         let mut moments = Moments::new(2);
         assert_eq!(moments.fit(0.0), Affine::identity(2));
         moments.add(&[0.0, 5.0, 0.0, 5.0], &[1.0, 7.0, 1.0, 7.0]);
-        assert_eq!(moments.fit(0.0), Affine { scale: vec![1.0, 1.0], shift: vec![1.0, 2.0] });
-        assert_eq!(moments.fit(0.0).shrunk(0.5).shift, [0.5, 1.0]);
+        assert_eq!(moments.fit(0.0), Affine { scale: vec![1.0, 1.0], shift: vec![1.0, 2.0], previous: vec![] });
+        // nothing has changed since the tensor before: no direction to go on in
+        let mut still = Moments::new(1);
+        still.add_with_previous(&[1.0, 2.0, 3.0], &[1.0, 2.0, 3.0], &[2.0, 4.0, 6.0]);
+        assert_eq!(still.fit(0.0), Affine { scale: vec![2.0], shift: vec![0.0], previous: vec![0.0] });
     }
 }

@@ -16,6 +16,8 @@ pub struct Correction {
     pub scale: usize,
     /// Table of summands, likewise.
     pub shift: usize,
+    /// The slot that holds what this one held before, and the table of its factors: a forecast from both.
+    pub previous: Option<(usize, usize)>,
 }
 
 /// Puts the corrections between the slots and their readers. Slots that the step does not read are left alone.
@@ -32,7 +34,7 @@ pub fn correct(cached: &mut Part, corrections: &[Correction]) -> Result<(), OpEr
     for &v in &g.inputs {
         map.insert(v, to.input(&g.value(v).name, g.ty(v).clone()));
     }
-    let mut open: Vec<(ValueId, [ValueId; 3])> = Vec::new();
+    let mut open: Vec<(ValueId, Operands)> = Vec::new();
     for c in corrections {
         let Some(at) = cached.origins.iter().position(|o| *o == Origin::Cache(c.slot)) else { continue };
         let x = g.inputs[at];
@@ -41,13 +43,20 @@ pub fn correct(cached: &mut Part, corrections: &[Correction]) -> Result<(), OpEr
         let scale = to.input(&format!("{}/scale", g.value(x).name), row.clone());
         let shift = to.input(&format!("{}/shift", g.value(x).name), row);
         origins.extend([Origin::Table(c.scale), Origin::Table(c.shift)]);
-        open.push((x, [map[&x], scale, shift]));
+        let previous = c.previous.map(|(before, factors)| {
+            let name = &g.value(x).name;
+            let v = to.input(&format!("{name}/previous"), g.ty(x).clone());
+            let factor = to.input(&format!("{name}/previous_scale"), to.ty(scale).clone());
+            origins.extend([Origin::Cache(before), Origin::Table(factors)]);
+            [v, factor]
+        });
+        open.push((x, Operands { x: map[&x], scale, shift, previous }));
     }
     let readers = g.reader_counts();
     for (x, operands) in &open {
         if readers[x.0 as usize] != 1 || !g.nodes().any(|(_, n)| added_to(g, n, *x).is_some()) {
             let name = format!("{}/corrected", g.value(*x).name);
-            map.insert(*x, to.op(&name, Op::Affine, operands)?);
+            map.insert(*x, to.node(&name, Op::Affine, &operands.list(None))?[0]);
         }
     }
     for (_, node) in g.nodes() {
@@ -59,13 +68,31 @@ pub fn correct(cached: &mut Part, corrections: &[Correction]) -> Result<(), OpEr
             copy_node(g, node, &mut to, &mut map)?;
             continue;
         };
-        let inputs: Vec<_> = operands.iter().copied().chain([residual]).map(Some).collect();
         let y = node.outputs[0];
+        let inputs = operands.list(Some(residual));
         map.insert(y, to.node_with_outputs(&node.name, Op::Affine, &inputs, &[&g.value(y).name])?[0]);
     }
     to.outputs = g.outputs.iter().map(|(name, v)| (name.clone(), output(g, &mut to, &map, *v))).collect();
     *cached = Part { graph: to, origins };
     Ok(())
+}
+
+/// Operands of an [`Op::Affine`].
+struct Operands {
+    x: ValueId,
+    scale: ValueId,
+    shift: ValueId,
+    /// And its factors.
+    previous: Option<[ValueId; 2]>,
+}
+
+impl Operands {
+    fn list(&self, residual: Option<ValueId>) -> Vec<Option<ValueId>> {
+        let mut list = vec![Some(self.x), Some(self.scale), Some(self.shift)];
+        list.extend((residual.is_some() || self.previous.is_some()).then_some(residual));
+        list.extend(self.previous.iter().flatten().copied().map(Some));
+        list
+    }
 }
 
 /// The other operand if the node adds `x` to a computed value of its type.

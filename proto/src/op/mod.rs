@@ -367,8 +367,9 @@ pub enum Op {
         /// `gelu_erf` or `gelu_tanh`.
         act: Act,
     },
-    /// `x · scale + shift (+ residual)`, one factor and one summand per channel (last axis): inputs (x: float, scale: \[C\], shift:
-    /// \[C\], residual?: like x). What CacheQuant's correction of a cached tensor is (section 7.3).
+    /// `x · scale + shift (+ previous · previous_scale) (+ residual)`, factors and summand per channel (last axis): inputs (x: float,
+    /// scale: \[C\], shift: \[C\], residual?: like x, previous?: like x, previous_scale?: \[C\]). The correction of a cached tensor
+    /// (CacheQuant section 7.3), with `previous` a forecast from two.
     Affine,
 
     // ---- quantization (quant.rs)

@@ -34,15 +34,20 @@ pub(super) fn infer(op: &Op, inputs: &InputTypes) -> Inferred {
             per_channel(inputs, 1, "gamma", x, &x.shape[x.rank() - 1])?;
         }
         Op::Affine => {
-            at_most(inputs, 4)?;
+            at_most(inputs, 6)?;
             let channels = &x.shape[x.rank() - 1];
             for (i, name) in [(1, "scale"), (2, "shift")] {
                 required(inputs, i, name)?;
                 per_channel(inputs, i, name, x, channels)?;
             }
-            if let Some(residual) = optional(inputs, 3) {
-                check(residual == x, || format!("the residual is {residual}, x is {x}"))?;
+            for (i, name) in [(3, "residual"), (4, "previous")] {
+                if let Some(t) = optional(inputs, i) {
+                    check(t == x, || format!("{name} is {t}, x is {x}"))?;
+                }
             }
+            per_channel(inputs, 5, "previous_scale", x, channels)?;
+            let both = optional(inputs, 4).is_some() == optional(inputs, 5).is_some();
+            check(both, || "previous and its scale come together".into())?;
         }
         _ => unreachable!("dispatched by Op::infer"),
     }

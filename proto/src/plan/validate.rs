@@ -140,6 +140,16 @@ fn check_cache(plan: &Plan, cache: &Cache) -> Result<(), PlanError> {
             return Err(error(format!("slot `{}` stores `{}`, which no step writes", slot.name, value.name)));
         }
     }
+    for slot in &cache.slots {
+        let Some(i) = slot.previous_of else { continue };
+        let fits = cache.slots.get(i).is_some_and(|of| of.previous_of.is_none() && of.value == slot.value);
+        if !fits {
+            return Err(error(format!(
+                "slot `{}` holds what slot {i} held before, which is none of its value",
+                slot.name
+            )));
+        }
+    }
     if cache.cached.results.len() != plan.outputs.len() {
         let (found, expected) = (cache.cached.results.len(), plan.outputs.len());
         return Err(error(format!("its program has {found} results for {expected} outputs")));

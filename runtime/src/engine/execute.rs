@@ -120,10 +120,12 @@ fn run_f32(kernel: &Kernel, operands: &Operands, y: &mut [f32], scratch: &mut [f
             cqc_kernels::binary(isa, pool, *op, *rows, *c, a, b, y, *ldy);
         }
         Kernel::Geglu { rows, c, ldx, ldy } => cqc_kernels::geglu(isa, pool, *rows, *c, x, *ldx, y, *ldy),
-        Kernel::Affine { rows, c, ldx, residual, ldy } => {
+        Kernel::Affine { rows, c, ldx, residual, previous, ldy } => {
             let (scale, shift) = (operands.f32(1), operands.f32(2));
             let residual = residual.map(|ld| (operands.f32(3), ld));
-            cqc_kernels::affine(isa, pool, *rows, *c, x, *ldx, scale, shift, residual, y, *ldy);
+            let previous = previous.map(|ld| (operands.f32(4), ld, operands.f32(5)));
+            let map = cqc_kernels::Affine { scale, shift, residual, previous };
+            cqc_kernels::affine(isa, pool, *rows, *c, x, *ldx, &map, y, *ldy);
         }
         other => unreachable!("run_step runs {other:?}"),
     }

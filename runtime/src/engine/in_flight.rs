@@ -42,6 +42,12 @@ impl InFlight {
         self.layout.cache.len()
     }
 
+    /// Copies one slot to another of the same size.
+    pub(super) fn copy(&mut self, from: Span, to: Span) {
+        let (reads, [to]) = self.memory.split([to]).expect("slots lie apart in the request's memory");
+        to.copy_from_slice(reads.get(from).expect("slots lie apart in the request's memory"));
+    }
+
     pub(super) fn bytes<T: Pod>(&mut self, span: Span) -> &mut [T] {
         self.memory.get_mut(span).expect("the layout lies in the request's memory")
     }

@@ -78,6 +78,8 @@ pub(super) enum Kernel {
         ldx: usize,
         /// Distance between rows of the residual.
         residual: Option<usize>,
+        /// The same of what was cached before.
+        previous: Option<usize>,
         ldy: usize,
     },
     /// Elements of `size` bytes; `fill`: everything is first set to this input, or to zero.

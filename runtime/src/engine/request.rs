@@ -150,7 +150,14 @@ impl Engine {
         request.last = Some((kind, e));
         self.run_program(kind, e, &request.memory)?;
         if let (ProgramKind::Full, Some(cache)) = (kind, &self.weights.plan().cache) {
-            for (slot, span) in cache.slots.iter().zip(&self.layout.cache) {
+            let spans = || cache.slots.iter().zip(&self.layout.cache);
+            let stored = request.stored;
+            for (slot, span) in spans().filter(|_| stored) {
+                if let Some(of) = slot.previous_of {
+                    request.copy(self.layout.cache[of], *span);
+                }
+            }
+            for (slot, span) in spans().filter(|(slot, _)| slot.previous_of.is_none() || !stored) {
                 self.keep(kind, slot.value, *span, request);
             }
             request.stored = true;

@@ -7,7 +7,7 @@ use crate::cli::request;
 use crate::cli::term::Progress;
 use crate::cli::text::bytes;
 use clap::Args;
-use cqc::calibrate::{CalibrationOptions, Choice, Correct, Wanted, check_cut, choose};
+use cqc::calibrate::{CalibrationOptions, Choice, Correct, Wanted, check_cut, choose, held_out};
 use cqc::compile::CachedLoop;
 use cqc::io::{FileError, read_array};
 use cqc::model::Model;
@@ -40,7 +40,7 @@ pub struct CachingArgs {
     /// `cqc inspect` lists them
     #[arg(long, value_name = "SPEC", default_value = "auto")]
     pub cut: CutSpec,
-    /// Calibration samples; a third of them is held out to measure on
+    /// Calibration samples, half of which are held out to measure on [default: 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     pub calib_samples: Option<u32>,
     /// Calibration samples computed at once
@@ -64,7 +64,7 @@ pub struct CachingArgs {
 }
 
 /// Calibration samples unless said otherwise.
-const SAMPLES: usize = 24;
+const SAMPLES: usize = 16;
 
 /// Samples on which all pairs of evaluations are tried.
 const OUTPUT_SAMPLES: usize = 8;
@@ -162,7 +162,7 @@ pub fn decide(
     };
     let lowered = cached.uncorrected()?;
     let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
-    let batch = (args.calib_batch as usize).min(request.samples);
+    let batch = batch(args.calib_batch as usize, request.samples);
     let options = EngineOptions { batch, threads: args.threads.count(), ..Default::default() };
     let mut denoiser = Loop::open(&weights, sampler, trajectory.guidance != 1.0, &options)?;
     check_cut(&mut denoiser, &Request { samples: 1, noise: None, ..first_sample(&request)? })?;
@@ -197,6 +197,14 @@ pub fn manifest_schedule(args: &CachingArgs, choice: &Choice, corrections: Vec<C
         correction_method: choice.tables.as_ref().map(|(fit, _)| fit.to_string()),
         corrections,
     }
+}
+
+/// At most `most` at once, or a little less if then no batch of fitted or held-out samples has to be filled up.
+fn batch(most: usize, samples: usize) -> usize {
+    let held = held_out(samples);
+    let most = most.min(held).max(1);
+    let even = |b: &usize| held.is_multiple_of(*b) && (samples - held).is_multiple_of(*b);
+    (most / 2 + 1..=most).rev().find(even).unwrap_or(most)
 }
 
 fn first_sample(request: &Request) -> Result<Request, Failure> {

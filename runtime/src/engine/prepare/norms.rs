@@ -53,8 +53,8 @@ impl Site<'_> {
 
     pub(super) fn affine(&self) -> Option<Kernel> {
         let (x, y) = (self.input(0)?, self.output());
-        let fast = self.is_f32() && self.are_dense(1..3);
-        let residual = self.input(3).map(|r| r.ld);
-        fast.then_some(Kernel::Affine { rows: x.rows, c: x.cols, ldx: x.ld, residual, ldy: y.ld })
+        let fast = self.is_f32() && self.are_dense(1..3) && self.is_dense(5);
+        let [residual, previous] = [3, 4].map(|i| self.input(i).map(|r| r.ld));
+        fast.then_some(Kernel::Affine { rows: x.rows, c: x.cols, ldx: x.ld, residual, previous, ldy: y.ld })
     }
 }
