@@ -2,11 +2,11 @@
 
 use super::correct::{Fit, Tables, sequential, teacher_forced};
 use super::measure::HeldOut;
-use super::observe::{Observed, channels, observe};
+use super::observe::{Observed, PROBES, channels, observe};
 use super::{CalibrateError, CalibrationOptions, Correct, Progress, Wanted};
 use cqc_passes::cache::band::Band;
 use cqc_passes::cache::schedule::{self, Quadratic, ScheduleKind, full_count, group_lengths};
-use cqc_runtime::denoise::Loop;
+use cqc_runtime::denoise::{Loop, Request};
 
 /// What was decided.
 #[derive(Clone, Debug)]
@@ -35,10 +35,14 @@ pub struct Measured {
 }
 
 /// A schedule to be measured.
-struct Candidate {
-    method: String,
-    full: Vec<usize>,
-    cost: Option<(f64, Option<f64>)>,
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// How it was found.
+    pub method: String,
+    /// Full evaluations, ascending from 0.
+    pub full: Vec<usize>,
+    /// What the method minimises, for this schedule and for the uniform one.
+    pub cost: Option<(f64, Option<f64>)>,
 }
 
 /// Samples that are held out: half of them, at least one.
@@ -46,29 +50,91 @@ pub fn held_out(samples: usize) -> usize {
     (samples / 2).max(1)
 }
 
-/// Decides, on the loop of a plan with a cache and without corrections.
+/// Calibration samples that have been observed: schedules and corrections can be asked for and measured.
+pub struct Study<'a> {
+    denoiser: &'a mut Loop,
+    request: Request,
+    interval: usize,
+    /// Sampler step of each evaluation.
+    steps: Vec<usize>,
+    /// Samples that tables are fitted on; the others are held out.
+    fit: usize,
+    observed: Observed,
+    held: HeldOut,
+    progress: Progress<'a>,
+}
+
+impl<'a> Study<'a> {
+    /// Observes the calibration samples on the loop of a plan with a cache and without corrections.
+    ///
+    /// # Errors
+    /// [`CalibrateError`].
+    pub fn new(denoiser: &'a mut Loop, options: CalibrationOptions<'a>) -> Result<Study<'a>, CalibrateError> {
+        let CalibrationOptions { interval, schedule, request, output_samples, progress, .. } = options;
+        if request.samples < 2 {
+            return Err(CalibrateError::Samples(request.samples));
+        }
+        let steps: Vec<usize> = denoiser.sampler().evaluations().iter().map(|e| e.step).collect();
+        let (evaluations, width) = (steps.len(), width(&schedule, &steps, interval)?);
+        let fit = request.samples - held_out(request.samples);
+        let is_auto = matches!(schedule, Wanted::Method(ScheduleKind::Auto));
+        let needs_output = is_auto || matches!(schedule, Wanted::Method(ScheduleKind::DpsOutput));
+        let output_samples = if needs_output { output_samples.min(fit) } else { 0 };
+        let batches = |samples: usize| samples.div_ceil(denoiser.width());
+        let pairs: usize = (0..evaluations).map(|t| t.min(width - 1)).sum();
+        let searched = if needs_output { batches(output_samples) * pairs + PROBES * evaluations / 2 } else { 0 };
+        let measured = if is_auto { 7 } else { 4 };
+        let all = evaluations * (batches(fit) * 3 + batches(request.samples - fit) * measured) + searched;
+        let mut progress = Progress { done: 0, all: all as u64, call: progress };
+        let observed = observe(denoiser, &request, fit, width, output_samples, &mut progress)?;
+        let held = HeldOut::new(denoiser, &request, fit, &mut progress)?;
+        Ok(Study { denoiser, request, interval, steps, fit, observed, held, progress })
+    }
+
+    /// The schedules that the method gives: one, or for `auto` one of each.
+    ///
+    /// # Errors
+    /// [`CalibrateError::NoSchedule`].
+    pub fn candidates(&self, wanted: &Wanted) -> Result<Vec<Candidate>, CalibrateError> {
+        candidates(wanted, &self.observed, &self.steps, self.interval)
+    }
+
+    /// Tables for a schedule.
+    ///
+    /// # Errors
+    /// What the loop reports.
+    pub fn tables(&mut self, fit: Fit, full: &[usize]) -> Result<Tables, CalibrateError> {
+        match fit {
+            Fit::TeacherForced => Ok(teacher_forced(&self.observed, &channels(self.denoiser), full, self.steps.len())),
+            Fit::Sequential | Fit::Forecast => {
+                let forecast = fit.uses_previous();
+                sequential(self.denoiser, &self.request, self.fit, full, forecast, &mut self.progress)
+            }
+        }
+    }
+
+    /// Mean PSNR of the accelerated loop on the held-out samples, dB.
+    ///
+    /// # Errors
+    /// What the loop reports.
+    pub fn psnr(&mut self, full: &[usize], tables: Option<&Tables>) -> Result<f64, CalibrateError> {
+        self.held.psnr(self.denoiser, &self.request, full, tables, &mut self.progress)
+    }
+}
+
+/// Decides: the schedule that measures best without correction, and then the correction that measures best with it, if any does
+/// better than none.
 ///
 /// # Errors
 /// [`CalibrateError`].
-pub fn choose(denoiser: &mut Loop, options: CalibrationOptions) -> Result<Choice, CalibrateError> {
-    let CalibrationOptions { interval, schedule, correct, request, output_samples, progress } = options;
-    if request.samples < 2 {
-        return Err(CalibrateError::Samples(request.samples));
-    }
-    let steps: Vec<usize> = denoiser.sampler().evaluations().iter().map(|e| e.step).collect();
-    let (evaluations, width) = (steps.len(), width(&schedule, &steps, interval)?);
-    let fit = request.samples - held_out(request.samples);
-    let needs_output = matches!(schedule, Wanted::Method(ScheduleKind::Auto | ScheduleKind::DpsOutput));
-    let output_samples = if needs_output { output_samples.min(fit) } else { 0 };
-    let mut progress = Progress { done: 0, all: 0, call: progress };
-    let observed = observe(denoiser, &request, fit, width, output_samples, &mut progress)?;
-    let candidates = candidates(&schedule, &observed, &steps, interval)?;
-
-    let held = HeldOut::new(denoiser, &request, fit, &mut progress)?;
+pub fn choose<'a>(denoiser: &'a mut Loop, options: CalibrationOptions<'a>) -> Result<Choice, CalibrateError> {
+    let (schedule, correct) = (options.schedule.clone(), options.correct);
+    let mut study = Study::new(denoiser, options)?;
+    let candidates = study.candidates(&schedule)?;
     let mut measured = Vec::new();
     let mut best: Option<(f64, usize)> = None;
     for (i, candidate) in candidates.iter().enumerate() {
-        let psnr = held.psnr(denoiser, &request, &candidate.full, None, &mut progress)?;
+        let psnr = study.psnr(&candidate.full, None)?;
         measured.push(Measured { method: candidate.method.clone(), correction: None, psnr });
         if best.is_none_or(|(most, _)| psnr > most) {
             best = Some((psnr, i));
@@ -77,24 +143,18 @@ pub fn choose(denoiser: &mut Loop, options: CalibrationOptions) -> Result<Choice
     let (plain, at) = best.expect("there is a candidate");
     let Candidate { method, full, cost } = candidates.into_iter().nth(at).expect("it was measured");
 
-    let fits = match correct {
-        Correct::Never => vec![],
-        Correct::Best => vec![Fit::TeacherForced, Fit::Forecast],
-        Correct::Always(fit) => vec![fit],
+    let (fits, mut most) = match correct {
+        Correct::Never => (vec![], plain),
+        Correct::Best => (vec![Fit::TeacherForced, Fit::Forecast], plain),
+        Correct::Always(fit) => (vec![fit], f64::NEG_INFINITY),
     };
     let mut tables = None;
-    let mut most = if matches!(correct, Correct::Always(_)) { f64::NEG_INFINITY } else { plain };
-    for kind in fits {
-        let fitted = match kind {
-            Fit::TeacherForced => teacher_forced(&observed, &channels(denoiser), &full, evaluations),
-            Fit::Sequential | Fit::Forecast => {
-                sequential(denoiser, &request, fit, &full, kind.uses_previous(), &mut progress)?
-            }
-        };
-        let psnr = held.psnr(denoiser, &request, &full, Some(&fitted), &mut progress)?;
-        measured.push(Measured { method: method.clone(), correction: Some(kind), psnr });
+    for fit in fits {
+        let fitted = study.tables(fit, &full)?;
+        let psnr = study.psnr(&full, Some(&fitted))?;
+        measured.push(Measured { method: method.clone(), correction: Some(fit), psnr });
         if psnr > most {
-            (most, tables) = (psnr, Some((kind, fitted)));
+            (most, tables) = (psnr, Some((fit, fitted)));
         }
     }
     Ok(Choice { full, method, cost, tables, measured })

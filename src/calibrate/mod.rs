@@ -16,7 +16,7 @@ mod invariant;
 mod measure;
 mod observe;
 
-pub use choose::{Choice, Measured, choose, held_out};
+pub use choose::{Candidate, Choice, Measured, Study, choose, held_out};
 pub use correct::{Fit, Tables};
 pub use invariant::check_cut;
 
@@ -36,7 +36,7 @@ pub struct CalibrationOptions<'a> {
     pub request: Request,
     /// Samples whose trajectories also tell what older caches do to the output, at most.
     pub output_samples: usize,
-    /// Called after every evaluation with the number done and a guess at all; may break off.
+    /// Called after every evaluation with the number done and an estimate of all; may break off.
     pub progress: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 }
 

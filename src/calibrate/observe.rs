@@ -49,7 +49,7 @@ pub fn channels(denoiser: &Loop) -> Vec<usize> {
 }
 
 /// Evaluations at which it is tried out what an error does to the end.
-const PROBES: usize = 8;
+pub const PROBES: usize = 8;
 
 /// Runs the samples `0 .. fit` of the request. The output's cost is observed on the first `output_samples` of them, and only if
 /// there is need of it.

@@ -7,7 +7,7 @@ use crate::cli::request;
 use crate::cli::term::Progress;
 use crate::cli::text::bytes;
 use clap::Args;
-use cqc::calibrate::{CalibrationOptions, Choice, Correct, Wanted, check_cut, choose, held_out};
+use cqc::calibrate::{CalibrationOptions, Choice, Correct, Fit, Wanted, check_cut, choose, held_out};
 use cqc::compile::CachedLoop;
 use cqc::io::{FileError, read_array};
 use cqc::model::Model;
@@ -40,6 +40,10 @@ pub struct CachingArgs {
     /// `cqc inspect` lists them
     #[arg(long, value_name = "SPEC", default_value = "auto")]
     pub cut: CutSpec,
+    /// Form of the cache's correction: auto (whichever measures best, or none), teacher-forced (CacheQuant as published),
+    /// sequential (fitted on the accelerated loop), or forecast (from the last two computations of what is cached)
+    #[arg(long, value_name = "FORM", default_value = "auto", value_parser = ["auto", "teacher-forced", "sequential", "forecast"])]
+    pub cache_fit: String,
     /// Calibration samples, half of which are held out to measure on [default: 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     pub calib_samples: Option<u32>,
@@ -174,7 +178,13 @@ pub fn decide(
         CalibrationOptions {
             interval: args.interval as usize,
             schedule,
-            correct: if correct { Correct::Best } else { Correct::Never },
+            correct: match (correct, &args.cache_fit[..]) {
+                (false, _) => Correct::Never,
+                (true, "teacher-forced") => Correct::Always(Fit::TeacherForced),
+                (true, "sequential") => Correct::Always(Fit::Sequential),
+                (true, "forecast") => Correct::Always(Fit::Forecast),
+                (true, _) => Correct::Best,
+            },
             request,
             output_samples: OUTPUT_SAMPLES,
             progress: &mut |_, all| {
