@@ -30,7 +30,7 @@ fn channels_last(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpEr
 }
 
 /// The permutation that puts channels last.
-fn to_last(rank: usize) -> Vec<usize> {
+pub(crate) fn to_last(rank: usize) -> Vec<usize> {
     [0].into_iter().chain(2..rank).chain([1]).collect()
 }
 
@@ -104,7 +104,7 @@ fn sink(g: &mut Graph, node: &Node) -> Result<Rewrite, OpError> {
 }
 
 /// The operator with its axes moved as [`to_last`] moves them; `None` for operators that cannot move.
-fn permuted(op: &Op, rank: usize) -> Option<Op> {
+pub(crate) fn permuted(op: &Op, rank: usize) -> Option<Op> {
     let perm = to_last(rank);
     let place = inverse(&perm); // old axis → new axis
     let list = |v: &[i64]| perm.iter().map(|&p| v[p]).collect::<Vec<_>>();
