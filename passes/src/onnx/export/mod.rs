@@ -82,6 +82,13 @@ pub struct Model {
     pub outputs: Vec<Port>,
 }
 
+impl Model {
+    /// The bytes of its file.
+    pub fn encode(&self) -> Vec<u8> {
+        prost::Message::encode_to_vec(&self.proto)
+    }
+}
+
 /// Writes a plan; `constants` are its constants, in order.
 ///
 /// # Errors

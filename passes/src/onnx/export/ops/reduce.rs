@@ -14,6 +14,10 @@ pub(super) fn widened(cx: &mut Cx, x: Val) -> Val {
 
 pub(super) fn reduce(cx: &mut Cx, c: &Call, kind: ReduceKind, axes: &[usize], keep: bool) -> Spelled {
     let x = widened(cx, c.input(0));
+    let is_log = matches!(kind, ReduceKind::LogSum | ReduceKind::LogSumExp);
+    if is_log && cx.dtype(x) != cx.dtype(c.input(0)) {
+        return Err(format!("logarithms of {} are not defined", c.ty().dtype));
+    }
     if axes.is_empty() {
         return own_map(cx, kind, x).map(|y| cx.cast(y, c.ty().dtype));
     }
