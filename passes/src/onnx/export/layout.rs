@@ -6,7 +6,8 @@
 
 use super::cx::{Cx, Spelled, Val};
 use super::ops;
-use crate::rewrite::layout::permuted;
+use crate::rewrite::layout::{permuted, to_last};
+use crate::rewrite::matching::inverse;
 use cqc_proto::op::{ConvLayout, Op};
 use cqc_proto::{Dim, ValueType};
 
@@ -28,8 +29,11 @@ pub(super) fn spell(cx: &mut Cx, op: &Op, inputs: &[Option<Val>], outputs: &[Val
     }
 }
 
+/// Writes an operator whose operands have been moved. It must not be moved again: of three axes, first of last is last of first.
 fn back(cx: &mut Cx, op: &Op, inputs: &[Option<Val>]) -> Spelled<Vec<Val>> {
-    let results = ops::spell(cx, op, inputs)?;
+    let types: Vec<Option<&ValueType>> = inputs.iter().map(|v| v.map(|v| cx.ty(v))).collect();
+    let outputs = op.infer(&types).map_err(|e| e.reason)?;
+    let results = ops::as_it_is(cx, op, inputs, &outputs)?;
     Ok(results.into_iter().map(|y| cx.last(y)).collect())
 }
 
@@ -38,7 +42,7 @@ fn sink(cx: &mut Cx, op: &Op, inputs: &[Option<Val>], rank: usize) -> Option<Spe
     if !inputs.iter().flatten().any(|v| here(cx, v)) {
         return None;
     }
-    let moved = permuted(op, rank)?;
+    let moved = permuted(op, &inverse(&to_last(rank)))?;
     let operand = |cx: &mut Cx, v: Val| {
         let own = cx.rank(v);
         if own == 0 || (matches!(op, Op::Pad { .. }) && own != rank) {

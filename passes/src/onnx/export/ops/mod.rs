@@ -50,10 +50,15 @@ impl Call<'_> {
 pub(super) fn spell(cx: &mut Cx, op: &Op, inputs: &[Option<Val>]) -> Spelled<Vec<Val>> {
     let types: Vec<Option<&ValueType>> = inputs.iter().map(|v| v.map(|v| cx.ty(v))).collect();
     let outputs = op.infer(&types).map_err(|e| e.reason)?;
-    if let Some(spelled) = layout::spell(cx, op, inputs, &outputs) {
-        return spelled;
+    match layout::spell(cx, op, inputs, &outputs) {
+        Some(spelled) => spelled,
+        None => as_it_is(cx, op, inputs, &outputs),
     }
-    let c = Call { inputs, outputs: &outputs };
+}
+
+/// As [`spell`], wherever channels stand.
+pub(super) fn as_it_is(cx: &mut Cx, op: &Op, inputs: &[Option<Val>], outputs: &[ValueType]) -> Spelled<Vec<Val>> {
+    let c = Call { inputs, outputs };
     if let Op::TopK { axis, k, largest } = op {
         return index::top_k(cx, &c, *axis, *k, *largest);
     }
