@@ -22,18 +22,24 @@ ddim = loop["ddim"] or sys.exit(f"sample.py runs DDIM without noise; this loop's
 
 models = {m["name"]: (m, onnxruntime.InferenceSession(str(here / m["file"]))) for m in loop["models"]}
 x = np.load(args.noise).astype(np.float32) * np.float32(loop["initial_scale"])
+if loop["batch"]["fixed"] not in (None, len(x)):
+    sys.exit(f"the models take {loop['batch']['fixed']} samples at once, {args.noise} has {len(x)}")
 
 
 def run(name, values):
-    """Runs a model on values of the loop, adds what it gives; sizes are numbers, or expressions of the batch."""
+    """Runs a model on values of the loop and adds what it gives."""
     model, session = models[name]
     feeds = {}
     for port in model["inputs"]:
-        shape = [eval(str(size), {}, {str(loop["batch"]["symbol"]): len(x)}) for size in port["shape"]]
-        if port["value"].startswith("condition.") and port["value"] not in values:
+        shape = [size if isinstance(size, int) else len(x) for size in port["shape"]]
+        kind = port["value"].split(".")[0]
+        if kind == "condition" and port["value"] not in values:
             sys.exit(f"{port['name']} is missing: {port['name']}=FILE.npy")
-        value = np.asarray(values.get(port["value"], 0)).astype(port["dtype"])  # 0: a cache that nothing has filled yet
-        feeds[port["name"]] = np.ascontiguousarray(np.broadcast_to(value, shape)).reshape(shape)
+        value = values.get(port["value"], np.zeros(shape))  # zeros: a cache that nothing has filled yet
+        value = np.asarray(value).astype(port["dtype"])
+        if kind in ("condition", "timestep"):  # one row for all samples
+            value = np.broadcast_to(value, shape)
+        feeds[port["name"]] = np.ascontiguousarray(value).reshape(value.shape)
     values.update(zip((port["value"] for port in model["outputs"]), session.run(None, feeds)))
 
 
