@@ -205,8 +205,11 @@ fn cached_evaluations_read_what_full_ones_give() {
             }
             results.push(values);
         }
-        assert!(relative_error(&results[0][&output], &results[1][&output]) < 1e-6, "{name}");
-        assert_eq!(results[0]["cache.0"].to_f32_vec(), results[1]["cache.0"].to_f32_vec(), "{name}");
+        // 1e-5: ONNX Runtime picks other kernels inside an If
+        for value in [output.as_str(), "cache.0"] {
+            let error = relative_error(&results[1][value], &results[0][value]);
+            assert!(error < 1e-5, "{name}: {value}: relative error {error:e}");
+        }
         println!("{name}: `{}` cached", full.values[slot].name);
     }
 }
