@@ -200,7 +200,7 @@ fn cached_evaluations_read_what_full_ones_give() {
             for (e, model) in names.into_iter().enumerate() {
                 values.insert("step".into(), Tensor::from_i64(&[], &[e as i64]));
                 for model in ["prelude", "prelude_steps", model] {
-                    assert!(run_model(&environment, dir, models, model, &mut values));
+                    assert!(run_model(environment, dir, models, model, &mut values));
                 }
             }
             results.push(values);

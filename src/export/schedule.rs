@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! { "format_version": 1, "layout": "split" | "if",
-//!   "batch":       {"symbol": "N", "fixed": null},          with guidance the models run twice, or once with both halves stacked
+//!   "batch":       {"symbol": "N", "fixed": null},          with guidance: two runs, or one with both halves stacked
 //!   "sampler":     {"kind": "ddim", ...}, "steps": 50,      as in the artifact
 //!   "evaluations": [{"timestep": 980.0, "input_scale": 1.0, "full": true}, ...],
 //!   "initial_scale": 1.0,                                   of the noise that the loop begins with
@@ -16,7 +16,7 @@
 //!                    "outputs": [...]}] }
 //! ```
 //! A port's `name` is that in the ONNX file, its `value` says what it is to the loop: `sample`, `timestep`, `step` (number of the
-//! evaluation), `condition.NAME`, `output.NAME`, or what one model gives and another takes: `prelude.I`, `prelude_steps.I`,
+//! evaluation, a tensor without axes), `condition.NAME`, `output.NAME`, or what one model gives and another takes: `prelude.I`, `prelude_steps.I`,
 //! `cache.I`. Models are listed in the order in which they run. Before the first full evaluation the cache is of no account.
 
 use super::{Loop, NULL};

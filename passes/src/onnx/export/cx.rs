@@ -138,7 +138,10 @@ impl<'a> Cx<'a> {
                 self.scope.initializer(self.store, &label, &tensor)
             }
             Def::Transposed { of, perm } => self.transpose_node(of, &perm),
-            Def::Reshaped { of } => self.reshape_node(of, &self.shape(v).to_vec()),
+            Def::Reshaped { of } => {
+                let shape = self.shape(v).to_vec();
+                self.reshape_node(of, &shape)
+            }
         };
         self.values[v.0].name = Some(name.clone());
         name

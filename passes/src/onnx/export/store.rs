@@ -14,6 +14,9 @@ const LINE: u64 = 64;
 /// A tensor's place in memory, which tells large constants apart without comparing them.
 type Place = (usize, usize);
 
+/// A constant, its shape, and the permutation.
+type Transposition = (Place, Vec<usize>, Vec<usize>);
+
 fn place(t: &Tensor) -> Place {
     (t.bytes().as_ptr() as usize, t.bytes().len())
 }
@@ -29,7 +32,7 @@ pub(super) struct Store {
     pub parts: Vec<(u64, Tensor)>,
     len: u64,
     offsets: HashMap<Place, u64>,
-    transposed: HashMap<(Place, Vec<usize>, Vec<usize>), (Tensor, Tensor)>,
+    transposed: HashMap<Transposition, (Tensor, Tensor)>,
     converted: HashMap<(usize, DType), Tensor>,
 }
 
