@@ -4,5 +4,6 @@
 
 pub mod calibrate;
 pub mod compile;
+pub mod export;
 pub mod io;
 pub mod model;

@@ -389,3 +389,26 @@ fn an_interrupt_leaves_nothing_behind() {
     assert_eq!(running.wait().unwrap().code(), Some(5));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "the artifact and nothing else");
 }
+
+#[test]
+fn export_writes_a_directory_that_explains_itself() {
+    let (dir, artifact) = compiled(3);
+    let out = dir.path().join("out");
+    let command = format!("export {} -o {} --json", artifact.display(), out.display());
+    let json = line(&command).json();
+    let files = json["files"].as_array().unwrap();
+    assert!(files.iter().all(|f| out.join(f.as_str().unwrap()).is_file()), "{files:?}");
+    let schedule: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(out.join("schedule.json")).unwrap()).unwrap();
+    assert_eq!(schedule["evaluations"].as_array().unwrap().len(), 3);
+    assert_eq!(schedule["models"][0]["inputs"][0]["shape"], serde_json::json!(["N", 3, 32, 32]));
+
+    let refused = line(&command);
+    assert_eq!((refused.code, refused.stdout.as_str()), (1, ""));
+    assert!(refused.stderr.contains("--force"), "{}", refused.stderr);
+    line(&format!("{command} --force --layout if")).json();
+    assert!(out.join("model.onnx").is_file() && !out.join("full.onnx").exists());
+    let elsewhere = line(&format!("export {} -o {} --force", artifact.display(), dir.path().display()));
+    assert_eq!(elsewhere.code, 1, "a directory that is no export is not replaced");
+    assert!(artifact.exists());
+}

@@ -73,18 +73,21 @@ impl Artifact {
                     let input = plan.inputs.iter().find(|i| i.name == *name).expect("checked when the file was read");
                     labels_as(input, &[label])
                 }
-                NullCondition::Constant(i) => {
-                    let constant = &plan.constants[i];
-                    let shape = constant.ty.fixed_shape().expect("checked when the file was read");
-                    let len = shape.iter().product::<usize>() * constant.ty.dtype.size();
-                    let start = constant.offset as usize;
-                    Tensor::new(constant.ty.dtype, shape, self.constants.slice(start..start + len))
-                        .map_err(|e| Failure::failed(e.to_string()))?
-                }
+                NullCondition::Constant(i) => self.constant(i),
             };
             Ok((name.clone(), tensor))
         };
         self.manifest.null.iter().map(tensor).collect()
+    }
+
+    /// Constant number `i` of the plan; its bytes stay in the mapped file.
+    pub fn constant(&self, i: usize) -> Tensor {
+        let constant = &self.manifest.plan.constants[i];
+        let shape = constant.ty.fixed_shape().expect("checked when the file was read");
+        let len = shape.iter().product::<usize>() * constant.ty.dtype.size();
+        let start = constant.offset as usize;
+        let bytes = self.constants.slice(start..start + len);
+        Tensor::new(constant.ty.dtype, shape, bytes).expect("as many bytes as the type has")
     }
 
     /// Bytes of all constants.

@@ -9,6 +9,7 @@ mod bench;
 mod compile;
 mod doctor;
 mod dot;
+mod export;
 mod generate;
 mod inspect;
 mod measure;
@@ -58,6 +59,7 @@ enum Command {
     Run(run::RunArgs),
     Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
+    Export(export::ExportArgs),
     Doctor(doctor::DoctorArgs),
     Completions(generate::CompletionsArgs),
     Man(generate::ManArgs),
@@ -85,6 +87,7 @@ fn parse_and_run(arguments: Vec<OsString>) -> Result<(), Failure> {
         Command::Run(args) => run::run(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Bench(args) => bench::bench(&args, quiet),
+        Command::Export(args) => export::export(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),

@@ -30,7 +30,7 @@ fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
 pub fn remove_unfinished() {
     for path in unfinished().drain(..) {
         // Nothing sensible is left to do for a file that cannot be removed.
-        let _ = std::fs::remove_file(path);
+        let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
     }
 }
 
@@ -75,6 +75,68 @@ pub fn write_atomic(
         io::ErrorKind::AlreadyExists => FileError::Exists { path: path.to_path_buf() },
         _ => FileError::writing(path)(e),
     })
+}
+
+/// Creates the directory `path` with the files that `write` puts into the directory it is given: all of them or none.
+///
+/// An existing directory is replaced only if it is empty or holds `mark`, a file that tells it was written the same way: nobody loses
+/// a home directory to a slip.
+///
+/// # Errors
+/// [`FileError::Exists`], [`FileError::Io`], and what `write` reports.
+pub fn write_directory<E: From<FileError>>(
+    path: &Path,
+    overwrite: Overwrite,
+    mark: &str,
+    write: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
+    check_directory(path, overwrite, mark)?;
+    let io = FileError::writing(path);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".cqc-").suffix(".tmp");
+    #[cfg(unix)]
+    builder.permissions(<Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o777));
+    let temporary = builder.tempdir_in(directory(path)).map_err(io)?;
+    unfinished().push(temporary.path().to_path_buf());
+    let written = write(temporary.path());
+    unfinished().retain(|p| p != temporary.path());
+    written?;
+    let io = FileError::writing(path);
+    Ok(replace_directory(temporary, path).map_err(io)?)
+}
+
+/// Says before any long work what [`write_directory`] would refuse after it.
+///
+/// # Errors
+/// [`FileError::Exists`], [`FileError::Io`].
+pub fn check_directory(path: &Path, overwrite: Overwrite, mark: &str) -> Result<(), FileError> {
+    let Ok(found) = path.symlink_metadata() else {
+        return directory(path).metadata().map(|_| ()).map_err(FileError::writing(path));
+    };
+    let ours = || path.join(mark).is_file() || path.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+    match overwrite {
+        Overwrite::Refuse => Err(FileError::Exists { path: path.to_path_buf() }),
+        Overwrite::Allow if !found.is_dir() => Err(FileError::writing(path)(io::ErrorKind::NotADirectory.into())),
+        Overwrite::Allow if !ours() => Err(FileError::writing(path)(io::Error::other(format!(
+            "it is a directory without {mark}, which is not replaced"
+        )))),
+        Overwrite::Allow => Ok(()),
+    }
+}
+
+/// The old directory steps aside, so that for no moment a half-written one stands there.
+fn replace_directory(temporary: tempfile::TempDir, path: &Path) -> io::Result<()> {
+    let aside = tempfile::Builder::new().prefix(".cqc-").suffix(".old").tempdir_in(directory(path))?;
+    let old = aside.path().join("old");
+    let existed = path.exists();
+    if existed {
+        std::fs::rename(path, &old)?;
+    }
+    let renamed = std::fs::rename(temporary.path(), path);
+    if renamed.is_err() && existed {
+        std::fs::rename(&old, path)?;
+    }
+    renamed.map(|()| drop(temporary.keep()))
 }
 
 fn directory(path: &Path) -> &Path {
@@ -152,6 +214,32 @@ mod tests {
     fn a_missing_directory_is_reported_before_the_work() {
         let missing = Path::new("/nonexistent-directory/a");
         assert!(matches!(check_target(missing, Overwrite::Refuse), Err(FileError::Io { action: "write", .. })));
+    }
+
+    #[test]
+    fn a_directory_is_replaced_only_when_it_was_written_the_same_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        let write = |text: &'static str| {
+            move |dir: &Path| {
+                fs::write(dir.join("mark"), text).unwrap();
+                Ok::<(), FileError>(())
+            }
+        };
+        write_directory(&path, Overwrite::Refuse, "mark", write("one")).unwrap();
+        let refused = write_directory(&path, Overwrite::Refuse, "mark", write("two"));
+        assert!(matches!(refused, Err(FileError::Exists { .. })));
+        let failed = write_directory(&path, Overwrite::Allow, "mark", |_| {
+            Err(FileError::writing(&path)(io::ErrorKind::StorageFull.into()))
+        });
+        assert!(failed.is_err());
+        assert_eq!(fs::read(path.join("mark")).unwrap(), b"one");
+        write_directory(&path, Overwrite::Allow, "mark", write("two")).unwrap();
+        assert_eq!(fs::read(path.join("mark")).unwrap(), b"two");
+        fs::remove_file(path.join("mark")).unwrap();
+        fs::write(path.join("thesis"), "years of work").unwrap();
+        assert!(write_directory(&path, Overwrite::Allow, "mark", write("three")).is_err());
+        assert_eq!((fs::read_dir(&path).unwrap().count(), fs::read_dir(dir.path()).unwrap().count()), (1, 1));
     }
 
     #[cfg(unix)]

@@ -10,6 +10,7 @@
 mod call;
 mod cx;
 mod error;
+pub mod export;
 mod inputs;
 mod item;
 pub mod limits;

@@ -30,7 +30,7 @@ fn channels_last(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpEr
 }
 
 /// The permutation that puts channels last.
-fn to_last(rank: usize) -> Vec<usize> {
+pub(crate) fn to_last(rank: usize) -> Vec<usize> {
     [0].into_iter().chain(2..rank).chain([1]).collect()
 }
 
@@ -83,7 +83,7 @@ fn sink(g: &mut Graph, node: &Node) -> Result<Rewrite, OpError> {
     let movable = node.outputs.len() == 1
         && rank >= 3
         && node.inputs.iter().flatten().any(|&v| behind(g, v).is_some() && g.shape(v).len() == rank);
-    let Some(op) = movable.then(|| permuted(&node.op, rank)).flatten() else { return Ok(Rewrite::NoMatch) };
+    let Some(op) = movable.then(|| permuted(&node.op, &to_last(rank))).flatten() else { return Ok(Rewrite::NoMatch) };
     let mut inputs = Vec::new();
     for v in &node.inputs {
         let moved = match v {
@@ -103,10 +103,9 @@ fn sink(g: &mut Graph, node: &Node) -> Result<Rewrite, OpError> {
     replace(g, node, y)
 }
 
-/// The operator with its axes moved as [`to_last`] moves them; `None` for operators that cannot move.
-fn permuted(op: &Op, rank: usize) -> Option<Op> {
-    let perm = to_last(rank);
-    let place = inverse(&perm); // old axis → new axis
+/// The operator for operands and results whose axis `k` is what was axis `perm[k]`; `None` for operators that cannot move.
+pub(crate) fn permuted(op: &Op, perm: &[usize]) -> Option<Op> {
+    let place = inverse(perm); // old axis → new axis
     let list = |v: &[i64]| perm.iter().map(|&p| v[p]).collect::<Vec<_>>();
     Some(match op {
         Op::Unary { .. } | Op::Binary { .. } | Op::Where | Op::Cast { .. } => op.clone(),

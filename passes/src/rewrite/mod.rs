@@ -3,7 +3,7 @@
 //! A rule looks at one node and answers *no match*, *refused, because …* or *replace these values by those*. It may append
 //! nodes for the replacement but never edits existing ones; the driver substitutes, drops what became dead and verifies.
 
-mod matching;
+pub(crate) mod matching;
 
 mod attention;
 mod fold_constants;
@@ -13,7 +13,7 @@ mod geglu;
 mod gelu;
 mod group_norm;
 mod layer_norm;
-mod layout;
+pub(crate) mod layout;
 mod linear;
 mod modulate;
 mod no_ops;

@@ -1,7 +1,7 @@
 //! DDIM (arXiv:2010.02502): from the predicted image straight to the next noise level, with a share `eta` of DDPM's noise.
 
 use super::schedule::{Level, alphas_cumprod, timesteps};
-use super::{Evaluation, Output, SamplerError, check_finite};
+use super::{DdimUpdate, Evaluation, Output, SamplerError, check_finite};
 use cqc_proto::sampler::{Prediction, SamplerConfig, Spacing};
 
 pub(super) struct Ddim {
@@ -39,6 +39,17 @@ impl Ddim {
             plan.steps.push(step);
         }
         Ok((plan, Evaluation::one_per_step(&timesteps)))
+    }
+
+    /// The constants of every step, if none adds noise.
+    pub fn updates(&self) -> Option<Vec<DdimUpdate>> {
+        let update = |s: &Step| DdimUpdate {
+            signal: s.level.signal,
+            noise: s.level.noise,
+            next_signal: s.next_signal,
+            direction: s.direction,
+        };
+        self.steps.iter().all(|s| s.std == 0.0).then(|| self.steps.iter().map(update).collect())
     }
 
     pub fn advance(&self, i: usize, x: &mut [f32], output: Output, noise: &[f32]) {

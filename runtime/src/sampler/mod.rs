@@ -45,6 +45,17 @@ impl Evaluation {
     }
 }
 
+/// One step of DDIM without noise: with x = `signal` · image + `noise` · ε, the next x is `next_signal` · image + `direction` · ε,
+/// the image clipped if the configuration says so, ε not recomputed from it.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[allow(missing_docs)] // named in the formula
+pub struct DdimUpdate {
+    pub signal: f32,
+    pub noise: f32,
+    pub next_signal: f32,
+    pub direction: f32,
+}
+
 /// Why there is no such trajectory.
 #[derive(Debug, thiserror::Error)]
 pub enum SamplerError {
@@ -155,6 +166,14 @@ impl Sampler {
     pub fn reads_variance(&self) -> bool {
         self.config.kind == SamplerKind::Ddpm
             && matches!(self.config.variance_type, Variance::Learned | Variance::LearnedRange)
+    }
+
+    /// For code that runs the loop without this crate: DDIM's constants per evaluation. `None` for other kinds, and with `eta` > 0.
+    pub fn ddim_updates(&self) -> Option<Vec<DdimUpdate>> {
+        match &self.rule {
+            Rule::Ddim(ddim) => ddim.updates(),
+            _ => None,
+        }
     }
 
     /// What the network sees at evaluation `i` for the sample `x`; `out` is as long as `x`.

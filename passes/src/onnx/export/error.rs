@@ -1,0 +1,40 @@
+//! Why a plan cannot be written as ONNX.
+
+use cqc_proto::plan::ProgramKind;
+use std::fmt;
+
+/// Why a plan cannot be written as ONNX.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExportError {
+    /// Steps that have no spelling: all of them.
+    #[error("{}", list(.0))]
+    Unspelled(Vec<Unspelled>),
+    /// The plan's `prelude_steps` runs for all evaluations at once, with a fixed batch.
+    #[error("the conditioning is computed for all evaluations at once in a fixed batch, which export cannot cut apart")]
+    Stacked,
+}
+
+/// A step without a spelling in standard ONNX.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unspelled {
+    /// The program it belongs to.
+    pub program: ProgramKind,
+    /// Name of the step.
+    pub step: String,
+    /// The operator.
+    pub op: String,
+    /// What the standard lacks.
+    pub reason: String,
+}
+
+impl fmt::Display for Unspelled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` ({}, in {}): {}", self.step, self.op, self.program, self.reason)
+    }
+}
+
+fn list(steps: &[Unspelled]) -> String {
+    let mut text = format!("{} steps have no spelling in standard ONNX:", steps.len());
+    steps.iter().for_each(|s| text.push_str(&format!("\n  {s}")));
+    text
+}

@@ -1,0 +1,93 @@
+//! Attention and the other composite operators of denoisers.
+
+use super::*;
+use cqc_proto::{DType, Dim, Tensor};
+
+pub(super) fn attention(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
+    let Op::Attention { heads, kv_heads, scale, causal, softcap } = op else { unreachable!("dispatched by `one`") };
+    let [q, k, v] = [0, 1, 2].map(|i| c.input(i));
+    let dtype = cx.dtype(q);
+    let (queries, keys) = (cx.shape(q)[1].clone(), cx.shape(k)[1].clone());
+    let mut q = split(cx, q, *heads)?;
+    if *scale != 1.0 {
+        let factor = cx.scalar(*scale as f64, dtype);
+        q = cx.binary(BinaryKind::Mul, q, factor)?;
+    }
+    let (mut k, mut v) = (split(cx, k, *kv_heads)?, split(cx, v, *kv_heads)?);
+    if heads != kv_heads {
+        let order: Vec<i64> = (0..*heads).map(|h| (h / (heads / kv_heads)) as i64).collect();
+        let order = cx.ints(&order);
+        (k, v) = (cx.emit(Op::Gather { axis: 1 }, &[k, order])?, cx.emit(Op::Gather { axis: 1 }, &[v, order])?);
+    }
+    let k = cx.transpose(k, &[0, 1, 3, 2]);
+    let mut scores = cx.emit(Op::MatMul, &[q, k])?;
+    if *softcap != 0.0 {
+        let cap = cx.scalar(*softcap as f64, dtype);
+        let inner = cx.binary(BinaryKind::Div, scores, cap)?;
+        let inner = cx.unary(UnaryKind::Tanh, inner)?;
+        scores = cx.binary(BinaryKind::Mul, inner, cap)?;
+    }
+    if let Some(mask) = c.optional(3) {
+        scores = masked(cx, scores, mask)?;
+    }
+    if *causal {
+        let mask = causal_mask(cx, &queries, &keys)?;
+        scores = masked(cx, scores, mask)?;
+    }
+    let mut weights = cx.emit(Op::Softmax { axis: 3 }, &[scores])?;
+    let all_see = keys.sub(&queries).and_then(|d| d.as_const()).is_some_and(|past| past >= 0);
+    if c.optional(3).is_some() || (*causal && !all_see) {
+        // a query that sees no key gives zeros, not NaN
+        let (nan, zero) = (cx.unary(UnaryKind::IsNan, weights)?, cx.scalar(0.0, dtype));
+        weights = cx.emit(Op::Where, &[nan, zero, weights])?;
+    }
+    let sums = cx.emit(Op::MatMul, &[weights, v])?;
+    let sums = cx.transpose(sums, &[0, 2, 1, 3]);
+    Ok(cx.reshape(sums, c.ty().shape))
+}
+
+/// `[B, L, H·D]` → `[B, H, L, D]`.
+fn split(cx: &mut Cx, x: Val, heads: usize) -> Spelled {
+    let s = cx.shape(x).to_vec();
+    let heads = Dim::constant(heads as i64);
+    let width = s[2].div_exact(&heads).expect("the shape rule wants whole heads");
+    let x = cx.reshape(x, vec![s[0].clone(), s[1].clone(), heads, width]);
+    Ok(cx.transpose(x, &[0, 2, 1, 3]))
+}
+
+/// Adds a float mask; a bool mask keeps.
+fn masked(cx: &mut Cx, scores: Val, mask: Val) -> Spelled {
+    if cx.dtype(mask) != DType::Bool {
+        return cx.binary(BinaryKind::Add, scores, mask);
+    }
+    let hidden = cx.scalar(f64::NEG_INFINITY, cx.dtype(scores));
+    cx.emit(Op::Where, &[mask, scores, hidden])
+}
+
+/// Whether query i sees key j: `j ≤ i + (keys - queries)`.
+fn causal_mask(cx: &mut Cx, queries: &Dim, keys: &Dim) -> Spelled {
+    let (Some(queries), Some(keys)) = (queries.as_const(), keys.as_const()) else {
+        return Err(format!("a causal mask of {queries} queries and {keys} keys"));
+    };
+    let last: Vec<i64> = (0..queries).map(|i| i + keys - queries).collect();
+    let last = cx.constant("last_seen", Tensor::from_i64(&[last.len(), 1], &last));
+    let keys = cx.ints(&(0..keys).collect::<Vec<_>>());
+    cx.binary(BinaryKind::LessOrEqual, keys, last)
+}
+
+pub(super) fn timestep_embedding(cx: &mut Cx, c: &Call, cos_first: bool) -> Spelled {
+    let (t, f) = (cx.cast(c.input(0), DType::F32), c.input(1));
+    let t = cx.reshape(t, vec![cx.shape(t)[0].clone(), 1.into()]);
+    let angles = cx.binary(BinaryKind::Mul, t, f)?;
+    let (sin, cos) = (cx.unary(UnaryKind::Sin, angles)?, cx.unary(UnaryKind::Cos, angles)?);
+    let parts = if cos_first { [cos, sin] } else { [sin, cos] };
+    cx.emit(Op::Concat { axis: 1 }, &parts)
+}
+
+pub(super) fn geglu(cx: &mut Cx, c: &Call, act: Act) -> Spelled {
+    let half = c.ty();
+    let attributes = vec![int("axis", -1), int("num_outputs", 2)];
+    let halves = cx.nodes("Split", &[c.optional(0)], attributes, &[half.clone(), half]);
+    let gate = activate(cx, act, halves[1])?;
+    cx.binary(BinaryKind::Mul, halves[0], gate)
+}

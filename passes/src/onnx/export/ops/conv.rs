@@ -1,0 +1,91 @@
+//! Convolutions and pooling windows.
+
+use super::*;
+use cqc_proto::DType;
+use cqc_proto::Dim;
+use cqc_proto::op::{ConvLayout, CoordinateMode, NearestMode, PoolKind, ResizeMode};
+
+pub(super) fn conv(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
+    let Op::Conv { strides, pads, dilations, groups, layout, upsample, act } = op else {
+        unreachable!("dispatched by `one`")
+    };
+    let last = *layout == ConvLayout::ChannelsLast;
+    let mut x = if last { cx.first(c.input(0)) } else { c.input(0) };
+    if *upsample != 1 {
+        x = enlarged(cx, x, *upsample)?;
+    }
+    let w = c.input(1);
+    let mut attributes = windows(strides, pads, dilations, &kernel(cx, w));
+    attributes.push(int("group", *groups as i64));
+    let plain = Op::Conv {
+        strides: strides.clone(),
+        pads: pads.clone(),
+        dilations: dilations.clone(),
+        groups: *groups,
+        layout: ConvLayout::ChannelsFirst,
+        upsample: 1,
+        act: Act::None,
+    };
+    let types = plain.infer(&[Some(cx.ty(x)), Some(cx.ty(w))]).map_err(|e| e.reason)?;
+    let y = cx.nodes("Conv", &[Some(x), Some(w), c.optional(2)], attributes, &types)[0];
+    let y = if last { cx.last(y) } else { y };
+    epilogue(cx, c, y, *act)
+}
+
+/// Every element repeated along the spatial axes, channels first.
+fn enlarged(cx: &mut Cx, x: Val, times: usize) -> Spelled {
+    let times = Dim::constant(times as i64);
+    let size = |(k, d): (usize, &Dim)| if k < 2 { Some(d.clone()) } else { d.mul(&times) };
+    let sizes = cx.shape(x).iter().enumerate().map(size).collect::<Option<Vec<_>>>().ok_or("a size is too large")?;
+    let op = Op::Resize {
+        sizes,
+        scales: vec![],
+        mode: ResizeMode::Nearest,
+        coordinates: CoordinateMode::Asymmetric,
+        nearest: NearestMode::Floor,
+        cubic_a: -0.75,
+        exclude_outside: false,
+        antialias: false,
+    };
+    cx.emit(op, &[x])
+}
+
+fn kernel(cx: &Cx, w: Val) -> Vec<i64> {
+    cx.shape(w)[2..].iter().map(|d| d.as_const().expect("the shape rule wants known weights")).collect()
+}
+
+fn windows<T: Copy + TryInto<i64>>(
+    strides: &[usize],
+    pads: &[usize],
+    dilations: &[usize],
+    kernel: &[T],
+) -> Vec<cqc_proto::onnx::AttributeProto> {
+    vec![ints("kernel_shape", kernel), ints("strides", strides), ints("pads", pads), ints("dilations", dilations)]
+}
+
+pub(super) fn conv_transpose(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
+    let Op::ConvTranspose { strides, pads, dilations, output_padding, groups } = op else {
+        unreachable!("dispatched by `one`")
+    };
+    let mut attributes = windows(strides, pads, dilations, &kernel(cx, c.input(1)));
+    attributes.extend([ints("output_padding", output_padding), int("group", *groups as i64)]);
+    Ok(c.as_node(cx, "ConvTranspose", attributes))
+}
+
+/// Channels first.
+pub(super) fn pool(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
+    let Op::Pool { kind, kernel, strides, pads, dilations, ceil, count_pad, .. } = op else {
+        unreachable!("dispatched by `one`")
+    };
+    let mut attributes = windows(strides, pads, dilations, kernel);
+    attributes.push(int("ceil_mode", *ceil as i64));
+    if *kind == PoolKind::Average {
+        attributes.push(int("count_include_pad", *count_pad as i64));
+        return Ok(c.as_node(cx, "AveragePool", attributes));
+    }
+    let dtype = c.ty().dtype;
+    if !dtype.is_float() && !matches!(dtype, DType::I8 | DType::U8) {
+        return Err(format!("MaxPool does not take {dtype}"));
+    }
+    Ok(c.as_node(cx, "MaxPool", attributes))
+}

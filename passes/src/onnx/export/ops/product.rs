@@ -1,0 +1,24 @@
+//! Matrix products and linear layers.
+
+use super::*;
+
+pub(super) fn matmul(cx: &mut Cx, c: &Call) -> Spelled {
+    let (a, b) = (reduce::widened(cx, c.input(0)), reduce::widened(cx, c.input(1)));
+    let ty = ValueType::new(cx.dtype(a), c.ty().shape);
+    let y = cx.node("MatMul", &[a, b], vec![], ty);
+    Ok(cx.cast(y, c.ty().dtype))
+}
+
+pub(super) fn linear(cx: &mut Cx, c: &Call, act: Act) -> Spelled {
+    let mut y = cx.emit(Op::MatMul, &[c.input(0), c.input(1)])?;
+    if let Some(bias) = c.optional(2) {
+        y = cx.binary(BinaryKind::Add, y, bias)?;
+    }
+    epilogue(cx, c, y, act)
+}
+
+pub(super) fn einsum(cx: &mut Cx, c: &Call, equation: &str) -> Spelled {
+    let mut attribute = string("equation", "");
+    attribute.s = Some(equation.to_string().into());
+    Ok(c.as_node(cx, "Einsum", vec![attribute]))
+}

@@ -1,0 +1,188 @@
+//! One program of a plan: its steps in order, each spelled.
+
+use super::cx::{Cx, Spelled, Val};
+use super::error::Unspelled;
+use super::ops;
+use super::ports::{Port, Wire, used, wire};
+use cqc_proto::op::Op;
+use cqc_proto::plan::{Alias, InputRole, Plan, PlanValue, Program, ProgramKind, Source};
+use cqc_proto::{DType, Dim, Tensor, ValueType};
+
+/// What programs are written from.
+#[derive(Clone, Copy)]
+pub(super) struct Origin<'a> {
+    pub plan: &'a Plan,
+    /// Bytes of `Plan::constants`.
+    pub constants: &'a [Tensor],
+    /// One per evaluation.
+    pub timesteps: &'a [f64],
+}
+
+/// Writes a program whose inputs are `ports`, and its `results` (values of the program) under their names.
+///
+/// # Errors
+/// Every step that has no spelling.
+pub(super) fn write(
+    cx: &mut Cx,
+    origin: Origin,
+    kind: ProgramKind,
+    ports: &[Port],
+    results: &[(usize, String)],
+) -> Result<(), Vec<Unspelled>> {
+    let program = origin.plan.program(kind);
+    let inputs: Vec<(Wire, Val)> = ports.iter().map(|p| (p.value.clone(), cx.input(&p.name, p.ty.clone()))).collect();
+    let wanted: Vec<usize> = results.iter().map(|r| r.0).collect();
+    let mut writer =
+        Writer { cx, origin, kind, program, inputs, values: vec![None; program.values.len()], refused: vec![] };
+    writer.check_batch(&wanted);
+    let live = used(program, &wanted);
+    for step in &program.steps {
+        if step.outputs.iter().any(|v| live.contains(v)) {
+            writer.step(step);
+        }
+    }
+    let values: Vec<Option<Val>> = wanted.iter().map(|&v| writer.get(v)).collect();
+    if !writer.refused.is_empty() {
+        return Err(writer.refused);
+    }
+    let mut named: Vec<String> = ports.iter().map(|p| p.name.clone()).collect();
+    for ((_, name), v) in results.iter().zip(values) {
+        let v = v.expect("without a refusal every value is there");
+        cx.output(v, name, &named);
+        named.push(name.clone());
+    }
+    Ok(())
+}
+
+struct Writer<'c, 'a, 'o> {
+    cx: &'c mut Cx<'a>,
+    origin: Origin<'o>,
+    kind: ProgramKind,
+    program: &'o Program,
+    inputs: Vec<(Wire, Val)>,
+    values: Vec<Option<Val>>,
+    refused: Vec<Unspelled>,
+}
+
+impl Writer<'_, '_, '_> {
+    fn refuse(&mut self, step: &str, op: &str, reason: String) {
+        self.refused.push(Unspelled { program: self.kind, step: step.into(), op: op.into(), reason });
+    }
+
+    /// Sizes that depend on the batch are computed from an input that has it.
+    fn check_batch(&mut self, results: &[usize]) {
+        let symbol = |d: &Dim| d.as_const().is_none();
+        let live = used(self.program, results);
+        let symbolic = live.iter().map(|&v| &self.program.values[v]).find(|v| v.ty.shape.iter().any(symbol));
+        let tells = |(_, v): &(Wire, Val)| self.cx.shape(*v).iter().any(|d| d.as_symbol().is_some());
+        if let (Some(value), false) = (symbolic, self.inputs.iter().any(tells)) {
+            let (name, ty) = (value.name.clone(), value.ty.to_string());
+            self.refuse(&name, "input", format!("it is {ty}, and no input of the program tells the batch"));
+        }
+    }
+
+    fn step(&mut self, step: &cqc_proto::plan::Step) {
+        if !self.refused.is_empty() && step.inputs.iter().flatten().any(|&v| self.is_lost(v)) {
+            return; // reported where the operand was to be made
+        }
+        self.cx.step = step.name.clone();
+        let inputs: Vec<Option<Val>> = step.inputs.iter().map(|v| v.and_then(|v| self.get(v))).collect();
+        self.cx.step = step.name.clone();
+        match ops::spell(self.cx, &step.op, &inputs) {
+            Ok(results) => {
+                for (&v, result) in step.outputs.iter().zip(results) {
+                    self.cx.call(result, &self.program.values[v].name);
+                    self.values[v] = Some(result);
+                }
+            }
+            Err(reason) => self.refuse(&step.name, &step.op.name(), reason),
+        }
+    }
+
+    /// Whether the value was to be written by a step that was refused.
+    fn is_lost(&self, v: usize) -> bool {
+        let value = &self.program.values[v];
+        match (&value.alias, value.source) {
+            _ if self.values[v].is_some() => false,
+            (Some(Alias::Same { of }), _) => self.is_lost(*of),
+            (_, source) => source == Source::Step,
+        }
+    }
+
+    /// The value; sources and reshapes are there when they are asked for. `None` for what was refused.
+    fn get(&mut self, v: usize) -> Option<Val> {
+        if let Some(known) = self.values[v] {
+            return Some(known);
+        }
+        let value = &self.program.values[v];
+        let found = match (&value.alias, value.source) {
+            (Some(Alias::Same { of }), _) => {
+                let root = self.get(*of)?;
+                Ok(self.cx.reshape(root, value.ty.shape.clone()))
+            }
+            // columns of a concat are written by the step that makes them
+            (_, Source::Step) => return None,
+            _ => self.source(value),
+        };
+        match found {
+            Ok(found) => self.values[v] = Some(found),
+            Err(reason) => {
+                let name = value.name.clone();
+                self.refuse(&name, "input", reason);
+            }
+        }
+        self.values[v]
+    }
+
+    fn source(&mut self, value: &PlanValue) -> Spelled {
+        let plan = self.origin.plan;
+        if let Some(wire) = wire(plan, self.kind, value.source) {
+            let found = self.inputs.iter().find(|(w, _)| *w == wire);
+            return Ok(found.expect("every source that is used has a port").1);
+        }
+        self.cx.step = value.name.clone();
+        match value.source {
+            Source::Constant(i) => {
+                let t = self.cx.store.converted(i, &self.origin.constants[i], value.ty.dtype);
+                Ok(self.cx.constant(&plan.constants[i].name, t))
+            }
+            Source::Table(i) => {
+                let t = self.cx.store.converted(i, &self.origin.constants[i], value.ty.dtype);
+                let table = self.cx.constant(&plan.constants[i].name, t);
+                self.row(table, value)
+            }
+            _ => {
+                let input = plan.inputs.iter().find(|i| i.role == InputRole::Timestep);
+                let name = input.map_or("timesteps".to_string(), |i| format!("{}/timesteps", i.name));
+                let steps = timesteps(self.origin.timesteps, value.ty.dtype);
+                let table = self.cx.constant(&name, steps);
+                self.row(table, value)
+            }
+        }
+    }
+
+    /// The row of this evaluation in a table, repeated for the batch where the value has one.
+    fn row(&mut self, table: Val, value: &PlanValue) -> Spelled {
+        let step = self.inputs.iter().find(|(w, _)| *w == Wire::Step).expect("a program with tables takes the step").1;
+        let row = self.cx.emit(Op::Gather { axis: 0 }, &[table, step])?;
+        let wanted = &value.ty.shape;
+        let all = |s: &[Dim]| ValueType::new(DType::F32, s).elements();
+        if all(wanted) == all(self.cx.shape(row)) {
+            return Ok(self.cx.reshape(row, wanted.clone()));
+        }
+        let mut one = wanted.clone();
+        if let Some(batch) = one.first_mut() {
+            *batch = 1.into();
+        }
+        if all(&one) == all(self.cx.shape(row)) {
+            let one = self.cx.reshape(row, one);
+            return self.cx.emit(Op::Expand { shape: wanted.clone() }, &[one]);
+        }
+        self.cx.emit(Op::Expand { shape: wanted.clone() }, &[row])
+    }
+}
+
+/// As the engine converts them: integers truncate.
+fn timesteps(list: &[f64], dtype: DType) -> Tensor {
+    crate::onnx::tensors::from_floats(dtype, vec![list.len()], list)
+}

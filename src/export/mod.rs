@@ -1,0 +1,113 @@
+//! A compiled loop as a directory that needs no cqc: ONNX models, their constants, a schedule, and a sampling script.
+//!
+//! | file | what |
+//! |---|---|
+//! | `full.onnx` … | the models, see [`cqc_passes::onnx::export`] |
+//! | `weights.bin` | constants of all models |
+//! | `schedule.json` | the loop: evaluations, sampler, guidance, and how the models connect, see [`schedule`] |
+//! | `null.npz` | what guidance's unconditional half gets, if the artifact says it |
+//! | `sample.py` | the loop in numpy and ONNX Runtime, for DDIM without noise |
+
+pub mod schedule;
+
+use crate::io::{FileError, Overwrite, write_directory, write_npz};
+use cqc_passes::onnx::export::{ExportError, ExportOptions, Exported, Layout, export};
+use cqc_proto::Tensor;
+use cqc_proto::plan::Plan;
+use cqc_runtime::sampler::Sampler;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+/// The file that tells an export from any other directory.
+pub const SCHEDULE: &str = "schedule.json";
+const WEIGHTS: &str = "weights.bin";
+const NULL: &str = "null.npz";
+const SCRIPT: &str = "sample.py";
+
+/// Constants below this many bytes stand in the models: the standard's shape operands, scalars and biases.
+const INLINE_BELOW: usize = 1024;
+
+/// What is exported.
+#[derive(Clone, Copy)]
+pub struct Loop<'a> {
+    /// The compiled loop.
+    pub plan: &'a Plan,
+    /// Its constants, in order.
+    pub constants: &'a [Tensor],
+    /// Its sampler.
+    pub sampler: &'a Sampler,
+    /// Guidance scale; 1 = off.
+    pub guidance: f32,
+    /// What guidance's unconditional half gets, one row per input.
+    pub null: &'a BTreeMap<String, Tensor>,
+}
+
+/// Why a loop was not exported.
+#[derive(Debug, thiserror::Error)]
+pub enum LoopExportError {
+    /// The plan has no ONNX form.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// A file.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// Writes the directory `dir`; the names of its files.
+///
+/// # Errors
+/// [`LoopExportError`]; then `dir` is what it was.
+pub fn write(exported: Loop, layout: Layout, dir: &Path, overwrite: Overwrite) -> Result<Vec<String>, LoopExportError> {
+    let timesteps = exported.sampler.evaluations().iter().map(|e| e.timestep).collect();
+    let options = ExportOptions { layout, timesteps, weights: WEIGHTS.into(), inline_below: INLINE_BELOW };
+    let models = export(exported.plan, exported.constants, &options)?;
+    let mut files = Vec::new();
+    write_directory(dir, overwrite, SCHEDULE, |dir| {
+        files = write_files(exported, layout, &models, dir)?;
+        Ok::<(), LoopExportError>(())
+    })?;
+    Ok(files)
+}
+
+fn write_files(exported: Loop, layout: Layout, models: &Exported, dir: &Path) -> Result<Vec<String>, FileError> {
+    let mut files = Vec::new();
+    let mut file = |name: &str, write: &dyn Fn(&mut BufWriter<File>) -> io::Result<()>| {
+        let path = dir.join(name);
+        files.push(name.to_string());
+        create(&path, write).map_err(FileError::writing(&path))
+    };
+    for model in &models.models {
+        file(&schedule::file_name(model), &|out| out.write_all(&model.encode()))?;
+    }
+    if !models.weights.is_empty() {
+        file(WEIGHTS, &|out| write_weights(out, &models.weights))?;
+    }
+    let text = serde_json::to_string_pretty(&schedule::json(exported, layout, models)).expect("JSON of plain data");
+    file(SCHEDULE, &|out| writeln!(out, "{text}"))?;
+    file(SCRIPT, &|out| out.write_all(include_bytes!("sample.py")))?;
+    if !exported.null.is_empty() {
+        let arrays: Vec<(String, Tensor)> = exported.null.iter().map(|(n, t)| (n.clone(), t.clone())).collect();
+        write_npz(&dir.join(NULL), &arrays, Overwrite::Refuse)?;
+        files.push(NULL.into());
+    }
+    Ok(files)
+}
+
+fn create(path: &Path, write: &dyn Fn(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(1 << 18, File::create(path)?);
+    write(&mut out)?;
+    // The rename of the directory must not become durable before the bytes.
+    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+}
+
+fn write_weights(out: &mut impl Write, parts: &[(u64, Tensor)]) -> io::Result<()> {
+    let mut end = 0;
+    for (offset, tensor) in parts {
+        out.write_all(&vec![0; (offset - end) as usize])?;
+        out.write_all(tensor.bytes())?;
+        end = offset + tensor.bytes().len() as u64;
+    }
+    Ok(())
+}

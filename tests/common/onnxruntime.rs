@@ -1,0 +1,63 @@
+//! ONNX Runtime as an oracle, for the test files that have it.
+
+use cqc_proto::{DType, Tensor};
+use ort::environment::Environment;
+use ort::session::Session;
+use ort::value::DynValue;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// `CQC_ORT_LIBRARY`, or the library of the `onnxruntime` wheel of the Python in `CQC_ORACLE_PYTHON`.
+fn library() -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("CQC_ORT_LIBRARY") {
+        return Some(path.into());
+    }
+    let python = std::env::var_os("CQC_ORACLE_PYTHON")?;
+    let find = "import onnxruntime, glob, os; print(glob.glob(os.path.dirname(onnxruntime.__file__) + '/capi/libonnxruntime.so*')[0])";
+    let output = Command::new(python).args(["-c", find]).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().into())
+}
+
+/// ONNX Runtime, loaded once; prints a skip where it is not set.
+pub fn environment() -> Option<&'static Environment> {
+    static LOADED: OnceLock<Option<Environment>> = OnceLock::new();
+    let load = || {
+        let library = library()?;
+        let builder = ort::init_from(&library).unwrap_or_else(|e| panic!("{}: {e}", library.display()));
+        Some(builder.build().unwrap())
+    };
+    let loaded = LOADED.get_or_init(load).as_ref();
+    if loaded.is_none() {
+        println!("skipped: neither CQC_ORT_LIBRARY nor CQC_ORACLE_PYTHON is set");
+    }
+    loaded
+}
+
+fn to_ort(t: &Tensor) -> Option<DynValue> {
+    let shape: Vec<i64> = t.shape().iter().map(|&d| d as i64).collect();
+    match t.dtype() {
+        DType::F32 => Some(ort::value::Tensor::from_array((shape, t.to_f32_vec())).ok()?.into_dyn()),
+        DType::I64 => Some(ort::value::Tensor::from_array((shape, t.to_i64_vec())).ok()?.into_dyn()),
+        _ => None,
+    }
+}
+
+/// The outputs of a model by name; `None` if an input has a type that is not passed on.
+pub fn run(
+    environment: &Environment,
+    model: &Path,
+    inputs: &BTreeMap<String, Tensor>,
+) -> Option<BTreeMap<String, Tensor>> {
+    let mut session =
+        Session::builder(environment).unwrap().with_intra_threads(2).unwrap().commit_from_file(model).unwrap();
+    let feeds = inputs.iter().map(|(n, t)| Some((n.clone(), to_ort(t)?))).collect::<Option<Vec<_>>>()?;
+    let outputs = session.run(feeds).unwrap();
+    let read = |(name, value): (&str, ort::value::ValueRef<'_>)| {
+        let (shape, data) = value.try_extract_tensor::<f32>().unwrap();
+        let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
+        (name.to_string(), Tensor::from_f32(&shape, data))
+    };
+    Some(outputs.iter().map(read).collect())
+}
