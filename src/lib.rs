@@ -3,5 +3,6 @@
 //! [`model::Model::load`] imports and rewrites, [`compile`] binds and lowers, [`cqc_runtime`] runs.
 
 pub mod compile;
+pub mod eval;
 pub mod io;
 pub mod model;
