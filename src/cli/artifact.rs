@@ -73,18 +73,21 @@ impl Artifact {
                     let input = plan.inputs.iter().find(|i| i.name == *name).expect("checked when the file was read");
                     labels_as(input, &[label])
                 }
-                NullCondition::Constant(i) => {
-                    let constant = &plan.constants[i];
-                    let shape = constant.ty.fixed_shape().expect("checked when the file was read");
-                    let len = shape.iter().product::<usize>() * constant.ty.dtype.size();
-                    let start = constant.offset as usize;
-                    Tensor::new(constant.ty.dtype, shape, self.constants.slice(start..start + len))
-                        .map_err(|e| Failure::failed(e.to_string()))?
-                }
+                NullCondition::Constant(i) => self.constant(i)?,
             };
             Ok((name.clone(), tensor))
         };
         self.manifest.null.iter().map(tensor).collect()
+    }
+
+    /// Constant `i` of the plan.
+    pub fn constant(&self, i: usize) -> Result<Tensor, Failure> {
+        let constant = &self.manifest.plan.constants[i];
+        let shape = constant.ty.fixed_shape().expect("checked when the file was read");
+        let len = shape.iter().product::<usize>() * constant.ty.dtype.size();
+        let start = constant.offset as usize;
+        Tensor::new(constant.ty.dtype, shape, self.constants.slice(start..start + len))
+            .map_err(|e| Failure::failed(e.to_string()))
     }
 
     /// Bytes of all constants.

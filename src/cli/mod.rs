@@ -6,17 +6,23 @@
 mod args;
 mod artifact;
 mod bench;
+mod bisect;
 mod compile;
+mod denoiser;
+mod diff;
 mod doctor;
 mod dot;
+mod eval;
 mod generate;
 mod inspect;
+mod lockstep;
 mod measure;
 mod recipe;
 mod report;
 mod request;
 mod run;
 mod sample;
+mod sampling;
 mod term;
 mod text;
 mod trace;
@@ -58,6 +64,9 @@ enum Command {
     Run(run::RunArgs),
     Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
+    Eval(Box<eval::EvalArgs>),
+    Diff(diff::DiffArgs),
+    Bisect(bisect::BisectArgs),
     Doctor(doctor::DoctorArgs),
     Completions(generate::CompletionsArgs),
     Man(generate::ManArgs),
@@ -85,6 +94,9 @@ fn parse_and_run(arguments: Vec<OsString>) -> Result<(), Failure> {
         Command::Run(args) => run::run(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Bench(args) => bench::bench(&args, quiet),
+        Command::Eval(args) => eval::eval(&args, quiet),
+        Command::Diff(args) => diff::diff(&args),
+        Command::Bisect(args) => bisect::bisect(&args, quiet),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),

@@ -15,7 +15,7 @@ pub fn interval(values: &[f64], seed: u64) -> [f64; 2] {
 
 fn resampled_mean(values: &[f64], state: &mut u64) -> f64 {
     let n = values.len() as u128;
-    let draw = |_| values[(u128::from(splitmix64(state)) * n >> 64) as usize];
+    let draw = |_| values[((u128::from(splitmix64(state)) * n) >> 64) as usize];
     (0..values.len()).map(draw).sum::<f64>() / values.len() as f64
 }
 
