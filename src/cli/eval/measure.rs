@@ -36,6 +36,10 @@ impl Measure {
         if !lockstep.in_step() {
             tracing::warn!("the two make different evaluations: there is no error per evaluation");
         }
+        if args.sampling.guidance.is_none() && candidate.guidance != reference.guidance {
+            let scales = [&candidate, &reference].map(|d| d.guidance);
+            tracing::warn!("the two are sampled with their own guidance, {} and {}", scales[0], scales[1]);
+        }
         let file = |d: &Denoiser| -> Result<File, Failure> {
             Ok(File { path: d.path.clone(), blake3: file_hash(&d.path)?, steps: d.steps })
         };

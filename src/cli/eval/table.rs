@@ -24,7 +24,7 @@ pub fn text(figures: &Figures) -> String {
         let (last, count) = (errors[errors.len() - 1], errors.len());
         let _ = writeln!(
             out,
-            "  error of x, relative: {last:.3e} at the end, largest {most:.3e} after evaluation {at} of {count}"
+            "  mean relative error of x: {last:.3e} at the end, largest {most:.3e} after evaluation {at} of {count}"
         );
     }
     if let Some(features) = &figures.features {
@@ -97,7 +97,7 @@ fn sets(features: &Features, count: usize) -> Vec<Vec<String>> {
             "inception score".into(),
             score(a),
             score(r),
-            format!("{} splits of at most {}", a.splits, a.split),
+            format!("splits of at most {} images: {}", a.split, a.splits),
         ]);
     }
     rows
