@@ -97,9 +97,9 @@ impl Lockstep {
     /// Samples `range` of the request.
     pub fn run(&mut self, range: &Range<usize>, progress: &mut Progress) -> Result<Chunk, Failure> {
         let len = self.len;
-        let mut chunk =
-            Chunk { trajectory: vec![vec![0.0; range.len() * len]; self.evaluations()], ..Chunk::default() };
         let in_step = self.in_step();
+        let evaluations = if in_step { self.evaluations() } else { 0 };
+        let mut chunk = Chunk { trajectory: vec![vec![0.0; range.len() * len]; evaluations], ..Chunk::default() };
         let request = part_of(&self.request, range)?;
         let samples = self.reference.sample(&request, &mut |moment| {
             progress.step();
@@ -111,7 +111,7 @@ impl Lockstep {
             ControlFlow::Continue(())
         })?;
         chunk.reference = samples.to_f32_vec();
-        let mut errors = vec![0.0; if in_step { range.len() * self.evaluations() } else { 0 }];
+        let mut errors = vec![0.0; range.len() * evaluations];
         let request = part_of(&self.candidate_request, range)?;
         let samples = self.candidate.sample(&request, &mut |moment| {
             progress.step();

@@ -191,7 +191,7 @@ fn sum_of_roots(m: DMatrix<f64>) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::testing::{assert_near, numbers};
+    use crate::eval::testing::numbers;
 
     const D: usize = 6;
 
