@@ -4,6 +4,7 @@
 
 pub mod calibrate;
 pub mod compile;
+pub mod eval;
 pub mod export;
 pub mod io;
 pub mod model;

@@ -113,6 +113,12 @@ pub struct Sizes {
 }
 
 impl Sizes {
+    /// Those of another model's inputs.
+    pub fn of(inputs: &[cqc_proto::plan::PlanInput]) -> Sizes {
+        let shape = |i: &cqc_proto::plan::PlanInput| NamedShape { name: i.name.clone(), shape: i.ty.shape.clone() };
+        Sizes { shape: inputs.iter().map(shape).collect(), dim: vec![] }
+    }
+
     /// For the importer.
     pub fn import_options(&self) -> cqc_passes::onnx::ImportOptions {
         cqc_passes::onnx::ImportOptions {

@@ -6,18 +6,24 @@
 mod args;
 mod artifact;
 mod bench;
+mod bisect;
 mod compile;
+mod denoiser;
+mod diff;
 mod doctor;
 mod dot;
+mod eval;
 mod export;
 mod generate;
 mod inspect;
+mod lockstep;
 mod measure;
 mod recipe;
 mod report;
 mod request;
 mod run;
 mod sample;
+mod sampling;
 mod term;
 mod text;
 mod trace;
@@ -60,6 +66,9 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
     Export(export::ExportArgs),
+    Eval(Box<eval::EvalArgs>),
+    Diff(diff::DiffArgs),
+    Bisect(bisect::BisectArgs),
     Doctor(doctor::DoctorArgs),
     Completions(generate::CompletionsArgs),
     Man(generate::ManArgs),
@@ -88,6 +97,9 @@ fn parse_and_run(arguments: Vec<OsString>) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Bench(args) => bench::bench(&args, quiet),
         Command::Export(args) => export::export(&args),
+        Command::Eval(args) => eval::eval(&args, quiet),
+        Command::Diff(args) => diff::diff(&args),
+        Command::Bisect(args) => bisect::bisect(&args, quiet),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),

@@ -21,6 +21,8 @@ pub enum Exit {
     Usage = 2,
     /// The model uses something that cqc does not support.
     Unsupported = 3,
+    /// A quality or speed target was missed.
+    Missed = 4,
     /// The user has had enough.
     Interrupted = 5,
 }
@@ -50,6 +52,11 @@ impl Failure {
         Failure::new(Exit::Failed, what)
     }
 
+    /// Ends the process with 1; all there is to say stands in the results.
+    pub fn silent() -> Failure {
+        Failure::failed("")
+    }
+
     /// Adds a line, e.g. `seen    steps 0–16`. Keys are one short word.
     pub fn fact(mut self, key: &'static str, value: impl fmt::Display) -> Failure {
         self.facts.push((key, value.to_string()));
@@ -63,6 +70,9 @@ impl Failure {
 
     /// Writes it to stderr.
     pub fn print(&self) {
+        if self.what.is_empty() {
+            return;
+        }
         let mut stderr = std::io::stderr().lock();
         let colored = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         let error = if colored { "\x1b[1;31merror\x1b[0m" } else { "error" };

@@ -11,7 +11,7 @@ pub use atomic::{Overwrite, check_directory, check_target, remove_unfinished, wr
 pub use error::FileError;
 pub use npy::{read_npy, write_npy};
 pub use npz::{read_npz, write_npz};
-pub use png::{encode_grid, write_png};
+pub use png::{encode_grid, to_byte, write_png};
 pub use raw::{read_raw, write_raw};
 
 use cqc_proto::Tensor;

@@ -55,7 +55,8 @@ pub fn encode_grid(images: &Tensor) -> Result<Vec<u8>, String> {
     encode(&pixels, width, height, color).map_err(|e| format!("an image of {width}x{height} pixels: {e}"))
 }
 
-fn to_byte(value: f32) -> u8 {
+/// A pixel in [-1, 1] as a byte: clipped, rounded to nearest, halves up; NaN is 0.
+pub fn to_byte(value: f32) -> u8 {
     // a cast saturates, and turns NaN into 0
     ((value + 1.0) * 127.5).round() as u8
 }
