@@ -181,17 +181,19 @@ fn text(found: &Found) -> String {
     let _ = writeln!(out, "with A's sample before it, {} values of both are compared:", nodes.compared);
     match nodes.first.map(|first| &nodes.values[first]) {
         Some(node) => {
-            let _ = writeln!(out, "first node: {} ({}), {} half, by {:.3e}", node.name, node.op, node.half, node.error);
+            let half = node.half.map_or(String::new(), |half| format!(", {half} half"));
+            let _ = writeln!(out, "first node: {} ({}){half}, by {:.3e}", node.name, node.op, node.error);
         }
-        None => {
-            let _ =
-                writeln!(out, "none differs by more than {:e}: the error has grown from earlier ones", found.tolerance);
-        }
+        None => out.push_str(
+            "none differs by more: the error is of earlier evaluations, guidance, or values that only one has\n",
+        ),
     }
-    let mut worst: Vec<_> = nodes.values.iter().collect();
+    let mut worst: Vec<_> = nodes.values.iter().filter(|n| n.error != 0.0).collect();
     worst.sort_by(|a, b| b.error.total_cmp(&a.error));
     let rows = worst.iter().take(MOST_ROWS).map(|n| vec![format!("{:.3e}", n.error), n.op.clone(), n.name.clone()]);
-    out.push_str("largest errors\n");
+    if !worst.is_empty() {
+        out.push_str("largest errors\n");
+    }
     out.push_str(&columns(&rows.collect::<Vec<_>>()));
     out
 }

@@ -32,8 +32,8 @@ pub struct Node {
     pub name: String,
     /// What computes it in A.
     pub op: String,
-    /// Of guidance: `conditional` or `unconditional`.
-    pub half: &'static str,
+    /// Under guidance: `conditional` or `unconditional`.
+    pub half: Option<&'static str>,
     /// |a − b| / |a|.
     pub error: f64,
 }
@@ -59,9 +59,9 @@ pub fn compare(
     let request = part_of(request, &(sample..sample + 1))?;
     let guided = request.guidance != 1.0;
     let mut nodes = Nodes { compared: names.len(), ..Nodes::default() };
-    for half in if guided { vec!["conditional", "unconditional"] } else { vec!["conditional"] } {
+    for half in if guided { vec![Some("conditional"), Some("unconditional")] } else { vec![None] } {
         let mut conditions = request.conditions.clone();
-        if half == "unconditional" {
+        if half == Some("unconditional") {
             conditions.extend(request.unconditional.clone());
         }
         let run = |d: &Denoiser| values_at(d, evaluation, x, &conditions, &names, args.sampling.threads.count());
