@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! cargo bench --bench caching -- MODEL.onnx --out rows.jsonl [--steps 100] [--intervals 2,3,5] [--cuts auto,shallow]
-//!     [--images 64] [--guidance 2 --null-label 8 --labels 0,1,2] [--features F.onnx --real-stats S.npz] [--only METHOD,..]
+//!     [--images 64] [--few 16] [--guidance 2 --null-label 8 --labels 0,1,2] [--features F.onnx --real-stats S.npz] [--only METHOD,..]
 //! ```
-//! Appends one JSON object per row to `--out` and leaves out rows that are there already, so that it can be broken off. Every row
+//! The first two methods are run on all images, the others on the first few. Appends one JSON object per row to `--out` and leaves out rows that are there already, so that it can be broken off. Every row
 //! is sampled by the engine from the lowered plan. `--table` prints the file as Markdown.
 
 use cqc::calibrate::{CalibrationOptions, Choice, Correct, Fit, Study, Wanted};
@@ -105,6 +105,7 @@ fn run(path: &Path, options: &Options) {
     let model = Model::load(path, &ModelOptions::default(), |_, _| {}).unwrap();
     let number = |name: &str, default: &str| option(options, name, default).parse::<usize>().unwrap();
     let (steps, images) = (number("steps", "100"), number("images", "64").next_multiple_of(BATCH));
+    let few = number("few", "16").next_multiple_of(BATCH).min(images);
     let guidance: f32 = option(options, "guidance", "1").parse().unwrap();
     let mut bench = Bench {
         sampler: SamplerConfig::default(),
@@ -119,7 +120,7 @@ fn run(path: &Path, options: &Options) {
     };
     let plain = compile_loop(&model, &LoopOptions { sampler: bench.sampler.clone(), steps }).unwrap();
     let weights = Weights::new(plain.plan.clone(), plain.weight_bytes().unwrap()).unwrap();
-    let (reference, _) = bench.sample(&weights);
+    let (reference, _) = bench.sample(&weights, images);
     bench.reference = reference;
     let name = path.parent().and_then(Path::file_name).map_or("model".into(), |n| n.to_string_lossy().into_owned());
     let done: BTreeSet<String> = rows(&out).iter().map(key).collect();
@@ -185,27 +186,29 @@ fn run(path: &Path, options: &Options) {
                 let (decided, _) = cached.decided(&choice).unwrap();
                 let weights = Weights::new(decided.plan.clone(), decided.weight_bytes().unwrap()).unwrap();
                 let mut row = identity(method, &correction_name(fit));
-                let (samples, ms) = bench.sample(&weights);
+                let main = METHODS[..2].contains(&(method, fit));
+                let (samples, ms) = bench.sample(&weights, if main { images } else { few });
                 let full = choice.full.len() as i64;
                 let rows_per_image = if guidance == 1.0 { 1 } else { 2 };
                 let macs = full * cached.cut.macs_full + (steps as i64 - full) * cached.cut.macs_cached;
                 let added = json!({
                     "share": cached.cut.share(), "full": choice.full, "macs_per_image": macs * rows_per_image,
                     "macs_ratio": macs as f64 / (steps as i64 * cached.cut.macs_full) as f64,
-                    "psnr": bench.psnr(&samples), "loop_ms": ms,
-                    "frechet": bench.features.as_mut().map(|f| f.distance(&samples)), "frechet_uncached": distance,
+                    "psnr_few": bench.psnr(&samples, few), "psnr": main.then(|| bench.psnr(&samples, images)), "loop_ms": ms,
+                    "frechet": bench.features.as_mut().filter(|_| main).map(|f| f.distance(&samples)),
+                    "frechet_uncached": distance, "images": images, "few": few,
                     "cost": choice.cost.map(|c| c.0), "uniform_cost": choice.cost.and_then(|c| c.1),
                 });
                 row.as_object_mut().unwrap().extend(added.as_object().unwrap().clone());
                 let mut file = fs::OpenOptions::new().create(true).append(true).open(&out).unwrap();
                 writeln!(file, "{row}").unwrap();
-                println!("{cut} N={interval} {method} {}: {:.2} dB", correction_name(fit), row["psnr"]);
+                println!("{cut} N={interval} {method} {}: {:.2} dB", correction_name(fit), row["psnr_few"]);
             }
         }
     }
 }
 
-const METHODS: [(&str, Option<Fit>); 10] = [
+const METHODS: [(&str, Option<Fit>); 9] = [
     ("uniform", None),
     ("dps-output", Some(Fit::Forecast)),
     ("dps", None),
@@ -215,7 +218,6 @@ const METHODS: [(&str, Option<Fit>); 10] = [
     ("dps-output", None),
     ("uniform", Some(Fit::Forecast)),
     ("quadratic", Some(Fit::TeacherForced)),
-    ("dps", Some(Fit::Forecast)),
 ];
 
 fn correction_name(fit: Option<Fit>) -> String {
@@ -246,11 +248,14 @@ impl Bench {
         Loop::open(weights, sampler, self.guidance != 1.0, &options).unwrap()
     }
 
-    /// The images, and the median time of a batch's loop.
-    fn sample(&self, weights: &Arc<Weights>) -> (Vec<f32>, f64) {
+    /// The first images, and the median time of a batch's loop.
+    fn sample(&self, weights: &Arc<Weights>, images: usize) -> (Vec<f32>, f64) {
         let (mut denoiser, evaluations) = (self.open(weights), weights.plan().evaluations);
         let (mut times, mut last) = (vec![], Instant::now());
-        let images = denoiser.sample(&self.request, &mut |moment| {
+        let conditions =
+            self.request.conditions.iter().map(|(name, t)| (name.clone(), first_rows(t, images))).collect();
+        let request = Request { samples: images, conditions, ..self.request.clone() };
+        let images = denoiser.sample(&request, &mut |moment| {
             if moment.evaluation + 1 == evaluations {
                 times.push(last.elapsed().as_secs_f64() * 1e3);
                 last = Instant::now();
@@ -261,15 +266,22 @@ impl Bench {
         (images.unwrap().to_f32_vec(), times[times.len() / 2])
     }
 
-    /// Mean over images, as `cqc eval` computes it: 8 bits per channel.
-    fn psnr(&self, images: &[f32]) -> f64 {
-        let len = images.len() / self.request.samples;
+    /// Mean over the first `count` images, as `cqc eval` computes it: 8 bits per channel.
+    fn psnr(&self, images: &[f32], count: usize) -> f64 {
+        let len = self.reference.len() / self.request.samples;
         let bytes =
             |x: &[f32]| x.iter().map(|x| ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round() as u8).collect::<Vec<u8>>();
-        let pairs = images.chunks_exact(len).zip(self.reference.chunks_exact(len));
+        let pairs = images.chunks_exact(len).zip(self.reference.chunks_exact(len)).take(count);
         let sum: f64 = pairs.map(|(a, b)| psnr(mse(&bytes(a), &bytes(b)), 255.0)).sum();
-        sum / self.request.samples as f64
+        sum / count as f64
     }
+}
+
+fn first_rows(t: &Tensor, rows: usize) -> Tensor {
+    let mut shape = t.shape().to_vec();
+    let row = t.bytes().len() / shape[0];
+    shape[0] = rows;
+    Tensor::new(t.dtype(), shape, t.bytes().slice(..rows * row)).unwrap()
 }
 
 fn rows(path: &Path) -> Vec<Value> {
@@ -289,21 +301,24 @@ fn print_table(path: &Path) {
         let group = (row["model"].as_str().unwrap().to_string(), share, row["interval"].as_i64().unwrap());
         groups.entry(group).or_default().push(row);
     }
-    println!("| model | cut (share) | N | GMACs per image | schedule | correction | PSNR, dB | Frechet (uncached) |");
-    println!("|---|---|---|---|---|---|---|---|");
+    println!(
+        "| model | cut (share) | N | GMACs per image | schedule | correction | PSNR few, dB | PSNR all | Frechet (uncached) |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
     for ((model, share, interval), mut group) in groups {
         group.sort_by_key(|r| {
             METHODS.iter().position(|(m, f)| r["schedule"] == **m && r["correction"] == correction_name(*f))
         });
         for r in group {
             println!(
-                "| {model} | {} ({:.1} %) | {interval} | {:.2} | {} | {} | {:.2} | {} |",
+                "| {model} | {} ({:.1} %) | {interval} | {:.2} | {} | {} | {:.2} | {} | {} |",
                 r["cut"].as_str().unwrap(),
                 share as f64 / -1e4,
                 r["macs_per_image"].as_f64().unwrap() / 1e9,
                 r["schedule"].as_str().unwrap(),
                 r["correction"].as_str().unwrap(),
-                r["psnr"].as_f64().unwrap(),
+                r["psnr_few"].as_f64().unwrap(),
+                r["psnr"].as_f64().map_or("–".into(), |p| format!("{p:.2}")),
                 r["frechet"]
                     .as_f64()
                     .map_or("–".into(), |f| format!("{f:.2} ({:.2})", r["frechet_uncached"].as_f64().unwrap())),

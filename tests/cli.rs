@@ -39,11 +39,11 @@ fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/ddpm-shapes32.onnx")
 }
 
-/// A directory with an artifact of the model in the repository, in few steps.
+/// A directory with an artifact of the model in the repository, in few steps, uncached.
 fn compiled(steps: usize) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.cq");
-    let ran = line(&format!("compile {} -o {} --steps {steps}", model().display(), path.display()));
+    let ran = line(&format!("compile {} -o {} --steps {steps} --interval 1", model().display(), path.display()));
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     (dir, path)
 }
@@ -69,7 +69,12 @@ fn usage_errors_exit_with_2_and_say_nothing_on_stdout() {
         "compile m.onnx",
         "compile m.onnx -o a.cq --steps many",
         "compile m.onnx -o a.cq --sampler leapfrog",
-        "compile m.onnx -o a.cq --calib-samples 4",
+        "compile m.onnx -o a.cq --calib-samples 1",
+        "compile m.onnx -o a.cq --interval 0",
+        "compile m.onnx -o a.cq --schedule sometimes",
+        "compile m.onnx -o a.cq --schedule quadratic=15",
+        "compile m.onnx -o a.cq --cut cost=2",
+        "compile m.onnx -o a.cq --correct none,cache",
         "compile m.onnx -o a.cq --shape sample=1xx3",
         "sample a.cq -o a.png --shard 4/4",
         "sample a.cq -o a.gif",
@@ -89,10 +94,9 @@ fn usage_errors_exit_with_2_and_say_nothing_on_stdout() {
 #[test]
 fn what_comes_later_is_refused_by_name() {
     for (option, said) in [
-        ("--interval 5", "--interval 5 comes in a later version; use --interval 1"),
         ("--quant w8a8", "--quant w8a8 comes in a later version; use --quant none"),
         ("--quant bf16", "--quant bf16 comes in a later version"),
-        ("--correct cache,quant", "--correct cache,quant comes in a later version; use --correct none"),
+        ("--correct cache,quant", "--correct quant comes in a later version; use --correct cache"),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("a.cq");
@@ -136,7 +140,7 @@ fn an_output_is_replaced_only_with_force() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("a.cq");
     std::fs::write(&out, "precious").unwrap();
-    let command = format!("compile {} -o {} --steps 2", model().display(), out.display());
+    let command = format!("compile {} -o {} --steps 2 --interval 1", model().display(), out.display());
     let ran = line(&command);
     assert_eq!(ran.code, 1);
     assert!(ran.stderr.contains("exists already\n  help    --force"), "{}", ran.stderr);
@@ -158,7 +162,7 @@ fn a_recipe_is_read_and_the_command_line_wins() {
             recipe.display()
         ))
     };
-    std::fs::write(&recipe, "steps = 4\nsampler = 'ddpm'\n").unwrap();
+    std::fs::write(&recipe, "steps = 4\nsampler = 'ddpm'\ninterval = 1\n").unwrap();
     assert_eq!(compile("").json()["steps"], 4);
     assert_eq!(compile("--steps 3").json()["steps"], 3);
     assert_eq!(line(&format!("inspect {} --json", out.display())).json()["sampler"]["kind"], "ddpm");
@@ -294,7 +298,7 @@ fn models_and_artifacts_can_be_inspected() {
     assert!(first.stdout.contains("graph(") && first.stdout.contains("sigmoid("), "nothing is fused yet");
 
     let json = line(&format!("inspect {} --json", artifact.display())).json();
-    assert_eq!(json["format_version"], 1);
+    assert_eq!(json["format_version"], 2);
     assert_eq!(json["sampler"]["timesteps"], serde_json::json!([750, 500, 250, 0]));
     assert_eq!(json["sampler"]["clip_sample"], true);
     assert_eq!((&json["schedule"]["kind"], &json["quant"]["kind"]), (&"none".into(), &"none".into()));

@@ -1,6 +1,7 @@
 //! `inspect`: what is in a model or an artifact.
 
 mod artifact_view;
+mod caching_view;
 mod model_view;
 
 pub use model_view::{macs, per_sample};

@@ -1,5 +1,6 @@
 //! An artifact for people and as JSON.
 
+use super::caching_view;
 use crate::cli::artifact::Artifact;
 use crate::cli::report::Failure;
 use crate::cli::text::{bytes, columns, grouped, short};
@@ -19,7 +20,7 @@ fn programs(artifact: &Artifact) -> Result<Vec<(ProgramKind, usize)>, Failure> {
     let kinds = [ProgramKind::Full, ProgramKind::Cached, ProgramKind::Prelude, ProgramKind::PreludeSteps];
     let used = kinds.into_iter().filter(|&kind| kind == ProgramKind::Full || !plan.program(kind).steps.is_empty());
     let bytes = |kind| match kind {
-        ProgramKind::Full | ProgramKind::Cached => engine.memory_bytes(),
+        ProgramKind::Full | ProgramKind::Cached => engine.program_bytes(kind) + engine.request_bytes(),
         ProgramKind::Prelude => written_bytes(plan.program(kind), batch as i64, plan.batch_symbol.as_deref()),
         ProgramKind::PreludeSteps => {
             let rows = (batch * plan.evaluations) as i64;
@@ -71,7 +72,7 @@ pub fn json(artifact: &Artifact) -> Result<Value, Failure> {
         })
     });
     let tables = tables(artifact).into_iter().map(|i| value(&plan.constants[i].name, &plan.constants[i].ty));
-    Ok(json!({
+    let mut view = json!({
         "format_version": manifest.format_version,
         "source": manifest.source,
         "inputs": inputs.collect::<Vec<_>>(),
@@ -82,15 +83,13 @@ pub fn json(artifact: &Artifact) -> Result<Value, Failure> {
             "set_alpha_to_one": sampler.set_alpha_to_one, "steps": manifest.steps, "config": sampler,
         },
         "null": manifest.null,
-        "schedule": {"kind": "none", "interval": 1, "full_steps": (0..plan.evaluations).collect::<Vec<_>>()},
-        "cut": null,
         "quant": {"kind": "none", "layers": []},
-        "corrections": null,
-        "calibration": null,
         "programs": programs.collect::<Vec<_>>(),
         "tables": tables.collect::<Vec<_>>(),
         "weights": {"bytes": artifact.weight_bytes(), "float_bytes": float_bytes(artifact)},
-    }))
+    });
+    caching_view::add_json(artifact, &mut view);
+    Ok(view)
 }
 
 /// Whole time steps as whole numbers.
@@ -135,12 +134,13 @@ fn loop_text(artifact: &Artifact, out: &mut String) -> Result<(), Failure> {
     let prediction = serde_json::to_value(manifest.sampler.prediction_type).unwrap_or_default();
     let _ = write!(
         out,
-        "\nloop\n  sampler    {}, {} steps, {} evaluations, prediction {}\n  time steps {shown}\n  guidance   {}\n  schedule   none: every step is computed in full\n  quant      none\n",
+        "\nloop\n  sampler    {}, {} steps, {} evaluations, prediction {}\n  time steps {shown}\n  guidance   {}\n{}  quant      none\n",
         manifest.sampler.kind,
         manifest.steps,
         steps.len(),
         prediction.as_str().unwrap_or("?"),
         if manifest.guidance == 1.0 { "off".to_string() } else { manifest.guidance.to_string() },
+        caching_view::text(artifact),
     );
     Ok(())
 }
