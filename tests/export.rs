@@ -7,10 +7,13 @@ mod common;
 mod onnxruntime;
 
 use common::{Check, checks, models, relative_error, shared, shared_dir};
-use cqc::compile::{CompileError, LoopOptions, Lowered, compile_evaluation, compile_loop};
+use cqc::calibrate::{CalibrationOptions, Correct, Fit, Wanted, choose};
+use cqc::compile::{CompileError, LoopOptions, Lowered, compile_evaluation, compile_loop, cut_loop};
 use cqc::export::{self, Loop};
 use cqc::io::{Overwrite, read_npy, write_npy};
 use cqc::model::{Model, ModelOptions};
+use cqc_passes::cache::CutSpec;
+use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_passes::onnx::export::{ExportOptions, Exported, Layout, Port, Wire, export};
 use cqc_proto::plan::{Cache, CacheSlot, InputRole, Plan, Program, Source};
 use cqc_proto::sampler::SamplerConfig;
@@ -220,7 +223,7 @@ fn expected_shape(plan: &Plan, value: usize, batch: usize) -> Vec<usize> {
     plan.full.values[value].ty.resolve(&batch).unwrap()
 }
 
-/// A loop through `sample.py` against the same loop through the engine. For plans with a cache too, once the engine runs them.
+/// A loop through `sample.py` against the same loop through the engine.
 fn sample_both_ways(
     python: &Path,
     exported: Loop,
@@ -264,15 +267,43 @@ fn the_script_samples_what_the_engine_samples() {
         cases.push((shared.join("models/dit-shapes32/model.onnx"), 2.0, labels(&[1, 3]), labels(&[8])));
     }
     for (path, guidance, conditions, null) in cases {
-        let lowered = lowered(&path);
-        let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
-        let (sampler, constants) = (sampler(), constants(&lowered));
-        let exported = Loop { plan: &lowered.plan, constants: &constants, sampler: &sampler, guidance, null: &null };
         let mut noise = vec![0.0; 2 * 3 * 32 * 32];
         Noise::new(7, 0, 2).fill(&mut noise);
         let noise = Some(Tensor::from_f32(&[2, 3, 32, 32], &noise));
         let unconditional = null.clone();
         let request = Request { samples: 2, noise, conditions, unconditional, guidance, ..Request::default() };
-        sample_both_ways(Path::new(&python), exported, &weights, &request, Layout::Split);
+        for (lowered, layout) in [
+            (lowered(&path), Layout::Split),
+            (cached(&path, &request), Layout::Split),
+            (cached(&path, &request), Layout::If),
+        ] {
+            let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
+            let (sampler, constants) = (sampler(), constants(&lowered));
+            let exported =
+                Loop { plan: &lowered.plan, constants: &constants, sampler: &sampler, guidance, null: &null };
+            sample_both_ways(Path::new(&python), exported, &weights, &request, layout);
+        }
     }
+}
+
+/// The loop with a cache, corrected by a forecast.
+fn cached(path: &Path, request: &Request) -> Lowered {
+    let model = Model::load(path, &ModelOptions::default(), |_, _| {}).unwrap();
+    let options = LoopOptions { sampler: SamplerConfig::default(), steps: STEPS };
+    let cached = cut_loop(&model, &options, &CutSpec::Auto).unwrap();
+    let plain = cached.uncorrected().unwrap();
+    let weights = Weights::new(plain.plan.clone(), plain.weight_bytes().unwrap()).unwrap();
+    let engine = EngineOptions { batch: 1, threads: 2, ..EngineOptions::default() };
+    let mut denoiser = denoise::Loop::open(&weights, sampler(), request.guidance != 1.0, &engine).unwrap();
+    let calibration = CalibrationOptions {
+        interval: 2,
+        schedule: Wanted::Method(ScheduleKind::Uniform),
+        correct: Correct::Always(Fit::Forecast),
+        request: request.clone(),
+        output_samples: 0,
+        progress: &mut |_, _| ControlFlow::Continue(()),
+    };
+    let lowered = cached.decided(&choose(&mut denoiser, calibration).unwrap()).unwrap().0;
+    assert_eq!(lowered.plan.cache.as_ref().unwrap().slots.len(), 2, "the tensor and what it was before");
+    lowered
 }
