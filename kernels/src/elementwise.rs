@@ -373,51 +373,52 @@ pub fn affine(
     if let Some((previous, ld, _)) = map.previous {
         check_matrix("previous", previous.len(), rows, c, ld);
     }
-    let (scale, shift) = (&map.scale[..c], &map.shift[..c]);
+    assert!(map.scale.len() >= c && map.shift.len() >= c, "a factor and a summand for each of {c} columns");
+    assert!(map.previous.is_none_or(|(_, _, scale)| scale.len() >= c), "a factor for each of {c} columns");
     let tasks = tasks_for(pool, rows * c).min(rows.max(1));
     let y = SharedMut::new(y);
-    pool.run(tasks, &|task, _| {
-        for row in cut(rows, tasks, 1, task) {
-            let residual = map.residual.map(|(residual, ld)| &residual[row * ld..][..c]);
-            let previous = map.previous.map(|(previous, ld, scale)| (&previous[row * ld..][..c], &scale[..c]));
-            // SAFETY: tasks have disjoint rows.
-            let y = unsafe { y.part(row * ldy, c) };
-            isa.run(AffineRow { x: &x[row * ldx..][..c], scale, shift, residual, previous, y });
-        }
-    });
+    pool.run(tasks, &|task, _| isa.run(AffineTask { rows: cut(rows, tasks, 1, task), c, x, ldx, map, y, ldy }));
 }
 
-struct AffineRow<'a> {
+struct AffineTask<'a> {
+    rows: Range<usize>,
+    c: usize,
     x: &'a [f32],
-    scale: &'a [f32],
-    shift: &'a [f32],
-    residual: Option<&'a [f32]>,
-    previous: Option<(&'a [f32], &'a [f32])>,
-    y: &'a mut [f32],
+    ldx: usize,
+    map: &'a Affine<'a>,
+    y: SharedMut<'a, f32>,
+    ldy: usize,
 }
 
-impl Kernel for AffineRow<'_> {
+impl Kernel for AffineTask<'_> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let mut at = 0;
-        while at < self.y.len() {
-            let n = (self.y.len() - at).min(S::LANES);
-            // SAFETY: all have the length of `y`, and `at + n` does not exceed it.
-            unsafe {
-                let [x, scale, shift] = [self.x, self.scale, self.shift].map(|p| load_some(s, p.as_ptr().add(at), n));
-                let mut v = s.fma(x, scale, shift);
-                if let Some((previous, scale)) = self.previous {
-                    let [p, scale] = [previous, scale].map(|p| load_some(s, p.as_ptr().add(at), n));
-                    v = s.fma(p, scale, v);
+        let Affine { scale, shift, residual, previous } = *self.map;
+        for row in self.rows.clone() {
+            let x = self.x[row * self.ldx..].as_ptr();
+            let residual = residual.map(|(r, ld)| r[row * ld..].as_ptr());
+            let previous = previous.map(|(p, ld, scale)| (p[row * ld..].as_ptr(), scale.as_ptr()));
+            // SAFETY: `affine` has checked all operands; tasks have disjoint rows.
+            let y = unsafe { self.y.part(row * self.ldy, self.c) };
+            let mut at = 0;
+            while at < y.len() {
+                let n = (y.len() - at).min(S::LANES);
+                // SAFETY: as above, and `at + n` is at most the number of columns.
+                unsafe {
+                    let load = |p: *const f32| load_some(s, p.add(at), n);
+                    let mut v = s.fma(load(x), load(scale.as_ptr()), load(shift.as_ptr()));
+                    if let Some((previous, scale)) = previous {
+                        v = s.fma(load(previous), load(scale), v);
+                    }
+                    if let Some(residual) = residual {
+                        v = s.add(v, load(residual));
+                    }
+                    store_some(s, y.as_mut_ptr().add(at), v, n);
                 }
-                if let Some(residual) = self.residual {
-                    v = s.add(v, load_some(s, residual.as_ptr().add(at), n));
-                }
-                store_some(s, self.y.as_mut_ptr().add(at), v, n);
+                at += n;
             }
-            at += n;
         }
     }
 }
