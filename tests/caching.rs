@@ -147,7 +147,7 @@ fn samplers_that_evaluate_a_step_twice_can_be_cached() {
 fn schedules_that_are_searched_cost_no_more_than_the_uniform_one() {
     let model = load("ddpm-shapes32");
     let case = Case::new(&model, SamplerKind::Ddim, 12, "shallow", plain(4));
-    for schedule in [ScheduleKind::Dps, ScheduleKind::DpsOutput] {
+    for schedule in [ScheduleKind::Dps, ScheduleKind::DpsAffine, ScheduleKind::DpsOutput] {
         let (cost, uniform) = case.choose(3, schedule, Correct::Never).cost.unwrap();
         assert!(cost <= uniform.unwrap(), "{cost}, uniform {uniform:?}");
     }

@@ -3,6 +3,7 @@
 use crate::Pool;
 use crate::arena::Pod;
 use crate::shared::{SharedMut, cut};
+use std::ops::{Deref, DerefMut};
 
 /// y\[Σ iₖ·y_stridesₖ\] = x\[x_offset + Σ iₖ·x_stridesₖ\] over all indices of `shape` (at most 8 dimensions).
 ///
@@ -21,16 +22,16 @@ pub fn copy_strided<T: Pod>(
     y_strides: &[usize],
 ) {
     let rank = shape.len();
-    assert!(rank <= 8 && x_strides.len() == rank && y_strides.len() == rank, "{rank} dimensions, or strides differ");
+    assert!(rank <= MOST && x_strides.len() == rank && y_strides.len() == rank, "{rank} dimensions, or strides differ");
     if shape.contains(&0) {
         return;
     }
-    let mut dims: Vec<Dim> = (0..rank)
-        .map(|i| Dim { size: shape[i], from: x_strides[i], to: y_strides[i] })
-        .filter(|d| d.size > 1)
-        .collect();
+    let mut dims = Dims { list: [Dim::NONE; MOST], len: 0 };
+    for i in (0..rank).filter(|&i| shape[i] > 1) {
+        dims.push(Dim { size: shape[i], from: x_strides[i], to: y_strides[i] });
+    }
     check_source(&dims, x.len(), x_offset);
-    dims.sort_by_key(|dim| std::cmp::Reverse(dim.to));
+    dims.sort_unstable_by_key(|dim| std::cmp::Reverse(dim.to));
     check_target(&dims, y.len());
     merge(&mut dims);
     let inner = split_inner(&mut dims);
@@ -47,6 +48,8 @@ pub fn copy_strided<T: Pod>(
     });
 }
 
+/// Most dimensions.
+const MOST: usize = 8;
 /// Values of a task at least.
 const TASK_VALUES: usize = 16 << 10;
 /// Side of the square in which two crossing dimensions are copied: its cache lines stay in the first level.
@@ -62,6 +65,46 @@ struct Dim {
 
 impl Dim {
     const NONE: Dim = Dim { size: 1, from: 0, to: 0 };
+}
+
+/// A list of dimensions that is not on the heap: copies run inside the loop.
+struct Dims {
+    list: [Dim; MOST],
+    len: usize,
+}
+
+impl Dims {
+    fn push(&mut self, dim: Dim) {
+        self.list[self.len] = dim;
+        self.len += 1;
+    }
+
+    fn remove(&mut self, i: usize) -> Dim {
+        let dim = self[i];
+        self.copy_within(i + 1.., i);
+        self.len -= 1;
+        dim
+    }
+
+    fn pop(&mut self) -> Option<Dim> {
+        let last = self.last().copied();
+        self.len -= usize::from(last.is_some());
+        last
+    }
+}
+
+impl Deref for Dims {
+    type Target = [Dim];
+
+    fn deref(&self) -> &[Dim] {
+        &self.list[..self.len]
+    }
+}
+
+impl DerefMut for Dims {
+    fn deref_mut(&mut self) -> &mut [Dim] {
+        &mut self.list[..self.len]
+    }
 }
 
 fn check_source(dims: &[Dim], len: usize, offset: usize) {
@@ -82,7 +125,7 @@ fn check_target(dims: &[Dim], len: usize) {
 }
 
 /// Joins neighbours that are one dimension in both source and target.
-fn merge(dims: &mut Vec<Dim>) {
+fn merge(dims: &mut Dims) {
     let mut i = 1;
     while i < dims.len() {
         let (outer, inner) = (dims[i - 1], dims[i]);
@@ -103,7 +146,7 @@ struct Inner {
     last: Dim,
 }
 
-fn split_inner(dims: &mut Vec<Dim>) -> Inner {
+fn split_inner(dims: &mut Dims) -> Inner {
     let last = dims.pop().unwrap_or(Dim::NONE);
     if last.from == 1 && last.to == 1 {
         return Inner { cross: Dim::NONE, last };

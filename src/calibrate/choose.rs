@@ -217,6 +217,10 @@ fn candidates(
         ScheduleKind::Uniform => vec![plain("uniform", uniform)],
         ScheduleKind::Quadratic(form) => vec![plain("quadratic", quadratic(form).ok_or_else(none)?)],
         ScheduleKind::Dps => vec![dps().ok_or_else(none)?],
+        ScheduleKind::DpsAffine => {
+            let band = observed.residuals();
+            vec![searched("dps-affine", &band, schedule::dps(&band, sampler_steps, interval)).ok_or_else(none)?]
+        }
         ScheduleKind::DpsOutput => vec![output().ok_or_else(none)?],
         ScheduleKind::Auto => {
             let bent = quadratic(&Quadratic::around(evaluations)).map(|full| plain("quadratic", full));

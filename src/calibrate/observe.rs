@@ -186,6 +186,27 @@ fn scaled(band: &Band, weights: &[f64]) -> Band {
     out
 }
 
+impl Observed {
+    /// What an affine map per channel leaves of the distance between the tensors cached at two evaluations: the sum of squares, of
+    /// several tensors as a part of each one's own.
+    pub fn residuals(&self) -> Band {
+        let (evaluations, width) = (self.features.evaluations(), self.features.width());
+        let bands: Vec<Band> = self
+            .moments
+            .iter()
+            .map(|moments| {
+                let mut band = Band::new(evaluations, width);
+                for i in 0..evaluations {
+                    (i + 1..(i + width).min(evaluations)).for_each(|t| band.add(i, t, moments.residual(i, t)));
+                }
+                band
+            })
+            .collect();
+        let norms: Vec<f64> = self.moments.iter().map(|m| m.squares()).collect();
+        weighted(bands, &norms)
+    }
+}
+
 /// One band of several; a single one stays as it is.
 fn weighted(mut bands: Vec<Band>, norms: &[f64]) -> Band {
     if bands.len() == 1 {

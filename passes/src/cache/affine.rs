@@ -157,6 +157,11 @@ impl BandMoments {
         Moments { n: self.n[i], sums: sums.collect(), forecasts: false }
     }
 
+    /// Σx² over all evaluations and channels.
+    pub fn squares(&self) -> f64 {
+        self.square.iter().sum()
+    }
+
     /// Σ of the squares left after the affine fit of `(i, t)`, over all channels: S_yy − S_xy² / S_xx (section 13.2).
     ///
     /// # Panics

@@ -15,6 +15,8 @@ pub enum ScheduleKind {
     Quadratic(Quadratic),
     /// CacheQuant's dynamic program over distances between cached tensors.
     Dps,
+    /// The same over the squares that an affine map per channel leaves of them (CacheQuant section 13.2).
+    DpsAffine,
     /// The same dynamic program over errors of the network's output.
     DpsOutput,
 }
@@ -26,6 +28,7 @@ impl fmt::Display for ScheduleKind {
             ScheduleKind::Uniform => "uniform",
             ScheduleKind::Quadratic(_) => "quadratic",
             ScheduleKind::Dps => "dps",
+            ScheduleKind::DpsAffine => "dps-affine",
             ScheduleKind::DpsOutput => "dps-output",
         })
     }

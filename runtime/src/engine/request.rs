@@ -1,6 +1,6 @@
 //! Serves requests: inputs in, preludes, evaluations, outputs out.
 
-use super::program::{Place, constant_bytes};
+use super::program::constant_bytes;
 use super::values::Value;
 use super::{Engine, EngineError, InFlight, RequestLayout, Slot};
 use cqc_kernels::arena::{Arena, Span, bytes_of};
@@ -230,14 +230,14 @@ impl Engine {
                 target.copy_from_slice(&source[..row]);
             }
         };
-        if let Place::Request { .. } = place {
-            // what a program only passes on lies in the same memory
-            let source: Vec<u8> = place.get(&self.arena, &request.memory, 0).to_vec();
-            return copy(&source, request.bytes(to));
+        match place.written() {
+            Some(span) => copy(self.arena.get(span).expect("the layout lies in the arena"), request.bytes(to)),
+            None => {
+                // what a prelude only passes on may lie in the same memory
+                let source: Vec<u8> = place.get(&self.arena, &request.memory, 0).to_vec();
+                copy(&source, request.bytes(to));
+            }
         }
-        let target = request.memory.get_mut(to).expect("the layout lies in the request's memory");
-        let empty = Arena::new(0);
-        copy(place.get(&self.arena, &empty, 0), target);
     }
 
     /// Writes what `prelude_steps` reads from outside for a chunk of evaluations that begins with `first`.

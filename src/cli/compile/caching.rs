@@ -32,7 +32,7 @@ pub struct CachingArgs {
     /// Cache interval: about one evaluation of N is computed in full, the others reuse its deep features; 1 caches nothing
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub interval: u32,
-    /// Which evaluations are full: auto, dps-output, dps, uniform, quadratic[=CENTRE,POWER[,signed]], none, or a JSON file that
+    /// Which evaluations are full: auto, dps-output, dps, dps-affine, uniform, quadratic[=CENTRE,POWER[,signed]], none, or a JSON file that
     /// holds a list of evaluations. auto takes whichever measures best on held-out calibration samples
     #[arg(long, value_name = "KIND", default_value = "auto")]
     pub schedule: ScheduleArg,
@@ -94,13 +94,18 @@ impl FromStr for ScheduleArg {
             "none" => ScheduleArg::None,
             "auto" => ScheduleArg::Method(ScheduleKind::Auto),
             "dps" => ScheduleArg::Method(ScheduleKind::Dps),
+            "dps-affine" => ScheduleArg::Method(ScheduleKind::DpsAffine),
             "dps-output" => ScheduleArg::Method(ScheduleKind::DpsOutput),
             "uniform" => ScheduleArg::Method(ScheduleKind::Uniform),
             "quadratic" => ScheduleArg::Quadratic,
             _ if text.ends_with(".json") => ScheduleArg::File(text.into()),
             _ => match text.strip_prefix("quadratic=") {
                 Some(form) => ScheduleArg::Method(ScheduleKind::Quadratic(quadratic(form)?)),
-                None => return Err("expected auto, dps-output, dps, uniform, quadratic, none or FILE.json".into()),
+                None => {
+                    return Err(
+                        "expected auto, dps-output, dps, dps-affine, uniform, quadratic, none or FILE.json".into()
+                    );
+                }
             },
         })
     }

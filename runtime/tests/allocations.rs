@@ -1,0 +1,86 @@
+//! Nothing is allocated in the loop: an allocator that counts.
+
+mod common;
+
+use common::{Build, f32s, shape};
+use cqc_proto::op::{Act, ConvLayout, Op};
+use cqc_proto::plan::{Cache, CacheSlot, InputRole, ProgramKind, Source};
+use cqc_proto::sampler::{SamplerConfig, SamplerKind};
+use cqc_runtime::denoise::{Loop, Request};
+use cqc_runtime::engine::{EngineOptions, Weights};
+use cqc_runtime::sampler::Sampler;
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+use std::alloc::System;
+
+use ProgramKind::{Cached, Full};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Convolution, normalisation, attention, concat; cached from the attention on.
+fn denoiser(evaluations: usize) -> Build {
+    let layout = ConvLayout::ChannelsLast;
+    let conv = |pads: usize| Op::Conv {
+        strides: vec![1, 1],
+        pads: vec![pads; 4],
+        dilations: vec![1, 1],
+        groups: 1,
+        layout,
+        upsample: 1,
+        act: Act::None,
+    };
+    let mut b = Build::new(evaluations);
+    let input = b.model_input("sample", InputRole::Sample, f32s("N,8,8,4"));
+    let rows = b.store(&common::tensor(&[evaluations, 1, 1, 1, 8], 3));
+    let [first, last] = [vec![8, 4, 3, 3], vec![4, 16, 3, 3]];
+    let stem = |b: &mut Build, kind| {
+        let x = b.input(kind, input);
+        let w = b.weight(kind, &first);
+        let row = b.value(kind, f32s("1,1,1,8"), Source::Table(rows));
+        b.step(kind, conv(1), &[Some(x), Some(w), None, Some(row)])
+    };
+    let head = |b: &mut Build, kind, deep, h| {
+        let joined = b.step(kind, Op::Concat { axis: 3 }, &[Some(deep), Some(h)]);
+        let w = b.weight(kind, &last);
+        b.step(kind, conv(1), &[Some(joined), Some(w)])
+    };
+    let h = stem(&mut b, Full);
+    let norm = Op::GroupNorm { groups: 2, eps: 1e-5, layout, act: Act::Silu };
+    let n = b.full(norm, &[h]);
+    let tokens = b.full(Op::Reshape { shape: shape("N,64,8") }, &[n]);
+    let attention = Op::Attention { heads: 2, kv_heads: 2, scale: 0.5, causal: false, softcap: 0.0 };
+    let a = b.full(attention, &[tokens, tokens, tokens]);
+    let deep = b.full(Op::Reshape { shape: shape("N,8,8,8") }, &[a]);
+    let out = head(&mut b, Full, deep, h);
+    b.output("out", out);
+    let slots = vec![CacheSlot { name: "deep".into(), value: deep, previous_of: None }];
+    b.plan.cache = Some(Cache { slots, cached: Default::default(), full_evaluations: vec![0, 3] });
+    let h = stem(&mut b, Cached);
+    let stored = b.value(Cached, f32s("N,8,8,8"), Source::Cache(0));
+    let out = head(&mut b, Cached, stored, h);
+    b.program(Cached).results = vec![out];
+    b
+}
+
+#[test]
+fn evaluations_allocate_nothing() {
+    for kind in [SamplerKind::Ddim, SamplerKind::Plms, SamplerKind::DpmPp2m] {
+        let sampler = Sampler::new(&SamplerConfig::of_kind(kind), 6).unwrap();
+        let b = denoiser(sampler.evaluations().len());
+        let weights = Weights::new(b.plan.clone(), b.bytes()).unwrap();
+        let options = EngineOptions { batch: 2, threads: 2, ..EngineOptions::default() };
+        let mut denoiser = Loop::open(&weights, sampler, false, &options).unwrap();
+        let slow: Vec<_> = denoiser.engine().profile().into_iter().filter(|s| s.reference).map(|s| s.name).collect();
+        assert!(slow.is_empty(), "{slow:?}");
+        let mut trajectory = denoiser.begin(&Request { samples: 2, guidance: 1.0, ..Request::default() }, 0).unwrap();
+        // threads may set themselves up in the first evaluation
+        denoiser.step(&mut trajectory).unwrap();
+        let before = ALLOCATOR.stats();
+        while trajectory.next() < denoiser.sampler().evaluations().len() {
+            denoiser.step(&mut trajectory).unwrap();
+        }
+        let after = ALLOCATOR.stats();
+        assert_eq!((after.allocations, after.reallocations), (before.allocations, before.reallocations), "{kind}");
+        assert!(trajectory.x().iter().all(|x| x.is_finite()));
+    }
+}
