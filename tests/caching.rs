@@ -114,13 +114,13 @@ fn a_forecast_on_the_engine_is_what_calibration_measured() {
     let mut trajectory = denoiser.begin(&request, 0).unwrap();
     let (_, tables) = choice.tables.as_ref().unwrap();
     let (mut last, mut before) = (vec![], vec![]);
-    for t in 0..10 {
+    for (t, table) in tables[0].iter().enumerate() {
         if choice.full.contains(&t) {
             denoiser.evaluate_as(ProgramKind::Full, &mut trajectory).unwrap();
             before = std::mem::replace(&mut last, trajectory.requests[0].slot(0).to_vec());
         } else {
             let before = if before.is_empty() { &last } else { &before };
-            trajectory.requests[0].set_slot(0, &tables[0][t].apply(&last, before));
+            trajectory.requests[0].set_slot(0, &table.apply(&last, before));
             denoiser.evaluate_as(ProgramKind::Cached, &mut trajectory).unwrap();
         }
         denoiser.advance(&mut trajectory, denoiser.output());

@@ -301,7 +301,7 @@ impl Loop {
     }
 
     fn begin_requests(&mut self, request: &Request, first: usize) -> Result<Vec<InFlight>, DenoiseError> {
-        let last = request.samples - 1;
+        let last = request.samples.saturating_sub(1);
         let indices: Vec<usize> = (first..first + self.width).map(|i| i.min(last)).collect();
         let conditional = self.conditions(request, &indices, false)?;
         if !self.guided {
@@ -348,7 +348,7 @@ impl Loop {
         if shape.first() != Some(&samples) || shape[1..] != row || !given.dtype().is_float() {
             return Err(DenoiseError::Rows { name: "noise".into(), shape, samples, row });
         }
-        let indices: Vec<usize> = (first..first + self.width).map(|i| i.min(samples - 1)).collect();
+        let indices: Vec<usize> = (first..first + self.width).map(|i| i.min(samples.saturating_sub(1))).collect();
         x.copy_from_slice(&gather("noise", given, &indices, samples)?.to_f32_vec());
         Ok(())
     }

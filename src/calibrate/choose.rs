@@ -2,7 +2,8 @@
 
 use super::correct::{Fit, Tables, sequential, teacher_forced};
 use super::measure::HeldOut;
-use super::observe::{Observed, PROBES, channels, observe};
+use super::observe::{Observed, channels, observe};
+use super::probe::PROBES;
 use super::{CalibrateError, CalibrationOptions, Correct, Progress, Wanted};
 use cqc_passes::cache::band::Band;
 use cqc_passes::cache::schedule::{self, Quadratic, ScheduleKind, full_count, group_lengths};

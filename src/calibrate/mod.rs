@@ -15,6 +15,7 @@ mod correct;
 mod invariant;
 mod measure;
 mod observe;
+mod probe;
 
 pub use choose::{Candidate, Choice, Measured, Study, choose, held_out};
 pub use correct::{Fit, Tables};

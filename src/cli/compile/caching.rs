@@ -174,7 +174,7 @@ pub fn decide(
     let batch = batch(args.calib_batch as usize, request.samples);
     let options = EngineOptions { batch, threads: args.threads.count(), ..Default::default() };
     let mut denoiser = Loop::open(&weights, sampler, trajectory.guidance != 1.0, &options)?;
-    check_cut(&mut denoiser, &Request { samples: 1, noise: None, ..first_sample(&request)? })?;
+    check_cut(&mut denoiser, &request)?;
 
     let (samples, seed) = (request.samples, request.noise.is_none().then_some(args.seed));
     let mut shown: Option<Progress> = None;
@@ -220,28 +220,6 @@ fn batch(most: usize, samples: usize) -> usize {
     let most = most.min(held).max(1);
     let even = |b: &usize| held.is_multiple_of(*b) && (samples - held).is_multiple_of(*b);
     (most / 2 + 1..=most).rev().find(even).unwrap_or(most)
-}
-
-fn first_sample(request: &Request) -> Result<Request, Failure> {
-    let first = |t: &Tensor| {
-        let rows = t.shape().first().copied().unwrap_or(0);
-        if rows != request.samples {
-            return Ok(t.clone());
-        }
-        let mut shape = t.shape().to_vec();
-        shape[0] = 1;
-        Tensor::new(t.dtype(), shape, t.bytes().slice(..t.bytes().len() / rows))
-    };
-    let rows = |map: &BTreeMap<String, Tensor>| -> Result<BTreeMap<String, Tensor>, Failure> {
-        let row =
-            |(name, t): (&String, &Tensor)| Ok((name.clone(), first(t).map_err(|e| Failure::failed(e.to_string()))?));
-        map.iter().map(row).collect()
-    };
-    Ok(Request {
-        conditions: rows(&request.conditions)?,
-        unconditional: rows(&request.unconditional)?,
-        ..request.clone()
-    })
 }
 
 fn read_schedule(path: &Path) -> Result<Vec<usize>, Failure> {
