@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
     cqc compile unet.onnx --sampler dpmpp-2m --steps 20 -o unet.cq\n  \
     cqc compile unet.onnx --scheduler-config scheduler_config.json -o unet.cq\n  \
     cqc compile dit.onnx --guidance 2.0 --null-label 8 -o dit.cq\n  \
+    cqc compile unet.onnx --interval 10 --cut shallow -o unet.cq\n  \
     cqc compile unet.onnx --dim height=64 --dim width=64 --recipe sd.toml -o sd.cq\n\n\
     Without --scheduler-config the sampler has the defaults of diffusers' scheduler class for --sampler:\n\
     1000 training steps, linear betas 1e-4 to 0.02, epsilon prediction; for ddim leading spacing, eta 0, clip_sample \
@@ -64,8 +65,6 @@ pub struct CompileArgs {
     pub null_cond: Vec<NamedFile>,
     #[command(flatten)]
     pub sizes: Sizes,
-    #[command(flatten)]
-    pub caching: CachingArgs,
     /// Number format. This version has float only: none
     #[arg(long, value_name = "KIND", default_value = "none")]
     pub quant: Quant,
@@ -78,6 +77,9 @@ pub struct CompileArgs {
     /// Print a JSON object
     #[arg(long)]
     pub json: bool,
+    // last: what follows would stand under its heading
+    #[command(flatten)]
+    pub caching: CachingArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Caching")]
+#[command(next_help_heading = "Caching and its calibration")]
 pub struct CachingArgs {
     /// Cache interval: about one evaluation of N is computed in full, the others reuse its deep features; 1 caches nothing
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]

@@ -108,10 +108,8 @@ fn schedule(manifest: &Manifest) -> Things {
 
 /// Where something is cached: the evaluations that run everything.
 fn evaluations(plan: &Plan) -> Things {
-    let full = plan.cache.iter().flat_map(|cache| &cache.full_evaluations);
-    let mut list: Things = full.map(|e| (format!("{e:4}"), "full".to_string())).collect();
-    list.insert("number".into(), plan.evaluations.to_string());
-    list
+    let kind = |e| if plan.program_at(e) == ProgramKind::Full { "full" } else { "cached" };
+    (0..plan.evaluations).map(|e| (format!("{e:4}"), kind(e).to_string())).collect()
 }
 
 fn cut(plan: &Plan) -> Things {
