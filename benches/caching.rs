@@ -293,36 +293,45 @@ fn key(row: &Value) -> String {
     ["model", "steps", "cut", "interval", "schedule", "correction"].map(|k| row[k].to_string()).join("/")
 }
 
+/// One line per model, cut and interval; PSNR in dB.
 fn print_table(path: &Path) {
     let rows = rows(path);
-    let mut groups: BTreeMap<(String, i64, i64), Vec<&Value>> = BTreeMap::new();
+    let mut groups: BTreeMap<(String, i64, i64), BTreeMap<usize, &Value>> = BTreeMap::new();
     for row in &rows {
         let share = (row["share"].as_f64().unwrap() * -1e6) as i64;
         let group = (row["model"].as_str().unwrap().to_string(), share, row["interval"].as_i64().unwrap());
-        groups.entry(group).or_default().push(row);
+        let is = |(method, fit): &(&str, Option<Fit>)| {
+            row["schedule"] == **method && row["correction"] == correction_name(*fit)
+        };
+        groups.entry(group).or_default().insert(METHODS.iter().position(is).unwrap(), row);
     }
+    let names = METHODS.map(|(method, fit)| match fit {
+        None => method.to_string(),
+        Some(fit) => format!("{method} + {fit}"),
+    });
     println!(
-        "| model | cut (share) | N | GMACs per image | schedule | correction | PSNR few, dB | PSNR all | Frechet (uncached) |"
+        "| cut | N | GMACs per image | {} | all: {} | {} | Frechet: {} | {} |",
+        names.join(" | "),
+        names[0],
+        names[1],
+        names[0],
+        names[1]
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
-    for ((model, share, interval), mut group) in groups {
-        group.sort_by_key(|r| {
-            METHODS.iter().position(|(m, f)| r["schedule"] == **m && r["correction"] == correction_name(*f))
-        });
-        for r in group {
-            println!(
-                "| {model} | {} ({:.1} %) | {interval} | {:.2} | {} | {} | {:.2} | {} | {} |",
-                r["cut"].as_str().unwrap(),
-                share as f64 / -1e4,
-                r["macs_per_image"].as_f64().unwrap() / 1e9,
-                r["schedule"].as_str().unwrap(),
-                r["correction"].as_str().unwrap(),
-                r["psnr_few"].as_f64().unwrap(),
-                r["psnr"].as_f64().map_or("–".into(), |p| format!("{p:.2}")),
-                r["frechet"]
-                    .as_f64()
-                    .map_or("–".into(), |f| format!("{f:.2} ({:.2})", r["frechet_uncached"].as_f64().unwrap())),
-            );
-        }
+    println!("|---|---|---|{}---|---|---|---|", "---|".repeat(METHODS.len()));
+    let number = |row: Option<&&Value>, key: &str, digits: usize| {
+        row.and_then(|r| r[key].as_f64()).map_or("".to_string(), |v| format!("{v:.digits$}"))
+    };
+    for ((model, share, interval), group) in &groups {
+        let any = group.values().next().unwrap();
+        let few: Vec<String> = (0..METHODS.len()).map(|i| number(group.get(&i), "psnr_few", 1)).collect();
+        let main = |key, digits| [0, 1].map(|i| number(group.get(&i), key, digits)).join(" | ");
+        println!(
+            "| {model}, {:.1} % | {interval} | {:.1} | {} | {} | {} |",
+            *share as f64 / -1e4,
+            any["macs_per_image"].as_f64().unwrap() / 1e9,
+            few.join(" | "),
+            main("psnr", 1),
+            main("frechet", 2)
+        );
     }
 }

@@ -288,7 +288,7 @@ fn models_and_artifacts_can_be_inspected() {
     let auto: Vec<_> = cuts.iter().filter(|c| c["auto"] == true).collect();
     assert_eq!((cuts.len(), auto.len()), (8, 1));
     assert_eq!(auto[0]["kind"], "tensors");
-    assert_eq!(auto[0]["tensors"][0]["shape"], serde_json::json!(["N", 32, 32, 64]));
+    assert_eq!(auto[0]["tensors"][0]["shape"], serde_json::json!(["N", 32, 32, 32]));
     let name = auto[0]["tensors"][0]["name"].as_str().unwrap();
     assert!(text.stdout.contains(&format!("auto  {name}")), "{}", text.stdout);
 

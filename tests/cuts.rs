@@ -77,7 +77,7 @@ fn a_unet_is_cut_before_each_concatenation() {
     let g = &step.part.graph;
     assert_eq!(step.choose(&CutSpec::Shallow).name(g), "/m/up_blocks.2/resnets.1/Add_1_output_0");
     assert_eq!(step.choose(&CutSpec::Deep).name(g), "/m/up_blocks.0/resnets.0/Add_1_output_0");
-    assert_eq!(step.line(&step.choose(&CutSpec::Auto)), DDPM[5]);
+    assert_eq!(step.line(&step.choose(&CutSpec::Auto)), DDPM[6]);
     assert_eq!(step.line(&step.choose(&CutSpec::Cost(0.5))), DDPM[3]);
     for cut in &step.cuts {
         assert_eq!(step.choose(&cut.name(g).parse().unwrap()), *cut, "its name chooses it");
