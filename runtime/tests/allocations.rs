@@ -72,15 +72,21 @@ fn evaluations_allocate_nothing() {
         let mut denoiser = Loop::open(&weights, sampler, false, &options).unwrap();
         let slow: Vec<_> = denoiser.engine().profile().into_iter().filter(|s| s.reference).map(|s| s.name).collect();
         assert!(slow.is_empty(), "{slow:?}");
-        let mut trajectory = denoiser.begin(&Request { samples: 2, guidance: 1.0, ..Request::default() }, 0).unwrap();
-        // threads may set themselves up in the first evaluation
-        denoiser.step(&mut trajectory).unwrap();
-        let before = ALLOCATOR.stats();
-        while trajectory.next() < denoiser.sampler().evaluations().len() {
-            denoiser.step(&mut trajectory).unwrap();
-        }
-        let after = ALLOCATOR.stats();
-        assert_eq!((after.allocations, after.reallocations), (before.allocations, before.reallocations), "{kind}");
-        assert!(trajectory.x().iter().all(|x| x.is_finite()));
+        // what is left over by other threads (their start, the test's own) does not come every time, what the loop does would
+        let counts: Vec<usize> = (0..20).map(|_| allocations_of_a_trajectory(&mut denoiser)).collect();
+        assert!(counts.contains(&0), "{kind}: {counts:?}");
     }
+}
+
+/// After its first evaluation.
+fn allocations_of_a_trajectory(denoiser: &mut Loop) -> usize {
+    let mut trajectory = denoiser.begin(&Request { samples: 2, guidance: 1.0, ..Request::default() }, 0).unwrap();
+    denoiser.step(&mut trajectory).unwrap();
+    let before = ALLOCATOR.stats();
+    while trajectory.next() < denoiser.sampler().evaluations().len() {
+        denoiser.step(&mut trajectory).unwrap();
+    }
+    let after = ALLOCATOR.stats();
+    assert!(trajectory.x().iter().all(|x| x.is_finite()));
+    after.allocations + after.reallocations - before.allocations - before.reallocations
 }
