@@ -26,7 +26,8 @@ fn by_tract(check: &Check, order: &[String]) -> Result<Vec<f32>, String> {
             DType::I64 => tract::Tensor::from_shape(t.shape(), &t.to_i64_vec()).map_err(text)?,
             other => return Err(format!("{other} inputs are not passed on")),
         };
-        model = model.with_input_fact(i, tract::InferenceFact::dt_shape(value.datum_type(), t.shape())).map_err(text)?;
+        model =
+            model.with_input_fact(i, tract::InferenceFact::dt_shape(value.datum_type(), t.shape())).map_err(text)?;
         values.push(value.into());
     }
     let outputs = model.into_optimized().map_err(text)?.into_runnable().map_err(text)?.run(values).map_err(text)?;
