@@ -13,7 +13,7 @@ use proptest::test_runner::TestRunner;
 use serde_json::json;
 use std::collections::BTreeMap;
 
-#[allow(dead_code)]
+#[allow(dead_code)] // shared by path; this test uses a part of it
 #[path = "../../proto/src/op/arbitrary.rs"]
 mod arbitrary;
 
