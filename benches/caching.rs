@@ -7,122 +7,42 @@
 //! The first two methods are run on all images, the others on the first few. Appends one JSON object per row to `--out` and leaves out rows that are there already, so that it can be broken off. Every row
 //! is sampled by the engine from the lowered plan. `--table` prints the file as Markdown.
 
+#[path = "common/mod.rs"]
+mod common;
+
+use common::{BATCH, Bench, Options, arguments, option, rows};
 use cqc::calibrate::{CalibrationOptions, Choice, Correct, Fit, Study, Wanted};
-use cqc::compile::{LoopOptions, compile_evaluation, compile_loop, cut_loop};
-use cqc::eval::frechet::{Gaussian, frechet};
-use cqc::eval::psnr::{mse, psnr};
-use cqc::io::read_npz;
-use cqc::model::{Model, ModelOptions};
+use cqc::compile::{LoopOptions, cut_loop};
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::{Quadratic, ScheduleKind};
-use cqc_proto::Tensor;
-use cqc_proto::plan::InputRole;
-use cqc_proto::sampler::SamplerConfig;
-use cqc_runtime::denoise::{Loop, Request};
-use cqc_runtime::engine::{Engine, EngineOptions, Weights};
-use cqc_runtime::sampler::Sampler;
+use cqc_runtime::engine::Weights;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
-const BATCH: usize = 8;
 const CALIBRATION: usize = 16;
 
-type Options = BTreeMap<String, String>;
-
 fn main() {
-    // `cargo bench` adds `--bench`
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
-    let Some((model, rest)) = arguments.split_first() else {
+    let Some((model, rest, options)) = arguments() else {
         println!("usage: cargo bench --bench caching -- MODEL.onnx --out rows.jsonl [options], see benches/caching.rs");
         return;
     };
-    let options: Options =
-        rest.chunks(2).map(|p| (p[0].trim_start_matches("--").into(), p.get(1).cloned().unwrap_or_default())).collect();
     if model == "--table" {
         return print_table(Path::new(&rest[0]));
     }
-    run(Path::new(model), &options);
-}
-
-fn option<'a>(options: &'a Options, name: &str, default: &'a str) -> &'a str {
-    options.get(name).map_or(default, String::as_str)
-}
-
-/// What is the same for all rows.
-struct Bench {
-    sampler: SamplerConfig,
-    steps: usize,
-    guidance: f32,
-    request: Request,
-    calibration: Request,
-    features: Option<Features>,
-    /// Ends of the uncached loop.
-    reference: Vec<f32>,
-}
-
-/// An image feature extractor and the statistics of real images.
-struct Features {
-    engine: Engine,
-    input: String,
-    output: String,
-    real: Gaussian,
-}
-
-impl Features {
-    fn open(extractor: &Path, statistics: &Path) -> Features {
-        let model = Model::load(extractor, &ModelOptions::default(), |_, _| {}).unwrap();
-        let lowered = compile_evaluation(&model).unwrap();
-        let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
-        let engine = Engine::open(&weights, &EngineOptions { batch: BATCH, threads: 2, ..Default::default() }).unwrap();
-        let arrays: BTreeMap<String, Tensor> = read_npz(statistics).unwrap().into_iter().collect();
-        let numbers = |name: &str| arrays[name].to_f64_vec();
-        let (input, output) = (model.inputs[0].name.clone(), model.outputs[0].name.clone());
-        Features { engine, input, output, real: Gaussian::new(numbers("mean"), numbers("cov")).unwrap() }
-    }
-
-    /// Frechet distance of images `[n, ...]` to the real ones.
-    fn distance(&mut self, images: &[f32]) -> f64 {
-        let shape = self.engine.input_shape(0).to_vec();
-        let len: usize = shape.iter().product();
-        let clipped: Vec<f32> = images.iter().map(|x| x.clamp(-1.0, 1.0)).collect();
-        let mut rows = Vec::new();
-        for batch in clipped.chunks_exact(len) {
-            let inputs = BTreeMap::from([(self.input.clone(), Tensor::from_f32(&shape, batch))]);
-            rows.extend(self.engine.run(&inputs).unwrap()[&self.output].to_f32_vec());
-        }
-        frechet(&Gaussian::of(&rows, self.real.dimensions()), &self.real).distance
-    }
+    run(Path::new(&model), &options);
 }
 
 fn run(path: &Path, options: &Options) {
     let out = PathBuf::from(option(options, "out", "rows.jsonl"));
-    let model = Model::load(path, &ModelOptions::default(), |_, _| {}).unwrap();
-    let number = |name: &str, default: &str| option(options, name, default).parse::<usize>().unwrap();
-    let (steps, images) = (number("steps", "100"), number("images", "64").next_multiple_of(BATCH));
-    let few = number("few", "16").next_multiple_of(BATCH).min(images);
-    let guidance: f32 = option(options, "guidance", "1").parse().unwrap();
-    let mut bench = Bench {
-        sampler: SamplerConfig::default(),
-        steps,
-        guidance,
-        request: request(&model, options, images, 7_000_000),
-        calibration: request(&model, options, CALIBRATION, 0),
-        features: options
-            .get("features")
-            .map(|f| Features::open(f.as_ref(), option(options, "real-stats", "").as_ref())),
-        reference: vec![],
-    };
-    let plain = compile_loop(&model, &LoopOptions { sampler: bench.sampler.clone(), steps }).unwrap();
-    let weights = Weights::new(plain.plan.clone(), plain.weight_bytes().unwrap()).unwrap();
-    let (reference, _) = bench.sample(&weights, images);
-    bench.reference = reference;
-    let name = path.parent().and_then(Path::file_name).map_or("model".into(), |n| n.to_string_lossy().into_owned());
+    let (mut bench, model) = Bench::new(path, options, CALIBRATION);
+    let (steps, images, guidance) = (bench.steps, bench.request.samples, bench.guidance);
+    let few = option(options, "few", "16").parse::<usize>().unwrap().next_multiple_of(BATCH).min(images);
+    let name = bench.name.clone();
     let done: BTreeSet<String> = rows(&out).iter().map(key).collect();
     let distance = bench.features.as_mut().map(|f| f.distance(&bench.reference));
     println!("uncached loop: Frechet {distance:?}");
@@ -222,71 +142,6 @@ const METHODS: [(&str, Option<Fit>); 9] = [
 
 fn correction_name(fit: Option<Fit>) -> String {
     fit.map_or("none".into(), |fit| fit.to_string())
-}
-
-fn request(model: &Model, options: &Options, samples: usize, first: u64) -> Request {
-    let label = |values: &[i64]| -> BTreeMap<String, Tensor> {
-        let input = model.inputs.iter().find(|i| i.role == InputRole::Condition).expect("a model that takes labels");
-        BTreeMap::from([(input.name.clone(), Tensor::from_i64(&[values.len()], values))])
-    };
-    let mut request = Request { samples, seed: 1, first, guidance: 1.0, ..Request::default() };
-    if let Some(labels) = options.get("labels") {
-        let labels: Vec<i64> = labels.split(',').map(|l| l.parse().unwrap()).collect();
-        request.conditions = label(&(0..samples).map(|i| labels[i % labels.len()]).collect::<Vec<_>>());
-        request.guidance = option(options, "guidance", "1").parse().unwrap();
-    }
-    if let Some(null) = options.get("null-label") {
-        request.unconditional = label(&[null.parse().unwrap()]);
-    }
-    request
-}
-
-impl Bench {
-    fn open(&self, weights: &Arc<Weights>) -> Loop {
-        let options = EngineOptions { batch: BATCH, threads: 2, ..Default::default() };
-        let sampler = Sampler::new(&self.sampler, self.steps).unwrap();
-        Loop::open(weights, sampler, self.guidance != 1.0, &options).unwrap()
-    }
-
-    /// The first images, and the median time of a batch's loop.
-    fn sample(&self, weights: &Arc<Weights>, images: usize) -> (Vec<f32>, f64) {
-        let (mut denoiser, evaluations) = (self.open(weights), weights.plan().evaluations);
-        let (mut times, mut last) = (vec![], Instant::now());
-        let conditions =
-            self.request.conditions.iter().map(|(name, t)| (name.clone(), first_rows(t, images))).collect();
-        let request = Request { samples: images, conditions, ..self.request.clone() };
-        let images = denoiser.sample(&request, &mut |moment| {
-            if moment.evaluation + 1 == evaluations {
-                times.push(last.elapsed().as_secs_f64() * 1e3);
-                last = Instant::now();
-            }
-            ControlFlow::Continue(())
-        });
-        times.sort_by(f64::total_cmp);
-        (images.unwrap().to_f32_vec(), times[times.len() / 2])
-    }
-
-    /// Mean over the first `count` images, as `cqc eval` computes it: 8 bits per channel.
-    fn psnr(&self, images: &[f32], count: usize) -> f64 {
-        let len = self.reference.len() / self.request.samples;
-        let bytes =
-            |x: &[f32]| x.iter().map(|x| ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round() as u8).collect::<Vec<u8>>();
-        let pairs = images.chunks_exact(len).zip(self.reference.chunks_exact(len)).take(count);
-        let sum: f64 = pairs.map(|(a, b)| psnr(mse(&bytes(a), &bytes(b)), 255.0)).sum();
-        sum / count as f64
-    }
-}
-
-fn first_rows(t: &Tensor, rows: usize) -> Tensor {
-    let mut shape = t.shape().to_vec();
-    let row = t.bytes().len() / shape[0];
-    shape[0] = rows;
-    Tensor::new(t.dtype(), shape, t.bytes().slice(..rows * row)).unwrap()
-}
-
-fn rows(path: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 fn key(row: &Value) -> String {

@@ -1,6 +1,6 @@
 //! The pipeline from a source model to a plan.
 
-use crate::calibrate::{Choice, Fit, Tables};
+use crate::calibrate::{Choice, Tables};
 use crate::model::{Model, ModelError};
 use bytes::Bytes;
 use cqc_kernels::mapped;
@@ -8,6 +8,7 @@ use cqc_passes::bind::{self, BindError, Bound, CachedPart, Saved};
 use cqc_passes::cache::affine::Affine;
 use cqc_passes::cache::{self, Batch, Correction, Cut, CutError, CutSpec, Split};
 use cqc_passes::lower::{Weights, lower};
+use cqc_passes::quant::{self, Extra, QuantSpec, QuantTables, Survey};
 use cqc_proto::Tensor;
 use cqc_proto::cq::CacheCorrection;
 use cqc_proto::op::OpError;
@@ -147,7 +148,7 @@ impl CachedLoop<'_> {
     /// [`CompileError::Lower`].
     pub fn uncorrected(&self) -> Result<Lowered, CompileError> {
         let full: Vec<usize> = (0..self.evaluations).collect();
-        Ok(self.lower(&full, None)?.0)
+        Ok(self.assemble(&full, None)?.lower(None)?.0)
     }
 
     /// The loop as decided, and its tables, one per slot, if it has any.
@@ -155,20 +156,20 @@ impl CachedLoop<'_> {
     /// # Errors
     /// [`CompileError::Lower`].
     pub fn decided(&self, choice: &Choice) -> Result<(Lowered, Vec<CacheCorrection>), CompileError> {
-        self.lower(&choice.full, choice.tables.as_ref())
+        self.assemble(&choice.full, choice.tables.as_ref().map(|(_, tables)| tables))?.lower(None)
     }
 
-    fn lower(
-        &self,
-        full: &[usize],
-        tables: Option<&(Fit, Tables)>,
-    ) -> Result<(Lowered, Vec<CacheCorrection>), CompileError> {
+    /// The graphs of the loop with these full evaluations and corrections of the cache.
+    ///
+    /// # Errors
+    /// [`CompileError::Lower`].
+    pub fn assemble(&self, full: &[usize], tables: Option<&Tables>) -> Result<Assembled<'_>, CompileError> {
         let mut bound = self.bound.clone();
         bound.full = self.split.full.clone();
         let mut part = self.split.cached.clone();
         let mut corrections = Vec::new();
         let count = self.split.slots.len();
-        let slots = self.split.slots.iter().zip(tables.iter().flat_map(|(_, tables)| tables));
+        let slots = self.split.slots.iter().zip(tables.into_iter().flatten());
         for (slot, (of, rows)) in slots.enumerate() {
             let first = bound.tables.len();
             let mut table = |what: &str, row: fn(&Affine) -> &[f32]| {
@@ -189,11 +190,55 @@ impl CachedLoop<'_> {
         cache::correct(&mut part, &corrections)?;
         let slots = self.split.slots.iter().map(|s| s.name.clone()).collect();
         let previous = corrections.iter().filter(|c| c.previous.is_some()).map(|c| c.slot).collect();
-        let names: Vec<String> = bound.tables.iter().map(|(name, _)| name.clone()).collect();
         bound.cached = Some(CachedPart { part, slots, previous, full_evaluations: full.to_vec() });
+        Ok(Assembled { model: self.model, bound, evaluations: self.evaluations, corrections })
+    }
+}
+
+/// A loop whose schedule is decided: graphs that can still be quantized.
+pub struct Assembled<'a> {
+    model: &'a Model,
+    bound: Bound,
+    evaluations: usize,
+    corrections: Vec<Correction>,
+}
+
+/// What [`Assembled::lower`] quantizes.
+pub type Quantization<'a> = (&'a Survey, &'a QuantTables, Extra);
+
+/// The graphs of a loop without a cache.
+///
+/// # Errors
+/// As [`compile_loop`].
+pub fn assemble_loop<'a>(model: &'a Model, options: &LoopOptions) -> Result<Assembled<'a>, CompileError> {
+    let (bound, evaluations) = bind_loop(model, options)?;
+    Ok(Assembled { model, bound, evaluations, corrections: vec![] })
+}
+
+impl Assembled<'_> {
+    /// Evaluations of the loop.
+    pub fn evaluations(&self) -> usize {
+        self.evaluations
+    }
+
+    /// The layers of the loop.
+    pub fn survey(&self, spec: &QuantSpec) -> Survey {
+        quant::survey(&self.bound, spec, self.model.batch_symbol.as_deref())
+    }
+
+    /// The plan, and the tables that correct the cache, one per slot, if there are any.
+    ///
+    /// # Errors
+    /// [`CompileError::Lower`].
+    pub fn lower(&self, quantization: Option<Quantization>) -> Result<(Lowered, Vec<CacheCorrection>), CompileError> {
+        let mut bound = self.bound.clone();
+        if let Some((survey, tables, extra)) = quantization {
+            quant::annotate(&mut bound, survey, tables, extra)?;
+        }
+        let names: Vec<String> = bound.tables.iter().map(|(name, _)| name.clone()).collect();
         let lowered = finish(self.model, bound, self.evaluations)?;
         let find = |table: usize| lowered.plan.constants.iter().position(|c| c.name == names[table]);
-        let constants = corrections.iter().filter_map(|c| {
+        let constants = self.corrections.iter().filter_map(|c| {
             let previous_scale = c.previous.and_then(|(_, table)| find(table));
             Some(CacheCorrection { scale: find(c.scale)?, shift: find(c.shift)?, previous_scale })
         });

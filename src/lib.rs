@@ -8,3 +8,4 @@ pub mod eval;
 pub mod export;
 pub mod io;
 pub mod model;
+pub mod quantize;

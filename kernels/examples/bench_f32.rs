@@ -155,6 +155,7 @@ fn prepare_attention<'a>(heads: usize, lq: usize, lk: usize, d: usize, pool: &'a
         dv: d,
         scale: (d as f32).sqrt().recip(),
         causal: false,
+        softmax_bits: 0,
         mask_strides: [0; 4],
         ldq: ld,
         ldk: ld,

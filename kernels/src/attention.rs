@@ -3,7 +3,7 @@
 use crate::epilogue::check_matrix;
 use crate::gemm::{F32, Tile, Tiling};
 use crate::pack::{pack_panels, panel_width, panels_len};
-use crate::rows::{exp_row, row_max, scale_row};
+use crate::rows::{exp_row, round_row, row_max, scale_row};
 use crate::shared::{SharedMut, cut};
 use crate::simd::{Kernel, Simd};
 use crate::{Isa, Pool};
@@ -32,6 +32,8 @@ pub struct AttentionShape {
     pub scale: f32,
     /// Query `i` sees keys `j ≤ i` only.
     pub causal: bool,
+    /// Weights are rounded to multiples of 1 / (2^bits − 1) of their query's largest; 0 = not at all.
+    pub softmax_bits: u8,
     /// Strides of the additive mask over image, head, query and key; 0 = broadcast.
     pub mask_strides: [usize; 4],
     /// Between two queries.
@@ -230,6 +232,10 @@ impl Kernel for QueryBlock<'_> {
         let mut running = [Running { max: f32::NEG_INFINITY, total: 0.0 }; QUERIES];
         let seen = if self.shape.causal { self.shape.lk.min(self.queries.end) } else { self.shape.lk };
         self.sums.fill(0.0);
+        if self.shape.softmax_bits > 0 {
+            // what weights are rounded to depends on the largest score of all keys
+            self.largest(s, seen, &mut running);
+        }
         for first in (0..seen).step_by(KEYS) {
             let keys = first..(first + KEYS).min(seen);
             self.scores(s, keys.clone());
@@ -292,26 +298,51 @@ impl QueryBlock<'_> {
         Tiling::new(self.queries.len(), S::MR)
     }
 
-    /// Turns the scores of query `i` into weights exp(score − max), and what has been summed so far along.
+    /// Sets the maxima of all queries.
     #[inline(always)]
-    fn soften<S: Simd>(&mut self, s: S, i: usize, keys: &Range<usize>, running: &mut Running) {
+    fn largest<S: Simd>(&mut self, s: S, seen: usize, running: &mut [Running; QUERIES]) {
+        for first in (0..seen).step_by(KEYS) {
+            let keys = first..(first + KEYS).min(seen);
+            self.scores(s, keys.clone());
+            for (i, running) in running[..self.queries.len()].iter_mut().enumerate() {
+                let (visible, scale) = self.mask(i, &keys);
+                let row = &self.scores[i * SCORES_LD..][..visible];
+                running.max = running.max.max(row_max(s, row, scale));
+            }
+        }
+    }
+
+    /// Masks the scores of query `i`: how many of them it sees, and what they are still to be multiplied with.
+    #[inline(always)]
+    fn mask(&mut self, i: usize, keys: &Range<usize>) -> (usize, f32) {
         let query = self.queries.start + i;
         let visible = if self.shape.causal { keys.end.min(query + 1) } else { keys.end }.saturating_sub(keys.start);
         let row = &mut self.scores[i * SCORES_LD..][..keys.len()];
         row[visible..].fill(0.0);
-        let row = &mut row[..visible];
-        let mut scale = self.shape.scale;
-        if let Some(mask) = self.mask {
-            let at = self.shape.mask_at(self.image, self.head, query, keys.start);
-            add_mask(row, scale, &mask[at..], self.shape.mask_strides[3]);
-            scale = 1.0;
-        }
+        let Some(mask) = self.mask else { return (visible, self.shape.scale) };
+        let at = self.shape.mask_at(self.image, self.head, query, keys.start);
+        add_mask(&mut row[..visible], self.shape.scale, &mask[at..], self.shape.mask_strides[3]);
+        (visible, 1.0)
+    }
+
+    /// Turns the scores of query `i` into weights exp(score − max), and what has been summed so far along.
+    #[inline(always)]
+    fn soften<S: Simd>(&mut self, s: S, i: usize, keys: &Range<usize>, running: &mut Running) {
+        let (visible, scale) = self.mask(i, keys);
+        let row = &mut self.scores[i * SCORES_LD..][..visible];
         let max = running.max.max(row_max(s, row, scale));
         if max == f32::NEG_INFINITY {
             return row.fill(0.0);
         }
         let shrink = (running.max - max).exp();
-        running.total = running.total * shrink + exp_row(s, row, scale, max);
+        let sum = match self.shape.softmax_bits {
+            0 => exp_row(s, row, scale, max),
+            bits => {
+                exp_row(s, row, scale, max);
+                round_row(s, row, ((1u32 << bits) - 1) as f32)
+            }
+        };
+        running.total = running.total * shrink + sum;
         if shrink != 1.0 {
             scale_row(s, &mut self.sums[i * self.ld_sums..][..self.ld_sums], shrink);
         }

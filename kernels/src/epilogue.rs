@@ -38,11 +38,13 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// y = residual + gate · act(acc + bias + row), each part optional.
+/// y = residual + gate · act(scale · acc + bias + row), each part optional.
 ///
 /// `acc` is the convolution or product, `[rows, n]`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Epilogue<'a> {
+    /// `[n]`, a factor of every row: the correction of quantized products.
+    pub scale: Option<&'a [f32]>,
     /// `[n]`, added to every row.
     pub bias: Option<&'a [f32]>,
     /// Added per image: the time embedding of a residual block.
@@ -63,8 +65,10 @@ impl<'a> Epilogue<'a> {
 
     /// Panics unless every part has the values that `rows × n` results need.
     pub(crate) fn check(&self, rows: usize, n: usize) {
-        if let Some(bias) = self.bias {
-            assert!(bias.len() >= n, "bias has {} values, needs {n}", bias.len());
+        for (what, part) in [("bias", self.bias), ("scale", self.scale)] {
+            if let Some(part) = part {
+                assert!(part.len() >= n, "{what} has {} values, needs {n}", part.len());
+            }
         }
         if let Some(row) = self.row {
             row.check("row", rows, n);

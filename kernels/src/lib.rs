@@ -30,6 +30,7 @@ pub mod scalar;
 
 mod depthwise;
 mod dot;
+mod fake_quant;
 mod gemm;
 mod math;
 mod rows;
@@ -42,6 +43,7 @@ pub use conv::{Conv, ConvShape, ShapeError};
 pub use copy::copy_strided;
 pub use elementwise::{Affine, Binary, Operand, Unary, affine, binary, geglu, unary};
 pub use epilogue::{Act, Epilogue, Rows};
+pub use fake_quant::{FakeQuant, fake_quant};
 pub use group_norm::{GroupNorm, group_norm};
 pub use isa::Isa;
 pub use mapped::{Mapped, map_file};

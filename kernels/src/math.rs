@@ -136,3 +136,11 @@ pub(crate) fn activate<S: Simd>(s: S, act: Act, x: S::V) -> S::V {
         Act::QuickGelu => s.mul(x, sigmoid(s, s.mul(x, s.splat(1.702)))),
     }
 }
+
+/// The nearest whole number, half to even, of |v| < 2^22.
+#[inline(always)]
+pub(crate) fn round_small<S: Simd>(s: S, v: S::V) -> S::V {
+    // above 2^23 the last bit is worth 1
+    let magic = s.splat(12_582_912.0);
+    s.sub(s.add(v, magic), magic)
+}

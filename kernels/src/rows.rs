@@ -1,7 +1,7 @@
 //! Passes over one row: maximum, sums, exponentials.
 
 use crate::gemm::{load_some, store_some};
-use crate::math::exp_weight;
+use crate::math::{exp_weight, round_small};
 use crate::simd::Simd;
 
 /// Vectors summed side by side, so that one addition need not wait for the one before.
@@ -52,6 +52,24 @@ pub(crate) fn exp_row<S: Simd>(s: S, x: &mut [f32], scale: f32, max: f32) -> f32
     }
     x[at..].iter().for_each(|x| tail += x);
     s.sum(total) + tail
+}
+
+/// x = round(levels · x), and their sum; for 0 ≤ x ≤ 1.
+#[inline(always)]
+pub(crate) fn round_row<S: Simd>(s: S, x: &mut [f32], levels: f32) -> f32 {
+    let (levels, mut total, mut at) = (s.splat(levels), s.splat(0.0), 0);
+    while at < x.len() {
+        let n = (x.len() - at).min(S::LANES);
+        // SAFETY: `at + n ≤ x.len()`; lanes that are not loaded are 0.
+        unsafe {
+            let place = x.as_mut_ptr().add(at);
+            let v = round_small(s, s.mul(load_some(s, place, n), levels));
+            store_some(s, place, v, n);
+            total = s.add(total, v);
+        }
+        at += n;
+    }
+    s.sum(total)
 }
 
 /// x = factor · x

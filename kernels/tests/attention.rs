@@ -36,6 +36,7 @@ fn shape(n: usize, [heads, kv_heads]: [usize; 2], [lq, lk]: [usize; 2], [d, dv]:
         dv,
         scale: (d as f32).sqrt().recip(),
         causal: false,
+        softmax_bits: 0,
         mask_strides: [0; 4],
         ldq: heads * d,
         ldk: kv_heads * d,

@@ -37,6 +37,7 @@ impl Parts {
     fn epilogue(&self, which: usize, act: Act) -> Epilogue<'_> {
         let rows = Rows { data: &self.image, stride: self.stride, rows_per_image: self.rows_per_image };
         Epilogue {
+            scale: (which & 16 != 0).then_some(&self.bias),
             bias: (which & 1 != 0).then_some(&self.bias),
             row: (which & 2 != 0).then_some(rows),
             act,
@@ -51,7 +52,7 @@ fn check_conv(rng: &mut Rng, s: ConvShape) {
     let x = rng.noise(s.n * s.h * s.w * ldx);
     let w = rng.noise(s.cout * s.k());
     let parts = Parts::new(rng, s.out_rows(), s.cout);
-    let epilogue = parts.epilogue(rng.size(0, 15), Act::ALL[rng.size(0, 7)]);
+    let epilogue = parts.epilogue(rng.size(0, 31), Act::ALL[rng.size(0, 7)]);
     let mut want = vec![7.0; s.out_rows() * ldy];
     scalar::conv(&s, &x, ldx, &w, &epilogue, &mut want, ldy);
     for isa in isas() {

@@ -5,12 +5,12 @@
 //! the order of first use, so that a step's weights are read front to back.
 
 use crate::bind::{Bound, Origin, Part};
-use crate::ir::{Def, Graph, ValueId};
+use crate::ir::{Def, Graph, Node, ValueId};
 use cqc_proto::op::OpError;
 use cqc_proto::plan::{
-    Alias, Cache, CacheSlot, Constant, Plan, PlanInput, PlanOutput, PlanValue, Program, Source, Step,
+    Alias, Cache, CacheSlot, Constant, Plan, PlanInput, PlanOutput, PlanValue, Program, Source, Step, WeightCodes,
 };
-use cqc_proto::{Dim, Op, Tensor};
+use cqc_proto::{DType, Dim, Op, Tensor, ValueType};
 use std::collections::HashMap;
 
 /// Alignment of every constant in the weight section, bytes.
@@ -92,13 +92,46 @@ impl Constants {
         if let Some(&i) = self.known.get(&key) {
             return i;
         }
+        let i = self.push(name, tensor.value_type(), tensor.clone(), None);
+        self.known.insert(key, i);
+        i
+    }
+
+    /// Index of a quantized constant, likewise.
+    fn add_codes(&mut self, name: &str, codes: &Tensor, how: WeightCodes) -> usize {
+        let key = (name.to_string(), codes.bytes().as_ptr() as u64, codes.bytes().len());
+        if let Some(&i) = self.known.get(&key) {
+            return i;
+        }
+        let ty = ValueType::fixed(DType::F32, codes.shape());
+        let stored = match how.bits {
+            8 => codes.clone(),
+            bits => {
+                let bytes = WeightCodes::pack(bits, bytemuck::cast_slice(codes.bytes()));
+                Tensor::new(DType::U8, vec![bytes.len()], bytes).expect("as many elements as bytes")
+            }
+        };
+        let i = self.push(name, ty, stored, Some(how));
+        self.known.insert(key, i);
+        i
+    }
+
+    fn push(&mut self, name: &str, ty: ValueType, stored: Tensor, codes: Option<WeightCodes>) -> usize {
         let offset = self.weights.len.next_multiple_of(ALIGNMENT);
-        self.list.push(Constant { name: name.to_string(), ty: tensor.value_type(), offset });
-        self.weights.len = offset + tensor.bytes().len() as u64;
-        self.weights.parts.push((offset, tensor.clone()));
-        self.known.insert(key, self.list.len() - 1);
+        self.list.push(Constant { name: name.to_string(), ty, offset, codes });
+        self.weights.len = offset + stored.bytes().len() as u64;
+        self.weights.parts.push((offset, stored));
         self.list.len() - 1
     }
+}
+
+/// What a quantized weight is as a constant: its index.
+fn quantized_weight(g: &Graph, node: &Node, constants: &mut Constants) -> Option<usize> {
+    let Op::DequantizeWeight { bits, output_axis, segments } = &node.op else { return None };
+    let [codes, scale] = [node.input(0)?, node.input(1)?];
+    let index = constants.add(&g.value(scale).name, g.tensor(scale)?);
+    let how = WeightCodes { bits: *bits, scale: index, output_axis: *output_axis, segments: segments.clone() };
+    Some(constants.add_codes(&g.value(node.outputs[0]).name, g.tensor(codes)?, how))
 }
 
 /// A program and the values that hold the graph's outputs.
@@ -120,6 +153,11 @@ fn program(part: &Part, bound: &Bound, constants: &mut Constants) -> Result<(Pro
         map.insert(v, push(&mut out, g, v, source, None));
     }
     for (_, node) in g.nodes() {
+        if let Some(constant) = quantized_weight(g, node, constants) {
+            let v = node.outputs[0];
+            map.insert(v, push(&mut out, g, v, Source::Constant(constant), None));
+            continue;
+        }
         let mut inputs = Vec::with_capacity(node.inputs.len());
         for v in &node.inputs {
             inputs.push(v.map(|v| operand(&mut out, g, v, &mut map, constants)));
@@ -164,6 +202,7 @@ fn takes_gaps(op: &Op) -> bool {
             | Op::Binary { .. }
             | Op::Geglu { .. }
             | Op::Affine
+            | Op::FakeQuant { .. }
             | Op::Concat { .. }
     )
 }

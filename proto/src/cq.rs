@@ -29,8 +29,8 @@ use std::collections::BTreeMap;
 /// The first bytes of every artifact. As in PNG, they show whether the file passed through a text mode.
 pub const MAGIC: [u8; 8] = *b"\x89CQC\r\n\x1a\n";
 
-/// The version that is written, and the newest that is read. 2 added caching.
-pub const VERSION: u32 = 2;
+/// The version that is written, and the newest that is read. 2 added caching, 3 quantization.
+pub const VERSION: u32 = 3;
 
 /// Longest manifest that is read, in bytes.
 pub const MAX_MANIFEST: u64 = 64 << 20;

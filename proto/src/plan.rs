@@ -15,10 +15,12 @@
 
 use crate::dim::Dim;
 use crate::op::Op;
-use crate::types::ValueType;
+use crate::types::{ValueType, element_count};
 
+mod codes;
 mod validate;
 
+pub use codes::WeightCodes;
 pub use validate::{PlanError, validate};
 
 use serde::{Deserialize, Serialize};
@@ -198,6 +200,20 @@ pub struct Constant {
     pub ty: ValueType,
     /// First byte in the weight section, a multiple of 64.
     pub offset: u64,
+    /// How the bytes stand for the values, if not as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub codes: Option<WeightCodes>,
+}
+
+impl Constant {
+    /// Bytes it takes in the weight section; `None` if its sizes are not known or too large.
+    pub fn stored_bytes(&self) -> Option<usize> {
+        let elements = element_count(&self.ty.fixed_shape()?)?;
+        match &self.codes {
+            None => elements.checked_mul(self.ty.dtype.size()),
+            Some(codes) => Some((elements * usize::from(codes.bits)).div_ceil(8)),
+        }
+    }
 }
 
 /// Operators in execution order.

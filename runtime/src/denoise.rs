@@ -1,6 +1,6 @@
 //! The denoising loop: noise in, samples out.
 
-use crate::engine::{Engine, EngineError, EngineOptions, InFlight, Weights};
+use crate::engine::{Engine, EngineError, EngineOptions, InFlight, Watch, Weights};
 use crate::noise::Noise;
 use crate::sampler::{Sampler, State, guide};
 use cqc_proto::plan::{InputRole, Plan, ProgramKind};
@@ -110,6 +110,16 @@ pub struct Loop {
     shape: Vec<usize>,
     input: Vec<f32>,
     output: Vec<f32>,
+    compensation: Option<Compensation>,
+}
+
+/// Q&C's correction of the samples (section 3): behind every evaluation, `x · scale + shift` per channel of the sample.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compensation {
+    /// `[evaluations · channels]`, channels being the first axis of a sample.
+    pub scale: Vec<f32>,
+    /// Likewise.
+    pub shift: Vec<f32>,
 }
 
 /// Samples on their way from noise, [`Loop::width`] of them. A clone goes its own way from here.
@@ -124,9 +134,25 @@ pub struct Trajectory {
     guidance: f32,
     /// The evaluation to come.
     next: usize,
+    /// Samples at once.
+    width: usize,
 }
 
 impl Trajectory {
+    /// `x · scale + shift` per channel, the first axis of a sample; as many as there are factors.
+    ///
+    /// # Panics
+    /// When the samples cannot be cut into that many channels.
+    pub fn map_channels(&mut self, scale: &[f32], shift: &[f32]) {
+        let samples = self.width;
+        let plane = self.x.len() / samples / scale.len();
+        assert_eq!(plane * samples * scale.len(), self.x.len(), "{} channels", scale.len());
+        for (i, plane) in self.x.chunks_exact_mut(plane).enumerate() {
+            let (a, b) = (scale[i % scale.len()], shift[i % scale.len()]);
+            plane.iter_mut().for_each(|x| *x = a.mul_add(*x, b));
+        }
+    }
+
     /// The samples now, `[width, ...]`.
     pub fn x(&self) -> &[f32] {
         &self.x
@@ -163,12 +189,18 @@ impl Loop {
             input: vec![0.0; batch * len],
             output: vec![0.0; batch * halves * out_len],
             engine,
+            compensation: None,
             halves,
             sampler,
             guided,
             width,
             shape,
         })
+    }
+
+    /// Whether the batch holds both halves of guidance.
+    pub fn is_guided(&self) -> bool {
+        self.guided
     }
 
     /// The sampler.
@@ -179,6 +211,35 @@ impl Loop {
     /// The engine.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Overwrites one row of a table: see [`Engine::set_table_row`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_table_row(&mut self, constant: usize, e: usize, row: &[f32]) -> Result<(), DenoiseError> {
+        Ok(self.engine.set_table_row(constant, e, row)?)
+    }
+
+    /// Corrects samples from now on, or no longer.
+    ///
+    /// # Errors
+    /// [`EngineError::Length`] unless there is an entry for every evaluation and channel.
+    pub fn set_compensation(&mut self, compensation: Option<Compensation>) -> Result<(), DenoiseError> {
+        let expected = self.timesteps.len() * self.channels();
+        for part in compensation.iter().flat_map(|c| [&c.scale, &c.shift]) {
+            if part.len() != expected {
+                let what = "the compensation";
+                return Err(EngineError::Length { what, found: part.len(), expected }.into());
+            }
+        }
+        self.compensation = compensation;
+        Ok(())
+    }
+
+    /// Channels of a sample: its first axis.
+    pub fn channels(&self) -> usize {
+        self.shape.first().copied().unwrap_or(1)
     }
 
     /// Requests that the engine serves for one trajectory: two if a fixed batch keeps the halves of guidance apart.
@@ -247,7 +308,7 @@ impl Loop {
         let scale = self.sampler.initial_scale();
         x.iter_mut().for_each(|x| *x *= scale);
         let state = State::new(&self.sampler, self.width, len);
-        Ok(Trajectory { requests, x, state, noise, guidance: request.guidance, next: 0 })
+        Ok(Trajectory { requests, x, state, noise, guidance: request.guidance, next: 0, width: self.width })
     }
 
     /// One evaluation, with the program that the plan says, and what the sampler makes of it.
@@ -270,13 +331,27 @@ impl Loop {
     /// # Errors
     /// Whatever [`Engine::evaluate_as`] reports.
     pub fn evaluate_as(&mut self, kind: ProgramKind, trajectory: &mut Trajectory) -> Result<(), DenoiseError> {
+        self.evaluate_watched(kind, trajectory, None)
+    }
+
+    /// [`Loop::evaluate_as`], with a look at every step; where the halves of guidance are apart, of one after the other.
+    ///
+    /// # Errors
+    /// As [`Loop::evaluate_as`].
+    pub fn evaluate_watched(
+        &mut self,
+        kind: ProgramKind,
+        trajectory: &mut Trajectory,
+        mut watch: Option<&mut Watch>,
+    ) -> Result<(), DenoiseError> {
         let len = trajectory.x.len();
         let (input, rest) = self.input.split_at_mut(len);
         self.sampler.scale_input(trajectory.next, &trajectory.x, input);
         rest.chunks_exact_mut(len).for_each(|half| half.copy_from_slice(input));
         let part = self.output.len() / self.halves;
         for (request, output) in trajectory.requests.iter_mut().zip(self.output.chunks_exact_mut(part)) {
-            self.engine.evaluate_as(kind, request, trajectory.next, &self.input, output)?;
+            let watch = watch.as_deref_mut();
+            self.engine.evaluate_watched(kind, request, trajectory.next, &self.input, output, watch)?;
         }
         if self.guided {
             guide(&mut self.output, self.width, len / self.width, trajectory.guidance);
@@ -298,6 +373,10 @@ impl Loop {
         let Trajectory { x, state, noise, next, .. } = trajectory;
         self.sampler.advance(state, *next, x, output, |out| noise.fill(out));
         *next += 1;
+        if let Some(Compensation { scale, shift }) = &self.compensation {
+            let rows = (trajectory.next - 1) * self.channels()..trajectory.next * self.channels();
+            trajectory.map_channels(&scale[rows.clone()], &shift[rows]);
+        }
     }
 
     fn begin_requests(&mut self, request: &Request, first: usize) -> Result<Vec<InFlight>, DenoiseError> {

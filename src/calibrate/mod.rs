@@ -16,6 +16,7 @@ mod invariant;
 mod measure;
 mod observe;
 mod probe;
+pub mod quantize;
 
 pub use choose::{Candidate, Choice, Measured, Study, choose, held_out};
 pub use correct::{Fit, Tables};
@@ -92,16 +93,24 @@ pub enum CalibrateError {
         /// Of `cached`.
         cached: f32,
     },
+    /// A layer's input is not a number, or infinite.
+    #[error("`{value}` is not finite at evaluation {evaluation}: no range can be found for it")]
+    NotFinite {
+        /// The value.
+        value: String,
+        /// The evaluation.
+        evaluation: usize,
+    },
     /// Too few samples to fit on some and measure on others.
     #[error("{0} calibration samples, at least 2 are needed")]
     Samples(usize),
 }
 
 /// Counts evaluations and lets the caller break off.
-struct Progress<'a> {
-    done: u64,
-    all: u64,
-    call: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+pub(crate) struct Progress<'a> {
+    pub done: u64,
+    pub all: u64,
+    pub call: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 }
 
 impl Progress<'_> {

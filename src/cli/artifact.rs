@@ -80,13 +80,17 @@ impl Artifact {
         self.manifest.null.iter().map(tensor).collect()
     }
 
-    /// Constant number `i` of the plan; its bytes stay in the mapped file.
+    /// Constant number `i` of the plan, a quantized one as its codes; the bytes stay in the mapped file unless codes are unpacked.
     pub fn constant(&self, i: usize) -> Tensor {
         let constant = &self.manifest.plan.constants[i];
         let shape = constant.ty.fixed_shape().expect("checked when the file was read");
-        let len = shape.iter().product::<usize>() * constant.ty.dtype.size();
+        let len = constant.stored_bytes().expect("checked when the file was read");
         let start = constant.offset as usize;
         let bytes = self.constants.slice(start..start + len);
+        if let Some(how) = &constant.codes {
+            let codes = how.unpack(&bytes, shape.iter().product());
+            return Tensor::new(DType::I8, shape, codes.iter().map(|&c| c as u8).collect::<Vec<u8>>()).expect("a byte per code");
+        }
         Tensor::new(constant.ty.dtype, shape, bytes).expect("as many bytes as the type has")
     }
 

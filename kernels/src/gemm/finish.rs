@@ -76,6 +76,7 @@ pub(crate) unsafe fn finish<S: Simd>(
 /// Where the parts of an epilogue begin for one row; null = absent.
 #[derive(Clone, Copy)]
 pub(crate) struct RowParts {
+    scale: *const f32,
     bias: *const f32,
     row: *const f32,
     gate: *const f32,
@@ -91,6 +92,7 @@ impl RowParts {
             None => null,
         };
         RowParts {
+            scale: e.scale.map_or(null, |scale| scale.as_ptr().wrapping_add(col)),
             bias: e.bias.map_or(null, |bias| bias.as_ptr().wrapping_add(col)),
             row: image(e.row),
             gate: image(e.gate),
@@ -98,7 +100,7 @@ impl RowParts {
         }
     }
 
-    /// residual + gate · act(v + bias + row) for a whole panel: two vectors.
+    /// residual + gate · act(scale · v + bias + row) for a whole panel: two vectors.
     ///
     /// # Safety
     /// The parts must have `2 · LANES` values.
@@ -106,6 +108,10 @@ impl RowParts {
     unsafe fn apply_whole<S: Simd>(&self, s: S, act: Act, [mut a, mut b]: [S::V; 2]) -> [S::V; 2] {
         // SAFETY: the caller's promise.
         unsafe {
+            if !self.scale.is_null() {
+                a = s.mul(a, s.load(self.scale));
+                b = s.mul(b, s.load(self.scale.add(S::LANES)));
+            }
             for part in [self.bias, self.row] {
                 if !part.is_null() {
                     a = s.add(a, s.load(part));
@@ -128,7 +134,7 @@ impl RowParts {
         [a, b]
     }
 
-    /// residual + gate · act(v + bias + row) for `n ≤ LANES` columns, `done` columns in.
+    /// residual + gate · act(scale · v + bias + row) for `n ≤ LANES` columns, `done` columns in.
     ///
     /// # Safety
     /// The parts must have `n` values there.
@@ -136,6 +142,9 @@ impl RowParts {
     pub(crate) unsafe fn apply<S: Simd>(&self, s: S, act: Act, mut v: S::V, done: usize, n: usize) -> S::V {
         // SAFETY: the caller's promise.
         unsafe {
+            if !self.scale.is_null() {
+                v = s.mul(v, load_some(s, self.scale.add(done), n));
+            }
             if !self.bias.is_null() {
                 v = s.add(v, load_some(s, self.bias.add(done), n));
             }

@@ -40,7 +40,7 @@ impl Sizes {
 }
 
 fn attention<T: Lane>(call: &Call) -> Tensor {
-    let Op::Attention { heads, kv_heads, scale, causal, softcap } = call.op else {
+    let Op::Attention { heads, kv_heads, scale, causal, softcap, softmax_bits } = call.op else {
         unreachable!("dispatched by `eval`")
     };
     let s = Sizes::new(call, *heads, *kv_heads);
@@ -60,7 +60,7 @@ fn attention<T: Lane>(call: &Call) -> Tensor {
                 let row = &mut scores[i * s.keys..][..s.keys];
                 row.iter_mut().for_each(|v| *v = T::from_f64(capped(v.to_f64() * *scale as f64, *softcap as f64)));
                 mask.apply(row, b, h, first + i);
-                softmax(row);
+                softmax(row, *softmax_bits);
             }
             let mut sums = vec![T::ZERO; n * s.dv];
             product(&scores, &values, &mut sums, s.keys, s.dv);
@@ -119,15 +119,19 @@ impl Mask {
     }
 }
 
-/// In place; zeros where every score is -inf.
-fn softmax<T: Lane>(row: &mut [T]) {
+/// In place; zeros where every score is -inf. With `bits`, weights are multiples of 1 / (2^bits − 1) of the largest before they are normalised.
+fn softmax<T: Lane>(row: &mut [T], bits: u8) {
     let largest = row.iter().fold(T::LOWEST, |m, &v| Lane::max(m, v));
     if largest == T::LOWEST {
         return row.fill(T::ZERO);
     }
     let mut sum = 0.0;
     for v in row.iter_mut() {
-        let e = libm::exp(v.to_f64() - largest.to_f64());
+        let mut e = libm::exp(v.to_f64() - largest.to_f64());
+        if bits > 0 {
+            let levels = f64::from((1u32 << bits) - 1);
+            e = (e * levels).round_ties_even() / levels;
+        }
         sum += e;
         *v = T::from_f64(e);
     }

@@ -75,8 +75,9 @@ fn matrix(shape: &[usize], of_vector: fn(usize) -> [usize; 2]) -> (&[usize], [us
     }
 }
 
-/// What happens to a sum: `residual + gate · act(sum + bias + row)`.
+/// What happens to a sum: `residual + gate · act(scale · sum + bias + row)`.
 pub(super) struct Epilogue<'a, T: Lane> {
+    scale: Option<Cow<'a, [T]>>,
     bias: Option<Cow<'a, [T]>>,
     row: Option<PerImage<'a, T>>,
     gate: Option<PerImage<'a, T>>,
@@ -103,10 +104,11 @@ impl<'a, T: Lane> PerImage<'a, T> {
 }
 
 impl<'a, T: Lane> Epilogue<'a, T> {
-    /// From inputs 2 to 5: bias, row, gate, residual.
+    /// From inputs 2 to 6: bias, row, gate, residual, scale.
     pub(super) fn new(call: &Call<'a>, channels: usize, act: Act) -> Epilogue<'a, T> {
         let per_image = |i| call.optional(i).map(|t| PerImage::new(t, channels));
         Epilogue {
+            scale: call.optional(6).map(T::load),
             bias: call.optional(2).map(T::load),
             row: per_image(3),
             gate: per_image(4),
@@ -118,6 +120,9 @@ impl<'a, T: Lane> Epilogue<'a, T> {
     /// The finished value of the result's element number `at`.
     #[inline]
     pub(super) fn apply(&self, mut sum: T, image: usize, channel: usize, at: usize) -> T {
+        if let Some(scale) = &self.scale {
+            sum = sum.mul(scale[channel]);
+        }
         if let Some(bias) = &self.bias {
             sum = sum.add(bias[channel]);
         }

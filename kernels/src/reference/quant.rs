@@ -4,6 +4,7 @@ use super::Call;
 use super::lane::{Lane, by_float};
 use super::reduce::limits;
 use super::walk::around;
+use crate::scalar::fake_quant_one;
 use cqc_proto::dtype::DType;
 use cqc_proto::op::Op;
 use cqc_proto::tensor::Tensor;
@@ -69,4 +70,44 @@ fn dequantize<T: Lane>(call: &Call, scales: &Scales) -> Tensor {
         T::from_f64(steps as f64).mul(scale[s])
     };
     call.out().of(&x.iter().enumerate().map(value).collect::<Vec<T>>())
+}
+
+pub(super) fn eval_fake(call: &Call) -> Tensor {
+    match call.op {
+        Op::FakeQuant { bits, segments } => fake_quant(call, *bits, segments),
+        Op::DequantizeWeight { output_axis, segments, .. } => dequantize_weight(call, *output_axis, segments),
+        _ => unreachable!("dispatched by reference::eval"),
+    }
+}
+
+/// The segment of each place of an axis of `size`.
+fn segment_of(segments: &[usize], size: usize) -> Vec<usize> {
+    match segments {
+        [] => vec![0; size],
+        _ => segments.iter().enumerate().flat_map(|(s, &n)| std::iter::repeat_n(s, n)).collect(),
+    }
+}
+
+fn fake_quant(call: &Call, bits: u8, segments: &[usize]) -> Tensor {
+    let [x, scale, zero] = [0, 1, 2].map(|i| f32::load(call.input(i)));
+    let columns = call.out().shape.last().copied().unwrap_or(1);
+    let of = segment_of(segments, columns);
+    let value = |(i, &x): (usize, &f32)| match of[i % columns] {
+        s if scale[s] == 0.0 => x,
+        s => fake_quant_one(x, scale[s], zero[s], bits),
+    };
+    call.out().of(&x.iter().enumerate().map(value).collect::<Vec<f32>>())
+}
+
+fn dequantize_weight(call: &Call, output_axis: usize, segments: &[usize]) -> Tensor {
+    let (codes, scale) = (call.input(0).to_i64_vec(), f32::load(call.input(1)));
+    let shape = &call.out().shape;
+    let rest: usize = shape[2..].iter().product();
+    let of = segment_of(segments, shape[1 - output_axis]);
+    let count = segments.len().max(1);
+    let value = |(i, &code): (usize, &i64)| {
+        let places = [i / rest / shape[1], i / rest % shape[1]];
+        code as f32 * scale[places[output_axis] * count + of[places[1 - output_axis]]]
+    };
+    call.out().of(&codes.iter().enumerate().map(value).collect::<Vec<f32>>())
 }

@@ -1,12 +1,13 @@
 //! Layers: convolution, product, attention, norms. Row strides as in the fast kernels.
 
 use super::math::act;
-use crate::{Act, Affine, AttentionShape, ConvShape, Epilogue, GroupNorm, LayerNorm, MatmulShape, Rows};
+use crate::{Act, Affine, AttentionShape, ConvShape, Epilogue, FakeQuant, GroupNorm, LayerNorm, MatmulShape, Rows};
 
-/// y = residual + gate · act(acc + bias + row) for column `col` of row `row` out of `n` columns.
+/// y = residual + gate · act(scale · acc + bias + row) for column `col` of row `row` out of `n` columns.
 pub fn finish(epilogue: &Epilogue, row: usize, col: usize, n: usize, acc: f64) -> f32 {
     let per_image = |rows: Option<Rows>| rows.map(|rows| f64::from(rows.of(row, n)[col]));
     let bias = epilogue.bias.map_or(0.0, |bias| f64::from(bias[col]));
+    let acc = acc * epilogue.scale.map_or(1.0, |scale| f64::from(scale[col]));
     let y = act(epilogue.act, (acc + bias + per_image(epilogue.row).unwrap_or(0.0)) as f32);
     let y = f64::from(y) * per_image(epilogue.gate).unwrap_or(1.0);
     (y + epilogue.residual.map_or(0.0, |(data, ld)| f64::from(data[row * ld + col]))) as f32
@@ -91,6 +92,16 @@ pub fn attention(s: &AttentionShape, q: &[f32], k: &[f32], v: &[f32], mask: Opti
     }
 }
 
+/// Rounds to multiples of 1 / (2^bits − 1) of the largest, normalised by their sum.
+fn round_weights(weights: &mut [f64], bits: u8) {
+    let (largest, levels) = (weights.iter().fold(0.0, |m: f64, &w| m.max(w)), f64::from((1u32 << bits) - 1));
+    if largest > 0.0 {
+        weights.iter_mut().for_each(|w| *w = (*w / largest * levels).round_ties_even());
+        let sum: f64 = weights.iter().sum();
+        weights.iter_mut().for_each(|w| *w /= sum);
+    }
+}
+
 fn attention_weights(
     s: &AttentionShape,
     q: &[f32],
@@ -106,7 +117,11 @@ fn attention_weights(
         let dot: f64 = q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
         dot * f64::from(s.scale) + mask.map_or(0.0, |mask| f64::from(mask[s.mask_at(image, head, i, j)]))
     };
-    softmax_f64((0..s.lk).map(score).collect())
+    let mut weights = softmax_f64((0..s.lk).map(score).collect());
+    if s.softmax_bits > 0 {
+        round_weights(&mut weights, s.softmax_bits);
+    }
+    weights
 }
 
 /// All −inf gives zeros.
@@ -223,4 +238,28 @@ pub fn copy_strided<T: Copy>(
         }
         y[to] = x[from as usize];
     }
+}
+
+/// y = what unsigned integers stand for that x is rounded to, segment by segment of the last axis.
+pub fn fake_quant(rows: usize, x: &[f32], ldx: usize, how: &FakeQuant, y: &mut [f32], ldy: usize) {
+    for row in 0..rows {
+        let mut at = 0;
+        for (i, &n) in how.segments.iter().enumerate() {
+            let (scale, zero) = (how.scale[i], how.zero_point[i]);
+            for c in at..at + n {
+                let v = x[row * ldx + c];
+                y[row * ldy + c] = if scale == 0.0 { v } else { fake_quant_one(v, scale, zero, how.bits) };
+            }
+            at += n;
+        }
+    }
+}
+
+/// `(q − zero) · scale` with `q = clamp(round(x / scale) + zero, 0, 2^bits − 1)`; NaN gives q = 0.
+pub fn fake_quant_one(x: f32, scale: f32, zero: f32, bits: u8) -> f32 {
+    let (low, high) = (-zero, ((1u32 << bits) - 1) as f32 - zero);
+    // the bounds are whole, so that rounding behind the clamp is the same
+    let steps = x * (1.0 / scale);
+    let steps = if steps > low { steps } else { low };
+    (if steps < high { steps } else { high }).round_ties_even() * scale
 }

@@ -124,7 +124,7 @@ fn build(g: &mut Graph, name: &str, found: &Found) -> Result<Option<ValueId>, Op
 }
 
 fn attention(found: &Found, heads: usize) -> Op {
-    Op::Attention { heads, kv_heads: heads, scale: found.scale as f32, causal: false, softcap: 0.0 }
+    Op::Attention { heads, kv_heads: heads, scale: found.scale as f32, causal: false, softcap: 0.0, softmax_bits: 0 }
 }
 
 /// A mask that is the same for all of [N·H] works for [N, H] too.

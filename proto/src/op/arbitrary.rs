@@ -241,11 +241,14 @@ fn composites(wild: bool) -> BoxedStrategy<Op> {
         float(wild).prop_map(|eps| Op::LayerNorm { eps }),
         float(wild).prop_map(|eps| Op::RmsNorm { eps }),
         (n(), n(), float(wild), any::<bool>(), float(wild)).prop_map(|(heads, kv_heads, scale, causal, softcap)| {
-            Op::Attention { heads, kv_heads, scale, causal, softcap }
+            Op::Attention { heads, kv_heads, scale, causal, softcap, softmax_bits: 8 * u8::from(causal) }
         }),
         any::<bool>().prop_map(|cos_first| Op::TimestepEmbedding { cos_first }),
         act().prop_map(|act| Op::Geglu { act }),
         Just(Op::Affine),
+        (1..9u8, vec(n(), 0..3)).prop_map(|(bits, segments)| Op::FakeQuant { bits, segments }),
+        (0..3usize, vec(n(), 0..3))
+            .prop_map(|(output_axis, segments)| Op::DequantizeWeight { bits: 8, output_axis, segments }),
         (axis(), block(), dtype()).prop_map(|(axis, block, to)| Op::Quantize { axis, block, to }),
         (axis(), block(), result()).prop_map(|(axis, block, to)| Op::Dequantize { axis, block, to }),
     ]

@@ -4,7 +4,8 @@ use super::*;
 
 pub(super) fn infer(op: &Op, inputs: &InputTypes) -> Inferred {
     match op {
-        Op::Attention { heads, kv_heads, scale, softcap, .. } => {
+        Op::Attention { heads, kv_heads, scale, softcap, softmax_bits, .. } => {
+            check(*softmax_bits <= 8, || format!("`softmax_bits` is {softmax_bits}, expected 0 to 8"))?;
             check(scale.is_finite() && softcap.is_finite() && *softcap >= 0.0, || {
                 format!("`scale` is {scale} and `softcap` {softcap}, expected finite numbers, softcap ≥ 0")
             })?;

@@ -107,7 +107,7 @@ fn matmul(inputs: &InputTypes) -> Inferred {
 }
 
 fn linear(inputs: &InputTypes) -> Inferred {
-    at_most(inputs, 6)?;
+    at_most(inputs, 7)?;
     let (x, w) = (required(inputs, 0, "x")?, required(inputs, 1, "w")?);
     check(x.rank() >= 1 && w.rank() == 2, || format!("x is {x} and w is {w}, expected [..., K] and [K, N]"))?;
     check(x.dtype == w.dtype && x.dtype.is_float(), || format!("x is {} and w is {}", x.dtype, w.dtype))?;
@@ -120,11 +120,12 @@ fn linear(inputs: &InputTypes) -> Inferred {
     Ok(vec![y])
 }
 
-/// Checks bias, row, gate and residual (inputs 2 to 5) against the result.
+/// Checks bias, row, gate, residual and scale (inputs 2 to 6) against the result.
 fn epilogue(inputs: &InputTypes, y: &ValueType, channel_axis: usize) -> Result<(), String> {
     norm::per_channel(inputs, 2, "bias", y, &y.shape[channel_axis])?;
     per_image(inputs, 3, "row", y, channel_axis)?;
     per_image(inputs, 4, "gate", y, channel_axis)?;
+    norm::per_channel(inputs, 6, "scale", y, &y.shape[channel_axis])?;
     match optional(inputs, 5) {
         Some(r) => check(r == y, || format!("the residual is {r}, the result {y}")),
         None => Ok(()),
@@ -183,7 +184,7 @@ fn spatial(t: &ValueType, layout: ConvLayout) -> Result<&[Dim], String> {
 
 fn conv(op: &Op, inputs: &InputTypes) -> Inferred {
     let Op::Conv { strides, pads, dilations, groups, layout, upsample, .. } = op else { unreachable!() };
-    at_most(inputs, 6)?;
+    at_most(inputs, 7)?;
     let (x, w) = (required(inputs, 0, "x")?, required(inputs, 1, "w")?);
     check(x.dtype == w.dtype && x.dtype.is_float(), || format!("x is {} and w is {}", x.dtype, w.dtype))?;
     let sizes = spatial(x, *layout)?;

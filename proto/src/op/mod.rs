@@ -238,7 +238,8 @@ pub enum Op {
     /// numpy `matmul`: inputs (a, b), batch axes broadcast.
     #[serde(rename = "matmul")]
     MatMul,
-    /// `y = residual + gate · act(x · w + bias + row)`: inputs (x: \[..., K\], w: \[K, N\], bias?: \[N\], row?, gate?, residual?).
+    /// `y = residual + gate · act(scale · (x · w) + bias + row)`: inputs (x: \[..., K\], w: \[K, N\], bias?: \[N\], row?, gate?,
+    /// residual?, scale?: \[N\]).
     ///
     /// `row` and `gate` have the rank of the result, last size N, first size the batch or 1, and 1 between;
     /// `residual` has the type of the result.
@@ -247,7 +248,7 @@ pub enum Op {
         #[serde(default, skip_serializing_if = "is_default")]
         act: Act,
     },
-    /// 1-D or 2-D convolution: inputs (x, w: OIHW, bias?: \[O\], row?, gate?, residual?), epilogue as [`Op::Linear`] per channel.
+    /// 1-D or 2-D convolution: inputs (x, w: OIHW, bias?: \[O\], row?, gate?, residual?, scale?: \[O\]), epilogue as [`Op::Linear`] per channel.
     Conv {
         /// Stride per spatial axis.
         strides: Vec<usize>,
@@ -354,6 +355,10 @@ pub enum Op {
         /// Scores become `softcap · tanh(score / softcap)`; 0 = off.
         #[serde(default, skip_serializing_if = "is_default")]
         softcap: f32,
+        /// Weights are rounded to multiples of 1/(2^bits − 1) of the largest weight of their query before they meet the values, and
+        /// normalised by the sum of what was rounded; 0 = not at all. Zero point 0, no scale to calibrate.
+        #[serde(default, skip_serializing_if = "is_default")]
+        softmax_bits: u8,
     },
     /// `[sin(t·f), cos(t·f)]` (cosines first when `cos_first`): inputs (t: \[N\], any number type, converted to f32; f: \[half\] f32,
     /// the frequencies) to f32 [N, 2·half]. The product is rounded to f32 before sine and cosine, as exporters' graphs do.
@@ -393,6 +398,27 @@ pub enum Op {
         block: usize,
         /// Type of the result.
         to: DType,
+    },
+    /// Rounds activations to the values that unsigned integers of `bits` bits stand for: `(q − zero_point) · scale` with
+    /// `q = clamp(round(x · (1 / scale)) + zero_point, 0, 2^bits − 1)`, all in f32, round half to even, NaN gives q = 0; inputs (x: f32,
+    /// scale: f32 \[S\], zero_point: f32 \[S\]), one entry per segment of the last axis. A scale of 0 lets its segment pass unchanged.
+    FakeQuant {
+        /// 2 to 8.
+        bits: u8,
+        /// Sizes of the segments of the last axis; empty = one segment.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        segments: Vec<usize>,
+    },
+    /// `codes · scale`: inputs (codes: i8, scale: f32 \[N, S\]) with N the outputs (axis `output_axis`, 0 or 1) and S the segments of the
+    /// inputs (axis 1 or 0, the other one). Weights of [`Op::Conv`] (outputs on axis 0) and [`Op::Linear`] (axis 1).
+    DequantizeWeight {
+        /// 8 or 4: what a code takes where it is stored.
+        bits: u8,
+        /// The axis of outputs.
+        output_axis: usize,
+        /// Sizes of the segments of the axis of inputs; empty = one segment.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        segments: Vec<usize>,
     },
 }
 
@@ -482,6 +508,7 @@ impl Op {
             Op::GroupNorm { .. } | Op::LayerNorm { .. } | Op::RmsNorm { .. } | Op::Affine => norm::infer(self, inputs),
             Op::Attention { .. } | Op::TimestepEmbedding { .. } | Op::Geglu { .. } => attention::infer(self, inputs),
             Op::Quantize { .. } | Op::Dequantize { .. } => quant::infer(self, inputs),
+            Op::FakeQuant { .. } | Op::DequantizeWeight { .. } => quant::infer_fake(self, inputs),
         }
     }
 

@@ -67,3 +67,46 @@ fn check_scale(x: &ValueType, scale: &ValueType, axis: Option<usize>, block: usi
         format!("the scale is {scale}, expected {}", ValueType::new(scale.dtype, expected))
     })
 }
+
+/// Most segments of an axis.
+const MAX_SEGMENTS: usize = 64;
+
+/// Segments of an axis of that size: their number.
+fn count_segments(segments: &[usize], size: &Dim) -> Result<usize, String> {
+    check(segments.len() <= MAX_SEGMENTS && !segments.contains(&0), || format!("the segments are {segments:?}"))?;
+    let sum = segments.iter().try_fold(0usize, |sum, &n| sum.checked_add(n)).and_then(|sum| i64::try_from(sum).ok());
+    check(segments.is_empty() || sum.is_some_and(|sum| size.is(sum)), || {
+        format!("segments of {segments:?} do not add up to {size}")
+    })?;
+    Ok(segments.len().max(1))
+}
+
+pub(super) fn infer_fake(op: &Op, inputs: &InputTypes) -> Inferred {
+    match op {
+        Op::FakeQuant { bits, segments } => {
+            at_most(inputs, 3)?;
+            let x = required(inputs, 0, "x")?;
+            check(x.dtype == DType::F32 && x.rank() >= 1, || format!("x is {x}, expected f32[..., C]"))?;
+            check((2..=8).contains(bits), || format!("`bits` is {bits}, expected 2 to 8"))?;
+            let count = count_segments(segments, &x.shape[x.rank() - 1])?;
+            let row = ValueType::fixed(DType::F32, &[count]);
+            for (i, name) in [(1, "scale"), (2, "zero_point")] {
+                let t = required(inputs, i, name)?;
+                check(*t == row, || format!("{name} is {t}, expected {row}"))?;
+            }
+            Ok(vec![x.clone()])
+        }
+        Op::DequantizeWeight { bits, output_axis, segments } => {
+            at_most(inputs, 2)?;
+            check(matches!(bits, 4 | 8), || format!("`bits` is {bits}, expected 4 or 8"))?;
+            let (codes, scale) = (required(inputs, 0, "codes")?, required(inputs, 1, "scale")?);
+            check(codes.dtype == DType::I8 && codes.rank() >= 2, || format!("codes is {codes}, expected i8 of rank ≥ 2"))?;
+            check(*output_axis < 2, || format!("`output_axis` is {output_axis}, expected 0 or 1"))?;
+            let count = count_segments(segments, &codes.shape[1 - output_axis])?;
+            let expected = ValueType::new(DType::F32, vec![codes.shape[*output_axis].clone(), (count as i64).into()]);
+            check(*scale == expected, || format!("scale is {scale}, expected {expected}"))?;
+            Ok(vec![ValueType::new(DType::F32, codes.shape.clone())])
+        }
+        _ => unreachable!("dispatched by Op::infer"),
+    }
+}

@@ -3,7 +3,7 @@
 use super::{Alias, Cache, Constant, InputRole, Plan, PlanValue, Program, ProgramKind, Source, Step};
 use crate::dim::Dim;
 use crate::dtype::DType;
-use crate::op::InputTypes;
+use crate::op::{InputTypes, Op};
 use crate::types::{MAX_RANK, ValueType, element_count};
 use std::collections::BTreeSet;
 
@@ -110,7 +110,7 @@ pub fn validate(plan: &Plan, weights_len: u64) -> Result<(), PlanError> {
     check_batch(plan).map_err(|reason| PlanError::Batch { reason })?;
     for constant in &plan.constants {
         let error = |reason| PlanError::Constant { name: constant.name.clone(), reason };
-        check_constant(constant, weights_len).map_err(error)?;
+        check_constant(constant, weights_len).and_then(|()| check_codes(plan, constant)).map_err(error)?;
     }
     check_inputs(plan)?;
     for kind in ProgramKind::ALL {
@@ -202,13 +202,24 @@ fn check_constant(constant: &Constant, weights_len: u64) -> Check {
     let shape = constant.ty.fixed_shape().ok_or_else(|| format!("its type {} is not fixed", constant.ty))?;
     ensure(shape.len() <= MAX_RANK, || format!("{} axes, at most {MAX_RANK} are allowed", shape.len()))?;
     ensure(!shape.contains(&0), || format!("its type {} has no elements", constant.ty))?;
-    let elements = element_count(&shape).ok_or_else(|| format!("its type {} is too large", constant.ty))?;
+    element_count(&shape).ok_or_else(|| format!("its type {} is too large", constant.ty))?;
     ensure(constant.offset.is_multiple_of(64), || format!("its offset {} is no multiple of 64", constant.offset))?;
-    let bytes = (elements * constant.ty.dtype.size()) as u64;
+    let bytes = constant.stored_bytes().ok_or_else(|| format!("its type {} is too large", constant.ty))? as u64;
     let end = constant.offset.checked_add(bytes);
     ensure(end.is_some_and(|end| end <= weights_len), || {
         format!("{bytes} bytes at {} do not lie in {weights_len} bytes of weights", constant.offset)
     })
+}
+
+fn check_codes(plan: &Plan, constant: &Constant) -> Check {
+    let Some(codes) = &constant.codes else { return Ok(()) };
+    let scale = plan.constants.get(codes.scale).filter(|scale| scale.codes.is_none());
+    let scale = scale.ok_or_else(|| format!("its scale would be constant {}", codes.scale))?;
+    let (bits, output_axis, segments) = (codes.bits, codes.output_axis, codes.segments.clone());
+    let stored = ValueType { dtype: DType::I8, shape: constant.ty.shape.clone() };
+    let value = Op::DequantizeWeight { bits, output_axis, segments }.infer(&[Some(&stored), Some(&scale.ty)]);
+    let value = value.map_err(|e| e.to_string())?;
+    ensure(value == [constant.ty.clone()], || format!("its codes give {}, its type is {}", value[0], constant.ty))
 }
 
 fn check_inputs(plan: &Plan) -> Result<(), PlanError> {

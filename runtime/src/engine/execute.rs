@@ -49,6 +49,7 @@ impl<'a> Operands<'a> {
 
     fn epilogue(&self, tail: &Tail) -> Epilogue<'a> {
         Epilogue {
+            scale: self.get(6),
             bias: self.get(2),
             row: tail.row.map(|spec| self.rows(3, spec)),
             act: tail.act,
@@ -126,6 +127,11 @@ fn run_f32(kernel: &Kernel, operands: &Operands, y: &mut [f32], scratch: &mut [f
             let previous = previous.map(|ld| (operands.f32(4), ld, operands.f32(5)));
             let map = cqc_kernels::Affine { scale, shift, residual, previous };
             cqc_kernels::affine(isa, pool, *rows, *c, x, *ldx, &map, y, *ldy);
+        }
+        Kernel::FakeQuant { rows, bits, segments, ldx, ldy } => {
+            let (scale, zero_point) = (operands.f32(1), operands.f32(2));
+            let how = cqc_kernels::FakeQuant { bits: *bits, segments, scale, zero_point };
+            cqc_kernels::fake_quant(isa, pool, *rows, x, *ldx, &how, y, *ldy);
         }
         other => unreachable!("run_step runs {other:?}"),
     }

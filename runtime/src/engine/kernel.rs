@@ -82,6 +82,13 @@ pub(super) enum Kernel {
         previous: Option<usize>,
         ldy: usize,
     },
+    FakeQuant {
+        rows: usize,
+        bits: u8,
+        segments: Vec<usize>,
+        ldx: usize,
+        ldy: usize,
+    },
     /// Elements of `size` bytes; `fill`: everything is first set to this input, or to zero.
     Copy {
         size: usize,
@@ -107,7 +114,7 @@ pub(super) enum Kernel {
     Reference(Box<Op>),
 }
 
-/// The epilogue of a product; its operands are inputs 2 to 5 (bias, row, gate, residual).
+/// The epilogue of a product; its operands are inputs 2 to 6 (bias, row, gate, residual, scale).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tail {
     pub act: Act,

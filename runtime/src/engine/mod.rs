@@ -22,11 +22,13 @@ mod profile;
 mod program;
 mod request;
 mod values;
+mod watch;
 mod weights;
 
 pub use error::EngineError;
 pub use in_flight::InFlight;
 pub use profile::StepProfile;
+pub use watch::{Watch, Watched};
 pub use weights::Weights;
 
 use cqc_kernels::Pool;
@@ -172,11 +174,21 @@ impl Engine {
         &self.programs[ProgramKind::Full as usize]
     }
 
-    /// Runs one program for a request. `evaluation` selects rows of tables.
-    fn run_program(&mut self, kind: ProgramKind, evaluation: usize, request: &Arena) -> Result<(), EngineError> {
+    /// Runs one program for a request. `evaluation` selects rows of tables; `watch` is called around each step.
+    fn run_program(
+        &mut self,
+        kind: ProgramKind,
+        evaluation: usize,
+        request: &Arena,
+        mut watch: Option<&mut Watch>,
+    ) -> Result<(), EngineError> {
         let ready = &self.programs[kind as usize];
         let run = Run { isa: self.weights.isa(), pool: &self.pool, request, evaluation };
         for (index, step) in ready.steps.iter().enumerate() {
+            if let Some(watch) = &mut watch {
+                let arena = &self.arena;
+                watch(&Watched { ready, arena, request, evaluation, kind, step: index, done: false });
+            }
             let start = self.clock.is_some().then(Instant::now);
             run_step(ready, index, &mut self.arena, run).map_err(|reason| EngineError::Execution {
                 program: kind,
@@ -187,6 +199,10 @@ impl Engine {
                 let (total, calls) = &mut clock[kind as usize][index];
                 *total += start.elapsed();
                 *calls += 1;
+            }
+            if let Some(watch) = &mut watch {
+                let arena = &self.arena;
+                watch(&Watched { ready, arena, request, evaluation, kind, step: index, done: true });
             }
         }
         Ok(())

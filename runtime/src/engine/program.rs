@@ -217,7 +217,8 @@ fn prepared(step: &Step, kernel: Kernel, scratch: Span) -> Prepared {
 
 /// Bytes of a constant in the type that a program sees.
 pub(super) fn constant_bytes(weights: &Weights, i: usize, dtype: DType) -> Bytes {
-    if weights.plan().constants[i].ty.dtype == dtype { weights.stored(i) } else { weights.constant(i) }
+    let constant = &weights.plan().constants[i];
+    if constant.codes.is_none() && constant.ty.dtype == dtype { weights.stored(i) } else { weights.constant(i) }
 }
 
 /// The place of a value inside that of its home.

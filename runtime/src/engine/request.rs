@@ -2,6 +2,7 @@
 
 use super::program::constant_bytes;
 use super::values::Value;
+use super::watch::Watch;
 use super::{Engine, EngineError, InFlight, RequestLayout, Slot};
 use cqc_kernels::arena::{Arena, Span, bytes_of};
 use cqc_proto::plan::{InputRole, PlanInput, ProgramKind, Source};
@@ -65,6 +66,25 @@ impl Engine {
         sample: &[f32],
         out: &mut [f32],
     ) -> Result<(), EngineError> {
+        self.evaluate_watched(kind, request, e, sample, out, None)
+    }
+
+    /// [`Engine::evaluate_as`], with a look at every step.
+    ///
+    /// # Errors
+    /// As [`Engine::evaluate`].
+    ///
+    /// # Panics
+    /// For a prelude.
+    pub fn evaluate_watched(
+        &mut self,
+        kind: ProgramKind,
+        request: &mut InFlight,
+        e: usize,
+        sample: &[f32],
+        out: &mut [f32],
+        watch: Option<&mut Watch>,
+    ) -> Result<(), EngineError> {
         assert!(kind.is_step(), "{kind} is no step");
         if !Arc::ptr_eq(&request.layout, &self.layout) {
             return Err(EngineError::ForeignRequest);
@@ -89,7 +109,7 @@ impl Engine {
             let (slot, timestep) = (&self.layout.inputs[input], request.timesteps[e]);
             write_number(timestep, slot.dtype, request.bytes(slot.span));
         }
-        self.run_step_program(kind, request, e)?;
+        self.run_step_program(kind, request, e, watch)?;
         let ready = &self.programs[kind as usize];
         let (value, place) = (&ready.values[value], &ready.places[value]);
         copy_rows(value, place.get(&self.arena, &request.memory, e), out);
@@ -130,7 +150,7 @@ impl Engine {
             InputRole::Timestep => evaluations == 0,
             InputRole::Condition => false,
         })?;
-        self.run_step_program(ProgramKind::Full, &mut request, e)?;
+        self.run_step_program(ProgramKind::Full, &mut request, e, None)?;
         Ok(request)
     }
 
@@ -146,9 +166,15 @@ impl Engine {
     }
 
     /// Runs `full` or `cached`; `full` fills the cache.
-    fn run_step_program(&mut self, kind: ProgramKind, request: &mut InFlight, e: usize) -> Result<(), EngineError> {
+    fn run_step_program(
+        &mut self,
+        kind: ProgramKind,
+        request: &mut InFlight,
+        e: usize,
+        watch: Option<&mut Watch>,
+    ) -> Result<(), EngineError> {
         request.last = Some((kind, e));
-        self.run_program(kind, e, &request.memory)?;
+        self.run_program(kind, e, &request.memory, watch)?;
         if let (ProgramKind::Full, Some(cache)) = (kind, &self.weights.plan().cache) {
             let spans = || cache.slots.iter().zip(&self.layout.cache);
             let stored = request.stored;
@@ -194,7 +220,7 @@ impl Engine {
     }
 
     fn run_preludes(&mut self, request: &mut InFlight) -> Result<(), EngineError> {
-        self.run_program(ProgramKind::Prelude, 0, &request.memory)?;
+        self.run_program(ProgramKind::Prelude, 0, &request.memory, None)?;
         self.keep_results(ProgramKind::Prelude, 0, request);
         if self.layout.step_results.is_empty() {
             return Ok(());
@@ -204,7 +230,7 @@ impl Engine {
             // The last chunk overlaps the one before it, if need be.
             let first = first.min(evaluations - chunk);
             self.stack_operands(first, request);
-            self.run_program(ProgramKind::PreludeSteps, 0, &request.memory)?;
+            self.run_program(ProgramKind::PreludeSteps, 0, &request.memory, None)?;
             self.keep_results(ProgramKind::PreludeSteps, first, request);
         }
         Ok(())

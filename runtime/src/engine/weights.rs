@@ -5,7 +5,7 @@ use bytes::Bytes;
 use cqc_kernels::arena::{ALIGN, Arena, Span, cast};
 use cqc_kernels::mapped::release;
 use cqc_kernels::{Conv, ConvShape, Isa, PackedMatrix, ShapeError};
-use cqc_proto::plan::{Plan, validate};
+use cqc_proto::plan::{Constant, Plan, validate};
 use cqc_proto::{DType, Tensor};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -75,28 +75,33 @@ impl Weights {
 
     /// Bytes of constant `i` as programs see them, floats in f32, aligned to 64.
     pub(super) fn constant(&self, i: usize) -> Bytes {
-        let dtype = self.plan.constants[i].ty.dtype;
-        if !dtype.is_float() || dtype == DType::F32 {
+        let Constant { ty, codes, .. } = &self.plan.constants[i];
+        if codes.is_none() && (!ty.dtype.is_float() || ty.dtype == DType::F32) {
             return self.stored(i);
         }
         let mut widened = lock(&self.widened);
         widened.entry(i).or_insert_with(|| self.widen(i)).clone()
     }
 
-    /// Bytes of constant `i` in its own type.
+    /// Bytes of constant `i` as they are stored.
     pub(super) fn stored(&self, i: usize) -> Bytes {
         let constant = &self.plan.constants[i];
-        let shape = constant.ty.fixed_shape().expect("validated: the sizes of a constant are known");
-        let len = shape.iter().product::<usize>() * constant.ty.dtype.size();
+        let len = constant.stored_bytes().expect("validated: the sizes of a constant are known");
         let start = constant.offset as usize;
         self.bytes.slice(start..start + len)
     }
 
+    /// A float or quantized constant in f32.
     fn widen(&self, i: usize) -> Bytes {
         let constant = &self.plan.constants[i];
         let shape = constant.ty.fixed_shape().expect("validated: the sizes of a constant are known");
-        let tensor = Tensor::new(constant.ty.dtype, shape, self.stored(i)).expect("validated: the bytes fit the type");
-        let values = tensor.to_f32_vec();
+        let values = match &constant.codes {
+            Some(codes) => codes.values(&shape, &self.stored(i), cast(&self.constant(codes.scale))),
+            None => {
+                let tensor = Tensor::new(constant.ty.dtype, shape, self.stored(i));
+                tensor.expect("validated: the bytes fit the type").to_f32_vec()
+            }
+        };
         let mut arena = Arena::new(values.len() * 4);
         arena.get_mut(Span::new(0, values.len() * 4)).expect("an arena holds itself").copy_from_slice(&values[..]);
         Bytes::from_owner(Owned(arena))
@@ -132,8 +137,9 @@ impl Weights {
             Entry::Vacant(entry) => {
                 // A widened copy is dropped again unless a step reads it as it is.
                 let known = lock(&self.widened).get(&constant).cloned();
-                let bytes = known.unwrap_or_else(|| match self.plan.constants[constant].ty.dtype {
-                    DType::F32 => self.stored(constant),
+                let is_f32 = |c: &Constant| c.codes.is_none() && c.ty.dtype == DType::F32;
+                let bytes = known.unwrap_or_else(|| match &self.plan.constants[constant] {
+                    c if is_f32(c) => self.stored(constant),
                     _ => self.widen(constant),
                 });
                 let packed = Arc::clone(entry.insert(Arc::new(pack(cast(&bytes)))));
@@ -157,7 +163,7 @@ impl std::fmt::Debug for Weights {
 }
 
 /// An arena as the owner of [`Bytes`].
-struct Owned(Arena);
+pub(super) struct Owned(pub(super) Arena);
 
 impl AsRef<[u8]> for Owned {
     fn as_ref(&self) -> &[u8] {

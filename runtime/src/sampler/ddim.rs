@@ -4,12 +4,14 @@ use super::schedule::{Level, alphas_cumprod, timesteps};
 use super::{DdimUpdate, Evaluation, Output, SamplerError, check_finite};
 use cqc_proto::sampler::{Prediction, SamplerConfig, Spacing};
 
+#[derive(Clone, Debug)]
 pub(super) struct Ddim {
     prediction: Prediction,
     clip: f32,
     steps: Vec<Step>,
 }
 
+#[derive(Clone, Debug)]
 struct Step {
     level: Level,
     /// √ᾱ of the next level.

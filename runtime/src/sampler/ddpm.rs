@@ -5,12 +5,14 @@ use super::schedule::{Level, alphas_cumprod, timesteps};
 use super::{Evaluation, Output, SamplerError, check_finite};
 use cqc_proto::sampler::{Prediction, SamplerConfig, Variance};
 
+#[derive(Clone, Debug)]
 pub(super) struct Ddpm {
     prediction: Prediction,
     clip: f32,
     steps: Vec<Step>,
 }
 
+#[derive(Clone, Debug)]
 struct Step {
     level: Level,
     image: f32,
@@ -19,7 +21,7 @@ struct Step {
 }
 
 /// Standard deviation of the added noise.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Noise {
     None,
     Fixed(f32),

@@ -12,12 +12,14 @@ pub(super) const KEPT: usize = 2;
 /// Below this many steps `lower_order_final` takes effect.
 const FEW_STEPS: usize = 15;
 
+#[derive(Clone, Debug)]
 pub(super) struct DpmPp {
     prediction: Prediction,
     steps: Vec<Step>,
 }
 
 /// x′ = `x`·x + `image`·m₀ + `slope`·(`inverse_ratio`·(m₀ − m₁)), m₀ the image predicted now and m₁ the one before.
+#[derive(Clone, Debug)]
 struct Step {
     level: Level,
     x: f32,
@@ -25,6 +27,7 @@ struct Step {
     second: Option<Second>,
 }
 
+#[derive(Clone, Debug)]
 struct Second {
     slope: f32,
     inverse_ratio: f32,

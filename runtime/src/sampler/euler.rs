@@ -6,6 +6,7 @@ use super::sigmas::Sigmas;
 use super::{Evaluation, Output, SamplerError, check_finite};
 use cqc_proto::sampler::{Prediction, SamplerConfig, Spacing};
 
+#[derive(Clone, Debug)]
 pub(super) struct Euler {
     prediction: Prediction,
     sigmas: Vec<f32>,

@@ -99,6 +99,7 @@ fn check_finite(evaluation: usize, timestep: f64, numbers: &[f32]) -> Result<(),
 
 /// A sampler with its number of steps: every constant of the trajectory, computed once. It does not change; what a
 /// request needs to remember is its [`State`].
+#[derive(Clone, Debug)]
 pub struct Sampler {
     config: SamplerConfig,
     steps: usize,
@@ -106,6 +107,7 @@ pub struct Sampler {
     rule: Rule,
 }
 
+#[derive(Clone, Debug)]
 enum Rule {
     Ddim(Ddim),
     Ddpm(Ddpm),

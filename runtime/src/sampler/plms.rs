@@ -12,11 +12,13 @@ use cqc_proto::sampler::{Prediction, SamplerConfig};
 pub(super) const KEPT: usize = 5;
 const START: usize = 4;
 
+#[derive(Clone, Debug)]
 pub(super) struct Plms {
     prediction: Prediction,
     steps: Vec<Step>,
 }
 
+#[derive(Clone, Debug)]
 struct Step {
     level: Level,
     x: f32,

@@ -86,7 +86,7 @@ impl Build {
     pub fn store(&mut self, tensor: &Tensor) -> usize {
         self.weights.resize(self.weights.len().next_multiple_of(64), 0);
         let (name, offset) = (format!("w{}", self.plan.constants.len()), self.weights.len() as u64);
-        self.plan.constants.push(Constant { name, ty: tensor.value_type(), offset });
+        self.plan.constants.push(Constant { name, ty: tensor.value_type(), offset, codes: None });
         self.weights.extend_from_slice(tensor.bytes());
         self.plan.constants.len() - 1
     }

@@ -142,6 +142,15 @@ impl Writer<'_, '_, '_> {
         }
         self.cx.step = value.name.clone();
         match value.source {
+            Source::Constant(i) if plan.constants[i].codes.is_some() => {
+                let codes = plan.constants[i].codes.clone().expect("just seen");
+                let t = self.cx.store.converted(i, &self.origin.constants[i], DType::I8);
+                let t = self.cx.constant(&plan.constants[i].name, t);
+                let scale = &self.origin.constants[codes.scale];
+                let scale = self.cx.constant(&plan.constants[codes.scale].name, scale.clone());
+                let (bits, output_axis, segments) = (codes.bits, codes.output_axis, codes.segments);
+                self.cx.emit(Op::DequantizeWeight { bits, output_axis, segments }, &[t, scale])
+            }
             Source::Constant(i) => {
                 let t = self.cx.store.converted(i, &self.origin.constants[i], value.ty.dtype);
                 Ok(self.cx.constant(&plan.constants[i].name, t))

@@ -91,6 +91,7 @@ impl<'a> Site<'a> {
             Op::Attention { .. } => self.attention(op),
             Op::Geglu { act } => self.geglu(*act),
             Op::Affine => self.affine(),
+            Op::FakeQuant { bits, segments } => self.fake_quant(*bits, segments),
             _ => None,
         }
     }

@@ -57,4 +57,11 @@ impl Site<'_> {
         let [residual, previous] = [3, 4].map(|i| self.input(i).map(|r| r.ld));
         fast.then_some(Kernel::Affine { rows: x.rows, c: x.cols, ldx: x.ld, residual, previous, ldy: y.ld })
     }
+
+    pub(super) fn fake_quant(&self, bits: u8, segments: &[usize]) -> Option<Kernel> {
+        let (x, y) = (self.input(0)?, self.output());
+        let segments = if segments.is_empty() { vec![x.cols] } else { segments.to_vec() };
+        let fast = self.are_dense(1..3) && segments.iter().sum::<usize>() == x.cols;
+        fast.then_some(Kernel::FakeQuant { rows: x.rows, bits, segments, ldx: x.ld, ldy: y.ld })
+    }
 }

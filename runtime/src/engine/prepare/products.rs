@@ -17,7 +17,7 @@ fn fits_table(shape: &ConvShape) -> bool {
 }
 
 impl Site<'_> {
-    /// Inputs 2 to 5 behind a product.
+    /// Inputs 2 to 6 behind a product.
     fn tail(&self, function: Act) -> Option<Tail> {
         let per_image = |i| match self.input(i) {
             Some(_) => Some(self.per_image(i)),
@@ -26,11 +26,16 @@ impl Site<'_> {
         Some(Tail { act: function, row: per_image(3)?, gate: per_image(4)?, residual: self.input(5).map(|r| r.ld) })
     }
 
+    /// Whether bias and scale have no gaps.
+    fn has_dense_rows(&self) -> bool {
+        self.is_dense(2) && self.is_dense(6)
+    }
+
     pub(super) fn conv(&self, op: &Op) -> Option<Kernel> {
         let Op::Conv { strides, pads, dilations, groups, layout, upsample, act } = op else { return None };
         let (x, w, y) = (self.input(0)?, self.input(1)?, self.output());
         let rank = x.shape.len();
-        if !self.is_f32() || *layout != ConvLayout::ChannelsLast || !(3..=4).contains(&rank) || !self.is_dense(2) {
+        if !self.is_f32() || *layout != ConvLayout::ChannelsLast || !(3..=4).contains(&rank) || !self.has_dense_rows() {
             return None;
         }
         let constant = self.constant(1)?;
@@ -64,7 +69,7 @@ impl Site<'_> {
 
     pub(super) fn linear(&self, act: Act) -> Option<Kernel> {
         let (x, w, y) = (self.input(0)?, self.input(1)?, self.output());
-        if !self.is_f32() || !self.is_dense(2) {
+        if !self.is_f32() || !self.has_dense_rows() {
             return None;
         }
         let (m, k, n) = (y.rows, w.shape[0], w.shape[1]);
@@ -73,7 +78,7 @@ impl Site<'_> {
             return Some(Kernel::Linear { m, k, n, packed, tail: self.tail(act)?, ldx: x.ld, ldy: y.ld });
         }
         // A computed matrix: only the plain product is fast.
-        let plain = act == Act::None && (2..6).all(|i| self.input(i).is_none());
+        let plain = act == Act::None && (2..7).all(|i| self.input(i).is_none());
         plain.then(|| {
             let (lda, ldb, ldy) = (x.ld, w.ld, y.ld);
             let strides = (0, 0, m * ldy);
@@ -140,7 +145,7 @@ impl Site<'_> {
     }
 
     pub(super) fn attention(&self, op: &Op) -> Option<Kernel> {
-        let Op::Attention { heads, kv_heads, scale, causal, softcap } = *op else { return None };
+        let Op::Attention { heads, kv_heads, scale, causal, softcap, softmax_bits } = *op else { return None };
         let (q, k, v, y) = (self.input(0)?, self.input(1)?, self.input(2)?, self.output());
         let (lq, lk) = (q.shape[1], k.shape[1]);
         if !self.is_f32() || softcap != 0.0 || (causal && lq != lk) || !self.is_dense(3) {
@@ -156,6 +161,7 @@ impl Site<'_> {
             dv: v.cols / kv_heads,
             scale,
             causal,
+            softmax_bits,
             mask_strides: self.mask_strides(),
             ldq: q.ld,
             ldk: k.ld,

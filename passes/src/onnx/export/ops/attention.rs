@@ -1,10 +1,11 @@
 //! Attention and the other composite operators of denoisers.
 
 use super::*;
+use cqc_proto::op::ReduceKind;
 use cqc_proto::{DType, Dim, Tensor};
 
 pub(super) fn attention(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
-    let Op::Attention { heads, kv_heads, scale, causal, softcap } = op else { unreachable!("dispatched by `one`") };
+    let Op::Attention { heads, kv_heads, scale, causal, softcap, softmax_bits } = op else { unreachable!("dispatched by `one`") };
     let [q, k, v] = [0, 1, 2].map(|i| c.input(i));
     let dtype = cx.dtype(q);
     let (queries, keys) = (cx.shape(q)[1].clone(), cx.shape(k)[1].clone());
@@ -34,6 +35,9 @@ pub(super) fn attention(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
         let mask = causal_mask(cx, &queries, &keys)?;
         scores = masked(cx, scores, mask)?;
     }
+    if *softmax_bits > 0 {
+        return rounded(cx, c, scores, v, *softmax_bits);
+    }
     let mut weights = cx.emit(Op::Softmax { axis: 3 }, &[scores])?;
     let all_see = keys.sub(&queries).and_then(|d| d.as_const()).is_some_and(|past| past >= 0);
     if c.optional(3).is_some() || (*causal && !all_see) {
@@ -42,6 +46,30 @@ pub(super) fn attention(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
         weights = cx.emit(Op::Where, &[nan, zero, weights])?;
     }
     let sums = cx.emit(Op::MatMul, &[weights, v])?;
+    let sums = cx.transpose(sums, &[0, 2, 1, 3]);
+    Ok(cx.reshape(sums, c.ty().shape))
+}
+
+/// Weights exp(score − max) in steps of 1/255, times the values, divided by the sum of the weights.
+fn rounded(cx: &mut Cx, c: &Call, scores: Val, v: Val, bits: u8) -> Spelled {
+    if bits != 8 {
+        return Err(format!("weights of {bits} bits, ONNX has 8"));
+    }
+    let reduce = |kind| Op::Reduce { kind, axes: vec![3], keep: true };
+    let max = cx.emit(reduce(ReduceKind::Max), &[scores])?;
+    // a query that sees no key: exp(-inf - 0) = 0 for all of them
+    let lowest = cx.scalar(f64::from(f32::MIN), DType::F32);
+    let max = cx.binary(BinaryKind::Max, max, lowest)?;
+    let weights = cx.binary(BinaryKind::Sub, scores, max)?;
+    let weights = cx.unary(UnaryKind::Exp, weights)?;
+    let (step, zero) = (cx.scalar(1.0 / 255.0, DType::F32), cx.scalar(0.0, DType::U8));
+    let weights = cx.emit(Op::Quantize { axis: None, block: 0, to: DType::U8 }, &[weights, step, zero])?;
+    let weights = cx.emit(Op::Dequantize { axis: None, block: 0, to: DType::F32 }, &[weights, step, zero])?;
+    let total = cx.emit(reduce(ReduceKind::Sum), &[weights])?;
+    let least = cx.scalar(1.0 / 255.0, DType::F32);
+    let total = cx.binary(BinaryKind::Max, total, least)?;
+    let sums = cx.emit(Op::MatMul, &[weights, v])?;
+    let sums = cx.binary(BinaryKind::Div, sums, total)?;
     let sums = cx.transpose(sums, &[0, 2, 1, 3]);
     Ok(cx.reshape(sums, c.ty().shape))
 }

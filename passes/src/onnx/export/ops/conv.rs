@@ -27,9 +27,26 @@ pub(super) fn conv(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
         act: Act::None,
     };
     let types = plain.infer(&[Some(cx.ty(x)), Some(cx.ty(w))]).map_err(|e| e.reason)?;
-    let y = cx.nodes("Conv", &[Some(x), Some(w), c.optional(2)], attributes, &types)[0];
-    let y = if last { cx.last(y) } else { y };
+    let scale = c.optional(6);
+    // a bias of a table is added behind
+    let bias = c.optional(2).filter(|_| scale.is_none());
+    let y = cx.nodes("Conv", &[Some(x), Some(w), bias], attributes, &types)[0];
+    let mut y = if last { cx.last(y) } else { y };
+    if let Some(scale) = scale {
+        for (kind, v) in [(BinaryKind::Mul, Some(scale)), (BinaryKind::Add, c.optional(2))] {
+            let Some(v) = v else { continue };
+            let v = if last { v } else { column(cx, v, &y) };
+            y = cx.binary(kind, y, v)?;
+        }
+    }
     epilogue(cx, c, y, *act)
+}
+
+/// One value per channel, as it broadcasts over channels first.
+fn column(cx: &mut Cx, v: Val, y: &Val) -> Val {
+    let mut shape = vec![cx.shape(*y)[1].clone()];
+    shape.resize(cx.rank(*y) - 1, 1.into());
+    cx.reshape(v, shape)
 }
 
 /// Every element repeated along the spatial axes, channels first.

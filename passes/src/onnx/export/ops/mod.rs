@@ -105,6 +105,8 @@ fn one(cx: &mut Cx, op: &Op, c: &Call) -> Spelled {
         Op::Attention { .. } => attention::attention(cx, c, op),
         Op::TimestepEmbedding { cos_first } => attention::timestep_embedding(cx, c, *cos_first),
         Op::Geglu { act } => attention::geglu(cx, c, *act),
+        Op::FakeQuant { bits, segments } => quant::fake_quant(cx, c, *bits, segments),
+        Op::DequantizeWeight { output_axis, segments, .. } => quant::dequantize_weight(cx, c, *output_axis, segments),
         Op::Quantize { axis, block, to } => quant::quantize(cx, c, *axis, *block, *to),
         Op::Dequantize { axis, block, to } => quant::dequantize(cx, c, *axis, *block, *to),
     }

@@ -11,6 +11,9 @@ pub(super) fn matmul(cx: &mut Cx, c: &Call) -> Spelled {
 
 pub(super) fn linear(cx: &mut Cx, c: &Call, act: Act) -> Spelled {
     let mut y = cx.emit(Op::MatMul, &[c.input(0), c.input(1)])?;
+    if let Some(scale) = c.optional(6) {
+        y = cx.binary(BinaryKind::Mul, y, scale)?;
+    }
     if let Some(bias) = c.optional(2) {
         y = cx.binary(BinaryKind::Add, y, bias)?;
     }

@@ -1,0 +1,275 @@
+//! What each part of the method is worth: float, int8 alone, a cache alone, both without care, and then one part after another.
+//!
+//! ```text
+//! cargo bench --bench ablation -- MODEL.onnx --out rows.jsonl [--steps 100] [--interval 10] [--cut auto] [--images 512] [--only ROW,..]
+//!     [--guidance 2 --null-label 8 --labels 0,1,2] [--features F.onnx --real-stats S.npz]
+//! ```
+//! All rows start from the same noise. Appends one JSON object per row to `--out` and leaves out rows that are there already. `--table FILE`
+//! prints the rows as Markdown. `scripts/ablation` runs both trained models.
+
+#[path = "common/mod.rs"]
+mod common;
+
+use common::{BATCH, Bench, Options, arguments, option, rows};
+use cqc::calibrate::quantize::{Grouping, Outputs};
+use cqc::calibrate::{CalibrationOptions, Choice, Correct, Fit, Study, Tables, Wanted};
+use cqc::compile::{Assembled, CachedLoop, LoopOptions, assemble_loop, cut_loop};
+use cqc::model::Model;
+use cqc::quantize::{QuantizeOptions, quantize};
+use cqc_passes::cache::CutSpec;
+use cqc_passes::cache::schedule::ScheduleKind;
+use cqc_passes::calib::compensate::Mode;
+use cqc_passes::quant::{Extra, QuantSpec};
+use cqc_runtime::denoise::{Compensation, Loop, Request};
+use cqc_runtime::engine::{EngineOptions, Weights};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Calibration trajectories; the first half is fitted on.
+const CALIBRATION: usize = 32;
+
+/// One row of the table.
+#[derive(Clone, Copy)]
+struct Row {
+    name: &'static str,
+    schedule: Option<Schedule>,
+    quant: Option<Quant>,
+}
+
+/// When the cached part is computed, and the correction of the cache.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Schedule {
+    Uniform,
+    /// As published: distance between features, teacher-forced.
+    Published,
+    Dps,
+    DpsForecast,
+}
+
+#[derive(Clone, Copy)]
+struct Quant {
+    bits: u8,
+    grouping: Grouping,
+    split: bool,
+    outputs: Outputs,
+    compensation: Option<Mode>,
+}
+
+/// One scale for all evaluations, no splits, no corrections.
+const NAIVE: Quant =
+    Quant { bits: 8, grouping: Grouping::Groups(1), split: false, outputs: Outputs::None, compensation: None };
+const PER_STEP: Quant = Quant { grouping: Grouping::PerEvaluation, split: true, ..NAIVE };
+const DEC: Quant = Quant { outputs: Outputs::Cut, ..PER_STEP };
+
+fn all_rows() -> Vec<Row> {
+    let row = |name, schedule, quant| Row { name, schedule, quant };
+    let (uniform, dps, forecast) = (Some(Schedule::Uniform), Some(Schedule::Dps), Some(Schedule::DpsForecast));
+    vec![
+        row("float", None, None),
+        row("int8 only", None, Some(PER_STEP)),
+        row("cache only", uniform, None),
+        row("cache only, default", forecast, None),
+        row("both, naive", uniform, Some(NAIVE)),
+        row("+ per-step scales", uniform, Some(PER_STEP)),
+        row("+ DPS", dps, Some(PER_STEP)),
+        row("+ DEC cache", forecast, Some(PER_STEP)),
+        row("+ DEC quant", forecast, Some(DEC)),
+        row("DEC quant of all layers", forecast, Some(Quant { outputs: Outputs::All, ..DEC })),
+        row("+ VC", forecast, Some(Quant { compensation: Some(Mode::Mse), ..DEC })),
+        row("as published", Some(Schedule::Published), Some(DEC)),
+        row("W4A8", forecast, Some(Quant { bits: 4, ..DEC })),
+    ]
+}
+
+fn main() {
+    let Some((model, rest, options)) = arguments() else {
+        println!("usage: cargo bench --bench ablation -- MODEL.onnx --out rows.jsonl [options], see benches/ablation.rs");
+        return;
+    };
+    if model == "--table" {
+        return print_table(Path::new(&rest[0]));
+    }
+    let out = PathBuf::from(option(&options, "out", "rows.jsonl"));
+    let (mut bench, model) = Bench::new(Path::new(&model), &options, CALIBRATION);
+    let only: Vec<&str> = option(&options, "only", "").split(',').filter(|s| !s.is_empty()).collect();
+    let interval = option(&options, "interval", "10").parse().unwrap();
+    let identity = |row: &Row| {
+        json!({"model": bench.name, "steps": bench.steps, "interval": interval, "cut": option(&options, "cut", "auto"),
+               "images": bench.request.samples, "row": row.name})
+    };
+    let done: Vec<String> = rows(&out).iter().map(key).collect();
+    let wanted: Vec<(Row, Value)> = all_rows()
+        .into_iter()
+        .filter(|row| only.is_empty() || only.contains(&row.name))
+        .map(|row| (row, identity(&row)))
+        .filter(|(_, identity)| !done.contains(&key(identity)))
+        .collect();
+    let mut ablation = Ablation::new(&bench, &model, &options, interval);
+    for (row, mut json) in wanted {
+        let started = Instant::now();
+        let samples = match (row.schedule, row.quant) {
+            (None, None) => bench.reference.clone(),
+            _ => ablation.sample(&bench, &row),
+        };
+        let added = json!({
+            "psnr": bench.psnr(&samples, bench.request.samples),
+            "latent_error": relative_error(&samples, &bench.reference),
+            "frechet": bench.features.as_mut().map(|f| f.distance(&samples)),
+            "seconds": started.elapsed().as_secs_f64(),
+        });
+        json.as_object_mut().unwrap().extend(added.as_object().unwrap().clone());
+        let mut file = fs::OpenOptions::new().create(true).append(true).open(&out).unwrap();
+        writeln!(file, "{json}").unwrap();
+        println!("{json}");
+    }
+}
+
+/// Loops compiled so far.
+struct Ablation<'a> {
+    cached: CachedLoop<'a>,
+    plain: Assembled<'a>,
+    interval: usize,
+    choices: BTreeMap<Schedule, Choice>,
+}
+
+impl<'a> Ablation<'a> {
+    fn new(bench: &Bench, model: &'a Model, options: &Options, interval: usize) -> Ablation<'a> {
+        let options_of_loop = LoopOptions { sampler: bench.sampler.clone(), steps: bench.steps };
+        let cut: CutSpec = option(options, "cut", "auto").parse().unwrap();
+        Ablation {
+            cached: cut_loop(model, &options_of_loop, &cut).unwrap(),
+            plain: assemble_loop(model, &options_of_loop).unwrap(),
+            interval,
+            choices: BTreeMap::new(),
+        }
+    }
+
+    /// The float loop, which always computes everything.
+    fn float(&self, bench: &Bench) -> Loop {
+        let lowered = self.cached.uncorrected().unwrap();
+        bench.open(&Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap())
+    }
+
+    fn choice(&mut self, bench: &Bench, schedule: Schedule) -> Choice {
+        if let Some(choice) = self.choices.get(&schedule) {
+            return choice.clone();
+        }
+        let mut denoiser = self.float(bench);
+        let mut progress = |_, _| ControlFlow::Continue(());
+        let needs = |s: Schedule| match s {
+            Schedule::Uniform => ScheduleKind::Uniform,
+            Schedule::Published => ScheduleKind::Dps,
+            Schedule::Dps | Schedule::DpsForecast => ScheduleKind::DpsOutput,
+        };
+        let options = CalibrationOptions {
+            interval: self.interval,
+            schedule: Wanted::Method(needs(schedule)),
+            correct: Correct::Never,
+            request: bench.calibration.clone(),
+            output_samples: BATCH,
+            progress: &mut progress,
+        };
+        let mut study = Study::new(&mut denoiser, options).unwrap();
+        let candidate = study.candidates(&Wanted::Method(needs(schedule))).unwrap().remove(0);
+        let fit = match schedule {
+            Schedule::Uniform | Schedule::Dps => None,
+            Schedule::Published => Some(Fit::TeacherForced),
+            Schedule::DpsForecast => Some(Fit::Forecast),
+        };
+        let choice = Choice {
+            tables: fit.map(|fit| (fit, study.tables(fit, &candidate.full).unwrap())),
+            full: candidate.full,
+            method: candidate.method,
+            cost: candidate.cost,
+            measured: vec![],
+        };
+        self.choices.insert(schedule, choice.clone());
+        choice
+    }
+
+    fn sample(&mut self, bench: &Bench, row: &Row) -> Vec<f32> {
+        let choice = row.schedule.map(|s| self.choice(bench, s));
+        let cache = choice.as_ref().and_then(|c| c.tables.as_ref()).map(|(_, tables)| tables);
+        let (lowered, compensation) = match (&choice, row.quant) {
+            (Some(choice), None) => (self.cached.decided(choice).unwrap().0, None),
+            (None, None) => (self.plain.lower(None).unwrap().0, None),
+            (choice, Some(quant)) => self.quantized(bench, choice.as_ref(), cache, quant, row),
+        };
+        let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
+        println!("{}: {} bytes of weights", row.name, lowered.weights.len);
+        let mut denoiser = bench.open(&weights);
+        denoiser.set_compensation(compensation).unwrap();
+        denoiser.sample(&bench.request, &mut |_| ControlFlow::Continue(())).unwrap().to_f32_vec()
+    }
+
+    fn quantized(
+        &self,
+        bench: &Bench,
+        choice: Option<&Choice>,
+        cache: Option<&Tables>,
+        quant: Quant,
+        row: &Row,
+    ) -> (cqc::compile::Lowered, Option<Compensation>) {
+        let assembled = choice.map(|c| self.cached.assemble(&c.full, cache).unwrap());
+        let assembled = assembled.as_ref().unwrap_or(&self.plain);
+        let mut float = self.float(bench);
+        let spec = QuantSpec { split: quant.split, ..QuantSpec::new(quant.bits) };
+        let quantized = quantize(
+            assembled,
+            cache,
+            &mut float,
+            QuantizeOptions {
+                spec,
+                grouping: quant.grouping,
+                outputs: quant.outputs,
+                refit_cache: row.schedule == Some(Schedule::DpsForecast),
+                compensation: quant.compensation,
+                request: Request { ..bench.calibration.clone() },
+                fit: CALIBRATION / 2,
+                engine: EngineOptions { batch: BATCH, threads: 2, ..Default::default() },
+                progress: &mut |_, _| ControlFlow::Continue(()),
+            },
+        )
+        .unwrap();
+        let refitted = quantized.fitted.cache.as_ref().or(cache);
+        let again = choice.map(|c| self.cached.assemble(&c.full, refitted).unwrap());
+        let assembled = again.as_ref().unwrap_or(&self.plain);
+        let (lowered, _) =
+            assembled.lower(Some((&quantized.survey, &quantized.fitted.tables, Extra::default()))).unwrap();
+        (lowered, quantized.fitted.compensation)
+    }
+}
+
+/// Root mean square of the difference over that of the reference.
+fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let error: f64 = found.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
+    (error / expected.iter().map(|&x| square(x)).sum::<f64>()).sqrt()
+}
+
+fn key(row: &Value) -> String {
+    ["model", "steps", "interval", "cut", "images", "row"].map(|k| row[k].to_string()).join("/")
+}
+
+fn print_table(path: &Path) {
+    println!("| model, steps, N, images | | PSNR dB | latent error | Frechet |\n|---|---|---|---|---|");
+    let number = |row: &Value, key: &str, digits: usize| row[key].as_f64().map_or("".into(), |v| format!("{v:.digits$}"));
+    for row in rows(path) {
+        println!(
+            "| {}, {}, {}, {} | {} | {} | {} | {} |",
+            row["model"].as_str().unwrap(),
+            row["steps"],
+            row["interval"],
+            row["images"],
+            row["row"].as_str().unwrap(),
+            number(&row, "psnr", 1),
+            number(&row, "latent_error", 4),
+            number(&row, "frechet", 2)
+        );
+    }
+}

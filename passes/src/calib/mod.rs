@@ -1,0 +1,4 @@
+//! Placeholder until merged.
+pub mod compensate;
+pub mod histogram;
+pub mod range;

@@ -1,0 +1,300 @@
+//! `quantize`: layers read rounded activations and quantized weights; their sums may be corrected.
+//!
+//! ```text
+//! y = conv(x, w, bias)   →   xq = fake_quant(x, scale[e], zero_point[e])     one for all layers that read x
+//!                            wq = dequantize_weight(codes, scales)
+//!                            y  = conv(xq, wq, bias[e], scale: a[e])         a and bias[e] only where a correction was fitted
+//! ```
+//!
+//! What varies by evaluation are tables. The float engine executes the result as it stands; it is also what is exported, reported and lowered
+//! to integers. Weights of the preludes, which run once per request, are quantized alone: their sums stay float.
+
+use super::survey::{Layer, QuantSpec, Survey};
+use super::weights::QuantizedWeight;
+use crate::bind::{Bound, Origin, Part, copy_node};
+use crate::ir::{Graph, Node, ValueId};
+use cqc_proto::op::{Act, OpError};
+use cqc_proto::{DType, Op, Tensor, ValueType};
+use std::collections::{BTreeMap, HashMap};
+
+/// What is fitted: tables by evaluation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantTables {
+    /// Evaluations.
+    pub evaluations: usize,
+    /// Per site `[evaluations][segments]`.
+    pub sites: Vec<SiteTable>,
+    /// By layer.
+    pub corrections: BTreeMap<usize, OutputCorrection>,
+}
+
+/// How a site is rounded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SiteTable {
+    /// `[evaluations · segments]`; 0 = not rounded.
+    pub scale: Vec<f32>,
+    /// Likewise, whole numbers.
+    pub zero_point: Vec<f32>,
+}
+
+/// CacheQuant's correction for quantization (section 7.4), bias outside: `a · sum + b`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutputCorrection {
+    /// `[evaluations · channels]`.
+    pub a: Vec<f32>,
+    /// Likewise, the layer's bias included.
+    pub bias: Vec<f32>,
+}
+
+impl OutputCorrection {
+    /// Changes nothing.
+    pub fn identity(layer: &Layer, evaluations: usize) -> OutputCorrection {
+        let bias = layer.bias.clone().unwrap_or_else(|| vec![0.0; layer.channels]);
+        OutputCorrection { a: vec![1.0; evaluations * layer.channels], bias: bias.repeat(evaluations) }
+    }
+}
+
+impl QuantTables {
+    /// Nothing is rounded, nothing corrected.
+    pub fn float(survey: &Survey, evaluations: usize) -> QuantTables {
+        let site = |segments: usize| {
+            let zeros = vec![0.0; evaluations * segments];
+            SiteTable { scale: zeros.clone(), zero_point: zeros }
+        };
+        let sites = survey.sites.iter().map(|s| site(s.segments.len())).collect();
+        QuantTables { evaluations, sites, corrections: BTreeMap::new() }
+    }
+}
+
+/// Names of the steps that compute a layer's sum a second time, for fits: from float operands, and from rounded ones.
+pub fn shadow_names(key: &str) -> [String; 2] {
+    [format!("{key}/float sum"), format!("{key}/rounded sum")]
+}
+
+/// What [`annotate`] is to do besides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extra {
+    /// Corrected layers get shadows (see [`shadow_names`]).
+    pub shadows: bool,
+}
+
+/// Name of a table of a site or layer.
+pub fn table_name(of: &str, what: &str) -> String {
+    format!("quant:{of}/{what}")
+}
+
+/// Rewrites all parts of a loop.
+///
+/// # Errors
+/// [`OpError`] when a rewritten node does not type-check: a bug here.
+pub fn annotate(bound: &mut Bound, survey: &Survey, tables: &QuantTables, extra: Extra) -> Result<(), OpError> {
+    let mut add = |name: String, values: &[f32]| {
+        let width = values.len() / tables.evaluations;
+        bound.tables.push((name, Tensor::from_f32(&[tables.evaluations, width], values)));
+        bound.tables.len() - 1
+    };
+    let sites = survey.sites.iter().enumerate().zip(&tables.sites);
+    let sites: Vec<[usize; 2]> = sites
+        .map(|((i, site), table)| {
+            let of = format!("{}#{i}", site.name);
+            [add(table_name(&of, "scale"), &table.scale), add(table_name(&of, "zero_point"), &table.zero_point)]
+        })
+        .collect();
+    let corrections: BTreeMap<usize, [usize; 2]> = tables
+        .corrections
+        .iter()
+        .map(|(&layer, c)| {
+            let key = &survey.layers[layer].key;
+            (layer, [add(table_name(key, "a"), &c.a), add(table_name(key, "bias"), &c.bias)])
+        })
+        .collect();
+    let layers = survey.layers.iter().enumerate().map(|(i, layer)| (layer.key.as_str(), i)).collect();
+    let rewrite = Rewrite { survey, sites, corrections, layers, extra };
+    rewrite.part(&mut bound.full)?;
+    if let Some(cached) = &mut bound.cached {
+        rewrite.part(&mut cached.part)?;
+    }
+    for prelude in [&mut bound.prelude, &mut bound.prelude_steps] {
+        quantize_weights(prelude)?;
+    }
+    Ok(())
+}
+
+struct Rewrite<'a> {
+    survey: &'a Survey,
+    /// Tables of each site: scale and zero point.
+    sites: Vec<[usize; 2]>,
+    /// Tables of corrected layers: factor and bias.
+    corrections: BTreeMap<usize, [usize; 2]>,
+    layers: HashMap<&'a str, usize>,
+    extra: Extra,
+}
+
+/// A part in the making.
+struct Making {
+    part: Part,
+    map: HashMap<ValueId, ValueId>,
+    /// Inputs that are rows of tables.
+    rows: HashMap<usize, ValueId>,
+    rounded: HashMap<(ValueId, usize), ValueId>,
+}
+
+impl Making {
+    /// This evaluation's row of a table.
+    fn row(&mut self, table: usize, name: &str, width: usize) -> ValueId {
+        let part = &mut self.part;
+        *self.rows.entry(table).or_insert_with(|| {
+            part.origins.push(Origin::Table(table));
+            part.graph.input(name, ValueType::fixed(DType::F32, &[width]))
+        })
+    }
+}
+
+impl Rewrite<'_> {
+    fn part(&self, part: &mut Part) -> Result<(), OpError> {
+        let g = &part.graph;
+        let mut m = begin(part);
+        for (_, node) in g.nodes() {
+            match self.layers.get(g.value(node.outputs[0]).name.as_str()) {
+                Some(&layer) => self.layer(g, node, layer, &mut m)?,
+                None => copy_node(g, node, &mut m.part.graph, &mut m.map)?,
+            }
+        }
+        *part = finish(g, m);
+        Ok(())
+    }
+
+    fn layer(&self, g: &Graph, node: &Node, index: usize, m: &mut Making) -> Result<(), OpError> {
+        let layer = &self.survey.layers[index];
+        let mut inputs = operands(g, node, m);
+        let (x, w) = (inputs[0], inputs[1]);
+        for (input, &site) in inputs.iter_mut().zip(&layer.sites) {
+            *input = Some(self.rounded(input.expect("a layer has it"), site, m)?);
+        }
+        let mut op = node.op.clone();
+        if let Op::Attention { softmax_bits, .. } = &mut op {
+            *softmax_bits = 8;
+        }
+        if let Some(weight) = &layer.weight {
+            let name = &g.value(node.inputs[1].expect("a product has weights")).name;
+            inputs[1] = Some(dequantized(&mut m.part.graph, name, weight)?);
+        }
+        if let Some(&[factor, bias]) = self.corrections.get(&index) {
+            if self.extra.shadows {
+                let names = shadow_names(&layer.key);
+                let bare = bare(&op);
+                m.part.graph.node(&names[0], bare.clone(), &[x, w])?;
+                m.part.graph.node(&names[1], bare, &[inputs[0], inputs[1]])?;
+            }
+            inputs.resize(7, None);
+            inputs[2] = Some(m.row(bias, &table_name(&layer.key, "bias"), layer.channels));
+            inputs[6] = Some(m.row(factor, &table_name(&layer.key, "a"), layer.channels));
+        }
+        let names: Vec<&str> = node.outputs.iter().map(|&v| g.value(v).name.as_str()).collect();
+        let outputs = m.part.graph.node_with_outputs(&node.name, op, &inputs, &names)?;
+        m.map.extend(node.outputs.iter().copied().zip(outputs));
+        Ok(())
+    }
+
+    fn rounded(&self, x: ValueId, site: usize, m: &mut Making) -> Result<ValueId, OpError> {
+        if let Some(&v) = m.rounded.get(&(x, site)) {
+            return Ok(v);
+        }
+        let Site { name, segments } = (&self.survey.sites[site]).into();
+        let [scale, zero] = self.sites[site];
+        let of = format!("{name}#{site}");
+        let scale = m.row(scale, &table_name(&of, "scale"), segments.len());
+        let zero = m.row(zero, &table_name(&of, "zero_point"), segments.len());
+        let segments = if segments.len() > 1 { segments.to_vec() } else { vec![] };
+        let op = Op::FakeQuant { bits: 8, segments };
+        let v = m.part.graph.op(&format!("{of}/rounded"), op, &[x, scale, zero])?;
+        m.rounded.insert((x, site), v);
+        Ok(v)
+    }
+}
+
+/// A borrowed site.
+struct Site<'a> {
+    name: &'a str,
+    segments: &'a [usize],
+}
+
+impl<'a> From<&'a super::survey::Site> for Site<'a> {
+    fn from(site: &'a super::survey::Site) -> Site<'a> {
+        Site { name: &site.name, segments: &site.segments }
+    }
+}
+
+/// The product without activation: for inputs x and w alone.
+fn bare(op: &Op) -> Op {
+    let mut op = op.clone();
+    if let Op::Conv { act, .. } | Op::Linear { act } = &mut op {
+        *act = Act::None;
+    }
+    op
+}
+
+fn begin(part: &Part) -> Making {
+    let (g, mut to) = (&part.graph, Graph::new(part.graph.name.clone()));
+    let map = g.inputs.iter().map(|&v| (v, to.input(&g.value(v).name, g.ty(v).clone()))).collect();
+    Making { part: Part { graph: to, origins: part.origins.clone() }, map, rows: HashMap::new(), rounded: HashMap::new() }
+}
+
+fn finish(g: &Graph, mut m: Making) -> Part {
+    for (name, v) in &g.outputs {
+        if let (Some(t), false) = (g.tensor(*v), m.map.contains_key(v)) {
+            let constant = m.part.graph.constant(&g.value(*v).name, t.clone());
+            m.map.insert(*v, constant);
+        }
+        m.part.graph.outputs.push((name.clone(), m.map[v]));
+    }
+    m.part
+}
+
+/// The node's operands in the new graph.
+fn operands(g: &Graph, node: &Node, m: &mut Making) -> Vec<Option<ValueId>> {
+    for v in node.inputs.iter().flatten() {
+        if let (Some(t), false) = (g.tensor(*v), m.map.contains_key(v)) {
+            let constant = m.part.graph.constant(&g.value(*v).name, t.clone());
+            m.map.insert(*v, constant);
+        }
+    }
+    node.inputs.iter().map(|v| v.map(|v| m.map[&v])).collect()
+}
+
+fn dequantized(g: &mut Graph, name: &str, weight: &QuantizedWeight) -> Result<ValueId, OpError> {
+    let codes = g.constant(&format!("{name}/codes"), weight.codes.clone());
+    let scale = g.constant(&format!("{name}/scale"), weight.scale.clone());
+    let (bits, output_axis, segments) = (weight.bits, weight.output_axis, weight.segments.clone());
+    g.op(&format!("{name}/dequantized"), Op::DequantizeWeight { bits, output_axis, segments }, &[codes, scale])
+}
+
+/// Quantizes the weights of a prelude's products.
+fn quantize_weights(part: &mut Part) -> Result<(), OpError> {
+    let g = &part.graph;
+    let mut m = begin(part);
+    for (_, node) in g.nodes() {
+        let axis = match &node.op {
+            Op::Linear { .. } => Some(1),
+            Op::Conv { groups: 1, .. } => Some(0),
+            _ => None,
+        };
+        if let (Some(axis), Some(w)) = (axis, node.input(1))
+            && let Some(tensor) = g.tensor(w)
+            && !m.map.contains_key(&w)
+        {
+            let v = dequantized(&mut m.part.graph, &g.value(w).name, &QuantizedWeight::nearest(tensor, axis, &[], 8))?;
+            m.map.insert(w, v);
+        }
+        copy_node(g, node, &mut m.part.graph, &mut m.map)?;
+    }
+    *part = finish(g, m);
+    Ok(())
+}
+
+impl QuantSpec {
+    /// W8A8, or W4A8.
+    pub fn new(weight_bits: u8) -> QuantSpec {
+        QuantSpec { weight_bits, keep_float: vec![], split: true }
+    }
+}

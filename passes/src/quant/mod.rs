@@ -1,0 +1,9 @@
+//! Quantization: which layers, with what weights, and the graph that says so.
+
+pub mod annotate;
+pub mod survey;
+pub mod weights;
+
+pub use annotate::{Extra, OutputCorrection, QuantTables, SiteTable, annotate, shadow_names};
+pub use survey::{Layer, QuantSpec, Site, Survey, survey};
+pub use weights::QuantizedWeight;

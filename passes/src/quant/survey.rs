@@ -1,0 +1,191 @@
+//! What can be quantized: the layers of a step, and the tensors they read.
+//!
+//! Layers are convolutions and linear layers whose weights are constants, and attentions. Where a layer reads a concat, directly or through
+//! operators that keep channels apart (a normalisation, an activation), its input and its weights are split at the concat's border, each
+//! part with a scale of its own (Q-Diffusion's shortcut splitting, CacheQuant section 5.5).
+
+use super::weights::QuantizedWeight;
+use crate::bind::{Bound, Origin, Part};
+use crate::ir::{Graph, Node, ValueId};
+use cqc_proto::{Bindings, Op, Tensor};
+use std::collections::{BTreeMap, HashSet};
+
+/// What is wanted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantSpec {
+    /// Bits of weights, 8 or 4; the first and the last layer have 8 (CacheQuant section 5.6).
+    pub weight_bits: u8,
+    /// Layers that stay as they are, by name.
+    pub keep_float: Vec<String>,
+    /// Whether inputs are split at concats.
+    pub split: bool,
+}
+
+/// A layer that is quantized.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer {
+    /// The value it gives, which identifies it in every form of the step.
+    pub key: String,
+    /// Name of its node in the source model.
+    pub name: String,
+    /// `conv`, `linear` or `attention`.
+    pub op: String,
+    /// Sites of its inputs: one, or those of q, k and v.
+    pub sites: Vec<usize>,
+    /// Its weights; attention has none.
+    pub weight: Option<QuantizedWeight>,
+    /// Output channels.
+    pub channels: usize,
+    /// Its bias, zeros if it has none; `None` if that is computed.
+    pub bias: Option<Vec<f32>>,
+    /// Multiply-accumulates per sample.
+    pub macs: i64,
+    /// Whether what it reads comes from the cache without passing another layer.
+    pub reads_cache: bool,
+    /// Whether cached steps run it.
+    pub is_live: bool,
+}
+
+/// A tensor that layers read rounded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// Name of the value.
+    pub name: String,
+    /// Sizes of the segments of its channels, at least one.
+    pub segments: Vec<usize>,
+}
+
+/// The layers of a loop.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Survey {
+    /// In the order of execution.
+    pub layers: Vec<Layer>,
+    /// What they read.
+    pub sites: Vec<Site>,
+    /// Layers that stay float, and why.
+    pub float_layers: Vec<(String, String)>,
+}
+
+/// Looks through `full`, whose nodes `cached` repeats.
+pub fn survey(bound: &Bound, spec: &QuantSpec, batch: Option<&str>) -> Survey {
+    let g = &bound.full.graph;
+    let products: Vec<&Node> = g.nodes().map(|(_, node)| node).filter(|node| is_product(node)).collect();
+    let (first, last) = (products.first().map(|n| n.outputs[0]), products.last().map(|n| n.outputs[0]));
+    let reads_cache = bound.cached.as_ref().map_or_else(HashSet::new, |cached| cache_readers(&cached.part));
+    let is_live = |key: &str| match &bound.cached {
+        Some(cached) => cached.part.graph.values().any(|(_, v)| v.name == key),
+        None => true,
+    };
+    let one: Bindings = batch.iter().map(|&s| (s.into(), 1)).collect();
+    let mut out = Survey::default();
+    let mut known: BTreeMap<(ValueId, Vec<usize>), usize> = BTreeMap::new();
+    for (_, node) in g.nodes() {
+        let key = g.value(node.outputs[0]).name.clone();
+        match candidate(g, node, spec) {
+            None => {}
+            Some(Err(why)) => out.float_layers.push((node.name.clone(), why)),
+            Some(Ok(())) => {
+                let segments = if spec.split { segments(g, node) } else { vec![] };
+                let edge = [first, last].contains(&Some(node.outputs[0]));
+                let bits = if edge { 8 } else { spec.weight_bits };
+                let count = if is_product(node) { 1 } else { 3 };
+                let mut site = |v: ValueId| {
+                    let name = g.value(v).name.clone();
+                    let sizes = if segments.is_empty() { vec![channels(g, v)] } else { segments.clone() };
+                    *known.entry((v, sizes.clone())).or_insert_with(|| {
+                        out.sites.push(Site { name, segments: sizes });
+                        out.sites.len() - 1
+                    })
+                };
+                let sites = (0..count).filter_map(|i| node.input(i)).map(&mut site).collect();
+                let weight = node.input(1).and_then(|w| g.tensor(w)).filter(|_| is_product(node));
+                let axis = usize::from(matches!(node.op, Op::Linear { .. }));
+                let weight = weight.map(|w| QuantizedWeight::nearest(w, axis, &segments, bits));
+                let channels = channels(g, node.outputs[0]);
+                out.layers.push(Layer {
+                    name: node.name.clone(),
+                    op: node.op.name(),
+                    sites,
+                    weight,
+                    channels,
+                    bias: bias(g, node, channels),
+                    macs: g.cost(node).macs.eval(&one).unwrap_or(0),
+                    reads_cache: reads_cache.contains(&key),
+                    is_live: is_live(&key),
+                    key,
+                });
+            }
+        }
+    }
+    out
+}
+
+fn is_product(node: &Node) -> bool {
+    matches!(node.op, Op::Conv { .. } | Op::Linear { .. })
+}
+
+/// Whether the node is a layer to quantize; the reason if one is not.
+fn candidate(g: &Graph, node: &Node, spec: &QuantSpec) -> Option<Result<(), String>> {
+    let refuse = |why: &str| Some(Err(why.to_string()));
+    if spec.keep_float.contains(&node.name) && matches!(node.op, Op::Conv { .. } | Op::Linear { .. } | Op::Attention { .. }) {
+        return refuse("as asked");
+    }
+    match &node.op {
+        Op::Conv { .. } | Op::Linear { .. } if g.tensor(node.input(1)?).is_none() => refuse("its weights are computed"),
+        Op::Conv { groups, .. } if *groups > 1 => refuse("its channels are in groups: integers gain nothing"),
+        Op::Conv { layout, .. } if layout.channel_axis(4) != 3 => refuse("its channels come first"),
+        Op::Conv { .. } | Op::Linear { .. } | Op::Attention { .. } => Some(Ok(())),
+        Op::MatMul | Op::ConvTranspose { .. } | Op::Einsum { .. } => refuse("there is no integer form of its operator"),
+        _ => None,
+    }
+}
+
+/// Size of the last axis.
+fn channels(g: &Graph, v: ValueId) -> usize {
+    g.shape(v).last().and_then(|d| d.as_const()).map_or(1, |c| c as usize)
+}
+
+fn bias(g: &Graph, node: &Node, channels: usize) -> Option<Vec<f32>> {
+    match node.input(2).filter(|_| is_product(node)) {
+        None => Some(vec![0.0; channels]),
+        Some(v) => g.tensor(v).map(Tensor::to_f32_vec),
+    }
+}
+
+/// The parts of the concat that a product's input comes from; none if it comes from no concat.
+fn segments(g: &Graph, node: &Node) -> Vec<usize> {
+    let Some(mut v) = node.input(0).filter(|_| is_product(node)) else { return vec![] };
+    while let Some(producer) = g.producer_node(v) {
+        match &producer.op {
+            Op::GroupNorm { .. } | Op::LayerNorm { .. } | Op::RmsNorm { .. } | Op::Unary { .. } => {
+                v = producer.inputs[0].expect("they have one");
+            }
+            Op::Concat { axis } if *axis + 1 == g.shape(v).len() && producer.inputs.len() > 1 => {
+                let sizes = producer.inputs.iter().flatten().map(|&part| g.shape(part)[*axis].as_const());
+                return sizes.map(|n| n.map(|n| n as usize)).collect::<Option<_>>().unwrap_or_default();
+            }
+            _ => return vec![],
+        }
+    }
+    vec![]
+}
+
+/// Layers of a cached step that read the cache without another layer between.
+fn cache_readers(part: &Part) -> HashSet<String> {
+    let g = &part.graph;
+    let slots = g.inputs.iter().zip(&part.origins).filter(|(_, origin)| matches!(origin, Origin::Cache(_)));
+    let mut reached: HashSet<ValueId> = slots.map(|(&v, _)| v).collect();
+    let mut out = HashSet::new();
+    for (_, node) in g.nodes() {
+        let is_layer = is_product(node) || matches!(node.op, Op::Attention { .. });
+        if is_layer {
+            let operands = if is_product(node) { 1 } else { 3 };
+            if (0..operands).filter_map(|i| node.input(i)).any(|v| reached.contains(&v)) {
+                out.insert(g.value(node.outputs[0]).name.clone());
+            }
+        } else if node.inputs.iter().flatten().any(|v| reached.contains(v)) {
+            reached.extend(&node.outputs);
+        }
+    }
+    out
+}

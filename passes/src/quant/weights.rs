@@ -1,0 +1,91 @@
+//! Quantized weights.
+
+use crate::calib::range::symmetric_scale;
+use cqc_proto::{DType, Tensor};
+
+/// Weights as signed integers, one scale per output channel and segment of the inputs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizedWeight {
+    /// What they stand for.
+    pub float: Tensor,
+    /// i8, in the shape of the weights.
+    pub codes: Tensor,
+    /// f32 `[outputs, segments]`.
+    pub scale: Tensor,
+    /// 8 or 4.
+    pub bits: u8,
+    /// Axis of outputs: 0 in a convolution, 1 in a linear layer.
+    pub output_axis: usize,
+    /// Sizes of the segments of the inputs; empty = one.
+    pub segments: Vec<usize>,
+}
+
+/// Where the weights of an output lie: element `(output, input, rest)`.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// Outputs.
+    pub outputs: usize,
+    /// Inputs.
+    pub inputs: usize,
+    /// Taps of the kernel.
+    pub rest: usize,
+    output_axis: usize,
+}
+
+impl Layout {
+    /// Of weights of that shape, `[outputs, inputs, …]` or the first two swapped.
+    pub fn new(shape: &[usize], output_axis: usize) -> Layout {
+        let rest = shape[2..].iter().product();
+        Layout { outputs: shape[output_axis], inputs: shape[1 - output_axis], rest, output_axis }
+    }
+
+    /// Position of a weight.
+    pub fn at(&self, output: usize, input: usize, rest: usize) -> usize {
+        let (i, j, width) = if self.output_axis == 0 { (output, input, self.inputs) } else { (input, output, self.outputs) };
+        (i * width + j) * self.rest + rest
+    }
+}
+
+impl QuantizedWeight {
+    /// Rounds to the nearest code, with the scales of a range search (CacheQuant section 5.2).
+    pub fn nearest(weight: &Tensor, output_axis: usize, segments: &[usize], bits: u8) -> QuantizedWeight {
+        let layout = Layout::new(weight.shape(), output_axis);
+        let values = weight.to_f32_vec();
+        let sizes = if segments.is_empty() { vec![layout.inputs] } else { segments.to_vec() };
+        let (mut codes, mut scales) = (vec![0i8; values.len()], Vec::with_capacity(layout.outputs * sizes.len()));
+        let most = f32::from((1i16 << (bits - 1)) as i16 - 1);
+        for output in 0..layout.outputs {
+            let mut start = 0;
+            for &n in &sizes {
+                let places = || (start..start + n).flat_map(|i| (0..layout.rest).map(move |r| layout.at(output, i, r)));
+                let own: Vec<f32> = places().map(|at| values[at]).collect();
+                let scale = symmetric_scale(&own, u32::from(bits));
+                let inverse = 1.0 / scale;
+                places().for_each(|at| codes[at] = (values[at] * inverse).round_ties_even().clamp(-most, most) as i8);
+                scales.push(scale);
+                start += n;
+            }
+        }
+        QuantizedWeight {
+            float: weight.clone(),
+            codes: tensor(weight.shape(), &codes),
+            scale: Tensor::from_f32(&[layout.outputs, sizes.len()], &scales),
+            bits,
+            output_axis,
+            segments: segments.to_vec(),
+        }
+    }
+
+    /// The same with other codes.
+    ///
+    /// # Panics
+    /// When there are not as many.
+    pub fn with_codes(&self, codes: &[i8]) -> QuantizedWeight {
+        QuantizedWeight { codes: tensor(self.codes.shape(), codes), ..self.clone() }
+    }
+}
+
+fn tensor(shape: &[usize], codes: &[i8]) -> Tensor {
+    let bytes: Vec<u8> = codes.iter().map(|&c| c as u8).collect();
+    Tensor::new(DType::I8, shape.to_vec(), bytes).expect("a code per weight")
+}

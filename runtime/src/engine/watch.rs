@@ -1,0 +1,76 @@
+//! Looking at steps while they run, and changing tables between evaluations: what calibration needs.
+
+use super::execute::read_tensor;
+use super::program::{Place, Ready};
+use super::{Engine, EngineError};
+use bytes::Bytes;
+use cqc_kernels::arena::{Arena, bytes_of};
+use cqc_proto::Tensor;
+use cqc_proto::plan::{ProgramKind, Source};
+
+/// Called before and after every step of an evaluation.
+pub type Watch<'a> = dyn FnMut(&Watched) + 'a;
+
+/// A step of a running evaluation.
+pub struct Watched<'a> {
+    pub(super) ready: &'a Ready,
+    pub(super) arena: &'a Arena,
+    pub(super) request: &'a Arena,
+    pub(super) evaluation: usize,
+    /// The program that runs.
+    pub kind: ProgramKind,
+    /// Index of the step in the plan's program.
+    pub step: usize,
+    /// Whether it has run.
+    pub done: bool,
+}
+
+impl Watched<'_> {
+    /// Operand `i` of the step; only while the step has not run are its elements sure to be there.
+    ///
+    /// # Panics
+    /// When it has no such operand.
+    pub fn input(&self, i: usize) -> Tensor {
+        self.value(self.ready.steps[self.step].inputs[i].expect("the operand is present"))
+    }
+
+    /// The first result of the step, once it has run.
+    pub fn result(&self) -> Tensor {
+        self.value(self.ready.steps[self.step].outputs[0])
+    }
+
+    fn value(&self, v: usize) -> Tensor {
+        read_tensor(&self.ready.values[v], &self.ready.places[v], self.arena, self.request, self.evaluation)
+    }
+}
+
+impl Engine {
+    /// Overwrites one row of a table in this engine: what steps read at evaluation `e`. The weights it was opened from stay as they are,
+    /// and so does what preludes have computed.
+    ///
+    /// # Errors
+    /// [`EngineError::Length`] unless the row has as many elements as the table's rows.
+    ///
+    /// # Panics
+    /// When the table has no such row.
+    pub fn set_table_row(&mut self, constant: usize, e: usize, row: &[f32]) -> Result<(), EngineError> {
+        for ready in &mut self.programs {
+            for (value, place) in ready.values.iter().zip(&mut ready.places) {
+                let Place::Table { bytes, row: size } = place else { continue };
+                if value.source != Source::Table(constant) {
+                    continue;
+                }
+                if *size != size_of_val(row) {
+                    let (found, expected) = (row.len(), *size / size_of::<f32>());
+                    return Err(EngineError::Length { what: "a row of a table", found, expected });
+                }
+                let mut arena = Arena::new(bytes.len());
+                let all: &mut [u8] = arena.get_mut(cqc_kernels::arena::Span::new(0, bytes.len())).expect("an arena holds itself");
+                all.copy_from_slice(bytes);
+                all[e * *size..][..*size].copy_from_slice(bytes_of(row));
+                *bytes = Bytes::from_owner(super::weights::Owned(arena));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,108 @@
+//! Ranges of what layers read.
+
+use super::Places;
+use crate::calibrate::{CalibrateError, Progress};
+use cqc_passes::calib::histogram::Histogram;
+use cqc_passes::calib::range::{Range, search};
+use cqc_passes::quant::{QuantTables, Survey};
+use cqc_runtime::denoise::{Loop, Request, Trajectory};
+
+/// Which evaluations share a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grouping {
+    /// None: every evaluation has its own.
+    PerEvaluation,
+    /// So many groups of consecutive evaluations.
+    Groups(usize),
+}
+
+impl Grouping {
+    /// The group of an evaluation.
+    fn group(self, t: usize, evaluations: usize) -> usize {
+        match self {
+            Grouping::PerEvaluation => t,
+            Grouping::Groups(n) => t * n.clamp(1, evaluations) / evaluations,
+        }
+    }
+}
+
+/// Runs the samples `0 .. fit` through the loop of a plan whose sites do not round yet, all of them side by side, and finds the ranges.
+/// `select` says which sample is looked at in which evaluation.
+///
+/// What is in memory are the histograms of one group, whatever the number of samples and evaluations.
+pub(crate) fn ranges(
+    denoiser: &mut Loop,
+    survey: &Survey,
+    request: &Request,
+    fit: usize,
+    grouping: Grouping,
+    select: &dyn Fn(usize, usize) -> bool,
+    progress: &mut Progress,
+) -> Result<QuantTables, CalibrateError> {
+    let places = Places::new(denoiser.engine().plan(), survey);
+    let evaluations = denoiser.sampler().evaluations().len();
+    let mut tables = QuantTables::float(survey, evaluations);
+    let firsts: Vec<usize> = (0..fit).step_by(denoiser.width()).collect();
+    let mut trajectories: Vec<Trajectory> =
+        firsts.iter().map(|&first| denoiser.begin(request, first)).collect::<Result<_, _>>()?;
+    let empty = || -> Vec<Vec<Histogram>> {
+        survey.sites.iter().map(|s| vec![Histogram::default(); s.segments.len()]).collect()
+    };
+    let mut seen = empty();
+    for t in 0..evaluations {
+        let kind = denoiser.engine().plan().program_at(t);
+        let width = denoiser.width();
+        for (&first, trajectory) in firsts.iter().zip(&mut trajectories) {
+            let wanted: Vec<bool> = (0..width).map(|i| first + i < fit && select(first + i, t)).collect();
+            let mut watch = |step: &cqc_runtime::engine::Watched| {
+                if let (Some(&site), false) = (places.steps.get(&(step.kind, step.step)), step.done) {
+                    add(&mut seen[site], &survey.sites[site].segments, &step.input(0).to_f32_vec(), &wanted);
+                }
+            };
+            denoiser.evaluate_watched(kind, trajectory, Some(&mut watch))?;
+            progress.step()?;
+            denoiser.advance(trajectory, denoiser.output());
+        }
+        if let Some(site) = (0..seen.len()).find(|&site| seen[site].iter().any(|h| h.first_not_finite().is_some())) {
+            return Err(CalibrateError::NotFinite { value: survey.sites[site].name.clone(), evaluation: t });
+        }
+        if t + 1 < evaluations && grouping.group(t, evaluations) == grouping.group(t + 1, evaluations) {
+            continue;
+        }
+        let members = (0..=t).filter(|&e| grouping.group(e, evaluations) == grouping.group(t, evaluations));
+        let rows: Vec<usize> = members.collect();
+        for (site, histograms) in std::mem::replace(&mut seen, empty()).iter().enumerate() {
+            for (segment, histogram) in histograms.iter().enumerate().filter(|(_, h)| !h.is_empty()) {
+                set(&mut tables, site, segment, histograms.len(), &rows, search(histogram, 8));
+            }
+        }
+    }
+    Ok(tables)
+}
+
+fn set(tables: &mut QuantTables, site: usize, segment: usize, segments: usize, rows: &[usize], range: Range) {
+    let (scale, zero) = range.parameters(8);
+    for &t in rows {
+        tables.sites[site].scale[t * segments + segment] = scale;
+        tables.sites[site].zero_point[t * segments + segment] = f32::from(zero);
+    }
+}
+
+/// Adds a tensor whose first axis is the batch, halves of guidance one after the other, and whose last has the segments.
+fn add(histograms: &mut [Histogram], segments: &[usize], x: &[f32], wanted: &[bool]) {
+    let columns: usize = segments.iter().sum();
+    // halves of guidance repeat the samples
+    let halves = if (x.len() / columns).is_multiple_of(2 * wanted.len()) { 2 } else { 1 };
+    let row = x.len() / (wanted.len() * halves);
+    let chosen = x.chunks_exact(row).enumerate().filter(|(i, _)| wanted[i % wanted.len()]).map(|(_, row)| row);
+    if segments.len() == 1 && wanted.iter().all(|w| *w) {
+        return histograms[0].add(x);
+    }
+    let chosen: Vec<f32> = chosen.flatten().copied().collect();
+    let mut start = 0;
+    for (histogram, &n) in histograms.iter_mut().zip(segments) {
+        let part: Vec<f32> = chosen.chunks_exact(columns).flat_map(|row| &row[start..start + n]).copied().collect();
+        histogram.add(&part);
+        start += n;
+    }
+}

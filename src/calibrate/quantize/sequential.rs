@@ -1,0 +1,239 @@
+//! Corrections, each fitted on a trajectory in which all before it are in place.
+
+use super::{Places, correction_places};
+use crate::calibrate::correct::Tables;
+use crate::calibrate::observe::{Snapshot, channels, snapshot};
+use crate::calibrate::{CalibrateError, Progress};
+use cqc_passes::cache::affine::Moments;
+use cqc_passes::calib::compensate::{self, Mode};
+use cqc_passes::quant::{QuantTables, Survey, shadow_names};
+use cqc_proto::cq::CacheCorrection;
+use cqc_proto::plan::{Plan, ProgramKind};
+use cqc_runtime::denoise::{Compensation, Loop, Request, Trajectory};
+use cqc_runtime::engine::Watched;
+use std::collections::HashMap;
+
+/// Draws factors of corrections towards 1 (CacheQuant section 13.4).
+const RIDGE: f64 = 1e-3;
+
+/// Which layers' sums are corrected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outputs {
+    /// None.
+    None,
+    /// Those that read the cache, as published.
+    Cut,
+    /// All.
+    All,
+}
+
+impl Outputs {
+    /// The layers of a survey that are meant.
+    pub fn layers(self, survey: &Survey) -> Vec<usize> {
+        let meant = |i: &usize| {
+            let layer = &survey.layers[*i];
+            let wanted = match self {
+                Outputs::None => false,
+                Outputs::Cut => layer.reads_cache,
+                Outputs::All => true,
+            };
+            wanted && layer.weight.is_some() && layer.bias.is_some()
+        };
+        (0..survey.layers.len()).filter(meant).collect()
+    }
+}
+
+/// The correction of the cache, fitted again with what the quantized loop stores.
+#[derive(Clone, Debug)]
+pub struct CacheRefit {
+    /// Constants of the plan, per slot.
+    pub places: Vec<CacheCorrection>,
+    /// The tables that are in place.
+    pub tables: Tables,
+}
+
+/// What is fitted.
+pub struct Sequential {
+    /// The correction of the cache, if the plan has one.
+    pub cache: Option<CacheRefit>,
+    /// The correction of the sample, if wanted.
+    pub compensation: Option<Mode>,
+    /// Samples to fit on, from the first.
+    pub fit: usize,
+}
+
+/// What was fitted.
+pub struct Fitted {
+    /// Ranges as given, corrections of layers as fitted.
+    pub tables: QuantTables,
+    /// The correction of the cache.
+    pub cache: Option<Tables>,
+    /// The correction of the sample.
+    pub compensation: Option<Compensation>,
+}
+
+/// An ordinary trajectory and a quantized one from the same noise.
+struct Pair {
+    ordinary: Trajectory,
+    quantized: Trajectory,
+}
+
+/// Runs `float` (whose plan is neither corrected nor quantized) and `quantized` (whose plan has shadows for the layers that `tables` correct)
+/// side by side.
+pub(crate) fn sequential(
+    float: &mut Loop,
+    quantized: &mut Loop,
+    survey: &Survey,
+    mut tables: QuantTables,
+    request: &Request,
+    options: Sequential,
+    progress: &mut Progress,
+) -> Result<Fitted, CalibrateError> {
+    let evaluations = quantized.sampler().evaluations().len();
+    let places = Places::new(quantized.engine().plan(), survey);
+    (0..evaluations).try_for_each(|t| places.set_sites(quantized, &tables, t))?;
+    let shadows = Shadows::new(quantized.engine().plan(), survey, &tables);
+    let needs_truth = options.cache.is_some() || options.compensation.is_some();
+    let samples = quantized.channels();
+    let ones = vec![1.0; evaluations * samples];
+    let mut compensation = Compensation { shift: vec![0.0; ones.len()], scale: ones };
+    let mut cache = options.cache;
+    let mut pairs: Vec<Pair> = (0..options.fit)
+        .step_by(quantized.width())
+        .map(|first| Ok(Pair { ordinary: float.begin(request, first)?, quantized: quantized.begin(request, first)? }))
+        .collect::<Result<_, CalibrateError>>()?;
+    for t in 0..evaluations {
+        let kind = quantized.engine().plan().program_at(t);
+        if needs_truth {
+            for pair in &mut pairs {
+                float.evaluate_as(ProgramKind::Full, &mut pair.ordinary)?;
+                progress.step()?;
+                float.advance(&mut pair.ordinary, float.output());
+            }
+        }
+        if let (Some(refit), ProgramKind::Cached) = (&mut cache, kind) {
+            refit_cache(refit, float, quantized, &pairs, t)?;
+        }
+        if !shadows.layers.is_empty() {
+            shadows.fit(quantized, survey, &mut tables, &pairs, t, progress)?;
+        }
+        for pair in &mut pairs {
+            quantized.evaluate_as(kind, &mut pair.quantized)?;
+            progress.step()?;
+            quantized.advance(&mut pair.quantized, quantized.output());
+        }
+        if let Some(mode) = options.compensation {
+            let [accelerated, ordinary]: [Vec<f32>; 2] = [
+                pairs.iter().flat_map(|p| p.quantized.x()).copied().collect(),
+                pairs.iter().flat_map(|p| p.ordinary.x()).copied().collect(),
+            ];
+            let row = compensate::fit(&accelerated, &ordinary, samples, quantized.sample_shape()[1..].iter().product(), mode);
+            pairs.iter_mut().for_each(|p| p.quantized.map_channels(&row.scale, &row.shift));
+            compensation.scale[t * samples..][..samples].copy_from_slice(&row.scale);
+            compensation.shift[t * samples..][..samples].copy_from_slice(&row.shift);
+        }
+    }
+    Ok(Fitted { tables, cache: cache.map(|c| c.tables), compensation: options.compensation.map(|_| compensation) })
+}
+
+/// Fits the correction of evaluation `t` to what the quantized loop has stored.
+fn refit_cache(
+    refit: &mut CacheRefit,
+    float: &Loop,
+    quantized: &mut Loop,
+    pairs: &[Pair],
+    t: usize,
+) -> Result<(), CalibrateError> {
+    let plan = quantized.engine().plan();
+    let slots = plan.cache.iter().flat_map(|cache| &cache.slots).collect::<Vec<_>>();
+    let previous: Vec<Option<usize>> =
+        (0..refit.places.len()).map(|slot| slots.iter().position(|s| s.previous_of == Some(slot))).collect();
+    for (slot, &channels) in channels(float).iter().enumerate() {
+        let forecast = !refit.tables[slot][t].previous.is_empty();
+        let mut moments = Moments::new(channels);
+        for pair in pairs {
+            let (truth, stored): (Snapshot, Snapshot) = (snapshot(&pair.ordinary), snapshot(&pair.quantized));
+            match previous[slot].filter(|_| forecast) {
+                Some(before) => moments.add_with_previous(&stored[slot], &stored[before], &truth[slot]),
+                None => moments.add(&stored[slot], &truth[slot]),
+            }
+        }
+        let mut map = moments.fit(RIDGE);
+        if forecast && map.previous.is_empty() {
+            map.previous = vec![0.0; channels];
+        }
+        let place = refit.places[slot];
+        quantized.set_table_row(place.scale, t, &map.scale)?;
+        quantized.set_table_row(place.shift, t, &map.shift)?;
+        if let Some(constant) = place.previous_scale {
+            quantized.set_table_row(constant, t, &map.previous)?;
+        }
+        refit.tables[slot][t] = map;
+    }
+    Ok(())
+}
+
+/// Layers whose sums are corrected.
+struct Shadows {
+    /// Index in the survey, constants of factor and bias.
+    layers: Vec<(usize, [usize; 2])>,
+    /// Step: position in `layers`, and whether it is the rounded sum.
+    steps: HashMap<(ProgramKind, usize), (usize, bool)>,
+}
+
+impl Shadows {
+    fn new(plan: &Plan, survey: &Survey, tables: &QuantTables) -> Shadows {
+        let layers = tables.corrections.keys();
+        let layers: Vec<(usize, [usize; 2])> =
+            layers.filter_map(|&i| Some((i, correction_places(plan, &survey.layers[i])?))).collect();
+        let names = layers.iter().enumerate().flat_map(|(at, (i, _))| {
+            let [float, rounded] = shadow_names(&survey.layers[*i].key);
+            [(float, (at, false)), (rounded, (at, true))]
+        });
+        let names: HashMap<String, (usize, bool)> = names.collect();
+        let programs = [ProgramKind::Full, ProgramKind::Cached];
+        let steps = programs.into_iter().flat_map(|kind| plan.program(kind).steps.iter().enumerate().map(move |s| (kind, s)));
+        let steps = steps.filter_map(|(kind, (i, step))| Some(((kind, i), *names.get(&step.name)?)));
+        Shadows { steps: steps.collect(), layers }
+    }
+
+    /// Fits all layers at evaluation `t`, each to the float sum of what it really reads.
+    fn fit(
+        &self,
+        quantized: &mut Loop,
+        survey: &Survey,
+        tables: &mut QuantTables,
+        pairs: &[Pair],
+        t: usize,
+        progress: &mut Progress,
+    ) -> Result<(), CalibrateError> {
+        let kind = quantized.engine().plan().program_at(t);
+        let mut moments: Vec<Moments> =
+            self.layers.iter().map(|(i, _)| Moments::new(survey.layers[*i].channels)).collect();
+        for pair in pairs {
+            // what it stores is not kept
+            let mut trial = pair.quantized.clone();
+            let mut float = Vec::new();
+            let mut watch = |step: &Watched| {
+                let Some(&(at, rounded)) = self.steps.get(&(step.kind, step.step)).filter(|_| step.done) else { return };
+                match rounded {
+                    false => float = step.result().to_f32_vec(),
+                    true => moments[at].add(&step.result().to_f32_vec(), &float),
+                }
+            };
+            quantized.evaluate_watched(kind, &mut trial, Some(&mut watch))?;
+            progress.step()?;
+        }
+        for ((layer, [factor, bias]), moments) in self.layers.iter().zip(&moments) {
+            let map = moments.fit(RIDGE);
+            let own = survey.layers[*layer].bias.as_ref().expect("only such layers are corrected");
+            let shifted: Vec<f32> = map.shift.iter().zip(own).map(|(shift, bias)| shift + bias).collect();
+            quantized.set_table_row(*factor, t, &map.scale)?;
+            quantized.set_table_row(*bias, t, &shifted)?;
+            let (table, c) = (tables.corrections.get_mut(layer).expect("its key"), own.len());
+            table.a[t * c..][..c].copy_from_slice(&map.scale);
+            table.bias[t * c..][..c].copy_from_slice(&shifted);
+        }
+        Ok(())
+    }
+}

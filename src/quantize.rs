@@ -1,0 +1,90 @@
+//! Quantizes a loop whose schedule is decided.
+
+use crate::calibrate::quantize::{
+    CacheRefit, Fitted, Grouping, Outputs, Sequential, calibration_steps, ranges, sequential,
+};
+use crate::calibrate::{CalibrateError, Progress, Tables};
+use crate::compile::{Assembled, CompileError};
+use cqc_passes::calib::compensate::Mode;
+use cqc_passes::quant::{Extra, OutputCorrection, QuantSpec, QuantTables, Survey};
+use cqc_runtime::denoise::{DenoiseError, Loop, Request};
+use cqc_runtime::engine::{EngineError, EngineOptions, Weights};
+use std::ops::ControlFlow;
+
+/// How a loop is quantized.
+pub struct QuantizeOptions<'a> {
+    /// Which layers, with how many bits.
+    pub spec: QuantSpec,
+    /// Which evaluations share ranges.
+    pub grouping: Grouping,
+    /// Which layers' sums are corrected.
+    pub outputs: Outputs,
+    /// Whether the correction of the cache is fitted again, to what the quantized loop stores.
+    pub refit_cache: bool,
+    /// The correction of the sample.
+    pub compensation: Option<Mode>,
+    /// Calibration samples; the first `fit` are used.
+    pub request: Request,
+    /// How many.
+    pub fit: usize,
+    /// How engines are opened; its batch is that of the float loop.
+    pub engine: EngineOptions,
+    /// Called after every evaluation with the number done and an estimate of all; may break off.
+    pub progress: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+}
+
+/// A quantized loop, not yet lowered.
+pub struct Quantized {
+    /// Layers and their weights.
+    pub survey: Survey,
+    /// What was fitted.
+    pub fitted: Fitted,
+}
+
+/// Why a loop was not quantized.
+#[derive(Debug, thiserror::Error)]
+pub enum QuantizeError {
+    /// From calibration.
+    #[error(transparent)]
+    Calibrate(#[from] CalibrateError),
+    /// From lowering.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// From running it.
+    #[error(transparent)]
+    Denoise(#[from] DenoiseError),
+    /// From opening it.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// Fits ranges and corrections. `assembled` has the corrections `cache` of the cache, if any; `float` runs the same loop uncorrected.
+///
+/// # Errors
+/// [`QuantizeError`].
+pub fn quantize(
+    assembled: &Assembled,
+    cache: Option<&Tables>,
+    float: &mut Loop,
+    options: QuantizeOptions,
+) -> Result<Quantized, QuantizeError> {
+    let QuantizeOptions { spec, grouping, outputs, refit_cache, compensation, request, fit, engine, progress } = options;
+    let survey = assembled.survey(&spec);
+    let evaluations = assembled.evaluations();
+    let mut start = QuantTables::float(&survey, evaluations);
+    for layer in outputs.layers(&survey) {
+        start.corrections.insert(layer, OutputCorrection::identity(&survey.layers[layer], evaluations));
+    }
+    let (lowered, places) = assembled.lower(Some((&survey, &start, Extra { shadows: true })))?;
+    let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
+    let mut study = Loop::open(&weights, float.sampler().clone(), float.is_guided(), &engine)?;
+    let all = calibration_steps(evaluations, fit.div_ceil(study.width()), !start.corrections.is_empty());
+    let mut progress = Progress { done: 0, all: all as u64, call: progress };
+
+    let mut tables = ranges(&mut study, &survey, &request, fit, grouping, &|_, _| true, &mut progress)?;
+    tables.corrections = start.corrections;
+    let cache = cache.filter(|_| refit_cache).map(|tables| CacheRefit { places, tables: tables.clone() });
+    let options = Sequential { cache, compensation, fit };
+    let fitted = sequential(float, &mut study, &survey, tables, &request, options, &mut progress)?;
+    Ok(Quantized { survey, fitted })
+}
