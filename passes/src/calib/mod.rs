@@ -1,4 +1,0 @@
-//! Placeholder until merged.
-pub mod compensate;
-pub mod histogram;
-pub mod range;
