@@ -2,8 +2,10 @@
 
 pub mod bind;
 pub mod cache;
+pub mod calib;
 pub mod interpret;
 pub mod ir;
 pub mod lower;
 pub mod onnx;
+pub mod quant;
 pub mod rewrite;
