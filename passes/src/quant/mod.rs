@@ -1,1 +1,6 @@
 //! Weights in few bits.
+
+mod cholesky;
+pub mod gptq;
+mod gram;
+mod grid;
