@@ -7,3 +7,4 @@ pub mod histogram;
 pub mod range;
 mod rounding;
 mod scan;
+pub mod select;
