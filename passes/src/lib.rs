@@ -3,6 +3,7 @@
 pub mod bind;
 pub mod calib;
 pub mod cache;
+pub mod calib;
 pub mod interpret;
 pub mod ir;
 pub mod lower;

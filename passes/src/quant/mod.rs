@@ -1,6 +1,7 @@
 //! Quantization: which layers, with what weights, and the graph that says so.
 
 pub mod annotate;
+pub mod gptq;
 pub mod survey;
 pub mod weights;
 

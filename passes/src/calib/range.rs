@@ -1,0 +1,233 @@
+//! The range that a quantizer covers (CacheQuant section 5.2): of 40 shrunken copies of the extremes, the one that rounds with the
+//! smallest 2.4-norm. Ranges contain zero, when they are scored and when they are used (its ruling 5).
+
+use super::histogram::Histogram;
+use super::rounding::{errors, integral, nearest};
+
+/// Factors that are tried: 1, 0.98, … 0.22.
+const FACTORS: usize = 40;
+
+/// No scale is smaller.
+const SMALLEST_SCALE: f64 = 1e-8;
+
+/// What an asymmetric quantizer covers; `low` ≤ 0 ≤ `high`, both finite.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Range {
+    /// Not above zero.
+    pub low: f32,
+    /// Not below zero.
+    pub high: f32,
+}
+
+impl Range {
+    /// From `low` to `high` and zero. NaN counts as zero, infinity as the largest number.
+    pub fn new(low: f32, high: f32) -> Range {
+        let end = |x: f32, from, to| if x.is_nan() { 0.0 } else { x.clamp(from, to) };
+        Range { low: end(low, f32::MIN, 0.0), high: end(high, 0.0, f32::MAX) }
+    }
+
+    /// Scale (at least 1e-8) and zero point of `bits` ≤ 8 bits: `x ≈ (q − zero) · scale`, `q = clamp(round(x / scale) + zero, 0, 2^bits − 1)`.
+    ///
+    /// A range that begins or ends with zero has zero point 0 or 2^bits − 1. A constant tensor is one: its value is the last level,
+    /// so that the specification's rule for constants (which clips negative ones) is not needed.
+    pub fn parameters(&self, bits: u32) -> (f32, u8) {
+        let Range { low, high } = Range::new(self.low, self.high);
+        let levels = levels(bits);
+        let scale = ((f64::from(high) - f64::from(low)) / levels).max(SMALLEST_SCALE);
+        (scale as f32, (-f64::from(low) / scale).round_ties_even().clamp(0.0, levels) as u8)
+    }
+
+    /// The smallest range that covers both.
+    pub fn union(self, other: Range) -> Range {
+        Range { low: self.low.min(other.low), high: self.high.max(other.high) }
+    }
+
+    /// Mean of the ends (ruling 6: scale and zero point are derived from it, not averaged themselves); of nothing, zero.
+    pub fn averaged(ranges: &[Range]) -> Range {
+        let mean =
+            |end: fn(&Range) -> f32| ranges.iter().map(|r| f64::from(end(r))).sum::<f64>() / ranges.len().max(1) as f64;
+        Range::new(mean(|r| r.low) as f32, mean(|r| r.high) as f32)
+    }
+
+    /// With both ends nearer to zero: the `i`-th of the candidates.
+    fn shrunk(self, i: usize) -> Range {
+        Range { low: (f64::from(self.low) * factor(i)) as f32, high: (f64::from(self.high) * factor(i)) as f32 }
+    }
+}
+
+/// The range with which `bits` ≤ 8 bits round what was counted best; values are taken to be spread evenly within their bin. Wider
+/// ones win ties. Of nothing: zero.
+///
+/// O(bins): the mean of |error|^2.4 over a bin has a closed form.
+pub fn search(histogram: &Histogram, bits: u32) -> Range {
+    let Some((min, max)) = histogram.extremes() else { return Range::default() };
+    let bins: Vec<_> = histogram.bins().collect();
+    best(Range::new(min, max), |range| sum_of_bins(&bins, range, bits))
+}
+
+/// As [`search`], of the values themselves. What is not finite is ignored.
+pub fn search_exact(values: &[f32], bits: u32) -> Range {
+    let finite = || values.iter().filter(|x| x.is_finite());
+    let whole = Range::new(finite().fold(0.0, |a, &b| a.min(b)), finite().fold(0.0, |a, &b| a.max(b)));
+    best(whole, |range| loss_exact(values, range, bits))
+}
+
+/// Mean of |error|^2.4 over what was counted, rounded with `bits` ≤ 8 bits over `range`; of nothing, zero.
+pub fn loss(histogram: &Histogram, range: Range, bits: u32) -> f64 {
+    let bins: Vec<_> = histogram.bins().collect();
+    sum_of_bins(&bins, range, bits) / histogram.finite().max(1) as f64
+}
+
+/// Σ |error|^2.4 over bins: low end, high end, count.
+fn sum_of_bins(bins: &[(f64, f64, u64)], range: Range, bits: u32) -> f64 {
+    let (scale, zero) = range.parameters(bits);
+    let (scale, zero, levels) = (f64::from(scale), f64::from(zero), levels(bits));
+    // most bins begin where the one before ended
+    let mut known = (f64::NAN, 0.0);
+    let bin = |&(low, high, count): &(f64, f64, u64)| {
+        let (a, b) = (low / scale + zero, high / scale + zero);
+        let before = if low == known.0 { known.1 } else { integral(a, levels) };
+        known = (high, integral(b, levels));
+        let mean = match b - a < 1e-9 {
+            true => (a - nearest(a, levels)).abs().powf(2.4),
+            false => ((known.1 - before) / (b - a)).max(0.0),
+        };
+        count as f64 * mean
+    };
+    bins.iter().map(bin).sum::<f64>() * scale.powf(2.4)
+}
+
+/// As [`loss`], of the values themselves. What is not finite counts as exact.
+pub fn loss_exact(values: &[f32], range: Range, bits: u32) -> f64 {
+    let (scale, zero) = range.parameters(bits);
+    let sum = errors(values, scale, f32::from(zero), [0.0, levels(bits) as f32]);
+    sum * f64::from(scale).powf(2.4) / values.len().max(1) as f64
+}
+
+/// The scale (at least 1e-8) with which the levels −(2^(bits−1) − 1) … 2^(bits−1) − 1, `bits` from 2 to 8, round the weights of an
+/// output channel best; the largest wins ties. What is not finite is ignored.
+pub fn symmetric_scale(weights: &[f32], bits: u32) -> f32 {
+    let last = f64::from((1i32 << (bits.clamp(2, 8) - 1)) - 1);
+    let largest = weights.iter().filter(|w| w.is_finite()).fold(0.0, |a: f32, w| a.max(w.abs()));
+    let scale = |i| (f64::from(largest) * factor(i) / last).max(SMALLEST_SCALE) as f32;
+    let ends = [-last as f32, last as f32];
+    let loss = |scale: f32| errors(weights, scale, 0.0, ends) * f64::from(scale).powf(2.4);
+    first_least((0..FACTORS).map(scale), loss).unwrap_or(SMALLEST_SCALE as f32)
+}
+
+fn best(whole: Range, loss: impl Fn(Range) -> f64) -> Range {
+    first_least((0..FACTORS).map(|i| whole.shrunk(i)), loss).unwrap_or(whole)
+}
+
+fn first_least<T: Copy>(candidates: impl Iterator<Item = T>, loss: impl Fn(T) -> f64) -> Option<T> {
+    let scored = candidates.map(|candidate| (candidate, loss(candidate)));
+    scored.reduce(|best, next| if next.1 < best.1 { next } else { best }).map(|best| best.0)
+}
+
+fn factor(i: usize) -> f64 {
+    1.0 - 0.02 * i as f64
+}
+
+fn levels(bits: u32) -> f64 {
+    f64::from((1i32 << bits.clamp(1, 8)) - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Normal noise by twelve uniform numbers, from a linear congruence.
+    fn normal(n: usize, mut seed: u64) -> Vec<f32> {
+        let mut uniform = || {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (seed >> 40) as f32 / (1 << 24) as f32
+        };
+        (0..n).map(|_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0).collect()
+    }
+
+    fn histogram(values: &[f32]) -> Histogram {
+        let mut histogram = Histogram::new();
+        histogram.add(values);
+        histogram
+    }
+
+    fn silu(x: &f32) -> f32 {
+        x / (1.0 + (-x).exp())
+    }
+
+    #[test]
+    fn histogram_search_is_as_good_as_the_exact_one() {
+        let gauss = normal(60_000, 1);
+        let samples: [(&str, Vec<f32>); 6] = [
+            ("normal", gauss.clone()),
+            ("heavy tails", gauss.iter().map(|x| x * x * x).collect()),
+            ("silu", gauss.iter().map(|x| silu(&(2.0 * x))).collect()),
+            ("relu", gauss.iter().map(|x| x.max(0.0)).collect()),
+            ("softmax", gauss.iter().map(|x| (3.0 * x).exp() / 60_000.0).collect()),
+            ("one outlier", gauss.iter().copied().chain([60.0]).collect()),
+        ];
+        for (name, values) in &samples {
+            for bits in [4, 6, 8] {
+                let counted = histogram(values);
+                let (found, exact) = (search(&counted, bits), search_exact(values, bits));
+                let (a, b) = (loss_exact(values, found, bits), loss_exact(values, exact, bits));
+                assert!(a <= 1.01 * b, "{name}, {bits} bits: {found:?} loses {a}, {exact:?} {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_sided_and_constant_tensors_keep_their_ends_exact() {
+        assert_eq!(search(&histogram(&[0.0, 1.0, 2.0, 3.0]), 8).parameters(8).1, 0);
+        assert_eq!(search_exact(&[-1.0, -2.0, 0.0], 8).parameters(8).1, 255);
+        for x in [3.0f32, -3.0, 1e-3, -1e30] {
+            for range in [search(&histogram(&[x; 9]), 8), search_exact(&[x; 9], 8)] {
+                let (scale, zero) = range.parameters(8);
+                let q = ((x / scale).round() + f32::from(zero)).clamp(0.0, 255.0);
+                assert!(((q - f32::from(zero)) * scale - x).abs() <= 1e-6 * x.abs(), "{x} {range:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn degenerate_tensors_have_a_range() {
+        for values in [&[][..], &[0.0; 5], &[f32::NAN, f32::INFINITY]] {
+            for range in [search(&histogram(values), 8), search_exact(values, 8)] {
+                assert_eq!((range, range.parameters(8)), (Range::default(), (1e-8, 0)));
+            }
+            assert_eq!(symmetric_scale(values, 4), 1e-8);
+        }
+        let huge = [f32::MAX, f32::MIN];
+        assert!(search(&histogram(&huge), 8).parameters(8).0.is_finite());
+        assert!(search_exact(&huge, 8).parameters(8).0.is_finite() && symmetric_scale(&huge, 8).is_finite());
+        assert_eq!(Range::new(f32::NAN, f32::INFINITY), Range { low: 0.0, high: f32::MAX });
+    }
+
+    #[test]
+    fn symmetric_scales_are_best_of_the_forty() {
+        let weights: Vec<f32> = normal(3000, 4).iter().map(|x| 0.01 * x * x.abs()).collect();
+        let largest = weights.iter().fold(0.0, |a: f32, w| a.max(w.abs()));
+        for (bits, last) in [(4, 7.0), (8, 127.0)] {
+            let loss = |scale: f32| -> f64 {
+                let error =
+                    |w: &f32| f64::from(w - (w / scale).round_ties_even().clamp(-last, last) * scale).abs().powf(2.4);
+                weights.iter().map(error).sum()
+            };
+            let all = (0..40).map(|i| loss(largest * (1.0 - 0.02 * i as f32) / last));
+            let least = all.fold(f64::INFINITY, f64::min);
+            assert!(loss(symmetric_scale(&weights, bits)) <= 1.0001 * least);
+        }
+        // on the grid already: nothing is lost, the widest wins
+        assert_eq!(symmetric_scale(&[-7.0, 3.0, 0.0, 1.0], 4), 1.0);
+    }
+
+    #[test]
+    fn ranges_average_by_their_ends() {
+        let ranges = [Range::new(-1.0, 2.0), Range::new(-3.0, 6.0)];
+        assert_eq!(Range::averaged(&ranges), Range::new(-2.0, 4.0));
+        assert_eq!(Range::averaged(&[]), Range::default());
+        assert_eq!(ranges[0].union(ranges[1]), ranges[1]);
+        // −2 / (6 / 255) = −85
+        assert_eq!(Range::averaged(&ranges).parameters(8), (6.0 / 255.0, 85));
+    }
+}
