@@ -58,31 +58,51 @@ struct Quant {
     split: bool,
     outputs: Outputs,
     compensation: Option<Mode>,
+    reconstruct: bool,
+    /// As published: the first and the last layer have 8 bits.
+    edges: bool,
 }
 
 /// One scale for all evaluations, no splits, no corrections.
-const NAIVE: Quant =
-    Quant { bits: 8, grouping: Grouping::Groups(1), split: false, outputs: Outputs::None, compensation: None };
+const NAIVE: Quant = Quant {
+    bits: 8,
+    grouping: Grouping::Pooled,
+    split: false,
+    outputs: Outputs::None,
+    compensation: None,
+    reconstruct: false,
+    edges: true,
+};
 const PER_STEP: Quant = Quant { grouping: Grouping::PerEvaluation, split: true, ..NAIVE };
-const DEC: Quant = Quant { outputs: Outputs::Cut, ..PER_STEP };
+const FLOAT_EDGES: Quant = Quant { edges: false, ..PER_STEP };
+const DEC: Quant = Quant { outputs: Outputs::Cut, ..FLOAT_EDGES };
 
 fn all_rows() -> Vec<Row> {
     let row = |name, schedule, quant| Row { name, schedule, quant };
     let (uniform, dps, forecast) = (Some(Schedule::Uniform), Some(Schedule::Dps), Some(Schedule::DpsForecast));
+    let recon = Quant { reconstruct: true, ..FLOAT_EDGES };
     vec![
         row("float", None, None),
         row("int8 only", None, Some(PER_STEP)),
+        row("int8 only, edges float", None, Some(FLOAT_EDGES)),
         row("cache only", uniform, None),
         row("cache only, default", forecast, None),
         row("both, naive", uniform, Some(NAIVE)),
         row("+ per-step scales", uniform, Some(PER_STEP)),
-        row("+ DPS", dps, Some(PER_STEP)),
-        row("+ DEC cache", forecast, Some(PER_STEP)),
+        row("+ edges float", uniform, Some(FLOAT_EDGES)),
+        row("+ DPS", dps, Some(FLOAT_EDGES)),
+        row("+ DEC cache", forecast, Some(FLOAT_EDGES)),
         row("+ DEC quant", forecast, Some(DEC)),
         row("DEC quant of all layers", forecast, Some(Quant { outputs: Outputs::All, ..DEC })),
-        row("+ VC", forecast, Some(Quant { compensation: Some(Mode::Mse), ..DEC })),
-        row("as published", Some(Schedule::Published), Some(DEC)),
+        row("+ VC (mse)", forecast, Some(Quant { compensation: Some(Mode::Mse), ..DEC })),
+        row("+ VC (regression)", forecast, Some(Quant { compensation: Some(Mode::Regression), ..DEC })),
+        row("+ VC (variance)", forecast, Some(Quant { compensation: Some(Mode::Variance), ..DEC })),
+        row("reconstruction", forecast, Some(recon)),
+        row("reconstruction + DEC quant", forecast, Some(Quant { reconstruct: true, ..DEC })),
+        row("as published", Some(Schedule::Published), Some(Quant { edges: true, ..DEC })),
         row("W4A8", forecast, Some(Quant { bits: 4, ..DEC })),
+        row("W4A8, reconstruction", forecast, Some(Quant { bits: 4, ..recon })),
+        row("W4A8, reconstruction + DEC quant of all layers", forecast, Some(Quant { bits: 4, outputs: Outputs::All, ..recon })),
     ]
 }
 
@@ -218,7 +238,7 @@ impl<'a> Ablation<'a> {
         let assembled = choice.map(|c| self.cached.assemble(&c.full, cache).unwrap());
         let assembled = assembled.as_ref().unwrap_or(&self.plain);
         let mut float = self.float(bench);
-        let spec = QuantSpec { split: quant.split, ..QuantSpec::new(quant.bits) };
+        let spec = QuantSpec { split: quant.split, narrow_float: !quant.edges, ..QuantSpec::new(quant.bits) };
         let quantized = quantize(
             assembled,
             cache,
@@ -229,6 +249,7 @@ impl<'a> Ablation<'a> {
                 outputs: quant.outputs,
                 refit_cache: row.schedule == Some(Schedule::DpsForecast),
                 compensation: quant.compensation,
+                reconstruct: quant.reconstruct,
                 request: Request { ..bench.calibration.clone() },
                 fit: CALIBRATION / 2,
                 engine: EngineOptions { batch: BATCH, threads: 2, ..Default::default() },

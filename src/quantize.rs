@@ -1,7 +1,7 @@
 //! Quantizes a loop whose schedule is decided.
 
 use crate::calibrate::quantize::{
-    CacheRefit, Fitted, Grouping, Outputs, Sequential, calibration_steps, ranges, sequential,
+    CacheRefit, Fitted, Grouping, Outputs, Sequential, ranges, reconstruct, sequential,
 };
 use crate::calibrate::{CalibrateError, Progress, Tables};
 use crate::compile::{Assembled, CompileError};
@@ -23,6 +23,8 @@ pub struct QuantizeOptions<'a> {
     pub refit_cache: bool,
     /// The correction of the sample.
     pub compensation: Option<Mode>,
+    /// Whether weights are rounded by what layers read instead of to nearest.
+    pub reconstruct: bool,
     /// Calibration samples; the first `fit` are used.
     pub request: Request,
     /// How many.
@@ -68,21 +70,29 @@ pub fn quantize(
     float: &mut Loop,
     options: QuantizeOptions,
 ) -> Result<Quantized, QuantizeError> {
-    let QuantizeOptions { spec, grouping, outputs, refit_cache, compensation, request, fit, engine, progress } = options;
-    let survey = assembled.survey(&spec);
+    let QuantizeOptions { spec, grouping, outputs, refit_cache, compensation, request, fit, engine, .. } = options;
+    let mut survey = assembled.survey(&spec);
     let evaluations = assembled.evaluations();
     let mut start = QuantTables::float(&survey, evaluations);
     for layer in outputs.layers(&survey) {
         start.corrections.insert(layer, OutputCorrection::identity(&survey.layers[layer], evaluations));
     }
-    let (lowered, places) = assembled.lower(Some((&survey, &start, Extra { shadows: true })))?;
-    let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
-    let mut study = Loop::open(&weights, float.sampler().clone(), float.is_guided(), &engine)?;
-    let all = calibration_steps(evaluations, fit.div_ceil(study.width()), !start.corrections.is_empty());
-    let mut progress = Progress { done: 0, all: all as u64, call: progress };
+    let open = |survey: &Survey| -> Result<_, QuantizeError> {
+        let (lowered, places) = assembled.lower(Some((survey, &start, Extra { shadows: true })))?;
+        let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
+        Ok((Loop::open(&weights, float.sampler().clone(), float.is_guided(), &engine)?, places))
+    };
+    let (mut study, places) = open(&survey)?;
+    let extra = usize::from(!start.corrections.is_empty()) + usize::from(options.reconstruct);
+    let all = evaluations * fit.div_ceil(study.width()) * (3 + extra);
+    let mut progress = Progress { done: 0, all: all as u64, call: options.progress };
 
     let mut tables = ranges(&mut study, &survey, &request, fit, grouping, &|_, _| true, &mut progress)?;
-    tables.corrections = start.corrections;
+    if options.reconstruct {
+        reconstruct(&mut study, &mut survey, &tables, &request, fit, &mut progress)?;
+        study = open(&survey)?.0;
+    }
+    tables.corrections = start.corrections.clone();
     let cache = cache.filter(|_| refit_cache).map(|tables| CacheRefit { places, tables: tables.clone() });
     let options = Sequential { cache, compensation, fit };
     let fitted = sequential(float, &mut study, &survey, tables, &request, options, &mut progress)?;

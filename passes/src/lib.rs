@@ -1,7 +1,6 @@
 //! The compiler: graph IR, ONNX import, rewrites, lowering to a Plan. Executes nothing but constants.
 
 pub mod bind;
-pub mod calib;
 pub mod cache;
 pub mod calib;
 pub mod interpret;

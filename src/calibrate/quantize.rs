@@ -7,10 +7,12 @@
 //! ```
 
 mod ranges;
+mod reconstruct;
 mod sequential;
 
 pub use ranges::Grouping;
 pub(crate) use ranges::ranges;
+pub(crate) use reconstruct::reconstruct;
 pub(crate) use sequential::{CacheRefit, Sequential, sequential};
 pub use sequential::{Fitted, Outputs};
 
@@ -63,9 +65,4 @@ impl Places {
 fn correction_places(plan: &Plan, layer: &Layer) -> Option<[usize; 2]> {
     let constant = |what| plan.constants.iter().position(|c| c.name == table_name(&layer.key, what));
     Some([constant("a")?, constant("bias")?])
-}
-
-/// Evaluations of batches that quantization takes, about.
-pub(crate) fn calibration_steps(evaluations: usize, batches: usize, corrects: bool) -> usize {
-    evaluations * batches * if corrects { 4 } else { 3 }
 }

@@ -295,6 +295,6 @@ fn quantize_weights(part: &mut Part) -> Result<(), OpError> {
 impl QuantSpec {
     /// W8A8, or W4A8.
     pub fn new(weight_bits: u8) -> QuantSpec {
-        QuantSpec { weight_bits, keep_float: vec![], split: true }
+        QuantSpec { weight_bits, keep_float: vec![], split: true, narrow_float: true }
     }
 }

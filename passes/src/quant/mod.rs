@@ -1,7 +1,10 @@
 //! Quantization: which layers, with what weights, and the graph that says so.
 
 pub mod annotate;
+mod cholesky;
 pub mod gptq;
+mod gram;
+mod grid;
 pub mod survey;
 pub mod weights;
 

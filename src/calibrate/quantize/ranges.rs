@@ -2,28 +2,24 @@
 
 use super::Places;
 use crate::calibrate::{CalibrateError, Progress};
+use cqc_passes::calib::groups;
 use cqc_passes::calib::histogram::Histogram;
 use cqc_passes::calib::range::{Range, search};
 use cqc_passes::quant::{QuantTables, Survey};
 use cqc_runtime::denoise::{Loop, Request, Trajectory};
+
+/// Bits of activations.
+const BITS: u32 = 8;
 
 /// Which evaluations share a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grouping {
     /// None: every evaluation has its own.
     PerEvaluation,
-    /// So many groups of consecutive evaluations.
+    /// So many groups of consecutive evaluations, the borders where they cost least (TQ-DiT's time groups).
     Groups(usize),
-}
-
-impl Grouping {
-    /// The group of an evaluation.
-    fn group(self, t: usize, evaluations: usize) -> usize {
-        match self {
-            Grouping::PerEvaluation => t,
-            Grouping::Groups(n) => t * n.clamp(1, evaluations) / evaluations,
-        }
-    }
+    /// All: one range for all that was seen.
+    Pooled,
 }
 
 /// Runs the samples `0 .. fit` through the loop of a plan whose sites do not round yet, all of them side by side, and finds the ranges.
@@ -49,6 +45,8 @@ pub(crate) fn ranges(
         survey.sites.iter().map(|s| vec![Histogram::default(); s.segments.len()]).collect()
     };
     let mut seen = empty();
+    let mut found: Vec<Vec<Vec<Option<Range>>>> =
+        survey.sites.iter().map(|s| vec![vec![None; evaluations]; s.segments.len()]).collect();
     for t in 0..evaluations {
         let kind = denoiser.engine().plan().program_at(t);
         let width = denoiser.width();
@@ -66,25 +64,42 @@ pub(crate) fn ranges(
         if let Some(site) = (0..seen.len()).find(|&site| seen[site].iter().any(|h| h.first_not_finite().is_some())) {
             return Err(CalibrateError::NotFinite { value: survey.sites[site].name.clone(), evaluation: t });
         }
-        if t + 1 < evaluations && grouping.group(t, evaluations) == grouping.group(t + 1, evaluations) {
+        if grouping == Grouping::Pooled && t + 1 < evaluations {
             continue;
         }
-        let members = (0..=t).filter(|&e| grouping.group(e, evaluations) == grouping.group(t, evaluations));
-        let rows: Vec<usize> = members.collect();
-        for (site, histograms) in std::mem::replace(&mut seen, empty()).iter().enumerate() {
-            for (segment, histogram) in histograms.iter().enumerate().filter(|(_, h)| !h.is_empty()) {
-                set(&mut tables, site, segment, histograms.len(), &rows, search(histogram, 8));
+        let rows = if grouping == Grouping::Pooled { 0..evaluations } else { t..t + 1 };
+        for (found, histograms) in found.iter_mut().zip(std::mem::replace(&mut seen, empty())) {
+            for (found, histogram) in found.iter_mut().zip(&histograms).filter(|(_, h)| !h.is_empty()) {
+                let range = search(histogram, BITS);
+                found[rows.clone()].fill(Some(range));
+            }
+        }
+    }
+    if let Grouping::Groups(groups) = grouping {
+        found.iter_mut().for_each(|site| share(site, groups));
+    }
+    for (table, found) in tables.sites.iter_mut().zip(&found) {
+        for (segment, rows) in found.iter().enumerate() {
+            for (t, range) in rows.iter().enumerate() {
+                let (scale, zero) = range.map_or((0.0, 0), |range| range.parameters(BITS));
+                table.scale[t * found.len() + segment] = scale;
+                table.zero_point[t * found.len() + segment] = f32::from(zero);
             }
         }
     }
     Ok(tables)
 }
 
-fn set(tables: &mut QuantTables, site: usize, segment: usize, segments: usize, rows: &[usize], range: Range) {
-    let (scale, zero) = range.parameters(8);
-    for &t in rows {
-        tables.sites[site].scale[t * segments + segment] = scale;
-        tables.sites[site].zero_point[t * segments + segment] = f32::from(zero);
+/// Lets consecutive evaluations share ranges; those that do not read the site have none.
+fn share(site: &mut [Vec<Option<Range>>], groups: usize) {
+    let read: Vec<usize> = (0..site[0].len()).filter(|&t| site[0][t].is_some()).collect();
+    let ranges: Vec<Vec<Range>> =
+        site.iter().map(|rows| read.iter().map(|&t| rows[t].expect("read by all segments alike")).collect()).collect();
+    let firsts = groups::optimal(&ranges, groups);
+    let group = groups::group_of(&firsts, read.len());
+    for (rows, ranges) in site.iter_mut().zip(&ranges) {
+        let shared = groups::rows(ranges, &firsts);
+        read.iter().zip(&group).for_each(|(&t, &group)| rows[t] = Some(shared[group]));
     }
 }
 

@@ -127,7 +127,8 @@ pub(crate) fn sequential(
                 pairs.iter().flat_map(|p| p.quantized.x()).copied().collect(),
                 pairs.iter().flat_map(|p| p.ordinary.x()).copied().collect(),
             ];
-            let row = compensate::fit(&accelerated, &ordinary, samples, quantized.sample_shape()[1..].iter().product(), mode);
+            let plane = quantized.sample_shape()[1..].iter().product();
+            let row = compensate::fit(&accelerated, &ordinary, samples, plane, mode, true);
             pairs.iter_mut().for_each(|p| p.quantized.map_channels(&row.scale, &row.shift));
             compensation.scale[t * samples..][..samples].copy_from_slice(&row.scale);
             compensation.shift[t * samples..][..samples].copy_from_slice(&row.shift);
