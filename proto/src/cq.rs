@@ -157,6 +157,101 @@ pub enum Quant {
     /// Not at all.
     #[default]
     None,
+    /// Weights and activations of 8 bits.
+    W8a8(QuantizedLoop),
+    /// Weights of 4 bits, activations of 8.
+    W4a8(QuantizedLoop),
+}
+
+impl Quant {
+    /// The layers, if any are quantized.
+    pub fn quantized(&self) -> Option<&QuantizedLoop> {
+        match self {
+            Quant::None => None,
+            Quant::W8a8(of) | Quant::W4a8(of) => Some(of),
+        }
+    }
+
+    /// As the command line has it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Quant::None => "none",
+            Quant::W8a8(_) => "w8a8",
+            Quant::W4a8(_) => "w4a8",
+        }
+    }
+}
+
+/// Which layers are quantized, for people: what is executed is in the plan. Indices are of `Plan::constants`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct QuantizedLoop {
+    /// In the order of execution.
+    pub layers: Vec<QuantizedLayer>,
+    /// Layers that stay float.
+    pub float_layers: Vec<FloatLayer>,
+    /// How weights were rounded: `nearest` or `second-order`.
+    pub rounding: String,
+    /// Correction of the samples behind every evaluation (Q&C section 3).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compensation: Option<SampleCompensation>,
+}
+
+/// A layer whose operands are rounded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct QuantizedLayer {
+    /// Name of its node in the source model.
+    pub name: String,
+    /// Its operator.
+    pub op: String,
+    /// Bits of its weights; `None` without weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_bits: Option<u8>,
+    /// Its weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<usize>,
+    /// Tables of its inputs: one, or those of q, k and v.
+    pub inputs: Vec<ActivationTable>,
+    /// Tables of the correction of its sums.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correction: Option<SumCorrection>,
+}
+
+/// How an input is rounded: `[evaluations, segments]` each, 0 where an evaluation does not read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActivationTable {
+    /// Scales.
+    pub scale: usize,
+    /// Zero points.
+    pub zero_point: usize,
+}
+
+/// CacheQuant section 7.4: `a · sum + bias`, `[evaluations, channels]` each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SumCorrection {
+    /// Factors.
+    pub a: usize,
+    /// Summands, the layer's own bias included.
+    pub bias: usize,
+}
+
+/// A layer that stays float.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FloatLayer {
+    /// Name of its node in the source model.
+    pub name: String,
+    /// Why.
+    pub why: String,
+}
+
+/// `x · scale + shift` per channel of the sample: f32 `[evaluations, channels]` each.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SampleCompensation {
+    /// Factors.
+    pub scale: usize,
+    /// Summands.
+    pub shift: usize,
+    /// How they were fitted.
+    pub mode: String,
 }
 
 impl Manifest {
@@ -186,6 +281,7 @@ impl Manifest {
             return Err(format!("the guidance scale is {}", self.guidance));
         }
         self.check_schedule()?;
+        self.check_quant()?;
         self.null.iter().try_for_each(|(name, null)| {
             self.check_null(name, null).map_err(|reason| format!("null conditioning of `{name}`: {reason}"))
         })
@@ -209,6 +305,28 @@ impl Manifest {
                     None => Ok(()),
                 }
             }
+        }
+    }
+
+    fn check_quant(&self) -> Result<(), String> {
+        let Some(quant) = self.quant.quantized() else { return Ok(()) };
+        let constants = &self.plan.constants;
+        for layer in &quant.layers {
+            let inputs = layer.inputs.iter().flat_map(|i| [i.scale, i.zero_point]);
+            let correction = layer.correction.iter().flat_map(|c| [c.a, c.bias]);
+            let unknown = inputs.chain(correction).chain(layer.weight).find(|&i| i >= constants.len());
+            if let Some(i) = unknown {
+                return Err(format!("layer `{}` reads constant {i}, which is missing", layer.name));
+            }
+        }
+        let Some(tables) = &quant.compensation else { return Ok(()) };
+        let shapes = [tables.scale, tables.shift].map(|i| {
+            let constant = constants.get(i).filter(|c| c.ty.dtype == crate::DType::F32 && c.codes.is_none());
+            constant.and_then(|c| c.ty.fixed_shape())
+        });
+        match shapes {
+            [Some(scale), Some(shift)] if scale == shift && scale.len() == 2 && scale[0] == self.plan.evaluations => Ok(()),
+            _ => Err(format!("the compensation reads constants of shapes {shapes:?}")),
         }
     }
 

@@ -6,6 +6,7 @@ use cqc::io::FileError;
 use cqc_proto::cq::{self, MAGIC, Manifest, NullCondition};
 use cqc_proto::plan::{PlanInput, Program};
 use cqc_proto::{Bindings, DType, Dim, Tensor, ValueType};
+use cqc_runtime::denoise::Compensation;
 use cqc_runtime::engine::Weights;
 use cqc_runtime::sampler::Sampler;
 use std::collections::BTreeMap;
@@ -92,6 +93,13 @@ impl Artifact {
             return Tensor::new(DType::I8, shape, codes.iter().map(|&c| c as u8).collect::<Vec<u8>>()).expect("a byte per code");
         }
         Tensor::new(constant.ty.dtype, shape, bytes).expect("as many bytes as the type has")
+    }
+
+    /// Correction of the samples behind every evaluation.
+    pub fn compensation(&self) -> Option<Compensation> {
+        let tables = self.manifest.quant.quantized()?.compensation.as_ref()?;
+        let [scale, shift] = [tables.scale, tables.shift].map(|i| self.constant(i).to_f32_vec());
+        Some(Compensation { scale, shift })
     }
 
     /// Bytes of all constants.

@@ -1,6 +1,7 @@
 //! `compile`: a model becomes an artifact.
 
 mod caching;
+mod quantizing;
 
 use super::args::{NamedFile, Sizes};
 use super::artifact::{label_input, labels_as};
@@ -8,15 +9,17 @@ use super::inspect::per_sample;
 use super::report::Failure;
 use super::text::{bytes, short};
 use super::{request, term};
-use caching::{CachingArgs, Decision, Trajectory, decide, manifest_schedule};
+use caching::{CachingArgs, Decision, Trajectory, manifest_schedule};
 use clap::{Args, ValueEnum};
-use cqc::compile::{CachedLoop, LoopOptions, Lowered, compile_loop, cut_loop};
+use cqc::calibrate::Choice;
+use cqc::compile::{CachedLoop, LoopOptions, Lowered, assemble_loop, compile_loop, cut_loop};
 use cqc::io::{FileError, Overwrite, check_target, write_atomic};
 use cqc::model::{Model, ModelOptions};
 use cqc_proto::cq::{self, Manifest, NullCondition, Schedule, SourceModel, WriteError};
 use cqc_proto::plan::{Constant, InputRole, PlanInput};
 use cqc_proto::sampler::{SamplerConfig, SamplerKind};
 use cqc_proto::{Tensor, ValueType};
+use quantizing::{QuantDecision, QuantizingArgs};
 use serde_json::json;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -65,11 +68,13 @@ pub struct CompileArgs {
     pub null_cond: Vec<NamedFile>,
     #[command(flatten)]
     pub sizes: Sizes,
-    /// Number format. This version has float only: none
+    /// Number format: none, w8a8 or w4a8. This version executes quantized layers in float, rounded to what integers stand for: the
+    /// quality is that of integers, the speed is not
     #[arg(long, value_name = "KIND", default_value = "none")]
     pub quant: Quant,
-    /// What may be corrected: cache (where it helps on held-out calibration samples) or none
-    #[arg(long, value_name = "LIST", default_value = "cache", value_delimiter = ',')]
+    /// What may be corrected: cache (where it helps on held-out calibration samples), quant (sums of quantized layers that read the
+    /// cache), quant=all (of all quantized layers), or none
+    #[arg(long, value_name = "LIST", default_value = "cache,quant", value_delimiter = ',')]
     pub correct: Vec<Correct>,
     /// A TOML file of options: its keys are the long options above. The command line wins
     #[arg(long, value_name = "FILE")]
@@ -80,14 +85,14 @@ pub struct CompileArgs {
     // last: what follows would stand under its heading
     #[command(flatten)]
     pub caching: CachingArgs,
+    #[command(flatten)]
+    pub quantizing: QuantizingArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Quant {
     None,
-    #[value(hide = true)]
     W8a8,
-    #[value(hide = true)]
     W4a8,
     #[value(hide = true)]
     Bf16,
@@ -97,8 +102,10 @@ pub enum Quant {
 pub enum Correct {
     None,
     Cache,
-    #[value(hide = true)]
+    #[value(alias = "quant=cut")]
     Quant,
+    #[value(name = "quant=all")]
+    QuantAll,
 }
 
 /// Refuses what the contract of the command line promises and this version lacks.
@@ -109,11 +116,8 @@ fn refuse_later_features(args: &CompileArgs) -> Result<(), Failure> {
     let name = |v: &dyn Fn() -> Option<clap::builder::PossibleValue>| {
         v().map(|v| v.get_name().to_string()).unwrap_or_default()
     };
-    if args.quant != Quant::None {
-        return later("--quant", name(&|| args.quant.to_possible_value()), "none");
-    }
-    if args.correct.contains(&Correct::Quant) {
-        return later("--correct", "quant".into(), "cache");
+    if args.quant == Quant::Bf16 {
+        return later("--quant", name(&|| args.quant.to_possible_value()), "w8a8");
     }
     if args.correct.len() > 1 && args.correct.contains(&Correct::None) {
         return Err(Failure::usage("--correct none excludes everything else"));
@@ -137,9 +141,25 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
         true => Some(cut_loop(&model, &options, &args.caching.cut)?),
         false => None,
     };
-    let decision = cached.as_ref().map(|cached| calibrate(args, &model, cached, &sampler, &null, quiet)).transpose()?;
-    let (mut lowered, corrections) = match (&cached, &decision) {
-        (Some(cached), Some(decision)) => cached.decided(&decision.choice)?,
+    let trajectory = trajectory(args, &model, &sampler, &null);
+    let correct = args.correct.contains(&Correct::Cache);
+    let decide = |cached: &CachedLoop| caching::decide(&args.caching, correct, &model, cached, &trajectory, quiet);
+    let decision = cached.as_ref().map(decide).transpose()?;
+    let quantized = match args.quant {
+        Quant::None => None,
+        kind => {
+            let choice = decision.as_ref().map(|d| &d.choice);
+            Some(quantize(args, kind, &model, &options, cached.as_ref().zip(choice), &trajectory, quiet)?)
+        }
+    };
+    let (mut lowered, corrections) = match (&quantized, &cached, &decision) {
+        (Some(quantized), Some(cached), Some(decision)) => {
+            let refitted = quantized.quantized.fitted.cache.as_ref();
+            let tables = refitted.or(decision.choice.tables.as_ref().map(|(_, tables)| tables));
+            quantizing::lower(&cached.assemble(&decision.choice.full, tables)?, &quantized.quantized)?
+        }
+        (Some(quantized), ..) => quantizing::lower(&assemble_loop(&model, &options)?, &quantized.quantized)?,
+        (None, Some(cached), Some(decision)) => cached.decided(&decision.choice)?,
         _ => (compile_loop(&model, &options)?, vec![]),
     };
     let null = null_conditions(null, &mut lowered);
@@ -156,18 +176,40 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
         manifest.schedule = Schedule::Cached(manifest_schedule(&args.caching, choice, corrections));
         manifest.calibration = Some(calibration.clone());
     }
+    if let Some(decision) = &quantized {
+        manifest.quant = quantizing::manifest_quant(&args.quantizing, args.quant, &decision.quantized, &mut lowered);
+        manifest.plan = lowered.plan.clone();
+        manifest.calibration = Some(decision.calibration.clone());
+    }
     write(&args.output, &manifest, &lowered, overwrite)?;
-    report(args, &model, &manifest, &lowered, cached.as_ref().zip(decision.as_ref()))
+    report(args, &model, &manifest, &lowered, cached.as_ref().zip(decision.as_ref()), quantized.as_ref())
 }
 
-fn calibrate(
+fn quantize(
     args: &CompileArgs,
+    kind: Quant,
     model: &Model,
-    cached: &CachedLoop,
-    sampler: &SamplerConfig,
-    null: &NullRows,
+    options: &LoopOptions,
+    cached: Option<(&CachedLoop, &Choice)>,
+    trajectory: &Trajectory,
     quiet: bool,
-) -> Result<Decision, Failure> {
+) -> Result<QuantDecision, Failure> {
+    let wanted = (&args.caching, &args.quantizing, kind, &args.correct[..]);
+    match cached {
+        Some((cached, choice)) => {
+            let tables = choice.tables.as_ref().map(|(_, tables)| tables);
+            let assembled = cached.assemble(&choice.full, tables)?;
+            quantizing::decide(wanted, model, &assembled, tables, &cached.uncorrected()?, trajectory, quiet)
+        }
+        None => {
+            let float = compile_loop(model, options)?;
+            quantizing::decide(wanted, model, &assemble_loop(model, options)?, None, &float, trajectory, quiet)
+        }
+    }
+}
+
+/// What calibration runs.
+fn trajectory<'a>(args: &CompileArgs, model: &Model, sampler: &'a SamplerConfig, null: &NullRows) -> Trajectory<'a> {
     let tensor = |(name, row): (&String, &NullRow)| {
         let input = model.inputs.iter().find(|i| i.name == *name).expect("it was looked up there");
         let tensor = match row {
@@ -176,14 +218,13 @@ fn calibrate(
         };
         (name.clone(), tensor)
     };
-    let trajectory = Trajectory {
+    Trajectory {
         sampler,
         steps: args.steps,
         guidance: args.guidance.unwrap_or(1.0),
         null_label: args.null_label,
         unconditional: null.iter().map(tensor).collect(),
-    };
-    decide(&args.caching, args.correct.contains(&Correct::Cache), model, cached, &trajectory, quiet)
+    }
 }
 
 /// The model's file and, in a pipeline directory, its scheduler configuration.
@@ -312,6 +353,7 @@ fn report(
     manifest: &Manifest,
     lowered: &Lowered,
     cached: Option<(&CachedLoop, &Decision)>,
+    quantized: Option<&QuantDecision>,
 ) -> Result<(), Failure> {
     let size = args.output.metadata().map_or(0, |m| m.len());
     let batch = model.batch_symbol.as_deref();
@@ -333,12 +375,13 @@ fn report(
         bytes(saved.prelude_weight_bytes)
     );
     let caching = cached.map(|(cached, decision)| caching::report(cached, decision));
+    let quantized = quantized.map(|decision| quantizing::report(decision, args.quant));
     if !args.json {
         return Ok(());
     }
     term::print_json(&json!({
         "output": args.output, "bytes": size, "sampler": manifest.sampler.kind, "steps": manifest.steps,
-        "guidance": manifest.guidance, "parameters": model.parameters, "caching": caching,
+        "guidance": manifest.guidance, "parameters": model.parameters, "caching": caching, "quant": quantized,
         "left_the_loop": {
             "table_macs": tables, "table_weight_bytes": saved.table_weight_bytes,
             "prelude_macs": preludes, "prelude_weight_bytes": saved.prelude_weight_bytes,

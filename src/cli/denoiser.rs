@@ -9,7 +9,8 @@ use cqc::model::{Model, ModelOptions};
 use cqc_proto::Tensor;
 use cqc_proto::plan::{InputRole, Plan};
 use cqc_proto::sampler::SamplerConfig;
-use cqc_runtime::engine::Weights;
+use cqc_runtime::denoise::{Compensation, Loop};
+use cqc_runtime::engine::{EngineOptions, Weights};
 use cqc_runtime::sampler::Sampler;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,8 @@ pub struct Denoiser {
     pub guidance: f32,
     /// What guidance's unconditional half gets, one row per input.
     pub null: BTreeMap<String, Tensor>,
+    /// Correction of the samples.
+    pub compensation: Option<Compensation>,
 }
 
 /// The trajectory that a model is compiled for.
@@ -55,7 +58,15 @@ impl Denoiser {
             steps: artifact.manifest.steps,
             guidance: artifact.manifest.guidance,
             null: artifact.null_conditions()?,
+            compensation: artifact.compensation(),
         })
+    }
+
+    /// Its loop, ready to sample.
+    pub fn open_loop(&self, guided: bool, options: &EngineOptions) -> Result<Loop, Failure> {
+        let mut denoiser = Loop::open(&self.weights, self.sampler()?, guided, options)?;
+        denoiser.set_compensation(self.compensation.clone())?;
+        Ok(denoiser)
     }
 
     /// Opens an artifact, or compiles a model.
@@ -68,7 +79,7 @@ impl Denoiser {
         model.warnings.iter().for_each(|w| tracing::warn!("{w}"));
         let lowered = compile_loop(&model, &LoopOptions { sampler: config.clone(), steps })?;
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
-        Ok(Denoiser { path: path.to_path_buf(), weights, config, steps, guidance, null })
+        Ok(Denoiser { path: path.to_path_buf(), weights, config, steps, guidance, null, compensation: None })
     }
 
     /// For a model that is compared with this one: its trajectory and, where the command line is silent, its sizes.

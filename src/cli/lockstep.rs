@@ -51,7 +51,7 @@ impl Lockstep {
         let (batch, threads) = (args.batch(request.samples), args.threads.count());
         let open = |denoiser: &Denoiser, request: &Request| -> Result<Loop, Failure> {
             let options = EngineOptions { batch, threads, ..Default::default() };
-            Ok(Loop::open(&denoiser.weights, denoiser.sampler()?, request.guidance != 1.0, &options)?)
+            denoiser.open_loop(request.guidance != 1.0, &options)
         };
         Ok(Lockstep {
             reference: open(reference, &request)?,

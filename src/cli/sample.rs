@@ -12,7 +12,6 @@ use clap::Args;
 use cqc::io::{Overwrite, check_target, has_extension, write_npy, write_npz, write_png};
 use cqc_proto::Tensor;
 use cqc_proto::plan::InputRole;
-use cqc_runtime::denoise::Loop;
 use cqc_runtime::engine::EngineOptions;
 use serde_json::json;
 use std::ops::ControlFlow;
@@ -58,7 +57,7 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
     let guided = request.guidance != 1.0;
     let (batch, threads) = (args.sampling.batch(request.samples), args.sampling.threads.count());
     let options = EngineOptions { batch, threads, profile: args.trace.is_some(), ..Default::default() };
-    let mut denoiser = Loop::open(&source.weights, source.sampler()?, guided, &options)?;
+    let mut denoiser = source.open_loop(guided, &options)?;
 
     let evaluations = denoiser.sampler().evaluations().len();
     let rounds = request.samples.div_ceil(denoiser.width());

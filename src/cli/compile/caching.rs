@@ -8,7 +8,7 @@ use crate::cli::term::Progress;
 use crate::cli::text::bytes;
 use clap::Args;
 use cqc::calibrate::{CalibrationOptions, Choice, Correct, Fit, Wanted, check_cut, choose, held_out};
-use cqc::compile::CachedLoop;
+use cqc::compile::{CachedLoop, Lowered};
 use cqc::io::{FileError, read_array};
 use cqc::model::Model;
 use cqc_passes::cache::CutSpec;
@@ -169,11 +169,7 @@ pub fn decide(
         ScheduleArg::Method(kind) => Wanted::Method(kind.clone()),
         ScheduleArg::File(path) => Wanted::Given(read_schedule(path)?),
     };
-    let lowered = cached.uncorrected()?;
-    let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
-    let batch = batch(args.calib_batch as usize, request.samples);
-    let options = EngineOptions { batch, threads: args.threads.count(), ..Default::default() };
-    let mut denoiser = Loop::open(&weights, sampler, trajectory.guidance != 1.0, &options)?;
+    let mut denoiser = open_loop(args, &cached.uncorrected()?, trajectory, request.samples)?;
     check_cut(&mut denoiser, &request)?;
 
     let (samples, seed) = (request.samples, request.noise.is_none().then_some(args.seed));
@@ -200,6 +196,24 @@ pub fn decide(
     )?;
     drop(shown);
     Ok(Decision { choice, calibration: Calibration { samples, seed, select: "random".into() } })
+}
+
+/// How engines of calibration are opened.
+pub fn engine_options(args: &CachingArgs, samples: usize) -> EngineOptions {
+    let batch = batch(args.calib_batch as usize, samples);
+    EngineOptions { batch, threads: args.threads.count(), ..Default::default() }
+}
+
+/// A loop that calibration runs.
+pub fn open_loop(
+    args: &CachingArgs,
+    lowered: &Lowered,
+    trajectory: &Trajectory,
+    samples: usize,
+) -> Result<Loop, Failure> {
+    let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
+    let sampler = Sampler::new(trajectory.sampler, trajectory.steps)?;
+    Ok(Loop::open(&weights, sampler, trajectory.guidance != 1.0, &engine_options(args, samples))?)
 }
 
 /// What the artifact says about its schedule.
@@ -236,7 +250,7 @@ fn read_schedule(path: &Path) -> Result<Vec<usize>, Failure> {
 }
 
 /// The calibration samples.
-fn calibration_request(args: &CachingArgs, model: &Model, trajectory: &Trajectory) -> Result<Request, Failure> {
+pub fn calibration_request(args: &CachingArgs, model: &Model, trajectory: &Trajectory) -> Result<Request, Failure> {
     let noise = args.calib_noise.as_ref().map(|path| read_array(path, "noise")).transpose()?;
     let rows = noise.as_ref().map(|t| t.shape().first().copied().unwrap_or(0));
     let samples = rows.unwrap_or(args.calib_samples.map_or(SAMPLES, |n| n as usize));

@@ -1,0 +1,217 @@
+//! `compile`: which layers are quantized, and what is fitted for them.
+
+use super::caching::{self, CachingArgs, Trajectory};
+use super::{Correct, Quant};
+use crate::cli::report::Failure;
+use crate::cli::term::Progress;
+use clap::Args;
+use cqc::calibrate::quantize::{Fitted, Grouping, Outputs};
+use cqc::calibrate::{Tables, held_out};
+use cqc::compile::{Assembled, Lowered};
+use cqc::model::Model;
+use cqc::quantize::{Quantized, QuantizeOptions, QuantizeError, quantize};
+use cqc_passes::calib::compensate::Mode;
+use cqc_passes::quant::annotate::table_name;
+use cqc_passes::quant::{Extra, QuantSpec};
+use cqc_proto::Tensor;
+use cqc_proto::cq::{
+    ActivationTable, Calibration, FloatLayer, QuantizedLayer, QuantizedLoop, SampleCompensation, SumCorrection,
+};
+use cqc_proto::plan::{Constant, Source};
+use serde_json::json;
+use std::ops::ControlFlow;
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Quantization")]
+pub struct QuantizingArgs {
+    /// Layers that stay float: names of nodes; or none, which quantizes even layers of fewer than 16 channels, that stay float otherwise
+    #[arg(long, value_name = "NODE,..", value_delimiter = ',')]
+    pub keep_float: Vec<String>,
+    /// Evaluations that share ranges of activations: none, a number of groups, or all
+    #[arg(long, value_name = "HOW", default_value = "none", value_parser = parse_grouping)]
+    pub share_ranges: Grouping,
+    /// Correct the samples behind every step (Q&C): mse, regression or variance
+    #[arg(long, value_name = "MODE", num_args = 0..=1, default_missing_value = "mse", value_parser = ["mse", "regression", "variance", "paper"])]
+    pub variance_compensation: Option<String>,
+    /// Round weights by what layers read (second order) instead of to nearest, which 4 bits need
+    #[arg(long)]
+    pub reconstruct: bool,
+}
+
+fn parse_grouping(text: &str) -> Result<Grouping, String> {
+    match text {
+        "none" => Ok(Grouping::PerEvaluation),
+        "all" => Ok(Grouping::Pooled),
+        _ => match text.parse() {
+            Ok(n) if n > 0 => Ok(Grouping::Groups(n)),
+            _ => Err("expected none, all, or a number of groups".into()),
+        },
+    }
+}
+
+impl QuantizingArgs {
+    fn mode(&self) -> Option<Mode> {
+        Some(match self.variance_compensation.as_deref()? {
+            "regression" => Mode::Regression,
+            "variance" => Mode::Variance,
+            "paper" => Mode::PaperExact,
+            _ => Mode::Mse,
+        })
+    }
+
+    fn spec(&self, bits: u8, model: &Model) -> Result<QuantSpec, Failure> {
+        let names: Vec<String> = self.keep_float.iter().filter(|n| *n != "none").cloned().collect();
+        let known = |name: &String| model.graph.nodes().any(|(_, node)| node.name == *name);
+        if let Some(name) = names.iter().find(|name| !known(name)) {
+            return Err(Failure::usage(format!("--keep-float: the model has no node `{name}` behind the passes"))
+                .help("`cqc inspect MODEL --stop-after 99` prints its nodes"));
+        }
+        let narrow_float = !self.keep_float.iter().any(|n| n == "none");
+        Ok(QuantSpec { keep_float: names, narrow_float, ..QuantSpec::new(bits) })
+    }
+}
+
+/// What was fitted, on what.
+pub struct QuantDecision {
+    pub quantized: Quantized,
+    pub calibration: Calibration,
+}
+
+/// Calibrates. `float` is the loop that computes everything.
+pub fn decide(
+    args: (&CachingArgs, &QuantizingArgs, Quant, &[Correct]),
+    model: &Model,
+    assembled: &Assembled,
+    cache: Option<&Tables>,
+    float: &Lowered,
+    trajectory: &Trajectory,
+    quiet: bool,
+) -> Result<QuantDecision, Failure> {
+    let (caching, quantizing, quant, correct) = args;
+    let request = caching::calibration_request(caching, model, trajectory)?;
+    let (samples, seed) = (request.samples, request.noise.is_none().then_some(caching.seed));
+    let mut float = caching::open_loop(caching, float, trajectory, samples)?;
+    let mut shown: Option<Progress> = None;
+    let quantized = quantize(
+        assembled,
+        cache,
+        &mut float,
+        QuantizeOptions {
+            spec: quantizing.spec(if quant == Quant::W4a8 { 4 } else { 8 }, model)?,
+            grouping: quantizing.share_ranges,
+            outputs: outputs(correct),
+            refit_cache: correct.contains(&Correct::Cache),
+            compensation: quantizing.mode(),
+            reconstruct: quantizing.reconstruct,
+            request,
+            fit: samples - held_out(samples),
+            engine: caching::engine_options(caching, samples),
+            progress: &mut |_, all| {
+                shown.get_or_insert_with(|| Progress::new("quantizing", all, quiet)).step();
+                ControlFlow::Continue(())
+            },
+        },
+    );
+    drop(shown);
+    let calibration = Calibration { samples, seed, select: "random".into() };
+    Ok(QuantDecision { quantized: quantized?, calibration })
+}
+
+fn outputs(correct: &[Correct]) -> Outputs {
+    match correct {
+        _ if correct.contains(&Correct::QuantAll) => Outputs::All,
+        _ if correct.contains(&Correct::Quant) => Outputs::Cut,
+        _ => Outputs::None,
+    }
+}
+
+/// Lowers the quantized loop.
+pub fn lower(assembled: &Assembled, quantized: &Quantized) -> Result<(Lowered, Vec<cqc_proto::cq::CacheCorrection>), Failure> {
+    Ok(assembled.lower(Some((&quantized.survey, &quantized.fitted.tables, Extra::default())))?)
+}
+
+/// What the artifact says about it; the compensation's tables become constants of the plan.
+pub fn manifest_quant(args: &QuantizingArgs, kind: Quant, quantized: &Quantized, lowered: &mut Lowered) -> cqc_proto::cq::Quant {
+    let Quantized { survey, fitted } = quantized;
+    let compensation = compensation(args, fitted, lowered);
+    let constants = &lowered.plan.constants;
+    let find = |name: String| constants.iter().position(|c| c.name == name);
+    let site = |&i: &usize| {
+        let of = format!("{}#{i}", survey.sites[i].name);
+        let (scale, zero_point) = (find(table_name(&of, "scale"))?, find(table_name(&of, "zero_point"))?);
+        Some(ActivationTable { scale, zero_point })
+    };
+    let layers = survey.layers.iter().map(|layer| QuantizedLayer {
+        name: layer.name.clone(),
+        op: layer.op.clone(),
+        weight_bits: layer.weight.as_ref().map(|w| w.bits),
+        weight: layer.weight.as_ref().and_then(|_| weight_constant(lowered, &layer.key)),
+        inputs: layer.sites.iter().filter_map(site).collect(),
+        correction: find(table_name(&layer.key, "a"))
+            .zip(find(table_name(&layer.key, "bias")))
+            .map(|(a, bias)| SumCorrection { a, bias }),
+    });
+    let layers = layers.collect();
+    let float = |(name, why): &(String, String)| FloatLayer { name: name.clone(), why: why.clone() };
+    let float_layers = survey.float_layers.iter().map(float).collect();
+    let rounding = if args.reconstruct { "second-order" } else { "nearest" }.into();
+    let of = QuantizedLoop { layers, float_layers, rounding, compensation };
+    if kind == Quant::W4a8 { cqc_proto::cq::Quant::W4a8(of) } else { cqc_proto::cq::Quant::W8a8(of) }
+}
+
+/// The constant that the step which makes the value reads as its weights.
+fn weight_constant(lowered: &Lowered, key: &str) -> Option<usize> {
+    let program = &lowered.plan.full;
+    let step = program.steps.iter().find(|s| program.values[s.outputs[0]].name == key)?;
+    match program.values[step.inputs.get(1).copied().flatten()?].source {
+        Source::Constant(i) => Some(i),
+        _ => None,
+    }
+}
+
+fn compensation(args: &QuantizingArgs, fitted: &Fitted, lowered: &mut Lowered) -> Option<SampleCompensation> {
+    let tables = fitted.compensation.as_ref()?;
+    let evaluations = lowered.plan.evaluations;
+    let mut add = |what: &str, values: &[f32]| {
+        let tensor = Tensor::from_f32(&[evaluations, values.len() / evaluations], values);
+        let offset = lowered.weights.len.next_multiple_of(64);
+        let name = format!("compensation/{what}");
+        lowered.plan.constants.push(Constant { name, ty: tensor.value_type(), offset, codes: None });
+        lowered.weights.len = offset + tensor.bytes().len() as u64;
+        lowered.weights.parts.push((offset, tensor));
+        lowered.plan.constants.len() - 1
+    };
+    let (scale, shift) = (add("scale", &tables.scale), add("shift", &tables.shift));
+    Some(SampleCompensation { scale, shift, mode: args.variance_compensation.clone().unwrap_or_default() })
+}
+
+/// Says what was decided; the same as JSON.
+pub fn report(decision: &QuantDecision, kind: Quant) -> serde_json::Value {
+    let survey = &decision.quantized.survey;
+    let sum = |of: &dyn Fn(&cqc_passes::quant::Layer) -> i64| survey.layers.iter().map(of).sum::<i64>();
+    tracing::info!(
+        "quantized: {} layers{}; float: {}",
+        survey.layers.len(),
+        if kind == Quant::W4a8 { ", weights of 4 bits" } else { "" },
+        survey.float_layers.len()
+    );
+    for (name, why) in &survey.float_layers {
+        tracing::debug!("float: {name}: {why}");
+    }
+    json!({
+        "layers": survey.layers.len(), "macs": sum(&|layer| layer.macs),
+        "float_layers": survey.float_layers.iter().map(|(name, why)| json!({"name": name, "why": why})).collect::<Vec<_>>(),
+        "corrected_layers": decision.quantized.fitted.tables.corrections.len(),
+    })
+}
+
+impl From<QuantizeError> for Failure {
+    fn from(e: QuantizeError) -> Failure {
+        match e {
+            QuantizeError::Calibrate(e) => e.into(),
+            QuantizeError::Compile(e) => e.into(),
+            QuantizeError::Denoise(e) => e.into(),
+            QuantizeError::Engine(e) => e.into(),
+        }
+    }
+}
