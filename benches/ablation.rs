@@ -102,13 +102,19 @@ fn all_rows() -> Vec<Row> {
         row("as published", Some(Schedule::Published), Some(Quant { edges: true, ..DEC })),
         row("W4A8", forecast, Some(Quant { bits: 4, ..DEC })),
         row("W4A8, reconstruction", forecast, Some(Quant { bits: 4, ..recon })),
-        row("W4A8, reconstruction + DEC quant of all layers", forecast, Some(Quant { bits: 4, outputs: Outputs::All, ..recon })),
+        row(
+            "W4A8, reconstruction + DEC quant of all layers",
+            forecast,
+            Some(Quant { bits: 4, outputs: Outputs::All, ..recon }),
+        ),
     ]
 }
 
 fn main() {
     let Some((model, rest, options)) = arguments() else {
-        println!("usage: cargo bench --bench ablation -- MODEL.onnx --out rows.jsonl [options], see benches/ablation.rs");
+        println!(
+            "usage: cargo bench --bench ablation -- MODEL.onnx --out rows.jsonl [options], see benches/ablation.rs"
+        );
         return;
     };
     if model == "--table" {
@@ -279,7 +285,8 @@ fn key(row: &Value) -> String {
 
 fn print_table(path: &Path) {
     println!("| model, steps, N, images | | PSNR dB | latent error | Frechet |\n|---|---|---|---|---|");
-    let number = |row: &Value, key: &str, digits: usize| row[key].as_f64().map_or("".into(), |v| format!("{v:.digits$}"));
+    let number =
+        |row: &Value, key: &str, digits: usize| row[key].as_f64().map_or("".into(), |v| format!("{v:.digits$}"));
     for row in rows(path) {
         println!(
             "| {}, {}, {}, {} | {} | {} | {} | {} |",

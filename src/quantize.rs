@@ -1,8 +1,6 @@
 //! Quantizes a loop whose schedule is decided.
 
-use crate::calibrate::quantize::{
-    CacheRefit, Fitted, Grouping, Outputs, Sequential, ranges, reconstruct, sequential,
-};
+use crate::calibrate::quantize::{CacheRefit, Fitted, Grouping, Outputs, Sequential, ranges, reconstruct, sequential};
 use crate::calibrate::{CalibrateError, Progress, Tables};
 use crate::compile::{Assembled, CompileError};
 use cqc_passes::calib::compensate::Mode;

@@ -183,7 +183,8 @@ impl Chain {
     /// Compares the exported graph with the steps, for a batch of 2; the exported operators.
     fn check(self, result: usize) -> Vec<String> {
         let output = PlanOutput { name: "y".into(), ty: self.plan.values[result].ty.clone(), value: result };
-        let constant = |(i, t): (usize, &Tensor)| Constant { name: format!("w{i}"), ty: t.value_type(), offset: 0, codes: None };
+        let constant =
+            |(i, t): (usize, &Tensor)| Constant { name: format!("w{i}"), ty: t.value_type(), offset: 0, codes: None };
         let plan = Plan {
             outputs: vec![output],
             constants: self.constants.iter().enumerate().map(constant).collect(),

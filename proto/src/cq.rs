@@ -325,7 +325,9 @@ impl Manifest {
             constant.and_then(|c| c.ty.fixed_shape())
         });
         match shapes {
-            [Some(scale), Some(shift)] if scale == shift && scale.len() == 2 && scale[0] == self.plan.evaluations => Ok(()),
+            [Some(scale), Some(shift)] if scale == shift && scale.len() == 2 && scale[0] == self.plan.evaluations => {
+                Ok(())
+            }
             _ => Err(format!("the compensation reads constants of shapes {shapes:?}")),
         }
     }

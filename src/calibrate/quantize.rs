@@ -41,7 +41,8 @@ impl Places {
         let sites: Vec<Option<[usize; 2]>> = (0..survey.sites.len()).map(find).collect();
         let names: HashMap<String, usize> = (0..sites.len()).map(|i| (format!("{}/rounded", of(i)), i)).collect();
         let programs = [ProgramKind::Full, ProgramKind::Cached];
-        let steps = programs.into_iter().flat_map(|kind| plan.program(kind).steps.iter().enumerate().map(move |s| (kind, s)));
+        let steps =
+            programs.into_iter().flat_map(|kind| plan.program(kind).steps.iter().enumerate().map(move |s| (kind, s)));
         let steps = steps
             .filter(|(_, (_, step))| matches!(step.op, Op::FakeQuant { .. }))
             .filter_map(|(kind, (i, step))| Some(((kind, i), *names.get(&step.name)?)));

@@ -90,7 +90,8 @@ impl Artifact {
         let bytes = self.constants.slice(start..start + len);
         if let Some(how) = &constant.codes {
             let codes = how.unpack(&bytes, shape.iter().product());
-            return Tensor::new(DType::I8, shape, codes.iter().map(|&c| c as u8).collect::<Vec<u8>>()).expect("a byte per code");
+            return Tensor::new(DType::I8, shape, codes.iter().map(|&c| c as u8).collect::<Vec<u8>>())
+                .expect("a byte per code");
         }
         Tensor::new(constant.ty.dtype, shape, bytes).expect("as many bytes as the type has")
     }

@@ -310,7 +310,12 @@ fn null_conditions(rows: NullRows, lowered: &mut Lowered) -> std::collections::B
             NullRow::Row(row) => row,
         };
         let offset = lowered.weights.len.next_multiple_of(64);
-        lowered.plan.constants.push(Constant { name: format!("null of {name}"), ty: row.value_type(), offset, codes: None });
+        lowered.plan.constants.push(Constant {
+            name: format!("null of {name}"),
+            ty: row.value_type(),
+            offset,
+            codes: None,
+        });
         lowered.weights.len = offset + row.bytes().len() as u64;
         lowered.weights.parts.push((offset, row));
         (name, NullCondition::Constant(lowered.plan.constants.len() - 1))

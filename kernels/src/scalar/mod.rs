@@ -6,4 +6,7 @@ mod math;
 mod nn;
 
 pub use math::{act, binary, erf, unary};
-pub use nn::{affine, attention, conv, copy_strided, fake_quant, fake_quant_one, finish, geglu, group_norm, layer_norm, linear, matmul_batched, rms_norm, softmax};
+pub use nn::{
+    affine, attention, conv, copy_strided, fake_quant, fake_quant_one, finish, geglu, group_norm, layer_norm, linear,
+    matmul_batched, rms_norm, softmax,
+};

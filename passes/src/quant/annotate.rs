@@ -237,7 +237,12 @@ fn bare(op: &Op) -> Op {
 fn begin(part: &Part) -> Making {
     let (g, mut to) = (&part.graph, Graph::new(part.graph.name.clone()));
     let map = g.inputs.iter().map(|&v| (v, to.input(&g.value(v).name, g.ty(v).clone()))).collect();
-    Making { part: Part { graph: to, origins: part.origins.clone() }, map, rows: HashMap::new(), rounded: HashMap::new() }
+    Making {
+        part: Part { graph: to, origins: part.origins.clone() },
+        map,
+        rows: HashMap::new(),
+        rounded: HashMap::new(),
+    }
 }
 
 fn finish(g: &Graph, mut m: Making) -> Part {

@@ -134,7 +134,9 @@ fn is_product(node: &Node) -> bool {
 /// Whether the node is a layer to quantize; the reason if one is not.
 fn candidate(g: &Graph, node: &Node, spec: &QuantSpec) -> Option<Result<(), String>> {
     let refuse = |why: &str| Some(Err(why.to_string()));
-    if spec.keep_float.contains(&node.name) && matches!(node.op, Op::Conv { .. } | Op::Linear { .. } | Op::Attention { .. }) {
+    if spec.keep_float.contains(&node.name)
+        && matches!(node.op, Op::Conv { .. } | Op::Linear { .. } | Op::Attention { .. })
+    {
         return refuse("as asked");
     }
     match &node.op {

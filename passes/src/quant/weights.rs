@@ -41,7 +41,8 @@ impl Layout {
 
     /// Position of a weight.
     pub fn at(&self, output: usize, input: usize, rest: usize) -> usize {
-        let (i, j, width) = if self.output_axis == 0 { (output, input, self.inputs) } else { (input, output, self.outputs) };
+        let (i, j, width) =
+            if self.output_axis == 0 { (output, input, self.inputs) } else { (input, output, self.outputs) };
         (i * width + j) * self.rest + rest
     }
 }

@@ -21,7 +21,8 @@ fn plan() -> (Plan, Vec<Bytes>) {
         Tensor::from_f32(&[5, 4], &[0.25; 20]),
         Tensor::from_f32(&[3, 1, 4], &[1.0; 12]),
     ];
-    let constant = |(i, t): (usize, &Tensor)| Constant { name: format!("w{i}"), ty: t.value_type(), offset: 0, codes: None };
+    let constant =
+        |(i, t): (usize, &Tensor)| Constant { name: format!("w{i}"), ty: t.value_type(), offset: 0, codes: None };
     let mut constants: Vec<Constant> = tensors.iter().enumerate().map(constant).collect();
     lay_out(&mut constants);
     let input = |name: &str, ty: ValueType, role| PlanInput { name: name.into(), ty, role };

@@ -54,8 +54,7 @@ pub fn lay_out(constants: &mut [Constant]) -> u64 {
 
 /// Bytes of a constant whose sizes are known.
 fn byte_len(constant: &Constant) -> Option<u64> {
-    let shape = constant.ty.fixed_shape()?;
-    Some(element_count(&shape)? as u64 * constant.ty.dtype.size() as u64)
+    constant.stored_bytes().map(|bytes| bytes as u64)
 }
 
 /// Writes an artifact to `path` through a temporary file beside it; `force` replaces what is there.

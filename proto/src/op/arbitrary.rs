@@ -247,8 +247,11 @@ fn composites(wild: bool) -> BoxedStrategy<Op> {
         act().prop_map(|act| Op::Geglu { act }),
         Just(Op::Affine),
         (1..9u8, vec(n(), 0..3)).prop_map(|(bits, segments)| Op::FakeQuant { bits, segments }),
-        (0..3usize, vec(n(), 0..3))
-            .prop_map(|(output_axis, segments)| Op::DequantizeWeight { bits: 8, output_axis, segments }),
+        (0..3usize, vec(n(), 0..3)).prop_map(|(output_axis, segments)| Op::DequantizeWeight {
+            bits: 8,
+            output_axis,
+            segments
+        }),
         (axis(), block(), dtype()).prop_map(|(axis, block, to)| Op::Quantize { axis, block, to }),
         (axis(), block(), result()).prop_map(|(axis, block, to)| Op::Dequantize { axis, block, to }),
     ]

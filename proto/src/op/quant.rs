@@ -100,7 +100,9 @@ pub(super) fn infer_fake(op: &Op, inputs: &InputTypes) -> Inferred {
             at_most(inputs, 2)?;
             check(matches!(bits, 4 | 8), || format!("`bits` is {bits}, expected 4 or 8"))?;
             let (codes, scale) = (required(inputs, 0, "codes")?, required(inputs, 1, "scale")?);
-            check(codes.dtype == DType::I8 && codes.rank() >= 2, || format!("codes is {codes}, expected i8 of rank ≥ 2"))?;
+            check(codes.dtype == DType::I8 && codes.rank() >= 2, || {
+                format!("codes is {codes}, expected i8 of rank ≥ 2")
+            })?;
             check(*output_axis < 2, || format!("`output_axis` is {output_axis}, expected 0 or 1"))?;
             let count = count_segments(segments, &codes.shape[1 - output_axis])?;
             let expected = ValueType::new(DType::F32, vec![codes.shape[*output_axis].clone(), (count as i64).into()]);

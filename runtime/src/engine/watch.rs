@@ -65,7 +65,8 @@ impl Engine {
                     return Err(EngineError::Length { what: "a row of a table", found, expected });
                 }
                 let mut arena = Arena::new(bytes.len());
-                let all: &mut [u8] = arena.get_mut(cqc_kernels::arena::Span::new(0, bytes.len())).expect("an arena holds itself");
+                let all: &mut [u8] =
+                    arena.get_mut(cqc_kernels::arena::Span::new(0, bytes.len())).expect("an arena holds itself");
                 all.copy_from_slice(bytes);
                 all[e * *size..][..*size].copy_from_slice(bytes_of(row));
                 *bytes = Bytes::from_owner(super::weights::Owned(arena));

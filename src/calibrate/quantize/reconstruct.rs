@@ -111,10 +111,8 @@ fn collect(
         .iter()
         .map(|&i| (i, Gram::new(inputs(survey.layers[i].weight.as_ref().expect("it has weights")))))
         .collect();
-    let mut trajectories: Vec<Trajectory> = (0..fit)
-        .step_by(denoiser.width())
-        .map(|first| denoiser.begin(request, first))
-        .collect::<Result<_, _>>()?;
+    let mut trajectories: Vec<Trajectory> =
+        (0..fit).step_by(denoiser.width()).map(|first| denoiser.begin(request, first)).collect::<Result<_, _>>()?;
     for (t, &kind) in kinds.iter().enumerate() {
         for (batch, trajectory) in trajectories.iter_mut().enumerate() {
             let mut watch = |step: &Watched| {

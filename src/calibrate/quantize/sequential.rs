@@ -193,7 +193,8 @@ impl Shadows {
         });
         let names: HashMap<String, (usize, bool)> = names.collect();
         let programs = [ProgramKind::Full, ProgramKind::Cached];
-        let steps = programs.into_iter().flat_map(|kind| plan.program(kind).steps.iter().enumerate().map(move |s| (kind, s)));
+        let steps =
+            programs.into_iter().flat_map(|kind| plan.program(kind).steps.iter().enumerate().map(move |s| (kind, s)));
         let steps = steps.filter_map(|(kind, (i, step))| Some(((kind, i), *names.get(&step.name)?)));
         Shadows { steps: steps.collect(), layers }
     }
@@ -216,7 +217,9 @@ impl Shadows {
             let mut trial = pair.quantized.clone();
             let mut float = Vec::new();
             let mut watch = |step: &Watched| {
-                let Some(&(at, rounded)) = self.steps.get(&(step.kind, step.step)).filter(|_| step.done) else { return };
+                let Some(&(at, rounded)) = self.steps.get(&(step.kind, step.step)).filter(|_| step.done) else {
+                    return;
+                };
                 match rounded {
                     false => float = step.result().to_f32_vec(),
                     true => moments[at].add(&step.result().to_f32_vec(), &float),

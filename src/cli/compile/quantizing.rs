@@ -9,7 +9,7 @@ use cqc::calibrate::quantize::{Fitted, Grouping, Outputs};
 use cqc::calibrate::{Tables, held_out};
 use cqc::compile::{Assembled, Lowered};
 use cqc::model::Model;
-use cqc::quantize::{Quantized, QuantizeOptions, QuantizeError, quantize};
+use cqc::quantize::{QuantizeError, QuantizeOptions, Quantized, quantize};
 use cqc_passes::calib::compensate::Mode;
 use cqc_passes::quant::annotate::table_name;
 use cqc_passes::quant::{Extra, QuantSpec};
@@ -126,12 +126,20 @@ fn outputs(correct: &[Correct]) -> Outputs {
 }
 
 /// Lowers the quantized loop.
-pub fn lower(assembled: &Assembled, quantized: &Quantized) -> Result<(Lowered, Vec<cqc_proto::cq::CacheCorrection>), Failure> {
+pub fn lower(
+    assembled: &Assembled,
+    quantized: &Quantized,
+) -> Result<(Lowered, Vec<cqc_proto::cq::CacheCorrection>), Failure> {
     Ok(assembled.lower(Some((&quantized.survey, &quantized.fitted.tables, Extra::default())))?)
 }
 
 /// What the artifact says about it; the compensation's tables become constants of the plan.
-pub fn manifest_quant(args: &QuantizingArgs, kind: Quant, quantized: &Quantized, lowered: &mut Lowered) -> cqc_proto::cq::Quant {
+pub fn manifest_quant(
+    args: &QuantizingArgs,
+    kind: Quant,
+    quantized: &Quantized,
+    lowered: &mut Lowered,
+) -> cqc_proto::cq::Quant {
     let Quantized { survey, fitted } = quantized;
     let compensation = compensation(args, fitted, lowered);
     let constants = &lowered.plan.constants;

@@ -97,9 +97,8 @@ impl From<CalibrateError> for Failure {
             CalibrateError::Schedule(reason) => Failure::usage(format!("--schedule: {reason}")),
             CalibrateError::Samples(_) => Failure::usage(what).help("more --calib-samples"),
             CalibrateError::CutInvariant { .. } => Failure::failed(what),
-            CalibrateError::NotFinite { .. } => {
-                Failure::failed(what).help("--quant none tells whether the float model itself goes astray with this sampler")
-            }
+            CalibrateError::NotFinite { .. } => Failure::failed(what)
+                .help("--quant none tells whether the float model itself goes astray with this sampler"),
         }
     }
 }

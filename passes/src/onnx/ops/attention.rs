@@ -77,7 +77,9 @@ fn attention(cx: &mut Cx, c: &Call) -> Done {
     let (mask, causal) = mask(cx, c, &shape, cx.ty(&q)?.dtype)?;
     let mut operands = vec![Some(q.clone()), Some(k.clone()), Some(v)];
     operands.extend(mask.clone().map(Some));
-    let y = cx.emit_all(Op::Attention { heads, kv_heads, scale, causal, softcap, softmax_bits: 0 }, &operands)?.swap_remove(0);
+    let y = cx
+        .emit_all(Op::Attention { heads, kv_heads, scale, causal, softcap, softmax_bits: 0 }, &operands)?
+        .swap_remove(0);
     let y = if four { split_heads(cx, &y, heads)? } else { y };
     if present.is_empty() && c.wants(3) {
         present = vec![Item::Absent("it is not computed".into()), Item::Absent("it is not computed".into())];

@@ -5,7 +5,9 @@ use cqc_proto::op::ReduceKind;
 use cqc_proto::{DType, Dim, Tensor};
 
 pub(super) fn attention(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
-    let Op::Attention { heads, kv_heads, scale, causal, softcap, softmax_bits } = op else { unreachable!("dispatched by `one`") };
+    let Op::Attention { heads, kv_heads, scale, causal, softcap, softmax_bits } = op else {
+        unreachable!("dispatched by `one`")
+    };
     let [q, k, v] = [0, 1, 2].map(|i| c.input(i));
     let dtype = cx.dtype(q);
     let (queries, keys) = (cx.shape(q)[1].clone(), cx.shape(k)[1].clone());

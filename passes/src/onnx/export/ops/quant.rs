@@ -1,8 +1,8 @@
 //! Quantization.
 
 use super::*;
-use cqc_proto::{DType, Dim};
 use cqc_proto::onnx::AttributeProto;
+use cqc_proto::{DType, Dim};
 
 /// Scale in f32, as [] where it is one number.
 fn scale(cx: &mut Cx, c: &Call, axis: Option<usize>) -> Spelled {
@@ -68,7 +68,9 @@ pub(super) fn fake_quant(cx: &mut Cx, c: &Call, bits: u8, segments: &[usize]) ->
     let zeros = cx.cast(c.input(2), DType::U8);
     let mut parts = Vec::new();
     let mut start = 0;
-    for (i, size) in segments.iter().enumerate().map(|(i, &n)| (i, Some(n))).chain(segments.is_empty().then_some((0, None))) {
+    for (i, size) in
+        segments.iter().enumerate().map(|(i, &n)| (i, Some(n))).chain(segments.is_empty().then_some((0, None)))
+    {
         let x = match size {
             Some(size) => part(cx, x, axis, start, size)?,
             None => x,
