@@ -1,7 +1,7 @@
 //! What each part of the method is worth: float, int8 alone, a cache alone, both without care, and then one part after another.
 //!
 //! ```text
-//! cargo bench --bench ablation -- MODEL.onnx --out rows.jsonl [--steps 100] [--interval 10] [--cut auto] [--images 512] [--only ROW,..]
+//! cargo bench --bench ablation -- MODEL.onnx --out rows.jsonl [--steps 100] [--interval 10] [--cut auto] [--images 512] [--only 'ROW;..']
 //!     [--guidance 2 --null-label 8 --labels 0,1,2] [--features F.onnx --real-stats S.npz]
 //! ```
 //! All rows start from the same noise. Appends one JSON object per row to `--out` and leaves out rows that are there already. `--table FILE`
@@ -11,7 +11,7 @@
 mod common;
 
 use common::{BATCH, Bench, Options, arguments, option, rows};
-use cqc::calibrate::quantize::{Grouping, Outputs};
+use cqc::calibrate::quantize::{Grouping, Outputs, Select};
 use cqc::calibrate::{CalibrationOptions, Choice, Correct, Fit, Study, Tables, Wanted};
 use cqc::compile::{Assembled, CachedLoop, LoopOptions, assemble_loop, cut_loop};
 use cqc::model::Model;
@@ -19,6 +19,7 @@ use cqc::quantize::{QuantizeOptions, quantize};
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_passes::calib::compensate::Mode;
+use cqc_passes::calib::select::Tap;
 use cqc_passes::quant::{Extra, QuantSpec};
 use cqc_runtime::denoise::{Compensation, Loop, Request};
 use cqc_runtime::engine::{EngineOptions, Weights};
@@ -59,8 +60,19 @@ struct Quant {
     outputs: Outputs,
     compensation: Option<Mode>,
     reconstruct: bool,
+    select: Samples,
     /// As published: the first and the last layer have 8 bits.
     edges: bool,
+}
+
+/// What ranges are found on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Samples {
+    All,
+    /// A quarter of all pairs of sample and evaluation, drawn at random.
+    Quarter,
+    /// As many, chosen by Q&C's clustering.
+    Tap,
 }
 
 /// One scale for all evaluations, no splits, no corrections.
@@ -72,6 +84,7 @@ const NAIVE: Quant = Quant {
     compensation: None,
     reconstruct: false,
     edges: true,
+    select: Samples::All,
 };
 const PER_STEP: Quant = Quant { grouping: Grouping::PerEvaluation, split: true, ..NAIVE };
 const FLOAT_EDGES: Quant = Quant { edges: false, ..PER_STEP };
@@ -85,6 +98,15 @@ fn all_rows() -> Vec<Row> {
         row("float", None, None),
         row("int8 only", None, Some(PER_STEP)),
         row("int8 only, edges float", None, Some(FLOAT_EDGES)),
+        row("int8 only, DEC quant of all layers", None, Some(Quant { outputs: Outputs::All, ..DEC })),
+        row("int8 only, reconstruction", None, Some(recon)),
+        row("W4A8 only", None, Some(Quant { bits: 4, ..FLOAT_EDGES })),
+        row("W4A8 only, reconstruction", None, Some(Quant { bits: 4, ..recon })),
+        row(
+            "W4A8 only, reconstruction, DEC quant of all layers",
+            None,
+            Some(Quant { bits: 4, outputs: Outputs::All, ..recon }),
+        ),
         row("cache only", uniform, None),
         row("cache only, default", forecast, None),
         row("both, naive", uniform, Some(NAIVE)),
@@ -100,6 +122,8 @@ fn all_rows() -> Vec<Row> {
         row("reconstruction", forecast, Some(recon)),
         row("reconstruction + DEC quant", forecast, Some(Quant { reconstruct: true, ..DEC })),
         row("as published", Some(Schedule::Published), Some(Quant { edges: true, ..DEC })),
+        row("random quarter of the samples", forecast, Some(Quant { select: Samples::Quarter, ..DEC })),
+        row("TAP, as many", forecast, Some(Quant { select: Samples::Tap, ..DEC })),
         row("W4A8", forecast, Some(Quant { bits: 4, ..DEC })),
         row("W4A8, reconstruction", forecast, Some(Quant { bits: 4, ..recon })),
         row(
@@ -122,7 +146,7 @@ fn main() {
     }
     let out = PathBuf::from(option(&options, "out", "rows.jsonl"));
     let (mut bench, model) = Bench::new(Path::new(&model), &options, CALIBRATION);
-    let only: Vec<&str> = option(&options, "only", "").split(',').filter(|s| !s.is_empty()).collect();
+    let only: Vec<&str> = option(&options, "only", "").split(';').filter(|s| !s.is_empty()).collect();
     let interval = option(&options, "interval", "10").parse().unwrap();
     let identity = |row: &Row| {
         json!({"model": bench.name, "steps": bench.steps, "interval": interval, "cut": option(&options, "cut", "auto"),
@@ -256,6 +280,11 @@ impl<'a> Ablation<'a> {
                 refit_cache: row.schedule == Some(Schedule::DpsForecast),
                 compensation: quant.compensation,
                 reconstruct: quant.reconstruct,
+                select: match quant.select {
+                    Samples::All => Select::All,
+                    Samples::Quarter => Select::First(CALIBRATION / 8),
+                    Samples::Tap => Select::Tap(Tap { total: bench.steps * CALIBRATION / 8, ..Tap::default() }),
+                },
                 request: Request { ..bench.calibration.clone() },
                 fit: CALIBRATION / 2,
                 engine: EngineOptions { batch: BATCH, threads: 2, ..Default::default() },

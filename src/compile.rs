@@ -233,6 +233,10 @@ impl Assembled<'_> {
     pub fn lower(&self, quantization: Option<Quantization>) -> Result<(Lowered, Vec<CacheCorrection>), CompileError> {
         let mut bound = self.bound.clone();
         if let Some((survey, tables, extra)) = quantization {
+            // what does not choose a level bears the precision of f16; fits are made in f32
+            if !extra.shadows {
+                quant::narrow_tables(&mut bound);
+            }
             quant::annotate(&mut bound, survey, tables, extra)?;
         }
         let names: Vec<String> = bound.tables.iter().map(|(name, _)| name.clone()).collect();

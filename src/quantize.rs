@@ -1,6 +1,8 @@
 //! Quantizes a loop whose schedule is decided.
 
-use crate::calibrate::quantize::{CacheRefit, Fitted, Grouping, Outputs, Sequential, ranges, reconstruct, sequential};
+use crate::calibrate::quantize::{
+    CacheRefit, Fitted, Grouping, Outputs, Select, Sequential, ranges, reconstruct, select, sequential,
+};
 use crate::calibrate::{CalibrateError, Progress, Tables};
 use crate::compile::{Assembled, CompileError};
 use cqc_passes::calib::compensate::Mode;
@@ -23,6 +25,8 @@ pub struct QuantizeOptions<'a> {
     pub compensation: Option<Mode>,
     /// Whether weights are rounded by what layers read instead of to nearest.
     pub reconstruct: bool,
+    /// Which of them are looked at for ranges.
+    pub select: Select,
     /// Calibration samples; the first `fit` are used.
     pub request: Request,
     /// How many.
@@ -85,7 +89,9 @@ pub fn quantize(
     let all = evaluations * fit.div_ceil(study.width()) * (3 + extra);
     let mut progress = Progress { done: 0, all: all as u64, call: options.progress };
 
-    let mut tables = ranges(&mut study, &survey, &request, fit, grouping, &|_, _| true, &mut progress)?;
+    let selected = select(&options.select, &mut study, &request, fit, &mut progress)?;
+    let is_selected = |sample, t| selected.as_ref().is_none_or(|pairs| pairs.contains(&(sample, t)));
+    let mut tables = ranges(&mut study, &survey, &request, fit, grouping, &is_selected, &mut progress)?;
     if options.reconstruct {
         reconstruct(&mut study, &mut survey, &tables, &request, fit, &mut progress)?;
         study = open(&survey)?.0;

@@ -8,11 +8,14 @@
 
 mod ranges;
 mod reconstruct;
+mod select;
 mod sequential;
 
 pub use ranges::Grouping;
 pub(crate) use ranges::ranges;
 pub(crate) use reconstruct::reconstruct;
+pub use select::Select;
+pub(crate) use select::select;
 pub(crate) use sequential::{CacheRefit, Sequential, sequential};
 pub use sequential::{Fitted, Outputs};
 

@@ -83,21 +83,49 @@ pub fn table_name(of: &str, what: &str) -> String {
     format!("quant:{of}/{what}")
 }
 
+/// Stores the tables that a loop has so far in f16: rows of time embeddings and corrections of the cache, of which there is one per
+/// evaluation. A table that f16 cannot hold to a part in a thousand stays as it is.
+pub fn narrow_tables(bound: &mut Bound) {
+    for (_, table) in &mut bound.tables {
+        narrow(table);
+    }
+}
+
+fn narrow(table: &mut Tensor) {
+    if table.dtype() != DType::F32 {
+        return;
+    }
+    let half = table.to_float(DType::F16);
+    let values = table.to_f32_vec();
+    let most = values.iter().fold(0.0, |most: f32, v| most.max(v.abs()));
+    let close = |(a, b): (&f32, f32)| (a - b).abs() <= 1e-3 * a.abs().max(1e-3 * most);
+    if values.iter().zip(half.to_f32_vec()).all(close) {
+        *table = half;
+    }
+}
+
 /// Rewrites all parts of a loop.
 ///
 /// # Errors
 /// [`OpError`] when a rewritten node does not type-check: a bug here.
 pub fn annotate(bound: &mut Bound, survey: &Survey, tables: &QuantTables, extra: Extra) -> Result<(), OpError> {
-    let mut add = |name: String, values: &[f32]| {
+    let mut add = |name: String, values: &[f32], half: bool| {
         let width = values.len() / tables.evaluations;
-        bound.tables.push((name, Tensor::from_f32(&[tables.evaluations, width], values)));
+        let mut tensor = Tensor::from_f32(&[tables.evaluations, width], values);
+        if half && !extra.shadows {
+            narrow(&mut tensor);
+        }
+        bound.tables.push((name, tensor));
         bound.tables.len() - 1
     };
     let sites = survey.sites.iter().enumerate().zip(&tables.sites);
     let sites: Vec<[usize; 2]> = sites
         .map(|((i, site), table)| {
             let of = format!("{}#{i}", site.name);
-            [add(table_name(&of, "scale"), &table.scale), add(table_name(&of, "zero_point"), &table.zero_point)]
+            [
+                add(table_name(&of, "scale"), &table.scale, false),
+                add(table_name(&of, "zero_point"), &table.zero_point, false),
+            ]
         })
         .collect();
     let corrections: BTreeMap<usize, [usize; 2]> = tables
@@ -105,7 +133,7 @@ pub fn annotate(bound: &mut Bound, survey: &Survey, tables: &QuantTables, extra:
         .iter()
         .map(|(&layer, c)| {
             let key = &survey.layers[layer].key;
-            (layer, [add(table_name(key, "a"), &c.a), add(table_name(key, "bias"), &c.bias)])
+            (layer, [add(table_name(key, "a"), &c.a, true), add(table_name(key, "bias"), &c.bias, true)])
         })
         .collect();
     let layers = survey.layers.iter().enumerate().map(|(i, layer)| (layer.key.as_str(), i)).collect();

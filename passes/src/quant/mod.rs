@@ -8,6 +8,6 @@ mod grid;
 pub mod survey;
 pub mod weights;
 
-pub use annotate::{Extra, OutputCorrection, QuantTables, SiteTable, annotate, shadow_names};
+pub use annotate::{Extra, OutputCorrection, QuantTables, SiteTable, annotate, narrow_tables, shadow_names};
 pub use survey::{Layer, QuantSpec, Site, Survey, survey};
 pub use weights::QuantizedWeight;

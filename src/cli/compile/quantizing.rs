@@ -5,12 +5,13 @@ use super::{Correct, Quant};
 use crate::cli::report::Failure;
 use crate::cli::term::Progress;
 use clap::Args;
-use cqc::calibrate::quantize::{Fitted, Grouping, Outputs};
+use cqc::calibrate::quantize::{Fitted, Grouping, Outputs, Select};
 use cqc::calibrate::{Tables, held_out};
 use cqc::compile::{Assembled, Lowered};
 use cqc::model::Model;
 use cqc::quantize::{QuantizeError, QuantizeOptions, Quantized, quantize};
 use cqc_passes::calib::compensate::Mode;
+use cqc_passes::calib::select::Tap;
 use cqc_passes::quant::annotate::table_name;
 use cqc_passes::quant::{Extra, QuantSpec};
 use cqc_proto::Tensor;
@@ -33,6 +34,10 @@ pub struct QuantizingArgs {
     /// Correct the samples behind every step (Q&C): mse, regression or variance
     #[arg(long, value_name = "MODE", num_args = 0..=1, default_missing_value = "mse", value_parser = ["mse", "regression", "variance", "paper"])]
     pub variance_compensation: Option<String>,
+    /// Which samples ranges are found on: random (all calibration samples, at every step), tap (Q&C's clustering) or tdac (EDA-DM's density
+    /// and diversity), 800 of them
+    #[arg(long, value_name = "HOW", default_value = "random", value_parser = ["random", "tap", "tdac"])]
+    pub calib_select: String,
     /// Round weights by what layers read (second order) instead of to nearest, which 4 bits need
     #[arg(long)]
     pub reconstruct: bool,
@@ -57,6 +62,14 @@ impl QuantizingArgs {
             "paper" => Mode::PaperExact,
             _ => Mode::Mse,
         })
+    }
+
+    fn select(&self, seed: u64) -> Select {
+        match &self.calib_select[..] {
+            "tap" => Select::Tap(Tap { seed, ..Tap::default() }),
+            "tdac" => Select::Tdac(Tap::default().total),
+            _ => Select::All,
+        }
     }
 
     fn spec(&self, bits: u8, model: &Model) -> Result<QuantSpec, Failure> {
@@ -103,6 +116,7 @@ pub fn decide(
             refit_cache: correct.contains(&Correct::Cache),
             compensation: quantizing.mode(),
             reconstruct: quantizing.reconstruct,
+            select: quantizing.select(caching.seed),
             request,
             fit: samples - held_out(samples),
             engine: caching::engine_options(caching, samples),
@@ -113,7 +127,7 @@ pub fn decide(
         },
     );
     drop(shown);
-    let calibration = Calibration { samples, seed, select: "random".into() };
+    let calibration = Calibration { samples, seed, select: quantizing.calib_select.clone() };
     Ok(QuantDecision { quantized: quantized?, calibration })
 }
 

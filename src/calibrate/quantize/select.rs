@@ -1,0 +1,84 @@
+//! Which sample is looked at in which evaluation.
+
+use crate::calibrate::{CalibrateError, Progress};
+use cqc_passes::calib::select::{Pool, Tap, Tdac};
+use cqc_runtime::denoise::{Loop, Request, Trajectory};
+use std::collections::BTreeSet;
+
+/// How calibration inputs are selected from the trajectories.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Select {
+    /// Every sample at every evaluation: the samples themselves are drawn at random.
+    #[default]
+    All,
+    /// Of every evaluation's samples the first so many, as CacheQuant draws them.
+    First(usize),
+    /// Q&C's clustering of samples and evaluations (section 2).
+    Tap(Tap),
+    /// EDA-DM's density and diversity (related methods, section 2); the number of samples that are selected.
+    Tdac(usize),
+}
+
+/// The selected pairs of sample and evaluation; `None`: all of them.
+pub(crate) fn select(
+    how: &Select,
+    denoiser: &mut Loop,
+    request: &Request,
+    fit: usize,
+    progress: &mut Progress,
+) -> Result<Option<BTreeSet<(usize, usize)>>, CalibrateError> {
+    let evaluations = denoiser.sampler().evaluations().len();
+    let pairs = || (0..evaluations).flat_map(|t| (0..fit).map(move |sample| (sample, t)));
+    match how {
+        Select::All => Ok(None),
+        Select::First(count) => Ok(Some(pairs().filter(|(sample, _)| sample < count).collect())),
+        Select::Tap(tap) => {
+            let rows = latents(denoiser, request, fit, progress)?;
+            let evaluations: Vec<usize> = pairs().map(|(_, t)| t).collect();
+            let chosen = tap.select(&Pool::new(&rows, &evaluations));
+            Ok(Some(chosen.into_iter().map(|i| (i % fit, i / fit)).collect()))
+        }
+        Select::Tdac(total) => {
+            let channels = denoiser.channels();
+            let rows = channels_last(&latents(denoiser, request, fit, progress)?, channels, denoiser.sample_shape());
+            let evaluations: Vec<usize> = pairs().map(|(_, t)| t).collect();
+            let tdac = Tdac { total: *total, ..Tdac::new(channels) };
+            let chosen = tdac.select(&Pool::new(&rows, &evaluations));
+            Ok(Some(chosen.into_iter().map(|i| (i % fit, i / fit)).collect()))
+        }
+    }
+}
+
+/// What goes into each evaluation, `[evaluations, fit, …]`.
+fn latents(
+    denoiser: &mut Loop,
+    request: &Request,
+    fit: usize,
+    progress: &mut Progress,
+) -> Result<Vec<f32>, CalibrateError> {
+    let plan = denoiser.engine().plan();
+    let kinds: Vec<_> = (0..plan.evaluations).map(|t| plan.program_at(t)).collect();
+    let mut trajectories: Vec<Trajectory> =
+        (0..fit).step_by(denoiser.width()).map(|first| denoiser.begin(request, first)).collect::<Result<_, _>>()?;
+    let len: usize = denoiser.sample_shape().iter().product();
+    let mut rows = Vec::with_capacity(kinds.len() * fit * len);
+    for kind in kinds {
+        let now: Vec<f32> = trajectories.iter().flat_map(|t| t.x()).copied().collect();
+        rows.extend_from_slice(&now[..fit * len]);
+        for trajectory in &mut trajectories {
+            denoiser.evaluate_as(kind, trajectory)?;
+            progress.step()?;
+            denoiser.advance(trajectory, denoiser.output());
+        }
+    }
+    Ok(rows)
+}
+
+/// `[…, channels, plane]` as `[…, plane, channels]`.
+fn channels_last(rows: &[f32], channels: usize, shape: &[usize]) -> Vec<f32> {
+    let plane: usize = shape[1..].iter().product();
+    let transposed = |row: &[f32]| -> Vec<f32> {
+        (0..plane).flat_map(|at| (0..channels).map(move |c| (c, at))).map(|(c, at)| row[c * plane + at]).collect()
+    };
+    rows.chunks_exact(channels * plane).flat_map(transposed).collect()
+}
