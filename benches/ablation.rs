@@ -16,6 +16,7 @@ use cqc::calibrate::{CalibrationOptions, Choice, Correct, Fit, Study, Tables, Wa
 use cqc::compile::{Assembled, CachedLoop, LoopOptions, assemble_loop, cut_loop};
 use cqc::model::Model;
 use cqc::quantize::{QuantizeOptions, quantize};
+use cqc::stages::Stages;
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_passes::calib::compensate::Mode;
@@ -286,6 +287,7 @@ impl<'a> Ablation<'a> {
                     Samples::Tap => Select::Tap(Tap { total: bench.steps * CALIBRATION / 8, ..Tap::default() }),
                 },
                 request: Request { ..bench.calibration.clone() },
+                stages: &Stages::none(),
                 fit: CALIBRATION / 2,
                 engine: EngineOptions { batch: BATCH, threads: 2, ..Default::default() },
                 progress: &mut |_, _| ControlFlow::Continue(()),

@@ -221,6 +221,11 @@ impl Assembled<'_> {
         self.evaluations
     }
 
+    /// Evaluations that are full; empty without a cache.
+    pub fn full_evaluations(&self) -> &[usize] {
+        self.bound.cached.as_ref().map_or(&[], |cached| &cached.full_evaluations)
+    }
+
     /// The layers of the loop.
     pub fn survey(&self, spec: &QuantSpec) -> Survey {
         quant::survey(&self.bound, spec, self.model.batch_symbol.as_deref())

@@ -9,3 +9,4 @@ pub mod export;
 pub mod io;
 pub mod model;
 pub mod quantize;
+pub mod stages;

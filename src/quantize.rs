@@ -5,8 +5,10 @@ use crate::calibrate::quantize::{
 };
 use crate::calibrate::{CalibrateError, Progress, Tables};
 use crate::compile::{Assembled, CompileError};
+use crate::io::FileError;
+use crate::stages::Stages;
 use cqc_passes::calib::compensate::Mode;
-use cqc_passes::quant::{Extra, OutputCorrection, QuantSpec, QuantTables, Survey};
+use cqc_passes::quant::{Extra, OutputCorrection, QuantSpec, QuantTables, QuantizedWeight, Survey};
 use cqc_runtime::denoise::{DenoiseError, Loop, Request};
 use cqc_runtime::engine::{EngineError, EngineOptions, Weights};
 use std::ops::ControlFlow;
@@ -33,6 +35,8 @@ pub struct QuantizeOptions<'a> {
     pub fit: usize,
     /// How engines are opened; its batch is that of the float loop.
     pub engine: EngineOptions,
+    /// Where results are kept.
+    pub stages: &'a Stages,
     /// Called after every evaluation with the number done and an estimate of all; may break off.
     pub progress: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 }
@@ -60,6 +64,9 @@ pub enum QuantizeError {
     /// From opening it.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// From keeping results.
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 /// Fits ranges and corrections. `assembled` has the corrections `cache` of the cache, if any; `float` runs the same loop uncorrected.
@@ -89,16 +96,31 @@ pub fn quantize(
     let all = evaluations * fit.div_ceil(study.width()) * (3 + extra);
     let mut progress = Progress { done: 0, all: all as u64, call: options.progress };
 
-    let selected = select(&options.select, &mut study, &request, fit, &mut progress)?;
-    let is_selected = |sample, t| selected.as_ref().is_none_or(|pairs| pairs.contains(&(sample, t)));
-    let mut tables = ranges(&mut study, &survey, &request, fit, grouping, &is_selected, &mut progress)?;
-    if options.reconstruct {
-        reconstruct(&mut study, &mut survey, &tables, &request, fit, &mut progress)?;
+    let stages = options.stages;
+    let (mut tables, codes) = stages.run("ranges", || -> Result<_, QuantizeError> {
+        let selected = select(&options.select, &mut study, &request, fit, &mut progress)?;
+        let is_selected = |sample, t| selected.as_ref().is_none_or(|pairs| pairs.contains(&(sample, t)));
+        let tables = ranges(&mut study, &survey, &request, fit, grouping, &is_selected, &mut progress)?;
+        if !options.reconstruct {
+            return Ok((tables, None));
+        }
+        let mut rounded = survey.clone();
+        reconstruct(&mut study, &mut rounded, &tables, &request, fit, &mut progress)?;
+        let codes = rounded.layers.iter().map(|layer| layer.weight.as_ref().map(QuantizedWeight::code_values));
+        Ok((tables, Some(codes.collect::<Vec<Option<Vec<i8>>>>())))
+    })?;
+    if let Some(codes) = codes {
+        let layers = survey.layers.iter_mut().zip(&codes);
+        layers.for_each(|(layer, codes)| {
+            layer.weight = layer.weight.as_ref().zip(codes.as_ref()).map(|(w, c)| w.with_codes(c))
+        });
         study = open(&survey)?.0;
     }
     tables.corrections = start.corrections.clone();
     let cache = cache.filter(|_| refit_cache).map(|tables| CacheRefit { places, tables: tables.clone() });
-    let options = Sequential { cache, compensation, fit };
-    let fitted = sequential(float, &mut study, &survey, tables, &request, options, &mut progress)?;
+    let wanted = Sequential { cache, compensation, fit };
+    let fitted = stages.run("corrections", || -> Result<_, QuantizeError> {
+        Ok(sequential(float, &mut study, &survey, tables, &request, wanted, &mut progress)?)
+    })?;
     Ok(Quantized { survey, fitted })
 }

@@ -91,3 +91,25 @@ fn no_keys_give_zeros() {
     let mut rng = Rng::new(4);
     check(&mut rng, shape(2, [2, 2], [5, 0], [4, 4]), None);
 }
+
+#[test]
+fn rounded_weights_equal_the_definition() {
+    let mut rng = Rng::new(5);
+    for (lengths, causal) in [([30, 20], false), ([70, 600], false), ([300, 300], true)] {
+        let s = AttentionShape { softmax_bits: 8, causal, ..shape(1, [2, 1], lengths, [24, 20]) };
+        let (q, k, v) = (rng.noise(s.lq * s.ldq), rng.noise(s.lk * s.ldk), rng.noise(s.lk * s.ldv));
+        let mut want = vec![0.0; s.lq * s.ldy];
+        scalar::attention(&s, &q, &k, &v, None, &mut want);
+        for isa in isas() {
+            let mut y = vec![0.0; s.lq * s.ldy];
+            let mut scratch = vec![0.0; attention_scratch_len(isa, &s, 2)];
+            attention(isa, &Pool::new(2), &s, &q, &k, &v, None, &mut y, &mut scratch);
+            let worst = y.iter().zip(&want).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+            // exp may differ by an ulp before rounding: a weight that lies between two levels may take the other one, and the sum of weights
+            // is at least 1; without rounding the difference would be 1e-6, with rounding left out some 1e-2
+            assert!(worst <= 3.0 / 255.0, "{isa} {lengths:?}: {worst}");
+            let close = y.iter().zip(&want).filter(|(a, b)| (*a - *b).abs() < 1e-5).count();
+            assert!(close * 10 > y.len() * 9, "{isa} {lengths:?}: {close} of {}", y.len());
+        }
+    }
+}

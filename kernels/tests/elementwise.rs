@@ -105,6 +105,36 @@ fn affine_equals_the_definition() {
     }
 }
 
+#[test]
+fn fake_quant_equals_the_definition() {
+    let mut rng = Rng::new(6);
+    for segments in [vec![1], vec![13], vec![16, 33, 1], vec![128, 64]] {
+        let (rows, c): (usize, usize) = (rng.size(1, 90), segments.iter().sum());
+        let [ldx, ldy] = [0; 2].map(|_| c + rng.size(0, 3));
+        let mut x = rng.noise(rows * ldx);
+        x[0] = f32::NAN;
+        x[(rows - 1) * ldx] = f32::INFINITY;
+        for bits in [2, 4, 8] {
+            let levels = ((1u32 << bits) - 1) as f32;
+            let mut scale: Vec<f32> = segments.iter().map(|_| 2.0 / levels * rng.size(1, 4) as f32 / 3.0).collect();
+            if segments.len() > 1 {
+                scale[1] = 0.0; // passes
+            }
+            let zero_point: Vec<f32> = segments.iter().map(|_| rng.size(0, levels as usize) as f32).collect();
+            let how = FakeQuant { bits, segments: &segments, scale: &scale, zero_point: &zero_point };
+            let mut want = vec![7.0; rows * ldy];
+            scalar::fake_quant(rows, &x, ldx, &how, &mut want, ldy);
+            for isa in isas() {
+                let mut y = vec![7.0; rows * ldy];
+                fake_quant(isa, &Pool::new(2), rows, &x, ldx, &how, &mut y, ldy);
+                // the same bits, NaN that passed included
+                let bits_of = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits_of(&y), bits_of(&want), "{isa} {bits} bits {segments:?}");
+            }
+        }
+    }
+}
+
 /// A random order of `0..n`.
 fn shuffled(rng: &mut Rng, n: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();

@@ -114,7 +114,7 @@ pub struct Loop {
 }
 
 /// Q&C's correction of the samples (section 3): behind every evaluation, `x · scale + shift` per channel of the sample.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Compensation {
     /// `[evaluations · channels]`, channels being the first axis of a sample.
     pub scale: Vec<f32>,

@@ -8,9 +8,10 @@ use super::{CalibrateError, CalibrationOptions, Correct, Progress, Wanted};
 use cqc_passes::cache::band::Band;
 use cqc_passes::cache::schedule::{self, Quadratic, ScheduleKind, full_count, group_lengths};
 use cqc_runtime::denoise::{Loop, Request};
+use serde::{Deserialize, Serialize};
 
 /// What was decided.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Choice {
     /// Full evaluations, ascending from 0.
     pub full: Vec<usize>,
@@ -25,7 +26,7 @@ pub struct Choice {
 }
 
 /// A candidate on held-out samples.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// How its schedule was found.
     pub method: String,

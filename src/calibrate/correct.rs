@@ -8,7 +8,7 @@ use cqc_runtime::denoise::{Loop, Request, Trajectory};
 use std::fmt;
 
 /// How tables are fitted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Fit {
     /// Both tensors from the ordinary trajectory (CacheQuant section 7.3).
     TeacherForced,

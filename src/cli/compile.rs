@@ -15,6 +15,7 @@ use cqc::calibrate::Choice;
 use cqc::compile::{CachedLoop, LoopOptions, Lowered, assemble_loop, compile_loop, cut_loop};
 use cqc::io::{FileError, Overwrite, check_target, write_atomic};
 use cqc::model::{Model, ModelOptions};
+use cqc::stages::Stages;
 use cqc_proto::cq::{self, Manifest, NullCondition, Schedule, SourceModel, WriteError};
 use cqc_proto::plan::{Constant, InputRole, PlanInput};
 use cqc_proto::sampler::{SamplerConfig, SamplerKind};
@@ -142,14 +143,16 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
         false => None,
     };
     let trajectory = trajectory(args, &model, &sampler, &null);
+    let stages = stages(args, &model, &options)?;
     let correct = args.correct.contains(&Correct::Cache);
-    let decide = |cached: &CachedLoop| caching::decide(&args.caching, correct, &model, cached, &trajectory, quiet);
+    let decide =
+        |cached: &CachedLoop| caching::decide(&args.caching, correct, &model, cached, &trajectory, &stages, quiet);
     let decision = cached.as_ref().map(decide).transpose()?;
     let quantized = match args.quant {
         Quant::None => None,
         kind => {
             let choice = decision.as_ref().map(|d| &d.choice);
-            Some(quantize(args, kind, &model, &options, cached.as_ref().zip(choice), &trajectory, quiet)?)
+            Some(quantize(args, kind, &model, &options, cached.as_ref().zip(choice), &trajectory, &stages, quiet)?)
         }
     };
     let (mut lowered, corrections) = match (&quantized, &cached, &decision) {
@@ -192,6 +195,7 @@ fn quantize(
     options: &LoopOptions,
     cached: Option<(&CachedLoop, &Choice)>,
     trajectory: &Trajectory,
+    stages: &Stages,
     quiet: bool,
 ) -> Result<QuantDecision, Failure> {
     let wanted = (&args.caching, &args.quantizing, kind, &args.correct[..]);
@@ -199,13 +203,23 @@ fn quantize(
         Some((cached, choice)) => {
             let tables = choice.tables.as_ref().map(|(_, tables)| tables);
             let assembled = cached.assemble(&choice.full, tables)?;
-            quantizing::decide(wanted, model, &assembled, tables, &cached.uncorrected()?, trajectory, quiet)
+            quantizing::decide(wanted, model, &assembled, tables, &cached.uncorrected()?, trajectory, stages, quiet)
         }
         None => {
             let float = compile_loop(model, options)?;
-            quantizing::decide(wanted, model, &assemble_loop(model, options)?, None, &float, trajectory, quiet)
+            quantizing::decide(wanted, model, &assemble_loop(model, options)?, None, &float, trajectory, stages, quiet)
         }
     }
+}
+
+/// Where results of calibration are kept, for this model and loop.
+fn stages(args: &CompileArgs, model: &Model, options: &LoopOptions) -> Result<Stages, Failure> {
+    let Some(directory) = &args.caching.work_dir else { return Ok(Stages::none()) };
+    let shapes: Vec<String> = model.inputs.iter().map(|i| i.ty.to_string()).collect();
+    let sampler = serde_json::to_vec(&options.sampler).expect("a sampler's configuration is plain data");
+    let text = format!("{} {} {shapes:?}", env!("CARGO_PKG_VERSION"), options.steps);
+    let stages = Stages::new(directory)?.depending_on(model.blake3.as_bytes()).depending_on(&sampler);
+    Ok(stages.depending_on(text.as_bytes()))
 }
 
 /// What calibration runs.

@@ -261,5 +261,6 @@ pub fn fake_quant_one(x: f32, scale: f32, zero: f32, bits: u8) -> f32 {
     // the bounds are whole, so that rounding behind the clamp is the same
     let steps = x * (1.0 / scale);
     let steps = if steps > low { steps } else { low };
-    (if steps < high { steps } else { high }).round_ties_even() * scale
+    // integers have no −0
+    ((if steps < high { steps } else { high }).round_ties_even() + 0.0) * scale
 }

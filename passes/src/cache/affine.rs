@@ -178,7 +178,7 @@ impl BandMoments {
 }
 
 /// `x · scale + shift (+ what was stored before · previous)`, per channel.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Affine {
     /// One factor per channel.
     pub scale: Vec<f32>,

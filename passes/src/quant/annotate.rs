@@ -18,7 +18,7 @@ use cqc_proto::{DType, Op, Tensor, ValueType};
 use std::collections::{BTreeMap, HashMap};
 
 /// What is fitted: tables by evaluation.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct QuantTables {
     /// Evaluations.
     pub evaluations: usize,
@@ -29,7 +29,7 @@ pub struct QuantTables {
 }
 
 /// How a site is rounded.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct SiteTable {
     /// `[evaluations · segments]`; 0 = not rounded.
     pub scale: Vec<f32>,
@@ -38,7 +38,7 @@ pub struct SiteTable {
 }
 
 /// CacheQuant's correction for quantization (section 7.4), bias outside: `a · sum + b`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct OutputCorrection {
     /// `[evaluations · channels]`.
     pub a: Vec<f32>,

@@ -77,6 +77,11 @@ impl QuantizedWeight {
         }
     }
 
+    /// The codes, in the order of the weights.
+    pub fn code_values(&self) -> Vec<i8> {
+        self.codes.bytes().iter().map(|&b| b as i8).collect()
+    }
+
     /// The same with other codes.
     ///
     /// # Panics

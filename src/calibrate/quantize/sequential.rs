@@ -63,6 +63,7 @@ pub struct Sequential {
 }
 
 /// What was fitted.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Fitted {
     /// Ranges as given, corrections of layers as fitted.
     pub tables: QuantTables,

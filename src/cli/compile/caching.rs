@@ -11,6 +11,7 @@ use cqc::calibrate::{CalibrationOptions, Choice, Correct, Fit, Wanted, check_cut
 use cqc::compile::{CachedLoop, Lowered};
 use cqc::io::{FileError, read_array};
 use cqc::model::Model;
+use cqc::stages::Stages;
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::{Quadratic, Root, ScheduleKind};
 use cqc_proto::Tensor;
@@ -63,6 +64,9 @@ pub struct CachingArgs {
     /// Value of a conditioning input for the calibration samples, one row per sample or one for all. Repeatable
     #[arg(long, value_name = "NAME=FILE")]
     pub cond: Vec<NamedFile>,
+    /// Keep the results of calibration in this directory and go on from them after an interruption
+    #[arg(long, value_name = "DIR")]
+    pub work_dir: Option<PathBuf>,
     #[command(flatten)]
     pub threads: Threads,
 }
@@ -158,6 +162,7 @@ pub fn decide(
     model: &Model,
     cached: &CachedLoop,
     trajectory: &Trajectory,
+    stages: &Stages,
     quiet: bool,
 ) -> Result<Decision, Failure> {
     let request = calibration_request(args, model, trajectory)?;
@@ -174,28 +179,44 @@ pub fn decide(
 
     let (samples, seed) = (request.samples, request.noise.is_none().then_some(args.seed));
     let mut shown: Option<Progress> = None;
-    let choice = choose(
-        &mut denoiser,
-        CalibrationOptions {
+    let correct = match (correct, &args.cache_fit[..]) {
+        (false, _) => Correct::Never,
+        (true, "teacher-forced") => Correct::Always(Fit::TeacherForced),
+        (true, "sequential") => Correct::Always(Fit::Sequential),
+        (true, "forecast") => Correct::Always(Fit::Forecast),
+        (true, _) => Correct::Best,
+    };
+    let stages = stages.depending_on(&calibration_key(args, &request));
+    let stages = stages.depending_on(format!("{} {schedule:?} {correct:?}", cached.cut_name).as_bytes());
+    let choice = stages.run("schedule", || -> Result<Choice, Failure> {
+        let options = CalibrationOptions {
             interval: args.interval as usize,
             schedule,
-            correct: match (correct, &args.cache_fit[..]) {
-                (false, _) => Correct::Never,
-                (true, "teacher-forced") => Correct::Always(Fit::TeacherForced),
-                (true, "sequential") => Correct::Always(Fit::Sequential),
-                (true, "forecast") => Correct::Always(Fit::Forecast),
-                (true, _) => Correct::Best,
-            },
+            correct,
             request,
             output_samples: OUTPUT_SAMPLES,
             progress: &mut |_, all| {
                 shown.get_or_insert_with(|| Progress::new("calibrating", all, quiet)).step();
                 ControlFlow::Continue(())
             },
-        },
-    )?;
+        };
+        Ok(choose(&mut denoiser, options)?)
+    })?;
     drop(shown);
     Ok(Decision { choice, calibration: Calibration { samples, seed, select: "random".into() } })
+}
+
+/// What calibration depends on besides the loop: the samples and how many are computed at once.
+pub fn calibration_key(args: &CachingArgs, request: &Request) -> Vec<u8> {
+    let Request { samples, seed, first, noise, conditions, unconditional, guidance } = request;
+    let text = format!("{} {} {samples} {seed} {first} {guidance}", args.interval, args.calib_batch);
+    let mut key = text.into_bytes();
+    let tensors = noise.iter().chain(conditions.values()).chain(unconditional.values());
+    for tensor in tensors {
+        key.extend(format!(" {} ", tensor.value_type()).bytes());
+        key.extend_from_slice(tensor.bytes());
+    }
+    key
 }
 
 /// How engines of calibration are opened.

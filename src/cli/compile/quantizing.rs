@@ -10,6 +10,7 @@ use cqc::calibrate::{Tables, held_out};
 use cqc::compile::{Assembled, Lowered};
 use cqc::model::Model;
 use cqc::quantize::{QuantizeError, QuantizeOptions, Quantized, quantize};
+use cqc::stages::Stages;
 use cqc_passes::calib::compensate::Mode;
 use cqc_passes::calib::select::Tap;
 use cqc_passes::quant::annotate::table_name;
@@ -98,10 +99,14 @@ pub fn decide(
     cache: Option<&Tables>,
     float: &Lowered,
     trajectory: &Trajectory,
+    stages: &Stages,
     quiet: bool,
 ) -> Result<QuantDecision, Failure> {
     let (caching, quantizing, quant, correct) = args;
     let request = caching::calibration_request(caching, model, trajectory)?;
+    let full = float.plan.cache.as_ref().map(|_| assembled.full_evaluations());
+    let stages = stages.depending_on(&caching::calibration_key(caching, &request));
+    let stages = &stages.depending_on(format!("{full:?} {cache:?} {quantizing:?} {quant:?} {correct:?}").as_bytes());
     let (samples, seed) = (request.samples, request.noise.is_none().then_some(caching.seed));
     let mut float = caching::open_loop(caching, float, trajectory, samples)?;
     let mut shown: Option<Progress> = None;
@@ -118,6 +123,7 @@ pub fn decide(
             reconstruct: quantizing.reconstruct,
             select: quantizing.select(caching.seed),
             request,
+            stages,
             fit: samples - held_out(samples),
             engine: caching::engine_options(caching, samples),
             progress: &mut |_, all| {
@@ -234,6 +240,7 @@ impl From<QuantizeError> for Failure {
             QuantizeError::Compile(e) => e.into(),
             QuantizeError::Denoise(e) => e.into(),
             QuantizeError::Engine(e) => e.into(),
+            QuantizeError::File(e) => e.into(),
         }
     }
 }

@@ -1,0 +1,299 @@
+//! Quantization from the model to the samples: what is fitted, what it costs, what is written.
+
+mod common;
+
+use cqc::calibrate::quantize::{Grouping, Outputs, Select};
+use cqc::calibrate::{CalibrationOptions, Choice, Correct, Fit, Wanted, choose};
+use cqc::compile::{Assembled, CachedLoop, LoopOptions, Lowered, assemble_loop, compile_loop, cut_loop};
+use cqc::model::{Model, ModelOptions};
+use cqc::quantize::{QuantizeError, QuantizeOptions, Quantized, quantize};
+use cqc::stages::Stages;
+use cqc_passes::cache::CutSpec;
+use cqc_passes::cache::schedule::ScheduleKind;
+use cqc_passes::calib::compensate::Mode;
+use cqc_passes::calib::select::Tap;
+use cqc_passes::quant::{Extra, QuantSpec};
+use cqc_proto::Tensor;
+use cqc_proto::plan::ProgramKind;
+use cqc_proto::sampler::{SamplerConfig, SamplerKind};
+use cqc_runtime::denoise::{Loop, Request};
+use cqc_runtime::engine::{EngineOptions, Weights};
+use cqc_runtime::sampler::Sampler;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models").join(format!("{name}.onnx"))
+}
+
+fn load(name: &str) -> Model {
+    Model::load(&path(name), &ModelOptions::default(), |_, _| {}).unwrap()
+}
+
+/// A loop of a model that is to be quantized.
+struct Case<'a> {
+    model: &'a Model,
+    options: LoopOptions,
+    cached: CachedLoop<'a>,
+    request: Request,
+}
+
+/// How.
+#[derive(Clone)]
+struct How {
+    bits: u8,
+    outputs: Outputs,
+    grouping: Grouping,
+    compensation: Option<Mode>,
+    reconstruct: bool,
+    select: Select,
+    fit: usize,
+    threads: usize,
+}
+
+const PLAIN: How = How {
+    bits: 8,
+    outputs: Outputs::None,
+    grouping: Grouping::PerEvaluation,
+    compensation: None,
+    reconstruct: false,
+    select: Select::All,
+    fit: 4,
+    threads: 2,
+};
+
+impl<'a> Case<'a> {
+    fn new(model: &'a Model, kind: SamplerKind, steps: usize, request: Request) -> Case<'a> {
+        let options = LoopOptions { sampler: SamplerConfig::of_kind(kind), steps };
+        let cached = cut_loop(model, &options, &CutSpec::Auto).unwrap();
+        Case { model, options, cached, request }
+    }
+
+    fn open(&self, lowered: &Lowered, threads: usize) -> Loop {
+        let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
+        let sampler = Sampler::new(&self.options.sampler, self.options.steps).unwrap();
+        Loop::open(&weights, sampler, self.request.guidance != 1.0, &engine(threads)).unwrap()
+    }
+
+    fn choice(&self, interval: usize) -> Choice {
+        let mut denoiser = self.open(&self.cached.uncorrected().unwrap(), 2);
+        let options = CalibrationOptions {
+            interval,
+            schedule: Wanted::Method(ScheduleKind::Uniform),
+            correct: Correct::Always(Fit::Forecast),
+            request: Request { seed: 1000, ..self.request.clone() },
+            output_samples: 2,
+            progress: &mut |_, _| ControlFlow::Continue(()),
+        };
+        choose(&mut denoiser, options).unwrap()
+    }
+
+    fn quantize(&self, choice: Option<&Choice>, how: &How) -> Result<(Quantized, Lowered), QuantizeError> {
+        let tables = choice.and_then(|c| c.tables.as_ref()).map(|(_, tables)| tables);
+        let assemble = |tables| -> Assembled<'_> {
+            match choice {
+                Some(choice) => self.cached.assemble(&choice.full, tables).unwrap(),
+                None => assemble_loop(self.model, &self.options).unwrap(),
+            }
+        };
+        let mut float = self.open(&self.cached.uncorrected().unwrap(), how.threads);
+        let quantized = quantize(
+            &assemble(tables),
+            tables,
+            &mut float,
+            QuantizeOptions {
+                spec: QuantSpec::new(how.bits),
+                grouping: how.grouping,
+                outputs: how.outputs,
+                refit_cache: true,
+                compensation: how.compensation,
+                reconstruct: how.reconstruct,
+                select: how.select.clone(),
+                request: Request { seed: 1000, ..self.request.clone() },
+                stages: &Stages::none(),
+                fit: how.fit,
+                engine: engine(how.threads),
+                progress: &mut |_, _| ControlFlow::Continue(()),
+            },
+        )?;
+        let assembled = assemble(quantized.fitted.cache.as_ref().or(tables));
+        let lowered = assembled.lower(Some((&quantized.survey, &quantized.fitted.tables, Extra::default())))?.0;
+        Ok((quantized, lowered))
+    }
+
+    fn sample(&self, lowered: &Lowered, quantized: Option<&Quantized>) -> Vec<f32> {
+        let mut denoiser = self.open(lowered, 1);
+        denoiser.set_compensation(quantized.and_then(|q| q.fitted.compensation.clone())).unwrap();
+        denoiser.sample(&self.request, &mut |_| ControlFlow::Continue(())).unwrap().to_f32_vec()
+    }
+}
+
+fn engine(threads: usize) -> EngineOptions {
+    EngineOptions { batch: 2, threads, ..Default::default() }
+}
+
+fn plain(samples: usize) -> Request {
+    Request { samples, guidance: 1.0, ..Request::default() }
+}
+
+/// Signal to error, dB.
+fn sqnr(found: &[f32], expected: &[f32]) -> f64 {
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let error: f64 = found.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
+    10.0 * (expected.iter().map(|&x| square(x)).sum::<f64>() / error).log10()
+}
+
+#[test]
+fn the_trained_model_survives_8_bits_with_and_without_a_cache() {
+    let model = load("ddpm-shapes32");
+    let case = Case::new(&model, SamplerKind::Ddim, 20, plain(4));
+    let float = case.sample(&compile_loop(&model, &case.options).unwrap(), None);
+    let (quantized, lowered) = case.quantize(None, &PLAIN).unwrap();
+    let alone = sqnr(&case.sample(&lowered, None), &float);
+    assert!(alone > 20.0, "8 bits: {alone:.1} dB");
+    // the first and the last layer have 3 channels at one end
+    let float_layers: Vec<&str> = quantized.survey.float_layers.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(float_layers.len(), 2, "{float_layers:?}");
+
+    let choice = case.choice(4);
+    let cached = sqnr(&case.sample(&case.cached.decided(&choice).unwrap().0, None), &float);
+    let how = How { outputs: Outputs::Cut, ..PLAIN };
+    let (quantized, lowered) = case.quantize(Some(&choice), &how).unwrap();
+    assert!(!quantized.fitted.tables.corrections.is_empty());
+    let both = sqnr(&case.sample(&lowered, None), &float);
+    assert!(both > cached - 3.0, "the cache alone {cached:.1} dB, with 8 bits {both:.1}");
+}
+
+#[test]
+fn weights_take_a_byte_or_half_of_one() {
+    let model = load("ddpm-shapes32");
+    let case = Case::new(&model, SamplerKind::Ddim, 50, plain(2));
+    // float weights of the source: 4 bytes per parameter
+    let float = 4.0 * model.parameters as f64;
+    for (bits, limit) in [(8, 0.27), (4, 0.15)] {
+        let spec = QuantSpec::new(bits);
+        let assembled = assemble_loop(&model, &case.options).unwrap();
+        let survey = assembled.survey(&spec);
+        let tables = cqc_passes::quant::QuantTables::float(&survey, assembled.evaluations());
+        let lowered = assembled.lower(Some((&survey, &tables, Extra::default()))).unwrap().0;
+        let share = lowered.weights.len as f64 / float;
+        assert!(share < limit, "{bits} bits: {share:.3} of the float weights");
+    }
+}
+
+#[test]
+fn second_order_rounding_helps_4_bits() {
+    let model = load("ddpm-shapes32");
+    let case = Case::new(&model, SamplerKind::Ddim, 10, plain(4));
+    let float = case.sample(&compile_loop(&model, &case.options).unwrap(), None);
+    let quality = |reconstruct| {
+        let (_, lowered) = case.quantize(None, &How { bits: 4, reconstruct, ..PLAIN }).unwrap();
+        sqnr(&case.sample(&lowered, None), &float)
+    };
+    let (nearest, second_order) = (quality(false), quality(true));
+    assert!(second_order > nearest + 1.0, "nearest {nearest:.1} dB, second order {second_order:.1}");
+}
+
+#[test]
+fn fits_do_not_depend_on_threads() {
+    let model = load("ddpm-shapes32");
+    let case = Case::new(&model, SamplerKind::Ddim, 6, plain(4));
+    let choice = case.choice(3);
+    let how = How {
+        outputs: Outputs::All,
+        compensation: Some(Mode::Mse),
+        reconstruct: true,
+        select: Select::Tap(Tap { total: 12, clusters: 4, ..Tap::default() }),
+        ..PLAIN
+    };
+    let bytes = |threads| {
+        let (quantized, lowered) = case.quantize(Some(&choice), &How { threads, ..how.clone() }).unwrap();
+        (lowered.weight_bytes().unwrap(), quantized.fitted.compensation)
+    };
+    assert!(bytes(1) == bytes(2));
+}
+
+#[test]
+fn guided_split_and_order_aware_loops_are_quantized() {
+    let labels = |n: i64| Tensor::from_i64(&[n as usize], &(0..n).collect::<Vec<_>>());
+    for (name, kind) in [("dit-dy23", SamplerKind::Ddim), ("dit-ts14-static", SamplerKind::Plms)] {
+        let model = load(name);
+        let input = model.inputs.iter().find(|i| i.role == cqc_proto::plan::InputRole::Condition).unwrap();
+        let request = Request {
+            guidance: 2.0,
+            conditions: BTreeMap::from([(input.name.clone(), labels(4))]),
+            unconditional: BTreeMap::from([(input.name.clone(), labels(1))]),
+            ..plain(4)
+        };
+        let case = Case::new(&model, kind, 6, request);
+        let choice = case.choice(2);
+        let float = case.sample(&case.cached.decided(&choice).unwrap().0, None);
+        for outputs in [Outputs::Cut, Outputs::All] {
+            let (quantized, lowered) = case.quantize(Some(&choice), &How { outputs, ..PLAIN }).unwrap();
+            assert!(!quantized.fitted.tables.corrections.is_empty(), "{name} {outputs:?}");
+            let found = sqnr(&case.sample(&lowered, None), &float);
+            assert!(found > 15.0, "{name} {outputs:?}: {found:.1} dB");
+        }
+    }
+}
+
+#[test]
+fn shared_ranges_cover_what_each_evaluation_needs() {
+    let model = load("dit-ts14-static");
+    let labels = Tensor::from_i64(&[2], &[0, 1]);
+    let input = model.inputs.iter().find(|i| i.role == cqc_proto::plan::InputRole::Condition).unwrap();
+    let request = Request { conditions: BTreeMap::from([(input.name.clone(), labels)]), ..plain(2) };
+    let case = Case::new(&model, SamplerKind::Ddim, 8, request);
+    let distinct = |grouping| {
+        let (quantized, _) = case.quantize(None, &How { grouping, fit: 2, ..PLAIN }).unwrap();
+        let count = |scale: &[f32]| scale.iter().map(|s| s.to_bits()).collect::<std::collections::BTreeSet<_>>().len();
+        quantized.fitted.tables.sites.iter().map(|site| count(&site.scale)).max().unwrap()
+    };
+    assert_eq!(distinct(Grouping::Pooled), 1);
+    assert!((2..=3).contains(&distinct(Grouping::Groups(3))));
+    assert!(distinct(Grouping::PerEvaluation) > 3);
+}
+
+#[test]
+fn a_single_step_and_a_single_sample_are_enough() {
+    let model = load("ddpm-shapes32");
+    let case = Case::new(&model, SamplerKind::Ddim, 1, plain(1));
+    let how = How { fit: 1, outputs: Outputs::All, compensation: Some(Mode::Variance), ..PLAIN };
+    let (quantized, lowered) = case.quantize(None, &how).unwrap();
+    let found = case.sample(&lowered, Some(&quantized));
+    assert!(found.iter().all(|x| x.is_finite()));
+}
+
+#[test]
+fn activations_that_are_not_finite_are_named() {
+    let model = load("ddpm-shapes32");
+    let mut case = Case::new(&model, SamplerKind::Ddim, 4, plain(2));
+    let noise = vec![f32::NAN; 2 * 3 * 32 * 32];
+    case.request.noise = Some(Tensor::from_f32(&[2, 3, 32, 32], &noise));
+    let Err(error) = case.quantize(None, &How { fit: 2, ..PLAIN }) else { panic!("NaN has no range") };
+    let text = error.to_string();
+    assert!(text.contains("not finite at evaluation 0") && text.contains('/'), "{text}");
+}
+
+#[test]
+fn rounding_is_what_the_definition_says() {
+    let model = load("dit-dy23");
+    let labels = |n: i64| Tensor::from_i64(&[n as usize], &(0..n).collect::<Vec<_>>());
+    let input = model.inputs.iter().find(|i| i.role == cqc_proto::plan::InputRole::Condition).unwrap();
+    let request = Request { conditions: BTreeMap::from([(input.name.clone(), labels(2))]), ..plain(2) };
+    let case = Case::new(&model, SamplerKind::Ddim, 3, request);
+    let (_, lowered) = case.quantize(None, &How { outputs: Outputs::All, fit: 2, ..PLAIN }).unwrap();
+    let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
+    let sampler = || Sampler::new(&case.options.sampler, 3).unwrap();
+    let output = |reference| {
+        let options = EngineOptions { reference, ..engine(1) };
+        let mut denoiser = Loop::open(&weights, sampler(), false, &options).unwrap();
+        let mut trajectory = denoiser.begin(&case.request, 0).unwrap();
+        denoiser.evaluate_as(ProgramKind::Full, &mut trajectory).unwrap();
+        denoiser.output().to_vec()
+    };
+    // sums in another order: an activation that lies between two levels may take the other one
+    let found = sqnr(&output(false), &output(true));
+    assert!(found > 35.0, "{found:.1} dB");
+}
