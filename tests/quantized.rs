@@ -122,6 +122,13 @@ impl<'a> Case<'a> {
         Ok((quantized, lowered))
     }
 
+    fn first_answer(&self, lowered: &Lowered) -> Vec<f32> {
+        let mut denoiser = self.open(lowered, 1);
+        let mut trajectory = denoiser.begin(&self.request, 0).unwrap();
+        denoiser.evaluate_as(ProgramKind::Full, &mut trajectory).unwrap();
+        denoiser.output().to_vec()
+    }
+
     fn sample(&self, lowered: &Lowered, quantized: Option<&Quantized>) -> Vec<f32> {
         let mut denoiser = self.open(lowered, 1);
         denoiser.set_compensation(quantized.and_then(|q| q.fitted.compensation.clone())).unwrap();
@@ -228,12 +235,14 @@ fn guided_split_and_order_aware_loops_are_quantized() {
         };
         let case = Case::new(&model, kind, 6, request);
         let choice = case.choice(2);
-        let float = case.sample(&case.cached.decided(&choice).unwrap().0, None);
+        // what these random networks answer moves the next answer, so that loops drift apart: one evaluation is compared
+        let float = case.first_answer(&case.cached.decided(&choice).unwrap().0);
         for outputs in [Outputs::Cut, Outputs::All] {
             let (quantized, lowered) = case.quantize(Some(&choice), &How { outputs, ..PLAIN }).unwrap();
             assert!(!quantized.fitted.tables.corrections.is_empty(), "{name} {outputs:?}");
-            let found = sqnr(&case.sample(&lowered, None), &float);
-            assert!(found > 15.0, "{name} {outputs:?}: {found:.1} dB");
+            let found = sqnr(&case.first_answer(&lowered), &float);
+            assert!(found > 20.0, "{name} {outputs:?}: {found:.1} dB");
+            assert!(case.sample(&lowered, None).iter().all(|x| x.is_finite()));
         }
     }
 }
