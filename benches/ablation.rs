@@ -276,6 +276,7 @@ impl<'a> Ablation<'a> {
             &mut float,
             QuantizeOptions {
                 spec,
+                target_psnr: None,
                 grouping: quant.grouping,
                 outputs: quant.outputs,
                 refit_cache: row.schedule == Some(Schedule::DpsForecast),

@@ -1,5 +1,7 @@
 //! Quantizes a loop whose schedule is decided.
 
+mod keep_float;
+
 use crate::calibrate::quantize::{
     CacheRefit, Fitted, Grouping, Outputs, Select, Sequential, ranges, reconstruct, select, sequential,
 };
@@ -11,12 +13,16 @@ use cqc_passes::calib::compensate::Mode;
 use cqc_passes::quant::{Extra, OutputCorrection, QuantSpec, QuantTables, QuantizedWeight, Survey};
 use cqc_runtime::denoise::{DenoiseError, Loop, Request};
 use cqc_runtime::engine::{EngineError, EngineOptions, Weights};
+use keep_float::{Trial, keep_float};
 use std::ops::ControlFlow;
 
 /// How a loop is quantized.
 pub struct QuantizeOptions<'a> {
     /// Which layers, with how many bits.
     pub spec: QuantSpec,
+    /// Layers are left float, those first whose rounding moves the end of the trajectory most, until the held-out samples reach this mean PSNR
+    /// in dB, or nothing is left.
+    pub target_psnr: Option<f64>,
     /// Which evaluations share ranges.
     pub grouping: Grouping,
     /// Which layers' sums are corrected.
@@ -79,9 +85,16 @@ pub fn quantize(
     float: &mut Loop,
     options: QuantizeOptions,
 ) -> Result<Quantized, QuantizeError> {
-    let QuantizeOptions { spec, grouping, outputs, refit_cache, compensation, request, fit, engine, .. } = options;
+    let QuantizeOptions { mut spec, grouping, outputs, refit_cache, compensation, request, fit, engine, .. } = options;
+    let (stages, evaluations) = (options.stages, assembled.evaluations());
+    let mut progress = Progress { done: 0, all: (3 * evaluations * fit) as u64, call: options.progress };
+    if let Some(target) = options.target_psnr {
+        let trial = Trial { assembled, request: &request, fit, engine: &engine };
+        spec.keep_float = stages
+            .run("layers", || Ok(keep_float(&trial, float, spec.clone(), target, &mut progress)?.keep_float))
+            .map_err(|e: QuantizeError| e)?;
+    }
     let mut survey = assembled.survey(&spec);
-    let evaluations = assembled.evaluations();
     let mut start = QuantTables::float(&survey, evaluations);
     for layer in outputs.layers(&survey) {
         start.corrections.insert(layer, OutputCorrection::identity(&survey.layers[layer], evaluations));
@@ -94,9 +107,7 @@ pub fn quantize(
     let (mut study, places) = open(&survey)?;
     let extra = usize::from(!start.corrections.is_empty()) + usize::from(options.reconstruct);
     let all = evaluations * fit.div_ceil(study.width()) * (3 + extra);
-    let mut progress = Progress { done: 0, all: all as u64, call: options.progress };
-
-    let stages = options.stages;
+    progress.all = progress.done + all as u64;
     let (mut tables, codes) = stages.run("ranges", || -> Result<_, QuantizeError> {
         let selected = select(&options.select, &mut study, &request, fit, &mut progress)?;
         let is_selected = |sample, t| selected.as_ref().is_none_or(|pairs| pairs.contains(&(sample, t)));

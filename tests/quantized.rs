@@ -104,6 +104,7 @@ impl<'a> Case<'a> {
             &mut float,
             QuantizeOptions {
                 spec: QuantSpec::new(how.bits),
+                target_psnr: None,
                 grouping: how.grouping,
                 outputs: how.outputs,
                 refit_cache: true,

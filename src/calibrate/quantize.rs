@@ -9,6 +9,7 @@
 mod ranges;
 mod reconstruct;
 mod select;
+mod sensitivity;
 mod sequential;
 
 pub use ranges::Grouping;
@@ -16,6 +17,7 @@ pub(crate) use ranges::ranges;
 pub(crate) use reconstruct::reconstruct;
 pub use select::Select;
 pub(crate) use select::select;
+pub(crate) use sensitivity::sensitivity;
 pub(crate) use sequential::{CacheRefit, Sequential, sequential};
 pub use sequential::{Fitted, Outputs};
 
@@ -54,14 +56,34 @@ impl Places {
 
     /// Writes row `t` of all sites.
     fn set_sites(&self, denoiser: &mut Loop, tables: &QuantTables, t: usize) -> Result<(), CalibrateError> {
-        for (place, table) in self.sites.iter().zip(&tables.sites) {
-            let Some([scale, zero]) = *place else { continue };
-            let width = table.scale.len() / tables.evaluations;
-            let row = t * width..(t + 1) * width;
-            denoiser.set_table_row(scale, t, &table.scale[row.clone()])?;
-            denoiser.set_table_row(zero, t, &table.zero_point[row])?;
-        }
-        Ok(())
+        (0..self.sites.len()).try_for_each(|site| self.set_site(denoiser, tables, site, t))
+    }
+
+    /// Writes row `t` of one site.
+    fn set_site(&self, denoiser: &mut Loop, tables: &QuantTables, site: usize, t: usize) -> Result<(), CalibrateError> {
+        let Some([scale, zero]) = self.sites[site] else { return Ok(()) };
+        let (table, width) = (&tables.sites[site], tables.sites[site].scale.len() / tables.evaluations);
+        let row = t * width..(t + 1) * width;
+        denoiser.set_table_row(scale, t, &table.scale[row.clone()])?;
+        Ok(denoiser.set_table_row(zero, t, &table.zero_point[row])?)
+    }
+
+    /// Lets one site pass at evaluation `t`.
+    fn clear_site(
+        &self,
+        denoiser: &mut Loop,
+        tables: &QuantTables,
+        site: usize,
+        t: usize,
+    ) -> Result<(), CalibrateError> {
+        let Some([scale, _]) = self.sites[site] else { return Ok(()) };
+        let width = tables.sites[site].scale.len() / tables.evaluations;
+        Ok(denoiser.set_table_row(scale, t, &vec![0.0; width])?)
+    }
+
+    /// Whether a program rounds the site.
+    fn is_read(&self, site: usize, kind: ProgramKind) -> bool {
+        self.steps.iter().any(|(&(of, _), &s)| of == kind && s == site)
     }
 }
 

@@ -26,9 +26,13 @@ use std::ops::ControlFlow;
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Quantization")]
 pub struct QuantizingArgs {
-    /// Layers that stay float: names of nodes; or none, which quantizes even layers of fewer than 16 channels, that stay float otherwise
+    /// Layers that stay float: names of nodes; auto, which adds those that hurt most until --target-psnr is reached; or none, which
+    /// quantizes even layers of fewer than 16 channels, that stay float otherwise
     #[arg(long, value_name = "NODE,..", value_delimiter = ',')]
     pub keep_float: Vec<String>,
+    /// With --keep-float auto: mean PSNR to the float model on held-out calibration samples, dB
+    #[arg(long, value_name = "DB", default_value_t = 35.0)]
+    pub target_psnr: f64,
     /// Evaluations that share ranges of activations: none, a number of groups, or all
     #[arg(long, value_name = "HOW", default_value = "none", value_parser = parse_grouping)]
     pub share_ranges: Grouping,
@@ -74,7 +78,7 @@ impl QuantizingArgs {
     }
 
     fn spec(&self, bits: u8, model: &Model) -> Result<QuantSpec, Failure> {
-        let names: Vec<String> = self.keep_float.iter().filter(|n| *n != "none").cloned().collect();
+        let names: Vec<String> = self.keep_float.iter().filter(|n| *n != "none" && *n != "auto").cloned().collect();
         let known = |name: &String| model.graph.nodes().any(|(_, node)| node.name == *name);
         if let Some(name) = names.iter().find(|name| !known(name)) {
             return Err(Failure::usage(format!("--keep-float: the model has no node `{name}` behind the passes"))
@@ -116,6 +120,7 @@ pub fn decide(
         &mut float,
         QuantizeOptions {
             spec: quantizing.spec(if quant == Quant::W4a8 { 4 } else { 8 }, model)?,
+            target_psnr: quantizing.keep_float.iter().any(|n| n == "auto").then_some(quantizing.target_psnr),
             grouping: quantizing.share_ranges,
             outputs: outputs(correct),
             refit_cache: correct.contains(&Correct::Cache),
