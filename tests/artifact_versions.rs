@@ -18,6 +18,7 @@ fn artifacts_of_every_version_sample_the_same() {
         let artifact = Artifact::read(std::fs::read(&file).unwrap().into()).unwrap();
         let manifest = artifact.manifest;
         assert_eq!(manifest.format_version, version);
+        let quantized = manifest.quant.quantized().is_some();
         let sampler = Sampler::new(&manifest.sampler, manifest.steps).unwrap();
         let weights = Weights::new(manifest.plan, artifact.weights).unwrap();
         let options = EngineOptions { batch: 2, threads: 1, ..EngineOptions::default() };
@@ -29,7 +30,8 @@ fn artifacts_of_every_version_sample_the_same() {
         let expected = read_npy(&dir.join(format!("v{version}.samples.npy"))).unwrap();
         let pairs = found.to_f32_vec().into_iter().zip(expected.to_f32_vec());
         let worst = pairs.fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-        // other instruction sets sum in another order
-        assert!(worst < 1e-4, "{}: {worst:e}", file.display());
+        // other instruction sets sum in another order; where sums are rounded, a level may change
+        let limit = if quantized { 0.1 } else { 1e-4 };
+        assert!(worst < limit, "{}: {worst:e}", file.display());
     }
 }
