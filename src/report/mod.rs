@@ -42,7 +42,7 @@ pub struct FileFacts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ModelFacts {
     /// Its file.
-    pub file: FileFacts,
+    pub file: String,
     /// BLAKE3 of it, hexadecimal.
     pub blake3: String,
     /// Its exporter.
