@@ -1,7 +1,7 @@
 //! What caching and quantization do to the samples, evaluation by evaluation, each alone and together, and what is left of it in the
 //! artifact, on the held-out calibration samples.
 
-use crate::calibrate::quantize::{Grouping, ranges};
+use crate::calibrate::quantize::{Grouping, Select, ranges, select};
 use crate::calibrate::{Choice, Progress, held_out};
 use crate::compile::{CachedLoop, LoopOptions, Lowered, assemble_loop, compile_loop};
 use crate::eval::psnr::psnr;
@@ -57,10 +57,19 @@ pub struct Compiled<'a> {
     pub options: &'a LoopOptions,
     /// What is cached and when.
     pub cached: Option<(&'a CachedLoop<'a>, &'a Choice)>,
-    /// The quantization, and which evaluations share its ranges.
-    pub quantized: Option<(&'a Quantized, Grouping)>,
+    /// The quantization, and how its ranges were found.
+    pub quantized: Option<(&'a Quantized, &'a RangeOptions)>,
     /// The plan of the artifact.
     pub lowered: &'a Lowered,
+}
+
+/// How ranges are found.
+#[derive(Clone, Debug)]
+pub struct RangeOptions {
+    /// Which evaluations share them.
+    pub grouping: Grouping,
+    /// Which samples are looked at.
+    pub select: Select,
 }
 
 /// How it is measured.
@@ -165,14 +174,14 @@ impl Runner<'_> {
                 let quantization = (&quantized.survey, &tables, Extra::default());
                 cached.assemble(&choice.full, None)?.lower(Some(quantization))?.0
             }
-            (Variant::Quantization, _, Some((quantized, grouping))) => self.quantized_alone(quantized, grouping)?,
+            (Variant::Quantization, _, Some((quantized, how))) => self.quantized_alone(quantized, how)?,
             _ => return Ok((None, quantized.and_then(|(quantized, _)| quantized.fitted.compensation.clone()))),
         };
         Ok((Some(lowered), None))
     }
 
     /// Every evaluation full: ranges are found anew, as the artifact has none for layers that an evaluation does not run.
-    fn quantized_alone(&mut self, quantized: &Quantized, grouping: Grouping) -> Result<Lowered, QuantizeError> {
+    fn quantized_alone(&mut self, quantized: &Quantized, how: &RangeOptions) -> Result<Lowered, QuantizeError> {
         let Compiled { model, options, cached, .. } = *self.compiled;
         let assembled = match cached {
             Some((cached, _)) => cached.assemble(&(0..cached.evaluations()).collect::<Vec<_>>(), None)?,
@@ -183,7 +192,9 @@ impl Runner<'_> {
         let (study, _) = assembled.lower(Some((survey, &float, Extra::default())))?;
         let mut study = self.open(&study)?;
         let (request, progress) = (&self.request, &mut self.progress);
-        let tables = ranges(&mut study, survey, request, self.fit, grouping, &|_, _| true, progress)?;
+        let selected = select(&how.select, &mut study, request, self.fit, progress)?;
+        let is_selected = |sample, t| selected.as_ref().is_none_or(|pairs| pairs.contains(&(sample, t)));
+        let tables = ranges(&mut study, survey, request, self.fit, how.grouping, &is_selected, progress)?;
         Ok(assembled.lower(Some((survey, &tables, Extra::default())))?.0)
     }
 

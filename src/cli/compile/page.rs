@@ -147,13 +147,13 @@ fn cost(cost: &Cost, report: &Report) -> String {
     let mut out =
         String::from("<div class=\"scroll\"><table>\n<thead><tr><th>Evaluation</th><th class=\"n\">MACs</th>");
     out += if quantized { "<th class=\"n\">Quantized</th>" } else { "" };
-    out += "<th class=\"n\">Weights</th><th class=\"n\">As f32</th></tr></thead>\n<tbody>\n";
+    out += "<th class=\"n\">Weights</th><th class=\"n wide\">As f32</th></tr></thead>\n<tbody>\n";
     for (name, step) in rows {
         let share = percent(step.quantized_macs as f64 / step.macs.max(1) as f64);
         let share = if quantized { format!("<td class=\"n\">{share}</td>") } else { String::new() };
         let _ = writeln!(
             out,
-            "<tr><td>{name}</td><td class=\"n\">{}</td>{share}<td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
+            "<tr><td>{name}</td><td class=\"n\">{}</td>{share}<td class=\"n\">{}</td><td class=\"n wide\">{}</td></tr>",
             short(step.macs as f64),
             bytes(step.weight_bytes),
             bytes(step.float_weight_bytes)
@@ -167,8 +167,11 @@ fn cost(cost: &Cost, report: &Report) -> String {
         rows.push(("Predicted speed-up", format!("{} ×, by MACs", number(cost.speed_up()))));
         rows.push(("Cache", format!("{} per sample", bytes(cost.cache_bytes))));
     }
-    let float = bytes(cost.float_weight_bytes);
-    let read = format!("{} per image at batch 1; uncached and in f32 {float}", bytes(cost.weight_bytes));
+    let less = match cost.weight_bytes == cost.float_weight_bytes {
+        true => String::new(),
+        false => format!("; uncached and in f32 {}", bytes(cost.float_weight_bytes)),
+    };
+    let read = format!("{} per image at batch 1{less}", bytes(cost.weight_bytes));
     rows.push(("Weights read", read));
     out += &facts(&rows);
     if quantized {

@@ -9,7 +9,7 @@ use cqc::compile::{CachedLoop, LoopOptions, Lowered};
 use cqc::io::{FileError, Overwrite, check_target, write_atomic};
 use cqc::model::Model;
 use cqc::report::layers::{Quantization, layers};
-use cqc::report::trajectory::{Compiled, Errors, Measurement, errors};
+use cqc::report::trajectory::{Compiled, Errors, Measurement, RangeOptions, errors};
 use cqc::report::{Caching, Candidate, Cost, FileFacts, ModelFacts, Report, Sampling};
 use cqc_proto::cq::Manifest;
 use cqc_runtime::sampler::Sampler;
@@ -117,11 +117,13 @@ fn measure(of: &Compilation, quiet: bool) -> Result<Option<Errors>, Failure> {
     }
     let request = caching::calibration_request(&of.args.caching, of.model, of.trajectory)?;
     let engine = caching::engine_options(&of.args.caching, request.samples);
+    let quantizing = &of.args.quantizing;
+    let ranges = RangeOptions { grouping: quantizing.share_ranges, select: quantizing.select(of.args.caching.seed) };
     let compiled = Compiled {
         model: of.model,
         options: of.options,
         cached: of.cached.map(|(cached, decision)| (cached, &decision.choice)),
-        quantized: of.quantized.map(|decision| (&decision.quantized, of.args.quantizing.share_ranges)),
+        quantized: of.quantized.map(|decision| (&decision.quantized, &ranges)),
         lowered: of.lowered,
     };
     let mut shown: Option<Progress> = None;
