@@ -10,3 +10,4 @@ pub mod io;
 pub mod model;
 pub mod quantize;
 pub mod stages;
+pub mod report;

@@ -30,6 +30,8 @@ pub struct Choice {
 pub struct Measured {
     /// How its schedule was found.
     pub method: String,
+    /// Full evaluations, ascending from 0.
+    pub full: Vec<usize>,
     /// Its correction.
     pub correction: Option<Fit>,
     /// Mean PSNR to the ordinary loop's ends, dB.
@@ -137,7 +139,8 @@ pub fn choose<'a>(denoiser: &'a mut Loop, options: CalibrationOptions<'a>) -> Re
     let mut best: Option<(f64, usize)> = None;
     for (i, candidate) in candidates.iter().enumerate() {
         let psnr = study.psnr(&candidate.full, None)?;
-        measured.push(Measured { method: candidate.method.clone(), correction: None, psnr });
+        let (method, full) = (candidate.method.clone(), candidate.full.clone());
+        measured.push(Measured { method, full, correction: None, psnr });
         if best.is_none_or(|(most, _)| psnr > most) {
             best = Some((psnr, i));
         }
@@ -154,7 +157,7 @@ pub fn choose<'a>(denoiser: &'a mut Loop, options: CalibrationOptions<'a>) -> Re
     for fit in fits {
         let fitted = study.tables(fit, &full)?;
         let psnr = study.psnr(&full, Some(&fitted))?;
-        measured.push(Measured { method: method.clone(), correction: Some(fit), psnr });
+        measured.push(Measured { method: method.clone(), full: full.clone(), correction: Some(fit), psnr });
         if psnr > most {
             (most, tables) = (psnr, Some((fit, fitted)));
         }

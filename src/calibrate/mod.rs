@@ -115,7 +115,7 @@ pub(crate) struct Progress<'a> {
 }
 
 impl Progress<'_> {
-    fn step(&mut self) -> Result<(), DenoiseError> {
+    pub(crate) fn step(&mut self) -> Result<(), DenoiseError> {
         self.done += 1;
         self.all = self.all.max(self.done);
         match (self.call)(self.done, self.all) {

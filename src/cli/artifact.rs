@@ -3,9 +3,10 @@
 use super::report::Failure;
 use bytes::Bytes;
 use cqc::io::FileError;
+use cqc::report::cost;
 use cqc_proto::cq::{self, MAGIC, Manifest, NullCondition};
 use cqc_proto::plan::{PlanInput, Program};
-use cqc_proto::{Bindings, DType, Dim, Tensor, ValueType};
+use cqc_proto::{DType, Tensor};
 use cqc_runtime::denoise::Compensation;
 use cqc_runtime::engine::Weights;
 use cqc_runtime::sampler::Sampler;
@@ -110,16 +111,14 @@ impl Artifact {
 
     /// Multiply-accumulates of a program, per sample.
     pub fn macs(&self, program: &Program) -> i64 {
-        let plan = &self.manifest.plan;
-        let one: Bindings = plan.batch_symbol.iter().map(|s| (s.as_str().into(), 1)).collect();
-        let macs = program.steps.iter().map(|step| {
-            let inputs: Vec<Option<&ValueType>> =
-                step.inputs.iter().map(|v| v.map(|v| &program.values[v].ty)).collect();
-            let outputs: Vec<ValueType> = step.outputs.iter().map(|&v| program.values[v].ty.clone()).collect();
-            step.op.cost(&inputs, &outputs).macs
-        });
-        let sum = macs.fold(Dim::default(), |sum, macs| sum.add(&macs).unwrap_or(sum));
-        sum.eval(&one).unwrap_or(0) / plan.fixed_batch.unwrap_or(1) as i64
+        cost::macs(&self.manifest.plan, program)
+    }
+
+    /// The rows of a table.
+    pub fn rows(&self, table: usize) -> Vec<Vec<f32>> {
+        let tensor = self.constant(table);
+        let width = tensor.shape().get(1).copied().unwrap_or(1);
+        tensor.to_f32_vec().chunks(width.max(1)).map(<[f32]>::to_vec).collect()
     }
 }
 

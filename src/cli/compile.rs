@@ -1,7 +1,9 @@
 //! `compile`: a model becomes an artifact.
 
 mod caching;
+mod page;
 mod quantizing;
+mod reporting;
 
 use super::args::{NamedFile, Sizes};
 use super::artifact::{label_input, labels_as};
@@ -21,6 +23,7 @@ use cqc_proto::plan::{Constant, InputRole, PlanInput};
 use cqc_proto::sampler::{SamplerConfig, SamplerKind};
 use cqc_proto::{Tensor, ValueType};
 use quantizing::{QuantDecision, QuantizingArgs};
+use reporting::Compilation;
 use serde_json::json;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -33,6 +36,7 @@ use std::path::{Path, PathBuf};
     cqc compile unet.onnx --scheduler-config scheduler_config.json -o unet.cq\n  \
     cqc compile dit.onnx --guidance 2.0 --null-label 8 -o dit.cq\n  \
     cqc compile unet.onnx --interval 10 --cut shallow -o unet.cq\n  \
+    cqc compile unet.onnx --quant w8a8 --report unet.html -o unet.cq\n  \
     cqc compile unet.onnx --dim height=64 --dim width=64 --recipe sd.toml -o sd.cq\n\n\
     Without --scheduler-config the sampler has the defaults of diffusers' scheduler class for --sampler:\n\
     1000 training steps, linear betas 1e-4 to 0.02, epsilon prediction; for ddim leading spacing, eta 0, clip_sample \
@@ -80,6 +84,10 @@ pub struct CompileArgs {
     /// A TOML file of options: its keys are the long options above. The command line wins
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
+    /// Also write a page that shows what was decided, what it costs, and what caching and quantization do to held-out calibration samples,
+    /// step by step and layer by layer
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
     /// Print a JSON object
     #[arg(long)]
     pub json: bool,
@@ -130,6 +138,7 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
     refuse_later_features(args)?;
     let overwrite = if args.force { Overwrite::Allow } else { Overwrite::Refuse };
     check_target(&args.output, overwrite)?;
+    reporting::check(args, overwrite)?;
     let (path, found_config) = locate(&args.model)?;
     let sampler = sampler_config(args, found_config.as_deref())?;
 
@@ -172,7 +181,7 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
         producer: model.producer.clone(),
         parameters: model.parameters,
     };
-    let mut manifest = Manifest::new(source, lowered.plan.clone(), sampler, args.steps);
+    let mut manifest = Manifest::new(source, lowered.plan.clone(), sampler.clone(), args.steps);
     manifest.guidance = args.guidance.unwrap_or(1.0);
     manifest.null = null;
     if let Some(Decision { choice, calibration }) = &decision {
@@ -185,7 +194,13 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
         manifest.calibration = Some(decision.calibration.clone());
     }
     write(&args.output, &manifest, &lowered, overwrite)?;
-    report(args, &model, &manifest, &lowered, cached.as_ref().zip(decision.as_ref()), quantized.as_ref())
+    let (cached, quantized) = (cached.as_ref().zip(decision.as_ref()), quantized.as_ref());
+    if let Some(path) = &args.report {
+        let (model, options, trajectory, manifest, lowered) = (&model, &options, &trajectory, &manifest, &lowered);
+        let compilation = Compilation { args, model, options, trajectory, cached, quantized, manifest, lowered };
+        reporting::write(path, &compilation, overwrite, quiet)?;
+    }
+    report(args, &model, &manifest, &lowered, cached, quantized)
 }
 
 fn quantize(

@@ -3,6 +3,7 @@
 mod artifact_view;
 mod caching_view;
 mod model_view;
+mod quant_view;
 
 pub use model_view::{macs, per_sample};
 

@@ -69,7 +69,7 @@ impl QuantizingArgs {
         })
     }
 
-    fn select(&self, seed: u64) -> Select {
+    pub fn select(&self, seed: u64) -> Select {
         match &self.calib_select[..] {
             "tap" => Select::Tap(Tap { seed, ..Tap::default() }),
             "tdac" => Select::Tdac(Tap::default().total),

@@ -1,6 +1,6 @@
 //! An artifact for people and as JSON.
 
-use super::caching_view;
+use super::{caching_view, quant_view};
 use crate::cli::artifact::Artifact;
 use crate::cli::report::Failure;
 use crate::cli::text::{bytes, columns, grouped, short};
@@ -83,12 +83,12 @@ pub fn json(artifact: &Artifact) -> Result<Value, Failure> {
             "set_alpha_to_one": sampler.set_alpha_to_one, "steps": manifest.steps, "config": sampler,
         },
         "null": manifest.null,
-        "quant": {"kind": "none", "layers": []},
         "programs": programs.collect::<Vec<_>>(),
         "tables": tables.collect::<Vec<_>>(),
         "weights": {"bytes": artifact.weight_bytes(), "float_bytes": float_bytes(artifact)},
     });
     caching_view::add_json(artifact, &mut view);
+    quant_view::add_json(artifact, &mut view);
     Ok(view)
 }
 
@@ -118,6 +118,7 @@ pub fn text(path: &Path, artifact: &Artifact) -> Result<String, Failure> {
     let _ = write!(out, "\noutputs\n{}", columns(&outputs.collect::<Vec<_>>()));
     loop_text(artifact, &mut out)?;
     programs_text(artifact, &mut out)?;
+    out.push_str(&quant_view::layers_text(artifact));
     tables_text(artifact, &mut out);
     let weights = artifact.weight_bytes();
     let _ = writeln!(out, "\nweights: {}, {} as f32", bytes(weights), bytes(float_bytes(artifact) as u64));
@@ -134,13 +135,14 @@ fn loop_text(artifact: &Artifact, out: &mut String) -> Result<(), Failure> {
     let prediction = serde_json::to_value(manifest.sampler.prediction_type).unwrap_or_default();
     let _ = write!(
         out,
-        "\nloop\n  sampler    {}, {} steps, {} evaluations, prediction {}\n  time steps {shown}\n  guidance   {}\n{}  quant      none\n",
+        "\nloop\n  sampler    {}, {} steps, {} evaluations, prediction {}\n  time steps {shown}\n  guidance   {}\n{}{}",
         manifest.sampler.kind,
         manifest.steps,
         steps.len(),
         prediction.as_str().unwrap_or("?"),
         if manifest.guidance == 1.0 { "off".to_string() } else { manifest.guidance.to_string() },
         caching_view::text(artifact),
+        quant_view::text(artifact),
     );
     Ok(())
 }

@@ -2,8 +2,8 @@
 
 use crate::cli::artifact::Artifact;
 use crate::cli::text::{bytes, short};
+use cqc::report::cost;
 use cqc_proto::cq::Schedule;
-use cqc_proto::plan::Cache;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -29,13 +29,9 @@ pub fn add_json(artifact: &Artifact, view: &mut Value) {
         .map(|slot| json!({"name": slot.name, "shape": plan.full.values[slot.value].ty.shape}));
     view["cut"] = json!({
         "tensors": tensors.collect::<Vec<_>>(), "macs_full": artifact.macs(&plan.full),
-        "macs_cached": artifact.macs(&cache.cached), "bytes": slot_bytes(artifact, cache),
+        "macs_cached": artifact.macs(&cache.cached), "bytes": cost::cache_bytes(plan),
     });
-    let rows = |i: usize| {
-        let tensor = artifact.constant(i);
-        let channels = tensor.shape().get(1).copied().unwrap_or(1);
-        tensor.to_f32_vec().chunks(channels.max(1)).map(<[f32]>::to_vec).collect::<Vec<_>>()
-    };
+    let rows = |i: usize| artifact.rows(i);
     let tables = schedule.corrections.iter().map(|table| {
         json!({
             "a": rows(table.scale), "b": rows(table.shift), "previous": table.previous_scale.map(rows),
@@ -49,17 +45,6 @@ pub fn add_json(artifact: &Artifact, view: &mut Value) {
             json!({"method": method, "cache": if tables.len() == 1 { tables[0].clone() } else { json!(tables) }})
         }
     };
-}
-
-/// Bytes of all slots for one sample (or the fixed batch).
-fn slot_bytes(artifact: &Artifact, cache: &Cache) -> i64 {
-    let plan = &artifact.manifest.plan;
-    let one = plan.batch_symbol.iter().map(|s| (s.as_str().into(), 1)).collect();
-    let size = |value: usize| {
-        let ty = &plan.full.values[value].ty;
-        ty.resolve(&one).map_or(0, |shape| (shape.iter().product::<usize>() * ty.dtype.size()) as i64)
-    };
-    cache.slots.iter().map(|slot| size(slot.value)).sum()
 }
 
 /// The lines of the loop's text view.
@@ -89,8 +74,7 @@ pub fn text(artifact: &Artifact) -> String {
     }
     let names: Vec<&str> = cache.slots.iter().filter(|s| s.previous_of.is_none()).map(|s| s.name.as_str()).collect();
     let (macs_full, macs_cached) = (artifact.macs(&plan.full), artifact.macs(&cache.cached));
-    let _ =
-        writeln!(out, "  cached     {}, {} per sample", names.join(", "), bytes(slot_bytes(artifact, cache) as u64));
+    let _ = writeln!(out, "  cached     {}, {} per sample", names.join(", "), bytes(cost::cache_bytes(plan)));
     let _ = writeln!(
         out,
         "  work       {} MACs full, {} cached ({:.1} %)",

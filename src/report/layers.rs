@@ -1,0 +1,125 @@
+//! Quantized layers, one by one.
+
+use crate::quantize::Quantized;
+use cqc_passes::quant::{Layer, QuantizedWeight};
+use cqc_proto::plan::WeightCodes;
+use serde::Serialize;
+
+/// Which layers are quantized and how.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Quantization {
+    /// As the command line has it: `w8a8`.
+    pub kind: String,
+    /// How weights were rounded.
+    pub rounding: String,
+    /// How samples are corrected.
+    pub compensation: Option<String>,
+    /// In the order of execution.
+    pub layers: Vec<LayerFacts>,
+    /// Layers that stay float, and why.
+    pub float_layers: Vec<(String, String)>,
+}
+
+/// A quantized layer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LayerFacts {
+    /// Name of its node in the source model.
+    pub name: String,
+    /// Its operator.
+    pub op: String,
+    /// Multiply-accumulates per sample and evaluation.
+    pub macs: i64,
+    /// Bits of its weights; `None` without weights.
+    pub weight_bits: Option<u8>,
+    /// Signal to noise of its weights, dB; `None` without weights. Infinite if rounding changes nothing.
+    pub weight_sqnr: Option<f64>,
+    /// What its inputs can hold, or the segments of its only one.
+    pub inputs: Vec<InputRanges>,
+    /// Whether its sums are corrected.
+    pub is_corrected: bool,
+    /// Whether cached evaluations run it.
+    pub is_live: bool,
+}
+
+/// An input, or a segment of one.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct InputRanges {
+    /// Which one, if there are several.
+    pub name: Option<String>,
+    /// Smallest and largest value it can hold, per evaluation; `None` where it is not read.
+    pub ranges: Vec<Option<[f32; 2]>>,
+}
+
+/// What codes of 8 bits stand for, smallest and largest; `None` where nothing is rounded.
+pub fn represented(scale: f32, zero_point: f32) -> Option<[f32; 2]> {
+    (scale != 0.0).then(|| [-zero_point * scale, (255.0 - zero_point) * scale])
+}
+
+/// The layers of a quantized loop.
+pub fn layers(quantized: &Quantized) -> Vec<LayerFacts> {
+    let facts = |(i, layer): (usize, &Layer)| LayerFacts {
+        name: layer.name.clone(),
+        op: layer.op.clone(),
+        macs: layer.macs,
+        weight_bits: layer.weight.as_ref().map(|weight| weight.bits),
+        weight_sqnr: layer.weight.as_ref().map(sqnr),
+        inputs: inputs(quantized, layer),
+        is_corrected: quantized.fitted.tables.corrections.contains_key(&i),
+        is_live: layer.is_live,
+    };
+    quantized.survey.layers.iter().enumerate().map(facts).collect()
+}
+
+fn inputs(quantized: &Quantized, layer: &Layer) -> Vec<InputRanges> {
+    let (survey, tables) = (&quantized.survey, &quantized.fitted.tables);
+    let mut out = Vec::new();
+    for (input, &site) in layer.sites.iter().enumerate() {
+        let (table, segments) = (&tables.sites[site], survey.sites[site].segments.len());
+        for segment in 0..segments {
+            let at = |t: usize| t * segments + segment;
+            let range = |t: usize| represented(table.scale[at(t)], table.zero_point[at(t)]);
+            let name = match (layer.sites.len(), segments) {
+                (1, 1) => None,
+                (1, _) => Some(format!("part {}", segment + 1)),
+                _ => Some(["q", "k", "v"].get(input).map_or(format!("{}", input + 1), |name| name.to_string())),
+            };
+            out.push(InputRanges { name, ranges: (0..tables.evaluations).map(range).collect() });
+        }
+    }
+    out
+}
+
+/// 10 log10(Σ w² / Σ (w − rounded)²).
+fn sqnr(weight: &QuantizedWeight) -> f64 {
+    // codes are a byte each here, whatever their bits
+    let how = WeightCodes { bits: 8, scale: 0, output_axis: weight.output_axis, segments: weight.segments.clone() };
+    let rounded = how.values(weight.codes.shape(), weight.codes.bytes(), &weight.scale.to_f32_vec());
+    let float = weight.float.to_f32_vec();
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let signal = float.iter().map(|&w| square(w)).sum();
+    let noise = float.iter().zip(&rounded).map(|(a, b)| square(a - b)).sum();
+    crate::eval::psnr::sqnr(signal, noise)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cqc_proto::Tensor;
+
+    #[test]
+    fn codes_stand_for_what_lies_between_their_ends() {
+        assert_eq!(represented(0.5, 55.0), Some([-27.5, 100.0]));
+        assert_eq!(represented(0.0, 0.0), None);
+    }
+
+    /// About 6 dB per bit, and more for 8 bits than for 4.
+    #[test]
+    fn weights_of_more_bits_have_less_noise() {
+        let values: Vec<f32> = (0..64).map(|i| (i as f32 * 0.7).sin()).collect();
+        let weight = Tensor::from_f32(&[4, 16], &values);
+        let [eight, four] = [8, 4].map(|bits| sqnr(&QuantizedWeight::nearest(&weight, 0, &[10, 6], bits)));
+        assert!(eight > 40.0 && (15.0..30.0).contains(&four), "{eight} {four}");
+        let exact = Tensor::from_f32(&[1, 2], &[127.0, -1.0]);
+        assert!(sqnr(&QuantizedWeight::nearest(&exact, 0, &[], 8)) > 90.0);
+    }
+}

@@ -1,0 +1,260 @@
+//! What caching and quantization do to the samples, evaluation by evaluation, each alone and together, and what is left of it in the
+//! artifact, on the held-out calibration samples.
+
+use crate::calibrate::quantize::{Grouping, Select, ranges, select};
+use crate::calibrate::{Choice, Progress, held_out};
+use crate::compile::{CachedLoop, LoopOptions, Lowered, assemble_loop, compile_loop};
+use crate::eval::psnr::psnr;
+use crate::model::Model;
+use crate::quantize::{QuantizeError, Quantized};
+use cqc_passes::quant::{Extra, QuantTables};
+use cqc_runtime::denoise::{Compensation, Loop, Request};
+use cqc_runtime::engine::{EngineOptions, Weights};
+use cqc_runtime::sampler::{Sampler, SamplerError};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+/// Against the ordinary float loop.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Errors {
+    /// Samples, all of them held out.
+    pub samples: usize,
+    /// The last one is the artifact.
+    pub curves: Vec<Curve>,
+}
+
+/// One loop against the ordinary one.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Curve {
+    /// Which loop.
+    pub of: Variant,
+    /// |x − x′| / |x| over all samples, after each evaluation.
+    pub errors: Vec<f64>,
+    /// Mean PSNR of the ends, dB; the peak is the range of the ordinary loop's ends, as in calibration.
+    pub psnr: f64,
+}
+
+/// A loop to compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Variant {
+    /// In float, as scheduled, uncorrected.
+    Cache,
+    /// Quantized, every evaluation full, uncorrected.
+    Quantization,
+    /// Quantized and as scheduled, uncorrected.
+    Both,
+    /// The artifact.
+    Artifact,
+}
+
+/// What was compiled.
+pub struct Compiled<'a> {
+    /// The model.
+    pub model: &'a Model,
+    /// For which loop.
+    pub options: &'a LoopOptions,
+    /// What is cached and when.
+    pub cached: Option<(&'a CachedLoop<'a>, &'a Choice)>,
+    /// The quantization, and how its ranges were found.
+    pub quantized: Option<(&'a Quantized, &'a RangeOptions)>,
+    /// The plan of the artifact.
+    pub lowered: &'a Lowered,
+}
+
+/// How ranges are found.
+#[derive(Clone, Debug)]
+pub struct RangeOptions {
+    /// Which evaluations share them.
+    pub grouping: Grouping,
+    /// Which samples are looked at.
+    pub select: Select,
+}
+
+/// How it is measured.
+pub struct Measurement<'a> {
+    /// Calibration samples.
+    pub request: Request,
+    /// How engines are opened.
+    pub engine: EngineOptions,
+    /// Called after every evaluation with the number done and an estimate of all; may break off.
+    pub progress: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+}
+
+impl Compiled<'_> {
+    /// Whether the artifact has corrections.
+    fn is_corrected(&self) -> bool {
+        let quantized = self.quantized.map(|(quantized, _)| &quantized.fitted);
+        self.cached.is_some_and(|(_, choice)| choice.tables.is_some())
+            || quantized.is_some_and(|f| !f.tables.corrections.is_empty() || f.compensation.is_some())
+    }
+
+    /// The loops that differ from each other.
+    fn variants(&self) -> Vec<Variant> {
+        let (cached, quantized, corrected) = (self.cached.is_some(), self.quantized.is_some(), self.is_corrected());
+        let several = cached && quantized;
+        let rows = [
+            (Variant::Cache, cached && (several || corrected)),
+            (Variant::Quantization, quantized && (several || corrected)),
+            (Variant::Both, several && corrected),
+            (Variant::Artifact, cached || quantized),
+        ];
+        rows.into_iter().filter(|(_, wanted)| *wanted).map(|(variant, _)| variant).collect()
+    }
+}
+
+/// Runs all of them; `None` if the artifact is the ordinary float loop.
+///
+/// # Errors
+/// [`QuantizeError`].
+pub fn errors(compiled: &Compiled, measurement: Measurement) -> Result<Option<Errors>, QuantizeError> {
+    let variants = compiled.variants();
+    if variants.is_empty() {
+        return Ok(None);
+    }
+    let Measurement { request, engine, progress } = measurement;
+    let held = held_out(request.samples);
+    let mut runner = Runner {
+        compiled,
+        fit: request.samples - held,
+        request,
+        engine,
+        progress: Progress { done: 0, all: 0, call: progress },
+    };
+    let evaluations = Sampler::new(&compiled.options.sampler, compiled.options.steps)?.evaluations().len();
+    let batches = held.div_ceil(runner.engine.batch.max(1));
+    let runs = variants.len() + 1 + usize::from(variants.contains(&Variant::Quantization));
+    runner.progress.all = (evaluations * batches * runs) as u64;
+    let ordinary = runner.path(&runner.ordinary()?, None)?;
+    let curve = |of: Variant| {
+        let (lowered, compensation) = runner.variant(of)?;
+        let path = runner.path(lowered.as_ref().unwrap_or(compiled.lowered), compensation)?;
+        Ok(Curve { of, errors: relative_errors(&path, &ordinary), psnr: mean_psnr(&path, &ordinary, held) })
+    };
+    let curves = variants.into_iter().map(curve).collect::<Result<_, QuantizeError>>()?;
+    Ok(Some(Errors { samples: held, curves }))
+}
+
+struct Runner<'a> {
+    compiled: &'a Compiled<'a>,
+    request: Request,
+    /// The first held-out sample.
+    fit: usize,
+    engine: EngineOptions,
+    progress: Progress<'a>,
+}
+
+/// The samples after each evaluation.
+type Path = Vec<Vec<f32>>;
+
+impl Runner<'_> {
+    fn open(&self, lowered: &Lowered) -> Result<Loop, QuantizeError> {
+        let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
+        let options = self.compiled.options;
+        let sampler = Sampler::new(&options.sampler, options.steps)?;
+        Ok(Loop::open(&weights, sampler, self.request.guidance != 1.0, &self.engine)?)
+    }
+
+    /// The float loop that computes everything.
+    fn ordinary(&self) -> Result<Lowered, QuantizeError> {
+        Ok(match self.compiled.cached {
+            Some((cached, _)) => cached.uncorrected()?,
+            None => compile_loop(self.compiled.model, self.compiled.options)?,
+        })
+    }
+
+    /// The plan of a variant (`None`: the artifact's) and its correction of the samples.
+    fn variant(&mut self, of: Variant) -> Result<(Option<Lowered>, Option<Compensation>), QuantizeError> {
+        let Compiled { cached, quantized, .. } = *self.compiled;
+        let lowered = match (of, cached, quantized) {
+            (Variant::Cache, Some((cached, choice)), _) => cached.assemble(&choice.full, None)?.lower(None)?.0,
+            (Variant::Both, Some((cached, choice)), Some((quantized, _))) => {
+                let tables = QuantTables { corrections: BTreeMap::new(), ..quantized.fitted.tables.clone() };
+                let quantization = (&quantized.survey, &tables, Extra::default());
+                cached.assemble(&choice.full, None)?.lower(Some(quantization))?.0
+            }
+            (Variant::Quantization, _, Some((quantized, how))) => self.quantized_alone(quantized, how)?,
+            _ => return Ok((None, quantized.and_then(|(quantized, _)| quantized.fitted.compensation.clone()))),
+        };
+        Ok((Some(lowered), None))
+    }
+
+    /// Every evaluation full: ranges are found anew, as the artifact has none for layers that an evaluation does not run.
+    fn quantized_alone(&mut self, quantized: &Quantized, how: &RangeOptions) -> Result<Lowered, QuantizeError> {
+        let Compiled { model, options, cached, .. } = *self.compiled;
+        let assembled = match cached {
+            Some((cached, _)) => cached.assemble(&(0..cached.evaluations()).collect::<Vec<_>>(), None)?,
+            None => assemble_loop(model, options)?,
+        };
+        let survey = &quantized.survey;
+        let float = QuantTables::float(survey, assembled.evaluations());
+        let (study, _) = assembled.lower(Some((survey, &float, Extra::default())))?;
+        let mut study = self.open(&study)?;
+        let (request, progress) = (&self.request, &mut self.progress);
+        let selected = select(&how.select, &mut study, request, self.fit, progress)?;
+        let is_selected = |sample, t| selected.as_ref().is_none_or(|pairs| pairs.contains(&(sample, t)));
+        let tables = ranges(&mut study, survey, request, self.fit, how.grouping, &is_selected, progress)?;
+        Ok(assembled.lower(Some((survey, &tables, Extra::default())))?.0)
+    }
+
+    /// The held-out samples along a loop.
+    fn path(&mut self, lowered: &Lowered, compensation: Option<Compensation>) -> Result<Path, QuantizeError> {
+        let mut denoiser = self.open(lowered)?;
+        denoiser.set_compensation(compensation)?;
+        let evaluations = denoiser.sampler().evaluations().len();
+        let len: usize = denoiser.sample_shape().iter().product();
+        let mut path = vec![Vec::new(); evaluations];
+        for first in (self.fit..self.request.samples).step_by(denoiser.width()) {
+            let count = denoiser.width().min(self.request.samples - first) * len;
+            let mut trajectory = denoiser.begin(&self.request, first)?;
+            for x in &mut path {
+                denoiser.step(&mut trajectory)?;
+                self.progress.step()?;
+                x.extend_from_slice(&trajectory.x()[..count]);
+            }
+        }
+        Ok(path)
+    }
+}
+
+impl From<SamplerError> for QuantizeError {
+    fn from(e: SamplerError) -> QuantizeError {
+        QuantizeError::Compile(e.into())
+    }
+}
+
+fn relative_errors(found: &Path, expected: &Path) -> Vec<f64> {
+    let square = |x: f64| x * x;
+    let error = |(a, b): (&Vec<f32>, &Vec<f32>)| {
+        let noise: f64 = a.iter().zip(b).map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
+        let size: f64 = b.iter().map(|&b| square(b.into())).sum();
+        if noise == 0.0 { 0.0 } else { (noise / size).sqrt() }
+    };
+    found.iter().zip(expected).map(error).collect()
+}
+
+/// Mean over samples at the end.
+fn mean_psnr(found: &Path, expected: &Path, samples: usize) -> f64 {
+    let (Some(found), Some(expected)) = (found.last(), expected.last()) else { return f64::NAN };
+    let (low, high) = expected.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &x| (a.min(x), b.max(x)));
+    let len = expected.len() / samples;
+    let pairs = found.chunks_exact(len).zip(expected.chunks_exact(len));
+    let sum: f64 = pairs.map(|(a, b)| psnr(crate::eval::psnr::mse(a, b), f64::from(high - low))).sum();
+    sum / samples as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_relative_and_of_all_samples() {
+        let expected = vec![vec![3.0, 4.0], vec![1.0, -1.0]];
+        let found = vec![vec![3.0, 4.0], vec![1.0, 0.0]];
+        assert_eq!(relative_errors(&found, &expected), [0.0, 0.5f64.sqrt()]);
+        assert_eq!(mean_psnr(&expected, &expected, 2), 100.0);
+        // one sample of two is off by half the range: 6.02 dB and the cap
+        assert!((mean_psnr(&found, &expected, 2) - 53.01).abs() < 0.01);
+    }
+}
