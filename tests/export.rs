@@ -9,12 +9,12 @@ mod onnxruntime;
 use common::{Check, checks, models, relative_error, shared, shared_dir};
 use cqc::calibrate::{CalibrationOptions, Correct, Fit, Wanted, choose};
 use cqc::compile::{CompileError, LoopOptions, Lowered, compile_evaluation, compile_loop, cut_loop};
-use cqc::export::{self, Loop};
+use cqc::export::{self, Form, Loop};
 use cqc::io::{Overwrite, read_npy, write_npy};
 use cqc::model::{Model, ModelOptions};
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::ScheduleKind;
-use cqc_passes::onnx::export::{ExportOptions, Exported, Layout, Port, Wire, export};
+use cqc_passes::onnx::export::{ExportOptions, Exported, Layout, Port, Qdq, Wire, export};
 use cqc_proto::plan::{Cache, CacheSlot, InputRole, Plan, Program, Source};
 use cqc_proto::sampler::SamplerConfig;
 use cqc_proto::{DType, Op, Tensor};
@@ -55,10 +55,11 @@ fn constants(lowered: &Lowered) -> Vec<Tensor> {
 fn write(plan: &Plan, constants: &[Tensor], layout: Layout, dir: &Path) -> Exported {
     let null = BTreeMap::new();
     let sampler = sampler();
-    let exported = Loop { plan, constants, sampler: &sampler, guidance: 1.0, null: &null };
-    export::write(exported, layout, dir, Overwrite::Allow).unwrap();
+    let exported = Loop { plan, constants, sampler: &sampler, guidance: 1.0, null: &null, compensation: None };
+    export::write(exported, Form { layout, qdq: Qdq::None }, dir, Overwrite::Allow).unwrap();
     let weights = "weights.bin".to_string();
-    export(plan, constants, &ExportOptions { layout, timesteps: timesteps(), weights, inline_below: 1024 }).unwrap()
+    let options = ExportOptions { layout, timesteps: timesteps(), weights, inline_below: 1024, qdq: Qdq::None };
+    export(plan, constants, &options).unwrap()
 }
 
 /// A recorded input in the type that exported models take.
@@ -233,7 +234,7 @@ fn sample_both_ways(
 ) {
     let directory = tempfile::tempdir().unwrap();
     let dir = directory.path().join("exported");
-    export::write(exported, layout, &dir, Overwrite::Refuse).unwrap();
+    export::write(exported, Form { layout, qdq: Qdq::None }, &dir, Overwrite::Refuse).unwrap();
     let file = |name: &str| directory.path().join(name);
     write_npy(&file("noise.npy"), request.noise.as_ref().unwrap(), Overwrite::Refuse).unwrap();
     let mut command = Command::new(python);
@@ -279,8 +280,14 @@ fn the_script_samples_what_the_engine_samples() {
         ] {
             let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
             let (sampler, constants) = (sampler(), constants(&lowered));
-            let exported =
-                Loop { plan: &lowered.plan, constants: &constants, sampler: &sampler, guidance, null: &null };
+            let exported = Loop {
+                plan: &lowered.plan,
+                constants: &constants,
+                sampler: &sampler,
+                guidance,
+                null: &null,
+                compensation: None,
+            };
             sample_both_ways(Path::new(&python), exported, &weights, &request, layout);
         }
     }

@@ -1,7 +1,7 @@
 //! Exported and imported again, a plan means what it meant: judged by the reference kernels, without any runtime.
 
 use cqc_passes::interpret::{bind_op, interpret};
-use cqc_passes::onnx::export::{ExportError, ExportOptions, Layout, export};
+use cqc_passes::onnx::export::{ExportError, ExportOptions, Layout, Qdq, export};
 use cqc_passes::onnx::{self, ImportOptions};
 use cqc_proto::dim::Dim;
 use cqc_proto::op::*;
@@ -18,7 +18,13 @@ use std::collections::BTreeMap;
 mod arbitrary;
 
 fn options(layout: Layout) -> ExportOptions {
-    ExportOptions { layout, timesteps: vec![3.0, 2.0, 1.0], weights: "weights.bin".into(), inline_below: usize::MAX }
+    ExportOptions {
+        layout,
+        timesteps: vec![3.0, 2.0, 1.0],
+        weights: "weights.bin".into(),
+        inline_below: usize::MAX,
+        qdq: Qdq::default(),
+    }
 }
 
 /// One operator; its operands are inputs, so that nothing folds.

@@ -11,9 +11,10 @@
 pub mod schedule;
 
 use crate::io::{FileError, Overwrite, write_directory, write_npz};
-use cqc_passes::onnx::export::{ExportError, ExportOptions, Exported, Layout, export};
+use cqc_passes::onnx::export::{ExportError, ExportOptions, Exported, Layout, Qdq, export};
 use cqc_proto::Tensor;
 use cqc_proto::plan::Plan;
+use cqc_runtime::denoise::Compensation;
 use cqc_runtime::sampler::Sampler;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -42,6 +43,17 @@ pub struct Loop<'a> {
     pub guidance: f32,
     /// What guidance's unconditional half gets, one row per input.
     pub null: &'a BTreeMap<String, Tensor>,
+    /// Correction of the samples behind every evaluation.
+    pub compensation: Option<&'a Compensation>,
+}
+
+/// The form of the models.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    /// How full and cached evaluations are packed.
+    pub layout: Layout,
+    /// How rounding is written.
+    pub qdq: Qdq,
 }
 
 /// Why a loop was not exported.
@@ -59,19 +71,20 @@ pub enum LoopExportError {
 ///
 /// # Errors
 /// [`LoopExportError`]; then `dir` is what it was.
-pub fn write(exported: Loop, layout: Layout, dir: &Path, overwrite: Overwrite) -> Result<Vec<String>, LoopExportError> {
+pub fn write(exported: Loop, form: Form, dir: &Path, overwrite: Overwrite) -> Result<Vec<String>, LoopExportError> {
+    let Form { layout, qdq } = form;
     let timesteps = exported.sampler.evaluations().iter().map(|e| e.timestep).collect();
-    let options = ExportOptions { layout, timesteps, weights: WEIGHTS.into(), inline_below: INLINE_BELOW };
+    let options = ExportOptions { layout, timesteps, weights: WEIGHTS.into(), inline_below: INLINE_BELOW, qdq };
     let models = export(exported.plan, exported.constants, &options)?;
     let mut files = Vec::new();
     write_directory(dir, overwrite, SCHEDULE, |dir| {
-        files = write_files(exported, layout, &models, dir)?;
+        files = write_files(exported, form, &models, dir)?;
         Ok::<(), LoopExportError>(())
     })?;
     Ok(files)
 }
 
-fn write_files(exported: Loop, layout: Layout, models: &Exported, dir: &Path) -> Result<Vec<String>, FileError> {
+fn write_files(exported: Loop, form: Form, models: &Exported, dir: &Path) -> Result<Vec<String>, FileError> {
     let mut files = Vec::new();
     let mut file = |name: &str, write: &dyn Fn(&mut BufWriter<File>) -> io::Result<()>| {
         let path = dir.join(name);
@@ -84,7 +97,7 @@ fn write_files(exported: Loop, layout: Layout, models: &Exported, dir: &Path) ->
     if !models.weights.is_empty() {
         file(WEIGHTS, &|out| write_weights(out, &models.weights))?;
     }
-    let text = serde_json::to_string_pretty(&schedule::json(exported, layout, models)).expect("JSON of plain data");
+    let text = serde_json::to_string_pretty(&schedule::json(exported, form, models)).expect("JSON of plain data");
     file(SCHEDULE, &|out| writeln!(out, "{text}"))?;
     file(SCRIPT, &|out| out.write_all(include_bytes!("sample.py")))?;
     if !exported.null.is_empty() {

@@ -2,12 +2,15 @@
 //!
 //! ```text
 //! { "format_version": 1, "layout": "split" | "if",
+//!   "qdq":         "none" | "ort" | "trt",                  how rounding is written, "none" without any
+//!   "scales":      "table" | "constant" | null,             whether scales of activations are indexed by the evaluation
 //!   "batch":       {"symbol": "N", "fixed": null},          with guidance: two runs, or one with both halves stacked
 //!   "sampler":     {"kind": "ddim", ...}, "steps": 50,      as in the artifact
 //!   "evaluations": [{"timestep": 980.0, "input_scale": 1.0, "full": true}, ...],
 //!   "initial_scale": 1.0,                                   of the noise that the loop begins with
 //!   "ddim":        {"prediction": "epsilon", "clip": 1.0 | null,
 //!                   "updates": [{"signal", "noise", "next_signal", "direction"}, ...]},    null for other samplers
+//!   "compensation": {"scale": [[..C..], ...], "shift": [...]} | null,   behind evaluation e, the sample becomes scale[e] · sample + shift[e] per channel
 //!   "guidance":    2.0,                                     output = null + guidance · (output - null)
 //!   "null_conditions": {"file": "null.npz", "inputs": ["class_labels"]} | null,
 //!   "output":      "output.noise_pred",                     the value that the sampler reads
@@ -19,8 +22,8 @@
 //! evaluation, a tensor without axes), `condition.NAME`, `output.NAME`, or what one model gives and another takes: `prelude.I`, `prelude_steps.I`,
 //! `cache.I`. Models are listed in the order in which they run. Before the first full evaluation the cache is of no account.
 
-use super::{Loop, NULL};
-use cqc_passes::onnx::export::{Exported, Layout, Model, Port, Wire};
+use super::{Form, Loop, NULL};
+use cqc_passes::onnx::export::{Exported, Layout, Model, Port, Qdq, Scales, Wire};
 use cqc_proto::plan::ProgramKind;
 use cqc_proto::{DType, Dim};
 use serde_json::{Value, json};
@@ -33,7 +36,7 @@ pub fn file_name(model: &Model) -> String {
     format!("{}.onnx", model.name)
 }
 
-pub(super) fn json(exported: Loop, layout: Layout, models: &Exported) -> Value {
+pub(super) fn json(exported: Loop, form: Form, models: &Exported) -> Value {
     let Loop { plan, sampler, .. } = exported;
     let config = sampler.config();
     let evaluation = |(i, e): (usize, &cqc_runtime::sampler::Evaluation)| {
@@ -48,15 +51,29 @@ pub(super) fn json(exported: Loop, layout: Layout, models: &Exported) -> Value {
     });
     let names: Vec<&String> = exported.null.keys().collect();
     let null_conditions = (!names.is_empty()).then(|| json!({ "file": NULL, "inputs": names }));
+    let is_rounded = plan.constants.iter().any(|c| c.codes.is_some());
+    let (qdq, scales) = match form.qdq {
+        Qdq::Ort(Scales::Table) if is_rounded => ("ort", Some("table")),
+        Qdq::Ort(Scales::Constant) if is_rounded => ("ort", Some("constant")),
+        Qdq::Trt if is_rounded => ("trt", Some("constant")),
+        _ => ("none", None),
+    };
+    let compensation = exported.compensation.map(|c| {
+        let rows = |of: &[f32]| of.chunks(of.len() / plan.evaluations).map(<[f32]>::to_vec).collect::<Vec<_>>();
+        json!({ "scale": rows(&c.scale), "shift": rows(&c.shift) })
+    });
     json!({
         "format_version": FORMAT_VERSION,
-        "layout": match layout { Layout::Split => "split", Layout::If => "if" },
+        "layout": match form.layout { Layout::Split => "split", Layout::If => "if" },
+        "qdq": qdq,
+        "scales": scales,
         "batch": { "symbol": plan.batch_symbol, "fixed": plan.fixed_batch },
         "sampler": config,
         "steps": sampler.evaluations().last().map_or(0, |e| e.step + 1),
         "evaluations": sampler.evaluations().iter().enumerate().map(evaluation).collect::<Vec<_>>(),
         "initial_scale": sampler.initial_scale(),
         "ddim": ddim,
+        "compensation": compensation,
         "guidance": exported.guidance,
         "null_conditions": null_conditions,
         "output": plan.outputs.first().map(|o| Wire::Output(o.name.clone()).to_string()),

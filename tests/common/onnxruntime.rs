@@ -1,8 +1,10 @@
 //! ONNX Runtime as an oracle, for the test files that have it.
+#![allow(dead_code)] // every test file compiles its own copy and uses a part of it
 
 use cqc_proto::{DType, Tensor};
 use ort::environment::Environment;
 use ort::session::Session;
+use ort::session::builder::GraphOptimizationLevel;
 use ort::value::DynValue;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -44,14 +46,27 @@ fn to_ort(t: &Tensor) -> Option<DynValue> {
     }
 }
 
+/// A session. Without `optimize`, every node runs as it stands in the file.
+pub fn session(environment: &Environment, model: &Path, optimize: bool) -> Session {
+    let level = if optimize { GraphOptimizationLevel::All } else { GraphOptimizationLevel::Disable };
+    let builder = Session::builder(environment).unwrap().with_intra_threads(2).unwrap();
+    let builder = builder.with_optimization_level(level).unwrap();
+    // else sums of u8 times s8 overflow on x86 without VNNI
+    let mut builder = builder.with_config_entry("session.x64quantprecision", "1").unwrap();
+    builder.commit_from_file(model).unwrap()
+}
+
 /// The outputs of a model by name; `None` if an input has a type that is not passed on.
 pub fn run(
     environment: &Environment,
     model: &Path,
     inputs: &BTreeMap<String, Tensor>,
 ) -> Option<BTreeMap<String, Tensor>> {
-    let mut session =
-        Session::builder(environment).unwrap().with_intra_threads(2).unwrap().commit_from_file(model).unwrap();
+    run_session(&mut session(environment, model, true), inputs)
+}
+
+/// As [`run`], of an open session.
+pub fn run_session(session: &mut Session, inputs: &BTreeMap<String, Tensor>) -> Option<BTreeMap<String, Tensor>> {
     let feeds = inputs.iter().map(|(n, t)| Some((n.clone(), to_ort(t)?))).collect::<Option<Vec<_>>>()?;
     let outputs = session.run(feeds).unwrap();
     let read = |(name, value): (&str, ort::value::ValueRef<'_>)| {

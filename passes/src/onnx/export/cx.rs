@@ -3,14 +3,17 @@
 //! Transposes and reshapes are views (`views.rs`): a node is written for one when something reads it under that form, and
 //! views of views join before. So the channels-last values of a plan stay channels first, as standard operators want them.
 
+use super::Qdq;
 use super::ops;
 use super::proto::number;
+use super::quantized::{Quantized, Rounded};
 use super::store::{Scope, Store};
 use crate::onnx::tensors;
 use cqc_proto::onnx::{AttributeProto, NodeProto};
 use cqc_proto::op::{BinaryKind, UnaryKind};
 use cqc_proto::{DType, Dim, Op, Tensor, ValueType};
 use std::collections::HashMap;
+use std::rc::Rc;
 
 /// A value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,6 +25,12 @@ pub(super) enum Def {
     /// An input or a node's result.
     Named,
     Constant(Tensor),
+    /// i8 numbers of 4 bits.
+    Nibbles(Tensor),
+    /// Another value, rounded where it is read.
+    Rounded(Rc<Rounded>),
+    /// Quantized weights, made floats where they are read.
+    Quantized(Rc<Quantized>),
     /// Axis `k` is axis `perm[k]` of the other value.
     Transposed {
         of: Val,
@@ -47,27 +56,39 @@ pub(super) type Spelled<T = Val> = Result<T, String>;
 pub(super) struct Cx<'a> {
     pub store: &'a mut Store,
     pub scope: &'a mut Scope,
+    /// How rounding is written.
+    pub qdq: Qdq,
     pub nodes: Vec<NodeProto>,
     /// Name of the step at work, which its nodes get.
     pub step: String,
     values: Vec<Value>,
     pub(super) transposed: HashMap<(Val, Vec<usize>), Val>,
     pub(super) reshaped: HashMap<(Val, Vec<Dim>), Val>,
+    /// Values rounded by a scale and a zero point.
+    pub(super) rounded: HashMap<[Val; 3], Val>,
+    /// Segments of values.
+    pub(super) segments: HashMap<(Val, usize), Val>,
+    /// What concats join, and on which axis.
+    pub(super) joined: HashMap<Val, (usize, Vec<Val>)>,
     /// A value with the batch alone on an axis.
     batch_on: Option<(Val, usize)>,
     batch: Option<Val>,
 }
 
 impl<'a> Cx<'a> {
-    pub fn new(store: &'a mut Store, scope: &'a mut Scope) -> Cx<'a> {
+    pub fn new(store: &'a mut Store, scope: &'a mut Scope, qdq: Qdq) -> Cx<'a> {
         Cx {
             store,
             scope,
+            qdq,
             nodes: vec![],
             step: String::new(),
             values: vec![],
             transposed: HashMap::new(),
             reshaped: HashMap::new(),
+            rounded: HashMap::new(),
+            segments: HashMap::new(),
+            joined: HashMap::new(),
             batch_on: None,
             batch: None,
         }
@@ -136,6 +157,18 @@ impl<'a> Cx<'a> {
             Def::Constant(tensor) => {
                 let label = self.values[v.0].label.clone();
                 self.scope.initializer(self.store, &label, &tensor)
+            }
+            Def::Nibbles(codes) => {
+                let label = self.values[v.0].label.clone();
+                self.scope.nibbles(self.store, &label, &codes)
+            }
+            Def::Rounded(rounded) => {
+                let whole = self.all_rounded(&rounded);
+                self.name(whole)
+            }
+            Def::Quantized(weight) => {
+                let whole = self.dequantized(&weight);
+                self.name(whole)
             }
             Def::Transposed { of, perm } => self.transpose_node(of, &perm),
             Def::Reshaped { of } => {

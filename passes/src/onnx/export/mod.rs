@@ -21,12 +21,15 @@ mod ops;
 mod ports;
 mod program;
 mod proto;
+mod quantized;
+mod scales;
 mod store;
 mod views;
 
 pub use error::{ExportError, Unspelled};
 pub use ports::{Port, Wire};
 pub use proto::{IR_VERSION, OPSET};
+pub use scales::{Qdq, Scales, conservative};
 
 use cqc_proto::Tensor;
 use cqc_proto::onnx::{GraphProto, ModelProto};
@@ -58,6 +61,8 @@ pub struct ExportOptions {
     pub weights: String,
     /// Constants below this many bytes stand in the models.
     pub inline_below: usize,
+    /// How rounding is written, if the plan has any.
+    pub qdq: Qdq,
 }
 
 /// What a plan becomes.
@@ -100,6 +105,7 @@ pub fn export(plan: &Plan, constants: &[Tensor], options: &ExportOptions) -> Res
     let mut export = Export {
         origin: Origin { plan, constants, timesteps: &options.timesteps },
         store: Store::new(&options.weights, options.inline_below),
+        qdq: options.qdq,
         models: vec![],
         unspelled: vec![],
     };
@@ -153,6 +159,7 @@ fn previous(plan: &Plan) -> Vec<(usize, usize)> {
 struct Export<'a> {
     origin: Origin<'a>,
     store: Store,
+    qdq: Qdq,
     models: Vec<Model>,
     unspelled: Vec<Unspelled>,
 }
@@ -186,7 +193,7 @@ impl Export<'_> {
     ) -> GraphProto {
         let named: Vec<(usize, String)> =
             results.iter().map(|r| r.0).zip(outputs.iter().map(|p| p.name.clone())).collect();
-        let mut cx = Cx::new(&mut self.store, scope);
+        let mut cx = Cx::new(&mut self.store, scope, self.qdq);
         if let Err(unspelled) = program::write(&mut cx, self.origin, kind, inputs, &named) {
             self.unspelled.extend(unspelled);
         }
@@ -238,7 +245,7 @@ impl Export<'_> {
 
         let count = self.origin.timesteps.len();
         let table: Vec<bool> = (0..count).map(|e| full_evaluations.binary_search(&e).is_ok()).collect();
-        let mut cx = Cx::new(&mut self.store, &mut scope);
+        let mut cx = Cx::new(&mut self.store, &mut scope, self.qdq);
         let step = cx.input("step", ports::step_port().ty);
         let table = cx.constant("full_evaluations", Tensor::from_bool(&[count], &table));
         cx.step = "is_full".into();

@@ -1,11 +1,14 @@
 //! One program of a plan: its steps in order, each spelled.
 
+use super::Qdq;
 use super::cx::{Cx, Spelled, Val};
 use super::error::Unspelled;
 use super::ops;
 use super::ports::{Port, Wire, used, wire};
+use super::quantized::Quantized;
+use super::scales::{Rows, Written};
 use cqc_proto::op::Op;
-use cqc_proto::plan::{Alias, InputRole, Plan, PlanValue, Program, ProgramKind, Source};
+use cqc_proto::plan::{Alias, InputRole, Plan, PlanValue, Program, ProgramKind, Source, Step};
 use cqc_proto::{DType, Dim, Tensor, ValueType};
 
 /// What programs are written from.
@@ -81,14 +84,21 @@ impl Writer<'_, '_, '_> {
         }
     }
 
-    fn step(&mut self, step: &cqc_proto::plan::Step) {
+    fn step(&mut self, step: &Step) {
         if !self.refused.is_empty() && step.inputs.iter().flatten().any(|&v| self.is_lost(v)) {
             return; // reported where the operand was to be made
         }
         self.cx.step = step.name.clone();
-        let inputs: Vec<Option<Val>> = step.inputs.iter().map(|v| v.and_then(|v| self.get(v))).collect();
-        self.cx.step = step.name.clone();
-        match ops::spell(self.cx, &step.op, &inputs) {
+        let spelled = match &step.op {
+            Op::FakeQuant { bits: 8, segments } => self.rounded(step, segments),
+            _ => None,
+        };
+        let spelled = spelled.unwrap_or_else(|| {
+            let inputs: Vec<Option<Val>> = step.inputs.iter().map(|v| v.and_then(|v| self.get(v))).collect();
+            self.cx.step = step.name.clone();
+            ops::spell(self.cx, &step.op, &inputs)
+        });
+        match spelled {
             Ok(results) => {
                 for (&v, result) in step.outputs.iter().zip(results) {
                     self.cx.call(result, &self.program.values[v].name);
@@ -143,13 +153,9 @@ impl Writer<'_, '_, '_> {
         self.cx.step = value.name.clone();
         match value.source {
             Source::Constant(i) if plan.constants[i].codes.is_some() => {
-                let codes = plan.constants[i].codes.clone().expect("just seen");
-                let t = self.cx.store.converted(i, &self.origin.constants[i], DType::I8);
-                let t = self.cx.constant(&plan.constants[i].name, t);
-                let scale = &self.origin.constants[codes.scale];
-                let scale = self.cx.constant(&plan.constants[codes.scale].name, scale.clone());
-                let (bits, output_axis, segments) = (codes.bits, codes.output_axis, codes.segments);
-                self.cx.emit(Op::DequantizeWeight { bits, output_axis, segments }, &[t, scale])
+                let how = plan.constants[i].codes.clone().expect("just seen");
+                let (codes, scale) = (self.origin.constants[i].clone(), self.origin.constants[how.scale].clone());
+                Ok(self.cx.weights(&plan.constants[i].name, i, Quantized::new(codes, scale, how)))
             }
             Source::Constant(i) => {
                 let t = self.cx.store.converted(i, &self.origin.constants[i], value.ty.dtype);
@@ -168,6 +174,48 @@ impl Writer<'_, '_, '_> {
                 self.row(table, value)
             }
         }
+    }
+
+    /// The value that layers read rounded; `None` where its scales are computed.
+    fn rounded(&mut self, step: &Step, segments: &[usize]) -> Option<Spelled<Vec<Val>>> {
+        let (x, plan, kind) = (self.get(step.inputs[0]?)?, self.origin.plan, self.kind);
+        if self.cx.qdq == Qdq::None {
+            return Some(Ok(vec![x]));
+        }
+        let table = |input: usize| match self.program.values[step.inputs[input]?].source {
+            Source::Table(i) | Source::Constant(i) => Some(self.origin.constants[i].to_f32_vec()),
+            _ => None,
+        };
+        let count = segments.len().max(1);
+        let (scale, zero) = (table(1)?, table(2)?);
+        let rows = scale.len() / count;
+        let runs = |e: &usize| rows == 1 || plan.program_at(*e) == kind;
+        let column = |values: &[f32], i: usize| values.iter().skip(i).step_by(count).copied().collect::<Vec<f32>>();
+        let mut parts = vec![];
+        for i in 0..count {
+            let rows =
+                Rows { scale: column(&scale, i), zero: column(&zero, i), runs: (0..rows).filter(runs).collect() };
+            match rows.written(self.cx.qdq) {
+                Err(reason) => return Some(Err(reason)),
+                Ok(written) => parts.push(written.map(|w| self.scales(&step.name, w))),
+            }
+        }
+        Some(Ok(vec![self.cx.rounded(&step.name, x, segments, parts)]))
+    }
+
+    /// Scale and zero point as numbers of this evaluation.
+    fn scales(&mut self, name: &str, written: Written) -> [Val; 2] {
+        let step = self.inputs.iter().find(|(w, _)| *w == Wire::Step).map(|i| i.1);
+        [("scale", written.scale), ("zero_point", written.zero)].map(|(what, t)| {
+            let label = format!("{name}/{what}");
+            let t = self.cx.constant(&label, t);
+            if self.cx.rank(t) == 0 {
+                return t;
+            }
+            self.cx.step = label;
+            let step = step.expect("a program with tables takes the step");
+            self.cx.emit(Op::Gather { axis: 0 }, &[t, step]).expect("Gather has a spelling")
+        })
     }
 
     /// The row of this evaluation in a table, repeated for the batch where the value has one.

@@ -3,8 +3,9 @@
 use super::proto::number;
 use bytes::Bytes;
 use cqc_kernels::reference;
-use cqc_proto::onnx::{StringStringEntryProto, TensorProto};
-use cqc_proto::{DType, Op, Tensor};
+use cqc_proto::onnx::{StringStringEntryProto, TensorProto, data_type};
+use cqc_proto::plan::WeightCodes;
+use cqc_proto::{DType, Dim, Op, Tensor};
 use std::collections::{HashMap, HashSet};
 
 /// Larger constants begin on a page, so that a runtime can map them; smaller ones on a cache line.
@@ -34,6 +35,8 @@ pub(super) struct Store {
     offsets: HashMap<Place, u64>,
     transposed: HashMap<Transposition, (Tensor, Tensor)>,
     converted: HashMap<(usize, DType), Tensor>,
+    cut: HashMap<(Place, [usize; 3]), (Tensor, Tensor)>,
+    packed: HashMap<Place, (Tensor, Tensor)>,
 }
 
 impl Store {
@@ -61,6 +64,35 @@ impl Store {
         self.converted.entry((index, dtype)).or_insert_with(|| t.to_float(dtype)).clone()
     }
 
+    /// The floats that quantized weights, constant `index` of the plan, stand for.
+    pub fn dequantized(&mut self, index: usize, op: &Op, codes: &Tensor, scale: &Tensor) -> Tensor {
+        let compute = || {
+            let y = reference::eval(op, &[Some(codes), Some(scale)]);
+            y.expect("a valid plan's weights have their scales").remove(0)
+        };
+        self.converted.entry((index, DType::F32)).or_insert_with(compute).clone()
+    }
+
+    /// `size` places of an axis of a constant from `start`, the same ones for all models.
+    pub fn cut(&mut self, t: &Tensor, axis: usize, start: usize, size: usize) -> Tensor {
+        let compute = || {
+            let [starts, ends] = [start, start + size].map(|n| vec![Dim::constant(n as i64)]);
+            let y = reference::eval(&Op::Slice { axes: vec![axis], starts, ends, steps: vec![1] }, &[Some(t)]);
+            (t.clone(), y.expect("segments lie within the weights").remove(0))
+        };
+        self.cut.entry((place(t), [axis, start, size])).or_insert_with(compute).1.clone()
+    }
+
+    /// Codes of 4 bits, two in a byte, the first one in the low half as the standard has it.
+    fn packed(&mut self, codes: &Tensor) -> Tensor {
+        let compute = || {
+            let list: Vec<i8> = codes.bytes().iter().map(|&c| c as i8).collect();
+            let bytes = WeightCodes::pack(4, &list);
+            (codes.clone(), Tensor::new(DType::U8, vec![bytes.len()], bytes).expect("a byte each"))
+        };
+        self.packed.entry(place(codes)).or_insert_with(compute).1.clone()
+    }
+
     /// A transposed constant, the same one for all models.
     pub fn transposed(&mut self, t: &Tensor, perm: &[usize]) -> Tensor {
         let compute = || {
@@ -77,7 +109,7 @@ impl Store {
 pub(super) struct Scope {
     taken: HashSet<String>,
     pub initializers: Vec<TensorProto>,
-    known: HashMap<(DType, Vec<usize>, Key), String>,
+    known: HashMap<(i32, Vec<usize>, Key), String>,
 }
 
 /// What makes two constants the same.
@@ -100,17 +132,41 @@ impl Scope {
 
     /// The initializer that holds `t`; equal small ones and one large one under several shapes are stored once.
     pub fn initializer(&mut self, store: &mut Store, label: &str, t: &Tensor) -> String {
+        self.stored(store, label, number(t.dtype()), t.shape(), t)
+    }
+
+    /// The initializer that holds numbers of 4 bits, given as i8.
+    pub fn nibbles(&mut self, store: &mut Store, label: &str, codes: &Tensor) -> String {
+        let packed = store.packed(codes);
+        self.stored(store, label, data_type::INT4, codes.shape(), &packed)
+    }
+
+    /// An initializer of zeros, i8 or of 4 bits, that nothing else shares.
+    pub fn zeros(&mut self, label: &str, size: usize, is_packed: bool) -> String {
+        let (data_type, bytes) = if is_packed { (data_type::INT4, size.div_ceil(2)) } else { (data_type::INT8, size) };
+        let name = self.unique(label);
+        self.initializers.push(TensorProto {
+            name: Some(name.clone()),
+            dims: vec![size as i64],
+            data_type: Some(data_type),
+            raw_data: Some(vec![0; bytes].into()),
+            ..Default::default()
+        });
+        name
+    }
+
+    fn stored(&mut self, store: &mut Store, label: &str, data_type: i32, shape: &[usize], t: &Tensor) -> String {
         let inline = t.bytes().len() < store.inline_below;
         let key = if inline { Key::Small(t.bytes().clone()) } else { Key::Large(place(t)) };
-        let key = (t.dtype(), t.shape().to_vec(), key);
+        let key = (data_type, shape.to_vec(), key);
         if let Some(name) = self.known.get(&key) {
             return name.clone();
         }
         let name = self.unique(label);
         let mut proto = TensorProto {
             name: Some(name.clone()),
-            dims: t.shape().iter().map(|&d| d as i64).collect(),
-            data_type: Some(number(t.dtype())),
+            dims: shape.iter().map(|&d| d as i64).collect(),
+            data_type: Some(data_type),
             ..Default::default()
         };
         if inline {

@@ -1,6 +1,7 @@
 //! Attention and the other composite operators of denoisers.
 
 use super::*;
+use crate::onnx::export::Qdq;
 use cqc_proto::op::ReduceKind;
 use cqc_proto::{DType, Dim, Tensor};
 
@@ -8,12 +9,13 @@ pub(super) fn attention(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
     let Op::Attention { heads, kv_heads, scale, causal, softcap, softmax_bits } = op else {
         unreachable!("dispatched by `one`")
     };
-    let [q, k, v] = [0, 1, 2].map(|i| c.input(i));
+    let [(q, round_q), (k, round_k), (v, round_v)] = [0, 1, 2].map(|i| cx.split_rounding(c.input(i)));
     let dtype = cx.dtype(q);
     let (queries, keys) = (cx.shape(q)[1].clone(), cx.shape(k)[1].clone());
     let mut q = split(cx, q, *heads)?;
-    if *scale != 1.0 {
-        let factor = cx.scalar(*scale as f64, dtype);
+    let factor = (*scale != 1.0).then(|| cx.scalar(*scale as f64, dtype));
+    // nothing may stand between rounding and the product
+    if let (Some(factor), None) = (factor, &round_q) {
         q = cx.binary(BinaryKind::Mul, q, factor)?;
     }
     let (mut k, mut v) = (split(cx, k, *kv_heads)?, split(cx, v, *kv_heads)?);
@@ -23,7 +25,11 @@ pub(super) fn attention(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
         (k, v) = (cx.emit(Op::Gather { axis: 1 }, &[k, order])?, cx.emit(Op::Gather { axis: 1 }, &[v, order])?);
     }
     let k = cx.transpose(k, &[0, 1, 3, 2]);
+    let (q, k, v) = (cx.round(q, round_q.as_ref())?, cx.round(k, round_k.as_ref())?, cx.round(v, round_v.as_ref())?);
     let mut scores = cx.emit(Op::MatMul, &[q, k])?;
+    if let (Some(factor), Some(_)) = (factor, &round_q) {
+        scores = cx.binary(BinaryKind::Mul, scores, factor)?;
+    }
     if *softcap != 0.0 {
         let cap = cx.scalar(*softcap as f64, dtype);
         let inner = cx.binary(BinaryKind::Div, scores, cap)?;
@@ -37,7 +43,7 @@ pub(super) fn attention(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
         let mask = causal_mask(cx, &queries, &keys)?;
         scores = masked(cx, scores, mask)?;
     }
-    if *softmax_bits > 0 {
+    if *softmax_bits > 0 && cx.qdq != Qdq::None {
         return rounded(cx, c, scores, v, *softmax_bits);
     }
     let mut weights = cx.emit(Op::Softmax { axis: 3 }, &[scores])?;
@@ -52,7 +58,7 @@ pub(super) fn attention(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
     Ok(cx.reshape(sums, c.ty().shape))
 }
 
-/// Weights exp(score − max) in steps of 1/255, times the values, divided by the sum of the weights.
+/// Weights exp(score − max) in steps of 1/255, 1/127 where codes have a sign, times the values, divided by the sum of the weights.
 fn rounded(cx: &mut Cx, c: &Call, scores: Val, v: Val, bits: u8) -> Spelled {
     if bits != 8 {
         return Err(format!("weights of {bits} bits, ONNX has 8"));
@@ -64,11 +70,12 @@ fn rounded(cx: &mut Cx, c: &Call, scores: Val, v: Val, bits: u8) -> Spelled {
     let max = cx.binary(BinaryKind::Max, max, lowest)?;
     let weights = cx.binary(BinaryKind::Sub, scores, max)?;
     let weights = cx.unary(UnaryKind::Exp, weights)?;
-    let (step, zero) = (cx.scalar(1.0 / 255.0, DType::F32), cx.scalar(0.0, DType::U8));
-    let weights = cx.emit(Op::Quantize { axis: None, block: 0, to: DType::U8 }, &[weights, step, zero])?;
+    let (most, to) = if cx.qdq == Qdq::Trt { (127.0, DType::I8) } else { (255.0, DType::U8) };
+    let (step, zero) = (cx.scalar(1.0 / most, DType::F32), cx.scalar(0.0, to));
+    let weights = cx.emit(Op::Quantize { axis: None, block: 0, to }, &[weights, step, zero])?;
     let weights = cx.emit(Op::Dequantize { axis: None, block: 0, to: DType::F32 }, &[weights, step, zero])?;
     let total = cx.emit(reduce(ReduceKind::Sum), &[weights])?;
-    let least = cx.scalar(1.0 / 255.0, DType::F32);
+    let least = cx.scalar(1.0 / most, DType::F32);
     let total = cx.binary(BinaryKind::Max, total, least)?;
     let sums = cx.emit(Op::MatMul, &[weights, v])?;
     let sums = cx.binary(BinaryKind::Div, sums, total)?;

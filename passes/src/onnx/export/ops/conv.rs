@@ -1,6 +1,7 @@
 //! Convolutions and pooling windows.
 
 use super::*;
+use crate::onnx::export::quantized::Operands;
 use cqc_proto::DType;
 use cqc_proto::Dim;
 use cqc_proto::op::{ConvLayout, CoordinateMode, NearestMode, PoolKind, ResizeMode};
@@ -10,13 +11,6 @@ pub(super) fn conv(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
         unreachable!("dispatched by `one`")
     };
     let last = *layout == ConvLayout::ChannelsLast;
-    let mut x = if last { cx.first(c.input(0)) } else { c.input(0) };
-    if *upsample != 1 {
-        x = enlarged(cx, x, *upsample)?;
-    }
-    let w = c.input(1);
-    let mut attributes = windows(strides, pads, dilations, &kernel(cx, w));
-    attributes.push(int("group", *groups as i64));
     let plain = Op::Conv {
         strides: strides.clone(),
         pads: pads.clone(),
@@ -26,11 +20,24 @@ pub(super) fn conv(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
         upsample: 1,
         act: Act::None,
     };
-    let types = plain.infer(&[Some(cx.ty(x)), Some(cx.ty(w))]).map_err(|e| e.reason)?;
     let scale = c.optional(6);
-    // a bias of a table is added behind
-    let bias = c.optional(2).filter(|_| scale.is_none());
-    let y = cx.nodes("Conv", &[Some(x), Some(w), bias], attributes, &types)[0];
+    let mut parts = vec![];
+    for Operands { mut x, rounding, w } in cx.operands(c.input(0), c.input(1))? {
+        if last {
+            x = cx.first(x);
+        }
+        if *upsample != 1 {
+            x = enlarged(cx, x, *upsample)?;
+        }
+        let x = cx.round(x, rounding.as_ref())?;
+        let mut attributes = windows(strides, pads, dilations, &kernel(cx, w));
+        attributes.push(int("group", *groups as i64));
+        let types = plain.infer(&[Some(cx.ty(x)), Some(cx.ty(w))]).map_err(|e| e.reason)?;
+        // a bias of a table is added behind, that of a sum once
+        let bias = c.optional(2).filter(|_| scale.is_none() && parts.is_empty());
+        parts.push(cx.nodes("Conv", &[Some(x), Some(w), bias], attributes, &types)[0]);
+    }
+    let y = cx.sum(&parts)?;
     let mut y = if last { cx.last(y) } else { y };
     if let Some(scale) = scale {
         for (kind, v) in [(BinaryKind::Mul, Some(scale)), (BinaryKind::Add, c.optional(2))] {

@@ -7,7 +7,7 @@ mod index;
 mod movement;
 mod norm;
 mod product;
-mod quant;
+pub(super) mod quant;
 mod reduce;
 mod resize;
 
@@ -74,7 +74,7 @@ fn one(cx: &mut Cx, op: &Op, c: &Call) -> Spelled {
         Op::Reshape { shape } => Ok(cx.reshape(c.input(0), shape.clone())),
         Op::Transpose { perm } => Ok(cx.transpose(c.input(0), perm)),
         Op::Expand { shape } => movement::expand(cx, c, shape),
-        Op::Concat { axis } => Ok(c.as_node(cx, "Concat", vec![int("axis", *axis as i64)])),
+        Op::Concat { axis } => Ok(movement::concat(cx, c, *axis)),
         Op::Slice { axes, starts, ends, steps } => movement::slice(cx, c, axes, starts, ends, steps),
         Op::Pad { before, after, mode } => movement::pad(cx, c, before, after, *mode),
         Op::Tile { repeats } => movement::tile(cx, c, repeats),

@@ -9,6 +9,12 @@ pub(super) fn expand(cx: &mut Cx, c: &Call, shape: &[Dim]) -> Spelled {
     Ok(cx.node("Expand", &[c.input(0), sizes], vec![], c.ty()))
 }
 
+pub(super) fn concat(cx: &mut Cx, c: &Call, axis: usize) -> Val {
+    let y = c.as_node(cx, "Concat", vec![int("axis", axis as i64)]);
+    cx.joined.insert(y, (axis, c.inputs.iter().copied().flatten().collect()));
+    y
+}
+
 pub(super) fn slice(cx: &mut Cx, c: &Call, axes: &[usize], starts: &[Dim], ends: &[Dim], steps: &[i64]) -> Spelled {
     let x = c.input(0);
     let sizes: Vec<Dim> = axes.iter().map(|&a| cx.shape(x)[a].clone()).collect();

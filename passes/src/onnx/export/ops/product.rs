@@ -1,6 +1,7 @@
 //! Matrix products and linear layers.
 
 use super::*;
+use crate::onnx::export::quantized::Operands;
 
 pub(super) fn matmul(cx: &mut Cx, c: &Call) -> Spelled {
     let (a, b) = (reduce::widened(cx, c.input(0)), reduce::widened(cx, c.input(1)));
@@ -10,7 +11,12 @@ pub(super) fn matmul(cx: &mut Cx, c: &Call) -> Spelled {
 }
 
 pub(super) fn linear(cx: &mut Cx, c: &Call, act: Act) -> Spelled {
-    let mut y = cx.emit(Op::MatMul, &[c.input(0), c.input(1)])?;
+    let mut parts = vec![];
+    for Operands { x, rounding, w } in cx.operands(c.input(0), c.input(1))? {
+        let x = cx.round(x, rounding.as_ref())?;
+        parts.push(cx.emit(Op::MatMul, &[x, w])?);
+    }
+    let mut y = cx.sum(&parts)?;
     if let Some(scale) = c.optional(6) {
         y = cx.binary(BinaryKind::Mul, y, scale)?;
     }

@@ -54,7 +54,7 @@ fn entry(cx: &mut Cx, v: Val, i: usize) -> Spelled {
 }
 
 /// `size` places of an axis from `start`.
-fn part(cx: &mut Cx, v: Val, axis: usize, start: usize, size: usize) -> Spelled {
+pub(in super::super) fn part(cx: &mut Cx, v: Val, axis: usize, start: usize, size: usize) -> Spelled {
     let [start, end] = [start, start + size].map(|n| Dim::constant(n as i64));
     cx.emit(Op::Slice { axes: vec![axis], starts: vec![start], ends: vec![end], steps: vec![1] }, &[v])
 }
