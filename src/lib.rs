@@ -9,5 +9,5 @@ pub mod export;
 pub mod io;
 pub mod model;
 pub mod quantize;
-pub mod stages;
 pub mod report;
+pub mod stages;

@@ -109,7 +109,7 @@ pub struct Cost {
     pub full: StepCost,
     /// A cached one.
     pub cached: Option<StepCost>,
-    /// Bytes of the cache.
+    /// Bytes of the cache, both halves of guidance.
     pub cache_bytes: u64,
     /// Full evaluations.
     pub full_evaluations: usize,
@@ -137,7 +137,7 @@ impl Cost {
         Cost {
             full,
             cached,
-            cache_bytes: cache_bytes(plan),
+            cache_bytes: halves as u64 * cache_bytes(plan) / plan.fixed_batch.unwrap_or(1) as u64,
             full_evaluations,
             evaluations,
             macs: halves * loop_macs(plan, full_evaluations, rest),

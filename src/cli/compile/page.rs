@@ -124,11 +124,12 @@ fn compiled(report: &Report) -> String {
 fn schedule_section(report: &Report, caching: &Caching) -> String {
     let timesteps = &report.sampling.timesteps;
     let mut out = format!(
-        "<p>{} evaluations of {} are full, found by {}; correction of the cache: {}. Numbers are time steps.</p>\n",
+        "<p>{} evaluations of {} are full, found by {}; correction of the cache: {}. {}</p>\n",
         caching.full.len(),
         timesteps.len(),
         Text(&caching.method),
         caching.correction.as_ref().map_or("none".into(), |c| Text(c).to_string()),
+        schedule::caption(timesteps),
     );
     out += "<p class=\"legend\"><span class=\"key full\"></span>full <span class=\"key\"></span>cached</p>\n";
     out += &schedule::strip(timesteps, &caching.full);
@@ -165,7 +166,7 @@ fn cost(cost: &Cost, report: &Report) -> String {
     if cost.cached.is_some() {
         rows.push(("Uncached", short(cost.full_macs as f64)));
         rows.push(("Predicted speed-up", format!("{} ×, by MACs", number(cost.speed_up()))));
-        rows.push(("Cache", format!("{} per sample", bytes(cost.cache_bytes))));
+        rows.push(("Cache", format!("{} per image{guided}", bytes(cost.cache_bytes))));
     }
     let less = match cost.weight_bytes == cost.float_weight_bytes {
         true => String::new(),

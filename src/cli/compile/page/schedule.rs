@@ -7,6 +7,14 @@ use std::fmt::Write;
 /// Longest loop whose time steps are written into the strip.
 const WRITTEN: usize = 120;
 
+/// What the strip's cells show.
+pub fn caption(timesteps: &[f64]) -> String {
+    match timesteps {
+        [first, .., last] if timesteps.len() > WRITTEN => format!("Time steps {first} to {last}."),
+        _ => "Numbers are time steps.".into(),
+    }
+}
+
 /// A cell per evaluation, with its time step.
 pub fn strip(timesteps: &[f64], full: &[usize]) -> String {
     let small = if timesteps.len() > WRITTEN { " small" } else { "" };
