@@ -54,7 +54,7 @@ impl QuantizedWeight {
         let values = weight.to_f32_vec();
         let sizes = if segments.is_empty() { vec![layout.inputs] } else { segments.to_vec() };
         let (mut codes, mut scales) = (vec![0i8; values.len()], Vec::with_capacity(layout.outputs * sizes.len()));
-        let most = f32::from((1i16 << (bits - 1)) as i16 - 1);
+        let most = f32::from((1i16 << (bits - 1)) - 1);
         for output in 0..layout.outputs {
             let mut start = 0;
             for &n in &sizes {
