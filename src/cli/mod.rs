@@ -60,7 +60,7 @@ pub struct Verbosity {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Compile(compile::CompileArgs),
+    Compile(Box<compile::CompileArgs>),
     Sample(sample::SampleArgs),
     Run(run::RunArgs),
     Inspect(inspect::InspectArgs),

@@ -31,9 +31,9 @@ pub fn chart(errors: &Errors, full: Option<&[usize]>) -> String {
     let evaluations = errors.curves[0].errors.len();
     let mut out = String::from("<div class=\"chart\">\n<div class=\"plot\">\n");
     axis.draw_labels(&mut out);
-    let _ = write!(
+    let _ = writeln!(
         out,
-        "<svg viewBox=\"0 0 {SIZE} {SIZE}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"Relative error after each evaluation\">\n"
+        "<svg viewBox=\"0 0 {SIZE} {SIZE}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"Relative error after each evaluation\">"
     );
     let grid: String = axis.ticks().map(|tick| format!("M0 {:.1}H{SIZE}", axis.y(tick))).collect();
     let _ = writeln!(out, "<path class=\"grid\" d=\"{grid}\"/>");
