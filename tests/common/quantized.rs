@@ -1,10 +1,11 @@
 //! Small quantized loops, and what their roundings become in other forms.
 
-use cqc::calibrate::quantize::{Grouping, Outputs};
+use cqc::calibrate::quantize::{Grouping, Outputs, Select};
 use cqc::calibrate::{CalibrationOptions, Correct, Fit, Wanted, choose};
 use cqc::compile::{LoopOptions, Lowered, assemble_loop, compile_loop, cut_loop};
 use cqc::model::{Model, ModelOptions};
 use cqc::quantize::{QuantizeOptions, quantize};
+use cqc::stages::Stages;
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_passes::calib::compensate::Mode;
@@ -67,11 +68,14 @@ pub fn case(model: &str, conditions: BTreeMap<String, Tensor>, bits: u8, interva
     };
     let how = QuantizeOptions {
         spec: QuantSpec { narrow_float: false, ..QuantSpec::new(bits) },
+        target_psnr: None,
         grouping: Grouping::PerEvaluation,
         outputs: if interval > 1 { Outputs::Cut } else { Outputs::None },
         refit_cache: false,
         compensation: (interval > 1).then_some(Mode::Mse),
         reconstruct: false,
+        select: Select::All,
+        stages: &Stages::none(),
         request: request.clone(),
         fit: 2,
         engine: EngineOptions { batch: 2, threads: 2, ..Default::default() },
