@@ -48,7 +48,7 @@ fn denoiser(evaluations: usize) -> Build {
     let norm = Op::GroupNorm { groups: 2, eps: 1e-5, layout, act: Act::Silu };
     let n = b.full(norm, &[h]);
     let tokens = b.full(Op::Reshape { shape: shape("N,64,8") }, &[n]);
-    let attention = Op::Attention { heads: 2, kv_heads: 2, scale: 0.5, causal: false, softcap: 0.0 };
+    let attention = Op::Attention { heads: 2, kv_heads: 2, scale: 0.5, causal: false, softcap: 0.0, softmax_bits: 0 };
     let a = b.full(attention, &[tokens, tokens, tokens]);
     let deep = b.full(Op::Reshape { shape: shape("N,8,8,8") }, &[a]);
     let out = head(&mut b, Full, deep, h);

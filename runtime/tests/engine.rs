@@ -75,7 +75,7 @@ fn unet(evaluations: usize) -> Build {
         steps: vec![1],
     };
     let [q, k, v] = [0, 1, 2].map(|i| b.full(part(i), &[qkv]));
-    let attention = Op::Attention { heads: 4, kv_heads: 4, scale: 0.35, causal: false, softcap: 0.0 };
+    let attention = Op::Attention { heads: 4, kv_heads: 4, scale: 0.35, causal: false, softcap: 0.0, softmax_bits: 0 };
     let a = b.full(attention, &[q, k, v]);
     let [scale, shift, gate] = [0, 1, 2].map(|i| b.value(Full, f32s("N,1,32"), Source::PreludeSteps(i)));
     let n = b.step(Full, Op::LayerNorm { eps: 1e-6 }, &[Some(a), None, None, Some(scale), Some(shift)]);
@@ -341,7 +341,7 @@ fn norms_and_attention_equal_the_definition() {
     let affine: Vec<Tensor> = affine.iter().zip(1..).map(|(shape, seed)| tensor(shape, seed)).collect();
     check(Op::Affine, &affine[..4], true);
     check(Op::Affine, &affine, true);
-    let attention = |causal| Op::Attention { heads: 4, kv_heads: 2, scale: 0.5, causal, softcap: 0.0 };
+    let attention = |causal| Op::Attention { heads: 4, kv_heads: 2, scale: 0.5, causal, softcap: 0.0, softmax_bits: 0 };
     let (q, k, v) = (tensor(&[2, 6, 32], 1), tensor(&[2, 6, 16], 2), tensor(&[2, 6, 20], 3));
     for mask in [&[2, 4, 6, 6][..], &[2, 1, 1, 6], &[6, 6], &[6, 1]] {
         check(attention(false), &[q.clone(), k.clone(), v.clone(), tensor(mask, 4)], true);

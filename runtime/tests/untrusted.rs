@@ -42,7 +42,7 @@ fn plan() -> Build {
     let tokens = b.full(Op::Reshape { shape: shape("N,16,16") }, &[joined]);
     let slice = Op::Slice { axes: vec![2], starts: vec![0.into()], ends: vec![16.into()], steps: vec![2] };
     let k = b.full(slice, &[tokens]);
-    let attention = Op::Attention { heads: 2, kv_heads: 1, scale: 0.5, causal: true, softcap: 0.0 };
+    let attention = Op::Attention { heads: 2, kv_heads: 1, scale: 0.5, causal: true, softcap: 0.0, softmax_bits: 0 };
     let a = b.full(attention, &[tokens, k, k]);
     let s = b.full(Op::Softmax { axis: 2 }, &[a]);
     let t = b.full(Op::Transpose { perm: vec![0, 2, 1] }, &[s]);

@@ -72,7 +72,7 @@ fn a_state_serves_one_trajectory_after_another() {
 
 #[test]
 fn what_has_no_trajectory_is_refused() {
-    let error = |config: &SamplerConfig, steps| Sampler::new(config, steps).err().expect("refused").to_string();
+    let error = |config: &SamplerConfig, steps| Sampler::new(config, steps).expect_err("refused").to_string();
     let ddim = config(SamplerKind::Ddim);
     assert!(error(&ddim, 0).contains("1 to 1000"));
     assert!(error(&ddim, 1001).contains("1 to 1000"));
