@@ -265,7 +265,7 @@ pub(crate) fn input_types(wild: bool) -> BoxedStrategy<Vec<Option<ValueType>>> {
     let first = (prop_oneof![3 => usual, 1 => dtype()], vec(size(wild), 0..6));
     let own = || prop_oneof![vec(size(wild), 0..4), Just(Vec::new())];
     let other =
-        || (0..10, 0..10usize, prop_oneof![4 => Just(None), 1 => Just(Some(F32)), 1 => dtype().prop_map(Some)], own());
+        || (0..11, 0..10usize, prop_oneof![4 => Just(None), 1 => Just(Some(F32)), 1 => dtype().prop_map(Some)], own());
     (first, prop_oneof![1 => vec(other(), 0..6), 2 => vec(other(), 0..3)])
         .prop_map(|((dtype, shape), others)| {
             let derive = |(how, cut, other, own): (i32, usize, Option<DType>, Vec<Dim>)| {
@@ -274,8 +274,11 @@ pub(crate) fn input_types(wild: bool) -> BoxedStrategy<Vec<Option<ValueType>>> {
                     0..=3 => shape.clone(),
                     4 => shape[cut..].to_vec(),
                     5 => shape[..cut].to_vec(),
+                    // a scale per row
+                    10 => shape.first().map_or(vec![], |rows| vec![rows.clone(), 1.into()]),
                     _ => own,
                 };
+                let other = if how == 10 { Some(F32) } else { other };
                 (how != 9).then(|| ValueType::new(other.unwrap_or(dtype), shape))
             };
             let rest: Vec<_> = others.into_iter().map(derive).collect();
