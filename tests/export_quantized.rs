@@ -33,14 +33,14 @@ use std::ops::ControlFlow;
 const CONSTANT: Qdq = Qdq::Ort(Scales::Constant);
 
 fn unet(bits: u8, interval: usize) -> Case {
-    case("ddpm-shapes32", BTreeMap::new(), bits, interval)
+    case("ddpm-shapes32", BTreeMap::new(), bits, interval, false)
 }
 
 /// A U-Net with conditions, transformer blocks and preludes.
 fn conditional() -> Case {
     let recorded = common::models().into_iter().find(|c| c.model.ends_with("sdxl-ts17.onnx")).unwrap();
     let conditions = recorded.inputs.into_iter().filter(|(name, _)| !["sample", "timestep"].contains(&name.as_str()));
-    case("sdxl-ts17", conditions.collect(), 8, 3)
+    case("sdxl-ts17", conditions.collect(), 8, 3, true)
 }
 
 /// An evaluation of ours: results of its steps by the names of their values.
@@ -269,7 +269,7 @@ fn the_script_compensates_and_samples_quantized_loops() {
 /// QuantizeLinear, and scales are constants where that was asked for.
 #[test]
 fn rounding_stands_directly_in_front_of_products() {
-    let case = unet(4, 1);
+    let case = case("ddpm-shapes32", BTreeMap::new(), 4, 1, true);
     for (qdq, code) in [(Qdq::default(), DType::U8), (CONSTANT, DType::U8), (Qdq::Trt, DType::I8)] {
         let directory = tempfile::tempdir().unwrap();
         let exported = exported(&case, Form { layout: Layout::Split, qdq }, &directory.path().join("exported"));

@@ -42,8 +42,8 @@ fn open(lowered: &Lowered) -> Loop {
     Loop::open(&weights, sampler(), false, &options).unwrap()
 }
 
-/// Compiles a model of `tests/models` for two samples.
-pub fn case(model: &str, conditions: BTreeMap<String, Tensor>, bits: u8, interval: usize) -> Case {
+/// Compiles a model of `tests/models` for two samples. Its narrow layers stay float unless `all` are to be quantized.
+pub fn case(model: &str, conditions: BTreeMap<String, Tensor>, bits: u8, interval: usize, all: bool) -> Case {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/models/{model}.onnx"));
     let source = Model::load(&path, &ModelOptions::default(), |_, _| {}).unwrap();
     let options = LoopOptions { sampler: SamplerConfig::default(), steps: STEPS };
@@ -67,7 +67,7 @@ pub fn case(model: &str, conditions: BTreeMap<String, Tensor>, bits: u8, interva
         }
     };
     let how = QuantizeOptions {
-        spec: QuantSpec { narrow_float: false, ..QuantSpec::new(bits) },
+        spec: QuantSpec { narrow_float: !all, ..QuantSpec::new(bits) },
         target_psnr: None,
         grouping: Grouping::PerEvaluation,
         outputs: if interval > 1 { Outputs::Cut } else { Outputs::None },
