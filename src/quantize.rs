@@ -90,9 +90,9 @@ pub fn quantize(
     let mut progress = Progress { done: 0, all: (3 * evaluations * fit) as u64, call: options.progress };
     if let Some(target) = options.target_psnr {
         let trial = Trial { assembled, request: &request, fit, engine: &engine };
-        spec.keep_float = stages
-            .run("layers", || Ok(keep_float(&trial, float, spec.clone(), target, &mut progress)?.keep_float))
-            .map_err(|e: QuantizeError| e)?;
+        spec.keep_float = stages.run("layers", || -> Result<_, QuantizeError> {
+            Ok(keep_float(&trial, float, spec.clone(), target, &mut progress)?.keep_float)
+        })?;
     }
     let mut survey = assembled.survey(&spec);
     let mut start = QuantTables::float(&survey, evaluations);

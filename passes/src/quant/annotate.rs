@@ -9,7 +9,7 @@
 //! What varies by evaluation are tables. The float engine executes the result as it stands; it is also what is exported, reported and lowered
 //! to integers. Weights of the preludes, which run once per request, are quantized alone: their sums stay float.
 
-use super::survey::{Layer, QuantSpec, Survey};
+use super::survey::{Layer, QuantSpec, Site, Survey};
 use super::weights::QuantizedWeight;
 use crate::bind::{Bound, Origin, Part, copy_node};
 use crate::ir::{Graph, Node, ValueId};
@@ -228,7 +228,7 @@ impl Rewrite<'_> {
         if let Some(&v) = m.rounded.get(&(x, site)) {
             return Ok(v);
         }
-        let Site { name, segments } = (&self.survey.sites[site]).into();
+        let Site { name, segments } = &self.survey.sites[site];
         let [scale, zero] = self.sites[site];
         let of = format!("{name}#{site}");
         let scale = m.row(scale, &table_name(&of, "scale"), segments.len());
@@ -238,18 +238,6 @@ impl Rewrite<'_> {
         let v = m.part.graph.op(&format!("{of}/rounded"), op, &[x, scale, zero])?;
         m.rounded.insert((x, site), v);
         Ok(v)
-    }
-}
-
-/// A borrowed site.
-struct Site<'a> {
-    name: &'a str,
-    segments: &'a [usize],
-}
-
-impl<'a> From<&'a super::survey::Site> for Site<'a> {
-    fn from(site: &'a super::survey::Site) -> Site<'a> {
-        Site { name: &site.name, segments: &site.segments }
     }
 }
 

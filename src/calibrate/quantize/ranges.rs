@@ -25,7 +25,7 @@ pub enum Grouping {
 /// Runs the samples `0 .. fit` through the loop of a plan whose sites do not round yet, all of them side by side, and finds the ranges.
 /// `select` says which sample is looked at in which evaluation.
 ///
-/// What is in memory are the histograms of one group, whatever the number of samples and evaluations.
+/// What is in memory are the histograms of one evaluation, whatever the number of samples and evaluations.
 pub(crate) fn ranges(
     denoiser: &mut Loop,
     survey: &Survey,
@@ -36,7 +36,7 @@ pub(crate) fn ranges(
     progress: &mut Progress,
 ) -> Result<QuantTables, CalibrateError> {
     let places = Places::new(denoiser.engine().plan(), survey);
-    let evaluations = denoiser.sampler().evaluations().len();
+    let (evaluations, images) = (denoiser.sampler().evaluations().len(), denoiser.engine().batch());
     let mut tables = QuantTables::float(survey, evaluations);
     let firsts: Vec<usize> = (0..fit).step_by(denoiser.width()).collect();
     let mut trajectories: Vec<Trajectory> =
@@ -54,7 +54,7 @@ pub(crate) fn ranges(
             let wanted: Vec<bool> = (0..width).map(|i| first + i < fit && select(first + i, t)).collect();
             let mut watch = |step: &cqc_runtime::engine::Watched| {
                 if let (Some(&site), false) = (places.steps.get(&(step.kind, step.step)), step.done) {
-                    add(&mut seen[site], &survey.sites[site].segments, &step.input(0).to_f32_vec(), &wanted);
+                    add(&mut seen[site], &survey.sites[site].segments, &step.input(0).to_f32_vec(), images, &wanted);
                 }
             };
             denoiser.evaluate_watched(kind, trajectory, Some(&mut watch))?;
@@ -103,21 +103,42 @@ fn share(site: &mut [Vec<Option<Range>>], groups: usize) {
     }
 }
 
-/// Adds a tensor whose first axis is the batch, halves of guidance one after the other, and whose last has the segments.
-fn add(histograms: &mut [Histogram], segments: &[usize], x: &[f32], wanted: &[bool]) {
+/// Adds a tensor whose first axis is the batch of `images`, halves of guidance one after the other, and whose last has the segments. A tensor
+/// that is the same for all samples is added as it is.
+fn add(histograms: &mut [Histogram], segments: &[usize], x: &[f32], images: usize, wanted: &[bool]) {
     let columns: usize = segments.iter().sum();
-    // halves of guidance repeat the samples
-    let halves = if (x.len() / columns).is_multiple_of(2 * wanted.len()) { 2 } else { 1 };
-    let row = x.len() / (wanted.len() * halves);
-    let chosen = x.chunks_exact(row).enumerate().filter(|(i, _)| wanted[i % wanted.len()]).map(|(_, row)| row);
-    if segments.len() == 1 && wanted.iter().all(|w| *w) {
+    let whole = wanted.iter().all(|w| *w) || !(x.len() / columns).is_multiple_of(images);
+    if segments.len() == 1 && whole {
         return histograms[0].add(x);
     }
-    let chosen: Vec<f32> = chosen.flatten().copied().collect();
+    let rows = x.chunks_exact(if whole { x.len() } else { x.len() / images }).enumerate();
+    let chosen = rows.filter(|(i, _)| whole || wanted[i % wanted.len()]).flat_map(|(_, row)| row);
+    let chosen: Vec<f32> = chosen.copied().collect();
     let mut start = 0;
     for (histogram, &n) in histograms.iter_mut().zip(segments) {
         let part: Vec<f32> = chosen.chunks_exact(columns).flat_map(|row| &row[start..start + n]).copied().collect();
         histogram.add(&part);
         start += n;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Smallest and largest value seen in each segment of two images of two positions and three columns, or of two halves of them.
+    fn seen(images: usize, wanted: &[bool]) -> Vec<Option<(f32, f32)>> {
+        let x: Vec<f32> = (0..images * 6).map(|i| i as f32).collect();
+        let mut histograms = vec![Histogram::default(); 2];
+        add(&mut histograms, &[1, 2], &x, images, wanted);
+        histograms.iter().map(Histogram::extremes).collect()
+    }
+
+    #[test]
+    fn only_wanted_samples_are_looked_at_in_both_halves() {
+        assert_eq!(seen(2, &[true, true]), [Some((0.0, 9.0)), Some((1.0, 11.0))]);
+        assert_eq!(seen(2, &[false, true]), [Some((6.0, 9.0)), Some((7.0, 11.0))]);
+        assert_eq!(seen(4, &[true, false]), [Some((0.0, 15.0)), Some((1.0, 17.0))]);
+        assert_eq!(seen(4, &[false, false]), [None, None]);
     }
 }
