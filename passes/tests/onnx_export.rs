@@ -137,7 +137,8 @@ fn random_operators_keep_their_meaning() {
         }
     }
     println!("spelled {spelled:?}\nrefused {refused:?}");
-    assert_eq!(spelled.len(), 40, "some operator was never spelled: {spelled:?}");
+    let never: Vec<_> = refused.keys().filter(|&name| !spelled.contains_key(name)).collect();
+    assert!(never.is_empty() && spelled.len() >= 40, "never spelled: {never:?}; spelled {}", spelled.len());
 }
 
 /// A list of steps over inputs `x0`, `x1`, … and weights.
