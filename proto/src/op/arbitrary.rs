@@ -246,7 +246,7 @@ fn composites(wild: bool) -> BoxedStrategy<Op> {
         any::<bool>().prop_map(|cos_first| Op::TimestepEmbedding { cos_first }),
         act().prop_map(|act| Op::Geglu { act }),
         Just(Op::Affine),
-        (prop_oneof![Just(8u8), 1..9u8], vec(n(), 0..3)).prop_map(|(bits, segments)| Op::FakeQuant { bits, segments }),
+        (1..9u8, vec(n(), 0..3)).prop_map(|(bits, segments)| Op::FakeQuant { bits, segments }),
         (0..3usize, vec(n(), 0..3)).prop_map(|(output_axis, segments)| Op::DequantizeWeight {
             bits: 8,
             output_axis,
@@ -285,4 +285,25 @@ pub(crate) fn input_types(wild: bool) -> BoxedStrategy<Vec<Option<ValueType>>> {
             [vec![Some(ValueType::new(dtype, shape.clone()))], rest].concat()
         })
         .boxed()
+}
+
+/// An operator and types of inputs that it may take. Those of quantization demand so much of their inputs that some are made to fit.
+pub fn operation(wild: bool) -> BoxedStrategy<(Op, Vec<Option<ValueType>>)> {
+    prop_oneof![99 => (op(wild), input_types(wild)), 1 => quantization()].boxed()
+}
+
+fn quantization() -> BoxedStrategy<(Op, Vec<Option<ValueType>>)> {
+    let some = |dtype: DType, shape: &[usize]| Some(ValueType::fixed(dtype, shape));
+    let fake = (select(vec![4u8, 8, 8]), vec(1..4usize, 0..3)).prop_map(move |(bits, segments)| {
+        let columns = segments.iter().sum::<usize>().max(1);
+        let row = some(DType::F32, &[segments.len().max(1)]);
+        (Op::FakeQuant { bits, segments }, vec![some(DType::F32, &[2, columns]), row.clone(), row])
+    });
+    let weight = (select(vec![4u8, 8]), vec(1..4usize, 0..3), 0..2usize).prop_map(move |(bits, segments, output_axis)| {
+        let mut shape = [2, 2];
+        shape[1 - output_axis] = segments.iter().sum::<usize>().max(1);
+        let scale = some(DType::F32, &[2, segments.len().max(1)]);
+        (Op::DequantizeWeight { bits, output_axis, segments }, vec![some(DType::I8, &shape), scale])
+    });
+    prop_oneof![fake, weight].boxed()
 }

@@ -200,7 +200,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(20_000) })]
 
     #[test]
-    fn junk_never_panics(op in arbitrary::op(true), types in arbitrary::input_types(true)) {
+    fn junk_never_panics((op, types) in arbitrary::operation(true)) {
         let types: Vec<Option<&ValueType>> = types.iter().map(Option::as_ref).collect();
         if let Ok(outputs) = op.infer(&types) {
             let _ = op.cost(&types, &outputs);

@@ -22,7 +22,7 @@ fn values(t: &ValueType, seed: usize) -> Tensor {
 
 #[test]
 fn results_have_the_inferred_types() {
-    let strategy = (arbitrary::op(false), arbitrary::input_types(false));
+    let strategy = arbitrary::operation(false);
     let mut runner = TestRunner::deterministic();
     let mut accepted: BTreeMap<String, usize> = BTreeMap::new();
     for seed in 0..200_000 {
