@@ -4,6 +4,7 @@ use crate::epilogue::check_matrix;
 use crate::gemm::{Finish, Gather, Groups, Lhs, PADDING, Product};
 use crate::pack::Layout;
 use crate::shared::SharedMut;
+use crate::integer::{Activations, IntProduct, PackedCodes, Pixels};
 use crate::{Epilogue, Isa, PackedMatrix, Pool, depthwise, dot};
 
 /// Shape of a convolution, NHWC.
@@ -188,6 +189,32 @@ impl Conv {
             Layout::Dot { .. } => dot::run(isa, pool, &lhs, rows, n, packed.values(), &finish),
             Layout::Depthwise => depthwise::run(isa, pool, &lhs, rows, groups, packed.values(), &finish),
         }
+    }
+
+    /// y = epilogue(conv(x, w)) over codes; padding counts as zero. `ldx` and `ldy` as for [`Conv::run`].
+    ///
+    /// # Panics
+    /// When `packed` was made for another shape or instruction set, or a slice is too short.
+    pub fn run_codes(
+        &self,
+        pool: &Pool,
+        x: &Activations,
+        packed: &PackedCodes,
+        epilogue: &Epilogue,
+        y: &mut [f32],
+        ldy: usize,
+    ) {
+        let (s, isa) = (&self.shape, self.isa);
+        let (rows, taps) = (s.out_rows(), s.kh * s.kw);
+        assert_eq!(s.groups, 1, "codes are multiplied without groups");
+        packed.check(isa, taps, s.cin, s.cout);
+        x.check(isa, s.n * s.h * s.w, s.cin, packed.segments().len());
+        check_matrix("y", y.len(), rows, s.cout, ldy);
+        epilogue.check(rows, s.cout);
+        let pixels = Pixels { table: &self.table, out_pixels: s.out_h() * s.out_w(), in_pixels: s.h * s.w };
+        let gather = (!self.table.is_empty()).then_some(pixels);
+        let finish = Finish { epilogue: *epilogue, y: SharedMut::new(y), ldy };
+        IntProduct { isa, x, rows, n: s.cout, taps, depth: s.cin, gather, packed, finish }.run(pool);
     }
 
     fn lhs<'a>(&'a self, x: &'a [f32], ldx: usize) -> Lhs<'a, f32> {

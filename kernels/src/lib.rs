@@ -19,6 +19,7 @@ pub mod copy;
 pub mod elementwise;
 pub mod epilogue;
 pub mod group_norm;
+pub mod integer;
 pub mod isa;
 pub mod mapped;
 pub mod matmul;
@@ -45,6 +46,7 @@ pub use elementwise::{Affine, Binary, Operand, Unary, affine, binary, geglu, una
 pub use epilogue::{Act, Epilogue, Rows};
 pub use fake_quant::{FakeQuant, fake_quant};
 pub use group_norm::{GroupNorm, group_norm};
+pub use integer::{Activations, PackedCodes, linear_codes, quantize};
 pub use isa::Isa;
 pub use mapped::{Mapped, map_file};
 pub use matmul::{MatmulShape, linear, matmul_batched, matmul_scratch_len};

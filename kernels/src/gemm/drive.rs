@@ -33,6 +33,8 @@ pub(crate) trait Micro: Copy {
     const ROWS: usize;
     /// Columns of a panel, at most 32.
     const COLS: usize;
+    /// Values of the depth that lie side by side for a column of the right side: pieces of the depth are multiples of it.
+    const GROUP: usize = 1;
 
     /// acc (+)= left · right for `count` tiles below one another.
     ///
@@ -40,10 +42,27 @@ pub(crate) trait Micro: Copy {
     /// Every pointer in `tile` must lead to what its field says.
     unsafe fn tiles(self, tile: Tile<Self::Left, Self::Right, Self::Acc>);
 
-    /// Turns `rows × COLS` accumulators into results from `(row, col)` on, `cols` columns of them.
+    /// Adds what `rows × COLS` accumulators of a segment of the depth stand for to `sums`, or writes it there for the first one. With one segment
+    /// both are the same memory. Nothing to do where accumulators are values.
     ///
     /// # Safety
-    /// `acc` must hold them, and no other task may write those results.
+    /// Both must hold them.
+    #[inline(always)]
+    unsafe fn fold(
+        self,
+        _how: &Self::Finish<'_>,
+        _segment: usize,
+        _rows: usize,
+        _col: usize,
+        _acc: *const Self::Acc,
+        _sums: *mut f32,
+    ) {
+    }
+
+    /// Turns `rows × COLS` sums into results from `(row, col)` on, `cols` columns of them.
+    ///
+    /// # Safety
+    /// `sums` must hold them, and no other task may write those results.
     unsafe fn finish(
         self,
         how: &Self::Finish<'_>,
@@ -51,7 +70,7 @@ pub(crate) trait Micro: Copy {
         rows: usize,
         col: usize,
         cols: usize,
-        acc: *const Self::Acc,
+        sums: *const f32,
     );
 }
 
@@ -60,7 +79,7 @@ pub(crate) trait Micro: Copy {
 pub(crate) struct Tile<L, R, A> {
     /// `[count, taps, rows]` pointers, each to `depth` elements.
     pub(crate) left: *const *const L,
-    /// `[taps · depth, COLS]`
+    /// `[taps · depth / GROUP, COLS, GROUP]`
     pub(crate) right: *const R,
     /// `[count · rows, COLS]`, rows `ld` apart.
     pub(crate) acc: *mut A,
@@ -81,10 +100,12 @@ pub(crate) struct Tile<L, R, A> {
 /// One task: `rows` of the left side times `panels` of the right.
 pub(crate) struct Block<'a, M: Micro> {
     pub(crate) lhs: Lhs<'a, M::Left>,
+    /// Pieces of the depth that are added up on their own; several only where [`Micro::fold`] adds them.
+    pub(crate) segments: &'a [usize],
     pub(crate) rows: Range<usize>,
     /// First row of `lhs` in terms of result rows.
     pub(crate) lhs_row: usize,
-    /// All panels, `[panels, k, COLS]`.
+    /// All panels, `[panels, k, COLS]`; of several segments one after the other.
     pub(crate) right: *const M::Right,
     pub(crate) panels: Range<usize>,
     /// Columns of the product.
@@ -102,11 +123,11 @@ struct Steps {
 }
 
 impl Steps {
-    /// Steps of nearly equal size whose right side has at most [`STEP_BYTES`], for a row of `bytes`.
-    fn new(taps: usize, depth: usize, bytes: usize) -> Steps {
+    /// Steps of nearly equal size whose right side has at most [`STEP_BYTES`], for a row of `bytes`; their depth is a multiple of `group`.
+    fn new(taps: usize, depth: usize, bytes: usize, group: usize) -> Steps {
         let most = STEP_BYTES / bytes;
         if depth >= most {
-            return Steps { taps: 1, depth: depth.div_ceil(depth.div_ceil(most)) };
+            return Steps { taps: 1, depth: depth.div_ceil(depth.div_ceil(most)).next_multiple_of(group) };
         }
         let most = (most / depth.max(1)).clamp(1, STEP_TAPS);
         Steps { taps: taps.div_ceil(taps.div_ceil(most)), depth }
@@ -172,34 +193,45 @@ struct Aligned<T>(T);
 #[inline(always)]
 pub(crate) unsafe fn drive<M: Micro>(micro: M, block: &Block<M>) {
     const { assert!(M::COLS <= MAX_COLS && size_of::<M::Acc>() <= 4) };
-    let mut acc = MaybeUninit::<Aligned<[u32; BLOCK_ROWS * MAX_COLS]>>::uninit();
-    let acc: *mut M::Acc = acc.as_mut_ptr().cast();
+    let mut memory = MaybeUninit::<[Aligned<[u32; BLOCK_ROWS * MAX_COLS]>; 2]>::uninit();
+    let memory: *mut Aligned<[u32; BLOCK_ROWS * MAX_COLS]> = memory.as_mut_ptr().cast();
+    let acc: *mut M::Acc = memory.cast();
+    let several = block.segments.len() > 1;
+    let sums: *mut f32 = if several { memory.wrapping_add(1).cast() } else { memory.cast() };
     let mut left = [std::ptr::null(); BLOCK_ROWS * STEP_TAPS];
     let (lhs, rows) = (&block.lhs, block.rows.len());
     assert!(rows <= BLOCK_ROWS);
-    let steps = Steps::new(lhs.taps, lhs.depth, M::COLS * size_of::<M::Right>());
     let tiling = Tiling::new(rows, M::ROWS);
     for panel in block.panels.clone() {
         let cols = (block.n - panel * M::COLS).min(M::COLS);
+        let col = block.col + panel * M::COLS;
         let mut right = block.right.wrapping_add(panel * lhs.k() * M::COLS);
-        let mut first = true;
-        for tap in (0..lhs.taps).step_by(steps.taps) {
-            let taps = tap..(tap + steps.taps).min(lhs.taps);
-            for skip in (0..lhs.depth).step_by(steps.depth) {
-                let depth = steps.depth.min(lhs.depth - skip);
-                lhs.fill(block.rows.start - block.lhs_row, taps.clone(), skip, tiling.sizes(), &mut left);
-                let (taps, step) = (taps.len(), taps.len() * depth * M::COLS);
-                let next = right.wrapping_add(step);
-                let lines = (step * size_of::<M::Right>() / 64).div_ceil(tiling.count()).min(MAX_LINES);
-                let (left, ld) = (left.as_ptr(), M::COLS);
-                let tile = Tile { left, right, acc, ld, rows: 0, count: 0, cols, taps, depth, first, next, lines };
-                // SAFETY: `left` was filled for these taps and tiles; the accumulators have room for the block.
-                unsafe { tiling.run(micro, tile) };
-                right = next;
-                first = false;
+        let mut begin = 0;
+        for (segment, &depth) in block.segments.iter().enumerate() {
+            let steps = Steps::new(lhs.taps, depth, M::COLS * size_of::<M::Right>(), M::GROUP);
+            let end = begin + depth;
+            let mut first = true;
+            for tap in (0..lhs.taps).step_by(steps.taps) {
+                let taps = tap..(tap + steps.taps).min(lhs.taps);
+                for skip in (begin..end).step_by(steps.depth) {
+                    let depth = steps.depth.min(end - skip);
+                    lhs.fill(block.rows.start - block.lhs_row, taps.clone(), skip, tiling.sizes(), &mut left);
+                    let (taps, step) = (taps.len(), taps.len() * depth * M::COLS);
+                    let next = right.wrapping_add(step);
+                    let lines = (step * size_of::<M::Right>() / 64).div_ceil(tiling.count()).min(MAX_LINES);
+                    let (left, ld) = (left.as_ptr(), M::COLS);
+                    let tile = Tile { left, right, acc, ld, rows: 0, count: 0, cols, taps, depth, first, next, lines };
+                    // SAFETY: `left` was filled for these taps and tiles; the accumulators have room for the block.
+                    unsafe { tiling.run(micro, tile) };
+                    right = next;
+                    first = false;
+                }
             }
+            // SAFETY: the passes above have filled the accumulators of all rows.
+            unsafe { micro.fold(block.finish, segment, rows, panel * M::COLS, acc, sums) };
+            begin = end;
         }
-        // SAFETY: the passes above have filled the accumulators of all rows.
-        unsafe { micro.finish(block.finish, block.rows.start, rows, block.col + panel * M::COLS, cols, acc) };
+        // SAFETY: every segment was added to the sums.
+        unsafe { micro.finish(block.finish, block.rows.start, rows, col, cols, sums) };
     }
 }

@@ -7,15 +7,15 @@ mod finish;
 mod lhs;
 mod tile;
 
-pub(crate) use drive::{Tile, Tiling};
-pub(crate) use finish::{Finish, RowParts, load_some, store_some};
+pub(crate) use drive::{Block, Micro, Tile, Tiling, drive};
+pub(crate) use finish::{Finish, RowParts, finish, load_some, store_some};
 pub(crate) use lhs::{Gather, Lhs, PADDING};
 
 use crate::pack::panel_width;
 use crate::shared::cut;
 use crate::simd::{Kernel, Simd};
 use crate::{Isa, Pool, scratch};
-use drive::{BLOCK_ROWS, Block, drive};
+use drive::BLOCK_ROWS;
 use std::ops::Range;
 pub(crate) use tile::F32;
 
@@ -58,10 +58,25 @@ impl Groups {
 }
 
 /// How a product is cut: tasks are groups × row blocks × ranges of panels.
-struct Split {
-    row_blocks: usize,
-    panels: usize,
-    panel_ranges: usize,
+pub(crate) struct Split {
+    pub(crate) row_blocks: usize,
+    pub(crate) panels: usize,
+    pub(crate) panel_ranges: usize,
+}
+
+impl Split {
+    /// `rows` in blocks of at most `most`, multiples of `unit`; `panels` in as many ranges as `threads` need for `groups` products.
+    fn new(rows: usize, panels: usize, [unit, most]: [usize; 2], groups: usize, threads: usize) -> Split {
+        let row_blocks = rows.div_ceil(unit).div_ceil(most / unit);
+        let wanted = if threads == 1 { 1 } else { threads * TASKS_PER_THREAD };
+        let panel_ranges = wanted.div_ceil(row_blocks * groups).clamp(1, panels);
+        Split { row_blocks, panels, panel_ranges }
+    }
+
+    /// Of one product, whose row blocks are multiples of `unit`.
+    pub(crate) fn of(rows: usize, panels: usize, unit: usize, threads: usize) -> Split {
+        Split::new(rows, panels, [unit, BLOCK_ROWS], 1, threads)
+    }
 }
 
 impl Product<'_> {
@@ -94,11 +109,7 @@ impl Product<'_> {
         let panels = self.n.div_ceil(panel_width(self.isa));
         let most =
             if self.copies() { (COPY_VALUES / self.lhs.k()).clamp(self.row_unit(), BLOCK_ROWS) } else { BLOCK_ROWS };
-        let unit = self.row_unit();
-        let row_blocks = self.rows.div_ceil(unit).div_ceil(most / unit);
-        let wanted = if threads == 1 { 1 } else { threads * TASKS_PER_THREAD };
-        let panel_ranges = wanted.div_ceil(row_blocks * self.groups.count).clamp(1, panels);
-        Split { row_blocks, panels, panel_ranges }
+        Split::new(self.rows, panels, [self.row_unit(), most], self.groups.count, threads)
     }
 
     /// Whether the left rows of a block are copied together first.
@@ -145,7 +156,8 @@ impl Kernel for Task<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Task { lhs, lhs_row, rows, right, panels, n, col, finish } = self;
-        let block = Block::<F32<S>> { lhs, rows, lhs_row, right, panels, n, col, finish };
+        let segments = &[lhs.depth];
+        let block = Block::<F32<S>> { lhs, segments, rows, lhs_row, right, panels, n, col, finish };
         // SAFETY: `Product::run` demands the checks of all operands; tasks have disjoint rows or columns.
         unsafe { drive(F32(s), &block) }
     }

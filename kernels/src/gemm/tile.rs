@@ -26,9 +26,9 @@ impl<S: Simd> Micro for F32<S> {
     }
 
     #[inline(always)]
-    unsafe fn finish(self, how: &Finish, row: usize, rows: usize, col: usize, cols: usize, acc: *const f32) {
+    unsafe fn finish(self, how: &Finish, row: usize, rows: usize, col: usize, cols: usize, sums: *const f32) {
         // SAFETY: the caller's promise.
-        unsafe { finish(self.0, how, row, rows, col, cols, acc) }
+        unsafe { finish(self.0, how, row, rows, col, cols, sums) }
     }
 }
 

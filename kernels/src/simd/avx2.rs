@@ -3,9 +3,18 @@
 use super::{Kernel, Simd};
 use std::arch::x86_64::*;
 
-/// Proof that this CPU has AVX2 and FMA: only [`enter`] makes one.
+/// Proof that this CPU has AVX2 and FMA: only functions compiled for them make one.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
+
+impl Avx2 {
+    /// A proof for a function compiled for the same features.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    pub(crate) fn new() -> Avx2 {
+        Avx2(())
+    }
+}
 
 /// Runs `kernel`, compiled for AVX2 and FMA.
 #[inline(never)]

@@ -3,9 +3,18 @@
 use super::{Kernel, Simd};
 use std::arch::x86_64::*;
 
-/// Proof that this CPU has AVX-512 F: only [`enter`] makes one.
+/// Proof that this CPU has AVX-512 F: only functions compiled for it make one.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(());
+
+impl Avx512 {
+    /// A proof for a function compiled for the same features.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx2,fma")]
+    pub(crate) fn new() -> Avx512 {
+        Avx512(())
+    }
+}
 
 /// Runs `kernel`, compiled for AVX-512 F.
 #[inline(never)]

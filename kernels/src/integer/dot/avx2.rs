@@ -1,0 +1,89 @@
+//! AVX2: `vpmaddwd` over codes of 16 bits. `vpmaddubsw` multiplies twice as many, but saturates at 16 bits.
+
+use super::{Dot, IntKernel};
+use crate::simd::avx2::Avx2;
+use std::arch::x86_64::*;
+
+/// Proof that this CPU has AVX2 and FMA: only [`enter`] makes one.
+#[derive(Clone, Copy)]
+pub(super) struct Avx2Dot(Avx2);
+
+/// Runs `kernel`, compiled for AVX2 and FMA.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn enter<K: IntKernel>(kernel: K) {
+    kernel.run(Avx2Dot(Avx2::new()));
+}
+
+impl Dot for Avx2Dot {
+    type Float = Avx2;
+    type Code = i16;
+    type Acc = __m256i;
+    const GROUP: usize = 2;
+    const MR: usize = 6;
+
+    #[inline(always)]
+    fn float(self) -> Avx2 {
+        self.0
+    }
+    #[inline(always)]
+    fn outline<K: IntKernel>(self, kernel: K) {
+        // SAFETY: `self` proves the features.
+        unsafe { enter(kernel) }
+    }
+    #[inline(always)]
+    fn zero(self) -> __m256i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm256_setzero_si256() }
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const i32) -> __m256i {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut i32, v: __m256i) {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { _mm256_storeu_si256(p.cast(), v) }
+    }
+    #[inline(always)]
+    unsafe fn left(self, p: *const i16) -> __m256i {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn right(self, p: *const i8) -> __m256i {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())) }
+    }
+    #[inline(always)]
+    fn dot(self, acc: __m256i, left: __m256i, right: __m256i) -> __m256i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(left, right)) }
+    }
+    #[inline(always)]
+    fn centred(self, acc: __m256i, factor: i32, sums: __m256i) -> __m256 {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            _mm256_cvtepi32_ps(_mm256_sub_epi32(acc, _mm256_mullo_epi32(_mm256_set1_epi32(factor), sums)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_codes(self, p: *mut i16, v: __m256, n: usize) {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe {
+            let wide = _mm256_cvtps_epi32(v);
+            let codes = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
+            if n == 8 {
+                return _mm_storeu_si128(p.cast(), codes);
+            }
+            let mut all = [0i16; 8];
+            _mm_storeu_si128(all.as_mut_ptr().cast(), codes);
+            p.copy_from_nonoverlapping(all.as_ptr(), n);
+        }
+    }
+    #[inline(always)]
+    fn code(value: u8) -> i16 {
+        i16::from(value)
+    }
+}

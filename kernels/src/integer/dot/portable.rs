@@ -1,0 +1,81 @@
+//! Plain Rust over arrays of 8, groups of four bytes as VNNI has them.
+
+use super::{Dot, IntKernel};
+use crate::simd::Portable;
+
+/// Any CPU.
+#[derive(Clone, Copy)]
+pub(super) struct PortableDot;
+
+/// Eight i32; operands of [`Dot::dot`] hold four bytes in each.
+type Acc = [i32; 8];
+
+impl Dot for PortableDot {
+    type Float = Portable;
+    type Code = u8;
+    type Acc = Acc;
+    const GROUP: usize = 4;
+    const MR: usize = 3;
+
+    #[inline(always)]
+    fn float(self) -> Portable {
+        Portable
+    }
+    #[inline(never)]
+    fn outline<K: IntKernel>(self, kernel: K) {
+        kernel.run(self);
+    }
+    #[inline(always)]
+    fn zero(self) -> Acc {
+        [0; 8]
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const i32) -> Acc {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<Acc>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut i32, v: Acc) {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<Acc>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn left(self, p: *const u8) -> Acc {
+        // SAFETY: the caller's promise.
+        [i32::from_le_bytes(unsafe { p.cast::<[u8; 4]>().read() }); 8]
+    }
+    #[inline(always)]
+    unsafe fn right(self, p: *const i8) -> Acc {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<[[u8; 4]; 8]>().read() }.map(i32::from_le_bytes)
+    }
+    #[inline(always)]
+    fn dot(self, mut acc: Acc, left: Acc, right: Acc) -> Acc {
+        for i in 0..8 {
+            let (a, b) = (left[i].to_le_bytes(), right[i].to_le_bytes());
+            for j in 0..4 {
+                acc[i] += i32::from(a[j]) * i32::from(b[j] as i8);
+            }
+        }
+        acc
+    }
+    #[inline(always)]
+    fn centred(self, acc: Acc, factor: i32, sums: Acc) -> [f32; 8] {
+        let mut out = [0.0; 8];
+        for i in 0..8 {
+            out[i] = (acc[i] - factor * sums[i]) as f32;
+        }
+        out
+    }
+    #[inline(always)]
+    unsafe fn store_codes(self, p: *mut u8, v: [f32; 8], n: usize) {
+        for (i, v) in v[..n].iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { p.add(i).write(*v as u8) };
+        }
+    }
+    #[inline(always)]
+    fn code(value: u8) -> u8 {
+        value
+    }
+}

@@ -1,0 +1,88 @@
+//! AVX-512 VNNI: `vpdpbusd` adds four products of bytes per lane, exactly.
+
+use super::{Dot, IntKernel};
+use crate::simd::avx512::Avx512;
+use std::arch::x86_64::*;
+
+/// Proof that this CPU has AVX-512 F and VNNI: only [`enter`] makes one.
+#[derive(Clone, Copy)]
+pub(super) struct Vnni(Avx512);
+
+/// Whether this CPU has what [`enter`] is compiled for, but for what AVX-512 as an [`Isa`](crate::Isa) stands for.
+pub(super) fn is_available() -> bool {
+    is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512f")
+}
+
+/// Runs `kernel`, compiled for AVX-512 F and VNNI.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512vnni,avx2,fma")]
+pub(super) fn enter<K: IntKernel>(kernel: K) {
+    kernel.run(Vnni(Avx512::new()));
+}
+
+impl Dot for Vnni {
+    type Float = Avx512;
+    type Code = u8;
+    type Acc = __m512i;
+    const GROUP: usize = 4;
+    const MR: usize = 12;
+
+    #[inline(always)]
+    fn float(self) -> Avx512 {
+        self.0
+    }
+    #[inline(always)]
+    fn outline<K: IntKernel>(self, kernel: K) {
+        // SAFETY: `self` proves the features.
+        unsafe { enter(kernel) }
+    }
+    #[inline(always)]
+    fn zero(self) -> __m512i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const i32) -> __m512i {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut i32, v: __m512i) {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { _mm512_storeu_si512(p.cast(), v) }
+    }
+    #[inline(always)]
+    unsafe fn left(self, p: *const u8) -> __m512i {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn right(self, p: *const i8) -> __m512i {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    fn dot(self, acc: __m512i, left: __m512i, right: __m512i) -> __m512i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_dpbusd_epi32(acc, left, right) }
+    }
+    #[inline(always)]
+    fn centred(self, acc: __m512i, factor: i32, sums: __m512i) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, _mm512_mullo_epi32(_mm512_set1_epi32(factor), sums)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_codes(self, p: *mut u8, v: __m512, n: usize) {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe {
+            let mask = ((1u32 << n) - 1) as __mmask16;
+            _mm512_mask_cvtepi32_storeu_epi8(p.cast(), mask, _mm512_cvtps_epi32(v));
+        }
+    }
+    #[inline(always)]
+    fn code(value: u8) -> u8 {
+        value
+    }
+}

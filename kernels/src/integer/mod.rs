@@ -1,0 +1,40 @@
+//! Products of 8-bit integers: unsigned activations times signed weights, accumulated in i32, turned into f32 on the way out.
+//!
+//! An activation stands for `(code − zero_point) · scale`, a weight for `code · scale` of its output column; both scales may differ between
+//! segments of the input channels. [`quantize`] makes codes, [`PackedCodes`] holds weights, [`linear_codes`] and
+//! [`Conv::run_codes`](crate::Conv::run_codes) multiply. Within a segment sums are exact, so results do not depend on the instruction set but
+//! for the last bits of the additions in f32 that follow.
+
+mod dot;
+mod pack;
+mod product;
+mod quantize;
+mod tile;
+
+pub use pack::PackedCodes;
+pub(crate) use product::{IntProduct, Pixels};
+pub use product::{Activations, linear_codes};
+pub use quantize::quantize;
+
+use crate::Isa;
+use cqc_proto::DType;
+
+impl Isa {
+    /// How codes of activations are stored: bytes, or twice as wide where the fastest instruction multiplies 16 bits (AVX2).
+    pub fn code_type(self) -> DType {
+        match self.dot_level() {
+            dot::Level::Avx2 => DType::I16,
+            _ => DType::U8,
+        }
+    }
+
+    /// Whether products over segments of these sizes have a kernel: whole groups of what one instruction multiplies, sums that fit.
+    pub fn multiplies_codes(self, taps: usize, segments: &[usize]) -> bool {
+        let group = dot::GROUP_MAX;
+        let fits = |&depth: &usize| depth > 0 && depth.is_multiple_of(group) && depth.saturating_mul(taps) <= MAX_DEPTH;
+        !segments.is_empty() && segments.iter().all(fits)
+    }
+}
+
+/// Products that i32 can add up: 255 · 128 · 65536 < 2³¹.
+const MAX_DEPTH: usize = 65536;

@@ -1,0 +1,173 @@
+//! y = epilogue(activations · weights), both codes.
+
+use super::dot::{Dot, IntKernel};
+use super::pack::PackedCodes;
+use super::tile::{Codes, Dequantize};
+use crate::arena::{Pod, cast, cast_mut};
+use crate::epilogue::check_matrix;
+use crate::gemm::{Block, Finish, Gather, Lhs, Split, drive};
+use crate::pack::panel_width;
+use crate::shared::{SharedMut, cut};
+use crate::simd::Simd;
+use crate::{Epilogue, Isa, Pool, scratch};
+use std::ops::Range;
+
+/// Codes of activations and what they stand for: `(code − zero_point) · scale`, per segment of the channels.
+#[derive(Clone, Copy, Debug)]
+pub struct Activations<'a> {
+    /// Elements of [`Isa::code_type`], as bytes.
+    pub codes: &'a [u8],
+    /// Distance between rows, in elements.
+    pub ld: usize,
+    /// One per segment.
+    pub scale: &'a [f32],
+    /// One per segment, whole numbers.
+    pub zero_point: &'a [f32],
+}
+
+impl Activations<'_> {
+    /// Panics unless there are `rows` rows of `cols` codes, and a scale per segment.
+    pub(crate) fn check(&self, isa: Isa, rows: usize, cols: usize, segments: usize) {
+        check_matrix("x", self.codes.len() / isa.code_type().size(), rows, cols, self.ld);
+        assert!(self.scale.len() >= segments && self.zero_point.len() >= segments, "a scale and a zero point per segment");
+    }
+}
+
+/// y = epilogue(x · w): `x` `[m, k]` codes, `w` packed from `[k, n]`, `y` `[m, n]` with rows `ldy` apart.
+///
+/// # Panics
+/// When `packed` was made for another `isa`, `k` or `n`, or a slice is too short.
+pub fn linear_codes(
+    isa: Isa,
+    pool: &Pool,
+    m: usize,
+    k: usize,
+    n: usize,
+    x: &Activations,
+    packed: &PackedCodes,
+    epilogue: &Epilogue,
+    y: &mut [f32],
+    ldy: usize,
+) {
+    packed.check(isa, 1, k, n);
+    x.check(isa, m, k, packed.segments().len());
+    check_matrix("y", y.len(), m, n, ldy);
+    epilogue.check(m, n);
+    let finish = Finish { epilogue: *epilogue, y: SharedMut::new(y), ldy };
+    IntProduct { isa, x, rows: m, n, taps: 1, depth: k, gather: None, packed, finish }.run(pool);
+}
+
+/// The table of a convolution.
+#[derive(Clone, Copy)]
+pub(crate) struct Pixels<'a> {
+    pub(crate) table: &'a [u32],
+    pub(crate) out_pixels: usize,
+    pub(crate) in_pixels: usize,
+}
+
+/// A product whose operands were checked.
+pub(crate) struct IntProduct<'a> {
+    pub(crate) isa: Isa,
+    pub(crate) x: &'a Activations<'a>,
+    pub(crate) rows: usize,
+    pub(crate) n: usize,
+    pub(crate) taps: usize,
+    pub(crate) depth: usize,
+    pub(crate) gather: Option<Pixels<'a>>,
+    pub(crate) packed: &'a PackedCodes,
+    pub(crate) finish: Finish<'a>,
+}
+
+impl IntProduct<'_> {
+    /// Computes all of it.
+    pub(crate) fn run(&self, pool: &Pool) {
+        if self.rows == 0 || self.n == 0 {
+            return;
+        }
+        // what padding reads: the codes that stand for zero
+        let words = if self.gather.is_some() { (self.depth * self.isa.code_type().size()).div_ceil(4) } else { 0 };
+        scratch::with(words, |words| {
+            let zeros: &mut [u8] = bytemuck::cast_slice_mut(words);
+            if self.gather.is_some() {
+                self.isa.run_integer(Fill { segments: self.packed.segments(), values: self.x.zero_point, out: zeros });
+            }
+            let zeros = &*zeros;
+            let split = Split::of(self.rows, self.n.div_ceil(panel_width(self.isa)), self.row_unit(), pool.threads());
+            pool.run(split.row_blocks * split.panel_ranges, &|task, _| {
+                let rows = cut(self.rows, split.row_blocks, self.row_unit(), task / split.panel_ranges);
+                let panels = cut(split.panels, split.panel_ranges, 1, task % split.panel_ranges);
+                if !rows.is_empty() && !panels.is_empty() {
+                    self.isa.run_integer(Task { product: self, zeros, rows, panels });
+                }
+            });
+        });
+    }
+
+    /// Row blocks are multiples of this, so that only the last has smaller tiles.
+    fn row_unit(&self) -> usize {
+        if self.isa == Isa::Avx512 { 12 } else { 6 }
+    }
+}
+
+/// Writes a value per segment over all its channels.
+struct Fill<'a> {
+    segments: &'a [usize],
+    values: &'a [f32],
+    out: &'a mut [u8],
+}
+
+impl IntKernel for Fill<'_> {
+    #[inline(always)]
+    fn run<D: Dot>(self, _: D) {
+        let mut rest: &mut [D::Code] = cast_mut(self.out);
+        for (&n, &value) in self.segments.iter().zip(self.values) {
+            let (part, after) = rest.split_at_mut(n);
+            part.fill(D::code(value as u8));
+            rest = after;
+        }
+    }
+}
+
+/// Some rows and panels of a product.
+struct Task<'a> {
+    product: &'a IntProduct<'a>,
+    zeros: &'a [u8],
+    rows: Range<usize>,
+    panels: Range<usize>,
+}
+
+impl IntKernel for Task<'_> {
+    #[inline(always)]
+    fn run<D: Dot>(self, d: D) {
+        const { assert!(2 * <D::Float as Simd>::LANES <= 32) };
+        let p = self.product;
+        let gather = p.gather.map(|g| gather::<D::Code>(g, self.zeros));
+        let lhs = Lhs { x: cast::<D::Code>(p.x.codes), ld: p.x.ld, taps: p.taps, depth: p.depth, gather };
+        let finish = Dequantize {
+            scale: p.x.scale,
+            zero_point: p.x.zero_point,
+            weight_scale: p.packed.scale(),
+            sums: p.packed.sums(),
+            columns: p.packed.columns(),
+            finish: p.finish,
+        };
+        let block = Block::<Codes<D>> {
+            lhs,
+            segments: p.packed.segments(),
+            rows: self.rows,
+            lhs_row: 0,
+            right: p.packed.codes().as_ptr(),
+            panels: self.panels,
+            n: p.n,
+            col: 0,
+            finish: &finish,
+        };
+        // SAFETY: the callers of `IntProduct::run` have checked all operands; tasks have disjoint rows or columns.
+        unsafe { drive(Codes(d), &block) }
+    }
+}
+
+#[inline(always)]
+fn gather<'a, C: Pod>(pixels: Pixels<'a>, zeros: &'a [u8]) -> Gather<'a, C> {
+    Gather { table: pixels.table, out_pixels: pixels.out_pixels, in_pixels: pixels.in_pixels, zeros: cast(zeros) }
+}
