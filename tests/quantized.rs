@@ -286,6 +286,41 @@ fn activations_that_are_not_finite_are_named() {
     assert!(text.contains("not finite at evaluation 0") && text.contains('/'), "{text}");
 }
 
+/// The same plan once multiplied in integers and once in f32, from the same operands.
+#[test]
+fn integers_are_what_rounded_floats_stand_for() {
+    let model = load("ddpm-shapes32");
+    let case = Case::new(&model, SamplerKind::Ddim, 6, plain(8));
+    let choice = case.choice(3);
+    for how in [How { outputs: Outputs::All, ..PLAIN }, How { bits: 4, reconstruct: true, ..PLAIN }] {
+        let (_, lowered) = case.quantize(Some(&choice), &how).unwrap();
+        let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
+        let open = |integers| {
+            let options = EngineOptions { integers, ..engine(2) };
+            Loop::open(&weights, Sampler::new(&case.options.sampler, 6).unwrap(), false, &options).unwrap()
+        };
+        let [mut floats, mut integers] = [open(false), open(true)];
+        let products = |l: &Loop| l.engine().profile().iter().filter(|s| s.integers).count();
+        assert_eq!(products(&floats), 0);
+        let quantized = lowered.plan.full.values.iter().filter(|v| {
+            matches!(v.source, cqc_proto::plan::Source::Constant(c) if lowered.plan.constants[c].codes.is_some())
+        });
+        assert!(products(&integers) >= quantized.count(), "{} products of integers", products(&integers));
+        let mut trajectories = [&mut floats, &mut integers].map(|l| l.begin(&case.request, 0).unwrap());
+        for evaluation in 0..6 {
+            let [trajectory, same] = &mut trajectories;
+            let kind = lowered.plan.program_at(evaluation);
+            floats.evaluate_as(kind, trajectory).unwrap();
+            integers.evaluate_as(kind, same).unwrap();
+            // an activation that lies between two levels may take the other one
+            let found = sqnr(integers.output(), floats.output());
+            assert!(found > 40.0, "evaluation {evaluation}: {found:.1} dB");
+            floats.advance(trajectory, floats.output());
+            integers.advance(same, floats.output());
+        }
+    }
+}
+
 #[test]
 fn rounding_is_what_the_definition_says() {
     let model = load("dit-dy23");

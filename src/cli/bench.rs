@@ -113,7 +113,7 @@ fn profiled(steps: Vec<StepProfile>) -> Vec<ProfiledStep> {
     let called = steps.into_iter().filter(|s| s.calls > 0);
     let profiled = called.map(|s| ProfiledStep {
         program: s.program.to_string(),
-        op: s.op,
+        op: if s.integers { format!("{} int8", s.op) } else { s.op },
         name: s.name,
         ms: s.total.as_secs_f64() * 1e3 / s.calls as f64,
         calls: s.calls,

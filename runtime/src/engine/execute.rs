@@ -1,12 +1,12 @@
 //! Runs one step.
 
-use super::kernel::{Fill, Kernel, Move, PerImage, Side, Tail};
+use super::kernel::{CODES, Fill, Kernel, Move, PerImage, Side, Tail};
 use super::movement::{cast_elements, gather, select};
 use super::program::{Place, Prepared, Ready};
 use super::values::Value;
 use bytes::Bytes;
 use cqc_kernels::arena::{Arena, Pod, Reader, cast_mut};
-use cqc_kernels::{Epilogue, GroupNorm, Isa, LayerNorm, Operand, Pool, Rows};
+use cqc_kernels::{Activations, Epilogue, FakeQuant, GroupNorm, Isa, LayerNorm, Operand, Pool, Rows};
 use cqc_proto::{Op, Tensor};
 
 /// What all steps of a run share.
@@ -47,6 +47,17 @@ impl<'a> Operands<'a> {
         Rows { data: self.f32(i), stride: spec.stride, rows_per_image: spec.rows }
     }
 
+    /// How operand 0 is rounded; `at` are its scale and its zero point.
+    fn rounding(&self, bits: u8, segments: &'a [usize], at: [usize; 2]) -> FakeQuant<'a> {
+        let [scale, zero_point] = at.map(|i| self.f32(i));
+        FakeQuant { bits, segments, scale, zero_point }
+    }
+
+    /// Operand 0 as codes.
+    fn codes(&self, ld: usize) -> Activations<'a> {
+        Activations { codes: self.of(0), ld, scale: self.f32(CODES[0]), zero_point: self.f32(CODES[1]) }
+    }
+
     fn epilogue(&self, tail: &Tail) -> Epilogue<'a> {
         Epilogue {
             scale: self.get(6),
@@ -82,6 +93,17 @@ pub(super) fn run_step(ready: &Ready, index: usize, arena: &mut Arena, run: Run)
         Kernel::Cast { from, to } => cast_elements(*from, *to, operands.of(0), y),
         Kernel::Where { size, shape, strides } => {
             select(*size, shape, strides, operands.of(0), operands.of(1), operands.of(2), y);
+        }
+        Kernel::Quantize { rows, bits, segments, ldx, ldy } => {
+            let how = operands.rounding(*bits, segments, [1, 2]);
+            cqc_kernels::quantize(run.isa, run.pool, *rows, operands.f32(0), *ldx, &how, y, *ldy);
+        }
+        Kernel::ConvCodes { conv, packed, tail, ldx, ldy, .. } => {
+            conv.run_codes(run.pool, &operands.codes(*ldx), packed, &operands.epilogue(tail), cast_mut(y), *ldy);
+        }
+        Kernel::LinearCodes { m, k, n, packed, tail, ldx, ldy, .. } => {
+            let (x, epilogue) = (operands.codes(*ldx), operands.epilogue(tail));
+            cqc_kernels::linear_codes(run.isa, run.pool, *m, *k, *n, &x, packed, &epilogue, cast_mut(y), *ldy);
         }
         kernel => run_f32(kernel, &operands, cast_mut(y), cast_mut(scratch), run),
     }
@@ -129,8 +151,7 @@ fn run_f32(kernel: &Kernel, operands: &Operands, y: &mut [f32], scratch: &mut [f
             cqc_kernels::affine(isa, pool, *rows, *c, x, *ldx, &map, y, *ldy);
         }
         Kernel::FakeQuant { rows, bits, segments, ldx, ldy } => {
-            let (scale, zero_point) = (operands.f32(1), operands.f32(2));
-            let how = cqc_kernels::FakeQuant { bits: *bits, segments, scale, zero_point };
+            let how = operands.rounding(*bits, segments, [1, 2]);
             cqc_kernels::fake_quant(isa, pool, *rows, x, *ldx, &how, y, *ldy);
         }
         other => unreachable!("run_step runs {other:?}"),
@@ -221,19 +242,19 @@ fn run_reference(ready: &Ready, step: &Prepared, op: &Op, arena: &mut Arena, run
     Ok(())
 }
 
-/// A value as a tensor of its own.
+/// A value as a tensor of its own; what is stored as codes comes as codes.
 pub(super) fn read_tensor(value: &Value, place: &Place, arena: &Arena, request: &Arena, evaluation: usize) -> Tensor {
     let bytes: Bytes = match place {
         Place::Table { bytes, row } => bytes.slice(evaluation * row..(evaluation + 1) * row),
         Place::Constant(bytes) => bytes.clone(),
         _ => dense(value, place.get(arena, request, evaluation)).into(),
     };
-    Tensor::new(value.dtype, value.shape.clone(), bytes).expect("places are as large as their values")
+    Tensor::new(value.codes.unwrap_or(value.dtype), value.shape.clone(), bytes).expect("places are as large as their values")
 }
 
 /// The rows of a value without the gaps between them.
 fn dense(value: &Value, bytes: &[u8]) -> Vec<u8> {
-    let (row, ld) = (value.cols * value.dtype.size(), value.ld * value.dtype.size());
+    let (row, ld) = (value.cols * value.element_size(), value.ld * value.element_size());
     bytes.chunks(ld).flat_map(|chunk| &chunk[..row]).copied().collect()
 }
 

@@ -2,7 +2,7 @@
 
 use cqc_kernels::attention::attention_scratch_len;
 use cqc_kernels::matmul::matmul_scratch_len;
-use cqc_kernels::{Act, AttentionShape, Binary, Conv, Isa, MatmulShape, PackedMatrix, Unary};
+use cqc_kernels::{Act, AttentionShape, Binary, Conv, Isa, MatmulShape, PackedCodes, PackedMatrix, Unary};
 use cqc_proto::{DType, Op};
 use std::sync::Arc;
 
@@ -23,6 +23,25 @@ pub(super) enum Kernel {
         k: usize,
         n: usize,
         packed: Arc<PackedMatrix>,
+        tail: Tail,
+        ldx: usize,
+        ldy: usize,
+    },
+    /// The same over codes, whose scale and zero point are the values `rounding`, operands [`CODES`] of the step made ready.
+    ConvCodes {
+        conv: Arc<Conv>,
+        packed: Arc<PackedCodes>,
+        rounding: [usize; 2],
+        tail: Tail,
+        ldx: usize,
+        ldy: usize,
+    },
+    LinearCodes {
+        m: usize,
+        k: usize,
+        n: usize,
+        packed: Arc<PackedCodes>,
+        rounding: [usize; 2],
         tail: Tail,
         ldx: usize,
         ldy: usize,
@@ -83,6 +102,14 @@ pub(super) enum Kernel {
         ldy: usize,
     },
     FakeQuant {
+        rows: usize,
+        bits: u8,
+        segments: Vec<usize>,
+        ldx: usize,
+        ldy: usize,
+    },
+    /// From f32 to codes.
+    Quantize {
         rows: usize,
         bits: u8,
         segments: Vec<usize>,
@@ -183,7 +210,18 @@ impl Move {
     }
 }
 
+/// Where a product over codes finds the scale and the zero point of its activations: behind the operands it has anyway.
+pub(super) const CODES: [usize; 2] = [7, 8];
+
 impl Kernel {
+    /// The values [`CODES`] of a product over codes.
+    pub fn rounding_of_codes(&self) -> Option<[usize; 2]> {
+        match self {
+            Kernel::ConvCodes { rounding, .. } | Kernel::LinearCodes { rounding, .. } => Some(*rounding),
+            _ => None,
+        }
+    }
+
     /// Values of f32 scratch needed on a pool of `threads`.
     pub fn scratch(&self, isa: Isa, threads: usize) -> usize {
         match self {

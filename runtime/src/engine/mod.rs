@@ -10,6 +10,7 @@
 //! The engine's arena holds the buffers of whichever program runs; all programs share it. What outlives a program belongs to the
 //! request: model inputs, results of the preludes, the cache. So several requests, each at its own evaluation, can share an engine.
 
+mod codes;
 mod error;
 mod execute;
 mod in_flight;
@@ -55,6 +56,8 @@ pub struct EngineOptions {
     pub keep: Vec<String>,
     /// Measures every step for [`Engine::profile`].
     pub profile: bool,
+    /// Multiplies integers where the plan has quantized layers; without it in f32, rounded to what the integers stand for.
+    pub integers: bool,
     /// Runs every step through its definition: very slow, for comparison.
     pub reference: bool,
     /// Most bytes of activations.
@@ -74,6 +77,7 @@ impl Default for EngineOptions {
             pool: None,
             keep,
             profile: false,
+            integers: true,
             reference: false,
             max_memory,
             prelude_memory,
@@ -228,7 +232,8 @@ impl Engine {
         let profiles = steps.map(|(program, i, step)| {
             let (total, calls) = self.clock.as_ref().map_or_else(Default::default, |c| c[program as usize][i]);
             let reference = matches!(step.kernel, Kernel::Reference(_));
-            StepProfile { program, name: step.name.clone(), op: step.op.clone(), reference, total, calls }
+            let integers = step.kernel.rounding_of_codes().is_some();
+            StepProfile { program, name: step.name.clone(), op: step.op.clone(), reference, integers, total, calls }
         });
         profiles.collect()
     }

@@ -16,11 +16,12 @@ pub(super) fn open(weights: &Arc<Weights>, options: &EngineOptions) -> Result<En
     let pool = options.pool.clone().unwrap_or_else(|| Arc::new(Pool::new(options.threads)));
     let [kept_full, kept_cached] = kept_values(plan, &options.keep)?;
     let (isa, threads, reference) = (weights.isa(), pool.threads(), options.reference);
+    let integers = options.integers && !reference;
     let draft = |kind, rows: usize, keep: &BTreeMap<String, usize>| {
         let bindings = plan.batch_symbol.iter().map(|s| (s.as_str().into(), rows as i64)).collect();
         let keep: Vec<usize> = keep.values().copied().collect();
         let max_memory = options.max_memory;
-        Draft::new(weights, kind, &bindings, &Options { isa, threads, reference, keep: &keep, max_memory })
+        Draft::new(weights, kind, &bindings, &Options { isa, threads, integers, reference, keep: &keep, max_memory })
     };
     let none = BTreeMap::new();
     let prelude = draft(ProgramKind::Prelude, options.batch, &none)?;

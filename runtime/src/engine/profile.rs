@@ -14,6 +14,8 @@ pub struct StepProfile {
     pub op: String,
     /// Whether it runs through the slow definition, for want of a kernel.
     pub reference: bool,
+    /// Whether it multiplies integers.
+    pub integers: bool,
     /// Time in all calls. Zero unless the engine was opened with `profile`.
     pub total: Duration,
     /// Number of calls. Zero unless the engine was opened with `profile`.

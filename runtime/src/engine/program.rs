@@ -1,7 +1,8 @@
 //! A program made ready: kernels, addresses, liveness.
 
 use super::EngineError;
-use super::kernel::Kernel;
+use super::kernel::{CODES, Kernel};
+use super::codes;
 use super::layout::{self, Buffer};
 use super::prepare::Preparer;
 use super::values::{Value, resolve};
@@ -110,6 +111,7 @@ pub(super) struct Draft {
 pub(super) struct Options<'a> {
     pub isa: Isa,
     pub threads: usize,
+    pub integers: bool,
     pub reference: bool,
     /// Values whose storage is theirs alone until the end.
     pub keep: &'a [usize],
@@ -125,13 +127,22 @@ impl Draft {
         options: &Options,
     ) -> Result<Draft, EngineError> {
         let program = weights.plan().program(kind);
-        let values = resolve(kind, program, bindings)?;
+        let mut values = resolve(kind, program, bindings)?;
+        if options.integers {
+            codes::choose(weights, kind, &mut values, options.keep);
+        }
         let limit = options.max_memory;
         if let Some(needed) = values.iter().map(Value::bytes).find(|&bytes| bytes > limit) {
             return Err(EngineError::Memory { needed, limit });
         }
-        let preparer = Preparer { weights, kind, values: &values, bindings, reference: options.reference };
-        let kernels = program.steps.iter().map(|s| preparer.prepare(s)).collect::<Result<Vec<_>, _>>()?;
+        let kernels = loop {
+            let preparer = Preparer { weights, kind, values: &values, bindings, reference: options.reference };
+            let kernels = program.steps.iter().map(|s| preparer.prepare(s)).collect::<Result<Vec<_>, _>>()?;
+            match codes::misplaced(program, &values, &kernels) {
+                Some(v) => values[v].codes = None,
+                None => break kernels,
+            }
+        };
         let mut draft = Draft { kind, values, kernels, buffers: vec![], buffer_of: vec![], offsets: vec![], bytes: 0 };
         draft.find_buffers(weights, options);
         let placed = layout::place(&draft.buffers);
@@ -211,7 +222,11 @@ impl Draft {
 }
 
 fn prepared(step: &Step, kernel: Kernel, scratch: Span) -> Prepared {
-    let (inputs, outputs) = (step.inputs.clone(), step.outputs.clone());
+    let (mut inputs, outputs) = (step.inputs.clone(), step.outputs.clone());
+    if let Some(rounding) = kernel.rounding_of_codes() {
+        inputs.resize(CODES[0], None);
+        inputs.extend(rounding.map(Some));
+    }
     Prepared { name: step.name.clone(), op: step.op.name(), kernel, inputs, outputs, scratch }
 }
 

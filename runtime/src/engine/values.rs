@@ -18,6 +18,8 @@ pub(super) struct Value {
     pub rows: usize,
     pub cols: usize,
     pub ld: usize,
+    /// It is stored as codes of this type ([`codes`](super::codes)); to the operators it is still of `dtype`.
+    pub codes: Option<DType>,
 }
 
 impl Value {
@@ -26,9 +28,14 @@ impl Value {
         self.rows * self.cols
     }
 
+    /// Bytes of an element in memory.
+    pub fn element_size(&self) -> usize {
+        self.codes.unwrap_or(self.dtype).size()
+    }
+
     /// Bytes without gaps.
     pub fn bytes(&self) -> usize {
-        self.len() * self.dtype.size()
+        self.len() * self.element_size()
     }
 
     /// Whether there are no gaps between rows.
@@ -38,7 +45,7 @@ impl Value {
 
     /// First byte in the storage of its home, and bytes from there to its last element, gaps included.
     pub fn range(&self) -> (usize, usize) {
-        let size = self.dtype.size();
+        let size = self.element_size();
         (self.column * size, ((self.rows - 1) * self.ld + self.cols) * size)
     }
 
@@ -62,7 +69,7 @@ pub(super) fn resolve(kind: ProgramKind, program: &Program, bindings: &Bindings)
         let cols = shape.last().copied().unwrap_or(1);
         let rows = element_count(&shape).ok_or_else(error)? / cols;
         let (name, dtype, source) = (v.name.clone(), v.ty.dtype, v.source);
-        Ok(Value { name, dtype, shape, source, home: i, column: 0, rows, cols, ld: cols })
+        Ok(Value { name, dtype, shape, source, home: i, column: 0, rows, cols, ld: cols, codes: None })
     };
     let mut values = program.values.iter().enumerate().map(sized).collect::<Result<Vec<_>, EngineError>>()?;
     share_storage(program, &mut values);

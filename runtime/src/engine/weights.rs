@@ -4,7 +4,7 @@ use super::EngineError;
 use bytes::Bytes;
 use cqc_kernels::arena::{ALIGN, Arena, Span, cast};
 use cqc_kernels::mapped::release;
-use cqc_kernels::{Conv, ConvShape, Isa, PackedMatrix, ShapeError};
+use cqc_kernels::{Conv, ConvShape, Isa, PackedCodes, PackedMatrix, ShapeError};
 use cqc_proto::plan::{Constant, Plan, validate};
 use cqc_proto::{DType, Tensor};
 use std::collections::HashMap;
@@ -17,6 +17,7 @@ pub struct Weights {
     isa: Isa,
     bytes: Bytes,
     packed: Mutex<HashMap<PackKey, Arc<PackedMatrix>>>,
+    packed_codes: Mutex<HashMap<PackKey, Arc<PackedCodes>>>,
     widened: Mutex<HashMap<usize, Bytes>>,
     /// Plans of convolutions that some engine uses: layers of one shape share theirs.
     convs: Mutex<HashMap<ConvShape, Weak<Conv>>>,
@@ -52,6 +53,7 @@ impl Weights {
             isa,
             bytes,
             packed: Default::default(),
+            packed_codes: Default::default(),
             widened: Default::default(),
             convs: Default::default(),
         }))
@@ -69,8 +71,8 @@ impl Weights {
 
     /// Bytes of packed weights.
     pub fn packed_bytes(&self) -> usize {
-        let packed = lock(&self.packed);
-        packed.values().map(|p| p.bytes()).sum()
+        let floats: usize = lock(&self.packed).values().map(|p| p.bytes()).sum();
+        floats + lock(&self.packed_codes).values().map(|p| p.bytes()).sum::<usize>()
     }
 
     /// Bytes of constant `i` as programs see them, floats in f32, aligned to 64.
@@ -128,6 +130,46 @@ impl Weights {
     pub(super) fn packed_conv(&self, constant: usize, conv: &Conv) -> Arc<PackedMatrix> {
         let shape = ConvShape { n: 1, ..*conv.shape() };
         self.pack(PackKey::Conv { constant, shape }, constant, |w| conv.pack(w))
+    }
+
+    /// The codes of constant `i` packed as the matrix of a product with `n` columns; `None`: it has none.
+    pub(super) fn packed_linear_codes(&self, constant: usize, n: usize) -> Option<Arc<PackedCodes>> {
+        self.pack_codes(PackKey::Linear { constant }, constant, |codes, segments, scale| {
+            PackedCodes::from_kn(self.isa, segments, n, codes, scale)
+        })
+    }
+
+    /// The codes of constant `i` packed for a convolution of that shape; `None`: it has none.
+    pub(super) fn packed_conv_codes(&self, constant: usize, shape: &ConvShape) -> Option<Arc<PackedCodes>> {
+        let shape = ConvShape { n: 1, ..*shape };
+        self.pack_codes(PackKey::Conv { constant, shape }, constant, |codes, segments, scale| {
+            PackedCodes::from_oihw(self.isa, &shape, segments, codes, scale)
+        })
+    }
+
+    fn pack_codes(
+        &self,
+        key: PackKey,
+        constant: usize,
+        pack: impl FnOnce(&[i8], &[usize], &[f32]) -> PackedCodes,
+    ) -> Option<Arc<PackedCodes>> {
+        let Constant { ty, codes, .. } = &self.plan.constants[constant];
+        let codes = codes.as_ref()?;
+        let mut packed = lock(&self.packed_codes);
+        if let Some(known) = packed.get(&key) {
+            return Some(Arc::clone(known));
+        }
+        let shape = ty.fixed_shape().expect("validated: the sizes of a constant are known");
+        let segments = match &codes.segments[..] {
+            [] => vec![shape[1 - codes.output_axis]],
+            segments => segments.to_vec(),
+        };
+        let values = codes.unpack(&self.stored(constant), shape.iter().product());
+        let made = Arc::new(pack(&values, &segments, cast(&self.constant(codes.scale))));
+        packed.insert(key, Arc::clone(&made));
+        // the packed copy replaces the mapped one in memory
+        release(&self.stored(constant));
+        Some(made)
     }
 
     fn pack(&self, key: PackKey, constant: usize, pack: impl FnOnce(&[f32]) -> PackedMatrix) -> Arc<PackedMatrix> {

@@ -112,6 +112,14 @@ impl<'a> Site<'a> {
         all.into_iter().all(|&v| self.preparer.values[v].dtype == DType::F32)
     }
 
+    /// Where the first operand is stored as codes: the values that hold their scale and zero point.
+    fn rounding_of_codes(&self) -> Option<[usize; 2]> {
+        let v = self.step.inputs.first().copied().flatten().filter(|&v| self.preparer.values[v].codes.is_some())?;
+        let program = self.preparer.weights.plan().program(self.preparer.kind);
+        let maker = program.steps.iter().find(|s| s.outputs.contains(&v))?;
+        Some([maker.inputs[1]?, maker.inputs[2]?])
+    }
+
     /// Whether input `i` is absent or has no gaps.
     fn is_dense(&self, i: usize) -> bool {
         self.input(i).is_none_or(Value::is_dense)

@@ -62,6 +62,10 @@ impl Site<'_> {
         let (x, y) = (self.input(0)?, self.output());
         let segments = if segments.is_empty() { vec![x.cols] } else { segments.to_vec() };
         let fast = self.are_dense(1..3) && segments.iter().sum::<usize>() == x.cols;
-        fast.then_some(Kernel::FakeQuant { rows: x.rows, bits, segments, ldx: x.ld, ldy: y.ld })
+        let (rows, ldx, ldy) = (x.rows, x.ld, y.ld);
+        fast.then(|| match y.codes {
+            Some(_) => Kernel::Quantize { rows, bits, segments, ldx, ldy },
+            None => Kernel::FakeQuant { rows, bits, segments, ldx, ldy },
+        })
     }
 }

@@ -63,8 +63,13 @@ impl Site<'_> {
         };
         fits_table(&shape).then_some(())?;
         let conv = self.preparer.weights.conv(shape).ok()?;
+        let (tail, ldx, ldy) = (self.tail(*act)?, x.ld, y.ld);
+        if let Some(rounding) = self.rounding_of_codes() {
+            let packed = self.preparer.weights.packed_conv_codes(constant, &shape)?;
+            return Some(Kernel::ConvCodes { conv, packed, rounding, tail, ldx, ldy });
+        }
         let packed = self.preparer.weights.packed_conv(constant, &conv);
-        Some(Kernel::Conv { conv, packed, tail: self.tail(*act)?, ldx: x.ld, ldy: y.ld })
+        Some(Kernel::Conv { conv, packed, tail, ldx, ldy })
     }
 
     pub(super) fn linear(&self, act: Act) -> Option<Kernel> {
@@ -74,8 +79,13 @@ impl Site<'_> {
         }
         let (m, k, n) = (y.rows, w.shape[0], w.shape[1]);
         if let Some(constant) = self.constant(1) {
+            let (tail, ldx, ldy) = (self.tail(act)?, x.ld, y.ld);
+            if let Some(rounding) = self.rounding_of_codes() {
+                let packed = self.preparer.weights.packed_linear_codes(constant, n)?;
+                return Some(Kernel::LinearCodes { m, k, n, packed, rounding, tail, ldx, ldy });
+            }
             let packed = self.preparer.weights.packed_linear(constant, k, n);
-            return Some(Kernel::Linear { m, k, n, packed, tail: self.tail(act)?, ldx: x.ld, ldy: y.ld });
+            return Some(Kernel::Linear { m, k, n, packed, tail, ldx, ldy });
         }
         // A computed matrix: only the plain product is fast.
         let plain = act == Act::None && (2..7).all(|i| self.input(i).is_none());

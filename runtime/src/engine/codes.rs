@@ -1,0 +1,95 @@
+//! Which rounded activations are stored as codes, so that integer kernels multiply them.
+//!
+//! A plan says what quantized layers compute: `FakeQuant` rounds an activation to what its codes stand for, constants hold codes of weights, and a
+//! product multiplies the two. Where all products that read such an activation have an integer kernel for it, the activation is stored as codes
+//! instead, and the products multiply integers: the same result up to the order of additions in f32.
+
+use super::kernel::Kernel;
+use super::values::Value;
+use super::weights::Weights;
+use cqc_kernels::arena::cast;
+use cqc_proto::Op;
+use cqc_proto::op::ConvLayout;
+use cqc_proto::plan::{Alias, Plan, Program, ProgramKind, Source, Step, WeightCodes};
+
+/// Sets [`Value::codes`] of those activations. Values in `keep` stay as they are.
+pub(super) fn choose(weights: &Weights, kind: ProgramKind, values: &mut [Value], keep: &[usize]) {
+    if !kind.is_step() {
+        return;
+    }
+    let program = weights.plan().program(kind);
+    let mut aliased = vec![false; values.len()];
+    for value in &program.values {
+        if let Some(Alias::Same { of } | Alias::Columns { of, .. }) = &value.alias {
+            aliased[*of] = true;
+        }
+    }
+    for step in &program.steps {
+        let Op::FakeQuant { segments, .. } = &step.op else { continue };
+        let v = step.outputs[0];
+        let own = values.iter().filter(|other| other.home == v).count() == 1 && values[v].home == v && !aliased[v];
+        let readers = || program.steps.iter().filter(|s| s.inputs.contains(&Some(v)));
+        let multiplied = |s: &Step| is_product_of_codes(weights, program, values, s, v, &sizes(segments, &values[v]));
+        let lasts = keep.contains(&v) || program.results.contains(&v);
+        if own && !lasts && always_rounds(weights, kind, program, step) && readers().all(multiplied) {
+            values[v].codes = Some(weights.isa().code_type());
+        }
+    }
+}
+
+/// A value stored as codes that some step cannot write or read as such: a size the rules above do not look at is in the way.
+pub(super) fn misplaced(program: &Program, values: &[Value], kernels: &[Kernel]) -> Option<usize> {
+    let coded = |v: &&usize| values[**v].codes.is_some();
+    program.steps.iter().zip(kernels).find_map(|(step, kernel)| match kernel {
+        Kernel::Quantize { .. } | Kernel::ConvCodes { .. } | Kernel::LinearCodes { .. } => None,
+        _ => step.outputs.iter().chain(step.inputs.iter().flatten()).find(coded).copied(),
+    })
+}
+
+/// The sizes of segments of the last axis.
+pub(super) fn sizes(segments: &[usize], value: &Value) -> Vec<usize> {
+    if segments.is_empty() { vec![value.cols] } else { segments.to_vec() }
+}
+
+/// The codes of a product's weights.
+pub(super) fn weight_codes<'a>(plan: &'a Plan, program: &Program, step: &Step) -> Option<(usize, &'a WeightCodes)> {
+    let weight = step.inputs.get(1).copied().flatten()?;
+    let Source::Constant(constant) = program.values[weight].source else { return None };
+    Some((constant, plan.constants[constant].codes.as_ref()?))
+}
+
+/// Whether no evaluation that runs the program lets a segment pass: codes could not say so.
+fn always_rounds(weights: &Weights, kind: ProgramKind, program: &Program, step: &Step) -> bool {
+    let Some(scale) = step.inputs.get(1).copied().flatten() else { return false };
+    let positive = |bytes: &[u8]| cast::<f32>(bytes).iter().all(|&s| s > 0.0);
+    match program.values[scale].source {
+        Source::Constant(c) => positive(&weights.constant(c)),
+        Source::Table(c) => {
+            let (plan, bytes) = (weights.plan(), weights.constant(c));
+            let row = bytes.len() / plan.evaluations.max(1);
+            (0..plan.evaluations).filter(|&e| plan.program_at(e) == kind).all(|e| positive(&bytes[e * row..][..row]))
+        }
+        _ => false,
+    }
+}
+
+/// Whether the step multiplies `v`, and only that, with integers that have a kernel.
+fn is_product_of_codes(
+    weights: &Weights,
+    program: &Program,
+    values: &[Value],
+    step: &Step,
+    v: usize,
+    segments: &[usize],
+) -> bool {
+    let Some((_, codes)) = weight_codes(weights.plan(), program, step) else { return false };
+    let w = &values[step.inputs[1].expect("it has codes")];
+    let once = step.inputs.iter().filter(|i| **i == Some(v)).count() == 1 && step.inputs[0] == Some(v);
+    let (taps, output_axis) = match &step.op {
+        Op::Linear { .. } => (1, 1),
+        Op::Conv { groups: 1, layout: ConvLayout::ChannelsLast, .. } => (w.shape[2..].iter().product(), 0),
+        _ => return false,
+    };
+    let same = if codes.segments.is_empty() { segments.len() == 1 } else { codes.segments == segments };
+    once && same && codes.output_axis == output_axis && weights.isa().multiplies_codes(taps, segments)
+}
