@@ -2,9 +2,9 @@
 
 use crate::epilogue::check_matrix;
 use crate::gemm::{Finish, Gather, Groups, Lhs, PADDING, Product};
-use crate::pack::Layout;
-use crate::shared::SharedMut;
 use crate::integer::{Activations, IntProduct, PackedCodes, Pixels};
+use crate::pack::Layout;
+use crate::target::{Sink, Target};
 use crate::{Epilogue, Isa, PackedMatrix, Pool, depthwise, dot};
 
 /// Shape of a convolution, NHWC.
@@ -162,24 +162,23 @@ impl Conv {
     ///
     /// # Panics
     /// When `packed` was made for another shape or instruction set, or a slice is too short.
-    pub fn run(
+    pub fn run<'a>(
         &self,
         pool: &Pool,
         x: &[f32],
         ldx: usize,
         packed: &PackedMatrix,
         epilogue: &Epilogue,
-        y: &mut [f32],
+        y: impl Into<Target<'a>>,
         ldy: usize,
     ) {
         let s = &self.shape;
         let (rows, n, isa, groups) = (s.out_rows(), s.cout / s.groups, self.isa, s.groups);
         packed.check(isa, groups, s.k(), n);
         check_matrix("x", x.len(), s.n * s.h * s.w, s.cin, ldx);
-        check_matrix("y", y.len(), rows, s.cout, ldy);
         epilogue.check(rows, s.cout);
         let lhs = self.lhs(x, ldx);
-        let finish = Finish { epilogue: *epilogue, y: SharedMut::new(y), ldy };
+        let finish = Finish { epilogue: *epilogue, y: Sink::new(isa, y.into(), rows, s.cout, ldy) };
         match packed.layout() {
             Layout::Panels => {
                 let right = packed.values();
@@ -195,13 +194,13 @@ impl Conv {
     ///
     /// # Panics
     /// When `packed` was made for another shape or instruction set, or a slice is too short.
-    pub fn run_codes(
+    pub fn run_codes<'a>(
         &self,
         pool: &Pool,
         x: &Activations,
         packed: &PackedCodes,
         epilogue: &Epilogue,
-        y: &mut [f32],
+        y: impl Into<Target<'a>>,
         ldy: usize,
     ) {
         let (s, isa) = (&self.shape, self.isa);
@@ -209,11 +208,10 @@ impl Conv {
         assert_eq!(s.groups, 1, "codes are multiplied without groups");
         packed.check(isa, taps, s.cin, s.cout);
         x.check(isa, s.n * s.h * s.w, s.cin, packed.segments().len());
-        check_matrix("y", y.len(), rows, s.cout, ldy);
         epilogue.check(rows, s.cout);
         let pixels = Pixels { table: &self.table, out_pixels: s.out_h() * s.out_w(), in_pixels: s.h * s.w };
         let gather = (!self.table.is_empty()).then_some(pixels);
-        let finish = Finish { epilogue: *epilogue, y: SharedMut::new(y), ldy };
+        let finish = Finish { epilogue: *epilogue, y: Sink::new(isa, y.into(), rows, s.cout, ldy) };
         IntProduct { isa, x, rows, n: s.cout, taps, depth: s.cin, gather, packed, finish }.run(pool);
     }
 

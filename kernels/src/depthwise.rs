@@ -62,7 +62,8 @@ impl Task<'_> {
             }
         }
         let parts = RowParts::new(&self.finish.epilogue, row, 0);
-        let y = self.finish.y.at(row * self.finish.ldy + c);
+        let mut scratch = [0.0; 64];
+        let y = self.finish.y.place(row, c, scratch.as_mut_ptr());
         for v in 0..V {
             let at = v * S::LANES;
             // SAFETY: checked by the caller of `run`; tasks have disjoint rows.
@@ -71,5 +72,7 @@ impl Task<'_> {
                 store_some(s, y.add(at), sum, n);
             }
         }
+        // SAFETY: the loop has written all vectors.
+        unsafe { self.finish.y.store(s, row, c, (V - 1) * S::LANES + n, y) };
     }
 }

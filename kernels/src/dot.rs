@@ -69,11 +69,13 @@ impl Task<'_> {
                 sums[j] = s.sum(acc[i][j]);
             }
             let parts = RowParts::new(&self.finish.epilogue, row + i, 0);
-            let y = self.finish.y.at((row + i) * self.finish.ldy);
+            let mut scratch = [0.0; N];
+            let y = self.finish.y.place(row + i, 0, scratch.as_mut_ptr());
             // SAFETY: checked by the caller of `run`; tasks have disjoint rows; `N ≤ 4 ≤ LANES`.
             unsafe {
                 let v = s.load_n(sums.as_ptr(), N);
                 s.store_n(y, parts.apply(s, self.finish.epilogue.act, v, 0, N), N);
+                self.finish.y.store(s, row + i, 0, N, y);
             }
         }
     }

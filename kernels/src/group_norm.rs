@@ -6,8 +6,9 @@
 use crate::epilogue::{Act, check_matrix};
 use crate::gemm::{load_some, store_some};
 use crate::math::activate;
-use crate::shared::{SharedMut, cut};
+use crate::shared::cut;
 use crate::simd::{Kernel, Simd};
+use crate::target::{Sink, Target};
 use crate::{Isa, Pool, scratch};
 
 /// Channels of a task at least: what one pixel contributes to it should fill cache lines.
@@ -40,13 +41,21 @@ pub struct GroupNorm<'a> {
 
 /// y = act((x − mean) / √(var + eps) · gamma + beta), mean and variance per image and group of c/groups channels.
 ///
-/// Pixels lie `ldx` and `ldy` apart. Variance by blocks of two passes, joined in f64.
+/// Pixels lie `ldx` and `ldy` elements apart. Variance by blocks of two passes, joined in f64.
 ///
 /// # Panics
 /// When a slice is too short or `groups` does not divide `c`.
-pub fn group_norm(isa: Isa, pool: &Pool, shape: &GroupNorm, x: &[f32], ldx: usize, y: &mut [f32], ldy: usize) {
+pub fn group_norm<'a>(
+    isa: Isa,
+    pool: &Pool,
+    shape: &GroupNorm,
+    x: &[f32],
+    ldx: usize,
+    y: impl Into<Target<'a>>,
+    ldy: usize,
+) {
     check_matrix("x", x.len(), shape.n * shape.hw, shape.c, ldx);
-    check_matrix("y", y.len(), shape.n * shape.hw, shape.c, ldy);
+    let y = Sink::new(isa, y.into(), shape.n * shape.hw, shape.c, ldy);
     assert!(shape.groups > 0 && shape.c.is_multiple_of(shape.groups), "{} groups of {}", shape.groups, shape.c);
     for (name, weights) in [("gamma", shape.gamma), ("beta", shape.beta)] {
         let len = weights.map_or(shape.c, <[f32]>::len);
@@ -55,7 +64,6 @@ pub fn group_norm(isa: Isa, pool: &Pool, shape: &GroupNorm, x: &[f32], ldx: usiz
     let width = shape.c / shape.groups;
     let most = (shape.c / MIN_CHANNELS).clamp(1, shape.groups);
     let ranges = (4 * pool.threads()).div_ceil(shape.n.max(1)).min(most);
-    let y = SharedMut::new(y);
     pool.run(shape.n * ranges, &|task, _| {
         let groups = cut(shape.groups, ranges, 1, task % ranges);
         if groups.is_empty() {
@@ -63,8 +71,8 @@ pub fn group_norm(isa: Isa, pool: &Pool, shape: &GroupNorm, x: &[f32], ldx: usiz
         }
         let (image, first, count) = (task / ranges, groups.start * width, groups.len() * width);
         let start = image * shape.hw;
-        scratch::with(3 * count, |work| {
-            isa.run(GroupTask { shape, start, first, count, x, ldx, y, ldy, work });
+        scratch::with(3 * count + y.scratch(count), |work| {
+            isa.run(GroupTask { shape, start, first, count, x, ldx, y, work });
         });
     });
 }
@@ -79,9 +87,8 @@ struct GroupTask<'a> {
     count: usize,
     x: &'a [f32],
     ldx: usize,
-    y: SharedMut<'a, f32>,
-    ldy: usize,
-    /// Three rows of `count` values: sums, then means; factors; additions.
+    y: Sink<'a>,
+    /// Three rows of `count` values: sums, then means; factors; additions; then what the target needs.
     work: &'a mut [f32],
 }
 
@@ -155,12 +162,13 @@ impl GroupTask<'_> {
 
     /// y = act((x − mean) · factor + addition)
     #[inline(always)]
-    fn normalise<S: Simd>(&self, s: S) {
-        let (mean, rest) = self.work.split_at(self.count);
-        let (factor, addition) = rest.split_at(self.count);
+    fn normalise<S: Simd>(&mut self, s: S) {
+        let (mean, rest) = self.work.split_at_mut(self.count);
+        let (factor, rest) = rest.split_at_mut(self.count);
+        let (addition, scratch) = rest.split_at_mut(self.count);
         for pixel in self.start..self.start + self.shape.hw {
             let x = &self.x[pixel * self.ldx + self.first..][..self.count];
-            let y = self.y.at(pixel * self.ldy + self.first);
+            let y = self.y.place(pixel, self.first, scratch.as_mut_ptr());
             let mut c = 0;
             while c < self.count {
                 let n = (self.count - c).min(S::LANES);
@@ -173,6 +181,8 @@ impl GroupTask<'_> {
                 }
                 c += n;
             }
+            // SAFETY: the loop has written them.
+            unsafe { self.y.store(s, pixel, self.first, self.count, y) };
         }
     }
 }

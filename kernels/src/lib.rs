@@ -38,6 +38,7 @@ mod rows;
 mod scratch;
 mod shared;
 mod simd;
+mod target;
 
 pub use attention::{AttentionShape, attention, attention_scratch_len};
 pub use conv::{Conv, ConvShape, ShapeError};
@@ -53,3 +54,4 @@ pub use matmul::{MatmulShape, linear, matmul_batched, matmul_scratch_len};
 pub use norm::{LayerNorm, layer_norm, rms_norm, softmax};
 pub use pack::PackedMatrix;
 pub use pool::Pool;
+pub use target::Target;

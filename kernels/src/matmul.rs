@@ -4,6 +4,7 @@ use crate::epilogue::check_matrix;
 use crate::gemm::{Finish, Groups, Lhs, Product};
 use crate::pack::{Layout, pack_panels, panels_len};
 use crate::shared::SharedMut;
+use crate::target::{Sink, Target};
 use crate::{Epilogue, Isa, PackedMatrix, Pool, dot};
 
 /// y = epilogue(x · w): `x` `[m, k]` with rows `ldx` apart, `w` packed from `[k, n]`, `y` `[m, n]` with rows `ldy`
@@ -11,7 +12,7 @@ use crate::{Epilogue, Isa, PackedMatrix, Pool, dot};
 ///
 /// # Panics
 /// When `packed` was made for another `isa`, `k` or `n`, a slice is too short, or `k` is 0.
-pub fn linear(
+pub fn linear<'a>(
     isa: Isa,
     pool: &Pool,
     m: usize,
@@ -21,15 +22,14 @@ pub fn linear(
     ldx: usize,
     packed: &PackedMatrix,
     epilogue: &Epilogue,
-    y: &mut [f32],
+    y: impl Into<Target<'a>>,
     ldy: usize,
 ) {
     packed.check(isa, 1, k, n);
     check_matrix("x", x.len(), m, k, ldx);
-    check_matrix("y", y.len(), m, n, ldy);
     epilogue.check(m, n);
     let lhs = Lhs { x, ld: ldx, taps: 1, depth: k, gather: None };
-    let finish = Finish { epilogue: *epilogue, y: SharedMut::new(y), ldy };
+    let finish = Finish { epilogue: *epilogue, y: Sink::new(isa, y.into(), m, n, ldy) };
     match packed.layout() {
         Layout::Dot { .. } => dot::run(isa, pool, &lhs, m, n, packed.values(), &finish),
         _ => Product { isa, lhs, rows: m, right: packed.values(), n, groups: Groups::ONE, finish }.run(pool),
@@ -115,6 +115,6 @@ pub fn matmul_batched(
     let lhs = Lhs { x: a, ld: s.lda, taps: 1, depth: s.k, gather: None };
     let right = if s.stride_b == 0 { 0 } else { size };
     let groups = Groups { count: s.batch, left: s.stride_a, right, col: s.stride_y };
-    let finish = Finish { epilogue: Epilogue::default(), y: SharedMut::new(y), ldy: s.ldy };
+    let finish = Finish { epilogue: Epilogue::default(), y: Sink::values(y, s.ldy) };
     Product { isa, lhs, rows: s.m, right: &scratch[..need], n: s.n, groups, finish }.run(pool);
 }

@@ -5,7 +5,8 @@ use crate::gemm::{load_some, store_some};
 use crate::rows::{exp_row, row_max, row_squares, row_sum, scale_row};
 use crate::shared::{SharedMut, cut};
 use crate::simd::{Kernel, Simd};
-use crate::{Isa, Pool};
+use crate::target::{Sink, Target};
+use crate::{Isa, Pool, scratch};
 use std::ops::Range;
 
 /// Shape and weights of [`layer_norm`] and [`rms_norm`].
@@ -29,16 +30,32 @@ pub struct LayerNorm<'a> {
 ///
 /// # Panics
 /// When a slice is too short.
-pub fn layer_norm(isa: Isa, pool: &Pool, shape: &LayerNorm, x: &[f32], ldx: usize, y: &mut [f32], ldy: usize) {
-    run_norm(isa, pool, shape, true, x, ldx, y, ldy);
+pub fn layer_norm<'a>(
+    isa: Isa,
+    pool: &Pool,
+    shape: &LayerNorm,
+    x: &[f32],
+    ldx: usize,
+    y: impl Into<Target<'a>>,
+    ldy: usize,
+) {
+    run_norm(isa, pool, shape, true, x, ldx, y.into(), ldy);
 }
 
 /// y = (x / √(mean(x²) + eps) · gamma + beta) · (1 + scale) + shift, per row.
 ///
 /// # Panics
 /// When a slice is too short.
-pub fn rms_norm(isa: Isa, pool: &Pool, shape: &LayerNorm, x: &[f32], ldx: usize, y: &mut [f32], ldy: usize) {
-    run_norm(isa, pool, shape, false, x, ldx, y, ldy);
+pub fn rms_norm<'a>(
+    isa: Isa,
+    pool: &Pool,
+    shape: &LayerNorm,
+    x: &[f32],
+    ldx: usize,
+    y: impl Into<Target<'a>>,
+    ldy: usize,
+) {
+    run_norm(isa, pool, shape, false, x, ldx, y.into(), ldy);
 }
 
 /// Rows of a task: enough values to be worth handing out.
@@ -46,9 +63,9 @@ fn row_tasks(pool: &Pool, rows: usize, cols: usize) -> usize {
     (rows * cols).div_ceil(8192).clamp(1, 8 * pool.threads()).min(rows.max(1))
 }
 
-fn run_norm(isa: Isa, pool: &Pool, shape: &LayerNorm, centred: bool, x: &[f32], ldx: usize, y: &mut [f32], ldy: usize) {
+fn run_norm(isa: Isa, pool: &Pool, shape: &LayerNorm, centred: bool, x: &[f32], ldx: usize, y: Target, ldy: usize) {
     check_matrix("x", x.len(), shape.rows, shape.c, ldx);
-    check_matrix("y", y.len(), shape.rows, shape.c, ldy);
+    let y = Sink::new(isa, y, shape.rows, shape.c, ldy);
     for (name, weights) in [("gamma", shape.gamma), ("beta", shape.beta)] {
         let len = weights.map_or(shape.c, <[f32]>::len);
         assert!(len >= shape.c, "{name} has {len} values, needs {}", shape.c);
@@ -58,9 +75,11 @@ fn run_norm(isa: Isa, pool: &Pool, shape: &LayerNorm, centred: bool, x: &[f32], 
         shift.check("shift", shape.rows, shape.c);
     }
     let tasks = row_tasks(pool, shape.rows, shape.c);
-    let y = SharedMut::new(y);
     pool.run(tasks, &|task, _| {
-        isa.run(NormTask { shape, centred, rows: cut(shape.rows, tasks, 1, task), x, ldx, y, ldy });
+        let rows = cut(shape.rows, tasks, 1, task);
+        scratch::with(y.scratch(shape.c), |scratch| {
+            isa.run(NormTask { shape, centred, rows, x, ldx, y, scratch: scratch.as_mut_ptr() });
+        });
     });
 }
 
@@ -70,8 +89,9 @@ struct NormTask<'a> {
     rows: Range<usize>,
     x: &'a [f32],
     ldx: usize,
-    y: SharedMut<'a, f32>,
-    ldy: usize,
+    y: Sink<'a>,
+    /// What the target needs for a row.
+    scratch: *mut f32,
 }
 
 impl Kernel for NormTask<'_> {
@@ -84,17 +104,23 @@ impl Kernel for NormTask<'_> {
             let x = &self.x[row * self.ldx..][..shape.c];
             let mean = if self.centred { row_sum(s, x) / shape.c as f32 } else { 0.0 };
             let inv = 1.0 / (row_squares(s, x, mean) / shape.c as f32 + shape.eps).sqrt();
-            // SAFETY: tasks have disjoint rows.
-            let y = unsafe { self.y.part(row * self.ldy, shape.c) };
-            self.store_row(s, row, x, y, mean, inv);
+            let y = self.y.place(row, 0, self.scratch);
+            // SAFETY: `run_norm` has checked all rows and made room for one; tasks have disjoint rows.
+            unsafe {
+                self.store_row(s, row, x, y, mean, inv);
+                self.y.store(s, row, 0, shape.c, y);
+            }
         }
     }
 }
 
 impl NormTask<'_> {
     /// y = ((x − mean) · inv · gamma + beta) · (1 + scale) + shift
+    ///
+    /// # Safety
+    /// A row must be writable at `y`.
     #[inline(always)]
-    fn store_row<S: Simd>(&self, s: S, row: usize, x: &[f32], y: &mut [f32], mean: f32, inv: f32) {
+    unsafe fn store_row<S: Simd>(&self, s: S, row: usize, x: &[f32], y: *mut f32, mean: f32, inv: f32) {
         let (shape, c) = (self.shape, self.shape.c);
         let (mean, inv, one) = (s.splat(mean), s.splat(inv), s.splat(1.0));
         let modulate = shape.modulate.map(|(scale, shift)| (scale.of(row, c), shift.of(row, c)));
@@ -114,7 +140,7 @@ impl NormTask<'_> {
                     let factor = s.add(one, load_some(s, scale.as_ptr().add(at), n));
                     v = s.fma(v, factor, load_some(s, shift.as_ptr().add(at), n));
                 }
-                store_some(s, y.as_mut_ptr().add(at), v, n);
+                store_some(s, y.add(at), v, n);
             }
             at += n;
         }

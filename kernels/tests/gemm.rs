@@ -189,14 +189,14 @@ fn batched_products_equal_the_definition() {
 #[should_panic(expected = "used for")]
 fn weights_of_another_shape_are_refused() {
     let packed = PackedMatrix::from_kn(Isa::Portable, 4, 8, &[0.0; 32]);
-    linear(Isa::Portable, &Pool::new(1), 1, 8, 4, &[0.0; 8], 8, &packed, &Epilogue::default(), &mut [0.0; 4], 4);
+    linear(Isa::Portable, &Pool::new(1), 1, 8, 4, &[0.0; 8], 8, &packed, &Epilogue::default(), &mut vec![0.0; 4], 4);
 }
 
 #[test]
 #[should_panic(expected = "x: 7 values, needs 8")]
 fn short_inputs_are_refused() {
     let packed = PackedMatrix::from_kn(Isa::Portable, 8, 4, &[0.0; 32]);
-    linear(Isa::Portable, &Pool::new(1), 1, 8, 4, &[0.0; 7], 8, &packed, &Epilogue::default(), &mut [0.0; 4], 4);
+    linear(Isa::Portable, &Pool::new(1), 1, 8, 4, &[0.0; 7], 8, &packed, &Epilogue::default(), &mut vec![0.0; 4], 4);
 }
 
 #[test]

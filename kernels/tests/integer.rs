@@ -70,7 +70,9 @@ impl Case {
                     let zero = self.zero_point[owner[ci]] as i64;
                     sums[owner[ci]] += (x - zero) * i64::from(self.w[(co * s.cin + ci) * s.kh * s.kw + tap]);
                 }
-                let of = |i: usize| sums[i] as f64 * f64::from(self.scale[i]) * f64::from(self.weight_scale[co * sums.len() + i]);
+                let of = |i: usize| {
+                    sums[i] as f64 * f64::from(self.scale[i]) * f64::from(self.weight_scale[co * sums.len() + i])
+                };
                 y.push((0..sums.len()).map(of).sum::<f64>() + f64::from(self.bias[co]));
             }
         }
@@ -103,7 +105,11 @@ impl Case {
         for isa in isas() {
             let y = self.run(isa, 1);
             for (i, (a, b)) in y.iter().zip(&expected).enumerate() {
-                assert!((f64::from(*a) - b).abs() <= 3e-6 * largest, "{isa} {:?}: {a} at {i}, expected {b}", self.shape);
+                assert!(
+                    (f64::from(*a) - b).abs() <= 3e-6 * largest,
+                    "{isa} {:?}: {a} at {i}, expected {b}",
+                    self.shape
+                );
             }
             assert_eq!(y, self.run(isa, 3), "{isa}: threads");
         }
@@ -175,7 +181,13 @@ fn codes_are_those_that_fake_quant_rounds_to() {
         cqc_kernels::fake_quant(isa, &pool, rows, &x, ldx, &how, &mut rounded, c);
         let bytes: &[u8] = bytemuck::cast_slice(&codes);
         for (row, col) in (0..rows).flat_map(|row| (0..c).map(move |col| (row, col))) {
-            let segment = if col < 5 { 0 } else if col < 21 { 1 } else { 2 };
+            let segment = if col < 5 {
+                0
+            } else if col < 21 {
+                1
+            } else {
+                2
+            };
             let code = bytes[(row * ldy + col) * size];
             let value = (f32::from(code) - zero_point[segment]) * scale[segment];
             assert_eq!(value, rounded[row * c + col], "{isa} at {row}, {col}");

@@ -126,7 +126,10 @@ fn random_operators_keep_their_meaning() {
         if let Op::FakeQuant { .. } = op {
             // computed scales are taken for positive, zero points are whole
             for t in inputs[1..].iter_mut().flatten() {
-                *t = Tensor::from_f32(t.shape(), &t.to_f32_vec().iter().map(|v| v.abs().ceil().max(1.0)).collect::<Vec<_>>());
+                *t = Tensor::from_f32(
+                    t.shape(),
+                    &t.to_f32_vec().iter().map(|v| v.abs().ceil().max(1.0)).collect::<Vec<_>>(),
+                );
             }
         }
         let operands: Vec<Option<&Tensor>> = inputs.iter().map(Option::as_ref).collect();

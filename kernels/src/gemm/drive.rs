@@ -63,15 +63,7 @@ pub(crate) trait Micro: Copy {
     ///
     /// # Safety
     /// `sums` must hold them, and no other task may write those results.
-    unsafe fn finish(
-        self,
-        how: &Self::Finish<'_>,
-        row: usize,
-        rows: usize,
-        col: usize,
-        cols: usize,
-        sums: *const f32,
-    );
+    unsafe fn finish(self, how: &Self::Finish<'_>, row: usize, rows: usize, col: usize, cols: usize, sums: *const f32);
 }
 
 /// Arguments of a column of register tiles: `count` times `rows` rows, one panel wide.

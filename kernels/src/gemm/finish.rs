@@ -2,15 +2,14 @@
 
 use crate::epilogue::{Act, Epilogue, Rows};
 use crate::math::activate;
-use crate::shared::SharedMut;
 use crate::simd::Simd;
+use crate::target::Sink;
 
 /// Where results go and what is done to them on the way.
 #[derive(Clone, Copy)]
 pub(crate) struct Finish<'a> {
     pub(crate) epilogue: Epilogue<'a>,
-    pub(crate) y: SharedMut<'a, f32>,
-    pub(crate) ldy: usize,
+    pub(crate) y: Sink<'a>,
 }
 
 /// `n ≤ LANES` values.
@@ -49,9 +48,10 @@ pub(crate) unsafe fn finish<S: Simd>(
     acc: *const f32,
 ) {
     let act = how.epilogue.act;
+    let mut scratch = [0.0; 32];
     for i in 0..rows {
         let parts = RowParts::new(&how.epilogue, row + i, col);
-        let y = how.y.at((row + i) * how.ldy + col);
+        let y = how.y.place(row + i, col, scratch.as_mut_ptr());
         let acc = acc.wrapping_add(i * 2 * S::LANES);
         // SAFETY: the caller's promise.
         unsafe {
@@ -60,6 +60,7 @@ pub(crate) unsafe fn finish<S: Simd>(
                 let both = parts.apply_whole(s, act, both);
                 s.store(y, both[0]);
                 s.store(y.add(S::LANES), both[1]);
+                how.y.store(s, row + i, col, cols, y);
                 continue;
             }
             let mut done = 0;
@@ -69,6 +70,7 @@ pub(crate) unsafe fn finish<S: Simd>(
                 store_some(s, y.add(done), v, n);
                 done += n;
             }
+            how.y.store(s, row + i, col, cols, y);
         }
     }
 }

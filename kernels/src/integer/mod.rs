@@ -12,8 +12,8 @@ mod quantize;
 mod tile;
 
 pub use pack::PackedCodes;
-pub(crate) use product::{IntProduct, Pixels};
 pub use product::{Activations, linear_codes};
+pub(crate) use product::{IntProduct, Pixels};
 pub use quantize::quantize;
 
 use crate::Isa;

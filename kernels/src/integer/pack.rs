@@ -40,7 +40,11 @@ impl PackedCodes {
     /// When a slice has another length, the segments do not add up to the channels, or [`Isa::multiplies_codes`] is false.
     pub fn from_oihw(isa: Isa, shape: &ConvShape, segments: &[usize], codes: &[i8], scale: &[f32]) -> PackedCodes {
         let taps = shape.kh * shape.kw;
-        assert_eq!((shape.groups, segments.iter().sum::<usize>()), (1, shape.cin), "segments of a convolution {shape:?}");
+        assert_eq!(
+            (shape.groups, segments.iter().sum::<usize>()),
+            (1, shape.cin),
+            "segments of a convolution {shape:?}"
+        );
         assert_eq!(codes.len(), shape.cout * shape.k(), "codes of a convolution {shape:?}");
         let at = |tap: usize, channel: usize, col: usize| codes[(col * shape.cin + channel) * taps + tap];
         Self::pack(isa, taps, segments, shape.cout, scale, &at)
@@ -119,7 +123,11 @@ impl PackedCodes {
     /// Panics unless packed for this very product.
     pub(crate) fn check(&self, isa: Isa, taps: usize, depth: usize, n: usize) {
         let have = (self.isa, self.taps, self.segments.iter().sum::<usize>(), self.n);
-        assert!(have == (isa, taps, depth, n), "packed for (isa, taps, channels, n) = {have:?}, used for {:?}", (isa, taps, depth, n));
+        assert!(
+            have == (isa, taps, depth, n),
+            "packed for (isa, taps, channels, n) = {have:?}, used for {:?}",
+            (isa, taps, depth, n)
+        );
     }
 }
 

@@ -7,8 +7,9 @@ use crate::arena::{Pod, cast, cast_mut};
 use crate::epilogue::check_matrix;
 use crate::gemm::{Block, Finish, Gather, Lhs, Split, drive};
 use crate::pack::panel_width;
-use crate::shared::{SharedMut, cut};
+use crate::shared::cut;
 use crate::simd::Simd;
+use crate::target::{Sink, Target};
 use crate::{Epilogue, Isa, Pool, scratch};
 use std::ops::Range;
 
@@ -29,7 +30,10 @@ impl Activations<'_> {
     /// Panics unless there are `rows` rows of `cols` codes, and a scale per segment.
     pub(crate) fn check(&self, isa: Isa, rows: usize, cols: usize, segments: usize) {
         check_matrix("x", self.codes.len() / isa.code_type().size(), rows, cols, self.ld);
-        assert!(self.scale.len() >= segments && self.zero_point.len() >= segments, "a scale and a zero point per segment");
+        assert!(
+            self.scale.len() >= segments && self.zero_point.len() >= segments,
+            "a scale and a zero point per segment"
+        );
     }
 }
 
@@ -37,7 +41,7 @@ impl Activations<'_> {
 ///
 /// # Panics
 /// When `packed` was made for another `isa`, `k` or `n`, or a slice is too short.
-pub fn linear_codes(
+pub fn linear_codes<'a>(
     isa: Isa,
     pool: &Pool,
     m: usize,
@@ -46,14 +50,13 @@ pub fn linear_codes(
     x: &Activations,
     packed: &PackedCodes,
     epilogue: &Epilogue,
-    y: &mut [f32],
+    y: impl Into<Target<'a>>,
     ldy: usize,
 ) {
     packed.check(isa, 1, k, n);
     x.check(isa, m, k, packed.segments().len());
-    check_matrix("y", y.len(), m, n, ldy);
     epilogue.check(m, n);
-    let finish = Finish { epilogue: *epilogue, y: SharedMut::new(y), ldy };
+    let finish = Finish { epilogue: *epilogue, y: Sink::new(isa, y.into(), m, n, ldy) };
     IntProduct { isa, x, rows: m, n, taps: 1, depth: k, gather: None, packed, finish }.run(pool);
 }
 

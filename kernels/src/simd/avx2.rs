@@ -80,6 +80,25 @@ impl Simd for Avx2 {
         unsafe { _mm256_maskstore_ps(p, mask(n), v) }
     }
 
+    #[inline(always)]
+    unsafe fn store_codes(self, p: *mut u8, v: __m256, n: usize, size: usize) {
+        // SAFETY: the caller's promise; the copies hold 8 codes; `self` proves the features.
+        unsafe {
+            let wide = _mm256_cvtps_epi32(v);
+            let words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
+            match (size, n) {
+                (2, 8) => _mm_storeu_si128(p.cast(), words),
+                (1, 8) => _mm_storel_epi64(p.cast(), _mm_packus_epi16(words, words)),
+                _ => {
+                    let mut all = [0u8; 16];
+                    let codes = if size == 2 { words } else { _mm_packus_epi16(words, words) };
+                    _mm_storeu_si128(all.as_mut_ptr().cast(), codes);
+                    p.copy_from_nonoverlapping(all.as_ptr(), n * size);
+                }
+            }
+        }
+    }
+
     wrap! {
         add(a, b) = _mm256_add_ps(a, b);
         sub(a, b) = _mm256_sub_ps(a, b);

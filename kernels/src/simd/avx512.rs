@@ -77,6 +77,19 @@ impl Simd for Avx512 {
         unsafe { _mm512_mask_storeu_ps(p, mask(n), v) }
     }
 
+    #[inline(always)]
+    unsafe fn store_codes(self, p: *mut u8, v: __m512, n: usize, size: usize) {
+        // SAFETY: masked lanes are not touched; the caller's promise; `self` proves the features.
+        unsafe {
+            let wide = _mm512_cvtps_epi32(v);
+            if size == 1 {
+                _mm512_mask_cvtepi32_storeu_epi8(p.cast(), mask(n), wide);
+            } else {
+                _mm512_mask_cvtepi32_storeu_epi16(p.cast(), mask(n), wide);
+            }
+        }
+    }
+
     wrap! {
         add(a, b) = _mm512_add_ps(a, b);
         sub(a, b) = _mm512_sub_ps(a, b);

@@ -57,6 +57,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// `n` values must be writable.
     unsafe fn store_n(self, p: *mut f32, v: Self::V, n: usize);
 
+    /// Stores the first `n ≤ LANES` lanes, whole numbers in 0 ..= 255, as integers of `size` bytes, 1 or 2.
+    ///
+    /// # Safety
+    /// They must be writable, and aligned to their size.
+    unsafe fn store_codes(self, p: *mut u8, v: Self::V, n: usize, size: usize);
+
     /// a + b
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     /// a − b

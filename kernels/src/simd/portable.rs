@@ -59,6 +59,13 @@ impl Simd for Portable {
         unsafe { p.copy_from_nonoverlapping(v.as_ptr(), n) }
     }
     #[inline(always)]
+    unsafe fn store_codes(self, p: *mut u8, v: V, n: usize, size: usize) {
+        for (i, v) in v[..n].iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { if size == 1 { p.add(i).write(*v as u8) } else { p.cast::<u16>().add(i).write(*v as u16) } };
+        }
+    }
+    #[inline(always)]
     fn add(self, a: V, b: V) -> V {
         zip(a, b, |a, b| a + b)
     }

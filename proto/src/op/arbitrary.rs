@@ -299,11 +299,12 @@ fn quantization() -> BoxedStrategy<(Op, Vec<Option<ValueType>>)> {
         let row = some(DType::F32, &[segments.len().max(1)]);
         (Op::FakeQuant { bits, segments }, vec![some(DType::F32, &[2, columns]), row.clone(), row])
     });
-    let weight = (select(vec![4u8, 8]), vec(1..4usize, 0..3), 0..2usize).prop_map(move |(bits, segments, output_axis)| {
-        let mut shape = [2, 2];
-        shape[1 - output_axis] = segments.iter().sum::<usize>().max(1);
-        let scale = some(DType::F32, &[2, segments.len().max(1)]);
-        (Op::DequantizeWeight { bits, output_axis, segments }, vec![some(DType::I8, &shape), scale])
-    });
+    let weight =
+        (select(vec![4u8, 8]), vec(1..4usize, 0..3), 0..2usize).prop_map(move |(bits, segments, output_axis)| {
+            let mut shape = [2, 2];
+            shape[1 - output_axis] = segments.iter().sum::<usize>().max(1);
+            let scale = some(DType::F32, &[2, segments.len().max(1)]);
+            (Op::DequantizeWeight { bits, output_axis, segments }, vec![some(DType::I8, &shape), scale])
+        });
     prop_oneof![fake, weight].boxed()
 }

@@ -4,7 +4,8 @@
 //! product multiplies the two. Where all products that read such an activation have an integer kernel for it, the activation is stored as codes
 //! instead, and the products multiply integers: the same result up to the order of additions in f32.
 
-use super::kernel::Kernel;
+use super::kernel::{CODES, Kernel, RESULT_CODES};
+use super::program::{Segments, Wiring};
 use super::values::Value;
 use super::weights::Weights;
 use cqc_kernels::arena::cast;
@@ -44,6 +45,56 @@ pub(super) fn misplaced(program: &Program, values: &[Value], kernels: &[Kernel])
         Kernel::Quantize { .. } | Kernel::ConvCodes { .. } | Kernel::LinearCodes { .. } => None,
         _ => step.outputs.iter().chain(step.inputs.iter().flatten()).find(coded).copied(),
     })
+}
+
+/// What the steps read and write, and which of them store codes at once: what a product or a normalisation computes for a rounding alone is rounded
+/// before it is stored, and the step that would round it has nothing left to do.
+pub(super) fn wire(program: &Program, values: &[Value], kernels: &mut [Kernel], kept: &[usize]) -> Vec<Wiring> {
+    let mut wirings: Vec<Wiring> =
+        program.steps.iter().zip(&*kernels).map(|(step, kernel)| wiring(step, kernel)).collect();
+    for (at, rounding) in program.steps.iter().enumerate() {
+        let Kernel::Quantize { bits, segments, .. } = &kernels[at] else { continue };
+        let (Some(x), y) = (rounding.inputs[0], rounding.outputs[0]) else { continue };
+        let readers = program.steps.iter().flat_map(|s| s.inputs.iter().flatten()).filter(|v| **v == x).count();
+        let own = values.iter().filter(|v| v.home == x).count() == 1 && values[x].home == x && !kept.contains(&x);
+        let same = values[x].ld == values[y].ld;
+        let Some(maker) = program.steps.iter().position(|s| s.outputs == [x]) else { continue };
+        if readers != 1 || !own || !same || !stores_codes(&kernels[maker]) {
+            continue;
+        }
+        let maker = &mut wirings[maker];
+        maker.outputs = vec![y];
+        maker.quantize = Some(Segments { bits: *bits, sizes: segments.clone() });
+        maker.inputs.resize(RESULT_CODES[0], None);
+        maker.inputs.extend([rounding.inputs[1], rounding.inputs[2]]);
+        kernels[at] = Kernel::Nothing;
+        wirings[at] = Wiring { inputs: vec![], outputs: vec![], quantize: None };
+    }
+    wirings
+}
+
+fn wiring(step: &Step, kernel: &Kernel) -> Wiring {
+    let mut inputs = step.inputs.clone();
+    if let Some(rounding) = kernel.rounding_of_codes() {
+        inputs.resize(CODES[0], None);
+        inputs.extend(rounding.map(Some));
+    }
+    Wiring { inputs, outputs: step.outputs.clone(), quantize: None }
+}
+
+/// Whether the kernel can store codes.
+fn stores_codes(kernel: &Kernel) -> bool {
+    use Kernel as K;
+    matches!(
+        kernel,
+        K::Conv { .. }
+            | K::Linear { .. }
+            | K::ConvCodes { .. }
+            | K::LinearCodes { .. }
+            | K::GroupNorm { .. }
+            | K::LayerNorm { .. }
+            | K::RmsNorm { .. }
+    )
 }
 
 /// The sizes of segments of the last axis.

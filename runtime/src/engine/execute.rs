@@ -1,12 +1,12 @@
 //! Runs one step.
 
-use super::kernel::{CODES, Fill, Kernel, Move, PerImage, Side, Tail};
+use super::kernel::{CODES, Fill, Kernel, Move, PerImage, RESULT_CODES, Side, Tail};
 use super::movement::{cast_elements, gather, select};
-use super::program::{Place, Prepared, Ready};
+use super::program::{Place, Prepared, Ready, Segments};
 use super::values::Value;
 use bytes::Bytes;
 use cqc_kernels::arena::{Arena, Pod, Reader, cast_mut};
-use cqc_kernels::{Activations, Epilogue, FakeQuant, GroupNorm, Isa, LayerNorm, Operand, Pool, Rows};
+use cqc_kernels::{Activations, Epilogue, FakeQuant, GroupNorm, Isa, LayerNorm, Operand, Pool, Rows, Target};
 use cqc_proto::{Op, Tensor};
 
 /// What all steps of a run share.
@@ -58,6 +58,17 @@ impl<'a> Operands<'a> {
         Activations { codes: self.of(0), ld, scale: self.f32(CODES[0]), zero_point: self.f32(CODES[1]) }
     }
 
+    /// Where the result goes.
+    fn target<'y>(&self, y: &'y mut [u8]) -> Target<'y>
+    where
+        'a: 'y,
+    {
+        match &self.step.quantize {
+            Some(Segments { bits, sizes }) => Target::Codes(y, self.rounding(*bits, sizes, RESULT_CODES)),
+            None => Target::Values(cast_mut(y)),
+        }
+    }
+
     fn epilogue(&self, tail: &Tail) -> Epilogue<'a> {
         Epilogue {
             scale: self.get(6),
@@ -98,37 +109,49 @@ pub(super) fn run_step(ready: &Ready, index: usize, arena: &mut Arena, run: Run)
             let how = operands.rounding(*bits, segments, [1, 2]);
             cqc_kernels::quantize(run.isa, run.pool, *rows, operands.f32(0), *ldx, &how, y, *ldy);
         }
-        Kernel::ConvCodes { conv, packed, tail, ldx, ldy, .. } => {
-            conv.run_codes(run.pool, &operands.codes(*ldx), packed, &operands.epilogue(tail), cast_mut(y), *ldy);
-        }
-        Kernel::LinearCodes { m, k, n, packed, tail, ldx, ldy, .. } => {
-            let (x, epilogue) = (operands.codes(*ldx), operands.epilogue(tail));
-            cqc_kernels::linear_codes(run.isa, run.pool, *m, *k, *n, &x, packed, &epilogue, cast_mut(y), *ldy);
-        }
+        Kernel::Conv { .. }
+        | Kernel::Linear { .. }
+        | Kernel::ConvCodes { .. }
+        | Kernel::LinearCodes { .. }
+        | Kernel::GroupNorm { .. }
+        | Kernel::LayerNorm { .. }
+        | Kernel::RmsNorm { .. } => run_to_target(&step.kernel, &operands, operands.target(y), run),
         kernel => run_f32(kernel, &operands, cast_mut(y), cast_mut(scratch), run),
     }
     Ok(())
 }
 
-/// The kernels whose operands are all f32.
+/// The kernels whose result may be codes.
+fn run_to_target(kernel: &Kernel, operands: &Operands, y: Target, run: Run) {
+    let (isa, pool) = (run.isa, run.pool);
+    match kernel {
+        Kernel::Conv { conv, packed, tail, ldx, ldy } => {
+            conv.run(pool, operands.f32(0), *ldx, packed, &operands.epilogue(tail), y, *ldy);
+        }
+        Kernel::Linear { m, k, n, packed, tail, ldx, ldy } => {
+            let (x, epilogue) = (operands.f32(0), operands.epilogue(tail));
+            cqc_kernels::linear(isa, pool, *m, *k, *n, x, *ldx, packed, &epilogue, y, *ldy);
+        }
+        Kernel::ConvCodes { conv, packed, tail, ldx, ldy, .. } => {
+            conv.run_codes(pool, &operands.codes(*ldx), packed, &operands.epilogue(tail), y, *ldy);
+        }
+        Kernel::LinearCodes { m, k, n, packed, tail, ldx, ldy, .. } => {
+            let (x, epilogue) = (operands.codes(*ldx), operands.epilogue(tail));
+            cqc_kernels::linear_codes(isa, pool, *m, *k, *n, &x, packed, &epilogue, y, *ldy);
+        }
+        kernel => normalise(kernel, operands, y, run),
+    }
+}
+
+/// The other kernels whose operands are all f32.
 fn run_f32(kernel: &Kernel, operands: &Operands, y: &mut [f32], scratch: &mut [f32], run: Run) {
     let (isa, pool) = (run.isa, run.pool);
     let x = operands.f32(0);
     match kernel {
-        Kernel::Conv { conv, packed, tail, ldx, ldy } => {
-            conv.run(pool, x, *ldx, packed, &operands.epilogue(tail), y, *ldy);
-        }
-        Kernel::Linear { m, k, n, packed, tail, ldx, ldy } => {
-            let epilogue = operands.epilogue(tail);
-            cqc_kernels::linear(isa, pool, *m, *k, *n, x, *ldx, packed, &epilogue, y, *ldy);
-        }
         Kernel::MatMul(shape) => cqc_kernels::matmul_batched(isa, pool, shape, x, operands.f32(1), y, scratch),
         Kernel::Attention(shape) => {
             let (k, v, mask) = (operands.f32(1), operands.f32(2), operands.get(3));
             cqc_kernels::attention(isa, pool, shape, x, k, v, mask, y, scratch);
-        }
-        Kernel::GroupNorm { .. } | Kernel::LayerNorm { .. } | Kernel::RmsNorm { .. } => {
-            normalise(kernel, operands, x, y, run);
         }
         Kernel::Softmax { rows, cols } => cqc_kernels::softmax(isa, pool, *rows, *cols, x, y),
         Kernel::Unary(op) => cqc_kernels::unary(isa, pool, *op, x, y),
@@ -158,8 +181,8 @@ fn run_f32(kernel: &Kernel, operands: &Operands, y: &mut [f32], scratch: &mut [f
     }
 }
 
-fn normalise(kernel: &Kernel, operands: &Operands, x: &[f32], y: &mut [f32], run: Run) {
-    let (gamma, beta) = (operands.get(1), operands.get(2));
+fn normalise(kernel: &Kernel, operands: &Operands, y: Target, run: Run) {
+    let (x, gamma, beta) = (operands.f32(0), operands.get(1), operands.get(2));
     match *kernel {
         Kernel::GroupNorm { n, hw, c, groups, eps, act, ldx, ldy } => {
             let shape = GroupNorm { n, hw, c, groups, eps, gamma, beta, act };
@@ -174,7 +197,7 @@ fn normalise(kernel: &Kernel, operands: &Operands, x: &[f32], y: &mut [f32], run
             let shape = LayerNorm { rows, c, eps, gamma, beta: None, modulate: None };
             cqc_kernels::rms_norm(run.isa, run.pool, &shape, x, ldx, y, ldy);
         }
-        _ => unreachable!("run_f32 runs the others"),
+        _ => unreachable!("run_to_target runs the others"),
     }
 }
 
@@ -249,7 +272,8 @@ pub(super) fn read_tensor(value: &Value, place: &Place, arena: &Arena, request: 
         Place::Constant(bytes) => bytes.clone(),
         _ => dense(value, place.get(arena, request, evaluation)).into(),
     };
-    Tensor::new(value.codes.unwrap_or(value.dtype), value.shape.clone(), bytes).expect("places are as large as their values")
+    Tensor::new(value.codes.unwrap_or(value.dtype), value.shape.clone(), bytes)
+        .expect("places are as large as their values")
 }
 
 /// The rows of a value without the gaps between them.

@@ -213,6 +213,9 @@ impl Move {
 /// Where a product over codes finds the scale and the zero point of its activations: behind the operands it has anyway.
 pub(super) const CODES: [usize; 2] = [7, 8];
 
+/// Where a step that stores its result as codes finds their scale and zero point.
+pub(super) const RESULT_CODES: [usize; 2] = [9, 10];
+
 impl Kernel {
     /// The values [`CODES`] of a product over codes.
     pub fn rounding_of_codes(&self) -> Option<[usize; 2]> {

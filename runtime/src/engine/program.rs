@@ -1,8 +1,8 @@
 //! A program made ready: kernels, addresses, liveness.
 
 use super::EngineError;
-use super::kernel::{CODES, Kernel};
 use super::codes;
+use super::kernel::Kernel;
 use super::layout::{self, Buffer};
 use super::prepare::Preparer;
 use super::values::{Value, resolve};
@@ -79,7 +79,24 @@ pub(super) struct Prepared {
     pub kernel: Kernel,
     pub inputs: Vec<Option<usize>>,
     pub outputs: Vec<usize>,
+    /// The result is stored as codes, whose scale and zero point are operands [`RESULT_CODES`].
+    pub quantize: Option<Segments>,
     pub scratch: Span,
+}
+
+/// Bits of codes, and the segments of their last axis.
+#[derive(Clone, Debug)]
+pub(super) struct Segments {
+    pub bits: u8,
+    pub sizes: Vec<usize>,
+}
+
+/// What a step reads and writes when it runs: not always what the plan says.
+#[derive(Clone, Debug)]
+pub(super) struct Wiring {
+    pub inputs: Vec<Option<usize>>,
+    pub outputs: Vec<usize>,
+    pub quantize: Option<Segments>,
 }
 
 /// A program, ready to run.
@@ -98,6 +115,7 @@ pub(super) struct Draft {
     pub kind: ProgramKind,
     pub values: Vec<Value>,
     kernels: Vec<Kernel>,
+    wirings: Vec<Wiring>,
     buffers: Vec<Buffer>,
     /// Per value: its buffer, if it is a home that the program itself stores.
     buffer_of: Vec<Option<usize>>,
@@ -135,7 +153,7 @@ impl Draft {
         if let Some(needed) = values.iter().map(Value::bytes).find(|&bytes| bytes > limit) {
             return Err(EngineError::Memory { needed, limit });
         }
-        let kernels = loop {
+        let mut kernels = loop {
             let preparer = Preparer { weights, kind, values: &values, bindings, reference: options.reference };
             let kernels = program.steps.iter().map(|s| preparer.prepare(s)).collect::<Result<Vec<_>, _>>()?;
             match codes::misplaced(program, &values, &kernels) {
@@ -143,17 +161,19 @@ impl Draft {
                 None => break kernels,
             }
         };
-        let mut draft = Draft { kind, values, kernels, buffers: vec![], buffer_of: vec![], offsets: vec![], bytes: 0 };
-        draft.find_buffers(weights, options);
+        let kept = kept(weights, kind, options);
+        let wirings = codes::wire(program, &values, &mut kernels, &kept);
+        let (buffers, buffer_of, offsets) = (vec![], vec![], vec![]);
+        let mut draft = Draft { kind, values, kernels, wirings, buffers, buffer_of, offsets, bytes: 0 };
+        draft.find_buffers(kept, options);
         let placed = layout::place(&draft.buffers);
         (draft.offsets, draft.bytes) = placed.ok_or(EngineError::Memory { needed: usize::MAX, limit: usize::MAX })?;
         Ok(draft)
     }
 
     /// Storage of the program's own values, then scratch of its steps.
-    fn find_buffers(&mut self, weights: &Weights, options: &Options) {
-        let program = weights.plan().program(self.kind);
-        let lives = lifetimes(&self.values, &program.steps, self.kept(weights, options));
+    fn find_buffers(&mut self, kept: Vec<usize>, options: &Options) {
+        let lives = lifetimes(&self.values, &self.wirings, kept);
         self.buffer_of = vec![None; self.values.len()];
         for (i, value) in self.values.iter().enumerate() {
             let Some((first, last)) = lives[i] else { continue };
@@ -166,18 +186,6 @@ impl Draft {
             let bytes = kernel.scratch(options.isa, options.threads) * size_of::<f32>();
             self.buffers.push(Buffer { bytes, first: step, last: step });
         }
-    }
-
-    /// Values that are read after the last step.
-    fn kept(&self, weights: &Weights, options: &Options) -> Vec<usize> {
-        let plan = weights.plan();
-        let mut kept = options.keep.to_vec();
-        kept.extend(&plan.program(self.kind).results);
-        if self.kind == ProgramKind::Full {
-            kept.extend(plan.outputs.iter().map(|o| o.value));
-            kept.extend(plan.cache.iter().flat_map(|cache| &cache.slots).map(|slot| slot.value));
-        }
-        kept
     }
 
     /// Whether the program's part of the arena holds it. In `prelude_steps` that includes what is repeated per evaluation.
@@ -202,8 +210,9 @@ impl Draft {
             .collect();
         let places = self.values.iter().map(|v| within(&homes[&v.home], v)).collect();
         let scratches: Vec<Span> = (stored..self.buffers.len()).map(span).collect();
-        let steps = weights.plan().program(self.kind).steps.iter().zip(self.kernels).zip(scratches);
-        let steps = steps.map(|((step, kernel), scratch)| prepared(step, kernel, scratch)).collect();
+        let kernels = self.kernels.into_iter().zip(self.wirings);
+        let steps = weights.plan().program(self.kind).steps.iter().zip(kernels).zip(scratches);
+        let steps = steps.map(|((step, (kernel, wiring)), scratch)| prepared(step, kernel, wiring, scratch)).collect();
         Ready { kind: self.kind, values: self.values, places, steps, bytes: self.bytes }
     }
 
@@ -221,13 +230,21 @@ impl Draft {
     }
 }
 
-fn prepared(step: &Step, kernel: Kernel, scratch: Span) -> Prepared {
-    let (mut inputs, outputs) = (step.inputs.clone(), step.outputs.clone());
-    if let Some(rounding) = kernel.rounding_of_codes() {
-        inputs.resize(CODES[0], None);
-        inputs.extend(rounding.map(Some));
+/// Values that are read after the last step.
+fn kept(weights: &Weights, kind: ProgramKind, options: &Options) -> Vec<usize> {
+    let plan = weights.plan();
+    let mut kept = options.keep.to_vec();
+    kept.extend(&plan.program(kind).results);
+    if kind == ProgramKind::Full {
+        kept.extend(plan.outputs.iter().map(|o| o.value));
+        kept.extend(plan.cache.iter().flat_map(|cache| &cache.slots).map(|slot| slot.value));
     }
-    Prepared { name: step.name.clone(), op: step.op.name(), kernel, inputs, outputs, scratch }
+    kept
+}
+
+fn prepared(step: &Step, kernel: Kernel, wiring: Wiring, scratch: Span) -> Prepared {
+    let Wiring { inputs, outputs, quantize } = wiring;
+    Prepared { name: step.name.clone(), op: step.op.name(), kernel, inputs, outputs, quantize, scratch }
 }
 
 /// Bytes of a constant in the type that a program sees.
@@ -248,7 +265,7 @@ fn within(home: &Place, value: &Value) -> Place {
 }
 
 /// First and last step that touches the storage of each home; `None` where nothing does.
-fn lifetimes(values: &[Value], steps: &[Step], kept: Vec<usize>) -> Vec<Option<(usize, usize)>> {
+fn lifetimes(values: &[Value], steps: &[Wiring], kept: Vec<usize>) -> Vec<Option<(usize, usize)>> {
     let mut lives: Vec<Option<(usize, usize)>> = vec![None; values.len()];
     let mut touch = |value: usize, at: usize| {
         let life = &mut lives[values[value].home];

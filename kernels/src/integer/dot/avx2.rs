@@ -64,23 +64,7 @@ impl Dot for Avx2Dot {
     #[inline(always)]
     fn centred(self, acc: __m256i, factor: i32, sums: __m256i) -> __m256 {
         // SAFETY: `self` proves the features.
-        unsafe {
-            _mm256_cvtepi32_ps(_mm256_sub_epi32(acc, _mm256_mullo_epi32(_mm256_set1_epi32(factor), sums)))
-        }
-    }
-    #[inline(always)]
-    unsafe fn store_codes(self, p: *mut i16, v: __m256, n: usize) {
-        // SAFETY: the caller's promise; `self` proves the features.
-        unsafe {
-            let wide = _mm256_cvtps_epi32(v);
-            let codes = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
-            if n == 8 {
-                return _mm_storeu_si128(p.cast(), codes);
-            }
-            let mut all = [0i16; 8];
-            _mm_storeu_si128(all.as_mut_ptr().cast(), codes);
-            p.copy_from_nonoverlapping(all.as_ptr(), n);
-        }
+        unsafe { _mm256_cvtepi32_ps(_mm256_sub_epi32(acc, _mm256_mullo_epi32(_mm256_set1_epi32(factor), sums))) }
     }
     #[inline(always)]
     fn code(value: u8) -> i16 {

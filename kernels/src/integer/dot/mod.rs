@@ -62,11 +62,6 @@ pub(crate) trait Dot: Copy + Send + Sync + 'static {
     fn dot(self, acc: Self::Acc, left: Self::Acc, right: Self::Acc) -> Self::Acc;
     /// acc − factor · sums as f32, per lane.
     fn centred(self, acc: Self::Acc, factor: i32, sums: Self::Acc) -> <Self::Float as Simd>::V;
-    /// Stores the first `n` lanes, whole numbers in 0 ..= 255, as codes.
-    ///
-    /// # Safety
-    /// `n` codes must be writable.
-    unsafe fn store_codes(self, p: *mut Self::Code, v: <Self::Float as Simd>::V, n: usize);
     /// The code that stands for a whole number in 0 ..= 255.
     fn code(value: u8) -> Self::Code;
 }

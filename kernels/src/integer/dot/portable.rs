@@ -68,13 +68,6 @@ impl Dot for PortableDot {
         out
     }
     #[inline(always)]
-    unsafe fn store_codes(self, p: *mut u8, v: [f32; 8], n: usize) {
-        for (i, v) in v[..n].iter().enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { p.add(i).write(*v as u8) };
-        }
-    }
-    #[inline(always)]
     fn code(value: u8) -> u8 {
         value
     }

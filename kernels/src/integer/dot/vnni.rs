@@ -69,17 +69,7 @@ impl Dot for Vnni {
     #[inline(always)]
     fn centred(self, acc: __m512i, factor: i32, sums: __m512i) -> __m512 {
         // SAFETY: `self` proves the features.
-        unsafe {
-            _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, _mm512_mullo_epi32(_mm512_set1_epi32(factor), sums)))
-        }
-    }
-    #[inline(always)]
-    unsafe fn store_codes(self, p: *mut u8, v: __m512, n: usize) {
-        // SAFETY: the caller's promise; `self` proves the features.
-        unsafe {
-            let mask = ((1u32 << n) - 1) as __mmask16;
-            _mm512_mask_cvtepi32_storeu_epi8(p.cast(), mask, _mm512_cvtps_epi32(v));
-        }
+        unsafe { _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, _mm512_mullo_epi32(_mm512_set1_epi32(factor), sums))) }
     }
     #[inline(always)]
     fn code(value: u8) -> u8 {
