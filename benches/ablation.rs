@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo bench --bench ablation -- MODEL.onnx --out rows.jsonl [--steps 100] [--interval 10] [--cut auto] [--images 512] [--only 'ROW;..']
-//!     [--guidance 2 --null-label 8 --labels 0,1,2] [--features F.onnx --real-stats S.npz]
+//!     [--guidance 2 --null-label 8 --labels 0,1,2] [--features F.onnx --real-stats S.npz] [--threads 2] [--references DIR]
 //! ```
 //! All rows start from the same noise. Appends one JSON object per row to `--out` and leaves out rows that are there already. `--table FILE`
 //! prints the rows as Markdown. `scripts/ablation` runs both trained models.
@@ -23,7 +23,7 @@ use cqc_passes::calib::compensate::Mode;
 use cqc_passes::calib::select::Tap;
 use cqc_passes::quant::{Extra, QuantSpec};
 use cqc_runtime::denoise::{Compensation, Loop, Request};
-use cqc_runtime::engine::{EngineOptions, Weights};
+use cqc_runtime::engine::Weights;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -290,7 +290,7 @@ impl<'a> Ablation<'a> {
                 request: Request { ..bench.calibration.clone() },
                 stages: &Stages::none(),
                 fit: CALIBRATION / 2,
-                engine: EngineOptions { batch: BATCH, threads: 2, ..Default::default() },
+                engine: bench.engine.clone(),
                 progress: &mut |_, _| ControlFlow::Continue(()),
             },
         )

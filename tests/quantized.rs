@@ -302,9 +302,9 @@ fn integers_are_what_rounded_floats_stand_for() {
         let [mut floats, mut integers, mut nudged] = [open(false), open(true), open(false)];
         let products = |l: &Loop| l.engine().profile().iter().filter(|s| s.integers).count();
         assert_eq!(products(&floats), 0);
-        let quantized = lowered.plan.full.values.iter().filter(|v| {
-            matches!(v.source, cqc_proto::plan::Source::Constant(c) if lowered.plan.constants[c].codes.is_some())
-        });
+        let quantized = lowered.plan.full.values.iter().filter(
+            |v| matches!(v.source, cqc_proto::plan::Source::Constant(c) if lowered.plan.constants[c].codes.is_some()),
+        );
         assert!(products(&integers) >= quantized.count(), "{} products of integers", products(&integers));
         let mut trajectories = [&mut floats, &mut integers, &mut nudged].map(|l| l.begin(&case.request, 0).unwrap());
         trajectories[2].map_channels(&[1.0 + 1e-6; 3], &[0.0; 3]);

@@ -3,7 +3,7 @@
 use cqc::compile::{LoopOptions, compile_evaluation, compile_loop};
 use cqc::eval::frechet::{Gaussian, frechet};
 use cqc::eval::psnr::{mse, psnr};
-use cqc::io::read_npz;
+use cqc::io::{Overwrite, read_npy, read_npz, write_npy};
 use cqc::model::{Model, ModelOptions};
 use cqc_proto::Tensor;
 use cqc_proto::plan::InputRole;
@@ -43,6 +43,8 @@ pub struct Bench {
     pub sampler: SamplerConfig,
     pub steps: usize,
     pub guidance: f32,
+    /// How engines are opened: `--threads`, 2 by default. Beside other work one thread is far quicker than two that wait for each other.
+    pub engine: EngineOptions,
     pub request: Request,
     pub calibration: Request,
     pub features: Option<Features>,
@@ -59,11 +61,11 @@ pub struct Features {
 }
 
 impl Features {
-    fn open(extractor: &Path, statistics: &Path) -> Features {
+    fn open(extractor: &Path, statistics: &Path, options: &EngineOptions) -> Features {
         let model = Model::load(extractor, &ModelOptions::default(), |_, _| {}).unwrap();
         let lowered = compile_evaluation(&model).unwrap();
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
-        let engine = Engine::open(&weights, &EngineOptions { batch: BATCH, threads: 2, ..Default::default() }).unwrap();
+        let engine = Engine::open(&weights, options).unwrap();
         let arrays: BTreeMap<String, Tensor> = read_npz(statistics).unwrap().into_iter().collect();
         let numbers = |name: &str| arrays[name].to_f64_vec();
         let (input, output) = (model.inputs[0].name.clone(), model.outputs[0].name.clone());
@@ -107,6 +109,7 @@ impl Bench {
         let model = Model::load(path, &ModelOptions::default(), |_, _| {}).unwrap();
         let number = |name: &str, default: &str| option(options, name, default).parse::<usize>().unwrap();
         let (steps, images) = (number("steps", "100"), number("images", "64").next_multiple_of(BATCH));
+        let engine = EngineOptions { batch: BATCH, threads: number("threads", "2"), ..Default::default() };
         let mut bench = Bench {
             name: path.parent().and_then(Path::file_name).map_or("model".into(), |n| n.to_string_lossy().into_owned()),
             sampler: SamplerConfig::default(),
@@ -116,19 +119,31 @@ impl Bench {
             calibration: request(&model, options, calibration, 0),
             features: options
                 .get("features")
-                .map(|f| Features::open(f.as_ref(), option(options, "real-stats", "").as_ref())),
+                .map(|f| Features::open(f.as_ref(), option(options, "real-stats", "").as_ref(), &engine)),
+            engine,
             reference: vec![],
         };
         let plain = compile_loop(&model, &LoopOptions { sampler: bench.sampler.clone(), steps }).unwrap();
         let weights = Weights::new(plain.plan.clone(), plain.weight_bytes().unwrap()).unwrap();
-        bench.reference = bench.sample(&weights, images).0;
+        // `--references DIR` keeps them: the same for every setting but these
+        let kept = options.get("references").map(|dir| {
+            let name = format!("{}-{steps}-{images}-{}.npy", bench.name, bench.guidance);
+            Path::new(dir).join(name)
+        });
+        bench.reference = match &kept {
+            Some(path) if path.exists() => read_npy(path).unwrap().to_f32_vec(),
+            _ => bench.sample(&weights, images).0,
+        };
+        if let Some(path) = kept.filter(|path| !path.exists()) {
+            let tensor = Tensor::from_f32(&[bench.reference.len()], &bench.reference);
+            write_npy(&path, &tensor, Overwrite::Refuse).unwrap();
+        }
         (bench, model)
     }
 
     pub fn open(&self, weights: &Arc<Weights>) -> Loop {
-        let options = EngineOptions { batch: BATCH, threads: 2, ..Default::default() };
         let sampler = Sampler::new(&self.sampler, self.steps).unwrap();
-        Loop::open(weights, sampler, self.guidance != 1.0, &options).unwrap()
+        Loop::open(weights, sampler, self.guidance != 1.0, &self.engine).unwrap()
     }
 
     /// The first images, and the median time of a batch's loop.
