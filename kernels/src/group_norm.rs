@@ -4,7 +4,7 @@
 //! order wherever a range begins, and results do not depend on how channels were cut into tasks.
 
 use crate::epilogue::{Act, check_matrix};
-use crate::gemm::{load_some, store_some};
+use crate::gemm::load_some;
 use crate::math::activate;
 use crate::shared::cut;
 use crate::simd::{Kernel, Simd};
@@ -71,7 +71,7 @@ pub fn group_norm<'a>(
         }
         let (image, first, count) = (task / ranges, groups.start * width, groups.len() * width);
         let start = image * shape.hw;
-        scratch::with(3 * count + y.scratch(count), |work| {
+        scratch::with(3 * count, |work| {
             isa.run(GroupTask { shape, start, first, count, x, ldx, y, work });
         });
     });
@@ -88,7 +88,7 @@ struct GroupTask<'a> {
     x: &'a [f32],
     ldx: usize,
     y: Sink<'a>,
-    /// Three rows of `count` values: sums, then means; factors; additions; then what the target needs.
+    /// Three rows of `count` values: sums, then means; factors; additions.
     work: &'a mut [f32],
 }
 
@@ -162,27 +162,25 @@ impl GroupTask<'_> {
 
     /// y = act((x − mean) · factor + addition)
     #[inline(always)]
-    fn normalise<S: Simd>(&mut self, s: S) {
-        let (mean, rest) = self.work.split_at_mut(self.count);
-        let (factor, rest) = rest.split_at_mut(self.count);
-        let (addition, scratch) = rest.split_at_mut(self.count);
-        for pixel in self.start..self.start + self.shape.hw {
-            let x = &self.x[pixel * self.ldx + self.first..][..self.count];
-            let y = self.y.place(pixel, self.first, scratch.as_mut_ptr());
-            let mut c = 0;
-            while c < self.count {
-                let n = (self.count - c).min(S::LANES);
-                // SAFETY: `c + n ≤ count`, the length of all these; tasks have disjoint channels or images.
-                unsafe {
-                    let v = s.sub(load_some(s, x.as_ptr().add(c), n), load_some(s, mean.as_ptr().add(c), n));
-                    let (factor, addition) = (factor.as_ptr().add(c), addition.as_ptr().add(c));
-                    let v = s.fma(v, load_some(s, factor, n), load_some(s, addition, n));
-                    store_some(s, y.add(c), activate(s, self.shape.act, v), n);
+    fn normalise<S: Simd>(&self, s: S) {
+        let (mean, rest) = self.work.split_at(self.count);
+        let (factor, addition) = rest.split_at(self.count);
+        for (columns, writer) in self.y.writers(s, self.first, self.count) {
+            for pixel in self.start..self.start + self.shape.hw {
+                let x = &self.x[pixel * self.ldx + self.first..][..self.count];
+                let mut c = columns.start;
+                while c < columns.end {
+                    let n = (columns.end - c).min(S::LANES);
+                    // SAFETY: `c + n ≤ count`, the length of all these; tasks have disjoint channels or images.
+                    unsafe {
+                        let v = s.sub(load_some(s, x.as_ptr().add(c), n), load_some(s, mean.as_ptr().add(c), n));
+                        let (factor, addition) = (factor.as_ptr().add(c), addition.as_ptr().add(c));
+                        let v = s.fma(v, load_some(s, factor, n), load_some(s, addition, n));
+                        writer.put(s, pixel, self.first + c, activate(s, self.shape.act, v), n);
+                    }
+                    c += n;
                 }
-                c += n;
             }
-            // SAFETY: the loop has written them.
-            unsafe { self.y.store(s, pixel, self.first, self.count, y) };
         }
     }
 }

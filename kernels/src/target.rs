@@ -1,7 +1,7 @@
 //! Where a kernel puts its results: f32, or at once the codes that an integer product will read.
 
 use crate::epilogue::check_matrix;
-use crate::gemm::load_some;
+use crate::gemm::{load_some, store_some};
 use crate::math::round_small;
 use crate::shared::SharedMut;
 use crate::simd::Simd;
@@ -104,6 +104,62 @@ impl<'a> Sink<'a> {
     }
 }
 
+/// How the columns of a segment are stored, for kernels that pass over rows column by column.
+#[derive(Clone, Copy)]
+pub(crate) enum Writer<'a, S: Simd> {
+    Values(SharedMut<'a, f32>, usize),
+    Codes { y: SharedMut<'a, u8>, ld: usize, size: usize, rounding: Rounding<S> },
+}
+
+impl<'a> Sink<'a> {
+    /// The writers of `n` columns from `col` on, each for a range of them, counted from `col`.
+    #[inline(always)]
+    pub(crate) fn writers<S: Simd>(
+        &self,
+        s: S,
+        col: usize,
+        n: usize,
+    ) -> impl Iterator<Item = (std::ops::Range<usize>, Writer<'a, S>)> {
+        let sink = *self;
+        let whole = match sink.kind {
+            Kind::Values(y) => Some((0..n, Writer::Values(y, sink.ld))),
+            Kind::Codes { .. } => None,
+        };
+        let segments: &[usize] = match sink.kind {
+            Kind::Values(_) => &[],
+            Kind::Codes { how, .. } => how.segments,
+        };
+        let mut first = 0;
+        let parts = segments.iter().enumerate().filter_map(move |(i, &len)| {
+            let range = first.max(col)..(first + len).min(col + n);
+            first += len;
+            let Kind::Codes { y, size, how } = sink.kind else { return None };
+            let writer = Writer::Codes { y, ld: sink.ld, size, rounding: Rounding::new(s, &how, i) };
+            (range.start < range.end).then(|| (range.start - col..range.end - col, writer))
+        });
+        whole.into_iter().chain(parts)
+    }
+}
+
+impl<S: Simd> Writer<'_, S> {
+    /// Stores the first `n` lanes from `(row, col)` on.
+    ///
+    /// # Safety
+    /// They must be in range of the sink, and no other task may touch them.
+    #[inline(always)]
+    pub(crate) unsafe fn put(&self, s: S, row: usize, col: usize, v: S::V, n: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                Writer::Values(y, ld) => store_some(s, y.at(row * ld + col), v, n),
+                Writer::Codes { y, ld, size, rounding } => {
+                    s.store_codes(y.at((row * ld + col) * size), rounding.code(s, v), n, *size);
+                }
+            }
+        }
+    }
+}
+
 impl FakeQuant<'_> {
     /// Panics unless every segment has codes of at most 8 bits.
     pub(crate) fn check_codes(&self) {
@@ -132,6 +188,14 @@ impl<S: Simd> Rounding<S> {
         Rounding { inverse: s.splat(1.0 / how.scale[segment]), low, high, zero: s.splat(zero) }
     }
 
+    /// The codes of a vector.
+    #[inline(always)]
+    fn code(&self, s: S, v: S::V) -> S::V {
+        // `low` for NaN
+        let v = s.min(s.max(s.mul(v, self.inverse), self.low), self.high);
+        s.add(round_small(s, v), self.zero)
+    }
+
     /// Codes of `size` bytes of `n` values.
     ///
     /// # Safety
@@ -143,10 +207,7 @@ impl<S: Simd> Rounding<S> {
             let count = (n - at).min(S::LANES);
             // SAFETY: the caller's promise.
             unsafe {
-                let v = s.mul(load_some(s, x.add(at), count), self.inverse);
-                // `low` for NaN
-                let v = s.min(s.max(v, self.low), self.high);
-                s.store_codes(y.add(at * size), s.add(round_small(s, v), self.zero), count, size);
+                s.store_codes(y.add(at * size), self.code(s, load_some(s, x.add(at), count)), count, size);
             }
             at += count;
         }
