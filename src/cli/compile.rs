@@ -73,8 +73,8 @@ pub struct CompileArgs {
     pub null_cond: Vec<NamedFile>,
     #[command(flatten)]
     pub sizes: Sizes,
-    /// Number format: none, w8a8 or w4a8. This version executes quantized layers in float, rounded to what integers stand for: the
-    /// quality is that of integers, the speed is not
+    /// Number format: none, w8a8 or w4a8. Convolutions and linear layers multiply integers (AVX2, AVX-512 VNNI); attention computes in
+    /// float, rounded to what integers stand for
     #[arg(long, value_name = "KIND", default_value = "none")]
     pub quant: Quant,
     /// What may be corrected: cache (where it helps on held-out calibration samples), quant (sums of quantized layers that read the

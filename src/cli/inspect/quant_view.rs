@@ -14,13 +14,24 @@ use crate::cli::artifact::Artifact;
 use crate::cli::text::{bytes, columns};
 use cqc::report::cost::StepCost;
 use cqc::report::layers::represented;
+use cqc_kernels::Isa;
 use cqc_proto::cq::{QuantizedLayer, QuantizedLoop};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// What executes quantized layers.
-const KERNEL: &str = "fake-quant f32";
+/// What executes a quantized layer: integers, or f32 with operands rounded to what integers stand for, where only weights are quantized or no kernel
+/// for integers takes its sizes.
+fn kernel(artifact: &Artifact, layer: &QuantizedLayer) -> &'static str {
+    let constant = layer.weight.map(|weight| &artifact.manifest.plan.constants[weight]);
+    let sizes = constant.and_then(|c| Some((c.ty.fixed_shape()?, c.codes.as_ref()?)));
+    let integers = sizes.is_some_and(|(shape, codes)| {
+        let whole = [shape[1 - codes.output_axis]];
+        let segments = if codes.segments.is_empty() { &whole[..] } else { &codes.segments };
+        !layer.inputs.is_empty() && Isa::detect().multiplies_codes(shape[2..].iter().product(), segments)
+    });
+    if integers { "int8" } else { "rounded f32" }
+}
 
 /// The keys `quant` and `corrections.quant`; `corrections` has its other keys already.
 pub fn add_json(artifact: &Artifact, view: &mut Value) {
@@ -61,7 +72,7 @@ fn layer_json(artifact: &Artifact, layer: &QuantizedLayer) -> Value {
         "name": layer.name, "op": layer.op, "weight_bits": layer.weight_bits, "activation_bits": 8, "weight_scale": weight_scale,
         "activation_scale": scales.iter().map(|row| alone(row)).collect::<Vec<_>>(),
         "activation_zero_point": zeros.iter().map(|row| whole(row)).collect::<Vec<_>>(),
-        "kernel": KERNEL,
+        "kernel": kernel(artifact, layer),
     })
 }
 
@@ -92,11 +103,13 @@ pub fn text(artifact: &Artifact) -> String {
     let quant = &artifact.manifest.quant;
     let Some(of) = quant.quantized() else { return "  quant      none\n".into() };
     let corrected = of.layers.iter().filter(|layer| layer.correction.is_some()).count();
+    let integers = of.layers.iter().filter(|layer| kernel(artifact, layer) == "int8").count();
     let compensation = of.compensation.as_ref().map_or(String::new(), |c| format!(", samples corrected ({})", c.mode));
     format!(
-        "  quant      {}, weights rounded {}, {corrected} layers corrected{compensation}; executed as {KERNEL}\n",
+        "  quant      {}, weights rounded {}, {corrected} layers corrected{compensation}; {integers} of {} layers multiply integers\n",
         quant.name(),
-        of.rounding
+        of.rounding,
+        of.layers.len()
     )
 }
 
