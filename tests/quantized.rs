@@ -12,6 +12,7 @@ use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_passes::calib::compensate::Mode;
 use cqc_passes::calib::select::Tap;
+use cqc_passes::ir::ValueId;
 use cqc_passes::quant::{Extra, QuantSpec};
 use cqc_proto::Tensor;
 use cqc_proto::plan::ProgramKind;
@@ -19,7 +20,7 @@ use cqc_proto::sampler::{SamplerConfig, SamplerKind};
 use cqc_runtime::denoise::{Loop, Request};
 use cqc_runtime::engine::{EngineOptions, Weights};
 use cqc_runtime::sampler::Sampler;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -275,6 +276,43 @@ fn a_single_step_and_a_single_sample_are_enough() {
     assert!(found.iter().all(|x| x.is_finite()));
 }
 
+/// A convolution whose weights are all zero, and one with a channel that is always the same.
+#[test]
+fn layers_that_do_nothing_are_quantized() {
+    let mut model = load("ddpm-shapes32");
+    let g = &mut model.graph;
+    let wide = |t: &Tensor| t.shape().len() == 4 && t.shape().iter().all(|&n| n >= 3) && t.shape()[1] >= 16;
+    let weights: Vec<(ValueId, Tensor)> =
+        g.values().filter_map(|(v, _)| Some((v, g.tensor(v).filter(|t| wide(t))?.clone()))).collect();
+    for (i, rows) in [(1, usize::MAX), (2, 1), (weights.len() - 3, usize::MAX)] {
+        let (old, tensor) = &weights[i];
+        let mut values = tensor.to_f32_vec();
+        let row = values.len() / tensor.shape()[0];
+        values.chunks_mut(row).take(rows).for_each(|row| row.fill(0.0));
+        let new = g.constant("nothing", Tensor::from_f32(tensor.shape(), &values));
+        g.substitute(&HashMap::from([(*old, new)]));
+    }
+    g.compact().unwrap();
+    let case = Case::new(&model, SamplerKind::Ddim, 6, plain(2));
+    let choice = case.choice(3);
+    for how in [How { outputs: Outputs::All, ..PLAIN }, How { bits: 4, reconstruct: true, ..PLAIN }] {
+        let (quantized, lowered) = case.quantize(Some(&choice), &how).unwrap();
+        let found = case.sample(&lowered, Some(&quantized));
+        assert!(found.iter().all(|x| x.is_finite()));
+    }
+}
+
+/// Only the first evaluation is computed in full.
+#[test]
+fn an_interval_longer_than_the_loop_is_quantized() {
+    let model = load("ddpm-shapes32");
+    let case = Case::new(&model, SamplerKind::Ddim, 4, plain(2));
+    let choice = case.choice(50);
+    assert_eq!(choice.full, [0]);
+    let (quantized, lowered) = case.quantize(Some(&choice), &PLAIN).unwrap();
+    assert!(case.sample(&lowered, Some(&quantized)).iter().all(|x| x.is_finite()));
+}
+
 #[test]
 fn activations_that_are_not_finite_are_named() {
     let model = load("ddpm-shapes32");
@@ -306,6 +344,13 @@ fn integers_are_what_rounded_floats_stand_for() {
             |v| matches!(v.source, cqc_proto::plan::Source::Constant(c) if lowered.plan.constants[c].codes.is_some()),
         );
         assert!(products(&integers) >= quantized.count(), "{} products of integers", products(&integers));
+        // what codes cannot say is an error, not a wrong result
+        let full = &lowered.plan.full;
+        let rounding = full.steps.iter().find(|s| matches!(s.op, cqc_proto::Op::FakeQuant { .. })).unwrap();
+        let cqc_proto::plan::Source::Table(scale) = full.values[rounding.inputs[1].unwrap()].source else { panic!() };
+        let segments = lowered.plan.constants[scale].ty.fixed_shape().unwrap()[1];
+        let refused = integers.set_table_row(scale, 0, &vec![0.0; segments]);
+        assert!(refused.unwrap_err().to_string().contains("integers: false"));
         let mut trajectories = [&mut floats, &mut integers, &mut nudged].map(|l| l.begin(&case.request, 0).unwrap());
         trajectories[2].map_channels(&[1.0 + 1e-6; 3], &[0.0; 3]);
         for evaluation in 0..6 {

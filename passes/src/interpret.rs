@@ -125,3 +125,11 @@ pub fn bind_op(op: &Op, bindings: &Bindings) -> Result<Op, Dim> {
     }
     Ok(op)
 }
+
+/// Multiply-accumulates that the definition of an operator takes, or elements that pooling looks at; `None` where sizes are not known or too large.
+pub(crate) fn work(op: &Op, inputs: &[Option<&ValueType>], outputs: &[ValueType]) -> Option<i64> {
+    let macs = op.cost(inputs, outputs).macs.as_const()?;
+    let Op::Pool { kernel, .. } = op else { return Some(macs) };
+    let written = outputs.iter().map(|t| t.elements()?.as_const()).sum::<Option<i64>>()?;
+    kernel.iter().try_fold(written, |n, &k| n.checked_mul(k as i64))
+}

@@ -5,6 +5,7 @@ use super::item::{Item, Sizes};
 use super::limits::*;
 use super::load::Files;
 use super::partial;
+use crate::interpret::work;
 use crate::ir::{Graph, ValueId};
 use cqc_kernels::reference;
 use cqc_proto::op::{BinaryKind, ReduceKind, UnaryKind};
@@ -341,16 +342,8 @@ fn fold_cost(op: &Op, inputs: &[Option<&Tensor>]) -> Option<FoldCost> {
     let written: i64 = outputs.iter().map(bytes).sum::<Option<i64>>()?;
     let read = inputs.iter().flatten().map(|t| t.bytes().len() as i64).sum();
     // macs of sizes that multiply to more than a Dim holds come out as 0, but then the inputs are that large too
-    let macs = op.cost(&types, &outputs).macs.as_const()?.max(windows(op, written)?);
+    let macs = work(op, &types, &outputs)?;
     Some(FoldCost { read, written, macs })
-}
-
-/// Elements that pooling looks at.
-fn windows(op: &Op, written: i64) -> Option<i64> {
-    match op {
-        Op::Pool { kernel, .. } => kernel.iter().try_fold(written, |n, &k| n.checked_mul(k as i64)),
-        _ => Some(0),
-    }
 }
 
 /// A size without its symbols.

@@ -5,11 +5,15 @@
 //! Tests: tests/filetests/passes/fold_constants.cqt
 
 use super::{Context, Pass, Rewrite};
+use crate::interpret::work;
 use crate::ir::{Graph, NodeId, ValueId};
 use cqc_kernels::reference;
 use cqc_proto::op::OpError;
 
 pub const FOLD_CONSTANTS: Pass = Pass::rule("fold-constants", fold_constants);
+
+/// Products stay nodes if the definition, which is slow, would take more multiply-accumulates: about 0.1 s.
+const MAX_MACS: i64 = 1 << 26;
 
 /// A result this large (bytes) must not exceed its operands.
 const FREE_GROWTH: usize = 1 << 20;
@@ -28,10 +32,36 @@ fn fold_constants(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpE
     if written > FREE_GROWTH && written > read {
         return Ok(Rewrite::refused(format!("the constant would grow from {read} to {written} bytes")));
     }
+    let types: Vec<_> = tensors.iter().map(|t| t.map(|t| t.value_type())).collect();
+    let types: Vec<_> = types.iter().map(Option::as_ref).collect();
+    let outputs: Vec<_> = node.outputs.iter().map(|&v| g.ty(v).clone()).collect();
+    match work(&node.op, &types, &outputs) {
+        Some(macs) if macs <= MAX_MACS => {}
+        _ => return Ok(Rewrite::refused("it takes too long to evaluate")),
+    }
     let results = match reference::eval(&node.op, &tensors) {
         Ok(results) => results,
         Err(e) => return Ok(Rewrite::refused(format!("cannot be evaluated: {e}"))),
     };
     let (name, outputs) = (node.name.clone(), node.outputs.clone());
     Ok(Rewrite::Replace(outputs.into_iter().zip(results).map(|(old, t)| (old, g.constant(&name, t))).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rewrite::run;
+    use cqc_proto::{Op, Tensor};
+
+    #[test]
+    fn large_products_stay_nodes() {
+        for (size, folds) in [(8, true), (512, false)] {
+            let mut g = Graph::default();
+            let matrix = g.constant("m", Tensor::from_f32(&[size, size], &vec![1.0; size * size]));
+            let y = g.node("y", Op::MatMul, &[Some(matrix), Some(matrix)]).unwrap()[0];
+            g.outputs.push(("y".into(), y));
+            let report = run(&mut g, &[FOLD_CONSTANTS], |_, _| {}).unwrap();
+            assert_eq!((report.replaced[0].1, report.refusals.len()), if folds { (1, 0) } else { (0, 1) });
+        }
+    }
 }

@@ -5,7 +5,7 @@
 //! instead, and the products multiply integers: the same result up to the order of additions in f32.
 
 use super::kernel::{CODES, Kernel, RESULT_CODES};
-use super::program::{Segments, Wiring};
+use super::program::{Ready, Segments, Wiring};
 use super::values::Value;
 use super::weights::Weights;
 use cqc_kernels::arena::cast;
@@ -109,19 +109,37 @@ pub(super) fn weight_codes<'a>(plan: &'a Plan, program: &Program, step: &Step) -
     Some((constant, plan.constants[constant].codes.as_ref()?))
 }
 
-/// Whether no evaluation that runs the program lets a segment pass: codes could not say so.
+/// Whether no evaluation that runs the program lets a segment pass, which codes could not say, and all zero points are codes.
 fn always_rounds(weights: &Weights, kind: ProgramKind, program: &Program, step: &Step) -> bool {
-    let Some(scale) = step.inputs.get(1).copied().flatten() else { return false };
-    let positive = |bytes: &[u8]| cast::<f32>(bytes).iter().all(|&s| s > 0.0);
-    match program.values[scale].source {
-        Source::Constant(c) => positive(&weights.constant(c)),
-        Source::Table(c) => {
-            let (plan, bytes) = (weights.plan(), weights.constant(c));
-            let row = bytes.len() / plan.evaluations.max(1);
-            (0..plan.evaluations).filter(|&e| plan.program_at(e) == kind).all(|e| positive(&bytes[e * row..][..row]))
+    let plan = weights.plan();
+    let all = |input: usize, fits: fn(f32) -> bool| {
+        let Some(v) = step.inputs.get(input).copied().flatten() else { return false };
+        let fit = |bytes: &[u8]| cast::<f32>(bytes).iter().all(|&x| fits(x));
+        match program.values[v].source {
+            Source::Constant(c) => fit(&weights.constant(c)),
+            Source::Table(c) => {
+                let bytes = weights.constant(c);
+                let row = bytes.len() / plan.evaluations.max(1);
+                (0..plan.evaluations).filter(|&e| plan.program_at(e) == kind).all(|e| fit(&bytes[e * row..][..row]))
+            }
+            _ => false,
         }
-        _ => false,
-    }
+    };
+    all(1, is_scale) && all(2, |zero| (0.0..=255.0).contains(&zero) && zero.fract() == 0.0)
+}
+
+/// Whether codes can have that scale.
+pub(super) fn is_scale(scale: f32) -> bool {
+    scale > 0.0
+}
+
+/// Whether the table `constant` has scales of codes.
+pub(super) fn scales_codes(ready: &Ready, constant: usize) -> bool {
+    let of = |v: Option<usize>| v.is_some_and(|v| ready.values[v].source == Source::Table(constant));
+    ready.steps.iter().any(|step| {
+        let read = |i: usize| of(step.inputs.get(i).copied().flatten());
+        (matches!(step.kernel, Kernel::Quantize { .. }) && read(1)) || read(CODES[0]) || read(RESULT_CODES[0])
+    })
 }
 
 /// Whether the step multiplies `v`, and only that, with integers that have a kernel.

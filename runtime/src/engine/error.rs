@@ -90,6 +90,12 @@ pub enum EngineError {
         /// The length it should have.
         expected: usize,
     },
+    /// A scale of 0 lets an activation pass, but this engine stores it as codes.
+    #[error("table `{constant}` scales codes and cannot hold 0: open the engine with `integers: false`")]
+    Codes {
+        /// The table.
+        constant: String,
+    },
     /// The wrong number of time steps.
     #[error("{found} time steps, the plan is made for {expected}")]
     Timesteps {

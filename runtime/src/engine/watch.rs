@@ -2,7 +2,7 @@
 
 use super::execute::read_tensor;
 use super::program::{Place, Ready};
-use super::{Engine, EngineError};
+use super::{Engine, EngineError, codes};
 use bytes::Bytes;
 use cqc_kernels::arena::{Arena, bytes_of};
 use cqc_proto::Tensor;
@@ -49,11 +49,16 @@ impl Engine {
     /// and so does what preludes have computed.
     ///
     /// # Errors
-    /// [`EngineError::Length`] unless the row has as many elements as the table's rows.
+    /// [`EngineError::Length`] unless the row has as many elements as the table's rows; [`EngineError::Codes`] for a scale of 0 where activations are
+    /// stored as codes.
     ///
     /// # Panics
     /// When the table has no such row.
     pub fn set_table_row(&mut self, constant: usize, e: usize, row: &[f32]) -> Result<(), EngineError> {
+        let is_passed = row.iter().any(|&scale| !codes::is_scale(scale));
+        if is_passed && self.programs.iter().any(|ready| codes::scales_codes(ready, constant)) {
+            return Err(EngineError::Codes { constant: self.plan().constants[constant].name.clone() });
+        }
         for ready in &mut self.programs {
             for (value, place) in ready.values.iter().zip(&mut ready.places) {
                 let Place::Table { bytes, row: size } = place else { continue };
