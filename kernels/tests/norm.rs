@@ -46,9 +46,10 @@ fn group_norm_survives_a_large_mean() {
     let mut rng = Rng::new(2);
     let s = GroupNorm { n: 1, hw: 1000, c: 64, groups: 4, eps: 1e-5, gamma: None, beta: None, act: Act::None };
     let x: Vec<f32> = rng.noise(64_000).iter().map(|x| x + 1000.0).collect();
-    let (mut want, mut y) = (vec![0.0; 64_000], vec![0.0; 64_000]);
+    let mut want = vec![0.0; 64_000];
     scalar::group_norm(&s, &x, 64, &mut want, 64);
     for isa in isas() {
+        let mut y = vec![0.0; 64_000];
         group_norm(isa, &Pool::new(2), &s, &x, 64, &mut y, 64);
         assert_close(&y, &want, 1e-4, "the mean itself is only known to 6e-5"); // ulp of 1000
     }
@@ -71,8 +72,9 @@ fn row_norms_equal_the_definition() {
             modulate: rng.chance().then(|| (rows_of(0), rows_of(c))),
         };
         let x = rng.noise(rows * ldx);
-        let (mut want, mut y) = (vec![7.0; rows * ldy], vec![7.0; rows * ldy]);
+        let mut want = vec![7.0; rows * ldy];
         for isa in isas() {
+            let mut y = vec![7.0; rows * ldy];
             if round % 2 == 0 {
                 scalar::layer_norm(&s, &x, ldx, &mut want, ldy);
                 layer_norm(isa, &Pool::new(2), &s, &x, ldx, &mut y, ldy);
@@ -93,9 +95,10 @@ fn softmax_equals_the_definition() {
         let mut x: Vec<f32> = rng.noise(5 * cols).iter().map(|x| x * 20.0).collect();
         x[..cols].fill(f32::NEG_INFINITY);
         x[cols] = f32::NEG_INFINITY;
-        let (mut want, mut y) = (vec![0.0; 5 * cols], vec![7.0; 5 * cols]);
+        let mut want = vec![0.0; 5 * cols];
         scalar::softmax(5, cols, &x, &mut want);
         for isa in isas() {
+            let mut y = vec![7.0; 5 * cols];
             softmax(isa, &Pool::new(2), 5, cols, &x, &mut y);
             assert_close(&y, &want, 1e-6, &format!("{isa} {cols}"));
         }
