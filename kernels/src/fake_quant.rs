@@ -2,9 +2,9 @@
 
 use crate::epilogue::check_matrix;
 use crate::gemm::{load_some, store_some};
-use crate::math::round_small;
 use crate::shared::{SharedMut, cut};
 use crate::simd::{Kernel, Simd};
+use crate::target::Rounding;
 use crate::{Isa, Pool};
 use std::ops::Range;
 
@@ -42,9 +42,7 @@ pub fn fake_quant(
     let c: usize = how.segments.iter().sum();
     check_matrix("x", x.len(), rows, c, ldx);
     check_matrix("y", y.len(), rows, c, ldy);
-    let count = how.segments.len();
-    assert!(how.scale.len() >= count && how.zero_point.len() >= count, "a scale and a zero point per segment");
-    assert!((1..=16).contains(&how.bits), "{} bits", how.bits);
+    how.check();
     let tasks = (rows * c).div_ceil(TASK).clamp(1, 8 * pool.threads()).min(rows.max(1));
     let y = SharedMut::new(y);
     pool.run(tasks, &|task, _| isa.run(Task { rows: cut(rows, tasks, 1, task), x, ldx, how, y, ldy }));
@@ -66,27 +64,18 @@ impl Kernel for Task<'_> {
     fn run<S: Simd>(self, s: S) {
         let mut first = 0;
         for (i, &n) in self.how.segments.iter().enumerate() {
-            let (scale, zero) = (self.how.scale[i], self.how.zero_point[i]);
-            let levels = ((1u32 << self.how.bits) - 1) as f32;
-            let (low, high) = (s.splat(-zero), s.splat(levels - zero));
-            let (inverse, step) = (s.splat(1.0 / scale), s.splat(scale));
+            let rounding = Rounding::new(s, self.how, i);
             for row in self.rows.clone() {
                 let x = &self.x[row * self.ldx + first..][..n];
                 // SAFETY: `fake_quant` has checked all rows; tasks have disjoint ones.
                 let y = unsafe { self.y.part(row * self.ldy + first, n) };
-                if scale == 0.0 {
-                    y.copy_from_slice(x);
-                    continue;
-                }
                 let mut at = 0;
                 while at < n {
                     let lanes = (n - at).min(S::LANES);
                     // SAFETY: both have `n` values.
                     unsafe {
-                        let v = s.mul(load_some(s, x.as_ptr().add(at), lanes), inverse);
-                        // `low` for NaN
-                        let v = s.min(s.max(v, low), high);
-                        store_some(s, y.as_mut_ptr().add(at), s.mul(round_small(s, v), step), lanes);
+                        let v = rounding.round(s, load_some(s, x.as_ptr().add(at), lanes));
+                        store_some(s, y.as_mut_ptr().add(at), v, lanes);
                     }
                     at += lanes;
                 }

@@ -4,7 +4,7 @@
 //! order wherever a range begins, and results do not depend on how channels were cut into tasks.
 
 use crate::epilogue::{Act, check_matrix};
-use crate::gemm::load_some;
+use crate::gemm::{load_some, store_some};
 use crate::math::activate;
 use crate::shared::cut;
 use crate::simd::{Kernel, Simd};
@@ -17,6 +17,8 @@ const MIN_CHANNELS: usize = 32;
 const BLOCK: usize = 64;
 /// Channel vectors summed side by side.
 const CHAINS: usize = 4;
+/// Groups whose moments are found side by side.
+const TOGETHER: usize = 64;
 
 /// Shape and weights of [`group_norm`] over NHWC.
 #[derive(Clone, Copy, Debug)]
@@ -131,31 +133,50 @@ impl GroupTask<'_> {
     fn coefficients<S: Simd>(&mut self, s: S) {
         let shape = self.shape;
         let width = shape.c / shape.groups;
-        for group in 0..self.count / width {
-            let moments = self.group_moments(s, group * width, width);
-            let inv = 1.0 / (moments.squares / moments.count + f64::from(shape.eps)).sqrt();
-            for c in group * width..(group + 1) * width {
-                let channel = self.first + c;
-                self.work[c] = moments.mean as f32;
-                self.work[self.count + c] = inv as f32 * shape.gamma.map_or(1.0, |gamma| gamma[channel]);
-                self.work[2 * self.count + c] = shape.beta.map_or(0.0, |beta| beta[channel]);
+        let groups = self.count / width;
+        for first in (0..groups).step_by(TOGETHER) {
+            let many = TOGETHER.min(groups - first);
+            let moments = self.moments(s, first, many, width);
+            for (group, moments) in (first..).zip(&moments[..many]) {
+                let inv = 1.0 / (moments.squares / moments.count + f64::from(shape.eps)).sqrt();
+                for c in group * width..(group + 1) * width {
+                    let channel = self.first + c;
+                    self.work[c] = moments.mean as f32;
+                    self.work[self.count + c] = inv as f32 * shape.gamma.map_or(1.0, |gamma| gamma[channel]);
+                    self.work[2 * self.count + c] = shape.beta.map_or(0.0, |beta| beta[channel]);
+                }
             }
         }
     }
 
-    /// Moments of the group of `width` channels from `c`, block by block of pixels, each in two passes.
+    /// Moments of `many` groups of `width` channels from group `first` on, block by block of pixels, each in two passes. A vector holds channels,
+    /// whichever groups they belong to.
     #[inline(always)]
-    fn group_moments<S: Simd>(&mut self, s: S, c: usize, width: usize) -> Moments {
-        let mut moments = Moments::NONE;
+    fn moments<S: Simd>(&mut self, s: S, first: usize, many: usize, width: usize) -> [Moments; TOGETHER] {
+        let mut moments = [Moments::NONE; TOGETHER];
+        let channels = first * width..(first + many) * width;
+        // not yet needed for what they will hold
+        let (pivots, sums) = self.work[self.count..].split_at_mut(self.count);
+        let (pivots, sums) = (&mut pivots[channels.clone()], &mut sums[channels.clone()]);
         for pixel in (0..self.shape.hw).step_by(BLOCK) {
             let pixels = BLOCK.min(self.shape.hw - pixel);
-            let x = &self.x[(self.start + pixel) * self.ldx + self.first + c..];
+            let x = &self.x[(self.start + pixel) * self.ldx + self.first + channels.start..];
             let count = (pixels * width) as f64;
-            let mean = sum_over(s, x, self.ldx, pixels, width, None) / count;
-            let squares = sum_over(s, x, self.ldx, pixels, width, Some(mean as f32));
-            // Σ (x − m)² about the rounded mean m is too large by count · (mean − m)².
-            let off = mean - f64::from(mean as f32);
-            moments = moments.join(Moments { count, mean, squares: (squares - count * off * off).max(0.0) });
+            let total = |sums: &[f32]| sums.iter().map(|&x| f64::from(x)).sum::<f64>();
+            let mut means = [0.0; TOGETHER];
+            sum_over(s, x, self.ldx, pixels, None, sums);
+            for (group, mean) in means[..many].iter_mut().enumerate() {
+                *mean = total(&sums[group * width..][..width]) / count;
+                pivots[group * width..][..width].fill(*mean as f32);
+            }
+            sum_over(s, x, self.ldx, pixels, Some(pivots), sums);
+            for (group, &mean) in means[..many].iter().enumerate() {
+                let squares = total(&sums[group * width..][..width]);
+                // Σ (x − m)² about the rounded mean m is too large by count · (mean − m)².
+                let off = mean - f64::from(mean as f32);
+                let squares = (squares - count * off * off).max(0.0);
+                moments[group] = moments[group].join(Moments { count, mean, squares });
+            }
         }
         moments
     }
@@ -185,42 +206,36 @@ impl GroupTask<'_> {
     }
 }
 
-/// Σ x, or Σ (x − pivot)², over `pixels` rows of `width` values, `ld` apart.
+/// Per channel Σ x, or Σ (x − pivot)², over `pixels` rows, `ld` apart, of as many channels as `sums` has.
 #[inline(always)]
-fn sum_over<S: Simd>(s: S, x: &[f32], ld: usize, pixels: usize, width: usize, pivot: Option<f32>) -> f64 {
-    assert!(x.len() >= (pixels - 1) * ld + width);
-    let mut total = 0.0;
+fn sum_over<S: Simd>(s: S, x: &[f32], ld: usize, pixels: usize, pivots: Option<&[f32]>, sums: &mut [f32]) {
+    let width = sums.len();
+    assert!(x.len() >= (pixels - 1) * ld + width && pivots.is_none_or(|p| p.len() == width));
     let mut c = 0;
     while c < width {
         let n = (width - c).min(S::LANES);
-        let mut sums = [s.splat(0.0); CHAINS];
+        let mut chains = [s.splat(0.0); CHAINS];
+        // SAFETY: `c + n ≤ width`.
+        let pivot = pivots.map(|p| unsafe { load_some(s, p.as_ptr().add(c), n) });
         let mut pixel = 0;
         while pixel < pixels {
             let many = CHAINS.min(pixels - pixel);
             for j in 0..many {
                 // SAFETY: the assertion above.
                 let v = unsafe { load_some(s, x.as_ptr().add((pixel + j) * ld + c), n) };
-                sums[j] = match pivot {
-                    None => s.add(sums[j], v),
+                chains[j] = match pivot {
+                    None => s.add(chains[j], v),
                     Some(pivot) => {
-                        let v = s.sub(v, s.splat(pivot));
-                        s.fma(v, v, sums[j])
+                        let v = s.sub(v, pivot);
+                        s.fma(v, v, chains[j])
                     }
                 };
             }
             pixel += many;
         }
-        total += lanes_total(s, s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])), n);
+        let total = s.add(s.add(chains[0], chains[1]), s.add(chains[2], chains[3]));
+        // SAFETY: `c + n ≤ width`.
+        unsafe { store_some(s, sums.as_mut_ptr().add(c), total, n) };
         c += n;
     }
-    total
-}
-
-/// The first `n` lanes, added in f64; the others may hold anything.
-#[inline(always)]
-fn lanes_total<S: Simd>(s: S, v: S::V, n: usize) -> f64 {
-    let mut lanes = [0.0f32; 16];
-    // SAFETY: no vector has more than 16 lanes.
-    unsafe { s.store(lanes.as_mut_ptr(), v) };
-    lanes[..n].iter().map(|&x| f64::from(x)).sum()
 }

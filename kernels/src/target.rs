@@ -14,6 +14,8 @@ pub enum Target<'a> {
     Values(&'a mut [f32]),
     /// As [`quantize`](crate::quantize) would store them: elements of [`Isa::code_type`].
     Codes(&'a mut [u8], FakeQuant<'a>),
+    /// As [`fake_quant`](crate::fake_quant) would round them.
+    Rounded(&'a mut [f32], FakeQuant<'a>),
 }
 
 impl<'a> From<&'a mut [f32]> for Target<'a> {
@@ -40,6 +42,7 @@ pub(crate) struct Sink<'a> {
 enum Kind<'a> {
     Values(SharedMut<'a, f32>),
     Codes { y: SharedMut<'a, u8>, size: usize, how: FakeQuant<'a> },
+    Rounded(SharedMut<'a, f32>, FakeQuant<'a>),
 }
 
 impl<'a> Sink<'a> {
@@ -58,8 +61,22 @@ impl<'a> Sink<'a> {
                 how.check_codes();
                 Kind::Codes { y: SharedMut::new(y), size, how }
             }
+            Target::Rounded(y, how) => {
+                check_matrix("y", y.len(), rows, cols, ld);
+                assert_eq!(how.segments.iter().sum::<usize>(), cols, "segments of {cols} columns");
+                how.check();
+                Kind::Rounded(SharedMut::new(y), how)
+            }
         };
         Sink { kind, ld }
+    }
+
+    /// How results are rounded.
+    fn rounding(&self) -> Option<FakeQuant<'a>> {
+        match self.kind {
+            Kind::Values(_) => None,
+            Kind::Codes { how, .. } | Kind::Rounded(_, how) => Some(how),
+        }
     }
 
     /// f32 rows that were checked.
@@ -76,7 +93,7 @@ impl<'a> Sink<'a> {
     #[inline(always)]
     pub(crate) fn place(&self, row: usize, col: usize, scratch: *mut f32) -> *mut f32 {
         match self.kind {
-            Kind::Values(y) => y.at(row * self.ld + col),
+            Kind::Values(y) | Kind::Rounded(y, _) => y.at(row * self.ld + col),
             Kind::Codes { .. } => scratch,
         }
     }
@@ -86,17 +103,24 @@ impl<'a> Sink<'a> {
     /// # Safety
     /// They must have been written there, the row and columns must be in range, and no other task may touch them.
     #[inline(always)]
-    pub(crate) unsafe fn store<S: Simd>(&self, s: S, row: usize, col: usize, n: usize, place: *const f32) {
-        let Kind::Codes { y, size, how } = self.kind else { return };
+    pub(crate) unsafe fn store<S: Simd>(&self, s: S, row: usize, col: usize, n: usize, place: *mut f32) {
+        let Some(how) = self.rounding() else { return };
         let (mut first, mut at) = (0, 0);
         for (i, &len) in how.segments.iter().enumerate() {
             let end = (first + len).min(col + n);
             if at < n && col + at < end {
                 let rounding = Rounding::new(s, &how, i);
                 let count = end - (col + at);
-                let out = y.at((row * self.ld + col + at) * size);
                 // SAFETY: the caller's promise.
-                unsafe { rounding.row(s, place.add(at), out, count, size) };
+                unsafe {
+                    match self.kind {
+                        Kind::Codes { y, size, .. } => {
+                            let out = y.at((row * self.ld + col + at) * size);
+                            rounding.row(s, place.add(at), out, count, size);
+                        }
+                        _ => rounding.round_row(s, place.add(at), count),
+                    }
+                }
                 at += count;
             }
             first += len;
@@ -109,6 +133,7 @@ impl<'a> Sink<'a> {
 pub(crate) enum Writer<'a, S: Simd> {
     Values(SharedMut<'a, f32>, usize),
     Codes { y: SharedMut<'a, u8>, ld: usize, size: usize, rounding: Rounding<S> },
+    Rounded(SharedMut<'a, f32>, usize, Rounding<S>),
 }
 
 impl<'a> Sink<'a> {
@@ -123,18 +148,18 @@ impl<'a> Sink<'a> {
         let sink = *self;
         let whole = match sink.kind {
             Kind::Values(y) => Some((0..n, Writer::Values(y, sink.ld))),
-            Kind::Codes { .. } => None,
+            _ => None,
         };
-        let segments: &[usize] = match sink.kind {
-            Kind::Values(_) => &[],
-            Kind::Codes { how, .. } => how.segments,
-        };
+        let segments = sink.rounding().map_or(&[][..], |how| how.segments);
         let mut first = 0;
         let parts = segments.iter().enumerate().filter_map(move |(i, &len)| {
             let range = first.max(col)..(first + len).min(col + n);
             first += len;
-            let Kind::Codes { y, size, how } = sink.kind else { return None };
-            let writer = Writer::Codes { y, ld: sink.ld, size, rounding: Rounding::new(s, &how, i) };
+            let rounding = Rounding::new(s, &sink.rounding()?, i);
+            let writer = match sink.kind {
+                Kind::Codes { y, size, .. } => Writer::Codes { y, ld: sink.ld, size, rounding },
+                Kind::Values(y) | Kind::Rounded(y, _) => Writer::Rounded(y, sink.ld, rounding),
+            };
             (range.start < range.end).then(|| (range.start - col..range.end - col, writer))
         });
         whole.into_iter().chain(parts)
@@ -155,24 +180,34 @@ impl<S: Simd> Writer<'_, S> {
                 Writer::Codes { y, ld, size, rounding } => {
                     s.store_codes(y.at((row * ld + col) * size), rounding.code(s, v), n, *size);
                 }
+                Writer::Rounded(y, ld, rounding) => store_some(s, y.at(row * ld + col), rounding.round(s, v), n),
             }
         }
     }
 }
 
 impl FakeQuant<'_> {
-    /// Panics unless every segment has codes of at most 8 bits.
-    pub(crate) fn check_codes(&self) {
+    /// Panics unless every segment has a scale and a zero point.
+    pub(crate) fn check(&self) {
         let count = self.segments.len();
         assert!(self.scale.len() >= count && self.zero_point.len() >= count, "a scale and a zero point per segment");
-        assert!((1..=8).contains(&self.bits), "{} bits", self.bits);
-        assert!(self.scale[..count].iter().all(|&s| s != 0.0), "a scale of 0 stands for no rounding");
+        assert!((1..=16).contains(&self.bits), "{} bits", self.bits);
+    }
+
+    /// Panics unless every segment has codes of at most 8 bits.
+    pub(crate) fn check_codes(&self) {
+        self.check();
+        assert!(self.bits <= 8, "{} bits", self.bits);
+        assert!(self.scale[..self.segments.len()].iter().all(|&s| s != 0.0), "a scale of 0 stands for no rounding");
     }
 }
 
 /// How a segment is rounded.
 #[derive(Clone, Copy)]
 pub(crate) struct Rounding<S: Simd> {
+    /// The scale is not 0.
+    rounds: bool,
+    scale: S::V,
     inverse: S::V,
     low: S::V,
     high: S::V,
@@ -185,7 +220,35 @@ impl<S: Simd> Rounding<S> {
         let zero = how.zero_point[segment];
         let levels = ((1u32 << how.bits) - 1) as f32;
         let (low, high) = (s.splat(-zero), s.splat(levels - zero));
-        Rounding { inverse: s.splat(1.0 / how.scale[segment]), low, high, zero: s.splat(zero) }
+        let scale = how.scale[segment];
+        let (inverse, zero) = (s.splat(1.0 / scale), s.splat(zero));
+        Rounding { rounds: scale != 0.0, scale: s.splat(scale), inverse, low, high, zero }
+    }
+
+    /// What the codes of a vector stand for; the vector itself for a scale of 0.
+    #[inline(always)]
+    pub(crate) fn round(&self, s: S, v: S::V) -> S::V {
+        if !self.rounds {
+            return v;
+        }
+        // `low` for NaN
+        let v = s.min(s.max(s.mul(v, self.inverse), self.low), self.high);
+        s.mul(round_small(s, v), self.scale)
+    }
+
+    /// Rounds `n` values where they are.
+    ///
+    /// # Safety
+    /// They must be writable.
+    #[inline(always)]
+    unsafe fn round_row(self, s: S, x: *mut f32, n: usize) {
+        let mut at = 0;
+        while at < n && self.rounds {
+            let count = (n - at).min(S::LANES);
+            // SAFETY: the caller's promise.
+            unsafe { store_some(s, x.add(at), self.round(s, load_some(s, x.add(at), count)), count) };
+            at += count;
+        }
     }
 
     /// The codes of a vector.

@@ -1,4 +1,4 @@
-//! Codes stored at once are those of the values, quantized afterwards.
+//! Codes and rounded values stored at once are those of the values, quantized or rounded afterwards.
 
 mod common;
 use common::*;
@@ -22,6 +22,14 @@ fn check(rng: &mut Rng, rows: usize, cols: usize, kernel: &dyn Fn(Isa, &Pool, Ta
             quantize(isa, &pool, rows, &values, ld, &how, bytes(&mut expected), ld);
             kernel(isa, &pool, Target::Codes(bytes(&mut codes), how), ld);
             assert_eq!(codes, expected, "{isa}, {rows} rows of {segments:?}");
+            let passing: Vec<f32> = [0.0, scale[0]].into_iter().take(scale.len()).collect();
+            for scale in [&scale, &passing] {
+                let how = FakeQuant { scale, ..how };
+                let (mut rounded, mut expected) = (vec![0.0; rows * ld], vec![0.0; rows * ld]);
+                fake_quant(isa, &pool, rows, &values, ld, &how, &mut expected, ld);
+                kernel(isa, &pool, Target::Rounded(&mut rounded, how), ld);
+                assert_eq!(rounded, expected, "{isa}, {rows} rows of {segments:?}, rounded with {scale:?}");
+            }
         }
     }
 }

@@ -47,13 +47,25 @@ pub(super) fn misplaced(program: &Program, values: &[Value], kernels: &[Kernel])
     })
 }
 
-/// What the steps read and write, and which of them store codes at once: what a product or a normalisation computes for a rounding alone is rounded
+/// What the steps read and write, and which of them round at once: what a product or a normalisation computes for a rounding alone is rounded
 /// before it is stored, and the step that would round it has nothing left to do.
-pub(super) fn wire(program: &Program, values: &[Value], kernels: &mut [Kernel], kept: &[usize]) -> Vec<Wiring> {
+///
+/// Without `fuses` only codes are stored at once: what is rounded in f32 can still be looked at before.
+pub(super) fn wire(
+    program: &Program,
+    values: &[Value],
+    kernels: &mut [Kernel],
+    kept: &[usize],
+    fuses: bool,
+) -> Vec<Wiring> {
     let mut wirings: Vec<Wiring> =
         program.steps.iter().zip(&*kernels).map(|(step, kernel)| wiring(step, kernel)).collect();
     for (at, rounding) in program.steps.iter().enumerate() {
-        let Kernel::Quantize { bits, segments, .. } = &kernels[at] else { continue };
+        let (bits, segments, codes) = match &kernels[at] {
+            Kernel::Quantize { bits, segments, .. } => (*bits, segments, true),
+            Kernel::FakeQuant { bits, segments, .. } if fuses => (*bits, segments, false),
+            _ => continue,
+        };
         let (Some(x), y) = (rounding.inputs[0], rounding.outputs[0]) else { continue };
         let readers = program.steps.iter().flat_map(|s| s.inputs.iter().flatten()).filter(|v| **v == x).count();
         let own = values.iter().filter(|v| v.home == x).count() == 1 && values[x].home == x && !kept.contains(&x);
@@ -64,7 +76,7 @@ pub(super) fn wire(program: &Program, values: &[Value], kernels: &mut [Kernel], 
         }
         let maker = &mut wirings[maker];
         maker.outputs = vec![y];
-        maker.quantize = Some(Segments { bits: *bits, sizes: segments.clone() });
+        maker.quantize = Some(Segments { bits, sizes: segments.clone(), codes });
         maker.inputs.resize(RESULT_CODES[0], None);
         maker.inputs.extend([rounding.inputs[1], rounding.inputs[2]]);
         kernels[at] = Kernel::Nothing;
@@ -138,7 +150,9 @@ pub(super) fn scales_codes(ready: &Ready, constant: usize) -> bool {
     let of = |v: Option<usize>| v.is_some_and(|v| ready.values[v].source == Source::Table(constant));
     ready.steps.iter().any(|step| {
         let read = |i: usize| of(step.inputs.get(i).copied().flatten());
-        (matches!(step.kernel, Kernel::Quantize { .. }) && read(1)) || read(CODES[0]) || read(RESULT_CODES[0])
+        (matches!(step.kernel, Kernel::Quantize { .. }) && read(1))
+            || read(CODES[0])
+            || (read(RESULT_CODES[0]) && step.quantize.as_ref().is_some_and(|q| q.codes))
     })
 }
 

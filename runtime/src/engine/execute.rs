@@ -64,7 +64,10 @@ impl<'a> Operands<'a> {
         'a: 'y,
     {
         match &self.step.quantize {
-            Some(Segments { bits, sizes }) => Target::Codes(y, self.rounding(*bits, sizes, RESULT_CODES)),
+            Some(Segments { bits, sizes, codes }) => match (self.rounding(*bits, sizes, RESULT_CODES), codes) {
+                (how, true) => Target::Codes(y, how),
+                (how, false) => Target::Rounded(cast_mut(y), how),
+            },
             None => Target::Values(cast_mut(y)),
         }
     }

@@ -79,16 +79,17 @@ pub(super) struct Prepared {
     pub kernel: Kernel,
     pub inputs: Vec<Option<usize>>,
     pub outputs: Vec<usize>,
-    /// The result is stored as codes, whose scale and zero point are operands [`RESULT_CODES`].
+    /// The result is rounded, with the scale and the zero point of operands [`RESULT_CODES`](super::kernel::RESULT_CODES).
     pub quantize: Option<Segments>,
     pub scratch: Span,
 }
 
-/// Bits of codes, and the segments of their last axis.
+/// How a result is rounded: bits, the segments of its last axis, and whether it is stored as codes.
 #[derive(Clone, Debug)]
 pub(super) struct Segments {
     pub bits: u8,
     pub sizes: Vec<usize>,
+    pub codes: bool,
 }
 
 /// What a step reads and writes when it runs: not always what the plan says.
@@ -162,7 +163,7 @@ impl Draft {
             }
         };
         let kept = kept(weights, kind, options);
-        let wirings = codes::wire(program, &values, &mut kernels, &kept);
+        let wirings = codes::wire(program, &values, &mut kernels, &kept, options.integers);
         let (buffers, buffer_of, offsets) = (vec![], vec![], vec![]);
         let mut draft = Draft { kind, values, kernels, wirings, buffers, buffer_of, offsets, bytes: 0 };
         draft.find_buffers(kept, options);
