@@ -3,7 +3,7 @@
 use crate::epilogue::check_matrix;
 use crate::gemm::{F32, Tile, Tiling};
 use crate::pack::{pack_panels, panel_width, panels_len};
-use crate::rows::{exp_row, round_row, row_max, scale_row};
+use crate::rows::{exp_row, row_max, scale_row};
 use crate::shared::{SharedMut, cut};
 use crate::simd::{Kernel, Simd};
 use crate::{Isa, Pool};
@@ -232,7 +232,7 @@ impl Kernel for QueryBlock<'_> {
         let mut running = [Running { max: f32::NEG_INFINITY, total: 0.0 }; QUERIES];
         let seen = if self.shape.causal { self.shape.lk.min(self.queries.end) } else { self.shape.lk };
         self.sums.fill(0.0);
-        if self.shape.softmax_bits > 0 {
+        if self.shape.softmax_bits > 0 && seen > KEYS {
             // what weights are rounded to depends on the largest score of all keys
             self.largest(s, seen, &mut running);
         }
@@ -335,13 +335,7 @@ impl QueryBlock<'_> {
             return row.fill(0.0);
         }
         let shrink = (running.max - max).exp();
-        let sum = match self.shape.softmax_bits {
-            0 => exp_row(s, row, scale, max),
-            bits => {
-                exp_row(s, row, scale, max);
-                round_row(s, row, ((1u32 << bits) - 1) as f32)
-            }
-        };
+        let sum = exp_row(s, row, scale, max, ((1u32 << self.shape.softmax_bits) - 1) as f32);
         running.total = running.total * shrink + sum;
         if shrink != 1.0 {
             scale_row(s, &mut self.sums[i * self.ld_sums..][..self.ld_sums], shrink);

@@ -177,7 +177,7 @@ impl Kernel for SoftmaxRow<'_> {
         if max == f32::NEG_INFINITY {
             return self.0.fill(0.0);
         }
-        let total = exp_row(s, self.0, 1.0, max);
+        let total = exp_row(s, self.0, 1.0, max, 0.0);
         scale_row(s, self.0, 1.0 / total);
     }
 }

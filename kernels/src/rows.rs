@@ -24,17 +24,21 @@ pub(crate) fn row_max<S: Simd>(s: S, x: &[f32], scale: f32) -> f32 {
     x[whole..].iter().fold(s.max_lane(best), |best, x| best.max(x * scale))
 }
 
-/// x = exp(scale · x − max), and their sum; no value of scale · x exceeds `max`.
+/// x = exp(scale · x − max), and their sum; no value of scale · x exceeds `max`. With `levels` above 0 x = round(levels · exp(…)) instead.
 #[inline(always)]
-pub(crate) fn exp_row<S: Simd>(s: S, x: &mut [f32], scale: f32, max: f32) -> f32 {
-    let (scale, minus_max) = (s.splat(scale), s.splat(-max));
+pub(crate) fn exp_row<S: Simd>(s: S, x: &mut [f32], scale: f32, max: f32, levels: f32) -> f32 {
+    let (scale, minus_max, many) = (s.splat(scale), s.splat(-max), s.splat(levels));
+    let weight = |v: S::V| {
+        let v = exp_weight(s, s.fma(v, scale, minus_max));
+        if levels > 0.0 { round_small(s, s.mul(v, many)) } else { v }
+    };
     let mut total = s.splat(0.0);
     let mut at = 0;
     while at + S::LANES <= x.len() {
         // SAFETY: `at + LANES ≤ x.len()`.
         unsafe {
             let place = x.as_mut_ptr().add(at);
-            let v = exp_weight(s, s.fma(s.load(place), scale, minus_max));
+            let v = weight(s.load(place));
             s.store(place, v);
             total = s.add(total, v);
         }
@@ -48,28 +52,10 @@ pub(crate) fn exp_row<S: Simd>(s: S, x: &mut [f32], scale: f32, max: f32) -> f32
     // SAFETY: `rest < LANES` values are left.
     unsafe {
         let place = x.as_mut_ptr().add(at);
-        s.store_n(place, exp_weight(s, s.fma(s.load_n(place, rest), scale, minus_max)), rest);
+        s.store_n(place, weight(s.load_n(place, rest)), rest);
     }
     x[at..].iter().for_each(|x| tail += x);
     s.sum(total) + tail
-}
-
-/// x = round(levels · x), and their sum; for 0 ≤ x ≤ 1.
-#[inline(always)]
-pub(crate) fn round_row<S: Simd>(s: S, x: &mut [f32], levels: f32) -> f32 {
-    let (levels, mut total, mut at) = (s.splat(levels), s.splat(0.0), 0);
-    while at < x.len() {
-        let n = (x.len() - at).min(S::LANES);
-        // SAFETY: `at + n ≤ x.len()`; lanes that are not loaded are 0.
-        unsafe {
-            let place = x.as_mut_ptr().add(at);
-            let v = round_small(s, s.mul(load_some(s, place, n), levels));
-            store_some(s, place, v, n);
-            total = s.add(total, v);
-        }
-        at += n;
-    }
-    s.sum(total)
 }
 
 /// x = factor · x

@@ -194,6 +194,7 @@ pub(crate) unsafe fn drive<M: Micro>(micro: M, block: &Block<M>) {
     let (lhs, rows) = (&block.lhs, block.rows.len());
     assert!(rows <= BLOCK_ROWS);
     let tiling = Tiling::new(rows, M::ROWS);
+    let mut filled = None;
     for panel in block.panels.clone() {
         let cols = (block.n - panel * M::COLS).min(M::COLS);
         let col = block.col + panel * M::COLS;
@@ -207,7 +208,11 @@ pub(crate) unsafe fn drive<M: Micro>(micro: M, block: &Block<M>) {
                 let taps = tap..(tap + steps.taps).min(lhs.taps);
                 for skip in (begin..end).step_by(steps.depth) {
                     let depth = steps.depth.min(end - skip);
-                    lhs.fill(block.rows.start - block.lhs_row, taps.clone(), skip, tiling.sizes(), &mut left);
+                    // with one step the same for all panels
+                    if filled != Some((tap, skip)) {
+                        lhs.fill(block.rows.start - block.lhs_row, taps.clone(), skip, tiling.sizes(), &mut left);
+                        filled = Some((tap, skip));
+                    }
                     let (taps, step) = (taps.len(), taps.len() * depth * M::COLS);
                     let next = right.wrapping_add(step);
                     let lines = (step * size_of::<M::Right>() / 64).div_ceil(tiling.count()).min(MAX_LINES);
