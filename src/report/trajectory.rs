@@ -153,7 +153,9 @@ impl Runner<'_> {
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
         let options = self.compiled.options;
         let sampler = Sampler::new(&options.sampler, options.steps)?;
-        Ok(Loop::open(&weights, sampler, self.request.guidance != 1.0, &self.engine)?)
+        // what is rounded is looked at before
+        let options = EngineOptions { integers: false, ..self.engine.clone() };
+        Ok(Loop::open(&weights, sampler, self.request.guidance != 1.0, &options)?)
     }
 
     /// The float loop that computes everything.

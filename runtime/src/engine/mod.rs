@@ -56,7 +56,8 @@ pub struct EngineOptions {
     pub keep: Vec<String>,
     /// Measures every step for [`Engine::profile`].
     pub profile: bool,
-    /// Multiplies integers where the plan has quantized layers; without it in f32, rounded to what the integers stand for.
+    /// Multiplies integers where the plan has quantized layers; without it in f32, rounded to what the integers stand for. With it some steps are
+    /// joined: one that is watched ([`Engine::evaluate_watched`]) may lack operands.
     pub integers: bool,
     /// Runs every step through its definition: very slow, for comparison.
     pub reference: bool,
