@@ -186,7 +186,8 @@ impl GroupTask<'_> {
     fn normalise<S: Simd>(&self, s: S) {
         let (mean, rest) = self.work.split_at(self.count);
         let (factor, addition) = rest.split_at(self.count);
-        for (columns, writer) in self.y.writers(s, self.first, self.count) {
+        for part in 0..self.y.parts() {
+            let Some((columns, writer)) = self.y.writer(s, part, self.first, self.count) else { continue };
             for pixel in self.start..self.start + self.shape.hw {
                 let x = &self.x[pixel * self.ldx + self.first..][..self.count];
                 let mut c = columns.start;
@@ -215,8 +216,11 @@ fn sum_over<S: Simd>(s: S, x: &[f32], ld: usize, pixels: usize, pivots: Option<&
     while c < width {
         let n = (width - c).min(S::LANES);
         let mut chains = [s.splat(0.0); CHAINS];
-        // SAFETY: `c + n ≤ width`.
-        let pivot = pivots.map(|p| unsafe { load_some(s, p.as_ptr().add(c), n) });
+        let pivot = match pivots {
+            // SAFETY: `c + n ≤ width`.
+            Some(pivots) => Some(unsafe { load_some(s, pivots.as_ptr().add(c), n) }),
+            None => None,
+        };
         let mut pixel = 0;
         while pixel < pixels {
             let many = CHAINS.min(pixels - pixel);

@@ -27,18 +27,14 @@ pub(crate) fn row_max<S: Simd>(s: S, x: &[f32], scale: f32) -> f32 {
 /// x = exp(scale · x − max), and their sum; no value of scale · x exceeds `max`. With `levels` above 0 x = round(levels · exp(…)) instead.
 #[inline(always)]
 pub(crate) fn exp_row<S: Simd>(s: S, x: &mut [f32], scale: f32, max: f32, levels: f32) -> f32 {
-    let (scale, minus_max, many) = (s.splat(scale), s.splat(-max), s.splat(levels));
-    let weight = |v: S::V| {
-        let v = exp_weight(s, s.fma(v, scale, minus_max));
-        if levels > 0.0 { round_small(s, s.mul(v, many)) } else { v }
-    };
+    let (scale, minus_max) = (s.splat(scale), s.splat(-max));
     let mut total = s.splat(0.0);
     let mut at = 0;
     while at + S::LANES <= x.len() {
         // SAFETY: `at + LANES ≤ x.len()`.
         unsafe {
             let place = x.as_mut_ptr().add(at);
-            let v = weight(s.load(place));
+            let v = weight(s, s.fma(s.load(place), scale, minus_max), levels);
             s.store(place, v);
             total = s.add(total, v);
         }
@@ -52,10 +48,17 @@ pub(crate) fn exp_row<S: Simd>(s: S, x: &mut [f32], scale: f32, max: f32, levels
     // SAFETY: `rest < LANES` values are left.
     unsafe {
         let place = x.as_mut_ptr().add(at);
-        s.store_n(place, weight(s.load_n(place, rest)), rest);
+        s.store_n(place, weight(s, s.fma(s.load_n(place, rest), scale, minus_max), levels), rest);
     }
     x[at..].iter().for_each(|x| tail += x);
     s.sum(total) + tail
+}
+
+/// eˣ, or round(levels · eˣ). (No closure: one would not be compiled for the instruction set.)
+#[inline(always)]
+fn weight<S: Simd>(s: S, x: S::V, levels: f32) -> S::V {
+    let v = exp_weight(s, x);
+    if levels > 0.0 { round_small(s, s.mul(v, s.splat(levels))) } else { v }
 }
 
 /// x = factor · x

@@ -137,32 +137,35 @@ pub(crate) enum Writer<'a, S: Simd> {
 }
 
 impl<'a> Sink<'a> {
-    /// The writers of `n` columns from `col` on, each for a range of them, counted from `col`.
+    /// How many writers its columns take: one, or one per segment.
+    pub(crate) fn parts(&self) -> usize {
+        self.rounding().map_or(1, |how| how.segments.len())
+    }
+
+    /// The writer of those of `n` columns from `col` on that belong to a part, and their range, counted from `col`.
     #[inline(always)]
-    pub(crate) fn writers<S: Simd>(
+    pub(crate) fn writer<S: Simd>(
         &self,
         s: S,
+        part: usize,
         col: usize,
         n: usize,
-    ) -> impl Iterator<Item = (std::ops::Range<usize>, Writer<'a, S>)> {
-        let sink = *self;
-        let whole = match sink.kind {
-            Kind::Values(y) => Some((0..n, Writer::Values(y, sink.ld))),
-            _ => None,
+    ) -> Option<(std::ops::Range<usize>, Writer<'a, S>)> {
+        let Some(how) = self.rounding() else {
+            let Kind::Values(y) = self.kind else { return None };
+            return Some((0..n, Writer::Values(y, self.ld)));
         };
-        let segments = sink.rounding().map_or(&[][..], |how| how.segments);
-        let mut first = 0;
-        let parts = segments.iter().enumerate().filter_map(move |(i, &len)| {
-            let range = first.max(col)..(first + len).min(col + n);
-            first += len;
-            let rounding = Rounding::new(s, &sink.rounding()?, i);
-            let writer = match sink.kind {
-                Kind::Codes { y, size, .. } => Writer::Codes { y, ld: sink.ld, size, rounding },
-                Kind::Values(y) | Kind::Rounded(y, _) => Writer::Rounded(y, sink.ld, rounding),
-            };
-            (range.start < range.end).then(|| (range.start - col..range.end - col, writer))
-        });
-        whole.into_iter().chain(parts)
+        let first: usize = how.segments[..part].iter().sum();
+        let range = first.max(col)..(first + how.segments[part]).min(col + n);
+        if range.is_empty() {
+            return None;
+        }
+        let rounding = Rounding::new(s, &how, part);
+        let writer = match self.kind {
+            Kind::Codes { y, size, .. } => Writer::Codes { y, ld: self.ld, size, rounding },
+            Kind::Values(y) | Kind::Rounded(y, _) => Writer::Rounded(y, self.ld, rounding),
+        };
+        Some((range.start - col..range.end - col, writer))
     }
 }
 
