@@ -216,6 +216,7 @@ fn sum_over<S: Simd>(s: S, x: &[f32], ld: usize, pixels: usize, pivots: Option<&
     while c < width {
         let n = (width - c).min(S::LANES);
         let mut chains = [s.splat(0.0); CHAINS];
+        #[allow(clippy::manual_map)] // a closure would not be compiled for the instruction set
         let pivot = match pivots {
             // SAFETY: `c + n ≤ width`.
             Some(pivots) => Some(unsafe { load_some(s, pivots.as_ptr().add(c), n) }),
