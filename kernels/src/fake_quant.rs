@@ -1,10 +1,10 @@
-//! Activations rounded to what unsigned integers stand for.
+//! Activations rounded to what unsigned integers stand for, or turned into those integers.
 
 use crate::epilogue::check_matrix;
-use crate::gemm::{load_some, store_some};
-use crate::shared::{SharedMut, cut};
+use crate::gemm::load_some;
+use crate::shared::cut;
 use crate::simd::{Kernel, Simd};
-use crate::target::Rounding;
+use crate::target::{Sink, Target};
 use crate::{Isa, Pool};
 use std::ops::Range;
 
@@ -39,22 +39,31 @@ pub fn fake_quant(
     y: &mut [f32],
     ldy: usize,
 ) {
-    let c: usize = how.segments.iter().sum();
+    store(isa, pool, rows, x, ldx, how, Target::Rounded(y, *how), ldy);
+}
+
+/// y = q, the codes that [`fake_quant`] rounds to: elements of [`Isa::code_type`], which `ldy` counts.
+///
+/// # Panics
+/// When a slice is too short or not aligned, a scale is 0, or `bits` is not 1 to 8.
+pub fn quantize(isa: Isa, pool: &Pool, rows: usize, x: &[f32], ldx: usize, how: &FakeQuant, y: &mut [u8], ldy: usize) {
+    store(isa, pool, rows, x, ldx, how, Target::Codes(y, *how), ldy);
+}
+
+fn store(isa: Isa, pool: &Pool, rows: usize, x: &[f32], ldx: usize, how: &FakeQuant, y: Target, ldy: usize) {
+    let c = how.segments.iter().sum();
     check_matrix("x", x.len(), rows, c, ldx);
-    check_matrix("y", y.len(), rows, c, ldy);
-    how.check();
+    let y = Sink::new(isa, y, rows, c, ldy);
     let tasks = (rows * c).div_ceil(TASK).clamp(1, 8 * pool.threads()).min(rows.max(1));
-    let y = SharedMut::new(y);
-    pool.run(tasks, &|task, _| isa.run(Task { rows: cut(rows, tasks, 1, task), x, ldx, how, y, ldy }));
+    pool.run(tasks, &|task, _| isa.run(Task { rows: cut(rows, tasks, 1, task), c, x, ldx, y }));
 }
 
 struct Task<'a> {
     rows: Range<usize>,
+    c: usize,
     x: &'a [f32],
     ldx: usize,
-    how: &'a FakeQuant<'a>,
-    y: SharedMut<'a, f32>,
-    ldy: usize,
+    y: Sink<'a>,
 }
 
 impl Kernel for Task<'_> {
@@ -62,25 +71,18 @@ impl Kernel for Task<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let mut first = 0;
-        for (i, &n) in self.how.segments.iter().enumerate() {
-            let rounding = Rounding::new(s, self.how, i);
+        for part in 0..self.y.parts() {
+            let Some((columns, writer)) = self.y.writer(s, part, 0, self.c) else { continue };
             for row in self.rows.clone() {
-                let x = &self.x[row * self.ldx + first..][..n];
-                // SAFETY: `fake_quant` has checked all rows; tasks have disjoint ones.
-                let y = unsafe { self.y.part(row * self.ldy + first, n) };
-                let mut at = 0;
-                while at < n {
-                    let lanes = (n - at).min(S::LANES);
-                    // SAFETY: both have `n` values.
-                    unsafe {
-                        let v = rounding.round(s, load_some(s, x.as_ptr().add(at), lanes));
-                        store_some(s, y.as_mut_ptr().add(at), v, lanes);
-                    }
-                    at += lanes;
+                let x = &self.x[row * self.ldx..][..self.c];
+                let mut at = columns.start;
+                while at < columns.end {
+                    let n = (columns.end - at).min(S::LANES);
+                    // SAFETY: `at + n ≤ c`; `store` has checked all rows; tasks have disjoint ones.
+                    unsafe { writer.put(s, row, at, load_some(s, x.as_ptr().add(at), n), n) };
+                    at += n;
                 }
             }
-            first += n;
         }
     }
 }

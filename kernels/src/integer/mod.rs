@@ -1,20 +1,18 @@
 //! Products of 8-bit integers: unsigned activations times signed weights, accumulated in i32, turned into f32 on the way out.
 //!
 //! An activation stands for `(code − zero_point) · scale`, a weight for `code · scale` of its output column; both scales may differ between
-//! segments of the input channels. [`quantize`] makes codes, [`PackedCodes`] holds weights, [`linear_codes`] and
+//! segments of the input channels. [`quantize`](crate::quantize) makes codes, [`PackedCodes`] holds weights, [`linear_codes`] and
 //! [`Conv::run_codes`](crate::Conv::run_codes) multiply. Within a segment sums are exact, so results do not depend on the instruction set but
 //! for the last bits of the additions in f32 that follow.
 
 mod dot;
 mod pack;
 mod product;
-mod quantize;
 mod tile;
 
 pub use pack::PackedCodes;
 pub use product::{Activations, linear_codes};
 pub(crate) use product::{IntProduct, Pixels};
-pub use quantize::quantize;
 
 use crate::Isa;
 use cqc_proto::DType;
