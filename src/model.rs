@@ -1,6 +1,7 @@
 //! A source model: imported, its inputs' meaning found, rewritten.
 
-use bytes::Bytes;
+use crate::io::{FileError, file_hash};
+use cqc_kernels::mapped;
 use cqc_passes::ir::Graph;
 use cqc_passes::onnx::{self, ImportError, ImportOptions};
 use cqc_passes::rewrite::{self, PIPELINE, PassError, Report};
@@ -30,6 +31,9 @@ pub enum ModelError {
         /// What is wrong.
         source: ImportError,
     },
+    /// The file cannot be read a second time.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A pass broke an invariant.
     #[error("internal error in {0}; please report it with the model")]
     Pass(#[from] PassError),
@@ -78,6 +82,11 @@ pub struct Model {
     pub warnings: Vec<String>,
 }
 
+/// Lets go of the pages of mapped weights: reading the file around them brought them into memory.
+fn release_constants(graph: &Graph) {
+    graph.values().filter_map(|(v, _)| graph.tensor(v)).for_each(|t| mapped::release(t.bytes()));
+}
+
 impl Model {
     /// Imports the `.onnx` file and runs the passes; `after` sees the graph behind each of them.
     ///
@@ -87,6 +96,7 @@ impl Model {
         let fail = |source| ModelError::Import { path: path.to_path_buf(), source };
         let loaded = onnx::load(path, &options.import).map_err(fail)?;
         let mut graph = loaded.graph;
+        release_constants(&graph);
         let batch_symbol = batch_symbol(&graph);
         let inputs: Vec<PlanInput> = roles(&graph)
             .into_iter()
@@ -103,10 +113,11 @@ impl Model {
         let passes = &PIPELINE[..options.stop_after.unwrap_or(PIPELINE.len()).min(PIPELINE.len())];
         after("import", &graph);
         let report = rewrite::run(&mut graph, passes, |pass, graph| after(pass.name, graph))?;
-        let bytes = cqc_kernels::map_file(path).map(Bytes::from_owner).unwrap_or_default();
+        // what the passes have read is not needed before the weights are written
+        release_constants(&graph);
         Ok(Model {
             path: path.to_path_buf(),
-            blake3: blake3::hash(&bytes).to_hex().to_string(),
+            blake3: file_hash(path)?,
             opset: loaded.opset,
             producer: loaded.producer,
             parameters: loaded.parameters,

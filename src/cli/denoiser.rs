@@ -4,7 +4,6 @@ use super::args::Sizes;
 use super::artifact::{self, Artifact};
 use super::report::Failure;
 use cqc::compile::{LoopOptions, compile_loop};
-use cqc::io::FileError;
 use cqc::model::{Model, ModelOptions};
 use cqc_proto::Tensor;
 use cqc_proto::plan::{InputRole, Plan};
@@ -147,10 +146,4 @@ fn as_json(config: &SamplerConfig) -> serde_json::Map<String, serde_json::Value>
         Ok(serde_json::Value::Object(map)) => map,
         _ => unreachable!("a struct of numbers and names is an object"),
     }
-}
-
-/// BLAKE3 of a file, hexadecimal.
-pub fn file_hash(path: &Path) -> Result<String, Failure> {
-    let bytes = cqc_kernels::map_file(path).map_err(FileError::reading(path))?;
-    Ok(blake3::hash(bytes.as_ref()).to_hex().to_string())
 }

@@ -39,6 +39,19 @@ pub fn read_array(path: &Path, name: &str) -> Result<Tensor, FileError> {
     }
 }
 
+/// BLAKE3 of a file, hexadecimal.
+///
+/// # Errors
+/// [`FileError::Io`].
+pub fn file_hash(path: &Path) -> Result<String, FileError> {
+    let mut hasher = blake3::Hasher::new();
+    // read, not mapped: a map would count as memory
+    std::fs::File::open(path)
+        .and_then(|file| hasher.update_reader(file).map(|_| ()))
+        .map_err(FileError::reading(path))?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
 /// Whether the file's name ends in `.extension`, in any case.
 pub fn has_extension(path: &Path, extension: &str) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case(extension))

@@ -7,6 +7,7 @@
 use super::{Context, Pass, Rewrite};
 use crate::interpret::work;
 use crate::ir::{Graph, NodeId, ValueId};
+use cqc_kernels::mapped::release;
 use cqc_kernels::reference;
 use cqc_proto::op::OpError;
 
@@ -43,6 +44,8 @@ fn fold_constants(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpE
         Ok(results) => results,
         Err(e) => return Ok(Rewrite::refused(format!("cannot be evaluated: {e}"))),
     };
+    // the result stands for them: most models fold each weight once
+    tensors.iter().flatten().for_each(|t| release(t.bytes()));
     let (name, outputs) = (node.name.clone(), node.outputs.clone());
     Ok(Rewrite::Replace(outputs.into_iter().zip(results).map(|(old, t)| (old, g.constant(&name, t))).collect()))
 }

@@ -1,9 +1,9 @@
 //! A model that makes features of images.
 
 use crate::cli::args::Sizes;
-use crate::cli::denoiser::file_hash;
 use crate::cli::report::Failure;
 use cqc::compile::compile_evaluation;
+use cqc::io::file_hash;
 use cqc::model::{Model, ModelError, ModelOptions};
 use cqc_passes::onnx::ImportError;
 use cqc_proto::plan::PlanOutput;

@@ -1,8 +1,8 @@
 //! Real images, as statistics or features.
 
-use crate::cli::denoiser::file_hash;
 use crate::cli::report::Failure;
 use cqc::eval::frechet::Gaussian;
+use cqc::io::file_hash;
 use cqc::io::{FileError, read_array, read_npz};
 use cqc_proto::Tensor;
 use serde::Serialize;

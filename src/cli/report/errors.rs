@@ -34,6 +34,7 @@ impl From<ModelError> for Failure {
     fn from(e: ModelError) -> Failure {
         match e {
             ModelError::Import { path, source } => import(&path, source),
+            ModelError::File(e) => e.into(),
             ModelError::Pass(e) => Failure::failed("a pass broke the graph: this is a bug of cqc, not of the model")
                 .fact("pass", e.pass)
                 .fact("seen", e.cause)
