@@ -50,7 +50,8 @@ fn run(path: &Path, options: &Options) {
 
     for cut in option(options, "cuts", "auto").split(',') {
         let spec: CutSpec = cut.parse().unwrap();
-        let cached = cut_loop(&model, &LoopOptions { sampler: bench.sampler.clone(), steps }, &spec).unwrap();
+        let cached =
+            cut_loop(&model, &LoopOptions { sampler: bench.sampler.clone(), steps, any_steps: false }, &spec).unwrap();
         let lowered = cached.uncorrected().unwrap();
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
         for interval in option(options, "intervals", "2,3,5,10,20").split(',') {

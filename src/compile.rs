@@ -24,6 +24,8 @@ pub struct LoopOptions {
     pub sampler: SamplerConfig,
     /// Sampling steps.
     pub steps: usize,
+    /// Whether the plan keeps what makes its tables, so that it can be run with any number of steps.
+    pub any_steps: bool,
 }
 
 /// Why a model cannot be compiled.
@@ -86,7 +88,7 @@ impl Lowered {
 /// [`CompileError`]: the model is no denoiser, the sampler has no such trajectory, or its time steps do not suit the model.
 pub fn compile_loop(model: &Model, options: &LoopOptions) -> Result<Lowered, CompileError> {
     let (bound, evaluations) = bind_loop(model, options)?;
-    finish(model, bound, evaluations)
+    finish(model, bound, evaluations, options.any_steps)
 }
 
 fn bind_loop(model: &Model, options: &LoopOptions) -> Result<(Bound, usize), CompileError> {
@@ -103,7 +105,7 @@ fn bind_loop(model: &Model, options: &LoopOptions) -> Result<(Bound, usize), Com
 /// # Errors
 /// [`CompileError::Lower`].
 pub fn compile_evaluation(model: &Model) -> Result<Lowered, CompileError> {
-    finish(model, bind::unbound(&model.graph), 0)
+    finish(model, bind::unbound(&model.graph), 0, false)
 }
 
 /// A loop cut in what is computed at every evaluation and what is cached; the schedule is open.
@@ -112,6 +114,7 @@ pub struct CachedLoop<'a> {
     bound: Bound,
     split: Split,
     evaluations: usize,
+    any_steps: bool,
     /// Where it is cut.
     pub cut: Cut,
     /// The names of what is cached.
@@ -133,7 +136,7 @@ pub fn cut_loop<'a>(model: &'a Model, options: &LoopOptions, spec: &CutSpec) -> 
     let step = &bound.full.graph;
     let cut = cache::choose(&cache::candidates(step, sample, batch), spec, step, sample, batch)?;
     let (split, cut_name) = (cache::split(&bound.full, &cut)?, cut.name(step));
-    Ok(CachedLoop { model, bound, split, evaluations, cut, cut_name })
+    Ok(CachedLoop { model, bound, split, evaluations, any_steps: options.any_steps, cut, cut_name })
 }
 
 impl CachedLoop<'_> {
@@ -191,7 +194,13 @@ impl CachedLoop<'_> {
         let slots = self.split.slots.iter().map(|s| s.name.clone()).collect();
         let previous = corrections.iter().filter(|c| c.previous.is_some()).map(|c| c.slot).collect();
         bound.cached = Some(CachedPart { part, slots, previous, full_evaluations: full.to_vec() });
-        Ok(Assembled { model: self.model, bound, evaluations: self.evaluations, corrections })
+        Ok(Assembled {
+            model: self.model,
+            bound,
+            evaluations: self.evaluations,
+            any_steps: self.any_steps,
+            corrections,
+        })
     }
 }
 
@@ -200,6 +209,7 @@ pub struct Assembled<'a> {
     model: &'a Model,
     bound: Bound,
     evaluations: usize,
+    any_steps: bool,
     corrections: Vec<Correction>,
 }
 
@@ -212,7 +222,7 @@ pub type Quantization<'a> = (&'a Survey, &'a QuantTables, Extra);
 /// As [`compile_loop`].
 pub fn assemble_loop<'a>(model: &'a Model, options: &LoopOptions) -> Result<Assembled<'a>, CompileError> {
     let (bound, evaluations) = bind_loop(model, options)?;
-    Ok(Assembled { model, bound, evaluations, corrections: vec![] })
+    Ok(Assembled { model, bound, evaluations, any_steps: options.any_steps, corrections: vec![] })
 }
 
 impl Assembled<'_> {
@@ -245,7 +255,7 @@ impl Assembled<'_> {
             quant::annotate(&mut bound, survey, tables, extra)?;
         }
         let names: Vec<String> = bound.tables.iter().map(|(name, _)| name.clone()).collect();
-        let lowered = finish(self.model, bound, self.evaluations)?;
+        let lowered = finish(self.model, bound, self.evaluations, self.any_steps)?;
         let find = |table: usize| lowered.plan.constants.iter().position(|c| c.name == names[table]);
         let constants = self.corrections.iter().filter_map(|c| {
             let previous_scale = c.previous.and_then(|(_, table)| find(table));
@@ -256,9 +266,9 @@ impl Assembled<'_> {
     }
 }
 
-fn finish(model: &Model, bound: Bound, evaluations: usize) -> Result<Lowered, CompileError> {
+fn finish(model: &Model, bound: Bound, evaluations: usize, any_steps: bool) -> Result<Lowered, CompileError> {
     let (inputs, outputs) = (model.inputs.clone(), model.outputs.clone());
     let (plan, weights) =
-        lower(&bound, inputs, outputs, model.batch_symbol.as_deref(), model.fixed_batch, evaluations)?;
+        lower(&bound, inputs, outputs, model.batch_symbol.as_deref(), model.fixed_batch, evaluations, any_steps)?;
     Ok(Lowered { plan, weights, saved: bound.saved })
 }

@@ -66,7 +66,7 @@ const PLAIN: How = How {
 
 impl<'a> Case<'a> {
     fn new(model: &'a Model, kind: SamplerKind, steps: usize, request: Request) -> Case<'a> {
-        let options = LoopOptions { sampler: SamplerConfig::of_kind(kind), steps };
+        let options = LoopOptions { sampler: SamplerConfig::of_kind(kind), steps, any_steps: false };
         let cached = cut_loop(model, &options, &CutSpec::Auto).unwrap();
         Case { model, options, cached, request }
     }

@@ -123,7 +123,8 @@ impl Bench {
             engine,
             reference: vec![],
         };
-        let plain = compile_loop(&model, &LoopOptions { sampler: bench.sampler.clone(), steps }).unwrap();
+        let plain =
+            compile_loop(&model, &LoopOptions { sampler: bench.sampler.clone(), steps, any_steps: false }).unwrap();
         let weights = Weights::new(plain.plan.clone(), plain.weight_bytes().unwrap()).unwrap();
         // `--references DIR` keeps them: the same for every setting but these
         let kept = options.get("references").map(|dir| {

@@ -52,6 +52,8 @@ pub struct Bound {
     pub prelude_steps: Part,
     /// The step.
     pub full: Part,
+    /// Makes a row of each of the first `tables`, for one time step.
+    pub times: Part,
     /// The step that reads what an earlier one stored; none until a cut is made.
     pub cached: Option<CachedPart>,
     /// What left the loop.
@@ -140,6 +142,7 @@ pub fn bind(graph: &Graph, roles: &[InputRole], batch: Option<&str>, timesteps: 
     bound.tables = evaluate_tables(graph, roles, batch, timesteps, &tables)?;
     let prelude = boundary(graph, &stages, |from, to| from == Stage::Prelude && to == Stage::Full);
     let steps = boundary(graph, &stages, |from, to| from == Stage::PreludeSteps && to == Stage::Full);
+    bound.times = upstream(graph, &tables)?;
     bound.prelude = upstream(graph, &prelude)?;
     bound.prelude_steps = upstream(graph, &steps)?;
     bound.full = step_part(graph, &stages, &tables, &prelude, &steps, &bound.tables)?;
@@ -292,18 +295,16 @@ fn timestep_tensor(g: &Graph, input: ValueId, bindings: &Bindings, t: f64) -> Re
 fn upstream(g: &Graph, wanted: &[ValueId]) -> Result<Part, BindError> {
     let mut part = Part { graph: Graph::new(g.name.clone()), origins: vec![] };
     let mut map = HashMap::new();
-    if wanted.is_empty() {
-        return Ok(part);
-    }
-    for node in needed(g, wanted) {
-        for v in node.inputs.iter().flatten() {
-            if let Def::Input = g.value(*v).def
-                && !map.contains_key(v)
-            {
-                map.insert(*v, part.graph.input(&g.value(*v).name, g.ty(*v).clone()));
-                part.origins.push(Origin::Input(g.inputs.iter().position(|i| i == v).expect("an input")));
-            }
+    let nodes = needed(g, wanted);
+    for &v in nodes.iter().flat_map(|node| node.inputs.iter().flatten()).chain(wanted) {
+        if let Def::Input = g.value(v).def
+            && !map.contains_key(&v)
+        {
+            map.insert(v, part.graph.input(&g.value(v).name, g.ty(v).clone()));
+            part.origins.push(Origin::Input(g.inputs.iter().position(|&i| i == v).expect("an input")));
         }
+    }
+    for node in nodes {
         copy_node(g, node, &mut part.graph, &mut map)?;
     }
     part.graph.outputs = wanted.iter().map(|v| (g.value(*v).name.clone(), map[v])).collect();

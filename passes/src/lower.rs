@@ -8,7 +8,8 @@ use crate::bind::{Bound, Origin, Part};
 use crate::ir::{Def, Graph, Node, ValueId};
 use cqc_proto::op::OpError;
 use cqc_proto::plan::{
-    Alias, Cache, CacheSlot, Constant, Plan, PlanInput, PlanOutput, PlanValue, Program, Source, Step, WeightCodes,
+    Alias, Cache, CacheSlot, Constant, Plan, PlanInput, PlanOutput, PlanValue, Program, Source, Step, TimeTables,
+    WeightCodes,
 };
 use cqc_proto::{DType, Dim, Op, Tensor, ValueType};
 use std::collections::HashMap;
@@ -25,7 +26,8 @@ pub struct Weights {
     pub len: u64,
 }
 
-/// Lowers the parts. `inputs` and `outputs` describe the source model; the outputs' `value` is filled in here.
+/// Lowers the parts. `inputs` and `outputs` describe the source model; the outputs' `value` is filled in here. With `any_steps` the plan keeps
+/// the program that makes the tables ([`Plan::times`]).
 ///
 /// # Errors
 /// [`OpError`] when a step does not type-check: a bug of an earlier stage.
@@ -36,6 +38,7 @@ pub fn lower(
     batch_symbol: Option<&str>,
     fixed_batch: Option<usize>,
     evaluations: usize,
+    any_steps: bool,
 ) -> Result<(Plan, Weights), OpError> {
     let mut constants = Constants::default();
     let (full, results) = program(&bound.full, bound, &mut constants)?;
@@ -57,6 +60,12 @@ pub fn lower(
         Ok(Cache { slots, cached: part_with_results(&cached.part, bound, &mut constants)?, full_evaluations })
     });
     let cache = cache.transpose()?;
+    let times = any_steps.then(|| {
+        let program = part_with_results(&bound.times, bound, &mut constants)?;
+        let of_time = bound.tables.iter().take(program.results.len());
+        Ok(TimeTables { program, tables: of_time.map(|(name, tensor)| constants.add(name, tensor)).collect() })
+    });
+    let times = times.transpose()?;
     let plan = Plan {
         batch_symbol: batch_symbol.map(str::to_string),
         fixed_batch,
@@ -67,6 +76,7 @@ pub fn lower(
         prelude_steps: part_with_results(&bound.prelude_steps, bound, &mut constants)?,
         full,
         cache,
+        times,
         constants: constants.list,
     };
     Ok((plan, constants.weights))

@@ -59,6 +59,7 @@ fn plan_of(op: &Op, inputs: &[Option<ValueType>], outputs: &[ValueType]) -> Plan
         prelude_steps: Program::default(),
         full,
         cache: None,
+        times: None,
     }
 }
 

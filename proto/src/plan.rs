@@ -14,6 +14,7 @@
 //! With guidance the batch holds both halves: twice the samples, unconditional first.
 
 use crate::dim::Dim;
+use crate::dtype::DType;
 use crate::op::Op;
 use crate::types::{ValueType, element_count};
 
@@ -50,6 +51,18 @@ pub struct Plan {
     /// What is kept from one evaluation for later ones; `None`: every evaluation runs `full`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<Cache>,
+    /// How tables of the time step are computed; `None`: only the rows of the compiled time steps are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub times: Option<TimeTables>,
+}
+
+/// The part of the network that depends on the time step alone, so that a loop can be run at other time steps than it was compiled for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TimeTables {
+    /// Reads constants and the time step, as the model takes it. Its results, for a batch of one, are rows of tables.
+    pub program: Program,
+    /// Per result, its table: `Plan::constants[i]`.
+    pub tables: Vec<usize>,
 }
 
 /// What evaluations reuse of earlier ones (DeepCache, CacheQuant section 2): some run `full` and store a few of its values, the
@@ -143,6 +156,39 @@ impl Plan {
 }
 
 impl Plan {
+    /// The program of [`Plan::times`] as a plan for one evaluation: the time step goes in, a row of every table comes out, in their order.
+    pub fn time_plan(&self) -> Option<Plan> {
+        let times = self.times.as_ref()?;
+        let input = self.inputs.iter().position(|i| i.role == InputRole::Timestep)?;
+        let mut full = times.program.clone();
+        let results = std::mem::take(&mut full.results);
+        for value in &mut full.values {
+            match &mut value.source {
+                Source::Input(i) if *i == input => *i = 0,
+                // no other input is there: validation says so
+                Source::Input(i) => *i = usize::MAX,
+                _ => {}
+            }
+        }
+        let ty =
+            |value: usize| full.values.get(value).map_or_else(|| ValueType::fixed(DType::F32, &[]), |v| v.ty.clone());
+        let output = |(i, &value): (usize, &usize)| PlanOutput { name: format!("table {i}"), ty: ty(value), value };
+        let outputs = results.iter().enumerate().map(output).collect();
+        Some(Plan {
+            batch_symbol: self.batch_symbol.clone(),
+            fixed_batch: self.fixed_batch,
+            inputs: vec![self.inputs[input].clone()],
+            outputs,
+            evaluations: 0,
+            constants: self.constants.clone(),
+            prelude: Program::default(),
+            prelude_steps: Program::default(),
+            full,
+            cache: None,
+            times: None,
+        })
+    }
+
     /// Whether `prelude_steps` of a plan with a fixed batch runs once per evaluation: its time step is as long as the input, not
     /// stacked for all evaluations.
     pub fn steps_one_by_one(&self) -> bool {

@@ -3,4 +3,5 @@
 pub mod denoise;
 pub mod engine;
 pub mod noise;
+pub mod retime;
 pub mod sampler;

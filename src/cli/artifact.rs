@@ -9,6 +9,7 @@ use cqc_proto::plan::{PlanInput, Program};
 use cqc_proto::{DType, Tensor};
 use cqc_runtime::denoise::Compensation;
 use cqc_runtime::engine::Weights;
+use cqc_runtime::retime::{RetimeError, retime};
 use cqc_runtime::sampler::Sampler;
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -59,6 +60,11 @@ impl Artifact {
     /// Its trajectory.
     pub fn sampler(&self) -> Result<Sampler, Failure> {
         Ok(Sampler::new(&self.manifest.sampler, self.manifest.steps)?)
+    }
+
+    /// Plan and constants for another number of sampling steps.
+    pub fn retimed(&self, steps: usize) -> Result<Arc<Weights>, RetimeError> {
+        retime(&self.manifest, &self.constants, steps).map(|(_, weights)| weights)
     }
 
     /// One per evaluation, as the network gets them.

@@ -53,6 +53,10 @@ pub struct CompileArgs {
     /// Sampling steps
     #[arg(long, value_name = "N", default_value_t = 50)]
     pub steps: usize,
+    /// Keep the part of the network that depends on the time step alone in the file, so that `sample --steps` takes any number; without it,
+    /// those that lead to compiled time steps
+    #[arg(long)]
+    pub any_steps: bool,
     /// Sampler [default: that of the scheduler configuration, else ddim]
     #[arg(long, value_name = "NAME", value_parser = ["ddim", "ddpm", "plms", "euler", "dpmpp-2m"])]
     pub sampler: Option<String>,
@@ -145,7 +149,7 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
     let model = Model::load(&path, &ModelOptions { import: args.sizes.import_options(), stop_after: None }, |_, _| {})?;
     model.warnings.iter().for_each(|w| tracing::warn!("{w}"));
     check_guidance(args, &model)?;
-    let options = LoopOptions { sampler: sampler.clone(), steps: args.steps };
+    let options = LoopOptions { sampler: sampler.clone(), steps: args.steps, any_steps: args.any_steps };
     let null = null_rows(args, &model)?;
     let cached = match args.caching.caches() {
         true => Some(cut_loop(&model, &options, &args.caching.cut)?),

@@ -61,6 +61,14 @@ impl Denoiser {
         })
     }
 
+    /// An artifact's, with so many sampling steps, if given, instead of its own.
+    pub fn with_steps(path: &Path, artifact: &Artifact, steps: Option<usize>) -> Result<Denoiser, Failure> {
+        let denoiser = Denoiser::of(path, artifact)?;
+        let Some(steps) = steps.filter(|&steps| steps != denoiser.steps) else { return Ok(denoiser) };
+        let weights = artifact.retimed(steps).map_err(|e| Failure::from(e).fact("file", path.display()))?;
+        Ok(Denoiser { weights, steps, ..denoiser })
+    }
+
     /// Its loop, ready to sample.
     pub fn open_loop(&self, guided: bool, options: &EngineOptions) -> Result<Loop, Failure> {
         let mut denoiser = Loop::open(&self.weights, self.sampler()?, guided, options)?;
@@ -76,7 +84,7 @@ impl Denoiser {
         let Like { config, steps, guidance, null, sizes } = like();
         let model = Model::load(path, &ModelOptions { import: sizes.import_options(), stop_after: None }, |_, _| {})?;
         model.warnings.iter().for_each(|w| tracing::warn!("{w}"));
-        let lowered = compile_loop(&model, &LoopOptions { sampler: config.clone(), steps })?;
+        let lowered = compile_loop(&model, &LoopOptions { sampler: config.clone(), steps, any_steps: false })?;
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
         Ok(Denoiser { path: path.to_path_buf(), weights, config, steps, guidance, null, compensation: None })
     }

@@ -40,6 +40,9 @@ pub struct EvalArgs {
     /// What its samples should be: an .onnx or a .cq file
     #[arg(long, value_name = "R", required_unless_present = "merge")]
     reference: Option<PathBuf>,
+    /// Sampling steps of the artifact, and of an .onnx reference [default: as compiled]
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// A model that makes features of images, and perhaps logits

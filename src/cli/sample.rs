@@ -28,6 +28,9 @@ use std::time::Instant;
 pub struct SampleArgs {
     /// A .cq file
     artifact: PathBuf,
+    /// Sampling steps [default: as compiled]. `cqc inspect` says which numbers the artifact can do
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// Where the samples go: .png (a grid; images only), .npy, or .npz (array `samples`)
@@ -51,7 +54,7 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
     let overwrite = if args.force { Overwrite::Allow } else { Overwrite::Refuse };
     check_outputs(args, overwrite)?;
     let artifact = artifact::open(&args.artifact)?;
-    let source = Denoiser::of(&args.artifact, &artifact)?;
+    let source = Denoiser::with_steps(&args.artifact, &artifact, args.steps)?;
     let Asked { request, range, .. } = args.sampling.request(&source, args.shard)?;
     check_image(args, &artifact)?;
     let guided = request.guidance != 1.0;
@@ -88,7 +91,7 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
     if args.json {
         return term::print_json(&json!({
             "output": args.output, "samples": request.samples, "first": range.start, "seed": args.sampling.seed,
-            "guidance": request.guidance, "evaluations": evaluations, "batch": denoiser.width(),
+            "guidance": request.guidance, "steps": source.steps, "evaluations": evaluations, "batch": denoiser.width(),
             "seconds": seconds, "ms_per_evaluation": per_evaluation,
         }));
     }

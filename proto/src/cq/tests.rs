@@ -88,6 +88,7 @@ fn plan() -> (Plan, Vec<Bytes>) {
         prelude_steps: stacked,
         full,
         cache: None,
+        times: None,
     };
     (plan, tensors.iter().map(|t| t.bytes().clone()).collect())
 }

@@ -1,6 +1,6 @@
 //! Checks a plan once, so that execution needs no checks.
 
-use super::{Alias, Cache, Constant, InputRole, Plan, PlanValue, Program, ProgramKind, Source, Step};
+use super::{Alias, Cache, Constant, InputRole, Plan, PlanValue, Program, ProgramKind, Source, Step, TimeTables};
 use crate::dim::Dim;
 use crate::dtype::DType;
 use crate::op::{InputTypes, Op};
@@ -86,6 +86,12 @@ pub enum PlanError {
         /// What was expected and what was seen.
         reason: String,
     },
+    /// The program that computes tables.
+    #[error("tables of the time step: {reason}")]
+    Times {
+        /// What was expected and what was seen.
+        reason: String,
+    },
     /// The results of a program.
     #[error("results of program {program}: {reason}")]
     Results {
@@ -117,7 +123,32 @@ pub fn validate(plan: &Plan, weights_len: u64) -> Result<(), PlanError> {
         Checker { plan, kind, program: plan.program(kind) }.check()?;
     }
     check_outputs(plan)?;
-    plan.cache.as_ref().map_or(Ok(()), |cache| check_cache(plan, cache))
+    plan.cache.as_ref().map_or(Ok(()), |cache| check_cache(plan, cache))?;
+    plan.times.as_ref().map_or(Ok(()), |times| check_times(plan, times, weights_len))
+}
+
+fn check_times(plan: &Plan, times: &TimeTables, weights_len: u64) -> Result<(), PlanError> {
+    let error = |reason: String| PlanError::Times { reason };
+    let alone = plan.time_plan().ok_or_else(|| error("the plan has no time step".into()))?;
+    if times.tables.len() != times.program.results.len() {
+        return Err(error(format!("{} results for {} tables", times.program.results.len(), times.tables.len())));
+    }
+    if !times.tables.is_empty() {
+        validate(&alone, weights_len).map_err(|e| error(e.to_string()))?;
+    }
+    let one = plan.batch_symbol.iter().map(|symbol| (symbol.as_str().into(), 1)).collect();
+    for (output, &table) in alone.outputs.iter().zip(&times.tables) {
+        let constant = plan.constants.get(table).ok_or_else(|| error(format!("there is no constant {table}")))?;
+        let rows = constant.ty.shape.split_first().filter(|(rows, _)| rows.is(plan.evaluations as i64));
+        let row = output.ty.resolve(&one).map(|shape| ValueType::fixed(output.ty.dtype, &shape));
+        let fits = |(_, shape): (&Dim, &[Dim])| {
+            row.as_ref().is_some_and(|row| row.shape == shape && row.dtype == widened(&constant.ty).dtype)
+        };
+        if constant.codes.is_some() || !rows.is_some_and(fits) {
+            return Err(error(format!("`{}` is {}, its row {}", constant.name, constant.ty, output.ty)));
+        }
+    }
+    Ok(())
 }
 
 fn check_cache(plan: &Plan, cache: &Cache) -> Result<(), PlanError> {

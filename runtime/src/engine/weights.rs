@@ -5,7 +5,7 @@ use bytes::Bytes;
 use cqc_kernels::arena::{ALIGN, Arena, Span, cast};
 use cqc_kernels::mapped::release;
 use cqc_kernels::{Conv, ConvShape, Isa, PackedCodes, PackedMatrix, ShapeError};
-use cqc_proto::plan::{Constant, Plan, validate};
+use cqc_proto::plan::{Constant, Plan, PlanError, validate};
 use cqc_proto::{DType, Tensor};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -16,6 +16,8 @@ pub struct Weights {
     plan: Plan,
     isa: Isa,
     bytes: Bytes,
+    /// What lies behind `bytes`, from the next multiple of [`ALIGN`] on.
+    more: Bytes,
     packed: Mutex<HashMap<PackKey, Arc<PackedMatrix>>>,
     packed_codes: Mutex<HashMap<PackKey, Arc<PackedCodes>>>,
     widened: Mutex<HashMap<usize, Bytes>>,
@@ -46,12 +48,31 @@ impl Weights {
     /// # Errors
     /// [`EngineError::Plan`].
     pub fn for_isa(plan: Plan, bytes: Bytes, isa: Isa) -> Result<Arc<Weights>, EngineError> {
-        validate(&plan, bytes.len() as u64)?;
-        let bytes = aligned(bytes);
+        Weights::in_two(plan, bytes, Bytes::new(), isa)
+    }
+
+    /// [`Weights::new`] of a weight section in two pieces, so that one with a few other constants can share the mapped file: `more` begins at
+    /// the next multiple of 64 behind `bytes`.
+    ///
+    /// # Errors
+    /// [`EngineError::Plan`].
+    pub fn in_two(plan: Plan, bytes: Bytes, more: Bytes, isa: Isa) -> Result<Arc<Weights>, EngineError> {
+        let base = if more.is_empty() { bytes.len() } else { bytes.len().next_multiple_of(ALIGN) };
+        validate(&plan, (base + more.len()) as u64)?;
+        let straddles = |c: &&Constant| {
+            let end = c.offset + c.stored_bytes().expect("validated: the sizes of a constant are known") as u64;
+            c.offset < base as u64 && end > bytes.len() as u64
+        };
+        if let Some(c) = plan.constants.iter().find(straddles) {
+            let (name, reason) = (c.name.clone(), "it lies in neither piece of the weights".into());
+            return Err(PlanError::Constant { name, reason }.into());
+        }
+        let (bytes, more) = (aligned(bytes), aligned(more));
         Ok(Arc::new(Weights {
             plan,
             isa,
             bytes,
+            more,
             packed: Default::default(),
             packed_codes: Default::default(),
             widened: Default::default(),
@@ -76,7 +97,7 @@ impl Weights {
     }
 
     /// Bytes of constant `i` as programs see them, floats in f32, aligned to 64.
-    pub(super) fn constant(&self, i: usize) -> Bytes {
+    pub(crate) fn constant(&self, i: usize) -> Bytes {
         let Constant { ty, codes, .. } = &self.plan.constants[i];
         if codes.is_none() && (!ty.dtype.is_float() || ty.dtype == DType::F32) {
             return self.stored(i);
@@ -90,7 +111,10 @@ impl Weights {
         let constant = &self.plan.constants[i];
         let len = constant.stored_bytes().expect("validated: the sizes of a constant are known");
         let start = constant.offset as usize;
-        self.bytes.slice(start..start + len)
+        match start.checked_sub(self.bytes.len().next_multiple_of(ALIGN)) {
+            Some(start) if !self.more.is_empty() => self.more.slice(start..start + len),
+            _ => self.bytes.slice(start..start + len),
+        }
     }
 
     /// A float or quantized constant in f32.

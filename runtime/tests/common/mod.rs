@@ -50,6 +50,7 @@ impl Build {
             prelude_steps: Program::default(),
             full: Program::default(),
             cache: None,
+            times: None,
         };
         Build { plan, weights: vec![] }
     }

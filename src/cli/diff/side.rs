@@ -72,7 +72,9 @@ fn of_model(path: &Path, sizes: &Sizes, like: Option<&Manifest>) -> Result<Side,
     let model = Model::load(path, &ModelOptions { import: sizes.import_options(), stop_after: None }, |_, _| {})?;
     let Lowered { plan, weights, .. } = match like {
         None => compile_evaluation(&model)?,
-        Some(like) => compile_loop(&model, &LoopOptions { sampler: like.sampler.clone(), steps: like.steps })?,
+        Some(like) => {
+            compile_loop(&model, &LoopOptions { sampler: like.sampler.clone(), steps: like.steps, any_steps: false })?
+        }
     };
     let source = SourceModel {
         blake3: model.blake3,

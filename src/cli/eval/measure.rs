@@ -24,7 +24,7 @@ pub struct Measure {
 
 impl Measure {
     pub fn open(args: &EvalArgs, artifact: &Path, reference: &Path) -> Result<Measure, Failure> {
-        let candidate = Denoiser::of(artifact, &artifact::open(artifact)?)?;
+        let candidate = Denoiser::with_steps(artifact, &artifact::open(artifact)?, args.steps)?;
         let reference = Denoiser::open(reference, || candidate.like(&args.sizes))?;
         let lockstep = Lockstep::open(&reference, &candidate, &args.sampling, args.shard)?;
         let shape = candidate.sample_shape()?;

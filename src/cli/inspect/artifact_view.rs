@@ -7,6 +7,7 @@ use crate::cli::text::{bytes, columns, grouped, short};
 use cqc_proto::ValueType;
 use cqc_proto::plan::{Alias, InputRole, Program, ProgramKind, Source};
 use cqc_runtime::engine::{Engine, EngineOptions};
+use cqc_runtime::retime::{Possible, possible};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -81,6 +82,10 @@ pub fn json(artifact: &Artifact) -> Result<Value, Failure> {
             "kind": sampler.kind, "timesteps": timesteps(artifact)?, "prediction": sampler.prediction_type,
             "guidance": manifest.guidance, "clip_sample": sampler.clip_sample,
             "set_alpha_to_one": sampler.set_alpha_to_one, "steps": manifest.steps, "config": sampler,
+            "possible_steps": match possible(manifest)? {
+                Possible::Any => json!("any"),
+                Possible::These(steps) => json!(steps),
+            },
         },
         "null": manifest.null,
         "programs": programs.collect::<Vec<_>>(),
@@ -135,16 +140,35 @@ fn loop_text(artifact: &Artifact, out: &mut String) -> Result<(), Failure> {
     let prediction = serde_json::to_value(manifest.sampler.prediction_type).unwrap_or_default();
     let _ = write!(
         out,
-        "\nloop\n  sampler    {}, {} steps, {} evaluations, prediction {}\n  time steps {shown}\n  guidance   {}\n{}{}",
+        "\nloop\n  sampler    {}, {} steps, {} evaluations, prediction {}\n  time steps {shown}\n  other steps {}\n  guidance   {}\n{}{}",
         manifest.sampler.kind,
         manifest.steps,
         steps.len(),
         prediction.as_str().unwrap_or("?"),
+        other_steps(artifact)?,
         if manifest.guidance == 1.0 { "off".to_string() } else { manifest.guidance.to_string() },
         caching_view::text(artifact),
         quant_view::text(artifact),
     );
     Ok(())
+}
+
+/// Which other numbers of steps `sample --steps` takes, and what becomes of what was fitted.
+fn other_steps(artifact: &Artifact) -> Result<String, Failure> {
+    let manifest = &artifact.manifest;
+    let possible = match possible(manifest)? {
+        Possible::Any => "any".to_string(),
+        Possible::These(steps) => {
+            let others = steps.iter().filter(|&&steps| steps != manifest.steps).map(usize::to_string);
+            others.collect::<Vec<_>>().join(", ")
+        }
+    };
+    let is_fitted = manifest.calibration.is_some();
+    Ok(match &possible[..] {
+        "" => "none".to_string(),
+        _ if is_fitted => format!("{possible}; ranges and corrections are interpolated between time steps"),
+        _ => possible,
+    })
 }
 
 fn programs_text(artifact: &Artifact, out: &mut String) -> Result<(), Failure> {

@@ -11,6 +11,7 @@ use cqc_passes::onnx::ImportError;
 use cqc_proto::sampler::SamplerConfigError;
 use cqc_runtime::denoise::DenoiseError;
 use cqc_runtime::engine::EngineError;
+use cqc_runtime::retime::RetimeError;
 use cqc_runtime::sampler::SamplerError;
 use std::path::Path;
 
@@ -157,6 +158,29 @@ impl From<CompileError> for Failure {
                     .help("export the model with a float time step, or use another --sampler or timestep_spacing")
             }
             CompileError::Bind(_) | CompileError::Lower(_) | CompileError::Temporary(_) => Failure::failed(what),
+        }
+    }
+}
+
+impl From<RetimeError> for Failure {
+    fn from(e: RetimeError) -> Failure {
+        let what = "the artifact cannot be run with so many steps";
+        match e {
+            RetimeError::Sampler(e) => e.into(),
+            RetimeError::Engine(e) => e.into(),
+            RetimeError::Unknown { timestep, possible } => {
+                let possible: Vec<String> = possible.iter().map(usize::to_string).collect();
+                Failure::usage(what)
+                    .fact("seen", format!("time step {timestep}, for which it has no tables"))
+                    .fact("allowed", possible.join(", "))
+                    .help("compile with --steps for that number, or with --any-steps")
+            }
+            RetimeError::Compensated => Failure::usage(what)
+                .fact("seen", &e)
+                .help("compile with --steps for that number, or without --variance-compensation"),
+            RetimeError::Fixed | RetimeError::Fractional { .. } => {
+                Failure::usage(what).fact("seen", &e).help("compile with --steps for that number")
+            }
         }
     }
 }

@@ -1,0 +1,417 @@
+//! The same loop with another number of steps.
+//!
+//! Everything that a compiled loop stores per evaluation belongs to a time step, so that rows for other time steps follow from it:
+//!
+//! | table | at time steps that were not compiled |
+//! |---|---|
+//! | what the network makes of the time step | computed, if the artifact keeps the program for it ([`Plan::times`]); else there is no such loop |
+//! | ranges of activations | linear in the time step between those of the nearest evaluations that have one |
+//! | corrections for quantization | likewise |
+//! | corrections of the cache | likewise among the evaluations that reuse the same one, from "as stored" at that one on |
+//! | full evaluations | those nearest in time to the compiled ones |
+//!
+//! So the cache is as old, in time steps, as it was when it was fitted. What the rows were fitted to, errors of the steps before, is another thing
+//! in a longer or shorter loop: measure with `cqc eval`, or compile again. Q&C's compensation is of steps, not of time steps, and has no
+//! meaning in another loop.
+
+use crate::engine::{Engine, EngineError, EngineOptions, Weights};
+use crate::sampler::{Sampler, SamplerError};
+use bytes::Bytes;
+use cqc_kernels::arena::ALIGN;
+use cqc_proto::cq::{Manifest, Schedule};
+use cqc_proto::plan::{InputRole, Plan, ProgramKind, Source};
+use cqc_proto::{DType, Dim, Tensor, ValueType};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Why a loop cannot be run with so many steps.
+#[derive(Debug, thiserror::Error)]
+pub enum RetimeError {
+    /// The sampler has no such trajectory.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+    /// Rows for a time step would have to be computed.
+    #[error("the artifact knows nothing of time step {timestep}")]
+    Unknown {
+        /// The time step.
+        timestep: f64,
+        /// Numbers of steps that lead to compiled time steps only.
+        possible: Vec<usize>,
+    },
+    /// The model takes whole time steps and the sampler's are not.
+    #[error("the model takes whole time steps, and these include {timestep}")]
+    Fractional {
+        /// The first that is not whole.
+        timestep: f64,
+    },
+    /// Its samples are corrected behind every step.
+    #[error("its samples are corrected behind each of the compiled steps (variance compensation)")]
+    Compensated,
+    /// A program of fixed batch is made for a number of evaluations.
+    #[error("its fixed batch ties it to the compiled number of evaluations")]
+    Fixed,
+    /// Computing tables failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// Numbers of steps that a loop can be run with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Possible {
+    /// Whatever the sampler takes.
+    Any,
+    /// These, ascending.
+    These(Vec<usize>),
+}
+
+/// Numbers of steps that the artifact can be run with.
+///
+/// # Errors
+/// [`RetimeError::Sampler`] if it cannot be run at all.
+pub fn possible(manifest: &Manifest) -> Result<Possible, RetimeError> {
+    let plan = &manifest.plan;
+    if check(manifest).is_err() {
+        return Ok(Possible::These(vec![manifest.steps]));
+    }
+    if plan.times.is_some() || time_tables(manifest).is_empty() {
+        return Ok(Possible::Any);
+    }
+    let known = timesteps(&Sampler::new(&manifest.sampler, manifest.steps)?);
+    let is_known = |steps: &usize| {
+        let sampler = Sampler::new(&manifest.sampler, *steps);
+        sampler.is_ok_and(|sampler| timesteps(&sampler).iter().all(|t| known.contains(t)))
+    };
+    Ok(Possible::These((1..=manifest.steps).filter(is_known).collect()))
+}
+
+/// The loop with `steps` sampling steps: the manifest for it and its constants, those of `bytes` and rows of tables.
+///
+/// # Errors
+/// [`RetimeError`].
+pub fn retime(manifest: &Manifest, bytes: &Bytes, steps: usize) -> Result<(Manifest, Arc<Weights>), RetimeError> {
+    let weights = Weights::new(manifest.plan.clone(), bytes.clone())?;
+    if steps == manifest.steps {
+        return Ok((manifest.clone(), weights));
+    }
+    check(manifest)?;
+    let from = timesteps(&Sampler::new(&manifest.sampler, manifest.steps)?);
+    let to = timesteps(&Sampler::new(&manifest.sampler, steps)?);
+    let is_whole = manifest.plan.inputs.iter().any(|i| i.role == InputRole::Timestep && !i.ty.dtype.is_float());
+    if let Some(&timestep) = to.iter().find(|t| is_whole && t.fract() != 0.0) {
+        return Err(RetimeError::Fractional { timestep });
+    }
+    let mut made = Tables { weights: &weights, from: &from, to: &to, rows: BTreeMap::new() };
+    made.of_time(manifest, bytes)?;
+    made.of_layers(manifest);
+    let full = manifest.plan.cache.as_ref().map(|cache| made.of_cache(manifest, &cache.full_evaluations));
+
+    let mut to_manifest = manifest.clone();
+    to_manifest.steps = steps;
+    if let Schedule::Cached(schedule) = &mut to_manifest.schedule {
+        (schedule.cost, schedule.uniform_cost) = (None, None);
+    }
+    let plan = &mut to_manifest.plan;
+    plan.evaluations = to.len();
+    // made for the compiled rows
+    plan.times = None;
+    if let (Some(cache), Some(full)) = (&mut plan.cache, full) {
+        cache.full_evaluations = full;
+    }
+    let base = bytes.len().next_multiple_of(ALIGN);
+    let mut more: Vec<u8> = Vec::new();
+    for (table, rows) in &made.rows {
+        more.resize(more.len().next_multiple_of(ALIGN), 0);
+        let constant = &mut plan.constants[*table];
+        let dtype = if constant.ty.dtype.is_float() { DType::F32 } else { constant.ty.dtype };
+        constant.ty = ValueType { dtype, shape: constant.ty.shape.clone() };
+        constant.ty.shape[0] = Dim::constant(to.len() as i64);
+        constant.offset = (base + more.len()) as u64;
+        rows.iter().for_each(|row| more.extend_from_slice(row));
+    }
+    let weights = Weights::in_two(plan.clone(), bytes.clone(), more.into(), weights.isa())?;
+    Ok((to_manifest, weights))
+}
+
+fn check(manifest: &Manifest) -> Result<(), RetimeError> {
+    let plan = &manifest.plan;
+    if manifest.quant.quantized().is_some_and(|q| q.compensation.is_some()) {
+        return Err(RetimeError::Compensated);
+    }
+    if plan.batch_symbol.is_none() && !plan.prelude_steps.steps.is_empty() && !plan.steps_one_by_one() {
+        return Err(RetimeError::Fixed);
+    }
+    Ok(())
+}
+
+fn timesteps(sampler: &Sampler) -> Vec<f64> {
+    sampler.evaluations().iter().map(|e| e.timestep).collect()
+}
+
+/// Tables that programs read.
+fn tables(plan: &Plan) -> BTreeSet<usize> {
+    let values = ProgramKind::ALL.into_iter().flat_map(|kind| &plan.program(kind).values);
+    let table = |source: &Source| match source {
+        Source::Table(i) => Some(*i),
+        _ => None,
+    };
+    values.filter_map(|v| table(&v.source)).collect()
+}
+
+/// Tables of the time step: those that no fit has made.
+fn time_tables(manifest: &Manifest) -> BTreeSet<usize> {
+    let mut fitted = BTreeSet::new();
+    for layer in manifest.quant.quantized().iter().flat_map(|q| &q.layers) {
+        fitted.extend(layer.inputs.iter().flat_map(|t| [t.scale, t.zero_point]));
+        fitted.extend(layer.correction.iter().flat_map(|c| [c.a, c.bias]));
+    }
+    if let Schedule::Cached(schedule) = &manifest.schedule {
+        let of = schedule.corrections.iter().flat_map(|c| [Some(c.scale), Some(c.shift), c.previous_scale]);
+        fitted.extend(of.flatten());
+    }
+    tables(&manifest.plan).difference(&fitted).copied().collect()
+}
+
+/// Rows in the making, as programs see them.
+struct Tables<'a> {
+    weights: &'a Weights,
+    from: &'a [f64],
+    to: &'a [f64],
+    /// By table, one per new evaluation.
+    rows: BTreeMap<usize, Vec<Bytes>>,
+}
+
+/// A row at another time step: `(1 − part) · first + part · second`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Between {
+    first: usize,
+    second: usize,
+    part: f64,
+}
+
+/// Where `t` lies among knots of time step and row; beyond them at the nearest. `None` without knots.
+fn between(knots: &[(f64, usize)], t: f64) -> Option<Between> {
+    let nearest = |above: bool| {
+        let side = knots.iter().filter(|(knot, _)| if above { *knot >= t } else { *knot <= t });
+        side.min_by(|a, b| (a.0 - t).abs().total_cmp(&(b.0 - t).abs()))
+    };
+    match (nearest(false), nearest(true)) {
+        (Some(&(low, first)), Some(&(high, second))) => {
+            let part = if high > low { (t - low) / (high - low) } else { 0.0 };
+            Some(Between { first, second, part })
+        }
+        (Some(&(_, only)), None) | (None, Some(&(_, only))) => Some(Between { first: only, second: only, part: 0.0 }),
+        (None, None) => None,
+    }
+}
+
+impl Between {
+    fn of(&self, rows: &[Vec<f32>]) -> Vec<f32> {
+        let pairs = rows[self.first].iter().zip(&rows[self.second]);
+        pairs.map(|(&a, &b)| (f64::from(a) + (f64::from(b) - f64::from(a)) * self.part) as f32).collect()
+    }
+}
+
+impl Tables<'_> {
+    /// A float table's compiled rows.
+    fn compiled(&self, table: usize) -> Vec<Vec<f32>> {
+        let bytes = self.weights.constant(table);
+        let values: &[f32] = bytemuck::cast_slice(&bytes);
+        values.chunks_exact(values.len() / self.from.len()).map(<[f32]>::to_vec).collect()
+    }
+
+    fn put(&mut self, table: usize, rows: impl Iterator<Item = Vec<f32>>) {
+        let bytes = rows.map(|row| Bytes::copy_from_slice(bytemuck::cast_slice(&row)));
+        self.rows.insert(table, bytes.collect());
+    }
+
+    /// What the network makes of the time step.
+    fn of_time(&mut self, manifest: &Manifest, bytes: &Bytes) -> Result<(), RetimeError> {
+        let plan = &manifest.plan;
+        let tables = time_tables(manifest);
+        if tables.is_empty() {
+            return Ok(());
+        }
+        let mut program = plan.time_plan().map(|plan| open(plan, bytes)).transpose()?;
+        for &t in self.to {
+            let known = self.from.iter().position(|&from| from == t);
+            let computed = match (&mut program, known) {
+                (_, Some(_)) => vec![],
+                (Some(engine), None) => evaluate(engine, t)?,
+                (None, None) => {
+                    let possible = match possible(manifest)? {
+                        Possible::Any => vec![],
+                        Possible::These(these) => these,
+                    };
+                    return Err(RetimeError::Unknown { timestep: t, possible });
+                }
+            };
+            for &table in &tables {
+                let row = match known {
+                    Some(e) => {
+                        let all = self.weights.constant(table);
+                        let size = all.len() / self.from.len();
+                        all.slice(e * size..(e + 1) * size)
+                    }
+                    None => {
+                        let at = plan.times.iter().flat_map(|times| &times.tables).position(|&of| of == table);
+                        let row = at
+                            .and_then(|at| computed.get(at))
+                            .ok_or(RetimeError::Unknown { timestep: t, possible: vec![] })?;
+                        row.bytes().clone()
+                    }
+                };
+                self.rows.entry(table).or_default().push(row);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ranges of activations, and corrections for quantization.
+    fn of_layers(&mut self, manifest: &Manifest) {
+        for layer in manifest.quant.quantized().iter().flat_map(|q| &q.layers) {
+            for input in &layer.inputs {
+                if self.rows.contains_key(&input.scale) {
+                    continue;
+                }
+                let scales = self.compiled(input.scale);
+                let ranges: Vec<Vec<f32>> = scales
+                    .iter()
+                    .zip(&self.compiled(input.zero_point))
+                    .map(|(scale, zero)| range_of(scale, zero))
+                    .collect();
+                let knots = self.knots(&scales);
+                let (mut new_scales, mut new_zeros) = (Vec::new(), Vec::new());
+                for &t in self.to {
+                    let (scale, zero) = match between(&knots, t) {
+                        // of a compiled evaluation: as it is
+                        Some(at) if at.first == at.second => {
+                            (scales[at.first].clone(), self.compiled(input.zero_point).swap_remove(at.first))
+                        }
+                        Some(at) => scale_of(&at.of(&ranges)),
+                        None => (scales[0].clone(), vec![0.0; scales[0].len()]),
+                    };
+                    new_scales.push(scale);
+                    new_zeros.push(zero);
+                }
+                self.put(input.scale, new_scales.into_iter());
+                self.put(input.zero_point, new_zeros.into_iter());
+            }
+            if let (Some(correction), Some(input)) = (layer.correction, layer.inputs.first()) {
+                let knots = self.knots(&self.compiled(input.scale));
+                for table in [correction.a, correction.bias] {
+                    let rows = self.compiled(table);
+                    let at = |t: &f64| between(&knots, *t).map_or_else(|| rows[0].clone(), |at| at.of(&rows));
+                    let new: Vec<Vec<f32>> = self.to.iter().map(at).collect();
+                    self.put(table, new.into_iter());
+                }
+            }
+        }
+    }
+
+    /// Evaluations that read what these are the scales of.
+    fn knots(&self, scales: &[Vec<f32>]) -> Vec<(f64, usize)> {
+        let is_read = |row: &[f32]| row.iter().any(|&scale| scale != 0.0);
+        self.from
+            .iter()
+            .zip(scales)
+            .enumerate()
+            .filter(|(_, (_, row))| is_read(row))
+            .map(|(e, (&t, _))| (t, e))
+            .collect()
+    }
+
+    /// Corrections of the cache; the full evaluations, ascending.
+    fn of_cache(&mut self, manifest: &Manifest, full: &[usize]) -> Vec<usize> {
+        // per new full evaluation, the compiled one that it stands for: the nearest of those that it is nearest to
+        let mut anchors: BTreeMap<usize, usize> = BTreeMap::from([(0, 0)]);
+        let distance = |new: usize, old: usize| (self.to[new] - self.from[old]).abs();
+        for &old in full {
+            let order = |a: &usize, b: &usize| distance(*a, old).total_cmp(&distance(*b, old));
+            let Some(new) = (0..self.to.len()).min_by(order) else { continue };
+            let stands_for = anchors.entry(new).or_insert(old);
+            if distance(new, old) < distance(new, *stands_for) {
+                *stands_for = old;
+            }
+        }
+        let corrections = match &manifest.schedule {
+            Schedule::Cached(schedule) => schedule.corrections.clone(),
+            Schedule::None => vec![],
+        };
+        for c in corrections {
+            for (table, as_stored) in [(Some(c.scale), 1.0), (Some(c.shift), 0.0), (c.previous_scale, 0.0)] {
+                let Some(table) = table else { continue };
+                let mut rows = self.compiled(table);
+                for &old in full {
+                    rows[old].fill(as_stored);
+                }
+                let new = (0..self.to.len()).map(|e| {
+                    let (_, &old) = anchors.range(..=e).next_back().expect("the first evaluation is full");
+                    let until = full.iter().copied().find(|&next| next > old).unwrap_or(self.from.len());
+                    let knots: Vec<(f64, usize)> = (old..until).map(|i| (self.from[i], i)).collect();
+                    between(&knots, self.to[e]).expect("it has the full evaluation").of(&rows)
+                });
+                let new: Vec<Vec<f32>> = new.collect();
+                self.put(table, new.into_iter());
+            }
+        }
+        anchors.into_keys().collect()
+    }
+}
+
+/// Least and greatest value per segment, one behind the other, of u8 codes.
+fn range_of(scale: &[f32], zero_point: &[f32]) -> Vec<f32> {
+    scale.iter().zip(zero_point).flat_map(|(s, z)| [-z * s, (255.0 - z) * s]).collect()
+}
+
+/// And back.
+fn scale_of(ranges: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let of = |range: &[f32]| {
+        let scale = (range[1] - range[0]) / 255.0;
+        let zero = if scale > 0.0 { (-range[0] / scale).round_ties_even().clamp(0.0, 255.0) } else { 0.0 };
+        (scale, zero)
+    };
+    ranges.chunks_exact(2).map(of).unzip()
+}
+
+fn open(plan: Plan, bytes: &Bytes) -> Result<Engine, RetimeError> {
+    let weights = Weights::new(plan, bytes.clone())?;
+    Ok(Engine::open(&weights, &EngineOptions { batch: 1, threads: 1, ..Default::default() })?)
+}
+
+/// A row of every table.
+fn evaluate(engine: &mut Engine, timestep: f64) -> Result<Vec<Tensor>, RetimeError> {
+    let input = &engine.plan().inputs[0];
+    let (name, ty, shape) = (input.name.clone(), input.ty.dtype, engine.input_shape(0).to_vec());
+    let count = shape.iter().product();
+    let value = if ty.is_float() {
+        Tensor::from_f32(&shape, &vec![timestep as f32; count])
+    } else {
+        Tensor::from_i64(&shape, &vec![timestep as i64; count])
+    };
+    let mut outputs = engine.run(&BTreeMap::from([(name, value)]))?;
+    let order: Vec<String> = engine.plan().outputs.iter().map(|o| o.name.clone()).collect();
+    Ok(order.iter().filter_map(|name| outputs.remove(name)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_lie_between_the_nearest_ones() {
+        let knots = [(30.0, 0), (20.0, 1), (10.0, 4)];
+        assert_eq!(between(&knots, 20.0), Some(Between { first: 1, second: 1, part: 0.0 }));
+        assert_eq!(between(&knots, 12.5), Some(Between { first: 4, second: 1, part: 0.25 }));
+        assert_eq!(between(&knots, 35.0), Some(Between { first: 0, second: 0, part: 0.0 }));
+        assert_eq!(between(&knots, 0.0), Some(Between { first: 4, second: 4, part: 0.0 }));
+        assert_eq!(between(&[], 0.0), None);
+        let rows = [vec![0.0], vec![1.0], vec![], vec![], vec![5.0]];
+        assert_eq!(between(&knots, 12.5).unwrap().of(&rows), [4.0]);
+    }
+
+    #[test]
+    fn ranges_survive_the_way_there_and_back() {
+        let (scale, zero) = (vec![0.5, 0.25], vec![10.0, 0.0]);
+        assert_eq!(scale_of(&range_of(&scale, &zero)), (scale, zero));
+    }
+}
