@@ -75,6 +75,11 @@ pub enum QuantizeError {
     File(#[from] FileError),
 }
 
+/// Evaluations, full and cached ones, of `batch` samples at once that [`quantize`] makes for `fit` samples, about, without the search for layers that stay float.
+pub fn evaluations_to_come(evaluations: usize, fit: usize, batch: usize, corrects: bool, reconstructs: bool) -> usize {
+    evaluations * fit.div_ceil(batch) * (3 + usize::from(corrects) + usize::from(reconstructs))
+}
+
 /// Fits ranges and corrections. `assembled` has the corrections `cache` of the cache, if any; `float` runs the same loop uncorrected.
 ///
 /// # Errors
@@ -107,8 +112,8 @@ pub fn quantize(
         Ok((Loop::open(&weights, float.sampler().clone(), float.is_guided(), &engine)?, places))
     };
     let (mut study, places) = open(&survey)?;
-    let extra = usize::from(!start.corrections.is_empty()) + usize::from(options.reconstruct);
-    let all = evaluations * fit.div_ceil(study.width()) * (3 + extra);
+    let corrects = !start.corrections.is_empty();
+    let all = evaluations_to_come(evaluations, fit, study.width(), corrects, options.reconstruct);
     progress.all = progress.done + all as u64;
     let (mut tables, codes) = stages.run("ranges", || -> Result<_, QuantizeError> {
         let selected = select(&options.select, &mut study, &request, fit, &mut progress)?;

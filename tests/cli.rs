@@ -415,3 +415,22 @@ fn export_writes_a_directory_that_explains_itself() {
     assert_eq!(elsewhere.code, 1, "a directory that is no export is not replaced");
     assert!(artifact.exists());
 }
+
+#[test]
+fn a_budget_decides_how_many_samples_are_calibrated_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let compile = |name: &str, options: &str| {
+        let output = dir.path().join(name);
+        let schedule = "--steps 4 --interval 2 --schedule uniform --cache-fit teacher-forced";
+        let ran = line(&format!("compile {} -o {} {schedule} {options}", model().display(), output.display()));
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        (std::fs::read(&output).unwrap(), ran.stderr)
+    };
+    let (hurried, said) = compile("hurried.cq", "--calib-samples 6 --budget 1ms");
+    assert!(said.contains("two calibration samples") && said.contains("--calib-samples 2"), "{said}");
+    assert!(hurried == compile("two.cq", "--calib-samples 2").0, "the budget is not in the file");
+    assert!(compile("patient.cq", "--calib-samples 4 --budget 2h").0 == compile("four.cq", "--calib-samples 4").0);
+    let output = dir.path().join("n.cq");
+    let ran = line(&format!("compile {} -o {} --interval 1 --budget 1h", model().display(), output.display()));
+    assert_eq!(ran.code, 2, "{}", ran.stderr);
+}

@@ -79,16 +79,10 @@ impl<'a> Study<'a> {
             return Err(CalibrateError::Samples(request.samples));
         }
         let steps: Vec<usize> = denoiser.sampler().evaluations().iter().map(|e| e.step).collect();
-        let (evaluations, width) = (steps.len(), width(&schedule, &steps, interval)?);
+        let width = width(&schedule, &steps, interval)?;
         let fit = request.samples - held_out(request.samples);
-        let is_auto = matches!(schedule, Wanted::Method(ScheduleKind::Auto));
-        let needs_output = is_auto || matches!(schedule, Wanted::Method(ScheduleKind::DpsOutput));
-        let output_samples = if needs_output { output_samples.min(fit) } else { 0 };
-        let batches = |samples: usize| samples.div_ceil(denoiser.width());
-        let pairs: usize = (0..evaluations).map(|t| t.min(width - 1)).sum();
-        let searched = if needs_output { batches(output_samples) * pairs + PROBES * evaluations / 2 } else { 0 };
-        let measured = if is_auto { 7 } else { 4 };
-        let all = evaluations * (batches(fit) * 3 + batches(request.samples - fit) * measured) + searched;
+        let output_samples = if needs_output(&schedule) { output_samples.min(fit) } else { 0 };
+        let all = evaluations_to_come(&schedule, interval, &steps, request.samples, output_samples, denoiser.width())?;
         let mut progress = Progress { done: 0, all: all as u64, call: progress };
         let observed = observe(denoiser, &request, fit, width, output_samples, &mut progress)?;
         let held = HeldOut::new(denoiser, &request, fit, &mut progress)?;
@@ -166,6 +160,36 @@ pub fn choose<'a>(denoiser: &'a mut Loop, options: CalibrationOptions<'a>) -> Re
 }
 
 /// Longest group that is observed.
+/// Whether the schedule is found by what older caches do to the output.
+fn needs_output(schedule: &Wanted) -> bool {
+    matches!(schedule, Wanted::Method(ScheduleKind::Auto | ScheduleKind::DpsOutput))
+}
+
+/// Evaluations, full and cached ones, of `batch` samples at once that [`choose`] makes, about. `steps` has the sampler step of each evaluation of the loop.
+///
+/// # Errors
+/// [`CalibrateError::Schedule`] for a given schedule that does not fit the loop.
+pub fn evaluations_to_come(
+    schedule: &Wanted,
+    interval: usize,
+    steps: &[usize],
+    samples: usize,
+    output_samples: usize,
+    batch: usize,
+) -> Result<usize, CalibrateError> {
+    let (evaluations, width) = (steps.len(), width(schedule, steps, interval)?);
+    let held = held_out(samples);
+    let fit = samples - held;
+    let batches = |samples: usize| samples.div_ceil(batch);
+    let pairs: usize = (0..evaluations).map(|t| t.min(width - 1)).sum();
+    let searched = match needs_output(schedule) {
+        true => batches(output_samples.min(fit)) * pairs + PROBES * evaluations / 2,
+        false => 0,
+    };
+    let measured = if matches!(schedule, Wanted::Method(ScheduleKind::Auto)) { 7 } else { 4 };
+    Ok(evaluations * (batches(fit) * 3 + batches(held) * measured) + searched)
+}
+
 fn width(schedule: &Wanted, steps: &[usize], interval: usize) -> Result<usize, CalibrateError> {
     let evaluations = steps.len();
     let sampler_steps = steps.last().map_or(1, |s| s + 1);

@@ -1,5 +1,6 @@
 //! `compile`: a model becomes an artifact.
 
+mod budget;
 mod caching;
 mod page;
 mod quantizing;
@@ -155,8 +156,10 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
         true => Some(cut_loop(&model, &options, &args.caching.cut)?),
         false => None,
     };
-    let trajectory = trajectory(args, &model, &sampler, &null);
+    let mut trajectory = trajectory(args, &model, &sampler, &null);
     let stages = stages(args, &model, &options)?;
+    trajectory.samples = afforded(args, &model, &options, cached.as_ref(), &trajectory, &stages)?;
+    let trajectory = trajectory;
     let correct = args.correct.contains(&Correct::Cache);
     let decide =
         |cached: &CachedLoop| caching::decide(&args.caching, correct, &model, cached, &trajectory, &stages, quiet);
@@ -231,6 +234,25 @@ fn quantize(
     }
 }
 
+/// Calibration samples that `--budget` is enough for.
+fn afforded(
+    args: &CompileArgs,
+    model: &Model,
+    options: &LoopOptions,
+    cached: Option<&CachedLoop>,
+    trajectory: &Trajectory,
+    stages: &Stages,
+) -> Result<usize, Failure> {
+    let Some(budget) = args.caching.budget else { return Ok(trajectory.samples) };
+    let (quant, correct) = (args.quant, &args.correct[..]);
+    if cached.is_none() && quant == Quant::None {
+        return Err(Failure::usage("--budget: nothing is calibrated").help("leave it out"));
+    }
+    let float = cached.map_or_else(|| compile_loop(model, options), CachedLoop::uncorrected)?;
+    let work = budget::Work { caching: &args.caching, quantizing: &args.quantizing, quant, correct };
+    budget::samples(budget, &work, model, &float, trajectory, stages)
+}
+
 /// Where results of calibration are kept, for this model and loop.
 fn stages(args: &CompileArgs, model: &Model, options: &LoopOptions) -> Result<Stages, Failure> {
     let Some(directory) = &args.caching.work_dir else { return Ok(Stages::none()) };
@@ -254,6 +276,7 @@ fn trajectory<'a>(args: &CompileArgs, model: &Model, sampler: &'a SamplerConfig,
     Trajectory {
         sampler,
         steps: args.steps,
+        samples: args.caching.samples(),
         guidance: args.guidance.unwrap_or(1.0),
         null_label: args.null_label,
         unconditional: null.iter().map(tensor).collect(),

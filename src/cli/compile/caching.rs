@@ -26,6 +26,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Caching and its calibration")]
@@ -64,6 +65,9 @@ pub struct CachingArgs {
     /// Value of a conditioning input for the calibration samples, one row per sample or one for all. Repeatable
     #[arg(long, value_name = "NAME=FILE")]
     pub cond: Vec<NamedFile>,
+    /// Calibrate within about this time, e.g. 20m or 90s: on fewer samples where all would take longer
+    #[arg(long, value_name = "TIME", conflicts_with = "calib_noise", value_parser = humantime::parse_duration)]
+    pub budget: Option<Duration>,
     /// Keep the results of calibration in this directory and go on from them after an interruption
     #[arg(long, value_name = "DIR")]
     pub work_dir: Option<PathBuf>,
@@ -75,7 +79,7 @@ pub struct CachingArgs {
 const SAMPLES: usize = 16;
 
 /// Samples on which all pairs of evaluations are tried.
-const OUTPUT_SAMPLES: usize = 8;
+pub const OUTPUT_SAMPLES: usize = 8;
 
 /// `--schedule`.
 #[derive(Clone, Debug, PartialEq)]
@@ -133,6 +137,11 @@ fn quadratic(text: &str) -> Result<Quadratic, String> {
 }
 
 impl CachingArgs {
+    /// Calibration samples asked for.
+    pub fn samples(&self) -> usize {
+        self.calib_samples.map_or(SAMPLES, |n| n as usize)
+    }
+
     /// Whether anything is cached.
     pub fn caches(&self) -> bool {
         self.interval > 1 && self.schedule != ScheduleArg::None
@@ -143,6 +152,8 @@ impl CachingArgs {
 pub struct Trajectory<'a> {
     pub sampler: &'a SamplerConfig,
     pub steps: usize,
+    /// Calibration samples, if their noise is not given.
+    pub samples: usize,
     pub guidance: f32,
     pub null_label: Option<i64>,
     /// What guidance's unconditional half gets.
@@ -168,12 +179,7 @@ pub fn decide(
     let request = calibration_request(args, model, trajectory)?;
     let sampler = Sampler::new(trajectory.sampler, trajectory.steps)?;
     let evaluations = sampler.evaluations().len();
-    let schedule = match &args.schedule {
-        ScheduleArg::None => unreachable!("nothing would be cached"),
-        ScheduleArg::Quadratic => Wanted::Method(ScheduleKind::Quadratic(Quadratic::around(evaluations))),
-        ScheduleArg::Method(kind) => Wanted::Method(kind.clone()),
-        ScheduleArg::File(path) => Wanted::Given(read_schedule(path)?),
-    };
+    let schedule = wanted(args, evaluations)?;
     let mut denoiser = open_loop(args, &cached.uncorrected()?, trajectory, request.samples)?;
     check_cut(&mut denoiser, &request)?;
 
@@ -204,6 +210,19 @@ pub fn decide(
     })?;
     drop(shown);
     Ok(Decision { choice, calibration: Calibration { samples, seed, select: "random".into() } })
+}
+
+/// The schedule asked for.
+///
+/// # Panics
+/// When nothing is cached.
+pub fn wanted(args: &CachingArgs, evaluations: usize) -> Result<Wanted, Failure> {
+    Ok(match &args.schedule {
+        ScheduleArg::None => unreachable!("nothing would be cached"),
+        ScheduleArg::Quadratic => Wanted::Method(ScheduleKind::Quadratic(Quadratic::around(evaluations))),
+        ScheduleArg::Method(kind) => Wanted::Method(kind.clone()),
+        ScheduleArg::File(path) => Wanted::Given(read_schedule(path)?),
+    })
 }
 
 /// What calibration depends on besides the loop: the samples and how many are computed at once.
@@ -274,7 +293,7 @@ fn read_schedule(path: &Path) -> Result<Vec<usize>, Failure> {
 pub fn calibration_request(args: &CachingArgs, model: &Model, trajectory: &Trajectory) -> Result<Request, Failure> {
     let noise = args.calib_noise.as_ref().map(|path| read_array(path, "noise")).transpose()?;
     let rows = noise.as_ref().map(|t| t.shape().first().copied().unwrap_or(0));
-    let samples = rows.unwrap_or(args.calib_samples.map_or(SAMPLES, |n| n as usize));
+    let samples = rows.unwrap_or(trajectory.samples);
     let mut conditions = request::read_named(&args.cond)?;
     let labels: Vec<i64> = match (&args.labels[..], trajectory.null_label) {
         ([], Some(null)) if conditions.is_empty() && null > 0 => (0..null).collect(),
