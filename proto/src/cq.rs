@@ -11,7 +11,7 @@
 //! | 64.. | section table, 64 bytes each: name (8, ASCII, padded with zeros), offset (8), length (8), blake3 (32), zero (8) |
 //! | then | the sections, ascending, zeros between them |
 //!
-//! Integers are little endian. The section `manifest` is the JSON of a [`Manifest`], `weights` holds the constants of its
+//! Integers are little endian. The section `manifest` is the JSON of a [`Manifest`], since version 4 in zlib's format, `weights` holds the constants of its
 //! plan. Readers skip sections they do not know. [`write()`] makes a file, [`Artifact::read`] checks everything once.
 
 mod read;
@@ -29,10 +29,11 @@ use std::collections::BTreeMap;
 /// The first bytes of every artifact. As in PNG, they show whether the file passed through a text mode.
 pub const MAGIC: [u8; 8] = *b"\x89CQC\r\n\x1a\n";
 
-/// The version that is written, and the newest that is read. 2 added caching, 3 quantization.
-pub const VERSION: u32 = 3;
+/// The version that is written, and the newest that is read. 2 added caching, 3 quantization, 4 packs the manifest and may keep what makes tables
+/// ([`Plan::times`]).
+pub const VERSION: u32 = 4;
 
-/// Longest manifest that is read, in bytes.
+/// Longest manifest that is read, in bytes, unpacked.
 pub const MAX_MANIFEST: u64 = 64 << 20;
 
 /// Most sections of a file.

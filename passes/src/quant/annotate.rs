@@ -124,7 +124,8 @@ pub fn annotate(bound: &mut Bound, survey: &Survey, tables: &QuantTables, extra:
             let of = format!("{}#{i}", site.name);
             [
                 add(table_name(&of, "scale"), &table.scale, false),
-                add(table_name(&of, "zero_point"), &table.zero_point, false),
+                // whole numbers that f16 holds exactly
+                add(table_name(&of, "zero_point"), &table.zero_point, true),
             ]
         })
         .collect();

@@ -3,6 +3,8 @@
 use super::*;
 use crate::plan::{PlanError, validate};
 use bytes::Bytes;
+use miniz_oxide::inflate::{TINFLStatus, decompress_to_vec_zlib_with_limit};
+use std::borrow::Cow;
 
 /// An artifact that passed every check.
 #[derive(Clone, Debug)]
@@ -102,8 +104,19 @@ impl Artifact {
     }
 }
 
-fn parse(json: &[u8], version: u32) -> Result<Manifest, CqError> {
-    let manifest: Manifest = serde_json::from_slice(json)?;
+fn parse(stored: &[u8], version: u32) -> Result<Manifest, CqError> {
+    let json = match version {
+        // before version 4 as it is
+        ..4 => Cow::Borrowed(stored),
+        _ => Cow::Owned(decompress_to_vec_zlib_with_limit(stored, MAX_MANIFEST as usize).map_err(|e| {
+            let reason = match e.status {
+                TINFLStatus::HasMoreOutput => format!("more than {MAX_MANIFEST} bytes when unpacked"),
+                _ => "it cannot be unpacked".into(),
+            };
+            CqError::Section { section: "manifest".into(), reason }
+        })?),
+    };
+    let manifest: Manifest = serde_json::from_slice(&json)?;
     if manifest.format_version != version {
         let reason = format!("format version {}, the header says {version}", manifest.format_version);
         return Err(CqError::Manifest { reason });

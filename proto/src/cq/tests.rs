@@ -142,6 +142,10 @@ fn every_flipped_bit_and_every_truncation_is_an_error() {
 
 /// The file with another manifest and hashes that fit.
 fn with_manifest(good: &[u8], json: &[u8]) -> Vec<u8> {
+    with_packed(good, &miniz_oxide::deflate::compress_to_vec_zlib(json, 1))
+}
+
+fn with_packed(good: &[u8], json: &[u8]) -> Vec<u8> {
     let sections: Vec<Section> = good[HEADER..HEADER + 2 * ENTRY].chunks(ENTRY).map(Section::from_bytes).collect();
     let weights = &good[sections[1].offset as usize..][..sections[1].len as usize];
     let offset = (192 + json.len() as u64).next_multiple_of(WEIGHTS_ALIGN);
@@ -227,6 +231,12 @@ fn random_bytes_inside_the_manifest_never_panic() {
     }
     let deep = "[".repeat(1 << 20);
     assert!(matches!(read(&with_manifest(&good, deep.as_bytes())), Err(CqError::Json(_))));
+    for (packed, says) in [(vec![b' '; MAX_MANIFEST as usize + 1], "more than 67108864 bytes"), (vec![], "unpacked")] {
+        let packed =
+            if packed.is_empty() { json.clone() } else { miniz_oxide::deflate::compress_to_vec_zlib(&packed, 1) };
+        let said = read(&with_packed(&good, &packed)).unwrap_err().to_string();
+        assert!(said.contains(says), "{said}");
+    }
 }
 
 #[test]
@@ -238,7 +248,7 @@ fn files_that_are_something_else_say_so() {
     assert!(matches!(read(b""), Err(CqError::NotCq)));
     let mut newer = artifact();
     newer[8] = VERSION as u8 + 1;
-    assert_eq!(read(&newer).unwrap_err().to_string(), "format version 4 is newer than 3, the newest this cqc reads");
+    assert_eq!(read(&newer).unwrap_err().to_string(), "format version 5 is newer than 4, the newest this cqc reads");
     let mut damaged = artifact();
     *damaged.last_mut().unwrap() ^= 1;
     assert_eq!(read(&damaged).unwrap_err().to_string(), "section `weights` is damaged: its blake3 hash is another");

@@ -44,6 +44,9 @@ pub enum WriteError {
     },
 }
 
+/// How hard manifests are packed, of 10: more costs time for next to nothing.
+const DEFLATE_LEVEL: u8 = 6;
+
 /// Gives every constant its offset, in order, and returns the length of the weights section.
 pub fn lay_out(constants: &mut [Constant]) -> u64 {
     constants.iter_mut().fold(0, |end: u64, constant| {
@@ -103,12 +106,13 @@ pub fn encode<W: Write + Seek>(
     if json.len() as u64 > MAX_MANIFEST {
         return Err(unreadable(format!("{} bytes, at most {MAX_MANIFEST} are read", json.len())));
     }
+    let packed = miniz_oxide::deflate::compress_to_vec_zlib(&json, DEFLATE_LEVEL);
     let io_error = |source| WriteError::Io { path: PathBuf::new(), source };
     let first = (HEADER + 2 * ENTRY) as u64;
     let mut writer = Hashing { out, at: 0, hasher: blake3::Hasher::new() };
-    writer.zeros_to(first).and_then(|()| writer.begin().write_all(&json)).map_err(io_error)?;
-    let manifest_section = Section { name: MANIFEST, offset: first, len: json.len() as u64, hash: writer.hash() };
-    let offset = (first + json.len() as u64).next_multiple_of(WEIGHTS_ALIGN);
+    writer.zeros_to(first).and_then(|()| writer.begin().write_all(&packed)).map_err(io_error)?;
+    let manifest_section = Section { name: MANIFEST, offset: first, len: packed.len() as u64, hash: writer.hash() };
+    let offset = (first + packed.len() as u64).next_multiple_of(WEIGHTS_ALIGN);
     writer.zeros_to(offset).map_err(io_error)?;
     writer.begin();
     for (i, constant) in constants.iter().enumerate() {
