@@ -361,7 +361,8 @@ fn integers_are_what_rounded_floats_stand_for() {
             // an activation that lies between two levels may take the other one, as it does when the sample changes by parts in a million
             let [found, chaos] = [&integers, &nudged].map(|l| sqnr(l.output(), floats.output()));
             println!("evaluation {evaluation}: {found:.1} dB, {chaos:.1} dB from a nudged sample");
-            assert!(found > chaos.min(60.0) - 3.0, "evaluation {evaluation}: {found:.1} dB, nudged {chaos:.1} dB");
+            // a single level, early, is worth 46 dB here
+            assert!(found > chaos.min(45.0) - 3.0, "evaluation {evaluation}: {found:.1} dB, nudged {chaos:.1} dB");
             for (l, trajectory) in [&floats, &integers, &nudged].into_iter().zip(&mut trajectories) {
                 l.advance(trajectory, floats.output());
             }

@@ -87,18 +87,21 @@ pub fn table_name(of: &str, what: &str) -> String {
 /// evaluation. A table that f16 cannot hold to a part in a thousand stays as it is.
 pub fn narrow_tables(bound: &mut Bound) {
     for (_, table) in &mut bound.tables {
-        narrow(table);
+        narrow(table, TOLERANCE);
     }
 }
 
-fn narrow(table: &mut Tensor) {
+/// What f16 may change in a table that does not choose levels, of the value or of a thousandth of the largest one.
+const TOLERANCE: f32 = 1e-3;
+
+fn narrow(table: &mut Tensor, tolerance: f32) {
     if table.dtype() != DType::F32 {
         return;
     }
     let half = table.to_float(DType::F16);
     let values = table.to_f32_vec();
     let most = values.iter().fold(0.0, |most: f32, v| most.max(v.abs()));
-    let close = |(a, b): (&f32, f32)| (a - b).abs() <= 1e-3 * a.abs().max(1e-3 * most);
+    let close = |(a, b): (&f32, f32)| (a - b).abs() <= tolerance * a.abs().max(1e-3 * most);
     if values.iter().zip(half.to_f32_vec()).all(close) {
         *table = half;
     }
@@ -109,11 +112,12 @@ fn narrow(table: &mut Tensor) {
 /// # Errors
 /// [`OpError`] when a rewritten node does not type-check: a bug here.
 pub fn annotate(bound: &mut Bound, survey: &Survey, tables: &QuantTables, extra: Extra) -> Result<(), OpError> {
-    let mut add = |name: String, values: &[f32], half: bool| {
+    let mut add = |name: String, values: &[f32], exactly: bool| {
         let width = values.len() / tables.evaluations;
         let mut tensor = Tensor::from_f32(&[tables.evaluations, width], values);
-        if half && !extra.shadows {
-            narrow(&mut tensor);
+        // fits write f32
+        if !extra.shadows {
+            narrow(&mut tensor, if exactly { 0.0 } else { TOLERANCE });
         }
         bound.tables.push((name, tensor));
         bound.tables.len() - 1
@@ -123,8 +127,7 @@ pub fn annotate(bound: &mut Bound, survey: &Survey, tables: &QuantTables, extra:
         .map(|((i, site), table)| {
             let of = format!("{}#{i}", site.name);
             [
-                add(table_name(&of, "scale"), &table.scale, false),
-                // whole numbers that f16 holds exactly
+                add(table_name(&of, "scale"), &table.scale, true),
                 add(table_name(&of, "zero_point"), &table.zero_point, true),
             ]
         })
@@ -134,7 +137,7 @@ pub fn annotate(bound: &mut Bound, survey: &Survey, tables: &QuantTables, extra:
         .iter()
         .map(|(&layer, c)| {
             let key = &survey.layers[layer].key;
-            (layer, [add(table_name(key, "a"), &c.a, true), add(table_name(key, "bias"), &c.bias, true)])
+            (layer, [add(table_name(key, "a"), &c.a, false), add(table_name(key, "bias"), &c.bias, false)])
         })
         .collect();
     let layers = survey.layers.iter().enumerate().map(|(i, layer)| (layer.key.as_str(), i)).collect();

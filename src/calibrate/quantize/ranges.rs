@@ -82,12 +82,18 @@ pub(crate) fn ranges(
         for (segment, rows) in found.iter().enumerate() {
             for (t, range) in rows.iter().enumerate() {
                 let (scale, zero) = range.map_or((0.0, 0), |range| range.parameters(BITS));
-                table.scale[t * found.len() + segment] = scale;
+                table.scale[t * found.len() + segment] = storable(scale);
                 table.zero_point[t * found.len() + segment] = f32::from(zero);
             }
         }
     }
     Ok(tables)
+}
+
+/// The nearest scale that f16 holds, so that tables take half the room: a 2000th at most. Scales beyond its normal numbers stay.
+fn storable(scale: f32) -> f32 {
+    let near = half::f16::from_f32(scale);
+    if near.is_normal() { near.to_f32() } else { scale }
 }
 
 /// Lets consecutive evaluations share ranges; those that do not read the site have none.
