@@ -297,7 +297,7 @@ fn models_and_artifacts_can_be_inspected() {
     assert!(first.stdout.contains("graph(") && first.stdout.contains("sigmoid("), "nothing is fused yet");
 
     let json = line(&format!("inspect {} --json", artifact.display())).json();
-    assert_eq!(json["format_version"], 3);
+    assert_eq!(json["format_version"], cqc_proto::cq::VERSION);
     assert_eq!(json["sampler"]["timesteps"], serde_json::json!([750, 500, 250, 0]));
     assert_eq!(json["sampler"]["clip_sample"], true);
     assert_eq!((&json["schedule"]["kind"], &json["quant"]["kind"]), (&"none".into(), &"none".into()));
@@ -433,4 +433,21 @@ fn a_budget_decides_how_many_samples_are_calibrated_on() {
     let output = dir.path().join("n.cq");
     let ran = line(&format!("compile {} -o {} --interval 1 --budget 1h", model().display(), output.display()));
     assert_eq!(ran.code, 2, "{}", ran.stderr);
+}
+
+#[test]
+fn kernels_are_compared_layer_by_layer() {
+    let artifact = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/artifacts/v4.cq");
+    let json = line(&format!("bench {} --kernels --repeat 2 --json", artifact.display())).json();
+    let layers = json["layers"].as_array().unwrap();
+    assert!(layers.iter().any(|l| l["program"] == "full") && layers.iter().any(|l| l["program"] == "cached"));
+    for layer in layers {
+        let is_positive = |key: &str| layer[key].as_f64().is_some_and(|v| v > 0.0);
+        assert!(["int8_ms", "f32_ms", "macs", "bytes"].into_iter().all(is_positive), "{layer}");
+    }
+    let text = line(&format!("bench {} --kernels --repeat 1", artifact.display()));
+    assert!(text.stdout.contains("full: ") && text.stdout.contains("than a tenth"), "{}", text.stdout);
+    let (_dir, float) = compiled(4);
+    assert_eq!(line(&format!("bench {} --kernels", float.display())).code, 2);
+    assert_eq!(line(&format!("bench {} --kernels", model().display())).code, 2);
 }

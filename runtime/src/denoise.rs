@@ -213,6 +213,11 @@ impl Loop {
         &self.engine
     }
 
+    /// Forgets the times measured so far: see [`Engine::reset_profile`].
+    pub fn reset_profile(&mut self) {
+        self.engine.reset_profile();
+    }
+
     /// Overwrites one row of a table: see [`Engine::set_table_row`].
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Build, f32s, shape};
+use cqc_proto::Tensor;
 use cqc_proto::op::{Act, ConvLayout, Op};
 use cqc_proto::plan::{Cache, CacheSlot, InputRole, ProgramKind, Source};
 use cqc_proto::sampler::{SamplerConfig, SamplerKind};
@@ -11,6 +12,8 @@ use cqc_runtime::engine::{EngineOptions, Weights};
 use cqc_runtime::sampler::Sampler;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use std::alloc::System;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 
 use ProgramKind::{Cached, Full};
 
@@ -62,8 +65,12 @@ fn denoiser(evaluations: usize) -> Build {
     b
 }
 
+/// Tests would count each other's allocations.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 #[test]
 fn evaluations_allocate_nothing() {
+    let _alone = ONE_AT_A_TIME.lock();
     for kind in [SamplerKind::Ddim, SamplerKind::Plms, SamplerKind::DpmPp2m] {
         let sampler = Sampler::new(&SamplerConfig::of_kind(kind), 6).unwrap();
         let b = denoiser(sampler.evaluations().len());
@@ -73,14 +80,15 @@ fn evaluations_allocate_nothing() {
         let slow: Vec<_> = denoiser.engine().profile().into_iter().filter(|s| s.reference).map(|s| s.name).collect();
         assert!(slow.is_empty(), "{slow:?}");
         // what is left over by other threads (their start, the test's own) does not come every time, what the loop does would
-        let counts: Vec<usize> = (0..20).map(|_| allocations_of_a_trajectory(&mut denoiser)).collect();
+        let counts: Vec<usize> = (0..20).map(|_| allocations_of_a_trajectory(&mut denoiser, BTreeMap::new())).collect();
         assert!(counts.contains(&0), "{kind}: {counts:?}");
     }
 }
 
 /// After its first evaluation.
-fn allocations_of_a_trajectory(denoiser: &mut Loop) -> usize {
-    let mut trajectory = denoiser.begin(&Request { samples: 2, guidance: 1.0, ..Request::default() }, 0).unwrap();
+fn allocations_of_a_trajectory(denoiser: &mut Loop, conditions: BTreeMap<String, Tensor>) -> usize {
+    let request = Request { samples: 2, guidance: 1.0, conditions, ..Request::default() };
+    let mut trajectory = denoiser.begin(&request, 0).unwrap();
     denoiser.step(&mut trajectory).unwrap();
     let before = ALLOCATOR.stats();
     while trajectory.next() < denoiser.sampler().evaluations().len() {
@@ -89,4 +97,21 @@ fn allocations_of_a_trajectory(denoiser: &mut Loop) -> usize {
     let after = ALLOCATOR.stats();
     assert!(trajectory.x().iter().all(|x| x.is_finite()));
     after.allocations + after.reallocations - before.allocations - before.reallocations
+}
+
+/// Codes between layers, products of integers, corrections of the cache.
+#[test]
+fn evaluations_of_integers_allocate_nothing() {
+    let _alone = ONE_AT_A_TIME.lock();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/artifacts/v4.cq");
+    let artifact = cqc_proto::cq::Artifact::read(std::fs::read(path).unwrap().into()).unwrap();
+    let sampler = Sampler::new(&artifact.manifest.sampler, artifact.manifest.steps).unwrap();
+    let weights = Weights::new(artifact.manifest.plan, artifact.weights).unwrap();
+    let options = EngineOptions { batch: 2, threads: 2, ..EngineOptions::default() };
+    let mut denoiser = Loop::open(&weights, sampler, false, &options).unwrap();
+    assert!(denoiser.engine().profile().iter().any(|step| step.integers && step.program == Cached));
+    let labels = Tensor::from_i64(&[2], &[1, 2]);
+    let conditions = || [("class_labels".to_string(), labels.clone())].into();
+    let counts: Vec<usize> = (0..20).map(|_| allocations_of_a_trajectory(&mut denoiser, conditions())).collect();
+    assert!(counts.contains(&0), "{counts:?}");
 }

@@ -1,6 +1,7 @@
 //! `bench`: how long a step and a loop take.
 
 mod artifact_bench;
+mod kernels;
 mod model_bench;
 
 use super::args::{Sizes, Threads};
@@ -9,7 +10,9 @@ use super::text::{bytes, short};
 use super::{artifact, measure, term};
 use clap::Args;
 use cqc::io::{Overwrite, check_target};
+use cqc::report::cost::{StepWork, work_of_steps};
 use cqc_kernels::Isa;
+use cqc_proto::plan::{Plan, ProgramKind};
 use cqc_runtime::engine::StepProfile;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -33,9 +36,12 @@ pub struct BenchArgs {
     /// Loops (.cq) or evaluations (.onnx) to time [default: as many as take a few seconds]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     repeat: Option<u32>,
-    /// Also measure every operator and print time per kind and per step; slows the rest a little
+    /// Also measure every operator and print time, work and share of the measured peak per kind and per step; slows the rest a little
     #[arg(long)]
     profile: bool,
+    /// Quantized .cq: time every layer once as it runs and once in f32, in turn, and name those that integers make slower
+    #[arg(long, conflicts_with_all = ["profile", "inputs", "output"])]
+    kernels: bool,
     /// .onnx: read inputs from raw little-endian files PREFIX.in.NAME.bin
     #[arg(long, value_name = "PREFIX")]
     inputs: Option<String>,
@@ -94,6 +100,8 @@ struct ProfiledStep {
     /// Mean over its calls.
     ms: f64,
     calls: u64,
+    #[serde(flatten)]
+    work: StepWork,
     /// Runs through its slow definition.
     reference: bool,
 }
@@ -101,6 +109,9 @@ struct ProfiledStep {
 pub fn bench(args: &BenchArgs, quiet: bool) -> Result<(), Failure> {
     let overwrite = if args.force { Overwrite::Allow } else { Overwrite::Refuse };
     args.output.iter().try_for_each(|path| check_target(path, overwrite))?;
+    if args.kernels {
+        return kernels::compare(args, quiet);
+    }
     let measured = if artifact::is_artifact(&args.model) {
         artifact_bench::measure(args, quiet)?
     } else {
@@ -109,9 +120,15 @@ pub fn bench(args: &BenchArgs, quiet: bool) -> Result<(), Failure> {
     if args.json { term::print_json(&measured) } else { term::print(&text(&measured)) }
 }
 
-fn profiled(steps: Vec<StepProfile>) -> Vec<ProfiledStep> {
+fn profiled(plan: &Plan, steps: Vec<StepProfile>) -> Vec<ProfiledStep> {
+    let works = ProgramKind::ALL.map(|kind| work_of_steps(plan, plan.program(kind)));
     let called = steps.into_iter().filter(|s| s.calls > 0);
+    let work = |s: &StepProfile| {
+        let key = (s.name.clone(), s.op.clone());
+        works[s.program as usize].get(&key).copied().unwrap_or_default()
+    };
     let profiled = called.map(|s| ProfiledStep {
+        work: work(&s),
         program: s.program.to_string(),
         op: if s.integers { format!("{} int8", s.op) } else { s.op },
         name: s.name,
@@ -164,31 +181,61 @@ fn text(m: &Measured) -> String {
     if let Some(path) = &m.output {
         let _ = writeln!(out, "output       {}", path.display());
     }
-    profile_text(&m.profile, &mut out);
+    profile_text(m, &mut out);
     out
 }
 
-fn profile_text(steps: &[ProfiledStep], out: &mut String) {
+/// What the steps of one kind take and do in a run of their program.
+#[derive(Default)]
+struct Kind {
+    ms: f64,
+    count: usize,
+    work: StepWork,
+}
+
+fn profile_text(m: &Measured, out: &mut String) {
+    let steps = &m.profile;
     if steps.is_empty() {
         return;
     }
-    let mut kinds: BTreeMap<(&str, &str), (f64, usize)> = BTreeMap::new();
+    let mut kinds: BTreeMap<(&str, &str), Kind> = BTreeMap::new();
     for s in steps {
-        let (ms, count) = kinds.entry((&s.program, &s.op)).or_default();
-        *ms += s.ms;
-        *count += 1;
+        let kind = kinds.entry((&s.program, &s.op)).or_default();
+        kind.ms += s.ms;
+        kind.count += 1;
+        kind.work.macs += s.work.macs;
+        kind.work.bytes += s.work.bytes;
     }
+    // multiplying integers has a higher peak: shares of more than 100 % are possible there
+    let peak = m.isa.map(|isa| measure::peak_flops(isa, m.threads));
+    let of_peak = |work: &StepWork, ms: f64| match peak {
+        Some(peak) if work.macs > 0 && ms > 0.0 => {
+            format!("{:4.0} %", 2.0 * work.macs as f64 * m.rows as f64 / (ms / 1e3) / peak * 100.0)
+        }
+        _ => String::new(),
+    };
+    let speed = |work: &StepWork, ms: f64| match ms > 0.0 {
+        true => format!("{:.1}", work.bytes as f64 * m.rows as f64 / 1e6 / ms),
+        false => String::new(),
+    };
     let all: f64 = steps.iter().filter(|s| s.program == "full").map(|s| s.ms).sum();
     let mut kinds: Vec<_> = kinds.into_iter().collect();
-    kinds.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
-    let _ = writeln!(out, "\nper kind of operator (ms per run of its program; share of the full step)");
-    for ((program, op), (ms, count)) in kinds {
+    kinds.sort_by(|a, b| b.1.ms.total_cmp(&a.1.ms));
+    let _ = writeln!(
+        out,
+        "\nper kind of operator: ms per run of its program, share of the full step, program, steps, MACs per row, share of the measured f32 peak,\n\
+         GB/s of operands and results, all as f32"
+    );
+    for ((program, op), Kind { ms, count, work }) in kinds {
         let share = if program == "full" { format!("{:5.1} %", ms / all * 100.0) } else { "       ".into() };
-        let _ = writeln!(out, "  {ms:9.3}  {share}  {program:13} {count:4} {op}");
+        let macs = if work.macs > 0 { short(work.macs as f64) } else { String::new() };
+        let (peak, speed) = (of_peak(&work, ms), speed(&work, ms));
+        let _ = writeln!(out, "  {ms:9.3}  {share}  {program:13} {count:4} {op:16} {macs:>8} {peak:>7} {speed:>6}");
     }
-    let _ = writeln!(out, "\nper step, in order");
+    let _ = writeln!(out, "\nper step, in order: ms, program, operator, share of the peak, GB/s, name");
     for s in steps {
         let slow = if s.reference { "  (no kernel: runs its definition)" } else { "" };
-        let _ = writeln!(out, "  {:9.3}  {:13} {:16} {}{slow}", s.ms, s.program, s.op, s.name);
+        let (peak, speed) = (of_peak(&s.work, s.ms), speed(&s.work, s.ms));
+        let _ = writeln!(out, "  {:9.3}  {:13} {:16} {peak:>7} {speed:>6}  {}{slow}", s.ms, s.program, s.op, s.name);
     }
 }

@@ -1,9 +1,10 @@
 //! Work and weights of a plan's programs.
 
+use cqc_proto::op::Cost;
 use cqc_proto::plan::{Plan, Program, Source, Step};
 use cqc_proto::{Bindings, Dim, Op, ValueType};
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What one evaluation costs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -54,15 +55,41 @@ pub fn cache_bytes(plan: &Plan) -> u64 {
     plan.cache.iter().flat_map(|cache| &cache.slots).map(|slot| size(slot.value)).sum()
 }
 
+/// What a step does for one sample.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct StepWork {
+    /// Multiply-accumulates.
+    pub macs: i64,
+    /// Bytes of its operands, weights included, and results, all as the plan types them: floats as f32.
+    pub bytes: i64,
+}
+
+/// Work of every step of a program, by name and operator; steps of the same name and operator do the same.
+pub fn work_of_steps(plan: &Plan, program: &Program) -> BTreeMap<(String, String), StepWork> {
+    let work = |step: &Step| {
+        let cost = cost(program, step);
+        let number = |dim: &Dim| per_sample(plan, dim);
+        let bytes = number(&cost.read) + number(&cost.written);
+        ((step.name.clone(), step.op.name()), StepWork { macs: number(&cost.macs), bytes })
+    };
+    program.steps.iter().map(work).collect()
+}
+
 fn sum<'a>(plan: &Plan, program: &Program, steps: impl Iterator<Item = &'a Step>) -> i64 {
+    let macs = steps.map(|step| cost(program, step).macs);
+    per_sample(plan, &macs.fold(Dim::default(), |sum, macs| sum.add(&macs).unwrap_or(sum)))
+}
+
+fn cost(program: &Program, step: &Step) -> Cost {
+    let inputs: Vec<Option<&ValueType>> = step.inputs.iter().map(|v| v.map(|v| &program.values[v].ty)).collect();
+    let outputs: Vec<ValueType> = step.outputs.iter().map(|&v| program.values[v].ty.clone()).collect();
+    step.op.cost(&inputs, &outputs)
+}
+
+/// At a batch of one, or a share of the fixed batch.
+fn per_sample(plan: &Plan, dim: &Dim) -> i64 {
     let one: Bindings = plan.batch_symbol.iter().map(|s| (s.as_str().into(), 1)).collect();
-    let macs = steps.map(|step| {
-        let inputs: Vec<Option<&ValueType>> = step.inputs.iter().map(|v| v.map(|v| &program.values[v].ty)).collect();
-        let outputs: Vec<ValueType> = step.outputs.iter().map(|&v| program.values[v].ty.clone()).collect();
-        step.op.cost(&inputs, &outputs).macs
-    });
-    let sum = macs.fold(Dim::default(), |sum, macs| sum.add(&macs).unwrap_or(sum));
-    sum.eval(&one).unwrap_or(0) / plan.fixed_batch.unwrap_or(1) as i64
+    dim.eval(&one).unwrap_or(0) / plan.fixed_batch.unwrap_or(1) as i64
 }
 
 /// Bytes of all constants that are no tables, with their scales: as stored, and as f32 without scales.

@@ -33,13 +33,7 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
     let options = EngineOptions { batch, threads: args.threads.count(), profile: args.profile, ..Default::default() };
     let mut denoiser = Loop::open(&artifact.weights, artifact.sampler()?, guidance != 1.0, &options)?;
     let conditions = conditions(plan, denoiser.width())?;
-    let request = Request {
-        samples: denoiser.width(),
-        unconditional: conditions.clone(),
-        conditions,
-        guidance,
-        ..Default::default()
-    };
+    let request = request(conditions, denoiser.width(), guidance);
 
     match denoiser.sample(&request, &mut |m| {
         if m.evaluation + 1 < WARM_UP { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -56,7 +50,7 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
         threads: options.threads,
         batch: denoiser.width(),
         backend: backend(artifact.weights.isa()),
-        dtype: "f32",
+        dtype: if engine.profile().iter().any(|step| step.integers) { "int8" } else { "f32" },
         full_step_ms: median(&timed.full),
         cached_step_ms: cached.map(|_| median(&timed.cached)),
         loop_ms: median(&timed.loops),
@@ -68,10 +62,15 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
         peak_memory_bytes: memory as u64 + weights,
         peak_rss_mb: peak_rss_mb(),
         output: None,
-        profile: if args.profile { profiled(engine.profile()) } else { vec![] },
+        profile: if args.profile { profiled(plan, engine.profile()) } else { vec![] },
         rows: engine.batch() * denoiser.halves(),
         isa: Some(artifact.weights.isa()),
     })
+}
+
+/// A batch of samples.
+pub fn request(conditions: BTreeMap<String, Tensor>, samples: usize, guidance: f32) -> Request {
+    Request { samples, unconditional: conditions.clone(), conditions, guidance, ..Default::default() }
 }
 
 /// Milliseconds of every loop, and of its steps.
@@ -115,7 +114,7 @@ fn time(denoiser: &mut Loop, request: &Request, repeat: Option<usize>, quiet: bo
 }
 
 /// Noise and zeros for every condition.
-fn conditions(plan: &Plan, samples: usize) -> Result<BTreeMap<String, Tensor>, Failure> {
+pub fn conditions(plan: &Plan, samples: usize) -> Result<BTreeMap<String, Tensor>, Failure> {
     let conditions = plan.inputs.iter().filter(|i| i.role == InputRole::Condition);
     let tensor = |input: &cqc_proto::plan::PlanInput| {
         let shape = shape_at(&input.ty, plan.batch_symbol.as_deref(), samples);

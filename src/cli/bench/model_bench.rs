@@ -63,7 +63,7 @@ pub fn measure(args: &BenchArgs, overwrite: Overwrite) -> Result<Measured, Failu
         peak_memory_bytes: (engine.memory_bytes() + weight_bytes.max(weights.packed_bytes())) as u64,
         peak_rss_mb: peak_rss_mb(),
         output: args.output.clone(),
-        profile: if args.profile { profiled(engine.profile()) } else { vec![] },
+        profile: if args.profile { profiled(engine.plan(), engine.profile()) } else { vec![] },
         rows: batch,
         isa: Some(weights.isa()),
     })
