@@ -273,22 +273,16 @@ impl Tables<'_> {
                 if self.rows.contains_key(&input.scale) {
                     continue;
                 }
-                let scales = self.compiled(input.scale);
-                let ranges: Vec<Vec<f32>> = scales
-                    .iter()
-                    .zip(&self.compiled(input.zero_point))
-                    .map(|(scale, zero)| range_of(scale, zero))
-                    .collect();
+                let (scales, zeros) = (self.compiled(input.scale), self.compiled(input.zero_point));
+                let ranges: Vec<Vec<f32>> = scales.iter().zip(&zeros).map(|(s, z)| range_of(s, z)).collect();
                 let knots = self.knots(&scales);
                 let (mut new_scales, mut new_zeros) = (Vec::new(), Vec::new());
                 for &t in self.to {
                     let (scale, zero) = match between(&knots, t) {
                         // of a compiled evaluation: as it is
-                        Some(at) if at.first == at.second => {
-                            (scales[at.first].clone(), self.compiled(input.zero_point).swap_remove(at.first))
-                        }
+                        Some(at) if at.first == at.second => (scales[at.first].clone(), zeros[at.first].clone()),
                         Some(at) => scale_of(&at.of(&ranges)),
-                        None => (scales[0].clone(), vec![0.0; scales[0].len()]),
+                        None => (scales[0].clone(), zeros[0].clone()),
                     };
                     new_scales.push(scale);
                     new_zeros.push(zero);
