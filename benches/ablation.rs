@@ -56,6 +56,8 @@ enum Schedule {
 #[derive(Clone, Copy)]
 struct Quant {
     bits: u8,
+    /// Share of the multiplications whose inputs may stay float.
+    float_work: f64,
     grouping: Grouping,
     split: bool,
     outputs: Outputs,
@@ -79,6 +81,7 @@ enum Samples {
 /// One scale for all evaluations, no splits, no corrections.
 const NAIVE: Quant = Quant {
     bits: 8,
+    float_work: 0.0,
     grouping: Grouping::Pooled,
     split: false,
     outputs: Outputs::None,
@@ -90,6 +93,8 @@ const NAIVE: Quant = Quant {
 const PER_STEP: Quant = Quant { grouping: Grouping::PerEvaluation, split: true, ..NAIVE };
 const FLOAT_EDGES: Quant = Quant { edges: false, ..PER_STEP };
 const DEC: Quant = Quant { outputs: Outputs::Cut, ..FLOAT_EDGES };
+/// What `cqc compile` does.
+const DEFAULT: Quant = Quant { float_work: 0.03, ..DEC };
 
 fn all_rows() -> Vec<Row> {
     let row = |name, schedule, quant| Row { name, schedule, quant };
@@ -99,6 +104,7 @@ fn all_rows() -> Vec<Row> {
         row("float", None, None),
         row("int8 only", None, Some(PER_STEP)),
         row("int8 only, edges float", None, Some(FLOAT_EDGES)),
+        row("int8 only, sensitive inputs float", None, Some(Quant { float_work: 0.03, ..FLOAT_EDGES })),
         row("int8 only, DEC quant of all layers", None, Some(Quant { outputs: Outputs::All, ..DEC })),
         row("int8 only, reconstruction", None, Some(recon)),
         row("W4A8 only", None, Some(Quant { bits: 4, ..FLOAT_EDGES })),
@@ -116,6 +122,10 @@ fn all_rows() -> Vec<Row> {
         row("+ DPS", dps, Some(FLOAT_EDGES)),
         row("+ DEC cache", forecast, Some(FLOAT_EDGES)),
         row("+ DEC quant", forecast, Some(DEC)),
+        row("+ sensitive inputs float", forecast, Some(DEFAULT)),
+        row("sensitive inputs float, reconstruction", forecast, Some(Quant { reconstruct: true, outputs: Outputs::None, ..DEFAULT })),
+        row("sensitive inputs float, + VC (mse)", forecast, Some(Quant { compensation: Some(Mode::Mse), ..DEFAULT })),
+        row("W4A8, sensitive inputs float, reconstruction", forecast, Some(Quant { bits: 4, reconstruct: true, outputs: Outputs::None, ..DEFAULT })),
         row("DEC quant of all layers", forecast, Some(Quant { outputs: Outputs::All, ..DEC })),
         row("+ VC (mse)", forecast, Some(Quant { compensation: Some(Mode::Mse), ..DEC })),
         row("+ VC (regression)", forecast, Some(Quant { compensation: Some(Mode::Regression), ..DEC })),
@@ -277,6 +287,7 @@ impl<'a> Ablation<'a> {
             QuantizeOptions {
                 spec,
                 target_psnr: None,
+                float_work: quant.float_work,
                 grouping: quant.grouping,
                 outputs: quant.outputs,
                 refit_cache: row.schedule == Some(Schedule::DpsForecast),

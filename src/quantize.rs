@@ -1,9 +1,10 @@
 //! Quantizes a loop whose schedule is decided.
 
+mod float_inputs;
 mod keep_float;
 
 use crate::calibrate::quantize::{
-    CacheRefit, Fitted, Grouping, Outputs, Select, Sequential, ranges, reconstruct, select, sequential,
+    CacheRefit, Fitted, Grouping, Outputs, Select, Sequential, ranges, reconstruct, select, sensitivity, sequential,
 };
 use crate::calibrate::{CalibrateError, Progress, Tables};
 use crate::compile::{Assembled, CompileError};
@@ -13,6 +14,7 @@ use cqc_passes::calib::compensate::Mode;
 use cqc_passes::quant::{Extra, OutputCorrection, QuantSpec, QuantTables, QuantizedWeight, Survey};
 use cqc_runtime::denoise::{DenoiseError, Loop, Request};
 use cqc_runtime::engine::{EngineError, EngineOptions, Weights};
+use float_inputs::{PROBED_SAMPLES, Work};
 use keep_float::{Trial, keep_float};
 use std::ops::ControlFlow;
 
@@ -23,6 +25,9 @@ pub struct QuantizeOptions<'a> {
     /// Layers are left float, those first whose rounding moves the end of the trajectory most, until the held-out samples reach this mean PSNR
     /// in dB, or nothing is left.
     pub target_psnr: Option<f64>,
+    /// Inputs of products stay float, those first whose rounding moves the end most for the work behind them, up to this share of all
+    /// multiplications of the loop.
+    pub float_work: f64,
     /// Which evaluations share ranges.
     pub grouping: Grouping,
     /// Which layers' sums are corrected.
@@ -76,8 +81,9 @@ pub enum QuantizeError {
 }
 
 /// Evaluations, full and cached ones, of `batch` samples at once that [`quantize`] makes for `fit` samples, about, without the search for layers that stay float.
+/// One more round of them stands for the inputs that are tried out.
 pub fn evaluations_to_come(evaluations: usize, fit: usize, batch: usize, corrects: bool, reconstructs: bool) -> usize {
-    evaluations * fit.div_ceil(batch) * (3 + usize::from(corrects) + usize::from(reconstructs))
+    evaluations * fit.div_ceil(batch) * (3 + usize::from(corrects) + usize::from(reconstructs)) + evaluations
 }
 
 /// Fits ranges and corrections. `assembled` has the corrections `cache` of the cache, if any; `float` runs the same loop uncorrected.
@@ -102,17 +108,14 @@ pub fn quantize(
         })?;
     }
     let mut survey = assembled.survey(&spec);
-    let mut start = QuantTables::float(&survey, evaluations);
-    for layer in outputs.layers(&survey) {
-        start.corrections.insert(layer, OutputCorrection::identity(&survey.layers[layer], evaluations));
-    }
-    let open = |survey: &Survey| -> Result<_, QuantizeError> {
+    let open = |survey: &Survey, engine: &EngineOptions| -> Result<_, QuantizeError> {
+        let start = unfitted(survey, outputs, evaluations);
         let (lowered, places) = assembled.lower(Some((survey, &start, Extra { shadows: true })))?;
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
-        Ok((Loop::open(&weights, float.sampler().clone(), float.is_guided(), &engine)?, places))
+        Ok((Loop::open(&weights, float.sampler().clone(), float.is_guided(), engine)?, places))
     };
-    let (mut study, places) = open(&survey)?;
-    let corrects = !start.corrections.is_empty();
+    let (mut study, mut places) = open(&survey, &engine)?;
+    let corrects = !outputs.layers(&survey).is_empty();
     let all = evaluations_to_come(evaluations, fit, study.width(), corrects, options.reconstruct);
     progress.all = progress.done + all as u64;
     let (mut tables, codes) = stages.run("ranges", || -> Result<_, QuantizeError> {
@@ -127,18 +130,42 @@ pub fn quantize(
         let codes = rounded.layers.iter().map(|layer| layer.weight.as_ref().map(QuantizedWeight::code_values));
         Ok((tables, Some(codes.collect::<Vec<Option<Vec<i8>>>>())))
     })?;
-    if let Some(codes) = codes {
-        let layers = survey.layers.iter_mut().zip(&codes);
+    if let Some(codes) = &codes {
+        let layers = survey.layers.iter_mut().zip(codes);
         layers.for_each(|(layer, codes)| {
             layer.weight = layer.weight.as_ref().zip(codes.as_ref()).map(|(w, c)| w.with_codes(c))
         });
-        study = open(&survey)?.0;
     }
-    tables.corrections = start.corrections.clone();
+    let work = Work::new(assembled, &survey, options.float_work);
+    let passed = stages.run("inputs", || -> Result<_, QuantizeError> {
+        if work.affordable() == 0 {
+            return Ok(vec![]);
+        }
+        let (mut small, _) = open(&survey, &EngineOptions { batch: PROBED_SAMPLES.min(engine.batch), ..engine.clone() })?;
+        let is_affordable = |site| work.is_affordable(site);
+        let effects = sensitivity(&mut small, &survey, &tables, &request, &is_affordable, &mut progress)?;
+        Ok(work.choose(&effects))
+    })?;
+    if codes.is_some() || !passed.is_empty() {
+        let rounded = survey.without(&passed);
+        tables = tables.of_other(&survey, &rounded);
+        survey = rounded;
+        (study, places) = open(&survey, &engine)?;
+    }
+    tables.corrections = unfitted(&survey, outputs, evaluations).corrections;
     let cache = cache.filter(|_| refit_cache).map(|tables| CacheRefit { places, tables: tables.clone() });
     let wanted = Sequential { cache, compensation, fit };
     let fitted = stages.run("corrections", || -> Result<_, QuantizeError> {
         Ok(sequential(float, &mut study, &survey, tables, &request, wanted, &mut progress)?)
     })?;
     Ok(Quantized { survey, fitted })
+}
+
+/// Tables that round nothing and change nothing.
+fn unfitted(survey: &Survey, outputs: Outputs, evaluations: usize) -> QuantTables {
+    let mut out = QuantTables::float(survey, evaluations);
+    for layer in outputs.layers(survey) {
+        out.corrections.insert(layer, OutputCorrection::identity(&survey.layers[layer], evaluations));
+    }
+    out
 }

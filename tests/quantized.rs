@@ -13,7 +13,7 @@ use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_passes::calib::compensate::Mode;
 use cqc_passes::calib::select::Tap;
 use cqc_passes::ir::ValueId;
-use cqc_passes::quant::{Extra, QuantSpec};
+use cqc_passes::quant::{Extra, Layer, QuantSpec};
 use cqc_proto::Tensor;
 use cqc_proto::plan::ProgramKind;
 use cqc_proto::sampler::{SamplerConfig, SamplerKind};
@@ -44,6 +44,7 @@ struct Case<'a> {
 #[derive(Clone)]
 struct How {
     bits: u8,
+    float_work: f64,
     outputs: Outputs,
     grouping: Grouping,
     compensation: Option<Mode>,
@@ -55,6 +56,7 @@ struct How {
 
 const PLAIN: How = How {
     bits: 8,
+    float_work: 0.03,
     outputs: Outputs::None,
     grouping: Grouping::PerEvaluation,
     compensation: None,
@@ -106,6 +108,7 @@ impl<'a> Case<'a> {
             QuantizeOptions {
                 spec: QuantSpec::new(how.bits),
                 target_psnr: None,
+                float_work: how.float_work,
                 grouping: how.grouping,
                 outputs: how.outputs,
                 refit_cache: true,
@@ -172,6 +175,28 @@ fn the_trained_model_survives_8_bits_with_and_without_a_cache() {
     assert!(!quantized.fitted.tables.corrections.is_empty());
     let both = sqnr(&case.sample(&lowered, None), &float);
     assert!(both > cached - 3.0, "the cache alone {cached:.1} dB, with 8 bits {both:.1}");
+}
+
+/// Shortcuts late in the decoder have hardly any work, and most of the error.
+#[test]
+fn a_few_cheap_inputs_in_float_take_most_of_the_error_away() {
+    let model = load("ddpm-shapes32");
+    let case = Case::new(&model, SamplerKind::Ddim, 20, plain(4));
+    let float = case.sample(&compile_loop(&model, &case.options).unwrap(), None);
+    let quality = |float_work| {
+        let (quantized, lowered) = case.quantize(None, &How { float_work, ..PLAIN }).unwrap();
+        let layers = quantized.survey.layers;
+        let passed = layers.iter().filter(|layer| layer.sites.is_empty());
+        let work = |layers: &mut dyn Iterator<Item = &Layer>| layers.map(|layer| layer.macs).sum::<i64>() as f64;
+        let names: Vec<&str> = passed.clone().map(|layer| layer.name.as_str()).collect();
+        let share = work(&mut passed.clone()) / work(&mut layers.iter());
+        assert!(share <= float_work, "{share} of the work is behind {names:?}");
+        assert!(passed.clone().all(|layer| layer.weight.is_some()), "only weights are quantized: {names:?}");
+        (sqnr(&case.sample(&lowered, None), &float), names.len())
+    };
+    let ((rounded, none), (passed, some)) = (quality(0.0), quality(0.03));
+    assert!(none == 0 && some > 0);
+    assert!(passed > rounded + 3.0, "all rounded {rounded:.1} dB, {some} inputs in float {passed:.1}");
 }
 
 #[test]

@@ -40,7 +40,7 @@ pub fn keep_float(
     let mut study = open(trial, float, &inputs_only, &nothing)?;
     let all = |_, _| true;
     let tables = ranges(&mut study, &survey, request, fit, Grouping::PerEvaluation, &all, progress)?;
-    let effects = sensitivity(&mut study, &survey, &tables, request, progress)?;
+    let effects = sensitivity(&mut study, &survey, &tables, request, &|_| true, progress)?;
     let ranked = ranked(&survey, &effects);
 
     let held = HeldOut::new(float, request, fit, progress)?;
@@ -54,7 +54,7 @@ pub fn keep_float(
         spec.keep_float.truncate(given);
         spec.keep_float.extend(ranked.iter().take(count).cloned());
         let kept = assembled.survey(&spec);
-        let mut denoiser = open(trial, float, &kept, &of_other(&survey, &tables, &kept))?;
+        let mut denoiser = open(trial, float, &kept, &tables.of_other(&survey, &kept))?;
         let psnr = held.psnr(&mut denoiser, request, &full, None, progress)?;
         tracing::info!("{count} more layers in float: {psnr:.2} dB on held-out samples");
         if psnr >= target || count >= ranked.len() {
@@ -76,15 +76,4 @@ fn ranked(survey: &Survey, effects: &[f64]) -> Vec<String> {
     let mut layers: Vec<(f64, &str)> = survey.layers.iter().map(|l| (effect(&l.sites), l.name.as_str())).collect();
     layers.sort_by(|a, b| b.0.total_cmp(&a.0));
     layers.into_iter().map(|(_, name)| name.to_string()).collect()
-}
-
-/// The tables for a survey that has some of the sites.
-fn of_other(survey: &Survey, tables: &QuantTables, other: &Survey) -> QuantTables {
-    let mut out = QuantTables::float(other, tables.evaluations);
-    for (site, table) in other.sites.iter().zip(&mut out.sites) {
-        if let Some(i) = survey.sites.iter().position(|s| s == site) {
-            table.clone_from(&tables.sites[i]);
-        }
-    }
-    out
 }

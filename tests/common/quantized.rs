@@ -70,6 +70,7 @@ pub fn case(model: &str, conditions: BTreeMap<String, Tensor>, bits: u8, interva
     let how = QuantizeOptions {
         spec: QuantSpec { narrow_float: !all, ..QuantSpec::new(bits) },
         target_psnr: None,
+        float_work: 0.0,
         grouping: Grouping::PerEvaluation,
         outputs: if interval > 1 { Outputs::Cut } else { Outputs::None },
         refit_cache: false,

@@ -64,6 +64,17 @@ impl QuantTables {
         let sites = survey.sites.iter().map(|s| site(s.segments.len())).collect();
         QuantTables { evaluations, sites, corrections: BTreeMap::new() }
     }
+
+    /// Tables of `survey` for the sites of `other` that are also its own; nothing is rounded at those that are not.
+    pub fn of_other(&self, survey: &Survey, other: &Survey) -> QuantTables {
+        let mut out = QuantTables::float(other, self.evaluations);
+        for (site, table) in other.sites.iter().zip(&mut out.sites) {
+            if let Some(i) = survey.sites.iter().position(|s| s == site) {
+                table.clone_from(&self.sites[i]);
+            }
+        }
+        out
+    }
 }
 
 /// Names of the steps that compute a layer's sum a second time, for fits: from float operands, and from rounded ones.

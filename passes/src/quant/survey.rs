@@ -37,7 +37,7 @@ pub struct Layer {
     pub name: String,
     /// `conv`, `linear` or `attention`.
     pub op: String,
-    /// Sites of its inputs: one, or those of q, k and v.
+    /// Sites of its inputs: one, or those of q, k and v; none if its weights alone are quantized.
     pub sites: Vec<usize>,
     /// Its weights; attention has none.
     pub weight: Option<QuantizedWeight>,
@@ -71,6 +71,19 @@ pub struct Survey {
     pub sites: Vec<Site>,
     /// Layers that stay float, and why.
     pub float_layers: Vec<(String, String)>,
+}
+
+impl Survey {
+    /// Without some of the sites: the products that read them read them as they are, their weights alone stay quantized.
+    pub fn without(&self, sites: &[usize]) -> Survey {
+        let kept: Vec<usize> = (0..self.sites.len()).filter(|site| !sites.contains(site)).collect();
+        let mut out = self.clone();
+        out.sites = kept.iter().map(|&site| self.sites[site].clone()).collect();
+        for layer in &mut out.layers {
+            layer.sites = layer.sites.iter().filter_map(|site| kept.binary_search(site).ok()).collect();
+        }
+        out
+    }
 }
 
 /// Looks through `full`, whose nodes `cached` repeats.

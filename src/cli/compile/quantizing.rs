@@ -27,12 +27,16 @@ use std::ops::ControlFlow;
 #[command(next_help_heading = "Quantization")]
 pub struct QuantizingArgs {
     /// Layers that stay float: names of nodes; auto, which adds those that hurt most until --target-psnr is reached; or none, which
-    /// quantizes even layers of fewer than 16 channels, that stay float otherwise
+    /// quantizes even layers of fewer than 16 channels, that stay float otherwise, and all inputs
     #[arg(long, value_name = "NODE,..", value_delimiter = ',')]
     pub keep_float: Vec<String>,
     /// With --keep-float auto: mean PSNR to the float model on held-out calibration samples, dB
     #[arg(long, value_name = "DB", default_value_t = 35.0)]
     pub target_psnr: f64,
+    /// Inputs of layers stay float, weights alone quantized, where rounding them hurts most for the work of the layers: up to this share of
+    /// the loop's multiplications
+    #[arg(long, value_name = "SHARE", default_value_t = 0.03, value_parser = parse_share)]
+    pub float_work: f64,
     /// Evaluations that share ranges of activations: none, a number of groups, or all
     #[arg(long, value_name = "HOW", default_value = "none", value_parser = parse_grouping)]
     pub share_ranges: Grouping,
@@ -46,6 +50,13 @@ pub struct QuantizingArgs {
     /// Round weights by what layers read (second order) instead of to nearest, which 4 bits need
     #[arg(long)]
     pub reconstruct: bool,
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("expected a number from 0 to 1".into()),
+    }
 }
 
 fn parse_grouping(text: &str) -> Result<Grouping, String> {
@@ -77,6 +88,14 @@ impl QuantizingArgs {
         }
     }
 
+    fn rounds_all(&self) -> bool {
+        self.keep_float.iter().any(|n| n == "none")
+    }
+
+    fn float_work(&self) -> f64 {
+        if self.rounds_all() { 0.0 } else { self.float_work }
+    }
+
     fn spec(&self, bits: u8, model: &Model) -> Result<QuantSpec, Failure> {
         let names: Vec<String> = self.keep_float.iter().filter(|n| *n != "none" && *n != "auto").cloned().collect();
         let known = |name: &String| model.graph.nodes().any(|(_, node)| node.name == *name);
@@ -84,8 +103,7 @@ impl QuantizingArgs {
             return Err(Failure::usage(format!("--keep-float: the model has no node `{name}` behind the passes"))
                 .help("`cqc inspect MODEL --stop-after 99` prints its nodes"));
         }
-        let narrow_float = !self.keep_float.iter().any(|n| n == "none");
-        Ok(QuantSpec { keep_float: names, narrow_float, ..QuantSpec::new(bits) })
+        Ok(QuantSpec { keep_float: names, narrow_float: !self.rounds_all(), ..QuantSpec::new(bits) })
     }
 }
 
@@ -121,6 +139,7 @@ pub fn decide(
         QuantizeOptions {
             spec: quantizing.spec(if quant == Quant::W4a8 { 4 } else { 8 }, model)?,
             target_psnr: quantizing.keep_float.iter().any(|n| n == "auto").then_some(quantizing.target_psnr),
+            float_work: quantizing.float_work(),
             grouping: quantizing.share_ranges,
             outputs: outputs(correct),
             refit_cache: correct.contains(&Correct::Cache),
@@ -222,18 +241,25 @@ fn compensation(args: &QuantizingArgs, fitted: &Fitted, lowered: &mut Lowered) -
 pub fn report(decision: &QuantDecision, kind: Quant) -> serde_json::Value {
     let survey = &decision.quantized.survey;
     let sum = |of: &dyn Fn(&cqc_passes::quant::Layer) -> i64| survey.layers.iter().map(of).sum::<i64>();
+    let weights_only: Vec<&str> =
+        survey.layers.iter().filter(|layer| layer.sites.is_empty()).map(|layer| layer.name.as_str()).collect();
     tracing::info!(
-        "quantized: {} layers{}; float: {}",
+        "quantized: {} layers{}, of {} the weights alone; float: {}",
         survey.layers.len(),
         if kind == Quant::W4a8 { ", weights of 4 bits" } else { "" },
+        weights_only.len(),
         survey.float_layers.len()
     );
+    for name in &weights_only {
+        tracing::debug!("weights alone: {name}: its input is worth more in float than integers would gain");
+    }
     for (name, why) in &survey.float_layers {
         tracing::debug!("float: {name}: {why}");
     }
     json!({
         "layers": survey.layers.len(), "macs": sum(&|layer| layer.macs),
         "float_layers": survey.float_layers.iter().map(|(name, why)| json!({"name": name, "why": why})).collect::<Vec<_>>(),
+        "weights_only": weights_only,
         "corrected_layers": decision.quantized.fitted.tables.corrections.len(),
     })
 }

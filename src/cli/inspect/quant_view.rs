@@ -69,7 +69,7 @@ fn layer_json(artifact: &Artifact, layer: &QuantizedLayer) -> Value {
         layer.weight.and_then(scale).map(|table| artifact.rows(table).iter().map(|row| alone(row)).collect());
     let [scales, zeros] = activations(artifact, layer);
     json!({
-        "name": layer.name, "op": layer.op, "weight_bits": layer.weight_bits, "activation_bits": 8, "weight_scale": weight_scale,
+        "name": layer.name, "op": layer.op, "weight_bits": layer.weight_bits, "activation_bits": (!layer.inputs.is_empty()).then_some(8), "weight_scale": weight_scale,
         "activation_scale": scales.iter().map(|row| alone(row)).collect::<Vec<_>>(),
         "activation_zero_point": zeros.iter().map(|row| whole(row)).collect::<Vec<_>>(),
         "kernel": kernel(artifact, layer),

@@ -21,9 +21,10 @@ fn row(layer: &LayerFacts, macs: i64, caches: bool, out: &mut String) {
     let sqnr = layer
         .weight_sqnr
         .map_or("–".into(), |db| if db.is_finite() { format!("{} dB", number(db)) } else { "exact".into() });
-    let bits = match layer.weight_bits {
-        Some(bits) => format!("w{bits} a8"),
-        None => "a8".into(),
+    let bits = match (layer.weight_bits, &layer.inputs[..]) {
+        (Some(bits), []) => format!("w{bits}"),
+        (Some(bits), _) => format!("w{bits} a8"),
+        (None, _) => "a8".into(),
     };
     let mut notes: Vec<&str> = Vec::new();
     if layer.is_corrected {

@@ -1,0 +1,100 @@
+//! Which inputs of products stay float because rounding them costs more than integers gain.
+//!
+//! Rounding errors are not spread evenly. A shortcut late in a U-Net reads the stream of residuals itself, whose error goes to the end undamped, and has
+//! hardly any work that integers could save; a few such inputs make most of the error of a loop with 8 bits.
+
+use crate::compile::Assembled;
+use cqc_passes::quant::{Layer, Survey};
+
+/// Samples that effects are measured on.
+pub(super) const PROBED_SAMPLES: usize = 2;
+
+/// An input stays float only if its effect is at least this share of all effects that were measured.
+const LEAST_EFFECT: f64 = 0.01;
+
+/// The multiplications behind every site of a loop.
+pub(super) struct Work {
+    /// Per site, over all evaluations; none if an attention reads it.
+    sites: Vec<Option<f64>>,
+    /// What may stay float together.
+    budget: f64,
+}
+
+impl Work {
+    /// For a budget of `share` of all.
+    pub(super) fn new(assembled: &Assembled, survey: &Survey, share: f64) -> Work {
+        let evaluations = assembled.evaluations() as f64;
+        let full = match assembled.full_evaluations() {
+            [] => evaluations,
+            full => full.len() as f64,
+        };
+        let work = |layer: &Layer| layer.macs as f64 * if layer.is_live { evaluations } else { full };
+        let of_site = |site: usize| {
+            let mut readers = survey.layers.iter().filter(|layer| layer.sites.contains(&site));
+            readers.try_fold(0.0, |sum, layer| layer.weight.as_ref().map(|_| sum + work(layer)))
+        };
+        Work {
+            sites: (0..survey.sites.len()).map(of_site).collect(),
+            budget: share * survey.layers.iter().map(work).sum::<f64>(),
+        }
+    }
+
+    /// Whether the work behind a site is within the budget.
+    pub(super) fn is_affordable(&self, site: usize) -> bool {
+        self.sites[site].is_some_and(|work| work <= self.budget)
+    }
+
+    /// How many such sites there are.
+    pub(super) fn affordable(&self) -> usize {
+        (0..self.sites.len()).filter(|&site| self.is_affordable(site)).count()
+    }
+
+    /// Sites to leave float, in order, by the effect of each: those first that have most for their work, until the budget is spent.
+    pub(super) fn choose(&self, effects: &[f64]) -> Vec<usize> {
+        let least = LEAST_EFFECT * effects.iter().sum::<f64>();
+        let mut sites: Vec<(f64, usize, f64)> = self
+            .sites
+            .iter()
+            .enumerate()
+            .filter_map(|(site, work)| Some((effects[site] / work.filter(|&w| w > 0.0)?, site, (*work)?)))
+            .filter(|&(_, site, _)| effects[site] > least)
+            .collect();
+        sites.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let mut left = self.budget;
+        let mut chosen: Vec<usize> = vec![];
+        for (_, site, work) in sites {
+            if work <= left {
+                left -= work;
+                chosen.push(site);
+            }
+        }
+        chosen.sort_unstable();
+        chosen
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn work(sites: &[Option<f64>], budget: f64) -> Work {
+        Work { sites: sites.to_vec(), budget }
+    }
+
+    #[test]
+    fn what_hurts_most_for_its_work_stays_float_while_the_budget_lasts() {
+        let work = work(&[Some(10.0), Some(2.0), Some(2.0), None, Some(1.0)], 5.0);
+        assert_eq!(work.affordable(), 3);
+        // the first is too much work, the fourth an attention's, the last too small an effect
+        assert_eq!(work.choose(&[100.0, 3.0, 8.0, 50.0, 1.5]), [1, 2]);
+        // the third is left out where the second is better
+        let tight = Work { budget: 3.0, ..work };
+        assert_eq!(tight.choose(&[0.0, 9.0, 8.0, 0.0, 7.0]), [1, 4]);
+        assert_eq!(tight.choose(&[0.0; 5]), [] as [usize; 0]);
+    }
+
+    #[test]
+    fn without_a_budget_nothing_stays_float() {
+        assert_eq!(work(&[Some(1.0), Some(0.0)], 0.0).choose(&[1.0, 1.0]), [] as [usize; 0]);
+    }
+}
