@@ -6,7 +6,7 @@ mod keep_float;
 use crate::calibrate::quantize::{
     CacheRefit, Fitted, Grouping, Outputs, Select, Sequential, ranges, reconstruct, select, sensitivity, sequential,
 };
-use crate::calibrate::{CalibrateError, Progress, Tables};
+use crate::calibrate::{CalibrateError, Narrow, Progress, Tables, corrected_on};
 use crate::compile::{Assembled, CompileError};
 use crate::io::FileError;
 use crate::stages::Stages;
@@ -83,7 +83,10 @@ pub enum QuantizeError {
 /// Evaluations, full and cached ones, of `batch` samples at once that [`quantize`] makes for `fit` samples, about, without the search for layers that stay float.
 /// One more round of them stands for the inputs that are tried out.
 pub fn evaluations_to_come(evaluations: usize, fit: usize, batch: usize, corrects: bool, reconstructs: bool) -> usize {
-    evaluations * fit.div_ceil(batch) * (3 + usize::from(corrects) + usize::from(reconstructs)) + evaluations
+    let rounds = (1 + usize::from(reconstructs)) * fit.div_ceil(batch)
+        + (2 + usize::from(corrects)) * corrected_on(fit).div_ceil(batch)
+        + 1;
+    evaluations * rounds
 }
 
 /// Fits ranges and corrections. `assembled` has the corrections `cache` of the cache, if any; `float` runs the same loop uncorrected.
@@ -141,9 +144,11 @@ pub fn quantize(
         if work.affordable() == 0 {
             return Ok(vec![]);
         }
-        let (mut small, _) = open(&survey, &EngineOptions { batch: PROBED_SAMPLES.min(engine.batch), ..engine.clone() })?;
+        // without what was written into the study's tables
+        let mut small = study.of_width(PROBED_SAMPLES.min(study.width()))?;
+        let count = Narrow::new(small.width(), study.width());
         let is_affordable = |site| work.is_affordable(site);
-        let effects = sensitivity(&mut small, &survey, &tables, &request, &is_affordable, &mut progress)?;
+        let effects = sensitivity(&mut small, &survey, &tables, &request, &is_affordable, count, &mut progress)?;
         Ok(work.choose(&effects))
     })?;
     if codes.is_some() || !passed.is_empty() {
@@ -154,7 +159,7 @@ pub fn quantize(
     }
     tables.corrections = unfitted(&survey, outputs, evaluations).corrections;
     let cache = cache.filter(|_| refit_cache).map(|tables| CacheRefit { places, tables: tables.clone() });
-    let wanted = Sequential { cache, compensation, fit };
+    let wanted = Sequential { cache, compensation, fit: corrected_on(fit) };
     let fitted = stages.run("corrections", || -> Result<_, QuantizeError> {
         Ok(sequential(float, &mut study, &survey, tables, &request, wanted, &mut progress)?)
     })?;

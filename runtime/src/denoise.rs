@@ -198,6 +198,15 @@ impl Loop {
         })
     }
 
+    /// A loop like this one, on the same weights and threads, for `samples` samples at once. Tables that were overwritten are as in the plan again.
+    ///
+    /// # Errors
+    /// Those of [`Loop::open`].
+    pub fn of_width(&self, samples: usize) -> Result<Loop, DenoiseError> {
+        let (weights, options) = self.engine.recipe();
+        Loop::open(&weights, self.sampler.clone(), self.guided, &EngineOptions { batch: samples, ..options })
+    }
+
     /// Whether the batch holds both halves of guidance.
     pub fn is_guided(&self) -> bool {
         self.guided

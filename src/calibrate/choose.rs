@@ -3,7 +3,7 @@
 use super::correct::{Fit, Tables, sequential, teacher_forced};
 use super::measure::HeldOut;
 use super::observe::{Observed, channels, observe};
-use super::probe::PROBES;
+use super::probe::{PROBED_SAMPLES, PROBES};
 use super::{CalibrateError, CalibrationOptions, Correct, Progress, Wanted};
 use cqc_passes::cache::band::Band;
 use cqc_passes::cache::schedule::{self, Quadratic, ScheduleKind, full_count, group_lengths};
@@ -49,9 +49,14 @@ pub struct Candidate {
     pub cost: Option<(f64, Option<f64>)>,
 }
 
-/// Samples that are held out: half of them, at least one.
+/// Samples that are held out: half of them, at least one and at most 16, which tell decibels apart.
 pub fn held_out(samples: usize) -> usize {
-    (samples / 2).max(1)
+    (samples / 2).clamp(1, 16)
+}
+
+/// Of `fit` samples those that corrections are fitted on: 16 at most, each of which brings all positions of what is corrected.
+pub fn corrected_on(fit: usize) -> usize {
+    fit.min(16)
 }
 
 /// Calibration samples that have been observed: schedules and corrections can be asked for and measured.
@@ -80,12 +85,13 @@ impl<'a> Study<'a> {
         }
         let steps: Vec<usize> = denoiser.sampler().evaluations().iter().map(|e| e.step).collect();
         let width = width(&schedule, &steps, interval)?;
-        let fit = request.samples - held_out(request.samples);
+        let held = request.samples - held_out(request.samples);
+        let fit = corrected_on(held);
         let output_samples = if needs_output(&schedule) { output_samples.min(fit) } else { 0 };
         let all = evaluations_to_come(&schedule, interval, &steps, request.samples, output_samples, denoiser.width())?;
         let mut progress = Progress { done: 0, all: all as u64, call: progress };
         let observed = observe(denoiser, &request, fit, width, output_samples, &mut progress)?;
-        let held = HeldOut::new(denoiser, &request, fit, &mut progress)?;
+        let held = HeldOut::new(denoiser, &request, held, &mut progress)?;
         Ok(Study { denoiser, request, interval, steps, fit, observed, held, progress })
     }
 
@@ -159,7 +165,6 @@ pub fn choose<'a>(denoiser: &'a mut Loop, options: CalibrationOptions<'a>) -> Re
     Ok(Choice { full, method, cost, tables, measured })
 }
 
-/// Longest group that is observed.
 /// Whether the schedule is found by what older caches do to the output.
 fn needs_output(schedule: &Wanted) -> bool {
     matches!(schedule, Wanted::Method(ScheduleKind::Auto | ScheduleKind::DpsOutput))
@@ -179,17 +184,18 @@ pub fn evaluations_to_come(
 ) -> Result<usize, CalibrateError> {
     let (evaluations, width) = (steps.len(), width(schedule, steps, interval)?);
     let held = held_out(samples);
-    let fit = samples - held;
+    let fit = corrected_on(samples - held);
     let batches = |samples: usize| samples.div_ceil(batch);
     let pairs: usize = (0..evaluations).map(|t| t.min(width - 1)).sum();
     let searched = match needs_output(schedule) {
-        true => batches(output_samples.min(fit)) * pairs + PROBES * evaluations / 2,
+        true => batches(output_samples.min(fit)) * pairs + (PROBES + 2) * evaluations / 2 * PROBED_SAMPLES / batch,
         false => 0,
     };
     let measured = if matches!(schedule, Wanted::Method(ScheduleKind::Auto)) { 7 } else { 4 };
     Ok(evaluations * (batches(fit) * 3 + batches(held) * measured) + searched)
 }
 
+/// Longest group that is observed.
 fn width(schedule: &Wanted, steps: &[usize], interval: usize) -> Result<usize, CalibrateError> {
     let evaluations = steps.len();
     let sampler_steps = steps.last().map_or(1, |s| s + 1);

@@ -18,7 +18,7 @@ mod observe;
 mod probe;
 pub mod quantize;
 
-pub use choose::{Candidate, Choice, Measured, Study, choose, evaluations_to_come, held_out};
+pub use choose::{Candidate, Choice, Measured, Study, choose, corrected_on, evaluations_to_come, held_out};
 pub use correct::{Fit, Tables};
 pub use invariant::check_cut;
 pub(crate) use measure::HeldOut;
@@ -112,6 +112,30 @@ pub(crate) struct Progress<'a> {
     pub done: u64,
     pub all: u64,
     pub call: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+}
+
+/// Evaluations of fewer samples than [`Progress`] counts by.
+pub(crate) struct Narrow {
+    samples: usize,
+    width: usize,
+    done: usize,
+}
+
+impl Narrow {
+    /// Evaluations of `samples` where others have `width`.
+    pub(crate) fn new(samples: usize, width: usize) -> Narrow {
+        Narrow { samples, width, done: 0 }
+    }
+
+    /// After one of them.
+    pub(crate) fn step(&mut self, progress: &mut Progress) -> Result<(), DenoiseError> {
+        self.done += self.samples;
+        if self.done >= self.width {
+            self.done -= self.width;
+            progress.step()?;
+        }
+        Ok(())
+    }
 }
 
 impl Progress<'_> {

@@ -1,7 +1,7 @@
 //! One ordinary trajectory per calibration sample, and what it tells about reuse.
 
-use super::probe::Probes;
-use super::{CalibrateError, Progress};
+use super::probe::{PROBED_SAMPLES, probe};
+use super::{CalibrateError, Narrow, Progress};
 use cqc_passes::cache::affine::{BandMoments, l1, rms};
 use cqc_passes::cache::band::Band;
 use cqc_proto::plan::ProgramKind;
@@ -60,7 +60,13 @@ pub fn observe(
     progress: &mut Progress,
 ) -> Result<Observed, CalibrateError> {
     let evaluations = denoiser.sampler().evaluations().len();
-    let mut probes = Probes::new(evaluations);
+    let weights = if output_samples > 0 {
+        let mut small = denoiser.of_width(PROBED_SAMPLES.min(denoiser.width()))?;
+        let count = Narrow::new(small.width(), denoiser.width());
+        probe(&mut small, request, width.div_ceil(4), count, progress)?
+    } else {
+        denoiser.sampler().output_weights()
+    };
     let channels = channels(denoiser);
     let mut features = vec![Band::new(evaluations, width); channels.len()];
     let mut norms = vec![0.0; channels.len()];
@@ -91,22 +97,13 @@ pub fn observe(
                     output.add(*i, t, rms(denoiser.output(), &answer));
                 }
             }
-            if first == 0 && output_samples > 0 && probes.at.contains(&t) {
-                // an error as large as reuse in the middle of a group makes
-                let (_, stored) = &ring[ring.len() - ring.len().min(width.div_ceil(4))];
-                probes.start(denoiser, &trajectory, stored, &answer, progress)?;
-            }
             denoiser.advance(&mut trajectory, &answer);
             ring.push_back((t, now));
             if ring.len() >= width {
                 ring.pop_front();
             }
         }
-        if first == 0 {
-            probes.end(trajectory.x());
-        }
     }
-    let weights = probes.weights(&denoiser.sampler().output_weights());
     Ok(Observed { features: weighted(features, &norms), output: scaled(&output, &weights), moments })
 }
 

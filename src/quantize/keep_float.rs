@@ -2,7 +2,7 @@
 
 use super::QuantizeError;
 use crate::calibrate::quantize::{Grouping, ranges, sensitivity};
-use crate::calibrate::{HeldOut, Progress};
+use crate::calibrate::{HeldOut, Narrow, Progress};
 use crate::compile::Assembled;
 use cqc_passes::quant::{Extra, QuantSpec, QuantTables, Survey};
 use cqc_runtime::denoise::{Loop, Request};
@@ -40,7 +40,8 @@ pub fn keep_float(
     let mut study = open(trial, float, &inputs_only, &nothing)?;
     let all = |_, _| true;
     let tables = ranges(&mut study, &survey, request, fit, Grouping::PerEvaluation, &all, progress)?;
-    let effects = sensitivity(&mut study, &survey, &tables, request, &|_| true, progress)?;
+    let count = Narrow::new(1, 1);
+    let effects = sensitivity(&mut study, &survey, &tables, request, &|_| true, count, progress)?;
     let ranked = ranked(&survey, &effects);
 
     let held = HeldOut::new(float, request, fit, progress)?;

@@ -90,6 +90,8 @@ impl Default for EngineOptions {
 pub struct Engine {
     weights: Arc<Weights>,
     pool: Arc<Pool>,
+    /// How it was opened.
+    options: EngineOptions,
     batch: usize,
     arena: Arena,
     layout: Arc<RequestLayout>,
@@ -137,6 +139,11 @@ impl Engine {
     /// The plan it runs.
     pub fn plan(&self) -> &Plan {
         self.weights.plan()
+    }
+
+    /// The weights it runs on, and options that open another engine like it, on the same threads.
+    pub fn recipe(&self) -> (Arc<Weights>, EngineOptions) {
+        (self.weights.clone(), EngineOptions { pool: Some(self.pool.clone()), ..self.options.clone() })
     }
 
     /// Samples per evaluation.

@@ -50,6 +50,7 @@ pub(super) fn open(weights: &Arc<Weights>, options: &EngineOptions) -> Result<En
     Ok(Engine {
         weights: Arc::clone(weights),
         pool,
+        options: options.clone(),
         batch: options.batch,
         arena: Arena::new(buffers),
         layout: Arc::new(layout),

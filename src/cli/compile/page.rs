@@ -6,6 +6,7 @@ mod markup;
 mod schedule;
 
 use crate::cli::text::{bytes, grouped, short};
+use cqc::calibrate::held_out;
 use cqc::report::cost::StepCost;
 use cqc::report::layers::Quantization;
 use cqc::report::{Caching, Cost, Report};
@@ -116,7 +117,7 @@ fn compiled(report: &Report) -> String {
     });
     if let Some((samples, seed)) = sampling.calibration {
         let noise = seed.map_or("given noise".to_string(), |seed| format!("seed {seed}"));
-        rows.push(("Calibrated on", format!("{samples} samples, {noise}; half of them held out")));
+        rows.push(("Calibrated on", format!("{samples} samples, {noise}; {} of them held out", held_out(samples))));
     }
     facts(&rows)
 }
