@@ -6,7 +6,7 @@ mod keep_float;
 use crate::calibrate::quantize::{
     CacheRefit, Fitted, Grouping, Outputs, Select, Sequential, ranges, reconstruct, select, sensitivity, sequential,
 };
-use crate::calibrate::{CalibrateError, Narrow, Progress, Tables, corrected_on};
+use crate::calibrate::{CalibrateError, HeldOut, Narrow, Progress, Tables, corrected_on};
 use crate::compile::{Assembled, CompileError};
 use crate::io::FileError;
 use crate::stages::Stages;
@@ -32,7 +32,8 @@ pub struct QuantizeOptions<'a> {
     pub grouping: Grouping,
     /// Which layers' sums are corrected.
     pub outputs: Outputs,
-    /// Whether the correction of the cache is fitted again, to what the quantized loop stores.
+    /// Whether the correction of the cache may be fitted again, to what the quantized loop stores; it is where that measures better on the samples
+    /// behind `fit`.
     pub refit_cache: bool,
     /// The correction of the sample.
     pub compensation: Option<Mode>,
@@ -80,13 +81,20 @@ pub enum QuantizeError {
     File(#[from] FileError),
 }
 
-/// Evaluations, full and cached ones, of `batch` samples at once that [`quantize`] makes for `fit` samples, about, without the search for layers that stay float.
-/// One more round of them stands for the inputs that are tried out.
-pub fn evaluations_to_come(evaluations: usize, fit: usize, batch: usize, corrects: bool, reconstructs: bool) -> usize {
-    let rounds = (1 + usize::from(reconstructs)) * fit.div_ceil(batch)
-        + (2 + usize::from(corrects)) * corrected_on(fit).div_ceil(batch)
-        + 1;
-    evaluations * rounds
+/// Evaluations, full and cached ones, of `batch` samples at once that [`quantize`] makes, about, without the search for layers that stay float: to fit on `fit`
+/// samples and, where the cache has a correction that may be fitted again, to measure on `held` others. One more round stands for the inputs
+/// that are tried out.
+pub fn evaluations_to_come(
+    evaluations: usize,
+    [fit, held]: [usize; 2],
+    batch: usize,
+    corrects: bool,
+    reconstructs: bool,
+) -> usize {
+    let refits = held > 0;
+    let ranges = (1 + usize::from(reconstructs)) * fit.div_ceil(batch);
+    let corrections = usize::from(corrects) * 2 + usize::from(refits) * (2 + usize::from(corrects));
+    evaluations * (ranges + corrections * corrected_on(fit).div_ceil(batch) + 3 * held.div_ceil(batch) + 1)
 }
 
 /// Fits ranges and corrections. `assembled` has the corrections `cache` of the cache, if any; `float` runs the same loop uncorrected.
@@ -119,7 +127,8 @@ pub fn quantize(
     };
     let (mut study, mut places) = open(&survey, &engine)?;
     let corrects = !outputs.layers(&survey).is_empty();
-    let all = evaluations_to_come(evaluations, fit, study.width(), corrects, options.reconstruct);
+    let held = if cache.is_some() && refit_cache { request.samples - fit } else { 0 };
+    let all = evaluations_to_come(evaluations, [fit, held], study.width(), corrects, options.reconstruct);
     progress.all = progress.done + all as u64;
     let (mut tables, codes) = stages.run("ranges", || -> Result<_, QuantizeError> {
         let selected = select(&options.select, &mut study, &request, fit, &mut progress)?;
@@ -149,6 +158,15 @@ pub fn quantize(
         let count = Narrow::new(small.width(), study.width());
         let is_affordable = |site| work.is_affordable(site);
         let effects = sensitivity(&mut small, &survey, &tables, &request, &is_affordable, count, &mut progress)?;
+        for (site, share) in work.shares() {
+            let effect = effects[site] / effects.iter().sum::<f64>();
+            tracing::debug!(
+                "{}: {:.2} % of the effects, {:.2} % of the work",
+                survey.sites[site].name,
+                effect * 100.0,
+                share * 100.0
+            );
+        }
         Ok(work.choose(&effects))
     })?;
     if codes.is_some() || !passed.is_empty() {
@@ -158,10 +176,28 @@ pub fn quantize(
         (study, places) = open(&survey, &engine)?;
     }
     tables.corrections = unfitted(&survey, outputs, evaluations).corrections;
-    let cache = cache.filter(|_| refit_cache).map(|tables| CacheRefit { places, tables: tables.clone() });
-    let wanted = Sequential { cache, compensation, fit: corrected_on(fit) };
+    let refit = cache.filter(|_| refit_cache).map(|tables| CacheRefit { places, tables: tables.clone() });
     let fitted = stages.run("corrections", || -> Result<_, QuantizeError> {
-        Ok(sequential(float, &mut study, &survey, tables, &request, wanted, &mut progress)?)
+        let fitted = |cache, float: &mut Loop, study: &mut Loop, progress: &mut Progress| {
+            study.set_compensation(None)?;
+            let wanted = Sequential { cache, compensation, fit: corrected_on(fit) };
+            let fitted = sequential(float, study, &survey, tables.clone(), &request, wanted, progress)?;
+            study.set_compensation(fitted.compensation.clone())?;
+            Ok::<_, QuantizeError>(fitted)
+        };
+        if refit.is_none() || fit >= request.samples {
+            return fitted(refit, float, &mut study, &mut progress);
+        }
+        // what is stored is noisy now, and least squares trusts it less: right where the noise is what errs, wrong where it averages out over
+        // steps and the forecast that is given up does not
+        let as_given = fitted(None, float, &mut study, &mut progress)?;
+        let full = assembled.full_evaluations();
+        let held = HeldOut::new(float, &request, fit, &mut progress)?;
+        let plain = held.psnr(&mut study, &request, full, None, &mut progress)?;
+        let again = fitted(refit, float, &mut study, &mut progress)?;
+        let refitted = held.psnr(&mut study, &request, full, None, &mut progress)?;
+        tracing::info!("held-out samples: {plain:.2} dB with the cache's correction of the float loop, {refitted:.2} dB with one fitted again");
+        Ok(if refitted > plain { again } else { as_given })
     })?;
     Ok(Quantized { survey, fitted })
 }

@@ -16,6 +16,8 @@ const LEAST_EFFECT: f64 = 0.01;
 pub(super) struct Work {
     /// Per site, over all evaluations; none if an attention reads it.
     sites: Vec<Option<f64>>,
+    /// Of all layers.
+    all: f64,
     /// What may stay float together.
     budget: f64,
 }
@@ -33,10 +35,8 @@ impl Work {
             let mut readers = survey.layers.iter().filter(|layer| layer.sites.contains(&site));
             readers.try_fold(0.0, |sum, layer| layer.weight.as_ref().map(|_| sum + work(layer)))
         };
-        Work {
-            sites: (0..survey.sites.len()).map(of_site).collect(),
-            budget: share * survey.layers.iter().map(work).sum::<f64>(),
-        }
+        let all = survey.layers.iter().map(work).sum::<f64>();
+        Work { sites: (0..survey.sites.len()).map(of_site).collect(), all, budget: share * all }
     }
 
     /// Whether the work behind a site is within the budget.
@@ -47,6 +47,12 @@ impl Work {
     /// How many such sites there are.
     pub(super) fn affordable(&self) -> usize {
         (0..self.sites.len()).filter(|&site| self.is_affordable(site)).count()
+    }
+
+    /// Affordable sites, and their shares of all multiplications.
+    pub(super) fn shares(&self) -> impl Iterator<Item = (usize, f64)> + '_ {
+        let affordable = (0..self.sites.len()).filter(|&site| self.is_affordable(site));
+        affordable.filter_map(|site| Some((site, self.sites[site]? / self.all)))
     }
 
     /// Sites to leave float, in order, by the effect of each: those first that have most for their work, until the budget is spent.
@@ -78,7 +84,7 @@ mod tests {
     use super::*;
 
     fn work(sites: &[Option<f64>], budget: f64) -> Work {
-        Work { sites: sites.to_vec(), budget }
+        Work { sites: sites.to_vec(), all: sites.iter().flatten().sum(), budget }
     }
 
     #[test]

@@ -1,20 +1,21 @@
 //! What rounding each site does to the end of the trajectory.
 
 use super::Places;
+use crate::calibrate::observe::{restore, snapshot};
 use crate::calibrate::{CalibrateError, Narrow, Progress};
-use cqc_passes::cache::affine::rms;
 use cqc_passes::quant::{QuantTables, Survey};
 use cqc_proto::plan::ProgramKind;
-use cqc_runtime::denoise::{Loop, Request};
+use cqc_runtime::denoise::{Loop, Request, Trajectory};
+use std::ops::Range;
 
-/// Evaluations at which it is tried out.
+/// Full evaluations at which it is tried out.
 const PROBES: usize = 6;
 
-/// Per site, the square of how far the end of the trajectory moves when it alone is rounded: at a few of the full evaluations of one batch the error of the
-/// output, weighted by what the sampler makes of it
-/// ([`output_weights`](cqc_runtime::sampler::Sampler::output_weights)). An error that cached steps repeat adds up with itself, others do not: sites that only full
-/// steps read count as many times as a full step is reused. Sites that `wanted` refuses have no effect. `denoiser` runs a plan that does not
-/// round yet; `count` counts its evaluations.
+/// Per site, the square of how far the end of the trajectory moves when it alone is rounded, as seen at a few of the full evaluations of one batch and the
+/// cached ones that follow each: errors of the output, weighted by what the sampler makes of them
+/// ([`output_weights`](cqc_runtime::sampler::Sampler::output_weights)). A site that cached steps read too errs anew in each, so that squares add up; what only a
+/// full step reads is wrong in the same way until the next, so that errors do. Sites that `wanted` refuses have no effect. `denoiser` runs a
+/// plan that does not round yet; `count` counts its evaluations.
 pub(crate) fn sensitivity(
     denoiser: &mut Loop,
     survey: &Survey,
@@ -26,36 +27,79 @@ pub(crate) fn sensitivity(
 ) -> Result<Vec<f64>, CalibrateError> {
     let places = Places::new(denoiser.engine().plan(), survey);
     let weights = denoiser.sampler().output_weights();
-    let full: Vec<usize> =
-        (0..weights.len()).filter(|&t| denoiser.engine().plan().program_at(t) == ProgramKind::Full).collect();
-    let some = PROBES.min(full.len());
-    let probes: Vec<usize> = (0..some).map(|k| full[k * (full.len() - 1) / some.saturating_sub(1).max(1)]).collect();
+    let groups = groups(denoiser, weights.len());
     let mut effects = vec![0.0; survey.sites.len()];
+    let is_live = |site: usize| survey.layers.iter().any(|layer| layer.is_live && layer.sites.contains(&site));
     let mut trajectory = denoiser.begin(request, 0)?;
-    for (t, weight) in weights.iter().enumerate() {
-        if probes.contains(&t) {
-            let mut trial = trajectory.clone();
-            denoiser.evaluate_as(ProgramKind::Full, &mut trial)?;
-            let answer = denoiser.output().to_vec();
+    for t in 0..weights.len() {
+        if let Some(group) = groups.iter().find(|group| group.start == t) {
+            let (states, answers) = walk(denoiser, trajectory.clone(), group.clone())?;
+            let squares: f64 = group.clone().map(|s| weights[s].powi(2)).sum();
             let read = |site: &usize| wanted(*site) && places.is_read(*site, ProgramKind::Full);
             for site in (0..effects.len()).filter(read) {
                 places.set_site(denoiser, tables, site, t)?;
-                let mut trial = trajectory.clone();
-                denoiser.evaluate_as(ProgramKind::Full, &mut trial)?;
+                let mut rounded = states[0].clone();
+                denoiser.evaluate_as(ProgramKind::Full, &mut rounded)?;
                 count.step(progress)?;
-                effects[site] += (weight * rms(denoiser.output(), &answer)).powi(2);
                 places.clear_site(denoiser, tables, site, t)?;
+                let mut error = vec![0.0; answers[0].len()];
+                if is_live(site) {
+                    add(&mut error, 1.0, denoiser.output(), &answers[0]);
+                    effects[site] += mean_square(&error) * squares;
+                    continue;
+                }
+                add(&mut error, weights[t], denoiser.output(), &answers[0]);
+                let stored = snapshot(&rounded);
+                for ((state, answer), s) in states.iter().zip(&answers).zip(group.clone()).skip(1) {
+                    let mut trial = state.clone();
+                    restore(&mut trial, &stored);
+                    denoiser.evaluate_as(ProgramKind::Cached, &mut trial)?;
+                    count.step(progress)?;
+                    add(&mut error, weights[s], denoiser.output(), answer);
+                }
+                effects[site] += mean_square(&error);
             }
         }
-        if probes.last() == Some(&t) {
+        if groups.last().is_some_and(|group| group.start == t) {
             break;
         }
         denoiser.evaluate_as(denoiser.engine().plan().program_at(t), &mut trajectory)?;
         count.step(progress)?;
         denoiser.advance(&mut trajectory, denoiser.output());
     }
-    let reuse = weights.len() as f64 / full.len().max(1) as f64;
-    let repeats = |site: usize| !survey.layers.iter().any(|layer| layer.is_live && layer.sites.contains(&site));
-    effects.iter_mut().enumerate().filter(|(site, _)| repeats(*site)).for_each(|(_, effect)| *effect *= reuse);
     Ok(effects)
+}
+
+/// A few evenly spread full evaluations, each with the cached ones that follow it.
+fn groups(denoiser: &Loop, evaluations: usize) -> Vec<Range<usize>> {
+    let plan = denoiser.engine().plan();
+    let full: Vec<usize> = (0..evaluations).filter(|&t| plan.program_at(t) == ProgramKind::Full).collect();
+    let some = PROBES.min(full.len());
+    let nth = |k: usize| k * (full.len() - 1) / some.saturating_sub(1).max(1);
+    (0..some).map(nth).map(|i| full[i]..full.get(i + 1).copied().unwrap_or(evaluations)).collect()
+}
+
+/// Before each evaluation of a group the trajectory, and what it answers.
+fn walk(
+    denoiser: &mut Loop,
+    mut trajectory: Trajectory,
+    group: Range<usize>,
+) -> Result<(Vec<Trajectory>, Vec<Vec<f32>>), CalibrateError> {
+    let (mut states, mut answers) = (vec![], vec![]);
+    for t in group {
+        states.push(trajectory.clone());
+        denoiser.evaluate_as(denoiser.engine().plan().program_at(t), &mut trajectory)?;
+        answers.push(denoiser.output().to_vec());
+        denoiser.advance(&mut trajectory, denoiser.output());
+    }
+    Ok((states, answers))
+}
+
+fn add(error: &mut [f64], weight: f64, found: &[f32], expected: &[f32]) {
+    let differences = found.iter().zip(expected).map(|(a, b)| f64::from(a - b));
+    error.iter_mut().zip(differences).for_each(|(sum, difference)| *sum += weight * difference);
+}
+
+fn mean_square(x: &[f64]) -> f64 {
+    x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64
 }

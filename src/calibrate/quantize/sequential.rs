@@ -94,6 +94,9 @@ pub(crate) fn sequential(
     let places = Places::new(quantized.engine().plan(), survey);
     (0..evaluations).try_for_each(|t| places.set_sites(quantized, &tables, t))?;
     let shadows = Shadows::new(quantized.engine().plan(), survey, &tables);
+    if options.cache.is_none() && options.compensation.is_none() && shadows.layers.is_empty() {
+        return Ok(Fitted { tables, cache: None, compensation: None });
+    }
     let needs_truth = options.cache.is_some() || options.compensation.is_some();
     let samples = quantized.channels();
     let ones = vec![1.0; evaluations * samples];

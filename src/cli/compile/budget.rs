@@ -72,8 +72,9 @@ fn rows(work: &Work, trajectory: &Trajectory, samples: usize) -> Result<usize, F
     }
     if work.quant != Quant::None {
         let corrects = work.correct.iter().any(|c| matches!(c, Correct::Quant | Correct::QuantAll));
-        let fit = samples - held_out(samples);
-        evaluations += quantize::evaluations_to_come(steps.len(), fit, batch, corrects, work.quantizing.reconstruct);
+        let refits = work.caching.caches() && work.correct.contains(&Correct::Cache);
+        let parts = [samples - held_out(samples), if refits { held_out(samples) } else { 0 }];
+        evaluations += quantize::evaluations_to_come(steps.len(), parts, batch, corrects, work.quantizing.reconstruct);
     }
     Ok(evaluations * batch)
 }
