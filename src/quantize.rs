@@ -4,7 +4,8 @@ mod float_inputs;
 mod keep_float;
 
 use crate::calibrate::quantize::{
-    CacheRefit, Fitted, Grouping, Outputs, Select, Sequential, ranges, reconstruct, select, sensitivity, sequential,
+    CacheRefit, Fitted, Grouping, Outputs, PROBES, Select, Sequential, ranges, reconstruct, select, sensitivity,
+    sequential,
 };
 use crate::calibrate::{CalibrateError, HeldOut, Narrow, Progress, Tables, corrected_on};
 use crate::compile::{Assembled, CompileError};
@@ -156,6 +157,8 @@ pub fn quantize(
         // without what was written into the study's tables
         let mut small = study.of_width(PROBED_SAMPLES.min(study.width()))?;
         let count = Narrow::new(small.width(), study.width());
+        let probing = (PROBES * work.affordable() * 2 + evaluations) * small.width() / study.width();
+        progress.all += probing.saturating_sub(evaluations) as u64;
         let is_affordable = |site| work.is_affordable(site);
         let effects = sensitivity(&mut small, &survey, &tables, &request, &is_affordable, count, &mut progress)?;
         for (site, share) in work.shares() {

@@ -17,7 +17,7 @@ pub(crate) use ranges::ranges;
 pub(crate) use reconstruct::reconstruct;
 pub use select::Select;
 pub(crate) use select::select;
-pub(crate) use sensitivity::sensitivity;
+pub(crate) use sensitivity::{PROBES, sensitivity};
 pub(crate) use sequential::{CacheRefit, Sequential, sequential};
 pub use sequential::{Fitted, Outputs};
 

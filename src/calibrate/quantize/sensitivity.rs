@@ -9,7 +9,7 @@ use cqc_runtime::denoise::{Loop, Request, Trajectory};
 use std::ops::Range;
 
 /// Full evaluations at which it is tried out.
-const PROBES: usize = 6;
+pub(crate) const PROBES: usize = 6;
 
 /// Per site, the square of how far the end of the trajectory moves when it alone is rounded, as seen at a few of the full evaluations of one batch and the
 /// cached ones that follow each: errors of the output, weighted by what the sampler makes of them

@@ -37,7 +37,8 @@ impl Outputs {
                 Outputs::Cut => layer.reads_cache,
                 Outputs::All => true,
             };
-            wanted && layer.weight.is_some() && layer.bias.is_some()
+            // where nothing but weights is rounded there is little to correct
+            wanted && layer.weight.is_some() && layer.bias.is_some() && !layer.sites.is_empty()
         };
         (0..survey.layers.len()).filter(meant).collect()
     }

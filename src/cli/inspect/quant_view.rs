@@ -76,10 +76,11 @@ fn layer_json(artifact: &Artifact, layer: &QuantizedLayer) -> Value {
     })
 }
 
-/// Scales and zero points `[evaluations][inputs · segments]`.
+/// Scales and zero points `[evaluations][inputs · segments]`; no rows where the input is float.
 fn activations(artifact: &Artifact, layer: &QuantizedLayer) -> [Vec<Vec<f32>>; 2] {
     let joined = |table: &dyn Fn(usize) -> usize| {
-        let mut rows = vec![vec![]; artifact.manifest.plan.evaluations];
+        let evaluations = if layer.inputs.is_empty() { 0 } else { artifact.manifest.plan.evaluations };
+        let mut rows = vec![vec![]; evaluations];
         for input in 0..layer.inputs.len() {
             rows.iter_mut().zip(artifact.rows(table(input))).for_each(|(row, more)| row.extend(more));
         }
@@ -131,11 +132,12 @@ pub fn layers_text(artifact: &Artifact) -> String {
     );
     let rows = of.layers.iter().take(SHOWN).map(|layer| {
         let weights = layer.weight_bits.map_or(String::new(), |bits| format!("w{bits}"));
-        let corrected = if layer.correction.is_some() { "corrected" } else { "" };
+        let input = if layer.inputs.is_empty() { "input in float" } else { "" };
+        let corrected = if layer.correction.is_some() { "corrected" } else { input };
         vec![
             layer.name.clone(),
             layer.op.clone(),
-            format!("{weights}a8"),
+            format!("{weights}{}", if layer.inputs.is_empty() { "" } else { "a8" }),
             ranges(artifact, layer).join("; "),
             corrected.into(),
         ]
