@@ -4,10 +4,9 @@ mod float_inputs;
 mod keep_float;
 
 use crate::calibrate::quantize::{
-    CacheRefit, Fitted, Grouping, Outputs, PROBES, Select, Sequential, ranges, reconstruct, select, sensitivity,
-    sequential,
+    CacheRefit, Fitted, Grouping, Outputs, Select, Sequential, ranges, reconstruct, select, sequential,
 };
-use crate::calibrate::{CalibrateError, HeldOut, Narrow, Progress, Tables, corrected_on};
+use crate::calibrate::{CalibrateError, HeldOut, Progress, Tables, corrected_on};
 use crate::compile::{Assembled, CompileError};
 use crate::io::FileError;
 use crate::stages::Stages;
@@ -15,7 +14,7 @@ use cqc_passes::calib::compensate::Mode;
 use cqc_passes::quant::{Extra, OutputCorrection, QuantSpec, QuantTables, QuantizedWeight, Survey};
 use cqc_runtime::denoise::{DenoiseError, Loop, Request};
 use cqc_runtime::engine::{EngineError, EngineOptions, Weights};
-use float_inputs::{PROBED_SAMPLES, Work};
+use float_inputs::{Work, float_inputs};
 use keep_float::{Trial, keep_float};
 use std::ops::ControlFlow;
 
@@ -120,13 +119,13 @@ pub fn quantize(
         })?;
     }
     let mut survey = assembled.survey(&spec);
-    let open = |survey: &Survey, engine: &EngineOptions| -> Result<_, QuantizeError> {
+    let open = |survey: &Survey| -> Result<_, QuantizeError> {
         let start = unfitted(survey, outputs, evaluations);
         let (lowered, places) = assembled.lower(Some((survey, &start, Extra { shadows: true })))?;
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
-        Ok((Loop::open(&weights, float.sampler().clone(), float.is_guided(), engine)?, places))
+        Ok((Loop::open(&weights, float.sampler().clone(), float.is_guided(), &engine)?, places))
     };
-    let (mut study, mut places) = open(&survey, &engine)?;
+    let (mut study, mut places) = open(&survey)?;
     let corrects = !outputs.layers(&survey).is_empty();
     let held = if cache.is_some() && refit_cache { request.samples - fit } else { 0 };
     let all = evaluations_to_come(evaluations, [fit, held], study.width(), corrects, options.reconstruct);
@@ -149,58 +148,21 @@ pub fn quantize(
             layer.weight = layer.weight.as_ref().zip(codes.as_ref()).map(|(w, c)| w.with_codes(c))
         });
     }
-    let work = Work::new(assembled, &survey, options.float_work);
     let passed = stages.run("inputs", || -> Result<_, QuantizeError> {
-        if work.affordable() == 0 {
-            return Ok(vec![]);
-        }
-        // without what was written into the study's tables
-        let mut small = study.of_width(PROBED_SAMPLES.min(study.width()))?;
-        let count = Narrow::new(small.width(), study.width());
-        let probing = (PROBES * work.affordable() * 2 + evaluations) * small.width() / study.width();
-        progress.all += probing.saturating_sub(evaluations) as u64;
-        let is_affordable = |site| work.is_affordable(site);
-        let effects = sensitivity(&mut small, &survey, &tables, &request, &is_affordable, count, &mut progress)?;
-        for (site, share) in work.shares() {
-            let effect = effects[site] / effects.iter().sum::<f64>();
-            tracing::debug!(
-                "{}: {:.2} % of the effects, {:.2} % of the work",
-                survey.sites[site].name,
-                effect * 100.0,
-                share * 100.0
-            );
-        }
-        Ok(work.choose(&effects))
+        let work = Work::new(assembled, &survey, options.float_work);
+        Ok(float_inputs(&study, &survey, &tables, &request, &work, &mut progress)?)
     })?;
     if codes.is_some() || !passed.is_empty() {
         let rounded = survey.without(&passed);
         tables = tables.of_other(&survey, &rounded);
         survey = rounded;
-        (study, places) = open(&survey, &engine)?;
+        (study, places) = open(&survey)?;
     }
     tables.corrections = unfitted(&survey, outputs, evaluations).corrections;
     let refit = cache.filter(|_| refit_cache).map(|tables| CacheRefit { places, tables: tables.clone() });
     let fitted = stages.run("corrections", || -> Result<_, QuantizeError> {
-        let fitted = |cache, float: &mut Loop, study: &mut Loop, progress: &mut Progress| {
-            study.set_compensation(None)?;
-            let wanted = Sequential { cache, compensation, fit: corrected_on(fit) };
-            let fitted = sequential(float, study, &survey, tables.clone(), &request, wanted, progress)?;
-            study.set_compensation(fitted.compensation.clone())?;
-            Ok::<_, QuantizeError>(fitted)
-        };
-        if refit.is_none() || fit >= request.samples {
-            return fitted(refit, float, &mut study, &mut progress);
-        }
-        // what is stored is noisy now, and least squares trusts it less: right where the noise is what errs, wrong where it averages out over
-        // steps and the forecast that is given up does not
-        let as_given = fitted(None, float, &mut study, &mut progress)?;
-        let full = assembled.full_evaluations();
-        let held = HeldOut::new(float, &request, fit, &mut progress)?;
-        let plain = held.psnr(&mut study, &request, full, None, &mut progress)?;
-        let again = fitted(refit, float, &mut study, &mut progress)?;
-        let refitted = held.psnr(&mut study, &request, full, None, &mut progress)?;
-        tracing::info!("held-out samples: {plain:.2} dB with the cache's correction of the float loop, {refitted:.2} dB with one fitted again");
-        Ok(if refitted > plain { again } else { as_given })
+        let fit = Fit { assembled, survey: &survey, tables, compensation, request: &request, fit };
+        fit.corrections(float, &mut study, refit, &mut progress)
     })?;
     Ok(Quantized { survey, fitted })
 }
@@ -212,4 +174,57 @@ fn unfitted(survey: &Survey, outputs: Outputs, evaluations: usize) -> QuantTable
         out.corrections.insert(layer, OutputCorrection::identity(&survey.layers[layer], evaluations));
     }
     out
+}
+
+/// What corrections are fitted with.
+struct Fit<'a> {
+    assembled: &'a Assembled<'a>,
+    survey: &'a Survey,
+    /// Ranges, and corrections that change nothing.
+    tables: QuantTables,
+    compensation: Option<Mode>,
+    request: &'a Request,
+    /// Samples to fit on; those behind are held out.
+    fit: usize,
+}
+
+impl Fit<'_> {
+    /// Fits with the correction of the cache as it is and fitted again, if it may be and there are samples to tell which is better. What is stored is
+    /// noisy now, and least squares trusts it less: right where the noise is what errs, wrong where it averages out over steps and the forecast that is
+    /// given up does not.
+    fn corrections(
+        &self,
+        float: &mut Loop,
+        study: &mut Loop,
+        refit: Option<CacheRefit>,
+        progress: &mut Progress,
+    ) -> Result<Fitted, QuantizeError> {
+        if refit.is_none() || self.fit >= self.request.samples {
+            return self.once(float, study, refit, progress);
+        }
+        let full = self.assembled.full_evaluations();
+        let held = HeldOut::new(float, self.request, self.fit, progress)?;
+        let as_given = self.once(float, study, None, progress)?;
+        let plain = held.psnr(study, self.request, full, None, progress)?;
+        let again = self.once(float, study, refit, progress)?;
+        let refitted = held.psnr(study, self.request, full, None, progress)?;
+        tracing::info!(
+            "held-out samples: {plain:.2} dB with the cache's correction of the float loop, {refitted:.2} dB with one fitted again"
+        );
+        Ok(if refitted > plain { again } else { as_given })
+    }
+
+    fn once(
+        &self,
+        float: &mut Loop,
+        study: &mut Loop,
+        cache: Option<CacheRefit>,
+        progress: &mut Progress,
+    ) -> Result<Fitted, QuantizeError> {
+        study.set_compensation(None)?;
+        let wanted = Sequential { cache, compensation: self.compensation, fit: corrected_on(self.fit) };
+        let fitted = sequential(float, study, self.survey, self.tables.clone(), self.request, wanted, progress)?;
+        study.set_compensation(fitted.compensation.clone())?;
+        Ok(fitted)
+    }
 }

@@ -3,14 +3,47 @@
 //! Rounding errors are not spread evenly. A shortcut late in a U-Net reads the stream of residuals itself, whose error goes to the end undamped, and has
 //! hardly any work that integers could save; a few such inputs make most of the error of a loop with 8 bits.
 
+use crate::calibrate::quantize::{PROBES, sensitivity};
+use crate::calibrate::{CalibrateError, Narrow, Progress};
 use crate::compile::Assembled;
-use cqc_passes::quant::{Layer, Survey};
+use cqc_passes::quant::{Layer, QuantTables, Survey};
+use cqc_runtime::denoise::{Loop, Request};
 
 /// Samples that effects are measured on.
-pub(super) const PROBED_SAMPLES: usize = 2;
+const PROBED_SAMPLES: usize = 2;
 
 /// An input stays float only if its effect is at least this share of all effects that were measured.
 const LEAST_EFFECT: f64 = 0.01;
+
+/// Sites of `survey` to leave float, by what rounding each of them does to a loop like `study`, whose plan does not round yet.
+pub(super) fn float_inputs(
+    study: &Loop,
+    survey: &Survey,
+    tables: &QuantTables,
+    request: &Request,
+    work: &Work,
+    progress: &mut Progress,
+) -> Result<Vec<usize>, CalibrateError> {
+    let affordable = (0..survey.sites.len()).filter(|&site| work.is_affordable(site)).count();
+    if affordable == 0 {
+        return Ok(vec![]);
+    }
+    // without what was written into the study's tables
+    let mut small = study.of_width(PROBED_SAMPLES.min(study.width()))?;
+    let count = Narrow::new(small.width(), study.width());
+    // of the estimate one round of evaluations is for this
+    let evaluations = study.sampler().evaluations().len();
+    let probing = (PROBES * affordable * 2 + evaluations) * small.width() / study.width();
+    progress.all += probing.saturating_sub(evaluations) as u64;
+    let is_affordable = |site| work.is_affordable(site);
+    let effects = sensitivity(&mut small, survey, tables, request, &is_affordable, count, progress)?;
+    let all = effects.iter().sum::<f64>() / 100.0;
+    for (site, share) in work.shares() {
+        let (name, effect) = (&survey.sites[site].name, effects[site] / all);
+        tracing::debug!("{name}: {effect:.2} % of the effects, {:.2} % of the work", share * 100.0);
+    }
+    Ok(work.choose(&effects))
+}
 
 /// The multiplications behind every site of a loop.
 pub(super) struct Work {
@@ -40,23 +73,18 @@ impl Work {
     }
 
     /// Whether the work behind a site is within the budget.
-    pub(super) fn is_affordable(&self, site: usize) -> bool {
+    fn is_affordable(&self, site: usize) -> bool {
         self.sites[site].is_some_and(|work| work <= self.budget)
     }
 
-    /// How many such sites there are.
-    pub(super) fn affordable(&self) -> usize {
-        (0..self.sites.len()).filter(|&site| self.is_affordable(site)).count()
-    }
-
     /// Affordable sites, and their shares of all multiplications.
-    pub(super) fn shares(&self) -> impl Iterator<Item = (usize, f64)> + '_ {
+    fn shares(&self) -> impl Iterator<Item = (usize, f64)> + '_ {
         let affordable = (0..self.sites.len()).filter(|&site| self.is_affordable(site));
         affordable.filter_map(|site| Some((site, self.sites[site]? / self.all)))
     }
 
     /// Sites to leave float, in order, by the effect of each: those first that have most for their work, until the budget is spent.
-    pub(super) fn choose(&self, effects: &[f64]) -> Vec<usize> {
+    fn choose(&self, effects: &[f64]) -> Vec<usize> {
         let least = LEAST_EFFECT * effects.iter().sum::<f64>();
         let mut sites: Vec<(f64, usize, f64)> = self
             .sites
@@ -90,7 +118,7 @@ mod tests {
     #[test]
     fn what_hurts_most_for_its_work_stays_float_while_the_budget_lasts() {
         let work = work(&[Some(10.0), Some(2.0), Some(2.0), None, Some(1.0)], 5.0);
-        assert_eq!(work.affordable(), 3);
+        assert_eq!(work.shares().map(|(site, _)| site).collect::<Vec<_>>(), [1, 2, 4]);
         // the first is too much work, the fourth an attention's, the last too small an effect
         assert_eq!(work.choose(&[100.0, 3.0, 8.0, 50.0, 1.5]), [1, 2]);
         // the third is left out where the second is better
