@@ -85,10 +85,10 @@ def prepared(contender, model, a):
     return path
 
 
-def worker(contender, path, model, a):
+def worker(contender, path, a):
     """Times a peer in this process and prints {"ms": [...], "peak_rss_mb": x}; its answer goes to a file."""
     import numpy as np
-    (feed,) = feeds(model, a.batch[0], 1, 1, a.timestep)
+    feed = dict(np.load(a.feed))
     if contender.startswith("ort"):
         import onnxruntime as ort
         options = ort.SessionOptions()
@@ -119,11 +119,11 @@ def last_json(command):
     return json.loads(lines[-1])
 
 
-def measure(contender, path, model, batch, answer, a):
+def measure(contender, path, batch, answer, a):
     common = ["--batch", str(batch), "--threads", str(a.threads)]
     if contender.startswith("cqc"):
         return last_json([a.cqc, "bench", path, *common, "--json"])
-    me = [sys.executable, os.path.abspath(__file__), "--worker", contender, path, model, "--answer", answer, "--timestep", str(a.timestep)]
+    me = [sys.executable, os.path.abspath(__file__), "--worker", contender, path, "--answer", answer, "--feed", a.feed]
     return last_json(me + common)
 
 
@@ -150,16 +150,20 @@ def sqnr(found, expected):
 
 
 def compare(model, batch, a):
+    import numpy as np
     paths = {c: prepared(c, model, a) for c in a.contenders}
     if "cqc-int8" in paths:
         loop = json.loads(subprocess.run([a.cqc, "inspect", paths["cqc-int8"], "--json"], check=True, capture_output=True).stdout)
         a.timestep = loop["sampler"]["timesteps"][STEP]
     with tempfile.TemporaryDirectory() as at:
+        # the peers' processes are not to load the model twice
+        a.feed = f"{at}/feed.npz"
+        np.savez(a.feed, **next(feeds(model, batch, 1, 1, a.timestep)))
         answers = {c: f"{at}/{c}.npy" for c in ["ort", *paths]}
-        measure("ort", model, model, batch, answers["ort"], a)
+        measure("ort", model, batch, answers["ort"], a)
         for c in (c for c in paths if c.startswith("cqc")):
             our_answer(c, paths[c], model, batch, answers[c], a)
-        rounds = [{c: measure(c, path, model, batch, answers[c], a) for c, path in paths.items()} for _ in range(a.rounds)]
+        rounds = [{c: measure(c, path, batch, answers[c], a) for c, path in paths.items()} for _ in range(a.rounds)]
         first = a.contenders[0]
         for c in a.contenders:
             times = [statistics.median(r[c]["ms"]) for r in rounds]
@@ -180,13 +184,13 @@ def main():
     ap.add_argument("--cqc", default=os.path.join(ROOT, "target/release/cqc"))
     ap.add_argument("--work", default=os.path.join(ROOT, "target/peers"), help="where quantized models are kept")
     ap.add_argument("--compile-options", default="", help="more options of `cqc compile`, in one argument")
-    for hidden in ("--answer", "--timestep"):
+    for hidden in ("--answer", "--feed"):
         ap.add_argument(hidden, help=argparse.SUPPRESS)
     ap.add_argument("--worker", metavar="CONTENDER", help=argparse.SUPPRESS)
     a = ap.parse_args()
-    a.timestep = float(a.timestep or 500)
+    a.timestep = 500
     if a.worker:
-        return worker(a.worker, a.models[0], a.models[1], a)
+        return worker(a.worker, a.models[0], a)
     print("| model | batch | | ms | times faster | SQNR dB | peak MB |\n|---|---|---|---|---|---|---|")
     for model in a.models:
         for batch in a.batch:
