@@ -366,7 +366,9 @@ fn panel(
     acc: *mut f32,
     ld: usize,
 ) -> Tile<f32, f32, f32> {
-    Tile { left, right, acc, ld, rows: 0, count: 0, cols, taps: 1, depth, first: true, next: right, lines: 0 }
+    let (stride, tap, skip) = (1, 0, 0);
+    let (rows, count, taps, first, next, lines) = (0, 0, 1, true, right, 0);
+    Tile { left, stride, tap, skip, right, acc, ld, rows, count, cols, taps, depth, first, next, lines }
 }
 
 /// row = scale · row + mask

@@ -13,9 +13,9 @@ use crate::{Isa, Pool, scratch};
 
 /// Channels of a task at least: what one pixel contributes to it should fill cache lines.
 const MIN_CHANNELS: usize = 32;
-/// Pixels whose two passes find them in the first-level cache.
+/// Pixels whose moments are taken about one pivot.
 const BLOCK: usize = 64;
-/// Channel vectors summed side by side.
+/// Channel vectors summed side by side: two cache lines of AVX2.
 const CHAINS: usize = 4;
 /// Groups whose moments are found side by side.
 const TOGETHER: usize = 64;
@@ -43,7 +43,7 @@ pub struct GroupNorm<'a> {
 
 /// y = act((x − mean) / √(var + eps) · gamma + beta), mean and variance per image and group of c/groups channels.
 ///
-/// Pixels lie `ldx` and `ldy` elements apart. Variance by blocks of two passes, joined in f64.
+/// Pixels lie `ldx` and `ldy` elements apart. Sums of differences from the mean of the pixels before, block by block, joined in f64.
 ///
 /// # Panics
 /// When a slice is too short or `groups` does not divide `c`.
@@ -149,33 +149,39 @@ impl GroupTask<'_> {
         }
     }
 
-    /// Moments of `many` groups of `width` channels from group `first` on, block by block of pixels, each in two passes. A vector holds channels,
-    /// whichever groups they belong to.
+    /// Moments of `many` groups of `width` channels from group `first` on. A vector holds channels, whichever groups they belong to.
+    ///
+    /// A block of pixels adds up d = x − p and d², p the mean of the block before (of the first block itself, found in a pass of its own), so that
+    /// little cancels in Σ (x − mean)² = Σ d² − (Σ d)² / n.
     #[inline(always)]
     fn moments<S: Simd>(&mut self, s: S, first: usize, many: usize, width: usize) -> [Moments; TOGETHER] {
         let mut moments = [Moments::NONE; TOGETHER];
         let channels = first * width..(first + many) * width;
         // not yet needed for what they will hold
-        let (pivots, sums) = self.work[self.count..].split_at_mut(self.count);
-        let (pivots, sums) = (&mut pivots[channels.clone()], &mut sums[channels.clone()]);
+        let [pivots, sums, squares] = self
+            .work
+            .get_disjoint_mut([0, 1, 2].map(|row| row * self.count + channels.start..row * self.count + channels.end))
+            .expect("three rows");
+        let total =
+            |sums: &[f32], group: usize| sums[group * width..][..width].iter().map(|&x| f64::from(x)).sum::<f64>();
+        let x = |pixel: usize| &self.x[(self.start + pixel) * self.ldx + self.first + channels.start..];
+        let pixels = BLOCK.min(self.shape.hw);
+        pivots.fill(0.0);
+        sum_over(s, x(0), self.ldx, pixels, pivots, sums, squares);
+        for group in 0..many {
+            let mean = total(sums, group) / (pixels * width) as f64;
+            pivots[group * width..][..width].fill(mean as f32);
+        }
         for pixel in (0..self.shape.hw).step_by(BLOCK) {
             let pixels = BLOCK.min(self.shape.hw - pixel);
-            let x = &self.x[(self.start + pixel) * self.ldx + self.first + channels.start..];
             let count = (pixels * width) as f64;
-            let total = |sums: &[f32]| sums.iter().map(|&x| f64::from(x)).sum::<f64>();
-            let mut means = [0.0; TOGETHER];
-            sum_over(s, x, self.ldx, pixels, None, sums);
-            for (group, mean) in means[..many].iter_mut().enumerate() {
-                *mean = total(&sums[group * width..][..width]) / count;
-                pivots[group * width..][..width].fill(*mean as f32);
-            }
-            sum_over(s, x, self.ldx, pixels, Some(pivots), sums);
-            for (group, &mean) in means[..many].iter().enumerate() {
-                let squares = total(&sums[group * width..][..width]);
-                // Σ (x − m)² about the rounded mean m is too large by count · (mean − m)².
-                let off = mean - f64::from(mean as f32);
-                let squares = (squares - count * off * off).max(0.0);
-                moments[group] = moments[group].join(Moments { count, mean, squares });
+            sum_over(s, x(pixel), self.ldx, pixels, pivots, sums, squares);
+            for (group, moments) in moments[..many].iter_mut().enumerate() {
+                let pivots = &mut pivots[group * width..][..width];
+                let (sum, squares) = (total(sums, group), total(squares, group));
+                let mean = f64::from(pivots[0]) + sum / count;
+                pivots.fill(mean as f32);
+                *moments = moments.join(Moments { count, mean, squares: (squares - sum * sum / count).max(0.0) });
             }
         }
         moments
@@ -207,40 +213,60 @@ impl GroupTask<'_> {
     }
 }
 
-/// Per channel Σ x, or Σ (x − pivot)², over `pixels` rows, `ld` apart, of as many channels as `sums` has.
+/// Per channel Σ d and Σ d², d = x − pivot, over `pixels` rows, `ld` apart, of as many channels as `sums` has.
 #[inline(always)]
-fn sum_over<S: Simd>(s: S, x: &[f32], ld: usize, pixels: usize, pivots: Option<&[f32]>, sums: &mut [f32]) {
+fn sum_over<S: Simd>(s: S, x: &[f32], ld: usize, pixels: usize, pivots: &[f32], sums: &mut [f32], squares: &mut [f32]) {
     let width = sums.len();
-    assert!(x.len() >= (pixels - 1) * ld + width && pivots.is_none_or(|p| p.len() == width));
+    assert!(x.len() >= (pixels - 1) * ld + width && pivots.len() == width && squares.len() == width);
     let mut c = 0;
     while c < width {
+        let many = if width - c >= CHAINS * S::LANES { CHAINS } else { 1 };
         let n = (width - c).min(S::LANES);
-        let mut chains = [s.splat(0.0); CHAINS];
-        #[allow(clippy::manual_map)] // a closure would not be compiled for the instruction set
-        let pivot = match pivots {
-            // SAFETY: `c + n ≤ width`.
-            Some(pivots) => Some(unsafe { load_some(s, pivots.as_ptr().add(c), n) }),
-            None => None,
-        };
-        let mut pixel = 0;
-        while pixel < pixels {
-            let many = CHAINS.min(pixels - pixel);
-            for j in 0..many {
-                // SAFETY: the assertion above.
-                let v = unsafe { load_some(s, x.as_ptr().add((pixel + j) * ld + c), n) };
-                chains[j] = match pivot {
-                    None => s.add(chains[j], v),
-                    Some(pivot) => {
-                        let v = s.sub(v, pivot);
-                        s.fma(v, v, chains[j])
-                    }
-                };
+        // SAFETY: `c + many · LANES ≤ width`, or `c + n ≤ width` and `many` is 1; rows by the assertion above.
+        unsafe {
+            let (x, pivots) = (x.as_ptr().add(c), pivots.as_ptr().add(c));
+            let (sums, squares) = (sums.as_mut_ptr().add(c), squares.as_mut_ptr().add(c));
+            if many == CHAINS {
+                sum_vectors::<S, CHAINS>(s, x, ld, pixels, S::LANES, pivots, sums, squares);
+            } else {
+                sum_vectors::<S, 1>(s, x, ld, pixels, n, pivots, sums, squares);
             }
-            pixel += many;
         }
-        let total = s.add(s.add(chains[0], chains[1]), s.add(chains[2], chains[3]));
-        // SAFETY: `c + n ≤ width`.
-        unsafe { store_some(s, sums.as_mut_ptr().add(c), total, n) };
-        c += n;
+        c += many * S::LANES;
+    }
+}
+
+/// [`sum_over`] of `M` vectors, the last of `n` channels.
+///
+/// # Safety
+/// `x` must have `pixels` rows, and the others one, of that many channels.
+#[inline(always)]
+unsafe fn sum_vectors<S: Simd, const M: usize>(
+    s: S,
+    x: *const f32,
+    ld: usize,
+    pixels: usize,
+    n: usize,
+    pivots: *const f32,
+    sums: *mut f32,
+    squares: *mut f32,
+) {
+    let (mut sum, mut square, mut pivot) = ([s.splat(0.0); M], [s.splat(0.0); M], [s.splat(0.0); M]);
+    // SAFETY: the caller's promise.
+    unsafe {
+        for j in 0..M {
+            pivot[j] = load_some(s, pivots.add(j * S::LANES), n);
+        }
+        for pixel in 0..pixels {
+            for j in 0..M {
+                let d = s.sub(load_some(s, x.add(pixel * ld + j * S::LANES), n), pivot[j]);
+                sum[j] = s.add(sum[j], d);
+                square[j] = s.fma(d, d, square[j]);
+            }
+        }
+        for j in 0..M {
+            store_some(s, sums.add(j * S::LANES), sum[j], n);
+            store_some(s, squares.add(j * S::LANES), square[j], n);
+        }
     }
 }

@@ -20,15 +20,19 @@ fn polynomial<S: Simd, const N: usize>(s: S, x: S::V, coefficients: [f32; N]) ->
 /// Adding it rounds to whole numbers: 1.5 · 2^23.
 const MAGIC: f32 = 12_582_912.0;
 
-/// x = n · ln 2 + r with whole n and |r| ≤ ln 2 / 2: n + [`MAGIC`], and e^r by the polynomial of Cephes' expf.
+/// e^r for |r| ≤ ln 2 / 2: the polynomial of Cephes' expf.
+const EXP: [f32; 8] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5, 1.0, 1.0];
+/// e^−r: odd powers have the other sign.
+const EXP_MINUS: [f32; 8] = [-EXP[0], EXP[1], -EXP[2], EXP[3], -EXP[4], EXP[5], -EXP[6], EXP[7]];
+
+/// x = n · ln 2 + r with whole n and |r| ≤ ln 2 / 2: n + [`MAGIC`], and e^r.
 #[inline(always)]
 fn exp_parts<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
     let shifted = s.fma(x, s.splat(std::f32::consts::LOG2_E), s.splat(MAGIC));
     let n = s.sub(shifted, s.splat(MAGIC));
     let r = s.fma(n, s.splat(-0.693_359_4), x);
     let r = s.fma(n, s.splat(2.121_944_4e-4), r);
-    let p = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5, 1.0, 1.0];
-    (shifted, polynomial(s, r, p))
+    (shifted, polynomial(s, r, EXP))
 }
 
 /// e^x
@@ -47,13 +51,32 @@ pub(crate) fn exp_weight<S: Simd>(s: S, x: S::V) -> S::V {
     s.add_exponent(y, shifted)
 }
 
-/// 1 / (1 + e^−x), by e^−|x| so that nothing overflows.
+/// 1 + e^−x, up to ∞; below x = 60 digits of e^−x no longer count.
+///
+/// With n + 1 in place of n the exponent of what is added to 1 stays that of a normal number.
+#[inline(always)]
+fn one_plus_exp_minus<S: Simd>(s: S, x: S::V) -> S::V {
+    // NaN passes, being second
+    let x = s.min(s.splat(60.0), s.max(s.splat(-89.0), x));
+    let shifted = s.fma(x, s.splat(-std::f32::consts::LOG2_E), s.splat(MAGIC - 1.0));
+    let n = s.sub(shifted, s.splat(MAGIC - 1.0));
+    // −x = n · ln 2 − r
+    let r = s.fma(n, s.splat(0.693_359_4), x);
+    let r = s.fma(n, s.splat(-2.121_944_4e-4), r);
+    let half = s.add_exponent(polynomial(s, r, EXP_MINUS), shifted);
+    s.fma(half, s.splat(2.0), s.splat(1.0))
+}
+
+/// 1 / (1 + e^−x)
 #[inline(always)]
 pub(crate) fn sigmoid<S: Simd>(s: S, x: S::V) -> S::V {
-    let one = s.splat(1.0);
-    let e = exp(s, s.sub(s.splat(0.0), s.abs(x)));
-    let top = s.if_less(x, s.splat(0.0), e, one);
-    s.div(top, s.add(one, e))
+    s.div(s.splat(1.0), one_plus_exp_minus(s, x))
+}
+
+/// x · sigmoid(a · x), given a · x.
+#[inline(always)]
+fn gated<S: Simd>(s: S, x: S::V, gate: S::V) -> S::V {
+    s.div(x, one_plus_exp_minus(s, gate))
 }
 
 /// tanh x: an odd polynomial below 0.55, 1 − 2 / (e^2|x| + 1) above.
@@ -119,7 +142,7 @@ fn gelu_erf<S: Simd>(s: S, x: S::V) -> S::V {
 fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
     const TWO_SQRT_2_OVER_PI: f32 = 1.595_769_2;
     let cubic = s.mul(s.mul(x, x), s.mul(x, s.splat(0.044_715 * TWO_SQRT_2_OVER_PI)));
-    s.mul(x, sigmoid(s, s.fma(x, s.splat(TWO_SQRT_2_OVER_PI), cubic)))
+    gated(s, x, s.fma(x, s.splat(TWO_SQRT_2_OVER_PI), cubic))
 }
 
 /// An activation.
@@ -127,13 +150,13 @@ fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
 pub(crate) fn activate<S: Simd>(s: S, act: Act, x: S::V) -> S::V {
     match act {
         Act::None => x,
-        Act::Silu => s.mul(x, sigmoid(s, x)),
+        Act::Silu => gated(s, x, x),
         Act::GeluErf => gelu_erf(s, x),
         Act::GeluTanh => gelu_tanh(s, x),
         Act::Relu => s.max(s.splat(0.0), x),
         Act::Sigmoid => sigmoid(s, x),
         Act::Tanh => tanh(s, x),
-        Act::QuickGelu => s.mul(x, sigmoid(s, s.mul(x, s.splat(1.702)))),
+        Act::QuickGelu => gated(s, x, s.mul(x, s.splat(1.702))),
     }
 }
 

@@ -11,8 +11,8 @@ use std::ops::Range;
 pub(crate) const BLOCK_ROWS: usize = 96;
 /// Bytes of the right side that one step works on: half of a first-level cache.
 const STEP_BYTES: usize = 16 << 10;
-/// Taps in one step at most.
-const STEP_TAPS: usize = 16;
+/// Taps whose pointers are looked up together at most.
+const MAX_TAPS: usize = 16;
 /// Columns of a panel at most.
 const MAX_COLS: usize = 32;
 
@@ -69,8 +69,14 @@ pub(crate) trait Micro: Copy {
 /// Arguments of a column of register tiles: `count` times `rows` rows, one panel wide.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile<L, R, A> {
-    /// `[count, taps, rows]` pointers, each to `depth` elements.
+    /// `[count, stride, rows]` pointers, of which those from `tap` on count, each to `depth` elements from `skip` on.
     pub(crate) left: *const *const L,
+    /// Taps that have pointers.
+    pub(crate) stride: usize,
+    /// The first of `taps`.
+    pub(crate) tap: usize,
+    /// Elements in front of `depth` in every tap.
+    pub(crate) skip: usize,
     /// `[taps · depth / GROUP, COLS, GROUP]`
     pub(crate) right: *const R,
     /// `[count · rows, COLS]`, rows `ld` apart.
@@ -87,6 +93,26 @@ pub(crate) struct Tile<L, R, A> {
     /// What comes after this: each tile asks for the next `lines` cache lines of it. Never read.
     pub(crate) next: *const R,
     pub(crate) lines: usize,
+}
+
+impl<L, R, A> Tile<L, R, A> {
+    /// The same with a left side of another name for its element type.
+    #[inline(always)]
+    pub(crate) fn of_left<T>(self) -> Tile<T, R, A> {
+        let Tile { left, stride, tap, skip, right, acc, ld, rows, count, cols, taps, depth, first, next, lines } = self;
+        let left = left.cast();
+        Tile { left, stride, tap, skip, right, acc, ld, rows, count, cols, taps, depth, first, next, lines }
+    }
+
+    /// Where a row of `M` lies at one of the taps.
+    ///
+    /// # Safety
+    /// The first tile must have `M` rows.
+    #[inline(always)]
+    pub(crate) unsafe fn row<const M: usize>(&self, tap: usize, row: usize) -> *const L {
+        // SAFETY: the caller's promise, and that of the field.
+        unsafe { (*self.left.add((self.tap + tap) * M + row)).add(self.skip) }
+    }
 }
 
 /// One task: `rows` of the left side times `panels` of the right.
@@ -121,7 +147,7 @@ impl Steps {
         if depth >= most {
             return Steps { taps: 1, depth: depth.div_ceil(depth.div_ceil(most)).next_multiple_of(group) };
         }
-        let most = (most / depth.max(1)).clamp(1, STEP_TAPS);
+        let most = (most / depth.max(1)).clamp(1, MAX_TAPS);
         Steps { taps: taps.div_ceil(taps.div_ceil(most)), depth }
     }
 }
@@ -166,7 +192,7 @@ impl Tiling {
             // SAFETY: the caller's promise. `next` is only ever asked for, never read.
             unsafe {
                 micro.tiles(tile);
-                tile.left = tile.left.add(count * rows * tile.taps);
+                tile.left = tile.left.add(count * rows * tile.stride);
                 tile.acc = tile.acc.add(count * rows * tile.ld);
             }
             tile.next = tile.next.wrapping_add(count * tile.lines * (64 / size_of::<M::Right>()));
@@ -190,10 +216,12 @@ pub(crate) unsafe fn drive<M: Micro>(micro: M, block: &Block<M>) {
     let acc: *mut M::Acc = memory.cast();
     let several = block.segments.len() > 1;
     let sums: *mut f32 = if several { memory.wrapping_add(1).cast() } else { memory.cast() };
-    let mut left = [std::ptr::null(); BLOCK_ROWS * STEP_TAPS];
+    let mut left = [std::ptr::null(); BLOCK_ROWS * MAX_TAPS];
     let (lhs, rows) = (&block.lhs, block.rows.len());
     assert!(rows <= BLOCK_ROWS);
     let tiling = Tiling::new(rows, M::ROWS);
+    // equal chunks of taps: one of 3 x 3, whose pointers then serve all panels
+    let chunk = lhs.taps.div_ceil(lhs.taps.div_ceil(MAX_TAPS));
     let mut filled = None;
     for panel in block.panels.clone() {
         let cols = (block.n - panel * M::COLS).min(M::COLS);
@@ -201,27 +229,46 @@ pub(crate) unsafe fn drive<M: Micro>(micro: M, block: &Block<M>) {
         let mut right = block.right.wrapping_add(panel * lhs.k() * M::COLS);
         let mut begin = 0;
         for (segment, &depth) in block.segments.iter().enumerate() {
-            let steps = Steps::new(lhs.taps, depth, M::COLS * size_of::<M::Right>(), M::GROUP);
             let end = begin + depth;
             let mut first = true;
-            for tap in (0..lhs.taps).step_by(steps.taps) {
-                let taps = tap..(tap + steps.taps).min(lhs.taps);
-                for skip in (begin..end).step_by(steps.depth) {
-                    let depth = steps.depth.min(end - skip);
-                    // with one step the same for all panels
-                    if filled != Some((tap, skip)) {
-                        lhs.fill(block.rows.start - block.lhs_row, taps.clone(), skip, tiling.sizes(), &mut left);
-                        filled = Some((tap, skip));
+            for tap in (0..lhs.taps).step_by(chunk) {
+                let stride = chunk.min(lhs.taps - tap);
+                if filled != Some(tap) {
+                    lhs.fill(block.rows.start - block.lhs_row, tap..tap + stride, tiling.sizes(), &mut left);
+                    filled = Some(tap);
+                }
+                let steps = Steps::new(stride, depth, M::COLS * size_of::<M::Right>(), M::GROUP);
+                for tap in (0..stride).step_by(steps.taps) {
+                    let taps = steps.taps.min(stride - tap);
+                    for skip in (begin..end).step_by(steps.depth) {
+                        let depth = steps.depth.min(end - skip);
+                        let step = taps * depth * M::COLS;
+                        let next = right.wrapping_add(step);
+                        let lines = (step * size_of::<M::Right>() / 64).div_ceil(tiling.count()).min(MAX_LINES);
+                        let (left, ld) = (left.as_ptr(), M::COLS);
+                        let (rows, count) = (0, 0);
+                        let tile = Tile {
+                            left,
+                            stride,
+                            tap,
+                            skip,
+                            right,
+                            acc,
+                            ld,
+                            rows,
+                            count,
+                            cols,
+                            taps,
+                            depth,
+                            first,
+                            next,
+                            lines,
+                        };
+                        // SAFETY: `left` was filled for these taps and tiles; the accumulators have room for the block.
+                        unsafe { tiling.run(micro, tile) };
+                        right = next;
+                        first = false;
                     }
-                    let (taps, step) = (taps.len(), taps.len() * depth * M::COLS);
-                    let next = right.wrapping_add(step);
-                    let lines = (step * size_of::<M::Right>() / 64).div_ceil(tiling.count()).min(MAX_LINES);
-                    let (left, ld) = (left.as_ptr(), M::COLS);
-                    let tile = Tile { left, right, acc, ld, rows: 0, count: 0, cols, taps, depth, first, next, lines };
-                    // SAFETY: `left` was filled for these taps and tiles; the accumulators have room for the block.
-                    unsafe { tiling.run(micro, tile) };
-                    right = next;
-                    first = false;
                 }
             }
             // SAFETY: the passes above have filled the accumulators of all rows.

@@ -61,7 +61,7 @@ impl<T> Lhs<'_, T> {
         }
     }
 
-    /// Writes the begins of `taps` of the consecutive rows from `row`, `skip` values in, tile by tile.
+    /// Writes the begins of `taps` of the consecutive rows from `row`, tile by tile.
     ///
     /// A tile of `m` rows takes `taps · m` places, tap by tap. `tiles` gives the `m` of each.
     #[inline(always)]
@@ -69,18 +69,17 @@ impl<T> Lhs<'_, T> {
         &self,
         row: usize,
         taps: Range<usize>,
-        skip: usize,
         tiles: impl Iterator<Item = usize>,
         out: &mut [*const T],
     ) {
-        let Some(gather) = &self.gather else { return self.fill_plain(row, skip, tiles, out) };
+        let Some(gather) = &self.gather else { return self.fill_plain(row, tiles, out) };
         let (mut image, mut pixel) = (row / gather.out_pixels, row % gather.out_pixels);
         let mut place = 0;
         for m in tiles {
             for i in 0..m {
                 let row = self.gathered(gather, image, pixel);
                 let places = out[place + i..].iter_mut().step_by(m);
-                taps.clone().zip(places).for_each(|(tap, place)| *place = row.tap(tap).wrapping_add(skip));
+                taps.clone().zip(places).for_each(|(tap, place)| *place = row.tap(tap));
                 pixel += 1;
                 if pixel == gather.out_pixels {
                     (image, pixel) = (image + 1, 0);
@@ -91,8 +90,8 @@ impl<T> Lhs<'_, T> {
     }
 
     #[inline(always)]
-    fn fill_plain(&self, row: usize, skip: usize, tiles: impl Iterator<Item = usize>, out: &mut [*const T]) {
-        let begin = self.x.as_ptr().wrapping_add(row * self.ld + skip);
+    fn fill_plain(&self, row: usize, tiles: impl Iterator<Item = usize>, out: &mut [*const T]) {
+        let begin = self.x.as_ptr().wrapping_add(row * self.ld);
         for (i, place) in out[..tiles.sum::<usize>()].iter_mut().enumerate() {
             *place = begin.wrapping_add(i * self.ld);
         }

@@ -68,7 +68,7 @@ impl<const M: usize, const NV: usize> Kernel for Wide<M, NV> {
             // SAFETY: the promise of `Micro::tiles`.
             unsafe {
                 wide::<S, M, NV>(s, &t);
-                t.left = t.left.add(t.taps * M);
+                t.left = t.left.add(t.stride * M);
                 t.acc = t.acc.add(M * t.ld);
             }
         }
@@ -87,7 +87,7 @@ fn ask<S: Simd>(s: S, t: &mut Tile<f32, f32, f32>) {
 /// One tile of `M` rows.
 ///
 /// # Safety
-/// As for [`Micro::tiles`]: `M` places of pointers per tap, each to `depth` readable values; `taps · depth` rows of the
+/// As for [`Micro::tiles`]: `M` places of pointers per tap, each to `skip + depth` readable values; `taps · depth` rows of the
 /// panel; `M` rows of accumulators.
 #[inline(always)]
 unsafe fn wide<S: Simd, const M: usize, const NV: usize>(s: S, t: &Tile<f32, f32, f32>) {
@@ -105,7 +105,7 @@ unsafe fn wide<S: Simd, const M: usize, const NV: usize>(s: S, t: &Tile<f32, f32
         for tap in 0..t.taps {
             let mut a = [std::ptr::null(); M];
             for i in 0..M {
-                a[i] = *t.left.add(tap * M + i);
+                a[i] = t.row::<M>(tap, i);
             }
             for p in 0..t.depth {
                 let mut bv = [s.splat(0.0); NV];

@@ -77,8 +77,7 @@ impl<C, const NV: usize> IntKernel for Dispatch<C, NV> {
     #[inline(always)]
     fn run<D: Dot>(self, d: D) {
         // the code type of `D`: the only one whose tiles reach it
-        let Tile { left, right, acc, ld, rows, count, cols, taps, depth, first, next, lines } = self.0;
-        let tile = Tile { left: left.cast(), right, acc, ld, rows, count, cols, taps, depth, first, next, lines };
+        let tile = self.0.of_left();
         macro_rules! by_rows {
             ($($m:literal)*) => {
                 match tile.rows {
@@ -97,9 +96,7 @@ struct Wide<C, const M: usize, const NV: usize>(Tile<C, i8, i32>);
 impl<C, const M: usize, const NV: usize> IntKernel for Wide<C, M, NV> {
     #[inline(always)]
     fn run<D: Dot>(self, d: D) {
-        let Tile { left, right, acc, ld, rows, count, cols, taps, depth, first, next, lines } = self.0;
-        let mut t: Tile<D::Code, i8, i32> =
-            Tile { left: left.cast(), right, acc, ld, rows, count, cols, taps, depth, first, next, lines };
+        let mut t: Tile<D::Code, i8, i32> = self.0.of_left();
         for _ in 0..t.count {
             for _ in 0..t.lines {
                 d.float().prefetch(t.next.cast());
@@ -108,7 +105,7 @@ impl<C, const M: usize, const NV: usize> IntKernel for Wide<C, M, NV> {
             // SAFETY: the promise of `Micro::tiles`.
             unsafe {
                 wide::<D, M, NV>(d, &t);
-                t.left = t.left.add(t.taps * M);
+                t.left = t.left.add(t.stride * M);
                 t.acc = t.acc.add(M * t.ld);
             }
         }
@@ -118,7 +115,7 @@ impl<C, const M: usize, const NV: usize> IntKernel for Wide<C, M, NV> {
 /// One tile of `M` rows.
 ///
 /// # Safety
-/// As for [`Micro::tiles`]: `M` places of pointers per tap, each to `depth` readable codes; `taps · depth` rows of the
+/// As for [`Micro::tiles`]: `M` places of pointers per tap, each to `skip + depth` readable codes; `taps · depth` rows of the
 /// panel; `M` rows of accumulators.
 #[inline(always)]
 unsafe fn wide<D: Dot, const M: usize, const NV: usize>(d: D, t: &Tile<D::Code, i8, i32>) {
@@ -137,7 +134,7 @@ unsafe fn wide<D: Dot, const M: usize, const NV: usize>(d: D, t: &Tile<D::Code, 
         for tap in 0..t.taps {
             let mut a = [std::ptr::null(); M];
             for i in 0..M {
-                a[i] = *t.left.add(tap * M + i);
+                a[i] = t.row::<M>(tap, i);
             }
             let mut p = 0;
             while p < t.depth {
