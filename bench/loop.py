@@ -26,7 +26,8 @@ def bench(artifact):
 rounds = [(bench(args.cached), bench(args.uncached)) for _ in range(args.rounds)]
 cached, uncached = rounds[0]
 full, steps = cached["full_steps"], cached["steps"]
-work = (full * cached["macs_full"] + (steps - full) * cached["macs_cached"]) / (steps * cached["macs_full"])
+prelude, whole = cached["macs_prelude"], cached["macs_full"]
+work = (prelude + full * whole + (steps - full) * cached["macs_cached"]) / (prelude + steps * whole)
 ratios = [u["loop_ms"] / c["loop_ms"] for c, u in rounds]
 median = lambda key, side: statistics.median(r[side][key] for r in rounds)
 print(f"{steps} steps, {full} full; batch {args.batch}, {args.threads} threads, {args.rounds} rounds, medians")

@@ -256,6 +256,7 @@ impl<'a> Ablation<'a> {
             method: candidate.method,
             cost: candidate.cost,
             measured: vec![],
+            held: None,
         };
         self.choices.insert(schedule, choice.clone());
         choice
@@ -309,6 +310,7 @@ impl<'a> Ablation<'a> {
                 request: Request { ..bench.calibration.clone() },
                 stages: &Stages::none(),
                 fit: CALIBRATION / 2,
+                held: None,
                 engine: bench.engine.clone(),
                 progress: &mut |_, _| ControlFlow::Continue(()),
             },

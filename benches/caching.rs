@@ -103,6 +103,7 @@ fn run(path: &Path, options: &Options) {
                     cost: candidate.cost,
                     tables,
                     measured: vec![],
+                    held: None,
                 };
                 let (decided, _) = cached.decided(&choice).unwrap();
                 let weights = Weights::new(decided.plan.clone(), decided.weight_bytes().unwrap()).unwrap();

@@ -45,6 +45,8 @@ pub struct QuantizeOptions<'a> {
     pub request: Request,
     /// How many.
     pub fit: usize,
+    /// How the float loop that computes everything ends on the others, if that has been found already.
+    pub held: Option<HeldOut>,
     /// How engines are opened; its batch is that of the float loop.
     pub engine: EngineOptions,
     /// Where results are kept.
@@ -94,7 +96,7 @@ pub fn evaluations_to_come(
     let refits = held > 0;
     let ranges = (1 + usize::from(reconstructs)) * fit.div_ceil(batch);
     let corrections = usize::from(corrects) * 2 + usize::from(refits) * (2 + usize::from(corrects));
-    evaluations * (ranges + corrections * corrected_on(fit).div_ceil(batch) + 3 * held.div_ceil(batch) + 1)
+    evaluations * (ranges + corrections * corrected_on(fit).div_ceil(batch) + 2 * held.div_ceil(batch) + 1)
 }
 
 /// Fits ranges and corrections. `assembled` has the corrections `cache` of the cache, if any; `float` runs the same loop uncorrected.
@@ -162,7 +164,7 @@ pub fn quantize(
     let refit = cache.filter(|_| refit_cache).map(|tables| CacheRefit { places, tables: tables.clone() });
     let fitted = stages.run("corrections", || -> Result<_, QuantizeError> {
         let fit = Fit { assembled, survey: &survey, tables, compensation, request: &request, fit };
-        fit.corrections(float, &mut study, refit, &mut progress)
+        fit.corrections(float, &mut study, refit, options.held, &mut progress)
     })?;
     Ok(Quantized { survey, fitted })
 }
@@ -197,13 +199,17 @@ impl Fit<'_> {
         float: &mut Loop,
         study: &mut Loop,
         refit: Option<CacheRefit>,
+        held: Option<HeldOut>,
         progress: &mut Progress,
     ) -> Result<Fitted, QuantizeError> {
         if refit.is_none() || self.fit >= self.request.samples {
             return self.once(float, study, refit, progress);
         }
         let full = self.assembled.full_evaluations();
-        let held = HeldOut::new(float, self.request, self.fit, progress)?;
+        let held = match held.filter(|held| held.from() == self.fit) {
+            Some(held) => held,
+            None => HeldOut::new(float, self.request, self.fit, progress)?,
+        };
         let as_given = self.once(float, study, None, progress)?;
         let plain = held.psnr(study, self.request, full, None, progress)?;
         let again = self.once(float, study, refit, progress)?;

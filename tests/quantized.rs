@@ -118,6 +118,7 @@ impl<'a> Case<'a> {
                 request: Request { seed: 1000, ..self.request.clone() },
                 stages: &Stages::none(),
                 fit: how.fit,
+                held: None,
                 engine: engine(how.threads),
                 progress: &mut |_, _| ControlFlow::Continue(()),
             },

@@ -217,8 +217,9 @@ impl Conv {
 
     fn lhs<'a>(&'a self, x: &'a [f32], ldx: usize) -> Lhs<'a, f32> {
         let s = &self.shape;
-        let gather =
-            Gather { table: &self.table, out_pixels: s.out_h() * s.out_w(), in_pixels: s.h * s.w, zeros: &self.zeros };
+        let run = if s.dilation[1] == 1 && s.upsample == 1 { s.kw } else { 1 };
+        let (table, zeros) = (&self.table, &self.zeros);
+        let gather = Gather { table, out_pixels: s.out_h() * s.out_w(), in_pixels: s.h * s.w, zeros, run };
         let gather = (!self.table.is_empty()).then_some(gather);
         Lhs { x, ld: ldx, taps: s.kh * s.kw, depth: s.cin / s.groups, gather }
     }

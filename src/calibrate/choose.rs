@@ -23,6 +23,9 @@ pub struct Choice {
     pub tables: Option<(Fit, Tables)>,
     /// Every candidate that was measured on held-out samples.
     pub measured: Vec<Measured>,
+    /// The held-out samples, unless this was stored and read again.
+    #[serde(skip)]
+    pub held: Option<HeldOut>,
 }
 
 /// A candidate on held-out samples.
@@ -49,9 +52,9 @@ pub struct Candidate {
     pub cost: Option<(f64, Option<f64>)>,
 }
 
-/// Samples that are held out: half of them, at least one and at most 16, which tell decibels apart.
+/// Samples that are held out: half of them, at least one and at most 8, which tell decibels apart: candidates are compared on the same ones.
 pub fn held_out(samples: usize) -> usize {
-    (samples / 2).clamp(1, 16)
+    (samples / 2).clamp(1, 8)
 }
 
 /// Of `fit` samples those that corrections are fitted on: 16 at most, each of which brings all positions of what is corrected.
@@ -162,7 +165,7 @@ pub fn choose<'a>(denoiser: &'a mut Loop, options: CalibrationOptions<'a>) -> Re
             (most, tables) = (psnr, Some((fit, fitted)));
         }
     }
-    Ok(Choice { full, method, cost, tables, measured })
+    Ok(Choice { full, method, cost, tables, measured, held: Some(study.held) })
 }
 
 /// Whether the schedule is found by what older caches do to the output.

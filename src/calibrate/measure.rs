@@ -7,6 +7,7 @@ use cqc_proto::plan::ProgramKind;
 use cqc_runtime::denoise::{Loop, Request};
 
 /// Held-out samples and how the ordinary loop ends on them.
+#[derive(Clone, Debug)]
 pub struct HeldOut {
     /// First samples of the batches.
     firsts: Vec<usize>,
@@ -20,7 +21,7 @@ pub struct HeldOut {
 
 impl HeldOut {
     /// Runs the ordinary loop on the samples `from .. request.samples`.
-    pub fn new(
+    pub(crate) fn new(
         denoiser: &mut Loop,
         request: &Request,
         from: usize,
@@ -43,9 +44,14 @@ impl HeldOut {
         Ok(HeldOut { firsts, end: request.samples, finals, range: f64::from(high - low) })
     }
 
+    /// The first sample.
+    pub(crate) fn from(&self) -> usize {
+        self.firsts.first().map_or(self.end, |&first| first)
+    }
+
     /// Mean over samples of the peak signal-to-noise ratio of the accelerated loop, in dB; the peak is the range of the ordinary
     /// loop's ends. At most 100 per sample.
-    pub fn psnr(
+    pub(crate) fn psnr(
         &self,
         denoiser: &mut Loop,
         request: &Request,

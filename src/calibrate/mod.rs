@@ -21,7 +21,7 @@ pub mod quantize;
 pub use choose::{Candidate, Choice, Measured, Study, choose, corrected_on, evaluations_to_come, held_out};
 pub use correct::{Fit, Tables};
 pub use invariant::check_cut;
-pub(crate) use measure::HeldOut;
+pub use measure::HeldOut;
 
 use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_runtime::denoise::{DenoiseError, Request};

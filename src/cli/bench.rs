@@ -77,6 +77,8 @@ struct Measured {
     /// Per sample.
     macs_full: i64,
     macs_cached: Option<i64>,
+    /// Per sample and loop: what depends on time step or conditioning alone and is not a table.
+    macs_prelude: i64,
     /// Activations and weights.
     peak_memory_bytes: u64,
     peak_rss_mb: f64,
@@ -100,6 +102,7 @@ struct ProfiledStep {
     /// Mean over its calls.
     ms: f64,
     calls: u64,
+    /// Of a call and row.
     #[serde(flatten)]
     work: StepWork,
     /// Runs through its slow definition.
@@ -125,7 +128,8 @@ fn profiled(plan: &Plan, steps: Vec<StepProfile>) -> Vec<ProfiledStep> {
     let called = steps.into_iter().filter(|s| s.calls > 0);
     let work = |s: &StepProfile| {
         let key = (s.name.clone(), s.op.clone());
-        works[s.program as usize].get(&key).copied().unwrap_or_default()
+        let StepWork { macs, bytes } = works[s.program as usize].get(&key).copied().unwrap_or_default();
+        StepWork { macs: macs * s.evaluations as i64, bytes: bytes * s.evaluations as i64 }
     };
     let profiled = called.map(|s| ProfiledStep {
         work: work(&s),

@@ -225,7 +225,8 @@ fn quantize(
         Some((cached, choice)) => {
             let tables = choice.tables.as_ref().map(|(_, tables)| tables);
             let assembled = cached.assemble(&choice.full, tables)?;
-            quantizing::decide(wanted, model, &assembled, tables, &cached.uncorrected()?, trajectory, stages, quiet)
+            let float = cached.uncorrected()?;
+            quantizing::decide(wanted, model, &assembled, Some(choice), &float, trajectory, stages, quiet)
         }
         None => {
             let float = compile_loop(model, options)?;

@@ -80,6 +80,7 @@ pub fn case(model: &str, conditions: BTreeMap<String, Tensor>, bits: u8, interva
         stages: &Stages::none(),
         request: request.clone(),
         fit: 2,
+        held: None,
         engine: EngineOptions { batch: 2, threads: 2, ..Default::default() },
         progress: &mut |_, _| ControlFlow::Continue(()),
     };

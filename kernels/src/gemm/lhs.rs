@@ -28,6 +28,8 @@ pub(crate) struct Gather<'a, T> {
     pub(crate) in_pixels: usize,
     /// What padding reads: `ld` or more values that count as zero.
     pub(crate) zeros: &'a [T],
+    /// Taps of a kernel row if they read neighbours; 1 if not.
+    pub(crate) run: usize,
 }
 
 /// Table entry of a tap that lies in the padding.
@@ -124,17 +126,22 @@ impl Lhs<'_, f32> {
     /// Copies `rows` into `out`, `[rows, k]` without gaps: for convolutions of few channels, whose taps are too short
     /// to be worth a look-up each.
     pub(crate) fn copy_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+        let run = self.gather.map_or(1, |gather| gather.run);
         for (row, out) in rows.zip(out.chunks_exact_mut(self.k())) {
             let row = self.row(row);
-            match self.depth {
-                1 => copy_taps::<1>(row, out),
-                2 => copy_taps::<2>(row, out),
-                3 => copy_taps::<3>(row, out),
-                4 => copy_taps::<4>(row, out),
-                depth => {
-                    for (tap, out) in out.chunks_exact_mut(depth).enumerate() {
-                        // SAFETY: every row has `depth` readable values at every tap (checked by the caller of `run`).
-                        unsafe { out.as_mut_ptr().copy_from_nonoverlapping(row.tap(tap), depth) };
+            // SAFETY: every row has `depth` readable values at every tap (checked by the caller of `run`).
+            unsafe {
+                match (self.depth, run) {
+                    (3, 3) => row.copy_runs::<3, 9>(out),
+                    (4, 3) => row.copy_runs::<4, 12>(out),
+                    (1, _) => row.copy_runs::<1, 1>(out),
+                    (2, _) => row.copy_runs::<2, 2>(out),
+                    (3, _) => row.copy_runs::<3, 3>(out),
+                    (4, _) => row.copy_runs::<4, 4>(out),
+                    (depth, _) => {
+                        for (tap, out) in out.chunks_exact_mut(depth).enumerate() {
+                            out.as_mut_ptr().copy_from_nonoverlapping(row.tap(tap), depth);
+                        }
                     }
                 }
             }
@@ -142,11 +149,36 @@ impl Lhs<'_, f32> {
     }
 }
 
-/// Copies all taps of `N` values.
-#[inline(always)]
-fn copy_taps<const N: usize>(row: LhsRow<f32>, out: &mut [f32]) {
-    for (tap, out) in out.as_chunks_mut::<N>().0.iter_mut().enumerate() {
-        // SAFETY: every row has `N` readable values at every tap (checked by the caller of `run`).
-        *out = unsafe { row.tap(tap).cast::<[f32; N]>().read_unaligned() };
+impl LhsRow<'_, f32> {
+    /// Copies all taps of `TAP` values, those of a kernel row, `RUN` values, at once where they lie side by side.
+    ///
+    /// # Safety
+    /// Every tap must have `TAP` readable values, and `RUN` be that many or a kernel row.
+    #[inline(always)]
+    unsafe fn copy_runs<const TAP: usize, const RUN: usize>(self, out: &mut [f32]) {
+        let taps = RUN / TAP;
+        for (run, out) in out.as_chunks_mut::<RUN>().0.iter_mut().enumerate() {
+            let first = run * taps;
+            // SAFETY: the caller's promise; pixels that follow one another without a gap are one piece of memory.
+            unsafe {
+                if taps == 1 || self.ld == TAP && self.side_by_side(first, first + taps - 1) {
+                    *out = self.tap(first).cast::<[f32; RUN]>().read_unaligned();
+                    continue;
+                }
+                for (tap, out) in (first..).zip(out.as_chunks_mut::<TAP>().0) {
+                    *out = self.tap(tap).cast::<[f32; TAP]>().read_unaligned();
+                }
+            }
+        }
+    }
+
+    /// Whether the taps from `first` to `last` read pixels that follow one another.
+    #[inline(always)]
+    fn side_by_side(&self, first: usize, last: usize) -> bool {
+        match (self.entries.get(first), self.entries.get(last)) {
+            // an image has less than 2^32 − 1 pixels: the last one is no padding either
+            (Some(&begin), Some(&end)) => begin != PADDING && end != PADDING && (end - begin) as usize == last - first,
+            _ => false,
+        }
     }
 }

@@ -172,5 +172,11 @@ impl IntKernel for Task<'_> {
 
 #[inline(always)]
 fn gather<'a, C: Pod>(pixels: Pixels<'a>, zeros: &'a [u8]) -> Gather<'a, C> {
-    Gather { table: pixels.table, out_pixels: pixels.out_pixels, in_pixels: pixels.in_pixels, zeros: cast(zeros) }
+    Gather {
+        table: pixels.table,
+        out_pixels: pixels.out_pixels,
+        in_pixels: pixels.in_pixels,
+        zeros: cast(zeros),
+        run: 1,
+    }
 }

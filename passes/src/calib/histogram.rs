@@ -55,6 +55,20 @@ impl Histogram {
         self.seen += values.len() as u64;
     }
 
+    /// Counts every `every`-th row of `width` values, from the first on; the extremes are those of all rows. Where something is not finite, all
+    /// values are counted.
+    pub fn add_some(&mut self, values: &[f32], width: usize, every: usize) {
+        let scan = Scan::of(values);
+        if every <= 1 || scan.not_finite > 0 {
+            return self.add(values);
+        }
+        if !values.is_empty() {
+            self.reach(scan.min, scan.max);
+        }
+        let rows: Vec<&[f32]> = values.chunks(width).step_by(every).collect();
+        self.add(&rows.concat());
+    }
+
     /// Counts what `later` has counted, as if its values had followed.
     pub fn merge(&mut self, later: &Histogram) {
         self.reach(later.min, later.max);

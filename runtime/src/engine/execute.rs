@@ -282,7 +282,12 @@ pub(super) fn read_tensor(value: &Value, place: &Place, arena: &Arena, request: 
 /// The rows of a value without the gaps between them.
 fn dense(value: &Value, bytes: &[u8]) -> Vec<u8> {
     let (row, ld) = (value.cols * value.element_size(), value.ld * value.element_size());
-    bytes.chunks(ld).flat_map(|chunk| &chunk[..row]).copied().collect()
+    if row == ld {
+        return bytes.to_vec();
+    }
+    let mut dense = Vec::with_capacity(bytes.len().div_ceil(ld) * row);
+    bytes.chunks(ld).for_each(|chunk| dense.extend_from_slice(&chunk[..row]));
+    dense
 }
 
 /// Writes a value's elements, given without gaps.

@@ -20,4 +20,6 @@ pub struct StepProfile {
     pub total: Duration,
     /// Number of calls. Zero unless the engine was opened with `profile`.
     pub calls: u64,
+    /// Evaluations that a call computes: more than one in [`ProgramKind::PreludeSteps`], where the last call may have fewer.
+    pub evaluations: usize,
 }

@@ -11,6 +11,9 @@ use cqc_runtime::denoise::{Loop, Request, Trajectory};
 /// Bits of activations.
 const BITS: u32 = 8;
 
+/// Values of a site that are counted per evaluation, about: of larger ones every k-th row, besides the extremes, which are exact.
+const COUNTED: usize = 1 << 20;
+
 /// Which evaluations share a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grouping {
@@ -54,7 +57,9 @@ pub(crate) fn ranges(
             let wanted: Vec<bool> = (0..width).map(|i| first + i < fit && select(first + i, t)).collect();
             let mut watch = |step: &cqc_runtime::engine::Watched| {
                 if let (Some(&site), false) = (places.steps.get(&(step.kind, step.step)), step.done) {
-                    add(&mut seen[site], &survey.sites[site].segments, &step.input(0).to_f32_vec(), images, &wanted);
+                    let x = step.input(0).to_f32_vec();
+                    let every = (x.len() * firsts.len()).div_ceil(COUNTED);
+                    add(&mut seen[site], &survey.sites[site].segments, &x, [images, every], &wanted);
                 }
             };
             denoiser.evaluate_watched(kind, trajectory, Some(&mut watch))?;
@@ -110,20 +115,22 @@ fn share(site: &mut [Vec<Option<Range>>], groups: usize) {
 }
 
 /// Adds a tensor whose first axis is the batch of `images`, halves of guidance one after the other, and whose last has the segments. A tensor
-/// that is the same for all samples is added as it is.
-fn add(histograms: &mut [Histogram], segments: &[usize], x: &[f32], images: usize, wanted: &[bool]) {
+/// that is the same for all samples is added as it is. Of its rows (positions) every `every`-th is counted.
+fn add(histograms: &mut [Histogram], segments: &[usize], x: &[f32], [images, every]: [usize; 2], wanted: &[bool]) {
     let columns: usize = segments.iter().sum();
     let whole = wanted.iter().all(|w| *w) || !(x.len() / columns).is_multiple_of(images);
     if segments.len() == 1 && whole {
-        return histograms[0].add(x);
+        return histograms[0].add_some(x, columns, every);
     }
     let rows = x.chunks_exact(if whole { x.len() } else { x.len() / images }).enumerate();
-    let chosen = rows.filter(|(i, _)| whole || wanted[i % wanted.len()]).flat_map(|(_, row)| row);
-    let chosen: Vec<f32> = chosen.copied().collect();
+    let chosen: Vec<&[f32]> = rows.filter(|(i, _)| whole || wanted[i % wanted.len()]).map(|(_, rows)| rows).collect();
     let mut start = 0;
+    let mut part = Vec::new();
     for (histogram, &n) in histograms.iter_mut().zip(segments) {
-        let part: Vec<f32> = chosen.chunks_exact(columns).flat_map(|row| &row[start..start + n]).copied().collect();
-        histogram.add(&part);
+        part.clear();
+        let rows = chosen.iter().flat_map(|rows| rows.chunks_exact(columns));
+        rows.for_each(|row| part.extend_from_slice(&row[start..start + n]));
+        histogram.add_some(&part, n, every);
         start += n;
     }
 }
@@ -133,18 +140,23 @@ mod tests {
     use super::*;
 
     /// Smallest and largest value seen in each segment of two images of two positions and three columns, or of two halves of them.
-    fn seen(images: usize, wanted: &[bool]) -> Vec<Option<(f32, f32)>> {
+    fn seen([images, every]: [usize; 2], wanted: &[bool]) -> Vec<Option<(f32, f32)>> {
         let x: Vec<f32> = (0..images * 6).map(|i| i as f32).collect();
         let mut histograms = vec![Histogram::default(); 2];
-        add(&mut histograms, &[1, 2], &x, images, wanted);
+        add(&mut histograms, &[1, 2], &x, [images, every], wanted);
         histograms.iter().map(Histogram::extremes).collect()
     }
 
     #[test]
     fn only_wanted_samples_are_looked_at_in_both_halves() {
-        assert_eq!(seen(2, &[true, true]), [Some((0.0, 9.0)), Some((1.0, 11.0))]);
-        assert_eq!(seen(2, &[false, true]), [Some((6.0, 9.0)), Some((7.0, 11.0))]);
-        assert_eq!(seen(4, &[true, false]), [Some((0.0, 15.0)), Some((1.0, 17.0))]);
-        assert_eq!(seen(4, &[false, false]), [None, None]);
+        assert_eq!(seen([2, 1], &[true, true]), [Some((0.0, 9.0)), Some((1.0, 11.0))]);
+        assert_eq!(seen([2, 1], &[false, true]), [Some((6.0, 9.0)), Some((7.0, 11.0))]);
+        assert_eq!(seen([4, 1], &[true, false]), [Some((0.0, 15.0)), Some((1.0, 17.0))]);
+        assert_eq!(seen([4, 1], &[false, false]), [None, None]);
+        assert_eq!(
+            seen([2, 2], &[true, true]),
+            [Some((0.0, 9.0)), Some((1.0, 11.0))],
+            "extremes of rows that are not counted"
+        );
     }
 }

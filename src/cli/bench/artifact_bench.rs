@@ -58,6 +58,7 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
         full_steps: cached.map_or(plan.evaluations, |cache| cache.full_evaluations.len()),
         ms: timed.full,
         macs_full: artifact.macs(&plan.full),
+        macs_prelude: artifact.macs(&plan.prelude) + artifact.macs(&plan.prelude_steps) * plan.evaluations as i64,
         macs_cached: cached.map(|cache| artifact.macs(&cache.cached)),
         peak_memory_bytes: memory as u64 + weights,
         peak_rss_mb: peak_rss_mb(),

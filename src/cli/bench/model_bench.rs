@@ -60,6 +60,7 @@ pub fn measure(args: &BenchArgs, overwrite: Overwrite) -> Result<Measured, Failu
         ms,
         macs_full,
         macs_cached: None,
+        macs_prelude: 0,
         peak_memory_bytes: (engine.memory_bytes() + weight_bytes.max(weights.packed_bytes())) as u64,
         peak_rss_mb: peak_rss_mb(),
         output: args.output.clone(),

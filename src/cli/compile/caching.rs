@@ -46,7 +46,7 @@ pub struct CachingArgs {
     /// sequential (fitted on the accelerated loop), or forecast (from the last two computations of what is cached)
     #[arg(long, value_name = "FORM", default_value = "auto", value_parser = ["auto", "teacher-forced", "sequential", "forecast"])]
     pub cache_fit: String,
-    /// Calibration samples, half of which, at most 16, are held out to measure on [default: 16]
+    /// Calibration samples, half of which, at most 8, are held out to measure on [default: 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     pub calib_samples: Option<u32>,
     /// Calibration samples computed at once

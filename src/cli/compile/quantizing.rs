@@ -6,7 +6,7 @@ use crate::cli::report::Failure;
 use crate::cli::term::Progress;
 use clap::Args;
 use cqc::calibrate::quantize::{Fitted, Grouping, Outputs, Select};
-use cqc::calibrate::{Tables, held_out};
+use cqc::calibrate::{Choice, held_out};
 use cqc::compile::{Assembled, Lowered};
 use cqc::model::Model;
 use cqc::quantize::{QuantizeError, QuantizeOptions, Quantized, quantize};
@@ -118,13 +118,14 @@ pub fn decide(
     args: (&CachingArgs, &QuantizingArgs, Quant, &[Correct]),
     model: &Model,
     assembled: &Assembled,
-    cache: Option<&Tables>,
+    choice: Option<&Choice>,
     float: &Lowered,
     trajectory: &Trajectory,
     stages: &Stages,
     quiet: bool,
 ) -> Result<QuantDecision, Failure> {
     let (caching, quantizing, quant, correct) = args;
+    let cache = choice.and_then(|choice| choice.tables.as_ref()).map(|(_, tables)| tables);
     let request = caching::calibration_request(caching, model, trajectory)?;
     let full = float.plan.cache.as_ref().map(|_| assembled.full_evaluations());
     let stages = stages.depending_on(&caching::calibration_key(caching, &request));
@@ -147,6 +148,7 @@ pub fn decide(
             reconstruct: quantizing.reconstruct,
             select: quantizing.select(caching.seed),
             request,
+            held: choice.and_then(|choice| choice.held.clone()),
             stages,
             fit: samples - held_out(samples),
             engine: caching::engine_options(caching, samples),
