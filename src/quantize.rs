@@ -6,7 +6,7 @@ mod keep_float;
 use crate::calibrate::quantize::{
     CacheRefit, Fitted, Grouping, Outputs, Select, Sequential, ranges, reconstruct, select, sequential,
 };
-use crate::calibrate::{CalibrateError, HeldOut, Progress, Tables, corrected_on};
+use crate::calibrate::{CalibrateError, HeldOut, Progress, Tables};
 use crate::compile::{Assembled, CompileError};
 use crate::io::FileError;
 use crate::stages::Stages;
@@ -17,6 +17,9 @@ use cqc_runtime::engine::{EngineError, EngineOptions, Weights};
 use float_inputs::{Work, float_inputs};
 use keep_float::{Trial, keep_float};
 use std::ops::ControlFlow;
+
+/// Samples that corrections of what rounding does are fitted on at most: each brings all positions, and rounding errs alike in all.
+const CORRECTED: usize = 8;
 
 /// How a loop is quantized.
 pub struct QuantizeOptions<'a> {
@@ -96,7 +99,7 @@ pub fn evaluations_to_come(
     let refits = held > 0;
     let ranges = (1 + usize::from(reconstructs)) * fit.div_ceil(batch);
     let corrections = usize::from(corrects) * 2 + usize::from(refits) * (2 + usize::from(corrects));
-    evaluations * (ranges + corrections * corrected_on(fit).div_ceil(batch) + 2 * held.div_ceil(batch) + 1)
+    evaluations * (ranges + corrections * fit.min(CORRECTED).div_ceil(batch) + 2 * held.div_ceil(batch) + 1)
 }
 
 /// Fits ranges and corrections. `assembled` has the corrections `cache` of the cache, if any; `float` runs the same loop uncorrected.
@@ -228,7 +231,7 @@ impl Fit<'_> {
         progress: &mut Progress,
     ) -> Result<Fitted, QuantizeError> {
         study.set_compensation(None)?;
-        let wanted = Sequential { cache, compensation: self.compensation, fit: corrected_on(self.fit) };
+        let wanted = Sequential { cache, compensation: self.compensation, fit: self.fit.min(CORRECTED) };
         let fitted = sequential(float, study, self.survey, self.tables.clone(), self.request, wanted, progress)?;
         study.set_compensation(fitted.compensation.clone())?;
         Ok(fitted)

@@ -57,8 +57,9 @@ pub fn held_out(samples: usize) -> usize {
     (samples / 2).clamp(1, 8)
 }
 
-/// Of `fit` samples those that corrections are fitted on: 16 at most, each of which brings all positions of what is corrected.
-pub fn corrected_on(fit: usize) -> usize {
+/// Of `fit` samples those that corrections of the cache are fitted on: 16 at most, each of which brings all positions of what is corrected. (On the
+/// trained U-Net at N = 5, 16 instead of 8 are worth 0.2 dB.)
+fn corrected_on(fit: usize) -> usize {
     fit.min(16)
 }
 

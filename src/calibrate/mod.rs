@@ -18,7 +18,7 @@ mod observe;
 mod probe;
 pub mod quantize;
 
-pub use choose::{Candidate, Choice, Measured, Study, choose, corrected_on, evaluations_to_come, held_out};
+pub use choose::{Candidate, Choice, Measured, Study, choose, evaluations_to_come, held_out};
 pub use correct::{Fit, Tables};
 pub use invariant::check_cut;
 pub use measure::HeldOut;

@@ -27,7 +27,8 @@ pub type Snapshot = Vec<Vec<f32>>;
 /// The slots of a trajectory; of split guidance the halves one after the other.
 pub fn snapshot(trajectory: &Trajectory) -> Snapshot {
     let slots = trajectory.requests.first().map_or(0, |r| r.slots());
-    (0..slots).map(|slot| trajectory.requests.iter().flat_map(|r| r.slot(slot)).copied().collect()).collect()
+    let halves = |slot| trajectory.requests.iter().map(|r| r.slot(slot)).collect::<Vec<&[f32]>>().concat();
+    (0..slots).map(halves).collect()
 }
 
 /// Writes the slots.
