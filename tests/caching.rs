@@ -56,7 +56,7 @@ impl<'a> Case<'a> {
 
     fn choose(&self, interval: usize, schedule: ScheduleKind, correct: Correct) -> Choice {
         let mut denoiser = self.open(&self.cached.uncorrected().unwrap(), 2);
-        check_cut(&mut denoiser, &self.request).unwrap();
+        check_cut(&denoiser, &self.request).unwrap();
         let (schedule, request) = (Wanted::Method(schedule), Request { seed: 1000, ..self.request.clone() });
         let progress = &mut |_, _| ControlFlow::Continue(());
         choose(&mut denoiser, CalibrationOptions { interval, schedule, correct, request, output_samples: 2, progress })

@@ -181,7 +181,7 @@ pub fn decide(
     let evaluations = sampler.evaluations().len();
     let schedule = wanted(args, evaluations)?;
     let mut denoiser = open_loop(args, &cached.uncorrected()?, trajectory, request.samples)?;
-    check_cut(&mut denoiser, &request)?;
+    check_cut(&denoiser, &request)?;
 
     let (samples, seed) = (request.samples, request.noise.is_none().then_some(args.seed));
     let mut shown: Option<Progress> = None;
