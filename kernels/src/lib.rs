@@ -16,7 +16,6 @@ pub mod arena;
 pub mod attention;
 pub mod conv;
 pub mod copy;
-#[cfg(any(feature = "cuda", feature = "cuda-sim"))]
 pub mod cuda;
 pub mod elementwise;
 pub mod epilogue;

@@ -3,9 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 
 /// Most segments that a result or an input may have.
-pub(crate) const MAX_SEGMENTS: usize = 8;
+pub const MAX_SEGMENTS: usize = 8;
 /// Most axes of an elementwise operation.
-pub(crate) const MAX_RANK: usize = 6;
+pub(super) const MAX_RANK: usize = 6;
 
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 #[repr(C)]
