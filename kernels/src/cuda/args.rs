@@ -195,10 +195,19 @@ pub(super) struct EmbeddingArgs {
     pub unused: i32,
 }
 
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct SelftestArgs {
+    pub state: u64,
+    pub input: RawOperand,
+    pub output: RawOperand,
+}
+
 // The sources assert the same sizes.
 const _: () = {
     assert!(size_of::<ConvArgs>() == 560 && size_of::<MatmulArgs>() == 144);
     assert!(size_of::<GroupNormArgs>() == 288 && size_of::<LayerNormArgs>() == 344 && size_of::<SoftmaxArgs>() == 80);
     assert!(size_of::<AttentionArgs>() == 240 && size_of::<ElementwiseArgs>() == 368 && size_of::<AffineArgs>() == 240);
     assert!(size_of::<RowsArgs>() == 200 && size_of::<EmbeddingArgs>() == 120);
+    assert!(size_of::<SelftestArgs>() == 72);
 };

@@ -59,6 +59,50 @@ impl Cubins {
     }
 }
 
+impl Cubins {
+    /// Those of several architectures as bytes: how many, then for each its architecture, its key and its images, behind their lengths.
+    pub fn pack(all: &[Cubins]) -> Vec<u8> {
+        let mut bytes = (all.len() as u32).to_le_bytes().to_vec();
+        for one in all {
+            let parts =
+                [one.arch.as_bytes(), one.key.as_bytes()].into_iter().chain(one.images.iter().map(Vec::as_slice));
+            bytes.extend((one.images.len() as u32).to_le_bytes());
+            for part in parts {
+                bytes.extend((part.len() as u32).to_le_bytes());
+                bytes.extend(part);
+            }
+        }
+        bytes
+    }
+
+    /// Inverse of [`Cubins::pack`]; `None` for anything else.
+    pub fn unpack(bytes: &[u8]) -> Option<Vec<Cubins>> {
+        let mut rest = bytes;
+        let mut all = Vec::new();
+        for _ in 0..number(&mut rest)? {
+            let count = number(&mut rest)?;
+            let arch = String::from_utf8(part(&mut rest)?.to_vec()).ok()?;
+            let key = String::from_utf8(part(&mut rest)?.to_vec()).ok()?;
+            let images = (0..count).map(|_| Some(part(&mut rest)?.to_vec())).collect::<Option<_>>()?;
+            all.push(Cubins { arch, key, images });
+        }
+        rest.is_empty().then_some(all)
+    }
+}
+
+fn number(rest: &mut &[u8]) -> Option<u32> {
+    let (first, after) = rest.split_first_chunk::<4>()?;
+    *rest = after;
+    Some(u32::from_le_bytes(*first))
+}
+
+fn part<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let len = number(rest)? as usize;
+    let (part, after) = rest.split_at_checked(len)?;
+    *rest = after;
+    Some(part)
+}
+
 fn file(folder: &Path, name: &str, arch: &str) -> PathBuf {
     folder.join(format!("{name}-{arch}-{}.cubin", key()))
 }
@@ -77,4 +121,47 @@ pub fn cache_folder() -> Option<PathBuf> {
     let base = std::env::var_os("XDG_CACHE_HOME").filter(|v| !v.is_empty()).map(PathBuf::from);
     let base = base.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
     Some(base.join("cqc").join("cubin"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cubins(arch: &str) -> Cubins {
+        Cubins { arch: arch.into(), key: key(), images: SOURCES.iter().map(|name| name.as_bytes().to_vec()).collect() }
+    }
+
+    #[test]
+    fn packed_kernels_come_back_and_nothing_else_does() {
+        let all = [cubins("sm_80"), cubins("sm_90a")];
+        let bytes = Cubins::pack(&all);
+        assert_eq!(Cubins::unpack(&bytes).unwrap(), all);
+        for end in 0..bytes.len() {
+            assert_eq!(Cubins::unpack(&bytes[..end]), None, "{end} bytes");
+        }
+        assert_eq!(Cubins::unpack(&[&bytes[..], &[0]].concat()), None);
+        assert_eq!(Cubins::unpack(&[255; 12]), None);
+    }
+
+    #[test]
+    fn kernels_serve_later_minor_versions_of_their_major_one() {
+        let serves = |arch: &str, capability| cubins(arch).serves(capability);
+        assert!(
+            serves("sm_80", (8, 0)) && serves("sm_80", (8, 9)) && serves("sm_90a", (9, 0)) && serves("sm_120", (12, 1))
+        );
+        assert!(
+            !serves("sm_86", (8, 0)) && !serves("sm_80", (9, 0)) && !serves("sm_120a", (12, 1)) && !serves("", (8, 0))
+        );
+        assert!(!Cubins { key: "other".into(), ..cubins("sm_80") }.serves((8, 0)));
+    }
+
+    #[test]
+    fn kept_kernels_are_found_again() {
+        let folder = std::env::temp_dir().join(format!("cqc-cubin-{}", std::process::id()));
+        assert_eq!(Cubins::load(&folder, "sm_80"), None);
+        cubins("sm_80").save(&folder).unwrap();
+        assert_eq!(Cubins::load(&folder, "sm_80"), Some(cubins("sm_80")));
+        assert_eq!(Cubins::load(&folder, "sm_90"), None);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }

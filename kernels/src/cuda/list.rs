@@ -57,4 +57,5 @@ kernels! {
         attention_rounded_32 128 (mma), attention_rounded_64 128 (mma), attention_rounded_96 128 (mma),
         attention_rounded_160 128 (mma), attention_direct 128;
     "elementwise": elementwise 256, affine 256, quantize 256, gated 256, timestep_embedding 256;
+    "selftest": selftest 32 (mma);
 }

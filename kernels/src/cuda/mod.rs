@@ -22,6 +22,7 @@ mod launch;
 mod list;
 mod memory;
 mod norm;
+mod selftest;
 
 #[cfg(feature = "cuda")]
 pub mod cubin;
@@ -42,9 +43,10 @@ pub use launch::{Device, Launch, Recorded};
 pub use list::{KERNELS, Kernel};
 pub use memory::{ElementType, Memory, Operand, State};
 pub use norm::{group_norm, group_norm_scratch, layer_norm, softmax};
+pub use selftest::{SELFTEST_IN, SELFTEST_OUT, selftest};
 
 /// Names of the sources.
-pub const SOURCES: &[&str] = &["conv", "norm", "attention", "elementwise"];
+pub const SOURCES: &[&str] = &["conv", "norm", "attention", "elementwise", "selftest"];
 
 /// The whole text of a source, headers in place: what NVRTC compiles.
 ///
@@ -56,6 +58,7 @@ pub fn source(name: &str) -> String {
         "norm" => include_str!("../../cuda/norm.cu"),
         "attention" => include_str!("../../cuda/attention.cu"),
         "elementwise" => include_str!("../../cuda/elementwise.cu"),
+        "selftest" => include_str!("../../cuda/selftest.cu"),
         _ => panic!("there is no source `{name}`"),
     };
     let headers = [include_str!("../../cuda/prims.cuh"), include_str!("../../cuda/operands.cuh")];

@@ -12,6 +12,7 @@ mod elementwise;
 mod norm;
 #[cfg(feature = "cuda")]
 mod nvrtc;
+mod selftest;
 
 /// Warps and blocks in the opposite order: what passes only in one of them lacks a barrier.
 #[cfg(feature = "cuda-sim")]
