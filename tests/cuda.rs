@@ -1,7 +1,5 @@
 //! CUDA from the command line, and the whole U-Net on the simulator.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -88,6 +86,7 @@ fn kernels_travel_in_the_artifact() {
 }
 
 #[cfg(feature = "cuda-sim")]
+#[allow(dead_code)] // other tests use the rest of it
 #[path = "common/quantized.rs"]
 mod quantized;
 
