@@ -22,6 +22,7 @@ pub enum Device {
 }
 
 /// Requests that an engine on a device serves at once: both halves of guidance.
+#[cfg(feature = "cuda")]
 const SLOTS: usize = 2;
 
 impl DeviceArgs {
