@@ -16,6 +16,7 @@ pub mod arena;
 pub mod attention;
 pub mod conv;
 pub mod copy;
+pub mod cuda;
 pub mod elementwise;
 pub mod epilogue;
 pub mod group_norm;

@@ -12,13 +12,13 @@
 //! | then | the sections, ascending, zeros between them |
 //!
 //! Integers are little endian. The section `manifest` is the JSON of a [`Manifest`], since version 4 in zlib's format, `weights` holds the constants of its
-//! plan. Readers skip sections they do not know. [`write()`] makes a file, [`Artifact::read`] checks everything once.
+//! plan, `cuda`, which may be missing, kernels compiled for GPUs. Readers skip sections they do not know. [`write()`] makes a file, [`Artifact::read`] checks everything once.
 
 mod read;
 mod write;
 
 pub use read::{Artifact, CqError};
-pub use write::{WriteError, encode, lay_out, write};
+pub use write::{WriteError, encode, encode_with, lay_out, write};
 
 use crate::plan::{InputRole, Plan};
 use crate::sampler::{MAX_STEPS, SamplerConfig};
@@ -364,6 +364,7 @@ struct Section {
 }
 
 const MANIFEST: [u8; 8] = *b"manifest";
+const KERNELS: [u8; 8] = *b"cuda\0\0\0\0";
 const WEIGHTS: [u8; 8] = *b"weights\0";
 
 impl Section {

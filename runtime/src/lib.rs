@@ -1,5 +1,6 @@
 //! See ARCHITECTURE.md.
 
+pub mod cuda;
 pub mod denoise;
 pub mod engine;
 pub mod noise;

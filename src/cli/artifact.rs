@@ -22,6 +22,8 @@ pub struct Artifact {
     pub weights: Arc<Weights>,
     /// Everything but the constants.
     pub manifest: Manifest,
+    /// Kernels for GPUs, if it has some.
+    pub kernels: Option<Bytes>,
     constants: Bytes,
 }
 
@@ -44,7 +46,7 @@ pub fn open(path: &Path) -> Result<Artifact, Failure> {
     }
     let bytes = cqc_kernels::map_file(path).map(Bytes::from_owner).map_err(FileError::reading(path))?;
     let read = cq::Artifact::read(bytes);
-    let cq::Artifact { manifest, weights: constants } = read.map_err(|e| {
+    let cq::Artifact { manifest, weights: constants, kernels } = read.map_err(|e| {
         let help = match e {
             cq::CqError::NotCq => "cqc compile makes them",
             cq::CqError::Newer { .. } => "use a newer cqc, or compile the model again",
@@ -53,7 +55,7 @@ pub fn open(path: &Path) -> Result<Artifact, Failure> {
         Failure::failed(format!("{} is not a valid artifact", path.display())).fact("seen", e).help(help)
     })?;
     let weights = Weights::new(manifest.plan.clone(), constants.clone())?;
-    Ok(Artifact { weights, manifest, constants })
+    Ok(Artifact { weights, manifest, kernels, constants })
 }
 
 impl Artifact {

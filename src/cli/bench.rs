@@ -5,6 +5,7 @@ mod kernels;
 mod model_bench;
 
 use super::args::{Sizes, Threads};
+use super::device::DeviceArgs;
 use super::report::Failure;
 use super::text::{bytes, short};
 use super::{artifact, measure, term};
@@ -33,6 +34,8 @@ pub struct BenchArgs {
     batch: Option<u32>,
     #[command(flatten)]
     threads: Threads,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Loops (.cq) or evaluations (.onnx) to time [default: as many as take a few seconds]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     repeat: Option<u32>,

@@ -8,6 +8,7 @@ mod reporting;
 
 use super::args::{NamedFile, Sizes};
 use super::artifact::{label_input, labels_as};
+use super::device::{Target, compile_kernels};
 use super::inspect::per_sample;
 use super::report::Failure;
 use super::text::{bytes, short};
@@ -86,6 +87,10 @@ pub struct CompileArgs {
     /// cache), quant=all (of all quantized layers), or none
     #[arg(long, value_name = "LIST", default_value = "cache,quant", value_delimiter = ',')]
     pub correct: Vec<Correct>,
+    /// Also put CUDA kernels for an architecture into the artifact, e.g. cuda:sm_90, so that a machine with such a GPU needs no compiler.
+    /// Needs NVRTC and no GPU. Repeatable
+    #[arg(long, value_name = "cuda:ARCH")]
+    pub target: Vec<Target>,
     /// A TOML file of options: its keys are the long options above. The command line wins
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
@@ -144,6 +149,7 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
     let overwrite = if args.force { Overwrite::Allow } else { Overwrite::Refuse };
     check_target(&args.output, overwrite)?;
     reporting::check(args, overwrite)?;
+    let kernels = compile_kernels(&args.target)?;
     let (path, found_config) = locate(&args.model)?;
     let sampler = sampler_config(args, found_config.as_deref())?;
 
@@ -200,7 +206,7 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
         manifest.plan = lowered.plan.clone();
         manifest.calibration = Some(decision.calibration.clone());
     }
-    write(&args.output, &manifest, &lowered, overwrite)?;
+    write(&args.output, &manifest, &lowered, kernels.as_deref(), overwrite)?;
     let (cached, quantized) = (cached.as_ref().zip(decision.as_ref()), quantized.as_ref());
     if let Some(path) = &args.report {
         let (model, options, trajectory, manifest, lowered) = (&model, &options, &trajectory, &manifest, &lowered);
@@ -398,10 +404,16 @@ fn null_row(input: &PlanInput, given: &Tensor) -> Result<Tensor, Failure> {
     row.reshaped(shape).map_err(|e| Failure::failed(e.to_string()))
 }
 
-fn write(path: &Path, manifest: &Manifest, lowered: &Lowered, overwrite: Overwrite) -> Result<(), Failure> {
+fn write(
+    path: &Path,
+    manifest: &Manifest,
+    lowered: &Lowered,
+    kernels: Option<&[u8]>,
+    overwrite: Overwrite,
+) -> Result<(), Failure> {
     let parts = &lowered.weights.parts;
     let written = write_atomic(path, overwrite, |out| {
-        cq::encode(out, manifest, |i| Ok(parts[i].1.bytes().clone())).map_err(|e| match e {
+        cq::encode_with(out, manifest, kernels, |i| Ok(parts[i].1.bytes().clone())).map_err(|e| match e {
             WriteError::Io { source, .. } => source,
             other => io::Error::other(other),
         })

@@ -1,6 +1,7 @@
 //! `doctor`: will this export do, and what will it cost?
 
 use super::args::{Sizes, Threads};
+use super::device;
 use super::inspect::{macs, per_sample};
 use super::report::Failure;
 use super::text::{bytes, short};
@@ -19,8 +20,8 @@ use std::path::PathBuf;
 #[derive(Args, Debug)]
 #[command(after_help = "Exit code 3 if the model uses something unsupported; every such node is listed.")]
 pub struct DoctorArgs {
-    /// An .onnx file
-    model: PathBuf,
+    /// An .onnx file; without one, only what this machine has for CUDA
+    model: Option<PathBuf>,
     #[command(flatten)]
     sizes: Sizes,
     #[command(flatten)]
@@ -55,8 +56,9 @@ impl Verdict {
 }
 
 pub fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
+    let Some(path) = &args.model else { return print(args, &cuda()) };
     let options = ModelOptions { import: args.sizes.import_options(), stop_after: None };
-    match Model::load(&args.model, &options, |_, _| {}) {
+    match Model::load(path, &options, |_, _| {}) {
         Ok(model) => {
             let findings = [
                 exporter(&model),
@@ -64,6 +66,7 @@ pub fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
                 loop_inputs(&model),
                 operators(&model),
                 cost(&model, args.threads.count()),
+                cuda(),
             ];
             let findings: Vec<Finding> = findings.into_iter().flatten().collect();
             print(args, &findings)
@@ -104,6 +107,12 @@ fn ok(topic: &'static str, text: impl Into<String>) -> Finding {
 
 fn note(topic: &'static str, text: impl Into<String>) -> Finding {
     Finding { topic, verdict: Verdict::Note, text: text.into() }
+}
+
+/// What there is to run on besides the CPU.
+fn cuda() -> Vec<Finding> {
+    let lines = device::findings().into_iter();
+    lines.map(|(well, text)| if well { ok("cuda", text) } else { note("cuda", text) }).collect()
 }
 
 fn exporter(model: &Model) -> Vec<Finding> {

@@ -9,6 +9,7 @@ mod bench;
 mod bisect;
 mod compile;
 mod denoiser;
+mod device;
 mod diff;
 mod doctor;
 mod dot;

@@ -3,6 +3,7 @@
 use super::args::Shard;
 use super::artifact::Artifact;
 use super::denoiser::Denoiser;
+use super::device::{Device, DeviceArgs};
 use super::report::Failure;
 use super::sampling::{Asked, SamplingArgs};
 use super::term::Progress;
@@ -12,6 +13,7 @@ use clap::Args;
 use cqc::io::{Overwrite, check_target, has_extension, write_npy, write_npz, write_png};
 use cqc_proto::Tensor;
 use cqc_proto::plan::InputRole;
+use cqc_runtime::denoise::Loop;
 use cqc_runtime::engine::EngineOptions;
 use serde_json::json;
 use std::ops::ControlFlow;
@@ -42,6 +44,8 @@ pub struct SampleArgs {
     /// Compute only part I of COUNT consecutive parts, I from 0
     #[arg(long, value_name = "I/COUNT")]
     shard: Option<Shard>,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Write a Chrome trace of every evaluation and operator (chrome://tracing, ui.perfetto.dev)
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -59,8 +63,10 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
     check_image(args, &artifact)?;
     let guided = request.guidance != 1.0;
     let (batch, threads) = (args.sampling.batch(request.samples), args.sampling.threads.count());
-    let options = EngineOptions { batch, threads, profile: args.trace.is_some(), ..Default::default() };
-    let mut denoiser = source.open_loop(guided, &options)?;
+    let profile = args.trace.is_some();
+    let options = EngineOptions { batch, threads, profile, ..Default::default() };
+    let mut denoiser =
+        open_on(args.device, artifact.kernels.as_deref(), options, profile, |o| source.open_loop(guided, o))?;
 
     let evaluations = denoiser.sampler().evaluations().len();
     let rounds = request.samples.div_ceil(denoiser.width());
@@ -93,9 +99,37 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
             "output": args.output, "samples": request.samples, "first": range.start, "seed": args.sampling.seed,
             "guidance": request.guidance, "steps": source.steps, "evaluations": evaluations, "batch": denoiser.width(),
             "seconds": seconds, "ms_per_evaluation": per_evaluation,
+            "device": denoiser.engine().device().map_or("cpu".into(), |d| d.name()),
         }));
     }
     Ok(())
+}
+
+/// Opens a loop on the chosen device. On the CPU where steps are to be timed, or, with `auto`, where a GPU cannot.
+pub fn open_on(
+    device: DeviceArgs,
+    kernels: Option<&[u8]>,
+    options: EngineOptions,
+    timed: bool,
+    open: impl Fn(&EngineOptions) -> Result<Loop, Failure>,
+) -> Result<Loop, Failure> {
+    if timed && device.device == Device::Cuda {
+        return Err(Failure::usage("steps are timed one by one on the CPU only: --device cpu"));
+    }
+    let on = if timed { None } else { device.choose(kernels)? };
+    let Some(on) = on else { return open(&options) };
+    match open(&EngineOptions { device: Some(on), ..options.clone() }) {
+        Err(e) if device.is_auto() => {
+            tracing::warn!("the GPU is not used: {}", e.what());
+            open(&options)
+        }
+        opened => {
+            if let Some(device) = opened.as_ref().ok().and_then(|l| l.engine().device()) {
+                tracing::info!("evaluating on {}", device.name());
+            }
+            opened
+        }
+    }
 }
 
 fn check_outputs(args: &SampleArgs, overwrite: Overwrite) -> Result<(), Failure> {

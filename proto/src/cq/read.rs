@@ -13,6 +13,8 @@ pub struct Artifact {
     pub manifest: Manifest,
     /// The constants: part of the bytes that were read, so of the mapped file.
     pub weights: Bytes,
+    /// Compiled CUDA kernels, if it has some.
+    pub kernels: Option<Bytes>,
 }
 
 /// Why bytes are no artifact.
@@ -100,7 +102,8 @@ impl Artifact {
         for section in &sections {
             check_hash(&bytes, section)?;
         }
-        Ok(Artifact { manifest, weights: slice(&bytes, weights) })
+        let kernels = sections.iter().find(|s| s.name == KERNELS).map(|s| slice(&bytes, s));
+        Ok(Artifact { manifest, weights: slice(&bytes, weights), kernels })
     }
 }
 

@@ -95,6 +95,19 @@ pub fn write(
 pub fn encode<W: Write + Seek>(
     out: &mut W,
     manifest: &Manifest,
+    bytes: impl FnMut(usize) -> io::Result<Bytes>,
+) -> Result<(), WriteError> {
+    encode_with(out, manifest, None, bytes)
+}
+
+/// [`encode`] with compiled CUDA kernels, which readers may skip.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_with<W: Write + Seek>(
+    out: &mut W,
+    manifest: &Manifest,
+    kernels: Option<&[u8]>,
     mut bytes: impl FnMut(usize) -> io::Result<Bytes>,
 ) -> Result<(), WriteError> {
     let constants = &manifest.plan.constants;
@@ -108,7 +121,7 @@ pub fn encode<W: Write + Seek>(
     }
     let packed = miniz_oxide::deflate::compress_to_vec_zlib(&json, DEFLATE_LEVEL);
     let io_error = |source| WriteError::Io { path: PathBuf::new(), source };
-    let first = (HEADER + 2 * ENTRY) as u64;
+    let first = (HEADER + (2 + usize::from(kernels.is_some())) * ENTRY) as u64;
     let mut writer = Hashing { out, at: 0, hasher: blake3::Hasher::new() };
     writer.zeros_to(first).and_then(|()| writer.begin().write_all(&packed)).map_err(io_error)?;
     let manifest_section = Section { name: MANIFEST, offset: first, len: packed.len() as u64, hash: writer.hash() };
@@ -120,7 +133,13 @@ pub fn encode<W: Write + Seek>(
         writer.constant(constant, offset, &bytes)?;
     }
     let weights = Section { name: WEIGHTS, offset, len: weights_len, hash: writer.hash() };
-    let header = header(&[manifest_section, weights], writer.at);
+    let mut sections = vec![manifest_section, weights];
+    if let Some(kernels) = kernels {
+        let offset = writer.at.next_multiple_of(SECTION_ALIGN);
+        writer.zeros_to(offset).and_then(|()| writer.begin().write_all(kernels)).map_err(io_error)?;
+        sections.push(Section { name: KERNELS, offset, len: kernels.len() as u64, hash: writer.hash() });
+    }
+    let header = header(&sections, writer.at);
     out.seek(SeekFrom::Start(0)).and_then(|_| out.write_all(&header)).map_err(io_error)
 }
 

@@ -9,12 +9,22 @@ use super::program::{Ready, Segments, Wiring};
 use super::values::Value;
 use super::weights::Weights;
 use cqc_kernels::arena::cast;
-use cqc_proto::Op;
 use cqc_proto::op::ConvLayout;
 use cqc_proto::plan::{Alias, Plan, Program, ProgramKind, Source, Step, WeightCodes};
+use cqc_proto::{DType, Op};
 
-/// Sets [`Value::codes`] of those activations. Values in `keep` stay as they are.
-pub(super) fn choose(weights: &Weights, kind: ProgramKind, values: &mut [Value], keep: &[usize]) {
+/// Whether there is a kernel for products of codes over so many taps and segments of such sizes.
+pub(crate) type Takes<'a> = &'a dyn Fn(usize, &[usize]) -> bool;
+
+/// Sets [`Value::codes`] of those activations to `code_type`. Values in `keep` stay as they are.
+pub(crate) fn choose(
+    weights: &Weights,
+    kind: ProgramKind,
+    values: &mut [Value],
+    keep: &[usize],
+    code_type: DType,
+    takes: Takes,
+) {
     if !kind.is_step() {
         return;
     }
@@ -30,16 +40,17 @@ pub(super) fn choose(weights: &Weights, kind: ProgramKind, values: &mut [Value],
         let v = step.outputs[0];
         let own = values.iter().filter(|other| other.home == v).count() == 1 && values[v].home == v && !aliased[v];
         let readers = || program.steps.iter().filter(|s| s.inputs.contains(&Some(v)));
-        let multiplied = |s: &Step| is_product_of_codes(weights, program, values, s, v, &sizes(segments, &values[v]));
+        let multiplied =
+            |s: &Step| is_product_of_codes(weights, program, values, s, v, &sizes(segments, &values[v]), takes);
         let lasts = keep.contains(&v) || program.results.contains(&v);
         if own && !lasts && always_rounds(weights, kind, program, step) && readers().all(multiplied) {
-            values[v].codes = Some(weights.isa().code_type());
+            values[v].codes = Some(code_type);
         }
     }
 }
 
 /// A value stored as codes that some step cannot write or read as such: a size the rules above do not look at is in the way.
-pub(super) fn misplaced(program: &Program, values: &[Value], kernels: &[Kernel]) -> Option<usize> {
+pub(crate) fn misplaced(program: &Program, values: &[Value], kernels: &[Kernel]) -> Option<usize> {
     let coded = |v: &&usize| values[**v].codes.is_some();
     program.steps.iter().zip(kernels).find_map(|(step, kernel)| match kernel {
         Kernel::Quantize { .. } | Kernel::ConvCodes { .. } | Kernel::LinearCodes { .. } => None,
@@ -51,7 +62,7 @@ pub(super) fn misplaced(program: &Program, values: &[Value], kernels: &[Kernel])
 /// before it is stored, and the step that would round it has nothing left to do.
 ///
 /// Without `fuses` only codes are stored at once: what is rounded in f32 can still be looked at before.
-pub(super) fn wire(
+pub(crate) fn wire(
     program: &Program,
     values: &[Value],
     kernels: &mut [Kernel],
@@ -110,12 +121,12 @@ fn stores_codes(kernel: &Kernel) -> bool {
 }
 
 /// The sizes of segments of the last axis.
-pub(super) fn sizes(segments: &[usize], value: &Value) -> Vec<usize> {
+pub(crate) fn sizes(segments: &[usize], value: &Value) -> Vec<usize> {
     if segments.is_empty() { vec![value.cols] } else { segments.to_vec() }
 }
 
 /// The codes of a product's weights.
-pub(super) fn weight_codes<'a>(plan: &'a Plan, program: &Program, step: &Step) -> Option<(usize, &'a WeightCodes)> {
+pub(crate) fn weight_codes<'a>(plan: &'a Plan, program: &Program, step: &Step) -> Option<(usize, &'a WeightCodes)> {
     let weight = step.inputs.get(1).copied().flatten()?;
     let Source::Constant(constant) = program.values[weight].source else { return None };
     Some((constant, plan.constants[constant].codes.as_ref()?))
@@ -141,12 +152,12 @@ fn always_rounds(weights: &Weights, kind: ProgramKind, program: &Program, step: 
 }
 
 /// Whether codes can have that scale.
-pub(super) fn is_scale(scale: f32) -> bool {
+pub(crate) fn is_scale(scale: f32) -> bool {
     scale > 0.0
 }
 
 /// Whether the table `constant` has scales of codes.
-pub(super) fn scales_codes(ready: &Ready, constant: usize) -> bool {
+pub(crate) fn scales_codes(ready: &Ready, constant: usize) -> bool {
     let of = |v: Option<usize>| v.is_some_and(|v| ready.values[v].source == Source::Table(constant));
     ready.steps.iter().any(|step| {
         let read = |i: usize| of(step.inputs.get(i).copied().flatten());
@@ -164,6 +175,7 @@ fn is_product_of_codes(
     step: &Step,
     v: usize,
     segments: &[usize],
+    takes: Takes,
 ) -> bool {
     let Some((_, codes)) = weight_codes(weights.plan(), program, step) else { return false };
     let w = &values[step.inputs[1].expect("it has codes")];
@@ -174,5 +186,5 @@ fn is_product_of_codes(
         _ => return false,
     };
     let same = if codes.segments.is_empty() { segments.len() == 1 } else { codes.segments == segments };
-    once && same && codes.output_axis == output_axis && weights.isa().multiplies_codes(taps, segments)
+    once && same && codes.output_axis == output_axis && takes(taps, segments)
 }

@@ -124,6 +124,33 @@ pub enum EngineError {
     /// `evaluate` needs a float sample as input and a float output.
     #[error("the plan has no {0} to run a loop with")]
     NoLoop(&'static str),
+    /// Something that an engine on a device does not do.
+    #[error("an engine on a device: {what}")]
+    OnDevice {
+        /// What.
+        what: &'static str,
+    },
+    /// A step that the device has no kernel for.
+    #[error("program {program}: step `{step}` ({op}) has no CUDA kernel: {reason}")]
+    NoCudaKernel {
+        /// The program.
+        program: ProgramKind,
+        /// The step's name.
+        step: String,
+        /// Its operator.
+        op: String,
+        /// What is missing.
+        reason: String,
+    },
+    /// All slots of requests are taken.
+    #[error("the engine serves {slots} requests at once")]
+    NoSlot {
+        /// How many there are.
+        slots: usize,
+    },
+    /// The device reports an error.
+    #[error(transparent)]
+    Cuda(#[from] cqc_kernels::cuda::CudaError),
     /// A step failed on the data it got.
     #[error("step `{step}` of program {program} failed: {reason}")]
     Execution {

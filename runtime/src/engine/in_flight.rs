@@ -1,6 +1,7 @@
 //! A request between its begin and its last evaluation.
 
 use super::RequestLayout;
+use crate::cuda::CudaRequest;
 use cqc_kernels::arena::{Arena, Pod, Span};
 use cqc_proto::plan::ProgramKind;
 use std::sync::Arc;
@@ -16,22 +17,26 @@ pub struct InFlight {
     pub(super) stored: bool,
     /// The program and the evaluation that ran last.
     pub(super) last: Option<(ProgramKind, usize)>,
+    /// Its slot on the device.
+    pub(super) device: Option<CudaRequest>,
 }
 
 impl InFlight {
     /// Slot `i` of the cache as it is now, in the type and layout of the value it stores.
     ///
     /// # Panics
-    /// When the plan has no such slot.
+    /// When the plan has no such slot, or the request is on a device, where its cache stays.
     pub fn slot(&self, i: usize) -> &[f32] {
+        assert!(self.device.is_none(), "the cache of a request on a device stays there");
         self.memory.get(self.layout.cache[i]).expect("the layout lies in the request's memory")
     }
 
     /// Overwrites slot `i` of the cache: the next `cached` evaluation reads this.
     ///
     /// # Panics
-    /// When the plan has no such slot, or one of another length.
+    /// When the plan has no such slot, or one of another length, or the request is on a device.
     pub fn set_slot(&mut self, i: usize, values: &[f32]) {
+        assert!(self.device.is_none(), "the cache of a request on a device stays there");
         let span = self.layout.cache[i];
         self.bytes(span).copy_from_slice(values);
         self.stored = true;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 /// What runs a step. Operands are found by their position in the step; distances are in elements.
 #[derive(Debug)]
-pub(super) enum Kernel {
+pub(crate) enum Kernel {
     /// The result already lies where it belongs.
     Nothing,
     Conv {
@@ -143,7 +143,7 @@ pub(super) enum Kernel {
 
 /// The epilogue of a product; its operands are inputs 2 to 6 (bias, row, gate, residual, scale).
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Tail {
+pub(crate) struct Tail {
     pub act: Act,
     pub row: Option<PerImage>,
     pub gate: Option<PerImage>,
@@ -153,14 +153,14 @@ pub(super) struct Tail {
 
 /// One row per image, `stride` apart (0 = the same for all), for `rows` rows of the result.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct PerImage {
+pub(crate) struct PerImage {
     pub stride: usize,
     pub rows: usize,
 }
 
 /// How an operand of a binary operation is seen from the result.
 #[derive(Clone, Debug)]
-pub(super) enum Side {
+pub(crate) enum Side {
     Full(usize),
     Scalar,
     Row,
@@ -172,14 +172,14 @@ pub(super) enum Side {
 
 /// What surrounds copied elements.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Fill {
+pub(crate) enum Fill {
     Zero,
     Input(usize),
 }
 
 /// A strided copy of one input into the result.
 #[derive(Clone, Debug)]
-pub(super) struct Move {
+pub(crate) struct Move {
     pub input: usize,
     pub shape: Vec<usize>,
     pub x_offset: usize,
@@ -211,10 +211,10 @@ impl Move {
 }
 
 /// Where a product over codes finds the scale and the zero point of its activations: behind the operands it has anyway.
-pub(super) const CODES: [usize; 2] = [7, 8];
+pub(crate) const CODES: [usize; 2] = [7, 8];
 
 /// Where a step that stores its result as codes finds their scale and zero point.
-pub(super) const RESULT_CODES: [usize; 2] = [9, 10];
+pub(crate) const RESULT_CODES: [usize; 2] = [9, 10];
 
 impl Kernel {
     /// The values [`CODES`] of a product over codes.

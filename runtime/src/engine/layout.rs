@@ -7,7 +7,7 @@ use cqc_kernels::arena::ALIGN;
 
 /// Memory needed from step `first` to step `last`, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Buffer {
+pub(crate) struct Buffer {
     pub bytes: usize,
     pub first: usize,
     pub last: usize,
@@ -20,7 +20,7 @@ impl Buffer {
 }
 
 /// The offset of each buffer, a multiple of [`ALIGN`], and the bytes of all together; `None` if they overflow.
-pub(super) fn place(buffers: &[Buffer]) -> Option<(Vec<usize>, usize)> {
+pub(crate) fn place(buffers: &[Buffer]) -> Option<(Vec<usize>, usize)> {
     let mut order: Vec<usize> = (0..buffers.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(buffers[i].bytes), i));
     let mut offsets = vec![0; buffers.len()];

@@ -10,19 +10,19 @@
 //! The engine's arena holds the buffers of whichever program runs; all programs share it. What outlives a program belongs to the
 //! request: model inputs, results of the preludes, the cache. So several requests, each at its own evaluation, can share an engine.
 
-mod codes;
+pub(crate) mod codes;
 mod error;
 mod execute;
 mod in_flight;
-mod kernel;
-mod layout;
+pub(crate) mod kernel;
+pub(crate) mod layout;
 mod movement;
 mod open;
-mod prepare;
+pub(crate) mod prepare;
 mod profile;
-mod program;
-mod request;
-mod values;
+pub(crate) mod program;
+pub(crate) mod request;
+pub(crate) mod values;
 mod watch;
 mod weights;
 
@@ -32,6 +32,7 @@ pub use profile::StepProfile;
 pub use watch::{Watch, Watched};
 pub use weights::Weights;
 
+use crate::cuda::{CudaEngine, OnDevice};
 use cqc_kernels::Pool;
 use cqc_kernels::arena::{Arena, Span};
 use cqc_proto::plan::{Plan, ProgramKind};
@@ -61,6 +62,8 @@ pub struct EngineOptions {
     pub integers: bool,
     /// Runs every step through its definition: very slow, for comparison.
     pub reference: bool,
+    /// Evaluates there; the preludes run on the CPU. Only loops, without `keep`, `profile` and `reference`.
+    pub device: Option<OnDevice>,
     /// Most bytes of activations.
     pub max_memory: usize,
     /// `prelude_steps` computes fewer evaluations at once if its buffers would take more bytes than this.
@@ -80,6 +83,7 @@ impl Default for EngineOptions {
             profile: false,
             integers: true,
             reference: false,
+            device: None,
             max_memory,
             prelude_memory,
         }
@@ -102,29 +106,30 @@ pub struct Engine {
     /// Values of `full` and `cached` that stay readable, by name, in this order.
     kept: [BTreeMap<String, usize>; 2],
     clock: Option<[Vec<(Duration, u64)>; 4]>,
+    device: Option<CudaEngine>,
 }
 
 /// Where a request keeps what outlives a program.
 #[derive(Debug)]
-struct RequestLayout {
-    inputs: Vec<Slot>,
+pub(crate) struct RequestLayout {
+    pub(crate) inputs: Vec<Slot>,
     /// Per result of `prelude`, where it is kept.
-    results: Vec<Span>,
+    pub(crate) results: Vec<Span>,
     /// Per result of `prelude_steps`, where it is kept for evaluation 0; the others follow.
-    step_results: Vec<Span>,
+    pub(crate) step_results: Vec<Span>,
     /// Per slot of the cache, where it is kept.
-    cache: Vec<Span>,
+    pub(crate) cache: Vec<Span>,
     /// Bytes of all.
     bytes: usize,
 }
 
 /// A model input in the arena.
 #[derive(Clone, Debug)]
-struct Slot {
-    shape: Vec<usize>,
+pub(crate) struct Slot {
+    pub(crate) shape: Vec<usize>,
     /// As programs see it: floats are f32.
-    dtype: DType,
-    span: Span,
+    pub(crate) dtype: DType,
+    pub(crate) span: Span,
 }
 
 impl Engine {
@@ -151,7 +156,12 @@ impl Engine {
         self.batch
     }
 
-    /// Bytes of activations: those of the engine, and of one request.
+    /// What it evaluates on, if not on the CPU.
+    pub fn device(&self) -> Option<&CudaEngine> {
+        self.device.as_ref()
+    }
+
+    /// Bytes of activations in this machine's memory: those of the engine, and of one request.
     pub fn memory_bytes(&self) -> usize {
         self.arena.len() + self.layout.bytes
     }
@@ -220,10 +230,10 @@ impl Engine {
         Ok(())
     }
 
-    /// A kept value or an output after the last run, which must have been one of `request`; `None` for any other name, and for a
-    /// value that the program that ran does not have.
+    /// A kept value or an output after the last run, which must have been one of `request`; `None` for any other name, for a
+    /// value that the program that ran does not have, and on a device.
     pub fn tap(&self, request: &InFlight, name: &str) -> Option<Tensor> {
-        let (kind, evaluation) = request.last?;
+        let (kind, evaluation) = request.last.filter(|_| self.device.is_none())?;
         let v = *self.kept[(kind == ProgramKind::Cached) as usize].get(name)?;
         Some(self.value(kind, v, request, evaluation))
     }

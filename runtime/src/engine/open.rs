@@ -3,6 +3,7 @@
 use super::program::{Draft, Options, Place};
 use super::values::Value;
 use super::{Engine, EngineError, EngineOptions, RequestLayout, Slot, Weights};
+use crate::cuda::CudaEngine;
 use cqc_kernels::Pool;
 use cqc_kernels::arena::{ALIGN, Arena, Span};
 use cqc_proto::plan::{InputRole, Plan, PlanInput, PlanValue, ProgramKind, Source};
@@ -17,11 +18,15 @@ pub(super) fn open(weights: &Arc<Weights>, options: &EngineOptions) -> Result<En
     let [kept_full, kept_cached] = kept_values(plan, &options.keep)?;
     let (isa, threads, reference) = (weights.isa(), pool.threads(), options.reference);
     let integers = options.integers && !reference;
-    let draft = |kind, rows: usize, keep: &BTreeMap<String, usize>| {
+    let on_device = options.device.is_some();
+    check_device(options)?;
+    let draft = |kind: ProgramKind, rows: usize, keep: &BTreeMap<String, usize>| {
         let bindings = plan.batch_symbol.iter().map(|s| (s.as_str().into(), rows as i64)).collect();
         let keep: Vec<usize> = keep.values().copied().collect();
         let max_memory = options.max_memory;
-        Draft::new(weights, kind, &bindings, &Options { isa, threads, integers, reference, keep: &keep, max_memory })
+        let elsewhere = on_device && kind.is_step();
+        let options = Options { isa, threads, integers, reference, keep: &keep, max_memory, elsewhere };
+        Draft::new(weights, kind, &bindings, &options)
     };
     let none = BTreeMap::new();
     let prelude = draft(ProgramKind::Prelude, options.batch, &none)?;
@@ -46,6 +51,7 @@ pub(super) fn open(weights: &Arc<Weights>, options: &EngineOptions) -> Result<En
     }
     let outside = |value: &Value| outside(value, &layout);
     let programs = [prelude, prelude_steps, full, cached].map(|draft| draft.finish(weights, &outside));
+    let device = options.device.as_ref().map(|on| CudaEngine::open(weights, on, options, &layout)).transpose()?;
     let clock = options.profile.then(|| [0, 1, 2, 3].map(|i| vec![Default::default(); programs[i].steps.len()]));
     Ok(Engine {
         weights: Arc::clone(weights),
@@ -58,7 +64,21 @@ pub(super) fn open(weights: &Arc<Weights>, options: &EngineOptions) -> Result<En
         programs,
         kept: [kept_full, kept_cached],
         clock,
+        device,
     })
+}
+
+/// Refuses what an engine on a device does not do.
+fn check_device(options: &EngineOptions) -> Result<(), EngineError> {
+    let asked = [
+        (!options.keep.is_empty(), "values cannot be tapped"),
+        (options.profile, "steps are not timed one by one"),
+        (options.reference, "steps do not run through their definitions"),
+    ];
+    match asked.iter().find(|(asked, _)| *asked) {
+        Some((_, what)) if options.device.is_some() => Err(EngineError::OnDevice { what }),
+        _ => Ok(()),
+    }
 }
 
 fn check_batch(plan: &Plan, asked: usize) -> Result<(), EngineError> {

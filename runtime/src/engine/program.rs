@@ -16,7 +16,7 @@ use std::collections::HashMap;
 
 /// Where a value lies.
 #[derive(Clone, Debug)]
-pub(super) enum Place {
+pub(crate) enum Place {
     /// In the engine's arena.
     Memory { span: Span },
     /// In the memory of the request; `step` bytes further for each evaluation.
@@ -73,7 +73,7 @@ impl Place {
 
 /// A step, ready to run.
 #[derive(Debug)]
-pub(super) struct Prepared {
+pub(crate) struct Prepared {
     pub name: String,
     pub op: String,
     pub kernel: Kernel,
@@ -86,7 +86,7 @@ pub(super) struct Prepared {
 
 /// How a result is rounded: bits, the segments of its last axis, and whether it is stored as codes.
 #[derive(Clone, Debug)]
-pub(super) struct Segments {
+pub(crate) struct Segments {
     pub bits: u8,
     pub sizes: Vec<usize>,
     pub codes: bool,
@@ -94,7 +94,7 @@ pub(super) struct Segments {
 
 /// What a step reads and writes when it runs: not always what the plan says.
 #[derive(Clone, Debug)]
-pub(super) struct Wiring {
+pub(crate) struct Wiring {
     pub inputs: Vec<Option<usize>>,
     pub outputs: Vec<usize>,
     pub quantize: Option<Segments>,
@@ -102,7 +102,7 @@ pub(super) struct Wiring {
 
 /// A program, ready to run.
 #[derive(Debug)]
-pub(super) struct Ready {
+pub(crate) struct Ready {
     pub kind: ProgramKind,
     pub values: Vec<Value>,
     pub places: Vec<Place>,
@@ -112,7 +112,7 @@ pub(super) struct Ready {
 }
 
 /// A program with sizes and kernels, without addresses.
-pub(super) struct Draft {
+pub(crate) struct Draft {
     pub kind: ProgramKind,
     pub values: Vec<Value>,
     kernels: Vec<Kernel>,
@@ -127,7 +127,7 @@ pub(super) struct Draft {
 }
 
 /// How a program is made ready.
-pub(super) struct Options<'a> {
+pub(crate) struct Options<'a> {
     pub isa: Isa,
     pub threads: usize,
     pub integers: bool,
@@ -136,6 +136,8 @@ pub(super) struct Options<'a> {
     pub keep: &'a [usize],
     /// No single value may take more bytes.
     pub max_memory: usize,
+    /// The program runs elsewhere: its values have sizes, its steps no kernels.
+    pub elsewhere: bool,
 }
 
 impl Draft {
@@ -147,12 +149,17 @@ impl Draft {
     ) -> Result<Draft, EngineError> {
         let program = weights.plan().program(kind);
         let mut values = resolve(kind, program, bindings)?;
-        if options.integers {
-            codes::choose(weights, kind, &mut values, options.keep);
+        if options.integers && !options.elsewhere {
+            let isa = weights.isa();
+            let takes = |taps: usize, segments: &[usize]| isa.multiplies_codes(taps, segments);
+            codes::choose(weights, kind, &mut values, options.keep, isa.code_type(), &takes);
         }
         let limit = options.max_memory;
         if let Some(needed) = values.iter().map(Value::bytes).find(|&bytes| bytes > limit) {
             return Err(EngineError::Memory { needed, limit });
+        }
+        if options.elsewhere {
+            return Ok(Draft::of_values(kind, values, program.steps.len()));
         }
         let mut kernels = loop {
             let preparer = Preparer { weights, kind, values: &values, bindings, reference: options.reference };
@@ -162,7 +169,7 @@ impl Draft {
                 None => break kernels,
             }
         };
-        let kept = kept(weights, kind, options);
+        let kept = kept(weights, kind, options.keep);
         let wirings = codes::wire(program, &values, &mut kernels, &kept, options.integers);
         let (buffers, buffer_of, offsets) = (vec![], vec![], vec![]);
         let mut draft = Draft { kind, values, kernels, wirings, buffers, buffer_of, offsets, bytes: 0 };
@@ -170,6 +177,15 @@ impl Draft {
         let placed = layout::place(&draft.buffers);
         (draft.offsets, draft.bytes) = placed.ok_or(EngineError::Memory { needed: usize::MAX, limit: usize::MAX })?;
         Ok(draft)
+    }
+
+    /// A program that has sizes and nothing to run.
+    fn of_values(kind: ProgramKind, values: Vec<Value>, steps: usize) -> Draft {
+        let kernels = (0..steps).map(|_| Kernel::Nothing).collect();
+        let nothing = Wiring { inputs: vec![], outputs: vec![], quantize: None };
+        let buffers = vec![Buffer { bytes: 0, first: 0, last: 0 }; steps];
+        let (wirings, buffer_of, offsets) = (vec![nothing; steps], vec![None; values.len()], vec![0; steps]);
+        Draft { kind, values, kernels, wirings, buffers, buffer_of, offsets, bytes: 0 }
     }
 
     /// Storage of the program's own values, then scratch of its steps.
@@ -232,9 +248,9 @@ impl Draft {
 }
 
 /// Values that are read after the last step.
-fn kept(weights: &Weights, kind: ProgramKind, options: &Options) -> Vec<usize> {
+pub(crate) fn kept(weights: &Weights, kind: ProgramKind, keep: &[usize]) -> Vec<usize> {
     let plan = weights.plan();
-    let mut kept = options.keep.to_vec();
+    let mut kept = keep.to_vec();
     kept.extend(&plan.program(kind).results);
     if kind == ProgramKind::Full {
         kept.extend(plan.outputs.iter().map(|o| o.value));
@@ -249,7 +265,7 @@ fn prepared(step: &Step, kernel: Kernel, wiring: Wiring, scratch: Span) -> Prepa
 }
 
 /// Bytes of a constant in the type that a program sees.
-pub(super) fn constant_bytes(weights: &Weights, i: usize, dtype: DType) -> Bytes {
+pub(crate) fn constant_bytes(weights: &Weights, i: usize, dtype: DType) -> Bytes {
     let constant = &weights.plan().constants[i];
     if constant.codes.is_none() && constant.ty.dtype == dtype { weights.stored(i) } else { weights.constant(i) }
 }
@@ -266,7 +282,7 @@ fn within(home: &Place, value: &Value) -> Place {
 }
 
 /// First and last step that touches the storage of each home; `None` where nothing does.
-fn lifetimes(values: &[Value], steps: &[Wiring], kept: Vec<usize>) -> Vec<Option<(usize, usize)>> {
+pub(crate) fn lifetimes(values: &[Value], steps: &[Wiring], kept: Vec<usize>) -> Vec<Option<(usize, usize)>> {
     let mut lives: Vec<Option<(usize, usize)>> = vec![None; values.len()];
     let mut touch = |value: usize, at: usize| {
         let life = &mut lives[values[value].home];

@@ -30,9 +30,13 @@ impl Engine {
             timesteps: timesteps.to_vec(),
             stored: false,
             last: None,
+            device: None,
         };
         self.take_inputs(&mut request, conditions, |role| role == InputRole::Condition)?;
         self.run_preludes(&mut request)?;
+        if let Some(device) = &self.device {
+            request.device = Some(device.begin(&request.memory, &self.layout)?);
+        }
         Ok(request)
     }
 
@@ -104,6 +108,17 @@ impl Engine {
             return Err(EngineError::NoLoop("float output"));
         }
         check_length("the output", out.len(), result.len())?;
+        if let Some(device) = &self.device {
+            if watch.is_some() {
+                return Err(EngineError::OnDevice { what: "steps cannot be watched" });
+            }
+            let on_device = request.device.as_ref().ok_or(EngineError::ForeignRequest)?;
+            let stored = request.stored;
+            device.evaluate(kind, on_device, e, request.timesteps[e], sample, out, stored)?;
+            request.stored |= kind == ProgramKind::Full;
+            request.last = Some((kind, e));
+            return Ok(());
+        }
         request.bytes::<u8>(span).copy_from_slice(bytes_of(sample));
         if let (0, Some(input)) = (self.plan().evaluations, self.role(InputRole::Timestep)) {
             let (slot, timestep) = (&self.layout.inputs[input], request.timesteps[e]);
@@ -140,6 +155,9 @@ impl Engine {
         timesteps: &[f64],
         inputs: &BTreeMap<String, Tensor>,
     ) -> Result<InFlight, EngineError> {
+        if self.device.is_some() {
+            return Err(EngineError::OnDevice { what: "it runs loops, not single evaluations" });
+        }
         let evaluations = self.plan().evaluations;
         if e >= evaluations.max(1) {
             return Err(EngineError::Evaluation { evaluation: e, evaluations });
@@ -154,9 +172,10 @@ impl Engine {
         Ok(request)
     }
 
-    /// All outputs after the last run, which must have been one of `request`, in the model's own types. None before any.
+    /// All outputs after the last run, which must have been one of `request`, in the model's own types. None before any, and
+    /// none on a device, where [`Engine::evaluate`] gives the first.
     pub fn outputs(&self, request: &InFlight) -> BTreeMap<String, Tensor> {
-        let Some((kind, evaluation)) = request.last else { return BTreeMap::new() };
+        let Some((kind, evaluation)) = request.last.filter(|_| self.device.is_none()) else { return BTreeMap::new() };
         let output = |(i, o): (usize, &cqc_proto::plan::PlanOutput)| {
             let tensor = self.value(kind, self.plan().output_value(kind, i), request, evaluation);
             let tensor = if o.ty.dtype.is_float() { tensor.to_float(o.ty.dtype) } else { tensor };
@@ -305,7 +324,7 @@ fn repeat(source: &[u8], target: &mut [u8]) {
 }
 
 /// Sets every element to `number`.
-fn write_number(number: f64, dtype: DType, target: &mut [u8]) {
+pub(crate) fn write_number(number: f64, dtype: DType, target: &mut [u8]) {
     let (bytes, size) = number_bytes(number, dtype);
     target.chunks_exact_mut(size).for_each(|t| t.copy_from_slice(&bytes[..size]));
 }

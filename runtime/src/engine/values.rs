@@ -8,7 +8,7 @@ use cqc_proto::{Bindings, DType, Op};
 /// A value with all sizes known: `rows` rows of `cols` elements, `ld` apart, beginning `column` elements into the storage
 /// of the value `home` (often itself).
 #[derive(Clone, Debug)]
-pub(super) struct Value {
+pub(crate) struct Value {
     pub name: String,
     pub dtype: DType,
     pub shape: Vec<usize>,
@@ -62,7 +62,7 @@ impl Value {
 }
 
 /// Sizes of all values, and their homes.
-pub(super) fn resolve(kind: ProgramKind, program: &Program, bindings: &Bindings) -> Result<Vec<Value>, EngineError> {
+pub(crate) fn resolve(kind: ProgramKind, program: &Program, bindings: &Bindings) -> Result<Vec<Value>, EngineError> {
     let sized = |(i, v): (usize, &PlanValue)| {
         let error = || EngineError::Size { program: kind, name: v.name.clone(), ty: v.ty.clone() };
         let shape = v.ty.resolve(bindings).filter(|s| !s.contains(&0)).ok_or_else(error)?;
@@ -101,7 +101,7 @@ fn share_storage(program: &Program, values: &mut [Value]) {
 }
 
 /// The operator with its symbolic sizes replaced by numbers.
-pub(super) fn bind(op: &Op, bindings: &Bindings) -> Option<Op> {
+pub(crate) fn bind(op: &Op, bindings: &Bindings) -> Option<Op> {
     let all = |dims: &[cqc_proto::Dim]| dims.iter().map(|d| d.bind(bindings)).collect::<Option<Vec<_>>>();
     Some(match op {
         Op::Reshape { shape } => Op::Reshape { shape: all(shape)? },

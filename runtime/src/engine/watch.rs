@@ -55,6 +55,9 @@ impl Engine {
     /// # Panics
     /// When the table has no such row.
     pub fn set_table_row(&mut self, constant: usize, e: usize, row: &[f32]) -> Result<(), EngineError> {
+        if self.device.is_some() {
+            return Err(EngineError::OnDevice { what: "tables cannot be overwritten" });
+        }
         let is_passed = row.iter().any(|&scale| !codes::is_scale(scale));
         if is_passed && self.programs.iter().any(|ready| codes::scales_codes(ready, constant)) {
             return Err(EngineError::Codes { constant: self.plan().constants[constant].name.clone() });

@@ -107,7 +107,7 @@ impl Weights {
     }
 
     /// Bytes of constant `i` as they are stored.
-    pub(super) fn stored(&self, i: usize) -> Bytes {
+    pub(crate) fn stored(&self, i: usize) -> Bytes {
         let constant = &self.plan.constants[i];
         let len = constant.stored_bytes().expect("validated: the sizes of a constant are known");
         let start = constant.offset as usize;

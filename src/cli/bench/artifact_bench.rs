@@ -6,6 +6,7 @@ use crate::cli::artifact;
 use crate::cli::measure::{backend, median, ms_since, peak_rss_mb};
 use crate::cli::report::Failure;
 use crate::cli::request::shape_at;
+use crate::cli::sample::open_on;
 use crate::cli::term::Progress;
 use cqc_proto::Tensor;
 use cqc_proto::plan::{InputRole, Plan, ProgramKind};
@@ -31,7 +32,10 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
     let guidance = artifact.manifest.guidance;
     let batch = args.batch.map_or(plan.fixed_batch.unwrap_or(1), |b| b as usize);
     let options = EngineOptions { batch, threads: args.threads.count(), profile: args.profile, ..Default::default() };
-    let mut denoiser = Loop::open(&artifact.weights, artifact.sampler()?, guidance != 1.0, &options)?;
+    let threads = options.threads;
+    let sampler = artifact.sampler()?;
+    let open = |o: &EngineOptions| Ok(Loop::open(&artifact.weights, sampler.clone(), guidance != 1.0, o)?);
+    let mut denoiser = open_on(args.device, artifact.kernels.as_deref(), options, args.profile, open)?;
     let conditions = conditions(plan, denoiser.width())?;
     let request = request(conditions, denoiser.width(), guidance);
 
@@ -47,10 +51,16 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
     let weights = artifact.weight_bytes().max(artifact.weights.packed_bytes() as u64);
     let cached = plan.cache.as_ref();
     Ok(Measured {
-        threads: options.threads,
+        threads,
         batch: denoiser.width(),
-        backend: backend(artifact.weights.isa()),
-        dtype: if engine.profile().iter().any(|step| step.integers) { "int8" } else { "f32" },
+        backend: engine.device().map_or_else(|| backend(artifact.weights.isa()), |d| d.name()),
+        dtype: if engine.device().is_some() {
+            if artifact.manifest.quant.quantized().is_some() { "int8" } else { "f16" }
+        } else if engine.profile().iter().any(|step| step.integers) {
+            "int8"
+        } else {
+            "f32"
+        },
         full_step_ms: median(&timed.full),
         cached_step_ms: cached.map(|_| median(&timed.cached)),
         loop_ms: median(&timed.loops),

@@ -56,7 +56,7 @@ impl Site<'_> {
 }
 
 /// Strides of `x` along the axes of `y`, 0 where it is repeated.
-pub(super) fn broadcast_strides(x: &Value, y: &Value) -> Vec<usize> {
+pub(crate) fn broadcast_strides(x: &Value, y: &Value) -> Vec<usize> {
     let front = y.shape.len() - x.shape.len();
     let mut strides = vec![0; y.shape.len()];
     for (axis, stride) in x.strides().into_iter().enumerate() {

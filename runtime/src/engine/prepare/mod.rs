@@ -3,10 +3,10 @@
 //! A step whose operands a fast kernel cannot take (element type, layout, an attribute) runs through the definition,
 //! `cqc_kernels::reference`: slow, but right.
 
-mod elementwise;
+pub(crate) mod elementwise;
 mod movement;
 mod norms;
-mod products;
+pub(crate) mod products;
 
 use super::kernel::{Kernel, PerImage};
 use super::values::{Value, bind};
@@ -15,7 +15,7 @@ use cqc_proto::plan::{ProgramKind, Source, Step};
 use cqc_proto::{Bindings, DType, Op, ValueType};
 
 /// What is known when the steps of a program are prepared.
-pub(super) struct Preparer<'a> {
+pub(crate) struct Preparer<'a> {
     pub weights: &'a Weights,
     pub kind: ProgramKind,
     pub values: &'a [Value],

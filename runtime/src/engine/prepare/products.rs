@@ -1,6 +1,7 @@
 //! Convolution, linear layers, matrix products, attention.
 
 use super::super::kernel::{Kernel, Tail};
+use super::super::values::Value;
 use super::Site;
 use cqc_kernels::{AttentionShape, ConvShape, MatmulShape};
 use cqc_proto::Op;
@@ -14,6 +15,37 @@ fn fits_table(shape: &ConvShape) -> bool {
     let entries = || shape.out_h().checked_mul(shape.out_w())?.checked_mul(shape.kh)?.checked_mul(shape.kw);
     let pixels = shape.h.checked_mul(shape.w);
     shape.check().is_ok() && [entries(), pixels].iter().all(|n| n.is_some_and(|n| n <= MAX_TABLE))
+}
+
+/// The shape of a convolution over channels-last values; `None` for any other.
+pub(crate) fn conv_shape(op: &Op, x: &Value, w: &Value, y: &Value) -> Option<ConvShape> {
+    let Op::Conv { strides, pads, dilations, groups, layout, upsample, .. } = op else { return None };
+    let rank = x.shape.len();
+    if *layout != ConvLayout::ChannelsLast || !(3..=4).contains(&rank) {
+        return None;
+    }
+    // One spatial axis: an image of one row, which enlarging would double.
+    if rank == 3 && *upsample != 1 {
+        return None;
+    }
+    let two = |v: &[usize], one: usize| if rank == 4 { [v[0], v[1]] } else { [one, v[0]] };
+    let [h, width] = two(&x.shape[1..rank - 1], 1);
+    let [kh, kw] = two(&w.shape[2..], 1);
+    let pads = if rank == 4 { [pads[0], pads[1], pads[2], pads[3]] } else { [0, pads[0], 0, pads[1]] };
+    Some(ConvShape {
+        n: x.shape[0],
+        h,
+        w: width,
+        cin: x.cols,
+        cout: y.cols,
+        kh,
+        kw,
+        stride: two(strides, 1),
+        pads,
+        dilation: two(dilations, 1),
+        groups: *groups,
+        upsample: *upsample,
+    })
 }
 
 impl Site<'_> {
@@ -32,35 +64,13 @@ impl Site<'_> {
     }
 
     pub(super) fn conv(&self, op: &Op) -> Option<Kernel> {
-        let Op::Conv { strides, pads, dilations, groups, layout, upsample, act } = op else { return None };
+        let Op::Conv { act, .. } = op else { return None };
         let (x, w, y) = (self.input(0)?, self.input(1)?, self.output());
-        let rank = x.shape.len();
-        if !self.is_f32() || *layout != ConvLayout::ChannelsLast || !(3..=4).contains(&rank) || !self.has_dense_rows() {
+        if !self.is_f32() || !self.has_dense_rows() {
             return None;
         }
         let constant = self.constant(1)?;
-        // One spatial axis: an image of one row, which enlarging would double.
-        if rank == 3 && *upsample != 1 {
-            return None;
-        }
-        let two = |v: &[usize], one: usize| if rank == 4 { [v[0], v[1]] } else { [one, v[0]] };
-        let [h, width] = two(&x.shape[1..rank - 1], 1);
-        let [kh, kw] = two(&w.shape[2..], 1);
-        let pads = if rank == 4 { [pads[0], pads[1], pads[2], pads[3]] } else { [0, pads[0], 0, pads[1]] };
-        let shape = ConvShape {
-            n: x.shape[0],
-            h,
-            w: width,
-            cin: x.cols,
-            cout: y.cols,
-            kh,
-            kw,
-            stride: two(strides, 1),
-            pads,
-            dilation: two(dilations, 1),
-            groups: *groups,
-            upsample: *upsample,
-        };
+        let shape = conv_shape(op, x, w, y)?;
         fits_table(&shape).then_some(())?;
         let conv = self.preparer.weights.conv(shape).ok()?;
         let (tail, ldx, ldy) = (self.tail(*act)?, x.ld, y.ld);

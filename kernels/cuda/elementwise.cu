@@ -1,0 +1,148 @@
+// Element by element: functions of up to three operands with broadcasting, and maps of rows. A thread per result.
+#include "operands.cuh"
+
+enum { kMaxRank = 6 };
+
+enum {
+  kAdd, kSub, kMul, kDiv, kPow, kMin, kMax, kEqual, kLess, kLessOrEqual, kGreater, kGreaterOrEqual, kAnd, kOr, kXor,
+  kWhere, kCopy, kNeg, kAbs, kExp, kLog, kSqrt, kReciprocal, kFloor, kCeil, kRound, kSin, kCos, kErf, kNot, kAct  // kAct + activation
+};
+
+struct ElementwiseArgs {
+  const State* state;
+  Operand a, b, c, y;
+  u32 count;
+  int op, rank, unused;
+  i64 strides[4][kMaxRank];  // of a, b, c and y, in elements
+  u32 shape[kMaxRank];
+};
+static_assert(sizeof(ElementwiseArgs) == 368, "as in args.rs");
+
+CQ_FN float apply(int op, float a, float b, float c) {
+  switch (op) {
+    case kAdd: return a + b;
+    case kSub: return a - b;
+    case kMul: return a * b;
+    case kDiv: return a / b;
+    case kPow: return powf(a, b);
+    case kMin: return a != a ? a : b != b ? b : fminf(a, b);
+    case kMax: return a != a ? a : b != b ? b : fmaxf(a, b);
+    case kEqual: return a == b;
+    case kLess: return a < b;
+    case kLessOrEqual: return a <= b;
+    case kGreater: return a > b;
+    case kGreaterOrEqual: return a >= b;
+    case kAnd: return a != 0.0f && b != 0.0f;
+    case kOr: return a != 0.0f || b != 0.0f;
+    case kXor: return (a != 0.0f) != (b != 0.0f);
+    case kWhere: return a != 0.0f ? b : c;
+    case kCopy: return a;
+    case kNeg: return -a;
+    case kAbs: return fabsf(a);
+    case kExp: return expf(a);
+    case kLog: return logf(a);
+    case kSqrt: return sqrtf(a);
+    case kReciprocal: return 1.0f / a;
+    case kFloor: return floorf(a);
+    case kCeil: return ceilf(a);
+    case kRound: return rintf(a);
+    case kSin: return sinf(a);
+    case kCos: return cosf(a);
+    case kErf: return erff(a);
+    case kNot: return a == 0.0f;
+    default: return activate(op - kAct, a);
+  }
+}
+
+// One element of the same type, without a detour over floats.
+CQ_FN void move(Values y, i64 to, Values x, i64 from) {
+  switch (y.type) {
+    case kF16: ((u16*)y.data)[to] = ((const u16*)x.data)[from]; break;
+    case kU8: y.data[to] = x.data[from]; break;
+    case kI64: ((i64*)y.data)[to] = ((const i64*)x.data)[from]; break;
+    default: ((u32*)y.data)[to] = ((const u32*)x.data)[from];
+  }
+}
+
+CQ_KERNEL(elementwise, 256, ElementwiseArgs) {
+  const u32 at = (u32)block_x() * 256 + tid();
+  if (at >= p.count) return;
+  u32 rest = at;
+  i64 index[4] = {};
+#pragma unroll
+  for (int axis = kMaxRank - 1; axis >= 0; --axis) {
+    if (axis >= p.rank) continue;
+    const u32 i = rest % p.shape[axis];
+    rest /= p.shape[axis];
+#pragma unroll
+    for (int operand = 0; operand < 4; ++operand) index[operand] += i * p.strides[operand][axis];
+  }
+  const Values a = now(p.a, p.state), b = now(p.b, p.state), c = now(p.c, p.state), y = now(p.y, p.state);
+  if (p.op == kCopy && a.type == y.type) return move(y, index[3], a, index[0]);
+  const float second = b ? get(b, index[1]) : 0.0f, third = c ? get(c, index[2]) : 0.0f;
+  put(y, index[3], apply(p.op, get(a, index[0]), second, third));
+}
+
+struct AffineArgs {
+  const State* state;
+  Operand x, scale, shift, residual, previous, previous_scale, y;
+  int rows, columns;
+};
+static_assert(sizeof(AffineArgs) == 240, "as in args.rs");
+
+// y = x · scale + shift (+ previous · previous_scale) (+ residual), factors per column.
+CQ_KERNEL(affine, 256, AffineArgs) {
+  const u32 at = (u32)block_x() * 256 + tid();
+  if (at >= (u32)p.rows * p.columns) return;
+  const int row = at / p.columns, col = at % p.columns;
+  const Values x = now(p.x, p.state), residual = now(p.residual, p.state), previous = now(p.previous, p.state);
+  const Values y = now(p.y, p.state);
+  float v = get(x, (i64)row * x.ld + col) * get(now(p.scale, p.state), col) + get(now(p.shift, p.state), col);
+  if (previous) v += get(previous, (i64)row * previous.ld + col) * get(now(p.previous_scale, p.state), col);
+  if (residual) v += get(residual, (i64)row * residual.ld + col);
+  put(y, (i64)row * y.ld + col, v);
+}
+
+struct RowsArgs {
+  const State* state;
+  Operand x;
+  Target y;
+  int rows, columns, act, unused;
+};
+static_assert(sizeof(RowsArgs) == 200, "as in args.rs");
+
+// Rounds rows, or turns them into codes.
+CQ_KERNEL(quantize, 256, RowsArgs) {
+  const u32 at = (u32)block_x() * 256 + tid();
+  if (at >= (u32)p.rows * p.columns) return;
+  const int row = at / p.columns, col = at % p.columns;
+  const Values x = now(p.x, p.state), y = now(p.y.y, p.state);
+  store(p.y, rounding(p.y, p.state, col), y, (i64)row * y.ld + col, get(x, (i64)row * x.ld + col));
+}
+
+// y = a · act(b) with rows [a, b] of x.
+CQ_KERNEL(gated, 256, RowsArgs) {
+  const u32 at = (u32)block_x() * 256 + tid();
+  if (at >= (u32)p.rows * p.columns) return;
+  const int row = at / p.columns, col = at % p.columns;
+  const Values x = now(p.x, p.state), y = now(p.y.y, p.state);
+  const i64 from = (i64)row * x.ld + col;
+  store(p.y, rounding(p.y, p.state, col), y, (i64)row * y.ld + col, get(x, from) * activate(p.act, get(x, from + p.columns)));
+}
+
+struct EmbeddingArgs {
+  const State* state;
+  Operand t, frequencies, y;
+  int rows, half, cos_first, unused;
+};
+static_assert(sizeof(EmbeddingArgs) == 120, "as in args.rs");
+
+// [sin(t · f), cos(t · f)]
+CQ_KERNEL(timestep_embedding, 256, EmbeddingArgs) {
+  const u32 at = (u32)block_x() * 256 + tid(), width = 2 * p.half;
+  if (at >= p.rows * width) return;
+  const int row = at / width, col = at % width;
+  const float angle = get(now(p.t, p.state), row) * get(now(p.frequencies, p.state), col % p.half);
+  const Values y = now(p.y, p.state);
+  put(y, (i64)row * y.ld + col, (col < p.half) == (p.cos_first != 0) ? cosf(angle) : sinf(angle));
+}

@@ -1,0 +1,237 @@
+//! Element by element, and maps of rows.
+
+use super::args::{AffineArgs, ElementwiseArgs, EmbeddingArgs, MAX_RANK, RawOperand, RowsArgs};
+use super::conv::act;
+use super::launch::{Operands, blocks, int};
+use super::{ElementType, Launch, Operand, Output, State, list};
+use crate::Act;
+
+/// A function of up to three operands. Results are computed in f32; truth values are 0 and 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // the names say it
+pub enum ElementOp {
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Pow,
+    Min,
+    Max,
+    Equal,
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
+    And,
+    Or,
+    Xor,
+    /// a ? b : c
+    Where,
+    /// a, bit for bit between equal types; floats become integers by truncation, whatever is not 0 is true.
+    Copy,
+    Neg,
+    Abs,
+    Exp,
+    Log,
+    Sqrt,
+    Reciprocal,
+    Floor,
+    Ceil,
+    Round,
+    Sin,
+    Cos,
+    Erf,
+    Not,
+    Act(Act),
+}
+
+impl ElementOp {
+    /// Operands it reads.
+    pub fn operands(self) -> usize {
+        match self {
+            ElementOp::Where => 3,
+            _ if self.code() < ElementOp::Where.code() => 2,
+            _ => 1,
+        }
+    }
+
+    /// Its number in the source.
+    fn code(self) -> i32 {
+        use ElementOp as E;
+        const ORDER: [ElementOp; 30] = [
+            E::Add,
+            E::Sub,
+            E::Mul,
+            E::Div,
+            E::Pow,
+            E::Min,
+            E::Max,
+            E::Equal,
+            E::Less,
+            E::LessOrEqual,
+            E::Greater,
+            E::GreaterOrEqual,
+            E::And,
+            E::Or,
+            E::Xor,
+            E::Where,
+            E::Copy,
+            E::Neg,
+            E::Abs,
+            E::Exp,
+            E::Log,
+            E::Sqrt,
+            E::Reciprocal,
+            E::Floor,
+            E::Ceil,
+            E::Round,
+            E::Sin,
+            E::Cos,
+            E::Erf,
+            E::Not,
+        ];
+        match self {
+            E::Act(function) => ORDER.len() as i32 + act(function),
+            op => ORDER.iter().position(|o| *o == op).expect("it is listed") as i32,
+        }
+    }
+}
+
+/// y\[i\] = op(a\[i\], …) over `shape`, each operand with its distances between neighbours along the axes, in elements; the last strides
+/// are those of y.
+///
+/// # Panics
+/// When an operand is too short, there are more than 6 axes, or another number of operands than `op` takes.
+pub fn elementwise(
+    state: &State,
+    op: ElementOp,
+    shape: &[usize],
+    reads: &[(&Operand, &[usize])],
+    y: (&Operand, &[usize]),
+) -> Launch {
+    assert!(shape.len() <= MAX_RANK, "{} axes, the kernel knows {MAX_RANK}", shape.len());
+    assert_eq!(reads.len(), op.operands(), "operands of {op:?}");
+    assert!(
+        reads.iter().all(|(o, _)| o.element != ElementType::I64) || op == ElementOp::Copy,
+        "{op:?} of 64-bit integers"
+    );
+    let count: usize = shape.iter().product();
+    let mut operands = Operands::new(state);
+    let mut strides = [[0; MAX_RANK]; 4];
+    let mut see = |at: usize, what: &str, operand: &Operand, distances: &[usize]| {
+        assert_eq!(distances.len(), shape.len(), "strides of {what}");
+        let last: usize = shape.iter().zip(distances).map(|(n, s)| (n - 1) * s).sum();
+        strides[at].iter_mut().zip(distances).for_each(|(to, &from)| *to = from as i64);
+        operands.rows(what, &Operand { ld: last + 1, ..operand.clone() }, 1, last + 1)
+    };
+    let mut raw = [RawOperand::default(); 4];
+    for (i, (operand, distances)) in reads.iter().enumerate() {
+        raw[i] = see(i, "an operand", operand, distances);
+    }
+    raw[3] = see(3, "y", y.0, y.1);
+    let mut sizes = [1; MAX_RANK];
+    sizes.iter_mut().zip(shape).for_each(|(to, &from)| *to = int(from) as u32);
+    let (state, rank) = (operands.state_address(), int(shape.len()));
+    let args = ElementwiseArgs {
+        state,
+        operands: raw,
+        count: int(count) as u32,
+        op: op.code(),
+        rank,
+        unused: 0,
+        strides,
+        shape: sizes,
+    };
+    operands.launch(&list::elementwise, [blocks(count), 1], 0, args)
+}
+
+/// y = x · scale + shift (+ previous · factor) (+ residual), scale, shift and factor per column.
+///
+/// # Panics
+/// When an operand is too short.
+pub fn affine(
+    state: &State,
+    [rows, columns]: [usize; 2],
+    x: &Operand,
+    [scale, shift]: [&Operand; 2],
+    previous: Option<[&Operand; 2]>,
+    residual: Option<&Operand>,
+    y: &Operand,
+) -> Launch {
+    let mut operands = Operands::new(state);
+    assert!(y.element.is_float(), "y: {:?}", y.element);
+    let [earlier, factor] = previous.map_or([None; 2], |parts| parts.map(Some));
+    let raw = [
+        operands.rows("x", x, rows, columns),
+        operands.rows("scale", scale, 1, columns),
+        operands.rows("shift", shift, 1, columns),
+        operands.maybe("residual", residual, rows, columns),
+        operands.maybe("previous", earlier, rows, columns),
+        operands.maybe("factor of previous", factor, 1, columns),
+        operands.rows("y", y, rows, columns),
+    ];
+    let state = operands.state_address();
+    let args = AffineArgs { state, operands: raw, rows: int(rows), columns: int(columns) };
+    operands.launch(&list::affine, [blocks(rows * columns), 1], 0, args)
+}
+
+/// y = x, rounded or as codes.
+///
+/// # Panics
+/// When an operand is too short.
+pub fn quantize(state: &State, [rows, columns]: [usize; 2], x: &Operand, output: &Output) -> Launch {
+    let mut operands = Operands::new(state);
+    let x = operands.rows("x", x, rows, columns);
+    rows_launch(operands, &list::quantize, [rows, columns], x, Act::None, output)
+}
+
+/// y = a · act(b) with rows `[a, b]` of x, `columns` each.
+///
+/// # Panics
+/// When an operand is too short.
+pub fn gated(state: &State, [rows, columns]: [usize; 2], function: Act, x: &Operand, output: &Output) -> Launch {
+    let mut operands = Operands::new(state);
+    let x = operands.rows("x", x, rows, 2 * columns);
+    rows_launch(operands, &list::gated, [rows, columns], x, function, output)
+}
+
+fn rows_launch(
+    mut operands: Operands,
+    kernel: &'static super::Kernel,
+    [rows, columns]: [usize; 2],
+    x: RawOperand,
+    function: Act,
+    output: &Output,
+) -> Launch {
+    let y = output.raw(&mut operands, rows, columns);
+    let state = operands.state_address();
+    let args = RowsArgs { state, x, y, rows: int(rows), columns: int(columns), act: act(function), unused: 0 };
+    operands.launch(kernel, [blocks(rows * columns), 1], 0, args)
+}
+
+/// y = [sin(t · f), cos(t · f)] per row, cosines first when `cos_first`.
+///
+/// # Panics
+/// When an operand is too short.
+pub fn timestep_embedding(
+    state: &State,
+    [rows, half]: [usize; 2],
+    cos_first: bool,
+    t: &Operand,
+    frequencies: &Operand,
+    y: &Operand,
+) -> Launch {
+    let mut operands = Operands::new(state);
+    assert!(y.element.is_float(), "y: {:?}", y.element);
+    let args = EmbeddingArgs {
+        state: operands.state_address(),
+        t: operands.rows("t", t, 1, rows),
+        frequencies: operands.rows("frequencies", frequencies, 1, half),
+        y: operands.rows("y", y, rows, 2 * half),
+        rows: int(rows),
+        half: int(half),
+        cos_first: i32::from(cos_first),
+        unused: 0,
+    };
+    operands.launch(&list::timestep_embedding, [blocks(rows * 2 * half), 1], 0, args)
+}

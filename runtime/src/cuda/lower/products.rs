@@ -1,0 +1,171 @@
+//! Convolutions, linear layers, products of matrices.
+
+use super::{Outcome, Refusal, Site, missing};
+use crate::engine::prepare::products::conv_shape;
+use cqc_kernels::cuda::{self, ElementType, Filter, FilterKind, Operand, PerImage, Tail, Tile};
+use cqc_kernels::{Act, ConvShape, MatmulShape};
+use cqc_proto::Op;
+use cqc_proto::plan::Source;
+
+/// The operands of an epilogue.
+struct Parts {
+    scale: Option<Operand>,
+    bias: Option<Operand>,
+    row: Option<(Operand, usize, usize)>,
+    gate: Option<(Operand, usize, usize)>,
+    residual: Option<Operand>,
+}
+
+fn per_image(part: &Option<(Operand, usize, usize)>) -> Option<PerImage<'_>> {
+    let (values, stride, rows) = part.as_ref()?;
+    Some(PerImage { values, stride: *stride, rows: *rows })
+}
+
+impl Parts {
+    fn tail(&self, act: Act) -> Tail<'_> {
+        let (row, gate) = (per_image(&self.row), per_image(&self.gate));
+        Tail { scale: self.scale.as_ref(), bias: self.bias.as_ref(), row, act, gate, residual: self.residual.as_ref() }
+    }
+}
+
+impl Site<'_, '_, '_, '_> {
+    pub(super) fn conv(&mut self, op: &Op) -> Outcome {
+        let Op::Conv { act, .. } = op else { return Err(missing("not a convolution")) };
+        let [x, w, y] = [self.need(0)?, self.need(1)?, self.step.outputs[0]].map(|v| self.value(v));
+        let shape =
+            conv_shape(op, x, w, y).ok_or_else(|| missing("a convolution that is not over channels-last images"))?;
+        shape.check().map_err(|e| missing(e.to_string()))?;
+        self.product(&shape, false, *act)
+    }
+
+    pub(super) fn linear(&mut self, act: Act) -> Outcome {
+        let [x, w, y] = [self.need(0)?, self.need(1)?, self.step.outputs[0]].map(|v| self.value(v));
+        let (k, n) = (w.shape[0], w.shape[1]);
+        if self.constant(1).is_some() {
+            let shape = ConvShape { pads: [0; 4], ..ConvShape::same(1, 1, y.rows, k, n, 1) };
+            return self.product(&shape, true, act);
+        }
+        if act != Act::None || (2..7).any(|i| self.input(i).is_some()) {
+            return Err(missing("a computed matrix with an epilogue"));
+        }
+        let (m, lda, ldb, ldy) = (y.rows, x.ld, w.ld, y.ld);
+        self.plain_product(MatmulShape {
+            batch: 1,
+            m,
+            k,
+            n,
+            lda,
+            ldb,
+            ldy,
+            stride_a: 0,
+            stride_b: 0,
+            stride_y: m * ldy,
+            transpose_b: false,
+        })
+    }
+
+    /// The constant behind input `i`, if it is one in its whole.
+    fn constant(&self, i: usize) -> Option<usize> {
+        let value = self.value(self.input(i)?);
+        match self.value(value.home).source {
+            Source::Constant(c) if value.column == 0 => Some(c),
+            _ => None,
+        }
+    }
+
+    fn product(&mut self, shape: &ConvShape, linear: bool, act: Act) -> Outcome {
+        let x = self.need(0)?;
+        let constant = self.constant(1).ok_or_else(|| missing("computed weights"))?;
+        let rounding = self.rounding_of_codes(x)?;
+        let (taps, channels) = (shape.kh * shape.kw, shape.cin / shape.groups);
+        let kind = match &rounding {
+            Some(_) => FilterKind::Codes,
+            None if shape.groups == 1 && Filter::takes_halves(shape.cin) => FilterKind::Halves,
+            None => FilterKind::Direct,
+        };
+        let filter = self.constants.filter(constant, kind, linear, taps, channels, shape.cout)?;
+        let x = if kind == FilterKind::Halves { self.wide(0)? } else { self.operand(x)? };
+        let parts = self.parts()?;
+        let target = self.target()?;
+        let tile = Tile::choose(shape.out_rows(), shape.cout, self.multiprocessors);
+        let rounding = rounding.as_ref().map(|parts| parts.each_ref());
+        let tail = parts.tail(act);
+        let launch = cuda::conv(self.lowered.state, shape, &filter, &x, rounding, &tail, &target.output()?, tile);
+        self.launch(launch);
+        Ok(())
+    }
+
+    /// Scale and zero point of a value that is stored as codes.
+    fn rounding_of_codes(&mut self, v: usize) -> Result<Option<[Operand; 2]>, Refusal> {
+        if self.lowered.placed.types[v] != ElementType::U8 || self.value(v).codes.is_none() {
+            return Ok(None);
+        }
+        let mut wired = self.lowered.placed.wired.iter().filter(|w| w.output == Some(v));
+        let how = wired.find_map(|w| w.rounding.clone()).ok_or_else(|| missing("codes without a scale"))?;
+        Ok(Some([self.operand(how.scale)?, self.operand(how.zero_point)?]))
+    }
+
+    /// Inputs 2 to 6.
+    fn parts(&mut self) -> Result<Parts, Refusal> {
+        Ok(Parts {
+            bias: self.dense(2)?,
+            row: self.per_image(3)?,
+            gate: self.per_image(4)?,
+            residual: self.maybe(5)?,
+            scale: self.dense(6)?,
+        })
+    }
+
+    /// Input `i` as one row per image of the result: the rows, their distance, and the result rows of an image.
+    pub(super) fn per_image(&mut self, i: usize) -> Result<Option<(Operand, usize, usize)>, Refusal> {
+        let Some(v) = self.input(i) else { return Ok(None) };
+        let (row, y) = (self.value(v), self.value(self.step.outputs[0]));
+        let operand = self.operand(v)?;
+        if y.shape.len() < 2 {
+            return Ok(Some((operand, 0, y.rows)));
+        }
+        let stride = if row.shape[0] == 1 { 0 } else { row.ld };
+        Ok(Some((operand, stride, y.rows / y.shape[0])))
+    }
+
+    pub(super) fn matmul(&mut self) -> Outcome {
+        let [a, b, y] = [self.need(0)?, self.need(1)?, self.step.outputs[0]].map(|v| self.value(v));
+        let (ra, rb) = (a.shape.len(), b.shape.len());
+        if ra < 2 || rb < 2 {
+            return Err(missing("a product of vectors"));
+        }
+        let (m, k, n) = (a.shape[ra - 2], a.cols, b.cols);
+        if self.constant(1).is_some() && rb == 2 && a.rows == y.rows {
+            let shape = ConvShape { pads: [0; 4], ..ConvShape::same(1, 1, y.rows, k, n, 1) };
+            return self.product(&shape, true, Act::None);
+        }
+        let batch = y.rows / m;
+        // Each side has a matrix for every product, or one for all.
+        let stride = |rows: usize, per: usize, ld: usize| match rows / per {
+            1 => Ok(0),
+            count if count == batch => Ok(per * ld),
+            _ => Err(missing("batches that are repeated in part")),
+        };
+        self.plain_product(MatmulShape {
+            batch,
+            m,
+            k,
+            n,
+            lda: a.ld,
+            ldb: b.ld,
+            ldy: y.ld,
+            stride_a: stride(a.rows, m, a.ld)?,
+            stride_b: stride(b.rows, k, b.ld)?,
+            stride_y: m * y.ld,
+            transpose_b: false,
+        })
+    }
+
+    fn plain_product(&mut self, shape: MatmulShape) -> Outcome {
+        let (a, b) = (self.need(0)?, self.need(1)?);
+        let (a, b, y) = (self.operand(a)?, self.operand(b)?, self.operand(self.output)?);
+        let launch = cuda::matmul(self.lowered.state, &shape, &a, &b, &y);
+        self.launch(launch);
+        Ok(())
+    }
+}

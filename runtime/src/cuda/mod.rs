@@ -1,0 +1,199 @@
+//! Evaluations on a CUDA device, or on its simulator: the same plan, other kernels.
+//!
+//! The preludes run on the CPU, once per request; their results, the conditions and the cache lie in the request's slot on the device.
+//! `full` and `cached` are lists of launches recorded when the engine is opened (on a GPU, two CUDA graphs). They are the same for all
+//! evaluations and slots: which evaluation and which slot it is are two numbers in device memory.
+//!
+//! Floats are fp16 between kernels, tables and constants f32, rounded activations codes where the plan multiplies integers.
+
+mod constants;
+mod fuse;
+mod lower;
+mod places;
+mod slots;
+
+use crate::engine::{EngineError, EngineOptions, RequestLayout, Weights};
+use constants::Constants;
+use cqc_kernels::arena::{Arena, bytes_of};
+use cqc_kernels::cuda::{Device, Memory, Operand, Recorded, State};
+use cqc_proto::plan::{InputRole, ProgramKind};
+use cqc_proto::{Bindings, DType};
+use lower::Lowered;
+use slots::{SlotLayout, Slots};
+use std::fmt;
+use std::sync::Arc;
+
+pub use slots::CudaRequest;
+
+/// Where an engine evaluates, and how many requests it serves there at once.
+#[derive(Clone)]
+pub struct OnDevice {
+    /// The device.
+    pub device: Arc<dyn Device>,
+    /// Requests in flight.
+    pub slots: usize,
+}
+
+impl fmt::Debug for OnDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OnDevice").field("device", &self.device.name()).field("slots", &self.slots).finish()
+    }
+}
+
+/// The step programs of a plan on a device.
+pub struct CudaEngine {
+    device: Arc<dyn Device>,
+    state: State,
+    evaluations: usize,
+    /// The requests' memory and how it is laid out.
+    requests: Arc<Memory>,
+    layout: SlotLayout,
+    slots: Arc<Slots>,
+    sample: Option<usize>,
+    timestep: Option<(usize, DType)>,
+    full: Program,
+    cached: Option<Program>,
+    /// Fills the cache after the first full evaluation, and after later ones.
+    keeps: [Box<dyn Recorded>; 2],
+    bytes: usize,
+}
+
+/// A recorded program and its first output.
+struct Program {
+    recorded: Box<dyn Recorded>,
+    output: Operand,
+    rows: usize,
+    cols: usize,
+}
+
+impl CudaEngine {
+    /// Chooses kernels, uploads weights, lays out memory and records the step programs.
+    pub(crate) fn open(
+        weights: &Arc<Weights>,
+        on: &OnDevice,
+        options: &EngineOptions,
+        request: &RequestLayout,
+    ) -> Result<CudaEngine, EngineError> {
+        let (plan, device) = (weights.plan(), &on.device);
+        let state = State::new(&**device, plan.evaluations, on.slots)?;
+        let layout = SlotLayout::new(plan, request)?;
+        let requests = device.allocate(layout.bytes.saturating_mul(state.slots()))?;
+        let bindings: Bindings = plan.batch_symbol.iter().map(|s| (s.as_str().into(), options.batch as i64)).collect();
+        let mut constants = Constants::new(weights, device);
+        let kinds = [ProgramKind::Full, ProgramKind::Cached];
+        let drafts = kinds[..if plan.cache.is_some() { 2 } else { 1 }].iter();
+        let drafts = drafts.map(|&kind| places::Placed::new(weights, kind, &bindings, options.integers));
+        let drafts = drafts.collect::<Result<Vec<_>, _>>()?;
+        let arena_bytes = drafts.iter().map(|d| d.bytes).max().unwrap_or(0);
+        if arena_bytes > options.max_memory {
+            return Err(EngineError::Memory { needed: arena_bytes, limit: options.max_memory });
+        }
+        let memory =
+            lower::Spaces { arena: device.allocate(arena_bytes)?, requests: Arc::clone(&requests), slot: &layout };
+        let mut programs = Vec::new();
+        let mut keeps = [vec![], vec![]];
+        for draft in &drafts {
+            let lowered = Lowered::new(weights, device, &state, &memory, &mut constants, &bindings, draft)?;
+            if draft.kind == ProgramKind::Full {
+                keeps = lowered.keeps(plan);
+            }
+            let (output, rows, cols) = lowered.output(plan.output_value(draft.kind, 0));
+            programs.push(Program { recorded: device.record(lowered.launches)?, output, rows, cols });
+        }
+        let bytes = arena_bytes + requests.len() + constants.bytes();
+        let role = |role: InputRole| plan.inputs.iter().position(|i| i.role == role);
+        let timestep =
+            role(InputRole::Timestep).filter(|_| plan.evaluations == 0).map(|i| (i, request.inputs[i].dtype));
+        let mut programs = programs.into_iter();
+        let [first, later] = keeps;
+        Ok(CudaEngine {
+            full: programs.next().expect("a plan has a full program"),
+            cached: programs.next(),
+            keeps: [device.record(first)?, device.record(later)?],
+            device: Arc::clone(device),
+            evaluations: plan.evaluations,
+            sample: role(InputRole::Sample),
+            timestep,
+            slots: Slots::new(state.slots()),
+            state,
+            requests,
+            layout,
+            bytes,
+        })
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> String {
+        self.device.name()
+    }
+
+    /// Bytes on the device: weights, activations, requests.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Kernels that an evaluation with `full` launches, and one with `cached`.
+    pub fn launches(&self) -> [usize; 2] {
+        [self.full.recorded.len(), self.cached.as_ref().map_or(0, |p| p.recorded.len())]
+    }
+
+    /// Takes a slot and uploads what the request's memory holds: conditions, and results of the preludes.
+    pub(crate) fn begin(&self, memory: &Arena, request: &RequestLayout) -> Result<CudaRequest, EngineError> {
+        let slot = self.slots.take().ok_or(EngineError::NoSlot { slots: self.state.slots() })?;
+        for (offset, bytes) in self.layout.upload(memory, request) {
+            self.device.write(&self.requests, slot.index() * self.layout.bytes + offset, &bytes)?;
+        }
+        Ok(slot)
+    }
+
+    /// Evaluation `e` of a request; `stored`: its cache has been filled before.
+    pub(crate) fn evaluate(
+        &self,
+        kind: ProgramKind,
+        request: &CudaRequest,
+        e: usize,
+        timestep: f64,
+        sample: &[f32],
+        out: &mut [f32],
+        stored: bool,
+    ) -> Result<(), EngineError> {
+        if !self.slots.owns(request) {
+            return Err(EngineError::ForeignRequest);
+        }
+        let base = request.index() * self.layout.bytes;
+        self.state.set(&*self.device, if self.evaluations == 0 { 0 } else { e }, request.index())?;
+        let input = self.sample.ok_or(EngineError::NoLoop("sample"))?;
+        self.device.write(&self.requests, base + self.layout.inputs[input].offset, bytes_of(sample))?;
+        if let Some((input, dtype)) = self.timestep {
+            let mut bytes = vec![0; self.layout.inputs[input].bytes];
+            crate::engine::request::write_number(timestep, dtype, &mut bytes);
+            self.device.write(&self.requests, base + self.layout.inputs[input].offset, &bytes)?;
+        }
+        let program = match kind {
+            ProgramKind::Cached => self.cached.as_ref().ok_or(EngineError::NothingCached { evaluation: e })?,
+            _ => &self.full,
+        };
+        program.recorded.replay()?;
+        if kind == ProgramKind::Full {
+            self.keeps[usize::from(stored)].replay()?;
+        }
+        self.read(program, out)
+    }
+
+    /// The first output as f32.
+    fn read(&self, program: &Program, out: &mut [f32]) -> Result<(), EngineError> {
+        let (operand, size) = (&program.output, program.output.element.size());
+        let mut bytes = vec![0; ((program.rows - 1) * operand.ld + program.cols) * size];
+        self.device.read(&operand.memory, operand.offset, &mut bytes)?;
+        for (out, row) in out.chunks_exact_mut(program.cols).zip(bytes.chunks(operand.ld * size)) {
+            places::widen(operand.element, &row[..program.cols * size], out);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for CudaEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CudaEngine").field("device", &self.name()).field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}

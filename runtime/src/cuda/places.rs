@@ -1,0 +1,157 @@
+//! Where the values of a program lie on the device, and in which type.
+
+use super::fuse::{Wired, wire};
+use crate::engine::layout::{self, Buffer};
+use crate::engine::program::{Wiring, kept, lifetimes};
+use crate::engine::values::{Value, resolve};
+use crate::engine::{EngineError, Weights, codes};
+use cqc_kernels::arena::ALIGN;
+use cqc_kernels::cuda::{ElementType, Filter, group_norm_scratch};
+use cqc_proto::op::ConvLayout;
+use cqc_proto::plan::{Program, ProgramKind, Source, Step};
+use cqc_proto::{Bindings, DType, Op};
+use half::f16;
+
+/// A program with sizes, types, fused roundings and addresses in the arena.
+pub(super) struct Placed {
+    pub kind: ProgramKind,
+    pub values: Vec<Value>,
+    /// Per value, the type of its elements on the device.
+    pub types: Vec<ElementType>,
+    pub wired: Vec<Wired>,
+    /// Per value: where its home begins in the arena, if it lies there.
+    pub offsets: Vec<Option<usize>>,
+    /// Per step: where its scratch begins.
+    pub scratch: Vec<usize>,
+    /// Bytes of the arena.
+    pub bytes: usize,
+}
+
+impl Placed {
+    pub fn new(
+        weights: &Weights,
+        kind: ProgramKind,
+        bindings: &Bindings,
+        integers: bool,
+    ) -> Result<Placed, EngineError> {
+        let program = weights.plan().program(kind);
+        let mut values = resolve(kind, program, bindings)?;
+        let kept = kept(weights, kind, &[]);
+        if integers {
+            codes::choose(weights, kind, &mut values, &kept, DType::U8, &Filter::takes_codes);
+        }
+        let error = |step: &Step, reason: &str| EngineError::NoCudaKernel {
+            program: kind,
+            step: step.name.clone(),
+            op: step.op.name(),
+            reason: reason.into(),
+        };
+        let type_of = |v: usize| element_type(&values[values[v].home]);
+        for step in &program.steps {
+            let all = || step.inputs.iter().flatten().chain(&step.outputs);
+            if let Some(&v) = all().find(|&&v| type_of(v).is_none()) {
+                return Err(error(step, &format!("`{}` has elements of type {}", values[v].name, values[v].dtype)));
+            }
+        }
+        // values that no step touches have no type worth knowing
+        let types: Vec<ElementType> = (0..values.len()).map(|v| type_of(v).unwrap_or(ElementType::U8)).collect();
+        let wired = wire(program, &values, &kept);
+        let mut placed = Placed { kind, values, types, wired, offsets: vec![], scratch: vec![], bytes: 0 };
+        placed.place(program, kept)?;
+        Ok(placed)
+    }
+
+    fn place(&mut self, program: &Program, kept: Vec<usize>) -> Result<(), EngineError> {
+        let wiring = |(step, wired): (&Step, &Wired)| {
+            let mut inputs = step.inputs.clone();
+            inputs.extend(wired.rounding.iter().flat_map(|r| [Some(r.scale), Some(r.zero_point)]));
+            let outputs: Vec<usize> = wired.output.into_iter().collect();
+            if outputs.is_empty() {
+                inputs.clear()
+            }
+            Wiring { inputs, outputs, quantize: None }
+        };
+        let wirings: Vec<Wiring> = program.steps.iter().zip(&self.wired).map(wiring).collect();
+        let lives = lifetimes(&self.values, &wirings, kept);
+        let mut buffers = Vec::new();
+        let mut buffer_of = vec![None; self.values.len()];
+        for (v, value) in self.values.iter().enumerate() {
+            let Some((first, last)) = lives[v] else { continue };
+            if value.home == v && value.source == Source::Step {
+                buffer_of[v] = Some(buffers.len());
+                buffers.push(Buffer { bytes: value.len() * self.types[v].size(), first, last });
+            }
+        }
+        let of_steps = buffers.len();
+        for (at, step) in program.steps.iter().enumerate() {
+            buffers.push(Buffer { bytes: self.scratch_bytes(step), first: at, last: at });
+        }
+        let placed = layout::place(&buffers);
+        let (offsets, bytes) = placed.ok_or(EngineError::Memory { needed: usize::MAX, limit: usize::MAX })?;
+        self.offsets = self.values.iter().map(|v| buffer_of[v.home].map(|buffer: usize| offsets[buffer])).collect();
+        self.scratch = offsets[of_steps..].to_vec();
+        // a whole chunk behind the last row
+        self.bytes = bytes + ALIGN;
+        Ok(())
+    }
+
+    /// Bytes that a step needs beside its operands.
+    fn scratch_bytes(&self, step: &Step) -> usize {
+        let copies = |count: usize| -> usize {
+            let operands = step.inputs[..count.min(step.inputs.len())].iter().flatten();
+            operands.filter(|&&v| self.needs_copy(v)).map(|&v| copy_bytes(&self.values[v])).sum()
+        };
+        match &step.op {
+            Op::Conv { .. } | Op::Linear { .. } => copies(1),
+            Op::Attention { .. } => copies(3),
+            Op::GroupNorm { groups, layout, .. } => {
+                let Some(x) = step.inputs[0].map(|v| &self.values[v]) else { return 0 };
+                let channels_last = *layout == ConvLayout::ChannelsLast || x.shape.len() == 2;
+                if channels_last { group_norm_scratch(x.shape[0], x.rows / x.shape[0], *groups) } else { 0 }
+            }
+            _ => 0,
+        }
+    }
+
+    /// Whether tensor cores cannot read the value where it lies: it is no fp16, or its rows are not made of aligned 16 bytes.
+    pub fn needs_copy(&self, v: usize) -> bool {
+        let (value, element) = (&self.values[v], self.types[v]);
+        match element {
+            ElementType::F16 => !(value.ld.is_multiple_of(8) && value.column.is_multiple_of(8)),
+            ElementType::F32 => true,
+            _ => false,
+        }
+    }
+}
+
+/// Bytes of a dense fp16 copy.
+pub(super) fn copy_bytes(value: &Value) -> usize {
+    (value.len() * 2).next_multiple_of(ALIGN)
+}
+
+/// The type on the device of what a home stores; none: the kernels do not know it.
+fn element_type(home: &Value) -> Option<ElementType> {
+    if home.codes.is_some() {
+        return Some(ElementType::U8);
+    }
+    Some(match (home.dtype, home.source) {
+        (DType::F32, Source::Step | Source::Prelude(_) | Source::PreludeSteps(_) | Source::Cache(_)) => {
+            ElementType::F16
+        }
+        (DType::F32, Source::Input(_) | Source::Constant(_) | Source::Table(_)) => ElementType::F32,
+        (DType::I32, _) => ElementType::I32,
+        (DType::I64, _) => ElementType::I64,
+        (DType::Bool, _) => ElementType::U8,
+        _ => return None,
+    })
+}
+
+/// Floats of a type as f32.
+pub(super) fn widen(element: ElementType, bytes: &[u8], out: &mut [f32]) {
+    for (out, bytes) in out.iter_mut().zip(bytes.chunks_exact(element.size())) {
+        *out = match element {
+            ElementType::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+            _ => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+        };
+    }
+}

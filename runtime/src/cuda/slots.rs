@@ -1,0 +1,133 @@
+//! The slots of requests on a device: where they keep what, and who has which.
+
+use crate::engine::{EngineError, RequestLayout};
+use cqc_kernels::arena::{Arena, Span, cast};
+use cqc_proto::DType;
+use cqc_proto::plan::Plan;
+use half::f16;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The slots that are free.
+#[derive(Debug)]
+pub(super) struct Slots(Mutex<Vec<usize>>);
+
+impl Slots {
+    pub fn new(count: usize) -> Arc<Slots> {
+        Arc::new(Slots(Mutex::new((0..count).rev().collect())))
+    }
+
+    fn free(&self) -> std::sync::MutexGuard<'_, Vec<usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A free slot.
+    pub fn take(self: &Arc<Slots>) -> Option<CudaRequest> {
+        let index = self.free().pop()?;
+        Some(CudaRequest(Owner::One(Arc::new(Taken { index, slots: Arc::clone(self) }))))
+    }
+
+    /// Whether the slot is one of these and belongs to this request alone.
+    pub fn owns(self: &Arc<Slots>, request: &CudaRequest) -> bool {
+        matches!(&request.0, Owner::One(taken) if Arc::ptr_eq(&taken.slots, self))
+    }
+}
+
+#[derive(Debug)]
+struct Taken {
+    index: usize,
+    slots: Arc<Slots>,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.slots.free().push(self.index);
+    }
+}
+
+/// A request's slot, given back with it. A clone has none: the device's cache is not copied, and its engine refuses it.
+#[derive(Debug)]
+pub struct CudaRequest(Owner);
+
+#[derive(Debug)]
+enum Owner {
+    One(Arc<Taken>),
+    None,
+}
+
+impl CudaRequest {
+    /// Its number; 0 for a clone.
+    pub(super) fn index(&self) -> usize {
+        match &self.0 {
+            Owner::One(taken) => taken.index,
+            Owner::None => 0,
+        }
+    }
+}
+
+impl Clone for CudaRequest {
+    fn clone(&self) -> CudaRequest {
+        CudaRequest(Owner::None)
+    }
+}
+
+/// Where a slot keeps what: bytes from its begin.
+#[derive(Debug)]
+pub(super) struct SlotLayout {
+    /// Model inputs, as programs see them.
+    pub inputs: Vec<Span>,
+    /// Results of `prelude`, and of `prelude_steps` for one evaluation, the others following; floats in fp16.
+    pub results: Vec<Span>,
+    pub step_results: Vec<Span>,
+    /// The cache, in fp16.
+    pub cache: Vec<Span>,
+    /// Whether the results are floats.
+    floats: [Vec<bool>; 2],
+    evaluations: usize,
+    /// Bytes of a slot.
+    pub bytes: usize,
+}
+
+impl SlotLayout {
+    pub fn new(plan: &Plan, request: &RequestLayout) -> Result<SlotLayout, EngineError> {
+        let mut end = 0usize;
+        let mut push = |bytes: usize, times: usize| -> Result<Span, EngineError> {
+            let begin = end;
+            let all = bytes.checked_mul(times).and_then(|all| all.checked_add(begin)?.checked_next_multiple_of(256));
+            end = all.ok_or(EngineError::Memory { needed: usize::MAX, limit: usize::MAX })?;
+            Ok(Span::new(begin, bytes))
+        };
+        let floats = [&plan.prelude, &plan.prelude_steps]
+            .map(|p| p.results.iter().map(|&v| p.values[v].ty.dtype == DType::F32).collect::<Vec<_>>());
+        let stored = |span: &Span, float: &bool| if *float { span.bytes / 2 } else { span.bytes };
+        let evaluations = plan.evaluations.max(1);
+        let inputs = request.inputs.iter().map(|slot| push(slot.span.bytes, 1)).collect::<Result<_, _>>()?;
+        let results = request.results.iter().zip(&floats[0]);
+        let results = results.map(|(span, float)| push(stored(span, float), 1)).collect::<Result<_, _>>()?;
+        let steps = request.step_results.iter().zip(&floats[1]);
+        let step_results =
+            steps.map(|(span, float)| push(stored(span, float), evaluations)).collect::<Result<_, _>>()?;
+        let cache = request.cache.iter().map(|span| push(span.bytes / 2, 1)).collect::<Result<_, _>>()?;
+        Ok(SlotLayout { inputs, results, step_results, cache, floats, evaluations, bytes: end.max(256) })
+    }
+
+    /// What the request's memory on the CPU holds, as bytes for the slot.
+    pub fn upload(&self, memory: &Arena, request: &RequestLayout) -> Vec<(usize, Vec<u8>)> {
+        let bytes = |span: Span| -> &[u8] { memory.get(span).expect("the layout lies in the request's memory") };
+        let mut parts: Vec<(usize, Vec<u8>)> = Vec::new();
+        for (slot, to) in request.inputs.iter().zip(&self.inputs) {
+            parts.push((to.offset, bytes(slot.span).to_vec()));
+        }
+        let results = request.results.iter().zip(&self.results).zip(&self.floats[0]).map(|part| (part, 1));
+        let steps = request.step_results.iter().zip(&self.step_results).zip(&self.floats[1]);
+        for (((from, to), &float), times) in results.chain(steps.map(|part| (part, self.evaluations))) {
+            let all = bytes(Span::new(from.offset, from.bytes * times));
+            parts.push((to.offset, if float { narrow(cast(all)) } else { all.to_vec() }));
+        }
+        parts
+    }
+}
+
+/// Floats in fp16.
+pub(super) fn narrow(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect()
+}

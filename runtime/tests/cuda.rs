@@ -1,0 +1,126 @@
+//! Whole loops on CUDA devices against the CPU: every evaluation from the same sample, with caches of their own. On the simulator where it is
+//! built in (feature `cuda-sim`), on a GPU where there is one (feature `cuda`; with `CQC_REQUIRE_CUDA=1` a missing one fails).
+#![cfg(any(feature = "cuda", feature = "cuda-sim"))]
+
+use bytes::Bytes;
+use cqc_kernels::cuda::Device;
+use cqc_proto::cq::Artifact;
+use cqc_proto::plan::{InputRole, ProgramKind};
+use cqc_proto::{Bindings, Tensor};
+use cqc_runtime::cuda::OnDevice;
+use cqc_runtime::engine::{Engine, EngineError, EngineOptions, Weights};
+use cqc_runtime::noise::Noise;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+fn devices() -> Vec<Arc<dyn Device>> {
+    let mut devices: Vec<Arc<dyn Device>> = vec![];
+    #[cfg(feature = "cuda-sim")]
+    if std::env::var_os("CQC_REQUIRE_CUDA").is_none() {
+        devices.push(Arc::new(cqc_kernels::cuda::simulator::Simulator));
+    }
+    #[cfg(feature = "cuda")]
+    match cqc_kernels::cuda::driver::Gpu::open(&Default::default()) {
+        Ok(gpu) => devices.push(gpu),
+        Err(e) if std::env::var_os("CQC_REQUIRE_CUDA").is_some() => panic!("CQC_REQUIRE_CUDA: {e}"),
+        Err(e) => println!("skipped on a GPU: {e}"),
+    }
+    devices
+}
+
+fn open(path: &Path) -> Arc<Weights> {
+    let artifact = Artifact::read(Bytes::from(std::fs::read(path).unwrap())).unwrap();
+    Weights::new(artifact.manifest.plan, artifact.weights).unwrap()
+}
+
+/// Conditions for two samples, all of ones.
+fn conditions(weights: &Weights) -> BTreeMap<String, Tensor> {
+    let plan = weights.plan();
+    let bindings: Bindings = plan.batch_symbol.iter().map(|s| (s.as_str().into(), 2)).collect();
+    let inputs = plan.inputs.iter().filter(|i| i.role == InputRole::Condition);
+    let ones = |i: &cqc_proto::plan::PlanInput| {
+        let shape = i.ty.resolve(&bindings).unwrap();
+        let count = shape.iter().product();
+        let one = if i.ty.dtype.is_float() {
+            Tensor::from_f32(&shape, &vec![1.0; count])
+        } else {
+            Tensor::from_i64(&shape, &vec![1; count])
+        };
+        (i.name.clone(), one)
+    };
+    inputs.map(ones).collect()
+}
+
+/// Signal over difference, dB.
+fn sqnr(found: &[f32], expected: &[f32]) -> f64 {
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let noise: f64 = found.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
+    10.0 * (expected.iter().map(|&x| square(x)).sum::<f64>() / noise.max(1e-30)).log10()
+}
+
+/// Decibels of every evaluation.
+fn compare(device: &Arc<dyn Device>, path: &Path, evaluations: usize) -> Vec<(ProgramKind, f64)> {
+    let weights = open(path);
+    let plan = weights.plan();
+    let batch = plan.fixed_batch.unwrap_or(2);
+    let options = EngineOptions { batch, threads: 1, ..Default::default() };
+    let mut cpu = Engine::open(&weights, &options).unwrap();
+    let mut gpu = Engine::open(
+        &weights,
+        &EngineOptions { device: Some(OnDevice { device: Arc::clone(device), slots: 2 }), ..options },
+    )
+    .unwrap();
+    let timesteps: Vec<f64> = (0..plan.evaluations).map(|e| 900.0 - 10.0 * e as f64).collect();
+    let given = conditions(&weights);
+    let mut on_cpu = cpu.begin(&given, &timesteps).unwrap();
+    let mut others = [gpu.begin(&given, &timesteps).unwrap(), gpu.begin(&given, &timesteps).unwrap()];
+    let refused = gpu.begin(&given, &timesteps).unwrap_err();
+    assert!(matches!(refused, EngineError::NoSlot { slots: 2 }), "{refused}");
+    let sample = plan.inputs.iter().position(|i| i.role == InputRole::Sample).unwrap();
+    let (count, results) = (cpu.input_shape(sample).iter().product(), cpu.output_shape(0).iter().product());
+    let mut decibels = Vec::new();
+    for e in 0..plan.evaluations.min(evaluations) {
+        let kind = plan.program_at(e);
+        let mut x = vec![0.0; count];
+        Noise::new(e as u64, 0, batch).fill(&mut x);
+        let (mut expected, mut found, mut again) = (vec![0.0; results], vec![0.0; results], vec![0.0; results]);
+        cpu.evaluate(&mut on_cpu, e, &x, &mut expected).unwrap();
+        let [one, two] = &mut others;
+        gpu.evaluate(one, e, &x, &mut found).unwrap();
+        gpu.evaluate(two, e, &x, &mut again).unwrap();
+        assert_eq!(found, again, "two requests, evaluation {e}");
+        decibels.push((kind, sqnr(&found, &expected)));
+    }
+    let clone = &mut others[0].clone();
+    let refused = gpu.evaluate(clone, 0, &vec![0.0; count], &mut vec![0.0; results]).unwrap_err();
+    assert!(matches!(refused, EngineError::ForeignRequest), "{refused}");
+    decibels
+}
+
+#[test]
+fn loops_of_old_artifacts_equal_the_cpu() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/artifacts");
+    if !folder.is_dir() {
+        return println!("skipped: no {}", folder.display());
+    }
+    for device in devices() {
+        // fp16 at every layer; rounded activations may take the next level
+        for (name, least) in [("v1", 56.0), ("v2", 56.0), ("v3", 38.0), ("v4", 38.0)] {
+            let decibels = compare(&device, &folder.join(format!("{name}.cq")), 6);
+            println!("{}: {name}: {decibels:.1?}", device.name());
+            assert!(decibels.iter().all(|(_, db)| *db > least), "{name}: {decibels:?}");
+        }
+    }
+}
+
+/// Files named in `CQC_TEST_CQ`, separated by `:`.
+#[test]
+fn other_artifacts() {
+    let Some(paths) = std::env::var_os("CQC_TEST_CQ") else { return println!("skipped: no CQC_TEST_CQ") };
+    for (device, path) in devices().iter().flat_map(|d| std::env::split_paths(&paths).map(move |p| (d, p))) {
+        let decibels = compare(device, &path, 6);
+        println!("{}: {}: {decibels:.1?}", device.name(), path.display());
+        assert!(decibels.iter().all(|(_, db)| *db > 35.0), "{}: {decibels:?}", path.display());
+    }
+}
