@@ -12,6 +12,7 @@ pub struct Memory {
     pub(super) address: u64,
     pub(super) len: usize,
     /// What frees it.
+    #[cfg_attr(not(feature = "cuda-sim"), allow(dead_code, reason = "the simulator alone looks into it"))]
     pub(super) owner: Box<dyn Any + Send + Sync>,
 }
 
