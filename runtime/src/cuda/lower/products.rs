@@ -1,7 +1,7 @@
 //! Convolutions, linear layers, products of matrices.
 
 use super::{Outcome, Refusal, Site, missing};
-use crate::engine::prepare::products::conv_shape;
+use crate::engine::prepare::products::{conv_shape, matmul_shape};
 use cqc_kernels::cuda::{self, ElementType, Filter, FilterKind, Operand, PerImage, Tail, Tile};
 use cqc_kernels::{Act, ConvShape, MatmulShape};
 use cqc_proto::Op;
@@ -134,31 +134,12 @@ impl Site<'_, '_, '_, '_> {
         if ra < 2 || rb < 2 {
             return Err(missing("a product of vectors"));
         }
-        let (m, k, n) = (a.shape[ra - 2], a.cols, b.cols);
+        let (k, n) = (a.cols, b.cols);
         if self.constant(1).is_some() && rb == 2 && a.rows == y.rows {
             let shape = ConvShape { pads: [0; 4], ..ConvShape::same(1, 1, y.rows, k, n, 1) };
             return self.product(&shape, true, Act::None);
         }
-        let batch = y.rows / m;
-        // Each side has a matrix for every product, or one for all.
-        let stride = |rows: usize, per: usize, ld: usize| match rows / per {
-            1 => Ok(0),
-            count if count == batch => Ok(per * ld),
-            _ => Err(missing("batches that are repeated in part")),
-        };
-        self.plain_product(MatmulShape {
-            batch,
-            m,
-            k,
-            n,
-            lda: a.ld,
-            ldb: b.ld,
-            ldy: y.ld,
-            stride_a: stride(a.rows, m, a.ld)?,
-            stride_b: stride(b.rows, k, b.ld)?,
-            stride_y: m * y.ld,
-            transpose_b: false,
-        })
+        self.plain_product(matmul_shape(a, b, y).ok_or_else(|| missing("batches that are repeated in part"))?)
     }
 
     fn plain_product(&mut self, shape: MatmulShape) -> Outcome {

@@ -17,6 +17,30 @@ fn fits_table(shape: &ConvShape) -> bool {
     shape.check().is_ok() && [entries(), pixels].iter().all(|n| n.is_some_and(|n| n <= MAX_TABLE))
 }
 
+/// The shape of a batched product of matrices. Each side has one for every product, or one for all; `None` where it repeats in part.
+pub(crate) fn matmul_shape(a: &Value, b: &Value, y: &Value) -> Option<MatmulShape> {
+    let (m, k, n) = (a.shape[a.shape.len().checked_sub(2)?], a.cols, b.cols);
+    let batch = y.rows / m;
+    let stride = |rows: usize, per: usize, ld: usize| match rows / per {
+        1 => Some(0),
+        count if count == batch => Some(per * ld),
+        _ => None,
+    };
+    Some(MatmulShape {
+        batch,
+        m,
+        k,
+        n,
+        lda: a.ld,
+        ldb: b.ld,
+        ldy: y.ld,
+        stride_a: stride(a.rows, m, a.ld)?,
+        stride_b: stride(b.rows, k, b.ld)?,
+        stride_y: m * y.ld,
+        transpose_b: false,
+    })
+}
+
 /// The shape of a convolution over channels-last values; `None` for any other.
 pub(crate) fn conv_shape(op: &Op, x: &Value, w: &Value, y: &Value) -> Option<ConvShape> {
     let Op::Conv { strides, pads, dilations, groups, layout, upsample, .. } = op else { return None };
@@ -124,7 +148,7 @@ impl Site<'_> {
         if !self.is_f32() || ra < 2 || rb < 2 {
             return None;
         }
-        let (m, k, n) = (a.shape[ra - 2], a.cols, b.cols);
+        let (k, n) = (a.cols, b.cols);
         if b.rows == k {
             // One right side for all: the batch joins the rows.
             let rows = y.rows;
@@ -142,26 +166,7 @@ impl Site<'_> {
                 });
             }
         }
-        let batch = y.rows / m;
-        // Each side has a matrix for every product, or one for all.
-        let stride = |rows: usize, per: usize, ld: usize| match rows / per {
-            1 => Some(0),
-            count if count == batch => Some(per * ld),
-            _ => None,
-        };
-        Some(Kernel::MatMul(MatmulShape {
-            batch,
-            m,
-            k,
-            n,
-            lda: a.ld,
-            ldb: b.ld,
-            ldy: y.ld,
-            stride_a: stride(a.rows, m, a.ld)?,
-            stride_b: stride(b.rows, k, b.ld)?,
-            stride_y: m * y.ld,
-            transpose_b: false,
-        }))
+        Some(Kernel::MatMul(matmul_shape(a, b, y)?))
     }
 
     pub(super) fn attention(&self, op: &Op) -> Option<Kernel> {
