@@ -1,8 +1,6 @@
 //! Weights of integer products, laid out once in the order in which the kernel reads them.
 
-use super::dot::Level;
 use crate::arena::{Arena, Span};
-use crate::pack::panel_width;
 use crate::{ConvShape, Isa};
 
 /// Signed codes of a weight matrix `[k, n]`, packed for one [`Isa`], with the scales of their columns.
@@ -60,7 +58,7 @@ impl PackedCodes {
     ) -> PackedCodes {
         assert!(isa.multiplies_codes(taps, segments), "no kernel for segments {segments:?} at {taps} taps");
         assert_eq!(scale.len(), n * segments.len(), "scales of {n} columns and {} segments", segments.len());
-        let (width, group) = (panel_width(isa), group(isa));
+        let (width, group) = (isa.dot_level().columns(), isa.dot_level().group());
         let columns = n.next_multiple_of(width);
         let k = taps * segments.iter().sum::<usize>();
         let mut data = Arena::new(k * columns);
@@ -117,7 +115,7 @@ impl PackedCodes {
 
     /// Columns, padding included.
     pub(super) fn columns(&self) -> usize {
-        self.n.next_multiple_of(panel_width(self.isa))
+        self.n.next_multiple_of(self.isa.dot_level().columns())
     }
 
     /// Panics unless packed for this very product.
@@ -129,9 +127,4 @@ impl PackedCodes {
             (isa, taps, depth, n)
         );
     }
-}
-
-/// Codes of a column that lie side by side.
-fn group(isa: Isa) -> usize {
-    if isa.dot_level() == Level::Avx2 { 2 } else { 4 }
 }

@@ -5,10 +5,8 @@ use super::pack::PackedCodes;
 use super::tile::{Codes, Dequantize};
 use crate::arena::{Pod, cast, cast_mut};
 use crate::epilogue::check_matrix;
-use crate::gemm::{Block, Finish, Gather, Lhs, Split, drive};
-use crate::pack::panel_width;
+use crate::gemm::{Block, Finish, Gather, Lhs, Micro, Split, drive};
 use crate::shared::cut;
-use crate::simd::Simd;
 use crate::target::{Sink, Target};
 use crate::{Epilogue, Isa, Pool, scratch};
 use std::ops::Range;
@@ -95,20 +93,16 @@ impl IntProduct<'_> {
                 self.isa.run_integer(Fill { segments: self.packed.segments(), values: self.x.zero_point, out: zeros });
             }
             let zeros = &*zeros;
-            let split = Split::of(self.rows, self.n.div_ceil(panel_width(self.isa)), self.row_unit(), pool.threads());
+            let level = self.isa.dot_level();
+            let split = Split::of(self.rows, self.n.div_ceil(level.columns()), level.rows(), pool.threads());
             pool.run(split.row_blocks * split.panel_ranges, &|task, _| {
-                let rows = cut(self.rows, split.row_blocks, self.row_unit(), task / split.panel_ranges);
+                let rows = cut(self.rows, split.row_blocks, level.rows(), task / split.panel_ranges);
                 let panels = cut(split.panels, split.panel_ranges, 1, task % split.panel_ranges);
                 if !rows.is_empty() && !panels.is_empty() {
                     self.isa.run_integer(Task { product: self, zeros, rows, panels });
                 }
             });
         });
-    }
-
-    /// Row blocks are multiples of this, so that only the last has smaller tiles.
-    fn row_unit(&self) -> usize {
-        if self.isa == Isa::Avx512 { 12 } else { 6 }
     }
 }
 
@@ -142,8 +136,8 @@ struct Task<'a> {
 impl IntKernel for Task<'_> {
     #[inline(always)]
     fn run<D: Dot>(self, d: D) {
-        const { assert!(2 * <D::Float as Simd>::LANES <= 32) };
         let p = self.product;
+        assert_eq!(p.isa.dot_level().columns(), Codes::<D>::COLS, "columns of a panel");
         let gather = p.gather.map(|g| gather::<D::Code>(g, self.zeros));
         let lhs = Lhs { x: cast::<D::Code>(p.x.codes), ld: p.x.ld, taps: p.taps, depth: p.depth, gather };
         let finish = Dequantize {

@@ -2,6 +2,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
@@ -71,16 +73,36 @@ pub(crate) trait Dot: Copy + Send + Sync + 'static {
 pub(super) enum Level {
     Portable,
     Avx2,
+    AvxVnni,
     Vnni,
 }
 
+impl Level {
+    /// Columns of a panel: two of its vectors.
+    pub(super) fn columns(self) -> usize {
+        if self == Level::Vnni { 32 } else { 16 }
+    }
+
+    /// Rows of its tile, or a multiple.
+    pub(super) fn rows(self) -> usize {
+        if self == Level::Vnni { 12 } else { 6 }
+    }
+
+    /// Codes of a column that lie side by side.
+    pub(super) fn group(self) -> usize {
+        if self == Level::Avx2 { 2 } else { 4 }
+    }
+}
+
 impl Isa {
-    /// AVX-512 without VNNI multiplies as AVX2 does.
+    /// AVX-512 without VNNI multiplies as AVX2 does; so does any that has VNNI for vectors of AVX2 only.
     pub(super) fn dot_level(self) -> Level {
         match self {
             Isa::Portable => Level::Portable,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 if vnni::is_available() => Level::Vnni,
+            #[cfg(target_arch = "x86_64")]
+            _ if avx_vnni::is_available() => Level::AvxVnni,
             _ => Level::Avx2,
         }
     }
@@ -93,6 +115,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the assertion above: this CPU has AVX2 and FMA.
             Level::Avx2 => unsafe { avx2::enter(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `dot_level` has asked the CPU.
+            Level::AvxVnni => unsafe { avx_vnni::enter(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `dot_level` has asked the CPU.
             Level::Vnni => unsafe { vnni::enter(kernel) },

@@ -1,0 +1,78 @@
+//! AVX-VNNI: `vpdpbusd` on vectors of AVX2, which laptops have that lack AVX-512. It adds four products of bytes per lane, exactly.
+
+use super::{Dot, IntKernel};
+use crate::simd::avx2::Avx2;
+use std::arch::x86_64::*;
+
+/// Proof that this CPU has AVX2, FMA and AVX-VNNI: only [`enter`] makes one.
+#[derive(Clone, Copy)]
+pub(super) struct AvxVnni(Avx2);
+
+/// Whether this CPU has what [`enter`] is compiled for.
+pub(super) fn is_available() -> bool {
+    is_x86_feature_detected!("avxvnni") && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+}
+
+/// Runs `kernel`, compiled for AVX2, FMA and AVX-VNNI.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,avxvnni")]
+pub(super) fn enter<K: IntKernel>(kernel: K) {
+    kernel.run(AvxVnni(Avx2::new()));
+}
+
+impl Dot for AvxVnni {
+    type Float = Avx2;
+    type Code = u8;
+    type Acc = __m256i;
+    const GROUP: usize = 4;
+    const MR: usize = 6;
+
+    #[inline(always)]
+    fn float(self) -> Avx2 {
+        self.0
+    }
+    #[inline(always)]
+    fn outline<K: IntKernel>(self, kernel: K) {
+        // SAFETY: `self` proves the features.
+        unsafe { enter(kernel) }
+    }
+    #[inline(always)]
+    fn zero(self) -> __m256i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm256_setzero_si256() }
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const i32) -> __m256i {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut i32, v: __m256i) {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { _mm256_storeu_si256(p.cast(), v) }
+    }
+    #[inline(always)]
+    unsafe fn left(self, p: *const u8) -> __m256i {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn right(self, p: *const i8) -> __m256i {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    fn dot(self, acc: __m256i, left: __m256i, right: __m256i) -> __m256i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm256_dpbusd_avx_epi32(acc, left, right) }
+    }
+    #[inline(always)]
+    fn centred(self, acc: __m256i, factor: i32, sums: __m256i) -> __m256 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm256_cvtepi32_ps(_mm256_sub_epi32(acc, _mm256_mullo_epi32(_mm256_set1_epi32(factor), sums))) }
+    }
+    #[inline(always)]
+    fn code(value: u8) -> u8 {
+        value
+    }
+}
