@@ -8,14 +8,17 @@ use crate::gemm::{load_some, store_some};
 use crate::math::activate;
 use crate::shared::cut;
 use crate::simd::{Kernel, Simd};
-use crate::target::{Sink, Target};
+use crate::target::{Sink, Target, Writer};
 use crate::{Isa, Pool, scratch};
+use std::ops::{Range, RangeInclusive};
 
 /// Channels of a task at least: what one pixel contributes to it should fill cache lines.
 const MIN_CHANNELS: usize = 32;
-/// Pixels whose moments are taken about one pivot.
-const BLOCK: usize = 64;
-/// Channel vectors summed side by side: two cache lines of AVX2.
+/// Pixels whose moments are taken about one pivot: about so many values.
+const BLOCK: (RangeInclusive<usize>, usize) = (64..=256, 16 << 10);
+/// Pixels whose mean is the first pivot.
+const FIRST: usize = 32;
+/// Channel vectors worked on side by side: two cache lines of AVX2.
 const CHAINS: usize = 4;
 /// Groups whose moments are found side by side.
 const TOGETHER: usize = 64;
@@ -90,7 +93,7 @@ struct GroupTask<'a> {
     x: &'a [f32],
     ldx: usize,
     y: Sink<'a>,
-    /// Three rows of `count` values: sums, then means; factors; additions.
+    /// Three rows of `count` values: pivots; sums, then factors; sums of squares, then additions.
     work: &'a mut [f32],
 }
 
@@ -128,7 +131,7 @@ impl Kernel for GroupTask<'_> {
 }
 
 impl GroupTask<'_> {
-    /// Fills `work` with per-channel means, factors inv · gamma and additions beta.
+    /// Fills `work` with per-channel factors inv · gamma and additions beta − mean · inv · gamma.
     #[inline(always)]
     fn coefficients<S: Simd>(&mut self, s: S) {
         let shape = self.shape;
@@ -141,9 +144,10 @@ impl GroupTask<'_> {
                 let inv = 1.0 / (moments.squares / moments.count + f64::from(shape.eps)).sqrt();
                 for c in group * width..(group + 1) * width {
                     let channel = self.first + c;
-                    self.work[c] = moments.mean as f32;
-                    self.work[self.count + c] = inv as f32 * shape.gamma.map_or(1.0, |gamma| gamma[channel]);
-                    self.work[2 * self.count + c] = shape.beta.map_or(0.0, |beta| beta[channel]);
+                    let factor = inv as f32 * shape.gamma.map_or(1.0, |gamma| gamma[channel]);
+                    let beta = shape.beta.map_or(0.0, |beta| f64::from(beta[channel]));
+                    self.work[self.count + c] = factor;
+                    self.work[2 * self.count + c] = (beta - moments.mean * f64::from(factor)) as f32;
                 }
             }
         }
@@ -165,15 +169,15 @@ impl GroupTask<'_> {
         let total =
             |sums: &[f32], group: usize| sums[group * width..][..width].iter().map(|&x| f64::from(x)).sum::<f64>();
         let x = |pixel: usize| &self.x[(self.start + pixel) * self.ldx + self.first + channels.start..];
-        let pixels = BLOCK.min(self.shape.hw);
+        let pixels = FIRST.min(self.shape.hw);
         pivots.fill(0.0);
         sum_over(s, x(0), self.ldx, pixels, pivots, sums, squares);
         for group in 0..many {
             let mean = total(sums, group) / (pixels * width) as f64;
             pivots[group * width..][..width].fill(mean as f32);
         }
-        for pixel in (0..self.shape.hw).step_by(BLOCK) {
-            let pixels = BLOCK.min(self.shape.hw - pixel);
+        for pixel in (0..self.shape.hw).step_by(block(self.shape)) {
+            let pixels = block(self.shape).min(self.shape.hw - pixel);
             let count = (pixels * width) as f64;
             sum_over(s, x(pixel), self.ldx, pixels, pivots, sums, squares);
             for (group, moments) in moments[..many].iter_mut().enumerate() {
@@ -187,30 +191,65 @@ impl GroupTask<'_> {
         moments
     }
 
-    /// y = act((x − mean) · factor + addition)
+    /// y = act(x · factor + addition)
     #[inline(always)]
     fn normalise<S: Simd>(&self, s: S) {
-        let (mean, rest) = self.work.split_at(self.count);
-        let (factor, addition) = rest.split_at(self.count);
         for part in 0..self.y.parts() {
             let Some((columns, writer)) = self.y.writer(s, part, self.first, self.count) else { continue };
-            for pixel in self.start..self.start + self.shape.hw {
-                let x = &self.x[pixel * self.ldx + self.first..][..self.count];
+            for pixel in (0..self.shape.hw).step_by(block(self.shape)) {
+                let pixels = pixel..(pixel + block(self.shape)).min(self.shape.hw);
                 let mut c = columns.start;
                 while c < columns.end {
                     let n = (columns.end - c).min(S::LANES);
-                    // SAFETY: `c + n ≤ count`, the length of all these; tasks have disjoint channels or images.
-                    unsafe {
-                        let v = s.sub(load_some(s, x.as_ptr().add(c), n), load_some(s, mean.as_ptr().add(c), n));
-                        let (factor, addition) = (factor.as_ptr().add(c), addition.as_ptr().add(c));
-                        let v = s.fma(v, load_some(s, factor, n), load_some(s, addition, n));
-                        writer.put(s, pixel, self.first + c, activate(s, self.shape.act, v), n);
+                    if columns.end - c >= CHAINS * S::LANES {
+                        self.normalise_vectors::<S, CHAINS>(s, pixels.clone(), c, n, &writer);
+                        c += CHAINS * S::LANES;
+                    } else {
+                        self.normalise_vectors::<S, 1>(s, pixels.clone(), c, n, &writer);
+                        c += n;
                     }
-                    c += n;
                 }
             }
         }
     }
+
+    /// [`Self::normalise`] of some pixels of `M` vectors of channels from `c` on, the last of `n`.
+    #[inline(always)]
+    fn normalise_vectors<S: Simd, const M: usize>(
+        &self,
+        s: S,
+        pixels: Range<usize>,
+        c: usize,
+        n: usize,
+        writer: &Writer<S>,
+    ) {
+        let (mut factor, mut addition) = ([s.splat(0.0); M], [s.splat(0.0); M]);
+        let all = (M - 1) * S::LANES + n;
+        let row = |row: usize| &self.work[row * self.count + c..][..all];
+        for j in 0..M {
+            // SAFETY: rows of `all` values.
+            unsafe {
+                factor[j] = load_some(s, row(1).as_ptr().add(j * S::LANES), n);
+                addition[j] = load_some(s, row(2).as_ptr().add(j * S::LANES), n);
+            }
+        }
+        for pixel in self.start + pixels.start..self.start + pixels.end {
+            let x = self.x[pixel * self.ldx + self.first + c..][..all].as_ptr();
+            for j in 0..M {
+                // SAFETY: `all` values; the sink has these columns, and tasks have disjoint channels or images.
+                unsafe {
+                    let v = s.fma(load_some(s, x.add(j * S::LANES), n), factor[j], addition[j]);
+                    writer.put(s, pixel, self.first + c + j * S::LANES, activate(s, self.shape.act, v), n);
+                }
+            }
+        }
+    }
+}
+
+/// Pixels that are worked on together; the same however channels are cut into tasks.
+fn block(shape: &GroupNorm) -> usize {
+    let (range, values) = BLOCK;
+    (values / shape.c.max(1)).clamp(*range.start(), *range.end())
 }
 
 /// Per channel Σ d and Σ d², d = x − pivot, over `pixels` rows, `ld` apart, of as many channels as `sums` has.
