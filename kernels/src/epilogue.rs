@@ -63,6 +63,15 @@ impl<'a> Epilogue<'a> {
         Epilogue { bias: Some(bias), ..Epilogue::default() }
     }
 
+    /// The end of the result rows, `row` among them, for which parts that are given per image are the same.
+    pub(crate) fn image_end(&self, row: usize) -> usize {
+        let end = |part: Option<Rows>| match part {
+            Some(part) if part.stride != 0 => (row / part.rows_per_image + 1).saturating_mul(part.rows_per_image),
+            _ => usize::MAX,
+        };
+        end(self.row).min(end(self.gate))
+    }
+
     /// Panics unless every part has the values that `rows × n` results need.
     pub(crate) fn check(&self, rows: usize, n: usize) {
         for (what, part) in [("bias", self.bias), ("scale", self.scale)] {

@@ -51,7 +51,8 @@ fn group_norm_survives_a_large_mean() {
     for isa in isas() {
         let mut y = vec![0.0; 64_000];
         group_norm(isa, &Pool::new(2), &s, &x, 64, &mut y, 64);
-        assert_close(&y, &want, 1e-4, "the mean itself is only known to 6e-5"); // ulp of 1000
+        // the mean is 1732 deviations, whose last place is 1.2e-4; a product and a sum round
+        assert_close(&y, &want, 1.3e-4, "mean over deviation is only known to 6e-5");
     }
 }
 

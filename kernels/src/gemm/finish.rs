@@ -3,7 +3,8 @@
 use crate::epilogue::{Act, Epilogue, Rows};
 use crate::math::activate;
 use crate::simd::Simd;
-use crate::target::Sink;
+use crate::target::{Sink, Writer};
+use std::ops::Range;
 
 /// Where results go and what is done to them on the way.
 #[derive(Clone, Copy)]
@@ -47,30 +48,79 @@ pub(crate) unsafe fn finish<S: Simd>(
     cols: usize,
     acc: *const f32,
 ) {
-    let act = how.epilogue.act;
-    let mut scratch = [0.0; 32];
-    for i in 0..rows {
-        let parts = RowParts::new(&how.epilogue, row + i, col);
-        let y = how.y.place(row + i, col, scratch.as_mut_ptr());
-        let acc = acc.wrapping_add(i * 2 * S::LANES);
-        // SAFETY: the caller's promise.
+    for part in 0..how.y.parts() {
+        let Some((columns, writer)) = how.y.writer(s, part, col, cols) else { continue };
+        let mut i = 0;
+        while i < rows {
+            // rows that share what an epilogue has per image
+            let end = rows.min(how.epilogue.image_end(row + i) - row);
+            // SAFETY: the caller's promise.
+            unsafe {
+                if columns == (0..2 * S::LANES) {
+                    whole_rows(s, &how.epilogue, &writer, row + i, end - i, col, acc.add(i * 2 * S::LANES));
+                } else {
+                    let at = (row + i, col);
+                    some_columns(s, &how.epilogue, &writer, at, end - i, columns.clone(), acc.add(i * 2 * S::LANES));
+                }
+            }
+            i = end;
+        }
+    }
+}
+
+/// [`finish`] for rows of one image and both vectors of a panel.
+///
+/// # Safety
+/// As for [`finish`].
+#[inline(always)]
+unsafe fn whole_rows<S: Simd>(
+    s: S,
+    epilogue: &Epilogue,
+    writer: &Writer<S>,
+    row: usize,
+    rows: usize,
+    col: usize,
+    mut acc: *const f32,
+) {
+    let (mut parts, ld) = (RowParts::new(epilogue, row, col), epilogue.residual.map_or(0, |(_, ld)| ld));
+    for row in row..row + rows {
+        // SAFETY: the caller's promise; a null residual is not moved.
         unsafe {
-            if cols == 2 * S::LANES {
-                let both = [s.load(acc), s.load(acc.add(S::LANES))];
-                let both = parts.apply_whole(s, act, both);
-                s.store(y, both[0]);
-                s.store(y.add(S::LANES), both[1]);
-                how.y.store(s, row + i, col, cols, y);
-                continue;
+            let [a, b] = parts.apply_whole(s, epilogue.act, [s.load(acc), s.load(acc.add(S::LANES))]);
+            writer.put(s, row, col, a, S::LANES);
+            writer.put(s, row, col + S::LANES, b, S::LANES);
+            acc = acc.add(2 * S::LANES);
+        }
+        parts.residual = parts.residual.wrapping_add(ld);
+    }
+}
+
+/// [`finish`] for rows of one image and `columns` of a panel that begins at column `at.1`.
+///
+/// # Safety
+/// As for [`finish`].
+#[inline(always)]
+unsafe fn some_columns<S: Simd>(
+    s: S,
+    epilogue: &Epilogue,
+    writer: &Writer<S>,
+    at: (usize, usize),
+    rows: usize,
+    columns: Range<usize>,
+    acc: *const f32,
+) {
+    let (row, col) = at;
+    for i in 0..rows {
+        let parts = RowParts::new(epilogue, row + i, col);
+        let mut done = columns.start;
+        while done < columns.end {
+            let n = (columns.end - done).min(S::LANES);
+            // SAFETY: the caller's promise.
+            unsafe {
+                let v = load_some(s, acc.add(i * 2 * S::LANES + done), n);
+                writer.put(s, row + i, col + done, parts.apply(s, epilogue.act, v, done, n), n);
             }
-            let mut done = 0;
-            while done < cols {
-                let n = (cols - done).min(S::LANES);
-                let v = parts.apply(s, act, s.load(acc.add(done)), done, n);
-                store_some(s, y.add(done), v, n);
-                done += n;
-            }
-            how.y.store(s, row + i, col, cols, y);
+            done += n;
         }
     }
 }
