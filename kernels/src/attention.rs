@@ -153,11 +153,16 @@ pub fn attention(
 
 impl AttentionShape {
     fn check(&self, q: &[f32], k: &[f32], v: &[f32], mask: Option<&[f32]>, y: &[f32]) {
-        assert!(self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads), "kv_heads does not divide heads");
+        self.check_heads_and_mask(mask);
         check_matrix("q", q.len(), self.n * self.lq, self.heads * self.d, self.ldq);
         check_matrix("k", k.len(), self.n * self.lk, self.kv_heads * self.d, self.ldk);
         check_matrix("v", v.len(), self.n * self.lk, self.kv_heads * self.dv, self.ldv);
         check_matrix("y", y.len(), self.n * self.lq, self.heads * self.dv, self.ldy);
+    }
+
+    /// Panics unless heads share keys evenly and the mask has all its values.
+    pub(crate) fn check_heads_and_mask(&self, mask: Option<&[f32]>) {
+        assert!(self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads), "kv_heads does not divide heads");
         let empty = [self.n, self.heads, self.lq, self.lk].contains(&0);
         if let (Some(mask), false) = (mask, empty) {
             let need = self.mask_at(self.n - 1, self.heads - 1, self.lq - 1, self.lk - 1) + 1;
@@ -372,7 +377,7 @@ fn panel(
 }
 
 /// row = scale · row + mask
-fn add_mask(row: &mut [f32], scale: f32, mask: &[f32], stride: usize) {
+pub(crate) fn add_mask(row: &mut [f32], scale: f32, mask: &[f32], stride: usize) {
     if stride == 1 {
         row.iter_mut().zip(mask).for_each(|(x, mask)| *x = *x * scale + mask);
     } else {

@@ -48,7 +48,7 @@ pub use elementwise::{Affine, Binary, Operand, Unary, affine, binary, geglu, una
 pub use epilogue::{Act, Epilogue, Rows};
 pub use fake_quant::{FakeQuant, fake_quant, quantize};
 pub use group_norm::{GroupNorm, group_norm};
-pub use integer::{Activations, PackedCodes, linear_codes};
+pub use integer::{Activations, PackedCodes, attention_codes, attention_codes_scratch_len, linear_codes};
 pub use isa::Isa;
 pub use mapped::{Mapped, map_file};
 pub use matmul::{MatmulShape, linear, matmul_batched, matmul_scratch_len};

@@ -2,14 +2,17 @@
 //!
 //! An activation stands for `(code − zero_point) · scale`, a weight for `code · scale` of its output column; both scales may differ between
 //! segments of the input channels. [`quantize`](crate::quantize) makes codes, [`PackedCodes`] holds weights, [`linear_codes`] and
-//! [`Conv::run_codes`](crate::Conv::run_codes) multiply. Within a segment sums are exact, so results do not depend on the instruction set but
+//! [`Conv::run_codes`](crate::Conv::run_codes) multiply; [`attention_codes`] multiplies activations with one another. Within a segment sums are exact, so results do not depend on the instruction set but
 //! for the last bits of the additions in f32 that follow.
 
+mod attention;
 mod dot;
 mod pack;
+mod pack_attention;
 mod product;
 mod tile;
 
+pub use attention::{attention_codes, attention_codes_scratch_len};
 pub use pack::PackedCodes;
 pub use product::{Activations, linear_codes};
 pub(crate) use product::{IntProduct, Pixels};

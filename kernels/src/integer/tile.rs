@@ -52,10 +52,10 @@ impl<D: Dot> Micro for Codes<D> {
             // SAFETY: the slices have two vectors; the caller's promise for the rest.
             unsafe {
                 let factor = s.mul(scale, s.load(weight_scale.as_ptr().add(j)));
-                let column = d.load(code_sums.as_ptr().add(j));
+                let offset = d.times(zero_point, d.load(code_sums.as_ptr().add(j)));
                 for i in 0..rows {
                     let place = i * 2 * lanes + j;
-                    let v = s.mul(d.centred(d.load(acc.add(place)), zero_point, column), factor);
+                    let v = s.mul(d.floats(d.minus(d.load(acc.add(place)), offset)), factor);
                     let v = if segment == 0 { v } else { s.add(s.load(sums.add(place)), v) };
                     s.store(sums.add(place), v);
                 }

@@ -67,12 +67,36 @@ impl Dot for AvxVnni {
         unsafe { _mm256_dpbusd_avx_epi32(acc, left, right) }
     }
     #[inline(always)]
-    fn centred(self, acc: __m256i, factor: i32, sums: __m256i) -> __m256 {
+    fn all(self, value: i32) -> __m256i {
         // SAFETY: `self` proves the features.
-        unsafe { _mm256_cvtepi32_ps(_mm256_sub_epi32(acc, _mm256_mullo_epi32(_mm256_set1_epi32(factor), sums))) }
+        unsafe { _mm256_set1_epi32(value) }
+    }
+    #[inline(always)]
+    fn times(self, factor: i32, v: __m256i) -> __m256i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm256_mullo_epi32(_mm256_set1_epi32(factor), v) }
+    }
+    #[inline(always)]
+    fn minus(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm256_sub_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn max(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm256_max_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn floats(self, v: __m256i) -> __m256 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm256_cvtepi32_ps(v) }
     }
     #[inline(always)]
     fn code(value: u8) -> u8 {
         value
+    }
+    #[inline(always)]
+    fn value(code: u8) -> u8 {
+        code
     }
 }

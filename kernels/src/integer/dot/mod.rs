@@ -62,10 +62,20 @@ pub(crate) trait Dot: Copy + Send + Sync + 'static {
     unsafe fn right(self, p: *const i8) -> Self::Acc;
     /// acc + Σ left · right over the group, per lane, without saturation.
     fn dot(self, acc: Self::Acc, left: Self::Acc, right: Self::Acc) -> Self::Acc;
-    /// acc − factor · sums as f32, per lane.
-    fn centred(self, acc: Self::Acc, factor: i32, sums: Self::Acc) -> <Self::Float as Simd>::V;
+    /// The same value in all lanes.
+    fn all(self, value: i32) -> Self::Acc;
+    /// factor · v, per lane.
+    fn times(self, factor: i32, v: Self::Acc) -> Self::Acc;
+    /// a − b, per lane.
+    fn minus(self, a: Self::Acc, b: Self::Acc) -> Self::Acc;
+    /// The larger of each lane.
+    fn max(self, a: Self::Acc, b: Self::Acc) -> Self::Acc;
+    /// As f32, rounded.
+    fn floats(self, v: Self::Acc) -> <Self::Float as Simd>::V;
     /// The code that stands for a whole number in 0 ..= 255.
     fn code(value: u8) -> Self::Code;
+    /// The whole number that a code is.
+    fn value(code: Self::Code) -> u8;
 }
 
 /// Which instruction an [`Isa`] means on this CPU.

@@ -60,15 +60,31 @@ impl Dot for PortableDot {
         acc
     }
     #[inline(always)]
-    fn centred(self, acc: Acc, factor: i32, sums: Acc) -> [f32; 8] {
-        let mut out = [0.0; 8];
-        for i in 0..8 {
-            out[i] = (acc[i] - factor * sums[i]) as f32;
-        }
-        out
+    fn all(self, value: i32) -> Acc {
+        [value; 8]
+    }
+    #[inline(always)]
+    fn times(self, factor: i32, v: Acc) -> Acc {
+        v.map(|v| factor * v)
+    }
+    #[inline(always)]
+    fn minus(self, a: Acc, b: Acc) -> Acc {
+        std::array::from_fn(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    fn max(self, a: Acc, b: Acc) -> Acc {
+        std::array::from_fn(|i| a[i].max(b[i]))
+    }
+    #[inline(always)]
+    fn floats(self, v: Acc) -> [f32; 8] {
+        v.map(|v| v as f32)
     }
     #[inline(always)]
     fn code(value: u8) -> u8 {
         value
+    }
+    #[inline(always)]
+    fn value(code: u8) -> u8 {
+        code
     }
 }

@@ -67,12 +67,36 @@ impl Dot for Vnni {
         unsafe { _mm512_dpbusd_epi32(acc, left, right) }
     }
     #[inline(always)]
-    fn centred(self, acc: __m512i, factor: i32, sums: __m512i) -> __m512 {
+    fn all(self, value: i32) -> __m512i {
         // SAFETY: `self` proves the features.
-        unsafe { _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, _mm512_mullo_epi32(_mm512_set1_epi32(factor), sums))) }
+        unsafe { _mm512_set1_epi32(value) }
+    }
+    #[inline(always)]
+    fn times(self, factor: i32, v: __m512i) -> __m512i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_mullo_epi32(_mm512_set1_epi32(factor), v) }
+    }
+    #[inline(always)]
+    fn minus(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_sub_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn max(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_max_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn floats(self, v: __m512i) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_cvtepi32_ps(v) }
     }
     #[inline(always)]
     fn code(value: u8) -> u8 {
         value
+    }
+    #[inline(always)]
+    fn value(code: u8) -> u8 {
+        code
     }
 }
