@@ -38,7 +38,8 @@ impl Placed {
         let mut values = resolve(kind, program, bindings)?;
         let kept = kept(weights, kind, &[]);
         if integers {
-            codes::choose(weights, kind, &mut values, &kept, DType::U8, &Filter::takes_codes);
+            let takes = codes::Takes { products: &Filter::takes_codes, attention: false };
+            codes::choose(weights, kind, &mut values, &kept, DType::U8, takes);
         }
         let error = |step: &Step, reason: &str| EngineError::NoCudaKernel {
             program: kind,

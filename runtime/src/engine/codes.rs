@@ -13,8 +13,14 @@ use cqc_proto::op::ConvLayout;
 use cqc_proto::plan::{Alias, Plan, Program, ProgramKind, Source, Step, WeightCodes};
 use cqc_proto::{DType, Op};
 
-/// Whether there is a kernel for products of codes over so many taps and segments of such sizes.
-pub(crate) type Takes<'a> = &'a dyn Fn(usize, &[usize]) -> bool;
+/// What has kernels for codes.
+#[derive(Clone, Copy)]
+pub(crate) struct Takes<'a> {
+    /// Whether products over so many taps and segments of such sizes have.
+    pub products: &'a dyn Fn(usize, &[usize]) -> bool,
+    /// Whether attention has; those sizes that it has not are found when kernels are chosen.
+    pub attention: bool,
+}
 
 /// Sets [`Value::codes`] of those activations to `code_type`. Values in `keep` stay as they are.
 pub(crate) fn choose(
@@ -36,12 +42,15 @@ pub(crate) fn choose(
         }
     }
     for step in &program.steps {
-        let Op::FakeQuant { segments, .. } = &step.op else { continue };
+        let Op::FakeQuant { segments, bits } = &step.op else { continue };
         let v = step.outputs[0];
         let own = values.iter().filter(|other| other.home == v).count() == 1 && values[v].home == v && !aliased[v];
         let readers = || program.steps.iter().filter(|s| s.inputs.contains(&Some(v)));
-        let multiplied =
-            |s: &Step| is_product_of_codes(weights, program, values, s, v, &sizes(segments, &values[v]), takes);
+        let multiplied = |s: &Step| {
+            let segments = sizes(segments, &values[v]);
+            takes.attention && *bits <= 8 && segments.len() == 1 && is_attention_of_codes(s, v)
+                || is_product_of_codes(weights, program, values, s, v, &segments, takes.products)
+        };
         let lasts = keep.contains(&v) || program.results.contains(&v);
         if own && !lasts && always_rounds(weights, kind, program, step) && readers().all(multiplied) {
             values[v].codes = Some(code_type);
@@ -53,7 +62,10 @@ pub(crate) fn choose(
 pub(crate) fn misplaced(program: &Program, values: &[Value], kernels: &[Kernel]) -> Option<usize> {
     let coded = |v: &&usize| values[**v].codes.is_some();
     program.steps.iter().zip(kernels).find_map(|(step, kernel)| match kernel {
-        Kernel::Quantize { .. } | Kernel::ConvCodes { .. } | Kernel::LinearCodes { .. } => None,
+        Kernel::Quantize { .. }
+        | Kernel::ConvCodes { .. }
+        | Kernel::LinearCodes { .. }
+        | Kernel::AttentionCodes { .. } => None,
         _ => step.outputs.iter().chain(step.inputs.iter().flatten()).find(coded).copied(),
     })
 }
@@ -88,8 +100,7 @@ pub(crate) fn wire(
         let maker = &mut wirings[maker];
         maker.outputs = vec![y];
         maker.quantize = Some(Segments { bits, sizes: segments.clone(), codes });
-        maker.inputs.resize(RESULT_CODES[0], None);
-        maker.inputs.extend([rounding.inputs[1], rounding.inputs[2]]);
+        put(&mut maker.inputs, RESULT_CODES, [rounding.inputs[1], rounding.inputs[2]]);
         kernels[at] = Kernel::Nothing;
         wirings[at] = Wiring { inputs: vec![], outputs: vec![], quantize: None };
     }
@@ -98,11 +109,17 @@ pub(crate) fn wire(
 
 fn wiring(step: &Step, kernel: &Kernel) -> Wiring {
     let mut inputs = step.inputs.clone();
-    if let Some(rounding) = kernel.rounding_of_codes() {
-        inputs.resize(CODES[0], None);
-        inputs.extend(rounding.map(Some));
+    for (at, rounding) in CODES.into_iter().zip(kernel.rounding_of_codes()) {
+        put(&mut inputs, at, rounding.map(Some));
     }
     Wiring { inputs, outputs: step.outputs.clone(), quantize: None }
+}
+
+/// Sets two inputs.
+fn put(inputs: &mut Vec<Option<usize>>, at: [usize; 2], values: [Option<usize>; 2]) {
+    inputs.resize(inputs.len().max(at[1] + 1), None);
+    inputs[at[0]] = values[0];
+    inputs[at[1]] = values[1];
 }
 
 /// Whether the kernel can store codes.
@@ -114,6 +131,7 @@ fn stores_codes(kernel: &Kernel) -> bool {
             | K::Linear { .. }
             | K::ConvCodes { .. }
             | K::LinearCodes { .. }
+            | K::AttentionCodes { .. }
             | K::GroupNorm { .. }
             | K::LayerNorm { .. }
             | K::RmsNorm { .. }
@@ -162,9 +180,16 @@ pub(crate) fn scales_codes(ready: &Ready, constant: usize) -> bool {
     ready.steps.iter().any(|step| {
         let read = |i: usize| of(step.inputs.get(i).copied().flatten());
         (matches!(step.kernel, Kernel::Quantize { .. }) && read(1))
-            || read(CODES[0])
+            || CODES.iter().any(|at| read(at[0]))
             || (read(RESULT_CODES[0]) && step.quantize.as_ref().is_some_and(|q| q.codes))
     })
+}
+
+/// Whether the step is attention with rounded weights that reads `v` once, as queries, keys or values.
+fn is_attention_of_codes(step: &Step, v: usize) -> bool {
+    let Op::Attention { softmax_bits: 1..=8, .. } = step.op else { return false };
+    let reads = |range: &[Option<usize>]| range.iter().filter(|i| **i == Some(v)).count();
+    reads(&step.inputs) == 1 && reads(&step.inputs[..3]) == 1
 }
 
 /// Whether the step multiplies `v`, and only that, with integers that have a kernel.
@@ -175,7 +200,7 @@ fn is_product_of_codes(
     step: &Step,
     v: usize,
     segments: &[usize],
-    takes: Takes,
+    takes: &dyn Fn(usize, &[usize]) -> bool,
 ) -> bool {
     let Some((_, codes)) = weight_codes(weights.plan(), program, step) else { return false };
     let w = &values[step.inputs[1].expect("it has codes")];

@@ -53,9 +53,10 @@ impl<'a> Operands<'a> {
         FakeQuant { bits, segments, scale, zero_point }
     }
 
-    /// Operand 0 as codes.
-    fn codes(&self, ld: usize) -> Activations<'a> {
-        Activations { codes: self.of(0), ld, scale: self.f32(CODES[0]), zero_point: self.f32(CODES[1]) }
+    /// Operand `i` as codes.
+    fn codes(&self, i: usize, ld: usize) -> Activations<'a> {
+        let [scale, zero_point] = CODES[i].map(|at| self.f32(at));
+        Activations { codes: self.of(i), ld, scale, zero_point }
     }
 
     /// Where the result goes.
@@ -112,6 +113,11 @@ pub(super) fn run_step(ready: &Ready, index: usize, arena: &mut Arena, run: Run)
             let how = operands.rounding(*bits, segments, [1, 2]);
             cqc_kernels::quantize(run.isa, run.pool, *rows, operands.f32(0), *ldx, &how, y, *ldy);
         }
+        Kernel::AttentionCodes { shape, .. } => {
+            let [q, k, v] = [(0, shape.ldq), (1, shape.ldk), (2, shape.ldv)].map(|(i, ld)| operands.codes(i, ld));
+            let (mask, y) = (operands.get(3), operands.target(y));
+            cqc_kernels::attention_codes(run.isa, run.pool, shape, [&q, &k, &v], mask, y, cast_mut(scratch));
+        }
         Kernel::Conv { .. }
         | Kernel::Linear { .. }
         | Kernel::ConvCodes { .. }
@@ -136,10 +142,10 @@ fn run_to_target(kernel: &Kernel, operands: &Operands, y: Target, run: Run) {
             cqc_kernels::linear(isa, pool, *m, *k, *n, x, *ldx, packed, &epilogue, y, *ldy);
         }
         Kernel::ConvCodes { conv, packed, tail, ldx, ldy, .. } => {
-            conv.run_codes(pool, &operands.codes(*ldx), packed, &operands.epilogue(tail), y, *ldy);
+            conv.run_codes(pool, &operands.codes(0, *ldx), packed, &operands.epilogue(tail), y, *ldy);
         }
         Kernel::LinearCodes { m, k, n, packed, tail, ldx, ldy, .. } => {
-            let (x, epilogue) = (operands.codes(*ldx), operands.epilogue(tail));
+            let (x, epilogue) = (operands.codes(0, *ldx), operands.epilogue(tail));
             cqc_kernels::linear_codes(isa, pool, *m, *k, *n, &x, packed, &epilogue, y, *ldy);
         }
         kernel => normalise(kernel, operands, y, run),

@@ -2,7 +2,9 @@
 
 use cqc_kernels::attention::attention_scratch_len;
 use cqc_kernels::matmul::matmul_scratch_len;
-use cqc_kernels::{Act, AttentionShape, Binary, Conv, Isa, MatmulShape, PackedCodes, PackedMatrix, Unary};
+use cqc_kernels::{
+    Act, AttentionShape, Binary, Conv, Isa, MatmulShape, PackedCodes, PackedMatrix, Unary, attention_codes_scratch_len,
+};
 use cqc_proto::{DType, Op};
 use std::sync::Arc;
 
@@ -27,7 +29,7 @@ pub(crate) enum Kernel {
         ldx: usize,
         ldy: usize,
     },
-    /// The same over codes, whose scale and zero point are the values `rounding`, operands [`CODES`] of the step made ready.
+    /// The same over codes, whose scale and zero point are the values `rounding`, operands [`CODES`]`[0]` of the step made ready.
     ConvCodes {
         conv: Arc<Conv>,
         packed: Arc<PackedCodes>,
@@ -48,6 +50,11 @@ pub(crate) enum Kernel {
     },
     MatMul(MatmulShape),
     Attention(AttentionShape),
+    /// The same where queries, keys and values are codes.
+    AttentionCodes {
+        shape: AttentionShape,
+        rounding: [[usize; 2]; 3],
+    },
     GroupNorm {
         n: usize,
         hw: usize,
@@ -210,18 +217,19 @@ impl Move {
     }
 }
 
-/// Where a product over codes finds the scale and the zero point of its activations: behind the operands it has anyway.
-pub(crate) const CODES: [usize; 2] = [7, 8];
+/// Where a product over codes finds the scale and the zero point of operands 0, 1 and 2: behind the operands it has anyway.
+pub(crate) const CODES: [[usize; 2]; 3] = [[7, 8], [11, 12], [13, 14]];
 
 /// Where a step that stores its result as codes finds their scale and zero point.
 pub(crate) const RESULT_CODES: [usize; 2] = [9, 10];
 
 impl Kernel {
-    /// The values [`CODES`] of a product over codes.
-    pub fn rounding_of_codes(&self) -> Option<[usize; 2]> {
+    /// The values [`CODES`] of a product over codes: of its first operands, as many as are codes.
+    pub fn rounding_of_codes(&self) -> &[[usize; 2]] {
         match self {
-            Kernel::ConvCodes { rounding, .. } | Kernel::LinearCodes { rounding, .. } => Some(*rounding),
-            _ => None,
+            Kernel::ConvCodes { rounding, .. } | Kernel::LinearCodes { rounding, .. } => std::slice::from_ref(rounding),
+            Kernel::AttentionCodes { rounding, .. } => rounding,
+            _ => &[],
         }
     }
 
@@ -230,6 +238,7 @@ impl Kernel {
         match self {
             Kernel::MatMul(shape) => matmul_scratch_len(isa, shape),
             Kernel::Attention(shape) => attention_scratch_len(isa, shape, threads),
+            Kernel::AttentionCodes { shape, .. } => attention_codes_scratch_len(isa, shape, threads),
             Kernel::Binary { rows, c, sides, .. } => {
                 let expanded = sides.iter().filter(|s| matches!(s, Side::Expanded(_))).count();
                 expanded * (rows * c).next_multiple_of(16)

@@ -250,7 +250,7 @@ impl Engine {
         let profiles = steps.map(|(program, i, step)| {
             let (total, calls) = self.clock.as_ref().map_or_else(Default::default, |c| c[program as usize][i]);
             let reference = matches!(step.kernel, Kernel::Reference(_));
-            let integers = step.kernel.rounding_of_codes().is_some();
+            let integers = !step.kernel.rounding_of_codes().is_empty();
             let evaluations = if program == ProgramKind::PreludeSteps { self.chunk } else { 1 };
             let (name, op) = (step.name.clone(), step.op.clone());
             StepProfile { program, name, op, reference, integers, total, calls, evaluations }

@@ -151,8 +151,9 @@ impl Draft {
         let mut values = resolve(kind, program, bindings)?;
         if options.integers && !options.elsewhere {
             let isa = weights.isa();
-            let takes = |taps: usize, segments: &[usize]| isa.multiplies_codes(taps, segments);
-            codes::choose(weights, kind, &mut values, options.keep, isa.code_type(), &takes);
+            let products = |taps: usize, segments: &[usize]| isa.multiplies_codes(taps, segments);
+            let takes = codes::Takes { products: &products, attention: true };
+            codes::choose(weights, kind, &mut values, options.keep, isa.code_type(), takes);
         }
         let limit = options.max_memory;
         if let Some(needed) = values.iter().map(Value::bytes).find(|&bytes| bytes > limit) {

@@ -112,9 +112,9 @@ impl<'a> Site<'a> {
         all.into_iter().all(|&v| self.preparer.values[v].dtype == DType::F32)
     }
 
-    /// Where the first operand is stored as codes: the values that hold their scale and zero point.
-    fn rounding_of_codes(&self) -> Option<[usize; 2]> {
-        let v = self.step.inputs.first().copied().flatten().filter(|&v| self.preparer.values[v].codes.is_some())?;
+    /// Where operand `i` is stored as codes: the values that hold their scale and zero point.
+    fn rounding_of_codes(&self, i: usize) -> Option<[usize; 2]> {
+        let v = self.step.inputs.get(i).copied().flatten().filter(|&v| self.preparer.values[v].codes.is_some())?;
         let program = self.preparer.weights.plan().program(self.preparer.kind);
         let maker = program.steps.iter().find(|s| s.outputs.contains(&v))?;
         Some([maker.inputs[1]?, maker.inputs[2]?])

@@ -98,7 +98,7 @@ impl Site<'_> {
         fits_table(&shape).then_some(())?;
         let conv = self.preparer.weights.conv(shape).ok()?;
         let (tail, ldx, ldy) = (self.tail(*act)?, x.ld, y.ld);
-        if let Some(rounding) = self.rounding_of_codes() {
+        if let Some(rounding) = self.rounding_of_codes(0) {
             let packed = self.preparer.weights.packed_conv_codes(constant, &shape)?;
             return Some(Kernel::ConvCodes { conv, packed, rounding, tail, ldx, ldy });
         }
@@ -114,7 +114,7 @@ impl Site<'_> {
         let (m, k, n) = (y.rows, w.shape[0], w.shape[1]);
         if let Some(constant) = self.constant(1) {
             let (tail, ldx, ldy) = (self.tail(act)?, x.ld, y.ld);
-            if let Some(rounding) = self.rounding_of_codes() {
+            if let Some(rounding) = self.rounding_of_codes(0) {
                 let packed = self.preparer.weights.packed_linear_codes(constant, n)?;
                 return Some(Kernel::LinearCodes { m, k, n, packed, rounding, tail, ldx, ldy });
             }
@@ -176,7 +176,7 @@ impl Site<'_> {
         if !self.is_f32() || softcap != 0.0 || (causal && lq != lk) || !self.is_dense(3) {
             return None;
         }
-        Some(Kernel::Attention(AttentionShape {
+        let shape = AttentionShape {
             n: q.shape[0],
             heads,
             kv_heads,
@@ -192,7 +192,14 @@ impl Site<'_> {
             ldk: k.ld,
             ldv: v.ld,
             ldy: y.ld,
-        }))
+        };
+        if let (Some(q), Some(k), Some(v)) =
+            (self.rounding_of_codes(0), self.rounding_of_codes(1), self.rounding_of_codes(2))
+            && self.preparer.weights.isa().attends_codes(&shape)
+        {
+            return Some(Kernel::AttentionCodes { shape, rounding: [q, k, v] });
+        }
+        Some(Kernel::Attention(shape))
     }
 
     /// Distances in the mask along image, head, query and key; 0 where it is the same for all.
