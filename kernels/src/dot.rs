@@ -8,8 +8,6 @@ use crate::simd::{Kernel, Simd};
 use crate::{Isa, Pool};
 use std::ops::Range;
 
-/// Rows computed together, so that each vector of weights is used more than once.
-const M: usize = 3;
 /// Rows of a task at least.
 const TASK_ROWS: usize = 24;
 
@@ -19,7 +17,7 @@ const TASK_ROWS: usize = 24;
 pub(crate) fn run(isa: Isa, pool: &Pool, lhs: &Lhs<f32>, rows: usize, n: usize, w: &[f32], finish: &Finish) {
     let tasks = rows.div_ceil(TASK_ROWS).min(8 * pool.threads());
     pool.run(tasks, &|task, _| {
-        isa.run(Task { lhs, rows: cut(rows, tasks, M, task), n, w, finish });
+        isa.run(Task { lhs, rows: cut(rows, tasks, 1, task), n, w, finish });
     });
 }
 
@@ -36,45 +34,58 @@ impl Kernel for Task<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let mut row = self.rows.start;
-        while row < self.rows.end {
-            match self.n {
-                1 => self.rows_at::<S, 1>(s, row),
-                2 => self.rows_at::<S, 2>(s, row),
-                3 => self.rows_at::<S, 3>(s, row),
-                _ => self.rows_at::<S, 4>(s, row),
-            }
-            row += M;
+        // as many sums as registers hold beside the weights of a vector
+        match self.n {
+            1 => self.all::<S, 1, 6>(s),
+            2 => self.all::<S, 2, 5>(s),
+            3 => self.all::<S, 3, 4>(s),
+            _ => self.all::<S, 4, 2>(s),
         }
     }
 }
 
 impl Task<'_> {
-    /// Up to [`M`] rows from `row`. Rows beyond the end repeat the last one and are not stored.
+    /// All rows, `M` together.
     #[inline(always)]
-    fn rows_at<S: Simd, const N: usize>(&self, s: S, row: usize) {
+    fn all<S: Simd, const N: usize, const M: usize>(&self, s: S) {
+        for row in self.rows.clone().step_by(M) {
+            self.rows_at::<S, N, M>(s, row);
+        }
+    }
+
+    /// Up to `M` rows from `row`. Rows beyond the end repeat the last one and are not stored.
+    #[inline(always)]
+    fn rows_at<S: Simd, const N: usize, const M: usize>(&self, s: S, row: usize) {
         let last = self.rows.end - 1;
         let width = self.lhs.depth.next_multiple_of(S::LANES);
         let mut acc = [[s.splat(0.0); N]; M];
-        let rows = [row, (row + 1).min(last), (row + 2).min(last)].map(|row| self.lhs.row(row));
+        let mut rows = [self.lhs.row(row); M];
+        for i in 1..M {
+            rows[i] = self.lhs.row((row + i).min(last));
+        }
         for tap in 0..self.lhs.taps {
-            let x = [rows[0].tap(tap), rows[1].tap(tap), rows[2].tap(tap)];
+            let mut x = [std::ptr::null(); M];
+            for i in 0..M {
+                x[i] = rows[i].tap(tap);
+            }
             let w = self.w[tap * N * width..][..N * width].as_ptr();
             // SAFETY: `lhs` has `depth` values per row and tap; `w` has `N` rows of `width` for this tap.
             unsafe { accumulate(s, &mut acc, &x, self.lhs.depth, w, width) };
         }
         for i in 0..M.min(self.rows.end - row) {
-            let mut sums = [0.0; N];
+            // a whole vector, since storing a part of one takes longer than copying a few values
+            let mut values = [0.0; 16];
             for j in 0..N {
-                sums[j] = s.sum(acc[i][j]);
+                values[j] = s.sum(acc[i][j]);
             }
             let parts = RowParts::new(&self.finish.epilogue, row + i, 0);
             let mut scratch = [0.0; N];
             let y = self.finish.y.place(row + i, 0, scratch.as_mut_ptr());
-            // SAFETY: checked by the caller of `run`; tasks have disjoint rows; `N ≤ 4 ≤ LANES`.
+            // SAFETY: checked by the caller of `run`; tasks have disjoint rows; `N ≤ 4 ≤ LANES ≤ 16`.
             unsafe {
-                let v = s.load_n(sums.as_ptr(), N);
-                s.store_n(y, parts.apply(s, self.finish.epilogue.act, v, 0, N), N);
+                let v = parts.apply(s, self.finish.epilogue.act, s.load(values.as_ptr()), 0, N);
+                s.store(values.as_mut_ptr(), v);
+                y.copy_from_nonoverlapping(values.as_ptr(), N);
                 self.finish.y.store(s, row + i, 0, N, y);
             }
         }
@@ -86,7 +97,7 @@ impl Task<'_> {
 /// # Safety
 /// `x[i]` must have `depth` values, `w` `N` rows of `width`, which is `depth` rounded up to whole vectors.
 #[inline(always)]
-unsafe fn accumulate<S: Simd, const N: usize>(
+unsafe fn accumulate<S: Simd, const N: usize, const M: usize>(
     s: S,
     acc: &mut [[S::V; N]; M],
     x: &[*const f32; M],
@@ -99,10 +110,14 @@ unsafe fn accumulate<S: Simd, const N: usize>(
     unsafe {
         let mut p = 0;
         while p < whole {
+            let mut wv = [s.splat(0.0); N];
             for j in 0..N {
-                let wv = s.load(w.add(j * width + p));
-                for i in 0..M {
-                    acc[i][j] = s.fma(s.load(x[i].add(p)), wv, acc[i][j]);
+                wv[j] = s.load(w.add(j * width + p));
+            }
+            for i in 0..M {
+                let xv = s.load(x[i].add(p));
+                for j in 0..N {
+                    acc[i][j] = s.fma(xv, wv[j], acc[i][j]);
                 }
             }
             p += S::LANES;
