@@ -2,7 +2,6 @@
 
 use super::dot::Level;
 use crate::arena::{Arena, Span};
-use crate::pack::panel_width;
 use crate::{ConvShape, Isa};
 
 /// Signed codes of a weight matrix `[k, n]`, packed for one [`Isa`], with the scales of their columns.
@@ -60,7 +59,7 @@ impl PackedCodes {
     ) -> PackedCodes {
         assert!(isa.multiplies_codes(taps, segments), "no kernel for segments {segments:?} at {taps} taps");
         assert_eq!(scale.len(), n * segments.len(), "scales of {n} columns and {} segments", segments.len());
-        let (width, group) = (panel_width(isa), group(isa));
+        let (width, group) = (isa.dot_level().panel_width(), group(isa));
         let columns = n.next_multiple_of(width);
         let k = taps * segments.iter().sum::<usize>();
         let mut data = Arena::new(k * columns);
@@ -117,7 +116,7 @@ impl PackedCodes {
 
     /// Columns, padding included.
     pub(super) fn columns(&self) -> usize {
-        self.n.next_multiple_of(panel_width(self.isa))
+        self.n.next_multiple_of(self.isa.dot_level().panel_width())
     }
 
     /// Panics unless packed for this very product.

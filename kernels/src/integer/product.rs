@@ -1,12 +1,11 @@
 //! y = epilogue(activations · weights), both codes.
 
-use super::dot::{Dot, IntKernel};
+use super::dot::{IntDot, IntKernel};
 use super::pack::PackedCodes;
 use super::tile::{Codes, Dequantize};
 use crate::arena::{Pod, cast, cast_mut};
 use crate::epilogue::check_matrix;
 use crate::gemm::{Block, Finish, Gather, Lhs, Split, drive};
-use crate::pack::panel_width;
 use crate::shared::cut;
 use crate::simd::Simd;
 use crate::target::{Sink, Target};
@@ -95,7 +94,8 @@ impl IntProduct<'_> {
                 self.isa.run_integer(Fill { segments: self.packed.segments(), values: self.x.zero_point, out: zeros });
             }
             let zeros = &*zeros;
-            let split = Split::of(self.rows, self.n.div_ceil(panel_width(self.isa)), self.row_unit(), pool.threads());
+            let panels = self.n.div_ceil(self.isa.dot_level().panel_width());
+            let split = Split::of(self.rows, panels, self.row_unit(), pool.threads());
             pool.run(split.row_blocks * split.panel_ranges, &|task, _| {
                 let rows = cut(self.rows, split.row_blocks, self.row_unit(), task / split.panel_ranges);
                 let panels = cut(split.panels, split.panel_ranges, 1, task % split.panel_ranges);
@@ -121,8 +121,8 @@ struct Fill<'a> {
 
 impl IntKernel for Fill<'_> {
     #[inline(always)]
-    fn run<D: Dot>(self, _: D) {
-        let mut rest: &mut [D::Code] = cast_mut(self.out);
+    fn run<D: IntDot>(self, _: D) {
+        let mut rest: &mut [D::Left] = cast_mut(self.out);
         for (&n, &value) in self.segments.iter().zip(self.values) {
             let (part, after) = rest.split_at_mut(n);
             part.fill(D::code(value as u8));
@@ -141,11 +141,11 @@ struct Task<'a> {
 
 impl IntKernel for Task<'_> {
     #[inline(always)]
-    fn run<D: Dot>(self, d: D) {
+    fn run<D: IntDot>(self, d: D) {
         const { assert!(2 * <D::Float as Simd>::LANES <= 32) };
         let p = self.product;
-        let gather = p.gather.map(|g| gather::<D::Code>(g, self.zeros));
-        let lhs = Lhs { x: cast::<D::Code>(p.x.codes), ld: p.x.ld, taps: p.taps, depth: p.depth, gather };
+        let gather = p.gather.map(|g| gather::<D::Left>(g, self.zeros));
+        let lhs = Lhs { x: cast::<D::Left>(p.x.codes), ld: p.x.ld, taps: p.taps, depth: p.depth, gather };
         let finish = Dequantize {
             scale: p.x.scale,
             zero_point: p.x.zero_point,
