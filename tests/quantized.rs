@@ -68,7 +68,7 @@ const PLAIN: How = How {
 
 impl<'a> Case<'a> {
     fn new(model: &'a Model, kind: SamplerKind, steps: usize, request: Request) -> Case<'a> {
-        let options = LoopOptions { sampler: SamplerConfig::of_kind(kind), steps, any_steps: false };
+        let options = LoopOptions { sampler: SamplerConfig::of_kind(kind), steps, any_steps: false, bf16: None };
         let cached = cut_loop(model, &options, &CutSpec::Auto).unwrap();
         Case { model, options, cached, request }
     }

@@ -1,10 +1,11 @@
 //! Where the values of a program lie on the device, and in which type.
 
 use super::fuse::{Wired, wire};
+use crate::engine::codes::{self, Codes};
 use crate::engine::layout::{self, Buffer};
 use crate::engine::program::{Wiring, kept, lifetimes};
 use crate::engine::values::{Value, resolve};
-use crate::engine::{EngineError, Weights, codes};
+use crate::engine::{EngineError, Weights};
 use cqc_kernels::arena::ALIGN;
 use cqc_kernels::cuda::{ElementType, Filter, group_norm_scratch};
 use cqc_proto::op::ConvLayout;
@@ -38,7 +39,8 @@ impl Placed {
         let mut values = resolve(kind, program, bindings)?;
         let kept = kept(weights, kind, &[]);
         if integers {
-            codes::choose(weights, kind, &mut values, &kept, DType::U8, &Filter::takes_codes);
+            let codes = Codes { dtype: DType::U8, takes: &Filter::takes_codes };
+            codes::choose(weights, kind, &mut values, &kept, Some(codes), None);
         }
         let error = |step: &Step, reason: &str| EngineError::NoCudaKernel {
             program: kind,
@@ -69,7 +71,7 @@ impl Placed {
             if outputs.is_empty() {
                 inputs.clear()
             }
-            Wiring { inputs, outputs, quantize: None }
+            Wiring { inputs, outputs, rounds: None }
         };
         let wirings: Vec<Wiring> = program.steps.iter().zip(&self.wired).map(wiring).collect();
         let lives = lifetimes(&self.values, &wirings, kept);

@@ -2,7 +2,7 @@
 
 use cqc_kernels::attention::attention_scratch_len;
 use cqc_kernels::matmul::matmul_scratch_len;
-use cqc_kernels::{Act, AttentionShape, Binary, Conv, Isa, MatmulShape, PackedCodes, PackedMatrix, Unary};
+use cqc_kernels::{Act, AttentionShape, Binary, Conv, Isa, MatmulShape, PackedBf16, PackedCodes, PackedMatrix, Unary};
 use cqc_proto::{DType, Op};
 use std::sync::Arc;
 
@@ -42,6 +42,23 @@ pub(crate) enum Kernel {
         n: usize,
         packed: Arc<PackedCodes>,
         rounding: [usize; 2],
+        tail: Tail,
+        ldx: usize,
+        ldy: usize,
+    },
+    /// The same over bf16.
+    ConvBf16 {
+        conv: Arc<Conv>,
+        packed: Arc<PackedBf16>,
+        tail: Tail,
+        ldx: usize,
+        ldy: usize,
+    },
+    LinearBf16 {
+        m: usize,
+        k: usize,
+        n: usize,
+        packed: Arc<PackedBf16>,
         tail: Tail,
         ldx: usize,
         ldy: usize,
@@ -113,6 +130,14 @@ pub(crate) enum Kernel {
         rows: usize,
         bits: u8,
         segments: Vec<usize>,
+        ldx: usize,
+        ldy: usize,
+    },
+    /// From f32 to bf16, `stored` as such or as f32.
+    RoundBf16 {
+        rows: usize,
+        c: usize,
+        stored: bool,
         ldx: usize,
         ldy: usize,
     },
@@ -223,6 +248,11 @@ impl Kernel {
             Kernel::ConvCodes { rounding, .. } | Kernel::LinearCodes { rounding, .. } => Some(*rounding),
             _ => None,
         }
+    }
+
+    /// Whether it multiplies bf16.
+    pub fn multiplies_bf16(&self) -> bool {
+        matches!(self, Kernel::ConvBf16 { .. } | Kernel::LinearBf16 { .. })
     }
 
     /// Values of f32 scratch needed on a pool of `threads`.

@@ -16,6 +16,8 @@ pub struct StepProfile {
     pub reference: bool,
     /// Whether it multiplies integers.
     pub integers: bool,
+    /// Whether it multiplies bf16.
+    pub bf16: bool,
     /// Time in all calls. Zero unless the engine was opened with `profile`.
     pub total: Duration,
     /// Number of calls. Zero unless the engine was opened with `profile`.
