@@ -255,9 +255,10 @@ impl Engine {
             let reference = matches!(step.kernel, Kernel::Reference(_));
             let integers = step.kernel.rounding_of_codes().is_some();
             let bf16 = step.kernel.multiplies_bf16();
+            let idle = matches!(step.kernel, Kernel::Nothing);
             let evaluations = if program == ProgramKind::PreludeSteps { self.chunk } else { 1 };
             let (name, op) = (step.name.clone(), step.op.clone());
-            StepProfile { program, name, op, reference, integers, bf16, total, calls, evaluations }
+            StepProfile { program, name, op, reference, integers, bf16, idle, total, calls, evaluations }
         });
         profiles.collect()
     }

@@ -40,8 +40,10 @@ fn kernel(artifact: &Artifact, layer: &QuantizedLayer) -> &'static str {
 fn multiplies_bf16(artifact: &Artifact, layer: &QuantizedLayer) -> bool {
     let isa = Isa::detect();
     let shape = layer.weight.and_then(|weight| artifact.manifest.plan.constants[weight].ty.fixed_shape());
-    // [outputs, inputs, …] of a convolution, [inputs, outputs] of a linear layer
-    shape.is_some_and(|s| isa.has_bf16() && isa.suits_bf16(s[0].min(s[1]), s[0].min(s[1])))
+    shape.is_some_and(|shape| {
+        let [channels, columns] = if layer.op == "linear" { [shape[0], shape[1]] } else { [shape[1], shape[0]] };
+        isa.has_bf16() && isa.suits_bf16(channels, columns)
+    })
 }
 
 /// The keys `quant` and `corrections.quant`; `corrections` has its other keys already.
