@@ -220,7 +220,7 @@ fn is_product_of_codes(
 }
 
 /// The constant of bf16 that a product has as its weights.
-pub(crate) fn weight_bf16(plan: &Plan, program: &Program, step: &Step) -> Option<usize> {
+fn weight_bf16(plan: &Plan, program: &Program, step: &Step) -> Option<usize> {
     let weight = step.inputs.get(1).copied().flatten()?;
     let Source::Constant(constant) = program.values[weight].source else { return None };
     (plan.constants[constant].ty.dtype == DType::BF16).then_some(constant)
