@@ -180,17 +180,8 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
     let quantized = match args.quant.weight_bits() {
         None => None,
         Some(_) => {
-            let choice = decision.as_ref().map(|d| &d.choice);
-            Some(quantize(
-                args,
-                args.quant,
-                &model,
-                &options,
-                cached.as_ref().zip(choice),
-                &trajectory,
-                &stages,
-                quiet,
-            )?)
+            let cached = cached.as_ref().zip(decision.as_ref().map(|d| &d.choice));
+            Some(quantize(args, args.quant, &model, &options, cached, &trajectory, &stages, quiet)?)
         }
     };
     let (mut lowered, corrections) = match (&quantized, &cached, &decision) {

@@ -53,24 +53,6 @@ pub struct QuantizingArgs {
     pub reconstruct: bool,
 }
 
-impl QuantizingArgs {
-    /// Refuses what only makes sense where something is fitted.
-    pub fn check_bf16(&self) -> Result<(), Failure> {
-        let asked = [
-            ("--keep-float auto", self.keep_float.iter().any(|n| n == "auto")),
-            ("--reconstruct", self.reconstruct),
-            ("--variance-compensation", self.variance_compensation.is_some()),
-            ("--calib-select", self.calib_select != "random"),
-            ("--share-ranges", self.share_ranges != Grouping::PerEvaluation),
-        ];
-        match asked.iter().find(|(_, asked)| *asked) {
-            Some((option, _)) => Err(Failure::usage(format!("{option}: with --quant bf16 nothing is fitted"))
-                .help("leave it out, or --quant w8a8")),
-            None => Ok(()),
-        }
-    }
-}
-
 fn parse_share(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
@@ -90,6 +72,22 @@ fn parse_grouping(text: &str) -> Result<Grouping, String> {
 }
 
 impl QuantizingArgs {
+    /// Refuses what only makes sense where something is fitted.
+    pub fn check_bf16(&self) -> Result<(), Failure> {
+        let asked = [
+            ("--keep-float auto", self.keep_float.iter().any(|n| n == "auto")),
+            ("--reconstruct", self.reconstruct),
+            ("--variance-compensation", self.variance_compensation.is_some()),
+            ("--calib-select", self.calib_select != "random"),
+            ("--share-ranges", self.share_ranges != Grouping::PerEvaluation),
+        ];
+        match asked.iter().find(|(_, asked)| *asked) {
+            Some((option, _)) => Err(Failure::usage(format!("{option}: with --quant bf16 nothing is fitted"))
+                .help("leave it out, or --quant w8a8")),
+            None => Ok(()),
+        }
+    }
+
     fn mode(&self) -> Option<Mode> {
         Some(match self.variance_compensation.as_deref()? {
             "regression" => Mode::Regression,
