@@ -208,7 +208,8 @@ struct Ablation<'a> {
 
 impl<'a> Ablation<'a> {
     fn new(bench: &Bench, model: &'a Model, options: &Options, interval: usize) -> Ablation<'a> {
-        let options_of_loop = LoopOptions { sampler: bench.sampler.clone(), steps: bench.steps, any_steps: false };
+        let options_of_loop =
+            LoopOptions { sampler: bench.sampler.clone(), steps: bench.steps, any_steps: false, bf16: None };
         let cut: CutSpec = option(options, "cut", "auto").parse().unwrap();
         Ablation {
             cached: cut_loop(model, &options_of_loop, &cut).unwrap(),

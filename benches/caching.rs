@@ -50,8 +50,12 @@ fn run(path: &Path, options: &Options) {
 
     for cut in option(options, "cuts", "auto").split(',') {
         let spec: CutSpec = cut.parse().unwrap();
-        let cached =
-            cut_loop(&model, &LoopOptions { sampler: bench.sampler.clone(), steps, any_steps: false }, &spec).unwrap();
+        let cached = cut_loop(
+            &model,
+            &LoopOptions { sampler: bench.sampler.clone(), steps, any_steps: false, bf16: None },
+            &spec,
+        )
+        .unwrap();
         let lowered = cached.uncorrected().unwrap();
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
         for interval in option(options, "intervals", "2,3,5,10,20").split(',') {

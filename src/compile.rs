@@ -8,7 +8,7 @@ use cqc_passes::bind::{self, BindError, Bound, CachedPart, Saved};
 use cqc_passes::cache::affine::Affine;
 use cqc_passes::cache::{self, Batch, Correction, Cut, CutError, CutSpec, Split};
 use cqc_passes::lower::{Weights, lower};
-use cqc_passes::quant::{self, Extra, QuantSpec, QuantTables, Survey};
+use cqc_passes::quant::{self, Bf16Products, Extra, QuantSpec, QuantTables, Survey};
 use cqc_proto::Tensor;
 use cqc_proto::cq::CacheCorrection;
 use cqc_proto::op::OpError;
@@ -26,6 +26,8 @@ pub struct LoopOptions {
     pub steps: usize,
     /// Whether the plan keeps what makes its tables, so that it can be run with any number of steps.
     pub any_steps: bool,
+    /// Which products are rounded to bf16; `None`: none.
+    pub bf16: Option<QuantSpec>,
 }
 
 /// Why a model cannot be compiled.
@@ -60,6 +62,8 @@ pub struct Lowered {
     pub weights: Weights,
     /// What left the loop.
     pub saved: Saved,
+    /// What was rounded to bf16, if that was asked for.
+    pub bf16: Option<Bf16Products>,
 }
 
 impl Lowered {
@@ -88,7 +92,7 @@ impl Lowered {
 /// [`CompileError`]: the model is no denoiser, the sampler has no such trajectory, or its time steps do not suit the model.
 pub fn compile_loop(model: &Model, options: &LoopOptions) -> Result<Lowered, CompileError> {
     let (bound, evaluations) = bind_loop(model, options)?;
-    finish(model, bound, evaluations, options.any_steps)
+    finish(model, bound, evaluations, options.any_steps, options.bf16.as_ref())
 }
 
 fn bind_loop(model: &Model, options: &LoopOptions) -> Result<(Bound, usize), CompileError> {
@@ -105,7 +109,7 @@ fn bind_loop(model: &Model, options: &LoopOptions) -> Result<(Bound, usize), Com
 /// # Errors
 /// [`CompileError::Lower`].
 pub fn compile_evaluation(model: &Model) -> Result<Lowered, CompileError> {
-    finish(model, bind::unbound(&model.graph), 0, false)
+    finish(model, bind::unbound(&model.graph), 0, false, None)
 }
 
 /// A loop cut in what is computed at every evaluation and what is cached; the schedule is open.
@@ -115,6 +119,7 @@ pub struct CachedLoop<'a> {
     split: Split,
     evaluations: usize,
     any_steps: bool,
+    bf16: Option<QuantSpec>,
     /// Where it is cut.
     pub cut: Cut,
     /// The names of what is cached.
@@ -136,7 +141,8 @@ pub fn cut_loop<'a>(model: &'a Model, options: &LoopOptions, spec: &CutSpec) -> 
     let step = &bound.full.graph;
     let cut = cache::choose(&cache::candidates(step, sample, batch), spec, step, sample, batch)?;
     let (split, cut_name) = (cache::split(&bound.full, &cut)?, cut.name(step));
-    Ok(CachedLoop { model, bound, split, evaluations, any_steps: options.any_steps, cut, cut_name })
+    let (any_steps, bf16) = (options.any_steps, options.bf16.clone());
+    Ok(CachedLoop { model, bound, split, evaluations, any_steps, bf16, cut, cut_name })
 }
 
 impl CachedLoop<'_> {
@@ -145,7 +151,7 @@ impl CachedLoop<'_> {
         self.evaluations
     }
 
-    /// The loop that always computes everything and never corrects: what is calibrated on.
+    /// The loop that always computes everything and never corrects: what is calibrated on. Rounded to bf16 where the loop is to be.
     ///
     /// # Errors
     /// [`CompileError::Lower`].
@@ -199,6 +205,7 @@ impl CachedLoop<'_> {
             bound,
             evaluations: self.evaluations,
             any_steps: self.any_steps,
+            bf16: self.bf16.clone(),
             corrections,
         })
     }
@@ -210,6 +217,7 @@ pub struct Assembled<'a> {
     bound: Bound,
     evaluations: usize,
     any_steps: bool,
+    bf16: Option<QuantSpec>,
     corrections: Vec<Correction>,
 }
 
@@ -222,7 +230,8 @@ pub type Quantization<'a> = (&'a Survey, &'a QuantTables, Extra);
 /// As [`compile_loop`].
 pub fn assemble_loop<'a>(model: &'a Model, options: &LoopOptions) -> Result<Assembled<'a>, CompileError> {
     let (bound, evaluations) = bind_loop(model, options)?;
-    Ok(Assembled { model, bound, evaluations, any_steps: options.any_steps, corrections: vec![] })
+    let (any_steps, bf16) = (options.any_steps, options.bf16.clone());
+    Ok(Assembled { model, bound, evaluations, any_steps, bf16, corrections: vec![] })
 }
 
 impl Assembled<'_> {
@@ -255,7 +264,7 @@ impl Assembled<'_> {
             quant::annotate(&mut bound, survey, tables, extra)?;
         }
         let names: Vec<String> = bound.tables.iter().map(|(name, _)| name.clone()).collect();
-        let lowered = finish(self.model, bound, self.evaluations, self.any_steps)?;
+        let lowered = finish(self.model, bound, self.evaluations, self.any_steps, self.bf16.as_ref())?;
         let find = |table: usize| lowered.plan.constants.iter().position(|c| c.name == names[table]);
         let constants = self.corrections.iter().filter_map(|c| {
             let previous_scale = c.previous.and_then(|(_, table)| find(table));
@@ -266,9 +275,16 @@ impl Assembled<'_> {
     }
 }
 
-fn finish(model: &Model, bound: Bound, evaluations: usize, any_steps: bool) -> Result<Lowered, CompileError> {
+fn finish(
+    model: &Model,
+    mut bound: Bound,
+    evaluations: usize,
+    any_steps: bool,
+    bf16: Option<&QuantSpec>,
+) -> Result<Lowered, CompileError> {
+    let bf16 = bf16.map(|spec| quant::round_products(&mut bound, spec)).transpose()?;
     let (inputs, outputs) = (model.inputs.clone(), model.outputs.clone());
     let (plan, weights) =
         lower(&bound, inputs, outputs, model.batch_symbol.as_deref(), model.fixed_batch, evaluations, any_steps)?;
-    Ok(Lowered { plan, weights, saved: bound.saved })
+    Ok(Lowered { plan, weights, saved: bound.saved, bf16 })
 }

@@ -30,7 +30,7 @@ fn artifacts_of_every_version_sample_the_same() {
         let expected = read_npy(&dir.join(format!("v{version}.samples.npy"))).unwrap();
         let pairs = found.to_f32_vec().into_iter().zip(expected.to_f32_vec());
         let worst = pairs.fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-        // other instruction sets sum in another order; where sums are rounded, a level may change
+        // other instruction sets sum in another order; where operands are rounded, a level may change
         let limit = if quantized { 0.1 } else { 1e-4 };
         assert!(worst < limit, "{}: {worst:e}", file.display());
     }

@@ -36,7 +36,7 @@ struct Case<'a> {
 
 impl<'a> Case<'a> {
     fn new(model: &'a Model, kind: SamplerKind, steps: usize, cut: &str, request: Request) -> Case<'a> {
-        let options = LoopOptions { sampler: SamplerConfig::of_kind(kind), steps, any_steps: false };
+        let options = LoopOptions { sampler: SamplerConfig::of_kind(kind), steps, any_steps: false, bf16: None };
         let cached = cut_loop(model, &options, &cut.parse::<CutSpec>().unwrap()).unwrap();
         Case { options, cached, request }
     }

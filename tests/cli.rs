@@ -92,9 +92,11 @@ fn usage_errors_exit_with_2_and_say_nothing_on_stdout() {
 }
 
 #[test]
-fn what_comes_later_is_refused_by_name() {
+fn options_that_contradict_each_other_are_refused() {
     for (option, said) in [
-        ("--quant bf16", "--quant bf16 comes in a later version"),
+        ("--quant bf16 --reconstruct", "--reconstruct: with --quant bf16 nothing is fitted"),
+        ("--quant bf16 --keep-float auto", "--keep-float auto: with --quant bf16 nothing is fitted"),
+        ("--quant bf16 --interval 1 --budget 1h", "--budget: nothing is calibrated"),
         ("--correct none,cache", "--correct none excludes everything else"),
     ] {
         let dir = tempfile::tempdir().unwrap();
@@ -443,11 +445,71 @@ fn kernels_are_compared_layer_by_layer() {
     assert!(layers.iter().any(|l| l["program"] == "full") && layers.iter().any(|l| l["program"] == "cached"));
     for layer in layers {
         let is_positive = |key: &str| layer[key].as_f64().is_some_and(|v| v > 0.0);
-        assert!(["int8_ms", "f32_ms", "macs", "bytes"].into_iter().all(is_positive), "{layer}");
+        assert!(["ms", "f32_ms", "macs", "bytes"].into_iter().all(is_positive), "{layer}");
     }
     let text = line(&format!("bench {} --kernels --repeat 1", artifact.display()));
     assert!(text.stdout.contains("full: ") && text.stdout.contains("than a tenth"), "{}", text.stdout);
     let (_dir, float) = compiled(4);
     assert_eq!(line(&format!("bench {} --kernels", float.display())).code, 2);
     assert_eq!(line(&format!("bench {} --kernels", model().display())).code, 2);
+}
+
+/// bf16 from the model to samples, a report, and models for other runtimes.
+#[test]
+fn a_loop_rounded_to_bf16_is_half_the_size_and_goes_everywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let done = |text: &str| {
+        let ran = line(text);
+        assert_eq!(ran.code, 0, "{text}: {}", ran.stderr);
+        ran
+    };
+    let (model, calibration) = (model().display().to_string(), "--calib-samples 4 --calib-batch 2");
+    let size = |name: &str| std::fs::metadata(file(name)).unwrap().len();
+    let how = format!("--steps 4 --interval 2 --schedule uniform {calibration}");
+    done(&format!("compile {model} -o {} {how}", file("float.cq")));
+    let json = done(&format!(
+        "compile {model} -o {} {how} --quant bf16 --any-steps --report {} --json",
+        file("bf16.cq"),
+        file("report.html")
+    ))
+    .json();
+    assert!(json["quant"]["layers"].as_u64().unwrap() > 20 && json["quant"]["macs"].as_u64().unwrap() > 0, "{json}");
+    assert!(size("bf16.cq") * 10 < size("float.cq") * 6, "{} of {}", size("bf16.cq"), size("float.cq"));
+    let page = std::fs::read_to_string(file("report.html")).unwrap();
+    assert!(page.contains("bf16, weights rounded nearest") && !page.contains("rounded to what integers stand for"));
+
+    let view = done(&format!("inspect {} --json", file("bf16.cq"))).json();
+    assert_eq!(view["quant"]["kind"], "bf16");
+    let layers = view["quant"]["layers"].as_array().unwrap();
+    assert!(
+        layers.iter().all(|l| l["weight_bits"] == 16 && l["activation_scale"] == serde_json::json!([])),
+        "{layers:?}"
+    );
+    assert!(done(&format!("inspect {}", file("bf16.cq"))).stdout.contains("quant      bf16, "));
+
+    let sample = |artifact: &str, more: &str| {
+        let out = file("samples.npy");
+        done(&format!("sample {} -n 2 --seed 3 --device cpu --force -o {out} {more}", file(artifact)));
+        cqc::io::read_npy(Path::new(&out)).unwrap().to_f32_vec()
+    };
+    let (float, bf16) = (sample("float.cq", ""), sample("bf16.cq", ""));
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let noise: f64 = float.iter().zip(&bf16).map(|(a, b)| square(a - b)).sum();
+    let sqnr = 10.0 * (float.iter().map(|&x| square(x)).sum::<f64>() / noise).log10();
+    assert!((25.0..80.0).contains(&sqnr), "{sqnr:.1} dB after 4 steps");
+    assert!(sample("bf16.cq", "--steps 3").iter().all(|x| x.is_finite()));
+
+    let bench = done(&format!("bench {} --repeat 1 --threads 1 --json", file("bf16.cq"))).json();
+    let multiplies = cqc_kernels::Isa::detect().has_bf16();
+    assert_eq!(bench["dtype"], if multiplies { "bf16" } else { "f32" });
+    let kernels = line(&format!("bench {} --kernels --repeat 1", file("bf16.cq")));
+    assert_eq!(kernels.code, if multiplies { 0 } else { 2 }, "{}", kernels.stderr);
+
+    let exported = done(&format!("export {} -o {} --json", file("bf16.cq"), file("onnx"))).json();
+    assert!(exported["files"].as_array().unwrap().len() > 3, "{exported}");
+    assert!(size("onnx/weights.bin") * 10 < size("float.cq") * 6);
+    let refused = line(&format!("export {} -o {} --scales constant", file("bf16.cq"), file("none")));
+    assert_eq!(refused.code, 2);
+    assert!(refused.stderr.contains("bf16 has none"), "{}", refused.stderr);
 }

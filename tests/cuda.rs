@@ -136,7 +136,7 @@ mod simulator {
     fn the_unet_in_fp16_equals_the_cpu() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/ddpm-shapes32.onnx");
         let model = Model::load(&path, &ModelOptions::default(), |_, _| {}).unwrap();
-        let options = LoopOptions { sampler: SamplerConfig::default(), steps: 6, any_steps: false };
+        let options = LoopOptions { sampler: SamplerConfig::default(), steps: 6, any_steps: false, bf16: None };
         let found = decibels(&compile_loop(&model, &options).unwrap());
         println!("fp16: {found:.1?}");
         // fp16 rounds to a part in 2048, 66 dB, at every layer; errors of many layers average out

@@ -41,7 +41,10 @@ fn timesteps() -> Vec<f64> {
 /// The loop, or one evaluation of what is no denoiser.
 fn lowered(path: &Path) -> Lowered {
     let model = Model::load(path, &ModelOptions::default(), |_, _| {}).unwrap();
-    match compile_loop(&model, &LoopOptions { sampler: SamplerConfig::default(), steps: STEPS, any_steps: false }) {
+    match compile_loop(
+        &model,
+        &LoopOptions { sampler: SamplerConfig::default(), steps: STEPS, any_steps: false, bf16: None },
+    ) {
         Err(CompileError::Model(_)) => compile_evaluation(&model).unwrap(),
         lowered => lowered.unwrap(),
     }
@@ -296,7 +299,7 @@ fn the_script_samples_what_the_engine_samples() {
 /// The loop with a cache, corrected by a forecast.
 fn cached(path: &Path, request: &Request) -> Lowered {
     let model = Model::load(path, &ModelOptions::default(), |_, _| {}).unwrap();
-    let options = LoopOptions { sampler: SamplerConfig::default(), steps: STEPS, any_steps: false };
+    let options = LoopOptions { sampler: SamplerConfig::default(), steps: STEPS, any_steps: false, bf16: None };
     let cached = cut_loop(&model, &options, &CutSpec::Auto).unwrap();
     let plain = cached.uncorrected().unwrap();
     let weights = Weights::new(plain.plan.clone(), plain.weight_bytes().unwrap()).unwrap();

@@ -26,7 +26,7 @@ struct Case {
 fn run(case: &Case) -> (Tensor, Tensor) {
     let golden: BTreeMap<String, Tensor> = read_npz(&case.golden).unwrap().into_iter().collect();
     let model = Model::load(&case.model, &ModelOptions::default(), |_, _| {}).unwrap();
-    let options = LoopOptions { sampler: SamplerConfig::default(), steps: 50, any_steps: false };
+    let options = LoopOptions { sampler: SamplerConfig::default(), steps: 50, any_steps: false, bf16: None };
     let lowered = compile_loop(&model, &options).unwrap();
     let sampler = Sampler::new(&options.sampler, options.steps).unwrap();
     let timesteps: Vec<i64> = sampler.evaluations().iter().map(|e| e.timestep as i64).collect();

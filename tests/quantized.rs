@@ -68,7 +68,7 @@ const PLAIN: How = How {
 
 impl<'a> Case<'a> {
     fn new(model: &'a Model, kind: SamplerKind, steps: usize, request: Request) -> Case<'a> {
-        let options = LoopOptions { sampler: SamplerConfig::of_kind(kind), steps, any_steps: false };
+        let options = LoopOptions { sampler: SamplerConfig::of_kind(kind), steps, any_steps: false, bf16: None };
         let cached = cut_loop(model, &options, &CutSpec::Auto).unwrap();
         Case { model, options, cached, request }
     }
@@ -370,6 +370,8 @@ fn integers_are_what_rounded_floats_stand_for() {
             |v| matches!(v.source, cqc_proto::plan::Source::Constant(c) if lowered.plan.constants[c].codes.is_some()),
         );
         assert!(products(&integers) >= quantized.count(), "{} products of integers", products(&integers));
+        let profile = integers.engine().profile();
+        assert!(profile.iter().any(|s| s.integers && s.op == "attention"), "attention multiplies codes");
         // what codes cannot say is an error, not a wrong result
         let full = &lowered.plan.full;
         let rounding = full.steps.iter().find(|s| matches!(s.op, cqc_proto::Op::FakeQuant { .. })).unwrap();

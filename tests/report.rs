@@ -215,7 +215,8 @@ fn files_are_not_overwritten_and_that_is_said_first() {
 #[test]
 fn errors_agree_with_what_calibration_measured() {
     let model = Model::load(&model("ddpm-shapes32"), &ModelOptions::default(), |_, _| {}).unwrap();
-    let options = LoopOptions { sampler: SamplerConfig::of_kind(SamplerKind::Ddim), steps: 6, any_steps: false };
+    let options =
+        LoopOptions { sampler: SamplerConfig::of_kind(SamplerKind::Ddim), steps: 6, any_steps: false, bf16: None };
     let cached = cut_loop(&model, &options, &"auto".parse::<CutSpec>().unwrap()).unwrap();
     let request = Request { samples: 4, guidance: 1.0, seed: 7, ..Request::default() };
     let engine = EngineOptions { batch: 2, threads: 2, ..Default::default() };

@@ -23,7 +23,7 @@ fn path(name: &str) -> PathBuf {
 /// A compiled float loop.
 fn compile(model: &str, steps: usize, any_steps: bool) -> (Manifest, bytes::Bytes) {
     let model = Model::load(&path(model), &ModelOptions::default(), |_, _| {}).unwrap();
-    let options = LoopOptions { sampler: SamplerConfig::default(), steps, any_steps };
+    let options = LoopOptions { sampler: SamplerConfig::default(), steps, any_steps, bf16: None };
     let lowered = compile_loop(&model, &options).unwrap();
     let manifest = Manifest::new(SourceModel::default(), lowered.plan.clone(), options.sampler, steps);
     (manifest, lowered.weight_bytes().unwrap())

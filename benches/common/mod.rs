@@ -124,7 +124,8 @@ impl Bench {
             reference: vec![],
         };
         let plain =
-            compile_loop(&model, &LoopOptions { sampler: bench.sampler.clone(), steps, any_steps: false }).unwrap();
+            compile_loop(&model, &LoopOptions { sampler: bench.sampler.clone(), steps, any_steps: false, bf16: None })
+                .unwrap();
         let weights = Weights::new(plain.plan.clone(), plain.weight_bytes().unwrap()).unwrap();
         // `--references DIR` keeps them: the same for every setting but these
         let kept = options.get("references").map(|dir| {

@@ -1,5 +1,6 @@
 //! Convolution over NHWC as a matrix product whose left rows are looked up, never copied.
 
+use crate::bf16::{Bf16Product, PackedBf16};
 use crate::epilogue::check_matrix;
 use crate::gemm::{Finish, Gather, Groups, Lhs, PADDING, Product};
 use crate::integer::{Activations, IntProduct, PackedCodes, Pixels};
@@ -177,7 +178,7 @@ impl Conv {
         packed.check(isa, groups, s.k(), n);
         check_matrix("x", x.len(), s.n * s.h * s.w, s.cin, ldx);
         epilogue.check(rows, s.cout);
-        let lhs = self.lhs(x, ldx);
+        let lhs = self.lhs(x, ldx, &self.zeros);
         let finish = Finish { epilogue: *epilogue, y: Sink::new(isa, y.into(), rows, s.cout, ldy) };
         match packed.layout() {
             Layout::Panels => {
@@ -215,10 +216,36 @@ impl Conv {
         IntProduct { isa, x, rows, n: s.cout, taps, depth: s.cin, gather, packed, finish }.run(pool);
     }
 
-    fn lhs<'a>(&'a self, x: &'a [f32], ldx: usize) -> Lhs<'a, f32> {
+    /// y = epilogue(conv(x, w)) over bf16, of which `x` has the bits. `ldx` and `ldy` as for [`Conv::run`].
+    ///
+    /// # Panics
+    /// When `packed` was made for another shape or instruction set, or a slice is too short.
+    pub fn run_bf16<'a>(
+        &self,
+        pool: &Pool,
+        x: &[u16],
+        ldx: usize,
+        packed: &PackedBf16,
+        epilogue: &Epilogue,
+        y: impl Into<Target<'a>>,
+        ldy: usize,
+    ) {
+        let (s, isa) = (&self.shape, self.isa);
+        let rows = s.out_rows();
+        assert_eq!(s.groups, 1, "bf16 are multiplied without groups");
+        packed.check(isa, s.kh * s.kw, s.cin, s.cout);
+        check_matrix("x", x.len(), s.n * s.h * s.w, s.cin, ldx);
+        epilogue.check(rows, s.cout);
+        // zeros of f32 are zeros of bf16
+        let lhs = self.lhs(x, ldx, bytemuck::cast_slice(&self.zeros));
+        let finish = Finish { epilogue: *epilogue, y: Sink::new(isa, y.into(), rows, s.cout, ldy) };
+        Bf16Product { isa, lhs, rows, n: s.cout, packed, finish }.run(pool);
+    }
+
+    fn lhs<'a, T>(&'a self, x: &'a [T], ldx: usize, zeros: &'a [T]) -> Lhs<'a, T> {
         let s = &self.shape;
         let run = if s.dilation[1] == 1 && s.upsample == 1 { s.kw } else { 1 };
-        let (table, zeros) = (&self.table, &self.zeros);
+        let table = &self.table;
         let gather = Gather { table, out_pixels: s.out_h() * s.out_w(), in_pixels: s.h * s.w, zeros, run };
         let gather = (!self.table.is_empty()).then_some(gather);
         Lhs { x, ld: ldx, taps: s.kh * s.kw, depth: s.cin / s.groups, gather }

@@ -39,7 +39,7 @@ pub fn fake_quant(
     y: &mut [f32],
     ldy: usize,
 ) {
-    store(isa, pool, rows, x, ldx, how, Target::Rounded(y, *how), ldy);
+    store(isa, pool, rows, how.segments.iter().sum(), x, ldx, Target::Rounded(y, *how), ldy);
 }
 
 /// y = q, the codes that [`fake_quant`] rounds to: elements of [`Isa::code_type`], which `ldy` counts.
@@ -47,11 +47,11 @@ pub fn fake_quant(
 /// # Panics
 /// When a slice is too short or not aligned, a scale is 0, or `bits` is not 1 to 8.
 pub fn quantize(isa: Isa, pool: &Pool, rows: usize, x: &[f32], ldx: usize, how: &FakeQuant, y: &mut [u8], ldy: usize) {
-    store(isa, pool, rows, x, ldx, how, Target::Codes(y, *how), ldy);
+    store(isa, pool, rows, how.segments.iter().sum(), x, ldx, Target::Codes(y, *how), ldy);
 }
 
-fn store(isa: Isa, pool: &Pool, rows: usize, x: &[f32], ldx: usize, how: &FakeQuant, y: Target, ldy: usize) {
-    let c = how.segments.iter().sum();
+/// `rows` rows of `c` values as the target has them.
+pub(crate) fn store(isa: Isa, pool: &Pool, rows: usize, c: usize, x: &[f32], ldx: usize, y: Target, ldy: usize) {
     check_matrix("x", x.len(), rows, c, ldx);
     let y = Sink::new(isa, y, rows, c, ldy);
     let tasks = (rows * c).div_ceil(TASK).clamp(1, 8 * pool.threads()).min(rows.max(1));

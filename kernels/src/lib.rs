@@ -14,6 +14,7 @@
 
 pub mod arena;
 pub mod attention;
+pub mod bf16;
 pub mod conv;
 pub mod copy;
 pub mod cuda;
@@ -42,6 +43,7 @@ mod simd;
 mod target;
 
 pub use attention::{AttentionShape, attention, attention_scratch_len};
+pub use bf16::{PackedBf16, linear_bf16, round_bf16};
 pub use conv::{Conv, ConvShape, ShapeError};
 pub use copy::copy_strided;
 pub use elementwise::{Affine, Binary, Operand, Unary, affine, binary, geglu, unary};

@@ -1,4 +1,4 @@
-//! Where a kernel puts its results: f32, or at once the codes that an integer product will read.
+//! Where a kernel puts its results: f32, or at once the codes or bf16 that a product will read.
 
 use crate::epilogue::check_matrix;
 use crate::gemm::{load_some, store_some};
@@ -16,6 +16,10 @@ pub enum Target<'a> {
     Codes(&'a mut [u8], FakeQuant<'a>),
     /// As [`fake_quant`](crate::fake_quant) would round them.
     Rounded(&'a mut [f32], FakeQuant<'a>),
+    /// Rounded to bf16, of which these are the bits.
+    Bf16(&'a mut [u16]),
+    /// Rounded to bf16, as f32.
+    RoundedBf16(&'a mut [f32]),
 }
 
 impl<'a> From<&'a mut [f32]> for Target<'a> {
@@ -43,6 +47,8 @@ enum Kind<'a> {
     Values(SharedMut<'a, f32>),
     Codes { y: SharedMut<'a, u8>, size: usize, how: FakeQuant<'a> },
     Rounded(SharedMut<'a, f32>, FakeQuant<'a>),
+    Bf16(SharedMut<'a, u16>),
+    RoundedBf16(SharedMut<'a, f32>),
 }
 
 impl<'a> Sink<'a> {
@@ -67,14 +73,22 @@ impl<'a> Sink<'a> {
                 how.check();
                 Kind::Rounded(SharedMut::new(y), how)
             }
+            Target::Bf16(y) => {
+                check_matrix("y", y.len(), rows, cols, ld);
+                Kind::Bf16(SharedMut::new(y))
+            }
+            Target::RoundedBf16(y) => {
+                check_matrix("y", y.len(), rows, cols, ld);
+                Kind::RoundedBf16(SharedMut::new(y))
+            }
         };
         Sink { kind, ld }
     }
 
-    /// How results are rounded.
+    /// How results are rounded to what codes stand for.
     fn rounding(&self) -> Option<FakeQuant<'a>> {
         match self.kind {
-            Kind::Values(_) => None,
+            Kind::Values(_) | Kind::Bf16(_) | Kind::RoundedBf16(_) => None,
             Kind::Codes { how, .. } | Kind::Rounded(_, how) => Some(how),
         }
     }
@@ -86,15 +100,15 @@ impl<'a> Sink<'a> {
 
     /// Values of scratch that [`Sink::place`] needs for `n` values.
     pub(crate) fn scratch(&self, n: usize) -> usize {
-        if let Kind::Codes { .. } = self.kind { n } else { 0 }
+        if matches!(self.kind, Kind::Codes { .. } | Kind::Bf16(_)) { n } else { 0 }
     }
 
     /// Where to write values of a row from a column on, before [`Sink::store`]: in the result, or in `scratch`.
     #[inline(always)]
     pub(crate) fn place(&self, row: usize, col: usize, scratch: *mut f32) -> *mut f32 {
         match self.kind {
-            Kind::Values(y) | Kind::Rounded(y, _) => y.at(row * self.ld + col),
-            Kind::Codes { .. } => scratch,
+            Kind::Values(y) | Kind::Rounded(y, _) | Kind::RoundedBf16(y) => y.at(row * self.ld + col),
+            Kind::Codes { .. } | Kind::Bf16(_) => scratch,
         }
     }
 
@@ -104,6 +118,14 @@ impl<'a> Sink<'a> {
     /// They must have been written there, the row and columns must be in range, and no other task may touch them.
     #[inline(always)]
     pub(crate) unsafe fn store<S: Simd>(&self, s: S, row: usize, col: usize, n: usize, place: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.kind {
+                Kind::Bf16(y) => return bf16_row(s, place, y.at(row * self.ld + col), n),
+                Kind::RoundedBf16(_) => return round_bf16_row(s, place, n),
+                _ => {}
+            }
+        }
         let Some(how) = self.rounding() else { return };
         let (mut first, mut at) = (0, 0);
         for (i, &len) in how.segments.iter().enumerate() {
@@ -134,6 +156,8 @@ pub(crate) enum Writer<'a, S: Simd> {
     Values(SharedMut<'a, f32>, usize),
     Codes { y: SharedMut<'a, u8>, ld: usize, size: usize, rounding: Rounding<S> },
     Rounded(SharedMut<'a, f32>, usize, Rounding<S>),
+    Bf16(SharedMut<'a, u16>, usize),
+    RoundedBf16(SharedMut<'a, f32>, usize),
 }
 
 impl<'a> Sink<'a> {
@@ -152,8 +176,13 @@ impl<'a> Sink<'a> {
         n: usize,
     ) -> Option<(std::ops::Range<usize>, Writer<'a, S>)> {
         let Some(how) = self.rounding() else {
-            let Kind::Values(y) = self.kind else { return None };
-            return Some((0..n, Writer::Values(y, self.ld)));
+            let writer = match self.kind {
+                Kind::Bf16(y) => Writer::Bf16(y, self.ld),
+                Kind::RoundedBf16(y) => Writer::RoundedBf16(y, self.ld),
+                Kind::Values(y) => Writer::Values(y, self.ld),
+                Kind::Codes { .. } | Kind::Rounded(..) => return None,
+            };
+            return Some((0..n, writer));
         };
         let first: usize = how.segments[..part].iter().sum();
         let range = first.max(col)..(first + how.segments[part]).min(col + n);
@@ -163,7 +192,8 @@ impl<'a> Sink<'a> {
         let rounding = Rounding::new(s, &how, part);
         let writer = match self.kind {
             Kind::Codes { y, size, .. } => Writer::Codes { y, ld: self.ld, size, rounding },
-            Kind::Values(y) | Kind::Rounded(y, _) => Writer::Rounded(y, self.ld, rounding),
+            Kind::Rounded(y, _) => Writer::Rounded(y, self.ld, rounding),
+            Kind::Values(_) | Kind::Bf16(_) | Kind::RoundedBf16(_) => return None,
         };
         Some((range.start - col..range.end - col, writer))
     }
@@ -184,8 +214,40 @@ impl<S: Simd> Writer<'_, S> {
                     s.store_codes(y.at((row * ld + col) * size), rounding.code(s, v), n, *size);
                 }
                 Writer::Rounded(y, ld, rounding) => store_some(s, y.at(row * ld + col), rounding.round(s, v), n),
+                Writer::Bf16(y, ld) => s.store_bf16(y.at(row * ld + col), s.round_bf16(v), n),
+                Writer::RoundedBf16(y, ld) => store_some(s, y.at(row * ld + col), s.round_bf16(v), n),
             }
         }
+    }
+}
+
+/// The bits of `n` values rounded to bf16.
+///
+/// # Safety
+/// They must be readable and writable.
+#[inline(always)]
+unsafe fn bf16_row<S: Simd>(s: S, x: *const f32, y: *mut u16, n: usize) {
+    let mut at = 0;
+    while at < n {
+        let count = (n - at).min(S::LANES);
+        // SAFETY: the caller's promise.
+        unsafe { s.store_bf16(y.add(at), s.round_bf16(load_some(s, x.add(at), count)), count) };
+        at += count;
+    }
+}
+
+/// Rounds `n` values to bf16 where they are.
+///
+/// # Safety
+/// They must be writable.
+#[inline(always)]
+unsafe fn round_bf16_row<S: Simd>(s: S, x: *mut f32, n: usize) {
+    let mut at = 0;
+    while at < n {
+        let count = (n - at).min(S::LANES);
+        // SAFETY: the caller's promise.
+        unsafe { store_some(s, x.add(at), s.round_bf16(load_some(s, x.add(at), count)), count) };
+        at += count;
     }
 }
 

@@ -1,4 +1,4 @@
-//! Codes and rounded values stored at once are those of the values, quantized or rounded afterwards.
+//! Codes, bf16 and rounded values stored at once are those of the values, quantized or rounded afterwards.
 
 mod common;
 use common::*;
@@ -22,6 +22,15 @@ fn check(rng: &mut Rng, rows: usize, cols: usize, kernel: &dyn Fn(Isa, &Pool, Ta
             quantize(isa, &pool, rows, &values, ld, &how, bytes(&mut expected), ld);
             kernel(isa, &pool, Target::Codes(bytes(&mut codes), how), ld);
             assert_eq!(codes, expected, "{isa}, {rows} rows of {segments:?}");
+            let (mut halves, mut expected) = (vec![0u16; rows * ld], vec![0u16; rows * ld]);
+            round_bf16(isa, &pool, rows, cols, &values, ld, Target::Bf16(&mut expected), ld);
+            kernel(isa, &pool, Target::Bf16(&mut halves), ld);
+            assert_eq!(halves, expected, "{isa}, {rows} rows of {cols} bf16");
+            let mut widened = vec![0.0; rows * ld];
+            kernel(isa, &pool, Target::RoundedBf16(&mut widened), ld);
+            let widened: Vec<u32> = widened.iter().map(|v| v.to_bits()).collect();
+            let expected: Vec<u32> = expected.iter().map(|&v| u32::from(v) << 16).collect();
+            assert_eq!(widened, expected, "{isa}, {rows} rows of {cols} rounded to bf16");
             let passing: Vec<f32> = [0.0, scale[0]].into_iter().take(scale.len()).collect();
             for scale in [&scale, &passing] {
                 let how = FakeQuant { scale, ..how };
@@ -59,6 +68,11 @@ fn products_store_codes() {
         let epilogue = Epilogue { act: Act::ALL[round % 8], ..Epilogue::default() };
         check(&mut rng, m, n, &|isa, pool, y, ld| {
             linear(isa, pool, m, k, n, &x, k, &PackedMatrix::from_kn(isa, k, n, &w), &epilogue, y, ld);
+        });
+        check(&mut rng, m, n, &|isa, pool, y, ld| {
+            let bits = |v: &[f32]| v.iter().map(|v| (v.to_bits() >> 16) as u16).collect::<Vec<u16>>();
+            let packed = PackedBf16::from_kn(isa, k, n, &bits(&w));
+            linear_bf16(isa, pool, m, k, n, &bits(&x), k, &packed, &epilogue, y, ld);
         });
         let signed: Vec<i8> = w.iter().map(|w| (w * 127.0) as i8).collect();
         let scale = vec![0.001; n];

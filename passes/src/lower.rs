@@ -144,6 +144,13 @@ fn quantized_weight(g: &Graph, node: &Node, constants: &mut Constants) -> Option
     Some(constants.add_codes(&g.value(node.outputs[0]).name, g.tensor(codes)?, how))
 }
 
+/// A constant that is stored in another float type than the one it is read in: its index.
+fn widened_weight(g: &Graph, node: &Node, constants: &mut Constants) -> Option<usize> {
+    let (Op::Cast { to: DType::F32 }, Some(stored)) = (&node.op, node.input(0)) else { return None };
+    let tensor = g.tensor(stored).filter(|t| t.dtype().is_float())?;
+    Some(constants.add(&g.value(stored).name, tensor))
+}
+
 /// A program and the values that hold the graph's outputs.
 fn program(part: &Part, bound: &Bound, constants: &mut Constants) -> Result<(Program, Vec<usize>), OpError> {
     let g = &part.graph;
@@ -163,7 +170,8 @@ fn program(part: &Part, bound: &Bound, constants: &mut Constants) -> Result<(Pro
         map.insert(v, push(&mut out, g, v, source, None));
     }
     for (_, node) in g.nodes() {
-        if let Some(constant) = quantized_weight(g, node, constants) {
+        let stored = quantized_weight(g, node, constants).or_else(|| widened_weight(g, node, constants));
+        if let Some(constant) = stored {
             let v = node.outputs[0];
             map.insert(v, push(&mut out, g, v, Source::Constant(constant), None));
             continue;
@@ -213,6 +221,7 @@ fn takes_gaps(op: &Op) -> bool {
             | Op::Geglu { .. }
             | Op::Affine
             | Op::FakeQuant { .. }
+            | Op::RoundBf16
             | Op::Concat { .. }
     )
 }

@@ -2,16 +2,18 @@
 //!
 //! ```text
 //! ; pass: fuse-silu              one or several passes, comma separated; or
-//! ; cut: shallow                 the step is cut there: candidates, full graph, cached graph; the first input is the sample
+//! ; cut: shallow                 the step is cut there: candidates, full graph, cached graph; the first input is the sample; or
+//! ; bf16                         products are rounded to bf16; then which, and why others are not
 //! graph(…) { … return %y }
 //! ;= graph(…) {                  the graph afterwards, then its refusals
 //! ;= refused %y: reason
 //! ```
 //! A file holds any number of graphs. `CQC_BLESS=1 cargo test -p cqc-passes --test filetests` rewrites the `;=` lines.
 
-use cqc_passes::bind::{Origin, Part};
+use cqc_passes::bind::{self, Origin, Part};
 use cqc_passes::cache::{self, Batch, CutSpec};
 use cqc_passes::ir::{Graph, parse, verify};
+use cqc_passes::quant::{QuantSpec, round_products};
 use cqc_passes::rewrite::{self, PIPELINE, Pass};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -56,6 +58,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 enum Task {
     Passes(Vec<Pass>),
     Cut(CutSpec),
+    Bf16,
 }
 
 /// The file's text with the `;=` lines that the passes give now.
@@ -70,6 +73,9 @@ fn rewritten(text: &str) -> Result<String, String> {
         if let Some(spec) = line.strip_prefix("; cut:") {
             task = Task::Cut(spec.trim().parse()?);
         }
+        if line == "; bf16" {
+            task = Task::Bf16;
+        }
         out.push_str(line);
         out.push('\n');
         if !line.starts_with(';') {
@@ -80,6 +86,7 @@ fn rewritten(text: &str) -> Result<String, String> {
             let lines = match &task {
                 Task::Passes(passes) => rewrite_lines(&graph, passes)?,
                 Task::Cut(spec) => cut_lines(&graph, spec)?,
+                Task::Bf16 => bf16_lines(&graph)?,
             };
             lines.iter().for_each(|line| out.push_str(&format!(";= {line}\n")));
             graph.clear();
@@ -103,6 +110,19 @@ fn rewrite_lines(text: &str, passes: &[Pass]) -> Result<Vec<String>, String> {
     let report = rewrite::run(&mut graph, passes, |_, _| {}).map_err(|e| e.to_string())?;
     let mut lines: Vec<String> = graph.to_string().lines().map(str::to_string).collect();
     lines.extend(report.refusals.iter().map(|r| format!("refused %{}: {}", r.value, r.reason)));
+    Ok(lines)
+}
+
+fn bf16_lines(text: &str) -> Result<Vec<String>, String> {
+    let mut bound = bind::unbound(&read(text)?);
+    let products = round_products(&mut bound, &QuantSpec::new(16)).map_err(|e| e.to_string())?;
+    let graph = &mut bound.full.graph;
+    verify(graph).map_err(|e| e.to_string())?;
+    // weights that nothing reads any more
+    graph.compact().map_err(|node| format!("{node} stands on a cycle"))?;
+    let mut lines: Vec<String> = graph.to_string().lines().map(str::to_string).collect();
+    lines.extend(products.layers.iter().map(|l| format!("rounded %{}: {}", l.key, l.op)));
+    lines.extend(products.float_layers.iter().map(|(name, why)| format!("float {name}: {why}")));
     Ok(lines)
 }
 

@@ -30,8 +30,8 @@ use std::collections::BTreeMap;
 pub const MAGIC: [u8; 8] = *b"\x89CQC\r\n\x1a\n";
 
 /// The version that is written, and the newest that is read. 2 added caching, 3 quantization, 4 packs the manifest and may keep what makes tables
-/// ([`Plan::times`]).
-pub const VERSION: u32 = 4;
+/// ([`Plan::times`]), 5 may round products to bf16.
+pub const VERSION: u32 = 5;
 
 /// Longest manifest that is read, in bytes, unpacked.
 pub const MAX_MANIFEST: u64 = 64 << 20;
@@ -162,6 +162,8 @@ pub enum Quant {
     W8a8(QuantizedLoop),
     /// Weights of 4 bits, activations of 8.
     W4a8(QuantizedLoop),
+    /// Operands of products are bf16, sums f32. Layers have neither tables nor corrections.
+    Bf16(QuantizedLoop),
 }
 
 impl Quant {
@@ -169,7 +171,7 @@ impl Quant {
     pub fn quantized(&self) -> Option<&QuantizedLoop> {
         match self {
             Quant::None => None,
-            Quant::W8a8(of) | Quant::W4a8(of) => Some(of),
+            Quant::W8a8(of) | Quant::W4a8(of) | Quant::Bf16(of) => Some(of),
         }
     }
 
@@ -179,7 +181,13 @@ impl Quant {
             Quant::None => "none",
             Quant::W8a8(_) => "w8a8",
             Quant::W4a8(_) => "w4a8",
+            Quant::Bf16(_) => "bf16",
         }
+    }
+
+    /// Whether operands are rounded to integers.
+    pub fn has_integers(&self) -> bool {
+        matches!(self, Quant::W8a8(_) | Quant::W4a8(_))
     }
 }
 
@@ -204,13 +212,13 @@ pub struct QuantizedLayer {
     pub name: String,
     /// Its operator.
     pub op: String,
-    /// Bits of its weights; `None` without weights.
+    /// Bits of its weights, 16 for bf16; `None` without weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_bits: Option<u8>,
     /// Its weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<usize>,
-    /// Tables of its inputs: one, or those of q, k and v.
+    /// Tables of its inputs: one, or those of q, k and v; none where weights alone are quantized, and for bf16.
     pub inputs: Vec<ActivationTable>,
     /// Tables of the correction of its sums.
     #[serde(default, skip_serializing_if = "Option::is_none")]

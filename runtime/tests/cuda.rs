@@ -124,3 +124,19 @@ fn other_artifacts() {
         assert!(decibels.iter().all(|(_, db)| *db > 35.0), "{}: {decibels:?}", path.display());
     }
 }
+
+/// Products of bf16 have no kernels there: the error names the first step that has none.
+#[test]
+fn loops_rounded_to_bf16_are_refused() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/artifacts/v5.cq");
+    if !path.is_file() {
+        return println!("skipped: no {}", path.display());
+    }
+    let weights = open(&path);
+    for device in devices() {
+        let device = Some(OnDevice { device, slots: 1 });
+        let refused = Engine::open(&weights, &EngineOptions { batch: 2, threads: 1, device, ..Default::default() });
+        let refused = refused.map(|_| ()).unwrap_err();
+        assert!(matches!(&refused, EngineError::NoCudaKernel { op, .. } if op == "round_bf16"), "{refused}");
+    }
+}

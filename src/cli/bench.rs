@@ -42,7 +42,7 @@ pub struct BenchArgs {
     /// Also measure every operator and print time, work and share of the measured peak per kind and per step; slows the rest a little
     #[arg(long)]
     profile: bool,
-    /// Quantized .cq: time every layer once as it runs and once in f32, in turn, and name those that integers make slower
+    /// Quantized .cq: time every layer once as it runs and once in f32, in turn, and name those that integers or bf16 make slower
     #[arg(long, conflicts_with_all = ["profile", "inputs", "output"])]
     kernels: bool,
     /// .onnx: read inputs from raw little-endian files PREFIX.in.NAME.bin
@@ -137,7 +137,11 @@ fn profiled(plan: &Plan, steps: Vec<StepProfile>) -> Vec<ProfiledStep> {
     let profiled = called.map(|s| ProfiledStep {
         work: work(&s),
         program: s.program.to_string(),
-        op: if s.integers { format!("{} int8", s.op) } else { s.op },
+        op: match (s.integers, s.bf16) {
+            (true, _) => format!("{} int8", s.op),
+            (_, true) => format!("{} bf16", s.op),
+            _ => s.op,
+        },
         name: s.name,
         ms: s.total.as_secs_f64() * 1e3 / s.calls as f64,
         calls: s.calls,
@@ -213,7 +217,7 @@ fn profile_text(m: &Measured, out: &mut String) {
         kind.work.macs += s.work.macs;
         kind.work.bytes += s.work.bytes;
     }
-    // multiplying integers has a higher peak: shares of more than 100 % are possible there
+    // multiplying integers or bf16 has a higher peak: shares of more than 100 % are possible there
     let peak = m.isa.map(|isa| measure::peak_flops(isa, m.threads));
     let of_peak = |work: &StepWork, ms: f64| match peak {
         Some(peak) if work.macs > 0 && ms > 0.0 => {

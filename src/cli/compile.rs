@@ -39,6 +39,7 @@ use std::path::{Path, PathBuf};
     cqc compile dit.onnx --guidance 2.0 --null-label 8 -o dit.cq\n  \
     cqc compile unet.onnx --interval 10 --cut shallow -o unet.cq\n  \
     cqc compile unet.onnx --quant w8a8 --report unet.html -o unet.cq\n  \
+    cqc compile unet.onnx --quant bf16 -o unet.cq\n  \
     cqc compile unet.onnx --dim height=64 --dim width=64 --recipe sd.toml -o sd.cq\n\n\
     Without --scheduler-config the sampler has the defaults of diffusers' scheduler class for --sampler:\n\
     1000 training steps, linear betas 1e-4 to 0.02, epsilon prediction; for ddim leading spacing, eta 0, clip_sample \
@@ -79,8 +80,9 @@ pub struct CompileArgs {
     pub null_cond: Vec<NamedFile>,
     #[command(flatten)]
     pub sizes: Sizes,
-    /// Number format: none, w8a8 or w4a8. Convolutions and linear layers multiply integers (AVX2, AVX-512 VNNI); attention computes in
-    /// float, rounded to what integers stand for
+    /// Number format: none, bf16, w8a8 or w4a8. With w8a8 and w4a8 convolutions and linear layers multiply integers (AVX2, AVX-512 VNNI);
+    /// attention computes in float, rounded to what integers stand for. With bf16 they multiply bf16 (AVX-512 BF16; elsewhere in float, rounded
+    /// to bf16), nothing is fitted, and attention stays float
     #[arg(long, value_name = "KIND", default_value = "none")]
     pub quant: Quant,
     /// What may be corrected: cache (where it helps on held-out calibration samples), quant (sums of quantized layers that read the
@@ -113,8 +115,18 @@ pub enum Quant {
     None,
     W8a8,
     W4a8,
-    #[value(hide = true)]
     Bf16,
+}
+
+impl Quant {
+    /// Bits of integer weights, where there are such.
+    fn weight_bits(self) -> Option<u8> {
+        match self {
+            Quant::None | Quant::Bf16 => None,
+            Quant::W8a8 => Some(8),
+            Quant::W4a8 => Some(4),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -127,16 +139,10 @@ pub enum Correct {
     QuantAll,
 }
 
-/// Refuses what the contract of the command line promises and this version lacks.
-fn refuse_later_features(args: &CompileArgs) -> Result<(), Failure> {
-    let later = |option: &str, value: String, instead: &str| {
-        Err(Failure::usage(format!("{option} {value} comes in a later version; use {option} {instead}")))
-    };
-    let name = |v: &dyn Fn() -> Option<clap::builder::PossibleValue>| {
-        v().map(|v| v.get_name().to_string()).unwrap_or_default()
-    };
+/// Refuses options that contradict each other.
+fn check_options(args: &CompileArgs) -> Result<(), Failure> {
     if args.quant == Quant::Bf16 {
-        return later("--quant", name(&|| args.quant.to_possible_value()), "w8a8");
+        args.quantizing.check_bf16()?;
     }
     if args.correct.len() > 1 && args.correct.contains(&Correct::None) {
         return Err(Failure::usage("--correct none excludes everything else"));
@@ -145,7 +151,7 @@ fn refuse_later_features(args: &CompileArgs) -> Result<(), Failure> {
 }
 
 pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
-    refuse_later_features(args)?;
+    check_options(args)?;
     let overwrite = if args.force { Overwrite::Allow } else { Overwrite::Refuse };
     check_target(&args.output, overwrite)?;
     reporting::check(args, overwrite)?;
@@ -156,7 +162,8 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
     let model = Model::load(&path, &ModelOptions { import: args.sizes.import_options(), stop_after: None }, |_, _| {})?;
     model.warnings.iter().for_each(|w| tracing::warn!("{w}"));
     check_guidance(args, &model)?;
-    let options = LoopOptions { sampler: sampler.clone(), steps: args.steps, any_steps: args.any_steps };
+    let bf16 = (args.quant == Quant::Bf16).then(|| args.quantizing.spec(16, &model)).transpose()?;
+    let options = LoopOptions { sampler: sampler.clone(), steps: args.steps, any_steps: args.any_steps, bf16 };
     let null = null_rows(args, &model)?;
     let cached = match args.caching.caches() {
         true => Some(cut_loop(&model, &options, &args.caching.cut)?),
@@ -170,11 +177,11 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
     let decide =
         |cached: &CachedLoop| caching::decide(&args.caching, correct, &model, cached, &trajectory, &stages, quiet);
     let decision = cached.as_ref().map(decide).transpose()?;
-    let quantized = match args.quant {
-        Quant::None => None,
-        kind => {
-            let choice = decision.as_ref().map(|d| &d.choice);
-            Some(quantize(args, kind, &model, &options, cached.as_ref().zip(choice), &trajectory, &stages, quiet)?)
+    let quantized = match args.quant.weight_bits() {
+        None => None,
+        Some(_) => {
+            let cached = cached.as_ref().zip(decision.as_ref().map(|d| &d.choice));
+            Some(quantize(args, args.quant, &model, &options, cached, &trajectory, &stages, quiet)?)
         }
     };
     let (mut lowered, corrections) = match (&quantized, &cached, &decision) {
@@ -205,6 +212,9 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
         manifest.quant = quantizing::manifest_quant(&args.quantizing, args.quant, &decision.quantized, &mut lowered);
         manifest.plan = lowered.plan.clone();
         manifest.calibration = Some(decision.calibration.clone());
+    }
+    if let Some(products) = &lowered.bf16 {
+        manifest.quant = quantizing::manifest_bf16(products, &lowered.plan);
     }
     write(&args.output, &manifest, &lowered, kernels.as_deref(), overwrite)?;
     let (cached, quantized) = (cached.as_ref().zip(decision.as_ref()), quantized.as_ref());
@@ -252,7 +262,7 @@ fn afforded(
 ) -> Result<usize, Failure> {
     let Some(budget) = args.caching.budget else { return Ok(trajectory.samples) };
     let (quant, correct) = (args.quant, &args.correct[..]);
-    if cached.is_none() && quant == Quant::None {
+    if cached.is_none() && quant.weight_bits().is_none() {
         return Err(Failure::usage("--budget: nothing is calibrated").help("leave it out"));
     }
     let float = cached.map_or_else(|| compile_loop(model, options), CachedLoop::uncorrected)?;
@@ -265,7 +275,7 @@ fn stages(args: &CompileArgs, model: &Model, options: &LoopOptions) -> Result<St
     let Some(directory) = &args.caching.work_dir else { return Ok(Stages::none()) };
     let shapes: Vec<String> = model.inputs.iter().map(|i| i.ty.to_string()).collect();
     let sampler = serde_json::to_vec(&options.sampler).expect("a sampler's configuration is plain data");
-    let text = format!("{} {} {shapes:?}", env!("CARGO_PKG_VERSION"), options.steps);
+    let text = format!("{} {} {shapes:?} {:?}", env!("CARGO_PKG_VERSION"), options.steps, options.bf16);
     let stages = Stages::new(directory)?.depending_on(model.blake3.as_bytes()).depending_on(&sampler);
     Ok(stages.depending_on(text.as_bytes()))
 }
@@ -449,7 +459,10 @@ fn report(
         bytes(saved.prelude_weight_bytes)
     );
     let caching = cached.map(|(cached, decision)| caching::report(cached, decision));
-    let quantized = quantized.map(|decision| quantizing::report(decision, args.quant));
+    let quantized = match (quantized, &lowered.bf16) {
+        (Some(decision), _) => Some(quantizing::report(decision, args.quant)),
+        (None, products) => products.as_ref().map(|products| quantizing::report_bf16(products, &lowered.plan)),
+    };
     if !args.json {
         return Ok(());
     }

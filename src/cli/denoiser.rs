@@ -84,7 +84,8 @@ impl Denoiser {
         let Like { config, steps, guidance, null, sizes } = like();
         let model = Model::load(path, &ModelOptions { import: sizes.import_options(), stop_after: None }, |_, _| {})?;
         model.warnings.iter().for_each(|w| tracing::warn!("{w}"));
-        let lowered = compile_loop(&model, &LoopOptions { sampler: config.clone(), steps, any_steps: false })?;
+        let lowered =
+            compile_loop(&model, &LoopOptions { sampler: config.clone(), steps, any_steps: false, bf16: None })?;
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
         Ok(Denoiser { path: path.to_path_buf(), weights, config, steps, guidance, null, compensation: None })
     }

@@ -7,6 +7,7 @@ use cqc::export::{self, Form, Loop, LoopExportError, SCHEDULE};
 use cqc::io::{Overwrite, check_directory};
 use cqc_passes::onnx::export::{ExportError, Layout, OPSET, Qdq, Scales};
 use cqc_proto::Tensor;
+use cqc_proto::cq::Quant;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -54,7 +55,7 @@ enum QdqArg {
     Ort,
     /// As TensorRT wants them: activations and weights s8, no zero points, constant scales
     Trt,
-    /// None: float models, with weights as quantization has left them and its corrections
+    /// None: float models, with weights as quantization has left them and its corrections. (What is bf16 is cast to BFLOAT16 and back by the others)
     None,
 }
 
@@ -67,13 +68,17 @@ enum ScalesArg {
 }
 
 impl ExportArgs {
-    fn qdq(&self, is_quantized: bool) -> Result<Qdq, Failure> {
+    fn qdq(&self, quant: &Quant) -> Result<Qdq, Failure> {
+        let is_quantized = quant.quantized().is_some();
         if !is_quantized {
             return match (self.qdq, self.scales) {
                 (None | Some(QdqArg::None), None) => Ok(Qdq::None),
                 _ => Err(Failure::usage(format!("{} is not quantized", self.artifact.display()))
                     .help("cqc compile --quant w8a8, or --qdq none")),
             };
+        }
+        if is_quantized && !quant.has_integers() && self.scales.is_some() {
+            return Err(Failure::usage("--scales: bf16 has none"));
         }
         match (self.qdq.unwrap_or(QdqArg::Ort), self.scales) {
             (QdqArg::Ort, None | Some(ScalesArg::Table)) => Ok(Qdq::Ort(Scales::Table)),
@@ -90,7 +95,7 @@ pub fn export(args: &ExportArgs) -> Result<(), Failure> {
     let overwrite = if args.force { Overwrite::Allow } else { Overwrite::Refuse };
     check_directory(&args.output, overwrite, SCHEDULE)?;
     let artifact = artifact::open(&args.artifact)?;
-    let qdq = args.qdq(artifact.manifest.quant.quantized().is_some())?;
+    let qdq = args.qdq(&artifact.manifest.quant)?;
     let plan = &artifact.manifest.plan;
     let constants: Vec<Tensor> = (0..plan.constants.len()).map(|i| artifact.constant(i)).collect();
     let (sampler, null) = (artifact.sampler()?, artifact.null_conditions()?);

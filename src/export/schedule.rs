@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! { "format_version": 1, "layout": "split" | "if",
-//!   "qdq":         "none" | "ort" | "trt",                  how rounding is written, "none" without any
+//!   "qdq":         "none" | "ort" | "trt",                  how rounding to integers is written, "none" without any
 //!   "scales":      "table" | "constant" | null,             whether scales of activations are indexed by the evaluation
 //!   "batch":       {"symbol": "N", "fixed": null},          with guidance: two runs, or one with both halves stacked
 //!   "sampler":     {"kind": "ddim", ...}, "steps": 50,      as in the artifact

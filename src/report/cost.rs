@@ -23,7 +23,7 @@ impl StepCost {
     /// Of a program.
     pub fn of(plan: &Plan, program: &Program) -> StepCost {
         let (weight_bytes, float_weight_bytes) = weight_bytes(plan, program);
-        let rounds = |step: &&Step| matches!(step.op, Op::FakeQuant { .. });
+        let rounds = |step: &&Step| matches!(step.op, Op::FakeQuant { .. } | Op::RoundBf16);
         let rounded: BTreeSet<usize> = program.steps.iter().filter(rounds).map(|step| step.outputs[0]).collect();
         let reads_rounded = |step: &&Step| step.inputs.first().copied().flatten().is_some_and(|x| rounded.contains(&x));
         let quantized_macs = sum(plan, program, program.steps.iter().filter(reads_rounded));

@@ -1,14 +1,15 @@
 //! Quantized layers, one by one.
 
+use super::cost::work_of_steps;
 use crate::quantize::Quantized;
-use cqc_passes::quant::{Layer, QuantizedWeight};
-use cqc_proto::plan::WeightCodes;
+use cqc_passes::quant::{Bf16Layer, Bf16Products, Layer, QuantizedWeight};
+use cqc_proto::plan::{Plan, Program, WeightCodes};
 use serde::Serialize;
 
 /// Which layers are quantized and how.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Quantization {
-    /// As the command line has it: `w8a8`.
+    /// As the command line has it: `w8a8`, `w4a8` or `bf16`.
     pub kind: String,
     /// How weights were rounded.
     pub rounding: String,
@@ -31,7 +32,7 @@ pub struct LayerFacts {
     pub macs: i64,
     /// Bits of its weights; `None` without weights.
     pub weight_bits: Option<u8>,
-    /// Signal to noise of its weights, dB; `None` without weights. Infinite if rounding changes nothing.
+    /// Signal to noise of its weights, dB; `None` without weights and for bf16. Infinite if rounding changes nothing.
     pub weight_sqnr: Option<f64>,
     /// What its inputs can hold, or the segments of its only one.
     pub inputs: Vec<InputRanges>,
@@ -68,6 +69,23 @@ pub fn layers(quantized: &Quantized) -> Vec<LayerFacts> {
         is_live: layer.is_live,
     };
     quantized.survey.layers.iter().enumerate().map(facts).collect()
+}
+
+/// The layers of a loop rounded to bf16, which has no ranges.
+pub fn bf16_layers(products: &Bf16Products, plan: &Plan) -> Vec<LayerFacts> {
+    let works = work_of_steps(plan, &plan.full);
+    let makes = |program: &Program, key: &str| program.values.iter().any(|v| v.name == key);
+    let facts = |layer: &Bf16Layer| LayerFacts {
+        name: layer.name.clone(),
+        op: layer.op.clone(),
+        macs: works.get(&(layer.name.clone(), layer.op.clone())).map_or(0, |work| work.macs),
+        weight_bits: Some(16),
+        weight_sqnr: None,
+        inputs: vec![],
+        is_corrected: false,
+        is_live: plan.cache.as_ref().is_none_or(|cache| makes(&cache.cached, &layer.key)),
+    };
+    products.layers.iter().map(facts).collect()
 }
 
 fn inputs(quantized: &Quantized, layer: &Layer) -> Vec<InputRanges> {

@@ -39,7 +39,7 @@ pub struct Curve {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Variant {
-    /// In float, as scheduled, uncorrected.
+    /// As scheduled, uncorrected, in float; not for bf16.
     Cache,
     /// Quantized, every evaluation full, uncorrected.
     Quantization,
@@ -92,10 +92,11 @@ impl Compiled<'_> {
 
     /// The loops that differ from each other.
     fn variants(&self) -> Vec<Variant> {
-        let (cached, quantized, corrected) = (self.cached.is_some(), self.quantized.is_some(), self.is_corrected());
+        let (cached, bf16, corrected) = (self.cached.is_some(), self.options.bf16.is_some(), self.is_corrected());
+        let quantized = self.quantized.is_some() || bf16;
         let several = cached && quantized;
         let rows = [
-            (Variant::Cache, cached && (several || corrected)),
+            (Variant::Cache, cached && !bf16 && (several || corrected)),
             (Variant::Quantization, quantized && (several || corrected)),
             (Variant::Both, several && corrected),
             (Variant::Artifact, cached || quantized),
@@ -124,7 +125,8 @@ pub fn errors(compiled: &Compiled, measurement: Measurement) -> Result<Option<Er
     };
     let evaluations = Sampler::new(&compiled.options.sampler, compiled.options.steps)?.evaluations().len();
     let batches = held.div_ceil(runner.engine.batch.max(1));
-    let runs = variants.len() + 1 + usize::from(variants.contains(&Variant::Quantization));
+    let finds_ranges = variants.contains(&Variant::Quantization) && compiled.quantized.is_some();
+    let runs = variants.len() + 1 + usize::from(finds_ranges);
     runner.progress.all = (evaluations * batches * runs) as u64;
     let ordinary = runner.path(&runner.ordinary()?, None)?;
     let curve = |of: Variant| {
@@ -160,9 +162,10 @@ impl Runner<'_> {
 
     /// The float loop that computes everything.
     fn ordinary(&self) -> Result<Lowered, QuantizeError> {
-        Ok(match self.compiled.cached {
+        let Compiled { model, options, cached, .. } = *self.compiled;
+        Ok(match cached.filter(|_| options.bf16.is_none()) {
             Some((cached, _)) => cached.uncorrected()?,
-            None => compile_loop(self.compiled.model, self.compiled.options)?,
+            None => compile_loop(model, &LoopOptions { bf16: None, ..options.clone() })?,
         })
     }
 
@@ -170,7 +173,10 @@ impl Runner<'_> {
     fn variant(&mut self, of: Variant) -> Result<(Option<Lowered>, Option<Compensation>), QuantizeError> {
         let Compiled { cached, quantized, .. } = *self.compiled;
         let lowered = match (of, cached, quantized) {
-            (Variant::Cache, Some((cached, choice)), _) => cached.assemble(&choice.full, None)?.lower(None)?.0,
+            (Variant::Quantization, Some((cached, _)), None) => cached.uncorrected()?,
+            (Variant::Cache, Some((cached, choice)), _) | (Variant::Both, Some((cached, choice)), None) => {
+                cached.assemble(&choice.full, None)?.lower(None)?.0
+            }
             (Variant::Both, Some((cached, choice)), Some((quantized, _))) => {
                 let tables = QuantTables { corrections: BTreeMap::new(), ..quantized.fitted.tables.clone() };
                 let quantization = (&quantized.survey, &tables, Extra::default());

@@ -47,7 +47,7 @@ fn open(lowered: &Lowered) -> Loop {
 pub fn case(model: &str, conditions: BTreeMap<String, Tensor>, bits: u8, interval: usize, all: bool) -> Case {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/models/{model}.onnx"));
     let source = Model::load(&path, &ModelOptions::default(), |_, _| {}).unwrap();
-    let options = LoopOptions { sampler: SamplerConfig::default(), steps: STEPS, any_steps: false };
+    let options = LoopOptions { sampler: SamplerConfig::default(), steps: STEPS, any_steps: false, bf16: None };
     let request = Request { samples: 2, conditions, guidance: 1.0, seed: 1, ..Request::default() };
     let cached = (interval > 1).then(|| cut_loop(&source, &options, &CutSpec::Auto).unwrap());
     let (assembled, mut float, tables) = match &cached {

@@ -33,7 +33,8 @@ pub(crate) trait Micro: Copy {
     const ROWS: usize;
     /// Columns of a panel, at most 32.
     const COLS: usize;
-    /// Values of the depth that lie side by side for a column of the right side: pieces of the depth are multiples of it.
+    /// Values of the depth that lie side by side for a column of the right side: pieces of the depth are multiples of it, but for the last one of
+    /// a tap, which the right side fills up with zeros.
     const GROUP: usize = 1;
 
     /// acc (+)= left · right for `count` tiles below one another.
@@ -77,7 +78,7 @@ pub(crate) struct Tile<L, R, A> {
     pub(crate) tap: usize,
     /// Elements in front of `depth` in every tap.
     pub(crate) skip: usize,
-    /// `[taps · depth / GROUP, COLS, GROUP]`
+    /// `[taps, ⌈depth / GROUP⌉, COLS, GROUP]`
     pub(crate) right: *const R,
     /// `[count · rows, COLS]`, rows `ld` apart.
     pub(crate) acc: *mut A,
@@ -96,14 +97,6 @@ pub(crate) struct Tile<L, R, A> {
 }
 
 impl<L, R, A> Tile<L, R, A> {
-    /// The same with a left side of another name for its element type.
-    #[inline(always)]
-    pub(crate) fn of_left<T>(self) -> Tile<T, R, A> {
-        let Tile { left, stride, tap, skip, right, acc, ld, rows, count, cols, taps, depth, first, next, lines } = self;
-        let left = left.cast();
-        Tile { left, stride, tap, skip, right, acc, ld, rows, count, cols, taps, depth, first, next, lines }
-    }
-
     /// Where a row of `M` lies at one of the taps.
     ///
     /// # Safety
@@ -123,7 +116,7 @@ pub(crate) struct Block<'a, M: Micro> {
     pub(crate) rows: Range<usize>,
     /// First row of `lhs` in terms of result rows.
     pub(crate) lhs_row: usize,
-    /// All panels, `[panels, k, COLS]`; of several segments one after the other.
+    /// All panels, `[panels, taps, ⌈depth / GROUP⌉, COLS, GROUP]`; of several segments one after the other.
     pub(crate) right: *const M::Right,
     pub(crate) panels: Range<usize>,
     /// Columns of the product.
@@ -226,7 +219,7 @@ pub(crate) unsafe fn drive<M: Micro>(micro: M, block: &Block<M>) {
     for panel in block.panels.clone() {
         let cols = (block.n - panel * M::COLS).min(M::COLS);
         let col = block.col + panel * M::COLS;
-        let mut right = block.right.wrapping_add(panel * lhs.k() * M::COLS);
+        let mut right = block.right.wrapping_add(panel * lhs.taps * lhs.depth.next_multiple_of(M::GROUP) * M::COLS);
         let mut begin = 0;
         for (segment, &depth) in block.segments.iter().enumerate() {
             let end = begin + depth;
@@ -242,7 +235,7 @@ pub(crate) unsafe fn drive<M: Micro>(micro: M, block: &Block<M>) {
                     let taps = steps.taps.min(stride - tap);
                     for skip in (begin..end).step_by(steps.depth) {
                         let depth = steps.depth.min(end - skip);
-                        let step = taps * depth * M::COLS;
+                        let step = taps * depth.next_multiple_of(M::GROUP) * M::COLS;
                         let next = right.wrapping_add(step);
                         let lines = (step * size_of::<M::Right>() / 64).div_ceil(tiling.count()).min(MAX_LINES);
                         let (left, ld) = (left.as_ptr(), M::COLS);

@@ -1,12 +1,15 @@
 //! y = epilogue(left · right): an implicit matrix product, cut into tasks.
 //!
-//! [`lhs`] says where left rows are, [`drive`] has the loops, [`tile`] the register tile, [`finish`] the epilogue.
+//! [`lhs`] says where left rows are, [`drive`] has the loops, [`tile`] the register tile of f32 and [`dots`] that of instructions which add several
+//! products at once, [`finish`] the epilogue.
 
+mod dots;
 mod drive;
 mod finish;
 mod lhs;
 mod tile;
 
+pub(crate) use dots::{Dot, DotKernel, dot_tiles};
 pub(crate) use drive::{Block, Micro, Tile, Tiling, drive};
 pub(crate) use finish::{Finish, RowParts, finish, load_some, store_some};
 pub(crate) use lhs::{Gather, Lhs, PADDING};

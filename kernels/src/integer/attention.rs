@@ -4,7 +4,7 @@
 //! differs between keys is taken off. Weights are codes relative to the largest of their query, which is why all its scores wait until that is known.
 
 use super::Activations;
-use super::dot::{Dot, IntKernel};
+use super::dot::{IntDot, IntKernel};
 use super::pack_attention::{Packing, pack};
 use super::tile::Codes;
 use crate::arena::{cast, cast_mut};
@@ -168,7 +168,7 @@ struct QueryBlock<'a> {
 
 impl IntKernel for QueryBlock<'_> {
     #[inline(always)]
-    fn run<D: Dot>(mut self, d: D) {
+    fn run<D: IntDot>(mut self, d: D) {
         let shape = self.shape;
         let seen = if shape.causal { shape.lk.min(self.queries.end) } else { shape.lk };
         self.scores(d, seen);
@@ -186,10 +186,10 @@ impl IntKernel for QueryBlock<'_> {
 impl QueryBlock<'_> {
     /// scores = q · kᵀ for the first `seen` keys, as sums of codes.
     #[inline(always)]
-    fn scores<D: Dot>(&mut self, d: D, seen: usize) {
+    fn scores<D: IntDot>(&mut self, d: D, seen: usize) {
         let (shape, width) = (self.shape, Codes::<D>::COLS);
         let row = self.image * shape.lq + self.queries.start;
-        let q: &[D::Code] = cast(self.operands[0].codes);
+        let q: &[D::Left] = cast(self.operands[0].codes);
         let q = q[row * shape.ldq + self.head * shape.d..].as_ptr();
         let mut left = [std::ptr::null(); QUERIES];
         for (i, left) in left[..self.queries.len()].iter_mut().enumerate() {
@@ -205,13 +205,13 @@ impl QueryBlock<'_> {
     }
 
     #[inline(always)]
-    fn tiling<D: Dot>(&self) -> Tiling {
+    fn tiling<D: IntDot>(&self) -> Tiling {
         Tiling::new(self.queries.len(), D::MR)
     }
 
     /// Turns the sums of query `i` into codes of weights, zero beyond what it sees, and adds those up.
     #[inline(always)]
-    fn soften<D: Dot>(&mut self, d: D, i: usize, seen: usize) -> f32 {
+    fn soften<D: IntDot>(&mut self, d: D, i: usize, seen: usize) -> f32 {
         let shape = self.shape;
         let visible = if shape.causal { seen.min(self.queries.start + i + 1) } else { seen };
         let scale = shape.scale * self.operands[0].scale[0] * self.operands[1].scale[0];
@@ -226,7 +226,7 @@ impl QueryBlock<'_> {
             Scores::Values { largest: row_max(d.float(), row, 1.0) }
         };
         let bytes = 4 * self.plan.weights;
-        let codes: &mut [D::Code] = cast_mut(&mut self.weights[i * bytes..][..bytes]);
+        let codes: &mut [D::Left] = cast_mut(&mut self.weights[i * bytes..][..bytes]);
         let sees = visible > 0 && !matches!(scores, Scores::Values { largest: f32::NEG_INFINITY });
         let (seen, rest) = codes.split_at_mut(if sees { visible } else { 0 });
         rest.fill(D::code(0));
@@ -236,7 +236,7 @@ impl QueryBlock<'_> {
 
     /// The largest of the first `visible` sums of query `i`.
     #[inline(always)]
-    fn largest<D: Dot>(&self, d: D, i: usize, visible: usize) -> i32 {
+    fn largest<D: IntDot>(&self, d: D, i: usize, visible: usize) -> i32 {
         let lanes = <D::Float as Simd>::LANES;
         let row: &[i32] = bytemuck::cast_slice(&self.scores[i * self.plan.ld_scores..][..visible]);
         let offsets = &self.offsets[..visible];
@@ -259,7 +259,7 @@ impl QueryBlock<'_> {
 
     /// Turns the first `visible` sums of query `i` into f32.
     #[inline(always)]
-    fn to_floats<D: Dot>(&mut self, d: D, i: usize, visible: usize) {
+    fn to_floats<D: IntDot>(&mut self, d: D, i: usize, visible: usize) {
         let lanes = <D::Float as Simd>::LANES;
         let row = &mut self.scores[i * self.plan.ld_scores..][..visible.next_multiple_of(lanes)];
         for (x, offsets) in row.chunks_exact_mut(lanes).zip(self.offsets.chunks_exact(lanes)) {
@@ -273,10 +273,10 @@ impl QueryBlock<'_> {
 
     /// sums = weights · v over the first `seen` keys.
     #[inline(always)]
-    fn add_values<D: Dot>(&mut self, d: D, seen: usize) {
+    fn add_values<D: IntDot>(&mut self, d: D, seen: usize) {
         let (shape, width) = (self.shape, Codes::<D>::COLS);
-        let weights: &[D::Code] = cast(&*self.weights);
-        let ld = 4 * self.plan.weights / size_of::<D::Code>();
+        let weights: &[D::Left] = cast(&*self.weights);
+        let ld = 4 * self.plan.weights / size_of::<D::Left>();
         let mut left = [std::ptr::null(); QUERIES];
         for (i, left) in left[..self.queries.len()].iter_mut().enumerate() {
             *left = weights[i * ld..].as_ptr();
@@ -293,7 +293,7 @@ impl QueryBlock<'_> {
 
     /// y = what the sums of query `i` stand for / total.
     #[inline(always)]
-    fn store<D: Dot>(&mut self, d: D, i: usize, total: f32) {
+    fn store<D: IntDot>(&mut self, d: D, i: usize, total: f32) {
         let (s, shape, lanes) = (d.float(), self.shape, <D::Float as Simd>::LANES);
         let (row, col) = (self.image * shape.lq + self.queries.start + i, self.head * shape.dv);
         let v = self.operands[2];
@@ -323,7 +323,7 @@ impl QueryBlock<'_> {
     /// # Safety
     /// `c + n` sums must be readable.
     #[inline(always)]
-    unsafe fn some<D: Dot>(&self, d: D, sums: &[f32], c: usize, n: usize) -> D::Acc {
+    unsafe fn some<D: IntDot>(&self, d: D, sums: &[f32], c: usize, n: usize) -> D::Acc {
         let lanes = <D::Float as Simd>::LANES;
         // SAFETY: a whole vector where the slice has one, else a copy of what it has.
         unsafe {
@@ -348,7 +348,7 @@ enum Scores<'a> {
 
 /// codes = round(levels · exp(score − largest score)), and their sum.
 #[inline(always)]
-fn weigh<D: Dot>(d: D, row: &[f32], scores: Scores, levels: f32, codes: &mut [D::Code]) -> f32 {
+fn weigh<D: IntDot>(d: D, row: &[f32], scores: Scores, levels: f32, codes: &mut [D::Left]) -> f32 {
     let lanes = <D::Float as Simd>::LANES;
     assert!(codes.len() >= row.len());
     // whole numbers below 2²⁴: the sum is exact
@@ -358,7 +358,7 @@ fn weigh<D: Dot>(d: D, row: &[f32], scores: Scores, levels: f32, codes: &mut [D:
         // SAFETY: all vectors end at `whole`.
         let v = unsafe { weights(d, row, scores, levels, at) };
         // SAFETY: as above.
-        unsafe { d.float().store_codes(codes.as_mut_ptr().add(at).cast(), v, lanes, size_of::<D::Code>()) };
+        unsafe { d.float().store_codes(codes.as_mut_ptr().add(at).cast(), v, lanes, size_of::<D::Left>()) };
         total = d.float().add(total, v);
     }
     let (n, mut tail) = (row.len() - whole, [0.0; 16]);
@@ -375,7 +375,7 @@ fn weigh<D: Dot>(d: D, row: &[f32], scores: Scores, levels: f32, codes: &mut [D:
         // SAFETY: 16 values are enough for any vector; `n` codes are left.
         unsafe {
             let v = weights(d, &last, scores, levels, 0);
-            d.float().store_codes(codes.as_mut_ptr().add(whole).cast(), v, n, size_of::<D::Code>());
+            d.float().store_codes(codes.as_mut_ptr().add(whole).cast(), v, n, size_of::<D::Left>());
             d.float().store(tail.as_mut_ptr(), v);
         }
     }
@@ -387,7 +387,7 @@ fn weigh<D: Dot>(d: D, row: &[f32], scores: Scores, levels: f32, codes: &mut [D:
 /// # Safety
 /// `row`, and offsets where there are any, must have it.
 #[inline(always)]
-unsafe fn weights<D: Dot>(d: D, row: &[f32], scores: Scores, levels: f32, at: usize) -> <D::Float as Simd>::V {
+unsafe fn weights<D: IntDot>(d: D, row: &[f32], scores: Scores, levels: f32, at: usize) -> <D::Float as Simd>::V {
     let s = d.float();
     // levels · eˣ = e^(x + ln levels)
     let shift = s.splat(levels.ln());

@@ -1,7 +1,7 @@
 //! Codes of keys and values in the order in which the products of attention read them.
 
 use super::Activations;
-use super::dot::{Dot, GROUP_MAX, IntKernel};
+use super::dot::{GROUP_MAX, IntDot, IntKernel};
 use crate::arena::cast;
 use crate::attention::AttentionShape;
 use crate::shared::SharedMut;
@@ -114,8 +114,8 @@ struct Keys<'a> {
 
 impl IntKernel for Keys<'_> {
     #[inline(always)]
-    fn run<D: Dot>(self, _: D) {
-        let codes: &[D::Code] = cast(self.codes);
+    fn run<D: IntDot>(self, _: D) {
+        let codes: &[D::Left] = cast(self.codes);
         for (key, offset) in self.offsets.iter_mut().enumerate() {
             let (panel, col) = (key / self.width, key % self.width);
             let out = &mut self.out[panel * self.width * self.d..][..self.width * self.d];
@@ -153,8 +153,8 @@ struct Values<'a> {
 
 impl IntKernel for Values<'_> {
     #[inline(always)]
-    fn run<D: Dot>(self, _: D) {
-        let codes: &[D::Code] = cast(self.codes);
+    fn run<D: IntDot>(self, _: D) {
+        let codes: &[D::Left] = cast(self.codes);
         let (width, keys) = (self.packing.width, self.packing.keys);
         for (panel, out) in self.out.chunks_exact_mut((width * keys).max(1)).enumerate() {
             let first = panel * width;
@@ -177,6 +177,6 @@ impl IntKernel for Values<'_> {
 
 /// A code, 128 lower.
 #[inline(always)]
-fn signed<D: Dot>(code: D::Code) -> i8 {
+fn signed<D: IntDot>(code: D::Left) -> i8 {
     (D::value(code) ^ 0x80) as i8
 }

@@ -1,6 +1,6 @@
 //! y = epilogue(activations · weights), both codes.
 
-use super::dot::{Dot, IntKernel};
+use super::dot::{IntDot, IntKernel};
 use super::pack::PackedCodes;
 use super::tile::{Codes, Dequantize};
 use crate::arena::{Pod, cast, cast_mut};
@@ -115,8 +115,8 @@ struct Fill<'a> {
 
 impl IntKernel for Fill<'_> {
     #[inline(always)]
-    fn run<D: Dot>(self, _: D) {
-        let mut rest: &mut [D::Code] = cast_mut(self.out);
+    fn run<D: IntDot>(self, _: D) {
+        let mut rest: &mut [D::Left] = cast_mut(self.out);
         for (&n, &value) in self.segments.iter().zip(self.values) {
             let (part, after) = rest.split_at_mut(n);
             part.fill(D::code(value as u8));
@@ -135,11 +135,11 @@ struct Task<'a> {
 
 impl IntKernel for Task<'_> {
     #[inline(always)]
-    fn run<D: Dot>(self, d: D) {
+    fn run<D: IntDot>(self, d: D) {
         let p = self.product;
         assert_eq!(p.isa.dot_level().columns(), Codes::<D>::COLS, "columns of a panel");
-        let gather = p.gather.map(|g| gather::<D::Code>(g, self.zeros));
-        let lhs = Lhs { x: cast::<D::Code>(p.x.codes), ld: p.x.ld, taps: p.taps, depth: p.depth, gather };
+        let gather = p.gather.map(|g| gather::<D::Left>(g, self.zeros));
+        let lhs = Lhs { x: cast::<D::Left>(p.x.codes), ld: p.x.ld, taps: p.taps, depth: p.depth, gather };
         let finish = Dequantize {
             scale: p.x.scale,
             zero_point: p.x.zero_point,

@@ -1,7 +1,7 @@
-//! The register tile: up to `MR` rows by two vectors of columns, of integers.
+//! Integers on the register tile: what sums of codes stand for.
 
-use super::dot::{Dot, IntKernel};
-use crate::gemm::{Finish, Micro, Tile, finish};
+use super::dot::IntDot;
+use crate::gemm::{Finish, Micro, Tile, dot_tiles, finish};
 use crate::simd::Simd;
 
 /// Codes times codes with the instruction of `D`.
@@ -24,8 +24,8 @@ pub(super) struct Dequantize<'a> {
     pub finish: Finish<'a>,
 }
 
-impl<D: Dot> Micro for Codes<D> {
-    type Left = D::Code;
+impl<D: IntDot> Micro for Codes<D> {
+    type Left = D::Left;
     type Right = i8;
     type Acc = i32;
     type Finish<'a> = Dequantize<'a>;
@@ -34,11 +34,9 @@ impl<D: Dot> Micro for Codes<D> {
     const GROUP: usize = D::GROUP;
 
     #[inline(always)]
-    unsafe fn tiles(self, tile: Tile<D::Code, i8, i32>) {
-        if tile.cols <= <D::Float as Simd>::LANES {
-            return self.0.outline(Dispatch::<D::Code, 1>(tile));
-        }
-        self.0.outline(Dispatch::<D::Code, 2>(tile));
+    unsafe fn tiles(self, tile: Tile<D::Left, i8, i32>) {
+        // SAFETY: the caller's promise; segments are whole groups.
+        unsafe { dot_tiles(self.0, tile) }
     }
 
     #[inline(always)]
@@ -67,95 +65,5 @@ impl<D: Dot> Micro for Codes<D> {
     unsafe fn finish(self, how: &Dequantize, row: usize, rows: usize, col: usize, cols: usize, sums: *const f32) {
         // SAFETY: the caller's promise.
         unsafe { finish(self.0.float(), &how.finish, row, rows, col, cols, sums) }
-    }
-}
-
-/// A tile `NV` vectors wide, its number of rows not yet a constant.
-struct Dispatch<C, const NV: usize>(Tile<C, i8, i32>);
-
-impl<C, const NV: usize> IntKernel for Dispatch<C, NV> {
-    #[inline(always)]
-    fn run<D: Dot>(self, d: D) {
-        // the code type of `D`: the only one whose tiles reach it
-        let tile = self.0.of_left();
-        macro_rules! by_rows {
-            ($($m:literal)*) => {
-                match tile.rows {
-                    $($m if $m <= D::MR => d.outline(Wide::<D::Code, $m, NV>(tile)),)*
-                    rows => unreachable!("a tile has at most {} rows, not {rows}", D::MR),
-                }
-            };
-        }
-        by_rows!(1 2 3 4 5 6 7 8 9 10 11 12)
-    }
-}
-
-/// `M` rows by `NV` vectors, one accumulator each.
-struct Wide<C, const M: usize, const NV: usize>(Tile<C, i8, i32>);
-
-impl<C, const M: usize, const NV: usize> IntKernel for Wide<C, M, NV> {
-    #[inline(always)]
-    fn run<D: Dot>(self, d: D) {
-        let mut t: Tile<D::Code, i8, i32> = self.0.of_left();
-        for _ in 0..t.count {
-            for _ in 0..t.lines {
-                d.float().prefetch(t.next.cast());
-                t.next = t.next.wrapping_add(64);
-            }
-            // SAFETY: the promise of `Micro::tiles`.
-            unsafe {
-                wide::<D, M, NV>(d, &t);
-                t.left = t.left.add(t.stride * M);
-                t.acc = t.acc.add(M * t.ld);
-            }
-        }
-    }
-}
-
-/// One tile of `M` rows.
-///
-/// # Safety
-/// As for [`Micro::tiles`]: `M` places of pointers per tap, each to `skip + depth` readable codes; `taps · depth` rows of the
-/// panel; `M` rows of accumulators.
-#[inline(always)]
-unsafe fn wide<D: Dot, const M: usize, const NV: usize>(d: D, t: &Tile<D::Code, i8, i32>) {
-    let lanes = <D::Float as Simd>::LANES;
-    let mut acc = [[d.zero(); NV]; M];
-    // SAFETY: the caller's promise.
-    unsafe {
-        if !t.first {
-            for i in 0..M {
-                for j in 0..NV {
-                    acc[i][j] = d.load(t.acc.add(i * t.ld + j * lanes));
-                }
-            }
-        }
-        let mut b = t.right;
-        for tap in 0..t.taps {
-            let mut a = [std::ptr::null(); M];
-            for i in 0..M {
-                a[i] = t.row::<M>(tap, i);
-            }
-            let mut p = 0;
-            while p < t.depth {
-                let mut bv = [d.zero(); NV];
-                for j in 0..NV {
-                    bv[j] = d.right(b.add(j * lanes * D::GROUP));
-                }
-                for i in 0..M {
-                    let av = d.left(a[i].add(p));
-                    for j in 0..NV {
-                        acc[i][j] = d.dot(acc[i][j], av, bv[j]);
-                    }
-                }
-                b = b.add(2 * lanes * D::GROUP);
-                p += D::GROUP;
-            }
-        }
-        for i in 0..M {
-            for j in 0..NV {
-                d.store(t.acc.add(i * t.ld + j * lanes), acc[i][j]);
-            }
-        }
     }
 }

@@ -120,7 +120,7 @@ fn dispatch(call: &Call) -> Result<Vec<Tensor>, EvalError> {
         Op::GroupNorm { .. } | Op::LayerNorm { .. } | Op::RmsNorm { .. } | Op::Affine => one(norm::eval(call)),
         Op::Attention { .. } | Op::TimestepEmbedding { .. } | Op::Geglu { .. } => one(attention::eval(call)),
         Op::Quantize { .. } | Op::Dequantize { .. } => one(quant::eval(call)),
-        Op::FakeQuant { .. } | Op::DequantizeWeight { .. } => one(quant::eval_fake(call)),
+        Op::FakeQuant { .. } | Op::DequantizeWeight { .. } | Op::RoundBf16 => one(quant::eval_fake(call)),
     }
 }
 

@@ -4,7 +4,7 @@ use super::Call;
 use super::lane::{Lane, by_float};
 use super::reduce::limits;
 use super::walk::around;
-use crate::scalar::fake_quant_one;
+use crate::scalar::{fake_quant_one, round_bf16};
 use cqc_proto::dtype::DType;
 use cqc_proto::op::Op;
 use cqc_proto::tensor::Tensor;
@@ -76,6 +76,7 @@ pub(super) fn eval_fake(call: &Call) -> Tensor {
     match call.op {
         Op::FakeQuant { bits, segments } => fake_quant(call, *bits, segments),
         Op::DequantizeWeight { output_axis, segments, .. } => dequantize_weight(call, *output_axis, segments),
+        Op::RoundBf16 => call.out().of(&f32::load(call.input(0)).iter().map(|&x| round_bf16(x)).collect::<Vec<f32>>()),
         _ => unreachable!("dispatched by reference::eval"),
     }
 }

@@ -8,5 +8,5 @@ mod nn;
 pub use math::{act, binary, erf, unary};
 pub use nn::{
     affine, attention, conv, copy_strided, fake_quant, fake_quant_one, finish, geglu, group_norm, layer_norm, linear,
-    matmul_batched, rms_norm, softmax,
+    matmul_batched, rms_norm, round_bf16, softmax,
 };

@@ -264,3 +264,9 @@ pub fn fake_quant_one(x: f32, scale: f32, zero: f32, bits: u8) -> f32 {
     // integers have no −0
     ((if steps < high { steps } else { high }).round_ties_even() + 0.0) * scale
 }
+
+/// The nearest bf16, ties to even, as f32; a NaN stays one.
+#[inline]
+pub fn round_bf16(x: f32) -> f32 {
+    half::bf16::from_f32(x).to_f32()
+}

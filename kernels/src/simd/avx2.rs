@@ -99,6 +99,35 @@ impl Simd for Avx2 {
         }
     }
 
+    #[inline(always)]
+    fn round_bf16(self, a: __m256) -> __m256 {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let bits = _mm256_castps_si256(a);
+            // half of what is cut off, less one where the last bit that stays is even
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(a, a));
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
+            let rounded = _mm256_blendv_epi8(_mm256_add_epi32(bits, half), quiet, nan);
+            _mm256_castsi256_ps(_mm256_and_si256(rounded, _mm256_set1_epi32(-0x1_0000)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut u16, v: __m256, n: usize) {
+        // SAFETY: the caller's promise; the copy holds 8 values; `self` proves the features.
+        unsafe {
+            let wide = _mm256_srli_epi32::<16>(_mm256_castps_si256(v));
+            let words = _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
+            if n == 8 {
+                return _mm_storeu_si128(p.cast(), words);
+            }
+            let mut all = [0u16; 8];
+            _mm_storeu_si128(all.as_mut_ptr().cast(), words);
+            p.copy_from_nonoverlapping(all.as_ptr(), n);
+        }
+    }
+
     wrap! {
         add(a, b) = _mm256_add_ps(a, b);
         sub(a, b) = _mm256_sub_ps(a, b);

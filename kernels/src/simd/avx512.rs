@@ -90,6 +90,29 @@ impl Simd for Avx512 {
         }
     }
 
+    #[inline(always)]
+    fn round_bf16(self, a: __m512) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let bits = _mm512_castps_si512(a);
+            // half of what is cut off, less one where the last bit that stays is even
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a);
+            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
+            let rounded = _mm512_mask_blend_epi32(nan, _mm512_add_epi32(bits, half), quiet);
+            _mm512_castsi512_ps(_mm512_and_si512(rounded, _mm512_set1_epi32(-0x1_0000)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut u16, v: __m512, n: usize) {
+        // SAFETY: masked lanes are not touched; the caller's promise; `self` proves the features.
+        unsafe {
+            let wide = _mm512_srli_epi32::<16>(_mm512_castps_si512(v));
+            _mm512_mask_cvtepi32_storeu_epi16(p.cast(), mask(n), wide);
+        }
+    }
+
     wrap! {
         add(a, b) = _mm512_add_ps(a, b);
         sub(a, b) = _mm512_sub_ps(a, b);

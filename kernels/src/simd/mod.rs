@@ -63,6 +63,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// They must be writable, and aligned to their size.
     unsafe fn store_codes(self, p: *mut u8, v: Self::V, n: usize, size: usize);
 
+    /// The nearest bf16, ties to even, as f32; a NaN stays one. Numbers too small for normal ones are rounded like all others.
+    fn round_bf16(self, a: Self::V) -> Self::V;
+    /// Stores the bits of the first `n ≤ LANES` lanes, which are bf16 as f32.
+    ///
+    /// # Safety
+    /// They must be writable.
+    unsafe fn store_bf16(self, p: *mut u16, v: Self::V, n: usize);
+
     /// a + b
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     /// a − b

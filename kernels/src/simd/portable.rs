@@ -1,6 +1,7 @@
 //! Arrays of 8: what runs where nothing faster does. Plain `a * b + c`, because a fused one is a library call here.
 
 use super::{Kernel, Simd};
+use crate::scalar::round_bf16;
 
 /// Any CPU.
 #[derive(Clone, Copy)]
@@ -63,6 +64,17 @@ impl Simd for Portable {
         for (i, v) in v[..n].iter().enumerate() {
             // SAFETY: the caller's promise.
             unsafe { if size == 1 { p.add(i).write(*v as u8) } else { p.cast::<u16>().add(i).write(*v as u16) } };
+        }
+    }
+    #[inline(always)]
+    fn round_bf16(self, a: V) -> V {
+        zip(a, a, |a, _| round_bf16(a))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut u16, v: V, n: usize) {
+        for (i, v) in v[..n].iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { p.add(i).write((v.to_bits() >> 16) as u16) };
         }
     }
     #[inline(always)]

@@ -174,9 +174,9 @@ struct Rewrite<'a> {
 }
 
 /// A part in the making.
-struct Making {
-    part: Part,
-    map: HashMap<ValueId, ValueId>,
+pub(super) struct Making {
+    pub part: Part,
+    pub map: HashMap<ValueId, ValueId>,
     /// Inputs that are rows of tables.
     rows: HashMap<usize, ValueId>,
     rounded: HashMap<(ValueId, usize), ValueId>,
@@ -265,7 +265,7 @@ fn bare(op: &Op) -> Op {
     op
 }
 
-fn begin(part: &Part) -> Making {
+pub(super) fn begin(part: &Part) -> Making {
     let (g, mut to) = (&part.graph, Graph::new(part.graph.name.clone()));
     let map = g.inputs.iter().map(|&v| (v, to.input(&g.value(v).name, g.ty(v).clone()))).collect();
     Making {
@@ -276,7 +276,7 @@ fn begin(part: &Part) -> Making {
     }
 }
 
-fn finish(g: &Graph, mut m: Making) -> Part {
+pub(super) fn finish(g: &Graph, mut m: Making) -> Part {
     for (name, v) in &g.outputs {
         if let (Some(t), false) = (g.tensor(*v), m.map.contains_key(v)) {
             let constant = m.part.graph.constant(&g.value(*v).name, t.clone());
@@ -288,7 +288,7 @@ fn finish(g: &Graph, mut m: Making) -> Part {
 }
 
 /// The node's operands in the new graph.
-fn operands(g: &Graph, node: &Node, m: &mut Making) -> Vec<Option<ValueId>> {
+pub(super) fn operands(g: &Graph, node: &Node, m: &mut Making) -> Vec<Option<ValueId>> {
     for v in node.inputs.iter().flatten() {
         if let (Some(t), false) = (g.tensor(*v), m.map.contains_key(v)) {
             let constant = m.part.graph.constant(&g.value(*v).name, t.clone());

@@ -1,6 +1,7 @@
 //! Quantization: which layers, with what weights, and the graph that says so.
 
 pub mod annotate;
+pub mod bf16;
 mod cholesky;
 pub mod gptq;
 mod gram;
@@ -9,5 +10,6 @@ pub mod survey;
 pub mod weights;
 
 pub use annotate::{Extra, OutputCorrection, QuantTables, SiteTable, annotate, narrow_tables, shadow_names};
+pub use bf16::{Bf16Layer, Bf16Products, round_products};
 pub use survey::{Layer, QuantSpec, Site, Survey, survey};
 pub use weights::QuantizedWeight;

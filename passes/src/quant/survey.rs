@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashSet};
 /// What is wanted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantSpec {
-    /// Bits of weights, 8 or 4; the first and the last layer have 8 (CacheQuant section 5.6).
+    /// Bits of weights, 8 or 4 (16: bf16); the first and the last layer have 8 (CacheQuant section 5.6).
     pub weight_bits: u8,
     /// Layers that stay as they are, by name.
     pub keep_float: Vec<String>,
@@ -145,7 +145,7 @@ fn is_product(node: &Node) -> bool {
 }
 
 /// Whether the node is a layer to quantize; the reason if one is not.
-fn candidate(g: &Graph, node: &Node, spec: &QuantSpec) -> Option<Result<(), String>> {
+pub(super) fn candidate(g: &Graph, node: &Node, spec: &QuantSpec) -> Option<Result<(), String>> {
     let refuse = |why: &str| Some(Err(why.to_string()));
     if spec.keep_float.contains(&node.name)
         && matches!(node.op, Op::Conv { .. } | Op::Linear { .. } | Op::Attention { .. })
@@ -154,13 +154,13 @@ fn candidate(g: &Graph, node: &Node, spec: &QuantSpec) -> Option<Result<(), Stri
     }
     match &node.op {
         Op::Conv { .. } | Op::Linear { .. } if g.tensor(node.input(1)?).is_none() => refuse("its weights are computed"),
-        Op::Conv { groups, .. } if *groups > 1 => refuse("its channels are in groups: integers gain nothing"),
+        Op::Conv { groups, .. } if *groups > 1 => refuse("its channels are in groups: fewer bits gain nothing"),
         Op::Conv { .. } | Op::Linear { .. } if spec.narrow_float && is_narrow(g, node) => {
             Some(Err(format!("fewer than {FEW_CHANNELS} channels go in or out")))
         }
         Op::Conv { layout, .. } if layout.channel_axis(4) != 3 => refuse("its channels come first"),
         Op::Conv { .. } | Op::Linear { .. } | Op::Attention { .. } => Some(Ok(())),
-        Op::MatMul | Op::ConvTranspose { .. } | Op::Einsum { .. } => refuse("there is no integer form of its operator"),
+        Op::MatMul | Op::ConvTranspose { .. } | Op::Einsum { .. } => refuse("its operator has no form with fewer bits"),
         _ => None,
     }
 }

@@ -108,7 +108,7 @@ pub(crate) fn permuted(op: &Op, perm: &[usize]) -> Option<Op> {
     let place = inverse(perm); // old axis → new axis
     let list = |v: &[i64]| perm.iter().map(|&p| v[p]).collect::<Vec<_>>();
     Some(match op {
-        Op::Unary { .. } | Op::Binary { .. } | Op::Where | Op::Cast { .. } => op.clone(),
+        Op::Unary { .. } | Op::Binary { .. } | Op::Where | Op::Cast { .. } | Op::RoundBf16 => op.clone(),
         Op::Concat { axis } => Op::Concat { axis: place[*axis] },
         Op::Pad { before, after, mode } => Op::Pad { before: list(before), after: list(after), mode: *mode },
         Op::Tile { repeats } => Op::Tile { repeats: list(repeats) },

@@ -248,7 +248,7 @@ fn files_that_are_something_else_say_so() {
     assert!(matches!(read(b""), Err(CqError::NotCq)));
     let mut newer = artifact();
     newer[8] = VERSION as u8 + 1;
-    assert_eq!(read(&newer).unwrap_err().to_string(), "format version 5 is newer than 4, the newest this cqc reads");
+    assert_eq!(read(&newer).unwrap_err().to_string(), "format version 6 is newer than 5, the newest this cqc reads");
     let mut damaged = artifact();
     *damaged.last_mut().unwrap() ^= 1;
     assert_eq!(read(&damaged).unwrap_err().to_string(), "section `weights` is damaged: its blake3 hash is another");

@@ -246,6 +246,7 @@ fn composites(wild: bool) -> BoxedStrategy<Op> {
         any::<bool>().prop_map(|cos_first| Op::TimestepEmbedding { cos_first }),
         act().prop_map(|act| Op::Geglu { act }),
         Just(Op::Affine),
+        Just(Op::RoundBf16),
         (1..9u8, vec(n(), 0..3)).prop_map(|(bits, segments)| Op::FakeQuant { bits, segments }),
         (0..3usize, vec(n(), 0..3)).prop_map(|(output_axis, segments)| Op::DequantizeWeight {
             bits: 8,

@@ -409,6 +409,8 @@ pub enum Op {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         segments: Vec<usize>,
     },
+    /// The nearest bf16 of every element, ties to even, as f32: what products of bf16 read. NaN stays NaN.
+    RoundBf16,
     /// `codes · scale`: inputs (codes: i8, scale: f32 \[N, S\]) with N the outputs (axis `output_axis`, 0 or 1) and S the segments of the
     /// inputs (axis 1 or 0, the other one). Weights of [`Op::Conv`] (outputs on axis 0) and [`Op::Linear`] (axis 1).
     DequantizeWeight {
@@ -508,7 +510,7 @@ impl Op {
             Op::GroupNorm { .. } | Op::LayerNorm { .. } | Op::RmsNorm { .. } | Op::Affine => norm::infer(self, inputs),
             Op::Attention { .. } | Op::TimestepEmbedding { .. } | Op::Geglu { .. } => attention::infer(self, inputs),
             Op::Quantize { .. } | Op::Dequantize { .. } => quant::infer(self, inputs),
-            Op::FakeQuant { .. } | Op::DequantizeWeight { .. } => quant::infer_fake(self, inputs),
+            Op::FakeQuant { .. } | Op::DequantizeWeight { .. } | Op::RoundBf16 => quant::infer_fake(self, inputs),
         }
     }
 

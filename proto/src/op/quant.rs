@@ -96,6 +96,12 @@ pub(super) fn infer_fake(op: &Op, inputs: &InputTypes) -> Inferred {
             }
             Ok(vec![x.clone()])
         }
+        Op::RoundBf16 => {
+            at_most(inputs, 1)?;
+            let x = required(inputs, 0, "x")?;
+            check(x.dtype == DType::F32, || format!("x is {x}, expected f32"))?;
+            Ok(vec![x.clone()])
+        }
         Op::DequantizeWeight { bits, output_axis, segments } => {
             at_most(inputs, 2)?;
             check(matches!(bits, 4 | 8), || format!("`bits` is {bits}, expected 4 or 8"))?;

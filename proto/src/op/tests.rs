@@ -174,6 +174,8 @@ fn quantization() {
     refuses("quantize", json!({"axis": null, "block": 2, "to": "i8"}), "f32[4] f32[]", "`block` needs");
     refuses("quantize", json!({"axis": 0, "block": 2, "to": "i8"}), "f32[N] f32[N]", "blocks of 2 do not divide N");
     refuses("quantize", json!({"axis": null, "to": "i64"}), "f32[4] f32[]", "does not quantize to i64");
+    accepts("round_bf16", json!({}), "f32[N,4]", "f32[N,4]");
+    refuses("round_bf16", json!({}), "f16[N,4]", "expected f32");
     accepts("dequantize", json!({"axis": null, "to": "f16"}), "i32[4] f32[1]", "f16[4]");
     refuses("dequantize", json!({"axis": null, "to": "f16"}), "i64[4] f32[1]", "expected a quantized type");
 }

@@ -1,10 +1,11 @@
 //! Where the values of a program lie on the device, and in which type.
 
 use super::fuse::{Wired, wire};
+use crate::engine::codes::{self, Codes};
 use crate::engine::layout::{self, Buffer};
 use crate::engine::program::{Wiring, kept, lifetimes};
 use crate::engine::values::{Value, resolve};
-use crate::engine::{EngineError, Weights, codes};
+use crate::engine::{EngineError, Weights};
 use cqc_kernels::arena::ALIGN;
 use cqc_kernels::cuda::{ElementType, Filter, group_norm_scratch};
 use cqc_proto::op::ConvLayout;
@@ -39,7 +40,7 @@ impl Placed {
         let kept = kept(weights, kind, &[]);
         if integers {
             let takes = codes::Takes { products: &Filter::takes_codes, attention: false };
-            codes::choose(weights, kind, &mut values, &kept, DType::U8, takes);
+            codes::choose(weights, kind, &mut values, &kept, Some(Codes { dtype: DType::U8, takes }), None);
         }
         let error = |step: &Step, reason: &str| EngineError::NoCudaKernel {
             program: kind,
@@ -70,7 +71,7 @@ impl Placed {
             if outputs.is_empty() {
                 inputs.clear()
             }
-            Wiring { inputs, outputs, quantize: None }
+            Wiring { inputs, outputs, rounds: None }
         };
         let wirings: Vec<Wiring> = program.steps.iter().zip(&self.wired).map(wiring).collect();
         let lives = lifetimes(&self.values, &wirings, kept);

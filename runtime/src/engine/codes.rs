@@ -1,11 +1,12 @@
-//! Which rounded activations are stored as codes, so that integer kernels multiply them.
+//! Which rounded activations are stored as codes or as bf16, so that kernels for these multiply them.
 //!
 //! A plan says what quantized layers compute: `FakeQuant` rounds an activation to what its codes stand for, constants hold codes of weights, and a
 //! product multiplies the two. Where all products that read such an activation have an integer kernel for it, the activation is stored as codes
-//! instead, and the products multiply integers: the same result up to the order of additions in f32.
+//! instead, and the products multiply integers: the same result up to the order of additions in f32. Likewise `RoundBf16` and constants of bf16, where the
+//! CPU multiplies bf16.
 
 use super::kernel::{CODES, Kernel, RESULT_CODES};
-use super::program::{Ready, Segments, Wiring};
+use super::program::{Ready, Rounds, Wiring};
 use super::values::Value;
 use super::weights::Weights;
 use cqc_kernels::arena::cast;
@@ -22,14 +23,24 @@ pub(crate) struct Takes<'a> {
     pub attention: bool,
 }
 
-/// Sets [`Value::codes`] of those activations to `code_type`. Values in `keep` stay as they are.
+/// Whether products of bf16 over so many channels and columns have a kernel that is worth it.
+pub(crate) type TakesBf16<'a> = &'a dyn Fn(usize, usize) -> bool;
+
+/// How codes are stored, and which of them have kernels.
+#[derive(Clone, Copy)]
+pub(crate) struct Codes<'a> {
+    pub dtype: DType,
+    pub takes: Takes<'a>,
+}
+
+/// Sets [`Value::codes`] of those activations. Values in `keep` stay as they are.
 pub(crate) fn choose(
     weights: &Weights,
     kind: ProgramKind,
     values: &mut [Value],
     keep: &[usize],
-    code_type: DType,
-    takes: Takes,
+    codes: Option<Codes>,
+    bf16: Option<TakesBf16>,
 ) {
     if !kind.is_step() {
         return;
@@ -42,19 +53,29 @@ pub(crate) fn choose(
         }
     }
     for step in &program.steps {
-        let Op::FakeQuant { segments, bits } = &step.op else { continue };
         let v = step.outputs[0];
         let own = values.iter().filter(|other| other.home == v).count() == 1 && values[v].home == v && !aliased[v];
-        let readers = || program.steps.iter().filter(|s| s.inputs.contains(&Some(v)));
-        let multiplied = |s: &Step| {
-            let segments = sizes(segments, &values[v]);
-            takes.attention && *bits <= 8 && segments.len() == 1 && is_attention_of_codes(s, v)
-                || is_product_of_codes(weights, program, values, s, v, &segments, takes.products)
-        };
+        let mut readers = program.steps.iter().filter(|s| s.inputs.contains(&Some(v)));
         let lasts = keep.contains(&v) || program.results.contains(&v);
-        if own && !lasts && always_rounds(weights, kind, program, step) && readers().all(multiplied) {
-            values[v].codes = Some(code_type);
+        if !own || lasts {
+            continue;
         }
+        let stored = match (&step.op, codes, bf16) {
+            (Op::FakeQuant { segments, bits }, Some(Codes { dtype, takes }), _) => {
+                let sizes = sizes(segments, &values[v]);
+                let attends = takes.attention && *bits <= 8 && sizes.len() == 1;
+                let multiplied = |s: &Step| {
+                    attends && is_attention_of_codes(s, v)
+                        || is_product_of_codes(weights, program, values, s, v, &sizes, takes.products)
+                };
+                (always_rounds(weights, kind, program, step) && readers.all(multiplied)).then_some(dtype)
+            }
+            (Op::RoundBf16, _, Some(takes)) => {
+                readers.all(|s| is_product_of_bf16(weights.plan(), program, values, s, v, takes)).then_some(DType::BF16)
+            }
+            _ => None,
+        };
+        values[v].codes = stored.or(values[v].codes);
     }
 }
 
@@ -66,6 +87,7 @@ pub(crate) fn misplaced(program: &Program, values: &[Value], kernels: &[Kernel])
         | Kernel::ConvCodes { .. }
         | Kernel::LinearCodes { .. }
         | Kernel::AttentionCodes { .. } => None,
+        Kernel::RoundBf16 { .. } | Kernel::ConvBf16 { .. } | Kernel::LinearBf16 { .. } => None,
         _ => step.outputs.iter().chain(step.inputs.iter().flatten()).find(coded).copied(),
     })
 }
@@ -73,7 +95,7 @@ pub(crate) fn misplaced(program: &Program, values: &[Value], kernels: &[Kernel])
 /// What the steps read and write, and which of them round at once: what a product or a normalisation computes for a rounding alone is rounded
 /// before it is stored, and the step that would round it has nothing left to do.
 ///
-/// Without `fuses` only codes are stored at once: what is rounded in f32 can still be looked at before.
+/// Without `fuses` only codes and bf16 are stored at once: what is rounded in f32 can still be looked at before.
 pub(crate) fn wire(
     program: &Program,
     values: &[Value],
@@ -84,9 +106,14 @@ pub(crate) fn wire(
     let mut wirings: Vec<Wiring> =
         program.steps.iter().zip(&*kernels).map(|(step, kernel)| wiring(step, kernel)).collect();
     for (at, rounding) in program.steps.iter().enumerate() {
-        let (bits, segments, codes) = match &kernels[at] {
-            Kernel::Quantize { bits, segments, .. } => (*bits, segments, true),
-            Kernel::FakeQuant { bits, segments, .. } if fuses => (*bits, segments, false),
+        let rounds = match &kernels[at] {
+            Kernel::Quantize { bits, segments, .. } => {
+                Rounds::Codes { bits: *bits, sizes: segments.clone(), stored: true }
+            }
+            Kernel::FakeQuant { bits, segments, .. } if fuses => {
+                Rounds::Codes { bits: *bits, sizes: segments.clone(), stored: false }
+            }
+            Kernel::RoundBf16 { stored, .. } if fuses || *stored => Rounds::Bf16 { stored: *stored },
             _ => continue,
         };
         let (Some(x), y) = (rounding.inputs[0], rounding.outputs[0]) else { continue };
@@ -99,10 +126,12 @@ pub(crate) fn wire(
         }
         let maker = &mut wirings[maker];
         maker.outputs = vec![y];
-        maker.quantize = Some(Segments { bits, sizes: segments.clone(), codes });
-        put(&mut maker.inputs, RESULT_CODES, [rounding.inputs[1], rounding.inputs[2]]);
+        if let Rounds::Codes { .. } = rounds {
+            put(&mut maker.inputs, RESULT_CODES, [rounding.inputs[1], rounding.inputs[2]]);
+        }
+        maker.rounds = Some(rounds);
         kernels[at] = Kernel::Nothing;
-        wirings[at] = Wiring { inputs: vec![], outputs: vec![], quantize: None };
+        wirings[at] = Wiring { inputs: vec![], outputs: vec![], rounds: None };
     }
     wirings
 }
@@ -112,7 +141,7 @@ fn wiring(step: &Step, kernel: &Kernel) -> Wiring {
     for (at, rounding) in CODES.into_iter().zip(kernel.rounding_of_codes()) {
         put(&mut inputs, at, rounding.map(Some));
     }
-    Wiring { inputs, outputs: step.outputs.clone(), quantize: None }
+    Wiring { inputs, outputs: step.outputs.clone(), rounds: None }
 }
 
 /// Sets two inputs.
@@ -122,7 +151,7 @@ fn put(inputs: &mut Vec<Option<usize>>, at: [usize; 2], values: [Option<usize>; 
     inputs[at[1]] = values[1];
 }
 
-/// Whether the kernel can store codes.
+/// Whether the kernel can store codes and bf16.
 fn stores_codes(kernel: &Kernel) -> bool {
     use Kernel as K;
     matches!(
@@ -132,6 +161,8 @@ fn stores_codes(kernel: &Kernel) -> bool {
             | K::ConvCodes { .. }
             | K::LinearCodes { .. }
             | K::AttentionCodes { .. }
+            | K::ConvBf16 { .. }
+            | K::LinearBf16 { .. }
             | K::GroupNorm { .. }
             | K::LayerNorm { .. }
             | K::RmsNorm { .. }
@@ -181,7 +212,7 @@ pub(crate) fn scales_codes(ready: &Ready, constant: usize) -> bool {
         let read = |i: usize| of(step.inputs.get(i).copied().flatten());
         (matches!(step.kernel, Kernel::Quantize { .. }) && read(1))
             || CODES.iter().any(|at| read(at[0]))
-            || (read(RESULT_CODES[0]) && step.quantize.as_ref().is_some_and(|q| q.codes))
+            || (read(RESULT_CODES[0]) && matches!(step.rounds, Some(Rounds::Codes { stored: true, .. })))
     })
 }
 
@@ -212,4 +243,26 @@ fn is_product_of_codes(
     };
     let same = if codes.segments.is_empty() { segments.len() == 1 } else { codes.segments == segments };
     once && same && codes.output_axis == output_axis && takes(taps, segments)
+}
+
+/// The constant of bf16 that a product has as its weights.
+fn weight_bf16(plan: &Plan, program: &Program, step: &Step) -> Option<usize> {
+    let weight = step.inputs.get(1).copied().flatten()?;
+    let Source::Constant(constant) = program.values[weight].source else { return None };
+    (plan.constants[constant].ty.dtype == DType::BF16).then_some(constant)
+}
+
+/// Whether the step multiplies `v`, and only that, by weights of bf16 with a kernel for it.
+fn is_product_of_bf16(
+    plan: &Plan,
+    program: &Program,
+    values: &[Value],
+    step: &Step,
+    v: usize,
+    takes: TakesBf16,
+) -> bool {
+    let dense = matches!(step.op, Op::Linear { .. } | Op::Conv { groups: 1, layout: ConvLayout::ChannelsLast, .. });
+    let once = step.inputs.iter().filter(|i| **i == Some(v)).count() == 1 && step.inputs[0] == Some(v);
+    let columns = values[step.outputs[0]].cols;
+    dense && once && weight_bf16(plan, program, step).is_some() && takes(values[v].cols, columns)
 }

@@ -2,7 +2,7 @@
 
 use super::kernel::{CODES, Fill, Kernel, Move, PerImage, RESULT_CODES, Side, Tail};
 use super::movement::{cast_elements, gather, select};
-use super::program::{Place, Prepared, Ready, Segments};
+use super::program::{Place, Prepared, Ready, Rounds};
 use super::values::Value;
 use bytes::Bytes;
 use cqc_kernels::arena::{Arena, Pod, Reader, cast_mut};
@@ -64,11 +64,12 @@ impl<'a> Operands<'a> {
     where
         'a: 'y,
     {
-        match &self.step.quantize {
-            Some(Segments { bits, sizes, codes }) => match (self.rounding(*bits, sizes, RESULT_CODES), codes) {
+        match &self.step.rounds {
+            Some(Rounds::Codes { bits, sizes, stored }) => match (self.rounding(*bits, sizes, RESULT_CODES), stored) {
                 (how, true) => Target::Codes(y, how),
                 (how, false) => Target::Rounded(cast_mut(y), how),
             },
+            Some(Rounds::Bf16 { stored }) => bf16_target(y, *stored),
             None => Target::Values(cast_mut(y)),
         }
     }
@@ -83,6 +84,10 @@ impl<'a> Operands<'a> {
             residual: tail.residual.map(|ld| (self.f32(5), ld)),
         }
     }
+}
+
+fn bf16_target(y: &mut [u8], stored: bool) -> Target<'_> {
+    if stored { Target::Bf16(cast_mut(y)) } else { Target::RoundedBf16(cast_mut(y)) }
 }
 
 /// Runs step `index`. Nothing is allocated unless it runs through the definition.
@@ -118,10 +123,16 @@ pub(super) fn run_step(ready: &Ready, index: usize, arena: &mut Arena, run: Run)
             let (mask, y) = (operands.get(3), operands.target(y));
             cqc_kernels::attention_codes(run.isa, run.pool, shape, [&q, &k, &v], mask, y, cast_mut(scratch));
         }
+        Kernel::RoundBf16 { rows, c, stored, ldx, ldy } => {
+            let y = bf16_target(y, *stored);
+            cqc_kernels::round_bf16(run.isa, run.pool, *rows, *c, operands.f32(0), *ldx, y, *ldy);
+        }
         Kernel::Conv { .. }
         | Kernel::Linear { .. }
         | Kernel::ConvCodes { .. }
         | Kernel::LinearCodes { .. }
+        | Kernel::ConvBf16 { .. }
+        | Kernel::LinearBf16 { .. }
         | Kernel::GroupNorm { .. }
         | Kernel::LayerNorm { .. }
         | Kernel::RmsNorm { .. } => run_to_target(&step.kernel, &operands, operands.target(y), run),
@@ -130,7 +141,7 @@ pub(super) fn run_step(ready: &Ready, index: usize, arena: &mut Arena, run: Run)
     Ok(())
 }
 
-/// The kernels whose result may be codes.
+/// The kernels whose result may be codes or bf16.
 fn run_to_target(kernel: &Kernel, operands: &Operands, y: Target, run: Run) {
     let (isa, pool) = (run.isa, run.pool);
     match kernel {
@@ -147,6 +158,13 @@ fn run_to_target(kernel: &Kernel, operands: &Operands, y: Target, run: Run) {
         Kernel::LinearCodes { m, k, n, packed, tail, ldx, ldy, .. } => {
             let (x, epilogue) = (operands.codes(0, *ldx), operands.epilogue(tail));
             cqc_kernels::linear_codes(isa, pool, *m, *k, *n, &x, packed, &epilogue, y, *ldy);
+        }
+        Kernel::ConvBf16 { conv, packed, tail, ldx, ldy } => {
+            conv.run_bf16(pool, operands.of(0), *ldx, packed, &operands.epilogue(tail), y, *ldy);
+        }
+        Kernel::LinearBf16 { m, k, n, packed, tail, ldx, ldy } => {
+            let (x, epilogue) = (operands.of(0), operands.epilogue(tail));
+            cqc_kernels::linear_bf16(isa, pool, *m, *k, *n, x, *ldx, packed, &epilogue, y, *ldy);
         }
         kernel => normalise(kernel, operands, y, run),
     }
@@ -274,7 +292,7 @@ fn run_reference(ready: &Ready, step: &Prepared, op: &Op, arena: &mut Arena, run
     Ok(())
 }
 
-/// A value as a tensor of its own; what is stored as codes comes as codes.
+/// A value as a tensor of its own; what is stored as codes or bf16 comes as such.
 pub(super) fn read_tensor(value: &Value, place: &Place, arena: &Arena, request: &Arena, evaluation: usize) -> Tensor {
     let bytes: Bytes = match place {
         Place::Table { bytes, row } => bytes.slice(evaluation * row..(evaluation + 1) * row),

@@ -3,7 +3,8 @@
 use cqc_kernels::attention::attention_scratch_len;
 use cqc_kernels::matmul::matmul_scratch_len;
 use cqc_kernels::{
-    Act, AttentionShape, Binary, Conv, Isa, MatmulShape, PackedCodes, PackedMatrix, Unary, attention_codes_scratch_len,
+    Act, AttentionShape, Binary, Conv, Isa, MatmulShape, PackedBf16, PackedCodes, PackedMatrix, Unary,
+    attention_codes_scratch_len,
 };
 use cqc_proto::{DType, Op};
 use std::sync::Arc;
@@ -44,6 +45,23 @@ pub(crate) enum Kernel {
         n: usize,
         packed: Arc<PackedCodes>,
         rounding: [usize; 2],
+        tail: Tail,
+        ldx: usize,
+        ldy: usize,
+    },
+    /// The same over bf16.
+    ConvBf16 {
+        conv: Arc<Conv>,
+        packed: Arc<PackedBf16>,
+        tail: Tail,
+        ldx: usize,
+        ldy: usize,
+    },
+    LinearBf16 {
+        m: usize,
+        k: usize,
+        n: usize,
+        packed: Arc<PackedBf16>,
         tail: Tail,
         ldx: usize,
         ldy: usize,
@@ -120,6 +138,14 @@ pub(crate) enum Kernel {
         rows: usize,
         bits: u8,
         segments: Vec<usize>,
+        ldx: usize,
+        ldy: usize,
+    },
+    /// From f32 to bf16, `stored` as such or as f32.
+    RoundBf16 {
+        rows: usize,
+        c: usize,
+        stored: bool,
         ldx: usize,
         ldy: usize,
     },
@@ -231,6 +257,11 @@ impl Kernel {
             Kernel::AttentionCodes { rounding, .. } => rounding,
             _ => &[],
         }
+    }
+
+    /// Whether it multiplies bf16.
+    pub fn multiplies_bf16(&self) -> bool {
+        matches!(self, Kernel::ConvBf16 { .. } | Kernel::LinearBf16 { .. })
     }
 
     /// Values of f32 scratch needed on a pool of `threads`.

@@ -57,9 +57,11 @@ pub struct EngineOptions {
     pub keep: Vec<String>,
     /// Measures every step for [`Engine::profile`].
     pub profile: bool,
-    /// Multiplies integers where the plan has quantized layers; without it in f32, rounded to what the integers stand for. With it some steps are
-    /// joined: one that is watched ([`Engine::evaluate_watched`]) may lack operands.
+    /// Multiplies integers where the plan has quantized layers, and bf16 where it has such and this CPU an instruction for them; without it in f32,
+    /// rounded to what these stand for. With it some steps are joined: one that is watched ([`Engine::evaluate_watched`]) may lack operands.
     pub integers: bool,
+    /// Multiplies bf16 also where the CPU has no instruction for it: very slow, for tests.
+    pub emulate_bf16: bool,
     /// Runs every step through its definition: very slow, for comparison.
     pub reference: bool,
     /// Evaluates there; the preludes run on the CPU. Only loops, without `keep`, `profile` and `reference`.
@@ -82,6 +84,7 @@ impl Default for EngineOptions {
             keep,
             profile: false,
             integers: true,
+            emulate_bf16: false,
             reference: false,
             device: None,
             max_memory,
@@ -251,9 +254,11 @@ impl Engine {
             let (total, calls) = self.clock.as_ref().map_or_else(Default::default, |c| c[program as usize][i]);
             let reference = matches!(step.kernel, Kernel::Reference(_));
             let integers = !step.kernel.rounding_of_codes().is_empty();
+            let bf16 = step.kernel.multiplies_bf16();
+            let idle = matches!(step.kernel, Kernel::Nothing);
             let evaluations = if program == ProgramKind::PreludeSteps { self.chunk } else { 1 };
             let (name, op) = (step.name.clone(), step.op.clone());
-            StepProfile { program, name, op, reference, integers, total, calls, evaluations }
+            StepProfile { program, name, op, reference, integers, bf16, idle, total, calls, evaluations }
         });
         profiles.collect()
     }

@@ -18,6 +18,7 @@ pub(super) fn open(weights: &Arc<Weights>, options: &EngineOptions) -> Result<En
     let [kept_full, kept_cached] = kept_values(plan, &options.keep)?;
     let (isa, threads, reference) = (weights.isa(), pool.threads(), options.reference);
     let integers = options.integers && !reference;
+    let bf16 = integers && (isa.has_bf16() || options.emulate_bf16);
     let on_device = options.device.is_some();
     check_device(options)?;
     let draft = |kind: ProgramKind, rows: usize, keep: &BTreeMap<String, usize>| {
@@ -25,7 +26,7 @@ pub(super) fn open(weights: &Arc<Weights>, options: &EngineOptions) -> Result<En
         let keep: Vec<usize> = keep.values().copied().collect();
         let max_memory = options.max_memory;
         let elsewhere = on_device && kind.is_step();
-        let options = Options { isa, threads, integers, reference, keep: &keep, max_memory, elsewhere };
+        let options = Options { isa, threads, integers, bf16, reference, keep: &keep, max_memory, elsewhere };
         Draft::new(weights, kind, &bindings, &options)
     };
     let none = BTreeMap::new();

@@ -16,6 +16,10 @@ pub struct StepProfile {
     pub reference: bool,
     /// Whether it multiplies integers.
     pub integers: bool,
+    /// Whether there is nothing to do: its result lies where it belongs, or whoever makes its operand rounds at once.
+    pub idle: bool,
+    /// Whether it multiplies bf16.
+    pub bf16: bool,
     /// Time in all calls. Zero unless the engine was opened with `profile`.
     pub total: Duration,
     /// Number of calls. Zero unless the engine was opened with `profile`.

@@ -1,7 +1,7 @@
 //! A program made ready: kernels, addresses, liveness.
 
 use super::EngineError;
-use super::codes;
+use super::codes::{self, Codes};
 use super::kernel::Kernel;
 use super::layout::{self, Buffer};
 use super::prepare::Preparer;
@@ -79,17 +79,19 @@ pub(crate) struct Prepared {
     pub kernel: Kernel,
     pub inputs: Vec<Option<usize>>,
     pub outputs: Vec<usize>,
-    /// The result is rounded, with the scale and the zero point of operands [`RESULT_CODES`](super::kernel::RESULT_CODES).
-    pub quantize: Option<Segments>,
+    /// How the result is rounded before it is stored.
+    pub rounds: Option<Rounds>,
     pub scratch: Span,
 }
 
-/// How a result is rounded: bits, the segments of its last axis, and whether it is stored as codes.
+/// How a result is rounded; stored as codes or bf16, or as the f32 that these stand for.
 #[derive(Clone, Debug)]
-pub(crate) struct Segments {
-    pub bits: u8,
-    pub sizes: Vec<usize>,
-    pub codes: bool,
+pub(crate) enum Rounds {
+    /// To codes of `bits`, per segment of the last axis of these `sizes`, with the scale and the zero point of operands
+    /// [`RESULT_CODES`](super::kernel::RESULT_CODES).
+    Codes { bits: u8, sizes: Vec<usize>, stored: bool },
+    /// To bf16.
+    Bf16 { stored: bool },
 }
 
 /// What a step reads and writes when it runs: not always what the plan says.
@@ -97,7 +99,7 @@ pub(crate) struct Segments {
 pub(crate) struct Wiring {
     pub inputs: Vec<Option<usize>>,
     pub outputs: Vec<usize>,
-    pub quantize: Option<Segments>,
+    pub rounds: Option<Rounds>,
 }
 
 /// A program, ready to run.
@@ -131,6 +133,8 @@ pub(crate) struct Options<'a> {
     pub isa: Isa,
     pub threads: usize,
     pub integers: bool,
+    /// Products of bf16 are multiplied as such.
+    pub bf16: bool,
     pub reference: bool,
     /// Values whose storage is theirs alone until the end.
     pub keep: &'a [usize],
@@ -149,11 +153,14 @@ impl Draft {
     ) -> Result<Draft, EngineError> {
         let program = weights.plan().program(kind);
         let mut values = resolve(kind, program, bindings)?;
-        if options.integers && !options.elsewhere {
+        if !options.elsewhere {
             let isa = weights.isa();
             let products = |taps: usize, segments: &[usize]| isa.multiplies_codes(taps, segments);
             let takes = codes::Takes { products: &products, attention: true };
-            codes::choose(weights, kind, &mut values, options.keep, isa.code_type(), takes);
+            let codes = options.integers.then_some(Codes { dtype: isa.code_type(), takes });
+            let takes = |channels: usize, columns: usize| isa.suits_bf16(channels, columns);
+            let bf16 = options.bf16.then_some(&takes as codes::TakesBf16);
+            codes::choose(weights, kind, &mut values, options.keep, codes, bf16);
         }
         let limit = options.max_memory;
         if let Some(needed) = values.iter().map(Value::bytes).find(|&bytes| bytes > limit) {
@@ -183,7 +190,7 @@ impl Draft {
     /// A program that has sizes and nothing to run.
     fn of_values(kind: ProgramKind, values: Vec<Value>, steps: usize) -> Draft {
         let kernels = (0..steps).map(|_| Kernel::Nothing).collect();
-        let nothing = Wiring { inputs: vec![], outputs: vec![], quantize: None };
+        let nothing = Wiring { inputs: vec![], outputs: vec![], rounds: None };
         let buffers = vec![Buffer { bytes: 0, first: 0, last: 0 }; steps];
         let (wirings, buffer_of, offsets) = (vec![nothing; steps], vec![None; values.len()], vec![0; steps]);
         Draft { kind, values, kernels, wirings, buffers, buffer_of, offsets, bytes: 0 }
@@ -261,8 +268,8 @@ pub(crate) fn kept(weights: &Weights, kind: ProgramKind, keep: &[usize]) -> Vec<
 }
 
 fn prepared(step: &Step, kernel: Kernel, wiring: Wiring, scratch: Span) -> Prepared {
-    let Wiring { inputs, outputs, quantize } = wiring;
-    Prepared { name: step.name.clone(), op: step.op.name(), kernel, inputs, outputs, quantize, scratch }
+    let Wiring { inputs, outputs, rounds } = wiring;
+    Prepared { name: step.name.clone(), op: step.op.name(), kernel, inputs, outputs, rounds, scratch }
 }
 
 /// Bytes of a constant in the type that a program sees.

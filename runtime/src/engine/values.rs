@@ -18,7 +18,7 @@ pub(crate) struct Value {
     pub rows: usize,
     pub cols: usize,
     pub ld: usize,
-    /// It is stored as codes of this type ([`codes`](super::codes)); to the operators it is still of `dtype`.
+    /// It is stored as codes of this type, or as bf16 ([`codes`](super::codes)); to the operators it is still of `dtype`.
     pub codes: Option<DType>,
 }
 

@@ -4,7 +4,7 @@ use super::EngineError;
 use bytes::Bytes;
 use cqc_kernels::arena::{ALIGN, Arena, Span, cast};
 use cqc_kernels::mapped::release;
-use cqc_kernels::{Conv, ConvShape, Isa, PackedCodes, PackedMatrix, ShapeError};
+use cqc_kernels::{Conv, ConvShape, Isa, PackedBf16, PackedCodes, PackedMatrix, ShapeError};
 use cqc_proto::plan::{Constant, Plan, PlanError, validate};
 use cqc_proto::{DType, Tensor};
 use std::collections::HashMap;
@@ -20,6 +20,7 @@ pub struct Weights {
     more: Bytes,
     packed: Mutex<HashMap<PackKey, Arc<PackedMatrix>>>,
     packed_codes: Mutex<HashMap<PackKey, Arc<PackedCodes>>>,
+    packed_bf16: Mutex<HashMap<PackKey, Arc<PackedBf16>>>,
     widened: Mutex<HashMap<usize, Bytes>>,
     /// Plans of convolutions that some engine uses: layers of one shape share theirs.
     convs: Mutex<HashMap<ConvShape, Weak<Conv>>>,
@@ -75,6 +76,7 @@ impl Weights {
             more,
             packed: Default::default(),
             packed_codes: Default::default(),
+            packed_bf16: Default::default(),
             widened: Default::default(),
             convs: Default::default(),
         }))
@@ -93,7 +95,8 @@ impl Weights {
     /// Bytes of packed weights.
     pub fn packed_bytes(&self) -> usize {
         let floats: usize = lock(&self.packed).values().map(|p| p.bytes()).sum();
-        floats + lock(&self.packed_codes).values().map(|p| p.bytes()).sum::<usize>()
+        let bf16: usize = lock(&self.packed_bf16).values().map(|p| p.bytes()).sum();
+        floats + bf16 + lock(&self.packed_codes).values().map(|p| p.bytes()).sum::<usize>()
     }
 
     /// Bytes of constant `i` as programs see them, floats in f32, aligned to 64.
@@ -169,6 +172,37 @@ impl Weights {
         self.pack_codes(PackKey::Conv { constant, shape }, constant, |codes, segments, scale| {
             PackedCodes::from_oihw(self.isa, &shape, segments, codes, scale)
         })
+    }
+
+    /// Constant `i`, of bf16, packed as the `[k, n]` matrix of a product; `None`: it is of another type.
+    pub(super) fn packed_linear_bf16(&self, constant: usize, k: usize, n: usize) -> Option<Arc<PackedBf16>> {
+        self.pack_bf16(PackKey::Linear { constant }, constant, |w| PackedBf16::from_kn(self.isa, k, n, w))
+    }
+
+    /// Constant `i`, of bf16, packed for a convolution of that shape; `None`: it is of another type.
+    pub(super) fn packed_conv_bf16(&self, constant: usize, shape: &ConvShape) -> Option<Arc<PackedBf16>> {
+        let shape = ConvShape { n: 1, ..*shape };
+        let key = PackKey::Conv { constant, shape };
+        self.pack_bf16(key, constant, |w| PackedBf16::from_oihw(self.isa, &shape, w))
+    }
+
+    fn pack_bf16(
+        &self,
+        key: PackKey,
+        constant: usize,
+        pack: impl FnOnce(&[u16]) -> PackedBf16,
+    ) -> Option<Arc<PackedBf16>> {
+        if self.plan.constants[constant].ty.dtype != DType::BF16 {
+            return None;
+        }
+        let mut packed = lock(&self.packed_bf16);
+        let made = packed.entry(key).or_insert_with(|| {
+            let made = Arc::new(pack(cast(&self.stored(constant))));
+            // the packed copy replaces the mapped one in memory
+            release(&self.stored(constant));
+            made
+        });
+        Some(Arc::clone(made))
     }
 
     fn pack_codes(

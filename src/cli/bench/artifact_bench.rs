@@ -55,9 +55,11 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
         batch: denoiser.width(),
         backend: engine.device().map_or_else(|| backend(artifact.weights.isa()), |d| d.name()),
         dtype: if engine.device().is_some() {
-            if artifact.manifest.quant.quantized().is_some() { "int8" } else { "f16" }
+            if artifact.manifest.quant.has_integers() { "int8" } else { "f16" }
         } else if engine.profile().iter().any(|step| step.integers) {
             "int8"
+        } else if engine.profile().iter().any(|step| step.bf16) {
+            "bf16"
         } else {
             "f32"
         },

@@ -70,7 +70,7 @@ fn rows(work: &Work, trajectory: &Trajectory, samples: usize) -> Result<usize, F
         let interval = work.caching.interval as usize;
         evaluations += evaluations_to_come(&wanted, interval, &steps, samples, caching::OUTPUT_SAMPLES, batch)?;
     }
-    if work.quant != Quant::None {
+    if work.quant.weight_bits().is_some() {
         let corrects = work.correct.iter().any(|c| matches!(c, Correct::Quant | Correct::QuantAll));
         let refits = work.caching.caches() && work.correct.contains(&Correct::Cache);
         let parts = [samples - held_out(samples), if refits { held_out(samples) } else { 0 }];

@@ -176,7 +176,7 @@ fn cost(cost: &Cost, report: &Report) -> String {
     let read = format!("{} per image at batch 1{less}", bytes(cost.weight_bytes));
     rows.push(("Weights read", read));
     out += &facts(&rows);
-    if quantized {
+    if report.quantization.as_ref().is_some_and(|q| q.kind != "bf16") {
         out += "<p class=\"dim\">This version executes quantized layers in f32, rounded to what integers stand for: the quality is that of integers, the speed is not, and the prediction counts MACs alone.</p>\n";
     }
     out

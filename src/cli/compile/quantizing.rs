@@ -10,24 +10,25 @@ use cqc::calibrate::{Choice, held_out};
 use cqc::compile::{Assembled, Lowered};
 use cqc::model::Model;
 use cqc::quantize::{QuantizeError, QuantizeOptions, Quantized, quantize};
+use cqc::report::cost::StepCost;
 use cqc::stages::Stages;
 use cqc_passes::calib::compensate::Mode;
 use cqc_passes::calib::select::Tap;
 use cqc_passes::quant::annotate::table_name;
-use cqc_passes::quant::{Extra, QuantSpec};
+use cqc_passes::quant::{Bf16Layer, Bf16Products, Extra, QuantSpec};
 use cqc_proto::Tensor;
 use cqc_proto::cq::{
     ActivationTable, Calibration, FloatLayer, QuantizedLayer, QuantizedLoop, SampleCompensation, SumCorrection,
 };
-use cqc_proto::plan::{Constant, Source};
+use cqc_proto::plan::{Constant, Plan, Source};
 use serde_json::json;
 use std::ops::ControlFlow;
 
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Quantization")]
 pub struct QuantizingArgs {
-    /// Layers that stay float: names of nodes; auto, which adds those that hurt most until --target-psnr is reached; or none, which
-    /// quantizes even layers of fewer than 16 channels, that stay float otherwise, and all inputs
+    /// Layers that stay float: names of nodes; auto, which adds those that hurt most until --target-psnr is reached (not with bf16); or none,
+    /// which quantizes even layers of fewer than 16 channels, that stay float otherwise, and all inputs
     #[arg(long, value_name = "NODE,..", value_delimiter = ',')]
     pub keep_float: Vec<String>,
     /// With --keep-float auto: mean PSNR to the float model on held-out calibration samples, dB
@@ -71,6 +72,22 @@ fn parse_grouping(text: &str) -> Result<Grouping, String> {
 }
 
 impl QuantizingArgs {
+    /// Refuses what only makes sense where something is fitted.
+    pub fn check_bf16(&self) -> Result<(), Failure> {
+        let asked = [
+            ("--keep-float auto", self.keep_float.iter().any(|n| n == "auto")),
+            ("--reconstruct", self.reconstruct),
+            ("--variance-compensation", self.variance_compensation.is_some()),
+            ("--calib-select", self.calib_select != "random"),
+            ("--share-ranges", self.share_ranges != Grouping::PerEvaluation),
+        ];
+        match asked.iter().find(|(_, asked)| *asked) {
+            Some((option, _)) => Err(Failure::usage(format!("{option}: with --quant bf16 nothing is fitted"))
+                .help("leave it out, or --quant w8a8")),
+            None => Ok(()),
+        }
+    }
+
     fn mode(&self) -> Option<Mode> {
         Some(match self.variance_compensation.as_deref()? {
             "regression" => Mode::Regression,
@@ -96,7 +113,8 @@ impl QuantizingArgs {
         if self.rounds_all() { 0.0 } else { self.float_work }
     }
 
-    fn spec(&self, bits: u8, model: &Model) -> Result<QuantSpec, Failure> {
+    /// Which layers, weights of `bits`, 16 for bf16.
+    pub fn spec(&self, bits: u8, model: &Model) -> Result<QuantSpec, Failure> {
         let names: Vec<String> = self.keep_float.iter().filter(|n| *n != "none" && *n != "auto").cloned().collect();
         let known = |name: &String| model.graph.nodes().any(|(_, node)| node.name == *name);
         if let Some(name) = names.iter().find(|name| !known(name)) {
@@ -138,7 +156,7 @@ pub fn decide(
         cache,
         &mut float,
         QuantizeOptions {
-            spec: quantizing.spec(if quant == Quant::W4a8 { 4 } else { 8 }, model)?,
+            spec: quantizing.spec(quant.weight_bits().unwrap_or(8), model)?,
             target_psnr: quantizing.keep_float.iter().any(|n| n == "auto").then_some(quantizing.target_psnr),
             float_work: quantizing.float_work(),
             grouping: quantizing.share_ranges,
@@ -199,7 +217,7 @@ pub fn manifest_quant(
         name: layer.name.clone(),
         op: layer.op.clone(),
         weight_bits: layer.weight.as_ref().map(|w| w.bits),
-        weight: layer.weight.as_ref().and_then(|_| weight_constant(lowered, &layer.key)),
+        weight: layer.weight.as_ref().and_then(|_| weight_constant(&lowered.plan, &layer.key)),
         inputs: layer.sites.iter().filter_map(site).collect(),
         correction: find(table_name(&layer.key, "a"))
             .zip(find(table_name(&layer.key, "bias")))
@@ -213,9 +231,28 @@ pub fn manifest_quant(
     if kind == Quant::W4a8 { cqc_proto::cq::Quant::W4a8(of) } else { cqc_proto::cq::Quant::W8a8(of) }
 }
 
+/// What the artifact says of a loop rounded to bf16.
+pub fn manifest_bf16(products: &Bf16Products, plan: &Plan) -> cqc_proto::cq::Quant {
+    let layer = |layer: &Bf16Layer| QuantizedLayer {
+        name: layer.name.clone(),
+        op: layer.op.clone(),
+        weight_bits: Some(16),
+        weight: weight_constant(plan, &layer.key),
+        inputs: vec![],
+        correction: None,
+    };
+    let float = |(name, why): &(String, String)| FloatLayer { name: name.clone(), why: why.clone() };
+    cqc_proto::cq::Quant::Bf16(QuantizedLoop {
+        layers: products.layers.iter().map(layer).collect(),
+        float_layers: products.float_layers.iter().map(float).collect(),
+        rounding: "nearest".into(),
+        compensation: None,
+    })
+}
+
 /// The constant that the step which makes the value reads as its weights.
-fn weight_constant(lowered: &Lowered, key: &str) -> Option<usize> {
-    let program = &lowered.plan.full;
+fn weight_constant(plan: &Plan, key: &str) -> Option<usize> {
+    let program = &plan.full;
     let step = program.steps.iter().find(|s| program.values[s.outputs[0]].name == key)?;
     match program.values[step.inputs.get(1).copied().flatten()?].source {
         Source::Constant(i) => Some(i),
@@ -263,6 +300,19 @@ pub fn report(decision: &QuantDecision, kind: Quant) -> serde_json::Value {
         "float_layers": survey.float_layers.iter().map(|(name, why)| json!({"name": name, "why": why})).collect::<Vec<_>>(),
         "weights_only": weights_only,
         "corrected_layers": decision.quantized.fitted.tables.corrections.len(),
+    })
+}
+
+/// Says what was rounded to bf16; the same as JSON, with the keys of [`report`].
+pub fn report_bf16(products: &Bf16Products, plan: &Plan) -> serde_json::Value {
+    tracing::info!("bf16: {} layers; float: {}", products.layers.len(), products.float_layers.len());
+    for (name, why) in &products.float_layers {
+        tracing::debug!("float: {name}: {why}");
+    }
+    json!({
+        "layers": products.layers.len(), "macs": StepCost::of(plan, &plan.full).quantized_macs,
+        "float_layers": products.float_layers.iter().map(|(name, why)| json!({"name": name, "why": why})).collect::<Vec<_>>(),
+        "weights_only": [], "corrected_layers": 0,
     })
 }
 

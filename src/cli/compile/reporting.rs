@@ -8,7 +8,7 @@ use crate::cli::term::Progress;
 use cqc::compile::{CachedLoop, LoopOptions, Lowered};
 use cqc::io::{FileError, Overwrite, check_target, write_atomic};
 use cqc::model::Model;
-use cqc::report::layers::{Quantization, layers};
+use cqc::report::layers::{Quantization, bf16_layers, layers};
 use cqc::report::trajectory::{Compiled, Errors, Measurement, RangeOptions, errors};
 use cqc::report::{Caching, Candidate, Cost, FileFacts, ModelFacts, Report, Sampling};
 use cqc_proto::cq::Manifest;
@@ -53,7 +53,7 @@ pub fn write(path: &Path, of: &Compilation, overwrite: Overwrite, quiet: bool) -
         sampling: sampling(of)?,
         artifact: artifact(&of.args.output)?,
         caching: of.cached.map(|(cached, decision)| caching(of.args, cached, decision)),
-        quantization: of.quantized.map(|decision| quantization(of.manifest, decision)),
+        quantization: quantization(of),
         errors: measure(of, quiet)?,
         cost: Cost::of(&of.lowered.plan, of.trajectory.guidance != 1.0),
     };
@@ -99,20 +99,25 @@ fn caching(args: &CompileArgs, cached: &CachedLoop, decision: &Decision) -> Cach
     }
 }
 
-fn quantization(manifest: &Manifest, decision: &QuantDecision) -> Quantization {
-    let of = manifest.quant.quantized();
-    Quantization {
-        kind: manifest.quant.name().into(),
-        rounding: of.map(|q| q.rounding.clone()).unwrap_or_default(),
-        compensation: of.and_then(|q| Some(q.compensation.as_ref()?.mode.clone())),
-        layers: layers(&decision.quantized),
-        float_layers: decision.quantized.survey.float_layers.clone(),
-    }
+fn quantization(of: &Compilation) -> Option<Quantization> {
+    let (layers, float_layers) = match (of.quantized, &of.lowered.bf16) {
+        (Some(decision), _) => (layers(&decision.quantized), decision.quantized.survey.float_layers.clone()),
+        (None, Some(products)) => (bf16_layers(products, &of.lowered.plan), products.float_layers.clone()),
+        (None, None) => return None,
+    };
+    let quant = of.manifest.quant.quantized();
+    Some(Quantization {
+        kind: of.manifest.quant.name().into(),
+        rounding: quant.map(|q| q.rounding.clone()).unwrap_or_default(),
+        compensation: quant.and_then(|q| Some(q.compensation.as_ref()?.mode.clone())),
+        layers,
+        float_layers,
+    })
 }
 
 /// Without caching and quantization there is nothing to measure, and perhaps no calibration samples.
 fn measure(of: &Compilation, quiet: bool) -> Result<Option<Errors>, Failure> {
-    if of.cached.is_none() && of.quantized.is_none() {
+    if of.cached.is_none() && of.quantized.is_none() && of.lowered.bf16.is_none() {
         return Ok(None);
     }
     let request = caching::calibration_request(&of.args.caching, of.model, of.trajectory)?;

@@ -72,9 +72,10 @@ fn of_model(path: &Path, sizes: &Sizes, like: Option<&Manifest>) -> Result<Side,
     let model = Model::load(path, &ModelOptions { import: sizes.import_options(), stop_after: None }, |_, _| {})?;
     let Lowered { plan, weights, .. } = match like {
         None => compile_evaluation(&model)?,
-        Some(like) => {
-            compile_loop(&model, &LoopOptions { sampler: like.sampler.clone(), steps: like.steps, any_steps: false })?
-        }
+        Some(like) => compile_loop(
+            &model,
+            &LoopOptions { sampler: like.sampler.clone(), steps: like.steps, any_steps: false, bf16: None },
+        )?,
     };
     let source = SourceModel {
         blake3: model.blake3,

@@ -20,9 +20,12 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// What executes a quantized layer: integers, or f32 with operands rounded to what integers stand for, where only weights are quantized or no kernel
-/// for integers takes its sizes.
+/// What executes a quantized layer: integers or bf16, or f32 with operands rounded to what these stand for, where only weights are quantized or there is
+/// no kernel for its sizes or this CPU.
 fn kernel(artifact: &Artifact, layer: &QuantizedLayer) -> &'static str {
+    if !artifact.manifest.quant.has_integers() {
+        return if multiplies_bf16(artifact, layer) { "bf16" } else { "rounded f32" };
+    }
     let constant = layer.weight.map(|weight| &artifact.manifest.plan.constants[weight]);
     let sizes = constant.and_then(|c| Some((c.ty.fixed_shape()?, c.codes.as_ref()?)));
     let integers = sizes.is_some_and(|(shape, codes)| {
@@ -31,6 +34,16 @@ fn kernel(artifact: &Artifact, layer: &QuantizedLayer) -> &'static str {
         !layer.inputs.is_empty() && Isa::detect().multiplies_codes(shape[2..].iter().product(), segments)
     });
     if integers { "int8" } else { "rounded f32" }
+}
+
+/// Whether this CPU has an instruction for products of bf16, and the layer enough channels.
+fn multiplies_bf16(artifact: &Artifact, layer: &QuantizedLayer) -> bool {
+    let isa = Isa::detect();
+    let shape = layer.weight.and_then(|weight| artifact.manifest.plan.constants[weight].ty.fixed_shape());
+    shape.is_some_and(|shape| {
+        let [channels, columns] = if layer.op == "linear" { [shape[0], shape[1]] } else { [shape[1], shape[0]] };
+        isa.has_bf16() && isa.suits_bf16(channels, columns)
+    })
 }
 
 /// The keys `quant` and `corrections.quant`; `corrections` has its other keys already.
@@ -106,6 +119,14 @@ pub fn text(artifact: &Artifact) -> String {
     let corrected = of.layers.iter().filter(|layer| layer.correction.is_some()).count();
     let integers = of.layers.iter().filter(|layer| kernel(artifact, layer) == "int8").count();
     let compensation = of.compensation.as_ref().map_or(String::new(), |c| format!(", samples corrected ({})", c.mode));
+    if !quant.has_integers() {
+        let multiplied = of.layers.iter().filter(|layer| multiplies_bf16(artifact, layer)).count();
+        let layers = of.layers.len();
+        return format!(
+            "  quant      {}, {layers} layers; this CPU multiplies {multiplied} of them as such\n",
+            quant.name()
+        );
+    }
     format!(
         "  quant      {}, weights rounded {}, {corrected} layers corrected{compensation}; {integers} of {} layers multiply integers\n",
         quant.name(),
@@ -131,8 +152,10 @@ pub fn layers_text(artifact: &Artifact) -> String {
         bytes(full.float_weight_bytes),
     );
     let rows = of.layers.iter().take(SHOWN).map(|layer| {
-        let weights = layer.weight_bits.map_or(String::new(), |bits| format!("w{bits}"));
-        let input = if layer.inputs.is_empty() { "input in float" } else { "" };
+        let is_bf16 = !artifact.manifest.quant.has_integers();
+        let bits = |bits| if is_bf16 { "bf16".into() } else { format!("w{bits}") };
+        let weights = layer.weight_bits.map_or(String::new(), bits);
+        let input = if layer.inputs.is_empty() && !is_bf16 { "input in float" } else { "" };
         let corrected = if layer.correction.is_some() { "corrected" } else { input };
         vec![
             layer.name.clone(),

@@ -1,6 +1,7 @@
 //! AVX2: `vpmaddwd` over codes of 16 bits. `vpmaddubsw` multiplies twice as many, but saturates at 16 bits.
 
-use super::{Dot, IntKernel};
+use super::IntDot;
+use crate::gemm::{Dot, DotKernel};
 use crate::simd::avx2::Avx2;
 use std::arch::x86_64::*;
 
@@ -11,13 +12,16 @@ pub(super) struct Avx2Dot(Avx2);
 /// Runs `kernel`, compiled for AVX2 and FMA.
 #[inline(never)]
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn enter<K: IntKernel>(kernel: K) {
+pub(super) fn enter<K: DotKernel<Avx2Dot>>(kernel: K) {
     kernel.run(Avx2Dot(Avx2::new()));
 }
 
 impl Dot for Avx2Dot {
     type Float = Avx2;
-    type Code = i16;
+    type Left = i16;
+    type Right = i8;
+    type Sum = i32;
+    type Group = __m256i;
     type Acc = __m256i;
     const GROUP: usize = 2;
     const MR: usize = 6;
@@ -27,7 +31,7 @@ impl Dot for Avx2Dot {
         self.0
     }
     #[inline(always)]
-    fn outline<K: IntKernel>(self, kernel: K) {
+    fn outline<K: DotKernel<Self>>(self, kernel: K) {
         // SAFETY: `self` proves the features.
         unsafe { enter(kernel) }
     }
@@ -61,6 +65,9 @@ impl Dot for Avx2Dot {
         // SAFETY: `self` proves the features.
         unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(left, right)) }
     }
+}
+
+impl IntDot for Avx2Dot {
     #[inline(always)]
     fn all(self, value: i32) -> __m256i {
         // SAFETY: `self` proves the features.

@@ -1,6 +1,7 @@
 //! AVX-VNNI: `vpdpbusd` on vectors of AVX2, which laptops have that lack AVX-512. It adds four products of bytes per lane, exactly.
 
-use super::{Dot, IntKernel};
+use super::IntDot;
+use crate::gemm::{Dot, DotKernel};
 use crate::simd::avx2::Avx2;
 use std::arch::x86_64::*;
 
@@ -16,13 +17,16 @@ pub(super) fn is_available() -> bool {
 /// Runs `kernel`, compiled for AVX2, FMA and AVX-VNNI.
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,avxvnni")]
-pub(super) fn enter<K: IntKernel>(kernel: K) {
+pub(super) fn enter<K: DotKernel<AvxVnni>>(kernel: K) {
     kernel.run(AvxVnni(Avx2::new()));
 }
 
 impl Dot for AvxVnni {
     type Float = Avx2;
-    type Code = u8;
+    type Left = u8;
+    type Right = i8;
+    type Sum = i32;
+    type Group = __m256i;
     type Acc = __m256i;
     const GROUP: usize = 4;
     const MR: usize = 6;
@@ -32,7 +36,7 @@ impl Dot for AvxVnni {
         self.0
     }
     #[inline(always)]
-    fn outline<K: IntKernel>(self, kernel: K) {
+    fn outline<K: DotKernel<Self>>(self, kernel: K) {
         // SAFETY: `self` proves the features.
         unsafe { enter(kernel) }
     }
@@ -66,6 +70,9 @@ impl Dot for AvxVnni {
         // SAFETY: `self` proves the features.
         unsafe { _mm256_dpbusd_avx_epi32(acc, left, right) }
     }
+}
+
+impl IntDot for AvxVnni {
     #[inline(always)]
     fn all(self, value: i32) -> __m256i {
         // SAFETY: `self` proves the features.

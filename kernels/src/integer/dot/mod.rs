@@ -10,58 +10,20 @@ mod vnni;
 
 use crate::Isa;
 use crate::arena::Pod;
+use crate::gemm::{Dot, DotKernel};
 use crate::simd::Simd;
 
 /// A piece of work, generic over the instruction.
 pub(crate) trait IntKernel {
     /// The work. Implementations are `#[inline(always)]`.
-    fn run<D: Dot>(self, d: D);
+    fn run<D: IntDot>(self, d: D);
 }
 
 /// No instruction multiplies longer groups: what is packed for one level suits all.
 pub(super) const GROUP_MAX: usize = 4;
 
-/// A value of an implementing type is proof that the CPU has its instructions.
-pub(crate) trait Dot: Copy + Send + Sync + 'static {
-    /// The f32 vectors of the same CPU.
-    type Float: Simd;
-    /// A code of an activation in memory.
-    type Code: Pod;
-    /// As many i32 as `Float` has lanes.
-    type Acc: Copy;
-    /// Products that one lane adds up at once.
-    const GROUP: usize;
-    /// Rows of a register tile, which is two vectors wide.
-    const MR: usize;
-
-    /// The f32 vectors.
-    fn float(self) -> Self::Float;
-    /// Runs `kernel` as a function of its own: its registers are then not shared with the caller's loops.
-    fn outline<K: IntKernel>(self, kernel: K);
-    /// All lanes 0.
-    fn zero(self) -> Self::Acc;
-    /// A vector of i32.
-    ///
-    /// # Safety
-    /// They must be readable.
-    unsafe fn load(self, p: *const i32) -> Self::Acc;
-    /// Stores a vector of i32.
-    ///
-    /// # Safety
-    /// They must be writable.
-    unsafe fn store(self, p: *mut i32, v: Self::Acc);
-    /// `GROUP` codes of a row, the same for every lane.
-    ///
-    /// # Safety
-    /// They must be readable.
-    unsafe fn left(self, p: *const Self::Code) -> Self::Acc;
-    /// `GROUP` codes of a column per lane.
-    ///
-    /// # Safety
-    /// They must be readable.
-    unsafe fn right(self, p: *const i8) -> Self::Acc;
-    /// acc + Σ left · right over the group, per lane, without saturation.
-    fn dot(self, acc: Self::Acc, left: Self::Acc, right: Self::Acc) -> Self::Acc;
+/// A [`Dot`] of unsigned codes by signed ones, without saturation.
+pub(crate) trait IntDot: Dot<Left: Pod, Right = i8, Sum = i32> {
     /// The same value in all lanes.
     fn all(self, value: i32) -> Self::Acc;
     /// factor · v, per lane.
@@ -73,9 +35,19 @@ pub(crate) trait Dot: Copy + Send + Sync + 'static {
     /// As f32, rounded.
     fn floats(self, v: Self::Acc) -> <Self::Float as Simd>::V;
     /// The code that stands for a whole number in 0 ..= 255.
-    fn code(value: u8) -> Self::Code;
+    fn code(value: u8) -> Self::Left;
     /// The whole number that a code is.
-    fn value(code: Self::Code) -> u8;
+    fn value(code: Self::Left) -> u8;
+}
+
+/// [`IntKernel`] for one instruction.
+struct Chosen<K>(K);
+
+impl<K: IntKernel, D: IntDot> DotKernel<D> for Chosen<K> {
+    #[inline(always)]
+    fn run(self, d: D) {
+        self.0.run(d);
+    }
 }
 
 /// Which instruction an [`Isa`] means on this CPU.
@@ -88,7 +60,7 @@ pub(super) enum Level {
 }
 
 impl Level {
-    /// Columns of a panel: two of its vectors.
+    /// Columns of a panel: two vectors of this instruction, which on a CPU with AVX-512 may be shorter than those of f32.
     pub(super) fn columns(self) -> usize {
         if self == Level::Vnni { 32 } else { 16 }
     }
@@ -120,6 +92,7 @@ impl Isa {
     /// Runs `kernel` compiled for this instruction set.
     pub(super) fn run_integer<K: IntKernel>(self, kernel: K) {
         assert!(self.is_available(), "this CPU has no {self}");
+        let kernel = Chosen(kernel);
         match self.dot_level() {
             Level::Portable => kernel.run(portable::PortableDot),
             #[cfg(target_arch = "x86_64")]

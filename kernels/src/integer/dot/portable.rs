@@ -1,6 +1,7 @@
 //! Plain Rust over arrays of 8, groups of four bytes as VNNI has them.
 
-use super::{Dot, IntKernel};
+use super::IntDot;
+use crate::gemm::{Dot, DotKernel};
 use crate::simd::Portable;
 
 /// Any CPU.
@@ -12,7 +13,10 @@ type Acc = [i32; 8];
 
 impl Dot for PortableDot {
     type Float = Portable;
-    type Code = u8;
+    type Left = u8;
+    type Right = i8;
+    type Sum = i32;
+    type Group = Acc;
     type Acc = Acc;
     const GROUP: usize = 4;
     const MR: usize = 3;
@@ -22,7 +26,7 @@ impl Dot for PortableDot {
         Portable
     }
     #[inline(never)]
-    fn outline<K: IntKernel>(self, kernel: K) {
+    fn outline<K: DotKernel<Self>>(self, kernel: K) {
         kernel.run(self);
     }
     #[inline(always)]
@@ -59,6 +63,9 @@ impl Dot for PortableDot {
         }
         acc
     }
+}
+
+impl IntDot for PortableDot {
     #[inline(always)]
     fn all(self, value: i32) -> Acc {
         [value; 8]

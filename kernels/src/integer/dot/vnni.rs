@@ -1,6 +1,7 @@
 //! AVX-512 VNNI: `vpdpbusd` adds four products of bytes per lane, exactly.
 
-use super::{Dot, IntKernel};
+use super::IntDot;
+use crate::gemm::{Dot, DotKernel};
 use crate::simd::avx512::Avx512;
 use std::arch::x86_64::*;
 
@@ -16,13 +17,16 @@ pub(super) fn is_available() -> bool {
 /// Runs `kernel`, compiled for AVX-512 F and VNNI.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512vnni,avx2,fma")]
-pub(super) fn enter<K: IntKernel>(kernel: K) {
+pub(super) fn enter<K: DotKernel<Vnni>>(kernel: K) {
     kernel.run(Vnni(Avx512::new()));
 }
 
 impl Dot for Vnni {
     type Float = Avx512;
-    type Code = u8;
+    type Left = u8;
+    type Right = i8;
+    type Sum = i32;
+    type Group = __m512i;
     type Acc = __m512i;
     const GROUP: usize = 4;
     const MR: usize = 12;
@@ -32,7 +36,7 @@ impl Dot for Vnni {
         self.0
     }
     #[inline(always)]
-    fn outline<K: IntKernel>(self, kernel: K) {
+    fn outline<K: DotKernel<Self>>(self, kernel: K) {
         // SAFETY: `self` proves the features.
         unsafe { enter(kernel) }
     }
@@ -66,6 +70,9 @@ impl Dot for Vnni {
         // SAFETY: `self` proves the features.
         unsafe { _mm512_dpbusd_epi32(acc, left, right) }
     }
+}
+
+impl IntDot for Vnni {
     #[inline(always)]
     fn all(self, value: i32) -> __m512i {
         // SAFETY: `self` proves the features.

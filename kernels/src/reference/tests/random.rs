@@ -41,5 +41,5 @@ fn results_have_the_inferred_types() {
             Err(e) => panic!("{e} of {op:?} {inputs:?}"),
         }
     }
-    assert_eq!(accepted.len(), 42, "some operator was never accepted: {accepted:?}");
+    assert_eq!(accepted.len(), 43, "some operator was never accepted: {accepted:?}");
 }

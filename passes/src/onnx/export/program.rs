@@ -91,6 +91,7 @@ impl Writer<'_, '_, '_> {
         self.cx.step = step.name.clone();
         let spelled = match &step.op {
             Op::FakeQuant { bits: 8, segments } => self.rounded(step, segments),
+            Op::RoundBf16 if self.cx.qdq == Qdq::None => step.inputs[0].and_then(|x| self.get(x)).map(|x| Ok(vec![x])),
             _ => None,
         };
         let spelled = spelled.unwrap_or_else(|| {
@@ -156,6 +157,11 @@ impl Writer<'_, '_, '_> {
                 let how = plan.constants[i].codes.clone().expect("just seen");
                 let (codes, scale) = (self.origin.constants[i].clone(), self.origin.constants[how.scale].clone());
                 Ok(self.cx.weights(&plan.constants[i].name, i, Quantized::new(codes, scale, how)))
+            }
+            // half the size, and exact
+            Source::Constant(i) if plan.constants[i].ty.dtype == DType::BF16 && self.cx.qdq != Qdq::None => {
+                let stored = self.cx.constant(&plan.constants[i].name, self.origin.constants[i].clone());
+                Ok(self.cx.cast(stored, value.ty.dtype))
             }
             Source::Constant(i) => {
                 let t = self.cx.store.converted(i, &self.origin.constants[i], value.ty.dtype);

@@ -8,7 +8,8 @@ use cqc_proto::{DType, Tensor};
 pub enum Qdq {
     /// Not at all: floats.
     None,
-    /// For ONNX Runtime on CPUs: activations of type u8 with a zero point; weights of type s8, those of 4 bits INT4.
+    /// For ONNX Runtime on CPUs: activations of type u8 with a zero point; weights of type s8, those of 4 bits INT4. What is rounded to bf16 is cast
+    /// to BFLOAT16 and back, here as for TensorRT.
     Ort(Scales),
     /// For TensorRT: activations and weights of type s8 without zero points, constant scales.
     Trt,

@@ -92,6 +92,7 @@ impl<'a> Site<'a> {
             Op::Geglu { act } => self.geglu(*act),
             Op::Affine => self.affine(),
             Op::FakeQuant { bits, segments } => self.fake_quant(*bits, segments),
+            Op::RoundBf16 => self.round_bf16(),
             _ => None,
         }
     }
@@ -114,10 +115,16 @@ impl<'a> Site<'a> {
 
     /// Where operand `i` is stored as codes: the values that hold their scale and zero point.
     fn rounding_of_codes(&self, i: usize) -> Option<[usize; 2]> {
-        let v = self.step.inputs.get(i).copied().flatten().filter(|&v| self.preparer.values[v].codes.is_some())?;
+        let is_coded = |v: &usize| self.preparer.values[*v].codes.is_some_and(|dtype| dtype != DType::BF16);
+        let v = self.step.inputs.get(i).copied().flatten().filter(is_coded)?;
         let program = self.preparer.weights.plan().program(self.preparer.kind);
         let maker = program.steps.iter().find(|s| s.outputs.contains(&v))?;
         Some([maker.inputs[1]?, maker.inputs[2]?])
+    }
+
+    /// Whether the first operand is stored as bf16.
+    fn reads_bf16(&self) -> bool {
+        self.input(0).is_some_and(|x| x.codes == Some(DType::BF16))
     }
 
     /// Whether input `i` is absent or has no gaps.

@@ -58,6 +58,12 @@ impl Site<'_> {
         fast.then_some(Kernel::Affine { rows: x.rows, c: x.cols, ldx: x.ld, residual, previous, ldy: y.ld })
     }
 
+    pub(super) fn round_bf16(&self) -> Option<Kernel> {
+        let (x, y) = (self.input(0)?, self.output());
+        let (rows, c, stored) = (x.rows, x.cols, y.codes.is_some());
+        Some(Kernel::RoundBf16 { rows, c, stored, ldx: x.ld, ldy: y.ld })
+    }
+
     pub(super) fn fake_quant(&self, bits: u8, segments: &[usize]) -> Option<Kernel> {
         let (x, y) = (self.input(0)?, self.output());
         let segments = if segments.is_empty() { vec![x.cols] } else { segments.to_vec() };

@@ -102,6 +102,10 @@ impl Site<'_> {
             let packed = self.preparer.weights.packed_conv_codes(constant, &shape)?;
             return Some(Kernel::ConvCodes { conv, packed, rounding, tail, ldx, ldy });
         }
+        if self.reads_bf16() {
+            let packed = self.preparer.weights.packed_conv_bf16(constant, &shape)?;
+            return Some(Kernel::ConvBf16 { conv, packed, tail, ldx, ldy });
+        }
         let packed = self.preparer.weights.packed_conv(constant, &conv);
         Some(Kernel::Conv { conv, packed, tail, ldx, ldy })
     }
@@ -117,6 +121,10 @@ impl Site<'_> {
             if let Some(rounding) = self.rounding_of_codes(0) {
                 let packed = self.preparer.weights.packed_linear_codes(constant, n)?;
                 return Some(Kernel::LinearCodes { m, k, n, packed, rounding, tail, ldx, ldy });
+            }
+            if self.reads_bf16() {
+                let packed = self.preparer.weights.packed_linear_bf16(constant, k, n)?;
+                return Some(Kernel::LinearBf16 { m, k, n, packed, tail, ldx, ldy });
             }
             let packed = self.preparer.weights.packed_linear(constant, k, n);
             return Some(Kernel::Linear { m, k, n, packed, tail, ldx, ldy });

@@ -22,6 +22,7 @@ fn row(layer: &LayerFacts, macs: i64, caches: bool, out: &mut String) {
         .weight_sqnr
         .map_or("–".into(), |db| if db.is_finite() { format!("{} dB", number(db)) } else { "exact".into() });
     let bits = match (layer.weight_bits, &layer.inputs[..]) {
+        (Some(16), []) => "bf16".into(),
         (Some(bits), []) => format!("w{bits}"),
         (Some(bits), _) => format!("w{bits} a8"),
         (None, _) => "a8".into(),
@@ -30,7 +31,7 @@ fn row(layer: &LayerFacts, macs: i64, caches: bool, out: &mut String) {
     if layer.is_corrected {
         notes.push("<span class=\"tag corrected\">corrected</span>");
     }
-    if layer.inputs.is_empty() {
+    if layer.inputs.is_empty() && layer.weight_bits != Some(16) {
         notes.push("<span class=\"tag\">input in float</span>");
     }
     if caches && !layer.is_live {

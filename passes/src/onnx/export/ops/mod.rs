@@ -107,6 +107,7 @@ fn one(cx: &mut Cx, op: &Op, c: &Call) -> Spelled {
         Op::Geglu { act } => attention::geglu(cx, c, *act),
         Op::FakeQuant { bits, segments } => quant::fake_quant(cx, c, *bits, segments),
         Op::DequantizeWeight { output_axis, segments, .. } => quant::dequantize_weight(cx, c, *output_axis, segments),
+        Op::RoundBf16 => quant::round_bf16(cx, c),
         Op::Quantize { axis, block, to } => quant::quantize(cx, c, *axis, *block, *to),
         Op::Dequantize { axis, block, to } => quant::dequantize(cx, c, *axis, *block, *to),
     }

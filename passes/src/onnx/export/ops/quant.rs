@@ -83,6 +83,12 @@ pub(super) fn fake_quant(cx: &mut Cx, c: &Call, bits: u8, segments: &[usize]) ->
     if parts.len() == 1 { Ok(parts[0]) } else { cx.emit(Op::Concat { axis }, &parts) }
 }
 
+/// To bfloat16 and back.
+pub(super) fn round_bf16(cx: &mut Cx, c: &Call) -> Spelled {
+    let half = cx.cast(c.input(0), DType::BF16);
+    Ok(cx.cast(half, DType::F32))
+}
+
 /// DequantizeLinear along the axis of outputs, for each segment of inputs.
 pub(super) fn dequantize_weight(cx: &mut Cx, c: &Call, output_axis: usize, segments: &[usize]) -> Spelled {
     let (codes, scale) = (c.input(0), c.input(1));

@@ -1,0 +1,37 @@
+//! Products of bf16 by bf16, accumulated in f32.
+//!
+//! Both operands are rounded to the nearest bf16 before they come here: activations by whoever stores them ([`Target::Bf16`](crate::Target), or
+//! [`round_bf16`]), weights when they are compiled. A product of two bf16 is exact in f32, so a kernel differs from the f32 one on the same rounded
+//! operands by the order of additions alone, and by numbers below 2⁻¹²⁶, which AVX-512 BF16 takes for zero.
+//!
+//! [`PackedBf16`] holds weights, [`linear_bf16`] and [`Conv::run_bf16`](crate::Conv::run_bf16) multiply. Only AVX-512 BF16 has an instruction for it
+//! ([`Isa::has_bf16`]); anywhere else the same products run as plain Rust: slow, and what tests compare. There, whoever wants speed multiplies the
+//! rounded values in f32.
+//!
+//! The AVX-512 instance has been compiled and its machine code read (`vdpbf16ps` over zmm, no accumulator leaves its register), not run: there was no such
+//! CPU, and Bochs 2.7 emulates none.
+
+mod dot;
+mod pack;
+mod product;
+mod round;
+
+pub use pack::PackedBf16;
+pub(crate) use product::Bf16Product;
+pub use product::linear_bf16;
+pub use round::round_bf16;
+
+use crate::Isa;
+use crate::pack::DOT_COLUMNS;
+
+impl Isa {
+    /// Whether products of bf16 run on an instruction for them: AVX-512 BF16.
+    pub fn has_bf16(self) -> bool {
+        self.bf16_level() != dot::Level::Portable
+    }
+
+    /// Whether a product of so many channels per tap and columns is worth the kernels for bf16: those for f32 have others for few of them.
+    pub fn suits_bf16(self, channels: usize, columns: usize) -> bool {
+        channels >= 16 && columns > DOT_COLUMNS
+    }
+}

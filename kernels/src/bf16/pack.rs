@@ -1,0 +1,74 @@
+//! Weights of products of bf16, laid out once in the order in which the kernel reads them.
+
+use super::dot::GROUP;
+use crate::arena::{Arena, Span};
+use crate::{ConvShape, Isa};
+
+/// A weight matrix `[k, n]` of bf16, packed for one [`Isa`].
+///
+/// For a convolution k runs over taps, then input channels.
+#[derive(Debug)]
+pub struct PackedBf16 {
+    isa: Isa,
+    taps: usize,
+    depth: usize,
+    n: usize,
+    /// Per panel of two vectors of columns, per tap: `[⌈depth / 2⌉, 2 · lanes, 2]`; what is beyond `depth` and `n` is zero.
+    data: Arena,
+}
+
+impl PackedBf16 {
+    /// Packs the bits of row-major `w` `[k, n]`.
+    ///
+    /// # Panics
+    /// When `w` has not `k · n` values.
+    pub fn from_kn(isa: Isa, k: usize, n: usize, w: &[u16]) -> PackedBf16 {
+        assert_eq!(w.len(), k * n, "weights of [{k}, {n}]");
+        Self::pack(isa, 1, k, n, &|_, channel, col| w[channel * n + col])
+    }
+
+    /// Packs the bits of the weights of a convolution without groups, `w` `[cout, cin, kh, kw]`.
+    ///
+    /// # Panics
+    /// When the shape has groups, or `w` another number of values.
+    pub fn from_oihw(isa: Isa, shape: &ConvShape, w: &[u16]) -> PackedBf16 {
+        assert_eq!(shape.groups, 1, "groups of a convolution {shape:?}");
+        assert_eq!(w.len(), shape.cout * shape.k(), "weights of a convolution {shape:?}");
+        let taps = shape.kh * shape.kw;
+        Self::pack(isa, taps, shape.cin, shape.cout, &|tap, channel, col| w[(col * shape.cin + channel) * taps + tap])
+    }
+
+    fn pack(isa: Isa, taps: usize, depth: usize, n: usize, at: &dyn Fn(usize, usize, usize) -> u16) -> PackedBf16 {
+        let width = isa.bf16_level().panel_width();
+        let bytes = taps * depth.next_multiple_of(GROUP) * n.next_multiple_of(width) * size_of::<u16>();
+        let mut data = Arena::new(bytes);
+        let all: &mut [u16] = data.get_mut(Span::new(0, bytes)).expect("an arena holds itself");
+        let mut groups = all.chunks_exact_mut(GROUP);
+        for first in (0..n).step_by(width) {
+            for (tap, begin) in (0..taps).flat_map(|tap| (0..depth).step_by(GROUP).map(move |begin| (tap, begin))) {
+                for (col, group) in (first..first + width).zip(groups.by_ref()) {
+                    for (channel, value) in (begin..depth).zip(group).filter(|_| col < n) {
+                        *value = at(tap, channel, col);
+                    }
+                }
+            }
+        }
+        PackedBf16 { isa, taps, depth, n, data }
+    }
+
+    /// Bytes held, padding included.
+    pub fn bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    /// All packed values.
+    pub(super) fn values(&self) -> &[u16] {
+        self.data.get(Span::new(0, self.data.len())).expect("an arena holds itself")
+    }
+
+    /// Panics unless packed for this very product.
+    pub(crate) fn check(&self, isa: Isa, taps: usize, depth: usize, n: usize) {
+        let (have, want) = ((self.isa, self.taps, self.depth, self.n), (isa, taps, depth, n));
+        assert!(have == want, "packed for (isa, taps, channels, n) = {have:?}, used for {want:?}");
+    }
+}

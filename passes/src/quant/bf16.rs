@@ -1,0 +1,144 @@
+//! `bf16`: products read rounded activations and rounded weights.
+//!
+//! ```text
+//! y = conv(x, w, bias)   →   xr = round_bf16(x)              one for all products that read x
+//!                            wr = cast(const bf16) to f32    stored in half the space, exact
+//!                            y  = conv(xr, wr, bias)
+//! ```
+//!
+//! Nothing is fitted, so the graphs are rewritten before anything is calibrated: schedules and corrections are found on the loop that will run. What
+//! the preludes compute once per request keeps its inputs, its weights are rounded as well.
+//! Tests: tests/filetests/bf16/products.cqt
+
+use super::annotate::{Making, begin, finish, operands};
+use super::survey::{QuantSpec, candidate};
+use crate::bind::{Bound, Part, copy_node};
+use crate::ir::{Graph, Node, ValueId};
+use cqc_proto::op::OpError;
+use cqc_proto::{DType, Op, Tensor};
+use std::collections::HashMap;
+
+/// The products of a step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bf16Products {
+    /// Those whose operands are rounded, in the order of execution.
+    pub layers: Vec<Bf16Layer>,
+    /// Those that stay float, and why.
+    pub float_layers: Vec<(String, String)>,
+}
+
+/// A product whose operands are rounded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bf16Layer {
+    /// The value it gives.
+    pub key: String,
+    /// Name of its node in the source model.
+    pub name: String,
+    /// `conv` or `linear`.
+    pub op: String,
+}
+
+/// Rewrites all parts of a loop; the products are those of `full`. Bits and splits of `spec` mean nothing here.
+///
+/// # Errors
+/// [`OpError`] when a rewritten node does not type-check: a bug here.
+pub fn round_products(bound: &mut Bound, spec: &QuantSpec) -> Result<Bf16Products, OpError> {
+    let mut rewrite = Rewrite { spec, weights: HashMap::new() };
+    let products = rewrite.part(&mut bound.full, true)?;
+    if let Some(cached) = &mut bound.cached {
+        rewrite.part(&mut cached.part, true)?;
+    }
+    for prelude in [&mut bound.prelude, &mut bound.prelude_steps] {
+        rewrite.part(prelude, false)?;
+    }
+    Ok(products)
+}
+
+/// Address and bytes of a tensor's elements.
+type Place = (usize, usize);
+
+struct Rewrite<'a> {
+    spec: &'a QuantSpec,
+    /// Weights and what they are rounded to, the same tensor for all parts. The first keeps its place its own.
+    weights: HashMap<Place, (Tensor, Tensor)>,
+}
+
+impl Rewrite<'_> {
+    fn part(&mut self, part: &mut Part, rounds_inputs: bool) -> Result<Bf16Products, OpError> {
+        let g = &part.graph;
+        let (mut m, mut known, mut found) = (begin(part), Known::default(), Bf16Products::default());
+        for (_, node) in g.nodes() {
+            match rounds(g, node, self.spec) {
+                None => {}
+                Some(Err(why)) => found.float_layers.push((node.name.clone(), why)),
+                Some(Ok(())) => {
+                    let key = g.value(node.outputs[0]).name.clone();
+                    found.layers.push(Bf16Layer { key, name: node.name.clone(), op: node.op.name() });
+                    self.product(g, node, rounds_inputs, &mut m, &mut known)?;
+                    continue;
+                }
+            }
+            copy_node(g, node, &mut m.part.graph, &mut m.map)?;
+        }
+        *part = finish(g, m);
+        Ok(found)
+    }
+
+    fn product(
+        &mut self,
+        g: &Graph,
+        node: &Node,
+        rounds_inputs: bool,
+        m: &mut Making,
+        known: &mut Known,
+    ) -> Result<(), OpError> {
+        let (x, w) = (node.inputs[0].expect("a product reads something"), node.inputs[1].expect("and has weights"));
+        let mut inputs = operands(g, node, m);
+        if rounds_inputs {
+            inputs[0] = Some(match known.rounded.get(&x) {
+                Some(&v) => v,
+                None => {
+                    let v = m.part.graph.op(&format!("{}/bf16", g.value(x).name), Op::RoundBf16, &[m.map[&x]])?;
+                    *known.rounded.entry(x).or_insert(v)
+                }
+            });
+        }
+        inputs[1] = Some(match known.weights.get(&w) {
+            Some(&v) => v,
+            None => {
+                let rounded = self.weight(g.tensor(w).expect("the weights of a candidate are a constant"));
+                let name = &g.value(w).name;
+                let stored = m.part.graph.constant(&format!("{name}/bf16"), rounded);
+                let v = m.part.graph.op(&format!("{name}/widened"), Op::Cast { to: DType::F32 }, &[stored])?;
+                *known.weights.entry(w).or_insert(v)
+            }
+        });
+        let names: Vec<&str> = node.outputs.iter().map(|&v| g.value(v).name.as_str()).collect();
+        let outputs = m.part.graph.node_with_outputs(&node.name, node.op.clone(), &inputs, &names)?;
+        m.map.extend(node.outputs.iter().copied().zip(outputs));
+        Ok(())
+    }
+
+    fn weight(&mut self, w: &Tensor) -> Tensor {
+        let place = (w.bytes().as_ptr().addr(), w.bytes().len());
+        let rounded = self.weights.entry(place).or_insert_with(|| (w.clone(), w.to_float(DType::BF16)));
+        // the same elements may have another shape elsewhere
+        rounded.1.clone().reshaped(w.shape().to_vec()).expect("as many elements")
+    }
+}
+
+/// What a part has been given already, by what it was made from.
+#[derive(Default)]
+struct Known {
+    rounded: HashMap<ValueId, ValueId>,
+    weights: HashMap<ValueId, ValueId>,
+}
+
+/// Whether the operands of a product are rounded; the reason if not.
+fn rounds(g: &Graph, node: &Node, spec: &QuantSpec) -> Option<Result<(), String>> {
+    match (candidate(g, node, spec)?, &node.op) {
+        (Err(why), _) => Some(Err(why)),
+        (Ok(()), Op::Attention { .. }) => Some(Err("attention is computed in f32".into())),
+        (Ok(()), _) => Some(Ok(())),
+    }
+}
