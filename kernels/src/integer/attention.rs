@@ -219,7 +219,7 @@ impl QueryBlock<'_> {
         let scores = if self.mask.is_none() && scale >= 0.0 {
             Scores::Sums { offsets: self.offsets, largest: self.largest(d, i, visible), scale }
         } else {
-            self.to_floats(d, i, visible);
+            self.convert(d, i, visible);
             let row = &mut self.scores[i * self.plan.ld_scores..][..visible];
             let at = shape.mask_at(self.image, self.head, self.queries.start + i, 0);
             add_mask(row, scale, self.mask.map_or(&[0.0], |mask| &mask[at..]), shape.mask_strides[3]);
@@ -259,7 +259,7 @@ impl QueryBlock<'_> {
 
     /// Turns the first `visible` sums of query `i` into f32.
     #[inline(always)]
-    fn to_floats<D: IntDot>(&mut self, d: D, i: usize, visible: usize) {
+    fn convert<D: IntDot>(&mut self, d: D, i: usize, visible: usize) {
         let lanes = <D::Float as Simd>::LANES;
         let row = &mut self.scores[i * self.plan.ld_scores..][..visible.next_multiple_of(lanes)];
         for (x, offsets) in row.chunks_exact_mut(lanes).zip(self.offsets.chunks_exact(lanes)) {
