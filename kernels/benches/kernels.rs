@@ -24,6 +24,20 @@ fn main() {
     for (n, size, cin, cout) in [(8, 32, 3, 32), (8, 32, 32, 3), (8, 32, 32, 32), (8, 32, 64, 64), (8, 16, 128, 128)] {
         convolutions(isa, &pool, [n, size], [cin, cout]);
     }
+    for (n, size, cin, cout) in [
+        (1, 32, 128, 128),
+        (1, 16, 256, 256),
+        (1, 8, 256, 256),
+        (1, 4, 256, 256),
+        (8, 32, 128, 128),
+        (8, 16, 512, 256),
+        (1, 64, 320, 320),
+    ] {
+        products(isa, &pool, ConvShape::same(n, size, size, cin, cout, 3));
+    }
+    for (m, k, n) in [(256, 384, 1536), (256, 1536, 384), (2048, 384, 1152), (4096, 320, 320), (4096, 320, 2560)] {
+        products(isa, &pool, ConvShape::same(m, 1, 1, k, n, 1));
+    }
     for (m, k, n) in [(8192, 96, 32), (2048, 64, 64), (2048, 128, 64), (512, 256, 128), (2048, 160, 480)] {
         linears(isa, &pool, [m, k, n]);
     }
@@ -66,6 +80,33 @@ fn convolutions(isa: Isa, pool: &Pool, [n, size]: [usize; 2], [cin, cout]: [usiz
     let (x, mut y) = (numbers(pixels * cin), vec![0.0; pixels * cout]);
     let ms = best(|| conv.run(pool, &x, cin, &packed, &Epilogue::default(), &mut y, cout));
     println!("3x3 {n}x{size}x{size}, {cin} to {cout}: {ms:.3} ms, {:.1} GMAC/s", rate(pixels * cin * cout * 9, ms));
+}
+
+/// A product in f32, in bf16 where this CPU has it, and over codes that are stored as codes.
+fn products(isa: Isa, pool: &Pool, shape: ConvShape) {
+    let conv = Conv::new(isa, shape).expect("a valid shape");
+    let (rows, k, n) = (shape.out_rows(), shape.k(), shape.cout);
+    let pixels = shape.n * shape.h * shape.w;
+    let weights = numbers(n * k);
+    let (x, mut y, bias) = (numbers(pixels * shape.cin), vec![0.0; rows * n], numbers(n));
+    let epilogue = Epilogue::bias(&bias);
+    let packed = conv.pack(&weights);
+    let mut line = format!("{}x{} taps, {rows} rows, {} to {n}:", shape.kh, shape.kw, shape.cin);
+    let mut report = |kind: &str, ms: f64| line += &format!(" {kind} {ms:.3} ms {:.0} GMAC/s", rate(rows * n * k, ms));
+    report("f32", best(|| conv.run(pool, &x, shape.cin, &packed, &epilogue, &mut y, n)));
+    if isa.has_bf16() {
+        let bits = |values: &[f32]| values.iter().map(|v| (v.to_bits() >> 16) as u16).collect::<Vec<_>>();
+        let packed = PackedBf16::from_oihw(isa, &shape, &bits(&weights));
+        let x = bits(&x);
+        report("bf16", best(|| conv.run_bf16(pool, &x, shape.cin, &packed, &epilogue, &mut y, n)));
+    }
+    let codes: Vec<i8> = (0..n * k).map(|i| ((i * 7919) % 255) as i8).collect();
+    let packed = PackedCodes::from_oihw(isa, &shape, &[shape.cin], &codes, &vec![1e-4; n]);
+    let words: Vec<u16> = (0..pixels * shape.cin).map(|i| ((i * 7919) % 251) as u16).collect();
+    let codes = &bytemuck::cast_slice(&words)[..pixels * shape.cin * isa.code_type().size()];
+    let x = Activations { codes, ld: shape.cin, scale: &[0.016], zero_point: &[125.0] };
+    report("codes", best(|| conv.run_codes(pool, &x, &packed, &epilogue, &mut y, n)));
+    println!("{line}");
 }
 
 fn linears(isa: Isa, pool: &Pool, [m, k, n]: [usize; 3]) {

@@ -1,5 +1,7 @@
 //! Which instruction set a kernel runs on, and the one place where that choice becomes code.
 
+#[cfg(target_arch = "x86_64")]
+use crate::amx::Amx;
 use crate::simd::{Kernel, Portable, Simd};
 use std::fmt;
 use std::sync::OnceLock;
@@ -13,19 +15,21 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F.
     Avx512,
+    /// AVX-512 with VNNI and BF16, and AMX for products of integers and of bf16.
+    Amx,
 }
 
 impl Isa {
     /// All of them, slowest first.
-    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx];
 
-    /// The fastest this CPU has, not above `CQC_ISA` (portable, avx2 or avx512) where that is set.
+    /// The fastest this CPU has, not above `CQC_ISA` (portable, avx2, avx512 or amx) where that is set.
     ///
     /// Read once per process. An unknown `CQC_ISA` is ignored.
     pub fn detect() -> Isa {
         static DETECTED: OnceLock<Isa> = OnceLock::new();
         *DETECTED.get_or_init(|| {
-            let limit = std::env::var("CQC_ISA").ok().and_then(|name| Isa::from_name(&name)).unwrap_or(Isa::Avx512);
+            let limit = std::env::var("CQC_ISA").ok().and_then(|name| Isa::from_name(&name)).unwrap_or(Isa::Amx);
             let usable = |isa: &Isa| *isa <= limit && isa.is_available();
             Isa::ALL.into_iter().rev().find(usable).unwrap_or(Isa::Portable)
         })
@@ -44,19 +48,24 @@ impl Isa {
             Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => Isa::Avx2.is_available() && is_x86_feature_detected!("avx512f"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => {
+                let vectors = is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512bf16");
+                Isa::Avx512.is_available() && vectors && Amx::detect().is_some()
+            }
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => false,
+            Isa::Avx2 | Isa::Avx512 | Isa::Amx => false,
         }
     }
 
-    /// The one called `name` (portable, avx2, avx512).
+    /// The one called `name` (portable, avx2, avx512, amx).
     pub fn from_name(name: &str) -> Option<Isa> {
         Isa::ALL.into_iter().find(|isa| isa.to_string() == name)
     }
 
     /// Values in one vector.
     pub fn lanes(self) -> usize {
-        if self == Isa::Avx512 { 16 } else { 8 }
+        if self >= Isa::Avx512 { 16 } else { 8 }
     }
 
     /// Runs `kernel` compiled for this instruction set.
@@ -69,7 +78,7 @@ impl Isa {
             Isa::Avx2 => unsafe { crate::simd::avx2::enter(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the assertion above: this CPU has AVX-512 F.
-            Isa::Avx512 => unsafe { crate::simd::avx512::enter(kernel) },
+            Isa::Avx512 | Isa::Amx => unsafe { crate::simd::avx512::enter(kernel) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => unreachable!("is_available() is false off x86-64"),
         }
@@ -82,6 +91,7 @@ impl fmt::Display for Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         })
     }
 }

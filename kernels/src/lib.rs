@@ -31,6 +31,8 @@ pub mod pool;
 pub mod reference;
 pub mod scalar;
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod depthwise;
 mod dot;
 mod fake_quant;

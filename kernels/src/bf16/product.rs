@@ -3,11 +3,11 @@
 use super::dot::{Bf16Dot, Bf16Kernel};
 use super::pack::PackedBf16;
 use crate::epilogue::check_matrix;
-use crate::gemm::{Block, Finish, Lhs, Micro, Split, Tile, dot_tiles, drive, finish};
+use crate::gemm::{Block, Finish, Lhs, Micro, Split, Tile, copied_bytes, dot_tiles, finish};
 use crate::shared::cut;
 use crate::simd::Simd;
 use crate::target::{Sink, Target};
-use crate::{Epilogue, Isa, Pool};
+use crate::{Epilogue, Isa, Pool, scratch};
 use std::ops::Range;
 
 /// y = epilogue(x · w): `x` `[m, k]` the bits of bf16 with rows `ldx` apart, `w` packed from `[k, n]`, `y` `[m, n]` with rows `ldy` apart.
@@ -52,25 +52,30 @@ impl Bf16Product<'_> {
             return;
         }
         let panels = self.n.div_ceil(self.isa.bf16_level().panel_width());
-        let split = Split::of(self.rows, panels, ROW_UNIT, pool.threads());
+        // row blocks are multiples of it, so that only the last has smaller tiles
+        let unit = self.isa.bf16_level().rows();
+        let split = Split::of(self.rows, panels, unit, pool.threads());
         pool.run(split.row_blocks * split.panel_ranges, &|task, _| {
-            let rows = cut(self.rows, split.row_blocks, ROW_UNIT, task / split.panel_ranges);
+            let rows = cut(self.rows, split.row_blocks, unit, task / split.panel_ranges);
             let panels = cut(split.panels, split.panel_ranges, 1, task % split.panel_ranges);
             if !rows.is_empty() && !panels.is_empty() {
-                self.isa.run_bf16(Task { product: self, rows, panels });
+                let Lhs { taps, depth, gather, .. } = self.lhs;
+                let bytes = copied_bytes(self.isa, rows.len(), taps, &[depth], size_of::<u16>(), gather.is_some());
+                scratch::with(bytes.div_ceil(4), |copy| {
+                    self.isa.run_bf16(Task { product: self, rows, panels, copy: bytemuck::cast_slice_mut(copy) });
+                });
             }
         });
     }
 }
-
-/// Row blocks are multiples of this, so that only the last has smaller tiles.
-const ROW_UNIT: usize = 12;
 
 /// Some rows and panels of a product.
 struct Task<'a> {
     product: &'a Bf16Product<'a>,
     rows: Range<usize>,
     panels: Range<usize>,
+    /// See [`Dot::drive`].
+    copy: &'a mut [u8],
 }
 
 impl Bf16Kernel for Task<'_> {
@@ -89,7 +94,7 @@ impl Bf16Kernel for Task<'_> {
             finish: &p.finish,
         };
         // SAFETY: the callers of `Bf16Product::run` have checked all operands; tasks have disjoint rows or columns.
-        unsafe { drive(Bf16(d), &block) }
+        unsafe { d.drive(Bf16(d), &block, self.copy) }
     }
 }
 

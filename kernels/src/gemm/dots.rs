@@ -1,6 +1,6 @@
 //! The register tile of instructions that add several products per lane at once: up to `MR` rows by two vectors of columns.
 
-use super::drive::Tile;
+use super::drive::{Block, Micro, Tile, drive};
 use crate::simd::Simd;
 
 /// An instruction that multiplies `GROUP` neighbours of the depth and adds them to a sum, in every lane. A value of an implementing type is
@@ -60,6 +60,16 @@ pub(crate) trait Dot: Copy + Send + Sync + 'static {
     unsafe fn right(self, p: *const Self::Right) -> Self::Group;
     /// acc + Σ left · right over the group, per lane.
     fn dot(self, acc: Self::Acc, left: Self::Group, right: Self::Group) -> Self::Acc;
+
+    /// Runs a block on the loops that suit this CPU; `copy` has [`copied_bytes`](super::copied_bytes).
+    ///
+    /// # Safety
+    /// As for [`drive`].
+    #[inline(always)]
+    unsafe fn drive<M: Micro>(self, micro: M, block: &Block<M>, _copy: &mut [u8]) {
+        // SAFETY: the caller's promise.
+        unsafe { drive(micro, block) }
+    }
 }
 
 /// A piece of work for one instruction.

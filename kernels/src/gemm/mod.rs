@@ -1,13 +1,15 @@
 //! y = epilogue(left · right): an implicit matrix product, cut into tasks.
 //!
 //! [`lhs`] says where left rows are, [`drive`] has the loops, [`tile`] the register tile of f32 and [`dots`] that of instructions which add several
-//! products at once, [`finish`] the epilogue.
+//! products at once, [`tiles`] the loops around AMX, [`finish`] the epilogue.
 
 mod dots;
 mod drive;
 mod finish;
 mod lhs;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 pub(crate) use dots::{Dot, DotKernel, dot_tiles};
 pub(crate) use drive::{Block, Micro, Tile, Tiling, drive};
@@ -21,6 +23,8 @@ use crate::{Isa, Pool, scratch};
 use drive::BLOCK_ROWS;
 use std::ops::Range;
 pub(crate) use tile::F32;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use tiles::drive_tiles;
 
 /// Taps shorter than this are copied together first.
 const SHORT_TAP: usize = 16;
@@ -28,6 +32,22 @@ const SHORT_TAP: usize = 16;
 const COPY_VALUES: usize = 32 << 10;
 /// Tasks per thread that make up for threads of different speed.
 const TASKS_PER_THREAD: usize = 6;
+
+/// Bytes that [`Dot::drive`] needs for a copy of `rows` rows of values of `size` bytes; `gathered`: the rows are looked up.
+pub(crate) fn copied_bytes(
+    isa: Isa,
+    rows: usize,
+    taps: usize,
+    segments: &[usize],
+    size: usize,
+    gathered: bool,
+) -> usize {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx => tiles::Tiles::new(rows, taps, segments, size, gathered).copied_bytes(segments),
+        _ => 0,
+    }
+}
 
 /// A product `[rows, k] · [k, n]`, or one per group of columns.
 pub(crate) struct Product<'a> {
@@ -105,7 +125,7 @@ impl Product<'_> {
 
     /// Row blocks are multiples of this, so that only the last has smaller tiles.
     fn row_unit(&self) -> usize {
-        if self.isa == Isa::Avx512 { 12 } else { 6 }
+        if self.isa >= Isa::Avx512 { 12 } else { 6 }
     }
 
     fn split(&self, threads: usize) -> Split {

@@ -5,7 +5,7 @@ use super::pack::PackedCodes;
 use super::tile::{Codes, Dequantize};
 use crate::arena::{Pod, cast, cast_mut};
 use crate::epilogue::check_matrix;
-use crate::gemm::{Block, Finish, Gather, Lhs, Micro, Split, drive};
+use crate::gemm::{Block, Finish, Gather, Lhs, Micro, Split, copied_bytes};
 use crate::shared::cut;
 use crate::target::{Sink, Target};
 use crate::{Epilogue, Isa, Pool, scratch};
@@ -99,9 +99,17 @@ impl IntProduct<'_> {
                 let rows = cut(self.rows, split.row_blocks, level.rows(), task / split.panel_ranges);
                 let panels = cut(split.panels, split.panel_ranges, 1, task % split.panel_ranges);
                 if !rows.is_empty() && !panels.is_empty() {
-                    self.isa.run_integer(Task { product: self, zeros, rows, panels });
+                    self.task(zeros, rows, panels);
                 }
             });
+        });
+    }
+
+    fn task(&self, zeros: &[u8], rows: Range<usize>, panels: Range<usize>) {
+        let (segments, size) = (self.packed.segments(), self.isa.code_type().size());
+        let bytes = copied_bytes(self.isa, rows.len(), self.taps, segments, size, self.gather.is_some());
+        scratch::with(bytes.div_ceil(4), |copy| {
+            self.isa.run_integer(Task { product: self, zeros, rows, panels, copy: bytemuck::cast_slice_mut(copy) });
         });
     }
 }
@@ -131,6 +139,8 @@ struct Task<'a> {
     zeros: &'a [u8],
     rows: Range<usize>,
     panels: Range<usize>,
+    /// See [`Dot::drive`](crate::gemm::Dot::drive).
+    copy: &'a mut [u8],
 }
 
 impl IntKernel for Task<'_> {
@@ -160,7 +170,7 @@ impl IntKernel for Task<'_> {
             finish: &finish,
         };
         // SAFETY: the callers of `IntProduct::run` have checked all operands; tasks have disjoint rows or columns.
-        unsafe { drive(Codes(d), &block) }
+        unsafe { d.drive(Codes(d), &block, self.copy) }
     }
 }
 

@@ -1,14 +1,15 @@
 //! AVX-512 BF16: `vdpbf16ps` adds two products per lane.
 
 use super::Bf16Dot;
-use crate::gemm::{Dot, DotKernel};
+use crate::amx::{Amx, Multiply};
+use crate::gemm::{Block, Dot, DotKernel, Micro, drive, drive_tiles};
 use crate::simd::avx512::Avx512;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
 /// Proof that this CPU has AVX-512 F and BF16: only [`enter`] makes one.
 #[derive(Clone, Copy)]
-pub(super) struct Avx512Dot(Avx512);
+pub(super) struct Avx512Dot(Avx512, Option<Amx>);
 
 impl Bf16Dot for Avx512Dot {}
 
@@ -20,8 +21,8 @@ pub(super) fn is_available() -> bool {
 /// Runs `kernel`, compiled for AVX-512 F and BF16.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bf16,avx2,fma")]
-pub(super) fn enter<K: DotKernel<Avx512Dot>>(kernel: K) {
-    kernel.run(Avx512Dot(Avx512::new()));
+pub(super) fn enter<K: DotKernel<Avx512Dot>>(kernel: K, amx: Option<Amx>) {
+    kernel.run(Avx512Dot(Avx512::new(), amx));
 }
 
 impl Dot for Avx512Dot {
@@ -42,7 +43,7 @@ impl Dot for Avx512Dot {
     #[inline(always)]
     fn outline<K: DotKernel<Self>>(self, kernel: K) {
         // SAFETY: `self` proves the features.
-        unsafe { enter(kernel) }
+        unsafe { enter(kernel, self.1) }
     }
     #[inline(always)]
     fn zero(self) -> __m512 {
@@ -78,5 +79,15 @@ impl Dot for Avx512Dot {
     fn dot(self, acc: __m512, left: __m512bh, right: __m512bh) -> __m512 {
         // SAFETY: `self` proves the features.
         unsafe { _mm512_dpbf16_ps(acc, left, right) }
+    }
+    #[inline(always)]
+    unsafe fn drive<M: Micro>(self, micro: M, block: &Block<M>, copy: &mut [u8]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.1 {
+                Some(amx) => drive_tiles(amx, Multiply::Bf16, micro, block, copy),
+                None => drive(micro, block),
+            }
+        }
     }
 }

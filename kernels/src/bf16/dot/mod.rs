@@ -5,6 +5,8 @@ mod avx512;
 mod portable;
 
 use crate::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::amx::Amx;
 use crate::gemm::{Dot, DotKernel};
 
 /// A piece of work, generic over the instruction.
@@ -40,18 +42,38 @@ pub(super) enum Level {
     Portable,
     /// AVX-512 BF16.
     Avx512,
+    /// AVX-512 BF16, and tiles for products with weights.
+    Amx,
 }
 
 impl Level {
+    /// Rows of its tile, or a multiple.
+    pub(super) fn rows(self) -> usize {
+        if self == Level::Amx { 32 } else { 12 }
+    }
+
     /// Columns of a panel: two vectors.
     pub(super) fn panel_width(self) -> usize {
-        if self == Level::Avx512 { 32 } else { 16 }
+        if self == Level::Portable { 16 } else { 32 }
     }
+}
+
+/// Whether Intel made this CPU.
+pub(super) fn is_intel() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let id = std::arch::x86_64::__cpuid(0);
+        return [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel";
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 impl Isa {
     pub(super) fn bf16_level(self) -> Level {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Level::Amx,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 if avx512::is_available() => Level::Avx512,
             _ => Level::Portable,
@@ -66,9 +88,12 @@ impl Isa {
             Level::Portable => kernel.run(portable::PortableDot),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `bf16_level` has asked the CPU.
-            Level::Avx512 => unsafe { avx512::enter(kernel) },
+            Level::Avx512 => unsafe { avx512::enter(kernel, None) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the assertion above: this CPU has AVX-512 F and BF16.
+            Level::Amx => unsafe { avx512::enter(kernel, Amx::detect()) },
             #[cfg(not(target_arch = "x86_64"))]
-            Level::Avx512 => unreachable!("not available on this architecture"),
+            Level::Avx512 | Level::Amx => unreachable!("not available on this architecture"),
         }
     }
 }

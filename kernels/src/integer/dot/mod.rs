@@ -9,6 +9,8 @@ mod portable;
 mod vnni;
 
 use crate::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::amx::Amx;
 use crate::arena::Pod;
 use crate::gemm::{Dot, DotKernel};
 use crate::simd::Simd;
@@ -57,17 +59,23 @@ pub(super) enum Level {
     Avx2,
     AvxVnni,
     Vnni,
+    /// VNNI, and tiles for products with weights.
+    Amx,
 }
 
 impl Level {
     /// Columns of a panel: two vectors of this instruction, which on a CPU with AVX-512 may be shorter than those of f32.
     pub(super) fn columns(self) -> usize {
-        if self == Level::Vnni { 32 } else { 16 }
+        if matches!(self, Level::Vnni | Level::Amx) { 32 } else { 16 }
     }
 
     /// Rows of its tile, or a multiple.
     pub(super) fn rows(self) -> usize {
-        if self == Level::Vnni { 12 } else { 6 }
+        match self {
+            Level::Amx => 32,
+            Level::Vnni => 12,
+            _ => 6,
+        }
     }
 
     /// Codes of a column that lie side by side.
@@ -81,6 +89,8 @@ impl Isa {
     pub(super) fn dot_level(self) -> Level {
         match self {
             Isa::Portable => Level::Portable,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Level::Amx,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 if vnni::is_available() => Level::Vnni,
             #[cfg(target_arch = "x86_64")]
@@ -103,7 +113,10 @@ impl Isa {
             Level::AvxVnni => unsafe { avx_vnni::enter(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `dot_level` has asked the CPU.
-            Level::Vnni => unsafe { vnni::enter(kernel) },
+            Level::Vnni => unsafe { vnni::enter(kernel, None) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the assertion above: this CPU has AVX-512 F and VNNI.
+            Level::Amx => unsafe { vnni::enter(kernel, Amx::detect()) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => unreachable!("not available on this architecture"),
         }

@@ -1,13 +1,14 @@
 //! AVX-512 VNNI: `vpdpbusd` adds four products of bytes per lane, exactly.
 
 use super::IntDot;
-use crate::gemm::{Dot, DotKernel};
+use crate::amx::{Amx, Multiply};
+use crate::gemm::{Block, Dot, DotKernel, Micro, drive, drive_tiles};
 use crate::simd::avx512::Avx512;
 use std::arch::x86_64::*;
 
 /// Proof that this CPU has AVX-512 F and VNNI: only [`enter`] makes one.
 #[derive(Clone, Copy)]
-pub(super) struct Vnni(Avx512);
+pub(super) struct Vnni(Avx512, Option<Amx>);
 
 /// Whether this CPU has what [`enter`] is compiled for, but for what AVX-512 as an [`Isa`](crate::Isa) stands for.
 pub(super) fn is_available() -> bool {
@@ -17,8 +18,8 @@ pub(super) fn is_available() -> bool {
 /// Runs `kernel`, compiled for AVX-512 F and VNNI.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512vnni,avx2,fma")]
-pub(super) fn enter<K: DotKernel<Vnni>>(kernel: K) {
-    kernel.run(Vnni(Avx512::new()));
+pub(super) fn enter<K: DotKernel<Vnni>>(kernel: K, amx: Option<Amx>) {
+    kernel.run(Vnni(Avx512::new(), amx));
 }
 
 impl Dot for Vnni {
@@ -38,7 +39,7 @@ impl Dot for Vnni {
     #[inline(always)]
     fn outline<K: DotKernel<Self>>(self, kernel: K) {
         // SAFETY: `self` proves the features.
-        unsafe { enter(kernel) }
+        unsafe { enter(kernel, self.1) }
     }
     #[inline(always)]
     fn zero(self) -> __m512i {
@@ -69,6 +70,16 @@ impl Dot for Vnni {
     fn dot(self, acc: __m512i, left: __m512i, right: __m512i) -> __m512i {
         // SAFETY: `self` proves the features.
         unsafe { _mm512_dpbusd_epi32(acc, left, right) }
+    }
+    #[inline(always)]
+    unsafe fn drive<M: Micro>(self, micro: M, block: &Block<M>, copy: &mut [u8]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.1 {
+                Some(amx) => drive_tiles(amx, Multiply::Codes, micro, block, copy),
+                None => drive(micro, block),
+            }
+        }
     }
 }
 
