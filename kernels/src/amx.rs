@@ -1,7 +1,7 @@
 //! AMX: eight registers of 16 rows by 64 bytes, and instructions that multiply two of them onto a third.
 
 use std::arch::asm;
-use std::arch::x86_64::{_mm512_mask_storeu_epi8, _mm512_maskz_loadu_epi8, _mm512_setzero_si512};
+use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
@@ -219,6 +219,16 @@ impl Amx {
     pub(crate) unsafe fn copy(self, from: *const u8, to: *mut u8, n: usize) {
         // SAFETY: masked bytes are not touched; the caller's promise; `self` proves the features.
         unsafe { _mm512_mask_storeu_epi8(to.cast(), first(n), _mm512_maskz_loadu_epi8(first(n), from.cast())) }
+    }
+
+    /// Copies 64 bytes.
+    ///
+    /// # Safety
+    /// They must be readable and writable, and apart.
+    #[inline(always)]
+    pub(crate) unsafe fn copy_piece(self, from: *const u8, to: *mut u8) {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { _mm512_storeu_si512(to.cast(), _mm512_loadu_si512(from.cast())) }
     }
 
     /// Writes `n ≤ 64` zeros.

@@ -1,9 +1,12 @@
-//! A small fixed thread pool: one job at a time, tasks handed out by a counter.
+//! A small fixed thread pool: one job at a time. Every thread begins with tasks of its own, the same share of every job, and then takes over what
+//! others have left: neighbouring tasks of one job after the other work on the same memory, which is then in the right core's cache.
 //!
 //! Workers spin for a short while after a job, because the next layer usually comes at once, and then park.
 
+use crate::shared::cut;
 use std::any::Any;
 use std::cell::Cell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -23,8 +26,7 @@ thread_local! {
 
 /// A fixed number of threads that run the tasks of one job at a time; the calling thread is one of them.
 ///
-/// Tasks are handed out in order of their index, to whichever thread asks next. Kernels never split a sum across
-/// tasks, so results do not depend on the number of threads.
+/// Which thread runs a task is not fixed. Kernels never split a sum across tasks, so results do not depend on the number of threads.
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
@@ -41,12 +43,18 @@ struct Shared {
     wake: Condvar,
     /// Copy of `Job::number`, to spin on.
     number: AtomicUsize,
-    next_task: AtomicUsize,
+    /// The next task of every thread's share.
+    next: Box<[Next]>,
     /// Workers inside the present job; raised only under the lock of `job`.
     busy: AtomicUsize,
     panicked: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
+
+/// A counter with a cache line, and the one that is fetched with it, of its own.
+#[repr(align(128))]
+#[derive(Default)]
+struct Next(AtomicUsize);
 
 struct Job {
     number: usize,
@@ -65,7 +73,7 @@ impl Pool {
             job: Mutex::new(Job { number: 0, tasks: 0, task: None, parked: 0, quit: false }),
             wake: Condvar::new(),
             number: AtomicUsize::new(0),
-            next_task: AtomicUsize::new(0),
+            next: (0..threads.max(1)).map(|_| Next::default()).collect(),
             busy: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             panic: Mutex::new(None),
@@ -107,7 +115,9 @@ impl Pool {
     fn publish(&self, tasks: usize, task: Task) {
         let shared = &*self.shared;
         let mut job = lock(&shared.job);
-        shared.next_task.store(0, Ordering::Relaxed);
+        for (owner, next) in shared.next.iter().enumerate() {
+            next.0.store(shared.share(tasks, owner).start, Ordering::Relaxed);
+        }
         shared.panicked.store(false, Ordering::Relaxed);
         job.number += 1;
         job.tasks = tasks;
@@ -142,16 +152,25 @@ impl std::fmt::Debug for Pool {
 }
 
 impl Shared {
+    /// The tasks that a thread begins with.
+    fn share(&self, tasks: usize, owner: usize) -> Range<usize> {
+        cut(tasks, self.next.len(), 1, owner)
+    }
+
     /// Takes tasks until none is left or one has panicked.
     fn work(&self, task: Task, tasks: usize, worker: usize) {
         IN_TASK.set(true);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let index = self.next_task.fetch_add(1, Ordering::Relaxed);
-                if index >= tasks || self.panicked.load(Ordering::Relaxed) {
-                    break;
+            let threads = self.next.len();
+            for owner in (0..threads).map(|i| (worker + i) % threads) {
+                let end = self.share(tasks, owner).end;
+                loop {
+                    let index = self.next[owner].0.fetch_add(1, Ordering::Relaxed);
+                    if index >= end || self.panicked.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    task(index, worker);
                 }
-                task(index, worker);
             }
         }));
         IN_TASK.set(false);

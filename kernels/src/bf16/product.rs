@@ -3,11 +3,10 @@
 use super::dot::{Bf16Dot, Bf16Kernel};
 use super::pack::PackedBf16;
 use crate::epilogue::check_matrix;
-use crate::gemm::{Block, Finish, Lhs, Micro, Split, Tile, copied_bytes, dot_tiles, finish};
-use crate::shared::cut;
+use crate::gemm::{Block, Finish, Lhs, Micro, Split, Tasks, Tile, copied_bytes, dot_tiles, finish};
 use crate::simd::Simd;
 use crate::target::{Sink, Target};
-use crate::{Epilogue, Isa, Pool, scratch};
+use crate::{Epilogue, Isa, Pool};
 use std::ops::Range;
 
 /// y = epilogue(x · w): `x` `[m, k]` the bits of bf16 with rows `ldx` apart, `w` packed from `[k, n]`, `y` `[m, n]` with rows `ldy` apart.
@@ -54,47 +53,71 @@ impl Bf16Product<'_> {
         let panels = self.n.div_ceil(self.isa.bf16_level().panel_width());
         // row blocks are multiples of it, so that only the last has smaller tiles
         let unit = self.isa.bf16_level().rows();
-        let split = Split::of(self.rows, panels, unit, pool.threads());
-        pool.run(split.row_blocks * split.panel_ranges, &|task, _| {
-            let rows = cut(self.rows, split.row_blocks, unit, task / split.panel_ranges);
-            let panels = cut(split.panels, split.panel_ranges, 1, task % split.panel_ranges);
-            if !rows.is_empty() && !panels.is_empty() {
-                let Lhs { taps, depth, gather, .. } = self.lhs;
-                let bytes = copied_bytes(self.isa, rows.len(), taps, &[depth], size_of::<u16>(), gather.is_some());
-                scratch::with(bytes.div_ceil(4), |copy| {
-                    self.isa.run_bf16(Task { product: self, rows, panels, copy: bytemuck::cast_slice_mut(copy) });
-                });
-            }
-        });
+        let Lhs { taps, depth, gather, .. } = self.lhs;
+        let tasks = Tasks {
+            rows: self.rows,
+            unit,
+            split: Split::of(self.rows, panels, unit, pool.threads()),
+            copied: copied_bytes(self.isa, self.rows, taps, &[depth], size_of::<u16>(), gather.is_some()),
+            copy: &|rows, to| self.isa.run_bf16(CopyRows { product: self, rows, to }),
+            multiply: &|rows, panels, copied| self.isa.run_bf16(Multiply { product: self, rows, panels, copied }),
+        };
+        tasks.run(pool);
+    }
+
+    /// A block of rows and panels.
+    #[inline(always)]
+    fn block<'b, D: Bf16Dot>(
+        &'b self,
+        segments: &'b [usize],
+        rows: Range<usize>,
+        panels: Range<usize>,
+    ) -> Block<'b, Bf16<D>> {
+        Block {
+            lhs: self.lhs,
+            segments,
+            rows,
+            lhs_row: 0,
+            right: self.packed.values().as_ptr(),
+            panels,
+            n: self.n,
+            col: 0,
+            finish: &self.finish,
+        }
     }
 }
 
-/// Some rows and panels of a product.
-struct Task<'a> {
+/// Copies some rows; see [`Dot::copy_rows`](crate::gemm::Dot::copy_rows).
+struct CopyRows<'a> {
+    product: &'a Bf16Product<'a>,
+    rows: Range<usize>,
+    to: &'a mut [u8],
+}
+
+impl Bf16Kernel for CopyRows<'_> {
+    #[inline(always)]
+    fn run<D: Bf16Dot>(self, d: D) {
+        // SAFETY: the callers of `Bf16Product::run` have checked all operands.
+        unsafe { d.copy_rows(&self.product.block::<D>(&[self.product.lhs.depth], self.rows, 0..0), self.to) }
+    }
+}
+
+/// Multiplies some rows by some panels.
+struct Multiply<'a> {
     product: &'a Bf16Product<'a>,
     rows: Range<usize>,
     panels: Range<usize>,
-    /// See [`Dot::drive`].
-    copy: &'a mut [u8],
+    /// What [`CopyRows`] wrote.
+    copied: &'a [u8],
 }
 
-impl Bf16Kernel for Task<'_> {
+impl Bf16Kernel for Multiply<'_> {
     #[inline(always)]
     fn run<D: Bf16Dot>(self, d: D) {
-        let p = self.product;
-        let block = Block::<Bf16<D>> {
-            lhs: p.lhs,
-            segments: &[p.lhs.depth],
-            rows: self.rows,
-            lhs_row: 0,
-            right: p.packed.values().as_ptr(),
-            panels: self.panels,
-            n: p.n,
-            col: 0,
-            finish: &p.finish,
-        };
+        let segments = [self.product.lhs.depth];
+        let block = self.product.block::<D>(&segments, self.rows, self.panels);
         // SAFETY: the callers of `Bf16Product::run` have checked all operands; tasks have disjoint rows or columns.
-        unsafe { d.drive(Bf16(d), &block, self.copy) }
+        unsafe { d.drive(Bf16(d), &block, self.copied) }
     }
 }
 

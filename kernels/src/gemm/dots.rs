@@ -61,12 +61,19 @@ pub(crate) trait Dot: Copy + Send + Sync + 'static {
     /// acc + Σ left · right over the group, per lane.
     fn dot(self, acc: Self::Acc, left: Self::Group, right: Self::Group) -> Self::Acc;
 
-    /// Runs a block on the loops that suit this CPU; `copy` has [`copied_bytes`](super::copied_bytes).
+    /// Copies the left rows of a block the way [`Dot::drive`] wants them: [`copied_bytes`](super::copied_bytes) per 16 rows.
     ///
     /// # Safety
     /// As for [`drive`].
     #[inline(always)]
-    unsafe fn drive<M: Micro>(self, micro: M, block: &Block<M>, _copy: &mut [u8]) {
+    unsafe fn copy_rows<M: Micro>(self, _block: &Block<M>, _to: &mut [u8]) {}
+
+    /// Runs a block on the loops that suit this CPU; `copied` is what [`Dot::copy_rows`] wrote.
+    ///
+    /// # Safety
+    /// As for [`drive`].
+    #[inline(always)]
+    unsafe fn drive<M: Micro>(self, micro: M, block: &Block<M>, _copied: &[u8]) {
         // SAFETY: the caller's promise.
         unsafe { drive(micro, block) }
     }

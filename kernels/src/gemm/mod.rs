@@ -17,14 +17,14 @@ pub(crate) use finish::{Finish, RowParts, finish, load_some, store_some};
 pub(crate) use lhs::{Gather, Lhs, PADDING};
 
 use crate::pack::panel_width;
-use crate::shared::cut;
+use crate::shared::{SharedMut, cut};
 use crate::simd::{Kernel, Simd};
 use crate::{Isa, Pool, scratch};
 use drive::BLOCK_ROWS;
 use std::ops::Range;
 pub(crate) use tile::F32;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use tiles::drive_tiles;
+pub(crate) use tiles::{copy_rows, drive_tiles};
 
 /// Taps shorter than this are copied together first.
 const SHORT_TAP: usize = 16;
@@ -33,7 +33,8 @@ const COPY_VALUES: usize = 32 << 10;
 /// Tasks per thread that make up for threads of different speed.
 const TASKS_PER_THREAD: usize = 6;
 
-/// Bytes that [`Dot::drive`] needs for a copy of `rows` rows of values of `size` bytes; `gathered`: the rows are looked up.
+/// Bytes that [`Dot::copy_rows`] writes for 16 of `rows` rows of values of `size` bytes, 0 where nothing needs to be copied; `gathered`: the rows are
+/// looked up.
 pub(crate) fn copied_bytes(
     isa: Isa,
     rows: usize,
@@ -44,8 +45,75 @@ pub(crate) fn copied_bytes(
 ) -> usize {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Amx => tiles::Tiles::new(rows, taps, segments, size, gathered).copied_bytes(segments),
+        Isa::Amx => {
+            let tiles = tiles::Tiles::new(taps, segments, size);
+            if tiles.suit(rows, gathered) { 0 } else { tiles.bytes() }
+        }
         _ => 0,
+    }
+}
+
+/// Rows that are copied together.
+const COPIED_ROWS: usize = 16;
+/// Bytes of a copy that several tasks read, at most, per thread: half of a second-level cache.
+const SHARED_COPY: usize = 1 << 20;
+
+/// A product in tasks, with what [`Dot::copy_rows`] copies for them.
+pub(crate) struct Tasks<'a> {
+    pub(crate) rows: usize,
+    /// Row blocks are multiples of it, but for the last.
+    pub(crate) unit: usize,
+    pub(crate) split: Split,
+    /// See [`copied_bytes`].
+    pub(crate) copied: usize,
+    /// Copies some rows.
+    pub(crate) copy: &'a (dyn Fn(Range<usize>, &mut [u8]) + Sync),
+    /// Multiplies some rows by some panels, given the copy of the rows.
+    pub(crate) multiply: &'a (dyn Fn(Range<usize>, Range<usize>, &[u8]) + Sync),
+}
+
+impl Tasks<'_> {
+    /// Runs all of them. Where several tasks read the same rows these are copied once for all.
+    pub(crate) fn run(&self, pool: &Pool) {
+        let Split { row_blocks, panels, panel_ranges } = self.split;
+        let part = |task: usize| {
+            let rows = cut(self.rows, row_blocks, self.unit, task / panel_ranges);
+            (rows, cut(panels, panel_ranges, 1, task % panel_ranges))
+        };
+        let count = row_blocks * panel_ranges;
+        let all = self.rows.div_ceil(COPIED_ROWS) * self.copied;
+        if panel_ranges == 1 || all == 0 || all > SHARED_COPY * pool.threads() {
+            return pool.run(count, &|task, _| {
+                let (rows, panels) = part(task);
+                if rows.is_empty() || panels.is_empty() {
+                    return;
+                }
+                scratch::with((rows.len().div_ceil(COPIED_ROWS) * self.copied).div_ceil(4), |own| {
+                    let own: &mut [u8] = bytemuck::cast_slice_mut(own);
+                    if self.copied > 0 {
+                        (self.copy)(rows.clone(), own);
+                    }
+                    (self.multiply)(rows, panels, own);
+                });
+            });
+        }
+        scratch::with(all.div_ceil(4), |copies| {
+            let copies: &mut [u8] = bytemuck::cast_slice_mut(copies);
+            let shared = SharedMut::new(&mut *copies);
+            pool.run(self.rows.div_ceil(COPIED_ROWS), &|task, _| {
+                let rows = task * COPIED_ROWS..self.rows.min((task + 1) * COPIED_ROWS);
+                // SAFETY: every task has its own part.
+                (self.copy)(rows, unsafe { shared.part(task * self.copied, self.copied) });
+            });
+            let copies = &*copies;
+            pool.run(count, &|task, _| {
+                let (rows, panels) = part(task);
+                if !rows.is_empty() && !panels.is_empty() {
+                    let begin = rows.start / COPIED_ROWS * self.copied;
+                    (self.multiply)(rows, panels, &copies[begin..]);
+                }
+            });
+        });
     }
 }
 

@@ -5,6 +5,7 @@
 //! column are what the rows of a tile want.
 
 use super::drive::{BLOCK_ROWS, Block, Micro};
+use super::lhs::LhsRow;
 use crate::amx::{Amx, BYTES, COLS, Configured, Left, Multiply, Piece, ROW_BYTES, ROWS};
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -14,30 +15,35 @@ const STEP: usize = 12;
 /// Bytes of a group of the depth.
 const GROUP_BYTES: usize = 4;
 
-/// How the left rows of a block come to the tiles.
+/// What a row of the left side is made of.
 #[derive(Clone, Copy)]
-pub(crate) struct Tiles {
+pub(crate) struct Tiles<'a> {
     /// Taps of a row.
     taps: usize,
+    /// Values of a tap, per segment.
+    segments: &'a [usize],
     /// Bytes of a value.
     size: usize,
-    /// Rows, rounded up to whole tiles.
-    rows: usize,
-    /// The rows are loaded from where they are.
-    direct: bool,
 }
 
-impl Tiles {
-    /// For `rows` rows of values of `size` bytes; `gathered`: they are looked up.
-    pub(crate) fn new(rows: usize, taps: usize, segments: &[usize], size: usize, gathered: bool) -> Tiles {
-        let whole = |depth: &usize| (depth * size).is_multiple_of(ROW_BYTES);
-        let direct = !gathered && rows.is_multiple_of(ROWS) && segments.iter().all(whole);
-        Tiles { taps, size, rows: rows.next_multiple_of(ROWS), direct }
+impl<'a> Tiles<'a> {
+    pub(crate) fn new(taps: usize, segments: &'a [usize], size: usize) -> Tiles<'a> {
+        Tiles { taps, segments, size }
     }
 
-    /// Bytes that the copy takes.
-    pub(crate) fn copied_bytes(self, segments: &[usize]) -> usize {
-        if self.direct { 0 } else { segments.iter().map(|&depth| self.segment_bytes(depth)).sum() }
+    fn of<M: Micro>(block: &Block<'a, M>) -> Tiles<'a> {
+        Tiles::new(block.lhs.taps, block.segments, size_of::<M::Left>())
+    }
+
+    /// Whether `rows` rows can be loaded from where they are; `gathered`: they are looked up.
+    pub(crate) fn suit(self, rows: usize, gathered: bool) -> bool {
+        let whole = |depth: &usize| (depth * self.size).is_multiple_of(ROW_BYTES);
+        !gathered && rows.is_multiple_of(ROWS) && self.segments.iter().all(whole)
+    }
+
+    /// Bytes that the copy of 16 rows takes.
+    pub(crate) fn bytes(self) -> usize {
+        self.segments.iter().map(|&depth| self.pieces(depth) * BYTES).sum()
     }
 
     /// Bytes of one tap of a row.
@@ -49,73 +55,100 @@ impl Tiles {
     fn pieces(self, depth: usize) -> usize {
         (self.taps * self.tap_bytes(depth)).div_ceil(ROW_BYTES)
     }
+}
 
-    fn segment_bytes(self, depth: usize) -> usize {
-        self.rows * self.pieces(depth) * ROW_BYTES
+/// Copies the left rows of a block: `[rows / 16, segment, pieces, 16, 64 bytes]`, zeros where a
+/// segment ends. Rows beyond the last are left as they are.
+///
+/// # Safety
+/// As for [`drive_tiles`].
+#[inline(always)]
+pub(crate) unsafe fn copy_rows<M: Micro>(amx: Amx, block: &Block<M>, to: &mut [u8]) {
+    let tiles = Tiles::of(block);
+    let bytes = tiles.bytes();
+    assert!(to.len() >= block.rows.len().div_ceil(ROWS) * bytes);
+    for (i, row) in block.rows.clone().enumerate() {
+        let row = block.lhs.row(row - block.lhs_row);
+        let mut to = to.as_mut_ptr().wrapping_add(i / ROWS * bytes + i % ROWS * ROW_BYTES);
+        let mut begin = 0;
+        for &depth in block.segments {
+            // SAFETY: the caller's promise; the assertion above.
+            unsafe {
+                if (depth * tiles.size).is_multiple_of(ROW_BYTES) {
+                    copy_pieces(amx, tiles, &row, begin..begin + depth, to);
+                } else {
+                    copy_bytes(amx, tiles, &row, begin..begin + depth, to);
+                }
+            }
+            begin += depth;
+            to = to.wrapping_add(tiles.pieces(depth) * BYTES);
+        }
     }
 }
 
-/// Runs a block; `copy` has [`Tiles::copied_bytes`].
+/// Copies some channels of a row, at every tap whole pieces of 64 bytes.
+///
+/// # Safety
+/// The row must have them, and `to` room for `[taps, pieces]` tiles of which this row is one.
+#[inline(always)]
+unsafe fn copy_pieces<T>(amx: Amx, tiles: Tiles, row: &LhsRow<T>, channels: Range<usize>, mut to: *mut u8) {
+    let pieces = channels.len() * tiles.size / ROW_BYTES;
+    for tap in 0..tiles.taps {
+        let mut from: *const u8 = row.tap(tap).wrapping_add(channels.start).cast();
+        for _ in 0..pieces {
+            // SAFETY: the caller's promise.
+            unsafe { amx.copy_piece(from, to) };
+            (from, to) = (from.wrapping_add(ROW_BYTES), to.wrapping_add(BYTES));
+        }
+    }
+}
+
+/// Copies some channels of a row, zeros behind the last.
+///
+/// # Safety
+/// As for [`copy_pieces`].
+#[inline(always)]
+unsafe fn copy_bytes<T>(amx: Amx, tiles: Tiles, row: &LhsRow<T>, channels: Range<usize>, to: *mut u8) {
+    let (tap_bytes, bytes) = (tiles.tap_bytes(channels.len()), channels.len() * tiles.size);
+    let place = |at: usize| to.wrapping_add(at / ROW_BYTES * BYTES + at % ROW_BYTES);
+    for tap in 0..tiles.taps {
+        let from: *const u8 = row.tap(tap).wrapping_add(channels.start).cast();
+        let (mut done, mut at) = (0, tap * tap_bytes);
+        while done < bytes {
+            let n = (bytes - done).min(ROW_BYTES - at % ROW_BYTES);
+            // SAFETY: the caller's promise.
+            unsafe { amx.copy(from.add(done), place(at), n) };
+            (done, at) = (done + n, at + n);
+        }
+        // what rounds a tap up to a group is multiplied by zeros, but must be a number
+        // SAFETY: within the last group, so within its piece.
+        unsafe { amx.clear(place(at), tap_bytes - bytes) };
+    }
+    let at = tiles.taps * tap_bytes;
+    // SAFETY: the rest of the last piece.
+    unsafe { amx.clear(place(at), at.next_multiple_of(ROW_BYTES) - at) };
+}
+
+/// Runs a block whose left rows [`copy_rows`] has copied; none are where [`Tiles::suit`] says so.
 ///
 /// # Safety
 /// As for [`drive`](super::drive()); the panels are those of AVX-512.
 #[inline(always)]
-pub(crate) unsafe fn drive_tiles<M: Micro>(amx: Amx, how: Multiply, micro: M, block: &Block<M>, copy: &mut [u8]) {
+pub(crate) unsafe fn drive_tiles<M: Micro>(amx: Amx, how: Multiply, micro: M, block: &Block<M>, copied: &[u8]) {
     const {
-        assert!(
-            M::COLS == COLS
-                && M::GROUP * size_of::<M::Right>() == GROUP_BYTES
-                && size_of::<M::Left>() == size_of::<M::Right>()
-        )
+        assert!(M::COLS == COLS && size_of::<M::Left>() == size_of::<M::Right>() && size_of::<M::Acc>() == 4);
+        assert!(M::GROUP * size_of::<M::Right>() == GROUP_BYTES);
     };
-    const { assert!(size_of::<M::Acc>() == 4) };
-    let tiles =
-        Tiles::new(block.rows.len(), block.lhs.taps, block.segments, size_of::<M::Left>(), block.lhs.gather.is_some());
-    assert!(block.rows.len() <= BLOCK_ROWS && copy.len() >= tiles.copied_bytes(block.segments));
-    if !tiles.direct {
-        let (mut begin, mut to) = (0, copy.as_mut_ptr());
-        for &depth in block.segments {
-            // SAFETY: the caller's promise; the assertion above.
-            unsafe { copy_segment(amx, tiles, block, begin..begin + depth, to) };
-            begin += depth;
-            to = to.wrapping_add(tiles.segment_bytes(depth));
-        }
-    }
+    let (tiles, rows) = (Tiles::of(block), block.rows.len());
+    let fits = if copied.is_empty() {
+        tiles.suit(rows, block.lhs.gather.is_some())
+    } else {
+        copied.len() >= rows.div_ceil(ROWS) * tiles.bytes()
+    };
+    assert!(rows <= BLOCK_ROWS && fits, "left rows that tiles can load");
+    let copied = if copied.is_empty() { None } else { Some(copied.as_ptr()) };
     // SAFETY: the caller's promise; the copies are complete.
-    unsafe { panels(&amx.configure(), how, micro, block, tiles, copy.as_ptr()) };
-}
-
-/// Copies some channels of all rows: `[rows / 16, pieces, 16, 64 bytes]`, zeros where a row ends. Rows beyond the last are left as they are.
-///
-/// # Safety
-/// As for [`drive_tiles`]; `to` must have room.
-#[inline(always)]
-unsafe fn copy_segment<M: Micro>(amx: Amx, tiles: Tiles, block: &Block<M>, channels: Range<usize>, to: *mut u8) {
-    let (pieces, tap_bytes, bytes) =
-        (tiles.pieces(channels.len()), tiles.tap_bytes(channels.len()), channels.len() * tiles.size);
-    for (i, row) in block.rows.clone().enumerate() {
-        let row = block.lhs.row(row - block.lhs_row);
-        let to = to.wrapping_add(i / ROWS * pieces * BYTES + i % ROWS * ROW_BYTES);
-        for tap in 0..tiles.taps {
-            let from: *const u8 = row.tap(tap).wrapping_add(channels.start).cast();
-            let (mut done, mut at) = (0, tap * tap_bytes);
-            while done < bytes {
-                let n = (bytes - done).min(ROW_BYTES - at % ROW_BYTES);
-                // SAFETY: the caller's promise.
-                unsafe { amx.copy(from.add(done), to.add(at / ROW_BYTES * BYTES + at % ROW_BYTES), n) };
-                (done, at) = (done + n, at + n);
-            }
-            // what rounds a tap up to a group is multiplied by zeros, but must be a number
-            let rest = tap_bytes - bytes;
-            // SAFETY: within the last group, so within its piece.
-            unsafe { amx.clear(to.wrapping_add(at / ROW_BYTES * BYTES + at % ROW_BYTES), rest) };
-        }
-        let at = tiles.taps * tap_bytes;
-        if !at.is_multiple_of(ROW_BYTES) {
-            // SAFETY: the rest of the last piece.
-            unsafe { amx.clear(to.add(at / ROW_BYTES * BYTES + at % ROW_BYTES), ROW_BYTES - at % ROW_BYTES) };
-        }
-    }
+    unsafe { panels(&amx.configure(), how, micro, block, copied) };
 }
 
 /// Where the left rows of a segment are.
@@ -135,16 +168,10 @@ struct Aligned<T>(T);
 /// All panels of a block.
 ///
 /// # Safety
-/// As for [`drive_tiles`]; `copy` must be filled.
+/// As for [`drive_tiles`].
 #[inline(always)]
-unsafe fn panels<M: Micro>(
-    tile: &Configured,
-    how: Multiply,
-    micro: M,
-    block: &Block<M>,
-    tiles: Tiles,
-    copy: *const u8,
-) {
+unsafe fn panels<M: Micro>(tile: &Configured, how: Multiply, micro: M, block: &Block<M>, copied: Option<*const u8>) {
+    let tiles = Tiles::of(block);
     let mut memory = MaybeUninit::<[Aligned<[u32; BLOCK_ROWS * COLS]>; 2]>::uninit();
     let memory: *mut Aligned<[u32; BLOCK_ROWS * COLS]> = memory.as_mut_ptr().cast();
     let acc: *mut M::Acc = memory.cast();
@@ -154,29 +181,25 @@ unsafe fn panels<M: Micro>(
     for panel in block.panels.clone() {
         let cols = (block.n - panel * COLS).min(COLS);
         let mut right: *const u8 = block.right.cast::<u8>().wrapping_add(panel * row_bytes * COLS);
-        let (mut begin, mut copied) = (0, copy);
+        let (mut begin, mut copied) = (0, copied);
         for (segment, &depth) in block.segments.iter().enumerate() {
-            let pieces = tiles.pieces(depth);
-            let source = if tiles.direct {
-                let stride = block.lhs.ld * tiles.size;
-                let first = (block.rows.start - block.lhs_row) * block.lhs.ld + begin;
-                Source {
-                    begin: block.lhs.x.as_ptr().wrapping_add(first).cast(),
-                    stride,
-                    step: ROW_BYTES,
-                    tile: ROWS * stride,
+            let source = match copied {
+                Some(begin) => Source { begin, stride: ROW_BYTES, step: BYTES, tile: tiles.bytes() },
+                None => {
+                    let stride = block.lhs.ld * tiles.size;
+                    let first = (block.rows.start - block.lhs_row) * block.lhs.ld + begin;
+                    let begin = block.lhs.x.as_ptr().wrapping_add(first).cast();
+                    Source { begin, stride, step: ROW_BYTES, tile: ROWS * stride }
                 }
-            } else {
-                Source { begin: copied, stride: ROW_BYTES, step: BYTES, tile: pieces * BYTES }
             };
             let bytes = tiles.taps * tiles.tap_bytes(depth);
             // SAFETY: the caller's promise.
             unsafe {
-                segment_sums(tile, how, tiles.rows, bytes, &source, right, acc.cast());
+                segment_sums(tile, how, rows.next_multiple_of(ROWS), bytes, &source, right, acc.cast());
                 micro.fold(block.finish, segment, rows, panel * COLS, acc, sums);
             }
             right = right.wrapping_add(bytes * COLS);
-            copied = copied.wrapping_add(tiles.segment_bytes(depth));
+            copied = copied.map(|copied| copied.wrapping_add(tiles.pieces(depth) * BYTES));
             begin += depth;
         }
         // SAFETY: every segment was added to the sums.

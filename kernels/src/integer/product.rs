@@ -5,8 +5,7 @@ use super::pack::PackedCodes;
 use super::tile::{Codes, Dequantize};
 use crate::arena::{Pod, cast, cast_mut};
 use crate::epilogue::check_matrix;
-use crate::gemm::{Block, Finish, Gather, Lhs, Micro, Split, copied_bytes};
-use crate::shared::cut;
+use crate::gemm::{Block, Finish, Gather, Lhs, Micro, Split, Tasks, copied_bytes};
 use crate::target::{Sink, Target};
 use crate::{Epilogue, Isa, Pool, scratch};
 use std::ops::Range;
@@ -94,23 +93,54 @@ impl IntProduct<'_> {
             }
             let zeros = &*zeros;
             let level = self.isa.dot_level();
-            let split = Split::of(self.rows, self.n.div_ceil(level.columns()), level.rows(), pool.threads());
-            pool.run(split.row_blocks * split.panel_ranges, &|task, _| {
-                let rows = cut(self.rows, split.row_blocks, level.rows(), task / split.panel_ranges);
-                let panels = cut(split.panels, split.panel_ranges, 1, task % split.panel_ranges);
-                if !rows.is_empty() && !panels.is_empty() {
-                    self.task(zeros, rows, panels);
-                }
-            });
+            let (segments, size) = (self.packed.segments(), self.isa.code_type().size());
+            let tasks = Tasks {
+                rows: self.rows,
+                unit: level.rows(),
+                split: Split::of(self.rows, self.n.div_ceil(level.columns()), level.rows(), pool.threads()),
+                copied: copied_bytes(self.isa, self.rows, self.taps, segments, size, self.gather.is_some()),
+                copy: &|rows, to| self.isa.run_integer(CopyRows { product: self, zeros, rows, to }),
+                multiply: &|rows, panels, copied| {
+                    self.isa.run_integer(Multiply { product: self, zeros, rows, panels, copied });
+                },
+            };
+            tasks.run(pool);
         });
     }
 
-    fn task(&self, zeros: &[u8], rows: Range<usize>, panels: Range<usize>) {
-        let (segments, size) = (self.packed.segments(), self.isa.code_type().size());
-        let bytes = copied_bytes(self.isa, rows.len(), self.taps, segments, size, self.gather.is_some());
-        scratch::with(bytes.div_ceil(4), |copy| {
-            self.isa.run_integer(Task { product: self, zeros, rows, panels, copy: bytemuck::cast_slice_mut(copy) });
-        });
+    /// A block of rows and panels.
+    #[inline(always)]
+    fn block<'b, D: IntDot>(
+        &'b self,
+        zeros: &'b [u8],
+        rows: Range<usize>,
+        panels: Range<usize>,
+        finish: &'b Dequantize<'b>,
+    ) -> Block<'b, Codes<D>> {
+        let gather = self.gather.map(|g| gather::<D::Left>(g, zeros));
+        Block {
+            lhs: Lhs { x: cast::<D::Left>(self.x.codes), ld: self.x.ld, taps: self.taps, depth: self.depth, gather },
+            segments: self.packed.segments(),
+            rows,
+            lhs_row: 0,
+            right: self.packed.codes().as_ptr(),
+            panels,
+            n: self.n,
+            col: 0,
+            finish,
+        }
+    }
+
+    #[inline(always)]
+    fn finish(&self) -> Dequantize<'_> {
+        Dequantize {
+            scale: self.x.scale,
+            zero_point: self.x.zero_point,
+            weight_scale: self.packed.scale(),
+            sums: self.packed.sums(),
+            columns: self.packed.columns(),
+            finish: self.finish,
+        }
     }
 }
 
@@ -133,44 +163,41 @@ impl IntKernel for Fill<'_> {
     }
 }
 
-/// Some rows and panels of a product.
-struct Task<'a> {
+/// Copies some rows; see [`Dot::copy_rows`](crate::gemm::Dot::copy_rows).
+struct CopyRows<'a> {
+    product: &'a IntProduct<'a>,
+    zeros: &'a [u8],
+    rows: Range<usize>,
+    to: &'a mut [u8],
+}
+
+impl IntKernel for CopyRows<'_> {
+    #[inline(always)]
+    fn run<D: IntDot>(self, d: D) {
+        let finish = self.product.finish();
+        // SAFETY: the callers of `IntProduct::run` have checked all operands.
+        unsafe { d.copy_rows(&self.product.block::<D>(self.zeros, self.rows, 0..0, &finish), self.to) }
+    }
+}
+
+/// Multiplies some rows by some panels.
+struct Multiply<'a> {
     product: &'a IntProduct<'a>,
     zeros: &'a [u8],
     rows: Range<usize>,
     panels: Range<usize>,
-    /// See [`Dot::drive`](crate::gemm::Dot::drive).
-    copy: &'a mut [u8],
+    /// What [`CopyRows`] wrote.
+    copied: &'a [u8],
 }
 
-impl IntKernel for Task<'_> {
+impl IntKernel for Multiply<'_> {
     #[inline(always)]
     fn run<D: IntDot>(self, d: D) {
-        let p = self.product;
-        assert_eq!(p.isa.dot_level().columns(), Codes::<D>::COLS, "columns of a panel");
-        let gather = p.gather.map(|g| gather::<D::Left>(g, self.zeros));
-        let lhs = Lhs { x: cast::<D::Left>(p.x.codes), ld: p.x.ld, taps: p.taps, depth: p.depth, gather };
-        let finish = Dequantize {
-            scale: p.x.scale,
-            zero_point: p.x.zero_point,
-            weight_scale: p.packed.scale(),
-            sums: p.packed.sums(),
-            columns: p.packed.columns(),
-            finish: p.finish,
-        };
-        let block = Block::<Codes<D>> {
-            lhs,
-            segments: p.packed.segments(),
-            rows: self.rows,
-            lhs_row: 0,
-            right: p.packed.codes().as_ptr(),
-            panels: self.panels,
-            n: p.n,
-            col: 0,
-            finish: &finish,
-        };
+        assert_eq!(self.product.isa.dot_level().columns(), Codes::<D>::COLS, "columns of a panel");
+        let finish = self.product.finish();
+        let block = self.product.block::<D>(self.zeros, self.rows, self.panels, &finish);
         // SAFETY: the callers of `IntProduct::run` have checked all operands; tasks have disjoint rows or columns.
-        unsafe { d.drive(Codes(d), &block, self.copy) }
+        unsafe { d.drive(Codes(d), &block, self.copied) }
     }
 }
 

@@ -2,12 +2,12 @@
 
 use super::Bf16Dot;
 use crate::amx::{Amx, Multiply};
-use crate::gemm::{Block, Dot, DotKernel, Micro, drive, drive_tiles};
+use crate::gemm::{Block, Dot, DotKernel, Micro, copy_rows, drive, drive_tiles};
 use crate::simd::avx512::Avx512;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-/// Proof that this CPU has AVX-512 F and BF16: only [`enter`] makes one.
+/// Proof that this CPU has AVX-512 F, BW and BF16: only [`enter`] makes one.
 #[derive(Clone, Copy)]
 pub(super) struct Avx512Dot(Avx512, Option<Amx>);
 
@@ -15,12 +15,12 @@ impl Bf16Dot for Avx512Dot {}
 
 /// Whether this CPU has what [`enter`] is compiled for.
 pub(super) fn is_available() -> bool {
-    is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512f")
+    is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw")
 }
 
-/// Runs `kernel`, compiled for AVX-512 F and BF16.
+/// Runs `kernel`, compiled for AVX-512 F, BW and BF16.
 #[inline(never)]
-#[target_feature(enable = "avx512f,avx512bf16,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma")]
 pub(super) fn enter<K: DotKernel<Avx512Dot>>(kernel: K, amx: Option<Amx>) {
     kernel.run(Avx512Dot(Avx512::new(), amx));
 }
@@ -81,11 +81,18 @@ impl Dot for Avx512Dot {
         unsafe { _mm512_dpbf16_ps(acc, left, right) }
     }
     #[inline(always)]
-    unsafe fn drive<M: Micro>(self, micro: M, block: &Block<M>, copy: &mut [u8]) {
+    unsafe fn copy_rows<M: Micro>(self, block: &Block<M>, to: &mut [u8]) {
+        if let Some(amx) = self.1 {
+            // SAFETY: the caller's promise.
+            unsafe { copy_rows(amx, block, to) }
+        }
+    }
+    #[inline(always)]
+    unsafe fn drive<M: Micro>(self, micro: M, block: &Block<M>, copied: &[u8]) {
         // SAFETY: the caller's promise.
         unsafe {
             match self.1 {
-                Some(amx) => drive_tiles(amx, Multiply::Bf16, micro, block, copy),
+                Some(amx) => drive_tiles(amx, Multiply::Bf16, micro, block, copied),
                 None => drive(micro, block),
             }
         }

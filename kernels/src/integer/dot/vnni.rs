@@ -2,22 +2,22 @@
 
 use super::IntDot;
 use crate::amx::{Amx, Multiply};
-use crate::gemm::{Block, Dot, DotKernel, Micro, drive, drive_tiles};
+use crate::gemm::{Block, Dot, DotKernel, Micro, copy_rows, drive, drive_tiles};
 use crate::simd::avx512::Avx512;
 use std::arch::x86_64::*;
 
-/// Proof that this CPU has AVX-512 F and VNNI: only [`enter`] makes one.
+/// Proof that this CPU has AVX-512 F, BW and VNNI: only [`enter`] makes one.
 #[derive(Clone, Copy)]
 pub(super) struct Vnni(Avx512, Option<Amx>);
 
 /// Whether this CPU has what [`enter`] is compiled for, but for what AVX-512 as an [`Isa`](crate::Isa) stands for.
 pub(super) fn is_available() -> bool {
-    is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512f")
+    is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512bw")
 }
 
-/// Runs `kernel`, compiled for AVX-512 F and VNNI.
+/// Runs `kernel`, compiled for AVX-512 F, BW and VNNI.
 #[inline(never)]
-#[target_feature(enable = "avx512f,avx512vnni,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
 pub(super) fn enter<K: DotKernel<Vnni>>(kernel: K, amx: Option<Amx>) {
     kernel.run(Vnni(Avx512::new(), amx));
 }
@@ -72,11 +72,18 @@ impl Dot for Vnni {
         unsafe { _mm512_dpbusd_epi32(acc, left, right) }
     }
     #[inline(always)]
-    unsafe fn drive<M: Micro>(self, micro: M, block: &Block<M>, copy: &mut [u8]) {
+    unsafe fn copy_rows<M: Micro>(self, block: &Block<M>, to: &mut [u8]) {
+        if let Some(amx) = self.1 {
+            // SAFETY: the caller's promise.
+            unsafe { copy_rows(amx, block, to) }
+        }
+    }
+    #[inline(always)]
+    unsafe fn drive<M: Micro>(self, micro: M, block: &Block<M>, copied: &[u8]) {
         // SAFETY: the caller's promise.
         unsafe {
             match self.1 {
-                Some(amx) => drive_tiles(amx, Multiply::Codes, micro, block, copy),
+                Some(amx) => drive_tiles(amx, Multiply::Codes, micro, block, copied),
                 None => drive(micro, block),
             }
         }
