@@ -11,8 +11,9 @@ pub(crate) const ROWS: usize = 16;
 pub(crate) const ROW_BYTES: usize = 64;
 /// Bytes of a tile.
 pub(crate) const BYTES: usize = ROWS * ROW_BYTES;
-/// Columns that [`Configured::multiply`] works on, and bytes between two rows of its right side and of its sums.
+/// Columns that [`Configured::multiply`] works on.
 pub(crate) const COLS: usize = 2 * ROWS;
+/// Bytes between two rows of its right side.
 const WIDE: usize = 2 * ROW_BYTES;
 
 /// Which instruction multiplies.
@@ -102,6 +103,8 @@ pub(crate) struct Piece {
     pub(crate) last: *const u8,
     /// `[16 or 32, 32]`
     pub(crate) sums: *mut u8,
+    /// Bytes between two rows of them.
+    pub(crate) sums_stride: usize,
     /// The sums begin at zero, whatever is there.
     pub(crate) first: bool,
 }
@@ -154,6 +157,8 @@ macro_rules! product {
             b = inout(reg) $piece.right => _,
             last = inout(reg) $piece.last => _,
             c = in(reg) $piece.sums,
+            c2 = in(reg) $piece.sums.wrapping_add(ROWS * $piece.sums_stride),
+            sums = in(reg) $piece.sums_stride,
             wide = in(reg) WIDE,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
@@ -169,25 +174,25 @@ macro_rules! rows {
                 $piece,
                 second,
                 "tilezero tmm0\ntilezero tmm1\ntilezero tmm2\ntilezero tmm3",
-                "tileloadd tmm0, [{c} + {wide}]\ntileloadd tmm1, [{c} + {wide} + 64]\ntileloadd tmm2, [{c} + {wide} + 2048]\ntileloadd tmm3, [{c} + {wide} + 2112]",
+                "tileloadd tmm0, [{c} + {sums}]\ntileloadd tmm1, [{c} + {sums} + 64]\ntileloadd tmm2, [{c2} + {sums}]\ntileloadd tmm3, [{c2} + {sums} + 64]",
                 concat!(
                     "tileloadd tmm6, [{b} + {wide}]\ntileloadd tmm4, [{a} + {rows}]\n", $dot, " tmm0, tmm4, tmm6\n",
                     "tileloadd tmm7, [{b} + {wide} + 64]\n", $dot, " tmm1, tmm4, tmm7\n",
                     "add {a}, {a2}\ntileloadd tmm5, [{a} + {rows}]\nsub {a}, {a2}\n", $dot, " tmm2, tmm5, tmm6\n",
                     $dot, " tmm3, tmm5, tmm7"
                 ),
-                "tilestored [{c} + {wide}], tmm0\ntilestored [{c} + {wide} + 64], tmm1\ntilestored [{c} + {wide} + 2048], tmm2\ntilestored [{c} + {wide} + 2112], tmm3"
+                "tilestored [{c} + {sums}], tmm0\ntilestored [{c} + {sums} + 64], tmm1\ntilestored [{c2} + {sums}], tmm2\ntilestored [{c2} + {sums} + 64], tmm3"
             ),
             None => product!(
                 $piece,
                 0usize,
                 "tilezero tmm0\ntilezero tmm1",
-                "tileloadd tmm0, [{c} + {wide}]\ntileloadd tmm1, [{c} + {wide} + 64]",
+                "tileloadd tmm0, [{c} + {sums}]\ntileloadd tmm1, [{c} + {sums} + 64]",
                 concat!(
                     "tileloadd tmm6, [{b} + {wide}]\ntileloadd tmm4, [{a} + {rows}]\n", $dot, " tmm0, tmm4, tmm6\n",
-                    "tileloadd tmm7, [{b} + {wide} + 64]\n", $dot, " tmm1, tmm4, tmm7\n/* {a2} */"
+                    "tileloadd tmm7, [{b} + {wide} + 64]\n", $dot, " tmm1, tmm4, tmm7\n/* {a2} {c2} */"
                 ),
-                "tilestored [{c} + {wide}], tmm0\ntilestored [{c} + {wide} + 64], tmm1"
+                "tilestored [{c} + {sums}], tmm0\ntilestored [{c} + {sums} + 64], tmm1"
             ),
         }
     };

@@ -24,7 +24,7 @@ use drive::BLOCK_ROWS;
 use std::ops::Range;
 pub(crate) use tile::F32;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use tiles::{copy_rows, drive_tiles};
+pub(crate) use tiles::{copy_rows, drive_tiles, multiply_plain};
 
 /// Taps shorter than this are copied together first.
 const SHORT_TAP: usize = 16;

@@ -7,6 +7,7 @@
 use super::drive::{BLOCK_ROWS, Block, Micro};
 use super::lhs::LhsRow;
 use crate::amx::{Amx, BYTES, COLS, Configured, Left, Multiply, Piece, ROW_BYTES, ROWS};
+use crate::integer::Plain;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -241,6 +242,7 @@ unsafe fn segment_sums(
                 right: right.wrapping_add(done * ROW_BYTES * COLS),
                 last: if end && rest > 0 { last.0.as_ptr() } else { std::ptr::null() },
                 sums: acc.wrapping_add(row * COLS * 4),
+                sums_stride: COLS * 4,
                 first: done == 0,
             };
             // SAFETY: the caller's promise.
@@ -249,6 +251,33 @@ unsafe fn segment_sums(
         done += count;
         if end {
             return;
+        }
+    }
+}
+
+/// A small product of codes.
+///
+/// # Safety
+/// The fields of `product` must be true; its codes are bytes, its panels those of AVX-512.
+#[inline(always)]
+pub(crate) unsafe fn multiply_plain(amx: Amx, product: &Plain<u8>) {
+    let tile = amx.configure();
+    let sums_stride = 4 * product.ld_acc;
+    for (panel, col) in (0..product.cols).step_by(COLS).enumerate() {
+        for row in (0..product.rows).step_by(2 * ROWS) {
+            let begin = product.left.wrapping_add(row * product.ld);
+            let piece = Piece {
+                left: Left { begin, stride: product.ld, step: ROW_BYTES },
+                second: (row + ROWS < product.rows).then_some(ROWS * product.ld),
+                count: product.depth.div_ceil(ROW_BYTES),
+                right: product.right.wrapping_add(panel * product.ld_right).cast(),
+                last: std::ptr::null(),
+                sums: product.acc.wrapping_add(row * product.ld_acc + col).cast(),
+                sums_stride,
+                first: true,
+            };
+            // SAFETY: the caller's promise.
+            unsafe { tile.multiply(Multiply::Codes, &piece) };
         }
     }
 }

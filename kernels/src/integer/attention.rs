@@ -4,12 +4,12 @@
 //! differs between keys is taken off. Weights are codes relative to the largest of their query, which is why all its scores wait until that is known.
 
 use super::Activations;
-use super::dot::{IntDot, IntKernel};
+use super::dot::{IntDot, IntKernel, PLAIN_ROWS, Plain};
 use super::pack_attention::{Packing, pack};
 use super::tile::Codes;
 use crate::arena::{cast, cast_mut};
 use crate::attention::{AttentionShape, add_mask};
-use crate::gemm::{Micro, Tile, Tiling};
+use crate::gemm::Micro;
 use crate::math::{exp_weight, round_small};
 use crate::rows::row_max;
 use crate::shared::{SharedMut, cut};
@@ -19,11 +19,13 @@ use crate::{Isa, Pool};
 use std::ops::Range;
 
 /// Queries of a task at most.
-const QUERIES: usize = 96;
+const QUERIES: usize = PLAIN_ROWS;
 /// Scores of a task, about: a quarter of a megabyte.
 const SCORES: usize = 64 << 10;
 /// Keys at most, so that 255 · 255 · keys fits an i32.
 const MAX_KEYS: usize = 32768;
+/// Codes that a tile takes of a row.
+const PIECE: usize = 64;
 /// Width of a head at most.
 const MAX_WIDTH: usize = 4096;
 
@@ -50,6 +52,8 @@ struct Plan {
     weights: usize,
     /// Sums of a query: `dv` rounded up to whole panels.
     sums: usize,
+    /// Words of a copied query, zeros behind it; 0 where they are read from where they are.
+    query: usize,
 }
 
 impl Plan {
@@ -63,11 +67,12 @@ impl Plan {
             ld_scores: packing.keys + 16,
             weights: (packing.keys * isa.code_type().size()).div_ceil(4) + 16,
             sums: shape.dv.next_multiple_of(level.columns()),
+            query: if isa == Isa::Amx { shape.d.next_multiple_of(PIECE) / 4 } else { 0 },
         }
     }
 
     fn per_thread(&self) -> usize {
-        self.queries * (self.ld_scores + self.weights + self.sums)
+        self.queries * (self.ld_scores + self.weights + self.sums + self.query)
     }
 }
 
@@ -121,7 +126,8 @@ pub fn attention_codes<'a>(
         // SAFETY: every worker has its own part.
         let own = unsafe { work.part(worker * plan.per_thread(), plan.per_thread()) };
         let (scores, rest) = own.split_at_mut(plan.queries * plan.ld_scores);
-        let (weights, sums) = rest.split_at_mut(plan.queries * plan.weights);
+        let (weights, rest) = rest.split_at_mut(plan.queries * plan.weights);
+        let (sums, copies) = rest.split_at_mut(plan.queries * plan.sums);
         isa.run_integer(QueryBlock {
             shape,
             plan: &plan,
@@ -137,6 +143,7 @@ pub fn attention_codes<'a>(
             scores,
             weights: bytemuck::cast_slice_mut(weights),
             sums,
+            copies: bytemuck::cast_slice_mut(copies),
         });
     });
 }
@@ -164,6 +171,8 @@ struct QueryBlock<'a> {
     weights: &'a mut [u8],
     /// `[queries, sums]`, of i32, then of f32.
     sums: &'a mut [f32],
+    /// `[queries, 4 · query]`: codes.
+    copies: &'a mut [u8],
 }
 
 impl IntKernel for QueryBlock<'_> {
@@ -190,23 +199,33 @@ impl QueryBlock<'_> {
         let (shape, width) = (self.shape, Codes::<D>::COLS);
         let row = self.image * shape.lq + self.queries.start;
         let q: &[D::Left] = cast(self.operands[0].codes);
-        let q = q[row * shape.ldq + self.head * shape.d..].as_ptr();
-        let mut left = [std::ptr::null(); QUERIES];
-        for (i, left) in left[..self.queries.len()].iter_mut().enumerate() {
-            *left = q.wrapping_add(i * shape.ldq);
-        }
-        for col in (0..seen).step_by(width) {
-            let right = self.k[col * shape.d..].as_ptr();
-            let acc = self.scores[col..].as_mut_ptr().cast();
-            let tile = panel(left.as_ptr(), right, shape.d, width, acc, self.plan.ld_scores);
-            // SAFETY: `attention_codes` has checked `q`; `k` has whole panels, and so have rows of scores.
-            unsafe { self.tiling::<D>().run(Codes(d), tile) };
-        }
+        let q = &q[row * shape.ldq + self.head * shape.d..];
+        let (left, ld) = if self.plan.query == 0 { (q.as_ptr(), shape.ldq) } else { self.copied::<D>(q) };
+        let product = Plain {
+            left,
+            ld,
+            rows: self.queries.len(),
+            depth: shape.d,
+            right: self.k.as_ptr(),
+            ld_right: width * shape.d,
+            cols: seen,
+            acc: self.scores.as_mut_ptr().cast(),
+            ld_acc: self.plan.ld_scores,
+        };
+        // SAFETY: `attention_codes` has checked `q`; `k` has whole panels with something behind them, and so have rows of scores.
+        unsafe { d.multiply(&product) };
     }
 
+    /// Copies the queries, zeros behind each.
     #[inline(always)]
-    fn tiling<D: IntDot>(&self) -> Tiling {
-        Tiling::new(self.queries.len(), D::MR)
+    fn copied<D: IntDot>(&mut self, q: &[D::Left]) -> (*const D::Left, usize) {
+        let ld = 4 * self.plan.query / size_of::<D::Left>();
+        let copies: &mut [D::Left] = cast_mut(self.copies);
+        for (from, to) in q.chunks(self.shape.ldq).zip(copies.chunks_exact_mut(ld)).take(self.queries.len()) {
+            to[..self.shape.d].copy_from_slice(&from[..self.shape.d]);
+            to[self.shape.d..].fill(D::code(0));
+        }
+        (copies.as_ptr(), ld)
     }
 
     /// Turns the sums of query `i` into codes of weights, zero beyond what it sees, and adds those up.
@@ -276,19 +295,19 @@ impl QueryBlock<'_> {
     fn add_values<D: IntDot>(&mut self, d: D, seen: usize) {
         let (shape, width) = (self.shape, Codes::<D>::COLS);
         let weights: &[D::Left] = cast(&*self.weights);
-        let ld = 4 * self.plan.weights / size_of::<D::Left>();
-        let mut left = [std::ptr::null(); QUERIES];
-        for (i, left) in left[..self.queries.len()].iter_mut().enumerate() {
-            *left = weights[i * ld..].as_ptr();
-        }
-        for col in (0..shape.dv).step_by(width) {
-            let right = self.v[col * self.plan.packing.keys..].as_ptr();
-            let acc = self.sums[col..].as_mut_ptr().cast();
-            let cols = (shape.dv - col).min(width);
-            let tile = panel(left.as_ptr(), right, seen.next_multiple_of(D::GROUP), cols, acc, self.plan.sums);
-            // SAFETY: rows of weights have `packing.keys` codes, as many as `v` has in every panel; `sums` has whole panels.
-            unsafe { self.tiling::<D>().run(Codes(d), tile) };
-        }
+        let product = Plain {
+            left: weights.as_ptr(),
+            ld: 4 * self.plan.weights / size_of::<D::Left>(),
+            rows: self.queries.len(),
+            depth: seen.next_multiple_of(D::GROUP),
+            right: self.v.as_ptr(),
+            ld_right: width * self.plan.packing.keys,
+            cols: shape.dv,
+            acc: self.sums.as_mut_ptr().cast(),
+            ld_acc: self.plan.sums,
+        };
+        // SAFETY: rows of weights have `packing.keys` codes, as many as `v` has in every panel, and zeros behind them; `sums` has whole panels.
+        unsafe { d.multiply(&product) };
     }
 
     /// y = what the sums of query `i` stand for / total.
@@ -402,19 +421,4 @@ unsafe fn weights<D: IntDot>(d: D, row: &[f32], scores: Scores, levels: f32, at:
         }
     };
     round_small(s, exp_weight(s, x))
-}
-
-/// One column panel of a product whose accumulators begin at zero.
-#[inline(always)]
-fn panel<C>(
-    left: *const *const C,
-    right: *const i8,
-    depth: usize,
-    cols: usize,
-    acc: *mut i32,
-    ld: usize,
-) -> Tile<C, i8, i32> {
-    let (stride, tap, skip) = (1, 0, 0);
-    let (rows, count, taps, first, next, lines) = (0, 0, 1, true, right, 0);
-    Tile { left, stride, tap, skip, right, acc, ld, rows, count, cols, taps, depth, first, next, lines }
 }

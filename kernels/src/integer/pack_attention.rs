@@ -7,6 +7,9 @@ use crate::attention::AttentionShape;
 use crate::shared::SharedMut;
 use crate::{Isa, Pool};
 
+/// Words behind the last panel, which tiles read and multiply by zeros.
+const BEHIND: usize = 512;
+
 /// Sizes of what is packed.
 #[derive(Clone, Copy)]
 pub(super) struct Packing {
@@ -30,9 +33,9 @@ impl Packing {
         Packing { keys, key_bytes: keys * shape.d, value_bytes, pairs: shape.n * shape.kv_heads, width }
     }
 
-    /// Words of four bytes that all of it takes.
+    /// Words of four bytes that all of it takes, and what a tile reads too far.
     pub fn words(&self) -> usize {
-        self.pairs * ((self.key_bytes + self.value_bytes) / 4 + self.keys)
+        self.pairs * ((self.key_bytes + self.value_bytes) / 4 + self.keys) + BEHIND
     }
 }
 
@@ -125,8 +128,16 @@ impl IntKernel for Keys<'_> {
                 *offset = 0;
                 continue;
             }
-            let mut sum = 0;
             let row = &codes[self.first + key * self.ld..][..self.d];
+            if D::GROUP == 4 {
+                let sum: i32 = row.iter().map(|&code| i32::from(signed::<D>(code))).sum();
+                for (place, group) in places.zip(row.as_chunks::<4>().0) {
+                    place.copy_from_slice(&group.map(signed::<D>));
+                }
+                *offset = self.zero_point * sum;
+                continue;
+            }
+            let mut sum = 0;
             for (place, group) in places.zip(row.chunks_exact(D::GROUP)) {
                 for (place, &code) in place.iter_mut().zip(group) {
                     *place = signed::<D>(code);
@@ -164,6 +175,14 @@ impl IntKernel for Values<'_> {
                     out.fill(0);
                 }
                 let many = self.keys.saturating_sub(group * D::GROUP).min(D::GROUP);
+                if many == 4 {
+                    let row = |j: usize| &codes[self.first + (group * 4 + j) * self.ld + first..][..cols];
+                    let rows = row(0).iter().zip(row(1)).zip(row(2).iter().zip(row(3)));
+                    for (place, ((&a, &b), (&c, &e))) in out.as_chunks_mut::<4>().0.iter_mut().zip(rows) {
+                        *place = [a, b, c, e].map(signed::<D>);
+                    }
+                    continue;
+                }
                 for j in 0..many {
                     let row = &codes[self.first + (group * D::GROUP + j) * self.ld + first..][..cols];
                     for (place, &code) in out.chunks_exact_mut(D::GROUP).zip(row) {

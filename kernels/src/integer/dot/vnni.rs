@@ -1,8 +1,8 @@
 //! AVX-512 VNNI: `vpdpbusd` adds four products of bytes per lane, exactly.
 
-use super::IntDot;
+use super::{IntDot, Plain};
 use crate::amx::{Amx, Multiply};
-use crate::gemm::{Block, Dot, DotKernel, Micro, copy_rows, drive, drive_tiles};
+use crate::gemm::{Block, Dot, DotKernel, Micro, copy_rows, drive, drive_tiles, multiply_plain};
 use crate::simd::avx512::Avx512;
 use std::arch::x86_64::*;
 
@@ -123,5 +123,15 @@ impl IntDot for Vnni {
     #[inline(always)]
     fn value(code: u8) -> u8 {
         code
+    }
+    #[inline(always)]
+    unsafe fn multiply(self, product: &Plain<u8>) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.1 {
+                Some(amx) => multiply_plain(amx, product),
+                None => product.run(self),
+            }
+        }
     }
 }
