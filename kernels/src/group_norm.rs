@@ -1,27 +1,24 @@
 //! Group normalisation over NHWC.
 //!
-//! A task is an image and a range of whole groups. Vectors run over channels, so every channel is summed in the same
-//! order wherever a range begins, and results do not depend on how channels were cut into tasks.
+//! Three jobs: moments of every group in every block of pixels, their union per image, the normalised pixels. Blocks do not depend on the number of
+//! threads, so results do not either; whole rows of pixels go to a thread, as in the products before and behind.
 
+use crate::arena::{cast, cast_mut};
 use crate::epilogue::{Act, check_matrix};
 use crate::gemm::{load_some, store_some};
 use crate::math::activate;
-use crate::shared::cut;
+use crate::shared::SharedMut;
 use crate::simd::{Kernel, Simd};
 use crate::target::{Sink, Target, Writer};
 use crate::{Isa, Pool, scratch};
 use std::ops::{Range, RangeInclusive};
 
-/// Channels of a task at least: what one pixel contributes to it should fill cache lines.
-const MIN_CHANNELS: usize = 32;
-/// Pixels whose moments are taken about one pivot: about so many values.
-const BLOCK: (RangeInclusive<usize>, usize) = (64..=256, 16 << 10);
-/// Pixels whose mean is the first pivot.
-const FIRST: usize = 32;
+/// Pixels of a block: about so many values.
+const BLOCK: (RangeInclusive<usize>, usize) = (16..=256, 16 << 10);
+/// Pixels of a block whose mean is the pivot of its sums.
+const FIRST: usize = 8;
 /// Channel vectors worked on side by side: two cache lines of AVX2.
 const CHAINS: usize = 4;
-/// Groups whose moments are found side by side.
-const TOGETHER: usize = 64;
 
 /// Shape and weights of [`group_norm`] over NHWC.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +43,7 @@ pub struct GroupNorm<'a> {
 
 /// y = act((x − mean) / √(var + eps) · gamma + beta), mean and variance per image and group of c/groups channels.
 ///
-/// Pixels lie `ldx` and `ldy` elements apart. Sums of differences from the mean of the pixels before, block by block, joined in f64.
+/// Pixels lie `ldx` and `ldy` elements apart. Sums of differences from the mean of a few pixels, block by block, joined in f64.
 ///
 /// # Panics
 /// When a slice is too short or `groups` does not divide `c`.
@@ -66,35 +63,48 @@ pub fn group_norm<'a>(
         let len = weights.map_or(shape.c, <[f32]>::len);
         assert!(len >= shape.c, "{name} has {len} values, needs {}", shape.c);
     }
-    let width = shape.c / shape.groups;
-    let most = (shape.c / MIN_CHANNELS).clamp(1, shape.groups);
-    let ranges = (4 * pool.threads()).div_ceil(shape.n.max(1)).min(most);
-    pool.run(shape.n * ranges, &|task, _| {
-        let groups = cut(shape.groups, ranges, 1, task % ranges);
-        if groups.is_empty() {
-            return;
-        }
-        let (image, first, count) = (task / ranges, groups.start * width, groups.len() * width);
-        let start = image * shape.hw;
-        scratch::with(3 * count, |work| {
-            isa.run(GroupTask { shape, start, first, count, x, ldx, y, work });
+    if shape.n * shape.hw * shape.c == 0 {
+        return;
+    }
+    let (blocks, words) = (shape.hw.div_ceil(block(shape)), size_of::<Moments>() / 4);
+    let moments = shape.n * blocks * shape.groups;
+    scratch::with(moments * words + 2 * shape.n * shape.c + 1, |work| {
+        // f64 begin at a multiple of 8 bytes
+        let odd = usize::from(!work.as_ptr().addr().is_multiple_of(8));
+        let (moments, coefficients) = work[odd..].split_at_mut(moments * words);
+        let part = |task: usize| {
+            let (image, block) = (task / blocks, task % blocks * block(shape));
+            image * shape.hw + block..image * shape.hw + (block + self::block(shape)).min(shape.hw)
+        };
+        let shared = SharedMut::new(&mut *moments);
+        pool.run(shape.n * blocks, &|task, _| {
+            // SAFETY: every task has its own part.
+            let moments = unsafe { shared.part(task * shape.groups * words, shape.groups * words) };
+            scratch::with(3 * shape.c, |sums| {
+                isa.run(BlockMoments {
+                    shape,
+                    pixels: part(task),
+                    x,
+                    ldx,
+                    sums,
+                    moments: cast_mut(bytemuck::cast_slice_mut(moments)),
+                });
+            });
+        });
+        let shared = SharedMut::new(&mut *coefficients);
+        let per_image = blocks * shape.groups * words;
+        pool.run(shape.n, &|image, _| {
+            // SAFETY: every task has its own part.
+            let coefficients = unsafe { shared.part(image * 2 * shape.c, 2 * shape.c) };
+            let moments: &[f64] = cast(bytemuck::cast_slice(&moments[image * per_image..][..per_image]));
+            join(shape, moments, coefficients);
+        });
+        let coefficients = &*coefficients;
+        pool.run(shape.n * blocks, &|task, _| {
+            let coefficients = &coefficients[task / blocks * 2 * shape.c..][..2 * shape.c];
+            isa.run(Normalise { shape, pixels: part(task), x, ldx, y, coefficients });
         });
     });
-}
-
-struct GroupTask<'a> {
-    shape: &'a GroupNorm<'a>,
-    /// First pixel.
-    start: usize,
-    /// First channel.
-    first: usize,
-    /// Channels.
-    count: usize,
-    x: &'a [f32],
-    ldx: usize,
-    y: Sink<'a>,
-    /// Three rows of `count` values: pivots; sums, then factors; sums of squares, then additions.
-    work: &'a mut [f32],
 }
 
 /// Mean and Σ (x − mean)² of what has been seen of a group.
@@ -108,6 +118,14 @@ struct Moments {
 impl Moments {
     const NONE: Moments = Moments { count: 0.0, mean: 0.0, squares: 0.0 };
 
+    fn to_array(self) -> [f64; 3] {
+        [self.count, self.mean, self.squares]
+    }
+
+    fn from_array([count, mean, squares]: [f64; 3]) -> Moments {
+        Moments { count, mean, squares }
+    }
+
     /// Both together (Chan, Golub, LeVeque 1979).
     fn join(self, other: Moments) -> Moments {
         let count = self.count + other.count;
@@ -120,133 +138,127 @@ impl Moments {
     }
 }
 
-impl Kernel for GroupTask<'_> {
+/// The moments of all groups in a block of pixels. A vector holds channels, whichever groups they belong to.
+///
+/// Adds up d = x − p and d², p the mean of the block's first pixels, so that little cancels in Σ (x − mean)² = Σ d² − (Σ d)² / n.
+struct BlockMoments<'a> {
+    shape: &'a GroupNorm<'a>,
+    pixels: Range<usize>,
+    x: &'a [f32],
+    ldx: usize,
+    /// Three rows of `c` values: pivots, sums, sums of squares.
+    sums: &'a mut [f32],
+    /// [`Moments`] of every group.
+    moments: &'a mut [f64],
+}
+
+impl Kernel for BlockMoments<'_> {
     type Out = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        self.coefficients(s);
-        self.normalise(s);
+    fn run<S: Simd>(self, s: S) {
+        let width = self.shape.c / self.shape.groups;
+        let (pivots, rest) = self.sums.split_at_mut(self.shape.c);
+        let (sums, squares) = rest.split_at_mut(self.shape.c);
+        let total =
+            |sums: &[f32], group: usize| sums[group * width..][..width].iter().map(|&x| f64::from(x)).sum::<f64>();
+        let (x, pixels) = (&self.x[self.pixels.start * self.ldx..], self.pixels.len());
+        let first = FIRST.min(pixels);
+        pivots.fill(0.0);
+        sum_over(s, x, self.ldx, first, pivots, sums, squares);
+        for group in 0..self.shape.groups {
+            let mean = total(sums, group) / (first * width) as f64;
+            pivots[group * width..][..width].fill(mean as f32);
+        }
+        sum_over(s, x, self.ldx, pixels, pivots, sums, squares);
+        let count = (pixels * width) as f64;
+        for (group, moments) in self.moments.as_chunks_mut::<3>().0.iter_mut().enumerate() {
+            let (sum, squares) = (total(sums, group), total(squares, group));
+            let mean = f64::from(pivots[group * width]) + sum / count;
+            *moments = Moments { count, mean, squares: (squares - sum * sum / count).max(0.0) }.to_array();
+        }
     }
 }
 
-impl GroupTask<'_> {
-    /// Fills `work` with per-channel factors inv · gamma and additions beta − mean · inv · gamma.
-    #[inline(always)]
-    fn coefficients<S: Simd>(&mut self, s: S) {
-        let shape = self.shape;
-        let width = shape.c / shape.groups;
-        let groups = self.count / width;
-        for first in (0..groups).step_by(TOGETHER) {
-            let many = TOGETHER.min(groups - first);
-            let moments = self.moments(s, first, many, width);
-            for (group, moments) in (first..).zip(&moments[..many]) {
-                let inv = 1.0 / (moments.squares / moments.count + f64::from(shape.eps)).sqrt();
-                for c in group * width..(group + 1) * width {
-                    let channel = self.first + c;
-                    let factor = inv as f32 * shape.gamma.map_or(1.0, |gamma| gamma[channel]);
-                    let beta = shape.beta.map_or(0.0, |beta| f64::from(beta[channel]));
-                    self.work[self.count + c] = factor;
-                    self.work[2 * self.count + c] = (beta - moments.mean * f64::from(factor)) as f32;
-                }
-            }
+/// Per channel the factor inv · gamma, then the addition beta − mean · inv · gamma, from the [`Moments`] of all blocks of an image.
+fn join(shape: &GroupNorm, moments: &[f64], coefficients: &mut [f32]) {
+    let (factors, additions) = coefficients.split_at_mut(shape.c);
+    let width = shape.c / shape.groups;
+    for group in 0..shape.groups {
+        let blocks = moments.as_chunks::<3>().0.iter().skip(group).step_by(shape.groups);
+        let all = blocks.fold(Moments::NONE, |all, &block| all.join(Moments::from_array(block)));
+        let inv = 1.0 / (all.squares / all.count + f64::from(shape.eps)).sqrt();
+        for channel in group * width..(group + 1) * width {
+            let factor = inv as f32 * shape.gamma.map_or(1.0, |gamma| gamma[channel]);
+            let beta = shape.beta.map_or(0.0, |beta| f64::from(beta[channel]));
+            factors[channel] = factor;
+            additions[channel] = (beta - all.mean * f64::from(factor)) as f32;
         }
     }
+}
 
-    /// Moments of `many` groups of `width` channels from group `first` on. A vector holds channels, whichever groups they belong to.
-    ///
-    /// A block of pixels adds up d = x − p and d², p the mean of the block before (of the first block itself, found in a pass of its own), so that
-    /// little cancels in Σ (x − mean)² = Σ d² − (Σ d)² / n.
-    #[inline(always)]
-    fn moments<S: Simd>(&mut self, s: S, first: usize, many: usize, width: usize) -> [Moments; TOGETHER] {
-        let mut moments = [Moments::NONE; TOGETHER];
-        let channels = first * width..(first + many) * width;
-        // not yet needed for what they will hold
-        let [pivots, sums, squares] = self
-            .work
-            .get_disjoint_mut([0, 1, 2].map(|row| row * self.count + channels.start..row * self.count + channels.end))
-            .expect("three rows");
-        let total =
-            |sums: &[f32], group: usize| sums[group * width..][..width].iter().map(|&x| f64::from(x)).sum::<f64>();
-        let x = |pixel: usize| &self.x[(self.start + pixel) * self.ldx + self.first + channels.start..];
-        let pixels = FIRST.min(self.shape.hw);
-        pivots.fill(0.0);
-        sum_over(s, x(0), self.ldx, pixels, pivots, sums, squares);
-        for group in 0..many {
-            let mean = total(sums, group) / (pixels * width) as f64;
-            pivots[group * width..][..width].fill(mean as f32);
-        }
-        for pixel in (0..self.shape.hw).step_by(block(self.shape)) {
-            let pixels = block(self.shape).min(self.shape.hw - pixel);
-            let count = (pixels * width) as f64;
-            sum_over(s, x(pixel), self.ldx, pixels, pivots, sums, squares);
-            for (group, moments) in moments[..many].iter_mut().enumerate() {
-                let pivots = &mut pivots[group * width..][..width];
-                let (sum, squares) = (total(sums, group), total(squares, group));
-                let mean = f64::from(pivots[0]) + sum / count;
-                pivots.fill(mean as f32);
-                *moments = moments.join(Moments { count, mean, squares: (squares - sum * sum / count).max(0.0) });
-            }
-        }
-        moments
-    }
+/// y = act(x · factor + addition) for some pixels.
+struct Normalise<'a> {
+    shape: &'a GroupNorm<'a>,
+    pixels: Range<usize>,
+    x: &'a [f32],
+    ldx: usize,
+    y: Sink<'a>,
+    /// What [`join`] found.
+    coefficients: &'a [f32],
+}
 
-    /// y = act(x · factor + addition)
+impl Kernel for Normalise<'_> {
+    type Out = ();
+
     #[inline(always)]
-    fn normalise<S: Simd>(&self, s: S) {
+    fn run<S: Simd>(self, s: S) {
         for part in 0..self.y.parts() {
-            let Some((columns, writer)) = self.y.writer(s, part, self.first, self.count) else { continue };
-            for pixel in (0..self.shape.hw).step_by(block(self.shape)) {
-                let pixels = pixel..(pixel + block(self.shape)).min(self.shape.hw);
-                let mut c = columns.start;
-                while c < columns.end {
-                    let n = (columns.end - c).min(S::LANES);
-                    if columns.end - c >= CHAINS * S::LANES {
-                        self.normalise_vectors::<S, CHAINS>(s, pixels.clone(), c, n, &writer);
-                        c += CHAINS * S::LANES;
-                    } else {
-                        self.normalise_vectors::<S, 1>(s, pixels.clone(), c, n, &writer);
-                        c += n;
-                    }
+            let Some((columns, writer)) = self.y.writer(s, part, 0, self.shape.c) else { continue };
+            let mut c = columns.start;
+            while c < columns.end {
+                let n = (columns.end - c).min(S::LANES);
+                if columns.end - c >= CHAINS * S::LANES {
+                    self.vectors::<S, CHAINS>(s, c, n, &writer);
+                    c += CHAINS * S::LANES;
+                } else {
+                    self.vectors::<S, 1>(s, c, n, &writer);
+                    c += n;
                 }
             }
         }
     }
+}
 
-    /// [`Self::normalise`] of some pixels of `M` vectors of channels from `c` on, the last of `n`.
+impl Normalise<'_> {
+    /// `M` vectors of channels from `c` on, the last of `n`.
     #[inline(always)]
-    fn normalise_vectors<S: Simd, const M: usize>(
-        &self,
-        s: S,
-        pixels: Range<usize>,
-        c: usize,
-        n: usize,
-        writer: &Writer<S>,
-    ) {
+    fn vectors<S: Simd, const M: usize>(&self, s: S, c: usize, n: usize, writer: &Writer<S>) {
         let (mut factor, mut addition) = ([s.splat(0.0); M], [s.splat(0.0); M]);
         let all = (M - 1) * S::LANES + n;
-        let row = |row: usize| &self.work[row * self.count + c..][..all];
+        let (factors, additions) = self.coefficients.split_at(self.shape.c);
+        let (factors, additions) = (&factors[c..][..all], &additions[c..][..all]);
         for j in 0..M {
             // SAFETY: rows of `all` values.
             unsafe {
-                factor[j] = load_some(s, row(1).as_ptr().add(j * S::LANES), n);
-                addition[j] = load_some(s, row(2).as_ptr().add(j * S::LANES), n);
+                factor[j] = load_some(s, factors.as_ptr().add(j * S::LANES), n);
+                addition[j] = load_some(s, additions.as_ptr().add(j * S::LANES), n);
             }
         }
-        for pixel in self.start + pixels.start..self.start + pixels.end {
-            let x = self.x[pixel * self.ldx + self.first + c..][..all].as_ptr();
+        for pixel in self.pixels.clone() {
+            let x = self.x[pixel * self.ldx + c..][..all].as_ptr();
             for j in 0..M {
-                // SAFETY: `all` values; the sink has these columns, and tasks have disjoint channels or images.
+                // SAFETY: `all` values; the sink has these columns, and tasks have disjoint pixels.
                 unsafe {
                     let v = s.fma(load_some(s, x.add(j * S::LANES), n), factor[j], addition[j]);
-                    writer.put(s, pixel, self.first + c + j * S::LANES, activate(s, self.shape.act, v), n);
+                    writer.put(s, pixel, c + j * S::LANES, activate(s, self.shape.act, v), n);
                 }
             }
         }
     }
 }
 
-/// Pixels that are worked on together; the same however channels are cut into tasks.
+/// Pixels that are worked on together, whatever the number of threads.
 fn block(shape: &GroupNorm) -> usize {
     let (range, values) = BLOCK;
     (values / shape.c.max(1)).clamp(*range.start(), *range.end())

@@ -138,6 +138,9 @@ pub(crate) fn wire(
 
 fn wiring(step: &Step, kernel: &Kernel) -> Wiring {
     let mut inputs = step.inputs.clone();
+    if kernel.has_packed() {
+        inputs[1] = None;
+    }
     for (at, rounding) in CODES.into_iter().zip(kernel.rounding_of_codes()) {
         put(&mut inputs, at, rounding.map(Some));
     }

@@ -264,6 +264,19 @@ impl Kernel {
         matches!(self, Kernel::ConvBf16 { .. } | Kernel::LinearBf16 { .. })
     }
 
+    /// Whether the weights, operand 1 of the step, were packed: the constant itself is not read.
+    pub fn has_packed(&self) -> bool {
+        matches!(
+            self,
+            Kernel::Conv { .. }
+                | Kernel::ConvCodes { .. }
+                | Kernel::ConvBf16 { .. }
+                | Kernel::Linear { .. }
+                | Kernel::LinearCodes { .. }
+                | Kernel::LinearBf16 { .. }
+        )
+    }
+
     /// Values of f32 scratch needed on a pool of `threads`.
     pub fn scratch(&self, isa: Isa, threads: usize) -> usize {
         match self {

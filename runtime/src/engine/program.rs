@@ -12,7 +12,7 @@ use cqc_kernels::Isa;
 use cqc_kernels::arena::{Arena, Pod, Reader, Span, cast};
 use cqc_proto::plan::{ProgramKind, Source, Step};
 use cqc_proto::{Bindings, DType};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Where a value lies.
 #[derive(Clone, Debug)]
@@ -226,11 +226,14 @@ impl Draft {
     pub fn finish(self, weights: &Weights, outside: &dyn Fn(&Value) -> Place) -> Ready {
         let stored = self.buffers.len() - self.kernels.len();
         let span = |buffer: usize| Span::new(self.offsets[buffer], self.buffers[buffer].bytes);
+        let read = self.wirings.iter().flat_map(|wiring| wiring.inputs.iter().flatten());
+        let read = read.copied().chain(kept(weights, self.kind, &[]));
+        let read: HashSet<usize> = read.map(|v| self.values[v].home).collect();
         let homes: HashMap<usize, Place> = (0..self.values.len())
             .filter(|&i| self.values[i].home == i)
             .map(|i| match self.buffer_of[i] {
                 Some(buffer) => (i, Place::Memory { span: span(buffer) }),
-                None => (i, self.outside_place(weights, i, outside)),
+                None => (i, self.outside_place(weights, i, read.contains(&i), outside)),
             })
             .collect();
         let places = self.values.iter().map(|v| within(&homes[&v.home], v)).collect();
@@ -241,9 +244,11 @@ impl Draft {
         Ready { kind: self.kind, values: self.values, places, steps, bytes: self.bytes }
     }
 
-    fn outside_place(&self, weights: &Weights, i: usize, outside: &dyn Fn(&Value) -> Place) -> Place {
+    fn outside_place(&self, weights: &Weights, i: usize, read: bool, outside: &dyn Fn(&Value) -> Place) -> Place {
         let value = &self.values[i];
         match value.source {
+            // weights that were packed
+            Source::Constant(_) if !read => Place::Memory { span: Span::new(0, 0) },
             Source::Constant(c) => Place::Constant(constant_bytes(weights, c, value.dtype)),
             Source::Table(c) if self.kind.is_step() => {
                 Place::Table { bytes: constant_bytes(weights, c, value.dtype), row: value.bytes() }
