@@ -4,7 +4,7 @@
     bench/peers.py [MODEL.onnx ...] [--contenders ort cqc ...] [--batch 1 8] [--threads 2] [--rounds 5] [--cqc target/release/cqc]
 
 Contenders: ort, ort-int8 (static, per channel, QDQ), ort-dynamic (integers only in MatMul and Gemm), ov, ov-bf16, ov-int8 (OpenVINO, the last
-quantized by NNCF), cqc, cqc-int8 (--quant w8a8, nothing cached, full steps). Needs Python with numpy and onnxruntime (tests/oracles.txt), for ov* openvino
+quantized by NNCF), cqc, cqc-bf16 and cqc-int8 (--quant bf16 and w8a8, nothing cached, full steps). Needs Python with numpy and onnxruntime (tests/oracles.txt), for ov* openvino
 and for ov-int8 nncf. What has to be made once (quantized models) is kept in --work.
 
 Per round each contender runs in a process of its own, one after the other: one untimed evaluation and then timed ones. Figures are medians over
@@ -49,13 +49,16 @@ def feeds(model, batch, seed, count, timestep=None):
 def prepared(contender, model, a):
     """The file that a contender loads, made if it is not there."""
     base = os.path.join(a.work, os.path.splitext(os.path.basename(model))[0])
-    paths = {"ort-int8": base + ".ort.onnx", "ort-dynamic": base + ".dynamic.onnx", "ov-int8": base + ".ov.xml", "cqc-int8": base + ".cq"}
+    paths = {"ort-int8": base + ".ort.onnx", "ort-dynamic": base + ".dynamic.onnx", "ov-int8": base + ".ov.xml", "cqc-bf16": base + ".bf16.cq",
+             "cqc-int8": base + ".cq"}
     path = paths.get(contender, model)
     if os.path.exists(path):
         return path
     os.makedirs(a.work, exist_ok=True)
     samples = lambda: feeds(model, a.batch[0], 0, CALIBRATION)
-    if contender == "cqc-int8":
+    if contender == "cqc-bf16":
+        subprocess.run([a.cqc, "compile", model, "-o", path, "--quant", "bf16", "--interval", "1", "--steps", str(STEPS)], check=True)
+    elif contender == "cqc-int8":
         labels = [n for f in feeds(model, a.batch[0], 0, 1) for n, v in f.items() if v.ndim == 1 and n in ("y", "class_labels", "labels")]
         subprocess.run([a.cqc, "compile", model, "-o", path, "--quant", "w8a8", "--interval", "1", "--steps", str(STEPS), "--calib-samples", str(CALIBRATION),
                         *(["--labels", "1"] if labels else []), *a.compile_options.split()], check=True)
@@ -152,8 +155,9 @@ def sqnr(found, expected):
 def compare(model, batch, a):
     import numpy as np
     paths = {c: prepared(c, model, a) for c in a.contenders}
-    if "cqc-int8" in paths:
-        loop = json.loads(subprocess.run([a.cqc, "inspect", paths["cqc-int8"], "--json"], check=True, capture_output=True).stdout)
+    loops = [paths[c] for c in ("cqc-bf16", "cqc-int8") if c in paths]
+    if loops:
+        loop = json.loads(subprocess.run([a.cqc, "inspect", loops[0], "--json"], check=True, capture_output=True).stdout)
         a.timestep = loop["sampler"]["timesteps"][STEP]
     with tempfile.TemporaryDirectory() as at:
         # the peers' processes are not to load the model twice

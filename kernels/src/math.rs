@@ -70,13 +70,13 @@ fn one_plus_exp_minus<S: Simd>(s: S, x: S::V) -> S::V {
 /// 1 / (1 + e^−x)
 #[inline(always)]
 pub(crate) fn sigmoid<S: Simd>(s: S, x: S::V) -> S::V {
-    s.div(s.splat(1.0), one_plus_exp_minus(s, x))
+    s.div_by_large(s.splat(1.0), one_plus_exp_minus(s, x))
 }
 
 /// x · sigmoid(a · x), given a · x.
 #[inline(always)]
 fn gated<S: Simd>(s: S, x: S::V, gate: S::V) -> S::V {
-    s.div(x, one_plus_exp_minus(s, gate))
+    s.div_by_large(x, one_plus_exp_minus(s, gate))
 }
 
 /// tanh x: an odd polynomial below 0.55, 1 − 2 / (e^2|x| + 1) above.

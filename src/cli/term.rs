@@ -78,6 +78,14 @@ impl Progress {
         Progress { what, total, done: 0, started: Instant::now(), last_line: Instant::now(), shown }
     }
 
+    /// It turned out how much there is.
+    pub fn set_total(&mut self, total: u64) {
+        self.total = total;
+        if let Shown::Bar(bar) = &self.shown {
+            bar.set_length(total);
+        }
+    }
+
     /// One unit is done.
     pub fn step(&mut self) {
         self.done += 1;

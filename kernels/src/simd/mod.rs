@@ -79,6 +79,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     /// a / b
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a / b for b ≥ 1, to two units in the last place where b is below 2^126; beyond, where 1 / b is no normal number, to 1e-4 of the result.
+    #[inline(always)]
+    fn div_by_large(self, a: Self::V, b: Self::V) -> Self::V {
+        self.div(a, b)
+    }
     /// a · b + c; fused where the CPU can.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The larger; `b` where either is NaN.

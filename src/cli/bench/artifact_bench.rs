@@ -108,6 +108,8 @@ fn time(denoiser: &mut Loop, request: &Request, repeat: Option<usize>, quiet: bo
         None => loops == 0 || (loops < MOST && begun.elapsed() < BUDGET),
     };
     while more(timed.loops.len()) {
+        // how many loops fit the time is seen as they pass
+        progress.set_total((repeat.unwrap_or(timed.loops.len() + 1) * evaluations) as u64);
         let start = Instant::now();
         let mut last = start;
         denoiser.sample(request, &mut |moment| {

@@ -171,7 +171,9 @@ pub fn decide(
             fit: samples - held_out(samples),
             engine: caching::engine_options(caching, samples),
             progress: &mut |_, all| {
-                shown.get_or_insert_with(|| Progress::new("quantizing", all, quiet)).step();
+                let shown = shown.get_or_insert_with(|| Progress::new("quantizing", all, quiet));
+                shown.set_total(all);
+                shown.step();
                 ControlFlow::Continue(())
             },
         },
