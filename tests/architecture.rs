@@ -17,8 +17,12 @@ const NOT_IN_RUNTIME: &[&str] =
     &["prost", "clap", "petgraph", "indicatif", "miette", "tracing-subscriber", "png", "cqc-passes"];
 
 fn metadata() -> serde_json::Value {
+    // of this platform: what others need was never downloaded
+    let platform = Command::new("rustc").arg("-vV").output().expect("rustc runs");
+    let platform = String::from_utf8(platform.stdout).expect("rustc prints text");
+    let host = platform.lines().find_map(|line| line.strip_prefix("host: ")).expect("rustc names its host");
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--offline", "--locked"])
+        .args(["metadata", "--format-version", "1", "--offline", "--locked", "--filter-platform", host])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("cargo runs");

@@ -58,6 +58,9 @@ const COPIED_ROWS: usize = 16;
 /// Bytes of a copy that several tasks read, at most, per thread: half of a second-level cache.
 const SHARED_COPY: usize = 1 << 20;
 
+/// Multiplies some rows by some panels, given the copy of the rows.
+pub(crate) type MultiplyPart<'a> = dyn Fn(Range<usize>, Range<usize>, &[u8]) + Sync + 'a;
+
 /// A product in tasks, with what [`Dot::copy_rows`] copies for them.
 pub(crate) struct Tasks<'a> {
     pub(crate) rows: usize,
@@ -68,8 +71,7 @@ pub(crate) struct Tasks<'a> {
     pub(crate) copied: usize,
     /// Copies some rows.
     pub(crate) copy: &'a (dyn Fn(Range<usize>, &mut [u8]) + Sync),
-    /// Multiplies some rows by some panels, given the copy of the rows.
-    pub(crate) multiply: &'a (dyn Fn(Range<usize>, Range<usize>, &[u8]) + Sync),
+    pub(crate) multiply: &'a MultiplyPart<'a>,
 }
 
 impl Tasks<'_> {

@@ -74,7 +74,7 @@ impl Placed {
             Wiring { inputs, outputs, rounds: None }
         };
         let wirings: Vec<Wiring> = program.steps.iter().zip(&self.wired).map(wiring).collect();
-        let lives = lifetimes(&self.values, &wirings, kept);
+        let lives = lifetimes(&self.values, &wirings, &kept);
         let mut buffers = Vec::new();
         let mut buffer_of = vec![None; self.values.len()];
         for (v, value) in self.values.iter().enumerate() {

@@ -122,6 +122,8 @@ pub(crate) struct Draft {
     buffers: Vec<Buffer>,
     /// Per value: its buffer, if it is a home that the program itself stores.
     buffer_of: Vec<Option<usize>>,
+    /// Values that are read after the last step.
+    kept: Vec<usize>,
     /// Per step: offset into the arena's program part, once placed.
     offsets: Vec<usize>,
     /// Bytes of all buffers.
@@ -180,8 +182,8 @@ impl Draft {
         let kept = kept(weights, kind, options.keep);
         let wirings = codes::wire(program, &values, &mut kernels, &kept, options.integers);
         let (buffers, buffer_of, offsets) = (vec![], vec![], vec![]);
-        let mut draft = Draft { kind, values, kernels, wirings, buffers, buffer_of, offsets, bytes: 0 };
-        draft.find_buffers(kept, options);
+        let mut draft = Draft { kind, values, kernels, wirings, buffers, buffer_of, kept, offsets, bytes: 0 };
+        draft.find_buffers(options);
         let placed = layout::place(&draft.buffers);
         (draft.offsets, draft.bytes) = placed.ok_or(EngineError::Memory { needed: usize::MAX, limit: usize::MAX })?;
         Ok(draft)
@@ -193,12 +195,12 @@ impl Draft {
         let nothing = Wiring { inputs: vec![], outputs: vec![], rounds: None };
         let buffers = vec![Buffer { bytes: 0, first: 0, last: 0 }; steps];
         let (wirings, buffer_of, offsets) = (vec![nothing; steps], vec![None; values.len()], vec![0; steps]);
-        Draft { kind, values, kernels, wirings, buffers, buffer_of, offsets, bytes: 0 }
+        Draft { kind, values, kernels, wirings, buffers, buffer_of, kept: vec![], offsets, bytes: 0 }
     }
 
     /// Storage of the program's own values, then scratch of its steps.
-    fn find_buffers(&mut self, kept: Vec<usize>, options: &Options) {
-        let lives = lifetimes(&self.values, &self.wirings, kept);
+    fn find_buffers(&mut self, options: &Options) {
+        let lives = lifetimes(&self.values, &self.wirings, &self.kept);
         self.buffer_of = vec![None; self.values.len()];
         for (i, value) in self.values.iter().enumerate() {
             let Some((first, last)) = lives[i] else { continue };
@@ -227,8 +229,7 @@ impl Draft {
         let stored = self.buffers.len() - self.kernels.len();
         let span = |buffer: usize| Span::new(self.offsets[buffer], self.buffers[buffer].bytes);
         let read = self.wirings.iter().flat_map(|wiring| wiring.inputs.iter().flatten());
-        let read = read.copied().chain(kept(weights, self.kind, &[]));
-        let read: HashSet<usize> = read.map(|v| self.values[v].home).collect();
+        let read: HashSet<usize> = read.chain(&self.kept).map(|&v| self.values[v].home).collect();
         let homes: HashMap<usize, Place> = (0..self.values.len())
             .filter(|&i| self.values[i].home == i)
             .map(|i| match self.buffer_of[i] {
@@ -295,7 +296,7 @@ fn within(home: &Place, value: &Value) -> Place {
 }
 
 /// First and last step that touches the storage of each home; `None` where nothing does.
-pub(crate) fn lifetimes(values: &[Value], steps: &[Wiring], kept: Vec<usize>) -> Vec<Option<(usize, usize)>> {
+pub(crate) fn lifetimes(values: &[Value], steps: &[Wiring], kept: &[usize]) -> Vec<Option<(usize, usize)>> {
     let mut lives: Vec<Option<(usize, usize)>> = vec![None; values.len()];
     let mut touch = |value: usize, at: usize| {
         let life = &mut lives[values[value].home];
@@ -304,7 +305,7 @@ pub(crate) fn lifetimes(values: &[Value], steps: &[Wiring], kept: Vec<usize>) ->
     for (at, step) in steps.iter().enumerate() {
         step.outputs.iter().chain(step.inputs.iter().flatten()).for_each(|&v| touch(v, at));
     }
-    kept.into_iter().for_each(|v| touch(v, steps.len()));
+    kept.iter().for_each(|&v| touch(v, steps.len()));
     // What no step writes is there from the begin.
     for (value, life) in values.iter().zip(&mut lives) {
         if let (false, Some((first, _))) = (value.source == Source::Step, life) {

@@ -59,13 +59,15 @@ impl Level {
 }
 
 /// Whether Intel made this CPU.
+#[cfg(target_arch = "x86_64")]
 pub(super) fn is_intel() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let id = std::arch::x86_64::__cpuid(0);
-        return [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel";
-    }
-    #[cfg(not(target_arch = "x86_64"))]
+    let id = std::arch::x86_64::__cpuid(0);
+    [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
+}
+
+/// Whether Intel made this CPU.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn is_intel() -> bool {
     false
 }
 
