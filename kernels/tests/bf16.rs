@@ -129,6 +129,16 @@ fn long_depths_take_several_steps() {
     Case::new(ConvShape::same(1, 10, 10, 719, 40, 3), 4).check();
 }
 
+/// Depths of whole cache lines, which tiles read from where they are if rows are a multiple of 16, and copy in whole pieces if not.
+#[test]
+fn whole_tiles_equal_the_definition() {
+    for (rows, seed) in [(16, 1), (48, 2), (96, 3), (100, 4), (208, 5), (13, 6)] {
+        Case::new(ConvShape::same(rows, 1, 1, 64, 70, 1), seed).check();
+        Case::new(ConvShape::same(rows, 1, 1, 33, 20, 1), seed).check();
+    }
+    Case::new(ConvShape::same(2, 7, 9, 32, 40, 3), 7).check();
+}
+
 #[test]
 fn a_depth_that_ends_within_a_pair_reads_nothing_behind_it() {
     let (k, n) = (7, 20);

@@ -165,6 +165,18 @@ fn long_depths_take_several_steps() {
     Case::new(ConvShape::same(1, 10, 10, 720, 40, 3), vec![716, 4], 4).check();
 }
 
+/// Depths of whole cache lines, which tiles read from where they are if rows are a multiple of 16, and copy in whole pieces if not.
+#[test]
+fn whole_tiles_are_exact() {
+    for (rows, seed) in [(16, 1), (48, 2), (96, 3), (100, 4), (208, 5), (13, 6)] {
+        Case::new(ConvShape::same(rows, 1, 1, 64, 70, 1), vec![64], seed).check();
+        Case::new(ConvShape::same(rows, 1, 1, 192, 33, 1), vec![64, 128], seed).check();
+        Case::new(ConvShape::same(rows, 1, 1, 132, 16, 1), vec![128, 4], seed).check();
+    }
+    Case::new(ConvShape::same(2, 7, 9, 128, 40, 3), vec![64, 64], 7).check();
+    Case::new(ConvShape { stride: [2; 2], ..ConvShape::same(1, 9, 8, 68, 65, 3) }, vec![64, 4], 8).check();
+}
+
 #[test]
 fn codes_are_those_that_fake_quant_rounds_to() {
     let segments = [5, 16, 3];
