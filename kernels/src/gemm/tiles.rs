@@ -58,8 +58,7 @@ impl<'a> Tiles<'a> {
     }
 }
 
-/// Copies the left rows of a block: `[rows / 16, segment, pieces, 16, 64 bytes]`, zeros where a
-/// segment ends. Rows beyond the last are left as they are.
+/// Copies the left rows of a block: `[rows / 16, segment, pieces, 16, 64 bytes]`, zeros where a segment ends. Rows beyond the last are left as they are.
 ///
 /// # Safety
 /// As for [`drive_tiles`].
@@ -138,7 +137,7 @@ unsafe fn copy_bytes<T>(amx: Amx, tiles: Tiles, row: &LhsRow<T>, channels: Range
 pub(crate) unsafe fn drive_tiles<M: Micro>(amx: Amx, how: Multiply, micro: M, block: &Block<M>, copied: &[u8]) {
     const {
         assert!(M::COLS == COLS && size_of::<M::Left>() == size_of::<M::Right>() && size_of::<M::Acc>() == 4);
-        assert!(M::GROUP * size_of::<M::Right>() == GROUP_BYTES);
+        assert!(M::GROUP * size_of::<M::Right>() == GROUP_BYTES && ROWS == super::COPIED_ROWS);
     };
     let (tiles, rows) = (Tiles::of(block), block.rows.len());
     let fits = if copied.is_empty() {
