@@ -134,8 +134,9 @@ fn inspect_lists_quantized_layers_and_their_tables() {
     for layer in layers {
         let per_step = ["activation_scale", "activation_zero_point"].map(|key| length(&layer[key]));
         if layer["activation_bits"].is_null() {
-            // its weights alone are quantized
-            assert_eq!((per_step, &layer["kernel"]), ([0, 0], &"rounded f32".into()));
+            // it multiplies bf16, or f32 rounded to that
+            assert_eq!((per_step, &layer["weight_bits"]), ([0, 0], &16.into()));
+            assert!(["bf16", "rounded f32"].contains(&layer["kernel"].as_str().unwrap()), "{layer}");
             continue;
         }
         assert_eq!((per_step, &layer["activation_bits"]), ([6, 6], &8.into()));

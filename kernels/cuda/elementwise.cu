@@ -5,7 +5,8 @@ enum { kMaxRank = 6 };
 
 enum {
   kAdd, kSub, kMul, kDiv, kPow, kMin, kMax, kEqual, kLess, kLessOrEqual, kGreater, kGreaterOrEqual, kAnd, kOr, kXor,
-  kWhere, kCopy, kNeg, kAbs, kExp, kLog, kSqrt, kReciprocal, kFloor, kCeil, kRound, kSin, kCos, kErf, kNot, kAct  // kAct + activation
+  kWhere, kCopy, kNeg, kAbs, kExp, kLog, kSqrt, kReciprocal, kFloor, kCeil, kRound, kSin, kCos, kErf, kNot,
+  kRoundBf16, kAct  // kAct + activation
 };
 
 struct ElementwiseArgs {
@@ -17,6 +18,12 @@ struct ElementwiseArgs {
   u32 shape[kMaxRank];
 };
 static_assert(sizeof(ElementwiseArgs) == 368, "as in args.rs");
+
+// To nearest, ties to even; a NaN stays one.
+CQ_FN float round_bf16(float a) {
+  u32 bits = float_bits(a);
+  return a != a ? a : bits_float((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u);
+}
 
 CQ_FN float apply(int op, float a, float b, float c) {
   switch (op) {
@@ -50,6 +57,7 @@ CQ_FN float apply(int op, float a, float b, float c) {
     case kCos: return cosf(a);
     case kErf: return erff(a);
     case kNot: return a == 0.0f;
+    case kRoundBf16: return round_bf16(a);
     default: return activate(op - kAct, a);
   }
 }

@@ -35,6 +35,8 @@ CQ_FN float reciprocal(float x) {
 }
 // 1 / sqrt(x) to about 2 ulp.
 CQ_FN float inverse_sqrt(float x) { return rsqrtf(x); }
+CQ_FN u32 float_bits(float x) { return __float_as_uint(x); }
+CQ_FN float bits_float(u32 x) { return __uint_as_float(x); }
 CQ_FN float infinity() { return __int_as_float(0x7f800000); }
 
 // The memory that the launch asked for, 16-byte aligned.

@@ -303,11 +303,20 @@ inline float shfl_xor(float x, int mask) {
   return other;
 }
 
+inline u32 float_bits(float x) {
+  u32 bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+inline float bits_float(u32 x) {
+  float value;
+  std::memcpy(&value, &x, 4);
+  return value;
+}
 inline float from_f16(u16 h) { return sim::halves()[h]; }
 // Round to nearest even, beyond the range to infinity, as cvt.rn does.
 inline u16 to_f16(float x) {
-  u32 bits;
-  std::memcpy(&bits, &x, 4);
+  const u32 bits = float_bits(x);
   const u16 sign = bits >> 16 & 0x8000;
   const float size = std::fabs(x);
   if (std::isnan(x)) return 0x7fff;

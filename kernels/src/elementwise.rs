@@ -4,7 +4,8 @@ use crate::epilogue::{Act, Rows, check_matrix};
 use crate::gemm::{load_some, store_some};
 use crate::math::{activate, erf, exp};
 use crate::shared::{SharedMut, cut};
-use crate::simd::{Kernel, Simd};
+use crate::simd::wide::{CHAINS, Wide, load_many, store_many};
+use crate::simd::{Arithmetic, Kernel, Simd};
 use crate::{Isa, Pool, scalar};
 use std::ops::Range;
 
@@ -107,25 +108,45 @@ impl Kernel for UnaryTask<'_> {
     type Out = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd>(mut self, s: S) {
         if matches!(self.op, Unary::Log | Unary::Sin | Unary::Cos | Unary::Floor | Unary::Ceil | Unary::Round) {
             return self.y.iter_mut().zip(self.x).for_each(|(y, &x)| *y = scalar::unary(self.op, x));
         }
+        let len = self.x.len().min(self.y.len());
         let mut at = 0;
-        while at < self.x.len() {
-            let n = (self.x.len() - at).min(S::LANES);
-            // SAFETY: `at + n` does not exceed the common length.
+        while at < len {
+            // SAFETY: `at + n`, or `at + CHAINS · LANES`, does not exceed the common length.
             unsafe {
-                let v = unary_vector(s, self.op, load_some(s, self.x.as_ptr().add(at), n));
-                store_some(s, self.y.as_mut_ptr().add(at), v, n);
+                if len - at >= CHAINS * S::LANES {
+                    self.vectors::<S, CHAINS>(s, at, S::LANES);
+                    at += CHAINS * S::LANES;
+                } else {
+                    let n = (len - at).min(S::LANES);
+                    self.vectors::<S, 1>(s, at, n);
+                    at += n;
+                }
             }
-            at += n;
+        }
+    }
+}
+
+impl UnaryTask<'_> {
+    /// `M` vectors from `at` on, the last of `n`.
+    ///
+    /// # Safety
+    /// Both slices must have them.
+    #[inline(always)]
+    unsafe fn vectors<S: Simd, const M: usize>(&mut self, s: S, at: usize, n: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let v = unary_vector(Wide::<S, M>(s), self.op, load_many(s, self.x.as_ptr().add(at), n));
+            store_many(s, self.y.as_mut_ptr().add(at), v, n);
         }
     }
 }
 
 #[inline(always)]
-fn unary_vector<S: Simd>(s: S, op: Unary, x: S::V) -> S::V {
+fn unary_vector<S: Arithmetic>(s: S, op: Unary, x: S::V) -> S::V {
     match op {
         Unary::Act(act) => activate(s, act, x),
         Unary::Exp => exp(s, x),
@@ -322,17 +343,37 @@ impl Kernel for GegluRow<'_> {
     type Out = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd>(mut self, s: S) {
         let mut at = 0;
         while at < self.y.len() {
-            let n = (self.y.len() - at).min(S::LANES);
-            // SAFETY: all three have the length of `y`, and `at + n` does not exceed it.
+            // SAFETY: all three have the length of `y`, and `at + n`, or `at + CHAINS · LANES`, does not exceed it.
             unsafe {
-                let gate = activate(s, Act::GeluErf, load_some(s, self.b.as_ptr().add(at), n));
-                let v = s.mul(load_some(s, self.a.as_ptr().add(at), n), gate);
-                store_some(s, self.y.as_mut_ptr().add(at), v, n);
+                if self.y.len() - at >= CHAINS * S::LANES {
+                    self.vectors::<S, CHAINS>(s, at, S::LANES);
+                    at += CHAINS * S::LANES;
+                } else {
+                    let n = (self.y.len() - at).min(S::LANES);
+                    self.vectors::<S, 1>(s, at, n);
+                    at += n;
+                }
             }
-            at += n;
+        }
+    }
+}
+
+impl GegluRow<'_> {
+    /// `M` vectors from `at` on, the last of `n`.
+    ///
+    /// # Safety
+    /// All three slices must have them.
+    #[inline(always)]
+    unsafe fn vectors<S: Simd, const M: usize>(&mut self, s: S, at: usize, n: usize) {
+        let w = Wide::<S, M>(s);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let gate = activate(w, Act::GeluErf, load_many(s, self.b.as_ptr().add(at), n));
+            let v = w.mul(load_many(s, self.a.as_ptr().add(at), n), gate);
+            store_many(s, self.y.as_mut_ptr().add(at), v, n);
         }
     }
 }

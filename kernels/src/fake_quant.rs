@@ -4,7 +4,7 @@ use crate::epilogue::check_matrix;
 use crate::gemm::load_some;
 use crate::shared::cut;
 use crate::simd::{Kernel, Simd};
-use crate::target::{Sink, Target};
+use crate::target::{Put, Sink, Target};
 use crate::{Isa, Pool};
 use std::ops::Range;
 

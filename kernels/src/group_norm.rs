@@ -1,24 +1,26 @@
 //! Group normalisation over NHWC.
 //!
-//! Three jobs: moments of every group in every block of pixels, their union per image, the normalised pixels. Blocks do not depend on the number of
-//! threads, so results do not either; whole rows of pixels go to a thread, as in the products before and behind.
+//! Moments of every group in every block of pixels, their union per image, the normalised pixels: all of an image by one thread where there are images
+//! enough, so that it is read from the cache the second time, else three jobs over the blocks of all. Blocks do not depend on the number of threads, so
+//! results do not either; whole rows of pixels go to a thread, as in the products before and behind.
 
 use crate::arena::{cast, cast_mut};
 use crate::epilogue::{Act, check_matrix};
 use crate::gemm::{load_some, store_some};
-use crate::math::activate;
+use crate::math::{Activation, Same, Silu};
 use crate::shared::SharedMut;
-use crate::simd::{Kernel, Simd};
-use crate::target::{Sink, Target, Writer};
+use crate::simd::wide::{CHAINS, Wide, load_many};
+use crate::simd::{Arithmetic, Kernel, Simd};
+use crate::target::{Put, Sink, Target, Writer};
 use crate::{Isa, Pool, scratch};
 use std::ops::{Range, RangeInclusive};
 
 /// Pixels of a block: about so many values.
 const BLOCK: (RangeInclusive<usize>, usize) = (16..=256, 16 << 10);
+/// Images per thread from which on a rest of images that not all threads share does not matter.
+const IMAGES: usize = 4;
 /// Pixels of a block whose mean is the pivot of its sums.
 const FIRST: usize = 8;
-/// Channel vectors worked on side by side: two cache lines of AVX2.
-const CHAINS: usize = 4;
 
 /// Shape and weights of [`group_norm`] over NHWC.
 #[derive(Clone, Copy, Debug)]
@@ -66,45 +68,88 @@ pub fn group_norm<'a>(
     if shape.n * shape.hw * shape.c == 0 {
         return;
     }
-    let (blocks, words) = (shape.hw.div_ceil(block(shape)), size_of::<Moments>() / 4);
-    let moments = shape.n * blocks * shape.groups;
-    scratch::with(moments * words + 2 * shape.n * shape.c + 1, |work| {
+    let work = Work { isa, shape, x, ldx, y, blocks: shape.hw.div_ceil(block(shape)) };
+    let moments = shape.n * work.moments_per_image();
+    scratch::with(moments + 2 * shape.n * shape.c + 1, |memory| {
         // f64 begin at a multiple of 8 bytes
-        let odd = usize::from(!work.as_ptr().addr().is_multiple_of(8));
-        let (moments, coefficients) = work[odd..].split_at_mut(moments * words);
-        let part = |task: usize| {
-            let (image, block) = (task / blocks, task % blocks * block(shape));
-            image * shape.hw + block..image * shape.hw + (block + self::block(shape)).min(shape.hw)
-        };
-        let shared = SharedMut::new(&mut *moments);
-        pool.run(shape.n * blocks, &|task, _| {
-            // SAFETY: every task has its own part.
-            let moments = unsafe { shared.part(task * shape.groups * words, shape.groups * words) };
-            scratch::with(3 * shape.c, |sums| {
-                isa.run(BlockMoments {
-                    shape,
-                    pixels: part(task),
-                    x,
-                    ldx,
-                    sums,
-                    moments: cast_mut(bytemuck::cast_slice_mut(moments)),
-                });
+        let odd = usize::from(!memory.as_ptr().addr().is_multiple_of(8));
+        let (moments, coefficients) = memory[odd..].split_at_mut(moments);
+        if shape.n >= IMAGES * pool.threads() || shape.n.is_multiple_of(pool.threads()) {
+            let (moments, coefficients) = (SharedMut::new(moments), SharedMut::new(coefficients));
+            return pool.run(shape.n, &|image, _| {
+                // SAFETY: every image has its own parts.
+                let (moments, coefficients) = unsafe {
+                    (
+                        moments.part(image * work.moments_per_image(), work.moments_per_image()),
+                        coefficients.part(image * 2 * shape.c, 2 * shape.c),
+                    )
+                };
+                let of_block = moments.len() / work.blocks;
+                (0..work.blocks)
+                    .for_each(|block| work.moments(image, block, &mut moments[block * of_block..][..of_block]));
+                join(shape, cast(bytemuck::cast_slice(moments)), coefficients);
+                (0..work.blocks).for_each(|block| work.normalise(image, block, coefficients));
             });
+        }
+        let shared = SharedMut::new(&mut *moments);
+        let of_block = work.moments_per_image() / work.blocks;
+        pool.run(shape.n * work.blocks, &|task, _| {
+            // SAFETY: every task has its own part.
+            let moments = unsafe { shared.part(task * of_block, of_block) };
+            work.moments(task / work.blocks, task % work.blocks, moments);
         });
         let shared = SharedMut::new(&mut *coefficients);
-        let per_image = blocks * shape.groups * words;
         pool.run(shape.n, &|image, _| {
             // SAFETY: every task has its own part.
             let coefficients = unsafe { shared.part(image * 2 * shape.c, 2 * shape.c) };
-            let moments: &[f64] = cast(bytemuck::cast_slice(&moments[image * per_image..][..per_image]));
-            join(shape, moments, coefficients);
+            let moments = &moments[image * work.moments_per_image()..][..work.moments_per_image()];
+            join(shape, cast(bytemuck::cast_slice(moments)), coefficients);
         });
         let coefficients = &*coefficients;
-        pool.run(shape.n * blocks, &|task, _| {
-            let coefficients = &coefficients[task / blocks * 2 * shape.c..][..2 * shape.c];
-            isa.run(Normalise { shape, pixels: part(task), x, ldx, y, coefficients });
+        pool.run(shape.n * work.blocks, &|task, _| {
+            let coefficients = &coefficients[task / work.blocks * 2 * shape.c..][..2 * shape.c];
+            work.normalise(task / work.blocks, task % work.blocks, coefficients);
         });
     });
+}
+
+/// The parts of [`group_norm`].
+#[derive(Clone, Copy)]
+struct Work<'a> {
+    isa: Isa,
+    shape: &'a GroupNorm<'a>,
+    x: &'a [f32],
+    ldx: usize,
+    y: Sink<'a>,
+    /// Blocks of pixels of an image.
+    blocks: usize,
+}
+
+impl Work<'_> {
+    /// [`Moments`] of all blocks and groups of an image, in f32.
+    fn moments_per_image(&self) -> usize {
+        self.blocks * self.shape.groups * (size_of::<Moments>() / size_of::<f32>())
+    }
+
+    fn pixels(&self, image: usize, block: usize) -> Range<usize> {
+        let (first, many) = (block * self::block(self.shape), self::block(self.shape));
+        image * self.shape.hw + first..image * self.shape.hw + (first + many).min(self.shape.hw)
+    }
+
+    /// The moments of the groups of a block.
+    fn moments(&self, image: usize, block: usize, moments: &mut [f32]) {
+        let Work { isa, shape, x, ldx, .. } = *self;
+        scratch::with(3 * shape.c, |sums| {
+            let moments = cast_mut(bytemuck::cast_slice_mut(moments));
+            isa.run(BlockMoments { shape, pixels: self.pixels(image, block), x, ldx, sums, moments });
+        });
+    }
+
+    /// Writes a block.
+    fn normalise(&self, image: usize, block: usize, coefficients: &[f32]) {
+        let Work { isa, shape, x, ldx, y, .. } = *self;
+        isa.run(Normalise { shape, pixels: self.pixels(image, block), x, ldx, y, coefficients });
+    }
 }
 
 /// Mean and Σ (x − mean)² of what has been seen of a group.
@@ -215,44 +260,50 @@ impl Kernel for Normalise<'_> {
     fn run<S: Simd>(self, s: S) {
         for part in 0..self.y.parts() {
             let Some((columns, writer)) = self.y.writer(s, part, 0, self.shape.c) else { continue };
-            let mut c = columns.start;
-            while c < columns.end {
-                let n = (columns.end - c).min(S::LANES);
-                if columns.end - c >= CHAINS * S::LANES {
-                    self.vectors::<S, CHAINS>(s, c, n, &writer);
-                    c += CHAINS * S::LANES;
-                } else {
-                    self.vectors::<S, 1>(s, c, n, &writer);
-                    c += n;
-                }
+            // nothing is decided per vector in the two forms that quantized models are full of
+            match (&writer, self.shape.act) {
+                (Writer::Bytes(codes), Act::Silu) => self.columns(s, columns, codes, Silu),
+                (Writer::Bytes(codes), Act::None) => self.columns(s, columns, codes, Same),
+                (writer, act) => self.columns(s, columns, writer, act),
             }
         }
     }
 }
 
 impl Normalise<'_> {
-    /// `M` vectors of channels from `c` on, the last of `n`.
     #[inline(always)]
-    fn vectors<S: Simd, const M: usize>(&self, s: S, c: usize, n: usize, writer: &Writer<S>) {
-        let (mut factor, mut addition) = ([s.splat(0.0); M], [s.splat(0.0); M]);
-        let all = (M - 1) * S::LANES + n;
-        let (factors, additions) = self.coefficients.split_at(self.shape.c);
-        let (factors, additions) = (&factors[c..][..all], &additions[c..][..all]);
-        for j in 0..M {
-            // SAFETY: rows of `all` values.
-            unsafe {
-                factor[j] = load_some(s, factors.as_ptr().add(j * S::LANES), n);
-                addition[j] = load_some(s, additions.as_ptr().add(j * S::LANES), n);
+    fn columns<S: Simd>(&self, s: S, columns: Range<usize>, writer: &impl Put<S>, act: impl Activation) {
+        let mut c = columns.start;
+        while c < columns.end {
+            if columns.end - c >= CHAINS * S::LANES {
+                self.vectors::<S, CHAINS>(s, c, S::LANES, writer, act);
+                c += CHAINS * S::LANES;
+            } else {
+                let n = (columns.end - c).min(S::LANES);
+                self.vectors::<S, 1>(s, c, n, writer, act);
+                c += n;
             }
         }
+    }
+
+    /// `M` vectors of channels from `c` on, the last of `n`.
+    #[inline(always)]
+    fn vectors<S: Simd, const M: usize>(&self, s: S, c: usize, n: usize, writer: &impl Put<S>, act: impl Activation) {
+        let w = Wide::<S, M>(s);
+        let all = (M - 1) * S::LANES + n;
+        let (factors, additions) = self.coefficients.split_at(self.shape.c);
+        // SAFETY: rows of `all` values.
+        let (factor, addition) =
+            unsafe { (load_many(s, factors[c..][..all].as_ptr(), n), load_many(s, additions[c..][..all].as_ptr(), n)) };
         for pixel in self.pixels.clone() {
             let x = self.x[pixel * self.ldx + c..][..all].as_ptr();
-            for j in 0..M {
-                // SAFETY: `all` values; the sink has these columns, and tasks have disjoint pixels.
-                unsafe {
-                    let v = s.fma(load_some(s, x.add(j * S::LANES), n), factor[j], addition[j]);
-                    writer.put(s, pixel, c + j * S::LANES, activate(s, self.shape.act, v), n);
-                }
+            // SAFETY: `all` values.
+            let v = unsafe { load_many(s, x, n) };
+            let v = act.apply(w, w.fma(v, factor, addition));
+            for (j, v) in v.into_iter().enumerate() {
+                let n = if j + 1 == M { n } else { S::LANES };
+                // SAFETY: the sink has these columns, and tasks have disjoint pixels.
+                unsafe { writer.put(s, pixel, c + j * S::LANES, v, n) };
             }
         }
     }

@@ -5,11 +5,11 @@
 //! denormals give what [`crate::scalar`] gives, to 1e-37.
 
 use crate::epilogue::Act;
-use crate::simd::Simd;
+use crate::simd::Arithmetic;
 
 /// Horner's rule: the highest coefficient first.
 #[inline(always)]
-fn polynomial<S: Simd, const N: usize>(s: S, x: S::V, coefficients: [f32; N]) -> S::V {
+fn polynomial<S: Arithmetic, const N: usize>(s: S, x: S::V, coefficients: [f32; N]) -> S::V {
     let mut y = s.splat(coefficients[0]);
     for &c in &coefficients[1..] {
         y = s.fma(y, x, s.splat(c));
@@ -27,7 +27,7 @@ const EXP_MINUS: [f32; 6] = [-EXP[0], EXP[1], -EXP[2], EXP[3], -EXP[4], EXP[5]];
 
 /// x = n · ln 2 + r with whole n and |r| ≤ ln 2 / 2: n + [`MAGIC`], and e^r.
 #[inline(always)]
-fn exp_parts<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
+fn exp_parts<S: Arithmetic>(s: S, x: S::V) -> (S::V, S::V) {
     let shifted = s.fma(x, s.splat(std::f32::consts::LOG2_E), s.splat(MAGIC));
     let n = s.sub(shifted, s.splat(MAGIC));
     let r = s.fma(n, s.splat(-0.693_359_4), x);
@@ -37,7 +37,7 @@ fn exp_parts<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
 
 /// e^x
 #[inline(always)]
-pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
+pub(crate) fn exp<S: Arithmetic>(s: S, x: S::V) -> S::V {
     // Beyond these the result is 0 and ∞ anyway. NaN passes, being second.
     let x = s.min(s.splat(90.0), s.max(s.splat(-105.0), x));
     let (shifted, y) = exp_parts(s, x);
@@ -46,7 +46,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
 
 /// e^x for x ≤ 0, for softmax: below −87 (also at −∞) it is e^−87 ≈ 1.6e-38 instead of less.
 #[inline(always)]
-pub(crate) fn exp_weight<S: Simd>(s: S, x: S::V) -> S::V {
+pub(crate) fn exp_weight<S: Arithmetic>(s: S, x: S::V) -> S::V {
     let (shifted, y) = exp_parts(s, s.max(s.splat(-87.0), x));
     s.add_exponent(y, shifted)
 }
@@ -55,7 +55,7 @@ pub(crate) fn exp_weight<S: Simd>(s: S, x: S::V) -> S::V {
 ///
 /// With n + 1 in place of n the exponent of what is added to 1 stays that of a normal number.
 #[inline(always)]
-fn one_plus_exp_minus<S: Simd>(s: S, x: S::V) -> S::V {
+fn one_plus_exp_minus<S: Arithmetic>(s: S, x: S::V) -> S::V {
     // NaN passes, being second
     let x = s.min(s.splat(60.0), s.max(s.splat(-89.0), x));
     let shifted = s.fma(x, s.splat(-std::f32::consts::LOG2_E), s.splat(MAGIC - 1.0));
@@ -69,19 +69,19 @@ fn one_plus_exp_minus<S: Simd>(s: S, x: S::V) -> S::V {
 
 /// 1 / (1 + e^−x)
 #[inline(always)]
-pub(crate) fn sigmoid<S: Simd>(s: S, x: S::V) -> S::V {
+pub(crate) fn sigmoid<S: Arithmetic>(s: S, x: S::V) -> S::V {
     s.div_by_large(s.splat(1.0), one_plus_exp_minus(s, x))
 }
 
 /// x · sigmoid(a · x), given a · x.
 #[inline(always)]
-fn gated<S: Simd>(s: S, x: S::V, gate: S::V) -> S::V {
+fn gated<S: Arithmetic>(s: S, x: S::V, gate: S::V) -> S::V {
     s.div_by_large(x, one_plus_exp_minus(s, gate))
 }
 
 /// tanh x: an odd polynomial below 0.55, 1 − 2 / (e^2|x| + 1) above.
 #[inline(always)]
-pub(crate) fn tanh<S: Simd>(s: S, x: S::V) -> S::V {
+pub(crate) fn tanh<S: Arithmetic>(s: S, x: S::V) -> S::V {
     let one = s.splat(1.0);
     let t = s.abs(x);
     let square = s.mul(x, x);
@@ -94,7 +94,7 @@ pub(crate) fn tanh<S: Simd>(s: S, x: S::V) -> S::V {
 
 /// ln erfc |x| for |x| > 0.9277, after N. Juffa's erff.
 #[inline(always)]
-fn log_erfc<S: Simd>(s: S, t: S::V) -> S::V {
+fn log_erfc<S: Arithmetic>(s: S, t: S::V) -> S::V {
     let square = s.mul(t, t);
     let r = s.fma(s.splat(-1.728_534_7e-5), t, s.splat(3.831_97e-4));
     let u = s.fma(s.splat(-3.883_964_4e-3), t, s.splat(2.425_462_2e-2));
@@ -107,7 +107,7 @@ fn log_erfc<S: Simd>(s: S, t: S::V) -> S::V {
 
 /// erf x for |x| ≤ 0.9277, after N. Juffa's erff.
 #[inline(always)]
-fn erf_small<S: Simd>(s: S, x: S::V) -> S::V {
+fn erf_small<S: Arithmetic>(s: S, x: S::V) -> S::V {
     let p = polynomial(
         s,
         s.mul(x, x),
@@ -120,7 +120,7 @@ const ERF_SPLIT: f32 = 0.927_734_4;
 
 /// erf x
 #[inline(always)]
-pub(crate) fn erf<S: Simd>(s: S, x: S::V) -> S::V {
+pub(crate) fn erf<S: Arithmetic>(s: S, x: S::V) -> S::V {
     let t = s.abs(x);
     let large = s.sub(s.splat(1.0), exp(s, log_erfc(s, t)));
     s.if_less(s.splat(ERF_SPLIT), t, s.with_sign(large, x), erf_small(s, x))
@@ -128,7 +128,7 @@ pub(crate) fn erf<S: Simd>(s: S, x: S::V) -> S::V {
 
 /// x/2 · (1 + erf(x/√2)); for x ≪ 0 by erfc itself, which keeps the digits.
 #[inline(always)]
-fn gelu_erf<S: Simd>(s: S, x: S::V) -> S::V {
+fn gelu_erf<S: Arithmetic>(s: S, x: S::V) -> S::V {
     let u = s.mul(x, s.splat(std::f32::consts::FRAC_1_SQRT_2));
     let t = s.abs(u);
     let tail = exp(s, log_erfc(s, t));
@@ -139,7 +139,7 @@ fn gelu_erf<S: Simd>(s: S, x: S::V) -> S::V {
 
 /// x/2 · (1 + tanh u) = x · sigmoid(2u)
 #[inline(always)]
-fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
+fn gelu_tanh<S: Arithmetic>(s: S, x: S::V) -> S::V {
     const TWO_SQRT_2_OVER_PI: f32 = 1.595_769_2;
     let cubic = s.mul(s.mul(x, x), s.mul(x, s.splat(0.044_715 * TWO_SQRT_2_OVER_PI)));
     gated(s, x, s.fma(x, s.splat(TWO_SQRT_2_OVER_PI), cubic))
@@ -147,7 +147,7 @@ fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
 
 /// An activation.
 #[inline(always)]
-pub(crate) fn activate<S: Simd>(s: S, act: Act, x: S::V) -> S::V {
+pub(crate) fn activate<S: Arithmetic>(s: S, act: Act, x: S::V) -> S::V {
     match act {
         Act::None => x,
         Act::Silu => gated(s, x, x),
@@ -160,9 +160,44 @@ pub(crate) fn activate<S: Simd>(s: S, act: Act, x: S::V) -> S::V {
     }
 }
 
+/// An activation that a kernel knows when it is compiled, or any.
+pub(crate) trait Activation: Copy {
+    /// Of a vector.
+    fn apply<S: Arithmetic>(self, s: S, x: S::V) -> S::V;
+}
+
+impl Activation for Act {
+    #[inline(always)]
+    fn apply<S: Arithmetic>(self, s: S, x: S::V) -> S::V {
+        activate(s, self, x)
+    }
+}
+
+/// [`Act::None`]
+#[derive(Clone, Copy)]
+pub(crate) struct Same;
+
+impl Activation for Same {
+    #[inline(always)]
+    fn apply<S: Arithmetic>(self, _: S, x: S::V) -> S::V {
+        x
+    }
+}
+
+/// [`Act::Silu`]
+#[derive(Clone, Copy)]
+pub(crate) struct Silu;
+
+impl Activation for Silu {
+    #[inline(always)]
+    fn apply<S: Arithmetic>(self, s: S, x: S::V) -> S::V {
+        activate(s, Act::Silu, x)
+    }
+}
+
 /// The nearest whole number, half to even, of |v| < 2^22.
 #[inline(always)]
-pub(crate) fn round_small<S: Simd>(s: S, v: S::V) -> S::V {
+pub(crate) fn round_small<S: Arithmetic>(s: S, v: S::V) -> S::V {
     // above 2^23 the last bit is worth 1
     let magic = s.splat(12_582_912.0);
     s.sub(s.add(v, magic), magic)

@@ -2,10 +2,8 @@
 
 use crate::gemm::{load_some, store_some};
 use crate::math::{exp_weight, round_small};
-use crate::simd::Simd;
-
-/// Vectors summed side by side, so that one addition need not wait for the one before.
-const CHAINS: usize = 4;
+use crate::simd::wide::{CHAINS, Wide};
+use crate::simd::{Arithmetic, Simd};
 
 /// The largest scale · x; −∞ for no values.
 #[inline(always)]
@@ -27,38 +25,67 @@ pub(crate) fn row_max<S: Simd>(s: S, x: &[f32], scale: f32) -> f32 {
 /// x = exp(scale · x − max), and their sum; no value of scale · x exceeds `max`. With `levels` above 0 x = round(levels · exp(…)) instead.
 #[inline(always)]
 pub(crate) fn exp_row<S: Simd>(s: S, x: &mut [f32], scale: f32, max: f32, levels: f32) -> f32 {
-    let (scale, minus_max) = (s.splat(scale), s.splat(-max));
+    let how = Weigh { scale: s.splat(scale), minus_max: s.splat(-max), levels };
     let mut total = s.splat(0.0);
-    let mut at = 0;
-    while at + S::LANES <= x.len() {
-        // SAFETY: `at + LANES ≤ x.len()`.
-        unsafe {
-            let place = x.as_mut_ptr().add(at);
-            let v = weight(s, s.fma(s.load(place), scale, minus_max), levels);
-            s.store(place, v);
-            total = s.add(total, v);
-        }
-        at += S::LANES;
-    }
-    let rest = x.len() - at;
-    if rest == 0 {
-        return s.sum(total);
-    }
-    let mut tail = 0.0;
-    // SAFETY: `rest < LANES` values are left.
+    let whole = x.len() - x.len() % S::LANES;
+    let many = whole - whole % (CHAINS * S::LANES);
+    // SAFETY: all vectors end at `whole`; fewer than `LANES` values are left then.
     unsafe {
-        let place = x.as_mut_ptr().add(at);
-        s.store_n(place, weight(s, s.fma(s.load_n(place, rest), scale, minus_max), levels), rest);
+        for at in (0..many).step_by(CHAINS * S::LANES) {
+            total = how.vectors::<CHAINS>(s, x.as_mut_ptr().add(at), total);
+        }
+        for at in (many..whole).step_by(S::LANES) {
+            total = how.vectors::<1>(s, x.as_mut_ptr().add(at), total);
+        }
+        let (place, n) = (x.as_mut_ptr().add(whole), x.len() - whole);
+        if n > 0 {
+            let [v] = how.weights(s, [s.load_n(place, n)]);
+            s.store_n(place, v, n);
+        }
     }
-    x[at..].iter().for_each(|x| tail += x);
-    s.sum(total) + tail
+    s.sum(total) + x[whole..].iter().sum::<f32>()
 }
 
-/// eˣ, or round(levels · eˣ). (No closure: one would not be compiled for the instruction set.)
-#[inline(always)]
-fn weight<S: Simd>(s: S, x: S::V, levels: f32) -> S::V {
-    let v = exp_weight(s, x);
-    if levels > 0.0 { round_small(s, s.mul(v, s.splat(levels))) } else { v }
+/// How [`exp_row`] treats a value. (No closure: one would not be compiled for the instruction set.)
+#[derive(Clone, Copy)]
+struct Weigh<S: Simd> {
+    scale: S::V,
+    minus_max: S::V,
+    levels: f32,
+}
+
+impl<S: Simd> Weigh<S> {
+    /// Weighs `M` vectors at `place`: `total` and theirs.
+    ///
+    /// # Safety
+    /// They must be writable.
+    #[inline(always)]
+    unsafe fn vectors<const M: usize>(self, s: S, place: *mut f32, mut total: S::V) -> S::V {
+        let mut v = [total; M];
+        // SAFETY: the caller's promise.
+        unsafe {
+            for (j, v) in v.iter_mut().enumerate() {
+                *v = s.load(place.add(j * S::LANES));
+            }
+            let v = self.weights(s, v);
+            for (j, &v) in v.iter().enumerate() {
+                s.store(place.add(j * S::LANES), v);
+                total = s.add(total, v);
+            }
+        }
+        total
+    }
+
+    /// eˣ, or round(levels · eˣ).
+    #[inline(always)]
+    fn weights<const M: usize>(self, s: S, mut x: [S::V; M]) -> [S::V; M] {
+        for x in &mut x {
+            *x = s.fma(*x, self.scale, self.minus_max);
+        }
+        let w = Wide::<S, M>(s);
+        let v = exp_weight(w, x);
+        if self.levels > 0.0 { round_small(w, w.mul(v, w.splat(self.levels))) } else { v }
+    }
 }
 
 /// x = factor · x

@@ -150,11 +150,37 @@ impl<'a> Sink<'a> {
     }
 }
 
+/// Stores vectors of results.
+pub(crate) trait Put<S: Simd> {
+    /// Stores the first `n` lanes from `(row, col)` on.
+    ///
+    /// # Safety
+    /// They must be in range of the sink, and no other task may touch them.
+    unsafe fn put(&self, s: S, row: usize, col: usize, v: S::V, n: usize);
+}
+
+/// Codes of `SIZE` bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct CodeWriter<'a, S: Simd, const SIZE: usize> {
+    y: SharedMut<'a, u8>,
+    ld: usize,
+    rounding: Rounding<S>,
+}
+
+impl<S: Simd, const SIZE: usize> Put<S> for CodeWriter<'_, S, SIZE> {
+    #[inline(always)]
+    unsafe fn put(&self, s: S, row: usize, col: usize, v: S::V, n: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.rounding.put(s, self.y.at((row * self.ld + col) * SIZE), v, n, SIZE) }
+    }
+}
+
 /// How the columns of a segment are stored, for kernels that pass over rows column by column.
 #[derive(Clone, Copy)]
 pub(crate) enum Writer<'a, S: Simd> {
     Values(SharedMut<'a, f32>, usize),
-    Codes { y: SharedMut<'a, u8>, ld: usize, size: usize, rounding: Rounding<S> },
+    Bytes(CodeWriter<'a, S, 1>),
+    Words(CodeWriter<'a, S, 2>),
     Rounded(SharedMut<'a, f32>, usize, Rounding<S>),
     Bf16(SharedMut<'a, u16>, usize),
     RoundedBf16(SharedMut<'a, f32>, usize),
@@ -191,7 +217,8 @@ impl<'a> Sink<'a> {
         }
         let rounding = Rounding::new(s, &how, part);
         let writer = match self.kind {
-            Kind::Codes { y, size, .. } => Writer::Codes { y, ld: self.ld, size, rounding },
+            Kind::Codes { y, size: 1, .. } => Writer::Bytes(CodeWriter { y, ld: self.ld, rounding }),
+            Kind::Codes { y, .. } => Writer::Words(CodeWriter { y, ld: self.ld, rounding }),
             Kind::Rounded(y, _) => Writer::Rounded(y, self.ld, rounding),
             Kind::Values(_) | Kind::Bf16(_) | Kind::RoundedBf16(_) => return None,
         };
@@ -199,20 +226,15 @@ impl<'a> Sink<'a> {
     }
 }
 
-impl<S: Simd> Writer<'_, S> {
-    /// Stores the first `n` lanes from `(row, col)` on.
-    ///
-    /// # Safety
-    /// They must be in range of the sink, and no other task may touch them.
+impl<S: Simd> Put<S> for Writer<'_, S> {
     #[inline(always)]
-    pub(crate) unsafe fn put(&self, s: S, row: usize, col: usize, v: S::V, n: usize) {
+    unsafe fn put(&self, s: S, row: usize, col: usize, v: S::V, n: usize) {
         // SAFETY: the caller's promise.
         unsafe {
             match self {
                 Writer::Values(y, ld) => store_some(s, y.at(row * ld + col), v, n),
-                Writer::Codes { y, ld, size, rounding } => {
-                    s.store_codes(y.at((row * ld + col) * size), rounding.code(s, v), n, *size);
-                }
+                Writer::Bytes(codes) => codes.put(s, row, col, v, n),
+                Writer::Words(codes) => codes.put(s, row, col, v, n),
                 Writer::Rounded(y, ld, rounding) => store_some(s, y.at(row * ld + col), rounding.round(s, v), n),
                 Writer::Bf16(y, ld) => s.store_bf16(y.at(row * ld + col), s.round_bf16(v), n),
                 Writer::RoundedBf16(y, ld) => store_some(s, y.at(row * ld + col), s.round_bf16(v), n),
@@ -316,12 +338,16 @@ impl<S: Simd> Rounding<S> {
         }
     }
 
-    /// The codes of a vector.
+    /// Stores the codes of the first `n` lanes, `size` bytes each.
+    ///
+    /// # Safety
+    /// They must be writable.
     #[inline(always)]
-    fn code(&self, s: S, v: S::V) -> S::V {
+    unsafe fn put(&self, s: S, y: *mut u8, v: S::V, n: usize, size: usize) {
         // `low` for NaN
         let v = s.min(s.max(s.mul(v, self.inverse), self.low), self.high);
-        s.add(round_small(s, v), self.zero)
+        // SAFETY: the caller's promise.
+        unsafe { s.store_levels(y, v, self.zero, n, size) }
     }
 
     /// Codes of `size` bytes of `n` values.
@@ -334,9 +360,7 @@ impl<S: Simd> Rounding<S> {
         while at < n {
             let count = (n - at).min(S::LANES);
             // SAFETY: the caller's promise.
-            unsafe {
-                s.store_codes(y.add(at * size), self.code(s, load_some(s, x.add(at), count)), count, size);
-            }
+            unsafe { self.put(s, y.add(at * size), load_some(s, x.add(at), count), count, size) };
             at += count;
         }
     }

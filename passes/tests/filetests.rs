@@ -3,7 +3,8 @@
 //! ```text
 //! ; pass: fuse-silu              one or several passes, comma separated; or
 //! ; cut: shallow                 the step is cut there: candidates, full graph, cached graph; the first input is the sample; or
-//! ; bf16                         products are rounded to bf16; then which, and why others are not
+//! ; bf16                         products are rounded to bf16; then which, and why others are not; or
+//! ; quantize: 8 bf16=x fit=y     layers are quantized, weights to 8 bits; those that read x multiply bf16, and the sums of layer y are corrected
 //! graph(…) { … return %y }
 //! ;= graph(…) {                  the graph afterwards, then its refusals
 //! ;= refused %y: reason
@@ -13,7 +14,7 @@
 use cqc_passes::bind::{self, Origin, Part};
 use cqc_passes::cache::{self, Batch, CutSpec};
 use cqc_passes::ir::{Graph, parse, verify};
-use cqc_passes::quant::{QuantSpec, round_products};
+use cqc_passes::quant::{self, Extra, Layer, OutputCorrection, QuantSpec, QuantTables, round_products};
 use cqc_passes::rewrite::{self, PIPELINE, Pass};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -59,6 +60,7 @@ enum Task {
     Passes(Vec<Pass>),
     Cut(CutSpec),
     Bf16,
+    Quantize(String),
 }
 
 /// The file's text with the `;=` lines that the passes give now.
@@ -72,6 +74,9 @@ fn rewritten(text: &str) -> Result<String, String> {
         }
         if let Some(spec) = line.strip_prefix("; cut:") {
             task = Task::Cut(spec.trim().parse()?);
+        }
+        if let Some(how) = line.strip_prefix("; quantize:") {
+            task = Task::Quantize(how.to_string());
         }
         if line == "; bf16" {
             task = Task::Bf16;
@@ -87,6 +92,7 @@ fn rewritten(text: &str) -> Result<String, String> {
                 Task::Passes(passes) => rewrite_lines(&graph, passes)?,
                 Task::Cut(spec) => cut_lines(&graph, spec)?,
                 Task::Bf16 => bf16_lines(&graph)?,
+                Task::Quantize(how) => quantized_lines(&graph, how)?,
             };
             lines.iter().for_each(|line| out.push_str(&format!(";= {line}\n")));
             graph.clear();
@@ -123,6 +129,31 @@ fn bf16_lines(text: &str) -> Result<Vec<String>, String> {
     let mut lines: Vec<String> = graph.to_string().lines().map(str::to_string).collect();
     lines.extend(products.layers.iter().map(|l| format!("rounded %{}: {}", l.key, l.op)));
     lines.extend(products.float_layers.iter().map(|(name, why)| format!("float {name}: {why}")));
+    Ok(lines)
+}
+
+fn quantized_lines(text: &str, how: &str) -> Result<Vec<String>, String> {
+    let mut words = how.split_whitespace();
+    let bits = words.next().and_then(|bits| bits.parse().ok()).ok_or("quantize: no bits")?;
+    let named = |key: &str| words.clone().filter_map(move |word| word.strip_prefix(key)).collect::<Vec<_>>();
+    let mut bound = bind::unbound(&read(text)?);
+    let all = quant::survey(&bound, &QuantSpec::new(bits), None);
+    let float = named("bf16=");
+    let float: Vec<usize> = (0..all.sites.len()).filter(|&i| float.contains(&&*all.sites[i].name)).collect();
+    let survey = all.without(&float);
+    let mut tables = QuantTables::float(&survey, 1);
+    for (i, layer) in survey.layers.iter().enumerate().filter(|(_, l)| named("fit=").contains(&&*l.key)) {
+        tables.corrections.insert(i, OutputCorrection::identity(layer, 1));
+    }
+    quant::annotate(&mut bound, &survey, &tables, Extra::default()).map_err(|e| e.to_string())?;
+    let graph = &mut bound.full.graph;
+    verify(graph).map_err(|e| e.to_string())?;
+    graph.compact().map_err(|node| format!("{node} stands on a cycle"))?;
+    let mut lines: Vec<String> = graph.to_string().lines().map(str::to_string).collect();
+    let bits =
+        |layer: &Layer| layer.weight_bits().map_or("no weights".into(), |bits| format!("weights of {bits} bits"));
+    lines.extend(survey.layers.iter().map(|l| format!("layer %{}: {}, {}", l.key, l.op, bits(l))));
+    lines.extend(survey.float_layers.iter().map(|(name, why)| format!("float {name}: {why}")));
     Ok(lines)
 }
 

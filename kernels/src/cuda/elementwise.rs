@@ -42,6 +42,8 @@ pub enum ElementOp {
     Cos,
     Erf,
     Not,
+    /// To the nearest bf16, ties to even.
+    RoundBf16,
     Act(Act),
 }
 
@@ -58,7 +60,7 @@ impl ElementOp {
     /// Its number in the source.
     fn code(self) -> i32 {
         use ElementOp as E;
-        const ORDER: [ElementOp; 30] = [
+        const ORDER: [ElementOp; 31] = [
             E::Add,
             E::Sub,
             E::Mul,
@@ -89,6 +91,7 @@ impl ElementOp {
             E::Cos,
             E::Erf,
             E::Not,
+            E::RoundBf16,
         ];
         match self {
             E::Act(function) => ORDER.len() as i32 + act(function),

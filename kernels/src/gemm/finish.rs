@@ -3,7 +3,8 @@
 use crate::epilogue::{Act, Epilogue, Rows};
 use crate::math::activate;
 use crate::simd::Simd;
-use crate::target::{Sink, Writer};
+use crate::simd::wide::Wide;
+use crate::target::{Put, Sink, Writer};
 use std::ops::Range;
 
 /// Where results go and what is done to them on the way.
@@ -171,8 +172,7 @@ impl RowParts {
                 }
             }
             if act != Act::None {
-                a = activate(s, act, a);
-                b = activate(s, act, b);
+                [a, b] = activate(Wide(s), act, [a, b]);
             }
             if !self.gate.is_null() {
                 a = s.mul(a, s.load(self.gate));

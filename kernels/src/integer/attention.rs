@@ -13,8 +13,9 @@ use crate::gemm::Micro;
 use crate::math::{exp_weight, round_small};
 use crate::rows::row_max;
 use crate::shared::{SharedMut, cut};
-use crate::simd::Simd;
-use crate::target::{Sink, Target};
+use crate::simd::wide::{CHAINS, Wide};
+use crate::simd::{Arithmetic, Simd};
+use crate::target::{Put, Sink, Target};
 use crate::{Isa, Pool};
 use std::ops::Range;
 
@@ -373,12 +374,15 @@ fn weigh<D: IntDot>(d: D, row: &[f32], scores: Scores, levels: f32, codes: &mut 
     // whole numbers below 2²⁴: the sum is exact
     let mut total = d.float().splat(0.0);
     let whole = row.len() - row.len() % lanes;
-    for at in (0..whole).step_by(lanes) {
-        // SAFETY: all vectors end at `whole`.
-        let v = unsafe { weights(d, row, scores, levels, at) };
-        // SAFETY: as above.
-        unsafe { d.float().store_codes(codes.as_mut_ptr().add(at).cast(), v, lanes, size_of::<D::Left>()) };
-        total = d.float().add(total, v);
+    let many = whole - whole % (CHAINS * lanes);
+    // SAFETY: all vectors end at `whole`.
+    unsafe {
+        for at in (0..many).step_by(CHAINS * lanes) {
+            total = weigh_vectors::<D, CHAINS>(d, row, scores, levels, at, codes, total);
+        }
+        for at in (many..whole).step_by(lanes) {
+            total = weigh_vectors::<D, 1>(d, row, scores, levels, at, codes, total);
+        }
     }
     let (n, mut tail) = (row.len() - whole, [0.0; 16]);
     if n > 0 {
@@ -393,7 +397,7 @@ fn weigh<D: IntDot>(d: D, row: &[f32], scores: Scores, levels: f32, codes: &mut 
         };
         // SAFETY: 16 values are enough for any vector; `n` codes are left.
         unsafe {
-            let v = weights(d, &last, scores, levels, 0);
+            let [v] = weights(d, &last, scores, levels, 0);
             d.float().store_codes(codes.as_mut_ptr().add(whole).cast(), v, n, size_of::<D::Left>());
             d.float().store(tail.as_mut_ptr(), v);
         }
@@ -401,24 +405,61 @@ fn weigh<D: IntDot>(d: D, row: &[f32], scores: Scores, levels: f32, codes: &mut 
     d.float().sum(total) + tail[..n].iter().sum::<f32>()
 }
 
-/// The weights of a vector of scores from `at` on.
+/// [`weigh`] for `M` vectors from `at` on: `total` and theirs.
 ///
 /// # Safety
-/// `row`, and offsets where there are any, must have it.
+/// `row` and `codes`, and offsets where there are any, must have them.
 #[inline(always)]
-unsafe fn weights<D: IntDot>(d: D, row: &[f32], scores: Scores, levels: f32, at: usize) -> <D::Float as Simd>::V {
+unsafe fn weigh_vectors<D: IntDot, const M: usize>(
+    d: D,
+    row: &[f32],
+    scores: Scores,
+    levels: f32,
+    at: usize,
+    codes: &mut [D::Left],
+    mut total: <D::Float as Arithmetic>::V,
+) -> <D::Float as Arithmetic>::V {
+    let lanes = <D::Float as Simd>::LANES;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let v: [_; M] = weights(d, row, scores, levels, at);
+        for j in 0..M {
+            let place = codes.as_mut_ptr().add(at + j * lanes).cast();
+            d.float().store_codes(place, v[j], lanes, size_of::<D::Left>());
+            total = d.float().add(total, v[j]);
+        }
+    }
+    total
+}
+
+/// The weights of `M` vectors of scores from `at` on.
+///
+/// # Safety
+/// `row`, and offsets where there are any, must have them.
+#[inline(always)]
+unsafe fn weights<D: IntDot, const M: usize>(
+    d: D,
+    row: &[f32],
+    scores: Scores,
+    levels: f32,
+    at: usize,
+) -> [<D::Float as Arithmetic>::V; M] {
     let s = d.float();
     // levels · eˣ = e^(x + ln levels)
     let shift = s.splat(levels.ln());
-    // SAFETY: the caller's promise.
-    let x = unsafe {
-        match scores {
-            Scores::Sums { offsets, largest, scale } => {
-                let sums = d.minus(d.load(row.as_ptr().add(at).cast()), d.load(offsets.as_ptr().add(at)));
-                s.fma(d.floats(d.minus(sums, d.all(largest))), s.splat(scale), shift)
+    let mut x = [shift; M];
+    for (j, x) in x.iter_mut().enumerate() {
+        let at = at + j * <D::Float as Simd>::LANES;
+        // SAFETY: the caller's promise.
+        *x = unsafe {
+            match scores {
+                Scores::Sums { offsets, largest, scale } => {
+                    let sums = d.minus(d.load(row.as_ptr().add(at).cast()), d.load(offsets.as_ptr().add(at)));
+                    s.fma(d.floats(d.minus(sums, d.all(largest))), s.splat(scale), shift)
+                }
+                Scores::Values { largest } => s.add(s.sub(s.load(row.as_ptr().add(at)), s.splat(largest)), shift),
             }
-            Scores::Values { largest } => s.add(s.sub(s.load(row.as_ptr().add(at)), s.splat(largest)), shift),
-        }
-    };
-    round_small(s, exp_weight(s, x))
+        };
+    }
+    round_small(Wide(s), exp_weight(Wide(s), x))
 }

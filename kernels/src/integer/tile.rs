@@ -2,7 +2,7 @@
 
 use super::dot::IntDot;
 use crate::gemm::{Finish, Micro, Tile, dot_tiles, finish};
-use crate::simd::Simd;
+use crate::simd::{Arithmetic, Simd};
 
 /// Codes times codes with the instruction of `D`.
 #[derive(Clone, Copy)]

@@ -1,6 +1,6 @@
 //! AVX2 with FMA: 8 lanes, 16 registers. A 6 × 16 tile takes 12 of them, two hold the right side, one the left.
 
-use super::{Kernel, Simd};
+use super::{Arithmetic, Kernel, Simd};
 use std::arch::x86_64::*;
 
 /// Proof that this CPU has AVX2 and FMA: only functions compiled for them make one.
@@ -33,6 +33,29 @@ fn mask(n: usize) -> __m256i {
     unsafe { _mm256_loadu_si256(MASKS.as_ptr().add(8 - n).cast()) }
 }
 
+/// Stores the first `n` integers, 0 to 255, as bytes or words.
+///
+/// # Safety
+/// They must be writable; the CPU must have AVX2.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn store_integers(p: *mut u8, wide: __m256i, n: usize, size: usize) {
+    // SAFETY: the caller's promise; the copies hold 8 codes.
+    unsafe {
+        let words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
+        match (size, n) {
+            (2, 8) => _mm_storeu_si128(p.cast(), words),
+            (1, 8) => _mm_storel_epi64(p.cast(), _mm_packus_epi16(words, words)),
+            _ => {
+                let mut all = [0u8; 16];
+                let codes = if size == 2 { words } else { _mm_packus_epi16(words, words) };
+                _mm_storeu_si128(all.as_mut_ptr().cast(), codes);
+                p.copy_from_nonoverlapping(all.as_ptr(), n * size);
+            }
+        }
+    }
+}
+
 /// One-line wrappers of intrinsics.
 macro_rules! wrap {
     ($($name:ident($($x:ident),*) = $body:expr;)*) => {$(
@@ -44,8 +67,52 @@ macro_rules! wrap {
     )*};
 }
 
-impl Simd for Avx2 {
+impl Arithmetic for Avx2 {
     type V = __m256;
+
+    wrap! {
+        add(a, b) = _mm256_add_ps(a, b);
+        sub(a, b) = _mm256_sub_ps(a, b);
+        mul(a, b) = _mm256_mul_ps(a, b);
+        div(a, b) = _mm256_div_ps(a, b);
+        fma(a, b, c) = _mm256_fmadd_ps(a, b, c);
+        max(a, b) = _mm256_max_ps(a, b);
+        min(a, b) = _mm256_min_ps(a, b);
+        sqrt(a) = _mm256_sqrt_ps(a);
+        abs(a) = _mm256_andnot_ps(_mm256_set1_ps(-0.0), a);
+        with_sign(a, sign) = _mm256_or_ps(a, _mm256_and_ps(_mm256_set1_ps(-0.0), sign));
+        if_less(a, b, yes, no) = _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b));
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m256 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm256_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn scale2(self, x: __m256, n: __m256) -> __m256 {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            // Two halves, because 2^n itself may be no normal number; the first product is exact.
+            let n = _mm256_cvtps_epi32(n);
+            let half = _mm256_srai_epi32::<1>(n);
+            let bias = _mm256_set1_epi32(127);
+            let low = _mm256_slli_epi32::<23>(_mm256_add_epi32(half, bias));
+            let high = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_sub_epi32(n, half), bias));
+            _mm256_mul_ps(_mm256_mul_ps(x, _mm256_castsi256_ps(low)), _mm256_castsi256_ps(high))
+        }
+    }
+    #[inline(always)]
+    fn add_exponent(self, y: __m256, shifted: __m256) -> __m256 {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted));
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(y), n))
+        }
+    }
+}
+
+impl Simd for Avx2 {
     const LANES: usize = 8;
     const MR: usize = 6;
 
@@ -53,11 +120,6 @@ impl Simd for Avx2 {
     fn outline<K: Kernel>(self, kernel: K) -> K::Out {
         // SAFETY: `self` proves the features.
         unsafe { enter(kernel) }
-    }
-    #[inline(always)]
-    fn splat(self, x: f32) -> __m256 {
-        // SAFETY: `self` proves the features.
-        unsafe { _mm256_set1_ps(x) }
     }
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> __m256 {
@@ -82,21 +144,13 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn store_codes(self, p: *mut u8, v: __m256, n: usize, size: usize) {
-        // SAFETY: the caller's promise; the copies hold 8 codes; `self` proves the features.
-        unsafe {
-            let wide = _mm256_cvtps_epi32(v);
-            let words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
-            match (size, n) {
-                (2, 8) => _mm_storeu_si128(p.cast(), words),
-                (1, 8) => _mm_storel_epi64(p.cast(), _mm_packus_epi16(words, words)),
-                _ => {
-                    let mut all = [0u8; 16];
-                    let codes = if size == 2 { words } else { _mm_packus_epi16(words, words) };
-                    _mm_storeu_si128(all.as_mut_ptr().cast(), codes);
-                    p.copy_from_nonoverlapping(all.as_ptr(), n * size);
-                }
-            }
-        }
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { store_integers(p, _mm256_cvtps_epi32(v), n, size) }
+    }
+    #[inline(always)]
+    unsafe fn store_levels(self, p: *mut u8, v: __m256, zero: __m256, n: usize, size: usize) {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { store_integers(p, _mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_cvtps_epi32(zero)), n, size) }
     }
 
     #[inline(always)]
@@ -128,41 +182,6 @@ impl Simd for Avx2 {
         }
     }
 
-    wrap! {
-        add(a, b) = _mm256_add_ps(a, b);
-        sub(a, b) = _mm256_sub_ps(a, b);
-        mul(a, b) = _mm256_mul_ps(a, b);
-        div(a, b) = _mm256_div_ps(a, b);
-        fma(a, b, c) = _mm256_fmadd_ps(a, b, c);
-        max(a, b) = _mm256_max_ps(a, b);
-        min(a, b) = _mm256_min_ps(a, b);
-        sqrt(a) = _mm256_sqrt_ps(a);
-        abs(a) = _mm256_andnot_ps(_mm256_set1_ps(-0.0), a);
-        with_sign(a, sign) = _mm256_or_ps(a, _mm256_and_ps(_mm256_set1_ps(-0.0), sign));
-        if_less(a, b, yes, no) = _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b));
-    }
-
-    #[inline(always)]
-    fn scale2(self, x: __m256, n: __m256) -> __m256 {
-        // SAFETY: `self` proves the features.
-        unsafe {
-            // Two halves, because 2^n itself may be no normal number; the first product is exact.
-            let n = _mm256_cvtps_epi32(n);
-            let half = _mm256_srai_epi32::<1>(n);
-            let bias = _mm256_set1_epi32(127);
-            let low = _mm256_slli_epi32::<23>(_mm256_add_epi32(half, bias));
-            let high = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_sub_epi32(n, half), bias));
-            _mm256_mul_ps(_mm256_mul_ps(x, _mm256_castsi256_ps(low)), _mm256_castsi256_ps(high))
-        }
-    }
-    #[inline(always)]
-    fn add_exponent(self, y: __m256, shifted: __m256) -> __m256 {
-        // SAFETY: `self` proves the features.
-        unsafe {
-            let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted));
-            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(y), n))
-        }
-    }
     #[inline(always)]
     fn sum(self, a: __m256) -> f32 {
         // SAFETY: `self` proves the features.

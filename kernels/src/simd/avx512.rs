@@ -1,6 +1,6 @@
 //! AVX-512 F: 16 lanes, 32 registers, and a mask for every partial access.
 
-use super::{Kernel, Simd};
+use super::{Arithmetic, Kernel, Simd};
 use std::arch::x86_64::*;
 
 /// Proof that this CPU has AVX-512 F: only functions compiled for it make one.
@@ -30,6 +30,24 @@ fn mask(n: usize) -> __mmask16 {
     ((1u32 << n) - 1) as __mmask16
 }
 
+/// Stores the low bytes of the first `n` integers, or their low words. A masked store of narrowed integers takes twice as long as one of all.
+///
+/// # Safety
+/// They must be writable; the CPU must have AVX-512 F.
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma")]
+unsafe fn store_integers(p: *mut u8, v: __m512i, n: usize, size: usize) {
+    // SAFETY: masked lanes are not touched; the caller's promise.
+    unsafe {
+        match (size, n) {
+            (1, 16) => _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(v)),
+            (1, _) => _mm512_mask_cvtepi32_storeu_epi8(p.cast(), mask(n), v),
+            (_, 16) => _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(v)),
+            _ => _mm512_mask_cvtepi32_storeu_epi16(p.cast(), mask(n), v),
+        }
+    }
+}
+
 /// One-line wrappers of intrinsics.
 macro_rules! wrap {
     ($($name:ident($($x:ident),*) = $body:expr;)*) => {$(
@@ -41,77 +59,8 @@ macro_rules! wrap {
     )*};
 }
 
-impl Simd for Avx512 {
+impl Arithmetic for Avx512 {
     type V = __m512;
-    const LANES: usize = 16;
-    const MR: usize = 12;
-
-    #[inline(always)]
-    fn outline<K: Kernel>(self, kernel: K) -> K::Out {
-        // SAFETY: `self` proves the features.
-        unsafe { enter(kernel) }
-    }
-    #[inline(always)]
-    fn splat(self, x: f32) -> __m512 {
-        // SAFETY: `self` proves the features.
-        unsafe { _mm512_set1_ps(x) }
-    }
-    #[inline(always)]
-    unsafe fn load(self, p: *const f32) -> __m512 {
-        // SAFETY: the caller's promise; `self` proves the features.
-        unsafe { _mm512_loadu_ps(p) }
-    }
-    #[inline(always)]
-    unsafe fn load_n(self, p: *const f32, n: usize) -> __m512 {
-        // SAFETY: masked lanes are not touched; `self` proves the features.
-        unsafe { _mm512_maskz_loadu_ps(mask(n), p) }
-    }
-    #[inline(always)]
-    unsafe fn store(self, p: *mut f32, v: __m512) {
-        // SAFETY: the caller's promise; `self` proves the features.
-        unsafe { _mm512_storeu_ps(p, v) }
-    }
-    #[inline(always)]
-    unsafe fn store_n(self, p: *mut f32, v: __m512, n: usize) {
-        // SAFETY: masked lanes are not touched; `self` proves the features.
-        unsafe { _mm512_mask_storeu_ps(p, mask(n), v) }
-    }
-
-    #[inline(always)]
-    unsafe fn store_codes(self, p: *mut u8, v: __m512, n: usize, size: usize) {
-        // SAFETY: masked lanes are not touched; the caller's promise; `self` proves the features.
-        unsafe {
-            let wide = _mm512_cvtps_epi32(v);
-            if size == 1 {
-                _mm512_mask_cvtepi32_storeu_epi8(p.cast(), mask(n), wide);
-            } else {
-                _mm512_mask_cvtepi32_storeu_epi16(p.cast(), mask(n), wide);
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn round_bf16(self, a: __m512) -> __m512 {
-        // SAFETY: `self` proves the features.
-        unsafe {
-            let bits = _mm512_castps_si512(a);
-            // half of what is cut off, less one where the last bit that stays is even
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a);
-            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
-            let rounded = _mm512_mask_blend_epi32(nan, _mm512_add_epi32(bits, half), quiet);
-            _mm512_castsi512_ps(_mm512_and_si512(rounded, _mm512_set1_epi32(-0x1_0000)))
-        }
-    }
-    #[inline(always)]
-    unsafe fn store_bf16(self, p: *mut u16, v: __m512, n: usize) {
-        // SAFETY: masked lanes are not touched; the caller's promise; `self` proves the features.
-        unsafe {
-            let wide = _mm512_srli_epi32::<16>(_mm512_castps_si512(v));
-            _mm512_mask_cvtepi32_storeu_epi16(p.cast(), mask(n), wide);
-        }
-    }
 
     wrap! {
         add(a, b) = _mm512_add_ps(a, b);
@@ -127,6 +76,11 @@ impl Simd for Avx512 {
         scale2(x, n) = _mm512_scalef_ps(x, n);
     }
 
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_set1_ps(x) }
+    }
     /// A division of 16 values takes as long as 16 other instructions.
     #[inline(always)]
     fn div_by_large(self, a: __m512, b: __m512) -> __m512 {
@@ -155,6 +109,69 @@ impl Simd for Avx512 {
             _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(y), n))
         }
     }
+}
+
+impl Simd for Avx512 {
+    const LANES: usize = 16;
+    const MR: usize = 12;
+
+    #[inline(always)]
+    fn outline<K: Kernel>(self, kernel: K) -> K::Out {
+        // SAFETY: `self` proves the features.
+        unsafe { enter(kernel) }
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> __m512 {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_n(self, p: *const f32, n: usize) -> __m512 {
+        // SAFETY: masked lanes are not touched; `self` proves the features.
+        unsafe { _mm512_maskz_loadu_ps(mask(n), p) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: __m512) {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn store_n(self, p: *mut f32, v: __m512, n: usize) {
+        // SAFETY: masked lanes are not touched; `self` proves the features.
+        unsafe { _mm512_mask_storeu_ps(p, mask(n), v) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_codes(self, p: *mut u8, v: __m512, n: usize, size: usize) {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { store_integers(p, _mm512_cvtps_epi32(v), n, size) }
+    }
+    #[inline(always)]
+    unsafe fn store_levels(self, p: *mut u8, v: __m512, zero: __m512, n: usize, size: usize) {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { store_integers(p, _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_cvtps_epi32(zero)), n, size) }
+    }
+
+    #[inline(always)]
+    fn round_bf16(self, a: __m512) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let bits = _mm512_castps_si512(a);
+            // half of what is cut off, less one where the last bit that stays is even
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a);
+            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
+            let rounded = _mm512_mask_blend_epi32(nan, _mm512_add_epi32(bits, half), quiet);
+            _mm512_castsi512_ps(_mm512_and_si512(rounded, _mm512_set1_epi32(-0x1_0000)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut u16, v: __m512, n: usize) {
+        // SAFETY: the caller's promise; `self` proves the features.
+        unsafe { store_integers(p.cast(), _mm512_srli_epi32::<16>(_mm512_castps_si512(v)), n, 2) }
+    }
+
     #[inline(always)]
     fn sum(self, a: __m512) -> f32 {
         // SAFETY: `self` proves the features.

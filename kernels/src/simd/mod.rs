@@ -9,6 +9,7 @@ pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 mod portable;
+pub(crate) mod wide;
 
 pub(crate) use portable::Portable;
 
@@ -20,57 +21,14 @@ pub(crate) trait Kernel {
     fn run<S: Simd>(self, s: S) -> Self::Out;
 }
 
-/// Vectors of `LANES` f32. A value of an implementing type is proof that the CPU has its instructions.
+/// Vectors of f32 and what is computed with them. A value of an implementing type is proof that the CPU has its instructions.
 ///
 /// Comparisons follow SSE: `max(a, b)` is `b` where either is NaN.
-pub(crate) trait Simd: Copy + Send + Sync + 'static {
-    /// `LANES` values.
+pub(crate) trait Arithmetic: Copy + Send + Sync + 'static {
+    /// A vector.
     type V: Copy;
-    /// Values in a vector.
-    const LANES: usize;
-    /// Rows of a register tile of the matrix product; a tile is two vectors wide.
-    const MR: usize;
-
-    /// Runs `kernel` as a function of its own: its registers are then not shared with the caller's loops.
-    fn outline<K: Kernel>(self, kernel: K) -> K::Out;
-
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::V;
-    /// `LANES` values from `p`.
-    ///
-    /// # Safety
-    /// They must be readable.
-    unsafe fn load(self, p: *const f32) -> Self::V;
-    /// The first `n ≤ LANES` values from `p`; the other lanes are 0.
-    ///
-    /// # Safety
-    /// `n` values must be readable.
-    unsafe fn load_n(self, p: *const f32, n: usize) -> Self::V;
-    /// Stores `LANES` values.
-    ///
-    /// # Safety
-    /// They must be writable.
-    unsafe fn store(self, p: *mut f32, v: Self::V);
-    /// Stores the first `n ≤ LANES` lanes.
-    ///
-    /// # Safety
-    /// `n` values must be writable.
-    unsafe fn store_n(self, p: *mut f32, v: Self::V, n: usize);
-
-    /// Stores the first `n ≤ LANES` lanes, whole numbers in 0 ..= 255, as integers of `size` bytes, 1 or 2.
-    ///
-    /// # Safety
-    /// They must be writable, and aligned to their size.
-    unsafe fn store_codes(self, p: *mut u8, v: Self::V, n: usize, size: usize);
-
-    /// The nearest bf16, ties to even, as f32; a NaN stays one. Numbers too small for normal ones are rounded like all others.
-    fn round_bf16(self, a: Self::V) -> Self::V;
-    /// Stores the bits of the first `n ≤ LANES` lanes, which are bf16 as f32.
-    ///
-    /// # Safety
-    /// They must be writable.
-    unsafe fn store_bf16(self, p: *mut u16, v: Self::V, n: usize);
-
     /// a + b
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     /// a − b
@@ -102,11 +60,57 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn scale2(self, x: Self::V, n: Self::V) -> Self::V;
     /// y · 2^n where `shifted` is n + 1.5 · 2^23, y and the result are normal numbers and n is whole.
     fn add_exponent(self, y: Self::V, shifted: Self::V) -> Self::V;
+}
+
+/// Vectors of `LANES` values, and memory.
+pub(crate) trait Simd: Arithmetic {
+    /// Values in a vector.
+    const LANES: usize;
+    /// Rows of a register tile of the matrix product; a tile is two vectors wide.
+    const MR: usize;
+    /// Runs `kernel` as a function of its own: its registers are then not shared with the caller's loops.
+    fn outline<K: Kernel>(self, kernel: K) -> K::Out;
+    /// `LANES` values from `p`.
+    ///
+    /// # Safety
+    /// They must be readable.
+    unsafe fn load(self, p: *const f32) -> Self::V;
+    /// The first `n ≤ LANES` values from `p`; the other lanes are 0.
+    ///
+    /// # Safety
+    /// `n` values must be readable.
+    unsafe fn load_n(self, p: *const f32, n: usize) -> Self::V;
+    /// Stores `LANES` values.
+    ///
+    /// # Safety
+    /// They must be writable.
+    unsafe fn store(self, p: *mut f32, v: Self::V);
+    /// Stores the first `n ≤ LANES` lanes.
+    ///
+    /// # Safety
+    /// `n` values must be writable.
+    unsafe fn store_n(self, p: *mut f32, v: Self::V, n: usize);
+    /// Stores the first `n ≤ LANES` lanes, whole numbers in 0 ..= 255, as integers of `size` bytes, 1 or 2.
+    ///
+    /// # Safety
+    /// They must be writable, and aligned to their size.
+    unsafe fn store_codes(self, p: *mut u8, v: Self::V, n: usize, size: usize);
+    /// [`Simd::store_codes`] of v rounded to whole numbers, ties to even, plus `zero`, a whole number.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn store_levels(self, p: *mut u8, v: Self::V, zero: Self::V, n: usize, size: usize);
+    /// The nearest bf16, ties to even, as f32; a NaN stays one. Numbers too small for normal ones are rounded like all others.
+    fn round_bf16(self, a: Self::V) -> Self::V;
+    /// Stores the bits of the first `n ≤ LANES` lanes, which are bf16 as f32.
+    ///
+    /// # Safety
+    /// They must be writable.
+    unsafe fn store_bf16(self, p: *mut u16, v: Self::V, n: usize);
     /// Σ over the lanes.
     fn sum(self, a: Self::V) -> f32;
     /// The largest lane; NaN lanes may be lost.
     fn max_lane(self, a: Self::V) -> f32;
-
     /// Asks for the cache line at `p` to come to the second-level cache. Any address is allowed.
     fn prefetch(self, p: *const f32);
 }

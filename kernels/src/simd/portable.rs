@@ -1,6 +1,7 @@
 //! Arrays of 8: what runs where nothing faster does. Plain `a * b + c`, because a fused one is a library call here.
 
-use super::{Kernel, Simd};
+use super::{Arithmetic, Kernel, Simd};
+use crate::math::round_small;
 use crate::scalar::round_bf16;
 
 /// Any CPU.
@@ -24,58 +25,12 @@ fn pow2(n: f32) -> f32 {
     f32::from_bits(((n as i32 + 127) as u32) << 23)
 }
 
-impl Simd for Portable {
+impl Arithmetic for Portable {
     type V = V;
-    const LANES: usize = 8;
-    const MR: usize = 3;
 
-    #[inline(never)]
-    fn outline<K: Kernel>(self, kernel: K) -> K::Out {
-        kernel.run(self)
-    }
     #[inline(always)]
     fn splat(self, x: f32) -> V {
         [x; 8]
-    }
-    #[inline(always)]
-    unsafe fn load(self, p: *const f32) -> V {
-        // SAFETY: the caller's promise.
-        unsafe { p.cast::<V>().read_unaligned() }
-    }
-    #[inline(always)]
-    unsafe fn load_n(self, p: *const f32, n: usize) -> V {
-        let mut out = [0.0; 8];
-        // SAFETY: the caller's promise for the source; `n ≤ 8` for the array.
-        unsafe { p.copy_to_nonoverlapping(out.as_mut_ptr(), n) };
-        out
-    }
-    #[inline(always)]
-    unsafe fn store(self, p: *mut f32, v: V) {
-        // SAFETY: the caller's promise.
-        unsafe { p.cast::<V>().write_unaligned(v) }
-    }
-    #[inline(always)]
-    unsafe fn store_n(self, p: *mut f32, v: V, n: usize) {
-        // SAFETY: the caller's promise for the target; `n ≤ 8` for the array.
-        unsafe { p.copy_from_nonoverlapping(v.as_ptr(), n) }
-    }
-    #[inline(always)]
-    unsafe fn store_codes(self, p: *mut u8, v: V, n: usize, size: usize) {
-        for (i, v) in v[..n].iter().enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { if size == 1 { p.add(i).write(*v as u8) } else { p.cast::<u16>().add(i).write(*v as u16) } };
-        }
-    }
-    #[inline(always)]
-    fn round_bf16(self, a: V) -> V {
-        zip(a, a, |a, _| round_bf16(a))
-    }
-    #[inline(always)]
-    unsafe fn store_bf16(self, p: *mut u16, v: V, n: usize) {
-        for (i, v) in v[..n].iter().enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { p.add(i).write((v.to_bits() >> 16) as u16) };
-        }
     }
     #[inline(always)]
     fn add(self, a: V, b: V) -> V {
@@ -138,6 +93,61 @@ impl Simd for Portable {
     #[inline(always)]
     fn add_exponent(self, y: V, shifted: V) -> V {
         zip(y, shifted, |y, shifted| f32::from_bits(y.to_bits().wrapping_add(shifted.to_bits() << 23)))
+    }
+}
+
+impl Simd for Portable {
+    const LANES: usize = 8;
+    const MR: usize = 3;
+
+    #[inline(never)]
+    fn outline<K: Kernel>(self, kernel: K) -> K::Out {
+        kernel.run(self)
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<V>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_n(self, p: *const f32, n: usize) -> V {
+        let mut out = [0.0; 8];
+        // SAFETY: the caller's promise for the source; `n ≤ 8` for the array.
+        unsafe { p.copy_to_nonoverlapping(out.as_mut_ptr(), n) };
+        out
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: V) {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<V>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn store_n(self, p: *mut f32, v: V, n: usize) {
+        // SAFETY: the caller's promise for the target; `n ≤ 8` for the array.
+        unsafe { p.copy_from_nonoverlapping(v.as_ptr(), n) }
+    }
+    #[inline(always)]
+    unsafe fn store_codes(self, p: *mut u8, v: V, n: usize, size: usize) {
+        for (i, v) in v[..n].iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { if size == 1 { p.add(i).write(*v as u8) } else { p.cast::<u16>().add(i).write(*v as u16) } };
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_levels(self, p: *mut u8, v: V, zero: V, n: usize, size: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.store_codes(p, self.add(round_small(self, v), zero), n, size) }
+    }
+    #[inline(always)]
+    fn round_bf16(self, a: V) -> V {
+        zip(a, a, |a, _| round_bf16(a))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut u16, v: V, n: usize) {
+        for (i, v) in v[..n].iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { p.add(i).write((v.to_bits() >> 16) as u16) };
+        }
     }
     #[inline(always)]
     fn sum(self, a: V) -> f32 {

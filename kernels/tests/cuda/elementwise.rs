@@ -49,6 +49,25 @@ fn functions_of_one_operand_equal_the_definitions() {
 }
 
 #[test]
+fn rounding_to_bf16_is_exact() {
+    for b in benches() {
+        // ties of both kinds, numbers that round up into the next power of two, tiny ones, both infinities, NaN
+        let bits =
+            [0x3f80_8000, 0x3f81_8000, 0x3f80_8001, 0x3fff_ffff, 0xc0ff_8000, 0x0000_8001, 0x7f80_0000, 0xff80_0000];
+        let mut x: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
+        x.extend(Rng::new(5).noise(500));
+        x.push(f32::NAN);
+        let n = x.len();
+        let (there, y) = (b.put(&x, n, n, ElementType::F32), b.room(1, n, ElementType::F32));
+        b.run(&[elementwise(&b.state, ElementOp::RoundBf16, &[n], &[(&there, &[1])], (&y, &[1]))]);
+        let wanted = expected(&Op::RoundBf16, &[Some(&tensor(&x, &[n]))]);
+        let found = b.get(&y, 1, n);
+        assert!(found[n - 1].is_nan());
+        assert_eq!(found[..n - 1], wanted[..n - 1]);
+    }
+}
+
+#[test]
 fn functions_of_two_operands_broadcast() {
     use BinaryKind as K;
     let functions = [

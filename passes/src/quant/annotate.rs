@@ -6,9 +6,10 @@
 //!                            y  = conv(xq, wq, bias[e], scale: a[e])         a and bias[e] only where a correction was fitted
 //! ```
 //!
-//! What varies by evaluation are tables. The float engine executes the result as it stands; it is also what is exported, reported and lowered
+//! Layers of the survey without sites go to [`super::bf16`]. What varies by evaluation are tables. The float engine executes the result as it stands; it is also what is exported, reported and lowered
 //! to integers. Weights of the preludes, which run once per request, are quantized alone: their sums stay float.
 
+use super::bf16::round_layers;
 use super::survey::{Layer, QuantSpec, Site, Survey};
 use super::weights::QuantizedWeight;
 use crate::bind::{Bound, Origin, Part, copy_node};
@@ -157,6 +158,7 @@ pub fn annotate(bound: &mut Bound, survey: &Survey, tables: &QuantTables, extra:
     if let Some(cached) = &mut bound.cached {
         rewrite.part(&mut cached.part)?;
     }
+    round_layers(bound, survey)?;
     for prelude in [&mut bound.prelude, &mut bound.prelude_steps] {
         quantize_weights(prelude)?;
     }

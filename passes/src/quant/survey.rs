@@ -37,9 +37,9 @@ pub struct Layer {
     pub name: String,
     /// `conv`, `linear` or `attention`.
     pub op: String,
-    /// Sites of its inputs: one, or those of q, k and v; none if its weights alone are quantized.
+    /// Sites of its inputs: one, or those of q, k and v; none if it multiplies bf16.
     pub sites: Vec<usize>,
-    /// Its weights; attention has none.
+    /// Its codes; attention has none, nor has what multiplies bf16.
     pub weight: Option<QuantizedWeight>,
     /// Output channels.
     pub channels: usize,
@@ -51,6 +51,18 @@ pub struct Layer {
     pub reads_cache: bool,
     /// Whether cached steps run it.
     pub is_live: bool,
+}
+
+impl Layer {
+    /// Whether it has no codes: its operands are rounded to bf16.
+    pub fn is_bf16(&self) -> bool {
+        self.sites.is_empty()
+    }
+
+    /// Bits of its weights, if it has such.
+    pub fn weight_bits(&self) -> Option<u8> {
+        if self.is_bf16() { Some(16) } else { self.weight.as_ref().map(|weight| weight.bits) }
+    }
 }
 
 /// A tensor that layers read rounded.
@@ -74,13 +86,16 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// Without some of the sites: the products that read them read them as they are, their weights alone stay quantized.
+    /// Without some of the sites: the products that read them multiply bf16 instead.
     pub fn without(&self, sites: &[usize]) -> Survey {
         let kept: Vec<usize> = (0..self.sites.len()).filter(|site| !sites.contains(site)).collect();
         let mut out = self.clone();
         out.sites = kept.iter().map(|&site| self.sites[site].clone()).collect();
         for layer in &mut out.layers {
             layer.sites = layer.sites.iter().filter_map(|site| kept.binary_search(site).ok()).collect();
+            if layer.is_bf16() {
+                layer.weight = None;
+            }
         }
         out
     }

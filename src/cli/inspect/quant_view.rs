@@ -20,10 +20,10 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// What executes a quantized layer: integers or bf16, or f32 with operands rounded to what these stand for, where only weights are quantized or there is
-/// no kernel for its sizes or this CPU.
+/// What executes a quantized layer: integers or bf16, or f32 with operands rounded to what these stand for, where there is no kernel for its sizes or
+/// this CPU.
 fn kernel(artifact: &Artifact, layer: &QuantizedLayer) -> &'static str {
-    if !artifact.manifest.quant.has_integers() {
+    if layer.weight_bits == Some(16) {
         return if multiplies_bf16(artifact, layer) { "bf16" } else { "rounded f32" };
     }
     let constant = layer.weight.map(|weight| &artifact.manifest.plan.constants[weight]);
@@ -152,11 +152,9 @@ pub fn layers_text(artifact: &Artifact) -> String {
         bytes(full.float_weight_bytes),
     );
     let rows = of.layers.iter().take(SHOWN).map(|layer| {
-        let is_bf16 = !artifact.manifest.quant.has_integers();
-        let bits = |bits| if is_bf16 { "bf16".into() } else { format!("w{bits}") };
+        let bits = |bits| if bits == 16 { "bf16".into() } else { format!("w{bits}") };
         let weights = layer.weight_bits.map_or(String::new(), bits);
-        let input = if layer.inputs.is_empty() && !is_bf16 { "input in float" } else { "" };
-        let corrected = if layer.correction.is_some() { "corrected" } else { input };
+        let corrected = if layer.correction.is_some() { "corrected" } else { "" };
         vec![
             layer.name.clone(),
             layer.op.clone(),

@@ -18,7 +18,7 @@ pub(super) trait Bf16Kernel {
 /// A [`Dot`] of pairs of bf16, given as their bits. Every step is `(acc + left₁ · right₁) + left₀ · right₀`, each addition rounded to f32: the
 /// order of `vdpbf16ps`.
 pub(super) trait Bf16Dot:
-    Dot<Left = u16, Right = u16, Sum = f32, Acc = <<Self as Dot>::Float as crate::simd::Simd>::V>
+    Dot<Left = u16, Right = u16, Sum = f32, Acc = <<Self as Dot>::Float as crate::simd::Arithmetic>::V>
 {
 }
 

@@ -14,7 +14,7 @@ use crate::Isa;
 use crate::amx::Amx;
 use crate::arena::Pod;
 use crate::gemm::{Dot, DotKernel, Micro, Tile, Tiling};
-use crate::simd::Simd;
+use crate::simd::Arithmetic;
 
 /// A piece of work, generic over the instruction.
 pub(crate) trait IntKernel {
@@ -36,7 +36,7 @@ pub(crate) trait IntDot: Dot<Left: Pod, Right = i8, Sum = i32> {
     /// The larger of each lane.
     fn max(self, a: Self::Acc, b: Self::Acc) -> Self::Acc;
     /// As f32, rounded.
-    fn floats(self, v: Self::Acc) -> <Self::Float as Simd>::V;
+    fn floats(self, v: Self::Acc) -> <Self::Float as Arithmetic>::V;
     /// The code that stands for a whole number in 0 ..= 255.
     fn code(value: u8) -> Self::Left;
     /// The whole number that a code is.

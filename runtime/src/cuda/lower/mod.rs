@@ -169,7 +169,7 @@ impl<'a> Site<'_, 'a, '_, '_> {
             Op::TimestepEmbedding { cos_first } => self.timestep_embedding(*cos_first),
             Op::Geglu { act } => self.geglu(*act),
             Op::FakeQuant { .. } => self.fake_quant(),
-            Op::RoundBf16 => Err(missing("products rounded to bf16 run on CPUs only")),
+            Op::RoundBf16 => self.broadcast(ElementOp::RoundBf16, 1),
             _ => self.prepared(),
         }
     }

@@ -31,9 +31,6 @@ fn row(layer: &LayerFacts, macs: i64, caches: bool, out: &mut String) {
     if layer.is_corrected {
         notes.push("<span class=\"tag corrected\">corrected</span>");
     }
-    if layer.inputs.is_empty() && layer.weight_bits != Some(16) {
-        notes.push("<span class=\"tag\">input in float</span>");
-    }
     if caches && !layer.is_live {
         notes.push("<span class=\"tag\">full only</span>");
     }
