@@ -219,7 +219,7 @@ impl Conv {
     /// y = epilogue(conv(x, w)) over bf16, of which `x` has the bits. `ldx` and `ldy` as for [`Conv::run`].
     ///
     /// # Panics
-    /// When `packed` was made for another shape or instruction set, or a slice is too short.
+    /// When `packed` was made for another shape or instruction set, a slice is too short, or sums are scaled twice.
     pub fn run_bf16<'a>(
         &self,
         pool: &Pool,
@@ -238,7 +238,7 @@ impl Conv {
         epilogue.check(rows, s.cout);
         // zeros of f32 are zeros of bf16
         let lhs = self.lhs(x, ldx, bytemuck::cast_slice(&self.zeros));
-        let finish = Finish { epilogue: *epilogue, y: Sink::new(isa, y.into(), rows, s.cout, ldy) };
+        let finish = Finish { epilogue: packed.epilogue(epilogue), y: Sink::new(isa, y.into(), rows, s.cout, ldy) };
         Bf16Product { isa, lhs, rows, n: s.cout, packed, finish }.run(pool);
     }
 

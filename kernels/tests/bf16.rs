@@ -21,6 +21,8 @@ struct Case {
     ldx: usize,
     x: Vec<f32>,
     w: Vec<f32>,
+    /// Of the weights of every column.
+    scale: Vec<f32>,
     bias: Vec<f32>,
     residual: Vec<f32>,
 }
@@ -32,6 +34,7 @@ impl Case {
         Case {
             x: rng.noise(shape.n * shape.h * shape.w * ldx),
             w: rng.noise(shape.cout * shape.k()),
+            scale: rng.noise(shape.cout),
             bias: rng.noise(shape.cout),
             residual: rng.noise(shape.out_rows() * shape.cout),
             ldx,
@@ -56,7 +59,8 @@ impl Case {
                     let source = s.source(pixel / s.out_w(), pixel % s.out_w(), tap / s.kw, tap % s.kw);
                     let Some(source) = source else { continue };
                     let x = nearest(self.x[(image * s.h * s.w + source) * self.ldx + ci]);
-                    let product = f64::from(x) * f64::from(nearest(self.w[(co * s.cin + ci) * s.kh * s.kw + tap]));
+                    let w = nearest(self.w[(co * s.cin + ci) * s.kh * s.kw + tap]);
+                    let product = f64::from(x) * f64::from(w) * f64::from(self.scale[co]);
                     (sum, size) = (sum + product, size + product.abs());
                 }
                 y.push((sum, size));
@@ -70,13 +74,21 @@ impl Case {
         let mut y = vec![f32::NAN; s.out_rows() * s.cout];
         let (pool, epilogue) = (Pool::new(threads), self.epilogue());
         let conv = Conv::new(isa, *s).unwrap();
-        conv.run_bf16(&pool, &x, self.ldx, &PackedBf16::from_oihw(isa, s, &w), &epilogue, &mut y, s.cout);
+        conv.run_bf16(
+            &pool,
+            &x,
+            self.ldx,
+            &PackedBf16::from_oihw(isa, s, &w).scaled(&self.scale),
+            &epilogue,
+            &mut y,
+            s.cout,
+        );
         if s.kh * s.kw == 1 && s.h * s.w == s.out_h() * s.out_w() && s.upsample == 1 {
             let kn: Vec<u16> = (0..s.cin)
                 .flat_map(|ci| (0..s.cout).map(move |co| (ci, co)))
                 .map(|(ci, co)| w[co * s.cin + ci])
                 .collect();
-            let packed = PackedBf16::from_kn(isa, s.cin, s.cout, &kn);
+            let packed = PackedBf16::from_kn(isa, s.cin, s.cout, &kn).scaled(&self.scale);
             let mut z = vec![f32::NAN; y.len()];
             linear_bf16(isa, &pool, s.out_rows(), s.cin, s.cout, &x, self.ldx, &packed, &epilogue, &mut z, s.cout);
             assert_eq!(y, z);

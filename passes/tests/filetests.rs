@@ -4,7 +4,7 @@
 //! ; pass: fuse-silu              one or several passes, comma separated; or
 //! ; cut: shallow                 the step is cut there: candidates, full graph, cached graph; the first input is the sample; or
 //! ; bf16                         products are rounded to bf16; then which, and why others are not; or
-//! ; quantize: 8 bf16=x fit=y     layers are quantized, weights to 8 bits; those that read x multiply bf16, and the sums of layer y are corrected
+//! ; quantize: 8 bf16=x fit=y     layers are quantized, weights to 8 bits; those that read x read bf16, and the sums of layer y are corrected
 //! graph(…) { … return %y }
 //! ;= graph(…) {                  the graph afterwards, then its refusals
 //! ;= refused %y: reason
@@ -150,9 +150,8 @@ fn quantized_lines(text: &str, how: &str) -> Result<Vec<String>, String> {
     verify(graph).map_err(|e| e.to_string())?;
     graph.compact().map_err(|node| format!("{node} stands on a cycle"))?;
     let mut lines: Vec<String> = graph.to_string().lines().map(str::to_string).collect();
-    let bits =
-        |layer: &Layer| layer.weight_bits().map_or("no weights".into(), |bits| format!("weights of {bits} bits"));
-    lines.extend(survey.layers.iter().map(|l| format!("layer %{}: {}, {}", l.key, l.op, bits(l))));
+    let bits = |layer: &Layer| layer.weight.as_ref().map_or(String::new(), |w| format!(", weights of {} bits", w.bits));
+    lines.extend(survey.layers.iter().map(|l| format!("layer %{}: {}{}", l.key, l.op, bits(l))));
     lines.extend(survey.float_layers.iter().map(|(name, why)| format!("float {name}: {why}")));
     Ok(lines)
 }

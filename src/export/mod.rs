@@ -6,7 +6,8 @@
 //! | `weights.bin` | constants of all models |
 //! | `schedule.json` | the loop: evaluations, sampler, guidance, and how the models connect, see [`schedule`] |
 //! | `null.npz` | what guidance's unconditional half gets, if the artifact says it |
-//! | `sample.py` | the loop in numpy and ONNX Runtime, for DDIM without noise |
+//! | `sample.py` | the loop in numpy, for DDIM without noise |
+//! | `models.py` | what it runs the models with: ONNX Runtime |
 
 pub mod schedule;
 
@@ -25,7 +26,9 @@ use std::path::Path;
 pub const SCHEDULE: &str = "schedule.json";
 const WEIGHTS: &str = "weights.bin";
 const NULL: &str = "null.npz";
-const SCRIPT: &str = "sample.py";
+/// An example of use.
+const SCRIPTS: [(&str, &[u8]); 2] =
+    [("sample.py", include_bytes!("sample.py")), ("models.py", include_bytes!("models.py"))];
 
 /// Constants below this many bytes stand in the models: the standard's shape operands, scalars and biases.
 const INLINE_BELOW: usize = 1024;
@@ -99,7 +102,9 @@ fn write_files(exported: Loop, form: Form, models: &Exported, dir: &Path) -> Res
     }
     let text = serde_json::to_string_pretty(&schedule::json(exported, form, models)).expect("JSON of plain data");
     file(SCHEDULE, &|out| writeln!(out, "{text}"))?;
-    file(SCRIPT, &|out| out.write_all(include_bytes!("sample.py")))?;
+    for (name, text) in SCRIPTS {
+        file(name, &|out| out.write_all(text))?;
+    }
     if !exported.null.is_empty() {
         let arrays: Vec<(String, Tensor)> = exported.null.iter().map(|(n, t)| (n.clone(), t.clone())).collect();
         write_npz(&dir.join(NULL), &arrays, Overwrite::Refuse)?;

@@ -62,7 +62,7 @@ pub fn layers(quantized: &Quantized) -> Vec<LayerFacts> {
         name: layer.name.clone(),
         op: layer.op.clone(),
         macs: layer.macs,
-        weight_bits: layer.weight_bits(),
+        weight_bits: layer.weight.as_ref().map(|weight| weight.bits),
         weight_sqnr: layer.weight.as_ref().map(sqnr),
         inputs: inputs(quantized, layer),
         is_corrected: quantized.fitted.tables.corrections.contains_key(&i),

@@ -2,7 +2,7 @@
 
 use super::dot::GROUP;
 use crate::arena::{Arena, Span};
-use crate::{ConvShape, Isa};
+use crate::{ConvShape, Epilogue, Isa};
 
 /// A weight matrix `[k, n]` of bf16, packed for one [`Isa`].
 ///
@@ -15,6 +15,8 @@ pub struct PackedBf16 {
     n: usize,
     /// Per panel of two vectors of columns, per tap: `[⌈depth / 2⌉, 2 · lanes, 2]`; what is beyond `depth` and `n` is zero.
     data: Arena,
+    /// What the sums of every column are multiplied by; empty: nothing.
+    scale: Vec<f32>,
 }
 
 impl PackedBf16 {
@@ -53,7 +55,28 @@ impl PackedBf16 {
                 }
             }
         }
-        PackedBf16 { isa, taps, depth, n, data }
+        PackedBf16 { isa, taps, depth, n, data, scale: vec![] }
+    }
+
+    /// These weights, times one factor per column: products of bf16 whose sums are scaled.
+    ///
+    /// # Panics
+    /// When there is not one per column.
+    pub fn scaled(mut self, scale: &[f32]) -> PackedBf16 {
+        assert_eq!(scale.len(), self.n, "factors of {} columns", self.n);
+        self.scale = scale.to_vec();
+        self
+    }
+
+    /// The epilogue with these factors in it.
+    ///
+    /// Panics when both have some.
+    pub(crate) fn epilogue<'a>(&'a self, epilogue: &Epilogue<'a>) -> Epilogue<'a> {
+        if self.scale.is_empty() {
+            return *epilogue;
+        }
+        assert!(epilogue.scale.is_none(), "sums are scaled twice");
+        Epilogue { scale: Some(&self.scale), ..*epilogue }
     }
 
     /// Bytes held, padding included.

@@ -12,7 +12,7 @@ use std::ops::Range;
 /// y = epilogue(x · w): `x` `[m, k]` the bits of bf16 with rows `ldx` apart, `w` packed from `[k, n]`, `y` `[m, n]` with rows `ldy` apart.
 ///
 /// # Panics
-/// When `packed` was made for another `isa`, `k` or `n`, or a slice is too short.
+/// When `packed` was made for another `isa`, `k` or `n`, a slice is too short, or sums are scaled twice.
 pub fn linear_bf16<'a>(
     isa: Isa,
     pool: &Pool,
@@ -30,7 +30,7 @@ pub fn linear_bf16<'a>(
     check_matrix("x", x.len(), m, k, ldx);
     epilogue.check(m, n);
     let lhs = Lhs { x, ld: ldx, taps: 1, depth: k, gather: None };
-    let finish = Finish { epilogue: *epilogue, y: Sink::new(isa, y.into(), m, n, ldy) };
+    let finish = Finish { epilogue: packed.epilogue(epilogue), y: Sink::new(isa, y.into(), m, n, ldy) };
     Bf16Product { isa, lhs, rows: m, n, packed, finish }.run(pool);
 }
 

@@ -6,10 +6,10 @@
 //!                            y  = conv(xq, wq, bias[e], scale: a[e])         a and bias[e] only where a correction was fitted
 //! ```
 //!
-//! Layers of the survey without sites go to [`super::bf16`]. What varies by evaluation are tables. The float engine executes the result as it stands; it is also what is exported, reported and lowered
+//! A layer of the survey without sites reads `round_bf16(x)`: codes are numbers of bf16 too, so its sums can be those of products of bf16, times the
+//! scale of the weights. What varies by evaluation are tables. The float engine executes the result as it stands; it is also what is exported, reported and lowered
 //! to integers. Weights of the preludes, which run once per request, are quantized alone: their sums stay float.
 
-use super::bf16::round_layers;
 use super::survey::{Layer, QuantSpec, Site, Survey};
 use super::weights::QuantizedWeight;
 use crate::bind::{Bound, Origin, Part, copy_node};
@@ -158,7 +158,6 @@ pub fn annotate(bound: &mut Bound, survey: &Survey, tables: &QuantTables, extra:
     if let Some(cached) = &mut bound.cached {
         rewrite.part(&mut cached.part)?;
     }
-    round_layers(bound, survey)?;
     for prelude in [&mut bound.prelude, &mut bound.prelude_steps] {
         quantize_weights(prelude)?;
     }
@@ -182,6 +181,8 @@ pub(super) struct Making {
     /// Inputs that are rows of tables.
     rows: HashMap<usize, ValueId>,
     rounded: HashMap<(ValueId, usize), ValueId>,
+    /// What has been rounded to bf16.
+    bf16: HashMap<ValueId, ValueId>,
 }
 
 impl Making {
@@ -215,6 +216,9 @@ impl Rewrite<'_> {
         let (x, w) = (inputs[0], inputs[1]);
         for (input, &site) in inputs.iter_mut().zip(&layer.sites) {
             *input = Some(self.rounded(input.expect("a layer has it"), site, m)?);
+        }
+        if layer.reads_bf16() {
+            inputs[0] = Some(rounded_bf16(x.expect("a layer has it"), m)?);
         }
         let mut op = node.op.clone();
         if let Op::Attention { softmax_bits, .. } = &mut op {
@@ -258,6 +262,16 @@ impl Rewrite<'_> {
     }
 }
 
+fn rounded_bf16(x: ValueId, m: &mut Making) -> Result<ValueId, OpError> {
+    if let Some(&v) = m.bf16.get(&x) {
+        return Ok(v);
+    }
+    let name = format!("{}/bf16", m.part.graph.value(x).name);
+    let v = m.part.graph.op(&name, Op::RoundBf16, &[x])?;
+    m.bf16.insert(x, v);
+    Ok(v)
+}
+
 /// The product without activation: for inputs x and w alone.
 fn bare(op: &Op) -> Op {
     let mut op = op.clone();
@@ -275,6 +289,7 @@ pub(super) fn begin(part: &Part) -> Making {
         map,
         rows: HashMap::new(),
         rounded: HashMap::new(),
+        bf16: HashMap::new(),
     }
 }
 

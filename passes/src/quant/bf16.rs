@@ -1,4 +1,4 @@
-//! `bf16`: products read rounded activations and rounded weights; all of a loop, or those of a quantized loop whose inputs 8 bits would hurt most.
+//! `bf16`: products read rounded activations and rounded weights.
 //!
 //! ```text
 //! y = conv(x, w, bias)   →   xr = round_bf16(x)              one for all products that read x
@@ -7,16 +7,16 @@
 //! ```
 //!
 //! Nothing is fitted, so the graphs are rewritten before anything is calibrated: schedules and corrections are found on the loop that will run. What
-//! the preludes compute once per request keeps its inputs, its weights are rounded as well (in a quantized loop they have 8 bits).
+//! the preludes compute once per request keeps its inputs, its weights are rounded as well.
 //! Tests: tests/filetests/bf16/products.cqt
 
 use super::annotate::{Making, begin, finish, operands};
-use super::survey::{QuantSpec, Survey, candidate};
+use super::survey::{QuantSpec, candidate};
 use crate::bind::{Bound, Part, copy_node};
 use crate::ir::{Graph, Node, ValueId};
 use cqc_proto::op::OpError;
 use cqc_proto::{DType, Op, Tensor};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 /// The products of a step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,67 +43,32 @@ pub struct Bf16Layer {
 /// # Errors
 /// [`OpError`] when a rewritten node does not type-check: a bug here.
 pub fn round_products(bound: &mut Bound, spec: &QuantSpec) -> Result<Bf16Products, OpError> {
-    let mut rewrite = Rewrite { which: Which::All(spec), weights: HashMap::new() };
-    let products = rewrite.steps(bound)?;
+    let mut rewrite = Rewrite { spec, weights: HashMap::new() };
+    let products = rewrite.part(&mut bound.full, true)?;
+    if let Some(cached) = &mut bound.cached {
+        rewrite.part(&mut cached.part, true)?;
+    }
     for prelude in [&mut bound.prelude, &mut bound.prelude_steps] {
         rewrite.part(prelude, false)?;
     }
     Ok(products)
 }
 
-/// Rewrites the layers of `survey` that have no codes, in a loop that [`annotate`](super::annotate()) has been through.
-///
-/// # Errors
-/// As [`round_products`].
-pub(super) fn round_layers(bound: &mut Bound, survey: &Survey) -> Result<(), OpError> {
-    let keys: HashSet<&str> = survey.layers.iter().filter(|l| l.is_bf16()).map(|l| l.key.as_str()).collect();
-    if !keys.is_empty() {
-        Rewrite { which: Which::Keys(keys), weights: HashMap::new() }.steps(bound)?;
-    }
-    Ok(())
-}
-
 /// Address and bytes of a tensor's elements.
 type Place = (usize, usize);
 
-/// Which products are rewritten.
-enum Which<'a> {
-    All(&'a QuantSpec),
-    /// Those that give these values.
-    Keys(HashSet<&'a str>),
-}
-
-impl Which<'_> {
-    /// Whether the operands of a product are rounded; the reason if not.
-    fn rounds(&self, g: &Graph, node: &Node) -> Option<Result<(), String>> {
-        match self {
-            Which::All(spec) => rounds(g, node, spec),
-            Which::Keys(keys) => keys.contains(g.value(*node.outputs.first()?).name.as_str()).then_some(Ok(())),
-        }
-    }
-}
-
 struct Rewrite<'a> {
-    which: Which<'a>,
+    spec: &'a QuantSpec,
     /// Weights and what they are rounded to, the same tensor for all parts. The first keeps its place its own.
     weights: HashMap<Place, (Tensor, Tensor)>,
 }
 
 impl Rewrite<'_> {
-    /// Rewrites what runs in the loop; the products are those of `full`.
-    fn steps(&mut self, bound: &mut Bound) -> Result<Bf16Products, OpError> {
-        let products = self.part(&mut bound.full, true)?;
-        if let Some(cached) = &mut bound.cached {
-            self.part(&mut cached.part, true)?;
-        }
-        Ok(products)
-    }
-
     fn part(&mut self, part: &mut Part, rounds_inputs: bool) -> Result<Bf16Products, OpError> {
         let g = &part.graph;
         let (mut m, mut known, mut found) = (begin(part), Known::default(), Bf16Products::default());
         for (_, node) in g.nodes() {
-            match self.which.rounds(g, node) {
+            match rounds(g, node, self.spec) {
                 None => {}
                 Some(Err(why)) => found.float_layers.push((node.name.clone(), why)),
                 Some(Ok(())) => {

@@ -37,9 +37,9 @@ pub struct Layer {
     pub name: String,
     /// `conv`, `linear` or `attention`.
     pub op: String,
-    /// Sites of its inputs: one, or those of q, k and v; none if it multiplies bf16.
+    /// Sites of its inputs: one, or those of q, k and v; none if it reads them rounded to bf16.
     pub sites: Vec<usize>,
-    /// Its codes; attention has none, nor has what multiplies bf16.
+    /// Its codes; attention has none.
     pub weight: Option<QuantizedWeight>,
     /// Output channels.
     pub channels: usize,
@@ -54,14 +54,9 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// Whether it has no codes: its operands are rounded to bf16.
-    pub fn is_bf16(&self) -> bool {
+    /// Whether it reads bf16 instead of codes.
+    pub fn reads_bf16(&self) -> bool {
         self.sites.is_empty()
-    }
-
-    /// Bits of its weights, if it has such.
-    pub fn weight_bits(&self) -> Option<u8> {
-        if self.is_bf16() { Some(16) } else { self.weight.as_ref().map(|weight| weight.bits) }
     }
 }
 
@@ -86,15 +81,15 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// Without some of the sites: the products that read them multiply bf16 instead.
+    /// Without some of the sites: the products that read them read bf16 instead. One scale per output then does for their weights.
     pub fn without(&self, sites: &[usize]) -> Survey {
         let kept: Vec<usize> = (0..self.sites.len()).filter(|site| !sites.contains(site)).collect();
         let mut out = self.clone();
         out.sites = kept.iter().map(|&site| self.sites[site].clone()).collect();
         for layer in &mut out.layers {
             layer.sites = layer.sites.iter().filter_map(|site| kept.binary_search(site).ok()).collect();
-            if layer.is_bf16() {
-                layer.weight = None;
+            if let Some(weight) = layer.weight.take_if(|w| layer.sites.is_empty() && !w.segments.is_empty()) {
+                layer.weight = Some(QuantizedWeight::nearest(&weight.float, weight.output_axis, &[], weight.bits));
             }
         }
         out

@@ -248,14 +248,18 @@ fn is_product_of_codes(
     once && same && codes.output_axis == output_axis && takes(taps, segments)
 }
 
-/// The constant of bf16 that a product has as its weights.
-fn weight_bf16(plan: &Plan, program: &Program, step: &Step) -> Option<usize> {
-    let weight = step.inputs.get(1).copied().flatten()?;
-    let Source::Constant(constant) = program.values[weight].source else { return None };
-    (plan.constants[constant].ty.dtype == DType::BF16).then_some(constant)
+/// Whether the weights of a product are numbers of bf16: as they stand, or codes with one scale per output, by which the sums can be multiplied.
+fn has_weights_of_bf16(plan: &Plan, program: &Program, step: &Step) -> bool {
+    let input = |i: usize| step.inputs.get(i).copied().flatten();
+    let Some(Source::Constant(constant)) = input(1).map(|weight| program.values[weight].source) else { return false };
+    let output_axis = if matches!(step.op, Op::Linear { .. }) { 1 } else { 0 };
+    match &plan.constants[constant].codes {
+        None => plan.constants[constant].ty.dtype == DType::BF16,
+        Some(codes) => codes.segments.len() <= 1 && codes.output_axis == output_axis && input(6).is_none(),
+    }
 }
 
-/// Whether the step multiplies `v`, and only that, by weights of bf16 with a kernel for it.
+/// Whether the step multiplies `v`, and only that, by weights that are bf16, with a kernel for it.
 fn is_product_of_bf16(
     plan: &Plan,
     program: &Program,
@@ -267,5 +271,5 @@ fn is_product_of_bf16(
     let dense = matches!(step.op, Op::Linear { .. } | Op::Conv { groups: 1, layout: ConvLayout::ChannelsLast, .. });
     let once = step.inputs.iter().filter(|i| **i == Some(v)).count() == 1 && step.inputs[0] == Some(v);
     let columns = values[step.outputs[0]].cols;
-    dense && once && weight_bf16(plan, program, step).is_some() && takes(values[v].cols, columns)
+    dense && once && has_weights_of_bf16(plan, program, step) && takes(values[v].cols, columns)
 }

@@ -174,12 +174,12 @@ impl Weights {
         })
     }
 
-    /// Constant `i`, of bf16, packed as the `[k, n]` matrix of a product; `None`: it is of another type.
+    /// Constant `i`, of bf16 or of codes with one scale per column, packed as the `[k, n]` matrix of a product; `None`: it is of another type.
     pub(super) fn packed_linear_bf16(&self, constant: usize, k: usize, n: usize) -> Option<Arc<PackedBf16>> {
         self.pack_bf16(PackKey::Linear { constant }, constant, |w| PackedBf16::from_kn(self.isa, k, n, w))
     }
 
-    /// Constant `i`, of bf16, packed for a convolution of that shape; `None`: it is of another type.
+    /// Constant `i`, of bf16 or of codes with one scale per output, packed for a convolution of that shape; `None`: it is of another type.
     pub(super) fn packed_conv_bf16(&self, constant: usize, shape: &ConvShape) -> Option<Arc<PackedBf16>> {
         let shape = ConvShape { n: 1, ..*shape };
         let key = PackKey::Conv { constant, shape };
@@ -192,12 +192,24 @@ impl Weights {
         constant: usize,
         pack: impl FnOnce(&[u16]) -> PackedBf16,
     ) -> Option<Arc<PackedBf16>> {
-        if self.plan.constants[constant].ty.dtype != DType::BF16 {
+        let Constant { ty, codes, .. } = &self.plan.constants[constant];
+        let suits = codes.as_ref().map_or(ty.dtype == DType::BF16, |codes| codes.segments.len() <= 1);
+        if !suits {
             return None;
         }
         let mut packed = lock(&self.packed_bf16);
         let made = packed.entry(key).or_insert_with(|| {
-            let made = Arc::new(pack(cast(&self.stored(constant))));
+            let made = Arc::new(match codes {
+                None => pack(cast(&self.stored(constant))),
+                Some(codes) => {
+                    let shape = ty.fixed_shape().expect("validated: the sizes of a constant are known");
+                    // whole numbers below 256 are exact
+                    let bits = |code: &i8| (f32::from(*code).to_bits() >> 16) as u16;
+                    let codes_of = codes.unpack(&self.stored(constant), shape.iter().product());
+                    let values: Vec<u16> = codes_of.iter().map(bits).collect();
+                    pack(&values).scaled(cast(&self.constant(codes.scale)))
+                }
+            });
             // the packed copy replaces the mapped one in memory
             release(&self.stored(constant));
             made

@@ -34,8 +34,7 @@ pub struct QuantizingArgs {
     /// With --keep-float auto: mean PSNR to the float model on held-out calibration samples, dB
     #[arg(long, value_name = "DB", default_value_t = 35.0)]
     pub target_psnr: f64,
-    /// Layers multiply bf16 instead of integers where rounding their inputs hurts most for their work: up to this share of the loop's
-    /// multiplications
+    /// Layers read bf16 instead of integers of 8 bits where those would hurt most for their work: up to this share of the loop's multiplications
     #[arg(long, value_name = "SHARE", default_value_t = 0.03, value_parser = parse_share)]
     pub float_work: f64,
     /// Evaluations that share ranges of activations: none, a number of groups, or all
@@ -218,8 +217,8 @@ pub fn manifest_quant(
     let layers = survey.layers.iter().map(|layer| QuantizedLayer {
         name: layer.name.clone(),
         op: layer.op.clone(),
-        weight_bits: layer.weight_bits(),
-        weight: layer.weight_bits().and_then(|_| weight_constant(&lowered.plan, &layer.key)),
+        weight_bits: layer.weight.as_ref().map(|w| w.bits),
+        weight: layer.weight.as_ref().and_then(|_| weight_constant(&lowered.plan, &layer.key)),
         inputs: layer.sites.iter().filter_map(site).collect(),
         correction: find(table_name(&layer.key, "a"))
             .zip(find(table_name(&layer.key, "bias")))
@@ -283,16 +282,16 @@ pub fn report(decision: &QuantDecision, kind: Quant) -> serde_json::Value {
     let survey = &decision.quantized.survey;
     let sum = |of: &dyn Fn(&cqc_passes::quant::Layer) -> i64| survey.layers.iter().map(of).sum::<i64>();
     let bf16: Vec<&str> =
-        survey.layers.iter().filter(|layer| layer.is_bf16()).map(|layer| layer.name.as_str()).collect();
+        survey.layers.iter().filter(|layer| layer.reads_bf16()).map(|layer| layer.name.as_str()).collect();
     tracing::info!(
-        "quantized: {} layers{}, {} of them bf16; float: {}",
+        "quantized: {} layers{}, {} of them with inputs in bf16; float: {}",
         survey.layers.len(),
         if kind == Quant::W4a8 { ", weights of 4 bits" } else { "" },
         bf16.len(),
         survey.float_layers.len()
     );
     for name in &bf16 {
-        tracing::debug!("bf16: {name}: 8 bits for its input would cost more than integers gain");
+        tracing::debug!("input in bf16: {name}: 8 bits would cost more than integers gain");
     }
     for (name, why) in &survey.float_layers {
         tracing::debug!("float: {name}: {why}");
@@ -300,7 +299,7 @@ pub fn report(decision: &QuantDecision, kind: Quant) -> serde_json::Value {
     json!({
         "layers": survey.layers.len(), "macs": sum(&|layer| layer.macs),
         "float_layers": survey.float_layers.iter().map(|(name, why)| json!({"name": name, "why": why})).collect::<Vec<_>>(),
-        "bf16_layers": bf16,
+        "inputs_bf16": bf16,
         "corrected_layers": decision.quantized.fitted.tables.corrections.len(),
     })
 }
@@ -314,7 +313,7 @@ pub fn report_bf16(products: &Bf16Products, plan: &Plan) -> serde_json::Value {
     json!({
         "layers": products.layers.len(), "macs": StepCost::of(plan, &plan.full).quantized_macs,
         "float_layers": products.float_layers.iter().map(|(name, why)| json!({"name": name, "why": why})).collect::<Vec<_>>(),
-        "bf16_layers": products.layers.iter().map(|layer| layer.name.as_str()).collect::<Vec<_>>(), "corrected_layers": 0,
+        "inputs_bf16": products.layers.iter().map(|layer| layer.name.as_str()).collect::<Vec<_>>(), "corrected_layers": 0,
     })
 }
 

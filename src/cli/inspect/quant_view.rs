@@ -23,7 +23,7 @@ use std::fmt::Write;
 /// What executes a quantized layer: integers or bf16, or f32 with operands rounded to what these stand for, where there is no kernel for its sizes or
 /// this CPU.
 fn kernel(artifact: &Artifact, layer: &QuantizedLayer) -> &'static str {
-    if layer.weight_bits == Some(16) {
+    if layer.inputs.is_empty() {
         return if multiplies_bf16(artifact, layer) { "bf16" } else { "rounded f32" };
     }
     let constant = layer.weight.map(|weight| &artifact.manifest.plan.constants[weight]);
@@ -31,7 +31,7 @@ fn kernel(artifact: &Artifact, layer: &QuantizedLayer) -> &'static str {
     let integers = sizes.is_some_and(|(shape, codes)| {
         let whole = [shape[1 - codes.output_axis]];
         let segments = if codes.segments.is_empty() { &whole[..] } else { &codes.segments };
-        !layer.inputs.is_empty() && Isa::detect().multiplies_codes(shape[2..].iter().product(), segments)
+        Isa::detect().multiplies_codes(shape[2..].iter().product(), segments)
     });
     if integers { "int8" } else { "rounded f32" }
 }
@@ -154,11 +154,16 @@ pub fn layers_text(artifact: &Artifact) -> String {
     let rows = of.layers.iter().take(SHOWN).map(|layer| {
         let bits = |bits| if bits == 16 { "bf16".into() } else { format!("w{bits}") };
         let weights = layer.weight_bits.map_or(String::new(), bits);
+        let inputs = match (layer.inputs.is_empty(), layer.weight_bits) {
+            (false, _) => "a8",
+            (true, Some(16)) => "",
+            (true, _) => " bf16",
+        };
         let corrected = if layer.correction.is_some() { "corrected" } else { "" };
         vec![
             layer.name.clone(),
             layer.op.clone(),
-            format!("{weights}{}", if layer.inputs.is_empty() { "" } else { "a8" }),
+            format!("{weights}{inputs}"),
             ranges(artifact, layer).join("; "),
             corrected.into(),
         ]

@@ -23,7 +23,7 @@ fn row(layer: &LayerFacts, macs: i64, caches: bool, out: &mut String) {
         .map_or("–".into(), |db| if db.is_finite() { format!("{} dB", number(db)) } else { "exact".into() });
     let bits = match (layer.weight_bits, &layer.inputs[..]) {
         (Some(16), []) => "bf16".into(),
-        (Some(bits), []) => format!("w{bits}"),
+        (Some(bits), []) => format!("w{bits} bf16"),
         (Some(bits), _) => format!("w{bits} a8"),
         (None, _) => "a8".into(),
     };
