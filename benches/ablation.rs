@@ -1,7 +1,7 @@
 //! What each part of the method is worth: float, int8 alone, a cache alone, both without care, and then one part after another.
 //!
 //! ```text
-//! cargo bench --bench ablation -- MODEL.onnx --out rows.jsonl [--steps 100] [--interval 10] [--cut auto] [--images 512] [--only 'ROW;..']
+//! cargo bench --bench ablation -- MODEL.onnx --out rows.jsonl [--steps 100] [--interval 10] [--cut auto] [--images 512] [--calibration 32] [--only 'ROW;..']
 //!     [--guidance 2 --null-label 8 --labels 0,1,2] [--features F.onnx --real-stats S.npz] [--threads 2] [--references DIR]
 //! ```
 //! All rows start from the same noise. Appends one JSON object per row to `--out` and leaves out rows that are there already. `--table FILE`
@@ -31,9 +31,6 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-
-/// Calibration trajectories; the first half is fitted on.
-const CALIBRATION: usize = 32;
 
 /// One row of the table.
 #[derive(Clone, Copy)]
@@ -164,7 +161,8 @@ fn main() {
         return print_table(Path::new(&rest[0]));
     }
     let out = PathBuf::from(option(&options, "out", "rows.jsonl"));
-    let (mut bench, model) = Bench::new(Path::new(&model), &options, CALIBRATION);
+    let calibration = option(&options, "calibration", "32").parse().unwrap();
+    let (mut bench, model) = Bench::new(Path::new(&model), &options, calibration);
     let only: Vec<&str> = option(&options, "only", "").split(';').filter(|s| !s.is_empty()).collect();
     let interval = option(&options, "interval", "10").parse().unwrap();
     let identity = |row: &Row| {
@@ -289,6 +287,8 @@ impl<'a> Ablation<'a> {
         let assembled = choice.map(|c| self.cached.assemble(&c.full, cache).unwrap());
         let assembled = assembled.as_ref().unwrap_or(&self.plain);
         let mut float = self.float(bench);
+        // the first half is fitted on
+        let calibration = bench.calibration.samples;
         let spec = QuantSpec { split: quant.split, narrow_float: !quant.edges, ..QuantSpec::new(quant.bits) };
         let quantized = quantize(
             assembled,
@@ -305,12 +305,12 @@ impl<'a> Ablation<'a> {
                 reconstruct: quant.reconstruct,
                 select: match quant.select {
                     Samples::All => Select::All,
-                    Samples::Quarter => Select::First(CALIBRATION / 8),
-                    Samples::Tap => Select::Tap(Tap { total: bench.steps * CALIBRATION / 8, ..Tap::default() }),
+                    Samples::Quarter => Select::First(calibration / 8),
+                    Samples::Tap => Select::Tap(Tap { total: bench.steps * calibration / 8, ..Tap::default() }),
                 },
                 request: Request { ..bench.calibration.clone() },
                 stages: &Stages::none(),
-                fit: CALIBRATION / 2,
+                fit: calibration / 2,
                 held: None,
                 engine: bench.engine.clone(),
                 progress: &mut |_, _| ControlFlow::Continue(()),
