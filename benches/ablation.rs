@@ -53,7 +53,7 @@ enum Schedule {
 #[derive(Clone, Copy)]
 struct Quant {
     bits: u8,
-    /// Share of the multiplications whose inputs may stay float.
+    /// Share of the multiplications whose inputs may be bf16: the rows of sensitive inputs (float, until there was bf16 for them).
     float_work: f64,
     grouping: Grouping,
     split: bool,

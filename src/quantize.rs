@@ -28,7 +28,7 @@ pub struct QuantizeOptions<'a> {
     /// Layers are left float, those first whose rounding moves the end of the trajectory most, until the held-out samples reach this mean PSNR
     /// in dB, or nothing is left.
     pub target_psnr: Option<f64>,
-    /// Inputs of products stay float, those first whose rounding moves the end most for the work behind them, up to this share of all
+    /// Inputs of products are rounded to bf16, those first whose 8 bits move the end most for the work behind them, up to this share of all
     /// multiplications of the loop.
     pub float_work: f64,
     /// Which evaluations share ranges.

@@ -218,7 +218,7 @@ pub struct QuantizedLayer {
     /// Its weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<usize>,
-    /// Tables of its inputs: one, or those of q, k and v; none where weights alone are quantized, and for bf16.
+    /// Tables of its inputs: one, or those of q, k and v; none where the input is rounded to bf16 (or, once, not at all).
     pub inputs: Vec<ActivationTable>,
     /// Tables of the correction of its sums.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -30,7 +30,7 @@ fn mask(n: usize) -> __mmask16 {
     ((1u32 << n) - 1) as __mmask16
 }
 
-/// Stores the low bytes of the first `n` integers, or their low words. A masked store of narrowed integers takes twice as long as one of all.
+/// Stores the low bytes of the first `n` integers, or their low words.
 ///
 /// # Safety
 /// They must be writable; the CPU must have AVX-512 F.
