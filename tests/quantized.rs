@@ -15,10 +15,10 @@ use cqc_passes::calib::select::Tap;
 use cqc_passes::ir::ValueId;
 use cqc_passes::quant::{Extra, Layer, QuantSpec};
 use cqc_proto::Tensor;
-use cqc_proto::plan::ProgramKind;
+use cqc_proto::plan::{InputRole, ProgramKind};
 use cqc_proto::sampler::{SamplerConfig, SamplerKind};
 use cqc_runtime::denoise::{Loop, Request};
-use cqc_runtime::engine::{EngineOptions, Weights};
+use cqc_runtime::engine::{Engine, EngineOptions, Weights};
 use cqc_runtime::sampler::Sampler;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
@@ -192,12 +192,35 @@ fn a_few_cheap_inputs_in_float_take_most_of_the_error_away() {
         let names: Vec<&str> = passed.clone().map(|layer| layer.name.as_str()).collect();
         let share = work(&mut passed.clone()) / work(&mut layers.iter());
         assert!(share <= float_work, "{share} of the work is behind {names:?}");
-        assert!(passed.clone().all(|layer| layer.weight.is_some()), "only weights are quantized: {names:?}");
+        assert!(passed.clone().all(|layer| layer.weight.is_some()), "weights are quantized all the same: {names:?}");
+        multiplies_bf16(&case, &lowered, names.len());
         (sqnr(&case.sample(&lowered, None), &float), names.len())
     };
     let ((rounded, none), (passed, some)) = (quality(0.0), quality(0.03));
     assert!(none == 0 && some > 0);
     assert!(passed > rounded + 3.0, "all rounded {rounded:.1} dB, {some} inputs in float {passed:.1}");
+}
+
+/// One evaluation with products of bf16 and codes, and with the rounded operands in f32: as far apart as the integers beside them make it.
+fn multiplies_bf16(case: &Case, lowered: &Lowered, layers: usize) {
+    let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
+    let sampler = Sampler::new(&case.options.sampler, case.options.steps).unwrap();
+    let timesteps: Vec<f64> = sampler.evaluations().iter().map(|e| e.timestep).collect();
+    let evaluated = |options: EngineOptions| {
+        let mut engine = Engine::open(&weights, &EngineOptions { profile: true, threads: 2, ..options }).unwrap();
+        let sample = lowered.plan.inputs.iter().position(|i| i.role == InputRole::Sample).unwrap();
+        let shape = engine.input_shape(sample).to_vec();
+        let noise: Vec<f32> = (0..shape.iter().product()).map(|i: usize| (i as f32 * 0.7).sin() * 1.4).collect();
+        let inputs = BTreeMap::from([(lowered.plan.inputs[sample].name.clone(), Tensor::from_f32(&shape, &noise))]);
+        let request = engine.run_at(0, &timesteps, &inputs).unwrap();
+        let products = engine.profile().iter().filter(|s| s.bf16 && s.calls > 0).count();
+        (engine.outputs(&request)[&lowered.plan.outputs[0].name].to_f32_vec(), products)
+    };
+    let (multiplied, products) = evaluated(EngineOptions { emulate_bf16: true, ..EngineOptions::default() });
+    let (in_f32, none) = evaluated(EngineOptions { integers: false, ..EngineOptions::default() });
+    assert_eq!((products, none), (layers, 0), "products of bf16");
+    let agree = sqnr(&multiplied, &in_f32);
+    assert!(agree > 35.0, "{agree:.1} dB between executions, {layers} layers read bf16");
 }
 
 #[test]
