@@ -4,7 +4,8 @@ mod float_inputs;
 mod keep_float;
 
 use crate::calibrate::quantize::{
-    CacheRefit, Fitted, Grouping, Outputs, Select, Sequential, ranges, reconstruct, select, sequential,
+    CacheRefit, Fitted, Grouping, Outputs, Select, Sequential, ranges, reconstruct, reconstruct_preludes, select,
+    sequential,
 };
 use crate::calibrate::{CalibrateError, HeldOut, Progress, Tables};
 use crate::compile::{Assembled, CompileError};
@@ -131,6 +132,15 @@ pub fn quantize(
         Ok((Loop::open(&weights, float.sampler().clone(), float.is_guided(), &engine)?, places))
     };
     let (mut study, mut places) = open(&survey)?;
+    let codes = stages.run("preludes", || -> Result<_, QuantizeError> {
+        let mut rounded = survey.clone();
+        let found = reconstruct_preludes(&mut study, &mut rounded, &request, fit)?;
+        Ok(found.then(|| rounded.preludes.iter().map(|p| p.weight.code_values()).collect::<Vec<Vec<i8>>>()))
+    })?;
+    if let Some(codes) = codes {
+        survey.preludes.iter_mut().zip(codes).for_each(|(p, codes)| p.weight = p.weight.with_codes(&codes));
+        (study, places) = open(&survey)?;
+    }
     let corrects = !outputs.layers(&survey).is_empty();
     let held = if cache.is_some() && refit_cache { request.samples - fit } else { 0 };
     let all = evaluations_to_come(evaluations, [fit, held], study.width(), corrects, options.reconstruct);

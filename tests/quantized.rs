@@ -13,7 +13,7 @@ use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_passes::calib::compensate::Mode;
 use cqc_passes::calib::select::Tap;
 use cqc_passes::ir::ValueId;
-use cqc_passes::quant::{Extra, Layer, QuantSpec};
+use cqc_passes::quant::{Extra, Layer, PreludeWeight, QuantSpec, QuantTables, Survey};
 use cqc_proto::Tensor;
 use cqc_proto::plan::{InputRole, ProgramKind};
 use cqc_proto::sampler::{SamplerConfig, SamplerKind};
@@ -233,7 +233,7 @@ fn weights_take_a_byte_or_half_of_one() {
         let spec = QuantSpec::new(bits);
         let assembled = assemble_loop(&model, &case.options).unwrap();
         let survey = assembled.survey(&spec);
-        let tables = cqc_passes::quant::QuantTables::float(&survey, assembled.evaluations());
+        let tables = QuantTables::float(&survey, assembled.evaluations());
         let lowered = assembled.lower(Some((&survey, &tables, Extra::default()))).unwrap().0;
         let share = lowered.weights.len as f64 / float;
         assert!(share < limit, "{bits} bits: {share:.3} of the float weights");
@@ -251,6 +251,29 @@ fn second_order_rounding_helps_4_bits() {
     };
     let (nearest, second_order) = (quality(false), quality(true));
     assert!(second_order > nearest + 1.0, "nearest {nearest:.1} dB, second order {second_order:.1}");
+}
+
+#[test]
+fn weights_of_preludes_with_4_bits_are_rounded_by_what_they_read() {
+    let model = load("dit-dy23");
+    let input = model.inputs.iter().find(|i| i.role == cqc_proto::plan::InputRole::Condition).unwrap();
+    let labels = Tensor::from_i64(&[4], &[0, 1, 2, 3]);
+    let request = Request { conditions: BTreeMap::from([(input.name.clone(), labels)]), ..plain(4) };
+    let case = Case::new(&model, SamplerKind::Ddim, 6, request);
+    let float = case.first_answer(&compile_loop(&model, &case.options).unwrap());
+    let (quantized, _) = case.quantize(None, &How { bits: 4, ..PLAIN }).unwrap();
+    let assembled = assemble_loop(&model, &case.options).unwrap();
+    // all layers of the steps stay float
+    let quality = |preludes: Vec<PreludeWeight>| {
+        let survey = Survey { preludes, ..Survey::default() };
+        let tables = QuantTables::float(&survey, assembled.evaluations());
+        let lowered = assembled.lower(Some((&survey, &tables, Extra::default()))).unwrap().0;
+        sqnr(&case.first_answer(&lowered), &float)
+    };
+    let preludes = quantized.survey.preludes;
+    assert!(preludes.len() > 1 && preludes.iter().all(|p| p.weight.bits == 4));
+    let (nearest, second_order) = (quality(assembled.survey(&QuantSpec::new(4)).preludes), quality(preludes));
+    assert!(second_order > nearest + 3.0, "nearest {nearest:.1} dB, second order {second_order:.1}");
 }
 
 #[test]

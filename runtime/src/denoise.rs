@@ -308,10 +308,23 @@ impl Loop {
     /// # Errors
     /// Conditions or noise that do not fit, [`DenoiseError::NoNull`].
     pub fn begin(&mut self, request: &Request, first: usize) -> Result<Trajectory, DenoiseError> {
+        self.begin_watched(request, first, None)
+    }
+
+    /// [`Loop::begin`], with a look at every step of the preludes.
+    ///
+    /// # Errors
+    /// As [`Loop::begin`].
+    pub fn begin_watched(
+        &mut self,
+        request: &Request,
+        first: usize,
+        watch: Option<&mut Watch>,
+    ) -> Result<Trajectory, DenoiseError> {
         if self.guided && request.unconditional.is_empty() {
             return Err(DenoiseError::NoNull);
         }
-        let requests = self.begin_requests(request, first)?;
+        let requests = self.begin_requests(request, first, watch)?;
         let len: usize = self.shape.iter().product();
         let mut noise = Noise::new(request.seed, request.first.wrapping_add(first as u64), self.width);
         let mut x = vec![0.0; self.width * len];
@@ -393,17 +406,23 @@ impl Loop {
         }
     }
 
-    fn begin_requests(&mut self, request: &Request, first: usize) -> Result<Vec<InFlight>, DenoiseError> {
+    fn begin_requests(
+        &mut self,
+        request: &Request,
+        first: usize,
+        mut watch: Option<&mut Watch>,
+    ) -> Result<Vec<InFlight>, DenoiseError> {
         let last = request.samples.saturating_sub(1);
         let indices: Vec<usize> = (first..first + self.width).map(|i| i.min(last)).collect();
         let conditional = self.conditions(request, &indices, false)?;
         if !self.guided {
-            return Ok(vec![self.engine.begin(&conditional, &self.timesteps)?]);
+            return Ok(vec![self.engine.begin_watched(&conditional, &self.timesteps, watch)?]);
         }
         let unconditional = self.conditions(request, &indices, true)?;
         if self.halves == 2 {
             let halves = [unconditional, conditional];
-            return halves.iter().map(|half| Ok(self.engine.begin(half, &self.timesteps)?)).collect();
+            let mut begin = |half| Ok(self.engine.begin_watched(half, &self.timesteps, watch.as_deref_mut())?);
+            return halves.iter().map(&mut begin).collect();
         }
         let plan = self.engine.plan();
         let joined = conditional.into_iter().map(|(name, c)| {
@@ -411,7 +430,7 @@ impl Loop {
             Ok((name, t))
         });
         let joined = joined.collect::<Result<BTreeMap<_, _>, DenoiseError>>()?;
-        Ok(vec![self.engine.begin(&joined, &self.timesteps)?])
+        Ok(vec![self.engine.begin_watched(&joined, &self.timesteps, watch)?])
     }
 
     /// Rows of the conditions for the samples `indices`; where there are null conditions and `null`, those.

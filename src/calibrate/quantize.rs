@@ -6,12 +6,14 @@
 //!             cache, of the layers' sums, of the sample, each fitted when everything before it is in place
 //! ```
 
+mod preludes;
 mod ranges;
 mod reconstruct;
 mod select;
 mod sensitivity;
 mod sequential;
 
+pub(crate) use preludes::reconstruct_preludes;
 pub use ranges::Grouping;
 pub(crate) use ranges::ranges;
 pub(crate) use reconstruct::reconstruct;

@@ -159,7 +159,7 @@ pub fn annotate(bound: &mut Bound, survey: &Survey, tables: &QuantTables, extra:
         rewrite.part(&mut cached.part)?;
     }
     for prelude in [&mut bound.prelude, &mut bound.prelude_steps] {
-        quantize_weights(prelude)?;
+        quantize_weights(prelude, survey)?;
     }
     Ok(())
 }
@@ -322,21 +322,17 @@ fn dequantized(g: &mut Graph, name: &str, weight: &QuantizedWeight) -> Result<Va
     g.op(&format!("{name}/dequantized"), Op::DequantizeWeight { bits, output_axis, segments }, &[codes, scale])
 }
 
-/// Quantizes the weights of a prelude's products.
-fn quantize_weights(part: &mut Part) -> Result<(), OpError> {
+/// Quantizes the weights of a prelude's products; those that several share, as the first of them has it.
+fn quantize_weights(part: &mut Part, survey: &Survey) -> Result<(), OpError> {
+    let weights: HashMap<&str, &QuantizedWeight> =
+        survey.preludes.iter().map(|p| (p.key.as_str(), &p.weight)).collect();
     let g = &part.graph;
     let mut m = begin(part);
     for (_, node) in g.nodes() {
-        let axis = match &node.op {
-            Op::Linear { .. } => Some(1),
-            Op::Conv { groups: 1, .. } => Some(0),
-            _ => None,
-        };
-        if let (Some(axis), Some(w)) = (axis, node.input(1))
-            && let Some(tensor) = g.tensor(w)
-            && !m.map.contains_key(&w)
+        if let Some(weight) = weights.get(g.value(node.outputs[0]).name.as_str())
+            && let Some(w) = node.input(1).filter(|w| !m.map.contains_key(w))
         {
-            let v = dequantized(&mut m.part.graph, &g.value(w).name, &QuantizedWeight::nearest(tensor, axis, &[], 8))?;
+            let v = dequantized(&mut m.part.graph, &g.value(w).name, weight)?;
             m.map.insert(w, v);
         }
         copy_node(g, node, &mut m.part.graph, &mut m.map)?;

@@ -69,11 +69,22 @@ pub struct Site {
     pub segments: Vec<usize>,
 }
 
+/// Weights of a product in a prelude. What it reads and gives stays float.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PreludeWeight {
+    /// The value that the product gives.
+    pub key: String,
+    /// Its codes.
+    pub weight: QuantizedWeight,
+}
+
 /// The layers of a loop.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Survey {
     /// In the order of execution.
     pub layers: Vec<Layer>,
+    /// Weights of the preludes, in the order of execution.
+    pub preludes: Vec<PreludeWeight>,
     /// What they read.
     pub sites: Vec<Site>,
     /// Layers that stay float, and why.
@@ -147,7 +158,23 @@ pub fn survey(bound: &Bound, spec: &QuantSpec, batch: Option<&str>) -> Survey {
             }
         }
     }
+    for part in [&bound.prelude, &bound.prelude_steps] {
+        out.preludes.extend(prelude_weights(&part.graph, spec.weight_bits));
+    }
     out
+}
+
+/// Weights of the products of a prelude.
+fn prelude_weights(g: &Graph, bits: u8) -> impl Iterator<Item = PreludeWeight> {
+    g.nodes().filter_map(move |(_, node)| {
+        let axis = match &node.op {
+            Op::Linear { .. } => 1,
+            Op::Conv { groups: 1, .. } => 0,
+            _ => return None,
+        };
+        let weight = QuantizedWeight::nearest(g.tensor(node.input(1)?)?, axis, &[], bits);
+        Some(PreludeWeight { key: g.value(node.outputs[0]).name.clone(), weight })
+    })
 }
 
 fn is_product(node: &Node) -> bool {

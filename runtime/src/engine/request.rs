@@ -19,6 +19,19 @@ impl Engine {
     /// # Errors
     /// Missing, unknown or misshapen inputs; a wrong number of time steps; whatever a step reports.
     pub fn begin(&mut self, conditions: &BTreeMap<String, Tensor>, timesteps: &[f64]) -> Result<InFlight, EngineError> {
+        self.begin_watched(conditions, timesteps, None)
+    }
+
+    /// [`Engine::begin`], with a look at every step of the preludes.
+    ///
+    /// # Errors
+    /// As [`Engine::begin`].
+    pub fn begin_watched(
+        &mut self,
+        conditions: &BTreeMap<String, Tensor>,
+        timesteps: &[f64],
+        watch: Option<&mut Watch>,
+    ) -> Result<InFlight, EngineError> {
         let expected = self.plan().evaluations;
         if expected > 0 && timesteps.len() != expected {
             return Err(EngineError::Timesteps { found: timesteps.len(), expected });
@@ -33,7 +46,7 @@ impl Engine {
             device: None,
         };
         self.take_inputs(&mut request, conditions, |role| role == InputRole::Condition)?;
-        self.run_preludes(&mut request)?;
+        self.run_preludes(&mut request, watch)?;
         if let Some(device) = &self.device {
             request.device = Some(device.begin(&request.memory, &self.layout)?);
         }
@@ -238,8 +251,8 @@ impl Engine {
         Ok(())
     }
 
-    fn run_preludes(&mut self, request: &mut InFlight) -> Result<(), EngineError> {
-        self.run_program(ProgramKind::Prelude, 0, &request.memory, None)?;
+    fn run_preludes(&mut self, request: &mut InFlight, mut watch: Option<&mut Watch>) -> Result<(), EngineError> {
+        self.run_program(ProgramKind::Prelude, 0, &request.memory, watch.as_deref_mut())?;
         self.keep_results(ProgramKind::Prelude, 0, request);
         if self.layout.step_results.is_empty() {
             return Ok(());
@@ -249,7 +262,7 @@ impl Engine {
             // The last chunk overlaps the one before it, if need be.
             let first = first.min(evaluations - chunk);
             self.stack_operands(first, request);
-            self.run_program(ProgramKind::PreludeSteps, 0, &request.memory, None)?;
+            self.run_program(ProgramKind::PreludeSteps, 0, &request.memory, watch.as_deref_mut())?;
             self.keep_results(ProgramKind::PreludeSteps, first, request);
         }
         Ok(())

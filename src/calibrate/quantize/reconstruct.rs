@@ -18,7 +18,7 @@ use std::ops::Range;
 const ROWS_PER_INPUT: usize = 3;
 
 /// Gram matrices that are collected in one run, bytes.
-const MEMORY: usize = 1 << 30;
+pub(super) const MEMORY: usize = 1 << 30;
 
 /// Added to the diagonal, as a part of its mean.
 const DAMPING: f64 = 0.01;
@@ -63,12 +63,12 @@ fn chunks<'a>(survey: &Survey, layers: &'a [usize]) -> Vec<&'a [usize]> {
 }
 
 /// Inputs of one output: channels times taps.
-fn inputs(weight: &QuantizedWeight) -> usize {
+pub(super) fn inputs(weight: &QuantizedWeight) -> usize {
     let layout = Layout::new(weight.codes.shape(), weight.output_axis);
     layout.inputs * layout.rest
 }
 
-fn rounded(weight: &QuantizedWeight, gram: &Gram) -> QuantizedWeight {
+pub(super) fn rounded(weight: &QuantizedWeight, gram: &Gram) -> QuantizedWeight {
     let layout = Layout::new(weight.codes.shape(), weight.output_axis);
     let k = layout.inputs * layout.rest;
     let values = weight.float.to_f32_vec();
@@ -149,23 +149,23 @@ fn layer_steps(plan: &Plan, survey: &Survey, layers: &[usize]) -> HashMap<(Progr
 }
 
 /// `count` of the numbers below `all`, evenly spread from a start that depends on the seed; all of them if there are no more.
-fn picked(all: usize, count: usize, seed: u64) -> impl Iterator<Item = usize> {
+pub(super) fn picked(all: usize, count: usize, seed: u64) -> impl Iterator<Item = usize> {
     let count = count.min(all);
     let start = (seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33) as usize % all.max(1);
     (0..count).map(move |i| (start + i * all / count) % all)
 }
 
 /// What each output of a product reads, one row of inputs · taps per position.
-struct Rows {
+pub(super) struct Rows {
     x: Vec<f32>,
     channels: usize,
-    count: usize,
+    pub(super) count: usize,
     /// None: a linear layer.
     conv: Option<ConvShape>,
 }
 
 impl Rows {
-    fn new(op: &Op, x: &Tensor, weight: &QuantizedWeight) -> Rows {
+    pub(super) fn new(op: &Op, x: &Tensor, weight: &QuantizedWeight) -> Rows {
         let shape = x.shape();
         let channels = *shape.last().expect("a product reads channels");
         let values = x.to_f32_vec();
@@ -184,7 +184,7 @@ impl Rows {
         Rows { count: conv.out_rows(), x: values, channels, conv: Some(conv) }
     }
 
-    fn gather(&self, rows: impl Iterator<Item = usize>) -> Vec<f32> {
+    pub(super) fn gather(&self, rows: impl Iterator<Item = usize>) -> Vec<f32> {
         rows.flat_map(|row| self.row(row)).collect()
     }
 

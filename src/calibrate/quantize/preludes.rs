@@ -1,0 +1,100 @@
+//! Second-order rounding of the weights of preludes that have few bits, by what their products read for the calibration samples: rows of time
+//! embeddings and conditions. There are few of those and they are alike, which is where rounding one weight best makes up for another.
+
+use super::reconstruct::{MEMORY, Rows, inputs, picked, rounded};
+use crate::calibrate::CalibrateError;
+use cqc_passes::quant::Survey;
+use cqc_passes::quant::gptq::Gram;
+use cqc_proto::Op;
+use cqc_proto::plan::{Plan, ProgramKind};
+use cqc_runtime::denoise::{Loop, Request};
+use cqc_runtime::engine::Watched;
+use std::collections::HashMap;
+
+/// Rows per input that one batch of samples adds to a Gram matrix at most.
+const ROWS_PER_INPUT: usize = 4;
+
+/// Products that read the same in the same way.
+struct Group {
+    /// The first of them.
+    kind: ProgramKind,
+    step: usize,
+    op: Op,
+    /// All of them, in the survey.
+    weights: Vec<usize>,
+    gram: Gram,
+}
+
+/// Rounds the weights of fewer than 8 bits again. `denoiser` runs the quantized plan. Whether there are any.
+pub(crate) fn reconstruct_preludes(
+    denoiser: &mut Loop,
+    survey: &mut Survey,
+    request: &Request,
+    fit: usize,
+) -> Result<bool, CalibrateError> {
+    let mut left = groups(denoiser.engine().plan(), survey);
+    let found = !left.is_empty();
+    while !left.is_empty() {
+        let mut bytes = 0;
+        let fits = left.iter().take_while(|group| {
+            bytes += 8 * group.gram.inputs().pow(2);
+            bytes <= MEMORY
+        });
+        let later = left.split_off(fits.count().max(1));
+        collect(denoiser, survey, &mut left, request, fit)?;
+        for group in &left {
+            for &i in &group.weights {
+                survey.preludes[i].weight = rounded(&survey.preludes[i].weight, &group.gram);
+            }
+        }
+        left = later;
+    }
+    Ok(found)
+}
+
+fn groups(plan: &Plan, survey: &Survey) -> Vec<Group> {
+    let few = survey.preludes.iter().enumerate().filter(|(_, p)| p.weight.bits < 8);
+    let few: HashMap<&str, usize> = few.map(|(i, p)| (p.key.as_str(), i)).collect();
+    let mut out: Vec<(Option<usize>, Group)> = vec![];
+    for kind in [ProgramKind::Prelude, ProgramKind::PreludeSteps] {
+        let program = plan.program(kind);
+        for (step, product) in program.steps.iter().enumerate() {
+            let Some(&weight) = few.get(program.values[product.outputs[0]].name.as_str()) else { continue };
+            let x = product.inputs[0];
+            let same = |(of, group): &&mut (Option<usize>, Group)| {
+                *of == x
+                    && group.kind == kind
+                    && matches!((&group.op, &product.op), (Op::Linear { .. }, Op::Linear { .. }))
+            };
+            match out.iter_mut().find(same) {
+                Some((_, group)) => group.weights.push(weight),
+                None => {
+                    let gram = Gram::new(inputs(&survey.preludes[weight].weight));
+                    out.push((x, Group { kind, step, op: product.op.clone(), weights: vec![weight], gram }));
+                }
+            }
+        }
+    }
+    out.into_iter().map(|(_, group)| group).collect()
+}
+
+/// Runs the preludes for all samples.
+fn collect(
+    denoiser: &mut Loop,
+    survey: &Survey,
+    groups: &mut [Group],
+    request: &Request,
+    fit: usize,
+) -> Result<(), CalibrateError> {
+    for first in (0..fit).step_by(denoiser.width()) {
+        let mut watch = |step: &Watched| {
+            let mut at = groups.iter_mut().filter(|group| (group.kind, group.step) == (step.kind, step.step));
+            let Some(group) = at.next().filter(|_| !step.done) else { return };
+            let rows = Rows::new(&group.op, &step.input(0), &survey.preludes[group.weights[0]].weight);
+            let wanted = ROWS_PER_INPUT * group.gram.inputs();
+            group.gram.add(&rows.gather(picked(rows.count, wanted, (first + step.step) as u64)));
+        };
+        denoiser.begin_watched(request, first, Some(&mut watch))?;
+    }
+    Ok(())
+}
