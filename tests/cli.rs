@@ -43,7 +43,8 @@ fn model() -> PathBuf {
 fn compiled(steps: usize) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.cq");
-    let ran = line(&format!("compile {} -o {} --steps {steps} --interval 1", model().display(), path.display()));
+    let ran =
+        line(&format!("compile {} -o {} --steps {steps} --interval 1 --quant none", model().display(), path.display()));
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     (dir, path)
 }
@@ -141,7 +142,7 @@ fn an_output_is_replaced_only_with_force() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("a.cq");
     std::fs::write(&out, "precious").unwrap();
-    let command = format!("compile {} -o {} --steps 2 --interval 1", model().display(), out.display());
+    let command = format!("compile {} -o {} --steps 2 --interval 1 --quant none", model().display(), out.display());
     let ran = line(&command);
     assert_eq!(ran.code, 1);
     assert!(ran.stderr.contains("exists already\n  help    --force"), "{}", ran.stderr);
@@ -163,7 +164,7 @@ fn a_recipe_is_read_and_the_command_line_wins() {
             recipe.display()
         ))
     };
-    std::fs::write(&recipe, "steps = 4\nsampler = 'ddpm'\ninterval = 1\n").unwrap();
+    std::fs::write(&recipe, "steps = 4\nsampler = 'ddpm'\ninterval = 1\nquant = 'none'\n").unwrap();
     assert_eq!(compile("").json()["steps"], 4);
     assert_eq!(compile("--steps 3").json()["steps"], 3);
     assert_eq!(line(&format!("inspect {} --json", out.display())).json()["sampler"]["kind"], "ddpm");
@@ -423,7 +424,7 @@ fn a_budget_decides_how_many_samples_are_calibrated_on() {
     let dir = tempfile::tempdir().unwrap();
     let compile = |name: &str, options: &str| {
         let output = dir.path().join(name);
-        let schedule = "--steps 4 --interval 2 --schedule uniform --cache-fit teacher-forced";
+        let schedule = "--steps 4 --interval 2 --quant none --schedule uniform --cache-fit teacher-forced";
         let ran = line(&format!("compile {} -o {} {schedule} {options}", model().display(), output.display()));
         assert_eq!(ran.code, 0, "{}", ran.stderr);
         (std::fs::read(&output).unwrap(), ran.stderr)
@@ -433,7 +434,8 @@ fn a_budget_decides_how_many_samples_are_calibrated_on() {
     assert!(hurried == compile("two.cq", "--calib-samples 2").0, "the budget is not in the file");
     assert!(compile("patient.cq", "--calib-samples 4 --budget 2h").0 == compile("four.cq", "--calib-samples 4").0);
     let output = dir.path().join("n.cq");
-    let ran = line(&format!("compile {} -o {} --interval 1 --budget 1h", model().display(), output.display()));
+    let ran =
+        line(&format!("compile {} -o {} --interval 1 --quant none --budget 1h", model().display(), output.display()));
     assert_eq!(ran.code, 2, "{}", ran.stderr);
 }
 
@@ -467,7 +469,7 @@ fn a_loop_rounded_to_bf16_is_half_the_size_and_goes_everywhere() {
     let (model, calibration) = (model().display().to_string(), "--calib-samples 4 --calib-batch 2");
     let size = |name: &str| std::fs::metadata(file(name)).unwrap().len();
     let how = format!("--steps 4 --interval 2 --schedule uniform {calibration}");
-    done(&format!("compile {model} -o {} {how}", file("float.cq")));
+    done(&format!("compile {model} -o {} {how} --quant none", file("float.cq")));
     let json = done(&format!(
         "compile {model} -o {} {how} --quant bf16 --any-steps --report {} --json",
         file("bf16.cq"),

@@ -66,8 +66,18 @@ fn kernels_travel_in_the_artifact() {
     let [plain, with] = ["a.cq", "b.cq"].map(|name| dir.path().join(name));
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/dit-ts14-static.onnx");
     let compile = |out: &Path, more: &[&str]| {
-        let fixed =
-            ["compile", model.to_str().unwrap(), "--steps", "3", "--interval", "1", "-o", out.to_str().unwrap()];
+        let fixed = [
+            "compile",
+            model.to_str().unwrap(),
+            "--steps",
+            "3",
+            "--interval",
+            "1",
+            "--quant",
+            "none",
+            "-o",
+            out.to_str().unwrap(),
+        ];
         cqc(&[&fixed[..], more].concat())
     };
     let done = compile(&with, &["--target", "cuda:sm_80", "--target", "cuda:sm_90a"]);

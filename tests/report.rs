@@ -169,7 +169,7 @@ fn inspect_lists_quantized_layers_and_their_tables() {
 #[test]
 fn what_does_not_exist_is_left_out() {
     // nothing to calibrate, so that labels may be missing
-    let plain = make(&model("dit-dy23"), "--steps 4 --interval 1");
+    let plain = make(&model("dit-dy23"), "--steps 4 --interval 1 --quant none");
     check_page(&plain.page);
     let sections = ["compiled", "schedule", "errors", "cost", "layers"].map(|section| plain.has(section));
     assert_eq!(sections, [true, false, false, true, false]);
@@ -201,7 +201,7 @@ fn files_are_not_overwritten_and_that_is_said_first() {
     std::fs::write(&report, "mine").unwrap();
     let compile = |report: &Path, more: &str| {
         let files = format!("{} -o {} --report {}", model("dit-dy23").display(), out.display(), report.display());
-        cqc(&format!("compile {files} --steps 4 --interval 1 {more}"))
+        cqc(&format!("compile {files} --steps 4 --interval 1 --quant none {more}"))
     };
     let (code, _, stderr) = compile(&report, "");
     assert!(code == 1 && stderr.contains("a.html") && stderr.contains("--force"), "{stderr}");

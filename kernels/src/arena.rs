@@ -1,5 +1,6 @@
 //! One aligned block of memory for all activations, and checked typed views into it.
 
+use memmap2::MmapMut;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ptr::NonNull;
@@ -83,7 +84,12 @@ pub enum ArenaError {
 pub struct Arena {
     memory: NonNull<u8>,
     len: usize,
+    /// Whose memory it is; `None`: the allocator's.
+    map: Option<MmapMut>,
 }
+
+/// From here on arenas are pages of their own: zero without being written, and huge where the system has such.
+const MAPPED: usize = 1 << 22;
 
 // SAFETY: the memory is owned and only reached through `&self` (reads) and `&mut self` (writes).
 unsafe impl Send for Arena {}
@@ -94,10 +100,17 @@ impl Arena {
     /// `bytes` zero bytes, aligned to [`ALIGN`].
     pub fn new(bytes: usize) -> Arena {
         let layout = Self::layout(bytes);
+        if let Some(mut map) = (bytes >= MAPPED).then(|| MmapMut::map_anon(bytes).ok()).flatten() {
+            // a hint
+            #[cfg(target_os = "linux")]
+            let _ = map.advise(memmap2::Advice::HugePage);
+            let memory = NonNull::new(map.as_mut_ptr()).expect("a map has an address");
+            return Arena { memory, len: bytes, map: Some(map) };
+        }
         // SAFETY: the layout's size is at least `ALIGN`, so not zero.
         let memory = unsafe { alloc_zeroed(layout) };
         let Some(memory) = NonNull::new(memory) else { handle_alloc_error(layout) };
-        Arena { memory, len: bytes }
+        Arena { memory, len: bytes, map: None }
     }
 
     fn layout(bytes: usize) -> Layout {
@@ -180,8 +193,10 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this very layout.
-        unsafe { dealloc(self.memory.as_ptr(), Self::layout(self.len)) }
+        if self.map.is_none() {
+            // SAFETY: allocated in `new` with this very layout.
+            unsafe { dealloc(self.memory.as_ptr(), Self::layout(self.len)) }
+        }
     }
 }
 

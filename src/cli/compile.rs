@@ -38,7 +38,7 @@ use std::path::{Path, PathBuf};
     cqc compile unet.onnx --scheduler-config scheduler_config.json -o unet.cq\n  \
     cqc compile dit.onnx --guidance 2.0 --null-label 8 -o dit.cq\n  \
     cqc compile unet.onnx --interval 10 --cut shallow -o unet.cq\n  \
-    cqc compile unet.onnx --quant w8a8 --report unet.html -o unet.cq\n  \
+    cqc compile unet.onnx --report unet.html -o unet.cq\n  \
     cqc compile unet.onnx --quant bf16 -o unet.cq\n  \
     cqc compile unet.onnx --dim height=64 --dim width=64 --recipe sd.toml -o sd.cq\n\n\
     Without --scheduler-config the sampler has the defaults of diffusers' scheduler class for --sampler:\n\
@@ -80,10 +80,10 @@ pub struct CompileArgs {
     pub null_cond: Vec<NamedFile>,
     #[command(flatten)]
     pub sizes: Sizes,
-    /// Number format: none, bf16, w8a8 or w4a8. With w8a8 and w4a8 convolutions, linear layers and attention multiply integers
+    /// Number format: w8a8, w4a8, bf16 or none. With w8a8 and w4a8 convolutions, linear layers and attention multiply integers
     /// (AVX2, AVX-VNNI, AVX-512 VNNI, AMX). With bf16 convolutions and linear layers multiply bf16 (AMX, AVX-512 BF16; elsewhere in float,
     /// rounded to bf16), nothing is fitted, and attention stays float
-    #[arg(long, value_name = "KIND", default_value = "none")]
+    #[arg(long, value_name = "KIND", default_value = "w8a8")]
     pub quant: Quant,
     /// What may be corrected: cache (where it helps on held-out calibration samples), quant (sums of quantized layers that read the
     /// cache), quant=all (of all quantized layers), or none

@@ -5,6 +5,7 @@ use super::values::Value;
 use super::watch::Watch;
 use super::{Engine, EngineError, InFlight, RequestLayout, Slot};
 use cqc_kernels::arena::{Arena, Span, bytes_of};
+use cqc_kernels::copy_strided;
 use cqc_proto::plan::{InputRole, PlanInput, ProgramKind, Source};
 use cqc_proto::{DType, Tensor};
 use std::collections::BTreeMap;
@@ -284,9 +285,7 @@ impl Engine {
         let (value, place) = (&ready.values[value], &ready.places[value]);
         let (row, ld) = (value.cols * value.dtype.size(), value.ld * value.dtype.size());
         let copy = |source: &[u8], target: &mut [u8]| {
-            for (target, source) in target.chunks_exact_mut(row).zip(source.chunks(ld)) {
-                target.copy_from_slice(&source[..row]);
-            }
+            copy_strided(&self.pool, &[value.rows, row], source, 0, &[ld as isize, 1], target, &[row, 1]);
         };
         match place.written() {
             Some(span) => copy(self.arena.get(span).expect("the layout lies in the arena"), request.bytes(to)),

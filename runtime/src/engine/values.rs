@@ -73,7 +73,31 @@ pub(crate) fn resolve(kind: ProgramKind, program: &Program, bindings: &Bindings)
     };
     let mut values = program.values.iter().enumerate().map(sized).collect::<Result<Vec<_>, EngineError>>()?;
     share_storage(program, &mut values);
+    if !kind.is_step() {
+        share_parts(program, bindings, &mut values);
+    }
     Ok(values)
+}
+
+/// Lets results of a prelude that are some columns of a value lie where that does: they are only copied to where they outlive the program.
+fn share_parts(program: &Program, bindings: &Bindings, values: &mut [Value]) {
+    let sharing = |v: usize| values.iter().enumerate().filter(move |(_, value)| value.home == v).map(|(i, _)| i);
+    let is_read = |v: usize| program.steps.iter().any(|step| step.inputs.contains(&Some(v)));
+    let mut parts = Vec::new();
+    for step in &program.steps {
+        let (Op::Slice { .. }, [Some(x)], &[y]) = (&step.op, &step.inputs[..], &step.outputs[..]) else { continue };
+        let Some(Op::Slice { axes, starts, steps, .. }) = bind(&step.op, bindings) else { continue };
+        let Some(first) = starts.first().and_then(|d| usize::try_from(d.as_const()?).ok()) else { continue };
+        let is_columns = axes.len() == 1 && axes[0] + 1 == values[*x].shape.len() && steps == [1];
+        let is_whole = values[*x].source == Source::Step && sharing(*x).eq([*x]);
+        let only_kept = sharing(y).all(|z| !is_read(z) && values[z].cols == values[y].cols);
+        if is_columns && is_whole && only_kept && values[y].home == y {
+            parts.extend(sharing(y).map(|z| (*x, z, first)));
+        }
+    }
+    for (x, part, first) in parts {
+        (values[part].home, values[part].column, values[part].ld) = (x, first, values[x].ld);
+    }
 }
 
 /// Sets the homes: from the declared aliases, then for reshapes that need not copy.

@@ -88,6 +88,10 @@ impl Site<'_> {
             offset += usize::try_from(start.as_const()?).ok()? * strides[axis];
             x_strides[axis] *= step as isize;
         }
+        // some columns, where they lie
+        if x.home == y.home && y.column == x.column + offset && x.ld == y.ld && x.rows == y.rows {
+            return Some(Kernel::Nothing);
+        }
         self.whole(&y.shape, offset, x_strides, y.strides())
     }
 
