@@ -45,7 +45,7 @@ fn dir() -> PathBuf {
 /// An uncached artifact; every test has its own names.
 fn compiled(name: &str, options: &str) -> String {
     let path = dir().join(name).display().to_string();
-    let ran = line(&format!("compile {options} --interval 1 -o {path} --force -q"));
+    let ran = line(&format!("compile {options} --interval 1 --quant none -o {path} --force -q"));
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     path
 }

@@ -22,6 +22,16 @@ const MAGIC: f32 = 12_582_912.0;
 
 /// e^r for |r| ≤ ln 2 / 2: the polynomial of the least relative error, 9e-8, among those that are 1 at 0.
 const EXP: [f32; 6] = [8.290_306e-3, 4.189_797_5e-2, 1.666_763_7e-1, 4.999_915e-1, 9.999_997e-1, 1.0];
+/// 2^r for |r| ≤ 1/2: e^(r · ln 2).
+const EXP2: [f32; 6] = {
+    let (mut out, mut power, mut i) = ([0.0; 6], 1.0, 6);
+    while i > 0 {
+        i -= 1;
+        out[i] = (EXP[i] as f64 * power) as f32;
+        power *= std::f64::consts::LN_2;
+    }
+    out
+};
 /// e^−r: odd powers have the other sign.
 const EXP_MINUS: [f32; 6] = [-EXP[0], EXP[1], -EXP[2], EXP[3], -EXP[4], EXP[5]];
 
@@ -49,6 +59,15 @@ pub(crate) fn exp<S: Arithmetic>(s: S, x: S::V) -> S::V {
 pub(crate) fn exp_weight<S: Arithmetic>(s: S, x: S::V) -> S::V {
     let (shifted, y) = exp_parts(s, s.max(s.splat(-87.0), x));
     s.add_exponent(y, shifted)
+}
+
+/// 2^x for x ≤ 8, for softmax: below −126 (also at −∞) it is 2^−126 instead of less.
+#[inline(always)]
+pub(crate) fn exp2_weight<S: Arithmetic>(s: S, x: S::V) -> S::V {
+    let x = s.max(s.splat(-126.0), x);
+    let shifted = s.add(x, s.splat(MAGIC));
+    let r = s.sub(x, s.sub(shifted, s.splat(MAGIC)));
+    s.add_exponent(polynomial(s, r, EXP2), shifted)
 }
 
 /// 1 + e^−x, up to ∞; below x = 60 digits of e^−x no longer count.

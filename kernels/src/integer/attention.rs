@@ -10,13 +10,14 @@ use super::tile::Codes;
 use crate::arena::{cast, cast_mut};
 use crate::attention::{AttentionShape, add_mask};
 use crate::gemm::Micro;
-use crate::math::{exp_weight, round_small};
+use crate::math::exp2_weight;
 use crate::rows::row_max;
 use crate::shared::{SharedMut, cut};
 use crate::simd::wide::{CHAINS, Wide};
 use crate::simd::{Arithmetic, Simd};
 use crate::target::{Put, Sink, Target};
 use crate::{Isa, Pool};
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 /// Queries of a task at most.
@@ -370,21 +371,19 @@ enum Scores<'a> {
 #[inline(always)]
 fn weigh<D: IntDot>(d: D, row: &[f32], scores: Scores, levels: f32, codes: &mut [D::Left]) -> f32 {
     let lanes = <D::Float as Simd>::LANES;
-    assert!(codes.len() >= row.len());
-    // whole numbers below 2²⁴: the sum is exact
-    let mut total = d.float().splat(0.0);
+    assert_eq!(codes.len(), row.len());
     let whole = row.len() - row.len() % lanes;
     let many = whole - whole % (CHAINS * lanes);
     // SAFETY: all vectors end at `whole`.
     unsafe {
         for at in (0..many).step_by(CHAINS * lanes) {
-            total = weigh_vectors::<D, CHAINS>(d, row, scores, levels, at, codes, total);
+            weigh_vectors::<D, CHAINS>(d, row, scores, levels, at, codes);
         }
         for at in (many..whole).step_by(lanes) {
-            total = weigh_vectors::<D, 1>(d, row, scores, levels, at, codes, total);
+            weigh_vectors::<D, 1>(d, row, scores, levels, at, codes);
         }
     }
-    let (n, mut tail) = (row.len() - whole, [0.0; 16]);
+    let n = row.len() - whole;
     if n > 0 {
         let (mut last, mut less) = ([0.0; 16], [0; 16]);
         last[..n].copy_from_slice(&row[whole..]);
@@ -399,13 +398,17 @@ fn weigh<D: IntDot>(d: D, row: &[f32], scores: Scores, levels: f32, codes: &mut 
         unsafe {
             let [v] = weights(d, &last, scores, levels, 0);
             d.float().store_codes(codes.as_mut_ptr().add(whole).cast(), v, n, size_of::<D::Left>());
-            d.float().store(tail.as_mut_ptr(), v);
         }
     }
-    d.float().sum(total) + tail[..n].iter().sum::<f32>()
+    let mut total = 0;
+    for &code in codes.iter() {
+        total += u32::from(D::value(code));
+    }
+    // below 2²⁴
+    total as f32
 }
 
-/// [`weigh`] for `M` vectors from `at` on: `total` and theirs.
+/// [`weigh`] for `M` vectors from `at` on.
 ///
 /// # Safety
 /// `row` and `codes`, and offsets where there are any, must have them.
@@ -417,22 +420,19 @@ unsafe fn weigh_vectors<D: IntDot, const M: usize>(
     levels: f32,
     at: usize,
     codes: &mut [D::Left],
-    mut total: <D::Float as Arithmetic>::V,
-) -> <D::Float as Arithmetic>::V {
+) {
     let lanes = <D::Float as Simd>::LANES;
     // SAFETY: the caller's promise.
     unsafe {
         let v: [_; M] = weights(d, row, scores, levels, at);
-        for j in 0..M {
+        for (j, v) in v.into_iter().enumerate() {
             let place = codes.as_mut_ptr().add(at + j * lanes).cast();
-            d.float().store_codes(place, v[j], lanes, size_of::<D::Left>());
-            total = d.float().add(total, v[j]);
+            d.float().store_codes(place, v, lanes, size_of::<D::Left>());
         }
     }
-    total
 }
 
-/// The weights of `M` vectors of scores from `at` on.
+/// The weights of `M` vectors of scores from `at` on, not yet rounded.
 ///
 /// # Safety
 /// `row`, and offsets where there are any, must have them.
@@ -445,8 +445,8 @@ unsafe fn weights<D: IntDot, const M: usize>(
     at: usize,
 ) -> [<D::Float as Arithmetic>::V; M] {
     let s = d.float();
-    // levels · eˣ = e^(x + ln levels)
-    let shift = s.splat(levels.ln());
+    // levels · eˣ = 2^(x / ln 2 + log₂ levels)
+    let shift = s.splat(levels.log2());
     let mut x = [shift; M];
     for (j, x) in x.iter_mut().enumerate() {
         let at = at + j * <D::Float as Simd>::LANES;
@@ -455,11 +455,13 @@ unsafe fn weights<D: IntDot, const M: usize>(
             match scores {
                 Scores::Sums { offsets, largest, scale } => {
                     let sums = d.minus(d.load(row.as_ptr().add(at).cast()), d.load(offsets.as_ptr().add(at)));
-                    s.fma(d.floats(d.minus(sums, d.all(largest))), s.splat(scale), shift)
+                    s.fma(d.floats(d.minus(sums, d.all(largest))), s.splat(scale * LOG2_E), shift)
                 }
-                Scores::Values { largest } => s.add(s.sub(s.load(row.as_ptr().add(at)), s.splat(largest)), shift),
+                Scores::Values { largest } => {
+                    s.fma(s.sub(s.load(row.as_ptr().add(at)), s.splat(largest)), s.splat(LOG2_E), shift)
+                }
             }
         };
     }
-    round_small(Wide(s), exp_weight(Wide(s), x))
+    exp2_weight(Wide(s), x)
 }

@@ -90,7 +90,7 @@ pub(crate) trait Simd: Arithmetic {
     /// # Safety
     /// `n` values must be writable.
     unsafe fn store_n(self, p: *mut f32, v: Self::V, n: usize);
-    /// Stores the first `n ≤ LANES` lanes, whole numbers in 0 ..= 255, as integers of `size` bytes, 1 or 2.
+    /// Stores the first `n ≤ LANES` lanes, in 0 ..= 255, as integers of `size` bytes, 1 or 2: the nearest ones, half to even.
     ///
     /// # Safety
     /// They must be writable, and aligned to their size.

@@ -128,7 +128,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn store_codes(self, p: *mut u8, v: V, n: usize, size: usize) {
-        for (i, v) in v[..n].iter().enumerate() {
+        for (i, v) in round_small(self, v)[..n].iter().enumerate() {
             // SAFETY: the caller's promise.
             unsafe { if size == 1 { p.add(i).write(*v as u8) } else { p.cast::<u16>().add(i).write(*v as u16) } };
         }

@@ -307,9 +307,9 @@ pub fn calibration_request(args: &CachingArgs, model: &Model, trajectory: &Traje
     let mut missing = model.inputs.iter().filter(|i| i.role == InputRole::Condition);
     if let Some(input) = missing.find(|i| !conditions.contains_key(&i.name)) {
         let labels = if input.ty.dtype.is_integer() { "--labels A,B,.. or " } else { "" };
-        return Err(Failure::usage(format!("calibration needs input `{}`", input.name))
-            .fact("wants", &input.ty)
-            .help(format!("{labels}--cond {}=FILE.npy; or --interval 1, which needs no calibration", input.name)));
+        return Err(Failure::usage(format!("calibration needs input `{}`", input.name)).fact("wants", &input.ty).help(
+            format!("{labels}--cond {}=FILE.npy; or --interval 1 --quant none, which needs no calibration", input.name),
+        ));
     }
     Ok(Request {
         samples,
