@@ -73,7 +73,7 @@ impl PackedMatrix {
         }
     }
 
-    fn dense(isa: Isa, taps: usize, k: usize, n: usize, at: &dyn Fn(usize, usize) -> f32) -> PackedMatrix {
+    fn dense(isa: Isa, taps: usize, k: usize, n: usize, at: &impl Fn(usize, usize) -> f32) -> PackedMatrix {
         let channels = k / taps.max(1);
         if n <= DOT_COLUMNS && channels >= isa.lanes() {
             Self::dot(isa, channels, k, n, at)
@@ -82,7 +82,7 @@ impl PackedMatrix {
         }
     }
 
-    fn panels(isa: Isa, groups: usize, k: usize, n: usize, at: &dyn Fn(usize, usize, usize) -> f32) -> PackedMatrix {
+    fn panels(isa: Isa, groups: usize, k: usize, n: usize, at: &impl Fn(usize, usize, usize) -> f32) -> PackedMatrix {
         let width = panel_width(isa);
         let panels = n.div_ceil(width);
         let mut data = zeros(groups * panels * k * width);
@@ -98,7 +98,7 @@ impl PackedMatrix {
         PackedMatrix { isa, layout: Layout::Panels, groups, k, n, data }
     }
 
-    fn dot(isa: Isa, channels: usize, k: usize, n: usize, at: &dyn Fn(usize, usize) -> f32) -> PackedMatrix {
+    fn dot(isa: Isa, channels: usize, k: usize, n: usize, at: &impl Fn(usize, usize) -> f32) -> PackedMatrix {
         let width = channels.next_multiple_of(isa.lanes());
         let mut data = zeros(k / channels * n * width);
         for (index, row) in all_mut(&mut data).chunks_exact_mut(width).enumerate() {
@@ -110,7 +110,7 @@ impl PackedMatrix {
         PackedMatrix { isa, layout: Layout::Dot { channels }, groups: 1, k, n, data }
     }
 
-    fn depthwise(isa: Isa, groups: usize, k: usize, at: &dyn Fn(usize, usize) -> f32) -> PackedMatrix {
+    fn depthwise(isa: Isa, groups: usize, k: usize, at: &impl Fn(usize, usize) -> f32) -> PackedMatrix {
         let width = groups.next_multiple_of(isa.lanes());
         let mut data = zeros(k * width);
         for (p, row) in all_mut(&mut data).chunks_exact_mut(width).enumerate() {

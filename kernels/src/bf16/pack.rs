@@ -40,7 +40,7 @@ impl PackedBf16 {
         Self::pack(isa, taps, shape.cin, shape.cout, &|tap, channel, col| w[(col * shape.cin + channel) * taps + tap])
     }
 
-    fn pack(isa: Isa, taps: usize, depth: usize, n: usize, at: &dyn Fn(usize, usize, usize) -> u16) -> PackedBf16 {
+    fn pack(isa: Isa, taps: usize, depth: usize, n: usize, at: &impl Fn(usize, usize, usize) -> u16) -> PackedBf16 {
         let width = isa.bf16_level().panel_width();
         let bytes = taps * depth.next_multiple_of(GROUP) * n.next_multiple_of(width) * size_of::<u16>();
         let mut data = Arena::new(bytes);

@@ -29,7 +29,9 @@ impl PackedCodes {
     pub fn from_kn(isa: Isa, segments: &[usize], n: usize, codes: &[i8], scale: &[f32]) -> PackedCodes {
         let k: usize = segments.iter().sum();
         assert_eq!(codes.len(), k * n, "codes of [{k}, {n}]");
-        Self::pack(isa, 1, segments, n, scale, &|_, channel, col| codes[channel * n + col])
+        Self::pack(isa, 1, segments, n, scale, |_, channel, first, row| {
+            row.copy_from_slice(&codes[channel * n + first..][..row.len()]);
+        })
     }
 
     /// Packs the weights of a convolution without groups, `codes` `[cout, cin, kh, kw]`; `scale` is `[cout, segments]`.
@@ -44,17 +46,20 @@ impl PackedCodes {
             "segments of a convolution {shape:?}"
         );
         assert_eq!(codes.len(), shape.cout * shape.k(), "codes of a convolution {shape:?}");
-        let at = |tap: usize, channel: usize, col: usize| codes[(col * shape.cin + channel) * taps + tap];
-        Self::pack(isa, taps, segments, shape.cout, scale, &at)
+        Self::pack(isa, taps, segments, shape.cout, scale, |tap, channel, first, row| {
+            let from = &codes[(first * shape.cin + channel) * taps + tap..];
+            row.iter_mut().zip(from.iter().step_by(shape.cin * taps)).for_each(|(to, from)| *to = *from);
+        })
     }
 
+    /// `columns_of(tap, channel, first, row)` writes the codes of some columns, `first` the first of them, to `row`.
     fn pack(
         isa: Isa,
         taps: usize,
         segments: &[usize],
         n: usize,
         scale: &[f32],
-        at: &dyn Fn(usize, usize, usize) -> i8,
+        columns_of: impl Fn(usize, usize, usize, &mut [i8]),
     ) -> PackedCodes {
         assert!(isa.multiplies_codes(taps, segments), "no kernel for segments {segments:?} at {taps} taps");
         assert_eq!(scale.len(), n * segments.len(), "scales of {n} columns and {} segments", segments.len());
@@ -64,18 +69,27 @@ impl PackedCodes {
         let mut data = Arena::new(k * columns);
         let (mut sums, mut scales) = (vec![0; segments.len() * columns], vec![0.0; segments.len() * columns]);
         let all = data.get_mut::<i8>(Span::new(0, k * columns)).expect("an arena holds itself");
-        let mut places = all.iter_mut();
-        for first in (0..columns).step_by(width) {
+        let mut rows = vec![0; group * width];
+        for (panel, out) in all.chunks_exact_mut(k * width).enumerate() {
+            let first = panel * width;
+            let columns_here = width.min(n - first);
+            if columns_here < width {
+                rows.fill(0);
+            }
+            let mut groups = out.chunks_exact_mut(width * group);
             let mut begin = 0;
             for (segment, &depth) in segments.iter().enumerate() {
+                let sums = &mut sums[segment * columns + first..][..width];
                 for tap in 0..taps {
-                    for channel in (begin..begin + depth).step_by(group) {
-                        for col in first..first + width {
-                            for place in places.by_ref().take(group).enumerate() {
-                                let code = if col < n { at(tap, channel + place.0, col) } else { 0 };
-                                *place.1 = code;
-                                sums[segment * columns + col] += i32::from(code);
-                            }
+                    for (channels, out) in (begin..begin + depth).step_by(group).zip(groups.by_ref()) {
+                        for (place, row) in rows.chunks_exact_mut(width).enumerate() {
+                            let row = &mut row[..columns_here];
+                            columns_of(tap, channels + place, first, row);
+                            sums.iter_mut().zip(row).for_each(|(sum, code)| *sum += i32::from(*code));
+                        }
+                        match group {
+                            2 => interleave::<2>(&rows, out),
+                            _ => interleave::<4>(&rows, out),
                         }
                     }
                 }
@@ -126,5 +140,15 @@ impl PackedCodes {
             "packed for (isa, taps, channels, n) = {have:?}, used for {:?}",
             (isa, taps, depth, n)
         );
+    }
+}
+
+/// Rows side by side: `[N, width]` to `[width, N]`.
+fn interleave<const N: usize>(rows: &[i8], out: &mut [i8]) {
+    let width = rows.len() / N;
+    let rows: [&[i8]; N] = std::array::from_fn(|i| &rows[i * width..][..width]);
+    let (out, _) = out.as_chunks_mut::<N>();
+    for (col, out) in out.iter_mut().enumerate().take(width) {
+        *out = rows.map(|row| row[col]);
     }
 }
