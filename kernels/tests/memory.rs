@@ -6,10 +6,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 #[test]
 fn an_arena_is_aligned_and_zero() {
-    let arena = Arena::new(1000);
-    let bytes: &[u8] = arena.get(Span::new(0, 1000)).unwrap();
-    assert_eq!(bytes.as_ptr().addr() % ALIGN, 0);
-    assert!(bytes.iter().all(|&byte| byte == 0));
+    // from the allocator, and pages of its own
+    for len in [0, 1000, (4 << 20) + 1000] {
+        let mut arena = Arena::new(len);
+        let all = Span::new(0, len);
+        let bytes: &mut [u8] = arena.get_mut(all).unwrap();
+        assert_eq!(bytes.as_ptr().addr() % ALIGN, 0);
+        assert!(bytes.iter().all(|&byte| byte == 0));
+        bytes.fill(7);
+        let copy = arena.clone();
+        drop(arena);
+        assert!(copy.get::<u8>(all).unwrap().iter().all(|&byte| byte == 7));
+        assert!(copy.get::<u8>(Span::new(0, len + 1)).is_err());
+    }
 }
 
 #[test]
