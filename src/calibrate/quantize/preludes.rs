@@ -22,7 +22,7 @@ struct Group {
     op: Op,
     /// All of them, in the survey.
     weights: Vec<usize>,
-    gram: Gram,
+    inputs: usize,
 }
 
 /// Rounds the weights of fewer than 8 bits again. `denoiser` runs the quantized plan. Whether there are any.
@@ -37,14 +37,14 @@ pub(crate) fn reconstruct_preludes(
     while !left.is_empty() {
         let mut bytes = 0;
         let fits = left.iter().take_while(|group| {
-            bytes += 8 * group.gram.inputs().pow(2);
+            bytes += 8 * group.inputs.pow(2);
             bytes <= MEMORY
         });
         let later = left.split_off(fits.count().max(1));
-        collect(denoiser, survey, &mut left, request, fit)?;
-        for group in &left {
+        let grams = collect(denoiser, survey, &left, request, fit)?;
+        for (group, gram) in left.iter().zip(&grams) {
             for &i in &group.weights {
-                survey.preludes[i].weight = rounded(&survey.preludes[i].weight, &group.gram);
+                survey.preludes[i].weight = rounded(&survey.preludes[i].weight, gram);
             }
         }
         left = later;
@@ -69,8 +69,8 @@ fn groups(plan: &Plan, survey: &Survey) -> Vec<Group> {
             match out.iter_mut().find(same) {
                 Some((_, group)) => group.weights.push(weight),
                 None => {
-                    let gram = Gram::new(inputs(&survey.preludes[weight].weight));
-                    out.push((x, Group { kind, step, op: product.op.clone(), weights: vec![weight], gram }));
+                    let inputs = inputs(&survey.preludes[weight].weight);
+                    out.push((x, Group { kind, step, op: product.op.clone(), weights: vec![weight], inputs }));
                 }
             }
         }
@@ -78,23 +78,25 @@ fn groups(plan: &Plan, survey: &Survey) -> Vec<Group> {
     out.into_iter().map(|(_, group)| group).collect()
 }
 
-/// Runs the preludes for all samples.
+/// Runs the preludes for all samples: the Gram matrix of what each group reads.
 fn collect(
     denoiser: &mut Loop,
     survey: &Survey,
-    groups: &mut [Group],
+    groups: &[Group],
     request: &Request,
     fit: usize,
-) -> Result<(), CalibrateError> {
+) -> Result<Vec<Gram>, CalibrateError> {
+    let mut grams: Vec<Gram> = groups.iter().map(|group| Gram::new(group.inputs)).collect();
     for first in (0..fit).step_by(denoiser.width()) {
         let mut watch = |step: &Watched| {
-            let mut at = groups.iter_mut().filter(|group| (group.kind, group.step) == (step.kind, step.step));
-            let Some(group) = at.next().filter(|_| !step.done) else { return };
+            let mut at =
+                groups.iter().zip(&mut grams).filter(|(group, _)| (group.kind, group.step) == (step.kind, step.step));
+            let Some((group, gram)) = at.next().filter(|_| !step.done) else { return };
             let rows = Rows::new(&group.op, &step.input(0), &survey.preludes[group.weights[0]].weight);
-            let wanted = ROWS_PER_INPUT * group.gram.inputs();
-            group.gram.add(&rows.gather(picked(rows.count, wanted, (first + step.step) as u64)));
+            let wanted = ROWS_PER_INPUT * group.inputs;
+            gram.add(&rows.gather(picked(rows.count, wanted, (first + step.step) as u64)));
         };
         denoiser.begin_watched(request, first, Some(&mut watch))?;
     }
-    Ok(())
+    Ok(grams)
 }
