@@ -38,6 +38,9 @@ fn main() {
     for (m, k, n) in [(256, 384, 1536), (256, 1536, 384), (2048, 384, 1152), (4096, 320, 320), (4096, 320, 2560)] {
         products(isa, &pool, ConvShape::same(m, 1, 1, k, n, 1));
     }
+    for (m, k, c) in [(4096, 320, 1280), (1024, 640, 2560)] {
+        geglus(isa, &pool, [m, k, c]);
+    }
     for (m, k, n) in [(8192, 96, 32), (2048, 64, 64), (2048, 128, 64), (512, 256, 128), (2048, 160, 480)] {
         linears(isa, &pool, [m, k, n]);
     }
@@ -107,6 +110,30 @@ fn products(isa: Isa, pool: &Pool, shape: ConvShape) {
     let x = Activations { codes, ld: shape.cin, scale: &[0.016], zero_point: &[125.0] };
     report("codes", best(|| conv.run_codes(pool, &x, &packed, &epilogue, &mut y, n)));
     println!("{line}");
+}
+
+/// A linear layer over codes and the GEGLU behind it, stored as codes: three kernels one after the other, and one that does it all.
+fn geglus(isa: Isa, pool: &Pool, [m, k, c]: [usize; 3]) {
+    let (n, size) = (2 * c, isa.code_type().size());
+    let weights: Vec<i8> = (0..n * k).map(|i| ((i * 7919) % 255) as i8).collect();
+    let (scale, bias) = (vec![1e-4; n], numbers(n));
+    let epilogue = Epilogue::bias(&bias);
+    let words: Vec<u16> = (0..m * k).map(|i| ((i * 7919) % 251) as u16).collect();
+    let codes = &bytemuck::cast_slice(&words)[..m * k * size];
+    let x = Activations { codes, ld: k, scale: &[0.016], zero_point: &[125.0] };
+    let how = FakeQuant { bits: 8, segments: &[c], scale: &[0.016], zero_point: &[9.0] };
+    let (mut sums, mut values, mut y) = (vec![0.0; m * n], vec![0.0; m * c], vec![0u16; (m * c * size).div_ceil(2)]);
+    let y = &mut bytemuck::cast_slice_mut::<u16, u8>(&mut y)[..m * c * size];
+    let single = PackedCodes::from_kn(isa, &[k], n, &weights, &scale);
+    let apart = best(|| {
+        linear_codes(isa, pool, m, k, n, &x, &single, &epilogue, &mut sums, n);
+        geglu(isa, pool, m, c, &sums, n, &mut values, c);
+        quantize(isa, pool, m, &values, c, &how, y, c);
+    });
+    let paired = PackedCodes::pairs_from_kn(isa, &[k], n, &weights, &scale);
+    let at_once = best(|| linear_codes(isa, pool, m, k, n, &x, &paired, &epilogue, Target::Codes(&mut *y, how), c));
+    let rate = rate(m * n * k, at_once);
+    println!("linear and GEGLU {m} rows, {k} to {n}: codes {apart:.3} ms, at once {at_once:.3} ms {rate:.0} GMAC/s");
 }
 
 fn linears(isa: Isa, pool: &Pool, [m, k, n]: [usize; 3]) {

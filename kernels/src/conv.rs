@@ -5,7 +5,7 @@ use crate::epilogue::check_matrix;
 use crate::gemm::{Finish, Gather, Groups, Lhs, PADDING, Product};
 use crate::integer::{Activations, IntProduct, PackedCodes, Pixels};
 use crate::pack::Layout;
-use crate::target::{Sink, Target};
+use crate::target::Target;
 use crate::{Epilogue, Isa, PackedMatrix, Pool, depthwise, dot};
 
 /// Shape of a convolution, NHWC.
@@ -177,9 +177,8 @@ impl Conv {
         let (rows, n, isa, groups) = (s.out_rows(), s.cout / s.groups, self.isa, s.groups);
         packed.check(isa, groups, s.k(), n);
         check_matrix("x", x.len(), s.n * s.h * s.w, s.cin, ldx);
-        epilogue.check(rows, s.cout);
         let lhs = self.lhs(x, ldx, &self.zeros);
-        let finish = Finish { epilogue: *epilogue, y: Sink::new(isa, y.into(), rows, s.cout, ldy) };
+        let finish = Finish::new(isa, *epilogue, rows, s.cout, false, y.into(), ldy);
         match packed.layout() {
             Layout::Panels => {
                 let right = packed.values();
@@ -209,10 +208,9 @@ impl Conv {
         assert_eq!(s.groups, 1, "codes are multiplied without groups");
         packed.check(isa, taps, s.cin, s.cout);
         x.check(isa, s.n * s.h * s.w, s.cin, packed.segments().len());
-        epilogue.check(rows, s.cout);
         let pixels = Pixels { table: &self.table, out_pixels: s.out_h() * s.out_w(), in_pixels: s.h * s.w };
         let gather = (!self.table.is_empty()).then_some(pixels);
-        let finish = Finish { epilogue: *epilogue, y: Sink::new(isa, y.into(), rows, s.cout, ldy) };
+        let finish = Finish::new(isa, *epilogue, rows, s.cout, false, y.into(), ldy);
         IntProduct { isa, x, rows, n: s.cout, taps, depth: s.cin, gather, packed, finish }.run(pool);
     }
 
@@ -235,10 +233,9 @@ impl Conv {
         assert_eq!(s.groups, 1, "bf16 are multiplied without groups");
         packed.check(isa, s.kh * s.kw, s.cin, s.cout);
         check_matrix("x", x.len(), s.n * s.h * s.w, s.cin, ldx);
-        epilogue.check(rows, s.cout);
         // zeros of f32 are zeros of bf16
         let lhs = self.lhs(x, ldx, bytemuck::cast_slice(&self.zeros));
-        let finish = Finish { epilogue: packed.epilogue(epilogue), y: Sink::new(isa, y.into(), rows, s.cout, ldy) };
+        let finish = Finish::new(isa, packed.epilogue(epilogue), rows, s.cout, false, y.into(), ldy);
         Bf16Product { isa, lhs, rows, n: s.cout, packed, finish }.run(pool);
     }
 

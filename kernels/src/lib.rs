@@ -51,6 +51,7 @@ pub use copy::copy_strided;
 pub use elementwise::{Affine, Binary, Operand, Unary, affine, binary, geglu, unary};
 pub use epilogue::{Act, Epilogue, Rows};
 pub use fake_quant::{FakeQuant, fake_quant, quantize};
+pub use gemm::PAIRED_COLUMNS;
 pub use group_norm::{GroupNorm, group_norm};
 pub use integer::{Activations, PackedCodes, attention_codes, attention_codes_scratch_len, linear_codes};
 pub use isa::Isa;

@@ -8,10 +8,10 @@ use crate::target::{Sink, Target};
 use crate::{Epilogue, Isa, PackedMatrix, Pool, dot};
 
 /// y = epilogue(x · w): `x` `[m, k]` with rows `ldx` apart, `w` packed from `[k, n]`, `y` `[m, n]` with rows `ldy`
-/// apart.
+/// apart; `[m, n / 2]` where columns are packed in pairs.
 ///
 /// # Panics
-/// When `packed` was made for another `isa`, `k` or `n`, a slice is too short, or `k` is 0.
+/// When `packed` was made for another `isa`, `k` or `n`, a slice is too short, or `k` is 0; for pairs as [`linear_codes`](crate::linear_codes).
 pub fn linear<'a>(
     isa: Isa,
     pool: &Pool,
@@ -27,9 +27,8 @@ pub fn linear<'a>(
 ) {
     packed.check(isa, 1, k, n);
     check_matrix("x", x.len(), m, k, ldx);
-    epilogue.check(m, n);
     let lhs = Lhs { x, ld: ldx, taps: 1, depth: k, gather: None };
-    let finish = Finish { epilogue: *epilogue, y: Sink::new(isa, y.into(), m, n, ldy) };
+    let finish = Finish::new(isa, *epilogue, m, n, packed.is_paired(), y.into(), ldy);
     match packed.layout() {
         Layout::Dot { .. } => dot::run(isa, pool, &lhs, m, n, packed.values(), &finish),
         _ => Product { isa, lhs, rows: m, right: packed.values(), n, groups: Groups::ONE, finish }.run(pool),
@@ -115,6 +114,6 @@ pub fn matmul_batched(
     let lhs = Lhs { x: a, ld: s.lda, taps: 1, depth: s.k, gather: None };
     let right = if s.stride_b == 0 { 0 } else { size };
     let groups = Groups { count: s.batch, left: s.stride_a, right, col: s.stride_y };
-    let finish = Finish { epilogue: Epilogue::default(), y: Sink::values(y, s.ldy) };
+    let finish = Finish { epilogue: Epilogue::default(), y: Sink::values(y, s.ldy), half: None };
     Product { isa, lhs, rows: s.m, right: &scratch[..need], n: s.n, groups, finish }.run(pool);
 }

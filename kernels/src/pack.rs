@@ -1,7 +1,8 @@
 //! Weights, laid out once in the order in which the kernels read them.
 
 use crate::arena::{Arena, Span};
-use crate::{ConvShape, Isa};
+use crate::gemm::pair_of;
+use crate::{ConvShape, Isa, PAIRED_COLUMNS};
 
 /// A weight matrix `[k, n]` (or one per group), packed for one [`Isa`].
 ///
@@ -14,6 +15,8 @@ pub struct PackedMatrix {
     k: usize,
     n: usize,
     data: Arena,
+    /// Columns are packed in pairs.
+    paired: bool,
 }
 
 /// How the values lie.
@@ -41,6 +44,17 @@ impl PackedMatrix {
     pub fn from_kn(isa: Isa, k: usize, n: usize, w: &[f32]) -> PackedMatrix {
         assert_eq!(w.len(), k * n, "weights of [{k}, {n}]");
         Self::dense(isa, 1, k, n, &|p, col| w[p * n + col])
+    }
+
+    /// Packs row-major `w` `[k, n]` whose columns are `[a, b]`, `n / 2` of each: a product's results will be a · gelu_erf(b).
+    ///
+    /// # Panics
+    /// When `w` has not `k · n` values, or `n` is not a multiple of [`PAIRED_COLUMNS`].
+    pub fn pairs_from_kn(isa: Isa, k: usize, n: usize, w: &[f32]) -> PackedMatrix {
+        assert_eq!(w.len(), k * n, "weights of [{k}, {n}]");
+        assert!(n.is_multiple_of(PAIRED_COLUMNS), "pairs of {n} columns");
+        let packed = Self::panels(isa, 1, k, n, &|_, p, col| w[p * n + pair_of(n / 2, panel_width(isa), col)]);
+        PackedMatrix { paired: true, ..packed }
     }
 
     /// Packs row-major `w` `[n, k]`, as PyTorch keeps linear layers.
@@ -95,7 +109,7 @@ impl PackedMatrix {
                 }
             }
         }
-        PackedMatrix { isa, layout: Layout::Panels, groups, k, n, data }
+        PackedMatrix { isa, layout: Layout::Panels, groups, k, n, data, paired: false }
     }
 
     fn dot(isa: Isa, channels: usize, k: usize, n: usize, at: &impl Fn(usize, usize) -> f32) -> PackedMatrix {
@@ -107,7 +121,7 @@ impl PackedMatrix {
                 *value = at(tap * channels + ci, col);
             }
         }
-        PackedMatrix { isa, layout: Layout::Dot { channels }, groups: 1, k, n, data }
+        PackedMatrix { isa, layout: Layout::Dot { channels }, groups: 1, k, n, data, paired: false }
     }
 
     fn depthwise(isa: Isa, groups: usize, k: usize, at: &impl Fn(usize, usize) -> f32) -> PackedMatrix {
@@ -118,7 +132,7 @@ impl PackedMatrix {
                 *value = at(group, p);
             }
         }
-        PackedMatrix { isa, layout: Layout::Depthwise, groups, k, n: 1, data }
+        PackedMatrix { isa, layout: Layout::Depthwise, groups, k, n: 1, data, paired: false }
     }
 
     /// The instruction set it was packed for.
@@ -139,6 +153,11 @@ impl PackedMatrix {
     /// Bytes held, padding included.
     pub fn bytes(&self) -> usize {
         self.data.len()
+    }
+
+    /// Whether its columns are pairs: products with it give a · gelu_erf(b).
+    pub fn is_paired(&self) -> bool {
+        self.paired
     }
 
     pub(crate) fn layout(&self) -> Layout {

@@ -86,6 +86,67 @@ fn products_store_codes() {
     }
 }
 
+/// The results of `linear` in pairs are those of its results' GEGLU, and are rounded like these.
+#[test]
+fn pairs_of_columns_are_what_a_geglu_makes_of_them() {
+    let mut rng = Rng::new(4);
+    for _ in 0..12 {
+        let (m, k, half) = (rng.size(1, 70), 4 * rng.size(1, 20), PAIRED_COLUMNS / 2 * rng.size(1, 5));
+        let (n, images) = (2 * half, rng.size(1, 3));
+        let (x, w, bias, rows) = (rng.noise(m * k), rng.noise(k * n), rng.noise(n), rng.noise(images * n));
+        let rows = Rows { data: &rows, stride: n, rows_per_image: m.div_ceil(images) };
+        let factors = rng.noise(n);
+        let some = |yes: bool| yes.then_some(&factors[..]);
+        let with = |scaled| Epilogue { scale: some(scaled), row: Some(rows), ..Epilogue::bias(&bias) };
+        let bits = |v: &[f32]| v.iter().map(|v| (v.to_bits() >> 16) as u16).collect::<Vec<u16>>();
+        let (x16, w16) = (bits(&x), bits(&w));
+        let signed: Vec<i8> = w.iter().map(|w| (w * 127.0) as i8).collect();
+        let weight_scale: Vec<f32> = factors.iter().map(|f| 0.001 * f.abs()).collect();
+        let codes: Vec<u8> = x.iter().map(|x| (x * 50.0 + 128.0) as u8).collect();
+        let products: [&dyn Fn(Isa, &Pool, bool, Target, usize); 3] = [
+            &|isa, pool, paired, y, ld| {
+                let pack = if paired { PackedMatrix::pairs_from_kn } else { PackedMatrix::from_kn };
+                linear(isa, pool, m, k, n, &x, k, &pack(isa, k, n, &w), &with(true), y, ld);
+            },
+            &|isa, pool, paired, y, ld| {
+                let pack = if paired { PackedBf16::pairs_from_kn } else { PackedBf16::from_kn };
+                let packed = pack(isa, k, n, &w16).scaled(&weight_scale);
+                linear_bf16(isa, pool, m, k, n, &x16, k, &packed, &with(false), y, ld);
+            },
+            &|isa, pool, paired, y, ld| {
+                let pack = if paired { PackedCodes::pairs_from_kn } else { PackedCodes::from_kn };
+                let packed = pack(isa, &[k], n, &signed, &weight_scale);
+                let words: Vec<u16> = match isa.code_type() {
+                    cqc_proto::DType::I16 => codes.iter().map(|&c| u16::from(c)).collect(),
+                    _ => codes.chunks(2).map(|c| u16::from_le_bytes([c[0], c[1]])).collect(),
+                };
+                let codes = &bytemuck::cast_slice(&words)[..m * k * isa.code_type().size()];
+                let x = Activations { codes, ld: k, scale: &[0.1], zero_point: &[127.0] };
+                linear_codes(isa, pool, m, k, n, &x, &packed, &with(true), y, ld);
+            },
+        ];
+        let ld = half + rng.size(0, 5);
+        let how = FakeQuant { bits: 8, segments: &[half], scale: &[0.03], zero_point: &[9.0] };
+        for (isa, pool) in isas().into_iter().flat_map(|isa| pools().into_iter().map(move |pool| (isa, pool))) {
+            let size = isa.code_type().size();
+            for (i, product) in products.iter().enumerate() {
+                let (mut sums, mut expected, mut y) = (vec![0.0; m * n], vec![0.0; m * ld], vec![0.0; m * ld]);
+                product(isa, &pool, false, Target::Values(&mut sums), n);
+                geglu(isa, &pool, m, half, &sums, n, &mut expected, ld);
+                product(isa, &pool, true, Target::Values(&mut y), ld);
+                // bf16 is finished in plain Rust where the CPU has none, without fused additions
+                let plain = i == 1;
+                let near = |(a, b): (&f32, &f32)| a == b || plain && (a - b).abs() < 1e-5 * (1.0 + b.abs());
+                assert!(y.iter().zip(&expected).all(near), "{isa}, product {i}: {m} rows of {half}");
+                let (mut codes, mut rounded) = (vec![0u8; m * ld * size], vec![0u8; m * ld * size]);
+                quantize(isa, &pool, m, &y, ld, &how, &mut rounded, ld);
+                product(isa, &pool, true, Target::Codes(&mut codes, how), ld);
+                assert_eq!(codes, rounded, "{isa}, product {i}: codes of {m} rows of {half}");
+            }
+        }
+    }
+}
+
 #[test]
 fn convolutions_store_codes() {
     let mut rng = Rng::new(3);

@@ -450,6 +450,34 @@ fn a_fixed_batch_runs_only_at_its_own() {
     Engine::open(&weights, &options(2, 1)).unwrap();
 }
 
+/// A linear layer computes the GEGLU behind it, unless something else reads its result: the same bits.
+#[test]
+fn a_geglu_is_computed_by_the_layer_before_it() {
+    let mut b = Build::new(0);
+    let x = b.model_input("x", InputRole::Condition, f32s("N,5,24"));
+    let (x, w, bias) = (b.input(Full, x), b.weight(Full, &[24, 128]), b.weight(Full, &[128]));
+    let pairs = b.full(Op::Linear { act: Act::None }, &[x, w, bias]);
+    let gated = b.full(Op::Geglu { act: Act::GeluErf }, &[pairs]);
+    let w = b.weight(Full, &[64, 24]);
+    let y = b.full(Op::Linear { act: Act::None }, &[gated, w]);
+    b.output("y", y);
+    let given: BTreeMap<String, Tensor> = [("x".into(), tensor(&[3, 5, 24], 1))].into();
+    let weights = Weights::new(b.plan.clone(), b.bytes()).unwrap();
+    let run = |keep: Vec<String>| {
+        let mut engine = Engine::open(&weights, &EngineOptions { keep, ..options(3, 2) }).unwrap();
+        (engine.run(&given).unwrap().remove("y").unwrap(), engine.program_bytes(Full))
+    };
+    let (at_once, bytes) = run(vec![]);
+    let (apart, more) = run(vec![b.plan.full.values[pairs].name.clone()]);
+    assert_eq!(at_once.as_f32(), apart.as_f32());
+    // the sums were 3 · 5 · 128 values
+    assert!(bytes + 3 * 5 * 128 * 4 <= more, "{bytes} bytes, {more} where the sums are kept");
+    let (plan, weights, timesteps) = (&b.plan, &b.weights[..], vec![]);
+    let oracle = Interpreter { plan, weights, batch: 3, timesteps, inputs: given.clone(), evaluation: 0 };
+    let error = relative(&at_once, &oracle.outputs()["y"]);
+    assert!(error < 1e-5, "{error}");
+}
+
 #[test]
 fn a_profile_counts_every_step_only_if_asked() {
     let b = unet(5);

@@ -2,7 +2,8 @@
 
 use super::dot::GROUP;
 use crate::arena::{Arena, Span};
-use crate::{ConvShape, Epilogue, Isa};
+use crate::gemm::pair_of;
+use crate::{ConvShape, Epilogue, Isa, PAIRED_COLUMNS};
 
 /// A weight matrix `[k, n]` of bf16, packed for one [`Isa`].
 ///
@@ -17,6 +18,8 @@ pub struct PackedBf16 {
     data: Arena,
     /// What the sums of every column are multiplied by; empty: nothing.
     scale: Vec<f32>,
+    /// Columns are packed in pairs.
+    paired: bool,
 }
 
 impl PackedBf16 {
@@ -27,6 +30,18 @@ impl PackedBf16 {
     pub fn from_kn(isa: Isa, k: usize, n: usize, w: &[u16]) -> PackedBf16 {
         assert_eq!(w.len(), k * n, "weights of [{k}, {n}]");
         Self::pack(isa, 1, k, n, &|_, channel, col| w[channel * n + col])
+    }
+
+    /// Packs those of a linear layer whose columns are `[a, b]`, `n / 2` of each: its results will be a · gelu_erf(b).
+    ///
+    /// # Panics
+    /// When `w` has not `k · n` values, or `n` is not a multiple of [`PAIRED_COLUMNS`].
+    pub fn pairs_from_kn(isa: Isa, k: usize, n: usize, w: &[u16]) -> PackedBf16 {
+        assert_eq!(w.len(), k * n, "weights of [{k}, {n}]");
+        assert!(n.is_multiple_of(PAIRED_COLUMNS), "pairs of {n} columns");
+        let width = isa.bf16_level().panel_width();
+        let packed = Self::pack(isa, 1, k, n, &|_, channel, col| w[channel * n + pair_of(n / 2, width, col)]);
+        PackedBf16 { paired: true, ..packed }
     }
 
     /// Packs the bits of the weights of a convolution without groups, `w` `[cout, cin, kh, kw]`.
@@ -55,7 +70,7 @@ impl PackedBf16 {
                 }
             }
         }
-        PackedBf16 { isa, taps, depth, n, data, scale: vec![] }
+        PackedBf16 { isa, taps, depth, n, data, scale: vec![], paired: false }
     }
 
     /// These weights, times one factor per column: products of bf16 whose sums are scaled.
@@ -77,6 +92,11 @@ impl PackedBf16 {
         }
         assert!(epilogue.scale.is_none(), "sums are scaled twice");
         Epilogue { scale: Some(&self.scale), ..*epilogue }
+    }
+
+    /// Whether its columns are pairs: products with it give a · gelu_erf(b).
+    pub fn is_paired(&self) -> bool {
+        self.paired
     }
 
     /// Bytes held, padding included.

@@ -5,14 +5,15 @@ use super::pack::PackedBf16;
 use crate::epilogue::check_matrix;
 use crate::gemm::{Block, Finish, Lhs, Micro, Split, Tasks, Tile, copied_bytes, dot_tiles, finish};
 use crate::simd::Simd;
-use crate::target::{Sink, Target};
+use crate::target::Target;
 use crate::{Epilogue, Isa, Pool};
 use std::ops::Range;
 
-/// y = epilogue(x · w): `x` `[m, k]` the bits of bf16 with rows `ldx` apart, `w` packed from `[k, n]`, `y` `[m, n]` with rows `ldy` apart.
+/// y = epilogue(x · w): `x` `[m, k]` the bits of bf16 with rows `ldx` apart, `w` packed from `[k, n]`, `y` `[m, n]` with rows `ldy` apart;
+/// `[m, n / 2]` where columns are packed in pairs.
 ///
 /// # Panics
-/// When `packed` was made for another `isa`, `k` or `n`, a slice is too short, or sums are scaled twice.
+/// When `packed` was made for another `isa`, `k` or `n`, a slice is too short, or sums are scaled twice; for pairs as [`linear_codes`](crate::linear_codes).
 pub fn linear_bf16<'a>(
     isa: Isa,
     pool: &Pool,
@@ -28,9 +29,8 @@ pub fn linear_bf16<'a>(
 ) {
     packed.check(isa, 1, k, n);
     check_matrix("x", x.len(), m, k, ldx);
-    epilogue.check(m, n);
     let lhs = Lhs { x, ld: ldx, taps: 1, depth: k, gather: None };
-    let finish = Finish { epilogue: packed.epilogue(epilogue), y: Sink::new(isa, y.into(), m, n, ldy) };
+    let finish = Finish::new(isa, packed.epilogue(epilogue), m, n, packed.is_paired(), y.into(), ldy);
     Bf16Product { isa, lhs, rows: m, n, packed, finish }.run(pool);
 }
 

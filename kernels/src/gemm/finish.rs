@@ -1,10 +1,11 @@
 //! From accumulators to results: the epilogue, applied while they are still in the first-level cache.
 
+use crate::Isa;
 use crate::epilogue::{Act, Epilogue, Rows};
 use crate::math::activate;
-use crate::simd::Simd;
-use crate::simd::wide::Wide;
-use crate::target::{Put, Sink, Writer};
+use crate::simd::wide::{CHAINS, Wide};
+use crate::simd::{Arithmetic, Simd};
+use crate::target::{Put, Sink, Target, Writer};
 use std::ops::Range;
 
 /// Where results go and what is done to them on the way.
@@ -12,6 +13,41 @@ use std::ops::Range;
 pub(crate) struct Finish<'a> {
     pub(crate) epilogue: Epilogue<'a>,
     pub(crate) y: Sink<'a>,
+    /// Columns are pairs `a`, `b`, this many of each, packed as [`pair_of`] says: results are a · gelu_erf(b).
+    pub(crate) half: Option<usize>,
+}
+
+/// Products whose columns are pairs have a multiple of this many columns: whole panels of every instruction set.
+pub const PAIRED_COLUMNS: usize = 32;
+
+/// Which column of `[a, b]`, `half` of each, is packed as column `col` where panels are `width` wide: a vector of `a` beside its vector of `b`.
+pub(crate) fn pair_of(half: usize, width: usize, col: usize) -> usize {
+    let (panel, lanes) = (col / width, width / 2);
+    let lane = col % width;
+    panel * lanes + if lane < lanes { lane } else { half + lane - lanes }
+}
+
+impl<'a> Finish<'a> {
+    /// Where results of `rows × n` sums go; `paired` columns give half as many. Panics unless everything has those rows and columns.
+    pub(crate) fn new(
+        isa: Isa,
+        epilogue: Epilogue<'a>,
+        rows: usize,
+        n: usize,
+        paired: bool,
+        y: Target<'a>,
+        ldy: usize,
+    ) -> Finish<'a> {
+        epilogue.check(rows, n);
+        if !paired {
+            return Finish { epilogue, y: Sink::new(isa, y, rows, n, ldy), half: None };
+        }
+        let plain = epilogue.act == Act::None && epilogue.gate.is_none() && epilogue.residual.is_none();
+        assert!(plain, "pairs of columns with an activation, a gate or a residual");
+        let y = Sink::new(isa, y, rows, n / 2, ldy);
+        assert_eq!(y.parts(), 1, "segments of results of pairs");
+        Finish { epilogue, y, half: Some(n / 2) }
+    }
 }
 
 /// `n ≤ LANES` values.
@@ -49,6 +85,10 @@ pub(crate) unsafe fn finish<S: Simd>(
     cols: usize,
     acc: *const f32,
 ) {
+    if let Some(half) = how.half {
+        // SAFETY: the caller's promise; panels of pairs are whole.
+        return unsafe { pairs(s, how, half, row, rows, col / 2, acc) };
+    }
     for part in 0..how.y.parts() {
         let Some((columns, writer)) = how.y.writer(s, part, col, cols) else { continue };
         let mut i = 0;
@@ -65,6 +105,62 @@ pub(crate) unsafe fn finish<S: Simd>(
                 }
             }
             i = end;
+        }
+    }
+}
+
+/// [`finish`] of a panel of pairs; `col` is that of the results.
+///
+/// # Safety
+/// As for [`finish`].
+#[inline(always)]
+unsafe fn pairs<S: Simd>(s: S, how: &Finish, half: usize, row: usize, rows: usize, col: usize, mut acc: *const f32) {
+    let Some((_, writer)) = how.y.writer(s, 0, col, S::LANES) else { return };
+    let (mut at, last) = (row, row + rows);
+    while at < last {
+        // rows that share what an epilogue has per image
+        let end = last.min(how.epilogue.image_end(at));
+        let parts = [col, half + col].map(|col| RowParts::new(&how.epilogue, at, col));
+        while at < end {
+            let count = if end - at >= CHAINS { CHAINS } else { 1 };
+            // SAFETY: the caller's promise.
+            unsafe {
+                match count {
+                    CHAINS => paired_rows::<S, CHAINS>(s, &parts, &writer, at, col, acc),
+                    _ => paired_rows::<S, 1>(s, &parts, &writer, at, col, acc),
+                }
+                acc = acc.add(count * 2 * S::LANES);
+            }
+            at += count;
+        }
+    }
+}
+
+/// `M` rows of [`pairs`].
+///
+/// # Safety
+/// As for [`finish`].
+#[inline(always)]
+unsafe fn paired_rows<S: Simd, const M: usize>(
+    s: S,
+    parts: &[RowParts; 2],
+    writer: &Writer<S>,
+    row: usize,
+    col: usize,
+    acc: *const f32,
+) {
+    let w = Wide::<S, M>(s);
+    let (mut a, mut b) = ([s.splat(0.0); M], [s.splat(0.0); M]);
+    // SAFETY: the caller's promise.
+    unsafe {
+        for i in 0..M {
+            a[i] = s.load(acc.add(2 * i * S::LANES));
+            b[i] = s.load(acc.add((2 * i + 1) * S::LANES));
+        }
+        let (a, b) = (parts[0].affine(w, a), parts[1].affine(w, b));
+        let y = w.mul(a, activate(w, Act::GeluErf, b));
+        for (i, y) in y.into_iter().enumerate() {
+            writer.put(s, row + i, col, y, S::LANES);
         }
     }
 }
@@ -151,6 +247,26 @@ impl RowParts {
             gate: image(e.gate),
             residual: e.residual.map_or(null, |(data, ld)| data.as_ptr().wrapping_add(row * ld + col)),
         }
+    }
+
+    /// scale · v + bias + row for a vector of several rows.
+    ///
+    /// # Safety
+    /// The parts must have a vector.
+    #[inline(always)]
+    unsafe fn affine<S: Simd, const M: usize>(&self, w: Wide<S, M>, mut v: [S::V; M]) -> [S::V; M] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if !self.scale.is_null() {
+                v = w.mul(v, [w.0.load(self.scale); M]);
+            }
+            for part in [self.bias, self.row] {
+                if !part.is_null() {
+                    v = w.add(v, [w.0.load(part); M]);
+                }
+            }
+        }
+        v
     }
 
     /// residual + gate · act(scale · v + bias + row) for a whole panel: two vectors.

@@ -13,7 +13,8 @@ mod tiles;
 
 pub(crate) use dots::{Dot, DotKernel, dot_tiles};
 pub(crate) use drive::{Block, Micro, Tile, Tiling, drive};
-pub(crate) use finish::{Finish, RowParts, finish, load_some, store_some};
+pub use finish::PAIRED_COLUMNS;
+pub(crate) use finish::{Finish, RowParts, finish, load_some, pair_of, store_some};
 pub(crate) use lhs::{Gather, Lhs, PADDING};
 
 use crate::pack::panel_width;

@@ -1,7 +1,8 @@
 //! Weights of integer products, laid out once in the order in which the kernel reads them.
 
 use crate::arena::{Arena, Span};
-use crate::{ConvShape, Isa};
+use crate::gemm::pair_of;
+use crate::{ConvShape, Isa, PAIRED_COLUMNS};
 
 /// Signed codes of a weight matrix `[k, n]`, packed for one [`Isa`], with the scales of their columns.
 ///
@@ -19,6 +20,8 @@ pub struct PackedCodes {
     scale: Vec<f32>,
     /// Sums of the codes, likewise.
     sums: Vec<i32>,
+    /// Columns are packed in pairs.
+    paired: bool,
 }
 
 impl PackedCodes {
@@ -29,8 +32,23 @@ impl PackedCodes {
     pub fn from_kn(isa: Isa, segments: &[usize], n: usize, codes: &[i8], scale: &[f32]) -> PackedCodes {
         let k: usize = segments.iter().sum();
         assert_eq!(codes.len(), k * n, "codes of [{k}, {n}]");
-        Self::pack(isa, 1, segments, n, scale, |_, channel, first, row| {
+        Self::pack(isa, 1, segments, [n, n], scale, |_, channel, first, row| {
             row.copy_from_slice(&codes[channel * n + first..][..row.len()]);
+        })
+    }
+
+    /// Packs those of a linear layer whose columns are `[a, b]`, `n / 2` of each: its results will be a · gelu_erf(b).
+    ///
+    /// # Panics
+    /// As [`PackedCodes::from_kn`]; when `n` is not a multiple of [`PAIRED_COLUMNS`].
+    pub fn pairs_from_kn(isa: Isa, segments: &[usize], n: usize, codes: &[i8], scale: &[f32]) -> PackedCodes {
+        let k: usize = segments.iter().sum();
+        assert_eq!(codes.len(), k * n, "codes of [{k}, {n}]");
+        assert!(n.is_multiple_of(PAIRED_COLUMNS), "pairs of {n} columns");
+        Self::pack(isa, 1, segments, [n, n / 2], scale, |_, channel, first, row| {
+            let (a, b) = row.split_at_mut(row.len() / 2);
+            a.copy_from_slice(&codes[channel * n + first / 2..][..a.len()]);
+            b.copy_from_slice(&codes[channel * n + n / 2 + first / 2..][..b.len()]);
         })
     }
 
@@ -46,18 +64,19 @@ impl PackedCodes {
             "segments of a convolution {shape:?}"
         );
         assert_eq!(codes.len(), shape.cout * shape.k(), "codes of a convolution {shape:?}");
-        Self::pack(isa, taps, segments, shape.cout, scale, |tap, channel, first, row| {
+        Self::pack(isa, taps, segments, [shape.cout; 2], scale, |tap, channel, first, row| {
             let from = &codes[(first * shape.cin + channel) * taps + tap..];
             row.iter_mut().zip(from.iter().step_by(shape.cin * taps)).for_each(|(to, from)| *to = *from);
         })
     }
 
-    /// `columns_of(tap, channel, first, row)` writes the codes of some columns, `first` the first of them, to `row`.
+    /// `columns_of(tap, channel, first, row)` writes the codes of some columns, `first` the first of them as they are packed, to `row`: of `n`
+    /// columns, in pairs where `half` is less.
     fn pack(
         isa: Isa,
         taps: usize,
         segments: &[usize],
-        n: usize,
+        [n, half]: [usize; 2],
         scale: &[f32],
         columns_of: impl Fn(usize, usize, usize, &mut [i8]),
     ) -> PackedCodes {
@@ -96,17 +115,24 @@ impl PackedCodes {
                 begin += depth;
             }
         }
+        let paired = half < n;
         for col in 0..n {
+            let from = if paired { pair_of(half, width, col) } else { col };
             for segment in 0..segments.len() {
-                scales[segment * columns + col] = scale[col * segments.len() + segment];
+                scales[segment * columns + col] = scale[from * segments.len() + segment];
             }
         }
-        PackedCodes { isa, taps, segments: segments.to_vec(), n, data, scale: scales, sums }
+        PackedCodes { isa, taps, segments: segments.to_vec(), n, data, scale: scales, sums, paired }
     }
 
     /// Bytes held, padding included.
     pub fn bytes(&self) -> usize {
         self.data.len() + 4 * (self.scale.len() + self.sums.len())
+    }
+
+    /// Whether its columns are pairs: products with it give a · gelu_erf(b).
+    pub fn is_paired(&self) -> bool {
+        self.paired
     }
 
     /// The segments of the input channels.

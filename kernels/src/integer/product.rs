@@ -6,7 +6,7 @@ use super::tile::{Codes, Dequantize};
 use crate::arena::{Pod, cast, cast_mut};
 use crate::epilogue::check_matrix;
 use crate::gemm::{Block, Finish, Gather, Lhs, Micro, Split, Tasks, copied_bytes};
-use crate::target::{Sink, Target};
+use crate::target::Target;
 use crate::{Epilogue, Isa, Pool, scratch};
 use std::ops::Range;
 
@@ -34,10 +34,12 @@ impl Activations<'_> {
     }
 }
 
-/// y = epilogue(x · w): `x` `[m, k]` codes, `w` packed from `[k, n]`, `y` `[m, n]` with rows `ldy` apart.
+/// y = epilogue(x · w): `x` `[m, k]` codes, `w` packed from `[k, n]`, `y` `[m, n]` with rows `ldy` apart; `[m, n / 2]` where columns are
+/// packed in pairs.
 ///
 /// # Panics
-/// When `packed` was made for another `isa`, `k` or `n`, or a slice is too short.
+/// When `packed` was made for another `isa`, `k` or `n`, or a slice is too short; when pairs have more of an epilogue than factors and summands, or
+/// are rounded in segments.
 pub fn linear_codes<'a>(
     isa: Isa,
     pool: &Pool,
@@ -52,8 +54,7 @@ pub fn linear_codes<'a>(
 ) {
     packed.check(isa, 1, k, n);
     x.check(isa, m, k, packed.segments().len());
-    epilogue.check(m, n);
-    let finish = Finish { epilogue: *epilogue, y: Sink::new(isa, y.into(), m, n, ldy) };
+    let finish = Finish::new(isa, *epilogue, m, n, packed.is_paired(), y.into(), ldy);
     IntProduct { isa, x, rows: m, n, taps: 1, depth: k, gather: None, packed, finish }.run(pool);
 }
 

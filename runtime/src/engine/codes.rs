@@ -6,6 +6,7 @@
 //! CPU multiplies bf16.
 
 use super::kernel::{CODES, Kernel, RESULT_CODES};
+use super::pairs;
 use super::program::{Ready, Rounds, Wiring};
 use super::values::Value;
 use super::weights::Weights;
@@ -13,6 +14,7 @@ use cqc_kernels::arena::cast;
 use cqc_proto::op::ConvLayout;
 use cqc_proto::plan::{Alias, Plan, Program, ProgramKind, Source, Step, WeightCodes};
 use cqc_proto::{DType, Op};
+use std::collections::HashMap;
 
 /// What has kernels for codes.
 #[derive(Clone, Copy)]
@@ -92,7 +94,7 @@ pub(crate) fn misplaced(program: &Program, values: &[Value], kernels: &[Kernel])
     })
 }
 
-/// What the steps read and write, and which of them round at once: what a product or a normalisation computes for a rounding alone is rounded
+/// What the steps read and write, and which of them do more at once: linear layers their GEGLU (`pairs`), and what a product or a normalisation computes for a rounding alone is rounded
 /// before it is stored, and the step that would round it has nothing left to do.
 ///
 /// Without `fuses` only codes and bf16 are stored at once: what is rounded in f32 can still be looked at before.
@@ -100,11 +102,13 @@ pub(crate) fn wire(
     program: &Program,
     values: &[Value],
     kernels: &mut [Kernel],
+    pairs: &HashMap<usize, usize>,
     kept: &[usize],
     fuses: bool,
 ) -> Vec<Wiring> {
     let mut wirings: Vec<Wiring> =
         program.steps.iter().zip(&*kernels).map(|(step, kernel)| wiring(step, kernel)).collect();
+    pairs::wire(pairs, kernels, &mut wirings);
     for (at, rounding) in program.steps.iter().enumerate() {
         let rounds = match &kernels[at] {
             Kernel::Quantize { bits, segments, .. } => {
@@ -120,8 +124,10 @@ pub(crate) fn wire(
         let readers = program.steps.iter().flat_map(|s| s.inputs.iter().flatten()).filter(|v| **v == x).count();
         let own = values.iter().filter(|v| v.home == x).count() == 1 && values[x].home == x && !kept.contains(&x);
         let same = values[x].ld == values[y].ld;
-        let Some(maker) = program.steps.iter().position(|s| s.outputs == [x]) else { continue };
-        if readers != 1 || !own || !same || !stores_codes(&kernels[maker]) {
+        let Some(maker) = wirings.iter().position(|wiring| wiring.outputs == [x]) else { continue };
+        let in_segments = matches!(&rounds, Rounds::Codes { sizes, .. } if sizes.len() > 1);
+        if readers != 1 || !own || !same || !stores_codes(&kernels[maker]) || in_segments && kernels[maker].is_paired()
+        {
             continue;
         }
         let maker = &mut wirings[maker];

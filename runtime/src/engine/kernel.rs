@@ -264,6 +264,16 @@ impl Kernel {
         matches!(self, Kernel::ConvBf16 { .. } | Kernel::LinearBf16 { .. })
     }
 
+    /// Whether it computes the GEGLU behind a linear layer too.
+    pub fn is_paired(&self) -> bool {
+        match self {
+            Kernel::Linear { packed, .. } => packed.is_paired(),
+            Kernel::LinearCodes { packed, .. } => packed.is_paired(),
+            Kernel::LinearBf16 { packed, .. } => packed.is_paired(),
+            _ => false,
+        }
+    }
+
     /// Whether the weights, operand 1 of the step, were packed: the constant itself is not read.
     pub fn has_packed(&self) -> bool {
         matches!(

@@ -18,6 +18,7 @@ pub(crate) mod kernel;
 pub(crate) mod layout;
 mod movement;
 mod open;
+mod pairs;
 pub(crate) mod prepare;
 mod profile;
 pub(crate) mod program;

@@ -4,6 +4,7 @@ use super::EngineError;
 use super::codes::{self, Codes};
 use super::kernel::Kernel;
 use super::layout::{self, Buffer};
+use super::pairs;
 use super::prepare::Preparer;
 use super::values::{Value, resolve};
 use super::weights::Weights;
@@ -171,16 +172,19 @@ impl Draft {
         if options.elsewhere {
             return Ok(Draft::of_values(kind, values, program.steps.len()));
         }
+        let kept = kept(weights, kind, options.keep);
+        let fuses = options.integers;
+        let pairs = if fuses { pairs::find(program, &values, &kept) } else { HashMap::new() };
         let mut kernels = loop {
-            let preparer = Preparer { weights, kind, values: &values, bindings, reference: options.reference };
+            let reference = options.reference;
+            let preparer = Preparer { weights, kind, values: &values, pairs: &pairs, bindings, reference };
             let kernels = program.steps.iter().map(|s| preparer.prepare(s)).collect::<Result<Vec<_>, _>>()?;
             match codes::misplaced(program, &values, &kernels) {
                 Some(v) => values[v].codes = None,
                 None => break kernels,
             }
         };
-        let kept = kept(weights, kind, options.keep);
-        let wirings = codes::wire(program, &values, &mut kernels, &kept, options.integers);
+        let wirings = codes::wire(program, &values, &mut kernels, &pairs, &kept, fuses);
         let (buffers, buffer_of, offsets) = (vec![], vec![], vec![]);
         let mut draft = Draft { kind, values, kernels, wirings, buffers, buffer_of, kept, offsets, bytes: 0 };
         draft.find_buffers(options);

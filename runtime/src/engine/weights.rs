@@ -30,7 +30,7 @@ pub struct Weights {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum PackKey {
     /// Rows and columns as they lie in the constant.
-    Linear { constant: usize },
+    Linear { constant: usize, paired: bool },
     /// The shape without the batch.
     Conv { constant: usize, shape: ConvShape },
 }
@@ -136,9 +136,10 @@ impl Weights {
         Bytes::from_owner(Owned(arena))
     }
 
-    /// Constant `i` packed as the `[k, n]` matrix of a product.
-    pub(super) fn packed_linear(&self, constant: usize, k: usize, n: usize) -> Arc<PackedMatrix> {
-        self.pack(PackKey::Linear { constant }, constant, |w| PackedMatrix::from_kn(self.isa, k, n, w))
+    /// Constant `i` packed as the `[k, n]` matrix of a product, its columns `paired` where that computes a GEGLU too.
+    pub(super) fn packed_linear(&self, constant: usize, k: usize, n: usize, paired: bool) -> Arc<PackedMatrix> {
+        let pack = if paired { PackedMatrix::pairs_from_kn } else { PackedMatrix::from_kn };
+        self.pack(PackKey::Linear { constant, paired }, constant, |w| pack(self.isa, k, n, w))
     }
 
     /// A convolution of that shape.
@@ -159,10 +160,11 @@ impl Weights {
         self.pack(PackKey::Conv { constant, shape }, constant, |w| conv.pack(w))
     }
 
-    /// The codes of constant `i` packed as the matrix of a product with `n` columns; `None`: it has none.
-    pub(super) fn packed_linear_codes(&self, constant: usize, n: usize) -> Option<Arc<PackedCodes>> {
-        self.pack_codes(PackKey::Linear { constant }, constant, |codes, segments, scale| {
-            PackedCodes::from_kn(self.isa, segments, n, codes, scale)
+    /// The codes of constant `i` packed as the matrix of a product with `n` columns, maybe `paired`; `None`: it has none.
+    pub(super) fn packed_linear_codes(&self, constant: usize, n: usize, paired: bool) -> Option<Arc<PackedCodes>> {
+        let pack = if paired { PackedCodes::pairs_from_kn } else { PackedCodes::from_kn };
+        self.pack_codes(PackKey::Linear { constant, paired }, constant, |codes, segments, scale| {
+            pack(self.isa, segments, n, codes, scale)
         })
     }
 
@@ -174,9 +176,17 @@ impl Weights {
         })
     }
 
-    /// Constant `i`, of bf16 or of codes with one scale per column, packed as the `[k, n]` matrix of a product; `None`: it is of another type.
-    pub(super) fn packed_linear_bf16(&self, constant: usize, k: usize, n: usize) -> Option<Arc<PackedBf16>> {
-        self.pack_bf16(PackKey::Linear { constant }, constant, |w| PackedBf16::from_kn(self.isa, k, n, w))
+    /// Constant `i`, of bf16 or of codes with one scale per column, packed as the `[k, n]` matrix of a product, maybe `paired`; `None`: it is
+    /// of another type.
+    pub(super) fn packed_linear_bf16(
+        &self,
+        constant: usize,
+        k: usize,
+        n: usize,
+        paired: bool,
+    ) -> Option<Arc<PackedBf16>> {
+        let pack = if paired { PackedBf16::pairs_from_kn } else { PackedBf16::from_kn };
+        self.pack_bf16(PackKey::Linear { constant, paired }, constant, |w| pack(self.isa, k, n, w))
     }
 
     /// Constant `i`, of bf16 or of codes with one scale per output, packed for a convolution of that shape; `None`: it is of another type.

@@ -14,6 +14,7 @@ use crate::engine::{EngineError, Weights};
 use cqc_kernels::cuda::{self, Device, ElementOp, ElementType, Launch, Memory, Operand, State};
 use cqc_proto::plan::{Plan, ProgramKind, Source, Step};
 use cqc_proto::{Bindings, Op};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// The memory that programs share.
@@ -177,7 +178,14 @@ impl<'a> Site<'_, 'a, '_, '_> {
     /// What the CPU's choice of a kernel says of shapes and distances holds here as well.
     fn prepared(&mut self) -> Outcome {
         let (kind, values) = (self.kind(), &self.lowered.placed.values);
-        let preparer = Preparer { weights: self.weights, kind, values, bindings: self.bindings, reference: false };
+        let preparer = Preparer {
+            weights: self.weights,
+            kind,
+            values,
+            pairs: &HashMap::new(),
+            bindings: self.bindings,
+            reference: false,
+        };
         let kernel = preparer.prepare(self.step)?;
         self.kernel(&kernel)
     }

@@ -13,12 +13,15 @@ use super::values::{Value, bind};
 use super::{EngineError, Weights};
 use cqc_proto::plan::{ProgramKind, Source, Step};
 use cqc_proto::{Bindings, DType, Op, ValueType};
+use std::collections::HashMap;
 
 /// What is known when the steps of a program are prepared.
 pub(crate) struct Preparer<'a> {
     pub weights: &'a Weights,
     pub kind: ProgramKind,
     pub values: &'a [Value],
+    /// Results of linear layers that may compute the GEGLU behind them, and its result.
+    pub pairs: &'a HashMap<usize, usize>,
     pub bindings: &'a Bindings,
     /// Takes the definition for everything.
     pub reference: bool,

@@ -117,16 +117,17 @@ impl Site<'_> {
         }
         let (m, k, n) = (y.rows, w.shape[0], w.shape[1]);
         if let Some(constant) = self.constant(1) {
-            let (tail, ldx, ldy) = (self.tail(act)?, x.ld, y.ld);
+            let pair = self.preparer.pairs.get(&self.step.outputs[0]).map(|&y| &self.preparer.values[y]);
+            let (tail, ldx, ldy, paired) = (self.tail(act)?, x.ld, pair.unwrap_or(y).ld, pair.is_some());
             if let Some(rounding) = self.rounding_of_codes(0) {
-                let packed = self.preparer.weights.packed_linear_codes(constant, n)?;
+                let packed = self.preparer.weights.packed_linear_codes(constant, n, paired)?;
                 return Some(Kernel::LinearCodes { m, k, n, packed, rounding, tail, ldx, ldy });
             }
             if self.reads_bf16() {
-                let packed = self.preparer.weights.packed_linear_bf16(constant, k, n)?;
+                let packed = self.preparer.weights.packed_linear_bf16(constant, k, n, paired)?;
                 return Some(Kernel::LinearBf16 { m, k, n, packed, tail, ldx, ldy });
             }
-            let packed = self.preparer.weights.packed_linear(constant, k, n);
+            let packed = self.preparer.weights.packed_linear(constant, k, n, paired);
             return Some(Kernel::Linear { m, k, n, packed, tail, ldx, ldy });
         }
         // A computed matrix: only the plain product is fast.
@@ -161,7 +162,7 @@ impl Site<'_> {
             // One right side for all: the batch joins the rows.
             let rows = y.rows;
             if let (Some(constant), 2) = (self.constant(1), rb) {
-                let packed = self.preparer.weights.packed_linear(constant, k, n);
+                let packed = self.preparer.weights.packed_linear(constant, k, n, false);
                 let tail = Tail { act: cqc_kernels::Act::None, row: None, gate: None, residual: None };
                 return (a.rows == rows).then_some(Kernel::Linear {
                     m: rows,

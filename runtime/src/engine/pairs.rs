@@ -1,0 +1,46 @@
+//! Which linear layers compute the GEGLU behind them at once.
+//!
+//! Their columns are `[a, b]`; packed vector by vector side by side, both halves of a result are in registers together, and a · gelu_erf(b) is all that is
+//! stored: half as much, and codes where a product reads it. The sums are not, so nothing else may read them.
+
+use super::kernel::Kernel;
+use super::program::Wiring;
+use super::values::Value;
+use cqc_kernels::PAIRED_COLUMNS;
+use cqc_proto::op::Act;
+use cqc_proto::plan::{Program, Step};
+use cqc_proto::{DType, Op};
+use std::collections::HashMap;
+
+/// Of such layers: their result, and that of the GEGLU. Values in `kept` are stored.
+pub(crate) fn find(program: &Program, values: &[Value], kept: &[usize]) -> HashMap<usize, usize> {
+    let own = |v: usize| values.iter().filter(|other| other.home == v).count() == 1 && values[v].home == v;
+    let pair = |step: &Step| {
+        let v = step.outputs[0];
+        let mut readers = program.steps.iter().filter(|s| s.inputs.contains(&Some(v)));
+        let (reader, None) = (readers.next()?, readers.next()) else { return None };
+        let y = reader.outputs[0];
+        let plain = [4, 5].iter().all(|&i| step.inputs.get(i).copied().flatten().is_none());
+        let suits = matches!(step.op, Op::Linear { act: Act::None })
+            && matches!(reader.op, Op::Geglu { act: Act::GeluErf })
+            && plain
+            && values[v].cols.is_multiple_of(PAIRED_COLUMNS)
+            && values[y].dtype == DType::F32
+            && own(v)
+            && own(y)
+            && !kept.contains(&v);
+        suits.then_some((v, y))
+    };
+    program.steps.iter().filter_map(pair).collect()
+}
+
+/// The layers that do write what the GEGLU would, which then has nothing left to do.
+pub(crate) fn wire(pairs: &HashMap<usize, usize>, kernels: &mut [Kernel], wirings: &mut [Wiring]) {
+    for product in (0..kernels.len()).filter(|&i| kernels[i].is_paired()).collect::<Vec<_>>() {
+        let y = pairs[&wirings[product].outputs[0]];
+        let geglu = wirings.iter().position(|wiring| wiring.outputs == [y]).expect("a step computes it");
+        wirings[product].outputs = vec![y];
+        kernels[geglu] = Kernel::Nothing;
+        wirings[geglu] = Wiring { inputs: vec![], outputs: vec![], rounds: None };
+    }
+}
