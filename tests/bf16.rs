@@ -190,7 +190,9 @@ fn no_pass_over_memory_is_made_where_a_producer_can_round() {
         let readers = full.steps.iter().flat_map(|s| s.inputs.iter().flatten()).filter(|v| **v == x).count();
         let maker = full.steps.iter().find(|s| s.outputs == [x]);
         readers == 1
-            && maker.is_some_and(|s| matches!(s.op, Op::Conv { .. } | Op::Linear { .. } | Op::GroupNorm { .. }))
+            && maker.is_some_and(|s| {
+                matches!(s.op, Op::Conv { .. } | Op::Linear { .. } | Op::GroupNorm { .. } | Op::Attention { .. })
+            })
     };
     let (fused, separate): (Vec<_>, Vec<_>) = roundings.partition(alone);
     println!("{} roundings at once, {} on their own", fused.len(), separate.len());
@@ -198,7 +200,9 @@ fn no_pass_over_memory_is_made_where_a_producer_can_round() {
     for options in [emulated(1), EngineOptions { threads: 1, ..EngineOptions::default() }] {
         let profile = evaluated(&weights, &check, 0, options).1;
         let idle = profile.iter().filter(|s| s.op == "round_bf16" && s.idle).count();
-        assert_eq!(idle, fused.len());
+        // attention in f32 stores f32 only
+        let in_f32 = profile.iter().filter(|s| s.op == "attention" && !s.bf16).count();
+        assert_eq!(idle + in_f32, fused.len());
     }
 }
 

@@ -85,7 +85,7 @@ fn convolutions(isa: Isa, pool: &Pool, [n, size]: [usize; 2], [cin, cout]: [usiz
     println!("3x3 {n}x{size}x{size}, {cin} to {cout}: {ms:.3} ms, {:.1} GMAC/s", rate(pixels * cin * cout * 9, ms));
 }
 
-/// A product in f32, in bf16 where this CPU has it, and over codes that are stored as codes.
+/// A product in f32, in bf16 where this CPU has it, and over codes whose results are stored as f32 and as codes.
 fn products(isa: Isa, pool: &Pool, shape: ConvShape) {
     let conv = Conv::new(isa, shape).expect("a valid shape");
     let (rows, k, n) = (shape.out_rows(), shape.k(), shape.cout);
@@ -109,6 +109,10 @@ fn products(isa: Isa, pool: &Pool, shape: ConvShape) {
     let codes = &bytemuck::cast_slice(&words)[..pixels * shape.cin * isa.code_type().size()];
     let x = Activations { codes, ld: shape.cin, scale: &[0.016], zero_point: &[125.0] };
     report("codes", best(|| conv.run_codes(pool, &x, &packed, &epilogue, &mut y, n)));
+    let how = FakeQuant { bits: 8, segments: &[n], scale: &[0.016], zero_point: &[9.0] };
+    let y: &mut [u8] = &mut bytemuck::cast_slice_mut(&mut y)[..rows * n * isa.code_type().size()];
+    let to_codes = best(|| conv.run_codes(pool, &x, &packed, &epilogue, Target::Codes(&mut *y, how), n));
+    report("codes to codes", to_codes);
     println!("{line}");
 }
 

@@ -3,10 +3,11 @@
 use crate::epilogue::check_matrix;
 use crate::gemm::{F32, Tile, Tiling};
 use crate::pack::{pack_panels, panel_width, panels_len};
-use crate::rows::{exp_row, row_max, scale_row};
+use crate::rows::{Weights, exp_row, row_max, scale_row};
 use crate::shared::{SharedMut, cut};
 use crate::simd::{Kernel, Simd};
 use crate::{Isa, Pool};
+use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 
 /// Shape of [`attention`], all distances in values.
@@ -32,7 +33,7 @@ pub struct AttentionShape {
     pub scale: f32,
     /// Query `i` sees keys `j ≤ i` only.
     pub causal: bool,
-    /// Weights are rounded to multiples of 1 / (2^bits − 1) of their query's largest; 0 = not at all.
+    /// Weights are rounded to multiples of 1 / (2^bits − 1) of their query's largest; 0 = not at all, [`SOFTMAX_BF16`](cqc_proto::op::SOFTMAX_BF16) = to bf16.
     pub softmax_bits: u8,
     /// Strides of the additive mask over image, head, query and key; 0 = broadcast.
     pub mask_strides: [usize; 4],
@@ -237,7 +238,7 @@ impl Kernel for QueryBlock<'_> {
         let mut running = [Running { max: f32::NEG_INFINITY, total: 0.0 }; QUERIES];
         let seen = if self.shape.causal { self.shape.lk.min(self.queries.end) } else { self.shape.lk };
         self.sums.fill(0.0);
-        if self.shape.softmax_bits > 0 && seen > KEYS {
+        if let (Weights::Levels(_), true) = (Weights::of(self.shape.softmax_bits), seen > KEYS) {
             // what weights are rounded to depends on the largest score of all keys
             self.largest(s, seen, &mut running);
         }
@@ -335,12 +336,17 @@ impl QueryBlock<'_> {
     fn soften<S: Simd>(&mut self, s: S, i: usize, keys: &Range<usize>, running: &mut Running) {
         let (visible, scale) = self.mask(i, keys);
         let row = &mut self.scores[i * SCORES_LD..][..visible];
-        let max = running.max.max(row_max(s, row, scale));
+        let mut max = row_max(s, row, scale);
+        if let Weights::Bf16 = Weights::of(self.shape.softmax_bits) {
+            // relative to a power of two, with which rounding commutes
+            max = (max * LOG2_E).ceil() * LN_2;
+        }
+        let max = running.max.max(max);
         if max == f32::NEG_INFINITY {
             return row.fill(0.0);
         }
         let shrink = (running.max - max).exp();
-        let sum = exp_row(s, row, scale, max, ((1u32 << self.shape.softmax_bits) - 1) as f32);
+        let sum = exp_row(s, row, scale, max, Weights::of(self.shape.softmax_bits));
         running.total = running.total * shrink + sum;
         if shrink != 1.0 {
             scale_row(s, &mut self.sums[i * self.ld_sums..][..self.ld_sums], shrink);

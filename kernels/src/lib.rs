@@ -45,7 +45,7 @@ mod simd;
 mod target;
 
 pub use attention::{AttentionShape, attention, attention_scratch_len};
-pub use bf16::{PackedBf16, linear_bf16, round_bf16};
+pub use bf16::{PackedBf16, attention_bf16, attention_bf16_scratch_len, linear_bf16, round_bf16};
 pub use conv::{Conv, ConvShape, ShapeError};
 pub use copy::copy_strided;
 pub use elementwise::{Affine, Binary, Operand, Unary, affine, binary, geglu, unary};

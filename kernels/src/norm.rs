@@ -2,7 +2,7 @@
 
 use crate::epilogue::{Rows, check_matrix};
 use crate::gemm::{load_some, store_some};
-use crate::rows::{exp_row, row_max, row_squares, row_sum, scale_row};
+use crate::rows::{Weights, exp_row, row_max, row_squares, row_sum, scale_row};
 use crate::shared::{SharedMut, cut};
 use crate::simd::{Kernel, Simd};
 use crate::target::{Sink, Target};
@@ -177,7 +177,7 @@ impl Kernel for SoftmaxRow<'_> {
         if max == f32::NEG_INFINITY {
             return self.0.fill(0.0);
         }
-        let total = exp_row(s, self.0, 1.0, max, 0.0);
+        let total = exp_row(s, self.0, 1.0, max, Weights::Exact);
         scale_row(s, self.0, 1.0 / total);
     }
 }

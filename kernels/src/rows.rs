@@ -4,6 +4,7 @@ use crate::gemm::{load_some, store_some};
 use crate::math::{exp_weight, round_small};
 use crate::simd::wide::{CHAINS, Wide};
 use crate::simd::{Arithmetic, Simd};
+use cqc_proto::op::SOFTMAX_BF16;
 
 /// The largest scale · x; −∞ for no values.
 #[inline(always)]
@@ -22,10 +23,32 @@ pub(crate) fn row_max<S: Simd>(s: S, x: &[f32], scale: f32) -> f32 {
     x[whole..].iter().fold(s.max_lane(best), |best, x| best.max(x * scale))
 }
 
-/// x = exp(scale · x − max), and their sum; no value of scale · x exceeds `max`. With `levels` above 0 x = round(levels · exp(…)) instead.
+/// How softmax rounds exponentials.
+#[derive(Clone, Copy)]
+pub(crate) enum Weights {
+    /// Not at all.
+    Exact,
+    /// To multiples of one in so many.
+    Levels(f32),
+    /// To bf16.
+    Bf16,
+}
+
+impl Weights {
+    /// What `softmax_bits` of an attention means.
+    pub(crate) fn of(bits: u8) -> Weights {
+        match bits {
+            0 => Weights::Exact,
+            SOFTMAX_BF16 => Weights::Bf16,
+            bits => Weights::Levels(((1u32 << bits) - 1) as f32),
+        }
+    }
+}
+
+/// x = exp(scale · x − max), and their sum; no value of scale · x exceeds `max`. With levels x = round(levels · exp(…)) instead.
 #[inline(always)]
-pub(crate) fn exp_row<S: Simd>(s: S, x: &mut [f32], scale: f32, max: f32, levels: f32) -> f32 {
-    let how = Weigh { scale: s.splat(scale), minus_max: s.splat(-max), levels };
+pub(crate) fn exp_row<S: Simd>(s: S, x: &mut [f32], scale: f32, max: f32, weights: Weights) -> f32 {
+    let how = Weigh { scale: s.splat(scale), minus_max: s.splat(-max), weights };
     let mut total = s.splat(0.0);
     let whole = x.len() - x.len() % S::LANES;
     let many = whole - whole % (CHAINS * S::LANES);
@@ -51,7 +74,7 @@ pub(crate) fn exp_row<S: Simd>(s: S, x: &mut [f32], scale: f32, max: f32, levels
 struct Weigh<S: Simd> {
     scale: S::V,
     minus_max: S::V,
-    levels: f32,
+    weights: Weights,
 }
 
 impl<S: Simd> Weigh<S> {
@@ -76,7 +99,7 @@ impl<S: Simd> Weigh<S> {
         total
     }
 
-    /// eˣ, or round(levels · eˣ).
+    /// eˣ, rounded.
     #[inline(always)]
     fn weights<const M: usize>(self, s: S, mut x: [S::V; M]) -> [S::V; M] {
         for x in &mut x {
@@ -84,7 +107,17 @@ impl<S: Simd> Weigh<S> {
         }
         let w = Wide::<S, M>(s);
         let v = exp_weight(w, x);
-        if self.levels > 0.0 { round_small(w, w.mul(v, w.splat(self.levels))) } else { v }
+        match self.weights {
+            Weights::Exact => v,
+            Weights::Levels(levels) => round_small(w, w.mul(v, w.splat(levels))),
+            Weights::Bf16 => {
+                let mut v = v;
+                for v in &mut v {
+                    *v = s.round_bf16(*v);
+                }
+                v
+            }
+        }
     }
 }
 

@@ -4,15 +4,17 @@
 //! [`round_bf16`]), weights when they are compiled. A product of two bf16 is exact in f32, so a kernel differs from the f32 one on the same rounded
 //! operands by the order of additions alone, and by numbers below 2⁻¹²⁶, which AVX-512 BF16 takes for zero.
 //!
-//! [`PackedBf16`] holds weights, [`linear_bf16`] and [`Conv::run_bf16`](crate::Conv::run_bf16) multiply. AMX and AVX-512 BF16 have instructions for it;
+//! [`PackedBf16`] holds weights, [`linear_bf16`] and [`Conv::run_bf16`](crate::Conv::run_bf16) multiply, [`attention_bf16`] attends. AMX and AVX-512 BF16 have instructions for it;
 //! anywhere else the same products run as plain Rust: slow, and what tests compare. Where [`Isa::has_bf16`] is false, whoever wants speed multiplies the
 //! rounded values in f32.
 
+mod attention;
 mod dot;
 mod pack;
 mod product;
 mod round;
 
+pub use attention::{attention_bf16, attention_bf16_scratch_len};
 pub use pack::PackedBf16;
 pub(crate) use product::Bf16Product;
 pub use product::linear_bf16;

@@ -123,7 +123,7 @@ impl Bf16Kernel for Multiply<'_> {
 
 /// bf16 times bf16 with the instruction of `D`.
 #[derive(Clone, Copy)]
-struct Bf16<D>(D);
+pub(super) struct Bf16<D>(pub(super) D);
 
 impl<D: Bf16Dot> Micro for Bf16<D> {
     type Left = u16;

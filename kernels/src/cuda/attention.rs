@@ -4,6 +4,7 @@ use super::args::{AttentionArgs, RawOperand};
 use super::launch::{Operands, int};
 use super::{ElementType, Kernel, Launch, Operand, State, list};
 use crate::AttentionShape;
+use cqc_proto::op::SOFTMAX_BF16;
 
 /// y = softmax(scale · q kᵀ + mask) · v per image and head, as [`crate::attention()`]; distances between rows are those of the operands.
 ///
@@ -20,14 +21,16 @@ pub fn attention(
 ) -> Launch {
     let s = shape;
     assert!(s.kv_heads > 0 && s.heads.is_multiple_of(s.kv_heads), "{} heads share {}", s.heads, s.kv_heads);
-    assert!(s.softmax_bits <= 8, "{} bits", s.softmax_bits);
+    // fp16, to which tensor cores round weights, has three bits more than bf16
+    let bits = if s.softmax_bits == SOFTMAX_BF16 { 0 } else { s.softmax_bits };
+    assert!(bits <= 8, "{bits} bits");
     assert!(y.element.is_float(), "y: {:?}", y.element);
     let mut operands = Operands::new(state);
     let mask = mask.map_or_else(RawOperand::default, |mask| {
         let last = s.mask_at(s.n - 1, s.heads - 1, s.lq - 1, s.lk - 1) + 1;
         operands.rows("mask", &Operand { ld: last, ..mask.clone() }, 1, last)
     });
-    let kernel = kernel(s, [q, k, v]);
+    let kernel = kernel(s, bits, [q, k, v]);
     let args = AttentionArgs {
         state: operands.state_address(),
         q: operands.rows("q", q, s.n * s.lq, s.heads * s.d),
@@ -38,7 +41,7 @@ pub fn attention(
         mask_strides: s.mask_strides.map(|stride| stride as i64),
         sizes: [s.n, s.heads, s.kv_heads, s.lq, s.lk, s.d, s.dv].map(int),
         causal: i32::from(s.causal),
-        bits: i32::from(s.softmax_bits),
+        bits: i32::from(bits),
         scale: s.scale,
     };
     match kernel {
@@ -55,13 +58,13 @@ pub fn attention(
 }
 
 /// The kernel, the columns it has room for, and the keys of its tiles.
-fn kernel(s: &AttentionShape, operands: [&Operand; 3]) -> Option<(&'static Kernel, usize, usize)> {
+fn kernel(s: &AttentionShape, bits: u8, operands: [&Operand; 3]) -> Option<(&'static Kernel, usize, usize)> {
     let wide = |o: &&Operand| o.element == ElementType::F16 && o.is_wide();
     let fits = s.d.is_multiple_of(8) && s.dv.is_multiple_of(8) && s.n * s.heads < 1 << 16;
     if !fits || !operands.iter().all(wide) {
         return None;
     }
-    Some(match (s.d.max(s.dv), s.softmax_bits) {
+    Some(match (s.d.max(s.dv), bits) {
         (..=32, 0) => (&list::attention_32, 32, 64),
         (..=64, 0) => (&list::attention_64, 64, 64),
         (..=96, 0) => (&list::attention_96, 96, 64),

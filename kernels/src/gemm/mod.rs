@@ -1,12 +1,13 @@
 //! y = epilogue(left · right): an implicit matrix product, cut into tasks.
 //!
 //! [`lhs`] says where left rows are, [`drive`] has the loops, [`tile`] the register tile of f32 and [`dots`] that of instructions which add several
-//! products at once, [`tiles`] the loops around AMX, [`finish`] the epilogue.
+//! products at once, [`tiles`] the loops around AMX, [`finish`] the epilogue, [`plain`] small products without one.
 
 mod dots;
 mod drive;
 mod finish;
 mod lhs;
+mod plain;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
@@ -22,6 +23,7 @@ use crate::shared::{SharedMut, cut};
 use crate::simd::{Kernel, Simd};
 use crate::{Isa, Pool, scratch};
 use drive::BLOCK_ROWS;
+pub(crate) use plain::{PLAIN_ROWS, Plain};
 use std::ops::Range;
 pub(crate) use tile::F32;
 #[cfg(target_arch = "x86_64")]

@@ -6,8 +6,8 @@
 
 use super::drive::{BLOCK_ROWS, Block, Micro};
 use super::lhs::LhsRow;
+use super::plain::Plain;
 use crate::amx::{Amx, BYTES, COLS, Configured, Left, Multiply, Piece, ROW_BYTES, ROWS};
-use crate::integer::Plain;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -254,29 +254,29 @@ unsafe fn segment_sums(
     }
 }
 
-/// A small product of codes.
+/// A small product.
 ///
 /// # Safety
-/// The fields of `product` must be true; its codes are bytes, its panels those of AVX-512.
+/// The fields of `product` must be true, its elements those of `how`, its panels those of AVX-512.
 #[inline(always)]
-pub(crate) unsafe fn multiply_plain(amx: Amx, product: &Plain<u8>) {
+pub(crate) unsafe fn multiply_plain<L, R, A>(amx: Amx, how: Multiply, product: &Plain<L, R, A>) {
     let tile = amx.configure();
-    let sums_stride = 4 * product.ld_acc;
+    let (ld, sums_stride) = (product.ld * size_of::<L>(), size_of::<A>() * product.ld_acc);
     for (panel, col) in (0..product.cols).step_by(COLS).enumerate() {
         for row in (0..product.rows).step_by(2 * ROWS) {
-            let begin = product.left.wrapping_add(row * product.ld);
+            let begin = product.left.wrapping_add(row * product.ld).cast();
             let piece = Piece {
-                left: Left { begin, stride: product.ld, step: ROW_BYTES },
-                second: (row + ROWS < product.rows).then_some(ROWS * product.ld),
-                count: product.depth.div_ceil(ROW_BYTES),
+                left: Left { begin, stride: ld, step: ROW_BYTES },
+                second: (row + ROWS < product.rows).then_some(ROWS * ld),
+                count: (product.depth * size_of::<L>()).div_ceil(ROW_BYTES),
                 right: product.right.wrapping_add(panel * product.ld_right).cast(),
                 last: std::ptr::null(),
                 sums: product.acc.wrapping_add(row * product.ld_acc + col).cast(),
                 sums_stride,
-                first: true,
+                first: product.first,
             };
             // SAFETY: the caller's promise.
-            unsafe { tile.multiply(Multiply::Codes, &piece) };
+            unsafe { tile.multiply(how, &piece) };
         }
     }
 }

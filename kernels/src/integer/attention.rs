@@ -4,12 +4,12 @@
 //! differs between keys is taken off. Weights are codes relative to the largest of their query, which is why all its scores wait until that is known.
 
 use super::Activations;
-use super::dot::{IntDot, IntKernel, PLAIN_ROWS, Plain};
+use super::dot::{IntDot, IntKernel};
 use super::pack_attention::{Packing, pack};
 use super::tile::Codes;
 use crate::arena::{cast, cast_mut};
 use crate::attention::{AttentionShape, add_mask};
-use crate::gemm::Micro;
+use crate::gemm::{Micro, PLAIN_ROWS, Plain};
 use crate::math::exp2_weight;
 use crate::rows::row_max;
 use crate::shared::{SharedMut, cut};
@@ -213,6 +213,7 @@ impl QueryBlock<'_> {
             cols: seen,
             acc: self.scores.as_mut_ptr().cast(),
             ld_acc: self.plan.ld_scores,
+            first: true,
         };
         // SAFETY: `attention_codes` has checked `q`; `k` has whole panels with something behind them, and so have rows of scores.
         unsafe { d.multiply(&product) };
@@ -307,6 +308,7 @@ impl QueryBlock<'_> {
             cols: shape.dv,
             acc: self.sums.as_mut_ptr().cast(),
             ld_acc: self.plan.sums,
+            first: true,
         };
         // SAFETY: rows of weights have `packing.keys` codes, as many as `v` has in every panel, and zeros behind them; `sums` has whole panels.
         unsafe { d.multiply(&product) };

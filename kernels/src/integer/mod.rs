@@ -13,7 +13,6 @@ mod product;
 mod tile;
 
 pub use attention::{attention_codes, attention_codes_scratch_len};
-pub(crate) use dot::Plain;
 pub use pack::PackedCodes;
 pub use product::{Activations, linear_codes};
 pub(crate) use product::{IntProduct, Pixels};

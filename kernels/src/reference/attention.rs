@@ -5,9 +5,11 @@ use super::elementwise::activate;
 use super::lane::{Lane, by_float};
 use super::linear::product;
 use super::walk::broadcast_strides;
+use crate::scalar::round_bf16;
 use cqc_proto::dtype::DType;
-use cqc_proto::op::{Act, Op};
+use cqc_proto::op::{Act, Op, SOFTMAX_BF16};
 use cqc_proto::tensor::Tensor;
+use std::f64::consts::{LN_2, LOG2_E};
 
 pub(super) fn eval(call: &Call) -> Tensor {
     match call.op {
@@ -119,16 +121,22 @@ impl Mask {
     }
 }
 
-/// In place; zeros where every score is -inf. With `bits`, weights are multiples of 1 / (2^bits − 1) of the largest before they are normalised.
+/// In place; zeros where every score is -inf. With `bits`, weights are multiples of 1 / (2^bits − 1) of the largest before they are normalised, or bf16.
 fn softmax<T: Lane>(row: &mut [T], bits: u8) {
     let largest = row.iter().fold(T::LOWEST, |m, &v| Lane::max(m, v));
     if largest == T::LOWEST {
         return row.fill(T::ZERO);
     }
+    let mut base = largest.to_f64();
+    if bits == SOFTMAX_BF16 {
+        base = (base * LOG2_E).ceil() * LN_2;
+    }
     let mut sum = 0.0;
     for v in row.iter_mut() {
-        let mut e = libm::exp(v.to_f64() - largest.to_f64());
-        if bits > 0 {
+        let mut e = libm::exp(v.to_f64() - base);
+        if bits == SOFTMAX_BF16 {
+            e = f64::from(round_bf16(e as f32));
+        } else if bits > 0 {
             let levels = f64::from((1u32 << bits) - 1);
             e = (e * levels).round_ties_even() / levels;
         }

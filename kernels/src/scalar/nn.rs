@@ -2,6 +2,8 @@
 
 use super::math::act;
 use crate::{Act, Affine, AttentionShape, ConvShape, Epilogue, FakeQuant, GroupNorm, LayerNorm, MatmulShape, Rows};
+use cqc_proto::op::SOFTMAX_BF16;
+use std::f64::consts::LOG2_E;
 
 /// y = residual + gate · act(scale · acc + bias + row) for column `col` of row `row` out of `n` columns.
 pub fn finish(epilogue: &Epilogue, row: usize, col: usize, n: usize, acc: f64) -> f32 {
@@ -117,11 +119,28 @@ fn attention_weights(
         let dot: f64 = q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
         dot * f64::from(s.scale) + mask.map_or(0.0, |mask| f64::from(mask[s.mask_at(image, head, i, j)]))
     };
-    let mut weights = softmax_f64((0..s.lk).map(score).collect());
+    let scores = (0..s.lk).map(score).collect();
+    if s.softmax_bits == SOFTMAX_BF16 {
+        return softmax_bf16(scores);
+    }
+    let mut weights = softmax_f64(scores);
     if s.softmax_bits > 0 {
         round_weights(&mut weights, s.softmax_bits);
     }
     weights
+}
+
+/// Exponentials rounded to bf16, relative to a power of two, and normalised by their sum. All −inf gives zeros.
+fn softmax_bf16(mut x: Vec<f64>) -> Vec<f64> {
+    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if max == f64::NEG_INFINITY {
+        return vec![0.0; x.len()];
+    }
+    let base = (max * LOG2_E).ceil();
+    x.iter_mut().for_each(|x| *x = f64::from(round_bf16((*x * LOG2_E - base).exp2() as f32)));
+    let sum: f64 = x.iter().sum();
+    x.iter_mut().for_each(|x| *x /= sum);
+    x
 }
 
 /// All −inf gives zeros.

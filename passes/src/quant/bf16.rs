@@ -1,9 +1,10 @@
-//! `bf16`: products read rounded activations and rounded weights.
+//! `bf16`: products read rounded activations and rounded weights, attention rounded queries, keys and values.
 //!
 //! ```text
 //! y = conv(x, w, bias)   →   xr = round_bf16(x)              one for all products that read x
 //!                            wr = cast(const bf16) to f32    stored in half the space, exact
 //!                            y  = conv(xr, wr, bias)
+//! y = attention(q, k, v) →   y  = attention(round_bf16(q), round_bf16(k), round_bf16(v)), whose weights are rounded to bf16
 //! ```
 //!
 //! Nothing is fitted, so the graphs are rewritten before anything is calibrated: schedules and corrections are found on the loop that will run. What
@@ -14,7 +15,7 @@ use super::annotate::{Making, begin, finish, operands};
 use super::survey::{QuantSpec, candidate};
 use crate::bind::{Bound, Part, copy_node};
 use crate::ir::{Graph, Node, ValueId};
-use cqc_proto::op::OpError;
+use cqc_proto::op::{OpError, SOFTMAX_BF16};
 use cqc_proto::{DType, Op, Tensor};
 use std::collections::HashMap;
 
@@ -34,7 +35,7 @@ pub struct Bf16Layer {
     pub key: String,
     /// Name of its node in the source model.
     pub name: String,
-    /// `conv` or `linear`.
+    /// `conv`, `linear` or `attention`.
     pub op: String,
 }
 
@@ -68,13 +69,18 @@ impl Rewrite<'_> {
         let g = &part.graph;
         let (mut m, mut known, mut found) = (begin(part), Known::default(), Bf16Products::default());
         for (_, node) in g.nodes() {
-            match rounds(g, node, self.spec) {
+            match candidate(g, node, self.spec) {
+                // nothing is gained where it runs once per request
+                Some(Ok(())) if matches!(node.op, Op::Attention { .. }) && !rounds_inputs => {}
                 None => {}
                 Some(Err(why)) => found.float_layers.push((node.name.clone(), why)),
                 Some(Ok(())) => {
                     let key = g.value(node.outputs[0]).name.clone();
                     found.layers.push(Bf16Layer { key, name: node.name.clone(), op: node.op.name() });
-                    self.product(g, node, rounds_inputs, &mut m, &mut known)?;
+                    match node.op {
+                        Op::Attention { .. } => attention(g, node, &mut m, &mut known)?,
+                        _ => self.product(g, node, rounds_inputs, &mut m, &mut known)?,
+                    }
                     continue;
                 }
             }
@@ -95,13 +101,7 @@ impl Rewrite<'_> {
         let (x, w) = (node.inputs[0].expect("a product reads something"), node.inputs[1].expect("and has weights"));
         let mut inputs = operands(g, node, m);
         if rounds_inputs {
-            inputs[0] = Some(match known.rounded.get(&x) {
-                Some(&v) => v,
-                None => {
-                    let v = m.part.graph.op(&format!("{}/bf16", g.value(x).name), Op::RoundBf16, &[m.map[&x]])?;
-                    *known.rounded.entry(x).or_insert(v)
-                }
-            });
+            inputs[0] = Some(known.rounded(g, x, m)?);
         }
         inputs[1] = Some(match known.weights.get(&w) {
             Some(&v) => v,
@@ -113,10 +113,7 @@ impl Rewrite<'_> {
                 *known.weights.entry(w).or_insert(v)
             }
         });
-        let names: Vec<&str> = node.outputs.iter().map(|&v| g.value(v).name.as_str()).collect();
-        let outputs = m.part.graph.node_with_outputs(&node.name, node.op.clone(), &inputs, &names)?;
-        m.map.extend(node.outputs.iter().copied().zip(outputs));
-        Ok(())
+        emit(g, node, node.op.clone(), &inputs, m)
     }
 
     fn weight(&mut self, w: &Tensor) -> Tensor {
@@ -134,11 +131,33 @@ struct Known {
     weights: HashMap<ValueId, ValueId>,
 }
 
-/// Whether the operands of a product are rounded; the reason if not.
-fn rounds(g: &Graph, node: &Node, spec: &QuantSpec) -> Option<Result<(), String>> {
-    match (candidate(g, node, spec)?, &node.op) {
-        (Err(why), _) => Some(Err(why)),
-        (Ok(()), Op::Attention { .. }) => Some(Err("attention is computed in f32".into())),
-        (Ok(()), _) => Some(Ok(())),
+impl Known {
+    /// `x` rounded.
+    fn rounded(&mut self, g: &Graph, x: ValueId, m: &mut Making) -> Result<ValueId, OpError> {
+        if let Some(&v) = self.rounded.get(&x) {
+            return Ok(v);
+        }
+        let v = m.part.graph.op(&format!("{}/bf16", g.value(x).name), Op::RoundBf16, &[m.map[&x]])?;
+        Ok(*self.rounded.entry(x).or_insert(v))
     }
+}
+
+fn attention(g: &Graph, node: &Node, m: &mut Making, known: &mut Known) -> Result<(), OpError> {
+    let mut inputs = operands(g, node, m);
+    for (input, x) in inputs.iter_mut().zip(&node.inputs[..3]) {
+        *input = Some(known.rounded(g, x.expect("attention has queries, keys and values"), m)?);
+    }
+    let mut op = node.op.clone();
+    if let Op::Attention { softmax_bits, .. } = &mut op {
+        *softmax_bits = SOFTMAX_BF16;
+    }
+    emit(g, node, op, &inputs, m)
+}
+
+/// The node again, with another operator and other operands.
+fn emit(g: &Graph, node: &Node, op: Op, inputs: &[Option<ValueId>], m: &mut Making) -> Result<(), OpError> {
+    let names: Vec<&str> = node.outputs.iter().map(|&v| g.value(v).name.as_str()).collect();
+    let outputs = m.part.graph.node_with_outputs(&node.name, op, inputs, &names)?;
+    m.map.extend(node.outputs.iter().copied().zip(outputs));
+    Ok(())
 }

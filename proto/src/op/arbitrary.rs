@@ -240,9 +240,11 @@ fn composites(wild: bool) -> BoxedStrategy<Op> {
         }),
         float(wild).prop_map(|eps| Op::LayerNorm { eps }),
         float(wild).prop_map(|eps| Op::RmsNorm { eps }),
-        (n(), n(), float(wild), any::<bool>(), float(wild)).prop_map(|(heads, kv_heads, scale, causal, softcap)| {
-            Op::Attention { heads, kv_heads, scale, causal, softcap, softmax_bits: 8 * u8::from(causal) }
-        }),
+        (n(), n(), float(wild), any::<bool>(), float(wild), 0..3u8).prop_map(
+            |(heads, kv_heads, scale, causal, softcap, bits)| {
+                Op::Attention { heads, kv_heads, scale, causal, softcap, softmax_bits: 8 * bits }
+            }
+        ),
         any::<bool>().prop_map(|cos_first| Op::TimestepEmbedding { cos_first }),
         act().prop_map(|act| Op::Geglu { act }),
         Just(Op::Affine),

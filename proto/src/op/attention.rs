@@ -5,7 +5,9 @@ use super::*;
 pub(super) fn infer(op: &Op, inputs: &InputTypes) -> Inferred {
     match op {
         Op::Attention { heads, kv_heads, scale, softcap, softmax_bits, .. } => {
-            check(*softmax_bits <= 8, || format!("`softmax_bits` is {softmax_bits}, expected 0 to 8"))?;
+            check(*softmax_bits <= 8 || *softmax_bits == SOFTMAX_BF16, || {
+                format!("`softmax_bits` is {softmax_bits}, expected 0 to 8, or {SOFTMAX_BF16} for bf16")
+            })?;
             check(scale.is_finite() && softcap.is_finite() && *softcap >= 0.0, || {
                 format!("`scale` is {scale} and `softcap` {softcap}, expected finite numbers, softcap ≥ 0")
             })?;

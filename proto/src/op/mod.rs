@@ -35,6 +35,9 @@ use crate::types::{Shape, ValueType};
 use rule::*;
 use serde::{Deserialize, Serialize};
 
+/// Of [`Op::Attention`]: the value of `softmax_bits` that stands for bf16.
+pub const SOFTMAX_BF16: u8 = 16;
+
 /// One operator with its attributes. The text form is the variant's name in snake case followed by the attributes that
 /// differ from their defaults; `Unary`, `Binary` and `Reduce` print as their kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -357,6 +360,7 @@ pub enum Op {
         softcap: f32,
         /// Weights are rounded to multiples of 1/(2^bits − 1) of the largest weight of their query before they meet the values, and
         /// normalised by the sum of what was rounded; 0 = not at all. Zero point 0, no scale to calibrate.
+        /// [`SOFTMAX_BF16`]: e^score is rounded to bf16 instead, up to a power of two per query.
         #[serde(default, skip_serializing_if = "is_default")]
         softmax_bits: u8,
     },

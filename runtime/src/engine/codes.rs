@@ -11,10 +11,11 @@ use super::program::{Ready, Rounds, Wiring};
 use super::values::Value;
 use super::weights::Weights;
 use cqc_kernels::arena::cast;
-use cqc_proto::op::ConvLayout;
+use cqc_proto::op::{ConvLayout, SOFTMAX_BF16};
 use cqc_proto::plan::{Alias, Plan, Program, ProgramKind, Source, Step, WeightCodes};
 use cqc_proto::{DType, Op};
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 
 /// What has kernels for codes.
 #[derive(Clone, Copy)]
@@ -65,15 +66,19 @@ pub(crate) fn choose(
         let stored = match (&step.op, codes, bf16) {
             (Op::FakeQuant { segments, bits }, Some(Codes { dtype, takes }), _) => {
                 let sizes = sizes(segments, &values[v]);
-                let attends = takes.attention && *bits <= 8 && sizes.len() == 1;
+                let attention = takes.attention && *bits <= 8 && sizes.len() == 1;
                 let multiplied = |s: &Step| {
-                    attends && is_attention_of_codes(s, v)
+                    attention && attends(s, v, 1..=8)
                         || is_product_of_codes(weights, program, values, s, v, &sizes, takes.products)
                 };
                 (always_rounds(weights, kind, program, step) && readers.all(multiplied)).then_some(dtype)
             }
             (Op::RoundBf16, _, Some(takes)) => {
-                readers.all(|s| is_product_of_bf16(weights.plan(), program, values, s, v, takes)).then_some(DType::BF16)
+                let multiplied = |s: &Step| {
+                    attends(s, v, SOFTMAX_BF16..=SOFTMAX_BF16)
+                        || is_product_of_bf16(weights.plan(), program, values, s, v, takes)
+                };
+                readers.all(multiplied).then_some(DType::BF16)
             }
             _ => None,
         };
@@ -89,7 +94,9 @@ pub(crate) fn misplaced(program: &Program, values: &[Value], kernels: &[Kernel])
         | Kernel::ConvCodes { .. }
         | Kernel::LinearCodes { .. }
         | Kernel::AttentionCodes { .. } => None,
-        Kernel::RoundBf16 { .. } | Kernel::ConvBf16 { .. } | Kernel::LinearBf16 { .. } => None,
+        Kernel::RoundBf16 { .. } | Kernel::ConvBf16 { .. } | Kernel::LinearBf16 { .. } | Kernel::AttentionBf16(_) => {
+            None
+        }
         _ => step.outputs.iter().chain(step.inputs.iter().flatten()).find(coded).copied(),
     })
 }
@@ -172,6 +179,7 @@ fn stores_codes(kernel: &Kernel) -> bool {
             | K::AttentionCodes { .. }
             | K::ConvBf16 { .. }
             | K::LinearBf16 { .. }
+            | K::AttentionBf16(_)
             | K::GroupNorm { .. }
             | K::LayerNorm { .. }
             | K::RmsNorm { .. }
@@ -225,9 +233,12 @@ pub(crate) fn scales_codes(ready: &Ready, constant: usize) -> bool {
     })
 }
 
-/// Whether the step is attention with rounded weights that reads `v` once, as queries, keys or values.
-fn is_attention_of_codes(step: &Step, v: usize) -> bool {
-    let Op::Attention { softmax_bits: 1..=8, .. } = step.op else { return false };
+/// Whether the step is attention with weights of so many bits that reads `v` once, as queries, keys or values.
+fn attends(step: &Step, v: usize, bits: RangeInclusive<u8>) -> bool {
+    let Op::Attention { softmax_bits, .. } = step.op else { return false };
+    if !bits.contains(&softmax_bits) {
+        return false;
+    }
     let reads = |range: &[Option<usize>]| range.iter().filter(|i| **i == Some(v)).count();
     reads(&step.inputs) == 1 && reads(&step.inputs[..3]) == 1
 }

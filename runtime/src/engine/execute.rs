@@ -123,6 +123,11 @@ pub(super) fn run_step(ready: &Ready, index: usize, arena: &mut Arena, run: Run)
             let (mask, y) = (operands.get(3), operands.target(y));
             cqc_kernels::attention_codes(run.isa, run.pool, shape, [&q, &k, &v], mask, y, cast_mut(scratch));
         }
+        Kernel::AttentionBf16(shape) => {
+            let ([q, k, v], mask) = ([0, 1, 2].map(|i| operands.of(i)), operands.get(3));
+            let (y, scratch) = (operands.target(y), cast_mut(scratch));
+            cqc_kernels::attention_bf16(run.isa, run.pool, shape, [q, k, v], mask, y, scratch);
+        }
         Kernel::RoundBf16 { rows, c, stored, ldx, ldy } => {
             let y = bf16_target(y, *stored);
             cqc_kernels::round_bf16(run.isa, run.pool, *rows, *c, operands.f32(0), *ldx, y, *ldy);

@@ -4,7 +4,7 @@ use cqc_kernels::attention::attention_scratch_len;
 use cqc_kernels::matmul::matmul_scratch_len;
 use cqc_kernels::{
     Act, AttentionShape, Binary, Conv, Isa, MatmulShape, PackedBf16, PackedCodes, PackedMatrix, Unary,
-    attention_codes_scratch_len,
+    attention_bf16_scratch_len, attention_codes_scratch_len,
 };
 use cqc_proto::{DType, Op};
 use std::sync::Arc;
@@ -73,6 +73,8 @@ pub(crate) enum Kernel {
         shape: AttentionShape,
         rounding: [[usize; 2]; 3],
     },
+    /// The same where they are bf16.
+    AttentionBf16(AttentionShape),
     GroupNorm {
         n: usize,
         hw: usize,
@@ -261,7 +263,7 @@ impl Kernel {
 
     /// Whether it multiplies bf16.
     pub fn multiplies_bf16(&self) -> bool {
-        matches!(self, Kernel::ConvBf16 { .. } | Kernel::LinearBf16 { .. })
+        matches!(self, Kernel::ConvBf16 { .. } | Kernel::LinearBf16 { .. } | Kernel::AttentionBf16(_))
     }
 
     /// Whether it computes the GEGLU behind a linear layer too.
@@ -293,6 +295,7 @@ impl Kernel {
             Kernel::MatMul(shape) => matmul_scratch_len(isa, shape),
             Kernel::Attention(shape) => attention_scratch_len(isa, shape, threads),
             Kernel::AttentionCodes { shape, .. } => attention_codes_scratch_len(isa, shape, threads),
+            Kernel::AttentionBf16(shape) => attention_bf16_scratch_len(isa, shape, threads),
             Kernel::Binary { rows, c, sides, .. } => {
                 let expanded = sides.iter().filter(|s| matches!(s, Side::Expanded(_))).count();
                 expanded * (rows * c).next_multiple_of(16)

@@ -2,7 +2,8 @@
 
 use super::Bf16Dot;
 use crate::amx::{Amx, Multiply};
-use crate::gemm::{Block, Dot, DotKernel, Micro, copy_rows, drive, drive_tiles};
+use crate::bf16::product::Bf16;
+use crate::gemm::{Block, Dot, DotKernel, Micro, Plain, copy_rows, drive, drive_tiles, multiply_plain};
 use crate::simd::avx512::Avx512;
 use std::arch::x86_64::*;
 use std::mem::transmute;
@@ -11,7 +12,18 @@ use std::mem::transmute;
 #[derive(Clone, Copy)]
 pub(super) struct Avx512Dot(Avx512, Option<Amx>);
 
-impl Bf16Dot for Avx512Dot {}
+impl Bf16Dot for Avx512Dot {
+    #[inline(always)]
+    unsafe fn multiply(self, product: &Plain<u16, u16, f32>) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.1 {
+                Some(amx) => multiply_plain(amx, Multiply::Bf16, product),
+                None => product.run(Bf16(self)),
+            }
+        }
+    }
+}
 
 /// Whether this CPU has what [`enter`] is compiled for.
 pub(super) fn is_available() -> bool {

@@ -4,10 +4,11 @@
 mod avx512;
 mod portable;
 
+use super::product::Bf16;
 use crate::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::amx::Amx;
-use crate::gemm::{Dot, DotKernel};
+use crate::gemm::{Dot, DotKernel, Plain};
 
 /// A piece of work, generic over the instruction.
 pub(super) trait Bf16Kernel {
@@ -20,6 +21,15 @@ pub(super) trait Bf16Kernel {
 pub(super) trait Bf16Dot:
     Dot<Left = u16, Right = u16, Sum = f32, Acc = <<Self as Dot>::Float as crate::simd::Arithmetic>::V>
 {
+    /// acc (+)= left · right.
+    ///
+    /// # Safety
+    /// The fields of `product` must be true.
+    #[inline(always)]
+    unsafe fn multiply(self, product: &Plain<u16, u16, f32>) {
+        // SAFETY: the caller's promise.
+        unsafe { product.run(Bf16(self)) }
+    }
 }
 
 /// Elements of a group in memory, whatever the instruction.

@@ -13,7 +13,7 @@ use crate::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::amx::Amx;
 use crate::arena::Pod;
-use crate::gemm::{Dot, DotKernel, Micro, Tile, Tiling};
+use crate::gemm::{Dot, DotKernel, Plain};
 use crate::simd::Arithmetic;
 
 /// A piece of work, generic over the instruction.
@@ -47,68 +47,9 @@ pub(crate) trait IntDot: Dot<Left: Pod, Right = i8, Sum = i32> {
     /// # Safety
     /// The fields of `product` must be true.
     #[inline(always)]
-    unsafe fn multiply(self, product: &Plain<Self::Left>) {
+    unsafe fn multiply(self, product: &Plain<Self::Left, i8, i32>) {
         // SAFETY: the caller's promise.
-        unsafe { product.run(self) }
-    }
-}
-
-/// A small product whose rows lie evenly.
-pub(crate) struct Plain<C> {
-    /// Rows of `depth` codes, `ld` apart; on tiles, whole tiles of rows and rows of whole pieces of 64 codes, zeros beyond `depth`.
-    pub(crate) left: *const C,
-    pub(crate) ld: usize,
-    /// At most [`PLAIN_ROWS`].
-    pub(crate) rows: usize,
-    /// Whole groups.
-    pub(crate) depth: usize,
-    /// Panels of `[depth / group, width, group]`; each readable in whole pieces of 64 of the depth.
-    pub(crate) right: *const i8,
-    /// Bytes between two panels.
-    pub(crate) ld_right: usize,
-    /// Columns that count; sums have room for whole panels.
-    pub(crate) cols: usize,
-    /// `[rows, columns]`, rows `ld_acc` apart.
-    pub(crate) acc: *mut i32,
-    pub(crate) ld_acc: usize,
-}
-
-/// Rows of a [`Plain`] product at most.
-pub(crate) const PLAIN_ROWS: usize = 96;
-
-impl<C: Copy> Plain<C> {
-    /// On vectors.
-    ///
-    /// # Safety
-    /// The fields must be true.
-    #[inline(always)]
-    unsafe fn run<D: IntDot<Left = C>>(&self, d: D) {
-        let mut left = [std::ptr::null(); PLAIN_ROWS];
-        for (i, left) in left[..self.rows].iter_mut().enumerate() {
-            *left = self.left.wrapping_add(i * self.ld);
-        }
-        for (panel, col) in (0..self.cols).step_by(Codes::<D>::COLS).enumerate() {
-            let right = self.right.wrapping_add(panel * self.ld_right);
-            let tile = Tile {
-                left: left.as_ptr(),
-                stride: 1,
-                tap: 0,
-                skip: 0,
-                right,
-                acc: self.acc.wrapping_add(col),
-                ld: self.ld_acc,
-                rows: 0,
-                count: 0,
-                cols: (self.cols - col).min(Codes::<D>::COLS),
-                taps: 1,
-                depth: self.depth,
-                first: true,
-                next: right,
-                lines: 0,
-            };
-            // SAFETY: the caller's promise.
-            unsafe { Tiling::new(self.rows, D::MR).run(Codes(d), tile) }
-        }
+        unsafe { product.run(Codes(self)) }
     }
 }
 

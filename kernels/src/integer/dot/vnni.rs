@@ -1,8 +1,9 @@
 //! AVX-512 VNNI: `vpdpbusd` adds four products of bytes per lane, exactly.
 
-use super::{IntDot, Plain};
+use super::IntDot;
 use crate::amx::{Amx, Multiply};
-use crate::gemm::{Block, Dot, DotKernel, Micro, copy_rows, drive, drive_tiles, multiply_plain};
+use crate::gemm::{Block, Dot, DotKernel, Micro, Plain, copy_rows, drive, drive_tiles, multiply_plain};
+use crate::integer::tile::Codes;
 use crate::simd::avx512::Avx512;
 use std::arch::x86_64::*;
 
@@ -125,12 +126,12 @@ impl IntDot for Vnni {
         code
     }
     #[inline(always)]
-    unsafe fn multiply(self, product: &Plain<u8>) {
+    unsafe fn multiply(self, product: &Plain<u8, i8, i32>) {
         // SAFETY: the caller's promise.
         unsafe {
             match self.1 {
-                Some(amx) => multiply_plain(amx, product),
-                None => product.run(self),
+                Some(amx) => multiply_plain(amx, Multiply::Codes, product),
+                None => product.run(Codes(self)),
             }
         }
     }

@@ -4,8 +4,8 @@ use super::super::kernel::{Kernel, Tail};
 use super::super::values::Value;
 use super::Site;
 use cqc_kernels::{AttentionShape, ConvShape, MatmulShape};
-use cqc_proto::Op;
 use cqc_proto::op::{Act, ConvLayout};
+use cqc_proto::{DType, Op};
 
 /// Most entries of a convolution's table of pixels, and pixels of its images.
 const MAX_TABLE: usize = 1 << 28;
@@ -207,6 +207,10 @@ impl Site<'_> {
             && self.preparer.weights.isa().attends_codes(&shape)
         {
             return Some(Kernel::AttentionCodes { shape, rounding: [q, k, v] });
+        }
+        let reads_bf16 = |i| self.input(i).is_some_and(|x: &Value| x.codes == Some(DType::BF16));
+        if (0..3).all(reads_bf16) && self.preparer.weights.isa().attends_bf16(&shape) {
+            return Some(Kernel::AttentionBf16(shape));
         }
         Some(Kernel::Attention(shape))
     }

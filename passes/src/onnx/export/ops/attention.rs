@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::onnx::export::Qdq;
-use cqc_proto::op::ReduceKind;
+use cqc_proto::op::{ReduceKind, SOFTMAX_BF16};
 use cqc_proto::{DType, Dim, Tensor};
+use std::f64::consts::{LN_2, LOG2_E};
 
 pub(super) fn attention(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
     let Op::Attention { heads, kv_heads, scale, causal, softcap, softmax_bits } = op else {
@@ -58,24 +59,43 @@ pub(super) fn attention(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
     Ok(cx.reshape(sums, c.ty().shape))
 }
 
-/// Weights exp(score − max) in steps of 1/255, 1/127 where codes have a sign, times the values, divided by the sum of the weights.
+/// Weights exp(score − max) in steps of 1/255, 1/127 where codes have a sign, or in bf16 relative to a power of two, times the values, divided by the
+/// sum of the weights.
 fn rounded(cx: &mut Cx, c: &Call, scores: Val, v: Val, bits: u8) -> Spelled {
-    if bits != 8 {
+    if ![8, SOFTMAX_BF16].contains(&bits) {
         return Err(format!("weights of {bits} bits, ONNX has 8"));
     }
     let reduce = |kind| Op::Reduce { kind, axes: vec![3], keep: true };
     let max = cx.emit(reduce(ReduceKind::Max), &[scores])?;
     // a query that sees no key: exp(-inf - 0) = 0 for all of them
-    let lowest = cx.scalar(f64::from(f32::MIN), DType::F32);
-    let max = cx.binary(BinaryKind::Max, max, lowest)?;
+    let lowest = cx.scalar(f64::from(f32::MIN) / 2.0, DType::F32);
+    let mut max = cx.binary(BinaryKind::Max, max, lowest)?;
+    if bits == SOFTMAX_BF16 {
+        let (log2_e, ln_2) = (cx.scalar(LOG2_E, DType::F32), cx.scalar(LN_2, DType::F32));
+        max = cx.binary(BinaryKind::Mul, max, log2_e)?;
+        max = cx.unary(UnaryKind::Ceil, max)?;
+        max = cx.binary(BinaryKind::Mul, max, ln_2)?;
+    }
     let weights = cx.binary(BinaryKind::Sub, scores, max)?;
     let weights = cx.unary(UnaryKind::Exp, weights)?;
+    if bits == SOFTMAX_BF16 {
+        let weights = cx.cast(weights, DType::BF16);
+        let weights = cx.cast(weights, DType::F32);
+        let total = cx.emit(reduce(ReduceKind::Sum), &[weights])?;
+        let least = cx.scalar(f64::from(f32::MIN_POSITIVE), DType::F32);
+        return weighed(cx, c, weights, v, [total, least]);
+    }
     let (most, to) = if cx.qdq == Qdq::Trt { (127.0, DType::I8) } else { (255.0, DType::U8) };
     let (step, zero) = (cx.scalar(1.0 / most, DType::F32), cx.scalar(0.0, to));
     let weights = cx.emit(Op::Quantize { axis: None, block: 0, to }, &[weights, step, zero])?;
     let weights = cx.emit(Op::Dequantize { axis: None, block: 0, to: DType::F32 }, &[weights, step, zero])?;
     let total = cx.emit(reduce(ReduceKind::Sum), &[weights])?;
     let least = cx.scalar(1.0 / most, DType::F32);
+    weighed(cx, c, weights, v, [total, least])
+}
+
+/// The sums of weighed values, divided by the total or the least that it can be where there are weights at all.
+fn weighed(cx: &mut Cx, c: &Call, weights: Val, v: Val, [total, least]: [Val; 2]) -> Spelled {
     let total = cx.binary(BinaryKind::Max, total, least)?;
     let sums = cx.emit(Op::MatMul, &[weights, v])?;
     let sums = cx.binary(BinaryKind::Div, sums, total)?;
