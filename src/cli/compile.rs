@@ -81,8 +81,8 @@ pub struct CompileArgs {
     #[command(flatten)]
     pub sizes: Sizes,
     /// Number format: w8a8, w4a8, bf16 or none. With w8a8 and w4a8 convolutions, linear layers and attention multiply integers
-    /// (AVX2, AVX-VNNI, AVX-512 VNNI, AMX). With bf16 convolutions and linear layers multiply bf16 (AMX, AVX-512 BF16; elsewhere in float,
-    /// rounded to bf16), nothing is fitted, and attention stays float
+    /// (AVX2, AVX-VNNI, AVX-512 VNNI, AMX). With bf16 they multiply bf16 (AMX, AVX-512 BF16; elsewhere in float, rounded to bf16), and
+    /// nothing is fitted
     #[arg(long, value_name = "KIND", default_value = "w8a8")]
     pub quant: Quant,
     /// What may be corrected: cache (where it helps on held-out calibration samples), quant (sums of quantized layers that read the
