@@ -86,6 +86,9 @@ fn products_store_codes() {
     }
 }
 
+/// A linear layer with columns in pairs or not, into a target whose rows are that far apart.
+type Product<'a> = dyn Fn(Isa, &Pool, bool, Target, usize) + 'a;
+
 /// The results of `linear` in pairs are those of its results' GEGLU, and are rounded like these.
 #[test]
 fn pairs_of_columns_are_what_a_geglu_makes_of_them() {
@@ -103,7 +106,7 @@ fn pairs_of_columns_are_what_a_geglu_makes_of_them() {
         let signed: Vec<i8> = w.iter().map(|w| (w * 127.0) as i8).collect();
         let weight_scale: Vec<f32> = factors.iter().map(|f| 0.001 * f.abs()).collect();
         let codes: Vec<u8> = x.iter().map(|x| (x * 50.0 + 128.0) as u8).collect();
-        let products: [&dyn Fn(Isa, &Pool, bool, Target, usize); 3] = [
+        let products: [&Product; 3] = [
             &|isa, pool, paired, y, ld| {
                 let pack = if paired { PackedMatrix::pairs_from_kn } else { PackedMatrix::from_kn };
                 linear(isa, pool, m, k, n, &x, k, &pack(isa, k, n, &w), &with(true), y, ld);
