@@ -1,5 +1,6 @@
 //! One aligned block of memory for all activations, and checked typed views into it.
 
+use bytes::Bytes;
 use memmap2::MmapMut;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
@@ -200,12 +201,17 @@ impl Drop for Arena {
     }
 }
 
+impl AsRef<[u8]> for Arena {
+    fn as_ref(&self) -> &[u8] {
+        self.get(Span::new(0, self.len)).expect("an arena holds itself")
+    }
+}
+
 impl Clone for Arena {
     fn clone(&self) -> Arena {
         let mut copy = Arena::new(self.len);
-        let all = Span::new(0, self.len);
-        let bytes: &mut [u8] = copy.get_mut(all).expect("an arena holds itself");
-        bytes.copy_from_slice(self.get(all).expect("an arena holds itself"));
+        let bytes: &mut [u8] = copy.get_mut(Span::new(0, self.len)).expect("an arena holds itself");
+        bytes.copy_from_slice(self.as_ref());
         copy
     }
 }
@@ -256,6 +262,13 @@ pub fn cast_mut<T: Pod>(bytes: &mut [u8]) -> &mut [T] {
     check_cast::<T>(bytes);
     // SAFETY: checked: aligned, whole values; any bytes are a `T`, and a `T` is any bytes.
     unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / size_of::<T>()) }
+}
+
+/// Those of `parts` that are as long as told, in bytes, and lie where packed weights may lie; `None` if one is not.
+pub(crate) fn fit<const N: usize>(parts: [Bytes; N], lens: [usize; N]) -> Option<[Bytes; N]> {
+    let fits =
+        |(part, len): (&Bytes, usize)| part.len() == len && (len == 0 || part.as_ptr().addr().is_multiple_of(ALIGN));
+    parts.iter().zip(lens).all(fits).then_some(parts)
 }
 
 /// Values as their bytes.

@@ -58,6 +58,6 @@ pub use isa::Isa;
 pub use mapped::{Mapped, map_file};
 pub use matmul::{MatmulShape, linear, matmul_batched, matmul_scratch_len};
 pub use norm::{LayerNorm, layer_norm, rms_norm, softmax};
-pub use pack::PackedMatrix;
+pub use pack::{PackedMatrix, packing};
 pub use pool::Pool;
 pub use target::Target;

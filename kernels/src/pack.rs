@@ -1,8 +1,9 @@
 //! Weights, laid out once in the order in which the kernels read them.
 
-use crate::arena::{Arena, Span};
+use crate::arena::{Arena, Span, cast, fit};
 use crate::gemm::pair_of;
 use crate::{ConvShape, Isa, PAIRED_COLUMNS};
+use bytes::Bytes;
 
 /// A weight matrix `[k, n]` (or one per group), packed for one [`Isa`].
 ///
@@ -14,7 +15,7 @@ pub struct PackedMatrix {
     groups: usize,
     k: usize,
     n: usize,
-    data: Arena,
+    data: Bytes,
     /// Columns are packed in pairs.
     paired: bool,
 }
@@ -31,6 +32,27 @@ pub(crate) enum Layout {
     },
     /// One channel per group: `[k, groups]`, groups rounded up to whole vectors with zeros.
     Depthwise,
+}
+
+impl Layout {
+    /// That of `groups` matrices `[k, n]`, k running over taps.
+    fn of(isa: Isa, groups: usize, taps: usize, k: usize, n: usize) -> Layout {
+        let channels = k / taps.max(1);
+        match groups {
+            1 if n <= DOT_COLUMNS && channels >= isa.lanes() => Layout::Dot { channels },
+            2.. if channels == 1 && n == 1 => Layout::Depthwise,
+            _ => Layout::Panels,
+        }
+    }
+
+    /// Values, padding included.
+    fn len(self, isa: Isa, groups: usize, k: usize, n: usize) -> usize {
+        match self {
+            Layout::Panels => groups * panels_len(isa, k, n),
+            Layout::Dot { channels } => k / channels * n * channels.next_multiple_of(isa.lanes()),
+            Layout::Depthwise => k * groups.next_multiple_of(isa.lanes()),
+        }
+    }
 }
 
 /// Matrices with up to this many columns are multiplied by dot products: a panel would be mostly padding.
@@ -78,28 +100,49 @@ impl PackedMatrix {
             let (tap, ci) = (p / channels, p % channels);
             w[((group * n + col) * channels + ci) * taps + tap]
         };
-        if shape.groups == 1 {
-            Self::dense(isa, taps, k, n, &|p, col| at(0, p, col))
-        } else if k == taps && n == 1 {
-            Self::depthwise(isa, shape.groups, k, &|group, p| at(group, p, 0))
-        } else {
-            Self::panels(isa, shape.groups, k, n, &at)
+        match Layout::of(isa, shape.groups, taps, k, n) {
+            Layout::Dot { channels } => Self::dot(isa, channels, k, n, &|p, col| at(0, p, col)),
+            Layout::Depthwise => Self::depthwise(isa, shape.groups, k, &|group, p| at(group, p, 0)),
+            Layout::Panels => Self::panels(isa, shape.groups, k, n, &at),
         }
     }
 
+    /// All values, as bytes.
+    pub fn part(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// The inverse of [`PackedMatrix::part`] for a matrix `[k, n]`, maybe with columns in pairs, that was packed for this very use; `None` where
+    /// the part has another length, or does not begin at a multiple of [`ALIGN`](crate::arena::ALIGN).
+    pub fn kn_from_part(isa: Isa, k: usize, n: usize, paired: bool, part: Bytes) -> Option<PackedMatrix> {
+        let layout = if paired { Layout::Panels } else { Layout::of(isa, 1, 1, k, n) };
+        let made = Self::from_part(isa, layout, 1, k, n, part)?;
+        (!paired || n.is_multiple_of(PAIRED_COLUMNS)).then_some(PackedMatrix { paired, ..made })
+    }
+
+    /// The same for the weights of a convolution.
+    pub fn oihw_from_part(isa: Isa, shape: &ConvShape, part: Bytes) -> Option<PackedMatrix> {
+        let taps = shape.kh * shape.kw;
+        let (k, n) = (taps * (shape.cin / shape.groups), shape.cout / shape.groups);
+        Self::from_part(isa, Layout::of(isa, shape.groups, taps, k, n), shape.groups, k, n, part)
+    }
+
+    fn from_part(isa: Isa, layout: Layout, groups: usize, k: usize, n: usize, part: Bytes) -> Option<PackedMatrix> {
+        let [data] = fit([part], [size_of::<f32>() * layout.len(isa, groups, k, n)])?;
+        Some(PackedMatrix { isa, layout, groups, k, n, data, paired: false })
+    }
+
     fn dense(isa: Isa, taps: usize, k: usize, n: usize, at: &impl Fn(usize, usize) -> f32) -> PackedMatrix {
-        let channels = k / taps.max(1);
-        if n <= DOT_COLUMNS && channels >= isa.lanes() {
-            Self::dot(isa, channels, k, n, at)
-        } else {
-            Self::panels(isa, 1, k, n, &|_, p, col| at(p, col))
+        match Layout::of(isa, 1, taps, k, n) {
+            Layout::Dot { channels } => Self::dot(isa, channels, k, n, at),
+            _ => Self::panels(isa, 1, k, n, &|_, p, col| at(p, col)),
         }
     }
 
     fn panels(isa: Isa, groups: usize, k: usize, n: usize, at: &impl Fn(usize, usize, usize) -> f32) -> PackedMatrix {
         let width = panel_width(isa);
         let panels = n.div_ceil(width);
-        let mut data = zeros(groups * panels * k * width);
+        let mut data = zeros(Layout::Panels.len(isa, groups, k, n));
         let values = all_mut(&mut data);
         for (index, panel) in values.chunks_exact_mut((k * width).max(1)).enumerate() {
             let (group, first) = (index / panels, index % panels * width);
@@ -109,29 +152,31 @@ impl PackedMatrix {
                 }
             }
         }
-        PackedMatrix { isa, layout: Layout::Panels, groups, k, n, data, paired: false }
+        PackedMatrix { isa, layout: Layout::Panels, groups, k, n, data: Bytes::from_owner(data), paired: false }
     }
 
     fn dot(isa: Isa, channels: usize, k: usize, n: usize, at: &impl Fn(usize, usize) -> f32) -> PackedMatrix {
         let width = channels.next_multiple_of(isa.lanes());
-        let mut data = zeros(k / channels * n * width);
+        let layout = Layout::Dot { channels };
+        let mut data = zeros(layout.len(isa, 1, k, n));
         for (index, row) in all_mut(&mut data).chunks_exact_mut(width).enumerate() {
             let (tap, col) = (index / n, index % n);
             for (ci, value) in row[..channels].iter_mut().enumerate() {
                 *value = at(tap * channels + ci, col);
             }
         }
-        PackedMatrix { isa, layout: Layout::Dot { channels }, groups: 1, k, n, data, paired: false }
+        PackedMatrix { isa, layout, groups: 1, k, n, data: Bytes::from_owner(data), paired: false }
     }
 
     fn depthwise(isa: Isa, groups: usize, k: usize, at: &impl Fn(usize, usize) -> f32) -> PackedMatrix {
         let width = groups.next_multiple_of(isa.lanes());
-        let mut data = zeros(k * width);
+        let mut data = zeros(Layout::Depthwise.len(isa, groups, k, 1));
         for (p, row) in all_mut(&mut data).chunks_exact_mut(width).enumerate() {
             for (group, value) in row[..groups].iter_mut().enumerate() {
                 *value = at(group, p);
             }
         }
+        let data = Bytes::from_owner(data);
         PackedMatrix { isa, layout: Layout::Depthwise, groups, k, n: 1, data, paired: false }
     }
 
@@ -166,7 +211,7 @@ impl PackedMatrix {
 
     /// All packed values.
     pub(crate) fn values(&self) -> &[f32] {
-        self.data.get(Span::new(0, self.data.len())).expect("an arena holds itself")
+        cast(&self.data)
     }
 
     /// Panics unless packed for this very product.
@@ -174,6 +219,18 @@ impl PackedMatrix {
         let (have, want) = ((self.isa, self.groups, self.k, self.n), (isa, groups, k, n));
         assert!(have == want, "packed for (isa, groups, k, n) = {have:?}, used for {want:?}");
     }
+}
+
+/// Names the way in which weights are packed on this CPU for `isa`: where it differs, so may the bytes. It changes with the text of what packs.
+pub fn packing(isa: Isa) -> String {
+    let sources = [include_str!("pack.rs"), include_str!("integer/pack.rs"), include_str!("bf16/pack.rs")];
+    let sources = sources.into_iter().chain([include_str!("gemm/finish.rs")]);
+    let mut hash = blake3::Hasher::new();
+    for text in sources {
+        hash.update(text.as_bytes());
+    }
+    let (codes, bf16) = (crate::integer::columns_and_group(isa), crate::bf16::columns(isa));
+    format!("{isa}, codes {codes:?}, bf16 {bf16}, {}", hash.finalize().to_hex())
 }
 
 /// Columns of a panel: two vectors.

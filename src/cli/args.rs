@@ -144,6 +144,15 @@ impl Threads {
     }
 }
 
+/// Where packed weights are kept.
+#[derive(Args, Clone, Debug, Default)]
+pub struct PackCacheArgs {
+    /// .cq: folder that keeps the weights as this CPU reads them, so that the next start need not lay them out again: as large as the artifact,
+    /// written at the first start, and may be deleted at any time [default: none]
+    #[arg(long, value_name = "DIR", env = "CQC_PACK_CACHE", hide_env_values = true)]
+    pub pack_cache: Option<PathBuf>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,6 @@
 //! `.cq` files: opened, and what commands ask of them.
 
+use super::args::PackCacheArgs;
 use super::report::Failure;
 use bytes::Bytes;
 use cqc::io::FileError;
@@ -8,7 +9,7 @@ use cqc_proto::cq::{self, MAGIC, Manifest, NullCondition};
 use cqc_proto::plan::{PlanInput, Program};
 use cqc_proto::{DType, Tensor};
 use cqc_runtime::denoise::Compensation;
-use cqc_runtime::engine::Weights;
+use cqc_runtime::engine::{PackCache, Weights};
 use cqc_runtime::retime::{RetimeError, retime};
 use cqc_runtime::sampler::Sampler;
 use std::collections::BTreeMap;
@@ -40,13 +41,18 @@ pub fn is_artifact(path: &Path) -> bool {
 
 /// Maps the file and checks all of it.
 pub fn open(path: &Path) -> Result<Artifact, Failure> {
+    open_cached(path, &PackCacheArgs::default())
+}
+
+/// [`open`], with what an earlier process has packed.
+pub fn open_cached(path: &Path, cache: &PackCacheArgs) -> Result<Artifact, Failure> {
     let is_file = path.metadata().map_err(FileError::reading(path))?.is_file();
     if !is_file {
         return Err(Failure::failed(format!("{} is not a regular file", path.display())));
     }
     let bytes = cqc_kernels::map_file(path).map(Bytes::from_owner).map_err(FileError::reading(path))?;
     let read = cq::Artifact::read(bytes);
-    let cq::Artifact { manifest, weights: constants, kernels } = read.map_err(|e| {
+    let cq::Artifact { manifest, weights: constants, kernels, identity } = read.map_err(|e| {
         let help = match e {
             cq::CqError::NotCq => "cqc compile makes them",
             cq::CqError::Newer { .. } => "use a newer cqc, or compile the model again",
@@ -54,11 +60,23 @@ pub fn open(path: &Path) -> Result<Artifact, Failure> {
         };
         Failure::failed(format!("{} is not a valid artifact", path.display())).fact("seen", e).help(help)
     })?;
-    let weights = Weights::new(manifest.plan.clone(), constants.clone())?;
+    let (plan, bytes) = (manifest.plan.clone(), constants.clone());
+    let weights = match &cache.pack_cache {
+        Some(folder) => Weights::with_cache(plan, bytes, &PackCache { folder: folder.clone(), identity })?,
+        None => Weights::new(plan, bytes)?,
+    };
     Ok(Artifact { weights, manifest, kernels, constants })
 }
 
 impl Artifact {
+    /// Writes what engines have packed into the cache, if it was opened with one. A cache that cannot be written costs the next start
+    /// some time, so that is only said.
+    pub fn keep_packed(&self) {
+        if let Err(error) = self.weights.keep_packed() {
+            tracing::warn!("packed weights could not be kept: {error}");
+        }
+    }
+
     /// Its trajectory.
     pub fn sampler(&self) -> Result<Sampler, Failure> {
         Ok(Sampler::new(&self.manifest.sampler, self.manifest.steps)?)

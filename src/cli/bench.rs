@@ -4,7 +4,7 @@ mod artifact_bench;
 mod kernels;
 mod model_bench;
 
-use super::args::{Sizes, Threads};
+use super::args::{PackCacheArgs, Sizes, Threads};
 use super::device::DeviceArgs;
 use super::report::Failure;
 use super::text::{bytes, short};
@@ -34,6 +34,8 @@ pub struct BenchArgs {
     batch: Option<u32>,
     #[command(flatten)]
     threads: Threads,
+    #[command(flatten)]
+    cache: PackCacheArgs,
     #[command(flatten)]
     device: DeviceArgs,
     /// Loops (.cq) or evaluations (.onnx) to time [default: as many as take a few seconds]

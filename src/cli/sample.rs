@@ -1,6 +1,6 @@
 //! `sample`: the whole denoising loop.
 
-use super::args::Shard;
+use super::args::{PackCacheArgs, Shard};
 use super::artifact::Artifact;
 use super::denoiser::Denoiser;
 use super::device::{Device, DeviceArgs};
@@ -45,6 +45,8 @@ pub struct SampleArgs {
     #[arg(long, value_name = "I/COUNT")]
     shard: Option<Shard>,
     #[command(flatten)]
+    cache: PackCacheArgs,
+    #[command(flatten)]
     device: DeviceArgs,
     /// Write a Chrome trace of every evaluation and operator (chrome://tracing, ui.perfetto.dev)
     #[arg(long, value_name = "FILE")]
@@ -57,7 +59,7 @@ pub struct SampleArgs {
 pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
     let overwrite = if args.force { Overwrite::Allow } else { Overwrite::Refuse };
     check_outputs(args, overwrite)?;
-    let artifact = artifact::open(&args.artifact)?;
+    let artifact = artifact::open_cached(&args.artifact, &args.cache)?;
     let source = Denoiser::with_steps(&args.artifact, &artifact, args.steps)?;
     let Asked { request, range, .. } = args.sampling.request(&source, args.shard)?;
     check_image(args, &artifact)?;
@@ -67,6 +69,7 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
     let options = EngineOptions { batch, threads, profile, ..Default::default() };
     let mut denoiser =
         open_on(args.device, artifact.kernels.as_deref(), options, profile, |o| source.open_loop(guided, o))?;
+    artifact.keep_packed();
 
     let evaluations = denoiser.sampler().evaluations().len();
     let rounds = request.samples.div_ceil(denoiser.width());

@@ -16,6 +16,7 @@ mod round;
 
 pub use attention::{attention_bf16, attention_bf16_scratch_len};
 pub use pack::PackedBf16;
+pub(crate) use pack::columns;
 pub(crate) use product::Bf16Product;
 pub use product::linear_bf16;
 pub use round::round_bf16;

@@ -1,9 +1,10 @@
 //! Weights of products of bf16, laid out once in the order in which the kernel reads them.
 
 use super::dot::GROUP;
-use crate::arena::{Arena, Span};
+use crate::arena::{Arena, Span, bytes_of, cast, fit};
 use crate::gemm::pair_of;
 use crate::{ConvShape, Epilogue, Isa, PAIRED_COLUMNS};
+use bytes::Bytes;
 
 /// A weight matrix `[k, n]` of bf16, packed for one [`Isa`].
 ///
@@ -15,7 +16,7 @@ pub struct PackedBf16 {
     depth: usize,
     n: usize,
     /// Per panel of two vectors of columns, per tap: `[⌈depth / 2⌉, 2 · lanes, 2]`; what is beyond `depth` and `n` is zero.
-    data: Arena,
+    data: Bytes,
     /// What the sums of every column are multiplied by; empty: nothing.
     scale: Vec<f32>,
     /// Columns are packed in pairs.
@@ -56,8 +57,7 @@ impl PackedBf16 {
     }
 
     fn pack(isa: Isa, taps: usize, depth: usize, n: usize, at: &impl Fn(usize, usize, usize) -> u16) -> PackedBf16 {
-        let width = isa.bf16_level().panel_width();
-        let bytes = taps * depth.next_multiple_of(GROUP) * n.next_multiple_of(width) * size_of::<u16>();
+        let (width, bytes) = (isa.bf16_level().panel_width(), bytes(isa, taps, depth, n));
         let mut data = Arena::new(bytes);
         let all: &mut [u16] = data.get_mut(Span::new(0, bytes)).expect("an arena holds itself");
         let mut groups = all.chunks_exact_mut(GROUP);
@@ -70,7 +70,28 @@ impl PackedBf16 {
                 }
             }
         }
-        PackedBf16 { isa, taps, depth, n, data, scale: vec![], paired: false }
+        PackedBf16 { isa, taps, depth, n, data: Bytes::from_owner(data), scale: vec![], paired: false }
+    }
+
+    /// What it consists of: values, factors of columns.
+    pub fn parts(&self) -> [&[u8]; 2] {
+        [&self.data, bytes_of(&self.scale)]
+    }
+
+    /// The inverse of [`PackedBf16::parts`] for weights that were packed for this very use; `None` where a part has another length, or does
+    /// not begin at a multiple of [`ALIGN`](crate::arena::ALIGN).
+    pub fn from_parts(
+        isa: Isa,
+        taps: usize,
+        depth: usize,
+        n: usize,
+        paired: bool,
+        parts: [Bytes; 2],
+    ) -> Option<PackedBf16> {
+        let factors = if parts[1].is_empty() { 0 } else { 4 * n };
+        let [data, scale] = fit(parts, [bytes(isa, taps, depth, n), factors])?;
+        let suits = !paired || n.is_multiple_of(PAIRED_COLUMNS);
+        suits.then(|| PackedBf16 { isa, taps, depth, n, data, scale: cast(&scale).to_vec(), paired })
     }
 
     /// These weights, times one factor per column: products of bf16 whose sums are scaled.
@@ -106,7 +127,7 @@ impl PackedBf16 {
 
     /// All packed values.
     pub(super) fn values(&self) -> &[u16] {
-        self.data.get(Span::new(0, self.data.len())).expect("an arena holds itself")
+        cast(&self.data)
     }
 
     /// Panics unless packed for this very product.
@@ -114,4 +135,14 @@ impl PackedBf16 {
         let (have, want) = ((self.isa, self.taps, self.depth, self.n), (isa, taps, depth, n));
         assert!(have == want, "packed for (isa, taps, channels, n) = {have:?}, used for {want:?}");
     }
+}
+
+/// How wide a panel is.
+pub(crate) fn columns(isa: Isa) -> usize {
+    isa.bf16_level().panel_width()
+}
+
+/// Bytes of packed values.
+fn bytes(isa: Isa, taps: usize, depth: usize, n: usize) -> usize {
+    taps * depth.next_multiple_of(GROUP) * n.next_multiple_of(columns(isa)) * size_of::<u16>()
 }

@@ -14,6 +14,7 @@ mod tile;
 
 pub use attention::{attention_codes, attention_codes_scratch_len};
 pub use pack::PackedCodes;
+pub(crate) use pack::columns_and_group;
 pub use product::{Activations, linear_codes};
 pub(crate) use product::{IntProduct, Pixels};
 

@@ -1,8 +1,9 @@
 //! Weights of integer products, laid out once in the order in which the kernel reads them.
 
-use crate::arena::{Arena, Span};
+use crate::arena::{Arena, Span, bytes_of, cast, fit};
 use crate::gemm::pair_of;
 use crate::{ConvShape, Isa, PAIRED_COLUMNS};
+use bytes::Bytes;
 
 /// Signed codes of a weight matrix `[k, n]`, packed for one [`Isa`], with the scales of their columns.
 ///
@@ -15,7 +16,7 @@ pub struct PackedCodes {
     segments: Vec<usize>,
     n: usize,
     /// Per panel of two vectors of columns, per segment, per tap: `[depth / group, 2 · lanes, group]`; columns beyond `n` are zero.
-    data: Arena,
+    data: Bytes,
     /// `[segments, padded columns]`
     scale: Vec<f32>,
     /// Sums of the codes, likewise.
@@ -122,7 +123,31 @@ impl PackedCodes {
                 scales[segment * columns + col] = scale[from * segments.len() + segment];
             }
         }
+        let data = Bytes::from_owner(data);
         PackedCodes { isa, taps, segments: segments.to_vec(), n, data, scale: scales, sums, paired }
+    }
+
+    /// What it consists of: codes, scales, sums.
+    pub fn parts(&self) -> [&[u8]; 3] {
+        [&self.data, bytes_of(&self.scale), bytes_of(&self.sums)]
+    }
+
+    /// The inverse of [`PackedCodes::parts`] for weights that were packed for this very use; `None` where a part has another length, or does
+    /// not begin at a multiple of [`ALIGN`](crate::arena::ALIGN).
+    pub fn from_parts(
+        isa: Isa,
+        taps: usize,
+        segments: &[usize],
+        n: usize,
+        paired: bool,
+        parts: [Bytes; 3],
+    ) -> Option<PackedCodes> {
+        let columns = n.next_multiple_of(isa.dot_level().columns());
+        let (k, entries) = (taps * segments.iter().sum::<usize>(), 4 * segments.len() * columns);
+        let [data, scale, sums] = fit(parts, [k * columns, entries, entries])?;
+        let suits = isa.multiplies_codes(taps, segments) && (!paired || n.is_multiple_of(PAIRED_COLUMNS));
+        let (scale, sums) = (cast(&scale).to_vec(), cast(&sums).to_vec());
+        suits.then(|| PackedCodes { isa, taps, segments: segments.to_vec(), n, data, scale, sums, paired })
     }
 
     /// Bytes held, padding included.
@@ -142,7 +167,7 @@ impl PackedCodes {
 
     /// All codes.
     pub(super) fn codes(&self) -> &[i8] {
-        self.data.get(Span::new(0, self.data.len())).expect("an arena holds itself")
+        cast(&self.data)
     }
 
     pub(super) fn scale(&self) -> &[f32] {
@@ -167,6 +192,11 @@ impl PackedCodes {
             (isa, taps, depth, n)
         );
     }
+}
+
+/// How wide a panel of codes is, and how many codes of a column lie side by side.
+pub(crate) fn columns_and_group(isa: Isa) -> (usize, usize) {
+    (isa.dot_level().columns(), isa.dot_level().group())
 }
 
 /// Rows side by side: `[N, width]` to `[width, N]`.

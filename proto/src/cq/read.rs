@@ -15,6 +15,8 @@ pub struct Artifact {
     pub weights: Bytes,
     /// Compiled CUDA kernels, if it has some.
     pub kernels: Option<Bytes>,
+    /// Hash of header and section table, which has the hashes of all sections: no other artifact has it.
+    pub identity: [u8; 32],
 }
 
 /// Why bytes are no artifact.
@@ -103,7 +105,8 @@ impl Artifact {
             check_hash(&bytes, section)?;
         }
         let kernels = sections.iter().find(|s| s.name == KERNELS).map(|s| slice(&bytes, s));
-        Ok(Artifact { manifest, weights: slice(&bytes, weights), kernels })
+        let identity = bytes[24..56].try_into().expect("32 bytes");
+        Ok(Artifact { manifest, weights: slice(&bytes, weights), kernels, identity })
     }
 }
 

@@ -18,6 +18,8 @@ pub(crate) mod kernel;
 pub(crate) mod layout;
 mod movement;
 mod open;
+mod packed_file;
+mod packing;
 mod pairs;
 pub(crate) mod prepare;
 mod profile;
@@ -29,6 +31,7 @@ mod weights;
 
 pub use error::EngineError;
 pub use in_flight::InFlight;
+pub use packed_file::PackCache;
 pub use profile::StepProfile;
 pub use watch::{Watch, Watched};
 pub use weights::Weights;

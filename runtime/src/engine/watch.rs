@@ -77,7 +77,7 @@ impl Engine {
                     arena.get_mut(cqc_kernels::arena::Span::new(0, bytes.len())).expect("an arena holds itself");
                 all.copy_from_slice(bytes);
                 all[e * *size..][..*size].copy_from_slice(bytes_of(row));
-                *bytes = Bytes::from_owner(super::weights::Owned(arena));
+                *bytes = Bytes::from_owner(arena);
             }
         }
         Ok(())

@@ -27,7 +27,7 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
     if args.inputs.is_some() || args.output.is_some() || !args.sizes.shape.is_empty() || !args.sizes.dim.is_empty() {
         return Err(Failure::usage("--inputs, --output, --shape and --dim are for models, not for a .cq"));
     }
-    let artifact = artifact::open(&args.model)?;
+    let artifact = artifact::open_cached(&args.model, &args.cache)?;
     let plan = artifact.weights.plan();
     let guidance = artifact.manifest.guidance;
     let batch = args.batch.map_or(plan.fixed_batch.unwrap_or(1), |b| b as usize);
@@ -36,6 +36,7 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
     let sampler = artifact.sampler()?;
     let open = |o: &EngineOptions| Ok(Loop::open(&artifact.weights, sampler.clone(), guidance != 1.0, o)?);
     let mut denoiser = open_on(args.device, artifact.kernels.as_deref(), options, args.profile, open)?;
+    artifact.keep_packed();
     let conditions = conditions(plan, denoiser.width())?;
     let request = request(conditions, denoiser.width(), guidance);
 

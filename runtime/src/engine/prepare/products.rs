@@ -120,7 +120,7 @@ impl Site<'_> {
             let pair = self.preparer.pairs.get(&self.step.outputs[0]).map(|&y| &self.preparer.values[y]);
             let (tail, ldx, ldy, paired) = (self.tail(act)?, x.ld, pair.unwrap_or(y).ld, pair.is_some());
             if let Some(rounding) = self.rounding_of_codes(0) {
-                let packed = self.preparer.weights.packed_linear_codes(constant, n, paired)?;
+                let packed = self.preparer.weights.packed_linear_codes(constant, k, n, paired)?;
                 return Some(Kernel::LinearCodes { m, k, n, packed, rounding, tail, ldx, ldy });
             }
             if self.reads_bf16() {
