@@ -322,7 +322,7 @@ fn bench_prints_what_the_comparison_with_peers_reads() {
     let (model, out) = (model(), dir.path().join("y.bin"));
     for source in [&artifact, &model] {
         let json = line(&format!("bench {} --repeat 2 --threads 1 --json", source.display())).json();
-        for key in ["full_step_ms", "loop_ms", "macs_full", "peak_memory_bytes", "peak_rss_mb"] {
+        for key in ["full_step_ms", "loop_ms", "open_ms", "macs_full", "peak_memory_bytes", "peak_rss_mb"] {
             assert!(json[key].as_f64().unwrap() > 0.0, "{key} in {json}");
         }
         assert_eq!((&json["threads"], &json["batch"], &json["dtype"]), (&1.into(), &1.into(), &"f32".into()));
@@ -338,6 +338,30 @@ fn bench_prints_what_the_comparison_with_peers_reads() {
     assert_eq!(std::fs::metadata(out).unwrap().len(), 2 * 3 * 32 * 32 * 4);
     let text = line(&format!("bench {} --repeat 1 --profile", artifact.display()));
     assert!(text.code == 0 && text.stdout.contains("conv") && text.stdout.contains("per step"), "{}", text.stdout);
+}
+
+#[test]
+fn packed_weights_are_kept_where_one_says() {
+    let (dir, artifact) = compiled(3);
+    let cache = dir.path().join("packed");
+    let samples = |name: &str, cache: &std::path::Path| {
+        let out = dir.path().join(name);
+        let options = format!("-n 1 --threads 1 -o {} --pack-cache {}", out.display(), cache.display());
+        let ran = line(&format!("sample {} {options}", artifact.display()));
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        (std::fs::read(out).unwrap(), ran.stderr)
+    };
+    let (first, _) = samples("1.npy", &cache);
+    let files = || cache.read_dir().unwrap().map(|f| f.unwrap().path()).collect::<Vec<_>>();
+    let kept = files();
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    let written = std::fs::metadata(&kept[0]).unwrap().modified().unwrap();
+    let (second, said) = samples("2.npy", &cache);
+    assert!(first == second && !said.contains("packed"), "{said}");
+    assert_eq!(std::fs::metadata(&kept[0]).unwrap().modified().unwrap(), written, "not written again");
+    // a file is no folder: said, but the samples are made
+    let (third, said) = samples("3.npy", &kept[0]);
+    assert!(first == third && said.contains("packed weights could not be kept"), "{said}");
 }
 
 #[test]

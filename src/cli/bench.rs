@@ -75,6 +75,8 @@ struct Measured {
     /// `None`: nothing is cached.
     cached_step_ms: Option<f64>,
     loop_ms: f64,
+    /// From the file to an engine that is ready; an .onnx is imported on the way.
+    open_ms: f64,
     steps: usize,
     full_steps: usize,
     /// Every timed full step.
@@ -173,6 +175,7 @@ fn text(m: &Measured) -> String {
             m.loop_ms, m.steps, m.full_steps
         );
     }
+    let _ = writeln!(out, "opening      {:>9.2} ms", m.open_ms);
     if let (Some(isa), true) = (m.isa, m.macs_full > 0) {
         let flops = 2.0 * m.macs_full as f64 * m.rows as f64 / (m.full_step_ms / 1e3);
         let peak = measure::peak_flops(isa, m.threads);

@@ -27,6 +27,7 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
     if args.inputs.is_some() || args.output.is_some() || !args.sizes.shape.is_empty() || !args.sizes.dim.is_empty() {
         return Err(Failure::usage("--inputs, --output, --shape and --dim are for models, not for a .cq"));
     }
+    let begun = Instant::now();
     let artifact = artifact::open_cached(&args.model, &args.cache)?;
     let plan = artifact.weights.plan();
     let guidance = artifact.manifest.guidance;
@@ -36,6 +37,7 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
     let sampler = artifact.sampler()?;
     let open = |o: &EngineOptions| Ok(Loop::open(&artifact.weights, sampler.clone(), guidance != 1.0, o)?);
     let mut denoiser = open_on(args.device, artifact.kernels.as_deref(), options, args.profile, open)?;
+    let open_ms = begun.elapsed().as_secs_f64() * 1e3;
     artifact.keep_packed();
     let conditions = conditions(plan, denoiser.width())?;
     let request = request(conditions, denoiser.width(), guidance);
@@ -67,6 +69,7 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
         full_step_ms: median(&timed.full),
         cached_step_ms: cached.map(|_| median(&timed.cached)),
         loop_ms: median(&timed.loops),
+        open_ms,
         steps: plan.evaluations,
         full_steps: cached.map_or(plan.evaluations, |cache| cache.full_evaluations.len()),
         ms: timed.full,

@@ -24,6 +24,7 @@ const REPEATS: std::ops::RangeInclusive<usize> = 5..=200;
 const TIMESTEP: i64 = 500;
 
 pub fn measure(args: &BenchArgs, overwrite: Overwrite) -> Result<Measured, Failure> {
+    let begun = Instant::now();
     let options = ModelOptions { import: args.sizes.import_options(), stop_after: None };
     let model = Model::load(&args.model, &options, |_, _| {})?;
     let batch = args.batch.map_or(model.fixed_batch.unwrap_or(1), |b| b as usize);
@@ -40,6 +41,7 @@ pub fn measure(args: &BenchArgs, overwrite: Overwrite) -> Result<Measured, Failu
     drop(lowered.weights);
     let options = EngineOptions { batch, threads: args.threads.count(), profile: args.profile, ..Default::default() };
     let mut engine = Engine::open(&weights, &options)?;
+    let open_ms = begun.elapsed().as_secs_f64() * 1e3;
     let outputs = engine.run(&inputs)?;
     if let (Some(path), Some(first)) = (&args.output, engine.plan().outputs.first()) {
         write_raw(path, &outputs[&first.name], overwrite)?;
@@ -55,6 +57,7 @@ pub fn measure(args: &BenchArgs, overwrite: Overwrite) -> Result<Measured, Failu
         full_step_ms: median(&ms),
         cached_step_ms: None,
         loop_ms: median(&ms),
+        open_ms,
         steps: 1,
         full_steps: 1,
         ms,
