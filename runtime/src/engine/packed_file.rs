@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const MAGIC: [u8; 8] = *b"cqcpack1";
 const HEADER: usize = 48;
@@ -85,7 +86,10 @@ impl PackedFile {
         if let Some(folder) = self.path.parent() {
             std::fs::create_dir_all(folder)?;
         }
-        let beside = self.path.with_extension(format!("part{}", std::process::id()));
+        // a name of its own for every writer
+        static WRITERS: AtomicUsize = AtomicUsize::new(0);
+        let writer = (std::process::id(), WRITERS.fetch_add(1, Ordering::Relaxed));
+        let beside = self.path.with_extension(format!("{}-{}.part", writer.0, writer.1));
         let written = write(&beside, &table, all().flat_map(|(_, parts)| parts.iter().copied()));
         let renamed = written.and_then(|()| std::fs::rename(&beside, &self.path));
         renamed.inspect_err(|_| drop(std::fs::remove_file(&beside)))
