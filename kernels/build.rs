@@ -3,7 +3,7 @@
 fn main() {
     println!("cargo:rerun-if-changed=cuda");
     #[cfg(feature = "cuda-sim")]
-    for source in ["conv", "norm", "attention", "elementwise", "selftest"] {
+    for source in ["conv", "norm", "attention", "elementwise", "sampler", "selftest"] {
         // without contraction: what is exact stays exact
         cc::Build::new()
             .cpp(true)

@@ -101,12 +101,16 @@ fn kernels_travel_in_the_artifact() {
 mod quantized;
 
 #[cfg(feature = "cuda-sim")]
+mod common;
+
+#[cfg(feature = "cuda-sim")]
 mod simulator {
-    use crate::quantized;
+    use crate::{common, quantized};
     use cqc::compile::{LoopOptions, Lowered, compile_loop};
     use cqc::model::{Model, ModelOptions};
     use cqc_kernels::cuda::simulator::Simulator;
-    use cqc_proto::plan::ProgramKind;
+    use cqc_proto::Tensor;
+    use cqc_proto::plan::{InputRole, ProgramKind};
     use cqc_proto::sampler::SamplerConfig;
     use cqc_runtime::cuda::OnDevice;
     use cqc_runtime::engine::{Engine, EngineOptions, Weights};
@@ -115,51 +119,115 @@ mod simulator {
     use std::path::Path;
     use std::sync::Arc;
 
-    /// Decibels between CPU and simulator for the first full and the first cached evaluation of one sample.
-    fn decibels(lowered: &Lowered) -> Vec<(ProgramKind, f64)> {
+    type Conditions = BTreeMap<String, Tensor>;
+
+    /// What the first full and the first cached evaluation of one sample are apart, in decibels.
+    struct Apart {
+        kind: ProgramKind,
+        /// CPU and simulator.
+        device: f64,
+        /// The CPU's two executions of a quantized plan, by integers and by rounded floats; infinite where they are the same.
+        cpus: f64,
+    }
+
+    fn decibels(lowered: &Lowered, conditions: &Conditions) -> Vec<Apart> {
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
         let options = EngineOptions { batch: 1, threads: 2, ..Default::default() };
         let device = Some(OnDevice { device: Arc::new(Simulator), slots: 1 });
-        let mut engines =
-            [options.clone(), EngineOptions { device, ..options }].map(|o| Engine::open(&weights, &o).unwrap());
+        let floats = EngineOptions { integers: false, ..options.clone() };
+        let all = [options.clone(), EngineOptions { device, ..options }, floats];
+        let mut engines = all.map(|o| Engine::open(&weights, &o).unwrap());
         let plan = weights.plan();
+        let sample = plan.inputs.iter().position(|i| i.role == InputRole::Sample).unwrap();
+        let sizes = [engines[0].input_shape(sample), engines[0].output_shape(0)];
+        let [count, results] = sizes.map(|shape| shape.iter().product());
+        let conditions: Conditions = conditions.iter().map(|(name, t)| (name.clone(), first(t))).collect();
         let timesteps: Vec<f64> = quantized::sampler().evaluations().iter().map(|e| e.timestep).collect();
-        let mut requests = engines.each_mut().map(|engine| engine.begin(&BTreeMap::new(), &timesteps).unwrap());
+        let mut requests = engines.each_mut().map(|engine| engine.begin(&conditions, &timesteps).unwrap());
         let first_cached = (0..plan.evaluations).find(|&e| plan.program_at(e) == ProgramKind::Cached);
         let mut found = Vec::new();
         for e in [Some(0), first_cached].into_iter().flatten() {
-            let mut x = vec![0.0; 3 * 32 * 32];
+            let mut x = vec![0.0; count];
             Noise::new(e as u64, 0, 1).fill(&mut x);
-            let mut outputs = [vec![0.0f32; x.len()], vec![0.0f32; x.len()]];
+            let mut outputs = [(); 3].map(|()| vec![0.0f32; results]);
             for ((engine, request), out) in engines.iter_mut().zip(&mut requests).zip(&mut outputs) {
                 engine.evaluate(request, e, &x, out).unwrap();
             }
-            let [cpu, gpu] = &outputs;
-            let square = |v: f32| f64::from(v) * f64::from(v);
-            let noise: f64 = gpu.iter().zip(cpu).map(|(a, b)| square(a - b)).sum();
-            found.push((plan.program_at(e), 10.0 * (cpu.iter().map(|&v| square(v)).sum::<f64>() / noise).log10()));
+            let [cpu, device, floats] = &outputs;
+            let (device, cpus) = (sqnr(device, cpu), sqnr(floats, cpu));
+            found.push(Apart { kind: plan.program_at(e), device, cpus });
+        }
+        found
+    }
+
+    /// Signal over difference, dB.
+    fn sqnr(found: &[f32], expected: &[f32]) -> f64 {
+        let square = |v: f32| f64::from(v) * f64::from(v);
+        let noise: f64 = found.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
+        10.0 * (expected.iter().map(|&v| square(v)).sum::<f64>() / noise).log10()
+    }
+
+    /// The first row.
+    fn first(t: &Tensor) -> Tensor {
+        let row = t.bytes().len() / t.shape()[0];
+        let shape = [&[1], &t.shape()[1..]].concat();
+        Tensor::new(t.dtype(), shape, t.bytes()[..row].to_vec()).unwrap()
+    }
+
+    /// Conditions that a model was recorded with.
+    fn conditions(model: &str) -> Conditions {
+        let recorded = common::models().into_iter().find(|c| c.model.ends_with(format!("{model}.onnx"))).unwrap();
+        let inputs = recorded.inputs.into_iter();
+        inputs.filter(|(name, _)| !["sample", "timestep"].contains(&name.as_str())).collect()
+    }
+
+    fn in_fp16(model: &str, conditions: &Conditions) -> Vec<Apart> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/models/{model}.onnx"));
+        let source = Model::load(&path, &ModelOptions::default(), |_, _| {}).unwrap();
+        let options = LoopOptions { sampler: SamplerConfig::default(), steps: 6, any_steps: false, bf16: None };
+        shown(&format!("{model}, fp16"), decibels(&compile_loop(&source, &options).unwrap(), conditions))
+    }
+
+    fn quantized_and_cached(model: &str, conditions: Conditions) -> Vec<Apart> {
+        let case = quantized::case(model, conditions.clone(), 8, 3, false);
+        let found = shown(&format!("{model}, w8a8, cached"), decibels(&case.lowered, &conditions));
+        assert_eq!(found.len(), 2);
+        found
+    }
+
+    fn shown(what: &str, found: Vec<Apart>) -> Vec<Apart> {
+        for Apart { kind, device, cpus } in &found {
+            println!("{what}: {kind} {device:.1} dB, two executions on the CPU {cpus:.1} dB");
         }
         found
     }
 
     #[test]
     fn the_unet_in_fp16_equals_the_cpu() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/ddpm-shapes32.onnx");
-        let model = Model::load(&path, &ModelOptions::default(), |_, _| {}).unwrap();
-        let options = LoopOptions { sampler: SamplerConfig::default(), steps: 6, any_steps: false, bf16: None };
-        let found = decibels(&compile_loop(&model, &options).unwrap());
-        println!("fp16: {found:.1?}");
         // fp16 rounds to a part in 2048, 66 dB, at every layer; errors of many layers average out
-        assert!(found.iter().all(|(_, db)| *db > 60.0), "{found:?}");
+        assert!(in_fp16("ddpm-shapes32", &Conditions::new()).iter().all(|found| found.device > 60.0));
     }
 
     #[test]
     fn the_quantized_and_cached_unet_equals_the_cpu() {
-        let case = quantized::case("ddpm-shapes32", BTreeMap::new(), 8, 3, false);
-        let found = decibels(&case.lowered);
-        println!("w8a8, cached: {found:.1?}");
-        assert_eq!(found.len(), 2);
         // activations between two levels may take the other one: two executions are 45 dB apart (docs/quantization.md)
-        assert!(found.iter().all(|(_, db)| *db > 38.0), "{found:?}");
+        let found = quantized_and_cached("ddpm-shapes32", Conditions::new());
+        assert!(found.iter().all(|found| found.device > 38.0));
+    }
+
+    #[test]
+    fn conditional_models_in_fp16_equal_the_cpu() {
+        for model in ["dit-dy23", "sdxl-ts17"] {
+            assert!(in_fp16(model, &conditions(model)).iter().all(|found| found.device > 56.0), "{model}");
+        }
+    }
+
+    #[test]
+    fn conditional_models_quantized_and_cached_equal_the_cpu() {
+        let found = quantized_and_cached("dit-dy23", conditions("dit-dy23"));
+        assert!(found.iter().all(|found| found.device > 38.0));
+        // random weights: what rounds to another level goes far, on the CPU as well
+        let found = quantized_and_cached("sdxl-ts17", conditions("sdxl-ts17"));
+        assert!(found.iter().all(|found| found.device > found.cpus.min(38.0) - 6.0));
     }
 }

@@ -72,23 +72,90 @@ CQ_FN void move(Values y, i64 to, Values x, i64 from) {
   }
 }
 
-CQ_KERNEL(elementwise, 256, ElementwiseArgs) {
-  const u32 at = (u32)block_x() * 256 + tid();
-  if (at >= p.count) return;
-  u32 rest = at;
-  i64 index[4] = {};
+// Where the operands of result `at` are.
+CQ_FN void find(const ElementwiseArgs& p, u32 at, i64 (&index)[4]) {
 #pragma unroll
   for (int axis = kMaxRank - 1; axis >= 0; --axis) {
     if (axis >= p.rank) continue;
-    const u32 i = rest % p.shape[axis];
-    rest /= p.shape[axis];
+    const u32 i = at % p.shape[axis];
+    at /= p.shape[axis];
 #pragma unroll
     for (int operand = 0; operand < 4; ++operand) index[operand] += i * p.strides[operand][axis];
   }
+}
+
+CQ_KERNEL(elementwise, 256, ElementwiseArgs) {
+  const u32 at = (u32)block_x() * 256 + tid();
+  if (at >= p.count) return;
+  i64 index[4] = {};
+  find(p, at, index);
   const Values a = now(p.a, p.state), b = now(p.b, p.state), c = now(p.c, p.state), y = now(p.y, p.state);
   if (p.op == kCopy && a.type == y.type) return move(y, index[3], a, index[0]);
   const float second = b ? get(b, index[1]) : 0.0f, third = c ? get(c, index[2]) : 0.0f;
   put(y, index[3], apply(p.op, get(a, index[0]), second, third));
+}
+
+// Integers of any width and truth values, in 64 bits that wrap around. A divisor of 0 is a fault, and gives 0.
+CQ_FN i64 apply_integers(int op, i64 a, i64 b, i64 c, State* state) {
+  typedef unsigned long long u64;
+  switch (op) {
+    case kAdd: return (i64)((u64)a + (u64)b);
+    case kSub: return (i64)((u64)a - (u64)b);
+    case kMul: return (i64)((u64)a * (u64)b);
+    case kDiv:
+      if (b == 0) state->fault = kDividesByZero;
+      return b == 0 ? 0 : b == -1 ? (i64)(0 - (u64)a) : a / b;
+    case kMin: return a < b ? a : b;
+    case kMax: return a > b ? a : b;
+    case kEqual: return a == b;
+    case kLess: return a < b;
+    case kLessOrEqual: return a <= b;
+    case kGreater: return a > b;
+    case kGreaterOrEqual: return a >= b;
+    case kAnd: return a & b;
+    case kOr: return a | b;
+    case kXor: return a ^ b;
+    case kWhere: return a != 0 ? b : c;
+    case kNeg: return (i64)(0 - (u64)a);
+    case kAbs: return a < 0 ? (i64)(0 - (u64)a) : a;
+    case kNot: return a == 0;
+    default: return a;  // a copy, or a rounding
+  }
+}
+
+CQ_KERNEL(integers, 256, ElementwiseArgs) {
+  const u32 at = (u32)block_x() * 256 + tid();
+  if (at >= p.count) return;
+  i64 index[4] = {};
+  find(p, at, index);
+  const Values a = now(p.a, p.state), b = now(p.b, p.state), c = now(p.c, p.state), y = now(p.y, p.state);
+  const i64 second = b ? get_integer(b, index[1]) : 0, third = c ? get_integer(c, index[2]) : 0;
+  const i64 value = apply_integers(p.op, get_integer(a, index[0]), second, third, (State*)p.state);
+  put_integer(y, index[3], value);
+}
+
+struct GatherArgs {
+  const State* state;
+  Operand data, indices, y;
+  int outer, size, inner, count;  // data [outer, size, inner], y [outer, count, inner]
+};
+static_assert(sizeof(GatherArgs) == 120, "as in args.rs");
+
+// Rows by their numbers, negative ones counted from the end. A number outside is a fault, and takes the nearest row.
+CQ_KERNEL(gather, 256, GatherArgs) {
+  const u32 at = (u32)block_x() * 256 + tid();
+  if (at >= (u32)p.outer * p.count * p.inner) return;
+  const u32 row = at / p.inner, column = at % p.inner, outer = row / p.count;
+  const Values data = now(p.data, p.state), y = now(p.y, p.state);
+  i64 place = get_integer(now(p.indices, p.state), row % p.count);
+  if (place < 0) place += p.size;
+  if (place < 0 || place >= p.size) {
+    ((State*)p.state)->fault = kIndexOutside;
+    place = place < 0 ? 0 : p.size - 1;
+  }
+  const i64 from = ((i64)outer * p.size + place) * p.inner + column;
+  if (data.type == y.type) return move(y, at, data, from);
+  put(y, at, get(data, from));
 }
 
 struct AffineArgs {

@@ -7,7 +7,11 @@
 
 struct State {
   int step, slot;
+  int fault;  // what has gone wrong since the host last looked; any thread may set it
+  int unused;
 };
+
+enum { kIndexOutside = 1, kDividesByZero };
 
 enum { kF16, kF32, kU8, kI32, kI64 };
 
@@ -78,6 +82,23 @@ CQ_FN void put(Values v, i64 i, float x) {
     case kU8: v.data[i] = x != 0.0f; break;  // only truth values are computed as bytes
     case kI32: ((int*)v.data)[i] = truncated<int>(x, -2147483648.0f, 2147483648.0f, 2147483647); break;
     default: ((i64*)v.data)[i] = truncated<i64>(x, -9223372036854775808.0f, 9223372036854775808.0f, 0x7fffffffffffffff);
+  }
+}
+
+CQ_FN i64 get_integer(Values v, i64 i) {
+  switch (v.type) {
+    case kU8: return v.data[i];
+    case kI32: return ((const int*)v.data)[i];
+    default: return ((const i64*)v.data)[i];
+  }
+}
+
+// The low bits; as bytes, truth values.
+CQ_FN void put_integer(Values v, i64 i, i64 x) {
+  switch (v.type) {
+    case kU8: v.data[i] = x != 0; break;
+    case kI32: ((int*)v.data)[i] = (int)(u32)x; break;
+    default: ((i64*)v.data)[i] = x;
   }
 }
 

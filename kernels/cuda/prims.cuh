@@ -27,6 +27,9 @@ CQ_FN int round_even(float x) { return __float2int_rn(x); }
 CQ_FN float fast_exp(float x) { return __expf(x); }
 // a / b to about 2 ulp; 0 where b is beyond 2^126.
 CQ_FN float fast_div(float a, float b) { return __fdividef(a, b); }
+// a · b and a + b, each rounded by itself: the compiler does not fuse them.
+CQ_FN float times(float a, float b) { return __fmul_rn(a, b); }
+CQ_FN float plus(float a, float b) { return __fadd_rn(a, b); }
 // 1 / x rounded to nearest, for normal x with a normal reciprocal: the usual path of a division, without the call for the others.
 CQ_FN float reciprocal(float x) {
   float r;

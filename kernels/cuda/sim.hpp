@@ -246,6 +246,8 @@ inline void block_sync() { sim::park(sim::Wait::kBlock); }
 inline int round_even(float x) { return (int)std::nearbyint(x); }
 inline float fast_exp(float x) { return std::exp(x); }
 inline float fast_div(float a, float b) { return a / b; }
+inline float times(float a, float b) { return a * b; }
+inline float plus(float a, float b) { return a + b; }
 inline float reciprocal(float x) { return 1.0f / x; }
 inline float inverse_sqrt(float x) { return 1.0f / std::sqrt(x); }
 inline float infinity() { return std::numeric_limits<float>::infinity(); }

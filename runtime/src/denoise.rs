@@ -1,11 +1,13 @@
 //! The denoising loop: noise in, samples out.
 
+use crate::cuda::Moves;
 use crate::engine::{Engine, EngineError, EngineOptions, InFlight, Watch, Weights};
 use crate::noise::Noise;
 use crate::sampler::{Sampler, State, guide};
 use cqc_proto::plan::{InputRole, Plan, ProgramKind};
 use cqc_proto::tensor::TensorSizeError;
 use cqc_proto::{DType, Tensor};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -80,15 +82,30 @@ pub struct Moment<'a> {
     pub evaluations: usize,
     /// The first sample at work, counted from 0 in this request, and how many.
     pub samples: std::ops::Range<usize>,
-    /// The samples after this evaluation, padding included.
-    pub x: &'a [f32],
+    /// The samples after this evaluation; none: they are on the device.
+    x: Option<&'a [f32]>,
+    /// How many elements they have.
+    len: usize,
     /// The engine.
     pub engine: &'a Engine,
     /// The request that ran last: that of the conditional half if a guided loop is split.
     pub request: &'a InFlight,
 }
 
-impl Moment<'_> {
+impl<'a> Moment<'a> {
+    /// The samples after this evaluation, padding included. Where a device moves them they come from there at this call.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn x(&self) -> Result<Cow<'a, [f32]>, EngineError> {
+        if let Some(x) = self.x {
+            return Ok(Cow::Borrowed(x));
+        }
+        let mut x = vec![0.0; self.len];
+        self.engine.get_samples(self.request, &mut x)?;
+        Ok(Cow::Owned(x))
+    }
+
     /// A kept value of the evaluation; `None` if the program that ran does not have it.
     pub fn tap(&self, name: &str) -> Option<Tensor> {
         self.engine.tap(self.request, name)
@@ -111,6 +128,8 @@ pub struct Loop {
     input: Vec<f32>,
     output: Vec<f32>,
     compensation: Option<Compensation>,
+    /// Whether a device moves the samples of [`Loop::sample`].
+    moves: bool,
 }
 
 /// Q&C's correction of the samples (section 3): behind every evaluation, `x · scale + shift` per channel of the sample.
@@ -184,18 +203,39 @@ impl Loop {
         let engine = Engine::open(weights, &EngineOptions { batch, ..options.clone() })?;
         let (shape, out_len) = sample_shape(plan, &engine, sampler.reads_variance())?;
         let len: usize = shape.iter().product();
-        Ok(Loop {
+        let mut denoise = Loop {
             timesteps: sampler.evaluations().iter().map(|e| e.timestep).collect(),
             input: vec![0.0; batch * len],
             output: vec![0.0; batch * halves * out_len],
             engine,
             compensation: None,
+            moves: false,
             halves,
             sampler,
             guided,
             width,
             shape,
-        })
+        };
+        denoise.move_on_device()?;
+        Ok(denoise)
+    }
+
+    /// Lets a device move samples where it can: in one request, by the rows of tables.
+    fn move_on_device(&mut self) -> Result<(), DenoiseError> {
+        if self.engine.device().is_none() || self.halves != 1 {
+            return Ok(());
+        }
+        let len: usize = self.shape.iter().product();
+        let rows = if self.guided { 2 * self.width } else { self.width };
+        let moves = Moves {
+            table: &self.sampler.table(),
+            sizes: [self.width, len, self.channels()],
+            width: self.output.len() / rows,
+            guided: self.guided,
+            compensation: self.compensation.as_ref(),
+        };
+        self.moves = self.engine.move_samples(&moves)?;
+        Ok(())
     }
 
     /// A loop like this one, on the same weights and threads, for `samples` samples at once. Tables that were overwritten are as in the plan again.
@@ -248,7 +288,7 @@ impl Loop {
             }
         }
         self.compensation = compensation;
-        Ok(())
+        self.move_on_device()
     }
 
     /// Channels of a sample: its first axis.
@@ -290,13 +330,24 @@ impl Loop {
         for first in (0..request.samples).step_by(self.width) {
             let samples = first..request.samples.min(first + self.width);
             let mut trajectory = self.begin(request, first)?;
+            if self.moves {
+                self.put_on_device(&trajectory)?;
+            }
             while trajectory.next < evaluations {
-                self.step(&mut trajectory)?;
+                if self.moves {
+                    self.replay(&mut trajectory)?
+                } else {
+                    self.step(&mut trajectory)?
+                }
                 let (engine, request) = (&self.engine, trajectory.requests.last().expect("it has one"));
-                let (x, samples, evaluation) = (&trajectory.x[..], samples.clone(), trajectory.next - 1);
-                if observe(&Moment { evaluation, evaluations, samples, x, engine, request }).is_break() {
+                let (samples, evaluation) = (samples.clone(), trajectory.next - 1);
+                let (x, len) = ((!self.moves).then_some(&trajectory.x[..]), trajectory.x.len());
+                if observe(&Moment { evaluation, evaluations, samples, x, len, engine, request }).is_break() {
                     return Err(DenoiseError::Interrupted);
                 }
+            }
+            if self.moves {
+                self.engine.get_samples(&trajectory.requests[0], &mut trajectory.x)?;
             }
             all.extend_from_slice(&trajectory.x[..samples.len() * len]);
         }
@@ -352,6 +403,28 @@ impl Loop {
         Ok(())
     }
 
+    /// Hands samples that have just begun to the device.
+    fn put_on_device(&mut self, trajectory: &Trajectory) -> Result<(), DenoiseError> {
+        self.scale_input(trajectory);
+        Ok(self.engine.put_samples(&trajectory.requests[0], &trajectory.x, &self.input, trajectory.guidance)?)
+    }
+
+    /// [`Loop::step`] of samples on the device; the trajectory's own stay behind. The device is done when this returns.
+    fn replay(&mut self, trajectory: &mut Trajectory) -> Result<(), DenoiseError> {
+        let Trajectory { requests, state, noise, next, .. } = trajectory;
+        let noisy = self.sampler.adds_noise(*next);
+        self.engine.replay(&mut requests[0], *next, || noisy.then(|| state.draw(|out| noise.fill(out))))?;
+        *next += 1;
+        Ok(self.engine.wait()?)
+    }
+
+    /// What the network sees of the samples, for every half of the batch.
+    fn scale_input(&mut self, trajectory: &Trajectory) {
+        let (input, rest) = self.input.split_at_mut(trajectory.x.len());
+        self.sampler.scale_input(trajectory.next, &trajectory.x, input);
+        rest.chunks_exact_mut(input.len()).for_each(|half| half.copy_from_slice(input));
+    }
+
     /// The network's answer to the present samples by a given program, guidance applied: [`Loop::output`]. The trajectory stays
     /// where it is.
     ///
@@ -372,9 +445,7 @@ impl Loop {
         mut watch: Option<&mut Watch>,
     ) -> Result<(), DenoiseError> {
         let len = trajectory.x.len();
-        let (input, rest) = self.input.split_at_mut(len);
-        self.sampler.scale_input(trajectory.next, &trajectory.x, input);
-        rest.chunks_exact_mut(len).for_each(|half| half.copy_from_slice(input));
+        self.scale_input(trajectory);
         let part = self.output.len() / self.halves;
         for (request, output) in trajectory.requests.iter_mut().zip(self.output.chunks_exact_mut(part)) {
             let watch = watch.as_deref_mut();

@@ -6,11 +6,15 @@ use bytes::Bytes;
 use cqc_kernels::cuda::Device;
 use cqc_proto::cq::Artifact;
 use cqc_proto::plan::{InputRole, ProgramKind};
+use cqc_proto::sampler::{Prediction, SamplerConfig, SamplerKind, Spacing, Variance};
 use cqc_proto::{Bindings, Tensor};
 use cqc_runtime::cuda::OnDevice;
+use cqc_runtime::denoise::{Compensation, Loop, Request};
 use cqc_runtime::engine::{Engine, EngineError, EngineOptions, Weights};
 use cqc_runtime::noise::Noise;
+use cqc_runtime::sampler::Sampler;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -110,6 +114,93 @@ fn loops_of_old_artifacts_equal_the_cpu() {
             let decibels = compare(&device, &folder.join(format!("{name}.cq")), 6);
             println!("{}: {name}: {decibels:.1?}", device.name());
             assert!(decibels.iter().all(|(_, db)| *db > least), "{name}: {decibels:?}");
+        }
+    }
+}
+
+/// A loop that moves samples on the device, the same loop step by step with the sampler on the CPU, and their samples.
+fn sampled(device: &Arc<dyn Device>, weights: &Arc<Weights>, sampler: &Sampler, guided: bool) -> [Vec<f32>; 2] {
+    let batch = weights.plan().fixed_batch.unwrap_or(2);
+    let device = Some(OnDevice { device: Arc::clone(device), slots: 2 });
+    let options = EngineOptions { batch, threads: 1, device, ..Default::default() };
+    let mut denoise = Loop::open(weights, sampler.clone(), guided, &options).unwrap();
+    let channels = denoise.channels();
+    let factors = |by: f32| (0..channels * sampler.evaluations().len()).map(|i| by * (i % 7) as f32).collect();
+    let scale: Vec<f32> = factors(1e-3);
+    let scale = scale.into_iter().map(|v| 1.0 + v).collect();
+    denoise.set_compensation(Some(Compensation { scale, shift: factors(-2e-3) })).unwrap();
+    let samples = denoise.width() + 1;
+    let rows = |value: i64| {
+        let one = |(name, t): (String, Tensor)| {
+            let shape = [&[samples], &t.shape()[1..]].concat();
+            let count = shape.iter().product();
+            let filled = if t.dtype().is_float() {
+                Tensor::from_f32(&shape, &vec![value as f32; count])
+            } else {
+                Tensor::from_i64(&shape, &vec![value; count])
+            };
+            (name, filled)
+        };
+        conditions(weights).into_iter().map(one).collect()
+    };
+    let unconditional = if guided { rows(0) } else { BTreeMap::new() };
+    let request =
+        Request { samples, seed: 5, conditions: rows(1), unconditional, guidance: 1.75, ..Request::default() };
+    let mut seen = Vec::new();
+    let there = denoise.sample(&request, &mut |moment| {
+        seen.push(moment.x().unwrap().into_owned());
+        ControlFlow::Continue(())
+    });
+    let there = there.unwrap().to_f32_vec();
+    let len: usize = denoise.sample_shape().iter().product();
+    let (mut here, mut steps) = (Vec::new(), Vec::new());
+    for first in (0..samples).step_by(denoise.width()) {
+        let mut trajectory = denoise.begin(&request, first).unwrap();
+        while trajectory.next() < sampler.evaluations().len() {
+            denoise.step(&mut trajectory).unwrap();
+            steps.push(trajectory.x().to_vec());
+        }
+        here.extend_from_slice(&trajectory.x()[..len * denoise.width().min(samples - first)]);
+    }
+    assert_eq!(seen, steps, "the samples after each evaluation");
+    [there, here]
+}
+
+#[test]
+fn samples_that_stay_on_the_device_are_those_that_the_cpu_moves() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/artifacts");
+    if !folder.is_dir() {
+        return println!("skipped: no {}", folder.display());
+    }
+    let predictions = [Prediction::Epsilon, Prediction::VPrediction, Prediction::Sample];
+    let with = |kind: SamplerKind| SamplerConfig { kind, ..SamplerConfig::default() };
+    let mut configs = Vec::new();
+    for prediction_type in predictions {
+        for kind in [SamplerKind::Ddim, SamplerKind::Plms, SamplerKind::Euler, SamplerKind::DpmPp2m] {
+            if kind == SamplerKind::Plms && prediction_type == Prediction::Sample {
+                continue; // there is no such sampler
+            }
+            configs.push(SamplerConfig { prediction_type, clip_sample: kind == SamplerKind::Ddim, ..with(kind) });
+        }
+    }
+    configs.push(SamplerConfig { eta: 0.7, ..with(SamplerKind::Ddim) });
+    for variance_type in [Variance::FixedSmall, Variance::LearnedRange] {
+        configs.push(SamplerConfig { variance_type, ..with(SamplerKind::Ddpm) });
+    }
+    for device in devices() {
+        for (i, config) in configs.iter().enumerate() {
+            // the artifact with a cache, every third time with two halves
+            let weights = open(&folder.join("v3.cq"));
+            let evaluations = weights.plan().evaluations;
+            let steps = if config.kind == SamplerKind::Plms { evaluations - 1 } else { evaluations };
+            let config = match config.kind {
+                SamplerKind::Euler => SamplerConfig { timestep_spacing: Spacing::Leading, ..config.clone() },
+                _ => config.clone(),
+            };
+            let sampler = Sampler::new(&config, steps).unwrap();
+            let [there, here] = sampled(&device, &weights, &sampler, i % 3 == 0);
+            assert!(there.iter().all(|x| x.is_finite()));
+            assert_eq!(there, here, "{config:?}");
         }
     }
 }

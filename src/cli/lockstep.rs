@@ -101,26 +101,45 @@ impl Lockstep {
         let evaluations = if in_step { self.evaluations() } else { 0 };
         let mut chunk = Chunk { trajectory: vec![vec![0.0; range.len() * len]; evaluations], ..Chunk::default() };
         let request = part_of(&self.request, range)?;
+        let mut unread = None;
         let samples = self.reference.sample(&request, &mut |moment| {
             progress.step();
             if in_step {
                 let target = &mut chunk.trajectory[moment.evaluation][moment.samples.start * len..];
                 let count = moment.samples.len() * len;
-                target[..count].copy_from_slice(&moment.x[..count]);
+                match moment.x() {
+                    Ok(x) => target[..count].copy_from_slice(&x[..count]),
+                    Err(e) => {
+                        unread = Some(e);
+                        return ControlFlow::Break(());
+                    }
+                }
             }
             ControlFlow::Continue(())
-        })?;
+        });
+        let samples = unread.take().map_or(samples, |e| Err(e.into()))?;
         chunk.reference = samples.to_f32_vec();
         let mut errors = vec![0.0; range.len() * evaluations];
         let request = part_of(&self.candidate_request, range)?;
         let samples = self.candidate.sample(&request, &mut |moment| {
             progress.step();
-            for (i, x) in moment.samples.clone().zip(moment.x.chunks_exact(len)).filter(|_| in_step) {
+            if !in_step {
+                return ControlFlow::Continue(());
+            }
+            let x = match moment.x() {
+                Ok(x) => x,
+                Err(e) => {
+                    unread = Some(e);
+                    return ControlFlow::Break(());
+                }
+            };
+            for (i, x) in moment.samples.clone().zip(x.chunks_exact(len)) {
                 let expected = &chunk.trajectory[moment.evaluation][i * len..][..len];
                 errors[i * moment.evaluations + moment.evaluation] = relative_error(x, expected);
             }
             ControlFlow::Continue(())
-        })?;
+        });
+        let samples = unread.take().map_or(samples, |e| Err(e.into()))?;
         chunk.candidate = samples.to_f32_vec();
         chunk.errors = errors;
         Ok(chunk)

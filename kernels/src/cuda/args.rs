@@ -162,6 +162,17 @@ pub(super) struct ElementwiseArgs {
 
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
+pub(super) struct GatherArgs {
+    pub state: u64,
+    pub data: RawOperand,
+    pub indices: RawOperand,
+    pub y: RawOperand,
+    /// outer, size, inner, count
+    pub sizes: [i32; 4],
+}
+
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
 pub(super) struct AffineArgs {
     pub state: u64,
     /// x, scale, shift, residual, previous, previous_scale, y
@@ -197,6 +208,35 @@ pub(super) struct EmbeddingArgs {
 
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
+pub(super) struct SamplerArgs {
+    pub state: u64,
+    pub x: RawOperand,
+    pub output: RawOperand,
+    pub constants: RawOperand,
+    pub noise: RawOperand,
+    pub guidance: RawOperand,
+    pub kept: RawOperand,
+    pub input: RawOperand,
+    pub scale: RawOperand,
+    pub shift: RawOperand,
+    /// samples, length, width, columns
+    pub sizes: [i32; 4],
+    pub rule: i32,
+    pub predicted: i32,
+    pub channels: i32,
+    pub copies: i32,
+    pub clip: f32,
+    pub unused: i32,
+}
+
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct CountArgs {
+    pub state: u64,
+}
+
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
 pub(super) struct SelftestArgs {
     pub state: u64,
     pub input: RawOperand,
@@ -208,6 +248,6 @@ const _: () = {
     assert!(size_of::<ConvArgs>() == 560 && size_of::<MatmulArgs>() == 144);
     assert!(size_of::<GroupNormArgs>() == 288 && size_of::<LayerNormArgs>() == 344 && size_of::<SoftmaxArgs>() == 80);
     assert!(size_of::<AttentionArgs>() == 240 && size_of::<ElementwiseArgs>() == 368 && size_of::<AffineArgs>() == 240);
-    assert!(size_of::<RowsArgs>() == 200 && size_of::<EmbeddingArgs>() == 120);
-    assert!(size_of::<SelftestArgs>() == 72);
+    assert!(size_of::<GatherArgs>() == 120 && size_of::<RowsArgs>() == 200 && size_of::<EmbeddingArgs>() == 120);
+    assert!(size_of::<SelftestArgs>() == 72 && size_of::<SamplerArgs>() == 336 && size_of::<CountArgs>() == 8);
 };

@@ -224,6 +224,11 @@ impl Device for Gpu {
         self.stream.synchronize().map_err(error("waiting for kernels"))
     }
 
+    fn wait(&self) -> Result<(), CudaError> {
+        self.bind()?;
+        self.stream.synchronize().map_err(error("waiting for kernels"))
+    }
+
     fn run(&self, launches: &[Launch]) -> Result<(), CudaError> {
         self.bind()?;
         for launch in launches {

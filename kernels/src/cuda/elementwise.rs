@@ -1,12 +1,12 @@
 //! Element by element, and maps of rows.
 
-use super::args::{AffineArgs, ElementwiseArgs, EmbeddingArgs, MAX_RANK, RawOperand, RowsArgs};
+use super::args::{AffineArgs, ElementwiseArgs, EmbeddingArgs, GatherArgs, MAX_RANK, RawOperand, RowsArgs};
 use super::conv::act;
 use super::launch::{Operands, blocks, int};
 use super::{ElementType, Launch, Operand, Output, State, list};
 use crate::Act;
 
-/// A function of up to three operands. Results are computed in f32; truth values are 0 and 1.
+/// A function of up to three operands. Results are computed in f32, those of integers in 64 bits that wrap around; truth values are 0 and 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // the names say it
 pub enum ElementOp {
@@ -57,6 +57,13 @@ impl ElementOp {
         }
     }
 
+    /// Whether there is such a function of integers.
+    pub fn takes_integers(self) -> bool {
+        use ElementOp as E;
+        self.code() <= E::Copy.code() && self != E::Pow
+            || matches!(self, E::Neg | E::Abs | E::Not | E::Floor | E::Ceil | E::Round)
+    }
+
     /// Its number in the source.
     fn code(self) -> i32 {
         use ElementOp as E;
@@ -104,7 +111,8 @@ impl ElementOp {
 /// are those of y.
 ///
 /// # Panics
-/// When an operand is too short, there are more than 6 axes, or another number of operands than `op` takes.
+/// When an operand is too short, there are more than 6 axes, another number of operands than `op` takes, or integers where it has no function of
+/// them, or of them and floats together.
 pub fn elementwise(
     state: &State,
     op: ElementOp,
@@ -114,10 +122,8 @@ pub fn elementwise(
 ) -> Launch {
     assert!(shape.len() <= MAX_RANK, "{} axes, the kernel knows {MAX_RANK}", shape.len());
     assert_eq!(reads.len(), op.operands(), "operands of {op:?}");
-    assert!(
-        reads.iter().all(|(o, _)| o.element != ElementType::I64) || op == ElementOp::Copy,
-        "{op:?} of 64-bit integers"
-    );
+    let of_integers = of_integers(op, reads, y.0);
+    assert!(!of_integers || op.takes_integers(), "{op:?} of integers");
     let count: usize = shape.iter().product();
     let mut operands = Operands::new(state);
     let mut strides = [[0; MAX_RANK]; 4];
@@ -145,7 +151,50 @@ pub fn elementwise(
         strides,
         shape: sizes,
     };
-    operands.launch(&list::elementwise, [blocks(count), 1], 0, args)
+    let kernel = if of_integers { &list::integers } else { &list::elementwise };
+    operands.launch(kernel, [blocks(count), 1], 0, args)
+}
+
+/// Whether the integers' kernel is meant: some operand is one, and none a float but for conversions and choices, which the other kernel does.
+fn of_integers(op: ElementOp, reads: &[(&Operand, &[usize])], y: &Operand) -> bool {
+    let is_integer = |element: ElementType| matches!(element, ElementType::I32 | ElementType::I64);
+    let floats = reads.iter().any(|(o, _)| o.element.is_float());
+    if !reads.iter().any(|(o, _)| is_integer(o.element)) {
+        return false;
+    }
+    assert!(!floats, "{op:?} of integers and floats");
+    if op == ElementOp::Copy && y.element.is_float() {
+        return false;
+    }
+    assert!(!y.element.is_float(), "{op:?} of integers gives no floats");
+    true
+}
+
+/// y\[o, i\] = data\[o, indices\[i\]\], rows of `inner` elements without gaps: data `[outer, size, inner]`, y `[outer, count, inner]`. Negative indices
+/// count from the end; one outside takes the nearest row and leaves [`Fault::IndexOutside`](super::Fault).
+///
+/// # Panics
+/// When an operand is too short, the indices are no integers, or the types of data and y are neither the same nor floats.
+pub fn gather(
+    state: &State,
+    [outer, size, inner, count]: [usize; 4],
+    data: &Operand,
+    indices: &Operand,
+    y: &Operand,
+) -> Launch {
+    assert!(matches!(indices.element, ElementType::I32 | ElementType::I64), "indices: {:?}", indices.element);
+    let floats = data.element.is_float() && y.element.is_float();
+    assert!(floats || data.element == y.element, "{:?} from {:?}", y.element, data.element);
+    let mut operands = Operands::new(state);
+    let mut flat = |what: &str, operand: &Operand, elements: usize| {
+        operands.rows(what, &Operand { ld: elements, ..operand.clone() }, 1, elements)
+    };
+    let data = flat("data", data, outer * size * inner);
+    let indices = flat("indices", indices, count);
+    let y = flat("y", y, outer * count * inner);
+    let sizes = [outer, size, inner, count].map(int);
+    let args = GatherArgs { state: operands.state_address(), data, indices, y, sizes };
+    operands.launch(&list::gather, [blocks(outer * count * inner), 1], 0, args)
 }
 
 /// y = x · scale + shift (+ previous · factor) (+ residual), scale, shift and factor per column.

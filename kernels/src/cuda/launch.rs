@@ -58,6 +58,12 @@ pub trait Device: Send + Sync {
     /// When the bytes do not lie in the memory.
     fn read(&self, from: &Memory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError>;
 
+    /// Waits for all that was run before.
+    ///
+    /// # Errors
+    /// What the driver says, also of what was run before.
+    fn wait(&self) -> Result<(), CudaError>;
+
     /// Runs kernels one behind the other.
     ///
     /// # Errors

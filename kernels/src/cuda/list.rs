@@ -13,6 +13,13 @@ pub struct Kernel {
     pub tensor_cores: bool,
 }
 
+impl Kernel {
+    /// Whether what it computes with may leave a [`Fault`](super::Fault).
+    pub fn may_fail(&self) -> bool {
+        ["integers", "gather"].contains(&self.name)
+    }
+}
+
 macro_rules! kernels {
     ($($source:literal: $($name:ident $threads:literal $(($tensor:ident))?),+;)*) => {
         $($(
@@ -56,6 +63,8 @@ kernels! {
         attention_32 128 (mma), attention_64 128 (mma), attention_96 128 (mma), attention_160 128 (mma),
         attention_rounded_32 128 (mma), attention_rounded_64 128 (mma), attention_rounded_96 128 (mma),
         attention_rounded_160 128 (mma), attention_direct 128;
-    "elementwise": elementwise 256, affine 256, quantize 256, gated 256, timestep_embedding 256;
+    "elementwise":
+        elementwise 256, integers 256, gather 256, affine 256, quantize 256, gated 256, timestep_embedding 256;
+    "sampler": sampler_step 256, count_step 32;
     "selftest": selftest 32 (mma);
 }

@@ -129,12 +129,35 @@ impl Operand {
     }
 }
 
-/// Which evaluation and which request's slot operands are those of: two numbers in device memory, and their limits.
+/// Which evaluation and which request's slot operands are those of: two numbers in device memory, and their limits. Beside them kernels leave word
+/// of what a computed number made impossible.
 #[derive(Debug)]
 pub struct State {
     pub(super) memory: Arc<Memory>,
     pub(super) steps: usize,
     pub(super) slots: usize,
+}
+
+/// As in `operands.cuh`: evaluation, slot, fault, unused.
+const STATE_BYTES: usize = 16;
+const FAULT_AT: usize = 8;
+
+/// What a number that was computed or given made impossible. The kernels go on with another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A row was asked for that is not there.
+    IndexOutside,
+    /// An integer was divided by 0.
+    DividesByZero,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Fault::IndexOutside => "an index lies outside of what it chooses from",
+            Fault::DividesByZero => "an integer is divided by 0",
+        })
+    }
 }
 
 impl State {
@@ -143,7 +166,7 @@ impl State {
     /// # Errors
     /// Those of [`Device::allocate`].
     pub fn new(device: &dyn Device, steps: usize, slots: usize) -> Result<State, CudaError> {
-        Ok(State { memory: device.allocate(8)?, steps: steps.max(1), slots: slots.max(1) })
+        Ok(State { memory: device.allocate(STATE_BYTES)?, steps: steps.max(1), slots: slots.max(1) })
     }
 
     /// Chooses the evaluation and the slot of what runs from now on.
@@ -162,6 +185,22 @@ impl State {
         );
         let bytes: Vec<u8> = [step as i32, slot as i32].iter().flat_map(|v| v.to_le_bytes()).collect();
         device.write(&self.memory, 0, &bytes)
+    }
+
+    /// What has gone wrong since this was last asked, `None` if nothing has; waits for all that runs.
+    ///
+    /// # Errors
+    /// Those of [`Device::read`] and [`Device::write`].
+    pub fn take_fault(&self, device: &dyn Device) -> Result<Option<Fault>, CudaError> {
+        let mut word = [0; 4];
+        device.read(&self.memory, FAULT_AT, &mut word)?;
+        let fault = match i32::from_le_bytes(word) {
+            0 => return Ok(None),
+            1 => Fault::IndexOutside,
+            _ => Fault::DividesByZero,
+        };
+        device.write(&self.memory, FAULT_AT, &[0; 4])?;
+        Ok(Some(fault))
     }
 
     /// Slots of requests.

@@ -22,6 +22,7 @@ mod launch;
 mod list;
 mod memory;
 mod norm;
+mod sampler;
 mod selftest;
 
 #[cfg(feature = "cuda")]
@@ -36,17 +37,18 @@ pub mod simulator;
 pub use args::MAX_SEGMENTS;
 pub use attention::attention;
 pub use conv::{Output, PerImage, Rounding, Tail, Tile, conv, matmul};
-pub use elementwise::{ElementOp, affine, elementwise, gated, quantize, timestep_embedding};
+pub use elementwise::{ElementOp, affine, elementwise, gated, gather, quantize, timestep_embedding};
 pub use error::CudaError;
 pub use filter::{Filter, FilterKind};
 pub use launch::{Device, Launch, Recorded};
 pub use list::{KERNELS, Kernel};
-pub use memory::{ElementType, Memory, Operand, State};
+pub use memory::{ElementType, Fault, Memory, Operand, State};
 pub use norm::{group_norm, group_norm_scratch, layer_norm, softmax};
+pub use sampler::{Predicted, SAMPLER_CONSTANTS, SamplerRule, SamplerStep, count_step, sampler_step};
 pub use selftest::{SELFTEST_IN, SELFTEST_OUT, selftest};
 
 /// Names of the sources.
-pub const SOURCES: &[&str] = &["conv", "norm", "attention", "elementwise", "selftest"];
+pub const SOURCES: &[&str] = &["conv", "norm", "attention", "elementwise", "sampler", "selftest"];
 
 /// The whole text of a source, headers in place: what NVRTC compiles.
 ///
@@ -58,6 +60,7 @@ pub fn source(name: &str) -> String {
         "norm" => include_str!("../../cuda/norm.cu"),
         "attention" => include_str!("../../cuda/attention.cu"),
         "elementwise" => include_str!("../../cuda/elementwise.cu"),
+        "sampler" => include_str!("../../cuda/sampler.cu"),
         "selftest" => include_str!("../../cuda/selftest.cu"),
         _ => panic!("there is no source `{name}`"),
     };

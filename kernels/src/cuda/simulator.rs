@@ -66,6 +66,10 @@ impl Device for Simulator {
         Ok(())
     }
 
+    fn wait(&self) -> Result<(), CudaError> {
+        Ok(())
+    }
+
     fn run(&self, launches: &[Launch]) -> Result<(), CudaError> {
         let _running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
         for launch in launches {

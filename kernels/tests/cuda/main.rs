@@ -9,6 +9,7 @@ mod attention;
 mod bench;
 mod conv;
 mod elementwise;
+mod integers;
 mod norm;
 #[cfg(feature = "cuda")]
 mod nvrtc;

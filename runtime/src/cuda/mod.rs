@@ -2,13 +2,15 @@
 //!
 //! The preludes run on the CPU, once per request; their results, the conditions and the cache lie in the request's slot on the device.
 //! `full` and `cached` are lists of launches recorded when the engine is opened (on a GPU, two CUDA graphs). They are the same for all
-//! evaluations and slots: which evaluation and which slot it is are two numbers in device memory.
+//! evaluations and slots: which evaluation and which slot it is are two numbers in device memory. Where nobody looks at the samples in
+//! between, the device moves them as well (`mover`), and counts evaluations itself.
 //!
 //! Floats are fp16 between kernels, tables and constants f32, rounded activations codes where the plan multiplies integers.
 
 mod constants;
 mod fuse;
 mod lower;
+mod mover;
 mod places;
 mod slots;
 
@@ -23,6 +25,7 @@ use slots::{SlotLayout, Slots};
 use std::fmt;
 use std::sync::Arc;
 
+pub(crate) use mover::Moves;
 pub use slots::CudaRequest;
 
 /// Where an engine evaluates, and how many requests it serves there at once.
@@ -55,6 +58,7 @@ pub struct CudaEngine {
     cached: Option<Program>,
     /// Fills the cache after the first full evaluation, and after later ones.
     keeps: [Box<dyn Recorded>; 2],
+    mover: Option<mover::Mover>,
     bytes: usize,
 }
 
@@ -64,6 +68,8 @@ struct Program {
     output: Operand,
     rows: usize,
     cols: usize,
+    /// Whether some kernel of it may leave a fault.
+    may_fail: bool,
 }
 
 impl CudaEngine {
@@ -98,7 +104,8 @@ impl CudaEngine {
                 keeps = lowered.keeps(plan);
             }
             let (output, rows, cols) = lowered.output(plan.output_value(draft.kind, 0));
-            programs.push(Program { recorded: device.record(lowered.launches)?, output, rows, cols });
+            let may_fail = lowered.launches.iter().any(|launch| launch.kernel().may_fail());
+            programs.push(Program { recorded: device.record(lowered.launches)?, output, rows, cols, may_fail });
         }
         let bytes = arena_bytes + requests.len() + constants.bytes();
         let role = |role: InputRole| plan.inputs.iter().position(|i| i.role == role);
@@ -118,6 +125,7 @@ impl CudaEngine {
             state,
             requests,
             layout,
+            mover: None,
             bytes,
         })
     }
@@ -169,6 +177,16 @@ impl CudaEngine {
             crate::engine::request::write_number(timestep, dtype, &mut bytes);
             self.device.write(&self.requests, base + self.layout.inputs[input].offset, &bytes)?;
         }
+        let program = self.run(kind, e, stored)?;
+        self.read(program, out)?;
+        match program.may_fail {
+            true => self.check(kind),
+            false => Ok(()),
+        }
+    }
+
+    /// Runs a program, and fills the cache behind `full`.
+    fn run(&self, kind: ProgramKind, e: usize, stored: bool) -> Result<&Program, EngineError> {
         let program = match kind {
             ProgramKind::Cached => self.cached.as_ref().ok_or(EngineError::NothingCached { evaluation: e })?,
             _ => &self.full,
@@ -177,7 +195,15 @@ impl CudaEngine {
         if kind == ProgramKind::Full {
             self.keeps[usize::from(stored)].replay()?;
         }
-        self.read(program, out)
+        Ok(program)
+    }
+
+    /// Whether all that ran came to an end as it should.
+    fn check(&self, program: ProgramKind) -> Result<(), EngineError> {
+        match self.state.take_fault(&*self.device)? {
+            Some(fault) => Err(EngineError::Fault { program, fault }),
+            None => Ok(()),
+        }
     }
 
     /// The first output as f32.

@@ -142,6 +142,14 @@ pub enum EngineError {
         /// What is missing.
         reason: String,
     },
+    /// A program met numbers on the device that it cannot go on with.
+    #[error("program {program} failed on the device: {fault}")]
+    Fault {
+        /// The program.
+        program: ProgramKind,
+        /// What happened.
+        fault: cqc_kernels::cuda::Fault,
+    },
     /// All slots of requests are taken.
     #[error("the engine serves {slots} requests at once")]
     NoSlot {

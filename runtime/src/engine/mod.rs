@@ -24,6 +24,7 @@ mod pairs;
 pub(crate) mod prepare;
 mod profile;
 pub(crate) mod program;
+mod replay;
 pub(crate) mod request;
 pub(crate) mod values;
 mod watch;

@@ -1,6 +1,7 @@
 //! DDIM (arXiv:2010.02502): from the predicted image straight to the next noise level, with a share `eta` of DDPM's noise.
 
 use super::schedule::{Level, alphas_cumprod, timesteps};
+use super::table::Row;
 use super::{DdimUpdate, Evaluation, Output, SamplerError, check_finite};
 use cqc_proto::sampler::{Prediction, SamplerConfig, Spacing};
 
@@ -52,6 +53,18 @@ impl Ddim {
             direction: s.direction,
         };
         self.steps.iter().all(|s| s.std == 0.0).then(|| self.steps.iter().map(update).collect())
+    }
+
+    /// The largest magnitude of a predicted image.
+    pub fn clip(&self) -> f32 {
+        self.clip
+    }
+
+    /// Per evaluation: signal, noise, next signal, direction, deviation, and whether noise is added.
+    pub fn rows(&self, noisy: bool) -> Vec<Row> {
+        let kind = if noisy { 1.0 } else { 0.0 };
+        let row = |s: &Step| [1.0, s.level.signal, s.level.noise, s.next_signal, s.direction, s.std, 0.0, kind];
+        self.steps.iter().map(row).collect()
     }
 
     pub fn advance(&self, i: usize, x: &mut [f32], output: Output, noise: &[f32]) {

@@ -2,6 +2,7 @@
 
 use super::ddim::clip_limit;
 use super::schedule::{Level, alphas_cumprod, timesteps};
+use super::table::Row;
 use super::{Evaluation, Output, SamplerError, check_finite};
 use cqc_proto::sampler::{Prediction, SamplerConfig, Variance};
 
@@ -57,6 +58,20 @@ impl Ddpm {
         !matches!(self.steps[i].noise, Noise::None)
     }
 
+    /// The largest magnitude of a predicted image.
+    pub fn clip(&self) -> f32 {
+        self.clip
+    }
+
+    /// Per evaluation: signal, noise, factors of image and sample, two numbers of the added noise and its kind.
+    pub fn rows(&self) -> Vec<Row> {
+        let row = |s: &Step| {
+            let [first, second] = s.noise.numbers();
+            [1.0, s.level.signal, s.level.noise, s.image, s.x, first, second, s.noise.kind()]
+        };
+        self.steps.iter().map(row).collect()
+    }
+
     pub fn advance(&self, i: usize, x: &mut [f32], output: Output, noise: &[f32]) {
         let step = &self.steps[i];
         output.mean_onto(x, |_, x, out| {
@@ -97,6 +112,16 @@ impl Step {
 }
 
 impl Noise {
+    /// As the device counts them.
+    fn kind(self) -> f32 {
+        match self {
+            Noise::None => 0.0,
+            Noise::Fixed(_) => 1.0,
+            Noise::Variance => 2.0,
+            Noise::Range { .. } => 3.0,
+        }
+    }
+
     fn numbers(self) -> [f32; 2] {
         match self {
             Noise::None | Noise::Variance => [0.0; 2],

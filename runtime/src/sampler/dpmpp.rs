@@ -3,6 +3,7 @@
 
 use super::schedule::Level;
 use super::sigmas::Sigmas;
+use super::table::Row;
 use super::{Evaluation, Output, SamplerError, check_finite};
 use cqc_proto::sampler::{FinalSigma, Prediction, SamplerConfig, SolverType};
 
@@ -50,6 +51,16 @@ impl DpmPp {
         }
         let evaluations = timesteps.iter().enumerate().map(|(step, &t)| Evaluation::unscaled(t, step)).collect();
         Ok((plan, evaluations))
+    }
+
+    /// Per evaluation: signal, noise, factors of sample and image, slope and inverse ratio, and whether these two count.
+    pub fn rows(&self) -> Vec<Row> {
+        let row = |s: &Step| {
+            let (slope, ratio) = s.second.as_ref().map_or((0.0, 0.0), |second| (second.slope, second.inverse_ratio));
+            let kind = if s.second.is_some() { 1.0 } else { 0.0 };
+            [1.0, s.level.signal, s.level.noise, s.x, s.image, slope, ratio, kind]
+        };
+        self.steps.iter().map(row).collect()
     }
 
     /// `kept` has [`KEPT`] rows as long as `x`.

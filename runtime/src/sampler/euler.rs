@@ -3,6 +3,7 @@
 //! Its sample is image + σ·ε, not scaled to variance 1; the network sees it divided by √(σ² + 1).
 
 use super::sigmas::Sigmas;
+use super::table::Row;
 use super::{Evaluation, Output, SamplerError, check_finite};
 use cqc_proto::sampler::{Prediction, SamplerConfig, Spacing};
 
@@ -33,10 +34,24 @@ impl Euler {
         }
     }
 
-    pub fn advance(&self, i: usize, x: &mut [f32], output: Output) {
+    /// σ, the next σ, σ² + 1, and the factor of a velocity.
+    fn numbers(&self, i: usize) -> [f32; 4] {
         let (sigma, next) = (self.sigmas[i], self.sigmas[i + 1]);
         let square = sigma * sigma + 1.0;
-        let v_scale = -sigma / square.sqrt();
+        [sigma, next, square, -sigma / square.sqrt()]
+    }
+
+    /// Per evaluation: σ, the step to the next, σ² + 1, and the factor of a velocity.
+    pub fn rows(&self) -> Vec<Row> {
+        let row = |i: usize| {
+            let [sigma, next, square, v_scale] = self.numbers(i);
+            [1.0, sigma, 0.0, next - sigma, square, v_scale, 0.0, 0.0]
+        };
+        (0..self.sigmas.len() - 1).map(row).collect()
+    }
+
+    pub fn advance(&self, i: usize, x: &mut [f32], output: Output) {
+        let [sigma, next, square, v_scale] = self.numbers(i);
         let image = |x: f32, out: f32| match self.prediction {
             Prediction::Epsilon => x - sigma * out,
             Prediction::VPrediction => out * v_scale + x / square,

@@ -14,8 +14,10 @@ mod guidance;
 mod plms;
 mod schedule;
 mod sigmas;
+mod table;
 
 pub use guidance::guide;
+pub(crate) use table::Table;
 
 use cqc_proto::sampler::{MAX_STEPS, SamplerConfig, SamplerConfigError, SamplerKind, Variance};
 use ddim::Ddim;
@@ -260,6 +262,12 @@ impl State {
         };
         let noise = if sampler.config.is_stochastic() { samples * len } else { 0 };
         Self { samples, len, next: 0, kept: vec![vec![0.0; samples * len]; kept], noise: vec![0.0; noise] }
+    }
+
+    /// Noise for an evaluation, one value per element.
+    pub(crate) fn draw(&mut self, mut noise: impl FnMut(&mut [f32])) -> &[f32] {
+        noise(&mut self.noise);
+        &self.noise
     }
 }
 

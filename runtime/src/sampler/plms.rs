@@ -5,6 +5,7 @@
 //! the start with the mean of both. So there is one evaluation more than there are steps (unless there is only one step).
 
 use super::schedule::{Level, alphas_cumprod, in_training, timesteps};
+use super::table::Row;
 use super::{Evaluation, Output, SamplerError, check_finite};
 use cqc_proto::sampler::{Prediction, SamplerConfig};
 
@@ -48,6 +49,12 @@ impl Plms {
         }
         let evaluation = |(i, &t): (usize, &usize)| Evaluation::unscaled(t as f64, i.saturating_sub(1));
         Ok((plan, timesteps.iter().enumerate().map(evaluation).collect()))
+    }
+
+    /// Per evaluation: signal, noise, factor of the sample, rise and divisor.
+    pub fn rows(&self) -> Vec<Row> {
+        let row = |s: &Step| [1.0, s.level.signal, s.level.noise, s.x, s.rise, s.divisor, 0.0, 0.0];
+        self.steps.iter().map(row).collect()
     }
 
     /// `kept` has [`KEPT`] rows as long as `x`.

@@ -4,7 +4,6 @@ use super::{Outcome, Site, missing};
 use crate::engine::prepare::elementwise::broadcast_strides;
 use cqc_kernels::Act;
 use cqc_kernels::cuda::{self, ElementOp, ElementType};
-use cqc_proto::DType;
 use cqc_proto::op::{BinaryKind, UnaryKind};
 
 impl Site<'_, '_, '_, '_> {
@@ -16,15 +15,6 @@ impl Site<'_, '_, '_, '_> {
     pub(super) fn binary(&mut self, kind: BinaryKind) -> Outcome {
         let op = binary(kind).ok_or_else(|| missing("this function"))?;
         self.broadcast(op, 2)
-    }
-
-    pub(super) fn cast(&mut self, to: DType) -> Outcome {
-        // a number becomes a truth value by a comparison, which `put` does for computed results only
-        let from = self.value(self.need(0)?).dtype;
-        if to == DType::Bool && from != DType::Bool {
-            return Err(missing(format!("a cast of {from} to bool")));
-        }
-        self.broadcast(ElementOp::Copy, 1)
     }
 
     /// A function of the first `count` inputs, each seen from the result.
@@ -39,9 +29,12 @@ impl Site<'_, '_, '_, '_> {
             let strides = broadcast_strides(self.value(v), y);
             reads.push((self.operand(v)?, strides));
         }
-        let wide = |element: ElementType| matches!(element, ElementType::I64 | ElementType::I32);
-        if op != ElementOp::Copy && reads.iter().any(|(o, _)| wide(o.element)) {
-            return Err(missing("arithmetic of integers"));
+        let is_integer = |element: ElementType| matches!(element, ElementType::I64 | ElementType::I32);
+        if reads.iter().any(|(o, _)| is_integer(o.element)) {
+            let mixed = reads.iter().any(|(o, _)| o.element.is_float());
+            if mixed || !op.takes_integers() {
+                return Err(missing("this function of integers"));
+            }
         }
         let target = self.operand(self.output)?;
         let reads: Vec<_> = reads.iter().map(|(operand, strides)| (operand, &strides[..])).collect();

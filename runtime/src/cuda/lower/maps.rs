@@ -25,6 +25,7 @@ impl Site<'_, '_, '_, '_> {
             Kernel::Attention(shape) => self.attention(shape),
             Kernel::Affine { rows, c, .. } => self.affine([*rows, *c]),
             Kernel::Copy { fill, moves, .. } => self.moves(*fill, moves),
+            Kernel::Gather { outer, size, inner_bytes, .. } => self.gather([*outer, *size, *inner_bytes]),
             _ => Err(missing("neither has the CPU a kernel for it but its definition")),
         }
     }
@@ -85,6 +86,16 @@ impl Site<'_, '_, '_, '_> {
         let previous = previous.as_ref().zip(factor.as_ref()).map(|(values, factor)| [values, factor]);
         let state = self.lowered.state;
         let launch = cuda::affine(state, sizes, &x, [&scale, &shift], previous, residual.as_ref(), &y);
+        self.launch(launch);
+        Ok(())
+    }
+
+    /// `inner_bytes` as the CPU counts them.
+    fn gather(&mut self, [outer, size, inner_bytes]: [usize; 3]) -> Outcome {
+        let (data, indices) = (self.need(0)?, self.need(1)?);
+        let sizes = [outer, size, inner_bytes / self.value(data).dtype.size(), self.value(indices).len()];
+        let (data, indices, y) = (self.operand(data)?, self.operand(indices)?, self.operand(self.output)?);
+        let launch = cuda::gather(self.lowered.state, sizes, &data, &indices, &y);
         self.launch(launch);
         Ok(())
     }
