@@ -88,6 +88,9 @@ struct Measured {
     macs_prelude: i64,
     /// Activations and weights.
     peak_memory_bytes: u64,
+    /// Weights, activations and requests on the device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device_memory_bytes: Option<usize>,
     peak_rss_mb: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<PathBuf>,

@@ -1,6 +1,7 @@
 //! `run`: one evaluation.
 
 use super::args::{NamedFile, Sizes, Threads};
+use super::device::{Device, DeviceArgs};
 use super::report::Failure;
 use super::{artifact, request, term, text};
 use clap::Args;
@@ -8,6 +9,7 @@ use cqc::compile::compile_evaluation;
 use cqc::io::{Overwrite, check_target, has_extension, write_npy, write_npz};
 use cqc::model::{Model, ModelOptions};
 use cqc_proto::Tensor;
+use cqc_proto::plan::{InputRole, ProgramKind};
 use cqc_runtime::engine::{Engine, EngineOptions, InFlight, Weights};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -36,6 +38,9 @@ pub struct RunArgs {
     /// .cq: which evaluation of the network; its time step comes from the artifact [default: 0]
     #[arg(long, value_name = "I")]
     step: Option<usize>,
+    /// .cq: where the evaluation runs: cpu, cuda, or auto, which takes a GPU if there is one that can. A GPU gives the first output
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: Device,
     /// .onnx: run only the first N passes; early ones leave more inner values to tap
     #[arg(long, value_name = "N")]
     stop_after: Option<usize>,
@@ -84,6 +89,11 @@ fn run_model(args: &RunArgs, inputs: BTreeMap<String, Tensor>) -> Result<Results
     if args.step.is_some() {
         return Err(Failure::usage("--step is for .cq files; a model's time step is one of its inputs"));
     }
+    if args.device == Device::Cuda {
+        return Err(
+            Failure::usage("--device is for .cq files; a model runs on the CPU").help("cqc compile makes a .cq")
+        );
+    }
     let mut options = ModelOptions { import: args.sizes.import_options(), stop_after: args.stop_after };
     options.import.known_inputs = inputs.clone();
     let model = Model::load(&args.model, &options, |_, _| {})?;
@@ -103,9 +113,39 @@ fn run_artifact(args: &RunArgs, inputs: BTreeMap<String, Tensor>) -> Result<Resu
     let artifact = artifact::open(&args.model)?;
     let plan = artifact.weights.plan();
     let batch = request::batch_of(&plan.inputs, plan.batch_symbol.as_deref(), plan.fixed_batch, &inputs);
-    let mut engine = Engine::open(&artifact.weights, &args.engine_options(batch))?;
-    let request = engine.run_at(args.step.unwrap_or(0), &artifact.timesteps()?, &inputs)?;
+    let (step, timesteps) = (args.step.unwrap_or(0), artifact.timesteps()?);
+    // inner values are there on the CPU only
+    let on = if args.tap.is_empty() || args.device == Device::Cuda {
+        DeviceArgs { device: args.device }.choose(artifact.kernels.as_deref())?
+    } else {
+        None
+    };
+    let options = EngineOptions { device: on, ..args.engine_options(batch) };
+    let mut engine = Engine::open(&artifact.weights, &options)?;
+    if engine.device().is_some() {
+        return evaluate(&mut engine, step, &timesteps, &inputs);
+    }
+    let request = engine.run_at(step, &timesteps, &inputs)?;
     Ok(collect(&engine, &request, &args.tap))
+}
+
+/// One evaluation in full on a device: the first output.
+fn evaluate(
+    engine: &mut Engine,
+    step: usize,
+    timesteps: &[f64],
+    inputs: &BTreeMap<String, Tensor>,
+) -> Result<Results, Failure> {
+    let sample = engine.plan().inputs.iter().find(|i| i.role == InputRole::Sample);
+    let sample = sample.ok_or_else(|| Failure::usage("a plan without a sample runs on the CPU: --device cpu"))?;
+    let missing = || Failure::usage(format!("input `{}` is missing", sample.name)).fact("wants", &sample.ty);
+    let x = inputs.get(&sample.name).ok_or_else(missing)?.to_f32_vec();
+    let mut request = engine.begin(inputs, timesteps)?;
+    let mut out = vec![0.0; engine.output_shape(0).iter().product()];
+    engine.evaluate_as(ProgramKind::Full, &mut request, step, &x, &mut out)?;
+    let output = &engine.plan().outputs[0];
+    let tensor = Tensor::from_f32(engine.output_shape(0), &out).to_float(output.ty.dtype);
+    Ok(vec![(output.name.clone(), tensor)])
 }
 
 fn collect(engine: &Engine, request: &InFlight, taps: &[String]) -> Results {

@@ -77,6 +77,7 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
         macs_prelude: artifact.macs(&plan.prelude) + artifact.macs(&plan.prelude_steps) * plan.evaluations as i64,
         macs_cached: cached.map(|cache| artifact.macs(&cache.cached)),
         peak_memory_bytes: memory as u64 + weights,
+        device_memory_bytes: engine.device().map(|d| d.bytes()),
         peak_rss_mb: peak_rss_mb(),
         output: None,
         profile: if args.profile { profiled(plan, engine.profile()) } else { vec![] },

@@ -65,6 +65,7 @@ pub fn measure(args: &BenchArgs, overwrite: Overwrite) -> Result<Measured, Failu
         macs_cached: None,
         macs_prelude: 0,
         peak_memory_bytes: (engine.memory_bytes() + weight_bytes.max(weights.packed_bytes())) as u64,
+        device_memory_bytes: None,
         peak_rss_mb: peak_rss_mb(),
         output: args.output.clone(),
         profile: if args.profile { profiled(engine.plan(), engine.profile()) } else { vec![] },
