@@ -1,11 +1,27 @@
-//! Compiles the CUDA kernels as C++ for the simulator, if the feature `cuda-sim` asks for it.
+//! Compiles the CUDA kernels as C++ for the simulator, if the feature `cuda-sim` asks for it: with `CQC_SIM_SANITIZE=1` under the address and
+//! undefined-behaviour sanitizers, whose library the tests of this crate are then linked with.
 
 fn main() {
     println!("cargo:rerun-if-changed=cuda");
+    println!("cargo:rerun-if-env-changed=CQC_SIM_SANITIZE");
     #[cfg(feature = "cuda-sim")]
-    for source in ["conv", "norm", "attention", "elementwise", "sampler", "selftest"] {
+    simulator();
+}
+
+#[cfg(feature = "cuda-sim")]
+fn simulator() {
+    const SANITIZE: &str = "-fsanitize=address,undefined";
+    let sanitize = std::env::var_os("CQC_SIM_SANITIZE").is_some_and(|set| set != "" && set != "0");
+    if sanitize {
+        println!("cargo:rustc-link-arg={SANITIZE}");
+    }
+    for source in ["conv", "norm", "attention", "elementwise", "sampler", "selftest", "peak"] {
+        let mut build = cc::Build::new();
+        if sanitize {
+            build.flag(SANITIZE).flag("-fno-sanitize-recover=all").flag("-fno-omit-frame-pointer").flag("-g1");
+        }
         // without contraction: what is exact stays exact
-        cc::Build::new()
+        build
             .cpp(true)
             .std("c++20")
             .flag("-xc++")

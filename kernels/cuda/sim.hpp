@@ -5,6 +5,8 @@
 //     order, blocks likewise, so that a missing block_sync() gives wrong results every time;
 //   - cp_async16 poisons its destination and delivers only at the matching cp_wait; dynamic shared memory begins poisoned;
 //   - a barrier or collective that some thread never reaches aborts, and so do lanes that meet in different collectives.
+// Compiled with -fsanitize=address,undefined (CQC_SIM_SANITIZE=1, docs/cuda.md) it also finds accesses beyond an operand's memory or
+// beyond the shared memory that a launch asked for.
 // It cannot judge the PTX text, bank conflicts, speed, or weak memory ordering.
 #pragma once
 
@@ -19,6 +21,11 @@
 #include <memory>
 #include <ucontext.h>
 #include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
 
 // Exports `cqc_sim_<name>`, which runs the kernel over a grid: {blocks along x, blocks along y, bytes of shared memory}.
 #define CQ_KERNEL(name, threads, Args)                                        \
@@ -62,11 +69,34 @@ struct Lane {
   int group = 0;  // cp.async group now being filled
 };
 
+// What the address sanitizer has to be told of stacks and of shared memory; nothing without it.
+#if defined(__SANITIZE_ADDRESS__)
+inline const void* thread_stack;
+inline size_t thread_stack_bytes;
+inline void leave(void** kept, const void* stack, size_t bytes) { __sanitizer_start_switch_fiber(kept, stack, bytes); }
+inline void arrive(void* kept) { __sanitizer_finish_switch_fiber(kept, nullptr, nullptr); }
+inline void arrive_from_thread(void* kept) { __sanitizer_finish_switch_fiber(kept, &thread_stack, &thread_stack_bytes); }
+inline void leave_to_thread(void** kept) { leave(kept, thread_stack, thread_stack_bytes); }
+// A fibre that ended has left its frames behind.
+inline void clear(const void* stack, size_t bytes) { __asan_unpoison_memory_region(stack, bytes); }
+inline void forbid(const void* memory, size_t bytes) { __asan_poison_memory_region(memory, bytes); }
+inline void allow(const void* memory, size_t bytes) { __asan_unpoison_memory_region(memory, bytes); }
+#else
+inline void leave(void**, const void*, size_t) {}
+inline void arrive(void*) {}
+inline void arrive_from_thread(void*) {}
+inline void leave_to_thread(void**) {}
+inline void clear(const void*, size_t) {}
+inline void forbid(const void*, size_t) {}
+inline void allow(const void*, size_t) {}
+#endif
+
 enum class Wait { kNone, kWarp, kBlock, kDone };
 
 struct Fibre {
   ucontext_t context;
   jmp_buf jump;
+  void* kept = nullptr;  // the sanitizer's
   bool started = false;
   std::unique_ptr<char[]> stack{new char[kStack]};
   Wait wait = Wait::kNone;
@@ -84,16 +114,24 @@ alignas(128) inline u8 shared[kMaxShared];
 __attribute__((noinline)) inline void park(Wait why) {
   Fibre& f = *fibres[current];
   f.wait = why;
+  leave_to_thread(why == Wait::kDone ? nullptr : &f.kept);
   if (_setjmp(f.jump) == 0) _longjmp(scheduler, 1);
+  arrive_from_thread(f.kept);
 }
 inline void enter() {
+  arrive_from_thread(nullptr);
   (*body)();
   park(Wait::kDone);
 }
 __attribute__((noinline)) inline void resume(int t) {
   current = t;
   Fibre& f = *fibres[t];
-  if (_setjmp(scheduler) != 0) return;
+  void* kept;
+  leave(&kept, f.stack.get(), Fibre::kStack);
+  if (_setjmp(scheduler) != 0) {
+    arrive(kept);
+    return;
+  }
   if (f.started) _longjmp(f.jump, 1);
   f.started = true;
   setcontext(&f.context);
@@ -131,6 +169,7 @@ inline void run_block(int threads, bool reverse) {
   for (int t = 0; t < threads; ++t) {
     Fibre& f = *fibres[t];
     getcontext(&f.context);
+    clear(f.stack.get(), Fibre::kStack);
     f.context.uc_stack.ss_sp = f.stack.get();
     f.context.uc_stack.ss_size = Fibre::kStack;
     f.context.uc_link = nullptr;
@@ -169,7 +208,9 @@ inline void launch(u32 grid_x, u32 grid_y, int threads, u32 shared_bytes, const 
     const u32 block = reverse ? grid_x * grid_y - 1 - i : i;
     x = block % grid_x, y = block / grid_x;
     std::memset(shared, 0xcd, shared_bytes);
+    forbid(shared + shared_bytes, kMaxShared - shared_bytes);
     run_block(threads, reverse);
+    allow(shared, kMaxShared);
   }
 }
 

@@ -31,7 +31,12 @@ impl DeviceArgs {
         if self.device == Device::Cpu {
             return Ok(None);
         }
-        match open(kernels) {
+        self.settle(open(kernels))
+    }
+
+    /// What becomes of a GPU that was looked for.
+    fn settle(self, opened: Result<OnDevice, CudaError>) -> Result<Option<OnDevice>, Failure> {
+        match opened {
             Ok(device) => Ok(Some(device)),
             Err(e) if self.device == Device::Cuda => Err(Failure::failed(format!("--device cuda: {e}"))),
             Err(CudaError::NoCudaDriver | CudaError::NoCudaDevice { .. } | CudaError::NotBuilt { .. }) => Ok(None),
@@ -83,7 +88,11 @@ impl std::str::FromStr for Target {
 #[cfg(feature = "cuda")]
 pub fn compile_kernels(targets: &[Target]) -> Result<Option<Vec<u8>>, Failure> {
     use cqc_kernels::cuda::cubin::Cubins;
-    let compile = |target: &Target| Cubins::compile(&target.0, None).map_err(|e| Failure::failed(e.to_string()));
+    use cqc_kernels::cuda::nvrtc::Nvrtc;
+    let compile = |target: &Target| {
+        let compiled = Nvrtc::find(None, &target.0).and_then(|nvrtc| Cubins::compile(&target.0, nvrtc));
+        compiled.map_err(|e| Failure::failed(e.to_string()))
+    };
     let all = targets.iter().map(compile).collect::<Result<Vec<_>, _>>()?;
     Ok((!all.is_empty()).then(|| Cubins::pack(&all)))
 }
@@ -124,6 +133,14 @@ pub fn findings() -> Vec<(bool, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gpu_that_computes_wrongly_is_left_alone_by_auto_and_refused_by_name() {
+        let opened = || Err(CudaError::Selftest { device: "a GPU".into(), primitive: "mma_f16" });
+        assert!(DeviceArgs { device: Device::Auto }.settle(opened()).unwrap().is_none());
+        let refused = DeviceArgs { device: Device::Cuda }.settle(opened()).unwrap_err();
+        assert!(refused.what().contains("a GPU computes `mma_f16` otherwise"), "{}", refused.what());
+    }
 
     #[test]
     fn targets_name_an_architecture() {

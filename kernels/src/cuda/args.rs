@@ -243,6 +243,16 @@ pub(super) struct SelftestArgs {
     pub output: RawOperand,
 }
 
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct PeakArgs {
+    pub state: u64,
+    pub input: RawOperand,
+    pub output: RawOperand,
+    pub rounds: i32,
+    pub unused: i32,
+}
+
 // The sources assert the same sizes.
 const _: () = {
     assert!(size_of::<ConvArgs>() == 560 && size_of::<MatmulArgs>() == 144);
@@ -250,4 +260,5 @@ const _: () = {
     assert!(size_of::<AttentionArgs>() == 240 && size_of::<ElementwiseArgs>() == 368 && size_of::<AffineArgs>() == 240);
     assert!(size_of::<GatherArgs>() == 120 && size_of::<RowsArgs>() == 200 && size_of::<EmbeddingArgs>() == 120);
     assert!(size_of::<SelftestArgs>() == 72 && size_of::<SamplerArgs>() == 336 && size_of::<CountArgs>() == 8);
+    assert!(size_of::<PeakArgs>() == 80);
 };

@@ -19,9 +19,8 @@ impl Cubins {
     /// Compiles all sources.
     ///
     /// # Errors
-    /// [`CudaError::NoNvrtc`], [`CudaError::Compile`].
-    pub fn compile(arch: &str, nvrtc: Option<&Path>) -> Result<Cubins, CudaError> {
-        let nvrtc = Nvrtc::find(nvrtc, arch)?;
+    /// [`CudaError::Compile`].
+    pub fn compile(arch: &str, nvrtc: Nvrtc) -> Result<Cubins, CudaError> {
         let images = SOURCES.iter().map(|name| Ok(nvrtc.compile(name, arch)?.cubin));
         Ok(Cubins { arch: arch.into(), key: key(), images: images.collect::<Result<_, CudaError>>()? })
     }
@@ -36,21 +35,33 @@ impl Cubins {
         fits && self.key == key() && self.images.len() == SOURCES.len()
     }
 
-    /// Those in `folder`, if all are there.
-    pub fn load(folder: &Path, arch: &str) -> Option<Cubins> {
-        let images =
-            SOURCES.iter().map(|name| std::fs::read(file(folder, name, arch)).ok().filter(|image| !image.is_empty()));
-        Some(Cubins { arch: arch.into(), key: key(), images: images.collect::<Option<_>>()? })
+    /// Hash of the images.
+    pub fn hash(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        for image in &self.images {
+            hasher.update(&(image.len() as u64).to_le_bytes()).update(image);
+        }
+        *hasher.finalize().as_bytes()
     }
 
-    /// Writes them into `folder`, each file complete or not at all.
+    /// Those in `folder` that NVRTC of this version has made, if all are there; without a version those of the newest.
+    pub fn load(folder: &Path, arch: &str, nvrtc: Option<(i32, i32)>) -> Option<Cubins> {
+        let versions = nvrtc.map_or_else(|| kept_versions(folder, arch), |version| vec![version]);
+        versions.into_iter().rev().find_map(|version| {
+            let read = |name| std::fs::read(file(folder, name, arch, version)).ok().filter(|image| !image.is_empty());
+            let images = SOURCES.iter().map(|name| read(name)).collect::<Option<_>>()?;
+            Some(Cubins { arch: arch.into(), key: key(), images })
+        })
+    }
+
+    /// Writes what NVRTC of that version has made into `folder`, each file complete or not at all.
     ///
     /// # Errors
     /// What the system says.
-    pub fn save(&self, folder: &Path) -> std::io::Result<()> {
+    pub fn save(&self, folder: &Path, nvrtc: (i32, i32)) -> std::io::Result<()> {
         std::fs::create_dir_all(folder)?;
         for (name, image) in SOURCES.iter().zip(&self.images) {
-            let path = file(folder, name, &self.arch);
+            let path = file(folder, name, &self.arch, nvrtc);
             let part = path.with_extension(format!("part{}", std::process::id()));
             std::fs::write(&part, image)?;
             std::fs::rename(&part, &path)?;
@@ -103,8 +114,21 @@ fn part<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     Some(part)
 }
 
-fn file(folder: &Path, name: &str, arch: &str) -> PathBuf {
-    folder.join(format!("{name}-{arch}-{}.cubin", key()))
+fn file(folder: &Path, name: &str, arch: &str, (major, minor): (i32, i32)) -> PathBuf {
+    folder.join(format!("{name}-{arch}-{}-nvrtc{major}.{minor}.cubin", key()))
+}
+
+/// Versions of NVRTC that have made the first source's file in `folder`, ascending.
+fn kept_versions(folder: &Path, arch: &str) -> Vec<(i32, i32)> {
+    let begin = format!("{}-{arch}-{}-nvrtc", SOURCES[0], key());
+    let names = std::fs::read_dir(folder).into_iter().flatten().filter_map(|e| e.ok()?.file_name().into_string().ok());
+    let version = |name: String| {
+        let (major, minor) = name.strip_prefix(&begin)?.strip_suffix(".cubin")?.split_once('.')?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    };
+    let mut versions: Vec<_> = names.filter_map(version).collect();
+    versions.sort();
+    versions
 }
 
 /// Hash of all sources.
@@ -156,12 +180,20 @@ mod tests {
     }
 
     #[test]
-    fn kept_kernels_are_found_again() {
+    fn kept_kernels_are_found_again_by_the_compiler_that_made_them() {
         let folder = std::env::temp_dir().join(format!("cqc-cubin-{}", std::process::id()));
-        assert_eq!(Cubins::load(&folder, "sm_80"), None);
-        cubins("sm_80").save(&folder).unwrap();
-        assert_eq!(Cubins::load(&folder, "sm_80"), Some(cubins("sm_80")));
-        assert_eq!(Cubins::load(&folder, "sm_90"), None);
+        assert_eq!(Cubins::load(&folder, "sm_80", None), None);
+        cubins("sm_80").save(&folder, (13, 0)).unwrap();
+        let newer = Cubins { images: vec![vec![1]; SOURCES.len()], ..cubins("sm_80") };
+        newer.save(&folder, (13, 10)).unwrap();
+        assert_eq!(Cubins::load(&folder, "sm_80", Some((13, 0))), Some(cubins("sm_80")));
+        assert_eq!(Cubins::load(&folder, "sm_80", Some((13, 10))), Some(newer.clone()));
+        assert_eq!(Cubins::load(&folder, "sm_80", Some((12, 8))), None);
+        // without a compiler there is nothing to prefer but the newest
+        assert_eq!(Cubins::load(&folder, "sm_80", None), Some(newer));
+        assert_eq!(Cubins::load(&folder, "sm_90", None), None);
+        std::fs::remove_file(file(&folder, SOURCES[1], "sm_80", (13, 10))).unwrap();
+        assert_eq!(Cubins::load(&folder, "sm_80", None), Some(cubins("sm_80")));
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -1,7 +1,8 @@
 //! The kernels on a GPU, through the CUDA driver's library, which is opened when the first device is.
 
 use super::cubin::{Cubins, cache_folder};
-use super::{CudaError, Device, KERNELS, Launch, Memory, Recorded, SOURCES};
+use super::nvrtc::Nvrtc;
+use super::{CudaError, Device, KERNELS, Launch, Memory, Recorded, SOURCES, verify};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{
     self, CUdevice_attribute, CUfunction_attribute, CUgraphInstantiate_flags, CUstreamCaptureMode,
@@ -11,7 +12,7 @@ use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What kernels are made for at least.
 const NEEDS: (i32, i32) = (8, 0);
@@ -29,11 +30,14 @@ pub struct GpuOptions {
     pub cache: Option<PathBuf>,
     /// Where NVRTC is looked for first.
     pub nvrtc: Option<PathBuf>,
+    /// Whether the kernels' primitives are tried before anything else is, once per process and kernels. Without it wrong results are possible:
+    /// for programs that look for them.
+    pub verify: bool,
 }
 
 impl Default for GpuOptions {
     fn default() -> Self {
-        GpuOptions { cubins: Vec::new(), cache: cache_folder(), nvrtc: None }
+        GpuOptions { cubins: Vec::new(), cache: cache_folder(), nvrtc: None, verify: true }
     }
 }
 
@@ -88,6 +92,9 @@ fn error(what: &'static str) -> impl Fn(DriverError) -> CudaError {
     move |e| CudaError::Driver { what, reason: words(e) }
 }
 
+/// Hashes of kernels whose primitives were found right by this process.
+static VERIFIED: Mutex<Vec<[u8; 32]>> = Mutex::new(Vec::new());
+
 /// A GPU with all kernels loaded.
 pub struct Gpu {
     id: u64,
@@ -99,7 +106,7 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Opens the first GPU and finds kernels for it.
+    /// Opens the first GPU, finds kernels for it, and tries their primitives.
     ///
     /// # Errors
     /// [`CudaError`], each of them.
@@ -107,6 +114,7 @@ impl Gpu {
         let info = find()?;
         check(&info)?;
         let cubins = cubins(&info, options)?;
+        let kernels = cubins.hash();
         let context = context()?;
         // SAFETY: only one stream is used, so there is nothing that events would order. They would break the capture of graphs.
         unsafe { context.disable_event_tracking() };
@@ -124,7 +132,13 @@ impl Gpu {
             }
         }
         let id = Arc::as_ptr(&context) as u64;
-        Ok(Arc::new(Gpu { id, info, multiprocessors, context, stream, functions }))
+        let gpu = Arc::new(Gpu { id, info, multiprocessors, context, stream, functions });
+        let mut verified = VERIFIED.lock().unwrap_or_else(PoisonError::into_inner);
+        if options.verify && !verified.contains(&kernels) {
+            verify(&*gpu)?;
+            verified.push(kernels);
+        }
+        Ok(gpu)
     }
 
     /// What is known of it.
@@ -155,13 +169,16 @@ fn cubins(info: &GpuInfo, options: &GpuOptions) -> Result<Cubins, CudaError> {
         return Ok(given.clone());
     }
     let arch = info.arch();
-    if let Some(kept) = options.cache.as_ref().and_then(|folder| Cubins::load(folder, &arch)) {
+    let nvrtc = Nvrtc::find(options.nvrtc.as_deref(), &arch);
+    let version = nvrtc.as_ref().ok().map(|nvrtc| nvrtc.version());
+    if let Some(kept) = options.cache.as_ref().and_then(|folder| Cubins::load(folder, &arch, version)) {
         return Ok(kept);
     }
-    let made = Cubins::compile(&arch, options.nvrtc.as_deref())?;
+    let nvrtc = nvrtc?;
+    let made = Cubins::compile(&arch, nvrtc)?;
     if let Some(folder) = &options.cache {
         // a folder that cannot be written costs the next start some time
-        let _ = made.save(folder);
+        let _ = made.save(folder, nvrtc.version());
     }
     Ok(made)
 }

@@ -67,4 +67,5 @@ kernels! {
         elementwise 256, integers 256, gather 256, affine 256, quantize 256, gated 256, timestep_embedding 256;
     "sampler": sampler_step 256, count_step 32;
     "selftest": selftest 32 (mma);
+    "peak": mma_peak_s8 256 (mma), mma_peak_f16 256 (mma);
 }

@@ -22,6 +22,7 @@ mod launch;
 mod list;
 mod memory;
 mod norm;
+mod peak;
 mod sampler;
 mod selftest;
 
@@ -44,11 +45,12 @@ pub use launch::{Device, Launch, Recorded};
 pub use list::{KERNELS, Kernel};
 pub use memory::{ElementType, Fault, Memory, Operand, State};
 pub use norm::{group_norm, group_norm_scratch, layer_norm, softmax};
+pub use peak::{PEAK_IN, PEAK_OUT, PeakOf, mma_peak};
 pub use sampler::{Predicted, SAMPLER_CONSTANTS, SamplerRule, SamplerStep, count_step, sampler_step};
-pub use selftest::{SELFTEST_IN, SELFTEST_OUT, selftest};
+pub use selftest::{SELFTEST_IN, SELFTEST_OUT, check_selftest, selftest, selftest_hashes, selftest_input, verify};
 
 /// Names of the sources.
-pub const SOURCES: &[&str] = &["conv", "norm", "attention", "elementwise", "sampler", "selftest"];
+pub const SOURCES: &[&str] = &["conv", "norm", "attention", "elementwise", "sampler", "selftest", "peak"];
 
 /// The whole text of a source, headers in place: what NVRTC compiles.
 ///
@@ -62,6 +64,7 @@ pub fn source(name: &str) -> String {
         "elementwise" => include_str!("../../cuda/elementwise.cu"),
         "sampler" => include_str!("../../cuda/sampler.cu"),
         "selftest" => include_str!("../../cuda/selftest.cu"),
+        "peak" => include_str!("../../cuda/peak.cu"),
         _ => panic!("there is no source `{name}`"),
     };
     let headers = [include_str!("../../cuda/prims.cuh"), include_str!("../../cuda/operands.cuh")];

@@ -1,6 +1,8 @@
 //! A device, numbers on it, and the definitions to compare with.
 
 use crate::common::Rng;
+#[cfg(feature = "cuda")]
+use cqc_kernels::cuda::driver::{Gpu, GpuOptions};
 use cqc_kernels::cuda::{Device, ElementType, Launch, Operand, State};
 use cqc_kernels::reference;
 use cqc_proto::{DType, Op, Tensor};
@@ -18,13 +20,26 @@ pub const SLOTS: usize = 2;
 pub const STEP: usize = 2;
 pub const SLOT: usize = 1;
 
-/// Every device there is.
+/// Every device there is; where there has to be a GPU, it alone.
 pub fn benches() -> Vec<Bench> {
+    open(std::env::var_os("CQC_REQUIRE_CUDA").is_none())
+}
+
+/// Every device there is, the simulator first.
+pub fn all_benches() -> Vec<Bench> {
+    open(true)
+}
+
+#[cfg_attr(not(feature = "cuda-sim"), allow(unused_variables))]
+fn open(simulator: bool) -> Vec<Bench> {
     let mut devices: Vec<Arc<dyn Device>> = vec![];
     #[cfg(feature = "cuda-sim")]
-    devices.push(Arc::new(cqc_kernels::cuda::simulator::Simulator));
+    if simulator {
+        devices.push(Arc::new(cqc_kernels::cuda::simulator::Simulator));
+    }
     #[cfg(feature = "cuda")]
-    match cqc_kernels::cuda::driver::Gpu::open(&Default::default()) {
+    // also where its primitives are wrong: which, and how, is what these tests tell
+    match Gpu::open(&GpuOptions { verify: false, ..GpuOptions::default() }) {
         Ok(gpu) => devices.push(gpu),
         Err(e) if std::env::var_os("CQC_REQUIRE_CUDA").is_some() => panic!("CQC_REQUIRE_CUDA: {e}"),
         Err(e) => println!("skipped on a GPU: {e}"),

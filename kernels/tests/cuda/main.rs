@@ -13,6 +13,7 @@ mod integers;
 mod norm;
 #[cfg(feature = "cuda")]
 mod nvrtc;
+mod peak;
 mod selftest;
 
 /// Warps and blocks in the opposite order: what passes only in one of them lacks a barrier.
