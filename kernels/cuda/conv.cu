@@ -3,7 +3,8 @@
 //   sum[m, n] = Σ over taps and channels  x[pixel of m at the tap, channel] · w[n, tap, channel]
 //
 // Implicit GEMM with tensor cores: rows are output pixels, depth runs over segments of the channels, then taps, then channels, in
-// steps of 64 bytes. Four cp.async stages; 16-byte chunks of a row lie in an order that spreads eight rows over all banks.
+// steps of 64 bytes. Where tiles are few and the depth is long, blocks share it: their sums go to memory, and `conv_sum` adds them in
+// their order. Four cp.async stages; 16-byte chunks of a row lie in an order that spreads eight rows over all banks.
 // A lane of m16n8k32 on bytes and of m16n8k16 on halves holds the same bytes, so both types share all but one instruction.
 //
 // Codes stand for (code − zero point) · scale, so padding reads the zero point, and per segment
@@ -23,8 +24,10 @@ struct ConvArgs {
   int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int upsample, out_h, out_w, rows, groups, segments;
   int ends[kMaxSegments];  // of the segments of the channels
+  float* partial;  // [splits, rows, cout]: sums of parts of the depth, where there are several
+  int splits, wide;  // wide: eight neighbours of a row are finished and stored at once
 };
-static_assert(sizeof(ConvArgs) == 560, "as in args.rs");
+static_assert(sizeof(ConvArgs) == 576, "as in args.rs");
 
 struct Codes {
   using Acc = int;
@@ -76,6 +79,62 @@ struct Finish {
   }
 };
 
+// The same for eight columns.
+struct FinishEight {
+  const ConvArgs& p;
+  int n;
+  Values row, gate, residual, y;
+  float scale[kEight], bias[kEight];
+  Rounding how;
+
+  CQ_FN FinishEight(const ConvArgs& p, int n)
+      : p(p),
+        n(n),
+        row(now(p.epilogue.row.values, p.state)),
+        gate(now(p.epilogue.gate.values, p.state)),
+        residual(now(p.epilogue.residual, p.state)),
+        y(now(p.y.y, p.state)),
+        how(rounding(p.y, p.state, n)) {
+    const Values scales = now(p.epilogue.scale, p.state), biases = now(p.epilogue.bias, p.state);
+#pragma unroll
+    for (int e = 0; e < kEight; ++e) {
+      scale[e] = scales ? get(scales, n + e) : 1.0f;
+      bias[e] = biases ? get(biases, n + e) : 0.0f;
+    }
+  }
+
+  CQ_FN i64 of_image(const PerImage& spec, int m) const {
+    return (i64)(spec.stride == 0 ? 0 : m / spec.rows * spec.stride) + n;
+  }
+
+  CQ_FN void operator()(int m, float (&v)[kEight]) const {
+    const i64 at_row = row ? of_image(p.epilogue.row, m) : 0, at_gate = gate ? of_image(p.epilogue.gate, m) : 0;
+    float add[kEight] = {};
+    if (residual) load_eight(residual, (i64)m * residual.ld + n, add);
+#pragma unroll
+    for (int e = 0; e < kEight; ++e) {
+      v[e] = v[e] * scale[e] + bias[e];
+      if (row) v[e] += get(row, at_row + e);
+    }
+    switch (p.epilogue.act) {  // the frequent ones, each for all eight
+      case kNone: break;
+      case kSilu:
+#pragma unroll
+        for (int e = 0; e < kEight; ++e) v[e] = activate(kSilu, v[e]);
+        break;
+      default:
+#pragma unroll
+        for (int e = 0; e < kEight; ++e) v[e] = activate(p.epilogue.act, v[e]);
+    }
+#pragma unroll
+    for (int e = 0; e < kEight; ++e) {
+      if (gate) v[e] *= get(gate, at_gate + e);
+      v[e] += add[e];
+    }
+    store_eight(p.y, how, y, (i64)m * y.ld + n, v);
+  }
+};
+
 constexpr int kRow = 64, kStages = 4;  // bytes of a row of a tile
 
 // Where chunk `chunk` of row `row` lies: rows 2i and 2i+1 fill the banks once, and their chunks move with i.
@@ -100,7 +159,8 @@ CQ_FN void conv_tile(const ConvArgs& p) {
   u8* memory = dynamic_shared();
 
   const int t = tid(), lane = t % 32, warp = t / 32;
-  const int m0 = block_x() * BM, n0 = block_y() * BN;
+  const int tiles_n = (p.cout + BN - 1) / BN, split = block_y() / tiles_n;
+  const int m0 = block_x() * BM, n0 = (block_y() - split * tiles_n) * BN;
   const int warp_m = warp % (BM / WM) * WM, warp_n = warp / (BM / WM) * WN;
   const int taps = p.kernel_h * p.kernel_w, high = p.height * p.upsample, wide = p.width * p.upsample;
   const Values x = now(p.x, p.state), x_zero = now(p.x_zero_point, p.state);
@@ -158,6 +218,11 @@ CQ_FN void conv_tile(const ConvArgs& p) {
     const int channels = p.ends[s] - (s == 0 ? 0 : p.ends[s - 1]);
     steps += (channels * taps + kDepth - 1) / kDepth;
   }
+  if (!kSegmented && p.splits > 1) {
+    const int begin = steps * split / p.splits;
+    load.k = begin * kDepth;
+    steps = steps * (split + 1) / p.splits - begin;
+  }
 
   typename T::Acc acc[kTilesM][kTilesN][4] = {};
   float sum[kTilesM][kTilesN][4] = {};
@@ -172,7 +237,7 @@ CQ_FN void conv_tile(const ConvArgs& p) {
         const int n = n0 + warp_n + j * 8 + lane % 4 * 2 + e;
         const bool inside = T::kPads && n < p.cout;
         const float factor = inside ? scale * p.w_scale[segment * p.cout + n] : 1.0f;
-        const int less = inside ? zero_point * p.w_sums[segment * p.cout + n] : 0;
+        const int less = inside && split == 0 ? zero_point * p.w_sums[segment * p.cout + n] : 0;
 #pragma unroll
         for (int i = 0; i < kTilesM; ++i)
 #pragma unroll
@@ -238,11 +303,48 @@ CQ_FN void conv_tile(const ConvArgs& p) {
         sums[row * kPitch + col] = sum[i][j][e];
       }
   block_sync();
-  // a column per thread: what belongs to the column is read once
+  // some columns per thread: what belongs to a column is read once
+  if (p.wide) {
+    constexpr int kGroups = BN / kEight;
+    const int col = t % kGroups * kEight, n = n0 + col;
+    if (n >= p.cout) return;
+    const Values all = {(u8*)sums, kF32, kPitch};
+    if (!kSegmented && p.splits > 1) {
+      float* part = p.partial + ((i64)split * p.rows + m0) * p.cout + n;
+      for (int row = t / kGroups; row < BM && m0 + row < p.rows; row += kThreads / kGroups) {
+        copy16(part + (i64)row * p.cout, sums + row * kPitch + col);
+        copy16(part + (i64)row * p.cout + 4, sums + row * kPitch + col + 4);
+      }
+      return;
+    }
+    const FinishEight finish(p, n);
+    for (int row = t / kGroups; row < BM && m0 + row < p.rows; row += kThreads / kGroups) {
+      float v[kEight];
+      load_eight(all, row * kPitch + col, v);
+      finish(m0 + row, v);
+    }
+    return;
+  }
   const int n = n0 + t % BN;
   if (n >= p.cout) return;
   const Finish finish(p, n);
   for (int row = t / BN; row < BM && m0 + row < p.rows; row += kThreads / BN) finish(m0 + row, sums[row * kPitch + t % BN]);
+}
+
+// Adds the sums of the parts of the depth in their order, and finishes them, eight columns per thread.
+CQ_KERNEL(conv_sum, 256, ConvArgs) {
+  const int groups = p.cout / kEight;
+  const u32 at = (u32)block_x() * 256 + tid();
+  if (at >= (u32)p.rows * groups) return;
+  const int m = at / groups, n = at % groups * kEight;
+  float v[kEight] = {};
+  for (int split = 0; split < p.splits; ++split) {
+    float part[kEight];
+    load_eight({(u8*)p.partial, kF32, p.cout}, ((i64)split * p.rows + m) * p.cout + n, part);
+#pragma unroll
+    for (int e = 0; e < kEight; ++e) v[e] += part[e];
+  }
+  FinishEight(p, n)(m, v);
 }
 
 CQ_KERNEL(conv_codes_128, 256, ConvArgs) { conv_tile<Codes, 128, 128, 64, 32, false>(p); }

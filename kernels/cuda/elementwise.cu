@@ -13,7 +13,7 @@ struct ElementwiseArgs {
   const State* state;
   Operand a, b, c, y;
   u32 count;
-  int op, rank, unused;
+  int op, rank, wide;  // wide: eight neighbours at once, the last axis counted in eights; bit 1 + i: operand i repeats one number
   i64 strides[4][kMaxRank];  // of a, b, c and y, in elements
   u32 shape[kMaxRank];
 };
@@ -72,6 +72,18 @@ CQ_FN void move(Values y, i64 to, Values x, i64 from) {
   }
 }
 
+// What is done eight at a time.
+CQ_FN float apply_frequent(int op, float a, float b) {
+  return op == kAdd ? a + b : op == kSub ? a - b : op == kMul ? a * b : a;
+}
+
+CQ_FN void load_or_repeat(Values v, i64 i, bool repeats, float (&x)[kEight]) {
+  if (!repeats) return load_eight(v, i, x);
+  const float one = get(v, i);
+#pragma unroll
+  for (int e = 0; e < kEight; ++e) x[e] = one;
+}
+
 // Where the operands of result `at` are.
 CQ_FN void find(const ElementwiseArgs& p, u32 at, i64 (&index)[4]) {
 #pragma unroll
@@ -90,6 +102,16 @@ CQ_KERNEL(elementwise, 256, ElementwiseArgs) {
   i64 index[4] = {};
   find(p, at, index);
   const Values a = now(p.a, p.state), b = now(p.b, p.state), c = now(p.c, p.state), y = now(p.y, p.state);
+  if (p.wide) {
+    if (p.op == kCopy && a.type == y.type) return copy16((u16*)y.data + index[3], (const u16*)a.data + index[0]);
+    float v[kEight], other[kEight];
+    load_or_repeat(a, index[0], p.wide & 2, v);
+    if (b) load_or_repeat(b, index[1], p.wide & 4, other);
+#pragma unroll
+    for (int e = 0; e < kEight; ++e) v[e] = apply_frequent(p.op, v[e], b ? other[e] : 0.0f);
+    const Target plain = {};
+    return store_eight(plain, {}, y, index[3], v);
+  }
   if (p.op == kCopy && a.type == y.type) return move(y, index[3], a, index[0]);
   const float second = b ? get(b, index[1]) : 0.0f, third = c ? get(c, index[2]) : 0.0f;
   put(y, index[3], apply(p.op, get(a, index[0]), second, third));
@@ -161,13 +183,37 @@ CQ_KERNEL(gather, 256, GatherArgs) {
 struct AffineArgs {
   const State* state;
   Operand x, scale, shift, residual, previous, previous_scale, y;
-  int rows, columns;
+  int rows, columns, wide, unused;  // wide: eight columns at once
 };
-static_assert(sizeof(AffineArgs) == 240, "as in args.rs");
+static_assert(sizeof(AffineArgs) == 248, "as in args.rs");
 
 // y = x · scale + shift (+ previous · previous_scale) (+ residual), factors per column.
 CQ_KERNEL(affine, 256, AffineArgs) {
   const u32 at = (u32)block_x() * 256 + tid();
+  if (p.wide) {
+    const int eights = p.columns / kEight;
+    if (at >= (u32)p.rows * eights) return;
+    const int row = at / eights, col = at % eights * kEight;
+    const Values x = now(p.x, p.state), residual = now(p.residual, p.state), previous = now(p.previous, p.state);
+    const Values scale = now(p.scale, p.state), shift = now(p.shift, p.state), before = now(p.previous_scale, p.state);
+    const Values y = now(p.y, p.state);
+    float v[kEight], more[kEight];
+    load_eight(x, (i64)row * x.ld + col, v);
+#pragma unroll
+    for (int e = 0; e < kEight; ++e) v[e] = v[e] * get(scale, col + e) + get(shift, col + e);
+    if (previous) {
+      load_eight(previous, (i64)row * previous.ld + col, more);
+#pragma unroll
+      for (int e = 0; e < kEight; ++e) v[e] += more[e] * get(before, col + e);
+    }
+    if (residual) {
+      load_eight(residual, (i64)row * residual.ld + col, more);
+#pragma unroll
+      for (int e = 0; e < kEight; ++e) v[e] += more[e];
+    }
+    const Target plain = {};
+    return store_eight(plain, {}, y, (i64)row * y.ld + col, v);
+  }
   if (at >= (u32)p.rows * p.columns) return;
   const int row = at / p.columns, col = at % p.columns;
   const Values x = now(p.x, p.state), residual = now(p.residual, p.state), previous = now(p.previous, p.state);
@@ -182,13 +228,22 @@ struct RowsArgs {
   const State* state;
   Operand x;
   Target y;
-  int rows, columns, act, unused;
+  int rows, columns, act, wide;  // wide: eight columns at once
 };
 static_assert(sizeof(RowsArgs) == 200, "as in args.rs");
 
 // Rounds rows, or turns them into codes.
 CQ_KERNEL(quantize, 256, RowsArgs) {
   const u32 at = (u32)block_x() * 256 + tid();
+  if (p.wide) {
+    const int eights = p.columns / kEight;
+    if (at >= (u32)p.rows * eights) return;
+    const int row = at / eights, col = at % eights * kEight;
+    const Values x = now(p.x, p.state), y = now(p.y.y, p.state);
+    float v[kEight];
+    load_eight(x, (i64)row * x.ld + col, v);
+    return store_eight(p.y, rounding(p.y, p.state, col), y, (i64)row * y.ld + col, v);
+  }
   if (at >= (u32)p.rows * p.columns) return;
   const int row = at / p.columns, col = at % p.columns;
   const Values x = now(p.x, p.state), y = now(p.y.y, p.state);
@@ -198,6 +253,18 @@ CQ_KERNEL(quantize, 256, RowsArgs) {
 // y = a · act(b) with rows [a, b] of x.
 CQ_KERNEL(gated, 256, RowsArgs) {
   const u32 at = (u32)block_x() * 256 + tid();
+  if (p.wide) {
+    const int eights = p.columns / kEight;
+    if (at >= (u32)p.rows * eights) return;
+    const int row = at / eights, col = at % eights * kEight;
+    const Values x = now(p.x, p.state), y = now(p.y.y, p.state);
+    float v[kEight], gate[kEight];
+    load_eight(x, (i64)row * x.ld + col, v);
+    load_eight(x, (i64)row * x.ld + col + p.columns, gate);
+#pragma unroll
+    for (int e = 0; e < kEight; ++e) v[e] *= activate(p.act, gate[e]);
+    return store_eight(p.y, rounding(p.y, p.state, col), y, (i64)row * y.ld + col, v);
+  }
   if (at >= (u32)p.rows * p.columns) return;
   const int row = at / p.columns, col = at % p.columns;
   const Values x = now(p.x, p.state), y = now(p.y.y, p.state);

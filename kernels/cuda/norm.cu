@@ -9,8 +9,9 @@ struct GroupNormArgs {
   int images, pixels, channels, groups;
   int chunk, chunks, act;  // pixels of a block, blocks of an image
   float eps;
+  int wide, unused;  // wide: eight channels at once
 };
-static_assert(sizeof(GroupNormArgs) == 288, "as in args.rs");
+static_assert(sizeof(GroupNormArgs) == 296, "as in args.rs");
 
 // Moments of one chunk of pixels, by two passes over it; a warp per group at a time.
 CQ_KERNEL(group_norm_moments, 256, GroupNormArgs) {
@@ -21,6 +22,30 @@ CQ_KERNEL(group_norm_moments, 256, GroupNormArgs) {
   const i64 begin = ((i64)image * p.pixels + first) * x.ld;
   for (int group = tid() / 32; group < p.groups; group += 8) {
     float sum = 0.0f, squares = 0.0f;
+    if (p.wide && width % kEight == 0) {
+      const int eights = width / kEight;
+      auto load = [&](int i, float(&v)[kEight]) {
+        load_eight(x, begin + (i64)(i / eights) * x.ld + group * width + i % eights * kEight, v);
+      };
+      float v[kEight];
+      for (int i = lane; i < pixels * eights; i += 32) {
+        load(i, v);
+#pragma unroll
+        for (int e = 0; e < kEight; ++e) sum += v[e];
+      }
+      const float mean = fast_div(warp_sum(sum), (float)count);
+      for (int i = lane; i < pixels * eights; i += 32) {
+        load(i, v);
+#pragma unroll
+        for (int e = 0; e < kEight; ++e) squares += (v[e] - mean) * (v[e] - mean);
+      }
+      squares = warp_sum(squares);
+      if (lane == 0) {
+        float* out = p.partial + (((i64)image * p.chunks + block_x()) * p.groups + group) * 2;
+        out[0] = mean, out[1] = squares;
+      }
+      continue;
+    }
     for (int i = lane; i < count; i += 32) sum += get(x, begin + (i64)(i / width) * x.ld + group * width + i % width);
     const float mean = fast_div(warp_sum(sum), (float)count);
     for (int i = lane; i < count; i += 32) {
@@ -56,6 +81,37 @@ CQ_KERNEL(group_norm_apply, 256, GroupNormArgs) {
 
   const Values x = now(p.x, p.state), y = now(p.y.y, p.state), gamma = now(p.gamma, p.state), beta = now(p.beta, p.state);
   const int pixels = p.pixels - first < p.chunk ? p.pixels - first : p.chunk;
+  if (p.wide) {
+    const int eights = p.channels / kEight, columns = eights < 256 ? eights : 256, rows = 256 / columns;
+    if (tid() >= columns * rows) return;
+    for (int c = tid() % columns * kEight; c < p.channels; c += columns * kEight) {
+      float mean[kEight], factor[kEight], shift[kEight];
+#pragma unroll
+      for (int e = 0; e < kEight; ++e) {
+        const float* of = moments + (c + e) / width * 2;
+        mean[e] = of[0];
+        factor[e] = of[1] * (gamma ? get(gamma, c + e) : 1.0f);
+        shift[e] = beta ? get(beta, c + e) : 0.0f;
+      }
+      const Rounding how = rounding(p.y, p.state, c);
+      for (int r = tid() / columns; r < pixels; r += rows) {
+        const i64 row = (i64)image * p.pixels + first + r;
+        float v[kEight];
+        load_eight(x, row * x.ld + c, v);
+#pragma unroll
+        for (int e = 0; e < kEight; ++e) v[e] = (v[e] - mean[e]) * factor[e] + shift[e];
+        if (p.act == kSilu) {
+#pragma unroll
+          for (int e = 0; e < kEight; ++e) v[e] = activate(kSilu, v[e]);
+        } else if (p.act != kNone) {
+#pragma unroll
+          for (int e = 0; e < kEight; ++e) v[e] = activate(p.act, v[e]);
+        }
+        store_eight(p.y, how, y, row * y.ld + c, v);
+      }
+    }
+    return;
+  }
   const int columns = p.channels < 256 ? p.channels : 256, rows = 256 / columns;
   if (tid() >= columns * rows) return;
   for (int c = tid() % columns; c < p.channels; c += columns) {
@@ -77,8 +133,9 @@ struct LayerNormArgs {
   Target y;
   int rows, channels, centred;
   float eps;
+  int wide, unused;  // wide: eight channels at once
 };
-static_assert(sizeof(LayerNormArgs) == 344, "as in args.rs");
+static_assert(sizeof(LayerNormArgs) == 352, "as in args.rs");
 
 // y = ((x - mean) / sqrt(variance + eps) · gamma + beta) · (1 + scale) + shift; a warp per row. Not centred: the mean counts as 0.
 CQ_KERNEL(layer_norm, 128, LayerNormArgs) {
@@ -87,7 +144,37 @@ CQ_KERNEL(layer_norm, 128, LayerNormArgs) {
   const Values x = now(p.x, p.state), y = now(p.y.y, p.state), gamma = now(p.gamma, p.state), beta = now(p.beta, p.state);
   const Values scale = now(p.scale.values, p.state), shift = now(p.shift.values, p.state);
   const i64 begin = (i64)row * x.ld;
+  const i64 at_scale = scale && p.scale.stride ? (i64)(row / p.scale.rows) * p.scale.stride : 0;
+  const i64 at_shift = shift && p.shift.stride ? (i64)(row / p.shift.rows) * p.shift.stride : 0;
   float sum = 0.0f, squares = 0.0f;
+  if (p.wide) {
+    float v[kEight];
+    for (int c = lane * kEight; p.centred && c < p.channels; c += 32 * kEight) {
+      load_eight(x, begin + c, v);
+#pragma unroll
+      for (int e = 0; e < kEight; ++e) sum += v[e];
+    }
+    const float mean = fast_div(warp_sum(sum), (float)p.channels);
+    for (int c = lane * kEight; c < p.channels; c += 32 * kEight) {
+      load_eight(x, begin + c, v);
+#pragma unroll
+      for (int e = 0; e < kEight; ++e) squares += (v[e] - mean) * (v[e] - mean);
+    }
+    const float inverse = inverse_sqrt(fast_div(warp_sum(squares), (float)p.channels) + p.eps);
+    for (int c = lane * kEight; c < p.channels; c += 32 * kEight) {
+      load_eight(x, begin + c, v);
+#pragma unroll
+      for (int e = 0; e < kEight; ++e) {
+        v[e] = (v[e] - mean) * inverse;
+        if (gamma) v[e] *= get(gamma, c + e);
+        if (beta) v[e] += get(beta, c + e);
+        if (scale) v[e] *= 1.0f + get(scale, at_scale + c + e);
+        if (shift) v[e] += get(shift, at_shift + c + e);
+      }
+      store_eight(p.y, rounding(p.y, p.state, c), y, (i64)row * y.ld + c, v);
+    }
+    return;
+  }
   if (p.centred) {
     for (int c = lane; c < p.channels; c += 32) sum += get(x, begin + c);
   }
@@ -97,8 +184,6 @@ CQ_KERNEL(layer_norm, 128, LayerNormArgs) {
     squares += d * d;
   }
   const float inverse = inverse_sqrt(fast_div(warp_sum(squares), (float)p.channels) + p.eps);
-  const i64 at_scale = scale && p.scale.stride ? (i64)(row / p.scale.rows) * p.scale.stride : 0;
-  const i64 at_shift = shift && p.shift.stride ? (i64)(row / p.shift.rows) * p.shift.stride : 0;
   for (int c = lane; c < p.channels; c += 32) {
     float v = (get(x, begin + c) - mean) * inverse;
     if (gamma) v *= get(gamma, c);

@@ -150,6 +150,37 @@ CQ_FN void store(const Target& t, const Rounding& how, Values y, i64 i, float x)
   }
 }
 
+// Eight neighbours at a time, where the host has found them aligned (`wide`): fp16 or f32 to read, fp16 or codes of one segment to store.
+enum { kEight = 8 };
+
+CQ_FN void load_eight(Values v, i64 i, float (&x)[kEight]) {
+  if (v.type == kF16) {
+    const Wide w = load16((const u16*)v.data + i);
+#pragma unroll
+    for (int e = 0; e < kEight; ++e) x[e] = from_f16((u16)(w.words[e / 2] >> e % 2 * 16));
+  } else {
+    const Wide low = load16((const float*)v.data + i), high = load16((const float*)v.data + i + 4);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) x[e] = bits_float(low.words[e]), x[e + 4] = bits_float(high.words[e]);
+  }
+}
+
+CQ_FN void store_eight(const Target& t, const Rounding& how, Values y, i64 i, float (&x)[kEight]) {
+  if (t.mode == kCodes) {
+    u32 words[2] = {};
+#pragma unroll
+    for (int e = 0; e < kEight; ++e) words[e / 4] |= (u32)how.code(x[e]) << e % 4 * 8;
+    return store8(y.data + i, words[0], words[1]);
+  }
+  Wide w;
+#pragma unroll
+  for (int e = 0; e < kEight; e += 2) {
+    const bool rounds = t.mode == kRounded;
+    w.words[e / 2] = pack_f16(rounds ? how.round(x[e]) : x[e], rounds ? how.round(x[e + 1]) : x[e + 1]);
+  }
+  store16((u16*)y.data + i, w);
+}
+
 // Sums over the warp, the same in every lane.
 CQ_FN float warp_sum(float x) {
 #pragma unroll

@@ -97,6 +97,16 @@ CQ_FN void cp_wait() {
 
 // Copies 16 aligned bytes.
 CQ_FN void copy16(void* dst, const void* src) { *(uint4*)dst = *(const uint4*)src; }
+// 16 aligned bytes at once, and 8.
+struct Wide {
+  u32 words[4];
+};
+CQ_FN Wide load16(const void* from) {
+  const uint4 v = *(const uint4*)from;
+  return {{v.x, v.y, v.z, v.w}};
+}
+CQ_FN void store16(void* to, const Wide& v) { *(uint4*)to = make_uint4(v.words[0], v.words[1], v.words[2], v.words[3]); }
+CQ_FN void store8(void* to, u32 low, u32 high) { *(uint2*)to = make_uint2(low, high); }
 // Writes a word four times to 16 aligned bytes.
 CQ_FN void fill16(void* dst, u32 word) { *(uint4*)dst = make_uint4(word, word, word, word); }
 

@@ -333,6 +333,24 @@ inline void copy16(void* dst, const void* src) {
   if (((uintptr_t)dst | (uintptr_t)src) % 16 != 0) sim::fail("copy16 needs 16-byte aligned addresses");
   std::memcpy(dst, src, 16);
 }
+struct Wide {
+  u32 words[4];
+};
+inline Wide load16(const void* from) {
+  if ((uintptr_t)from % 16 != 0) sim::fail("load16 needs a 16-byte aligned address");
+  Wide v;
+  std::memcpy(v.words, from, 16);
+  return v;
+}
+inline void store16(void* to, const Wide& v) {
+  if ((uintptr_t)to % 16 != 0) sim::fail("store16 needs a 16-byte aligned address");
+  std::memcpy(to, v.words, 16);
+}
+inline void store8(void* to, u32 low, u32 high) {
+  if ((uintptr_t)to % 8 != 0) sim::fail("store8 needs an 8-byte aligned address");
+  std::memcpy(to, &low, 4);
+  std::memcpy((u8*)to + 4, &high, 4);
+}
 inline void fill16(void* dst, u32 word) {
   if ((uintptr_t)dst % 16 != 0) sim::fail("fill16 needs a 16-byte aligned address");
   for (int i = 0; i < 4; ++i) std::memcpy((u8*)dst + 4 * i, &word, 4);

@@ -118,6 +118,43 @@ fn loops_of_old_artifacts_equal_the_cpu() {
     }
 }
 
+#[test]
+fn preludes_run_on_the_device_and_refuse_a_label_that_is_not_there() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/artifacts");
+    if !folder.is_dir() {
+        return println!("skipped: no {}", folder.display());
+    }
+    for device in devices() {
+        let mut refused = 0;
+        for name in ["v1", "v2", "v3", "v4", "v5"] {
+            let weights = open(&folder.join(format!("{name}.cq")));
+            let plan = weights.plan();
+            let on = OnDevice { device: Arc::clone(&device), slots: 1 };
+            let batch = plan.fixed_batch.unwrap_or(2);
+            let options = EngineOptions { batch, threads: 1, device: Some(on), ..Default::default() };
+            let mut engine = Engine::open(&weights, &options).unwrap();
+            let begins = [&plan.prelude, &plan.prelude_steps];
+            let has = begins.map(|p| !(p.steps.is_empty() && p.results.is_empty()));
+            assert_eq!(engine.device().unwrap().runs_preludes(), has, "{name}");
+            let looks_up = |step: &cqc_proto::plan::Step| matches!(step.op, cqc_proto::Op::Gather { .. });
+            if !begins.iter().any(|p| p.steps.iter().any(looks_up)) {
+                continue;
+            }
+            let label = |(name, t): (String, Tensor)| {
+                let outside = Tensor::from_i64(t.shape(), &vec![1 << 20; t.shape().iter().product()]);
+                (name, if t.dtype().is_float() { t } else { outside })
+            };
+            let given = conditions(&weights).into_iter().map(label).collect();
+            let timesteps: Vec<f64> = (0..plan.evaluations).map(|e| 900.0 - 10.0 * e as f64).collect();
+            let fault = engine.begin(&given, &timesteps).unwrap_err();
+            assert!(matches!(fault, EngineError::Fault { .. }), "{name}: {fault}");
+            engine.begin(&conditions(&weights), &timesteps).unwrap();
+            refused += 1;
+        }
+        assert!(refused > 0, "some artifact looks labels up");
+    }
+}
+
 /// A loop that moves samples on the device, the same loop step by step with the sampler on the CPU, and their samples.
 fn sampled(device: &Arc<dyn Device>, weights: &Arc<Weights>, sampler: &Sampler, guided: bool) -> [Vec<f32>; 2] {
     let batch = weights.plan().fixed_batch.unwrap_or(2);

@@ -73,6 +73,9 @@ pub(super) struct ConvArgs {
     pub groups: i32,
     pub segments: i32,
     pub ends: [i32; MAX_SEGMENTS],
+    pub partial: u64,
+    pub splits: i32,
+    pub wide: i32,
 }
 
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -102,6 +105,8 @@ pub(super) struct GroupNormArgs {
     pub chunks: i32,
     pub act: i32,
     pub eps: f32,
+    pub wide: i32,
+    pub unused: i32,
 }
 
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -118,6 +123,8 @@ pub(super) struct LayerNormArgs {
     pub channels: i32,
     pub centred: i32,
     pub eps: f32,
+    pub wide: i32,
+    pub unused: i32,
 }
 
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -155,7 +162,7 @@ pub(super) struct ElementwiseArgs {
     pub count: u32,
     pub op: i32,
     pub rank: i32,
-    pub unused: i32,
+    pub wide: i32,
     pub strides: [[i64; MAX_RANK]; 4],
     pub shape: [u32; MAX_RANK],
 }
@@ -179,6 +186,8 @@ pub(super) struct AffineArgs {
     pub operands: [RawOperand; 7],
     pub rows: i32,
     pub columns: i32,
+    pub wide: i32,
+    pub unused: i32,
 }
 
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -190,7 +199,7 @@ pub(super) struct RowsArgs {
     pub rows: i32,
     pub columns: i32,
     pub act: i32,
-    pub unused: i32,
+    pub wide: i32,
 }
 
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -255,9 +264,9 @@ pub(super) struct PeakArgs {
 
 // The sources assert the same sizes.
 const _: () = {
-    assert!(size_of::<ConvArgs>() == 560 && size_of::<MatmulArgs>() == 144);
-    assert!(size_of::<GroupNormArgs>() == 288 && size_of::<LayerNormArgs>() == 344 && size_of::<SoftmaxArgs>() == 80);
-    assert!(size_of::<AttentionArgs>() == 240 && size_of::<ElementwiseArgs>() == 368 && size_of::<AffineArgs>() == 240);
+    assert!(size_of::<ConvArgs>() == 576 && size_of::<MatmulArgs>() == 144);
+    assert!(size_of::<GroupNormArgs>() == 296 && size_of::<LayerNormArgs>() == 352 && size_of::<SoftmaxArgs>() == 80);
+    assert!(size_of::<AttentionArgs>() == 240 && size_of::<ElementwiseArgs>() == 368 && size_of::<AffineArgs>() == 248);
     assert!(size_of::<GatherArgs>() == 120 && size_of::<RowsArgs>() == 200 && size_of::<EmbeddingArgs>() == 120);
     assert!(size_of::<SelftestArgs>() == 72 && size_of::<SamplerArgs>() == 336 && size_of::<CountArgs>() == 8);
     assert!(size_of::<PeakArgs>() == 80);

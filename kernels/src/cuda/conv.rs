@@ -61,6 +61,12 @@ impl<'a> Output<'a> {
         Output { y, rounding: None }
     }
 
+    /// Whether kernels may store eight of `cols` columns at once.
+    pub(super) fn takes_eight(&self, cols: usize) -> bool {
+        let segments = self.rounding.iter().flat_map(|how| how.segments);
+        self.y.stores_eight() && segments.chain([&cols]).all(|n| n.is_multiple_of(8))
+    }
+
     pub(super) fn raw(&self, operands: &mut Operands, rows: usize, cols: usize) -> RawTarget {
         let y = operands.rows("y", self.y, rows, cols);
         let codes = self.y.element == ElementType::U8;
@@ -163,9 +169,28 @@ impl Tile {
     }
 }
 
+/// How many blocks share the depth of a tile: several where tiles are too few to keep all multiprocessors busy and each block still has 8 steps of it.
+/// `depth` is taps · channels of one segment; the sums are then kept in scratch ([`split_bytes`]).
+pub fn splits(rows: usize, cols: usize, depth: usize, kind: FilterKind, multiprocessors: usize) -> usize {
+    let per_step = if kind == FilterKind::Codes { 64 } else { 32 };
+    let tiles = rows.div_ceil(64) * cols.div_ceil(64);
+    if kind == FilterKind::Direct || !cols.is_multiple_of(8) || 2 * tiles > multiprocessors {
+        return 1;
+    }
+    (multiprocessors / tiles).min(depth.div_ceil(per_step) / 8).clamp(1, 16)
+}
+
+/// Bytes of scratch for the sums of so many parts of the depth.
+pub fn split_bytes(rows: usize, cols: usize, splits: usize) -> usize {
+    if splits > 1 { splits * rows * cols * size_of::<f32>() } else { 0 }
+}
+
 /// y = tail(x ∗ filter) over NHWC, pixels of x `x.ld` elements apart. A linear layer is the 1×1 convolution of an image of one row.
 ///
 /// `rounding` is how codes of x were made: a scale and a zero point per segment of the filter. Padding reads zero.
+///
+/// With `shared`, f32 without gaps, so many blocks share the depth of each small tile ([`splits`]), their sums are kept there, and a second launch adds them: in
+/// fixed order, so that results are the same every time. It is taken where the result can be stored eight columns at once, the filter has one segment and `tile` is small.
 ///
 /// # Panics
 /// When an operand is too short, x is not of the type that the filter is for, or (but for [`FilterKind::Direct`]) not
@@ -179,7 +204,8 @@ pub fn conv(
     tail: &Tail,
     output: &Output,
     tile: Tile,
-) -> Launch {
+    shared: Option<(&Operand, usize)>,
+) -> Vec<Launch> {
     shape.check().expect("the shape is that of a convolution");
     let (rows, segments) = (shape.out_rows(), &filter.segments);
     let have = (filter.taps, segments.iter().sum::<usize>(), filter.cout);
@@ -219,12 +245,30 @@ pub fn conv(
         ends: ends(segments, shape.cin / shape.groups),
         ..ConvArgs::default()
     };
+    let reads_eight = tail.residual.is_none_or(|r| r.reads_eight());
+    args.wide = i32::from(reads_eight && output.takes_eight(shape.cout));
+    let shared = shared.filter(|(_, splits)| {
+        *splits > 1 && args.wide == 1 && count == 1 && tile == Tile::Small && filter.kind != FilterKind::Direct
+    });
+    args.splits = shared.map_or(1, |(_, splits)| int(splits));
+    if let Some((scratch, splits)) = shared {
+        let elements = splits * rows * shape.cout;
+        assert!(scratch.element == ElementType::F32 && scratch.is_wide(), "sums are aligned f32");
+        assert!(scratch.per_step == 0 && scratch.per_slot == 0, "scratch stays where it is");
+        args.partial = operands.rows("sums", &Operand { ld: elements, ..scratch.clone() }, 1, elements).data;
+    }
     args.window.iter_mut().zip(window.iter().flatten()).for_each(|(to, &from)| *to = int(from));
     if filter.kind == FilterKind::Direct {
-        return operands.launch(&list::conv_direct, [blocks(rows * shape.cout), 1], 0, args);
+        return vec![operands.launch(&list::conv_direct, [blocks(rows * shape.cout), 1], 0, args)];
     }
-    let grid = [rows.div_ceil(tile.size()), shape.cout.div_ceil(tile.size())];
-    operands.launch(kernel(codes, count, tile), grid, tile.shared_bytes(), args)
+    let splits = args.splits as usize;
+    let grid = [rows.div_ceil(tile.size()), shape.cout.div_ceil(tile.size()) * splits];
+    let sum = (splits > 1).then(|| {
+        let groups = blocks(rows * shape.cout / 8);
+        operands.clone().launch(&list::conv_sum, [groups, 1], 0, args)
+    });
+    let product = operands.launch(kernel(codes, count, tile), grid, tile.shared_bytes(), args);
+    [product].into_iter().chain(sum).collect()
 }
 
 fn kernel(codes: bool, segments: usize, tile: Tile) -> &'static Kernel {

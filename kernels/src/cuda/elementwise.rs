@@ -124,7 +124,10 @@ pub fn elementwise(
     assert_eq!(reads.len(), op.operands(), "operands of {op:?}");
     let of_integers = of_integers(op, reads, y.0);
     assert!(!of_integers || op.takes_integers(), "{op:?} of integers");
-    let count: usize = shape.iter().product();
+    let wide = if of_integers { 0 } else { wide(op, shape, reads, y) };
+    // eight neighbours count as one
+    let eight = if wide == 0 { 1 } else { 8 };
+    let count: usize = shape.iter().product::<usize>() / eight;
     let mut operands = Operands::new(state);
     let mut strides = [[0; MAX_RANK]; 4];
     let mut see = |at: usize, what: &str, operand: &Operand, distances: &[usize]| {
@@ -140,6 +143,10 @@ pub fn elementwise(
     raw[3] = see(3, "y", y.0, y.1);
     let mut sizes = [1; MAX_RANK];
     sizes.iter_mut().zip(shape).for_each(|(to, &from)| *to = int(from) as u32);
+    if let (8, Some(last)) = (eight, shape.len().checked_sub(1)) {
+        sizes[last] /= 8;
+        strides.iter_mut().for_each(|strides| strides[last] *= 8);
+    }
     let (state, rank) = (operands.state_address(), int(shape.len()));
     let args = ElementwiseArgs {
         state,
@@ -147,12 +154,39 @@ pub fn elementwise(
         count: int(count) as u32,
         op: op.code(),
         rank,
-        unused: 0,
+        wide,
         strides,
         shape: sizes,
     };
     let kernel = if of_integers { &list::integers } else { &list::elementwise };
     operands.launch(kernel, [blocks(count), 1], 0, args)
+}
+
+/// Whether eight neighbours along the last axis are computed at once, and which operands repeat one number along it: 0, or 1 and a bit per operand.
+fn wide(op: ElementOp, shape: &[usize], reads: &[(&Operand, &[usize])], y: (&Operand, &[usize])) -> i32 {
+    use ElementOp as E;
+    let frequent = matches!(op, E::Copy | E::Add | E::Sub | E::Mul);
+    let Some(last) = shape.len().checked_sub(1).filter(|&last| frequent && shape[last].is_multiple_of(8)) else {
+        return 0;
+    };
+    // rows that begin at multiples of 16 bytes
+    let aligned = |operand: &Operand, strides: &[usize]| {
+        let eights = strides[..last].iter().all(|s| s.is_multiple_of(8));
+        strides[last] == 1 && eights && Operand { ld: 8, ..operand.clone() }.is_wide()
+    };
+    if y.0.element != ElementType::F16 || !aligned(y.0, y.1) {
+        return 0;
+    }
+    let mut wide = 1;
+    for (i, (operand, strides)) in reads.iter().enumerate() {
+        let copies = op == E::Copy;
+        match strides[last] {
+            0 if !copies => wide |= 2 << i,
+            _ if operand.element.is_float() && aligned(operand, strides) => {}
+            _ => return 0,
+        }
+    }
+    wide
 }
 
 /// Whether the integers' kernel is meant: some operand is one, and none a float but for conversions and choices, which the other kernel does.
@@ -222,9 +256,12 @@ pub fn affine(
         operands.maybe("factor of previous", factor, 1, columns),
         operands.rows("y", y, rows, columns),
     ];
+    let all = [Some(x), residual, earlier].into_iter().flatten();
+    let wide = all.fold(Output::plain(y).takes_eight(columns), |wide, o| wide && o.reads_eight());
     let state = operands.state_address();
-    let args = AffineArgs { state, operands: raw, rows: int(rows), columns: int(columns) };
-    operands.launch(&list::affine, [blocks(rows * columns), 1], 0, args)
+    let args =
+        AffineArgs { state, operands: raw, rows: int(rows), columns: int(columns), wide: i32::from(wide), unused: 0 };
+    operands.launch(&list::affine, [blocks(rows * columns / if wide { 8 } else { 1 }), 1], 0, args)
 }
 
 /// y = x, rounded or as codes.
@@ -233,8 +270,9 @@ pub fn affine(
 /// When an operand is too short.
 pub fn quantize(state: &State, [rows, columns]: [usize; 2], x: &Operand, output: &Output) -> Launch {
     let mut operands = Operands::new(state);
+    let wide = x.reads_eight();
     let x = operands.rows("x", x, rows, columns);
-    rows_launch(operands, &list::quantize, [rows, columns], x, Act::None, output)
+    rows_launch(operands, &list::quantize, [rows, columns], x, wide, Act::None, output)
 }
 
 /// y = a · act(b) with rows `[a, b]` of x, `columns` each.
@@ -243,8 +281,9 @@ pub fn quantize(state: &State, [rows, columns]: [usize; 2], x: &Operand, output:
 /// When an operand is too short.
 pub fn gated(state: &State, [rows, columns]: [usize; 2], function: Act, x: &Operand, output: &Output) -> Launch {
     let mut operands = Operands::new(state);
+    let wide = x.reads_eight();
     let x = operands.rows("x", x, rows, 2 * columns);
-    rows_launch(operands, &list::gated, [rows, columns], x, function, output)
+    rows_launch(operands, &list::gated, [rows, columns], x, wide, function, output)
 }
 
 fn rows_launch(
@@ -252,13 +291,16 @@ fn rows_launch(
     kernel: &'static super::Kernel,
     [rows, columns]: [usize; 2],
     x: RawOperand,
+    reads_eight: bool,
     function: Act,
     output: &Output,
 ) -> Launch {
+    let wide = reads_eight && output.takes_eight(columns);
     let y = output.raw(&mut operands, rows, columns);
     let state = operands.state_address();
-    let args = RowsArgs { state, x, y, rows: int(rows), columns: int(columns), act: act(function), unused: 0 };
-    operands.launch(kernel, [blocks(rows * columns), 1], 0, args)
+    let args =
+        RowsArgs { state, x, y, rows: int(rows), columns: int(columns), act: act(function), wide: i32::from(wide) };
+    operands.launch(kernel, [blocks(rows * columns / if wide { 8 } else { 1 }), 1], 0, args)
 }
 
 /// y = [sin(t · f), cos(t · f)] per row, cosines first when `cos_first`.

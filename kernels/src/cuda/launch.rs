@@ -95,6 +95,7 @@ pub trait Recorded: Send {
 }
 
 /// Collects the operands of a launch while they are checked.
+#[derive(Clone)]
 pub(super) struct Operands<'a> {
     pub state: &'a State,
     memory: Vec<Arc<Memory>>,

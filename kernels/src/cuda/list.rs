@@ -57,7 +57,7 @@ macro_rules! kernels {
 kernels! {
     "conv":
         conv_codes_128 256 (mma), conv_codes_64 128 (mma), conv_segments_128 256 (mma), conv_segments_64 128 (mma),
-        conv_f16_128 256 (mma), conv_f16_64 128 (mma), conv_direct 256, matmul 256;
+        conv_f16_128 256 (mma), conv_f16_64 128 (mma), conv_sum 256, conv_direct 256, matmul 256;
     "norm": group_norm_moments 256, group_norm_apply 256, layer_norm 128, softmax 128;
     "attention":
         attention_32 128 (mma), attention_64 128 (mma), attention_96 128 (mma), attention_160 128 (mma),

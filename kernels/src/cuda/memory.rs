@@ -98,8 +98,27 @@ impl Operand {
 
     /// Whether all addresses of rows are multiples of 16 bytes.
     pub fn is_wide(&self) -> bool {
+        self.is_aligned(16)
+    }
+
+    /// Whether all addresses of rows are multiples of `bytes`.
+    fn is_aligned(&self, bytes: usize) -> bool {
         let parts = [self.offset, self.per_step, self.per_slot, self.ld * self.element.size()];
-        parts.iter().all(|p| p.is_multiple_of(16))
+        parts.iter().all(|p| p.is_multiple_of(bytes))
+    }
+
+    /// Whether kernels may read eight neighbours at once, the first one's column being a multiple of 8.
+    pub(super) fn reads_eight(&self) -> bool {
+        self.element.is_float() && self.is_wide()
+    }
+
+    /// Whether kernels may store eight neighbours at once: as fp16, or as codes.
+    pub(super) fn stores_eight(&self) -> bool {
+        match self.element {
+            ElementType::F16 => self.is_wide(),
+            ElementType::U8 => self.is_aligned(8),
+            _ => false,
+        }
     }
 
     /// Panics unless `rows` rows of `cols` elements lie in the memory, at every evaluation and slot.

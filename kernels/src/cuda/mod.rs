@@ -37,7 +37,7 @@ pub mod simulator;
 
 pub use args::MAX_SEGMENTS;
 pub use attention::attention;
-pub use conv::{Output, PerImage, Rounding, Tail, Tile, conv, matmul};
+pub use conv::{Output, PerImage, Rounding, Tail, Tile, conv, matmul, split_bytes, splits};
 pub use elementwise::{ElementOp, affine, elementwise, gated, gather, quantize, timestep_embedding};
 pub use error::CudaError;
 pub use filter::{Filter, FilterKind};

@@ -34,6 +34,7 @@ pub fn group_norm(
 ) -> [Launch; 2] {
     assert!(groups > 0 && groups <= 4096 && channels.is_multiple_of(groups), "{groups} groups of {channels}");
     assert!(scratch.per_step == 0 && scratch.per_slot == 0, "scratch stays where it is");
+    let wide = i32::from(x.reads_eight() && output.takes_eight(channels));
     let chunk = chunk(pixels);
     let chunks = pixels.div_ceil(chunk);
     let make = |kernel, shared_bytes: usize| {
@@ -51,6 +52,8 @@ pub fn group_norm(
             chunks: int(chunks),
             act: act(function),
             eps,
+            wide,
+            unused: 0,
         };
         operands.launch(kernel, [chunks, images], shared_bytes, args)
     };
@@ -89,6 +92,8 @@ pub fn layer_norm(
         channels: int(channels),
         centred: i32::from(centred),
         eps,
+        wide: i32::from(x.reads_eight() && output.takes_eight(channels)),
+        unused: 0,
     };
     operands.launch(&list::layer_norm, [rows.div_ceil(4), 1], 0, args)
 }

@@ -2,7 +2,9 @@
 
 use crate::bench::{Bench, assert_codes, benches, expected, halves, tensor};
 use crate::common::{Rng, assert_close};
-use cqc_kernels::cuda::{ElementType, Filter, Output, PerImage, Rounding, Tail, Tile, conv, matmul};
+use cqc_kernels::cuda::{
+    ElementType, Filter, FilterKind, Output, PerImage, Rounding, Tail, Tile, conv, matmul, split_bytes, splits,
+};
 use cqc_kernels::{Act, ConvShape, MatmulShape};
 use cqc_proto::Op;
 use cqc_proto::op::ConvLayout;
@@ -95,7 +97,7 @@ fn convolution_in_fp16_equals_the_definition() {
                 let x = b.put(&n.x, cin, cin + 8, ElementType::F16);
                 let parts = n.tail(&b, &s);
                 let y = b.room(s.out_rows(), cout + 1, ElementType::F16);
-                b.run(&[conv(&b.state, &s, &filter, &x, None, &tail(&parts, &s, act), &Output::plain(&y), tile)]);
+                b.run(&conv(&b.state, &s, &filter, &x, None, &tail(&parts, &s, act), &Output::plain(&y), tile, None));
                 // 2^-11 of fp16 results, and what activations make of sums that differ by their order
                 assert_close(
                     &b.get(&y, s.out_rows(), cout),
@@ -123,7 +125,7 @@ fn direct_convolution_equals_the_definition_with_groups_and_few_channels() {
                 let parts = n.tail(&b, &s);
                 let y = b.room(s.out_rows(), cout, ElementType::F32);
                 let tail = tail(&parts, &s, Act::GeluTanh);
-                b.run(&[conv(&b.state, &s, &filter, &x, None, &tail, &Output::plain(&y), Tile::Small)]);
+                b.run(&conv(&b.state, &s, &filter, &x, None, &tail, &Output::plain(&y), Tile::Small, None));
                 assert_close(&b.get(&y, s.out_rows(), cout), &n.wanted(&s, Act::GeluTanh), 1e-5, &format!("{s:?}"));
             }
         }
@@ -213,7 +215,7 @@ fn sums_of_codes_are_exact() {
                 let (scale, zero) = (b.table(&q.scale), b.table(&q.zero));
                 let filter = q.filter(&b, &s);
                 let rounding = Some([&scale, &zero]);
-                b.run(&[conv(&b.state, &s, &filter, &codes, rounding, &Tail::default(), &Output::plain(&y), tile)]);
+                b.run(&conv(&b.state, &s, &filter, &codes, rounding, &Tail::default(), &Output::plain(&y), tile, None));
                 assert_eq!(b.get(&y, s.out_rows(), cout), wanted, "{s:?} {segments:?} {tile:?}");
             }
         }
@@ -240,7 +242,7 @@ fn codes_in_codes_out_with_everything_between() {
                 let rounding = Rounding { bits, segments: &split, scale: &y_scale, zero_point: &y_zero };
                 let output = Output { y: &y, rounding: Some(rounding) };
                 let tail = tail(&parts, &s, Act::Silu);
-                b.run(&[conv(&b.state, &s, &filter, &codes, Some([&scale, &zero]), &tail, &output, Tile::Small)]);
+                b.run(&conv(&b.state, &s, &filter, &codes, Some([&scale, &zero]), &tail, &output, Tile::Small, None));
                 let most = ((1 << bits) - 1) as f32;
                 let wanted: Vec<f32> = wanted.iter().map(|v| v.min((most - how.1) * how.0)).collect();
                 assert_codes(
@@ -255,13 +257,84 @@ fn codes_in_codes_out_with_everything_between() {
                 // and rounded floats, which stand for the same codes
                 let rounded = b.room(s.out_rows(), cout, ElementType::F32);
                 let output = Output { y: &rounded, rounding: Some(rounding) };
-                b.run(&[conv(&b.state, &s, &filter, &codes, Some([&scale, &zero]), &tail, &output, Tile::Small)]);
+                b.run(&conv(&b.state, &s, &filter, &codes, Some([&scale, &zero]), &tail, &output, Tile::Small, None));
                 let codes = b.get(&y, s.out_rows(), cout);
                 let stands_for: Vec<f32> = codes.iter().map(|c| (c - how.1) * how.0).collect();
                 assert_eq!(b.get(&rounded, s.out_rows(), cout), stands_for, "{s:?} {bits} bits");
             }
         }
     }
+}
+
+/// Room for the sums of several parts of the depth.
+fn sums(b: &Bench, s: &ConvShape, splits: usize) -> cqc_kernels::cuda::Operand {
+    b.room(1, split_bytes(s.out_rows(), s.cout, splits.max(2)) / 4, ElementType::F32)
+}
+
+/// Rows of the result and of the residual that are made of 16 bytes, and blocks that share the depth.
+#[test]
+fn eight_columns_at_once_and_a_shared_depth_equal_the_definition() {
+    for b in benches() {
+        let mut rng = Rng::new(6);
+        let (cin, cout) = (72, 80);
+        for (i, s) in shapes(&mut rng, cin, cout).into_iter().enumerate() {
+            let act = Act::ALL[i % Act::ALL.len()];
+            let n = Numbers::new(&mut rng, &s);
+            let taps = s.kh * s.kw;
+            let filter = Filter::halves(&*b.device, taps, cin, cout, |t, c, o| n.w[(o * cin + c) * taps + t]).unwrap();
+            let x = b.put(&n.x, cin, cin + 8, ElementType::F16);
+            let mut parts = n.tail(&b, &s);
+            parts[3] = b.put(&n.residual, cout, cout + 8, ElementType::F16);
+            let wanted = n.wanted(&s, act);
+            for (splits, tile) in [(1, Tile::Small), (1, Tile::Large), (2, Tile::Small), (3, Tile::Small)] {
+                let y = b.room(s.out_rows(), cout + 16, ElementType::F16);
+                let (tail, output, sums) = (tail(&parts, &s, act), Output::plain(&y), sums(&b, &s, splits));
+                let launches = conv(&b.state, &s, &filter, &x, None, &tail, &output, tile, Some((&sums, splits)));
+                assert_eq!(launches.len(), if splits > 1 { 2 } else { 1 });
+                b.run(&launches);
+                assert_close(&b.get(&y, s.out_rows(), cout), &wanted, 2e-3, &format!("{s:?} {act:?} in {splits}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn codes_by_eights_and_of_a_shared_depth_equal_the_definition() {
+    for b in benches() {
+        let mut rng = Rng::new(7);
+        let cout = 48;
+        for s in shapes(&mut rng, 80, cout) {
+            let q = Quantized::new(&mut rng, &s, &[80], false);
+            let mut n = Numbers::new(&mut rng, &s);
+            (n.x, n.w) = q.values(&s);
+            let codes = b.put(&q.x, s.cin, s.cin, ElementType::U8);
+            let (scale, zero, filter) = (b.table(&q.scale), b.table(&q.zero), q.filter(&b, &s));
+            let mut parts = n.tail(&b, &s);
+            parts[3] = b.put(&n.residual, cout, cout + 8, ElementType::F16);
+            let (y_scale, y_zero) = (b.table(&[0.03; 2]), b.table(&[100.0; 2]));
+            let how = Rounding { bits: 8, segments: &[cout - 8, 8], scale: &y_scale, zero_point: &y_zero };
+            let wanted: Vec<f32> = n.wanted(&s, Act::Silu).iter().map(|v| v.min(155.0 * 0.03)).collect();
+            for splits in [1, 2] {
+                let y = b.room(s.out_rows(), cout + 8, ElementType::U8);
+                let (tail, sums) = (tail(&parts, &s, Act::Silu), sums(&b, &s, splits));
+                let output = Output { y: &y, rounding: Some(how) };
+                let (rounding, shared) = (Some([&scale, &zero]), Some((&sums, splits)));
+                b.run(&conv(&b.state, &s, &filter, &codes, rounding, &tail, &output, Tile::Small, shared));
+                assert_codes(&b.get(&y, s.out_rows(), cout), &wanted, 0.03, 100.0, 2e-3, &format!("{s:?} {splits}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn depth_is_shared_where_tiles_are_few_and_it_is_long() {
+    let halves = |rows, cols, depth| splits(rows, cols, depth, FilterKind::Halves, 132);
+    assert_eq!(halves(64, 64, 4096), 16, "one tile: as many blocks as there may be");
+    assert_eq!(halves(256, 1280, 11520), 1, "80 tiles of 132 multiprocessors");
+    assert_eq!(halves(64, 1280, 11520), 6, "20 tiles");
+    assert_eq!(halves(64, 64, 256), 1, "8 steps are a block's least");
+    assert_eq!(halves(64, 60, 4096), 1, "columns that are not stored by eights");
+    assert_eq!(splits(64, 64, 4096, FilterKind::Codes, 132), 8);
 }
 
 #[test]

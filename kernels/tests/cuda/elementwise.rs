@@ -138,18 +138,22 @@ fn copies_move_and_convert() {
 fn affine_equals_the_definition() {
     for b in benches() {
         let mut rng = Rng::new(4);
-        for (rows, c) in [(1, 1), (7, 33), (40, 24)] {
+        // rows that are and are not made of 16 bytes
+        for (rows, c, more, to) in
+            [(1, 1, 1, ElementType::F32), (7, 33, 1, ElementType::F32), (40, 24, 8, ElementType::F16)]
+        {
             let [x, residual, previous] = [0, 1, 2].map(|_| halves(&mut rng, rows * c));
             let [scale, shift, factor] = [0, 1, 2].map(|_| rng.noise(c));
-            let there = [b.put(&x, c, c + 1, ElementType::F16), b.halves(&residual, c), b.halves(&previous, c)];
+            let there = [b.put(&x, c, c + more, ElementType::F16), b.halves(&residual, c), b.halves(&previous, c)];
             let columns = [&scale, &shift, &factor].map(|v| b.table(v));
-            let y = b.room(rows, c + 2, ElementType::F32);
+            let y = b.room(rows, c + 2 * more, to);
+            let near = if to == ElementType::F16 { 1e-3 } else { 1e-6 };
             let before = Some([&there[2], &columns[2]]);
             b.run(&[affine(&b.state, [rows, c], &there[0], [&columns[0], &columns[1]], before, Some(&there[1]), &y)]);
             let matrices = [&x, &residual, &previous].map(|v| tensor(v, &[rows, c]));
             let vectors = [&scale, &shift, &factor].map(|v| tensor(v, &[c]));
             let inputs = [&matrices[0], &vectors[0], &vectors[1], &matrices[1], &matrices[2], &vectors[2]].map(Some);
-            assert_close(&b.get(&y, rows, c), &expected(&Op::Affine, &inputs), 1e-6, &format!("{rows} {c}"));
+            assert_close(&b.get(&y, rows, c), &expected(&Op::Affine, &inputs), near, &format!("{rows} {c}"));
         }
     }
 }
@@ -158,7 +162,10 @@ fn affine_equals_the_definition() {
 fn rounding_equals_the_definition_exactly() {
     for b in benches() {
         let mut rng = Rng::new(5);
-        for (rows, segments, bits) in [(3, vec![5], 8), (20, vec![16, 7, 9], 8), (9, vec![3, 30], 4)] {
+        // rows that are and are not made of 16 bytes
+        for (rows, segments, bits, more) in
+            [(3, vec![5], 8, 1), (20, vec![16, 7, 9], 8, 1), (9, vec![3, 30], 4, 1), (9, vec![24, 8, 16], 8, 8)]
+        {
             let c: usize = segments.iter().sum();
             let mut x: Vec<f32> = halves(&mut rng, rows * c).iter().map(|v| v * 3.0).collect();
             x[0] = f32::NAN;
@@ -166,11 +173,11 @@ fn rounding_equals_the_definition_exactly() {
             let zero: Vec<f32> = segments.iter().map(|_| rng.size(0, (1 << bits) - 1) as f32).collect();
             let inputs = [tensor(&x, &[rows, c]), tensor(&scale, &[segments.len()]), tensor(&zero, &[segments.len()])];
             let wanted = expected(&Op::FakeQuant { bits, segments: segments.clone() }, &inputs.each_ref().map(Some));
-            let there = b.put(&x, c, c + 1, ElementType::F32);
+            let there = b.put(&x, c, c + more, ElementType::F32);
             let (s, z) = (b.table(&scale), b.table(&zero));
             let how = Rounding { bits, segments: &segments, scale: &s, zero_point: &z };
             let rounded = b.room(rows, c, ElementType::F32);
-            let codes = b.room(rows, c + 3, ElementType::U8);
+            let codes = b.room(rows, c + 3 * more, ElementType::U8);
             b.run(&[
                 quantize(&b.state, [rows, c], &there, &Output { y: &rounded, rounding: Some(how) }),
                 quantize(&b.state, [rows, c], &there, &Output { y: &codes, rounding: Some(how) }),
@@ -200,6 +207,32 @@ fn a_scale_of_zero_lets_values_pass() {
 }
 
 #[test]
+fn eight_neighbours_at_once_are_those_one_by_one() {
+    for b in benches() {
+        let mut rng = Rng::new(8);
+        let (x, z) = (halves(&mut rng, 3 * 5 * 16), halves(&mut rng, 3 * 16));
+        let one = halves(&mut rng, 3);
+        for element in [ElementType::F16, ElementType::F32] {
+            let there = b.put(&x, 16, 24, element);
+            let (rows, numbers) = (b.put(&z, 16, 16, element), b.put(&one, 3, 3, ElementType::F32));
+            let (whole, of_image, number) = (&[120, 24, 1][..], &[16, 0, 1][..], &[1, 0, 0][..]);
+            for op in [ElementOp::Copy, ElementOp::Add, ElementOp::Sub, ElementOp::Mul] {
+                for (second, strides) in [(&rows, of_image), (&numbers, number)] {
+                    let reads = [(&there, whole), (second, strides)];
+                    let reads = &reads[..op.operands()];
+                    let (wide, single) = (b.room(15, 32, ElementType::F16), b.room(15, 17, ElementType::F16));
+                    b.run(&[
+                        elementwise(&b.state, op, &[3, 5, 16], reads, (&wide, &[160, 32, 1])),
+                        elementwise(&b.state, op, &[3, 5, 16], reads, (&single, &[85, 17, 1])),
+                    ]);
+                    assert_eq!(b.get(&wide, 15, 16), b.get(&single, 15, 16), "{op:?} of {element:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn gated_units_and_embeddings_equal_the_definitions() {
     for b in benches() {
         let mut rng = Rng::new(7);
@@ -214,6 +247,13 @@ fn gated_units_and_embeddings_equal_the_definitions() {
         let how = Rounding { bits: 8, segments: &[c], scale: &scale, zero_point: &zero };
         b.run(&[gated(&b.state, [rows, c], Act::GeluErf, &there, &Output { y: &codes, rounding: Some(how) })]);
         assert_codes(&b.get(&codes, rows, c), &wanted, 0.01, 128.0, 1e-3, "geglu");
+        // eight columns at once
+        let c = 24;
+        let x = halves(&mut rng, rows * 2 * c);
+        let (there, y) = (b.put(&x, 2 * c, 2 * c + 8, ElementType::F16), b.room(rows, c + 8, ElementType::F16));
+        b.run(&[gated(&b.state, [rows, c], Act::GeluErf, &there, &Output::plain(&y))]);
+        let wanted = expected(&Op::Geglu { act: Act::GeluErf }, &[Some(&tensor(&x, &[rows, 2 * c]))]);
+        assert_close(&b.get(&y, rows, c), &wanted, 1e-3, "geglu, eight columns at once");
 
         let (t, f) = (vec![999.0, 3.0, 0.0], rng.noise(10));
         let (times, frequencies) = (b.put(&t, 3, 3, ElementType::I64), b.table(&f));

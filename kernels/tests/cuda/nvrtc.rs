@@ -6,6 +6,23 @@ use std::collections::BTreeMap;
 
 const ARCHITECTURES: [&str; 5] = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_120"];
 
+/// Kernels that store eight fp16 numbers at once, and but for products read as many.
+const STORES_16_BYTES: [&str; 13] = [
+    "conv_codes_128",
+    "conv_codes_64",
+    "conv_segments_128",
+    "conv_segments_64",
+    "conv_f16_128",
+    "conv_f16_64",
+    "conv_sum",
+    "group_norm_apply",
+    "layer_norm",
+    "elementwise",
+    "affine",
+    "quantize",
+    "gated",
+];
+
 /// Spilled bytes by kernel, as the assembler reports them.
 fn spills(log: &str) -> BTreeMap<String, String> {
     let (mut spills, mut kernel) = (BTreeMap::new(), String::new());
@@ -44,6 +61,11 @@ fn nvrtc_compiles_every_kernel_for_every_architecture() {
                 assert!(none, "{} for {arch}: {spilled}", kernel.name);
                 let multiplies = bodies[kernel.name].contains("mma.sync.aligned");
                 assert_eq!(multiplies, kernel.tensor_cores, "{} for {arch}: tensor cores", kernel.name);
+                if STORES_16_BYTES.contains(&kernel.name) {
+                    let body = bodies[kernel.name];
+                    assert!(body.contains("st.global.v4"), "{} for {arch}: stores of 16 bytes", kernel.name);
+                    assert!(body.contains("ld.global.v4") || kernel.tensor_cores, "{} for {arch}: loads", kernel.name);
+                }
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Evaluations on a CUDA device, or on its simulator: the same plan, other kernels.
 //!
-//! The preludes run on the CPU, once per request; their results, the conditions and the cache lie in the request's slot on the device.
+//! The preludes run there too (`preludes`), once per request, where there are kernels for all their steps, otherwise on the CPU; their results, the
+//! conditions and the cache lie in the request's slot on the device.
 //! `full` and `cached` are lists of launches recorded when the engine is opened (on a GPU, two CUDA graphs). They are the same for all
 //! evaluations and slots: which evaluation and which slot it is are two numbers in device memory. Where nobody looks at the samples in
 //! between, the device moves them as well (`mover`), and counts evaluations itself.
@@ -12,6 +13,7 @@ mod fuse;
 mod lower;
 mod mover;
 mod places;
+pub(crate) mod preludes;
 mod slots;
 
 use crate::engine::{EngineError, EngineOptions, RequestLayout, Weights};
@@ -21,6 +23,8 @@ use cqc_kernels::cuda::{Device, Memory, Operand, Recorded, State};
 use cqc_proto::plan::{InputRole, ProgramKind};
 use cqc_proto::{Bindings, DType};
 use lower::Lowered;
+use places::Placed;
+use preludes::{Chunks, Prelude};
 use slots::{SlotLayout, Slots};
 use std::fmt;
 use std::sync::Arc;
@@ -58,6 +62,8 @@ pub struct CudaEngine {
     cached: Option<Program>,
     /// Fills the cache after the first full evaluation, and after later ones.
     keeps: [Box<dyn Recorded>; 2],
+    /// In the order in which they run.
+    preludes: Vec<Prelude>,
     mover: Option<mover::Mover>,
     bytes: usize,
 }
@@ -73,29 +79,53 @@ struct Program {
 }
 
 impl CudaEngine {
-    /// Chooses kernels, uploads weights, lays out memory and records the step programs.
+    /// Chooses kernels, uploads weights, lays out memory and records the step programs, and of the preludes `there` the first and the second, which
+    /// computes `chunk` evaluations at once.
     pub(crate) fn open(
         weights: &Arc<Weights>,
         on: &OnDevice,
         options: &EngineOptions,
         request: &RequestLayout,
+        there: [bool; 2],
+        chunk: usize,
     ) -> Result<CudaEngine, EngineError> {
         let (plan, device) = (weights.plan(), &on.device);
         let state = State::new(&**device, plan.evaluations, on.slots)?;
         let layout = SlotLayout::new(plan, request)?;
         let requests = device.allocate(layout.bytes.saturating_mul(state.slots()))?;
-        let bindings: Bindings = plan.batch_symbol.iter().map(|s| (s.as_str().into(), options.batch as i64)).collect();
+        let bind =
+            |rows: usize| -> Bindings { plan.batch_symbol.iter().map(|s| (s.as_str().into(), rows as i64)).collect() };
+        let bindings = bind(options.batch);
         let mut constants = Constants::new(weights, device);
+        let multiprocessors = device.multiprocessors();
         let kinds = [ProgramKind::Full, ProgramKind::Cached];
         let drafts = kinds[..if plan.cache.is_some() { 2 } else { 1 }].iter();
-        let drafts = drafts.map(|&kind| places::Placed::new(weights, kind, &bindings, options.integers));
+        let drafts = drafts.map(|&kind| Placed::new(weights, kind, &bindings, options.integers, multiprocessors));
         let drafts = drafts.collect::<Result<Vec<_>, _>>()?;
-        let arena_bytes = drafts.iter().map(|d| d.bytes).max().unwrap_or(0);
+        let of_prelude = [
+            (ProgramKind::Prelude, Chunks { chunk: 1, evaluations: 1, batch: options.batch }),
+            (ProgramKind::PreludeSteps, Chunks { chunk, evaluations: plan.evaluations, batch: options.batch }),
+        ];
+        let begins = of_prelude.into_iter().zip(there).filter(|((kind, _), there)| {
+            *there && !(plan.program(*kind).steps.is_empty() && plan.program(*kind).results.is_empty())
+        });
+        let begins = begins.map(|((kind, chunks), _)| {
+            let bindings = bind(chunks.chunk * chunks.batch);
+            Ok((Placed::new(weights, kind, &bindings, false, multiprocessors)?, bindings, chunks))
+        });
+        let begins = begins.collect::<Result<Vec<_>, EngineError>>()?;
+        let all = drafts.iter().chain(begins.iter().map(|(placed, ..)| placed));
+        let arena_bytes = all.map(|d| d.bytes).max().unwrap_or(0);
         if arena_bytes > options.max_memory {
             return Err(EngineError::Memory { needed: arena_bytes, limit: options.max_memory });
         }
         let memory =
             lower::Spaces { arena: device.allocate(arena_bytes)?, requests: Arc::clone(&requests), slot: &layout };
+        // first, so that what is refused costs little: then the CPU runs it
+        let mut preludes = Vec::new();
+        for (placed, bindings, chunks) in &begins {
+            preludes.push(Prelude::new(weights, device, &state, &memory, &mut constants, bindings, placed, *chunks)?);
+        }
         let mut programs = Vec::new();
         let mut keeps = [vec![], vec![]];
         for draft in &drafts {
@@ -125,6 +155,7 @@ impl CudaEngine {
             state,
             requests,
             layout,
+            preludes,
             mover: None,
             bytes,
         })
@@ -145,11 +176,28 @@ impl CudaEngine {
         [self.full.recorded.len(), self.cached.as_ref().map_or(0, |p| p.recorded.len())]
     }
 
-    /// Takes a slot and uploads what the request's memory holds: conditions, and results of the preludes.
-    pub(crate) fn begin(&self, memory: &Arena, request: &RequestLayout) -> Result<CudaRequest, EngineError> {
+    /// Whether `prelude` and `prelude_steps` run on the device; what has nothing to compute does not.
+    pub fn runs_preludes(&self) -> [bool; 2] {
+        [ProgramKind::Prelude, ProgramKind::PreludeSteps].map(|kind| self.preludes.iter().any(|p| p.kind() == kind))
+    }
+
+    /// Takes a slot, uploads what the request's memory holds, conditions and results of preludes, and runs the other preludes.
+    pub(crate) fn begin(
+        &self,
+        memory: &Arena,
+        request: &RequestLayout,
+        timesteps: &[f64],
+    ) -> Result<CudaRequest, EngineError> {
         let slot = self.slots.take().ok_or(EngineError::NoSlot { slots: self.state.slots() })?;
-        for (offset, bytes) in self.layout.upload(memory, request) {
+        for (offset, bytes) in self.layout.upload(memory, request, self.runs_preludes()) {
             self.device.write(&self.requests, slot.index() * self.layout.bytes + offset, &bytes)?;
+        }
+        self.state.set(&*self.device, 0, slot.index())?;
+        for prelude in &self.preludes {
+            prelude.run(&*self.device, timesteps)?;
+            if prelude.may_fail {
+                self.check(prelude.kind())?;
+            }
         }
         Ok(slot)
     }

@@ -7,7 +7,7 @@ use crate::engine::program::{Wiring, kept, lifetimes};
 use crate::engine::values::{Value, resolve};
 use crate::engine::{EngineError, Weights};
 use cqc_kernels::arena::ALIGN;
-use cqc_kernels::cuda::{ElementType, Filter, group_norm_scratch};
+use cqc_kernels::cuda::{self, ElementType, Filter, FilterKind, group_norm_scratch};
 use cqc_proto::op::ConvLayout;
 use cqc_proto::plan::{Program, ProgramKind, Source, Step};
 use cqc_proto::{Bindings, DType, Op};
@@ -26,6 +26,8 @@ pub(super) struct Placed {
     pub scratch: Vec<usize>,
     /// Bytes of the arena.
     pub bytes: usize,
+    /// Of the device.
+    multiprocessors: usize,
 }
 
 impl Placed {
@@ -34,6 +36,7 @@ impl Placed {
         kind: ProgramKind,
         bindings: &Bindings,
         integers: bool,
+        multiprocessors: usize,
     ) -> Result<Placed, EngineError> {
         let program = weights.plan().program(kind);
         let mut values = resolve(kind, program, bindings)?;
@@ -48,7 +51,7 @@ impl Placed {
             op: step.op.name(),
             reason: reason.into(),
         };
-        let type_of = |v: usize| element_type(&values[values[v].home]);
+        let type_of = |v: usize| element_type(kind, &values[values[v].home]);
         for step in &program.steps {
             let all = || step.inputs.iter().flatten().chain(&step.outputs);
             if let Some(&v) = all().find(|&&v| type_of(v).is_none()) {
@@ -58,7 +61,8 @@ impl Placed {
         // values that no step touches have no type worth knowing
         let types: Vec<ElementType> = (0..values.len()).map(|v| type_of(v).unwrap_or(ElementType::U8)).collect();
         let wired = wire(program, &values, &kept);
-        let mut placed = Placed { kind, values, types, wired, offsets: vec![], scratch: vec![], bytes: 0 };
+        let (offsets, scratch, bytes) = (vec![], vec![], 0);
+        let mut placed = Placed { kind, values, types, wired, offsets, scratch, bytes, multiprocessors };
         placed.place(program, kept)?;
         Ok(placed)
     }
@@ -79,7 +83,13 @@ impl Placed {
         let mut buffer_of = vec![None; self.values.len()];
         for (v, value) in self.values.iter().enumerate() {
             let Some((first, last)) = lives[v] else { continue };
-            if value.home == v && value.source == Source::Step {
+            let stored = match value.source {
+                Source::Step => true,
+                Source::Constant(_) => false,
+                // there it is stacked for every evaluation
+                _ => self.kind == ProgramKind::PreludeSteps,
+            };
+            if value.home == v && stored {
                 buffer_of[v] = Some(buffers.len());
                 buffers.push(Buffer { bytes: value.len() * self.types[v].size(), first, last });
             }
@@ -104,7 +114,7 @@ impl Placed {
             operands.filter(|&&v| self.needs_copy(v)).map(|&v| copy_bytes(&self.values[v])).sum()
         };
         match &step.op {
-            Op::Conv { .. } | Op::Linear { .. } => copies(1),
+            Op::Conv { .. } | Op::Linear { .. } | Op::MatMul => copies(1) + self.shared_bytes(step),
             Op::Attention { .. } => copies(3),
             Op::GroupNorm { groups, layout, .. } => {
                 let Some(x) = step.inputs[0].map(|v| &self.values[v]) else { return 0 };
@@ -113,6 +123,21 @@ impl Placed {
             }
             _ => 0,
         }
+    }
+
+    /// Into how many parts the depth of a product is cut.
+    pub fn splits(&self, step: &Step, kind: FilterKind) -> usize {
+        let Some(w) = step.inputs.get(1).copied().flatten() else { return 1 };
+        let (w, y) = (&self.values[w], &self.values[step.outputs[0]]);
+        let depth = w.len().checked_div(y.cols).unwrap_or(0);
+        cuda::splits(y.rows, y.cols, depth, kind, self.multiprocessors)
+    }
+
+    /// Bytes for the sums of these parts, for whichever kind of weights cuts most.
+    fn shared_bytes(&self, step: &Step) -> usize {
+        let y = &self.values[step.outputs[0]];
+        let bytes = |kind| cuda::split_bytes(y.rows, y.cols, self.splits(step, kind));
+        bytes(FilterKind::Codes).max(bytes(FilterKind::Halves))
     }
 
     /// Whether tensor cores cannot read the value where it lies: it is no fp16, or its rows are not made of aligned 16 bytes.
@@ -132,18 +157,27 @@ pub(super) fn copy_bytes(value: &Value) -> usize {
 }
 
 /// The type on the device of what a home stores; none: the kernels do not know it.
-fn element_type(home: &Value) -> Option<ElementType> {
+fn element_type(kind: ProgramKind, home: &Value) -> Option<ElementType> {
     if home.codes.is_some() {
         return Some(ElementType::U8);
     }
-    Some(match (home.dtype, home.source) {
+    match (home.dtype, home.source) {
+        // preludes run once, so that what they compute can keep its bits
+        (DType::F32, Source::Step) if !kind.is_step() => Some(ElementType::F32),
         (DType::F32, Source::Step | Source::Prelude(_) | Source::PreludeSteps(_) | Source::Cache(_)) => {
-            ElementType::F16
+            Some(ElementType::F16)
         }
-        (DType::F32, Source::Input(_) | Source::Constant(_) | Source::Table(_)) => ElementType::F32,
-        (DType::I32, _) => ElementType::I32,
-        (DType::I64, _) => ElementType::I64,
-        (DType::Bool, _) => ElementType::U8,
+        (dtype, _) => element_of(dtype),
+    }
+}
+
+/// The type of elements that keeps all bits.
+pub(super) fn element_of(dtype: DType) -> Option<ElementType> {
+    Some(match dtype {
+        DType::F32 => ElementType::F32,
+        DType::I32 => ElementType::I32,
+        DType::I64 => ElementType::I64,
+        DType::Bool => ElementType::U8,
         _ => return None,
     })
 }

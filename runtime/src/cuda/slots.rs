@@ -110,16 +110,18 @@ impl SlotLayout {
         Ok(SlotLayout { inputs, results, step_results, cache, floats, evaluations, bytes: end.max(256) })
     }
 
-    /// What the request's memory on the CPU holds, as bytes for the slot.
-    pub fn upload(&self, memory: &Arena, request: &RequestLayout) -> Vec<(usize, Vec<u8>)> {
+    /// What the request's memory on the CPU holds, as bytes for the slot; without the results of preludes that run on the device.
+    pub fn upload(&self, memory: &Arena, request: &RequestLayout, there: [bool; 2]) -> Vec<(usize, Vec<u8>)> {
         let bytes = |span: Span| -> &[u8] { memory.get(span).expect("the layout lies in the request's memory") };
         let mut parts: Vec<(usize, Vec<u8>)> = Vec::new();
         for (slot, to) in request.inputs.iter().zip(&self.inputs) {
             parts.push((to.offset, bytes(slot.span).to_vec()));
         }
-        let results = request.results.iter().zip(&self.results).zip(&self.floats[0]).map(|part| (part, 1));
+        let results =
+            request.results.iter().zip(&self.results).zip(&self.floats[0]).map(|part| (part, 1)).filter(|_| !there[0]);
         let steps = request.step_results.iter().zip(&self.step_results).zip(&self.floats[1]);
-        for (((from, to), &float), times) in results.chain(steps.map(|part| (part, self.evaluations))) {
+        let steps = steps.map(|part| (part, self.evaluations)).filter(|_| !there[1]);
+        for (((from, to), &float), times) in results.chain(steps) {
             let all = bytes(Span::new(from.offset, from.bytes * times));
             parts.push((to.offset, if float { narrow(cast(all)) } else { all.to_vec() }));
         }

@@ -69,7 +69,7 @@ pub struct EngineOptions {
     pub emulate_bf16: bool,
     /// Runs every step through its definition: very slow, for comparison.
     pub reference: bool,
-    /// Evaluates there; the preludes run on the CPU. Only loops, without `keep`, `profile` and `reference`.
+    /// Evaluates there; preludes that the device has no kernels for run on the CPU. Only loops, without `keep`, `profile` and `reference`.
     pub device: Option<OnDevice>,
     /// Most bytes of activations.
     pub max_memory: usize,

@@ -12,6 +12,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub(super) fn open(weights: &Arc<Weights>, options: &EngineOptions) -> Result<Engine, EngineError> {
+    let mut there = [options.device.is_some(); 2];
+    loop {
+        match open_with(weights, options, there) {
+            // what the device cannot do before the loop, the CPU does, and what that reads
+            Err(EngineError::NoCudaKernel { program: ProgramKind::Prelude, .. }) if there[0] => there[0] = false,
+            Err(EngineError::NoCudaKernel { program: ProgramKind::PreludeSteps, .. }) if there[1] => there = [false; 2],
+            done => return done,
+        }
+    }
+}
+
+/// Opens an engine on a device with the preludes `there`.
+fn open_with(weights: &Arc<Weights>, options: &EngineOptions, there: [bool; 2]) -> Result<Engine, EngineError> {
     let plan = weights.plan();
     check_batch(plan, options.batch)?;
     let pool = options.pool.clone().unwrap_or_else(|| Arc::new(Pool::new(options.threads)));
@@ -25,7 +38,7 @@ pub(super) fn open(weights: &Arc<Weights>, options: &EngineOptions) -> Result<En
         let bindings = plan.batch_symbol.iter().map(|s| (s.as_str().into(), rows as i64)).collect();
         let keep: Vec<usize> = keep.values().copied().collect();
         let max_memory = options.max_memory;
-        let elsewhere = on_device && kind.is_step();
+        let elsewhere = if kind.is_step() { on_device } else { there[kind as usize] };
         let options = Options { isa, threads, integers, bf16, reference, keep: &keep, max_memory, elsewhere };
         Draft::new(weights, kind, &bindings, &options)
     };
@@ -33,8 +46,20 @@ pub(super) fn open(weights: &Arc<Weights>, options: &EngineOptions) -> Result<En
     let prelude = draft(ProgramKind::Prelude, options.batch, &none)?;
     let full = draft(ProgramKind::Full, options.batch, &kept_full)?;
     let cached = draft(ProgramKind::Cached, options.batch, &kept_cached)?;
-    let draft_chunk = |chunk: usize| draft(ProgramKind::PreludeSteps, chunk * options.batch, &none);
-    let (chunk, prelude_steps) = draft_steps(plan, options.prelude_memory, &draft_chunk)?;
+    let draft_chunk = |chunk: usize| {
+        let mut steps = draft(ProgramKind::PreludeSteps, chunk * options.batch, &none)?;
+        if there[1] {
+            let bindings =
+                plan.batch_symbol.iter().map(|s| (s.as_str().into(), (chunk * options.batch) as i64)).collect();
+            let device = &*options.device.as_ref().expect("it runs there").device;
+            steps.bytes = crate::cuda::preludes::bytes(weights, ProgramKind::PreludeSteps, &bindings, device)?;
+        }
+        Ok(steps)
+    };
+    let (chunk, mut prelude_steps) = draft_steps(plan, options.prelude_memory, &draft_chunk)?;
+    if there[1] {
+        prelude_steps.bytes = 0; // here
+    }
     check_stacked(plan, &prelude_steps, &prelude, chunk, options.batch)?;
 
     let mut request = Stack::default();
@@ -52,7 +77,8 @@ pub(super) fn open(weights: &Arc<Weights>, options: &EngineOptions) -> Result<En
     }
     let outside = |value: &Value| outside(value, &layout);
     let programs = [prelude, prelude_steps, full, cached].map(|draft| draft.finish(weights, &outside));
-    let device = options.device.as_ref().map(|on| CudaEngine::open(weights, on, options, &layout)).transpose()?;
+    let device =
+        options.device.as_ref().map(|on| CudaEngine::open(weights, on, options, &layout, there, chunk)).transpose()?;
     let clock = options.profile.then(|| [0, 1, 2, 3].map(|i| vec![Default::default(); programs[i].steps.len()]));
     Ok(Engine {
         weights: Arc::clone(weights),

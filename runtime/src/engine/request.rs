@@ -47,9 +47,13 @@ impl Engine {
             device: None,
         };
         self.take_inputs(&mut request, conditions, |role| role == InputRole::Condition)?;
-        self.run_preludes(&mut request, watch)?;
+        let there = self.device.as_ref().map_or([false; 2], |device| device.runs_preludes());
+        if watch.is_some() && there != [false; 2] {
+            return Err(EngineError::OnDevice { what: "steps cannot be watched" });
+        }
+        self.run_preludes(&mut request, there, watch)?;
         if let Some(device) = &self.device {
-            request.device = Some(device.begin(&request.memory, &self.layout)?);
+            request.device = Some(device.begin(&request.memory, &self.layout, timesteps)?);
         }
         Ok(request)
     }
@@ -252,10 +256,18 @@ impl Engine {
         Ok(())
     }
 
-    fn run_preludes(&mut self, request: &mut InFlight, mut watch: Option<&mut Watch>) -> Result<(), EngineError> {
-        self.run_program(ProgramKind::Prelude, 0, &request.memory, watch.as_deref_mut())?;
-        self.keep_results(ProgramKind::Prelude, 0, request);
-        if self.layout.step_results.is_empty() {
+    /// Runs the preludes that are not `there`, on the device.
+    fn run_preludes(
+        &mut self,
+        request: &mut InFlight,
+        there: [bool; 2],
+        mut watch: Option<&mut Watch>,
+    ) -> Result<(), EngineError> {
+        if !there[0] {
+            self.run_program(ProgramKind::Prelude, 0, &request.memory, watch.as_deref_mut())?;
+            self.keep_results(ProgramKind::Prelude, 0, request);
+        }
+        if self.layout.step_results.is_empty() || there[1] {
             return Ok(());
         }
         let (chunk, evaluations) = (self.chunk, self.plan().evaluations);

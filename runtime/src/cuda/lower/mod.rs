@@ -129,13 +129,43 @@ impl<'a> Lowered<'a> {
         self.of_request(self.spaces.slot.cache[i].offset, ElementType::F16, cols, 0)
     }
 
-    fn of_request(&self, offset: usize, element: ElementType, ld: usize, per_step: usize) -> Operand {
+    pub fn of_request(&self, offset: usize, element: ElementType, ld: usize, per_step: usize) -> Operand {
         let memory = Operand::new(&self.spaces.requests, offset, element, ld);
         Operand { per_step, per_slot: self.spaces.slot.bytes, ..memory }
     }
 
+    /// Where a value lies; none: nothing writes it.
+    pub fn place(&mut self, v: usize, constants: &mut Constants) -> Result<Option<Operand>, EngineError> {
+        if let Some(known) = &self.operands[v] {
+            return Ok(Some(known.clone()));
+        }
+        let (value, element) = (&self.placed.values[v], self.placed.types[v]);
+        let home = &self.placed.values[value.home];
+        let column = value.column * element.size();
+        let slot = self.spaces.slot;
+        let stacked = self.placed.kind == ProgramKind::PreludeSteps;
+        let operand = match home.source {
+            Source::Constant(c) => Operand::new(&constants.plain(c, home.dtype)?, column, element, value.ld),
+            _ if stacked || home.source == Source::Step => return Ok(self.in_arena(v)),
+            Source::Step => unreachable!("seen above"),
+            Source::Input(i) => self.of_request(slot.inputs[i].offset + column, element, value.ld, 0),
+            Source::Prelude(i) => self.of_request(slot.results[i].offset + column, element, value.ld, 0),
+            Source::PreludeSteps(i) => {
+                let span = slot.step_results[i];
+                self.of_request(span.offset + column, element, value.ld, span.bytes)
+            }
+            Source::Cache(i) => self.of_request(slot.cache[i].offset + column, element, value.ld, 0),
+            Source::Table(c) => {
+                let all = Operand::new(&constants.plain(c, home.dtype)?, column, element, value.ld);
+                Operand { per_step: home.len() * element.size(), ..all }
+            }
+        };
+        self.operands[v] = Some(operand.clone());
+        Ok(Some(operand))
+    }
+
     /// A value of the program's own.
-    fn in_arena(&self, v: usize) -> Option<Operand> {
+    pub fn in_arena(&self, v: usize) -> Option<Operand> {
         let (value, element) = (&self.placed.values[v], self.placed.types[v]);
         let offset = self.placed.offsets[v]? + value.column * element.size();
         Some(Operand::new(&self.spaces.arena, offset, element, value.ld))
@@ -213,30 +243,8 @@ impl<'a> Site<'_, 'a, '_, '_> {
 
     /// Where a value lies.
     fn operand(&mut self, v: usize) -> Result<Operand, Refusal> {
-        if let Some(known) = &self.lowered.operands[v] {
-            return Ok(known.clone());
-        }
-        let (value, element) = (self.value(v), self.lowered.placed.types[v]);
-        let home = self.value(value.home);
-        let column = value.column * element.size();
-        let slot = self.lowered.spaces.slot;
-        let operand = match home.source {
-            Source::Step => self.lowered.in_arena(v).ok_or_else(|| missing("a value is read that nothing writes"))?,
-            Source::Input(i) => self.lowered.of_request(slot.inputs[i].offset + column, element, value.ld, 0),
-            Source::Prelude(i) => self.lowered.of_request(slot.results[i].offset + column, element, value.ld, 0),
-            Source::PreludeSteps(i) => {
-                let span = slot.step_results[i];
-                self.lowered.of_request(span.offset + column, element, value.ld, span.bytes)
-            }
-            Source::Cache(i) => self.lowered.of_request(slot.cache[i].offset + column, element, value.ld, 0),
-            Source::Constant(c) => Operand::new(&self.constants.plain(c, home.dtype)?, column, element, value.ld),
-            Source::Table(c) => {
-                let all = Operand::new(&self.constants.plain(c, home.dtype)?, column, element, value.ld);
-                Operand { per_step: home.len() * element.size(), ..all }
-            }
-        };
-        self.lowered.operands[v] = Some(operand.clone());
-        Ok(operand)
+        let place = self.lowered.place(v, self.constants)?;
+        place.ok_or_else(|| missing("a value is read that nothing writes"))
     }
 
     /// The operand of input `i`, if there is one.

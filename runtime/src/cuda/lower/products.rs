@@ -90,8 +90,13 @@ impl Site<'_, '_, '_, '_> {
         let tile = Tile::choose(shape.out_rows(), shape.cout, self.multiprocessors);
         let rounding = rounding.as_ref().map(|parts| parts.each_ref());
         let tail = parts.tail(act);
-        let launch = cuda::conv(self.lowered.state, shape, &filter, &x, rounding, &tail, &target.output()?, tile);
-        self.launch(launch);
+        let splits = if tile == Tile::Small { self.lowered.placed.splits(self.step, kind) } else { 1 };
+        let bytes = cuda::split_bytes(shape.out_rows(), shape.cout, splits);
+        let sums = (splits > 1).then(|| self.scratch(bytes, ElementType::F32, bytes / size_of::<f32>()));
+        let shared = sums.as_ref().map(|sums| (sums, splits));
+        let state = self.lowered.state;
+        let launches = cuda::conv(state, shape, &filter, &x, rounding, &tail, &target.output()?, tile, shared);
+        launches.into_iter().for_each(|launch| self.launch(launch));
         Ok(())
     }
 
