@@ -11,7 +11,7 @@ fn main() {
 #[cfg(feature = "cuda-sim")]
 fn simulator() {
     const SANITIZE: &str = "-fsanitize=address,undefined";
-    let sanitize = std::env::var_os("CQC_SIM_SANITIZE").is_some_and(|set| set != "" && set != "0");
+    let sanitize = std::env::var_os("CQC_SIM_SANITIZE").is_some_and(|set| !set.is_empty() && set != "0");
     if sanitize {
         println!("cargo:rustc-link-arg={SANITIZE}");
     }

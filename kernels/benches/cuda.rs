@@ -130,9 +130,10 @@ impl Bench {
         Ok(Operand::new(&self.device.allocate(rows * cols * element.size())?, 0, element, cols))
     }
 
-    /// Seconds of one launch.
-    fn seconds(&self, launch: Launch, result: &Operand) -> Result<f64> {
-        let graph = self.device.record(vec![launch; if self.tiny { 1 } else { LAUNCHES }])?;
+    /// Seconds of some launches that belong together.
+    fn seconds(&self, launches: &[Launch], result: &Operand) -> Result<f64> {
+        let times = if self.tiny { 1 } else { LAUNCHES };
+        let graph = self.device.record(vec![launches; times].concat())?;
         let wait = || self.device.read(&result.memory, 0, &mut [0; 4]);
         let round = |replays: usize| -> Result<f64> {
             let start = Instant::now();
@@ -145,9 +146,9 @@ impl Bench {
         let first = round(1)?;
         let (replays, rounds) =
             if self.tiny { (1, 1) } else { ((ROUND / round(1)?.min(first)).ceil() as usize, ROUNDS) };
-        let mut times = (0..rounds).map(|_| round(replays.max(1))).collect::<Result<Vec<f64>>>()?;
-        times.sort_by(f64::total_cmp);
-        Ok(times[rounds / 2] / (replays.max(1) * graph.len()) as f64)
+        let mut seconds = (0..rounds).map(|_| round(replays.max(1))).collect::<Result<Vec<f64>>>()?;
+        seconds.sort_by(f64::total_cmp);
+        Ok(seconds[rounds / 2] / (replays.max(1) * times) as f64)
     }
 
     /// Operations per second of products of registers.
@@ -162,14 +163,15 @@ impl Bench {
         let (blocks, turns) = if self.tiny { (2, 2) } else { (self.device.multiprocessors() * 8, 4096) };
         let element = if of == PeakOf::Bytes { ElementType::I32 } else { ElementType::F32 };
         let output = self.room(1, blocks * PEAK_OUT, element)?;
-        let seconds = self.seconds(mma_peak(&self.state, of, blocks, turns, &input, &output), &output)?;
+        let seconds = self.seconds(&[mma_peak(&self.state, of, blocks, turns, &input, &output)], &output)?;
         Ok(2.0 * of.macs(blocks, turns) as f64 / seconds)
     }
 
     /// A convolution over codes to codes and in fp16, with the tile that engines choose.
     fn product(&self, what: &str, shape: ConvShape, peaks: [f64; 2]) -> Result<()> {
         let (rows, pixels, taps) = (shape.out_rows(), shape.n * shape.h * shape.w, shape.kh * shape.kw);
-        let tile = Tile::choose(rows, shape.cout, self.device.multiprocessors());
+        let many = self.device.multiprocessors();
+        let tile = Tile::choose(rows, shape.cout, many);
         let macs = rows * shape.cout * shape.k();
         let number = |t: usize, c: usize, o: usize| ((t * 31 + c * 7919 + o * 104_729) % 255) as u8;
         let f32s = |values: &[f32]| self.put(&words(values), ElementType::F32, values.len());
@@ -185,15 +187,25 @@ impl Bench {
         let [scale, zero] = [f32s(&[0.016])?, f32s(&[125.0])?];
         let rounding = Rounding { bits: 8, segments: &[shape.cout], scale: &scale, zero_point: &zero };
         let output = Output { y: &y, rounding: Some(rounding) };
-        let launch = conv(&self.state, &shape, &filter, &x, Some([&scale, &zero]), &tail, &output, tile);
-        let codes = self.seconds(launch, &y)?;
+        let shared = |kind: FilterKind| -> Result<(Operand, usize)> {
+            let parts = splits(rows, shape.cout, shape.k(), kind, many);
+            let bytes = split_bytes(rows, shape.cout, parts);
+            Ok((self.room(1, (bytes / size_of::<f32>()).max(1), ElementType::F32)?, parts))
+        };
+        let (sums, parts) = shared(FilterKind::Codes)?;
+        let rounding = Some([&scale, &zero]);
+        let launches = conv(&self.state, &shape, &filter, &x, rounding, &tail, &output, tile, Some((&sums, parts)));
+        let codes = self.seconds(&launches, &y)?;
 
         let bytes: Vec<u8> = noise(pixels * shape.cin).flat_map(|w| half(w).to_le_bytes()).collect();
         let x = self.put(&bytes, ElementType::F16, shape.cin)?;
         let weight = |t: usize, c: usize, o: usize| f32::from(number(t, c, o)) / 2550.0 - 0.05;
         let filter = Filter::halves(&*self.device, taps, shape.cin, shape.cout, weight)?;
         let y = self.room(rows, shape.cout, ElementType::F16)?;
-        let halves = self.seconds(conv(&self.state, &shape, &filter, &x, None, &tail, &Output::plain(&y), tile), &y)?;
+        let (sums, parts) = shared(FilterKind::Halves)?;
+        let output = Output::plain(&y);
+        let launches = conv(&self.state, &shape, &filter, &x, None, &tail, &output, tile, Some((&sums, parts)));
+        let halves = self.seconds(&launches, &y)?;
         let rates = [codes, halves].map(|seconds| 2.0 * macs as f64 / seconds);
         println!(
             "{what}, {} to {}, {tile:?}: int8 {} us {}; fp16 {} us {}",
@@ -232,7 +244,7 @@ impl Bench {
                 ldy: c,
             };
             let seconds =
-                self.seconds(cqc_kernels::cuda::attention(&self.state, &shape, [&x, &x, &x], None, &y), &y)?;
+                self.seconds(&[cqc_kernels::cuda::attention(&self.state, &shape, [&x, &x, &x], None, &y)], &y)?;
             let rate = 2.0 * (2 * n * heads * l * l * d) as f64 / seconds;
             line += &format!(" {what} {} us {};", micros(seconds), share(rate, peak));
         }

@@ -131,6 +131,10 @@ mod simulator {
             Ok(())
         }
 
+        fn wait(&self) -> Result<(), CudaError> {
+            Simulator.wait()
+        }
+
         fn run(&self, launches: &[Launch]) -> Result<(), CudaError> {
             Simulator.run(launches)
         }
