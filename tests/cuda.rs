@@ -126,16 +126,15 @@ mod simulator {
         kind: ProgramKind,
         /// CPU and simulator.
         device: f64,
-        /// The CPU's two executions of a quantized plan, by integers and by rounded floats; infinite where they are the same.
-        cpus: f64,
+        /// The CPU from this sample and from one that is off by as much as fp16 rounds: how far such an error goes.
+        nudged: f64,
     }
 
     fn decibels(lowered: &Lowered, conditions: &Conditions) -> Vec<Apart> {
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
         let options = EngineOptions { batch: 1, threads: 2, ..Default::default() };
         let device = Some(OnDevice { device: Arc::new(Simulator), slots: 1 });
-        let floats = EngineOptions { integers: false, ..options.clone() };
-        let all = [options.clone(), EngineOptions { device, ..options }, floats];
+        let all = [options.clone(), EngineOptions { device, ..options.clone() }, options];
         let mut engines = all.map(|o| Engine::open(&weights, &o).unwrap());
         let plan = weights.plan();
         let sample = plan.inputs.iter().position(|i| i.role == InputRole::Sample).unwrap();
@@ -150,12 +149,15 @@ mod simulator {
             let mut x = vec![0.0; count];
             Noise::new(e as u64, 0, 1).fill(&mut x);
             let mut outputs = [(); 3].map(|()| vec![0.0f32; results]);
-            for ((engine, request), out) in engines.iter_mut().zip(&mut requests).zip(&mut outputs) {
-                engine.evaluate(request, e, &x, out).unwrap();
+            let off = |(i, v): (usize, &f32)| v * (1.0 + [-1.0, 0.0, 1.0][i % 3] / 2048.0);
+            let near: Vec<f32> = x.iter().enumerate().map(off).collect();
+            let samples = [&x, &x, &near];
+            for (((engine, request), out), x) in engines.iter_mut().zip(&mut requests).zip(&mut outputs).zip(samples) {
+                engine.evaluate(request, e, x, out).unwrap();
             }
-            let [cpu, device, floats] = &outputs;
-            let (device, cpus) = (sqnr(device, cpu), sqnr(floats, cpu));
-            found.push(Apart { kind: plan.program_at(e), device, cpus });
+            let [cpu, device, nudged] = &outputs;
+            let (device, nudged) = (sqnr(device, cpu), sqnr(nudged, cpu));
+            found.push(Apart { kind: plan.program_at(e), device, nudged });
         }
         found
     }
@@ -196,8 +198,8 @@ mod simulator {
     }
 
     fn shown(what: &str, found: Vec<Apart>) -> Vec<Apart> {
-        for Apart { kind, device, cpus } in &found {
-            println!("{what}: {kind} {device:.1} dB, two executions on the CPU {cpus:.1} dB");
+        for Apart { kind, device, nudged } in &found {
+            println!("{what}: {kind} {device:.1} dB, the CPU from a sample moved by fp16's rounding {nudged:.1} dB");
         }
         found
     }
@@ -226,8 +228,8 @@ mod simulator {
     fn conditional_models_quantized_and_cached_equal_the_cpu() {
         let found = quantized_and_cached("dit-dy23", conditions("dit-dy23"));
         assert!(found.iter().all(|found| found.device > 38.0));
-        // random weights: what rounds to another level goes far, on the CPU as well
+        // with these random weights activations that take another level go further: fp16's rounding of the sample alone makes 31 dB on the CPU
         let found = quantized_and_cached("sdxl-ts17", conditions("sdxl-ts17"));
-        assert!(found.iter().all(|found| found.device > found.cpus.min(38.0) - 6.0));
+        assert!(found.iter().all(|found| found.device > found.nudged - 3.0));
     }
 }
