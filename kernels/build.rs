@@ -1,5 +1,5 @@
 //! Compiles the CUDA kernels as C++ for the simulator, if the feature `cuda-sim` asks for it: with `CQC_SIM_SANITIZE=1` under the address and
-//! undefined-behaviour sanitizers, whose library the tests of this crate are then linked with.
+//! undefined-behaviour sanitizers, with whose libraries whatever holds the simulator is then linked (GCC's; they have to come first).
 
 fn main() {
     println!("cargo:rerun-if-changed=cuda");
@@ -13,7 +13,8 @@ fn simulator() {
     const SANITIZE: &str = "-fsanitize=address,undefined";
     let sanitize = std::env::var_os("CQC_SIM_SANITIZE").is_some_and(|set| !set.is_empty() && set != "0");
     if sanitize {
-        println!("cargo:rustc-link-arg={SANITIZE}");
+        println!("cargo:rustc-link-lib=dylib=asan");
+        println!("cargo:rustc-link-lib=dylib=ubsan");
     }
     for source in ["conv", "norm", "attention", "elementwise", "sampler", "selftest", "peak"] {
         let mut build = cc::Build::new();
