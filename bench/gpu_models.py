@@ -36,6 +36,8 @@ def bare(name):
 def build(name, device="cpu", weights=None):
     """The module, called with `sample`, `timestep` and the conditions in order; its result is the prediction alone. Weights are drawn, or read."""
     import torch
+    # what these import at first use is not to be made on the device
+    from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel  # noqa: F401
 
     class Denoiser(torch.nn.Module):
         def __init__(self, network):

@@ -3,8 +3,9 @@
 
     bench/gpu_peers.py [ddpm dit sd15] [--batch 1 8 32] [--device cuda] [--minutes 9] [--rounds 3] [--cqc target/release/cqc] [--report OUT.json]
 
-Contenders: cqc (w8a8, cached at an interval of 5, a loop of 10 steps), cqc-float (fp16 on a GPU, f32 on a CPU; nothing cached), torch-f32 (eager), torch-half
-(eager, fp16 and channels last; bf16 on a CPU), torch-compile (the same, compiled by mode max-autotune). Needs Python with torch, diffusers and onnx.
+Contenders: cqc (w8a8, cached at an interval of 5, a loop of 10 steps; what is fitted for quality is left out), cqc-float (fp16 on a GPU, f32 on a
+CPU; nothing cached), torch-f32 (eager; on a GPU with convolutions in TF32, torch's default), torch-half (eager, fp16 and channels last; bf16 on a CPU),
+torch-compile (the same, compiled by mode max-autotune). Needs Python with torch, diffusers and onnx.
 
 A step is one evaluation in full: for cqc as its loop runs it, with the sample's way to the device and back and its part of the sampler, for torch
 the network alone on tensors that lie on the device. A loop is DDIM from noise to sample, for cqc with its preludes. Figures are medians over rounds of
@@ -36,7 +37,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 STEPS = 10
 COMPILE = {
-    "cqc": ["--quant", "w8a8", "--interval", "5", "--float-work", "0", "--calib-samples", "2", "--correct", "none"],
+    "cqc": ["--quant", "w8a8", "--interval", "5", "--float-work", "0", "--calib-samples", "2", "--schedule", "uniform",
+            "--correct", "none"],
     "cqc-float": ["--quant", "none", "--interval", "1"],
 }
 TORCH = {"torch-f32": "f32", "torch-half": "half", "torch-compile": "compile"}

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+import traceback
 
 import gpu_models
 
@@ -122,7 +123,9 @@ def main():
                 contender = contender or Contender(args)
                 reply = getattr(contender, order.pop("do"))(**order)
             except Exception as e:  # the next order may well work
-                reply = {"error": f"{type(e).__name__}: {(str(e).strip().splitlines() or [''])[0][:300]}"}
+                traceback.print_exc()  # to the log
+                lines = str(e).strip().splitlines() or [""]
+                reply = {"error": f"{type(e).__name__}: {' ... '.join(dict.fromkeys([lines[0], lines[-1]]))[:400]}"}
             replies.write(json.dumps(reply) + "\n")
 
 
