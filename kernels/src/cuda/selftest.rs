@@ -79,7 +79,7 @@ pub fn selftest_input(seed: u64) -> Vec<u32> {
     words
 }
 
-/// Results of [`selftest`] for [`selftest_input`] of 0 as [`EXACT`](self) keeps them.
+/// Results of [`selftest`] for [`selftest_input`] of 0 as this module keeps them.
 ///
 /// # Panics
 /// Unless there are [`SELFTEST_OUT`].
