@@ -6,8 +6,12 @@ use crate::simd::{Kernel, Portable, Simd};
 use std::fmt;
 use std::sync::OnceLock;
 
-/// An instruction set the kernels are built for. Later ones are faster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// An instruction set that the kernels are built for.
+///
+/// Instruction sets have no order: code asks for a property ([`Isa::lanes`], [`Isa::code_type`],
+/// [`Isa::has_bf16`]), and every such question is a `match` without a wildcard, so that the compiler
+/// names the places that a new variant has to answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
     /// Plain Rust over arrays of 8; runs on any CPU.
     Portable,
@@ -20,7 +24,7 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// All of them, slowest first.
+    /// All of them. Among those that one CPU can have, a faster one comes later.
     pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx];
 
     /// The fastest this CPU has, not above `CQC_ISA` (portable, avx2, avx512 or amx) where that is set.
@@ -63,9 +67,29 @@ impl Isa {
         Isa::ALL.into_iter().find(|isa| isa.to_string() == name)
     }
 
-    /// Values in one vector.
+    /// The number of f32 values in one vector.
     pub fn lanes(self) -> usize {
-        if self >= Isa::Avx512 { 16 } else { 8 }
+        match self {
+            Isa::Portable | Isa::Avx2 => 8,
+            Isa::Avx512 | Isa::Amx => 16,
+        }
+    }
+
+    /// Row blocks of f32 products are multiples of this: whole register tiles (`Simd::MR` rows).
+    pub(crate) fn row_unit(self) -> usize {
+        match self {
+            Isa::Portable | Isa::Avx2 => 6,
+            Isa::Avx512 | Isa::Amx => 12,
+        }
+    }
+
+    /// Whether products of integers and of bf16 run on tiles of 16 rows by 64 bytes, whose rows may
+    /// have to be copied together first.
+    pub(crate) fn has_tiles(self) -> bool {
+        match self {
+            Isa::Portable | Isa::Avx2 | Isa::Avx512 => false,
+            Isa::Amx => true,
+        }
     }
 
     /// Runs `kernel` compiled for this instruction set.
@@ -80,7 +104,7 @@ impl Isa {
             // SAFETY: the assertion above: this CPU has AVX-512 F.
             Isa::Avx512 | Isa::Amx => unsafe { crate::simd::avx512::enter(kernel) },
             #[cfg(not(target_arch = "x86_64"))]
-            _ => unreachable!("is_available() is false off x86-64"),
+            Isa::Avx2 | Isa::Avx512 | Isa::Amx => unreachable!("is_available() is false off x86-64"),
         }
     }
 }

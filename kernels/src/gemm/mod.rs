@@ -46,14 +46,12 @@ pub(crate) fn copied_bytes(
     size: usize,
     gathered: bool,
 ) -> usize {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Amx => {
-            let tiles = tiles::Tiles::new(taps, segments, size);
-            if tiles.suit(rows, gathered) { 0 } else { tiles.bytes() }
-        }
-        _ => 0,
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_tiles() {
+        let tiles = tiles::Tiles::new(taps, segments, size);
+        return if tiles.suit(rows, gathered) { 0 } else { tiles.bytes() };
     }
+    0
 }
 
 /// Rows that are copied together.
@@ -188,7 +186,7 @@ impl Product<'_> {
         let per_group = split.row_blocks * split.panel_ranges;
         pool.run(self.groups.count * per_group, &|task, _| {
             let (group, rest) = (task / per_group, task % per_group);
-            let rows = cut(self.rows, split.row_blocks, self.row_unit(), rest / split.panel_ranges);
+            let rows = cut(self.rows, split.row_blocks, self.isa.row_unit(), rest / split.panel_ranges);
             let panels = cut(split.panels, split.panel_ranges, 1, rest % split.panel_ranges);
             if !rows.is_empty() && !panels.is_empty() {
                 self.task(group, rows, panels);
@@ -196,21 +194,16 @@ impl Product<'_> {
         });
     }
 
-    /// Row blocks are multiples of this, so that only the last has smaller tiles.
-    fn row_unit(&self) -> usize {
-        if self.isa >= Isa::Avx512 { 12 } else { 6 }
-    }
-
     fn split(&self, threads: usize) -> Split {
         let panels = self.n.div_ceil(panel_width(self.isa));
         let most =
-            if self.copies() { (COPY_VALUES / self.lhs.k()).clamp(self.row_unit(), BLOCK_ROWS) } else { BLOCK_ROWS };
-        Split::new(self.rows, panels, [self.row_unit(), most], self.groups.count, threads)
+            if self.copies() { (COPY_VALUES / self.lhs.k()).clamp(self.isa.row_unit(), BLOCK_ROWS) } else { BLOCK_ROWS };
+        Split::new(self.rows, panels, [self.isa.row_unit(), most], self.groups.count, threads)
     }
 
     /// Whether the left rows of a block are copied together first.
     fn copies(&self) -> bool {
-        self.lhs.gather.is_some() && self.lhs.depth < SHORT_TAP && self.lhs.k() * self.row_unit() <= COPY_VALUES
+        self.lhs.gather.is_some() && self.lhs.depth < SHORT_TAP && self.lhs.k() * self.isa.row_unit() <= COPY_VALUES
     }
 
     fn task(&self, group: usize, rows: Range<usize>, panels: Range<usize>) {

@@ -69,7 +69,7 @@ impl Plan {
             ld_scores: packing.keys + 16,
             weights: (packing.keys * isa.code_type().size()).div_ceil(4) + 16,
             sums: shape.dv.next_multiple_of(level.columns()),
-            query: if isa == Isa::Amx { shape.d.next_multiple_of(PIECE) / 4 } else { 0 },
+            query: if isa.has_tiles() { shape.d.next_multiple_of(PIECE) / 4 } else { 0 },
         }
     }
 

@@ -59,12 +59,27 @@ pub(super) enum Level {
 impl Level {
     /// Rows of its tile, or a multiple.
     pub(super) fn rows(self) -> usize {
-        if self == Level::Amx { 32 } else { 12 }
+        match self {
+            Level::Portable | Level::Avx512 => 12,
+            Level::Amx => 32,
+        }
     }
 
     /// Columns of a panel: two vectors.
     pub(super) fn panel_width(self) -> usize {
-        if self == Level::Portable { 16 } else { 32 }
+        match self {
+            Level::Portable => 16,
+            Level::Avx512 | Level::Amx => 32,
+        }
+    }
+
+    /// The best instruction that a CPU with AVX-512 F has.
+    fn of_avx512() -> Level {
+        #[cfg(target_arch = "x86_64")]
+        if avx512::is_available() {
+            return Level::Avx512;
+        }
+        Level::Portable
     }
 }
 
@@ -82,13 +97,12 @@ pub(super) fn is_intel() -> bool {
 }
 
 impl Isa {
+    /// AVX2 has no instruction for bf16, nor has AVX-512 without its extension.
     pub(super) fn bf16_level(self) -> Level {
         match self {
-            #[cfg(target_arch = "x86_64")]
+            Isa::Portable | Isa::Avx2 => Level::Portable,
+            Isa::Avx512 => Level::of_avx512(),
             Isa::Amx => Level::Amx,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 if avx512::is_available() => Level::Avx512,
-            _ => Level::Portable,
         }
     }
 
@@ -105,7 +119,7 @@ impl Isa {
             // SAFETY: the assertion above: this CPU has AVX-512 F and BF16.
             Level::Amx => unsafe { avx512::enter(kernel, Amx::detect()) },
             #[cfg(not(target_arch = "x86_64"))]
-            Level::Avx512 | Level::Amx => unreachable!("not available on this architecture"),
+            Level::Avx512 | Level::Amx => unreachable!("is_available() is false off x86-64"),
         }
     }
 }

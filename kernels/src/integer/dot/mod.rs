@@ -77,21 +77,45 @@ pub(super) enum Level {
 impl Level {
     /// Columns of a panel: two vectors of this instruction, which on a CPU with AVX-512 may be shorter than those of f32.
     pub(super) fn columns(self) -> usize {
-        if matches!(self, Level::Vnni | Level::Amx) { 32 } else { 16 }
+        match self {
+            Level::Portable | Level::Avx2 | Level::AvxVnni => 16,
+            Level::Vnni | Level::Amx => 32,
+        }
     }
 
     /// Rows of its tile, or a multiple.
     pub(super) fn rows(self) -> usize {
         match self {
-            Level::Amx => 32,
+            Level::Portable | Level::Avx2 | Level::AvxVnni => 6,
             Level::Vnni => 12,
-            _ => 6,
+            Level::Amx => 32,
         }
     }
 
     /// Codes of a column that lie side by side.
     pub(super) fn group(self) -> usize {
-        if self == Level::Avx2 { 2 } else { 4 }
+        match self {
+            Level::Avx2 => 2,
+            Level::Portable | Level::AvxVnni | Level::Vnni | Level::Amx => 4,
+        }
+    }
+
+    /// The best instruction for vectors of 8 lanes that a CPU with AVX2 has.
+    fn of_avx2() -> Level {
+        #[cfg(target_arch = "x86_64")]
+        if avx_vnni::is_available() {
+            return Level::AvxVnni;
+        }
+        Level::Avx2
+    }
+
+    /// The best instruction that a CPU with AVX-512 F has.
+    fn of_avx512() -> Level {
+        #[cfg(target_arch = "x86_64")]
+        if vnni::is_available() {
+            return Level::Vnni;
+        }
+        Level::of_avx2()
     }
 }
 
@@ -100,13 +124,9 @@ impl Isa {
     pub(super) fn dot_level(self) -> Level {
         match self {
             Isa::Portable => Level::Portable,
-            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Level::of_avx2(),
+            Isa::Avx512 => Level::of_avx512(),
             Isa::Amx => Level::Amx,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 if vnni::is_available() => Level::Vnni,
-            #[cfg(target_arch = "x86_64")]
-            _ if avx_vnni::is_available() => Level::AvxVnni,
-            _ => Level::Avx2,
         }
     }
 
@@ -129,7 +149,9 @@ impl Isa {
             // SAFETY: the assertion above: this CPU has AVX-512 F and VNNI.
             Level::Amx => unsafe { vnni::enter(kernel, Amx::detect()) },
             #[cfg(not(target_arch = "x86_64"))]
-            _ => unreachable!("not available on this architecture"),
+            Level::Avx2 | Level::AvxVnni | Level::Vnni | Level::Amx => {
+                unreachable!("is_available() is false off x86-64")
+            }
         }
     }
 }
