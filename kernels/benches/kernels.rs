@@ -12,7 +12,7 @@ use std::time::Instant;
 const ROUNDS: usize = 60;
 
 fn main() {
-    let isa = Isa::detect();
+    let isa = Isa::detect().expect("CQC_ISA names an instruction set of this CPU");
     // cargo adds `--bench`
     let pool = Pool::new(std::env::args().skip(1).find_map(|arg| arg.parse().ok()).unwrap_or(1));
     println!("{isa}, {} threads, best of {ROUNDS}", pool.threads());

@@ -149,7 +149,7 @@ fn linear_equals_the_definition_with_every_epilogue() {
 
 #[test]
 fn every_activation_is_applied() {
-    let (isa, mut rng) = (Isa::detect(), Rng::new(4));
+    let (isa, mut rng) = (Isa::detect().unwrap(), Rng::new(4));
     let (x, w) = (rng.noise(6 * 8), rng.noise(8 * 20));
     for act in Act::ALL {
         let epilogue = Epilogue { act, ..Epilogue::default() };

@@ -196,8 +196,11 @@ impl Product<'_> {
 
     fn split(&self, threads: usize) -> Split {
         let panels = self.n.div_ceil(panel_width(self.isa));
-        let most =
-            if self.copies() { (COPY_VALUES / self.lhs.k()).clamp(self.isa.row_unit(), BLOCK_ROWS) } else { BLOCK_ROWS };
+        let most = if self.copies() {
+            (COPY_VALUES / self.lhs.k()).clamp(self.isa.row_unit(), BLOCK_ROWS)
+        } else {
+            BLOCK_ROWS
+        };
         Split::new(self.rows, panels, [self.isa.row_unit(), most], self.groups.count, threads)
     }
 
