@@ -10,6 +10,7 @@
 //!
 //! A slice too short for its shape is a bug of the caller and panics with both sizes; nothing is written before.
 
+#![allow(clippy::too_many_arguments)] // a kernel's arguments are its shape and the strides of its operands
 #![allow(clippy::needless_range_loop)] // a register tile indexes several arrays by one range of constant length
 
 pub mod arena;
