@@ -6,10 +6,10 @@ use crate::math::{activate, erf, exp};
 use crate::shared::{SharedMut, cut};
 use crate::simd::wide::{CHAINS, Wide, load_many, store_many};
 use crate::simd::{Arithmetic, Kernel, Simd};
-use crate::{Isa, Pool, scalar};
+use crate::{Isa, Pool};
 use std::ops::Range;
 
-/// An operation on one number; [`crate::scalar::unary`] is the definition.
+/// An operation on one number; [`reference`](crate::reference) has the definition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Unary {
     /// An activation.
@@ -40,7 +40,8 @@ pub enum Unary {
     Round,
 }
 
-/// An operation on two numbers; [`crate::scalar::binary`] is the definition.
+/// An operation on two numbers; [`reference`](crate::reference) has the definition, but for a NaN as
+/// an operand of `Max` or `Min`, which the definition keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Binary {
     /// a + b
@@ -110,7 +111,7 @@ impl Kernel for UnaryTask<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         if matches!(self.op, Unary::Log | Unary::Sin | Unary::Cos | Unary::Floor | Unary::Ceil | Unary::Round) {
-            return self.y.iter_mut().zip(self.x).for_each(|(y, &x)| *y = scalar::unary(self.op, x));
+            return self.y.iter_mut().zip(self.x).for_each(|(y, &x)| *y = unary_number(self.op, x));
         }
         let len = self.x.len().min(self.y.len());
         let mut at = 0;
@@ -157,6 +158,21 @@ fn unary_vector<S: Arithmetic>(s: S, op: Unary, x: S::V) -> S::V {
         Unary::Erf => erf(s, x),
         Unary::Log | Unary::Sin | Unary::Cos | Unary::Floor | Unary::Ceil | Unary::Round => {
             unreachable!("{op:?} has no vector form")
+        }
+    }
+}
+
+/// An operation that has no vector form, on one number: logarithm, sine and cosine in f64.
+fn unary_number(op: Unary, x: f32) -> f32 {
+    match op {
+        Unary::Log => f64::from(x).ln() as f32,
+        Unary::Sin => f64::from(x).sin() as f32,
+        Unary::Cos => f64::from(x).cos() as f32,
+        Unary::Floor => x.floor(),
+        Unary::Ceil => x.ceil(),
+        Unary::Round => x.round_ties_even(),
+        Unary::Act(_) | Unary::Exp | Unary::Neg | Unary::Abs | Unary::Sqrt | Unary::Reciprocal | Unary::Erf => {
+            unreachable!("{op:?} has a vector form")
         }
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! Every kernel takes the instruction set to run on ([`Isa`], usually [`Isa::detect`]) and the threads
 //! ([`pool::Pool`]). No sum is ever split across tasks, so results do not depend on the number of threads; they may
-//! differ in the last bits between instruction sets. [`scalar`] holds the definitions.
+//! differ in the last bits between instruction sets. [`reference`] holds the definitions.
 //!
 //! A slice too short for its shape is a bug of the caller and panics with both sizes; nothing is written before.
 
@@ -30,7 +30,6 @@ pub mod norm;
 pub mod pack;
 pub mod pool;
 pub mod reference;
-pub mod scalar;
 
 #[cfg(target_arch = "x86_64")]
 mod amx;

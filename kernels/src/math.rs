@@ -2,7 +2,7 @@
 //!
 //! Largest relative error, measured by `tests/math.rs`: exp, tanh, erf and sigmoid 3e-7 over all f32 whose result is a
 //! normal number; activations 3e-6 from x = −5 on (gelu by erf: from −1 on) and 3e-7 absolute below. ±∞, NaN and
-//! denormals give what [`crate::scalar`] gives, to 1e-37.
+//! denormals give what [`crate::reference`] gives, to 1e-37.
 
 use crate::epilogue::Act;
 use crate::simd::Arithmetic;

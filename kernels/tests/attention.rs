@@ -12,7 +12,7 @@ fn check(rng: &mut Rng, s: AttentionShape, mask: Option<&[f32]>) {
     let q = rng.noise(s.n * s.lq * s.ldq);
     let (k, v) = (rng.noise(s.n * s.lk * s.ldk), rng.noise(s.n * s.lk * s.ldv));
     let mut want = vec![7.0; s.n * s.lq * s.ldy];
-    scalar::attention(&s, &q, &k, &v, mask, &mut want);
+    definition::attention(&s, &q, &k, &v, mask, &mut want);
     for isa in isas() {
         let mut first: Option<Vec<f32>> = None;
         for pool in pools() {
@@ -33,7 +33,7 @@ fn check_bf16(rng: &mut Rng, s: AttentionShape, mask: Option<&[f32]>) {
     let [q, k, v] =
         operands.each_ref().map(|x| x.iter().map(|&x| f32::from_bits(u32::from(x) << 16)).collect::<Vec<_>>());
     let mut want = vec![7.0; s.n * s.lq * s.ldy];
-    scalar::attention(&s, &q, &k, &v, mask, &mut want);
+    definition::attention(&s, &q, &k, &v, mask, &mut want);
     for isa in isas() {
         let mut first: Option<Vec<f32>> = None;
         for pool in pools() {
@@ -133,7 +133,7 @@ fn rounded_weights_equal_the_definition() {
         let s = AttentionShape { softmax_bits: 8, causal, ..shape(1, [2, 1], lengths, [24, 20]) };
         let (q, k, v) = (rng.noise(s.lq * s.ldq), rng.noise(s.lk * s.ldk), rng.noise(s.lk * s.ldv));
         let mut want = vec![0.0; s.lq * s.ldy];
-        scalar::attention(&s, &q, &k, &v, None, &mut want);
+        definition::attention(&s, &q, &k, &v, None, &mut want);
         for isa in isas() {
             let mut y = vec![0.0; s.lq * s.ldy];
             let mut scratch = vec![0.0; attention_scratch_len(isa, &s, 2)];

@@ -62,7 +62,7 @@ fn shape(n: usize, [heads, kv_heads]: [usize; 2], [lq, lk]: [usize; 2], [d, dv]:
 fn check(rng: &mut Rng, s: AttentionShape, mask: Option<&[f32]>) {
     let [q, k, v] = [(s.lq, s.ldq), (s.lk, s.ldk), (s.lk, s.ldv)].map(|(l, ld)| Operand::new(rng, s.n * l, ld));
     let mut want = vec![7.0; s.n * s.lq * s.ldy];
-    scalar::attention(&s, &q.values(), &k.values(), &v.values(), mask, &mut want);
+    definition::attention(&s, &q.values(), &k.values(), &v.values(), mask, &mut want);
     for isa in isas() {
         let stored = [&q, &k, &v].map(|x| x.stored(isa));
         let [qa, ka, va] = [(&q, 0), (&k, 1), (&v, 2)].map(|(x, i)| x.activations(isa, &stored[i]));

@@ -5,10 +5,14 @@
 mod common;
 
 use common::{Rng, isas};
-use cqc_kernels::scalar::round_bf16 as nearest;
 use cqc_kernels::*;
 use half::bf16;
 use proptest::prelude::*;
+
+/// The nearest bf16, as f32.
+fn nearest(x: f32) -> f32 {
+    bf16::from_f32(x).to_f32()
+}
 
 /// Bits of the nearest bf16.
 fn bits(values: &[f32]) -> Vec<u16> {

@@ -54,7 +54,7 @@ fn check_conv(rng: &mut Rng, s: ConvShape) {
     let parts = Parts::new(rng, s.out_rows(), s.cout);
     let epilogue = parts.epilogue(rng.size(0, 31), Act::ALL[rng.size(0, 7)]);
     let mut want = vec![7.0; s.out_rows() * ldy];
-    scalar::conv(&s, &x, ldx, &w, &epilogue, &mut want, ldy);
+    definition::conv(&s, &x, ldx, &w, &epilogue, &mut want, ldy);
     for isa in isas() {
         let conv = Conv::new(isa, s).unwrap();
         let packed = conv.pack(&w);
@@ -135,7 +135,7 @@ fn linear_equals_the_definition_with_every_epilogue() {
         for which in 0..16 {
             let epilogue = parts.epilogue(which, Act::ALL[(which + m) % 8]);
             let mut want = vec![7.0; m * ldy];
-            scalar::linear(m, k, n, &x, ldx, &w, &epilogue, &mut want, ldy);
+            definition::linear([m, k, n], &x, ldx, &w, &epilogue, &mut want, ldy);
             for isa in isas() {
                 for packed in [PackedMatrix::from_kn(isa, k, n, &w), PackedMatrix::from_nk(isa, k, n, &transposed)] {
                     let mut y = vec![7.0; m * ldy];
@@ -154,7 +154,7 @@ fn every_activation_is_applied() {
     for act in Act::ALL {
         let epilogue = Epilogue { act, ..Epilogue::default() };
         let (mut want, mut y) = (vec![0.0; 120], vec![0.0; 120]);
-        scalar::linear(6, 8, 20, &x, 8, &w, &epilogue, &mut want, 20);
+        definition::linear([6, 8, 20], &x, 8, &w, &epilogue, &mut want, 20);
         let packed = PackedMatrix::from_kn(isa, 8, 20, &w);
         linear(isa, &Pool::new(1), 6, 8, 20, &x, 8, &packed, &epilogue, &mut y, 20);
         assert_close(&y, &want, TOLERANCE, &format!("{act:?}"));
@@ -175,7 +175,7 @@ fn batched_products_equal_the_definition() {
         let s = MatmulShape { batch, m, k, n, lda, ldb, ldy, stride_a, stride_b, stride_y, transpose_b };
         let (a, b) = (rng.noise(batch * stride_a + m * lda), rng.noise(batch * stride_b + b_rows * ldb));
         let mut want = vec![7.0; batch * stride_y];
-        scalar::matmul_batched(&s, &a, &b, &mut want);
+        definition::matmul_batched(&s, &a, &b, &mut want);
         for isa in isas() {
             let mut y = vec![7.0; batch * stride_y];
             let mut scratch = vec![f32::NAN; matmul_scratch_len(isa, &s)];

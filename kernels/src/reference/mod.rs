@@ -27,6 +27,7 @@ use cqc_proto::op::{Op, OpError};
 use cqc_proto::tensor::Tensor;
 use cqc_proto::types::ValueType;
 use lane::{Lane, store};
+pub(crate) use quant::nearest_bf16;
 use walk::volume;
 
 /// Largest result that is computed: 2^34 bytes.

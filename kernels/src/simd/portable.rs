@@ -2,7 +2,7 @@
 
 use super::{Arithmetic, Kernel, Simd};
 use crate::math::round_small;
-use crate::scalar::round_bf16;
+use crate::reference::nearest_bf16;
 
 /// Any CPU.
 #[derive(Clone, Copy)]
@@ -140,7 +140,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn round_bf16(self, a: V) -> V {
-        zip(a, a, |a, _| round_bf16(a))
+        zip(a, a, |a, _| nearest_bf16(a))
     }
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut u16, v: V, n: usize) {
