@@ -176,7 +176,7 @@ impl Bench {
         let number = |t: usize, c: usize, o: usize| ((t * 31 + c * 7919 + o * 104_729) % 255) as u8;
         let f32s = |values: &[f32]| self.put(&words(values), ElementType::F32, values.len());
         let bias = f32s(&vec![0.1; shape.cout])?;
-        let tail = Tail { bias: Some(&bias), ..Tail::default() };
+        let tail = Epilogue { bias: Some(&bias), ..Epilogue::default() };
 
         let bytes: Vec<u8> = noise(pixels * shape.cin).map(|w| w as u8).collect();
         let x = self.put(&bytes, ElementType::U8, shape.cin)?;

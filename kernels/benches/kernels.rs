@@ -111,7 +111,7 @@ fn products(isa: Isa, pool: &Pool, shape: ConvShape) {
     report("codes", best(|| conv.run_codes(pool, &x, &packed, &epilogue, &mut y, n)));
     let how = FakeQuant { bits: 8, segments: &[n], scale: &[0.016], zero_point: &[9.0] };
     let y: &mut [u8] = &mut bytemuck::cast_slice_mut(&mut y)[..rows * n * isa.code_type().size()];
-    let to_codes = best(|| conv.run_codes(pool, &x, &packed, &epilogue, Target::Codes(&mut *y, how), n));
+    let to_codes = best(|| conv.run_codes(pool, &x, &packed, &epilogue, Output::Codes(&mut *y, how), n));
     report("codes to codes", to_codes);
     println!("{line}");
 }
@@ -135,7 +135,7 @@ fn geglus(isa: Isa, pool: &Pool, [m, k, c]: [usize; 3]) {
         quantize(isa, pool, m, &values, c, &how, y, c);
     });
     let paired = PackedCodes::pairs_from_kn(isa, &[k], n, &weights, &scale);
-    let at_once = best(|| linear_codes(isa, pool, m, k, n, &x, &paired, &epilogue, Target::Codes(&mut *y, how), c));
+    let at_once = best(|| linear_codes(isa, pool, m, k, n, &x, &paired, &epilogue, Output::Codes(&mut *y, how), c));
     let rate = rate(m * n * k, at_once);
     println!("linear and GEGLU {m} rows, {k} to {n}: codes {apart:.3} ms, at once {at_once:.3} ms {rate:.0} GMAC/s");
 }

@@ -3,9 +3,9 @@
 use crate::epilogue::check_matrix;
 use crate::gemm::{F32, Tile, Tiling};
 use crate::pack::{pack_panels, panel_width, panels_len};
-use crate::rows::{Weights, exp_row, row_max, scale_row};
+use crate::rows::{SoftmaxRounding, exp_row, row_max, scale_row};
 use crate::shared::{SharedMut, cut};
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Simd, SimdKernel};
 use crate::{Isa, Pool};
 use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
@@ -65,7 +65,7 @@ const SCORES_LD: usize = KEYS + 16;
 
 /// How scratch is laid out.
 #[derive(Clone, Copy)]
-struct Plan {
+struct ScratchLayout {
     /// Packed kᵀ of one image and head.
     k_len: usize,
     /// Packed v of one image and head.
@@ -76,9 +76,9 @@ struct Plan {
     sums: usize,
 }
 
-impl Plan {
-    fn new(isa: Isa, s: &AttentionShape) -> Plan {
-        Plan {
+impl ScratchLayout {
+    fn new(isa: Isa, s: &AttentionShape) -> ScratchLayout {
+        ScratchLayout {
             k_len: panels_len(isa, s.d, s.lk),
             v_len: panels_len(isa, s.lk, s.dv),
             pairs: s.n * s.kv_heads,
@@ -98,7 +98,7 @@ impl Plan {
 
 /// Values of scratch that [`attention`] needs on a pool of `threads`.
 pub fn attention_scratch_len(isa: Isa, shape: &AttentionShape, threads: usize) -> usize {
-    let plan = Plan::new(isa, shape);
+    let plan = ScratchLayout::new(isa, shape);
     plan.packed() + threads.max(1) * plan.per_thread()
 }
 
@@ -123,7 +123,7 @@ pub fn attention(
     shape.check(q, k, v, mask, y);
     let need = attention_scratch_len(isa, shape, pool.threads());
     assert!(scratch.len() >= need, "scratch has {} values, needs {need}", scratch.len());
-    let plan = Plan::new(isa, shape);
+    let plan = ScratchLayout::new(isa, shape);
     let (packed, work) = scratch.split_at_mut(plan.packed());
     let (k_packed, v_packed) = packed.split_at_mut(plan.pairs * plan.k_len);
     pack_all(isa, pool, shape, &plan, (k, &mut *k_packed), (v, &mut *v_packed));
@@ -177,7 +177,7 @@ fn pack_all(
     isa: Isa,
     pool: &Pool,
     s: &AttentionShape,
-    plan: &Plan,
+    plan: &ScratchLayout,
     (k, k_packed): (&[f32], &mut [f32]),
     (v, v_packed): (&[f32], &mut [f32]),
 ) {
@@ -230,7 +230,7 @@ struct Running {
     total: f32,
 }
 
-impl Kernel for QueryBlock<'_> {
+impl SimdKernel for QueryBlock<'_> {
     type Out = ();
 
     #[inline(always)]
@@ -238,7 +238,7 @@ impl Kernel for QueryBlock<'_> {
         let mut running = [Running { max: f32::NEG_INFINITY, total: 0.0 }; QUERIES];
         let seen = if self.shape.causal { self.shape.lk.min(self.queries.end) } else { self.shape.lk };
         self.sums.fill(0.0);
-        if let (Weights::Levels(_), true) = (Weights::of(self.shape.softmax_bits), seen > KEYS) {
+        if let (SoftmaxRounding::Levels(_), true) = (SoftmaxRounding::of(self.shape.softmax_bits), seen > KEYS) {
             // what weights are rounded to depends on the largest score of all keys
             self.largest(s, seen, &mut running);
         }
@@ -337,7 +337,7 @@ impl QueryBlock<'_> {
         let (visible, scale) = self.mask(i, keys);
         let row = &mut self.scores[i * SCORES_LD..][..visible];
         let mut max = row_max(s, row, scale);
-        if let Weights::Bf16 = Weights::of(self.shape.softmax_bits) {
+        if let SoftmaxRounding::Bf16 = SoftmaxRounding::of(self.shape.softmax_bits) {
             // relative to a power of two, with which rounding commutes
             max = (max * LOG2_E).ceil() * LN_2;
         }
@@ -346,7 +346,7 @@ impl QueryBlock<'_> {
             return row.fill(0.0);
         }
         let shrink = (running.max - max).exp();
-        let sum = exp_row(s, row, scale, max, Weights::of(self.shape.softmax_bits));
+        let sum = exp_row(s, row, scale, max, SoftmaxRounding::of(self.shape.softmax_bits));
         running.total = running.total * shrink + sum;
         if shrink != 1.0 {
             scale_row(s, &mut self.sums[i * self.ld_sums..][..self.ld_sums], shrink);

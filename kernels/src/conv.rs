@@ -2,10 +2,10 @@
 
 use crate::bf16::{Bf16Product, PackedBf16};
 use crate::epilogue::check_matrix;
-use crate::gemm::{Finish, Gather, Groups, Lhs, PADDING, Product};
+use crate::gemm::{Gather, Groups, Lhs, PADDING, Product, WriteBack};
 use crate::integer::{Activations, IntProduct, PackedCodes, Pixels};
-use crate::pack::Layout;
-use crate::target::Target;
+use crate::output::Output;
+use crate::pack::PackedLayout;
 use crate::{Epilogue, Isa, PackedMatrix, Pool, depthwise, dot};
 
 /// Shape of a convolution, NHWC.
@@ -170,7 +170,7 @@ impl Conv {
         ldx: usize,
         packed: &PackedMatrix,
         epilogue: &Epilogue,
-        y: impl Into<Target<'a>>,
+        y: impl Into<Output<'a>>,
         ldy: usize,
     ) {
         let s = &self.shape;
@@ -178,15 +178,15 @@ impl Conv {
         packed.check(isa, groups, s.k(), n);
         check_matrix("x", x.len(), s.n * s.h * s.w, s.cin, ldx);
         let lhs = self.lhs(x, ldx, &self.zeros);
-        let finish = Finish::new(isa, *epilogue, rows, s.cout, false, y.into(), ldy);
+        let write_back = WriteBack::new(isa, *epilogue, rows, s.cout, false, y.into(), ldy);
         match packed.layout() {
-            Layout::Panels => {
+            PackedLayout::Panels => {
                 let right = packed.values();
                 let groups = Groups { count: groups, left: lhs.depth, right: right.len() / groups, col: n };
-                Product { isa, lhs, rows, right, n, groups, finish }.run(pool);
+                Product { isa, lhs, rows, right, n, groups, write_back }.run(pool);
             }
-            Layout::Dot { .. } => dot::run(isa, pool, &lhs, rows, n, packed.values(), &finish),
-            Layout::Depthwise => depthwise::run(isa, pool, &lhs, rows, groups, packed.values(), &finish),
+            PackedLayout::Dot { .. } => dot::run(isa, pool, &lhs, rows, n, packed.values(), &write_back),
+            PackedLayout::Depthwise => depthwise::run(isa, pool, &lhs, rows, groups, packed.values(), &write_back),
         }
     }
 
@@ -200,7 +200,7 @@ impl Conv {
         x: &Activations,
         packed: &PackedCodes,
         epilogue: &Epilogue,
-        y: impl Into<Target<'a>>,
+        y: impl Into<Output<'a>>,
         ldy: usize,
     ) {
         let (s, isa) = (&self.shape, self.isa);
@@ -210,8 +210,8 @@ impl Conv {
         x.check(isa, s.n * s.h * s.w, s.cin, packed.segments().len());
         let pixels = Pixels { table: &self.table, out_pixels: s.out_h() * s.out_w(), in_pixels: s.h * s.w };
         let gather = (!self.table.is_empty()).then_some(pixels);
-        let finish = Finish::new(isa, *epilogue, rows, s.cout, false, y.into(), ldy);
-        IntProduct { isa, x, rows, n: s.cout, taps, depth: s.cin, gather, packed, finish }.run(pool);
+        let write_back = WriteBack::new(isa, *epilogue, rows, s.cout, false, y.into(), ldy);
+        IntProduct { isa, x, rows, n: s.cout, taps, depth: s.cin, gather, packed, write_back }.run(pool);
     }
 
     /// y = epilogue(conv(x, w)) over bf16, of which `x` has the bits. `ldx` and `ldy` as for [`Conv::run`].
@@ -225,7 +225,7 @@ impl Conv {
         ldx: usize,
         packed: &PackedBf16,
         epilogue: &Epilogue,
-        y: impl Into<Target<'a>>,
+        y: impl Into<Output<'a>>,
         ldy: usize,
     ) {
         let (s, isa) = (&self.shape, self.isa);
@@ -235,8 +235,8 @@ impl Conv {
         check_matrix("x", x.len(), s.n * s.h * s.w, s.cin, ldx);
         // zeros of f32 are zeros of bf16
         let lhs = self.lhs(x, ldx, bytemuck::cast_slice(&self.zeros));
-        let finish = Finish::new(isa, packed.epilogue(epilogue), rows, s.cout, false, y.into(), ldy);
-        Bf16Product { isa, lhs, rows, n: s.cout, packed, finish }.run(pool);
+        let write_back = WriteBack::new(isa, packed.epilogue(epilogue), rows, s.cout, false, y.into(), ldy);
+        Bf16Product { isa, lhs, rows, n: s.cout, packed, write_back }.run(pool);
     }
 
     fn lhs<'a, T>(&'a self, x: &'a [T], ldx: usize, zeros: &'a [T]) -> Lhs<'a, T> {

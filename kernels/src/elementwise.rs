@@ -1,11 +1,11 @@
 //! One number at a time: unary and binary operations, GEGLU, the affine map per channel.
 
-use crate::epilogue::{Act, Rows, check_matrix};
+use crate::epilogue::{Act, PerImage, check_matrix};
 use crate::gemm::{load_some, store_some};
 use crate::math::{activate, erf, exp};
 use crate::shared::{SharedMut, cut};
 use crate::simd::wide::{CHAINS, Wide, load_many, store_many};
-use crate::simd::{Arithmetic, Kernel, Simd};
+use crate::simd::{Arithmetic, Simd, SimdKernel};
 use crate::{Isa, Pool};
 use std::ops::Range;
 
@@ -62,7 +62,7 @@ pub enum Binary {
 
 /// An operand of [`binary`], as seen from a result of `[rows, c]`.
 #[derive(Clone, Copy, Debug)]
-pub enum Operand<'a> {
+pub enum BroadcastOperand<'a> {
     /// `[rows, c]`: values, and the distance between rows.
     Full(&'a [f32], usize),
     /// One number.
@@ -72,7 +72,7 @@ pub enum Operand<'a> {
     /// `[rows]`, the same for all columns.
     Column(&'a [f32]),
     /// `[images, c]`.
-    Image(Rows<'a>),
+    Image(PerImage<'a>),
 }
 
 /// Values of a task at least.
@@ -105,7 +105,7 @@ struct UnaryTask<'a> {
     y: &'a mut [f32],
 }
 
-impl Kernel for UnaryTask<'_> {
+impl SimdKernel for UnaryTask<'_> {
     type Out = ();
 
     #[inline(always)]
@@ -177,29 +177,31 @@ fn unary_number(op: Unary, x: f32) -> f32 {
     }
 }
 
-impl<'a> Operand<'a> {
+impl<'a> BroadcastOperand<'a> {
     fn check(&self, what: &str, rows: usize, c: usize) {
         match self {
-            Operand::Full(data, ld) => check_matrix(what, data.len(), rows, c, *ld),
-            Operand::Scalar(_) => {}
-            Operand::Row(data) => assert!(data.len() >= c, "{what}: {} values, needs {c}", data.len()),
-            Operand::Column(data) => assert!(data.len() >= rows, "{what}: {} values, needs {rows}", data.len()),
-            Operand::Image(image) => image.check(what, rows, c),
+            BroadcastOperand::Full(data, ld) => check_matrix(what, data.len(), rows, c, *ld),
+            BroadcastOperand::Scalar(_) => {}
+            BroadcastOperand::Row(data) => assert!(data.len() >= c, "{what}: {} values, needs {c}", data.len()),
+            BroadcastOperand::Column(data) => {
+                assert!(data.len() >= rows, "{what}: {} values, needs {rows}", data.len())
+            }
+            BroadcastOperand::Image(image) => image.check(what, rows, c),
         }
     }
 
     /// Whether the values are those of `[1, rows · c]` as well.
     fn is_flat(&self, c: usize) -> bool {
         match self {
-            Operand::Full(_, ld) => *ld == c,
-            Operand::Scalar(_) => true,
+            BroadcastOperand::Full(_, ld) => *ld == c,
+            BroadcastOperand::Scalar(_) => true,
             _ => false,
         }
     }
 
-    fn flattened(self, len: usize) -> Operand<'a> {
+    fn flattened(self, len: usize) -> BroadcastOperand<'a> {
         match self {
-            Operand::Full(data, _) => Operand::Full(data, len),
+            BroadcastOperand::Full(data, _) => BroadcastOperand::Full(data, len),
             other => other,
         }
     }
@@ -208,11 +210,11 @@ impl<'a> Operand<'a> {
     #[inline(always)]
     fn at(&self, row: usize, col: usize) -> Source {
         match self {
-            Operand::Full(data, ld) => Source::Values(data.as_ptr().wrapping_add(row * ld + col)),
-            Operand::Scalar(x) => Source::One(*x),
-            Operand::Row(data) => Source::Values(data.as_ptr().wrapping_add(col)),
-            Operand::Column(data) => Source::One(data[row]),
-            Operand::Image(image) => Source::Values(image.data.as_ptr().wrapping_add(image.start(row) + col)),
+            BroadcastOperand::Full(data, ld) => Source::Values(data.as_ptr().wrapping_add(row * ld + col)),
+            BroadcastOperand::Scalar(x) => Source::One(*x),
+            BroadcastOperand::Row(data) => Source::Values(data.as_ptr().wrapping_add(col)),
+            BroadcastOperand::Column(data) => Source::One(data[row]),
+            BroadcastOperand::Image(image) => Source::Values(image.data.as_ptr().wrapping_add(image.start(row) + col)),
         }
     }
 }
@@ -248,8 +250,8 @@ pub fn binary(
     op: Binary,
     rows: usize,
     c: usize,
-    a: Operand,
-    b: Operand,
+    a: BroadcastOperand,
+    b: BroadcastOperand,
     y: &mut [f32],
     ldy: usize,
 ) {
@@ -273,13 +275,13 @@ struct BinaryTask<'a> {
     op: Binary,
     rows: Range<usize>,
     cols: Range<usize>,
-    a: Operand<'a>,
-    b: Operand<'a>,
+    a: BroadcastOperand<'a>,
+    b: BroadcastOperand<'a>,
     y: SharedMut<'a, f32>,
     ldy: usize,
 }
 
-impl Kernel for BinaryTask<'_> {
+impl SimdKernel for BinaryTask<'_> {
     type Out = ();
 
     #[inline(always)]
@@ -355,7 +357,7 @@ struct GegluRow<'a> {
     y: &'a mut [f32],
 }
 
-impl Kernel for GegluRow<'_> {
+impl SimdKernel for GegluRow<'_> {
     type Out = ();
 
     #[inline(always)]
@@ -447,7 +449,7 @@ struct AffineTask<'a> {
     ldy: usize,
 }
 
-impl Kernel for AffineTask<'_> {
+impl SimdKernel for AffineTask<'_> {
     type Out = ();
 
     #[inline(always)]

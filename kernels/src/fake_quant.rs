@@ -2,9 +2,9 @@
 
 use crate::epilogue::check_matrix;
 use crate::gemm::load_some;
+use crate::output::{Output, Put, Sink};
 use crate::shared::cut;
-use crate::simd::{Kernel, Simd};
-use crate::target::{Put, Sink, Target};
+use crate::simd::{Simd, SimdKernel};
 use crate::{Isa, Pool};
 use std::ops::Range;
 
@@ -39,7 +39,7 @@ pub fn fake_quant(
     y: &mut [f32],
     ldy: usize,
 ) {
-    store(isa, pool, rows, how.segments.iter().sum(), x, ldx, Target::Rounded(y, *how), ldy);
+    store(isa, pool, rows, how.segments.iter().sum(), x, ldx, Output::Rounded(y, *how), ldy);
 }
 
 /// y = q, the codes that [`fake_quant`] rounds to: elements of [`Isa::code_type`], which `ldy` counts.
@@ -47,18 +47,18 @@ pub fn fake_quant(
 /// # Panics
 /// When a slice is too short or not aligned, a scale is 0, or `bits` is not 1 to 8.
 pub fn quantize(isa: Isa, pool: &Pool, rows: usize, x: &[f32], ldx: usize, how: &FakeQuant, y: &mut [u8], ldy: usize) {
-    store(isa, pool, rows, how.segments.iter().sum(), x, ldx, Target::Codes(y, *how), ldy);
+    store(isa, pool, rows, how.segments.iter().sum(), x, ldx, Output::Codes(y, *how), ldy);
 }
 
 /// `rows` rows of `c` values as the target has them.
-pub(crate) fn store(isa: Isa, pool: &Pool, rows: usize, c: usize, x: &[f32], ldx: usize, y: Target, ldy: usize) {
+pub(crate) fn store(isa: Isa, pool: &Pool, rows: usize, c: usize, x: &[f32], ldx: usize, y: Output, ldy: usize) {
     check_matrix("x", x.len(), rows, c, ldx);
     let y = Sink::new(isa, y, rows, c, ldy);
     let tasks = (rows * c).div_ceil(TASK).clamp(1, 8 * pool.threads()).min(rows.max(1));
-    pool.run(tasks, &|task, _| isa.run(Task { rows: cut(rows, tasks, 1, task), c, x, ldx, y }));
+    pool.run(tasks, &|task, _| isa.run(StoreTask { rows: cut(rows, tasks, 1, task), c, x, ldx, y }));
 }
 
-struct Task<'a> {
+struct StoreTask<'a> {
     rows: Range<usize>,
     c: usize,
     x: &'a [f32],
@@ -66,7 +66,7 @@ struct Task<'a> {
     y: Sink<'a>,
 }
 
-impl Kernel for Task<'_> {
+impl SimdKernel for StoreTask<'_> {
     type Out = ();
 
     #[inline(always)]

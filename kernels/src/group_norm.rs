@@ -7,11 +7,11 @@
 use crate::arena::{cast, cast_mut};
 use crate::epilogue::{Act, check_matrix};
 use crate::gemm::{load_some, store_some};
-use crate::math::{Activation, Same, Silu};
+use crate::math::{ActivationFunction, Identity, Silu};
+use crate::output::{Output, Put, Sink, Writer};
 use crate::shared::SharedMut;
 use crate::simd::wide::{CHAINS, Wide, load_many};
-use crate::simd::{Arithmetic, Kernel, Simd};
-use crate::target::{Put, Sink, Target, Writer};
+use crate::simd::{Arithmetic, Simd, SimdKernel};
 use crate::{Isa, Pool, scratch};
 use std::ops::{Range, RangeInclusive};
 
@@ -55,7 +55,7 @@ pub fn group_norm<'a>(
     shape: &GroupNorm,
     x: &[f32],
     ldx: usize,
-    y: impl Into<Target<'a>>,
+    y: impl Into<Output<'a>>,
     ldy: usize,
 ) {
     check_matrix("x", x.len(), shape.n * shape.hw, shape.c, ldx);
@@ -68,7 +68,7 @@ pub fn group_norm<'a>(
     if shape.n * shape.hw * shape.c == 0 {
         return;
     }
-    let work = Work { isa, shape, x, ldx, y, blocks: shape.hw.div_ceil(block(shape)) };
+    let work = GroupNormTasks { isa, shape, x, ldx, y, blocks: shape.hw.div_ceil(block(shape)) };
     let moments = shape.n * work.moments_per_image();
     scratch::with(moments + 2 * shape.n * shape.c + 1, |memory| {
         // f64 begin at a multiple of 8 bytes
@@ -115,7 +115,7 @@ pub fn group_norm<'a>(
 
 /// The parts of [`group_norm`].
 #[derive(Clone, Copy)]
-struct Work<'a> {
+struct GroupNormTasks<'a> {
     isa: Isa,
     shape: &'a GroupNorm<'a>,
     x: &'a [f32],
@@ -125,7 +125,7 @@ struct Work<'a> {
     blocks: usize,
 }
 
-impl Work<'_> {
+impl GroupNormTasks<'_> {
     /// [`Moments`] of all blocks and groups of an image, in f32.
     fn moments_per_image(&self) -> usize {
         self.blocks * self.shape.groups * (size_of::<Moments>() / size_of::<f32>())
@@ -138,7 +138,7 @@ impl Work<'_> {
 
     /// The moments of the groups of a block.
     fn moments(&self, image: usize, block: usize, moments: &mut [f32]) {
-        let Work { isa, shape, x, ldx, .. } = *self;
+        let GroupNormTasks { isa, shape, x, ldx, .. } = *self;
         scratch::with(3 * shape.c, |sums| {
             let moments = cast_mut(bytemuck::cast_slice_mut(moments));
             isa.run(BlockMoments { shape, pixels: self.pixels(image, block), x, ldx, sums, moments });
@@ -147,7 +147,7 @@ impl Work<'_> {
 
     /// Writes a block.
     fn normalise(&self, image: usize, block: usize, coefficients: &[f32]) {
-        let Work { isa, shape, x, ldx, y, .. } = *self;
+        let GroupNormTasks { isa, shape, x, ldx, y, .. } = *self;
         isa.run(Normalise { shape, pixels: self.pixels(image, block), x, ldx, y, coefficients });
     }
 }
@@ -197,7 +197,7 @@ struct BlockMoments<'a> {
     moments: &'a mut [f64],
 }
 
-impl Kernel for BlockMoments<'_> {
+impl SimdKernel for BlockMoments<'_> {
     type Out = ();
 
     #[inline(always)]
@@ -253,7 +253,7 @@ struct Normalise<'a> {
     coefficients: &'a [f32],
 }
 
-impl Kernel for Normalise<'_> {
+impl SimdKernel for Normalise<'_> {
     type Out = ();
 
     #[inline(always)]
@@ -263,7 +263,7 @@ impl Kernel for Normalise<'_> {
             // nothing is decided per vector in the two forms that quantized models are full of
             match (&writer, self.shape.act) {
                 (Writer::Bytes(codes), Act::Silu) => self.columns(s, columns, codes, Silu),
-                (Writer::Bytes(codes), Act::None) => self.columns(s, columns, codes, Same),
+                (Writer::Bytes(codes), Act::None) => self.columns(s, columns, codes, Identity),
                 (writer, act) => self.columns(s, columns, writer, act),
             }
         }
@@ -272,7 +272,7 @@ impl Kernel for Normalise<'_> {
 
 impl Normalise<'_> {
     #[inline(always)]
-    fn columns<S: Simd>(&self, s: S, columns: Range<usize>, writer: &impl Put<S>, act: impl Activation) {
+    fn columns<S: Simd>(&self, s: S, columns: Range<usize>, writer: &impl Put<S>, act: impl ActivationFunction) {
         let mut c = columns.start;
         while c < columns.end {
             if columns.end - c >= CHAINS * S::LANES {
@@ -288,7 +288,14 @@ impl Normalise<'_> {
 
     /// `M` vectors of channels from `c` on, the last of `n`.
     #[inline(always)]
-    fn vectors<S: Simd, const M: usize>(&self, s: S, c: usize, n: usize, writer: &impl Put<S>, act: impl Activation) {
+    fn vectors<S: Simd, const M: usize>(
+        &self,
+        s: S,
+        c: usize,
+        n: usize,
+        writer: &impl Put<S>,
+        act: impl ActivationFunction,
+    ) {
         let w = Wide::<S, M>(s);
         let all = (M - 1) * S::LANES + n;
         let (factors, additions) = self.coefficients.split_at(self.shape.c);

@@ -2,7 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use crate::amx::Amx;
-use crate::simd::{Kernel, Portable, Simd};
+use crate::simd::{Portable, Simd, SimdKernel};
 use std::ffi::OsStr;
 use std::fmt;
 use std::str::FromStr;
@@ -110,7 +110,7 @@ impl Isa {
     }
 
     /// Runs `kernel` compiled for this instruction set.
-    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
+    pub(crate) fn run<K: SimdKernel>(self, kernel: K) -> K::Out {
         assert!(self.is_available(), "this CPU has no {self}");
         match self {
             Isa::Portable => kernel.run(Portable),
@@ -176,7 +176,7 @@ pub fn fma_probe(isa: Isa, rounds: usize) -> u64 {
 
 struct Probe(usize);
 
-impl Kernel for Probe {
+impl SimdKernel for Probe {
     type Out = u64;
 
     #[inline(always)]

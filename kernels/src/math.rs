@@ -180,12 +180,12 @@ pub(crate) fn activate<S: Arithmetic>(s: S, act: Act, x: S::V) -> S::V {
 }
 
 /// An activation that a kernel knows when it is compiled, or any.
-pub(crate) trait Activation: Copy {
+pub(crate) trait ActivationFunction: Copy {
     /// Of a vector.
     fn apply<S: Arithmetic>(self, s: S, x: S::V) -> S::V;
 }
 
-impl Activation for Act {
+impl ActivationFunction for Act {
     #[inline(always)]
     fn apply<S: Arithmetic>(self, s: S, x: S::V) -> S::V {
         activate(s, self, x)
@@ -194,9 +194,9 @@ impl Activation for Act {
 
 /// [`Act::None`]
 #[derive(Clone, Copy)]
-pub(crate) struct Same;
+pub(crate) struct Identity;
 
-impl Activation for Same {
+impl ActivationFunction for Identity {
     #[inline(always)]
     fn apply<S: Arithmetic>(self, _: S, x: S::V) -> S::V {
         x
@@ -207,7 +207,7 @@ impl Activation for Same {
 #[derive(Clone, Copy)]
 pub(crate) struct Silu;
 
-impl Activation for Silu {
+impl ActivationFunction for Silu {
     #[inline(always)]
     fn apply<S: Arithmetic>(self, s: S, x: S::V) -> S::V {
         activate(s, Act::Silu, x)

@@ -1,10 +1,10 @@
 //! Matrix products: with packed weights ([`linear`]) and between two activations ([`matmul_batched`]).
 
 use crate::epilogue::check_matrix;
-use crate::gemm::{Finish, Groups, Lhs, Product};
-use crate::pack::{Layout, pack_panels, panels_len};
+use crate::gemm::{Groups, Lhs, Product, WriteBack};
+use crate::output::{Output, Sink};
+use crate::pack::{PackedLayout, pack_panels, panels_len};
 use crate::shared::SharedMut;
-use crate::target::{Sink, Target};
 use crate::{Epilogue, Isa, PackedMatrix, Pool, dot};
 
 /// y = epilogue(x · w): `x` `[m, k]` with rows `ldx` apart, `w` packed from `[k, n]`, `y` `[m, n]` with rows `ldy`
@@ -22,16 +22,16 @@ pub fn linear<'a>(
     ldx: usize,
     packed: &PackedMatrix,
     epilogue: &Epilogue,
-    y: impl Into<Target<'a>>,
+    y: impl Into<Output<'a>>,
     ldy: usize,
 ) {
     packed.check(isa, 1, k, n);
     check_matrix("x", x.len(), m, k, ldx);
     let lhs = Lhs { x, ld: ldx, taps: 1, depth: k, gather: None };
-    let finish = Finish::new(isa, *epilogue, m, n, packed.is_paired(), y.into(), ldy);
+    let write_back = WriteBack::new(isa, *epilogue, m, n, packed.is_paired(), y.into(), ldy);
     match packed.layout() {
-        Layout::Dot { .. } => dot::run(isa, pool, &lhs, m, n, packed.values(), &finish),
-        _ => Product { isa, lhs, rows: m, right: packed.values(), n, groups: Groups::ONE, finish }.run(pool),
+        PackedLayout::Dot { .. } => dot::run(isa, pool, &lhs, m, n, packed.values(), &write_back),
+        _ => Product { isa, lhs, rows: m, right: packed.values(), n, groups: Groups::ONE, write_back }.run(pool),
     }
 }
 
@@ -114,6 +114,6 @@ pub fn matmul_batched(
     let lhs = Lhs { x: a, ld: s.lda, taps: 1, depth: s.k, gather: None };
     let right = if s.stride_b == 0 { 0 } else { size };
     let groups = Groups { count: s.batch, left: s.stride_a, right, col: s.stride_y };
-    let finish = Finish { epilogue: Epilogue::default(), y: Sink::values(y, s.ldy), half: None };
-    Product { isa, lhs, rows: s.m, right: &scratch[..need], n: s.n, groups, finish }.run(pool);
+    let write_back = WriteBack { epilogue: Epilogue::default(), y: Sink::values(y, s.ldy), half: None };
+    Product { isa, lhs, rows: s.m, right: &scratch[..need], n: s.n, groups, write_back }.run(pool);
 }

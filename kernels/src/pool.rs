@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 const SPIN: Duration = Duration::from_micros(80);
 
 /// The borrowed closure of a job, its lifetime removed; see [`Pool::run`] for why that is sound.
-type Task = &'static (dyn Fn(usize, usize) + Sync);
+type TaskFn = &'static (dyn Fn(usize, usize) + Sync);
 
 thread_local! {
     /// Set while this thread runs a task: a job inside a job runs on its own thread alone.
@@ -44,7 +44,7 @@ struct Shared {
     /// Copy of `Job::number`, to spin on.
     number: AtomicUsize,
     /// The next task of every thread's share.
-    next: Box<[Next]>,
+    next: Box<[NextTask]>,
     /// Workers inside the present job; raised only under the lock of `job`.
     busy: AtomicUsize,
     panicked: AtomicBool,
@@ -54,13 +54,13 @@ struct Shared {
 /// A counter with a cache line, and the one that is fetched with it, of its own.
 #[repr(align(128))]
 #[derive(Default)]
-struct Next(AtomicUsize);
+struct NextTask(AtomicUsize);
 
 struct Job {
     number: usize,
     tasks: usize,
     /// None once the caller has seen the last task taken: late workers need not come in.
-    task: Option<Task>,
+    task: Option<TaskFn>,
     /// Workers asleep on `wake`.
     parked: usize,
     quit: bool,
@@ -73,7 +73,7 @@ impl Pool {
             job: Mutex::new(Job { number: 0, tasks: 0, task: None, parked: 0, quit: false }),
             wake: Condvar::new(),
             number: AtomicUsize::new(0),
-            next: (0..threads.max(1)).map(|_| Next::default()).collect(),
+            next: (0..threads.max(1)).map(|_| NextTask::default()).collect(),
             busy: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             panic: Mutex::new(None),
@@ -100,7 +100,7 @@ impl Pool {
         let turn = lock(&self.turn);
         // SAFETY: a worker uses the reference only between raising and lowering `busy`, and raises it only while
         // `Job::task` is there. This function returns after taking that away and then seeing `busy` at 0.
-        let task = unsafe { std::mem::transmute::<&(dyn Fn(usize, usize) + Sync), Task>(task) };
+        let task = unsafe { std::mem::transmute::<&(dyn Fn(usize, usize) + Sync), TaskFn>(task) };
         self.publish(tasks, task);
         self.shared.work(task, tasks, 0);
         lock(&self.shared.job).task = None;
@@ -112,7 +112,7 @@ impl Pool {
         }
     }
 
-    fn publish(&self, tasks: usize, task: Task) {
+    fn publish(&self, tasks: usize, task: TaskFn) {
         let shared = &*self.shared;
         let mut job = lock(&shared.job);
         for (owner, next) in shared.next.iter().enumerate() {
@@ -158,7 +158,7 @@ impl Shared {
     }
 
     /// Takes tasks until none is left or one has panicked.
-    fn work(&self, task: Task, tasks: usize, worker: usize) {
+    fn work(&self, task: TaskFn, tasks: usize, worker: usize) {
         IN_TASK.set(true);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let threads = self.next.len();
@@ -209,7 +209,7 @@ impl Shared {
 struct Entered {
     number: usize,
     tasks: usize,
-    task: Task,
+    task: TaskFn,
 }
 
 fn spawn(shared: &Arc<Shared>, index: usize) -> JoinHandle<()> {

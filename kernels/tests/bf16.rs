@@ -200,8 +200,8 @@ fn rounding_is_to_the_nearest_with_ties_to_even() {
     for isa in isas() {
         let pool = Pool::new(2);
         let (mut stored, mut rounded) = (vec![0xabcd_u16; rows * ldy], vec![7.0f32; rows * ldy]);
-        round_bf16(isa, &pool, rows, c, &x, ldx, Target::Bf16(&mut stored), ldy);
-        round_bf16(isa, &pool, rows, c, &x, ldx, Target::RoundedBf16(&mut rounded), ldy);
+        round_bf16(isa, &pool, rows, c, &x, ldx, Output::Bf16(&mut stored), ldy);
+        round_bf16(isa, &pool, rows, c, &x, ldx, Output::RoundedBf16(&mut rounded), ldy);
         for (row, col) in (0..rows).flat_map(|row| (0..ldy).map(move |col| (row, col))) {
             let at = row * ldy + col;
             if col >= c {

@@ -12,14 +12,14 @@ fn binary_equals_the_definition_for_every_operand() {
     for (rows, c) in [(1, 1), (3, 7), (5, 8), (4, 33), (70, 300)] {
         let (lda, ldy) = (c + rng.size(0, 2), c + rng.size(0, 2));
         let data: Vec<f32> = rng.noise(rows * (c + 2)).iter().map(|x| x + 1.5).collect();
-        let image = Rows { data: &data, stride: 1, rows_per_image: 2 };
+        let image = PerImage { data: &data, stride: 1, rows_per_image: 2 };
         let operands = [
-            Operand::Full(&data, lda),
-            Operand::Full(&data, c),
-            Operand::Scalar(0.75),
-            Operand::Row(&data),
-            Operand::Column(&data),
-            Operand::Image(image),
+            BroadcastOperand::Full(&data, lda),
+            BroadcastOperand::Full(&data, c),
+            BroadcastOperand::Scalar(0.75),
+            BroadcastOperand::Row(&data),
+            BroadcastOperand::Column(&data),
+            BroadcastOperand::Image(image),
         ];
         for (i, a) in operands.into_iter().enumerate() {
             for (j, b) in operands.into_iter().enumerate() {
@@ -30,13 +30,13 @@ fn binary_equals_the_definition_for_every_operand() {
     }
 }
 
-fn check_binary(op: Binary, [rows, c, ldy]: [usize; 3], a: Operand, b: Operand) {
-    let value = |operand: Operand, row: usize, col: usize| match operand {
-        Operand::Full(data, ld) => data[row * ld + col],
-        Operand::Scalar(x) => x,
-        Operand::Row(data) => data[col],
-        Operand::Column(data) => data[row],
-        Operand::Image(image) => image.of(row, c)[col],
+fn check_binary(op: Binary, [rows, c, ldy]: [usize; 3], a: BroadcastOperand, b: BroadcastOperand) {
+    let value = |operand: BroadcastOperand, row: usize, col: usize| match operand {
+        BroadcastOperand::Full(data, ld) => data[row * ld + col],
+        BroadcastOperand::Scalar(x) => x,
+        BroadcastOperand::Row(data) => data[col],
+        BroadcastOperand::Column(data) => data[row],
+        BroadcastOperand::Image(image) => image.of(row, c)[col],
     };
     let all = |operand| (0..rows * c).map(|i| value(operand, i / c, i % c)).collect::<Vec<f32>>();
     let mut want = vec![7.0; rows * ldy];

@@ -35,7 +35,7 @@ impl Parts {
 
     /// The combination of parts that the bits of `which` name.
     fn epilogue(&self, which: usize, act: Act) -> Epilogue<'_> {
-        let rows = Rows { data: &self.image, stride: self.stride, rows_per_image: self.rows_per_image };
+        let rows = PerImage { data: &self.image, stride: self.stride, rows_per_image: self.rows_per_image };
         Epilogue {
             scale: (which & 16 != 0).then_some(&self.bias),
             bias: (which & 1 != 0).then_some(&self.bias),

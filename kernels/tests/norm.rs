@@ -63,7 +63,8 @@ fn row_norms_equal_the_definition() {
         let (rows, c) = (rng.size(1, 40), rng.size(2, 200));
         let (ldx, ldy) = (c + rng.size(0, 5), c + rng.size(0, 5));
         let (gamma, beta, image) = (rng.noise(c), rng.noise(c), rng.noise(rows * 2 * c));
-        let rows_of = |from: usize| Rows { data: &image[from..], stride: 2 * c, rows_per_image: 1.max(rows / 2) + 1 };
+        let rows_of =
+            |from: usize| PerImage { data: &image[from..], stride: 2 * c, rows_per_image: 1.max(rows / 2) + 1 };
         let s = LayerNorm {
             rows,
             c,

@@ -8,11 +8,11 @@ use crate::attention::{AttentionShape, add_mask};
 use crate::epilogue::check_matrix;
 use crate::gemm::Plain;
 use crate::math::exp2_weight;
+use crate::output::{Output, Put, Sink};
 use crate::rows::{row_max, scale_row};
 use crate::shared::{SharedMut, cut};
 use crate::simd::wide::{CHAINS, Wide};
 use crate::simd::{Arithmetic, Simd};
-use crate::target::{Put, Sink, Target};
 use crate::{Isa, Pool};
 use cqc_proto::op::SOFTMAX_BF16;
 use std::f32::consts::LOG2_E;
@@ -38,7 +38,7 @@ impl Isa {
 
 /// How scratch is laid out, in elements of two bytes but for scores and sums.
 #[derive(Clone, Copy)]
-struct Plan {
+struct ScratchLayout {
     /// Columns of a panel.
     width: usize,
     /// Queries of a task at most.
@@ -53,10 +53,10 @@ struct Plan {
     pairs: usize,
 }
 
-impl Plan {
-    fn new(isa: Isa, s: &AttentionShape) -> Plan {
-        let (width, rows) = (isa.bf16_level().panel_width(), isa.bf16_level().rows());
-        Plan {
+impl ScratchLayout {
+    fn new(isa: Isa, s: &AttentionShape) -> ScratchLayout {
+        let (width, rows) = (isa.bf16_instruction().panel_width(), isa.bf16_instruction().rows());
+        ScratchLayout {
             width,
             queries: QUERIES / rows * rows,
             depth: s.d.next_multiple_of(PIECE),
@@ -79,7 +79,7 @@ impl Plan {
 
 /// Words of four bytes of scratch that [`attention_bf16`] needs on a pool of `threads`.
 pub fn attention_bf16_scratch_len(isa: Isa, shape: &AttentionShape, threads: usize) -> usize {
-    let plan = Plan::new(isa, shape);
+    let plan = ScratchLayout::new(isa, shape);
     plan.pairs * plan.pair() / 2 + threads.max(1) * plan.per_thread()
 }
 
@@ -96,7 +96,7 @@ pub fn attention_bf16<'a>(
     shape: &AttentionShape,
     [q, k, v]: [&[u16]; 3],
     mask: Option<&[f32]>,
-    y: impl Into<Target<'a>>,
+    y: impl Into<Output<'a>>,
     scratch: &mut [f32],
 ) {
     let s = shape;
@@ -108,7 +108,7 @@ pub fn attention_bf16<'a>(
     let y = Sink::new(isa, y.into(), s.n * s.lq, s.heads * s.dv, s.ldy);
     let need = attention_bf16_scratch_len(isa, s, pool.threads());
     assert!(scratch.len() >= need, "scratch has {} values, needs {need}", scratch.len());
-    let plan = Plan::new(isa, s);
+    let plan = ScratchLayout::new(isa, s);
     let (packed, work) = scratch.split_at_mut(plan.pairs * plan.pair() / 2);
     let packed: &mut [u16] = bytemuck::cast_slice_mut(packed);
     pack(pool, s, &plan, k, v, packed);
@@ -117,7 +117,7 @@ pub fn attention_bf16<'a>(
     let work = SharedMut::new(work);
     pool.run(s.n * s.heads * blocks, &|task, worker| {
         let (image, head) = (task / blocks / s.heads, task / blocks % s.heads);
-        let queries = cut(s.lq, blocks, isa.bf16_level().rows(), task % blocks);
+        let queries = cut(s.lq, blocks, isa.bf16_instruction().rows(), task % blocks);
         if queries.is_empty() {
             return;
         }
@@ -148,7 +148,7 @@ pub fn attention_bf16<'a>(
 }
 
 /// Packs the keys and values of all images and heads.
-fn pack(pool: &Pool, s: &AttentionShape, plan: &Plan, k: &[u16], v: &[u16], out: &mut [u16]) {
+fn pack(pool: &Pool, s: &AttentionShape, plan: &ScratchLayout, k: &[u16], v: &[u16], out: &mut [u16]) {
     let out = SharedMut::new(out);
     let tasks = if s.lk == 0 { 0 } else { 2 * plan.pairs };
     pool.run(tasks, &|task, _| {
@@ -167,7 +167,7 @@ fn pack(pool: &Pool, s: &AttentionShape, plan: &Plan, k: &[u16], v: &[u16], out:
 }
 
 /// Panels of keys: `[depth / 2, width, 2]`, zeros beyond keys and depth.
-fn pack_keys(s: &AttentionShape, plan: &Plan, k: &[u16], out: &mut [u16]) {
+fn pack_keys(s: &AttentionShape, plan: &ScratchLayout, k: &[u16], out: &mut [u16]) {
     let (whole, width) = (s.d / 2, plan.width);
     for (panel, out) in out.chunks_exact_mut(width * plan.depth).enumerate() {
         let (pairs, _) = out.as_chunks_mut::<2>();
@@ -188,7 +188,7 @@ fn pack_keys(s: &AttentionShape, plan: &Plan, k: &[u16], out: &mut [u16]) {
 }
 
 /// Panels of channels: `[keys / 2, width, 2]`, zeros beyond keys and channels.
-fn pack_values(s: &AttentionShape, plan: &Plan, v: &[u16], out: &mut [u16]) {
+fn pack_values(s: &AttentionShape, plan: &ScratchLayout, v: &[u16], out: &mut [u16]) {
     for (panel, out) in out.chunks_exact_mut((plan.width * plan.keys).max(1)).enumerate() {
         let first = panel * plan.width;
         let cols = (s.dv - first).min(plan.width);
@@ -211,7 +211,7 @@ fn pack_values(s: &AttentionShape, plan: &Plan, v: &[u16], out: &mut [u16]) {
 /// One task: some queries of one image and head.
 struct QueryBlock<'a> {
     shape: &'a AttentionShape,
-    plan: &'a Plan,
+    plan: &'a ScratchLayout,
     image: usize,
     head: usize,
     queries: Range<usize>,

@@ -1,6 +1,6 @@
 //! Products of bf16 by bf16, accumulated in f32.
 //!
-//! Both operands are rounded to the nearest bf16 before they come here: activations by whoever stores them ([`Target::Bf16`](crate::Target), or
+//! Both operands are rounded to the nearest bf16 before they come here: activations by whoever stores them ([`Output::Bf16`](crate::Output), or
 //! [`round_bf16`]), weights when they are compiled. A product of two bf16 is exact in f32, so a kernel differs from the f32 one on the same rounded
 //! operands by the order of additions alone, and by numbers below 2⁻¹²⁶, which AVX-512 BF16 takes for zero.
 //!
@@ -28,10 +28,10 @@ impl Isa {
     /// Whether products of bf16 run on an instruction for them that is faster than the ones for f32: AMX, or AVX-512 BF16 but for Intel's, which
     /// start one in two cycles and four fused multiply-adds of f32 (measured on Emerald Rapids: 42 GMAC/s against 81).
     pub fn has_bf16(self) -> bool {
-        match self.bf16_level() {
-            dot::Level::Portable => false,
-            dot::Level::Avx512 => !dot::is_intel(),
-            dot::Level::Amx => true,
+        match self.bf16_instruction() {
+            dot::Instruction::Portable => false,
+            dot::Instruction::Avx512 => !dot::is_intel(),
+            dot::Instruction::Amx => true,
         }
     }
 

@@ -40,7 +40,7 @@ impl PackedBf16 {
     pub fn pairs_from_kn(isa: Isa, k: usize, n: usize, w: &[u16]) -> PackedBf16 {
         assert_eq!(w.len(), k * n, "weights of [{k}, {n}]");
         assert!(n.is_multiple_of(PAIRED_COLUMNS), "pairs of {n} columns");
-        let width = isa.bf16_level().panel_width();
+        let width = isa.bf16_instruction().panel_width();
         let packed = Self::pack(isa, 1, k, n, &|_, channel, col| w[channel * n + pair_of(n / 2, width, col)]);
         PackedBf16 { paired: true, ..packed }
     }
@@ -57,7 +57,7 @@ impl PackedBf16 {
     }
 
     fn pack(isa: Isa, taps: usize, depth: usize, n: usize, at: &impl Fn(usize, usize, usize) -> u16) -> PackedBf16 {
-        let (width, bytes) = (isa.bf16_level().panel_width(), bytes(isa, taps, depth, n));
+        let (width, bytes) = (isa.bf16_instruction().panel_width(), bytes(isa, taps, depth, n));
         let mut data = Arena::new(bytes);
         let all: &mut [u16] = data.get_mut(Span::new(0, bytes)).expect("an arena holds itself");
         let mut groups = all.chunks_exact_mut(GROUP);
@@ -139,7 +139,7 @@ impl PackedBf16 {
 
 /// How wide a panel is.
 pub(crate) fn columns(isa: Isa) -> usize {
-    isa.bf16_level().panel_width()
+    isa.bf16_instruction().panel_width()
 }
 
 /// Bytes of packed values.

@@ -2,7 +2,7 @@
 
 use super::args::{AttentionArgs, RawOperand};
 use super::launch::{Operands, int};
-use super::{ElementType, Kernel, Launch, Operand, State, list};
+use super::{ElementType, EntryPoint, Launch, Operand, State, list};
 use crate::AttentionShape;
 use cqc_proto::op::SOFTMAX_BF16;
 
@@ -58,7 +58,7 @@ pub fn attention(
 }
 
 /// The kernel, the columns it has room for, and the keys of its tiles.
-fn kernel(s: &AttentionShape, bits: u8, operands: [&Operand; 3]) -> Option<(&'static Kernel, usize, usize)> {
+fn kernel(s: &AttentionShape, bits: u8, operands: [&Operand; 3]) -> Option<(&'static EntryPoint, usize, usize)> {
     let wide = |o: &&Operand| o.element == ElementType::F16 && o.is_wide();
     let fits = s.d.is_multiple_of(8) && s.dv.is_multiple_of(8) && s.n * s.heads < 1 << 16;
     if !fits || !operands.iter().all(wide) {

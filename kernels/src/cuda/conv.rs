@@ -2,7 +2,7 @@
 
 use super::args::{ConvArgs, MAX_SEGMENTS, MatmulArgs, RawEpilogue, RawPerImage, RawTarget};
 use super::launch::{Operands, blocks, int};
-use super::{ElementType, Filter, FilterKind, Kernel, Launch, Operand, State, list};
+use super::{ElementType, EntryPoint, Filter, FilterKind, Launch, Operand, State, list};
 use crate::{Act, ConvShape, MatmulShape};
 
 /// One row per image, `stride` elements apart (0 = the same for all), for `rows` rows of the result.
@@ -18,7 +18,7 @@ pub struct PerImage<'a> {
 
 /// y = residual + gate · act(scale · sum + bias + row), each part optional.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Tail<'a> {
+pub struct Epilogue<'a> {
     /// A factor per column.
     pub scale: Option<&'a Operand>,
     /// A summand per column.
@@ -111,7 +111,7 @@ impl PerImage<'_> {
     }
 }
 
-impl Tail<'_> {
+impl Epilogue<'_> {
     fn raw(&self, operands: &mut Operands, rows: usize, cols: usize) -> RawEpilogue {
         RawEpilogue {
             scale: operands.maybe("scale", self.scale, 1, cols),
@@ -201,7 +201,7 @@ pub fn conv(
     filter: &Filter,
     x: &Operand,
     rounding: Option<[&Operand; 2]>,
-    tail: &Tail,
+    tail: &Epilogue,
     output: &Output,
     tile: Tile,
     shared: Option<(&Operand, usize)>,
@@ -271,7 +271,7 @@ pub fn conv(
     [product].into_iter().chain(sum).collect()
 }
 
-fn kernel(codes: bool, segments: usize, tile: Tile) -> &'static Kernel {
+fn kernel(codes: bool, segments: usize, tile: Tile) -> &'static EntryPoint {
     match (codes, segments, tile) {
         (false, _, Tile::Small) => &list::conv_f16_64,
         (false, _, Tile::Large) => &list::conv_f16_128,

@@ -288,7 +288,7 @@ pub fn gated(state: &State, [rows, columns]: [usize; 2], function: Act, x: &Oper
 
 fn rows_launch(
     mut operands: Operands,
-    kernel: &'static super::Kernel,
+    kernel: &'static super::EntryPoint,
     [rows, columns]: [usize; 2],
     x: RawOperand,
     reads_eight: bool,

@@ -1,14 +1,14 @@
 //! A checked call of a kernel, and what runs it.
 
 use super::args::RawOperand;
-use super::{CudaError, Kernel, Memory, Operand, State};
+use super::{CudaError, EntryPoint, Memory, Operand, State};
 use bytemuck::Pod;
 use std::sync::Arc;
 
 /// A kernel with its arguments: made by the functions of this module, which have checked that it stays within the memory it refers to.
 #[derive(Clone, Debug)]
 pub struct Launch {
-    pub(super) kernel: &'static Kernel,
+    pub(super) kernel: &'static EntryPoint,
     /// Blocks along x and y.
     pub(super) grid: [u32; 2],
     pub(super) shared_bytes: u32,
@@ -21,7 +21,7 @@ pub struct Launch {
 
 impl Launch {
     /// The kernel.
-    pub fn kernel(&self) -> &'static Kernel {
+    pub fn kernel(&self) -> &'static EntryPoint {
         self.kernel
     }
 }
@@ -129,7 +129,7 @@ impl<'a> Operands<'a> {
         self.state.memory.address
     }
 
-    pub fn launch<A: Pod>(self, kernel: &'static Kernel, grid: [usize; 2], shared_bytes: usize, args: A) -> Launch {
+    pub fn launch<A: Pod>(self, kernel: &'static EntryPoint, grid: [usize; 2], shared_bytes: usize, args: A) -> Launch {
         const { assert!(size_of::<A>().is_multiple_of(8)) };
         let mut words = vec![0u64; size_of::<A>() / 8].into_boxed_slice();
         bytemuck::cast_slice_mut(&mut words).copy_from_slice(bytemuck::bytes_of(&args));

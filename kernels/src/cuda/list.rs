@@ -2,7 +2,7 @@
 
 /// A kernel as it is launched.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Kernel {
+pub struct EntryPoint {
     /// Name of the entry.
     pub name: &'static str,
     /// The source that holds it.
@@ -13,7 +13,7 @@ pub struct Kernel {
     pub tensor_cores: bool,
 }
 
-impl Kernel {
+impl EntryPoint {
     /// Whether what it computes with may leave a [`Fault`](super::Fault).
     pub fn may_fail(&self) -> bool {
         ["integers", "gather"].contains(&self.name)
@@ -24,7 +24,7 @@ macro_rules! kernels {
     ($($source:literal: $($name:ident $threads:literal $(($tensor:ident))?),+;)*) => {
         $($(
             #[allow(non_upper_case_globals)] // named as in the source
-            pub(super) static $name: Kernel = Kernel {
+            pub(super) static $name: EntryPoint = EntryPoint {
                 name: stringify!($name),
                 source: $source,
                 threads: $threads,
@@ -32,7 +32,7 @@ macro_rules! kernels {
             };
         )+)*
         /// Every kernel.
-        pub static KERNELS: &[&Kernel] = &[$($(&$name),+),*];
+        pub static KERNELS: &[&EntryPoint] = &[$($(&$name),+),*];
 
         /// Every kernel's entry in the simulator.
         #[cfg(feature = "cuda-sim")]

@@ -37,12 +37,12 @@ pub mod simulator;
 
 pub use args::MAX_SEGMENTS;
 pub use attention::attention;
-pub use conv::{Output, PerImage, Rounding, Tail, Tile, conv, matmul, split_bytes, splits};
+pub use conv::{Epilogue, Output, PerImage, Rounding, Tile, conv, matmul, split_bytes, splits};
 pub use elementwise::{ElementOp, affine, elementwise, gated, gather, quantize, timestep_embedding};
 pub use error::CudaError;
 pub use filter::{Filter, FilterKind};
 pub use launch::{Device, Launch, Recorded};
-pub use list::{KERNELS, Kernel};
+pub use list::{EntryPoint, KERNELS};
 pub use memory::{ElementType, Fault, Memory, Operand, State};
 pub use norm::{group_norm, group_norm_scratch, layer_norm, softmax};
 pub use peak::{PEAK_IN, PEAK_OUT, PeakOf, mma_peak};

@@ -15,7 +15,7 @@ pub struct Nvrtc(());
 
 /// What becomes of one source.
 #[derive(Clone, Debug)]
-pub struct Compiled {
+pub struct CompiledSource {
     /// Code for the architecture.
     pub cubin: Vec<u8>,
     /// The same as PTX.
@@ -60,7 +60,7 @@ impl Nvrtc {
     ///
     /// # Panics
     /// When there is no such source.
-    pub fn compile(self, name: &str, arch: &str) -> Result<Compiled, CudaError> {
+    pub fn compile(self, name: &str, arch: &str) -> Result<CompiledSource, CudaError> {
         assert!(SOURCES.contains(&name), "there is no source `{name}`");
         let error = |log: String| CudaError::Compile { source_name: name.into(), arch: arch.into(), log };
         let text = CString::new(source(name)).expect("sources hold no zero");
@@ -90,14 +90,14 @@ impl Nvrtc {
 ///
 /// # Safety
 /// It was compiled and not destroyed.
-unsafe fn read(program: sys::nvrtcProgram, log: String) -> Result<Compiled, result::NvrtcError> {
+unsafe fn read(program: sys::nvrtcProgram, log: String) -> Result<CompiledSource, result::NvrtcError> {
     // SAFETY: the caller's promise; the buffer has the size that was asked for.
     unsafe {
         let mut size = 0;
         sys::nvrtcGetCUBINSize(program, &mut size).result()?;
         let mut cubin = vec![0u8; size];
         sys::nvrtcGetCUBIN(program, cubin.as_mut_ptr().cast()).result()?;
-        Ok(Compiled { cubin, ptx: words(&result::get_ptx(program)?), log })
+        Ok(CompiledSource { cubin, ptx: words(&result::get_ptx(program)?), log })
     }
 }
 

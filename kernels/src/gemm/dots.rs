@@ -1,6 +1,6 @@
 //! The register tile of instructions that add several products per lane at once: up to `MR` rows by two vectors of columns.
 
-use super::drive::{Block, Micro, Tile, drive};
+use super::drive::{Block, MicroKernel, Tile, drive};
 use crate::simd::Simd;
 
 /// An instruction that multiplies `GROUP` neighbours of the depth and adds them to a sum, in every lane. A value of an implementing type is
@@ -66,14 +66,14 @@ pub(crate) trait Dot: Copy + Send + Sync + 'static {
     /// # Safety
     /// As for [`drive`].
     #[inline(always)]
-    unsafe fn copy_rows<M: Micro>(self, _block: &Block<M>, _to: &mut [u8]) {}
+    unsafe fn copy_rows<M: MicroKernel>(self, _block: &Block<M>, _to: &mut [u8]) {}
 
     /// Runs a block on the loops that suit this CPU; `copied` is what [`Dot::copy_rows`] wrote.
     ///
     /// # Safety
     /// As for [`drive`].
     #[inline(always)]
-    unsafe fn drive<M: Micro>(self, micro: M, block: &Block<M>, _copied: &[u8]) {
+    unsafe fn drive<M: MicroKernel>(self, micro: M, block: &Block<M>, _copied: &[u8]) {
         // SAFETY: the caller's promise.
         unsafe { drive(micro, block) }
     }
@@ -87,7 +87,7 @@ pub(crate) trait DotKernel<D> {
 
 type TileOf<D> = Tile<<D as Dot>::Left, <D as Dot>::Right, <D as Dot>::Sum>;
 
-/// [`Micro::tiles`](super::Micro::tiles) with this instruction.
+/// [`MicroKernel::tiles`](super::Micro::tiles) with this instruction.
 ///
 /// # Safety
 /// As for that; the right side has whole groups, zeros where the depth of a tap ends within one.
@@ -109,7 +109,7 @@ impl<D: Dot, const NV: usize> DotKernel<D> for Dispatch<D, NV> {
         macro_rules! by_rows {
             ($($m:literal)*) => {
                 match tile.rows {
-                    $($m if $m <= D::MR => d.outline(Wide::<D, $m, NV>(tile)),)*
+                    $($m if $m <= D::MR => d.outline(RegisterTile::<D, $m, NV>(tile)),)*
                     rows => unreachable!("a tile has at most {} rows, not {rows}", D::MR),
                 }
             };
@@ -119,9 +119,9 @@ impl<D: Dot, const NV: usize> DotKernel<D> for Dispatch<D, NV> {
 }
 
 /// `M` rows by `NV` vectors, one accumulator each: a row's sum has the same order whatever `M` is, so results do not depend on the batch.
-struct Wide<D: Dot, const M: usize, const NV: usize>(TileOf<D>);
+struct RegisterTile<D: Dot, const M: usize, const NV: usize>(TileOf<D>);
 
-impl<D: Dot, const M: usize, const NV: usize> DotKernel<D> for Wide<D, M, NV> {
+impl<D: Dot, const M: usize, const NV: usize> DotKernel<D> for RegisterTile<D, M, NV> {
     #[inline(always)]
     fn run(self, d: D) {
         let mut t = self.0;

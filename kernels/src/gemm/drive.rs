@@ -20,7 +20,7 @@ const MAX_COLS: usize = 32;
 const MAX_LINES: usize = 32;
 
 /// What a data type brings: its register tile.
-pub(crate) trait Micro: Copy {
+pub(crate) trait MicroKernel: Copy {
     /// An element of the left side.
     type Left: Copy;
     /// An element of the right side.
@@ -28,7 +28,7 @@ pub(crate) trait Micro: Copy {
     /// An accumulator, at most 4 bytes.
     type Acc: Copy;
     /// What turns accumulators into results.
-    type Finish<'a>;
+    type WriteBack<'a>;
     /// Rows of a tile at most.
     const ROWS: usize;
     /// Columns of a panel, at most 32.
@@ -51,7 +51,7 @@ pub(crate) trait Micro: Copy {
     #[inline(always)]
     unsafe fn fold(
         self,
-        _how: &Self::Finish<'_>,
+        _how: &Self::WriteBack<'_>,
         _segment: usize,
         _rows: usize,
         _col: usize,
@@ -64,7 +64,15 @@ pub(crate) trait Micro: Copy {
     ///
     /// # Safety
     /// `sums` must hold them, and no other task may write those results.
-    unsafe fn finish(self, how: &Self::Finish<'_>, row: usize, rows: usize, col: usize, cols: usize, sums: *const f32);
+    unsafe fn write_back(
+        self,
+        how: &Self::WriteBack<'_>,
+        row: usize,
+        rows: usize,
+        col: usize,
+        cols: usize,
+        sums: *const f32,
+    );
 }
 
 /// Arguments of a column of register tiles: `count` times `rows` rows, one panel wide.
@@ -109,9 +117,9 @@ impl<L, R, A> Tile<L, R, A> {
 }
 
 /// One task: `rows` of the left side times `panels` of the right.
-pub(crate) struct Block<'a, M: Micro> {
+pub(crate) struct Block<'a, M: MicroKernel> {
     pub(crate) lhs: Lhs<'a, M::Left>,
-    /// Pieces of the depth that are added up on their own; several only where [`Micro::fold`] adds them.
+    /// Pieces of the depth that are added up on their own; several only where [`MicroKernel::fold`] adds them.
     pub(crate) segments: &'a [usize],
     pub(crate) rows: Range<usize>,
     /// First row of `lhs` in terms of result rows.
@@ -123,7 +131,7 @@ pub(crate) struct Block<'a, M: Micro> {
     pub(crate) n: usize,
     /// First result column.
     pub(crate) col: usize,
-    pub(crate) finish: &'a M::Finish<'a>,
+    pub(crate) write_back: &'a M::WriteBack<'a>,
 }
 
 /// Some taps times a piece of their depth: what one pass over the rows works on.
@@ -174,9 +182,9 @@ impl Tiling {
     /// All tiles of one step; `tile` describes the first, but for its size.
     ///
     /// # Safety
-    /// As for [`Micro::tiles`], for all of them.
+    /// As for [`MicroKernel::tiles`], for all of them.
     #[inline(always)]
-    pub(crate) unsafe fn run<M: Micro>(self, micro: M, mut tile: Tile<M::Left, M::Right, M::Acc>) {
+    pub(crate) unsafe fn run<M: MicroKernel>(self, micro: M, mut tile: Tile<M::Left, M::Right, M::Acc>) {
         for (count, rows) in self.runs {
             if count == 0 {
                 continue;
@@ -202,7 +210,7 @@ struct Aligned<T>(T);
 /// Every row of `lhs` must have `depth` readable elements at every tap, `right` all panels, and no other task may
 /// write the results of this block.
 #[inline(always)]
-pub(crate) unsafe fn drive<M: Micro>(micro: M, block: &Block<M>) {
+pub(crate) unsafe fn drive<M: MicroKernel>(micro: M, block: &Block<M>) {
     const { assert!(M::COLS <= MAX_COLS && size_of::<M::Acc>() <= 4) };
     let mut memory = MaybeUninit::<[Aligned<[u32; BLOCK_ROWS * MAX_COLS]>; 2]>::uninit();
     let memory: *mut Aligned<[u32; BLOCK_ROWS * MAX_COLS]> = memory.as_mut_ptr().cast();
@@ -265,10 +273,10 @@ pub(crate) unsafe fn drive<M: Micro>(micro: M, block: &Block<M>) {
                 }
             }
             // SAFETY: the passes above have filled the accumulators of all rows.
-            unsafe { micro.fold(block.finish, segment, rows, panel * M::COLS, acc, sums) };
+            unsafe { micro.fold(block.write_back, segment, rows, panel * M::COLS, acc, sums) };
             begin = end;
         }
         // SAFETY: every segment was added to the sums.
-        unsafe { micro.finish(block.finish, block.rows.start, rows, col, cols, sums) };
+        unsafe { micro.write_back(block.write_back, block.rows.start, rows, col, cols, sums) };
     }
 }

@@ -1,26 +1,26 @@
 //! y = epilogue(left · right): an implicit matrix product, cut into tasks.
 //!
 //! [`lhs`] says where left rows are, [`drive`] has the loops, [`tile`] the register tile of f32 and [`dots`] that of instructions which add several
-//! products at once, [`tiles`] the loops around AMX, [`finish`] the epilogue, [`plain`] small products without one.
+//! products at once, [`tiles`] the loops around AMX, [`write_back`] the epilogue, [`plain`] small products without one.
 
 mod dots;
 mod drive;
-mod finish;
 mod lhs;
 mod plain;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
+mod write_back;
 
 pub(crate) use dots::{Dot, DotKernel, dot_tiles};
-pub(crate) use drive::{Block, Micro, Tile, Tiling, drive};
-pub use finish::PAIRED_COLUMNS;
-pub(crate) use finish::{Finish, RowParts, finish, load_some, pair_of, store_some};
+pub(crate) use drive::{Block, MicroKernel, Tile, Tiling, drive};
 pub(crate) use lhs::{Gather, Lhs, PADDING};
+pub use write_back::PAIRED_COLUMNS;
+pub(crate) use write_back::{RowParts, WriteBack, load_some, pair_of, store_some, write_back};
 
 use crate::pack::panel_width;
 use crate::shared::{SharedMut, cut};
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Simd, SimdKernel};
 use crate::{Isa, Pool, scratch};
 use drive::BLOCK_ROWS;
 pub(crate) use plain::{PLAIN_ROWS, Plain};
@@ -131,7 +131,7 @@ pub(crate) struct Product<'a> {
     /// Columns of a group.
     pub(crate) n: usize,
     pub(crate) groups: Groups,
-    pub(crate) finish: Finish<'a>,
+    pub(crate) write_back: WriteBack<'a>,
 }
 
 /// Several products of the same shape, and how far apart their operands begin.
@@ -226,12 +226,12 @@ impl Product<'_> {
     fn block(&self, group: usize, lhs: Lhs<f32>, lhs_row: usize, rows: Range<usize>, panels: Range<usize>) {
         let right = self.right[group * self.groups.right..].as_ptr();
         let (n, col) = (self.n, group * self.groups.col);
-        self.isa.run(Task { lhs, lhs_row, rows, right, panels, n, col, finish: &self.finish });
+        self.isa.run(ProductTask { lhs, lhs_row, rows, right, panels, n, col, write_back: &self.write_back });
     }
 }
 
 /// A [`Block`] whose instruction set is not yet chosen.
-struct Task<'a> {
+struct ProductTask<'a> {
     lhs: Lhs<'a, f32>,
     lhs_row: usize,
     rows: Range<usize>,
@@ -239,17 +239,17 @@ struct Task<'a> {
     panels: Range<usize>,
     n: usize,
     col: usize,
-    finish: &'a Finish<'a>,
+    write_back: &'a WriteBack<'a>,
 }
 
-impl Kernel for Task<'_> {
+impl SimdKernel for ProductTask<'_> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Task { lhs, lhs_row, rows, right, panels, n, col, finish } = self;
+        let ProductTask { lhs, lhs_row, rows, right, panels, n, col, write_back } = self;
         let segments = &[lhs.depth];
-        let block = Block::<F32<S>> { lhs, segments, rows, lhs_row, right, panels, n, col, finish };
+        let block = Block::<F32<S>> { lhs, segments, rows, lhs_row, right, panels, n, col, write_back };
         // SAFETY: `Product::run` demands the checks of all operands; tasks have disjoint rows or columns.
         unsafe { drive(F32(s), &block) }
     }

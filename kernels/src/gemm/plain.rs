@@ -1,6 +1,6 @@
 //! A small product whose rows lie evenly and whose accumulators are stored as they are: what attention is made of.
 
-use super::{Micro, Tile, Tiling};
+use super::{MicroKernel, Tile, Tiling};
 
 /// Rows of a [`Plain`] product at most.
 pub(crate) const PLAIN_ROWS: usize = 96;
@@ -33,7 +33,7 @@ impl<L: Copy, R: Copy, A: Copy> Plain<L, R, A> {
     /// # Safety
     /// The fields must be true.
     #[inline(always)]
-    pub(crate) unsafe fn run<M: Micro<Left = L, Right = R, Acc = A>>(&self, micro: M) {
+    pub(crate) unsafe fn run<M: MicroKernel<Left = L, Right = R, Acc = A>>(&self, micro: M) {
         let mut left = [std::ptr::null(); PLAIN_ROWS];
         for (i, left) in left[..self.rows].iter_mut().enumerate() {
             *left = self.left.wrapping_add(i * self.ld);

@@ -4,7 +4,7 @@
 //! of a block are copied together once, in the order in which tiles are loaded. The right side is packed as for AVX-512: groups of four bytes per
 //! column are what the rows of a tile want.
 
-use super::drive::{BLOCK_ROWS, Block, Micro};
+use super::drive::{BLOCK_ROWS, Block, MicroKernel};
 use super::lhs::LhsRow;
 use super::plain::Plain;
 use crate::amx::{Amx, BYTES, COLS, Configured, Left, Multiply, Piece, ROW_BYTES, ROWS};
@@ -32,7 +32,7 @@ impl<'a> Tiles<'a> {
         Tiles { taps, segments, size }
     }
 
-    fn of<M: Micro>(block: &Block<'a, M>) -> Tiles<'a> {
+    fn of<M: MicroKernel>(block: &Block<'a, M>) -> Tiles<'a> {
         Tiles::new(block.lhs.taps, block.segments, size_of::<M::Left>())
     }
 
@@ -63,7 +63,7 @@ impl<'a> Tiles<'a> {
 /// # Safety
 /// As for [`drive_tiles`].
 #[inline(always)]
-pub(crate) unsafe fn copy_rows<M: Micro>(amx: Amx, block: &Block<M>, to: &mut [u8]) {
+pub(crate) unsafe fn copy_rows<M: MicroKernel>(amx: Amx, block: &Block<M>, to: &mut [u8]) {
     let tiles = Tiles::of(block);
     let bytes = tiles.bytes();
     assert!(to.len() >= block.rows.len().div_ceil(ROWS) * bytes);
@@ -134,7 +134,7 @@ unsafe fn copy_bytes<T>(amx: Amx, tiles: Tiles, row: &LhsRow<T>, channels: Range
 /// # Safety
 /// As for [`drive`](super::drive()); the panels are those of AVX-512.
 #[inline(always)]
-pub(crate) unsafe fn drive_tiles<M: Micro>(amx: Amx, how: Multiply, micro: M, block: &Block<M>, copied: &[u8]) {
+pub(crate) unsafe fn drive_tiles<M: MicroKernel>(amx: Amx, how: Multiply, micro: M, block: &Block<M>, copied: &[u8]) {
     const {
         assert!(M::COLS == COLS && size_of::<M::Left>() == size_of::<M::Right>() && size_of::<M::Acc>() == 4);
         assert!(M::GROUP * size_of::<M::Right>() == GROUP_BYTES && ROWS == super::COPIED_ROWS);
@@ -170,7 +170,13 @@ struct Aligned<T>(T);
 /// # Safety
 /// As for [`drive_tiles`].
 #[inline(always)]
-unsafe fn panels<M: Micro>(tile: &Configured, how: Multiply, micro: M, block: &Block<M>, copied: Option<*const u8>) {
+unsafe fn panels<M: MicroKernel>(
+    tile: &Configured,
+    how: Multiply,
+    micro: M,
+    block: &Block<M>,
+    copied: Option<*const u8>,
+) {
     let tiles = Tiles::of(block);
     let mut memory = MaybeUninit::<[Aligned<[u32; BLOCK_ROWS * COLS]>; 2]>::uninit();
     let memory: *mut Aligned<[u32; BLOCK_ROWS * COLS]> = memory.as_mut_ptr().cast();
@@ -196,14 +202,14 @@ unsafe fn panels<M: Micro>(tile: &Configured, how: Multiply, micro: M, block: &B
             // SAFETY: the caller's promise.
             unsafe {
                 segment_sums(tile, how, rows.next_multiple_of(ROWS), bytes, &source, right, acc.cast());
-                micro.fold(block.finish, segment, rows, panel * COLS, acc, sums);
+                micro.fold(block.write_back, segment, rows, panel * COLS, acc, sums);
             }
             right = right.wrapping_add(bytes * COLS);
             copied = copied.map(|copied| copied.wrapping_add(tiles.pieces(depth) * BYTES));
             begin += depth;
         }
         // SAFETY: every segment was added to the sums.
-        unsafe { micro.finish(block.finish, block.rows.start, rows, block.col + panel * COLS, cols, sums) };
+        unsafe { micro.write_back(block.write_back, block.rows.start, rows, block.col + panel * COLS, cols, sums) };
     }
 }
 

@@ -9,13 +9,13 @@ use super::pack_attention::{Packing, pack};
 use super::tile::Codes;
 use crate::arena::{cast, cast_mut};
 use crate::attention::{AttentionShape, add_mask};
-use crate::gemm::{Micro, PLAIN_ROWS, Plain};
+use crate::gemm::{MicroKernel, PLAIN_ROWS, Plain};
 use crate::math::exp2_weight;
+use crate::output::{Output, Put, Sink};
 use crate::rows::row_max;
 use crate::shared::{SharedMut, cut};
 use crate::simd::wide::{CHAINS, Wide};
 use crate::simd::{Arithmetic, Simd};
-use crate::target::{Put, Sink, Target};
 use crate::{Isa, Pool};
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
@@ -44,7 +44,7 @@ impl Isa {
 
 /// How scratch is laid out, in words of four bytes.
 #[derive(Clone, Copy)]
-struct Plan {
+struct ScratchLayout {
     packing: Packing,
     /// Queries of a task at most.
     queries: usize,
@@ -58,17 +58,18 @@ struct Plan {
     query: usize,
 }
 
-impl Plan {
-    fn new(isa: Isa, shape: &AttentionShape) -> Plan {
+impl ScratchLayout {
+    fn new(isa: Isa, shape: &AttentionShape) -> ScratchLayout {
         let packing = Packing::new(isa, shape);
-        let level = isa.dot_level();
-        let queries = (SCORES / packing.keys.max(1) / level.rows() * level.rows()).clamp(level.rows(), QUERIES);
-        Plan {
+        let instruction = isa.dot_instruction();
+        let queries =
+            (SCORES / packing.keys.max(1) / instruction.rows() * instruction.rows()).clamp(instruction.rows(), QUERIES);
+        ScratchLayout {
             packing,
             queries,
             ld_scores: packing.keys + 16,
             weights: (packing.keys * isa.code_type().size()).div_ceil(4) + 16,
-            sums: shape.dv.next_multiple_of(level.columns()),
+            sums: shape.dv.next_multiple_of(instruction.columns()),
             query: if isa.has_tiles() { shape.d.next_multiple_of(PIECE) / 4 } else { 0 },
         }
     }
@@ -80,7 +81,7 @@ impl Plan {
 
 /// Words of four bytes of scratch that [`attention_codes`] needs on a pool of `threads`.
 pub fn attention_codes_scratch_len(isa: Isa, shape: &AttentionShape, threads: usize) -> usize {
-    let plan = Plan::new(isa, shape);
+    let plan = ScratchLayout::new(isa, shape);
     plan.packing.words() + threads.max(1) * plan.per_thread()
 }
 
@@ -97,7 +98,7 @@ pub fn attention_codes<'a>(
     shape: &AttentionShape,
     [q, k, v]: [&Activations; 3],
     mask: Option<&[f32]>,
-    y: impl Into<Target<'a>>,
+    y: impl Into<Output<'a>>,
     scratch: &mut [f32],
 ) {
     assert!(isa.attends_codes(shape), "no kernel for {shape:?}");
@@ -113,14 +114,14 @@ pub fn attention_codes<'a>(
     let y = Sink::new(isa, y.into(), shape.n * shape.lq, shape.heads * shape.dv, shape.ldy);
     let need = attention_codes_scratch_len(isa, shape, pool.threads());
     assert!(scratch.len() >= need, "scratch has {} values, needs {need}", scratch.len());
-    let plan = Plan::new(isa, shape);
+    let plan = ScratchLayout::new(isa, shape);
     let (packed, work) = scratch.split_at_mut(plan.packing.words());
     let packed = pack(isa, pool, shape, &plan.packing, [q, k, v], packed);
     let blocks = shape.lq.div_ceil(plan.queries);
     let work = SharedMut::new(work);
     pool.run(shape.n * shape.heads * blocks, &|task, worker| {
         let (image, head) = (task / blocks / shape.heads, task / blocks % shape.heads);
-        let queries = cut(shape.lq, blocks, isa.dot_level().rows(), task % blocks);
+        let queries = cut(shape.lq, blocks, isa.dot_instruction().rows(), task % blocks);
         if queries.is_empty() {
             return;
         }
@@ -153,7 +154,7 @@ pub fn attention_codes<'a>(
 /// One task: some queries of one image and head.
 struct QueryBlock<'a> {
     shape: &'a AttentionShape,
-    plan: &'a Plan,
+    plan: &'a ScratchLayout,
     image: usize,
     head: usize,
     queries: Range<usize>,

@@ -24,7 +24,7 @@ use cqc_proto::DType;
 impl Isa {
     /// How codes of activations are stored: bytes, or twice as wide where the fastest instruction multiplies 16 bits (AVX2 without VNNI).
     pub fn code_type(self) -> DType {
-        if self.dot_level().group() == 2 { DType::I16 } else { DType::U8 }
+        if self.dot_instruction().group() == 2 { DType::I16 } else { DType::U8 }
     }
 
     /// Whether products over segments of these sizes have a kernel: whole groups of what one instruction multiplies, sums that fit.

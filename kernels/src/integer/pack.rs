@@ -83,7 +83,7 @@ impl PackedCodes {
     ) -> PackedCodes {
         assert!(isa.multiplies_codes(taps, segments), "no kernel for segments {segments:?} at {taps} taps");
         assert_eq!(scale.len(), n * segments.len(), "scales of {n} columns and {} segments", segments.len());
-        let (width, group) = (isa.dot_level().columns(), isa.dot_level().group());
+        let (width, group) = (isa.dot_instruction().columns(), isa.dot_instruction().group());
         let columns = n.next_multiple_of(width);
         let k = taps * segments.iter().sum::<usize>();
         let mut data = Arena::new(k * columns);
@@ -142,7 +142,7 @@ impl PackedCodes {
         paired: bool,
         parts: [Bytes; 3],
     ) -> Option<PackedCodes> {
-        let columns = n.next_multiple_of(isa.dot_level().columns());
+        let columns = n.next_multiple_of(isa.dot_instruction().columns());
         let (k, entries) = (taps * segments.iter().sum::<usize>(), 4 * segments.len() * columns);
         let [data, scale, sums] = fit(parts, [k * columns, entries, entries])?;
         let suits = isa.multiplies_codes(taps, segments) && (!paired || n.is_multiple_of(PAIRED_COLUMNS));
@@ -180,7 +180,7 @@ impl PackedCodes {
 
     /// Columns, padding included.
     pub(super) fn columns(&self) -> usize {
-        self.n.next_multiple_of(self.isa.dot_level().columns())
+        self.n.next_multiple_of(self.isa.dot_instruction().columns())
     }
 
     /// Panics unless packed for this very product.
@@ -196,7 +196,7 @@ impl PackedCodes {
 
 /// How wide a panel of codes is, and how many codes of a column lie side by side.
 pub(crate) fn columns_and_group(isa: Isa) -> (usize, usize) {
-    (isa.dot_level().columns(), isa.dot_level().group())
+    (isa.dot_instruction().columns(), isa.dot_instruction().group())
 }
 
 /// Rows side by side: `[N, width]` to `[width, N]`.

@@ -27,7 +27,7 @@ pub(super) struct Packing {
 
 impl Packing {
     pub fn new(isa: Isa, shape: &AttentionShape) -> Packing {
-        let width = isa.dot_level().columns();
+        let width = isa.dot_instruction().columns();
         let keys = shape.lk.next_multiple_of(width.max(GROUP_MAX));
         let value_bytes = keys * shape.dv.next_multiple_of(width);
         Packing { keys, key_bytes: keys * shape.d, value_bytes, pairs: shape.n * shape.kv_heads, width }

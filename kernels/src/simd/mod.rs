@@ -1,6 +1,6 @@
 //! The vector type the kernels are written over, once per instruction set.
 //!
-//! A kernel is a value with its arguments in it ([`Kernel`]); [`crate::Isa::run`] calls it inside a function
+//! A kernel is a value with its arguments in it ([`SimdKernel`]); [`crate::Isa::run`] calls it inside a function
 //! compiled for the chosen instruction set. Everything on the way down is `#[inline(always)]`, so the intrinsics
 //! end up in that function.
 
@@ -14,7 +14,7 @@ pub(crate) mod wide;
 pub(crate) use portable::Portable;
 
 /// A piece of work, generic over the vector type.
-pub(crate) trait Kernel {
+pub(crate) trait SimdKernel {
     /// What it returns.
     type Out;
     /// The work. Implementations are `#[inline(always)]`.
@@ -69,7 +69,7 @@ pub(crate) trait Simd: Arithmetic {
     /// Rows of a register tile of the matrix product; a tile is two vectors wide.
     const MR: usize;
     /// Runs `kernel` as a function of its own: its registers are then not shared with the caller's loops.
-    fn outline<K: Kernel>(self, kernel: K) -> K::Out;
+    fn outline<K: SimdKernel>(self, kernel: K) -> K::Out;
     /// `LANES` values from `p`.
     ///
     /// # Safety

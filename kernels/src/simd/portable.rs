@@ -1,6 +1,6 @@
 //! Arrays of 8: what runs where nothing faster does. Plain `a * b + c`, because a fused one is a library call here.
 
-use super::{Arithmetic, Kernel, Simd};
+use super::{Arithmetic, Simd, SimdKernel};
 use crate::math::round_small;
 use crate::reference::nearest_bf16;
 
@@ -101,7 +101,7 @@ impl Simd for Portable {
     const MR: usize = 3;
 
     #[inline(never)]
-    fn outline<K: Kernel>(self, kernel: K) -> K::Out {
+    fn outline<K: SimdKernel>(self, kernel: K) -> K::Out {
         kernel.run(self)
     }
     #[inline(always)]

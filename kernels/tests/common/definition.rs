@@ -26,7 +26,7 @@ fn reshaped(t: &Tensor, shape: &[usize]) -> Tensor {
 }
 
 /// `[rows, cols]`: what every row sees of values that are given per image.
-fn per_row(part: Rows, rows: usize, cols: usize) -> Tensor {
+fn per_row(part: PerImage, rows: usize, cols: usize) -> Tensor {
     tensor(&[rows, cols], (0..rows).flat_map(|row| part.of(row, cols).iter().copied()))
 }
 
@@ -153,7 +153,7 @@ pub fn layer_norm(s: &LayerNorm, x: &[f32], ldx: usize, y: &mut [f32], ldy: usiz
     store(&eval(&Op::LayerNorm { eps: s.eps }, &inputs), s.c, y, ldy);
 }
 
-fn modulation(s: &LayerNorm, (scale, shift): (Rows, Rows)) -> (Tensor, Tensor) {
+fn modulation(s: &LayerNorm, (scale, shift): (PerImage, PerImage)) -> (Tensor, Tensor) {
     (per_row(scale, s.rows, s.c), per_row(shift, s.rows, s.c))
 }
 

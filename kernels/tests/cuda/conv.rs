@@ -3,7 +3,7 @@
 use crate::bench::{Bench, assert_codes, benches, expected, halves, tensor};
 use crate::common::{Rng, assert_close};
 use cqc_kernels::cuda::{
-    ElementType, Filter, FilterKind, Output, PerImage, Rounding, Tail, Tile, conv, matmul, split_bytes, splits,
+    ElementType, Epilogue, Filter, FilterKind, Output, PerImage, Rounding, Tile, conv, matmul, split_bytes, splits,
 };
 use cqc_kernels::{Act, ConvShape, MatmulShape};
 use cqc_proto::Op;
@@ -70,10 +70,10 @@ impl Numbers {
     }
 }
 
-fn tail<'a>(parts: &'a [cqc_kernels::cuda::Operand; 5], s: &ConvShape, act: Act) -> Tail<'a> {
+fn tail<'a>(parts: &'a [cqc_kernels::cuda::Operand; 5], s: &ConvShape, act: Act) -> Epilogue<'a> {
     let [bias, row, gate, residual, scale] = parts;
     let image = |values| PerImage { values, stride: s.cout, rows: s.out_h() * s.out_w() };
-    Tail {
+    Epilogue {
         scale: Some(scale),
         bias: Some(bias),
         row: Some(image(row)),
@@ -215,7 +215,17 @@ fn sums_of_codes_are_exact() {
                 let (scale, zero) = (b.table(&q.scale), b.table(&q.zero));
                 let filter = q.filter(&b, &s);
                 let rounding = Some([&scale, &zero]);
-                b.run(&conv(&b.state, &s, &filter, &codes, rounding, &Tail::default(), &Output::plain(&y), tile, None));
+                b.run(&conv(
+                    &b.state,
+                    &s,
+                    &filter,
+                    &codes,
+                    rounding,
+                    &Epilogue::default(),
+                    &Output::plain(&y),
+                    tile,
+                    None,
+                ));
                 assert_eq!(b.get(&y, s.out_rows(), cout), wanted, "{s:?} {segments:?} {tile:?}");
             }
         }

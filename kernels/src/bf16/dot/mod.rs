@@ -36,9 +36,9 @@ pub(super) trait Bf16Dot:
 pub(super) const GROUP: usize = 2;
 
 /// [`Bf16Kernel`] for one instruction.
-struct Chosen<K>(K);
+struct Adapter<K>(K);
 
-impl<K: Bf16Kernel, D: Bf16Dot> DotKernel<D> for Chosen<K> {
+impl<K: Bf16Kernel, D: Bf16Dot> DotKernel<D> for Adapter<K> {
     #[inline(always)]
     fn run(self, d: D) {
         self.0.run(d);
@@ -47,7 +47,7 @@ impl<K: Bf16Kernel, D: Bf16Dot> DotKernel<D> for Chosen<K> {
 
 /// Which instruction an [`Isa`] means on this CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Level {
+pub(super) enum Instruction {
     /// None: plain Rust.
     Portable,
     /// AVX-512 BF16.
@@ -56,30 +56,30 @@ pub(super) enum Level {
     Amx,
 }
 
-impl Level {
+impl Instruction {
     /// Rows of its tile, or a multiple.
     pub(super) fn rows(self) -> usize {
         match self {
-            Level::Portable | Level::Avx512 => 12,
-            Level::Amx => 32,
+            Instruction::Portable | Instruction::Avx512 => 12,
+            Instruction::Amx => 32,
         }
     }
 
     /// Columns of a panel: two vectors.
     pub(super) fn panel_width(self) -> usize {
         match self {
-            Level::Portable => 16,
-            Level::Avx512 | Level::Amx => 32,
+            Instruction::Portable => 16,
+            Instruction::Avx512 | Instruction::Amx => 32,
         }
     }
 
     /// The best instruction that a CPU with AVX-512 F has.
-    fn of_avx512() -> Level {
+    fn of_avx512() -> Instruction {
         #[cfg(target_arch = "x86_64")]
         if avx512::is_available() {
-            return Level::Avx512;
+            return Instruction::Avx512;
         }
-        Level::Portable
+        Instruction::Portable
     }
 }
 
@@ -98,28 +98,28 @@ pub(super) fn is_intel() -> bool {
 
 impl Isa {
     /// AVX2 has no instruction for bf16, nor has AVX-512 without its extension.
-    pub(super) fn bf16_level(self) -> Level {
+    pub(super) fn bf16_instruction(self) -> Instruction {
         match self {
-            Isa::Portable | Isa::Avx2 => Level::Portable,
-            Isa::Avx512 => Level::of_avx512(),
-            Isa::Amx => Level::Amx,
+            Isa::Portable | Isa::Avx2 => Instruction::Portable,
+            Isa::Avx512 => Instruction::of_avx512(),
+            Isa::Amx => Instruction::Amx,
         }
     }
 
     /// Runs `kernel` compiled for this instruction set.
     pub(super) fn run_bf16<K: Bf16Kernel>(self, kernel: K) {
         assert!(self.is_available(), "this CPU has no {self}");
-        let kernel = Chosen(kernel);
-        match self.bf16_level() {
-            Level::Portable => kernel.run(portable::PortableDot),
+        let kernel = Adapter(kernel);
+        match self.bf16_instruction() {
+            Instruction::Portable => kernel.run(portable::PortableDot),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `bf16_level` has asked the CPU.
-            Level::Avx512 => unsafe { avx512::enter(kernel, None) },
+            // SAFETY: `bf16_instruction` has asked the CPU.
+            Instruction::Avx512 => unsafe { avx512::enter(kernel, None) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the assertion above: this CPU has AVX-512 F and BF16.
-            Level::Amx => unsafe { avx512::enter(kernel, Amx::detect()) },
+            Instruction::Amx => unsafe { avx512::enter(kernel, Amx::detect()) },
             #[cfg(not(target_arch = "x86_64"))]
-            Level::Avx512 | Level::Amx => unreachable!("is_available() is false off x86-64"),
+            Instruction::Avx512 | Instruction::Amx => unreachable!("is_available() is false off x86-64"),
         }
     }
 }
