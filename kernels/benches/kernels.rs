@@ -1,9 +1,11 @@
-//! Best times of kernels at the shapes of small U-Nets and transformers, and of attention over codes beside f32.
+//! Best times of kernels at the shapes of small U-Nets and transformers, and of attention over
+//! codes beside f32.
 //!
 //! ```text
 //! cargo bench -p cqc-kernels --bench kernels [-- THREADS]
 //! ```
-//! The share of a model's time is in `cqc bench --profile`; every layer of a quantized one both ways in `cqc bench --kernels`.
+//! The share of a model's time is in `cqc bench --profile`; every layer of a quantized one both
+//! ways in `cqc bench --kernels`.
 
 use cqc_kernels::attention::attention_scratch_len;
 use cqc_kernels::*;
@@ -85,7 +87,8 @@ fn convolutions(isa: Isa, pool: &Pool, [n, size]: [usize; 2], [cin, cout]: [usiz
     println!("3x3 {n}x{size}x{size}, {cin} to {cout}: {ms:.3} ms, {:.1} GMAC/s", rate(pixels * cin * cout * 9, ms));
 }
 
-/// A product in f32, in bf16 where this CPU has it, and over codes whose results are stored as f32 and as codes.
+/// A product in f32, in bf16 where this CPU has it, and over codes whose results are stored as f32
+/// and as codes.
 fn products(isa: Isa, pool: &Pool, shape: ConvShape) {
     let conv = Conv::new(isa, shape).expect("a valid shape");
     let (rows, k, n) = (shape.out_rows(), shape.k(), shape.cout);
@@ -116,7 +119,8 @@ fn products(isa: Isa, pool: &Pool, shape: ConvShape) {
     println!("{line}");
 }
 
-/// A linear layer over codes and the GEGLU behind it, stored as codes: three kernels one after the other, and one that does it all.
+/// A linear layer over codes and the GEGLU after it, stored as codes: three kernels one after the
+/// other, and one that does it all.
 fn geglus(isa: Isa, pool: &Pool, [m, k, c]: [usize; 3]) {
     let (n, size) = (2 * c, isa.code_type().size());
     let weights: Vec<i8> = (0..n * k).map(|i| ((i * 7919) % 255) as i8).collect();

@@ -1,4 +1,5 @@
-//! Attention without the full score matrix: blocks of queries against blocks of keys, softmax on the way.
+//! Attention without the full score matrix: blocks of queries against blocks of keys, softmax on
+//! the way.
 
 use crate::epilogue::check_matrix;
 use crate::gemm::{F32, Tile, Tiling};
@@ -12,7 +13,8 @@ use std::ops::Range;
 
 /// Shape of [`attention`], all distances in values.
 ///
-/// `q` is `[n, lq, heads · d]`, `k` `[n, lk, kv_heads · d]`, `v` `[n, lk, kv_heads · dv]`, `y` `[n, lq, heads · dv]`.
+/// `q` is `[n, lq, heads · d]`, `k` `[n, lk, kv_heads · d]`, `v` `[n, lk, kv_heads · dv]`, `y` `[n,
+/// lq, heads · dv]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionShape {
     /// Images.
@@ -33,7 +35,8 @@ pub struct AttentionShape {
     pub scale: f32,
     /// Query `i` sees keys `j ≤ i` only.
     pub causal: bool,
-    /// Weights are rounded to multiples of 1 / (2^bits − 1) of their query's largest; 0 = not at all, [`SOFTMAX_BF16`](cqc_proto::op::SOFTMAX_BF16) = to bf16.
+    /// Weights are rounded to multiples of 1 / (2^bits − 1) of their query's largest; 0 = not at
+    /// all, [`SOFTMAX_BF16`](cqc_proto::op::SOFTMAX_BF16) = to bf16.
     pub softmax_bits: u8,
     /// Strides of the additive mask over image, head, query and key; 0 = broadcast.
     pub mask_strides: [usize; 4],
@@ -60,7 +63,8 @@ const QUERIES: usize = 96;
 /// Keys of a block at most; a multiple of every panel width.
 const KEYS: usize = 256;
 
-/// Between the scores of two queries: no power of two, which would crowd them into few sets of the cache.
+/// Between the scores of two queries: no power of two, which would crowd them into few sets of the
+/// cache.
 const SCORES_LD: usize = KEYS + 16;
 
 /// How scratch is laid out.
@@ -104,8 +108,9 @@ pub fn attention_scratch_len(isa: Isa, shape: &AttentionShape, threads: usize) -
 
 /// y = softmax(scale · q kᵀ + mask) · v per image and head.
 ///
-/// `scratch` holds at least [`attention_scratch_len`] values. A query that sees no key (all scores −∞) gives zeros.
-/// Keys and values are packed once per image and head; scores exist for 96 queries × 256 keys per thread at a time.
+/// `scratch` holds at least [`attention_scratch_len`] values. A query that sees no key (all scores
+/// −∞) gives zeros. Keys and values are packed once per image and head; scores exist for 96 queries
+/// × 256 keys per thread at a time.
 ///
 /// # Panics
 /// When a slice is too short.
@@ -318,7 +323,8 @@ impl QueryBlock<'_> {
         }
     }
 
-    /// Masks the scores of query `i`: how many of them it sees, and what they are still to be multiplied with.
+    /// Masks the scores of query `i`: how many of them it sees, and what they are still to be
+    /// multiplied with.
     #[inline(always)]
     fn mask(&mut self, i: usize, keys: &Range<usize>) -> (usize, f32) {
         let query = self.queries.start + i;
@@ -331,7 +337,8 @@ impl QueryBlock<'_> {
         (visible, 1.0)
     }
 
-    /// Turns the scores of query `i` into weights exp(score − max), and what has been summed so far along.
+    /// Turns the scores of query `i` into weights exp(score − max), and what has been summed so far
+    /// along.
     #[inline(always)]
     fn soften<S: Simd>(&mut self, s: S, i: usize, keys: &Range<usize>, running: &mut Running) {
         let (visible, scale) = self.mask(i, keys);

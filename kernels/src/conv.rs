@@ -92,7 +92,8 @@ impl ConvShape {
         self.kh * self.kw * (self.cin / self.groups)
     }
 
-    /// The input pixel (row · w + column) that tap `(ky, kx)` of output pixel `(oy, ox)` reads; none in the padding.
+    /// The input pixel (row · w + column) that tap `(ky, kx)` of output pixel `(oy, ox)` reads;
+    /// none in the padding.
     pub fn source(&self, oy: usize, ox: usize, ky: usize, kx: usize) -> Option<usize> {
         let y = (oy * self.stride[0] + ky * self.dilation[0]).checked_sub(self.pads[0])? / self.upsample;
         let x = (ox * self.stride[1] + kx * self.dilation[1]).checked_sub(self.pads[1])? / self.upsample;
@@ -132,7 +133,8 @@ impl ConvShape {
 pub struct Conv {
     isa: Isa,
     shape: ConvShape,
-    /// Input pixel of `[output pixel of one image, tap]`, or [`PADDING`]; empty where it would be 0, 1, 2, …
+    /// Input pixel of `[output pixel of one image, tap]`, or [`PADDING`]; empty where it would be
+    /// 0, 1, 2, …
     table: Vec<u32>,
     /// What the padding reads.
     zeros: Vec<f32>,
@@ -190,7 +192,8 @@ impl Conv {
         }
     }
 
-    /// y = epilogue(conv(x, w)) over codes; padding counts as zero. `ldx` and `ldy` as for [`Conv::run`].
+    /// y = epilogue(conv(x, w)) over codes; padding counts as zero. `ldx` and `ldy` as for
+    /// [`Conv::run`].
     ///
     /// # Panics
     /// When `packed` was made for another shape or instruction set, or a slice is too short.
@@ -214,10 +217,12 @@ impl Conv {
         IntProduct { isa, x, rows, n: s.cout, taps, depth: s.cin, gather, packed, write_back }.run(pool);
     }
 
-    /// y = epilogue(conv(x, w)) over bf16, of which `x` has the bits. `ldx` and `ldy` as for [`Conv::run`].
+    /// y = epilogue(conv(x, w)) over bf16, of which `x` has the bits. `ldx` and `ldy` as for
+    /// [`Conv::run`].
     ///
     /// # Panics
-    /// When `packed` was made for another shape or instruction set, a slice is too short, or sums are scaled twice.
+    /// When `packed` was made for another shape or instruction set, a slice is too short, or sums
+    /// are scaled twice.
     pub fn run_bf16<'a>(
         &self,
         pool: &Pool,

@@ -1,4 +1,5 @@
-//! Convolution with one channel per group: no sums over channels, so no matrix product; vectors run over channels.
+//! Convolution with one channel per group: no sums over channels, so no matrix product; vectors run
+//! over channels.
 
 use crate::gemm::{Lhs, RowParts, WriteBack, load_some, store_some};
 use crate::shared::cut;

@@ -69,7 +69,8 @@ impl DotTask<'_> {
                 x[i] = rows[i].tap(tap);
             }
             let w = self.w[tap * N * width..][..N * width].as_ptr();
-            // SAFETY: `lhs` has `depth` values per row and tap; `w` has `N` rows of `width` for this tap.
+            // SAFETY: `lhs` has `depth` values per row and tap; `w` has `N` rows of `width` for
+            // this tap.
             unsafe { accumulate(s, &mut acc, &x, self.lhs.depth, w, width) };
         }
         for i in 0..M.min(self.rows.end - row) {
@@ -81,7 +82,8 @@ impl DotTask<'_> {
             let parts = RowParts::new(&self.write_back.epilogue, row + i, 0);
             let mut scratch = [0.0; N];
             let y = self.write_back.y.place(row + i, 0, scratch.as_mut_ptr());
-            // SAFETY: checked by the caller of `run`; tasks have disjoint rows; `N ≤ 4 ≤ LANES ≤ 16`.
+            // SAFETY: checked by the caller of `run`; tasks have disjoint rows; `N ≤ 4 ≤ LANES ≤
+            // 16`.
             unsafe {
                 let v = parts.apply(s, self.write_back.epilogue.act, s.load(values.as_ptr()), 0, N);
                 s.store(values.as_mut_ptr(), v);
@@ -95,7 +97,8 @@ impl DotTask<'_> {
 /// acc\[i\]\[j\] += lanes of x\[i\] · w\[j\].
 ///
 /// # Safety
-/// `x[i]` must have `depth` values, `w` `N` rows of `width`, which is `depth` rounded up to whole vectors.
+/// `x[i]` must have `depth` values, `w` `N` rows of `width`, which is `depth` rounded up to whole
+/// vectors.
 #[inline(always)]
 unsafe fn accumulate<S: Simd, const N: usize, const M: usize>(
     s: S,

@@ -40,8 +40,8 @@ pub enum Unary {
     Round,
 }
 
-/// An operation on two numbers; [`reference`](crate::reference) has the definition, but for a NaN as
-/// an operand of `Max` or `Min`, which the definition keeps.
+/// An operation on two numbers; [`reference`](crate::reference) has the definition, but for a NaN
+/// as an operand of `Max` or `Min`, which the definition keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Binary {
     /// a + b
@@ -364,7 +364,8 @@ impl SimdKernel for GegluRow<'_> {
     fn run<S: Simd>(mut self, s: S) {
         let mut at = 0;
         while at < self.y.len() {
-            // SAFETY: all three have the length of `y`, and `at + n`, or `at + CHAINS · LANES`, does not exceed it.
+            // SAFETY: all three have the length of `y`, and `at + n`, or `at + CHAINS · LANES`,
+            // does not exceed it.
             unsafe {
                 if self.y.len() - at >= CHAINS * S::LANES {
                     self.vectors::<S, CHAINS>(s, at, S::LANES);

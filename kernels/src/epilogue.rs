@@ -1,8 +1,10 @@
-//! What happens to an accumulator before it is stored: bias, time embedding, activation, gate, residual.
+//! What happens to an accumulator before it is stored: bias, time embedding, activation, gate,
+//! residual.
 
 pub use cqc_proto::op::Act;
 
-/// One row of values per image, shared by all rows (pixels, tokens) of that image: a time embedding, a gate.
+/// One row of values per image, shared by all rows (pixels, tokens) of that image: a time
+/// embedding, a gate.
 ///
 /// Row `r` of the result uses `data[(r / rows_per_image) * stride ..][.. n]`.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +65,8 @@ impl<'a> Epilogue<'a> {
         Epilogue { bias: Some(bias), ..Epilogue::default() }
     }
 
-    /// The end of the result rows, `row` among them, for which parts that are given per image are the same.
+    /// The end of the result rows, `row` among them, for which parts that are given per image are
+    /// the same.
     pub(crate) fn image_end(&self, row: usize) -> usize {
         let end = |part: Option<PerImage>| match part {
             Some(part) if part.stride != 0 => (row / part.rows_per_image + 1).saturating_mul(part.rows_per_image),

@@ -8,8 +8,8 @@ use crate::simd::{Simd, SimdKernel};
 use crate::{Isa, Pool};
 use std::ops::Range;
 
-/// How [`fake_quant`] rounds: per segment of the last axis a scale and a zero point (a whole number in 0 ..= 2^bits − 1). A scale of 0 lets
-/// the segment pass.
+/// How [`fake_quant`] rounds: per segment of the last axis a scale and a zero point (a whole number
+/// in 0 ..= 2^bits − 1). A scale of 0 lets the segment pass.
 #[derive(Clone, Copy, Debug)]
 pub struct FakeQuant<'a> {
     /// 2 to 8.
@@ -25,7 +25,8 @@ pub struct FakeQuant<'a> {
 /// Elements of a task.
 const TASK: usize = 1 << 14;
 
-/// y = (q − zero_point) · scale with q = clamp(round(x · (1 / scale)) + zero_point, 0, 2^bits − 1) over `[rows, Σ segments]`; NaN gives q = 0.
+/// y = (q − zero_point) · scale with q = clamp(round(x · (1 / scale)) + zero_point, 0, 2^bits − 1)
+/// over `[rows, Σ segments]`; NaN gives q = 0.
 ///
 /// # Panics
 /// When a slice is too short.
@@ -42,7 +43,8 @@ pub fn fake_quant(
     store(isa, pool, rows, how.segments.iter().sum(), x, ldx, Output::Rounded(y, *how), ldy);
 }
 
-/// y = q, the codes that [`fake_quant`] rounds to: elements of [`Isa::code_type`], which `ldy` counts.
+/// y = q, the codes that [`fake_quant`] rounds to: elements of [`Isa::code_type`], which `ldy`
+/// counts.
 ///
 /// # Panics
 /// When a slice is too short or not aligned, a scale is 0, or `bits` is not 1 to 8.

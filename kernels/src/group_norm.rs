@@ -1,8 +1,10 @@
 //! Group normalisation over NHWC.
 //!
-//! Moments of every group in every block of pixels, their union per image, the normalised pixels: all of an image by one thread where there are images
-//! enough, so that it is read from the cache the second time, else three jobs over the blocks of all. Blocks do not depend on the number of threads, so
-//! results do not either; whole rows of pixels go to a thread, as in the products before and behind.
+//! Moments of every group in every block of pixels, their union per image, the normalised pixels:
+//! all of an image by one thread where there are images enough, so that it is read from the cache
+//! the second time, else three jobs over the blocks of all. Blocks do not depend on the number of
+//! threads, so results do not either; whole rows of pixels go to a thread, as in the products
+//! before and after.
 
 use crate::arena::{cast, cast_mut};
 use crate::epilogue::{Act, check_matrix};
@@ -43,9 +45,11 @@ pub struct GroupNorm<'a> {
     pub act: Act,
 }
 
-/// y = act((x − mean) / √(var + eps) · gamma + beta), mean and variance per image and group of c/groups channels.
+/// y = act((x − mean) / √(var + eps) · gamma + beta), mean and variance per image and group of
+/// c/groups channels.
 ///
-/// Pixels lie `ldx` and `ldy` elements apart. Sums of differences from the mean of a few pixels, block by block, joined in f64.
+/// Pixels lie `ldx` and `ldy` elements apart. Sums of differences from the mean of a few pixels,
+/// block by block, joined in f64.
 ///
 /// # Panics
 /// When a slice is too short or `groups` does not divide `c`.
@@ -183,9 +187,11 @@ impl Moments {
     }
 }
 
-/// The moments of all groups in a block of pixels. A vector holds channels, whichever groups they belong to.
+/// The moments of all groups in a block of pixels. A vector holds channels, whichever groups they
+/// belong to.
 ///
-/// Adds up d = x − p and d², p the mean of the block's first pixels, so that little cancels in Σ (x − mean)² = Σ d² − (Σ d)² / n.
+/// Adds up d = x − p and d², p the mean of the block's first pixels, so that little cancels in Σ (x
+/// − mean)² = Σ d² − (Σ d)² / n.
 struct BlockMoments<'a> {
     shape: &'a GroupNorm<'a>,
     pixels: Range<usize>,
@@ -225,7 +231,8 @@ impl SimdKernel for BlockMoments<'_> {
     }
 }
 
-/// Per channel the factor inv · gamma, then the addition beta − mean · inv · gamma, from the [`Moments`] of all blocks of an image.
+/// Per channel the factor inv · gamma, then the addition beta − mean · inv · gamma, from the
+/// [`Moments`] of all blocks of an image.
 fn join(shape: &GroupNorm, moments: &[f64], coefficients: &mut [f32]) {
     let (factors, additions) = coefficients.split_at_mut(shape.c);
     let width = shape.c / shape.groups;
@@ -322,7 +329,8 @@ fn block(shape: &GroupNorm) -> usize {
     (values / shape.c.max(1)).clamp(*range.start(), *range.end())
 }
 
-/// Per channel Σ d and Σ d², d = x − pivot, over `pixels` rows, `ld` apart, of as many channels as `sums` has.
+/// Per channel Σ d and Σ d², d = x − pivot, over `pixels` rows, `ld` apart, of as many channels as
+/// `sums` has.
 #[inline(always)]
 fn sum_over<S: Simd>(s: S, x: &[f32], ld: usize, pixels: usize, pivots: &[f32], sums: &mut [f32], squares: &mut [f32]) {
     let width = sums.len();
@@ -331,7 +339,8 @@ fn sum_over<S: Simd>(s: S, x: &[f32], ld: usize, pixels: usize, pivots: &[f32], 
     while c < width {
         let many = if width - c >= CHAINS * S::LANES { CHAINS } else { 1 };
         let n = (width - c).min(S::LANES);
-        // SAFETY: `c + many · LANES ≤ width`, or `c + n ≤ width` and `many` is 1; rows by the assertion above.
+        // SAFETY: `c + many · LANES ≤ width`, or `c + n ≤ width` and `many` is 1; rows by the
+        // assertion above.
         unsafe {
             let (x, pivots) = (x.as_ptr().add(c), pivots.as_ptr().add(c));
             let (sums, squares) = (sums.as_mut_ptr().add(c), squares.as_mut_ptr().add(c));

@@ -11,8 +11,8 @@ use std::sync::OnceLock;
 /// An instruction set that the kernels are built for.
 ///
 /// Instruction sets have no order: code asks for a property ([`Isa::lanes`], [`Isa::code_type`],
-/// [`Isa::has_bf16`]), and every such question is a `match` without a wildcard, so that the compiler
-/// names the places that a new variant has to answer.
+/// [`Isa::has_bf16`]), and every such question is a `match` without a wildcard, so that the
+/// compiler names the places that a new variant has to answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
     /// Plain Rust over arrays of 8; runs on any CPU.
@@ -59,8 +59,8 @@ impl Isa {
         Isa::available().pop().expect("every CPU runs portable code")
     }
 
-    /// The instruction sets that this CPU has, in the order of [`Isa::ALL`], whatever `CQC_ISA` says.
-    /// The tests of the kernels run on each of them.
+    /// The instruction sets that this CPU has, in the order of [`Isa::ALL`], whatever `CQC_ISA`
+    /// says. The tests of the kernels run on each of them.
     pub fn available() -> Vec<Isa> {
         Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
     }
@@ -168,8 +168,8 @@ impl fmt::Display for Isa {
     }
 }
 
-/// Runs `rounds` rounds of independent fused multiply-adds in registers and returns how many floating-point
-/// operations that were: the peak that benchmarks compare with.
+/// Runs `rounds` rounds of independent fused multiply-adds in registers and returns how many
+/// floating-point operations that were: the peak that benchmarks compare with.
 pub fn fma_probe(isa: Isa, rounds: usize) -> u64 {
     isa.run(Probe(rounds))
 }

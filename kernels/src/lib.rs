@@ -1,17 +1,22 @@
 //! Numeric kernels of cqc: slices in, slices out.
 //!
-//! Tensors are NHWC or `[rows, columns]` f32. A row (pixel, token) may be followed by a gap: `ldx`, `ldy` are the
-//! distances between the begins of two rows, in values, so a producer can write straight into a channel range of a
-//! concatenation. Weights are packed once ([`PackedMatrix`]); plans ([`Conv`]) hold what depends only on shapes.
+//! Tensors are NHWC or `[rows, columns]` f32. A row (pixel, token) may be followed by a gap: `ldx`,
+//! `ldy` are the distances between the begins of two rows, in values, so a producer can write
+//! straight into a channel range of a concatenation. Weights are packed once ([`PackedMatrix`]);
+//! plans ([`Conv`]) hold what depends only on shapes.
 //!
-//! Every kernel takes the instruction set to run on ([`Isa`], usually [`Isa::detect`]) and the threads
-//! ([`pool::Pool`]). No sum is ever split across tasks, so results do not depend on the number of threads; they may
-//! differ in the last bits between instruction sets. [`reference`] holds the definitions.
+//! Every kernel takes the instruction set to run on ([`Isa`], usually [`Isa::detect`]) and the
+//! threads ([`pool::Pool`]). No sum is ever split across tasks, so results do not depend on the
+//! number of threads; they may differ in the last bits between instruction sets. [`reference`]
+//! holds the definitions.
 //!
-//! A slice too short for its shape is a bug of the caller and panics with both sizes; nothing is written before.
+//! A slice too short for its shape is a bug of the caller and panics with both sizes; nothing is
+//! written before.
 
-#![allow(clippy::too_many_arguments)] // a kernel's arguments are its shape and the strides of its operands
-#![allow(clippy::needless_range_loop)] // a register tile indexes several arrays by one range of constant length
+// a kernel's arguments are its shape and the strides of its operands
+#![allow(clippy::too_many_arguments)]
+// a register tile indexes several arrays by one range of constant length
+#![allow(clippy::needless_range_loop)]
 
 pub mod arena;
 pub mod attention;

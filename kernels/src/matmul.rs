@@ -1,4 +1,5 @@
-//! Matrix products: with packed weights ([`linear`]) and between two activations ([`matmul_batched`]).
+//! Matrix products: with packed weights ([`linear`]) and between two activations
+//! ([`matmul_batched`]).
 
 use crate::epilogue::check_matrix;
 use crate::gemm::{Groups, Lhs, Product, WriteBack};
@@ -7,11 +8,12 @@ use crate::pack::{PackedLayout, pack_panels, panels_len};
 use crate::shared::SharedMut;
 use crate::{Epilogue, Isa, PackedMatrix, Pool, dot};
 
-/// y = epilogue(x · w): `x` `[m, k]` with rows `ldx` apart, `w` packed from `[k, n]`, `y` `[m, n]` with rows `ldy`
-/// apart; `[m, n / 2]` where columns are packed in pairs.
+/// y = epilogue(x · w): `x` `[m, k]` with rows `ldx` apart, `w` packed from `[k, n]`, `y` `[m, n]`
+/// with rows `ldy` apart; `[m, n / 2]` where columns are packed in pairs.
 ///
 /// # Panics
-/// When `packed` was made for another `isa`, `k` or `n`, a slice is too short, or `k` is 0; for pairs as [`linear_codes`](crate::linear_codes).
+/// When `packed` was made for another `isa`, `k` or `n`, a slice is too short, or `k` is 0; for
+/// pairs as [`linear_codes`](crate::linear_codes).
 pub fn linear<'a>(
     isa: Isa,
     pool: &Pool,
@@ -85,7 +87,8 @@ pub fn matmul_scratch_len(isa: Isa, shape: &MatmulShape) -> usize {
     shape.packs() * panels_len(isa, shape.k, shape.n)
 }
 
-/// y\[b\] = a\[b\] · b\[b\] for unpacked operands; `scratch` holds at least [`matmul_scratch_len`] values.
+/// y\[b\] = a\[b\] · b\[b\] for unpacked operands; `scratch` holds at least [`matmul_scratch_len`]
+/// values.
 ///
 /// # Panics
 /// When a slice is too short, a stride lets two `y` overlap, or `k` is 0.

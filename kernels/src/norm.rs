@@ -105,7 +105,8 @@ impl SimdKernel for NormTask<'_> {
             let mean = if self.centred { row_sum(s, x) / shape.c as f32 } else { 0.0 };
             let inv = 1.0 / (row_squares(s, x, mean) / shape.c as f32 + shape.eps).sqrt();
             let y = self.y.place(row, 0, self.scratch);
-            // SAFETY: `run_norm` has checked all rows and made room for one; tasks have disjoint rows.
+            // SAFETY: `run_norm` has checked all rows and made room for one; tasks have disjoint
+            // rows.
             unsafe {
                 self.store_row(s, row, x, y, mean, inv);
                 self.y.store(s, row, 0, shape.c, y);

@@ -103,7 +103,8 @@ impl<'a> Sink<'a> {
         if matches!(self.kind, Format::Codes { .. } | Format::Bf16(_)) { n } else { 0 }
     }
 
-    /// Where to write values of a row from a column on, before [`Sink::store`]: in the result, or in `scratch`.
+    /// Where to write values of a row from a column on, before [`Sink::store`]: in the result, or
+    /// in `scratch`.
     #[inline(always)]
     pub(crate) fn place(&self, row: usize, col: usize, scratch: *mut f32) -> *mut f32 {
         match self.kind {
@@ -115,7 +116,8 @@ impl<'a> Sink<'a> {
     /// Turns `n` values at the place into results.
     ///
     /// # Safety
-    /// They must have been written there, the row and columns must be in range, and no other task may touch them.
+    /// They must have been written there, the row and columns must be in range, and no other task
+    /// may touch them.
     #[inline(always)]
     pub(crate) unsafe fn store<S: Simd>(&self, s: S, row: usize, col: usize, n: usize, place: *mut f32) {
         // SAFETY: the caller's promise.
@@ -192,7 +194,8 @@ impl<'a> Sink<'a> {
         self.rounding().map_or(1, |how| how.segments.len())
     }
 
-    /// The writer of those of `n` columns from `col` on that belong to a part, and their range, counted from `col`.
+    /// The writer of those of `n` columns from `col` on that belong to a part, and their range,
+    /// counted from `col`.
     #[inline(always)]
     pub(crate) fn writer<S: Simd>(
         &self,

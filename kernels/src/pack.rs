@@ -25,7 +25,8 @@ pub struct PackedMatrix {
 pub(crate) enum PackedLayout {
     /// Per group, per panel of two vectors of columns: `[k, 2 · lanes]`, columns beyond `n` zero.
     Panels,
-    /// For up to [`DOT_COLUMNS`] columns: `[taps, n, channels]`, channels rounded up to whole vectors with zeros.
+    /// For up to [`DOT_COLUMNS`] columns: `[taps, n, channels]`, channels rounded up to whole
+    /// vectors with zeros.
     Dot {
         /// Channels of a tap, without the rounding.
         channels: usize,
@@ -55,7 +56,8 @@ impl PackedLayout {
     }
 }
 
-/// Matrices with up to this many columns are multiplied by dot products: a panel would be mostly padding.
+/// Matrices with up to this many columns are multiplied by dot products: a panel would be mostly
+/// padding.
 pub(crate) const DOT_COLUMNS: usize = 4;
 
 impl PackedMatrix {
@@ -68,7 +70,8 @@ impl PackedMatrix {
         Self::dense(isa, 1, k, n, &|p, col| w[p * n + col])
     }
 
-    /// Packs row-major `w` `[k, n]` whose columns are `[a, b]`, `n / 2` of each: a product's results will be a · gelu_erf(b).
+    /// Packs row-major `w` `[k, n]` whose columns are `[a, b]`, `n / 2` of each: a product's
+    /// results will be a · gelu_erf(b).
     ///
     /// # Panics
     /// When `w` has not `k · n` values, or `n` is not a multiple of [`PAIRED_COLUMNS`].
@@ -112,8 +115,9 @@ impl PackedMatrix {
         &self.data
     }
 
-    /// The inverse of [`PackedMatrix::part`] for a matrix `[k, n]`, maybe with columns in pairs, that was packed for this very use; `None` where
-    /// the part has another length, or does not begin at a multiple of [`ALIGN`](crate::arena::ALIGN).
+    /// The inverse of [`PackedMatrix::part`] for a matrix `[k, n]`, maybe with columns in pairs,
+    /// that was packed for this very use; `None` where the part has another length, or does not
+    /// begin at a multiple of [`ALIGN`](crate::arena::ALIGN).
     pub fn kn_from_part(isa: Isa, k: usize, n: usize, paired: bool, part: Bytes) -> Option<PackedMatrix> {
         let layout = if paired { PackedLayout::Panels } else { PackedLayout::of(isa, 1, 1, k, n) };
         let made = Self::from_part(isa, layout, 1, k, n, part)?;
@@ -228,7 +232,8 @@ impl PackedMatrix {
     }
 }
 
-/// Names the way in which weights are packed on this CPU for `isa`: where it differs, so may the bytes. It changes with the text of what packs.
+/// Names the way in which weights are packed on this CPU for `isa`: where it differs, so may the
+/// bytes. It changes with the text of what packs.
 pub fn packing(isa: Isa) -> String {
     let sources = [include_str!("pack.rs"), include_str!("integer/pack.rs"), include_str!("bf16/pack.rs")];
     let sources = sources.into_iter().chain([include_str!("gemm/write_back.rs")]);
@@ -250,7 +255,8 @@ pub(crate) fn panels_len(isa: Isa, k: usize, n: usize) -> usize {
     k * n.next_multiple_of(panel_width(isa))
 }
 
-/// Packs `[k, n]` (rows `ld` apart), or `[n, k]` where `transposed`, into panels `[k, width]`, columns beyond `n` zero.
+/// Packs `[k, n]` (rows `ld` apart), or `[n, k]` where `transposed`, into panels `[k, width]`,
+/// columns beyond `n` zero.
 ///
 /// # Panics
 /// When `b` is too short or `out` has not [`panels_len`] values.
@@ -271,7 +277,8 @@ pub(crate) fn pack_panels(isa: Isa, k: usize, n: usize, b: &[f32], ld: usize, tr
     }
 }
 
-/// One panel out of `cols` rows of `k` values, `ld` apart. Four columns at a time, to read and write in short runs.
+/// One panel out of `cols` rows of `k` values, `ld` apart. Four columns at a time, to read and
+/// write in short runs.
 fn pack_transposed(k: usize, cols: usize, b: &[f32], ld: usize, out: &mut [f32], width: usize) {
     let row = |col: usize| &b[col * ld..][..k];
     let whole = cols - cols % 4;

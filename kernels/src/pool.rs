@@ -1,7 +1,9 @@
-//! A small fixed thread pool: one job at a time. Every thread begins with tasks of its own, the same share of every job, and then takes over what
-//! others have left: neighbouring tasks of one job after the other work on the same memory, which is then in the right core's cache.
+//! A small fixed thread pool: one job at a time. Every thread begins with tasks of its own, the
+//! same share of every job, and then takes over what others have left: neighbouring tasks of one
+//! job after the other work on the same memory, which is then in the right core's cache.
 //!
-//! Workers spin for a short while after a job, because the next layer usually comes at once, and then park.
+//! Workers spin for a short while after a job, because the next layer usually comes at once, and
+//! then park.
 
 use crate::shared::cut;
 use std::any::Any;
@@ -24,9 +26,11 @@ thread_local! {
     static IN_TASK: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A fixed number of threads that run the tasks of one job at a time; the calling thread is one of them.
+/// A fixed number of threads that run the tasks of one job at a time; the calling thread is one of
+/// them.
 ///
-/// Which thread runs a task is not fixed. Kernels never split a sum across tasks, so results do not depend on the number of threads.
+/// Which thread runs a task is not fixed. Kernels never split a sum across tasks, so results do not
+/// depend on the number of threads.
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
@@ -87,7 +91,8 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Calls `task(task_index, worker_index)` for every index below `tasks` and returns when all are done.
+    /// Calls `task(task_index, worker_index)` for every index below `tasks` and returns when all
+    /// are done.
     ///
     /// Called from within a task, it runs all of them on the present thread, as worker 0.
     ///
@@ -98,8 +103,9 @@ impl Pool {
             return (0..tasks).for_each(|index| task(index, 0));
         }
         let turn = lock(&self.turn);
-        // SAFETY: a worker uses the reference only between raising and lowering `busy`, and raises it only while
-        // `Job::task` is there. This function returns after taking that away and then seeing `busy` at 0.
+        // SAFETY: a worker uses the reference only between raising and lowering `busy`, and raises
+        // it only while `Job::task` is there. This function returns after taking that away and then
+        // seeing `busy` at 0.
         let task = unsafe { std::mem::transmute::<&(dyn Fn(usize, usize) + Sync), TaskFn>(task) };
         self.publish(tasks, task);
         self.shared.work(task, tasks, 0);

@@ -76,7 +76,8 @@ fn check(rng: &mut Rng, s: AttentionShape, mask: Option<&[f32]>) {
         let y = first.expect("there are pools");
         let largest = v.values().iter().fold(0f32, |m, x| m.max(x.abs()));
         let worst = y.iter().zip(&want).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-        // a weight that lies between two levels may take the other one; see rounded_weights_equal_the_definition
+        // a weight that lies between two levels may take the other one; see
+        // rounded_weights_equal_the_definition
         assert!(worst <= 3.0 / 255.0 * largest, "{isa} {s:?}: {worst} of {largest}");
         let close = y.iter().zip(&want).filter(|(a, b)| (*a - *b).abs() < 1e-5 * (1.0 + largest)).count();
         assert!(close * 10 > y.len() * 9, "{isa} {s:?}: {close} of {}", y.len());

@@ -1,4 +1,5 @@
-//! Convolutions and products equal their definitions on ragged shapes, with every epilogue, on every thread count.
+//! Convolutions and products equal their definitions on ragged shapes, with every epilogue, on
+//! every thread count.
 
 mod common;
 use common::*;
@@ -109,7 +110,8 @@ fn typical_convolutions_equal_the_definition() {
     check_conv(&mut rng, ConvShape { groups: 37, ..same(1, 9, 9, 37, 37, 3) }); // depthwise
     check_conv(&mut rng, ConvShape { stride: [2, 2], pads: [0, 0, 1, 1], ..same(1, 9, 9, 24, 24, 3) });
     check_conv(&mut rng, ConvShape { upsample: 2, ..same(2, 5, 4, 24, 33, 3) });
-    check_conv(&mut rng, ConvShape { stride: [4, 4], pads: [0; 4], ..same(2, 16, 16, 3, 50, 4) }); // patches
+    // patches
+    check_conv(&mut rng, ConvShape { stride: [4, 4], pads: [0; 4], ..same(2, 16, 16, 3, 50, 4) });
     check_conv(&mut rng, ConvShape { stride: [16, 16], pads: [0; 4], ..same(1, 32, 32, 3, 20, 16) });
     check_conv(&mut rng, same(1, 3, 3, 8, 8, 7)); // mostly padding
 }

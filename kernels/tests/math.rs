@@ -15,7 +15,8 @@ fn inputs() -> Vec<f32> {
     all
 }
 
-/// Largest relative error where the result is a normal number; elsewhere one step of the denormals is allowed.
+/// Largest relative error where the result is a normal number; elsewhere one step of the denormals
+/// is allowed.
 fn worst(isa: Isa, op: Unary) -> (f32, f32) {
     let x = inputs();
     let mut y = vec![0.0; x.len()];
@@ -46,9 +47,9 @@ fn functions_are_within_3e7_of_their_definition() {
 
 #[test]
 fn activations_are_within_3e6_of_their_definition() {
-    // Where exp(−u) is the result, an error of 6e-8 · u in its argument is one of the result, so the bound is relative
-    // only from −5 on, where u ≤ 17, and absolute below, where results are small. The polynomial of erfc is only made
-    // for small absolute errors, so gelu from −1 on.
+    // Where exp(−u) is the result, an error of 6e-8 · u in its argument is one of the result, so
+    // the bound is relative only from −5 on, where u ≤ 17, and absolute below, where results are
+    // small. The polynomial of erfc is only made for small absolute errors, so gelu from −1 on.
     for isa in isas() {
         for act in Act::ALL {
             let (mut relative, mut absolute) = (0.0f32, 0.0f32);

@@ -1,4 +1,5 @@
-//! Codes, bf16 and rounded values stored at once are those of the values, quantized or rounded afterwards.
+//! Codes, bf16 and rounded values stored at once are those of the values, quantized or rounded
+//! afterwards.
 
 mod common;
 use common::*;

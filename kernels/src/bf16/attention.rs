@@ -1,7 +1,8 @@
 //! Attention whose two products multiply bf16, with the softmax in f32 between them.
 //!
-//! A weight is e^score rounded to bf16. That rounding commutes with powers of two, so weights are kept relative to one that is no less than the largest seen
-//! so far, and keys pass by block after block: what was summed before shrinks by a power of two, exactly, when a larger score comes.
+//! A weight is e^score rounded to bf16. That rounding commutes with powers of two, so weights are
+//! kept relative to one that is no less than the largest seen so far, and keys pass by block after
+//! block: what was summed before shrinks by a power of two, exactly, when a larger score comes.
 
 use super::dot::{Bf16Dot, Bf16Kernel};
 use crate::attention::{AttentionShape, add_mask};
@@ -20,9 +21,11 @@ use std::ops::Range;
 
 /// Keys of a block: a multiple of every panel width and of [`PIECE`].
 const KEYS: usize = 256;
-/// Between the scores of two queries: no power of two, which would crowd them into few sets of the cache.
+/// Between the scores of two queries: no power of two, which would crowd them into few sets of the
+/// cache.
 const SCORES_LD: usize = KEYS + 16;
-/// Queries of a task at most: with their scores against a block of keys they fit a first-level cache.
+/// Queries of a task at most: with their scores against a block of keys they fit a first-level
+/// cache.
 const QUERIES: usize = 36;
 /// Elements that a tile takes of a row.
 const PIECE: usize = 32;
@@ -30,7 +33,8 @@ const PIECE: usize = 32;
 const MAX_WIDTH: usize = 4096;
 
 impl Isa {
-    /// Whether [`attention_bf16`] can run: its weights are rounded to bf16, and heads are at most 4096 wide.
+    /// Whether [`attention_bf16`] can run: its weights are rounded to bf16, and heads are at most
+    /// 4096 wide.
     pub fn attends_bf16(self, shape: &AttentionShape) -> bool {
         shape.softmax_bits == SOFTMAX_BF16 && shape.d > 0 && shape.d.max(shape.dv) <= MAX_WIDTH
     }
@@ -43,7 +47,7 @@ struct ScratchLayout {
     width: usize,
     /// Queries of a task at most.
     queries: usize,
-    /// Elements of a query or key, zeros behind it.
+    /// Elements of a query or key, zeros after it.
     depth: usize,
     /// Keys, rounded up to whole panels and pieces.
     keys: usize,
@@ -83,8 +87,8 @@ pub fn attention_bf16_scratch_len(isa: Isa, shape: &AttentionShape, threads: usi
     plan.pairs * plan.pair() / 2 + threads.max(1) * plan.per_thread()
 }
 
-/// y = softmax(scale · q kᵀ + mask) · v per image and head, where q, k and v are the bits of bf16 and so are weights: what
-/// [`attention`](crate::attention()) computes from the same numbers.
+/// y = softmax(scale · q kᵀ + mask) · v per image and head, where q, k and v are the bits of bf16
+/// and so are weights: what [`attention`](crate::attention()) computes from the same numbers.
 ///
 /// A query that sees no key (all scores −∞) gives zeros.
 ///
@@ -264,7 +268,7 @@ impl Bf16Kernel for QueryBlock<'_> {
 }
 
 impl QueryBlock<'_> {
-    /// Copies the queries, zeros behind each.
+    /// Copies the queries, zeros after each.
     #[inline(always)]
     fn copy_queries(&mut self) {
         let s = self.shape;
@@ -291,11 +295,13 @@ impl QueryBlock<'_> {
             ld_acc: SCORES_LD,
             first: true,
         };
-        // SAFETY: copies and panels are `plan.depth` deep, panels of keys whole; `scores` has room for a block of keys in whole panels.
+        // SAFETY: copies and panels are `plan.depth` deep, panels of keys whole; `scores` has room
+        // for a block of keys in whole panels.
         unsafe { d.multiply(&product) };
     }
 
-    /// Turns the scores of query `i` into weights, zeros behind what it sees, and what has been summed so far along.
+    /// Turns the scores of query `i` into weights, zeros after what it sees, and what has been
+    /// summed so far along.
     #[inline(always)]
     fn soften<D: Bf16Dot>(&mut self, d: D, i: usize, keys: &Range<usize>, running: &mut Running) {
         let (shape, query, s) = (self.shape, self.queries.start + i, d.float());
@@ -338,7 +344,8 @@ impl QueryBlock<'_> {
             ld_acc: self.plan.sums,
             first: keys.start == 0,
         };
-        // SAFETY: weights and values have whole pieces of keys, zeros behind them; `sums` has whole panels.
+        // SAFETY: weights and values have whole pieces of keys, zeros after them; `sums` has whole
+        // panels.
         unsafe { d.multiply(&product) };
     }
 

@@ -15,7 +15,8 @@ pub struct PackedBf16 {
     taps: usize,
     depth: usize,
     n: usize,
-    /// Per panel of two vectors of columns, per tap: `[⌈depth / 2⌉, 2 · lanes, 2]`; what is beyond `depth` and `n` is zero.
+    /// Per panel of two vectors of columns, per tap: `[⌈depth / 2⌉, 2 · lanes, 2]`; what is beyond
+    /// `depth` and `n` is zero.
     data: Bytes,
     /// What the sums of every column are multiplied by; empty: nothing.
     scale: Vec<f32>,
@@ -33,7 +34,8 @@ impl PackedBf16 {
         Self::pack(isa, 1, k, n, &|_, channel, col| w[channel * n + col])
     }
 
-    /// Packs those of a linear layer whose columns are `[a, b]`, `n / 2` of each: its results will be a · gelu_erf(b).
+    /// Packs those of a linear layer whose columns are `[a, b]`, `n / 2` of each: its results will
+    /// be a · gelu_erf(b).
     ///
     /// # Panics
     /// When `w` has not `k · n` values, or `n` is not a multiple of [`PAIRED_COLUMNS`].
@@ -78,8 +80,9 @@ impl PackedBf16 {
         [&self.data, bytes_of(&self.scale)]
     }
 
-    /// The inverse of [`PackedBf16::parts`] for weights that were packed for this very use; `None` where a part has another length, or does
-    /// not begin at a multiple of [`ALIGN`](crate::arena::ALIGN).
+    /// The inverse of [`PackedBf16::parts`] for weights that were packed for this very use; `None`
+    /// where a part has another length, or does not begin at a multiple of
+    /// [`ALIGN`](crate::arena::ALIGN).
     pub fn from_parts(
         isa: Isa,
         taps: usize,

@@ -9,11 +9,12 @@ use crate::simd::Simd;
 use crate::{Epilogue, Isa, Pool};
 use std::ops::Range;
 
-/// y = epilogue(x · w): `x` `[m, k]` the bits of bf16 with rows `ldx` apart, `w` packed from `[k, n]`, `y` `[m, n]` with rows `ldy` apart;
-/// `[m, n / 2]` where columns are packed in pairs.
+/// y = epilogue(x · w): `x` `[m, k]` the bits of bf16 with rows `ldx` apart, `w` packed from `[k,
+/// n]`, `y` `[m, n]` with rows `ldy` apart; `[m, n / 2]` where columns are packed in pairs.
 ///
 /// # Panics
-/// When `packed` was made for another `isa`, `k` or `n`, a slice is too short, or sums are scaled twice; for pairs as [`linear_codes`](crate::linear_codes).
+/// When `packed` was made for another `isa`, `k` or `n`, a slice is too short, or sums are scaled
+/// twice; for pairs as [`linear_codes`](crate::linear_codes).
 pub fn linear_bf16<'a>(
     isa: Isa,
     pool: &Pool,
@@ -116,7 +117,8 @@ impl Bf16Kernel for Multiply<'_> {
     fn run<D: Bf16Dot>(self, d: D) {
         let segments = [self.product.lhs.depth];
         let block = self.product.block::<D>(&segments, self.rows, self.panels);
-        // SAFETY: the callers of `Bf16Product::run` have checked all operands; tasks have disjoint rows or columns.
+        // SAFETY: the callers of `Bf16Product::run` have checked all operands; tasks have disjoint
+        // rows or columns.
         unsafe { d.drive(Bf16(d), &block, self.copied) }
     }
 }

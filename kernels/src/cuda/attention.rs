@@ -6,9 +6,11 @@ use super::{ElementType, EntryPoint, Launch, Operand, State, list};
 use crate::AttentionShape;
 use cqc_proto::op::SOFTMAX_BF16;
 
-/// y = softmax(scale · q kᵀ + mask) · v per image and head, as [`crate::attention()`]; distances between rows are those of the operands.
+/// y = softmax(scale · q kᵀ + mask) · v per image and head, as [`crate::attention()`]; distances
+/// between rows are those of the operands.
 ///
-/// Tensor cores take heads of up to 160 columns in fp16 whose rows are [wide](Operand::is_wide); anything else runs a warp per query.
+/// Tensor cores take heads of up to 160 columns in fp16 whose rows are [wide](Operand::is_wide);
+/// anything else runs a warp per query.
 ///
 /// # Panics
 /// When an operand is too short.

@@ -5,7 +5,8 @@ use super::launch::{Operands, blocks, int};
 use super::{ElementType, EntryPoint, Filter, FilterKind, Launch, Operand, State, list};
 use crate::{Act, ConvShape, MatmulShape};
 
-/// One row per image, `stride` elements apart (0 = the same for all), for `rows` rows of the result.
+/// One row per image, `stride` elements apart (0 = the same for all), for `rows` rows of the
+/// result.
 #[derive(Clone, Copy, Debug)]
 pub struct PerImage<'a> {
     /// The rows.
@@ -33,7 +34,8 @@ pub struct Epilogue<'a> {
     pub residual: Option<&'a Operand>,
 }
 
-/// How values are rounded: per segment of the columns a scale and a zero point, as [`FakeQuant`](crate::FakeQuant).
+/// How values are rounded: per segment of the columns a scale and a zero point, as
+/// [`FakeQuant`](crate::FakeQuant).
 #[derive(Clone, Copy, Debug)]
 pub struct Rounding<'a> {
     /// 1 to 8.
@@ -169,8 +171,9 @@ impl Tile {
     }
 }
 
-/// How many blocks share the depth of a tile: several where tiles are too few to keep all multiprocessors busy and each block still has 8 steps of it.
-/// `depth` is taps · channels of one segment; the sums are then kept in scratch ([`split_bytes`]).
+/// How many blocks share the depth of a tile: several where tiles are too few to keep all
+/// multiprocessors busy and each block still has 8 steps of it. `depth` is taps · channels of one
+/// segment; the sums are then kept in scratch ([`split_bytes`]).
 pub fn splits(rows: usize, cols: usize, depth: usize, kind: FilterKind, multiprocessors: usize) -> usize {
     let per_step = if kind == FilterKind::Codes { 64 } else { 32 };
     let tiles = rows.div_ceil(64) * cols.div_ceil(64);
@@ -185,16 +188,20 @@ pub fn split_bytes(rows: usize, cols: usize, splits: usize) -> usize {
     if splits > 1 { splits * rows * cols * size_of::<f32>() } else { 0 }
 }
 
-/// y = tail(x ∗ filter) over NHWC, pixels of x `x.ld` elements apart. A linear layer is the 1×1 convolution of an image of one row.
+/// y = tail(x ∗ filter) over NHWC, pixels of x `x.ld` elements apart. A linear layer is the 1×1
+/// convolution of an image of one row.
 ///
-/// `rounding` is how codes of x were made: a scale and a zero point per segment of the filter. Padding reads zero.
+/// `rounding` is how codes of x were made: a scale and a zero point per segment of the filter.
+/// Padding reads zero.
 ///
-/// With `shared`, f32 without gaps, so many blocks share the depth of each small tile ([`splits`]), their sums are kept there, and a second launch adds them: in
-/// fixed order, so that results are the same every time. It is taken where the result can be stored eight columns at once, the filter has one segment and `tile` is small.
+/// With `shared`, f32 without gaps, so many blocks share the depth of each small tile ([`splits`]),
+/// their sums are kept there, and a second launch adds them: in fixed order, so that results are
+/// the same every time. It is taken where the result can be stored eight columns at once, the
+/// filter has one segment and `tile` is small.
 ///
 /// # Panics
-/// When an operand is too short, x is not of the type that the filter is for, or (but for [`FilterKind::Direct`]) not
-/// [wide](Operand::is_wide).
+/// When an operand is too short, x is not of the type that the filter is for, or (but for
+/// [`FilterKind::Direct`]) not [wide](Operand::is_wide).
 pub fn conv(
     state: &State,
     shape: &ConvShape,

@@ -5,7 +5,8 @@ use super::{CudaError, EntryPoint, Memory, Operand, State};
 use bytemuck::Pod;
 use std::sync::Arc;
 
-/// A kernel with its arguments: made by the functions of this module, which have checked that it stays within the memory it refers to.
+/// A kernel with its arguments: made by the functions of this module, which have checked that it
+/// stays within the memory it refers to.
 #[derive(Clone, Debug)]
 pub struct Launch {
     pub(super) kernel: &'static EntryPoint,
@@ -40,7 +41,7 @@ pub trait Device: Send + Sync {
     /// What the driver says.
     fn allocate(&self, bytes: usize) -> Result<Arc<Memory>, CudaError>;
 
-    /// Writes to its memory, behind all that was run before.
+    /// Writes to its memory, after all that was run before.
     ///
     /// # Errors
     /// What the driver says.
@@ -64,7 +65,7 @@ pub trait Device: Send + Sync {
     /// What the driver says, also of what was run before.
     fn wait(&self) -> Result<(), CudaError>;
 
-    /// Runs kernels one behind the other.
+    /// Runs kernels one after the other.
     ///
     /// # Errors
     /// What the driver says.

@@ -1,4 +1,5 @@
-//! Compiles the kernels for a GPU with NVRTC, NVIDIA's compiler library. Needs no GPU and no driver.
+//! Compiles the kernels for a GPU with NVRTC, NVIDIA's compiler library. Needs no GPU and no
+//! driver.
 
 use super::{CudaError, SOURCES, source};
 use cudarc::nvrtc::{result, sys};
@@ -25,8 +26,8 @@ pub struct CompiledSource {
 }
 
 impl Nvrtc {
-    /// Looks for the library: at `path` (a folder, or a file in it), where the environment variable `CQC_NVRTC` says, where the system
-    /// looks for libraries.
+    /// Looks for the library: at `path` (a folder, or a file in it), where the environment variable
+    /// `CQC_NVRTC` says, where the system looks for libraries.
     ///
     /// # Errors
     /// [`CudaError::NoNvrtc`], which says that kernels for `arch` need it.
@@ -72,7 +73,8 @@ impl Nvrtc {
         }
         options.push(format!("--gpu-architecture={arch}"));
         let program = result::create_program(&text, Some(&file)).map_err(|e| error(e.to_string()))?;
-        // SAFETY: the program was just made, and is destroyed behind its last use; sizes are asked for before buffers are filled.
+        // SAFETY: the program was just made, and is destroyed after its last use; sizes are asked
+        // for before buffers are filled.
         unsafe {
             let done = result::compile_program(program, &options);
             let log = result::get_program_log(program).map(|log| words(&log)).unwrap_or_default();

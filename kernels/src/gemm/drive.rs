@@ -1,7 +1,8 @@
 //! The loops around a register tile, the same for every data type.
 //!
-//! A task is a block of rows times a range of column panels. Per panel the depth is walked in steps whose right side
-//! stays in the first-level cache while all rows of the block pass by; the accumulators wait in a small buffer there.
+//! A task is a block of rows times a range of column panels. Per panel the depth is walked in steps
+//! whose right side stays in the first-level cache while all rows of the block pass by; the
+//! accumulators wait in a small buffer there.
 
 use super::lhs::Lhs;
 use std::mem::MaybeUninit;
@@ -33,8 +34,9 @@ pub(crate) trait MicroKernel: Copy {
     const ROWS: usize;
     /// Columns of a panel, at most 32.
     const COLS: usize;
-    /// Values of the depth that lie side by side for a column of the right side: pieces of the depth are multiples of it, but for the last one of
-    /// a tap, which the right side fills up with zeros.
+    /// Values of the depth that lie side by side for a column of the right side: pieces of the
+    /// depth are multiples of it, but for the last one of a tap, which the right side fills up with
+    /// zeros.
     const GROUP: usize = 1;
 
     /// acc (+)= left · right for `count` tiles below one another.
@@ -43,8 +45,9 @@ pub(crate) trait MicroKernel: Copy {
     /// Every pointer in `tile` must lead to what its field says.
     unsafe fn tiles(self, tile: Tile<Self::Left, Self::Right, Self::Acc>);
 
-    /// Adds what `rows × COLS` accumulators of a segment of the depth stand for to `sums`, or writes it there for the first one. With one segment
-    /// both are the same memory. Nothing to do where accumulators are values.
+    /// Adds what `rows × COLS` accumulators of a segment of the depth stand for to `sums`, or
+    /// writes it there for the first one. With one segment both are the same memory. Nothing to do
+    /// where accumulators are values.
     ///
     /// # Safety
     /// Both must hold them.
@@ -78,7 +81,8 @@ pub(crate) trait MicroKernel: Copy {
 /// Arguments of a column of register tiles: `count` times `rows` rows, one panel wide.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile<L, R, A> {
-    /// `[count, stride, rows]` pointers, of which those from `tap` on count, each to `depth` elements from `skip` on.
+    /// `[count, stride, rows]` pointers, of which those from `tap` on count, each to `depth`
+    /// elements from `skip` on.
     pub(crate) left: *const *const L,
     /// Taps that have pointers.
     pub(crate) stride: usize,
@@ -119,12 +123,14 @@ impl<L, R, A> Tile<L, R, A> {
 /// One task: `rows` of the left side times `panels` of the right.
 pub(crate) struct Block<'a, M: MicroKernel> {
     pub(crate) lhs: Lhs<'a, M::Left>,
-    /// Pieces of the depth that are added up on their own; several only where [`MicroKernel::fold`] adds them.
+    /// Pieces of the depth that are added up on their own; several only where [`MicroKernel::fold`]
+    /// adds them.
     pub(crate) segments: &'a [usize],
     pub(crate) rows: Range<usize>,
     /// First row of `lhs` in terms of result rows.
     pub(crate) lhs_row: usize,
-    /// All panels, `[panels, taps, ⌈depth / GROUP⌉, COLS, GROUP]`; of several segments one after the other.
+    /// All panels, `[panels, taps, ⌈depth / GROUP⌉, COLS, GROUP]`; of several segments one after
+    /// the other.
     pub(crate) right: *const M::Right,
     pub(crate) panels: Range<usize>,
     /// Columns of the product.
@@ -142,7 +148,8 @@ struct Steps {
 }
 
 impl Steps {
-    /// Steps of nearly equal size whose right side has at most [`STEP_BYTES`], for a row of `bytes`; their depth is a multiple of `group`.
+    /// Steps of nearly equal size whose right side has at most [`STEP_BYTES`], for a row of
+    /// `bytes`; their depth is a multiple of `group`.
     fn new(taps: usize, depth: usize, bytes: usize, group: usize) -> Steps {
         let most = STEP_BYTES / bytes;
         if depth >= most {
@@ -207,8 +214,8 @@ struct Aligned<T>(T);
 /// Runs a block.
 ///
 /// # Safety
-/// Every row of `lhs` must have `depth` readable elements at every tap, `right` all panels, and no other task may
-/// write the results of this block.
+/// Every row of `lhs` must have `depth` readable elements at every tap, `right` all panels, and no
+/// other task may write the results of this block.
 #[inline(always)]
 pub(crate) unsafe fn drive<M: MicroKernel>(micro: M, block: &Block<M>) {
     const { assert!(M::COLS <= MAX_COLS && size_of::<M::Acc>() <= 4) };
@@ -265,7 +272,8 @@ pub(crate) unsafe fn drive<M: MicroKernel>(micro: M, block: &Block<M>) {
                             next,
                             lines,
                         };
-                        // SAFETY: `left` was filled for these taps and tiles; the accumulators have room for the block.
+                        // SAFETY: `left` was filled for these taps and tiles; the accumulators have
+                        // room for the block.
                         unsafe { tiling.run(micro, tile) };
                         right = next;
                         first = false;

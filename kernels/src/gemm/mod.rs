@@ -1,7 +1,8 @@
 //! y = epilogue(left · right): an implicit matrix product, cut into tasks.
 //!
-//! [`lhs`] says where left rows are, [`drive`] has the loops, [`tile`] the register tile of f32 and [`dots`] that of instructions which add several
-//! products at once, [`tiles`] the loops around AMX, [`write_back`] the epilogue, [`plain`] small products without one.
+//! [`lhs`] says where left rows are, [`drive`] has the loops, [`tile`] the register tile of f32 and
+//! [`dots`] that of instructions which add several products at once, [`tiles`] the loops around
+//! AMX, [`write_back`] the epilogue, [`plain`] small products without one.
 
 mod dots;
 mod drive;
@@ -36,8 +37,8 @@ const COPY_VALUES: usize = 32 << 10;
 /// Tasks per thread that make up for threads of different speed.
 const TASKS_PER_THREAD: usize = 6;
 
-/// Bytes that [`Dot::copy_rows`] writes for 16 of `rows` rows of values of `size` bytes, 0 where nothing needs to be copied; `gathered`: the rows are
-/// looked up.
+/// Bytes that [`Dot::copy_rows`] writes for 16 of `rows` rows of values of `size` bytes, 0 where
+/// nothing needs to be copied; `gathered`: the rows are looked up.
 pub(crate) fn copied_bytes(
     isa: Isa,
     rows: usize,
@@ -159,7 +160,8 @@ pub(crate) struct Split {
 }
 
 impl Split {
-    /// `rows` in blocks of at most `most`, multiples of `unit`; `panels` in as many ranges as `threads` need for `groups` products.
+    /// `rows` in blocks of at most `most`, multiples of `unit`; `panels` in as many ranges as
+    /// `threads` need for `groups` products.
     fn new(rows: usize, panels: usize, [unit, most]: [usize; 2], groups: usize, threads: usize) -> Split {
         let row_blocks = rows.div_ceil(unit).div_ceil(most / unit);
         let wanted = if threads == 1 { 1 } else { threads * TASKS_PER_THREAD };
@@ -250,7 +252,8 @@ impl SimdKernel for ProductTask<'_> {
         let ProductTask { lhs, lhs_row, rows, right, panels, n, col, write_back } = self;
         let segments = &[lhs.depth];
         let block = Block::<F32<S>> { lhs, segments, rows, lhs_row, right, panels, n, col, write_back };
-        // SAFETY: `Product::run` demands the checks of all operands; tasks have disjoint rows or columns.
+        // SAFETY: `Product::run` demands the checks of all operands; tasks have disjoint rows or
+        // columns.
         unsafe { drive(F32(s), &block) }
     }
 }

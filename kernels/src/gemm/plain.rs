@@ -1,4 +1,5 @@
-//! A small product whose rows lie evenly and whose accumulators are stored as they are: what attention is made of.
+//! A small product whose rows lie evenly and whose accumulators are stored as they are: what
+//! attention is made of.
 
 use super::{MicroKernel, Tile, Tiling};
 
@@ -7,14 +8,16 @@ pub(crate) const PLAIN_ROWS: usize = 96;
 
 /// acc (+)= left · right.
 pub(crate) struct Plain<L, R, A> {
-    /// Rows of `depth` elements, `ld` apart; on tiles, whole tiles of rows and rows of whole pieces of 64 bytes, zeros beyond `depth`.
+    /// Rows of `depth` elements, `ld` apart; on tiles, whole tiles of rows and rows of whole pieces
+    /// of 64 bytes, zeros beyond `depth`.
     pub(crate) left: *const L,
     pub(crate) ld: usize,
     /// At most [`PLAIN_ROWS`].
     pub(crate) rows: usize,
     /// Whole groups.
     pub(crate) depth: usize,
-    /// Panels of `[depth / group, width, group]`; on tiles, each readable in whole pieces of 64 bytes of the depth.
+    /// Panels of `[depth / group, width, group]`; on tiles, each readable in whole pieces of 64
+    /// bytes of the depth.
     pub(crate) right: *const R,
     /// Elements between two panels.
     pub(crate) ld_right: usize,

@@ -53,8 +53,8 @@ impl<const NV: usize> SimdKernel for Dispatch<NV> {
     }
 }
 
-/// `M` rows by `NV` vectors, one accumulator each: a row's sum has the same order whatever `M` is, so results do not depend
-/// on the batch.
+/// `M` rows by `NV` vectors, one accumulator each: a row's sum has the same order whatever `M` is,
+/// so results do not depend on the batch.
 struct RegisterTile<const M: usize, const NV: usize>(Tile<f32, f32, f32>);
 
 impl<const M: usize, const NV: usize> SimdKernel for RegisterTile<M, NV> {
@@ -87,8 +87,8 @@ fn prefetch_next<S: Simd>(s: S, t: &mut Tile<f32, f32, f32>) {
 /// One tile of `M` rows.
 ///
 /// # Safety
-/// As for [`MicroKernel::tiles`]: `M` places of pointers per tap, each to `skip + depth` readable values; `taps · depth` rows of the
-/// panel; `M` rows of accumulators.
+/// As for [`MicroKernel::tiles`]: `M` places of pointers per tap, each to `skip + depth` readable
+/// values; `taps · depth` rows of the panel; `M` rows of accumulators.
 #[inline(always)]
 unsafe fn wide<S: Simd, const M: usize, const NV: usize>(s: S, t: &Tile<f32, f32, f32>) {
     let mut acc = [[s.splat(0.0); NV]; M];

@@ -1,8 +1,10 @@
-//! The loops around AMX: like [`drive`](super::drive), but tiles of 32 rows by 32 columns whose sums stay in registers for most of the depth.
+//! The loops around AMX: like [`drive`](super::drive), but tiles of 32 rows by 32 columns whose
+//! sums stay in registers for most of the depth.
 //!
-//! Tiles want rows that lie evenly and a depth without gaps. Where the left side has neither (a convolution, a depth that ends within 64 bytes), the rows
-//! of a block are copied together once, in the order in which tiles are loaded. The right side is packed as for AVX-512: groups of four bytes per
-//! column are what the rows of a tile want.
+//! Tiles want rows that lie evenly and a depth without gaps. Where the left side has neither (a
+//! convolution, a depth that ends within 64 bytes), the rows of a block are copied together once,
+//! in the order in which tiles are loaded. The right side is packed as for AVX-512: groups of four
+//! bytes per column are what the rows of a tile want.
 
 use super::drive::{BLOCK_ROWS, Block, MicroKernel};
 use super::lhs::LhsRow;
@@ -11,7 +13,8 @@ use crate::amx::{Amx, BYTES, COLS, Configured, Left, Multiply, Piece, ROW_BYTES,
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Pieces of 64 bytes of the depth whose right side stays in the first-level cache while all rows of the block pass by.
+/// Pieces of 64 bytes of the depth whose right side stays in the first-level cache while all rows
+/// of the block pass by.
 const STEP: usize = 12;
 /// Bytes of a group of the depth.
 const GROUP_BYTES: usize = 4;
@@ -58,7 +61,8 @@ impl<'a> Tiles<'a> {
     }
 }
 
-/// Copies the left rows of a block: `[rows / 16, segment, pieces, 16, 64 bytes]`, zeros where a segment ends. Rows beyond the last are left as they are.
+/// Copies the left rows of a block: `[rows / 16, segment, pieces, 16, 64 bytes]`, zeros where a
+/// segment ends. Rows beyond the last are left as they are.
 ///
 /// # Safety
 /// As for [`drive_tiles`].
@@ -103,7 +107,7 @@ unsafe fn copy_pieces<T>(amx: Amx, tiles: Tiles, row: &LhsRow<T>, channels: Rang
     }
 }
 
-/// Copies some channels of a row, zeros behind the last.
+/// Copies some channels of a row, zeros after the last.
 ///
 /// # Safety
 /// As for [`copy_pieces`].
@@ -228,7 +232,8 @@ unsafe fn segment_sums(
     acc: *mut u8,
 ) {
     let (whole, rest) = (bytes / ROW_BYTES, bytes % ROW_BYTES);
-    // the right side of the last piece, zeros where it ends: what follows it in memory belongs to others
+    // the right side of the last piece, zeros where it ends: what follows it in memory belongs to
+    // others
     let mut last = Aligned([0u8; ROW_BYTES * COLS]);
     if rest > 0 {
         // SAFETY: the panel has `bytes` per column.

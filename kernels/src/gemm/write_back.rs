@@ -1,4 +1,5 @@
-//! From accumulators to results: the epilogue, applied while they are still in the first-level cache.
+//! From accumulators to results: the epilogue, applied while they are still in the first-level
+//! cache.
 
 use crate::Isa;
 use crate::epilogue::{Act, Epilogue, PerImage};
@@ -13,14 +14,17 @@ use std::ops::Range;
 pub(crate) struct WriteBack<'a> {
     pub(crate) epilogue: Epilogue<'a>,
     pub(crate) y: Sink<'a>,
-    /// Columns are pairs `a`, `b`, this many of each, packed as [`pair_of`] says: results are a · gelu_erf(b).
+    /// Columns are pairs `a`, `b`, this many of each, packed as [`pair_of`] says: results are a ·
+    /// gelu_erf(b).
     pub(crate) half: Option<usize>,
 }
 
-/// Products whose columns are pairs have a multiple of this many columns: whole panels of every instruction set.
+/// Products whose columns are pairs have a multiple of this many columns: whole panels of every
+/// instruction set.
 pub const PAIRED_COLUMNS: usize = 32;
 
-/// Which column of `[a, b]`, `half` of each, is packed as column `col` where panels are `width` wide: a vector of `a` beside its vector of `b`.
+/// Which column of `[a, b]`, `half` of each, is packed as column `col` where panels are `width`
+/// wide: a vector of `a` beside its vector of `b`.
 pub(crate) fn pair_of(half: usize, width: usize, col: usize) -> usize {
     let (panel, lanes) = (col / width, width / 2);
     let lane = col % width;
@@ -28,7 +32,8 @@ pub(crate) fn pair_of(half: usize, width: usize, col: usize) -> usize {
 }
 
 impl<'a> WriteBack<'a> {
-    /// Where results of `rows × n` sums go; `paired` columns give half as many. Panics unless everything has those rows and columns.
+    /// Where results of `rows × n` sums go; `paired` columns give half as many. Panics unless
+    /// everything has those rows and columns.
     pub(crate) fn new(
         isa: Isa,
         epilogue: Epilogue<'a>,
@@ -73,8 +78,8 @@ pub(crate) unsafe fn store_some<S: Simd>(s: S, p: *mut f32, v: S::V, n: usize) {
 /// Finishes `rows` rows from `row` and `cols` columns from `col`; `acc` is `[rows, 2 · LANES]`.
 ///
 /// # Safety
-/// `acc` must hold that many, the epilogue and `y` must have been checked for those rows and columns, and no other
-/// task may write them.
+/// `acc` must hold that many, the epilogue and `y` must have been checked for those rows and
+/// columns, and no other task may write them.
 #[inline(always)]
 pub(crate) unsafe fn write_back<S: Simd>(
     s: S,

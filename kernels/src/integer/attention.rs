@@ -1,7 +1,9 @@
 //! Attention whose two products multiply codes, with the softmax in f32 between them.
 //!
-//! Scores of a query begin as sums of products of codes. What a row of them has in common changes no softmax, so only the part of the zero points that
-//! differs between keys is taken off. Weights are codes relative to the largest of their query, which is why all its scores wait until that is known.
+//! Scores of a query begin as sums of products of codes. What a row of them has in common changes
+//! no softmax, so only the part of the zero points that differs between keys is taken off. Weights
+//! are codes relative to the largest of their query, which is why all its scores wait until that is
+//! known.
 
 use super::Activations;
 use super::dot::{IntDot, IntKernel};
@@ -32,7 +34,8 @@ const PIECE: usize = 64;
 const MAX_WIDTH: usize = 4096;
 
 impl Isa {
-    /// Whether [`attention_codes`] can run: widths that are whole groups, weights of at most 8 bits, sums that fit.
+    /// Whether [`attention_codes`] can run: widths that are whole groups, weights of at most 8
+    /// bits, sums that fit.
     pub fn attends_codes(self, shape: &AttentionShape) -> bool {
         shape.d > 0
             && shape.d.is_multiple_of(super::dot::GROUP_MAX)
@@ -48,13 +51,14 @@ struct ScratchLayout {
     packing: Packing,
     /// Queries of a task at most.
     queries: usize,
-    /// Between the scores of two queries: no power of two, which would crowd them into few sets of the cache.
+    /// Between the scores of two queries: no power of two, which would crowd them into few sets of
+    /// the cache.
     ld_scores: usize,
     /// Words of the weights of a query.
     weights: usize,
     /// Sums of a query: `dv` rounded up to whole panels.
     sums: usize,
-    /// Words of a copied query, zeros behind it; 0 where they are read from where they are.
+    /// Words of a copied query, zeros after it; 0 where they are read from where they are.
     query: usize,
 }
 
@@ -85,10 +89,12 @@ pub fn attention_codes_scratch_len(isa: Isa, shape: &AttentionShape, threads: us
     plan.packing.words() + threads.max(1) * plan.per_thread()
 }
 
-/// y = softmax(scale · q kᵀ + mask) · v per image and head, where q, k and v are codes with one segment each and weights are rounded to
-/// `softmax_bits`: what [`attention`](crate::attention()) computes from the values that the codes stand for.
+/// y = softmax(scale · q kᵀ + mask) · v per image and head, where q, k and v are codes with one
+/// segment each and weights are rounded to `softmax_bits`: what [`attention`](crate::attention())
+/// computes from the values that the codes stand for.
 ///
-/// Distances of `shape` are in codes for `q`, `k` and `v`. A query that sees no key (all scores −∞) gives zeros.
+/// Distances of `shape` are in codes for `q`, `k` and `v`. A query that sees no key (all scores −∞)
+/// gives zeros.
 ///
 /// # Panics
 /// When a slice is too short or [`Isa::attends_codes`] is false.
@@ -216,11 +222,12 @@ impl QueryBlock<'_> {
             ld_acc: self.plan.ld_scores,
             first: true,
         };
-        // SAFETY: `attention_codes` has checked `q`; `k` has whole panels with something behind them, and so have rows of scores.
+        // SAFETY: `attention_codes` has checked `q`; `k` has whole panels with something after
+        // them, and so have rows of scores.
         unsafe { d.multiply(&product) };
     }
 
-    /// Copies the queries, zeros behind each.
+    /// Copies the queries, zeros after each.
     #[inline(always)]
     fn copied<D: IntDot>(&mut self, q: &[D::Left]) -> (*const D::Left, usize) {
         let ld = 4 * self.plan.query / size_of::<D::Left>();
@@ -232,7 +239,8 @@ impl QueryBlock<'_> {
         (copies.as_ptr(), ld)
     }
 
-    /// Turns the sums of query `i` into codes of weights, zero beyond what it sees, and adds those up.
+    /// Turns the sums of query `i` into codes of weights, zero beyond what it sees, and adds those
+    /// up.
     #[inline(always)]
     fn soften<D: IntDot>(&mut self, d: D, i: usize, seen: usize) -> f32 {
         let shape = self.shape;
@@ -311,7 +319,8 @@ impl QueryBlock<'_> {
             ld_acc: self.plan.sums,
             first: true,
         };
-        // SAFETY: rows of weights have `packing.keys` codes, as many as `v` has in every panel, and zeros behind them; `sums` has whole panels.
+        // SAFETY: rows of weights have `packing.keys` codes, as many as `v` has in every panel, and
+        // zeros after them; `sums` has whole panels.
         unsafe { d.multiply(&product) };
     }
 
@@ -331,7 +340,8 @@ impl QueryBlock<'_> {
             let mut c = columns.start;
             while c < columns.end {
                 let n = (columns.end - c).min(lanes);
-                // SAFETY: `c + n ≤ dv`, and 16 values lie behind that many sums of any panel; tasks have disjoint queries or heads.
+                // SAFETY: `c + n ≤ dv`, and 16 values lie after that many sums of any panel; tasks
+                // have disjoint queries or heads.
                 unsafe {
                     let acc = self.some(d, sums, c, n);
                     let value = s.mul(d.floats(d.minus(acc, offset)), factor);

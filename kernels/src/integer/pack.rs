@@ -5,17 +5,19 @@ use crate::gemm::pair_of;
 use crate::{ConvShape, Isa, PAIRED_COLUMNS};
 use bytes::Bytes;
 
-/// Signed codes of a weight matrix `[k, n]`, packed for one [`Isa`], with the scales of their columns.
+/// Signed codes of a weight matrix `[k, n]`, packed for one [`Isa`], with the scales of their
+/// columns.
 ///
-/// For a convolution k runs over taps, then input channels. Channels are cut into segments; a code of a segment stands for `code · scale` of
-/// its column there.
+/// For a convolution k runs over taps, then input channels. Channels are cut into segments; a code
+/// of a segment stands for `code · scale` of its column there.
 #[derive(Debug)]
 pub struct PackedCodes {
     isa: Isa,
     taps: usize,
     segments: Vec<usize>,
     n: usize,
-    /// Per panel of two vectors of columns, per segment, per tap: `[depth / group, 2 · lanes, group]`; columns beyond `n` are zero.
+    /// Per panel of two vectors of columns, per segment, per tap: `[depth / group, 2 · lanes,
+    /// group]`; columns beyond `n` are zero.
     data: Bytes,
     /// `[segments, padded columns]`
     scale: Vec<f32>,
@@ -38,7 +40,8 @@ impl PackedCodes {
         })
     }
 
-    /// Packs those of a linear layer whose columns are `[a, b]`, `n / 2` of each: its results will be a · gelu_erf(b).
+    /// Packs those of a linear layer whose columns are `[a, b]`, `n / 2` of each: its results will
+    /// be a · gelu_erf(b).
     ///
     /// # Panics
     /// As [`PackedCodes::from_kn`]; when `n` is not a multiple of [`PAIRED_COLUMNS`].
@@ -53,10 +56,12 @@ impl PackedCodes {
         })
     }
 
-    /// Packs the weights of a convolution without groups, `codes` `[cout, cin, kh, kw]`; `scale` is `[cout, segments]`.
+    /// Packs the weights of a convolution without groups, `codes` `[cout, cin, kh, kw]`; `scale` is
+    /// `[cout, segments]`.
     ///
     /// # Panics
-    /// When a slice has another length, the segments do not add up to the channels, or [`Isa::multiplies_codes`] is false.
+    /// When a slice has another length, the segments do not add up to the channels, or
+    /// [`Isa::multiplies_codes`] is false.
     pub fn from_oihw(isa: Isa, shape: &ConvShape, segments: &[usize], codes: &[i8], scale: &[f32]) -> PackedCodes {
         let taps = shape.kh * shape.kw;
         assert_eq!(
@@ -71,8 +76,8 @@ impl PackedCodes {
         })
     }
 
-    /// `columns_of(tap, channel, first, row)` writes the codes of some columns, `first` the first of them as they are packed, to `row`: of `n`
-    /// columns, in pairs where `half` is less.
+    /// `columns_of(tap, channel, first, row)` writes the codes of some columns, `first` the first
+    /// of them as they are packed, to `row`: of `n` columns, in pairs where `half` is less.
     fn pack(
         isa: Isa,
         taps: usize,
@@ -132,8 +137,9 @@ impl PackedCodes {
         [&self.data, bytes_of(&self.scale), bytes_of(&self.sums)]
     }
 
-    /// The inverse of [`PackedCodes::parts`] for weights that were packed for this very use; `None` where a part has another length, or does
-    /// not begin at a multiple of [`ALIGN`](crate::arena::ALIGN).
+    /// The inverse of [`PackedCodes::parts`] for weights that were packed for this very use; `None`
+    /// where a part has another length, or does not begin at a multiple of
+    /// [`ALIGN`](crate::arena::ALIGN).
     pub fn from_parts(
         isa: Isa,
         taps: usize,

@@ -7,7 +7,7 @@ use crate::attention::AttentionShape;
 use crate::shared::SharedMut;
 use crate::{Isa, Pool};
 
-/// Words behind the last panel, which tiles read and multiply by zeros.
+/// Words after the last panel, which tiles read and multiply by zeros.
 const BEHIND: usize = 512;
 
 /// Sizes of what is packed.
@@ -56,7 +56,8 @@ impl Packed<'_> {
         &self.values[pair * self.packing.value_bytes..][..self.packing.value_bytes]
     }
 
-    /// What the zero point of the queries adds to the score of each key: that times the sum of its packed codes.
+    /// What the zero point of the queries adds to the score of each key: that times the sum of its
+    /// packed codes.
     pub fn offsets_of(&self, pair: usize) -> &[i32] {
         &self.offsets[pair * self.packing.keys..][..self.packing.keys]
     }

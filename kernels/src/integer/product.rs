@@ -10,7 +10,8 @@ use crate::output::Output;
 use crate::{Epilogue, Isa, Pool, scratch};
 use std::ops::Range;
 
-/// Codes of activations and what they stand for: `(code − zero_point) · scale`, per segment of the channels.
+/// Codes of activations and what they stand for: `(code − zero_point) · scale`, per segment of the
+/// channels.
 #[derive(Clone, Copy, Debug)]
 pub struct Activations<'a> {
     /// Elements of [`Isa::code_type`], as bytes.
@@ -34,12 +35,12 @@ impl Activations<'_> {
     }
 }
 
-/// y = epilogue(x · w): `x` `[m, k]` codes, `w` packed from `[k, n]`, `y` `[m, n]` with rows `ldy` apart; `[m, n / 2]` where columns are
-/// packed in pairs.
+/// y = epilogue(x · w): `x` `[m, k]` codes, `w` packed from `[k, n]`, `y` `[m, n]` with rows `ldy`
+/// apart; `[m, n / 2]` where columns are packed in pairs.
 ///
 /// # Panics
-/// When `packed` was made for another `isa`, `k` or `n`, or a slice is too short; when pairs have more of an epilogue than factors and summands, or
-/// are rounded in segments.
+/// When `packed` was made for another `isa`, `k` or `n`, or a slice is too short; when pairs have
+/// more of an epilogue than factors and summands, or are rounded in segments.
 pub fn linear_codes<'a>(
     isa: Isa,
     pool: &Pool,
@@ -197,7 +198,8 @@ impl IntKernel for Multiply<'_> {
         assert_eq!(self.product.isa.dot_instruction().columns(), Codes::<D>::COLS, "columns of a panel");
         let write_back = self.product.write_back();
         let block = self.product.block::<D>(self.zeros, self.rows, self.panels, &write_back);
-        // SAFETY: the callers of `IntProduct::run` have checked all operands; tasks have disjoint rows or columns.
+        // SAFETY: the callers of `IntProduct::run` have checked all operands; tasks have disjoint
+        // rows or columns.
         unsafe { d.drive(Codes(d), &block, self.copied) }
     }
 }

@@ -121,7 +121,8 @@ impl Mask {
     }
 }
 
-/// In place; zeros where every score is -inf. With `bits`, weights are multiples of 1 / (2^bits − 1) of the largest before they are normalised, or bf16.
+/// In place; zeros where every score is -inf. With `bits`, weights are multiples of 1 / (2^bits −
+/// 1) of the largest before they are normalised, or bf16.
 fn softmax<T: Lane>(row: &mut [T], bits: u8) {
     let largest = row.iter().fold(T::LOWEST, |m, &v| Lane::max(m, v));
     if largest == T::LOWEST {

@@ -24,7 +24,7 @@ pub(super) fn eval(call: &Call) -> Tensor {
 
 /// Which scale belongs to which element.
 struct Scales {
-    /// Size of the axis, elements behind it, elements that share a scale along it, scales along it.
+    /// Size of the axis, elements after it, elements that share a scale along it, scales along it.
     along: Option<(usize, usize, usize, usize)>,
     /// Blocked scales differ along the other axes too.
     blocked: bool,

@@ -1,4 +1,5 @@
-//! AVX2 with FMA: 8 lanes, 16 registers. A 6 × 16 tile takes 12 of them, two hold the right side, one the left.
+//! AVX2 with FMA: 8 lanes, 16 registers. A 6 × 16 tile takes 12 of them, two hold the right side,
+//! one the left.
 
 use super::{Arithmetic, Simd, SimdKernel};
 use std::arch::x86_64::*;

@@ -1,4 +1,5 @@
-//! Arrays of 8: what runs where nothing faster does. Plain `a * b + c`, because a fused one is a library call here.
+//! Arrays of 8: what runs where nothing faster does. Plain `a * b + c`, because a fused one is a
+//! library call here.
 
 use super::{Arithmetic, Simd, SimdKernel};
 use crate::math::round_small;

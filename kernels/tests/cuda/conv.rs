@@ -98,7 +98,8 @@ fn convolution_in_fp16_equals_the_definition() {
                 let parts = n.tail(&b, &s);
                 let y = b.room(s.out_rows(), cout + 1, ElementType::F16);
                 b.run(&conv(&b.state, &s, &filter, &x, None, &tail(&parts, &s, act), &Output::plain(&y), tile, None));
-                // 2^-11 of fp16 results, and what activations make of sums that differ by their order
+                // 2^-11 of fp16 results, and what activations make of sums that differ by their
+                // order
                 assert_close(
                     &b.get(&y, s.out_rows(), cout),
                     &n.wanted(&s, act),
@@ -281,7 +282,8 @@ fn sums(b: &Bench, s: &ConvShape, splits: usize) -> cqc_kernels::cuda::Operand {
     b.room(1, split_bytes(s.out_rows(), s.cout, splits.max(2)) / 4, ElementType::F32)
 }
 
-/// Rows of the result and of the residual that are made of 16 bytes, and blocks that share the depth.
+/// Rows of the result and of the residual that are made of 16 bytes, and blocks that share the
+/// depth.
 #[test]
 fn eight_columns_at_once_and_a_shared_depth_equal_the_definition() {
     for b in benches() {

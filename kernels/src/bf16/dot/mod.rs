@@ -1,4 +1,5 @@
-//! What an instruction set brings to products of bf16: an instruction that adds two of them to an f32.
+//! What an instruction set brings to products of bf16: an instruction that adds two of them to an
+//! f32.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -16,8 +17,8 @@ pub(super) trait Bf16Kernel {
     fn run<D: Bf16Dot>(self, d: D);
 }
 
-/// A [`Dot`] of pairs of bf16, given as their bits. Every step is `(acc + left₁ · right₁) + left₀ · right₀`, each addition rounded to f32: the
-/// order of `vdpbf16ps`.
+/// A [`Dot`] of pairs of bf16, given as their bits. Every step is `(acc + left₁ · right₁) + left₀ ·
+/// right₀`, each addition rounded to f32: the order of `vdpbf16ps`.
 pub(super) trait Bf16Dot:
     Dot<Left = u16, Right = u16, Sum = f32, Acc = <<Self as Dot>::Float as crate::simd::Arithmetic>::V>
 {

@@ -1,4 +1,5 @@
-//! What an instruction set brings to integer products: a vector of i32 sums and an instruction that adds groups of products to it.
+//! What an instruction set brings to integer products: a vector of i32 sums and an instruction that
+//! adds groups of products to it.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -75,7 +76,8 @@ pub(super) enum Instruction {
 }
 
 impl Instruction {
-    /// Columns of a panel: two vectors of this instruction, which on a CPU with AVX-512 may be shorter than those of f32.
+    /// Columns of a panel: two vectors of this instruction, which on a CPU with AVX-512 may be
+    /// shorter than those of f32.
     pub(super) fn columns(self) -> usize {
         match self {
             Instruction::Portable | Instruction::Avx2 | Instruction::AvxVnni => 16,
@@ -120,7 +122,8 @@ impl Instruction {
 }
 
 impl Isa {
-    /// AVX-512 without VNNI multiplies as AVX2 does; so does any that has VNNI for vectors of AVX2 only.
+    /// AVX-512 without VNNI multiplies as AVX2 does; so does any that has VNNI for vectors of AVX2
+    /// only.
     pub(super) fn dot_instruction(self) -> Instruction {
         match self {
             Isa::Portable => Instruction::Portable,

@@ -11,7 +11,8 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub(super) struct Vnni(Avx512, Option<Amx>);
 
-/// Whether this CPU has what [`enter`] is compiled for, but for what AVX-512 as an [`Isa`](crate::Isa) stands for.
+/// Whether this CPU has what [`enter`] is compiled for, but for what AVX-512 as an
+/// [`Isa`](crate::Isa) stands for.
 pub(super) fn is_available() -> bool {
     is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512bw")
 }
