@@ -25,9 +25,9 @@ pod!(f32 f64 i8 i16 i32 i64 u8 u16 u32 u64);
 /// A range of bytes in an arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Span {
-    /// First byte.
+    /// Offset of the first byte from the start of the arena.
     pub offset: usize,
-    /// Bytes.
+    /// Length in bytes.
     pub bytes: usize,
 }
 
@@ -120,7 +120,7 @@ impl Arena {
         Layout::from_size_align(bytes.max(ALIGN), ALIGN).expect("an arena is smaller than half the address space")
     }
 
-    /// Bytes.
+    /// Length in bytes, as it was given to [`Arena::new`].
     pub fn len(&self) -> usize {
         self.len
     }
@@ -277,7 +277,7 @@ pub(crate) fn fit<const N: usize>(parts: [Bytes; N], lens: [usize; N]) -> Option
     parts.iter().zip(lens).all(fits).then_some(parts)
 }
 
-/// Values as their bytes.
+/// The bytes of a slice of values, as they lie in memory.
 pub fn bytes_of<T: Pod>(values: &[T]) -> &[u8] {
     // SAFETY: a `Pod` has no padding, so all bytes are initialised.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }

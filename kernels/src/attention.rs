@@ -17,9 +17,9 @@ use std::ops::Range;
 /// lq, heads · dv]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionShape {
-    /// Images.
+    /// Images, or sequences of a batch.
     pub n: usize,
-    /// Query heads.
+    /// Query heads; `q` and `y` hold them side by side.
     pub heads: usize,
     /// Key and value heads; divides `heads`. Query head `h` uses key head `h / (heads / kv_heads)`.
     pub kv_heads: usize,
@@ -40,13 +40,13 @@ pub struct AttentionShape {
     pub softmax_bits: u8,
     /// Strides of the additive mask over image, head, query and key; 0 = broadcast.
     pub mask_strides: [usize; 4],
-    /// Between two queries.
+    /// Distance between two queries of an image in `q`, in elements.
     pub ldq: usize,
-    /// Between two keys.
+    /// Distance between two keys of an image in `k`, in elements.
     pub ldk: usize,
-    /// Between two values.
+    /// Distance between two values of an image in `v`, in elements.
     pub ldv: usize,
-    /// Between two results.
+    /// Distance between two results of an image in `y`, in elements.
     pub ldy: usize,
 }
 

@@ -21,11 +21,11 @@ pub struct ConvShape {
     pub cin: usize,
     /// Output channels.
     pub cout: usize,
-    /// Kernel rows.
+    /// Rows of the window.
     pub kh: usize,
-    /// Kernel columns.
+    /// Columns of the window.
     pub kw: usize,
-    /// Step down and right.
+    /// Distance between neighbouring windows, down and right.
     pub stride: [usize; 2],
     /// Zero rows and columns added at top, left, bottom, right.
     pub pads: [usize; 4],
@@ -70,13 +70,13 @@ impl ConvShape {
         ConvShape { n, h, w, cin, cout, kh: kernel, kw: kernel, stride, pads, dilation: [1, 1], groups: 1, upsample: 1 }
     }
 
-    /// Output rows.
+    /// Rows of an output image, from the padded input.
     pub fn out_h(&self) -> usize {
         let padded = self.h * self.upsample + self.pads[0] + self.pads[2];
         (padded - (self.kh - 1) * self.dilation[0] - 1) / self.stride[0] + 1
     }
 
-    /// Output columns.
+    /// Columns of an output image, from the padded input.
     pub fn out_w(&self) -> usize {
         let padded = self.w * self.upsample + self.pads[1] + self.pads[3];
         (padded - (self.kw - 1) * self.dilation[1] - 1) / self.stride[1] + 1

@@ -12,13 +12,13 @@ use std::ops::Range;
 /// in 0 ..= 2^bits − 1). A scale of 0 lets the segment pass.
 #[derive(Clone, Copy, Debug)]
 pub struct FakeQuant<'a> {
-    /// 2 to 8.
+    /// Bits of a code, 2 to 8.
     pub bits: u8,
-    /// Sizes, which add up to the columns.
+    /// Columns of each segment; they add up to the columns of a row.
     pub segments: &'a [usize],
-    /// One per segment.
+    /// One scale per segment; 0 lets the segment pass as it is.
     pub scale: &'a [f32],
-    /// One per segment.
+    /// One zero point per segment, a whole number in 0 ..= 2^bits − 1.
     pub zero_point: &'a [f32],
 }
 
@@ -52,7 +52,7 @@ pub fn quantize(isa: Isa, pool: &Pool, rows: usize, x: &[f32], ldx: usize, how: 
     store(isa, pool, rows, how.segments.iter().sum(), x, ldx, Output::Codes(y, *how), ldy);
 }
 
-/// `rows` rows of `c` values as the target has them.
+/// `rows` rows of `c` values in the format of the output.
 pub(crate) fn store(isa: Isa, pool: &Pool, rows: usize, c: usize, x: &[f32], ldx: usize, y: Output, ldy: usize) {
     check_matrix("x", x.len(), rows, c, ldx);
     let y = Sink::new(isa, y, rows, c, ldy);

@@ -40,7 +40,7 @@ pub fn linear<'a>(
 /// Shape of [`matmul_batched`]: y\[b\] = a\[b\] · b\[b\], all distances in values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MatmulShape {
-    /// Products.
+    /// Number of products, each with operands of its own.
     pub batch: usize,
     /// Rows of `a` and `y`.
     pub m: usize,

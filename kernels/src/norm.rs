@@ -90,7 +90,7 @@ struct NormTask<'a> {
     x: &'a [f32],
     ldx: usize,
     y: Sink<'a>,
-    /// What the target needs for a row.
+    /// What the output needs for a row.
     scratch: *mut f32,
 }
 

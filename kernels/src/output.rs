@@ -1,4 +1,5 @@
-//! Where a kernel puts its results: f32, or at once the codes or bf16 that a product will read.
+//! Where a kernel stores its results: as f32, or directly as the codes or bf16 that the next
+//! product reads.
 
 use crate::epilogue::check_matrix;
 use crate::gemm::{load_some, store_some};
@@ -7,10 +8,14 @@ use crate::shared::SharedMut;
 use crate::simd::Simd;
 use crate::{FakeQuant, Isa};
 
-/// Rows of results.
+/// The memory that a kernel writes its rows of results to, and the format that it writes them in.
+///
+/// A format other than [`Output::Values`] saves a pass over memory: the results are those of the
+/// kernel followed by [`quantize`](crate::quantize), [`fake_quant`](crate::fake_quant()) or
+/// [`round_bf16`](crate::round_bf16), bit for bit.
 #[derive(Debug)]
 pub enum Output<'a> {
-    /// As they are.
+    /// f32, as computed.
     Values(&'a mut [f32]),
     /// As [`quantize`](crate::quantize) would store them: elements of [`Isa::code_type`].
     Codes(&'a mut [u8], FakeQuant<'a>),
@@ -34,7 +39,7 @@ impl<'a> From<&'a mut Vec<f32>> for Output<'a> {
     }
 }
 
-/// A target that tasks share, each writing its own places.
+/// An output that tasks share, each writing its own rows and columns.
 #[derive(Clone, Copy)]
 pub(crate) struct Sink<'a> {
     kind: Format<'a>,
@@ -52,9 +57,9 @@ enum Format<'a> {
 }
 
 impl<'a> Sink<'a> {
-    /// Panics unless the target has `rows` rows of `cols` elements, `ld` apart.
-    pub(crate) fn new(isa: Isa, target: Output<'a>, rows: usize, cols: usize, ld: usize) -> Sink<'a> {
-        let kind = match target {
+    /// Panics unless the output has `rows` rows of `cols` elements, `ld` apart.
+    pub(crate) fn new(isa: Isa, output: Output<'a>, rows: usize, cols: usize, ld: usize) -> Sink<'a> {
+        let kind = match output {
             Output::Values(y) => {
                 check_matrix("y", y.len(), rows, cols, ld);
                 Format::Values(SharedMut::new(y))

@@ -26,11 +26,9 @@ thread_local! {
     static IN_TASK: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A fixed number of threads that run the tasks of one job at a time; the calling thread is one of
-/// them.
+/// A fixed number of threads that run the tasks of one job at a time; the calling thread is one of them.
 ///
-/// Which thread runs a task is not fixed. Kernels never split a sum across tasks, so results do not
-/// depend on the number of threads.
+/// Which thread runs a task is not fixed. Kernels never split a sum across tasks, so results do not depend on the number of threads.
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,

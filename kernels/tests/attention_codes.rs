@@ -161,8 +161,8 @@ fn results_are_stored_as_codes() {
         let (mut y, mut want, mut codes) = (vec![0.0; 37 * 40], vec![0u16; 37 * 40], vec![0u16; 37 * 40]);
         attention_codes(isa, &pool, &s, [&qa, &ka, &va], None, &mut y, &mut scratch);
         quantize(isa, &pool, 37, &y, 40, &how, &mut bytemuck::cast_slice_mut(&mut want)[..bytes], 40);
-        let target = Output::Codes(&mut bytemuck::cast_slice_mut(&mut codes)[..bytes], how);
-        attention_codes(isa, &pool, &s, [&qa, &ka, &va], None, target, &mut scratch);
+        let output = Output::Codes(&mut bytemuck::cast_slice_mut(&mut codes)[..bytes], how);
+        attention_codes(isa, &pool, &s, [&qa, &ka, &va], None, output, &mut scratch);
         assert_eq!(codes, want, "{isa}");
     }
 }

@@ -87,7 +87,7 @@ fn products_store_codes() {
     }
 }
 
-/// A linear layer with columns in pairs or not, into a target whose rows are that far apart.
+/// A linear layer with columns in pairs or not, into an output whose rows are that far apart.
 type Product<'a> = dyn Fn(Isa, &Pool, bool, Output, usize) + 'a;
 
 /// The results of `linear` in pairs are those of its results' GEGLU, and are rounded like these.

@@ -9,7 +9,7 @@ use crate::{Act, ConvShape, MatmulShape};
 /// result.
 #[derive(Clone, Copy, Debug)]
 pub struct PerImage<'a> {
-    /// The rows.
+    /// One row of values per image.
     pub values: &'a Operand,
     /// Elements from the row of one image to the next.
     pub stride: usize,
@@ -38,7 +38,7 @@ pub struct Epilogue<'a> {
 /// [`FakeQuant`](crate::FakeQuant).
 #[derive(Clone, Copy, Debug)]
 pub struct Rounding<'a> {
-    /// 1 to 8.
+    /// Bits of a code, 1 to 8.
     pub bits: u8,
     /// Sizes, which add up to the columns.
     pub segments: &'a [usize],

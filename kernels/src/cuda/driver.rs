@@ -45,11 +45,11 @@ impl Default for GpuOptions {
 /// What is known of a GPU without compiling anything for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GpuInfo {
-    /// Its name.
+    /// Its name, as the driver gives it.
     pub name: String,
-    /// Compute capability.
+    /// Compute capability, major and minor.
     pub capability: (i32, i32),
-    /// Bytes of memory.
+    /// All memory of the GPU, in bytes.
     pub memory: usize,
     /// Version of CUDA that the driver speaks, 1000 · major + 10 · minor.
     pub driver: i32,
@@ -296,8 +296,7 @@ struct Graph {
     launches: Vec<Launch>,
 }
 
-// SAFETY: a graph may be used by any one thread at a time: it is moved with all that refers to it,
-// and it is not `Sync`.
+// SAFETY: a graph may be used by any one thread at a time: it is moved with all that refers to it, and it is not `Sync`.
 unsafe impl Send for Graph {}
 
 impl Recorded for Graph {

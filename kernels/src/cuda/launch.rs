@@ -21,13 +21,14 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// The kernel.
+    /// The entry point that it calls, with what profilers want to know of it.
     pub fn kernel(&self) -> &'static EntryPoint {
         self.kernel
     }
 }
 
-/// What runs launches.
+/// A GPU, or the simulator of one: it owns memory and runs launches in the order in which it gets
+/// them.
 pub trait Device: Send + Sync {
     /// Its name, for people.
     fn name(&self) -> String;

@@ -1,11 +1,11 @@
 //! The one list of kernels.
 
-/// A kernel as it is launched.
+/// A kernel of the CUDA sources as it is launched: a function that takes one struct.
 #[derive(Debug, PartialEq, Eq)]
 pub struct EntryPoint {
-    /// Name of the entry.
+    /// Name of the function, unique among all sources.
     pub name: &'static str,
-    /// The source that holds it.
+    /// The source that holds it, one of [`SOURCES`](super::SOURCES).
     pub source: &'static str,
     /// Threads of a block.
     pub threads: u32,
@@ -31,7 +31,7 @@ macro_rules! kernels {
                 tensor_cores: false $(|| stringify!($tensor).len() > 0)?,
             };
         )+)*
-        /// Every kernel.
+        /// Every kernel of the sources.
         pub static KERNELS: &[&EntryPoint] = &[$($(&$name),+),*];
 
         /// Every kernel's entry in the simulator.

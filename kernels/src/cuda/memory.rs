@@ -17,7 +17,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Bytes.
+    /// Length in bytes.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -151,8 +151,8 @@ impl Operand {
     }
 }
 
-/// Which evaluation and which request's slot operands are those of: two numbers in device memory,
-/// and their limits. Beside them kernels leave word of what a computed number made impossible.
+/// The evaluation and the slot of a request whose operands kernels use: two numbers in device
+/// memory, which recorded launches read. Beside them kernels report a [`Fault`].
 #[derive(Debug)]
 pub struct State {
     pub(super) memory: Arc<Memory>,

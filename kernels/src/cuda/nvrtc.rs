@@ -14,7 +14,7 @@ const OPTIONS: [&str; 2] = ["--std=c++17", "--ptxas-options=-v"];
 #[derive(Clone, Copy, Debug)]
 pub struct Nvrtc(());
 
-/// What becomes of one source.
+/// One source, compiled for one architecture.
 #[derive(Clone, Debug)]
 pub struct CompiledSource {
     /// Code for the architecture.
@@ -46,7 +46,7 @@ impl Nvrtc {
         Err(CudaError::NoNvrtc { arch: arch.into(), looked })
     }
 
-    /// Its version.
+    /// Version of the library, major and minor.
     pub fn version(self) -> (i32, i32) {
         let (mut major, mut minor) = (0, 0);
         // SAFETY: `self` proves that the library is there; it writes two numbers.
