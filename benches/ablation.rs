@@ -11,12 +11,12 @@
 mod common;
 
 use common::{BATCH, Bench, Options, arguments, option, rows};
-use cqc::calibrate::quantize::{Grouping, Outputs, Select};
-use cqc::calibrate::{CalibrationOptions, Choice, Correct, Fit, Study, Tables, Wanted};
-use cqc::compile::{Assembled, CachedLoop, LoopOptions, assemble_loop, cut_loop};
-use cqc::model::Model;
-use cqc::quantize::{QuantizeOptions, quantize};
-use cqc::stages::Stages;
+use cachequant::calibrate::quantize::{Grouping, Outputs, Select};
+use cachequant::calibrate::{CalibrationOptions, Choice, Correct, Fit, Study, Tables, Wanted};
+use cachequant::compile::{Assembled, CachedLoop, LoopOptions, assemble_loop, cut_loop};
+use cachequant::model::Model;
+use cachequant::quantize::{QuantizeOptions, quantize};
+use cachequant::stages::Stages;
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_passes::calib::compensate::Mode;
@@ -283,7 +283,7 @@ impl<'a> Ablation<'a> {
         cache: Option<&Tables>,
         quant: Quant,
         row: &Row,
-    ) -> (cqc::compile::Lowered, Option<Compensation>) {
+    ) -> (cachequant::compile::Lowered, Option<Compensation>) {
         let assembled = choice.map(|c| self.cached.assemble(&c.full, cache).unwrap());
         let assembled = assembled.as_ref().unwrap_or(&self.plain);
         let mut float = self.float(bench);

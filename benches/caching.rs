@@ -11,8 +11,8 @@
 mod common;
 
 use common::{BATCH, Bench, Options, arguments, option, rows};
-use cqc::calibrate::{CalibrationOptions, Choice, Correct, Fit, Study, Wanted};
-use cqc::compile::{LoopOptions, cut_loop};
+use cachequant::calibrate::{CalibrationOptions, Choice, Correct, Fit, Study, Wanted};
+use cachequant::compile::{LoopOptions, cut_loop};
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::{Quadratic, ScheduleKind};
 use cqc_runtime::engine::Weights;

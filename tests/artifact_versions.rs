@@ -1,6 +1,6 @@
 //! Artifacts of every released format version stay readable: `tests/artifacts/vN.cq` and the samples it gave when it was made.
 
-use cqc::io::read_npy;
+use cachequant::io::read_npy;
 use cqc_proto::Tensor;
 use cqc_proto::cq::{Artifact, VERSION};
 use cqc_runtime::denoise::{Loop, Request};

@@ -7,10 +7,10 @@ mod common;
 mod onnxruntime;
 
 use common::{Check, models};
-use cqc::compile::{LoopOptions, Lowered, compile_loop};
-use cqc::export::{self, Form};
-use cqc::io::Overwrite;
-use cqc::model::{Model, ModelOptions};
+use cachequant::compile::{LoopOptions, Lowered, compile_loop};
+use cachequant::export::{self, Form};
+use cachequant::io::Overwrite;
+use cachequant::model::{Model, ModelOptions};
 use cqc_passes::onnx::export::{ExportOptions, Layout, Qdq, Wire, export};
 use cqc_passes::quant::QuantSpec;
 use cqc_proto::onnx::data_type;

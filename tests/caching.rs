@@ -2,9 +2,9 @@
 
 mod common;
 
-use cqc::calibrate::{CalibrationOptions, Choice, Correct, Fit, Wanted, check_cut, choose};
-use cqc::compile::{CachedLoop, LoopOptions, Lowered, compile_loop, cut_loop};
-use cqc::model::{Model, ModelOptions};
+use cachequant::calibrate::{CalibrationOptions, Choice, Correct, Fit, Wanted, check_cut, choose};
+use cachequant::compile::{CachedLoop, LoopOptions, Lowered, compile_loop, cut_loop};
+use cachequant::model::{Model, ModelOptions};
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::{Quadratic, ScheduleKind};
 use cqc_proto::Tensor;

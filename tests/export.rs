@@ -7,11 +7,11 @@ mod common;
 mod onnxruntime;
 
 use common::{Check, checks, models, relative_error, shared, shared_dir};
-use cqc::calibrate::{CalibrationOptions, Correct, Fit, Wanted, choose};
-use cqc::compile::{CompileError, LoopOptions, Lowered, compile_evaluation, compile_loop, cut_loop};
-use cqc::export::{self, Form, Loop};
-use cqc::io::{Overwrite, read_npy, write_npy};
-use cqc::model::{Model, ModelOptions};
+use cachequant::calibrate::{CalibrationOptions, Correct, Fit, Wanted, choose};
+use cachequant::compile::{CompileError, LoopOptions, Lowered, compile_evaluation, compile_loop, cut_loop};
+use cachequant::export::{self, Form, Loop};
+use cachequant::io::{Overwrite, read_npy, write_npy};
+use cachequant::model::{Model, ModelOptions};
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_passes::onnx::export::{ExportOptions, Exported, Layout, Port, Qdq, Wire, export};

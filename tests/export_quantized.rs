@@ -17,8 +17,8 @@ mod quantized;
 #[path = "common/rewired.rs"]
 mod rewired;
 
-use cqc::export::Form;
-use cqc::io::{Overwrite, read_npy, write_npy};
+use cachequant::export::Form;
+use cachequant::io::{Overwrite, read_npy, write_npy};
 use cqc_passes::onnx::export::{Layout, Model, Qdq, Scales};
 use cqc_proto::onnx::{ModelProto, data_type};
 use cqc_proto::plan::{Program, ProgramKind};

@@ -3,9 +3,9 @@
 mod common;
 
 use common::{relative_error, shared_dir};
-use cqc::compile::{LoopOptions, compile_loop};
-use cqc::io::read_npz;
-use cqc::model::{Model, ModelOptions};
+use cachequant::compile::{LoopOptions, compile_loop};
+use cachequant::io::read_npz;
+use cachequant::model::{Model, ModelOptions};
 use cqc_proto::Tensor;
 use cqc_proto::sampler::SamplerConfig;
 use cqc_runtime::denoise::{Loop, Request};

@@ -5,8 +5,8 @@
 mod common;
 
 use common::{Check, models, relative_error, shared};
-use cqc::compile::compile_evaluation;
-use cqc::model::{Model, ModelOptions};
+use cachequant::compile::compile_evaluation;
+use cachequant::model::{Model, ModelOptions};
 use cqc_runtime::engine::{Engine, EngineOptions, Weights};
 
 /// 1e-4 of the largest output: f32 sums in another order. Halves: 1e-2, the model's own rounding.

@@ -2,12 +2,12 @@
 
 mod common;
 
-use cqc::calibrate::quantize::{Grouping, Outputs, Select};
-use cqc::calibrate::{CalibrationOptions, Choice, Correct, Fit, Wanted, choose};
-use cqc::compile::{Assembled, CachedLoop, LoopOptions, Lowered, assemble_loop, compile_loop, cut_loop};
-use cqc::model::{Model, ModelOptions};
-use cqc::quantize::{QuantizeError, QuantizeOptions, Quantized, quantize};
-use cqc::stages::Stages;
+use cachequant::calibrate::quantize::{Grouping, Outputs, Select};
+use cachequant::calibrate::{CalibrationOptions, Choice, Correct, Fit, Wanted, choose};
+use cachequant::compile::{Assembled, CachedLoop, LoopOptions, Lowered, assemble_loop, compile_loop, cut_loop};
+use cachequant::model::{Model, ModelOptions};
+use cachequant::quantize::{QuantizeError, QuantizeOptions, Quantized, quantize};
+use cachequant::stages::Stages;
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_passes::calib::compensate::Mode;

@@ -1,7 +1,7 @@
 //! Compiled loops with another number of steps.
 
-use cqc::compile::{LoopOptions, compile_loop};
-use cqc::model::{Model, ModelOptions};
+use cachequant::compile::{LoopOptions, compile_loop};
+use cachequant::model::{Model, ModelOptions};
 use cqc_proto::Tensor;
 use cqc_proto::cq::{Manifest, SourceModel};
 use cqc_proto::sampler::SamplerConfig;

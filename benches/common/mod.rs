@@ -1,10 +1,10 @@
 //! What the benchmarks of quality share: a model's uncached images, a feature extractor, rows in a file.
 
-use cqc::compile::{LoopOptions, compile_evaluation, compile_loop};
-use cqc::eval::frechet::{Gaussian, frechet};
-use cqc::eval::psnr::{mse, psnr};
-use cqc::io::{Overwrite, read_npy, read_npz, write_npy};
-use cqc::model::{Model, ModelOptions};
+use cachequant::compile::{LoopOptions, compile_evaluation, compile_loop};
+use cachequant::eval::frechet::{Gaussian, frechet};
+use cachequant::eval::psnr::{mse, psnr};
+use cachequant::io::{Overwrite, read_npy, read_npz, write_npy};
+use cachequant::model::{Model, ModelOptions};
 use cqc_proto::Tensor;
 use cqc_proto::plan::InputRole;
 use cqc_proto::sampler::SamplerConfig;

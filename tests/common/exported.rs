@@ -2,8 +2,8 @@
 
 use crate::onnxruntime;
 use crate::quantized::{Case, sampler};
-use cqc::export::{self, Form};
-use cqc::io::Overwrite;
+use cachequant::export::{self, Form};
+use cachequant::io::Overwrite;
 use cqc_passes::onnx::export::{ExportOptions, Exported, Model, Wire, export};
 use cqc_proto::plan::ProgramKind;
 use cqc_proto::{DType, Tensor};

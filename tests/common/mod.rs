@@ -1,7 +1,7 @@
 //! What several test files share: models with recorded inputs and outputs.
 #![allow(dead_code)] // every test file compiles its own copy and uses a part of it
 
-use cqc::io::read_npz;
+use cachequant::io::read_npz;
 use cqc_proto::{DType, Tensor};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

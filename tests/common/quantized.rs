@@ -1,11 +1,11 @@
 //! Small quantized loops, and what their roundings become in other forms.
 
-use cqc::calibrate::quantize::{Grouping, Outputs, Select};
-use cqc::calibrate::{CalibrationOptions, Correct, Fit, Wanted, choose};
-use cqc::compile::{LoopOptions, Lowered, assemble_loop, compile_loop, cut_loop};
-use cqc::model::{Model, ModelOptions};
-use cqc::quantize::{QuantizeOptions, quantize};
-use cqc::stages::Stages;
+use cachequant::calibrate::quantize::{Grouping, Outputs, Select};
+use cachequant::calibrate::{CalibrationOptions, Correct, Fit, Wanted, choose};
+use cachequant::compile::{LoopOptions, Lowered, assemble_loop, compile_loop, cut_loop};
+use cachequant::model::{Model, ModelOptions};
+use cachequant::quantize::{QuantizeOptions, quantize};
+use cachequant::stages::Stages;
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_passes::calib::compensate::Mode;
