@@ -6,11 +6,11 @@ mod common;
 #[path = "common/onnxruntime.rs"]
 mod onnxruntime;
 
-use common::{Check, models};
 use cachequant::compile::{LoopOptions, Lowered, compile_loop};
 use cachequant::export::{self, Form};
 use cachequant::io::Overwrite;
 use cachequant::model::{Model, ModelOptions};
+use common::{Check, models};
 use cqc_passes::onnx::export::{ExportOptions, Layout, Qdq, Wire, export};
 use cqc_passes::quant::QuantSpec;
 use cqc_proto::onnx::data_type;
@@ -251,7 +251,7 @@ fn exported_roundings_are_casts() {
         for qdq in [Qdq::default(), Qdq::None] {
             let dir = directory.path().join(format!("{qdq:?}"));
             let plan = &lowered.plan;
-            let of = export::Loop {
+            let of = export::ExportedLoop {
                 plan,
                 constants: &constants,
                 sampler: &sampler,

@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::shared_dir;
 use cachequant::model::{Model, ModelOptions};
+use common::shared_dir;
 use cqc_passes::bind::{self, Origin, Part};
 use cqc_passes::cache::{self, Batch, Cut, CutSpec};
 use cqc_passes::interpret::interpret;

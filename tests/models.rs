@@ -4,9 +4,9 @@
 
 mod common;
 
-use common::{Check, models, relative_error, shared};
 use cachequant::compile::compile_evaluation;
 use cachequant::model::{Model, ModelOptions};
+use common::{Check, models, relative_error, shared};
 use cqc_runtime::engine::{Engine, EngineOptions, Weights};
 
 /// 1e-4 of the largest output: f32 sums in another order. Halves: 1e-2, the model's own rounding.

@@ -17,7 +17,7 @@ use cqc_passes::quant::{Extra, Layer, PreludeWeight, QuantSpec, QuantTables, Sur
 use cqc_proto::Tensor;
 use cqc_proto::plan::{InputRole, ProgramKind};
 use cqc_proto::sampler::{SamplerConfig, SamplerKind};
-use cqc_runtime::denoise::{Loop, Request};
+use cqc_runtime::denoise::{Denoiser, Request};
 use cqc_runtime::engine::{Engine, EngineOptions, Weights};
 use cqc_runtime::sampler::Sampler;
 use std::collections::{BTreeMap, HashMap};
@@ -73,10 +73,10 @@ impl<'a> Case<'a> {
         Case { model, options, cached, request }
     }
 
-    fn open(&self, lowered: &Lowered, threads: usize) -> Loop {
+    fn open(&self, lowered: &Lowered, threads: usize) -> Denoiser {
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
         let sampler = Sampler::new(&self.options.sampler, self.options.steps).unwrap();
-        Loop::open(&weights, sampler, self.request.guidance != 1.0, &engine(threads)).unwrap()
+        Denoiser::open(&weights, sampler, self.request.guidance != 1.0, &engine(threads)).unwrap()
     }
 
     fn choice(&self, interval: usize) -> Choice {
@@ -407,10 +407,10 @@ fn integers_are_what_rounded_floats_stand_for() {
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
         let open = |integers| {
             let options = EngineOptions { integers, ..engine(2) };
-            Loop::open(&weights, Sampler::new(&case.options.sampler, 6).unwrap(), false, &options).unwrap()
+            Denoiser::open(&weights, Sampler::new(&case.options.sampler, 6).unwrap(), false, &options).unwrap()
         };
         let [mut floats, mut integers, mut nudged] = [open(false), open(true), open(false)];
-        let products = |l: &Loop| l.engine().profile().iter().filter(|s| s.integers).count();
+        let products = |l: &Denoiser| l.engine().profile().iter().filter(|s| s.integers).count();
         assert_eq!(products(&floats), 0);
         let quantized = lowered.plan.full.values.iter().filter(
             |v| matches!(v.source, cqc_proto::plan::Source::Constant(c) if lowered.plan.constants[c].codes.is_some()),
@@ -456,7 +456,7 @@ fn rounding_is_what_the_definition_says() {
     let sampler = || Sampler::new(&case.options.sampler, 3).unwrap();
     let output = |reference| {
         let options = EngineOptions { reference, ..engine(1) };
-        let mut denoiser = Loop::open(&weights, sampler(), false, &options).unwrap();
+        let mut denoiser = Denoiser::open(&weights, sampler(), false, &options).unwrap();
         let mut trajectory = denoiser.begin(&case.request, 0).unwrap();
         denoiser.evaluate_as(ProgramKind::Full, &mut trajectory).unwrap();
         denoiser.output().to_vec()

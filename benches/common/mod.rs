@@ -8,7 +8,7 @@ use cachequant::model::{Model, ModelOptions};
 use cqc_proto::Tensor;
 use cqc_proto::plan::InputRole;
 use cqc_proto::sampler::SamplerConfig;
-use cqc_runtime::denoise::{Loop, Request};
+use cqc_runtime::denoise::{Denoiser, Request};
 use cqc_runtime::engine::{Engine, EngineOptions, Weights};
 use cqc_runtime::sampler::Sampler;
 use serde_json::Value;
@@ -143,9 +143,9 @@ impl Bench {
         (bench, model)
     }
 
-    pub fn open(&self, weights: &Arc<Weights>) -> Loop {
+    pub fn open(&self, weights: &Arc<Weights>) -> Denoiser {
         let sampler = Sampler::new(&self.sampler, self.steps).unwrap();
-        Loop::open(weights, sampler, self.guidance != 1.0, &self.engine).unwrap()
+        Denoiser::open(weights, sampler, self.guidance != 1.0, &self.engine).unwrap()
     }
 
     /// The first images, and the median time of a batch's loop.

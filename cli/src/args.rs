@@ -1,10 +1,18 @@
 //! Values that options share.
 
+use cachequant::recipe::Named;
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use cqc_proto::Dim;
 use cqc_proto::dim::is_symbol;
 use std::path::PathBuf;
 use std::str::FromStr;
+
+/// Parses a choice by its name; help lists the names.
+pub fn names<T: Named>() -> impl TypedValueParser<Value = T> {
+    let names = T::ALL.iter().map(|(name, _)| *name);
+    PossibleValuesParser::new(names).map(|name| T::named(&name).expect("it is listed"))
+}
 
 /// `NAME=FILE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,6 +146,11 @@ pub struct Threads {
 }
 
 impl Threads {
+    /// As given on the command line.
+    pub fn given(&self) -> Option<usize> {
+        self.threads.map(usize::from)
+    }
+
     /// As given, or the number of cores.
     pub fn count(&self) -> usize {
         self.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)

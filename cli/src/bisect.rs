@@ -3,10 +3,10 @@
 mod nodes;
 
 use super::args::Sizes;
-use super::denoiser::{Denoiser, Like};
 use super::lockstep::{Lockstep, crosses};
 use super::report::Failure;
 use super::sampling::SamplingArgs;
+use super::source::{Source, Trajectory};
 use super::text::columns;
 use super::{artifact, term};
 use clap::Args;
@@ -119,11 +119,11 @@ pub fn bisect(args: &BisectArgs, quiet: bool) -> Result<(), Failure> {
 }
 
 /// An artifact lends the other its trajectory.
-fn open(args: &BisectArgs) -> Result<(Denoiser, Denoiser), Failure> {
+fn open(args: &BisectArgs) -> Result<(Source, Source), Failure> {
     if args.steps.is_some() && [&args.a, &args.b].iter().any(|path| artifact::is_artifact(path)) {
         return Err(Failure::usage("--steps is for two models; a .cq has its own"));
     }
-    let own = || Like {
+    let own = || Trajectory {
         config: SamplerConfig::default(),
         steps: args.steps.unwrap_or(50),
         guidance: 1.0,
@@ -131,16 +131,16 @@ fn open(args: &BisectArgs) -> Result<(Denoiser, Denoiser), Failure> {
         sizes: args.sizes.clone(),
     };
     if artifact::is_artifact(&args.b) {
-        let b = Denoiser::open(&args.b, own)?;
-        return Ok((Denoiser::open(&args.a, || b.like(&args.sizes))?, b));
+        let b = Source::open(&args.b, own)?;
+        return Ok((Source::open(&args.a, || b.trajectory(&args.sizes))?, b));
     }
-    let a = Denoiser::open(&args.a, own)?;
-    let b = Denoiser::open(&args.b, || a.like(&args.sizes))?;
+    let a = Source::open(&args.a, own)?;
+    let b = Source::open(&args.b, || a.trajectory(&args.sizes))?;
     Ok((a, b))
 }
 
 /// The sample before the first evaluation.
-fn initial(request: &Request, denoiser: &Denoiser, sample: usize, len: usize) -> Result<Vec<f32>, Failure> {
+fn initial(request: &Request, denoiser: &Source, sample: usize, len: usize) -> Result<Vec<f32>, Failure> {
     let mut x = vec![0.0; len];
     match &request.noise {
         Some(noise) => x.copy_from_slice(&noise.to_f32_vec()[sample * len..][..len]),

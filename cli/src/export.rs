@@ -2,9 +2,9 @@
 
 use super::report::{Exit, Failure};
 use super::{artifact, term};
-use clap::{Args, ValueEnum};
-use cachequant::export::{self, Form, Loop, LoopExportError, SCHEDULE};
+use cachequant::export::{self, ExportedLoop, Form, LoopExportError, SCHEDULE};
 use cachequant::io::{Overwrite, check_directory};
+use clap::{Args, ValueEnum};
 use cqc_passes::onnx::export::{ExportError, Layout, OPSET, Qdq, Scales};
 use cqc_proto::Tensor;
 use cqc_proto::cq::Quant;
@@ -95,13 +95,13 @@ pub fn export(args: &ExportArgs) -> Result<(), Failure> {
     let overwrite = if args.force { Overwrite::Allow } else { Overwrite::Refuse };
     check_directory(&args.output, overwrite, SCHEDULE)?;
     let artifact = artifact::open(&args.artifact)?;
-    let qdq = args.qdq(&artifact.manifest.quant)?;
-    let plan = &artifact.manifest.plan;
+    let qdq = args.qdq(&artifact.manifest().quant)?;
+    let plan = &artifact.manifest().plan;
     let constants: Vec<Tensor> = (0..plan.constants.len()).map(|i| artifact.constant(i)).collect();
-    let (sampler, null) = (artifact.sampler()?, artifact.null_conditions()?);
+    let (sampler, null) = (artifact.sampler()?, artifact.null_conditions());
     let compensation = artifact.compensation();
-    let guidance = artifact.manifest.guidance;
-    let exported = Loop {
+    let guidance = artifact.manifest().guidance;
+    let exported = ExportedLoop {
         plan,
         constants: &constants,
         sampler: &sampler,

@@ -10,9 +10,9 @@ pub use model_view::{macs, per_sample};
 use super::args::Sizes;
 use super::report::Failure;
 use super::{artifact, dot, term};
-use clap::Args;
 use cachequant::io::{Overwrite, write_atomic};
 use cachequant::model::{Model, ModelOptions};
+use clap::Args;
 use cqc_passes::ir::Graph;
 use cqc_passes::rewrite::PIPELINE;
 use std::io::Write;
@@ -93,7 +93,7 @@ fn inspect_artifact(args: &InspectArgs) -> Result<(), Failure> {
         ));
     }
     let artifact = artifact::open(&args.model)?;
-    draw(args, || dot::of_plan(artifact.weights.plan()))?;
+    draw(args, || dot::of_plan(artifact.weights().plan()))?;
     if args.json {
         return term::print_json(&artifact_view::json(&artifact)?);
     }

@@ -1,18 +1,18 @@
 //! Two denoisers along the same trajectories: the same noise, the same conditions, evaluation by evaluation.
 
 use super::args::Shard;
-use super::denoiser::{Denoiser, check_comparable};
 use super::report::Failure;
-use super::sampling::{Asked, SamplingArgs, part_of};
+use super::sampling::{SamplingArgs, Selected, part_of};
+use super::source::{Source, check_comparable};
 use super::term::Progress;
-use cqc_runtime::denoise::{Loop, Request};
 use cqc_runtime::engine::EngineOptions;
+use cqc_runtime::{Denoiser, DenoiserOptions, Device, Request};
 use std::ops::{ControlFlow, Range};
 
 /// A reference and what is held against it.
 pub struct Lockstep {
-    reference: Loop,
-    candidate: Loop,
+    reference: Denoiser,
+    candidate: Denoiser,
     /// What the reference samples.
     pub request: Request,
     candidate_request: Request,
@@ -40,18 +40,19 @@ pub struct Chunk {
 impl Lockstep {
     /// Opens both for what the command line asks.
     pub fn open(
-        reference: &Denoiser,
-        candidate: &Denoiser,
+        reference: &Source,
+        candidate: &Source,
         args: &SamplingArgs,
         shard: Option<Shard>,
     ) -> Result<Lockstep, Failure> {
         check_comparable(candidate, reference)?;
-        let Asked { request, range, total } = args.request(reference, shard)?;
-        let Asked { request: candidate_request, .. } = args.request(candidate, shard)?;
+        let Selected { request, range, total } = args.request(reference, shard)?;
+        let Selected { request: candidate_request, .. } = args.request(candidate, shard)?;
         let (batch, threads) = (args.batch(request.samples), args.threads.count());
-        let open = |denoiser: &Denoiser, request: &Request| -> Result<Loop, Failure> {
-            let options = EngineOptions { batch, threads, ..Default::default() };
-            denoiser.open_loop(request.guidance != 1.0, &options)
+        let open = |source: &Source, request: &Request| -> Result<Denoiser, Failure> {
+            let engine = EngineOptions { batch, threads, ..Default::default() };
+            let options = DenoiserOptions { device: Device::Cpu, ..source.options(request.guidance, engine) };
+            Ok(source.artifact.denoiser(&options)?)
         };
         Ok(Lockstep {
             reference: open(reference, &request)?,
@@ -88,7 +89,7 @@ impl Lockstep {
     /// A bar that [`Lockstep::run`] moves.
     pub fn progress(&self, what: &'static str, quiet: bool) -> Progress {
         let count = |range: Range<usize>| {
-            let of = |l: &Loop| range.len().div_ceil(l.width()) * l.sampler().evaluations().len();
+            let of = |l: &Denoiser| range.len().div_ceil(l.width()) * l.sampler().evaluations().len();
             of(&self.reference) + of(&self.candidate)
         };
         Progress::new(what, self.chunks().map(count).sum::<usize>() as u64, quiet)

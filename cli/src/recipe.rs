@@ -74,6 +74,7 @@ fn scalar(value: &Value) -> Result<String, &'static str> {
         Value::String(text) => Ok(text.clone()),
         Value::Integer(n) => Ok(n.to_string()),
         Value::Float(x) => Ok(x.to_string()),
+        Value::Boolean(yes) => Ok(yes.to_string()),
         _ => Err("is neither a text nor a number, nor a list of them"),
     }
 }

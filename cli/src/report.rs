@@ -57,11 +57,6 @@ impl Failure {
         Failure::failed("")
     }
 
-    /// What failed.
-    pub fn what(&self) -> &str {
-        &self.what
-    }
-
     /// Adds a line, e.g. `seen    steps 0–16`. Keys are one short word.
     pub fn fact(mut self, key: &'static str, value: impl fmt::Display) -> Failure {
         self.facts.push((key, value.to_string()));

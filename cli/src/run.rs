@@ -1,13 +1,13 @@
 //! `run`: one evaluation.
 
 use super::args::{NamedFile, Sizes, Threads};
-use super::device::{Device, DeviceArgs};
+use super::device::{Device, say_unused};
 use super::report::Failure;
 use super::{artifact, request, term, text};
-use clap::Args;
 use cachequant::compile::compile_evaluation;
 use cachequant::io::{Overwrite, check_target, has_extension, write_npy, write_npz};
 use cachequant::model::{Model, ModelOptions};
+use clap::Args;
 use cqc_proto::Tensor;
 use cqc_proto::plan::{InputRole, ProgramKind};
 use cqc_runtime::engine::{Engine, EngineOptions, InFlight, Weights};
@@ -111,17 +111,17 @@ fn run_artifact(args: &RunArgs, inputs: BTreeMap<String, Tensor>) -> Result<Resu
         return Err(Failure::usage("--stop-after, --shape and --dim are for models; a .cq is compiled already"));
     }
     let artifact = artifact::open(&args.model)?;
-    let plan = artifact.weights.plan();
+    let plan = artifact.weights().plan();
     let batch = request::batch_of(&plan.inputs, plan.batch_symbol.as_deref(), plan.fixed_batch, &inputs);
-    let (step, timesteps) = (args.step.unwrap_or(0), artifact.timesteps()?);
+    let (step, timesteps) = (args.step.unwrap_or(0), artifact::timesteps(&artifact)?);
     // inner values are there on the CPU only
     let on = if args.tap.is_empty() || args.device == Device::Cuda {
-        DeviceArgs { device: args.device }.choose(artifact.kernels.as_deref())?
+        artifact.find_device(args.device.into(), &mut say_unused)?
     } else {
         None
     };
     let options = EngineOptions { device: on, ..args.engine_options(batch) };
-    let mut engine = Engine::open(&artifact.weights, &options)?;
+    let mut engine = Engine::open(artifact.weights(), &options)?;
     if engine.device().is_some() {
         return evaluate(&mut engine, step, &timesteps, &inputs);
     }

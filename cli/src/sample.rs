@@ -1,19 +1,16 @@
 //! `sample`: the whole denoising loop.
 
 use super::args::{PackCacheArgs, Shard};
-use super::artifact::Artifact;
-use super::denoiser::Denoiser;
-use super::device::{Device, DeviceArgs};
+use super::device::DeviceArgs;
 use super::report::Failure;
-use super::sampling::{Asked, SamplingArgs};
+use super::sampling::{SamplingArgs, Selected};
+use super::source::Source;
 use super::term::Progress;
 use super::trace::Trace;
 use super::{artifact, term};
-use clap::Args;
 use cachequant::io::{Overwrite, check_target, has_extension, write_npy, write_npz, write_png};
+use clap::Args;
 use cqc_proto::Tensor;
-use cqc_proto::plan::InputRole;
-use cqc_runtime::denoise::Loop;
 use cqc_runtime::engine::EngineOptions;
 use serde_json::json;
 use std::ops::ControlFlow;
@@ -60,16 +57,14 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
     let overwrite = if args.force { Overwrite::Allow } else { Overwrite::Refuse };
     check_outputs(args, overwrite)?;
     let artifact = artifact::open_cached(&args.artifact, &args.cache)?;
-    let source = Denoiser::with_steps(&args.artifact, &artifact, args.steps)?;
-    let Asked { request, range, .. } = args.sampling.request(&source, args.shard)?;
-    check_image(args, &artifact)?;
-    let guided = request.guidance != 1.0;
+    let source = Source::new(&args.artifact, artifact, args.steps)?;
+    let Selected { request, range, .. } = args.sampling.request(&source, args.shard)?;
+    check_image(args, &source)?;
     let (batch, threads) = (args.sampling.batch(request.samples), args.sampling.threads.count());
     let profile = args.trace.is_some();
-    let options = EngineOptions { batch, threads, profile, ..Default::default() };
-    let mut denoiser =
-        open_on(args.device, artifact.kernels.as_deref(), options, profile, |o| source.open_loop(guided, o))?;
-    artifact.keep_packed();
+    let engine = EngineOptions { batch, threads, profile, ..Default::default() };
+    let mut denoiser = args.device.open(&source.artifact, source.options(request.guidance, engine))?;
+    artifact::keep_packed(&source.artifact);
 
     let evaluations = denoiser.sampler().evaluations().len();
     let rounds = request.samples.div_ceil(denoiser.width());
@@ -108,33 +103,6 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Opens a loop on the chosen device. On the CPU where steps are to be timed, or, with `auto`, where a GPU cannot.
-pub fn open_on(
-    device: DeviceArgs,
-    kernels: Option<&[u8]>,
-    options: EngineOptions,
-    timed: bool,
-    open: impl Fn(&EngineOptions) -> Result<Loop, Failure>,
-) -> Result<Loop, Failure> {
-    if timed && device.device == Device::Cuda {
-        return Err(Failure::usage("steps are timed one by one on the CPU only: --device cpu"));
-    }
-    let on = if timed { None } else { device.choose(kernels)? };
-    let Some(on) = on else { return open(&options) };
-    match open(&EngineOptions { device: Some(on), ..options.clone() }) {
-        Err(e) if device.is_auto() => {
-            tracing::warn!("the GPU is not used: {}", e.what());
-            open(&options)
-        }
-        opened => {
-            if let Some(device) = opened.as_ref().ok().and_then(|l| l.engine().device()) {
-                tracing::info!("evaluating on {}", device.name());
-            }
-            opened
-        }
-    }
-}
-
 fn check_outputs(args: &SampleArgs, overwrite: Overwrite) -> Result<(), Failure> {
     if !["png", "npy", "npz"].iter().any(|e| has_extension(&args.output, e)) {
         return Err(Failure::usage(format!("-o {} is neither .png nor .npy nor .npz", args.output.display())));
@@ -145,14 +113,14 @@ fn check_outputs(args: &SampleArgs, overwrite: Overwrite) -> Result<(), Failure>
 }
 
 /// Latents are refused before the work, not after it.
-fn check_image(args: &SampleArgs, artifact: &Artifact) -> Result<(), Failure> {
-    let sample = artifact.weights.plan().inputs.iter().find(|i| i.role == InputRole::Sample);
-    let shape = sample.map(|i| &i.ty.shape[..]);
+fn check_image(args: &SampleArgs, source: &Source) -> Result<(), Failure> {
+    let sample = source.artifact.sample_type();
+    let shape = sample.map(|ty| &ty.shape[..]);
     let image = matches!(shape, Some([_, c, _, _]) if c.is(1) || c.is(3));
     if image || !has_extension(&args.output, "png") {
         return Ok(());
     }
-    let seen = sample.map_or("no sample".to_string(), |i| i.ty.to_string());
+    let seen = sample.map_or("no sample".to_string(), ToString::to_string);
     Err(Failure::usage(format!(
         "{} cannot hold the samples: a PNG takes [N,1,H,W] or [N,3,H,W]",
         args.output.display()

@@ -1,14 +1,15 @@
 //! What is to be sampled: the options that `sample`, `eval` and `bisect` share, and the requests they make.
 
 use super::args::{NamedFile, Shard, Threads};
-use super::artifact::{label_input, labels_as};
-use super::denoiser::Denoiser;
+use super::artifact::expect_label_input;
 use super::report::Failure;
 use super::request;
-use clap::Args;
+use super::source::Source;
 use cachequant::io::read_array;
+use clap::Args;
 use cqc_proto::Tensor;
 use cqc_proto::plan::{InputRole, Plan};
+use cqc_runtime::artifact::labels as labels_of;
 use cqc_runtime::denoise::Request;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -50,7 +51,7 @@ pub struct SamplingArgs {
 }
 
 /// What to compute.
-pub struct Asked {
+pub struct Selected {
     /// The request.
     pub request: Request,
     /// Which samples of the whole that is.
@@ -66,7 +67,7 @@ impl SamplingArgs {
     }
 
     /// The request to a denoiser.
-    pub fn request(&self, denoiser: &Denoiser, shard: Option<Shard>) -> Result<Asked, Failure> {
+    pub fn request(&self, denoiser: &Source, shard: Option<Shard>) -> Result<Selected, Failure> {
         let noise = self.noise.as_ref().map(|path| read_array(path, "noise")).transpose()?;
         let rows = noise.as_ref().map(|t| t.shape().first().copied().unwrap_or(0));
         let total = self.samples.or(rows).unwrap_or(1);
@@ -83,12 +84,12 @@ impl SamplingArgs {
         let plan = denoiser.plan();
         let mut conditions = request::read_named(&self.cond)?;
         if !self.labels.is_empty() {
-            let input = label_input(&plan.inputs)?;
+            let input = expect_label_input(&plan.inputs)?;
             let labels: Vec<i64> = range.clone().map(|i| self.labels[i % self.labels.len()]).collect();
-            conditions.insert(input.name.clone(), labels_as(input, &labels));
+            conditions.insert(input.name.clone(), labels_of(input, &labels));
         }
         check_conditions(plan, &conditions)?;
-        let guidance = self.guidance.unwrap_or(denoiser.guidance);
+        let guidance = self.guidance.unwrap_or(denoiser.guidance());
         if guidance != 1.0 && conditions.is_empty() {
             return Err(Failure::usage(format!("--guidance {guidance}: the model has no conditioning to guide it by")));
         }
@@ -101,17 +102,17 @@ impl SamplingArgs {
             noise,
             conditions: conditions.collect::<Result<_, Failure>>()?,
             unconditional: self.unconditional(denoiser)?,
-            guidance,
+            guidance: Some(guidance),
         };
-        Ok(Asked { request, range, total })
+        Ok(Selected { request, range, total })
     }
 
     /// What the unconditional half gets: the artifact's, and over it the command line's.
-    fn unconditional(&self, denoiser: &Denoiser) -> Result<BTreeMap<String, Tensor>, Failure> {
+    fn unconditional(&self, denoiser: &Source) -> Result<BTreeMap<String, Tensor>, Failure> {
         let mut values = denoiser.null.clone();
         if let Some(label) = self.null_label {
-            let input = label_input(&denoiser.plan().inputs)?;
-            values.insert(input.name.clone(), labels_as(input, &[label]));
+            let input = expect_label_input(&denoiser.plan().inputs)?;
+            values.insert(input.name.clone(), labels_of(input, &[label]));
         }
         values.extend(request::read_named(&self.null_cond)?);
         Ok(values)

@@ -7,7 +7,7 @@ use cachequant::report::trajectory::{Compiled, Measurement, Variant, errors};
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_proto::sampler::{SamplerConfig, SamplerKind};
-use cqc_runtime::denoise::{Loop, Request};
+use cqc_runtime::denoise::{Denoiser, Request};
 use cqc_runtime::engine::{EngineOptions, Weights};
 use cqc_runtime::sampler::Sampler;
 use serde_json::Value;
@@ -224,7 +224,7 @@ fn errors_agree_with_what_calibration_measured() {
     let ordinary = cached.uncorrected().unwrap();
     let weights = Weights::new(ordinary.plan.clone(), ordinary.weight_bytes().unwrap()).unwrap();
     let sampler = Sampler::new(&options.sampler, options.steps).unwrap();
-    let mut denoiser = Loop::open(&weights, sampler, false, &engine).unwrap();
+    let mut denoiser = Denoiser::open(&weights, sampler, false, &engine).unwrap();
     let calibration = CalibrationOptions {
         interval: 2,
         schedule: Wanted::Method(ScheduleKind::Uniform),

@@ -9,7 +9,7 @@ use cqc_proto::plan::{InputRole, ProgramKind};
 use cqc_proto::sampler::{Prediction, SamplerConfig, SamplerKind, Spacing, Variance};
 use cqc_proto::{Bindings, Tensor};
 use cqc_runtime::cuda::OnDevice;
-use cqc_runtime::denoise::{Compensation, Loop, Request};
+use cqc_runtime::denoise::{Compensation, Denoiser, Request};
 use cqc_runtime::engine::{Engine, EngineError, EngineOptions, Weights};
 use cqc_runtime::noise::Noise;
 use cqc_runtime::sampler::Sampler;
@@ -160,7 +160,7 @@ fn sampled(device: &Arc<dyn Device>, weights: &Arc<Weights>, sampler: &Sampler, 
     let batch = weights.plan().fixed_batch.unwrap_or(2);
     let device = Some(OnDevice { device: Arc::clone(device), slots: 2 });
     let options = EngineOptions { batch, threads: 1, device, ..Default::default() };
-    let mut denoise = Loop::open(weights, sampler.clone(), guided, &options).unwrap();
+    let mut denoise = Denoiser::open(weights, sampler.clone(), guided, &options).unwrap();
     let channels = denoise.channels();
     let factors = |by: f32| (0..channels * sampler.evaluations().len()).map(|i| by * (i % 7) as f32).collect();
     let scale: Vec<f32> = factors(1e-3);

@@ -4,7 +4,7 @@ use super::observe::{Observed, Snapshot, channels, restore, snapshot};
 use super::{CalibrateError, Progress};
 use cqc_passes::cache::affine::{Affine, Moments};
 use cqc_proto::plan::ProgramKind;
-use cqc_runtime::denoise::{Loop, Request, Trajectory};
+use cqc_runtime::denoise::{Denoiser, Request, Trajectory};
 use std::fmt;
 
 /// How tables are fitted.
@@ -39,8 +39,7 @@ impl fmt::Display for Fit {
 /// Draws factors towards 1 (section 13.4).
 const RIDGE: f64 = 1e-3;
 
-/// Per slot and evaluation; the identity at full ones.
-pub type Tables = Vec<Vec<Affine>>;
+pub use crate::compile::CacheTables as Tables;
 
 /// Whether and from where evaluation `t` reads the cache.
 pub fn anchor(full: &[usize], t: usize) -> Option<usize> {
@@ -86,7 +85,7 @@ impl Stored {
 
 /// Runs the ordinary and the accelerated loop side by side and fits each evaluation when all before it are corrected.
 pub fn sequential(
-    denoiser: &mut Loop,
+    denoiser: &mut Denoiser,
     request: &Request,
     fit: usize,
     full: &[usize],

@@ -6,11 +6,11 @@ use crate::artifact;
 use crate::measure::{backend, median, ms_since, peak_rss_mb};
 use crate::report::Failure;
 use crate::request::shape_at;
-use crate::sample::open_on;
 use crate::term::Progress;
 use cqc_proto::Tensor;
 use cqc_proto::plan::{InputRole, Plan, ProgramKind};
-use cqc_runtime::denoise::{DenoiseError, Loop, Request};
+use cqc_runtime::DenoiserOptions;
+use cqc_runtime::denoise::{DenoiseError, Denoiser, Request};
 use cqc_runtime::engine::EngineOptions;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -29,16 +29,15 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
     }
     let begun = Instant::now();
     let artifact = artifact::open_cached(&args.model, &args.cache)?;
-    let plan = artifact.weights.plan();
-    let guidance = artifact.manifest.guidance;
+    let manifest = artifact.manifest();
+    let (plan, guidance) = (&manifest.plan, manifest.guidance);
     let batch = args.batch.map_or(plan.fixed_batch.unwrap_or(1), |b| b as usize);
     let options = EngineOptions { batch, threads: args.threads.count(), profile: args.profile, ..Default::default() };
     let threads = options.threads;
-    let sampler = artifact.sampler()?;
-    let open = |o: &EngineOptions| Ok(Loop::open(&artifact.weights, sampler.clone(), guidance != 1.0, o)?);
-    let mut denoiser = open_on(args.device, artifact.kernels.as_deref(), options, args.profile, open)?;
+    let options = DenoiserOptions { engine: options, ..DenoiserOptions::default() };
+    let mut denoiser = args.device.open(&artifact, options)?;
     let open_ms = begun.elapsed().as_secs_f64() * 1e3;
-    artifact.keep_packed();
+    artifact::keep_packed(&artifact);
     let conditions = conditions(plan, denoiser.width())?;
     let request = request(conditions, denoiser.width(), guidance);
 
@@ -51,14 +50,14 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
     let timed = time(&mut denoiser, &request, args.repeat.map(|n| n as usize), quiet)?;
     let engine = denoiser.engine();
     let memory = engine.memory_bytes() + (denoiser.halves() - 1) * engine.request_bytes();
-    let weights = artifact.weight_bytes().max(artifact.weights.packed_bytes() as u64);
+    let weights = artifact.weight_bytes().max(artifact.weights().packed_bytes() as u64);
     let cached = plan.cache.as_ref();
     Ok(Measured {
         threads,
         batch: denoiser.width(),
-        backend: engine.device().map_or_else(|| backend(artifact.weights.isa()), |d| d.name()),
+        backend: engine.device().map_or_else(|| backend(artifact.weights().isa()), |d| d.name()),
         dtype: if engine.device().is_some() {
-            if artifact.manifest.quant.has_integers() { "int8" } else { "f16" }
+            if manifest.quant.has_integers() { "int8" } else { "f16" }
         } else if engine.profile().iter().any(|step| step.integers) {
             "int8"
         } else if engine.profile().iter().any(|step| step.bf16) {
@@ -73,22 +72,23 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
         steps: plan.evaluations,
         full_steps: cached.map_or(plan.evaluations, |cache| cache.full_evaluations.len()),
         ms: timed.full,
-        macs_full: artifact.macs(&plan.full),
-        macs_prelude: artifact.macs(&plan.prelude) + artifact.macs(&plan.prelude_steps) * plan.evaluations as i64,
-        macs_cached: cached.map(|cache| artifact.macs(&cache.cached)),
+        macs_full: artifact::macs(&artifact, &plan.full),
+        macs_prelude: artifact::macs(&artifact, &plan.prelude)
+            + artifact::macs(&artifact, &plan.prelude_steps) * plan.evaluations as i64,
+        macs_cached: cached.map(|cache| artifact::macs(&artifact, &cache.cached)),
         peak_memory_bytes: memory as u64 + weights,
         device_memory_bytes: engine.device().map(|d| d.bytes()),
         peak_rss_mb: peak_rss_mb(),
         output: None,
         profile: if args.profile { profiled(plan, engine.profile()) } else { vec![] },
         rows: engine.batch() * denoiser.halves(),
-        isa: Some(artifact.weights.isa()),
+        isa: Some(artifact.weights().isa()),
     })
 }
 
 /// A batch of samples.
 pub fn request(conditions: BTreeMap<String, Tensor>, samples: usize, guidance: f32) -> Request {
-    Request { samples, unconditional: conditions.clone(), conditions, guidance, ..Default::default() }
+    Request { samples, unconditional: conditions.clone(), conditions, guidance: Some(guidance), ..Default::default() }
 }
 
 /// Milliseconds of every loop, and of its steps.
@@ -100,7 +100,7 @@ struct Timed {
     cached: Vec<f64>,
 }
 
-fn time(denoiser: &mut Loop, request: &Request, repeat: Option<usize>, quiet: bool) -> Result<Timed, Failure> {
+fn time(denoiser: &mut Denoiser, request: &Request, repeat: Option<usize>, quiet: bool) -> Result<Timed, Failure> {
     let evaluations = denoiser.sampler().evaluations().len();
     let plan = denoiser.engine().plan();
     let programs: Vec<ProgramKind> = (0..evaluations).map(|e| plan.program_at(e)).collect();

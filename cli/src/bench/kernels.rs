@@ -9,7 +9,7 @@ use crate::text::short;
 use crate::{artifact, term};
 use cachequant::report::cost::{StepWork, work_of_steps};
 use cqc_proto::plan::{Plan, ProgramKind};
-use cqc_runtime::denoise::Loop;
+use cqc_runtime::denoise::Denoiser;
 use cqc_runtime::engine::EngineOptions;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -58,12 +58,12 @@ pub fn compare(args: &BenchArgs, quiet: bool) -> Result<(), Failure> {
         return Err(Failure::usage("--kernels is for .cq files: a model has no quantized layers"));
     }
     let artifact = artifact::open(&args.model)?;
-    let plan = artifact.weights.plan();
-    let guidance = artifact.manifest.guidance;
+    let plan = artifact.weights().plan();
+    let guidance = artifact.manifest().guidance;
     let (batch, threads) = (args.batch.map_or(plan.fixed_batch.unwrap_or(1), |b| b as usize), args.threads.count());
-    let open = |integers| -> Result<Loop, Failure> {
+    let open = |integers| -> Result<Denoiser, Failure> {
         let options = EngineOptions { batch, threads, profile: true, integers, ..Default::default() };
-        Ok(Loop::open(&artifact.weights, artifact.sampler()?, guidance != 1.0, &options)?)
+        Ok(Denoiser::open(&artifact.weights(), artifact.sampler()?, guidance != 1.0, &options)?)
     };
     let [mut narrow, mut floats] = [open(true)?, open(false)?];
     if !narrow.engine().profile().iter().any(|step| step.integers || step.bf16) {
@@ -86,7 +86,7 @@ pub fn compare(args: &BenchArgs, quiet: bool) -> Result<(), Failure> {
         layers.iter().filter(|layer| layer.gain() * SLOWER < 1.0).map(|layer| layer.name.clone()).collect();
     slower.sort();
     slower.dedup();
-    let isa = artifact.weights.isa();
+    let isa = artifact.weights().isa();
     let rows = narrow.engine().batch() * narrow.halves();
     let compared = Compared { threads, batch: narrow.width(), backend: backend(isa), layers, slower };
     if args.json {
@@ -99,7 +99,7 @@ pub fn compare(args: &BenchArgs, quiet: bool) -> Result<(), Failure> {
 type Times = BTreeMap<(ProgramKind, String), Vec<f64>>;
 
 /// A full evaluation and, where there is one, a cached one, after one of each that is not timed.
-fn round(denoiser: &mut Loop, request: &cqc_runtime::denoise::Request, times: &mut Times) -> Result<(), Failure> {
+fn round(denoiser: &mut Denoiser, request: &cqc_runtime::denoise::Request, times: &mut Times) -> Result<(), Failure> {
     let mut at = denoiser.begin(request, 0)?;
     let cached = denoiser.engine().plan().cache.is_some();
     for timed in [false, true] {
@@ -118,7 +118,7 @@ fn round(denoiser: &mut Loop, request: &cqc_runtime::denoise::Request, times: &m
     Ok(())
 }
 
-fn layers(plan: &Plan, narrow: &Loop, [as_such, float]: &[Times; 2]) -> Vec<Layer> {
+fn layers(plan: &Plan, narrow: &Denoiser, [as_such, float]: &[Times; 2]) -> Vec<Layer> {
     let works = ProgramKind::ALL.map(|kind| work_of_steps(plan, plan.program(kind)));
     let steps = narrow.engine().profile().into_iter().filter(|step| step.integers || step.bf16);
     let layer = |step: cqc_runtime::engine::StepProfile| {

@@ -1,10 +1,10 @@
 //! Values inside two programs, given the same sample.
 
 use super::BisectArgs;
-use crate::denoiser::Denoiser;
 use crate::lockstep::{crosses, relative_error};
 use crate::report::Failure;
 use crate::sampling::part_of;
+use crate::source::Source;
 use cqc_proto::plan::{Plan, PlanValue, ProgramKind};
 use cqc_proto::{Tensor, ValueType};
 use cqc_runtime::denoise::Request;
@@ -40,7 +40,7 @@ pub struct Node {
 
 /// Runs both at `evaluation` on A's sample `x`, number `sample` of the request.
 pub fn compare(
-    both: [&Denoiser; 2],
+    both: [&Source; 2],
     request: &Request,
     sample: usize,
     evaluation: usize,
@@ -57,14 +57,14 @@ pub fn compare(
     let common = common_values(a.plan(), b.plan());
     let names: Vec<String> = common.iter().map(|(name, _)| name.clone()).collect();
     let request = part_of(request, &(sample..sample + 1))?;
-    let guided = request.guidance != 1.0;
+    let guided = request.guidance.is_some_and(|scale| scale != 1.0);
     let mut nodes = Nodes { compared: names.len(), ..Nodes::default() };
     for half in if guided { vec![Some("conditional"), Some("unconditional")] } else { vec![None] } {
         let mut conditions = request.conditions.clone();
         if half == Some("unconditional") {
             conditions.extend(request.unconditional.clone());
         }
-        let run = |d: &Denoiser| values_at(d, evaluation, x, &conditions, &names, args.sampling.threads.count());
+        let run = |d: &Source| values_at(d, evaluation, x, &conditions, &names, args.sampling.threads.count());
         let (of_a, of_b) = (run(a)?, run(b)?);
         for (((name, op), a), b) in common.iter().zip(of_a).zip(of_b) {
             let error = relative_error(&b.to_f32_vec(), &a.to_f32_vec());
@@ -104,7 +104,7 @@ fn one_batch_symbol(ty: &ValueType, plan: &Plan) -> ValueType {
 
 /// The values `names` of the full program at `evaluation` of one sample.
 fn values_at(
-    denoiser: &Denoiser,
+    denoiser: &Source,
     evaluation: usize,
     x: &[f32],
     conditions: &BTreeMap<String, Tensor>,
@@ -126,7 +126,7 @@ fn values_at(
         }
     }
     let options = EngineOptions { batch, threads, keep: names.to_vec(), ..Default::default() };
-    let mut engine = Engine::open(&denoiser.weights, &options)?;
+    let mut engine = Engine::open(denoiser.artifact.weights(), &options)?;
     let timesteps: Vec<f64> = sampler.evaluations().iter().map(|e| e.timestep).collect();
     let request = engine.run_at(evaluation, &timesteps, &inputs)?;
     Ok(names.iter().map(|name| engine.tap(&request, name).expect("it was kept, and the engine has run")).collect())

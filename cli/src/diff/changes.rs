@@ -1,7 +1,7 @@
 //! Everything but constants.
 
 use super::side::Side;
-use crate::denoiser::sampler_differences;
+use crate::source::sampler_differences;
 use cqc_proto::cq::{Manifest, NullCondition, Schedule};
 use cqc_proto::plan::{Plan, Program, ProgramKind};
 use serde::Serialize;

@@ -53,14 +53,14 @@ pub fn open_both(a: &Path, b: &Path, sizes: &Sizes) -> Result<(Side, Side), Fail
 
 fn of_artifact(path: &Path) -> Result<Side, Failure> {
     let artifact = artifact::open(path)?;
-    let constants = 0..artifact.manifest.plan.constants.len();
+    let constants = 0..artifact.manifest().plan.constants.len();
     Ok(Side {
         path: path.to_path_buf(),
         bytes: file_size(path)?,
-        source: artifact.manifest.source.clone(),
-        plan: artifact.manifest.plan.clone(),
+        source: artifact.manifest().source.clone(),
+        plan: artifact.manifest().plan.clone(),
         constants: constants.map(|i| artifact.constant(i)).collect(),
-        manifest: Some(artifact.manifest),
+        manifest: Some(artifact.manifest().clone()),
     })
 }
 

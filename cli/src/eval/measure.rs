@@ -4,10 +4,10 @@ use super::EvalArgs;
 use super::extractor::Extractor;
 use super::partial::{File, Rows, Setup};
 use crate::artifact;
-use crate::denoiser::Denoiser;
 use crate::lockstep::{Chunk, Lockstep};
 use crate::report::Failure;
 use crate::sampling::SamplingArgs;
+use crate::source::Source;
 use cachequant::eval::{psnr, ssim};
 use cachequant::io::file_hash;
 use cachequant::io::to_byte;
@@ -24,8 +24,8 @@ pub struct Measure {
 
 impl Measure {
     pub fn open(args: &EvalArgs, artifact: &Path, reference: &Path) -> Result<Measure, Failure> {
-        let candidate = Denoiser::with_steps(artifact, &artifact::open(artifact)?, args.steps)?;
-        let reference = Denoiser::open(reference, || candidate.like(&args.sizes))?;
+        let candidate = Source::new(artifact, artifact::open(artifact)?, args.steps)?;
+        let reference = Source::open(reference, || candidate.trajectory(&args.sizes))?;
         let lockstep = Lockstep::open(&reference, &candidate, &args.sampling, args.shard)?;
         let shape = candidate.sample_shape()?;
         let extractor = args.features.as_ref().map(|path| {
@@ -37,11 +37,11 @@ impl Measure {
         if !lockstep.in_step() {
             tracing::warn!("the two make different evaluations: there is no error per evaluation");
         }
-        if args.sampling.guidance.is_none() && candidate.guidance != reference.guidance {
-            let scales = [&candidate, &reference].map(|d| d.guidance);
+        if args.sampling.guidance.is_none() && candidate.guidance() != reference.guidance() {
+            let scales = [&candidate, &reference].map(|s| s.guidance());
             tracing::warn!("the two are sampled with their own guidance, {} and {}", scales[0], scales[1]);
         }
-        let file = |d: &Denoiser| -> Result<File, Failure> {
+        let file = |d: &Source| -> Result<File, Failure> {
             Ok(File { path: d.path.clone(), blake3: file_hash(&d.path)?, steps: d.steps })
         };
         let setup = Setup {
@@ -50,7 +50,7 @@ impl Measure {
             reference: file(&reference)?,
             samples: lockstep.total,
             seed: args.sampling.seed,
-            guidance: args.sampling.guidance.unwrap_or(candidate.guidance),
+            guidance: args.sampling.guidance.unwrap_or(candidate.guidance()),
             inputs: inputs_hash(&args.sampling)?,
             shape,
             evaluations: if lockstep.in_step() { lockstep.evaluations() } else { 0 },

@@ -1,11 +1,11 @@
 //! An artifact for people and as JSON.
 
 use super::{caching_view, quant_view};
-use crate::artifact::Artifact;
 use crate::report::Failure;
 use crate::text::{bytes, columns, grouped, short};
 use cqc_proto::ValueType;
 use cqc_proto::plan::{Alias, InputRole, Program, ProgramKind, Source};
+use cqc_runtime::Artifact;
 use cqc_runtime::engine::{Engine, EngineOptions};
 use cqc_runtime::retime::{Possible, possible};
 use serde_json::{Value, json};
@@ -15,9 +15,9 @@ use std::path::Path;
 
 /// Programs that do something, the step first, with their activations for one sample (or the fixed batch).
 fn programs(artifact: &Artifact) -> Result<Vec<(ProgramKind, usize)>, Failure> {
-    let plan = &artifact.manifest.plan;
+    let plan = &artifact.manifest().plan;
     let batch = plan.fixed_batch.unwrap_or(1);
-    let engine = Engine::open(&artifact.weights, &EngineOptions { batch, threads: 1, ..Default::default() })?;
+    let engine = Engine::open(&artifact.weights(), &EngineOptions { batch, threads: 1, ..Default::default() })?;
     let kinds = [ProgramKind::Full, ProgramKind::Cached, ProgramKind::Prelude, ProgramKind::PreludeSteps];
     let used = kinds.into_iter().filter(|&kind| kind == ProgramKind::Full || !plan.program(kind).steps.is_empty());
     let bytes = |kind| match kind {
@@ -41,7 +41,7 @@ fn written_bytes(program: &Program, rows: i64, symbol: Option<&str>) -> usize {
 
 /// Constants that hold a row per evaluation.
 fn tables(artifact: &Artifact) -> BTreeSet<usize> {
-    let plan = &artifact.manifest.plan;
+    let plan = &artifact.manifest().plan;
     let values = ProgramKind::ALL.into_iter().flat_map(|kind| &plan.program(kind).values);
     let table = |source| if let Source::Table(i) = source { Some(i) } else { None };
     values.filter_map(|v| table(v.source)).collect()
@@ -53,11 +53,11 @@ fn float_bytes(artifact: &Artifact) -> usize {
         let element = if ty.dtype.is_float() { 4 } else { ty.dtype.size() };
         ty.fixed_shape().map_or(0, |s| s.iter().product::<usize>() * element)
     };
-    artifact.manifest.plan.constants.iter().map(|c| size(&c.ty)).sum()
+    artifact.manifest().plan.constants.iter().map(|c| size(&c.ty)).sum()
 }
 
 pub fn json(artifact: &Artifact) -> Result<Value, Failure> {
-    let manifest = &artifact.manifest;
+    let manifest = &artifact.manifest();
     let (plan, sampler) = (&manifest.plan, &manifest.sampler);
     let value = |name: &str, ty: &ValueType| json!({"name": name, "dtype": ty.dtype, "shape": ty.shape});
     let inputs = plan.inputs.iter().map(|i| {
@@ -69,7 +69,7 @@ pub fn json(artifact: &Artifact) -> Result<Value, Failure> {
         let program = plan.program(kind);
         json!({
             "name": kind.to_string(), "instructions": program.steps.len(), "activation_bytes": bytes,
-            "macs": artifact.macs(program),
+            "macs": crate::artifact::macs(artifact, program),
         })
     });
     let tables = tables(artifact).into_iter().map(|i| value(&plan.constants[i].name, &plan.constants[i].ty));
@@ -100,11 +100,11 @@ pub fn json(artifact: &Artifact) -> Result<Value, Failure> {
 /// Whole time steps as whole numbers.
 fn timesteps(artifact: &Artifact) -> Result<Vec<Value>, Failure> {
     let number = |t: f64| if t.fract() == 0.0 { json!(t as i64) } else { json!(t) };
-    Ok(artifact.timesteps()?.into_iter().map(number).collect())
+    Ok(crate::artifact::timesteps(artifact)?.into_iter().map(number).collect())
 }
 
 pub fn text(path: &Path, artifact: &Artifact) -> Result<String, Failure> {
-    let (manifest, plan) = (&artifact.manifest, &artifact.manifest.plan);
+    let (manifest, plan) = (&artifact.manifest(), &artifact.manifest().plan);
     let mut out = String::new();
     let source = &manifest.source;
     let producer = if source.producer.is_empty() { "unknown exporter" } else { &source.producer };
@@ -131,7 +131,7 @@ pub fn text(path: &Path, artifact: &Artifact) -> Result<String, Failure> {
 }
 
 fn loop_text(artifact: &Artifact, out: &mut String) -> Result<(), Failure> {
-    let manifest = &artifact.manifest;
+    let manifest = &artifact.manifest();
     let steps: Vec<String> = timesteps(artifact)?.iter().map(Value::to_string).collect();
     let shown = match &steps[..] {
         [first @ .., last] if first.len() > 6 => format!("{}, … {last}", first[..4].join(", ")),
@@ -155,7 +155,7 @@ fn loop_text(artifact: &Artifact, out: &mut String) -> Result<(), Failure> {
 
 /// Which other numbers of steps `sample --steps` takes, and what becomes of what was fitted.
 fn other_steps(artifact: &Artifact) -> Result<String, Failure> {
-    let manifest = &artifact.manifest;
+    let manifest = &artifact.manifest();
     let possible = match possible(manifest)? {
         Possible::Any => "any".to_string(),
         Possible::These(steps) => {
@@ -172,7 +172,7 @@ fn other_steps(artifact: &Artifact) -> Result<String, Failure> {
 }
 
 fn programs_text(artifact: &Artifact, out: &mut String) -> Result<(), Failure> {
-    let plan = &artifact.manifest.plan;
+    let plan = &artifact.manifest().plan;
     out.push_str("\nprograms, for one sample\n");
     let programs = programs(artifact)?;
     let rows = programs.iter().map(|(kind, size)| {
@@ -180,7 +180,7 @@ fn programs_text(artifact: &Artifact, out: &mut String) -> Result<(), Failure> {
         vec![
             kind.to_string(),
             format!("{} steps", program.steps.len()),
-            format!("{} MACs", short(artifact.macs(program) as f64)),
+            format!("{} MACs", short(crate::artifact::macs(artifact, program) as f64)),
             format!("{} of activations", bytes(*size as u64)),
         ]
     });
@@ -198,7 +198,7 @@ fn programs_text(artifact: &Artifact, out: &mut String) -> Result<(), Failure> {
 const SHOWN: usize = 12;
 
 fn tables_text(artifact: &Artifact, out: &mut String) {
-    let constants = &artifact.manifest.plan.constants;
+    let constants = &artifact.manifest().plan.constants;
     let tables: Vec<usize> = tables(artifact).into_iter().collect();
     let _ = writeln!(out, "\ntables: {} with a row per evaluation", tables.len());
     let rows = tables.iter().take(SHOWN).map(|&i| vec![constants[i].name.clone(), constants[i].ty.to_string()]);

@@ -1,15 +1,15 @@
 //! What an artifact caches: schedule, cut, corrections.
 
-use crate::artifact::Artifact;
 use crate::text::{bytes, short};
 use cachequant::report::cost;
 use cqc_proto::cq::Schedule;
+use cqc_runtime::Artifact;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
 /// The keys `schedule`, `cut`, `corrections` and `calibration` of `inspect --json`.
 pub fn add_json(artifact: &Artifact, view: &mut Value) {
-    let (manifest, plan) = (&artifact.manifest, &artifact.manifest.plan);
+    let (manifest, plan) = (&artifact.manifest(), &artifact.manifest().plan);
     let all: Vec<usize> = (0..plan.evaluations).collect();
     view["calibration"] = json!(manifest.calibration);
     let (Schedule::Cached(schedule), Some(cache)) = (&manifest.schedule, &plan.cache) else {
@@ -28,10 +28,10 @@ pub fn add_json(artifact: &Artifact, view: &mut Value) {
         .filter(|slot| slot.previous_of.is_none())
         .map(|slot| json!({"name": slot.name, "shape": plan.full.values[slot.value].ty.shape}));
     view["cut"] = json!({
-        "tensors": tensors.collect::<Vec<_>>(), "macs_full": artifact.macs(&plan.full),
-        "macs_cached": artifact.macs(&cache.cached), "bytes": cost::cache_bytes(plan),
+        "tensors": tensors.collect::<Vec<_>>(), "macs_full": crate::artifact::macs(artifact, &plan.full),
+        "macs_cached": crate::artifact::macs(artifact, &cache.cached), "bytes": cost::cache_bytes(plan),
     });
-    let rows = |i: usize| artifact.rows(i);
+    let rows = |i: usize| crate::artifact::rows(artifact, i);
     let tables = schedule.corrections.iter().map(|table| {
         json!({
             "a": rows(table.scale), "b": rows(table.shift), "previous": table.previous_scale.map(rows),
@@ -49,7 +49,7 @@ pub fn add_json(artifact: &Artifact, view: &mut Value) {
 
 /// The lines of the loop's text view.
 pub fn text(artifact: &Artifact) -> String {
-    let (manifest, plan) = (&artifact.manifest, &artifact.manifest.plan);
+    let (manifest, plan) = (&artifact.manifest(), &artifact.manifest().plan);
     let (Schedule::Cached(schedule), Some(cache)) = (&manifest.schedule, &plan.cache) else {
         return "  schedule   none: every step is computed in full\n".into();
     };
@@ -73,7 +73,8 @@ pub fn text(artifact: &Artifact) -> String {
         let _ = writeln!(out, "  cost       {cost:.4}, of the uniform schedule {uniform:.4}");
     }
     let names: Vec<&str> = cache.slots.iter().filter(|s| s.previous_of.is_none()).map(|s| s.name.as_str()).collect();
-    let (macs_full, macs_cached) = (artifact.macs(&plan.full), artifact.macs(&cache.cached));
+    let (macs_full, macs_cached) =
+        (crate::artifact::macs(artifact, &plan.full), crate::artifact::macs(artifact, &cache.cached));
     let _ = writeln!(out, "  cached     {}, {} per sample", names.join(", "), bytes(cost::cache_bytes(plan)));
     let _ = writeln!(
         out,

@@ -10,12 +10,12 @@
 //!
 //! `corrections.quant` lists the layers whose sums are corrected to `a · sum + b`, `b` with the layer's own bias, both `[evaluations][channels]`.
 
-use crate::artifact::Artifact;
 use crate::text::{bytes, columns};
 use cachequant::report::cost::StepCost;
 use cachequant::report::layers::represented;
 use cqc_kernels::Isa;
 use cqc_proto::cq::{QuantizedLayer, QuantizedLoop};
+use cqc_runtime::Artifact;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -26,7 +26,7 @@ fn kernel(artifact: &Artifact, layer: &QuantizedLayer) -> &'static str {
     if layer.inputs.is_empty() {
         return if multiplies_bf16(artifact, layer) { "bf16" } else { "rounded f32" };
     }
-    let constant = layer.weight.map(|weight| &artifact.manifest.plan.constants[weight]);
+    let constant = layer.weight.map(|weight| &artifact.manifest().plan.constants[weight]);
     let sizes = constant.and_then(|c| Some((c.ty.fixed_shape()?, c.codes.as_ref()?)));
     let integers = sizes.is_some_and(|(shape, codes)| {
         let whole = [shape[1 - codes.output_axis]];
@@ -39,7 +39,7 @@ fn kernel(artifact: &Artifact, layer: &QuantizedLayer) -> &'static str {
 /// Whether this CPU has an instruction for products of bf16, and the layer enough channels.
 fn multiplies_bf16(artifact: &Artifact, layer: &QuantizedLayer) -> bool {
     let isa = Isa::detect();
-    let shape = layer.weight.and_then(|weight| artifact.manifest.plan.constants[weight].ty.fixed_shape());
+    let shape = layer.weight.and_then(|weight| artifact.manifest().plan.constants[weight].ty.fixed_shape());
     shape.is_some_and(|shape| {
         let [channels, columns] = if layer.op == "linear" { [shape[0], shape[1]] } else { [shape[1], shape[0]] };
         isa.has_bf16() && isa.suits_bf16(channels, columns)
@@ -48,13 +48,13 @@ fn multiplies_bf16(artifact: &Artifact, layer: &QuantizedLayer) -> bool {
 
 /// The keys `quant` and `corrections.quant`; `corrections` has its other keys already.
 pub fn add_json(artifact: &Artifact, view: &mut Value) {
-    let quant = &artifact.manifest.quant;
+    let quant = &artifact.manifest().quant;
     let Some(of) = quant.quantized() else {
         view["quant"] = json!({"kind": "none", "layers": []});
         return;
     };
     let compensation = of.compensation.as_ref().map(
-        |tables| json!({"mode": tables.mode, "scale": artifact.rows(tables.scale), "shift": artifact.rows(tables.shift)}),
+        |tables| json!({"mode": tables.mode, "scale": crate::artifact::rows(artifact, tables.scale), "shift": crate::artifact::rows(artifact, tables.shift)}),
     );
     view["quant"] = json!({
         "kind": quant.name(),
@@ -65,7 +65,7 @@ pub fn add_json(artifact: &Artifact, view: &mut Value) {
     });
     let corrected = of.layers.iter().filter_map(|layer| {
         let tables = layer.correction?;
-        Some(json!({"layer": layer.name, "a": artifact.rows(tables.a), "b": artifact.rows(tables.bias)}))
+        Some(json!({"layer": layer.name, "a": crate::artifact::rows(artifact, tables.a), "b": crate::artifact::rows(artifact, tables.bias)}))
     });
     let corrected: Vec<Value> = corrected.collect();
     if view["corrections"].is_null() && !corrected.is_empty() {
@@ -77,9 +77,11 @@ pub fn add_json(artifact: &Artifact, view: &mut Value) {
 }
 
 fn layer_json(artifact: &Artifact, layer: &QuantizedLayer) -> Value {
-    let scale = |weight: usize| Some(artifact.manifest.plan.constants[weight].codes.as_ref()?.scale);
-    let weight_scale: Option<Vec<Value>> =
-        layer.weight.and_then(scale).map(|table| artifact.rows(table).iter().map(|row| alone(row)).collect());
+    let scale = |weight: usize| Some(artifact.manifest().plan.constants[weight].codes.as_ref()?.scale);
+    let weight_scale: Option<Vec<Value>> = layer
+        .weight
+        .and_then(scale)
+        .map(|table| crate::artifact::rows(artifact, table).iter().map(|row| alone(row)).collect());
     let [scales, zeros] = activations(artifact, layer);
     json!({
         "name": layer.name, "op": layer.op, "weight_bits": layer.weight_bits, "activation_bits": (!layer.inputs.is_empty()).then_some(8), "weight_scale": weight_scale,
@@ -92,10 +94,10 @@ fn layer_json(artifact: &Artifact, layer: &QuantizedLayer) -> Value {
 /// Scales and zero points `[evaluations][inputs · segments]`; no rows where the input is float.
 fn activations(artifact: &Artifact, layer: &QuantizedLayer) -> [Vec<Vec<f32>>; 2] {
     let joined = |table: &dyn Fn(usize) -> usize| {
-        let evaluations = if layer.inputs.is_empty() { 0 } else { artifact.manifest.plan.evaluations };
+        let evaluations = if layer.inputs.is_empty() { 0 } else { artifact.manifest().plan.evaluations };
         let mut rows = vec![vec![]; evaluations];
         for input in 0..layer.inputs.len() {
-            rows.iter_mut().zip(artifact.rows(table(input))).for_each(|(row, more)| row.extend(more));
+            rows.iter_mut().zip(crate::artifact::rows(artifact, table(input))).for_each(|(row, more)| row.extend(more));
         }
         rows
     };
@@ -114,7 +116,7 @@ fn whole(row: &[f32]) -> Value {
 
 /// The line of the loop's text view.
 pub fn text(artifact: &Artifact) -> String {
-    let quant = &artifact.manifest.quant;
+    let quant = &artifact.manifest().quant;
     let Some(of) = quant.quantized() else { return "  quant      none\n".into() };
     let corrected = of.layers.iter().filter(|layer| layer.correction.is_some()).count();
     let integers = of.layers.iter().filter(|layer| kernel(artifact, layer) == "int8").count();
@@ -140,8 +142,8 @@ const SHOWN: usize = 8;
 
 /// Layers, quantized and float.
 pub fn layers_text(artifact: &Artifact) -> String {
-    let Some(of) = artifact.manifest.quant.quantized() else { return String::new() };
-    let plan = &artifact.manifest.plan;
+    let Some(of) = artifact.manifest().quant.quantized() else { return String::new() };
+    let plan = &artifact.manifest().plan;
     let full = StepCost::of(plan, &plan.full);
     let all = of.layers.len() + of.float_layers.len();
     let mut out = format!(

@@ -2,9 +2,11 @@
 
 use super::{Exit, Failure};
 use cachequant::calibrate::CalibrateError;
-use cachequant::compile::CompileError;
+use cachequant::calibrate::quantize::QuantizeError;
+use cachequant::compile::{CompileError, ConditionError, ProgramError};
 use cachequant::io::FileError;
 use cachequant::model::ModelError;
+use cachequant::recipe::Contradiction;
 use cqc_passes::bind::BindError;
 use cqc_passes::cache::CutError;
 use cqc_passes::onnx::ImportError;
@@ -141,23 +143,23 @@ impl From<EngineError> for Failure {
     }
 }
 
-impl From<CompileError> for Failure {
-    fn from(e: CompileError) -> Failure {
+impl From<ProgramError> for Failure {
+    fn from(e: ProgramError) -> Failure {
         let what = e.to_string();
         match e {
-            CompileError::Model(e) => e.into(),
-            CompileError::Cut(e) => e.into(),
-            CompileError::Sampler(e) => e.into(),
-            CompileError::Bind(BindError::Evaluate { timestep, source }) => {
+            ProgramError::Model(e) => e.into(),
+            ProgramError::Cut(e) => e.into(),
+            ProgramError::Sampler(e) => e.into(),
+            ProgramError::Bind(BindError::Evaluate { timestep, source }) => {
                 Failure::failed(format!("the tables cannot be computed at time step {timestep}")).fact("seen", source)
             }
-            CompileError::Bind(BindError::Fractional { input, dtype, timestep }) => {
+            ProgramError::Bind(BindError::Fractional { input, dtype, timestep }) => {
                 Failure::usage(format!("input `{input}` takes whole time steps, and the sampler's are not"))
                     .fact("input", format!("{input}   {dtype}"))
                     .fact("seen", timestep)
                     .help("export the model with a float time step, or use another --sampler or timestep_spacing")
             }
-            CompileError::Bind(_) | CompileError::Lower(_) | CompileError::Temporary(_) => Failure::failed(what),
+            ProgramError::Bind(_) | ProgramError::Lower(_) | ProgramError::Temporary(_) => Failure::failed(what),
         }
     }
 }
@@ -198,6 +200,12 @@ impl From<DenoiseError> for Failure {
                     .fact("wants", format!("1 or {samples} rows of {row:?}"))
                     .fact("seen", format!("{shape:?}"))
             }
+            DenoiseError::Steps(e) => (*e).into(),
+            DenoiseError::Sampler(e) => e.into(),
+            DenoiseError::Device { reason } => {
+                Failure::failed(format!("--device cuda: {reason}")).help("--device cpu, or auto")
+            }
+            DenoiseError::NotGuided { .. } => Failure::usage(what),
             DenoiseError::NoDenoiser { reason } => {
                 Failure::failed("the model cannot be run in a loop").fact("seen", reason)
             }
@@ -227,6 +235,96 @@ impl From<SamplerConfigError> for Failure {
             }
             SamplerConfigError::UnknownKind { .. } => Failure::usage(what),
             _ => Failure::failed(what),
+        }
+    }
+}
+
+impl From<QuantizeError> for Failure {
+    fn from(e: QuantizeError) -> Failure {
+        match e {
+            QuantizeError::Calibrate(e) => e.into(),
+            QuantizeError::Program(e) => e.into(),
+            QuantizeError::Denoise(e) => e.into(),
+            QuantizeError::Engine(e) => e.into(),
+            QuantizeError::File(e) => e.into(),
+        }
+    }
+}
+
+impl From<CompileError> for Failure {
+    fn from(e: CompileError) -> Failure {
+        let what = e.to_string();
+        match e {
+            CompileError::Recipe(contradictions) => contradict(&contradictions),
+            CompileError::SchedulerConfig { path, source } => {
+                let failure = Failure::from(source);
+                path.iter().fold(failure, |failure, path| failure.fact("file", path.display()))
+            }
+            CompileError::ScheduleFile { path, reason } => {
+                Failure::failed(format!("{} holds no schedule", path.display())).fact("seen", reason)
+            }
+            CompileError::Condition(e) => e.into(),
+            CompileError::UnknownNode { name } => {
+                Failure::usage(format!("--keep-float: the model has no node `{name}` after the passes"))
+                    .help("`cqc inspect MODEL --stop-after 99` prints its nodes")
+            }
+            CompileError::Program(e) => e.into(),
+            CompileError::Sampler(e) => e.into(),
+            CompileError::Calibrate(e) => e.into(),
+            CompileError::Quantize(e) => e.into(),
+            CompileError::Denoise(e) => e.into(),
+            CompileError::Engine(e) => e.into(),
+            CompileError::File(e) => e.into(),
+            CompileError::Artifact(_) => Failure::failed(what),
+            CompileError::Target { reason } => Failure::failed(format!("--target: {reason}")),
+        }
+    }
+}
+
+/// Options that contradict each other, as they stand on the command line.
+fn contradict(found: &[Contradiction]) -> Failure {
+    let option = |c: &Contradiction| match &c.value {
+        Some(value) => format!("--{} {value}", c.option),
+        None => format!("--{}", c.option),
+    };
+    let because = |c: &Contradiction| -> String {
+        let list: Vec<String> = c.because.iter().map(|(option, value)| format!("--{option} {value}")).collect();
+        if list.is_empty() { String::new() } else { format!(" ({})", list.join(", ")) }
+    };
+    match found {
+        [one] => Failure::usage(format!("{}: {}{}", option(one), one.reason, because(one))).help("leave it out"),
+        several => {
+            let what = format!("{} options contradict the others or have no effect with them", several.len());
+            let failure = Failure::usage(what);
+            let line = |c: &Contradiction| format!("{}: {}{}", option(c), c.reason, because(c));
+            several.iter().fold(failure, |failure, c| failure.fact("option", line(c))).help("leave them out")
+        }
+    }
+}
+
+impl From<ConditionError> for Failure {
+    fn from(e: ConditionError) -> Failure {
+        let what = e.to_string();
+        match e {
+            ConditionError::NoConditioning { guidance, inputs } => {
+                Failure::usage(format!("--guidance {guidance}: the model has no conditioning input"))
+                    .fact("inputs", inputs.join(", "))
+            }
+            ConditionError::NoLabels { conditions } => {
+                crate::artifact::no_labels(&conditions).help("--cond NAME=FILE.npy, --null-cond NAME=FILE.npy")
+            }
+            ConditionError::NoInput { .. } => Failure::usage(format!("--null-cond: {what}")),
+            ConditionError::Type { name, expected, found } => {
+                Failure::failed(format!("--null-cond: `{name}` has the wrong type"))
+                    .fact("wants", expected)
+                    .fact("seen", found)
+            }
+            ConditionError::Missing { name, expected } => {
+                let labels = if expected.dtype.is_integer() { "--labels A,B,.. or " } else { "" };
+                Failure::usage(format!("calibration needs input `{name}`")).fact("wants", &expected).help(format!(
+                    "{labels}--cond {name}=FILE.npy; or --interval 1 --quant none, which needs no calibration"
+                ))
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::calibrate::{CalibrateError, Progress};
 use cqc_passes::calib::select::{Pool, Tap, Tdac};
-use cqc_runtime::denoise::{Loop, Request, Trajectory};
+use cqc_runtime::denoise::{Denoiser, Request, Trajectory};
 use std::collections::BTreeSet;
 
 /// How calibration inputs are selected from the trajectories.
@@ -22,7 +22,7 @@ pub enum Select {
 /// The selected pairs of sample and evaluation; `None`: all of them.
 pub(crate) fn select(
     how: &Select,
-    denoiser: &mut Loop,
+    denoiser: &mut Denoiser,
     request: &Request,
     fit: usize,
     progress: &mut Progress,
@@ -51,7 +51,7 @@ pub(crate) fn select(
 
 /// What goes into each evaluation, `[evaluations, fit, …]`.
 fn latents(
-    denoiser: &mut Loop,
+    denoiser: &mut Denoiser,
     request: &Request,
     fit: usize,
     progress: &mut Progress,

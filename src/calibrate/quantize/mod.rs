@@ -6,6 +6,9 @@
 //!             cache, of the layers' sums, of the sample, each fitted when everything before it is in place
 //! ```
 
+mod driver;
+mod float_inputs;
+mod keep_float;
 mod preludes;
 mod ranges;
 mod reconstruct;
@@ -13,6 +16,7 @@ mod select;
 mod sensitivity;
 mod sequential;
 
+pub use driver::{QuantizeError, QuantizeOptions, Quantized, evaluations_to_come, quantize};
 pub(crate) use preludes::reconstruct_preludes;
 pub use ranges::Grouping;
 pub(crate) use ranges::ranges;
@@ -28,7 +32,7 @@ use cqc_passes::quant::annotate::table_name;
 use cqc_passes::quant::{Layer, QuantTables, Survey};
 use cqc_proto::Op;
 use cqc_proto::plan::{Plan, ProgramKind};
-use cqc_runtime::denoise::Loop;
+use cqc_runtime::denoise::Denoiser;
 use std::collections::HashMap;
 
 /// Where the tables of a quantized plan are.
@@ -57,12 +61,18 @@ impl Places {
     }
 
     /// Writes row `t` of all sites.
-    fn set_sites(&self, denoiser: &mut Loop, tables: &QuantTables, t: usize) -> Result<(), CalibrateError> {
+    fn set_sites(&self, denoiser: &mut Denoiser, tables: &QuantTables, t: usize) -> Result<(), CalibrateError> {
         (0..self.sites.len()).try_for_each(|site| self.set_site(denoiser, tables, site, t))
     }
 
     /// Writes row `t` of one site.
-    fn set_site(&self, denoiser: &mut Loop, tables: &QuantTables, site: usize, t: usize) -> Result<(), CalibrateError> {
+    fn set_site(
+        &self,
+        denoiser: &mut Denoiser,
+        tables: &QuantTables,
+        site: usize,
+        t: usize,
+    ) -> Result<(), CalibrateError> {
         let Some([scale, zero]) = self.sites[site] else { return Ok(()) };
         let (table, width) = (&tables.sites[site], tables.sites[site].scale.len() / tables.evaluations);
         let row = t * width..(t + 1) * width;
@@ -73,7 +83,7 @@ impl Places {
     /// Lets one site pass at evaluation `t`.
     fn clear_site(
         &self,
-        denoiser: &mut Loop,
+        denoiser: &mut Denoiser,
         tables: &QuantTables,
         site: usize,
         t: usize,

@@ -1,22 +1,18 @@
 //! Quantizes a loop whose schedule is decided.
 
-mod float_inputs;
-mod keep_float;
-
-use crate::calibrate::quantize::{
+use super::float_inputs::{Work, float_inputs};
+use super::keep_float::{Trial, keep_float};
+use super::{
     CacheRefit, Fitted, Grouping, Outputs, Select, Sequential, ranges, reconstruct, reconstruct_preludes, select,
     sequential,
 };
 use crate::calibrate::{CalibrateError, HeldOut, Progress, Tables};
-use crate::compile::{Assembled, CompileError};
+use crate::compile::{Assembled, ProgramError, Stages};
 use crate::io::FileError;
-use crate::stages::Stages;
 use cqc_passes::calib::compensate::Mode;
 use cqc_passes::quant::{Extra, OutputCorrection, QuantSpec, QuantTables, QuantizedWeight, Survey};
-use cqc_runtime::denoise::{DenoiseError, Loop, Request};
+use cqc_runtime::denoise::{DenoiseError, Denoiser, Request};
 use cqc_runtime::engine::{EngineError, EngineOptions, Weights};
-use float_inputs::{Work, float_inputs};
-use keep_float::{Trial, keep_float};
 use std::ops::ControlFlow;
 
 /// Samples that corrections of what rounding does are fitted on at most: each brings all positions, and rounding errs alike in all.
@@ -73,9 +69,9 @@ pub enum QuantizeError {
     /// From calibration.
     #[error(transparent)]
     Calibrate(#[from] CalibrateError),
-    /// From lowering.
+    /// From assembling or lowering the loop.
     #[error(transparent)]
-    Compile(#[from] CompileError),
+    Program(#[from] ProgramError),
     /// From running it.
     #[error(transparent)]
     Denoise(#[from] DenoiseError),
@@ -110,7 +106,7 @@ pub fn evaluations_to_come(
 pub fn quantize(
     assembled: &Assembled,
     cache: Option<&Tables>,
-    float: &mut Loop,
+    float: &mut Denoiser,
     options: QuantizeOptions,
 ) -> Result<Quantized, QuantizeError> {
     let QuantizeOptions { mut spec, grouping, outputs, refit_cache, compensation, request, fit, engine, .. } = options;
@@ -129,7 +125,7 @@ pub fn quantize(
         let start = unfitted(survey, outputs, evaluations);
         let (lowered, places) = assembled.lower(Some((survey, &start, Extra { shadows: true })))?;
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
-        Ok((Loop::open(&weights, float.sampler().clone(), float.is_guided(), &engine)?, places))
+        Ok((Denoiser::open(&weights, float.sampler().clone(), float.is_guided(), &engine)?, places))
     };
     let (mut study, mut places) = open(&survey)?;
     let codes = stages.run("preludes", || -> Result<_, QuantizeError> {
@@ -209,8 +205,8 @@ impl Fit<'_> {
     /// given up does not.
     fn corrections(
         &self,
-        float: &mut Loop,
-        study: &mut Loop,
+        float: &mut Denoiser,
+        study: &mut Denoiser,
         refit: Option<CacheRefit>,
         held: Option<HeldOut>,
         progress: &mut Progress,
@@ -235,8 +231,8 @@ impl Fit<'_> {
 
     fn once(
         &self,
-        float: &mut Loop,
-        study: &mut Loop,
+        float: &mut Denoiser,
+        study: &mut Denoiser,
         cache: Option<CacheRefit>,
         progress: &mut Progress,
     ) -> Result<Fitted, QuantizeError> {

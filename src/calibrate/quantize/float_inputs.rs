@@ -3,11 +3,11 @@
 //! Rounding errors are not spread evenly. A shortcut late in a U-Net reads the stream of residuals itself, whose error goes to the end undamped, and has
 //! hardly any work that integers could save; a few such inputs make most of the error of a loop with 8 bits.
 
-use crate::calibrate::quantize::{PROBES, sensitivity};
+use super::{PROBES, sensitivity};
 use crate::calibrate::{CalibrateError, Narrow, Progress};
 use crate::compile::Assembled;
 use cqc_passes::quant::{Layer, QuantTables, Survey};
-use cqc_runtime::denoise::{Loop, Request};
+use cqc_runtime::denoise::{Denoiser, Request};
 
 /// Samples that effects are measured on.
 const PROBED_SAMPLES: usize = 2;
@@ -17,7 +17,7 @@ const LEAST_EFFECT: f64 = 0.01;
 
 /// Sites of `survey` to leave out, by what rounding each of them does to a loop like `study`, whose plan does not round yet.
 pub(super) fn float_inputs(
-    study: &Loop,
+    study: &Denoiser,
     survey: &Survey,
     tables: &QuantTables,
     request: &Request,

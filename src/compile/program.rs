@@ -1,6 +1,5 @@
-//! The pipeline from a source model to a plan.
+//! From a source model to the programs of a loop: bound, cut, assembled, lowered.
 
-use crate::calibrate::{Choice, Tables};
 use crate::model::{Model, ModelError};
 use bytes::Bytes;
 use cqc_kernels::mapped;
@@ -30,9 +29,13 @@ pub struct LoopOptions {
     pub bf16: Option<QuantSpec>,
 }
 
-/// Why a model cannot be compiled.
+/// Correction of the cache: per slot and evaluation, an affine map of what the slot holds; the identity
+/// at full evaluations.
+pub type CacheTables = Vec<Vec<Affine>>;
+
+/// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
-pub enum CompileError {
+pub enum ProgramError {
     /// From loading it.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -71,8 +74,8 @@ impl Lowered {
     /// not stay in memory.
     ///
     /// # Errors
-    /// [`CompileError::Temporary`].
-    pub fn weight_bytes(&self) -> Result<Bytes, CompileError> {
+    /// [`ProgramError::Temporary`].
+    pub fn weight_bytes(&self) -> Result<Bytes, ProgramError> {
         let mut file = io::BufWriter::new(tempfile::tempfile()?);
         let mut end = 0;
         for (offset, tensor) in &self.weights.parts {
@@ -89,13 +92,13 @@ impl Lowered {
 /// Compiles the denoising loop.
 ///
 /// # Errors
-/// [`CompileError`]: the model is no denoiser, the sampler has no such trajectory, or its time steps do not suit the model.
-pub fn compile_loop(model: &Model, options: &LoopOptions) -> Result<Lowered, CompileError> {
+/// [`ProgramError`]: the model is no denoiser, the sampler has no such trajectory, or its time steps do not suit the model.
+pub fn compile_loop(model: &Model, options: &LoopOptions) -> Result<Lowered, ProgramError> {
     let (bound, evaluations) = bind_loop(model, options)?;
-    finish(model, bound, evaluations, options.any_steps, options.bf16.as_ref())
+    lower_bound(model, bound, evaluations, options.any_steps, options.bf16.as_ref())
 }
 
-fn bind_loop(model: &Model, options: &LoopOptions) -> Result<(Bound, usize), CompileError> {
+fn bind_loop(model: &Model, options: &LoopOptions) -> Result<(Bound, usize), ProgramError> {
     model.check_denoiser()?;
     let sampler = Sampler::new(&options.sampler, options.steps)?;
     let timesteps: Vec<f64> = sampler.evaluations().iter().map(|e| e.timestep).collect();
@@ -107,9 +110,9 @@ fn bind_loop(model: &Model, options: &LoopOptions) -> Result<(Bound, usize), Com
 /// Compiles one evaluation of any model, time step an ordinary input.
 ///
 /// # Errors
-/// [`CompileError::Lower`].
-pub fn compile_evaluation(model: &Model) -> Result<Lowered, CompileError> {
-    finish(model, bind::unbound(&model.graph), 0, false, None)
+/// [`ProgramError::Lower`].
+pub fn compile_evaluation(model: &Model) -> Result<Lowered, ProgramError> {
+    lower_bound(model, bind::unbound(&model.graph), 0, false, None)
 }
 
 /// A loop cut in what is computed at every evaluation and what is cached; the schedule is open.
@@ -129,8 +132,8 @@ pub struct CachedLoop<'a> {
 /// Compiles the denoising loop up to the decision when to compute what is cached.
 ///
 /// # Errors
-/// As [`compile_loop`], and [`CompileError::Cut`].
-pub fn cut_loop<'a>(model: &'a Model, options: &LoopOptions, spec: &CutSpec) -> Result<CachedLoop<'a>, CompileError> {
+/// As [`compile_loop`], and [`ProgramError::Cut`].
+pub fn cut_loop<'a>(model: &'a Model, options: &LoopOptions, spec: &CutSpec) -> Result<CachedLoop<'a>, ProgramError> {
     let (bound, evaluations) = bind_loop(model, options)?;
     let batch = match &model.batch_symbol {
         Some(symbol) => Batch::Symbol(symbol),
@@ -154,25 +157,17 @@ impl CachedLoop<'_> {
     /// The loop that always computes everything and never corrects: what is calibrated on. Rounded to bf16 where the loop is to be.
     ///
     /// # Errors
-    /// [`CompileError::Lower`].
-    pub fn uncorrected(&self) -> Result<Lowered, CompileError> {
+    /// [`ProgramError::Lower`].
+    pub fn uncorrected(&self) -> Result<Lowered, ProgramError> {
         let full: Vec<usize> = (0..self.evaluations).collect();
         Ok(self.assemble(&full, None)?.lower(None)?.0)
-    }
-
-    /// The loop as decided, and its tables, one per slot, if it has any.
-    ///
-    /// # Errors
-    /// [`CompileError::Lower`].
-    pub fn decided(&self, choice: &Choice) -> Result<(Lowered, Vec<CacheCorrection>), CompileError> {
-        self.assemble(&choice.full, choice.tables.as_ref().map(|(_, tables)| tables))?.lower(None)
     }
 
     /// The graphs of the loop with these full evaluations and corrections of the cache.
     ///
     /// # Errors
-    /// [`CompileError::Lower`].
-    pub fn assemble(&self, full: &[usize], tables: Option<&Tables>) -> Result<Assembled<'_>, CompileError> {
+    /// [`ProgramError::Lower`].
+    pub fn assemble(&self, full: &[usize], tables: Option<&CacheTables>) -> Result<Assembled<'_>, ProgramError> {
         let mut bound = self.bound.clone();
         bound.full = self.split.full.clone();
         let mut part = self.split.cached.clone();
@@ -228,7 +223,7 @@ pub type Quantization<'a> = (&'a Survey, &'a QuantTables, Extra);
 ///
 /// # Errors
 /// As [`compile_loop`].
-pub fn assemble_loop<'a>(model: &'a Model, options: &LoopOptions) -> Result<Assembled<'a>, CompileError> {
+pub fn assemble_loop<'a>(model: &'a Model, options: &LoopOptions) -> Result<Assembled<'a>, ProgramError> {
     let (bound, evaluations) = bind_loop(model, options)?;
     let (any_steps, bf16) = (options.any_steps, options.bf16.clone());
     Ok(Assembled { model, bound, evaluations, any_steps, bf16, corrections: vec![] })
@@ -253,8 +248,8 @@ impl Assembled<'_> {
     /// The plan, and the tables that correct the cache, one per slot, if there are any.
     ///
     /// # Errors
-    /// [`CompileError::Lower`].
-    pub fn lower(&self, quantization: Option<Quantization>) -> Result<(Lowered, Vec<CacheCorrection>), CompileError> {
+    /// [`ProgramError::Lower`].
+    pub fn lower(&self, quantization: Option<Quantization>) -> Result<(Lowered, Vec<CacheCorrection>), ProgramError> {
         let mut bound = self.bound.clone();
         if let Some((survey, tables, extra)) = quantization {
             // what does not choose a level bears the precision of f16; fits are made in f32
@@ -264,7 +259,7 @@ impl Assembled<'_> {
             quant::annotate(&mut bound, survey, tables, extra)?;
         }
         let names: Vec<String> = bound.tables.iter().map(|(name, _)| name.clone()).collect();
-        let lowered = finish(self.model, bound, self.evaluations, self.any_steps, self.bf16.as_ref())?;
+        let lowered = lower_bound(self.model, bound, self.evaluations, self.any_steps, self.bf16.as_ref())?;
         let find = |table: usize| lowered.plan.constants.iter().position(|c| c.name == names[table]);
         let constants = self.corrections.iter().filter_map(|c| {
             let previous_scale = c.previous.and_then(|(_, table)| find(table));
@@ -275,13 +270,13 @@ impl Assembled<'_> {
     }
 }
 
-fn finish(
+fn lower_bound(
     model: &Model,
     mut bound: Bound,
     evaluations: usize,
     any_steps: bool,
     bf16: Option<&QuantSpec>,
-) -> Result<Lowered, CompileError> {
+) -> Result<Lowered, ProgramError> {
     let bf16 = bf16.map(|spec| quant::round_products(&mut bound, spec)).transpose()?;
     let (inputs, outputs) = (model.inputs.clone(), model.outputs.clone());
     let (plan, weights) =

@@ -1,11 +1,10 @@
 //! Which layers stay float so that a target of quality is met.
 
-use super::QuantizeError;
-use crate::calibrate::quantize::{Grouping, ranges, sensitivity};
+use super::{Grouping, QuantizeError, ranges, sensitivity};
 use crate::calibrate::{HeldOut, Narrow, Progress};
 use crate::compile::Assembled;
 use cqc_passes::quant::{Extra, QuantSpec, QuantTables, Survey};
-use cqc_runtime::denoise::{Loop, Request};
+use cqc_runtime::denoise::{Denoiser, Request};
 use cqc_runtime::engine::{EngineOptions, Weights};
 
 /// What it is decided on.
@@ -26,7 +25,7 @@ pub struct Trial<'a> {
 /// [`QuantizeError`].
 pub fn keep_float(
     trial: &Trial,
-    float: &mut Loop,
+    float: &mut Denoiser,
     mut spec: QuantSpec,
     target: f64,
     progress: &mut Progress,
@@ -65,10 +64,10 @@ pub fn keep_float(
     }
 }
 
-fn open(trial: &Trial, float: &Loop, survey: &Survey, tables: &QuantTables) -> Result<Loop, QuantizeError> {
+fn open(trial: &Trial, float: &Denoiser, survey: &Survey, tables: &QuantTables) -> Result<Denoiser, QuantizeError> {
     let lowered = trial.assembled.lower(Some((survey, tables, Extra::default())))?.0;
     let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
-    Ok(Loop::open(&weights, float.sampler().clone(), float.is_guided(), trial.engine)?)
+    Ok(Denoiser::open(&weights, float.sampler().clone(), float.is_guided(), trial.engine)?)
 }
 
 /// Names of layers, that first whose inputs have the greatest effect.

@@ -1,120 +1,30 @@
 //! The denoising loop: noise in, samples out.
 
+mod error;
+mod request;
+mod trajectory;
+
+pub use error::DenoiseError;
+pub use request::Request;
+pub use trajectory::{Compensation, Moment, Trajectory};
+
 use crate::cuda::Moves;
 use crate::engine::{Engine, EngineError, EngineOptions, InFlight, Watch, Weights};
 use crate::noise::Noise;
 use crate::sampler::{Sampler, State, guide};
 use cqc_proto::plan::{InputRole, Plan, ProgramKind};
-use cqc_proto::tensor::TensorSizeError;
 use cqc_proto::{DType, Tensor};
-use std::borrow::Cow;
+use request::{gather, is_batched, joined};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-/// Why no samples came out.
-#[derive(Debug, thiserror::Error)]
-pub enum DenoiseError {
-    /// The engine refused.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-    /// The plan's tables were made for another number of evaluations.
-    #[error("the plan has tables for {plan} evaluations, the sampler makes {sampler}")]
-    Evaluations {
-        /// Of the plan.
-        plan: usize,
-        /// Of the sampler.
-        sampler: usize,
-    },
-    /// The model is no denoiser.
-    #[error("the model cannot be run in a loop: {reason}")]
-    NoDenoiser {
-        /// What was expected and what was seen.
-        reason: String,
-    },
-    /// Guidance needs conditioning for its unconditional half.
-    #[error("guidance needs what the unconditional half gets (a null label or null conditioning)")]
-    NoNull,
-    /// A condition or the initial noise has neither one row nor one per sample.
-    #[error("`{name}` has shape {shape:?}, expected 1 or {samples} rows of {row:?}")]
-    Rows {
-        /// Its name; `noise` for the initial noise.
-        name: String,
-        /// As given.
-        shape: Vec<usize>,
-        /// Samples asked for.
-        samples: usize,
-        /// Sizes of a row.
-        row: Vec<usize>,
-    },
-    /// The observer broke off.
-    #[error("interrupted")]
-    Interrupted,
-    /// A tensor's bytes do not fit its shape.
-    #[error(transparent)]
-    Tensor(#[from] TensorSizeError),
-}
-
-/// What to sample.
-#[derive(Clone, Debug, Default)]
-pub struct Request {
-    /// How many samples.
-    pub samples: usize,
-    /// Seed of all noise.
-    pub seed: u64,
-    /// Number of the first sample: the seed's stream of sample `i` is `first + i`.
-    pub first: u64,
-    /// Initial noise of unit variance `[samples, ...]` instead of the seed's; noise added later still comes from the seed.
-    pub noise: Option<Tensor>,
-    /// Every input but sample and time step, by name, one row per sample, or one for all.
-    pub conditions: BTreeMap<String, Tensor>,
-    /// What the unconditional half gets, one row per sample, or one for all; inputs that are missing here get their condition.
-    pub unconditional: BTreeMap<String, Tensor>,
-    /// Guidance scale; read only by a guided loop.
-    pub guidance: f32,
-}
-
-/// What an observer sees after each evaluation.
-pub struct Moment<'a> {
-    /// The evaluation just made.
-    pub evaluation: usize,
-    /// How many there are.
-    pub evaluations: usize,
-    /// The first sample at work, counted from 0 in this request, and how many.
-    pub samples: std::ops::Range<usize>,
-    /// The samples after this evaluation; none: they are on the device.
-    x: Option<&'a [f32]>,
-    /// How many elements they have.
-    len: usize,
-    /// The engine.
-    pub engine: &'a Engine,
-    /// The request that ran last: that of the conditional half if a guided loop is split.
-    pub request: &'a InFlight,
-}
-
-impl<'a> Moment<'a> {
-    /// The samples after this evaluation, padding included. Where a device moves them they come from there at this call.
-    ///
-    /// # Errors
-    /// What the device says.
-    pub fn x(&self) -> Result<Cow<'a, [f32]>, EngineError> {
-        if let Some(x) = self.x {
-            return Ok(Cow::Borrowed(x));
-        }
-        let mut x = vec![0.0; self.len];
-        self.engine.get_samples(self.request, &mut x)?;
-        Ok(Cow::Owned(x))
-    }
-
-    /// A kept value of the evaluation; `None` if the program that ran does not have it.
-    pub fn tap(&self, name: &str) -> Option<Tensor> {
-        self.engine.tap(self.request, name)
-    }
-}
-
-/// A plan and a sampler, ready to serve requests: all of one with [`Loop::sample`], or several side by side, step by step, as
-/// [`Trajectory`]s.
-pub struct Loop {
+/// A plan and a sampler, ready to serve requests: all of one with [`Denoiser::sample`], or several
+/// side by side, step by step, as [`Trajectory`]s.
+///
+/// [`crate::Artifact::denoiser`] opens one as an artifact says. A denoiser can be sent to another
+/// thread; denoisers of one artifact share its packed weights.
+pub struct Denoiser {
     engine: Engine,
     /// Requests of the engine per trajectory: two, unconditional first, if guidance cannot join its halves in one batch.
     halves: usize,
@@ -128,62 +38,15 @@ pub struct Loop {
     input: Vec<f32>,
     output: Vec<f32>,
     compensation: Option<Compensation>,
-    /// Whether a device moves the samples of [`Loop::sample`].
+    /// Scale of guidance for requests that have none of their own.
+    guidance: f32,
+    /// What the unconditional half gets where a request does not say it, one row per input.
+    null: BTreeMap<String, Tensor>,
+    /// Whether a device moves the samples of [`Denoiser::sample`].
     moves: bool,
 }
 
-/// Q&C's correction of the samples (section 3): behind every evaluation, `x · scale + shift` per channel of the sample.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Compensation {
-    /// `[evaluations · channels]`, channels being the first axis of a sample.
-    pub scale: Vec<f32>,
-    /// Likewise.
-    pub shift: Vec<f32>,
-}
-
-/// Samples on their way from noise, [`Loop::width`] of them. A clone goes its own way from here.
-#[derive(Clone)]
-pub struct Trajectory {
-    /// The engine's requests: one, or one for each half of guidance, unconditional first.
-    pub requests: Vec<InFlight>,
-    /// The samples now, `[width, ...]`.
-    x: Vec<f32>,
-    state: State,
-    noise: Noise,
-    guidance: f32,
-    /// The evaluation to come.
-    next: usize,
-    /// Samples at once.
-    width: usize,
-}
-
-impl Trajectory {
-    /// `x · scale + shift` per channel, the first axis of a sample; as many as there are factors.
-    ///
-    /// # Panics
-    /// When the samples cannot be cut into that many channels.
-    pub fn map_channels(&mut self, scale: &[f32], shift: &[f32]) {
-        let samples = self.width;
-        let plane = self.x.len() / samples / scale.len();
-        assert_eq!(plane * samples * scale.len(), self.x.len(), "{} channels", scale.len());
-        for (i, plane) in self.x.chunks_exact_mut(plane).enumerate() {
-            let (a, b) = (scale[i % scale.len()], shift[i % scale.len()]);
-            plane.iter_mut().for_each(|x| *x = a.mul_add(*x, b));
-        }
-    }
-
-    /// The samples now, `[width, ...]`.
-    pub fn x(&self) -> &[f32] {
-        &self.x
-    }
-
-    /// The evaluation to come; the number of evaluations when all are done.
-    pub fn next(&self) -> usize {
-        self.next
-    }
-}
-
-impl Loop {
+impl Denoiser {
     /// Opens an engine for `options.batch` samples at once (a plan of fixed batch decides itself), twice as many rows if `guided`.
     ///
     /// # Errors
@@ -193,7 +56,7 @@ impl Loop {
         sampler: Sampler,
         guided: bool,
         options: &EngineOptions,
-    ) -> Result<Loop, DenoiseError> {
+    ) -> Result<Denoiser, DenoiseError> {
         let plan = weights.plan();
         let evaluations = sampler.evaluations().len();
         if plan.evaluations != 0 && plan.evaluations != evaluations {
@@ -203,12 +66,14 @@ impl Loop {
         let engine = Engine::open(weights, &EngineOptions { batch, ..options.clone() })?;
         let (shape, out_len) = sample_shape(plan, &engine, sampler.reads_variance())?;
         let len: usize = shape.iter().product();
-        let mut denoise = Loop {
+        let mut denoise = Denoiser {
             timesteps: sampler.evaluations().iter().map(|e| e.timestep).collect(),
             input: vec![0.0; batch * len],
             output: vec![0.0; batch * halves * out_len],
             engine,
             compensation: None,
+            guidance: 1.0,
+            null: BTreeMap::new(),
             moves: false,
             halves,
             sampler,
@@ -241,10 +106,25 @@ impl Loop {
     /// A loop like this one, on the same weights and threads, for `samples` samples at once. Tables that were overwritten are as in the plan again.
     ///
     /// # Errors
-    /// Those of [`Loop::open`].
-    pub fn of_width(&self, samples: usize) -> Result<Loop, DenoiseError> {
+    /// Those of [`Denoiser::open`].
+    pub fn of_width(&self, samples: usize) -> Result<Denoiser, DenoiseError> {
         let (weights, options) = self.engine.recipe();
-        Loop::open(&weights, self.sampler.clone(), self.guided, &EngineOptions { batch: samples, ..options })
+        Denoiser::open(&weights, self.sampler.clone(), self.guided, &EngineOptions { batch: samples, ..options })
+    }
+
+    /// Sets what requests get that do not say it: the scale of guidance, and the rows of the
+    /// unconditional half by input.
+    pub(crate) fn set_defaults(&mut self, guidance: f32, null: BTreeMap<String, Tensor>) {
+        (self.guidance, self.null) = (guidance, null);
+    }
+
+    /// Scale of guidance that a request gets.
+    ///
+    /// # Errors
+    /// [`DenoiseError::NotGuided`] if it needs both halves and the denoiser was opened for one.
+    pub fn guidance_of(&self, request: &Request) -> Result<f32, DenoiseError> {
+        let scale = request.guidance.unwrap_or(self.guidance);
+        if scale != 1.0 && !self.guided { Err(DenoiseError::NotGuided { scale }) } else { Ok(scale) }
     }
 
     /// Whether the batch holds both halves of guidance.
@@ -362,17 +242,18 @@ impl Loop {
         self.begin_watched(request, first, None)
     }
 
-    /// [`Loop::begin`], with a look at every step of the preludes.
+    /// [`Denoiser::begin`], with a look at every step of the preludes.
     ///
     /// # Errors
-    /// As [`Loop::begin`].
+    /// As [`Denoiser::begin`].
     pub fn begin_watched(
         &mut self,
         request: &Request,
         first: usize,
         watch: Option<&mut Watch>,
     ) -> Result<Trajectory, DenoiseError> {
-        if self.guided && request.unconditional.is_empty() {
+        let guidance = self.guidance_of(request)?;
+        if self.guided && request.unconditional.is_empty() && self.null.is_empty() {
             return Err(DenoiseError::NoNull);
         }
         let requests = self.begin_requests(request, first, watch)?;
@@ -386,7 +267,7 @@ impl Loop {
         let scale = self.sampler.initial_scale();
         x.iter_mut().for_each(|x| *x *= scale);
         let state = State::new(&self.sampler, self.width, len);
-        Ok(Trajectory { requests, x, state, noise, guidance: request.guidance, next: 0, width: self.width })
+        Ok(Trajectory { requests, x, state, noise, guidance, next: 0, width: self.width })
     }
 
     /// One evaluation, with the program that the plan says, and what the sampler makes of it.
@@ -409,7 +290,7 @@ impl Loop {
         Ok(self.engine.put_samples(&trajectory.requests[0], &trajectory.x, &self.input, trajectory.guidance)?)
     }
 
-    /// [`Loop::step`] of samples on the device; the trajectory's own stay behind. The device is done when this returns.
+    /// [`Denoiser::step`] of samples on the device; the trajectory's own stay behind. The device is done when this returns.
     fn replay(&mut self, trajectory: &mut Trajectory) -> Result<(), DenoiseError> {
         let Trajectory { requests, state, noise, next, .. } = trajectory;
         let noisy = self.sampler.adds_noise(*next);
@@ -425,7 +306,7 @@ impl Loop {
         rest.chunks_exact_mut(input.len()).for_each(|half| half.copy_from_slice(input));
     }
 
-    /// The network's answer to the present samples by a given program, guidance applied: [`Loop::output`]. The trajectory stays
+    /// The network's answer to the present samples by a given program, guidance applied: [`Denoiser::output`]. The trajectory stays
     /// where it is.
     ///
     /// # Errors
@@ -434,18 +315,62 @@ impl Loop {
         self.evaluate_watched(kind, trajectory, None)
     }
 
-    /// [`Loop::evaluate_as`], with a look at every step; where the halves of guidance are apart, of one after the other.
+    /// [`Denoiser::evaluate_as`], with a look at every step; where the halves of guidance are apart, of one after the other.
     ///
     /// # Errors
-    /// As [`Loop::evaluate_as`].
+    /// As [`Denoiser::evaluate_as`].
     pub fn evaluate_watched(
+        &mut self,
+        kind: ProgramKind,
+        trajectory: &mut Trajectory,
+        watch: Option<&mut Watch>,
+    ) -> Result<(), DenoiseError> {
+        self.scale_input(trajectory);
+        self.evaluate_input(kind, trajectory, watch)
+    }
+
+    /// One evaluation for a caller with a sampler of its own: what the network answers to `input`
+    /// `[width, ...]`, guidance applied. The input is what the network sees, so the caller has
+    /// scaled it; the trajectory keeps the cache and counts the evaluations, and its own samples
+    /// stay what they were.
+    ///
+    /// # Errors
+    /// [`EngineError::Length`] for an input of another length, [`DenoiseError::Finished`] when all
+    /// evaluations are done, and whatever [`Engine::evaluate`] reports.
+    pub fn predict(&mut self, trajectory: &mut Trajectory, input: &[f32]) -> Result<&[f32], DenoiseError> {
+        let (expected, evaluations) = (trajectory.x.len(), self.timesteps.len());
+        if trajectory.next >= evaluations {
+            return Err(DenoiseError::Finished { evaluations });
+        }
+        if input.len() != expected {
+            return Err(EngineError::Length { what: "the input", found: input.len(), expected }.into());
+        }
+        self.input.chunks_exact_mut(expected).for_each(|half| half.copy_from_slice(input));
+        let kind = self.engine.plan().program_at(trajectory.next);
+        self.evaluate_input(kind, trajectory, None)?;
+        trajectory.next += 1;
+        Ok(self.output())
+    }
+
+    /// Corrects samples `[width, ...]` after evaluation `evaluation`, where the artifact says so: for
+    /// a caller with a sampler of its own ([`Denoiser::step`] does it by itself).
+    ///
+    /// # Panics
+    /// When there is no such evaluation.
+    pub fn compensate(&self, evaluation: usize, x: &mut [f32]) {
+        if let Some(Compensation { scale, shift }) = &self.compensation {
+            let rows = evaluation * self.channels()..(evaluation + 1) * self.channels();
+            trajectory::map_channels(x, self.width, &scale[rows.clone()], &shift[rows]);
+        }
+    }
+
+    fn evaluate_input(
         &mut self,
         kind: ProgramKind,
         trajectory: &mut Trajectory,
         mut watch: Option<&mut Watch>,
     ) -> Result<(), DenoiseError> {
         let len = trajectory.x.len();
-        self.scale_input(trajectory);
         let part = self.output.len() / self.halves;
         for (request, output) in trajectory.requests.iter_mut().zip(self.output.chunks_exact_mut(part)) {
             let watch = watch.as_deref_mut();
@@ -463,7 +388,7 @@ impl Loop {
         &self.output[..self.output.len() / if self.guided { 2 } else { 1 }]
     }
 
-    /// Moves the samples by the evaluation's output, which is [`Loop::output`] or as long as that.
+    /// Moves the samples by the evaluation's output, which is [`Denoiser::output`] or as long as that.
     ///
     /// # Panics
     /// When all evaluations are done, or the output has another length.
@@ -471,10 +396,7 @@ impl Loop {
         let Trajectory { x, state, noise, next, .. } = trajectory;
         self.sampler.advance(state, *next, x, output, |out| noise.fill(out));
         *next += 1;
-        if let Some(Compensation { scale, shift }) = &self.compensation {
-            let rows = (trajectory.next - 1) * self.channels()..trajectory.next * self.channels();
-            trajectory.map_channels(&scale[rows.clone()], &shift[rows]);
-        }
+        self.compensate(trajectory.next - 1, &mut trajectory.x);
     }
 
     fn begin_requests(
@@ -519,7 +441,8 @@ impl Loop {
             return Err(EngineError::UnknownInput { name: name.clone(), known }.into());
         }
         let rows = |(name, condition): (&String, &Tensor)| {
-            let given = if null { request.unconditional.get(name).unwrap_or(condition) } else { condition };
+            let unconditional = || request.unconditional.get(name).or(self.null.get(name));
+            let given = if null { unconditional().unwrap_or(condition) } else { condition };
             let t = if is_batched(plan, name) { gather(name, given, indices, request.samples)? } else { given.clone() };
             Ok((name.clone(), t))
         };
@@ -563,36 +486,4 @@ fn sample_shape(plan: &Plan, engine: &Engine, reads_variance: bool) -> Result<(V
         return Err(no_denoiser(format!("the sample is {shape:?}, the output {out:?}")));
     }
     Ok((shape[1..].to_vec(), out_len))
-}
-
-/// Whether the input's first axis is the batch.
-fn is_batched(plan: &Plan, name: &str) -> bool {
-    let Some(input) = plan.inputs.iter().find(|i| i.name == name) else { return true };
-    let first = input.ty.shape.first();
-    match (&plan.batch_symbol, plan.fixed_batch) {
-        (Some(symbol), _) => first.is_some_and(|d| d.as_symbol() == Some(symbol)),
-        (None, fixed) => first.is_some_and(|d| d.is(fixed.unwrap_or(1) as i64)),
-    }
-}
-
-/// Rows `indices` of a tensor that has `samples` rows, or one for all.
-fn gather(name: &str, t: &Tensor, indices: &[usize], samples: usize) -> Result<Tensor, DenoiseError> {
-    let count = t.shape().first().copied().unwrap_or(0);
-    if count == 0 || (count != samples && count != 1) {
-        let row = t.shape().get(1..).unwrap_or_default().to_vec();
-        return Err(DenoiseError::Rows { name: name.into(), shape: t.shape().to_vec(), samples, row });
-    }
-    let row = t.bytes().len() / count;
-    let at = |&i: &usize| if count == 1 { 0 } else { i };
-    let bytes: Vec<u8> = indices.iter().map(at).flat_map(|i| &t.bytes()[i * row..][..row]).copied().collect();
-    let mut shape = t.shape().to_vec();
-    shape[0] = indices.len();
-    Ok(Tensor::new(t.dtype(), shape, bytes)?)
-}
-
-/// The rows of both, one after the other.
-fn joined(u: &Tensor, c: &Tensor) -> Result<Tensor, DenoiseError> {
-    let mut shape = c.shape().to_vec();
-    shape[0] += u.shape()[0];
-    Ok(Tensor::new(c.dtype(), shape, [&u.bytes()[..], &c.bytes()[..]].concat())?)
 }
