@@ -10,9 +10,10 @@ use std::fmt;
 /// How tables are fitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Fit {
-    /// Both tensors from the ordinary trajectory (CacheQuant section 7.3).
+    /// Both tensors come from the ordinary trajectory, as published (CacheQuant, arXiv:2503.01323).
     TeacherForced,
-    /// What the accelerated trajectory has stored against the tensor of the ordinary one, evaluation by evaluation (section 13.3).
+    /// What the accelerated trajectory has stored against the tensor of the ordinary one, evaluation by
+    /// evaluation, each with all earlier corrections in place.
     Sequential,
     /// As sequential, from what was stored last and what was stored before that: along the line through both, or as far as that
     /// helps.
@@ -36,7 +37,7 @@ impl fmt::Display for Fit {
     }
 }
 
-/// Draws factors towards 1 (section 13.4).
+/// The ridge that draws factors towards 1; the paper fits without one.
 const RIDGE: f64 = 1e-3;
 
 pub use crate::compile::CacheTables as Tables;

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 /// What trajectories have told.
 pub struct Observed {
     /// L1 distance between the tensors cached at two evaluations, summed over samples; several tensors weighted by one over
-    /// their mean norm (CacheQuant sections 3.1, 13.5).
+    /// their mean norm. CacheQuant sums the L1 distances of one tensor.
     pub features: Band,
     /// What the end of the trajectory suffers when evaluation `t` is computed from the cache of `i`: the root mean square error of
     /// the output, times how far the end moves by an error of 1 there: by the sampler's arithmetic

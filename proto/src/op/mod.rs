@@ -378,7 +378,7 @@ pub enum Op {
     },
     /// `x · scale + shift (+ previous · previous_scale) (+ residual)`, factors and summand per channel (last axis): inputs (x: float,
     /// scale: \[C\], shift: \[C\], residual?: like x, previous?: like x, previous_scale?: \[C\]). The correction of a cached tensor
-    /// (CacheQuant section 7.3), with `previous` a forecast from two.
+    /// (CacheQuant, arXiv:2503.01323); with `previous`, a forecast from two stored values.
     Affine,
 
     // ---- quantization (quant.rs)

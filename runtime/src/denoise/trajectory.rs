@@ -44,7 +44,8 @@ impl<'a> Moment<'a> {
     }
 }
 
-/// Q&C's correction of the samples (section 3): behind every evaluation, `x · scale + shift` per channel of the sample.
+/// The correction of the samples after every evaluation, `x · scale + shift` per channel of the sample
+/// (Q&C's variance compensation, arXiv:2503.02508).
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Compensation {
     /// `[evaluations · channels]`, channels being the first axis of a sample.

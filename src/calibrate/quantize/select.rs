@@ -13,9 +13,10 @@ pub enum Select {
     All,
     /// Of every evaluation's samples the first so many, as CacheQuant draws them.
     First(usize),
-    /// Q&C's clustering of samples and evaluations (section 2).
+    /// Q&C's temporal-aware parallel clustering of pairs of sample and evaluation (arXiv:2503.02508).
     Tap(Tap),
-    /// EDA-DM's density and diversity (related methods, section 2); the number of samples that are selected.
+    /// EDA-DM's selection by density and diversity (arXiv:2401.04585); the number of pairs that are
+    /// selected.
     Tdac(usize),
 }
 

@@ -13,7 +13,7 @@ use cqc_runtime::denoise::{Compensation, Denoiser, Request, Trajectory};
 use cqc_runtime::engine::Watched;
 use std::collections::HashMap;
 
-/// Draws factors of corrections towards 1 (CacheQuant section 13.4).
+/// The ridge that draws the factors of corrections towards 1; the paper fits without one.
 const RIDGE: f64 = 1e-3;
 
 /// Which layers' sums are corrected.
