@@ -13,6 +13,7 @@ use cqc_passes::ir::Graph;
 use cqc_passes::onnx::ImportError;
 use cqc_proto::plan::InputRole;
 use cqc_proto::{Bindings, Dim};
+use cqc_runtime::engine::EngineError;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -60,12 +61,13 @@ pub fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
     let options = ModelOptions { import: args.sizes.import_options(), stop_after: None };
     match Model::load(path, &options, |_, _| {}) {
         Ok(model) => {
+            let isa = Isa::detect().map_err(EngineError::from)?;
             let findings = [
                 exporter(&model),
                 shapes(&model),
                 loop_inputs(&model),
                 operators(&model),
-                cost(&model, args.threads.count()),
+                cost(&model, isa, args.threads.count()),
                 cuda(),
             ];
             let findings: Vec<Finding> = findings.into_iter().flatten().collect();
@@ -175,13 +177,13 @@ fn operators(model: &Model) -> Vec<Finding> {
 /// Share of the peak that a step is expected to reach; measured steps of U-Nets and DiTs lie between 0.5 and 0.9.
 const EXPECTED_SHARE: f64 = 0.6;
 
-fn cost(model: &Model, threads: usize) -> Vec<Finding> {
+fn cost(model: &Model, isa: Isa, threads: usize) -> Vec<Finding> {
     let batch = model.batch_symbol.as_deref();
     let macs = per_sample(&macs(&model.graph), batch);
     let activations = peak_activations(&model.graph, batch);
     let weights: usize =
         model.graph.values().filter_map(|(id, _)| model.graph.tensor(id)).map(|t| t.bytes().len()).sum();
-    let flops = measure::peak_flops(Isa::detect(), threads);
+    let flops = measure::peak_flops(isa, threads);
     let ms = 2.0 * macs as f64 / (flops * EXPECTED_SHARE) * 1e3;
     let memory =
         format!("about {} of weights, {} of activations per sample", bytes(weights as u64), bytes(activations));

@@ -527,7 +527,7 @@ fn a_loop_rounded_to_bf16_is_half_the_size_and_goes_everywhere() {
     assert!(sample("bf16.cq", "--steps 3").iter().all(|x| x.is_finite()));
 
     let bench = done(&format!("bench {} --repeat 1 --threads 1 --json", file("bf16.cq"))).json();
-    let multiplies = cqc_kernels::Isa::detect().has_bf16();
+    let multiplies = cqc_kernels::Isa::detect().unwrap().has_bf16();
     assert_eq!(bench["dtype"], if multiplies { "bf16" } else { "f32" });
     let kernels = line(&format!("bench {} --kernels --repeat 1", file("bf16.cq")));
     assert_eq!(kernels.code, if multiplies { 0 } else { 2 }, "{}", kernels.stderr);
@@ -538,4 +538,14 @@ fn a_loop_rounded_to_bf16_is_half_the_size_and_goes_everywhere() {
     let refused = line(&format!("export {} -o {} --scales constant", file("bf16.cq"), file("none")));
     assert_eq!(refused.code, 2);
     assert!(refused.stderr.contains("bf16 has none"), "{}", refused.stderr);
+}
+
+#[test]
+fn an_instruction_set_that_does_not_exist_is_refused() {
+    let (_dir, artifact) = compiled(2);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cqc"));
+    let ran = command.arg("inspect").arg(artifact).env("CQC_ISA", "sse").output().expect("the binary runs");
+    assert_eq!(ran.status.code(), Some(2));
+    let stderr = String::from_utf8(ran.stderr).expect("output is text");
+    assert!(stderr.contains("CQC_ISA=sse: there is no such instruction set"), "{stderr}");
 }

@@ -1,7 +1,9 @@
-//! A small fixed thread pool: one job at a time. Every thread begins with tasks of its own, the same share of every job, and then takes over what
-//! others have left: neighbouring tasks of one job after the other work on the same memory, which is then in the right core's cache.
+//! A small fixed thread pool: one job at a time. Every thread begins with tasks of its own, the
+//! same share of every job, and then takes over what others have left: neighbouring tasks of one
+//! job after the other work on the same memory, which is then in the right core's cache.
 //!
-//! Workers spin for a short while after a job, because the next layer usually comes at once, and then park.
+//! Workers spin for a short while after a job, because the next layer usually comes at once, and
+//! then park.
 
 use crate::shared::cut;
 use std::any::Any;
@@ -17,7 +19,7 @@ use std::time::{Duration, Instant};
 const SPIN: Duration = Duration::from_micros(80);
 
 /// The borrowed closure of a job, its lifetime removed; see [`Pool::run`] for why that is sound.
-type Task = &'static (dyn Fn(usize, usize) + Sync);
+type TaskFn = &'static (dyn Fn(usize, usize) + Sync);
 
 thread_local! {
     /// Set while this thread runs a task: a job inside a job runs on its own thread alone.
@@ -44,7 +46,7 @@ struct Shared {
     /// Copy of `Job::number`, to spin on.
     number: AtomicUsize,
     /// The next task of every thread's share.
-    next: Box<[Next]>,
+    next: Box<[NextTask]>,
     /// Workers inside the present job; raised only under the lock of `job`.
     busy: AtomicUsize,
     panicked: AtomicBool,
@@ -54,13 +56,13 @@ struct Shared {
 /// A counter with a cache line, and the one that is fetched with it, of its own.
 #[repr(align(128))]
 #[derive(Default)]
-struct Next(AtomicUsize);
+struct NextTask(AtomicUsize);
 
 struct Job {
     number: usize,
     tasks: usize,
     /// None once the caller has seen the last task taken: late workers need not come in.
-    task: Option<Task>,
+    task: Option<TaskFn>,
     /// Workers asleep on `wake`.
     parked: usize,
     quit: bool,
@@ -73,7 +75,7 @@ impl Pool {
             job: Mutex::new(Job { number: 0, tasks: 0, task: None, parked: 0, quit: false }),
             wake: Condvar::new(),
             number: AtomicUsize::new(0),
-            next: (0..threads.max(1)).map(|_| Next::default()).collect(),
+            next: (0..threads.max(1)).map(|_| NextTask::default()).collect(),
             busy: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             panic: Mutex::new(None),
@@ -87,7 +89,8 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Calls `task(task_index, worker_index)` for every index below `tasks` and returns when all are done.
+    /// Calls `task(task_index, worker_index)` for every index below `tasks` and returns when all
+    /// are done.
     ///
     /// Called from within a task, it runs all of them on the present thread, as worker 0.
     ///
@@ -98,9 +101,10 @@ impl Pool {
             return (0..tasks).for_each(|index| task(index, 0));
         }
         let turn = lock(&self.turn);
-        // SAFETY: a worker uses the reference only between raising and lowering `busy`, and raises it only while
-        // `Job::task` is there. This function returns after taking that away and then seeing `busy` at 0.
-        let task = unsafe { std::mem::transmute::<&(dyn Fn(usize, usize) + Sync), Task>(task) };
+        // SAFETY: a worker uses the reference only between raising and lowering `busy`, and raises
+        // it only while `Job::task` is there. This function returns after taking that away and then
+        // seeing `busy` at 0.
+        let task = unsafe { std::mem::transmute::<&(dyn Fn(usize, usize) + Sync), TaskFn>(task) };
         self.publish(tasks, task);
         self.shared.work(task, tasks, 0);
         lock(&self.shared.job).task = None;
@@ -112,7 +116,7 @@ impl Pool {
         }
     }
 
-    fn publish(&self, tasks: usize, task: Task) {
+    fn publish(&self, tasks: usize, task: TaskFn) {
         let shared = &*self.shared;
         let mut job = lock(&shared.job);
         for (owner, next) in shared.next.iter().enumerate() {
@@ -158,7 +162,7 @@ impl Shared {
     }
 
     /// Takes tasks until none is left or one has panicked.
-    fn work(&self, task: Task, tasks: usize, worker: usize) {
+    fn work(&self, task: TaskFn, tasks: usize, worker: usize) {
         IN_TASK.set(true);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let threads = self.next.len();
@@ -209,7 +213,7 @@ impl Shared {
 struct Entered {
     number: usize,
     tasks: usize,
-    task: Task,
+    task: TaskFn,
 }
 
 fn spawn(shared: &Arc<Shared>, index: usize) -> JoinHandle<()> {

@@ -13,7 +13,6 @@
 use crate::text::{bytes, columns};
 use cachequant::report::cost::StepCost;
 use cachequant::report::layers::represented;
-use cqc_kernels::Isa;
 use cqc_proto::cq::{QuantizedLayer, QuantizedLoop};
 use cqc_runtime::Artifact;
 use serde_json::{Value, json};
@@ -31,14 +30,14 @@ fn kernel(artifact: &Artifact, layer: &QuantizedLayer) -> &'static str {
     let integers = sizes.is_some_and(|(shape, codes)| {
         let whole = [shape[1 - codes.output_axis]];
         let segments = if codes.segments.is_empty() { &whole[..] } else { &codes.segments };
-        Isa::detect().multiplies_codes(shape[2..].iter().product(), segments)
+        artifact.weights.isa().multiplies_codes(shape[2..].iter().product(), segments)
     });
     if integers { "int8" } else { "rounded f32" }
 }
 
 /// Whether this CPU has an instruction for products of bf16, and the layer enough channels.
 fn multiplies_bf16(artifact: &Artifact, layer: &QuantizedLayer) -> bool {
-    let isa = Isa::detect();
+    let isa = artifact.weights().isa();
     let shape = layer.weight.and_then(|weight| artifact.manifest().plan.constants[weight].ty.fixed_shape());
     shape.is_some_and(|shape| {
         let [channels, columns] = if layer.op == "linear" { [shape[0], shape[1]] } else { [shape[1], shape[0]] };

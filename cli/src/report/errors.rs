@@ -138,6 +138,7 @@ impl From<EngineError> for Failure {
             EngineError::Step { program, step, reason } | EngineError::Execution { program, step, reason } => {
                 Failure::failed(format!("`{step}` cannot be computed")).fact("program", program).fact("seen", reason)
             }
+            EngineError::Isa(_) => Failure::usage(what),
             _ => Failure::failed(what),
         }
     }

@@ -49,7 +49,8 @@ pub enum CudaError {
         /// The driver's words.
         reason: String,
     },
-    /// A primitive of the kernels gives other results than it has to: nothing that this device computes can be relied on.
+    /// A primitive of the kernels gives other results than it has to: nothing that this device
+    /// computes can be relied on.
     #[error("{device} computes `{primitive}` otherwise than the kernels need it")]
     Selftest {
         /// Name of the device.

@@ -1,5 +1,6 @@
 //! What can go wrong between a plan and its outputs.
 
+use cqc_kernels::IsaError;
 use cqc_proto::plan::{PlanError, ProgramKind};
 use cqc_proto::tensor::TensorSizeError;
 use cqc_proto::{DType, ValueType};
@@ -10,6 +11,9 @@ pub enum EngineError {
     /// The plan is broken.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// `CQC_ISA` names no instruction set of this CPU.
+    #[error(transparent)]
+    Isa(#[from] IsaError),
     /// A batch that the plan cannot run with.
     #[error("the plan runs with a batch of {allowed}, asked for {asked}")]
     Batch {

@@ -6,7 +6,7 @@ use super::program::{Place, Prepared, Ready, Rounds};
 use super::values::Value;
 use bytes::Bytes;
 use cqc_kernels::arena::{Arena, Pod, Reader, cast_mut};
-use cqc_kernels::{Activations, Epilogue, FakeQuant, GroupNorm, Isa, LayerNorm, Operand, Pool, Rows, Target};
+use cqc_kernels::{Activations, BroadcastOperand, Epilogue, FakeQuant, GroupNorm, Isa, LayerNorm, Output, Pool};
 use cqc_proto::{Op, Tensor};
 
 /// What all steps of a run share.
@@ -43,8 +43,8 @@ impl<'a> Operands<'a> {
         self.of(i)
     }
 
-    fn rows(&self, i: usize, spec: PerImage) -> Rows<'a> {
-        Rows { data: self.f32(i), stride: spec.stride, rows_per_image: spec.rows }
+    fn rows(&self, i: usize, spec: PerImage) -> cqc_kernels::PerImage<'a> {
+        cqc_kernels::PerImage { data: self.f32(i), stride: spec.stride, rows_per_image: spec.rows }
     }
 
     /// How operand 0 is rounded; `at` are its scale and its zero point.
@@ -60,17 +60,17 @@ impl<'a> Operands<'a> {
     }
 
     /// Where the result goes.
-    fn target<'y>(&self, y: &'y mut [u8]) -> Target<'y>
+    fn target<'y>(&self, y: &'y mut [u8]) -> Output<'y>
     where
         'a: 'y,
     {
         match &self.step.rounds {
             Some(Rounds::Codes { bits, sizes, stored }) => match (self.rounding(*bits, sizes, RESULT_CODES), stored) {
-                (how, true) => Target::Codes(y, how),
-                (how, false) => Target::Rounded(cast_mut(y), how),
+                (how, true) => Output::Codes(y, how),
+                (how, false) => Output::Rounded(cast_mut(y), how),
             },
             Some(Rounds::Bf16 { stored }) => bf16_target(y, *stored),
-            None => Target::Values(cast_mut(y)),
+            None => Output::Values(cast_mut(y)),
         }
     }
 
@@ -86,8 +86,8 @@ impl<'a> Operands<'a> {
     }
 }
 
-fn bf16_target(y: &mut [u8], stored: bool) -> Target<'_> {
-    if stored { Target::Bf16(cast_mut(y)) } else { Target::RoundedBf16(cast_mut(y)) }
+fn bf16_target(y: &mut [u8], stored: bool) -> Output<'_> {
+    if stored { Output::Bf16(cast_mut(y)) } else { Output::RoundedBf16(cast_mut(y)) }
 }
 
 /// Runs step `index`. Nothing is allocated unless it runs through the definition.
@@ -147,7 +147,7 @@ pub(super) fn run_step(ready: &Ready, index: usize, arena: &mut Arena, run: Run)
 }
 
 /// The kernels whose result may be codes or bf16.
-fn run_to_target(kernel: &Kernel, operands: &Operands, y: Target, run: Run) {
+fn run_to_target(kernel: &Kernel, operands: &Operands, y: Output, run: Run) {
     let (isa, pool) = (run.isa, run.pool);
     match kernel {
         Kernel::Conv { conv, packed, tail, ldx, ldy } => {
@@ -213,7 +213,7 @@ fn run_f32(kernel: &Kernel, operands: &Operands, y: &mut [f32], scratch: &mut [f
     }
 }
 
-fn normalise(kernel: &Kernel, operands: &Operands, y: Target, run: Run) {
+fn normalise(kernel: &Kernel, operands: &Operands, y: Output, run: Run) {
     let (x, gamma, beta) = (operands.f32(0), operands.get(1), operands.get(2));
     match *kernel {
         Kernel::GroupNorm { n, hw, c, groups, eps, act, ldx, ldy } => {
@@ -240,18 +240,18 @@ fn side<'a>(
     c: usize,
     scratch: &'a mut [f32],
     pool: &Pool,
-) -> Operand<'a> {
+) -> BroadcastOperand<'a> {
     let x = operands.f32(i);
     match side {
-        Side::Full(ld) => Operand::Full(x, *ld),
-        Side::Scalar => Operand::Scalar(x[0]),
-        Side::Row => Operand::Row(x),
-        Side::Column => Operand::Column(x),
-        Side::Image(spec) => Operand::Image(operands.rows(i, *spec)),
+        Side::Full(ld) => BroadcastOperand::Full(x, *ld),
+        Side::Scalar => BroadcastOperand::Scalar(x[0]),
+        Side::Row => BroadcastOperand::Row(x),
+        Side::Column => BroadcastOperand::Column(x),
+        Side::Image(spec) => BroadcastOperand::Image(operands.rows(i, *spec)),
         Side::Expanded(copy) => {
             let scratch = &mut scratch[..copy_target_len(copy)];
             cqc_kernels::copy_strided(pool, &copy.shape, x, copy.x_offset, &copy.x_strides, scratch, &copy.y_strides);
-            Operand::Full(scratch, c)
+            BroadcastOperand::Full(scratch, c)
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Outcome, Refusal, Site, missing};
 use crate::engine::prepare::products::{conv_shape, matmul_shape};
-use cqc_kernels::cuda::{self, ElementType, Filter, FilterKind, Operand, PerImage, Tail, Tile};
+use cqc_kernels::cuda::{self, ElementType, Epilogue, Filter, FilterKind, Operand, PerImage, Tile};
 use cqc_kernels::{Act, ConvShape, MatmulShape};
 use cqc_proto::Op;
 use cqc_proto::plan::Source;
@@ -22,9 +22,16 @@ fn per_image(part: &Option<(Operand, usize, usize)>) -> Option<PerImage<'_>> {
 }
 
 impl Parts {
-    fn tail(&self, act: Act) -> Tail<'_> {
+    fn tail(&self, act: Act) -> Epilogue<'_> {
         let (row, gate) = (per_image(&self.row), per_image(&self.gate));
-        Tail { scale: self.scale.as_ref(), bias: self.bias.as_ref(), row, act, gate, residual: self.residual.as_ref() }
+        Epilogue {
+            scale: self.scale.as_ref(),
+            bias: self.bias.as_ref(),
+            row,
+            act,
+            gate,
+            residual: self.residual.as_ref(),
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Where a kernel puts its results: f32, or at once the codes or bf16 that a product will read.
+//! Where a kernel stores its results: as f32, or directly as the codes or bf16 that the next
+//! product reads.
 
 use crate::epilogue::check_matrix;
 use crate::gemm::{load_some, store_some};
@@ -7,10 +8,14 @@ use crate::shared::SharedMut;
 use crate::simd::Simd;
 use crate::{FakeQuant, Isa};
 
-/// Rows of results.
+/// The memory that a kernel writes its rows of results to, and the format that it writes them in.
+///
+/// A format other than [`Output::Values`] saves a pass over memory: the results are those of the
+/// kernel followed by [`quantize`](crate::quantize), [`fake_quant`](crate::fake_quant()) or
+/// [`round_bf16`](crate::round_bf16), bit for bit.
 #[derive(Debug)]
-pub enum Target<'a> {
-    /// As they are.
+pub enum Output<'a> {
+    /// f32, as computed.
     Values(&'a mut [f32]),
     /// As [`quantize`](crate::quantize) would store them: elements of [`Isa::code_type`].
     Codes(&'a mut [u8], FakeQuant<'a>),
@@ -22,28 +27,28 @@ pub enum Target<'a> {
     RoundedBf16(&'a mut [f32]),
 }
 
-impl<'a> From<&'a mut [f32]> for Target<'a> {
-    fn from(y: &'a mut [f32]) -> Target<'a> {
-        Target::Values(y)
+impl<'a> From<&'a mut [f32]> for Output<'a> {
+    fn from(y: &'a mut [f32]) -> Output<'a> {
+        Output::Values(y)
     }
 }
 
-impl<'a> From<&'a mut Vec<f32>> for Target<'a> {
-    fn from(y: &'a mut Vec<f32>) -> Target<'a> {
-        Target::Values(y)
+impl<'a> From<&'a mut Vec<f32>> for Output<'a> {
+    fn from(y: &'a mut Vec<f32>) -> Output<'a> {
+        Output::Values(y)
     }
 }
 
-/// A target that tasks share, each writing its own places.
+/// An output that tasks share, each writing its own rows and columns.
 #[derive(Clone, Copy)]
 pub(crate) struct Sink<'a> {
-    kind: Kind<'a>,
+    kind: Format<'a>,
     /// Between two rows, in elements.
     ld: usize,
 }
 
 #[derive(Clone, Copy)]
-enum Kind<'a> {
+enum Format<'a> {
     Values(SharedMut<'a, f32>),
     Codes { y: SharedMut<'a, u8>, size: usize, how: FakeQuant<'a> },
     Rounded(SharedMut<'a, f32>, FakeQuant<'a>),
@@ -52,34 +57,34 @@ enum Kind<'a> {
 }
 
 impl<'a> Sink<'a> {
-    /// Panics unless the target has `rows` rows of `cols` elements, `ld` apart.
-    pub(crate) fn new(isa: Isa, target: Target<'a>, rows: usize, cols: usize, ld: usize) -> Sink<'a> {
-        let kind = match target {
-            Target::Values(y) => {
+    /// Panics unless the output has `rows` rows of `cols` elements, `ld` apart.
+    pub(crate) fn new(isa: Isa, output: Output<'a>, rows: usize, cols: usize, ld: usize) -> Sink<'a> {
+        let kind = match output {
+            Output::Values(y) => {
                 check_matrix("y", y.len(), rows, cols, ld);
-                Kind::Values(SharedMut::new(y))
+                Format::Values(SharedMut::new(y))
             }
-            Target::Codes(y, how) => {
+            Output::Codes(y, how) => {
                 let size = isa.code_type().size();
                 check_matrix("y", y.len() / size, rows, cols, ld);
                 assert!(y.as_ptr().addr().is_multiple_of(size), "codes of {size} bytes are not aligned");
                 assert_eq!(how.segments.iter().sum::<usize>(), cols, "segments of {cols} columns");
                 how.check_codes();
-                Kind::Codes { y: SharedMut::new(y), size, how }
+                Format::Codes { y: SharedMut::new(y), size, how }
             }
-            Target::Rounded(y, how) => {
+            Output::Rounded(y, how) => {
                 check_matrix("y", y.len(), rows, cols, ld);
                 assert_eq!(how.segments.iter().sum::<usize>(), cols, "segments of {cols} columns");
                 how.check();
-                Kind::Rounded(SharedMut::new(y), how)
+                Format::Rounded(SharedMut::new(y), how)
             }
-            Target::Bf16(y) => {
+            Output::Bf16(y) => {
                 check_matrix("y", y.len(), rows, cols, ld);
-                Kind::Bf16(SharedMut::new(y))
+                Format::Bf16(SharedMut::new(y))
             }
-            Target::RoundedBf16(y) => {
+            Output::RoundedBf16(y) => {
                 check_matrix("y", y.len(), rows, cols, ld);
-                Kind::RoundedBf16(SharedMut::new(y))
+                Format::RoundedBf16(SharedMut::new(y))
             }
         };
         Sink { kind, ld }
@@ -88,41 +93,43 @@ impl<'a> Sink<'a> {
     /// How results are rounded to what codes stand for.
     fn rounding(&self) -> Option<FakeQuant<'a>> {
         match self.kind {
-            Kind::Values(_) | Kind::Bf16(_) | Kind::RoundedBf16(_) => None,
-            Kind::Codes { how, .. } | Kind::Rounded(_, how) => Some(how),
+            Format::Values(_) | Format::Bf16(_) | Format::RoundedBf16(_) => None,
+            Format::Codes { how, .. } | Format::Rounded(_, how) => Some(how),
         }
     }
 
     /// f32 rows that were checked.
     pub(crate) fn values(y: &'a mut [f32], ld: usize) -> Sink<'a> {
-        Sink { kind: Kind::Values(SharedMut::new(y)), ld }
+        Sink { kind: Format::Values(SharedMut::new(y)), ld }
     }
 
     /// Values of scratch that [`Sink::place`] needs for `n` values.
     pub(crate) fn scratch(&self, n: usize) -> usize {
-        if matches!(self.kind, Kind::Codes { .. } | Kind::Bf16(_)) { n } else { 0 }
+        if matches!(self.kind, Format::Codes { .. } | Format::Bf16(_)) { n } else { 0 }
     }
 
-    /// Where to write values of a row from a column on, before [`Sink::store`]: in the result, or in `scratch`.
+    /// Where to write values of a row from a column on, before [`Sink::store`]: in the result, or
+    /// in `scratch`.
     #[inline(always)]
     pub(crate) fn place(&self, row: usize, col: usize, scratch: *mut f32) -> *mut f32 {
         match self.kind {
-            Kind::Values(y) | Kind::Rounded(y, _) | Kind::RoundedBf16(y) => y.at(row * self.ld + col),
-            Kind::Codes { .. } | Kind::Bf16(_) => scratch,
+            Format::Values(y) | Format::Rounded(y, _) | Format::RoundedBf16(y) => y.at(row * self.ld + col),
+            Format::Codes { .. } | Format::Bf16(_) => scratch,
         }
     }
 
     /// Turns `n` values at the place into results.
     ///
     /// # Safety
-    /// They must have been written there, the row and columns must be in range, and no other task may touch them.
+    /// They must have been written there, the row and columns must be in range, and no other task
+    /// may touch them.
     #[inline(always)]
     pub(crate) unsafe fn store<S: Simd>(&self, s: S, row: usize, col: usize, n: usize, place: *mut f32) {
         // SAFETY: the caller's promise.
         unsafe {
             match self.kind {
-                Kind::Bf16(y) => return bf16_row(s, place, y.at(row * self.ld + col), n),
-                Kind::RoundedBf16(_) => return round_bf16_row(s, place, n),
+                Format::Bf16(y) => return bf16_row(s, place, y.at(row * self.ld + col), n),
+                Format::RoundedBf16(_) => return round_bf16_row(s, place, n),
                 _ => {}
             }
         }
@@ -131,12 +138,12 @@ impl<'a> Sink<'a> {
         for (i, &len) in how.segments.iter().enumerate() {
             let end = (first + len).min(col + n);
             if at < n && col + at < end {
-                let rounding = Rounding::new(s, &how, i);
+                let rounding = SegmentRounding::new(s, &how, i);
                 let count = end - (col + at);
                 // SAFETY: the caller's promise.
                 unsafe {
                     match self.kind {
-                        Kind::Codes { y, size, .. } => {
+                        Format::Codes { y, size, .. } => {
                             let out = y.at((row * self.ld + col + at) * size);
                             rounding.row(s, place.add(at), out, count, size);
                         }
@@ -164,7 +171,7 @@ pub(crate) trait Put<S: Simd> {
 pub(crate) struct CodeWriter<'a, S: Simd, const SIZE: usize> {
     y: SharedMut<'a, u8>,
     ld: usize,
-    rounding: Rounding<S>,
+    rounding: SegmentRounding<S>,
 }
 
 impl<S: Simd, const SIZE: usize> Put<S> for CodeWriter<'_, S, SIZE> {
@@ -181,7 +188,7 @@ pub(crate) enum Writer<'a, S: Simd> {
     Values(SharedMut<'a, f32>, usize),
     Bytes(CodeWriter<'a, S, 1>),
     Words(CodeWriter<'a, S, 2>),
-    Rounded(SharedMut<'a, f32>, usize, Rounding<S>),
+    Rounded(SharedMut<'a, f32>, usize, SegmentRounding<S>),
     Bf16(SharedMut<'a, u16>, usize),
     RoundedBf16(SharedMut<'a, f32>, usize),
 }
@@ -192,7 +199,8 @@ impl<'a> Sink<'a> {
         self.rounding().map_or(1, |how| how.segments.len())
     }
 
-    /// The writer of those of `n` columns from `col` on that belong to a part, and their range, counted from `col`.
+    /// The writer of those of `n` columns from `col` on that belong to a part, and their range,
+    /// counted from `col`.
     #[inline(always)]
     pub(crate) fn writer<S: Simd>(
         &self,
@@ -203,10 +211,10 @@ impl<'a> Sink<'a> {
     ) -> Option<(std::ops::Range<usize>, Writer<'a, S>)> {
         let Some(how) = self.rounding() else {
             let writer = match self.kind {
-                Kind::Bf16(y) => Writer::Bf16(y, self.ld),
-                Kind::RoundedBf16(y) => Writer::RoundedBf16(y, self.ld),
-                Kind::Values(y) => Writer::Values(y, self.ld),
-                Kind::Codes { .. } | Kind::Rounded(..) => return None,
+                Format::Bf16(y) => Writer::Bf16(y, self.ld),
+                Format::RoundedBf16(y) => Writer::RoundedBf16(y, self.ld),
+                Format::Values(y) => Writer::Values(y, self.ld),
+                Format::Codes { .. } | Format::Rounded(..) => return None,
             };
             return Some((0..n, writer));
         };
@@ -215,12 +223,12 @@ impl<'a> Sink<'a> {
         if range.is_empty() {
             return None;
         }
-        let rounding = Rounding::new(s, &how, part);
+        let rounding = SegmentRounding::new(s, &how, part);
         let writer = match self.kind {
-            Kind::Codes { y, size: 1, .. } => Writer::Bytes(CodeWriter { y, ld: self.ld, rounding }),
-            Kind::Codes { y, .. } => Writer::Words(CodeWriter { y, ld: self.ld, rounding }),
-            Kind::Rounded(y, _) => Writer::Rounded(y, self.ld, rounding),
-            Kind::Values(_) | Kind::Bf16(_) | Kind::RoundedBf16(_) => return None,
+            Format::Codes { y, size: 1, .. } => Writer::Bytes(CodeWriter { y, ld: self.ld, rounding }),
+            Format::Codes { y, .. } => Writer::Words(CodeWriter { y, ld: self.ld, rounding }),
+            Format::Rounded(y, _) => Writer::Rounded(y, self.ld, rounding),
+            Format::Values(_) | Format::Bf16(_) | Format::RoundedBf16(_) => return None,
         };
         Some((range.start - col..range.end - col, writer))
     }
@@ -291,7 +299,7 @@ impl FakeQuant<'_> {
 
 /// How a segment is rounded.
 #[derive(Clone, Copy)]
-pub(crate) struct Rounding<S: Simd> {
+pub(crate) struct SegmentRounding<S: Simd> {
     /// The scale is not 0.
     rounds: bool,
     scale: S::V,
@@ -301,15 +309,15 @@ pub(crate) struct Rounding<S: Simd> {
     zero: S::V,
 }
 
-impl<S: Simd> Rounding<S> {
+impl<S: Simd> SegmentRounding<S> {
     #[inline(always)]
-    pub(crate) fn new(s: S, how: &FakeQuant, segment: usize) -> Rounding<S> {
+    pub(crate) fn new(s: S, how: &FakeQuant, segment: usize) -> SegmentRounding<S> {
         let zero = how.zero_point[segment];
         let levels = ((1u32 << how.bits) - 1) as f32;
         let (low, high) = (s.splat(-zero), s.splat(levels - zero));
         let scale = how.scale[segment];
         let (inverse, zero) = (s.splat(1.0 / scale), s.splat(zero));
-        Rounding { rounds: scale != 0.0, scale: s.splat(scale), inverse, low, high, zero }
+        SegmentRounding { rounds: scale != 0.0, scale: s.splat(scale), inverse, low, high, zero }
     }
 
     /// What the codes of a vector stand for; the vector itself for a scale of 0.

@@ -1,11 +1,12 @@
-//! Codes, bf16 and rounded values stored at once are those of the values, quantized or rounded afterwards.
+//! Codes, bf16 and rounded values stored at once are those of the values, quantized or rounded
+//! afterwards.
 
 mod common;
 use common::*;
 use cqc_kernels::*;
 
 /// `rows × cols` results, by a kernel that writes rows `ld` apart.
-fn check(rng: &mut Rng, rows: usize, cols: usize, kernel: &dyn Fn(Isa, &Pool, Target, usize)) {
+fn check(rng: &mut Rng, rows: usize, cols: usize, kernel: &dyn Fn(Isa, &Pool, Output, usize)) {
     let ld = cols + rng.size(0, 5);
     let first = rng.size(1, cols);
     let segments: Vec<usize> = [first, cols - first].into_iter().filter(|&n| n > 0).collect();
@@ -17,17 +18,17 @@ fn check(rng: &mut Rng, rows: usize, cols: usize, kernel: &dyn Fn(Isa, &Pool, Ta
             let size = isa.code_type().size();
             let (mut values, mut codes) = (vec![0.0; rows * ld], vec![0u16; (rows * ld * size).div_ceil(2)]);
             let mut expected = codes.clone();
-            kernel(isa, &pool, Target::Values(&mut values), ld);
+            kernel(isa, &pool, Output::Values(&mut values), ld);
             let bytes = |codes| &mut bytemuck::cast_slice_mut::<u16, u8>(codes)[..rows * ld * size];
             quantize(isa, &pool, rows, &values, ld, &how, bytes(&mut expected), ld);
-            kernel(isa, &pool, Target::Codes(bytes(&mut codes), how), ld);
+            kernel(isa, &pool, Output::Codes(bytes(&mut codes), how), ld);
             assert_eq!(codes, expected, "{isa}, {rows} rows of {segments:?}");
             let (mut halves, mut expected) = (vec![0u16; rows * ld], vec![0u16; rows * ld]);
-            round_bf16(isa, &pool, rows, cols, &values, ld, Target::Bf16(&mut expected), ld);
-            kernel(isa, &pool, Target::Bf16(&mut halves), ld);
+            round_bf16(isa, &pool, rows, cols, &values, ld, Output::Bf16(&mut expected), ld);
+            kernel(isa, &pool, Output::Bf16(&mut halves), ld);
             assert_eq!(halves, expected, "{isa}, {rows} rows of {cols} bf16");
             let mut widened = vec![0.0; rows * ld];
-            kernel(isa, &pool, Target::RoundedBf16(&mut widened), ld);
+            kernel(isa, &pool, Output::RoundedBf16(&mut widened), ld);
             let widened: Vec<u32> = widened.iter().map(|v| v.to_bits()).collect();
             let expected: Vec<u32> = expected.iter().map(|&v| u32::from(v) << 16).collect();
             assert_eq!(widened, expected, "{isa}, {rows} rows of {cols} rounded to bf16");
@@ -36,7 +37,7 @@ fn check(rng: &mut Rng, rows: usize, cols: usize, kernel: &dyn Fn(Isa, &Pool, Ta
                 let how = FakeQuant { scale, ..how };
                 let (mut rounded, mut expected) = (vec![0.0; rows * ld], vec![0.0; rows * ld]);
                 fake_quant(isa, &pool, rows, &values, ld, &how, &mut expected, ld);
-                kernel(isa, &pool, Target::Rounded(&mut rounded, how), ld);
+                kernel(isa, &pool, Output::Rounded(&mut rounded, how), ld);
                 assert_eq!(rounded, expected, "{isa}, {rows} rows of {segments:?}, rounded with {scale:?}");
             }
         }
@@ -86,8 +87,8 @@ fn products_store_codes() {
     }
 }
 
-/// A linear layer with columns in pairs or not, into a target whose rows are that far apart.
-type Product<'a> = dyn Fn(Isa, &Pool, bool, Target, usize) + 'a;
+/// A linear layer with columns in pairs or not, into an output whose rows are that far apart.
+type Product<'a> = dyn Fn(Isa, &Pool, bool, Output, usize) + 'a;
 
 /// The results of `linear` in pairs are those of its results' GEGLU, and are rounded like these.
 #[test]
@@ -97,7 +98,7 @@ fn pairs_of_columns_are_what_a_geglu_makes_of_them() {
         let (m, k, half) = (rng.size(1, 70), 4 * rng.size(1, 20), PAIRED_COLUMNS / 2 * rng.size(1, 5));
         let (n, images) = (2 * half, rng.size(1, 3));
         let (x, w, bias, rows) = (rng.noise(m * k), rng.noise(k * n), rng.noise(n), rng.noise(images * n));
-        let rows = Rows { data: &rows, stride: n, rows_per_image: m.div_ceil(images) };
+        let rows = PerImage { data: &rows, stride: n, rows_per_image: m.div_ceil(images) };
         let factors = rng.noise(n);
         let some = |yes: bool| yes.then_some(&factors[..]);
         let with = |scaled| Epilogue { scale: some(scaled), row: Some(rows), ..Epilogue::bias(&bias) };
@@ -134,16 +135,16 @@ fn pairs_of_columns_are_what_a_geglu_makes_of_them() {
             let size = isa.code_type().size();
             for (i, product) in products.iter().enumerate() {
                 let (mut sums, mut expected, mut y) = (vec![0.0; m * n], vec![0.0; m * ld], vec![0.0; m * ld]);
-                product(isa, &pool, false, Target::Values(&mut sums), n);
+                product(isa, &pool, false, Output::Values(&mut sums), n);
                 geglu(isa, &pool, m, half, &sums, n, &mut expected, ld);
-                product(isa, &pool, true, Target::Values(&mut y), ld);
+                product(isa, &pool, true, Output::Values(&mut y), ld);
                 // bf16 is finished in plain Rust where the CPU has none, without fused additions
                 let plain = i == 1;
                 let near = |(a, b): (&f32, &f32)| a == b || plain && (a - b).abs() < 1e-5 * (1.0 + b.abs());
                 assert!(y.iter().zip(&expected).all(near), "{isa}, product {i}: {m} rows of {half}");
                 let (mut codes, mut rounded) = (vec![0u8; m * ld * size], vec![0u8; m * ld * size]);
                 quantize(isa, &pool, m, &y, ld, &how, &mut rounded, ld);
-                product(isa, &pool, true, Target::Codes(&mut codes, how), ld);
+                product(isa, &pool, true, Output::Codes(&mut codes, how), ld);
                 assert_eq!(codes, rounded, "{isa}, product {i}: codes of {m} rows of {half}");
             }
         }

@@ -1,52 +1,57 @@
-//! From accumulators to results: the epilogue, applied while they are still in the first-level cache.
+//! From accumulators to results: the epilogue, applied while they are still in the first-level
+//! cache.
 
 use crate::Isa;
-use crate::epilogue::{Act, Epilogue, Rows};
+use crate::epilogue::{Act, Epilogue, PerImage};
 use crate::math::activate;
+use crate::output::{Output, Put, Sink, Writer};
 use crate::simd::wide::{CHAINS, Wide};
 use crate::simd::{Arithmetic, Simd};
-use crate::target::{Put, Sink, Target, Writer};
 use std::ops::Range;
 
 /// Where results go and what is done to them on the way.
 #[derive(Clone, Copy)]
-pub(crate) struct Finish<'a> {
+pub(crate) struct WriteBack<'a> {
     pub(crate) epilogue: Epilogue<'a>,
     pub(crate) y: Sink<'a>,
-    /// Columns are pairs `a`, `b`, this many of each, packed as [`pair_of`] says: results are a · gelu_erf(b).
+    /// Columns are pairs `a`, `b`, this many of each, packed as [`pair_of`] says: results are a ·
+    /// gelu_erf(b).
     pub(crate) half: Option<usize>,
 }
 
-/// Products whose columns are pairs have a multiple of this many columns: whole panels of every instruction set.
+/// Products whose columns are pairs have a multiple of this many columns: whole panels of every
+/// instruction set.
 pub const PAIRED_COLUMNS: usize = 32;
 
-/// Which column of `[a, b]`, `half` of each, is packed as column `col` where panels are `width` wide: a vector of `a` beside its vector of `b`.
+/// Which column of `[a, b]`, `half` of each, is packed as column `col` where panels are `width`
+/// wide: a vector of `a` beside its vector of `b`.
 pub(crate) fn pair_of(half: usize, width: usize, col: usize) -> usize {
     let (panel, lanes) = (col / width, width / 2);
     let lane = col % width;
     panel * lanes + if lane < lanes { lane } else { half + lane - lanes }
 }
 
-impl<'a> Finish<'a> {
-    /// Where results of `rows × n` sums go; `paired` columns give half as many. Panics unless everything has those rows and columns.
+impl<'a> WriteBack<'a> {
+    /// Where results of `rows × n` sums go; `paired` columns give half as many. Panics unless
+    /// everything has those rows and columns.
     pub(crate) fn new(
         isa: Isa,
         epilogue: Epilogue<'a>,
         rows: usize,
         n: usize,
         paired: bool,
-        y: Target<'a>,
+        y: Output<'a>,
         ldy: usize,
-    ) -> Finish<'a> {
+    ) -> WriteBack<'a> {
         epilogue.check(rows, n);
         if !paired {
-            return Finish { epilogue, y: Sink::new(isa, y, rows, n, ldy), half: None };
+            return WriteBack { epilogue, y: Sink::new(isa, y, rows, n, ldy), half: None };
         }
         let plain = epilogue.act == Act::None && epilogue.gate.is_none() && epilogue.residual.is_none();
         assert!(plain, "pairs of columns with an activation, a gate or a residual");
         let y = Sink::new(isa, y, rows, n / 2, ldy);
         assert_eq!(y.parts(), 1, "segments of results of pairs");
-        Finish { epilogue, y, half: Some(n / 2) }
+        WriteBack { epilogue, y, half: Some(n / 2) }
     }
 }
 
@@ -73,12 +78,12 @@ pub(crate) unsafe fn store_some<S: Simd>(s: S, p: *mut f32, v: S::V, n: usize) {
 /// Finishes `rows` rows from `row` and `cols` columns from `col`; `acc` is `[rows, 2 · LANES]`.
 ///
 /// # Safety
-/// `acc` must hold that many, the epilogue and `y` must have been checked for those rows and columns, and no other
-/// task may write them.
+/// `acc` must hold that many, the epilogue and `y` must have been checked for those rows and
+/// columns, and no other task may write them.
 #[inline(always)]
-pub(crate) unsafe fn finish<S: Simd>(
+pub(crate) unsafe fn write_back<S: Simd>(
     s: S,
-    how: &Finish,
+    how: &WriteBack,
     row: usize,
     rows: usize,
     col: usize,
@@ -109,12 +114,12 @@ pub(crate) unsafe fn finish<S: Simd>(
     }
 }
 
-/// [`finish`] of a panel of pairs; `col` is that of the results.
+/// [`write_back`] of a panel of pairs; `col` is that of the results.
 ///
 /// # Safety
-/// As for [`finish`].
+/// As for [`write_back`].
 #[inline(always)]
-unsafe fn pairs<S: Simd>(s: S, how: &Finish, half: usize, row: usize, rows: usize, col: usize, mut acc: *const f32) {
+unsafe fn pairs<S: Simd>(s: S, how: &WriteBack, half: usize, row: usize, rows: usize, col: usize, mut acc: *const f32) {
     let Some((_, writer)) = how.y.writer(s, 0, col, S::LANES) else { return };
     let (mut at, last) = (row, row + rows);
     while at < last {
@@ -139,7 +144,7 @@ unsafe fn pairs<S: Simd>(s: S, how: &Finish, half: usize, row: usize, rows: usiz
 /// `M` rows of [`pairs`].
 ///
 /// # Safety
-/// As for [`finish`].
+/// As for [`write_back`].
 #[inline(always)]
 unsafe fn paired_rows<S: Simd, const M: usize>(
     s: S,
@@ -165,10 +170,10 @@ unsafe fn paired_rows<S: Simd, const M: usize>(
     }
 }
 
-/// [`finish`] for rows of one image and both vectors of a panel.
+/// [`write_back`] for rows of one image and both vectors of a panel.
 ///
 /// # Safety
-/// As for [`finish`].
+/// As for [`write_back`].
 #[inline(always)]
 unsafe fn whole_rows<S: Simd>(
     s: S,
@@ -192,10 +197,10 @@ unsafe fn whole_rows<S: Simd>(
     }
 }
 
-/// [`finish`] for rows of one image and `columns` of a panel that begins at column `at.1`.
+/// [`write_back`] for rows of one image and `columns` of a panel that begins at column `at.1`.
 ///
 /// # Safety
-/// As for [`finish`].
+/// As for [`write_back`].
 #[inline(always)]
 unsafe fn some_columns<S: Simd>(
     s: S,
@@ -236,7 +241,7 @@ impl RowParts {
     #[inline(always)]
     pub(crate) fn new(e: &Epilogue, row: usize, col: usize) -> RowParts {
         let null = std::ptr::null();
-        let image = |rows: Option<Rows>| match rows {
+        let image = |rows: Option<PerImage>| match rows {
             Some(rows) => rows.data.as_ptr().wrapping_add(rows.start(row) + col),
             None => null,
         };
