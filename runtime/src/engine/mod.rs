@@ -29,6 +29,7 @@ pub(crate) mod request;
 pub(crate) mod values;
 mod watch;
 mod weights;
+pub(crate) mod wiring;
 
 pub use error::EngineError;
 pub use in_flight::InFlight;
@@ -43,8 +44,8 @@ use cqc_kernels::arena::{Arena, Span};
 use cqc_proto::plan::{Plan, ProgramKind};
 use cqc_proto::{DType, Tensor};
 use execute::{Run, read_tensor, run_step};
-use kernel::Kernel;
-use program::Ready;
+use kernel::{Kernel, NumberFormat};
+use program::PreparedProgram;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -110,7 +111,7 @@ pub struct Engine {
     /// Evaluations that `prelude_steps` computes at once.
     chunk: usize,
     /// In the order of [`ProgramKind::ALL`].
-    programs: [Ready; 4],
+    programs: [PreparedProgram; 4],
     /// Values of `full` and `cached` that stay readable, by name, in this order.
     kept: [BTreeMap<String, usize>; 2],
     clock: Option<[Vec<(Duration, u64)>; 4]>,
@@ -200,7 +201,7 @@ impl Engine {
         &self.full().values[self.plan().outputs[i].value].shape
     }
 
-    fn full(&self) -> &Ready {
+    fn full(&self) -> &PreparedProgram {
         &self.programs[ProgramKind::Full as usize]
     }
 
@@ -212,15 +213,15 @@ impl Engine {
         request: &Arena,
         mut watch: Option<&mut Watch>,
     ) -> Result<(), EngineError> {
-        let ready = &self.programs[kind as usize];
+        let program = &self.programs[kind as usize];
         let run = Run { isa: self.weights.isa(), pool: &self.pool, request, evaluation };
-        for (index, step) in ready.steps.iter().enumerate() {
+        for (index, step) in program.steps.iter().enumerate() {
             if let Some(watch) = &mut watch {
                 let arena = &self.arena;
-                watch(&Watched { ready, arena, request, evaluation, kind, step: index, done: false });
+                watch(&Watched { program, arena, request, evaluation, kind, step: index, done: false });
             }
             let start = self.clock.is_some().then(Instant::now);
-            run_step(ready, index, &mut self.arena, run).map_err(|reason| EngineError::Execution {
+            run_step(program, index, &mut self.arena, run).map_err(|reason| EngineError::Execution {
                 program: kind,
                 step: step.name.clone(),
                 reason,
@@ -232,7 +233,7 @@ impl Engine {
             }
             if let Some(watch) = &mut watch {
                 let arena = &self.arena;
-                watch(&Watched { ready, arena, request, evaluation, kind, step: index, done: true });
+                watch(&Watched { program, arena, request, evaluation, kind, step: index, done: true });
             }
         }
         Ok(())
@@ -247,19 +248,19 @@ impl Engine {
     }
 
     fn value(&self, kind: ProgramKind, v: usize, request: &InFlight, evaluation: usize) -> Tensor {
-        let ready = &self.programs[kind as usize];
-        read_tensor(&ready.values[v], &ready.places[v], &self.arena, &request.memory, evaluation)
+        let program = &self.programs[kind as usize];
+        read_tensor(&program.values[v], &program.locations[v], &self.arena, &request.memory, evaluation)
     }
 
     /// Every step of every program: which have no kernel and, if asked for at open, how long they take.
     pub fn profile(&self) -> Vec<StepProfile> {
         let programs = self.programs.iter();
-        let steps = programs.flat_map(|ready| ready.steps.iter().enumerate().map(|(i, s)| (ready.kind, i, s)));
+        let steps = programs.flat_map(|program| program.steps.iter().enumerate().map(|(i, s)| (program.kind, i, s)));
         let profiles = steps.map(|(program, i, step)| {
             let (total, calls) = self.clock.as_ref().map_or_else(Default::default, |c| c[program as usize][i]);
             let reference = matches!(step.kernel, Kernel::Reference(_));
-            let integers = !step.kernel.rounding_of_codes().is_empty();
-            let bf16 = step.kernel.multiplies_bf16();
+            let integers = step.kernel.traits().format == NumberFormat::Int8;
+            let bf16 = step.kernel.traits().format == NumberFormat::Bf16;
             let idle = matches!(step.kernel, Kernel::Nothing);
             let evaluations = if program == ProgramKind::PreludeSteps { self.chunk } else { 1 };
             let (name, op) = (step.name.clone(), step.op.clone());

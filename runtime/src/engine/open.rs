@@ -1,6 +1,6 @@
 //! Opens an engine: sizes, kernels, addresses.
 
-use super::program::{Draft, Options, Place};
+use super::program::{Draft, Location, ProgramOptions};
 use super::values::Value;
 use super::{Engine, EngineError, EngineOptions, RequestLayout, Slot, Weights};
 use crate::cuda::CudaEngine;
@@ -39,7 +39,9 @@ fn open_with(weights: &Arc<Weights>, options: &EngineOptions, there: [bool; 2]) 
         let keep: Vec<usize> = keep.values().copied().collect();
         let max_memory = options.max_memory;
         let elsewhere = if kind.is_step() { on_device } else { there[kind as usize] };
-        let options = Options { isa, threads, integers, bf16, reference, keep: &keep, max_memory, elsewhere };
+        let low_precision = integers;
+        let options =
+            ProgramOptions { isa, threads, low_precision, bf16, reference, keep: &keep, max_memory, elsewhere };
         Draft::new(weights, kind, &bindings, &options)
     };
     let none = BTreeMap::new();
@@ -76,7 +78,7 @@ fn open_with(weights: &Arc<Weights>, options: &EngineOptions, there: [bool; 2]) 
         return Err(EngineError::Memory { needed: bytes, limit: options.max_memory });
     }
     let outside = |value: &Value| outside(value, &layout);
-    let programs = [prelude, prelude_steps, full, cached].map(|draft| draft.finish(weights, &outside));
+    let programs = [prelude, prelude_steps, full, cached].map(|draft| draft.place(weights, &outside));
     let device =
         options.device.as_ref().map(|on| CudaEngine::open(weights, on, options, &layout, there, chunk)).transpose()?;
     let clock = options.profile.then(|| [0, 1, 2, 3].map(|i| vec![Default::default(); programs[i].steps.len()]));
@@ -231,12 +233,14 @@ fn cache_spans(plan: &Plan, full: &Draft, request: &mut Stack) -> Result<Vec<Spa
 }
 
 /// Where a value lies that outlives its program.
-fn outside(value: &Value, layout: &RequestLayout) -> Place {
+fn outside(value: &Value, layout: &RequestLayout) -> Location {
     match value.source {
-        Source::Input(i) => Place::Request { span: layout.inputs[i].span, step: 0 },
-        Source::Prelude(i) => Place::Request { span: layout.results[i], step: 0 },
-        Source::PreludeSteps(i) => Place::Request { span: layout.step_results[i], step: layout.step_results[i].bytes },
-        Source::Cache(i) => Place::Request { span: layout.cache[i], step: 0 },
-        _ => Place::Memory { span: Span::new(0, 0) },
+        Source::Input(i) => Location::Request { span: layout.inputs[i].span, step: 0 },
+        Source::Prelude(i) => Location::Request { span: layout.results[i], step: 0 },
+        Source::PreludeSteps(i) => {
+            Location::Request { span: layout.step_results[i], step: layout.step_results[i].bytes }
+        }
+        Source::Cache(i) => Location::Request { span: layout.cache[i], step: 0 },
+        _ => Location::Memory { span: Span::new(0, 0) },
     }
 }

@@ -143,9 +143,9 @@ impl Engine {
             write_number(timestep, slot.dtype, request.bytes(slot.span));
         }
         self.run_step_program(kind, request, e, watch)?;
-        let ready = &self.programs[kind as usize];
-        let (value, place) = (&ready.values[value], &ready.places[value]);
-        copy_rows(value, place.get(&self.arena, &request.memory, e), out);
+        let program = &self.programs[kind as usize];
+        let (value, location) = (&program.values[value], &program.locations[value]);
+        copy_rows(value, location.get(&self.arena, &request.memory, e), out);
         Ok(())
     }
 
@@ -293,17 +293,17 @@ impl Engine {
 
     /// Copies a value of a program that has just run into the request's memory, without gaps.
     fn keep(&self, kind: ProgramKind, value: usize, to: Span, request: &mut InFlight) {
-        let ready = &self.programs[kind as usize];
-        let (value, place) = (&ready.values[value], &ready.places[value]);
+        let program = &self.programs[kind as usize];
+        let (value, location) = (&program.values[value], &program.locations[value]);
         let (row, ld) = (value.cols * value.dtype.size(), value.ld * value.dtype.size());
         let copy = |source: &[u8], target: &mut [u8]| {
             copy_strided(&self.pool, &[value.rows, row], source, 0, &[ld as isize, 1], target, &[row, 1]);
         };
-        match place.written() {
+        match location.written() {
             Some(span) => copy(self.arena.get(span).expect("the layout lies in the arena"), request.bytes(to)),
             None => {
                 // what a prelude only passes on may lie in the same memory
-                let source: Vec<u8> = place.get(&self.arena, &request.memory, 0).to_vec();
+                let source: Vec<u8> = location.get(&self.arena, &request.memory, 0).to_vec();
                 copy(&source, request.bytes(to));
             }
         }
@@ -311,10 +311,10 @@ impl Engine {
 
     /// Writes what `prelude_steps` reads from outside for a chunk of evaluations that begins with `first`.
     fn stack_operands(&mut self, first: usize, request: &InFlight) {
-        let ready = &self.programs[ProgramKind::PreludeSteps as usize];
+        let program = &self.programs[ProgramKind::PreludeSteps as usize];
         let plan = self.weights.plan();
-        for (i, (value, place)) in ready.values.iter().zip(&ready.places).enumerate() {
-            let Some(span) = place.written().filter(|span| span.bytes > 0 && value.home == i) else { continue };
+        for (i, (value, location)) in program.values.iter().zip(&program.locations).enumerate() {
+            let Some(span) = location.written().filter(|span| span.bytes > 0 && value.home == i) else { continue };
             let target: &mut [u8] = self.arena.get_mut(span).expect("the layout lies in the arena");
             let kept = |span| -> &[u8] { request.memory.get(span).expect("the layout lies in the request's memory") };
             match value.source {

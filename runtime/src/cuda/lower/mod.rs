@@ -5,7 +5,7 @@ mod maps;
 mod products;
 
 use super::constants::Constants;
-use super::fuse::Rounding;
+use super::fuse::{Rounding, rounding};
 use super::places::{Placed, copy_bytes};
 use super::slots::SlotLayout;
 use crate::engine::prepare::Preparer;
@@ -74,7 +74,7 @@ impl<'a> Lowered<'a> {
                 reason,
             };
             let op = bind(&step.op, bindings).ok_or_else(|| error("a size of it is not known".into()))?;
-            let Some(output) = placed.wired[at].output else { continue };
+            let Some(&output) = placed.wirings[at].outputs.first() else { continue };
             let multiprocessors = device.multiprocessors();
             let mut site = Site {
                 lowered: &mut lowered,
@@ -85,12 +85,15 @@ impl<'a> Lowered<'a> {
                 at,
                 output,
                 scratch: 0,
+                rounds: false,
                 multiprocessors,
             };
             site.lower(&op).map_err(|refusal| match refusal {
                 Refusal::Missing(reason) => error(reason),
                 Refusal::Engine(e) => e,
             })?;
+            let is_rounded = site.rounds || placed.wirings[at].rounding.is_none();
+            assert!(is_rounded, "a rounding was fused into `{}`, whose kernel does not round", step.name);
         }
         Ok(lowered)
     }
@@ -184,6 +187,8 @@ struct Site<'l, 'a, 'c, 'w> {
     output: usize,
     /// Bytes of scratch given out.
     scratch: usize,
+    /// Whether the kernel was given how its result is rounded.
+    rounds: bool,
     multiprocessors: usize,
 }
 
@@ -285,7 +290,8 @@ impl<'a> Site<'_, 'a, '_, '_> {
     /// The result, and how it is rounded.
     fn target(&mut self) -> Result<Target, Refusal> {
         let y = self.operand(self.output)?;
-        let rounding = match self.lowered.placed.wired[self.at].rounding.clone() {
+        self.rounds = true;
+        let rounding = match rounding(&self.lowered.placed.wirings[self.at]) {
             Some(how) => Some((self.operand(how.scale)?, self.operand(how.zero_point)?, how)),
             None => None,
         };
