@@ -1,5 +1,6 @@
 //! See ARCHITECTURE.md.
 
+#[cfg(any(feature = "cuda", feature = "cuda-sim"))]
 pub mod cuda;
 pub mod denoise;
 pub mod engine;

@@ -2,8 +2,11 @@
 
 use super::report::Failure;
 use clap::{Args, ValueEnum};
+use cqc_runtime::engine::Backend;
+use std::sync::Arc;
+
+#[cfg(feature = "cuda")]
 use cqc_kernels::cuda::CudaError;
-use cqc_runtime::cuda::OnDevice;
 
 /// Where to evaluate.
 #[derive(Args, Clone, Copy, Debug)]
@@ -27,19 +30,28 @@ const SLOTS: usize = 2;
 
 impl DeviceArgs {
     /// The device; none is the CPU. `kernels`: those of the artifact. With `auto` a GPU that cannot be used is a line on stderr.
-    pub fn choose(self, kernels: Option<&[u8]>) -> Result<Option<OnDevice>, Failure> {
+    pub fn choose(self, kernels: Option<&[u8]>) -> Result<Option<Arc<dyn Backend>>, Failure> {
         if self.device == Device::Cpu {
             return Ok(None);
         }
-        self.settle(open(kernels))
+        #[cfg(feature = "cuda")]
+        return self.settle(open(kernels));
+        #[cfg(not(feature = "cuda"))]
+        match (self.device, kernels) {
+            (Device::Cuda, _) => {
+                Err(Failure::failed("--device cuda: this program was built without the feature `cuda`"))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// What becomes of a GPU that was looked for.
-    fn settle(self, opened: Result<OnDevice, CudaError>) -> Result<Option<OnDevice>, Failure> {
+    #[cfg(feature = "cuda")]
+    fn settle(self, opened: Result<Arc<dyn Backend>, CudaError>) -> Result<Option<Arc<dyn Backend>>, Failure> {
         match opened {
             Ok(device) => Ok(Some(device)),
             Err(e) if self.device == Device::Cuda => Err(Failure::failed(format!("--device cuda: {e}"))),
-            Err(CudaError::NoCudaDriver | CudaError::NoCudaDevice { .. } | CudaError::NotBuilt { .. }) => Ok(None),
+            Err(CudaError::NoCudaDriver | CudaError::NoCudaDevice { .. }) => Ok(None),
             Err(e) => {
                 tracing::warn!("the GPU is not used: {e}");
                 Ok(None)
@@ -54,17 +66,13 @@ impl DeviceArgs {
 }
 
 #[cfg(feature = "cuda")]
-fn open(kernels: Option<&[u8]>) -> Result<OnDevice, CudaError> {
+fn open(kernels: Option<&[u8]>) -> Result<Arc<dyn Backend>, CudaError> {
     use cqc_kernels::cuda::cubin::Cubins;
     use cqc_kernels::cuda::driver::{Gpu, GpuOptions};
+    use cqc_runtime::cuda::CudaBackend;
     let cubins = kernels.and_then(Cubins::unpack).unwrap_or_default();
     let device = Gpu::open(&GpuOptions { cubins, ..GpuOptions::default() })?;
-    Ok(OnDevice { device, slots: SLOTS })
-}
-
-#[cfg(not(feature = "cuda"))]
-fn open(_: Option<&[u8]>) -> Result<OnDevice, CudaError> {
-    Err(CudaError::NotBuilt { feature: "the feature `cuda`" })
+    Ok(Arc::new(CudaBackend { device, slots: SLOTS }))
 }
 
 /// `cuda:sm_90`
@@ -134,6 +142,7 @@ pub fn findings() -> Vec<(bool, String)> {
 mod tests {
     use super::*;
 
+    #[cfg(feature = "cuda")]
     #[test]
     fn a_gpu_that_computes_wrongly_is_left_alone_by_auto_and_refused_by_name() {
         let opened = || Err(CudaError::Selftest { device: "a GPU".into(), primitive: "mma_f16" });

@@ -48,7 +48,7 @@ impl Placed {
             let storage = Storage { codes: Some((DType::U8, kernels)), bf16: None };
             choose_storage(weights, kind, &mut values, &kept, storage);
         }
-        let error = |step: &Step, reason: &str| EngineError::NoCudaKernel {
+        let error = |step: &Step, reason: &str| EngineError::NoDeviceKernel {
             program: kind,
             step: step.name.clone(),
             op: step.op.name(),

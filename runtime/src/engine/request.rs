@@ -3,7 +3,7 @@
 use super::program::constant_bytes;
 use super::values::Value;
 use super::watch::Watch;
-use super::{Engine, EngineError, InFlight, RequestLayout, Slot};
+use super::{DeviceEvaluation, DevicePreludes, Engine, EngineError, InFlight, InputSlot, RequestLayout};
 use cqc_kernels::arena::{Arena, Span, bytes_of};
 use cqc_kernels::copy_strided;
 use cqc_proto::plan::{InputRole, PlanInput, ProgramKind, Source};
@@ -47,11 +47,11 @@ impl Engine {
             device: None,
         };
         self.take_inputs(&mut request, conditions, |role| role == InputRole::Condition)?;
-        let there = self.device.as_ref().map_or([false; 2], |device| device.runs_preludes());
-        if watch.is_some() && there != [false; 2] {
+        let elsewhere = self.device.as_ref().map_or(DevicePreludes::NONE, |device| device.preludes());
+        if watch.is_some() && elsewhere != DevicePreludes::NONE {
             return Err(EngineError::OnDevice { what: "steps cannot be watched" });
         }
-        self.run_preludes(&mut request, there, watch)?;
+        self.run_preludes(&mut request, elsewhere, watch)?;
         if let Some(device) = &self.device {
             request.device = Some(device.begin(&request.memory, &self.layout, timesteps)?);
         }
@@ -131,8 +131,9 @@ impl Engine {
                 return Err(EngineError::OnDevice { what: "steps cannot be watched" });
             }
             let on_device = request.device.as_ref().ok_or(EngineError::ForeignRequest)?;
-            let stored = request.stored;
-            device.evaluate(kind, on_device, e, request.timesteps[e], sample, out, stored)?;
+            let (stored, timestep) = (request.stored, request.timesteps[e]);
+            let evaluation = DeviceEvaluation { kind, request: on_device, evaluation: e, timestep, sample, stored };
+            device.evaluate(&evaluation, out)?;
             request.stored |= kind == ProgramKind::Full;
             request.last = Some((kind, e));
             return Ok(());
@@ -256,18 +257,18 @@ impl Engine {
         Ok(())
     }
 
-    /// Runs the preludes that are not `there`, on the device.
+    /// Runs the preludes that do not run `elsewhere`, on the device.
     fn run_preludes(
         &mut self,
         request: &mut InFlight,
-        there: [bool; 2],
+        elsewhere: DevicePreludes,
         mut watch: Option<&mut Watch>,
     ) -> Result<(), EngineError> {
-        if !there[0] {
+        if !elsewhere.prelude {
             self.run_program(ProgramKind::Prelude, 0, &request.memory, watch.as_deref_mut())?;
             self.keep_results(ProgramKind::Prelude, 0, request);
         }
-        if self.layout.step_results.is_empty() || there[1] {
+        if self.layout.step_results.is_empty() || elsewhere.prelude_steps {
             return Ok(());
         }
         let (chunk, evaluations) = (self.chunk, self.plan().evaluations);
@@ -365,7 +366,7 @@ fn number_bytes(number: f64, dtype: DType) -> ([u8; 8], usize) {
 }
 
 /// A given input in the type that programs see.
-fn as_slot(input: &PlanInput, slot: &Slot, given: &Tensor) -> Result<Tensor, EngineError> {
+fn as_slot(input: &PlanInput, slot: &InputSlot, given: &Tensor) -> Result<Tensor, EngineError> {
     let from = given.dtype();
     let converts = from == slot.dtype
         || (from.is_float() && slot.dtype.is_float())

@@ -1,12 +1,12 @@
 //! Normalisations, attention, maps of rows, and what only moves elements.
 
-use super::{Outcome, Site, missing};
+use super::{Outcome, StepLowering, missing};
 use crate::engine::kernel::{Fill, Kernel, Move};
 use cqc_kernels::cuda::{self, ElementOp, ElementType, Operand, PerImage};
 use cqc_kernels::{Act, AttentionShape};
 use cqc_proto::op::operand::{AFFINE_MAP, AFFINE_PREVIOUS, AFFINE_RESIDUAL, BETA, GAMMA, MASK, MODULATE, QKV};
 
-impl Site<'_, '_, '_, '_> {
+impl StepLowering<'_, '_, '_, '_> {
     /// A kernel of the CPU's by its twin on the device.
     pub(super) fn kernel(&mut self, kernel: &Kernel) -> Outcome {
         match kernel {

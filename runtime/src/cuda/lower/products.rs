@@ -1,7 +1,7 @@
 //! Convolutions, linear layers, products of matrices.
 
 use super::super::fuse::rounding;
-use super::{Outcome, Refusal, Site, missing};
+use super::{Outcome, Refusal, StepLowering, missing};
 use crate::engine::prepare::products::{conv_shape, matmul_shape};
 use cqc_kernels::cuda::{self, ElementType, Filter, FilterKind, Operand, PerImage, Tail, Tile};
 use cqc_kernels::{Act, ConvShape, MatmulShape};
@@ -10,7 +10,7 @@ use cqc_proto::op::operand::{BIAS, GATE, RESIDUAL, ROW, SCALE, WEIGHTS, X};
 use cqc_proto::plan::Source;
 
 /// The operands of an epilogue.
-struct Parts {
+struct EpilogueOperands {
     scale: Option<Operand>,
     bias: Option<Operand>,
     row: Option<(Operand, usize, usize)>,
@@ -23,14 +23,14 @@ fn per_image(part: &Option<(Operand, usize, usize)>) -> Option<PerImage<'_>> {
     Some(PerImage { values, stride: *stride, rows: *rows })
 }
 
-impl Parts {
+impl EpilogueOperands {
     fn tail(&self, act: Act) -> Tail<'_> {
         let (row, gate) = (per_image(&self.row), per_image(&self.gate));
         Tail { scale: self.scale.as_ref(), bias: self.bias.as_ref(), row, act, gate, residual: self.residual.as_ref() }
     }
 }
 
-impl Site<'_, '_, '_, '_> {
+impl StepLowering<'_, '_, '_, '_> {
     pub(super) fn conv(&mut self, op: &Op) -> Outcome {
         let Op::Conv { act, .. } = op else { return Err(missing("not a convolution")) };
         let [x, w, y] = [self.need(X)?, self.need(WEIGHTS)?, self.step.outputs[0]].map(|v| self.value(v));
@@ -113,8 +113,8 @@ impl Site<'_, '_, '_, '_> {
     }
 
     /// What follows a product.
-    fn parts(&mut self) -> Result<Parts, Refusal> {
-        Ok(Parts {
+    fn parts(&mut self) -> Result<EpilogueOperands, Refusal> {
+        Ok(EpilogueOperands {
             bias: self.dense(BIAS)?,
             row: self.per_image(ROW)?,
             gate: self.per_image(GATE)?,
