@@ -14,7 +14,7 @@ use cachequant::report::cost::{StepWork, work_of_steps};
 use clap::Args;
 use cqc_kernels::Isa;
 use cqc_proto::plan::{Plan, ProgramKind};
-use cqc_runtime::engine::StepProfile;
+use cqc_runtime::engine::{Execution, StepProfile};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -144,15 +144,11 @@ fn profiled(plan: &Plan, steps: Vec<StepProfile>) -> Vec<ProfiledStep> {
     let profiled = called.map(|s| ProfiledStep {
         work: work(&s),
         program: s.program.to_string(),
-        op: match (s.integers, s.bf16) {
-            (true, _) => format!("{} int8", s.op),
-            (_, true) => format!("{} bf16", s.op),
-            _ => s.op,
-        },
+        op: if s.execution.is_low_precision() { format!("{} {}", s.op, s.execution) } else { s.op },
         name: s.name,
         ms: s.total.as_secs_f64() * 1e3 / s.calls as f64,
         calls: s.calls,
-        reference: s.reference,
+        reference: s.execution == Execution::Definition,
     });
     profiled.collect()
 }

@@ -112,8 +112,8 @@ mod simulator {
     use cqc_proto::Tensor;
     use cqc_proto::plan::{InputRole, ProgramKind};
     use cqc_proto::sampler::SamplerConfig;
-    use cqc_runtime::cuda::OnDevice;
-    use cqc_runtime::engine::{Engine, EngineOptions, Weights};
+    use cqc_runtime::cuda::CudaBackend;
+    use cqc_runtime::engine::{Backend, Engine, EngineOptions, Weights};
     use cqc_runtime::noise::Noise;
     use std::collections::BTreeMap;
     use std::path::Path;
@@ -133,7 +133,8 @@ mod simulator {
     fn decibels(lowered: &Lowered, conditions: &Conditions) -> Vec<Apart> {
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
         let options = EngineOptions { batch: 1, threads: 2, ..Default::default() };
-        let device = Some(OnDevice { device: Arc::new(Simulator), slots: 1 });
+        let device: Arc<dyn Backend> = Arc::new(CudaBackend { device: Arc::new(Simulator), slots: 1 });
+        let device = Some(device);
         let all = [options.clone(), EngineOptions { device, ..options.clone() }, options];
         let mut engines = all.map(|o| Engine::open(&weights, &o).unwrap());
         let plan = weights.plan();

@@ -1,9 +1,8 @@
 //! Artifacts: `.cq` files, opened, checked, and ready to be sampled from.
 
-use crate::cuda::OnDevice;
 use crate::denoise::{Compensation, DenoiseError, Denoiser};
 use crate::device::{Device, Found};
-use crate::engine::{EngineError, EngineOptions, PackCache, Weights};
+use crate::engine::{Backend, EngineError, EngineOptions, PackCache, Weights};
 use crate::retime::{RetimeError, retime};
 use crate::sampler::{Sampler, SamplerError};
 use bytes::Bytes;
@@ -226,7 +225,11 @@ impl Artifact {
     ///
     /// # Errors
     /// [`DenoiseError::Device`] if [`Device::Cuda`] cannot be had.
-    pub fn find_device(&self, device: Device, note: &mut dyn FnMut(&str)) -> Result<Option<OnDevice>, DenoiseError> {
+    pub fn find_device(
+        &self,
+        device: Device,
+        note: &mut dyn FnMut(&str),
+    ) -> Result<Option<Arc<dyn Backend>>, DenoiseError> {
         match device.find(self.kernels()).map_err(|reason| DenoiseError::Device { reason })? {
             Found::Device(device) => Ok(Some(device)),
             Found::Cpu(why) => {

@@ -1,6 +1,9 @@
 //! Which device evaluations run on.
 
-use crate::cuda::OnDevice;
+use crate::engine::Backend;
+use std::sync::Arc;
+
+#[cfg(feature = "cuda")]
 use cqc_kernels::cuda::CudaError;
 
 /// Where evaluations run.
@@ -22,13 +25,15 @@ const SLOTS: usize = 2;
 /// What became of the search for a device.
 pub(crate) enum Found {
     /// This one is used.
-    Device(OnDevice),
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only the feature `cuda` finds devices"))]
+    Device(Arc<dyn Backend>),
     /// The CPU is; and if there is a GPU that cannot be used, why.
     Cpu(Option<String>),
 }
 
 impl Device {
     /// Looks for the device. `kernels` are those that the artifact brings along, packed.
+    #[cfg(feature = "cuda")]
     pub(crate) fn find(self, kernels: Option<&[u8]>) -> Result<Found, String> {
         match self {
             Device::Cpu => Ok(Found::Cpu(None)),
@@ -36,33 +41,37 @@ impl Device {
         }
     }
 
-    fn settle(self, opened: Result<OnDevice, CudaError>) -> Result<Found, String> {
+    /// Looks for the device, of which there is none but the CPU.
+    #[cfg(not(feature = "cuda"))]
+    pub(crate) fn find(self, _: Option<&[u8]>) -> Result<Found, String> {
+        match self {
+            Device::Cuda => Err("this program was built without the feature `cuda`".into()),
+            _ => Ok(Found::Cpu(None)),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn settle(self, opened: Result<Arc<dyn Backend>, CudaError>) -> Result<Found, String> {
         match opened {
             Ok(device) => Ok(Found::Device(device)),
             Err(e) if self == Device::Cuda => Err(e.to_string()),
-            Err(CudaError::NoCudaDriver | CudaError::NoCudaDevice { .. } | CudaError::NotBuilt { .. }) => {
-                Ok(Found::Cpu(None))
-            }
+            Err(CudaError::NoCudaDriver | CudaError::NoCudaDevice { .. }) => Ok(Found::Cpu(None)),
             Err(e) => Ok(Found::Cpu(Some(e.to_string()))),
         }
     }
 }
 
 #[cfg(feature = "cuda")]
-fn open(kernels: Option<&[u8]>) -> Result<OnDevice, CudaError> {
+fn open(kernels: Option<&[u8]>) -> Result<Arc<dyn Backend>, CudaError> {
+    use crate::cuda::CudaBackend;
     use cqc_kernels::cuda::cubin::Cubins;
     use cqc_kernels::cuda::driver::{Gpu, GpuOptions};
     let cubins = kernels.and_then(Cubins::unpack).unwrap_or_default();
     let device = Gpu::open(&GpuOptions { cubins, ..GpuOptions::default() })?;
-    Ok(OnDevice { device, slots: SLOTS })
+    Ok(Arc::new(CudaBackend { device, slots: SLOTS }))
 }
 
-#[cfg(not(feature = "cuda"))]
-fn open(_: Option<&[u8]>) -> Result<OnDevice, CudaError> {
-    Err(CudaError::NotBuilt { feature: "the feature `cuda`" })
-}
-
-#[cfg(test)]
+#[cfg(all(test, feature = "cuda"))]
 mod tests {
     use super::*;
 

@@ -13,6 +13,7 @@
 //! [`Artifact`] has an example.
 
 pub mod artifact;
+#[cfg(any(feature = "cuda", feature = "cuda-sim"))]
 pub mod cuda;
 pub mod denoise;
 mod device;

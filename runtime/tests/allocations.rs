@@ -8,7 +8,7 @@ use cqc_proto::op::{Act, ConvLayout, Op};
 use cqc_proto::plan::{Cache, CacheSlot, InputRole, ProgramKind, Source};
 use cqc_proto::sampler::{SamplerConfig, SamplerKind};
 use cqc_runtime::denoise::{Denoiser, Request};
-use cqc_runtime::engine::{EngineOptions, Weights};
+use cqc_runtime::engine::{EngineOptions, Execution, Weights};
 use cqc_runtime::sampler::Sampler;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use std::alloc::System;
@@ -77,7 +77,13 @@ fn evaluations_allocate_nothing() {
         let weights = Weights::new(b.plan.clone(), b.bytes()).unwrap();
         let options = EngineOptions { batch: 2, threads: 2, ..EngineOptions::default() };
         let mut denoiser = Denoiser::open(&weights, sampler, false, &options).unwrap();
-        let slow: Vec<_> = denoiser.engine().profile().into_iter().filter(|s| s.reference).map(|s| s.name).collect();
+        let slow: Vec<_> = denoiser
+            .engine()
+            .profile()
+            .into_iter()
+            .filter(|s| s.execution == Execution::Definition)
+            .map(|s| s.name)
+            .collect();
         assert!(slow.is_empty(), "{slow:?}");
         // what is left over by other threads (their start, the test's own) does not come every time, what the loop does would
         let counts: Vec<usize> = (0..20).map(|_| allocations_of_a_trajectory(&mut denoiser, BTreeMap::new())).collect();
@@ -109,7 +115,7 @@ fn evaluations_of_integers_allocate_nothing() {
     let weights = Weights::new(artifact.manifest.plan, artifact.weights).unwrap();
     let options = EngineOptions { batch: 2, threads: 2, ..EngineOptions::default() };
     let mut denoiser = Denoiser::open(&weights, sampler, false, &options).unwrap();
-    assert!(denoiser.engine().profile().iter().any(|step| step.integers && step.program == Cached));
+    assert!(denoiser.engine().profile().iter().any(|step| step.execution == Execution::Int8 && step.program == Cached));
     let labels = Tensor::from_i64(&[2], &[1, 2]);
     let conditions = || [("class_labels".to_string(), labels.clone())].into();
     let counts: Vec<usize> = (0..20).map(|_| allocations_of_a_trajectory(&mut denoiser, conditions())).collect();

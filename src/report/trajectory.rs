@@ -157,7 +157,7 @@ impl Runner<'_> {
         let options = self.compiled.options;
         let sampler = Sampler::new(&options.sampler, options.steps)?;
         // what is rounded is looked at before
-        let options = EngineOptions { integers: false, ..self.engine.clone() };
+        let options = EngineOptions { low_precision: false, ..self.engine.clone() };
         Ok(Denoiser::open(&weights, sampler, self.guided, &options)?)
     }
 

@@ -39,7 +39,7 @@ pub fn sampler() -> Sampler {
 fn open(lowered: &Lowered) -> Denoiser {
     let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
     // rounded floats: what exported models compute, and tables that can be set to 0
-    let options = EngineOptions { batch: 2, threads: 2, integers: false, ..Default::default() };
+    let options = EngineOptions { batch: 2, threads: 2, low_precision: false, ..Default::default() };
     Denoiser::open(&weights, sampler(), false, &options).unwrap()
 }
 

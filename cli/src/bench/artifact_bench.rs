@@ -11,7 +11,7 @@ use cqc_proto::Tensor;
 use cqc_proto::plan::{InputRole, Plan, ProgramKind};
 use cqc_runtime::DenoiserOptions;
 use cqc_runtime::denoise::{DenoiseError, Denoiser, Request};
-use cqc_runtime::engine::EngineOptions;
+use cqc_runtime::engine::{EngineOptions, Execution};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -58,9 +58,9 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
         backend: engine.device().map_or_else(|| backend(artifact.weights().isa()), |d| d.name()),
         dtype: if engine.device().is_some() {
             if manifest.quant.has_integers() { "int8" } else { "f16" }
-        } else if engine.profile().iter().any(|step| step.integers) {
+        } else if engine.profile().iter().any(|step| step.execution == Execution::Int8) {
             "int8"
-        } else if engine.profile().iter().any(|step| step.bf16) {
+        } else if engine.profile().iter().any(|step| step.execution == Execution::Bf16) {
             "bf16"
         } else {
             "f32"

@@ -61,12 +61,12 @@ pub fn compare(args: &BenchArgs, quiet: bool) -> Result<(), Failure> {
     let plan = artifact.weights().plan();
     let guidance = artifact.manifest().guidance;
     let (batch, threads) = (args.batch.map_or(plan.fixed_batch.unwrap_or(1), |b| b as usize), args.threads.count());
-    let open = |integers| -> Result<Denoiser, Failure> {
-        let options = EngineOptions { batch, threads, profile: true, integers, ..Default::default() };
-        Ok(Denoiser::open(&artifact.weights(), artifact.sampler()?, guidance != 1.0, &options)?)
+    let open = |low_precision| -> Result<Denoiser, Failure> {
+        let options = EngineOptions { batch, threads, profile: true, low_precision, ..Default::default() };
+        Ok(Denoiser::open(artifact.weights(), artifact.sampler()?, guidance != 1.0, &options)?)
     };
     let [mut narrow, mut floats] = [open(true)?, open(false)?];
-    if !narrow.engine().profile().iter().any(|step| step.integers || step.bf16) {
+    if !narrow.engine().profile().iter().any(|step| step.execution.is_low_precision()) {
         return Err(Failure::usage("--kernels: no layer of the artifact multiplies integers or bf16 on this CPU")
             .help("`cqc compile --quant w8a8`, and `cqc inspect` for what became of each layer"));
     }
@@ -120,11 +120,11 @@ fn round(denoiser: &mut Denoiser, request: &cqc_runtime::denoise::Request, times
 
 fn layers(plan: &Plan, narrow: &Denoiser, [as_such, float]: &[Times; 2]) -> Vec<Layer> {
     let works = ProgramKind::ALL.map(|kind| work_of_steps(plan, plan.program(kind)));
-    let steps = narrow.engine().profile().into_iter().filter(|step| step.integers || step.bf16);
+    let steps = narrow.engine().profile().into_iter().filter(|step| step.execution.is_low_precision());
     let layer = |step: cqc_runtime::engine::StepProfile| {
         let key = (step.program, step.name.clone());
         let (ms, f32_ms) = (median(as_such.get(&key)?), median(float.get(&key)?));
-        let kind = if step.integers { "int8" } else { "bf16" };
+        let kind = step.execution.name();
         let work = works[step.program as usize].get(&(step.name.clone(), step.op.clone())).copied().unwrap_or_default();
         Some(Layer { name: step.name, program: step.program, op: step.op, kind, ms, f32_ms, work })
     };

@@ -8,8 +8,7 @@ pub use error::DenoiseError;
 pub use request::Request;
 pub use trajectory::{Compensation, Moment, Trajectory};
 
-use crate::cuda::Moves;
-use crate::engine::{Engine, EngineError, EngineOptions, InFlight, Watch, Weights};
+use crate::engine::{DeviceSampling, Engine, EngineError, EngineOptions, InFlight, Watch, Weights};
 use crate::noise::Noise;
 use crate::sampler::{Sampler, State, guide};
 use cqc_proto::plan::{InputRole, Plan, ProgramKind};
@@ -92,14 +91,14 @@ impl Denoiser {
         }
         let len: usize = self.shape.iter().product();
         let rows = if self.guided { 2 * self.width } else { self.width };
-        let moves = Moves {
+        let sampling = DeviceSampling {
             table: &self.sampler.table(),
             sizes: [self.width, len, self.channels()],
             width: self.output.len() / rows,
             guided: self.guided,
-            compensation: self.compensation.as_ref(),
+            compensation: self.compensation.as_ref().map(|c| [&c.scale[..], &c.shift[..]]),
         };
-        self.moves = self.engine.move_samples(&moves)?;
+        self.moves = self.engine.sample_on_device(&sampling)?;
         Ok(())
     }
 

@@ -111,7 +111,7 @@ pub fn quantize(
 ) -> Result<Quantized, QuantizeError> {
     let QuantizeOptions { mut spec, grouping, outputs, refit_cache, compensation, request, fit, engine, .. } = options;
     // what is rounded is looked at before and after
-    let engine = EngineOptions { integers: false, ..engine };
+    let engine = EngineOptions { low_precision: false, ..engine };
     let (stages, evaluations) = (options.stages, assembled.evaluations());
     let mut progress = Progress { done: 0, all: (3 * evaluations * fit) as u64, call: options.progress };
     if let Some(target) = options.target_psnr {

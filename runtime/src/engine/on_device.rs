@@ -1,21 +1,23 @@
 //! Trajectories that stay on a device.
 
-use super::{Engine, EngineError, InFlight};
-use crate::cuda::{CudaEngine, CudaRequest, Moves};
+use super::{DeviceEngine, DeviceRequest, DeviceSampling, Engine, EngineError, InFlight};
 use cqc_proto::plan::ProgramKind;
 
 impl Engine {
     /// Lets the device move samples, if there is one and the plan has tables, whose rows it counts. Tells whether it does.
-    pub(crate) fn move_samples(&mut self, moves: &Moves) -> Result<bool, EngineError> {
-        let counts = self.plan().evaluations == moves.table.rows.len();
+    pub(crate) fn sample_on_device(&mut self, sampling: &DeviceSampling) -> Result<bool, EngineError> {
+        let counts = self.plan().evaluations == sampling.table.rows.len();
         match &mut self.device {
-            Some(device) if counts => device.move_samples(moves).map(|()| true),
+            Some(device) if counts => device.set_sampling(sampling).map(|()| true),
             _ => Ok(false),
         }
     }
 
-    fn on_device<'a>(&'a self, request: &'a InFlight) -> Result<(&'a CudaEngine, &'a CudaRequest), EngineError> {
-        self.device.as_ref().zip(request.device.as_ref()).ok_or(EngineError::ForeignRequest)
+    fn on_device<'a>(
+        &'a self,
+        request: &'a InFlight,
+    ) -> Result<(&'a dyn DeviceEngine, &'a DeviceRequest), EngineError> {
+        self.device().zip(request.device.as_ref()).ok_or(EngineError::ForeignRequest)
     }
 
     /// Begins a trajectory on the device: the samples, and what the network sees of them first.
@@ -58,6 +60,6 @@ impl Engine {
 
     /// Waits for the device.
     pub(crate) fn wait(&self) -> Result<(), EngineError> {
-        self.device.as_ref().map_or(Ok(()), CudaEngine::wait)
+        self.device().map_or(Ok(()), |device| device.wait())
     }
 }
