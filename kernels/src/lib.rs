@@ -46,6 +46,7 @@ pub mod attention;
 pub mod bf16;
 pub mod conv;
 pub mod copy;
+#[cfg(any(feature = "cuda", feature = "cuda-sim"))]
 pub mod cuda;
 pub mod elementwise;
 pub mod epilogue;
@@ -88,4 +89,4 @@ pub use matmul::{MatmulShape, linear, matmul_batched, matmul_scratch_len};
 pub use norm::{LayerNorm, layer_norm, rms_norm, softmax};
 pub use output::Output;
 pub use pack::{PackedMatrix, packing};
-pub use pool::Pool;
+pub use pool::{Executor, Pool};

@@ -26,10 +26,42 @@ thread_local! {
     static IN_TASK: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Threads of a caller's own, such as those of a work-stealing pool: see [`Pool::from_executor`].
+///
+/// ```
+/// struct Scoped(usize);
+///
+/// impl cqc_kernels::Executor for Scoped {
+///     fn threads(&self) -> usize {
+///         self.0
+///     }
+///
+///     fn run(&self, jobs: usize, job: &(dyn Fn(usize) + Sync)) {
+///         std::thread::scope(|scope| (0..jobs).for_each(|i| drop(scope.spawn(move || job(i)))));
+///     }
+/// }
+/// ```
+pub trait Executor: Send + Sync {
+    /// How many jobs may run at once, at least 1; asked once, when a pool is made of it.
+    fn threads(&self) -> usize;
+
+    /// Calls `job(i)` for every `i` below `jobs`, at most [`Executor::threads`], and returns when all are done. They may run at
+    /// once, one after the other, and on the calling thread. A job does not panic and does not wait for another one.
+    fn run(&self, jobs: usize, job: &(dyn Fn(usize) + Sync));
+}
+
 /// A fixed number of threads that run the tasks of one job at a time; the calling thread is one of them.
 ///
-/// Which thread runs a task is not fixed. Kernels never split a sum across tasks, so results do not depend on the number of threads.
-pub struct Pool {
+/// Which thread runs a task is not fixed. Kernels never split a sum across tasks, so results do not depend on the number of
+/// threads, nor on whose they are.
+pub struct Pool(Threads);
+
+enum Threads {
+    Own(OwnThreads),
+    Foreign { executor: Arc<dyn Executor>, threads: usize },
+}
+
+struct OwnThreads {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     /// Held by the caller whose job runs.
@@ -81,12 +113,21 @@ impl Pool {
             panic: Mutex::new(None),
         });
         let workers = (1..threads.max(1)).map(|index| spawn(&shared, index)).collect();
-        Pool { shared, workers, turn: Mutex::new(()) }
+        Pool(Threads::Own(OwnThreads { shared, workers, turn: Mutex::new(()) }))
+    }
+
+    /// A pool that runs its jobs on a caller's threads. Several callers may run jobs at once.
+    pub fn from_executor(executor: Arc<dyn Executor>) -> Pool {
+        let threads = executor.threads().max(1);
+        Pool(Threads::Foreign { executor, threads })
     }
 
     /// Threads, the caller counted; worker indices lie below this.
     pub fn threads(&self) -> usize {
-        self.workers.len() + 1
+        match &self.0 {
+            Threads::Own(own) => own.workers.len() + 1,
+            Threads::Foreign { threads, .. } => *threads,
+        }
     }
 
     /// Calls `task(task_index, worker_index)` for every index below `tasks` and returns when all
@@ -97,9 +138,18 @@ impl Pool {
     /// # Panics
     /// When a task panics, with that task's payload, after the other threads have stopped.
     pub fn run(&self, tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
-        if tasks <= 1 || self.workers.is_empty() || IN_TASK.get() {
+        if tasks <= 1 || self.threads() == 1 || IN_TASK.get() {
             return (0..tasks).for_each(|index| task(index, 0));
         }
+        match &self.0 {
+            Threads::Own(own) => own.run(tasks, task),
+            Threads::Foreign { executor, threads } => run_on(&**executor, *threads, tasks, task),
+        }
+    }
+}
+
+impl OwnThreads {
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
         let turn = lock(&self.turn);
         // SAFETY: a worker uses the reference only between raising and lowering `busy`, and raises
         // it only while `Job::task` is there. This function returns after taking that away and then
@@ -133,7 +183,42 @@ impl Pool {
     }
 }
 
-impl Drop for Pool {
+/// Runs tasks on a caller's threads. All that it needs lies on the stack, so that a thread which waits for its jobs may take up
+/// other work that ends here again.
+fn run_on(executor: &dyn Executor, threads: usize, tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
+    let (next, entered, panic) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(None));
+    let work = |_: usize| {
+        // whatever the executor does, no two calls get the same worker's index
+        let worker = entered.fetch_add(1, Ordering::Relaxed);
+        if worker >= threads {
+            return;
+        }
+        let outer = IN_TASK.replace(true);
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= tasks {
+                    break;
+                }
+                task(index, worker);
+            }
+        }));
+        IN_TASK.set(outer);
+        if let Err(payload) = outcome {
+            next.store(tasks, Ordering::Relaxed);
+            lock(&panic).get_or_insert(payload);
+        }
+    };
+    executor.run(threads.min(tasks), &work);
+    // what an executor left out that ran no job
+    work(0);
+    let payload = lock(&panic).take();
+    if let Some(payload) = payload {
+        resume_unwind(payload);
+    }
+}
+
+impl Drop for OwnThreads {
     fn drop(&mut self) {
         {
             let mut job = lock(&self.shared.job);

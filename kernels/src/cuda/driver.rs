@@ -285,6 +285,7 @@ impl Device for Gpu {
         let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         let graph = self.stream.end_capture(flags).map_err(error("recording a graph"))?;
         recorded?;
+        let graph = graph.map(|graph| Mutex::new(OwnedGraph(graph)));
         Ok(Box::new(Graph { graph, launches }))
     }
 }
@@ -292,16 +293,21 @@ impl Device for Gpu {
 /// A captured graph, and what keeps the memory it refers to.
 struct Graph {
     /// None: it has no kernels.
-    graph: Option<CudaGraph>,
+    graph: Option<Mutex<OwnedGraph>>,
     launches: Vec<Launch>,
 }
 
-// SAFETY: a graph may be used by any one thread at a time: it is moved with all that refers to it, and it is not `Sync`.
-unsafe impl Send for Graph {}
+/// A graph that is used by one thread at a time.
+struct OwnedGraph(CudaGraph);
+
+// SAFETY: a graph may be used by any one thread at a time; it is moved with all that refers to it, and it is not `Sync`.
+unsafe impl Send for OwnedGraph {}
 
 impl Recorded for Graph {
     fn replay(&self) -> Result<(), CudaError> {
-        self.graph.as_ref().map_or(Ok(()), |graph| graph.launch().map_err(error("launching a graph")))
+        let Some(graph) = &self.graph else { return Ok(()) };
+        let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+        graph.0.launch().map_err(error("launching a graph"))
     }
 
     fn len(&self) -> usize {

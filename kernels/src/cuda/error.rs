@@ -58,10 +58,4 @@ pub enum CudaError {
         /// The first primitive of `cuda/prims.cuh` that differs.
         primitive: &'static str,
     },
-    /// A feature that this program was built without.
-    #[error("this program was built without {feature}")]
-    NotBuilt {
-        /// Which.
-        feature: &'static str,
-    },
 }

@@ -80,7 +80,7 @@ pub trait Device: Send + Sync {
 }
 
 /// Launches made ready to be run as one.
-pub trait Recorded: Send {
+pub trait Recorded: Send + Sync {
     /// Runs them.
     ///
     /// # Errors

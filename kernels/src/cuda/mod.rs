@@ -12,9 +12,6 @@
 //! (feature `cuda`) runs them on a GPU through the CUDA driver, which is looked for when it is
 //! needed; `nvrtc` compiles them for a GPU, on any machine.
 
-// without a device nothing reads what launches hold
-#![cfg_attr(not(any(feature = "cuda", feature = "cuda-sim")), allow(dead_code))]
-
 mod args;
 mod attention;
 mod conv;
