@@ -10,7 +10,7 @@ use crate::engine::request::write_number;
 use crate::engine::{EngineError, Weights};
 use cqc_kernels::cuda::{self, Device, ElementOp, ElementType, Launch, Memory, Operand, Recorded, State};
 use cqc_proto::plan::{InputRole, ProgramKind, Source};
-use cqc_proto::{Bindings, DType};
+use cqc_proto::DType;
 use std::sync::Arc;
 
 /// A prelude as the device runs it.
