@@ -136,10 +136,10 @@ impl CudaEngine {
         });
         let begins = begins.map(|(kind, chunks)| {
             let bindings = bind(chunks.chunk * chunks.batch);
-            Ok((Placed::new(weights, kind, &bindings, false, multiprocessors)?, bindings, chunks))
+            Ok((Placed::new(weights, kind, &bindings, false, multiprocessors)?, chunks))
         });
         let begins = begins.collect::<Result<Vec<_>, EngineError>>()?;
-        let all = drafts.iter().chain(begins.iter().map(|(placed, ..)| placed));
+        let all = drafts.iter().chain(begins.iter().map(|(placed, _)| placed));
         let arena_bytes = all.map(|d| d.bytes).max().unwrap_or(0);
         if arena_bytes > options.max_memory {
             return Err(EngineError::Memory { needed: arena_bytes, limit: options.max_memory });
@@ -148,13 +148,13 @@ impl CudaEngine {
             lower::Spaces { arena: device.allocate(arena_bytes)?, requests: Arc::clone(&requests), slot: &layout };
         // first, so that what is refused costs little: then the CPU runs it
         let mut preludes = Vec::new();
-        for (placed, bindings, chunks) in &begins {
-            preludes.push(Prelude::new(weights, device, &state, &memory, &mut constants, bindings, placed, *chunks)?);
+        for (placed, chunks) in &begins {
+            preludes.push(Prelude::new(weights, device, &state, &memory, &mut constants, placed, *chunks)?);
         }
         let mut programs = Vec::new();
         let mut keeps = [vec![], vec![]];
         for draft in &drafts {
-            let lowered = Lowered::new(weights, device, &state, &memory, &mut constants, &bindings, draft)?;
+            let lowered = Lowered::new(weights, device, &state, &memory, &mut constants, draft)?;
             if draft.kind == ProgramKind::Full {
                 keeps = lowered.keeps(plan);
             }

@@ -18,6 +18,8 @@ use half::f16;
 /// A program with sizes, types, fused roundings and addresses in the arena.
 pub(super) struct Placed {
     pub kind: ProgramKind,
+    /// Sizes of symbols.
+    pub bindings: Bindings,
     pub values: Vec<Value>,
     /// Per value, the type of its elements on the device.
     pub types: Vec<ElementType>,
@@ -65,7 +67,8 @@ impl Placed {
         let types: Vec<ElementType> = (0..values.len()).map(|v| type_of(v).unwrap_or(ElementType::U8)).collect();
         let wirings = wire(program, &values, &kept);
         let (offsets, scratch, bytes) = (vec![], vec![], 0);
-        let mut placed = Placed { kind, values, types, wirings, offsets, scratch, bytes, multiprocessors };
+        let bindings = bindings.clone();
+        let mut placed = Placed { kind, bindings, values, types, wirings, offsets, scratch, bytes, multiprocessors };
         placed.place(program, kept)?;
         Ok(placed)
     }

@@ -10,7 +10,7 @@ use crate::engine::request::write_number;
 use crate::engine::{EngineError, Weights};
 use cqc_kernels::cuda::{self, Device, ElementOp, ElementType, Launch, Memory, Operand, Recorded, State};
 use cqc_proto::plan::{InputRole, ProgramKind, Source};
-use cqc_proto::{Bindings, DType};
+use cqc_proto::DType;
 use std::sync::Arc;
 
 /// A prelude as the device runs it.
@@ -38,11 +38,10 @@ impl Prelude {
         state: &State,
         spaces: &Spaces,
         constants: &mut Constants,
-        bindings: &Bindings,
         placed: &Placed,
         chunks: Chunks,
     ) -> Result<Prelude, EngineError> {
-        let mut lowered = Lowered::new(weights, device, state, spaces, constants, bindings, placed)?;
+        let mut lowered = Lowered::new(weights, device, state, spaces, constants, placed)?;
         let launches = std::mem::take(&mut lowered.launches);
         let times = times(weights, device, placed, chunks.evaluations)?;
         let may_fail = launches.iter().any(|launch| launch.kernel().may_fail());
