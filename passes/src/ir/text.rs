@@ -12,6 +12,7 @@
 //! `key=json`; an absent operand is `_`.
 
 use super::{Def, Graph, ValueId};
+use cqc_proto::text::{Attributes, Name, is_name_char};
 use cqc_proto::{DType, Dim, Op, Tensor, ValueType};
 use std::collections::HashMap;
 use std::fmt;
@@ -43,14 +44,7 @@ impl fmt::Display for Graph {
                     None => write!(f, "{separator}_")?,
                 }
             }
-            write!(f, ")")?;
-            for (key, value) in node.op.attributes() {
-                match value.as_f64().filter(|_| value.is_f64()) {
-                    Some(v) => write!(f, " {key}={:?}", v as f32)?, // float attributes are f32: its shortest digits
-                    None => write!(f, " {key}={value}")?,
-                }
-            }
-            writeln!(f)?;
+            writeln!(f, "){}", Attributes(&node.op))?;
         }
         for (_, v) in &self.outputs {
             self.print_constant(*v, &mut printed, f)?;
@@ -100,23 +94,6 @@ impl fmt::Display for Elements<'_> {
             self.0.bytes().iter().fold(0xcbf2_9ce4_8422_2325u64, |h, &b| (h ^ b as u64).wrapping_mul(0x100_0000_01b3));
         write!(f, "#{hash:016x}")
     }
-}
-
-/// A name with its percent sign.
-struct Name<'a>(&'a str);
-
-impl fmt::Display for Name<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.0.is_empty() && self.0.chars().all(is_name_char) {
-            write!(f, "%{}", self.0)
-        } else {
-            write!(f, "%{:?}", self.0)
-        }
-    }
-}
-
-fn is_name_char(c: char) -> bool {
-    c.is_alphanumeric() || matches!(c, '_' | '.' | '/' | '#')
 }
 
 /// What is wrong with a text, and where.

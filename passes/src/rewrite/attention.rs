@@ -7,7 +7,7 @@
 //! is never stored, so nothing else may read it.
 //! Tests: tests/filetests/passes/fuse_attention.cqt
 
-use super::matching::{binary, either_order, peel_scales, product, reshape, reshaped, transpose, transposed};
+use super::matching::{binary, either_order, peel_scales, product, reshape, reshaped, takes, transpose, transposed};
 use super::{Context, Pass, Rewrite};
 use crate::ir::{Graph, NodeId, ValueId};
 use cqc_proto::op::{BinaryKind, OpError};
@@ -120,7 +120,16 @@ fn build(g: &mut Graph, name: &str, found: &Found) -> Result<Option<ValueId>, Op
         }
         other => other,
     };
-    Ok(g.node(name, op, &[Some(found.q), Some(k), Some(found.v), mask]).ok().map(|y| y[0]))
+    attend(g, name, op, &[Some(found.q), Some(k), Some(found.v), mask])
+}
+
+/// The operator, if it takes these operands: a product of matrices broadcasts batches and adds masks of
+/// any shape, attention does not.
+fn attend(g: &mut Graph, name: &str, op: Op, operands: &[Option<ValueId>]) -> Result<Option<ValueId>, OpError> {
+    if !takes(g, &op, operands) {
+        return Ok(None);
+    }
+    Ok(Some(g.node(name, op, operands)?[0]))
 }
 
 fn attention(found: &Found, heads: usize) -> Op {
@@ -155,8 +164,8 @@ fn heads(
         operands.push(Some(reshape(g, name, by_position, shape)?));
     }
     operands.push(found.mask);
-    let Ok(y) = g.node(name, attention(found, count as usize), &operands) else { return Ok(None) };
-    let split = reshape(g, name, y[0], vec![n, lq, Dim::constant(count), dv])?;
+    let Some(y) = attend(g, name, attention(found, count as usize), &operands)? else { return Ok(None) };
+    let split = reshape(g, name, y, vec![n, lq, Dim::constant(count), dv])?;
     Ok(Some(transpose(g, name, split, &[0, 2, 1, 3])?))
 }
 

@@ -8,7 +8,7 @@
 //! The native operator needs nothing. Statistics over a group's elements are the same numbers under either shape.
 //! Tests: tests/filetests/passes/fuse_group_norm.cqt
 
-use super::matching::{binary, channel_constant, either_order, reshaped};
+use super::matching::{binary, channel_constant, either_order, refusal, reshaped};
 use super::{Context, Pass, Rewrite, layer_norm};
 use crate::ir::{Graph, NodeId, ValueId};
 use cqc_proto::op::{Act, BinaryKind, ConvLayout, OpError};
@@ -41,9 +41,9 @@ fn regroup(g: &mut Graph, id: NodeId) -> Result<Rewrite, OpError> {
     let shape = g.shape(old).to_vec();
     let x = super::matching::reshape(g, &name, x, shape)?;
     let op = Op::GroupNorm { groups: groups as usize, eps, layout: ConvLayout::ChannelsFirst, act: Act::None };
-    match g.op(&name, op, &[x]) {
-        Ok(new) => Ok(Rewrite::one(old, new)),
-        Err(e) => Ok(Rewrite::refused(e.reason)),
+    match refusal(g, &op, &[Some(x)]) {
+        None => Ok(Rewrite::one(old, g.op(&name, op, &[x])?)),
+        Some(reason) => Ok(Rewrite::refused(reason)),
     }
 }
 

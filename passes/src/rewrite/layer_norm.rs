@@ -49,16 +49,17 @@ pub fn written_out(g: &Graph, v: ValueId) -> Option<WrittenOut> {
         })?,
     };
     let (variance, eps) = with_scalar(g, root_operand(g, root)?, BinaryKind::Add)?;
+    let eps = eps as f32;
     let (squared, axes) = mean(g, variance)?;
-    if !is_square_of(g, squared, centred) {
+    if !is_square_of(g, squared, centred) || !(eps >= 0.0 && eps.is_finite()) {
         return None;
     }
     if let Some((x, mean_value)) = binary(g, centred, BinaryKind::Sub)
         && mean(g, mean_value) == Some((x, axes.clone()))
     {
-        return Some(WrittenOut { x, axes, eps: eps as f32, centred: true });
+        return Some(WrittenOut { x, axes, eps, centred: true });
     }
-    Some(WrittenOut { x: centred, axes, eps: eps as f32, centred: false })
+    Some(WrittenOut { x: centred, axes, eps, centred: false })
 }
 
 fn root_operand(g: &Graph, v: ValueId) -> Option<ValueId> {

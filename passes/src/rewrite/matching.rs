@@ -93,6 +93,17 @@ pub fn product(dims: &[Dim]) -> Option<Dim> {
     dims.iter().try_fold(Dim::constant(1), |n, d| n.mul(d))
 }
 
+/// Whether the operator takes these operands: for rules whose pattern does not imply it.
+pub fn takes(g: &Graph, op: &Op, operands: &[Option<ValueId>]) -> bool {
+    refusal(g, op, operands).is_none()
+}
+
+/// Why the operator does not take these operands, if it does not.
+pub fn refusal(g: &Graph, op: &Op, operands: &[Option<ValueId>]) -> Option<String> {
+    let types: Vec<_> = operands.iter().map(|v| v.map(|v| g.ty(v))).collect();
+    op.infer(&types).err().map(|e| e.reason)
+}
+
 /// The inverse permutation.
 pub fn inverse(perm: &[usize]) -> Vec<usize> {
     let mut out = vec![0; perm.len()];
@@ -119,7 +130,7 @@ pub fn channel_constant(g: &mut Graph, v: ValueId, rank: usize, axis: usize, cha
     let data = if tensor.len() == 1 && count != 1 {
         cqc_proto::Tensor::from_f32(&[count], &vec![*tensor.as_f32()?.first()?; count])
     } else if is_channel_vector(g.shape(v), rank, axis, channels) {
-        tensor.reshaped(vec![count]).ok()?
+        tensor.reshaped(vec![count]).expect("a channel vector has an element per channel")
     } else {
         return None;
     };

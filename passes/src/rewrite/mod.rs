@@ -23,6 +23,7 @@ mod upsample_conv;
 mod widen_floats;
 
 use crate::ir::{Graph, NodeId, ValueId, VerifyError, verify};
+use cqc_proto::op::OpError;
 use std::collections::HashMap;
 
 /// What a rule says about one node.
@@ -65,8 +66,9 @@ impl Context {
     }
 }
 
-/// A rule: see the module. Errors of [`Graph::op`] inside it mean that the replacement does not type-check, hence no match.
-pub type Rule = fn(&mut Graph, NodeId, &Context) -> Result<Rewrite, cqc_proto::op::OpError>;
+/// A rule: see the module. It answers [`Rewrite::NoMatch`] or [`Rewrite::Refused`] where a replacement
+/// would not type-check; an error of [`Graph::op`] that it returns is a [`RuleFailure`].
+pub type Rule = fn(&mut Graph, NodeId, &Context) -> Result<Rewrite, OpError>;
 
 /// A named rewrite.
 #[derive(Clone, Copy)]
@@ -139,59 +141,124 @@ pub struct Report {
     pub replaced: Vec<(&'static str, usize)>,
     /// What was refused.
     pub refusals: Vec<Refusal>,
+    /// What rules got wrong. The graph is valid all the same: the node stays as it was. Builds with
+    /// debug assertions return the first of these as an error instead.
+    pub failures: Vec<RuleFailure>,
 }
 
-/// Why a pass failed: a bug of the pass.
+/// A rule that did not keep its promise: a bug of the rule, never of the model.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("pass {pass}: {cause}")]
-pub struct PassError {
+#[error("pass {pass}, node `{node}`: {cause}")]
+pub struct RuleFailure {
     /// Name of the pass.
     pub pass: &'static str,
-    /// The broken invariant.
-    pub cause: VerifyError,
+    /// Name of the node that the rule looked at.
+    pub node: String,
+    /// What went wrong.
+    pub cause: FailureCause,
 }
 
-/// Runs passes in order; `after` sees the graph behind each of them.
+/// What a rule got wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FailureCause {
+    /// It built a node that does not type-check.
+    #[error("its replacement does not type-check: {0}")]
+    Replacement(OpError),
+    /// It replaced something in every round; this is the last node that it replaced.
+    #[error("it has not settled after {MAX_ROUNDS} rounds")]
+    Unsettled,
+}
+
+/// Why the passes stopped: a bug of a pass.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PassError {
+    /// The graph that a pass left breaks an invariant.
+    #[error("pass {pass}: {cause}")]
+    Invalid {
+        /// Name of the pass.
+        pass: &'static str,
+        /// The broken invariant.
+        cause: VerifyError,
+    },
+    /// A rule failed, in a build with debug assertions.
+    #[error(transparent)]
+    Rule(#[from] RuleFailure),
+}
+
+/// Runs passes in order; `after` sees the graph after each of them.
 ///
 /// # Errors
-/// [`PassError`] when a pass leaves a graph that [`verify`] rejects.
-pub fn run(graph: &mut Graph, passes: &[Pass], mut after: impl FnMut(&Pass, &Graph)) -> Result<Report, PassError> {
+/// [`PassError::Invalid`] when a pass leaves a graph that [`verify`] rejects; with debug assertions,
+/// [`PassError::Rule`] for what is otherwise in [`Report::failures`].
+pub fn run(graph: &mut Graph, passes: &[Pass], after: impl FnMut(&Pass, &Graph)) -> Result<Report, PassError> {
+    run_with(graph, passes, OnFailure::of_build(), after)
+}
+
+/// What becomes of a rule that fails.
+#[derive(Clone, Copy, PartialEq)]
+enum OnFailure {
+    Stop,
+    Report,
+}
+
+impl OnFailure {
+    fn of_build() -> OnFailure {
+        if cfg!(debug_assertions) { OnFailure::Stop } else { OnFailure::Report }
+    }
+}
+
+fn run_with(
+    graph: &mut Graph,
+    passes: &[Pass],
+    on_failure: OnFailure,
+    mut after: impl FnMut(&Pass, &Graph),
+) -> Result<Report, PassError> {
     let mut report = Report::default();
     for pass in passes {
         let count = match pass.kind {
-            Kind::Rule(rule) => apply(graph, pass, rule, &mut report.refusals)?,
+            Kind::Rule(rule) => apply(graph, pass, rule, &mut report)?,
             Kind::Whole(run) => {
                 run(graph);
                 tidy(graph, pass)?;
                 0
             }
         };
+        if let (OnFailure::Stop, Some(failure)) = (on_failure, report.failures.first()) {
+            return Err(failure.clone().into());
+        }
         report.replaced.push((pass.name, count));
         after(pass, graph);
     }
     Ok(report)
 }
 
-/// Most rounds of one rule; every round but the last replaces something, so only a rule that undoes itself gets here.
+/// Most rounds of one rule; every round but the last replaces something, so only a rule that undoes
+/// itself gets here.
 const MAX_ROUNDS: usize = 64;
 
-fn apply(graph: &mut Graph, pass: &Pass, rule: Rule, refusals: &mut Vec<Refusal>) -> Result<usize, PassError> {
-    let mut total = 0;
+fn apply(graph: &mut Graph, pass: &Pass, rule: Rule, report: &mut Report) -> Result<usize, PassError> {
+    let (refusals, failures) = (report.refusals.len(), report.failures.len());
+    let (mut total, mut last) = (0, None);
     for _ in 0..MAX_ROUNDS {
-        let first_refusal = refusals.len();
-        let replaced = round(graph, pass, rule, refusals);
+        // those of the last round are the ones that still hold
+        report.refusals.truncate(refusals);
+        report.failures.truncate(failures);
+        let replaced = round(graph, pass, rule, report);
         tidy(graph, pass)?;
-        if replaced == 0 {
+        last = replaced.last().cloned();
+        total += replaced.len();
+        if replaced.is_empty() {
             break;
         }
-        refusals.truncate(first_refusal); // the last round's are the ones that still hold
-        total += replaced;
     }
+    let unsettled = |node| RuleFailure { pass: pass.name, node, cause: FailureCause::Unsettled };
+    report.failures.extend(last.map(unsettled));
     Ok(total)
 }
 
-fn round(graph: &mut Graph, pass: &Pass, rule: Rule, refusals: &mut Vec<Refusal>) -> usize {
-    let mut replaced = 0;
+/// Offers every live node to the rule; the names of those that it replaced.
+fn round(graph: &mut Graph, pass: &Pass, rule: Rule, report: &mut Report) -> Vec<String> {
+    let mut replaced = Vec::new();
     let mut context = Context { readers: graph.reader_counts() };
     for i in 0..graph.node_count() {
         let id = NodeId(i as u32);
@@ -200,10 +267,14 @@ fn round(graph: &mut Graph, pass: &Pass, rule: Rule, refusals: &mut Vec<Refusal>
         }
         let values_before = graph.values().count();
         match rule(graph, id, &context) {
-            Err(_) | Ok(Rewrite::NoMatch) => {}
+            Ok(Rewrite::NoMatch) => {}
+            Err(e) => {
+                let (node, cause) = (graph.get(id).name.clone(), FailureCause::Replacement(e));
+                report.failures.push(RuleFailure { pass: pass.name, node, cause });
+            }
             Ok(Rewrite::Refused(reason)) => {
                 let value = graph.value(graph.get(id).outputs[0]).name.clone();
-                refusals.push(Refusal { pass: pass.name, value, reason });
+                report.refusals.push(Refusal { pass: pass.name, value, reason });
             }
             Ok(Rewrite::Replace(pairs)) => {
                 for &(old, new) in &pairs {
@@ -216,7 +287,7 @@ fn round(graph: &mut Graph, pass: &Pass, rule: Rule, refusals: &mut Vec<Refusal>
                 }
                 graph.substitute(&HashMap::from_iter(pairs));
                 context.readers = graph.live_reader_counts();
-                replaced += 1;
+                replaced.push(graph.get(id).name.clone());
             }
         }
     }
@@ -224,7 +295,64 @@ fn round(graph: &mut Graph, pass: &Pass, rule: Rule, refusals: &mut Vec<Refusal>
 }
 
 fn tidy(graph: &mut Graph, pass: &Pass) -> Result<(), PassError> {
-    let fail = |cause| PassError { pass: pass.name, cause };
+    let fail = |cause| PassError::Invalid { pass: pass.name, cause };
     graph.compact().map_err(|node| fail(VerifyError { node, what: "stands on a cycle".into() }))?;
     verify(graph).map_err(fail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::parse;
+    use cqc_proto::Op;
+    use cqc_proto::op::UnaryKind;
+
+    fn graph() -> Graph {
+        parse("graph(%x: f32[2,3]) {\n  %y = sigmoid(%x)\n  return %y\n}").unwrap()
+    }
+
+    /// Reshapes six elements into seven.
+    fn ill_typed(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpError> {
+        let node = g.get(id).clone();
+        let new = g.op(&node.name, Op::Reshape { shape: vec![7.into()] }, &[node.inputs[0].unwrap()])?;
+        Ok(Rewrite::one(node.outputs[0], new))
+    }
+
+    /// Replaces a node by the same node, again and again.
+    fn restless(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpError> {
+        let node = g.get(id).clone();
+        let new = g.op(&node.name, Op::unary(UnaryKind::Sigmoid), &[node.inputs[0].unwrap()])?;
+        Ok(Rewrite::one(node.outputs[0], new))
+    }
+
+    fn failure_of(rule: Rule) -> RuleFailure {
+        let passes = [Pass::rule("faulty", rule)];
+        let mut left = graph();
+        let report = run_with(&mut left, &passes, OnFailure::Report, |_, _| {}).unwrap();
+        assert_eq!(left.to_string(), graph().to_string(), "the graph stays what it means");
+        let stopped = run_with(&mut graph(), &passes, OnFailure::Stop, |_, _| {}).unwrap_err();
+        let [failure] = &report.failures[..] else { panic!("one failure, not {:?}", report.failures) };
+        assert_eq!(stopped, PassError::Rule(failure.clone()));
+        failure.clone()
+    }
+
+    #[test]
+    fn an_error_inside_a_rule_is_reported_with_rule_and_node() {
+        let failure = failure_of(ill_typed);
+        assert_eq!((failure.pass, &failure.node[..]), ("faulty", "y"));
+        let FailureCause::Replacement(e) = &failure.cause else { panic!("{failure}") };
+        assert_eq!(e.op, "reshape");
+    }
+
+    #[test]
+    fn a_rule_that_never_settles_is_reported_with_rule_and_node() {
+        let failure = failure_of(restless);
+        assert_eq!((failure.pass, &failure.node[..], failure.cause), ("faulty", "y", FailureCause::Unsettled));
+    }
+
+    #[test]
+    fn builds_with_debug_assertions_stop_at_a_failure() {
+        let result = run(&mut graph(), &[Pass::rule("faulty", ill_typed)], |_, _| {});
+        assert_eq!(result.is_err(), cfg!(debug_assertions));
+    }
 }

@@ -102,8 +102,8 @@ fn neutral(g: &mut Graph, id: NodeId, kind: BinaryKind) -> Result<Rewrite, OpErr
         let inner = g.producer_node(v).and_then(|n| n.input(0)).expect("verified");
         let mut operands = [a, b];
         operands[i] = inner;
-        let shape = cqc_proto::op::broadcast(g.shape(operands[0]), g.shape(operands[1])).unwrap_or_default();
-        if shape == g.shape(old) {
+        let shape = cqc_proto::op::broadcast(g.shape(operands[0]), g.shape(operands[1]));
+        if shape.is_ok_and(|shape| shape == g.shape(old)) {
             let name = g.get(id).name.clone();
             return Ok(Rewrite::one(old, g.op(&name, Op::binary(kind), &operands)?));
         }

@@ -20,7 +20,7 @@ fn timestep_embedding(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite,
         return Ok(Rewrite::one(old, g.op(&name, op, &operands)?));
     }
     let (Op::Concat { axis }, [Some(a), Some(b)]) = (&node.op, &node.inputs[..]) else { return Ok(Rewrite::NoMatch) };
-    if *axis + 1 != g.shape(old).len() {
+    if *axis != 1 || g.shape(old).len() != 2 {
         return Ok(Rewrite::NoMatch);
     }
     let (angle, cos_first) = match (unary(g, *a, UnaryKind::Sin), unary(g, *b, UnaryKind::Cos)) {
