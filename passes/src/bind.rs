@@ -17,13 +17,17 @@ use cqc_proto::plan::InputRole;
 use cqc_proto::{Bindings, DType, Dim, Op, Tensor, ValueType};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+/// A table of a loop: its index in [`Bound::tables`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TableId(pub usize);
+
 /// Where a value of a part comes from, if not from a node of the same part or a constant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// Input `i` of the source graph.
     Input(usize),
-    /// Row of [`Bound::tables`]`[i]`.
-    Table(usize),
+    /// This evaluation's row of a table.
+    Table(TableId),
     /// Result `i` of the prelude.
     Prelude(usize),
     /// This evaluation's rows of result `i` of the prelude over all evaluations.
@@ -58,6 +62,14 @@ pub struct Bound {
     pub cached: Option<CachedPart>,
     /// What left the loop.
     pub saved: Saved,
+}
+
+impl Bound {
+    /// Adds a table `[evaluations, row…]`.
+    pub fn add_table(&mut self, name: String, tensor: Tensor) -> TableId {
+        self.tables.push((name, tensor));
+        TableId(self.tables.len() - 1)
+    }
 }
 
 /// The step without what it reads from the cache instead.
@@ -136,6 +148,9 @@ enum Stage {
 /// # Errors
 /// [`BindError`].
 pub fn bind(graph: &Graph, roles: &[InputRole], batch: Option<&str>, timesteps: &[f64]) -> Result<Bound, BindError> {
+    let mut graph = graph.clone();
+    graph.set_own_origins();
+    let graph = &graph;
     let stages = stages(graph, roles, batch);
     let mut bound = Bound { saved: saved(graph, &stages), ..Bound::default() };
     let tables = boundary(graph, &stages, |from, to| from == Stage::Table && to == Stage::Full);
@@ -152,7 +167,9 @@ pub fn bind(graph: &Graph, roles: &[InputRole], batch: Option<&str>, timesteps: 
 /// The whole graph as one step, without tables: for single evaluations.
 pub fn unbound(graph: &Graph) -> Bound {
     let origins = (0..graph.inputs.len()).map(Origin::Input).collect();
-    Bound { full: Part { graph: graph.clone(), origins }, ..Bound::default() }
+    let mut graph = graph.clone();
+    graph.set_own_origins();
+    Bound { full: Part { graph, origins }, ..Bound::default() }
 }
 
 fn stages(g: &Graph, roles: &[InputRole], batch: Option<&str>) -> Vec<Stage> {
@@ -324,8 +341,7 @@ pub(crate) fn copy_node(
         }
     }
     let inputs: Vec<_> = node.inputs.iter().map(|v| v.map(|v| map[&v])).collect();
-    let names: Vec<&str> = node.outputs.iter().map(|&v| g.value(v).name.as_str()).collect();
-    let outputs = to.node_with_outputs(&node.name, node.op.clone(), &inputs, &names)?;
+    let outputs = to.repeat(g, node, node.op.clone(), &inputs)?;
     let expected: Vec<&ValueType> = node.outputs.iter().map(|&v| g.ty(v)).collect();
     if outputs.iter().map(|&v| to.ty(v)).ne(expected.iter().copied()) {
         return Err(OpError { op: node.op.name(), reason: "its result changes with a broadcast operand".into() });
@@ -355,7 +371,7 @@ fn step_part(
     }
     for (i, &v) in tables.iter().enumerate() {
         let row = ValueType::fixed(rows[i].1.dtype(), &rows[i].1.shape()[1..]);
-        add(&mut part, v, row, Origin::Table(i));
+        add(&mut part, v, row, Origin::Table(TableId(i)));
     }
     for (i, &v) in prelude.iter().enumerate() {
         add(&mut part, v, g.ty(v).clone(), Origin::Prelude(i));

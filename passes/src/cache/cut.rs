@@ -44,15 +44,16 @@ impl Cached {
     }
 }
 
-/// The value's name; where that was made up here (`#`), the source model's name of the same tensor under another shape.
+/// The value's name; where that was numbered here, the source model's name of the same tensor under
+/// another shape.
 fn source_name(g: &Graph, v: ValueId) -> &str {
-    let name = &g.value(v).name;
-    if !name.contains('#') {
-        return name;
+    let value = g.value(v);
+    if !value.numbered {
+        return &value.name;
     }
     let views = g.nodes().filter(|(_, n)| matches!(n.op, cqc_proto::Op::Reshape { .. }) && n.input(0) == Some(v));
-    let mut names = views.map(|(_, n)| g.value(n.outputs[0]).name.as_str()).filter(|n| !n.contains('#'));
-    names.next().unwrap_or(name)
+    let mut shaped = views.map(|(_, n)| g.value(n.outputs[0])).filter(|view| !view.numbered);
+    shaped.next().map_or(&value.name, |view| &view.name)
 }
 
 /// What to cache, and what that costs and saves.

@@ -12,6 +12,7 @@ pub mod affine;
 pub mod band;
 pub mod schedule;
 
+mod assemble;
 mod chain;
 mod correct;
 mod cut;
@@ -20,6 +21,7 @@ mod spec;
 mod split;
 mod tensors;
 
+pub use assemble::assemble;
 pub use correct::{Correction, correct};
 pub use cut::{Cached, Cut, candidates, sample_value};
 pub use flow::Batch;

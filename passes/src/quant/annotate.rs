@@ -12,8 +12,8 @@
 
 use super::survey::{Layer, QuantSpec, Site, Survey};
 use super::weights::QuantizedWeight;
-use crate::bind::{Bound, Origin, Part, copy_node};
-use crate::ir::{Graph, Node, ValueId};
+use crate::bind::{Bound, Origin, Part, TableId, copy_node};
+use crate::ir::{Graph, LayerId, Node, NodeId, NodeOrigin, SiteId, ValueId};
 use cqc_proto::op::{Act, OpError};
 use cqc_proto::{DType, Op, Tensor, ValueType};
 use std::collections::{BTreeMap, HashMap};
@@ -119,11 +119,44 @@ fn narrow(table: &mut Tensor, tolerance: f32) {
     }
 }
 
-/// Rewrites all parts of a loop.
+/// The tables that [`annotate`] has added to a loop.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Annotation {
+    /// Of every site of the survey.
+    pub sites: Vec<SiteTables>,
+    /// Of the corrected layers.
+    pub corrections: BTreeMap<LayerId, CorrectionTables>,
+}
+
+/// The tables that say how a site is rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SiteTables {
+    /// Scales, `[evaluations, segments]`.
+    pub scale: TableId,
+    /// Zero points, likewise.
+    pub zero_point: TableId,
+}
+
+/// The tables that correct the sums of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CorrectionTables {
+    /// Factors, `[evaluations, channels]`.
+    pub factor: TableId,
+    /// Summands, likewise.
+    pub bias: TableId,
+}
+
+/// Rewrites all parts of a loop; returns the tables that the rewritten parts read. The nodes it adds say
+/// by their [`NodeOrigin`] which site or layer they are for.
 ///
 /// # Errors
 /// [`OpError`] when a rewritten node does not type-check: a bug here.
-pub fn annotate(bound: &mut Bound, survey: &Survey, tables: &QuantTables, extra: Extra) -> Result<(), OpError> {
+pub fn annotate(
+    bound: &mut Bound,
+    survey: &Survey,
+    tables: &QuantTables,
+    extra: Extra,
+) -> Result<Annotation, OpError> {
     let mut add = |name: String, values: &[f32], exactly: bool| {
         let width = values.len() / tables.evaluations;
         let mut tensor = Tensor::from_f32(&[tables.evaluations, width], values);
@@ -131,29 +164,22 @@ pub fn annotate(bound: &mut Bound, survey: &Survey, tables: &QuantTables, extra:
         if !extra.shadows {
             narrow(&mut tensor, if exactly { 0.0 } else { TOLERANCE });
         }
-        bound.tables.push((name, tensor));
-        bound.tables.len() - 1
+        bound.add_table(name, tensor)
     };
-    let sites = survey.sites.iter().enumerate().zip(&tables.sites);
-    let sites: Vec<[usize; 2]> = sites
-        .map(|((i, site), table)| {
-            let of = format!("{}#{i}", site.name);
-            [
-                add(table_name(&of, "scale"), &table.scale, true),
-                add(table_name(&of, "zero_point"), &table.zero_point, true),
-            ]
-        })
-        .collect();
-    let corrections: BTreeMap<usize, [usize; 2]> = tables
-        .corrections
-        .iter()
-        .map(|(&layer, c)| {
-            let key = &survey.layers[layer].key;
-            (layer, [add(table_name(key, "a"), &c.a, false), add(table_name(key, "bias"), &c.bias, false)])
-        })
-        .collect();
-    let layers = survey.layers.iter().enumerate().map(|(i, layer)| (layer.key.as_str(), i)).collect();
-    let rewrite = Rewrite { survey, sites, corrections, layers, extra };
+    let sites = survey.sites.iter().enumerate().zip(&tables.sites).map(|((i, site), table)| {
+        let of = format!("{}#{i}", site.name);
+        let scale = add(table_name(&of, "scale"), &table.scale, true);
+        SiteTables { scale, zero_point: add(table_name(&of, "zero_point"), &table.zero_point, true) }
+    });
+    let sites = sites.collect();
+    let corrections = tables.corrections.iter().map(|(&layer, c)| {
+        let key = &survey.layers[layer].key;
+        let factor = add(table_name(key, "a"), &c.a, false);
+        (LayerId(layer), CorrectionTables { factor, bias: add(table_name(key, "bias"), &c.bias, false) })
+    });
+    let tables = Annotation { corrections: corrections.collect(), sites };
+    let layers = survey.layers.iter().enumerate().map(|(i, layer)| (layer.node, LayerId(i))).collect();
+    let rewrite = Rewrite { survey, tables: &tables, layers, extra };
     rewrite.part(&mut bound.full)?;
     if let Some(cached) = &mut bound.cached {
         rewrite.part(&mut cached.part)?;
@@ -161,16 +187,14 @@ pub fn annotate(bound: &mut Bound, survey: &Survey, tables: &QuantTables, extra:
     for prelude in [&mut bound.prelude, &mut bound.prelude_steps] {
         quantize_weights(prelude, survey)?;
     }
-    Ok(())
+    Ok(tables)
 }
 
 struct Rewrite<'a> {
     survey: &'a Survey,
-    /// Tables of each site: scale and zero point.
-    sites: Vec<[usize; 2]>,
-    /// Tables of corrected layers: factor and bias.
-    corrections: BTreeMap<usize, [usize; 2]>,
-    layers: HashMap<&'a str, usize>,
+    tables: &'a Annotation,
+    /// The layers by their nodes.
+    layers: HashMap<NodeId, LayerId>,
     extra: Extra,
 }
 
@@ -179,15 +203,15 @@ pub(super) struct Making {
     pub part: Part,
     pub map: HashMap<ValueId, ValueId>,
     /// Inputs that are rows of tables.
-    rows: HashMap<usize, ValueId>,
-    rounded: HashMap<(ValueId, usize), ValueId>,
+    rows: HashMap<TableId, ValueId>,
+    rounded: HashMap<(ValueId, SiteId), ValueId>,
     /// What has been rounded to bf16.
     bf16: HashMap<ValueId, ValueId>,
 }
 
 impl Making {
     /// This evaluation's row of a table.
-    fn row(&mut self, table: usize, name: &str, width: usize) -> ValueId {
+    fn row(&mut self, table: TableId, name: &str, width: usize) -> ValueId {
         let part = &mut self.part;
         *self.rows.entry(table).or_insert_with(|| {
             part.origins.push(Origin::Table(table));
@@ -201,7 +225,11 @@ impl Rewrite<'_> {
         let g = &part.graph;
         let mut m = begin(part);
         for (_, node) in g.nodes() {
-            match self.layers.get(g.value(node.outputs[0]).name.as_str()) {
+            let layer = match node.origin {
+                Some(NodeOrigin::Source(id)) => self.layers.get(&id),
+                _ => None,
+            };
+            match layer {
                 Some(&layer) => self.layer(g, node, layer, &mut m)?,
                 None => copy_node(g, node, &mut m.part.graph, &mut m.map)?,
             }
@@ -210,12 +238,12 @@ impl Rewrite<'_> {
         Ok(())
     }
 
-    fn layer(&self, g: &Graph, node: &Node, index: usize, m: &mut Making) -> Result<(), OpError> {
-        let layer = &self.survey.layers[index];
+    fn layer(&self, g: &Graph, node: &Node, id: LayerId, m: &mut Making) -> Result<(), OpError> {
+        let layer = &self.survey.layers[id.0];
         let mut inputs = operands(g, node, m);
         let (x, w) = (inputs[0], inputs[1]);
         for (input, &site) in inputs.iter_mut().zip(&layer.sites) {
-            *input = Some(self.rounded(input.expect("a layer has it"), site, m)?);
+            *input = Some(self.rounded(input.expect("a layer has it"), SiteId(site), m)?);
         }
         if layer.reads_bf16() {
             inputs[0] = Some(rounded_bf16(x.expect("a layer has it"), m)?);
@@ -228,35 +256,38 @@ impl Rewrite<'_> {
             let name = &g.value(node.inputs[1].expect("a product has weights")).name;
             inputs[1] = Some(dequantized(&mut m.part.graph, name, weight)?);
         }
-        if let Some(&[factor, bias]) = self.corrections.get(&index) {
+        if let Some(&CorrectionTables { factor, bias }) = self.tables.corrections.get(&id) {
             if self.extra.shadows {
                 let names = shadow_names(&layer.key);
                 let bare = bare(&op);
-                m.part.graph.node(&names[0], bare.clone(), &[x, w])?;
-                m.part.graph.node(&names[1], bare, &[inputs[0], inputs[1]])?;
+                let float = m.part.graph.node(&names[0], bare.clone(), &[x, w])?[0];
+                m.part.graph.set_origin(float, NodeOrigin::FloatSum(id));
+                let rounded = m.part.graph.node(&names[1], bare, &[inputs[0], inputs[1]])?[0];
+                m.part.graph.set_origin(rounded, NodeOrigin::RoundedSum(id));
             }
             inputs.resize(7, None);
             inputs[2] = Some(m.row(bias, &table_name(&layer.key, "bias"), layer.channels));
             inputs[6] = Some(m.row(factor, &table_name(&layer.key, "a"), layer.channels));
         }
-        let names: Vec<&str> = node.outputs.iter().map(|&v| g.value(v).name.as_str()).collect();
-        let outputs = m.part.graph.node_with_outputs(&node.name, op, &inputs, &names)?;
+        let outputs = m.part.graph.repeat(g, node, op, &inputs)?;
         m.map.extend(node.outputs.iter().copied().zip(outputs));
         Ok(())
     }
 
-    fn rounded(&self, x: ValueId, site: usize, m: &mut Making) -> Result<ValueId, OpError> {
+    fn rounded(&self, x: ValueId, site: SiteId, m: &mut Making) -> Result<ValueId, OpError> {
         if let Some(&v) = m.rounded.get(&(x, site)) {
             return Ok(v);
         }
-        let Site { name, segments } = &self.survey.sites[site];
-        let [scale, zero] = self.sites[site];
-        let of = format!("{name}#{site}");
+        let Site { name, segments } = &self.survey.sites[site.0];
+        let SiteTables { scale, zero_point } = self.tables.sites[site.0];
+        let of = format!("{name}#{}", site.0);
         let scale = m.row(scale, &table_name(&of, "scale"), segments.len());
-        let zero = m.row(zero, &table_name(&of, "zero_point"), segments.len());
+        let zero = m.row(zero_point, &table_name(&of, "zero_point"), segments.len());
         let segments = if segments.len() > 1 { segments.to_vec() } else { vec![] };
         let op = Op::FakeQuant { bits: 8, segments };
         let v = m.part.graph.op(&format!("{of}/rounded"), op, &[x, scale, zero])?;
+        m.part.graph.set_numbered(v);
+        m.part.graph.set_origin(v, NodeOrigin::Rounds(site));
         m.rounded.insert((x, site), v);
         Ok(v)
     }
@@ -324,12 +355,12 @@ fn dequantized(g: &mut Graph, name: &str, weight: &QuantizedWeight) -> Result<Va
 
 /// Quantizes the weights of a prelude's products; those that several share, as the first of them has it.
 fn quantize_weights(part: &mut Part, survey: &Survey) -> Result<(), OpError> {
-    let weights: HashMap<&str, &QuantizedWeight> =
-        survey.preludes.iter().map(|p| (p.key.as_str(), &p.weight)).collect();
+    let weights: HashMap<NodeId, &QuantizedWeight> = survey.preludes.iter().map(|p| (p.node, &p.weight)).collect();
     let g = &part.graph;
     let mut m = begin(part);
     for (_, node) in g.nodes() {
-        if let Some(weight) = weights.get(g.value(node.outputs[0]).name.as_str())
+        if let Some(NodeOrigin::Source(id)) = node.origin
+            && let Some(weight) = weights.get(&id)
             && let Some(w) = node.input(1).filter(|w| !m.map.contains_key(w))
         {
             let v = dequantized(&mut m.part.graph, &g.value(w).name, weight)?;

@@ -12,9 +12,9 @@
 //! Tests: tests/filetests/bf16/products.cqt
 
 use super::annotate::{Making, begin, finish, operands};
-use super::survey::{QuantSpec, candidate};
+use super::survey::{QuantSpec, candidate, source};
 use crate::bind::{Bound, Part, copy_node};
-use crate::ir::{Graph, Node, ValueId};
+use crate::ir::{Graph, Node, NodeId, ValueId};
 use cqc_proto::op::{OpError, SOFTMAX_BF16};
 use cqc_proto::{DType, Op, Tensor};
 use std::collections::HashMap;
@@ -31,7 +31,9 @@ pub struct Bf16Products {
 /// A product whose operands are rounded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bf16Layer {
-    /// The value it gives.
+    /// Its node in the graph that was bound.
+    pub node: NodeId,
+    /// Name of the value it gives.
     pub key: String,
     /// Name of its node in the source model.
     pub name: String,
@@ -76,7 +78,8 @@ impl Rewrite<'_> {
                 Some(Err(why)) => found.float_layers.push((node.name.clone(), why)),
                 Some(Ok(())) => {
                     let key = g.value(node.outputs[0]).name.clone();
-                    found.layers.push(Bf16Layer { key, name: node.name.clone(), op: node.op.name() });
+                    let (name, op) = (node.name.clone(), node.op.name());
+                    found.layers.push(Bf16Layer { node: source(node), key, name, op });
                     match node.op {
                         Op::Attention { .. } => attention(g, node, &mut m, &mut known)?,
                         _ => self.product(g, node, rounds_inputs, &mut m, &mut known)?,
@@ -156,8 +159,7 @@ fn attention(g: &Graph, node: &Node, m: &mut Making, known: &mut Known) -> Resul
 
 /// The node again, with another operator and other operands.
 fn emit(g: &Graph, node: &Node, op: Op, inputs: &[Option<ValueId>], m: &mut Making) -> Result<(), OpError> {
-    let names: Vec<&str> = node.outputs.iter().map(|&v| g.value(v).name.as_str()).collect();
-    let outputs = m.part.graph.node_with_outputs(&node.name, op, inputs, &names)?;
+    let outputs = m.part.graph.repeat(g, node, op, inputs)?;
     m.map.extend(node.outputs.iter().copied().zip(outputs));
     Ok(())
 }

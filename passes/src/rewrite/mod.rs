@@ -280,8 +280,8 @@ fn round(graph: &mut Graph, pass: &Pass, rule: Rule, report: &mut Report) -> Vec
                 for &(old, new) in &pairs {
                     assert_eq!(graph.ty(old), graph.ty(new), "{}: a replacement keeps its type", pass.name);
                     // names of the source model outlive those made up here
-                    let made_up = |v| graph.value(v).name.contains('#');
-                    if new.0 as usize >= values_before || (made_up(new) && !made_up(old)) {
+                    let numbered = |v| graph.value(v).numbered;
+                    if new.0 as usize >= values_before || (numbered(new) && !numbered(old)) {
                         graph.swap_names(old, new);
                     }
                 }
