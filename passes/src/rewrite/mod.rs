@@ -67,7 +67,7 @@ impl Context {
 }
 
 /// A rule: see the module. It answers [`Rewrite::NoMatch`] or [`Rewrite::Refused`] where a replacement
-/// would not type-check; an error of [`Graph::op`] that it returns is a [`RuleFailure`].
+/// would not type-check; an error of [`Graph::op`] that it returns is a [`PassFault::Replacement`].
 pub type Rule = fn(&mut Graph, NodeId, &Context) -> Result<Rewrite, OpError>;
 
 /// A named rewrite.
@@ -143,53 +143,46 @@ pub struct Report {
     pub refusals: Vec<Refusal>,
     /// What rules got wrong. The graph is valid all the same: the node stays as it was. Builds with
     /// debug assertions return the first of these as an error instead.
-    pub failures: Vec<RuleFailure>,
+    pub failures: Vec<PassError>,
 }
 
-/// A rule that did not keep its promise: a bug of the rule, never of the model.
+/// What a pass got wrong: a bug of the pass, never of the model.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("pass {pass}, node `{node}`: {cause}")]
-pub struct RuleFailure {
+#[error("pass {pass}: {cause}")]
+pub struct PassError {
     /// Name of the pass.
     pub pass: &'static str,
-    /// Name of the node that the rule looked at.
-    pub node: String,
-    /// What went wrong.
-    pub cause: FailureCause,
+    /// What it did, and at which node.
+    pub cause: PassFault,
 }
 
-/// What a rule got wrong.
+/// What a pass may get wrong.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FailureCause {
-    /// It built a node that does not type-check.
-    #[error("its replacement does not type-check: {0}")]
-    Replacement(OpError),
-    /// It replaced something in every round; this is the last node that it replaced.
-    #[error("it has not settled after {MAX_ROUNDS} rounds")]
-    Unsettled,
-}
-
-/// Why the passes stopped: a bug of a pass.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PassError {
-    /// The graph that a pass left breaks an invariant.
-    #[error("pass {pass}: {cause}")]
-    Invalid {
-        /// Name of the pass.
-        pass: &'static str,
-        /// The broken invariant.
-        cause: VerifyError,
-    },
-    /// A rule failed, in a build with debug assertions.
+pub enum PassFault {
+    /// The graph that it left breaks an invariant.
     #[error(transparent)]
-    Rule(#[from] RuleFailure),
+    Invalid(#[from] VerifyError),
+    /// A rule built a node that does not type-check.
+    #[error("node `{node}`: its replacement does not type-check: {source}")]
+    Replacement {
+        /// The node that the rule looked at.
+        node: String,
+        /// Why the operator does not take the operands.
+        source: OpError,
+    },
+    /// A rule replaced something in every one of the rounds that it is given.
+    #[error("node `{node}`: the rule still replaces it after {MAX_ROUNDS} rounds")]
+    Unsettled {
+        /// The last node that was replaced.
+        node: String,
+    },
 }
 
 /// Runs passes in order; `after` sees the graph after each of them.
 ///
 /// # Errors
-/// [`PassError::Invalid`] when a pass leaves a graph that [`verify`] rejects; with debug assertions,
-/// [`PassError::Rule`] for what is otherwise in [`Report::failures`].
+/// [`PassFault::Invalid`] when a pass leaves a graph that [`verify`] rejects; with debug assertions, what
+/// is otherwise in [`Report::failures`].
 pub fn run(graph: &mut Graph, passes: &[Pass], after: impl FnMut(&Pass, &Graph)) -> Result<Report, PassError> {
     run_with(graph, passes, OnFailure::of_build(), after)
 }
@@ -224,7 +217,7 @@ fn run_with(
             }
         };
         if let (OnFailure::Stop, Some(failure)) = (on_failure, report.failures.first()) {
-            return Err(failure.clone().into());
+            return Err(failure.clone());
         }
         report.replaced.push((pass.name, count));
         after(pass, graph);
@@ -251,7 +244,7 @@ fn apply(graph: &mut Graph, pass: &Pass, rule: Rule, report: &mut Report) -> Res
             break;
         }
     }
-    let unsettled = |node| RuleFailure { pass: pass.name, node, cause: FailureCause::Unsettled };
+    let unsettled = |node| PassError { pass: pass.name, cause: PassFault::Unsettled { node } };
     report.failures.extend(last.map(unsettled));
     Ok(total)
 }
@@ -269,8 +262,8 @@ fn round(graph: &mut Graph, pass: &Pass, rule: Rule, report: &mut Report) -> Vec
         match rule(graph, id, &context) {
             Ok(Rewrite::NoMatch) => {}
             Err(e) => {
-                let (node, cause) = (graph.get(id).name.clone(), FailureCause::Replacement(e));
-                report.failures.push(RuleFailure { pass: pass.name, node, cause });
+                let cause = PassFault::Replacement { node: graph.get(id).name.clone(), source: e };
+                report.failures.push(PassError { pass: pass.name, cause });
             }
             Ok(Rewrite::Refused(reason)) => {
                 let value = graph.value(graph.get(id).outputs[0]).name.clone();
@@ -295,7 +288,7 @@ fn round(graph: &mut Graph, pass: &Pass, rule: Rule, report: &mut Report) -> Vec
 }
 
 fn tidy(graph: &mut Graph, pass: &Pass) -> Result<(), PassError> {
-    let fail = |cause| PassError::Invalid { pass: pass.name, cause };
+    let fail = |e: VerifyError| PassError { pass: pass.name, cause: e.into() };
     graph.compact().map_err(|node| fail(VerifyError { node, what: "stands on a cycle".into() }))?;
     verify(graph).map_err(fail)
 }
@@ -325,29 +318,28 @@ mod tests {
         Ok(Rewrite::one(node.outputs[0], new))
     }
 
-    fn failure_of(rule: Rule) -> RuleFailure {
+    fn failure_of(rule: Rule) -> PassError {
         let passes = [Pass::rule("faulty", rule)];
         let mut left = graph();
         let report = run_with(&mut left, &passes, OnFailure::Report, |_, _| {}).unwrap();
         assert_eq!(left.to_string(), graph().to_string(), "the graph stays what it means");
         let stopped = run_with(&mut graph(), &passes, OnFailure::Stop, |_, _| {}).unwrap_err();
         let [failure] = &report.failures[..] else { panic!("one failure, not {:?}", report.failures) };
-        assert_eq!(stopped, PassError::Rule(failure.clone()));
+        assert_eq!(stopped, *failure);
         failure.clone()
     }
 
     #[test]
     fn an_error_inside_a_rule_is_reported_with_rule_and_node() {
         let failure = failure_of(ill_typed);
-        assert_eq!((failure.pass, &failure.node[..]), ("faulty", "y"));
-        let FailureCause::Replacement(e) = &failure.cause else { panic!("{failure}") };
-        assert_eq!(e.op, "reshape");
+        let expected = "pass faulty: node `y`: its replacement does not type-check: reshape: ";
+        assert!(failure.to_string().starts_with(expected), "{failure}");
     }
 
     #[test]
     fn a_rule_that_never_settles_is_reported_with_rule_and_node() {
         let failure = failure_of(restless);
-        assert_eq!((failure.pass, &failure.node[..], failure.cause), ("faulty", "y", FailureCause::Unsettled));
+        assert_eq!(failure.to_string(), "pass faulty: node `y`: the rule still replaces it after 64 rounds");
     }
 
     #[test]
