@@ -1,13 +1,14 @@
 //! Binding times: what of the graph leaves the denoising loop.
 //!
-//! Every node depends on some of three things: the time step (T), the conditioning (C), the sample (S). Nodes that see only T are evaluated
-//! now, for every evaluation of the loop, and become tables; C alone is the prelude; T and C together are a prelude over all
-//! evaluations at once; everything else is the step. The three parts come out as graphs of their own, cut where a later part reads
-//! an earlier one.
+//! Every node depends on some of three things: the time step (T), the conditioning (C), the sample
+//! (S). Nodes that see only T are evaluated now, for every evaluation of the loop, and become
+//! tables; C alone is the prelude; T and C together are a prelude over all evaluations at once;
+//! everything else is the step. The three parts come out as graphs of their own, cut where a later
+//! part reads an earlier one.
 //!
-//! Tables are computed for a batch of one and broadcast: all samples of a step share the time step. A value whose shape
-//! does not allow that (the batch anywhere but alone on axis 0) stays in the step. Models of fixed batch run the T-and-C prelude once
-//! per evaluation instead of once for all.
+//! Tables are computed for a batch of one and broadcast: all samples of a step share the time step.
+//! A value whose shape does not allow that (the batch anywhere but alone on axis 0) stays in the
+//! step. Models of fixed batch run the T-and-C prelude once per evaluation instead of once for all.
 
 use crate::interpret::{self, InterpretError};
 use crate::ir::{Def, Graph, Node, ValueId};
@@ -77,7 +78,8 @@ impl Bound {
 pub struct CachedPart {
     /// Its nodes.
     pub part: Part,
-    /// Names of the slots; the values of `full` they store are the outputs of its graph behind those of the model, in order.
+    /// Names of the slots; the values of `full` they store are the outputs of its graph behind
+    /// those of the model, in order.
     pub slots: Vec<String>,
     /// Further slots: each holds what one of `slots` held before.
     pub previous: Vec<usize>,
@@ -141,7 +143,8 @@ enum Stage {
     Full,
 }
 
-/// Cuts `graph` for a loop over `timesteps` (one per evaluation, as fed to the network). `roles` says what each input is.
+/// Cuts `graph` for a loop over `timesteps` (one per evaluation, as fed to the network). `roles`
+/// says what each input is.
 ///
 /// `batch` is the batch symbol, `None` for a model of fixed batch.
 ///
@@ -223,8 +226,8 @@ fn batch_leads(ty: &ValueType, batch: Option<&str>) -> bool {
     ty.shape.iter().enumerate().all(|(i, d)| d.coefficient(batch) == 0 || (i == 0 && d.as_symbol() == Some(batch)))
 }
 
-/// Values made in one stage and read in another, in order; outputs count as read by the step. Inputs are not among them,
-/// except the time step.
+/// Values made in one stage and read in another, in order; outputs count as read by the step.
+/// Inputs are not among them, except the time step.
 fn boundary(g: &Graph, stages: &[Stage], crosses: impl Fn(Stage, Stage) -> bool) -> Vec<ValueId> {
     let stage = |v: ValueId| stages[v.0 as usize];
     let mut found = Vec::new();

@@ -1,4 +1,5 @@
-//! The compiler: graph IR, ONNX import, rewrites, lowering to a Plan. Executes nothing but constants.
+//! The compiler: graph IR, ONNX import, rewrites, lowering to a Plan. Executes nothing but
+//! constants.
 
 pub mod bind;
 pub mod cache;

@@ -1,5 +1,5 @@
-//! A loop with a cache: the two graphs of a step, with a schedule and with the tables that correct what
-//! the cached one reads.
+//! A loop with a cache: the two graphs of a step, with a schedule and with the tables that correct
+//! what the cached one reads.
 
 use super::affine::Affine;
 use super::correct::{Correction, correct};
@@ -8,11 +8,12 @@ use crate::bind::{Bound, CachedPart};
 use cqc_proto::Tensor;
 use cqc_proto::op::OpError;
 
-/// `bound` with the graphs of `split` in place of its step, and the corrections that were put in: one per
-/// slot if there are `rows`, none otherwise.
+/// `bound` with the graphs of `split` in place of its step, and the corrections that were put in:
+/// one per slot if there are `rows`, none otherwise.
 ///
-/// `full_evaluations` ascend from 0. `rows[slot][evaluation]` is the correction of a slot; slots whose
-/// rows forecast from two stored tensors get another slot after all others, for the older of them.
+/// `full_evaluations` ascend from 0. `rows[slot][evaluation]` is the correction of a slot; slots
+/// whose rows forecast from two stored tensors get another slot after all others, for the older of
+/// them.
 ///
 /// # Errors
 /// [`OpError`] when a slot is no tensor of floats with channels.

@@ -1,5 +1,5 @@
-//! CacheQuant's correction of what a cached step reads: `x · scale + shift` per channel, one row of two tables per evaluation
-//! (section 7.3).
+//! CacheQuant's correction of what a cached step reads: `x · scale + shift` per channel, one row of
+//! two tables per evaluation (CacheQuant's decoupled error correction).
 
 use crate::bind::{Origin, Part, TableId, copy_node};
 use crate::ir::{Graph, Node, ValueId};
@@ -16,13 +16,16 @@ pub struct Correction {
     pub scale: TableId,
     /// Table of summands, likewise.
     pub shift: TableId,
-    /// The slot that holds what this one held before, and the table of its factors: a forecast from both.
+    /// The slot that holds what this one held before, and the table of its factors: a forecast from
+    /// both.
     pub previous: Option<(usize, TableId)>,
 }
 
-/// Puts the corrections between the slots and their readers. Slots that the step does not read are left alone.
+/// Puts the corrections between the slots and their readers. Slots that the step does not read are
+/// left alone.
 ///
-/// Where an addition is a slot's only reader, as behind a delta, it becomes the correction's residual.
+/// Where an addition is a slot's only reader, as behind a delta, it becomes the correction's
+/// residual.
 ///
 /// # Errors
 /// [`OpError`] when a slot is no tensor of floats with channels.

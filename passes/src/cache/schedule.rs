@@ -1,7 +1,7 @@
 //! Which evaluations compute what is cached.
 //!
-//! A kind of schedule is a variant of [`ScheduleKind`], its name in [`ScheduleKind::NAMED`] and its arm in
-//! [`ScheduleKind::find`].
+//! A kind of schedule is a variant of [`ScheduleKind`], its name in [`ScheduleKind::NAMED`] and its
+//! arm in [`ScheduleKind::find`].
 
 use super::band::Band;
 use std::fmt;
@@ -19,14 +19,14 @@ pub enum ScheduleKind {
     Quadratic(Quadratic),
     /// CacheQuant's dynamic program over distances between cached tensors.
     Dps,
-    /// The same over the squares that an affine map per channel leaves of them (CacheQuant section 13.2).
+    /// The same over the squares that an affine map per channel leaves of them (not in the paper).
     DpsAffine,
     /// The same dynamic program over errors of the network's output.
     DpsOutput,
 }
 
-/// What the methods choose by, observed on the calibration set. All bands are as wide as the longest
-/// group of evaluations that may share one full evaluation.
+/// What the methods choose by, observed on the calibration set. All bands are as wide as the
+/// longest group of evaluations that may share one full evaluation.
 pub struct Costs<'a> {
     /// Sampler step of each evaluation, ascending from 0.
     pub steps: &'a [usize],
@@ -56,8 +56,8 @@ pub struct Candidate {
     pub method: String,
     /// Full evaluations, ascending from 0.
     pub full: Vec<usize>,
-    /// What the method minimises, for this schedule and for the uniform one (`None` if that does not fit
-    /// the band).
+    /// What the method minimises, for this schedule and for the uniform one (`None` if that does
+    /// not fit the band).
     pub cost: Option<(f64, Option<f64>)>,
 }
 
@@ -82,8 +82,8 @@ impl ScheduleKind {
         matches!(self, ScheduleKind::Auto | ScheduleKind::DpsOutput)
     }
 
-    /// The schedules to measure for about one full evaluation of `interval`: one, or for `auto` one of
-    /// each kind; none if there is no such schedule.
+    /// The schedules to measure for about one full evaluation of `interval`: one, or for `auto` one
+    /// of each kind; none if there is no such schedule.
     ///
     /// # Panics
     /// When a band is narrower than the longest group of evaluations.
@@ -141,20 +141,23 @@ impl FromStr for ScheduleKind {
     }
 }
 
-/// Number of full evaluations of `steps` sampler steps at interval N: ⌈steps / N⌉ (CacheQuant section 3.2).
+/// Number of full evaluations of `steps` sampler steps at interval N: ⌈steps / N⌉, as in
+/// CacheQuant.
 pub fn full_count(steps: usize, interval: usize) -> usize {
     steps.div_ceil(interval)
 }
 
-/// Lengths of groups that the published dynamic program allows: ⌈N/2⌉ to 2N, relaxed where `evaluations` are too few for them.
+/// Lengths of groups that the published dynamic program allows: ⌈N/2⌉ to 2N, relaxed where
+/// `evaluations` are too few for them.
 pub fn group_lengths(evaluations: usize, steps: usize, interval: usize) -> RangeInclusive<usize> {
     let groups = full_count(steps, interval);
     let longest = (2 * interval).min(evaluations).max(evaluations.div_ceil(groups));
     interval.div_ceil(2).min(evaluations / groups)..=longest
 }
 
-/// Evaluation 0 and the evaluation of every N-th sampler step. `steps[e]` is the sampler step of evaluation `e`: with samplers
-/// that evaluate the first step twice (PLMS) the sequence is 0, 1 + N, 1 + 2N … (CacheQuant section 3.6).
+/// Evaluation 0 and the evaluation of every N-th sampler step. `steps[e]` is the sampler step of
+/// evaluation `e`: with samplers that evaluate the first step twice (PLMS) the sequence is 0, 1 +
+/// N, 1 + 2N …
 pub fn uniform(steps: &[usize], interval: usize) -> Vec<usize> {
     let first_of_step = |e: usize| e == 0 || steps[e - 1] != steps[e];
     (0..steps.len())
@@ -162,8 +165,8 @@ pub fn uniform(steps: &[usize], interval: usize) -> Vec<usize> {
         .collect()
 }
 
-/// The schedule of least cost with the published group lengths: full evaluations and cost; `None` where there is no such
-/// partition.
+/// The schedule of least cost with the published group lengths: full evaluations and cost; `None`
+/// where there is no such partition.
 ///
 /// # Panics
 /// When the band is narrower than the longest group.
@@ -171,7 +174,8 @@ pub fn dps(band: &Band, steps: usize, interval: usize) -> Option<(Vec<usize>, f6
     band.best(full_count(steps, interval), group_lengths(band.evaluations(), steps, interval))
 }
 
-/// As [`dps`], with groups of any length up to the longest: where single evaluations are dear, they may stand alone.
+/// As [`dps`], with groups of any length up to the longest: where single evaluations are dear, they
+/// may stand alone.
 ///
 /// # Panics
 /// When the band is narrower than the longest group.
@@ -180,10 +184,11 @@ pub fn dps_unbounded(band: &Band, steps: usize, interval: usize) -> Option<(Vec<
     band.best(full_count(steps, interval), 1..=*lengths.end())
 }
 
-/// DeepCache's centre-power schedule (its equation 7; CacheQuant section 10).
+/// DeepCache's centre-power schedule (arXiv:2312.00858, equation 7).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Quadratic {
-    /// Evaluation around which full ones are densest; `None`: the form without a centre, densest at the begin.
+    /// Evaluation around which full ones are densest; `None`: the form without a centre, densest at
+    /// the begin.
     pub centre: Option<f64>,
     /// Exponent, above 1; 1 is uniform.
     pub power: f64,
@@ -201,13 +206,14 @@ pub enum Root {
 }
 
 impl Quadratic {
-    /// Power 1.4 around three tenths of the way: DeepCache's setting for Stable Diffusion (15 of 50), scaled.
+    /// Power 1.4 around three tenths of the way: DeepCache's setting for Stable Diffusion (15 of
+    /// 50), scaled.
     pub fn around(evaluations: usize) -> Quadratic {
         Quadratic { centre: Some((0.3 * evaluations as f64).round()), power: 1.4, root: Root::Principal }
     }
 
-    /// `groups` full evaluations of `evaluations`. Where rounding makes two of them equal, the power is lowered by 0.02 until it
-    /// does not; `None` when it would reach 1.
+    /// `groups` full evaluations of `evaluations`. Where rounding makes two of them equal, the
+    /// power is lowered by 0.02 until it does not; `None` when it would reach 1.
     pub fn schedule(&self, evaluations: usize, groups: usize) -> Option<Vec<usize>> {
         let mut power = self.power;
         while power > 1.0 {
@@ -300,7 +306,7 @@ mod tests {
         Quadratic { centre, power, root }.schedule(evaluations, groups).unwrap()
     }
 
-    /// The table of section 10, which comes from running DeepCache's formula.
+    /// What DeepCache's formula gives for its published settings.
     #[test]
     fn quadratic_schedules_equal_the_published_formula() {
         use Root::{Principal, Signed};

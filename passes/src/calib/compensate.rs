@@ -1,5 +1,6 @@
-//! Compensation of what acceleration does to the sample's spread (Q&C section 3): per channel of the sample after one step, the
-//! affine map of the accelerated sample that brings it near the ordinary one.
+//! Compensation of what acceleration does to the sample's spread (Q&C's variance compensation,
+//! arXiv:2503.02508): per channel of the sample after one step, the affine map of the accelerated
+//! sample that brings it near the ordinary one.
 
 use crate::cache::affine::Affine;
 
@@ -9,14 +10,16 @@ const SCALES: [f64; 2] = [0.8, 1.25];
 /// A channel with fewer pairs of elements is corrected in part only.
 const ENOUGH: f64 = 64.0;
 
-/// What the scale K is to achieve. With d = x − μ, of the accelerated sample, and e = x′ − μ′, of the ordinary one:
+/// What the scale K is to achieve. With d = x − μ, of the accelerated sample, and e = x′ − μ′, of
+/// the ordinary one:
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Least absolute and relative square error: Σ w·e·d / Σ w·d², w = 1 + 1 / max(x′², τ²), τ a tenth of the root of the mean x′²
-    /// (formula A; without τ a few elements near zero would decide).
+    /// Least absolute and relative square error: Σ w·e·d / Σ w·d², w = 1 + 1 / max(x′², τ²), τ a
+    /// tenth of the root of the mean x′² (formula A; without τ a few elements near zero would
+    /// decide).
     Regression,
-    /// As printed in the paper: (Σ e·d + Σ d/x′) / (Σ d² + Σ d²/x′²) (formula B). The optimum of the paper's objective only where
-    /// μ is 0. Elements with x′ = 0 have no relative error.
+    /// As printed in the paper: (Σ e·d + Σ d/x′) / (Σ d² + Σ d²/x′²) (formula B). The optimum of
+    /// the paper's objective only where μ is 0. Elements with x′ = 0 have no relative error.
     PaperExact,
     /// Least square error: Σ e·d / Σ d². Shrinks the sample by how badly both correlate.
     Mse,
@@ -24,12 +27,14 @@ pub enum Mode {
     Variance,
 }
 
-/// The map `x~ = scale · x + shift` per channel, fitted to pairs of samples `[rows, channels, plane]`, the same rows of the
-/// accelerated loop and of the ordinary one; all of them at once, because τ must be known before the sums.
+/// The map `x~ = scale · x + shift` per channel, fitted to pairs of samples `[rows, channels,
+/// plane]`, the same rows of the accelerated loop and of the ordinary one; all of them at once,
+/// because τ must be known before the sums.
 ///
-/// μ is the mean of the accelerated channel, and μ′ too unless `center` is set: then it is the ordinary channel's, and the means
-/// agree after correction. The scale is between 0.8 and 1.25; with fewer than 64 pairs the map goes only as much of the way from
-/// the identity. Pairs that are not finite are left out; where nothing varies the scale is 1.
+/// μ is the mean of the accelerated channel, and μ′ too unless `center` is set: then it is the
+/// ordinary channel's, and the means agree after correction. The scale is between 0.8 and 1.25;
+/// with fewer than 64 pairs the map goes only as much of the way from the identity. Pairs that are
+/// not finite are left out; where nothing varies the scale is 1.
 ///
 /// # Panics
 /// When the lengths differ or are no multiple of `channels · plane`.
@@ -203,7 +208,7 @@ mod tests {
         }
     }
 
-    /// The formulas of section 3.2 on four elements, by hand: μ = 0, so that A without τ and B agree.
+    /// The formulas of the modes on four elements, by hand: μ = 0, so that A without τ and B agree.
     #[test]
     fn the_printed_formula_is_the_optimum_around_zero() {
         let (x, y) = ([1.0, -1.0, 2.0, -2.0].repeat(16), [1.1, -1.1, 2.0, -2.0].repeat(16));
@@ -221,7 +226,8 @@ mod tests {
         let x: Vec<f32> = y.iter().map(|y| 3.0 * y).collect();
         assert_eq!(fit(&x, &y, 1, 64, Mode::Mse, false).scale, [0.8]);
         assert_eq!(fit(&y, &x, 1, 64, Mode::Mse, false).scale, [1.25]);
-        assert_eq!(fit(&y[..16], &x[..16], 1, 16, Mode::Mse, false).scale, [1.0625]); // 1 + 0.25 · 16 / 64
+        // 1 + 0.25 · 16 / 64
+        assert_eq!(fit(&y[..16], &x[..16], 1, 16, Mode::Mse, false).scale, [1.0625]);
     }
 
     #[test]
@@ -238,7 +244,8 @@ mod tests {
         }
     }
 
-    /// Section 3.4: p·x + q·eps + r·z, corrected, is the update with p, q and r times the scale, plus the shift.
+    /// A correction folded into the sampler: p·x + q·eps + r·z, corrected, is the update with p, q
+    /// and r times the scale, plus the shift.
     #[test]
     fn the_map_folds_into_the_samplers_update() {
         let (x, eps, z) = (noise(100, 8), noise(100, 9), noise(100, 10));

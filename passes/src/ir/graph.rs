@@ -31,8 +31,8 @@ pub struct SiteId(pub usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LayerId(pub usize);
 
-/// What a node of a part of the loop stands for. All parts that repeat a node give it the same origin,
-/// and lowering hands it on to the step, so nothing has to be found by its name.
+/// What a node of a part of the loop stands for. All parts that repeat a node give it the same
+/// origin, and lowering hands it on to the step, so nothing has to be found by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum NodeOrigin {
     /// This node of the graph that was bound, in whatever form.
@@ -70,8 +70,8 @@ pub struct Node {
     pub inputs: Vec<Option<ValueId>>,
     /// Results.
     pub outputs: Vec<ValueId>,
-    /// What it stands for in a part of the loop; `None` in the model's graph, and for nodes that only a
-    /// part needs.
+    /// What it stands for in a part of the loop; `None` in the model's graph, and for nodes that
+    /// only a part needs.
     pub origin: Option<NodeOrigin>,
 }
 
@@ -82,7 +82,8 @@ impl Node {
     }
 }
 
-/// A dataflow graph. Nodes and values are only ever added; what nothing reads disappears in [`Graph::compact`].
+/// A dataflow graph. Nodes and values are only ever added; what nothing reads disappears in
+/// [`Graph::compact`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Graph {
     /// Name of the source model's graph.
@@ -337,8 +338,9 @@ impl Graph {
         node.op.cost(&self.input_types(node), &outputs)
     }
 
-    /// Lets every reader of each key read the mapped value instead (followed through chains), outputs included, and hands the
-    /// key's name on when the new value has none of the source model's.
+    /// Lets every reader of each key read the mapped value instead (followed through chains),
+    /// outputs included, and hands the key's name on when the new value has none of the source
+    /// model's.
     pub fn substitute(&mut self, map: &HashMap<ValueId, ValueId>) {
         let resolve = |mut v: ValueId| {
             while let Some(&next) = map.get(&v) {
@@ -352,8 +354,8 @@ impl Graph {
         self.outputs.iter_mut().for_each(|(_, v)| *v = resolve(*v));
     }
 
-    /// Drops nodes and values that no output needs (inputs stay), and puts nodes in an order where operands come first:
-    /// the order of addition as far as dependencies allow. Ids change.
+    /// Drops nodes and values that no output needs (inputs stay), and puts nodes in an order where
+    /// operands come first: the order of addition as far as dependencies allow. Ids change.
     ///
     /// # Errors
     /// The name of a node on a cycle, if there is one; the graph is then unchanged.

@@ -8,10 +8,10 @@
 //!   return %y
 //! }
 //! ```
-//! `%name` takes letters, digits and `_ . / #`; other names stand in quotes: `%"a b"`. A `#` without
-//! quotes says that the name was numbered here ([`Value::numbered`](super::Value::numbered)); names of
-//! source models that have one stand in quotes. Attributes follow the operands as `key=json`; an absent
-//! operand is `_`.
+//! `%name` takes letters, digits and `_ . / #`; other names stand in quotes: `%"a b"`. A `#`
+//! without quotes says that the name was numbered here
+//! ([`Value::numbered`](super::Value::numbered)); names of source models that have one stand in
+//! quotes. Attributes follow the operands as `key=json`; an absent operand is `_`.
 
 use super::{Def, Graph, ValueId};
 use cqc_proto::text::{Attributes, Name, is_name_char};

@@ -6,9 +6,11 @@
 //!                            y  = conv(xq, wq, bias[e], scale: a[e])         a and bias[e] only where a correction was fitted
 //! ```
 //!
-//! A layer of the survey without sites reads `round_bf16(x)`: codes are numbers of bf16 too, so its sums can be those of products of bf16, times the
-//! scale of the weights. What varies by evaluation are tables. The float engine executes the result as it stands; it is also what is exported, reported and lowered
-//! to integers. Weights of the preludes, which run once per request, are quantized alone: their sums stay float.
+//! A layer of the survey without sites reads `round_bf16(x)`: codes are numbers of bf16 too, so its
+//! sums can be those of products of bf16, times the scale of the weights. What varies by evaluation
+//! are tables. The float engine executes the result as it stands; it is also what is exported,
+//! reported and lowered to integers. Weights of the preludes, which run once per request, are
+//! quantized alone: their sums stay float.
 
 use super::survey::{Layer, QuantSpec, Site, Survey};
 use super::weights::QuantizedWeight;
@@ -38,7 +40,7 @@ pub struct SiteTable {
     pub zero_point: Vec<f32>,
 }
 
-/// CacheQuant's correction for quantization (section 7.4), bias outside: `a · sum + b`.
+/// CacheQuant's correction for quantization (DEC), bias outside: `a · sum + b`.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct OutputCorrection {
     /// `[evaluations · channels]`.
@@ -66,7 +68,8 @@ impl QuantTables {
         QuantTables { evaluations, sites, corrections: BTreeMap::new() }
     }
 
-    /// Tables of `survey` for the sites of `other` that are also its own; nothing is rounded at those that are not.
+    /// Tables of `survey` for the sites of `other` that are also its own; nothing is rounded at
+    /// those that are not.
     pub fn of_other(&self, survey: &Survey, other: &Survey) -> QuantTables {
         let mut out = QuantTables::float(other, self.evaluations);
         for (site, table) in other.sites.iter().zip(&mut out.sites) {
@@ -78,7 +81,8 @@ impl QuantTables {
     }
 }
 
-/// Names of the steps that compute a layer's sum a second time, for fits: from float operands, and from rounded ones.
+/// Names of the steps that compute a layer's sum a second time, for fits: from float operands, and
+/// from rounded ones.
 pub fn shadow_names(key: &str) -> [String; 2] {
     [format!("{key}/float sum"), format!("{key}/rounded sum")]
 }
@@ -95,15 +99,17 @@ pub fn table_name(of: &str, what: &str) -> String {
     format!("quant:{of}/{what}")
 }
 
-/// Stores the tables that a loop has so far in f16: rows of time embeddings and corrections of the cache, of which there is one per
-/// evaluation. A table that f16 cannot hold to a part in a thousand stays as it is.
+/// Stores the tables that a loop has so far in f16: rows of time embeddings and corrections of the
+/// cache, of which there is one per evaluation. A table that f16 cannot hold to a part in a
+/// thousand stays as it is.
 pub fn narrow_tables(bound: &mut Bound) {
     for (_, table) in &mut bound.tables {
         narrow(table, TOLERANCE);
     }
 }
 
-/// What f16 may change in a table that does not choose levels, of the value or of a thousandth of the largest one.
+/// What f16 may change in a table that does not choose levels, of the value or of a thousandth of
+/// the largest one.
 const TOLERANCE: f32 = 1e-3;
 
 fn narrow(table: &mut Tensor, tolerance: f32) {
@@ -146,17 +152,12 @@ pub struct CorrectionTables {
     pub bias: TableId,
 }
 
-/// Rewrites all parts of a loop; returns the tables that the rewritten parts read. The nodes it adds say
-/// by their [`NodeOrigin`] which site or layer they are for.
+/// Rewrites all parts of a loop; returns the tables that the rewritten parts read. The nodes it
+/// adds say by their [`NodeOrigin`] which site or layer they are for.
 ///
 /// # Errors
 /// [`OpError`] when a rewritten node does not type-check: a bug here.
-pub fn annotate(
-    bound: &mut Bound,
-    survey: &Survey,
-    tables: &QuantTables,
-    extra: Extra,
-) -> Result<Annotation, OpError> {
+pub fn annotate(bound: &mut Bound, survey: &Survey, tables: &QuantTables, extra: Extra) -> Result<Annotation, OpError> {
     let mut add = |name: String, values: &[f32], exactly: bool| {
         let width = values.len() / tables.evaluations;
         let mut tensor = Tensor::from_f32(&[tables.evaluations, width], values);
@@ -198,9 +199,11 @@ struct Rewrite<'a> {
     extra: Extra,
 }
 
-/// A part in the making.
-pub(super) struct Making {
+/// A part that is rewritten into another one, node by node.
+pub(super) struct PartBuilder {
+    /// The new part.
     pub part: Part,
+    /// Its values by those of the old one.
     pub map: HashMap<ValueId, ValueId>,
     /// Inputs that are rows of tables.
     rows: HashMap<TableId, ValueId>,
@@ -209,7 +212,45 @@ pub(super) struct Making {
     bf16: HashMap<ValueId, ValueId>,
 }
 
-impl Making {
+impl PartBuilder {
+    /// The inputs of `part`, and nothing else yet.
+    pub fn new(part: &Part) -> PartBuilder {
+        let (g, mut to) = (&part.graph, Graph::new(part.graph.name.clone()));
+        let map = g.inputs.iter().map(|&v| (v, to.input(&g.value(v).name, g.ty(v).clone()))).collect();
+        PartBuilder {
+            part: Part { graph: to, origins: part.origins.clone() },
+            map,
+            rows: HashMap::new(),
+            rounded: HashMap::new(),
+            bf16: HashMap::new(),
+        }
+    }
+
+    /// The new part, with the outputs of the old graph.
+    pub fn into_part(mut self, g: &Graph) -> Part {
+        for (name, v) in &g.outputs {
+            let output = self.operand(g, *v);
+            self.part.graph.outputs.push((name.clone(), output));
+        }
+        self.part
+    }
+
+    /// The node's operands in the new graph.
+    pub fn operands(&mut self, g: &Graph, node: &Node) -> Vec<Option<ValueId>> {
+        node.inputs.iter().map(|v| v.map(|v| self.operand(g, v))).collect()
+    }
+
+    /// A value in the new graph, constants as they are.
+    fn operand(&mut self, g: &Graph, v: ValueId) -> ValueId {
+        match g.tensor(v) {
+            Some(t) if !self.map.contains_key(&v) => {
+                let constant = self.part.graph.constant(&g.value(v).name, t.clone());
+                *self.map.entry(v).or_insert(constant)
+            }
+            _ => self.map[&v],
+        }
+    }
+
     /// This evaluation's row of a table.
     fn row(&mut self, table: TableId, name: &str, width: usize) -> ValueId {
         let part = &mut self.part;
@@ -223,7 +264,7 @@ impl Making {
 impl Rewrite<'_> {
     fn part(&self, part: &mut Part) -> Result<(), OpError> {
         let g = &part.graph;
-        let mut m = begin(part);
+        let mut m = PartBuilder::new(part);
         for (_, node) in g.nodes() {
             let layer = match node.origin {
                 Some(NodeOrigin::Source(id)) => self.layers.get(&id),
@@ -234,13 +275,13 @@ impl Rewrite<'_> {
                 None => copy_node(g, node, &mut m.part.graph, &mut m.map)?,
             }
         }
-        *part = finish(g, m);
+        *part = m.into_part(g);
         Ok(())
     }
 
-    fn layer(&self, g: &Graph, node: &Node, id: LayerId, m: &mut Making) -> Result<(), OpError> {
+    fn layer(&self, g: &Graph, node: &Node, id: LayerId, m: &mut PartBuilder) -> Result<(), OpError> {
         let layer = &self.survey.layers[id.0];
-        let mut inputs = operands(g, node, m);
+        let mut inputs = m.operands(g, node);
         let (x, w) = (inputs[0], inputs[1]);
         for (input, &site) in inputs.iter_mut().zip(&layer.sites) {
             *input = Some(self.rounded(input.expect("a layer has it"), SiteId(site), m)?);
@@ -274,7 +315,7 @@ impl Rewrite<'_> {
         Ok(())
     }
 
-    fn rounded(&self, x: ValueId, site: SiteId, m: &mut Making) -> Result<ValueId, OpError> {
+    fn rounded(&self, x: ValueId, site: SiteId, m: &mut PartBuilder) -> Result<ValueId, OpError> {
         if let Some(&v) = m.rounded.get(&(x, site)) {
             return Ok(v);
         }
@@ -293,7 +334,7 @@ impl Rewrite<'_> {
     }
 }
 
-fn rounded_bf16(x: ValueId, m: &mut Making) -> Result<ValueId, OpError> {
+fn rounded_bf16(x: ValueId, m: &mut PartBuilder) -> Result<ValueId, OpError> {
     if let Some(&v) = m.bf16.get(&x) {
         return Ok(v);
     }
@@ -312,40 +353,6 @@ fn bare(op: &Op) -> Op {
     op
 }
 
-pub(super) fn begin(part: &Part) -> Making {
-    let (g, mut to) = (&part.graph, Graph::new(part.graph.name.clone()));
-    let map = g.inputs.iter().map(|&v| (v, to.input(&g.value(v).name, g.ty(v).clone()))).collect();
-    Making {
-        part: Part { graph: to, origins: part.origins.clone() },
-        map,
-        rows: HashMap::new(),
-        rounded: HashMap::new(),
-        bf16: HashMap::new(),
-    }
-}
-
-pub(super) fn finish(g: &Graph, mut m: Making) -> Part {
-    for (name, v) in &g.outputs {
-        if let (Some(t), false) = (g.tensor(*v), m.map.contains_key(v)) {
-            let constant = m.part.graph.constant(&g.value(*v).name, t.clone());
-            m.map.insert(*v, constant);
-        }
-        m.part.graph.outputs.push((name.clone(), m.map[v]));
-    }
-    m.part
-}
-
-/// The node's operands in the new graph.
-pub(super) fn operands(g: &Graph, node: &Node, m: &mut Making) -> Vec<Option<ValueId>> {
-    for v in node.inputs.iter().flatten() {
-        if let (Some(t), false) = (g.tensor(*v), m.map.contains_key(v)) {
-            let constant = m.part.graph.constant(&g.value(*v).name, t.clone());
-            m.map.insert(*v, constant);
-        }
-    }
-    node.inputs.iter().map(|v| v.map(|v| m.map[&v])).collect()
-}
-
 fn dequantized(g: &mut Graph, name: &str, weight: &QuantizedWeight) -> Result<ValueId, OpError> {
     let codes = g.constant(&format!("{name}/codes"), weight.codes.clone());
     let scale = g.constant(&format!("{name}/scale"), weight.scale.clone());
@@ -353,11 +360,12 @@ fn dequantized(g: &mut Graph, name: &str, weight: &QuantizedWeight) -> Result<Va
     g.op(&format!("{name}/dequantized"), Op::DequantizeWeight { bits, output_axis, segments }, &[codes, scale])
 }
 
-/// Quantizes the weights of a prelude's products; those that several share, as the first of them has it.
+/// Quantizes the weights of a prelude's products; those that several share, as the first of them
+/// has it.
 fn quantize_weights(part: &mut Part, survey: &Survey) -> Result<(), OpError> {
     let weights: HashMap<NodeId, &QuantizedWeight> = survey.preludes.iter().map(|p| (p.node, &p.weight)).collect();
     let g = &part.graph;
-    let mut m = begin(part);
+    let mut m = PartBuilder::new(part);
     for (_, node) in g.nodes() {
         if let Some(NodeOrigin::Source(id)) = node.origin
             && let Some(weight) = weights.get(&id)
@@ -368,7 +376,7 @@ fn quantize_weights(part: &mut Part, survey: &Survey) -> Result<(), OpError> {
         }
         copy_node(g, node, &mut m.part.graph, &mut m.map)?;
     }
-    *part = finish(g, m);
+    *part = m.into_part(g);
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Layers are convolutions and linear layers whose weights are constants, and attentions. Where a layer reads a concat, directly or through
 //! operators that keep channels apart (a normalisation, an activation), its input and its weights are split at the concat's border, each
-//! part with a scale of its own (Q-Diffusion's shortcut splitting, CacheQuant section 5.5).
+//! part with a scale of its own (Q-Diffusion's shortcut splitting, arXiv:2302.04304).
 
 use super::weights::QuantizedWeight;
 use crate::bind::{Bound, CachedPart, Origin, Part};
@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashSet};
 /// What is wanted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantSpec {
-    /// Bits of weights, 8 or 4 (16: bf16); the first and the last layer have 8 (CacheQuant section 5.6).
+    /// Bits of weights, 8 or 4 (16: bf16); the first and the last layer have 8, as in CacheQuant.
     pub weight_bits: u8,
     /// Layers that stay as they are, by name.
     pub keep_float: Vec<String>,

@@ -48,7 +48,7 @@ impl Layout {
 }
 
 impl QuantizedWeight {
-    /// Rounds to the nearest code, with the scales of a range search (CacheQuant section 5.2).
+    /// Rounds to the nearest code, with the scales of a range search.
     pub fn nearest(weight: &Tensor, output_axis: usize, segments: &[usize], bits: u8) -> QuantizedWeight {
         let layout = Layout::new(weight.shape(), output_axis);
         let values = weight.to_f32_vec();

@@ -1,8 +1,8 @@
 //! `fold-pad`:  conv(pad(x))  →  conv(x) with larger pads
 //!
-//! diffusers' downsampling pads one row and one column at the end before a convolution without padding. Zeros on spatial axes
-//! are what the convolution's own padding is.
-//! Tests: tests/filetests/passes/fold_pad.cqt
+//! diffusers' downsampling pads one row and one column at the end before a convolution without
+//! padding. Zeros on spatial axes are what the convolution's own padding is. Tests:
+//! tests/filetests/passes/fold_pad.cqt
 
 use super::matching::refusal;
 use super::{Context, Pass, Rewrite};

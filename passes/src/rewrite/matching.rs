@@ -20,7 +20,8 @@ pub fn either_order<T>(pair: (ValueId, ValueId), f: impl Fn(ValueId, ValueId) ->
     f(pair.0, pair.1).or_else(|| f(pair.1, pair.0))
 }
 
-/// `(x, c)` if `v = x ∘ c` for a commutative operator and a one-element constant `c`, in either order.
+/// `(x, c)` if `v = x ∘ c` for a commutative operator and a one-element constant `c`, in either
+/// order.
 pub fn with_scalar(g: &Graph, v: ValueId, kind: BinaryKind) -> Option<(ValueId, f64)> {
     either_order(binary(g, v, kind)?, |x, c| Some((x, g.scalar(c)?)))
 }
@@ -55,7 +56,8 @@ pub fn is_scalar(g: &Graph, v: ValueId, expected: f64) -> bool {
     g.scalar(v).is_some_and(|c| close(c, expected))
 }
 
-/// Equal within 1e-6 relative: room for the rounding of constants to f32. fp16 exports round more; see [`roughly`].
+/// Equal within 1e-6 relative: room for the rounding of constants to f32. fp16 exports round more;
+/// see [`roughly`].
 pub fn close(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-6 * b.abs().max(1e-30)
 }
@@ -111,7 +113,8 @@ pub fn inverse(perm: &[usize]) -> Vec<usize> {
     out
 }
 
-/// Whether a shape has `channels` along `axis` and 1 elsewhere, counted from the back so that missing front axes are 1.
+/// Whether a shape has `channels` along `axis` and 1 elsewhere, counted from the back so that
+/// missing front axes are 1.
 pub fn is_channel_vector(shape: &[Dim], rank: usize, axis: usize, channels: &Dim) -> bool {
     let from_back = rank - 1 - axis;
     shape.len() <= rank

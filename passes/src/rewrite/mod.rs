@@ -1,7 +1,8 @@
 //! Passes over the graph: one file per pass, one list that orders them.
 //!
-//! A rule looks at one node and answers *no match*, *refused, because …* or *replace these values by those*. It may append
-//! nodes for the replacement but never edits existing ones; the driver substitutes, drops what became dead and verifies.
+//! A rule looks at one node and answers *no match*, *refused, because …* or *replace these values
+//! by those*. It may append nodes for the replacement but never edits existing ones; the driver
+//! substitutes, drops what became dead and verifies.
 
 pub(crate) mod matching;
 
@@ -66,8 +67,9 @@ impl Context {
     }
 }
 
-/// A rule: see the module. It answers [`Rewrite::NoMatch`] or [`Rewrite::Refused`] where a replacement
-/// would not type-check; an error of [`Graph::op`] that it returns is a [`PassFault::Replacement`].
+/// A rule: see the module. It answers [`Rewrite::NoMatch`] or [`Rewrite::Refused`] where a
+/// replacement would not type-check; an error of [`Graph::op`] that it returns is a
+/// [`PassFault::Replacement`].
 pub type Rule = fn(&mut Graph, NodeId, &Context) -> Result<Rewrite, OpError>;
 
 /// A named rewrite.
@@ -100,27 +102,28 @@ impl Pass {
 
 /// The order of passes. Every line says why it stands there.
 pub const PIPELINE: &[Pass] = &[
-    widen_floats::WIDEN_FLOATS, // first: constants below fold in f32, and casts between floats become no-ops
+    // first: constants below fold in f32, and casts between floats become no-ops
+    widen_floats::WIDEN_FLOATS,
     fold_constants::FOLD_CONSTANTS, // rules below match literal scales, weights and epsilons
-    no_ops::REMOVE_NO_OPS,      // rules below match through nothing but real operators
+    no_ops::REMOVE_NO_OPS,          // rules below match through nothing but real operators
     timestep_embedding::TIMESTEP_EMBEDDING, // before anything else claims its sine and cosine
-    silu::FUSE_SILU,            // before norms: GroupNorm + SiLU is matched as a pair
-    gelu::FUSE_GELU,            // before GEGLU and epilogues, which look for one node
-    group_norm::FUSE_GROUP_NORM, // before layouts: it knows both
-    layer_norm::FUSE_LAYER_NORM, // after GroupNorm: its decomposed form reduces other axes
-    linear::FUSE_LINEAR,        // before attention, which looks through reshapes to linears
-    modulate::FUSE_MODULATE,    // after LayerNorm, which it extends
-    attention::FUSE_ATTENTION,  // after folding: scales are literals now
-    no_ops::REMOVE_NO_OPS,      // transposes around attention cancel
-    geglu::FUSE_GEGLU,          // after GELU
-    layout::CHANNELS_LAST,      // after fusion: fewer transposes to carry through
-    no_ops::REMOVE_NO_OPS,      // what the layout pass leaves behind
+    silu::FUSE_SILU,                // before norms: GroupNorm + SiLU is matched as a pair
+    gelu::FUSE_GELU,                // before GEGLU and epilogues, which look for one node
+    group_norm::FUSE_GROUP_NORM,    // before layouts: it knows both
+    layer_norm::FUSE_LAYER_NORM,    // after GroupNorm: its decomposed form reduces other axes
+    linear::FUSE_LINEAR,            // before attention, which looks through reshapes to linears
+    modulate::FUSE_MODULATE,        // after LayerNorm, which it extends
+    attention::FUSE_ATTENTION,      // after folding: scales are literals now
+    no_ops::REMOVE_NO_OPS,          // transposes around attention cancel
+    geglu::FUSE_GEGLU,              // after GELU
+    layout::CHANNELS_LAST,          // after fusion: fewer transposes to carry through
+    no_ops::REMOVE_NO_OPS,          // what the layout pass leaves behind
     fold_constants::FOLD_CONSTANTS, // transposed constants
-    fold_pad::FOLD_PAD,         // any layout; here because of its neighbour below
-    upsample_conv::FUSE_UPSAMPLE, // after layouts: resize and convolution stand side by side
-    linear::FUSE_LINEAR,        // 1x1 convolutions of the channels-last form
-    fuse_epilogue::FUSE_EPILOGUE, // last: takes what still stands behind products and norms
-    no_ops::REMOVE_NO_OPS,      // what folding left behind
+    fold_pad::FOLD_PAD,             // any layout; here because of its neighbour below
+    upsample_conv::FUSE_UPSAMPLE,   // after layouts: resize and convolution stand side by side
+    linear::FUSE_LINEAR,            // 1x1 convolutions of the channels-last form
+    fuse_epilogue::FUSE_EPILOGUE,   // last: takes what still stands behind products and norms
+    no_ops::REMOVE_NO_OPS,          // what folding left behind
 ];
 
 /// A replacement that a rule found but did not make.
@@ -181,8 +184,8 @@ pub enum PassFault {
 /// Runs passes in order; `after` sees the graph after each of them.
 ///
 /// # Errors
-/// [`PassFault::Invalid`] when a pass leaves a graph that [`verify`] rejects; with debug assertions, what
-/// is otherwise in [`Report::failures`].
+/// [`PassFault::Invalid`] when a pass leaves a graph that [`verify`] rejects; with debug
+/// assertions, what is otherwise in [`Report::failures`].
 pub fn run(graph: &mut Graph, passes: &[Pass], after: impl FnMut(&Pass, &Graph)) -> Result<Report, PassError> {
     run_with(graph, passes, OnFailure::of_build(), after)
 }

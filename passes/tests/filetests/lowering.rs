@@ -1,5 +1,5 @@
-//! `; lower: WORD ..`: a graph becomes a plan. The first input is the sample, `%t` the time step, all others
-//! are conditions; the batch is `N`.
+//! `; lower: WORD ..`: a graph becomes a plan. The first input is the sample, `%t` the time step,
+//! all others are conditions; the batch is `N`.
 //!
 //! | word | what it does |
 //! |---|---|

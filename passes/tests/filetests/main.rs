@@ -13,8 +13,8 @@
 //! ;= graph(…) {                  the graph afterwards, then its refusals
 //! ;= refused %y: reason
 //! ```
-//! A file holds any number of graphs. `CQC_BLESS=1 cargo test -p cqc-passes --test filetests` rewrites
-//! the `;=` lines.
+//! A file holds any number of graphs. `CQC_BLESS=1 cargo test -p cqc-passes --test filetests`
+//! rewrites the `;=` lines.
 
 mod lowering;
 

@@ -54,8 +54,9 @@ impl<'a> Pool<'a> {
     }
 }
 
-/// For every evaluation of which nothing is selected, adds the row nearest to the mean of its rows (Q&C section 2.5): each table
-/// of a quantizer needs a sample. Sorts.
+/// For every evaluation of which nothing is selected, adds the row nearest to the mean of its rows
+/// (not in Q&C, which has one quantizer for all evaluations): each table of a quantizer needs a
+/// sample. Sorts.
 fn top_up(pool: &Pool, mut selected: Vec<usize>) -> Vec<usize> {
     let mut has = vec![false; pool.by_evaluation().len()];
     selected.iter().for_each(|&row| has[pool.evaluations[row]] = true);
@@ -110,7 +111,8 @@ mod tests {
     fn evaluations_without_a_sample_get_the_one_nearest_to_their_mean() {
         let rows = [0.0, 1.0, 5.0, 9.0, f32::NAN, 2.0];
         let pool = Pool::new(&rows, &[0, 2, 2, 2, 4, 4]);
-        // the mean of evaluation 2 is 5; of evaluation 4, NaN being 0, it is 1, and both are as near
+        // the mean of evaluation 2 is 5; of evaluation 4, NaN being 0, it is 1, and both are as
+        // near
         assert_eq!(top_up(&pool, vec![0]), [0, 2, 4]);
         assert_eq!(top_up(&pool, vec![5, 3]), [0, 3, 5]);
         assert!(top_up(&Pool::new(&[], &[]), vec![]).is_empty());

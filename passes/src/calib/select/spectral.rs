@@ -1,5 +1,5 @@
-//! Where the rows of a pool lie relative to one another: leading singular vectors of their similarity to some of them (Q&C sections
-//! 2.2 and 2.3, in the landmark form).
+//! Where the rows of a pool lie relative to one another: leading singular vectors of their
+//! similarity to some of them (Q&C sections 2.2 and 2.3, in the landmark form).
 
 use super::Pool;
 use nalgebra::{DMatrix, DMatrixView, SymmetricEigen};
@@ -18,8 +18,8 @@ pub(super) struct Similarity {
     pub bandwidth: f64,
 }
 
-/// A column of length 1 (or 0) per row of the pool: its entries in the `k` leading left singular vectors of the normalised
-/// similarity to `landmarks`. O(rows · landmarks · (length + landmarks)).
+/// A column of length 1 (or 0) per row of the pool: its entries in the `k` leading left singular
+/// vectors of the normalised similarity to `landmarks`. O(rows · landmarks · (length + landmarks)).
 pub(super) fn embed(pool: &Pool, landmarks: &[usize], k: usize, similarity: Similarity) -> DMatrix<f32> {
     let a = normalised(similarities(pool, landmarks, similarity));
     let (n, rows) = a.shape();
@@ -37,7 +37,8 @@ pub(super) fn embed(pool: &Pool, landmarks: &[usize], k: usize, similarity: Simi
     embedding
 }
 
-/// `[landmarks, rows]`: α · max(0, cos) + (1 − α) · exp(−|Δt| / bandwidth). Rows of zeros, and such as are not finite, have cosine 0.
+/// `[landmarks, rows]`: α · max(0, cos) + (1 − α) · exp(−|Δt| / bandwidth). Rows of zeros, and such
+/// as are not finite, have cosine 0.
 fn similarities(pool: &Pool, landmarks: &[usize], Similarity { alpha, bandwidth }: Similarity) -> DMatrix<f32> {
     let length = |row: &[f32]| row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
     let inverse = |row: &[f32]| Some(1.0 / length(row)).filter(|x| x.is_finite()).unwrap_or(0.0);
@@ -77,8 +78,8 @@ fn normalised(mut a: DMatrix<f32>) -> DMatrix<f32> {
     a
 }
 
-/// diag(1/s)·Vᵀ of the `k` largest eigenvalues s² of a Gram matrix: maps a column of similarities to its place in the left
-/// singular vectors. `None` when there is no decomposition.
+/// diag(1/s)·Vᵀ of the `k` largest eigenvalues s² of a Gram matrix: maps a column of similarities
+/// to its place in the left singular vectors. `None` when there is no decomposition.
 fn to_left_vectors(gram: DMatrix<f64>, k: usize) -> Option<DMatrix<f64>> {
     let n = gram.nrows();
     let eigen = SymmetricEigen::try_new(gram, f64::EPSILON, 1000 * n.max(1))?;
@@ -111,7 +112,8 @@ mod tests {
         }
     }
 
-    /// With every row a landmark, L is symmetric and its singular vectors are the decomposition's own.
+    /// With every row a landmark, L is symmetric and its singular vectors are the decomposition's
+    /// own.
     #[test]
     fn the_embedding_spans_the_leading_singular_vectors() {
         let rows: Vec<f32> = (0..40 * 6).map(|i| ((i * i) as f32 * 0.61).sin()).collect();

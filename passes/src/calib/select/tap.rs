@@ -1,6 +1,7 @@
-//! Temporal-aware parallel clustering (Q&C section 2): samples from clusters of rows that are alike in content and in time, so that
-//! what caching has made nearly equal is not looked at over and over. Products of matrices differ in their last bits between CPUs, with
-//! and without fused multiply-add: the selection is the same for every run on one machine.
+//! Temporal-aware parallel clustering (Q&C, arXiv:2503.02508): samples from clusters of rows that
+//! are alike in content and in time, so that what caching has made nearly equal is not looked at
+//! over and over. Products of matrices differ in their last bits between CPUs, with and without
+//! fused multiply-add: the selection is the same for every run on one machine.
 
 use super::kmeans::kmeans;
 use super::spectral::{Similarity, embed};
@@ -21,7 +22,8 @@ pub struct Tap {
     pub clusters: usize,
     /// Weight of what rows hold against when they were seen, 0 to 1.
     pub alpha: f64,
-    /// Evaluations over which similarity in time falls to 1/e (the paper gives no unit; section 2.2's ruling).
+    /// Evaluations over which similarity in time falls to 1/e (the paper gives no unit for the
+    /// distance in time).
     pub bandwidth: f64,
     /// Samples to select.
     pub total: usize,
@@ -38,7 +40,8 @@ impl Default for Tap {
 }
 
 impl Tap {
-    /// Indices of the selected rows, ascending: `total` (all, if there are fewer), and one of every evaluation that would have none.
+    /// Indices of the selected rows, ascending: `total` (all, if there are fewer), and one of every
+    /// evaluation that would have none.
     pub fn select(&self, pool: &Pool) -> Vec<usize> {
         if self.total >= pool.len() {
             return (0..pool.len()).collect();
@@ -58,7 +61,7 @@ impl Tap {
         self.clusters.clamp(fewest, fewest.max(self.total / QUOTA[0])).clamp(1, rows)
     }
 
-    /// Those of all runs below one another (section 2.4's ruling).
+    /// Those of all runs below one another (the paper does not say how runs are joined).
     fn embeddings(&self, pool: &Pool, k: usize) -> DMatrix<f32> {
         let part = (self.fraction * pool.len() as f64).ceil() as usize;
         let count = part.max(2 * k).min(pool.len());
@@ -73,8 +76,9 @@ impl Tap {
     }
 }
 
-/// How many of each cluster: an equal share within the bounds, then one more of the largest, or one less of the smallest, until the
-/// sum is `total` (at most Σ `sizes`). The bounds give way where clusters are too small.
+/// How many of each cluster: an equal share within the bounds, then one more of the largest, or one
+/// less of the smallest, until the sum is `total` (at most Σ `sizes`). The bounds give way where
+/// clusters are too small.
 fn quotas(sizes: &[usize], total: usize) -> Vec<usize> {
     let share = (total as f64 / sizes.len().max(1) as f64).round() as usize;
     let share = share.clamp(QUOTA[0], QUOTA[1]);

@@ -1,5 +1,5 @@
-//! EDA-DM's selection (related methods, section 2): more samples of evaluations whose features are like many others', and of such
-//! as are unlike.
+//! EDA-DM's selection (TDAC, arXiv:2401.04585): more samples of evaluations whose features are like
+//! many others', and of such as are unlike.
 
 use super::{Pool, draw, random, top_up};
 
@@ -8,7 +8,8 @@ use super::{Pool, draw, random, top_up};
 pub struct Tdac {
     /// Weight of diversity against density; the published scripts have 1.0 to 5.0.
     pub lambda: f64,
-    /// Features are near when their distance is among this part of all: EDA-DM has a number per data set, in the feature's own unit.
+    /// Features are near when their distance is among this part of all: EDA-DM has a number per
+    /// data set, in the feature's own unit.
     pub near: f64,
     /// Rows are `[positions, channels]`; cosines are over channels.
     pub channels: usize,
@@ -24,9 +25,9 @@ impl Tdac {
         Tdac { lambda: 1.2, near: 0.2, channels, total: 1024, seed: 0 }
     }
 
-    /// Indices of the selected rows, ascending: `total` (all, if there are fewer), and one of every evaluation that would have none.
-    /// The feature of an evaluation is its rows in the pool's order; of evaluations with different numbers of rows the first ones
-    /// are compared.
+    /// Indices of the selected rows, ascending: `total` (all, if there are fewer), and one of every
+    /// evaluation that would have none. The feature of an evaluation is its rows in the pool's
+    /// order; of evaluations with different numbers of rows the first ones are compared.
     ///
     /// O(evaluations · values of the pool).
     ///
@@ -63,8 +64,9 @@ impl Tdac {
         density.iter().zip(diversity).map(|(d, v)| d + self.lambda * v).collect()
     }
 
-    /// Mean square difference, and the sum over positions of 1 − cos, of the rows that both have. Positions with something that is
-    /// not finite, or with nothing but zeros on one side, are taken to be alike.
+    /// Mean square difference, and the sum over positions of 1 − cos, of the rows that both have.
+    /// Positions with something that is not finite, or with nothing but zeros on one side, are
+    /// taken to be alike.
     fn compare(&self, pool: &Pool, a: &[usize], b: &[usize]) -> [f64; 2] {
         let c = self.channels;
         assert!(c > 0 && pool.length.is_multiple_of(c), "rows of {} values in {c} channels", pool.length);
@@ -91,8 +93,8 @@ fn from_0_to_1(values: Vec<f64>) -> Vec<f64> {
     values.iter().map(|v| if max > min { (v - min) / (max - min) } else { 0.0 }).collect()
 }
 
-/// Shares of `total` by weight (equal ones when all are zero), within what is available. What rounding leaves goes, one each, to the
-/// largest; what it took too much comes from the last.
+/// Shares of `total` by weight (equal ones when all are zero), within what is available. What
+/// rounding leaves goes, one each, to the largest; what it took too much comes from the last.
 fn counts(weights: &[f64], available: &[usize], total: usize) -> Vec<usize> {
     let sum: f64 = weights.iter().sum();
     let total = total.min(available.iter().sum());
@@ -120,7 +122,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Evaluations 0 to 5 have the same feature, 6 to 9 four unlike ones; four rows of two positions of two channels each.
+    /// Evaluations 0 to 5 have the same feature, 6 to 9 four unlike ones; four rows of two
+    /// positions of two channels each.
     fn pool() -> (Vec<f32>, Vec<usize>) {
         let feature = |e: usize| match e {
             0..6 => [1.0, 0.0],

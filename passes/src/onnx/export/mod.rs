@@ -1,7 +1,8 @@
 //! [`Plan`] → standard ONNX models.
 //!
-//! Every operator is spelled in operators of the default domain (`ops`), channels first where the standard wants that
-//! (`layout.rs`). A plan becomes up to four models that share one file of constants; [`Port`]s say how the loop connects them.
+//! Every operator becomes operators of the default domain (`ops`), channels first where the
+//! standard wants that (`layout.rs`). A plan becomes up to four models that share one file of
+//! constants; [`Port`]s say how the loop connects them.
 //!
 //! | model | runs | takes | gives |
 //! |---|---|---|---|
@@ -11,8 +12,9 @@
 //! | `cached` | the other evaluations | as `full`, and the cache | the model's outputs |
 //! | `model` ([`Layout::If`]) | every evaluation | as `cached` | as `full`: an `If` chooses, and the cache passes through |
 //!
-//! `step` is the number of the evaluation: tables are constants that it indexes. Unlike in the engine, `prelude_steps` runs for one
-//! evaluation at a time, so that its batch is that of all the others.
+//! `step` is the number of the evaluation: tables are constants that it indexes. Unlike in the
+//! engine, `prelude_steps` runs for one evaluation at a time, so that its batch is that of all the
+//! others.
 
 mod cx;
 mod error;
@@ -46,7 +48,8 @@ pub enum Layout {
     /// Two models: the caller chooses.
     #[default]
     Split,
-    /// One model with an `If` on the evaluation. Runtimes optimise less inside a branch: ONNX Runtime 1.31 takes about 1.2 times as long.
+    /// One model with an `If` on the evaluation. Runtimes optimise less inside a branch: ONNX
+    /// Runtime 1.31 takes about 1.2 times as long.
     If,
 }
 
@@ -288,7 +291,8 @@ impl Export<'_> {
         Port { name: free_name(value.to_string(), inputs), ty, value, tensor: declared.name.clone() }
     }
 
-    /// Outputs get the source model's names, or those of their wires; one that is called like an input gets a `next_`.
+    /// Outputs get the source model's names, or those of their wires; one that is called like an
+    /// input gets a `next_`.
     fn output_ports(&self, kind: ProgramKind, results: &Results, inputs: &[Port]) -> Vec<Port> {
         let program = self.origin.plan.program(kind);
         let port = |(v, wire): &(usize, Wire)| {
@@ -310,8 +314,8 @@ fn free_name(name: String, inputs: &[Port]) -> String {
     if inputs.iter().any(|p| p.name == name) { format!("next_{name}") } else { name }
 }
 
-/// Adds the outputs that are inputs: slots that take over what another slot held. While that holds nothing yet, nothing that
-/// is read depends on it.
+/// Adds the outputs that are inputs: slots that take over what another slot held. While that holds
+/// nothing yet, nothing that is read depends on it.
 fn pass_on(graph: &mut GraphProto, previous: &[(usize, usize)], inputs: &[Port], ports: &[Port], scope: &mut Scope) {
     for (&(_, of), port) in previous.iter().zip(ports) {
         let kept = inputs.iter().find(|p| p.value == Wire::Cache(of)).expect("it has been added");
