@@ -10,19 +10,19 @@
 #[path = "common/mod.rs"]
 mod common;
 
+use cachequant::calibrate::quantize::{Grouping, Outputs, Select};
+use cachequant::calibrate::{CalibrationOptions, Choice, Correct, Fit, Study, Tables, Wanted};
+use cachequant::compile::{Assembled, CachedLoop, LoopOptions, assemble_loop, cut_loop};
+use cachequant::model::Model;
+use cachequant::quantize::{QuantizeOptions, quantize};
+use cachequant::stages::Stages;
 use common::{BATCH, Bench, Options, arguments, option, rows};
-use cqc::calibrate::quantize::{Grouping, Outputs, Select};
-use cqc::calibrate::{CalibrationOptions, Choice, Correct, Fit, Study, Tables, Wanted};
-use cqc::compile::{Assembled, CachedLoop, LoopOptions, assemble_loop, cut_loop};
-use cqc::model::Model;
-use cqc::quantize::{QuantizeOptions, quantize};
-use cqc::stages::Stages;
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_passes::calib::compensate::Mode;
 use cqc_passes::calib::select::Tap;
 use cqc_passes::quant::{Extra, QuantSpec};
-use cqc_runtime::denoise::{Compensation, Loop, Request};
+use cqc_runtime::denoise::{Compensation, Denoiser, Request};
 use cqc_runtime::engine::Weights;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -218,7 +218,7 @@ impl<'a> Ablation<'a> {
     }
 
     /// The float loop, which always computes everything.
-    fn float(&self, bench: &Bench) -> Loop {
+    fn float(&self, bench: &Bench) -> Denoiser {
         let lowered = self.cached.uncorrected().unwrap();
         bench.open(&Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap())
     }
@@ -283,7 +283,7 @@ impl<'a> Ablation<'a> {
         cache: Option<&Tables>,
         quant: Quant,
         row: &Row,
-    ) -> (cqc::compile::Lowered, Option<Compensation>) {
+    ) -> (cachequant::compile::Lowered, Option<Compensation>) {
         let assembled = choice.map(|c| self.cached.assemble(&c.full, cache).unwrap());
         let assembled = assembled.as_ref().unwrap_or(&self.plain);
         let mut float = self.float(bench);

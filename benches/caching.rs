@@ -10,9 +10,9 @@
 #[path = "common/mod.rs"]
 mod common;
 
+use cachequant::calibrate::{CalibrationOptions, Choice, Correct, Fit, Study, Wanted};
+use cachequant::compile::{LoopOptions, cut_loop};
 use common::{BATCH, Bench, Options, arguments, option, rows};
-use cqc::calibrate::{CalibrationOptions, Choice, Correct, Fit, Study, Wanted};
-use cqc::compile::{LoopOptions, cut_loop};
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::{Quadratic, ScheduleKind};
 use cqc_runtime::engine::Weights;

@@ -1,5 +1,6 @@
-//! Compiles the CUDA kernels as C++ for the simulator, if the feature `cuda-sim` asks for it: with `CQC_SIM_SANITIZE=1` under the address and
-//! undefined-behaviour sanitizers, with whose libraries whatever holds the simulator is then linked (GCC's; they have to come first).
+//! Compiles the CUDA kernels as C++ for the simulator, if the feature `cuda-sim` asks for it: with
+//! `CQC_SIM_SANITIZE=1` under the address and undefined-behaviour sanitizers, with whose libraries
+//! whatever holds the simulator is then linked (GCC's; they have to come first).
 
 fn main() {
     println!("cargo:rerun-if-changed=cuda");

@@ -5,9 +5,8 @@ use cqc_kernels::mapped;
 use cqc_passes::ir::Graph;
 use cqc_passes::onnx::{self, ImportError, ImportOptions};
 use cqc_passes::rewrite::{self, PIPELINE, PassError, Report};
-use cqc_proto::op::ConvLayout;
 use cqc_proto::plan::{InputRole, PlanInput, PlanOutput};
-use cqc_proto::{DType, Op, Tensor, ValueType};
+use cqc_proto::{DType, Tensor, ValueType};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -175,15 +174,7 @@ impl Model {
     pub fn left_over(&self) -> BTreeMap<String, usize> {
         let mut left = BTreeMap::new();
         for (_, node) in self.graph.nodes() {
-            let decomposed = match &node.op {
-                Op::Softmax { .. } | Op::MatMul => true,
-                Op::Conv { layout, .. } | Op::GroupNorm { layout, .. } => *layout == ConvLayout::ChannelsFirst,
-                Op::Unary { .. } | Op::Reduce { .. } => {
-                    matches!(node.op.name().as_str(), "erf" | "sigmoid" | "sin" | "cos" | "reduce_mean")
-                }
-                _ => false,
-            };
-            if decomposed {
+            if node.op.traits().is_decomposed {
                 *left.entry(node.op.name()).or_insert(0) += 1;
             }
         }

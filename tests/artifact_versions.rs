@@ -1,9 +1,9 @@
 //! Artifacts of every released format version stay readable: `tests/artifacts/vN.cq` and the samples it gave when it was made.
 
-use cqc::io::read_npy;
+use cachequant::io::read_npy;
 use cqc_proto::Tensor;
 use cqc_proto::cq::{Artifact, VERSION};
-use cqc_runtime::denoise::{Loop, Request};
+use cqc_runtime::denoise::{Denoiser, Request};
 use cqc_runtime::engine::{EngineOptions, Weights};
 use cqc_runtime::sampler::Sampler;
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ fn artifacts_of_every_version_sample_the_same() {
         let sampler = Sampler::new(&manifest.sampler, manifest.steps).unwrap();
         let weights = Weights::new(manifest.plan, artifact.weights).unwrap();
         let options = EngineOptions { batch: 2, threads: 1, ..EngineOptions::default() };
-        let mut denoise = Loop::open(&weights, sampler, true, &options).unwrap();
+        let mut denoise = Denoiser::open(&weights, sampler, true, &options).unwrap();
         let label = |v: &[i64]| BTreeMap::from([("class_labels".to_string(), Tensor::from_i64(&[v.len()], v))]);
         let (conditions, unconditional) = (label(&[1, 2]), label(&[0]));
         let request = Request { samples: 2, seed: 7, conditions, unconditional, guidance: 2.0, ..Request::default() };

@@ -6,18 +6,18 @@ mod common;
 #[path = "common/onnxruntime.rs"]
 mod onnxruntime;
 
+use cachequant::compile::{LoopOptions, Lowered, compile_loop};
+use cachequant::export::{self, Form};
+use cachequant::io::Overwrite;
+use cachequant::model::{Model, ModelOptions};
 use common::{Check, models};
-use cqc::compile::{LoopOptions, Lowered, compile_loop};
-use cqc::export::{self, Form};
-use cqc::io::Overwrite;
-use cqc::model::{Model, ModelOptions};
 use cqc_passes::onnx::export::{ExportOptions, Layout, Qdq, Wire, export};
 use cqc_passes::quant::QuantSpec;
 use cqc_proto::onnx::data_type;
 use cqc_proto::plan::{InputRole, Plan};
 use cqc_proto::sampler::SamplerConfig;
 use cqc_proto::{DType, Op, Tensor};
-use cqc_runtime::engine::{Engine, EngineOptions, StepProfile, Weights};
+use cqc_runtime::engine::{Engine, EngineOptions, Execution, StepProfile, Weights};
 use cqc_runtime::sampler::Sampler;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -88,7 +88,7 @@ fn emulated(threads: usize) -> EngineOptions {
 }
 
 fn in_f32(threads: usize) -> EngineOptions {
-    EngineOptions { threads, integers: false, ..EngineOptions::default() }
+    EngineOptions { threads, low_precision: false, ..EngineOptions::default() }
 }
 
 /// Signal over difference, dB.
@@ -115,7 +115,7 @@ fn an_evaluation_is_near_the_float_one_however_it_is_executed() {
             let (unfused, _) = evaluated(&weights, &check, e, in_f32(2));
             let (fused, _) = evaluated(&weights, &check, e, EngineOptions { threads: 2, ..EngineOptions::default() });
             let (multiplied, steps) = evaluated(&weights, &check, e, emulated(2));
-            let count = steps.iter().filter(|s| s.bf16 && s.calls > 0).count();
+            let count = steps.iter().filter(|s| s.execution == Execution::Bf16 && s.calls > 0).count();
             let name = &lowered.plan.outputs[0].name;
             let options = EngineOptions { batch: check.batch(), ..in_f32(2) };
             let chaos = sqnr(&tapped(&weights, &nudged(&check), e, name, options).0, &unfused);
@@ -199,9 +199,9 @@ fn no_pass_over_memory_is_made_where_a_producer_can_round() {
     assert!(fused.len() > 2 * separate.len());
     for options in [emulated(1), EngineOptions { threads: 1, ..EngineOptions::default() }] {
         let profile = evaluated(&weights, &check, 0, options).1;
-        let idle = profile.iter().filter(|s| s.op == "round_bf16" && s.idle).count();
+        let idle = profile.iter().filter(|s| s.op == "round_bf16" && s.execution == Execution::Fused).count();
         // attention in f32 stores f32 only
-        let in_f32 = profile.iter().filter(|s| s.op == "attention" && !s.bf16).count();
+        let in_f32 = profile.iter().filter(|s| s.op == "attention" && s.execution != Execution::Bf16).count();
         assert_eq!(idle + in_f32, fused.len());
     }
 }
@@ -251,7 +251,7 @@ fn exported_roundings_are_casts() {
         for qdq in [Qdq::default(), Qdq::None] {
             let dir = directory.path().join(format!("{qdq:?}"));
             let plan = &lowered.plan;
-            let of = export::Loop {
+            let of = export::ExportedLoop {
                 plan,
                 constants: &constants,
                 sampler: &sampler,

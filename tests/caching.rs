@@ -2,15 +2,15 @@
 
 mod common;
 
-use cqc::calibrate::{CalibrationOptions, Choice, Correct, Fit, Wanted, check_cut, choose};
-use cqc::compile::{CachedLoop, LoopOptions, Lowered, compile_loop, cut_loop};
-use cqc::model::{Model, ModelOptions};
+use cachequant::calibrate::{CalibrationOptions, Choice, Correct, Fit, Wanted, check_cut, choose};
+use cachequant::compile::{CachedLoop, LoopOptions, Lowered, compile_loop, cut_loop};
+use cachequant::model::{Model, ModelOptions};
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::{Quadratic, ScheduleKind};
 use cqc_proto::Tensor;
 use cqc_proto::plan::ProgramKind;
 use cqc_proto::sampler::{SamplerConfig, SamplerKind};
-use cqc_runtime::denoise::{Loop, Request};
+use cqc_runtime::denoise::{Denoiser, Request};
 use cqc_runtime::engine::{EngineOptions, Weights};
 use cqc_runtime::sampler::Sampler;
 use serde_json::Value;
@@ -41,11 +41,11 @@ impl<'a> Case<'a> {
         Case { options, cached, request }
     }
 
-    fn open(&self, lowered: &Lowered, threads: usize) -> Loop {
+    fn open(&self, lowered: &Lowered, threads: usize) -> Denoiser {
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
         let options = EngineOptions { batch: 2, threads, ..Default::default() };
         let sampler = Sampler::new(&self.options.sampler, self.options.steps).unwrap();
-        Loop::open(&weights, sampler, self.request.guidance != 1.0, &options).unwrap()
+        Denoiser::open(&weights, sampler, self.request.guidance != 1.0, &options).unwrap()
     }
 
     fn sample(&self, lowered: &Lowered, seed: u64) -> Vec<f32> {

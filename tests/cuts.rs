@@ -2,8 +2,8 @@
 
 mod common;
 
+use cachequant::model::{Model, ModelOptions};
 use common::shared_dir;
-use cqc::model::{Model, ModelOptions};
 use cqc_passes::bind::{self, Origin, Part};
 use cqc_passes::cache::{self, Batch, Cut, CutSpec};
 use cqc_passes::interpret::interpret;

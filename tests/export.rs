@@ -6,12 +6,12 @@ mod common;
 #[path = "common/onnxruntime.rs"]
 mod onnxruntime;
 
+use cachequant::calibrate::{CalibrationOptions, Correct, Fit, Wanted, choose};
+use cachequant::compile::{CompileError, LoopOptions, Lowered, compile_evaluation, compile_loop, cut_loop};
+use cachequant::export::{self, Denoiser, Form};
+use cachequant::io::{Overwrite, read_npy, write_npy};
+use cachequant::model::{Model, ModelOptions};
 use common::{Check, checks, models, relative_error, shared, shared_dir};
-use cqc::calibrate::{CalibrationOptions, Correct, Fit, Wanted, choose};
-use cqc::compile::{CompileError, LoopOptions, Lowered, compile_evaluation, compile_loop, cut_loop};
-use cqc::export::{self, Form, Loop};
-use cqc::io::{Overwrite, read_npy, write_npy};
-use cqc::model::{Model, ModelOptions};
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_passes::onnx::export::{ExportOptions, Exported, Layout, Port, Qdq, Wire, export};
@@ -58,7 +58,7 @@ fn constants(lowered: &Lowered) -> Vec<Tensor> {
 fn write(plan: &Plan, constants: &[Tensor], layout: Layout, dir: &Path) -> Exported {
     let null = BTreeMap::new();
     let sampler = sampler();
-    let exported = Loop { plan, constants, sampler: &sampler, guidance: 1.0, null: &null, compensation: None };
+    let exported = ExportedLoop { plan, constants, sampler: &sampler, guidance: 1.0, null: &null, compensation: None };
     export::write(exported, Form { layout, qdq: Qdq::None }, dir, Overwrite::Allow).unwrap();
     let weights = "weights.bin".to_string();
     let options = ExportOptions { layout, timesteps: timesteps(), weights, inline_below: 1024, qdq: Qdq::None };
@@ -230,7 +230,7 @@ fn expected_shape(plan: &Plan, value: usize, batch: usize) -> Vec<usize> {
 /// A loop through `sample.py` against the same loop through the engine.
 fn sample_both_ways(
     python: &Path,
-    exported: Loop,
+    exported: Denoiser,
     weights: &std::sync::Arc<Weights>,
     request: &Request,
     layout: Layout,
@@ -251,7 +251,7 @@ fn sample_both_ways(
     let found = read_npy(&file("samples.npy")).unwrap();
     let options = EngineOptions { batch: request.samples, threads: 2, ..EngineOptions::default() };
     let sampler = Sampler::new(exported.sampler.config(), STEPS).unwrap();
-    let mut engine = denoise::Loop::open(weights, sampler, exported.guidance != 1.0, &options).unwrap();
+    let mut engine = denoise::Denoiser::open(weights, sampler, exported.guidance != 1.0, &options).unwrap();
     let expected = engine.sample(request, &mut |_| ControlFlow::Continue(())).unwrap();
     let error = relative_error(&found, &expected);
     println!("guidance {}: relative error {error:.2e}", exported.guidance);
@@ -283,7 +283,7 @@ fn the_script_samples_what_the_engine_samples() {
         ] {
             let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
             let (sampler, constants) = (sampler(), constants(&lowered));
-            let exported = Loop {
+            let exported = ExportedLoop {
                 plan: &lowered.plan,
                 constants: &constants,
                 sampler: &sampler,
@@ -304,7 +304,7 @@ fn cached(path: &Path, request: &Request) -> Lowered {
     let plain = cached.uncorrected().unwrap();
     let weights = Weights::new(plain.plan.clone(), plain.weight_bytes().unwrap()).unwrap();
     let engine = EngineOptions { batch: 1, threads: 2, ..EngineOptions::default() };
-    let mut denoiser = denoise::Loop::open(&weights, sampler(), request.guidance != 1.0, &engine).unwrap();
+    let mut denoiser = denoise::Denoiser::open(&weights, sampler(), request.guidance != 1.0, &engine).unwrap();
     let calibration = CalibrationOptions {
         interval: 2,
         schedule: Wanted::Method(ScheduleKind::Uniform),

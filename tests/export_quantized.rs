@@ -17,13 +17,13 @@ mod quantized;
 #[path = "common/rewired.rs"]
 mod rewired;
 
-use cqc::export::Form;
-use cqc::io::{Overwrite, read_npy, write_npy};
+use cachequant::export::Form;
+use cachequant::io::{Overwrite, read_npy, write_npy};
 use cqc_passes::onnx::export::{Layout, Model, Qdq, Scales};
 use cqc_proto::onnx::{ModelProto, data_type};
 use cqc_proto::plan::{Program, ProgramKind};
 use cqc_proto::{DType, Op, Tensor};
-use cqc_runtime::denoise::{Loop, Trajectory};
+use cqc_runtime::denoise::{Denoiser, Trajectory};
 use exported::{Runtime, Values, exported, sqnr};
 use quantized::{Case, case, sampler};
 use rewired::{arranged, columns, cut, input_name, largest_difference, tapped};
@@ -44,7 +44,7 @@ fn conditional() -> Case {
 }
 
 /// An evaluation of ours: results of its steps by the names of their values.
-fn watched(ours: &mut Loop, kind: ProgramKind, trajectory: &mut Trajectory) -> Values {
+fn watched(ours: &mut Denoiser, kind: ProgramKind, trajectory: &mut Trajectory) -> Values {
     let program = ours.engine().plan().program(kind).clone();
     let mut seen = Values::new();
     let mut watch = |step: &cqc_runtime::engine::Watched| {
@@ -217,7 +217,8 @@ fn evaluations_on_the_same_sample_end_in_the_same_latent() {
 #[test]
 fn free_loops_drift_no_further_than_rounding_leads() {
     for (case, layouts) in [(unet(8, 3), [Layout::Split, Layout::If]), (unet(8, 1), [Layout::Split, Layout::If])] {
-        let sample = |ours: &mut Loop, request: &_| ours.sample(request, &mut |_| ControlFlow::Continue(())).unwrap();
+        let sample =
+            |ours: &mut Denoiser, request: &_| ours.sample(request, &mut |_| ControlFlow::Continue(())).unwrap();
         let float = sample(&mut case.open(Qdq::None), &case.request).to_f32_vec();
         for (qdq, layout) in [Qdq::default(), CONSTANT, Qdq::None].into_iter().flat_map(|q| layouts.map(|l| (q, l))) {
             let directory = tempfile::tempdir().unwrap();

@@ -2,13 +2,13 @@
 
 mod common;
 
+use cachequant::compile::{LoopOptions, compile_loop};
+use cachequant::io::read_npz;
+use cachequant::model::{Model, ModelOptions};
 use common::{relative_error, shared_dir};
-use cqc::compile::{LoopOptions, compile_loop};
-use cqc::io::read_npz;
-use cqc::model::{Model, ModelOptions};
 use cqc_proto::Tensor;
 use cqc_proto::sampler::SamplerConfig;
-use cqc_runtime::denoise::{Loop, Request};
+use cqc_runtime::denoise::{Denoiser, Request};
 use cqc_runtime::engine::{EngineOptions, Weights};
 use cqc_runtime::sampler::Sampler;
 use std::collections::BTreeMap;
@@ -34,7 +34,7 @@ fn run(case: &Case) -> (Tensor, Tensor) {
     let bytes = lowered.weight_bytes().unwrap();
     let weights = Weights::new(lowered.plan, bytes).unwrap();
     let engine = EngineOptions { batch: 8, threads: 2, ..EngineOptions::default() };
-    let mut denoise = Loop::open(&weights, sampler, case.guidance.is_some(), &engine).unwrap();
+    let mut denoise = Denoiser::open(&weights, sampler, case.guidance.is_some(), &engine).unwrap();
     let mut request = Request { samples: 8, noise: Some(golden["noise"].clone()), ..Request::default() };
     if let Some((scale, null)) = case.guidance {
         request.guidance = scale;

@@ -1,12 +1,13 @@
 //! Whole models through import, rewrites, lowering and engine, against outputs that torch recorded.
 //!
-//! `NAME.check.npz` beside `NAME.onnx` holds `in_*` and `out_*`. Models of `../shared` are checked where it is present.
+//! `NAME.check.npz` beside `NAME.onnx` holds `in_*` and `out_*`. The larger models, which are not part of
+//! the repository, are checked where `common::shared_dir` finds them.
 
 mod common;
 
+use cachequant::compile::compile_evaluation;
+use cachequant::model::{Model, ModelOptions};
 use common::{Check, models, relative_error, shared};
-use cqc::compile::compile_evaluation;
-use cqc::model::{Model, ModelOptions};
 use cqc_runtime::engine::{Engine, EngineOptions, Weights};
 
 /// 1e-4 of the largest output: f32 sums in another order. Halves: 1e-2, the model's own rounding.

@@ -7,9 +7,9 @@ mod common;
 #[path = "common/onnxruntime.rs"]
 mod onnxruntime;
 
+use cachequant::compile::compile_evaluation;
+use cachequant::model::{Model, ModelOptions};
 use common::{models, relative_error, shared};
-use cqc::compile::compile_evaluation;
-use cqc::model::{Model, ModelOptions};
 use cqc_proto::Tensor;
 use cqc_runtime::engine::{Engine, EngineOptions, Weights};
 use cqc_runtime::noise::Noise;

@@ -2,12 +2,12 @@
 
 mod common;
 
-use cqc::calibrate::quantize::{Grouping, Outputs, Select};
-use cqc::calibrate::{CalibrationOptions, Choice, Correct, Fit, Wanted, choose};
-use cqc::compile::{Assembled, CachedLoop, LoopOptions, Lowered, assemble_loop, compile_loop, cut_loop};
-use cqc::model::{Model, ModelOptions};
-use cqc::quantize::{QuantizeError, QuantizeOptions, Quantized, quantize};
-use cqc::stages::Stages;
+use cachequant::calibrate::quantize::{Grouping, Outputs, Select};
+use cachequant::calibrate::{CalibrationOptions, Choice, Correct, Fit, Wanted, choose};
+use cachequant::compile::{Assembled, CachedLoop, LoopOptions, Lowered, assemble_loop, compile_loop, cut_loop};
+use cachequant::model::{Model, ModelOptions};
+use cachequant::quantize::{QuantizeError, QuantizeOptions, Quantized, quantize};
+use cachequant::stages::Stages;
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_passes::calib::compensate::Mode;
@@ -17,8 +17,8 @@ use cqc_passes::quant::{Extra, Layer, PreludeWeight, QuantSpec, QuantTables, Sur
 use cqc_proto::Tensor;
 use cqc_proto::plan::{InputRole, ProgramKind};
 use cqc_proto::sampler::{SamplerConfig, SamplerKind};
-use cqc_runtime::denoise::{Loop, Request};
-use cqc_runtime::engine::{Engine, EngineOptions, Weights};
+use cqc_runtime::denoise::{Denoiser, Request};
+use cqc_runtime::engine::{Engine, EngineOptions, Execution, Weights};
 use cqc_runtime::sampler::Sampler;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
@@ -73,10 +73,10 @@ impl<'a> Case<'a> {
         Case { model, options, cached, request }
     }
 
-    fn open(&self, lowered: &Lowered, threads: usize) -> Loop {
+    fn open(&self, lowered: &Lowered, threads: usize) -> Denoiser {
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
         let sampler = Sampler::new(&self.options.sampler, self.options.steps).unwrap();
-        Loop::open(&weights, sampler, self.request.guidance != 1.0, &engine(threads)).unwrap()
+        Denoiser::open(&weights, sampler, self.request.guidance != 1.0, &engine(threads)).unwrap()
     }
 
     fn choice(&self, interval: usize) -> Choice {
@@ -213,11 +213,11 @@ fn multiplies_bf16(case: &Case, lowered: &Lowered, layers: usize) {
         let noise: Vec<f32> = (0..shape.iter().product()).map(|i: usize| (i as f32 * 0.7).sin() * 1.4).collect();
         let inputs = BTreeMap::from([(lowered.plan.inputs[sample].name.clone(), Tensor::from_f32(&shape, &noise))]);
         let request = engine.run_at(0, &timesteps, &inputs).unwrap();
-        let products = engine.profile().iter().filter(|s| s.bf16 && s.calls > 0).count();
+        let products = engine.profile().iter().filter(|s| s.execution == Execution::Bf16 && s.calls > 0).count();
         (engine.outputs(&request)[&lowered.plan.outputs[0].name].to_f32_vec(), products)
     };
     let (multiplied, products) = evaluated(EngineOptions { emulate_bf16: true, ..EngineOptions::default() });
-    let (in_f32, none) = evaluated(EngineOptions { integers: false, ..EngineOptions::default() });
+    let (in_f32, none) = evaluated(EngineOptions { low_precision: false, ..EngineOptions::default() });
     assert_eq!((products, none), (layers, 0), "products of bf16");
     let agree = sqnr(&multiplied, &in_f32);
     assert!(agree > 35.0, "{agree:.1} dB between executions, {layers} layers read bf16");
@@ -405,26 +405,29 @@ fn integers_are_what_rounded_floats_stand_for() {
     for how in [How { outputs: Outputs::All, ..PLAIN }, How { bits: 4, reconstruct: true, ..PLAIN }] {
         let (_, lowered) = case.quantize(Some(&choice), &how).unwrap();
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
-        let open = |integers| {
-            let options = EngineOptions { integers, ..engine(2) };
-            Loop::open(&weights, Sampler::new(&case.options.sampler, 6).unwrap(), false, &options).unwrap()
+        let open = |low_precision| {
+            let options = EngineOptions { low_precision, ..engine(2) };
+            Denoiser::open(&weights, Sampler::new(&case.options.sampler, 6).unwrap(), false, &options).unwrap()
         };
         let [mut floats, mut integers, mut nudged] = [open(false), open(true), open(false)];
-        let products = |l: &Loop| l.engine().profile().iter().filter(|s| s.integers).count();
+        let products = |l: &Denoiser| l.engine().profile().iter().filter(|s| s.execution == Execution::Int8).count();
         assert_eq!(products(&floats), 0);
         let quantized = lowered.plan.full.values.iter().filter(
             |v| matches!(v.source, cqc_proto::plan::Source::Constant(c) if lowered.plan.constants[c].codes.is_some()),
         );
         assert!(products(&integers) >= quantized.count(), "{} products of integers", products(&integers));
         let profile = integers.engine().profile();
-        assert!(profile.iter().any(|s| s.integers && s.op == "attention"), "attention multiplies codes");
+        assert!(
+            profile.iter().any(|s| s.execution == Execution::Int8 && s.op == "attention"),
+            "attention multiplies codes"
+        );
         // what codes cannot say is an error, not a wrong result
         let full = &lowered.plan.full;
         let rounding = full.steps.iter().find(|s| matches!(s.op, cqc_proto::Op::FakeQuant { .. })).unwrap();
         let cqc_proto::plan::Source::Table(scale) = full.values[rounding.inputs[1].unwrap()].source else { panic!() };
         let segments = lowered.plan.constants[scale].ty.fixed_shape().unwrap()[1];
         let refused = integers.set_table_row(scale, 0, &vec![0.0; segments]);
-        assert!(refused.unwrap_err().to_string().contains("integers: false"));
+        assert!(refused.unwrap_err().to_string().contains("low_precision: false"));
         let mut trajectories = [&mut floats, &mut integers, &mut nudged].map(|l| l.begin(&case.request, 0).unwrap());
         trajectories[2].map_channels(&[1.0 + 1e-6; 3], &[0.0; 3]);
         for evaluation in 0..6 {
@@ -456,7 +459,7 @@ fn rounding_is_what_the_definition_says() {
     let sampler = || Sampler::new(&case.options.sampler, 3).unwrap();
     let output = |reference| {
         let options = EngineOptions { reference, ..engine(1) };
-        let mut denoiser = Loop::open(&weights, sampler(), false, &options).unwrap();
+        let mut denoiser = Denoiser::open(&weights, sampler(), false, &options).unwrap();
         let mut trajectory = denoiser.begin(&case.request, 0).unwrap();
         denoiser.evaluate_as(ProgramKind::Full, &mut trajectory).unwrap();
         denoiser.output().to_vec()

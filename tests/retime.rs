@@ -1,11 +1,11 @@
 //! Compiled loops with another number of steps.
 
-use cqc::compile::{LoopOptions, compile_loop};
-use cqc::model::{Model, ModelOptions};
+use cachequant::compile::{LoopOptions, compile_loop};
+use cachequant::model::{Model, ModelOptions};
 use cqc_proto::Tensor;
 use cqc_proto::cq::{Manifest, SourceModel};
 use cqc_proto::sampler::SamplerConfig;
-use cqc_runtime::denoise::{Loop, Request};
+use cqc_runtime::denoise::{Denoiser, Request};
 use cqc_runtime::engine::{EngineOptions, Weights};
 use cqc_runtime::retime::{Possible, RetimeError, possible, retime};
 use cqc_runtime::sampler::Sampler;
@@ -32,7 +32,7 @@ fn compile(model: &str, steps: usize, any_steps: bool) -> (Manifest, bytes::Byte
 fn sample(weights: &Arc<Weights>, steps: usize, conditions: BTreeMap<String, Tensor>) -> Vec<f32> {
     let sampler = Sampler::new(&SamplerConfig::default(), steps).unwrap();
     let options = EngineOptions { batch: 2, threads: 2, ..EngineOptions::default() };
-    let mut denoiser = Loop::open(weights, sampler, false, &options).unwrap();
+    let mut denoiser = Denoiser::open(weights, sampler, false, &options).unwrap();
     let request = Request { samples: 2, conditions, ..Request::default() };
     denoiser.sample(&request, &mut |_| ControlFlow::Continue(())).unwrap().to_f32_vec()
 }

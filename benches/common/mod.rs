@@ -1,14 +1,14 @@
 //! What the benchmarks of quality share: a model's uncached images, a feature extractor, rows in a file.
 
-use cqc::compile::{LoopOptions, compile_evaluation, compile_loop};
-use cqc::eval::frechet::{Gaussian, frechet};
-use cqc::eval::psnr::{mse, psnr};
-use cqc::io::{Overwrite, read_npy, read_npz, write_npy};
-use cqc::model::{Model, ModelOptions};
+use cachequant::compile::{LoopOptions, compile_evaluation, compile_loop};
+use cachequant::eval::frechet::{Gaussian, frechet};
+use cachequant::eval::psnr::{mse, psnr};
+use cachequant::io::{Overwrite, read_npy, read_npz, write_npy};
+use cachequant::model::{Model, ModelOptions};
 use cqc_proto::Tensor;
 use cqc_proto::plan::InputRole;
 use cqc_proto::sampler::SamplerConfig;
-use cqc_runtime::denoise::{Loop, Request};
+use cqc_runtime::denoise::{Denoiser, Request};
 use cqc_runtime::engine::{Engine, EngineOptions, Weights};
 use cqc_runtime::sampler::Sampler;
 use serde_json::Value;
@@ -143,9 +143,9 @@ impl Bench {
         (bench, model)
     }
 
-    pub fn open(&self, weights: &Arc<Weights>) -> Loop {
+    pub fn open(&self, weights: &Arc<Weights>) -> Denoiser {
         let sampler = Sampler::new(&self.sampler, self.steps).unwrap();
-        Loop::open(weights, sampler, self.guidance != 1.0, &self.engine).unwrap()
+        Denoiser::open(weights, sampler, self.guidance != 1.0, &self.engine).unwrap()
     }
 
     /// The first images, and the median time of a batch's loop.

@@ -1,12 +1,14 @@
-//! Products on a GPU: what its tensor cores do at most, measured, and what share of that convolutions, linear layers and attention reach.
+//! Products on a GPU: what its tensor cores do at most, measured, and what share of that
+//! convolutions, linear layers and attention reach.
 //!
 //! ```text
 //! cargo bench -p cqc-kernels --features cuda --bench cuda
 //! cargo bench -p cqc-kernels --features cuda,cuda-sim --bench cuda -- simulator      # that it works: tiny shapes, times that mean nothing
 //! cargo bench -p cqc-kernels --features cuda --bench cuda -- save FOLDER sm_90       # compiles the kernels into a folder of kept ones
 //! ```
-//! A kernel is launched many times as one recorded graph, operands as the launch before has left them in the caches; times are medians over rounds
-//! of many launches. Operations are two per multiplication with its addition.
+//! A kernel is launched many times as one recorded graph, operands as the launch before has left
+//! them in the caches; times are medians over rounds of many launches. Operations are two per
+//! multiplication with its addition.
 
 use cqc_kernels::cuda::cubin::Cubins;
 use cqc_kernels::cuda::driver::{Gpu, GpuOptions};
@@ -153,7 +155,8 @@ impl Bench {
 
     /// Operations per second of products of registers.
     fn peak(&self, of: PeakOf) -> Result<f64> {
-        // numbers as random as those of a network: how much current they draw decides how fast the clock may be
+        // numbers as random as those of a network: how much current they draw decides how fast the
+        // clock may be
         let words = noise(PEAK_IN).map(|w| match of {
             PeakOf::Bytes => w,
             PeakOf::Halves => u32::from(half(w)) | u32::from(half(w >> 8)) << 16,
@@ -176,7 +179,7 @@ impl Bench {
         let number = |t: usize, c: usize, o: usize| ((t * 31 + c * 7919 + o * 104_729) % 255) as u8;
         let f32s = |values: &[f32]| self.put(&words(values), ElementType::F32, values.len());
         let bias = f32s(&vec![0.1; shape.cout])?;
-        let tail = Tail { bias: Some(&bias), ..Tail::default() };
+        let tail = Epilogue { bias: Some(&bias), ..Epilogue::default() };
 
         let bytes: Vec<u8> = noise(pixels * shape.cin).map(|w| w as u8).collect();
         let x = self.put(&bytes, ElementType::U8, shape.cin)?;

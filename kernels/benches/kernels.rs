@@ -1,9 +1,11 @@
-//! Best times of kernels at the shapes of small U-Nets and transformers, and of attention over codes beside f32.
+//! Best times of kernels at the shapes of small U-Nets and transformers, and of attention over
+//! codes beside f32.
 //!
 //! ```text
 //! cargo bench -p cqc-kernels --bench kernels [-- THREADS]
 //! ```
-//! The share of a model's time is in `cqc bench --profile`; every layer of a quantized one both ways in `cqc bench --kernels`.
+//! The share of a model's time is in `cqc bench --profile`; every layer of a quantized one both
+//! ways in `cqc bench --kernels`.
 
 use cqc_kernels::attention::attention_scratch_len;
 use cqc_kernels::*;
@@ -12,7 +14,7 @@ use std::time::Instant;
 const ROUNDS: usize = 60;
 
 fn main() {
-    let isa = Isa::detect();
+    let isa = Isa::detect().expect("CQC_ISA names an instruction set of this CPU");
     // cargo adds `--bench`
     let pool = Pool::new(std::env::args().skip(1).find_map(|arg| arg.parse().ok()).unwrap_or(1));
     println!("{isa}, {} threads, best of {ROUNDS}", pool.threads());
@@ -85,7 +87,8 @@ fn convolutions(isa: Isa, pool: &Pool, [n, size]: [usize; 2], [cin, cout]: [usiz
     println!("3x3 {n}x{size}x{size}, {cin} to {cout}: {ms:.3} ms, {:.1} GMAC/s", rate(pixels * cin * cout * 9, ms));
 }
 
-/// A product in f32, in bf16 where this CPU has it, and over codes whose results are stored as f32 and as codes.
+/// A product in f32, in bf16 where this CPU has it, and over codes whose results are stored as f32
+/// and as codes.
 fn products(isa: Isa, pool: &Pool, shape: ConvShape) {
     let conv = Conv::new(isa, shape).expect("a valid shape");
     let (rows, k, n) = (shape.out_rows(), shape.k(), shape.cout);
@@ -111,12 +114,13 @@ fn products(isa: Isa, pool: &Pool, shape: ConvShape) {
     report("codes", best(|| conv.run_codes(pool, &x, &packed, &epilogue, &mut y, n)));
     let how = FakeQuant { bits: 8, segments: &[n], scale: &[0.016], zero_point: &[9.0] };
     let y: &mut [u8] = &mut bytemuck::cast_slice_mut(&mut y)[..rows * n * isa.code_type().size()];
-    let to_codes = best(|| conv.run_codes(pool, &x, &packed, &epilogue, Target::Codes(&mut *y, how), n));
+    let to_codes = best(|| conv.run_codes(pool, &x, &packed, &epilogue, Output::Codes(&mut *y, how), n));
     report("codes to codes", to_codes);
     println!("{line}");
 }
 
-/// A linear layer over codes and the GEGLU behind it, stored as codes: three kernels one after the other, and one that does it all.
+/// A linear layer over codes and the GEGLU after it, stored as codes: three kernels one after the
+/// other, and one that does it all.
 fn geglus(isa: Isa, pool: &Pool, [m, k, c]: [usize; 3]) {
     let (n, size) = (2 * c, isa.code_type().size());
     let weights: Vec<i8> = (0..n * k).map(|i| ((i * 7919) % 255) as i8).collect();
@@ -135,7 +139,7 @@ fn geglus(isa: Isa, pool: &Pool, [m, k, c]: [usize; 3]) {
         quantize(isa, pool, m, &values, c, &how, y, c);
     });
     let paired = PackedCodes::pairs_from_kn(isa, &[k], n, &weights, &scale);
-    let at_once = best(|| linear_codes(isa, pool, m, k, n, &x, &paired, &epilogue, Target::Codes(&mut *y, how), c));
+    let at_once = best(|| linear_codes(isa, pool, m, k, n, &x, &paired, &epilogue, Output::Codes(&mut *y, how), c));
     let rate = rate(m * n * k, at_once);
     println!("linear and GEGLU {m} rows, {k} to {n}: codes {apart:.3} ms, at once {at_once:.3} ms {rate:.0} GMAC/s");
 }

@@ -1,4 +1,5 @@
-//! AMX: eight registers of 16 rows by 64 bytes, and instructions that multiply two of them onto a third.
+//! AMX: eight registers of 16 rows by 64 bytes, and instructions that multiply two of them onto a
+//! third.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -25,7 +26,8 @@ pub(crate) enum Multiply {
     Bf16,
 }
 
-/// Proof that this CPU has AMX for bytes and bf16, AVX-512 BW, and that the system lets this process use the tiles.
+/// Proof that this CPU has AMX for bytes and bf16, AVX-512 BW, and that the system lets this
+/// process use the tiles.
 #[derive(Clone, Copy)]
 pub(crate) struct Amx(());
 
@@ -50,7 +52,8 @@ impl Amx {
         let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
         config.row_bytes[..8].fill(ROW_BYTES as u16);
         config.rows[..8].fill(ROWS as u8);
-        // SAFETY: `self` proves the instruction and the permission; the 64 bytes describe eight tiles within the limits of palette 1.
+        // SAFETY: `self` proves the instruction and the permission; the 64 bytes describe eight
+        // tiles within the limits of palette 1.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly, preserves_flags)) };
         Configured(PhantomData)
     }
@@ -120,7 +123,8 @@ impl Drop for Configured {
     }
 }
 
-/// One piece: `$begin` sets sums to zero, `$load` and `$store` move them, `$body` multiplies 64 bytes of the depth.
+/// One piece: `$begin` sets sums to zero, `$load` and `$store` move them, `$body` multiplies 64
+/// bytes of the depth.
 macro_rules! product {
     ($piece:ident, $second:expr, $zero:literal, $load:literal, $body:expr, $store:literal) => {
         asm!(
@@ -202,10 +206,12 @@ impl Configured {
     /// sums (+)= left · right.
     ///
     /// # Safety
-    /// Every pointer in `piece` must lead to what its field says; the left rows have one piece more where `last` is not null.
+    /// Every pointer in `piece` must lead to what its field says; the left rows have one piece more
+    /// where `last` is not null.
     #[inline(always)]
     pub(crate) unsafe fn multiply(&self, how: Multiply, piece: &Piece) {
-        // SAFETY: `self` is there, so the tiles are set up; the caller's promise for memory. Nothing but this module uses the tiles.
+        // SAFETY: `self` is there, so the tiles are set up; the caller's promise for memory.
+        // Nothing but this module uses the tiles.
         unsafe {
             match how {
                 Multiply::Codes => rows!(piece, "tdpbusd"),

@@ -6,7 +6,8 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ptr::NonNull;
 
-/// Every arena and every packed weight begins at a multiple of this, in bytes: a cache line, an AVX-512 vector.
+/// Every arena and every packed weight begins at a multiple of this, in bytes: a cache line, an
+/// AVX-512 vector.
 pub const ALIGN: usize = 64;
 
 /// Plain numbers: any bytes are a value, and there is no padding.
@@ -24,9 +25,9 @@ pod!(f32 f64 i8 i16 i32 i64 u8 u16 u32 u64);
 /// A range of bytes in an arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Span {
-    /// First byte.
+    /// Offset of the first byte from the start of the arena.
     pub offset: usize,
-    /// Bytes.
+    /// Length in bytes.
     pub bytes: usize,
 }
 
@@ -89,7 +90,8 @@ pub struct Arena {
     map: Option<MmapMut>,
 }
 
-/// From here on arenas are pages of their own: zero without being written, and huge where the system has such.
+/// From here on arenas are pages of their own: zero without being written, and huge where the
+/// system has such.
 const MAPPED: usize = 1 << 22;
 
 // SAFETY: the memory is owned and only reached through `&self` (reads) and `&mut self` (writes).
@@ -118,7 +120,7 @@ impl Arena {
         Layout::from_size_align(bytes.max(ALIGN), ALIGN).expect("an arena is smaller than half the address space")
     }
 
-    /// Bytes.
+    /// Length in bytes, as it was given to [`Arena::new`].
     pub fn len(&self) -> usize {
         self.len
     }
@@ -144,11 +146,13 @@ impl Arena {
     /// [`ArenaError::OutOfBounds`], [`ArenaError::Misaligned`].
     pub fn get_mut<T: Pod>(&mut self, span: Span) -> Result<&mut [T], ArenaError> {
         let len = self.check::<T>(span)?;
-        // SAFETY: checked: in bounds, aligned, any bytes are a `T`; `&mut self` keeps everybody else away.
+        // SAFETY: checked: in bounds, aligned, any bytes are a `T`; `&mut self` keeps everybody
+        // else away.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.at(span), len) })
     }
 
-    /// Mutable views of `written` (bytes; see [`cast_mut`]), and a reader for everything outside them.
+    /// Mutable views of `written` (bytes; see [`cast_mut`]), and a reader for everything outside
+    /// them.
     ///
     /// ```
     /// # use cqc_kernels::arena::*;
@@ -168,8 +172,8 @@ impl Arena {
                 return Err(ArenaError::Overlap { written: span, other });
             }
         }
-        // SAFETY: in bounds and pairwise disjoint (checked above); the reader refuses spans that meet them, and
-        // `&mut self` is borrowed for as long as any of the views lives.
+        // SAFETY: in bounds and pairwise disjoint (checked above); the reader refuses spans that
+        // meet them, and `&mut self` is borrowed for as long as any of the views lives.
         let views = written.map(|span| unsafe { std::slice::from_raw_parts_mut(self.at::<u8>(span), span.bytes) });
         Ok((Reader { arena: self, written }, views))
     }
@@ -239,7 +243,8 @@ impl<'a, const W: usize> Reader<'a, W> {
         if let Some(&written) = self.written.iter().find(|written| written.meets(span)) {
             return Err(ArenaError::Overlap { written, other: span });
         }
-        // SAFETY: checked: in bounds, aligned, disjoint from all that is written; any bytes are a `T`.
+        // SAFETY: checked: in bounds, aligned, disjoint from all that is written; any bytes are a
+        // `T`.
         Ok(unsafe { std::slice::from_raw_parts(self.arena.at(span), len) })
     }
 }
@@ -264,14 +269,15 @@ pub fn cast_mut<T: Pod>(bytes: &mut [u8]) -> &mut [T] {
     unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / size_of::<T>()) }
 }
 
-/// Those of `parts` that are as long as told, in bytes, and lie where packed weights may lie; `None` if one is not.
+/// Those of `parts` that are as long as told, in bytes, and lie where packed weights may lie;
+/// `None` if one is not.
 pub(crate) fn fit<const N: usize>(parts: [Bytes; N], lens: [usize; N]) -> Option<[Bytes; N]> {
     let fits =
         |(part, len): (&Bytes, usize)| part.len() == len && (len == 0 || part.as_ptr().addr().is_multiple_of(ALIGN));
     parts.iter().zip(lens).all(fits).then_some(parts)
 }
 
-/// Values as their bytes.
+/// The bytes of a slice of values, as they lie in memory.
 pub fn bytes_of<T: Pod>(values: &[T]) -> &[u8] {
     // SAFETY: a `Pod` has no padding, so all bytes are initialised.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }

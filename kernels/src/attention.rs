@@ -1,23 +1,25 @@
-//! Attention without the full score matrix: blocks of queries against blocks of keys, softmax on the way.
+//! Attention without the full score matrix: blocks of queries against blocks of keys, softmax on
+//! the way.
 
 use crate::epilogue::check_matrix;
 use crate::gemm::{F32, Tile, Tiling};
 use crate::pack::{pack_panels, panel_width, panels_len};
-use crate::rows::{Weights, exp_row, row_max, scale_row};
+use crate::rows::{SoftmaxRounding, exp_row, row_max, scale_row};
 use crate::shared::{SharedMut, cut};
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Simd, SimdKernel};
 use crate::{Isa, Pool};
 use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 
 /// Shape of [`attention`], all distances in values.
 ///
-/// `q` is `[n, lq, heads · d]`, `k` `[n, lk, kv_heads · d]`, `v` `[n, lk, kv_heads · dv]`, `y` `[n, lq, heads · dv]`.
+/// `q` is `[n, lq, heads · d]`, `k` `[n, lk, kv_heads · d]`, `v` `[n, lk, kv_heads · dv]`, `y` `[n,
+/// lq, heads · dv]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionShape {
-    /// Images.
+    /// Images, or sequences of a batch.
     pub n: usize,
-    /// Query heads.
+    /// Query heads; `q` and `y` hold them side by side.
     pub heads: usize,
     /// Key and value heads; divides `heads`. Query head `h` uses key head `h / (heads / kv_heads)`.
     pub kv_heads: usize,
@@ -33,17 +35,18 @@ pub struct AttentionShape {
     pub scale: f32,
     /// Query `i` sees keys `j ≤ i` only.
     pub causal: bool,
-    /// Weights are rounded to multiples of 1 / (2^bits − 1) of their query's largest; 0 = not at all, [`SOFTMAX_BF16`](cqc_proto::op::SOFTMAX_BF16) = to bf16.
+    /// Weights are rounded to multiples of 1 / (2^bits − 1) of their query's largest; 0 = not at
+    /// all, [`SOFTMAX_BF16`](cqc_proto::op::SOFTMAX_BF16) = to bf16.
     pub softmax_bits: u8,
     /// Strides of the additive mask over image, head, query and key; 0 = broadcast.
     pub mask_strides: [usize; 4],
-    /// Between two queries.
+    /// Distance between two queries of an image in `q`, in elements.
     pub ldq: usize,
-    /// Between two keys.
+    /// Distance between two keys of an image in `k`, in elements.
     pub ldk: usize,
-    /// Between two values.
+    /// Distance between two values of an image in `v`, in elements.
     pub ldv: usize,
-    /// Between two results.
+    /// Distance between two results of an image in `y`, in elements.
     pub ldy: usize,
 }
 
@@ -60,12 +63,13 @@ const QUERIES: usize = 96;
 /// Keys of a block at most; a multiple of every panel width.
 const KEYS: usize = 256;
 
-/// Between the scores of two queries: no power of two, which would crowd them into few sets of the cache.
+/// Between the scores of two queries: no power of two, which would crowd them into few sets of the
+/// cache.
 const SCORES_LD: usize = KEYS + 16;
 
 /// How scratch is laid out.
 #[derive(Clone, Copy)]
-struct Plan {
+struct ScratchLayout {
     /// Packed kᵀ of one image and head.
     k_len: usize,
     /// Packed v of one image and head.
@@ -76,9 +80,9 @@ struct Plan {
     sums: usize,
 }
 
-impl Plan {
-    fn new(isa: Isa, s: &AttentionShape) -> Plan {
-        Plan {
+impl ScratchLayout {
+    fn new(isa: Isa, s: &AttentionShape) -> ScratchLayout {
+        ScratchLayout {
             k_len: panels_len(isa, s.d, s.lk),
             v_len: panels_len(isa, s.lk, s.dv),
             pairs: s.n * s.kv_heads,
@@ -98,14 +102,15 @@ impl Plan {
 
 /// Values of scratch that [`attention`] needs on a pool of `threads`.
 pub fn attention_scratch_len(isa: Isa, shape: &AttentionShape, threads: usize) -> usize {
-    let plan = Plan::new(isa, shape);
+    let plan = ScratchLayout::new(isa, shape);
     plan.packed() + threads.max(1) * plan.per_thread()
 }
 
 /// y = softmax(scale · q kᵀ + mask) · v per image and head.
 ///
-/// `scratch` holds at least [`attention_scratch_len`] values. A query that sees no key (all scores −∞) gives zeros.
-/// Keys and values are packed once per image and head; scores exist for 96 queries × 256 keys per thread at a time.
+/// `scratch` holds at least [`attention_scratch_len`] values. A query that sees no key (all scores
+/// −∞) gives zeros. Keys and values are packed once per image and head; scores exist for 96 queries
+/// × 256 keys per thread at a time.
 ///
 /// # Panics
 /// When a slice is too short.
@@ -123,7 +128,7 @@ pub fn attention(
     shape.check(q, k, v, mask, y);
     let need = attention_scratch_len(isa, shape, pool.threads());
     assert!(scratch.len() >= need, "scratch has {} values, needs {need}", scratch.len());
-    let plan = Plan::new(isa, shape);
+    let plan = ScratchLayout::new(isa, shape);
     let (packed, work) = scratch.split_at_mut(plan.packed());
     let (k_packed, v_packed) = packed.split_at_mut(plan.pairs * plan.k_len);
     pack_all(isa, pool, shape, &plan, (k, &mut *k_packed), (v, &mut *v_packed));
@@ -177,7 +182,7 @@ fn pack_all(
     isa: Isa,
     pool: &Pool,
     s: &AttentionShape,
-    plan: &Plan,
+    plan: &ScratchLayout,
     (k, k_packed): (&[f32], &mut [f32]),
     (v, v_packed): (&[f32], &mut [f32]),
 ) {
@@ -230,7 +235,7 @@ struct Running {
     total: f32,
 }
 
-impl Kernel for QueryBlock<'_> {
+impl SimdKernel for QueryBlock<'_> {
     type Out = ();
 
     #[inline(always)]
@@ -238,7 +243,7 @@ impl Kernel for QueryBlock<'_> {
         let mut running = [Running { max: f32::NEG_INFINITY, total: 0.0 }; QUERIES];
         let seen = if self.shape.causal { self.shape.lk.min(self.queries.end) } else { self.shape.lk };
         self.sums.fill(0.0);
-        if let (Weights::Levels(_), true) = (Weights::of(self.shape.softmax_bits), seen > KEYS) {
+        if let (SoftmaxRounding::Levels(_), true) = (SoftmaxRounding::of(self.shape.softmax_bits), seen > KEYS) {
             // what weights are rounded to depends on the largest score of all keys
             self.largest(s, seen, &mut running);
         }
@@ -318,7 +323,8 @@ impl QueryBlock<'_> {
         }
     }
 
-    /// Masks the scores of query `i`: how many of them it sees, and what they are still to be multiplied with.
+    /// Masks the scores of query `i`: how many of them it sees, and what they are still to be
+    /// multiplied with.
     #[inline(always)]
     fn mask(&mut self, i: usize, keys: &Range<usize>) -> (usize, f32) {
         let query = self.queries.start + i;
@@ -331,13 +337,14 @@ impl QueryBlock<'_> {
         (visible, 1.0)
     }
 
-    /// Turns the scores of query `i` into weights exp(score − max), and what has been summed so far along.
+    /// Turns the scores of query `i` into weights exp(score − max), and what has been summed so far
+    /// along.
     #[inline(always)]
     fn soften<S: Simd>(&mut self, s: S, i: usize, keys: &Range<usize>, running: &mut Running) {
         let (visible, scale) = self.mask(i, keys);
         let row = &mut self.scores[i * SCORES_LD..][..visible];
         let mut max = row_max(s, row, scale);
-        if let Weights::Bf16 = Weights::of(self.shape.softmax_bits) {
+        if let SoftmaxRounding::Bf16 = SoftmaxRounding::of(self.shape.softmax_bits) {
             // relative to a power of two, with which rounding commutes
             max = (max * LOG2_E).ceil() * LN_2;
         }
@@ -346,7 +353,7 @@ impl QueryBlock<'_> {
             return row.fill(0.0);
         }
         let shrink = (running.max - max).exp();
-        let sum = exp_row(s, row, scale, max, Weights::of(self.shape.softmax_bits));
+        let sum = exp_row(s, row, scale, max, SoftmaxRounding::of(self.shape.softmax_bits));
         running.total = running.total * shrink + sum;
         if shrink != 1.0 {
             scale_row(s, &mut self.sums[i * self.ld_sums..][..self.ld_sums], shrink);

@@ -2,10 +2,10 @@
 
 use crate::bf16::{Bf16Product, PackedBf16};
 use crate::epilogue::check_matrix;
-use crate::gemm::{Finish, Gather, Groups, Lhs, PADDING, Product};
+use crate::gemm::{Gather, Groups, Lhs, PADDING, Product, WriteBack};
 use crate::integer::{Activations, IntProduct, PackedCodes, Pixels};
-use crate::pack::Layout;
-use crate::target::Target;
+use crate::output::Output;
+use crate::pack::PackedLayout;
 use crate::{Epilogue, Isa, PackedMatrix, Pool, depthwise, dot};
 
 /// Shape of a convolution, NHWC.
@@ -21,11 +21,11 @@ pub struct ConvShape {
     pub cin: usize,
     /// Output channels.
     pub cout: usize,
-    /// Kernel rows.
+    /// Rows of the window.
     pub kh: usize,
-    /// Kernel columns.
+    /// Columns of the window.
     pub kw: usize,
-    /// Step down and right.
+    /// Distance between neighbouring windows, down and right.
     pub stride: [usize; 2],
     /// Zero rows and columns added at top, left, bottom, right.
     pub pads: [usize; 4],
@@ -70,13 +70,13 @@ impl ConvShape {
         ConvShape { n, h, w, cin, cout, kh: kernel, kw: kernel, stride, pads, dilation: [1, 1], groups: 1, upsample: 1 }
     }
 
-    /// Output rows.
+    /// Rows of an output image, from the padded input.
     pub fn out_h(&self) -> usize {
         let padded = self.h * self.upsample + self.pads[0] + self.pads[2];
         (padded - (self.kh - 1) * self.dilation[0] - 1) / self.stride[0] + 1
     }
 
-    /// Output columns.
+    /// Columns of an output image, from the padded input.
     pub fn out_w(&self) -> usize {
         let padded = self.w * self.upsample + self.pads[1] + self.pads[3];
         (padded - (self.kw - 1) * self.dilation[1] - 1) / self.stride[1] + 1
@@ -92,7 +92,8 @@ impl ConvShape {
         self.kh * self.kw * (self.cin / self.groups)
     }
 
-    /// The input pixel (row · w + column) that tap `(ky, kx)` of output pixel `(oy, ox)` reads; none in the padding.
+    /// The input pixel (row · w + column) that tap `(ky, kx)` of output pixel `(oy, ox)` reads;
+    /// none in the padding.
     pub fn source(&self, oy: usize, ox: usize, ky: usize, kx: usize) -> Option<usize> {
         let y = (oy * self.stride[0] + ky * self.dilation[0]).checked_sub(self.pads[0])? / self.upsample;
         let x = (ox * self.stride[1] + kx * self.dilation[1]).checked_sub(self.pads[1])? / self.upsample;
@@ -132,7 +133,8 @@ impl ConvShape {
 pub struct Conv {
     isa: Isa,
     shape: ConvShape,
-    /// Input pixel of `[output pixel of one image, tap]`, or [`PADDING`]; empty where it would be 0, 1, 2, …
+    /// Input pixel of `[output pixel of one image, tap]`, or [`PADDING`]; empty where it would be
+    /// 0, 1, 2, …
     table: Vec<u32>,
     /// What the padding reads.
     zeros: Vec<f32>,
@@ -170,7 +172,7 @@ impl Conv {
         ldx: usize,
         packed: &PackedMatrix,
         epilogue: &Epilogue,
-        y: impl Into<Target<'a>>,
+        y: impl Into<Output<'a>>,
         ldy: usize,
     ) {
         let s = &self.shape;
@@ -178,19 +180,20 @@ impl Conv {
         packed.check(isa, groups, s.k(), n);
         check_matrix("x", x.len(), s.n * s.h * s.w, s.cin, ldx);
         let lhs = self.lhs(x, ldx, &self.zeros);
-        let finish = Finish::new(isa, *epilogue, rows, s.cout, false, y.into(), ldy);
+        let write_back = WriteBack::new(isa, *epilogue, rows, s.cout, false, y.into(), ldy);
         match packed.layout() {
-            Layout::Panels => {
+            PackedLayout::Panels => {
                 let right = packed.values();
                 let groups = Groups { count: groups, left: lhs.depth, right: right.len() / groups, col: n };
-                Product { isa, lhs, rows, right, n, groups, finish }.run(pool);
+                Product { isa, lhs, rows, right, n, groups, write_back }.run(pool);
             }
-            Layout::Dot { .. } => dot::run(isa, pool, &lhs, rows, n, packed.values(), &finish),
-            Layout::Depthwise => depthwise::run(isa, pool, &lhs, rows, groups, packed.values(), &finish),
+            PackedLayout::Dot { .. } => dot::run(isa, pool, &lhs, rows, n, packed.values(), &write_back),
+            PackedLayout::Depthwise => depthwise::run(isa, pool, &lhs, rows, groups, packed.values(), &write_back),
         }
     }
 
-    /// y = epilogue(conv(x, w)) over codes; padding counts as zero. `ldx` and `ldy` as for [`Conv::run`].
+    /// y = epilogue(conv(x, w)) over codes; padding counts as zero. `ldx` and `ldy` as for
+    /// [`Conv::run`].
     ///
     /// # Panics
     /// When `packed` was made for another shape or instruction set, or a slice is too short.
@@ -200,7 +203,7 @@ impl Conv {
         x: &Activations,
         packed: &PackedCodes,
         epilogue: &Epilogue,
-        y: impl Into<Target<'a>>,
+        y: impl Into<Output<'a>>,
         ldy: usize,
     ) {
         let (s, isa) = (&self.shape, self.isa);
@@ -210,14 +213,16 @@ impl Conv {
         x.check(isa, s.n * s.h * s.w, s.cin, packed.segments().len());
         let pixels = Pixels { table: &self.table, out_pixels: s.out_h() * s.out_w(), in_pixels: s.h * s.w };
         let gather = (!self.table.is_empty()).then_some(pixels);
-        let finish = Finish::new(isa, *epilogue, rows, s.cout, false, y.into(), ldy);
-        IntProduct { isa, x, rows, n: s.cout, taps, depth: s.cin, gather, packed, finish }.run(pool);
+        let write_back = WriteBack::new(isa, *epilogue, rows, s.cout, false, y.into(), ldy);
+        IntProduct { isa, x, rows, n: s.cout, taps, depth: s.cin, gather, packed, write_back }.run(pool);
     }
 
-    /// y = epilogue(conv(x, w)) over bf16, of which `x` has the bits. `ldx` and `ldy` as for [`Conv::run`].
+    /// y = epilogue(conv(x, w)) over bf16, of which `x` has the bits. `ldx` and `ldy` as for
+    /// [`Conv::run`].
     ///
     /// # Panics
-    /// When `packed` was made for another shape or instruction set, a slice is too short, or sums are scaled twice.
+    /// When `packed` was made for another shape or instruction set, a slice is too short, or sums
+    /// are scaled twice.
     pub fn run_bf16<'a>(
         &self,
         pool: &Pool,
@@ -225,7 +230,7 @@ impl Conv {
         ldx: usize,
         packed: &PackedBf16,
         epilogue: &Epilogue,
-        y: impl Into<Target<'a>>,
+        y: impl Into<Output<'a>>,
         ldy: usize,
     ) {
         let (s, isa) = (&self.shape, self.isa);
@@ -235,8 +240,8 @@ impl Conv {
         check_matrix("x", x.len(), s.n * s.h * s.w, s.cin, ldx);
         // zeros of f32 are zeros of bf16
         let lhs = self.lhs(x, ldx, bytemuck::cast_slice(&self.zeros));
-        let finish = Finish::new(isa, packed.epilogue(epilogue), rows, s.cout, false, y.into(), ldy);
-        Bf16Product { isa, lhs, rows, n: s.cout, packed, finish }.run(pool);
+        let write_back = WriteBack::new(isa, packed.epilogue(epilogue), rows, s.cout, false, y.into(), ldy);
+        Bf16Product { isa, lhs, rows, n: s.cout, packed, write_back }.run(pool);
     }
 
     fn lhs<'a, T>(&'a self, x: &'a [T], ldx: usize, zeros: &'a [T]) -> Lhs<'a, T> {

@@ -5,10 +5,11 @@ use crate::arena::Pod;
 use crate::shared::{SharedMut, cut};
 use std::ops::{Deref, DerefMut};
 
-/// y\[Σ iₖ·y_stridesₖ\] = x\[x_offset + Σ iₖ·x_stridesₖ\] over all indices of `shape` (at most 8 dimensions).
+/// y\[Σ iₖ·y_stridesₖ\] = x\[x_offset + Σ iₖ·x_stridesₖ\] over all indices of `shape` (at most 8
+/// dimensions).
 ///
-/// Strides are in values. `x` strides may be 0 (expand) or negative (reverse); those of `y` must give every index
-/// its own place.
+/// Strides are in values. `x` strides may be 0 (expand) or negative (reverse); those of `y` must
+/// give every index its own place.
 ///
 /// # Panics
 /// When an index leads out of `x` or `y`, when two could meet in `y`, or at more than 8 dimensions.
@@ -42,7 +43,8 @@ pub fn copy_strided<T: Pod>(
         for index in cut(outer, tasks, 1, task) {
             let (from, to) = place(&dims, index);
             let x = x.as_ptr().wrapping_add(x_offset).wrapping_offset(from);
-            // SAFETY: `check_source` and `check_target`: all indices lie in `x` and `y`, each with its own place in `y`.
+            // SAFETY: `check_source` and `check_target`: all indices lie in `x` and `y`, each with
+            // its own place in `y`.
             unsafe { inner.copy(x, y.at(to)) };
         }
     });
@@ -52,7 +54,8 @@ pub fn copy_strided<T: Pod>(
 const MOST: usize = 8;
 /// Values of a task at least.
 const TASK_VALUES: usize = 16 << 10;
-/// Side of the square in which two crossing dimensions are copied: its cache lines stay in the first level.
+/// Side of the square in which two crossing dimensions are copied: its cache lines stay in the
+/// first level.
 const SQUARE: usize = 16;
 
 /// One dimension: its size, the stride in the source, the stride in the target.
@@ -138,7 +141,8 @@ fn merge(dims: &mut Dims) {
     }
 }
 
-/// The two dimensions of the inner loops: the last of the target, and the one that runs along the source.
+/// The two dimensions of the inner loops: the last of the target, and the one that runs along the
+/// source.
 struct Inner {
     /// Runs along the source, where that is another one.
     cross: Dim,

@@ -1,8 +1,9 @@
-//! Convolution with one channel per group: no sums over channels, so no matrix product; vectors run over channels.
+//! Convolution with one channel per group: no sums over channels, so no matrix product; vectors run
+//! over channels.
 
-use crate::gemm::{Finish, Lhs, RowParts, load_some, store_some};
+use crate::gemm::{Lhs, RowParts, WriteBack, load_some, store_some};
 use crate::shared::cut;
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Simd, SimdKernel};
 use crate::{Isa, Pool};
 use std::ops::Range;
 
@@ -12,22 +13,30 @@ const TASK_ROWS: usize = 16;
 /// y = epilogue(Σ over taps of x · w); `w` is `[taps, channels rounded up to whole vectors]`.
 ///
 /// The caller has checked that `lhs` has all rows, the epilogue and `y` all rows and channels.
-pub(crate) fn run(isa: Isa, pool: &Pool, lhs: &Lhs<f32>, rows: usize, channels: usize, w: &[f32], finish: &Finish) {
+pub(crate) fn run(
+    isa: Isa,
+    pool: &Pool,
+    lhs: &Lhs<f32>,
+    rows: usize,
+    channels: usize,
+    w: &[f32],
+    write_back: &WriteBack,
+) {
     let tasks = rows.div_ceil(TASK_ROWS).min(8 * pool.threads());
     pool.run(tasks, &|task, _| {
-        isa.run(Task { lhs, rows: cut(rows, tasks, 1, task), channels, w, finish });
+        isa.run(DepthwiseTask { lhs, rows: cut(rows, tasks, 1, task), channels, w, write_back });
     });
 }
 
-struct Task<'a> {
+struct DepthwiseTask<'a> {
     lhs: &'a Lhs<'a, f32>,
     rows: Range<usize>,
     channels: usize,
     w: &'a [f32],
-    finish: &'a Finish<'a>,
+    write_back: &'a WriteBack<'a>,
 }
 
-impl Kernel for Task<'_> {
+impl SimdKernel for DepthwiseTask<'_> {
     type Out = ();
 
     #[inline(always)]
@@ -47,7 +56,7 @@ impl Kernel for Task<'_> {
     }
 }
 
-impl Task<'_> {
+impl DepthwiseTask<'_> {
     /// `V` vectors of channels from `c`; the last has `n` of them.
     #[inline(always)]
     fn channels_at<S: Simd, const V: usize>(&self, s: S, row: usize, c: usize, n: usize) {
@@ -61,18 +70,18 @@ impl Task<'_> {
                 unsafe { acc[v] = s.fma(load_some(s, x.add(at), n), s.load(w.add(at)), acc[v]) };
             }
         }
-        let parts = RowParts::new(&self.finish.epilogue, row, 0);
+        let parts = RowParts::new(&self.write_back.epilogue, row, 0);
         let mut scratch = [0.0; 64];
-        let y = self.finish.y.place(row, c, scratch.as_mut_ptr());
+        let y = self.write_back.y.place(row, c, scratch.as_mut_ptr());
         for v in 0..V {
             let at = v * S::LANES;
             // SAFETY: checked by the caller of `run`; tasks have disjoint rows.
             unsafe {
-                let sum = parts.apply(s, self.finish.epilogue.act, acc[v], c + at, n);
+                let sum = parts.apply(s, self.write_back.epilogue.act, acc[v], c + at, n);
                 store_some(s, y.add(at), sum, n);
             }
         }
         // SAFETY: the loop has written all vectors.
-        unsafe { self.finish.y.store(s, row, c, (V - 1) * S::LANES + n, y) };
+        unsafe { self.write_back.y.store(s, row, c, (V - 1) * S::LANES + n, y) };
     }
 }

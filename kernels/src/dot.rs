@@ -2,9 +2,9 @@
 //!
 //! The last convolution of a denoiser has 3 or 4 output channels; a panel would be mostly padding.
 
-use crate::gemm::{Finish, Lhs, RowParts};
+use crate::gemm::{Lhs, RowParts, WriteBack};
 use crate::shared::cut;
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Simd, SimdKernel};
 use crate::{Isa, Pool};
 use std::ops::Range;
 
@@ -14,22 +14,22 @@ const TASK_ROWS: usize = 24;
 /// y = epilogue(lhs · w) for `n ≤ 4`; `w` is `[taps, n, depth rounded up to whole vectors]`.
 ///
 /// The caller has checked that `lhs` has all rows, the epilogue and `y` all rows and columns.
-pub(crate) fn run(isa: Isa, pool: &Pool, lhs: &Lhs<f32>, rows: usize, n: usize, w: &[f32], finish: &Finish) {
+pub(crate) fn run(isa: Isa, pool: &Pool, lhs: &Lhs<f32>, rows: usize, n: usize, w: &[f32], write_back: &WriteBack) {
     let tasks = rows.div_ceil(TASK_ROWS).min(8 * pool.threads());
     pool.run(tasks, &|task, _| {
-        isa.run(Task { lhs, rows: cut(rows, tasks, 1, task), n, w, finish });
+        isa.run(DotTask { lhs, rows: cut(rows, tasks, 1, task), n, w, write_back });
     });
 }
 
-struct Task<'a> {
+struct DotTask<'a> {
     lhs: &'a Lhs<'a, f32>,
     rows: Range<usize>,
     n: usize,
     w: &'a [f32],
-    finish: &'a Finish<'a>,
+    write_back: &'a WriteBack<'a>,
 }
 
-impl Kernel for Task<'_> {
+impl SimdKernel for DotTask<'_> {
     type Out = ();
 
     #[inline(always)]
@@ -44,7 +44,7 @@ impl Kernel for Task<'_> {
     }
 }
 
-impl Task<'_> {
+impl DotTask<'_> {
     /// All rows, `M` together.
     #[inline(always)]
     fn all<S: Simd, const N: usize, const M: usize>(&self, s: S) {
@@ -69,7 +69,8 @@ impl Task<'_> {
                 x[i] = rows[i].tap(tap);
             }
             let w = self.w[tap * N * width..][..N * width].as_ptr();
-            // SAFETY: `lhs` has `depth` values per row and tap; `w` has `N` rows of `width` for this tap.
+            // SAFETY: `lhs` has `depth` values per row and tap; `w` has `N` rows of `width` for
+            // this tap.
             unsafe { accumulate(s, &mut acc, &x, self.lhs.depth, w, width) };
         }
         for i in 0..M.min(self.rows.end - row) {
@@ -78,15 +79,16 @@ impl Task<'_> {
             for j in 0..N {
                 values[j] = s.sum(acc[i][j]);
             }
-            let parts = RowParts::new(&self.finish.epilogue, row + i, 0);
+            let parts = RowParts::new(&self.write_back.epilogue, row + i, 0);
             let mut scratch = [0.0; N];
-            let y = self.finish.y.place(row + i, 0, scratch.as_mut_ptr());
-            // SAFETY: checked by the caller of `run`; tasks have disjoint rows; `N ≤ 4 ≤ LANES ≤ 16`.
+            let y = self.write_back.y.place(row + i, 0, scratch.as_mut_ptr());
+            // SAFETY: checked by the caller of `run`; tasks have disjoint rows; `N ≤ 4 ≤ LANES ≤
+            // 16`.
             unsafe {
-                let v = parts.apply(s, self.finish.epilogue.act, s.load(values.as_ptr()), 0, N);
+                let v = parts.apply(s, self.write_back.epilogue.act, s.load(values.as_ptr()), 0, N);
                 s.store(values.as_mut_ptr(), v);
                 y.copy_from_nonoverlapping(values.as_ptr(), N);
-                self.finish.y.store(s, row + i, 0, N, y);
+                self.write_back.y.store(s, row + i, 0, N, y);
             }
         }
     }
@@ -95,7 +97,8 @@ impl Task<'_> {
 /// acc\[i\]\[j\] += lanes of x\[i\] · w\[j\].
 ///
 /// # Safety
-/// `x[i]` must have `depth` values, `w` `N` rows of `width`, which is `depth` rounded up to whole vectors.
+/// `x[i]` must have `depth` values, `w` `N` rows of `width`, which is `depth` rounded up to whole
+/// vectors.
 #[inline(always)]
 unsafe fn accumulate<S: Simd, const N: usize, const M: usize>(
     s: S,

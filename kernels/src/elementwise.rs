@@ -1,15 +1,15 @@
 //! One number at a time: unary and binary operations, GEGLU, the affine map per channel.
 
-use crate::epilogue::{Act, Rows, check_matrix};
+use crate::epilogue::{Act, PerImage, check_matrix};
 use crate::gemm::{load_some, store_some};
 use crate::math::{activate, erf, exp};
 use crate::shared::{SharedMut, cut};
 use crate::simd::wide::{CHAINS, Wide, load_many, store_many};
-use crate::simd::{Arithmetic, Kernel, Simd};
-use crate::{Isa, Pool, scalar};
+use crate::simd::{Arithmetic, Simd, SimdKernel};
+use crate::{Isa, Pool};
 use std::ops::Range;
 
-/// An operation on one number; [`crate::scalar::unary`] is the definition.
+/// An operation on one number; [`reference`](crate::reference) has the definition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Unary {
     /// An activation.
@@ -40,7 +40,8 @@ pub enum Unary {
     Round,
 }
 
-/// An operation on two numbers; [`crate::scalar::binary`] is the definition.
+/// An operation on two numbers; [`reference`](crate::reference) has the definition, but for a NaN
+/// as an operand of `Max` or `Min`, which the definition keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Binary {
     /// a + b
@@ -61,7 +62,7 @@ pub enum Binary {
 
 /// An operand of [`binary`], as seen from a result of `[rows, c]`.
 #[derive(Clone, Copy, Debug)]
-pub enum Operand<'a> {
+pub enum BroadcastOperand<'a> {
     /// `[rows, c]`: values, and the distance between rows.
     Full(&'a [f32], usize),
     /// One number.
@@ -71,7 +72,7 @@ pub enum Operand<'a> {
     /// `[rows]`, the same for all columns.
     Column(&'a [f32]),
     /// `[images, c]`.
-    Image(Rows<'a>),
+    Image(PerImage<'a>),
 }
 
 /// Values of a task at least.
@@ -104,13 +105,13 @@ struct UnaryTask<'a> {
     y: &'a mut [f32],
 }
 
-impl Kernel for UnaryTask<'_> {
+impl SimdKernel for UnaryTask<'_> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         if matches!(self.op, Unary::Log | Unary::Sin | Unary::Cos | Unary::Floor | Unary::Ceil | Unary::Round) {
-            return self.y.iter_mut().zip(self.x).for_each(|(y, &x)| *y = scalar::unary(self.op, x));
+            return self.y.iter_mut().zip(self.x).for_each(|(y, &x)| *y = unary_number(self.op, x));
         }
         let len = self.x.len().min(self.y.len());
         let mut at = 0;
@@ -161,29 +162,46 @@ fn unary_vector<S: Arithmetic>(s: S, op: Unary, x: S::V) -> S::V {
     }
 }
 
-impl<'a> Operand<'a> {
+/// An operation that has no vector form, on one number: logarithm, sine and cosine in f64.
+fn unary_number(op: Unary, x: f32) -> f32 {
+    match op {
+        Unary::Log => f64::from(x).ln() as f32,
+        Unary::Sin => f64::from(x).sin() as f32,
+        Unary::Cos => f64::from(x).cos() as f32,
+        Unary::Floor => x.floor(),
+        Unary::Ceil => x.ceil(),
+        Unary::Round => x.round_ties_even(),
+        Unary::Act(_) | Unary::Exp | Unary::Neg | Unary::Abs | Unary::Sqrt | Unary::Reciprocal | Unary::Erf => {
+            unreachable!("{op:?} has a vector form")
+        }
+    }
+}
+
+impl<'a> BroadcastOperand<'a> {
     fn check(&self, what: &str, rows: usize, c: usize) {
         match self {
-            Operand::Full(data, ld) => check_matrix(what, data.len(), rows, c, *ld),
-            Operand::Scalar(_) => {}
-            Operand::Row(data) => assert!(data.len() >= c, "{what}: {} values, needs {c}", data.len()),
-            Operand::Column(data) => assert!(data.len() >= rows, "{what}: {} values, needs {rows}", data.len()),
-            Operand::Image(image) => image.check(what, rows, c),
+            BroadcastOperand::Full(data, ld) => check_matrix(what, data.len(), rows, c, *ld),
+            BroadcastOperand::Scalar(_) => {}
+            BroadcastOperand::Row(data) => assert!(data.len() >= c, "{what}: {} values, needs {c}", data.len()),
+            BroadcastOperand::Column(data) => {
+                assert!(data.len() >= rows, "{what}: {} values, needs {rows}", data.len())
+            }
+            BroadcastOperand::Image(image) => image.check(what, rows, c),
         }
     }
 
     /// Whether the values are those of `[1, rows · c]` as well.
     fn is_flat(&self, c: usize) -> bool {
         match self {
-            Operand::Full(_, ld) => *ld == c,
-            Operand::Scalar(_) => true,
+            BroadcastOperand::Full(_, ld) => *ld == c,
+            BroadcastOperand::Scalar(_) => true,
             _ => false,
         }
     }
 
-    fn flattened(self, len: usize) -> Operand<'a> {
+    fn flattened(self, len: usize) -> BroadcastOperand<'a> {
         match self {
-            Operand::Full(data, _) => Operand::Full(data, len),
+            BroadcastOperand::Full(data, _) => BroadcastOperand::Full(data, len),
             other => other,
         }
     }
@@ -192,11 +210,11 @@ impl<'a> Operand<'a> {
     #[inline(always)]
     fn at(&self, row: usize, col: usize) -> Source {
         match self {
-            Operand::Full(data, ld) => Source::Values(data.as_ptr().wrapping_add(row * ld + col)),
-            Operand::Scalar(x) => Source::One(*x),
-            Operand::Row(data) => Source::Values(data.as_ptr().wrapping_add(col)),
-            Operand::Column(data) => Source::One(data[row]),
-            Operand::Image(image) => Source::Values(image.data.as_ptr().wrapping_add(image.start(row) + col)),
+            BroadcastOperand::Full(data, ld) => Source::Values(data.as_ptr().wrapping_add(row * ld + col)),
+            BroadcastOperand::Scalar(x) => Source::One(*x),
+            BroadcastOperand::Row(data) => Source::Values(data.as_ptr().wrapping_add(col)),
+            BroadcastOperand::Column(data) => Source::One(data[row]),
+            BroadcastOperand::Image(image) => Source::Values(image.data.as_ptr().wrapping_add(image.start(row) + col)),
         }
     }
 }
@@ -232,8 +250,8 @@ pub fn binary(
     op: Binary,
     rows: usize,
     c: usize,
-    a: Operand,
-    b: Operand,
+    a: BroadcastOperand,
+    b: BroadcastOperand,
     y: &mut [f32],
     ldy: usize,
 ) {
@@ -257,13 +275,13 @@ struct BinaryTask<'a> {
     op: Binary,
     rows: Range<usize>,
     cols: Range<usize>,
-    a: Operand<'a>,
-    b: Operand<'a>,
+    a: BroadcastOperand<'a>,
+    b: BroadcastOperand<'a>,
     y: SharedMut<'a, f32>,
     ldy: usize,
 }
 
-impl Kernel for BinaryTask<'_> {
+impl SimdKernel for BinaryTask<'_> {
     type Out = ();
 
     #[inline(always)]
@@ -339,14 +357,15 @@ struct GegluRow<'a> {
     y: &'a mut [f32],
 }
 
-impl Kernel for GegluRow<'_> {
+impl SimdKernel for GegluRow<'_> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let mut at = 0;
         while at < self.y.len() {
-            // SAFETY: all three have the length of `y`, and `at + n`, or `at + CHAINS · LANES`, does not exceed it.
+            // SAFETY: all three have the length of `y`, and `at + n`, or `at + CHAINS · LANES`,
+            // does not exceed it.
             unsafe {
                 if self.y.len() - at >= CHAINS * S::LANES {
                     self.vectors::<S, CHAINS>(s, at, S::LANES);
@@ -431,7 +450,7 @@ struct AffineTask<'a> {
     ldy: usize,
 }
 
-impl Kernel for AffineTask<'_> {
+impl SimdKernel for AffineTask<'_> {
     type Out = ();
 
     #[inline(always)]

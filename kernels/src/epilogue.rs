@@ -1,12 +1,14 @@
-//! What happens to an accumulator before it is stored: bias, time embedding, activation, gate, residual.
+//! What happens to an accumulator before it is stored: bias, time embedding, activation, gate,
+//! residual.
 
 pub use cqc_proto::op::Act;
 
-/// One row of values per image, shared by all rows (pixels, tokens) of that image: a time embedding, a gate.
+/// One row of values per image, shared by all rows (pixels, tokens) of that image: a time
+/// embedding, a gate.
 ///
 /// Row `r` of the result uses `data[(r / rows_per_image) * stride ..][.. n]`.
 #[derive(Clone, Copy, Debug)]
-pub struct Rows<'a> {
+pub struct PerImage<'a> {
     /// `images` rows of at least `n` values, `stride` apart.
     pub data: &'a [f32],
     /// Distance between the rows of two images, in values; 0 = the same row for all images.
@@ -15,7 +17,7 @@ pub struct Rows<'a> {
     pub rows_per_image: usize,
 }
 
-impl<'a> Rows<'a> {
+impl<'a> PerImage<'a> {
     /// The `n` values for result row `row`.
     #[inline(always)]
     pub fn of(&self, row: usize, n: usize) -> &'a [f32] {
@@ -48,11 +50,11 @@ pub struct Epilogue<'a> {
     /// `[n]`, added to every row.
     pub bias: Option<&'a [f32]>,
     /// Added per image: the time embedding of a residual block.
-    pub row: Option<Rows<'a>>,
+    pub row: Option<PerImage<'a>>,
     /// Applied after the additions.
     pub act: Act,
     /// Multiplied per image: adaLN's gate.
-    pub gate: Option<Rows<'a>>,
+    pub gate: Option<PerImage<'a>>,
     /// Added last: values, and the distance between its rows (at least `n`).
     pub residual: Option<(&'a [f32], usize)>,
 }
@@ -63,9 +65,10 @@ impl<'a> Epilogue<'a> {
         Epilogue { bias: Some(bias), ..Epilogue::default() }
     }
 
-    /// The end of the result rows, `row` among them, for which parts that are given per image are the same.
+    /// The end of the result rows, `row` among them, for which parts that are given per image are
+    /// the same.
     pub(crate) fn image_end(&self, row: usize) -> usize {
-        let end = |part: Option<Rows>| match part {
+        let end = |part: Option<PerImage>| match part {
             Some(part) if part.stride != 0 => (row / part.rows_per_image + 1).saturating_mul(part.rows_per_image),
             _ => usize::MAX,
         };

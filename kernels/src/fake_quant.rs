@@ -2,30 +2,31 @@
 
 use crate::epilogue::check_matrix;
 use crate::gemm::load_some;
+use crate::output::{Output, Put, Sink};
 use crate::shared::cut;
-use crate::simd::{Kernel, Simd};
-use crate::target::{Put, Sink, Target};
+use crate::simd::{Simd, SimdKernel};
 use crate::{Isa, Pool};
 use std::ops::Range;
 
-/// How [`fake_quant`] rounds: per segment of the last axis a scale and a zero point (a whole number in 0 ..= 2^bits − 1). A scale of 0 lets
-/// the segment pass.
+/// How [`fake_quant`] rounds: per segment of the last axis a scale and a zero point (a whole number
+/// in 0 ..= 2^bits − 1). A scale of 0 lets the segment pass.
 #[derive(Clone, Copy, Debug)]
 pub struct FakeQuant<'a> {
-    /// 2 to 8.
+    /// Bits of a code, 2 to 8.
     pub bits: u8,
-    /// Sizes, which add up to the columns.
+    /// Columns of each segment; they add up to the columns of a row.
     pub segments: &'a [usize],
-    /// One per segment.
+    /// One scale per segment; 0 lets the segment pass as it is.
     pub scale: &'a [f32],
-    /// One per segment.
+    /// One zero point per segment, a whole number in 0 ..= 2^bits − 1.
     pub zero_point: &'a [f32],
 }
 
 /// Elements of a task.
 const TASK: usize = 1 << 14;
 
-/// y = (q − zero_point) · scale with q = clamp(round(x · (1 / scale)) + zero_point, 0, 2^bits − 1) over `[rows, Σ segments]`; NaN gives q = 0.
+/// y = (q − zero_point) · scale with q = clamp(round(x · (1 / scale)) + zero_point, 0, 2^bits − 1)
+/// over `[rows, Σ segments]`; NaN gives q = 0.
 ///
 /// # Panics
 /// When a slice is too short.
@@ -39,26 +40,27 @@ pub fn fake_quant(
     y: &mut [f32],
     ldy: usize,
 ) {
-    store(isa, pool, rows, how.segments.iter().sum(), x, ldx, Target::Rounded(y, *how), ldy);
+    store(isa, pool, rows, how.segments.iter().sum(), x, ldx, Output::Rounded(y, *how), ldy);
 }
 
-/// y = q, the codes that [`fake_quant`] rounds to: elements of [`Isa::code_type`], which `ldy` counts.
+/// y = q, the codes that [`fake_quant`] rounds to: elements of [`Isa::code_type`], which `ldy`
+/// counts.
 ///
 /// # Panics
 /// When a slice is too short or not aligned, a scale is 0, or `bits` is not 1 to 8.
 pub fn quantize(isa: Isa, pool: &Pool, rows: usize, x: &[f32], ldx: usize, how: &FakeQuant, y: &mut [u8], ldy: usize) {
-    store(isa, pool, rows, how.segments.iter().sum(), x, ldx, Target::Codes(y, *how), ldy);
+    store(isa, pool, rows, how.segments.iter().sum(), x, ldx, Output::Codes(y, *how), ldy);
 }
 
-/// `rows` rows of `c` values as the target has them.
-pub(crate) fn store(isa: Isa, pool: &Pool, rows: usize, c: usize, x: &[f32], ldx: usize, y: Target, ldy: usize) {
+/// `rows` rows of `c` values in the format of the output.
+pub(crate) fn store(isa: Isa, pool: &Pool, rows: usize, c: usize, x: &[f32], ldx: usize, y: Output, ldy: usize) {
     check_matrix("x", x.len(), rows, c, ldx);
     let y = Sink::new(isa, y, rows, c, ldy);
     let tasks = (rows * c).div_ceil(TASK).clamp(1, 8 * pool.threads()).min(rows.max(1));
-    pool.run(tasks, &|task, _| isa.run(Task { rows: cut(rows, tasks, 1, task), c, x, ldx, y }));
+    pool.run(tasks, &|task, _| isa.run(StoreTask { rows: cut(rows, tasks, 1, task), c, x, ldx, y }));
 }
 
-struct Task<'a> {
+struct StoreTask<'a> {
     rows: Range<usize>,
     c: usize,
     x: &'a [f32],
@@ -66,7 +68,7 @@ struct Task<'a> {
     y: Sink<'a>,
 }
 
-impl Kernel for Task<'_> {
+impl SimdKernel for StoreTask<'_> {
     type Out = ();
 
     #[inline(always)]

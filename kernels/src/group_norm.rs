@@ -1,17 +1,19 @@
 //! Group normalisation over NHWC.
 //!
-//! Moments of every group in every block of pixels, their union per image, the normalised pixels: all of an image by one thread where there are images
-//! enough, so that it is read from the cache the second time, else three jobs over the blocks of all. Blocks do not depend on the number of threads, so
-//! results do not either; whole rows of pixels go to a thread, as in the products before and behind.
+//! Moments of every group in every block of pixels, their union per image, the normalised pixels:
+//! all of an image by one thread where there are images enough, so that it is read from the cache
+//! the second time, else three jobs over the blocks of all. Blocks do not depend on the number of
+//! threads, so results do not either; whole rows of pixels go to a thread, as in the products
+//! before and after.
 
 use crate::arena::{cast, cast_mut};
 use crate::epilogue::{Act, check_matrix};
 use crate::gemm::{load_some, store_some};
-use crate::math::{Activation, Same, Silu};
+use crate::math::{ActivationFunction, Identity, Silu};
+use crate::output::{Output, Put, Sink, Writer};
 use crate::shared::SharedMut;
 use crate::simd::wide::{CHAINS, Wide, load_many};
-use crate::simd::{Arithmetic, Kernel, Simd};
-use crate::target::{Put, Sink, Target, Writer};
+use crate::simd::{Arithmetic, Simd, SimdKernel};
 use crate::{Isa, Pool, scratch};
 use std::ops::{Range, RangeInclusive};
 
@@ -43,9 +45,11 @@ pub struct GroupNorm<'a> {
     pub act: Act,
 }
 
-/// y = act((x − mean) / √(var + eps) · gamma + beta), mean and variance per image and group of c/groups channels.
+/// y = act((x − mean) / √(var + eps) · gamma + beta), mean and variance per image and group of
+/// c/groups channels.
 ///
-/// Pixels lie `ldx` and `ldy` elements apart. Sums of differences from the mean of a few pixels, block by block, joined in f64.
+/// Pixels lie `ldx` and `ldy` elements apart. Sums of differences from the mean of a few pixels,
+/// block by block, joined in f64.
 ///
 /// # Panics
 /// When a slice is too short or `groups` does not divide `c`.
@@ -55,7 +59,7 @@ pub fn group_norm<'a>(
     shape: &GroupNorm,
     x: &[f32],
     ldx: usize,
-    y: impl Into<Target<'a>>,
+    y: impl Into<Output<'a>>,
     ldy: usize,
 ) {
     check_matrix("x", x.len(), shape.n * shape.hw, shape.c, ldx);
@@ -68,7 +72,7 @@ pub fn group_norm<'a>(
     if shape.n * shape.hw * shape.c == 0 {
         return;
     }
-    let work = Work { isa, shape, x, ldx, y, blocks: shape.hw.div_ceil(block(shape)) };
+    let work = GroupNormTasks { isa, shape, x, ldx, y, blocks: shape.hw.div_ceil(block(shape)) };
     let moments = shape.n * work.moments_per_image();
     scratch::with(moments + 2 * shape.n * shape.c + 1, |memory| {
         // f64 begin at a multiple of 8 bytes
@@ -115,7 +119,7 @@ pub fn group_norm<'a>(
 
 /// The parts of [`group_norm`].
 #[derive(Clone, Copy)]
-struct Work<'a> {
+struct GroupNormTasks<'a> {
     isa: Isa,
     shape: &'a GroupNorm<'a>,
     x: &'a [f32],
@@ -125,7 +129,7 @@ struct Work<'a> {
     blocks: usize,
 }
 
-impl Work<'_> {
+impl GroupNormTasks<'_> {
     /// [`Moments`] of all blocks and groups of an image, in f32.
     fn moments_per_image(&self) -> usize {
         self.blocks * self.shape.groups * (size_of::<Moments>() / size_of::<f32>())
@@ -138,7 +142,7 @@ impl Work<'_> {
 
     /// The moments of the groups of a block.
     fn moments(&self, image: usize, block: usize, moments: &mut [f32]) {
-        let Work { isa, shape, x, ldx, .. } = *self;
+        let GroupNormTasks { isa, shape, x, ldx, .. } = *self;
         scratch::with(3 * shape.c, |sums| {
             let moments = cast_mut(bytemuck::cast_slice_mut(moments));
             isa.run(BlockMoments { shape, pixels: self.pixels(image, block), x, ldx, sums, moments });
@@ -147,7 +151,7 @@ impl Work<'_> {
 
     /// Writes a block.
     fn normalise(&self, image: usize, block: usize, coefficients: &[f32]) {
-        let Work { isa, shape, x, ldx, y, .. } = *self;
+        let GroupNormTasks { isa, shape, x, ldx, y, .. } = *self;
         isa.run(Normalise { shape, pixels: self.pixels(image, block), x, ldx, y, coefficients });
     }
 }
@@ -183,9 +187,11 @@ impl Moments {
     }
 }
 
-/// The moments of all groups in a block of pixels. A vector holds channels, whichever groups they belong to.
+/// The moments of all groups in a block of pixels. A vector holds channels, whichever groups they
+/// belong to.
 ///
-/// Adds up d = x − p and d², p the mean of the block's first pixels, so that little cancels in Σ (x − mean)² = Σ d² − (Σ d)² / n.
+/// Adds up d = x − p and d², p the mean of the block's first pixels, so that little cancels in Σ (x
+/// − mean)² = Σ d² − (Σ d)² / n.
 struct BlockMoments<'a> {
     shape: &'a GroupNorm<'a>,
     pixels: Range<usize>,
@@ -197,7 +203,7 @@ struct BlockMoments<'a> {
     moments: &'a mut [f64],
 }
 
-impl Kernel for BlockMoments<'_> {
+impl SimdKernel for BlockMoments<'_> {
     type Out = ();
 
     #[inline(always)]
@@ -225,7 +231,8 @@ impl Kernel for BlockMoments<'_> {
     }
 }
 
-/// Per channel the factor inv · gamma, then the addition beta − mean · inv · gamma, from the [`Moments`] of all blocks of an image.
+/// Per channel the factor inv · gamma, then the addition beta − mean · inv · gamma, from the
+/// [`Moments`] of all blocks of an image.
 fn join(shape: &GroupNorm, moments: &[f64], coefficients: &mut [f32]) {
     let (factors, additions) = coefficients.split_at_mut(shape.c);
     let width = shape.c / shape.groups;
@@ -253,7 +260,7 @@ struct Normalise<'a> {
     coefficients: &'a [f32],
 }
 
-impl Kernel for Normalise<'_> {
+impl SimdKernel for Normalise<'_> {
     type Out = ();
 
     #[inline(always)]
@@ -263,7 +270,7 @@ impl Kernel for Normalise<'_> {
             // nothing is decided per vector in the two forms that quantized models are full of
             match (&writer, self.shape.act) {
                 (Writer::Bytes(codes), Act::Silu) => self.columns(s, columns, codes, Silu),
-                (Writer::Bytes(codes), Act::None) => self.columns(s, columns, codes, Same),
+                (Writer::Bytes(codes), Act::None) => self.columns(s, columns, codes, Identity),
                 (writer, act) => self.columns(s, columns, writer, act),
             }
         }
@@ -272,7 +279,7 @@ impl Kernel for Normalise<'_> {
 
 impl Normalise<'_> {
     #[inline(always)]
-    fn columns<S: Simd>(&self, s: S, columns: Range<usize>, writer: &impl Put<S>, act: impl Activation) {
+    fn columns<S: Simd>(&self, s: S, columns: Range<usize>, writer: &impl Put<S>, act: impl ActivationFunction) {
         let mut c = columns.start;
         while c < columns.end {
             if columns.end - c >= CHAINS * S::LANES {
@@ -288,7 +295,14 @@ impl Normalise<'_> {
 
     /// `M` vectors of channels from `c` on, the last of `n`.
     #[inline(always)]
-    fn vectors<S: Simd, const M: usize>(&self, s: S, c: usize, n: usize, writer: &impl Put<S>, act: impl Activation) {
+    fn vectors<S: Simd, const M: usize>(
+        &self,
+        s: S,
+        c: usize,
+        n: usize,
+        writer: &impl Put<S>,
+        act: impl ActivationFunction,
+    ) {
         let w = Wide::<S, M>(s);
         let all = (M - 1) * S::LANES + n;
         let (factors, additions) = self.coefficients.split_at(self.shape.c);
@@ -315,7 +329,8 @@ fn block(shape: &GroupNorm) -> usize {
     (values / shape.c.max(1)).clamp(*range.start(), *range.end())
 }
 
-/// Per channel Σ d and Σ d², d = x − pivot, over `pixels` rows, `ld` apart, of as many channels as `sums` has.
+/// Per channel Σ d and Σ d², d = x − pivot, over `pixels` rows, `ld` apart, of as many channels as
+/// `sums` has.
 #[inline(always)]
 fn sum_over<S: Simd>(s: S, x: &[f32], ld: usize, pixels: usize, pivots: &[f32], sums: &mut [f32], squares: &mut [f32]) {
     let width = sums.len();
@@ -324,7 +339,8 @@ fn sum_over<S: Simd>(s: S, x: &[f32], ld: usize, pixels: usize, pivots: &[f32], 
     while c < width {
         let many = if width - c >= CHAINS * S::LANES { CHAINS } else { 1 };
         let n = (width - c).min(S::LANES);
-        // SAFETY: `c + many · LANES ≤ width`, or `c + n ≤ width` and `many` is 1; rows by the assertion above.
+        // SAFETY: `c + many · LANES ≤ width`, or `c + n ≤ width` and `many` is 1; rows by the
+        // assertion above.
         unsafe {
             let (x, pivots) = (x.as_ptr().add(c), pivots.as_ptr().add(c));
             let (sums, squares) = (sums.as_mut_ptr().add(c), squares.as_mut_ptr().add(c));

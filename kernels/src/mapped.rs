@@ -34,8 +34,8 @@ impl Drop for Mapped {
 
 /// Maps `path` read-only. An empty file gives no bytes.
 ///
-/// The file must not be shortened or rewritten while the map lives: weights are written under another name and
-/// renamed into place.
+/// The file must not be shortened or rewritten while the map lives: weights are written under
+/// another name and renamed into place.
 ///
 /// # Errors
 /// Whatever opening or mapping the file reports.
@@ -51,14 +51,15 @@ pub fn map(file: &File) -> io::Result<Mapped> {
     if file.metadata()?.len() == 0 {
         return Ok(Mapped(None));
     }
-    // SAFETY: read-only and private to us; that nobody rewrites the file under the map is the documented demand.
+    // SAFETY: read-only and private to us; that nobody rewrites the file under the map is the
+    // documented demand.
     let map = unsafe { memmap2::Mmap::map(file)? };
     live().push((map.as_ptr().addr(), map.len()));
     Ok(Mapped(Some(map)))
 }
 
-/// Lets go of the memory behind `bytes` if they lie in a [`Mapped`] file: they are read again when touched again. Whole pages
-/// only; does nothing for other memory, or where the system cannot.
+/// Lets go of the memory that backs `bytes` if they lie in a [`Mapped`] file: they are read again when
+/// touched again. Whole pages only; does nothing for other memory, or where the system cannot.
 pub fn release(bytes: &[u8]) {
     let (start, len) = (bytes.as_ptr().addr(), bytes.len());
     let inside = |&(map, size): &(usize, usize)| start >= map && start + len <= map + size;
@@ -71,8 +72,9 @@ pub fn release(bytes: &[u8]) {
         return;
     }
     #[cfg(target_os = "linux")]
-    // SAFETY: the range lies in a live read-only file map, whose owner `bytes` borrows from. Dropped pages read the same bytes again, as
-    // nobody rewrites the file. A failure (another page size) changes nothing.
+    // SAFETY: the range lies in a live read-only file map, whose owner `bytes` borrows from.
+    // Dropped pages read the same bytes again, as nobody rewrites the file. A failure (another page
+    // size) changes nothing.
     unsafe {
         libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_DONTNEED);
     }

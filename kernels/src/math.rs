@@ -1,8 +1,8 @@
 //! exp, tanh, erf, sigmoid and the activations, on vectors.
 //!
-//! Largest relative error, measured by `tests/math.rs`: exp, tanh, erf and sigmoid 3e-7 over all f32 whose result is a
-//! normal number; activations 3e-6 from x = −5 on (gelu by erf: from −1 on) and 3e-7 absolute below. ±∞, NaN and
-//! denormals give what [`crate::scalar`] gives, to 1e-37.
+//! Largest relative error, measured by `tests/math.rs`: exp, tanh, erf and sigmoid 3e-7 over all
+//! f32 whose result is a normal number; activations 3e-6 from x = −5 on (gelu by erf: from −1 on)
+//! and 3e-7 absolute below. ±∞, NaN and denormals give what [`crate::reference`] gives, to 1e-37.
 
 use crate::epilogue::Act;
 use crate::simd::Arithmetic;
@@ -20,7 +20,8 @@ fn polynomial<S: Arithmetic, const N: usize>(s: S, x: S::V, coefficients: [f32; 
 /// Adding it rounds to whole numbers: 1.5 · 2^23.
 const MAGIC: f32 = 12_582_912.0;
 
-/// e^r for |r| ≤ ln 2 / 2: the polynomial of the least relative error, 9e-8, among those that are 1 at 0.
+/// e^r for |r| ≤ ln 2 / 2: the polynomial of the least relative error, 9e-8, among those that are 1
+/// at 0.
 const EXP: [f32; 6] = [8.290_306e-3, 4.189_797_5e-2, 1.666_763_7e-1, 4.999_915e-1, 9.999_997e-1, 1.0];
 /// 2^r for |r| ≤ 1/2: e^(r · ln 2).
 const EXP2: [f32; 6] = {
@@ -180,12 +181,12 @@ pub(crate) fn activate<S: Arithmetic>(s: S, act: Act, x: S::V) -> S::V {
 }
 
 /// An activation that a kernel knows when it is compiled, or any.
-pub(crate) trait Activation: Copy {
+pub(crate) trait ActivationFunction: Copy {
     /// Of a vector.
     fn apply<S: Arithmetic>(self, s: S, x: S::V) -> S::V;
 }
 
-impl Activation for Act {
+impl ActivationFunction for Act {
     #[inline(always)]
     fn apply<S: Arithmetic>(self, s: S, x: S::V) -> S::V {
         activate(s, self, x)
@@ -194,9 +195,9 @@ impl Activation for Act {
 
 /// [`Act::None`]
 #[derive(Clone, Copy)]
-pub(crate) struct Same;
+pub(crate) struct Identity;
 
-impl Activation for Same {
+impl ActivationFunction for Identity {
     #[inline(always)]
     fn apply<S: Arithmetic>(self, _: S, x: S::V) -> S::V {
         x
@@ -207,7 +208,7 @@ impl Activation for Same {
 #[derive(Clone, Copy)]
 pub(crate) struct Silu;
 
-impl Activation for Silu {
+impl ActivationFunction for Silu {
     #[inline(always)]
     fn apply<S: Arithmetic>(self, s: S, x: S::V) -> S::V {
         activate(s, Act::Silu, x)

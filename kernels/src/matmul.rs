@@ -1,17 +1,19 @@
-//! Matrix products: with packed weights ([`linear`]) and between two activations ([`matmul_batched`]).
+//! Matrix products: with packed weights ([`linear`]) and between two activations
+//! ([`matmul_batched`]).
 
 use crate::epilogue::check_matrix;
-use crate::gemm::{Finish, Groups, Lhs, Product};
-use crate::pack::{Layout, pack_panels, panels_len};
+use crate::gemm::{Groups, Lhs, Product, WriteBack};
+use crate::output::{Output, Sink};
+use crate::pack::{PackedLayout, pack_panels, panels_len};
 use crate::shared::SharedMut;
-use crate::target::{Sink, Target};
 use crate::{Epilogue, Isa, PackedMatrix, Pool, dot};
 
-/// y = epilogue(x · w): `x` `[m, k]` with rows `ldx` apart, `w` packed from `[k, n]`, `y` `[m, n]` with rows `ldy`
-/// apart; `[m, n / 2]` where columns are packed in pairs.
+/// y = epilogue(x · w): `x` `[m, k]` with rows `ldx` apart, `w` packed from `[k, n]`, `y` `[m, n]`
+/// with rows `ldy` apart; `[m, n / 2]` where columns are packed in pairs.
 ///
 /// # Panics
-/// When `packed` was made for another `isa`, `k` or `n`, a slice is too short, or `k` is 0; for pairs as [`linear_codes`](crate::linear_codes).
+/// When `packed` was made for another `isa`, `k` or `n`, a slice is too short, or `k` is 0; for
+/// pairs as [`linear_codes`](crate::linear_codes).
 pub fn linear<'a>(
     isa: Isa,
     pool: &Pool,
@@ -22,23 +24,23 @@ pub fn linear<'a>(
     ldx: usize,
     packed: &PackedMatrix,
     epilogue: &Epilogue,
-    y: impl Into<Target<'a>>,
+    y: impl Into<Output<'a>>,
     ldy: usize,
 ) {
     packed.check(isa, 1, k, n);
     check_matrix("x", x.len(), m, k, ldx);
     let lhs = Lhs { x, ld: ldx, taps: 1, depth: k, gather: None };
-    let finish = Finish::new(isa, *epilogue, m, n, packed.is_paired(), y.into(), ldy);
+    let write_back = WriteBack::new(isa, *epilogue, m, n, packed.is_paired(), y.into(), ldy);
     match packed.layout() {
-        Layout::Dot { .. } => dot::run(isa, pool, &lhs, m, n, packed.values(), &finish),
-        _ => Product { isa, lhs, rows: m, right: packed.values(), n, groups: Groups::ONE, finish }.run(pool),
+        PackedLayout::Dot { .. } => dot::run(isa, pool, &lhs, m, n, packed.values(), &write_back),
+        _ => Product { isa, lhs, rows: m, right: packed.values(), n, groups: Groups::ONE, write_back }.run(pool),
     }
 }
 
 /// Shape of [`matmul_batched`]: y\[b\] = a\[b\] · b\[b\], all distances in values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MatmulShape {
-    /// Products.
+    /// Number of products, each with operands of its own.
     pub batch: usize,
     /// Rows of `a` and `y`.
     pub m: usize,
@@ -85,7 +87,8 @@ pub fn matmul_scratch_len(isa: Isa, shape: &MatmulShape) -> usize {
     shape.packs() * panels_len(isa, shape.k, shape.n)
 }
 
-/// y\[b\] = a\[b\] · b\[b\] for unpacked operands; `scratch` holds at least [`matmul_scratch_len`] values.
+/// y\[b\] = a\[b\] · b\[b\] for unpacked operands; `scratch` holds at least [`matmul_scratch_len`]
+/// values.
 ///
 /// # Panics
 /// When a slice is too short, a stride lets two `y` overlap, or `k` is 0.
@@ -114,6 +117,6 @@ pub fn matmul_batched(
     let lhs = Lhs { x: a, ld: s.lda, taps: 1, depth: s.k, gather: None };
     let right = if s.stride_b == 0 { 0 } else { size };
     let groups = Groups { count: s.batch, left: s.stride_a, right, col: s.stride_y };
-    let finish = Finish { epilogue: Epilogue::default(), y: Sink::values(y, s.ldy), half: None };
-    Product { isa, lhs, rows: s.m, right: &scratch[..need], n: s.n, groups, finish }.run(pool);
+    let write_back = WriteBack { epilogue: Epilogue::default(), y: Sink::values(y, s.ldy), half: None };
+    Product { isa, lhs, rows: s.m, right: &scratch[..need], n: s.n, groups, write_back }.run(pool);
 }

@@ -1,11 +1,11 @@
 //! Normalisations within a row, and softmax. Across pixels: [`crate::group_norm()`].
 
-use crate::epilogue::{Rows, check_matrix};
+use crate::epilogue::{PerImage, check_matrix};
 use crate::gemm::{load_some, store_some};
-use crate::rows::{Weights, exp_row, row_max, row_squares, row_sum, scale_row};
+use crate::output::{Output, Sink};
+use crate::rows::{SoftmaxRounding, exp_row, row_max, row_squares, row_sum, scale_row};
 use crate::shared::{SharedMut, cut};
-use crate::simd::{Kernel, Simd};
-use crate::target::{Sink, Target};
+use crate::simd::{Simd, SimdKernel};
 use crate::{Isa, Pool, scratch};
 use std::ops::Range;
 
@@ -23,7 +23,7 @@ pub struct LayerNorm<'a> {
     /// `[c]`; none = 0.
     pub beta: Option<&'a [f32]>,
     /// adaLN: (scale, shift) per image, y · (1 + scale) + shift.
-    pub modulate: Option<(Rows<'a>, Rows<'a>)>,
+    pub modulate: Option<(PerImage<'a>, PerImage<'a>)>,
 }
 
 /// y = ((x − mean) / √(var + eps) · gamma + beta) · (1 + scale) + shift, per row.
@@ -36,7 +36,7 @@ pub fn layer_norm<'a>(
     shape: &LayerNorm,
     x: &[f32],
     ldx: usize,
-    y: impl Into<Target<'a>>,
+    y: impl Into<Output<'a>>,
     ldy: usize,
 ) {
     run_norm(isa, pool, shape, true, x, ldx, y.into(), ldy);
@@ -52,7 +52,7 @@ pub fn rms_norm<'a>(
     shape: &LayerNorm,
     x: &[f32],
     ldx: usize,
-    y: impl Into<Target<'a>>,
+    y: impl Into<Output<'a>>,
     ldy: usize,
 ) {
     run_norm(isa, pool, shape, false, x, ldx, y.into(), ldy);
@@ -63,7 +63,7 @@ fn row_tasks(pool: &Pool, rows: usize, cols: usize) -> usize {
     (rows * cols).div_ceil(8192).clamp(1, 8 * pool.threads()).min(rows.max(1))
 }
 
-fn run_norm(isa: Isa, pool: &Pool, shape: &LayerNorm, centred: bool, x: &[f32], ldx: usize, y: Target, ldy: usize) {
+fn run_norm(isa: Isa, pool: &Pool, shape: &LayerNorm, centred: bool, x: &[f32], ldx: usize, y: Output, ldy: usize) {
     check_matrix("x", x.len(), shape.rows, shape.c, ldx);
     let y = Sink::new(isa, y, shape.rows, shape.c, ldy);
     for (name, weights) in [("gamma", shape.gamma), ("beta", shape.beta)] {
@@ -90,11 +90,11 @@ struct NormTask<'a> {
     x: &'a [f32],
     ldx: usize,
     y: Sink<'a>,
-    /// What the target needs for a row.
+    /// What the output needs for a row.
     scratch: *mut f32,
 }
 
-impl Kernel for NormTask<'_> {
+impl SimdKernel for NormTask<'_> {
     type Out = ();
 
     #[inline(always)]
@@ -105,7 +105,8 @@ impl Kernel for NormTask<'_> {
             let mean = if self.centred { row_sum(s, x) / shape.c as f32 } else { 0.0 };
             let inv = 1.0 / (row_squares(s, x, mean) / shape.c as f32 + shape.eps).sqrt();
             let y = self.y.place(row, 0, self.scratch);
-            // SAFETY: `run_norm` has checked all rows and made room for one; tasks have disjoint rows.
+            // SAFETY: `run_norm` has checked all rows and made room for one; tasks have disjoint
+            // rows.
             unsafe {
                 self.store_row(s, row, x, y, mean, inv);
                 self.y.store(s, row, 0, shape.c, y);
@@ -168,7 +169,7 @@ pub fn softmax(isa: Isa, pool: &Pool, rows: usize, cols: usize, x: &[f32], y: &m
 
 struct SoftmaxRow<'a>(&'a mut [f32]);
 
-impl Kernel for SoftmaxRow<'_> {
+impl SimdKernel for SoftmaxRow<'_> {
     type Out = ();
 
     #[inline(always)]
@@ -177,7 +178,7 @@ impl Kernel for SoftmaxRow<'_> {
         if max == f32::NEG_INFINITY {
             return self.0.fill(0.0);
         }
-        let total = exp_row(s, self.0, 1.0, max, Weights::Exact);
+        let total = exp_row(s, self.0, 1.0, max, SoftmaxRounding::Exact);
         scale_row(s, self.0, 1.0 / total);
     }
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 #[derive(Debug)]
 pub struct PackedMatrix {
     isa: Isa,
-    layout: Layout,
+    layout: PackedLayout,
     groups: usize,
     k: usize,
     n: usize,
@@ -22,10 +22,11 @@ pub struct PackedMatrix {
 
 /// How the values lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Layout {
+pub(crate) enum PackedLayout {
     /// Per group, per panel of two vectors of columns: `[k, 2 · lanes]`, columns beyond `n` zero.
     Panels,
-    /// For up to [`DOT_COLUMNS`] columns: `[taps, n, channels]`, channels rounded up to whole vectors with zeros.
+    /// For up to [`DOT_COLUMNS`] columns: `[taps, n, channels]`, channels rounded up to whole
+    /// vectors with zeros.
     Dot {
         /// Channels of a tap, without the rounding.
         channels: usize,
@@ -34,28 +35,29 @@ pub(crate) enum Layout {
     Depthwise,
 }
 
-impl Layout {
+impl PackedLayout {
     /// That of `groups` matrices `[k, n]`, k running over taps.
-    fn of(isa: Isa, groups: usize, taps: usize, k: usize, n: usize) -> Layout {
+    fn of(isa: Isa, groups: usize, taps: usize, k: usize, n: usize) -> PackedLayout {
         let channels = k / taps.max(1);
         match groups {
-            1 if n <= DOT_COLUMNS && channels >= isa.lanes() => Layout::Dot { channels },
-            2.. if channels == 1 && n == 1 => Layout::Depthwise,
-            _ => Layout::Panels,
+            1 if n <= DOT_COLUMNS && channels >= isa.lanes() => PackedLayout::Dot { channels },
+            2.. if channels == 1 && n == 1 => PackedLayout::Depthwise,
+            _ => PackedLayout::Panels,
         }
     }
 
     /// Values, padding included.
     fn len(self, isa: Isa, groups: usize, k: usize, n: usize) -> usize {
         match self {
-            Layout::Panels => groups * panels_len(isa, k, n),
-            Layout::Dot { channels } => k / channels * n * channels.next_multiple_of(isa.lanes()),
-            Layout::Depthwise => k * groups.next_multiple_of(isa.lanes()),
+            PackedLayout::Panels => groups * panels_len(isa, k, n),
+            PackedLayout::Dot { channels } => k / channels * n * channels.next_multiple_of(isa.lanes()),
+            PackedLayout::Depthwise => k * groups.next_multiple_of(isa.lanes()),
         }
     }
 }
 
-/// Matrices with up to this many columns are multiplied by dot products: a panel would be mostly padding.
+/// Matrices with up to this many columns are multiplied by dot products: a panel would be mostly
+/// padding.
 pub(crate) const DOT_COLUMNS: usize = 4;
 
 impl PackedMatrix {
@@ -68,7 +70,8 @@ impl PackedMatrix {
         Self::dense(isa, 1, k, n, &|p, col| w[p * n + col])
     }
 
-    /// Packs row-major `w` `[k, n]` whose columns are `[a, b]`, `n / 2` of each: a product's results will be a · gelu_erf(b).
+    /// Packs row-major `w` `[k, n]` whose columns are `[a, b]`, `n / 2` of each: a product's
+    /// results will be a · gelu_erf(b).
     ///
     /// # Panics
     /// When `w` has not `k · n` values, or `n` is not a multiple of [`PAIRED_COLUMNS`].
@@ -100,10 +103,10 @@ impl PackedMatrix {
             let (tap, ci) = (p / channels, p % channels);
             w[((group * n + col) * channels + ci) * taps + tap]
         };
-        match Layout::of(isa, shape.groups, taps, k, n) {
-            Layout::Dot { channels } => Self::dot(isa, channels, k, n, &|p, col| at(0, p, col)),
-            Layout::Depthwise => Self::depthwise(isa, shape.groups, k, &|group, p| at(group, p, 0)),
-            Layout::Panels => Self::panels(isa, shape.groups, k, n, &at),
+        match PackedLayout::of(isa, shape.groups, taps, k, n) {
+            PackedLayout::Dot { channels } => Self::dot(isa, channels, k, n, &|p, col| at(0, p, col)),
+            PackedLayout::Depthwise => Self::depthwise(isa, shape.groups, k, &|group, p| at(group, p, 0)),
+            PackedLayout::Panels => Self::panels(isa, shape.groups, k, n, &at),
         }
     }
 
@@ -112,10 +115,11 @@ impl PackedMatrix {
         &self.data
     }
 
-    /// The inverse of [`PackedMatrix::part`] for a matrix `[k, n]`, maybe with columns in pairs, that was packed for this very use; `None` where
-    /// the part has another length, or does not begin at a multiple of [`ALIGN`](crate::arena::ALIGN).
+    /// The inverse of [`PackedMatrix::part`] for a matrix `[k, n]`, maybe with columns in pairs,
+    /// that was packed for this very use; `None` where the part has another length, or does not
+    /// begin at a multiple of [`ALIGN`](crate::arena::ALIGN).
     pub fn kn_from_part(isa: Isa, k: usize, n: usize, paired: bool, part: Bytes) -> Option<PackedMatrix> {
-        let layout = if paired { Layout::Panels } else { Layout::of(isa, 1, 1, k, n) };
+        let layout = if paired { PackedLayout::Panels } else { PackedLayout::of(isa, 1, 1, k, n) };
         let made = Self::from_part(isa, layout, 1, k, n, part)?;
         (!paired || n.is_multiple_of(PAIRED_COLUMNS)).then_some(PackedMatrix { paired, ..made })
     }
@@ -124,17 +128,24 @@ impl PackedMatrix {
     pub fn oihw_from_part(isa: Isa, shape: &ConvShape, part: Bytes) -> Option<PackedMatrix> {
         let taps = shape.kh * shape.kw;
         let (k, n) = (taps * (shape.cin / shape.groups), shape.cout / shape.groups);
-        Self::from_part(isa, Layout::of(isa, shape.groups, taps, k, n), shape.groups, k, n, part)
+        Self::from_part(isa, PackedLayout::of(isa, shape.groups, taps, k, n), shape.groups, k, n, part)
     }
 
-    fn from_part(isa: Isa, layout: Layout, groups: usize, k: usize, n: usize, part: Bytes) -> Option<PackedMatrix> {
+    fn from_part(
+        isa: Isa,
+        layout: PackedLayout,
+        groups: usize,
+        k: usize,
+        n: usize,
+        part: Bytes,
+    ) -> Option<PackedMatrix> {
         let [data] = fit([part], [size_of::<f32>() * layout.len(isa, groups, k, n)])?;
         Some(PackedMatrix { isa, layout, groups, k, n, data, paired: false })
     }
 
     fn dense(isa: Isa, taps: usize, k: usize, n: usize, at: &impl Fn(usize, usize) -> f32) -> PackedMatrix {
-        match Layout::of(isa, 1, taps, k, n) {
-            Layout::Dot { channels } => Self::dot(isa, channels, k, n, at),
+        match PackedLayout::of(isa, 1, taps, k, n) {
+            PackedLayout::Dot { channels } => Self::dot(isa, channels, k, n, at),
             _ => Self::panels(isa, 1, k, n, &|_, p, col| at(p, col)),
         }
     }
@@ -142,7 +153,7 @@ impl PackedMatrix {
     fn panels(isa: Isa, groups: usize, k: usize, n: usize, at: &impl Fn(usize, usize, usize) -> f32) -> PackedMatrix {
         let width = panel_width(isa);
         let panels = n.div_ceil(width);
-        let mut data = zeros(Layout::Panels.len(isa, groups, k, n));
+        let mut data = zeros(PackedLayout::Panels.len(isa, groups, k, n));
         let values = all_mut(&mut data);
         for (index, panel) in values.chunks_exact_mut((k * width).max(1)).enumerate() {
             let (group, first) = (index / panels, index % panels * width);
@@ -152,12 +163,12 @@ impl PackedMatrix {
                 }
             }
         }
-        PackedMatrix { isa, layout: Layout::Panels, groups, k, n, data: Bytes::from_owner(data), paired: false }
+        PackedMatrix { isa, layout: PackedLayout::Panels, groups, k, n, data: Bytes::from_owner(data), paired: false }
     }
 
     fn dot(isa: Isa, channels: usize, k: usize, n: usize, at: &impl Fn(usize, usize) -> f32) -> PackedMatrix {
         let width = channels.next_multiple_of(isa.lanes());
-        let layout = Layout::Dot { channels };
+        let layout = PackedLayout::Dot { channels };
         let mut data = zeros(layout.len(isa, 1, k, n));
         for (index, row) in all_mut(&mut data).chunks_exact_mut(width).enumerate() {
             let (tap, col) = (index / n, index % n);
@@ -170,14 +181,14 @@ impl PackedMatrix {
 
     fn depthwise(isa: Isa, groups: usize, k: usize, at: &impl Fn(usize, usize) -> f32) -> PackedMatrix {
         let width = groups.next_multiple_of(isa.lanes());
-        let mut data = zeros(Layout::Depthwise.len(isa, groups, k, 1));
+        let mut data = zeros(PackedLayout::Depthwise.len(isa, groups, k, 1));
         for (p, row) in all_mut(&mut data).chunks_exact_mut(width).enumerate() {
             for (group, value) in row[..groups].iter_mut().enumerate() {
                 *value = at(group, p);
             }
         }
         let data = Bytes::from_owner(data);
-        PackedMatrix { isa, layout: Layout::Depthwise, groups, k, n: 1, data, paired: false }
+        PackedMatrix { isa, layout: PackedLayout::Depthwise, groups, k, n: 1, data, paired: false }
     }
 
     /// The instruction set it was packed for.
@@ -205,7 +216,7 @@ impl PackedMatrix {
         self.paired
     }
 
-    pub(crate) fn layout(&self) -> Layout {
+    pub(crate) fn layout(&self) -> PackedLayout {
         self.layout
     }
 
@@ -221,10 +232,11 @@ impl PackedMatrix {
     }
 }
 
-/// Names the way in which weights are packed on this CPU for `isa`: where it differs, so may the bytes. It changes with the text of what packs.
+/// Names the way in which weights are packed on this CPU for `isa`: where it differs, so may the
+/// bytes. It changes with the text of what packs.
 pub fn packing(isa: Isa) -> String {
     let sources = [include_str!("pack.rs"), include_str!("integer/pack.rs"), include_str!("bf16/pack.rs")];
-    let sources = sources.into_iter().chain([include_str!("gemm/finish.rs")]);
+    let sources = sources.into_iter().chain([include_str!("gemm/write_back.rs")]);
     let mut hash = blake3::Hasher::new();
     for text in sources {
         hash.update(text.as_bytes());
@@ -243,7 +255,8 @@ pub(crate) fn panels_len(isa: Isa, k: usize, n: usize) -> usize {
     k * n.next_multiple_of(panel_width(isa))
 }
 
-/// Packs `[k, n]` (rows `ld` apart), or `[n, k]` where `transposed`, into panels `[k, width]`, columns beyond `n` zero.
+/// Packs `[k, n]` (rows `ld` apart), or `[n, k]` where `transposed`, into panels `[k, width]`,
+/// columns beyond `n` zero.
 ///
 /// # Panics
 /// When `b` is too short or `out` has not [`panels_len`] values.
@@ -264,7 +277,8 @@ pub(crate) fn pack_panels(isa: Isa, k: usize, n: usize, b: &[f32], ld: usize, tr
     }
 }
 
-/// One panel out of `cols` rows of `k` values, `ld` apart. Four columns at a time, to read and write in short runs.
+/// One panel out of `cols` rows of `k` values, `ld` apart. Four columns at a time, to read and
+/// write in short runs.
 fn pack_transposed(k: usize, cols: usize, b: &[f32], ld: usize, out: &mut [f32], width: usize) {
     let row = |col: usize| &b[col * ld..][..k];
     let whole = cols - cols % 4;

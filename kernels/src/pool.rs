@@ -1,7 +1,9 @@
-//! A small fixed thread pool: one job at a time. Every thread begins with tasks of its own, the same share of every job, and then takes over what
-//! others have left: neighbouring tasks of one job after the other work on the same memory, which is then in the right core's cache.
+//! A small fixed thread pool: one job at a time. Every thread begins with tasks of its own, the
+//! same share of every job, and then takes over what others have left: neighbouring tasks of one
+//! job after the other work on the same memory, which is then in the right core's cache.
 //!
-//! Workers spin for a short while after a job, because the next layer usually comes at once, and then park.
+//! Workers spin for a short while after a job, because the next layer usually comes at once, and
+//! then park.
 
 use crate::shared::cut;
 use std::any::Any;
@@ -17,17 +19,49 @@ use std::time::{Duration, Instant};
 const SPIN: Duration = Duration::from_micros(80);
 
 /// The borrowed closure of a job, its lifetime removed; see [`Pool::run`] for why that is sound.
-type Task = &'static (dyn Fn(usize, usize) + Sync);
+type TaskFn = &'static (dyn Fn(usize, usize) + Sync);
 
 thread_local! {
     /// Set while this thread runs a task: a job inside a job runs on its own thread alone.
     static IN_TASK: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Threads of a caller's own, such as those of a work-stealing pool: see [`Pool::from_executor`].
+///
+/// ```
+/// struct Scoped(usize);
+///
+/// impl cqc_kernels::Executor for Scoped {
+///     fn threads(&self) -> usize {
+///         self.0
+///     }
+///
+///     fn run(&self, jobs: usize, job: &(dyn Fn(usize) + Sync)) {
+///         std::thread::scope(|scope| (0..jobs).for_each(|i| drop(scope.spawn(move || job(i)))));
+///     }
+/// }
+/// ```
+pub trait Executor: Send + Sync {
+    /// How many jobs may run at once, at least 1; asked once, when a pool is made of it.
+    fn threads(&self) -> usize;
+
+    /// Calls `job(i)` for every `i` below `jobs`, at most [`Executor::threads`], and returns when all are done. They may run at
+    /// once, one after the other, and on the calling thread. A job does not panic and does not wait for another one.
+    fn run(&self, jobs: usize, job: &(dyn Fn(usize) + Sync));
+}
+
 /// A fixed number of threads that run the tasks of one job at a time; the calling thread is one of them.
 ///
-/// Which thread runs a task is not fixed. Kernels never split a sum across tasks, so results do not depend on the number of threads.
-pub struct Pool {
+/// Which thread runs a task is not fixed. Kernels never split a sum across tasks, so results do not depend on the number of
+/// threads, nor on whose they are.
+pub struct Pool(Threads);
+
+enum Threads {
+    Own(OwnThreads),
+    Foreign { executor: Arc<dyn Executor>, threads: usize },
+}
+
+struct OwnThreads {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     /// Held by the caller whose job runs.
@@ -44,7 +78,7 @@ struct Shared {
     /// Copy of `Job::number`, to spin on.
     number: AtomicUsize,
     /// The next task of every thread's share.
-    next: Box<[Next]>,
+    next: Box<[NextTask]>,
     /// Workers inside the present job; raised only under the lock of `job`.
     busy: AtomicUsize,
     panicked: AtomicBool,
@@ -54,13 +88,13 @@ struct Shared {
 /// A counter with a cache line, and the one that is fetched with it, of its own.
 #[repr(align(128))]
 #[derive(Default)]
-struct Next(AtomicUsize);
+struct NextTask(AtomicUsize);
 
 struct Job {
     number: usize,
     tasks: usize,
     /// None once the caller has seen the last task taken: late workers need not come in.
-    task: Option<Task>,
+    task: Option<TaskFn>,
     /// Workers asleep on `wake`.
     parked: usize,
     quit: bool,
@@ -73,34 +107,54 @@ impl Pool {
             job: Mutex::new(Job { number: 0, tasks: 0, task: None, parked: 0, quit: false }),
             wake: Condvar::new(),
             number: AtomicUsize::new(0),
-            next: (0..threads.max(1)).map(|_| Next::default()).collect(),
+            next: (0..threads.max(1)).map(|_| NextTask::default()).collect(),
             busy: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
         let workers = (1..threads.max(1)).map(|index| spawn(&shared, index)).collect();
-        Pool { shared, workers, turn: Mutex::new(()) }
+        Pool(Threads::Own(OwnThreads { shared, workers, turn: Mutex::new(()) }))
+    }
+
+    /// A pool that runs its jobs on a caller's threads. Several callers may run jobs at once.
+    pub fn from_executor(executor: Arc<dyn Executor>) -> Pool {
+        let threads = executor.threads().max(1);
+        Pool(Threads::Foreign { executor, threads })
     }
 
     /// Threads, the caller counted; worker indices lie below this.
     pub fn threads(&self) -> usize {
-        self.workers.len() + 1
+        match &self.0 {
+            Threads::Own(own) => own.workers.len() + 1,
+            Threads::Foreign { threads, .. } => *threads,
+        }
     }
 
-    /// Calls `task(task_index, worker_index)` for every index below `tasks` and returns when all are done.
+    /// Calls `task(task_index, worker_index)` for every index below `tasks` and returns when all
+    /// are done.
     ///
     /// Called from within a task, it runs all of them on the present thread, as worker 0.
     ///
     /// # Panics
     /// When a task panics, with that task's payload, after the other threads have stopped.
     pub fn run(&self, tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
-        if tasks <= 1 || self.workers.is_empty() || IN_TASK.get() {
+        if tasks <= 1 || self.threads() == 1 || IN_TASK.get() {
             return (0..tasks).for_each(|index| task(index, 0));
         }
+        match &self.0 {
+            Threads::Own(own) => own.run(tasks, task),
+            Threads::Foreign { executor, threads } => run_on(&**executor, *threads, tasks, task),
+        }
+    }
+}
+
+impl OwnThreads {
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
         let turn = lock(&self.turn);
-        // SAFETY: a worker uses the reference only between raising and lowering `busy`, and raises it only while
-        // `Job::task` is there. This function returns after taking that away and then seeing `busy` at 0.
-        let task = unsafe { std::mem::transmute::<&(dyn Fn(usize, usize) + Sync), Task>(task) };
+        // SAFETY: a worker uses the reference only between raising and lowering `busy`, and raises
+        // it only while `Job::task` is there. This function returns after taking that away and then
+        // seeing `busy` at 0.
+        let task = unsafe { std::mem::transmute::<&(dyn Fn(usize, usize) + Sync), TaskFn>(task) };
         self.publish(tasks, task);
         self.shared.work(task, tasks, 0);
         lock(&self.shared.job).task = None;
@@ -112,7 +166,7 @@ impl Pool {
         }
     }
 
-    fn publish(&self, tasks: usize, task: Task) {
+    fn publish(&self, tasks: usize, task: TaskFn) {
         let shared = &*self.shared;
         let mut job = lock(&shared.job);
         for (owner, next) in shared.next.iter().enumerate() {
@@ -129,7 +183,42 @@ impl Pool {
     }
 }
 
-impl Drop for Pool {
+/// Runs tasks on a caller's threads. All that it needs lies on the stack, so that a thread which waits for its jobs may take up
+/// other work that ends here again.
+fn run_on(executor: &dyn Executor, threads: usize, tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
+    let (next, entered, panic) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(None));
+    let work = |_: usize| {
+        // whatever the executor does, no two calls get the same worker's index
+        let worker = entered.fetch_add(1, Ordering::Relaxed);
+        if worker >= threads {
+            return;
+        }
+        let outer = IN_TASK.replace(true);
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= tasks {
+                    break;
+                }
+                task(index, worker);
+            }
+        }));
+        IN_TASK.set(outer);
+        if let Err(payload) = outcome {
+            next.store(tasks, Ordering::Relaxed);
+            lock(&panic).get_or_insert(payload);
+        }
+    };
+    executor.run(threads.min(tasks), &work);
+    // what an executor left out that ran no job
+    work(0);
+    let payload = lock(&panic).take();
+    if let Some(payload) = payload {
+        resume_unwind(payload);
+    }
+}
+
+impl Drop for OwnThreads {
     fn drop(&mut self) {
         {
             let mut job = lock(&self.shared.job);
@@ -158,7 +247,7 @@ impl Shared {
     }
 
     /// Takes tasks until none is left or one has panicked.
-    fn work(&self, task: Task, tasks: usize, worker: usize) {
+    fn work(&self, task: TaskFn, tasks: usize, worker: usize) {
         IN_TASK.set(true);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let threads = self.next.len();
@@ -209,7 +298,7 @@ impl Shared {
 struct Entered {
     number: usize,
     tasks: usize,
-    task: Task,
+    task: TaskFn,
 }
 
 fn spawn(shared: &Arc<Shared>, index: usize) -> JoinHandle<()> {

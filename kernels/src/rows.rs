@@ -25,7 +25,7 @@ pub(crate) fn row_max<S: Simd>(s: S, x: &[f32], scale: f32) -> f32 {
 
 /// How softmax rounds exponentials.
 #[derive(Clone, Copy)]
-pub(crate) enum Weights {
+pub(crate) enum SoftmaxRounding {
     /// Not at all.
     Exact,
     /// To multiples of one in so many.
@@ -34,21 +34,22 @@ pub(crate) enum Weights {
     Bf16,
 }
 
-impl Weights {
+impl SoftmaxRounding {
     /// What `softmax_bits` of an attention means.
-    pub(crate) fn of(bits: u8) -> Weights {
+    pub(crate) fn of(bits: u8) -> SoftmaxRounding {
         match bits {
-            0 => Weights::Exact,
-            SOFTMAX_BF16 => Weights::Bf16,
-            bits => Weights::Levels(((1u32 << bits) - 1) as f32),
+            0 => SoftmaxRounding::Exact,
+            SOFTMAX_BF16 => SoftmaxRounding::Bf16,
+            bits => SoftmaxRounding::Levels(((1u32 << bits) - 1) as f32),
         }
     }
 }
 
-/// x = exp(scale · x − max), and their sum; no value of scale · x exceeds `max`. With levels x = round(levels · exp(…)) instead.
+/// x = exp(scale · x − max), and their sum; no value of scale · x exceeds `max`. With levels x =
+/// round(levels · exp(…)) instead.
 #[inline(always)]
-pub(crate) fn exp_row<S: Simd>(s: S, x: &mut [f32], scale: f32, max: f32, weights: Weights) -> f32 {
-    let how = Weigh { scale: s.splat(scale), minus_max: s.splat(-max), weights };
+pub(crate) fn exp_row<S: Simd>(s: S, x: &mut [f32], scale: f32, max: f32, weights: SoftmaxRounding) -> f32 {
+    let how = SoftmaxPass { scale: s.splat(scale), minus_max: s.splat(-max), weights };
     let mut total = s.splat(0.0);
     let whole = x.len() - x.len() % S::LANES;
     let many = whole - whole % (CHAINS * S::LANES);
@@ -71,13 +72,13 @@ pub(crate) fn exp_row<S: Simd>(s: S, x: &mut [f32], scale: f32, max: f32, weight
 
 /// How [`exp_row`] treats a value. (No closure: one would not be compiled for the instruction set.)
 #[derive(Clone, Copy)]
-struct Weigh<S: Simd> {
+struct SoftmaxPass<S: Simd> {
     scale: S::V,
     minus_max: S::V,
-    weights: Weights,
+    weights: SoftmaxRounding,
 }
 
-impl<S: Simd> Weigh<S> {
+impl<S: Simd> SoftmaxPass<S> {
     /// Weighs `M` vectors at `place`: `total` and theirs.
     ///
     /// # Safety
@@ -108,9 +109,9 @@ impl<S: Simd> Weigh<S> {
         let w = Wide::<S, M>(s);
         let v = exp_weight(w, x);
         match self.weights {
-            Weights::Exact => v,
-            Weights::Levels(levels) => round_small(w, w.mul(v, w.splat(levels))),
-            Weights::Bf16 => {
+            SoftmaxRounding::Exact => v,
+            SoftmaxRounding::Levels(levels) => round_small(w, w.mul(v, w.splat(levels))),
+            SoftmaxRounding::Bf16 => {
                 let mut v = v;
                 for v in &mut v {
                     *v = s.round_bf16(*v);

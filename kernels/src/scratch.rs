@@ -7,7 +7,8 @@ thread_local! {
     static BUFFERS: Cell<Vec<Vec<f32>>> = const { Cell::new(Vec::new()) };
 }
 
-/// Calls `f` with `len` values of unspecified content. Inside `f` a second call gets memory of its own.
+/// Calls `f` with `len` values of unspecified content. Inside `f` a second call gets memory of its
+/// own.
 pub(crate) fn with<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     let mut buffers = BUFFERS.take();
     let mut buffer = buffers.pop().unwrap_or_default();

@@ -2,7 +2,8 @@
 
 use std::marker::PhantomData;
 
-/// The begin of a mutable slice, shared between tasks. Each task writes places no other task touches.
+/// The begin of a mutable slice, shared between tasks. Each task writes places no other task
+/// touches.
 pub(crate) struct SharedMut<'a, T> {
     start: *mut T,
     len: usize,
@@ -16,7 +17,8 @@ impl<T> Clone for SharedMut<'_, T> {
 }
 impl<T> Copy for SharedMut<'_, T> {}
 
-// SAFETY: it stands for a `&mut [T]` of which each thread touches its own part; see `at` and `part`.
+// SAFETY: it stands for a `&mut [T]` of which each thread touches its own part; see `at` and
+// `part`.
 unsafe impl<T: Send> Send for SharedMut<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
@@ -48,7 +50,8 @@ impl<'a, T> SharedMut<'a, T> {
     }
 }
 
-/// Cuts `len` into `parts` nearly equal ranges, each but the last a multiple of `unit`: the range of part `index`.
+/// Cuts `len` into `parts` nearly equal ranges, each but the last a multiple of `unit`: the range
+/// of part `index`.
 pub(crate) fn cut(len: usize, parts: usize, unit: usize, index: usize) -> std::ops::Range<usize> {
     let units = len.div_ceil(unit);
     let at = |i: usize| (units * i / parts * unit).min(len);

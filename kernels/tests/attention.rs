@@ -1,18 +1,20 @@
-//! Attention equals its definition: ragged lengths, grouped heads, masks, causality, several key blocks.
+//! Attention equals its definition: ragged lengths, grouped heads, masks, causality, several key
+//! blocks.
 
 mod common;
 use common::*;
 use cqc_kernels::attention::attention_scratch_len;
 use cqc_kernels::*;
 
-/// Weights sum to 1 and values lie below 1; exp is good to 3e-7, sums of up to 600 terms to a little more.
+/// Weights sum to 1 and values lie below 1; exp is good to 3e-7, sums of up to 600 terms to a
+/// little more.
 const TOLERANCE: f32 = 5e-6;
 
 fn check(rng: &mut Rng, s: AttentionShape, mask: Option<&[f32]>) {
     let q = rng.noise(s.n * s.lq * s.ldq);
     let (k, v) = (rng.noise(s.n * s.lk * s.ldk), rng.noise(s.n * s.lk * s.ldv));
     let mut want = vec![7.0; s.n * s.lq * s.ldy];
-    scalar::attention(&s, &q, &k, &v, mask, &mut want);
+    definition::attention(&s, &q, &k, &v, mask, &mut want);
     for isa in isas() {
         let mut first: Option<Vec<f32>> = None;
         for pool in pools() {
@@ -33,7 +35,7 @@ fn check_bf16(rng: &mut Rng, s: AttentionShape, mask: Option<&[f32]>) {
     let [q, k, v] =
         operands.each_ref().map(|x| x.iter().map(|&x| f32::from_bits(u32::from(x) << 16)).collect::<Vec<_>>());
     let mut want = vec![7.0; s.n * s.lq * s.ldy];
-    scalar::attention(&s, &q, &k, &v, mask, &mut want);
+    definition::attention(&s, &q, &k, &v, mask, &mut want);
     for isa in isas() {
         let mut first: Option<Vec<f32>> = None;
         for pool in pools() {
@@ -133,14 +135,15 @@ fn rounded_weights_equal_the_definition() {
         let s = AttentionShape { softmax_bits: 8, causal, ..shape(1, [2, 1], lengths, [24, 20]) };
         let (q, k, v) = (rng.noise(s.lq * s.ldq), rng.noise(s.lk * s.ldk), rng.noise(s.lk * s.ldv));
         let mut want = vec![0.0; s.lq * s.ldy];
-        scalar::attention(&s, &q, &k, &v, None, &mut want);
+        definition::attention(&s, &q, &k, &v, None, &mut want);
         for isa in isas() {
             let mut y = vec![0.0; s.lq * s.ldy];
             let mut scratch = vec![0.0; attention_scratch_len(isa, &s, 2)];
             attention(isa, &Pool::new(2), &s, &q, &k, &v, None, &mut y, &mut scratch);
             let worst = y.iter().zip(&want).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-            // exp may differ by an ulp before rounding: a weight that lies between two levels may take the other one, and the sum of weights
-            // is at least 1; without rounding the difference would be 1e-6, with rounding left out some 1e-2
+            // exp may differ by an ulp before rounding: a weight that lies between two levels may
+            // take the other one, and the sum of weights is at least 1; without rounding the
+            // difference would be 1e-6, with rounding left out some 1e-2
             assert!(worst <= 3.0 / 255.0, "{isa} {lengths:?}: {worst}");
             let close = y.iter().zip(&want).filter(|(a, b)| (*a - *b).abs() < 1e-5).count();
             assert!(close * 10 > y.len() * 9, "{isa} {lengths:?}: {close} of {}", y.len());

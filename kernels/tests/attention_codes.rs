@@ -62,7 +62,7 @@ fn shape(n: usize, [heads, kv_heads]: [usize; 2], [lq, lk]: [usize; 2], [d, dv]:
 fn check(rng: &mut Rng, s: AttentionShape, mask: Option<&[f32]>) {
     let [q, k, v] = [(s.lq, s.ldq), (s.lk, s.ldk), (s.lk, s.ldv)].map(|(l, ld)| Operand::new(rng, s.n * l, ld));
     let mut want = vec![7.0; s.n * s.lq * s.ldy];
-    scalar::attention(&s, &q.values(), &k.values(), &v.values(), mask, &mut want);
+    definition::attention(&s, &q.values(), &k.values(), &v.values(), mask, &mut want);
     for isa in isas() {
         let stored = [&q, &k, &v].map(|x| x.stored(isa));
         let [qa, ka, va] = [(&q, 0), (&k, 1), (&v, 2)].map(|(x, i)| x.activations(isa, &stored[i]));
@@ -76,7 +76,8 @@ fn check(rng: &mut Rng, s: AttentionShape, mask: Option<&[f32]>) {
         let y = first.expect("there are pools");
         let largest = v.values().iter().fold(0f32, |m, x| m.max(x.abs()));
         let worst = y.iter().zip(&want).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-        // a weight that lies between two levels may take the other one; see rounded_weights_equal_the_definition
+        // a weight that lies between two levels may take the other one; see
+        // rounded_weights_equal_the_definition
         assert!(worst <= 3.0 / 255.0 * largest, "{isa} {s:?}: {worst} of {largest}");
         let close = y.iter().zip(&want).filter(|(a, b)| (*a - *b).abs() < 1e-5 * (1.0 + largest)).count();
         assert!(close * 10 > y.len() * 9, "{isa} {s:?}: {close} of {}", y.len());
@@ -160,8 +161,8 @@ fn results_are_stored_as_codes() {
         let (mut y, mut want, mut codes) = (vec![0.0; 37 * 40], vec![0u16; 37 * 40], vec![0u16; 37 * 40]);
         attention_codes(isa, &pool, &s, [&qa, &ka, &va], None, &mut y, &mut scratch);
         quantize(isa, &pool, 37, &y, 40, &how, &mut bytemuck::cast_slice_mut(&mut want)[..bytes], 40);
-        let target = Target::Codes(&mut bytemuck::cast_slice_mut(&mut codes)[..bytes], how);
-        attention_codes(isa, &pool, &s, [&qa, &ka, &va], None, target, &mut scratch);
+        let output = Output::Codes(&mut bytemuck::cast_slice_mut(&mut codes)[..bytes], how);
+        attention_codes(isa, &pool, &s, [&qa, &ka, &va], None, output, &mut scratch);
         assert_eq!(codes, want, "{isa}");
     }
 }

@@ -1,14 +1,20 @@
-//! Products of bf16 against sums in f64 of the same rounded values, on random shapes, and rounding against its definition.
+//! Products of bf16 against sums in f64 of the same rounded values, on random shapes, and rounding
+//! against its definition.
 //!
-//! Without AVX-512 BF16 these run the portable instance: packing, blocking, padding, tails and epilogues are the same code for both.
+//! Without AVX-512 BF16 these run the portable instance: packing, blocking, padding, tails and
+//! epilogues are the same code for both.
 
 mod common;
 
 use common::{Rng, isas};
-use cqc_kernels::scalar::round_bf16 as nearest;
 use cqc_kernels::*;
 use half::bf16;
 use proptest::prelude::*;
+
+/// The nearest bf16, as f32.
+fn nearest(x: f32) -> f32 {
+    bf16::from_f32(x).to_f32()
+}
 
 /// Bits of the nearest bf16.
 fn bits(values: &[f32]) -> Vec<u16> {
@@ -141,7 +147,8 @@ fn long_depths_take_several_steps() {
     Case::new(ConvShape::same(1, 10, 10, 719, 40, 3), 4).check();
 }
 
-/// Depths of whole cache lines, which tiles read from where they are if rows are a multiple of 16, and copy in whole pieces if not.
+/// Depths of whole cache lines, which tiles read from where they are if rows are a multiple of 16,
+/// and copy in whole pieces if not.
 #[test]
 fn whole_tiles_equal_the_definition() {
     for (rows, seed) in [(16, 1), (48, 2), (96, 3), (100, 4), (208, 5), (13, 6)] {
@@ -196,12 +203,12 @@ fn rounding_is_to_the_nearest_with_ties_to_even() {
     for isa in isas() {
         let pool = Pool::new(2);
         let (mut stored, mut rounded) = (vec![0xabcd_u16; rows * ldy], vec![7.0f32; rows * ldy]);
-        round_bf16(isa, &pool, rows, c, &x, ldx, Target::Bf16(&mut stored), ldy);
-        round_bf16(isa, &pool, rows, c, &x, ldx, Target::RoundedBf16(&mut rounded), ldy);
+        round_bf16(isa, &pool, rows, c, &x, ldx, Output::Bf16(&mut stored), ldy);
+        round_bf16(isa, &pool, rows, c, &x, ldx, Output::RoundedBf16(&mut rounded), ldy);
         for (row, col) in (0..rows).flat_map(|row| (0..ldy).map(move |col| (row, col))) {
             let at = row * ldy + col;
             if col >= c {
-                assert_eq!((stored[at], rounded[at]), (0xabcd, 7.0), "{isa}: behind row {row}");
+                assert_eq!((stored[at], rounded[at]), (0xabcd, 7.0), "{isa}: after row {row}");
                 continue;
             }
             let expected = bf16::from_f32(x[row * ldx + col]).to_bits();

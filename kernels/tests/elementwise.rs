@@ -12,14 +12,14 @@ fn binary_equals_the_definition_for_every_operand() {
     for (rows, c) in [(1, 1), (3, 7), (5, 8), (4, 33), (70, 300)] {
         let (lda, ldy) = (c + rng.size(0, 2), c + rng.size(0, 2));
         let data: Vec<f32> = rng.noise(rows * (c + 2)).iter().map(|x| x + 1.5).collect();
-        let image = Rows { data: &data, stride: 1, rows_per_image: 2 };
+        let image = PerImage { data: &data, stride: 1, rows_per_image: 2 };
         let operands = [
-            Operand::Full(&data, lda),
-            Operand::Full(&data, c),
-            Operand::Scalar(0.75),
-            Operand::Row(&data),
-            Operand::Column(&data),
-            Operand::Image(image),
+            BroadcastOperand::Full(&data, lda),
+            BroadcastOperand::Full(&data, c),
+            BroadcastOperand::Scalar(0.75),
+            BroadcastOperand::Row(&data),
+            BroadcastOperand::Column(&data),
+            BroadcastOperand::Image(image),
         ];
         for (i, a) in operands.into_iter().enumerate() {
             for (j, b) in operands.into_iter().enumerate() {
@@ -30,18 +30,18 @@ fn binary_equals_the_definition_for_every_operand() {
     }
 }
 
-fn check_binary(op: Binary, [rows, c, ldy]: [usize; 3], a: Operand, b: Operand) {
-    let value = |operand: Operand, row: usize, col: usize| match operand {
-        Operand::Full(data, ld) => data[row * ld + col],
-        Operand::Scalar(x) => x,
-        Operand::Row(data) => data[col],
-        Operand::Column(data) => data[row],
-        Operand::Image(image) => image.of(row, c)[col],
+fn check_binary(op: Binary, [rows, c, ldy]: [usize; 3], a: BroadcastOperand, b: BroadcastOperand) {
+    let value = |operand: BroadcastOperand, row: usize, col: usize| match operand {
+        BroadcastOperand::Full(data, ld) => data[row * ld + col],
+        BroadcastOperand::Scalar(x) => x,
+        BroadcastOperand::Row(data) => data[col],
+        BroadcastOperand::Column(data) => data[row],
+        BroadcastOperand::Image(image) => image.of(row, c)[col],
     };
+    let all = |operand| (0..rows * c).map(|i| value(operand, i / c, i % c)).collect::<Vec<f32>>();
     let mut want = vec![7.0; rows * ldy];
-    for i in 0..rows * c {
-        let (row, col) = (i / c, i % c);
-        want[row * ldy + col] = scalar::binary(op, value(a, row, col), value(b, row, col));
+    for (row, values) in definition::binary(op, &all(a), &all(b)).chunks(c).enumerate() {
+        want[row * ldy..][..c].copy_from_slice(values);
     }
     for isa in isas() {
         let mut y = vec![7.0; rows * ldy];
@@ -57,7 +57,7 @@ fn unary_equals_the_definition_at_every_tail_length() {
     for op in [Exp, Log, Neg, Abs, Sqrt, Reciprocal, Erf, Sin, Cos, Floor, Ceil, Round, Act(cqc_kernels::Act::Silu)] {
         for len in (0..40).chain([20_001]) {
             let x: Vec<f32> = rng.noise(len).iter().map(|x| x * 5.0).collect();
-            let want: Vec<f32> = x.iter().map(|&x| scalar::unary(op, x)).collect();
+            let want = definition::unary(op, &x);
             for isa in isas() {
                 let mut y = vec![7.0; len];
                 unary(isa, &Pool::new(2), op, &x, &mut y);
@@ -74,7 +74,7 @@ fn geglu_equals_the_definition() {
         let (ldx, ldy) = (2 * c + rng.size(0, 3), c + rng.size(0, 3));
         let x = rng.noise(rows * ldx);
         let mut want = vec![7.0; rows * ldy];
-        scalar::geglu(rows, c, &x, ldx, &mut want, ldy);
+        definition::geglu(rows, c, &x, ldx, &mut want, ldy);
         for isa in isas() {
             let mut y = vec![7.0; rows * ldy];
             geglu(isa, &Pool::new(2), rows, c, &x, ldx, &mut y, ldy);
@@ -95,7 +95,7 @@ fn affine_equals_the_definition() {
             let previous = (with & 2 != 0).then_some((&previous[..], ldp, &factor[..]));
             let map = Affine { scale: &scale, shift: &shift, residual, previous };
             let mut want = vec![7.0; rows * ldy];
-            scalar::affine(rows, c, &x, ldx, &map, &mut want, ldy);
+            definition::affine(rows, c, &x, ldx, &map, &mut want, ldy);
             for isa in isas() {
                 let mut y = vec![7.0; rows * ldy];
                 affine(isa, &Pool::new(2), rows, c, &x, ldx, &map, &mut y, ldy);
@@ -123,7 +123,7 @@ fn fake_quant_equals_the_definition() {
             let zero_point: Vec<f32> = segments.iter().map(|_| rng.size(0, levels as usize) as f32).collect();
             let how = FakeQuant { bits, segments: &segments, scale: &scale, zero_point: &zero_point };
             let mut want = vec![7.0; rows * ldy];
-            scalar::fake_quant(rows, &x, ldx, &how, &mut want, ldy);
+            definition::fake_quant(rows, &x, ldx, &how, &mut want, ldy);
             for isa in isas() {
                 let mut y = vec![7.0; rows * ldy];
                 fake_quant(isa, &Pool::new(2), rows, &x, ldx, &how, &mut y, ldy);
@@ -167,7 +167,7 @@ fn copies_of_random_strides_equal_the_definition() {
         }
         let x: Vec<u16> = (0..x_size as u16).collect();
         let (mut want, mut y) = (vec![u16::MAX; y_size], vec![u16::MAX; y_size]);
-        scalar::copy_strided(&shape, &x, x_offset, &x_strides, &mut want, &y_strides);
+        definition::copy_strided(&shape, &x, x_offset, &x_strides, &mut want, &y_strides);
         copy_strided(&Pool::new(2), &shape, &x, x_offset, &x_strides, &mut y, &y_strides);
         assert_eq!(y, want, "{shape:?} {x_strides:?} {y_strides:?}");
     }
@@ -178,7 +178,7 @@ fn copies_work_for_every_element_size() {
     fn check<T: arena::Pod + PartialEq + std::fmt::Debug>(value: impl Fn(usize) -> T) {
         let x: Vec<T> = (0..600).map(value).collect();
         let (mut want, mut y) = (vec![T::default(); 600], vec![T::default(); 600]);
-        scalar::copy_strided(&[30, 20], &x, 0, &[1, 30], &mut want, &[20, 1]);
+        definition::copy_strided(&[30, 20], &x, 0, &[1, 30], &mut want, &[20, 1]);
         copy_strided(&Pool::new(1), &[30, 20], &x, 0, &[1, 30], &mut y, &[20, 1]);
         assert_eq!(y, want);
     }

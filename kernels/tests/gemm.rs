@@ -1,4 +1,5 @@
-//! Convolutions and products equal their definitions on ragged shapes, with every epilogue, on every thread count.
+//! Convolutions and products equal their definitions on ragged shapes, with every epilogue, on
+//! every thread count.
 
 mod common;
 use common::*;
@@ -35,7 +36,7 @@ impl Parts {
 
     /// The combination of parts that the bits of `which` name.
     fn epilogue(&self, which: usize, act: Act) -> Epilogue<'_> {
-        let rows = Rows { data: &self.image, stride: self.stride, rows_per_image: self.rows_per_image };
+        let rows = PerImage { data: &self.image, stride: self.stride, rows_per_image: self.rows_per_image };
         Epilogue {
             scale: (which & 16 != 0).then_some(&self.bias),
             bias: (which & 1 != 0).then_some(&self.bias),
@@ -54,7 +55,7 @@ fn check_conv(rng: &mut Rng, s: ConvShape) {
     let parts = Parts::new(rng, s.out_rows(), s.cout);
     let epilogue = parts.epilogue(rng.size(0, 31), Act::ALL[rng.size(0, 7)]);
     let mut want = vec![7.0; s.out_rows() * ldy];
-    scalar::conv(&s, &x, ldx, &w, &epilogue, &mut want, ldy);
+    definition::conv(&s, &x, ldx, &w, &epilogue, &mut want, ldy);
     for isa in isas() {
         let conv = Conv::new(isa, s).unwrap();
         let packed = conv.pack(&w);
@@ -109,7 +110,8 @@ fn typical_convolutions_equal_the_definition() {
     check_conv(&mut rng, ConvShape { groups: 37, ..same(1, 9, 9, 37, 37, 3) }); // depthwise
     check_conv(&mut rng, ConvShape { stride: [2, 2], pads: [0, 0, 1, 1], ..same(1, 9, 9, 24, 24, 3) });
     check_conv(&mut rng, ConvShape { upsample: 2, ..same(2, 5, 4, 24, 33, 3) });
-    check_conv(&mut rng, ConvShape { stride: [4, 4], pads: [0; 4], ..same(2, 16, 16, 3, 50, 4) }); // patches
+    // patches
+    check_conv(&mut rng, ConvShape { stride: [4, 4], pads: [0; 4], ..same(2, 16, 16, 3, 50, 4) });
     check_conv(&mut rng, ConvShape { stride: [16, 16], pads: [0; 4], ..same(1, 32, 32, 3, 20, 16) });
     check_conv(&mut rng, same(1, 3, 3, 8, 8, 7)); // mostly padding
 }
@@ -135,7 +137,7 @@ fn linear_equals_the_definition_with_every_epilogue() {
         for which in 0..16 {
             let epilogue = parts.epilogue(which, Act::ALL[(which + m) % 8]);
             let mut want = vec![7.0; m * ldy];
-            scalar::linear(m, k, n, &x, ldx, &w, &epilogue, &mut want, ldy);
+            definition::linear([m, k, n], &x, ldx, &w, &epilogue, &mut want, ldy);
             for isa in isas() {
                 for packed in [PackedMatrix::from_kn(isa, k, n, &w), PackedMatrix::from_nk(isa, k, n, &transposed)] {
                     let mut y = vec![7.0; m * ldy];
@@ -149,12 +151,12 @@ fn linear_equals_the_definition_with_every_epilogue() {
 
 #[test]
 fn every_activation_is_applied() {
-    let (isa, mut rng) = (Isa::detect(), Rng::new(4));
+    let (isa, mut rng) = (Isa::detect().unwrap(), Rng::new(4));
     let (x, w) = (rng.noise(6 * 8), rng.noise(8 * 20));
     for act in Act::ALL {
         let epilogue = Epilogue { act, ..Epilogue::default() };
         let (mut want, mut y) = (vec![0.0; 120], vec![0.0; 120]);
-        scalar::linear(6, 8, 20, &x, 8, &w, &epilogue, &mut want, 20);
+        definition::linear([6, 8, 20], &x, 8, &w, &epilogue, &mut want, 20);
         let packed = PackedMatrix::from_kn(isa, 8, 20, &w);
         linear(isa, &Pool::new(1), 6, 8, 20, &x, 8, &packed, &epilogue, &mut y, 20);
         assert_close(&y, &want, TOLERANCE, &format!("{act:?}"));
@@ -175,7 +177,7 @@ fn batched_products_equal_the_definition() {
         let s = MatmulShape { batch, m, k, n, lda, ldb, ldy, stride_a, stride_b, stride_y, transpose_b };
         let (a, b) = (rng.noise(batch * stride_a + m * lda), rng.noise(batch * stride_b + b_rows * ldb));
         let mut want = vec![7.0; batch * stride_y];
-        scalar::matmul_batched(&s, &a, &b, &mut want);
+        definition::matmul_batched(&s, &a, &b, &mut want);
         for isa in isas() {
             let mut y = vec![7.0; batch * stride_y];
             let mut scratch = vec![f32::NAN; matmul_scratch_len(isa, &s)];

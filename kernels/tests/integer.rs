@@ -165,7 +165,8 @@ fn long_depths_take_several_steps() {
     Case::new(ConvShape::same(1, 10, 10, 720, 40, 3), vec![716, 4], 4).check();
 }
 
-/// Depths of whole cache lines, which tiles read from where they are if rows are a multiple of 16, and copy in whole pieces if not.
+/// Depths of whole cache lines, which tiles read from where they are if rows are a multiple of 16,
+/// and copy in whole pieces if not.
 #[test]
 fn whole_tiles_are_exact() {
     for (rows, seed) in [(16, 1), (48, 2), (96, 3), (100, 4), (208, 5), (13, 6)] {

@@ -121,7 +121,5 @@ fn a_mapped_file_has_the_bytes_of_the_file() {
 #[test]
 fn an_unavailable_isa_is_not_detected() {
     assert!(Isa::available().contains(&Isa::Portable));
-    assert!(Isa::detect().is_available());
-    assert_eq!(Isa::from_name("avx2"), Some(Isa::Avx2));
-    assert_eq!(Isa::from_name("sse"), None);
+    assert!(Isa::detect().unwrap().is_available());
 }

@@ -280,29 +280,11 @@ fn program(
     Ok((out, origins))
 }
 
-/// Whether the operator's kernels write and read rows with gaps between them.
-fn takes_gaps(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Conv { .. }
-            | Op::Linear { .. }
-            | Op::GroupNorm { .. }
-            | Op::LayerNorm { .. }
-            | Op::RmsNorm { .. }
-            | Op::Binary { .. }
-            | Op::Geglu { .. }
-            | Op::Affine
-            | Op::FakeQuant { .. }
-            | Op::RoundBf16
-            | Op::Concat { .. }
-    )
-}
-
 /// Values that a concat along the last axis can find in place: the joined value and their first column in it. A value lies in
 /// one place only, and not in one that itself lies in another.
 fn in_place(g: &Graph) -> Vec<(ValueId, (ValueId, Dim))> {
     let mut gapless: Vec<bool> = vec![false; g.values().count()];
-    for (_, node) in g.nodes().filter(|(_, node)| !takes_gaps(&node.op)) {
+    for (_, node) in g.nodes().filter(|(_, node)| !node.op.traits().rows_may_have_gaps) {
         node.inputs.iter().flatten().chain(&node.outputs).for_each(|v| gapless[v.0 as usize] = true);
     }
     let mut found: Vec<(ValueId, (ValueId, Dim))> = Vec::new();

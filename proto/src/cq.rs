@@ -128,7 +128,8 @@ pub struct CachedSchedule {
     pub correction_method: Option<String>,
 }
 
-/// The affine correction of one cache slot (CacheQuant section 7.3): `x · scale[e] + shift[e]` at evaluation `e`.
+/// The affine correction of one cache slot, `x · scale[e] + shift[e]` at evaluation `e` (the cache half
+/// of CacheQuant's decoupled error correction, arXiv:2503.01323).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheCorrection {
     /// `Plan::constants[scale]`, `[evaluations, channels]`.
@@ -200,7 +201,7 @@ pub struct QuantizedLoop {
     pub float_layers: Vec<FloatLayer>,
     /// How weights were rounded: `nearest` or `second-order`.
     pub rounding: String,
-    /// Correction of the samples behind every evaluation (Q&C section 3).
+    /// Correction of the samples after every evaluation (Q&C's variance compensation).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compensation: Option<SampleCompensation>,
 }
@@ -234,7 +235,8 @@ pub struct ActivationTable {
     pub zero_point: usize,
 }
 
-/// CacheQuant section 7.4: `a · sum + bias`, `[evaluations, channels]` each.
+/// The correction of a layer's sums, `a · sum + bias`, tables of `[evaluations, channels]` each (the
+/// quantization half of CacheQuant's decoupled error correction, arXiv:2503.01323).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SumCorrection {
     /// Factors.

@@ -66,8 +66,9 @@ pub struct TimeTables {
     pub tables: Vec<usize>,
 }
 
-/// What evaluations reuse of earlier ones (DeepCache, CacheQuant section 2): some run `full` and store a few of its values, the
-/// others run `cached`, which reads them instead of computing what they stand for.
+/// What evaluations reuse of earlier ones (DeepCache, arXiv:2312.00858): some run `full` and store a
+/// few of its values, the others run `cached`, which reads them instead of computing what they stand
+/// for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cache {
     /// What is kept.

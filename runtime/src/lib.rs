@@ -1,8 +1,27 @@
-//! See ARCHITECTURE.md.
+//! The runtime of compiled diffusion loops: opens the `.cq` artifacts that `cachequant` compiles and
+//! samples from them, on CPUs (AMX, AVX-512 VNNI, AVX2, portable) and NVIDIA GPUs.
+//!
+//! It is made to be embedded: no compiler, no ONNX, no command line; nothing is allocated in the
+//! loop; results do not depend on the number of threads.
+//!
+//! * [`Artifact`] is a checked file, [`Denoiser`] runs its loop for a batch, [`Request`] says what to
+//!   sample: [`Denoiser::sample`] is the whole loop, with an observer that may break off.
+//! * [`Denoiser::begin`] and [`Denoiser::step`] go step by step, several requests side by side;
+//!   [`Denoiser::predict`] is for callers with a sampler of their own.
+//! * [`engine`] is the layer below: plans, packed weights, one evaluation.
+//!
+//! [`Artifact`] has an example.
 
+pub mod artifact;
+#[cfg(any(feature = "cuda", feature = "cuda-sim"))]
 pub mod cuda;
 pub mod denoise;
+mod device;
 pub mod engine;
 pub mod noise;
 pub mod retime;
 pub mod sampler;
+
+pub use artifact::{Artifact, ArtifactError, DenoiserOptions};
+pub use denoise::{DenoiseError, Denoiser, Request};
+pub use device::Device;

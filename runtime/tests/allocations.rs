@@ -7,8 +7,8 @@ use cqc_proto::Tensor;
 use cqc_proto::op::{Act, ConvLayout, Op};
 use cqc_proto::plan::{Cache, CacheSlot, InputRole, ProgramKind, Source};
 use cqc_proto::sampler::{SamplerConfig, SamplerKind};
-use cqc_runtime::denoise::{Loop, Request};
-use cqc_runtime::engine::{EngineOptions, Weights};
+use cqc_runtime::denoise::{Denoiser, Request};
+use cqc_runtime::engine::{EngineOptions, Execution, Weights};
 use cqc_runtime::sampler::Sampler;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use std::alloc::System;
@@ -76,8 +76,14 @@ fn evaluations_allocate_nothing() {
         let b = denoiser(sampler.evaluations().len());
         let weights = Weights::new(b.plan.clone(), b.bytes()).unwrap();
         let options = EngineOptions { batch: 2, threads: 2, ..EngineOptions::default() };
-        let mut denoiser = Loop::open(&weights, sampler, false, &options).unwrap();
-        let slow: Vec<_> = denoiser.engine().profile().into_iter().filter(|s| s.reference).map(|s| s.name).collect();
+        let mut denoiser = Denoiser::open(&weights, sampler, false, &options).unwrap();
+        let slow: Vec<_> = denoiser
+            .engine()
+            .profile()
+            .into_iter()
+            .filter(|s| s.execution == Execution::Definition)
+            .map(|s| s.name)
+            .collect();
         assert!(slow.is_empty(), "{slow:?}");
         // what is left over by other threads (their start, the test's own) does not come every time, what the loop does would
         let counts: Vec<usize> = (0..20).map(|_| allocations_of_a_trajectory(&mut denoiser, BTreeMap::new())).collect();
@@ -86,7 +92,7 @@ fn evaluations_allocate_nothing() {
 }
 
 /// After its first evaluation.
-fn allocations_of_a_trajectory(denoiser: &mut Loop, conditions: BTreeMap<String, Tensor>) -> usize {
+fn allocations_of_a_trajectory(denoiser: &mut Denoiser, conditions: BTreeMap<String, Tensor>) -> usize {
     let request = Request { samples: 2, guidance: 1.0, conditions, ..Request::default() };
     let mut trajectory = denoiser.begin(&request, 0).unwrap();
     denoiser.step(&mut trajectory).unwrap();
@@ -108,8 +114,8 @@ fn evaluations_of_integers_allocate_nothing() {
     let sampler = Sampler::new(&artifact.manifest.sampler, artifact.manifest.steps).unwrap();
     let weights = Weights::new(artifact.manifest.plan, artifact.weights).unwrap();
     let options = EngineOptions { batch: 2, threads: 2, ..EngineOptions::default() };
-    let mut denoiser = Loop::open(&weights, sampler, false, &options).unwrap();
-    assert!(denoiser.engine().profile().iter().any(|step| step.integers && step.program == Cached));
+    let mut denoiser = Denoiser::open(&weights, sampler, false, &options).unwrap();
+    assert!(denoiser.engine().profile().iter().any(|step| step.execution == Execution::Int8 && step.program == Cached));
     let labels = Tensor::from_i64(&[2], &[1, 2]);
     let conditions = || [("class_labels".to_string(), labels.clone())].into();
     let counts: Vec<usize> = (0..20).map(|_| allocations_of_a_trajectory(&mut denoiser, conditions())).collect();

@@ -8,9 +8,9 @@ use cqc_proto::cq::Artifact;
 use cqc_proto::plan::{InputRole, ProgramKind};
 use cqc_proto::sampler::{Prediction, SamplerConfig, SamplerKind, Spacing, Variance};
 use cqc_proto::{Bindings, Tensor};
-use cqc_runtime::cuda::OnDevice;
-use cqc_runtime::denoise::{Compensation, Loop, Request};
-use cqc_runtime::engine::{Engine, EngineError, EngineOptions, Weights};
+use cqc_runtime::cuda::CudaBackend;
+use cqc_runtime::denoise::{Compensation, Denoiser, Request};
+use cqc_runtime::engine::{Backend, DevicePreludes, Engine, EngineError, EngineOptions, Weights};
 use cqc_runtime::noise::Noise;
 use cqc_runtime::sampler::Sampler;
 use std::collections::BTreeMap;
@@ -31,6 +31,10 @@ fn devices() -> Vec<Arc<dyn Device>> {
         Err(e) => println!("skipped on a GPU: {e}"),
     }
     devices
+}
+
+fn on(device: &Arc<dyn Device>, slots: usize) -> Option<Arc<dyn Backend>> {
+    Some(Arc::new(CudaBackend { device: Arc::clone(device), slots }))
 }
 
 fn open(path: &Path) -> Arc<Weights> {
@@ -70,11 +74,7 @@ fn compare(device: &Arc<dyn Device>, path: &Path, evaluations: usize) -> Vec<(Pr
     let batch = plan.fixed_batch.unwrap_or(2);
     let options = EngineOptions { batch, threads: 1, ..Default::default() };
     let mut cpu = Engine::open(&weights, &options).unwrap();
-    let mut gpu = Engine::open(
-        &weights,
-        &EngineOptions { device: Some(OnDevice { device: Arc::clone(device), slots: 2 }), ..options },
-    )
-    .unwrap();
+    let mut gpu = Engine::open(&weights, &EngineOptions { device: on(device, 2), ..options }).unwrap();
     let timesteps: Vec<f64> = (0..plan.evaluations).map(|e| 900.0 - 10.0 * e as f64).collect();
     let given = conditions(&weights);
     let mut on_cpu = cpu.begin(&given, &timesteps).unwrap();
@@ -129,13 +129,13 @@ fn preludes_run_on_the_device_and_refuse_a_label_that_is_not_there() {
         for name in ["v1", "v2", "v3", "v4", "v5"] {
             let weights = open(&folder.join(format!("{name}.cq")));
             let plan = weights.plan();
-            let on = OnDevice { device: Arc::clone(&device), slots: 1 };
             let batch = plan.fixed_batch.unwrap_or(2);
-            let options = EngineOptions { batch, threads: 1, device: Some(on), ..Default::default() };
+            let options = EngineOptions { batch, threads: 1, device: on(&device, 1), ..Default::default() };
             let mut engine = Engine::open(&weights, &options).unwrap();
             let begins = [&plan.prelude, &plan.prelude_steps];
-            let has = begins.map(|p| !(p.steps.is_empty() && p.results.is_empty()));
-            assert_eq!(engine.device().unwrap().runs_preludes(), has, "{name}");
+            let [prelude, prelude_steps] = begins.map(|p| !(p.steps.is_empty() && p.results.is_empty()));
+            let expected = DevicePreludes { prelude, prelude_steps };
+            assert_eq!(engine.device().unwrap().preludes(), expected, "{name}");
             let looks_up = |step: &cqc_proto::plan::Step| matches!(step.op, cqc_proto::Op::Gather { .. });
             if !begins.iter().any(|p| p.steps.iter().any(looks_up)) {
                 continue;
@@ -158,9 +158,9 @@ fn preludes_run_on_the_device_and_refuse_a_label_that_is_not_there() {
 /// A loop that moves samples on the device, the same loop step by step with the sampler on the CPU, and their samples.
 fn sampled(device: &Arc<dyn Device>, weights: &Arc<Weights>, sampler: &Sampler, guided: bool) -> [Vec<f32>; 2] {
     let batch = weights.plan().fixed_batch.unwrap_or(2);
-    let device = Some(OnDevice { device: Arc::clone(device), slots: 2 });
+    let device = on(device, 2);
     let options = EngineOptions { batch, threads: 1, device, ..Default::default() };
-    let mut denoise = Loop::open(weights, sampler.clone(), guided, &options).unwrap();
+    let mut denoise = Denoiser::open(weights, sampler.clone(), guided, &options).unwrap();
     let channels = denoise.channels();
     let factors = |by: f32| (0..channels * sampler.evaluations().len()).map(|i| by * (i % 7) as f32).collect();
     let scale: Vec<f32> = factors(1e-3);

@@ -7,7 +7,7 @@ use cqc_proto::op::{Act, BinaryKind};
 use cqc_proto::plan::*;
 use cqc_proto::sampler::{SamplerConfig, SamplerKind, Variance};
 use cqc_proto::{DType, Op, Tensor, ValueType};
-use cqc_runtime::denoise::{DenoiseError, Loop, Request};
+use cqc_runtime::denoise::{DenoiseError, Denoiser, Request};
 use cqc_runtime::engine::{EngineOptions, Weights};
 use cqc_runtime::sampler::Sampler;
 use std::collections::BTreeMap;
@@ -56,7 +56,7 @@ fn request(labels: &[i64], guidance: f32) -> Request {
     Request { samples: labels.len(), seed: 7, conditions, unconditional, guidance, ..Request::default() }
 }
 
-fn run(l: &mut Loop, request: &Request) -> Vec<f32> {
+fn run(l: &mut Denoiser, request: &Request) -> Vec<f32> {
     l.sample(request, &mut |_| ControlFlow::Continue(())).unwrap().to_f32_vec()
 }
 
@@ -70,7 +70,8 @@ fn samples_do_not_depend_on_how_many_are_computed_at_once() {
         for guided in [false, true] {
             let weights = denoiser(evaluations, 4, None);
             let request = request(&LABELS, 1.5);
-            let mut widths = [1, 2, 5, 8].map(|w| Loop::open(&weights, sampler(kind, 6), guided, &options(w)).unwrap());
+            let mut widths =
+                [1, 2, 5, 8].map(|w| Denoiser::open(&weights, sampler(kind, 6), guided, &options(w)).unwrap());
             let all = widths.each_mut().map(|l| run(l, &request));
             assert!(
                 all.iter().all(|a| *a == all[0] && a.len() == 5 * LEN && a.iter().all(|v| v.is_finite())),
@@ -88,9 +89,9 @@ fn a_fixed_batch_gives_what_a_free_one_gives() {
         for guided in [false, true] {
             let request = request(&LABELS, 2.0);
             let mut free =
-                Loop::open(&denoiser(6, 4, None), sampler(SamplerKind::Ddim, 6), guided, &options(5)).unwrap();
+                Denoiser::open(&denoiser(6, 4, None), sampler(SamplerKind::Ddim, 6), guided, &options(5)).unwrap();
             let weights = denoiser(6, 4, Some(fixed));
-            let mut l = Loop::open(&weights, sampler(SamplerKind::Ddim, 6), guided, &options(5)).unwrap();
+            let mut l = Denoiser::open(&weights, sampler(SamplerKind::Ddim, 6), guided, &options(5)).unwrap();
             assert!(run(&mut l, &request) == run(&mut free, &request), "batch {fixed}, guided: {guided}");
             assert_eq!(l.halves(), if guided && fixed % 2 == 1 { 2 } else { 1 });
         }
@@ -100,7 +101,7 @@ fn a_fixed_batch_gives_what_a_free_one_gives() {
 #[test]
 fn guidance_is_what_two_plain_evaluations_and_the_sampler_make_of_it() {
     let (weights, sampler_) = (denoiser(6, 4, None), sampler(SamplerKind::Ddim, 6));
-    let mut l = Loop::open(&weights, sampler(SamplerKind::Ddim, 6), true, &options(1)).unwrap();
+    let mut l = Denoiser::open(&weights, sampler(SamplerKind::Ddim, 6), true, &options(1)).unwrap();
     let noise = tensor(&[1, 24, 4], 3);
     let request = Request { noise: Some(noise.clone()), ..request(&[2], 3.0) };
     let guided = run(&mut l, &request);
@@ -128,17 +129,17 @@ fn a_second_half_of_the_output_is_the_variance() {
     let config = SamplerConfig { variance_type: Variance::LearnedRange, ..SamplerConfig::of_kind(SamplerKind::Ddpm) };
     let sampler = || Sampler::new(&config, 6).unwrap();
     for guided in [false, true] {
-        let mut l = Loop::open(&denoiser(6, 8, None), sampler(), guided, &options(2)).unwrap();
+        let mut l = Denoiser::open(&denoiser(6, 8, None), sampler(), guided, &options(2)).unwrap();
         assert!(run(&mut l, &request(&LABELS, 2.0)).iter().all(|v| v.is_finite()));
     }
-    let without = Loop::open(&denoiser(6, 4, None), sampler(), false, &options(2));
+    let without = Denoiser::open(&denoiser(6, 4, None), sampler(), false, &options(2));
     assert!(matches!(without, Err(DenoiseError::NoDenoiser { .. })));
 }
 
 #[test]
 fn requests_that_cannot_be_served_are_refused() {
     let weights = denoiser(6, 4, None);
-    let open = |steps, guided| Loop::open(&weights, sampler(SamplerKind::Ddim, steps), guided, &options(2));
+    let open = |steps, guided| Denoiser::open(&weights, sampler(SamplerKind::Ddim, steps), guided, &options(2));
     assert!(matches!(open(7, false), Err(DenoiseError::Evaluations { plan: 6, sampler: 7 })));
     let mut l = open(6, true).unwrap();
     let mut go = |request: Request| l.sample(&request, &mut |_| ControlFlow::Continue(())).map(|_| ());

@@ -6,7 +6,7 @@ use common::*;
 use cqc_proto::op::{Act, BinaryKind, ConvLayout, UnaryKind};
 use cqc_proto::plan::*;
 use cqc_proto::{DType, Op, Tensor, ValueType};
-use cqc_runtime::engine::{Engine, EngineError, EngineOptions, Weights};
+use cqc_runtime::engine::{Engine, EngineError, EngineOptions, Execution, Weights};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -121,7 +121,8 @@ fn a_unet_equals_its_definition_at_every_evaluation() {
     let b = unet(5);
     let weights = Weights::new(b.plan.clone(), b.bytes()).unwrap();
     let mut engine = Engine::open(&weights, &options(2, 2)).unwrap();
-    let slow: Vec<_> = engine.profile().into_iter().filter(|s| s.reference).map(|s| s.name).collect();
+    let slow: Vec<_> =
+        engine.profile().into_iter().filter(|s| s.execution == Execution::Definition).map(|s| s.name).collect();
     assert_eq!(slow, Vec::<String>::new(), "every step has a kernel");
     let sample = tensor(&[2, 3, 8, 8], 5);
     let mut request = engine.begin(&labels(&[3, 9]), &STEPS).unwrap();
@@ -239,7 +240,7 @@ fn check(op: Op, inputs: &[Tensor], fast: bool) {
     b.output("y", y);
     let weights = Weights::new(b.plan.clone(), b.bytes()).unwrap();
     let mut engine = Engine::open(&weights, &options(1, 2)).unwrap();
-    assert_eq!(!engine.profile()[0].reference, fast, "{op:?}");
+    assert_eq!(engine.profile()[0].execution != Execution::Definition, fast, "{op:?}");
     let by_kernel = engine.run(&given).unwrap();
     let (plan, weights, timesteps) = (&b.plan, &b.weights[..], vec![]);
     let oracle = Interpreter { plan, weights, batch: 1, timesteps, inputs: given, evaluation: 0 };

@@ -7,7 +7,7 @@ use super::probe::{PROBED_SAMPLES, PROBES};
 use super::{CalibrateError, CalibrationOptions, Correct, Progress, Wanted};
 use cqc_passes::cache::band::Band;
 use cqc_passes::cache::schedule::{self, Quadratic, ScheduleKind, full_count, group_lengths};
-use cqc_runtime::denoise::{Loop, Request};
+use cqc_runtime::denoise::{Denoiser, Request};
 use serde::{Deserialize, Serialize};
 
 /// What was decided.
@@ -65,7 +65,7 @@ fn corrected_on(fit: usize) -> usize {
 
 /// Calibration samples that have been observed: schedules and corrections can be asked for and measured.
 pub struct Study<'a> {
-    denoiser: &'a mut Loop,
+    denoiser: &'a mut Denoiser,
     request: Request,
     interval: usize,
     /// Sampler step of each evaluation.
@@ -82,7 +82,7 @@ impl<'a> Study<'a> {
     ///
     /// # Errors
     /// [`CalibrateError`].
-    pub fn new(denoiser: &'a mut Loop, options: CalibrationOptions<'a>) -> Result<Study<'a>, CalibrateError> {
+    pub fn new(denoiser: &'a mut Denoiser, options: CalibrationOptions<'a>) -> Result<Study<'a>, CalibrateError> {
         let CalibrationOptions { interval, schedule, request, output_samples, progress, .. } = options;
         if request.samples < 2 {
             return Err(CalibrateError::Samples(request.samples));
@@ -135,7 +135,7 @@ impl<'a> Study<'a> {
 ///
 /// # Errors
 /// [`CalibrateError`].
-pub fn choose<'a>(denoiser: &'a mut Loop, options: CalibrationOptions<'a>) -> Result<Choice, CalibrateError> {
+pub fn choose<'a>(denoiser: &'a mut Denoiser, options: CalibrationOptions<'a>) -> Result<Choice, CalibrateError> {
     let (schedule, correct) = (options.schedule.clone(), options.correct);
     let mut study = Study::new(denoiser, options)?;
     let candidates = study.candidates(&schedule)?;

@@ -4,15 +4,16 @@ use super::observe::{Observed, Snapshot, channels, restore, snapshot};
 use super::{CalibrateError, Progress};
 use cqc_passes::cache::affine::{Affine, Moments};
 use cqc_proto::plan::ProgramKind;
-use cqc_runtime::denoise::{Loop, Request, Trajectory};
+use cqc_runtime::denoise::{Denoiser, Request, Trajectory};
 use std::fmt;
 
 /// How tables are fitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Fit {
-    /// Both tensors from the ordinary trajectory (CacheQuant section 7.3).
+    /// Both tensors come from the ordinary trajectory, as published (CacheQuant, arXiv:2503.01323).
     TeacherForced,
-    /// What the accelerated trajectory has stored against the tensor of the ordinary one, evaluation by evaluation (section 13.3).
+    /// What the accelerated trajectory has stored against the tensor of the ordinary one, evaluation by
+    /// evaluation, each with all earlier corrections in place.
     Sequential,
     /// As sequential, from what was stored last and what was stored before that: along the line through both, or as far as that
     /// helps.
@@ -36,11 +37,10 @@ impl fmt::Display for Fit {
     }
 }
 
-/// Draws factors towards 1 (section 13.4).
+/// The ridge that draws factors towards 1; the paper fits without one.
 const RIDGE: f64 = 1e-3;
 
-/// Per slot and evaluation; the identity at full ones.
-pub type Tables = Vec<Vec<Affine>>;
+pub use crate::compile::CacheTables as Tables;
 
 /// Whether and from where evaluation `t` reads the cache.
 pub fn anchor(full: &[usize], t: usize) -> Option<usize> {
@@ -86,7 +86,7 @@ impl Stored {
 
 /// Runs the ordinary and the accelerated loop side by side and fits each evaluation when all before it are corrected.
 pub fn sequential(
-    denoiser: &mut Loop,
+    denoiser: &mut Denoiser,
     request: &Request,
     fit: usize,
     full: &[usize],

@@ -2,13 +2,13 @@
 
 use super::CalibrateError;
 use cqc_proto::plan::ProgramKind;
-use cqc_runtime::denoise::{Loop, Request};
+use cqc_runtime::denoise::{Denoiser, Request};
 
 /// Checks it at the first, a middle and the last evaluation of one sample's ordinary trajectory.
 ///
 /// # Errors
 /// [`CalibrateError::CutInvariant`]; what the loop reports.
-pub fn check_cut(denoiser: &Loop, request: &Request) -> Result<(), CalibrateError> {
+pub fn check_cut(denoiser: &Denoiser, request: &Request) -> Result<(), CalibrateError> {
     let mut denoiser = denoiser.of_width(1)?;
     let evaluations = denoiser.sampler().evaluations().len();
     let mut trajectory = denoiser.begin(request, 0)?;

@@ -4,7 +4,7 @@ use super::correct::{Stored, Tables, anchor};
 use super::observe::snapshot;
 use super::{CalibrateError, Progress};
 use cqc_proto::plan::ProgramKind;
-use cqc_runtime::denoise::{Loop, Request};
+use cqc_runtime::denoise::{Denoiser, Request};
 
 /// Held-out samples and how the ordinary loop ends on them.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ pub struct HeldOut {
 impl HeldOut {
     /// Runs the ordinary loop on the samples `from .. request.samples`.
     pub(crate) fn new(
-        denoiser: &mut Loop,
+        denoiser: &mut Denoiser,
         request: &Request,
         from: usize,
         progress: &mut Progress,
@@ -53,7 +53,7 @@ impl HeldOut {
     /// loop's ends. At most 100 per sample.
     pub(crate) fn psnr(
         &self,
-        denoiser: &mut Loop,
+        denoiser: &mut Denoiser,
         request: &Request,
         full: &[usize],
         tables: Option<&Tables>,

@@ -5,13 +5,13 @@ use super::{CalibrateError, Narrow, Progress};
 use cqc_passes::cache::affine::{BandMoments, l1, rms};
 use cqc_passes::cache::band::Band;
 use cqc_proto::plan::ProgramKind;
-use cqc_runtime::denoise::{Loop, Request, Trajectory};
+use cqc_runtime::denoise::{Denoiser, Request, Trajectory};
 use std::collections::VecDeque;
 
 /// What trajectories have told.
 pub struct Observed {
     /// L1 distance between the tensors cached at two evaluations, summed over samples; several tensors weighted by one over
-    /// their mean norm (CacheQuant sections 3.1, 13.5).
+    /// their mean norm. CacheQuant sums the L1 distances of one tensor.
     pub features: Band,
     /// What the end of the trajectory suffers when evaluation `t` is computed from the cache of `i`: the root mean square error of
     /// the output, times how far the end moves by an error of 1 there: by the sampler's arithmetic
@@ -43,7 +43,7 @@ pub fn restore(trajectory: &mut Trajectory, snapshot: &[Vec<f32>]) {
 }
 
 /// Channels of each slot.
-pub fn channels(denoiser: &Loop) -> Vec<usize> {
+pub fn channels(denoiser: &Denoiser) -> Vec<usize> {
     let plan = denoiser.engine().plan();
     let slots = plan.cache.iter().flat_map(|cache| &cache.slots);
     let last = |value: usize| plan.full.values[value].ty.shape.last().and_then(|d| d.as_const());
@@ -53,7 +53,7 @@ pub fn channels(denoiser: &Loop) -> Vec<usize> {
 /// Runs the samples `0 .. fit` of the request. The output's cost is observed on the first `output_samples` of them, and only if
 /// there is need of it.
 pub fn observe(
-    denoiser: &mut Loop,
+    denoiser: &mut Denoiser,
     request: &Request,
     fit: usize,
     width: usize,

@@ -4,7 +4,7 @@ use super::observe::{Snapshot, restore, snapshot};
 use super::{CalibrateError, Narrow, Progress};
 use cqc_passes::cache::affine::rms;
 use cqc_proto::plan::ProgramKind;
-use cqc_runtime::denoise::{Loop, Request, Trajectory};
+use cqc_runtime::denoise::{Denoiser, Request, Trajectory};
 use std::collections::VecDeque;
 
 /// Evaluations at which it is tried out what an error does to the end.
@@ -19,7 +19,7 @@ pub const PROBED_SAMPLES: usize = 2;
 ///
 /// `denoiser` runs a plan with a cache, on the first samples of the request. `count` counts its evaluations.
 pub fn probe(
-    denoiser: &mut Loop,
+    denoiser: &mut Denoiser,
     request: &Request,
     age: usize,
     mut count: Narrow,
@@ -63,7 +63,7 @@ fn probed(evaluations: usize) -> Vec<usize> {
 }
 
 fn run_on(
-    denoiser: &mut Loop,
+    denoiser: &mut Denoiser,
     mut trajectory: Trajectory,
     count: &mut Narrow,
     progress: &mut Progress,

@@ -35,7 +35,7 @@ const INLINE_BELOW: usize = 1024;
 
 /// What is exported.
 #[derive(Clone, Copy)]
-pub struct Loop<'a> {
+pub struct ExportedLoop<'a> {
     /// The compiled loop.
     pub plan: &'a Plan,
     /// Its constants, in order.
@@ -74,7 +74,12 @@ pub enum LoopExportError {
 ///
 /// # Errors
 /// [`LoopExportError`]; then `dir` is what it was.
-pub fn write(exported: Loop, form: Form, dir: &Path, overwrite: Overwrite) -> Result<Vec<String>, LoopExportError> {
+pub fn write(
+    exported: ExportedLoop,
+    form: Form,
+    dir: &Path,
+    overwrite: Overwrite,
+) -> Result<Vec<String>, LoopExportError> {
     let Form { layout, qdq } = form;
     let timesteps = exported.sampler.evaluations().iter().map(|e| e.timestep).collect();
     let options = ExportOptions { layout, timesteps, weights: WEIGHTS.into(), inline_below: INLINE_BELOW, qdq };
@@ -87,7 +92,7 @@ pub fn write(exported: Loop, form: Form, dir: &Path, overwrite: Overwrite) -> Re
     Ok(files)
 }
 
-fn write_files(exported: Loop, form: Form, models: &Exported, dir: &Path) -> Result<Vec<String>, FileError> {
+fn write_files(exported: ExportedLoop, form: Form, models: &Exported, dir: &Path) -> Result<Vec<String>, FileError> {
     let mut files = Vec::new();
     let mut file = |name: &str, write: &dyn Fn(&mut BufWriter<File>) -> io::Result<()>| {
         let path = dir.join(name);

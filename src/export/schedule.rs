@@ -22,7 +22,7 @@
 //! evaluation, a tensor without axes), `condition.NAME`, `output.NAME`, or what one model gives and another takes: `prelude.I`, `prelude_steps.I`,
 //! `cache.I`. Models are listed in the order in which they run. Before the first full evaluation the cache is of no account.
 
-use super::{Form, Loop, NULL};
+use super::{ExportedLoop, Form, NULL};
 use cqc_passes::onnx::export::{Exported, Layout, Model, Port, Qdq, Scales, Wire};
 use cqc_proto::plan::ProgramKind;
 use cqc_proto::{DType, Dim};
@@ -36,8 +36,8 @@ pub fn file_name(model: &Model) -> String {
     format!("{}.onnx", model.name)
 }
 
-pub(super) fn json(exported: Loop, form: Form, models: &Exported) -> Value {
-    let Loop { plan, sampler, .. } = exported;
+pub(super) fn json(exported: ExportedLoop, form: Form, models: &Exported) -> Value {
+    let ExportedLoop { plan, sampler, .. } = exported;
     let config = sampler.config();
     let evaluation = |(i, e): (usize, &cqc_runtime::sampler::Evaluation)| {
         json!({

@@ -2,7 +2,7 @@
 
 use cqc_proto::op::Cost;
 use cqc_proto::plan::{Plan, Program, Source, Step};
-use cqc_proto::{Bindings, Dim, Op, ValueType};
+use cqc_proto::{Bindings, Dim, ValueType};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,7 +23,7 @@ impl StepCost {
     /// Of a program.
     pub fn of(plan: &Plan, program: &Program) -> StepCost {
         let (weight_bytes, float_weight_bytes) = weight_bytes(plan, program);
-        let rounds = |step: &&Step| matches!(step.op, Op::FakeQuant { .. } | Op::RoundBf16);
+        let rounds = |step: &&Step| step.op.traits().is_rounding;
         let rounded: BTreeSet<usize> = program.steps.iter().filter(rounds).map(|step| step.outputs[0]).collect();
         let reads_rounded = |step: &&Step| step.inputs.first().copied().flatten().is_some_and(|x| rounded.contains(&x));
         let quantized_macs = sum(plan, program, program.steps.iter().filter(reads_rounded));

@@ -1,7 +1,7 @@
 //! Quantized layers, one by one.
 
 use super::cost::work_of_steps;
-use crate::quantize::Quantized;
+use crate::calibrate::quantize::Quantized;
 use cqc_passes::quant::{Bf16Layer, Bf16Products, Layer, QuantizedWeight};
 use cqc_proto::plan::{Plan, Program, WeightCodes};
 use serde::Serialize;

@@ -1,14 +1,13 @@
 //! What caching and quantization do to the samples, evaluation by evaluation, each alone and together, and what is left of it in the
 //! artifact, on the held-out calibration samples.
 
-use crate::calibrate::quantize::{Grouping, Select, ranges, select};
+use crate::calibrate::quantize::{Grouping, QuantizeError, Quantized, Select, ranges, select};
 use crate::calibrate::{Choice, Progress, held_out};
 use crate::compile::{CachedLoop, LoopOptions, Lowered, assemble_loop, compile_loop};
 use crate::eval::psnr::psnr;
 use crate::model::Model;
-use crate::quantize::{QuantizeError, Quantized};
 use cqc_passes::quant::{Extra, QuantTables};
-use cqc_runtime::denoise::{Compensation, Loop, Request};
+use cqc_runtime::denoise::{Compensation, Denoiser, Request};
 use cqc_runtime::engine::{EngineOptions, Weights};
 use cqc_runtime::sampler::{Sampler, SamplerError};
 use serde::Serialize;
@@ -49,8 +48,8 @@ pub enum Variant {
     Artifact,
 }
 
-/// What was compiled.
-pub struct Compiled<'a> {
+/// The loop that is measured.
+pub struct MeasuredLoop<'a> {
     /// The model.
     pub model: &'a Model,
     /// For which loop.
@@ -82,7 +81,7 @@ pub struct Measurement<'a> {
     pub progress: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 }
 
-impl Compiled<'_> {
+impl MeasuredLoop<'_> {
     /// Whether the artifact has corrections.
     fn is_corrected(&self) -> bool {
         let quantized = self.quantized.map(|(quantized, _)| &quantized.fitted);
@@ -109,7 +108,7 @@ impl Compiled<'_> {
 ///
 /// # Errors
 /// [`QuantizeError`].
-pub fn errors(compiled: &Compiled, measurement: Measurement) -> Result<Option<Errors>, QuantizeError> {
+pub fn errors(compiled: &MeasuredLoop, measurement: Measurement) -> Result<Option<Errors>, QuantizeError> {
     let variants = compiled.variants();
     if variants.is_empty() {
         return Ok(None);
@@ -119,6 +118,7 @@ pub fn errors(compiled: &Compiled, measurement: Measurement) -> Result<Option<Er
     let mut runner = Runner {
         compiled,
         fit: request.samples - held,
+        guided: request.guidance.is_some_and(|scale| scale != 1.0),
         request,
         engine,
         progress: Progress { done: 0, all: 0, call: progress },
@@ -139,8 +139,9 @@ pub fn errors(compiled: &Compiled, measurement: Measurement) -> Result<Option<Er
 }
 
 struct Runner<'a> {
-    compiled: &'a Compiled<'a>,
+    compiled: &'a MeasuredLoop<'a>,
     request: Request,
+    guided: bool,
     /// The first held-out sample.
     fit: usize,
     engine: EngineOptions,
@@ -151,18 +152,18 @@ struct Runner<'a> {
 type Path = Vec<Vec<f32>>;
 
 impl Runner<'_> {
-    fn open(&self, lowered: &Lowered) -> Result<Loop, QuantizeError> {
+    fn open(&self, lowered: &Lowered) -> Result<Denoiser, QuantizeError> {
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
         let options = self.compiled.options;
         let sampler = Sampler::new(&options.sampler, options.steps)?;
         // what is rounded is looked at before
-        let options = EngineOptions { integers: false, ..self.engine.clone() };
-        Ok(Loop::open(&weights, sampler, self.request.guidance != 1.0, &options)?)
+        let options = EngineOptions { low_precision: false, ..self.engine.clone() };
+        Ok(Denoiser::open(&weights, sampler, self.guided, &options)?)
     }
 
     /// The float loop that computes everything.
     fn ordinary(&self) -> Result<Lowered, QuantizeError> {
-        let Compiled { model, options, cached, .. } = *self.compiled;
+        let MeasuredLoop { model, options, cached, .. } = *self.compiled;
         Ok(match cached.filter(|_| options.bf16.is_none()) {
             Some((cached, _)) => cached.uncorrected()?,
             None => compile_loop(model, &LoopOptions { bf16: None, ..options.clone() })?,
@@ -171,7 +172,7 @@ impl Runner<'_> {
 
     /// The plan of a variant (`None`: the artifact's) and its correction of the samples.
     fn variant(&mut self, of: Variant) -> Result<(Option<Lowered>, Option<Compensation>), QuantizeError> {
-        let Compiled { cached, quantized, .. } = *self.compiled;
+        let MeasuredLoop { cached, quantized, .. } = *self.compiled;
         let lowered = match (of, cached, quantized) {
             (Variant::Quantization, Some((cached, _)), None) => cached.uncorrected()?,
             (Variant::Cache, Some((cached, choice)), _) | (Variant::Both, Some((cached, choice)), None) => {
@@ -190,7 +191,7 @@ impl Runner<'_> {
 
     /// Every evaluation full: ranges are found anew, as the artifact has none for layers that an evaluation does not run.
     fn quantized_alone(&mut self, quantized: &Quantized, how: &RangeOptions) -> Result<Lowered, QuantizeError> {
-        let Compiled { model, options, cached, .. } = *self.compiled;
+        let MeasuredLoop { model, options, cached, .. } = *self.compiled;
         let assembled = match cached {
             Some((cached, _)) => cached.assemble(&(0..cached.evaluations()).collect::<Vec<_>>(), None)?,
             None => assemble_loop(model, options)?,
@@ -228,7 +229,7 @@ impl Runner<'_> {
 
 impl From<SamplerError> for QuantizeError {
     fn from(e: SamplerError) -> QuantizeError {
-        QuantizeError::Compile(e.into())
+        QuantizeError::Program(e.into())
     }
 }
 

@@ -2,12 +2,12 @@
 
 use crate::onnxruntime;
 use crate::quantized::{Case, sampler};
-use cqc::export::{self, Form};
-use cqc::io::Overwrite;
+use cachequant::export::{self, Form};
+use cachequant::io::Overwrite;
 use cqc_passes::onnx::export::{ExportOptions, Exported, Model, Wire, export};
 use cqc_proto::plan::ProgramKind;
 use cqc_proto::{DType, Tensor};
-use cqc_runtime::denoise::{Loop, Trajectory};
+use cqc_runtime::denoise::{Denoiser, Trajectory};
 use ort::session::Session;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,8 +17,14 @@ pub fn exported(case: &Case, form: Form, dir: &Path) -> Exported {
     let (constants, null, sampler) = (case.constants(), BTreeMap::new(), sampler());
     let plan = &case.lowered.plan;
     let compensation = case.compensation.as_ref();
-    let exported =
-        export::Loop { plan, constants: &constants, sampler: &sampler, guidance: 1.0, null: &null, compensation };
+    let exported = export::ExportedLoop {
+        plan,
+        constants: &constants,
+        sampler: &sampler,
+        guidance: 1.0,
+        null: &null,
+        compensation,
+    };
     export::write(exported, form, dir, Overwrite::Refuse).unwrap();
     let timesteps = sampler.evaluations().iter().map(|e| e.timestep).collect();
     let Form { layout, qdq } = form;
@@ -88,7 +94,7 @@ impl<'a> Runtime<'a> {
     }
 
     /// The samples at the end of a loop of its own.
-    pub fn sample(&mut self, case: &Case, ours: &mut Loop) -> Vec<f32> {
+    pub fn sample(&mut self, case: &Case, ours: &mut Denoiser) -> Vec<f32> {
         let mut trajectory = ours.begin(&case.request, 0).unwrap();
         for e in 0..sampler().evaluations().len() {
             let output = self.evaluate(case, e, trajectory.x());

@@ -1,7 +1,7 @@
 //! What several test files share: models with recorded inputs and outputs.
 #![allow(dead_code)] // every test file compiles its own copy and uses a part of it
 
-use cqc::io::read_npz;
+use cachequant::io::read_npz;
 use cqc_proto::{DType, Tensor};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ pub fn models() -> Vec<Check> {
     checks(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models"))
 }
 
-/// The models of `../shared`; prints a skip where it is absent.
+/// The larger models, which are not part of the repository; prints a skip where they are absent.
 pub fn shared() -> Vec<Check> {
     let Some(dir) = shared_dir() else { return vec![] };
     let mut found = Vec::new();
@@ -40,7 +40,7 @@ pub fn shared() -> Vec<Check> {
     found
 }
 
-/// `../shared`, if it is there.
+/// The folder of the larger models and their recordings, if it is there.
 pub fn shared_dir() -> Option<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
     if !dir.join("models").is_dir() {

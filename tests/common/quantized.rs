@@ -1,11 +1,11 @@
 //! Small quantized loops, and what their roundings become in other forms.
 
-use cqc::calibrate::quantize::{Grouping, Outputs, Select};
-use cqc::calibrate::{CalibrationOptions, Correct, Fit, Wanted, choose};
-use cqc::compile::{LoopOptions, Lowered, assemble_loop, compile_loop, cut_loop};
-use cqc::model::{Model, ModelOptions};
-use cqc::quantize::{QuantizeOptions, quantize};
-use cqc::stages::Stages;
+use cachequant::calibrate::quantize::{Grouping, Outputs, Select};
+use cachequant::calibrate::{CalibrationOptions, Correct, Fit, Wanted, choose};
+use cachequant::compile::{LoopOptions, Lowered, assemble_loop, compile_loop, cut_loop};
+use cachequant::model::{Model, ModelOptions};
+use cachequant::quantize::{QuantizeOptions, quantize};
+use cachequant::stages::Stages;
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_passes::calib::compensate::Mode;
@@ -14,7 +14,7 @@ use cqc_passes::quant::{Extra, QuantSpec};
 use cqc_proto::plan::{Plan, Source};
 use cqc_proto::sampler::SamplerConfig;
 use cqc_proto::{DType, Op, Tensor};
-use cqc_runtime::denoise::{Compensation, Loop, Request};
+use cqc_runtime::denoise::{Compensation, Denoiser, Request};
 use cqc_runtime::engine::{EngineOptions, Weights};
 use cqc_runtime::noise::Noise;
 use cqc_runtime::sampler::Sampler;
@@ -36,11 +36,11 @@ pub fn sampler() -> Sampler {
     Sampler::new(&SamplerConfig::default(), STEPS).unwrap()
 }
 
-fn open(lowered: &Lowered) -> Loop {
+fn open(lowered: &Lowered) -> Denoiser {
     let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
     // rounded floats: what exported models compute, and tables that can be set to 0
-    let options = EngineOptions { batch: 2, threads: 2, integers: false, ..Default::default() };
-    Loop::open(&weights, sampler(), false, &options).unwrap()
+    let options = EngineOptions { batch: 2, threads: 2, low_precision: false, ..Default::default() };
+    Denoiser::open(&weights, sampler(), false, &options).unwrap()
 }
 
 /// Compiles a model of `tests/models` for two samples. Its narrow layers stay float unless `all` are to be quantized.
@@ -105,7 +105,7 @@ impl Case {
     }
 
     /// Our execution of the roundings that `qdq` writes.
-    pub fn open(&self, qdq: Qdq) -> Loop {
+    pub fn open(&self, qdq: Qdq) -> Denoiser {
         let mut lowered = self.lowered.clone();
         if qdq == Qdq::None {
             let cached = lowered.plan.cache.iter_mut().flat_map(|c| &mut c.cached.steps);

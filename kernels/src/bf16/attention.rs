@@ -1,18 +1,19 @@
 //! Attention whose two products multiply bf16, with the softmax in f32 between them.
 //!
-//! A weight is e^score rounded to bf16. That rounding commutes with powers of two, so weights are kept relative to one that is no less than the largest seen
-//! so far, and keys pass by block after block: what was summed before shrinks by a power of two, exactly, when a larger score comes.
+//! A weight is e^score rounded to bf16. That rounding commutes with powers of two, so weights are
+//! kept relative to one that is no less than the largest seen so far, and keys pass by block after
+//! block: what was summed before shrinks by a power of two, exactly, when a larger score comes.
 
 use super::dot::{Bf16Dot, Bf16Kernel};
 use crate::attention::{AttentionShape, add_mask};
 use crate::epilogue::check_matrix;
 use crate::gemm::Plain;
 use crate::math::exp2_weight;
+use crate::output::{Output, Put, Sink};
 use crate::rows::{row_max, scale_row};
 use crate::shared::{SharedMut, cut};
 use crate::simd::wide::{CHAINS, Wide};
 use crate::simd::{Arithmetic, Simd};
-use crate::target::{Put, Sink, Target};
 use crate::{Isa, Pool};
 use cqc_proto::op::SOFTMAX_BF16;
 use std::f32::consts::LOG2_E;
@@ -20,9 +21,11 @@ use std::ops::Range;
 
 /// Keys of a block: a multiple of every panel width and of [`PIECE`].
 const KEYS: usize = 256;
-/// Between the scores of two queries: no power of two, which would crowd them into few sets of the cache.
+/// Between the scores of two queries: no power of two, which would crowd them into few sets of the
+/// cache.
 const SCORES_LD: usize = KEYS + 16;
-/// Queries of a task at most: with their scores against a block of keys they fit a first-level cache.
+/// Queries of a task at most: with their scores against a block of keys they fit a first-level
+/// cache.
 const QUERIES: usize = 36;
 /// Elements that a tile takes of a row.
 const PIECE: usize = 32;
@@ -30,7 +33,8 @@ const PIECE: usize = 32;
 const MAX_WIDTH: usize = 4096;
 
 impl Isa {
-    /// Whether [`attention_bf16`] can run: its weights are rounded to bf16, and heads are at most 4096 wide.
+    /// Whether [`attention_bf16`] can run: its weights are rounded to bf16, and heads are at most
+    /// 4096 wide.
     pub fn attends_bf16(self, shape: &AttentionShape) -> bool {
         shape.softmax_bits == SOFTMAX_BF16 && shape.d > 0 && shape.d.max(shape.dv) <= MAX_WIDTH
     }
@@ -38,12 +42,12 @@ impl Isa {
 
 /// How scratch is laid out, in elements of two bytes but for scores and sums.
 #[derive(Clone, Copy)]
-struct Plan {
+struct ScratchLayout {
     /// Columns of a panel.
     width: usize,
     /// Queries of a task at most.
     queries: usize,
-    /// Elements of a query or key, zeros behind it.
+    /// Elements of a query or key, zeros after it.
     depth: usize,
     /// Keys, rounded up to whole panels and pieces.
     keys: usize,
@@ -53,10 +57,10 @@ struct Plan {
     pairs: usize,
 }
 
-impl Plan {
-    fn new(isa: Isa, s: &AttentionShape) -> Plan {
-        let (width, rows) = (isa.bf16_level().panel_width(), isa.bf16_level().rows());
-        Plan {
+impl ScratchLayout {
+    fn new(isa: Isa, s: &AttentionShape) -> ScratchLayout {
+        let (width, rows) = (isa.bf16_instruction().panel_width(), isa.bf16_instruction().rows());
+        ScratchLayout {
             width,
             queries: QUERIES / rows * rows,
             depth: s.d.next_multiple_of(PIECE),
@@ -79,12 +83,12 @@ impl Plan {
 
 /// Words of four bytes of scratch that [`attention_bf16`] needs on a pool of `threads`.
 pub fn attention_bf16_scratch_len(isa: Isa, shape: &AttentionShape, threads: usize) -> usize {
-    let plan = Plan::new(isa, shape);
+    let plan = ScratchLayout::new(isa, shape);
     plan.pairs * plan.pair() / 2 + threads.max(1) * plan.per_thread()
 }
 
-/// y = softmax(scale · q kᵀ + mask) · v per image and head, where q, k and v are the bits of bf16 and so are weights: what
-/// [`attention`](crate::attention()) computes from the same numbers.
+/// y = softmax(scale · q kᵀ + mask) · v per image and head, where q, k and v are the bits of bf16
+/// and so are weights: what [`attention`](crate::attention()) computes from the same numbers.
 ///
 /// A query that sees no key (all scores −∞) gives zeros.
 ///
@@ -96,7 +100,7 @@ pub fn attention_bf16<'a>(
     shape: &AttentionShape,
     [q, k, v]: [&[u16]; 3],
     mask: Option<&[f32]>,
-    y: impl Into<Target<'a>>,
+    y: impl Into<Output<'a>>,
     scratch: &mut [f32],
 ) {
     let s = shape;
@@ -108,7 +112,7 @@ pub fn attention_bf16<'a>(
     let y = Sink::new(isa, y.into(), s.n * s.lq, s.heads * s.dv, s.ldy);
     let need = attention_bf16_scratch_len(isa, s, pool.threads());
     assert!(scratch.len() >= need, "scratch has {} values, needs {need}", scratch.len());
-    let plan = Plan::new(isa, s);
+    let plan = ScratchLayout::new(isa, s);
     let (packed, work) = scratch.split_at_mut(plan.pairs * plan.pair() / 2);
     let packed: &mut [u16] = bytemuck::cast_slice_mut(packed);
     pack(pool, s, &plan, k, v, packed);
@@ -117,7 +121,7 @@ pub fn attention_bf16<'a>(
     let work = SharedMut::new(work);
     pool.run(s.n * s.heads * blocks, &|task, worker| {
         let (image, head) = (task / blocks / s.heads, task / blocks % s.heads);
-        let queries = cut(s.lq, blocks, isa.bf16_level().rows(), task % blocks);
+        let queries = cut(s.lq, blocks, isa.bf16_instruction().rows(), task % blocks);
         if queries.is_empty() {
             return;
         }
@@ -148,7 +152,7 @@ pub fn attention_bf16<'a>(
 }
 
 /// Packs the keys and values of all images and heads.
-fn pack(pool: &Pool, s: &AttentionShape, plan: &Plan, k: &[u16], v: &[u16], out: &mut [u16]) {
+fn pack(pool: &Pool, s: &AttentionShape, plan: &ScratchLayout, k: &[u16], v: &[u16], out: &mut [u16]) {
     let out = SharedMut::new(out);
     let tasks = if s.lk == 0 { 0 } else { 2 * plan.pairs };
     pool.run(tasks, &|task, _| {
@@ -167,7 +171,7 @@ fn pack(pool: &Pool, s: &AttentionShape, plan: &Plan, k: &[u16], v: &[u16], out:
 }
 
 /// Panels of keys: `[depth / 2, width, 2]`, zeros beyond keys and depth.
-fn pack_keys(s: &AttentionShape, plan: &Plan, k: &[u16], out: &mut [u16]) {
+fn pack_keys(s: &AttentionShape, plan: &ScratchLayout, k: &[u16], out: &mut [u16]) {
     let (whole, width) = (s.d / 2, plan.width);
     for (panel, out) in out.chunks_exact_mut(width * plan.depth).enumerate() {
         let (pairs, _) = out.as_chunks_mut::<2>();
@@ -188,7 +192,7 @@ fn pack_keys(s: &AttentionShape, plan: &Plan, k: &[u16], out: &mut [u16]) {
 }
 
 /// Panels of channels: `[keys / 2, width, 2]`, zeros beyond keys and channels.
-fn pack_values(s: &AttentionShape, plan: &Plan, v: &[u16], out: &mut [u16]) {
+fn pack_values(s: &AttentionShape, plan: &ScratchLayout, v: &[u16], out: &mut [u16]) {
     for (panel, out) in out.chunks_exact_mut((plan.width * plan.keys).max(1)).enumerate() {
         let first = panel * plan.width;
         let cols = (s.dv - first).min(plan.width);
@@ -211,7 +215,7 @@ fn pack_values(s: &AttentionShape, plan: &Plan, v: &[u16], out: &mut [u16]) {
 /// One task: some queries of one image and head.
 struct QueryBlock<'a> {
     shape: &'a AttentionShape,
-    plan: &'a Plan,
+    plan: &'a ScratchLayout,
     image: usize,
     head: usize,
     queries: Range<usize>,
@@ -264,7 +268,7 @@ impl Bf16Kernel for QueryBlock<'_> {
 }
 
 impl QueryBlock<'_> {
-    /// Copies the queries, zeros behind each.
+    /// Copies the queries, zeros after each.
     #[inline(always)]
     fn copy_queries(&mut self) {
         let s = self.shape;
@@ -291,11 +295,13 @@ impl QueryBlock<'_> {
             ld_acc: SCORES_LD,
             first: true,
         };
-        // SAFETY: copies and panels are `plan.depth` deep, panels of keys whole; `scores` has room for a block of keys in whole panels.
+        // SAFETY: copies and panels are `plan.depth` deep, panels of keys whole; `scores` has room
+        // for a block of keys in whole panels.
         unsafe { d.multiply(&product) };
     }
 
-    /// Turns the scores of query `i` into weights, zeros behind what it sees, and what has been summed so far along.
+    /// Turns the scores of query `i` into weights, zeros after what it sees, and what has been
+    /// summed so far along.
     #[inline(always)]
     fn soften<D: Bf16Dot>(&mut self, d: D, i: usize, keys: &Range<usize>, running: &mut Running) {
         let (shape, query, s) = (self.shape, self.queries.start + i, d.float());
@@ -338,7 +344,8 @@ impl QueryBlock<'_> {
             ld_acc: self.plan.sums,
             first: keys.start == 0,
         };
-        // SAFETY: weights and values have whole pieces of keys, zeros behind them; `sums` has whole panels.
+        // SAFETY: weights and values have whole pieces of keys, zeros after them; `sums` has whole
+        // panels.
         unsafe { d.multiply(&product) };
     }
 

@@ -15,7 +15,8 @@ pub struct PackedBf16 {
     taps: usize,
     depth: usize,
     n: usize,
-    /// Per panel of two vectors of columns, per tap: `[⌈depth / 2⌉, 2 · lanes, 2]`; what is beyond `depth` and `n` is zero.
+    /// Per panel of two vectors of columns, per tap: `[⌈depth / 2⌉, 2 · lanes, 2]`; what is beyond
+    /// `depth` and `n` is zero.
     data: Bytes,
     /// What the sums of every column are multiplied by; empty: nothing.
     scale: Vec<f32>,
@@ -33,14 +34,15 @@ impl PackedBf16 {
         Self::pack(isa, 1, k, n, &|_, channel, col| w[channel * n + col])
     }
 
-    /// Packs those of a linear layer whose columns are `[a, b]`, `n / 2` of each: its results will be a · gelu_erf(b).
+    /// Packs those of a linear layer whose columns are `[a, b]`, `n / 2` of each: its results will
+    /// be a · gelu_erf(b).
     ///
     /// # Panics
     /// When `w` has not `k · n` values, or `n` is not a multiple of [`PAIRED_COLUMNS`].
     pub fn pairs_from_kn(isa: Isa, k: usize, n: usize, w: &[u16]) -> PackedBf16 {
         assert_eq!(w.len(), k * n, "weights of [{k}, {n}]");
         assert!(n.is_multiple_of(PAIRED_COLUMNS), "pairs of {n} columns");
-        let width = isa.bf16_level().panel_width();
+        let width = isa.bf16_instruction().panel_width();
         let packed = Self::pack(isa, 1, k, n, &|_, channel, col| w[channel * n + pair_of(n / 2, width, col)]);
         PackedBf16 { paired: true, ..packed }
     }
@@ -57,7 +59,7 @@ impl PackedBf16 {
     }
 
     fn pack(isa: Isa, taps: usize, depth: usize, n: usize, at: &impl Fn(usize, usize, usize) -> u16) -> PackedBf16 {
-        let (width, bytes) = (isa.bf16_level().panel_width(), bytes(isa, taps, depth, n));
+        let (width, bytes) = (isa.bf16_instruction().panel_width(), bytes(isa, taps, depth, n));
         let mut data = Arena::new(bytes);
         let all: &mut [u16] = data.get_mut(Span::new(0, bytes)).expect("an arena holds itself");
         let mut groups = all.chunks_exact_mut(GROUP);
@@ -78,8 +80,9 @@ impl PackedBf16 {
         [&self.data, bytes_of(&self.scale)]
     }
 
-    /// The inverse of [`PackedBf16::parts`] for weights that were packed for this very use; `None` where a part has another length, or does
-    /// not begin at a multiple of [`ALIGN`](crate::arena::ALIGN).
+    /// The inverse of [`PackedBf16::parts`] for weights that were packed for this very use; `None`
+    /// where a part has another length, or does not begin at a multiple of
+    /// [`ALIGN`](crate::arena::ALIGN).
     pub fn from_parts(
         isa: Isa,
         taps: usize,
@@ -139,7 +142,7 @@ impl PackedBf16 {
 
 /// How wide a panel is.
 pub(crate) fn columns(isa: Isa) -> usize {
-    isa.bf16_level().panel_width()
+    isa.bf16_instruction().panel_width()
 }
 
 /// Bytes of packed values.

@@ -3,17 +3,18 @@
 use super::dot::{Bf16Dot, Bf16Kernel};
 use super::pack::PackedBf16;
 use crate::epilogue::check_matrix;
-use crate::gemm::{Block, Finish, Lhs, Micro, Split, Tasks, Tile, copied_bytes, dot_tiles, finish};
+use crate::gemm::{Block, Lhs, MicroKernel, Split, Tasks, Tile, WriteBack, copied_bytes, dot_tiles, write_back};
+use crate::output::Output;
 use crate::simd::Simd;
-use crate::target::Target;
 use crate::{Epilogue, Isa, Pool};
 use std::ops::Range;
 
-/// y = epilogue(x · w): `x` `[m, k]` the bits of bf16 with rows `ldx` apart, `w` packed from `[k, n]`, `y` `[m, n]` with rows `ldy` apart;
-/// `[m, n / 2]` where columns are packed in pairs.
+/// y = epilogue(x · w): `x` `[m, k]` the bits of bf16 with rows `ldx` apart, `w` packed from `[k,
+/// n]`, `y` `[m, n]` with rows `ldy` apart; `[m, n / 2]` where columns are packed in pairs.
 ///
 /// # Panics
-/// When `packed` was made for another `isa`, `k` or `n`, a slice is too short, or sums are scaled twice; for pairs as [`linear_codes`](crate::linear_codes).
+/// When `packed` was made for another `isa`, `k` or `n`, a slice is too short, or sums are scaled
+/// twice; for pairs as [`linear_codes`](crate::linear_codes).
 pub fn linear_bf16<'a>(
     isa: Isa,
     pool: &Pool,
@@ -24,14 +25,14 @@ pub fn linear_bf16<'a>(
     ldx: usize,
     packed: &PackedBf16,
     epilogue: &Epilogue,
-    y: impl Into<Target<'a>>,
+    y: impl Into<Output<'a>>,
     ldy: usize,
 ) {
     packed.check(isa, 1, k, n);
     check_matrix("x", x.len(), m, k, ldx);
     let lhs = Lhs { x, ld: ldx, taps: 1, depth: k, gather: None };
-    let finish = Finish::new(isa, packed.epilogue(epilogue), m, n, packed.is_paired(), y.into(), ldy);
-    Bf16Product { isa, lhs, rows: m, n, packed, finish }.run(pool);
+    let write_back = WriteBack::new(isa, packed.epilogue(epilogue), m, n, packed.is_paired(), y.into(), ldy);
+    Bf16Product { isa, lhs, rows: m, n, packed, write_back }.run(pool);
 }
 
 /// A product whose operands were checked.
@@ -41,7 +42,7 @@ pub(crate) struct Bf16Product<'a> {
     pub(crate) rows: usize,
     pub(crate) n: usize,
     pub(crate) packed: &'a PackedBf16,
-    pub(crate) finish: Finish<'a>,
+    pub(crate) write_back: WriteBack<'a>,
 }
 
 impl Bf16Product<'_> {
@@ -50,9 +51,9 @@ impl Bf16Product<'_> {
         if self.rows == 0 || self.n == 0 {
             return;
         }
-        let panels = self.n.div_ceil(self.isa.bf16_level().panel_width());
+        let panels = self.n.div_ceil(self.isa.bf16_instruction().panel_width());
         // row blocks are multiples of it, so that only the last has smaller tiles
-        let unit = self.isa.bf16_level().rows();
+        let unit = self.isa.bf16_instruction().rows();
         let Lhs { taps, depth, gather, .. } = self.lhs;
         let tasks = Tasks {
             rows: self.rows,
@@ -82,7 +83,7 @@ impl Bf16Product<'_> {
             panels,
             n: self.n,
             col: 0,
-            finish: &self.finish,
+            write_back: &self.write_back,
         }
     }
 }
@@ -116,7 +117,8 @@ impl Bf16Kernel for Multiply<'_> {
     fn run<D: Bf16Dot>(self, d: D) {
         let segments = [self.product.lhs.depth];
         let block = self.product.block::<D>(&segments, self.rows, self.panels);
-        // SAFETY: the callers of `Bf16Product::run` have checked all operands; tasks have disjoint rows or columns.
+        // SAFETY: the callers of `Bf16Product::run` have checked all operands; tasks have disjoint
+        // rows or columns.
         unsafe { d.drive(Bf16(d), &block, self.copied) }
     }
 }
@@ -125,11 +127,11 @@ impl Bf16Kernel for Multiply<'_> {
 #[derive(Clone, Copy)]
 pub(super) struct Bf16<D>(pub(super) D);
 
-impl<D: Bf16Dot> Micro for Bf16<D> {
+impl<D: Bf16Dot> MicroKernel for Bf16<D> {
     type Left = u16;
     type Right = u16;
     type Acc = f32;
-    type Finish<'a> = Finish<'a>;
+    type WriteBack<'a> = WriteBack<'a>;
     const ROWS: usize = D::MR;
     const COLS: usize = 2 * <D::Float as Simd>::LANES;
     const GROUP: usize = D::GROUP;
@@ -141,8 +143,8 @@ impl<D: Bf16Dot> Micro for Bf16<D> {
     }
 
     #[inline(always)]
-    unsafe fn finish(self, how: &Finish, row: usize, rows: usize, col: usize, cols: usize, sums: *const f32) {
+    unsafe fn write_back(self, how: &WriteBack, row: usize, rows: usize, col: usize, cols: usize, sums: *const f32) {
         // SAFETY: the caller's promise.
-        unsafe { finish(self.0.float(), how, row, rows, col, cols, sums) }
+        unsafe { write_back(self.0.float(), how, row, rows, col, cols, sums) }
     }
 }

@@ -2,13 +2,15 @@
 
 use super::args::{AttentionArgs, RawOperand};
 use super::launch::{Operands, int};
-use super::{ElementType, Kernel, Launch, Operand, State, list};
+use super::{ElementType, EntryPoint, Launch, Operand, State, list};
 use crate::AttentionShape;
 use cqc_proto::op::SOFTMAX_BF16;
 
-/// y = softmax(scale · q kᵀ + mask) · v per image and head, as [`crate::attention()`]; distances between rows are those of the operands.
+/// y = softmax(scale · q kᵀ + mask) · v per image and head, as [`crate::attention()`]; distances
+/// between rows are those of the operands.
 ///
-/// Tensor cores take heads of up to 160 columns in fp16 whose rows are [wide](Operand::is_wide); anything else runs a warp per query.
+/// Tensor cores take heads of up to 160 columns in fp16 whose rows are [wide](Operand::is_wide);
+/// anything else runs a warp per query.
 ///
 /// # Panics
 /// When an operand is too short.
@@ -58,7 +60,7 @@ pub fn attention(
 }
 
 /// The kernel, the columns it has room for, and the keys of its tiles.
-fn kernel(s: &AttentionShape, bits: u8, operands: [&Operand; 3]) -> Option<(&'static Kernel, usize, usize)> {
+fn kernel(s: &AttentionShape, bits: u8, operands: [&Operand; 3]) -> Option<(&'static EntryPoint, usize, usize)> {
     let wide = |o: &&Operand| o.element == ElementType::F16 && o.is_wide();
     let fits = s.d.is_multiple_of(8) && s.dv.is_multiple_of(8) && s.n * s.heads < 1 << 16;
     if !fits || !operands.iter().all(wide) {

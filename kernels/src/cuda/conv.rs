@@ -2,13 +2,14 @@
 
 use super::args::{ConvArgs, MAX_SEGMENTS, MatmulArgs, RawEpilogue, RawPerImage, RawTarget};
 use super::launch::{Operands, blocks, int};
-use super::{ElementType, Filter, FilterKind, Kernel, Launch, Operand, State, list};
+use super::{ElementType, EntryPoint, Filter, FilterKind, Launch, Operand, State, list};
 use crate::{Act, ConvShape, MatmulShape};
 
-/// One row per image, `stride` elements apart (0 = the same for all), for `rows` rows of the result.
+/// One row per image, `stride` elements apart (0 = the same for all), for `rows` rows of the
+/// result.
 #[derive(Clone, Copy, Debug)]
 pub struct PerImage<'a> {
-    /// The rows.
+    /// One row of values per image.
     pub values: &'a Operand,
     /// Elements from the row of one image to the next.
     pub stride: usize,
@@ -18,7 +19,7 @@ pub struct PerImage<'a> {
 
 /// y = residual + gate · act(scale · sum + bias + row), each part optional.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Tail<'a> {
+pub struct Epilogue<'a> {
     /// A factor per column.
     pub scale: Option<&'a Operand>,
     /// A summand per column.
@@ -33,10 +34,11 @@ pub struct Tail<'a> {
     pub residual: Option<&'a Operand>,
 }
 
-/// How values are rounded: per segment of the columns a scale and a zero point, as [`FakeQuant`](crate::FakeQuant).
+/// How values are rounded: per segment of the columns a scale and a zero point, as
+/// [`FakeQuant`](crate::FakeQuant).
 #[derive(Clone, Copy, Debug)]
 pub struct Rounding<'a> {
-    /// 1 to 8.
+    /// Bits of a code, 1 to 8.
     pub bits: u8,
     /// Sizes, which add up to the columns.
     pub segments: &'a [usize],
@@ -111,7 +113,7 @@ impl PerImage<'_> {
     }
 }
 
-impl Tail<'_> {
+impl Epilogue<'_> {
     fn raw(&self, operands: &mut Operands, rows: usize, cols: usize) -> RawEpilogue {
         RawEpilogue {
             scale: operands.maybe("scale", self.scale, 1, cols),
@@ -169,8 +171,9 @@ impl Tile {
     }
 }
 
-/// How many blocks share the depth of a tile: several where tiles are too few to keep all multiprocessors busy and each block still has 8 steps of it.
-/// `depth` is taps · channels of one segment; the sums are then kept in scratch ([`split_bytes`]).
+/// How many blocks share the depth of a tile: several where tiles are too few to keep all
+/// multiprocessors busy and each block still has 8 steps of it. `depth` is taps · channels of one
+/// segment; the sums are then kept in scratch ([`split_bytes`]).
 pub fn splits(rows: usize, cols: usize, depth: usize, kind: FilterKind, multiprocessors: usize) -> usize {
     let per_step = if kind == FilterKind::Codes { 64 } else { 32 };
     let tiles = rows.div_ceil(64) * cols.div_ceil(64);
@@ -185,23 +188,27 @@ pub fn split_bytes(rows: usize, cols: usize, splits: usize) -> usize {
     if splits > 1 { splits * rows * cols * size_of::<f32>() } else { 0 }
 }
 
-/// y = tail(x ∗ filter) over NHWC, pixels of x `x.ld` elements apart. A linear layer is the 1×1 convolution of an image of one row.
+/// y = tail(x ∗ filter) over NHWC, pixels of x `x.ld` elements apart. A linear layer is the 1×1
+/// convolution of an image of one row.
 ///
-/// `rounding` is how codes of x were made: a scale and a zero point per segment of the filter. Padding reads zero.
+/// `rounding` is how codes of x were made: a scale and a zero point per segment of the filter.
+/// Padding reads zero.
 ///
-/// With `shared`, f32 without gaps, so many blocks share the depth of each small tile ([`splits`]), their sums are kept there, and a second launch adds them: in
-/// fixed order, so that results are the same every time. It is taken where the result can be stored eight columns at once, the filter has one segment and `tile` is small.
+/// With `shared`, f32 without gaps, so many blocks share the depth of each small tile ([`splits`]),
+/// their sums are kept there, and a second launch adds them: in fixed order, so that results are
+/// the same every time. It is taken where the result can be stored eight columns at once, the
+/// filter has one segment and `tile` is small.
 ///
 /// # Panics
-/// When an operand is too short, x is not of the type that the filter is for, or (but for [`FilterKind::Direct`]) not
-/// [wide](Operand::is_wide).
+/// When an operand is too short, x is not of the type that the filter is for, or (but for
+/// [`FilterKind::Direct`]) not [wide](Operand::is_wide).
 pub fn conv(
     state: &State,
     shape: &ConvShape,
     filter: &Filter,
     x: &Operand,
     rounding: Option<[&Operand; 2]>,
-    tail: &Tail,
+    tail: &Epilogue,
     output: &Output,
     tile: Tile,
     shared: Option<(&Operand, usize)>,
@@ -271,7 +278,7 @@ pub fn conv(
     [product].into_iter().chain(sum).collect()
 }
 
-fn kernel(codes: bool, segments: usize, tile: Tile) -> &'static Kernel {
+fn kernel(codes: bool, segments: usize, tile: Tile) -> &'static EntryPoint {
     match (codes, segments, tile) {
         (false, _, Tile::Small) => &list::conv_f16_64,
         (false, _, Tile::Large) => &list::conv_f16_128,

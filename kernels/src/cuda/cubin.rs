@@ -1,4 +1,5 @@
-//! Compiled kernels: from an artifact, from a folder of the user's cache, from NVRTC, whichever has them first.
+//! Compiled kernels: from an artifact, from a folder of the user's cache, from NVRTC, whichever has
+//! them first.
 
 use super::nvrtc::Nvrtc;
 use super::{CudaError, SOURCES, source};
@@ -44,7 +45,8 @@ impl Cubins {
         *hasher.finalize().as_bytes()
     }
 
-    /// Those in `folder` that NVRTC of this version has made, if all are there; without a version those of the newest.
+    /// Those in `folder` that NVRTC of this version has made, if all are there; without a version
+    /// those of the newest.
     pub fn load(folder: &Path, arch: &str, nvrtc: Option<(i32, i32)>) -> Option<Cubins> {
         let versions = nvrtc.map_or_else(|| kept_versions(folder, arch), |version| vec![version]);
         versions.into_iter().rev().find_map(|version| {
@@ -71,7 +73,8 @@ impl Cubins {
 }
 
 impl Cubins {
-    /// Those of several architectures as bytes: how many, then for each its architecture, its key and its images, behind their lengths.
+    /// Those of several architectures as bytes: how many, then for each its architecture, its key
+    /// and its images, after their lengths.
     pub fn pack(all: &[Cubins]) -> Vec<u8> {
         let mut bytes = (all.len() as u32).to_le_bytes().to_vec();
         for one in all {
@@ -140,7 +143,8 @@ pub fn key() -> String {
     hasher.finalize().to_hex()[..16].to_string()
 }
 
-/// Where the user's programs keep what can be made again: `cqc/cubin` in `XDG_CACHE_HOME` or `~/.cache`.
+/// Where the user's programs keep what can be made again: `cqc/cubin` in `XDG_CACHE_HOME` or
+/// `~/.cache`.
 pub fn cache_folder() -> Option<PathBuf> {
     let base = std::env::var_os("XDG_CACHE_HOME").filter(|v| !v.is_empty()).map(PathBuf::from);
     let base = base.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;

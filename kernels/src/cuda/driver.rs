@@ -1,4 +1,5 @@
-//! The kernels on a GPU, through the CUDA driver's library, which is opened when the first device is.
+//! The kernels on a GPU, through the CUDA driver's library, which is opened when the first device
+//! is.
 
 use super::cubin::{Cubins, cache_folder};
 use super::nvrtc::Nvrtc;
@@ -30,8 +31,8 @@ pub struct GpuOptions {
     pub cache: Option<PathBuf>,
     /// Where NVRTC is looked for first.
     pub nvrtc: Option<PathBuf>,
-    /// Whether the kernels' primitives are tried before anything else is, once per process and kernels. Without it wrong results are possible:
-    /// for programs that look for them.
+    /// Whether the kernels' primitives are tried before anything else is, once per process and
+    /// kernels. Without it wrong results are possible: for programs that look for them.
     pub verify: bool,
 }
 
@@ -44,11 +45,11 @@ impl Default for GpuOptions {
 /// What is known of a GPU without compiling anything for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GpuInfo {
-    /// Its name.
+    /// Its name, as the driver gives it.
     pub name: String,
-    /// Compute capability.
+    /// Compute capability, major and minor.
     pub capability: (i32, i32),
-    /// Bytes of memory.
+    /// All memory of the GPU, in bytes.
     pub memory: usize,
     /// Version of CUDA that the driver speaks, 1000 · major + 10 · minor.
     pub driver: i32,
@@ -77,7 +78,8 @@ pub fn find() -> Result<GpuInfo, CudaError> {
 }
 
 fn context() -> Result<Arc<CudaContext>, CudaError> {
-    // SAFETY: the driver's initialisers have no preconditions. Without this look cudarc panics where there is no driver.
+    // SAFETY: the driver's initialisers have no preconditions. Without this look cudarc panics
+    // where there is no driver.
     if !unsafe { sys::is_culib_present() } {
         return Err(CudaError::NoCudaDriver);
     }
@@ -116,7 +118,8 @@ impl Gpu {
         let cubins = cubins(&info, options)?;
         let kernels = cubins.hash();
         let context = context()?;
-        // SAFETY: only one stream is used, so there is nothing that events would order. They would break the capture of graphs.
+        // SAFETY: only one stream is used, so there is nothing that events would order. They would
+        // break the capture of graphs.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(error("making a stream"))?;
         let count = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
@@ -193,7 +196,8 @@ impl Drop for Block {
     fn drop(&mut self) {
         // an error here has been an error of some call before
         if self.context.bind_to_thread().is_ok() {
-            // SAFETY: the address came from `malloc_sync` and is freed once; freeing waits for what still uses it.
+            // SAFETY: the address came from `malloc_sync` and is freed once; freeing waits for what
+            // still uses it.
             let _ = unsafe { result::free_sync(self.address) };
         }
     }
@@ -225,7 +229,8 @@ impl Device for Gpu {
             return Ok(());
         }
         self.bind()?;
-        // SAFETY: checked above; from pageable memory the call returns when the bytes have been taken.
+        // SAFETY: checked above; from pageable memory the call returns when the bytes have been
+        // taken.
         unsafe { result::memcpy_htod_async(to.address + offset as u64, bytes, self.stream.cu_stream()) }
             .map_err(error("writing memory"))
     }
@@ -254,8 +259,9 @@ impl Device for Gpu {
             let function = self.functions[kernel.name].cu_function();
             let mut parameters = [launch.args.as_ptr().cast_mut().cast::<c_void>()];
             let (grid, block) = ((launch.grid[0], launch.grid[1], 1), (kernel.threads, 1, 1));
-            // SAFETY: the kernel takes the struct that the launch was made with, which is copied by this call; its operands were
-            // checked against memory that the launch keeps alive, and freeing memory waits for kernels.
+            // SAFETY: the kernel takes the struct that the launch was made with, which is copied by
+            // this call; its operands were checked against memory that the launch keeps alive, and
+            // freeing memory waits for kernels.
             unsafe {
                 result::launch_kernel(
                     function,
@@ -279,6 +285,7 @@ impl Device for Gpu {
         let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         let graph = self.stream.end_capture(flags).map_err(error("recording a graph"))?;
         recorded?;
+        let graph = graph.map(|graph| Mutex::new(OwnedGraph(graph)));
         Ok(Box::new(Graph { graph, launches }))
     }
 }
@@ -286,16 +293,21 @@ impl Device for Gpu {
 /// A captured graph, and what keeps the memory it refers to.
 struct Graph {
     /// None: it has no kernels.
-    graph: Option<CudaGraph>,
+    graph: Option<Mutex<OwnedGraph>>,
     launches: Vec<Launch>,
 }
 
-// SAFETY: a graph may be used by any one thread at a time: it is moved with all that refers to it, and it is not `Sync`.
-unsafe impl Send for Graph {}
+/// A graph that is used by one thread at a time.
+struct OwnedGraph(CudaGraph);
+
+// SAFETY: a graph may be used by any one thread at a time; it is moved with all that refers to it, and it is not `Sync`.
+unsafe impl Send for OwnedGraph {}
 
 impl Recorded for Graph {
     fn replay(&self) -> Result<(), CudaError> {
-        self.graph.as_ref().map_or(Ok(()), |graph| graph.launch().map_err(error("launching a graph")))
+        let Some(graph) = &self.graph else { return Ok(()) };
+        let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+        graph.0.launch().map_err(error("launching a graph"))
     }
 
     fn len(&self) -> usize {

@@ -6,7 +6,8 @@ use super::launch::{Operands, blocks, int};
 use super::{ElementType, Launch, Operand, Output, State, list};
 use crate::Act;
 
-/// A function of up to three operands. Results are computed in f32, those of integers in 64 bits that wrap around; truth values are 0 and 1.
+/// A function of up to three operands. Results are computed in f32, those of integers in 64 bits
+/// that wrap around; truth values are 0 and 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // the names say it
 pub enum ElementOp {
@@ -27,7 +28,8 @@ pub enum ElementOp {
     Xor,
     /// a ? b : c
     Where,
-    /// a, bit for bit between equal types; floats become integers by truncation, whatever is not 0 is true.
+    /// a, bit for bit between equal types; floats become integers by truncation, whatever is not 0
+    /// is true.
     Copy,
     Neg,
     Abs,
@@ -107,12 +109,12 @@ impl ElementOp {
     }
 }
 
-/// y\[i\] = op(a\[i\], …) over `shape`, each operand with its distances between neighbours along the axes, in elements; the last strides
-/// are those of y.
+/// y\[i\] = op(a\[i\], …) over `shape`, each operand with its distances between neighbours along
+/// the axes, in elements; the last strides are those of y.
 ///
 /// # Panics
-/// When an operand is too short, there are more than 6 axes, another number of operands than `op` takes, or integers where it has no function of
-/// them, or of them and floats together.
+/// When an operand is too short, there are more than 6 axes, another number of operands than `op`
+/// takes, or integers where it has no function of them, or of them and floats together.
 pub fn elementwise(
     state: &State,
     op: ElementOp,
@@ -162,7 +164,8 @@ pub fn elementwise(
     operands.launch(kernel, [blocks(count), 1], 0, args)
 }
 
-/// Whether eight neighbours along the last axis are computed at once, and which operands repeat one number along it: 0, or 1 and a bit per operand.
+/// Whether eight neighbours along the last axis are computed at once, and which operands repeat one
+/// number along it: 0, or 1 and a bit per operand.
 fn wide(op: ElementOp, shape: &[usize], reads: &[(&Operand, &[usize])], y: (&Operand, &[usize])) -> i32 {
     use ElementOp as E;
     let frequent = matches!(op, E::Copy | E::Add | E::Sub | E::Mul);
@@ -189,7 +192,8 @@ fn wide(op: ElementOp, shape: &[usize], reads: &[(&Operand, &[usize])], y: (&Ope
     wide
 }
 
-/// Whether the integers' kernel is meant: some operand is one, and none a float but for conversions and choices, which the other kernel does.
+/// Whether the integers' kernel is meant: some operand is one, and none a float but for conversions
+/// and choices, which the other kernel does.
 fn of_integers(op: ElementOp, reads: &[(&Operand, &[usize])], y: &Operand) -> bool {
     let is_integer = |element: ElementType| matches!(element, ElementType::I32 | ElementType::I64);
     let floats = reads.iter().any(|(o, _)| o.element.is_float());
@@ -204,11 +208,13 @@ fn of_integers(op: ElementOp, reads: &[(&Operand, &[usize])], y: &Operand) -> bo
     true
 }
 
-/// y\[o, i\] = data\[o, indices\[i\]\], rows of `inner` elements without gaps: data `[outer, size, inner]`, y `[outer, count, inner]`. Negative indices
-/// count from the end; one outside takes the nearest row and leaves [`Fault::IndexOutside`](super::Fault).
+/// y\[o, i\] = data\[o, indices\[i\]\], rows of `inner` elements without gaps: data `[outer, size,
+/// inner]`, y `[outer, count, inner]`. Negative indices count from the end; one outside takes the
+/// nearest row and leaves [`Fault::IndexOutside`](super::Fault).
 ///
 /// # Panics
-/// When an operand is too short, the indices are no integers, or the types of data and y are neither the same nor floats.
+/// When an operand is too short, the indices are no integers, or the types of data and y are
+/// neither the same nor floats.
 pub fn gather(
     state: &State,
     [outer, size, inner, count]: [usize; 4],
@@ -288,7 +294,7 @@ pub fn gated(state: &State, [rows, columns]: [usize; 2], function: Act, x: &Oper
 
 fn rows_launch(
     mut operands: Operands,
-    kernel: &'static super::Kernel,
+    kernel: &'static super::EntryPoint,
     [rows, columns]: [usize; 2],
     x: RawOperand,
     reads_eight: bool,

@@ -49,18 +49,13 @@ pub enum CudaError {
         /// The driver's words.
         reason: String,
     },
-    /// A primitive of the kernels gives other results than it has to: nothing that this device computes can be relied on.
+    /// A primitive of the kernels gives other results than it has to: nothing that this device
+    /// computes can be relied on.
     #[error("{device} computes `{primitive}` otherwise than the kernels need it")]
     Selftest {
         /// Name of the device.
         device: String,
         /// The first primitive of `cuda/prims.cuh` that differs.
         primitive: &'static str,
-    },
-    /// A feature that this program was built without.
-    #[error("this program was built without {feature}")]
-    NotBuilt {
-        /// Which.
-        feature: &'static str,
     },
 }

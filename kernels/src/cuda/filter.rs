@@ -16,7 +16,8 @@ pub enum FilterKind {
     Direct,
 }
 
-/// Weights `[cout, taps, channels]`; codes `[cout, segments: taps, channels of the segment]`, with their scales and sums behind.
+/// Weights `[cout, taps, channels]`; codes `[cout, segments: taps, channels of the segment]`, with
+/// their scales and sums after.
 #[derive(Debug)]
 pub struct Filter {
     pub(super) kind: FilterKind,
@@ -119,7 +120,8 @@ impl Filter {
         Ok(Filter { kind, memory, taps, segments: segments.to_vec(), cout, scales_at, sums_at })
     }
 
-    /// Whether products of codes over segments of these sizes have a kernel: whole groups of 16 bytes, sums that fit 32 bits.
+    /// Whether products of codes over segments of these sizes have a kernel: whole groups of 16
+    /// bytes, sums that fit 32 bits.
     pub fn takes_codes(taps: usize, segments: &[usize]) -> bool {
         let fits = |&n: &usize| n > 0 && n.is_multiple_of(16) && n.saturating_mul(taps) <= 65536;
         (1..=MAX_SEGMENTS).contains(&segments.len()) && segments.iter().all(fits)

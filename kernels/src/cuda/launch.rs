@@ -1,14 +1,15 @@
 //! A checked call of a kernel, and what runs it.
 
 use super::args::RawOperand;
-use super::{CudaError, Kernel, Memory, Operand, State};
+use super::{CudaError, EntryPoint, Memory, Operand, State};
 use bytemuck::Pod;
 use std::sync::Arc;
 
-/// A kernel with its arguments: made by the functions of this module, which have checked that it stays within the memory it refers to.
+/// A kernel with its arguments: made by the functions of this module, which have checked that it
+/// stays within the memory it refers to.
 #[derive(Clone, Debug)]
 pub struct Launch {
-    pub(super) kernel: &'static Kernel,
+    pub(super) kernel: &'static EntryPoint,
     /// Blocks along x and y.
     pub(super) grid: [u32; 2],
     pub(super) shared_bytes: u32,
@@ -20,13 +21,14 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// The kernel.
-    pub fn kernel(&self) -> &'static Kernel {
+    /// The entry point that it calls, with what profilers want to know of it.
+    pub fn kernel(&self) -> &'static EntryPoint {
         self.kernel
     }
 }
 
-/// What runs launches.
+/// A GPU, or the simulator of one: it owns memory and runs launches in the order in which it gets
+/// them.
 pub trait Device: Send + Sync {
     /// Its name, for people.
     fn name(&self) -> String;
@@ -40,7 +42,7 @@ pub trait Device: Send + Sync {
     /// What the driver says.
     fn allocate(&self, bytes: usize) -> Result<Arc<Memory>, CudaError>;
 
-    /// Writes to its memory, behind all that was run before.
+    /// Writes to its memory, after all that was run before.
     ///
     /// # Errors
     /// What the driver says.
@@ -64,7 +66,7 @@ pub trait Device: Send + Sync {
     /// What the driver says, also of what was run before.
     fn wait(&self) -> Result<(), CudaError>;
 
-    /// Runs kernels one behind the other.
+    /// Runs kernels one after the other.
     ///
     /// # Errors
     /// What the driver says.
@@ -78,7 +80,7 @@ pub trait Device: Send + Sync {
 }
 
 /// Launches made ready to be run as one.
-pub trait Recorded: Send {
+pub trait Recorded: Send + Sync {
     /// Runs them.
     ///
     /// # Errors
@@ -129,7 +131,7 @@ impl<'a> Operands<'a> {
         self.state.memory.address
     }
 
-    pub fn launch<A: Pod>(self, kernel: &'static Kernel, grid: [usize; 2], shared_bytes: usize, args: A) -> Launch {
+    pub fn launch<A: Pod>(self, kernel: &'static EntryPoint, grid: [usize; 2], shared_bytes: usize, args: A) -> Launch {
         const { assert!(size_of::<A>().is_multiple_of(8)) };
         let mut words = vec![0u64; size_of::<A>() / 8].into_boxed_slice();
         bytemuck::cast_slice_mut(&mut words).copy_from_slice(bytemuck::bytes_of(&args));

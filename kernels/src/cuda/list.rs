@@ -1,11 +1,11 @@
 //! The one list of kernels.
 
-/// A kernel as it is launched.
+/// A kernel of the CUDA sources as it is launched: a function that takes one struct.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Kernel {
-    /// Name of the entry.
+pub struct EntryPoint {
+    /// Name of the function, unique among all sources.
     pub name: &'static str,
-    /// The source that holds it.
+    /// The source that holds it, one of [`SOURCES`](super::SOURCES).
     pub source: &'static str,
     /// Threads of a block.
     pub threads: u32,
@@ -13,7 +13,7 @@ pub struct Kernel {
     pub tensor_cores: bool,
 }
 
-impl Kernel {
+impl EntryPoint {
     /// Whether what it computes with may leave a [`Fault`](super::Fault).
     pub fn may_fail(&self) -> bool {
         ["integers", "gather"].contains(&self.name)
@@ -24,15 +24,15 @@ macro_rules! kernels {
     ($($source:literal: $($name:ident $threads:literal $(($tensor:ident))?),+;)*) => {
         $($(
             #[allow(non_upper_case_globals)] // named as in the source
-            pub(super) static $name: Kernel = Kernel {
+            pub(super) static $name: EntryPoint = EntryPoint {
                 name: stringify!($name),
                 source: $source,
                 threads: $threads,
                 tensor_cores: false $(|| stringify!($tensor).len() > 0)?,
             };
         )+)*
-        /// Every kernel.
-        pub static KERNELS: &[&Kernel] = &[$($(&$name),+),*];
+        /// Every kernel of the sources.
+        pub static KERNELS: &[&EntryPoint] = &[$($(&$name),+),*];
 
         /// Every kernel's entry in the simulator.
         #[cfg(feature = "cuda-sim")]

@@ -17,7 +17,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Bytes.
+    /// Length in bytes.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -73,7 +73,8 @@ impl ElementType {
     }
 }
 
-/// Rows of elements in device memory, possibly other ones at every evaluation and for every request.
+/// Rows of elements in device memory, possibly other ones at every evaluation and for every
+/// request.
 #[derive(Clone, Debug)]
 pub struct Operand {
     /// Where they lie.
@@ -107,7 +108,8 @@ impl Operand {
         parts.iter().all(|p| p.is_multiple_of(bytes))
     }
 
-    /// Whether kernels may read eight neighbours at once, the first one's column being a multiple of 8.
+    /// Whether kernels may read eight neighbours at once, the first one's column being a multiple
+    /// of 8.
     pub(super) fn reads_eight(&self) -> bool {
         self.element.is_float() && self.is_wide()
     }
@@ -121,7 +123,8 @@ impl Operand {
         }
     }
 
-    /// Panics unless `rows` rows of `cols` elements lie in the memory, at every evaluation and slot.
+    /// Panics unless `rows` rows of `cols` elements lie in the memory, at every evaluation and
+    /// slot.
     pub(super) fn raw(&self, what: &str, state: &State, rows: usize, cols: usize) -> RawOperand {
         assert!(rows == 1 || self.ld >= cols, "{what}: rows of {cols} elements cannot be {} apart", self.ld);
         let size = self.element.size();
@@ -148,8 +151,8 @@ impl Operand {
     }
 }
 
-/// Which evaluation and which request's slot operands are those of: two numbers in device memory, and their limits. Beside them kernels leave word
-/// of what a computed number made impossible.
+/// The evaluation and the slot of a request whose operands kernels use: two numbers in device
+/// memory, which recorded launches read. Beside them kernels report a [`Fault`].
 #[derive(Debug)]
 pub struct State {
     pub(super) memory: Arc<Memory>,
@@ -206,7 +209,8 @@ impl State {
         device.write(&self.memory, 0, &bytes)
     }
 
-    /// What has gone wrong since this was last asked, `None` if nothing has; waits for all that runs.
+    /// What has gone wrong since this was last asked, `None` if nothing has; waits for all that
+    /// runs.
     ///
     /// # Errors
     /// Those of [`Device::read`] and [`Device::write`].

@@ -1,16 +1,16 @@
-//! The CUDA kernels: their sources, and a safe way to launch them on a device, which is a GPU or its stand-in on the CPU.
+//! The CUDA kernels: their sources, and a safe way to launch them on a device, which is a GPU or
+//! its stand-in on the CPU.
 //!
-//! A kernel takes one struct. The functions of this module check every operand against the memory it lies in and return a [`Launch`];
-//! whatever a [`Device`] is given to run has passed them. Operands may move with the evaluation and with the slot of a request,
-//! two numbers in device memory ([`State`]), so that a recorded list of launches serves all of them.
+//! A kernel takes one struct. The functions of this module check every operand against the memory
+//! it lies in and return a [`Launch`]; whatever a [`Device`] is given to run has passed them.
+//! Operands may move with the evaluation and with the slot of a request, two numbers in device
+//! memory ([`State`]), so that a recorded list of launches serves all of them.
 //!
 //! Between kernels floats are fp16, sums and tables f32. Shapes have fewer than 2³¹ results.
 //!
-//! `simulator` (feature `cuda-sim`) compiles the sources as C++ and runs them on a CPU; `driver` (feature `cuda`) runs them on a GPU
-//! through the CUDA driver, which is looked for when it is needed; `nvrtc` compiles them for a GPU, on any machine.
-
-// without a device nothing reads what launches hold
-#![cfg_attr(not(any(feature = "cuda", feature = "cuda-sim")), allow(dead_code))]
+//! `simulator` (feature `cuda-sim`) compiles the sources as C++ and runs them on a CPU; `driver`
+//! (feature `cuda`) runs them on a GPU through the CUDA driver, which is looked for when it is
+//! needed; `nvrtc` compiles them for a GPU, on any machine.
 
 mod args;
 mod attention;
@@ -37,12 +37,12 @@ pub mod simulator;
 
 pub use args::MAX_SEGMENTS;
 pub use attention::attention;
-pub use conv::{Output, PerImage, Rounding, Tail, Tile, conv, matmul, split_bytes, splits};
+pub use conv::{Epilogue, Output, PerImage, Rounding, Tile, conv, matmul, split_bytes, splits};
 pub use elementwise::{ElementOp, affine, elementwise, gated, gather, quantize, timestep_embedding};
 pub use error::CudaError;
 pub use filter::{Filter, FilterKind};
 pub use launch::{Device, Launch, Recorded};
-pub use list::{KERNELS, Kernel};
+pub use list::{EntryPoint, KERNELS};
 pub use memory::{ElementType, Fault, Memory, Operand, State};
 pub use norm::{group_norm, group_norm_scratch, layer_norm, softmax};
 pub use peak::{PEAK_IN, PEAK_OUT, PeakOf, mma_peak};

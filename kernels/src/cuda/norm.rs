@@ -16,8 +16,8 @@ pub fn group_norm_scratch(images: usize, pixels: usize, groups: usize) -> usize 
     images * pixels.div_ceil(chunk(pixels)) * groups * 2 * size_of::<f32>()
 }
 
-/// y = act((x − mean) / √(var + eps) · gamma + beta) over NHWC, mean and variance per image and group of c/groups channels: two launches,
-/// the first of which writes `scratch`.
+/// y = act((x − mean) / √(var + eps) · gamma + beta) over NHWC, mean and variance per image and
+/// group of c/groups channels: two launches, the first of which writes `scratch`.
 ///
 /// # Panics
 /// When an operand is too short, `groups` does not divide `channels`, or there are more than 4096.
@@ -60,7 +60,8 @@ pub fn group_norm(
     [make(&list::group_norm_moments, 0), make(&list::group_norm_apply, groups * 2 * size_of::<f32>())]
 }
 
-/// y = ((x − mean) / √(var + eps) · gamma + beta) · (1 + scale) + shift per row; not `centred`: with 0 for the mean.
+/// y = ((x − mean) / √(var + eps) · gamma + beta) · (1 + scale) + shift per row; not `centred`:
+/// with 0 for the mean.
 ///
 /// # Panics
 /// When an operand is too short.

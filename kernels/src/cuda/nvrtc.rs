@@ -1,4 +1,5 @@
-//! Compiles the kernels for a GPU with NVRTC, NVIDIA's compiler library. Needs no GPU and no driver.
+//! Compiles the kernels for a GPU with NVRTC, NVIDIA's compiler library. Needs no GPU and no
+//! driver.
 
 use super::{CudaError, SOURCES, source};
 use cudarc::nvrtc::{result, sys};
@@ -13,9 +14,9 @@ const OPTIONS: [&str; 2] = ["--std=c++17", "--ptxas-options=-v"];
 #[derive(Clone, Copy, Debug)]
 pub struct Nvrtc(());
 
-/// What becomes of one source.
+/// One source, compiled for one architecture.
 #[derive(Clone, Debug)]
-pub struct Compiled {
+pub struct CompiledSource {
     /// Code for the architecture.
     pub cubin: Vec<u8>,
     /// The same as PTX.
@@ -25,8 +26,8 @@ pub struct Compiled {
 }
 
 impl Nvrtc {
-    /// Looks for the library: at `path` (a folder, or a file in it), where the environment variable `CQC_NVRTC` says, where the system
-    /// looks for libraries.
+    /// Looks for the library: at `path` (a folder, or a file in it), where the environment variable
+    /// `CQC_NVRTC` says, where the system looks for libraries.
     ///
     /// # Errors
     /// [`CudaError::NoNvrtc`], which says that kernels for `arch` need it.
@@ -45,7 +46,7 @@ impl Nvrtc {
         Err(CudaError::NoNvrtc { arch: arch.into(), looked })
     }
 
-    /// Its version.
+    /// Version of the library, major and minor.
     pub fn version(self) -> (i32, i32) {
         let (mut major, mut minor) = (0, 0);
         // SAFETY: `self` proves that the library is there; it writes two numbers.
@@ -60,7 +61,7 @@ impl Nvrtc {
     ///
     /// # Panics
     /// When there is no such source.
-    pub fn compile(self, name: &str, arch: &str) -> Result<Compiled, CudaError> {
+    pub fn compile(self, name: &str, arch: &str) -> Result<CompiledSource, CudaError> {
         assert!(SOURCES.contains(&name), "there is no source `{name}`");
         let error = |log: String| CudaError::Compile { source_name: name.into(), arch: arch.into(), log };
         let text = CString::new(source(name)).expect("sources hold no zero");
@@ -72,7 +73,8 @@ impl Nvrtc {
         }
         options.push(format!("--gpu-architecture={arch}"));
         let program = result::create_program(&text, Some(&file)).map_err(|e| error(e.to_string()))?;
-        // SAFETY: the program was just made, and is destroyed behind its last use; sizes are asked for before buffers are filled.
+        // SAFETY: the program was just made, and is destroyed after its last use; sizes are asked
+        // for before buffers are filled.
         unsafe {
             let done = result::compile_program(program, &options);
             let log = result::get_program_log(program).map(|log| words(&log)).unwrap_or_default();
@@ -90,14 +92,14 @@ impl Nvrtc {
 ///
 /// # Safety
 /// It was compiled and not destroyed.
-unsafe fn read(program: sys::nvrtcProgram, log: String) -> Result<Compiled, result::NvrtcError> {
+unsafe fn read(program: sys::nvrtcProgram, log: String) -> Result<CompiledSource, result::NvrtcError> {
     // SAFETY: the caller's promise; the buffer has the size that was asked for.
     unsafe {
         let mut size = 0;
         sys::nvrtcGetCUBINSize(program, &mut size).result()?;
         let mut cubin = vec![0u8; size];
         sys::nvrtcGetCUBIN(program, cubin.as_mut_ptr().cast()).result()?;
-        Ok(Compiled { cubin, ptx: words(&result::get_ptx(program)?), log })
+        Ok(CompiledSource { cubin, ptx: words(&result::get_ptx(program)?), log })
     }
 }
 

@@ -28,8 +28,9 @@ impl PeakOf {
     }
 }
 
-/// Products of registers in `blocks` blocks of 8 warps: two tiles of a by four of b, `rounds` times. A lane takes eight words of a and eight
-/// of b from `input`; a thread writes what all its sums come to, an integer or an f32.
+/// Products of registers in `blocks` blocks of 8 warps: two tiles of a by four of b, `rounds`
+/// times. A lane takes eight words of a and eight of b from `input`; a thread writes what all its
+/// sums come to, an integer or an f32.
 ///
 /// # Panics
 /// When an operand is too short or holds no 32-bit words.

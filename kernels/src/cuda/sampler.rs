@@ -51,7 +51,8 @@ pub struct SamplerStep<'a> {
     pub width: usize,
     /// The samples in f32, without gaps.
     pub x: &'a Operand,
-    /// The network's answers, and how many of them make a row; with `guidance` those of the unconditional half, then the others.
+    /// The network's answers, and how many of them make a row; with `guidance` those of the
+    /// unconditional half, then the others.
     pub output: (&'a Operand, usize),
     /// [`SAMPLER_CONSTANTS`] numbers per evaluation, in the order of `sampler.cu`.
     pub constants: &'a Operand,
@@ -69,10 +70,12 @@ pub struct SamplerStep<'a> {
     pub clip: f32,
 }
 
-/// Moves the samples by the network's answer to this evaluation and writes what the network sees at the next.
+/// Moves the samples by the network's answer to this evaluation and writes what the network sees at
+/// the next.
 ///
 /// # Panics
-/// When an operand is missing, too short or of another type than f32 (but for the output), or channels do not divide a sample.
+/// When an operand is missing, too short or of another type than f32 (but for the output), or
+/// channels do not divide a sample.
 pub fn sampler_step(state: &State, s: &SamplerStep) -> Launch {
     let [samples, length, channels] = s.sizes;
     assert!(channels > 0 && length.is_multiple_of(channels), "{channels} channels of {length}");
@@ -117,7 +120,8 @@ pub fn sampler_step(state: &State, s: &SamplerStep) -> Launch {
     operands.launch(&list::sampler_step, [blocks(count), 1], 0, args)
 }
 
-/// Goes on to the next evaluation. Behind the last one, [`State::set`] must be called before anything else runs.
+/// Goes on to the next evaluation. Behind the last one, [`State::set`] must be called before
+/// anything else runs.
 pub fn count_step(state: &State) -> Launch {
     let operands = Operands::new(state);
     let args = CountArgs { state: operands.state_address() };

@@ -1,4 +1,5 @@
-//! Every primitive of the kernels on given registers, against what is known to be right: a device is used only where they agree.
+//! Every primitive of the kernels on given registers, against what is known to be right: a device
+//! is used only where they agree.
 
 use super::args::SelftestArgs;
 use super::launch::Operands;
@@ -10,10 +11,12 @@ pub const SELFTEST_IN: usize = 32 * 16 + 32 * 4;
 /// Words that [`selftest`] writes: 32 per lane.
 pub const SELFTEST_OUT: usize = 32 * 32;
 
-/// Primitives whose results are exact: their first word of a lane, how many, and the hash of these words of all lanes for input 0.
+/// Primitives whose results are exact: their first word of a lane, how many, and the hash of these
+/// words of all lanes for input 0.
 ///
-/// To renew the hashes, after a change of `cuda/selftest.cu` or of [`selftest_input`]: `the_simulator_gives_the_stored_results` in
-/// `tests/cuda/selftest.rs` prints those of the simulator.
+/// To renew the hashes, after a change of `cuda/selftest.cu` or of [`selftest_input`]:
+/// `the_simulator_gives_the_stored_results` in `tests/cuda/selftest.rs` prints those of the
+/// simulator.
 const EXACT: [(&str, usize, usize, u64); 10] = [
     ("mma_u8s8", 0, 4, 0x8292_4e19_2648_3042),
     ("mma_f16", 4, 4, 0x5b84_81da_df62_ed25),
@@ -30,9 +33,11 @@ const EXACT: [(&str, usize, usize, u64); 10] = [
 /// A function of the floats that a lane is given.
 type Function = fn(f64, f64) -> f64;
 
-/// Primitives that are functions of a lane's floats: their word, the function, the difference allowed relative to it.
+/// Primitives that are functions of a lane's floats: their word, the function, the difference
+/// allowed relative to it.
 const NEAR: [(&str, usize, Function, Function); 4] = [
-    ("reciprocal", 23, |_, b| 1.0 / b, |_, _| 6e-8), // half a unit in the last place, and the rounding of the difference
+    // half a unit in the last place, and the rounding of the difference
+    ("reciprocal", 23, |_, b| 1.0 / b, |_, _| 6e-8),
     // what is rounded is the exponent's product with log2 e: 2^-24 of it
     ("fast_exp", 24, |_, b| (-b).exp(), |_, b| 1e-6 + 1.2e-7 * b),
     ("fast_div", 25, |a, b| a / b, |_, _| 1e-6),
@@ -56,7 +61,8 @@ pub fn selftest(state: &State, input: &Operand, output: &Operand) -> Launch {
     operands.launch(&list::selftest, [1, 1], 512, args)
 }
 
-/// Input number `seed` of [`selftest`]: random registers whose products are exact in any order, floats of many sizes, no NaN.
+/// Input number `seed` of [`selftest`]: random registers whose products are exact in any order,
+/// floats of many sizes, no NaN.
 pub fn selftest_input(seed: u64) -> Vec<u32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d;
     let mut random = move || {
@@ -92,7 +98,8 @@ pub fn selftest_hashes(results: &[u32]) -> Vec<(&'static str, u64)> {
     EXACT.iter().map(|&(name, first, count, _)| (name, hash(first, count))).collect()
 }
 
-/// Whether these are the results of [`selftest`] for [`selftest_input`] of 0; else the name of a primitive that differs.
+/// Whether these are the results of [`selftest`] for [`selftest_input`] of 0; else the name of a
+/// primitive that differs.
 ///
 /// # Errors
 /// The name.

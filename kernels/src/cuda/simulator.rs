@@ -1,4 +1,5 @@
-//! The kernels on a CPU: their sources compiled as C++, a fibre per thread (`cuda/sim.hpp`). Slow, and strict about barriers.
+//! The kernels on a CPU: their sources compiled as C++, a fibre per thread (`cuda/sim.hpp`). Slow,
+//! and strict about barriers.
 
 use super::{CudaError, Device, Launch, Memory, Recorded, list::entries};
 use crate::arena::{Arena, Span};
@@ -11,13 +12,15 @@ pub struct Simulator;
 /// What memory of the simulator belongs to.
 const DEVICE: u64 = u64::MAX;
 
-/// The simulator's fibres and shared memory exist once, and kernels write memory that others could read.
+/// The simulator's fibres and shared memory exist once, and kernels write memory that others could
+/// read.
 static RUNNING: Mutex<()> = Mutex::new(());
 
 /// A block of memory, reached through its address only.
 struct Block(*mut Arena);
 
-// SAFETY: the pointer is freed once, by `drop`; what it points to is touched only while `RUNNING` is held.
+// SAFETY: the pointer is freed once, by `drop`; what it points to is touched only while `RUNNING`
+// is held.
 unsafe impl Send for Block {}
 // SAFETY: as above.
 unsafe impl Sync for Block {}
@@ -77,8 +80,9 @@ impl Device for Simulator {
             let name = launch.kernel.name;
             let (_, entry) = entries::ENTRIES.iter().find(|(n, _)| *n == name).expect("every kernel has an entry");
             let grid = [launch.grid[0], launch.grid[1], launch.shared_bytes];
-            // SAFETY: the entry takes the struct that the launch was made with; its operands were checked against memory that the
-            // launch keeps alive; `RUNNING` keeps others from that memory and from the simulator's own state.
+            // SAFETY: the entry takes the struct that the launch was made with; its operands were
+            // checked against memory that the launch keeps alive; `RUNNING` keeps others from that
+            // memory and from the simulator's own state.
             unsafe { entry(launch.args.as_ptr().cast(), grid.as_ptr()) };
         }
         Ok(())

@@ -1,10 +1,11 @@
-//! The register tile of instructions that add several products per lane at once: up to `MR` rows by two vectors of columns.
+//! The register tile of instructions that add several products per lane at once: up to `MR` rows by
+//! two vectors of columns.
 
-use super::drive::{Block, Micro, Tile, drive};
+use super::drive::{Block, MicroKernel, Tile, drive};
 use crate::simd::Simd;
 
-/// An instruction that multiplies `GROUP` neighbours of the depth and adds them to a sum, in every lane. A value of an implementing type is
-/// proof that the CPU has it.
+/// An instruction that multiplies `GROUP` neighbours of the depth and adds them to a sum, in every
+/// lane. A value of an implementing type is proof that the CPU has it.
 pub(crate) trait Dot: Copy + Send + Sync + 'static {
     /// The f32 vectors of the same CPU.
     type Float: Simd;
@@ -27,7 +28,8 @@ pub(crate) trait Dot: Copy + Send + Sync + 'static {
 
     /// The f32 vectors.
     fn float(self) -> Self::Float;
-    /// Runs `kernel` as a function of its own: its registers are then not shared with the caller's loops.
+    /// Runs `kernel` as a function of its own: its registers are then not shared with the caller's
+    /// loops.
     fn outline<K: DotKernel<Self>>(self, kernel: K);
     /// All lanes 0.
     fn zero(self) -> Self::Acc;
@@ -61,19 +63,20 @@ pub(crate) trait Dot: Copy + Send + Sync + 'static {
     /// acc + Σ left · right over the group, per lane.
     fn dot(self, acc: Self::Acc, left: Self::Group, right: Self::Group) -> Self::Acc;
 
-    /// Copies the left rows of a block the way [`Dot::drive`] wants them: [`copied_bytes`](super::copied_bytes) per 16 rows.
+    /// Copies the left rows of a block the way [`Dot::drive`] wants them:
+    /// [`copied_bytes`](super::copied_bytes) per 16 rows.
     ///
     /// # Safety
     /// As for [`drive`].
     #[inline(always)]
-    unsafe fn copy_rows<M: Micro>(self, _block: &Block<M>, _to: &mut [u8]) {}
+    unsafe fn copy_rows<M: MicroKernel>(self, _block: &Block<M>, _to: &mut [u8]) {}
 
     /// Runs a block on the loops that suit this CPU; `copied` is what [`Dot::copy_rows`] wrote.
     ///
     /// # Safety
     /// As for [`drive`].
     #[inline(always)]
-    unsafe fn drive<M: Micro>(self, micro: M, block: &Block<M>, _copied: &[u8]) {
+    unsafe fn drive<M: MicroKernel>(self, micro: M, block: &Block<M>, _copied: &[u8]) {
         // SAFETY: the caller's promise.
         unsafe { drive(micro, block) }
     }
@@ -87,7 +90,7 @@ pub(crate) trait DotKernel<D> {
 
 type TileOf<D> = Tile<<D as Dot>::Left, <D as Dot>::Right, <D as Dot>::Sum>;
 
-/// [`Micro::tiles`](super::Micro::tiles) with this instruction.
+/// [`MicroKernel::tiles`](super::Micro::tiles) with this instruction.
 ///
 /// # Safety
 /// As for that; the right side has whole groups, zeros where the depth of a tap ends within one.
@@ -109,7 +112,7 @@ impl<D: Dot, const NV: usize> DotKernel<D> for Dispatch<D, NV> {
         macro_rules! by_rows {
             ($($m:literal)*) => {
                 match tile.rows {
-                    $($m if $m <= D::MR => d.outline(Wide::<D, $m, NV>(tile)),)*
+                    $($m if $m <= D::MR => d.outline(RegisterTile::<D, $m, NV>(tile)),)*
                     rows => unreachable!("a tile has at most {} rows, not {rows}", D::MR),
                 }
             };
@@ -118,10 +121,11 @@ impl<D: Dot, const NV: usize> DotKernel<D> for Dispatch<D, NV> {
     }
 }
 
-/// `M` rows by `NV` vectors, one accumulator each: a row's sum has the same order whatever `M` is, so results do not depend on the batch.
-struct Wide<D: Dot, const M: usize, const NV: usize>(TileOf<D>);
+/// `M` rows by `NV` vectors, one accumulator each: a row's sum has the same order whatever `M` is,
+/// so results do not depend on the batch.
+struct RegisterTile<D: Dot, const M: usize, const NV: usize>(TileOf<D>);
 
-impl<D: Dot, const M: usize, const NV: usize> DotKernel<D> for Wide<D, M, NV> {
+impl<D: Dot, const M: usize, const NV: usize> DotKernel<D> for RegisterTile<D, M, NV> {
     #[inline(always)]
     fn run(self, d: D) {
         let mut t = self.0;
@@ -143,8 +147,8 @@ impl<D: Dot, const M: usize, const NV: usize> DotKernel<D> for Wide<D, M, NV> {
 /// One tile of `M` rows.
 ///
 /// # Safety
-/// As for [`dot_tiles`]: `M` places of pointers per tap, each to `skip + depth` readable elements; `taps` times the groups of `depth` rows of the
-/// panel; `M` rows of accumulators.
+/// As for [`dot_tiles`]: `M` places of pointers per tap, each to `skip + depth` readable elements;
+/// `taps` times the groups of `depth` rows of the panel; `M` rows of accumulators.
 #[inline(always)]
 unsafe fn wide<D: Dot, const M: usize, const NV: usize>(d: D, t: &TileOf<D>) {
     let lanes = <D::Float as Simd>::LANES;

@@ -1,7 +1,8 @@
 //! The loops around a register tile, the same for every data type.
 //!
-//! A task is a block of rows times a range of column panels. Per panel the depth is walked in steps whose right side
-//! stays in the first-level cache while all rows of the block pass by; the accumulators wait in a small buffer there.
+//! A task is a block of rows times a range of column panels. Per panel the depth is walked in steps
+//! whose right side stays in the first-level cache while all rows of the block pass by; the
+//! accumulators wait in a small buffer there.
 
 use super::lhs::Lhs;
 use std::mem::MaybeUninit;
@@ -20,7 +21,7 @@ const MAX_COLS: usize = 32;
 const MAX_LINES: usize = 32;
 
 /// What a data type brings: its register tile.
-pub(crate) trait Micro: Copy {
+pub(crate) trait MicroKernel: Copy {
     /// An element of the left side.
     type Left: Copy;
     /// An element of the right side.
@@ -28,13 +29,14 @@ pub(crate) trait Micro: Copy {
     /// An accumulator, at most 4 bytes.
     type Acc: Copy;
     /// What turns accumulators into results.
-    type Finish<'a>;
+    type WriteBack<'a>;
     /// Rows of a tile at most.
     const ROWS: usize;
     /// Columns of a panel, at most 32.
     const COLS: usize;
-    /// Values of the depth that lie side by side for a column of the right side: pieces of the depth are multiples of it, but for the last one of
-    /// a tap, which the right side fills up with zeros.
+    /// Values of the depth that lie side by side for a column of the right side: pieces of the
+    /// depth are multiples of it, but for the last one of a tap, which the right side fills up with
+    /// zeros.
     const GROUP: usize = 1;
 
     /// acc (+)= left · right for `count` tiles below one another.
@@ -43,15 +45,16 @@ pub(crate) trait Micro: Copy {
     /// Every pointer in `tile` must lead to what its field says.
     unsafe fn tiles(self, tile: Tile<Self::Left, Self::Right, Self::Acc>);
 
-    /// Adds what `rows × COLS` accumulators of a segment of the depth stand for to `sums`, or writes it there for the first one. With one segment
-    /// both are the same memory. Nothing to do where accumulators are values.
+    /// Adds what `rows × COLS` accumulators of a segment of the depth stand for to `sums`, or
+    /// writes it there for the first one. With one segment both are the same memory. Nothing to do
+    /// where accumulators are values.
     ///
     /// # Safety
     /// Both must hold them.
     #[inline(always)]
     unsafe fn fold(
         self,
-        _how: &Self::Finish<'_>,
+        _how: &Self::WriteBack<'_>,
         _segment: usize,
         _rows: usize,
         _col: usize,
@@ -64,13 +67,22 @@ pub(crate) trait Micro: Copy {
     ///
     /// # Safety
     /// `sums` must hold them, and no other task may write those results.
-    unsafe fn finish(self, how: &Self::Finish<'_>, row: usize, rows: usize, col: usize, cols: usize, sums: *const f32);
+    unsafe fn write_back(
+        self,
+        how: &Self::WriteBack<'_>,
+        row: usize,
+        rows: usize,
+        col: usize,
+        cols: usize,
+        sums: *const f32,
+    );
 }
 
 /// Arguments of a column of register tiles: `count` times `rows` rows, one panel wide.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile<L, R, A> {
-    /// `[count, stride, rows]` pointers, of which those from `tap` on count, each to `depth` elements from `skip` on.
+    /// `[count, stride, rows]` pointers, of which those from `tap` on count, each to `depth`
+    /// elements from `skip` on.
     pub(crate) left: *const *const L,
     /// Taps that have pointers.
     pub(crate) stride: usize,
@@ -109,21 +121,23 @@ impl<L, R, A> Tile<L, R, A> {
 }
 
 /// One task: `rows` of the left side times `panels` of the right.
-pub(crate) struct Block<'a, M: Micro> {
+pub(crate) struct Block<'a, M: MicroKernel> {
     pub(crate) lhs: Lhs<'a, M::Left>,
-    /// Pieces of the depth that are added up on their own; several only where [`Micro::fold`] adds them.
+    /// Pieces of the depth that are added up on their own; several only where [`MicroKernel::fold`]
+    /// adds them.
     pub(crate) segments: &'a [usize],
     pub(crate) rows: Range<usize>,
     /// First row of `lhs` in terms of result rows.
     pub(crate) lhs_row: usize,
-    /// All panels, `[panels, taps, ⌈depth / GROUP⌉, COLS, GROUP]`; of several segments one after the other.
+    /// All panels, `[panels, taps, ⌈depth / GROUP⌉, COLS, GROUP]`; of several segments one after
+    /// the other.
     pub(crate) right: *const M::Right,
     pub(crate) panels: Range<usize>,
     /// Columns of the product.
     pub(crate) n: usize,
     /// First result column.
     pub(crate) col: usize,
-    pub(crate) finish: &'a M::Finish<'a>,
+    pub(crate) write_back: &'a M::WriteBack<'a>,
 }
 
 /// Some taps times a piece of their depth: what one pass over the rows works on.
@@ -134,7 +148,8 @@ struct Steps {
 }
 
 impl Steps {
-    /// Steps of nearly equal size whose right side has at most [`STEP_BYTES`], for a row of `bytes`; their depth is a multiple of `group`.
+    /// Steps of nearly equal size whose right side has at most [`STEP_BYTES`], for a row of
+    /// `bytes`; their depth is a multiple of `group`.
     fn new(taps: usize, depth: usize, bytes: usize, group: usize) -> Steps {
         let most = STEP_BYTES / bytes;
         if depth >= most {
@@ -174,9 +189,9 @@ impl Tiling {
     /// All tiles of one step; `tile` describes the first, but for its size.
     ///
     /// # Safety
-    /// As for [`Micro::tiles`], for all of them.
+    /// As for [`MicroKernel::tiles`], for all of them.
     #[inline(always)]
-    pub(crate) unsafe fn run<M: Micro>(self, micro: M, mut tile: Tile<M::Left, M::Right, M::Acc>) {
+    pub(crate) unsafe fn run<M: MicroKernel>(self, micro: M, mut tile: Tile<M::Left, M::Right, M::Acc>) {
         for (count, rows) in self.runs {
             if count == 0 {
                 continue;
@@ -199,10 +214,10 @@ struct Aligned<T>(T);
 /// Runs a block.
 ///
 /// # Safety
-/// Every row of `lhs` must have `depth` readable elements at every tap, `right` all panels, and no other task may
-/// write the results of this block.
+/// Every row of `lhs` must have `depth` readable elements at every tap, `right` all panels, and no
+/// other task may write the results of this block.
 #[inline(always)]
-pub(crate) unsafe fn drive<M: Micro>(micro: M, block: &Block<M>) {
+pub(crate) unsafe fn drive<M: MicroKernel>(micro: M, block: &Block<M>) {
     const { assert!(M::COLS <= MAX_COLS && size_of::<M::Acc>() <= 4) };
     let mut memory = MaybeUninit::<[Aligned<[u32; BLOCK_ROWS * MAX_COLS]>; 2]>::uninit();
     let memory: *mut Aligned<[u32; BLOCK_ROWS * MAX_COLS]> = memory.as_mut_ptr().cast();
@@ -257,7 +272,8 @@ pub(crate) unsafe fn drive<M: Micro>(micro: M, block: &Block<M>) {
                             next,
                             lines,
                         };
-                        // SAFETY: `left` was filled for these taps and tiles; the accumulators have room for the block.
+                        // SAFETY: `left` was filled for these taps and tiles; the accumulators have
+                        // room for the block.
                         unsafe { tiling.run(micro, tile) };
                         right = next;
                         first = false;
@@ -265,10 +281,10 @@ pub(crate) unsafe fn drive<M: Micro>(micro: M, block: &Block<M>) {
                 }
             }
             // SAFETY: the passes above have filled the accumulators of all rows.
-            unsafe { micro.fold(block.finish, segment, rows, panel * M::COLS, acc, sums) };
+            unsafe { micro.fold(block.write_back, segment, rows, panel * M::COLS, acc, sums) };
             begin = end;
         }
         // SAFETY: every segment was added to the sums.
-        unsafe { micro.finish(block.finish, block.rows.start, rows, col, cols, sums) };
+        unsafe { micro.write_back(block.write_back, block.rows.start, rows, col, cols, sums) };
     }
 }

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 /// Where the rows of the left operand lie: row `r`, tap `t` is `depth` values from `row(r).tap(t)`.
 ///
-/// A plain matrix has one tap. A convolution has one per kernel position, and its rows come out of a table.
+/// A plain matrix has one tap. A convolution has one per kernel position, and its rows come out of
+/// a table.
 #[derive(Clone, Copy)]
 pub(crate) struct Lhs<'a, T> {
     pub(crate) x: &'a [T],
@@ -123,13 +124,14 @@ impl<T> LhsRow<'_, T> {
 }
 
 impl Lhs<'_, f32> {
-    /// Copies `rows` into `out`, `[rows, k]` without gaps: for convolutions of few channels, whose taps are too short
-    /// to be worth a look-up each.
+    /// Copies `rows` into `out`, `[rows, k]` without gaps: for convolutions of few channels, whose
+    /// taps are too short to be worth a look-up each.
     pub(crate) fn copy_rows(&self, rows: Range<usize>, out: &mut [f32]) {
         let run = self.gather.map_or(1, |gather| gather.run);
         for (row, out) in rows.zip(out.chunks_exact_mut(self.k())) {
             let row = self.row(row);
-            // SAFETY: every row has `depth` readable values at every tap (checked by the caller of `run`).
+            // SAFETY: every row has `depth` readable values at every tap (checked by the caller of
+            // `run`).
             unsafe {
                 match (self.depth, run) {
                     (3, 3) => row.copy_runs::<3, 9>(out),
@@ -150,7 +152,8 @@ impl Lhs<'_, f32> {
 }
 
 impl LhsRow<'_, f32> {
-    /// Copies all taps of `TAP` values, those of a kernel row, `RUN` values, at once where they lie side by side.
+    /// Copies all taps of `TAP` values, those of a kernel row, `RUN` values, at once where they lie
+    /// side by side.
     ///
     /// # Safety
     /// Every tap must have `TAP` readable values, and `RUN` be that many or a kernel row.
@@ -159,7 +162,8 @@ impl LhsRow<'_, f32> {
         let taps = RUN / TAP;
         for (run, out) in out.as_chunks_mut::<RUN>().0.iter_mut().enumerate() {
             let first = run * taps;
-            // SAFETY: the caller's promise; pixels that follow one another without a gap are one piece of memory.
+            // SAFETY: the caller's promise; pixels that follow one another without a gap are one
+            // piece of memory.
             unsafe {
                 if taps == 1 || self.ld == TAP && self.side_by_side(first, first + taps - 1) {
                     *out = self.tap(first).cast::<[f32; RUN]>().read_unaligned();

@@ -1,26 +1,27 @@
 //! y = epilogue(left · right): an implicit matrix product, cut into tasks.
 //!
-//! [`lhs`] says where left rows are, [`drive`] has the loops, [`tile`] the register tile of f32 and [`dots`] that of instructions which add several
-//! products at once, [`tiles`] the loops around AMX, [`finish`] the epilogue, [`plain`] small products without one.
+//! [`lhs`] says where left rows are, [`drive`] has the loops, [`tile`] the register tile of f32 and
+//! [`dots`] that of instructions which add several products at once, [`tiles`] the loops around
+//! AMX, [`write_back`] the epilogue, [`plain`] small products without one.
 
 mod dots;
 mod drive;
-mod finish;
 mod lhs;
 mod plain;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
+mod write_back;
 
 pub(crate) use dots::{Dot, DotKernel, dot_tiles};
-pub(crate) use drive::{Block, Micro, Tile, Tiling, drive};
-pub use finish::PAIRED_COLUMNS;
-pub(crate) use finish::{Finish, RowParts, finish, load_some, pair_of, store_some};
+pub(crate) use drive::{Block, MicroKernel, Tile, Tiling, drive};
 pub(crate) use lhs::{Gather, Lhs, PADDING};
+pub use write_back::PAIRED_COLUMNS;
+pub(crate) use write_back::{RowParts, WriteBack, load_some, pair_of, store_some, write_back};
 
 use crate::pack::panel_width;
 use crate::shared::{SharedMut, cut};
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Simd, SimdKernel};
 use crate::{Isa, Pool, scratch};
 use drive::BLOCK_ROWS;
 pub(crate) use plain::{PLAIN_ROWS, Plain};
@@ -36,8 +37,8 @@ const COPY_VALUES: usize = 32 << 10;
 /// Tasks per thread that make up for threads of different speed.
 const TASKS_PER_THREAD: usize = 6;
 
-/// Bytes that [`Dot::copy_rows`] writes for 16 of `rows` rows of values of `size` bytes, 0 where nothing needs to be copied; `gathered`: the rows are
-/// looked up.
+/// Bytes that [`Dot::copy_rows`] writes for 16 of `rows` rows of values of `size` bytes, 0 where
+/// nothing needs to be copied; `gathered`: the rows are looked up.
 pub(crate) fn copied_bytes(
     isa: Isa,
     rows: usize,
@@ -46,14 +47,12 @@ pub(crate) fn copied_bytes(
     size: usize,
     gathered: bool,
 ) -> usize {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Amx => {
-            let tiles = tiles::Tiles::new(taps, segments, size);
-            if tiles.suit(rows, gathered) { 0 } else { tiles.bytes() }
-        }
-        _ => 0,
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_tiles() {
+        let tiles = tiles::Tiles::new(taps, segments, size);
+        return if tiles.suit(rows, gathered) { 0 } else { tiles.bytes() };
     }
+    0
 }
 
 /// Rows that are copied together.
@@ -133,7 +132,7 @@ pub(crate) struct Product<'a> {
     /// Columns of a group.
     pub(crate) n: usize,
     pub(crate) groups: Groups,
-    pub(crate) finish: Finish<'a>,
+    pub(crate) write_back: WriteBack<'a>,
 }
 
 /// Several products of the same shape, and how far apart their operands begin.
@@ -161,7 +160,8 @@ pub(crate) struct Split {
 }
 
 impl Split {
-    /// `rows` in blocks of at most `most`, multiples of `unit`; `panels` in as many ranges as `threads` need for `groups` products.
+    /// `rows` in blocks of at most `most`, multiples of `unit`; `panels` in as many ranges as
+    /// `threads` need for `groups` products.
     fn new(rows: usize, panels: usize, [unit, most]: [usize; 2], groups: usize, threads: usize) -> Split {
         let row_blocks = rows.div_ceil(unit).div_ceil(most / unit);
         let wanted = if threads == 1 { 1 } else { threads * TASKS_PER_THREAD };
@@ -188,7 +188,7 @@ impl Product<'_> {
         let per_group = split.row_blocks * split.panel_ranges;
         pool.run(self.groups.count * per_group, &|task, _| {
             let (group, rest) = (task / per_group, task % per_group);
-            let rows = cut(self.rows, split.row_blocks, self.row_unit(), rest / split.panel_ranges);
+            let rows = cut(self.rows, split.row_blocks, self.isa.row_unit(), rest / split.panel_ranges);
             let panels = cut(split.panels, split.panel_ranges, 1, rest % split.panel_ranges);
             if !rows.is_empty() && !panels.is_empty() {
                 self.task(group, rows, panels);
@@ -196,21 +196,19 @@ impl Product<'_> {
         });
     }
 
-    /// Row blocks are multiples of this, so that only the last has smaller tiles.
-    fn row_unit(&self) -> usize {
-        if self.isa >= Isa::Avx512 { 12 } else { 6 }
-    }
-
     fn split(&self, threads: usize) -> Split {
         let panels = self.n.div_ceil(panel_width(self.isa));
-        let most =
-            if self.copies() { (COPY_VALUES / self.lhs.k()).clamp(self.row_unit(), BLOCK_ROWS) } else { BLOCK_ROWS };
-        Split::new(self.rows, panels, [self.row_unit(), most], self.groups.count, threads)
+        let most = if self.copies() {
+            (COPY_VALUES / self.lhs.k()).clamp(self.isa.row_unit(), BLOCK_ROWS)
+        } else {
+            BLOCK_ROWS
+        };
+        Split::new(self.rows, panels, [self.isa.row_unit(), most], self.groups.count, threads)
     }
 
     /// Whether the left rows of a block are copied together first.
     fn copies(&self) -> bool {
-        self.lhs.gather.is_some() && self.lhs.depth < SHORT_TAP && self.lhs.k() * self.row_unit() <= COPY_VALUES
+        self.lhs.gather.is_some() && self.lhs.depth < SHORT_TAP && self.lhs.k() * self.isa.row_unit() <= COPY_VALUES
     }
 
     fn task(&self, group: usize, rows: Range<usize>, panels: Range<usize>) {
@@ -230,12 +228,12 @@ impl Product<'_> {
     fn block(&self, group: usize, lhs: Lhs<f32>, lhs_row: usize, rows: Range<usize>, panels: Range<usize>) {
         let right = self.right[group * self.groups.right..].as_ptr();
         let (n, col) = (self.n, group * self.groups.col);
-        self.isa.run(Task { lhs, lhs_row, rows, right, panels, n, col, finish: &self.finish });
+        self.isa.run(ProductTask { lhs, lhs_row, rows, right, panels, n, col, write_back: &self.write_back });
     }
 }
 
 /// A [`Block`] whose instruction set is not yet chosen.
-struct Task<'a> {
+struct ProductTask<'a> {
     lhs: Lhs<'a, f32>,
     lhs_row: usize,
     rows: Range<usize>,
@@ -243,18 +241,19 @@ struct Task<'a> {
     panels: Range<usize>,
     n: usize,
     col: usize,
-    finish: &'a Finish<'a>,
+    write_back: &'a WriteBack<'a>,
 }
 
-impl Kernel for Task<'_> {
+impl SimdKernel for ProductTask<'_> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Task { lhs, lhs_row, rows, right, panels, n, col, finish } = self;
+        let ProductTask { lhs, lhs_row, rows, right, panels, n, col, write_back } = self;
         let segments = &[lhs.depth];
-        let block = Block::<F32<S>> { lhs, segments, rows, lhs_row, right, panels, n, col, finish };
-        // SAFETY: `Product::run` demands the checks of all operands; tasks have disjoint rows or columns.
+        let block = Block::<F32<S>> { lhs, segments, rows, lhs_row, right, panels, n, col, write_back };
+        // SAFETY: `Product::run` demands the checks of all operands; tasks have disjoint rows or
+        // columns.
         unsafe { drive(F32(s), &block) }
     }
 }

@@ -1,20 +1,23 @@
-//! A small product whose rows lie evenly and whose accumulators are stored as they are: what attention is made of.
+//! A small product whose rows lie evenly and whose accumulators are stored as they are: what
+//! attention is made of.
 
-use super::{Micro, Tile, Tiling};
+use super::{MicroKernel, Tile, Tiling};
 
 /// Rows of a [`Plain`] product at most.
 pub(crate) const PLAIN_ROWS: usize = 96;
 
 /// acc (+)= left · right.
 pub(crate) struct Plain<L, R, A> {
-    /// Rows of `depth` elements, `ld` apart; on tiles, whole tiles of rows and rows of whole pieces of 64 bytes, zeros beyond `depth`.
+    /// Rows of `depth` elements, `ld` apart; on tiles, whole tiles of rows and rows of whole pieces
+    /// of 64 bytes, zeros beyond `depth`.
     pub(crate) left: *const L,
     pub(crate) ld: usize,
     /// At most [`PLAIN_ROWS`].
     pub(crate) rows: usize,
     /// Whole groups.
     pub(crate) depth: usize,
-    /// Panels of `[depth / group, width, group]`; on tiles, each readable in whole pieces of 64 bytes of the depth.
+    /// Panels of `[depth / group, width, group]`; on tiles, each readable in whole pieces of 64
+    /// bytes of the depth.
     pub(crate) right: *const R,
     /// Elements between two panels.
     pub(crate) ld_right: usize,
@@ -33,7 +36,7 @@ impl<L: Copy, R: Copy, A: Copy> Plain<L, R, A> {
     /// # Safety
     /// The fields must be true.
     #[inline(always)]
-    pub(crate) unsafe fn run<M: Micro<Left = L, Right = R, Acc = A>>(&self, micro: M) {
+    pub(crate) unsafe fn run<M: MicroKernel<Left = L, Right = R, Acc = A>>(&self, micro: M) {
         let mut left = [std::ptr::null(); PLAIN_ROWS];
         for (i, left) in left[..self.rows].iter_mut().enumerate() {
             *left = self.left.wrapping_add(i * self.ld);

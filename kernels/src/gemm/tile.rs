@@ -1,18 +1,18 @@
 //! The register tile: up to `MR` rows by two vectors of columns, for f32.
 
-use super::drive::{Micro, Tile};
-use super::finish::{Finish, finish};
-use crate::simd::{Kernel, Simd};
+use super::drive::{MicroKernel, Tile};
+use super::write_back::{WriteBack, write_back};
+use crate::simd::{Simd, SimdKernel};
 
 /// f32 times f32 on the vectors of `S`.
 #[derive(Clone, Copy)]
 pub(crate) struct F32<S>(pub(crate) S);
 
-impl<S: Simd> Micro for F32<S> {
+impl<S: Simd> MicroKernel for F32<S> {
     type Left = f32;
     type Right = f32;
     type Acc = f32;
-    type Finish<'a> = Finish<'a>;
+    type WriteBack<'a> = WriteBack<'a>;
     const ROWS: usize = S::MR;
     const COLS: usize = 2 * S::LANES;
 
@@ -26,16 +26,16 @@ impl<S: Simd> Micro for F32<S> {
     }
 
     #[inline(always)]
-    unsafe fn finish(self, how: &Finish, row: usize, rows: usize, col: usize, cols: usize, sums: *const f32) {
+    unsafe fn write_back(self, how: &WriteBack, row: usize, rows: usize, col: usize, cols: usize, sums: *const f32) {
         // SAFETY: the caller's promise.
-        unsafe { finish(self.0, how, row, rows, col, cols, sums) }
+        unsafe { write_back(self.0, how, row, rows, col, cols, sums) }
     }
 }
 
 /// A tile `NV` vectors wide, its number of rows not yet a constant.
 struct Dispatch<const NV: usize>(Tile<f32, f32, f32>);
 
-impl<const NV: usize> Kernel for Dispatch<NV> {
+impl<const NV: usize> SimdKernel for Dispatch<NV> {
     type Out = ();
 
     #[inline(always)]
@@ -44,7 +44,7 @@ impl<const NV: usize> Kernel for Dispatch<NV> {
         macro_rules! by_rows {
             ($($m:literal)*) => {
                 match tile.rows {
-                    $($m if $m <= S::MR => s.outline(Wide::<$m, NV>(tile)),)*
+                    $($m if $m <= S::MR => s.outline(RegisterTile::<$m, NV>(tile)),)*
                     rows => unreachable!("a tile has at most {} rows, not {rows}", S::MR),
                 }
             };
@@ -53,19 +53,19 @@ impl<const NV: usize> Kernel for Dispatch<NV> {
     }
 }
 
-/// `M` rows by `NV` vectors, one accumulator each: a row's sum has the same order whatever `M` is, so results do not depend
-/// on the batch.
-struct Wide<const M: usize, const NV: usize>(Tile<f32, f32, f32>);
+/// `M` rows by `NV` vectors, one accumulator each: a row's sum has the same order whatever `M` is,
+/// so results do not depend on the batch.
+struct RegisterTile<const M: usize, const NV: usize>(Tile<f32, f32, f32>);
 
-impl<const M: usize, const NV: usize> Kernel for Wide<M, NV> {
+impl<const M: usize, const NV: usize> SimdKernel for RegisterTile<M, NV> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let mut t = self.0;
         for _ in 0..t.count {
-            ask(s, &mut t);
-            // SAFETY: the promise of `Micro::tiles`.
+            prefetch_next(s, &mut t);
+            // SAFETY: the promise of `MicroKernel::tiles`.
             unsafe {
                 wide::<S, M, NV>(s, &t);
                 t.left = t.left.add(t.stride * M);
@@ -77,7 +77,7 @@ impl<const M: usize, const NV: usize> Kernel for Wide<M, NV> {
 
 /// Asks for the cache lines that are this tile's share of the next step.
 #[inline(always)]
-fn ask<S: Simd>(s: S, t: &mut Tile<f32, f32, f32>) {
+fn prefetch_next<S: Simd>(s: S, t: &mut Tile<f32, f32, f32>) {
     for _ in 0..t.lines {
         s.prefetch(t.next);
         t.next = t.next.wrapping_add(16);
@@ -87,8 +87,8 @@ fn ask<S: Simd>(s: S, t: &mut Tile<f32, f32, f32>) {
 /// One tile of `M` rows.
 ///
 /// # Safety
-/// As for [`Micro::tiles`]: `M` places of pointers per tap, each to `skip + depth` readable values; `taps · depth` rows of the
-/// panel; `M` rows of accumulators.
+/// As for [`MicroKernel::tiles`]: `M` places of pointers per tap, each to `skip + depth` readable
+/// values; `taps · depth` rows of the panel; `M` rows of accumulators.
 #[inline(always)]
 unsafe fn wide<S: Simd, const M: usize, const NV: usize>(s: S, t: &Tile<f32, f32, f32>) {
     let mut acc = [[s.splat(0.0); NV]; M];

@@ -1,17 +1,20 @@
-//! The loops around AMX: like [`drive`](super::drive), but tiles of 32 rows by 32 columns whose sums stay in registers for most of the depth.
+//! The loops around AMX: like [`drive`](super::drive), but tiles of 32 rows by 32 columns whose
+//! sums stay in registers for most of the depth.
 //!
-//! Tiles want rows that lie evenly and a depth without gaps. Where the left side has neither (a convolution, a depth that ends within 64 bytes), the rows
-//! of a block are copied together once, in the order in which tiles are loaded. The right side is packed as for AVX-512: groups of four bytes per
-//! column are what the rows of a tile want.
+//! Tiles want rows that lie evenly and a depth without gaps. Where the left side has neither (a
+//! convolution, a depth that ends within 64 bytes), the rows of a block are copied together once,
+//! in the order in which tiles are loaded. The right side is packed as for AVX-512: groups of four
+//! bytes per column are what the rows of a tile want.
 
-use super::drive::{BLOCK_ROWS, Block, Micro};
+use super::drive::{BLOCK_ROWS, Block, MicroKernel};
 use super::lhs::LhsRow;
 use super::plain::Plain;
 use crate::amx::{Amx, BYTES, COLS, Configured, Left, Multiply, Piece, ROW_BYTES, ROWS};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Pieces of 64 bytes of the depth whose right side stays in the first-level cache while all rows of the block pass by.
+/// Pieces of 64 bytes of the depth whose right side stays in the first-level cache while all rows
+/// of the block pass by.
 const STEP: usize = 12;
 /// Bytes of a group of the depth.
 const GROUP_BYTES: usize = 4;
@@ -32,7 +35,7 @@ impl<'a> Tiles<'a> {
         Tiles { taps, segments, size }
     }
 
-    fn of<M: Micro>(block: &Block<'a, M>) -> Tiles<'a> {
+    fn of<M: MicroKernel>(block: &Block<'a, M>) -> Tiles<'a> {
         Tiles::new(block.lhs.taps, block.segments, size_of::<M::Left>())
     }
 
@@ -58,12 +61,13 @@ impl<'a> Tiles<'a> {
     }
 }
 
-/// Copies the left rows of a block: `[rows / 16, segment, pieces, 16, 64 bytes]`, zeros where a segment ends. Rows beyond the last are left as they are.
+/// Copies the left rows of a block: `[rows / 16, segment, pieces, 16, 64 bytes]`, zeros where a
+/// segment ends. Rows beyond the last are left as they are.
 ///
 /// # Safety
 /// As for [`drive_tiles`].
 #[inline(always)]
-pub(crate) unsafe fn copy_rows<M: Micro>(amx: Amx, block: &Block<M>, to: &mut [u8]) {
+pub(crate) unsafe fn copy_rows<M: MicroKernel>(amx: Amx, block: &Block<M>, to: &mut [u8]) {
     let tiles = Tiles::of(block);
     let bytes = tiles.bytes();
     assert!(to.len() >= block.rows.len().div_ceil(ROWS) * bytes);
@@ -103,7 +107,7 @@ unsafe fn copy_pieces<T>(amx: Amx, tiles: Tiles, row: &LhsRow<T>, channels: Rang
     }
 }
 
-/// Copies some channels of a row, zeros behind the last.
+/// Copies some channels of a row, zeros after the last.
 ///
 /// # Safety
 /// As for [`copy_pieces`].
@@ -134,7 +138,7 @@ unsafe fn copy_bytes<T>(amx: Amx, tiles: Tiles, row: &LhsRow<T>, channels: Range
 /// # Safety
 /// As for [`drive`](super::drive()); the panels are those of AVX-512.
 #[inline(always)]
-pub(crate) unsafe fn drive_tiles<M: Micro>(amx: Amx, how: Multiply, micro: M, block: &Block<M>, copied: &[u8]) {
+pub(crate) unsafe fn drive_tiles<M: MicroKernel>(amx: Amx, how: Multiply, micro: M, block: &Block<M>, copied: &[u8]) {
     const {
         assert!(M::COLS == COLS && size_of::<M::Left>() == size_of::<M::Right>() && size_of::<M::Acc>() == 4);
         assert!(M::GROUP * size_of::<M::Right>() == GROUP_BYTES && ROWS == super::COPIED_ROWS);
@@ -170,7 +174,13 @@ struct Aligned<T>(T);
 /// # Safety
 /// As for [`drive_tiles`].
 #[inline(always)]
-unsafe fn panels<M: Micro>(tile: &Configured, how: Multiply, micro: M, block: &Block<M>, copied: Option<*const u8>) {
+unsafe fn panels<M: MicroKernel>(
+    tile: &Configured,
+    how: Multiply,
+    micro: M,
+    block: &Block<M>,
+    copied: Option<*const u8>,
+) {
     let tiles = Tiles::of(block);
     let mut memory = MaybeUninit::<[Aligned<[u32; BLOCK_ROWS * COLS]>; 2]>::uninit();
     let memory: *mut Aligned<[u32; BLOCK_ROWS * COLS]> = memory.as_mut_ptr().cast();
@@ -196,14 +206,14 @@ unsafe fn panels<M: Micro>(tile: &Configured, how: Multiply, micro: M, block: &B
             // SAFETY: the caller's promise.
             unsafe {
                 segment_sums(tile, how, rows.next_multiple_of(ROWS), bytes, &source, right, acc.cast());
-                micro.fold(block.finish, segment, rows, panel * COLS, acc, sums);
+                micro.fold(block.write_back, segment, rows, panel * COLS, acc, sums);
             }
             right = right.wrapping_add(bytes * COLS);
             copied = copied.map(|copied| copied.wrapping_add(tiles.pieces(depth) * BYTES));
             begin += depth;
         }
         // SAFETY: every segment was added to the sums.
-        unsafe { micro.finish(block.finish, block.rows.start, rows, block.col + panel * COLS, cols, sums) };
+        unsafe { micro.write_back(block.write_back, block.rows.start, rows, block.col + panel * COLS, cols, sums) };
     }
 }
 
@@ -222,7 +232,8 @@ unsafe fn segment_sums(
     acc: *mut u8,
 ) {
     let (whole, rest) = (bytes / ROW_BYTES, bytes % ROW_BYTES);
-    // the right side of the last piece, zeros where it ends: what follows it in memory belongs to others
+    // the right side of the last piece, zeros where it ends: what follows it in memory belongs to
+    // others
     let mut last = Aligned([0u8; ROW_BYTES * COLS]);
     if rest > 0 {
         // SAFETY: the panel has `bytes` per column.

@@ -1,7 +1,9 @@
 //! Attention whose two products multiply codes, with the softmax in f32 between them.
 //!
-//! Scores of a query begin as sums of products of codes. What a row of them has in common changes no softmax, so only the part of the zero points that
-//! differs between keys is taken off. Weights are codes relative to the largest of their query, which is why all its scores wait until that is known.
+//! Scores of a query begin as sums of products of codes. What a row of them has in common changes
+//! no softmax, so only the part of the zero points that differs between keys is taken off. Weights
+//! are codes relative to the largest of their query, which is why all its scores wait until that is
+//! known.
 
 use super::Activations;
 use super::dot::{IntDot, IntKernel};
@@ -9,13 +11,13 @@ use super::pack_attention::{Packing, pack};
 use super::tile::Codes;
 use crate::arena::{cast, cast_mut};
 use crate::attention::{AttentionShape, add_mask};
-use crate::gemm::{Micro, PLAIN_ROWS, Plain};
+use crate::gemm::{MicroKernel, PLAIN_ROWS, Plain};
 use crate::math::exp2_weight;
+use crate::output::{Output, Put, Sink};
 use crate::rows::row_max;
 use crate::shared::{SharedMut, cut};
 use crate::simd::wide::{CHAINS, Wide};
 use crate::simd::{Arithmetic, Simd};
-use crate::target::{Put, Sink, Target};
 use crate::{Isa, Pool};
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
@@ -32,7 +34,8 @@ const PIECE: usize = 64;
 const MAX_WIDTH: usize = 4096;
 
 impl Isa {
-    /// Whether [`attention_codes`] can run: widths that are whole groups, weights of at most 8 bits, sums that fit.
+    /// Whether [`attention_codes`] can run: widths that are whole groups, weights of at most 8
+    /// bits, sums that fit.
     pub fn attends_codes(self, shape: &AttentionShape) -> bool {
         shape.d > 0
             && shape.d.is_multiple_of(super::dot::GROUP_MAX)
@@ -44,32 +47,34 @@ impl Isa {
 
 /// How scratch is laid out, in words of four bytes.
 #[derive(Clone, Copy)]
-struct Plan {
+struct ScratchLayout {
     packing: Packing,
     /// Queries of a task at most.
     queries: usize,
-    /// Between the scores of two queries: no power of two, which would crowd them into few sets of the cache.
+    /// Between the scores of two queries: no power of two, which would crowd them into few sets of
+    /// the cache.
     ld_scores: usize,
     /// Words of the weights of a query.
     weights: usize,
     /// Sums of a query: `dv` rounded up to whole panels.
     sums: usize,
-    /// Words of a copied query, zeros behind it; 0 where they are read from where they are.
+    /// Words of a copied query, zeros after it; 0 where they are read from where they are.
     query: usize,
 }
 
-impl Plan {
-    fn new(isa: Isa, shape: &AttentionShape) -> Plan {
+impl ScratchLayout {
+    fn new(isa: Isa, shape: &AttentionShape) -> ScratchLayout {
         let packing = Packing::new(isa, shape);
-        let level = isa.dot_level();
-        let queries = (SCORES / packing.keys.max(1) / level.rows() * level.rows()).clamp(level.rows(), QUERIES);
-        Plan {
+        let instruction = isa.dot_instruction();
+        let queries =
+            (SCORES / packing.keys.max(1) / instruction.rows() * instruction.rows()).clamp(instruction.rows(), QUERIES);
+        ScratchLayout {
             packing,
             queries,
             ld_scores: packing.keys + 16,
             weights: (packing.keys * isa.code_type().size()).div_ceil(4) + 16,
-            sums: shape.dv.next_multiple_of(level.columns()),
-            query: if isa == Isa::Amx { shape.d.next_multiple_of(PIECE) / 4 } else { 0 },
+            sums: shape.dv.next_multiple_of(instruction.columns()),
+            query: if isa.has_tiles() { shape.d.next_multiple_of(PIECE) / 4 } else { 0 },
         }
     }
 
@@ -80,14 +85,16 @@ impl Plan {
 
 /// Words of four bytes of scratch that [`attention_codes`] needs on a pool of `threads`.
 pub fn attention_codes_scratch_len(isa: Isa, shape: &AttentionShape, threads: usize) -> usize {
-    let plan = Plan::new(isa, shape);
+    let plan = ScratchLayout::new(isa, shape);
     plan.packing.words() + threads.max(1) * plan.per_thread()
 }
 
-/// y = softmax(scale · q kᵀ + mask) · v per image and head, where q, k and v are codes with one segment each and weights are rounded to
-/// `softmax_bits`: what [`attention`](crate::attention()) computes from the values that the codes stand for.
+/// y = softmax(scale · q kᵀ + mask) · v per image and head, where q, k and v are codes with one
+/// segment each and weights are rounded to `softmax_bits`: what [`attention`](crate::attention())
+/// computes from the values that the codes stand for.
 ///
-/// Distances of `shape` are in codes for `q`, `k` and `v`. A query that sees no key (all scores −∞) gives zeros.
+/// Distances of `shape` are in codes for `q`, `k` and `v`. A query that sees no key (all scores −∞)
+/// gives zeros.
 ///
 /// # Panics
 /// When a slice is too short or [`Isa::attends_codes`] is false.
@@ -97,7 +104,7 @@ pub fn attention_codes<'a>(
     shape: &AttentionShape,
     [q, k, v]: [&Activations; 3],
     mask: Option<&[f32]>,
-    y: impl Into<Target<'a>>,
+    y: impl Into<Output<'a>>,
     scratch: &mut [f32],
 ) {
     assert!(isa.attends_codes(shape), "no kernel for {shape:?}");
@@ -113,14 +120,14 @@ pub fn attention_codes<'a>(
     let y = Sink::new(isa, y.into(), shape.n * shape.lq, shape.heads * shape.dv, shape.ldy);
     let need = attention_codes_scratch_len(isa, shape, pool.threads());
     assert!(scratch.len() >= need, "scratch has {} values, needs {need}", scratch.len());
-    let plan = Plan::new(isa, shape);
+    let plan = ScratchLayout::new(isa, shape);
     let (packed, work) = scratch.split_at_mut(plan.packing.words());
     let packed = pack(isa, pool, shape, &plan.packing, [q, k, v], packed);
     let blocks = shape.lq.div_ceil(plan.queries);
     let work = SharedMut::new(work);
     pool.run(shape.n * shape.heads * blocks, &|task, worker| {
         let (image, head) = (task / blocks / shape.heads, task / blocks % shape.heads);
-        let queries = cut(shape.lq, blocks, isa.dot_level().rows(), task % blocks);
+        let queries = cut(shape.lq, blocks, isa.dot_instruction().rows(), task % blocks);
         if queries.is_empty() {
             return;
         }
@@ -153,7 +160,7 @@ pub fn attention_codes<'a>(
 /// One task: some queries of one image and head.
 struct QueryBlock<'a> {
     shape: &'a AttentionShape,
-    plan: &'a Plan,
+    plan: &'a ScratchLayout,
     image: usize,
     head: usize,
     queries: Range<usize>,
@@ -215,11 +222,12 @@ impl QueryBlock<'_> {
             ld_acc: self.plan.ld_scores,
             first: true,
         };
-        // SAFETY: `attention_codes` has checked `q`; `k` has whole panels with something behind them, and so have rows of scores.
+        // SAFETY: `attention_codes` has checked `q`; `k` has whole panels with something after
+        // them, and so have rows of scores.
         unsafe { d.multiply(&product) };
     }
 
-    /// Copies the queries, zeros behind each.
+    /// Copies the queries, zeros after each.
     #[inline(always)]
     fn copied<D: IntDot>(&mut self, q: &[D::Left]) -> (*const D::Left, usize) {
         let ld = 4 * self.plan.query / size_of::<D::Left>();
@@ -231,7 +239,8 @@ impl QueryBlock<'_> {
         (copies.as_ptr(), ld)
     }
 
-    /// Turns the sums of query `i` into codes of weights, zero beyond what it sees, and adds those up.
+    /// Turns the sums of query `i` into codes of weights, zero beyond what it sees, and adds those
+    /// up.
     #[inline(always)]
     fn soften<D: IntDot>(&mut self, d: D, i: usize, seen: usize) -> f32 {
         let shape = self.shape;
@@ -310,7 +319,8 @@ impl QueryBlock<'_> {
             ld_acc: self.plan.sums,
             first: true,
         };
-        // SAFETY: rows of weights have `packing.keys` codes, as many as `v` has in every panel, and zeros behind them; `sums` has whole panels.
+        // SAFETY: rows of weights have `packing.keys` codes, as many as `v` has in every panel, and
+        // zeros after them; `sums` has whole panels.
         unsafe { d.multiply(&product) };
     }
 
@@ -330,7 +340,8 @@ impl QueryBlock<'_> {
             let mut c = columns.start;
             while c < columns.end {
                 let n = (columns.end - c).min(lanes);
-                // SAFETY: `c + n ≤ dv`, and 16 values lie behind that many sums of any panel; tasks have disjoint queries or heads.
+                // SAFETY: `c + n ≤ dv`, and 16 values lie after that many sums of any panel; tasks
+                // have disjoint queries or heads.
                 unsafe {
                     let acc = self.some(d, sums, c, n);
                     let value = s.mul(d.floats(d.minus(acc, offset)), factor);

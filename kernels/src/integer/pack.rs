@@ -5,17 +5,19 @@ use crate::gemm::pair_of;
 use crate::{ConvShape, Isa, PAIRED_COLUMNS};
 use bytes::Bytes;
 
-/// Signed codes of a weight matrix `[k, n]`, packed for one [`Isa`], with the scales of their columns.
+/// Signed codes of a weight matrix `[k, n]`, packed for one [`Isa`], with the scales of their
+/// columns.
 ///
-/// For a convolution k runs over taps, then input channels. Channels are cut into segments; a code of a segment stands for `code · scale` of
-/// its column there.
+/// For a convolution k runs over taps, then input channels. Channels are cut into segments; a code
+/// of a segment stands for `code · scale` of its column there.
 #[derive(Debug)]
 pub struct PackedCodes {
     isa: Isa,
     taps: usize,
     segments: Vec<usize>,
     n: usize,
-    /// Per panel of two vectors of columns, per segment, per tap: `[depth / group, 2 · lanes, group]`; columns beyond `n` are zero.
+    /// Per panel of two vectors of columns, per segment, per tap: `[depth / group, 2 · lanes,
+    /// group]`; columns beyond `n` are zero.
     data: Bytes,
     /// `[segments, padded columns]`
     scale: Vec<f32>,
@@ -38,7 +40,8 @@ impl PackedCodes {
         })
     }
 
-    /// Packs those of a linear layer whose columns are `[a, b]`, `n / 2` of each: its results will be a · gelu_erf(b).
+    /// Packs those of a linear layer whose columns are `[a, b]`, `n / 2` of each: its results will
+    /// be a · gelu_erf(b).
     ///
     /// # Panics
     /// As [`PackedCodes::from_kn`]; when `n` is not a multiple of [`PAIRED_COLUMNS`].
@@ -53,10 +56,12 @@ impl PackedCodes {
         })
     }
 
-    /// Packs the weights of a convolution without groups, `codes` `[cout, cin, kh, kw]`; `scale` is `[cout, segments]`.
+    /// Packs the weights of a convolution without groups, `codes` `[cout, cin, kh, kw]`; `scale` is
+    /// `[cout, segments]`.
     ///
     /// # Panics
-    /// When a slice has another length, the segments do not add up to the channels, or [`Isa::multiplies_codes`] is false.
+    /// When a slice has another length, the segments do not add up to the channels, or
+    /// [`Isa::multiplies_codes`] is false.
     pub fn from_oihw(isa: Isa, shape: &ConvShape, segments: &[usize], codes: &[i8], scale: &[f32]) -> PackedCodes {
         let taps = shape.kh * shape.kw;
         assert_eq!(
@@ -71,8 +76,8 @@ impl PackedCodes {
         })
     }
 
-    /// `columns_of(tap, channel, first, row)` writes the codes of some columns, `first` the first of them as they are packed, to `row`: of `n`
-    /// columns, in pairs where `half` is less.
+    /// `columns_of(tap, channel, first, row)` writes the codes of some columns, `first` the first
+    /// of them as they are packed, to `row`: of `n` columns, in pairs where `half` is less.
     fn pack(
         isa: Isa,
         taps: usize,
@@ -83,7 +88,7 @@ impl PackedCodes {
     ) -> PackedCodes {
         assert!(isa.multiplies_codes(taps, segments), "no kernel for segments {segments:?} at {taps} taps");
         assert_eq!(scale.len(), n * segments.len(), "scales of {n} columns and {} segments", segments.len());
-        let (width, group) = (isa.dot_level().columns(), isa.dot_level().group());
+        let (width, group) = (isa.dot_instruction().columns(), isa.dot_instruction().group());
         let columns = n.next_multiple_of(width);
         let k = taps * segments.iter().sum::<usize>();
         let mut data = Arena::new(k * columns);
@@ -132,8 +137,9 @@ impl PackedCodes {
         [&self.data, bytes_of(&self.scale), bytes_of(&self.sums)]
     }
 
-    /// The inverse of [`PackedCodes::parts`] for weights that were packed for this very use; `None` where a part has another length, or does
-    /// not begin at a multiple of [`ALIGN`](crate::arena::ALIGN).
+    /// The inverse of [`PackedCodes::parts`] for weights that were packed for this very use; `None`
+    /// where a part has another length, or does not begin at a multiple of
+    /// [`ALIGN`](crate::arena::ALIGN).
     pub fn from_parts(
         isa: Isa,
         taps: usize,
@@ -142,7 +148,7 @@ impl PackedCodes {
         paired: bool,
         parts: [Bytes; 3],
     ) -> Option<PackedCodes> {
-        let columns = n.next_multiple_of(isa.dot_level().columns());
+        let columns = n.next_multiple_of(isa.dot_instruction().columns());
         let (k, entries) = (taps * segments.iter().sum::<usize>(), 4 * segments.len() * columns);
         let [data, scale, sums] = fit(parts, [k * columns, entries, entries])?;
         let suits = isa.multiplies_codes(taps, segments) && (!paired || n.is_multiple_of(PAIRED_COLUMNS));
@@ -180,7 +186,7 @@ impl PackedCodes {
 
     /// Columns, padding included.
     pub(super) fn columns(&self) -> usize {
-        self.n.next_multiple_of(self.isa.dot_level().columns())
+        self.n.next_multiple_of(self.isa.dot_instruction().columns())
     }
 
     /// Panics unless packed for this very product.
@@ -196,7 +202,7 @@ impl PackedCodes {
 
 /// How wide a panel of codes is, and how many codes of a column lie side by side.
 pub(crate) fn columns_and_group(isa: Isa) -> (usize, usize) {
-    (isa.dot_level().columns(), isa.dot_level().group())
+    (isa.dot_instruction().columns(), isa.dot_instruction().group())
 }
 
 /// Rows side by side: `[N, width]` to `[width, N]`.

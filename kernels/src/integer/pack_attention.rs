@@ -7,7 +7,7 @@ use crate::attention::AttentionShape;
 use crate::shared::SharedMut;
 use crate::{Isa, Pool};
 
-/// Words behind the last panel, which tiles read and multiply by zeros.
+/// Words after the last panel, which tiles read and multiply by zeros.
 const BEHIND: usize = 512;
 
 /// Sizes of what is packed.
@@ -27,7 +27,7 @@ pub(super) struct Packing {
 
 impl Packing {
     pub fn new(isa: Isa, shape: &AttentionShape) -> Packing {
-        let width = isa.dot_level().columns();
+        let width = isa.dot_instruction().columns();
         let keys = shape.lk.next_multiple_of(width.max(GROUP_MAX));
         let value_bytes = keys * shape.dv.next_multiple_of(width);
         Packing { keys, key_bytes: keys * shape.d, value_bytes, pairs: shape.n * shape.kv_heads, width }
@@ -56,7 +56,8 @@ impl Packed<'_> {
         &self.values[pair * self.packing.value_bytes..][..self.packing.value_bytes]
     }
 
-    /// What the zero point of the queries adds to the score of each key: that times the sum of its packed codes.
+    /// What the zero point of the queries adds to the score of each key: that times the sum of its
+    /// packed codes.
     pub fn offsets_of(&self, pair: usize) -> &[i32] {
         &self.offsets[pair * self.packing.keys..][..self.packing.keys]
     }

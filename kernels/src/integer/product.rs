@@ -5,12 +5,13 @@ use super::pack::PackedCodes;
 use super::tile::{Codes, Dequantize};
 use crate::arena::{Pod, cast, cast_mut};
 use crate::epilogue::check_matrix;
-use crate::gemm::{Block, Finish, Gather, Lhs, Micro, Split, Tasks, copied_bytes};
-use crate::target::Target;
+use crate::gemm::{Block, Gather, Lhs, MicroKernel, Split, Tasks, WriteBack, copied_bytes};
+use crate::output::Output;
 use crate::{Epilogue, Isa, Pool, scratch};
 use std::ops::Range;
 
-/// Codes of activations and what they stand for: `(code − zero_point) · scale`, per segment of the channels.
+/// Codes of activations and what they stand for: `(code − zero_point) · scale`, per segment of the
+/// channels.
 #[derive(Clone, Copy, Debug)]
 pub struct Activations<'a> {
     /// Elements of [`Isa::code_type`], as bytes.
@@ -34,12 +35,12 @@ impl Activations<'_> {
     }
 }
 
-/// y = epilogue(x · w): `x` `[m, k]` codes, `w` packed from `[k, n]`, `y` `[m, n]` with rows `ldy` apart; `[m, n / 2]` where columns are
-/// packed in pairs.
+/// y = epilogue(x · w): `x` `[m, k]` codes, `w` packed from `[k, n]`, `y` `[m, n]` with rows `ldy`
+/// apart; `[m, n / 2]` where columns are packed in pairs.
 ///
 /// # Panics
-/// When `packed` was made for another `isa`, `k` or `n`, or a slice is too short; when pairs have more of an epilogue than factors and summands, or
-/// are rounded in segments.
+/// When `packed` was made for another `isa`, `k` or `n`, or a slice is too short; when pairs have
+/// more of an epilogue than factors and summands, or are rounded in segments.
 pub fn linear_codes<'a>(
     isa: Isa,
     pool: &Pool,
@@ -49,13 +50,13 @@ pub fn linear_codes<'a>(
     x: &Activations,
     packed: &PackedCodes,
     epilogue: &Epilogue,
-    y: impl Into<Target<'a>>,
+    y: impl Into<Output<'a>>,
     ldy: usize,
 ) {
     packed.check(isa, 1, k, n);
     x.check(isa, m, k, packed.segments().len());
-    let finish = Finish::new(isa, *epilogue, m, n, packed.is_paired(), y.into(), ldy);
-    IntProduct { isa, x, rows: m, n, taps: 1, depth: k, gather: None, packed, finish }.run(pool);
+    let write_back = WriteBack::new(isa, *epilogue, m, n, packed.is_paired(), y.into(), ldy);
+    IntProduct { isa, x, rows: m, n, taps: 1, depth: k, gather: None, packed, write_back }.run(pool);
 }
 
 /// The table of a convolution.
@@ -76,7 +77,7 @@ pub(crate) struct IntProduct<'a> {
     pub(crate) depth: usize,
     pub(crate) gather: Option<Pixels<'a>>,
     pub(crate) packed: &'a PackedCodes,
-    pub(crate) finish: Finish<'a>,
+    pub(crate) write_back: WriteBack<'a>,
 }
 
 impl IntProduct<'_> {
@@ -93,12 +94,12 @@ impl IntProduct<'_> {
                 self.isa.run_integer(Fill { segments: self.packed.segments(), values: self.x.zero_point, out: zeros });
             }
             let zeros = &*zeros;
-            let level = self.isa.dot_level();
+            let instruction = self.isa.dot_instruction();
             let (segments, size) = (self.packed.segments(), self.isa.code_type().size());
             let tasks = Tasks {
                 rows: self.rows,
-                unit: level.rows(),
-                split: Split::of(self.rows, self.n.div_ceil(level.columns()), level.rows(), pool.threads()),
+                unit: instruction.rows(),
+                split: Split::of(self.rows, self.n.div_ceil(instruction.columns()), instruction.rows(), pool.threads()),
                 copied: copied_bytes(self.isa, self.rows, self.taps, segments, size, self.gather.is_some()),
                 copy: &|rows, to| self.isa.run_integer(CopyRows { product: self, zeros, rows, to }),
                 multiply: &|rows, panels, copied| {
@@ -116,7 +117,7 @@ impl IntProduct<'_> {
         zeros: &'b [u8],
         rows: Range<usize>,
         panels: Range<usize>,
-        finish: &'b Dequantize<'b>,
+        write_back: &'b Dequantize<'b>,
     ) -> Block<'b, Codes<D>> {
         let gather = self.gather.map(|g| gather::<D::Left>(g, zeros));
         Block {
@@ -128,19 +129,19 @@ impl IntProduct<'_> {
             panels,
             n: self.n,
             col: 0,
-            finish,
+            write_back,
         }
     }
 
     #[inline(always)]
-    fn finish(&self) -> Dequantize<'_> {
+    fn write_back(&self) -> Dequantize<'_> {
         Dequantize {
             scale: self.x.scale,
             zero_point: self.x.zero_point,
             weight_scale: self.packed.scale(),
             sums: self.packed.sums(),
             columns: self.packed.columns(),
-            finish: self.finish,
+            write_back: self.write_back,
         }
     }
 }
@@ -175,9 +176,9 @@ struct CopyRows<'a> {
 impl IntKernel for CopyRows<'_> {
     #[inline(always)]
     fn run<D: IntDot>(self, d: D) {
-        let finish = self.product.finish();
+        let write_back = self.product.write_back();
         // SAFETY: the callers of `IntProduct::run` have checked all operands.
-        unsafe { d.copy_rows(&self.product.block::<D>(self.zeros, self.rows, 0..0, &finish), self.to) }
+        unsafe { d.copy_rows(&self.product.block::<D>(self.zeros, self.rows, 0..0, &write_back), self.to) }
     }
 }
 
@@ -194,10 +195,11 @@ struct Multiply<'a> {
 impl IntKernel for Multiply<'_> {
     #[inline(always)]
     fn run<D: IntDot>(self, d: D) {
-        assert_eq!(self.product.isa.dot_level().columns(), Codes::<D>::COLS, "columns of a panel");
-        let finish = self.product.finish();
-        let block = self.product.block::<D>(self.zeros, self.rows, self.panels, &finish);
-        // SAFETY: the callers of `IntProduct::run` have checked all operands; tasks have disjoint rows or columns.
+        assert_eq!(self.product.isa.dot_instruction().columns(), Codes::<D>::COLS, "columns of a panel");
+        let write_back = self.product.write_back();
+        let block = self.product.block::<D>(self.zeros, self.rows, self.panels, &write_back);
+        // SAFETY: the callers of `IntProduct::run` have checked all operands; tasks have disjoint
+        // rows or columns.
         unsafe { d.drive(Codes(d), &block, self.copied) }
     }
 }

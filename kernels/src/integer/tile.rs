@@ -1,7 +1,7 @@
 //! Integers on the register tile: what sums of codes stand for.
 
 use super::dot::IntDot;
-use crate::gemm::{Finish, Micro, Tile, dot_tiles, finish};
+use crate::gemm::{MicroKernel, Tile, WriteBack, dot_tiles, write_back};
 use crate::simd::{Arithmetic, Simd};
 
 /// Codes times codes with the instruction of `D`.
@@ -21,14 +21,14 @@ pub(super) struct Dequantize<'a> {
     pub sums: &'a [i32],
     /// Padded columns.
     pub columns: usize,
-    pub finish: Finish<'a>,
+    pub write_back: WriteBack<'a>,
 }
 
-impl<D: IntDot> Micro for Codes<D> {
+impl<D: IntDot> MicroKernel for Codes<D> {
     type Left = D::Left;
     type Right = i8;
     type Acc = i32;
-    type Finish<'a> = Dequantize<'a>;
+    type WriteBack<'a> = Dequantize<'a>;
     const ROWS: usize = D::MR;
     const COLS: usize = 2 * <D::Float as Simd>::LANES;
     const GROUP: usize = D::GROUP;
@@ -62,8 +62,8 @@ impl<D: IntDot> Micro for Codes<D> {
     }
 
     #[inline(always)]
-    unsafe fn finish(self, how: &Dequantize, row: usize, rows: usize, col: usize, cols: usize, sums: *const f32) {
+    unsafe fn write_back(self, how: &Dequantize, row: usize, rows: usize, col: usize, cols: usize, sums: *const f32) {
         // SAFETY: the caller's promise.
-        unsafe { finish(self.0.float(), &how.finish, row, rows, col, cols, sums) }
+        unsafe { write_back(self.0.float(), &how.write_back, row, rows, col, cols, sums) }
     }
 }

@@ -4,8 +4,8 @@ use super::Call;
 use super::elementwise::activate;
 use super::lane::{Lane, by_float};
 use super::linear::product;
+use super::quant::nearest_bf16;
 use super::walk::broadcast_strides;
-use crate::scalar::round_bf16;
 use cqc_proto::dtype::DType;
 use cqc_proto::op::{Act, Op, SOFTMAX_BF16};
 use cqc_proto::tensor::Tensor;
@@ -121,7 +121,8 @@ impl Mask {
     }
 }
 
-/// In place; zeros where every score is -inf. With `bits`, weights are multiples of 1 / (2^bits − 1) of the largest before they are normalised, or bf16.
+/// In place; zeros where every score is -inf. With `bits`, weights are multiples of 1 / (2^bits −
+/// 1) of the largest before they are normalised, or bf16.
 fn softmax<T: Lane>(row: &mut [T], bits: u8) {
     let largest = row.iter().fold(T::LOWEST, |m, &v| Lane::max(m, v));
     if largest == T::LOWEST {
@@ -135,7 +136,7 @@ fn softmax<T: Lane>(row: &mut [T], bits: u8) {
     for v in row.iter_mut() {
         let mut e = libm::exp(v.to_f64() - base);
         if bits == SOFTMAX_BF16 {
-            e = f64::from(round_bf16(e as f32));
+            e = f64::from(nearest_bf16(e as f32));
         } else if bits > 0 {
             let levels = f64::from((1u32 << bits) - 1);
             e = (e * levels).round_ties_even() / levels;

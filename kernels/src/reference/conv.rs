@@ -59,7 +59,8 @@ impl Images {
     }
 }
 
-/// Where windows lie: input coordinate = output coordinate · stride + kernel coordinate · dilation - pad.
+/// Where windows lie: input coordinate = output coordinate · stride + kernel coordinate · dilation
+/// - pad.
 pub(super) struct Windows {
     pub kernel: [usize; 3],
     pub strides: [usize; 3],
@@ -130,7 +131,8 @@ fn conv<T: Lane>(call: &Call) -> Tensor {
     out.of(&y)
 }
 
-/// Appends, per tap of the window, the input elements under it at each output position of the tile; zero outside.
+/// Appends, per tap of the window, the input elements under it at each output position of the tile;
+/// zero outside.
 fn gather<T: Lane>(
     x: &[T],
     start: usize,

@@ -56,7 +56,8 @@ fn gather(call: &Call, axis: usize) -> Result<Tensor, EvalError> {
     Ok(out.of_bytes(bytes))
 }
 
-/// For each element of the index operand (input 1), the position in data (input 0) that it addresses along the axis.
+/// For each element of the index operand (input 1), the position in data (input 0) that it
+/// addresses along the axis.
 fn element_places(call: &Call, axis: usize) -> Result<Vec<usize>, EvalError> {
     let (data, operand) = (call.input(0).shape(), call.input(1));
     let own = strides(data);
@@ -81,8 +82,8 @@ fn gather_elements<W: bytemuck::Pod>(call: &Call, axis: usize) -> Result<Tensor,
     Ok(call.out().of_words(&values))
 }
 
-/// For each tuple of `k` indices along the last axis of input 1, the position of the element or slice of a `shape` that
-/// it addresses.
+/// For each tuple of `k` indices along the last axis of input 1, the position of the element or
+/// slice of a `shape` that it addresses.
 fn tuples(call: &Call, shape: &[usize], k: usize) -> Result<Vec<usize>, EvalError> {
     let own = strides(shape);
     let address = |tuple: &[i64]| {

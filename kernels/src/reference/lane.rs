@@ -1,7 +1,8 @@
-//! The four number types in which the definitions compute, and their way from and to every element type.
+//! The four number types in which the definitions compute, and their way from and to every element
+//! type.
 //!
-//! f16 and bf16 compute in f32; signed and narrow unsigned integers in i64, where wrapping arithmetic has the same low
-//! bits; u64 and bool in u64.
+//! f16 and bf16 compute in f32; signed and narrow unsigned integers in i64, where wrapping
+//! arithmetic has the same low bits; u64 and bool in u64.
 
 use cqc_proto::dtype::DType;
 use cqc_proto::tensor::Tensor;
@@ -191,7 +192,8 @@ macro_rules! by_float {
     };
 }
 
-/// Evaluates `$body` with `$W` standing for an unsigned integer as wide as the elements, to move them unseen.
+/// Evaluates `$body` with `$W` standing for an unsigned integer as wide as the elements, to move
+/// them unseen.
 macro_rules! by_width {
     ($dtype:expr, $W:ident => $body:expr) => {
         match $dtype.size() {
@@ -225,8 +227,8 @@ pub(super) fn words<W: bytemuck::AnyBitPattern>(t: &Tensor) -> Cow<'_, [W]> {
     }
 }
 
-/// Values as bytes of an element type. Floats round to nearest even; floats become integers by truncation and
-/// saturation; integers wrap around; anything ≠ 0 is true.
+/// Values as bytes of an element type. Floats round to nearest even; floats become integers by
+/// truncation and saturation; integers wrap around; anything ≠ 0 is true.
 pub(super) fn store<T: Lane>(values: &[T], dtype: DType) -> Vec<u8> {
     match dtype {
         DType::F32 => bytes(values, |v| (v.to_f64() as f32).to_le_bytes()),
@@ -259,7 +261,8 @@ fn narrow<T: Lane, R>(v: T, low: i64, high: i64, f: impl Fn(i64) -> R) -> R {
     f(if T::IS_INTEGER { wide } else { wide.clamp(low, high) })
 }
 
-/// To f32 by rounding to odd, so that the rounding to a narrower type that follows sees whether anything was cut off.
+/// To f32 by rounding to odd, so that the rounding to a narrower type that follows sees whether
+/// anything was cut off.
 fn to_odd(v: f64) -> f32 {
     let near = v as f32;
     if near as f64 == v || v.is_nan() {
@@ -275,7 +278,8 @@ mod tests {
 
     #[test]
     fn halves_round_once() {
-        let above_a_tie = 1.0 + 2f64.powi(-11) + 2f64.powi(-40); // f32 alone would lose the last bit and round to even
+        // f32 alone would lose the last bit and round to even
+        let above_a_tie = 1.0 + 2f64.powi(-11) + 2f64.powi(-40);
         assert_eq!(store(&[above_a_tie], DType::F16), f16::from_f32(1.0 + 2f32.powi(-10)).to_le_bytes());
         assert_eq!(store(&[1.0 + 2f64.powi(-11)], DType::F16), f16::ONE.to_le_bytes());
         assert_eq!(store(&[-1e300], DType::BF16), bf16::NEG_INFINITY.to_le_bytes());

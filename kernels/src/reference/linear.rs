@@ -1,4 +1,5 @@
-//! Matrix products, linear layers, Einstein sums, and the epilogue that convolutions share with them.
+//! Matrix products, linear layers, Einstein sums, and the epilogue that convolutions share with
+//! them.
 
 use super::elementwise::activate;
 use super::lane::{Lane, by_float, by_lane};
@@ -163,7 +164,8 @@ struct Factor<'a, T: Lane> {
 }
 
 impl<T: Lane> Factor<'_, T> {
-    /// The distance between neighbours along a letter: 0 where it does not occur, the diagonal where it occurs twice.
+    /// The distance between neighbours along a letter: 0 where it does not occur, the diagonal
+    /// where it occurs twice.
     fn step(&self, letter: char) -> isize {
         let own = strides(&self.shape);
         let axes = (0..self.shape.len()).filter(|&i| self.letters[i] == letter && self.shape[i] != 1);

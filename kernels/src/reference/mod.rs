@@ -1,9 +1,11 @@
-//! What every operator means: the straightforward definition, for every element type that the operator accepts.
+//! What every operator means: the straightforward definition, for every element type that the
+//! operator accepts.
 //!
-//! Used for folding constants, as the oracle of the fast kernels, and at run time for operators that have no fast kernel.
-//! One file per family, named as in `cqc_proto::op`. Transcendental functions are evaluated in f64 by `libm`, so that
-//! results are the same on every machine; sums of normalisations and reductions are kept in f64, products of matrices in
-//! the type itself (f32 for f16 and bf16), summed in ascending order of the inner index.
+//! Used for folding constants, as the oracle of the fast kernels, and at run time for operators
+//! that have no fast kernel. One file per family, named as in `cqc_proto::op`. Transcendental
+//! functions are evaluated in f64 by `libm`, so that results are the same on every machine; sums of
+//! normalisations and reductions are kept in f64, products of matrices in the type itself (f32 for
+//! f16 and bf16), summed in ascending order of the inner index.
 
 mod attention;
 mod conv;
@@ -27,6 +29,7 @@ use cqc_proto::op::{Op, OpError};
 use cqc_proto::tensor::Tensor;
 use cqc_proto::types::ValueType;
 use lane::{Lane, store};
+pub(crate) use quant::nearest_bf16;
 use walk::volume;
 
 /// Largest result that is computed: 2^34 bytes.
@@ -77,8 +80,8 @@ pub enum EvalError {
 /// The operator's results. Optional inputs may be `None` or, at the end, left out.
 ///
 /// # Errors
-/// See [`EvalError`]; whatever [`Op::infer`] accepts either has a value or fails with one of the others, never panics.
-/// Where the result has no elements, indices are not looked at.
+/// See [`EvalError`]; whatever [`Op::infer`] accepts either has a value or fails with one of the
+/// others, never panics. Where the result has no elements, indices are not looked at.
 pub fn eval(op: &Op, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, EvalError> {
     let types: Vec<Option<ValueType>> = inputs.iter().map(|t| t.map(Tensor::value_type)).collect();
     let types: Vec<Option<&ValueType>> = types.iter().map(Option::as_ref).collect();

@@ -22,7 +22,8 @@ pub(super) fn eval(call: &Call) -> Result<Tensor, EvalError> {
             let mut by = own.clone();
             for ((&axis, start), &step) in axes.iter().zip(starts).zip(steps) {
                 first += known(call, start)? as isize * own[axis];
-                by[axis] = own[axis].wrapping_mul(step as isize); // wraps only where the step is never taken
+                // wraps only where the step is never taken
+                by[axis] = own[axis].wrapping_mul(step as isize);
             }
             strided(x, first, &by, out)
         }
@@ -88,7 +89,8 @@ fn pad<W: bytemuck::Pod>(call: &Call, before: &[i64], mode: PadMode) -> Tensor {
     out.of_words(&remapped(&words::<W>(x), x.shape(), &maps, fill))
 }
 
-/// The element of an axis of `size` elements that a padded position repeats; `None` = the fill value.
+/// The element of an axis of `size` elements that a padded position repeats; `None` = the fill
+/// value.
 fn source(at: i64, size: usize, mode: PadMode) -> Option<usize> {
     let n = size as i64;
     if (0..n).contains(&at) {
@@ -107,7 +109,8 @@ fn source(at: i64, size: usize, mode: PadMode) -> Option<usize> {
     Some(inside as usize)
 }
 
-/// Element `i` of the result is element `maps[0][i[0]], maps[1][i[1]], …` of x, or `fill` where one of them is `None`.
+/// Element `i` of the result is element `maps[0][i[0]], maps[1][i[1]], …` of x, or `fill` where one
+/// of them is `None`.
 pub(super) fn remapped<W: Copy>(x: &[W], shape: &[usize], maps: &[Vec<Option<usize>>], fill: W) -> Vec<W> {
     let Some((last, outer)) = maps.split_last() else {
         return x.to_vec();

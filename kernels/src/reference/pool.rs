@@ -19,7 +19,8 @@ fn pool<T: Lane>(call: &Call) -> Tensor {
     let (from, to) = (Images::new(x.shape(), *layout), Images::new(&out.shape, *layout));
     let windows = Windows::new(kernel, strides, dilations, pads);
     let behind = three(&pads[kernel.len()..], 0);
-    // coordinates wrap in front of the input, so padding is counted in coordinates that begin with it
+    // coordinates wrap in front of the input, so padding is counted in coordinates that begin with
+    // it
     let padded: [usize; 3] = std::array::from_fn(|i| windows.pads[i] + from.sizes[i] + behind[i]);
     let counts = |at: [usize; 3]| inside(std::array::from_fn(|i| at[i].wrapping_add(windows.pads[i])), padded);
     let (lowest, _) = limits::<T>(out.dtype);

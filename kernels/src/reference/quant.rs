@@ -4,7 +4,6 @@ use super::Call;
 use super::lane::{Lane, by_float};
 use super::reduce::limits;
 use super::walk::around;
-use crate::scalar::{fake_quant_one, round_bf16};
 use cqc_proto::dtype::DType;
 use cqc_proto::op::Op;
 use cqc_proto::tensor::Tensor;
@@ -25,7 +24,7 @@ pub(super) fn eval(call: &Call) -> Tensor {
 
 /// Which scale belongs to which element.
 struct Scales {
-    /// Size of the axis, elements behind it, elements that share a scale along it, scales along it.
+    /// Size of the axis, elements after it, elements that share a scale along it, scales along it.
     along: Option<(usize, usize, usize, usize)>,
     /// Blocked scales differ along the other axes too.
     blocked: bool,
@@ -76,7 +75,10 @@ pub(super) fn eval_fake(call: &Call) -> Tensor {
     match call.op {
         Op::FakeQuant { bits, segments } => fake_quant(call, *bits, segments),
         Op::DequantizeWeight { output_axis, segments, .. } => dequantize_weight(call, *output_axis, segments),
-        Op::RoundBf16 => call.out().of(&f32::load(call.input(0)).iter().map(|&x| round_bf16(x)).collect::<Vec<f32>>()),
+        Op::RoundBf16 => {
+            let rounded: Vec<f32> = f32::load(call.input(0)).iter().map(|&x| nearest_bf16(x)).collect();
+            call.out().of(&rounded)
+        }
         _ => unreachable!("dispatched by reference::eval"),
     }
 }
@@ -98,6 +100,22 @@ fn fake_quant(call: &Call, bits: u8, segments: &[usize]) -> Tensor {
         s => fake_quant_one(x, scale[s], zero[s], bits),
     };
     call.out().of(&x.iter().enumerate().map(value).collect::<Vec<f32>>())
+}
+
+/// `(q − zero) · scale` with `q = clamp(round(x / scale) + zero, 0, 2^bits − 1)`; NaN gives q = 0.
+fn fake_quant_one(x: f32, scale: f32, zero: f32, bits: u8) -> f32 {
+    let (low, high) = (-zero, ((1u32 << bits) - 1) as f32 - zero);
+    // the bounds are whole, so that rounding after the clamp is the same
+    let steps = x * (1.0 / scale);
+    let steps = if steps > low { steps } else { low };
+    // integers have no −0
+    ((if steps < high { steps } else { high }).round_ties_even() + 0.0) * scale
+}
+
+/// The nearest bf16, ties to even, as f32; a NaN stays one.
+#[inline]
+pub(crate) fn nearest_bf16(x: f32) -> f32 {
+    half::bf16::from_f32(x).to_f32()
 }
 
 fn dequantize_weight(call: &Call, output_axis: usize, segments: &[usize]) -> Tensor {

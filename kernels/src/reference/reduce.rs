@@ -70,7 +70,8 @@ fn in_f64(call: &Call, kind: ReduceKind, axes: &[usize]) -> Tensor {
 
 fn log_sum_exp(x: &[f64], shape: &[usize], axes: &[usize], len: usize) -> Vec<f64> {
     let largest = fold(x, shape, axes, vec![f64::NEG_INFINITY; len], <f64 as Lane>::max);
-    // inf - inf would be NaN: around an infinite maximum the plain exponentials already say what the result is
+    // inf - inf would be NaN: around an infinite maximum the plain exponentials already say what
+    // the result is
     let start = largest.into_iter().map(|m| (if m.is_finite() { m } else { 0.0 }, 0.0)).collect();
     let sums = fold(x, shape, axes, start, |(m, sum), v| (m, sum + libm::exp(v - m)));
     sums.into_iter().map(|(m, sum)| m + libm::log(sum)).collect()

@@ -1,6 +1,7 @@
 //! Walking over strided tensors.
 
-/// Product of sizes: 0 if one is 0, else saturating. A tensor without elements may have sizes whose product overflows.
+/// Product of sizes: 0 if one is 0, else saturating. A tensor without elements may have sizes whose
+/// product overflows.
 pub(super) fn volume(shape: &[usize]) -> usize {
     if shape.contains(&0) { 0 } else { shape.iter().fold(1, |n, &d| n.saturating_mul(d)) }
 }
@@ -9,7 +10,8 @@ pub(super) fn volume(shape: &[usize]) -> usize {
 pub(super) fn strides(shape: &[usize]) -> Vec<isize> {
     let mut out = vec![1isize; shape.len()];
     for axis in (1..shape.len()).rev() {
-        out[axis - 1] = out[axis].wrapping_mul(shape[axis] as isize); // wraps only where there are no elements
+        // wraps only where there are no elements
+        out[axis - 1] = out[axis].wrapping_mul(shape[axis] as isize);
     }
     out
 }
@@ -21,12 +23,13 @@ pub(super) fn broadcast_strides(from: &[usize], to: &[usize]) -> Vec<isize> {
     (0..to.len()).map(|i| if i < missing || from[i - missing] == 1 { 0 } else { own[i - missing] }).collect()
 }
 
-/// Sizes before the axis, along it, and behind it.
+/// Sizes before the axis, along it, and after it.
 pub(super) fn around(shape: &[usize], axis: usize) -> (usize, usize, usize) {
     (volume(&shape[..axis]), shape[axis], volume(&shape[axis + 1..]))
 }
 
-/// Calls `f` for every index of `shape` in row-major order with Σ index · stride for each of the `K` stride lists.
+/// Calls `f` for every index of `shape` in row-major order with Σ index · stride for each of the
+/// `K` stride lists.
 pub(super) fn each<const K: usize>(shape: &[usize], strides: [&[isize]; K], mut f: impl FnMut([isize; K])) {
     if shape.contains(&0) {
         return;
@@ -54,8 +57,9 @@ pub(super) fn each<const K: usize>(shape: &[usize], strides: [&[isize]; K], mut 
     }
 }
 
-/// As [`each`] without the last axis: calls `f(starts, n, steps)` for every run of `n` elements along it, after neighbouring
-/// axes that all stride lists pass through evenly have been joined to make runs long.
+/// As [`each`] without the last axis: calls `f(starts, n, steps)` for every run of `n` elements
+/// along it, after neighbouring axes that all stride lists pass through evenly have been joined to
+/// make runs long.
 pub(super) fn runs<const K: usize>(
     shape: &[usize],
     strides: [&[isize]; K],

@@ -1,6 +1,7 @@
-//! AVX2 with FMA: 8 lanes, 16 registers. A 6 × 16 tile takes 12 of them, two hold the right side, one the left.
+//! AVX2 with FMA: 8 lanes, 16 registers. A 6 × 16 tile takes 12 of them, two hold the right side,
+//! one the left.
 
-use super::{Arithmetic, Kernel, Simd};
+use super::{Arithmetic, Simd, SimdKernel};
 use std::arch::x86_64::*;
 
 /// Proof that this CPU has AVX2 and FMA: only functions compiled for them make one.
@@ -19,7 +20,7 @@ impl Avx2 {
 /// Runs `kernel`, compiled for AVX2 and FMA.
 #[inline(never)]
 #[target_feature(enable = "avx2,fma")]
-pub(crate) fn enter<K: Kernel>(kernel: K) -> K::Out {
+pub(crate) fn enter<K: SimdKernel>(kernel: K) -> K::Out {
     kernel.run(Avx2(()))
 }
 
@@ -117,7 +118,7 @@ impl Simd for Avx2 {
     const MR: usize = 6;
 
     #[inline(always)]
-    fn outline<K: Kernel>(self, kernel: K) -> K::Out {
+    fn outline<K: SimdKernel>(self, kernel: K) -> K::Out {
         // SAFETY: `self` proves the features.
         unsafe { enter(kernel) }
     }

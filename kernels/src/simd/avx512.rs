@@ -1,6 +1,6 @@
 //! AVX-512 F: 16 lanes, 32 registers, and a mask for every partial access.
 
-use super::{Arithmetic, Kernel, Simd};
+use super::{Arithmetic, Simd, SimdKernel};
 use std::arch::x86_64::*;
 
 /// Proof that this CPU has AVX-512 F: only functions compiled for it make one.
@@ -19,7 +19,7 @@ impl Avx512 {
 /// Runs `kernel`, compiled for AVX-512 F.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx2,fma")]
-pub(crate) fn enter<K: Kernel>(kernel: K) -> K::Out {
+pub(crate) fn enter<K: SimdKernel>(kernel: K) -> K::Out {
     kernel.run(Avx512(()))
 }
 
@@ -116,7 +116,7 @@ impl Simd for Avx512 {
     const MR: usize = 12;
 
     #[inline(always)]
-    fn outline<K: Kernel>(self, kernel: K) -> K::Out {
+    fn outline<K: SimdKernel>(self, kernel: K) -> K::Out {
         // SAFETY: `self` proves the features.
         unsafe { enter(kernel) }
     }

@@ -1,8 +1,8 @@
 //! The vector type the kernels are written over, once per instruction set.
 //!
-//! A kernel is a value with its arguments in it ([`Kernel`]); [`crate::Isa::run`] calls it inside a function
-//! compiled for the chosen instruction set. Everything on the way down is `#[inline(always)]`, so the intrinsics
-//! end up in that function.
+//! A kernel is a value with its arguments in it ([`SimdKernel`]); [`crate::Isa::run`] calls it
+//! inside a function compiled for the chosen instruction set. Everything on the way down is
+//! `#[inline(always)]`, so the intrinsics end up in that function.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
@@ -14,14 +14,15 @@ pub(crate) mod wide;
 pub(crate) use portable::Portable;
 
 /// A piece of work, generic over the vector type.
-pub(crate) trait Kernel {
+pub(crate) trait SimdKernel {
     /// What it returns.
     type Out;
     /// The work. Implementations are `#[inline(always)]`.
     fn run<S: Simd>(self, s: S) -> Self::Out;
 }
 
-/// Vectors of f32 and what is computed with them. A value of an implementing type is proof that the CPU has its instructions.
+/// Vectors of f32 and what is computed with them. A value of an implementing type is proof that the
+/// CPU has its instructions.
 ///
 /// Comparisons follow SSE: `max(a, b)` is `b` where either is NaN.
 pub(crate) trait Arithmetic: Copy + Send + Sync + 'static {
@@ -37,7 +38,8 @@ pub(crate) trait Arithmetic: Copy + Send + Sync + 'static {
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     /// a / b
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
-    /// a / b for b ≥ 1, to two units in the last place where b is below 2^126; beyond, where 1 / b is no normal number, to 1e-4 of the result.
+    /// a / b for b ≥ 1, to two units in the last place where b is below 2^126; beyond, where 1 / b
+    /// is no normal number, to 1e-4 of the result.
     #[inline(always)]
     fn div_by_large(self, a: Self::V, b: Self::V) -> Self::V {
         self.div(a, b)
@@ -58,7 +60,8 @@ pub(crate) trait Arithmetic: Copy + Send + Sync + 'static {
     fn if_less(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
     /// x · 2^n for whole n in −252..=252, rounded once.
     fn scale2(self, x: Self::V, n: Self::V) -> Self::V;
-    /// y · 2^n where `shifted` is n + 1.5 · 2^23, y and the result are normal numbers and n is whole.
+    /// y · 2^n where `shifted` is n + 1.5 · 2^23, y and the result are normal numbers and n is
+    /// whole.
     fn add_exponent(self, y: Self::V, shifted: Self::V) -> Self::V;
 }
 
@@ -68,8 +71,9 @@ pub(crate) trait Simd: Arithmetic {
     const LANES: usize;
     /// Rows of a register tile of the matrix product; a tile is two vectors wide.
     const MR: usize;
-    /// Runs `kernel` as a function of its own: its registers are then not shared with the caller's loops.
-    fn outline<K: Kernel>(self, kernel: K) -> K::Out;
+    /// Runs `kernel` as a function of its own: its registers are then not shared with the caller's
+    /// loops.
+    fn outline<K: SimdKernel>(self, kernel: K) -> K::Out;
     /// `LANES` values from `p`.
     ///
     /// # Safety
@@ -90,17 +94,20 @@ pub(crate) trait Simd: Arithmetic {
     /// # Safety
     /// `n` values must be writable.
     unsafe fn store_n(self, p: *mut f32, v: Self::V, n: usize);
-    /// Stores the first `n ≤ LANES` lanes, in 0 ..= 255, as integers of `size` bytes, 1 or 2: the nearest ones, half to even.
+    /// Stores the first `n ≤ LANES` lanes, in 0 ..= 255, as integers of `size` bytes, 1 or 2: the
+    /// nearest ones, half to even.
     ///
     /// # Safety
     /// They must be writable, and aligned to their size.
     unsafe fn store_codes(self, p: *mut u8, v: Self::V, n: usize, size: usize);
-    /// [`Simd::store_codes`] of v rounded to whole numbers, ties to even, plus `zero`, a whole number.
+    /// [`Simd::store_codes`] of v rounded to whole numbers, ties to even, plus `zero`, a whole
+    /// number.
     ///
     /// # Safety
     /// As there.
     unsafe fn store_levels(self, p: *mut u8, v: Self::V, zero: Self::V, n: usize, size: usize);
-    /// The nearest bf16, ties to even, as f32; a NaN stays one. Numbers too small for normal ones are rounded like all others.
+    /// The nearest bf16, ties to even, as f32; a NaN stays one. Numbers too small for normal ones
+    /// are rounded like all others.
     fn round_bf16(self, a: Self::V) -> Self::V;
     /// Stores the bits of the first `n ≤ LANES` lanes, which are bf16 as f32.
     ///

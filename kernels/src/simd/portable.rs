@@ -1,8 +1,9 @@
-//! Arrays of 8: what runs where nothing faster does. Plain `a * b + c`, because a fused one is a library call here.
+//! Arrays of 8: what runs where nothing faster does. Plain `a * b + c`, because a fused one is a
+//! library call here.
 
-use super::{Arithmetic, Kernel, Simd};
+use super::{Arithmetic, Simd, SimdKernel};
 use crate::math::round_small;
-use crate::scalar::round_bf16;
+use crate::reference::nearest_bf16;
 
 /// Any CPU.
 #[derive(Clone, Copy)]
@@ -101,7 +102,7 @@ impl Simd for Portable {
     const MR: usize = 3;
 
     #[inline(never)]
-    fn outline<K: Kernel>(self, kernel: K) -> K::Out {
+    fn outline<K: SimdKernel>(self, kernel: K) -> K::Out {
         kernel.run(self)
     }
     #[inline(always)]
@@ -140,7 +141,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn round_bf16(self, a: V) -> V {
-        zip(a, a, |a, _| round_bf16(a))
+        zip(a, a, |a, _| nearest_bf16(a))
     }
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut u16, v: V, n: usize) {

@@ -1,7 +1,8 @@
 //! Several vectors side by side.
 //!
-//! The functions of [`crate::math`] are chains of some 25 instructions, four cycles each, that wait for one another, and a CPU's
-//! scheduler, some 100 instructions, holds a few of them only. Over [`Wide`] every step is taken for all vectors before the next one.
+//! The functions of [`crate::math`] are chains of some 25 instructions, four cycles each, that wait
+//! for one another, and a CPU's scheduler, some 100 instructions, holds a few of them only. Over
+//! [`Wide`] every step is taken for all vectors before the next one.
 
 use super::{Arithmetic, Simd};
 use crate::gemm::{load_some, store_some};

@@ -1,6 +1,8 @@
 //! What the tests share: noise, the instruction sets of this CPU, and a comparison with its reason.
 #![allow(dead_code)] // every test file is a crate of its own and uses a part
 
+pub mod definition;
+
 use cqc_kernels::{Isa, Pool};
 
 /// A small generator: the same numbers on every machine.

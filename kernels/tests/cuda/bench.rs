@@ -101,7 +101,7 @@ impl Bench {
         let mut values = Vec::with_capacity(rows * cols);
         for row in bytes[operand.offset..].chunks(operand.ld * size).take(rows) {
             values.extend(row[..cols * size].chunks(size).map(|element| decode(element, operand.element)));
-            assert!(row[cols * size..].iter().all(|&b| b == 0x7b), "bytes behind a row were written");
+            assert!(row[cols * size..].iter().all(|&b| b == 0x7b), "bytes after a row were written");
         }
         values
     }
@@ -142,7 +142,8 @@ pub fn expected(op: &Op, inputs: &[Option<&Tensor>]) -> Vec<f32> {
     reference::eval(op, inputs).unwrap()[0].to_f32_vec()
 }
 
-/// Every code is the one that `wanted / scale` rounds to, or its neighbour where that is near the middle between two.
+/// Every code is the one that `wanted / scale` rounds to, or its neighbour where that is near the
+/// middle between two.
 #[track_caller]
 pub fn assert_codes(got: &[f32], wanted: &[f32], scale: f32, zero: f32, near: f32, what: &str) {
     for (i, (&got, &wanted)) in got.iter().zip(wanted).enumerate() {

@@ -3,7 +3,7 @@
 use crate::bench::{Bench, assert_codes, benches, expected, halves, tensor};
 use crate::common::{Rng, assert_close};
 use cqc_kernels::cuda::{
-    ElementType, Filter, FilterKind, Output, PerImage, Rounding, Tail, Tile, conv, matmul, split_bytes, splits,
+    ElementType, Epilogue, Filter, FilterKind, Output, PerImage, Rounding, Tile, conv, matmul, split_bytes, splits,
 };
 use cqc_kernels::{Act, ConvShape, MatmulShape};
 use cqc_proto::Op;
@@ -70,10 +70,10 @@ impl Numbers {
     }
 }
 
-fn tail<'a>(parts: &'a [cqc_kernels::cuda::Operand; 5], s: &ConvShape, act: Act) -> Tail<'a> {
+fn tail<'a>(parts: &'a [cqc_kernels::cuda::Operand; 5], s: &ConvShape, act: Act) -> Epilogue<'a> {
     let [bias, row, gate, residual, scale] = parts;
     let image = |values| PerImage { values, stride: s.cout, rows: s.out_h() * s.out_w() };
-    Tail {
+    Epilogue {
         scale: Some(scale),
         bias: Some(bias),
         row: Some(image(row)),
@@ -98,7 +98,8 @@ fn convolution_in_fp16_equals_the_definition() {
                 let parts = n.tail(&b, &s);
                 let y = b.room(s.out_rows(), cout + 1, ElementType::F16);
                 b.run(&conv(&b.state, &s, &filter, &x, None, &tail(&parts, &s, act), &Output::plain(&y), tile, None));
-                // 2^-11 of fp16 results, and what activations make of sums that differ by their order
+                // 2^-11 of fp16 results, and what activations make of sums that differ by their
+                // order
                 assert_close(
                     &b.get(&y, s.out_rows(), cout),
                     &n.wanted(&s, act),
@@ -215,7 +216,17 @@ fn sums_of_codes_are_exact() {
                 let (scale, zero) = (b.table(&q.scale), b.table(&q.zero));
                 let filter = q.filter(&b, &s);
                 let rounding = Some([&scale, &zero]);
-                b.run(&conv(&b.state, &s, &filter, &codes, rounding, &Tail::default(), &Output::plain(&y), tile, None));
+                b.run(&conv(
+                    &b.state,
+                    &s,
+                    &filter,
+                    &codes,
+                    rounding,
+                    &Epilogue::default(),
+                    &Output::plain(&y),
+                    tile,
+                    None,
+                ));
                 assert_eq!(b.get(&y, s.out_rows(), cout), wanted, "{s:?} {segments:?} {tile:?}");
             }
         }
@@ -271,7 +282,8 @@ fn sums(b: &Bench, s: &ConvShape, splits: usize) -> cqc_kernels::cuda::Operand {
     b.room(1, split_bytes(s.out_rows(), s.cout, splits.max(2)) / 4, ElementType::F32)
 }
 
-/// Rows of the result and of the residual that are made of 16 bytes, and blocks that share the depth.
+/// Rows of the result and of the residual that are made of 16 bytes, and blocks that share the
+/// depth.
 #[test]
 fn eight_columns_at_once_and_a_shared_depth_equal_the_definition() {
     for b in benches() {

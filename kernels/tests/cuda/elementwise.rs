@@ -51,7 +51,8 @@ fn functions_of_one_operand_equal_the_definitions() {
 #[test]
 fn rounding_to_bf16_is_exact() {
     for b in benches() {
-        // ties of both kinds, numbers that round up into the next power of two, tiny ones, both infinities, NaN
+        // ties of both kinds, numbers that round up into the next power of two, tiny ones, both
+        // infinities, NaN
         let bits =
             [0x3f80_8000, 0x3f81_8000, 0x3f80_8001, 0x3fff_ffff, 0xc0ff_8000, 0x0000_8001, 0x7f80_0000, 0xff80_0000];
         let mut x: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();

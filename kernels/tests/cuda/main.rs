@@ -1,5 +1,6 @@
-//! The CUDA kernels against the definitions, on random ragged shapes: in the simulator where it is built in (feature `cuda-sim`), on a GPU
-//! where there is one (feature `cuda`; with `CQC_REQUIRE_CUDA=1` a missing one fails).
+//! The CUDA kernels against the definitions, on random ragged shapes: in the simulator where it is
+//! built in (feature `cuda-sim`), on a GPU where there is one (feature `cuda`; with
+//! `CQC_REQUIRE_CUDA=1` a missing one fails).
 #![cfg(any(feature = "cuda", feature = "cuda-sim"))]
 
 #[path = "../common/mod.rs"]

@@ -1,4 +1,5 @@
-//! Every kernel compiles for every architecture, without spills, and those that multiply matrices use tensor cores.
+//! Every kernel compiles for every architecture, without spills, and those that multiply matrices
+//! use tensor cores.
 
 use cqc_kernels::cuda::nvrtc::Nvrtc;
 use cqc_kernels::cuda::{KERNELS, SOURCES};

@@ -17,15 +17,17 @@ fn results(b: &Bench, of: PeakOf, input: &Operand, rounds: usize) -> Vec<f32> {
 /// The numbers in a word, as many as there are.
 type Read = fn(u32) -> Vec<f64>;
 
-/// Sums over the lanes that hold this quarter of the depth, and over these words of theirs, number by number.
+/// Sums over the lanes that hold this quarter of the depth, and over these words of theirs, number
+/// by number.
 fn sums(words: &[u32], quarter: usize, at: &[usize], read: Read) -> Vec<f64> {
     let lanes = words.chunks(16).skip(quarter).step_by(4);
     let parts: Vec<Vec<f64>> = lanes.flat_map(|lane| at.iter().map(|&i| read(lane[i]))).collect();
     (0..parts[0].len()).map(|i| parts.iter().map(|part| part[i]).sum()).collect()
 }
 
-/// What all sums of a warp come to: for each place in the depth, all that a holds there times all that b holds there. Of a lane's words
-/// eight are of a, the upper half of the depth in the second pair of four, and eight of b, that half in the odd ones.
+/// What all sums of a warp come to: for each place in the depth, all that a holds there times all
+/// that b holds there. Of a lane's words eight are of a, the upper half of the depth in the second
+/// pair of four, and eight of b, that half in the odd ones.
 fn wanted(words: &[u32], a: Read, b: Read) -> f64 {
     let halves = [([0, 1, 4, 5], [8, 10, 12, 14]), ([2, 3, 6, 7], [9, 11, 13, 15])];
     let places = (0..4).flat_map(|quarter| halves.map(|(of_a, of_b)| (quarter, of_a, of_b)));

@@ -1,4 +1,5 @@
-//! The primitives of a GPU against those of the simulator: the first thing to look at on a new architecture.
+//! The primitives of a GPU against those of the simulator: the first thing to look at on a new
+//! architecture.
 
 use crate::bench::all_benches;
 use cqc_kernels::cuda::{ElementType, Operand, SELFTEST_IN, SELFTEST_OUT, check_selftest, selftest, selftest_input};
@@ -29,7 +30,8 @@ fn primitives_are_the_same_everywhere() {
                 bytes.chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect()
             })
             .collect();
-        // what can be said without a second device: a reciprocal is rounded to nearest, conversions are those of `half`
+        // what can be said without a second device: a reciprocal is rounded to nearest, conversions
+        // are those of `half`
         for result in &results {
             for (lane, (got, given)) in result.chunks(32).zip(words[..512].chunks(16)).enumerate() {
                 let floats = [given[12], given[13]].map(f32::from_bits);

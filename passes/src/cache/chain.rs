@@ -10,6 +10,7 @@ use super::flow::{Flow, Set, root};
 use crate::ir::{NodeId, ValueId};
 use cqc_proto::Op;
 use cqc_proto::op::BinaryKind;
+use cqc_proto::op::operand::{GATE, RESIDUAL, ROW, X};
 use petgraph::algo::dominators::{Dominators, simple_fast};
 use petgraph::graph::{DiGraph, NodeIndex};
 use std::collections::{HashMap, HashSet};
@@ -23,9 +24,6 @@ const ELEMENT: f64 = 0.5;
 
 /// Most candidates that a chain gives; longer chains are thinned evenly.
 const MOST_RANGES: usize = 24;
-
-/// Where `residual` stands among the operands of a product (`Op::Linear`, `Op::Conv`).
-const RESIDUAL: usize = 5;
 
 /// The residual chain that the model is made of.
 pub struct Backbone {
@@ -114,7 +112,7 @@ pub fn residual(flow: &Flow, id: NodeId) -> Option<(ValueId, ValueId)> {
             let first = same_type(a).then(|| branch_of(a, &[1])).flatten();
             first.or_else(|| same_type(b).then(|| branch_of(b, &[0])).flatten())
         }
-        Op::Linear { .. } | Op::Conv { .. } => branch_of(node.input(RESIDUAL)?, &[0, 3, 4]),
+        Op::Linear { .. } | Op::Conv { .. } => branch_of(node.input(RESIDUAL)?, &[X, ROW, GATE]),
         _ => None,
     }
 }

@@ -7,6 +7,7 @@
 use super::weights::QuantizedWeight;
 use crate::bind::{Bound, CachedPart, Origin, Part};
 use crate::ir::{Graph, Node, NodeId, NodeOrigin, ValueId};
+use cqc_proto::op::Quantization;
 use cqc_proto::{Bindings, Op, Tensor};
 use std::collections::{BTreeMap, HashSet};
 
@@ -129,7 +130,8 @@ pub fn survey(bound: &Bound, spec: &QuantSpec, batch: Option<&str>) -> Survey {
                 let segments = if spec.split { segments(g, node) } else { vec![] };
                 let edge = [first, last].contains(&Some(node.outputs[0]));
                 let bits = if edge { 8 } else { spec.weight_bits };
-                let count = if is_product(node) { 1 } else { 3 };
+                let quantization = node.op.traits().quantization;
+                let count = quantization.rounded_operands();
                 let mut site = |v: ValueId| {
                     let name = g.value(v).name.clone();
                     let sizes = if segments.is_empty() { vec![channels(g, v)] } else { segments.clone() };
@@ -140,8 +142,8 @@ pub fn survey(bound: &Bound, spec: &QuantSpec, batch: Option<&str>) -> Survey {
                 };
                 let sites = (0..count).filter_map(|i| node.input(i)).map(&mut site).collect();
                 let weight = node.input(1).and_then(|w| g.tensor(w)).filter(|_| is_product(node));
-                let axis = usize::from(matches!(node.op, Op::Linear { .. }));
-                let weight = weight.map(|w| QuantizedWeight::nearest(w, axis, &segments, bits));
+                let weight = weight.zip(quantization.output_axis());
+                let weight = weight.map(|(w, axis)| QuantizedWeight::nearest(w, axis, &segments, bits));
                 let channels = channels(g, node.outputs[0]);
                 out.layers.push(Layer {
                     name: node.name.clone(),
@@ -168,11 +170,7 @@ pub fn survey(bound: &Bound, spec: &QuantSpec, batch: Option<&str>) -> Survey {
 /// Weights of the products of a prelude.
 fn prelude_weights(g: &Graph, bits: u8) -> impl Iterator<Item = PreludeWeight> {
     g.nodes().filter_map(move |(_, node)| {
-        let axis = match &node.op {
-            Op::Linear { .. } => 1,
-            Op::Conv { groups: 1, .. } => 0,
-            _ => return None,
-        };
+        let axis = node.op.traits().quantization.output_axis().filter(|_| !is_grouped(node))?;
         let weight = QuantizedWeight::nearest(g.tensor(node.input(1)?)?, axis, &[], bits);
         Some(PreludeWeight { node: source(node), key: g.value(node.outputs[0]).name.clone(), weight })
     })
@@ -198,28 +196,39 @@ fn live_nodes(bound: &Bound, cached: &CachedPart) -> HashSet<NodeId> {
 }
 
 fn is_product(node: &Node) -> bool {
-    matches!(node.op, Op::Conv { .. } | Op::Linear { .. })
+    node.op.traits().quantization.is_product()
+}
+
+/// Whether it is a convolution whose channels are in groups.
+fn is_grouped(node: &Node) -> bool {
+    if let Op::Conv { groups, .. } = &node.op { *groups > 1 } else { false }
 }
 
 /// Whether the node is a layer to quantize; the reason if one is not.
 pub(super) fn candidate(g: &Graph, node: &Node, spec: &QuantSpec) -> Option<Result<(), String>> {
     let refuse = |why: &str| Some(Err(why.to_string()));
-    if spec.keep_float.contains(&node.name)
-        && matches!(node.op, Op::Conv { .. } | Op::Linear { .. } | Op::Attention { .. })
-    {
+    let quantization = node.op.traits().quantization;
+    if spec.keep_float.contains(&node.name) && quantization.rounded_operands() > 0 {
         return refuse("as asked");
     }
-    match &node.op {
-        Op::Conv { .. } | Op::Linear { .. } if g.tensor(node.input(1)?).is_none() => refuse("its weights are computed"),
-        Op::Conv { groups, .. } if *groups > 1 => refuse("its channels are in groups: fewer bits gain nothing"),
-        Op::Conv { .. } | Op::Linear { .. } if spec.narrow_float && is_narrow(g, node) => {
+    match quantization {
+        Quantization::Product { .. } if g.tensor(node.input(1)?).is_none() => refuse("its weights are computed"),
+        Quantization::Product { .. } if is_grouped(node) => {
+            refuse("its channels are in groups: fewer bits gain nothing")
+        }
+        Quantization::Product { .. } if spec.narrow_float && is_narrow(g, node) => {
             Some(Err(format!("fewer than {FEW_CHANNELS} channels go in or out")))
         }
-        Op::Conv { layout, .. } if layout.channel_axis(4) != 3 => refuse("its channels come first"),
-        Op::Conv { .. } | Op::Linear { .. } | Op::Attention { .. } => Some(Ok(())),
-        Op::MatMul | Op::ConvTranspose { .. } | Op::Einsum { .. } => refuse("its operator has no form with fewer bits"),
-        _ => None,
+        Quantization::Product { .. } if has_channels_first(node) => refuse("its channels come first"),
+        Quantization::Product { .. } | Quantization::Attention => Some(Ok(())),
+        Quantization::FloatProduct => refuse("its operator has no form with fewer bits"),
+        Quantization::KeepsChannels | Quantization::MixesChannels => None,
     }
+}
+
+/// Whether it is a convolution over channels-first images.
+fn has_channels_first(node: &Node) -> bool {
+    if let Op::Conv { layout, .. } = &node.op { layout.channel_axis(4) != 3 } else { false }
 }
 
 fn is_narrow(g: &Graph, node: &Node) -> bool {
@@ -244,8 +253,8 @@ fn segments(g: &Graph, node: &Node) -> Vec<usize> {
     let Some(mut v) = node.input(0).filter(|_| is_product(node)) else { return vec![] };
     while let Some(producer) = g.producer_node(v) {
         match &producer.op {
-            Op::GroupNorm { .. } | Op::LayerNorm { .. } | Op::RmsNorm { .. } | Op::Unary { .. } => {
-                v = producer.inputs[0].expect("they have one");
+            op if op.traits().quantization == Quantization::KeepsChannels => {
+                v = producer.inputs[0].expect("it has channels to keep");
             }
             Op::Concat { axis } if *axis + 1 == g.shape(v).len() && producer.inputs.len() > 1 => {
                 let sizes = producer.inputs.iter().flatten().map(|&part| g.shape(part)[*axis].as_const());
@@ -264,9 +273,8 @@ fn cache_readers(part: &Part) -> HashSet<NodeId> {
     let mut reached: HashSet<ValueId> = slots.map(|(&v, _)| v).collect();
     let mut out = HashSet::new();
     for (_, node) in g.nodes() {
-        let is_layer = is_product(node) || matches!(node.op, Op::Attention { .. });
-        if is_layer {
-            let operands = if is_product(node) { 1 } else { 3 };
+        let operands = node.op.traits().quantization.rounded_operands();
+        if operands > 0 {
             if (0..operands).filter_map(|i| node.input(i)).any(|v| reached.contains(&v)) {
                 out.insert(source(node));
             }

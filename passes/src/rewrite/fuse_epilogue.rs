@@ -16,14 +16,11 @@
 use super::matching::{binary, reshape};
 use super::{Context, Pass, Rewrite};
 use crate::ir::{Graph, Node, NodeId, ValueId};
+use cqc_proto::op::operand::{GATE, RESIDUAL, ROW};
 use cqc_proto::op::{Act, BinaryKind, OpError, UnaryKind};
 use cqc_proto::{Dim, Op};
 
 pub const FUSE_EPILOGUE: Pass = Pass::rule("fuse-epilogue", fuse_epilogue);
-
-const ROW: usize = 3;
-const GATE: usize = 4;
-const RESIDUAL: usize = 5;
 
 fn fuse_epilogue(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrite, OpError> {
     let node = g.get(id).clone();

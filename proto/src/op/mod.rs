@@ -1,7 +1,7 @@
 //! The operators of the graph IR and of Plans: attributes, shape rule and cost, declared once.
 //!
 //! An operator's family file holds its attributes with docs, its shape rule ([`Op::infer`]) and its cost
-//! ([`Op::cost`]). Its meaning is `cqc_kernels::reference::eval`, its ONNX spelling `cqc_passes::onnx`. All attributes are
+//! ([`Op::cost`]); what else the compiler and executors ask of it is a row of one table ([`Op::traits`]). Its meaning is `cqc_kernels::reference::eval`, its ONNX spelling `cqc_passes::onnx`. All attributes are
 //! static: shape operands of ONNX (`Reshape`, `Slice`, `Expand` …) are resolved at import, to sizes that may contain symbols.
 //!
 //! Conventions: inputs are positional and an optional one may be absent; axes are counted from the front (never negative);
@@ -13,9 +13,11 @@ mod index;
 mod linear;
 mod movement;
 mod norm;
+pub mod operand;
 mod quant;
 mod reduce;
 mod rule;
+mod traits;
 
 #[cfg(test)]
 mod arbitrary;
@@ -28,6 +30,7 @@ pub use linear::{Act, ConvLayout, PoolKind};
 pub use movement::{CoordinateMode, NearestMode, PadMode, ResizeMode};
 pub use reduce::ReduceKind;
 pub use rule::broadcast;
+pub use traits::{OpTraits, Quantization};
 
 use crate::dim::{Dim, MAX_DIM};
 use crate::dtype::DType;
@@ -378,7 +381,7 @@ pub enum Op {
     },
     /// `x · scale + shift (+ previous · previous_scale) (+ residual)`, factors and summand per channel (last axis): inputs (x: float,
     /// scale: \[C\], shift: \[C\], residual?: like x, previous?: like x, previous_scale?: \[C\]). The correction of a cached tensor
-    /// (CacheQuant section 7.3), with `previous` a forecast from two.
+    /// (CacheQuant, arXiv:2503.01323); with `previous`, a forecast from two stored values.
     Affine,
 
     // ---- quantization (quant.rs)

@@ -11,12 +11,12 @@ pub(super) struct Constants<'a> {
     weights: &'a Weights,
     device: Arc<dyn Device>,
     plain: HashMap<usize, Arc<Memory>>,
-    filters: HashMap<(usize, Way), Arc<Filter>>,
+    filters: HashMap<(usize, FilterUse), Arc<Filter>>,
     zero: Option<Arc<Memory>>,
 }
 
 /// What a filter was made for: its kind, and whether it belongs to a linear layer, `[k, n]`.
-type Way = (u8, bool);
+type FilterUse = (u8, bool);
 
 impl<'a> Constants<'a> {
     pub fn new(weights: &'a Weights, device: &Arc<dyn Device>) -> Constants<'a> {
@@ -60,8 +60,8 @@ impl<'a> Constants<'a> {
         channels: usize,
         cout: usize,
     ) -> Result<Arc<Filter>, EngineError> {
-        let way = (kind as u8, linear);
-        if let Some(known) = self.filters.get(&(constant, way)) {
+        let used = (kind as u8, linear);
+        if let Some(known) = self.filters.get(&(constant, used)) {
             return Ok(Arc::clone(known));
         }
         let device = &*self.device;
@@ -86,7 +86,7 @@ impl<'a> Constants<'a> {
             }
         }?;
         let filter = Arc::new(filter);
-        self.filters.insert((constant, way), Arc::clone(&filter));
+        self.filters.insert((constant, used), Arc::clone(&filter));
         Ok(filter)
     }
 }

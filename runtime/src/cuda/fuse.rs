@@ -1,10 +1,12 @@
-//! Which steps round what they compute at once: the step that would round it has nothing left to do.
+//! The wiring of a program for the device, whose kernels are chosen after it.
 
-use crate::engine::values::Value;
+use crate::engine::values::{Value, segment_sizes};
+use crate::engine::wiring::{Fusion, ResultRounding, Wiring, fuse_roundings};
 use cqc_proto::Op;
-use cqc_proto::plan::{Program, Source};
+use cqc_proto::op::operand::{RESULT_CODES, ROUNDING};
+use cqc_proto::plan::{Program, Step};
 
-/// How a result is rounded.
+/// How a result is rounded to codes.
 #[derive(Clone, Debug)]
 pub(super) struct Rounding {
     pub bits: u8,
@@ -14,46 +16,40 @@ pub(super) struct Rounding {
     pub zero_point: usize,
 }
 
-/// What a step does.
-#[derive(Clone, Debug)]
-pub(super) struct Wired {
-    /// Its result; none: another step has done it all.
-    pub output: Option<usize>,
-    pub rounding: Option<Rounding>,
+/// How a wired step rounds its result.
+pub(super) fn rounding(wiring: &Wiring) -> Option<Rounding> {
+    let Some(ResultRounding::Codes { bits, sizes, .. }) = &wiring.rounding else { return None };
+    let [scale, zero_point] = RESULT_CODES.map(|at| wiring.inputs[at].expect("it was put there with the rounding"));
+    Some(Rounding { bits: *bits, segments: sizes.clone(), scale, zero_point })
 }
 
-/// Joins roundings with the steps before them.
-pub(super) fn wire(program: &Program, values: &[Value], kept: &[usize]) -> Vec<Wired> {
-    let plain = program.steps.iter().map(|step| Wired { output: step.outputs.first().copied(), rounding: None });
-    let mut wired: Vec<Wired> = plain.collect();
-    for (at, step) in program.steps.iter().enumerate() {
-        let Op::FakeQuant { bits, segments } = &step.op else { continue };
-        let [Some(x), Some(scale), Some(zero_point)] = step.inputs[..] else { continue };
-        let y = step.outputs[0];
-        let segments = crate::engine::codes::sizes(segments, &values[y]);
-        wired[at].rounding = Some(Rounding { bits: *bits, segments, scale, zero_point });
-        let Some(maker) = program.steps.iter().position(|s| s.outputs == [x]) else { continue };
-        let reads = program.steps.iter().flat_map(|s| s.inputs.iter().flatten()).filter(|v| **v == x).count();
-        let own = values.iter().filter(|v| v.home == x).count() == 1 && values[x].home == x && !kept.contains(&x);
-        // what an earlier step reads must be there by then
-        let known = [scale, zero_point].iter().all(|&v| values[values[v].home].source != Source::Step);
-        if reads == 1 && own && known && rounds(&program.steps[maker].op) {
-            wired[maker] = Wired { output: Some(y), rounding: wired[at].rounding.take() };
-            wired[at].output = None;
+/// Wires a program. A step that quantizes rounds its own result, unless another step does; one without a result has nothing
+/// to do.
+pub(super) fn wire(program: &Program, values: &[Value], kept: &[usize]) -> Vec<Wiring> {
+    let rounding = |at: usize| {
+        let step = &program.steps[at];
+        let Op::FakeQuant { bits, segments } = &step.op else { return None };
+        let y = &values[step.outputs[0]];
+        let sizes = segment_sizes(segments, y);
+        Some(ResultRounding::Codes { bits: *bits, sizes, stored: y.stored_as.is_some() })
+    };
+    let plain = |(at, step): (usize, &Step)| {
+        let outputs = step.outputs.iter().take(1).copied().collect();
+        let mut wiring = Wiring { inputs: step.inputs.clone(), outputs, rounding: rounding(at) };
+        if wiring.rounding.is_some() {
+            wiring.put(RESULT_CODES, ROUNDING.map(|i| step.inputs[i]));
         }
-    }
-    wired
+        wiring
+    };
+    let mut wirings: Vec<Wiring> = program.steps.iter().enumerate().map(plain).collect();
+    let rounds_result = |maker: usize, _: &ResultRounding| rounds_result(&program.steps[maker].op);
+    let fusion = Fusion { rounding: &rounding, rounds_result: &rounds_result, keeps_distance: false };
+    fuse_roundings(program, values, kept, &mut wirings, &fusion);
+    wirings
 }
 
-/// Whether the operator's kernels can store rounded results.
-fn rounds(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Conv { .. }
-            | Op::Linear { .. }
-            | Op::GroupNorm { .. }
-            | Op::LayerNorm { .. }
-            | Op::RmsNorm { .. }
-            | Op::Geglu { .. }
-    )
+/// Whether the device's kernels can round the result, of the operators that may: its products of computed matrices and its
+/// attention store fp16 alone. Lowering checks that what is fused here is rounded.
+fn rounds_result(op: &Op) -> bool {
+    !matches!(op, Op::MatMul | Op::Attention { .. })
 }

@@ -4,51 +4,75 @@
 //! conditions and the cache lie in the request's slot on the device.
 //! `full` and `cached` are lists of launches recorded when the engine is opened (on a GPU, two CUDA graphs). They are the same for all
 //! evaluations and slots: which evaluation and which slot it is are two numbers in device memory. Where nobody looks at the samples in
-//! between, the device moves them as well (`mover`), and counts evaluations itself.
+//! between, the device moves them as well (`sampler`), and counts evaluations itself.
 //!
 //! Floats are fp16 between kernels, tables and constants f32, rounded activations codes where the plan multiplies integers.
 
 mod constants;
 mod fuse;
 mod lower;
-mod mover;
 mod places;
-pub(crate) mod preludes;
+mod preludes;
+mod sampler;
 mod slots;
 
-use crate::engine::{EngineError, EngineOptions, RequestLayout, Weights};
+use crate::engine::{
+    Backend, DeviceEngine, DeviceEvaluation, DevicePreludes, DeviceRequest, DeviceSampling, EngineError, EngineOptions,
+    RequestLayout, Weights,
+};
 use constants::Constants;
 use cqc_kernels::arena::{Arena, bytes_of};
-use cqc_kernels::cuda::{Device, Memory, Operand, Recorded, State};
+use cqc_kernels::cuda::{CudaError, Device, Memory, Operand, Recorded, State};
 use cqc_proto::plan::{InputRole, ProgramKind};
 use cqc_proto::{Bindings, DType};
 use lower::Lowered;
 use places::Placed;
 use preludes::{Chunks, Prelude};
+use sampler::SamplerLaunches;
 use slots::{SlotLayout, Slots};
 use std::fmt;
 use std::sync::Arc;
 
-pub(crate) use mover::Moves;
-pub use slots::CudaRequest;
-
-/// Where an engine evaluates, and how many requests it serves there at once.
+/// CUDA devices as a backend of engines.
 #[derive(Clone)]
-pub struct OnDevice {
+pub struct CudaBackend {
     /// The device.
     pub device: Arc<dyn Device>,
-    /// Requests in flight.
+    /// Requests that an engine serves there at once: each has a slot of memory.
     pub slots: usize,
 }
 
-impl fmt::Debug for OnDevice {
+impl Backend for CudaBackend {
+    fn prelude_bytes(&self, weights: &Weights, kind: ProgramKind, bindings: &Bindings) -> Result<usize, EngineError> {
+        Ok(Placed::new(weights, kind, bindings, false, self.device.multiprocessors())?.bytes)
+    }
+
+    fn open(
+        &self,
+        weights: &Arc<Weights>,
+        options: &EngineOptions,
+        layout: &RequestLayout,
+        preludes: DevicePreludes,
+        chunk: usize,
+    ) -> Result<Box<dyn DeviceEngine>, EngineError> {
+        Ok(Box::new(CudaEngine::open(weights, self, options, layout, preludes, chunk)?))
+    }
+}
+
+impl fmt::Debug for CudaBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OnDevice").field("device", &self.device.name()).field("slots", &self.slots).finish()
+        f.debug_struct("CudaBackend").field("device", &self.device.name()).field("slots", &self.slots).finish()
+    }
+}
+
+impl From<CudaError> for EngineError {
+    fn from(error: CudaError) -> EngineError {
+        EngineError::Device(Box::new(error))
     }
 }
 
 /// The step programs of a plan on a device.
-pub struct CudaEngine {
+struct CudaEngine {
     device: Arc<dyn Device>,
     state: State,
     evaluations: usize,
@@ -58,18 +82,18 @@ pub struct CudaEngine {
     slots: Arc<Slots>,
     sample: Option<usize>,
     timestep: Option<(usize, DType)>,
-    full: Program,
-    cached: Option<Program>,
+    full: RecordedProgram,
+    cached: Option<RecordedProgram>,
     /// Fills the cache after the first full evaluation, and after later ones.
     keeps: [Box<dyn Recorded>; 2],
     /// In the order in which they run.
     preludes: Vec<Prelude>,
-    mover: Option<mover::Mover>,
+    sampler: Option<SamplerLaunches>,
     bytes: usize,
 }
 
 /// A recorded program and its first output.
-struct Program {
+struct RecordedProgram {
     recorded: Box<dyn Recorded>,
     output: Operand,
     rows: usize,
@@ -79,14 +103,14 @@ struct Program {
 }
 
 impl CudaEngine {
-    /// Chooses kernels, uploads weights, lays out memory and records the step programs, and of the preludes `there` the first and the second, which
+    /// Chooses kernels, uploads weights, lays out memory and records the step programs and the `preludes`, of which the second
     /// computes `chunk` evaluations at once.
-    pub(crate) fn open(
+    fn open(
         weights: &Arc<Weights>,
-        on: &OnDevice,
+        on: &CudaBackend,
         options: &EngineOptions,
         request: &RequestLayout,
-        there: [bool; 2],
+        preludes: DevicePreludes,
         chunk: usize,
     ) -> Result<CudaEngine, EngineError> {
         let (plan, device) = (weights.plan(), &on.device);
@@ -100,16 +124,17 @@ impl CudaEngine {
         let multiprocessors = device.multiprocessors();
         let kinds = [ProgramKind::Full, ProgramKind::Cached];
         let drafts = kinds[..if plan.cache.is_some() { 2 } else { 1 }].iter();
-        let drafts = drafts.map(|&kind| Placed::new(weights, kind, &bindings, options.integers, multiprocessors));
+        let drafts = drafts.map(|&kind| Placed::new(weights, kind, &bindings, options.low_precision, multiprocessors));
         let drafts = drafts.collect::<Result<Vec<_>, _>>()?;
         let of_prelude = [
             (ProgramKind::Prelude, Chunks { chunk: 1, evaluations: 1, batch: options.batch }),
             (ProgramKind::PreludeSteps, Chunks { chunk, evaluations: plan.evaluations, batch: options.batch }),
         ];
-        let begins = of_prelude.into_iter().zip(there).filter(|((kind, _), there)| {
-            *there && !(plan.program(*kind).steps.is_empty() && plan.program(*kind).results.is_empty())
+        let begins = of_prelude.into_iter().filter(|(kind, _)| {
+            let is_empty = plan.program(*kind).steps.is_empty() && plan.program(*kind).results.is_empty();
+            preludes.contains(*kind) && !is_empty
         });
-        let begins = begins.map(|((kind, chunks), _)| {
+        let begins = begins.map(|(kind, chunks)| {
             let bindings = bind(chunks.chunk * chunks.batch);
             Ok((Placed::new(weights, kind, &bindings, false, multiprocessors)?, bindings, chunks))
         });
@@ -135,7 +160,7 @@ impl CudaEngine {
             }
             let (output, rows, cols) = lowered.output(plan.output_value(draft.kind, 0));
             let may_fail = lowered.launches.iter().any(|launch| launch.kernel().may_fail());
-            programs.push(Program { recorded: device.record(lowered.launches)?, output, rows, cols, may_fail });
+            programs.push(RecordedProgram { recorded: device.record(lowered.launches)?, output, rows, cols, may_fail });
         }
         let bytes = arena_bytes + requests.len() + constants.bytes();
         let role = |role: InputRole| plan.inputs.iter().position(|i| i.role == role);
@@ -156,68 +181,83 @@ impl CudaEngine {
             requests,
             layout,
             preludes,
-            mover: None,
+            sampler: None,
             bytes,
         })
     }
 
-    /// The device's name.
-    pub fn name(&self) -> String {
+    /// Runs a program, and fills the cache after `full`.
+    fn run(&self, kind: ProgramKind, e: usize, stored: bool) -> Result<&RecordedProgram, EngineError> {
+        let program = match kind {
+            ProgramKind::Cached => self.cached.as_ref().ok_or(EngineError::NothingCached { evaluation: e })?,
+            _ => &self.full,
+        };
+        program.recorded.replay()?;
+        if kind == ProgramKind::Full {
+            self.keeps[usize::from(stored)].replay()?;
+        }
+        Ok(program)
+    }
+
+    /// Whether all that ran came to an end as it should.
+    fn check(&self, program: ProgramKind) -> Result<(), EngineError> {
+        match self.state.take_fault(&*self.device)? {
+            Some(fault) => Err(EngineError::Fault { program, fault: fault.to_string() }),
+            None => Ok(()),
+        }
+    }
+
+    /// The first output as f32.
+    fn read(&self, program: &RecordedProgram, out: &mut [f32]) -> Result<(), EngineError> {
+        let (operand, size) = (&program.output, program.output.element.size());
+        let mut bytes = vec![0; ((program.rows - 1) * operand.ld + program.cols) * size];
+        self.device.read(&operand.memory, operand.offset, &mut bytes)?;
+        for (out, row) in out.chunks_exact_mut(program.cols).zip(bytes.chunks(operand.ld * size)) {
+            places::widen(operand.element, &row[..program.cols * size], out);
+        }
+        Ok(())
+    }
+}
+
+impl DeviceEngine for CudaEngine {
+    fn name(&self) -> String {
         self.device.name()
     }
 
-    /// Bytes on the device: weights, activations, requests.
-    pub fn bytes(&self) -> usize {
+    fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Kernels that an evaluation with `full` launches, and one with `cached`.
-    pub fn launches(&self) -> [usize; 2] {
+    fn launches(&self) -> [usize; 2] {
         [self.full.recorded.len(), self.cached.as_ref().map_or(0, |p| p.recorded.len())]
     }
 
-    /// Whether `prelude` and `prelude_steps` run on the device; what has nothing to compute does not.
-    pub fn runs_preludes(&self) -> [bool; 2] {
-        [ProgramKind::Prelude, ProgramKind::PreludeSteps].map(|kind| self.preludes.iter().any(|p| p.kind() == kind))
+    fn preludes(&self) -> DevicePreludes {
+        let runs = |kind| self.preludes.iter().any(|p| p.kind() == kind);
+        DevicePreludes { prelude: runs(ProgramKind::Prelude), prelude_steps: runs(ProgramKind::PreludeSteps) }
     }
 
-    /// Takes a slot, uploads what the request's memory holds, conditions and results of preludes, and runs the other preludes.
-    pub(crate) fn begin(
-        &self,
-        memory: &Arena,
-        request: &RequestLayout,
-        timesteps: &[f64],
-    ) -> Result<CudaRequest, EngineError> {
-        let slot = self.slots.take().ok_or(EngineError::NoSlot { slots: self.state.slots() })?;
-        for (offset, bytes) in self.layout.upload(memory, request, self.runs_preludes()) {
-            self.device.write(&self.requests, slot.index() * self.layout.bytes + offset, &bytes)?;
+    fn begin(&self, memory: &Arena, layout: &RequestLayout, timesteps: &[f64]) -> Result<DeviceRequest, EngineError> {
+        let request = self.slots.take().ok_or(EngineError::NoSlot { slots: self.state.slots() })?;
+        let slot = self.slots.index(&request).expect("it was taken just now");
+        for (offset, bytes) in self.layout.upload(memory, layout, self.preludes()) {
+            self.device.write(&self.requests, slot * self.layout.bytes + offset, &bytes)?;
         }
-        self.state.set(&*self.device, 0, slot.index())?;
+        self.state.set(&*self.device, 0, slot)?;
         for prelude in &self.preludes {
             prelude.run(&*self.device, timesteps)?;
             if prelude.may_fail {
                 self.check(prelude.kind())?;
             }
         }
-        Ok(slot)
+        Ok(request)
     }
 
-    /// Evaluation `e` of a request; `stored`: its cache has been filled before.
-    pub(crate) fn evaluate(
-        &self,
-        kind: ProgramKind,
-        request: &CudaRequest,
-        e: usize,
-        timestep: f64,
-        sample: &[f32],
-        out: &mut [f32],
-        stored: bool,
-    ) -> Result<(), EngineError> {
-        if !self.slots.owns(request) {
-            return Err(EngineError::ForeignRequest);
-        }
-        let base = request.index() * self.layout.bytes;
-        self.state.set(&*self.device, if self.evaluations == 0 { 0 } else { e }, request.index())?;
+    fn evaluate(&self, evaluation: &DeviceEvaluation, out: &mut [f32]) -> Result<(), EngineError> {
+        let DeviceEvaluation { kind, request, evaluation: e, timestep, sample, stored } = *evaluation;
+        let slot = self.slots.index(request).ok_or(EngineError::ForeignRequest)?;
+        let base = slot * self.layout.bytes;
+        self.state.set(&*self.device, if self.evaluations == 0 { 0 } else { e }, slot)?;
         let input = self.sample.ok_or(EngineError::NoLoop("sample"))?;
         self.device.write(&self.requests, base + self.layout.inputs[input].offset, bytes_of(sample))?;
         if let Some((input, dtype)) = self.timestep {
@@ -233,36 +273,28 @@ impl CudaEngine {
         }
     }
 
-    /// Runs a program, and fills the cache behind `full`.
-    fn run(&self, kind: ProgramKind, e: usize, stored: bool) -> Result<&Program, EngineError> {
-        let program = match kind {
-            ProgramKind::Cached => self.cached.as_ref().ok_or(EngineError::NothingCached { evaluation: e })?,
-            _ => &self.full,
-        };
-        program.recorded.replay()?;
-        if kind == ProgramKind::Full {
-            self.keeps[usize::from(stored)].replay()?;
-        }
-        Ok(program)
+    fn set_sampling(&mut self, sampling: &DeviceSampling) -> Result<(), EngineError> {
+        self.launch_sampler(sampling)
     }
 
-    /// Whether all that ran came to an end as it should.
-    fn check(&self, program: ProgramKind) -> Result<(), EngineError> {
-        match self.state.take_fault(&*self.device)? {
-            Some(fault) => Err(EngineError::Fault { program, fault }),
-            None => Ok(()),
-        }
+    fn put_samples(&self, request: &DeviceRequest, x: &[f32], input: &[f32], guidance: f32) -> Result<(), EngineError> {
+        self.put(request, x, input, guidance)
     }
 
-    /// The first output as f32.
-    fn read(&self, program: &Program, out: &mut [f32]) -> Result<(), EngineError> {
-        let (operand, size) = (&program.output, program.output.element.size());
-        let mut bytes = vec![0; ((program.rows - 1) * operand.ld + program.cols) * size];
-        self.device.read(&operand.memory, operand.offset, &mut bytes)?;
-        for (out, row) in out.chunks_exact_mut(program.cols).zip(bytes.chunks(operand.ld * size)) {
-            places::widen(operand.element, &row[..program.cols * size], out);
-        }
-        Ok(())
+    fn replay(&self, kind: ProgramKind, request: &DeviceRequest, e: usize, stored: bool) -> Result<(), EngineError> {
+        self.run_counted(kind, request, e, stored)
+    }
+
+    fn advance(&self, kind: ProgramKind, request: &DeviceRequest, noise: Option<&[f32]>) -> Result<(), EngineError> {
+        self.run_sampler(kind, request, noise)
+    }
+
+    fn get_samples(&self, request: &DeviceRequest, x: &mut [f32]) -> Result<(), EngineError> {
+        self.get(request, x)
+    }
+
+    fn wait(&self) -> Result<(), EngineError> {
+        Ok(self.device.wait()?)
     }
 }
 

@@ -1,14 +1,16 @@
 //! Where the values of a program lie on the device, and in which type.
 
-use super::fuse::{Wired, wire};
-use crate::engine::codes::{self, Codes};
+use super::fuse::wire;
+use crate::engine::codes::{CodeKernels, Storage, choose_storage};
 use crate::engine::layout::{self, Buffer};
-use crate::engine::program::{Wiring, kept, lifetimes};
+use crate::engine::program::{kept, lifetimes};
 use crate::engine::values::{Value, resolve};
+use crate::engine::wiring::Wiring;
 use crate::engine::{EngineError, Weights};
 use cqc_kernels::arena::ALIGN;
 use cqc_kernels::cuda::{self, ElementType, Filter, FilterKind, group_norm_scratch};
 use cqc_proto::op::ConvLayout;
+use cqc_proto::op::operand::{QKV, WEIGHTS};
 use cqc_proto::plan::{Program, ProgramKind, Source, Step};
 use cqc_proto::{Bindings, DType, Op};
 use half::f16;
@@ -19,7 +21,7 @@ pub(super) struct Placed {
     pub values: Vec<Value>,
     /// Per value, the type of its elements on the device.
     pub types: Vec<ElementType>,
-    pub wired: Vec<Wired>,
+    pub wirings: Vec<Wiring>,
     /// Per value: where its home begins in the arena, if it lies there.
     pub offsets: Vec<Option<usize>>,
     /// Per step: where its scratch begins.
@@ -35,17 +37,18 @@ impl Placed {
         weights: &Weights,
         kind: ProgramKind,
         bindings: &Bindings,
-        integers: bool,
+        low_precision: bool,
         multiprocessors: usize,
     ) -> Result<Placed, EngineError> {
         let program = weights.plan().program(kind);
         let mut values = resolve(kind, program, bindings)?;
         let kept = kept(weights, kind, &[]);
-        if integers {
-            let takes = codes::Takes { products: &Filter::takes_codes, attention: false };
-            codes::choose(weights, kind, &mut values, &kept, Some(Codes { dtype: DType::U8, takes }), None);
+        if low_precision {
+            let kernels = CodeKernels { products: &Filter::takes_codes, attention: false };
+            let storage = Storage { codes: Some((DType::U8, kernels)), bf16: None };
+            choose_storage(weights, kind, &mut values, &kept, storage);
         }
-        let error = |step: &Step, reason: &str| EngineError::NoCudaKernel {
+        let error = |step: &Step, reason: &str| EngineError::NoDeviceKernel {
             program: kind,
             step: step.name.clone(),
             op: step.op.name(),
@@ -60,25 +63,15 @@ impl Placed {
         }
         // values that no step touches have no type worth knowing
         let types: Vec<ElementType> = (0..values.len()).map(|v| type_of(v).unwrap_or(ElementType::U8)).collect();
-        let wired = wire(program, &values, &kept);
+        let wirings = wire(program, &values, &kept);
         let (offsets, scratch, bytes) = (vec![], vec![], 0);
-        let mut placed = Placed { kind, values, types, wired, offsets, scratch, bytes, multiprocessors };
+        let mut placed = Placed { kind, values, types, wirings, offsets, scratch, bytes, multiprocessors };
         placed.place(program, kept)?;
         Ok(placed)
     }
 
     fn place(&mut self, program: &Program, kept: Vec<usize>) -> Result<(), EngineError> {
-        let wiring = |(step, wired): (&Step, &Wired)| {
-            let mut inputs = step.inputs.clone();
-            inputs.extend(wired.rounding.iter().flat_map(|r| [Some(r.scale), Some(r.zero_point)]));
-            let outputs: Vec<usize> = wired.output.into_iter().collect();
-            if outputs.is_empty() {
-                inputs.clear()
-            }
-            Wiring { inputs, outputs, rounds: None }
-        };
-        let wirings: Vec<Wiring> = program.steps.iter().zip(&self.wired).map(wiring).collect();
-        let lives = lifetimes(&self.values, &wirings, &kept);
+        let lives = lifetimes(&self.values, &self.wirings, &kept);
         let mut buffers = Vec::new();
         let mut buffer_of = vec![None; self.values.len()];
         for (v, value) in self.values.iter().enumerate() {
@@ -115,7 +108,7 @@ impl Placed {
         };
         match &step.op {
             Op::Conv { .. } | Op::Linear { .. } | Op::MatMul => copies(1) + self.shared_bytes(step),
-            Op::Attention { .. } => copies(3),
+            Op::Attention { .. } => copies(QKV.len()),
             Op::GroupNorm { groups, layout, .. } => {
                 let Some(x) = step.inputs[0].map(|v| &self.values[v]) else { return 0 };
                 let channels_last = *layout == ConvLayout::ChannelsLast || x.shape.len() == 2;
@@ -127,7 +120,7 @@ impl Placed {
 
     /// Into how many parts the depth of a product is cut.
     pub fn splits(&self, step: &Step, kind: FilterKind) -> usize {
-        let Some(w) = step.inputs.get(1).copied().flatten() else { return 1 };
+        let Some(w) = step.inputs.get(WEIGHTS).copied().flatten() else { return 1 };
         let (w, y) = (&self.values[w], &self.values[step.outputs[0]]);
         let depth = w.len().checked_div(y.cols).unwrap_or(0);
         cuda::splits(y.rows, y.cols, depth, kind, self.multiprocessors)
@@ -158,7 +151,7 @@ pub(super) fn copy_bytes(value: &Value) -> usize {
 
 /// The type on the device of what a home stores; none: the kernels do not know it.
 fn element_type(kind: ProgramKind, home: &Value) -> Option<ElementType> {
-    if home.codes.is_some() {
+    if home.stored_as.is_some() {
         return Some(ElementType::U8);
     }
     match (home.dtype, home.source) {

@@ -31,16 +31,6 @@ pub(super) struct Chunks {
     pub batch: usize,
 }
 
-/// Bytes of the arena that a prelude needs on a device.
-pub(crate) fn bytes(
-    weights: &Weights,
-    kind: ProgramKind,
-    bindings: &Bindings,
-    device: &dyn Device,
-) -> Result<usize, EngineError> {
-    Ok(Placed::new(weights, kind, bindings, false, device.multiprocessors())?.bytes)
-}
-
 impl Prelude {
     pub fn new(
         weights: &Weights,
@@ -60,10 +50,10 @@ impl Prelude {
         for first in (0..chunks.evaluations).step_by(chunks.chunk) {
             // the last chunk overlaps the one before it, if need be
             let first = first.min(chunks.evaluations - chunks.chunk);
-            let site = Site { weights, spaces, state, placed, chunks, first };
-            let mut part = site.stack(&lowered, constants, times.as_ref())?;
+            let chunk = ChunkLowering { weights, spaces, state, placed, chunks, first };
+            let mut part = chunk.stack(&lowered, constants, times.as_ref())?;
             part.extend(launches.iter().cloned());
-            part.extend(site.results(&mut lowered, constants)?);
+            part.extend(chunk.results(&mut lowered, constants)?);
             parts.push(device.record(part)?);
         }
         Ok(Prelude { kind: placed.kind, parts, times, may_fail })
@@ -102,7 +92,7 @@ fn times(
     let mut values = placed.values.iter().enumerate().filter(|(v, value)| value.home == *v && is_time(value.source));
     let Some((_, first)) = values.next() else { return Ok(None) };
     if let Some((_, other)) = values.find(|(_, value)| value.dtype != first.dtype) {
-        return Err(EngineError::NoCudaKernel {
+        return Err(EngineError::NoDeviceKernel {
             program: placed.kind,
             step: other.name.clone(),
             op: "input".into(),
@@ -113,7 +103,7 @@ fn times(
 }
 
 /// A chunk while it is lowered.
-struct Site<'a> {
+struct ChunkLowering<'a> {
     weights: &'a Weights,
     spaces: &'a Spaces<'a>,
     state: &'a State,
@@ -123,7 +113,7 @@ struct Site<'a> {
     first: usize,
 }
 
-impl Site<'_> {
+impl ChunkLowering<'_> {
     fn copy(&self, shape: &[usize], from: &Operand, strides: &[usize], to: &Operand) -> Launch {
         let mut dense = vec![1; shape.len()];
         for axis in (1..shape.len()).rev() {
@@ -185,7 +175,7 @@ impl Site<'_> {
         let mut launches = Vec::new();
         for (&v, span) in results {
             let value = &self.placed.values[v];
-            let from = lowered.place(v, constants)?.ok_or_else(|| EngineError::NoCudaKernel {
+            let from = lowered.place(v, constants)?.ok_or_else(|| EngineError::NoDeviceKernel {
                 program: kind,
                 step: value.name.clone(),
                 op: "result".into(),

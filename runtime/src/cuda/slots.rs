@@ -1,6 +1,6 @@
 //! The slots of requests on a device: where they keep what, and who has which.
 
-use crate::engine::{EngineError, RequestLayout};
+use crate::engine::{DevicePreludes, DeviceRequest, EngineError, RequestLayout};
 use cqc_kernels::arena::{Arena, Span, cast};
 use cqc_proto::DType;
 use cqc_proto::plan::Plan;
@@ -21,17 +21,18 @@ impl Slots {
     }
 
     /// A free slot.
-    pub fn take(self: &Arc<Slots>) -> Option<CudaRequest> {
+    pub fn take(self: &Arc<Slots>) -> Option<DeviceRequest> {
         let index = self.free().pop()?;
-        Some(CudaRequest(Owner::One(Arc::new(Taken { index, slots: Arc::clone(self) }))))
+        Some(DeviceRequest::new(Taken { index, slots: Arc::clone(self) }))
     }
 
-    /// Whether the slot is one of these and belongs to this request alone.
-    pub fn owns(self: &Arc<Slots>, request: &CudaRequest) -> bool {
-        matches!(&request.0, Owner::One(taken) if Arc::ptr_eq(&taken.slots, self))
+    /// The number of the request's slot; `None`: it has none of these.
+    pub fn index(self: &Arc<Slots>, request: &DeviceRequest) -> Option<usize> {
+        request.slot::<Taken>().filter(|taken| Arc::ptr_eq(&taken.slots, self)).map(|taken| taken.index)
     }
 }
 
+/// A slot that is taken until this is dropped.
 #[derive(Debug)]
 struct Taken {
     index: usize,
@@ -41,32 +42,6 @@ struct Taken {
 impl Drop for Taken {
     fn drop(&mut self) {
         self.slots.free().push(self.index);
-    }
-}
-
-/// A request's slot, given back with it. A clone has none: the device's cache is not copied, and its engine refuses it.
-#[derive(Debug)]
-pub struct CudaRequest(Owner);
-
-#[derive(Debug)]
-enum Owner {
-    One(Arc<Taken>),
-    None,
-}
-
-impl CudaRequest {
-    /// Its number; 0 for a clone.
-    pub(super) fn index(&self) -> usize {
-        match &self.0 {
-            Owner::One(taken) => taken.index,
-            Owner::None => 0,
-        }
-    }
-}
-
-impl Clone for CudaRequest {
-    fn clone(&self) -> CudaRequest {
-        CudaRequest(Owner::None)
     }
 }
 
@@ -111,16 +86,21 @@ impl SlotLayout {
     }
 
     /// What the request's memory on the CPU holds, as bytes for the slot; without the results of preludes that run on the device.
-    pub fn upload(&self, memory: &Arena, request: &RequestLayout, there: [bool; 2]) -> Vec<(usize, Vec<u8>)> {
+    pub fn upload(&self, memory: &Arena, request: &RequestLayout, preludes: DevicePreludes) -> Vec<(usize, Vec<u8>)> {
         let bytes = |span: Span| -> &[u8] { memory.get(span).expect("the layout lies in the request's memory") };
         let mut parts: Vec<(usize, Vec<u8>)> = Vec::new();
         for (slot, to) in request.inputs.iter().zip(&self.inputs) {
             parts.push((to.offset, bytes(slot.span).to_vec()));
         }
-        let results =
-            request.results.iter().zip(&self.results).zip(&self.floats[0]).map(|part| (part, 1)).filter(|_| !there[0]);
+        let results = request
+            .results
+            .iter()
+            .zip(&self.results)
+            .zip(&self.floats[0])
+            .map(|part| (part, 1))
+            .filter(|_| !preludes.prelude);
         let steps = request.step_results.iter().zip(&self.step_results).zip(&self.floats[1]);
-        let steps = steps.map(|part| (part, self.evaluations)).filter(|_| !there[1]);
+        let steps = steps.map(|part| (part, self.evaluations)).filter(|_| !preludes.prelude_steps);
         for (((from, to), &float), times) in results.chain(steps) {
             let all = bytes(Span::new(from.offset, from.bytes * times));
             parts.push((to.offset, if float { narrow(cast(all)) } else { all.to_vec() }));

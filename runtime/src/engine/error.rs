@@ -1,5 +1,6 @@
 //! What can go wrong between a plan and its outputs.
 
+use cqc_kernels::IsaError;
 use cqc_proto::plan::{PlanError, ProgramKind};
 use cqc_proto::tensor::TensorSizeError;
 use cqc_proto::{DType, ValueType};
@@ -10,6 +11,9 @@ pub enum EngineError {
     /// The plan is broken.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// `CQC_ISA` names no instruction set of this CPU.
+    #[error(transparent)]
+    Isa(#[from] IsaError),
     /// A batch that the plan cannot run with.
     #[error("the plan runs with a batch of {allowed}, asked for {asked}")]
     Batch {
@@ -91,7 +95,7 @@ pub enum EngineError {
         expected: usize,
     },
     /// A scale of 0 lets an activation pass, but this engine stores it as codes.
-    #[error("table `{constant}` scales codes and cannot hold 0: open the engine with `integers: false`")]
+    #[error("table `{constant}` scales codes and cannot hold 0: open the engine with `low_precision: false`")]
     Codes {
         /// The table.
         constant: String,
@@ -131,8 +135,8 @@ pub enum EngineError {
         what: &'static str,
     },
     /// A step that the device has no kernel for.
-    #[error("program {program}: step `{step}` ({op}) has no CUDA kernel: {reason}")]
-    NoCudaKernel {
+    #[error("program {program}: step `{step}` ({op}) has no kernel on the device: {reason}")]
+    NoDeviceKernel {
         /// The program.
         program: ProgramKind,
         /// The step's name.
@@ -148,7 +152,7 @@ pub enum EngineError {
         /// The program.
         program: ProgramKind,
         /// What happened.
-        fault: cqc_kernels::cuda::Fault,
+        fault: String,
     },
     /// All slots of requests are taken.
     #[error("the engine serves {slots} requests at once")]
@@ -158,7 +162,7 @@ pub enum EngineError {
     },
     /// The device reports an error.
     #[error(transparent)]
-    Cuda(#[from] cqc_kernels::cuda::CudaError),
+    Device(Box<dyn std::error::Error + Send + Sync>),
     /// A step failed on the data it got.
     #[error("step `{step}` of program {program} failed: {reason}")]
     Execution {

@@ -1,12 +1,19 @@
 //! Runs one step.
 
-use super::kernel::{CODES, Fill, Kernel, Move, PerImage, RESULT_CODES, Side, Tail};
+use super::kernel::{AttentionInputs, Fill, Kernel, Move, PerImage, ProductWeights, Side, Tail};
 use super::movement::{cast_elements, gather, select};
-use super::program::{Place, Prepared, Ready, Rounds};
+use super::program::{Location, PreparedProgram, PreparedStep};
 use super::values::Value;
+use super::wiring::ResultRounding;
 use bytes::Bytes;
 use cqc_kernels::arena::{Arena, Pod, Reader, cast_mut};
-use cqc_kernels::{Activations, Epilogue, FakeQuant, GroupNorm, Isa, LayerNorm, Operand, Pool, Rows, Target};
+use cqc_kernels::{
+    Activations, AttentionShape, BroadcastOperand, Conv, Epilogue, FakeQuant, GroupNorm, Isa, LayerNorm, Output, Pool,
+};
+use cqc_proto::op::operand::{
+    AFFINE_MAP, AFFINE_PREVIOUS, AFFINE_RESIDUAL, BETA, BIAS, CODES, GAMMA, GATE, MASK, MODULATE, QKV, RESIDUAL,
+    RESULT_CODES, ROUNDING, ROW, SCALE, X,
+};
 use cqc_proto::{Op, Tensor};
 
 /// What all steps of a run share.
@@ -21,8 +28,8 @@ pub(super) struct Run<'a> {
 
 /// Operands of a step, by position.
 struct Operands<'a> {
-    step: &'a Prepared,
-    places: &'a [Place],
+    step: &'a PreparedStep,
+    locations: &'a [Location],
     reads: Reader<'a, 2>,
     request: &'a Arena,
     evaluation: usize,
@@ -31,7 +38,7 @@ struct Operands<'a> {
 impl<'a> Operands<'a> {
     fn get<T: Pod>(&self, i: usize) -> Option<&'a [T]> {
         let value = self.step.inputs.get(i).copied().flatten()?;
-        Some(self.places[value].read(self.reads, self.request, self.evaluation))
+        Some(self.locations[value].read(self.reads, self.request, self.evaluation))
     }
 
     /// Input `i` of an operator that has it always.
@@ -43,11 +50,11 @@ impl<'a> Operands<'a> {
         self.of(i)
     }
 
-    fn rows(&self, i: usize, spec: PerImage) -> Rows<'a> {
-        Rows { data: self.f32(i), stride: spec.stride, rows_per_image: spec.rows }
+    fn rows(&self, i: usize, spec: PerImage) -> cqc_kernels::PerImage<'a> {
+        cqc_kernels::PerImage { data: self.f32(i), stride: spec.stride, rows_per_image: spec.rows }
     }
 
-    /// How operand 0 is rounded; `at` are its scale and its zero point.
+    /// How something is rounded; `at` are its scale and its zero point.
     fn rounding(&self, bits: u8, segments: &'a [usize], at: [usize; 2]) -> FakeQuant<'a> {
         let [scale, zero_point] = at.map(|i| self.f32(i));
         FakeQuant { bits, segments, scale, zero_point }
@@ -60,50 +67,53 @@ impl<'a> Operands<'a> {
     }
 
     /// Where the result goes.
-    fn target<'y>(&self, y: &'y mut [u8]) -> Target<'y>
+    fn target<'y>(&self, y: &'y mut [u8]) -> Output<'y>
     where
         'a: 'y,
     {
-        match &self.step.rounds {
-            Some(Rounds::Codes { bits, sizes, stored }) => match (self.rounding(*bits, sizes, RESULT_CODES), stored) {
-                (how, true) => Target::Codes(y, how),
-                (how, false) => Target::Rounded(cast_mut(y), how),
-            },
-            Some(Rounds::Bf16 { stored }) => bf16_target(y, *stored),
-            None => Target::Values(cast_mut(y)),
+        match &self.step.rounding {
+            Some(ResultRounding::Codes { bits, sizes, stored }) => {
+                match (self.rounding(*bits, sizes, RESULT_CODES), stored) {
+                    (how, true) => Output::Codes(y, how),
+                    (how, false) => Output::Rounded(cast_mut(y), how),
+                }
+            }
+            Some(ResultRounding::Bf16 { stored }) => bf16_target(y, *stored),
+            None => Output::Values(cast_mut(y)),
         }
     }
 
     fn epilogue(&self, tail: &Tail) -> Epilogue<'a> {
         Epilogue {
-            scale: self.get(6),
-            bias: self.get(2),
-            row: tail.row.map(|spec| self.rows(3, spec)),
+            scale: self.get(SCALE),
+            bias: self.get(BIAS),
+            row: tail.row.map(|spec| self.rows(ROW, spec)),
             act: tail.act,
-            gate: tail.gate.map(|spec| self.rows(4, spec)),
-            residual: tail.residual.map(|ld| (self.f32(5), ld)),
+            gate: tail.gate.map(|spec| self.rows(GATE, spec)),
+            residual: tail.residual.map(|ld| (self.f32(RESIDUAL), ld)),
         }
     }
 }
 
-fn bf16_target(y: &mut [u8], stored: bool) -> Target<'_> {
-    if stored { Target::Bf16(cast_mut(y)) } else { Target::RoundedBf16(cast_mut(y)) }
+fn bf16_target(y: &mut [u8], stored: bool) -> Output<'_> {
+    if stored { Output::Bf16(cast_mut(y)) } else { Output::RoundedBf16(cast_mut(y)) }
 }
 
 /// Runs step `index`. Nothing is allocated unless it runs through the definition.
 ///
 /// # Errors
 /// What the data was wrong with, in words: an index outside of an axis, or whatever the definition reports.
-pub(super) fn run_step(ready: &Ready, index: usize, arena: &mut Arena, run: Run) -> Result<(), String> {
-    let step = &ready.steps[index];
+pub(super) fn run_step(program: &PreparedProgram, index: usize, arena: &mut Arena, run: Run) -> Result<(), String> {
+    let step = &program.steps[index];
     match &step.kernel {
         Kernel::Nothing => return Ok(()),
-        Kernel::Reference(op) => return run_reference(ready, step, op, arena, run),
+        Kernel::Reference(op) => return run_reference(program, step, op, arena, run),
         _ => {}
     }
-    let y = ready.places[step.outputs[0]].written().expect("results lie in the arena");
+    let y = program.locations[step.outputs[0]].written().expect("results lie in the arena");
     let (reads, [y, scratch]) = arena.split([y, step.scratch]).expect("the layout keeps result and scratch apart");
-    let operands = Operands { step, places: &ready.places, reads, request: run.request, evaluation: run.evaluation };
+    let locations = &program.locations;
+    let operands = Operands { step, locations, reads, request: run.request, evaluation: run.evaluation };
     match &step.kernel {
         Kernel::Copy { size, fill, moves } => copy(*size, *fill, moves, &operands, y, run.pool),
         Kernel::Gather { outer, size, inner_bytes, indices } => {
@@ -114,77 +124,100 @@ pub(super) fn run_step(ready: &Ready, index: usize, arena: &mut Arena, run: Run)
         Kernel::Where { size, shape, strides } => {
             select(*size, shape, strides, operands.of(0), operands.of(1), operands.of(2), y);
         }
-        Kernel::Quantize { rows, bits, segments, ldx, ldy } => {
-            let how = operands.rounding(*bits, segments, [1, 2]);
-            cqc_kernels::quantize(run.isa, run.pool, *rows, operands.f32(0), *ldx, &how, y, *ldy);
+        Kernel::FakeQuant { rows, bits, segments, stored, ldx, ldy } => {
+            let (how, x) = (operands.rounding(*bits, segments, ROUNDING), operands.f32(X));
+            match stored {
+                true => cqc_kernels::quantize(run.isa, run.pool, *rows, x, *ldx, &how, y, *ldy),
+                false => cqc_kernels::fake_quant(run.isa, run.pool, *rows, x, *ldx, &how, cast_mut(y), *ldy),
+            }
         }
-        Kernel::AttentionCodes { shape, .. } => {
-            let [q, k, v] = [(0, shape.ldq), (1, shape.ldk), (2, shape.ldv)].map(|(i, ld)| operands.codes(i, ld));
-            let (mask, y) = (operands.get(3), operands.target(y));
-            cqc_kernels::attention_codes(run.isa, run.pool, shape, [&q, &k, &v], mask, y, cast_mut(scratch));
-        }
-        Kernel::AttentionBf16(shape) => {
-            let ([q, k, v], mask) = ([0, 1, 2].map(|i| operands.of(i)), operands.get(3));
-            let (y, scratch) = (operands.target(y), cast_mut(scratch));
-            cqc_kernels::attention_bf16(run.isa, run.pool, shape, [q, k, v], mask, y, scratch);
-        }
+        Kernel::Attention { shape, inputs } => attend(shape, inputs, &operands, y, cast_mut(scratch), run),
         Kernel::RoundBf16 { rows, c, stored, ldx, ldy } => {
             let y = bf16_target(y, *stored);
             cqc_kernels::round_bf16(run.isa, run.pool, *rows, *c, operands.f32(0), *ldx, y, *ldy);
         }
-        Kernel::Conv { .. }
-        | Kernel::Linear { .. }
-        | Kernel::ConvCodes { .. }
-        | Kernel::LinearCodes { .. }
-        | Kernel::ConvBf16 { .. }
-        | Kernel::LinearBf16 { .. }
-        | Kernel::GroupNorm { .. }
-        | Kernel::LayerNorm { .. }
-        | Kernel::RmsNorm { .. } => run_to_target(&step.kernel, &operands, operands.target(y), run),
+        Kernel::Conv { conv, weights, tail, ldx, ldy } => {
+            convolve(conv, weights, tail, [*ldx, *ldy], &operands, operands.target(y), run.pool);
+        }
+        Kernel::Linear { .. } => multiply(&step.kernel, &operands, operands.target(y), run),
+        Kernel::GroupNorm { .. } | Kernel::LayerNorm { .. } | Kernel::RmsNorm { .. } => {
+            normalise(&step.kernel, &operands, operands.target(y), run);
+        }
         kernel => run_f32(kernel, &operands, cast_mut(y), cast_mut(scratch), run),
     }
     Ok(())
 }
 
-/// The kernels whose result may be codes or bf16.
-fn run_to_target(kernel: &Kernel, operands: &Operands, y: Target, run: Run) {
-    let (isa, pool) = (run.isa, run.pool);
-    match kernel {
-        Kernel::Conv { conv, packed, tail, ldx, ldy } => {
-            conv.run(pool, operands.f32(0), *ldx, packed, &operands.epilogue(tail), y, *ldy);
+fn convolve(
+    conv: &Conv,
+    weights: &ProductWeights,
+    tail: &Tail,
+    [ldx, ldy]: [usize; 2],
+    operands: &Operands,
+    y: Output,
+    pool: &Pool,
+) {
+    let epilogue = operands.epilogue(tail);
+    match weights {
+        ProductWeights::F32(packed) => conv.run(pool, operands.f32(X), ldx, packed, &epilogue, y, ldy),
+        ProductWeights::Codes { packed, .. } => {
+            conv.run_codes(pool, &operands.codes(X, ldx), packed, &epilogue, y, ldy);
         }
-        Kernel::Linear { m, k, n, packed, tail, ldx, ldy } => {
-            let (x, epilogue) = (operands.f32(0), operands.epilogue(tail));
-            cqc_kernels::linear(isa, pool, *m, *k, *n, x, *ldx, packed, &epilogue, y, *ldy);
+        ProductWeights::Bf16(packed) => conv.run_bf16(pool, operands.of(X), ldx, packed, &epilogue, y, ldy),
+    }
+}
+
+/// A linear layer.
+fn multiply(kernel: &Kernel, operands: &Operands, y: Output, run: Run) {
+    let Kernel::Linear { m, k, n, weights, tail, ldx, ldy } = kernel else { unreachable!("run_step runs the others") };
+    let (isa, pool, epilogue) = (run.isa, run.pool, operands.epilogue(tail));
+    let (m, k, n, ldx, ldy) = (*m, *k, *n, *ldx, *ldy);
+    match weights {
+        ProductWeights::F32(packed) => {
+            cqc_kernels::linear(isa, pool, m, k, n, operands.f32(X), ldx, packed, &epilogue, y, ldy);
         }
-        Kernel::ConvCodes { conv, packed, tail, ldx, ldy, .. } => {
-            conv.run_codes(pool, &operands.codes(0, *ldx), packed, &operands.epilogue(tail), y, *ldy);
+        ProductWeights::Codes { packed, .. } => {
+            let x = operands.codes(X, ldx);
+            cqc_kernels::linear_codes(isa, pool, m, k, n, &x, packed, &epilogue, y, ldy);
         }
-        Kernel::LinearCodes { m, k, n, packed, tail, ldx, ldy, .. } => {
-            let (x, epilogue) = (operands.codes(0, *ldx), operands.epilogue(tail));
-            cqc_kernels::linear_codes(isa, pool, *m, *k, *n, &x, packed, &epilogue, y, *ldy);
+        ProductWeights::Bf16(packed) => {
+            cqc_kernels::linear_bf16(isa, pool, m, k, n, operands.of(X), ldx, packed, &epilogue, y, ldy);
         }
-        Kernel::ConvBf16 { conv, packed, tail, ldx, ldy } => {
-            conv.run_bf16(pool, operands.of(0), *ldx, packed, &operands.epilogue(tail), y, *ldy);
+    }
+}
+
+fn attend(
+    shape: &AttentionShape,
+    inputs: &AttentionInputs,
+    operands: &Operands,
+    y: &mut [u8],
+    scratch: &mut [f32],
+    run: Run,
+) {
+    let (isa, pool, mask) = (run.isa, run.pool, operands.get(MASK));
+    match inputs {
+        AttentionInputs::F32 => {
+            let [q, k, v] = QKV.map(|i| operands.f32(i));
+            cqc_kernels::attention(isa, pool, shape, q, k, v, mask, cast_mut(y), scratch);
         }
-        Kernel::LinearBf16 { m, k, n, packed, tail, ldx, ldy } => {
-            let (x, epilogue) = (operands.of(0), operands.epilogue(tail));
-            cqc_kernels::linear_bf16(isa, pool, *m, *k, *n, x, *ldx, packed, &epilogue, y, *ldy);
+        AttentionInputs::Codes(_) => {
+            let distances = [shape.ldq, shape.ldk, shape.ldv];
+            let [q, k, v] = QKV.map(|i| operands.codes(i, distances[i]));
+            cqc_kernels::attention_codes(isa, pool, shape, [&q, &k, &v], mask, operands.target(y), scratch);
         }
-        kernel => normalise(kernel, operands, y, run),
+        AttentionInputs::Bf16 => {
+            let qkv = QKV.map(|i| operands.of(i));
+            cqc_kernels::attention_bf16(isa, pool, shape, qkv, mask, operands.target(y), scratch);
+        }
     }
 }
 
 /// The other kernels whose operands are all f32.
 fn run_f32(kernel: &Kernel, operands: &Operands, y: &mut [f32], scratch: &mut [f32], run: Run) {
     let (isa, pool) = (run.isa, run.pool);
-    let x = operands.f32(0);
+    let x = operands.f32(X);
     match kernel {
         Kernel::MatMul(shape) => cqc_kernels::matmul_batched(isa, pool, shape, x, operands.f32(1), y, scratch),
-        Kernel::Attention(shape) => {
-            let (k, v, mask) = (operands.f32(1), operands.f32(2), operands.get(3));
-            cqc_kernels::attention(isa, pool, shape, x, k, v, mask, y, scratch);
-        }
         Kernel::Softmax { rows, cols } => cqc_kernels::softmax(isa, pool, *rows, *cols, x, y),
         Kernel::Unary(op) => cqc_kernels::unary(isa, pool, *op, x, y),
         Kernel::Binary { op, rows, c, sides, ldy } => {
@@ -199,29 +232,28 @@ fn run_f32(kernel: &Kernel, operands: &Operands, y: &mut [f32], scratch: &mut [f
         }
         Kernel::Geglu { rows, c, ldx, ldy } => cqc_kernels::geglu(isa, pool, *rows, *c, x, *ldx, y, *ldy),
         Kernel::Affine { rows, c, ldx, residual, previous, ldy } => {
-            let (scale, shift) = (operands.f32(1), operands.f32(2));
-            let residual = residual.map(|ld| (operands.f32(3), ld));
-            let previous = previous.map(|ld| (operands.f32(4), ld, operands.f32(5)));
+            let [scale, shift] = AFFINE_MAP.map(|i| operands.f32(i));
+            let residual = residual.map(|ld| (operands.f32(AFFINE_RESIDUAL), ld));
+            let [before, factor] = AFFINE_PREVIOUS;
+            let previous = previous.map(|ld| (operands.f32(before), ld, operands.f32(factor)));
             let map = cqc_kernels::Affine { scale, shift, residual, previous };
             cqc_kernels::affine(isa, pool, *rows, *c, x, *ldx, &map, y, *ldy);
-        }
-        Kernel::FakeQuant { rows, bits, segments, ldx, ldy } => {
-            let how = operands.rounding(*bits, segments, [1, 2]);
-            cqc_kernels::fake_quant(isa, pool, *rows, x, *ldx, &how, y, *ldy);
         }
         other => unreachable!("run_step runs {other:?}"),
     }
 }
 
-fn normalise(kernel: &Kernel, operands: &Operands, y: Target, run: Run) {
-    let (x, gamma, beta) = (operands.f32(0), operands.get(1), operands.get(2));
+fn normalise(kernel: &Kernel, operands: &Operands, y: Output, run: Run) {
+    let (x, gamma, beta) = (operands.f32(X), operands.get(GAMMA), operands.get(BETA));
     match *kernel {
         Kernel::GroupNorm { n, hw, c, groups, eps, act, ldx, ldy } => {
             let shape = GroupNorm { n, hw, c, groups, eps, gamma, beta, act };
             cqc_kernels::group_norm(run.isa, run.pool, &shape, x, ldx, y, ldy);
         }
         Kernel::LayerNorm { rows, c, eps, modulate, ldx, ldy } => {
-            let modulate = modulate.map(|[scale, shift]| (operands.rows(3, scale), operands.rows(4, shift)));
+            let [at_scale, at_shift] = MODULATE;
+            let modulate =
+                modulate.map(|[scale, shift]| (operands.rows(at_scale, scale), operands.rows(at_shift, shift)));
             let shape = LayerNorm { rows, c, eps, gamma, beta, modulate };
             cqc_kernels::layer_norm(run.isa, run.pool, &shape, x, ldx, y, ldy);
         }
@@ -229,7 +261,7 @@ fn normalise(kernel: &Kernel, operands: &Operands, y: Target, run: Run) {
             let shape = LayerNorm { rows, c, eps, gamma, beta: None, modulate: None };
             cqc_kernels::rms_norm(run.isa, run.pool, &shape, x, ldx, y, ldy);
         }
-        _ => unreachable!("run_to_target runs the others"),
+        _ => unreachable!("run_step runs the others"),
     }
 }
 
@@ -240,18 +272,18 @@ fn side<'a>(
     c: usize,
     scratch: &'a mut [f32],
     pool: &Pool,
-) -> Operand<'a> {
+) -> BroadcastOperand<'a> {
     let x = operands.f32(i);
     match side {
-        Side::Full(ld) => Operand::Full(x, *ld),
-        Side::Scalar => Operand::Scalar(x[0]),
-        Side::Row => Operand::Row(x),
-        Side::Column => Operand::Column(x),
-        Side::Image(spec) => Operand::Image(operands.rows(i, *spec)),
+        Side::Full(ld) => BroadcastOperand::Full(x, *ld),
+        Side::Scalar => BroadcastOperand::Scalar(x[0]),
+        Side::Row => BroadcastOperand::Row(x),
+        Side::Column => BroadcastOperand::Column(x),
+        Side::Image(spec) => BroadcastOperand::Image(operands.rows(i, *spec)),
         Side::Expanded(copy) => {
             let scratch = &mut scratch[..copy_target_len(copy)];
             cqc_kernels::copy_strided(pool, &copy.shape, x, copy.x_offset, &copy.x_strides, scratch, &copy.y_strides);
-            Operand::Full(scratch, c)
+            BroadcastOperand::Full(scratch, c)
         }
     }
 }
@@ -284,28 +316,40 @@ fn copy_as<T: Pod>(fill: Option<Fill>, moves: &[Move], operands: &Operands, y: &
     }
 }
 
-fn run_reference(ready: &Ready, step: &Prepared, op: &Op, arena: &mut Arena, run: Run) -> Result<(), String> {
+fn run_reference(
+    program: &PreparedProgram,
+    step: &PreparedStep,
+    op: &Op,
+    arena: &mut Arena,
+    run: Run,
+) -> Result<(), String> {
     let tensor = |v: Option<usize>| {
-        v.map(|v| read_tensor(&ready.values[v], &ready.places[v], arena, run.request, run.evaluation))
+        v.map(|v| read_tensor(&program.values[v], &program.locations[v], arena, run.request, run.evaluation))
     };
     let inputs: Vec<Option<Tensor>> = step.inputs.iter().copied().map(tensor).collect();
     let inputs: Vec<Option<&Tensor>> = inputs.iter().map(Option::as_ref).collect();
     let outputs = cqc_kernels::reference::eval(op, &inputs).map_err(|e| e.to_string())?;
     for (tensor, &v) in outputs.iter().zip(&step.outputs) {
-        write_bytes(&ready.values[v], &ready.places[v], tensor.bytes(), arena);
+        write_bytes(&program.values[v], &program.locations[v], tensor.bytes(), arena);
     }
     Ok(())
 }
 
 /// A value as a tensor of its own; what is stored as codes or bf16 comes as such.
-pub(super) fn read_tensor(value: &Value, place: &Place, arena: &Arena, request: &Arena, evaluation: usize) -> Tensor {
-    let bytes: Bytes = match place {
-        Place::Table { bytes, row } => bytes.slice(evaluation * row..(evaluation + 1) * row),
-        Place::Constant(bytes) => bytes.clone(),
-        _ => dense(value, place.get(arena, request, evaluation)).into(),
+pub(super) fn read_tensor(
+    value: &Value,
+    location: &Location,
+    arena: &Arena,
+    request: &Arena,
+    evaluation: usize,
+) -> Tensor {
+    let bytes: Bytes = match location {
+        Location::Table { bytes, row } => bytes.slice(evaluation * row..(evaluation + 1) * row),
+        Location::Constant(bytes) => bytes.clone(),
+        _ => dense(value, location.get(arena, request, evaluation)).into(),
     };
-    Tensor::new(value.codes.unwrap_or(value.dtype), value.shape.clone(), bytes)
-        .expect("places are as large as their values")
+    Tensor::new(value.stored_as.unwrap_or(value.dtype), value.shape.clone(), bytes)
+        .expect("locations are as large as their values")
 }
 
 /// The rows of a value without the gaps between them.
@@ -320,8 +364,8 @@ fn dense(value: &Value, bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Writes a value's elements, given without gaps.
-pub(super) fn write_bytes(value: &Value, place: &Place, bytes: &[u8], arena: &mut Arena) {
-    let span = place.written().expect("results lie in the arena");
+pub(super) fn write_bytes(value: &Value, location: &Location, bytes: &[u8], arena: &mut Arena) {
+    let span = location.written().expect("results lie in the arena");
     let target: &mut [u8] = arena.get_mut(span).expect("the layout lies in the arena");
     let (row, ld) = (value.cols * value.dtype.size(), value.ld * value.dtype.size());
     for (target, source) in target.chunks_mut(ld).zip(bytes.chunks(row)) {

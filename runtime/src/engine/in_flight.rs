@@ -1,7 +1,6 @@
 //! A request between its begin and its last evaluation.
 
-use super::RequestLayout;
-use crate::cuda::CudaRequest;
+use super::{DeviceRequest, RequestLayout};
 use cqc_kernels::arena::{Arena, Pod, Span};
 use cqc_proto::plan::ProgramKind;
 use std::sync::Arc;
@@ -18,7 +17,7 @@ pub struct InFlight {
     /// The program and the evaluation that ran last.
     pub(super) last: Option<(ProgramKind, usize)>,
     /// Its slot on the device.
-    pub(super) device: Option<CudaRequest>,
+    pub(super) device: Option<DeviceRequest>,
 }
 
 impl InFlight {

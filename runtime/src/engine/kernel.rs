@@ -16,7 +16,7 @@ pub(crate) enum Kernel {
     Nothing,
     Conv {
         conv: Arc<Conv>,
-        packed: Arc<PackedMatrix>,
+        weights: ProductWeights,
         tail: Tail,
         ldx: usize,
         ldy: usize,
@@ -25,56 +25,16 @@ pub(crate) enum Kernel {
         m: usize,
         k: usize,
         n: usize,
-        packed: Arc<PackedMatrix>,
-        tail: Tail,
-        ldx: usize,
-        ldy: usize,
-    },
-    /// The same over codes, whose scale and zero point are the values `rounding`, operands [`CODES`]`[0]` of the step made ready.
-    ConvCodes {
-        conv: Arc<Conv>,
-        packed: Arc<PackedCodes>,
-        rounding: [usize; 2],
-        tail: Tail,
-        ldx: usize,
-        ldy: usize,
-    },
-    LinearCodes {
-        m: usize,
-        k: usize,
-        n: usize,
-        packed: Arc<PackedCodes>,
-        rounding: [usize; 2],
-        tail: Tail,
-        ldx: usize,
-        ldy: usize,
-    },
-    /// The same over bf16.
-    ConvBf16 {
-        conv: Arc<Conv>,
-        packed: Arc<PackedBf16>,
-        tail: Tail,
-        ldx: usize,
-        ldy: usize,
-    },
-    LinearBf16 {
-        m: usize,
-        k: usize,
-        n: usize,
-        packed: Arc<PackedBf16>,
+        weights: ProductWeights,
         tail: Tail,
         ldx: usize,
         ldy: usize,
     },
     MatMul(MatmulShape),
-    Attention(AttentionShape),
-    /// The same where queries, keys and values are codes.
-    AttentionCodes {
+    Attention {
         shape: AttentionShape,
-        rounding: [[usize; 2]; 3],
+        inputs: AttentionInputs,
     },
-    /// The same where they are bf16.
-    AttentionBf16(AttentionShape),
     GroupNorm {
         n: usize,
         hw: usize,
@@ -128,18 +88,12 @@ pub(crate) enum Kernel {
         previous: Option<usize>,
         ldy: usize,
     },
+    /// From f32 to codes, `stored` as such or as the f32 that these stand for.
     FakeQuant {
         rows: usize,
         bits: u8,
         segments: Vec<usize>,
-        ldx: usize,
-        ldy: usize,
-    },
-    /// From f32 to codes.
-    Quantize {
-        rows: usize,
-        bits: u8,
-        segments: Vec<usize>,
+        stored: bool,
         ldx: usize,
         ldy: usize,
     },
@@ -176,7 +130,51 @@ pub(crate) enum Kernel {
     Reference(Box<Op>),
 }
 
-/// The epilogue of a product; its operands are inputs 2 to 6 (bias, row, gate, residual, scale).
+/// The packed weights of a product, and with them the format in which it multiplies: operand 0 is stored in it too.
+#[derive(Clone, Debug)]
+pub(crate) enum ProductWeights {
+    F32(Arc<PackedMatrix>),
+    /// The values `rounding` hold the scale and the zero point of operand 0.
+    Codes {
+        packed: Arc<PackedCodes>,
+        rounding: [usize; 2],
+    },
+    Bf16(Arc<PackedBf16>),
+}
+
+impl ProductWeights {
+    fn is_paired(&self) -> bool {
+        match self {
+            ProductWeights::F32(packed) => packed.is_paired(),
+            ProductWeights::Codes { packed, .. } => packed.is_paired(),
+            ProductWeights::Bf16(packed) => packed.is_paired(),
+        }
+    }
+
+    fn format(&self) -> NumberFormat {
+        match self {
+            ProductWeights::F32(_) => NumberFormat::F32,
+            ProductWeights::Codes { .. } => NumberFormat::Int8,
+            ProductWeights::Bf16(_) => NumberFormat::Bf16,
+        }
+    }
+
+    /// The value that holds the scale and the one that holds the zero point, of operand 0 where that is codes.
+    fn rounding_of_codes(&self) -> &[[usize; 2]] {
+        if let ProductWeights::Codes { rounding, .. } = self { std::slice::from_ref(rounding) } else { &[] }
+    }
+}
+
+/// How the queries, keys and values of an attention are stored.
+#[derive(Clone, Debug)]
+pub(crate) enum AttentionInputs {
+    F32,
+    /// As codes; the values that hold their scales and zero points.
+    Codes([[usize; 2]; 3]),
+    Bf16,
+}
+
+/// The epilogue of a product: which of the operands `BIAS` to `SCALE` there are, and how they lie.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tail {
     pub act: Act,
@@ -245,62 +243,117 @@ impl Move {
     }
 }
 
-/// Where a product over codes finds the scale and the zero point of operands 0, 1 and 2: behind the operands it has anyway.
-pub(crate) const CODES: [[usize; 2]; 3] = [[7, 8], [11, 12], [13, 14]];
+/// What a product multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NumberFormat {
+    F32,
+    Bf16,
+    /// Integers of at most 8 bits.
+    Int8,
+}
 
-/// Where a step that stores its result as codes finds their scale and zero point.
-pub(crate) const RESULT_CODES: [usize; 2] = [9, 10];
+/// What the engine asks of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KernelTraits<'a> {
+    /// What it multiplies; f32 of anything that is no product.
+    pub format: NumberFormat,
+    /// The values that hold scale and zero point of its first operands, as many as are stored as codes.
+    pub rounding_of_codes: &'a [[usize; 2]],
+    /// Whether its weights were packed: the constant itself is not read.
+    pub has_packed_weights: bool,
+    /// Whether it computes the GEGLU after a linear layer too.
+    pub is_paired: bool,
+    /// Whether it can round its result as it stores it, to codes or bf16 or to the f32 that these stand for.
+    pub rounds_result: bool,
+    /// Whether it reads or writes values that are stored as codes or bf16.
+    pub takes_narrow: bool,
+}
+
+/// What holds for a kernel that reads and writes f32 or moves elements.
+const PLAIN: KernelTraits = KernelTraits {
+    format: NumberFormat::F32,
+    rounding_of_codes: &[],
+    has_packed_weights: false,
+    is_paired: false,
+    rounds_result: false,
+    takes_narrow: false,
+};
 
 impl Kernel {
-    /// The values [`CODES`] of a product over codes: of its first operands, as many as are codes.
-    pub fn rounding_of_codes(&self) -> &[[usize; 2]] {
+    /// The one table of what kernels can do.
+    pub fn traits(&self) -> KernelTraits<'_> {
         match self {
-            Kernel::ConvCodes { rounding, .. } | Kernel::LinearCodes { rounding, .. } => std::slice::from_ref(rounding),
-            Kernel::AttentionCodes { rounding, .. } => rounding,
-            _ => &[],
+            Kernel::Conv { weights, .. } | Kernel::Linear { weights, .. } => KernelTraits {
+                format: weights.format(),
+                rounding_of_codes: weights.rounding_of_codes(),
+                has_packed_weights: true,
+                is_paired: weights.is_paired(),
+                rounds_result: true,
+                takes_narrow: weights.format() != NumberFormat::F32,
+            },
+            Kernel::Attention { inputs, .. } => match inputs {
+                AttentionInputs::F32 => PLAIN,
+                AttentionInputs::Codes(rounding) => KernelTraits {
+                    format: NumberFormat::Int8,
+                    rounding_of_codes: rounding,
+                    rounds_result: true,
+                    takes_narrow: true,
+                    ..PLAIN
+                },
+                AttentionInputs::Bf16 => {
+                    KernelTraits { format: NumberFormat::Bf16, rounds_result: true, takes_narrow: true, ..PLAIN }
+                }
+            },
+            Kernel::GroupNorm { .. } | Kernel::LayerNorm { .. } | Kernel::RmsNorm { .. } => {
+                KernelTraits { rounds_result: true, ..PLAIN }
+            }
+            Kernel::FakeQuant { stored, .. } => KernelTraits { takes_narrow: *stored, ..PLAIN },
+            Kernel::RoundBf16 { .. } => KernelTraits { takes_narrow: true, ..PLAIN },
+            Kernel::Nothing
+            | Kernel::MatMul(_)
+            | Kernel::Softmax { .. }
+            | Kernel::Unary(_)
+            | Kernel::Binary { .. }
+            | Kernel::Geglu { .. }
+            | Kernel::Affine { .. }
+            | Kernel::Copy { .. }
+            | Kernel::Gather { .. }
+            | Kernel::Cast { .. }
+            | Kernel::Where { .. }
+            | Kernel::Reference(_) => PLAIN,
         }
-    }
-
-    /// Whether it multiplies bf16.
-    pub fn multiplies_bf16(&self) -> bool {
-        matches!(self, Kernel::ConvBf16 { .. } | Kernel::LinearBf16 { .. } | Kernel::AttentionBf16(_))
-    }
-
-    /// Whether it computes the GEGLU behind a linear layer too.
-    pub fn is_paired(&self) -> bool {
-        match self {
-            Kernel::Linear { packed, .. } => packed.is_paired(),
-            Kernel::LinearCodes { packed, .. } => packed.is_paired(),
-            Kernel::LinearBf16 { packed, .. } => packed.is_paired(),
-            _ => false,
-        }
-    }
-
-    /// Whether the weights, operand 1 of the step, were packed: the constant itself is not read.
-    pub fn has_packed(&self) -> bool {
-        matches!(
-            self,
-            Kernel::Conv { .. }
-                | Kernel::ConvCodes { .. }
-                | Kernel::ConvBf16 { .. }
-                | Kernel::Linear { .. }
-                | Kernel::LinearCodes { .. }
-                | Kernel::LinearBf16 { .. }
-        )
     }
 
     /// Values of f32 scratch needed on a pool of `threads`.
     pub fn scratch(&self, isa: Isa, threads: usize) -> usize {
         match self {
             Kernel::MatMul(shape) => matmul_scratch_len(isa, shape),
-            Kernel::Attention(shape) => attention_scratch_len(isa, shape, threads),
-            Kernel::AttentionCodes { shape, .. } => attention_codes_scratch_len(isa, shape, threads),
-            Kernel::AttentionBf16(shape) => attention_bf16_scratch_len(isa, shape, threads),
+            Kernel::Attention { shape, inputs } => match inputs {
+                AttentionInputs::F32 => attention_scratch_len(isa, shape, threads),
+                AttentionInputs::Codes(_) => attention_codes_scratch_len(isa, shape, threads),
+                AttentionInputs::Bf16 => attention_bf16_scratch_len(isa, shape, threads),
+            },
             Kernel::Binary { rows, c, sides, .. } => {
                 let expanded = sides.iter().filter(|s| matches!(s, Side::Expanded(_))).count();
                 expanded * (rows * c).next_multiple_of(16)
             }
-            _ => 0,
+            Kernel::Nothing
+            | Kernel::Conv { .. }
+            | Kernel::Linear { .. }
+            | Kernel::GroupNorm { .. }
+            | Kernel::LayerNorm { .. }
+            | Kernel::RmsNorm { .. }
+            | Kernel::Softmax { .. }
+            | Kernel::Unary(_)
+            | Kernel::Geglu { .. }
+            | Kernel::Affine { .. }
+            | Kernel::FakeQuant { .. }
+            | Kernel::RoundBf16 { .. }
+            | Kernel::Copy { .. }
+            | Kernel::Gather { .. }
+            | Kernel::Cast { .. }
+            | Kernel::Where { .. }
+            | Kernel::Reference(_) => 0,
         }
     }
 }

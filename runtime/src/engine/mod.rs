@@ -10,6 +10,7 @@
 //! The engine's arena holds the buffers of whichever program runs; all programs share it. What outlives a program belongs to the
 //! request: model inputs, results of the preludes, the cache. So several requests, each at its own evaluation, can share an engine.
 
+pub(crate) mod backend;
 pub(crate) mod codes;
 mod error;
 mod execute;
@@ -17,6 +18,7 @@ mod in_flight;
 pub(crate) mod kernel;
 pub(crate) mod layout;
 mod movement;
+mod on_device;
 mod open;
 mod packed_file;
 mod packing;
@@ -24,27 +26,26 @@ mod pairs;
 pub(crate) mod prepare;
 mod profile;
 pub(crate) mod program;
-mod replay;
 pub(crate) mod request;
 pub(crate) mod values;
 mod watch;
 mod weights;
+pub(crate) mod wiring;
 
+pub use backend::{Backend, DeviceEngine, DeviceEvaluation, DevicePreludes, DeviceRequest, DeviceSampling};
+pub use cqc_kernels::{Executor, Pool};
 pub use error::EngineError;
 pub use in_flight::InFlight;
 pub use packed_file::PackCache;
-pub use profile::StepProfile;
+pub use profile::{Execution, StepExecution, StepProfile};
 pub use watch::{Watch, Watched};
 pub use weights::Weights;
 
-use crate::cuda::{CudaEngine, OnDevice};
-use cqc_kernels::Pool;
 use cqc_kernels::arena::{Arena, Span};
 use cqc_proto::plan::{Plan, ProgramKind};
 use cqc_proto::{DType, Tensor};
 use execute::{Run, read_tensor, run_step};
-use kernel::Kernel;
-use program::Ready;
+use program::PreparedProgram;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -56,21 +57,23 @@ pub struct EngineOptions {
     pub batch: usize,
     /// Threads, the calling one counted.
     pub threads: usize,
-    /// Threads to share with other engines, instead of `threads` own ones.
+    /// Threads to share with other engines, or those of the caller ([`Pool::from_executor`]), instead of `threads` own ones.
     pub pool: Option<Arc<Pool>>,
     /// Values of `full` that [`Engine::tap`] can read after a run, also where `cached` has them; they cost memory.
     pub keep: Vec<String>,
     /// Measures every step for [`Engine::profile`].
     pub profile: bool,
-    /// Multiplies integers where the plan has quantized layers, and bf16 where it has such and this CPU an instruction for them; without it in f32,
-    /// rounded to what these stand for. With it some steps are joined: one that is watched ([`Engine::evaluate_watched`]) may lack operands.
-    pub integers: bool,
+    /// Multiplies integers where the plan has quantized layers, and bf16 where it has such and this CPU an instruction for
+    /// them, and lets steps round their results at once; without it everything is computed in f32, rounded to what these stand
+    /// for, step by step. With it a step that is watched ([`Engine::evaluate_watched`]) may lack operands.
+    pub low_precision: bool,
     /// Multiplies bf16 also where the CPU has no instruction for it: very slow, for tests.
     pub emulate_bf16: bool,
     /// Runs every step through its definition: very slow, for comparison.
     pub reference: bool,
-    /// Evaluates there; preludes that the device has no kernels for run on the CPU. Only loops, without `keep`, `profile` and `reference`.
-    pub device: Option<OnDevice>,
+    /// Evaluates there; preludes that the device has no kernels for run on the CPU. Only loops, without `keep`, `profile` and
+    /// `reference`.
+    pub device: Option<Arc<dyn Backend>>,
     /// Most bytes of activations.
     pub max_memory: usize,
     /// `prelude_steps` computes fewer evaluations at once if its buffers would take more bytes than this.
@@ -88,7 +91,7 @@ impl Default for EngineOptions {
             pool: None,
             keep,
             profile: false,
-            integers: true,
+            low_precision: true,
             emulate_bf16: false,
             reference: false,
             device: None,
@@ -110,17 +113,17 @@ pub struct Engine {
     /// Evaluations that `prelude_steps` computes at once.
     chunk: usize,
     /// In the order of [`ProgramKind::ALL`].
-    programs: [Ready; 4],
+    programs: [PreparedProgram; 4],
     /// Values of `full` and `cached` that stay readable, by name, in this order.
     kept: [BTreeMap<String, usize>; 2],
     clock: Option<[Vec<(Duration, u64)>; 4]>,
-    device: Option<CudaEngine>,
+    device: Option<Box<dyn DeviceEngine>>,
 }
 
 /// Where a request keeps what outlives a program.
 #[derive(Debug)]
-pub(crate) struct RequestLayout {
-    pub(crate) inputs: Vec<Slot>,
+pub struct RequestLayout {
+    pub(crate) inputs: Vec<InputSlot>,
     /// Per result of `prelude`, where it is kept.
     pub(crate) results: Vec<Span>,
     /// Per result of `prelude_steps`, where it is kept for evaluation 0; the others follow.
@@ -133,7 +136,7 @@ pub(crate) struct RequestLayout {
 
 /// A model input in the arena.
 #[derive(Clone, Debug)]
-pub(crate) struct Slot {
+pub(crate) struct InputSlot {
     pub(crate) shape: Vec<usize>,
     /// As programs see it: floats are f32.
     pub(crate) dtype: DType,
@@ -165,8 +168,8 @@ impl Engine {
     }
 
     /// What it evaluates on, if not on the CPU.
-    pub fn device(&self) -> Option<&CudaEngine> {
-        self.device.as_ref()
+    pub fn device(&self) -> Option<&dyn DeviceEngine> {
+        self.device.as_deref()
     }
 
     /// Bytes of activations in this machine's memory: those of the engine, and of one request.
@@ -200,7 +203,7 @@ impl Engine {
         &self.full().values[self.plan().outputs[i].value].shape
     }
 
-    fn full(&self) -> &Ready {
+    fn full(&self) -> &PreparedProgram {
         &self.programs[ProgramKind::Full as usize]
     }
 
@@ -212,15 +215,15 @@ impl Engine {
         request: &Arena,
         mut watch: Option<&mut Watch>,
     ) -> Result<(), EngineError> {
-        let ready = &self.programs[kind as usize];
+        let program = &self.programs[kind as usize];
         let run = Run { isa: self.weights.isa(), pool: &self.pool, request, evaluation };
-        for (index, step) in ready.steps.iter().enumerate() {
+        for (index, step) in program.steps.iter().enumerate() {
             if let Some(watch) = &mut watch {
                 let arena = &self.arena;
-                watch(&Watched { ready, arena, request, evaluation, kind, step: index, done: false });
+                watch(&Watched { program, arena, request, evaluation, kind, step: index, done: false });
             }
             let start = self.clock.is_some().then(Instant::now);
-            run_step(ready, index, &mut self.arena, run).map_err(|reason| EngineError::Execution {
+            run_step(program, index, &mut self.arena, run).map_err(|reason| EngineError::Execution {
                 program: kind,
                 step: step.name.clone(),
                 reason,
@@ -232,7 +235,7 @@ impl Engine {
             }
             if let Some(watch) = &mut watch {
                 let arena = &self.arena;
-                watch(&Watched { ready, arena, request, evaluation, kind, step: index, done: true });
+                watch(&Watched { program, arena, request, evaluation, kind, step: index, done: true });
             }
         }
         Ok(())
@@ -247,31 +250,8 @@ impl Engine {
     }
 
     fn value(&self, kind: ProgramKind, v: usize, request: &InFlight, evaluation: usize) -> Tensor {
-        let ready = &self.programs[kind as usize];
-        read_tensor(&ready.values[v], &ready.places[v], &self.arena, &request.memory, evaluation)
-    }
-
-    /// Every step of every program: which have no kernel and, if asked for at open, how long they take.
-    pub fn profile(&self) -> Vec<StepProfile> {
-        let programs = self.programs.iter();
-        let steps = programs.flat_map(|ready| ready.steps.iter().enumerate().map(|(i, s)| (ready.kind, i, s)));
-        let profiles = steps.map(|(program, i, step)| {
-            let (total, calls) = self.clock.as_ref().map_or_else(Default::default, |c| c[program as usize][i]);
-            let reference = matches!(step.kernel, Kernel::Reference(_));
-            let integers = !step.kernel.rounding_of_codes().is_empty();
-            let bf16 = step.kernel.multiplies_bf16();
-            let idle = matches!(step.kernel, Kernel::Nothing);
-            let evaluations = if program == ProgramKind::PreludeSteps { self.chunk } else { 1 };
-            let (name, op) = (step.name.clone(), step.op.clone());
-            StepProfile { program, name, op, reference, integers, bf16, idle, total, calls, evaluations }
-        });
-        profiles.collect()
-    }
-
-    /// Forgets the times measured so far.
-    pub fn reset_profile(&mut self) {
-        let entries = self.clock.iter_mut().flatten().flatten();
-        entries.for_each(|entry| *entry = Default::default());
+        let program = &self.programs[kind as usize];
+        read_tensor(&program.values[v], &program.locations[v], &self.arena, &request.memory, evaluation)
     }
 }
 

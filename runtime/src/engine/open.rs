@@ -1,9 +1,8 @@
 //! Opens an engine: sizes, kernels, addresses.
 
-use super::program::{Draft, Options, Place};
+use super::program::{Draft, Location, ProgramOptions};
 use super::values::Value;
-use super::{Engine, EngineError, EngineOptions, RequestLayout, Slot, Weights};
-use crate::cuda::CudaEngine;
+use super::{DevicePreludes, Engine, EngineError, EngineOptions, InputSlot, RequestLayout, Weights};
 use cqc_kernels::Pool;
 use cqc_kernels::arena::{ALIGN, Arena, Span};
 use cqc_proto::plan::{InputRole, Plan, PlanInput, PlanValue, ProgramKind, Source};
@@ -12,34 +11,37 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub(super) fn open(weights: &Arc<Weights>, options: &EngineOptions) -> Result<Engine, EngineError> {
-    let mut there = [options.device.is_some(); 2];
+    let mut preludes = if options.device.is_some() { DevicePreludes::ALL } else { DevicePreludes::NONE };
     loop {
-        match open_with(weights, options, there) {
-            // what the device cannot do before the loop, the CPU does, and what that reads
-            Err(EngineError::NoCudaKernel { program: ProgramKind::Prelude, .. }) if there[0] => there[0] = false,
-            Err(EngineError::NoCudaKernel { program: ProgramKind::PreludeSteps, .. }) if there[1] => there = [false; 2],
+        // what the device cannot do before the loop, the CPU does, and what that reads
+        preludes = match open_with(weights, options, preludes) {
+            Err(EngineError::NoDeviceKernel { program, .. }) if preludes.contains(program) => match program {
+                ProgramKind::Prelude => DevicePreludes { prelude: false, ..preludes },
+                _ => DevicePreludes::NONE,
+            },
             done => return done,
         }
     }
 }
 
-/// Opens an engine on a device with the preludes `there`.
-fn open_with(weights: &Arc<Weights>, options: &EngineOptions, there: [bool; 2]) -> Result<Engine, EngineError> {
+/// Opens an engine that runs these preludes on its device.
+fn open_with(weights: &Arc<Weights>, options: &EngineOptions, preludes: DevicePreludes) -> Result<Engine, EngineError> {
     let plan = weights.plan();
     check_batch(plan, options.batch)?;
     let pool = options.pool.clone().unwrap_or_else(|| Arc::new(Pool::new(options.threads)));
     let [kept_full, kept_cached] = kept_values(plan, &options.keep)?;
     let (isa, threads, reference) = (weights.isa(), pool.threads(), options.reference);
-    let integers = options.integers && !reference;
-    let bf16 = integers && (isa.has_bf16() || options.emulate_bf16);
+    let low_precision = options.low_precision && !reference;
+    let bf16 = low_precision && (isa.has_bf16() || options.emulate_bf16);
     let on_device = options.device.is_some();
     check_device(options)?;
     let draft = |kind: ProgramKind, rows: usize, keep: &BTreeMap<String, usize>| {
         let bindings = plan.batch_symbol.iter().map(|s| (s.as_str().into(), rows as i64)).collect();
         let keep: Vec<usize> = keep.values().copied().collect();
         let max_memory = options.max_memory;
-        let elsewhere = if kind.is_step() { on_device } else { there[kind as usize] };
-        let options = Options { isa, threads, integers, bf16, reference, keep: &keep, max_memory, elsewhere };
+        let elsewhere = if kind.is_step() { on_device } else { preludes.contains(kind) };
+        let options =
+            ProgramOptions { isa, threads, low_precision, bf16, reference, keep: &keep, max_memory, elsewhere };
         Draft::new(weights, kind, &bindings, &options)
     };
     let none = BTreeMap::new();
@@ -48,17 +50,16 @@ fn open_with(weights: &Arc<Weights>, options: &EngineOptions, there: [bool; 2]) 
     let cached = draft(ProgramKind::Cached, options.batch, &kept_cached)?;
     let draft_chunk = |chunk: usize| {
         let mut steps = draft(ProgramKind::PreludeSteps, chunk * options.batch, &none)?;
-        if there[1] {
+        if let Some(device) = options.device.as_ref().filter(|_| preludes.prelude_steps) {
             let bindings =
                 plan.batch_symbol.iter().map(|s| (s.as_str().into(), (chunk * options.batch) as i64)).collect();
-            let device = &*options.device.as_ref().expect("it runs there").device;
-            steps.bytes = crate::cuda::preludes::bytes(weights, ProgramKind::PreludeSteps, &bindings, device)?;
+            steps.bytes = device.prelude_bytes(weights, ProgramKind::PreludeSteps, &bindings)?;
         }
         Ok(steps)
     };
     let (chunk, mut prelude_steps) = draft_steps(plan, options.prelude_memory, &draft_chunk)?;
-    if there[1] {
-        prelude_steps.bytes = 0; // here
+    if preludes.prelude_steps {
+        prelude_steps.bytes = 0; // on this machine
     }
     check_stacked(plan, &prelude_steps, &prelude, chunk, options.batch)?;
 
@@ -76,9 +77,9 @@ fn open_with(weights: &Arc<Weights>, options: &EngineOptions, there: [bool; 2]) 
         return Err(EngineError::Memory { needed: bytes, limit: options.max_memory });
     }
     let outside = |value: &Value| outside(value, &layout);
-    let programs = [prelude, prelude_steps, full, cached].map(|draft| draft.finish(weights, &outside));
-    let device =
-        options.device.as_ref().map(|on| CudaEngine::open(weights, on, options, &layout, there, chunk)).transpose()?;
+    let programs = [prelude, prelude_steps, full, cached].map(|draft| draft.place(weights, &outside));
+    let device = options.device.as_ref().map(|backend| backend.open(weights, options, &layout, preludes, chunk));
+    let device = device.transpose()?;
     let clock = options.profile.then(|| [0, 1, 2, 3].map(|i| vec![Default::default(); programs[i].steps.len()]));
     Ok(Engine {
         weights: Arc::clone(weights),
@@ -195,14 +196,14 @@ impl Stack {
     }
 }
 
-fn slots(plan: &Plan, batch: usize, request: &mut Stack) -> Result<Vec<Slot>, EngineError> {
+fn slots(plan: &Plan, batch: usize, request: &mut Stack) -> Result<Vec<InputSlot>, EngineError> {
     let bindings = plan.batch_symbol.iter().map(|s| (s.as_str().into(), batch as i64)).collect();
     let slot = |input: &PlanInput| {
         let error = || EngineError::Size { program: ProgramKind::Full, name: input.name.clone(), ty: input.ty.clone() };
         let shape = input.ty.resolve(&bindings).filter(|s| !s.contains(&0)).ok_or_else(error)?;
         let dtype = if input.ty.dtype.is_float() { DType::F32 } else { input.ty.dtype };
         let span = request.push(shape.iter().product::<usize>() * dtype.size())?;
-        Ok(Slot { shape, dtype, span })
+        Ok(InputSlot { shape, dtype, span })
     };
     plan.inputs.iter().map(slot).collect()
 }
@@ -231,12 +232,14 @@ fn cache_spans(plan: &Plan, full: &Draft, request: &mut Stack) -> Result<Vec<Spa
 }
 
 /// Where a value lies that outlives its program.
-fn outside(value: &Value, layout: &RequestLayout) -> Place {
+fn outside(value: &Value, layout: &RequestLayout) -> Location {
     match value.source {
-        Source::Input(i) => Place::Request { span: layout.inputs[i].span, step: 0 },
-        Source::Prelude(i) => Place::Request { span: layout.results[i], step: 0 },
-        Source::PreludeSteps(i) => Place::Request { span: layout.step_results[i], step: layout.step_results[i].bytes },
-        Source::Cache(i) => Place::Request { span: layout.cache[i], step: 0 },
-        _ => Place::Memory { span: Span::new(0, 0) },
+        Source::Input(i) => Location::Request { span: layout.inputs[i].span, step: 0 },
+        Source::Prelude(i) => Location::Request { span: layout.results[i], step: 0 },
+        Source::PreludeSteps(i) => {
+            Location::Request { span: layout.step_results[i], step: layout.step_results[i].bytes }
+        }
+        Source::Cache(i) => Location::Request { span: layout.cache[i], step: 0 },
+        _ => Location::Memory { span: Span::new(0, 0) },
     }
 }

@@ -4,10 +4,11 @@
 //! stored: half as much, and codes where a product reads it. The sums are not, so nothing else may read them.
 
 use super::kernel::Kernel;
-use super::program::Wiring;
 use super::values::Value;
+use super::wiring::Wiring;
 use cqc_kernels::PAIRED_COLUMNS;
 use cqc_proto::op::Act;
+use cqc_proto::op::operand::{GATE, RESIDUAL};
 use cqc_proto::plan::{Program, Step};
 use cqc_proto::{DType, Op};
 use std::collections::HashMap;
@@ -20,7 +21,7 @@ pub(crate) fn find(program: &Program, values: &[Value], kept: &[usize]) -> HashM
         let mut readers = program.steps.iter().filter(|s| s.inputs.contains(&Some(v)));
         let (reader, None) = (readers.next()?, readers.next()) else { return None };
         let y = reader.outputs[0];
-        let plain = [4, 5].iter().all(|&i| step.inputs.get(i).copied().flatten().is_none());
+        let plain = [GATE, RESIDUAL].iter().all(|&i| step.inputs.get(i).copied().flatten().is_none());
         let suits = matches!(step.op, Op::Linear { act: Act::None })
             && matches!(reader.op, Op::Geglu { act: Act::GeluErf })
             && plain
@@ -36,11 +37,11 @@ pub(crate) fn find(program: &Program, values: &[Value], kept: &[usize]) -> HashM
 
 /// The layers that do write what the GEGLU would, which then has nothing left to do.
 pub(crate) fn wire(pairs: &HashMap<usize, usize>, kernels: &mut [Kernel], wirings: &mut [Wiring]) {
-    for product in (0..kernels.len()).filter(|&i| kernels[i].is_paired()).collect::<Vec<_>>() {
+    for product in (0..kernels.len()).filter(|&i| kernels[i].traits().is_paired).collect::<Vec<_>>() {
         let y = pairs[&wirings[product].outputs[0]];
         let geglu = wirings.iter().position(|wiring| wiring.outputs == [y]).expect("a step computes it");
         wirings[product].outputs = vec![y];
         kernels[geglu] = Kernel::Nothing;
-        wirings[geglu] = Wiring { inputs: vec![], outputs: vec![], rounds: None };
+        wirings[geglu] = Wiring::default();
     }
 }

@@ -1,13 +1,14 @@
 //! A program made ready: kernels, addresses, liveness.
 
 use super::EngineError;
-use super::codes::{self, Codes};
+use super::codes::{self, CodeKernels, Storage};
 use super::kernel::Kernel;
 use super::layout::{self, Buffer};
 use super::pairs;
 use super::prepare::Preparer;
 use super::values::{Value, resolve};
 use super::weights::Weights;
+use super::wiring::{self, ResultRounding, Wiring};
 use bytes::Bytes;
 use cqc_kernels::Isa;
 use cqc_kernels::arena::{Arena, Pod, Reader, Span, cast};
@@ -17,7 +18,7 @@ use std::collections::{HashMap, HashSet};
 
 /// Where a value lies.
 #[derive(Clone, Debug)]
-pub(crate) enum Place {
+pub(crate) enum Location {
     /// In the engine's arena.
     Memory { span: Span },
     /// In the memory of the request; `step` bytes further for each evaluation.
@@ -28,11 +29,11 @@ pub(crate) enum Place {
     Table { bytes: Bytes, row: usize },
 }
 
-impl Place {
+impl Location {
     /// Where the program writes the value.
     pub fn written(&self) -> Option<Span> {
         match self {
-            Place::Memory { span } => Some(*span),
+            Location::Memory { span } => Some(*span),
             _ => None,
         }
     }
@@ -45,7 +46,7 @@ impl Place {
         evaluation: usize,
     ) -> &'a [T] {
         match self {
-            Place::Memory { span } => {
+            Location::Memory { span } => {
                 reads.get(*span).expect("the layout keeps what a step reads apart from what it writes")
             }
             other => other.outside(request, evaluation),
@@ -55,61 +56,43 @@ impl Place {
     /// The elements while nothing is written.
     pub fn get<'a, T: Pod>(&'a self, arena: &'a Arena, request: &'a Arena, evaluation: usize) -> &'a [T] {
         match self {
-            Place::Memory { span } => arena.get(*span).expect("the layout lies in the arena"),
+            Location::Memory { span } => arena.get(*span).expect("the layout lies in the arena"),
             other => other.outside(request, evaluation),
         }
     }
 
     fn outside<'a, T: Pod>(&'a self, request: &'a Arena, evaluation: usize) -> &'a [T] {
         match self {
-            Place::Memory { .. } => unreachable!("handled by the callers"),
-            Place::Request { span, step } => request
+            Location::Memory { .. } => unreachable!("handled by the callers"),
+            Location::Request { span, step } => request
                 .get(Span::new(span.offset + evaluation * step, span.bytes))
                 .expect("the layout lies in the request's memory"),
-            Place::Constant(bytes) => cast(bytes),
-            Place::Table { bytes, row } => cast(&bytes[evaluation * row..][..*row]),
+            Location::Constant(bytes) => cast(bytes),
+            Location::Table { bytes, row } => cast(&bytes[evaluation * row..][..*row]),
         }
     }
 }
 
 /// A step, ready to run.
 #[derive(Debug)]
-pub(crate) struct Prepared {
+pub(crate) struct PreparedStep {
     pub name: String,
     pub op: String,
     pub kernel: Kernel,
     pub inputs: Vec<Option<usize>>,
     pub outputs: Vec<usize>,
     /// How the result is rounded before it is stored.
-    pub rounds: Option<Rounds>,
+    pub rounding: Option<ResultRounding>,
     pub scratch: Span,
-}
-
-/// How a result is rounded; stored as codes or bf16, or as the f32 that these stand for.
-#[derive(Clone, Debug)]
-pub(crate) enum Rounds {
-    /// To codes of `bits`, per segment of the last axis of these `sizes`, with the scale and the zero point of operands
-    /// [`RESULT_CODES`](super::kernel::RESULT_CODES).
-    Codes { bits: u8, sizes: Vec<usize>, stored: bool },
-    /// To bf16.
-    Bf16 { stored: bool },
-}
-
-/// What a step reads and writes when it runs: not always what the plan says.
-#[derive(Clone, Debug)]
-pub(crate) struct Wiring {
-    pub inputs: Vec<Option<usize>>,
-    pub outputs: Vec<usize>,
-    pub rounds: Option<Rounds>,
 }
 
 /// A program, ready to run.
 #[derive(Debug)]
-pub(crate) struct Ready {
+pub(crate) struct PreparedProgram {
     pub kind: ProgramKind,
     pub values: Vec<Value>,
-    pub places: Vec<Place>,
-    pub steps: Vec<Prepared>,
+    pub locations: Vec<Location>,
+    pub steps: Vec<PreparedStep>,
     /// Bytes of its buffers.
     pub bytes: usize,
 }
@@ -132,10 +115,11 @@ pub(crate) struct Draft {
 }
 
 /// How a program is made ready.
-pub(crate) struct Options<'a> {
+pub(crate) struct ProgramOptions<'a> {
     pub isa: Isa,
     pub threads: usize,
-    pub integers: bool,
+    /// Quantized layers multiply codes, and roundings and GEGLUs are fused with the steps before them.
+    pub low_precision: bool,
     /// Products of bf16 are multiplied as such.
     pub bf16: bool,
     pub reference: bool,
@@ -152,18 +136,20 @@ impl Draft {
         weights: &Weights,
         kind: ProgramKind,
         bindings: &Bindings,
-        options: &Options,
+        options: &ProgramOptions,
     ) -> Result<Draft, EngineError> {
         let program = weights.plan().program(kind);
         let mut values = resolve(kind, program, bindings)?;
         if !options.elsewhere {
             let isa = weights.isa();
             let products = |taps: usize, segments: &[usize]| isa.multiplies_codes(taps, segments);
-            let takes = codes::Takes { products: &products, attention: true };
-            let codes = options.integers.then_some(Codes { dtype: isa.code_type(), takes });
-            let takes = |channels: usize, columns: usize| isa.suits_bf16(channels, columns);
-            let bf16 = options.bf16.then_some(&takes as codes::TakesBf16);
-            codes::choose(weights, kind, &mut values, options.keep, codes, bf16);
+            let multiplies_bf16 = |channels: usize, columns: usize| isa.suits_bf16(channels, columns);
+            let kernels = CodeKernels { products: &products, attention: true };
+            let storage = Storage {
+                codes: options.low_precision.then_some((isa.code_type(), kernels)),
+                bf16: options.bf16.then_some(&multiplies_bf16 as _),
+            };
+            codes::choose_storage(weights, kind, &mut values, options.keep, storage);
         }
         let limit = options.max_memory;
         if let Some(needed) = values.iter().map(Value::bytes).find(|&bytes| bytes > limit) {
@@ -173,18 +159,18 @@ impl Draft {
             return Ok(Draft::of_values(kind, values, program.steps.len()));
         }
         let kept = kept(weights, kind, options.keep);
-        let fuses = options.integers;
+        let fuses = options.low_precision;
         let pairs = if fuses { pairs::find(program, &values, &kept) } else { HashMap::new() };
         let mut kernels = loop {
             let reference = options.reference;
             let preparer = Preparer { weights, kind, values: &values, pairs: &pairs, bindings, reference };
             let kernels = program.steps.iter().map(|s| preparer.prepare(s)).collect::<Result<Vec<_>, _>>()?;
-            match codes::misplaced(program, &values, &kernels) {
-                Some(v) => values[v].codes = None,
+            match codes::without_kernel(program, &values, &kernels) {
+                Some(v) => values[v].stored_as = None,
                 None => break kernels,
             }
         };
-        let wirings = codes::wire(program, &values, &mut kernels, &pairs, &kept, fuses);
+        let wirings = wiring::wire(program, &values, &mut kernels, &pairs, &kept, fuses);
         let (buffers, buffer_of, offsets) = (vec![], vec![], vec![]);
         let mut draft = Draft { kind, values, kernels, wirings, buffers, buffer_of, kept, offsets, bytes: 0 };
         draft.find_buffers(options);
@@ -196,14 +182,13 @@ impl Draft {
     /// A program that has sizes and nothing to run.
     fn of_values(kind: ProgramKind, values: Vec<Value>, steps: usize) -> Draft {
         let kernels = (0..steps).map(|_| Kernel::Nothing).collect();
-        let nothing = Wiring { inputs: vec![], outputs: vec![], rounds: None };
         let buffers = vec![Buffer { bytes: 0, first: 0, last: 0 }; steps];
-        let (wirings, buffer_of, offsets) = (vec![nothing; steps], vec![None; values.len()], vec![0; steps]);
+        let (wirings, buffer_of, offsets) = (vec![Wiring::default(); steps], vec![None; values.len()], vec![0; steps]);
         Draft { kind, values, kernels, wirings, buffers, buffer_of, kept: vec![], offsets, bytes: 0 }
     }
 
     /// Storage of the program's own values, then scratch of its steps.
-    fn find_buffers(&mut self, options: &Options) {
+    fn find_buffers(&mut self, options: &ProgramOptions) {
         let lives = lifetimes(&self.values, &self.wirings, &self.kept);
         self.buffer_of = vec![None; self.values.len()];
         for (i, value) in self.values.iter().enumerate() {
@@ -229,37 +214,43 @@ impl Draft {
     }
 
     /// Addresses for everything; `outside` knows where the request keeps what it keeps.
-    pub fn finish(self, weights: &Weights, outside: &dyn Fn(&Value) -> Place) -> Ready {
+    pub fn place(self, weights: &Weights, outside: &dyn Fn(&Value) -> Location) -> PreparedProgram {
         let stored = self.buffers.len() - self.kernels.len();
         let span = |buffer: usize| Span::new(self.offsets[buffer], self.buffers[buffer].bytes);
         let read = self.wirings.iter().flat_map(|wiring| wiring.inputs.iter().flatten());
         let read: HashSet<usize> = read.chain(&self.kept).map(|&v| self.values[v].home).collect();
-        let homes: HashMap<usize, Place> = (0..self.values.len())
+        let homes: HashMap<usize, Location> = (0..self.values.len())
             .filter(|&i| self.values[i].home == i)
             .map(|i| match self.buffer_of[i] {
-                Some(buffer) => (i, Place::Memory { span: span(buffer) }),
-                None => (i, self.outside_place(weights, i, read.contains(&i), outside)),
+                Some(buffer) => (i, Location::Memory { span: span(buffer) }),
+                None => (i, self.outside_location(weights, i, read.contains(&i), outside)),
             })
             .collect();
-        let places = self.values.iter().map(|v| within(&homes[&v.home], v)).collect();
+        let locations = self.values.iter().map(|v| within(&homes[&v.home], v)).collect();
         let scratches: Vec<Span> = (stored..self.buffers.len()).map(span).collect();
         let kernels = self.kernels.into_iter().zip(self.wirings);
         let steps = weights.plan().program(self.kind).steps.iter().zip(kernels).zip(scratches);
         let steps = steps.map(|((step, (kernel, wiring)), scratch)| prepared(step, kernel, wiring, scratch)).collect();
-        Ready { kind: self.kind, values: self.values, places, steps, bytes: self.bytes }
+        PreparedProgram { kind: self.kind, values: self.values, locations, steps, bytes: self.bytes }
     }
 
-    fn outside_place(&self, weights: &Weights, i: usize, read: bool, outside: &dyn Fn(&Value) -> Place) -> Place {
+    fn outside_location(
+        &self,
+        weights: &Weights,
+        i: usize,
+        read: bool,
+        outside: &dyn Fn(&Value) -> Location,
+    ) -> Location {
         let value = &self.values[i];
         match value.source {
             // weights that were packed
-            Source::Constant(_) if !read => Place::Memory { span: Span::new(0, 0) },
-            Source::Constant(c) => Place::Constant(constant_bytes(weights, c, value.dtype)),
+            Source::Constant(_) if !read => Location::Memory { span: Span::new(0, 0) },
+            Source::Constant(c) => Location::Constant(constant_bytes(weights, c, value.dtype)),
             Source::Table(c) if self.kind.is_step() => {
-                Place::Table { bytes: constant_bytes(weights, c, value.dtype), row: value.bytes() }
+                Location::Table { bytes: constant_bytes(weights, c, value.dtype), row: value.bytes() }
             }
             // Never read, so it has no buffer.
-            _ if self.kind == ProgramKind::PreludeSteps => Place::Memory { span: Span::new(0, 0) },
+            _ if self.kind == ProgramKind::PreludeSteps => Location::Memory { span: Span::new(0, 0) },
             _ => outside(value),
         }
     }
@@ -277,9 +268,9 @@ pub(crate) fn kept(weights: &Weights, kind: ProgramKind, keep: &[usize]) -> Vec<
     kept
 }
 
-fn prepared(step: &Step, kernel: Kernel, wiring: Wiring, scratch: Span) -> Prepared {
-    let Wiring { inputs, outputs, rounds } = wiring;
-    Prepared { name: step.name.clone(), op: step.op.name(), kernel, inputs, outputs, rounds, scratch }
+fn prepared(step: &Step, kernel: Kernel, wiring: Wiring, scratch: Span) -> PreparedStep {
+    let Wiring { inputs, outputs, rounding } = wiring;
+    PreparedStep { name: step.name.clone(), op: step.op.name(), kernel, inputs, outputs, rounding, scratch }
 }
 
 /// Bytes of a constant in the type that a program sees.
@@ -288,13 +279,15 @@ pub(crate) fn constant_bytes(weights: &Weights, i: usize, dtype: DType) -> Bytes
     if constant.codes.is_none() && constant.ty.dtype == dtype { weights.stored(i) } else { weights.constant(i) }
 }
 
-/// The place of a value inside that of its home.
-fn within(home: &Place, value: &Value) -> Place {
+/// The location of a value inside that of its home.
+fn within(home: &Location, value: &Value) -> Location {
     let (start, len) = value.range();
     match home {
-        Place::Memory { span } if span.bytes > 0 => Place::Memory { span: Span::new(span.offset + start, len) },
-        Place::Request { span, step } => Place::Request { span: Span::new(span.offset + start, len), step: *step },
-        Place::Constant(bytes) => Place::Constant(bytes.slice(start..start + len)),
+        Location::Memory { span } if span.bytes > 0 => Location::Memory { span: Span::new(span.offset + start, len) },
+        Location::Request { span, step } => {
+            Location::Request { span: Span::new(span.offset + start, len), step: *step }
+        }
+        Location::Constant(bytes) => Location::Constant(bytes.slice(start..start + len)),
         other => other.clone(),
     }
 }

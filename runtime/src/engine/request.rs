@@ -3,7 +3,7 @@
 use super::program::constant_bytes;
 use super::values::Value;
 use super::watch::Watch;
-use super::{Engine, EngineError, InFlight, RequestLayout, Slot};
+use super::{DeviceEvaluation, DevicePreludes, Engine, EngineError, InFlight, InputSlot, RequestLayout};
 use cqc_kernels::arena::{Arena, Span, bytes_of};
 use cqc_kernels::copy_strided;
 use cqc_proto::plan::{InputRole, PlanInput, ProgramKind, Source};
@@ -47,11 +47,11 @@ impl Engine {
             device: None,
         };
         self.take_inputs(&mut request, conditions, |role| role == InputRole::Condition)?;
-        let there = self.device.as_ref().map_or([false; 2], |device| device.runs_preludes());
-        if watch.is_some() && there != [false; 2] {
+        let elsewhere = self.device.as_ref().map_or(DevicePreludes::NONE, |device| device.preludes());
+        if watch.is_some() && elsewhere != DevicePreludes::NONE {
             return Err(EngineError::OnDevice { what: "steps cannot be watched" });
         }
-        self.run_preludes(&mut request, there, watch)?;
+        self.run_preludes(&mut request, elsewhere, watch)?;
         if let Some(device) = &self.device {
             request.device = Some(device.begin(&request.memory, &self.layout, timesteps)?);
         }
@@ -131,8 +131,9 @@ impl Engine {
                 return Err(EngineError::OnDevice { what: "steps cannot be watched" });
             }
             let on_device = request.device.as_ref().ok_or(EngineError::ForeignRequest)?;
-            let stored = request.stored;
-            device.evaluate(kind, on_device, e, request.timesteps[e], sample, out, stored)?;
+            let (stored, timestep) = (request.stored, request.timesteps[e]);
+            let evaluation = DeviceEvaluation { kind, request: on_device, evaluation: e, timestep, sample, stored };
+            device.evaluate(&evaluation, out)?;
             request.stored |= kind == ProgramKind::Full;
             request.last = Some((kind, e));
             return Ok(());
@@ -143,9 +144,9 @@ impl Engine {
             write_number(timestep, slot.dtype, request.bytes(slot.span));
         }
         self.run_step_program(kind, request, e, watch)?;
-        let ready = &self.programs[kind as usize];
-        let (value, place) = (&ready.values[value], &ready.places[value]);
-        copy_rows(value, place.get(&self.arena, &request.memory, e), out);
+        let program = &self.programs[kind as usize];
+        let (value, location) = (&program.values[value], &program.locations[value]);
+        copy_rows(value, location.get(&self.arena, &request.memory, e), out);
         Ok(())
     }
 
@@ -256,18 +257,18 @@ impl Engine {
         Ok(())
     }
 
-    /// Runs the preludes that are not `there`, on the device.
+    /// Runs the preludes that do not run `elsewhere`, on the device.
     fn run_preludes(
         &mut self,
         request: &mut InFlight,
-        there: [bool; 2],
+        elsewhere: DevicePreludes,
         mut watch: Option<&mut Watch>,
     ) -> Result<(), EngineError> {
-        if !there[0] {
+        if !elsewhere.prelude {
             self.run_program(ProgramKind::Prelude, 0, &request.memory, watch.as_deref_mut())?;
             self.keep_results(ProgramKind::Prelude, 0, request);
         }
-        if self.layout.step_results.is_empty() || there[1] {
+        if self.layout.step_results.is_empty() || elsewhere.prelude_steps {
             return Ok(());
         }
         let (chunk, evaluations) = (self.chunk, self.plan().evaluations);
@@ -293,17 +294,17 @@ impl Engine {
 
     /// Copies a value of a program that has just run into the request's memory, without gaps.
     fn keep(&self, kind: ProgramKind, value: usize, to: Span, request: &mut InFlight) {
-        let ready = &self.programs[kind as usize];
-        let (value, place) = (&ready.values[value], &ready.places[value]);
+        let program = &self.programs[kind as usize];
+        let (value, location) = (&program.values[value], &program.locations[value]);
         let (row, ld) = (value.cols * value.dtype.size(), value.ld * value.dtype.size());
         let copy = |source: &[u8], target: &mut [u8]| {
             copy_strided(&self.pool, &[value.rows, row], source, 0, &[ld as isize, 1], target, &[row, 1]);
         };
-        match place.written() {
+        match location.written() {
             Some(span) => copy(self.arena.get(span).expect("the layout lies in the arena"), request.bytes(to)),
             None => {
                 // what a prelude only passes on may lie in the same memory
-                let source: Vec<u8> = place.get(&self.arena, &request.memory, 0).to_vec();
+                let source: Vec<u8> = location.get(&self.arena, &request.memory, 0).to_vec();
                 copy(&source, request.bytes(to));
             }
         }
@@ -311,10 +312,10 @@ impl Engine {
 
     /// Writes what `prelude_steps` reads from outside for a chunk of evaluations that begins with `first`.
     fn stack_operands(&mut self, first: usize, request: &InFlight) {
-        let ready = &self.programs[ProgramKind::PreludeSteps as usize];
+        let program = &self.programs[ProgramKind::PreludeSteps as usize];
         let plan = self.weights.plan();
-        for (i, (value, place)) in ready.values.iter().zip(&ready.places).enumerate() {
-            let Some(span) = place.written().filter(|span| span.bytes > 0 && value.home == i) else { continue };
+        for (i, (value, location)) in program.values.iter().zip(&program.locations).enumerate() {
+            let Some(span) = location.written().filter(|span| span.bytes > 0 && value.home == i) else { continue };
             let target: &mut [u8] = self.arena.get_mut(span).expect("the layout lies in the arena");
             let kept = |span| -> &[u8] { request.memory.get(span).expect("the layout lies in the request's memory") };
             match value.source {
@@ -365,7 +366,7 @@ fn number_bytes(number: f64, dtype: DType) -> ([u8; 8], usize) {
 }
 
 /// A given input in the type that programs see.
-fn as_slot(input: &PlanInput, slot: &Slot, given: &Tensor) -> Result<Tensor, EngineError> {
+fn as_slot(input: &PlanInput, slot: &InputSlot, given: &Tensor) -> Result<Tensor, EngineError> {
     let from = given.dtype();
     let converts = from == slot.dtype
         || (from.is_float() && slot.dtype.is_float())

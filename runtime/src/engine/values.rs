@@ -19,7 +19,7 @@ pub(crate) struct Value {
     pub cols: usize,
     pub ld: usize,
     /// It is stored as codes of this type, or as bf16 ([`codes`](super::codes)); to the operators it is still of `dtype`.
-    pub codes: Option<DType>,
+    pub stored_as: Option<DType>,
 }
 
 impl Value {
@@ -30,7 +30,7 @@ impl Value {
 
     /// Bytes of an element in memory.
     pub fn element_size(&self) -> usize {
-        self.codes.unwrap_or(self.dtype).size()
+        self.stored_as.unwrap_or(self.dtype).size()
     }
 
     /// Bytes without gaps.
@@ -69,7 +69,7 @@ pub(crate) fn resolve(kind: ProgramKind, program: &Program, bindings: &Bindings)
         let cols = shape.last().copied().unwrap_or(1);
         let rows = element_count(&shape).ok_or_else(error)? / cols;
         let (name, dtype, source) = (v.name.clone(), v.ty.dtype, v.source);
-        Ok(Value { name, dtype, shape, source, home: i, column: 0, rows, cols, ld: cols, codes: None })
+        Ok(Value { name, dtype, shape, source, home: i, column: 0, rows, cols, ld: cols, stored_as: None })
     };
     let mut values = program.values.iter().enumerate().map(sized).collect::<Result<Vec<_>, EngineError>>()?;
     share_storage(program, &mut values);
@@ -98,6 +98,11 @@ fn share_parts(program: &Program, bindings: &Bindings, values: &mut [Value]) {
     for (x, part, first) in parts {
         (values[part].home, values[part].column, values[part].ld) = (x, first, values[x].ld);
     }
+}
+
+/// The sizes of the segments of the last axis of `value`: `segments`, or the whole axis.
+pub(crate) fn segment_sizes(segments: &[usize], value: &Value) -> Vec<usize> {
+    if segments.is_empty() { vec![value.cols] } else { segments.to_vec() }
 }
 
 /// Sets the homes: from the declared aliases, then for reshapes that need not copy.

@@ -1,7 +1,7 @@
 //! Looking at steps while they run, and changing tables between evaluations: what calibration needs.
 
 use super::execute::read_tensor;
-use super::program::{Place, Ready};
+use super::program::{Location, PreparedProgram};
 use super::{Engine, EngineError, codes};
 use bytes::Bytes;
 use cqc_kernels::arena::{Arena, bytes_of};
@@ -13,7 +13,7 @@ pub type Watch<'a> = dyn FnMut(&Watched) + 'a;
 
 /// A step of a running evaluation.
 pub struct Watched<'a> {
-    pub(super) ready: &'a Ready,
+    pub(super) program: &'a PreparedProgram,
     pub(super) arena: &'a Arena,
     pub(super) request: &'a Arena,
     pub(super) evaluation: usize,
@@ -31,16 +31,16 @@ impl Watched<'_> {
     /// # Panics
     /// When it has no such operand.
     pub fn input(&self, i: usize) -> Tensor {
-        self.value(self.ready.steps[self.step].inputs[i].expect("the operand is present"))
+        self.value(self.program.steps[self.step].inputs[i].expect("the operand is present"))
     }
 
     /// The first result of the step, once it has run.
     pub fn result(&self) -> Tensor {
-        self.value(self.ready.steps[self.step].outputs[0])
+        self.value(self.program.steps[self.step].outputs[0])
     }
 
     fn value(&self, v: usize) -> Tensor {
-        read_tensor(&self.ready.values[v], &self.ready.places[v], self.arena, self.request, self.evaluation)
+        read_tensor(&self.program.values[v], &self.program.locations[v], self.arena, self.request, self.evaluation)
     }
 }
 
@@ -59,12 +59,12 @@ impl Engine {
             return Err(EngineError::OnDevice { what: "tables cannot be overwritten" });
         }
         let is_passed = row.iter().any(|&scale| !codes::is_scale(scale));
-        if is_passed && self.programs.iter().any(|ready| codes::scales_codes(ready, constant)) {
+        if is_passed && self.programs.iter().any(|program| codes::scales_codes(program, constant)) {
             return Err(EngineError::Codes { constant: self.plan().constants[constant].name.clone() });
         }
-        for ready in &mut self.programs {
-            for (value, place) in ready.values.iter().zip(&mut ready.places) {
-                let Place::Table { bytes, row: size } = place else { continue };
+        for program in &mut self.programs {
+            for (value, location) in program.values.iter().zip(&mut program.locations) {
+                let Location::Table { bytes, row: size } = location else { continue };
                 if value.source != Source::Table(constant) {
                     continue;
                 }

@@ -32,9 +32,9 @@ impl Weights {
     /// Checks the plan; `bytes` is the weight section (`cqc_kernels::map_file`), copied only if it is not aligned to 64 bytes.
     ///
     /// # Errors
-    /// [`EngineError::Plan`].
+    /// [`EngineError::Plan`], or [`EngineError::Isa`] where `CQC_ISA` cannot be followed.
     pub fn new(plan: Plan, bytes: Bytes) -> Result<Arc<Weights>, EngineError> {
-        Weights::for_isa(plan, bytes, Isa::detect())
+        Weights::for_isa(plan, bytes, Isa::detect()?)
     }
 
     /// [`Weights::new`] for a given instruction set.
@@ -57,9 +57,9 @@ impl Weights {
     /// [`Weights::new`], with weights packed by an earlier process where there are some: see [`Weights::keep_packed`].
     ///
     /// # Errors
-    /// [`EngineError::Plan`]. A cache that cannot be used is passed over.
+    /// Those of [`Weights::new`]. A cache that cannot be used is passed over.
     pub fn with_cache(plan: Plan, bytes: Bytes, cache: &PackCache) -> Result<Arc<Weights>, EngineError> {
-        Weights::open(plan, bytes, Bytes::new(), Isa::detect(), Some(cache))
+        Weights::open(plan, bytes, Bytes::new(), Isa::detect()?, Some(cache))
     }
 
     fn open(

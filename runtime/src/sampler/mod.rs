@@ -17,7 +17,7 @@ mod sigmas;
 mod table;
 
 pub use guidance::guide;
-pub(crate) use table::Table;
+pub use table::{SAMPLER_ROW, SamplerRule, SamplerTable};
 
 use cqc_proto::sampler::{MAX_STEPS, SamplerConfig, SamplerConfigError, SamplerKind, Variance};
 use ddim::Ddim;

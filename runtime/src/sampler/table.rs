@@ -1,26 +1,42 @@
 //! The constants of a trajectory as a device reads them, a row per evaluation.
 
 use super::{Rule, Sampler};
-use cqc_kernels::cuda::{Predicted, SAMPLER_CONSTANTS, SamplerRule};
 use cqc_proto::sampler::Prediction;
 
-/// A row, as `kernels/cuda/sampler.cu` declares it: the scale of the next input, signal, noise, four numbers and a kind.
-pub(super) type Row = [f32; SAMPLER_CONSTANTS];
+/// Numbers of a row.
+pub const SAMPLER_ROW: usize = 8;
 
-/// How a device moves samples.
+/// A row: the scale of the next input, signal, noise, four numbers and a kind, which the rules read each in their own way.
+pub(super) type Row = [f32; SAMPLER_ROW];
+
+/// How samples move: the kinds of samplers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // named as the samplers are
+pub enum SamplerRule {
+    Ddim,
+    Ddpm,
+    Plms,
+    Euler,
+    DpmPp,
+}
+
+/// What a device needs to move samples as [`Sampler::advance`] does.
 #[derive(Clone, Debug)]
-pub(crate) struct Table {
+pub struct SamplerTable {
+    /// The kind of sampler.
     pub rule: SamplerRule,
-    pub predicted: Predicted,
+    /// What the network predicts.
+    pub predicted: Prediction,
+    /// The largest magnitude of a predicted image; infinite where it is not clipped.
     pub clip: f32,
-    pub rows: Vec<Row>,
+    /// A row per evaluation.
+    pub rows: Vec<[f32; SAMPLER_ROW]>,
     /// Whether some evaluation adds noise.
     pub is_noisy: bool,
 }
 
 impl Sampler {
-    /// What a device needs to move samples as [`Sampler::advance`] does.
-    pub(crate) fn table(&self) -> Table {
+    pub(crate) fn table(&self) -> SamplerTable {
         let (rule, clip, mut rows) = match &self.rule {
             Rule::Ddim(ddim) => (SamplerRule::Ddim, ddim.clip(), ddim.rows(self.config.eta > 0.0)),
             Rule::Ddpm(ddpm) => (SamplerRule::Ddpm, ddpm.clip(), ddpm.rows()),
@@ -31,11 +47,7 @@ impl Sampler {
         for (row, next) in rows.iter_mut().zip(&self.evaluations[1..]) {
             row[0] = next.input_scale;
         }
-        let predicted = match self.config.prediction_type {
-            Prediction::Epsilon => Predicted::Noise,
-            Prediction::VPrediction => Predicted::Velocity,
-            Prediction::Sample => Predicted::Image,
-        };
-        Table { rule, predicted, clip, rows, is_noisy: self.config.is_stochastic() }
+        let (predicted, is_noisy) = (self.config.prediction_type, self.config.is_stochastic());
+        SamplerTable { rule, predicted, clip, rows, is_noisy }
     }
 }

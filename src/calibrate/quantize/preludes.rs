@@ -7,7 +7,7 @@ use cqc_passes::quant::Survey;
 use cqc_passes::quant::gptq::Gram;
 use cqc_proto::Op;
 use cqc_proto::plan::{Plan, ProgramKind};
-use cqc_runtime::denoise::{Loop, Request};
+use cqc_runtime::denoise::{Denoiser, Request};
 use cqc_runtime::engine::Watched;
 use std::collections::HashMap;
 
@@ -27,7 +27,7 @@ struct Group {
 
 /// Rounds the weights of fewer than 8 bits again. `denoiser` runs the quantized plan. Whether there are any.
 pub(crate) fn reconstruct_preludes(
-    denoiser: &mut Loop,
+    denoiser: &mut Denoiser,
     survey: &mut Survey,
     request: &Request,
     fit: usize,
@@ -80,7 +80,7 @@ fn groups(plan: &Plan, survey: &Survey) -> Vec<Group> {
 
 /// Runs the preludes for all samples: the Gram matrix of what each group reads.
 fn collect(
-    denoiser: &mut Loop,
+    denoiser: &mut Denoiser,
     survey: &Survey,
     groups: &[Group],
     request: &Request,

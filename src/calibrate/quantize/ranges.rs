@@ -6,7 +6,9 @@ use cqc_passes::calib::groups;
 use cqc_passes::calib::histogram::Histogram;
 use cqc_passes::calib::range::{Range, search};
 use cqc_passes::quant::{QuantTables, Survey};
-use cqc_runtime::denoise::{Loop, Request, Trajectory};
+use cqc_runtime::denoise::{Denoiser, Request, Trajectory};
+use std::fmt;
+use std::str::FromStr;
 
 /// Bits of activations.
 const BITS: u32 = 8;
@@ -25,12 +27,37 @@ pub enum Grouping {
     Pooled,
 }
 
+impl fmt::Display for Grouping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Grouping::PerEvaluation => f.write_str("none"),
+            Grouping::Groups(n) => write!(f, "{n}"),
+            Grouping::Pooled => f.write_str("all"),
+        }
+    }
+}
+
+impl FromStr for Grouping {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Grouping, String> {
+        match text {
+            "none" => Ok(Grouping::PerEvaluation),
+            "all" => Ok(Grouping::Pooled),
+            _ => match text.parse() {
+                Ok(n) if n > 0 => Ok(Grouping::Groups(n)),
+                _ => Err("expected none, all, or a number of groups".into()),
+            },
+        }
+    }
+}
+
 /// Runs the samples `0 .. fit` through the loop of a plan whose sites do not round yet, all of them side by side, and finds the ranges.
 /// `select` says which sample is looked at in which evaluation.
 ///
 /// What is in memory are the histograms of one evaluation, whatever the number of samples and evaluations.
 pub(crate) fn ranges(
-    denoiser: &mut Loop,
+    denoiser: &mut Denoiser,
     survey: &Survey,
     request: &Request,
     fit: usize,

@@ -9,7 +9,7 @@ use cqc_passes::quant::weights::Layout;
 use cqc_passes::quant::{Layer, QuantTables, QuantizedWeight, Survey};
 use cqc_proto::plan::{Plan, ProgramKind};
 use cqc_proto::{Op, Tensor};
-use cqc_runtime::denoise::{Loop, Request, Trajectory};
+use cqc_runtime::denoise::{Denoiser, Request, Trajectory};
 use cqc_runtime::engine::Watched;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -25,7 +25,7 @@ const DAMPING: f64 = 0.01;
 
 /// Rounds the weights of all layers again. `denoiser` runs the quantized plan, whose tables are still empty, `tables` are put in place.
 pub(crate) fn reconstruct(
-    denoiser: &mut Loop,
+    denoiser: &mut Denoiser,
     survey: &mut Survey,
     tables: &QuantTables,
     request: &Request,
@@ -89,7 +89,7 @@ pub(super) fn rounded(weight: &QuantizedWeight, gram: &Gram) -> QuantizedWeight 
 
 /// One run of the loop: the Gram matrices of some layers' inputs.
 fn collect(
-    denoiser: &mut Loop,
+    denoiser: &mut Denoiser,
     survey: &Survey,
     layers: &[usize],
     request: &Request,

@@ -2,7 +2,7 @@
 
 use crate::calibrate::{CalibrateError, Progress};
 use cqc_passes::calib::select::{Pool, Tap, Tdac};
-use cqc_runtime::denoise::{Loop, Request, Trajectory};
+use cqc_runtime::denoise::{Denoiser, Request, Trajectory};
 use std::collections::BTreeSet;
 
 /// How calibration inputs are selected from the trajectories.
@@ -13,16 +13,17 @@ pub enum Select {
     All,
     /// Of every evaluation's samples the first so many, as CacheQuant draws them.
     First(usize),
-    /// Q&C's clustering of samples and evaluations (section 2).
+    /// Q&C's temporal-aware parallel clustering of pairs of sample and evaluation (arXiv:2503.02508).
     Tap(Tap),
-    /// EDA-DM's density and diversity (related methods, section 2); the number of samples that are selected.
+    /// EDA-DM's selection by density and diversity (arXiv:2401.04585); the number of pairs that are
+    /// selected.
     Tdac(usize),
 }
 
 /// The selected pairs of sample and evaluation; `None`: all of them.
 pub(crate) fn select(
     how: &Select,
-    denoiser: &mut Loop,
+    denoiser: &mut Denoiser,
     request: &Request,
     fit: usize,
     progress: &mut Progress,
@@ -51,7 +52,7 @@ pub(crate) fn select(
 
 /// What goes into each evaluation, `[evaluations, fit, …]`.
 fn latents(
-    denoiser: &mut Loop,
+    denoiser: &mut Denoiser,
     request: &Request,
     fit: usize,
     progress: &mut Progress,

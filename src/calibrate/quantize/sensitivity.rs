@@ -5,7 +5,7 @@ use crate::calibrate::observe::{restore, snapshot};
 use crate::calibrate::{CalibrateError, Narrow, Progress};
 use cqc_passes::quant::{QuantTables, Survey};
 use cqc_proto::plan::ProgramKind;
-use cqc_runtime::denoise::{Loop, Request, Trajectory};
+use cqc_runtime::denoise::{Denoiser, Request, Trajectory};
 use std::ops::Range;
 
 /// Full evaluations at which it is tried out.
@@ -17,7 +17,7 @@ pub(crate) const PROBES: usize = 6;
 /// full step reads is wrong in the same way until the next, so that errors do. Sites that `wanted` refuses have no effect. `denoiser` runs a
 /// plan that does not round yet; `count` counts its evaluations.
 pub(crate) fn sensitivity(
-    denoiser: &mut Loop,
+    denoiser: &mut Denoiser,
     survey: &Survey,
     tables: &QuantTables,
     request: &Request,
@@ -71,7 +71,7 @@ pub(crate) fn sensitivity(
 }
 
 /// A few evenly spread full evaluations, each with the cached ones that follow it.
-fn groups(denoiser: &Loop, evaluations: usize) -> Vec<Range<usize>> {
+fn groups(denoiser: &Denoiser, evaluations: usize) -> Vec<Range<usize>> {
     let plan = denoiser.engine().plan();
     let full: Vec<usize> = (0..evaluations).filter(|&t| plan.program_at(t) == ProgramKind::Full).collect();
     let some = PROBES.min(full.len());
@@ -81,7 +81,7 @@ fn groups(denoiser: &Loop, evaluations: usize) -> Vec<Range<usize>> {
 
 /// Before each evaluation of a group the trajectory, and what it answers.
 fn walk(
-    denoiser: &mut Loop,
+    denoiser: &mut Denoiser,
     mut trajectory: Trajectory,
     group: Range<usize>,
 ) -> Result<(Vec<Trajectory>, Vec<Vec<f32>>), CalibrateError> {

@@ -9,11 +9,11 @@ use cqc_passes::calib::compensate::{self, Mode};
 use cqc_passes::quant::{QuantTables, Survey, shadow_names};
 use cqc_proto::cq::CacheCorrection;
 use cqc_proto::plan::{Plan, ProgramKind};
-use cqc_runtime::denoise::{Compensation, Loop, Request, Trajectory};
+use cqc_runtime::denoise::{Compensation, Denoiser, Request, Trajectory};
 use cqc_runtime::engine::Watched;
 use std::collections::HashMap;
 
-/// Draws factors of corrections towards 1 (CacheQuant section 13.4).
+/// The ridge that draws the factors of corrections towards 1; the paper fits without one.
 const RIDGE: f64 = 1e-3;
 
 /// Which layers' sums are corrected.
@@ -83,8 +83,8 @@ struct Pair {
 /// Runs `float` (whose plan is neither corrected nor quantized) and `quantized` (whose plan has shadows for the layers that `tables` correct)
 /// side by side.
 pub(crate) fn sequential(
-    float: &mut Loop,
-    quantized: &mut Loop,
+    float: &mut Denoiser,
+    quantized: &mut Denoiser,
     survey: &Survey,
     mut tables: QuantTables,
     request: &Request,
@@ -145,8 +145,8 @@ pub(crate) fn sequential(
 /// Fits the correction of evaluation `t` to what the quantized loop has stored.
 fn refit_cache(
     refit: &mut CacheRefit,
-    float: &Loop,
-    quantized: &mut Loop,
+    float: &Denoiser,
+    quantized: &mut Denoiser,
     pairs: &[Pair],
     t: usize,
 ) -> Result<(), CalibrateError> {
@@ -207,7 +207,7 @@ impl Shadows {
     /// Fits all layers at evaluation `t`, each to the float sum of what it really reads.
     fn fit(
         &self,
-        quantized: &mut Loop,
+        quantized: &mut Denoiser,
         survey: &Survey,
         tables: &mut QuantTables,
         pairs: &[Pair],

@@ -6,8 +6,8 @@
 mod common;
 
 use common::{Check, relative_error};
-use cqc::compile::compile_evaluation;
-use cqc::model::{Model, ModelOptions};
+use cachequant::compile::compile_evaluation;
+use cachequant::model::{Model, ModelOptions};
 use cqc_proto::{DType, Tensor};
 use cqc_runtime::engine::{Engine, EngineOptions, Weights};
 use std::collections::BTreeMap;

@@ -3,7 +3,7 @@
 use super::Bf16Dot;
 use crate::amx::{Amx, Multiply};
 use crate::bf16::product::Bf16;
-use crate::gemm::{Block, Dot, DotKernel, Micro, Plain, copy_rows, drive, drive_tiles, multiply_plain};
+use crate::gemm::{Block, Dot, DotKernel, MicroKernel, Plain, copy_rows, drive, drive_tiles, multiply_plain};
 use crate::simd::avx512::Avx512;
 use std::arch::x86_64::*;
 use std::mem::transmute;
@@ -93,14 +93,14 @@ impl Dot for Avx512Dot {
         unsafe { _mm512_dpbf16_ps(acc, left, right) }
     }
     #[inline(always)]
-    unsafe fn copy_rows<M: Micro>(self, block: &Block<M>, to: &mut [u8]) {
+    unsafe fn copy_rows<M: MicroKernel>(self, block: &Block<M>, to: &mut [u8]) {
         if let Some(amx) = self.1 {
             // SAFETY: the caller's promise.
             unsafe { copy_rows(amx, block, to) }
         }
     }
     #[inline(always)]
-    unsafe fn drive<M: Micro>(self, micro: M, block: &Block<M>, copied: &[u8]) {
+    unsafe fn drive<M: MicroKernel>(self, micro: M, block: &Block<M>, copied: &[u8]) {
         // SAFETY: the caller's promise.
         unsafe {
             match self.1 {

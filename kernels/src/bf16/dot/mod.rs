@@ -1,4 +1,5 @@
-//! What an instruction set brings to products of bf16: an instruction that adds two of them to an f32.
+//! What an instruction set brings to products of bf16: an instruction that adds two of them to an
+//! f32.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -16,8 +17,8 @@ pub(super) trait Bf16Kernel {
     fn run<D: Bf16Dot>(self, d: D);
 }
 
-/// A [`Dot`] of pairs of bf16, given as their bits. Every step is `(acc + left₁ · right₁) + left₀ · right₀`, each addition rounded to f32: the
-/// order of `vdpbf16ps`.
+/// A [`Dot`] of pairs of bf16, given as their bits. Every step is `(acc + left₁ · right₁) + left₀ ·
+/// right₀`, each addition rounded to f32: the order of `vdpbf16ps`.
 pub(super) trait Bf16Dot:
     Dot<Left = u16, Right = u16, Sum = f32, Acc = <<Self as Dot>::Float as crate::simd::Arithmetic>::V>
 {
@@ -36,9 +37,9 @@ pub(super) trait Bf16Dot:
 pub(super) const GROUP: usize = 2;
 
 /// [`Bf16Kernel`] for one instruction.
-struct Chosen<K>(K);
+struct Adapter<K>(K);
 
-impl<K: Bf16Kernel, D: Bf16Dot> DotKernel<D> for Chosen<K> {
+impl<K: Bf16Kernel, D: Bf16Dot> DotKernel<D> for Adapter<K> {
     #[inline(always)]
     fn run(self, d: D) {
         self.0.run(d);
@@ -47,7 +48,7 @@ impl<K: Bf16Kernel, D: Bf16Dot> DotKernel<D> for Chosen<K> {
 
 /// Which instruction an [`Isa`] means on this CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Level {
+pub(super) enum Instruction {
     /// None: plain Rust.
     Portable,
     /// AVX-512 BF16.
@@ -56,15 +57,30 @@ pub(super) enum Level {
     Amx,
 }
 
-impl Level {
+impl Instruction {
     /// Rows of its tile, or a multiple.
     pub(super) fn rows(self) -> usize {
-        if self == Level::Amx { 32 } else { 12 }
+        match self {
+            Instruction::Portable | Instruction::Avx512 => 12,
+            Instruction::Amx => 32,
+        }
     }
 
     /// Columns of a panel: two vectors.
     pub(super) fn panel_width(self) -> usize {
-        if self == Level::Portable { 16 } else { 32 }
+        match self {
+            Instruction::Portable => 16,
+            Instruction::Avx512 | Instruction::Amx => 32,
+        }
+    }
+
+    /// The best instruction that a CPU with AVX-512 F has.
+    fn of_avx512() -> Instruction {
+        #[cfg(target_arch = "x86_64")]
+        if avx512::is_available() {
+            return Instruction::Avx512;
+        }
+        Instruction::Portable
     }
 }
 
@@ -82,30 +98,29 @@ pub(super) fn is_intel() -> bool {
 }
 
 impl Isa {
-    pub(super) fn bf16_level(self) -> Level {
+    /// AVX2 has no instruction for bf16, nor has AVX-512 without its extension.
+    pub(super) fn bf16_instruction(self) -> Instruction {
         match self {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Amx => Level::Amx,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 if avx512::is_available() => Level::Avx512,
-            _ => Level::Portable,
+            Isa::Portable | Isa::Avx2 => Instruction::Portable,
+            Isa::Avx512 => Instruction::of_avx512(),
+            Isa::Amx => Instruction::Amx,
         }
     }
 
     /// Runs `kernel` compiled for this instruction set.
     pub(super) fn run_bf16<K: Bf16Kernel>(self, kernel: K) {
         assert!(self.is_available(), "this CPU has no {self}");
-        let kernel = Chosen(kernel);
-        match self.bf16_level() {
-            Level::Portable => kernel.run(portable::PortableDot),
+        let kernel = Adapter(kernel);
+        match self.bf16_instruction() {
+            Instruction::Portable => kernel.run(portable::PortableDot),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `bf16_level` has asked the CPU.
-            Level::Avx512 => unsafe { avx512::enter(kernel, None) },
+            // SAFETY: `bf16_instruction` has asked the CPU.
+            Instruction::Avx512 => unsafe { avx512::enter(kernel, None) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the assertion above: this CPU has AVX-512 F and BF16.
-            Level::Amx => unsafe { avx512::enter(kernel, Amx::detect()) },
+            Instruction::Amx => unsafe { avx512::enter(kernel, Amx::detect()) },
             #[cfg(not(target_arch = "x86_64"))]
-            Level::Avx512 | Level::Amx => unreachable!("not available on this architecture"),
+            Instruction::Avx512 | Instruction::Amx => unreachable!("is_available() is false off x86-64"),
         }
     }
 }

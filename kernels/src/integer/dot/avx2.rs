@@ -1,4 +1,5 @@
-//! AVX2: `vpmaddwd` over codes of 16 bits. `vpmaddubsw` multiplies twice as many, but saturates at 16 bits.
+//! AVX2: `vpmaddwd` over codes of 16 bits. `vpmaddubsw` multiplies twice as many, but saturates at
+//! 16 bits.
 
 use super::IntDot;
 use crate::gemm::{Dot, DotKernel};

@@ -1,4 +1,5 @@
-//! AVX-VNNI: `vpdpbusd` on vectors of AVX2, which laptops have that lack AVX-512. It adds four products of bytes per lane, exactly.
+//! AVX-VNNI: `vpdpbusd` on vectors of AVX2, which laptops have that lack AVX-512. It adds four
+//! products of bytes per lane, exactly.
 
 use super::IntDot;
 use crate::gemm::{Dot, DotKernel};

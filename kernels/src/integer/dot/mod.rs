@@ -1,4 +1,5 @@
-//! What an instruction set brings to integer products: a vector of i32 sums and an instruction that adds groups of products to it.
+//! What an instruction set brings to integer products: a vector of i32 sums and an instruction that
+//! adds groups of products to it.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -54,9 +55,9 @@ pub(crate) trait IntDot: Dot<Left: Pod, Right = i8, Sum = i32> {
 }
 
 /// [`IntKernel`] for one instruction.
-struct Chosen<K>(K);
+struct Adapter<K>(K);
 
-impl<K: IntKernel, D: IntDot> DotKernel<D> for Chosen<K> {
+impl<K: IntKernel, D: IntDot> DotKernel<D> for Adapter<K> {
     #[inline(always)]
     fn run(self, d: D) {
         self.0.run(d);
@@ -65,7 +66,7 @@ impl<K: IntKernel, D: IntDot> DotKernel<D> for Chosen<K> {
 
 /// Which instruction an [`Isa`] means on this CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Level {
+pub(super) enum Instruction {
     Portable,
     Avx2,
     AvxVnni,
@@ -74,62 +75,86 @@ pub(super) enum Level {
     Amx,
 }
 
-impl Level {
-    /// Columns of a panel: two vectors of this instruction, which on a CPU with AVX-512 may be shorter than those of f32.
+impl Instruction {
+    /// Columns of a panel: two vectors of this instruction, which on a CPU with AVX-512 may be
+    /// shorter than those of f32.
     pub(super) fn columns(self) -> usize {
-        if matches!(self, Level::Vnni | Level::Amx) { 32 } else { 16 }
+        match self {
+            Instruction::Portable | Instruction::Avx2 | Instruction::AvxVnni => 16,
+            Instruction::Vnni | Instruction::Amx => 32,
+        }
     }
 
     /// Rows of its tile, or a multiple.
     pub(super) fn rows(self) -> usize {
         match self {
-            Level::Amx => 32,
-            Level::Vnni => 12,
-            _ => 6,
+            Instruction::Portable | Instruction::Avx2 | Instruction::AvxVnni => 6,
+            Instruction::Vnni => 12,
+            Instruction::Amx => 32,
         }
     }
 
     /// Codes of a column that lie side by side.
     pub(super) fn group(self) -> usize {
-        if self == Level::Avx2 { 2 } else { 4 }
+        match self {
+            Instruction::Avx2 => 2,
+            Instruction::Portable | Instruction::AvxVnni | Instruction::Vnni | Instruction::Amx => 4,
+        }
+    }
+
+    /// The best instruction for vectors of 8 lanes that a CPU with AVX2 has.
+    fn of_avx2() -> Instruction {
+        #[cfg(target_arch = "x86_64")]
+        if avx_vnni::is_available() {
+            return Instruction::AvxVnni;
+        }
+        Instruction::Avx2
+    }
+
+    /// The best instruction that a CPU with AVX-512 F has.
+    fn of_avx512() -> Instruction {
+        #[cfg(target_arch = "x86_64")]
+        if vnni::is_available() {
+            return Instruction::Vnni;
+        }
+        Instruction::of_avx2()
     }
 }
 
 impl Isa {
-    /// AVX-512 without VNNI multiplies as AVX2 does; so does any that has VNNI for vectors of AVX2 only.
-    pub(super) fn dot_level(self) -> Level {
+    /// AVX-512 without VNNI multiplies as AVX2 does; so does any that has VNNI for vectors of AVX2
+    /// only.
+    pub(super) fn dot_instruction(self) -> Instruction {
         match self {
-            Isa::Portable => Level::Portable,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Amx => Level::Amx,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 if vnni::is_available() => Level::Vnni,
-            #[cfg(target_arch = "x86_64")]
-            _ if avx_vnni::is_available() => Level::AvxVnni,
-            _ => Level::Avx2,
+            Isa::Portable => Instruction::Portable,
+            Isa::Avx2 => Instruction::of_avx2(),
+            Isa::Avx512 => Instruction::of_avx512(),
+            Isa::Amx => Instruction::Amx,
         }
     }
 
     /// Runs `kernel` compiled for this instruction set.
     pub(super) fn run_integer<K: IntKernel>(self, kernel: K) {
         assert!(self.is_available(), "this CPU has no {self}");
-        let kernel = Chosen(kernel);
-        match self.dot_level() {
-            Level::Portable => kernel.run(portable::PortableDot),
+        let kernel = Adapter(kernel);
+        match self.dot_instruction() {
+            Instruction::Portable => kernel.run(portable::PortableDot),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the assertion above: this CPU has AVX2 and FMA.
-            Level::Avx2 => unsafe { avx2::enter(kernel) },
+            Instruction::Avx2 => unsafe { avx2::enter(kernel) },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `dot_level` has asked the CPU.
-            Level::AvxVnni => unsafe { avx_vnni::enter(kernel) },
+            // SAFETY: `dot_instruction` has asked the CPU.
+            Instruction::AvxVnni => unsafe { avx_vnni::enter(kernel) },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `dot_level` has asked the CPU.
-            Level::Vnni => unsafe { vnni::enter(kernel, None) },
+            // SAFETY: `dot_instruction` has asked the CPU.
+            Instruction::Vnni => unsafe { vnni::enter(kernel, None) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the assertion above: this CPU has AVX-512 F and VNNI.
-            Level::Amx => unsafe { vnni::enter(kernel, Amx::detect()) },
+            Instruction::Amx => unsafe { vnni::enter(kernel, Amx::detect()) },
             #[cfg(not(target_arch = "x86_64"))]
-            _ => unreachable!("not available on this architecture"),
+            Instruction::Avx2 | Instruction::AvxVnni | Instruction::Vnni | Instruction::Amx => {
+                unreachable!("is_available() is false off x86-64")
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::IntDot;
 use crate::amx::{Amx, Multiply};
-use crate::gemm::{Block, Dot, DotKernel, Micro, Plain, copy_rows, drive, drive_tiles, multiply_plain};
+use crate::gemm::{Block, Dot, DotKernel, MicroKernel, Plain, copy_rows, drive, drive_tiles, multiply_plain};
 use crate::integer::tile::Codes;
 use crate::simd::avx512::Avx512;
 use std::arch::x86_64::*;
@@ -11,7 +11,8 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub(super) struct Vnni(Avx512, Option<Amx>);
 
-/// Whether this CPU has what [`enter`] is compiled for, but for what AVX-512 as an [`Isa`](crate::Isa) stands for.
+/// Whether this CPU has what [`enter`] is compiled for, but for what AVX-512 as an
+/// [`Isa`](crate::Isa) stands for.
 pub(super) fn is_available() -> bool {
     is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512bw")
 }
@@ -73,14 +74,14 @@ impl Dot for Vnni {
         unsafe { _mm512_dpbusd_epi32(acc, left, right) }
     }
     #[inline(always)]
-    unsafe fn copy_rows<M: Micro>(self, block: &Block<M>, to: &mut [u8]) {
+    unsafe fn copy_rows<M: MicroKernel>(self, block: &Block<M>, to: &mut [u8]) {
         if let Some(amx) = self.1 {
             // SAFETY: the caller's promise.
             unsafe { copy_rows(amx, block, to) }
         }
     }
     #[inline(always)]
-    unsafe fn drive<M: Micro>(self, micro: M, block: &Block<M>, copied: &[u8]) {
+    unsafe fn drive<M: MicroKernel>(self, micro: M, block: &Block<M>, copied: &[u8]) {
         // SAFETY: the caller's promise.
         unsafe {
             match self.1 {

@@ -23,6 +23,14 @@ fn functions_have_their_known_values() {
 }
 
 #[test]
+fn erf_of_f64_equals_published_values() {
+    // Abramowitz & Stegun, Handbook of Mathematical Functions, table 7.1.
+    let x = of(DType::F64, &f32s(&[5], &[0.5, 1.0, 2.0, 3.0, -1.0]));
+    let expected = [0.520_499_877_8, 0.842_700_792_9, 0.995_322_265_0, 0.999_977_909_5, -0.842_700_792_9];
+    close(&one(&op("erf", json!({})), &[&x]), &expected, 1e-10);
+}
+
+#[test]
 fn functions_with_parameters() {
     let at = |name, attributes, x: &[f32]| one(&op(name, attributes), &[&f32s(&[x.len()], x)]);
     let inf = [f32::INFINITY, f32::NEG_INFINITY, 0.0];

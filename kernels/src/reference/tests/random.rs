@@ -1,4 +1,5 @@
-//! Random operators: whatever the shape rule accepts has a value of the inferred type or one of the expected errors.
+//! Random operators: whatever the shape rule accepts has a value of the inferred type or one of the
+//! expected errors.
 
 use super::*;
 use cqc_proto::dim::Dim;

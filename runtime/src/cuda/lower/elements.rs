@@ -1,12 +1,12 @@
 //! Operators that work element by element.
 
-use super::{Outcome, Site, missing};
+use super::{Outcome, StepLowering, missing};
 use crate::engine::prepare::elementwise::broadcast_strides;
 use cqc_kernels::Act;
 use cqc_kernels::cuda::{self, ElementOp, ElementType};
 use cqc_proto::op::{BinaryKind, UnaryKind};
 
-impl Site<'_, '_, '_, '_> {
+impl StepLowering<'_, '_, '_, '_> {
     pub(super) fn unary(&mut self, kind: UnaryKind) -> Outcome {
         let op = unary(kind).ok_or_else(|| missing("this function"))?;
         self.broadcast(op, 1)

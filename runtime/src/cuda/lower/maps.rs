@@ -1,11 +1,12 @@
 //! Normalisations, attention, maps of rows, and what only moves elements.
 
-use super::{Outcome, Site, missing};
+use super::{Outcome, StepLowering, missing};
 use crate::engine::kernel::{Fill, Kernel, Move};
 use cqc_kernels::cuda::{self, ElementOp, ElementType, Operand, PerImage};
 use cqc_kernels::{Act, AttentionShape};
+use cqc_proto::op::operand::{AFFINE_MAP, AFFINE_PREVIOUS, AFFINE_RESIDUAL, BETA, GAMMA, MASK, MODULATE, QKV};
 
-impl Site<'_, '_, '_, '_> {
+impl StepLowering<'_, '_, '_, '_> {
     /// A kernel of the CPU's by its twin on the device.
     pub(super) fn kernel(&mut self, kernel: &Kernel) -> Outcome {
         match kernel {
@@ -22,7 +23,7 @@ impl Site<'_, '_, '_, '_> {
                 self.launch(launch);
                 Ok(())
             }
-            Kernel::Attention(shape) => self.attention(shape),
+            Kernel::Attention { shape, .. } => self.attention(shape),
             Kernel::Affine { rows, c, .. } => self.affine([*rows, *c]),
             Kernel::Copy { fill, moves, .. } => self.moves(*fill, moves),
             Kernel::Gather { outer, size, inner_bytes, .. } => self.gather([*outer, *size, *inner_bytes]),
@@ -32,7 +33,7 @@ impl Site<'_, '_, '_, '_> {
 
     fn group_norm(&mut self, sizes: [usize; 4], eps: f32, act: Act) -> Outcome {
         let x = self.need(0)?;
-        let (x, gamma, beta) = (self.operand(x)?, self.dense(1)?, self.dense(2)?);
+        let (x, gamma, beta) = (self.operand(x)?, self.dense(GAMMA)?, self.dense(BETA)?);
         if sizes[3] > 4096 {
             return Err(missing(format!("{} groups", sizes[3])));
         }
@@ -48,8 +49,8 @@ impl Site<'_, '_, '_, '_> {
 
     fn layer_norm(&mut self, sizes: [usize; 2], eps: f32, centred: bool, modulated: bool) -> Outcome {
         let x = self.need(0)?;
-        let (x, gamma, beta) = (self.operand(x)?, self.dense(1)?, self.dense(2)?);
-        let parts = if modulated { self.per_image(3)?.zip(self.per_image(4)?) } else { None };
+        let (x, gamma, beta) = (self.operand(x)?, self.dense(GAMMA)?, self.dense(BETA)?);
+        let parts = if modulated { self.per_image(MODULATE[0])?.zip(self.per_image(MODULATE[1])?) } else { None };
         let target = self.target()?;
         let modulate = parts.as_ref().map(|(scale, shift)| {
             [scale, shift].map(|(values, stride, rows)| PerImage { values, stride: *stride, rows: *rows })
@@ -62,10 +63,10 @@ impl Site<'_, '_, '_, '_> {
     }
 
     fn attention(&mut self, shape: &AttentionShape) -> Outcome {
-        let mask = self.maybe(3)?;
+        let mask = self.maybe(MASK)?;
         let fits = shape.d.is_multiple_of(8) && shape.dv.is_multiple_of(8);
         let mut operands = Vec::new();
-        for i in 0..3 {
+        for i in QKV {
             let v = self.need(i)?;
             operands.push(if fits { self.wide(i)? } else { self.operand(v)? });
         }
@@ -80,8 +81,10 @@ impl Site<'_, '_, '_, '_> {
         let x = self.need(0)?;
         let x = self.operand(x)?;
         let absent = || missing("an input is absent");
-        let (scale, shift) = (self.dense(1)?.ok_or_else(absent)?, self.dense(2)?.ok_or_else(absent)?);
-        let (residual, previous, factor) = (self.maybe(3)?, self.maybe(4)?, self.dense(5)?);
+        let (scale, shift) =
+            (self.dense(AFFINE_MAP[0])?.ok_or_else(absent)?, self.dense(AFFINE_MAP[1])?.ok_or_else(absent)?);
+        let (residual, previous, factor) =
+            (self.maybe(AFFINE_RESIDUAL)?, self.maybe(AFFINE_PREVIOUS[0])?, self.dense(AFFINE_PREVIOUS[1])?);
         let y = self.operand(self.output)?;
         let previous = previous.as_ref().zip(factor.as_ref()).map(|(values, factor)| [values, factor]);
         let state = self.lowered.state;

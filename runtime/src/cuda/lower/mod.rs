@@ -5,7 +5,7 @@ mod maps;
 mod products;
 
 use super::constants::Constants;
-use super::fuse::Rounding;
+use super::fuse::{Rounding, rounding};
 use super::places::{Placed, copy_bytes};
 use super::slots::SlotLayout;
 use crate::engine::prepare::Preparer;
@@ -67,16 +67,16 @@ impl<'a> Lowered<'a> {
         let mut lowered =
             Lowered { placed, state, spaces, operands: vec![None; placed.values.len()], launches: vec![] };
         for (at, step) in program.steps.iter().enumerate() {
-            let error = |reason: String| EngineError::NoCudaKernel {
+            let error = |reason: String| EngineError::NoDeviceKernel {
                 program: placed.kind,
                 step: step.name.clone(),
                 op: step.op.name(),
                 reason,
             };
             let op = bind(&step.op, bindings).ok_or_else(|| error("a size of it is not known".into()))?;
-            let Some(output) = placed.wired[at].output else { continue };
+            let Some(&output) = placed.wirings[at].outputs.first() else { continue };
             let multiprocessors = device.multiprocessors();
-            let mut site = Site {
+            let mut lowering = StepLowering {
                 lowered: &mut lowered,
                 weights,
                 constants,
@@ -85,12 +85,15 @@ impl<'a> Lowered<'a> {
                 at,
                 output,
                 scratch: 0,
+                rounds: false,
                 multiprocessors,
             };
-            site.lower(&op).map_err(|refusal| match refusal {
+            lowering.lower(&op).map_err(|refusal| match refusal {
                 Refusal::Missing(reason) => error(reason),
                 Refusal::Engine(e) => e,
             })?;
+            let is_rounded = lowering.rounds || placed.wirings[at].rounding.is_none();
+            assert!(is_rounded, "a rounding was fused into `{}`, whose kernel does not round", step.name);
         }
         Ok(lowered)
     }
@@ -173,7 +176,7 @@ impl<'a> Lowered<'a> {
 }
 
 /// A step while it is lowered.
-struct Site<'l, 'a, 'c, 'w> {
+struct StepLowering<'l, 'a, 'c, 'w> {
     lowered: &'l mut Lowered<'a>,
     weights: &'l Weights,
     constants: &'c mut Constants<'w>,
@@ -184,10 +187,12 @@ struct Site<'l, 'a, 'c, 'w> {
     output: usize,
     /// Bytes of scratch given out.
     scratch: usize,
+    /// Whether the kernel was given how its result is rounded.
+    rounds: bool,
     multiprocessors: usize,
 }
 
-impl<'a> Site<'_, 'a, '_, '_> {
+impl<'a> StepLowering<'_, 'a, '_, '_> {
     fn lower(&mut self, op: &Op) -> Outcome {
         match op {
             Op::Conv { .. } => self.conv(op),
@@ -283,23 +288,24 @@ impl<'a> Site<'_, 'a, '_, '_> {
     }
 
     /// The result, and how it is rounded.
-    fn target(&mut self) -> Result<Target, Refusal> {
+    fn target(&mut self) -> Result<ResultOperand, Refusal> {
         let y = self.operand(self.output)?;
-        let rounding = match self.lowered.placed.wired[self.at].rounding.clone() {
+        self.rounds = true;
+        let rounding = match rounding(&self.lowered.placed.wirings[self.at]) {
             Some(how) => Some((self.operand(how.scale)?, self.operand(how.zero_point)?, how)),
             None => None,
         };
-        Ok(Target { y, rounding })
+        Ok(ResultOperand { y, rounding })
     }
 }
 
 /// Where a result goes.
-struct Target {
+struct ResultOperand {
     y: Operand,
     rounding: Option<(Operand, Operand, Rounding)>,
 }
 
-impl Target {
+impl ResultOperand {
     fn output(&self) -> Result<cuda::Output<'_>, Refusal> {
         let Some((scale, zero_point, how)) = &self.rounding else { return Ok(cuda::Output::plain(&self.y)) };
         if how.segments.len() > cuda::MAX_SEGMENTS {

@@ -1,14 +1,16 @@
 //! Convolutions, linear layers, products of matrices.
 
-use super::{Outcome, Refusal, Site, missing};
+use super::super::fuse::rounding;
+use super::{Outcome, Refusal, StepLowering, missing};
 use crate::engine::prepare::products::{conv_shape, matmul_shape};
-use cqc_kernels::cuda::{self, ElementType, Filter, FilterKind, Operand, PerImage, Tail, Tile};
+use cqc_kernels::cuda::{self, ElementType, Epilogue, Filter, FilterKind, Operand, PerImage, Tile};
 use cqc_kernels::{Act, ConvShape, MatmulShape};
 use cqc_proto::Op;
+use cqc_proto::op::operand::{BIAS, GATE, RESIDUAL, ROW, SCALE, WEIGHTS, X};
 use cqc_proto::plan::Source;
 
 /// The operands of an epilogue.
-struct Parts {
+struct EpilogueOperands {
     scale: Option<Operand>,
     bias: Option<Operand>,
     row: Option<(Operand, usize, usize)>,
@@ -21,17 +23,24 @@ fn per_image(part: &Option<(Operand, usize, usize)>) -> Option<PerImage<'_>> {
     Some(PerImage { values, stride: *stride, rows: *rows })
 }
 
-impl Parts {
-    fn tail(&self, act: Act) -> Tail<'_> {
+impl EpilogueOperands {
+    fn tail(&self, act: Act) -> Epilogue<'_> {
         let (row, gate) = (per_image(&self.row), per_image(&self.gate));
-        Tail { scale: self.scale.as_ref(), bias: self.bias.as_ref(), row, act, gate, residual: self.residual.as_ref() }
+        Epilogue {
+            scale: self.scale.as_ref(),
+            bias: self.bias.as_ref(),
+            row,
+            act,
+            gate,
+            residual: self.residual.as_ref(),
+        }
     }
 }
 
-impl Site<'_, '_, '_, '_> {
+impl StepLowering<'_, '_, '_, '_> {
     pub(super) fn conv(&mut self, op: &Op) -> Outcome {
         let Op::Conv { act, .. } = op else { return Err(missing("not a convolution")) };
-        let [x, w, y] = [self.need(0)?, self.need(1)?, self.step.outputs[0]].map(|v| self.value(v));
+        let [x, w, y] = [self.need(X)?, self.need(WEIGHTS)?, self.step.outputs[0]].map(|v| self.value(v));
         let shape =
             conv_shape(op, x, w, y).ok_or_else(|| missing("a convolution that is not over channels-last images"))?;
         shape.check().map_err(|e| missing(e.to_string()))?;
@@ -41,11 +50,11 @@ impl Site<'_, '_, '_, '_> {
     pub(super) fn linear(&mut self, act: Act) -> Outcome {
         let [x, w, y] = [self.need(0)?, self.need(1)?, self.step.outputs[0]].map(|v| self.value(v));
         let (k, n) = (w.shape[0], w.shape[1]);
-        if self.constant(1).is_some() {
+        if self.constant(WEIGHTS).is_some() {
             let shape = ConvShape { pads: [0; 4], ..ConvShape::same(1, 1, y.rows, k, n, 1) };
             return self.product(&shape, true, act);
         }
-        if act != Act::None || (2..7).any(|i| self.input(i).is_some()) {
+        if act != Act::None || (BIAS..=SCALE).any(|i| self.input(i).is_some()) {
             return Err(missing("a computed matrix with an epilogue"));
         }
         let (m, lda, ldb, ldy) = (y.rows, x.ld, w.ld, y.ld);
@@ -75,7 +84,7 @@ impl Site<'_, '_, '_, '_> {
 
     fn product(&mut self, shape: &ConvShape, linear: bool, act: Act) -> Outcome {
         let x = self.need(0)?;
-        let constant = self.constant(1).ok_or_else(|| missing("computed weights"))?;
+        let constant = self.constant(WEIGHTS).ok_or_else(|| missing("computed weights"))?;
         let rounding = self.rounding_of_codes(x)?;
         let (taps, channels) = (shape.kh * shape.kw, shape.cin / shape.groups);
         let kind = match &rounding {
@@ -102,22 +111,22 @@ impl Site<'_, '_, '_, '_> {
 
     /// Scale and zero point of a value that is stored as codes.
     fn rounding_of_codes(&mut self, v: usize) -> Result<Option<[Operand; 2]>, Refusal> {
-        if self.lowered.placed.types[v] != ElementType::U8 || self.value(v).codes.is_none() {
+        if self.lowered.placed.types[v] != ElementType::U8 || self.value(v).stored_as.is_none() {
             return Ok(None);
         }
-        let mut wired = self.lowered.placed.wired.iter().filter(|w| w.output == Some(v));
-        let how = wired.find_map(|w| w.rounding.clone()).ok_or_else(|| missing("codes without a scale"))?;
+        let mut makers = self.lowered.placed.wirings.iter().filter(|w| w.outputs == [v]);
+        let how = makers.find_map(rounding).ok_or_else(|| missing("codes without a scale"))?;
         Ok(Some([self.operand(how.scale)?, self.operand(how.zero_point)?]))
     }
 
-    /// Inputs 2 to 6.
-    fn parts(&mut self) -> Result<Parts, Refusal> {
-        Ok(Parts {
-            bias: self.dense(2)?,
-            row: self.per_image(3)?,
-            gate: self.per_image(4)?,
-            residual: self.maybe(5)?,
-            scale: self.dense(6)?,
+    /// What follows a product.
+    fn parts(&mut self) -> Result<EpilogueOperands, Refusal> {
+        Ok(EpilogueOperands {
+            bias: self.dense(BIAS)?,
+            row: self.per_image(ROW)?,
+            gate: self.per_image(GATE)?,
+            residual: self.maybe(RESIDUAL)?,
+            scale: self.dense(SCALE)?,
         })
     }
 
@@ -140,7 +149,7 @@ impl Site<'_, '_, '_, '_> {
             return Err(missing("a product of vectors"));
         }
         let (k, n) = (a.cols, b.cols);
-        if self.constant(1).is_some() && rb == 2 && a.rows == y.rows {
+        if self.constant(WEIGHTS).is_some() && rb == 2 && a.rows == y.rows {
             let shape = ConvShape { pads: [0; 4], ..ConvShape::same(1, 1, y.rows, k, n, 1) };
             return self.product(&shape, true, Act::None);
         }

@@ -11,6 +11,7 @@ pub(crate) mod products;
 use super::kernel::{Kernel, PerImage};
 use super::values::{Value, bind};
 use super::{EngineError, Weights};
+use cqc_proto::op::operand::ROUNDING;
 use cqc_proto::plan::{ProgramKind, Source, Step};
 use cqc_proto::{Bindings, DType, Op, ValueType};
 use std::collections::HashMap;
@@ -118,16 +119,17 @@ impl<'a> Site<'a> {
 
     /// Where operand `i` is stored as codes: the values that hold their scale and zero point.
     fn rounding_of_codes(&self, i: usize) -> Option<[usize; 2]> {
-        let is_coded = |v: &usize| self.preparer.values[*v].codes.is_some_and(|dtype| dtype != DType::BF16);
+        let is_coded = |v: &usize| self.preparer.values[*v].stored_as.is_some_and(|dtype| dtype != DType::BF16);
         let v = self.step.inputs.get(i).copied().flatten().filter(is_coded)?;
         let program = self.preparer.weights.plan().program(self.preparer.kind);
         let maker = program.steps.iter().find(|s| s.outputs.contains(&v))?;
-        Some([maker.inputs[1]?, maker.inputs[2]?])
+        let [scale, zero_point] = ROUNDING.map(|i| maker.inputs[i]);
+        Some([scale?, zero_point?])
     }
 
-    /// Whether the first operand is stored as bf16.
-    fn reads_bf16(&self) -> bool {
-        self.input(0).is_some_and(|x| x.codes == Some(DType::BF16))
+    /// Whether operand `i` is stored as bf16.
+    fn reads_bf16(&self, i: usize) -> bool {
+        self.input(i).is_some_and(|x| x.stored_as == Some(DType::BF16))
     }
 
     /// Whether input `i` is absent or has no gaps.

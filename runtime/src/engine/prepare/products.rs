@@ -1,11 +1,12 @@
 //! Convolution, linear layers, matrix products, attention.
 
-use super::super::kernel::{Kernel, Tail};
+use super::super::kernel::{AttentionInputs, Kernel, ProductWeights, Tail};
 use super::super::values::Value;
 use super::Site;
 use cqc_kernels::{AttentionShape, ConvShape, MatmulShape};
+use cqc_proto::Op;
+use cqc_proto::op::operand::{BIAS, GATE, MASK, QKV, RESIDUAL, ROW, SCALE, WEIGHTS, X};
 use cqc_proto::op::{Act, ConvLayout};
-use cqc_proto::{DType, Op};
 
 /// Most entries of a convolution's table of pixels, and pixels of its images.
 const MAX_TABLE: usize = 1 << 28;
@@ -73,81 +74,68 @@ pub(crate) fn conv_shape(op: &Op, x: &Value, w: &Value, y: &Value) -> Option<Con
 }
 
 impl Site<'_> {
-    /// Inputs 2 to 6 behind a product.
-    fn tail(&self, function: Act) -> Option<Tail> {
+    /// What follows a product.
+    fn tail(&self, act: Act) -> Option<Tail> {
         let per_image = |i| match self.input(i) {
             Some(_) => Some(self.per_image(i)),
             None => Some(None),
         };
-        Some(Tail { act: function, row: per_image(3)?, gate: per_image(4)?, residual: self.input(5).map(|r| r.ld) })
+        Some(Tail { act, row: per_image(ROW)?, gate: per_image(GATE)?, residual: self.input(RESIDUAL).map(|r| r.ld) })
     }
 
     /// Whether bias and scale have no gaps.
     fn has_dense_rows(&self) -> bool {
-        self.is_dense(2) && self.is_dense(6)
+        self.is_dense(BIAS) && self.is_dense(SCALE)
     }
 
     pub(super) fn conv(&self, op: &Op) -> Option<Kernel> {
         let Op::Conv { act, .. } = op else { return None };
-        let (x, w, y) = (self.input(0)?, self.input(1)?, self.output());
+        let (x, w, y) = (self.input(X)?, self.input(WEIGHTS)?, self.output());
         if !self.is_f32() || !self.has_dense_rows() {
             return None;
         }
-        let constant = self.constant(1)?;
+        let constant = self.constant(WEIGHTS)?;
         let shape = conv_shape(op, x, w, y)?;
         fits_table(&shape).then_some(())?;
         let conv = self.preparer.weights.conv(shape).ok()?;
         let (tail, ldx, ldy) = (self.tail(*act)?, x.ld, y.ld);
-        if let Some(rounding) = self.rounding_of_codes(0) {
-            let packed = self.preparer.weights.packed_conv_codes(constant, &shape)?;
-            return Some(Kernel::ConvCodes { conv, packed, rounding, tail, ldx, ldy });
-        }
-        if self.reads_bf16() {
-            let packed = self.preparer.weights.packed_conv_bf16(constant, &shape)?;
-            return Some(Kernel::ConvBf16 { conv, packed, tail, ldx, ldy });
-        }
-        let packed = self.preparer.weights.packed_conv(constant, &conv);
-        Some(Kernel::Conv { conv, packed, tail, ldx, ldy })
+        let all = self.preparer.weights;
+        let weights = if let Some(rounding) = self.rounding_of_codes(X) {
+            ProductWeights::Codes { packed: all.packed_conv_codes(constant, &shape)?, rounding }
+        } else if self.reads_bf16(X) {
+            ProductWeights::Bf16(all.packed_conv_bf16(constant, &shape)?)
+        } else {
+            ProductWeights::F32(all.packed_conv(constant, &conv))
+        };
+        Some(Kernel::Conv { conv, weights, tail, ldx, ldy })
     }
 
     pub(super) fn linear(&self, act: Act) -> Option<Kernel> {
-        let (x, w, y) = (self.input(0)?, self.input(1)?, self.output());
+        let (x, w, y) = (self.input(X)?, self.input(WEIGHTS)?, self.output());
         if !self.is_f32() || !self.has_dense_rows() {
             return None;
         }
         let (m, k, n) = (y.rows, w.shape[0], w.shape[1]);
-        if let Some(constant) = self.constant(1) {
+        if let Some(constant) = self.constant(WEIGHTS) {
             let pair = self.preparer.pairs.get(&self.step.outputs[0]).map(|&y| &self.preparer.values[y]);
             let (tail, ldx, ldy, paired) = (self.tail(act)?, x.ld, pair.unwrap_or(y).ld, pair.is_some());
-            if let Some(rounding) = self.rounding_of_codes(0) {
-                let packed = self.preparer.weights.packed_linear_codes(constant, k, n, paired)?;
-                return Some(Kernel::LinearCodes { m, k, n, packed, rounding, tail, ldx, ldy });
-            }
-            if self.reads_bf16() {
-                let packed = self.preparer.weights.packed_linear_bf16(constant, k, n, paired)?;
-                return Some(Kernel::LinearBf16 { m, k, n, packed, tail, ldx, ldy });
-            }
-            let packed = self.preparer.weights.packed_linear(constant, k, n, paired);
-            return Some(Kernel::Linear { m, k, n, packed, tail, ldx, ldy });
+            let all = self.preparer.weights;
+            let weights = if let Some(rounding) = self.rounding_of_codes(X) {
+                ProductWeights::Codes { packed: all.packed_linear_codes(constant, k, n, paired)?, rounding }
+            } else if self.reads_bf16(X) {
+                ProductWeights::Bf16(all.packed_linear_bf16(constant, k, n, paired)?)
+            } else {
+                ProductWeights::F32(all.packed_linear(constant, k, n, paired))
+            };
+            return Some(Kernel::Linear { m, k, n, weights, tail, ldx, ldy });
         }
         // A computed matrix: only the plain product is fast.
-        let plain = act == Act::None && (2..7).all(|i| self.input(i).is_none());
+        let plain = act == Act::None && (BIAS..=SCALE).all(|i| self.input(i).is_none());
         plain.then(|| {
             let (lda, ldb, ldy) = (x.ld, w.ld, y.ld);
-            let strides = (0, 0, m * ldy);
-            Kernel::MatMul(MatmulShape {
-                batch: 1,
-                m,
-                k,
-                n,
-                lda,
-                ldb,
-                ldy,
-                stride_a: strides.0,
-                stride_b: strides.1,
-                stride_y: strides.2,
-                transpose_b: false,
-            })
+            let (stride_a, stride_b, stride_y) = (0, 0, m * ldy);
+            let transpose_b = false;
+            Kernel::MatMul(MatmulShape { batch: 1, m, k, n, lda, ldb, ldy, stride_a, stride_b, stride_y, transpose_b })
         })
     }
 
@@ -162,17 +150,10 @@ impl Site<'_> {
             // One right side for all: the batch joins the rows.
             let rows = y.rows;
             if let (Some(constant), 2) = (self.constant(1), rb) {
-                let packed = self.preparer.weights.packed_linear(constant, k, n, false);
-                let tail = Tail { act: cqc_kernels::Act::None, row: None, gate: None, residual: None };
-                return (a.rows == rows).then_some(Kernel::Linear {
-                    m: rows,
-                    k,
-                    n,
-                    packed,
-                    tail,
-                    ldx: a.ld,
-                    ldy: y.ld,
-                });
+                let weights = ProductWeights::F32(self.preparer.weights.packed_linear(constant, k, n, false));
+                let tail = Tail { act: Act::None, row: None, gate: None, residual: None };
+                let (m, ldx, ldy) = (rows, a.ld, y.ld);
+                return (a.rows == rows).then_some(Kernel::Linear { m, k, n, weights, tail, ldx, ldy });
             }
         }
         Some(Kernel::MatMul(matmul_shape(a, b, y)?))
@@ -182,7 +163,7 @@ impl Site<'_> {
         let Op::Attention { heads, kv_heads, scale, causal, softcap, softmax_bits } = *op else { return None };
         let (q, k, v, y) = (self.input(0)?, self.input(1)?, self.input(2)?, self.output());
         let (lq, lk) = (q.shape[1], k.shape[1]);
-        if !self.is_f32() || softcap != 0.0 || (causal && lq != lk) || !self.is_dense(3) {
+        if !self.is_f32() || softcap != 0.0 || (causal && lq != lk) || !self.is_dense(MASK) {
             return None;
         }
         let shape = AttentionShape {
@@ -202,23 +183,20 @@ impl Site<'_> {
             ldv: v.ld,
             ldy: y.ld,
         };
-        if let (Some(q), Some(k), Some(v)) =
-            (self.rounding_of_codes(0), self.rounding_of_codes(1), self.rounding_of_codes(2))
-            && self.preparer.weights.isa().attends_codes(&shape)
-        {
-            return Some(Kernel::AttentionCodes { shape, rounding: [q, k, v] });
-        }
-        let reads_bf16 = |i| self.input(i).is_some_and(|x: &Value| x.codes == Some(DType::BF16));
-        if (0..3).all(reads_bf16) && self.preparer.weights.isa().attends_bf16(&shape) {
-            return Some(Kernel::AttentionBf16(shape));
-        }
-        Some(Kernel::Attention(shape))
+        let isa = self.preparer.weights.isa();
+        let rounding = QKV.map(|i| self.rounding_of_codes(i));
+        let inputs = match rounding {
+            [Some(q), Some(k), Some(v)] if isa.attends_codes(&shape) => AttentionInputs::Codes([q, k, v]),
+            _ if QKV.into_iter().all(|i| self.reads_bf16(i)) && isa.attends_bf16(&shape) => AttentionInputs::Bf16,
+            _ => AttentionInputs::F32,
+        };
+        Some(Kernel::Attention { shape, inputs })
     }
 
     /// Distances in the mask along image, head, query and key; 0 where it is the same for all.
     fn mask_strides(&self) -> [usize; 4] {
         let mut strides = [0; 4];
-        if let Some(mask) = self.input(3) {
+        if let Some(mask) = self.input(MASK) {
             let front = 4 - mask.shape.len();
             for (axis, stride) in mask.strides().into_iter().enumerate() {
                 strides[front + axis] = if mask.shape[axis] == 1 { 0 } else { stride };

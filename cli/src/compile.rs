@@ -1,0 +1,227 @@
+//! `compile`: a model becomes an artifact.
+
+mod options;
+mod page;
+
+use super::args::Sizes;
+use super::report::Failure;
+use super::term;
+use super::text::{bytes, short};
+use cachequant::compile::{Compiled, Phase, QuantSummary, Summary};
+use cachequant::io::{FileError, Overwrite, check_target, write_atomic};
+use cachequant::recipe::{Quant, Recipe, SchedulerConfig};
+use cachequant::report::FileFacts;
+use cachequant::{Model, ModelOptions};
+use clap::Args;
+use options::{CachingArgs, LoopArgs, QuantizingArgs};
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+/// Compile a model and its denoising loop into one file
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  \
+    cqc compile unet.onnx -o unet.cq\n  \
+    cqc compile unet.onnx --sampler dpmpp-2m --steps 20 -o unet.cq\n  \
+    cqc compile unet.onnx --scheduler-config scheduler_config.json -o unet.cq\n  \
+    cqc compile dit.onnx --guidance 2.0 --null-label 8 -o dit.cq\n  \
+    cqc compile unet.onnx --interval 10 --cut shallow -o unet.cq\n  \
+    cqc compile unet.onnx --report unet.html -o unet.cq\n  \
+    cqc compile unet.onnx --quant bf16 -o unet.cq\n  \
+    cqc compile unet.onnx --dim height=64 --dim width=64 --recipe sd.toml -o sd.cq\n\n\
+    Without --scheduler-config the sampler has the defaults of diffusers' scheduler class for --sampler:\n\
+    1000 training steps, linear betas 1e-4 to 0.02, epsilon prediction; for ddim leading spacing, eta 0, clip_sample \
+    and set_alpha_to_one on.")]
+pub struct CompileArgs {
+    /// An .onnx file, or a diffusers pipeline directory with an exported unet/model.onnx or
+    /// transformer/model.onnx
+    model: PathBuf,
+    /// The artifact, a .cq file
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Replace existing files
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    the_loop: LoopArgs,
+    #[command(flatten)]
+    sizes: Sizes,
+    /// A TOML file of options: its keys are the long options of this command. Options on the command
+    /// line win
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
+    /// Also write an HTML page that shows the schedule, the cost, the quantized layers, and the error
+    /// that caching and quantization make on held-out samples at every step
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+    // last: what follows would stand under its heading
+    #[command(flatten)]
+    caching: CachingArgs,
+    #[command(flatten)]
+    quantizing: QuantizingArgs,
+}
+
+impl CompileArgs {
+    /// The options as a recipe, with the scheduler configuration that a pipeline directory has.
+    fn recipe(&self, found: Option<PathBuf>) -> Recipe {
+        let mut recipe = Recipe::default();
+        self.the_loop.put(&mut recipe);
+        self.caching.put(&mut recipe);
+        self.quantizing.put(&mut recipe);
+        if recipe.scheduler_config.is_none() {
+            recipe.scheduler_config = found.map(SchedulerConfig::File);
+        }
+        recipe
+    }
+}
+
+pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
+    let overwrite = if args.force { Overwrite::Allow } else { Overwrite::Refuse };
+    check_target(&args.output, overwrite)?;
+    check_report(args, overwrite)?;
+    let (path, found) = locate(&args.model)?;
+    let recipe = args.recipe(found);
+    // before the model is read
+    let contradictions = recipe.check();
+    if !contradictions.is_empty() {
+        return Err(cachequant::CompileError::Recipe(contradictions).into());
+    }
+    let options = ModelOptions { import: args.sizes.import_options(), stop_after: None };
+    let model = Model::load(&path, &options, |_, _| {})?;
+    model.warnings.iter().for_each(|w| tracing::warn!("{w}"));
+    let mut progress = Bars { quiet, shown: None };
+    let compiled = cachequant::compile(&model, &recipe, &mut progress)?;
+    drop(progress);
+    compiled.write(&args.output, overwrite)?;
+    let size = args.output.metadata().map_err(FileError::reading(&args.output))?.len();
+    if let Some(report) = &args.report {
+        let artifact = FileFacts { path: args.output.display().to_string(), bytes: size };
+        let report_of = compiled.report(artifact, &mut Bars { quiet, shown: None })?;
+        write_atomic(report, overwrite, |out| out.write_all(page::page(&report_of).as_bytes()))?;
+        tracing::info!("wrote {}", report.display());
+    }
+    say(args, &compiled, size)
+}
+
+/// A bar for each phase.
+struct Bars {
+    quiet: bool,
+    shown: Option<(Phase, term::Progress)>,
+}
+
+impl cachequant::Progress for Bars {
+    fn update(&mut self, phase: Phase, _: u64, total: u64) -> ControlFlow<()> {
+        let name = match phase {
+            Phase::Calibrating => "calibrating",
+            Phase::Quantizing => "quantizing",
+            Phase::Reporting => "reporting",
+        };
+        if self.shown.as_ref().is_none_or(|(shown, _)| *shown != phase) {
+            self.shown = Some((phase, term::Progress::new(name, total, self.quiet)));
+        }
+        if let Some((_, bar)) = &mut self.shown {
+            bar.set_total(total);
+            bar.step();
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// Says before the long work what writing the report would say after it.
+fn check_report(args: &CompileArgs, overwrite: Overwrite) -> Result<(), Failure> {
+    let Some(path) = &args.report else { return Ok(()) };
+    let same =
+        path == &args.output || path.canonicalize().is_ok_and(|p| args.output.canonicalize().is_ok_and(|o| o == p));
+    if same {
+        return Err(Failure::usage("--report and --output name the same file").fact("seen", path.display()));
+    }
+    Ok(check_target(path, overwrite)?)
+}
+
+/// The model's file and, in a pipeline directory, its scheduler configuration.
+fn locate(path: &Path) -> Result<(PathBuf, Option<PathBuf>), Failure> {
+    if !path.is_dir() {
+        return Ok((path.to_path_buf(), None));
+    }
+    const PLACES: [&str; 3] = ["unet/model.onnx", "transformer/model.onnx", "model.onnx"];
+    let model = PLACES.iter().map(|place| path.join(place)).find(|p| p.is_file());
+    let model = model.ok_or_else(|| {
+        Failure::failed(format!("{} holds no exported denoiser", path.display()))
+            .fact("wants", PLACES.join(", "))
+            .help("export the pipeline to ONNX first, e.g. with optimum-cli export onnx")
+    })?;
+    let config = path.join("scheduler/scheduler_config.json");
+    let config = if config.is_file() { Some(config) } else { None };
+    Ok((model, config))
+}
+
+/// Logs what was decided and why; prints it with `--json`.
+fn say(args: &CompileArgs, compiled: &Compiled, size: u64) -> Result<(), Failure> {
+    let summary = compiled.summary();
+    let Summary { sampler, steps, guidance, left_the_loop: left, .. } = &summary;
+    let output = args.output.display();
+    tracing::info!("{output}: {}, {sampler} in {steps} steps, guidance {guidance}", bytes(size));
+    tracing::info!(
+        "left the loop: {} MACs and {} of weights to tables, {} MACs and {} of weights to preludes",
+        short(left.table_macs as f64),
+        bytes(left.table_weight_bytes),
+        short(left.prelude_macs as f64),
+        bytes(left.prelude_weight_bytes)
+    );
+    say_caching(&summary);
+    if let Some(quant) = &summary.quant {
+        say_quantization(quant, compiled.session().recipe().quant());
+    }
+    if !args.json {
+        return Ok(());
+    }
+    let mut json = serde_json::json!({"output": args.output, "bytes": size});
+    let of = serde_json::to_value(&summary).map_err(|e| Failure::failed(format!("cannot write JSON: {e}")))?;
+    if let (Some(json), serde_json::Value::Object(of)) = (json.as_object_mut(), of) {
+        json.extend(of);
+    }
+    term::print_json(&json)
+}
+
+fn say_caching(summary: &Summary) {
+    let Some(caching) = &summary.caching else { return };
+    tracing::info!(
+        "cached: {}; a cached step does {:.1} % of a full one's work and reads {} per sample",
+        caching.cut,
+        caching.share * 100.0,
+        bytes(caching.cache_bytes)
+    );
+    let measured = caching.measured.iter().map(|m| {
+        let correction = m.correction.as_ref().map_or(String::new(), |fit| format!(" + {fit} correction"));
+        format!("{}{correction} {:.2} dB", m.schedule, m.psnr)
+    });
+    let measured: Vec<String> = measured.collect();
+    tracing::info!("held-out samples against the uncached loop: {}", measured.join(", "));
+    tracing::info!(
+        "schedule: {}, {} of {} evaluations are full; correction: {}",
+        caching.schedule,
+        caching.full_steps.len(),
+        caching.evaluations,
+        caching.correction.as_deref().unwrap_or("none, it does not help")
+    );
+}
+
+fn say_quantization(quant: &QuantSummary, kind: Quant) {
+    let (layers, float) = (quant.layers, quant.float_layers.len());
+    if kind == Quant::Bf16 {
+        tracing::info!("bf16: {layers} layers; float: {float}");
+    } else {
+        let bits = if kind == Quant::W4a8 { ", weights of 4 bits" } else { "" };
+        let bf16 = quant.inputs_bf16.len();
+        tracing::info!("quantized: {layers} layers{bits}, {bf16} of them with inputs in bf16; float: {float}");
+        for name in &quant.inputs_bf16 {
+            tracing::debug!("input in bf16: {name}: 8 bits would cost more than integers gain");
+        }
+    }
+    for layer in &quant.float_layers {
+        tracing::debug!("float: {}: {}", layer.name, layer.why);
+    }
+}

@@ -1,0 +1,97 @@
+//! Artifacts and models in one form.
+
+use crate::args::Sizes;
+use crate::artifact;
+use crate::report::Failure;
+use cachequant::compile::{LoopOptions, Lowered, compile_evaluation, compile_loop};
+use cachequant::io::FileError;
+use cachequant::model::{Model, ModelOptions};
+use cqc_proto::Tensor;
+use cqc_proto::cq::{Manifest, SourceModel};
+use cqc_proto::plan::Plan;
+use std::path::{Path, PathBuf};
+
+/// One of the two.
+pub struct Side {
+    /// Its file.
+    pub path: PathBuf,
+    /// Size of the file.
+    pub bytes: u64,
+    /// The model behind it.
+    pub source: SourceModel,
+    /// What it executes.
+    pub plan: Plan,
+    /// Of its plan, in order.
+    pub constants: Vec<Tensor>,
+    /// Trajectory and settings; `None` when two models are compared.
+    pub manifest: Option<Manifest>,
+}
+
+impl Side {
+    /// Bytes of all constants.
+    pub fn weight_bytes(&self) -> u64 {
+        self.constants.iter().map(|t| t.bytes().len() as u64).sum()
+    }
+}
+
+/// Opens both; a model beside an artifact gets its trajectory.
+pub fn open_both(a: &Path, b: &Path, sizes: &Sizes) -> Result<(Side, Side), Failure> {
+    match [a, b].map(artifact::is_artifact) {
+        [true, true] => Ok((of_artifact(a)?, of_artifact(b)?)),
+        [false, false] => Ok((of_model(a, sizes, None)?, of_model(b, sizes, None)?)),
+        [true, false] => {
+            let first = of_artifact(a)?;
+            let second = of_model(b, sizes, first.manifest.as_ref())?;
+            Ok((first, second))
+        }
+        [false, true] => {
+            let second = of_artifact(b)?;
+            Ok((of_model(a, sizes, second.manifest.as_ref())?, second))
+        }
+    }
+}
+
+fn of_artifact(path: &Path) -> Result<Side, Failure> {
+    let artifact = artifact::open(path)?;
+    let constants = 0..artifact.manifest().plan.constants.len();
+    Ok(Side {
+        path: path.to_path_buf(),
+        bytes: file_size(path)?,
+        source: artifact.manifest().source.clone(),
+        plan: artifact.manifest().plan.clone(),
+        constants: constants.map(|i| artifact.constant(i)).collect(),
+        manifest: Some(artifact.manifest().clone()),
+    })
+}
+
+fn of_model(path: &Path, sizes: &Sizes, like: Option<&Manifest>) -> Result<Side, Failure> {
+    let mut sizes = sizes.clone();
+    if let (Some(like), true) = (like, sizes.shape.is_empty() && sizes.dim.is_empty()) {
+        sizes = Sizes::of(&like.plan.inputs);
+    }
+    let model = Model::load(path, &ModelOptions { import: sizes.import_options(), stop_after: None }, |_, _| {})?;
+    let Lowered { plan, weights, .. } = match like {
+        None => compile_evaluation(&model)?,
+        Some(like) => compile_loop(
+            &model,
+            &LoopOptions { sampler: like.sampler.clone(), steps: like.steps, any_steps: false, bf16: None },
+        )?,
+    };
+    let source = SourceModel {
+        blake3: model.blake3,
+        opset: model.opset,
+        producer: model.producer,
+        parameters: model.parameters,
+    };
+    let manifest = like.map(|like| {
+        let mut manifest = Manifest::new(source.clone(), plan.clone(), like.sampler.clone(), like.steps);
+        manifest.guidance = like.guidance;
+        manifest
+    });
+    let constants = weights.parts.into_iter().map(|(_, t)| t).collect();
+    Ok(Side { path: path.to_path_buf(), bytes: file_size(path)?, source, plan, constants, manifest })
+}
+
+fn file_size(path: &Path) -> Result<u64, Failure> {
+    Ok(path.metadata().map_err(FileError::reading(path))?.len())
+}

@@ -1,0 +1,145 @@
+//! A model that makes features of images.
+
+use crate::args::Sizes;
+use crate::report::Failure;
+use cachequant::compile::compile_evaluation;
+use cachequant::io::file_hash;
+use cachequant::model::{Model, ModelError, ModelOptions};
+use cqc_passes::onnx::ImportError;
+use cqc_proto::plan::PlanOutput;
+use cqc_proto::{Dim, Tensor};
+use cqc_runtime::engine::{Engine, EngineOptions, Weights};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Which extractor, for reports and for parts that are to be merged.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its file.
+    path: PathBuf,
+    /// Hash of the file, hexadecimal.
+    pub blake3: String,
+    /// The output that the features are.
+    pub output: String,
+    /// Number of features.
+    pub dimensions: usize,
+    /// The output that the logits are.
+    pub logits_output: Option<String>,
+    /// Number of logits; 0 without them.
+    pub classes: usize,
+    /// What is done to images before.
+    preprocessing: String,
+}
+
+/// The extractor, ready to run.
+pub struct Extractor {
+    /// What it is.
+    pub identity: Identity,
+    engine: Engine,
+    input: String,
+    shape: Vec<usize>,
+}
+
+/// Features and logits, rows without gaps.
+#[derive(Default)]
+pub struct Extracted {
+    pub features: Vec<f32>,
+    pub logits: Vec<f32>,
+}
+
+impl Extractor {
+    /// Opens it for images of `shape` `[C, H, W]`.
+    pub fn open(
+        path: &Path,
+        [features, logits]: [Option<&str>; 2],
+        shape: &[usize],
+        options: &EngineOptions,
+    ) -> Result<Extractor, Failure> {
+        let model = load(path, shape)?;
+        let fits = |ty: &cqc_proto::ValueType| {
+            ty.dtype.is_float()
+                && ty.rank() == shape.len() + 1
+                && ty.shape.iter().skip(1).zip(shape).all(|(d, &s)| d.is(s as i64))
+        };
+        let [input] = &model.inputs[..] else {
+            let inputs = model.inputs.iter().map(|i| format!("{}: {}", i.name, i.ty)).collect::<Vec<_>>();
+            return Err(no_extractor(path, "an input").fact("seen", inputs.join(", ")));
+        };
+        if !fits(&input.ty) {
+            let wants = format!("images [N,{}]", shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(","));
+            return Err(no_extractor(path, &wants).fact("seen", format!("{}: {}", input.name, input.ty)));
+        }
+        let first = model.outputs.first().map(|o| o.name.as_str()).unwrap_or_default();
+        let has = |name: &str| model.outputs.iter().any(|o| o.name == name);
+        let output = features.unwrap_or(if has("features") { "features" } else { first });
+        let (output, dimensions) = rows_of(path, &model.outputs, output)?;
+        let logits_output = logits.or(has("logits").then_some("logits"));
+        let logits = logits_output.map(|name| rows_of(path, &model.outputs, name)).transpose()?;
+        let identity = Identity {
+            path: path.to_path_buf(),
+            blake3: file_hash(path)?,
+            output,
+            dimensions,
+            classes: logits.as_ref().map_or(0, |(_, classes)| *classes),
+            logits_output: logits.map(|(name, _)| name),
+            preprocessing: "NCHW f32, clipped to [-1,1], not rounded, not resized".into(),
+        };
+        let lowered = compile_evaluation(&model)?;
+        let options = EngineOptions { batch: model.fixed_batch.unwrap_or(options.batch), ..options.clone() };
+        let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
+        let (engine, input) = (Engine::open(&weights, &options)?, input.name.clone());
+        Ok(Extractor { identity, engine, input, shape: shape.to_vec() })
+    }
+
+    /// Features and logits of images `[n, ...]`, which are clipped first.
+    pub fn extract(&mut self, images: &[f32]) -> Result<Extracted, Failure> {
+        let (len, batch) = (self.shape.iter().product::<usize>(), self.engine.batch());
+        let mut all = Extracted::default();
+        for images in images.chunks(batch * len) {
+            let mut input: Vec<f32> = images.iter().map(|v| v.clamp(-1.0, 1.0)).collect();
+            input.resize(batch * len, 0.0);
+            let shape = [&[batch], &self.shape[..]].concat();
+            let inputs = BTreeMap::from([(self.input.clone(), Tensor::from_f32(&shape, &input))]);
+            let outputs = self.engine.run(&inputs)?;
+            let count = images.len() / len;
+            all.features.extend(&outputs[&self.identity.output].to_f32_vec()[..count * self.identity.dimensions]);
+            if let Some(name) = &self.identity.logits_output {
+                all.logits.extend(&outputs[name].to_f32_vec()[..count * self.identity.classes]);
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Loads the model; an input whose size is open gets that of the images.
+fn load(path: &Path, shape: &[usize]) -> Result<Model, Failure> {
+    let load = |sizes: &Sizes| {
+        Model::load(path, &ModelOptions { import: sizes.import_options(), stop_after: None }, |_, _| {})
+    };
+    match load(&Sizes::default()) {
+        Err(ModelError::Import { source: ImportError::UnboundDim { input, .. }, .. }) => {
+            let sizes = shape.iter().map(|&s| Dim::constant(s as i64));
+            let shape = [Dim::symbol("N")].into_iter().chain(sizes).collect();
+            Ok(load(&Sizes { shape: vec![crate::args::NamedShape { name: input, shape }], dim: vec![] })?)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// An output's name and its elements per image.
+fn rows_of(path: &Path, outputs: &[PlanOutput], name: &str) -> Result<(String, usize), Failure> {
+    let known = || outputs.iter().map(|o| format!("{}: {}", o.name, o.ty)).collect::<Vec<_>>().join(", ");
+    let output = outputs.iter().find(|o| o.name == name);
+    let output = output
+        .ok_or_else(|| Failure::usage(format!("{} has no output `{name}`", path.display())).fact("known", known()))?;
+    let sizes = output.ty.shape.iter().skip(1).map(|d| d.as_const().and_then(|d| usize::try_from(d).ok()));
+    let elements =
+        sizes.product::<Option<usize>>().filter(|&n| n > 0 && output.ty.rank() > 0 && output.ty.dtype.is_float());
+    let wrong = || no_extractor(path, "a row of numbers per image").fact("seen", format!("{name}: {}", output.ty));
+    Ok((name.to_string(), elements.ok_or_else(wrong)?))
+}
+
+fn no_extractor(path: &Path, wants: &str) -> Failure {
+    Failure::failed(format!("{} makes no features of these samples", path.display())).fact("wants", wants)
+}

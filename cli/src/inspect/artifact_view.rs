@@ -1,0 +1,209 @@
+//! An artifact for people and as JSON.
+
+use super::{caching_view, quant_view};
+use crate::report::Failure;
+use crate::text::{bytes, columns, grouped, short};
+use cqc_proto::ValueType;
+use cqc_proto::plan::{Alias, InputRole, Program, ProgramKind, Source};
+use cqc_runtime::Artifact;
+use cqc_runtime::engine::{Engine, EngineOptions};
+use cqc_runtime::retime::{Possible, possible};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::path::Path;
+
+/// Programs that do something, the step first, with their activations for one sample (or the fixed batch).
+fn programs(artifact: &Artifact) -> Result<Vec<(ProgramKind, usize)>, Failure> {
+    let plan = &artifact.manifest().plan;
+    let batch = plan.fixed_batch.unwrap_or(1);
+    let engine = Engine::open(&artifact.weights(), &EngineOptions { batch, threads: 1, ..Default::default() })?;
+    let kinds = [ProgramKind::Full, ProgramKind::Cached, ProgramKind::Prelude, ProgramKind::PreludeSteps];
+    let used = kinds.into_iter().filter(|&kind| kind == ProgramKind::Full || !plan.program(kind).steps.is_empty());
+    let bytes = |kind| match kind {
+        ProgramKind::Full | ProgramKind::Cached => engine.program_bytes(kind) + engine.request_bytes(),
+        ProgramKind::Prelude => written_bytes(plan.program(kind), batch as i64, plan.batch_symbol.as_deref()),
+        ProgramKind::PreludeSteps => {
+            let rows = (batch * plan.evaluations) as i64;
+            written_bytes(plan.program(kind), rows, plan.batch_symbol.as_deref())
+        }
+    };
+    Ok(used.map(|kind| (kind, bytes(kind))).collect())
+}
+
+/// Bytes of everything the steps write.
+fn written_bytes(program: &Program, rows: i64, symbol: Option<&str>) -> usize {
+    let bindings = symbol.into_iter().map(|s| (s.into(), rows)).collect();
+    let written =
+        program.values.iter().filter(|v| v.source == Source::Step && !matches!(v.alias, Some(Alias::Same { .. })));
+    written.filter_map(|v| Some(v.ty.resolve(&bindings)?.iter().product::<usize>() * v.ty.dtype.size())).sum()
+}
+
+/// Constants that hold a row per evaluation.
+fn tables(artifact: &Artifact) -> BTreeSet<usize> {
+    let plan = &artifact.manifest().plan;
+    let values = ProgramKind::ALL.into_iter().flat_map(|kind| &plan.program(kind).values);
+    let table = |source| if let Source::Table(i) = source { Some(i) } else { None };
+    values.filter_map(|v| table(v.source)).collect()
+}
+
+/// Bytes of all float constants as f32, and of the others as they are.
+fn float_bytes(artifact: &Artifact) -> usize {
+    let size = |ty: &ValueType| {
+        let element = if ty.dtype.is_float() { 4 } else { ty.dtype.size() };
+        ty.fixed_shape().map_or(0, |s| s.iter().product::<usize>() * element)
+    };
+    artifact.manifest().plan.constants.iter().map(|c| size(&c.ty)).sum()
+}
+
+pub fn json(artifact: &Artifact) -> Result<Value, Failure> {
+    let manifest = &artifact.manifest();
+    let (plan, sampler) = (&manifest.plan, &manifest.sampler);
+    let value = |name: &str, ty: &ValueType| json!({"name": name, "dtype": ty.dtype, "shape": ty.shape});
+    let inputs = plan.inputs.iter().map(|i| {
+        let mut input = value(&i.name, &i.ty);
+        input["role"] = json!(i.role);
+        input
+    });
+    let programs = programs(artifact)?.into_iter().map(|(kind, bytes)| {
+        let program = plan.program(kind);
+        json!({
+            "name": kind.to_string(), "instructions": program.steps.len(), "activation_bytes": bytes,
+            "macs": crate::artifact::macs(artifact, program),
+        })
+    });
+    let tables = tables(artifact).into_iter().map(|i| value(&plan.constants[i].name, &plan.constants[i].ty));
+    let mut view = json!({
+        "format_version": manifest.format_version,
+        "source": manifest.source,
+        "inputs": inputs.collect::<Vec<_>>(),
+        "outputs": plan.outputs.iter().map(|o| value(&o.name, &o.ty)).collect::<Vec<_>>(),
+        "sampler": {
+            "kind": sampler.kind, "timesteps": timesteps(artifact)?, "prediction": sampler.prediction_type,
+            "guidance": manifest.guidance, "clip_sample": sampler.clip_sample,
+            "set_alpha_to_one": sampler.set_alpha_to_one, "steps": manifest.steps, "config": sampler,
+            "possible_steps": match possible(manifest)? {
+                Possible::Any => json!("any"),
+                Possible::These(steps) => json!(steps),
+            },
+        },
+        "null": manifest.null,
+        "programs": programs.collect::<Vec<_>>(),
+        "tables": tables.collect::<Vec<_>>(),
+        "weights": {"bytes": artifact.weight_bytes(), "float_bytes": float_bytes(artifact)},
+    });
+    caching_view::add_json(artifact, &mut view);
+    quant_view::add_json(artifact, &mut view);
+    Ok(view)
+}
+
+/// Whole time steps as whole numbers.
+fn timesteps(artifact: &Artifact) -> Result<Vec<Value>, Failure> {
+    let number = |t: f64| if t.fract() == 0.0 { json!(t as i64) } else { json!(t) };
+    Ok(crate::artifact::timesteps(artifact)?.into_iter().map(number).collect())
+}
+
+pub fn text(path: &Path, artifact: &Artifact) -> Result<String, Failure> {
+    let (manifest, plan) = (&artifact.manifest(), &artifact.manifest().plan);
+    let mut out = String::new();
+    let source = &manifest.source;
+    let producer = if source.producer.is_empty() { "unknown exporter" } else { &source.producer };
+    let _ = writeln!(out, "{}: format version {}", path.display(), manifest.format_version);
+    let _ = writeln!(
+        out,
+        "compiled from a model of {producer}, opset {}, {} parameters\nblake3 {}",
+        source.opset,
+        grouped(source.parameters),
+        source.blake3
+    );
+    let role = |role: InputRole| format!("{role:?}").to_lowercase();
+    let inputs = plan.inputs.iter().map(|i| vec![i.name.clone(), i.ty.to_string(), role(i.role)]);
+    let _ = write!(out, "\ninputs\n{}", columns(&inputs.collect::<Vec<_>>()));
+    let outputs = plan.outputs.iter().map(|o| vec![o.name.clone(), o.ty.to_string()]);
+    let _ = write!(out, "\noutputs\n{}", columns(&outputs.collect::<Vec<_>>()));
+    loop_text(artifact, &mut out)?;
+    programs_text(artifact, &mut out)?;
+    out.push_str(&quant_view::layers_text(artifact));
+    tables_text(artifact, &mut out);
+    let weights = artifact.weight_bytes();
+    let _ = writeln!(out, "\nweights: {}, {} as f32", bytes(weights), bytes(float_bytes(artifact) as u64));
+    Ok(out)
+}
+
+fn loop_text(artifact: &Artifact, out: &mut String) -> Result<(), Failure> {
+    let manifest = &artifact.manifest();
+    let steps: Vec<String> = timesteps(artifact)?.iter().map(Value::to_string).collect();
+    let shown = match &steps[..] {
+        [first @ .., last] if first.len() > 6 => format!("{}, … {last}", first[..4].join(", ")),
+        all => all.join(", "),
+    };
+    let prediction = serde_json::to_value(manifest.sampler.prediction_type).unwrap_or_default();
+    let _ = write!(
+        out,
+        "\nloop\n  sampler    {}, {} steps, {} evaluations, prediction {}\n  time steps {shown}\n  other steps {}\n  guidance   {}\n{}{}",
+        manifest.sampler.kind,
+        manifest.steps,
+        steps.len(),
+        prediction.as_str().unwrap_or("?"),
+        other_steps(artifact)?,
+        if manifest.guidance == 1.0 { "off".to_string() } else { manifest.guidance.to_string() },
+        caching_view::text(artifact),
+        quant_view::text(artifact),
+    );
+    Ok(())
+}
+
+/// Which other numbers of steps `sample --steps` takes, and what becomes of what was fitted.
+fn other_steps(artifact: &Artifact) -> Result<String, Failure> {
+    let manifest = &artifact.manifest();
+    let possible = match possible(manifest)? {
+        Possible::Any => "any".to_string(),
+        Possible::These(steps) => {
+            let others = steps.iter().filter(|&&steps| steps != manifest.steps).map(usize::to_string);
+            others.collect::<Vec<_>>().join(", ")
+        }
+    };
+    let is_fitted = manifest.calibration.is_some();
+    Ok(match &possible[..] {
+        "" => "none".to_string(),
+        _ if is_fitted => format!("{possible}; ranges and corrections are interpolated between time steps"),
+        _ => possible,
+    })
+}
+
+fn programs_text(artifact: &Artifact, out: &mut String) -> Result<(), Failure> {
+    let plan = &artifact.manifest().plan;
+    out.push_str("\nprograms, for one sample\n");
+    let programs = programs(artifact)?;
+    let rows = programs.iter().map(|(kind, size)| {
+        let program = plan.program(*kind);
+        vec![
+            kind.to_string(),
+            format!("{} steps", program.steps.len()),
+            format!("{} MACs", short(crate::artifact::macs(artifact, program) as f64)),
+            format!("{} of activations", bytes(*size as u64)),
+        ]
+    });
+    out.push_str(&columns(&rows.collect::<Vec<_>>()));
+    for (kind, _) in programs {
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        plan.program(kind).steps.iter().for_each(|s| *counts.entry(s.op.name()).or_default() += 1);
+        let list: Vec<String> = counts.iter().map(|(op, n)| format!("{n} {op}")).collect();
+        let _ = writeln!(out, "  {kind}: {}", list.join(", "));
+    }
+    Ok(())
+}
+
+/// Most tables shown.
+const SHOWN: usize = 12;
+
+fn tables_text(artifact: &Artifact, out: &mut String) {
+    let constants = &artifact.manifest().plan.constants;
+    let tables: Vec<usize> = tables(artifact).into_iter().collect();
+    let _ = writeln!(out, "\ntables: {} with a row per evaluation", tables.len());
+    let rows = tables.iter().take(SHOWN).map(|&i| vec![constants[i].name.clone(), constants[i].ty.to_string()]);
+    out.push_str(&columns(&rows.collect::<Vec<_>>()));
+    if tables.len() > SHOWN {
+        let _ = writeln!(out, "  … and {} more; all of them with --json", tables.len() - SHOWN);
+    }
+}

@@ -1,0 +1,117 @@
+//! How failures look: what, where, what was seen, what to do.
+//!
+//! ```text
+//! error: input `timestep` is missing
+//!   wants   i64[N]
+//!   help    --input timestep=FILE.npy
+//! ```
+//! Libraries return enums with these facts; `errors` turns them into a [`Failure`], and only here they are laid out.
+
+mod errors;
+
+use std::fmt;
+use std::io::{IsTerminal, Write};
+
+/// How the process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The file, the system or cqc itself is at fault.
+    Failed = 1,
+    /// The command line is.
+    Usage = 2,
+    /// The model uses something that cqc does not support.
+    Unsupported = 3,
+    /// A quality or speed target was missed.
+    Missed = 4,
+    /// The user has had enough.
+    Interrupted = 5,
+}
+
+/// A failure with its facts.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// How the process ends.
+    pub exit: Exit,
+    what: String,
+    facts: Vec<(&'static str, String)>,
+}
+
+impl Failure {
+    /// What failed, without a full stop.
+    pub fn new(exit: Exit, what: impl Into<String>) -> Failure {
+        Failure { exit, what: what.into(), facts: vec![] }
+    }
+
+    /// The command line is wrong.
+    pub fn usage(what: impl Into<String>) -> Failure {
+        Failure::new(Exit::Usage, what)
+    }
+
+    /// The file or the system is.
+    pub fn failed(what: impl Into<String>) -> Failure {
+        Failure::new(Exit::Failed, what)
+    }
+
+    /// Ends the process with 1; all there is to say stands in the results.
+    pub fn silent() -> Failure {
+        Failure::failed("")
+    }
+
+    /// Adds a line, e.g. `seen    steps 0–16`. Keys are one short word.
+    pub fn fact(mut self, key: &'static str, value: impl fmt::Display) -> Failure {
+        self.facts.push((key, value.to_string()));
+        self
+    }
+
+    /// Adds what to do.
+    pub fn help(self, what: impl fmt::Display) -> Failure {
+        self.fact("help", what)
+    }
+
+    /// Writes it to stderr.
+    pub fn print(&self) {
+        if self.what.is_empty() {
+            return;
+        }
+        let mut stderr = std::io::stderr().lock();
+        let colored = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        let error = if colored { "\x1b[1;31merror\x1b[0m" } else { "error" };
+        // Nobody can be told that stderr is closed.
+        let _ = writeln!(stderr, "{error}: {self}");
+    }
+}
+
+/// Values begin in this column, unless a key is too long.
+const KEY_WIDTH: usize = 8;
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        let longest = self.facts.iter().map(|(key, _)| key.len() + 1).max().unwrap_or(0);
+        let width = longest.max(KEY_WIDTH);
+        for (key, value) in &self.facts {
+            // further lines of a value stand below its first
+            let value = value.replace('\n', &format!("\n{:1$}", "", width + 2));
+            write!(f, "\n  {key:width$}{value}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_stand_in_columns_under_the_error() {
+        let failure = Failure::failed("no activation range for `conv1` at step 17 of 50")
+            .fact("input", "/mul_0   f16[2,320,32,32]")
+            .fact("seen", "steps 0–16")
+            .help("cqc calibrate unet.onnx\nor another one");
+        let expected = "no activation range for `conv1` at step 17 of 50\n  \
+            input   /mul_0   f16[2,320,32,32]\n  \
+            seen    steps 0–16\n  \
+            help    cqc calibrate unet.onnx\n          or another one";
+        assert_eq!(failure.to_string(), expected);
+    }
+}

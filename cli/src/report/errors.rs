@@ -1,0 +1,331 @@
+//! The libraries' errors as failures: which exit code, which facts.
+
+use super::{Exit, Failure};
+use cachequant::calibrate::CalibrateError;
+use cachequant::calibrate::quantize::QuantizeError;
+use cachequant::compile::{CompileError, ConditionError, ProgramError};
+use cachequant::io::FileError;
+use cachequant::model::ModelError;
+use cachequant::recipe::Contradiction;
+use cqc_passes::bind::BindError;
+use cqc_passes::cache::CutError;
+use cqc_passes::onnx::ImportError;
+use cqc_proto::sampler::SamplerConfigError;
+use cqc_runtime::denoise::DenoiseError;
+use cqc_runtime::engine::EngineError;
+use cqc_runtime::retime::RetimeError;
+use cqc_runtime::sampler::SamplerError;
+use std::path::Path;
+
+impl From<FileError> for Failure {
+    fn from(e: FileError) -> Failure {
+        let what = e.to_string();
+        match e {
+            FileError::Io { .. } => Failure::failed(what),
+            FileError::Exists { .. } => Failure::failed(what).help("--force replaces it"),
+            FileError::Format { path, format, reason } => {
+                Failure::failed(format!("{} is not a valid {format} file", path.display())).fact("seen", reason)
+            }
+            FileError::NoArray { known, .. } if known.is_empty() => Failure::failed(what).fact("seen", "no arrays"),
+            FileError::NoArray { known, .. } => Failure::failed(what).fact("seen", known.join(", ")),
+            FileError::CannotHold { help, .. } => Failure::usage(what).help(help),
+        }
+    }
+}
+
+impl From<ModelError> for Failure {
+    fn from(e: ModelError) -> Failure {
+        match e {
+            ModelError::Import { path, source } => import(&path, source),
+            ModelError::File(e) => e.into(),
+            ModelError::Pass(e) => Failure::failed("a pass broke the graph: this is a bug of cqc, not of the model")
+                .fact("pass", e.pass)
+                .fact("seen", e.cause)
+                .help("please report it with the model; --stop-after N avoids the pass in `run` and `inspect`"),
+            ModelError::NotADenoiser { path, reason } => {
+                Failure::failed(format!("{} is not a denoiser that can be sampled from", path.display()))
+                    .fact("seen", reason)
+                    .help("`cqc run` evaluates any model")
+            }
+        }
+    }
+}
+
+fn import(path: &Path, e: ImportError) -> Failure {
+    let file = path.display();
+    match e {
+        ImportError::Io { path, source } => Failure::failed(format!("cannot read {}: {source}", path.display())),
+        ImportError::NotOnnx { reason } => Failure::failed(format!("{file} is not an ONNX model")).fact("seen", reason),
+        ImportError::Opset { domain, found, supported } => {
+            Failure::new(Exit::Unsupported, format!("operator set {found} of `{domain}` is not supported"))
+                .fact("file", file)
+                .fact("known", supported)
+                .help("export the model again with a supported opset_version")
+        }
+        ImportError::Malformed { place, reason } => {
+            Failure::failed(format!("{file} is not a valid model")).fact("where", place).fact("seen", reason)
+        }
+        ImportError::UnboundDim { input, axis, symbol, flag } => {
+            Failure::usage(format!("axis {axis} of input `{input}` has no known size"))
+                .fact("file", file)
+                .fact("seen", symbol)
+                .help(flag)
+        }
+        ImportError::Option { option, reason } => Failure::usage(option).fact("file", file).fact("seen", reason),
+        ImportError::Unsupported(nodes) => {
+            let (count, s) = (nodes.len(), if nodes.len() == 1 { "" } else { "s" });
+            let what = format!("{file} has {count} node{s} that cqc does not support");
+            nodes.iter().fold(Failure::new(Exit::Unsupported, what), |failure, node| failure.fact("node", node))
+        }
+    }
+}
+
+impl From<CutError> for Failure {
+    fn from(e: CutError) -> Failure {
+        let what = e.to_string();
+        match e {
+            CutError::NoCandidates => Failure::failed("nothing of this model can be cached")
+                .fact("seen", what)
+                .help("--interval 1, or --cut NAME for a tensor of your choice"),
+            _ => Failure::usage(format!("--cut: {what}")).help("`cqc inspect MODEL` lists the tensors to cut at"),
+        }
+    }
+}
+
+impl From<CalibrateError> for Failure {
+    fn from(e: CalibrateError) -> Failure {
+        let what = e.to_string();
+        match e {
+            CalibrateError::Denoise(e) => e.into(),
+            CalibrateError::NoSchedule { .. } => Failure::usage(what).help("another --interval or --schedule"),
+            CalibrateError::Schedule(reason) => Failure::usage(format!("--schedule: {reason}")),
+            CalibrateError::Samples(_) => Failure::usage(what).help("more --calib-samples"),
+            CalibrateError::CutInvariant { .. } => Failure::failed(what),
+            CalibrateError::NotFinite { .. } => Failure::failed(what)
+                .help("--quant none tells whether the float model itself goes astray with this sampler"),
+        }
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(e: EngineError) -> Failure {
+        let what = e.to_string();
+        match e {
+            EngineError::Batch { asked, allowed } => {
+                Failure::usage(format!("the model cannot run with a batch of {asked}")).fact("allowed", allowed)
+            }
+            EngineError::Memory { needed, limit } => Failure::failed("the activations do not fit into memory")
+                .fact("needed", format!("{needed} bytes"))
+                .fact("limit", format!("{limit} bytes"))
+                .help("a smaller --batch"),
+            EngineError::NoValue { name } => Failure::usage(format!("the model computes no value `{name}`"))
+                .help("`cqc inspect MODEL --stop-after 99` prints what is left after the passes, with names"),
+            EngineError::MissingInput { name, expected } => {
+                Failure::usage(format!("input `{name}` is missing")).fact("wants", expected)
+            }
+            EngineError::UnknownInput { name, known } => {
+                Failure::usage(format!("the model has no input `{name}`")).fact("known", known)
+            }
+            EngineError::InputType { name, dtype, shape, expected } => {
+                Failure::failed(format!("input `{name}` has the wrong type"))
+                    .fact("wants", expected)
+                    .fact("seen", format!("{dtype} {shape:?}"))
+            }
+            EngineError::Evaluation { evaluation, evaluations } => {
+                Failure::usage(format!("there is no evaluation {evaluation}"))
+                    .fact("allowed", format!("0 to {}", evaluations.saturating_sub(1)))
+            }
+            EngineError::Step { program, step, reason } | EngineError::Execution { program, step, reason } => {
+                Failure::failed(format!("`{step}` cannot be computed")).fact("program", program).fact("seen", reason)
+            }
+            EngineError::Isa(_) => Failure::usage(what),
+            _ => Failure::failed(what),
+        }
+    }
+}
+
+impl From<ProgramError> for Failure {
+    fn from(e: ProgramError) -> Failure {
+        let what = e.to_string();
+        match e {
+            ProgramError::Model(e) => e.into(),
+            ProgramError::Cut(e) => e.into(),
+            ProgramError::Sampler(e) => e.into(),
+            ProgramError::Bind(BindError::Evaluate { timestep, source }) => {
+                Failure::failed(format!("the tables cannot be computed at time step {timestep}")).fact("seen", source)
+            }
+            ProgramError::Bind(BindError::Fractional { input, dtype, timestep }) => {
+                Failure::usage(format!("input `{input}` takes whole time steps, and the sampler's are not"))
+                    .fact("input", format!("{input}   {dtype}"))
+                    .fact("seen", timestep)
+                    .help("export the model with a float time step, or use another --sampler or timestep_spacing")
+            }
+            ProgramError::Bind(_) | ProgramError::Lower(_) | ProgramError::Temporary(_) => Failure::failed(what),
+        }
+    }
+}
+
+impl From<RetimeError> for Failure {
+    fn from(e: RetimeError) -> Failure {
+        let what = "the artifact cannot be run with so many steps";
+        match e {
+            RetimeError::Sampler(e) => e.into(),
+            RetimeError::Engine(e) => e.into(),
+            RetimeError::Unknown { timestep, possible } => {
+                let possible: Vec<String> = possible.iter().map(usize::to_string).collect();
+                Failure::usage(what)
+                    .fact("seen", format!("time step {timestep}, for which it has no tables"))
+                    .fact("allowed", possible.join(", "))
+                    .help("compile with --steps for that number, or with --any-steps")
+            }
+            RetimeError::Compensated => Failure::usage(what)
+                .fact("seen", &e)
+                .help("compile with --steps for that number, or without --variance-compensation"),
+            RetimeError::Fixed | RetimeError::Fractional { .. } => {
+                Failure::usage(what).fact("seen", &e).help("compile with --steps for that number")
+            }
+        }
+    }
+}
+
+impl From<DenoiseError> for Failure {
+    fn from(e: DenoiseError) -> Failure {
+        let what = e.to_string();
+        match e {
+            DenoiseError::Engine(e) => e.into(),
+            DenoiseError::NoNull => Failure::usage("guidance needs what the unconditional half gets").help(
+                "--null-label K or --null-cond NAME=FILE.npy, here or when compiling; --guidance 1 switches it off",
+            ),
+            DenoiseError::Rows { name, shape, samples, row } => {
+                Failure::failed(format!("`{name}` does not fit the samples"))
+                    .fact("wants", format!("1 or {samples} rows of {row:?}"))
+                    .fact("seen", format!("{shape:?}"))
+            }
+            DenoiseError::Steps(e) => (*e).into(),
+            DenoiseError::Sampler(e) => e.into(),
+            DenoiseError::Device { reason } => {
+                Failure::failed(format!("--device cuda: {reason}")).help("--device cpu, or auto")
+            }
+            DenoiseError::NotGuided { .. } => Failure::usage(what),
+            DenoiseError::NoDenoiser { reason } => {
+                Failure::failed("the model cannot be run in a loop").fact("seen", reason)
+            }
+            _ => Failure::failed(what),
+        }
+    }
+}
+
+impl From<SamplerError> for Failure {
+    fn from(e: SamplerError) -> Failure {
+        match e {
+            SamplerError::Config(e) => e.into(),
+            SamplerError::Steps { steps, max } => {
+                Failure::usage(format!("--steps {steps} is not possible")).fact("allowed", format!("1 to {max}"))
+            }
+            other => Failure::failed(other.to_string()),
+        }
+    }
+}
+
+impl From<SamplerConfigError> for Failure {
+    fn from(e: SamplerConfigError) -> Failure {
+        let what = e.to_string();
+        match e {
+            SamplerConfigError::UnknownClass { .. } | SamplerConfigError::Unsupported { .. } => {
+                Failure::new(Exit::Unsupported, what)
+            }
+            SamplerConfigError::UnknownKind { .. } => Failure::usage(what),
+            _ => Failure::failed(what),
+        }
+    }
+}
+
+impl From<QuantizeError> for Failure {
+    fn from(e: QuantizeError) -> Failure {
+        match e {
+            QuantizeError::Calibrate(e) => e.into(),
+            QuantizeError::Program(e) => e.into(),
+            QuantizeError::Denoise(e) => e.into(),
+            QuantizeError::Engine(e) => e.into(),
+            QuantizeError::File(e) => e.into(),
+        }
+    }
+}
+
+impl From<CompileError> for Failure {
+    fn from(e: CompileError) -> Failure {
+        let what = e.to_string();
+        match e {
+            CompileError::Recipe(contradictions) => contradict(&contradictions),
+            CompileError::SchedulerConfig { path, source } => {
+                let failure = Failure::from(source);
+                path.iter().fold(failure, |failure, path| failure.fact("file", path.display()))
+            }
+            CompileError::ScheduleFile { path, reason } => {
+                Failure::failed(format!("{} holds no schedule", path.display())).fact("seen", reason)
+            }
+            CompileError::Condition(e) => e.into(),
+            CompileError::UnknownNode { name } => {
+                Failure::usage(format!("--keep-float: the model has no node `{name}` after the passes"))
+                    .help("`cqc inspect MODEL --stop-after 99` prints its nodes")
+            }
+            CompileError::Program(e) => e.into(),
+            CompileError::Sampler(e) => e.into(),
+            CompileError::Calibrate(e) => e.into(),
+            CompileError::Quantize(e) => e.into(),
+            CompileError::Denoise(e) => e.into(),
+            CompileError::Engine(e) => e.into(),
+            CompileError::File(e) => e.into(),
+            CompileError::Artifact(_) => Failure::failed(what),
+            CompileError::Target { reason } => Failure::failed(format!("--target: {reason}")),
+        }
+    }
+}
+
+/// Options that contradict each other, as they stand on the command line.
+fn contradict(found: &[Contradiction]) -> Failure {
+    let option = |c: &Contradiction| match &c.value {
+        Some(value) => format!("--{} {value}", c.option),
+        None => format!("--{}", c.option),
+    };
+    let because = |c: &Contradiction| -> String {
+        let list: Vec<String> = c.because.iter().map(|(option, value)| format!("--{option} {value}")).collect();
+        if list.is_empty() { String::new() } else { format!(" ({})", list.join(", ")) }
+    };
+    match found {
+        [one] => Failure::usage(format!("{}: {}{}", option(one), one.reason, because(one))).help("leave it out"),
+        several => {
+            let what = format!("{} options contradict the others or have no effect with them", several.len());
+            let failure = Failure::usage(what);
+            let line = |c: &Contradiction| format!("{}: {}{}", option(c), c.reason, because(c));
+            several.iter().fold(failure, |failure, c| failure.fact("option", line(c))).help("leave them out")
+        }
+    }
+}
+
+impl From<ConditionError> for Failure {
+    fn from(e: ConditionError) -> Failure {
+        let what = e.to_string();
+        match e {
+            ConditionError::NoConditioning { guidance, inputs } => {
+                Failure::usage(format!("--guidance {guidance}: the model has no conditioning input"))
+                    .fact("inputs", inputs.join(", "))
+            }
+            ConditionError::NoLabels { conditions } => {
+                crate::artifact::no_labels(&conditions).help("--cond NAME=FILE.npy, --null-cond NAME=FILE.npy")
+            }
+            ConditionError::NoInput { .. } => Failure::usage(format!("--null-cond: {what}")),
+            ConditionError::Type { name, expected, found } => {
+                Failure::failed(format!("--null-cond: `{name}` has the wrong type"))
+                    .fact("wants", expected)
+                    .fact("seen", found)
+            }
+            ConditionError::Missing { name, expected } => {
+                let labels = if expected.dtype.is_integer() { "--labels A,B,.. or " } else { "" };
+                Failure::usage(format!("calibration needs input `{name}`")).fact("wants", &expected).help(format!(
+                    "{labels}--cond {name}=FILE.npy; or --interval 1 --quant none, which needs no calibration"
+                ))
+            }
+        }
+    }
+}

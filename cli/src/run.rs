@@ -1,0 +1,188 @@
+//! `run`: one evaluation.
+
+use super::args::{NamedFile, Sizes, Threads};
+use super::device::{Device, say_unused};
+use super::report::Failure;
+use super::{artifact, request, term, text};
+use cachequant::compile::compile_evaluation;
+use cachequant::io::{Overwrite, check_target, has_extension, write_npy, write_npz};
+use cachequant::model::{Model, ModelOptions};
+use clap::Args;
+use cqc_proto::Tensor;
+use cqc_proto::plan::{InputRole, ProgramKind};
+use cqc_runtime::engine::{Engine, EngineOptions, InFlight, Weights};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Evaluate a model once: any inputs, all outputs
+#[derive(Args, Debug)]
+#[command(after_help = "Without -o the outputs are summarised. Examples:\n  \
+    cqc run unet.onnx --input sample=x.npy --input timestep=t.npy -o out.npz\n  \
+    cqc run unet.cq --step 10 --input sample=x.npy -o out.npz")]
+pub struct RunArgs {
+    /// An .onnx or a .cq file
+    model: PathBuf,
+    /// Value of an input: a .npy file, or a .npz file with an array of that name. Repeatable
+    #[arg(short, long, value_name = "NAME=FILE")]
+    input: Vec<NamedFile>,
+    /// Where the outputs go: .npz, or .npy if there is one
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Replace an existing file
+    #[arg(long)]
+    force: bool,
+    /// Also give an inner value, by its name in the model. Repeatable
+    #[arg(long, value_name = "TENSOR")]
+    tap: Vec<String>,
+    /// .cq: which evaluation of the network; its time step comes from the artifact [default: 0]
+    #[arg(long, value_name = "I")]
+    step: Option<usize>,
+    /// .cq: where the evaluation runs: cpu, cuda, or auto, which takes a GPU if there is one that can. A GPU gives the first output
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: Device,
+    /// .onnx: run only the first N passes; early ones leave more inner values to tap
+    #[arg(long, value_name = "N")]
+    stop_after: Option<usize>,
+    #[command(flatten)]
+    sizes: Sizes,
+    #[command(flatten)]
+    threads: Threads,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl RunArgs {
+    fn engine_options(&self, batch: usize) -> EngineOptions {
+        EngineOptions { batch, threads: self.threads.count(), keep: self.tap.clone(), ..Default::default() }
+    }
+}
+
+pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    let overwrite = if args.force { Overwrite::Allow } else { Overwrite::Refuse };
+    if let Some(path) = &args.output {
+        check_format(path)?;
+        check_target(path, overwrite)?;
+    }
+    let inputs = request::read_named(&args.input)?;
+    let results =
+        if artifact::is_artifact(&args.model) { run_artifact(args, inputs)? } else { run_model(args, inputs)? };
+    if let Some(path) = &args.output {
+        write(path, &results, overwrite)?;
+        tracing::info!("wrote {}", path.display());
+    }
+    report(args, &results)
+}
+
+fn check_format(path: &Path) -> Result<(), Failure> {
+    if has_extension(path, "npz") || has_extension(path, "npy") {
+        return Ok(());
+    }
+    Err(Failure::usage(format!("-o {} is neither .npz nor .npy", path.display())))
+}
+
+/// Outputs, then taps, by name.
+type Results = Vec<(String, Tensor)>;
+
+fn run_model(args: &RunArgs, inputs: BTreeMap<String, Tensor>) -> Result<Results, Failure> {
+    if args.step.is_some() {
+        return Err(Failure::usage("--step is for .cq files; a model's time step is one of its inputs"));
+    }
+    if args.device == Device::Cuda {
+        return Err(
+            Failure::usage("--device is for .cq files; a model runs on the CPU").help("cqc compile makes a .cq")
+        );
+    }
+    let mut options = ModelOptions { import: args.sizes.import_options(), stop_after: args.stop_after };
+    options.import.known_inputs = inputs.clone();
+    let model = Model::load(&args.model, &options, |_, _| {})?;
+    model.warnings.iter().for_each(|w| tracing::warn!("{w}"));
+    let lowered = compile_evaluation(&model)?;
+    let batch = request::batch_of(&model.inputs, model.batch_symbol.as_deref(), model.fixed_batch, &inputs);
+    let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
+    let mut engine = Engine::open(&weights, &args.engine_options(batch))?;
+    let request = engine.run_at(0, &[], &inputs)?;
+    Ok(collect(&engine, &request, &args.tap))
+}
+
+fn run_artifact(args: &RunArgs, inputs: BTreeMap<String, Tensor>) -> Result<Results, Failure> {
+    if args.stop_after.is_some() || !args.sizes.shape.is_empty() || !args.sizes.dim.is_empty() {
+        return Err(Failure::usage("--stop-after, --shape and --dim are for models; a .cq is compiled already"));
+    }
+    let artifact = artifact::open(&args.model)?;
+    let plan = artifact.weights().plan();
+    let batch = request::batch_of(&plan.inputs, plan.batch_symbol.as_deref(), plan.fixed_batch, &inputs);
+    let (step, timesteps) = (args.step.unwrap_or(0), artifact::timesteps(&artifact)?);
+    // inner values are there on the CPU only
+    let on = if args.tap.is_empty() || args.device == Device::Cuda {
+        artifact.find_device(args.device.into(), &mut say_unused)?
+    } else {
+        None
+    };
+    let options = EngineOptions { device: on, ..args.engine_options(batch) };
+    let mut engine = Engine::open(artifact.weights(), &options)?;
+    if engine.device().is_some() {
+        return evaluate(&mut engine, step, &timesteps, &inputs);
+    }
+    let request = engine.run_at(step, &timesteps, &inputs)?;
+    Ok(collect(&engine, &request, &args.tap))
+}
+
+/// One evaluation in full on a device: the first output.
+fn evaluate(
+    engine: &mut Engine,
+    step: usize,
+    timesteps: &[f64],
+    inputs: &BTreeMap<String, Tensor>,
+) -> Result<Results, Failure> {
+    let sample = engine.plan().inputs.iter().find(|i| i.role == InputRole::Sample);
+    let sample = sample.ok_or_else(|| Failure::usage("a plan without a sample runs on the CPU: --device cpu"))?;
+    let missing = || Failure::usage(format!("input `{}` is missing", sample.name)).fact("wants", &sample.ty);
+    let x = inputs.get(&sample.name).ok_or_else(missing)?.to_f32_vec();
+    let mut request = engine.begin(inputs, timesteps)?;
+    let mut out = vec![0.0; engine.output_shape(0).iter().product()];
+    engine.evaluate_as(ProgramKind::Full, &mut request, step, &x, &mut out)?;
+    let output = &engine.plan().outputs[0];
+    let tensor = Tensor::from_f32(engine.output_shape(0), &out).to_float(output.ty.dtype);
+    Ok(vec![(output.name.clone(), tensor)])
+}
+
+fn collect(engine: &Engine, request: &InFlight, taps: &[String]) -> Results {
+    let mut outputs = engine.outputs(request);
+    let order = engine.plan().outputs.iter().map(|o| &o.name);
+    let mut results: Results = order.filter_map(|name| outputs.remove_entry(name)).collect();
+    for name in taps {
+        if let (false, Some(tensor)) = (results.iter().any(|(n, _)| n == name), engine.tap(request, name)) {
+            results.push((name.clone(), tensor));
+        }
+    }
+    results
+}
+
+fn write(path: &Path, results: &Results, overwrite: Overwrite) -> Result<(), Failure> {
+    match &results[..] {
+        _ if has_extension(path, "npz") => Ok(write_npz(path, results, overwrite)?),
+        [(_, only)] => Ok(write_npy(path, only, overwrite)?),
+        _ => Err(Failure::usage(format!("{} can hold one array, there are {}", path.display(), results.len()))
+            .help(format!("-o {}", path.with_extension("npz").display()))),
+    }
+}
+
+fn report(args: &RunArgs, results: &Results) -> Result<(), Failure> {
+    if args.json {
+        let entries = results.iter().map(|(name, t)| {
+            let [min, max, mean] = text::range(t).map_or([None; 3], |r| r.map(Some));
+            json!({"name": name, "dtype": t.dtype(), "shape": t.shape(), "min": min, "max": max, "mean": mean})
+        });
+        return term::print_json(&json!({"output": args.output, "outputs": entries.collect::<Vec<_>>()}));
+    }
+    if args.output.is_some() {
+        return Ok(());
+    }
+    let rows = results.iter().map(|(name, t)| {
+        let numbers = text::range(t).map_or("empty".into(), |[a, b, m]| format!("min {a:.6}  max {b:.6}  mean {m:.6}"));
+        vec![name.clone(), t.value_type().to_string(), numbers]
+    });
+    term::print(&text::columns(&rows.collect::<Vec<_>>()))
+}

@@ -1,0 +1,141 @@
+//! `sample`: the whole denoising loop.
+
+use super::args::{PackCacheArgs, Shard};
+use super::device::DeviceArgs;
+use super::report::Failure;
+use super::sampling::{SamplingArgs, Selected};
+use super::source::Source;
+use super::term::Progress;
+use super::trace::Trace;
+use super::{artifact, term};
+use cachequant::io::{Overwrite, check_target, has_extension, write_npy, write_npz, write_png};
+use clap::Args;
+use cqc_proto::Tensor;
+use cqc_runtime::engine::EngineOptions;
+use serde_json::json;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Run the denoising loop of an artifact: noise in, samples out
+#[derive(Args, Debug)]
+#[command(after_help = "Sample I of a seed is the same whatever --batch, --threads and --shard. Examples:\n  \
+    cqc sample unet.cq -n 16 --seed 0 -o grid.png\n  \
+    cqc sample dit.cq -n 8 --labels 0,1,2 --guidance 2.0 -o samples.npy\n  \
+    cqc sample unet.cq -n 50000 --shard 3/8 --batch 16 -o part3.npz\n  \
+    cqc sample unet.cq --noise x.npy -o y.npy")]
+pub struct SampleArgs {
+    /// A .cq file
+    artifact: PathBuf,
+    /// Sampling steps [default: as compiled]. `cqc inspect` says which numbers the artifact can do
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Where the samples go: .png (a grid; images only), .npy, or .npz (array `samples`)
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Replace existing files
+    #[arg(long)]
+    force: bool,
+    /// Compute only part I of COUNT consecutive parts, I from 0
+    #[arg(long, value_name = "I/COUNT")]
+    shard: Option<Shard>,
+    #[command(flatten)]
+    cache: PackCacheArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Write a Chrome trace of every evaluation and operator (chrome://tracing, ui.perfetto.dev)
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
+    let overwrite = if args.force { Overwrite::Allow } else { Overwrite::Refuse };
+    check_outputs(args, overwrite)?;
+    let artifact = artifact::open_cached(&args.artifact, &args.cache)?;
+    let source = Source::new(&args.artifact, artifact, args.steps)?;
+    let Selected { request, range, .. } = args.sampling.request(&source, args.shard)?;
+    check_image(args, &source)?;
+    let (batch, threads) = (args.sampling.batch(request.samples), args.sampling.threads.count());
+    let profile = args.trace.is_some();
+    let engine = EngineOptions { batch, threads, profile, ..Default::default() };
+    let mut denoiser = args.device.open(&source.artifact, source.options(request.guidance, engine))?;
+    artifact::keep_packed(&source.artifact);
+
+    let evaluations = denoiser.sampler().evaluations().len();
+    let rounds = request.samples.div_ceil(denoiser.width());
+    let mut progress = Progress::new("sampling", (rounds * evaluations) as u64, quiet);
+    let mut trace = args.trace.as_ref().map(|_| Trace::begin());
+    let start = Instant::now();
+    let samples = denoiser.sample(&request, &mut |moment| {
+        progress.step();
+        if let Some(trace) = &mut trace {
+            trace.after_evaluation(moment);
+        }
+        ControlFlow::Continue(())
+    })?;
+    let seconds = start.elapsed().as_secs_f64();
+    drop(progress);
+
+    write(&args.output, samples, overwrite)?;
+    if let (Some(trace), Some(path)) = (trace, &args.trace) {
+        trace.write(path, overwrite)?;
+    }
+    let per_evaluation = seconds * 1e3 / (rounds * evaluations) as f64;
+    tracing::info!(
+        "{} samples in {seconds:.2} s, {per_evaluation:.2} ms per evaluation of {}: {}",
+        request.samples,
+        denoiser.width(),
+        args.output.display()
+    );
+    if args.json {
+        return term::print_json(&json!({
+            "output": args.output, "samples": request.samples, "first": range.start, "seed": args.sampling.seed,
+            "guidance": request.guidance, "steps": source.steps, "evaluations": evaluations, "batch": denoiser.width(),
+            "seconds": seconds, "ms_per_evaluation": per_evaluation,
+            "device": denoiser.engine().device().map_or("cpu".into(), |d| d.name()),
+        }));
+    }
+    Ok(())
+}
+
+fn check_outputs(args: &SampleArgs, overwrite: Overwrite) -> Result<(), Failure> {
+    if !["png", "npy", "npz"].iter().any(|e| has_extension(&args.output, e)) {
+        return Err(Failure::usage(format!("-o {} is neither .png nor .npy nor .npz", args.output.display())));
+    }
+    check_target(&args.output, overwrite)?;
+    args.trace.iter().try_for_each(|path| check_target(path, overwrite))?;
+    Ok(())
+}
+
+/// Latents are refused before the work, not after it.
+fn check_image(args: &SampleArgs, source: &Source) -> Result<(), Failure> {
+    let sample = source.artifact.sample_type();
+    let shape = sample.map(|ty| &ty.shape[..]);
+    let image = matches!(shape, Some([_, c, _, _]) if c.is(1) || c.is(3));
+    if image || !has_extension(&args.output, "png") {
+        return Ok(());
+    }
+    let seen = sample.map_or("no sample".to_string(), ToString::to_string);
+    Err(Failure::usage(format!(
+        "{} cannot hold the samples: a PNG takes [N,1,H,W] or [N,3,H,W]",
+        args.output.display()
+    ))
+    .fact("seen", seen)
+    .help(format!("-o {}", args.output.with_extension("npy").display())))
+}
+
+fn write(path: &Path, samples: Tensor, overwrite: Overwrite) -> Result<(), Failure> {
+    if has_extension(path, "png") {
+        write_png(path, &samples, overwrite)?;
+    } else if has_extension(path, "npy") {
+        write_npy(path, &samples, overwrite)?;
+    } else {
+        write_npz(path, &[("samples".to_string(), samples)], overwrite)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! What is to be sampled: the options that `sample`, `eval` and `bisect` share, and the requests they make.
+
+use super::args::{NamedFile, Shard, Threads};
+use super::artifact::expect_label_input;
+use super::report::Failure;
+use super::request;
+use super::source::Source;
+use cachequant::io::read_array;
+use clap::Args;
+use cqc_proto::Tensor;
+use cqc_proto::plan::{InputRole, Plan};
+use cqc_runtime::artifact::labels as labels_of;
+use cqc_runtime::denoise::Request;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::PathBuf;
+
+const DEFAULT_BATCH: usize = 8;
+
+#[derive(Args, Clone, Debug)]
+pub struct SamplingArgs {
+    /// Number of samples [default: as many as --noise has, else 1]
+    #[arg(short = 'n', long, value_name = "N")]
+    pub samples: Option<usize>,
+    /// Seed of all noise
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Initial noise of unit variance [N,C,H,W] instead of the seed's: .npy, or .npz with an array `noise`
+    #[arg(long, value_name = "FILE")]
+    pub noise: Option<PathBuf>,
+    /// Class labels, repeated over the samples in turn
+    #[arg(long, value_name = "A,B,..", value_delimiter = ',', allow_negative_numbers = true)]
+    pub labels: Vec<i64>,
+    /// Value of a conditioning input, one row per sample or one for all. Repeatable
+    #[arg(long, value_name = "NAME=FILE")]
+    pub cond: Vec<NamedFile>,
+    /// Classifier-free guidance scale, 1 is off [default: the artifact's]
+    #[arg(long, value_name = "S")]
+    pub guidance: Option<f32>,
+    /// Label of guidance's unconditional half [default: the artifact's]
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
+    pub null_label: Option<i64>,
+    /// Value of an input for guidance's unconditional half [default: the artifact's]. Repeatable
+    #[arg(long, value_name = "NAME=FILE")]
+    pub null_cond: Vec<NamedFile>,
+    /// Samples computed at once [default: 8, or all if there are fewer]
+    #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch: Option<u32>,
+    #[command(flatten)]
+    pub threads: Threads,
+}
+
+/// What to compute.
+pub struct Selected {
+    /// The request.
+    pub request: Request,
+    /// Which samples of the whole that is.
+    pub range: Range<usize>,
+    /// How many samples all shards have.
+    pub total: usize,
+}
+
+impl SamplingArgs {
+    /// Samples at once, of so many.
+    pub fn batch(&self, samples: usize) -> usize {
+        self.batch.map_or(DEFAULT_BATCH.min(samples), |b| b as usize)
+    }
+
+    /// The request to a denoiser.
+    pub fn request(&self, denoiser: &Source, shard: Option<Shard>) -> Result<Selected, Failure> {
+        let noise = self.noise.as_ref().map(|path| read_array(path, "noise")).transpose()?;
+        let rows = noise.as_ref().map(|t| t.shape().first().copied().unwrap_or(0));
+        let total = self.samples.or(rows).unwrap_or(1);
+        if total == 0 {
+            return Err(Failure::usage("no samples are asked for").help("-n 1 or more"));
+        }
+        if let Some(rows) = rows.filter(|&rows| rows < total) {
+            return Err(Failure::usage(format!("--noise has {rows} samples, -n asks for {total}")));
+        }
+        let range = shard.map_or(0..total, |shard| shard.range(total));
+        if range.is_empty() {
+            return Err(Failure::usage(format!("the shard holds none of the {total} samples")).help("fewer shards"));
+        }
+        let plan = denoiser.plan();
+        let mut conditions = request::read_named(&self.cond)?;
+        if !self.labels.is_empty() {
+            let input = expect_label_input(&plan.inputs)?;
+            let labels: Vec<i64> = range.clone().map(|i| self.labels[i % self.labels.len()]).collect();
+            conditions.insert(input.name.clone(), labels_of(input, &labels));
+        }
+        check_conditions(plan, &conditions)?;
+        let guidance = self.guidance.unwrap_or(denoiser.guidance());
+        if guidance != 1.0 && conditions.is_empty() {
+            return Err(Failure::usage(format!("--guidance {guidance}: the model has no conditioning to guide it by")));
+        }
+        let noise = noise.map(|t| part(t, &range, None)).transpose()?;
+        let conditions = conditions.into_iter().map(|(name, t)| Ok((name, part(t, &range, Some(total))?)));
+        let request = Request {
+            samples: range.len(),
+            seed: self.seed,
+            first: range.start as u64,
+            noise,
+            conditions: conditions.collect::<Result<_, Failure>>()?,
+            unconditional: self.unconditional(denoiser)?,
+            guidance: Some(guidance),
+        };
+        Ok(Selected { request, range, total })
+    }
+
+    /// What the unconditional half gets: the artifact's, and over it the command line's.
+    fn unconditional(&self, denoiser: &Source) -> Result<BTreeMap<String, Tensor>, Failure> {
+        let mut values = denoiser.null.clone();
+        if let Some(label) = self.null_label {
+            let input = expect_label_input(&denoiser.plan().inputs)?;
+            values.insert(input.name.clone(), labels_of(input, &[label]));
+        }
+        values.extend(request::read_named(&self.null_cond)?);
+        Ok(values)
+    }
+}
+
+fn check_conditions(plan: &Plan, given: &BTreeMap<String, Tensor>) -> Result<(), Failure> {
+    let mut conditions = plan.inputs.iter().filter(|i| i.role == InputRole::Condition);
+    let Some(missing) = conditions.find(|i| !given.contains_key(&i.name)) else { return Ok(()) };
+    let labels = if missing.ty.dtype.is_integer() { "--labels A,B,.. or " } else { "" };
+    Err(Failure::usage(format!("input `{}` is missing", missing.name))
+        .fact("wants", &missing.ty)
+        .help(format!("{labels}--cond {}=FILE.npy", missing.name)))
+}
+
+/// Some of a request's samples, as a request: they come out the same.
+pub fn part_of(request: &Request, range: &Range<usize>) -> Result<Request, Failure> {
+    let cut = |values: &BTreeMap<String, Tensor>| {
+        let parts = values.iter().map(|(name, t)| Ok((name.clone(), part(t.clone(), range, Some(request.samples))?)));
+        parts.collect::<Result<_, Failure>>()
+    };
+    Ok(Request {
+        samples: range.len(),
+        seed: request.seed,
+        first: request.first.wrapping_add(range.start as u64),
+        noise: request.noise.clone().map(|t| part(t, range, None)).transpose()?,
+        conditions: cut(&request.conditions)?,
+        unconditional: cut(&request.unconditional)?,
+        guidance: request.guidance,
+    })
+}
+
+/// The rows of `range`. Where `total` is given, only of a tensor with as many rows; others are for all samples, or wrong.
+fn part(t: Tensor, range: &Range<usize>, total: Option<usize>) -> Result<Tensor, Failure> {
+    let rows = t.shape().first().copied().unwrap_or(0);
+    if total.is_some_and(|total| rows != total) || rows < range.end {
+        return Ok(t);
+    }
+    let size = t.bytes().len() / rows;
+    let mut shape = t.shape().to_vec();
+    shape[0] = range.len();
+    let bytes = t.bytes().slice(range.start * size..range.end * size);
+    Tensor::new(t.dtype(), shape, bytes).map_err(|e| Failure::failed(e.to_string()))
+}

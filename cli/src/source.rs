@@ -1,0 +1,157 @@
+//! Something to sample from: an artifact as it is, or a model compiled in memory, without caching.
+
+use super::args::Sizes;
+use super::artifact;
+use super::report::Failure;
+use cachequant::compile::{LoopOptions, compile_loop};
+use cachequant::{Model, ModelOptions};
+use cqc_proto::cq::{Manifest, SourceModel};
+use cqc_proto::plan::Plan;
+use cqc_proto::sampler::SamplerConfig;
+use cqc_proto::{Tensor, ValueType};
+use cqc_runtime::engine::EngineOptions;
+use cqc_runtime::sampler::Sampler;
+use cqc_runtime::{Artifact, DenoiserOptions};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// An artifact with everything that a request's defaults come from.
+pub struct Source {
+    /// Its file.
+    pub path: PathBuf,
+    /// What is sampled from.
+    pub artifact: Artifact,
+    /// Sampling steps.
+    pub steps: usize,
+    /// What guidance's unconditional half gets, one row per input.
+    pub null: BTreeMap<String, Tensor>,
+}
+
+/// The trajectory that a model is compiled for.
+pub struct Trajectory {
+    /// Sampler.
+    pub config: SamplerConfig,
+    /// Sampling steps.
+    pub steps: usize,
+    /// Guidance scale.
+    pub guidance: f32,
+    /// See [`Source::null`].
+    pub null: BTreeMap<String, Tensor>,
+    /// Sizes that the model leaves open.
+    pub sizes: Sizes,
+}
+
+impl Source {
+    /// An artifact, with this number of sampling steps, if given, instead of its own.
+    pub fn new(path: &Path, artifact: Artifact, steps: Option<usize>) -> Result<Source, Failure> {
+        let (null, compiled) = (artifact.null_conditions(), artifact.manifest().steps);
+        let source = Source { path: path.to_path_buf(), artifact, steps: steps.unwrap_or(compiled), null };
+        if source.steps != compiled {
+            // says at once what opening would say after the request has been read
+            let retimed = source.artifact.retimed(source.steps);
+            retimed.map_err(|e| Failure::from(e).fact("file", path.display()))?;
+        }
+        Ok(source)
+    }
+
+    /// Opens an artifact, or compiles a model.
+    pub fn open(path: &Path, trajectory: impl FnOnce() -> Trajectory) -> Result<Source, Failure> {
+        if artifact::is_artifact(path) {
+            return Source::new(path, artifact::open(path)?, None);
+        }
+        let Trajectory { config, steps, guidance, null, sizes } = trajectory();
+        let options = ModelOptions { import: sizes.import_options(), stop_after: None };
+        let model = Model::load(path, &options, |_, _| {})?;
+        model.warnings.iter().for_each(|w| tracing::warn!("{w}"));
+        let options = LoopOptions { sampler: config.clone(), steps, any_steps: false, bf16: None };
+        let lowered = compile_loop(&model, &options)?;
+        let source = SourceModel {
+            blake3: model.blake3.clone(),
+            opset: model.opset,
+            producer: model.producer.clone(),
+            parameters: model.parameters,
+        };
+        let mut manifest = Manifest::new(source, lowered.plan.clone(), config, steps);
+        manifest.guidance = guidance;
+        let artifact = Artifact::from_parts(manifest, lowered.weight_bytes()?)
+            .map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
+        Ok(Source { path: path.to_path_buf(), artifact, steps, null })
+    }
+
+    /// How its denoiser is opened for a request with that scale of guidance.
+    pub fn options(&self, guidance: Option<f32>, engine: EngineOptions) -> DenoiserOptions {
+        DenoiserOptions { steps: Some(self.steps), guidance, engine, ..DenoiserOptions::default() }
+    }
+
+    /// For a model that is compared with this one: its trajectory and, where the command line is silent,
+    /// its sizes.
+    pub fn trajectory(&self, sizes: &Sizes) -> Trajectory {
+        let mut sizes = sizes.clone();
+        if sizes.shape.is_empty() && sizes.dim.is_empty() {
+            sizes = Sizes::of(&self.plan().inputs);
+        }
+        let config = self.artifact.manifest().sampler.clone();
+        Trajectory { config, steps: self.steps, guidance: self.guidance(), null: self.null.clone(), sizes }
+    }
+
+    /// Guidance scale unless told otherwise.
+    pub fn guidance(&self) -> f32 {
+        self.artifact.manifest().guidance
+    }
+
+    /// Its plan, as compiled.
+    pub fn plan(&self) -> &Plan {
+        &self.artifact.manifest().plan
+    }
+
+    /// Its sampler.
+    pub fn sampler(&self) -> Result<Sampler, Failure> {
+        Ok(Sampler::new(&self.artifact.manifest().sampler, self.steps)?)
+    }
+
+    /// Type of the sample input.
+    pub fn sample_type(&self) -> Result<&ValueType, Failure> {
+        let none = || Failure::failed(format!("{} has no input for samples", self.path.display()));
+        self.artifact.sample_type().ok_or_else(none)
+    }
+
+    /// Sizes of one sample.
+    pub fn sample_shape(&self) -> Result<Vec<usize>, Failure> {
+        let ty = self.sample_type()?;
+        let shape = self.artifact.sample_shape();
+        shape.ok_or_else(|| Failure::failed("the sample has an open size").fact("seen", ty))
+    }
+}
+
+/// Says what keeps the samples of two sources from being compared. Their steps may differ.
+pub fn check_comparable(a: &Source, b: &Source) -> Result<(), Failure> {
+    let fact = |what: &str, f: &dyn Fn(&Source) -> String| {
+        let both = [a, b].map(|s| format!("{}   {}", f(s), s.path.display()));
+        Failure::usage(what).fact("seen", both.join("\n"))
+    };
+    if a.sample_shape()? != b.sample_shape()? {
+        let shape = |s: &Source| s.sample_type().map(|ty| ty.to_string()).unwrap_or_default();
+        return Err(fact("the two make samples of different shapes", &shape));
+    }
+    let config = |s: &Source| s.artifact.manifest().sampler.clone();
+    let keys = sampler_differences(&config(a), &config(b));
+    if let Some((key, _, _)) = keys.first() {
+        let value = |s: &Source| format!("{key} = {}", as_json(&config(s))[key]);
+        return Err(fact("the two have different samplers", &value).help("compile both with the same sampler"));
+    }
+    Ok(())
+}
+
+/// Settings in which two samplers differ, with both values.
+pub fn sampler_differences(a: &SamplerConfig, b: &SamplerConfig) -> Vec<(String, String, String)> {
+    let (a, b) = (as_json(a), as_json(b));
+    let differing = a.iter().filter(|(key, value)| b.get(*key) != Some(value));
+    differing.map(|(key, value)| (key.clone(), value.to_string(), b[key].to_string())).collect()
+}
+
+fn as_json(config: &SamplerConfig) -> serde_json::Map<String, serde_json::Value> {
+    match serde_json::to_value(config) {
+        Ok(serde_json::Value::Object(map)) => map,
+        _ => unreachable!("a struct of numbers and names is an object"),
+    }
+}

@@ -1,0 +1,333 @@
+//! Artifacts: `.cq` files, opened, checked, and ready to be sampled from.
+
+use crate::denoise::{Compensation, DenoiseError, Denoiser};
+use crate::device::{Device, Found};
+use crate::engine::{Backend, EngineError, EngineOptions, PackCache, Weights};
+use crate::retime::{RetimeError, retime};
+use crate::sampler::{Sampler, SamplerError};
+use bytes::Bytes;
+use cqc_proto::cq::{self, CqError, MAGIC, Manifest, NullCondition};
+use cqc_proto::plan::{InputRole, PlanInput};
+use cqc_proto::{DType, Tensor, ValueType};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Why an artifact cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ArtifactError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A directory, a pipe, a device.
+    #[error("{} is not a regular file", path.display())]
+    NotAFile {
+        /// What was named.
+        path: PathBuf,
+    },
+    /// The bytes are no artifact, or a damaged one.
+    #[error("not a valid artifact: {0}")]
+    Invalid(#[from] CqError),
+    /// Its plan or its constants are wrong.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// An artifact that passed all checks: a compiled loop with its constants.
+///
+/// Opening one packs nothing and evaluates nothing; weights are packed for this CPU when the first
+/// denoiser is opened, and shared by all of them. An artifact is `Send` and `Sync`.
+///
+/// ```no_run
+/// use cqc_runtime::{Artifact, DenoiserOptions, Request};
+///
+/// let artifact = Artifact::open("unet.cq".as_ref())?;
+/// let mut denoiser = artifact.denoiser(&DenoiserOptions::with_batch(4))?;
+/// let request = Request { samples: 16, seed: 1, ..Request::default() };
+/// let samples = denoiser.sample(&request, &mut |_| std::ops::ControlFlow::Continue(()))?;
+/// assert_eq!(samples.shape()[0], 16);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Artifact {
+    manifest: Manifest,
+    weights: Arc<Weights>,
+    kernels: Option<Bytes>,
+    constants: Bytes,
+}
+
+/// How a denoiser is opened: what the artifact leaves open, or what is to differ from it.
+#[derive(Clone, Debug, Default)]
+pub struct DenoiserOptions {
+    /// Sampling steps; `None`: as compiled. [`crate::retime::possible`] says which there are.
+    pub steps: Option<usize>,
+    /// Scale of guidance; `None`: that of the artifact. Anything but 1 computes both halves.
+    pub guidance: Option<f32>,
+    /// Where evaluations run.
+    pub device: Device,
+    /// Batch, threads, and what else an engine takes.
+    pub engine: EngineOptions,
+}
+
+impl DenoiserOptions {
+    /// The default, for `batch` samples at once.
+    pub fn with_batch(batch: usize) -> DenoiserOptions {
+        DenoiserOptions { engine: EngineOptions { batch, ..EngineOptions::default() }, ..DenoiserOptions::default() }
+    }
+}
+
+impl Artifact {
+    /// Opens a file and checks all of it. The file is mapped, not read: its weights come into memory
+    /// when they are packed. A mapped file must not shrink while it is in use.
+    ///
+    /// # Errors
+    /// [`ArtifactError`].
+    pub fn open(path: &Path) -> Result<Artifact, ArtifactError> {
+        Artifact::open_with(path, None)
+    }
+
+    /// [`Artifact::open`], with packed weights kept in the folder `pack_cache` from one process to
+    /// the next: see [`Artifact::keep_packed`].
+    ///
+    /// # Errors
+    /// [`ArtifactError`]. A cache that cannot be used is passed over.
+    pub fn open_with(path: &Path, pack_cache: Option<&Path>) -> Result<Artifact, ArtifactError> {
+        let io = |source| ArtifactError::Io { path: path.to_path_buf(), source };
+        if !path.metadata().map_err(io)?.is_file() {
+            return Err(ArtifactError::NotAFile { path: path.to_path_buf() });
+        }
+        let bytes = cqc_kernels::map_file(path).map(Bytes::from_owner).map_err(io)?;
+        Artifact::read(bytes, pack_cache)
+    }
+
+    /// The artifact in `bytes`, without a file.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Invalid`], [`ArtifactError::Engine`].
+    pub fn from_bytes(bytes: impl Into<Bytes>) -> Result<Artifact, ArtifactError> {
+        Artifact::read(bytes.into(), None)
+    }
+
+    /// The artifact that a compiler has in memory: a manifest, and the bytes of the constants that
+    /// its plan names.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Engine`] if the plan is invalid.
+    pub fn from_parts(manifest: Manifest, constants: Bytes) -> Result<Artifact, ArtifactError> {
+        let weights = Weights::new(manifest.plan.clone(), constants.clone())?;
+        Ok(Artifact { manifest, weights, kernels: None, constants })
+    }
+
+    fn read(bytes: Bytes, pack_cache: Option<&Path>) -> Result<Artifact, ArtifactError> {
+        let cq::Artifact { manifest, weights: constants, kernels, identity } = cq::Artifact::read(bytes)?;
+        let (plan, bytes) = (manifest.plan.clone(), constants.clone());
+        let weights = match pack_cache {
+            Some(folder) => Weights::with_cache(plan, bytes, &PackCache { folder: folder.to_path_buf(), identity })?,
+            None => Weights::new(plan, bytes)?,
+        };
+        Ok(Artifact { manifest, weights, kernels, constants })
+    }
+
+    /// Whether a file is an artifact, by its first bytes.
+    ///
+    /// # Errors
+    /// What the system says of a file that cannot be read.
+    pub fn is_artifact(path: &Path) -> io::Result<bool> {
+        // opening a pipe would wait for a writer
+        if !path.metadata()?.is_file() {
+            return Ok(false);
+        }
+        let mut first = Vec::new();
+        File::open(path)?.take(MAGIC.len() as u64).read_to_end(&mut first)?;
+        Ok(first == MAGIC)
+    }
+
+    /// Everything but the constants' bytes: model, plan, sampler, schedule, quantization.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The plan with its constants, and with what has been packed of them.
+    pub fn weights(&self) -> &Arc<Weights> {
+        &self.weights
+    }
+
+    /// Kernels for GPUs that the artifact brings along, packed.
+    pub fn kernels(&self) -> Option<&[u8]> {
+        self.kernels.as_deref()
+    }
+
+    /// Bytes of all constants.
+    pub fn weight_bytes(&self) -> u64 {
+        self.constants.len() as u64
+    }
+
+    /// A denoiser as the artifact says: with its sampler, its guidance and null conditions, and its
+    /// correction of the samples.
+    ///
+    /// # Errors
+    /// [`DenoiseError`]: the artifact cannot be run with that number of steps, the device cannot be
+    /// used, the sizes do not suit the plan.
+    pub fn denoiser(&self, options: &DenoiserOptions) -> Result<Denoiser, DenoiseError> {
+        self.denoiser_with(options, &mut |_| {})
+    }
+
+    /// [`Artifact::denoiser`]; `note` is told why a GPU that is there is not used.
+    ///
+    /// # Errors
+    /// As [`Artifact::denoiser`].
+    pub fn denoiser_with(
+        &self,
+        options: &DenoiserOptions,
+        note: &mut dyn FnMut(&str),
+    ) -> Result<Denoiser, DenoiseError> {
+        let steps = options.steps.unwrap_or(self.manifest.steps);
+        let weights = match steps == self.manifest.steps {
+            true => self.weights.clone(),
+            false => self.retimed(steps)?,
+        };
+        let sampler = Sampler::new(&self.manifest.sampler, steps)?;
+        let guidance = options.guidance.unwrap_or(self.manifest.guidance);
+        let open = |engine: &EngineOptions| -> Result<Denoiser, DenoiseError> {
+            let mut denoiser = Denoiser::open(&weights, sampler.clone(), guidance != 1.0, engine)?;
+            denoiser.set_defaults(guidance, self.null_conditions());
+            denoiser.set_compensation(self.compensation())?;
+            Ok(denoiser)
+        };
+        if options.engine.device.is_some() {
+            return open(&options.engine);
+        }
+        let timed = options.engine.profile;
+        if timed && options.device == Device::Cuda {
+            let reason = "steps are timed one by one on the CPU only".into();
+            return Err(DenoiseError::Device { reason });
+        }
+        let wanted = if timed { Device::Cpu } else { options.device };
+        let Some(device) = self.find_device(wanted, note)? else { return open(&options.engine) };
+        match open(&EngineOptions { device: Some(device), ..options.engine.clone() }) {
+            Err(e) if options.device == Device::Auto => {
+                note(&e.to_string());
+                open(&options.engine)
+            }
+            opened => opened,
+        }
+    }
+
+    /// Looks for the device that evaluations of this artifact run on; `None` is the CPU. `note` is told
+    /// why a GPU that is there is not used.
+    ///
+    /// # Errors
+    /// [`DenoiseError::Device`] if [`Device::Cuda`] cannot be had.
+    pub fn find_device(
+        &self,
+        device: Device,
+        note: &mut dyn FnMut(&str),
+    ) -> Result<Option<Arc<dyn Backend>>, DenoiseError> {
+        match device.find(self.kernels()).map_err(|reason| DenoiseError::Device { reason })? {
+            Found::Device(device) => Ok(Some(device)),
+            Found::Cpu(why) => {
+                why.iter().for_each(|why| note(why));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Writes what engines have packed into the cache, if the artifact was opened with one.
+    ///
+    /// # Errors
+    /// What the system says. The next start packs again then, which only takes time.
+    pub fn keep_packed(&self) -> io::Result<()> {
+        self.weights.keep_packed().map(|_| ())
+    }
+
+    /// The sampler that it was compiled for.
+    ///
+    /// # Errors
+    /// [`SamplerError`].
+    pub fn sampler(&self) -> Result<Sampler, SamplerError> {
+        Sampler::new(&self.manifest.sampler, self.manifest.steps)
+    }
+
+    /// The plan and its constants for another number of sampling steps.
+    ///
+    /// # Errors
+    /// [`RetimeError`].
+    pub fn retimed(&self, steps: usize) -> Result<Arc<Weights>, RetimeError> {
+        retime(&self.manifest, &self.constants, steps).map(|(_, weights)| weights)
+    }
+
+    /// Type of the sample input; `None` if the artifact is no denoiser.
+    pub fn sample_type(&self) -> Option<&ValueType> {
+        self.manifest.plan.inputs.iter().find(|i| i.role == InputRole::Sample).map(|i| &i.ty)
+    }
+
+    /// Sizes of one sample, without the batch; `None` if one of them is open.
+    pub fn sample_shape(&self) -> Option<Vec<usize>> {
+        let sizes = self.sample_type()?.shape.iter().skip(1);
+        sizes.map(|d| d.as_const().and_then(|d| usize::try_from(d).ok())).collect()
+    }
+
+    /// What the unconditional half of guidance gets, one row per input.
+    pub fn null_conditions(&self) -> BTreeMap<String, Tensor> {
+        let plan = &self.manifest.plan;
+        let tensor = |(name, null): (&String, &NullCondition)| {
+            let tensor = match *null {
+                NullCondition::Label(label) => {
+                    let input = plan.inputs.iter().find(|i| i.name == *name).expect("checked when the file was read");
+                    labels(input, &[label])
+                }
+                NullCondition::Constant(i) => self.constant(i),
+            };
+            (name.clone(), tensor)
+        };
+        self.manifest.null.iter().map(tensor).collect()
+    }
+
+    /// Constant `i` of the plan, a quantized one as its codes; the bytes stay in the mapped file
+    /// unless codes are unpacked.
+    ///
+    /// # Panics
+    /// When there is no such constant.
+    pub fn constant(&self, i: usize) -> Tensor {
+        let constant = &self.manifest.plan.constants[i];
+        let shape = constant.ty.fixed_shape().expect("checked when the file was read");
+        let len = constant.stored_bytes().expect("checked when the file was read");
+        let start = constant.offset as usize;
+        let bytes = self.constants.slice(start..start + len);
+        if let Some(how) = &constant.codes {
+            let codes = how.unpack(&bytes, shape.iter().product());
+            return Tensor::new(DType::I8, shape, codes.iter().map(|&c| c as u8).collect::<Vec<u8>>())
+                .expect("a byte per code");
+        }
+        Tensor::new(constant.ty.dtype, shape, bytes).expect("as many bytes as the type has")
+    }
+
+    /// Correction of the samples after every evaluation, if the artifact has one.
+    pub fn compensation(&self) -> Option<Compensation> {
+        let tables = self.manifest.quant.quantized()?.compensation.as_ref()?;
+        let [scale, shift] = [tables.scale, tables.shift].map(|i| self.constant(i).to_f32_vec());
+        Some(Compensation { scale, shift })
+    }
+}
+
+/// Labels in the rank of an input, one per row. The engine converts them to the input's own integer
+/// type.
+pub fn labels(input: &PlanInput, labels: &[i64]) -> Tensor {
+    let mut shape = vec![1; input.ty.rank().max(1)];
+    shape[0] = labels.len();
+    let bytes: Vec<u8> = labels.iter().flat_map(|l| l.to_le_bytes()).collect();
+    Tensor::new(DType::I64, shape, bytes).expect("one element per row")
+}
+
+/// The conditioning input that takes class labels, if there is one: whole numbers, one per sample.
+pub fn label_input(inputs: &[PlanInput]) -> Option<&PlanInput> {
+    let one = |i: &PlanInput| i.ty.rank() <= 2 && i.ty.shape.iter().skip(1).all(|d| d.is(1));
+    inputs.iter().find(|i| i.role == InputRole::Condition && i.ty.dtype.is_integer() && one(i))
+}

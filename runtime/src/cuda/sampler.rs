@@ -1,0 +1,197 @@
+//! Samples that stay on the device: the sampler there, after every evaluation.
+//!
+//! Per slot the device keeps the samples, what the sampler remembers, noise that was drawn for the evaluation at work, and the
+//! scale of guidance, all in f32; for all slots a table of the sampler's constants. The sampler writes what the network sees next to where the
+//! network reads it, and counts the evaluation, so that nothing goes up or down in between but noise.
+
+use super::{CudaEngine, RecordedProgram};
+use crate::engine::{DeviceRequest, DeviceSampling, EngineError};
+use crate::sampler::{SAMPLER_ROW, SamplerRule};
+use cqc_kernels::arena::bytes_of;
+use cqc_kernels::cuda::{
+    self, Device, ElementType, Memory, Operand, Predicted, Recorded, SamplerStep, count_step, sampler_step,
+};
+use cqc_proto::plan::ProgramKind;
+use cqc_proto::sampler::Prediction;
+use std::sync::Arc;
+
+/// A row of the table is what `kernels/cuda/sampler.cu` declares.
+const _: () = assert!(SAMPLER_ROW == cuda::SAMPLER_CONSTANTS);
+
+fn rule(rule: SamplerRule) -> cuda::SamplerRule {
+    match rule {
+        SamplerRule::Ddim => cuda::SamplerRule::Ddim,
+        SamplerRule::Ddpm => cuda::SamplerRule::Ddpm,
+        SamplerRule::Plms => cuda::SamplerRule::Plms,
+        SamplerRule::Euler => cuda::SamplerRule::Euler,
+        SamplerRule::DpmPp => cuda::SamplerRule::DpmPp,
+    }
+}
+
+fn predicted(prediction: Prediction) -> Predicted {
+    match prediction {
+        Prediction::Epsilon => Predicted::Noise,
+        Prediction::VPrediction => Predicted::Velocity,
+        Prediction::Sample => Predicted::Image,
+    }
+}
+
+/// The sampler after each program.
+pub(super) struct SamplerLaunches {
+    memory: Arc<Memory>,
+    offsets: SlotOffsets,
+    after_full: Box<dyn Recorded>,
+    after_cached: Option<Box<dyn Recorded>>,
+}
+
+/// Where a slot keeps what, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct SlotOffsets {
+    /// Elements of all samples, which begin the slot.
+    count: usize,
+    noise: usize,
+    guidance: usize,
+    kept: usize,
+    bytes: usize,
+}
+
+impl SlotOffsets {
+    fn new(sampling: &DeviceSampling) -> SlotOffsets {
+        let count = sampling.sizes[0] * sampling.sizes[1];
+        let samples = (count * size_of::<f32>()).next_multiple_of(256);
+        let (noise, guidance) = (samples, if sampling.table.is_noisy { 2 * samples } else { samples });
+        let kept = guidance + 256;
+        let bytes = kept + (rule(sampling.table.rule).kept() * count * size_of::<f32>()).next_multiple_of(256);
+        SlotOffsets { count, noise, guidance, kept, bytes }
+    }
+}
+
+impl SamplerLaunches {
+    fn new(engine: &CudaEngine, sampling: &DeviceSampling) -> Result<SamplerLaunches, EngineError> {
+        let (device, offsets) = (&engine.device, SlotOffsets::new(sampling));
+        let memory = device.allocate(offsets.bytes * engine.state.slots())?;
+        let constants = upload(device, sampling.table.rows.as_flattened(), SAMPLER_ROW)?;
+        let compensation = match sampling.compensation {
+            Some([scale, shift]) => {
+                Some([upload(device, scale, sampling.sizes[2])?, upload(device, shift, sampling.sizes[2])?])
+            }
+            None => None,
+        };
+        let after = |program: &RecordedProgram| {
+            let of_slot = |offset: usize| Operand {
+                per_slot: offsets.bytes,
+                ..Operand::new(&memory, offset, ElementType::F32, offsets.count)
+            };
+            let input = engine.sample.ok_or(EngineError::NoLoop("sample"))?;
+            let input = Operand {
+                per_slot: engine.layout.bytes,
+                ..Operand::new(&engine.requests, engine.layout.inputs[input].offset, ElementType::F32, offsets.count)
+            };
+            let [noise, guidance, kept] = [offsets.noise, offsets.guidance, offsets.kept].map(of_slot);
+            let step = SamplerStep {
+                rule: rule(sampling.table.rule),
+                predicted: predicted(sampling.table.predicted),
+                sizes: sampling.sizes,
+                width: sampling.width,
+                x: &of_slot(0),
+                output: (&program.output, program.cols),
+                constants: &constants,
+                noise: sampling.table.is_noisy.then_some(&noise),
+                guidance: sampling.guided.then_some(&guidance),
+                kept: (rule(sampling.table.rule).kept() > 0).then_some(&kept),
+                input: &input,
+                correction: compensation.as_ref().map(|[scale, shift]| [scale, shift]),
+                clip: sampling.table.clip,
+            };
+            let launches = vec![sampler_step(&engine.state, &step), count_step(&engine.state)];
+            Ok::<_, EngineError>(device.record(launches)?)
+        };
+        let after_full = after(&engine.full)?;
+        let after_cached = engine.cached.as_ref().map(after).transpose()?;
+        Ok(SamplerLaunches { memory, offsets, after_full, after_cached })
+    }
+}
+
+/// Rows of `width` numbers, one per evaluation.
+fn upload(device: &Arc<dyn Device>, rows: &[f32], width: usize) -> Result<Operand, EngineError> {
+    let memory = device.allocate(size_of_val(rows))?;
+    device.write(&memory, 0, bytes_of(rows))?;
+    let row = Operand::new(&memory, 0, ElementType::F32, width);
+    Ok(Operand { per_step: width * size_of::<f32>(), ..row })
+}
+
+impl CudaEngine {
+    pub(super) fn launch_sampler(&mut self, sampling: &DeviceSampling) -> Result<(), EngineError> {
+        self.sampler = None;
+        self.sampler = Some(SamplerLaunches::new(self, sampling)?);
+        Ok(())
+    }
+
+    /// The sampler and the request's slot.
+    fn sampled(&self, request: &DeviceRequest) -> Result<(&SamplerLaunches, usize), EngineError> {
+        let slot = self.slots.index(request).ok_or(EngineError::ForeignRequest)?;
+        let what = "it does not move these samples";
+        Ok((self.sampler.as_ref().ok_or(EngineError::OnDevice { what })?, slot))
+    }
+
+    pub(super) fn put(
+        &self,
+        request: &DeviceRequest,
+        x: &[f32],
+        input: &[f32],
+        guidance: f32,
+    ) -> Result<(), EngineError> {
+        let (sampler, slot) = self.sampled(request)?;
+        let begin = slot * sampler.offsets.bytes;
+        let network = self.layout.inputs[self.sample.ok_or(EngineError::NoLoop("sample"))?].offset;
+        self.device.write(&sampler.memory, begin, bytes_of(x))?;
+        self.device.write(&sampler.memory, begin + sampler.offsets.guidance, &guidance.to_le_bytes())?;
+        self.device.write(&self.requests, slot * self.layout.bytes + network, bytes_of(input))?;
+        Ok(self.state.set(&*self.device, 0, slot)?)
+    }
+
+    pub(super) fn run_counted(
+        &self,
+        kind: ProgramKind,
+        request: &DeviceRequest,
+        e: usize,
+        stored: bool,
+    ) -> Result<(), EngineError> {
+        self.sampled(request)?;
+        self.run(kind, e, stored).map(|_| ())
+    }
+
+    pub(super) fn run_sampler(
+        &self,
+        kind: ProgramKind,
+        request: &DeviceRequest,
+        noise: Option<&[f32]>,
+    ) -> Result<(), EngineError> {
+        let (sampler, slot) = self.sampled(request)?;
+        if let Some(noise) = noise {
+            let to = slot * sampler.offsets.bytes + sampler.offsets.noise;
+            self.device.write(&sampler.memory, to, bytes_of(noise))?;
+        }
+        let after = match kind {
+            ProgramKind::Cached => sampler.after_cached.as_ref().expect("the program has run"),
+            _ => &sampler.after_full,
+        };
+        Ok(after.replay()?)
+    }
+
+    pub(super) fn get(&self, request: &DeviceRequest, x: &mut [f32]) -> Result<(), EngineError> {
+        let (sampler, slot) = self.sampled(request)?;
+        let mut bytes = vec![0; size_of_val(x)];
+        self.device.read(&sampler.memory, slot * sampler.offsets.bytes, &mut bytes)?;
+        super::places::widen(ElementType::F32, &bytes, x);
+        let programs = [(ProgramKind::Full, Some(&self.full)), (ProgramKind::Cached, self.cached.as_ref())];
+        let may_fail = programs.iter().find(|(_, program)| program.is_some_and(|p| p.may_fail));
+        may_fail.map_or(Ok(()), |(kind, _)| self.check(*kind))
+    }
+}
+
+impl std::fmt::Debug for SamplerLaunches {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SamplerLaunches").field("offsets", &self.offsets).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,79 @@
+//! Why no samples came out.
+
+use crate::engine::EngineError;
+use crate::retime::RetimeError;
+use crate::sampler::SamplerError;
+use cqc_proto::tensor::TensorSizeError;
+
+/// Why no samples came out.
+#[derive(Debug, thiserror::Error)]
+pub enum DenoiseError {
+    /// The engine refused.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The plan's tables were made for another number of evaluations.
+    #[error("the plan has tables for {plan} evaluations, the sampler makes {sampler}")]
+    Evaluations {
+        /// Of the plan.
+        plan: usize,
+        /// Of the sampler.
+        sampler: usize,
+    },
+    /// The model is no denoiser.
+    #[error("the model cannot be run in a loop: {reason}")]
+    NoDenoiser {
+        /// What was expected and what was seen.
+        reason: String,
+    },
+    /// A scale of guidance needs both halves, and the denoiser was opened for one.
+    #[error("a guidance scale of {scale} needs a denoiser that was opened with guidance")]
+    NotGuided {
+        /// Asked for.
+        scale: f32,
+    },
+    /// Guidance needs conditioning for its unconditional half.
+    #[error("guidance needs what the unconditional half gets (a null label or null conditioning)")]
+    NoNull,
+    /// A condition or the initial noise has neither one row nor one per sample.
+    #[error("`{name}` has shape {shape:?}, expected 1 or {samples} rows of {row:?}")]
+    Rows {
+        /// Its name; `noise` for the initial noise.
+        name: String,
+        /// As given.
+        shape: Vec<usize>,
+        /// Samples asked for.
+        samples: usize,
+        /// Sizes of a row.
+        row: Vec<usize>,
+    },
+    /// All evaluations of the trajectory are done.
+    #[error("all {evaluations} evaluations are done")]
+    Finished {
+        /// How many there are.
+        evaluations: usize,
+    },
+    /// The artifact cannot be run with another number of steps.
+    #[error(transparent)]
+    Steps(Box<RetimeError>),
+    /// The sampler has no such trajectory.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+    /// The device that was asked for cannot be used.
+    #[error("{reason}")]
+    Device {
+        /// What is in the way.
+        reason: String,
+    },
+    /// The observer broke off.
+    #[error("interrupted")]
+    Interrupted,
+    /// A tensor's bytes do not fit its shape.
+    #[error(transparent)]
+    Tensor(#[from] TensorSizeError),
+}
+
+impl From<RetimeError> for DenoiseError {
+    fn from(e: RetimeError) -> DenoiseError {
+        DenoiseError::Steps(Box::new(e))
+    }
+}

@@ -1,0 +1,488 @@
+//! The denoising loop: noise in, samples out.
+
+mod error;
+mod request;
+mod trajectory;
+
+pub use error::DenoiseError;
+pub use request::Request;
+pub use trajectory::{Compensation, Moment, Trajectory};
+
+use crate::engine::{DeviceSampling, Engine, EngineError, EngineOptions, InFlight, Watch, Weights};
+use crate::noise::Noise;
+use crate::sampler::{Sampler, State, guide};
+use cqc_proto::plan::{InputRole, Plan, ProgramKind};
+use cqc_proto::{DType, Tensor};
+use request::{gather, is_batched, joined};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// A plan and a sampler, ready to serve requests: all of one with [`Denoiser::sample`], or several
+/// side by side, step by step, as [`Trajectory`]s.
+///
+/// [`crate::Artifact::denoiser`] opens one as an artifact says. A denoiser can be sent to another
+/// thread; denoisers of one artifact share its packed weights.
+pub struct Denoiser {
+    engine: Engine,
+    /// Requests of the engine per trajectory: two, unconditional first, if guidance cannot join its halves in one batch.
+    halves: usize,
+    sampler: Sampler,
+    timesteps: Vec<f64>,
+    guided: bool,
+    /// Samples at once.
+    width: usize,
+    /// Sizes of one sample.
+    shape: Vec<usize>,
+    input: Vec<f32>,
+    output: Vec<f32>,
+    compensation: Option<Compensation>,
+    /// Scale of guidance for requests that have none of their own.
+    guidance: f32,
+    /// What the unconditional half gets where a request does not say it, one row per input.
+    null: BTreeMap<String, Tensor>,
+    /// Whether a device moves the samples of [`Denoiser::sample`].
+    moves: bool,
+}
+
+impl Denoiser {
+    /// Opens an engine for `options.batch` samples at once (a plan of fixed batch decides itself), twice as many rows if `guided`.
+    ///
+    /// # Errors
+    /// A plan that is no denoiser or has tables for another sampler; whatever [`Engine::open`] reports.
+    pub fn open(
+        weights: &Arc<Weights>,
+        sampler: Sampler,
+        guided: bool,
+        options: &EngineOptions,
+    ) -> Result<Denoiser, DenoiseError> {
+        let plan = weights.plan();
+        let evaluations = sampler.evaluations().len();
+        if plan.evaluations != 0 && plan.evaluations != evaluations {
+            return Err(DenoiseError::Evaluations { plan: plan.evaluations, sampler: evaluations });
+        }
+        let (width, batch, halves) = split(plan, options.batch, guided);
+        let engine = Engine::open(weights, &EngineOptions { batch, ..options.clone() })?;
+        let (shape, out_len) = sample_shape(plan, &engine, sampler.reads_variance())?;
+        let len: usize = shape.iter().product();
+        let mut denoise = Denoiser {
+            timesteps: sampler.evaluations().iter().map(|e| e.timestep).collect(),
+            input: vec![0.0; batch * len],
+            output: vec![0.0; batch * halves * out_len],
+            engine,
+            compensation: None,
+            guidance: 1.0,
+            null: BTreeMap::new(),
+            moves: false,
+            halves,
+            sampler,
+            guided,
+            width,
+            shape,
+        };
+        denoise.move_on_device()?;
+        Ok(denoise)
+    }
+
+    /// Lets a device move samples where it can: in one request, by the rows of tables.
+    fn move_on_device(&mut self) -> Result<(), DenoiseError> {
+        if self.engine.device().is_none() || self.halves != 1 {
+            return Ok(());
+        }
+        let len: usize = self.shape.iter().product();
+        let rows = if self.guided { 2 * self.width } else { self.width };
+        let sampling = DeviceSampling {
+            table: &self.sampler.table(),
+            sizes: [self.width, len, self.channels()],
+            width: self.output.len() / rows,
+            guided: self.guided,
+            compensation: self.compensation.as_ref().map(|c| [&c.scale[..], &c.shift[..]]),
+        };
+        self.moves = self.engine.sample_on_device(&sampling)?;
+        Ok(())
+    }
+
+    /// A loop like this one, on the same weights and threads, for `samples` samples at once. Tables that were overwritten are as in the plan again.
+    ///
+    /// # Errors
+    /// Those of [`Denoiser::open`].
+    pub fn of_width(&self, samples: usize) -> Result<Denoiser, DenoiseError> {
+        let (weights, options) = self.engine.recipe();
+        Denoiser::open(&weights, self.sampler.clone(), self.guided, &EngineOptions { batch: samples, ..options })
+    }
+
+    /// Sets what requests get that do not say it: the scale of guidance, and the rows of the
+    /// unconditional half by input.
+    pub(crate) fn set_defaults(&mut self, guidance: f32, null: BTreeMap<String, Tensor>) {
+        (self.guidance, self.null) = (guidance, null);
+    }
+
+    /// Scale of guidance that a request gets.
+    ///
+    /// # Errors
+    /// [`DenoiseError::NotGuided`] if it needs both halves and the denoiser was opened for one.
+    pub fn guidance_of(&self, request: &Request) -> Result<f32, DenoiseError> {
+        let scale = request.guidance.unwrap_or(self.guidance);
+        if scale != 1.0 && !self.guided { Err(DenoiseError::NotGuided { scale }) } else { Ok(scale) }
+    }
+
+    /// Whether the batch holds both halves of guidance.
+    pub fn is_guided(&self) -> bool {
+        self.guided
+    }
+
+    /// The sampler.
+    pub fn sampler(&self) -> &Sampler {
+        &self.sampler
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Forgets the times measured so far: see [`Engine::reset_profile`].
+    pub fn reset_profile(&mut self) {
+        self.engine.reset_profile();
+    }
+
+    /// Overwrites one row of a table: see [`Engine::set_table_row`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_table_row(&mut self, constant: usize, e: usize, row: &[f32]) -> Result<(), DenoiseError> {
+        Ok(self.engine.set_table_row(constant, e, row)?)
+    }
+
+    /// Corrects samples from now on, or no longer.
+    ///
+    /// # Errors
+    /// [`EngineError::Length`] unless there is an entry for every evaluation and channel.
+    pub fn set_compensation(&mut self, compensation: Option<Compensation>) -> Result<(), DenoiseError> {
+        let expected = self.timesteps.len() * self.channels();
+        for part in compensation.iter().flat_map(|c| [&c.scale, &c.shift]) {
+            if part.len() != expected {
+                let what = "the compensation";
+                return Err(EngineError::Length { what, found: part.len(), expected }.into());
+            }
+        }
+        self.compensation = compensation;
+        self.move_on_device()
+    }
+
+    /// Channels of a sample: its first axis.
+    pub fn channels(&self) -> usize {
+        self.shape.first().copied().unwrap_or(1)
+    }
+
+    /// Requests that the engine serves for one trajectory: two if a fixed batch keeps the halves of guidance apart.
+    pub fn halves(&self) -> usize {
+        self.halves
+    }
+
+    /// Samples computed at once.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Sizes of one sample.
+    pub fn sample_shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Samples `[samples, ...]`; `observe` is called after each evaluation and may break off.
+    ///
+    /// Every sample depends on its own noise and conditions alone, not on how many are computed at once.
+    ///
+    /// # Errors
+    /// Conditions that do not fit, [`DenoiseError::NoNull`], [`DenoiseError::Interrupted`].
+    pub fn sample(
+        &mut self,
+        request: &Request,
+        observe: &mut dyn FnMut(&Moment) -> ControlFlow<()>,
+    ) -> Result<Tensor, DenoiseError> {
+        let len: usize = self.shape.iter().product();
+        let mut shape = vec![request.samples];
+        shape.extend(&self.shape);
+        let mut all = Vec::with_capacity(request.samples * len);
+        let evaluations = self.timesteps.len();
+        for first in (0..request.samples).step_by(self.width) {
+            let samples = first..request.samples.min(first + self.width);
+            let mut trajectory = self.begin(request, first)?;
+            if self.moves {
+                self.put_on_device(&trajectory)?;
+            }
+            while trajectory.next < evaluations {
+                if self.moves {
+                    self.replay(&mut trajectory)?
+                } else {
+                    self.step(&mut trajectory)?
+                }
+                let (engine, request) = (&self.engine, trajectory.requests.last().expect("it has one"));
+                let (samples, evaluation) = (samples.clone(), trajectory.next - 1);
+                let (x, len) = ((!self.moves).then_some(&trajectory.x[..]), trajectory.x.len());
+                if observe(&Moment { evaluation, evaluations, samples, x, len, engine, request }).is_break() {
+                    return Err(DenoiseError::Interrupted);
+                }
+            }
+            if self.moves {
+                self.engine.get_samples(&trajectory.requests[0], &mut trajectory.x)?;
+            }
+            all.extend_from_slice(&trajectory.x[..samples.len() * len]);
+        }
+        Ok(Tensor::new(DType::F32, shape, cqc_kernels::arena::bytes_of(&all).to_vec())?)
+    }
+
+    /// Begins samples `first ..` of a request, as many as are computed at once, the last one repeated where there are fewer.
+    ///
+    /// # Errors
+    /// Conditions or noise that do not fit, [`DenoiseError::NoNull`].
+    pub fn begin(&mut self, request: &Request, first: usize) -> Result<Trajectory, DenoiseError> {
+        self.begin_watched(request, first, None)
+    }
+
+    /// [`Denoiser::begin`], with a look at every step of the preludes.
+    ///
+    /// # Errors
+    /// As [`Denoiser::begin`].
+    pub fn begin_watched(
+        &mut self,
+        request: &Request,
+        first: usize,
+        watch: Option<&mut Watch>,
+    ) -> Result<Trajectory, DenoiseError> {
+        let guidance = self.guidance_of(request)?;
+        if self.guided && request.unconditional.is_empty() && self.null.is_empty() {
+            return Err(DenoiseError::NoNull);
+        }
+        let requests = self.begin_requests(request, first, watch)?;
+        let len: usize = self.shape.iter().product();
+        let mut noise = Noise::new(request.seed, request.first.wrapping_add(first as u64), self.width);
+        let mut x = vec![0.0; self.width * len];
+        noise.fill(&mut x);
+        if let Some(given) = &request.noise {
+            self.take_noise(given, request.samples, first, &mut x)?;
+        }
+        let scale = self.sampler.initial_scale();
+        x.iter_mut().for_each(|x| *x *= scale);
+        let state = State::new(&self.sampler, self.width, len);
+        Ok(Trajectory { requests, x, state, noise, guidance, next: 0, width: self.width })
+    }
+
+    /// One evaluation, with the program that the plan says, and what the sampler makes of it.
+    ///
+    /// # Errors
+    /// Whatever [`Engine::evaluate`] reports.
+    ///
+    /// # Panics
+    /// When all evaluations are done.
+    pub fn step(&mut self, trajectory: &mut Trajectory) -> Result<(), DenoiseError> {
+        let kind = self.engine.plan().program_at(trajectory.next);
+        self.evaluate_as(kind, trajectory)?;
+        self.advance(trajectory, self.output());
+        Ok(())
+    }
+
+    /// Hands samples that have just begun to the device.
+    fn put_on_device(&mut self, trajectory: &Trajectory) -> Result<(), DenoiseError> {
+        self.scale_input(trajectory);
+        Ok(self.engine.put_samples(&trajectory.requests[0], &trajectory.x, &self.input, trajectory.guidance)?)
+    }
+
+    /// [`Denoiser::step`] of samples on the device; the trajectory's own stay behind. The device is done when this returns.
+    fn replay(&mut self, trajectory: &mut Trajectory) -> Result<(), DenoiseError> {
+        let Trajectory { requests, state, noise, next, .. } = trajectory;
+        let noisy = self.sampler.adds_noise(*next);
+        self.engine.replay(&mut requests[0], *next, || noisy.then(|| state.draw(|out| noise.fill(out))))?;
+        *next += 1;
+        Ok(self.engine.wait()?)
+    }
+
+    /// What the network sees of the samples, for every half of the batch.
+    fn scale_input(&mut self, trajectory: &Trajectory) {
+        let (input, rest) = self.input.split_at_mut(trajectory.x.len());
+        self.sampler.scale_input(trajectory.next, &trajectory.x, input);
+        rest.chunks_exact_mut(input.len()).for_each(|half| half.copy_from_slice(input));
+    }
+
+    /// The network's answer to the present samples by a given program, guidance applied: [`Denoiser::output`]. The trajectory stays
+    /// where it is.
+    ///
+    /// # Errors
+    /// Whatever [`Engine::evaluate_as`] reports.
+    pub fn evaluate_as(&mut self, kind: ProgramKind, trajectory: &mut Trajectory) -> Result<(), DenoiseError> {
+        self.evaluate_watched(kind, trajectory, None)
+    }
+
+    /// [`Denoiser::evaluate_as`], with a look at every step; where the halves of guidance are apart, of one after the other.
+    ///
+    /// # Errors
+    /// As [`Denoiser::evaluate_as`].
+    pub fn evaluate_watched(
+        &mut self,
+        kind: ProgramKind,
+        trajectory: &mut Trajectory,
+        watch: Option<&mut Watch>,
+    ) -> Result<(), DenoiseError> {
+        self.scale_input(trajectory);
+        self.evaluate_input(kind, trajectory, watch)
+    }
+
+    /// One evaluation for a caller with a sampler of its own: what the network answers to `input`
+    /// `[width, ...]`, guidance applied. The input is what the network sees, so the caller has
+    /// scaled it; the trajectory keeps the cache and counts the evaluations, and its own samples
+    /// stay what they were.
+    ///
+    /// # Errors
+    /// [`EngineError::Length`] for an input of another length, [`DenoiseError::Finished`] when all
+    /// evaluations are done, and whatever [`Engine::evaluate`] reports.
+    pub fn predict(&mut self, trajectory: &mut Trajectory, input: &[f32]) -> Result<&[f32], DenoiseError> {
+        let (expected, evaluations) = (trajectory.x.len(), self.timesteps.len());
+        if trajectory.next >= evaluations {
+            return Err(DenoiseError::Finished { evaluations });
+        }
+        if input.len() != expected {
+            return Err(EngineError::Length { what: "the input", found: input.len(), expected }.into());
+        }
+        self.input.chunks_exact_mut(expected).for_each(|half| half.copy_from_slice(input));
+        let kind = self.engine.plan().program_at(trajectory.next);
+        self.evaluate_input(kind, trajectory, None)?;
+        trajectory.next += 1;
+        Ok(self.output())
+    }
+
+    /// Corrects samples `[width, ...]` after evaluation `evaluation`, where the artifact says so: for
+    /// a caller with a sampler of its own ([`Denoiser::step`] does it by itself).
+    ///
+    /// # Panics
+    /// When there is no such evaluation.
+    pub fn compensate(&self, evaluation: usize, x: &mut [f32]) {
+        if let Some(Compensation { scale, shift }) = &self.compensation {
+            let rows = evaluation * self.channels()..(evaluation + 1) * self.channels();
+            trajectory::map_channels(x, self.width, &scale[rows.clone()], &shift[rows]);
+        }
+    }
+
+    fn evaluate_input(
+        &mut self,
+        kind: ProgramKind,
+        trajectory: &mut Trajectory,
+        mut watch: Option<&mut Watch>,
+    ) -> Result<(), DenoiseError> {
+        let len = trajectory.x.len();
+        let part = self.output.len() / self.halves;
+        for (request, output) in trajectory.requests.iter_mut().zip(self.output.chunks_exact_mut(part)) {
+            let watch = watch.as_deref_mut();
+            self.engine.evaluate_watched(kind, request, trajectory.next, &self.input, output, watch)?;
+        }
+        if self.guided {
+            guide(&mut self.output, self.width, len / self.width, trajectory.guidance);
+        }
+        Ok(())
+    }
+
+    /// The last evaluation's output `[width, ...]`, guidance applied; where the network also gives a variance, per sample behind
+    /// the prediction.
+    pub fn output(&self) -> &[f32] {
+        &self.output[..self.output.len() / if self.guided { 2 } else { 1 }]
+    }
+
+    /// Moves the samples by the evaluation's output, which is [`Denoiser::output`] or as long as that.
+    ///
+    /// # Panics
+    /// When all evaluations are done, or the output has another length.
+    pub fn advance(&self, trajectory: &mut Trajectory, output: &[f32]) {
+        let Trajectory { x, state, noise, next, .. } = trajectory;
+        self.sampler.advance(state, *next, x, output, |out| noise.fill(out));
+        *next += 1;
+        self.compensate(trajectory.next - 1, &mut trajectory.x);
+    }
+
+    fn begin_requests(
+        &mut self,
+        request: &Request,
+        first: usize,
+        mut watch: Option<&mut Watch>,
+    ) -> Result<Vec<InFlight>, DenoiseError> {
+        let last = request.samples.saturating_sub(1);
+        let indices: Vec<usize> = (first..first + self.width).map(|i| i.min(last)).collect();
+        let conditional = self.conditions(request, &indices, false)?;
+        if !self.guided {
+            return Ok(vec![self.engine.begin_watched(&conditional, &self.timesteps, watch)?]);
+        }
+        let unconditional = self.conditions(request, &indices, true)?;
+        if self.halves == 2 {
+            let halves = [unconditional, conditional];
+            let mut begin = |half| Ok(self.engine.begin_watched(half, &self.timesteps, watch.as_deref_mut())?);
+            return halves.iter().map(&mut begin).collect();
+        }
+        let plan = self.engine.plan();
+        let joined = conditional.into_iter().map(|(name, c)| {
+            let t = if is_batched(plan, &name) { joined(&unconditional[&name], &c)? } else { c };
+            Ok((name, t))
+        });
+        let joined = joined.collect::<Result<BTreeMap<_, _>, DenoiseError>>()?;
+        Ok(vec![self.engine.begin_watched(&joined, &self.timesteps, watch)?])
+    }
+
+    /// Rows of the conditions for the samples `indices`; where there are null conditions and `null`, those.
+    fn conditions(
+        &self,
+        request: &Request,
+        indices: &[usize],
+        null: bool,
+    ) -> Result<BTreeMap<String, Tensor>, DenoiseError> {
+        let plan = self.engine.plan();
+        let known = |name: &String| plan.inputs.iter().any(|i| i.name == *name);
+        let stray = request.unconditional.keys().find(|name| !known(name) || !request.conditions.contains_key(*name));
+        if let (true, Some(name)) = (null, stray) {
+            let known = request.conditions.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            return Err(EngineError::UnknownInput { name: name.clone(), known }.into());
+        }
+        let rows = |(name, condition): (&String, &Tensor)| {
+            let unconditional = || request.unconditional.get(name).or(self.null.get(name));
+            let given = if null { unconditional().unwrap_or(condition) } else { condition };
+            let t = if is_batched(plan, name) { gather(name, given, indices, request.samples)? } else { given.clone() };
+            Ok((name.clone(), t))
+        };
+        request.conditions.iter().map(rows).collect()
+    }
+
+    fn take_noise(&self, given: &Tensor, samples: usize, first: usize, x: &mut [f32]) -> Result<(), DenoiseError> {
+        let (shape, row) = (given.shape().to_vec(), self.shape.clone());
+        if shape.first() != Some(&samples) || shape[1..] != row || !given.dtype().is_float() {
+            return Err(DenoiseError::Rows { name: "noise".into(), shape, samples, row });
+        }
+        let indices: Vec<usize> = (first..first + self.width).map(|i| i.min(samples.saturating_sub(1))).collect();
+        x.copy_from_slice(&gather("noise", given, &indices, samples)?.to_f32_vec());
+        Ok(())
+    }
+}
+
+/// Samples at once, batch of the engine, number of requests.
+fn split(plan: &Plan, asked: usize, guided: bool) -> (usize, usize, usize) {
+    match (&plan.batch_symbol, plan.fixed_batch.unwrap_or(1), guided) {
+        (Some(_), _, true) => (asked, asked.saturating_mul(2), 1),
+        (Some(_), _, false) => (asked, asked, 1),
+        (None, fixed, true) if fixed.is_multiple_of(2) => (fixed / 2, fixed, 1),
+        (None, fixed, true) => (fixed, fixed, 2),
+        (None, fixed, false) => (fixed, fixed, 1),
+    }
+}
+
+/// Sizes of one sample, and elements of one sample's output.
+fn sample_shape(plan: &Plan, engine: &Engine, reads_variance: bool) -> Result<(Vec<usize>, usize), DenoiseError> {
+    let no_denoiser = |reason: String| DenoiseError::NoDenoiser { reason };
+    let input = plan.inputs.iter().position(|i| i.role == InputRole::Sample);
+    let input = input.ok_or_else(|| no_denoiser("no input is the sample".into()))?;
+    let (shape, out) = (engine.input_shape(input), engine.output_shape(0));
+    let batch = engine.batch();
+    if shape.first() != Some(&batch) || out.first() != Some(&batch) {
+        return Err(no_denoiser(format!("sample {shape:?} and output {out:?} do not begin with the batch of {batch}")));
+    }
+    let (len, out_len): (usize, usize) = (shape[1..].iter().product(), out[1..].iter().product());
+    if !(out_len == 2 * len || (out_len == len && !reads_variance)) {
+        return Err(no_denoiser(format!("the sample is {shape:?}, the output {out:?}")));
+    }
+    Ok((shape[1..].to_vec(), out_len))
+}

@@ -1,0 +1,102 @@
+//! Samples on their way from noise to images, and what an observer sees of them.
+
+use crate::engine::{Engine, EngineError, InFlight};
+use crate::noise::Noise;
+use crate::sampler::State;
+use cqc_proto::Tensor;
+use std::borrow::Cow;
+
+/// What an observer sees after each evaluation.
+pub struct Moment<'a> {
+    /// The evaluation just made.
+    pub evaluation: usize,
+    /// How many there are.
+    pub evaluations: usize,
+    /// The first sample at work, counted from 0 in this request, and how many.
+    pub samples: std::ops::Range<usize>,
+    /// The samples after this evaluation; none: they are on the device.
+    pub(super) x: Option<&'a [f32]>,
+    /// How many elements they have.
+    pub(super) len: usize,
+    /// The engine.
+    pub engine: &'a Engine,
+    /// The request that ran last: that of the conditional half if a guided loop is split.
+    pub request: &'a InFlight,
+}
+
+impl<'a> Moment<'a> {
+    /// The samples after this evaluation, padding included. Where a device moves them they come from there at this call.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn x(&self) -> Result<Cow<'a, [f32]>, EngineError> {
+        if let Some(x) = self.x {
+            return Ok(Cow::Borrowed(x));
+        }
+        let mut x = vec![0.0; self.len];
+        self.engine.get_samples(self.request, &mut x)?;
+        Ok(Cow::Owned(x))
+    }
+
+    /// A kept value of the evaluation; `None` if the program that ran does not have it.
+    pub fn tap(&self, name: &str) -> Option<Tensor> {
+        self.engine.tap(self.request, name)
+    }
+}
+
+/// The correction of the samples after every evaluation, `x · scale + shift` per channel of the sample
+/// (Q&C's variance compensation, arXiv:2503.02508).
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Compensation {
+    /// `[evaluations · channels]`, channels being the first axis of a sample.
+    pub scale: Vec<f32>,
+    /// Likewise.
+    pub shift: Vec<f32>,
+}
+
+/// Samples on their way from noise, [`Denoiser::width`] of them. A clone goes its own way from here.
+#[derive(Clone)]
+pub struct Trajectory {
+    /// The engine's requests: one, or one for each half of guidance, unconditional first.
+    pub requests: Vec<InFlight>,
+    /// The samples now, `[width, ...]`.
+    pub(super) x: Vec<f32>,
+    pub(super) state: State,
+    pub(super) noise: Noise,
+    pub(super) guidance: f32,
+    /// The evaluation to come.
+    pub(super) next: usize,
+    /// Samples at once.
+    pub(super) width: usize,
+}
+
+impl Trajectory {
+    /// `x · scale + shift` per channel of the samples: their first axis, as many as there are
+    /// factors.
+    ///
+    /// # Panics
+    /// When the samples cannot be cut into that many channels.
+    pub fn map_channels(&mut self, scale: &[f32], shift: &[f32]) {
+        map_channels(&mut self.x, self.width, scale, shift);
+    }
+
+    /// The samples now, `[width, ...]`.
+    pub fn x(&self) -> &[f32] {
+        &self.x
+    }
+
+    /// The evaluation to come; the number of evaluations when all are done.
+    pub fn next(&self) -> usize {
+        self.next
+    }
+}
+
+/// `x · scale + shift` per channel of `samples` samples.
+pub(super) fn map_channels(x: &mut [f32], samples: usize, scale: &[f32], shift: &[f32]) {
+    let plane = x.len() / samples / scale.len();
+    assert_eq!(plane * samples * scale.len(), x.len(), "{} channels", scale.len());
+    for (i, plane) in x.chunks_exact_mut(plane).enumerate() {
+        let (a, b) = (scale[i % scale.len()], shift[i % scale.len()]);
+        plane.iter_mut().for_each(|x| *x = a.mul_add(*x, b));
+    }
+}

@@ -1,0 +1,79 @@
+//! Which layers stay float so that a target of quality is met.
+
+use super::{Grouping, QuantizeError, ranges, sensitivity};
+use crate::calibrate::{HeldOut, Narrow, Progress};
+use crate::compile::Assembled;
+use cqc_passes::quant::{Extra, QuantSpec, QuantTables, Survey};
+use cqc_runtime::denoise::{Denoiser, Request};
+use cqc_runtime::engine::{EngineOptions, Weights};
+
+/// What it is decided on.
+pub struct Trial<'a> {
+    /// The loop.
+    pub assembled: &'a Assembled<'a>,
+    /// Calibration samples: the first `fit` for ranges, the others to measure on.
+    pub request: &'a Request,
+    /// How many.
+    pub fit: usize,
+    /// How engines are opened.
+    pub engine: &'a EngineOptions,
+}
+
+/// Adds to `spec.keep_float` as many layers as it takes to reach `target`, those first whose rounding moves the end most: none, one, two, four …
+///
+/// # Errors
+/// [`QuantizeError`].
+pub fn keep_float(
+    trial: &Trial,
+    float: &mut Denoiser,
+    mut spec: QuantSpec,
+    target: f64,
+    progress: &mut Progress,
+) -> Result<QuantSpec, QuantizeError> {
+    let Trial { assembled, request, fit, .. } = *trial;
+    let survey = assembled.survey(&spec);
+    // weights as they are: they are rounded with about the same error in all layers, inputs are not
+    let mut inputs_only = survey.clone();
+    inputs_only.layers.iter_mut().for_each(|layer| layer.weight = None);
+    let nothing = QuantTables::float(&survey, assembled.evaluations());
+    let mut study = open(trial, float, &inputs_only, &nothing)?;
+    let all = |_, _| true;
+    let tables = ranges(&mut study, &survey, request, fit, Grouping::PerEvaluation, &all, progress)?;
+    let count = Narrow::new(1, 1);
+    let effects = sensitivity(&mut study, &survey, &tables, request, &|_| true, count, progress)?;
+    let ranked = ranked(&survey, &effects);
+
+    let held = HeldOut::new(float, request, fit, progress)?;
+    let full = match assembled.full_evaluations() {
+        [] => (0..assembled.evaluations()).collect(),
+        full => full.to_vec(),
+    };
+    let given = spec.keep_float.len();
+    let mut count = 0;
+    loop {
+        spec.keep_float.truncate(given);
+        spec.keep_float.extend(ranked.iter().take(count).cloned());
+        let kept = assembled.survey(&spec);
+        let mut denoiser = open(trial, float, &kept, &tables.of_other(&survey, &kept))?;
+        let psnr = held.psnr(&mut denoiser, request, &full, None, progress)?;
+        tracing::info!("{count} more layers in float: {psnr:.2} dB on held-out samples");
+        if psnr >= target || count >= ranked.len() {
+            return Ok(spec);
+        }
+        count = (count * 2).clamp(1, ranked.len());
+    }
+}
+
+fn open(trial: &Trial, float: &Denoiser, survey: &Survey, tables: &QuantTables) -> Result<Denoiser, QuantizeError> {
+    let lowered = trial.assembled.lower(Some((survey, tables, Extra::default())))?.0;
+    let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
+    Ok(Denoiser::open(&weights, float.sampler().clone(), float.is_guided(), trial.engine)?)
+}
+
+/// Names of layers, that first whose inputs have the greatest effect.
+fn ranked(survey: &Survey, effects: &[f64]) -> Vec<String> {
+    let effect = |sites: &[usize]| sites.iter().map(|&site| effects[site]).fold(0.0, f64::max);
+    let mut layers: Vec<(f64, &str)> = survey.layers.iter().map(|l| (effect(&l.sites), l.name.as_str())).collect();
+    layers.sort_by(|a, b| b.0.total_cmp(&a.0));
+    layers.into_iter().map(|(_, name)| name.to_string()).collect()
+}

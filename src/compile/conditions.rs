@@ -1,0 +1,187 @@
+//! What the loop reads besides the sample and the time step: null conditions, and the conditions of the
+//! calibration set.
+
+use crate::compile::CompileError;
+use crate::model::Model;
+use crate::recipe::{Array, Recipe};
+use cqc_passes::lower::Weights;
+use cqc_proto::cq::NullCondition;
+use cqc_proto::plan::{Constant, InputRole, Plan, PlanInput};
+use cqc_proto::{Tensor, ValueType};
+use cqc_runtime::artifact::{label_input, labels};
+use cqc_runtime::denoise::Request;
+use std::collections::BTreeMap;
+
+/// Why the model does not take the conditions of the recipe.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ConditionError {
+    /// Guidance needs a conditioning input, and the model has none.
+    #[error("guidance {guidance}: the model has no conditioning input; inputs: {}", inputs.join(", "))]
+    NoConditioning {
+        /// Scale of guidance.
+        guidance: f32,
+        /// Names of the model's inputs.
+        inputs: Vec<String>,
+    },
+    /// Labels are given, and the model has no input for them.
+    #[error("the model has no input for labels; conditioning inputs: {}", conditions.join(", "))]
+    NoLabels {
+        /// The conditioning inputs with their types.
+        conditions: Vec<String>,
+    },
+    /// A null condition for an input that the model does not have.
+    #[error("the model has no conditioning input `{name}`")]
+    NoInput {
+        /// As given.
+        name: String,
+    },
+    /// A null condition of another type than its input.
+    #[error("the null condition of `{name}` is {found}, expected {expected}")]
+    Type {
+        /// The input.
+        name: String,
+        /// Type of one row of the input.
+        expected: ValueType,
+        /// Type of what is given.
+        found: ValueType,
+    },
+    /// The loop is to be calibrated, and nothing says what an input gets.
+    #[error("calibration needs input `{name}` {expected}")]
+    Missing {
+        /// The input.
+        name: String,
+        /// Its type.
+        expected: ValueType,
+    },
+}
+
+/// Checks that there is something to guide by.
+pub(super) fn check_guidance(recipe: &Recipe, model: &Model) -> Result<(), ConditionError> {
+    let guidance = recipe.guidance();
+    if guidance == 1.0 || model.input(InputRole::Condition).is_some() {
+        return Ok(());
+    }
+    let inputs = model.inputs.iter().map(|i| i.name.clone()).collect();
+    Err(ConditionError::NoConditioning { guidance, inputs })
+}
+
+/// The input that takes labels.
+fn labels_of(model: &Model) -> Result<&PlanInput, ConditionError> {
+    let conditions = || model.inputs.iter().filter(|i| i.role == InputRole::Condition);
+    let no_labels =
+        || ConditionError::NoLabels { conditions: conditions().map(|i| format!("{}: {}", i.name, i.ty)).collect() };
+    label_input(&model.inputs).ok_or_else(no_labels)
+}
+
+/// What one input of the unconditional half of guidance gets.
+enum NullRow {
+    Label(i64),
+    Row(Tensor),
+}
+
+/// What the unconditional half of guidance gets, by input.
+pub(super) struct NullRows(BTreeMap<String, NullRow>);
+
+impl NullRows {
+    pub(super) fn new(recipe: &Recipe, model: &Model) -> Result<NullRows, CompileError> {
+        let mut null = BTreeMap::new();
+        if let Some(label) = recipe.null_label {
+            null.insert(labels_of(model)?.name.clone(), NullRow::Label(label));
+        }
+        for (name, array) in &recipe.null_cond {
+            let input = model.inputs.iter().find(|i| i.name == *name && i.role == InputRole::Condition);
+            let input = input.ok_or_else(|| ConditionError::NoInput { name: name.clone() })?;
+            null.insert(name.clone(), NullRow::Row(null_row(input, &array.read(name)?)?));
+        }
+        Ok(NullRows(null))
+    }
+
+    /// As tensors of one row.
+    pub(super) fn tensors(&self, model: &Model) -> BTreeMap<String, Tensor> {
+        let tensor = |(name, row): (&String, &NullRow)| {
+            let input = model.inputs.iter().find(|i| i.name == *name).expect("it was looked up there");
+            let tensor = match row {
+                NullRow::Label(label) => labels(input, &[*label]),
+                NullRow::Row(row) => row.clone(),
+            };
+            (name.clone(), tensor)
+        };
+        self.0.iter().map(tensor).collect()
+    }
+
+    /// As the manifest has them; arrays become constants of the plan.
+    pub(super) fn manifest(&self, plan: &mut Plan, weights: &mut Weights) -> BTreeMap<String, NullCondition> {
+        let mut condition = |(name, row): (&String, &NullRow)| {
+            let condition = match row {
+                NullRow::Label(label) => NullCondition::Label(*label),
+                NullRow::Row(row) => {
+                    NullCondition::Constant(add_constant(plan, weights, format!("null of {name}"), row.clone()))
+                }
+            };
+            (name.clone(), condition)
+        };
+        self.0.iter().map(&mut condition).collect()
+    }
+}
+
+/// Adds a constant after those that the plan has; its index.
+pub(super) fn add_constant(plan: &mut Plan, weights: &mut Weights, name: String, tensor: Tensor) -> usize {
+    let offset = weights.len.next_multiple_of(cqc_passes::lower::ALIGNMENT);
+    plan.constants.push(Constant { name, ty: tensor.value_type(), offset, codes: None });
+    weights.len = offset + tensor.bytes().len() as u64;
+    weights.parts.push((offset, tensor));
+    plan.constants.len() - 1
+}
+
+/// One row in the input's type; the axis of rows may be left out.
+fn null_row(input: &PlanInput, given: &Tensor) -> Result<Tensor, CompileError> {
+    let mut shape = given.shape().to_vec();
+    if shape.len() + 1 == input.ty.rank() {
+        shape.insert(0, 1);
+    }
+    let expected: Vec<_> = [1.into()].into_iter().chain(input.ty.shape.iter().skip(1).cloned()).collect();
+    let expected = ValueType::new(input.ty.dtype, expected);
+    let both_float = given.dtype().is_float() && expected.dtype.is_float();
+    if (given.dtype() != expected.dtype && !both_float) || expected.fixed_shape().as_ref() != Some(&shape) {
+        let (name, found) = (input.name.clone(), given.value_type());
+        return Err(ConditionError::Type { name, expected, found }.into());
+    }
+    let row = if both_float { given.to_float(expected.dtype) } else { given.clone() };
+    Ok(row.reshaped(shape).expect("it has as many elements as the type"))
+}
+
+/// The calibration set as a request; the last samples are the holdout.
+pub(super) fn calibration_set(
+    recipe: &Recipe,
+    model: &Model,
+    null: &NullRows,
+    samples: usize,
+) -> Result<Request, CompileError> {
+    let noise = recipe.calib_noise.as_ref().map(|array| array.read("noise")).transpose()?;
+    let rows = noise.as_ref().map(|t| t.shape().first().copied().unwrap_or(0));
+    let samples = rows.unwrap_or(samples);
+    let read = |(name, array): (&String, &Array)| Ok((name.clone(), array.read(name)?));
+    let mut conditions = recipe.cond.iter().map(read).collect::<Result<BTreeMap<_, _>, CompileError>>()?;
+    let given: Vec<i64> = match (&recipe.labels[..], recipe.null_label) {
+        ([], Some(null)) if conditions.is_empty() && null > 0 => (0..null).collect(),
+        (given, _) => given.to_vec(),
+    };
+    if !given.is_empty() {
+        let input = labels_of(model)?;
+        let given: Vec<i64> = (0..samples).map(|i| given[i % given.len()]).collect();
+        conditions.insert(input.name.clone(), labels(input, &given));
+    }
+    let mut inputs = model.inputs.iter().filter(|i| i.role == InputRole::Condition);
+    if let Some(input) = inputs.find(|i| !conditions.contains_key(&i.name)) {
+        return Err(ConditionError::Missing { name: input.name.clone(), expected: input.ty.clone() }.into());
+    }
+    Ok(Request {
+        samples,
+        seed: recipe.seed(),
+        first: 0,
+        noise,
+        conditions,
+        unconditional: null.tensors(model),
+        guidance: Some(recipe.guidance()),
+    })
+}

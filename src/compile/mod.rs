@@ -1,0 +1,181 @@
+//! The compiler: a model and a recipe become an artifact.
+//!
+//! [`compile`] is the whole way; [`Session`] is the same in stages. Below it stand the parts: binding
+//! and cutting the loop ([`compile_loop`], [`cut_loop`]), and lowering one evaluation of any model
+//! ([`compile_evaluation`]).
+
+mod budget;
+mod conditions;
+mod error;
+mod manifest;
+mod measure;
+mod program;
+mod session;
+mod stages;
+mod summary;
+mod targets;
+
+pub use conditions::ConditionError;
+pub use error::CompileError;
+pub use program::{
+    Assembled, CacheTables, CachedLoop, LoopOptions, Lowered, ProgramError, Quantization, assemble_loop,
+    compile_evaluation, compile_loop, cut_loop,
+};
+pub use session::Session;
+pub use stages::Stages;
+pub use summary::{CachingSummary, LeftTheLoop, MeasuredSchedule, QuantSummary, Summary};
+
+use crate::calibrate::Choice;
+use crate::calibrate::quantize::Quantized;
+use crate::io::{FileError, Overwrite, write_atomic};
+use crate::model::Model;
+use crate::recipe::Recipe;
+use cqc_passes::quant::Extra;
+use cqc_proto::cq::{self, Manifest, WriteError};
+use cqc_runtime::Artifact;
+use std::fmt;
+use std::io;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+/// A phase of a compilation that takes its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The calibration set is run to choose a schedule and to correct the cache.
+    Calibrating,
+    /// Ranges, rounding and corrections are fitted.
+    Quantizing,
+    /// The holdout is run to measure what was compiled: [`Compiled::report`].
+    Reporting,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Phase::Calibrating => "calibrating",
+            Phase::Quantizing => "quantizing",
+            Phase::Reporting => "reporting",
+        })
+    }
+}
+
+/// Is told how far a compilation is, and may break it off.
+///
+/// `()` says nothing and goes on; a closure of three arguments is a progress, too.
+pub trait Progress {
+    /// `done` of about `total` batched evaluations of the phase are done; `total` may change. Breaking
+    /// ends the compilation with an error ([`CompileError::is_interrupted`]).
+    fn update(&mut self, phase: Phase, done: u64, total: u64) -> ControlFlow<()>;
+}
+
+impl Progress for () {
+    fn update(&mut self, _: Phase, _: u64, _: u64) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+impl<F: FnMut(Phase, u64, u64) -> ControlFlow<()>> Progress for F {
+    fn update(&mut self, phase: Phase, done: u64, total: u64) -> ControlFlow<()> {
+        self(phase, done, total)
+    }
+}
+
+/// Compiles the sampling loop of a model: cuts it, calibrates schedule and corrections, quantizes, and
+/// lowers. The result depends on model and recipe only, not on the number of threads.
+///
+/// # Errors
+/// [`CompileError`]; everything that is wrong with the recipe is found before anything is computed.
+pub fn compile<'m>(
+    model: &'m Model,
+    recipe: &Recipe,
+    progress: &mut dyn Progress,
+) -> Result<Compiled<'m>, CompileError> {
+    let session = Session::new(model, recipe)?;
+    let choice = session.decide(progress)?;
+    let quantized = session.quantize(choice.as_ref(), progress)?;
+    session.finish(choice, quantized)
+}
+
+/// An artifact in memory, and what was decided on the way to it.
+pub struct Compiled<'m> {
+    session: Session<'m>,
+    choice: Option<Choice>,
+    quantized: Option<Quantized>,
+    manifest: Manifest,
+    lowered: Lowered,
+}
+
+impl<'m> Compiled<'m> {
+    fn new(
+        session: Session<'m>,
+        choice: Option<Choice>,
+        quantized: Option<Quantized>,
+    ) -> Result<Compiled<'m>, CompileError> {
+        let assembled = session.assemble(choice.as_ref(), quantized.as_ref())?;
+        let quantization = quantized.as_ref().map(|q| (&q.survey, &q.fitted.tables, Extra::default()));
+        let (mut lowered, corrections) = assembled.lower(quantization)?;
+        let (choice_of, quantized_of) = (choice.as_ref(), quantized.as_ref());
+        let manifest = manifest::manifest(&session, choice_of, quantized_of, corrections, &mut lowered)?;
+        Ok(Compiled { session, choice, quantized, manifest, lowered })
+    }
+
+    /// Everything that the artifact says of itself: plan, sampler, schedule, quantization.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The plan with its constants.
+    pub fn lowered(&self) -> &Lowered {
+        &self.lowered
+    }
+
+    /// The schedule and the correction of the cache, where something is cached.
+    pub fn choice(&self) -> Option<&Choice> {
+        self.choice.as_ref()
+    }
+
+    /// The quantized layers and what was fitted for them, where something is quantized to integers.
+    pub fn quantized(&self) -> Option<&Quantized> {
+        self.quantized.as_ref()
+    }
+
+    /// The session that it was compiled in.
+    pub fn session(&self) -> &Session<'m> {
+        &self.session
+    }
+
+    /// Writes the artifact: the whole file, or none.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn write(&self, path: &Path, overwrite: Overwrite) -> Result<(), FileError> {
+        write_atomic(path, overwrite, |out| self.encode(out))
+    }
+
+    /// The bytes of the artifact, as [`Compiled::write`] writes them.
+    ///
+    /// # Errors
+    /// What [`std::io::Write`] says; writing to memory does not fail.
+    pub fn to_bytes(&self) -> io::Result<Vec<u8>> {
+        let mut out = io::Cursor::new(Vec::new());
+        self.encode(&mut out)?;
+        Ok(out.into_inner())
+    }
+
+    fn encode(&self, out: &mut (impl io::Write + io::Seek)) -> io::Result<()> {
+        let parts = &self.lowered.weights.parts;
+        let constant = |i: usize| Ok(parts[i].1.bytes().clone());
+        cq::encode_with(out, &self.manifest, self.session.kernels.as_deref(), constant).map_err(|e| match e {
+            WriteError::Io { source, .. } => source,
+            other => io::Error::other(other),
+        })
+    }
+
+    /// The artifact, opened without a file of its own: to sample from what was just compiled.
+    ///
+    /// # Errors
+    /// [`CompileError::Artifact`], [`CompileError::Program`].
+    pub fn artifact(&self) -> Result<Artifact, CompileError> {
+        Ok(Artifact::from_parts(self.manifest.clone(), self.lowered.weight_bytes()?)?)
+    }
+}

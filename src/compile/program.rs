@@ -1,0 +1,263 @@
+//! From a source model to the programs of a loop: bound, cut, assembled, lowered.
+
+use crate::model::{Model, ModelError};
+use bytes::Bytes;
+use cqc_kernels::mapped;
+use cqc_passes::bind::{self, BindError, Bound, Saved};
+use cqc_passes::cache::{self, Batch, Correction, Cut, CutError, CutSpec, Split};
+use cqc_passes::lower::{Lowering, PlanIndex, Weights, lower};
+use cqc_passes::quant::{self, Annotation, Bf16Products, Extra, QuantSpec, QuantTables, Survey};
+use cqc_proto::cq::CacheCorrection;
+use cqc_proto::op::OpError;
+use cqc_proto::plan::Plan;
+use cqc_proto::sampler::SamplerConfig;
+use cqc_runtime::sampler::{Sampler, SamplerError};
+use std::io::{self, Write};
+
+/// What a loop is compiled for.
+#[derive(Clone, Debug)]
+pub struct LoopOptions {
+    /// The sampler.
+    pub sampler: SamplerConfig,
+    /// Sampling steps.
+    pub steps: usize,
+    /// Whether the plan keeps what makes its tables, so that it can be run with any number of steps.
+    pub any_steps: bool,
+    /// Which products are rounded to bf16; `None`: none.
+    pub bf16: Option<QuantSpec>,
+}
+
+/// Correction of the cache: per slot and evaluation, an affine map of what the slot holds; the identity
+/// at full evaluations.
+pub type CacheTables = Vec<Vec<Affine>>;
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// From loading it.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// No such trajectory.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+    /// Tables cannot be computed.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A step does not type-check.
+    #[error("internal error in lowering: {0}; please report it with the model")]
+    Lower(#[from] OpError),
+    /// Nothing can be cached, or not as asked.
+    #[error(transparent)]
+    Cut(#[from] CutError),
+    /// No temporary file for the weights.
+    #[error("cannot write the weights to a temporary file: {0}")]
+    Temporary(#[from] io::Error),
+}
+
+/// A plan with its constants.
+#[derive(Clone, Debug)]
+pub struct Lowered {
+    /// The plan.
+    pub plan: Plan,
+    /// Constants, not yet in one piece.
+    pub weights: Weights,
+    /// What left the loop.
+    pub saved: Saved,
+    /// What was rounded to bf16, if that was asked for.
+    pub bf16: Option<Bf16Products>,
+    /// Where the tables and nodes of the graphs are in the plan.
+    pub index: PlanIndex,
+    /// The tables of a quantized loop.
+    pub annotation: Option<Annotation>,
+}
+
+impl Lowered {
+    /// The constants in one piece, as an engine takes them: a mapped temporary file, so that what the engine has packed need
+    /// not stay in memory.
+    ///
+    /// # Errors
+    /// [`ProgramError::Temporary`].
+    pub fn weight_bytes(&self) -> Result<Bytes, ProgramError> {
+        let mut file = io::BufWriter::new(tempfile::tempfile()?);
+        let mut end = 0;
+        for (offset, tensor) in &self.weights.parts {
+            file.write_all(&vec![0; (offset - end) as usize])?;
+            file.write_all(tensor.bytes())?;
+            mapped::release(tensor.bytes());
+            end = offset + tensor.bytes().len() as u64;
+        }
+        let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        Ok(Bytes::from_owner(mapped::map(&file)?))
+    }
+}
+
+/// Compiles the denoising loop.
+///
+/// # Errors
+/// [`ProgramError`]: the model is no denoiser, the sampler has no such trajectory, or its time steps do not suit the model.
+pub fn compile_loop(model: &Model, options: &LoopOptions) -> Result<Lowered, ProgramError> {
+    let (bound, evaluations) = bind_loop(model, options)?;
+    lower_bound(model, bound, evaluations, options.any_steps, options.bf16.as_ref())
+}
+
+fn bind_loop(model: &Model, options: &LoopOptions) -> Result<(Bound, usize), ProgramError> {
+    model.check_denoiser()?;
+    let sampler = Sampler::new(&options.sampler, options.steps)?;
+    let timesteps: Vec<f64> = sampler.evaluations().iter().map(|e| e.timestep).collect();
+    let roles: Vec<_> = model.inputs.iter().map(|i| i.role).collect();
+    let bound = bind::bind(&model.graph, &roles, model.batch_symbol.as_deref(), &timesteps)?;
+    Ok((bound, timesteps.len()))
+}
+
+/// Compiles one evaluation of any model, time step an ordinary input.
+///
+/// # Errors
+/// [`ProgramError::Lower`].
+pub fn compile_evaluation(model: &Model) -> Result<Lowered, ProgramError> {
+    lower_bound(model, bind::unbound(&model.graph), 0, false, None)
+}
+
+/// A loop cut in what is computed at every evaluation and what is cached; the schedule is open.
+pub struct CachedLoop<'a> {
+    model: &'a Model,
+    bound: Bound,
+    split: Split,
+    evaluations: usize,
+    any_steps: bool,
+    bf16: Option<QuantSpec>,
+    /// Where it is cut.
+    pub cut: Cut,
+    /// The names of what is cached.
+    pub cut_name: String,
+}
+
+/// Compiles the denoising loop up to the decision when to compute what is cached.
+///
+/// # Errors
+/// As [`compile_loop`], and [`ProgramError::Cut`].
+pub fn cut_loop<'a>(model: &'a Model, options: &LoopOptions, spec: &CutSpec) -> Result<CachedLoop<'a>, ProgramError> {
+    let (bound, evaluations) = bind_loop(model, options)?;
+    let batch = match &model.batch_symbol {
+        Some(symbol) => Batch::Symbol(symbol),
+        None => Batch::Fixed(model.fixed_batch.unwrap_or(1)),
+    };
+    let roles: Vec<_> = model.inputs.iter().map(|i| i.role).collect();
+    let sample = cache::sample_value(&bound.full, &roles).ok_or(CutError::NoCandidates)?;
+    let step = &bound.full.graph;
+    let cut = cache::choose(&cache::candidates(step, sample, batch), spec, step, sample, batch)?;
+    let (split, cut_name) = (cache::split(&bound.full, &cut)?, cut.name(step));
+    let (any_steps, bf16) = (options.any_steps, options.bf16.clone());
+    Ok(CachedLoop { model, bound, split, evaluations, any_steps, bf16, cut, cut_name })
+}
+
+impl CachedLoop<'_> {
+    /// Evaluations of the loop.
+    pub fn evaluations(&self) -> usize {
+        self.evaluations
+    }
+
+    /// The loop that always computes everything and never corrects: what is calibrated on. Rounded to bf16 where the loop is to be.
+    ///
+    /// # Errors
+    /// [`ProgramError::Lower`].
+    pub fn uncorrected(&self) -> Result<Lowered, ProgramError> {
+        let full: Vec<usize> = (0..self.evaluations).collect();
+        Ok(self.assemble(&full, None)?.lower(None)?.0)
+    }
+
+    /// The graphs of the loop with these full evaluations and corrections of the cache.
+    ///
+    /// # Errors
+    /// [`ProgramError::Lower`].
+    pub fn assemble(&self, full: &[usize], tables: Option<&CacheTables>) -> Result<Assembled<'_>, ProgramError> {
+        let rows = tables.map(Vec::as_slice);
+        let (bound, corrections) = cache::assemble(&self.bound, &self.split, full, rows)?;
+        Ok(Assembled {
+            model: self.model,
+            bound,
+            evaluations: self.evaluations,
+            any_steps: self.any_steps,
+            bf16: self.bf16.clone(),
+            corrections,
+        })
+    }
+}
+
+/// A loop whose schedule is decided: graphs that can still be quantized.
+pub struct Assembled<'a> {
+    model: &'a Model,
+    bound: Bound,
+    evaluations: usize,
+    any_steps: bool,
+    bf16: Option<QuantSpec>,
+    corrections: Vec<Correction>,
+}
+
+/// What [`Assembled::lower`] quantizes.
+pub type Quantization<'a> = (&'a Survey, &'a QuantTables, Extra);
+
+/// The graphs of a loop without a cache.
+///
+/// # Errors
+/// As [`compile_loop`].
+pub fn assemble_loop<'a>(model: &'a Model, options: &LoopOptions) -> Result<Assembled<'a>, ProgramError> {
+    let (bound, evaluations) = bind_loop(model, options)?;
+    let (any_steps, bf16) = (options.any_steps, options.bf16.clone());
+    Ok(Assembled { model, bound, evaluations, any_steps, bf16, corrections: vec![] })
+}
+
+impl Assembled<'_> {
+    /// Evaluations of the loop.
+    pub fn evaluations(&self) -> usize {
+        self.evaluations
+    }
+
+    /// Evaluations that are full; empty without a cache.
+    pub fn full_evaluations(&self) -> &[usize] {
+        self.bound.cached.as_ref().map_or(&[], |cached| &cached.full_evaluations)
+    }
+
+    /// The layers of the loop.
+    pub fn survey(&self, spec: &QuantSpec) -> Survey {
+        quant::survey(&self.bound, spec, self.model.batch_symbol.as_deref())
+    }
+
+    /// The plan, and the tables that correct the cache, one per slot, if there are any.
+    ///
+    /// # Errors
+    /// [`ProgramError::Lower`].
+    pub fn lower(&self, quantization: Option<Quantization>) -> Result<(Lowered, Vec<CacheCorrection>), ProgramError> {
+        let mut bound = self.bound.clone();
+        let mut annotation = None;
+        if let Some((survey, tables, extra)) = quantization {
+            // what does not choose a level bears the precision of f16; fits are made in f32
+            if !extra.shadows {
+                quant::narrow_tables(&mut bound);
+            }
+            annotation = Some(quant::annotate(&mut bound, survey, tables, extra)?);
+        }
+        let mut lowered = lower_bound(self.model, bound, self.evaluations, self.any_steps, self.bf16.as_ref())?;
+        lowered.annotation = annotation;
+        let index = &lowered.index;
+        let constants = self.corrections.iter().map(|c| {
+            let previous_scale = c.previous.map(|(_, table)| index.table(table));
+            CacheCorrection { scale: index.table(c.scale), shift: index.table(c.shift), previous_scale }
+        });
+        let constants = constants.collect();
+        Ok((lowered, constants))
+    }
+}
+
+fn lower_bound(
+    model: &Model,
+    mut bound: Bound,
+    evaluations: usize,
+    any_steps: bool,
+    bf16: Option<&QuantSpec>,
+) -> Result<Lowered, ProgramError> {
+    let bf16 = bf16.map(|spec| quant::round_products(&mut bound, spec)).transpose()?;
+    let (inputs, outputs) = (model.inputs.clone(), model.outputs.clone());
+    let Lowering { plan, weights, index } =
+        lower(&bound, inputs, outputs, model.batch_symbol.as_deref(), model.fixed_batch, evaluations, any_steps)?;
+    Ok(Lowered { plan, weights, saved: bound.saved, bf16, index, annotation: None })
+}

@@ -1,0 +1,373 @@
+//! Compilation in stages: what [`compile`](super::compile) does, for callers that look at or share the
+//! results in between (ablations, benchmarks, tests).
+
+use super::conditions::{NullRows, calibration_set, check_guidance};
+use super::{
+    Assembled, CachedLoop, CompileError, Compiled, LoopOptions, Lowered, Phase, Progress, Stages, assemble_loop,
+    budget, compile_loop, cut_loop, targets,
+};
+use crate::calibrate::quantize::{Outputs, QuantizeOptions, Quantized, Select, quantize};
+use crate::calibrate::{CalibrationOptions, Choice, Correct, Fit, Wanted, check_cut, choose, held_out};
+use crate::model::Model;
+use crate::recipe::{self, CacheFit, Contradiction, Quant, Recipe, ScheduleSpec, SchedulerConfig, Selection};
+use cqc_passes::cache::schedule::{Quadratic, ScheduleKind};
+use cqc_passes::calib::select::Tap;
+use cqc_passes::quant::QuantSpec;
+use cqc_proto::sampler::{SamplerConfig, SamplerKind};
+use cqc_runtime::denoise::{Denoiser, Request};
+use cqc_runtime::engine::{EngineOptions, Weights};
+use cqc_runtime::sampler::Sampler;
+use std::path::{Path, PathBuf};
+
+/// Samples of the calibration set on which all pairs of evaluations are tried, at most.
+pub(super) const OUTPUT_SAMPLES: usize = 8;
+
+/// A model and a recipe that suits it, ready for the stages: [`Session::decide`],
+/// [`Session::quantize`], [`Session::finish`].
+pub struct Session<'m> {
+    pub(super) model: &'m Model,
+    pub(super) recipe: Recipe,
+    pub(super) options: LoopOptions,
+    pub(super) null: NullRows,
+    pub(super) cached: Option<CachedLoop<'m>>,
+    pub(super) kernels: Option<Vec<u8>>,
+    /// The calibration set, where something is calibrated.
+    set: Option<Request>,
+    stages: Stages,
+}
+
+impl<'m> Session<'m> {
+    /// Checks the recipe against the model, cuts the loop, and reads or draws the calibration set.
+    ///
+    /// # Errors
+    /// [`CompileError`]; with [`CompileError::Recipe`] all contradictions at once.
+    pub fn new(model: &'m Model, recipe: &Recipe) -> Result<Session<'m>, CompileError> {
+        let contradictions = recipe.check();
+        if !contradictions.is_empty() {
+            return Err(CompileError::Recipe(contradictions));
+        }
+        let kernels = targets::compile_kernels(&recipe.target)?;
+        let sampler = sampler_config(recipe)?;
+        check_guidance(recipe, model)?;
+        let bf16 = (recipe.quant() == Quant::Bf16).then(|| quant_spec(recipe, model, 16)).transpose()?;
+        let options = LoopOptions { sampler, steps: recipe.steps(), any_steps: recipe.any_steps, bf16 };
+        let null = NullRows::new(recipe, model)?;
+        let cached = recipe.caches().then(|| cut_loop(model, &options, &recipe.cut())).transpose()?;
+        let stages = stages(recipe, model, &options)?;
+        let recipe = recipe.clone();
+        let mut session = Session { model, recipe, options, null, cached, kernels, set: None, stages };
+        if session.recipe.calibrates() {
+            let samples = match session.recipe.budget {
+                Some(seconds) => budget::samples(&session, seconds)?,
+                None => session.recipe.calib_samples(),
+            };
+            session.set = Some(session.calibration_set_of(samples)?);
+        }
+        Ok(session)
+    }
+
+    /// The recipe.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// The loop that is compiled: sampler, steps, bf16.
+    pub fn options(&self) -> &LoopOptions {
+        &self.options
+    }
+
+    /// The cut loop, if something is cached.
+    pub fn cached(&self) -> Option<&CachedLoop<'m>> {
+        self.cached.as_ref()
+    }
+
+    /// The calibration set; its last samples are the holdout. `None` where nothing is calibrated.
+    pub fn calibration_set(&self) -> Option<&Request> {
+        self.set.as_ref()
+    }
+
+    /// The calibration set with `samples` samples, unless its noise is given.
+    pub(super) fn calibration_set_of(&self, samples: usize) -> Result<Request, CompileError> {
+        calibration_set(&self.recipe, self.model, &self.null, samples)
+    }
+
+    fn expect_set(&self) -> &Request {
+        self.set.as_ref().expect("a recipe that calibrates has a calibration set")
+    }
+
+    /// How engines of calibration are opened, for a calibration set of `samples`.
+    pub(super) fn engine_options(&self, samples: usize) -> EngineOptions {
+        let batch = batch(self.recipe.calib_batch.unwrap_or(8), samples);
+        EngineOptions { batch, threads: self.recipe.threads(), ..EngineOptions::default() }
+    }
+
+    /// The loop in float that computes everything at every evaluation; rounded to bf16 where the recipe
+    /// says so.
+    ///
+    /// # Errors
+    /// [`CompileError::Program`].
+    pub fn uncached(&self) -> Result<Lowered, CompileError> {
+        Ok(match &self.cached {
+            Some(cached) => cached.uncorrected()?,
+            None => compile_loop(self.model, &self.options)?,
+        })
+    }
+
+    /// A program of this loop, opened for a calibration set of `samples`.
+    ///
+    /// # Errors
+    /// [`CompileError`] if it cannot be opened.
+    pub fn open(&self, lowered: &Lowered, samples: usize) -> Result<Denoiser, CompileError> {
+        let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
+        let sampler = Sampler::new(&self.options.sampler, self.options.steps)?;
+        let guided = self.recipe.guidance() != 1.0;
+        Ok(Denoiser::open(&weights, sampler, guided, &self.engine_options(samples))?)
+    }
+
+    /// Decides which evaluations are full, and how the cache is corrected; `None` where nothing is
+    /// cached.
+    ///
+    /// # Errors
+    /// [`CompileError`].
+    pub fn decide(&self, progress: &mut dyn Progress) -> Result<Option<Choice>, CompileError> {
+        let Some(cached) = &self.cached else { return Ok(None) };
+        let (recipe, request) = (&self.recipe, self.expect_set());
+        let schedule = self.schedule()?;
+        let mut denoiser = self.open(&cached.uncorrected()?, request.samples)?;
+        check_cut(&denoiser, request)?;
+        let correct = match (recipe.corrects(recipe::Correct::Cache), recipe.cache_fit) {
+            (false, _) => Correct::Never,
+            (true, Some(CacheFit::TeacherForced)) => Correct::Always(Fit::TeacherForced),
+            (true, Some(CacheFit::Sequential)) => Correct::Always(Fit::Sequential),
+            (true, Some(CacheFit::Forecast)) => Correct::Always(Fit::Forecast),
+            (true, Some(CacheFit::Auto) | None) => Correct::Best,
+        };
+        let stages = self.stages.depending_on(&self.calibration_key(request));
+        let stages = stages.depending_on(format!("{} {schedule:?} {correct:?}", cached.cut_name).as_bytes());
+        let choice = stages.run("schedule", || {
+            let options = CalibrationOptions {
+                interval: recipe.interval(),
+                schedule,
+                correct,
+                request: request.clone(),
+                output_samples: OUTPUT_SAMPLES,
+                progress: &mut |done, total| progress.update(Phase::Calibrating, done, total),
+            };
+            choose(&mut denoiser, options).map_err(CompileError::from)
+        })?;
+        Ok(Some(choice))
+    }
+
+    /// Fits what the quantized loop needs; `None` where nothing is quantized to integers. `choice` is
+    /// the schedule, where something is cached.
+    ///
+    /// # Errors
+    /// [`CompileError`].
+    pub fn quantize(
+        &self,
+        choice: Option<&Choice>,
+        progress: &mut dyn Progress,
+    ) -> Result<Option<Quantized>, CompileError> {
+        let recipe = &self.recipe;
+        let Some(bits) = recipe.quant().weight_bits() else { return Ok(None) };
+        let request = self.expect_set();
+        let tables = choice.and_then(|choice| choice.tables.as_ref()).map(|(_, tables)| tables);
+        let assembled = self.assemble(choice, None)?;
+        let float = self.uncached()?;
+        let full = float.plan.cache.as_ref().map(|_| assembled.full_evaluations());
+        let stages = self.stages.depending_on(&self.calibration_key(request));
+        let stages = &stages.depending_on(format!("{full:?} {tables:?} {}", self.quantization_key()).as_bytes());
+        let mut float = self.open(&float, request.samples)?;
+        let quantized = quantize(
+            &assembled,
+            tables,
+            &mut float,
+            QuantizeOptions {
+                spec: quant_spec(recipe, self.model, bits)?,
+                target_psnr: recipe.keeps_float_by_error().then_some(recipe.target_psnr.unwrap_or(35.0)),
+                float_work: recipe.float_work(),
+                grouping: recipe.share_ranges.unwrap_or(recipe::Grouping::PerEvaluation),
+                outputs: self.outputs(),
+                refit_cache: recipe.corrects(recipe::Correct::Cache) && recipe.refit_cache.unwrap_or(true),
+                compensation: recipe.variance_compensation,
+                reconstruct: recipe.reconstruct,
+                select: self.select(),
+                request: request.clone(),
+                held: choice.and_then(|choice| choice.held.clone()),
+                stages,
+                fit: request.samples - held_out(request.samples),
+                engine: self.engine_options(request.samples),
+                progress: &mut |done, total| progress.update(Phase::Quantizing, done, total),
+            },
+        )?;
+        Ok(Some(quantized))
+    }
+
+    /// The artifact in memory.
+    ///
+    /// # Errors
+    /// [`CompileError::Program`].
+    pub fn finish(self, choice: Option<Choice>, quantized: Option<Quantized>) -> Result<Compiled<'m>, CompileError> {
+        Compiled::new(self, choice, quantized)
+    }
+
+    /// The graphs of the loop as scheduled, with the correction of the cache that was fitted last.
+    pub(super) fn assemble(
+        &self,
+        choice: Option<&Choice>,
+        quantized: Option<&Quantized>,
+    ) -> Result<Assembled<'_>, CompileError> {
+        Ok(match (&self.cached, choice) {
+            (Some(cached), Some(choice)) => {
+                let refitted = quantized.and_then(|quantized| quantized.fitted.cache.as_ref());
+                let tables = refitted.or(choice.tables.as_ref().map(|(_, tables)| tables));
+                cached.assemble(&choice.full, tables)?
+            }
+            _ => assemble_loop(self.model, &self.options)?,
+        })
+    }
+
+    /// Which samples ranges are found on.
+    pub(super) fn select(&self) -> Select {
+        let tap = Tap { seed: self.recipe.seed(), ..Tap::default() };
+        match self.recipe.calib_select.unwrap_or(Selection::All) {
+            Selection::All => Select::All,
+            Selection::First(count) => Select::First(count),
+            Selection::Tap(total) => Select::Tap(Tap { total: total.unwrap_or(tap.total), ..tap }),
+            Selection::Tdac(total) => Select::Tdac(total.unwrap_or(tap.total)),
+        }
+    }
+
+    fn outputs(&self) -> Outputs {
+        if self.recipe.corrects(recipe::Correct::QuantAll) {
+            Outputs::All
+        } else if self.recipe.corrects(recipe::Correct::Quant) {
+            Outputs::Cut
+        } else {
+            Outputs::None
+        }
+    }
+
+    /// The schedule, where something is cached.
+    pub(super) fn schedule(&self) -> Result<Wanted, CompileError> {
+        let evaluations = || Sampler::new(&self.options.sampler, self.options.steps).map(|s| s.evaluations().len());
+        Ok(match self.recipe.schedule() {
+            ScheduleSpec::None => unreachable!("nothing would be cached"),
+            ScheduleSpec::Auto => Wanted::Method(ScheduleKind::Auto),
+            ScheduleSpec::Quadratic => Wanted::Method(ScheduleKind::Quadratic(Quadratic::around(evaluations()?))),
+            ScheduleSpec::Method(kind) => Wanted::Method(kind),
+            ScheduleSpec::File(path) => Wanted::Given(read_schedule(&path)?),
+            ScheduleSpec::Given(full) => Wanted::Given(full),
+        })
+    }
+
+    pub(super) fn stages(&self) -> &Stages {
+        &self.stages
+    }
+
+    /// What the results of calibration depend on besides the loop: the samples, and how many are
+    /// computed at once.
+    fn calibration_key(&self, request: &Request) -> Vec<u8> {
+        let Request { samples, seed, first, noise, conditions, unconditional, guidance } = request;
+        let batch = self.engine_options(*samples).batch;
+        let text = format!("{} {batch} {samples} {seed} {first} {guidance:?}", self.recipe.interval());
+        let mut key = text.into_bytes();
+        let tensors = noise.iter().chain(conditions.values()).chain(unconditional.values());
+        for tensor in tensors {
+            key.extend(format!(" {} ", tensor.value_type()).bytes());
+            key.extend_from_slice(tensor.bytes());
+        }
+        key
+    }
+
+    /// Every option that decides how the loop is quantized.
+    fn quantization_key(&self) -> String {
+        let r = &self.recipe;
+        let of = Recipe {
+            quant: r.quant,
+            keep_float: r.keep_float.clone(),
+            target_psnr: r.target_psnr,
+            float_work: r.float_work,
+            share_ranges: r.share_ranges,
+            variance_compensation: r.variance_compensation,
+            calib_select: r.calib_select,
+            reconstruct: r.reconstruct,
+            split_inputs: r.split_inputs,
+            refit_cache: r.refit_cache,
+            correct: r.correct.clone(),
+            ..Recipe::default()
+        };
+        serde_json::to_string(&of).expect("a recipe is plain data")
+    }
+}
+
+/// Where results of calibration are kept, for this model and loop.
+fn stages(recipe: &Recipe, model: &Model, options: &LoopOptions) -> Result<Stages, CompileError> {
+    let Some(directory) = &recipe.work_dir else { return Ok(Stages::none()) };
+    let shapes: Vec<String> = model.inputs.iter().map(|i| i.ty.to_string()).collect();
+    let sampler = serde_json::to_vec(&options.sampler).expect("a sampler's configuration is plain data");
+    let text = format!("{} {} {shapes:?} {:?}", env!("CARGO_PKG_VERSION"), options.steps, options.bf16);
+    let stages = Stages::new(directory)?.depending_on(model.blake3.as_bytes()).depending_on(&sampler);
+    Ok(stages.depending_on(text.as_bytes()))
+}
+
+/// The sampler of the recipe: its kind and options over those of the scheduler configuration.
+fn sampler_config(recipe: &Recipe) -> Result<SamplerConfig, CompileError> {
+    let parse = |text: &str, path: Option<&Path>| {
+        let path: Option<PathBuf> = path.map(Path::to_path_buf);
+        let read = SamplerConfig::from_diffusers_json(text, recipe.sampler);
+        read.map_err(|source| CompileError::SchedulerConfig { path, source })
+    };
+    let mut config = match &recipe.scheduler_config {
+        None => SamplerConfig::of_kind(recipe.sampler.unwrap_or(SamplerKind::Ddim)),
+        Some(SchedulerConfig::Json(map)) => parse(&serde_json::Value::from(map.clone()).to_string(), None)?,
+        Some(SchedulerConfig::File(path)) => {
+            let text = std::fs::read_to_string(path).map_err(crate::io::FileError::reading(path))?;
+            parse(&text, Some(path))?
+        }
+    };
+    if let Some(eta) = recipe.eta {
+        if config.kind != SamplerKind::Ddim {
+            let reason = format!("it is an option of ddim, and the sampler is {}", config.kind);
+            return Err(CompileError::Recipe(vec![Contradiction::new("eta", None, reason)]));
+        }
+        config.eta = eta;
+    }
+    if let Err(e) = config.validate() {
+        return Err(CompileError::Recipe(vec![Contradiction::new("sampler", None, e.to_string())]));
+    }
+    Ok(config)
+}
+
+/// Which layers are quantized, weights with `bits`, 16 for bf16.
+fn quant_spec(recipe: &Recipe, model: &Model, bits: u8) -> Result<QuantSpec, CompileError> {
+    let known = |name: &str| model.graph.nodes().any(|(_, node)| node.name == name);
+    if let Some(name) = recipe.float_nodes().find(|name| !known(name)) {
+        return Err(CompileError::UnknownNode { name: name.to_string() });
+    }
+    let keep_float = recipe.float_nodes().map(str::to_string).collect();
+    let split = recipe.split_inputs.unwrap_or(true);
+    Ok(QuantSpec { keep_float, split, narrow_float: !recipe.quantizes_all(), ..QuantSpec::new(bits) })
+}
+
+/// At most `most` at once, or a little less if then no batch of fitted or held-out samples has to be
+/// filled up.
+fn batch(most: usize, samples: usize) -> usize {
+    let held = held_out(samples);
+    let most = most.min(held).max(1);
+    let even = |b: &usize| held.is_multiple_of(*b) && (samples - held).is_multiple_of(*b);
+    (most / 2 + 1..=most).rev().find(even).unwrap_or(most)
+}
+
+/// The full evaluations that a JSON file lists.
+fn read_schedule(path: &Path) -> Result<Vec<usize>, CompileError> {
+    let text = std::fs::read_to_string(path).map_err(crate::io::FileError::reading(path))?;
+    let invalid = |reason: String| CompileError::ScheduleFile { path: path.to_path_buf(), reason };
+    let value: serde_json::Value =
+        serde_json::from_str(&text).map_err(|e| invalid(format!("it is not valid JSON: {e}")))?;
+    // what `inspect --json` prints is understood as well
+    let list = [Some(&value), value.get("full_steps"), value.pointer("/schedule/full_steps")];
+    let list = list.into_iter().flatten().find_map(|v| serde_json::from_value(v.clone()).ok());
+    let expected = "expected a list of the full evaluations, such as [0, 4, 9], alone or as `full_steps`";
+    list.ok_or_else(|| invalid(expected.into()))
+}

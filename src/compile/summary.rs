@@ -1,0 +1,189 @@
+//! What was decided, in a few numbers: what `cqc compile --json` prints.
+
+use super::Compiled;
+use crate::calibrate::quantize::Quantized;
+use crate::report::cost::StepCost;
+use cqc_passes::quant::{Bf16Products, Layer};
+use cqc_proto::plan::Plan;
+use cqc_proto::{Bindings, Dim};
+use serde::Serialize;
+
+/// What was compiled, in a few numbers.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    /// Name of the sampler.
+    pub sampler: String,
+    /// Sampling steps.
+    pub steps: usize,
+    /// Scale of guidance; 1 is off.
+    pub guidance: f32,
+    /// Elements of all float initializers of the model.
+    pub parameters: u64,
+    /// What is cached and when; `None`: nothing.
+    pub caching: Option<CachingSummary>,
+    /// What is quantized; `None`: nothing.
+    pub quant: Option<QuantSummary>,
+    /// Work that is no longer done at every evaluation.
+    pub left_the_loop: LeftTheLoop,
+}
+
+/// What is cached and when.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CachingSummary {
+    /// Names of the tensors that are cached.
+    pub cut: String,
+    /// Multiply-accumulates of a full step, per sample.
+    pub macs_full: i64,
+    /// Multiply-accumulates of a cached step, per sample.
+    pub macs_cached: i64,
+    /// Bytes of the cache, per sample.
+    pub cache_bytes: u64,
+    /// How the schedule was found.
+    pub schedule: String,
+    /// Full evaluations, ascending from 0.
+    pub full_steps: Vec<usize>,
+    /// What the method minimises, for this schedule.
+    pub cost: Option<f64>,
+    /// The same for the uniform schedule.
+    pub uniform_cost: Option<f64>,
+    /// How the cache is corrected; `None`: not at all.
+    pub correction: Option<String>,
+    /// Every candidate that was measured on the holdout.
+    pub measured: Vec<MeasuredSchedule>,
+    /// Evaluations of the loop.
+    #[serde(skip)]
+    pub evaluations: usize,
+    /// Share of a full step's multiply-accumulates that a cached step does.
+    #[serde(skip)]
+    pub share: f64,
+}
+
+/// A schedule with a correction, and its quality on the holdout.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct MeasuredSchedule {
+    /// How the schedule was found.
+    pub schedule: String,
+    /// How the cache was corrected; `None`: not at all.
+    pub correction: Option<String>,
+    /// Mean PSNR to the ends of the uncached float loop, dB.
+    pub psnr: f64,
+}
+
+/// What is quantized.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct QuantSummary {
+    /// Number of quantized layers.
+    pub layers: usize,
+    /// Multiply-accumulates of these layers in a full step, per sample.
+    pub macs: i64,
+    /// Layers that are not quantized.
+    pub float_layers: Vec<FloatLayerSummary>,
+    /// Names of the layers whose inputs are rounded to bf16.
+    pub inputs_bf16: Vec<String>,
+    /// Number of layers whose sums are corrected.
+    pub corrected_layers: usize,
+}
+
+/// A layer that is not quantized.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FloatLayerSummary {
+    /// Name of its node.
+    pub name: String,
+    /// Why it is not.
+    pub why: String,
+}
+
+/// Work that is no longer done at every evaluation, per sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct LeftTheLoop {
+    /// Multiply-accumulates that became tables.
+    pub table_macs: i64,
+    /// Bytes of weights that only the tables needed.
+    pub table_weight_bytes: u64,
+    /// Multiply-accumulates that preludes do once per request.
+    pub prelude_macs: i64,
+    /// Bytes of weights that only preludes read.
+    pub prelude_weight_bytes: u64,
+}
+
+impl Compiled<'_> {
+    /// What was compiled, in a few numbers.
+    pub fn summary(&self) -> Summary {
+        let (model, manifest, lowered) = (self.session.model, &self.manifest, &self.lowered);
+        let (saved, batch) = (&lowered.saved, model.batch_symbol.as_deref());
+        let quant = match (&self.quantized, &lowered.bf16) {
+            (Some(quantized), _) => Some(of_quantized(quantized)),
+            (None, products) => products.as_ref().map(|products| of_bf16(products, &lowered.plan)),
+        };
+        Summary {
+            sampler: manifest.sampler.kind.to_string(),
+            steps: manifest.steps,
+            guidance: manifest.guidance,
+            parameters: model.parameters,
+            caching: self.caching_summary(),
+            quant,
+            left_the_loop: LeftTheLoop {
+                table_macs: per_sample(&saved.table_macs, batch),
+                table_weight_bytes: saved.table_weight_bytes,
+                prelude_macs: per_sample(&saved.prelude_macs, batch),
+                prelude_weight_bytes: saved.prelude_weight_bytes,
+            },
+        }
+    }
+
+    fn caching_summary(&self) -> Option<CachingSummary> {
+        let (cached, choice) = self.session.cached.as_ref().zip(self.choice.as_ref())?;
+        let cut = &cached.cut;
+        let measured = choice.measured.iter().map(|m| MeasuredSchedule {
+            schedule: m.method.clone(),
+            correction: m.correction.map(|fit| fit.to_string()),
+            psnr: m.psnr,
+        });
+        Some(CachingSummary {
+            cut: cached.cut_name.clone(),
+            macs_full: cut.macs_full,
+            macs_cached: cut.macs_cached,
+            cache_bytes: cut.bytes as u64,
+            schedule: choice.method.clone(),
+            full_steps: choice.full.clone(),
+            cost: choice.cost.map(|(cost, _)| cost),
+            uniform_cost: choice.cost.and_then(|(_, uniform)| uniform),
+            correction: choice.tables.as_ref().map(|(fit, _)| fit.to_string()),
+            measured: measured.collect(),
+            evaluations: cached.evaluations(),
+            share: cut.share(),
+        })
+    }
+}
+
+fn float_layers(layers: &[(String, String)]) -> Vec<FloatLayerSummary> {
+    layers.iter().map(|(name, why)| FloatLayerSummary { name: name.clone(), why: why.clone() }).collect()
+}
+
+fn of_quantized(quantized: &Quantized) -> QuantSummary {
+    let survey = &quantized.survey;
+    let bf16 = survey.layers.iter().filter(|layer| layer.reads_bf16());
+    QuantSummary {
+        layers: survey.layers.len(),
+        macs: survey.layers.iter().map(|layer: &Layer| layer.macs).sum(),
+        float_layers: float_layers(&survey.float_layers),
+        inputs_bf16: bf16.map(|layer| layer.name.clone()).collect(),
+        corrected_layers: quantized.fitted.tables.corrections.len(),
+    }
+}
+
+fn of_bf16(products: &Bf16Products, plan: &Plan) -> QuantSummary {
+    QuantSummary {
+        layers: products.layers.len(),
+        macs: StepCost::of(plan, &plan.full).quantized_macs,
+        float_layers: float_layers(&products.float_layers),
+        inputs_bf16: products.layers.iter().map(|layer| layer.name.clone()).collect(),
+        corrected_layers: 0,
+    }
+}
+
+/// At a batch of one.
+fn per_sample(macs: &Dim, batch: Option<&str>) -> i64 {
+    let one: Bindings = batch.iter().map(|&s| (s.into(), 1)).collect();
+    macs.eval(&one).unwrap_or(0)
+}

@@ -1,0 +1,358 @@
+//! What the options of a recipe may be, and how they are written.
+
+use cqc_passes::cache::schedule::{Quadratic, Root, ScheduleKind};
+use cqc_passes::calib::compensate::Mode;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Text that is no value of an option; the message says what is expected.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ParseError(pub String);
+
+/// A choice between a few values, each of which has a name.
+pub trait Named: Copy + PartialEq + Send + Sync + 'static {
+    /// Every value with its name, in the order in which help lists them.
+    const ALL: &'static [(&'static str, Self)];
+
+    /// The value's name.
+    fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, value)| *value == self).expect("every value is listed").0
+    }
+
+    /// The value of that name.
+    ///
+    /// # Errors
+    /// [`ParseError`] with the names that there are.
+    fn named(name: &str) -> Result<Self, ParseError> {
+        let found = Self::ALL.iter().find(|(known, _)| *known == name);
+        let names = || Self::ALL.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+        found.map(|(_, value)| *value).ok_or_else(|| ParseError(format!("`{name}`: expected one of {}", names())))
+    }
+}
+
+/// Implements [`Named`] and the text form that goes with it.
+macro_rules! named {
+    ($kind:ty { $($name:literal => $value:expr),+ $(,)? }) => {
+        impl Named for $kind {
+            const ALL: &'static [(&'static str, $kind)] = &[$(($name, $value)),+];
+        }
+
+        impl fmt::Display for $kind {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+
+        impl FromStr for $kind {
+            type Err = ParseError;
+
+            fn from_str(text: &str) -> Result<$kind, ParseError> {
+                <$kind>::named(text)
+            }
+        }
+    };
+}
+
+/// Number format of convolutions, linear layers and attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quant {
+    /// f32.
+    None,
+    /// Weights and activations of 8 bits.
+    W8a8,
+    /// Weights of 4 bits, activations of 8.
+    W4a8,
+    /// Operands rounded to bf16; nothing is fitted.
+    Bf16,
+}
+
+named!(Quant { "w8a8" => Quant::W8a8, "w4a8" => Quant::W4a8, "bf16" => Quant::Bf16, "none" => Quant::None });
+
+impl Quant {
+    /// Bits of integer weights; none for floats.
+    pub fn weight_bits(self) -> Option<u8> {
+        match self {
+            Quant::None | Quant::Bf16 => None,
+            Quant::W8a8 => Some(8),
+            Quant::W4a8 => Some(4),
+        }
+    }
+}
+
+/// What may be corrected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Correct {
+    /// Nothing.
+    None,
+    /// The cache (CacheQuant section 7.3), where that helps on the holdout.
+    Cache,
+    /// The sums of quantized layers that read the cache (CacheQuant section 7.4).
+    Quant,
+    /// The sums of all quantized layers.
+    QuantAll,
+}
+
+impl Named for Correct {
+    const ALL: &'static [(&'static str, Correct)] = &[
+        ("none", Correct::None),
+        ("cache", Correct::Cache),
+        ("quant", Correct::Quant),
+        ("quant=all", Correct::QuantAll),
+    ];
+}
+
+impl fmt::Display for Correct {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Correct {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Correct, ParseError> {
+        if text == "quant=cut" { Ok(Correct::Quant) } else { Correct::named(text) }
+    }
+}
+
+/// How the correction of the cache is fitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheFit {
+    /// Whichever of the others measures best on the holdout, or none.
+    Auto,
+    /// On the trajectory of the float loop, as CacheQuant publishes it (section 7.3).
+    TeacherForced,
+    /// On the accelerated trajectory.
+    Sequential,
+    /// On the accelerated trajectory, from the last two values that were stored.
+    Forecast,
+}
+
+named!(CacheFit {
+    "auto" => CacheFit::Auto,
+    "teacher-forced" => CacheFit::TeacherForced,
+    "sequential" => CacheFit::Sequential,
+    "forecast" => CacheFit::Forecast,
+});
+
+impl Named for Mode {
+    const ALL: &'static [(&'static str, Mode)] = &[
+        ("mse", Mode::Mse),
+        ("regression", Mode::Regression),
+        ("variance", Mode::Variance),
+        ("paper", Mode::PaperExact),
+    ];
+}
+
+/// Which samples of the calibration set ranges of activations are found on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Selection {
+    /// All of them, at every evaluation.
+    All,
+    /// The first so many, at every evaluation, as CacheQuant draws them.
+    First(usize),
+    /// Q&C's clustering of samples and evaluations (section 2); how many pairs, 800 by default.
+    Tap(Option<usize>),
+    /// EDA-DM's density and diversity; how many pairs, 800 by default.
+    Tdac(Option<usize>),
+}
+
+impl fmt::Display for Selection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Selection::All => f.write_str("random"),
+            Selection::First(n) => write!(f, "first={n}"),
+            Selection::Tap(None) => f.write_str("tap"),
+            Selection::Tap(Some(n)) => write!(f, "tap={n}"),
+            Selection::Tdac(None) => f.write_str("tdac"),
+            Selection::Tdac(Some(n)) => write!(f, "tdac={n}"),
+        }
+    }
+}
+
+impl FromStr for Selection {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Selection, ParseError> {
+        let wrong = || ParseError(format!("`{text}`: expected random, first=N, tap[=N] or tdac[=N]"));
+        let (name, count) = match text.split_once('=') {
+            Some((name, count)) => (name, Some(count.parse().ok().filter(|n| *n > 0).ok_or_else(wrong)?)),
+            None => (text, None),
+        };
+        match (name, count) {
+            ("random", None) => Ok(Selection::All),
+            ("first", Some(n)) => Ok(Selection::First(n)),
+            ("tap", n) => Ok(Selection::Tap(n)),
+            ("tdac", n) => Ok(Selection::Tdac(n)),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// Which evaluations are full.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ScheduleSpec {
+    /// All of them: nothing is cached.
+    None,
+    /// Whichever method measures best on the holdout.
+    Auto,
+    /// Chosen by this method.
+    Method(ScheduleKind),
+    /// DeepCache's, its centre chosen by the number of steps.
+    Quadratic,
+    /// Those that a JSON file lists: alone, or as `full_steps` as `cqc inspect --json` prints them.
+    File(PathBuf),
+    /// These, ascending from 0.
+    Given(Vec<usize>),
+}
+
+impl fmt::Display for ScheduleSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ScheduleSpec::None => f.write_str("none"),
+            ScheduleSpec::Auto => f.write_str("auto"),
+            ScheduleSpec::Quadratic => f.write_str("quadratic"),
+            ScheduleSpec::Method(ScheduleKind::Quadratic(form)) => {
+                let centre = form.centre.map_or("none".to_string(), |c| c.to_string());
+                let signed = if form.root == Root::Signed { ",signed" } else { "" };
+                write!(f, "quadratic={centre},{}{signed}", form.power)
+            }
+            ScheduleSpec::Method(kind) => write!(f, "{kind}"),
+            ScheduleSpec::File(path) => write!(f, "{}", path.display()),
+            ScheduleSpec::Given(full) => {
+                let list: Vec<String> = full.iter().map(usize::to_string).collect();
+                write!(f, "[{}]", list.join(","))
+            }
+        }
+    }
+}
+
+impl FromStr for ScheduleSpec {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<ScheduleSpec, ParseError> {
+        let wrong =
+            || ParseError("expected auto, dps-output, dps, dps-affine, uniform, quadratic, none or FILE.json".into());
+        Ok(match text {
+            "none" => ScheduleSpec::None,
+            "auto" => ScheduleSpec::Auto,
+            "dps" => ScheduleSpec::Method(ScheduleKind::Dps),
+            "dps-affine" => ScheduleSpec::Method(ScheduleKind::DpsAffine),
+            "dps-output" => ScheduleSpec::Method(ScheduleKind::DpsOutput),
+            "uniform" => ScheduleSpec::Method(ScheduleKind::Uniform),
+            "quadratic" => ScheduleSpec::Quadratic,
+            _ if text.ends_with(".json") => ScheduleSpec::File(text.into()),
+            _ if text.starts_with('[') => {
+                let list = serde_json::from_str(text).map_err(|_| wrong())?;
+                ScheduleSpec::Given(list)
+            }
+            _ => match text.strip_prefix("quadratic=") {
+                Some(form) => ScheduleSpec::Method(ScheduleKind::Quadratic(quadratic(form)?)),
+                None => return Err(wrong()),
+            },
+        })
+    }
+}
+
+/// `15,1.4`, `none,1.5`, `15,1.4,signed`.
+fn quadratic(text: &str) -> Result<Quadratic, ParseError> {
+    let wrong =
+        || ParseError(format!("`{text}`: expected CENTRE,POWER[,signed]: an evaluation or none, and a number above 1"));
+    let mut parts = text.split(',');
+    let centre = match parts.next().ok_or_else(wrong)? {
+        "none" => None,
+        centre => Some(centre.parse::<f64>().ok().filter(|c| *c >= 0.0 && c.is_finite()).ok_or_else(wrong)?),
+    };
+    let power = parts.next().and_then(|p| p.parse::<f64>().ok()).filter(|p| *p > 1.0 && p.is_finite());
+    let root = match parts.next() {
+        None => Root::Principal,
+        Some("signed") => Root::Signed,
+        Some(_) => return Err(wrong()),
+    };
+    Ok(Quadratic { centre, power: power.ok_or_else(wrong)?, root })
+}
+
+/// diffusers' `scheduler_config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum SchedulerConfig {
+    /// Its path.
+    File(PathBuf),
+    /// Its content.
+    Json(serde_json::Map<String, serde_json::Value>),
+}
+
+/// A GPU architecture that kernels are compiled for, written `cuda:sm_90`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CudaTarget {
+    /// The architecture's name, as in `sm_90`.
+    pub arch: String,
+}
+
+impl fmt::Display for CudaTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cuda:{}", self.arch)
+    }
+}
+
+impl FromStr for CudaTarget {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<CudaTarget, ParseError> {
+        let is_arch = |arch: &&str| {
+            arch.strip_prefix("sm_").is_some_and(|n| {
+                n.starts_with(|c: char| c.is_ascii_digit()) && n.bytes().all(|b| b.is_ascii_alphanumeric())
+            })
+        };
+        let arch = text.strip_prefix("cuda:").filter(is_arch);
+        let wrong = || ParseError("expected cuda:sm_NN, as in cuda:sm_90".into());
+        arch.map(|arch| CudaTarget { arch: arch.into() }).ok_or_else(wrong)
+    }
+}
+
+impl Serialize for CudaTarget {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for CudaTarget {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<CudaTarget, D::Error> {
+        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_forms_are_read_as_they_are_written() {
+        let schedules = ["none", "auto", "dps", "dps-affine", "dps-output", "uniform", "quadratic", "quadratic=15,1.4"];
+        for text in schedules.into_iter().chain(["quadratic=none,1.5,signed", "a.json", "[0,4,9]"]) {
+            assert_eq!(text.parse::<ScheduleSpec>().unwrap().to_string(), text);
+        }
+        for text in ["random", "first=3", "tap", "tap=40", "tdac", "tdac=7"] {
+            assert_eq!(text.parse::<Selection>().unwrap().to_string(), text);
+        }
+        assert_eq!("quant=cut".parse(), Ok(Correct::Quant));
+        for (bad, expected) in [("quadratic=15", "CENTRE,POWER"), ("quadratic=15,1", "CENTRE"), ("x", "dps-output")] {
+            let error = bad.parse::<ScheduleSpec>().unwrap_err();
+            assert!(error.to_string().contains(expected), "{bad}: {error}");
+        }
+        for bad in ["first", "tap=0", "tap=x", "random=3"] {
+            assert!(bad.parse::<Selection>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn targets_name_an_architecture() {
+        assert_eq!("cuda:sm_90a".parse(), Ok(CudaTarget { arch: "sm_90a".into() }));
+        for bad in ["", "cuda", "cuda:", "cuda:90", "cuda:sm_", "cuda:sm_x", "cuda:sm_90 -v", "cpu"] {
+            assert!(bad.parse::<CudaTarget>().is_err(), "{bad}");
+        }
+    }
+}
