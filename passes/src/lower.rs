@@ -19,7 +19,7 @@ pub const ALIGNMENT: u64 = 64;
 
 /// The constants' bytes, in the order of their offsets.
 #[derive(Clone, Debug, Default)]
-pub struct Weights {
+pub struct WeightSection {
     /// First byte and data of each constant.
     pub parts: Vec<(u64, Tensor)>,
     /// Length of the whole section.
@@ -32,7 +32,7 @@ pub struct Lowering {
     /// The plan.
     pub plan: Plan,
     /// Its constants.
-    pub weights: Weights,
+    pub weights: WeightSection,
     /// Where things are in it.
     pub index: PlanIndex,
 }
@@ -151,7 +151,7 @@ pub fn lower(
 #[derive(Default)]
 struct Constants {
     list: Vec<Constant>,
-    weights: Weights,
+    weights: WeightSection,
     /// What the tables became that something has asked for.
     tables: Vec<Option<usize>>,
     known: HashMap<(String, u64, usize), usize>,

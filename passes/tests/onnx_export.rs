@@ -70,7 +70,7 @@ fn round_trip(op: &Op, inputs: &[Option<Tensor>], types: &[Option<ValueType>]) -
     let plan = plan_of(op, types, &op.infer(&refs).unwrap());
     let exported = match export(&plan, &[], &options(Layout::Split)) {
         Ok(exported) => exported,
-        Err(ExportError::Unspelled(_)) => return None,
+        Err(ExportError::Unsupported(_)) => return None,
         Err(e) => panic!("{op:?}: {e}"),
     };
     let model = &exported.models[0];

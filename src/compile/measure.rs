@@ -67,7 +67,7 @@ impl Compiled<'_> {
     fn quantization(&self) -> Option<Quantization> {
         let (layers, float_layers) = match (&self.quantized, &self.lowered.bf16) {
             (Some(quantized), _) => (layers(quantized), quantized.survey.float_layers.clone()),
-            (None, Some(products)) => (bf16_layers(products, &self.lowered.plan), products.float_layers.clone()),
+            (None, Some(products)) => (bf16_layers(products, &self.lowered), products.float_layers.clone()),
             (None, None) => return None,
         };
         let quant = self.manifest.quant.quantized();

@@ -4,9 +4,10 @@ use crate::model::{Model, ModelError};
 use bytes::Bytes;
 use cqc_kernels::mapped;
 use cqc_passes::bind::{self, BindError, Bound, Saved};
+use cqc_passes::cache::affine::Affine;
 use cqc_passes::cache::{self, Batch, Correction, Cut, CutError, CutSpec, Split};
-use cqc_passes::lower::{Lowering, PlanIndex, Weights, lower};
-use cqc_passes::quant::{self, Annotation, Bf16Products, Extra, QuantSpec, QuantTables, Survey};
+use cqc_passes::lower::{Lowering, PlanIndex, WeightSection, lower};
+use cqc_passes::quant::{self, AnnotateOptions, Annotation, Bf16Products, QuantSpec, QuantTables, Survey};
 use cqc_proto::cq::CacheCorrection;
 use cqc_proto::op::OpError;
 use cqc_proto::plan::Plan;
@@ -60,7 +61,7 @@ pub struct Lowered {
     /// The plan.
     pub plan: Plan,
     /// Constants, not yet in one piece.
-    pub weights: Weights,
+    pub weights: WeightSection,
     /// What left the loop.
     pub saved: Saved,
     /// What was rounded to bf16, if that was asked for.
@@ -194,7 +195,7 @@ pub struct Assembled<'a> {
 }
 
 /// What [`Assembled::lower`] quantizes.
-pub type Quantization<'a> = (&'a Survey, &'a QuantTables, Extra);
+pub type Quantization<'a> = (&'a Survey, &'a QuantTables, AnnotateOptions);
 
 /// The graphs of a loop without a cache.
 ///
@@ -229,12 +230,12 @@ impl Assembled<'_> {
     pub fn lower(&self, quantization: Option<Quantization>) -> Result<(Lowered, Vec<CacheCorrection>), ProgramError> {
         let mut bound = self.bound.clone();
         let mut annotation = None;
-        if let Some((survey, tables, extra)) = quantization {
+        if let Some((survey, tables, options)) = quantization {
             // what does not choose a level bears the precision of f16; fits are made in f32
-            if !extra.shadows {
+            if !options.reference_sums {
                 quant::narrow_tables(&mut bound);
             }
-            annotation = Some(quant::annotate(&mut bound, survey, tables, extra)?);
+            annotation = Some(quant::annotate(&mut bound, survey, tables, options)?);
         }
         let mut lowered = lower_bound(self.model, bound, self.evaluations, self.any_steps, self.bf16.as_ref())?;
         lowered.annotation = annotation;

@@ -258,6 +258,15 @@ impl Quadratic {
     }
 }
 
+/// As [`Quadratic`] is read.
+impl fmt::Display for Quadratic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let centre = self.centre.map_or("none".to_string(), |c| c.to_string());
+        let signed = if self.root == Root::Signed { ",signed" } else { "" };
+        write!(f, "{centre},{}{signed}", self.power)
+    }
+}
+
 impl FromStr for Quadratic {
     type Err = String;
 
@@ -362,7 +371,7 @@ mod tests {
             }
         }
         let form = Quadratic { centre: Some(6.0), power: 1.4, root: Root::Signed };
-        assert_eq!("quadratic=6,1.4,signed".parse(), Ok(ScheduleKind::Quadratic(form)));
+        assert_eq!(format!("quadratic={form}").parse(), Ok(ScheduleKind::Quadratic(form)));
         assert!("quadratic=6,1".parse::<ScheduleKind>().unwrap_err().contains("a number above 1"));
         assert!("dsp".parse::<ScheduleKind>().unwrap_err().starts_with("expected auto, dps-output"));
     }

@@ -12,7 +12,7 @@
 //! reported and lowered to integers. Weights of the preludes, which run once per request, are
 //! quantized alone: their sums stay float.
 
-use super::survey::{Layer, QuantSpec, Site, Survey};
+use super::survey::{ActivationSite, Layer, QuantSpec, Survey};
 use super::weights::QuantizedWeight;
 use crate::bind::{Bound, Origin, Part, TableId, copy_node};
 use crate::ir::{Graph, LayerId, Node, NodeId, NodeOrigin, SiteId, ValueId};
@@ -83,19 +83,21 @@ impl QuantTables {
 
 /// Names of the steps that compute a layer's sum a second time, for fits: from float operands, and
 /// from rounded ones.
-pub fn shadow_names(key: &str) -> [String; 2] {
+fn reference_sum_names(key: &str) -> [String; 2] {
     [format!("{key}/float sum"), format!("{key}/rounded sum")]
 }
 
-/// What [`annotate`] is to do besides.
+/// How [`annotate`] rewrites a loop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Extra {
-    /// Corrected layers get shadows (see [`shadow_names`]).
-    pub shadows: bool,
+pub struct AnnotateOptions {
+    /// The sums of corrected layers are computed a second time, from float operands and from rounded
+    /// ones, and nothing else: what corrections are fitted with. Tables stay f32, so that fits can write
+    /// them.
+    pub reference_sums: bool,
 }
 
 /// Name of a table of a site or layer.
-pub fn table_name(of: &str, what: &str) -> String {
+fn table_name(of: &str, what: &str) -> String {
     format!("quant:{of}/{what}")
 }
 
@@ -157,12 +159,17 @@ pub struct CorrectionTables {
 ///
 /// # Errors
 /// [`OpError`] when a rewritten node does not type-check: a bug here.
-pub fn annotate(bound: &mut Bound, survey: &Survey, tables: &QuantTables, extra: Extra) -> Result<Annotation, OpError> {
+pub fn annotate(
+    bound: &mut Bound,
+    survey: &Survey,
+    tables: &QuantTables,
+    options: AnnotateOptions,
+) -> Result<Annotation, OpError> {
     let mut add = |name: String, values: &[f32], exactly: bool| {
         let width = values.len() / tables.evaluations;
         let mut tensor = Tensor::from_f32(&[tables.evaluations, width], values);
         // fits write f32
-        if !extra.shadows {
+        if !options.reference_sums {
             narrow(&mut tensor, if exactly { 0.0 } else { TOLERANCE });
         }
         bound.add_table(name, tensor)
@@ -174,13 +181,13 @@ pub fn annotate(bound: &mut Bound, survey: &Survey, tables: &QuantTables, extra:
     });
     let sites = sites.collect();
     let corrections = tables.corrections.iter().map(|(&layer, c)| {
-        let key = &survey.layers[layer].key;
-        let factor = add(table_name(key, "a"), &c.a, false);
-        (LayerId(layer), CorrectionTables { factor, bias: add(table_name(key, "bias"), &c.bias, false) })
+        let of = &survey.layers[layer].value;
+        let factor = add(table_name(of, "a"), &c.a, false);
+        (LayerId(layer), CorrectionTables { factor, bias: add(table_name(of, "bias"), &c.bias, false) })
     });
     let tables = Annotation { corrections: corrections.collect(), sites };
     let layers = survey.layers.iter().enumerate().map(|(i, layer)| (layer.node, LayerId(i))).collect();
-    let rewrite = Rewrite { survey, tables: &tables, layers, extra };
+    let rewrite = Rewrite { survey, tables: &tables, layers, options };
     rewrite.part(&mut bound.full)?;
     if let Some(cached) = &mut bound.cached {
         rewrite.part(&mut cached.part)?;
@@ -196,7 +203,7 @@ struct Rewrite<'a> {
     tables: &'a Annotation,
     /// The layers by their nodes.
     layers: HashMap<NodeId, LayerId>,
-    extra: Extra,
+    options: AnnotateOptions,
 }
 
 /// A part that is rewritten into another one, node by node.
@@ -298,8 +305,8 @@ impl Rewrite<'_> {
             inputs[1] = Some(dequantized(&mut m.part.graph, name, weight)?);
         }
         if let Some(&CorrectionTables { factor, bias }) = self.tables.corrections.get(&id) {
-            if self.extra.shadows {
-                let names = shadow_names(&layer.key);
+            if self.options.reference_sums {
+                let names = reference_sum_names(&layer.value);
                 let bare = bare(&op);
                 let float = m.part.graph.node(&names[0], bare.clone(), &[x, w])?[0];
                 m.part.graph.set_origin(float, NodeOrigin::FloatSum(id));
@@ -307,8 +314,8 @@ impl Rewrite<'_> {
                 m.part.graph.set_origin(rounded, NodeOrigin::RoundedSum(id));
             }
             inputs.resize(7, None);
-            inputs[2] = Some(m.row(bias, &table_name(&layer.key, "bias"), layer.channels));
-            inputs[6] = Some(m.row(factor, &table_name(&layer.key, "a"), layer.channels));
+            inputs[2] = Some(m.row(bias, &table_name(&layer.value, "bias"), layer.channels));
+            inputs[6] = Some(m.row(factor, &table_name(&layer.value, "a"), layer.channels));
         }
         let outputs = m.part.graph.repeat(g, node, op, &inputs)?;
         m.map.extend(node.outputs.iter().copied().zip(outputs));
@@ -319,7 +326,7 @@ impl Rewrite<'_> {
         if let Some(&v) = m.rounded.get(&(x, site)) {
             return Ok(v);
         }
-        let Site { name, segments } = &self.survey.sites[site.0];
+        let ActivationSite { name, segments } = &self.survey.sites[site.0];
         let SiteTables { scale, zero_point } = self.tables.sites[site.0];
         let of = format!("{name}#{}", site.0);
         let scale = m.row(scale, &table_name(&of, "scale"), segments.len());

@@ -35,7 +35,7 @@ pub struct Bf16Layer {
     /// Its node in the graph that was bound.
     pub node: NodeId,
     /// Name of the value it gives.
-    pub key: String,
+    pub value: String,
     /// Name of its node in the source model.
     pub name: String,
     /// `conv`, `linear` or `attention`.
@@ -80,9 +80,9 @@ impl Rewrite<'_> {
                 None => {}
                 Some(Err(why)) => found.float_layers.push((node.name.clone(), why)),
                 Some(Ok(())) => {
-                    let key = g.value(node.outputs[0]).name.clone();
+                    let value = g.value(node.outputs[0]).name.clone();
                     let (name, op) = (node.name.clone(), node.op.name());
-                    found.layers.push(Bf16Layer { node: source(node), key, name, op });
+                    found.layers.push(Bf16Layer { node: source(node), value, name, op });
                     match node.op {
                         Op::Attention { .. } => attention(g, node, &mut m, &mut known)?,
                         _ => self.product(g, node, rounds_inputs, &mut m, &mut known)?,

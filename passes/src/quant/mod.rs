@@ -10,9 +10,9 @@ pub mod survey;
 pub mod weights;
 
 pub use annotate::{
-    Annotation, CorrectionTables, Extra, OutputCorrection, QuantTables, SiteTable, SiteTables, annotate, narrow_tables,
-    shadow_names,
+    AnnotateOptions, Annotation, CorrectionTables, OutputCorrection, QuantTables, SiteTable, SiteTables, annotate,
+    narrow_tables,
 };
 pub use bf16::{Bf16Layer, Bf16Products, round_products};
-pub use survey::{Layer, PreludeWeight, QuantSpec, Site, Survey, survey};
+pub use survey::{ActivationSite, Layer, PreludeWeight, QuantSpec, Survey, survey};
 pub use weights::QuantizedWeight;

@@ -35,7 +35,7 @@ pub struct Layer {
     /// Its node in the graph that was bound, which all forms of the step stand for.
     pub node: NodeId,
     /// Name of the value it gives, which its tables are called after.
-    pub key: String,
+    pub value: String,
     /// Name of its node in the source model.
     pub name: String,
     /// `conv`, `linear` or `attention`.
@@ -65,7 +65,7 @@ impl Layer {
 
 /// A tensor that layers read rounded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Site {
+pub struct ActivationSite {
     /// Name of the value.
     pub name: String,
     /// Sizes of the segments of its channels, at least one.
@@ -77,8 +77,6 @@ pub struct Site {
 pub struct PreludeWeight {
     /// The product's node in the graph that was bound.
     pub node: NodeId,
-    /// Name of the value that the product gives.
-    pub key: String,
     /// Its codes.
     pub weight: QuantizedWeight,
 }
@@ -91,7 +89,7 @@ pub struct Survey {
     /// Weights of the preludes, in the order of execution.
     pub preludes: Vec<PreludeWeight>,
     /// What they read.
-    pub sites: Vec<Site>,
+    pub sites: Vec<ActivationSite>,
     /// Layers that stay float, and why.
     pub float_layers: Vec<(String, String)>,
 }
@@ -136,7 +134,7 @@ pub fn survey(bound: &Bound, spec: &QuantSpec, batch: Option<&str>) -> Survey {
                     let name = g.value(v).name.clone();
                     let sizes = if segments.is_empty() { vec![channels(g, v)] } else { segments.clone() };
                     *known.entry((v, sizes.clone())).or_insert_with(|| {
-                        out.sites.push(Site { name, segments: sizes });
+                        out.sites.push(ActivationSite { name, segments: sizes });
                         out.sites.len() - 1
                     })
                 };
@@ -156,7 +154,7 @@ pub fn survey(bound: &Bound, spec: &QuantSpec, batch: Option<&str>) -> Survey {
                     reads_cache: reads_cache.contains(&source(node)),
                     is_live: live.as_ref().is_none_or(|live| live.contains(&source(node))),
                     node: source(node),
-                    key: g.value(node.outputs[0]).name.clone(),
+                    value: g.value(node.outputs[0]).name.clone(),
                 });
             }
         }
@@ -172,7 +170,7 @@ fn prelude_weights(g: &Graph, bits: u8) -> impl Iterator<Item = PreludeWeight> {
     g.nodes().filter_map(move |(_, node)| {
         let axis = node.op.traits().quantization.output_axis().filter(|_| !is_grouped(node))?;
         let weight = QuantizedWeight::nearest(g.tensor(node.input(1)?)?, axis, &[], bits);
-        Some(PreludeWeight { node: source(node), key: g.value(node.outputs[0]).name.clone(), weight })
+        Some(PreludeWeight { node: source(node), weight })
     })
 }
 

@@ -14,7 +14,7 @@ use cqc_passes::cache::affine::Affine;
 use cqc_passes::cache::{self, Batch};
 use cqc_passes::ir::{Graph, verify};
 use cqc_passes::lower::lower;
-use cqc_passes::quant::{self, Extra, OutputCorrection, QuantSpec, QuantTables, round_products};
+use cqc_passes::quant::{self, AnnotateOptions, OutputCorrection, QuantSpec, QuantTables, round_products};
 use cqc_proto::plan::{InputRole, PlanInput, PlanOutput, validate};
 
 pub fn lines(graph: &Graph, how: &str) -> Result<Vec<String>, String> {
@@ -34,10 +34,10 @@ pub fn lines(graph: &Graph, how: &str) -> Result<Vec<String>, String> {
     if let Some(bits) = how.value("quantize=") {
         let survey = quant::survey(&bound, &QuantSpec::new(bits.parse().map_err(text)?), Some("N"));
         let mut tables = QuantTables::float(&survey, times.len());
-        for (i, layer) in survey.layers.iter().enumerate().filter(|(_, l)| how.value("fit=") == Some(&l.key)) {
+        for (i, layer) in survey.layers.iter().enumerate().filter(|(_, l)| how.value("fit=") == Some(&l.value)) {
             tables.corrections.insert(i, OutputCorrection::identity(layer, times.len()));
         }
-        quant::annotate(&mut bound, &survey, &tables, Extra::default()).map_err(text)?;
+        quant::annotate(&mut bound, &survey, &tables, AnnotateOptions::default()).map_err(text)?;
     }
     if how.has("bf16") {
         round_products(&mut bound, &QuantSpec::new(16)).map_err(text)?;

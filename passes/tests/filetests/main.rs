@@ -21,7 +21,7 @@ mod lowering;
 use cqc_passes::bind::{self, Origin, Part};
 use cqc_passes::cache::{self, Batch, CutSpec};
 use cqc_passes::ir::{Graph, parse, verify};
-use cqc_passes::quant::{self, Extra, Layer, OutputCorrection, QuantSpec, QuantTables, round_products};
+use cqc_passes::quant::{self, AnnotateOptions, Layer, OutputCorrection, QuantSpec, QuantTables, round_products};
 use cqc_passes::rewrite::{self, PIPELINE, Pass};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -142,7 +142,7 @@ fn bf16_lines(text: &str) -> Result<Vec<String>, String> {
     // weights that nothing reads any more
     graph.compact().map_err(|node| format!("{node} stands on a cycle"))?;
     let mut lines: Vec<String> = graph.to_string().lines().map(str::to_string).collect();
-    lines.extend(products.layers.iter().map(|l| format!("rounded %{}: {}", l.key, l.op)));
+    lines.extend(products.layers.iter().map(|l| format!("rounded %{}: {}", l.value, l.op)));
     lines.extend(products.float_layers.iter().map(|(name, why)| format!("float {name}: {why}")));
     Ok(lines)
 }
@@ -157,16 +157,16 @@ fn quantized_lines(text: &str, how: &str) -> Result<Vec<String>, String> {
     let float: Vec<usize> = (0..all.sites.len()).filter(|&i| float.contains(&&*all.sites[i].name)).collect();
     let survey = all.without(&float);
     let mut tables = QuantTables::float(&survey, 1);
-    for (i, layer) in survey.layers.iter().enumerate().filter(|(_, l)| named("fit=").contains(&&*l.key)) {
+    for (i, layer) in survey.layers.iter().enumerate().filter(|(_, l)| named("fit=").contains(&&*l.value)) {
         tables.corrections.insert(i, OutputCorrection::identity(layer, 1));
     }
-    quant::annotate(&mut bound, &survey, &tables, Extra::default()).map_err(|e| e.to_string())?;
+    quant::annotate(&mut bound, &survey, &tables, AnnotateOptions::default()).map_err(|e| e.to_string())?;
     let graph = &mut bound.full.graph;
     verify(graph).map_err(|e| e.to_string())?;
     graph.compact().map_err(|node| format!("{node} stands on a cycle"))?;
     let mut lines: Vec<String> = graph.to_string().lines().map(str::to_string).collect();
     let bits = |layer: &Layer| layer.weight.as_ref().map_or(String::new(), |w| format!(", weights of {} bits", w.bits));
-    lines.extend(survey.layers.iter().map(|l| format!("layer %{}: {}{}", l.key, l.op, bits(l))));
+    lines.extend(survey.layers.iter().map(|l| format!("layer %{}: {}{}", l.value, l.op, bits(l))));
     lines.extend(survey.float_layers.iter().map(|(name, why)| format!("float {name}: {why}")));
     Ok(lines)
 }

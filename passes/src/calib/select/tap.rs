@@ -5,7 +5,7 @@
 
 use super::kmeans::kmeans;
 use super::spectral::{Similarity, embed};
-use super::{Pool, draw, random, top_up};
+use super::{SamplePool, draw, random, top_up};
 use nalgebra::DMatrix;
 
 /// Least and greatest number of samples of a cluster.
@@ -42,7 +42,7 @@ impl Default for Tap {
 impl Tap {
     /// Indices of the selected rows, ascending: `total` (all, if there are fewer), and one of every
     /// evaluation that would have none.
-    pub fn select(&self, pool: &Pool) -> Vec<usize> {
+    pub fn select(&self, pool: &SamplePool) -> Vec<usize> {
         if self.total >= pool.len() {
             return (0..pool.len()).collect();
         }
@@ -62,7 +62,7 @@ impl Tap {
     }
 
     /// Those of all runs below one another (the paper does not say how runs are joined).
-    fn embeddings(&self, pool: &Pool, k: usize) -> DMatrix<f32> {
+    fn embeddings(&self, pool: &SamplePool, k: usize) -> DMatrix<f32> {
         let part = (self.fraction * pool.len() as f64).ceil() as usize;
         let count = part.max(2 * k).min(pool.len());
         let similarity = Similarity { alpha: self.alpha, bandwidth: self.bandwidth };
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn what_is_nearly_equal_is_selected_less_often() {
         let (rows, evaluations) = collapsed();
-        let pool = Pool::new(&rows, &evaluations);
+        let pool = SamplePool::new(&rows, &evaluations);
         for seed in 0..3 {
             let selected = Tap { seed, ..settings() }.select(&pool);
             assert!(selected.windows(2).all(|w| w[0] < w[1]) && selected.len() >= 150);
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn the_seed_decides() {
         let (rows, evaluations) = collapsed();
-        let pool = Pool::new(&rows, &evaluations);
+        let pool = SamplePool::new(&rows, &evaluations);
         let select = |seed| Tap { seed, ..settings() }.select(&pool);
         assert_eq!(select(7), select(7));
         assert_ne!(select(7), select(8));
@@ -164,12 +164,12 @@ mod tests {
         let evaluations: Vec<usize> = (0..40).map(|i| i / 4).collect();
         let tap = Tap { total: 20, restarts: 2, ..Tap::default() };
         for value in [0.0, 1.0, f32::NAN, f32::INFINITY, 1e38] {
-            let selected = tap.select(&Pool::new(&vec![value; 40 * 3], &evaluations));
+            let selected = tap.select(&SamplePool::new(&vec![value; 40 * 3], &evaluations));
             assert!((20..=30).contains(&selected.len()), "{value}: {selected:?}");
         }
-        assert!(tap.select(&Pool::new(&[], &[])).is_empty());
-        assert_eq!(tap.select(&Pool::new(&[1.0, 2.0], &[0, 0])), [0, 1]);
-        assert_eq!(Tap { total: 0, ..tap }.select(&Pool::new(&[1.0, 2.0, 3.0], &[0, 1, 1])).len(), 2);
+        assert!(tap.select(&SamplePool::new(&[], &[])).is_empty());
+        assert_eq!(tap.select(&SamplePool::new(&[1.0, 2.0], &[0, 0])), [0, 1]);
+        assert_eq!(Tap { total: 0, ..tap }.select(&SamplePool::new(&[1.0, 2.0, 3.0], &[0, 1, 1])).len(), 2);
     }
 
     proptest! {

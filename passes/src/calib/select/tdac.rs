@@ -1,7 +1,7 @@
 //! EDA-DM's selection (TDAC, arXiv:2401.04585): more samples of evaluations whose features are like
 //! many others', and of such as are unlike.
 
-use super::{Pool, draw, random, top_up};
+use super::{SamplePool, draw, random, top_up};
 
 /// Settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,7 +33,7 @@ impl Tdac {
     ///
     /// # Panics
     /// When a row is no multiple of the channels.
-    pub fn select(&self, pool: &Pool) -> Vec<usize> {
+    pub fn select(&self, pool: &SamplePool) -> Vec<usize> {
         let rows: Vec<_> = pool.by_evaluation().into_iter().filter(|rows| !rows.is_empty()).collect();
         let available: Vec<usize> = rows.iter().map(Vec::len).collect();
         let counts = counts(&self.weights(pool, &rows), &available, self.total);
@@ -42,7 +42,7 @@ impl Tdac {
     }
 
     /// Density and `lambda` times diversity of each evaluation, both from 0 to 1.
-    fn weights(&self, pool: &Pool, rows: &[Vec<usize>]) -> Vec<f64> {
+    fn weights(&self, pool: &SamplePool, rows: &[Vec<usize>]) -> Vec<f64> {
         let mut pairs = vec![];
         for s in 0..rows.len() {
             for t in s + 1..rows.len() {
@@ -67,7 +67,7 @@ impl Tdac {
     /// Mean square difference, and the sum over positions of 1 − cos, of the rows that both have.
     /// Positions with something that is not finite, or with nothing but zeros on one side, are
     /// taken to be alike.
-    fn compare(&self, pool: &Pool, a: &[usize], b: &[usize]) -> [f64; 2] {
+    fn compare(&self, pool: &SamplePool, a: &[usize], b: &[usize]) -> [f64; 2] {
         let c = self.channels;
         assert!(c > 0 && pool.length.is_multiple_of(c), "rows of {} values in {c} channels", pool.length);
         let (mut square, mut unlike) = (0.0, 0.0);
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn density_and_diversity_are_the_published_ones() {
         let (rows, evaluations) = pool();
-        let pool = Pool::new(&rows, &evaluations);
+        let pool = SamplePool::new(&rows, &evaluations);
         let by_evaluation = pool.by_evaluation();
         // 15 of 45 pairs are equal, so the 20th percentile is 0: the first six have five neighbours
         let density = Tdac { lambda: 0.0, ..Tdac::new(2) }.weights(&pool, &by_evaluation);
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn selects_the_total_and_something_of_every_evaluation() {
         let (rows, evaluations) = pool();
-        let pool = Pool::new(&rows, &evaluations);
+        let pool = SamplePool::new(&rows, &evaluations);
         let tdac = Tdac { total: 12, ..Tdac::new(2) };
         let selected = tdac.select(&pool);
         assert!((12..=22).contains(&selected.len()) && selected.windows(2).all(|w| w[0] < w[1]));
@@ -166,10 +166,10 @@ mod tests {
     fn degenerate_pools_can_be_selected_from() {
         let tdac = Tdac { total: 4, ..Tdac::new(2) };
         for value in [0.0, 3.0, f32::NAN, f32::INFINITY, f32::MAX] {
-            let selected = tdac.select(&Pool::new(&[value; 24], &[0, 0, 0, 1, 1, 1, 3, 3, 3, 3, 5, 5]));
+            let selected = tdac.select(&SamplePool::new(&[value; 24], &[0, 0, 0, 1, 1, 1, 3, 3, 3, 3, 5, 5]));
             assert!((4..=8).contains(&selected.len()), "{value}: {selected:?}");
         }
-        assert!(tdac.select(&Pool::new(&[], &[])).is_empty());
+        assert!(tdac.select(&SamplePool::new(&[], &[])).is_empty());
     }
 
     proptest! {

@@ -28,7 +28,7 @@ mod scales;
 mod store;
 mod views;
 
-pub use error::{ExportError, Unspelled};
+pub use error::{ExportError, UnsupportedStep};
 pub use ports::{Port, Wire};
 pub use proto::{IR_VERSION, OPSET};
 pub use scales::{Qdq, Scales, conservative};
@@ -72,14 +72,14 @@ pub struct ExportOptions {
 #[derive(Clone, Debug)]
 pub struct Exported {
     /// The models, in the order in which they run.
-    pub models: Vec<Model>,
+    pub models: Vec<ExportedModel>,
     /// First byte and data of the constants in the common file, ascending; zeros between them.
     pub weights: Vec<(u64, Tensor)>,
 }
 
 /// One model.
 #[derive(Clone, Debug)]
-pub struct Model {
+pub struct ExportedModel {
     /// `prelude`, `prelude_steps`, `full`, `cached` or `model`.
     pub name: &'static str,
     /// The file.
@@ -90,7 +90,7 @@ pub struct Model {
     pub outputs: Vec<Port>,
 }
 
-impl Model {
+impl ExportedModel {
     /// The bytes of its file.
     pub fn encode(&self) -> Vec<u8> {
         prost::Message::encode_to_vec(&self.proto)
@@ -110,7 +110,7 @@ pub fn export(plan: &Plan, constants: &[Tensor], options: &ExportOptions) -> Res
         store: Store::new(&options.weights, options.inline_below),
         qdq: options.qdq,
         models: vec![],
-        unspelled: vec![],
+        unsupported: vec![],
     };
     if !plan.prelude.results.is_empty() {
         export.model("prelude", ProgramKind::Prelude, results(&plan.prelude.results, Wire::Prelude));
@@ -129,9 +129,9 @@ pub fn export(plan: &Plan, constants: &[Tensor], options: &ExportOptions) -> Res
         (Layout::If, None) => export.model("model", ProgramKind::Full, full),
         (Layout::If, Some(cache)) => export.choice(full, &cache.full_evaluations),
     }
-    match export.unspelled.is_empty() {
+    match export.unsupported.is_empty() {
         true => Ok(Exported { models: export.models, weights: export.store.parts }),
-        false => Err(ExportError::Unspelled(export.unspelled)),
+        false => Err(ExportError::Unsupported(export.unsupported)),
     }
 }
 
@@ -163,8 +163,8 @@ struct Export<'a> {
     origin: Origin<'a>,
     store: Store,
     qdq: Qdq,
-    models: Vec<Model>,
-    unspelled: Vec<Unspelled>,
+    models: Vec<ExportedModel>,
+    unsupported: Vec<UnsupportedStep>,
 }
 
 impl Export<'_> {
@@ -197,8 +197,8 @@ impl Export<'_> {
         let named: Vec<(usize, String)> =
             results.iter().map(|r| r.0).zip(outputs.iter().map(|p| p.name.clone())).collect();
         let mut cx = Cx::new(&mut self.store, scope, self.qdq);
-        if let Err(unspelled) = program::write(&mut cx, self.origin, kind, inputs, &named) {
-            self.unspelled.extend(unspelled);
+        if let Err(unsupported) = program::write(&mut cx, self.origin, kind, inputs, &named) {
+            self.unsupported.extend(unsupported);
         }
         let output = outputs.iter().map(|p| value_info(&p.name, &p.ty)).collect();
         GraphProto { name: Some(name.into()), node: std::mem::take(&mut cx.nodes), output, ..Default::default() }
@@ -214,7 +214,7 @@ impl Export<'_> {
     ) {
         graph.initializer = scope.initializers;
         graph.input = inputs.iter().map(|p| value_info(&p.name, &p.ty)).collect();
-        self.models.push(Model { name, proto: proto::model(graph), inputs, outputs });
+        self.models.push(ExportedModel { name, proto: proto::model(graph), inputs, outputs });
     }
 
     /// Adds the model that chooses between `full` and `cached`.

@@ -2,7 +2,7 @@
 
 use super::Qdq;
 use super::cx::{Cx, ExportResult, Val};
-use super::error::Unspelled;
+use super::error::UnsupportedStep;
 use super::ops;
 use super::ports::{Port, Wire, used, wire};
 use super::quantized::Quantized;
@@ -32,7 +32,7 @@ pub(super) fn write(
     kind: ProgramKind,
     ports: &[Port],
     results: &[(usize, String)],
-) -> Result<(), Vec<Unspelled>> {
+) -> Result<(), Vec<UnsupportedStep>> {
     let program = origin.plan.program(kind);
     let inputs: Vec<(Wire, Val)> = ports.iter().map(|p| (p.value.clone(), cx.input(&p.name, p.ty.clone()))).collect();
     let wanted: Vec<usize> = results.iter().map(|r| r.0).collect();
@@ -65,12 +65,12 @@ struct Writer<'c, 'a, 'o> {
     program: &'o Program,
     inputs: Vec<(Wire, Val)>,
     values: Vec<Option<Val>>,
-    refused: Vec<Unspelled>,
+    refused: Vec<UnsupportedStep>,
 }
 
 impl Writer<'_, '_, '_> {
     fn refuse(&mut self, step: &str, op: &str, reason: String) {
-        self.refused.push(Unspelled { program: self.kind, step: step.into(), op: op.into(), reason });
+        self.refused.push(UnsupportedStep { program: self.kind, step: step.into(), op: op.into(), reason });
     }
 
     /// Sizes that depend on the batch are computed from an input that has it.
