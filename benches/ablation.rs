@@ -19,9 +19,9 @@ use cachequant::stages::Stages;
 use common::{BATCH, Bench, Options, arguments, option, rows};
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::ScheduleKind;
-use cqc_passes::calib::compensate::Mode;
+use cqc_passes::calib::compensate::CompensationMode;
 use cqc_passes::calib::select::Tap;
-use cqc_passes::quant::{Extra, QuantSpec};
+use cqc_passes::quant::{AnnotateOptions, QuantSpec};
 use cqc_runtime::denoise::{Compensation, Denoiser, Request};
 use cqc_runtime::engine::Weights;
 use serde_json::{Value, json};
@@ -58,7 +58,7 @@ struct Quant {
     grouping: Grouping,
     split: bool,
     outputs: Outputs,
-    compensation: Option<Mode>,
+    compensation: Option<CompensationMode>,
     reconstruct: bool,
     select: Samples,
     /// As published: the first and the last layer have 8 bits.
@@ -125,16 +125,20 @@ fn all_rows() -> Vec<Row> {
             forecast,
             Some(Quant { reconstruct: true, outputs: Outputs::None, ..DEFAULT }),
         ),
-        row("sensitive inputs float, + VC (mse)", forecast, Some(Quant { compensation: Some(Mode::Mse), ..DEFAULT })),
+        row(
+            "sensitive inputs float, + VC (mse)",
+            forecast,
+            Some(Quant { compensation: Some(CompensationMode::Mse), ..DEFAULT }),
+        ),
         row(
             "W4A8, sensitive inputs float, reconstruction",
             forecast,
             Some(Quant { bits: 4, reconstruct: true, outputs: Outputs::None, ..DEFAULT }),
         ),
         row("DEC quant of all layers", forecast, Some(Quant { outputs: Outputs::All, ..DEC })),
-        row("+ VC (mse)", forecast, Some(Quant { compensation: Some(Mode::Mse), ..DEC })),
-        row("+ VC (regression)", forecast, Some(Quant { compensation: Some(Mode::Regression), ..DEC })),
-        row("+ VC (variance)", forecast, Some(Quant { compensation: Some(Mode::Variance), ..DEC })),
+        row("+ VC (mse)", forecast, Some(Quant { compensation: Some(CompensationMode::Mse), ..DEC })),
+        row("+ VC (regression)", forecast, Some(Quant { compensation: Some(CompensationMode::Regression), ..DEC })),
+        row("+ VC (variance)", forecast, Some(Quant { compensation: Some(CompensationMode::Variance), ..DEC })),
         row("reconstruction", forecast, Some(recon)),
         row("reconstruction + DEC quant", forecast, Some(Quant { reconstruct: true, ..DEC })),
         row("as published", Some(Schedule::Published), Some(Quant { edges: true, ..DEC })),
@@ -321,7 +325,7 @@ impl<'a> Ablation<'a> {
         let again = choice.map(|c| self.cached.assemble(&c.full, refitted).unwrap());
         let assembled = again.as_ref().unwrap_or(&self.plain);
         let (lowered, _) =
-            assembled.lower(Some((&quantized.survey, &quantized.fitted.tables, Extra::default()))).unwrap();
+            assembled.lower(Some((&quantized.survey, &quantized.fitted.tables, AnnotateOptions::default()))).unwrap();
         (lowered, quantized.fitted.compensation)
     }
 }

@@ -77,7 +77,7 @@ pub struct Model {
     pub report: Report,
     /// Inputs whose given value was needed at import and is now part of the model.
     pub consumed_inputs: Vec<String>,
-    /// What the importer found odd.
+    /// What the importer found odd, and what rules got wrong ([`Report::failures`]).
     pub warnings: Vec<String>,
 }
 
@@ -112,6 +112,9 @@ impl Model {
         let passes = &PIPELINE[..options.stop_after.unwrap_or(PIPELINE.len()).min(PIPELINE.len())];
         after("import", &graph);
         let report = rewrite::run(&mut graph, passes, |pass, graph| after(pass.name, graph))?;
+        let mut warnings = loaded.warnings;
+        let bug = |failure| format!("internal error in {failure}; please report it with the model");
+        warnings.extend(report.failures.iter().map(bug));
         // what the passes have read is not needed before the weights are written
         release_constants(&graph);
         Ok(Model {
@@ -129,7 +132,7 @@ impl Model {
             graph,
             report,
             consumed_inputs: loaded.consumed_inputs.into_iter().collect(),
-            warnings: loaded.warnings,
+            warnings,
         })
     }
 

@@ -144,7 +144,7 @@ fn an_evaluation_is_near_the_float_one_however_it_is_executed() {
 fn the_first_product_is_the_same_up_to_the_order_of_additions() {
     for check in denoisers() {
         let lowered = rounded(&check);
-        let (weights, key) = (weights(&lowered), &lowered.bf16.as_ref().unwrap().layers[0].key);
+        let (weights, key) = (weights(&lowered), &lowered.bf16.as_ref().unwrap().layers[0].value);
         let of = |options: EngineOptions| {
             let options = EngineOptions { batch: check.batch(), keep: vec![key.clone()], ..options };
             tapped(&weights, &check.inputs, 0, key, options).0

@@ -19,7 +19,7 @@ mod rewired;
 
 use cachequant::export::Form;
 use cachequant::io::{Overwrite, read_npy, write_npy};
-use cqc_passes::onnx::export::{Layout, Model, Qdq, Scales};
+use cqc_passes::onnx::export::{ExportedModel, Layout, Qdq, Scales};
 use cqc_proto::onnx::{ModelProto, data_type};
 use cqc_proto::plan::{Program, ProgramKind};
 use cqc_proto::{DType, Op, Tensor};
@@ -122,7 +122,7 @@ fn check_layers(case: &Case, qdq: Qdq, kind: ProgramKind) {
         model.inputs.iter().map(|p| (p.name.clone(), runtime.values[&p.value.to_string()].clone())).collect();
     let run = |proto: ModelProto, feeds: &Values| {
         let path = dir.join("rewired.onnx");
-        std::fs::write(&path, Model { proto, ..model.clone() }.encode()).unwrap();
+        std::fs::write(&path, ExportedModel { proto, ..model.clone() }.encode()).unwrap();
         onnxruntime::run_session(&mut onnxruntime::session(environment, &path, false), feeds).unwrap()
     };
     let alone = run(tapped(&model.proto, &taps), &feeds);

@@ -23,6 +23,7 @@ fn outputs_equal_torch() {
     for check in found {
         let model = Model::load(&check.model, &ModelOptions::default(), |_, _| {})
             .unwrap_or_else(|e| panic!("{}: {e}", check.model.display()));
+        assert!(model.report.failures.is_empty(), "{}: {:?}", check.model.display(), model.report.failures);
         let lowered = compile_evaluation(&model).unwrap();
         let bytes = lowered.weight_bytes().unwrap();
         let weights = Weights::new(lowered.plan, bytes).unwrap();

@@ -10,10 +10,10 @@ use cachequant::quantize::{QuantizeError, QuantizeOptions, Quantized, quantize};
 use cachequant::stages::Stages;
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::ScheduleKind;
-use cqc_passes::calib::compensate::Mode;
+use cqc_passes::calib::compensate::CompensationMode;
 use cqc_passes::calib::select::Tap;
 use cqc_passes::ir::ValueId;
-use cqc_passes::quant::{Extra, Layer, PreludeWeight, QuantSpec, QuantTables, Survey};
+use cqc_passes::quant::{AnnotateOptions, Layer, PreludeWeight, QuantSpec, QuantTables, Survey};
 use cqc_proto::Tensor;
 use cqc_proto::plan::{InputRole, ProgramKind};
 use cqc_proto::sampler::{SamplerConfig, SamplerKind};
@@ -47,7 +47,7 @@ struct How {
     float_work: f64,
     outputs: Outputs,
     grouping: Grouping,
-    compensation: Option<Mode>,
+    compensation: Option<CompensationMode>,
     reconstruct: bool,
     select: Select,
     fit: usize,
@@ -124,7 +124,8 @@ impl<'a> Case<'a> {
             },
         )?;
         let assembled = assemble(quantized.fitted.cache.as_ref().or(tables));
-        let lowered = assembled.lower(Some((&quantized.survey, &quantized.fitted.tables, Extra::default())))?.0;
+        let lowered =
+            assembled.lower(Some((&quantized.survey, &quantized.fitted.tables, AnnotateOptions::default())))?.0;
         Ok((quantized, lowered))
     }
 
@@ -234,7 +235,7 @@ fn weights_take_a_byte_or_half_of_one() {
         let assembled = assemble_loop(&model, &case.options).unwrap();
         let survey = assembled.survey(&spec);
         let tables = QuantTables::float(&survey, assembled.evaluations());
-        let lowered = assembled.lower(Some((&survey, &tables, Extra::default()))).unwrap().0;
+        let lowered = assembled.lower(Some((&survey, &tables, AnnotateOptions::default()))).unwrap().0;
         let share = lowered.weights.len as f64 / float;
         assert!(share < limit, "{bits} bits: {share:.3} of the float weights");
     }
@@ -267,7 +268,7 @@ fn weights_of_preludes_with_4_bits_are_rounded_by_what_they_read() {
     let quality = |preludes: Vec<PreludeWeight>| {
         let survey = Survey { preludes, ..Survey::default() };
         let tables = QuantTables::float(&survey, assembled.evaluations());
-        let lowered = assembled.lower(Some((&survey, &tables, Extra::default()))).unwrap().0;
+        let lowered = assembled.lower(Some((&survey, &tables, AnnotateOptions::default()))).unwrap().0;
         sqnr(&case.first_answer(&lowered), &float)
     };
     let preludes = quantized.survey.preludes;
@@ -283,7 +284,7 @@ fn fits_do_not_depend_on_threads() {
     let choice = case.choice(3);
     let how = How {
         outputs: Outputs::All,
-        compensation: Some(Mode::Mse),
+        compensation: Some(CompensationMode::Mse),
         reconstruct: true,
         select: Select::Tap(Tap { total: 12, clusters: 4, ..Tap::default() }),
         ..PLAIN
@@ -342,7 +343,7 @@ fn shared_ranges_cover_what_each_evaluation_needs() {
 fn a_single_step_and_a_single_sample_are_enough() {
     let model = load("ddpm-shapes32");
     let case = Case::new(&model, SamplerKind::Ddim, 1, plain(1));
-    let how = How { fit: 1, outputs: Outputs::All, compensation: Some(Mode::Variance), ..PLAIN };
+    let how = How { fit: 1, outputs: Outputs::All, compensation: Some(CompensationMode::Variance), ..PLAIN };
     let (quantized, lowered) = case.quantize(None, &how).unwrap();
     let found = case.sample(&lowered, Some(&quantized));
     assert!(found.iter().all(|x| x.is_finite()));

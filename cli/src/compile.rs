@@ -214,7 +214,8 @@ fn say_quantization(quant: &QuantSummary, kind: Quant) {
     if kind == Quant::Bf16 {
         tracing::info!("bf16: {layers} layers; float: {float}");
     } else {
-        let bits = if kind == Quant::W4a8 { ", weights of 4 bits" } else { "" };
+        let bits = kind.weight_bits().filter(|&bits| bits < 8);
+        let bits = bits.map_or_else(String::new, |bits| format!(", weights of {bits} bits"));
         let bf16 = quant.inputs_bf16.len();
         tracing::info!("quantized: {layers} layers{bits}, {bf16} of them with inputs in bf16; float: {float}");
         for name in &quant.inputs_bf16 {

@@ -125,7 +125,7 @@ impl From<LoopExportError> for Failure {
     fn from(e: LoopExportError) -> Failure {
         match e {
             LoopExportError::File(e) => e.into(),
-            LoopExportError::Export(ExportError::Unspelled(steps)) => {
+            LoopExportError::Export(ExportError::Unsupported(steps)) => {
                 let what = format!("{} steps cannot be written in standard ONNX", steps.len());
                 steps.iter().fold(Failure::new(Exit::Unsupported, what), |failure, step| failure.fact("step", step))
             }

@@ -147,7 +147,8 @@ fn close(found: &Tensor, expected: &Tensor, rtol: f64, atol: f64) -> Result<(), 
     if !found.dtype().is_float() {
         return if found == expected { Ok(()) } else { Err("other integers".into()) };
     }
-    // two units in the last place of the half types, as ONNX's runner allows for bf16: decomposed operators round in between
+    // two units in the last place of the half types, as ONNX's runner allows for bf16: decomposed
+    // operators round in between
     let rtol = match found.dtype() {
         DType::BF16 => rtol.max(1.0 / 64.0),
         DType::F16 => rtol.max(1.0 / 512.0),

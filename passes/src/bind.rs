@@ -1,13 +1,14 @@
 //! Binding times: what of the graph leaves the denoising loop.
 //!
-//! Every node depends on some of three things: the time step (T), the conditioning (C), the sample (S). Nodes that see only T are evaluated
-//! now, for every evaluation of the loop, and become tables; C alone is the prelude; T and C together are a prelude over all
-//! evaluations at once; everything else is the step. The three parts come out as graphs of their own, cut where a later part reads
-//! an earlier one.
+//! Every node depends on some of three things: the time step (T), the conditioning (C), the sample
+//! (S). Nodes that see only T are evaluated now, for every evaluation of the loop, and become
+//! tables; C alone is the prelude; T and C together are a prelude over all evaluations at once;
+//! everything else is the step. The three parts come out as graphs of their own, cut where a later
+//! part reads an earlier one.
 //!
-//! Tables are computed for a batch of one and broadcast: all samples of a step share the time step. A value whose shape
-//! does not allow that (the batch anywhere but alone on axis 0) stays in the step. Models of fixed batch run the T-and-C prelude once
-//! per evaluation instead of once for all.
+//! Tables are computed for a batch of one and broadcast: all samples of a step share the time step.
+//! A value whose shape does not allow that (the batch anywhere but alone on axis 0) stays in the
+//! step. Models of fixed batch run the T-and-C prelude once per evaluation instead of once for all.
 
 use crate::interpret::{self, InterpretError};
 use crate::ir::{Def, Graph, Node, ValueId};
@@ -17,13 +18,17 @@ use cqc_proto::plan::InputRole;
 use cqc_proto::{Bindings, DType, Dim, Op, Tensor, ValueType};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+/// A table of a loop: its index in [`Bound::tables`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TableId(pub usize);
+
 /// Where a value of a part comes from, if not from a node of the same part or a constant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// Input `i` of the source graph.
     Input(usize),
-    /// Row of [`Bound::tables`]`[i]`.
-    Table(usize),
+    /// This evaluation's row of a table.
+    Table(TableId),
     /// Result `i` of the prelude.
     Prelude(usize),
     /// This evaluation's rows of result `i` of the prelude over all evaluations.
@@ -60,12 +65,21 @@ pub struct Bound {
     pub saved: Saved,
 }
 
+impl Bound {
+    /// Adds a table `[evaluations, row…]`.
+    pub fn add_table(&mut self, name: String, tensor: Tensor) -> TableId {
+        self.tables.push((name, tensor));
+        TableId(self.tables.len() - 1)
+    }
+}
+
 /// The step without what it reads from the cache instead.
 #[derive(Clone, Debug, Default)]
 pub struct CachedPart {
     /// Its nodes.
     pub part: Part,
-    /// Names of the slots; the values of `full` they store are the outputs of its graph behind those of the model, in order.
+    /// Names of the slots; the values of `full` they store are the outputs of its graph behind
+    /// those of the model, in order.
     pub slots: Vec<String>,
     /// Further slots: each holds what one of `slots` held before.
     pub previous: Vec<usize>,
@@ -129,13 +143,17 @@ enum Stage {
     Full,
 }
 
-/// Cuts `graph` for a loop over `timesteps` (one per evaluation, as fed to the network). `roles` says what each input is.
+/// Cuts `graph` for a loop over `timesteps` (one per evaluation, as fed to the network). `roles`
+/// says what each input is.
 ///
 /// `batch` is the batch symbol, `None` for a model of fixed batch.
 ///
 /// # Errors
 /// [`BindError`].
 pub fn bind(graph: &Graph, roles: &[InputRole], batch: Option<&str>, timesteps: &[f64]) -> Result<Bound, BindError> {
+    let mut graph = graph.clone();
+    graph.set_own_origins();
+    let graph = &graph;
     let stages = stages(graph, roles, batch);
     let mut bound = Bound { saved: saved(graph, &stages), ..Bound::default() };
     let tables = boundary(graph, &stages, |from, to| from == Stage::Table && to == Stage::Full);
@@ -152,7 +170,9 @@ pub fn bind(graph: &Graph, roles: &[InputRole], batch: Option<&str>, timesteps: 
 /// The whole graph as one step, without tables: for single evaluations.
 pub fn unbound(graph: &Graph) -> Bound {
     let origins = (0..graph.inputs.len()).map(Origin::Input).collect();
-    Bound { full: Part { graph: graph.clone(), origins }, ..Bound::default() }
+    let mut graph = graph.clone();
+    graph.set_own_origins();
+    Bound { full: Part { graph, origins }, ..Bound::default() }
 }
 
 fn stages(g: &Graph, roles: &[InputRole], batch: Option<&str>) -> Vec<Stage> {
@@ -206,8 +226,8 @@ fn batch_leads(ty: &ValueType, batch: Option<&str>) -> bool {
     ty.shape.iter().enumerate().all(|(i, d)| d.coefficient(batch) == 0 || (i == 0 && d.as_symbol() == Some(batch)))
 }
 
-/// Values made in one stage and read in another, in order; outputs count as read by the step. Inputs are not among them,
-/// except the time step.
+/// Values made in one stage and read in another, in order; outputs count as read by the step.
+/// Inputs are not among them, except the time step.
 fn boundary(g: &Graph, stages: &[Stage], crosses: impl Fn(Stage, Stage) -> bool) -> Vec<ValueId> {
     let stage = |v: ValueId| stages[v.0 as usize];
     let mut found = Vec::new();
@@ -324,8 +344,7 @@ pub(crate) fn copy_node(
         }
     }
     let inputs: Vec<_> = node.inputs.iter().map(|v| v.map(|v| map[&v])).collect();
-    let names: Vec<&str> = node.outputs.iter().map(|&v| g.value(v).name.as_str()).collect();
-    let outputs = to.node_with_outputs(&node.name, node.op.clone(), &inputs, &names)?;
+    let outputs = to.repeat(g, node, node.op.clone(), &inputs)?;
     let expected: Vec<&ValueType> = node.outputs.iter().map(|&v| g.ty(v)).collect();
     if outputs.iter().map(|&v| to.ty(v)).ne(expected.iter().copied()) {
         return Err(OpError { op: node.op.name(), reason: "its result changes with a broadcast operand".into() });
@@ -355,7 +374,7 @@ fn step_part(
     }
     for (i, &v) in tables.iter().enumerate() {
         let row = ValueType::fixed(rows[i].1.dtype(), &rows[i].1.shape()[1..]);
-        add(&mut part, v, row, Origin::Table(i));
+        add(&mut part, v, row, Origin::Table(TableId(i)));
     }
     for (i, &v) in prelude.iter().enumerate() {
         add(&mut part, v, g.ty(v).clone(), Origin::Prelude(i));

@@ -1,4 +1,5 @@
-//! Runs a graph node by node through the reference kernels: slow, and the definition of what a graph means.
+//! Runs a graph node by node through the reference kernels: slow, and the definition of what a
+//! graph means.
 
 use crate::ir::{Def, Graph, Node, ValueId};
 use cqc_kernels::reference::{self, EvalError};
@@ -126,7 +127,8 @@ pub fn bind_op(op: &Op, bindings: &Bindings) -> Result<Op, Dim> {
     Ok(op)
 }
 
-/// Multiply-accumulates that the definition of an operator takes, or elements that pooling looks at; `None` where sizes are not known or too large.
+/// Multiply-accumulates that the definition of an operator takes, or elements that pooling looks
+/// at; `None` where sizes are not known or too large.
 pub(crate) fn work(op: &Op, inputs: &[Option<&ValueType>], outputs: &[ValueType]) -> Option<i64> {
     let macs = op.cost(inputs, outputs).macs.as_const()?;
     let Op::Pool { kernel, .. } = op else { return Some(macs) };

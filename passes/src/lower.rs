@@ -4,26 +4,82 @@
 //! last axis joins is written into the joined tensor where all that touch it can. Constants are laid out on 64-byte boundaries in
 //! the order of first use, so that a step's weights are read front to back.
 
-use crate::bind::{Bound, Origin, Part};
-use crate::ir::{Def, Graph, Node, ValueId};
+use crate::bind::{Bound, Origin, Part, TableId};
+use crate::ir::{Def, Graph, Node, NodeId, NodeOrigin, ValueId};
 use cqc_proto::op::OpError;
 use cqc_proto::plan::{
-    Alias, Cache, CacheSlot, Constant, Plan, PlanInput, PlanOutput, PlanValue, Program, Source, Step, TimeTables,
-    WeightCodes,
+    Alias, Cache, CacheSlot, Constant, Plan, PlanInput, PlanOutput, PlanValue, Program, ProgramKind, Source, Step,
+    TimeTables, WeightCodes,
 };
 use cqc_proto::{DType, Dim, Op, Tensor, ValueType};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Alignment of every constant in the weight section, bytes.
 pub const ALIGNMENT: u64 = 64;
 
 /// The constants' bytes, in the order of their offsets.
 #[derive(Clone, Debug, Default)]
-pub struct Weights {
+pub struct WeightSection {
     /// First byte and data of each constant.
     pub parts: Vec<(u64, Tensor)>,
     /// Length of the whole section.
     pub len: u64,
+}
+
+/// A plan, the bytes of its constants, and where in it the tables and nodes of the parts are.
+#[derive(Clone, Debug)]
+pub struct Lowering {
+    /// The plan.
+    pub plan: Plan,
+    /// Its constants.
+    pub weights: WeightSection,
+    /// Where things are in it.
+    pub index: PlanIndex,
+}
+
+/// Where in a plan the tables and nodes are that it was lowered from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PlanIndex {
+    /// Name of every table, and the constant that it became if a program reads it.
+    tables: Vec<(String, Option<usize>)>,
+    /// Per program, what each of its steps stands for.
+    steps: BTreeMap<ProgramKind, Vec<Option<NodeOrigin>>>,
+}
+
+impl PlanIndex {
+    /// The constant that a table became.
+    ///
+    /// # Panics
+    /// When no program reads the table: whoever made it has forgotten to.
+    pub fn table(&self, id: TableId) -> usize {
+        let (name, constant) = &self.tables[id.0];
+        constant.unwrap_or_else(|| panic!("no program reads table `{name}`"))
+    }
+
+    /// The steps of a program that stand for something, in order.
+    pub fn steps(&self, kind: ProgramKind) -> impl Iterator<Item = (usize, NodeOrigin)> + '_ {
+        let origins = self.steps.get(&kind).into_iter().flatten().enumerate();
+        origins.filter_map(|(step, origin)| Some((step, (*origin)?)))
+    }
+
+    /// The step of a program that stands for a node of the graph that was bound; `None` if the program
+    /// does not run it.
+    pub fn step_of(&self, kind: ProgramKind, node: NodeId) -> Option<usize> {
+        self.steps(kind).find(|(_, origin)| *origin == NodeOrigin::Source(node)).map(|(step, _)| step)
+    }
+
+    /// The constant that a layer of `full` reads as its weights; `None` for one without, an attention.
+    ///
+    /// # Panics
+    /// When `full` does not run the node.
+    pub fn weight_of(&self, plan: &Plan, node: NodeId) -> Option<usize> {
+        let step = self.step_of(ProgramKind::Full, node);
+        let step = step.unwrap_or_else(|| panic!("no step of `full` stands for node {} of the graph", node.0));
+        match plan.full.values[plan.full.steps[step].inputs.get(1).copied().flatten()?].source {
+            Source::Constant(i) => Some(i),
+            _ => None,
+        }
+    }
 }
 
 /// Lowers the parts. `inputs` and `outputs` describe the source model; the outputs' `value` is filled in here. With `any_steps` the plan keeps
@@ -39,9 +95,16 @@ pub fn lower(
     fixed_batch: Option<usize>,
     evaluations: usize,
     any_steps: bool,
-) -> Result<(Plan, Weights), OpError> {
-    let mut constants = Constants::default();
-    let (full, results) = program(&bound.full, bound, &mut constants)?;
+) -> Result<Lowering, OpError> {
+    let mut constants = Constants { tables: vec![None; bound.tables.len()], ..Constants::default() };
+    let mut steps = BTreeMap::new();
+    let mut part = |kind: ProgramKind, part: &Part, constants: &mut Constants| {
+        let (program, origins) = program(part, bound, constants)?;
+        steps.insert(kind, origins);
+        Ok::<Program, OpError>(program)
+    };
+    let mut full = part(ProgramKind::Full, &bound.full, &mut constants)?;
+    let results = std::mem::take(&mut full.results);
     let (of_outputs, of_slots) = results.split_at(outputs.len().min(results.len()));
     for (output, value) in outputs.iter_mut().zip(of_outputs) {
         output.value = *value;
@@ -57,13 +120,14 @@ pub fn lower(
         });
         let slots = first.iter().cloned().chain(previous).collect();
         let full_evaluations = cached.full_evaluations.clone();
-        Ok(Cache { slots, cached: part_with_results(&cached.part, bound, &mut constants)?, full_evaluations })
+        let cached = part(ProgramKind::Cached, &cached.part, &mut constants)?;
+        Ok::<Cache, OpError>(Cache { slots, cached, full_evaluations })
     });
     let cache = cache.transpose()?;
     let times = any_steps.then(|| {
-        let program = part_with_results(&bound.times, bound, &mut constants)?;
-        let of_time = bound.tables.iter().take(program.results.len());
-        Ok(TimeTables { program, tables: of_time.map(|(name, tensor)| constants.add(name, tensor)).collect() })
+        let (program, _) = program(&bound.times, bound, &mut constants)?;
+        let of_time = (0..program.results.len()).map(|i| constants.table(bound, TableId(i)));
+        Ok::<TimeTables, OpError>(TimeTables { tables: of_time.collect(), program })
     });
     let times = times.transpose()?;
     let plan = Plan {
@@ -72,26 +136,24 @@ pub fn lower(
         inputs,
         outputs,
         evaluations,
-        prelude: part_with_results(&bound.prelude, bound, &mut constants)?,
-        prelude_steps: part_with_results(&bound.prelude_steps, bound, &mut constants)?,
+        prelude: part(ProgramKind::Prelude, &bound.prelude, &mut constants)?,
+        prelude_steps: part(ProgramKind::PreludeSteps, &bound.prelude_steps, &mut constants)?,
         full,
         cache,
         times,
         constants: constants.list,
     };
-    Ok((plan, constants.weights))
-}
-
-fn part_with_results(part: &Part, bound: &Bound, constants: &mut Constants) -> Result<Program, OpError> {
-    let (mut program, results) = program(part, bound, constants)?;
-    program.results = results;
-    Ok(program)
+    let names = bound.tables.iter().map(|(name, _)| name.clone());
+    let index = PlanIndex { tables: names.zip(constants.tables).collect(), steps };
+    Ok(Lowering { plan, weights: constants.weights, index })
 }
 
 #[derive(Default)]
 struct Constants {
     list: Vec<Constant>,
-    weights: Weights,
+    weights: WeightSection,
+    /// What the tables became that something has asked for.
+    tables: Vec<Option<usize>>,
     known: HashMap<(String, u64, usize), usize>,
 }
 
@@ -105,6 +167,14 @@ impl Constants {
         let i = self.push(name, tensor.value_type(), tensor.clone(), None);
         self.known.insert(key, i);
         i
+    }
+
+    /// Index of the constant that a table becomes.
+    fn table(&mut self, bound: &Bound, id: TableId) -> usize {
+        let (name, tensor) = &bound.tables[id.0];
+        let constant = self.add(name, tensor);
+        self.tables[id.0] = Some(constant);
+        constant
     }
 
     /// Index of a quantized constant, likewise.
@@ -151,10 +221,14 @@ fn widened_weight(g: &Graph, node: &Node, constants: &mut Constants) -> Option<u
     Some(constants.add(&g.value(stored).name, tensor))
 }
 
-/// A program and the values that hold the graph's outputs.
-fn program(part: &Part, bound: &Bound, constants: &mut Constants) -> Result<(Program, Vec<usize>), OpError> {
+/// A program, whose results are the graph's outputs, and what each of its steps stands for.
+fn program(
+    part: &Part,
+    bound: &Bound,
+    constants: &mut Constants,
+) -> Result<(Program, Vec<Option<NodeOrigin>>), OpError> {
     let g = &part.graph;
-    let mut out = Program::default();
+    let (mut out, mut origins) = (Program::default(), vec![]);
     let mut map: HashMap<ValueId, usize> = HashMap::new();
     for (&v, origin) in g.inputs.iter().zip(&part.origins) {
         let source = match *origin {
@@ -162,10 +236,7 @@ fn program(part: &Part, bound: &Bound, constants: &mut Constants) -> Result<(Pro
             Origin::Prelude(i) => Source::Prelude(i),
             Origin::PreludeSteps(i) => Source::PreludeSteps(i),
             Origin::Cache(i) => Source::Cache(i),
-            Origin::Table(i) => {
-                let (name, tensor) = &bound.tables[i];
-                Source::Table(constants.add(name, tensor))
-            }
+            Origin::Table(id) => Source::Table(constants.table(bound, id)),
         };
         map.insert(v, push(&mut out, g, v, source, None));
     }
@@ -196,6 +267,7 @@ fn program(part: &Part, bound: &Bound, constants: &mut Constants) -> Result<(Pro
         });
         let outputs = outputs.collect();
         out.steps.push(Step { op: node.op.clone(), inputs, outputs, name: node.name.clone() });
+        origins.push(node.origin);
     }
     for (v, (joined, offset)) in in_place(g) {
         let (id, of) = (map[&v], map[&joined]);
@@ -204,8 +276,8 @@ fn program(part: &Part, bound: &Bound, constants: &mut Constants) -> Result<(Pro
             out.values[id].alias = Some(Alias::Columns { of, offset });
         }
     }
-    let results = g.outputs.iter().map(|(_, v)| operand(&mut out, g, *v, &mut map, constants)).collect();
-    Ok((out, results))
+    out.results = g.outputs.iter().map(|(_, v)| operand(&mut out, g, *v, &mut map, constants)).collect();
+    Ok((out, origins))
 }
 
 /// Values that a concat along the last axis can find in place: the joined value and their first column in it. A value lies in

@@ -1,6 +1,6 @@
 //! A full and a cached step agree: on every graph of `tests/filetests/cache`, at every candidate.
 
-use cqc_passes::bind::{Origin, Part};
+use cqc_passes::bind::{Origin, Part, TableId};
 use cqc_passes::cache::{self, Batch, Cached, Correction, Cut, CutError, CutSpec, Split};
 use cqc_passes::interpret::interpret;
 use cqc_passes::ir::{Graph, parse, verify};
@@ -27,7 +27,8 @@ fn steps() -> Vec<Part> {
 fn step(text: &str) -> Part {
     let lines: Vec<&str> = text.lines().filter(|l| !l.starts_with(';')).collect();
     let graph = parse(&lines.join("\n")).unwrap();
-    let origins = (0..graph.inputs.len()).map(|i| if i == 0 { Origin::Input(0) } else { Origin::Table(i - 1) });
+    let origins =
+        (0..graph.inputs.len()).map(|i| if i == 0 { Origin::Input(0) } else { Origin::Table(TableId(i - 1)) });
     Part { origins: origins.collect(), graph }
 }
 
@@ -116,13 +117,14 @@ const ADDED: &str = "graph(%x: f32[N,4,8]) {
 fn a_correction_behind_a_delta_takes_the_addition_in() {
     let step = step(ADDED);
     let mut split = cache::split(&step, &choose(&step, "a..h").unwrap()).unwrap();
-    cache::correct(&mut split.cached, &[Correction { slot: 0, scale: 5, shift: 6, previous: None }]).unwrap();
+    cache::correct(&mut split.cached, &[Correction { slot: 0, scale: TableId(5), shift: TableId(6), previous: None }])
+        .unwrap();
     verify(&split.cached.graph).unwrap();
     let ops: Vec<Op> = split.cached.graph.nodes().map(|(_, n)| n.op.clone()).collect();
     assert!(matches!(ops[..], [Op::Linear { .. }, Op::Affine, Op::Linear { .. }]), "{}", split.cached.graph);
     assert_eq!(
         split.cached.origins,
-        [Origin::Input(0), Origin::Cache(0), Origin::Table(5), Origin::Table(6)],
+        [Origin::Input(0), Origin::Cache(0), Origin::Table(TableId(5)), Origin::Table(TableId(6))],
         "tables stand behind"
     );
 }
@@ -131,7 +133,8 @@ fn a_correction_behind_a_delta_takes_the_addition_in() {
 fn a_correction_of_a_tensor_stands_before_all_its_readers() {
     let step = step(ADDED);
     let mut split = cache::split(&step, &choose(&step, "f").unwrap()).unwrap();
-    cache::correct(&mut split.cached, &[Correction { slot: 0, scale: 0, shift: 1, previous: None }]).unwrap();
+    cache::correct(&mut split.cached, &[Correction { slot: 0, scale: TableId(0), shift: TableId(1), previous: None }])
+        .unwrap();
     verify(&split.cached.graph).unwrap();
     let g = &split.cached.graph;
     let mut inputs = noise(g);

@@ -1,4 +1,5 @@
-//! Exported and imported again, a plan means what it meant: judged by the reference kernels, without any runtime.
+//! Exported and imported again, a plan means what it meant: judged by the reference kernels,
+//! without any runtime.
 
 use cqc_passes::interpret::{bind_op, interpret};
 use cqc_passes::onnx::export::{ExportError, ExportOptions, Layout, Qdq, export};
@@ -69,7 +70,7 @@ fn round_trip(op: &Op, inputs: &[Option<Tensor>], types: &[Option<ValueType>]) -
     let plan = plan_of(op, types, &op.infer(&refs).unwrap());
     let exported = match export(&plan, &[], &options(Layout::Split)) {
         Ok(exported) => exported,
-        Err(ExportError::Unspelled(_)) => return None,
+        Err(ExportError::Unsupported(_)) => return None,
         Err(e) => panic!("{op:?}: {e}"),
     };
     let model = &exported.models[0];
@@ -99,7 +100,8 @@ fn close(a: &Tensor, b: &Tensor) -> bool {
     a.shape() == b.shape() && a.dtype() == b.dtype() && a.to_f64_vec().iter().zip(&b.to_f64_vec()).all(near)
 }
 
-/// Floats of plans are f32; the standard's other floats are the spelling's business only where operators mix types.
+/// Floats of plans are f32; the standard's other floats are the spelling's business only where
+/// operators mix types.
 fn occurs_in_plans(op: &Op, types: &[Option<ValueType>]) -> bool {
     let float = |d: DType| !d.is_float() || d == DType::F32;
     let to = match op {

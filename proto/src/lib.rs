@@ -10,6 +10,7 @@ pub mod op;
 pub mod plan;
 pub mod sampler;
 pub mod tensor;
+pub mod text;
 pub mod types;
 
 pub use dim::{Bindings, Dim};

@@ -19,6 +19,7 @@ use crate::op::Op;
 use crate::types::{ValueType, element_count};
 
 mod codes;
+mod text;
 mod validate;
 
 pub use codes::WeightCodes;

@@ -5,8 +5,8 @@ use super::measure::HeldOut;
 use super::observe::{Observed, channels, observe};
 use super::probe::{PROBED_SAMPLES, PROBES};
 use super::{CalibrateError, CalibrationOptions, Correct, Progress, Wanted};
-use cqc_passes::cache::band::Band;
-use cqc_passes::cache::schedule::{self, Quadratic, ScheduleKind, full_count, group_lengths};
+pub use cqc_passes::cache::schedule::Candidate;
+use cqc_passes::cache::schedule::{self, Costs, Quadratic, ScheduleKind, full_count, group_lengths};
 use cqc_runtime::denoise::{Denoiser, Request};
 use serde::{Deserialize, Serialize};
 
@@ -39,17 +39,6 @@ pub struct Measured {
     pub correction: Option<Fit>,
     /// Mean PSNR to the ordinary loop's ends, dB.
     pub psnr: f64,
-}
-
-/// A schedule to be measured.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Candidate {
-    /// How it was found.
-    pub method: String,
-    /// Full evaluations, ascending from 0.
-    pub full: Vec<usize>,
-    /// What the method minimises, for this schedule and for the uniform one.
-    pub cost: Option<(f64, Option<f64>)>,
 }
 
 /// Samples that are held out: half of them, at least one and at most 8, which tell decibels apart: candidates are compared on the same ones.
@@ -171,7 +160,7 @@ pub fn choose<'a>(denoiser: &'a mut Denoiser, options: CalibrationOptions<'a>) -
 
 /// Whether the schedule is found by what older caches do to the output.
 fn needs_output(schedule: &Wanted) -> bool {
-    matches!(schedule, Wanted::Method(ScheduleKind::Auto | ScheduleKind::DpsOutput))
+    matches!(schedule, Wanted::Method(kind) if kind.needs_output())
 }
 
 /// Evaluations, full and cached ones, of `batch` samples at once that [`choose`] makes, about. `steps` has the sampler step of each evaluation of the loop.
@@ -234,37 +223,12 @@ fn candidates(
         }
         Wanted::Method(kind) => kind,
     };
-    let (evaluations, sampler_steps) = (steps.len(), steps.last().map_or(1, |s| s + 1));
-    let groups = full_count(sampler_steps, interval);
-    let uniform = schedule::uniform(steps, interval);
-    let quadratic = |form: &Quadratic| form.schedule(evaluations, groups);
-    let none = || CalibrateError::NoSchedule { kind: kind.clone(), full: groups, evaluations };
-    let plain = |method: &str, full| Candidate { method: method.into(), full, cost: None };
-    let searched = |method: &str, band: &Band, found: Option<(Vec<usize>, f64)>| {
-        found.map(|(full, cost)| Candidate {
-            method: method.into(),
-            full,
-            cost: Some((cost, band.of_schedule(&uniform))),
-        })
-    };
-    let dps = || searched("dps", &observed.features, schedule::dps(&observed.features, sampler_steps, interval));
-    let output = || {
-        let found = schedule::dps_unbounded(&observed.output, sampler_steps, interval);
-        searched("dps-output", &observed.output, found)
-    };
-    Ok(match kind {
-        ScheduleKind::Uniform => vec![plain("uniform", uniform)],
-        ScheduleKind::Quadratic(form) => vec![plain("quadratic", quadratic(form).ok_or_else(none)?)],
-        ScheduleKind::Dps => vec![dps().ok_or_else(none)?],
-        ScheduleKind::DpsAffine => {
-            let band = observed.residuals();
-            vec![searched("dps-affine", &band, schedule::dps(&band, sampler_steps, interval)).ok_or_else(none)?]
-        }
-        ScheduleKind::DpsOutput => vec![output().ok_or_else(none)?],
-        ScheduleKind::Auto => {
-            let bent = quadratic(&Quadratic::around(evaluations)).map(|full| plain("quadratic", full));
-            let all = [output(), dps(), Some(plain("uniform", uniform.clone())), bent];
-            all.into_iter().flatten().collect()
-        }
-    })
+    let residuals = || observed.residuals();
+    let Observed { features, output, .. } = observed;
+    let found = kind.candidates(&Costs { steps, features, residuals: &residuals, output }, interval);
+    if found.is_empty() {
+        let full = full_count(steps.last().map_or(1, |s| s + 1), interval);
+        return Err(CalibrateError::NoSchedule { kind: kind.clone(), full, evaluations: steps.len() });
+    }
+    Ok(found)
 }

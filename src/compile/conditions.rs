@@ -4,7 +4,7 @@
 use crate::compile::CompileError;
 use crate::model::Model;
 use crate::recipe::{Array, Recipe};
-use cqc_passes::lower::Weights;
+use cqc_passes::lower::WeightSection;
 use cqc_proto::cq::NullCondition;
 use cqc_proto::plan::{Constant, InputRole, Plan, PlanInput};
 use cqc_proto::{Tensor, ValueType};
@@ -110,7 +110,7 @@ impl NullRows {
     }
 
     /// As the manifest has them; arrays become constants of the plan.
-    pub(super) fn manifest(&self, plan: &mut Plan, weights: &mut Weights) -> BTreeMap<String, NullCondition> {
+    pub(super) fn manifest(&self, plan: &mut Plan, weights: &mut WeightSection) -> BTreeMap<String, NullCondition> {
         let mut condition = |(name, row): (&String, &NullRow)| {
             let condition = match row {
                 NullRow::Label(label) => NullCondition::Label(*label),
@@ -125,7 +125,7 @@ impl NullRows {
 }
 
 /// Adds a constant after those that the plan has; its index.
-pub(super) fn add_constant(plan: &mut Plan, weights: &mut Weights, name: String, tensor: Tensor) -> usize {
+pub(super) fn add_constant(plan: &mut Plan, weights: &mut WeightSection, name: String, tensor: Tensor) -> usize {
     let offset = weights.len.next_multiple_of(cqc_passes::lower::ALIGNMENT);
     plan.constants.push(Constant { name, ty: tensor.value_type(), offset, codes: None });
     weights.len = offset + tensor.bytes().len() as u64;

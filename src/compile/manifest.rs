@@ -5,14 +5,13 @@ use super::{CompileError, Lowered, Session};
 use crate::calibrate::Choice;
 use crate::calibrate::quantize::{Fitted, Quantized};
 use crate::recipe::{Named, Quant, Recipe, Selection};
-use cqc_passes::quant::annotate::table_name;
-use cqc_passes::quant::{Bf16Layer, Bf16Products};
+use cqc_passes::ir::LayerId;
+use cqc_passes::quant::{Bf16Layer, Bf16Products, CorrectionTables, SiteTables};
 use cqc_proto::Tensor;
 use cqc_proto::cq::{
     self, ActivationTable, CacheCorrection, CachedSchedule, Calibration, FloatLayer, Manifest, QuantizedLayer,
     QuantizedLoop, SampleCompensation, Schedule, SourceModel, SumCorrection,
 };
-use cqc_proto::plan::{Plan, Source};
 
 /// The manifest. Tables that only it names become constants of the plan.
 pub(super) fn manifest(
@@ -43,7 +42,7 @@ pub(super) fn manifest(
         manifest.calibration = calibration(session, recipe.calib_select.unwrap_or(Selection::All));
     }
     if let Some(products) = &lowered.bf16 {
-        manifest.quant = bf16(products, &lowered.plan);
+        manifest.quant = bf16(products, lowered);
     }
     Ok(manifest)
 }
@@ -69,22 +68,20 @@ fn calibration(session: &Session, select: Selection) -> Option<Calibration> {
 fn quant(recipe: &Recipe, quantized: &Quantized, lowered: &mut Lowered) -> cq::Quant {
     let Quantized { survey, fitted } = quantized;
     let compensation = compensation(recipe, fitted, lowered);
-    let constants = &lowered.plan.constants;
-    let find = |name: String| constants.iter().position(|c| c.name == name);
-    let site = |&i: &usize| {
-        let of = format!("{}#{i}", survey.sites[i].name);
-        let (scale, zero_point) = (find(table_name(&of, "scale"))?, find(table_name(&of, "zero_point"))?);
-        Some(ActivationTable { scale, zero_point })
+    let (plan, index) = (&lowered.plan, &lowered.index);
+    let tables = lowered.annotation.as_ref().expect("the loop was lowered with the layers of the survey");
+    let input = |&site: &usize| {
+        let SiteTables { scale, zero_point } = tables.sites[site];
+        ActivationTable { scale: index.table(scale), zero_point: index.table(zero_point) }
     };
-    let layers = survey.layers.iter().map(|layer| QuantizedLayer {
+    let correction = |t: &CorrectionTables| SumCorrection { a: index.table(t.factor), bias: index.table(t.bias) };
+    let layers = survey.layers.iter().enumerate().map(|(i, layer)| QuantizedLayer {
         name: layer.name.clone(),
         op: layer.op.clone(),
         weight_bits: layer.weight.as_ref().map(|w| w.bits),
-        weight: layer.weight.as_ref().and_then(|_| weight_constant(&lowered.plan, &layer.key)),
-        inputs: layer.sites.iter().filter_map(site).collect(),
-        correction: find(table_name(&layer.key, "a"))
-            .zip(find(table_name(&layer.key, "bias")))
-            .map(|(a, bias)| SumCorrection { a, bias }),
+        weight: layer.weight.as_ref().and_then(|_| index.weight_of(plan, layer.node)),
+        inputs: layer.sites.iter().map(input).collect(),
+        correction: tables.corrections.get(&LayerId(i)).map(correction),
     });
     let layers = layers.collect();
     let float = |(name, why): &(String, String)| FloatLayer { name: name.clone(), why: why.clone() };
@@ -95,12 +92,12 @@ fn quant(recipe: &Recipe, quantized: &Quantized, lowered: &mut Lowered) -> cq::Q
 }
 
 /// The layers of a loop that is rounded to bf16.
-fn bf16(products: &Bf16Products, plan: &Plan) -> cq::Quant {
+fn bf16(products: &Bf16Products, lowered: &Lowered) -> cq::Quant {
     let layer = |layer: &Bf16Layer| QuantizedLayer {
         name: layer.name.clone(),
         op: layer.op.clone(),
         weight_bits: Some(16),
-        weight: weight_constant(plan, &layer.key),
+        weight: lowered.index.weight_of(&lowered.plan, layer.node),
         inputs: vec![],
         correction: None,
     };
@@ -111,16 +108,6 @@ fn bf16(products: &Bf16Products, plan: &Plan) -> cq::Quant {
         rounding: "nearest".into(),
         compensation: None,
     })
-}
-
-/// The constant that the step which makes the value reads as its weights.
-fn weight_constant(plan: &Plan, key: &str) -> Option<usize> {
-    let program = &plan.full;
-    let step = program.steps.iter().find(|s| program.values[s.outputs[0]].name == key)?;
-    match program.values[step.inputs.get(1).copied().flatten()?].source {
-        Source::Constant(i) => Some(i),
-        _ => None,
-    }
 }
 
 fn compensation(recipe: &Recipe, fitted: &Fitted, lowered: &mut Lowered) -> Option<SampleCompensation> {

@@ -72,7 +72,7 @@ impl Compiled<'_> {
         let (layers, float_layers) = match (&self.quantized, &self.lowered.bf16) {
             (Some(quantized), _) => (layers(quantized, &executions), quantized.survey.float_layers.clone()),
             (None, Some(products)) => {
-                (bf16_layers(products, &self.lowered.plan, &executions), products.float_layers.clone())
+                (bf16_layers(products, &self.lowered, &executions), products.float_layers.clone())
             }
             (None, None) => return Ok(None),
         };

@@ -30,7 +30,7 @@ use crate::calibrate::quantize::Quantized;
 use crate::io::{FileError, Overwrite, write_atomic};
 use crate::model::Model;
 use crate::recipe::Recipe;
-use cqc_passes::quant::Extra;
+use cqc_passes::quant::AnnotateOptions;
 use cqc_proto::cq::{self, Manifest, WriteError};
 use cqc_runtime::Artifact;
 use std::fmt;
@@ -112,7 +112,7 @@ impl<'m> Compiled<'m> {
         quantized: Option<Quantized>,
     ) -> Result<Compiled<'m>, CompileError> {
         let assembled = session.assemble(choice.as_ref(), quantized.as_ref())?;
-        let quantization = quantized.as_ref().map(|q| (&q.survey, &q.fitted.tables, Extra::default()));
+        let quantization = quantized.as_ref().map(|q| (&q.survey, &q.fitted.tables, AnnotateOptions::default()));
         let (mut lowered, corrections) = assembled.lower(quantization)?;
         let (choice_of, quantized_of) = (choice.as_ref(), quantized.as_ref());
         let manifest = manifest::manifest(&session, choice_of, quantized_of, corrections, &mut lowered)?;

@@ -3,12 +3,11 @@
 use crate::model::{Model, ModelError};
 use bytes::Bytes;
 use cqc_kernels::mapped;
-use cqc_passes::bind::{self, BindError, Bound, CachedPart, Saved};
+use cqc_passes::bind::{self, BindError, Bound, Saved};
 use cqc_passes::cache::affine::Affine;
 use cqc_passes::cache::{self, Batch, Correction, Cut, CutError, CutSpec, Split};
-use cqc_passes::lower::{Weights, lower};
-use cqc_passes::quant::{self, Bf16Products, Extra, QuantSpec, QuantTables, Survey};
-use cqc_proto::Tensor;
+use cqc_passes::lower::{Lowering, PlanIndex, WeightSection, lower};
+use cqc_passes::quant::{self, AnnotateOptions, Annotation, Bf16Products, QuantSpec, QuantTables, Survey};
 use cqc_proto::cq::CacheCorrection;
 use cqc_proto::op::OpError;
 use cqc_proto::plan::Plan;
@@ -62,11 +61,15 @@ pub struct Lowered {
     /// The plan.
     pub plan: Plan,
     /// Constants, not yet in one piece.
-    pub weights: Weights,
+    pub weights: WeightSection,
     /// What left the loop.
     pub saved: Saved,
     /// What was rounded to bf16, if that was asked for.
     pub bf16: Option<Bf16Products>,
+    /// Where the tables and nodes of the graphs are in the plan.
+    pub index: PlanIndex,
+    /// The tables of a quantized loop.
+    pub annotation: Option<Annotation>,
 }
 
 impl Lowered {
@@ -168,33 +171,8 @@ impl CachedLoop<'_> {
     /// # Errors
     /// [`ProgramError::Lower`].
     pub fn assemble(&self, full: &[usize], tables: Option<&CacheTables>) -> Result<Assembled<'_>, ProgramError> {
-        let mut bound = self.bound.clone();
-        bound.full = self.split.full.clone();
-        let mut part = self.split.cached.clone();
-        let mut corrections = Vec::new();
-        let count = self.split.slots.len();
-        let slots = self.split.slots.iter().zip(tables.into_iter().flatten());
-        for (slot, (of, rows)) in slots.enumerate() {
-            let first = bound.tables.len();
-            let mut table = |what: &str, row: fn(&Affine) -> &[f32]| {
-                let values: Vec<f32> = rows.iter().flat_map(row).copied().collect();
-                let shape = [rows.len(), values.len() / rows.len()];
-                bound.tables.push((format!("cache:{}/{what}", of.name), Tensor::from_f32(&shape, &values)));
-            };
-            table("scale", |a| &a.scale);
-            table("shift", |a| &a.shift);
-            let forecasts = rows.iter().any(|a| !a.previous.is_empty());
-            if forecasts {
-                table("previous", |a| &a.previous);
-            }
-            // the slot behind all others that holds what this one held before
-            let previous = forecasts.then_some((count + slot, first + 2));
-            corrections.push(Correction { slot, scale: first, shift: first + 1, previous });
-        }
-        cache::correct(&mut part, &corrections)?;
-        let slots = self.split.slots.iter().map(|s| s.name.clone()).collect();
-        let previous = corrections.iter().filter(|c| c.previous.is_some()).map(|c| c.slot).collect();
-        bound.cached = Some(CachedPart { part, slots, previous, full_evaluations: full.to_vec() });
+        let rows = tables.map(Vec::as_slice);
+        let (bound, corrections) = cache::assemble(&self.bound, &self.split, full, rows)?;
         Ok(Assembled {
             model: self.model,
             bound,
@@ -217,7 +195,7 @@ pub struct Assembled<'a> {
 }
 
 /// What [`Assembled::lower`] quantizes.
-pub type Quantization<'a> = (&'a Survey, &'a QuantTables, Extra);
+pub type Quantization<'a> = (&'a Survey, &'a QuantTables, AnnotateOptions);
 
 /// The graphs of a loop without a cache.
 ///
@@ -251,19 +229,20 @@ impl Assembled<'_> {
     /// [`ProgramError::Lower`].
     pub fn lower(&self, quantization: Option<Quantization>) -> Result<(Lowered, Vec<CacheCorrection>), ProgramError> {
         let mut bound = self.bound.clone();
-        if let Some((survey, tables, extra)) = quantization {
+        let mut annotation = None;
+        if let Some((survey, tables, options)) = quantization {
             // what does not choose a level bears the precision of f16; fits are made in f32
-            if !extra.shadows {
+            if !options.reference_sums {
                 quant::narrow_tables(&mut bound);
             }
-            quant::annotate(&mut bound, survey, tables, extra)?;
+            annotation = Some(quant::annotate(&mut bound, survey, tables, options)?);
         }
-        let names: Vec<String> = bound.tables.iter().map(|(name, _)| name.clone()).collect();
-        let lowered = lower_bound(self.model, bound, self.evaluations, self.any_steps, self.bf16.as_ref())?;
-        let find = |table: usize| lowered.plan.constants.iter().position(|c| c.name == names[table]);
-        let constants = self.corrections.iter().filter_map(|c| {
-            let previous_scale = c.previous.and_then(|(_, table)| find(table));
-            Some(CacheCorrection { scale: find(c.scale)?, shift: find(c.shift)?, previous_scale })
+        let mut lowered = lower_bound(self.model, bound, self.evaluations, self.any_steps, self.bf16.as_ref())?;
+        lowered.annotation = annotation;
+        let index = &lowered.index;
+        let constants = self.corrections.iter().map(|c| {
+            let previous_scale = c.previous.map(|(_, table)| index.table(table));
+            CacheCorrection { scale: index.table(c.scale), shift: index.table(c.shift), previous_scale }
         });
         let constants = constants.collect();
         Ok((lowered, constants))
@@ -279,7 +258,7 @@ fn lower_bound(
 ) -> Result<Lowered, ProgramError> {
     let bf16 = bf16.map(|spec| quant::round_products(&mut bound, spec)).transpose()?;
     let (inputs, outputs) = (model.inputs.clone(), model.outputs.clone());
-    let (plan, weights) =
+    let Lowering { plan, weights, index } =
         lower(&bound, inputs, outputs, model.batch_symbol.as_deref(), model.fixed_batch, evaluations, any_steps)?;
-    Ok(Lowered { plan, weights, saved: bound.saved, bf16 })
+    Ok(Lowered { plan, weights, saved: bound.saved, bf16, index, annotation: None })
 }

@@ -23,7 +23,7 @@
 //! `cache.I`. Models are listed in the order in which they run. Before the first full evaluation the cache is of no account.
 
 use super::{ExportedLoop, Form, NULL};
-use cqc_passes::onnx::export::{Exported, Layout, Model, Port, Qdq, Scales, Wire};
+use cqc_passes::onnx::export::{Exported, ExportedModel, Layout, Port, Qdq, Scales, Wire};
 use cqc_proto::plan::ProgramKind;
 use cqc_proto::{DType, Dim};
 use serde_json::{Value, json};
@@ -32,7 +32,7 @@ use serde_json::{Value, json};
 pub const FORMAT_VERSION: u32 = 1;
 
 /// `full.onnx`.
-pub fn file_name(model: &Model) -> String {
+pub fn file_name(model: &ExportedModel) -> String {
     format!("{}.onnx", model.name)
 }
 
@@ -81,7 +81,7 @@ pub(super) fn json(exported: ExportedLoop, form: Form, models: &Exported) -> Val
     })
 }
 
-fn model(model: &Model) -> Value {
+fn model(model: &ExportedModel) -> Value {
     let runs = match model.name {
         "prelude" => "once per request",
         "prelude_steps" => "before every evaluation",

@@ -25,7 +25,7 @@ pub use values::{CacheFit, Correct, CudaTarget, Named, ParseError, Quant, Schedu
 
 pub use crate::calibrate::quantize::Grouping;
 pub use cqc_passes::cache::CutSpec;
-pub use cqc_passes::calib::compensate::Mode as CompensationMode;
+pub use cqc_passes::calib::compensate::CompensationMode;
 pub use cqc_proto::sampler::SamplerKind;
 
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! What the options of a recipe may be, and how they are written.
 
-use cqc_passes::cache::schedule::{Quadratic, Root, ScheduleKind};
-use cqc_passes::calib::compensate::Mode;
+use cqc_passes::cache::schedule::ScheduleKind;
+use cqc_passes::calib::compensate::CompensationMode;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -138,12 +138,12 @@ named!(CacheFit {
     "forecast" => CacheFit::Forecast,
 });
 
-impl Named for Mode {
-    const ALL: &'static [(&'static str, Mode)] = &[
-        ("mse", Mode::Mse),
-        ("regression", Mode::Regression),
-        ("variance", Mode::Variance),
-        ("paper", Mode::PaperExact),
+impl Named for CompensationMode {
+    const ALL: &'static [(&'static str, CompensationMode)] = &[
+        ("mse", CompensationMode::Mse),
+        ("regression", CompensationMode::Regression),
+        ("variance", CompensationMode::Variance),
+        ("paper", CompensationMode::PaperExact),
     ];
 }
 
@@ -215,11 +215,7 @@ impl fmt::Display for ScheduleSpec {
             ScheduleSpec::None => f.write_str("none"),
             ScheduleSpec::Auto => f.write_str("auto"),
             ScheduleSpec::Quadratic => f.write_str("quadratic"),
-            ScheduleSpec::Method(ScheduleKind::Quadratic(form)) => {
-                let centre = form.centre.map_or("none".to_string(), |c| c.to_string());
-                let signed = if form.root == Root::Signed { ",signed" } else { "" };
-                write!(f, "quadratic={centre},{}{signed}", form.power)
-            }
+            ScheduleSpec::Method(ScheduleKind::Quadratic(form)) => write!(f, "quadratic={form}"),
             ScheduleSpec::Method(kind) => write!(f, "{kind}"),
             ScheduleSpec::File(path) => write!(f, "{}", path.display()),
             ScheduleSpec::Given(full) => {
@@ -234,45 +230,23 @@ impl FromStr for ScheduleSpec {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<ScheduleSpec, ParseError> {
-        let wrong =
-            || ParseError("expected auto, dps-output, dps, dps-affine, uniform, quadratic, none or FILE.json".into());
+        let wrong = || {
+            let names: Vec<&str> = ScheduleKind::NAMED.iter().map(|(name, _)| *name).collect();
+            ParseError(format!("expected {}, quadratic, none or FILE.json", names.join(", ")))
+        };
         Ok(match text {
             "none" => ScheduleSpec::None,
             "auto" => ScheduleSpec::Auto,
-            "dps" => ScheduleSpec::Method(ScheduleKind::Dps),
-            "dps-affine" => ScheduleSpec::Method(ScheduleKind::DpsAffine),
-            "dps-output" => ScheduleSpec::Method(ScheduleKind::DpsOutput),
-            "uniform" => ScheduleSpec::Method(ScheduleKind::Uniform),
             "quadratic" => ScheduleSpec::Quadratic,
             _ if text.ends_with(".json") => ScheduleSpec::File(text.into()),
             _ if text.starts_with('[') => {
                 let list = serde_json::from_str(text).map_err(|_| wrong())?;
                 ScheduleSpec::Given(list)
             }
-            _ => match text.strip_prefix("quadratic=") {
-                Some(form) => ScheduleSpec::Method(ScheduleKind::Quadratic(quadratic(form)?)),
-                None => return Err(wrong()),
-            },
+            _ if text.starts_with("quadratic=") => ScheduleSpec::Method(text.parse().map_err(ParseError)?),
+            _ => ScheduleSpec::Method(text.parse().map_err(|_| wrong())?),
         })
     }
-}
-
-/// `15,1.4`, `none,1.5`, `15,1.4,signed`.
-fn quadratic(text: &str) -> Result<Quadratic, ParseError> {
-    let wrong =
-        || ParseError(format!("`{text}`: expected CENTRE,POWER[,signed]: an evaluation or none, and a number above 1"));
-    let mut parts = text.split(',');
-    let centre = match parts.next().ok_or_else(wrong)? {
-        "none" => None,
-        centre => Some(centre.parse::<f64>().ok().filter(|c| *c >= 0.0 && c.is_finite()).ok_or_else(wrong)?),
-    };
-    let power = parts.next().and_then(|p| p.parse::<f64>().ok()).filter(|p| *p > 1.0 && p.is_finite());
-    let root = match parts.next() {
-        None => Root::Principal,
-        Some("signed") => Root::Signed,
-        Some(_) => return Err(wrong()),
-    };
-    Ok(Quadratic { centre, power: power.ok_or_else(wrong)?, root })
 }
 
 /// diffusers' `scheduler_config.json`.

@@ -66,13 +66,15 @@ pub struct StepWork {
 
 /// Work of every step of a program, by name and operator; steps of the same name and operator do the same.
 pub fn work_of_steps(plan: &Plan, program: &Program) -> BTreeMap<(String, String), StepWork> {
-    let work = |step: &Step| {
-        let cost = cost(program, step);
-        let number = |dim: &Dim| per_sample(plan, dim);
-        let bytes = number(&cost.read) + number(&cost.written);
-        ((step.name.clone(), step.op.name()), StepWork { macs: number(&cost.macs), bytes })
-    };
-    program.steps.iter().map(work).collect()
+    let named = |step: &Step| ((step.name.clone(), step.op.name()), work_of_step(plan, program, step));
+    program.steps.iter().map(named).collect()
+}
+
+/// Work of one of the program's steps.
+pub fn work_of_step(plan: &Plan, program: &Program, step: &Step) -> StepWork {
+    let cost = cost(program, step);
+    let number = |dim: &Dim| per_sample(plan, dim);
+    StepWork { macs: number(&cost.macs), bytes: number(&cost.read) + number(&cost.written) }
 }
 
 fn sum<'a>(plan: &Plan, program: &Program, steps: impl Iterator<Item = &'a Step>) -> i64 {

@@ -1,9 +1,10 @@
 //! Quantized layers, one by one.
 
-use super::cost::work_of_steps;
+use super::cost::work_of_step;
 use crate::calibrate::quantize::Quantized;
+use crate::compile::Lowered;
 use cqc_passes::quant::{Bf16Layer, Bf16Products, Layer, QuantizedWeight};
-use cqc_proto::plan::{Plan, Program, WeightCodes};
+use cqc_proto::plan::{ProgramKind, WeightCodes};
 use cqc_runtime::engine::Execution;
 use serde::Serialize;
 
@@ -76,18 +77,21 @@ pub fn layers(quantized: &Quantized, executions: &[Execution]) -> Vec<LayerFacts
 }
 
 /// The layers of a loop rounded to bf16, which has no ranges.
-pub fn bf16_layers(products: &Bf16Products, plan: &Plan, executions: &[Execution]) -> Vec<LayerFacts> {
-    let works = work_of_steps(plan, &plan.full);
-    let makes = |program: &Program, key: &str| program.values.iter().any(|v| v.name == key);
+pub fn bf16_layers(products: &Bf16Products, lowered: &Lowered, executions: &[Execution]) -> Vec<LayerFacts> {
+    let (plan, index) = (&lowered.plan, &lowered.index);
+    let macs = |layer: &Bf16Layer| {
+        let step = index.step_of(ProgramKind::Full, layer.node);
+        work_of_step(plan, &plan.full, &plan.full.steps[step.expect("`full` runs every layer")]).macs
+    };
     let facts = |(layer, execution): (&Bf16Layer, &Execution)| LayerFacts {
         name: layer.name.clone(),
         op: layer.op.clone(),
-        macs: works.get(&(layer.name.clone(), layer.op.clone())).map_or(0, |work| work.macs),
+        macs: macs(layer),
         weight_bits: Some(16),
         weight_sqnr: None,
         inputs: vec![],
         is_corrected: false,
-        is_live: plan.cache.as_ref().is_none_or(|cache| makes(&cache.cached, &layer.key)),
+        is_live: plan.cache.is_none() || index.step_of(ProgramKind::Cached, layer.node).is_some(),
         execution: execution.name(),
     };
     products.layers.iter().zip(executions).map(facts).collect()

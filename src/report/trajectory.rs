@@ -1,12 +1,12 @@
 //! What caching and quantization do to the samples, evaluation by evaluation, each alone and together, and what is left of it in the
 //! artifact, on the held-out calibration samples.
 
-use crate::calibrate::quantize::{Grouping, QuantizeError, Quantized, Select, ranges, select};
+use crate::calibrate::quantize::{Grouping, QuantizeError, Quantized, Select, TunableLoop, ranges, select};
 use crate::calibrate::{Choice, Progress, held_out};
 use crate::compile::{CachedLoop, LoopOptions, Lowered, assemble_loop, compile_loop};
 use crate::eval::psnr::psnr;
 use crate::model::Model;
-use cqc_passes::quant::{Extra, QuantTables};
+use cqc_passes::quant::{AnnotateOptions, QuantTables};
 use cqc_runtime::denoise::{Compensation, Denoiser, Request};
 use cqc_runtime::engine::{EngineOptions, Weights};
 use cqc_runtime::sampler::{Sampler, SamplerError};
@@ -180,7 +180,7 @@ impl Runner<'_> {
             }
             (Variant::Both, Some((cached, choice)), Some((quantized, _))) => {
                 let tables = QuantTables { corrections: BTreeMap::new(), ..quantized.fitted.tables.clone() };
-                let quantization = (&quantized.survey, &tables, Extra::default());
+                let quantization = (&quantized.survey, &tables, AnnotateOptions::default());
                 cached.assemble(&choice.full, None)?.lower(Some(quantization))?.0
             }
             (Variant::Quantization, _, Some((quantized, how))) => self.quantized_alone(quantized, how)?,
@@ -198,13 +198,13 @@ impl Runner<'_> {
         };
         let survey = &quantized.survey;
         let float = QuantTables::float(survey, assembled.evaluations());
-        let (study, _) = assembled.lower(Some((survey, &float, Extra::default())))?;
-        let mut study = self.open(&study)?;
+        let (lowered, _) = assembled.lower(Some((survey, &float, AnnotateOptions::default())))?;
+        let mut study = TunableLoop::new(self.open(&lowered)?, &lowered);
         let (request, progress) = (&self.request, &mut self.progress);
-        let selected = select(&how.select, &mut study, request, self.fit, progress)?;
+        let selected = select(&how.select, &mut study.denoiser, request, self.fit, progress)?;
         let is_selected = |sample, t| selected.as_ref().is_none_or(|pairs| pairs.contains(&(sample, t)));
         let tables = ranges(&mut study, survey, request, self.fit, how.grouping, &is_selected, progress)?;
-        Ok(assembled.lower(Some((survey, &tables, Extra::default())))?.0)
+        Ok(assembled.lower(Some((survey, &tables, AnnotateOptions::default())))?.0)
     }
 
     /// The held-out samples along a loop.

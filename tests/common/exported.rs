@@ -4,7 +4,7 @@ use crate::onnxruntime;
 use crate::quantized::{Case, sampler};
 use cachequant::export::{self, Form};
 use cachequant::io::Overwrite;
-use cqc_passes::onnx::export::{ExportOptions, Exported, Model, Wire, export};
+use cqc_passes::onnx::export::{ExportOptions, Exported, ExportedModel, Wire, export};
 use cqc_proto::plan::ProgramKind;
 use cqc_proto::{DType, Tensor};
 use cqc_runtime::denoise::{Denoiser, Trajectory};
@@ -52,7 +52,7 @@ impl<'a> Runtime<'a> {
     pub fn new(exported: &'a Exported, dir: &Path, case: &Case, optimize: bool) -> Option<Runtime<'a>> {
         let environment = onnxruntime::environment()?;
         let open =
-            |m: &Model| (m.name, onnxruntime::session(environment, &dir.join(format!("{}.onnx", m.name)), optimize));
+            |m: &ExportedModel| (m.name, onnxruntime::session(environment, &dir.join(format!("{}.onnx", m.name)), optimize));
         let sessions = exported.models.iter().map(open).collect();
         let mut values: Values =
             case.request.conditions.iter().map(|(n, t)| (Wire::Condition(n.clone()).to_string(), t.clone())).collect();

@@ -8,9 +8,9 @@ use cachequant::quantize::{QuantizeOptions, quantize};
 use cachequant::stages::Stages;
 use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::ScheduleKind;
-use cqc_passes::calib::compensate::Mode;
+use cqc_passes::calib::compensate::CompensationMode;
 use cqc_passes::onnx::export::{Qdq, Scales, conservative};
-use cqc_passes::quant::{Extra, QuantSpec};
+use cqc_passes::quant::{AnnotateOptions, QuantSpec};
 use cqc_proto::plan::{Plan, Source};
 use cqc_proto::sampler::SamplerConfig;
 use cqc_proto::{DType, Op, Tensor};
@@ -74,7 +74,7 @@ pub fn case(model: &str, conditions: BTreeMap<String, Tensor>, bits: u8, interva
         grouping: Grouping::PerEvaluation,
         outputs: if interval > 1 { Outputs::Cut } else { Outputs::None },
         refit_cache: false,
-        compensation: (interval > 1).then_some(Mode::Mse),
+        compensation: (interval > 1).then_some(CompensationMode::Mse),
         reconstruct: false,
         select: Select::All,
         stages: &Stages::none(),
@@ -85,7 +85,7 @@ pub fn case(model: &str, conditions: BTreeMap<String, Tensor>, bits: u8, interva
         progress: &mut |_, _| ControlFlow::Continue(()),
     };
     let quantized = quantize(&assembled, tables.as_ref(), &mut float, how).unwrap();
-    let fitted = (&quantized.survey, &quantized.fitted.tables, Extra::default());
+    let fitted = (&quantized.survey, &quantized.fitted.tables, AnnotateOptions::default());
     let (lowered, _) = assembled.lower(Some(fitted)).unwrap();
     let (name, compensation) = (format!("{model} w{bits}a8, interval {interval}"), quantized.fitted.compensation);
     Case { name, lowered, compensation, request: Request { seed: 7, ..request } }

@@ -1,5 +1,5 @@
-//! Correction of a cached tensor (CacheQuant section 7): per evaluation and channel, the affine map of what is stored that comes
-//! nearest to what it stands for.
+//! Correction of a cached tensor (CacheQuant's decoupled error correction): per evaluation and
+//! channel, the affine map of what is stored that comes nearest to what it stands for.
 
 /// Sums over all elements of each channel: enough for least squares, additive over samples.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,11 +51,12 @@ impl Moments {
         }
     }
 
-    /// Least squares of `y` on `x` per channel: a = cov(x, y) / var(x), b = mean(y) − a · mean(x) (section 7.2); with tensors
-    /// stored before, of `y` on `x` and `x − previous`, which is a forecast along the line through both.
+    /// Least squares of `y` on `x` per channel: a = cov(x, y) / var(x), b = mean(y) − a · mean(x);
+    /// with tensors stored before, of `y` on `x` and `x − previous`, which is a forecast along the
+    /// line through both.
     ///
-    /// `ridge` ≥ 0 draws the map towards the identity (section 13.4). A channel that hardly varies is only shifted. No elements:
-    /// the identity.
+    /// `ridge` ≥ 0 draws the map towards the identity. A channel that hardly varies is only
+    /// shifted. No elements: the identity.
     pub fn fit(&self, ridge: f64) -> Affine {
         let mut map = Affine::identity(self.sums.len());
         if self.n == 0.0 {
@@ -92,7 +93,8 @@ impl Moments {
     }
 }
 
-/// [`Moments`] of every pair of a band of evaluations, of one cached tensor: for the correction of any schedule.
+/// [`Moments`] of every pair of a band of evaluations, of one cached tensor: for the correction of
+/// any schedule.
 #[derive(Clone, Debug)]
 pub struct BandMoments {
     channels: usize,
@@ -162,7 +164,8 @@ impl BandMoments {
         self.square.iter().sum()
     }
 
-    /// Σ of the squares left after the affine fit of `(i, t)`, over all channels: S_yy − S_xy² / S_xx (section 13.2).
+    /// Σ of the squares left after the affine fit of `(i, t)`, over all channels: S_yy − S_xy² /
+    /// S_xx.
     ///
     /// # Panics
     /// Outside the band.
@@ -216,7 +219,7 @@ impl Affine {
     }
 }
 
-/// Σ|x − y|, in f64 (section 3.1).
+/// Σ|x − y|, in f64.
 pub fn l1(x: &[f32], y: &[f32]) -> f64 {
     let block = |(x, y): (&[f32], &[f32])| -> f64 { x.iter().zip(y).map(|(x, y)| f64::from((x - y).abs())).sum() };
     x.chunks(1024).zip(y.chunks(1024)).map(block).sum()

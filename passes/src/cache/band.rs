@@ -1,5 +1,6 @@
-//! What it costs to reuse, at evaluation `t`, what evaluation `i` has stored, for all pairs less than a width apart
-//! (CacheQuant section 3.4): a band of the evaluations × evaluations matrix.
+//! What it costs to reuse, at evaluation `t`, what evaluation `i` has stored, for all pairs less
+//! than a width apart (for CacheQuant's dynamic programming schedule): a band of the evaluations ×
+//! evaluations matrix.
 
 /// Costs `d(i, t)` for `i ≤ t < i + width`; `d(i, i)` is 0.
 #[derive(Clone, Debug, PartialEq)]
@@ -11,7 +12,8 @@ pub struct Band {
 }
 
 impl Band {
-    /// All zero. `width` is the length of the longest group of evaluations that can share what is stored; at least 1.
+    /// All zero. `width` is the length of the longest group of evaluations that can share what is
+    /// stored; at least 1.
     pub fn new(evaluations: usize, width: usize) -> Band {
         let width = width.clamp(1, evaluations.max(1));
         Band { evaluations, width, costs: vec![0.0; evaluations * width] }
@@ -58,17 +60,19 @@ impl Band {
         self.costs[i * self.width..][..length].iter().sum()
     }
 
-    /// Cost of a schedule (full evaluations, ascending from 0); `None` when one of its groups is longer than the band is wide.
+    /// Cost of a schedule (full evaluations, ascending from 0); `None` when one of its groups is
+    /// longer than the band is wide.
     pub fn of_schedule(&self, full: &[usize]) -> Option<f64> {
         let ends = full.iter().skip(1).copied().chain([self.evaluations]);
         full.iter().zip(ends).map(|(&i, end)| (end - i <= self.width).then(|| self.group(i, end - i))).sum()
     }
 
-    /// Partitions the evaluations into `groups` contiguous groups of `lengths` evaluations each, so that the sum of the groups'
-    /// costs is least: first evaluations and cost. Among equal ones, the last group is the longest, then the one before it, and
-    /// so on. `None` when there is no such partition.
+    /// Partitions the evaluations into `groups` contiguous groups of `lengths` evaluations each, so
+    /// that the sum of the groups' costs is least: first evaluations and cost. Among equal ones,
+    /// the last group is the longest, then the one before it, and so on. `None` when there is no
+    /// such partition.
     ///
-    /// Dynamic programming, O(groups · evaluations · lengths) (CacheQuant section 3.3).
+    /// Dynamic programming, O(groups · evaluations · lengths) (CacheQuant's DPS).
     ///
     /// # Panics
     /// When the longest length exceeds the width.

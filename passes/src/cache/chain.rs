@@ -1,8 +1,9 @@
 //! Cuts at deltas: ranges of residual blocks.
 //!
-//! A chain is h₀, h₁, … h_L where h_{k+1} adds h_k to a branch computed from it and all that the branch knows of the sample has
-//! passed h_k. A transformer is one such chain; the chains inside a U-Net's blocks are short and a tensor cut saves more, so
-//! only a chain with half of the step's arithmetic counts, and no more than half of that in one element: the backbone.
+//! A chain is h₀, h₁, … h_L where h_{k+1} adds h_k to a branch computed from it and all that the
+//! branch knows of the sample has passed h_k. A transformer is one such chain; the chains inside a
+//! U-Net's blocks are short and a tensor cut saves more, so only a chain with half of the step's
+//! arithmetic counts, and no more than half of that in one element: the backbone.
 
 use super::cut::{Cached, Cut};
 use super::flow::{Flow, Set, root};
@@ -17,7 +18,8 @@ use std::collections::{HashMap, HashSet};
 /// Least part of the step's multiply-accumulates in a chain that is the model's backbone.
 const BACKBONE: f64 = 0.5;
 
-/// Most of a chain's multiply-accumulates in one element: with more, it is a U-Net's level whose skip is added.
+/// Most of a chain's multiply-accumulates in one element: with more, it is a U-Net's level whose
+/// skip is added.
 const ELEMENT: f64 = 0.5;
 
 /// Most candidates that a chain gives; longer chains are thinned evenly.
@@ -61,8 +63,8 @@ pub fn backbone(flow: &Flow) -> Option<Backbone> {
 }
 
 impl Backbone {
-    /// One range per number of skipped blocks, in the middle of the chain, one block at least in front of it: first and last
-    /// blocks change most from step to step.
+    /// One range per number of skipped blocks, in the middle of the chain, one block at least in
+    /// front of it: first and last blocks change most from step to step.
     pub fn cuts(&self, flow: &Flow) -> Vec<Cut> {
         let period = self.period(flow);
         let blocks = self.elements.len() / period;
@@ -78,7 +80,8 @@ impl Backbone {
         (1..blocks).rev().step_by(stride).filter_map(range).map(|d| Cut::price(flow, vec![d])).collect()
     }
 
-    /// After how many elements the chain repeats (attention, MLP: 2); 1 if it does not, twice at least.
+    /// After how many elements the chain repeats (attention, MLP: 2); 1 if it does not, twice at
+    /// least.
     fn period(&self, flow: &Flow) -> usize {
         let signatures: Vec<_> = self.elements.iter().map(|e| signature(flow, e)).collect();
         let repeats = |p: &usize| signatures.windows(p + 1).all(|w| w[0] == w[*p]);

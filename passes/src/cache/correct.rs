@@ -1,7 +1,7 @@
-//! CacheQuant's correction of what a cached step reads: `x · scale + shift` per channel, one row of two tables per evaluation
-//! (section 7.3).
+//! CacheQuant's correction of what a cached step reads: `x · scale + shift` per channel, one row of
+//! two tables per evaluation (CacheQuant's decoupled error correction).
 
-use crate::bind::{Origin, Part, copy_node};
+use crate::bind::{Origin, Part, TableId, copy_node};
 use crate::ir::{Graph, Node, ValueId};
 use cqc_proto::op::{BinaryKind, OpError};
 use cqc_proto::{Op, ValueType};
@@ -13,16 +13,19 @@ pub struct Correction {
     /// Index of the slot.
     pub slot: usize,
     /// Table of factors, `[evaluations, C]` with C the slot's last axis.
-    pub scale: usize,
+    pub scale: TableId,
     /// Table of summands, likewise.
-    pub shift: usize,
-    /// The slot that holds what this one held before, and the table of its factors: a forecast from both.
-    pub previous: Option<(usize, usize)>,
+    pub shift: TableId,
+    /// The slot that holds what this one held before, and the table of its factors: a forecast from
+    /// both.
+    pub previous: Option<(usize, TableId)>,
 }
 
-/// Puts the corrections between the slots and their readers. Slots that the step does not read are left alone.
+/// Puts the corrections between the slots and their readers. Slots that the step does not read are
+/// left alone.
 ///
-/// Where an addition is a slot's only reader, as behind a delta, it becomes the correction's residual.
+/// Where an addition is a slot's only reader, as behind a delta, it becomes the correction's
+/// residual.
 ///
 /// # Errors
 /// [`OpError`] when a slot is no tensor of floats with channels.
@@ -70,7 +73,7 @@ pub fn correct(cached: &mut Part, corrections: &[Correction]) -> Result<(), OpEr
         };
         let y = node.outputs[0];
         let inputs = operands.list(Some(residual));
-        map.insert(y, to.node_with_outputs(&node.name, Op::Affine, &inputs, &[&g.value(y).name])?[0]);
+        map.insert(y, to.repeat(g, node, Op::Affine, &inputs)?[0]);
     }
     to.outputs = g.outputs.iter().map(|(name, v)| (name.clone(), output(g, &mut to, &map, *v))).collect();
     *cached = Part { graph: to, origins };

@@ -12,8 +12,9 @@ use cqc_proto::plan::InputRole;
 pub enum Cached {
     /// The value itself.
     Value(ValueId),
-    /// `after - before`, of one type; a cached step takes `before + delta` for `after`. What a range of residual blocks adds
-    /// changes less from step to step than the sum it is added to (δ-DiT; CacheQuant section 2.2).
+    /// `after - before`, of one type; a cached step takes `before + delta` for `after`. What a
+    /// range of residual blocks adds changes less from step to step than the sum it is added to
+    /// (δ-DiT, arXiv:2406.01125; CacheQuant does the same for transformers).
     Delta {
         /// What the range reads.
         before: ValueId,
@@ -44,15 +45,16 @@ impl Cached {
     }
 }
 
-/// The value's name; where that was made up here (`#`), the source model's name of the same tensor under another shape.
+/// The value's name; where that was numbered here, the source model's name of the same tensor under
+/// another shape.
 fn source_name(g: &Graph, v: ValueId) -> &str {
-    let name = &g.value(v).name;
-    if !name.contains('#') {
-        return name;
+    let value = g.value(v);
+    if !value.numbered {
+        return &value.name;
     }
     let views = g.nodes().filter(|(_, n)| matches!(n.op, cqc_proto::Op::Reshape { .. }) && n.input(0) == Some(v));
-    let mut names = views.map(|(_, n)| g.value(n.outputs[0]).name.as_str()).filter(|n| !n.contains('#'));
-    names.next().unwrap_or(name)
+    let mut shaped = views.map(|(_, n)| g.value(n.outputs[0])).filter(|view| !view.numbered);
+    shaped.next().map_or(&value.name, |view| &view.name)
 }
 
 /// What to cache, and what that costs and saves.
@@ -96,16 +98,19 @@ impl Cut {
         self.macs_full - self.macs_cached
     }
 
-    /// Whether it saves enough to be offered, and leaves a network: one that ends in `x + f(x)` could cache all of f.
+    /// Whether it saves enough to be offered, and leaves a network: one that ends in `x + f(x)`
+    /// could cache all of f.
     pub(super) fn pays(&self) -> bool {
         self.saved() as f64 >= LEAST_SAVED * self.macs_full as f64 && self.macs_cached > 0
     }
 }
 
-/// Least part of the multiply-accumulates that a candidate saves: below, the cached step is a full one.
+/// Least part of the multiply-accumulates that a candidate saves: below, the cached step is a full
+/// one.
 const LEAST_SAVED: f64 = 0.1;
 
-/// Candidates whose cached steps differ by less than this part of the full one are the same to a person.
+/// Candidates whose cached steps differ by less than this part of the full one are the same to a
+/// person.
 const SAME_COST: f64 = 0.005;
 
 /// The sample among the inputs of a step.
@@ -114,11 +119,13 @@ pub fn sample_value(step: &Part, roles: &[InputRole]) -> Option<ValueId> {
     step.origins.iter().position(is_sample).map(|i| step.graph.inputs[i])
 }
 
-/// Where the step can be cut: from deep (least saved) to shallow (most saved). A network with skip connections has one
-/// candidate per level, one made of residual blocks one per number of skipped blocks; others have none.
+/// Where the step can be cut: from deep (least saved) to shallow (most saved). A network with skip
+/// connections has one candidate per level, one made of residual blocks one per number of skipped
+/// blocks; others have none.
 ///
-/// Each saves a tenth of the multiply-accumulates or more, and its cached step still sees the sample. Takes time with the square of
-/// the nodes: 0.06 s for 2 500 of a synthetic U-Net, 1.3 s for 10 000.
+/// Each saves a tenth of the multiply-accumulates or more, and its cached step still sees the
+/// sample. Takes time with the square of the nodes: 0.06 s for 2 500 of a synthetic U-Net, 1.3 s
+/// for 10 000.
 pub fn candidates(step: &Graph, sample: ValueId, batch: Batch) -> Vec<Cut> {
     let flow = Flow::new(step, sample, batch);
     let backbone = chain::backbone(&flow);

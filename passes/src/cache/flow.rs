@@ -1,4 +1,5 @@
-//! What the cut finder asks a step graph: who needs what, what depends on the sample, what it costs.
+//! What the cut finder asks a step graph: who needs what, what depends on the sample, what it
+//! costs.
 
 use super::cut::Cached;
 use crate::ir::{Graph, NodeId, ValueId};
@@ -106,8 +107,8 @@ impl<'a> Flow<'a> {
         live.values.contains(&self.sample)
     }
 
-    /// Whether the value can be kept between evaluations: made by a node that writes memory of its own (lowering turns reshapes
-    /// into aliases), and of a type that the correction takes.
+    /// Whether the value can be kept between evaluations: made by a node that writes memory of its
+    /// own (lowering turns reshapes into aliases), and of a type that the correction takes.
     pub fn storable(&self, v: ValueId) -> bool {
         let ty = self.g.ty(v);
         let written = self.g.producer_node(v).is_some_and(|n| !matches!(n.op, Op::Reshape { .. }));

@@ -1,8 +1,12 @@
 //! Which evaluations compute what is cached.
+//!
+//! A kind of schedule is a variant of [`ScheduleKind`], its name in [`ScheduleKind::NAMED`] and its
+//! arm in [`ScheduleKind::find`].
 
 use super::band::Band;
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::str::FromStr;
 
 /// How a schedule is chosen.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,39 +19,145 @@ pub enum ScheduleKind {
     Quadratic(Quadratic),
     /// CacheQuant's dynamic program over distances between cached tensors.
     Dps,
-    /// The same over the squares that an affine map per channel leaves of them (CacheQuant section 13.2).
+    /// The same over the squares that an affine map per channel leaves of them (not in the paper).
     DpsAffine,
     /// The same dynamic program over errors of the network's output.
     DpsOutput,
 }
 
+/// What the methods choose by, observed on the calibration set. All bands are as wide as the
+/// longest group of evaluations that may share one full evaluation.
+pub struct Costs<'a> {
+    /// Sampler step of each evaluation, ascending from 0.
+    pub steps: &'a [usize],
+    /// Distances between cached tensors.
+    pub features: &'a Band,
+    /// What an affine map per channel leaves of those distances; computed when it is asked for.
+    pub residuals: &'a dyn Fn() -> Band,
+    /// Errors of the network's output when it is computed from an older cache; empty unless
+    /// [`ScheduleKind::needs_output`].
+    pub output: &'a Band,
+}
+
+impl Costs<'_> {
+    fn evaluations(&self) -> usize {
+        self.steps.len()
+    }
+
+    fn sampler_steps(&self) -> usize {
+        self.steps.last().map_or(1, |s| s + 1)
+    }
+}
+
+/// A schedule to be measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// Name of the kind that found it; `file` for one that was given.
+    pub method: String,
+    /// Full evaluations, ascending from 0.
+    pub full: Vec<usize>,
+    /// What the method minimises, for this schedule and for the uniform one (`None` if that does
+    /// not fit the band).
+    pub cost: Option<(f64, Option<f64>)>,
+}
+
+impl ScheduleKind {
+    /// The kinds without parameters, with the names by which they are asked for.
+    pub const NAMED: [(&'static str, ScheduleKind); 5] = [
+        ("auto", ScheduleKind::Auto),
+        ("dps-output", ScheduleKind::DpsOutput),
+        ("dps", ScheduleKind::Dps),
+        ("dps-affine", ScheduleKind::DpsAffine),
+        ("uniform", ScheduleKind::Uniform),
+    ];
+
+    /// What [`ScheduleKind::Auto`] measures, for so many evaluations.
+    fn of_auto(evaluations: usize) -> [ScheduleKind; 4] {
+        let quadratic = ScheduleKind::Quadratic(Quadratic::around(evaluations));
+        [ScheduleKind::DpsOutput, ScheduleKind::Dps, ScheduleKind::Uniform, quadratic]
+    }
+
+    /// Whether it reads [`Costs::output`], which takes additional evaluations to observe.
+    pub fn needs_output(&self) -> bool {
+        matches!(self, ScheduleKind::Auto | ScheduleKind::DpsOutput)
+    }
+
+    /// The schedules to measure for about one full evaluation of `interval`: one, or for `auto` one
+    /// of each kind; none if there is no such schedule.
+    ///
+    /// # Panics
+    /// When a band is narrower than the longest group of evaluations.
+    pub fn candidates(&self, costs: &Costs, interval: usize) -> Vec<Candidate> {
+        let kinds = match self {
+            ScheduleKind::Auto => ScheduleKind::of_auto(costs.evaluations()).to_vec(),
+            kind => vec![kind.clone()],
+        };
+        kinds.iter().filter_map(|kind| kind.find(costs, interval)).collect()
+    }
+
+    /// The schedule of a single kind, if there is one.
+    fn find(&self, costs: &Costs, interval: usize) -> Option<Candidate> {
+        let (steps, groups) = (costs.sampler_steps(), full_count(costs.sampler_steps(), interval));
+        let plain = |full| Candidate { method: self.to_string(), full, cost: None };
+        let searched = |band: &Band, search: Search| {
+            let (full, cost) = search(band, steps, interval)?;
+            let of_uniform = band.of_schedule(&uniform(costs.steps, interval));
+            Some(Candidate { method: self.to_string(), full, cost: Some((cost, of_uniform)) })
+        };
+        match self {
+            ScheduleKind::Uniform => Some(plain(uniform(costs.steps, interval))),
+            ScheduleKind::Quadratic(form) => form.schedule(costs.evaluations(), groups).map(plain),
+            ScheduleKind::Dps => searched(costs.features, dps),
+            ScheduleKind::DpsAffine => searched(&(costs.residuals)(), dps),
+            ScheduleKind::DpsOutput => searched(costs.output, dps_unbounded),
+            ScheduleKind::Auto => unreachable!("`auto` stands for several kinds"),
+        }
+    }
+}
+
+/// A search for the schedule of least cost in a band, for so many sampler steps and that interval.
+type Search = fn(&Band, usize, usize) -> Option<(Vec<usize>, f64)>;
+
 impl fmt::Display for ScheduleKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            ScheduleKind::Auto => "auto",
-            ScheduleKind::Uniform => "uniform",
-            ScheduleKind::Quadratic(_) => "quadratic",
-            ScheduleKind::Dps => "dps",
-            ScheduleKind::DpsAffine => "dps-affine",
-            ScheduleKind::DpsOutput => "dps-output",
+        let named = ScheduleKind::NAMED.iter().find(|(_, kind)| kind == self);
+        f.write_str(named.map_or("quadratic", |(name, _)| name))
+    }
+}
+
+impl FromStr for ScheduleKind {
+    type Err = String;
+
+    /// A name of [`ScheduleKind::NAMED`], or `quadratic=CENTRE,POWER[,signed]`.
+    fn from_str(text: &str) -> Result<ScheduleKind, String> {
+        if let Some(form) = text.strip_prefix("quadratic=") {
+            return form.parse().map(ScheduleKind::Quadratic);
+        }
+        let named = ScheduleKind::NAMED.iter().find(|(name, _)| *name == text);
+        named.map(|(_, kind)| kind.clone()).ok_or_else(|| {
+            let names: Vec<&str> = ScheduleKind::NAMED.iter().map(|(name, _)| *name).collect();
+            format!("expected {} or quadratic=CENTRE,POWER", names.join(", "))
         })
     }
 }
 
-/// Number of full evaluations of `steps` sampler steps at interval N: ⌈steps / N⌉ (CacheQuant section 3.2).
+/// Number of full evaluations of `steps` sampler steps at interval N: ⌈steps / N⌉, as in
+/// CacheQuant.
 pub fn full_count(steps: usize, interval: usize) -> usize {
     steps.div_ceil(interval)
 }
 
-/// Lengths of groups that the published dynamic program allows: ⌈N/2⌉ to 2N, relaxed where `evaluations` are too few for them.
+/// Lengths of groups that the published dynamic program allows: ⌈N/2⌉ to 2N, relaxed where
+/// `evaluations` are too few for them.
 pub fn group_lengths(evaluations: usize, steps: usize, interval: usize) -> RangeInclusive<usize> {
     let groups = full_count(steps, interval);
     let longest = (2 * interval).min(evaluations).max(evaluations.div_ceil(groups));
     interval.div_ceil(2).min(evaluations / groups)..=longest
 }
 
-/// Evaluation 0 and the evaluation of every N-th sampler step. `steps[e]` is the sampler step of evaluation `e`: with samplers
-/// that evaluate the first step twice (PLMS) the sequence is 0, 1 + N, 1 + 2N … (CacheQuant section 3.6).
+/// Evaluation 0 and the evaluation of every N-th sampler step. `steps[e]` is the sampler step of
+/// evaluation `e`: with samplers that evaluate the first step twice (PLMS) the sequence is 0, 1 +
+/// N, 1 + 2N …
 pub fn uniform(steps: &[usize], interval: usize) -> Vec<usize> {
     let first_of_step = |e: usize| e == 0 || steps[e - 1] != steps[e];
     (0..steps.len())
@@ -55,8 +165,8 @@ pub fn uniform(steps: &[usize], interval: usize) -> Vec<usize> {
         .collect()
 }
 
-/// The schedule of least cost with the published group lengths: full evaluations and cost; `None` where there is no such
-/// partition.
+/// The schedule of least cost with the published group lengths: full evaluations and cost; `None`
+/// where there is no such partition.
 ///
 /// # Panics
 /// When the band is narrower than the longest group.
@@ -64,7 +174,8 @@ pub fn dps(band: &Band, steps: usize, interval: usize) -> Option<(Vec<usize>, f6
     band.best(full_count(steps, interval), group_lengths(band.evaluations(), steps, interval))
 }
 
-/// As [`dps`], with groups of any length up to the longest: where single evaluations are dear, they may stand alone.
+/// As [`dps`], with groups of any length up to the longest: where single evaluations are dear, they
+/// may stand alone.
 ///
 /// # Panics
 /// When the band is narrower than the longest group.
@@ -73,10 +184,11 @@ pub fn dps_unbounded(band: &Band, steps: usize, interval: usize) -> Option<(Vec<
     band.best(full_count(steps, interval), 1..=*lengths.end())
 }
 
-/// DeepCache's centre-power schedule (its equation 7; CacheQuant section 10).
+/// DeepCache's centre-power schedule (arXiv:2312.00858, equation 7).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Quadratic {
-    /// Evaluation around which full ones are densest; `None`: the form without a centre, densest at the begin.
+    /// Evaluation around which full ones are densest; `None`: the form without a centre, densest at
+    /// the begin.
     pub centre: Option<f64>,
     /// Exponent, above 1; 1 is uniform.
     pub power: f64,
@@ -94,13 +206,14 @@ pub enum Root {
 }
 
 impl Quadratic {
-    /// Power 1.4 around three tenths of the way: DeepCache's setting for Stable Diffusion (15 of 50), scaled.
+    /// Power 1.4 around three tenths of the way: DeepCache's setting for Stable Diffusion (15 of
+    /// 50), scaled.
     pub fn around(evaluations: usize) -> Quadratic {
         Quadratic { centre: Some((0.3 * evaluations as f64).round()), power: 1.4, root: Root::Principal }
     }
 
-    /// `groups` full evaluations of `evaluations`. Where rounding makes two of them equal, the power is lowered by 0.02 until it
-    /// does not; `None` when it would reach 1.
+    /// `groups` full evaluations of `evaluations`. Where rounding makes two of them equal, the
+    /// power is lowered by 0.02 until it does not; `None` when it would reach 1.
     pub fn schedule(&self, evaluations: usize, groups: usize) -> Option<Vec<usize>> {
         let mut power = self.power;
         while power > 1.0 {
@@ -145,6 +258,36 @@ impl Quadratic {
     }
 }
 
+/// As [`Quadratic`] is read.
+impl fmt::Display for Quadratic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let centre = self.centre.map_or("none".to_string(), |c| c.to_string());
+        let signed = if self.root == Root::Signed { ",signed" } else { "" };
+        write!(f, "{centre},{}{signed}", self.power)
+    }
+}
+
+impl FromStr for Quadratic {
+    type Err = String;
+
+    /// `15,1.4`, `none,1.5` (no centre), `15,1.4,signed` (the real root).
+    fn from_str(text: &str) -> Result<Quadratic, String> {
+        let wrong = || format!("`{text}`: expected CENTRE,POWER[,signed]: an evaluation or none, and a number above 1");
+        let mut parts = text.split(',');
+        let centre = match parts.next().ok_or_else(wrong)? {
+            "none" => None,
+            centre => Some(centre.parse::<f64>().ok().filter(|c| *c >= 0.0 && c.is_finite()).ok_or_else(wrong)?),
+        };
+        let power = parts.next().and_then(|p| p.parse::<f64>().ok()).filter(|p| *p > 1.0 && p.is_finite());
+        let root = match parts.next() {
+            None => Root::Principal,
+            Some("signed") => Root::Signed,
+            Some(_) => return Err(wrong()),
+        };
+        Ok(Quadratic { centre, power: power.ok_or_else(wrong)?, root })
+    }
+}
+
 /// Checks a schedule that was given.
 ///
 /// # Errors
@@ -172,7 +315,7 @@ mod tests {
         Quadratic { centre, power, root }.schedule(evaluations, groups).unwrap()
     }
 
-    /// The table of section 10, which comes from running DeepCache's formula.
+    /// What DeepCache's formula gives for its published settings.
     #[test]
     fn quadratic_schedules_equal_the_published_formula() {
         use Root::{Principal, Signed};
@@ -207,6 +350,40 @@ mod tests {
                 assert_eq!(check(&full, evaluations), Ok(()));
             }
         }
+    }
+
+    fn costs<'a>(steps: &'a [usize], band: &'a Band, residuals: &'a dyn Fn() -> Band) -> Costs<'a> {
+        Costs { steps, features: band, residuals, output: band }
+    }
+
+    #[test]
+    fn every_kind_can_be_asked_for_by_name_and_finds_a_schedule() {
+        let steps: Vec<usize> = (0..20).collect();
+        let band = Band::new(20, 20);
+        let residuals = || band.clone();
+        for (name, kind) in ScheduleKind::NAMED {
+            assert_eq!((name.parse(), kind.to_string()), (Ok(kind.clone()), name.to_string()));
+            let found = kind.candidates(&costs(&steps, &band, &residuals), 5);
+            assert!(!found.is_empty(), "{name}");
+            for candidate in found {
+                assert_eq!(check(&candidate.full, 20), Ok(()), "{name}");
+                assert!(kind == ScheduleKind::Auto || candidate.method == name);
+            }
+        }
+        let form = Quadratic { centre: Some(6.0), power: 1.4, root: Root::Signed };
+        assert_eq!(format!("quadratic={form}").parse(), Ok(ScheduleKind::Quadratic(form)));
+        assert!("quadratic=6,1".parse::<ScheduleKind>().unwrap_err().contains("a number above 1"));
+        assert!("dsp".parse::<ScheduleKind>().unwrap_err().starts_with("expected auto, dps-output"));
+    }
+
+    #[test]
+    fn auto_offers_each_kind_once() {
+        let steps: Vec<usize> = (0..20).collect();
+        let band = Band::new(20, 20);
+        let residuals = || unreachable!("auto does not ask for them");
+        let found = ScheduleKind::Auto.candidates(&costs(&steps, &band, &residuals), 5);
+        let methods: Vec<&str> = found.iter().map(|c| c.method.as_str()).collect();
+        assert_eq!(methods, ["dps-output", "dps", "uniform", "quadratic"]);
     }
 
     #[test]

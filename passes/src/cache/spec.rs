@@ -6,11 +6,13 @@ use crate::ir::{Graph, ValueId};
 use std::fmt;
 use std::str::FromStr;
 
-/// The share of a full step's multiply-accumulates that `auto` wants of a cached one. On the trained models, at interval 5, cuts at
-/// 13 to 14 % end within 1 dB of those at 25 % or better, and the loop costs a fifth less (`docs/results.md`); below, quality falls.
+/// The share of a full step's multiply-accumulates that `auto` wants of a cached one. On the
+/// trained models, at interval 5, cuts at 13 to 14 % end within 1 dB of those at 25 % or better,
+/// and the loop costs a fifth less (`docs/results.md`); below, quality falls.
 pub const AUTO_SHARE: f64 = 0.15;
 
-/// How much farther from [`AUTO_SHARE`] a cut at tensors may be than one at deltas and still be taken: it adds no operator.
+/// How much farther from [`AUTO_SHARE`] a cut at tensors may be than one at deltas and still be
+/// taken: it adds no operator.
 const TENSORS_PREFERRED: f64 = 1.5;
 
 /// Near names that an error shows.
@@ -120,7 +122,8 @@ fn near_text(near: &[String]) -> String {
     if near.is_empty() { String::new() } else { format!("; candidates with similar names: {}", near.join(", ")) }
 }
 
-/// The cut that `spec` asks for. `candidates` are those of [`super::candidates`] for the same graph, sample and batch.
+/// The cut that `spec` asks for. `candidates` are those of [`super::candidates`] for the same
+/// graph, sample and batch.
 ///
 /// # Errors
 /// [`CutError`]; without candidates, everything but names is an error.

@@ -1,4 +1,5 @@
-//! One step becomes two: the full one, which also gives what is to be cached, and the cached one, which reads it.
+//! One step becomes two: the full one, which also gives what is to be cached, and the cached one,
+//! which reads it.
 //!
 //! With a cache from the same step both give the same outputs, bit for bit.
 
@@ -33,7 +34,8 @@ pub struct Slot {
 /// Splits the step at the cut.
 ///
 /// # Errors
-/// [`OpError`] when a copied node does not type-check: a bug here, or a delta between different types.
+/// [`OpError`] when a copied node does not type-check: a bug here, or a delta between different
+/// types.
 pub fn split(part: &Part, cut: &Cut) -> Result<Split, OpError> {
     let (full, slots) = full(part, &cut.tensors)?;
     let cached = cached(part, &cut.tensors)?;
@@ -53,8 +55,8 @@ fn full(part: &Part, tensors: &[Cached]) -> Result<(Part, Vec<Slot>), OpError> {
         for (slot, before, after) in deltas_ending(tensors, &node.outputs) {
             let delta = to.op(&delta_name(g, after), Op::binary(BinaryKind::Sub), &[map[&after], map[&before]])?;
             deltas.insert(slot, delta);
-            // before + (after - before) is not after, in the last bits: all readers get the sum, so that a cached step with a
-            // cache of the same step agrees with the full one
+            // before + (after - before) is not after, in the last bits: all readers get the sum, so
+            // that a cached step with a cache of the same step agrees with the full one
             map.insert(after, restore(g, &mut to, map[&before], delta, after)?);
         }
     }

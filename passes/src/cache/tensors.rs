@@ -1,8 +1,9 @@
 //! Cuts at tensors: the main path's entry to a decoder level.
 //!
-//! A skip connection ends in a node that reads two values of the sample, one computed from nearly everything (the main path), one
-//! fresh. Such a node offers a cut: it, all behind it and all that its fresh operands need must run; of the rest, what to run and what
-//! to cache is a minimum cut, arithmetic against bytes.
+//! A skip connection ends in a node that reads two values of the sample, one computed from nearly
+//! everything (the main path), one fresh. Such a node offers a cut: it, all behind it and all that
+//! its fresh operands need must run; of the rest, what to run and what to cache is a minimum cut,
+//! arithmetic against bytes.
 
 use super::chain::{self, Backbone};
 use super::cut::{Cached, Cut};
@@ -14,7 +15,8 @@ use petgraph::algo::dinics;
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
 
-/// Multiply-accumulates that one cached byte is worth: about what a core does while a byte comes from memory.
+/// Multiply-accumulates that one cached byte is worth: about what a core does while a byte comes
+/// from memory.
 const MACS_PER_BYTE: u64 = 8;
 
 /// Most tensors in a cut: more are no boundary, but the inside of a block.
@@ -85,8 +87,8 @@ fn cut_before(flow: &Flow, merge: NodeId, main: &[ValueId], fresh: &[ValueId]) -
     (cut.pays() && (1..=MOST_TENSORS).contains(&cut.tensors.len())).then_some(cut)
 }
 
-/// The tensors to cache when `forced` nodes run: a minimum cut between *skipped* and *run*. Running a node costs its arithmetic;
-/// a skipped node whose value is read costs that value's bytes, once.
+/// The tensors to cache when `forced` nodes run: a minimum cut between *skipped* and *run*. Running
+/// a node costs its arithmetic; a skipped node whose value is read costs that value's bytes, once.
 fn boundary(flow: &Flow, forced: &Set) -> Vec<Cached> {
     let g = flow.g;
     let mut net: DiGraph<(), u64> = DiGraph::new();
@@ -131,7 +133,8 @@ fn cost(flow: &Flow, id: NodeId) -> u64 {
     (flow.macs[id.0 as usize] + written) as u64
 }
 
-/// Which vertices reach `end` in the residual network: the smaller of the possible sides, when several cuts cost the same.
+/// Which vertices reach `end` in the residual network: the smaller of the possible sides, when
+/// several cuts cost the same.
 fn reaches(net: &DiGraph<(), u64>, flows: &[u64], end: NodeIndex) -> Vec<bool> {
     let mut found = vec![false; net.node_count()];
     let mut stack = vec![end];
@@ -147,8 +150,9 @@ fn reaches(net: &DiGraph<(), u64>, flows: &[u64], end: NodeIndex) -> Vec<bool> {
     found
 }
 
-/// The nested cuts, each skipping all that the one before it skips, that save most in sum. In a U-Net these are its levels;
-/// the inside of a single block skips something beside them and falls out.
+/// The nested cuts, each skipping all that the one before it skips, that save most in sum. In a
+/// U-Net these are its levels; the inside of a single block skips something beside them and falls
+/// out.
 fn nested(flow: &Flow, mut found: Vec<Level>) -> Vec<Cut> {
     found.sort_by_key(|l| (l.cut.saved(), std::cmp::Reverse(l.cut.bytes)));
     let mut best: Vec<(i64, Option<usize>)> = Vec::new();

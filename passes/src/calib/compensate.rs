@@ -1,5 +1,6 @@
-//! Compensation of what acceleration does to the sample's spread (Q&C section 3): per channel of the sample after one step, the
-//! affine map of the accelerated sample that brings it near the ordinary one.
+//! Compensation of what acceleration does to the sample's spread (Q&C's variance compensation,
+//! arXiv:2503.02508): per channel of the sample after one step, the affine map of the accelerated
+//! sample that brings it near the ordinary one.
 
 use crate::cache::affine::Affine;
 
@@ -9,14 +10,16 @@ const SCALES: [f64; 2] = [0.8, 1.25];
 /// A channel with fewer pairs of elements is corrected in part only.
 const ENOUGH: f64 = 64.0;
 
-/// What the scale K is to achieve. With d = x − μ, of the accelerated sample, and e = x′ − μ′, of the ordinary one:
+/// What the scale K is to achieve. With d = x − μ, of the accelerated sample, and e = x′ − μ′, of
+/// the ordinary one:
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Least absolute and relative square error: Σ w·e·d / Σ w·d², w = 1 + 1 / max(x′², τ²), τ a tenth of the root of the mean x′²
-    /// (formula A; without τ a few elements near zero would decide).
+pub enum CompensationMode {
+    /// Least absolute and relative square error: Σ w·e·d / Σ w·d², w = 1 + 1 / max(x′², τ²), τ a
+    /// tenth of the root of the mean x′² (formula A; without τ a few elements near zero would
+    /// decide).
     Regression,
-    /// As printed in the paper: (Σ e·d + Σ d/x′) / (Σ d² + Σ d²/x′²) (formula B). The optimum of the paper's objective only where
-    /// μ is 0. Elements with x′ = 0 have no relative error.
+    /// As printed in the paper: (Σ e·d + Σ d/x′) / (Σ d² + Σ d²/x′²) (formula B). The optimum of
+    /// the paper's objective only where μ is 0. Elements with x′ = 0 have no relative error.
     PaperExact,
     /// Least square error: Σ e·d / Σ d². Shrinks the sample by how badly both correlate.
     Mse,
@@ -24,16 +27,25 @@ pub enum Mode {
     Variance,
 }
 
-/// The map `x~ = scale · x + shift` per channel, fitted to pairs of samples `[rows, channels, plane]`, the same rows of the
-/// accelerated loop and of the ordinary one; all of them at once, because τ must be known before the sums.
+/// The map `x~ = scale · x + shift` per channel, fitted to pairs of samples `[rows, channels,
+/// plane]`, the same rows of the accelerated loop and of the ordinary one; all of them at once,
+/// because τ must be known before the sums.
 ///
-/// μ is the mean of the accelerated channel, and μ′ too unless `center` is set: then it is the ordinary channel's, and the means
-/// agree after correction. The scale is between 0.8 and 1.25; with fewer than 64 pairs the map goes only as much of the way from
-/// the identity. Pairs that are not finite are left out; where nothing varies the scale is 1.
+/// μ is the mean of the accelerated channel, and μ′ too unless `center` is set: then it is the
+/// ordinary channel's, and the means agree after correction. The scale is between 0.8 and 1.25;
+/// with fewer than 64 pairs the map goes only as much of the way from the identity. Pairs that are
+/// not finite are left out; where nothing varies the scale is 1.
 ///
 /// # Panics
 /// When the lengths differ or are no multiple of `channels · plane`.
-pub fn fit(accelerated: &[f32], ordinary: &[f32], channels: usize, plane: usize, mode: Mode, center: bool) -> Affine {
+pub fn fit(
+    accelerated: &[f32],
+    ordinary: &[f32],
+    channels: usize,
+    plane: usize,
+    mode: CompensationMode,
+    center: bool,
+) -> Affine {
     let row = channels * plane;
     assert!(
         accelerated.len() == ordinary.len()
@@ -73,7 +85,7 @@ impl Channel<'_> {
     }
 
     /// Scale and shift.
-    fn fit(&self, mode: Mode, center: bool) -> (f64, f64) {
+    fn fit(&self, mode: CompensationMode, center: bool) -> (f64, f64) {
         let [n, x, y, yy] = self.sums(|x, y| [1.0, x, y, y * y]);
         if n == 0.0 {
             return (1.0, 0.0);
@@ -81,13 +93,13 @@ impl Channel<'_> {
         let mean = x / n;
         let target = if center { y / n } else { mean };
         let ratio = match mode {
-            Mode::Variance => self.spread(mean, y / n),
-            Mode::Regression => {
+            CompensationMode::Variance => self.spread(mean, y / n),
+            CompensationMode::Regression => {
                 let floor = 0.01 * yy / n;
                 self.weighted(mean, target, |y| 1.0 + 1.0 / (y * y).max(floor))
             }
-            Mode::Mse => self.weighted(mean, target, |_| 1.0),
-            Mode::PaperExact => self.printed(mean, target),
+            CompensationMode::Mse => self.weighted(mean, target, |_| 1.0),
+            CompensationMode::PaperExact => self.printed(mean, target),
         };
         // 0 / 0 where nothing varies
         let scale = if ratio.is_finite() { ratio.clamp(SCALES[0], SCALES[1]) } else { 1.0 };
@@ -125,7 +137,8 @@ impl Channel<'_> {
 mod tests {
     use super::*;
 
-    const MODES: [Mode; 4] = [Mode::Regression, Mode::PaperExact, Mode::Mse, Mode::Variance];
+    const MODES: [CompensationMode; 4] =
+        [CompensationMode::Regression, CompensationMode::PaperExact, CompensationMode::Mse, CompensationMode::Variance];
 
     fn noise(n: usize, mut seed: u64) -> Vec<f32> {
         let mut next = || {
@@ -149,9 +162,12 @@ mod tests {
     #[test]
     fn equal_samples_are_left_alone() {
         let x = noise(8 * 3 * 50, 1);
-        for (mode, center) in
-            [(Mode::Regression, false), (Mode::Mse, true), (Mode::Variance, false), (Mode::Regression, true)]
-        {
+        for (mode, center) in [
+            (CompensationMode::Regression, false),
+            (CompensationMode::Mse, true),
+            (CompensationMode::Variance, false),
+            (CompensationMode::Regression, true),
+        ] {
             let map = fit(&x, &x, 3, 50, mode, center);
             assert!(apply(&map, &x, 50).iter().zip(&x).all(|(a, b)| (a - b).abs() < 1e-6), "{mode:?} {map:?}");
         }
@@ -171,7 +187,7 @@ mod tests {
             };
             x.iter().zip(&y).map(term).sum()
         };
-        let k = f64::from(fit(&x, &y, 1, 2000, Mode::Regression, false).scale[0]);
+        let k = f64::from(fit(&x, &y, 1, 2000, CompensationMode::Regression, false).scale[0]);
         let h = 1e-4;
         let (slope, bend) =
             (objective(k + h) - objective(k - h), objective(k + h) + objective(k - h) - 2.0 * objective(k));
@@ -185,11 +201,11 @@ mod tests {
         let x: Vec<f32> =
             y.chunks(100).enumerate().flat_map(|(i, y)| drifted(y, 0.9 + 0.05 * (i % 4) as f32, i as u64)).collect();
         let square = |a: &[f32]| -> f64 { a.iter().zip(&y).map(|(a, b)| f64::from(a - b).powi(2)).sum() };
-        let plain = square(&apply(&fit(&x, &y, 4, 100, Mode::Mse, false), &x, 100));
-        let centred = square(&apply(&fit(&x, &y, 4, 100, Mode::Mse, true), &x, 100));
+        let plain = square(&apply(&fit(&x, &y, 4, 100, CompensationMode::Mse, false), &x, 100));
+        let centred = square(&apply(&fit(&x, &y, 4, 100, CompensationMode::Mse, true), &x, 100));
         assert!(centred < plain && plain < square(&x), "{centred} {plain} {}", square(&x));
 
-        let map = fit(&x, &y, 4, 100, Mode::Variance, true);
+        let map = fit(&x, &y, 4, 100, CompensationMode::Variance, true);
         let fixed = apply(&map, &x, 100);
         for c in 0..4 {
             let of =
@@ -203,13 +219,13 @@ mod tests {
         }
     }
 
-    /// The formulas of section 3.2 on four elements, by hand: μ = 0, so that A without τ and B agree.
+    /// The formulas of the modes on four elements, by hand: μ = 0, so that A without τ and B agree.
     #[test]
     fn the_printed_formula_is_the_optimum_around_zero() {
         let (x, y) = ([1.0, -1.0, 2.0, -2.0].repeat(16), [1.1, -1.1, 2.0, -2.0].repeat(16));
         // Σ e·d = 2 · (1.1 + 4), Σ d/x′ = 2 · (1/1.1 + 1), Σ d² = 10, Σ d²/x′² = 2 · (1/1.21 + 1)
         let k = (10.2 + 2.0 * (1.0 / 1.1 + 1.0)) / (10.0 + 2.0 * (1.0 / 1.21 + 1.0));
-        for mode in [Mode::PaperExact, Mode::Regression] {
+        for mode in [CompensationMode::PaperExact, CompensationMode::Regression] {
             let map = fit(&x, &y, 1, 4, mode, false);
             assert!((f64::from(map.scale[0]) - k).abs() < 1e-6 && map.shift[0].abs() < 1e-6, "{mode:?} {map:?} {k}");
         }
@@ -219,9 +235,10 @@ mod tests {
     fn scales_are_bounded_and_small_samples_count_in_part() {
         let y: Vec<f32> = noise(640, 5);
         let x: Vec<f32> = y.iter().map(|y| 3.0 * y).collect();
-        assert_eq!(fit(&x, &y, 1, 64, Mode::Mse, false).scale, [0.8]);
-        assert_eq!(fit(&y, &x, 1, 64, Mode::Mse, false).scale, [1.25]);
-        assert_eq!(fit(&y[..16], &x[..16], 1, 16, Mode::Mse, false).scale, [1.0625]); // 1 + 0.25 · 16 / 64
+        assert_eq!(fit(&x, &y, 1, 64, CompensationMode::Mse, false).scale, [0.8]);
+        assert_eq!(fit(&y, &x, 1, 64, CompensationMode::Mse, false).scale, [1.25]);
+        // 1 + 0.25 · 16 / 64
+        assert_eq!(fit(&y[..16], &x[..16], 1, 16, CompensationMode::Mse, false).scale, [1.0625]);
     }
 
     #[test]
@@ -238,7 +255,8 @@ mod tests {
         }
     }
 
-    /// Section 3.4: p·x + q·eps + r·z, corrected, is the update with p, q and r times the scale, plus the shift.
+    /// A correction folded into the sampler: p·x + q·eps + r·z, corrected, is the update with p, q
+    /// and r times the scale, plus the shift.
     #[test]
     fn the_map_folds_into_the_samplers_update() {
         let (x, eps, z) = (noise(100, 8), noise(100, 9), noise(100, 10));

@@ -1,25 +1,27 @@
-//! Consecutive evaluations that share one row of every quantizer's table (TQ-DiT's time groups; related methods, section 3).
+//! Consecutive evaluations that share one row of every quantizer's table (TQ-DiT's time groups,
+//! arXiv:2502.04056).
 //!
 //! A partition is given by the first evaluation of each group, ascending from 0.
 
 use super::range::Range;
 use crate::cache::band::Band;
 
-/// A range narrower than this part of the quantizer's widest counts as that wide: its relative change means nothing.
+/// A range narrower than this part of the quantizer's widest counts as that wide: its relative
+/// change means nothing.
 const NARROWEST: f64 = 1e-4;
 
-/// Groups of equal length, up to one: group `i` of `G` begins with evaluation ⌊i · T / G⌋. At least one group, at most one per
-/// evaluation; none of no evaluations.
+/// Groups of equal length, up to one: group `i` of `G` begins with evaluation ⌊i · T / G⌋. At least
+/// one group, at most one per evaluation; none of no evaluations.
 pub fn equal(evaluations: usize, groups: usize) -> Vec<usize> {
     let groups = groups.max(1).min(evaluations);
     (0..groups).map(|i| i * evaluations / groups).collect()
 }
 
-/// The partition into `groups` groups of least [`cost`]; their number is bounded as in [`equal`]. `ranges[q][t]` is the range of
-/// quantizer `q` at evaluation `t`.
+/// The partition into `groups` groups of least [`cost`]; their number is bounded as in [`equal`].
+/// `ranges[q][t]` is the range of quantizer `q` at evaluation `t`.
 ///
-/// Dynamic programming, O(T² · (quantizers + groups)). Among equal ones, the last group is the longest, then the one before it, and
-/// so on.
+/// Dynamic programming, O(T² · (quantizers + groups)). Among equal ones, the last group is the
+/// longest, then the one before it, and so on.
 ///
 /// # Panics
 /// When the quantizers have different numbers of evaluations.
@@ -44,8 +46,9 @@ pub fn optimal(ranges: &[Vec<Range>], groups: usize) -> Vec<usize> {
     band.best(groups.max(1).min(evaluations), 1..=evaluations).map_or_else(|| vec![0], |best| best.0)
 }
 
-/// By how much the rows of a partition are too wide: the sum over quantizers and evaluations of the squares of both ends' distances
-/// to the row's ends, relative to the evaluation's own width. Rounding errors grow with that width.
+/// By how much the rows of a partition are too wide: the sum over quantizers and evaluations of the
+/// squares of both ends' distances to the row's ends, relative to the evaluation's own width.
+/// Rounding errors grow with that width.
 pub fn cost(ranges: &[Vec<Range>], firsts: &[usize]) -> f64 {
     let of = |quantizer: &Vec<Range>| -> f64 {
         let weights = weights(quantizer);
@@ -56,9 +59,9 @@ pub fn cost(ranges: &[Vec<Range>], firsts: &[usize]) -> f64 {
 
 /// One row per group: the union of its members' ranges.
 ///
-/// Not their mean: evaluations of a group differ by what the model does, not by chance, and each range has been shrunk as far as
-/// pays for its own evaluation. A mean would clip the widest of them further, whereas a union costs the narrow ones no more than
-/// [`cost`] says.
+/// Not their mean: evaluations of a group differ by what the model does, not by chance, and each
+/// range has been shrunk as far as pays for its own evaluation. A mean would clip the widest of
+/// them further, whereas a union costs the narrow ones no more than [`cost`] says.
 pub fn rows(ranges: &[Range], firsts: &[usize]) -> Vec<Range> {
     let union = |m: std::ops::Range<usize>| ranges[m].iter().copied().fold(Range::default(), Range::union);
     members(firsts, ranges.len()).map(union).collect()

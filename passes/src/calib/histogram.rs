@@ -1,4 +1,5 @@
-//! How often a tensor takes which values, in memory that does not grow: what the range search looks at instead of the tensor.
+//! How often a tensor takes which values, in memory that does not grow: what the range search looks
+//! at instead of the tensor.
 
 use super::scan::Scan;
 
@@ -10,12 +11,14 @@ const FEW: usize = 16 * BINS;
 
 /// Counts of the values of a stream of f32.
 ///
-/// Bins are 2^e wide and zero is an edge of two of them, so widening merges neighbours; e is the smallest with which the bins reach
-/// from the least value (or zero) to the greatest. A histogram is therefore a function of the values alone: neither their order nor
-/// how they were cut into calls matters. At least half of the bins lie between the extremes. Zeros are counted apart.
+/// Bins are 2^e wide and zero is an edge of two of them, so widening merges neighbours; e is the
+/// smallest with which the bins reach from the least value (or zero) to the greatest. A histogram
+/// is therefore a function of the values alone: neither their order nor how they were cut into
+/// calls matters. At least half of the bins lie between the extremes. Zeros are counted apart.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Histogram {
-    /// Of bin `b`, which holds `b · 2^e ≤ x < (b + 1) · 2^e` (`<` and `≤` change places below zero), at `b mod BINS`.
+    /// Of bin `b`, which holds `b · 2^e ≤ x < (b + 1) · 2^e` (`<` and `≤` change places below
+    /// zero), at `b mod BINS`.
     counts: Vec<u64>,
     exponent: i32,
     zeros: u64,
@@ -55,8 +58,8 @@ impl Histogram {
         self.seen += values.len() as u64;
     }
 
-    /// Counts every `every`-th row of `width` values, from the first on; the extremes are those of all rows. Where something is not finite, all
-    /// values are counted.
+    /// Counts every `every`-th row of `width` values, from the first on; the extremes are those of
+    /// all rows. Where something is not finite, all values are counted.
     pub fn add_some(&mut self, values: &[f32], width: usize, every: usize) {
         let scan = Scan::of(values);
         if every <= 1 || scan.not_finite > 0 {
@@ -112,8 +115,8 @@ impl Histogram {
         (!self.is_empty()).then_some((self.min, self.max))
     }
 
-    /// Low end, high end and count of every bin that holds something, ascending. Ends are no further out than the extremes. Zeros are
-    /// not among the counts.
+    /// Low end, high end and count of every bin that holds something, ascending. Ends are no
+    /// further out than the extremes. Zeros are not among the counts.
     pub fn bins(&self) -> impl Iterator<Item = (f64, f64, u64)> + '_ {
         let width = 2f64.powi(self.exponent);
         let (min, max) = (f64::from(self.min), f64::from(self.max));
@@ -183,16 +186,17 @@ fn at(bin: i32) -> usize {
     bin as usize % BINS
 }
 
-/// Where the count of `x` is. The product is exact, or too small to matter. Its whole part, below 2048, takes 11 bits: with only
-/// those left, adding 4096 rounds none up to the next whole number and puts it in bits 11 to 21. (A cast to i32, which saturates,
-/// takes twice as long.)
+/// Where the count of `x` is. The product is exact, or too small to matter. Its whole part, below
+/// 2048, takes 11 bits: with only those left, adding 4096 rounds none up to the next whole number
+/// and puts it in bits 11 to 21. (A cast to i32, which saturates, takes twice as long.)
 #[inline(always)]
 fn bin(x: f32, per_width: f32) -> usize {
     let magnitude = f32::from_bits((x.abs() * per_width).to_bits() & !0x1fff);
     at(((magnitude + 4096.0).to_bits() >> 11) as i32 ^ -i32::from(x < 0.0))
 }
 
-/// Four tables in turn: consecutive equal values would wait for one another's count. Bins are found 64 at a time, which vectorises.
+/// Four tables in turn: consecutive equal values would wait for one another's count. Bins are found
+/// 64 at a time, which vectorises.
 fn count(values: &[f32], per_width: f32, counts: &mut [u64]) {
     let mut tables = [[0u32; BINS]; 4];
     let (blocks, rest) = values.as_chunks::<64>();

@@ -1,5 +1,6 @@
-//! What calibration decides from the tensors it has seen: ranges of quantizers, groups of evaluations that share them, the samples
-//! to look at, corrections of the sample. Arithmetic only; `calibrate` runs the loop and hands over what it saw.
+//! What calibration decides from the tensors it has seen: ranges of quantizers, groups of
+//! evaluations that share them, the samples to look at, corrections of the sample. Arithmetic only;
+//! `calibrate` runs the loop and hands over what it saw.
 
 pub mod compensate;
 pub mod groups;

@@ -1,5 +1,6 @@
-//! The range that a quantizer covers (CacheQuant section 5.2): of 40 shrunken copies of the extremes, the one that rounds with the
-//! smallest 2.4-norm. Ranges contain zero, when they are scored and when they are used (its ruling 5).
+//! The range that a quantizer covers, as in CacheQuant's code: of 40 shrunken copies of the
+//! extremes, the one that rounds with the smallest 2.4-norm. Ranges contain zero, when they are
+//! scored and when they are used (its code scores and stores different ranges).
 
 use super::histogram::Histogram;
 use super::rounding::{errors, integral, nearest};
@@ -26,10 +27,11 @@ impl Range {
         Range { low: end(low, f32::MIN, 0.0), high: end(high, 0.0, f32::MAX) }
     }
 
-    /// Scale (at least 1e-8) and zero point of `bits` ≤ 8 bits: `x ≈ (q − zero) · scale`, `q = clamp(round(x / scale) + zero, 0, 2^bits − 1)`.
+    /// Scale (at least 1e-8) and zero point of `bits` ≤ 8 bits: `x ≈ (q − zero) · scale`, `q =
+    /// clamp(round(x / scale) + zero, 0, 2^bits − 1)`.
     ///
-    /// A range that begins or ends with zero has zero point 0 or 2^bits − 1. A constant tensor is one: its value is the last level,
-    /// so that the specification's rule for constants (which clips negative ones) is not needed.
+    /// A range that begins or ends with zero has zero point 0 or 2^bits − 1. A constant tensor is
+    /// one: its value is the last level.
     pub fn parameters(&self, bits: u32) -> (f32, u8) {
         let Range { low, high } = Range::new(self.low, self.high);
         let levels = levels(bits);
@@ -42,7 +44,8 @@ impl Range {
         Range { low: self.low.min(other.low), high: self.high.max(other.high) }
     }
 
-    /// Mean of the ends (ruling 6: scale and zero point are derived from it, not averaged themselves); of nothing, zero.
+    /// Mean of the ends (scale and zero point are derived from it; averaged themselves they would
+    /// belong to no range); of nothing, zero.
     pub fn averaged(ranges: &[Range]) -> Range {
         let mean =
             |end: fn(&Range) -> f32| ranges.iter().map(|r| f64::from(end(r))).sum::<f64>() / ranges.len().max(1) as f64;
@@ -55,8 +58,8 @@ impl Range {
     }
 }
 
-/// The range with which `bits` ≤ 8 bits round what was counted best; values are taken to be spread evenly within their bin. Wider
-/// ones win ties. Of nothing: zero.
+/// The range with which `bits` ≤ 8 bits round what was counted best; values are taken to be spread
+/// evenly within their bin. Wider ones win ties. Of nothing: zero.
 ///
 /// O(bins): the mean of |error|^2.4 over a bin has a closed form.
 pub fn search(histogram: &Histogram, bits: u32) -> Range {
@@ -72,7 +75,8 @@ pub fn search_exact(values: &[f32], bits: u32) -> Range {
     best(whole, |range| loss_exact(values, range, bits))
 }
 
-/// Mean of |error|^2.4 over what was counted, rounded with `bits` ≤ 8 bits over `range`; of nothing, zero.
+/// Mean of |error|^2.4 over what was counted, rounded with `bits` ≤ 8 bits over `range`; of
+/// nothing, zero.
 pub fn loss(histogram: &Histogram, range: Range, bits: u32) -> f64 {
     let bins: Vec<_> = histogram.bins().collect();
     sum_of_bins(&bins, range, bits) / histogram.finite().max(1) as f64
@@ -104,8 +108,9 @@ pub fn loss_exact(values: &[f32], range: Range, bits: u32) -> f64 {
     sum * f64::from(scale).powf(2.4) / values.len().max(1) as f64
 }
 
-/// The scale (at least 1e-8) with which the levels −(2^(bits−1) − 1) … 2^(bits−1) − 1, `bits` from 2 to 8, round the weights of an
-/// output channel best; the largest wins ties. What is not finite is ignored.
+/// The scale (at least 1e-8) with which the levels −(2^(bits−1) − 1) … 2^(bits−1) − 1, `bits` from
+/// 2 to 8, round the weights of an output channel best; the largest wins ties. What is not finite
+/// is ignored.
 pub fn symmetric_scale(weights: &[f32], bits: u32) -> f32 {
     let last = f64::from((1i32 << (bits.clamp(2, 8) - 1)) - 1);
     let largest = weights.iter().filter(|w| w.is_finite()).fold(0.0, |a: f32, w| a.max(w.abs()));

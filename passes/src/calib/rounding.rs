@@ -14,7 +14,8 @@ pub(super) fn nearest(u: f64, levels: f64) -> f64 {
     (u.clamp(0.0, levels) + ROUND) - ROUND
 }
 
-/// Σ |x / scale + zero − level|^2.4 with the nearest level between the ends: in f32 over a few values, in f64 over all.
+/// Σ |x / scale + zero − level|^2.4 with the nearest level between the ends: in f32 over a few
+/// values, in f64 over all.
 pub(super) fn errors(values: &[f32], scale: f32, zero: f32, [first, last]: [f32; 2]) -> f64 {
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23
     const LANES: usize = 16;
@@ -33,10 +34,12 @@ pub(super) fn errors(values: &[f32], scale: f32, zero: f32, [first, last]: [f32;
     values.chunks(64 * LANES).map(block).sum()
 }
 
-/// x^2.4 for 0 ≤ x < 2^40, to 2e-6 of it, as (x · x^(−1/5))³: multiplications only, so it vectorises and is the same on every machine.
+/// x^2.4 for 0 ≤ x < 2^40, to 2e-6 of it, as (x · x^(−1/5))³: multiplications only, so it
+/// vectorises and is the same on every machine.
 #[inline(always)]
 fn power(x: f32) -> f32 {
-    // an exponent divided by −5 is right to a few percent, each step of Newton's then squares three times the error
+    // an exponent divided by −5 is right to a few percent, each step of Newton's then squares three
+    // times the error
     let mut root = f32::from_bits(0x4c2b_a000 - x.to_bits() / 5);
     for _ in 0..3 {
         let square = root * root;

@@ -1,6 +1,7 @@
 //! One pass over values: extremes, zeros, and whether all are finite.
 
-/// What the first look at some values tells. The extremes are of no use when something is not finite.
+/// What the first look at some values tells. The extremes are of no use when something is not
+/// finite.
 pub(super) struct Scan {
     pub min: f32,
     pub max: f32,

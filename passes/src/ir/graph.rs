@@ -23,11 +23,36 @@ pub enum Def {
     Node(NodeId, usize),
 }
 
+/// A tensor that layers read rounded: its index in [`Survey::sites`](crate::quant::Survey::sites).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SiteId(pub usize);
+
+/// A quantized layer: its index in [`Survey::layers`](crate::quant::Survey::layers).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LayerId(pub usize);
+
+/// What a node of a part of the loop stands for. All parts that repeat a node give it the same
+/// origin, and lowering hands it on to the step, so nothing has to be found by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum NodeOrigin {
+    /// This node of the graph that was bound, in whatever form.
+    Source(NodeId),
+    /// The rounding of a site.
+    Rounds(SiteId),
+    /// A layer's sum of products of float operands, which corrections are fitted to.
+    FloatSum(LayerId),
+    /// A layer's sum of products of rounded operands, which corrections are fitted on.
+    RoundedSum(LayerId),
+}
+
 /// A tensor-valued edge of the graph.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Value {
     /// Unique within the graph; that of the source model where the value exists there.
     pub name: String,
+    /// Whether the name ends in a number that was added here because another value has the name
+    /// without it (`name#2`): it says less than a name of the source model.
+    pub numbered: bool,
     /// Element type and shape.
     pub ty: ValueType,
     /// Where it comes from.
@@ -45,6 +70,9 @@ pub struct Node {
     pub inputs: Vec<Option<ValueId>>,
     /// Results.
     pub outputs: Vec<ValueId>,
+    /// What it stands for in a part of the loop; `None` in the model's graph, and for nodes that
+    /// only a part needs.
+    pub origin: Option<NodeOrigin>,
 }
 
 impl Node {
@@ -54,7 +82,8 @@ impl Node {
     }
 }
 
-/// A dataflow graph. Nodes and values are only ever added; what nothing reads disappears in [`Graph::compact`].
+/// A dataflow graph. Nodes and values are only ever added; what nothing reads disappears in
+/// [`Graph::compact`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Graph {
     /// Name of the source model's graph.
@@ -116,8 +145,51 @@ impl Graph {
                 self.push_value(output, ty, Def::Node(id, i))
             })
             .collect::<Vec<_>>();
-        self.nodes.push(Node { name: name.to_string(), op, inputs: inputs.to_vec(), outputs: outputs.clone() });
+        let (name, inputs) = (name.to_string(), inputs.to_vec());
+        self.nodes.push(Node { name, op, inputs, outputs: outputs.clone(), origin: None });
         Ok(outputs)
+    }
+
+    /// Adds a node of the graph `of` again, here with this operator and these operands: it has the
+    /// node's origin and the names of its outputs.
+    ///
+    /// # Errors
+    /// As [`Graph::node`].
+    pub fn repeat(
+        &mut self,
+        of: &Graph,
+        node: &Node,
+        op: Op,
+        inputs: &[Option<ValueId>],
+    ) -> Result<Vec<ValueId>, OpError> {
+        let names: Vec<&str> = node.outputs.iter().map(|&v| of.value(v).name.as_str()).collect();
+        let outputs = self.node_with_outputs(&node.name, op, inputs, &names)?;
+        for (&v, &from) in outputs.iter().zip(&node.outputs) {
+            self.values[v.0 as usize].numbered |= of.value(from).numbered;
+        }
+        self.nodes.last_mut().expect("it was added above").origin = node.origin;
+        Ok(outputs)
+    }
+
+    /// Says what the node that makes `v` stands for.
+    ///
+    /// # Panics
+    /// When no node makes it.
+    pub fn set_origin(&mut self, v: ValueId, origin: NodeOrigin) {
+        let node = self.producer(v).expect("a node makes it");
+        self.nodes[node.0 as usize].origin = Some(origin);
+    }
+
+    /// Every node stands for itself.
+    pub(crate) fn set_own_origins(&mut self) {
+        for (i, node) in self.nodes.iter_mut().enumerate() {
+            node.origin = Some(NodeOrigin::Source(NodeId(i as u32)));
+        }
+    }
+
+    /// Says that the name of `v` carries a number that was added to it.
+    pub(crate) fn set_numbered(&mut self, v: ValueId) {
+        self.values[v.0 as usize].numbered = true;
     }
 
     /// [`Graph::node`] for an operator with one output and no absent operand.
@@ -131,15 +203,19 @@ impl Graph {
 
     fn push_value(&mut self, name: &str, ty: ValueType, def: Def) -> ValueId {
         let id = ValueId(self.values.len() as u32);
-        let name = self.unique(if name.is_empty() { "v" } else { name });
-        self.values.push(Value { name, ty, def });
+        let wanted = if name.is_empty() { "v" } else { name };
+        let name = self.unique(wanted);
+        self.values.push(Value { numbered: name != wanted, name, ty, def });
         id
     }
 
     /// Gives a value another name, made unique.
     pub fn rename(&mut self, id: ValueId, name: &str) {
         if self.value(id).name != name {
-            self.values[id.0 as usize].name = self.unique(name);
+            let unique = self.unique(name);
+            let value = &mut self.values[id.0 as usize];
+            value.numbered = unique != name;
+            value.name = unique;
         }
     }
 
@@ -243,9 +319,12 @@ impl Graph {
 
     /// Exchanges the names of two values.
     pub fn swap_names(&mut self, a: ValueId, b: ValueId) {
-        let name = std::mem::take(&mut self.values[a.0 as usize].name);
-        let other = std::mem::replace(&mut self.values[b.0 as usize].name, name);
-        self.values[a.0 as usize].name = other;
+        let take = |value: &mut Value| (std::mem::take(&mut value.name), value.numbered);
+        let (of_a, of_b) = (take(&mut self.values[a.0 as usize]), take(&mut self.values[b.0 as usize]));
+        for (v, (name, numbered)) in [(a, of_b), (b, of_a)] {
+            let value = &mut self.values[v.0 as usize];
+            (value.name, value.numbered) = (name, numbered);
+        }
     }
 
     /// Types of a node's operands.
@@ -259,8 +338,9 @@ impl Graph {
         node.op.cost(&self.input_types(node), &outputs)
     }
 
-    /// Lets every reader of each key read the mapped value instead (followed through chains), outputs included, and hands the
-    /// key's name on when the new value has none of the source model's.
+    /// Lets every reader of each key read the mapped value instead (followed through chains),
+    /// outputs included, and hands the key's name on when the new value has none of the source
+    /// model's.
     pub fn substitute(&mut self, map: &HashMap<ValueId, ValueId>) {
         let resolve = |mut v: ValueId| {
             while let Some(&next) = map.get(&v) {
@@ -274,8 +354,8 @@ impl Graph {
         self.outputs.iter_mut().for_each(|(_, v)| *v = resolve(*v));
     }
 
-    /// Drops nodes and values that no output needs (inputs stay), and puts nodes in an order where operands come first:
-    /// the order of addition as far as dependencies allow. Ids change.
+    /// Drops nodes and values that no output needs (inputs stay), and puts nodes in an order where
+    /// operands come first: the order of addition as far as dependencies allow. Ids change.
     ///
     /// # Errors
     /// The name of a node on a cycle, if there is one; the graph is then unchanged.
@@ -285,7 +365,9 @@ impl Graph {
         let mut map: HashMap<ValueId, ValueId> = HashMap::new();
         for &v in &self.inputs {
             let value = self.value(v);
-            map.insert(v, kept.input(&value.name, value.ty.clone()));
+            let id = kept.input(&value.name, value.ty.clone());
+            kept.values[id.0 as usize].numbered |= value.numbered;
+            map.insert(v, id);
         }
         for id in order {
             let node = self.get(id);
@@ -296,12 +378,14 @@ impl Graph {
             let outputs = node.outputs.iter().enumerate().map(|(i, v)| {
                 let value = self.value(*v);
                 let id = kept.push_value(&value.name, value.ty.clone(), Def::Node(new, i));
+                kept.values[id.0 as usize].numbered |= value.numbered;
                 map.insert(*v, id);
                 id
             });
             let outputs = outputs.collect();
             let inputs = node.inputs.iter().map(|v| v.map(|v| map[&v])).collect();
-            kept.nodes.push(Node { name: node.name.clone(), op: node.op.clone(), inputs, outputs });
+            let (name, op) = (node.name.clone(), node.op.clone());
+            kept.nodes.push(Node { name, op, inputs, outputs, origin: node.origin });
         }
         for (name, v) in &self.outputs {
             self.keep_constant(*v, &mut kept, &mut map);
@@ -313,7 +397,9 @@ impl Graph {
 
     fn keep_constant(&self, v: ValueId, kept: &mut Graph, map: &mut HashMap<ValueId, ValueId>) {
         if let (Def::Constant(t), false) = (&self.value(v).def, map.contains_key(&v)) {
-            map.insert(v, kept.constant(&self.value(v).name, t.clone()));
+            let id = kept.constant(&self.value(v).name, t.clone());
+            kept.values[id.0 as usize].numbered |= self.value(v).numbered;
+            map.insert(v, id);
         }
     }
 

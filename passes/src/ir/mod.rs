@@ -4,6 +4,6 @@ mod graph;
 mod text;
 mod verify;
 
-pub use graph::{Def, Graph, Node, NodeId, Value, ValueId};
+pub use graph::{Def, Graph, LayerId, Node, NodeId, NodeOrigin, SiteId, Value, ValueId};
 pub use text::{ParseError, parse};
 pub use verify::{VerifyError, verify};

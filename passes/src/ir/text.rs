@@ -8,10 +8,13 @@
 //!   return %y
 //! }
 //! ```
-//! `%name` takes letters, digits and `_ . / #`; other names stand in quotes: `%"a b"`. Attributes follow the operands as
-//! `key=json`; an absent operand is `_`.
+//! `%name` takes letters, digits and `_ . / #`; other names stand in quotes: `%"a b"`. A `#`
+//! without quotes says that the name was numbered here
+//! ([`Value::numbered`](super::Value::numbered)); names of source models that have one stand in
+//! quotes. Attributes follow the operands as `key=json`; an absent operand is `_`.
 
 use super::{Def, Graph, ValueId};
+use cqc_proto::text::{Attributes, Name, is_name_char};
 use cqc_proto::{DType, Dim, Op, Tensor, ValueType};
 use std::collections::HashMap;
 use std::fmt;
@@ -23,7 +26,7 @@ impl fmt::Display for Graph {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "graph(")?;
         for (i, &v) in self.inputs.iter().enumerate() {
-            write!(f, "{}{}: {}", if i == 0 { "" } else { ", " }, Name(&self.value(v).name), self.ty(v))?;
+            write!(f, "{}{}: {}", if i == 0 { "" } else { ", " }, self.written(v), self.ty(v))?;
         }
         writeln!(f, ") {{")?;
         let mut printed = vec![false; self.values().count()];
@@ -33,44 +36,46 @@ impl fmt::Display for Graph {
             }
             write!(f, "  ")?;
             for (i, &v) in node.outputs.iter().enumerate() {
-                write!(f, "{}{}: {}", if i == 0 { "" } else { ", " }, Name(&self.value(v).name), self.ty(v))?;
+                write!(f, "{}{}: {}", if i == 0 { "" } else { ", " }, self.written(v), self.ty(v))?;
             }
             write!(f, " = {}(", node.op.name())?;
             for (i, v) in node.inputs.iter().enumerate() {
                 let separator = if i == 0 { "" } else { ", " };
                 match v {
-                    Some(v) => write!(f, "{separator}{}", Name(&self.value(*v).name))?,
+                    Some(v) => write!(f, "{separator}{}", self.written(*v))?,
                     None => write!(f, "{separator}_")?,
                 }
             }
-            write!(f, ")")?;
-            for (key, value) in node.op.attributes() {
-                match value.as_f64().filter(|_| value.is_f64()) {
-                    Some(v) => write!(f, " {key}={:?}", v as f32)?, // float attributes are f32: its shortest digits
-                    None => write!(f, " {key}={value}")?,
-                }
-            }
-            writeln!(f)?;
+            writeln!(f, "){}", Attributes(&node.op))?;
         }
         for (_, v) in &self.outputs {
             self.print_constant(*v, &mut printed, f)?;
         }
         write!(f, "  return ")?;
         for (i, (_, v)) in self.outputs.iter().enumerate() {
-            write!(f, "{}{}", if i == 0 { "" } else { ", " }, Name(&self.value(*v).name))?;
+            write!(f, "{}{}", if i == 0 { "" } else { ", " }, self.written(*v))?;
         }
         writeln!(f, "\n}}")
     }
 }
 
 impl Graph {
+    /// The value's name as it is printed.
+    fn written(&self, v: ValueId) -> String {
+        let value = self.value(v);
+        match value.name.contains('#') && !value.numbered {
+            true => format!("%{:?}", value.name),
+            false => Name(&value.name).to_string(),
+        }
+    }
+
     fn print_constant(&self, v: ValueId, printed: &mut [bool], f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let value = self.value(v);
         let Def::Constant(t) = &value.def else { return Ok(()) };
         if std::mem::replace(&mut printed[v.0 as usize], true) {
             return Ok(());
         }
-        write!(f, "  {} = const {} ", Name(&value.name), value.ty)?;
+        write!(f, "  {} = const {} ", self.written(v), value.ty)?;
         writeln!(f, "{}", Elements(t))
     }
 }
@@ -100,23 +105,6 @@ impl fmt::Display for Elements<'_> {
             self.0.bytes().iter().fold(0xcbf2_9ce4_8422_2325u64, |h, &b| (h ^ b as u64).wrapping_mul(0x100_0000_01b3));
         write!(f, "#{hash:016x}")
     }
-}
-
-/// A name with its percent sign.
-struct Name<'a>(&'a str);
-
-impl fmt::Display for Name<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.0.is_empty() && self.0.chars().all(is_name_char) {
-            write!(f, "%{}", self.0)
-        } else {
-            write!(f, "%{:?}", self.0)
-        }
-    }
-}
-
-fn is_name_char(c: char) -> bool {
-    c.is_alphanumeric() || matches!(c, '_' | '.' | '/' | '#')
 }
 
 /// What is wrong with a text, and where.
@@ -158,6 +146,22 @@ pub fn parse(text: &str) -> Result<Graph, ParseError> {
     Ok(graph)
 }
 
+/// A name as it was read.
+struct Written {
+    name: String,
+    numbered: bool,
+}
+
+impl Written {
+    /// Makes it known as that of `v`.
+    fn defines(self, v: ValueId, graph: &mut Graph, names: &mut HashMap<String, ValueId>) {
+        if self.numbered {
+            graph.set_numbered(v);
+        }
+        names.insert(self.name, v);
+    }
+}
+
 /// A position in a line.
 struct Cursor<'a>(&'a str);
 
@@ -171,12 +175,14 @@ impl<'a> Cursor<'a> {
         if self.eat(token) { Ok(()) } else { Err(format!("expected `{token}` before `{}`", self.0)) }
     }
 
-    fn name(&mut self) -> Result<String, String> {
+    fn name(&mut self) -> Result<Written, String> {
         self.expect("%")?;
         if self.0.starts_with('"') {
-            return self.json().and_then(|v| v.as_str().map(str::to_string).ok_or("a name is a string".into()));
+            let name = self.json()?.as_str().map(str::to_string).ok_or("a name is a string")?;
+            return Ok(Written { name, numbered: false });
         }
-        Ok(self.word().to_string())
+        let name = self.word().to_string();
+        Ok(Written { numbered: name.contains('#'), name })
     }
 
     fn word(&mut self) -> &'a str {
@@ -212,7 +218,8 @@ fn header(rest: &str, graph: &mut Graph, names: &mut HashMap<String, ValueId>) -
         let name = c.name()?;
         c.expect(":")?;
         let ty = c.ty()?;
-        names.insert(name.clone(), graph.input(&name, ty));
+        let v = graph.input(&name.name, ty);
+        name.defines(v, graph, names);
         c.eat(",");
     }
     Ok(())
@@ -221,7 +228,7 @@ fn header(rest: &str, graph: &mut Graph, names: &mut HashMap<String, ValueId>) -
 fn outputs(rest: &str, graph: &mut Graph, names: &HashMap<String, ValueId>) -> Result<(), String> {
     let mut c = Cursor(rest);
     loop {
-        let name = c.name()?;
+        let Written { name, .. } = c.name()?;
         let v = *names.get(&name).ok_or_else(|| format!("`%{name}` is not defined"))?;
         graph.outputs.push((name, v));
         if !c.eat(",") {
@@ -232,7 +239,7 @@ fn outputs(rest: &str, graph: &mut Graph, names: &HashMap<String, ValueId>) -> R
 
 fn statement(line: &str, graph: &mut Graph, names: &mut HashMap<String, ValueId>) -> Result<(), String> {
     let mut c = Cursor(line);
-    let mut results: Vec<(String, Option<ValueType>)> = Vec::new();
+    let mut results: Vec<(Written, Option<ValueType>)> = Vec::new();
     loop {
         let name = c.name()?;
         let ty = if c.eat(":") { Some(c.ty()?) } else { None };
@@ -247,7 +254,8 @@ fn statement(line: &str, graph: &mut Graph, names: &mut HashMap<String, ValueId>
         let ty = c.ty()?;
         let tensor = constant(&ty, &mut c)?;
         let name = results.remove(0).0;
-        names.insert(name.clone(), graph.constant(&name, tensor));
+        let v = graph.constant(&name.name, tensor);
+        name.defines(v, graph, names);
         return Ok(());
     }
     c.expect("(")?;
@@ -256,7 +264,7 @@ fn statement(line: &str, graph: &mut Graph, names: &mut HashMap<String, ValueId>
         if c.eat("_") {
             inputs.push(None);
         } else {
-            let name = c.name()?;
+            let Written { name, .. } = c.name()?;
             inputs.push(Some(*names.get(&name).ok_or_else(|| format!("`%{name}` is not defined"))?));
         }
         c.eat(",");
@@ -268,15 +276,15 @@ fn statement(line: &str, graph: &mut Graph, names: &mut HashMap<String, ValueId>
         attributes.insert(key, c.json()?);
     }
     let op = Op::from_parts(op, attributes)?;
-    let output_names: Vec<&str> = results.iter().map(|(n, _)| n.as_str()).collect();
+    let output_names: Vec<&str> = results.iter().map(|(n, _)| n.name.as_str()).collect();
     let outputs = graph.node_with_outputs(output_names[0], op, &inputs, &output_names).map_err(|e| e.to_string())?;
     for ((name, ty), v) in results.into_iter().zip(outputs) {
         if let Some(ty) = ty
             && ty != *graph.ty(v)
         {
-            return Err(format!("`%{name}` is written as {ty}, its operator makes {}", graph.ty(v)));
+            return Err(format!("`%{}` is written as {ty}, its operator makes {}", name.name, graph.ty(v)));
         }
-        names.insert(name, v);
+        name.defines(v, graph, names);
     }
     Ok(())
 }
@@ -321,6 +329,19 @@ mod tests {
         let graph = parse(text).unwrap();
         assert_eq!(graph.to_string(), text);
         super::super::verify(&graph).unwrap();
+    }
+
+    #[test]
+    fn a_number_added_to_a_name_is_told_from_a_source_name() {
+        let text = "graph(%\"a#2\": f32[2]) {
+  %b#2: f32[2] = silu(%\"a#2\")
+  return %b#2
+}
+";
+        let mut graph = parse(text).unwrap();
+        graph.compact().unwrap();
+        assert_eq!(graph.to_string(), text);
+        assert_eq!(graph.values().map(|(_, v)| v.numbered).collect::<Vec<_>>(), [false, true]);
     }
 
     #[test]

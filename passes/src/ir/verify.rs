@@ -12,8 +12,8 @@ pub struct VerifyError {
     pub what: String,
 }
 
-/// Checks that operands exist and come first, that every node's output types are what its operator infers, that defs and
-/// outputs point at each other.
+/// Checks that operands exist and come first, that every node's output types are what its operator
+/// infers, that defs and outputs point at each other.
 ///
 /// # Errors
 /// The first violation.

@@ -105,7 +105,8 @@ impl<'a> Cx<'a> {
         self.constant(super::tensors::from_floats(like, vec![], &[value]))
     }
 
-    /// Applies an operator: to tensors now if all operands are known, to sizes if they are, else at run time.
+    /// Applies an operator: to tensors now if all operands are known, to sizes if they are, else at
+    /// run time.
     ///
     /// # Errors
     /// [`Refusal::Unsupported`] with the operator's reason when it does not take these operands.
@@ -262,7 +263,8 @@ impl<'a> Cx<'a> {
         Some(done.into_iter().map(item).collect())
     }
 
-    /// The results of an operator on known tensors, unless they are too large to keep or too slow to compute.
+    /// The results of an operator on known tensors, unless they are too large to keep or too slow
+    /// to compute.
     fn fold(&mut self, op: &Op, inputs: &[Option<Item>]) -> Option<Vec<Tensor>> {
         let tensors: Vec<Option<&Tensor>> = inputs.iter().map(|i| i.as_ref().and_then(Item::tensor)).collect();
         let cost = fold_cost(op, &tensors)?;
@@ -341,7 +343,8 @@ fn fold_cost(op: &Op, inputs: &[Option<&Tensor>]) -> Option<FoldCost> {
     let bytes = |t: &ValueType| t.elements()?.as_const()?.checked_mul(t.dtype.size() as i64);
     let written: i64 = outputs.iter().map(bytes).sum::<Option<i64>>()?;
     let read = inputs.iter().flatten().map(|t| t.bytes().len() as i64).sum();
-    // macs of sizes that multiply to more than a Dim holds come out as 0, but then the inputs are that large too
+    // macs of sizes that multiply to more than a Dim holds come out as 0, but then the inputs are
+    // that large too
     let macs = work(op, &types, &outputs)?;
     Some(FoldCost { read, written, macs })
 }

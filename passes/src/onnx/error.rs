@@ -4,7 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-/// Why a model cannot be imported. Only [`ImportError::Unsupported`] and [`ImportError::Opset`] blame cqc; the rest blames the file or the options.
+/// Why a model cannot be imported. Only [`ImportError::Unsupported`] and [`ImportError::Opset`]
+/// blame cqc; the rest blames the file or the options.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// A file cannot be read.

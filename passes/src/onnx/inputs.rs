@@ -24,8 +24,8 @@ struct Declared<'a> {
 /// Types of `inputs`, in order.
 ///
 /// # Errors
-/// [`ImportError::UnboundDim`] for a size that nothing fixes, [`ImportError::Option`] for an option that does not fit,
-/// [`ImportError::Unsupported`] for inputs that are no tensors of a known type.
+/// [`ImportError::UnboundDim`] for a size that nothing fixes, [`ImportError::Option`] for an option
+/// that does not fit, [`ImportError::Unsupported`] for inputs that are no tensors of a known type.
 pub(super) fn types(inputs: &[&ValueInfoProto], options: &ImportOptions) -> Result<Vec<ValueType>, ImportError> {
     let mut declared = inputs.iter().map(|i| declare(i, options)).collect::<Result<Vec<_>, _>>()?;
     check_option_names(&declared, options)?;
@@ -152,7 +152,8 @@ fn bind_shape(
     Ok(())
 }
 
-/// Every open size of axis 0 is the batch: the one size that the options give to such an axis, else [`BATCH`].
+/// Every open size of axis 0 is the batch: the one size that the options give to such an axis, else
+/// [`BATCH`].
 fn bind_batch(declared: &mut [Declared], options: &ImportOptions, bound: &mut BTreeMap<String, Dim>) {
     let fixed = options.dims.get(BATCH).map(|&v| Dim::constant(v));
     let mut given: Vec<Dim> = declared.iter().filter_map(|d| bound.get(d.axes.first()?.name()?)).cloned().collect();

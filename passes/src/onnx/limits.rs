@@ -24,7 +24,8 @@ pub const MAX_REPEAT_BYTES: i64 = 1 << 20;
 /// Bytes that folding may read and make in one import, beyond [`FOLD_SHARE`].
 pub const FOLD_BUDGET: i64 = 1 << 30;
 
-/// Bytes that folding may read and make per byte of initializers: each may be converted and transposed.
+/// Bytes that folding may read and make per byte of initializers: each may be converted and
+/// transposed.
 pub const FOLD_SHARE: i64 = 4;
 
 /// Multiply-accumulates that folding may do in one import.

@@ -1,11 +1,12 @@
 //! ONNX models → [`Graph`].
 //!
-//! Shapes and everything computed from them are evaluated here, so that the graph holds no shape arithmetic: a value is
-//! known at run time only, known now, or made of sizes that may contain the batch `N` (`item.rs`). Operators emit through
-//! `cx`, which folds on the way; one function per ONNX operator stands in `ops`. Idioms of exporters are left to passes.
+//! Shapes and everything computed from them are evaluated here, so that the graph holds no shape
+//! arithmetic: a value is known at run time only, known now, or made of sizes that may contain the
+//! batch `N` (`item.rs`). Operators emit through `cx`, which folds on the way; one function per
+//! ONNX operator stands in `ops`. Idioms of exporters are left to passes.
 //!
-//! A model is untrusted: whatever its bytes are, import ends with a graph or an [`ImportError`], within the bounds of
-//! [`limits`].
+//! A model is untrusted: whatever its bytes are, import ends with a graph or an [`ImportError`],
+//! within the bounds of [`limits`].
 
 mod call;
 mod cx;
@@ -65,7 +66,8 @@ pub struct Imported {
     pub warnings: Vec<String>,
 }
 
-/// Imports the model at `path`. Weights in the file and in external data beside it are mapped, not read.
+/// Imports the model at `path`. Weights in the file and in external data beside it are mapped, not
+/// read.
 ///
 /// # Errors
 /// [`ImportError`]; unsupported nodes are collected completely.
@@ -75,7 +77,8 @@ pub fn load(path: impl AsRef<Path>, options: &ImportOptions) -> Result<Imported,
     import_with(&model, &Files::beside(path)?, options)
 }
 
-/// Imports a model from memory; it must not have external data. Weights keep borrowing from `bytes`.
+/// Imports a model from memory; it must not have external data. Weights keep borrowing from
+/// `bytes`.
 ///
 /// # Errors
 /// As [`load`].

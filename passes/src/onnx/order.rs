@@ -19,9 +19,9 @@ pub(super) fn place(node: &NodeProto) -> String {
     format!("node `{}` ({})", shown(name_of(node)), shown(node.op_type()))
 }
 
-/// Indices of the nodes that `outputs` need, operands first, in the order of the file as far as possible.
-/// `own(name)` tells whether the graph has an input or initializer of that name, `outer(name)` whether a value exists before the
-/// first node.
+/// Indices of the nodes that `outputs` need, operands first, in the order of the file as far as
+/// possible. `own(name)` tells whether the graph has an input or initializer of that name,
+/// `outer(name)` whether a value exists before the first node.
 ///
 /// # Errors
 /// [`ImportError::Malformed`] for a value that is defined twice or never, and for a cycle.

@@ -1,7 +1,7 @@
 //! Partial evaluation: operators applied to sizes of which some are symbolic.
 //!
-//! Operators that only move elements are evaluated on the elements' positions instead of the elements, so there is no
-//! second definition of what they do.
+//! Operators that only move elements are evaluated on the elements' positions instead of the
+//! elements, so there is no second definition of what they do.
 
 use super::item::Sizes;
 use cqc_kernels::reference;
@@ -32,7 +32,8 @@ pub(super) fn eval(op: &Op, inputs: &[Sizes]) -> Option<Vec<Sizes>> {
     }
 }
 
-/// Evaluates an operator that moves the elements of the operands `data`; the other operands must be known.
+/// Evaluates an operator that moves the elements of the operands `data`; the other operands must be
+/// known.
 fn moved(op: &Op, inputs: &[Sizes], data: &[usize]) -> Option<Vec<Sizes>> {
     let mut pool: Vec<Dim> = Vec::new();
     let mut tensors = Vec::new();

@@ -1,7 +1,7 @@
 //! A look over the wire format before decoding: how many messages will there be?
 //!
-//! Two bytes of a file can ask for a message of hundreds, so a hostile file of moderate size could fill the memory. Only
-//! headers are read here, no weights.
+//! Two bytes of a file can ask for a message of hundreds, so a hostile file of moderate size could
+//! fill the memory. Only headers are read here, no weights.
 
 use super::error::ImportError;
 

@@ -6,14 +6,16 @@
 //!                            y  = conv(xq, wq, bias[e], scale: a[e])         a and bias[e] only where a correction was fitted
 //! ```
 //!
-//! A layer of the survey without sites reads `round_bf16(x)`: codes are numbers of bf16 too, so its sums can be those of products of bf16, times the
-//! scale of the weights. What varies by evaluation are tables. The float engine executes the result as it stands; it is also what is exported, reported and lowered
-//! to integers. Weights of the preludes, which run once per request, are quantized alone: their sums stay float.
+//! A layer of the survey without sites reads `round_bf16(x)`: codes are numbers of bf16 too, so its
+//! sums can be those of products of bf16, times the scale of the weights. What varies by evaluation
+//! are tables. The float engine executes the result as it stands; it is also what is exported,
+//! reported and lowered to integers. Weights of the preludes, which run once per request, are
+//! quantized alone: their sums stay float.
 
-use super::survey::{Layer, QuantSpec, Site, Survey};
+use super::survey::{ActivationSite, Layer, QuantSpec, Survey};
 use super::weights::QuantizedWeight;
-use crate::bind::{Bound, Origin, Part, copy_node};
-use crate::ir::{Graph, Node, ValueId};
+use crate::bind::{Bound, Origin, Part, TableId, copy_node};
+use crate::ir::{Graph, LayerId, Node, NodeId, NodeOrigin, SiteId, ValueId};
 use cqc_proto::op::{Act, OpError};
 use cqc_proto::{DType, Op, Tensor, ValueType};
 use std::collections::{BTreeMap, HashMap};
@@ -38,7 +40,7 @@ pub struct SiteTable {
     pub zero_point: Vec<f32>,
 }
 
-/// CacheQuant's correction for quantization (section 7.4), bias outside: `a · sum + b`.
+/// CacheQuant's correction for quantization (DEC), bias outside: `a · sum + b`.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct OutputCorrection {
     /// `[evaluations · channels]`.
@@ -66,7 +68,8 @@ impl QuantTables {
         QuantTables { evaluations, sites, corrections: BTreeMap::new() }
     }
 
-    /// Tables of `survey` for the sites of `other` that are also its own; nothing is rounded at those that are not.
+    /// Tables of `survey` for the sites of `other` that are also its own; nothing is rounded at
+    /// those that are not.
     pub fn of_other(&self, survey: &Survey, other: &Survey) -> QuantTables {
         let mut out = QuantTables::float(other, self.evaluations);
         for (site, table) in other.sites.iter().zip(&mut out.sites) {
@@ -78,32 +81,37 @@ impl QuantTables {
     }
 }
 
-/// Names of the steps that compute a layer's sum a second time, for fits: from float operands, and from rounded ones.
-pub fn shadow_names(key: &str) -> [String; 2] {
+/// Names of the steps that compute a layer's sum a second time, for fits: from float operands, and
+/// from rounded ones.
+fn reference_sum_names(key: &str) -> [String; 2] {
     [format!("{key}/float sum"), format!("{key}/rounded sum")]
 }
 
-/// What [`annotate`] is to do besides.
+/// How [`annotate`] rewrites a loop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Extra {
-    /// Corrected layers get shadows (see [`shadow_names`]).
-    pub shadows: bool,
+pub struct AnnotateOptions {
+    /// The sums of corrected layers are computed a second time, from float operands and from rounded
+    /// ones, and nothing else: what corrections are fitted with. Tables stay f32, so that fits can write
+    /// them.
+    pub reference_sums: bool,
 }
 
 /// Name of a table of a site or layer.
-pub fn table_name(of: &str, what: &str) -> String {
+fn table_name(of: &str, what: &str) -> String {
     format!("quant:{of}/{what}")
 }
 
-/// Stores the tables that a loop has so far in f16: rows of time embeddings and corrections of the cache, of which there is one per
-/// evaluation. A table that f16 cannot hold to a part in a thousand stays as it is.
+/// Stores the tables that a loop has so far in f16: rows of time embeddings and corrections of the
+/// cache, of which there is one per evaluation. A table that f16 cannot hold to a part in a
+/// thousand stays as it is.
 pub fn narrow_tables(bound: &mut Bound) {
     for (_, table) in &mut bound.tables {
         narrow(table, TOLERANCE);
     }
 }
 
-/// What f16 may change in a table that does not choose levels, of the value or of a thousandth of the largest one.
+/// What f16 may change in a table that does not choose levels, of the value or of a thousandth of
+/// the largest one.
 const TOLERANCE: f32 = 1e-3;
 
 fn narrow(table: &mut Tensor, tolerance: f32) {
@@ -119,41 +127,67 @@ fn narrow(table: &mut Tensor, tolerance: f32) {
     }
 }
 
-/// Rewrites all parts of a loop.
+/// The tables that [`annotate`] has added to a loop.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Annotation {
+    /// Of every site of the survey.
+    pub sites: Vec<SiteTables>,
+    /// Of the corrected layers.
+    pub corrections: BTreeMap<LayerId, CorrectionTables>,
+}
+
+/// The tables that say how a site is rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SiteTables {
+    /// Scales, `[evaluations, segments]`.
+    pub scale: TableId,
+    /// Zero points, likewise.
+    pub zero_point: TableId,
+}
+
+/// The tables that correct the sums of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CorrectionTables {
+    /// Factors, `[evaluations, channels]`.
+    pub factor: TableId,
+    /// Summands, likewise.
+    pub bias: TableId,
+}
+
+/// Rewrites all parts of a loop; returns the tables that the rewritten parts read. The nodes it
+/// adds say by their [`NodeOrigin`] which site or layer they are for.
 ///
 /// # Errors
 /// [`OpError`] when a rewritten node does not type-check: a bug here.
-pub fn annotate(bound: &mut Bound, survey: &Survey, tables: &QuantTables, extra: Extra) -> Result<(), OpError> {
+pub fn annotate(
+    bound: &mut Bound,
+    survey: &Survey,
+    tables: &QuantTables,
+    options: AnnotateOptions,
+) -> Result<Annotation, OpError> {
     let mut add = |name: String, values: &[f32], exactly: bool| {
         let width = values.len() / tables.evaluations;
         let mut tensor = Tensor::from_f32(&[tables.evaluations, width], values);
         // fits write f32
-        if !extra.shadows {
+        if !options.reference_sums {
             narrow(&mut tensor, if exactly { 0.0 } else { TOLERANCE });
         }
-        bound.tables.push((name, tensor));
-        bound.tables.len() - 1
+        bound.add_table(name, tensor)
     };
-    let sites = survey.sites.iter().enumerate().zip(&tables.sites);
-    let sites: Vec<[usize; 2]> = sites
-        .map(|((i, site), table)| {
-            let of = format!("{}#{i}", site.name);
-            [
-                add(table_name(&of, "scale"), &table.scale, true),
-                add(table_name(&of, "zero_point"), &table.zero_point, true),
-            ]
-        })
-        .collect();
-    let corrections: BTreeMap<usize, [usize; 2]> = tables
-        .corrections
-        .iter()
-        .map(|(&layer, c)| {
-            let key = &survey.layers[layer].key;
-            (layer, [add(table_name(key, "a"), &c.a, false), add(table_name(key, "bias"), &c.bias, false)])
-        })
-        .collect();
-    let layers = survey.layers.iter().enumerate().map(|(i, layer)| (layer.key.as_str(), i)).collect();
-    let rewrite = Rewrite { survey, sites, corrections, layers, extra };
+    let sites = survey.sites.iter().enumerate().zip(&tables.sites).map(|((i, site), table)| {
+        let of = format!("{}#{i}", site.name);
+        let scale = add(table_name(&of, "scale"), &table.scale, true);
+        SiteTables { scale, zero_point: add(table_name(&of, "zero_point"), &table.zero_point, true) }
+    });
+    let sites = sites.collect();
+    let corrections = tables.corrections.iter().map(|(&layer, c)| {
+        let of = &survey.layers[layer].value;
+        let factor = add(table_name(of, "a"), &c.a, false);
+        (LayerId(layer), CorrectionTables { factor, bias: add(table_name(of, "bias"), &c.bias, false) })
+    });
+    let tables = Annotation { corrections: corrections.collect(), sites };
+    let layers = survey.layers.iter().enumerate().map(|(i, layer)| (layer.node, LayerId(i))).collect();
+    let rewrite = Rewrite { survey, tables: &tables, layers, options };
     rewrite.part(&mut bound.full)?;
     if let Some(cached) = &mut bound.cached {
         rewrite.part(&mut cached.part)?;
@@ -161,33 +195,71 @@ pub fn annotate(bound: &mut Bound, survey: &Survey, tables: &QuantTables, extra:
     for prelude in [&mut bound.prelude, &mut bound.prelude_steps] {
         quantize_weights(prelude, survey)?;
     }
-    Ok(())
+    Ok(tables)
 }
 
 struct Rewrite<'a> {
     survey: &'a Survey,
-    /// Tables of each site: scale and zero point.
-    sites: Vec<[usize; 2]>,
-    /// Tables of corrected layers: factor and bias.
-    corrections: BTreeMap<usize, [usize; 2]>,
-    layers: HashMap<&'a str, usize>,
-    extra: Extra,
+    tables: &'a Annotation,
+    /// The layers by their nodes.
+    layers: HashMap<NodeId, LayerId>,
+    options: AnnotateOptions,
 }
 
-/// A part in the making.
-pub(super) struct Making {
+/// A part that is rewritten into another one, node by node.
+pub(super) struct PartBuilder {
+    /// The new part.
     pub part: Part,
+    /// Its values by those of the old one.
     pub map: HashMap<ValueId, ValueId>,
     /// Inputs that are rows of tables.
-    rows: HashMap<usize, ValueId>,
-    rounded: HashMap<(ValueId, usize), ValueId>,
+    rows: HashMap<TableId, ValueId>,
+    rounded: HashMap<(ValueId, SiteId), ValueId>,
     /// What has been rounded to bf16.
     bf16: HashMap<ValueId, ValueId>,
 }
 
-impl Making {
+impl PartBuilder {
+    /// The inputs of `part`, and nothing else yet.
+    pub fn new(part: &Part) -> PartBuilder {
+        let (g, mut to) = (&part.graph, Graph::new(part.graph.name.clone()));
+        let map = g.inputs.iter().map(|&v| (v, to.input(&g.value(v).name, g.ty(v).clone()))).collect();
+        PartBuilder {
+            part: Part { graph: to, origins: part.origins.clone() },
+            map,
+            rows: HashMap::new(),
+            rounded: HashMap::new(),
+            bf16: HashMap::new(),
+        }
+    }
+
+    /// The new part, with the outputs of the old graph.
+    pub fn into_part(mut self, g: &Graph) -> Part {
+        for (name, v) in &g.outputs {
+            let output = self.operand(g, *v);
+            self.part.graph.outputs.push((name.clone(), output));
+        }
+        self.part
+    }
+
+    /// The node's operands in the new graph.
+    pub fn operands(&mut self, g: &Graph, node: &Node) -> Vec<Option<ValueId>> {
+        node.inputs.iter().map(|v| v.map(|v| self.operand(g, v))).collect()
+    }
+
+    /// A value in the new graph, constants as they are.
+    fn operand(&mut self, g: &Graph, v: ValueId) -> ValueId {
+        match g.tensor(v) {
+            Some(t) if !self.map.contains_key(&v) => {
+                let constant = self.part.graph.constant(&g.value(v).name, t.clone());
+                *self.map.entry(v).or_insert(constant)
+            }
+            _ => self.map[&v],
+        }
+    }
+
     /// This evaluation's row of a table.
-    fn row(&mut self, table: usize, name: &str, width: usize) -> ValueId {
+    fn row(&mut self, table: TableId, name: &str, width: usize) -> ValueId {
         let part = &mut self.part;
         *self.rows.entry(table).or_insert_with(|| {
             part.origins.push(Origin::Table(table));
@@ -199,23 +271,27 @@ impl Making {
 impl Rewrite<'_> {
     fn part(&self, part: &mut Part) -> Result<(), OpError> {
         let g = &part.graph;
-        let mut m = begin(part);
+        let mut m = PartBuilder::new(part);
         for (_, node) in g.nodes() {
-            match self.layers.get(g.value(node.outputs[0]).name.as_str()) {
+            let layer = match node.origin {
+                Some(NodeOrigin::Source(id)) => self.layers.get(&id),
+                _ => None,
+            };
+            match layer {
                 Some(&layer) => self.layer(g, node, layer, &mut m)?,
                 None => copy_node(g, node, &mut m.part.graph, &mut m.map)?,
             }
         }
-        *part = finish(g, m);
+        *part = m.into_part(g);
         Ok(())
     }
 
-    fn layer(&self, g: &Graph, node: &Node, index: usize, m: &mut Making) -> Result<(), OpError> {
-        let layer = &self.survey.layers[index];
-        let mut inputs = operands(g, node, m);
+    fn layer(&self, g: &Graph, node: &Node, id: LayerId, m: &mut PartBuilder) -> Result<(), OpError> {
+        let layer = &self.survey.layers[id.0];
+        let mut inputs = m.operands(g, node);
         let (x, w) = (inputs[0], inputs[1]);
         for (input, &site) in inputs.iter_mut().zip(&layer.sites) {
-            *input = Some(self.rounded(input.expect("a layer has it"), site, m)?);
+            *input = Some(self.rounded(input.expect("a layer has it"), SiteId(site), m)?);
         }
         if layer.reads_bf16() {
             inputs[0] = Some(rounded_bf16(x.expect("a layer has it"), m)?);
@@ -228,41 +304,44 @@ impl Rewrite<'_> {
             let name = &g.value(node.inputs[1].expect("a product has weights")).name;
             inputs[1] = Some(dequantized(&mut m.part.graph, name, weight)?);
         }
-        if let Some(&[factor, bias]) = self.corrections.get(&index) {
-            if self.extra.shadows {
-                let names = shadow_names(&layer.key);
+        if let Some(&CorrectionTables { factor, bias }) = self.tables.corrections.get(&id) {
+            if self.options.reference_sums {
+                let names = reference_sum_names(&layer.value);
                 let bare = bare(&op);
-                m.part.graph.node(&names[0], bare.clone(), &[x, w])?;
-                m.part.graph.node(&names[1], bare, &[inputs[0], inputs[1]])?;
+                let float = m.part.graph.node(&names[0], bare.clone(), &[x, w])?[0];
+                m.part.graph.set_origin(float, NodeOrigin::FloatSum(id));
+                let rounded = m.part.graph.node(&names[1], bare, &[inputs[0], inputs[1]])?[0];
+                m.part.graph.set_origin(rounded, NodeOrigin::RoundedSum(id));
             }
             inputs.resize(7, None);
-            inputs[2] = Some(m.row(bias, &table_name(&layer.key, "bias"), layer.channels));
-            inputs[6] = Some(m.row(factor, &table_name(&layer.key, "a"), layer.channels));
+            inputs[2] = Some(m.row(bias, &table_name(&layer.value, "bias"), layer.channels));
+            inputs[6] = Some(m.row(factor, &table_name(&layer.value, "a"), layer.channels));
         }
-        let names: Vec<&str> = node.outputs.iter().map(|&v| g.value(v).name.as_str()).collect();
-        let outputs = m.part.graph.node_with_outputs(&node.name, op, &inputs, &names)?;
+        let outputs = m.part.graph.repeat(g, node, op, &inputs)?;
         m.map.extend(node.outputs.iter().copied().zip(outputs));
         Ok(())
     }
 
-    fn rounded(&self, x: ValueId, site: usize, m: &mut Making) -> Result<ValueId, OpError> {
+    fn rounded(&self, x: ValueId, site: SiteId, m: &mut PartBuilder) -> Result<ValueId, OpError> {
         if let Some(&v) = m.rounded.get(&(x, site)) {
             return Ok(v);
         }
-        let Site { name, segments } = &self.survey.sites[site];
-        let [scale, zero] = self.sites[site];
-        let of = format!("{name}#{site}");
+        let ActivationSite { name, segments } = &self.survey.sites[site.0];
+        let SiteTables { scale, zero_point } = self.tables.sites[site.0];
+        let of = format!("{name}#{}", site.0);
         let scale = m.row(scale, &table_name(&of, "scale"), segments.len());
-        let zero = m.row(zero, &table_name(&of, "zero_point"), segments.len());
+        let zero = m.row(zero_point, &table_name(&of, "zero_point"), segments.len());
         let segments = if segments.len() > 1 { segments.to_vec() } else { vec![] };
         let op = Op::FakeQuant { bits: 8, segments };
         let v = m.part.graph.op(&format!("{of}/rounded"), op, &[x, scale, zero])?;
+        m.part.graph.set_numbered(v);
+        m.part.graph.set_origin(v, NodeOrigin::Rounds(site));
         m.rounded.insert((x, site), v);
         Ok(v)
     }
 }
 
-fn rounded_bf16(x: ValueId, m: &mut Making) -> Result<ValueId, OpError> {
+fn rounded_bf16(x: ValueId, m: &mut PartBuilder) -> Result<ValueId, OpError> {
     if let Some(&v) = m.bf16.get(&x) {
         return Ok(v);
     }
@@ -281,40 +360,6 @@ fn bare(op: &Op) -> Op {
     op
 }
 
-pub(super) fn begin(part: &Part) -> Making {
-    let (g, mut to) = (&part.graph, Graph::new(part.graph.name.clone()));
-    let map = g.inputs.iter().map(|&v| (v, to.input(&g.value(v).name, g.ty(v).clone()))).collect();
-    Making {
-        part: Part { graph: to, origins: part.origins.clone() },
-        map,
-        rows: HashMap::new(),
-        rounded: HashMap::new(),
-        bf16: HashMap::new(),
-    }
-}
-
-pub(super) fn finish(g: &Graph, mut m: Making) -> Part {
-    for (name, v) in &g.outputs {
-        if let (Some(t), false) = (g.tensor(*v), m.map.contains_key(v)) {
-            let constant = m.part.graph.constant(&g.value(*v).name, t.clone());
-            m.map.insert(*v, constant);
-        }
-        m.part.graph.outputs.push((name.clone(), m.map[v]));
-    }
-    m.part
-}
-
-/// The node's operands in the new graph.
-pub(super) fn operands(g: &Graph, node: &Node, m: &mut Making) -> Vec<Option<ValueId>> {
-    for v in node.inputs.iter().flatten() {
-        if let (Some(t), false) = (g.tensor(*v), m.map.contains_key(v)) {
-            let constant = m.part.graph.constant(&g.value(*v).name, t.clone());
-            m.map.insert(*v, constant);
-        }
-    }
-    node.inputs.iter().map(|v| v.map(|v| m.map[&v])).collect()
-}
-
 fn dequantized(g: &mut Graph, name: &str, weight: &QuantizedWeight) -> Result<ValueId, OpError> {
     let codes = g.constant(&format!("{name}/codes"), weight.codes.clone());
     let scale = g.constant(&format!("{name}/scale"), weight.scale.clone());
@@ -322,14 +367,15 @@ fn dequantized(g: &mut Graph, name: &str, weight: &QuantizedWeight) -> Result<Va
     g.op(&format!("{name}/dequantized"), Op::DequantizeWeight { bits, output_axis, segments }, &[codes, scale])
 }
 
-/// Quantizes the weights of a prelude's products; those that several share, as the first of them has it.
+/// Quantizes the weights of a prelude's products; those that several share, as the first of them
+/// has it.
 fn quantize_weights(part: &mut Part, survey: &Survey) -> Result<(), OpError> {
-    let weights: HashMap<&str, &QuantizedWeight> =
-        survey.preludes.iter().map(|p| (p.key.as_str(), &p.weight)).collect();
+    let weights: HashMap<NodeId, &QuantizedWeight> = survey.preludes.iter().map(|p| (p.node, &p.weight)).collect();
     let g = &part.graph;
-    let mut m = begin(part);
+    let mut m = PartBuilder::new(part);
     for (_, node) in g.nodes() {
-        if let Some(weight) = weights.get(g.value(node.outputs[0]).name.as_str())
+        if let Some(NodeOrigin::Source(id)) = node.origin
+            && let Some(weight) = weights.get(&id)
             && let Some(w) = node.input(1).filter(|w| !m.map.contains_key(w))
         {
             let v = dequantized(&mut m.part.graph, &g.value(w).name, weight)?;
@@ -337,7 +383,7 @@ fn quantize_weights(part: &mut Part, survey: &Survey) -> Result<(), OpError> {
         }
         copy_node(g, node, &mut m.part.graph, &mut m.map)?;
     }
-    *part = finish(g, m);
+    *part = m.into_part(g);
     Ok(())
 }
 

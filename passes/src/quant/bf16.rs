@@ -1,4 +1,5 @@
-//! `bf16`: products read rounded activations and rounded weights, attention rounded queries, keys and values.
+//! `bf16`: products read rounded activations and rounded weights, attention rounded queries, keys
+//! and values.
 //!
 //! ```text
 //! y = conv(x, w, bias)   →   xr = round_bf16(x)              one for all products that read x
@@ -7,14 +8,14 @@
 //! y = attention(q, k, v) →   y  = attention(round_bf16(q), round_bf16(k), round_bf16(v)), whose weights are rounded to bf16
 //! ```
 //!
-//! Nothing is fitted, so the graphs are rewritten before anything is calibrated: schedules and corrections are found on the loop that will run. What
-//! the preludes compute once per request keeps its inputs, its weights are rounded as well.
-//! Tests: tests/filetests/bf16/products.cqt
+//! Nothing is fitted, so the graphs are rewritten before anything is calibrated: schedules and
+//! corrections are found on the loop that will run. What the preludes compute once per request
+//! keeps its inputs, its weights are rounded as well. Tests: tests/filetests/bf16/products.cqt
 
-use super::annotate::{Making, begin, finish, operands};
-use super::survey::{QuantSpec, candidate};
+use super::annotate::PartBuilder;
+use super::survey::{QuantSpec, candidate, source};
 use crate::bind::{Bound, Part, copy_node};
-use crate::ir::{Graph, Node, ValueId};
+use crate::ir::{Graph, Node, NodeId, ValueId};
 use cqc_proto::op::{OpError, SOFTMAX_BF16};
 use cqc_proto::{DType, Op, Tensor};
 use std::collections::HashMap;
@@ -31,15 +32,18 @@ pub struct Bf16Products {
 /// A product whose operands are rounded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bf16Layer {
-    /// The value it gives.
-    pub key: String,
+    /// Its node in the graph that was bound.
+    pub node: NodeId,
+    /// Name of the value it gives.
+    pub value: String,
     /// Name of its node in the source model.
     pub name: String,
     /// `conv`, `linear` or `attention`.
     pub op: String,
 }
 
-/// Rewrites all parts of a loop; the products are those of `full`. Bits and splits of `spec` mean nothing here.
+/// Rewrites all parts of a loop; the products are those of `full`. Bits and splits of `spec` mean
+/// nothing here.
 ///
 /// # Errors
 /// [`OpError`] when a rewritten node does not type-check: a bug here.
@@ -56,18 +60,19 @@ pub fn round_products(bound: &mut Bound, spec: &QuantSpec) -> Result<Bf16Product
 }
 
 /// Address and bytes of a tensor's elements.
-type Place = (usize, usize);
+type BufferKey = (usize, usize);
 
 struct Rewrite<'a> {
     spec: &'a QuantSpec,
-    /// Weights and what they are rounded to, the same tensor for all parts. The first keeps its place its own.
-    weights: HashMap<Place, (Tensor, Tensor)>,
+    /// Weights and what they are rounded to, the same tensor for all parts. The first keeps its
+    /// place its own.
+    weights: HashMap<BufferKey, (Tensor, Tensor)>,
 }
 
 impl Rewrite<'_> {
     fn part(&mut self, part: &mut Part, rounds_inputs: bool) -> Result<Bf16Products, OpError> {
         let g = &part.graph;
-        let (mut m, mut known, mut found) = (begin(part), Known::default(), Bf16Products::default());
+        let (mut m, mut known, mut found) = (PartBuilder::new(part), Known::default(), Bf16Products::default());
         for (_, node) in g.nodes() {
             match candidate(g, node, self.spec) {
                 // nothing is gained where it runs once per request
@@ -75,8 +80,9 @@ impl Rewrite<'_> {
                 None => {}
                 Some(Err(why)) => found.float_layers.push((node.name.clone(), why)),
                 Some(Ok(())) => {
-                    let key = g.value(node.outputs[0]).name.clone();
-                    found.layers.push(Bf16Layer { key, name: node.name.clone(), op: node.op.name() });
+                    let value = g.value(node.outputs[0]).name.clone();
+                    let (name, op) = (node.name.clone(), node.op.name());
+                    found.layers.push(Bf16Layer { node: source(node), value, name, op });
                     match node.op {
                         Op::Attention { .. } => attention(g, node, &mut m, &mut known)?,
                         _ => self.product(g, node, rounds_inputs, &mut m, &mut known)?,
@@ -86,7 +92,7 @@ impl Rewrite<'_> {
             }
             copy_node(g, node, &mut m.part.graph, &mut m.map)?;
         }
-        *part = finish(g, m);
+        *part = m.into_part(g);
         Ok(found)
     }
 
@@ -95,11 +101,11 @@ impl Rewrite<'_> {
         g: &Graph,
         node: &Node,
         rounds_inputs: bool,
-        m: &mut Making,
+        m: &mut PartBuilder,
         known: &mut Known,
     ) -> Result<(), OpError> {
         let (x, w) = (node.inputs[0].expect("a product reads something"), node.inputs[1].expect("and has weights"));
-        let mut inputs = operands(g, node, m);
+        let mut inputs = m.operands(g, node);
         if rounds_inputs {
             inputs[0] = Some(known.rounded(g, x, m)?);
         }
@@ -133,7 +139,7 @@ struct Known {
 
 impl Known {
     /// `x` rounded.
-    fn rounded(&mut self, g: &Graph, x: ValueId, m: &mut Making) -> Result<ValueId, OpError> {
+    fn rounded(&mut self, g: &Graph, x: ValueId, m: &mut PartBuilder) -> Result<ValueId, OpError> {
         if let Some(&v) = self.rounded.get(&x) {
             return Ok(v);
         }
@@ -142,8 +148,8 @@ impl Known {
     }
 }
 
-fn attention(g: &Graph, node: &Node, m: &mut Making, known: &mut Known) -> Result<(), OpError> {
-    let mut inputs = operands(g, node, m);
+fn attention(g: &Graph, node: &Node, m: &mut PartBuilder, known: &mut Known) -> Result<(), OpError> {
+    let mut inputs = m.operands(g, node);
     for (input, x) in inputs.iter_mut().zip(&node.inputs[..3]) {
         *input = Some(known.rounded(g, x.expect("attention has queries, keys and values"), m)?);
     }
@@ -155,9 +161,8 @@ fn attention(g: &Graph, node: &Node, m: &mut Making, known: &mut Known) -> Resul
 }
 
 /// The node again, with another operator and other operands.
-fn emit(g: &Graph, node: &Node, op: Op, inputs: &[Option<ValueId>], m: &mut Making) -> Result<(), OpError> {
-    let names: Vec<&str> = node.outputs.iter().map(|&v| g.value(v).name.as_str()).collect();
-    let outputs = m.part.graph.node_with_outputs(&node.name, op, inputs, &names)?;
+fn emit(g: &Graph, node: &Node, op: Op, inputs: &[Option<ValueId>], m: &mut PartBuilder) -> Result<(), OpError> {
+    let outputs = m.part.graph.repeat(g, node, op, inputs)?;
     m.map.extend(node.outputs.iter().copied().zip(outputs));
     Ok(())
 }

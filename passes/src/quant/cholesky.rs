@@ -1,11 +1,12 @@
-//! Cholesky's factorization of large matrices, in blocks: nalgebra's own goes column by column and waits for memory.
+//! Cholesky's factorization of large matrices, in blocks: nalgebra's own goes column by column and
+//! waits for memory.
 
 use nalgebra::DMatrix;
 
 const BLOCK: usize = 128;
 
-/// Replaces the lower triangle of a symmetric matrix by L, with L·Lᵀ the matrix; what is above the diagonal afterwards means
-/// nothing. `None`: the matrix is not positive definite. O(n³ / 3).
+/// Replaces the lower triangle of a symmetric matrix by L, with L·Lᵀ the matrix; what is above the
+/// diagonal afterwards means nothing. `None`: the matrix is not positive definite. O(n³ / 3).
 pub(super) fn lower(mut a: DMatrix<f64>) -> Option<DMatrix<f64>> {
     let n = a.nrows();
     for first in (0..n).step_by(BLOCK) {

@@ -1,10 +1,12 @@
-//! Rounding of weights that minds what the inputs look like (GPTQ, arXiv 2210.17323): an error made in one weight of an output is
-//! made up for by those that are rounded after it.
+//! Rounding of weights that minds what the inputs look like (GPTQ, arXiv 2210.17323): an error made
+//! in one weight of an output is made up for by those that are rounded after it.
 //!
-//! The error of an output is e·G·eᵀ, with e = weights − rounded and G the Gram matrix of the inputs. With G = L·Lᵀ it is |e·L|²,
-//! and going from the last column to the first, column j of e·L is e_j·L_jj plus what the columns after it have decided: the level
-//! nearest to `w_j + Σ_{i>j} e_i·L_ij / L_jj` makes it least. That is GPTQ's update without inverting G: there the error of a column
-//! moves all that follow at once, here they move when their turn comes. A test compares both.
+//! The error of an output is e·G·eᵀ, with e = weights − rounded and G the Gram matrix of the
+//! inputs. With G = L·Lᵀ it is |e·L|², and going from the last column to the first, column j of e·L
+//! is e_j·L_jj plus what the columns after it have decided: the level nearest to `w_j + Σ_{i>j}
+//! e_i·L_ij / L_jj` makes it least. That is GPTQ's update without inverting G: there the error of a
+//! column moves all that follow at once, here they move when their turn comes. A test compares
+//! both.
 //!
 //! Products of matrices differ in their last bits between CPUs with and without fused multiply-add.
 
@@ -16,13 +18,15 @@ use nalgebra::DMatrix;
 /// Columns that are rounded before the others hear of it.
 const BLOCK: usize = 128;
 
-/// Weights `[N, K]` on the levels −(2^(bits−1) − 1) … 2^(bits−1) − 1, times a scale per output and segment, so that the outputs
-/// change least over the inputs of `gram`. `segments` are consecutive parts of K; `scales` is `[N, segments]`; `bits` from 2 to 8.
+/// Weights `[N, K]` on the levels −(2^(bits−1) − 1) … 2^(bits−1) − 1, times a scale per output and
+/// segment, so that the outputs change least over the inputs of `gram`. `segments` are consecutive
+/// parts of K; `scales` is `[N, segments]`; `bits` from 2 to 8.
 ///
-/// Columns are rounded in descending order of their inputs' squares. `damping` (0.01 is usual) times the mean of those squares is
-/// added to each, and ten times as much where that leaves the matrix singular. Inputs that are always zero round to nearest. An
-/// output for which nearest rounding is better keeps it, so that no output is ever worse. A scale that is not positive and finite
-/// gives level 0.
+/// Columns are rounded in descending order of their inputs' squares. `damping` (0.01 is usual)
+/// times the mean of those squares is added to each, and ten times as much where that leaves the
+/// matrix singular. Inputs that are always zero round to nearest. An output for which nearest
+/// rounding is better keeps it, so that no output is ever worse. A scale that is not positive and
+/// finite gives level 0.
 ///
 /// O(K³ / 3 + 2.5 · N·K²), 16 · K² bytes besides `gram`.
 ///
@@ -79,7 +83,8 @@ fn factor(gram: &Gram, order: &[usize], damping: f64) -> Option<DMatrix<f64>> {
 }
 
 impl Grid<'_> {
-    /// Rounds the inputs in `order` from the last to the first. What blocks decided earlier add to a block is one product.
+    /// Rounds the inputs in `order` from the last to the first. What blocks decided earlier add to
+    /// a block is one product.
     fn sweep(&self, order: &[usize], l: &DMatrix<f64>) -> Vec<i8> {
         let (n, k) = (self.outputs, self.inputs);
         let mut levels = vec![0; n * k];
@@ -197,7 +202,8 @@ mod tests {
         assert!(found < 0.5 * plain, "{found} {plain}");
     }
 
-    /// The published form: the factor U of the damped inverse, every column's error spread over those after it.
+    /// The published form: the factor U of the damped inverse, every column's error spread over
+    /// those after it.
     #[test]
     fn levels_are_those_of_the_published_update() {
         let (n, k, bits) = (5, 300, 4);

@@ -34,7 +34,8 @@ impl Gram {
         &self.sums
     }
 
-    /// Adds rows, `[n, K]`: sums over 128 of them in f32, over those in f64. Rows with something that is not finite are left out.
+    /// Adds rows, `[n, K]`: sums over 128 of them in f32, over those in f64. Rows with something
+    /// that is not finite are left out.
     ///
     /// # Panics
     /// When the length is no multiple of K.

@@ -9,7 +9,10 @@ mod grid;
 pub mod survey;
 pub mod weights;
 
-pub use annotate::{Extra, OutputCorrection, QuantTables, SiteTable, annotate, narrow_tables, shadow_names};
+pub use annotate::{
+    AnnotateOptions, Annotation, CorrectionTables, OutputCorrection, QuantTables, SiteTable, SiteTables, annotate,
+    narrow_tables,
+};
 pub use bf16::{Bf16Layer, Bf16Products, round_products};
-pub use survey::{Layer, PreludeWeight, QuantSpec, Site, Survey, survey};
+pub use survey::{ActivationSite, Layer, PreludeWeight, QuantSpec, Survey, survey};
 pub use weights::QuantizedWeight;

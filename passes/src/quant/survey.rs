@@ -2,11 +2,11 @@
 //!
 //! Layers are convolutions and linear layers whose weights are constants, and attentions. Where a layer reads a concat, directly or through
 //! operators that keep channels apart (a normalisation, an activation), its input and its weights are split at the concat's border, each
-//! part with a scale of its own (Q-Diffusion's shortcut splitting, CacheQuant section 5.5).
+//! part with a scale of its own (Q-Diffusion's shortcut splitting, arXiv:2302.04304).
 
 use super::weights::QuantizedWeight;
-use crate::bind::{Bound, Origin, Part};
-use crate::ir::{Graph, Node, ValueId};
+use crate::bind::{Bound, CachedPart, Origin, Part};
+use crate::ir::{Graph, Node, NodeId, NodeOrigin, ValueId};
 use cqc_proto::op::Quantization;
 use cqc_proto::{Bindings, Op, Tensor};
 use std::collections::{BTreeMap, HashSet};
@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashSet};
 /// What is wanted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantSpec {
-    /// Bits of weights, 8 or 4 (16: bf16); the first and the last layer have 8 (CacheQuant section 5.6).
+    /// Bits of weights, 8 or 4 (16: bf16); the first and the last layer have 8, as in CacheQuant.
     pub weight_bits: u8,
     /// Layers that stay as they are, by name.
     pub keep_float: Vec<String>,
@@ -32,8 +32,10 @@ pub const FEW_CHANNELS: usize = 16;
 /// A layer that is quantized.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layer {
-    /// The value it gives, which identifies it in every form of the step.
-    pub key: String,
+    /// Its node in the graph that was bound, which all forms of the step stand for.
+    pub node: NodeId,
+    /// Name of the value it gives, which its tables are called after.
+    pub value: String,
     /// Name of its node in the source model.
     pub name: String,
     /// `conv`, `linear` or `attention`.
@@ -63,7 +65,7 @@ impl Layer {
 
 /// A tensor that layers read rounded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Site {
+pub struct ActivationSite {
     /// Name of the value.
     pub name: String,
     /// Sizes of the segments of its channels, at least one.
@@ -73,8 +75,8 @@ pub struct Site {
 /// Weights of a product in a prelude. What it reads and gives stays float.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PreludeWeight {
-    /// The value that the product gives.
-    pub key: String,
+    /// The product's node in the graph that was bound.
+    pub node: NodeId,
     /// Its codes.
     pub weight: QuantizedWeight,
 }
@@ -87,7 +89,7 @@ pub struct Survey {
     /// Weights of the preludes, in the order of execution.
     pub preludes: Vec<PreludeWeight>,
     /// What they read.
-    pub sites: Vec<Site>,
+    pub sites: Vec<ActivationSite>,
     /// Layers that stay float, and why.
     pub float_layers: Vec<(String, String)>,
 }
@@ -114,15 +116,11 @@ pub fn survey(bound: &Bound, spec: &QuantSpec, batch: Option<&str>) -> Survey {
     let products: Vec<&Node> = g.nodes().map(|(_, node)| node).filter(|node| is_product(node)).collect();
     let (first, last) = (products.first().map(|n| n.outputs[0]), products.last().map(|n| n.outputs[0]));
     let reads_cache = bound.cached.as_ref().map_or_else(HashSet::new, |cached| cache_readers(&cached.part));
-    let is_live = |key: &str| match &bound.cached {
-        Some(cached) => cached.part.graph.values().any(|(_, v)| v.name == key),
-        None => true,
-    };
+    let live = bound.cached.as_ref().map(|cached| live_nodes(bound, cached));
     let one: Bindings = batch.iter().map(|&s| (s.into(), 1)).collect();
     let mut out = Survey::default();
     let mut known: BTreeMap<(ValueId, Vec<usize>), usize> = BTreeMap::new();
     for (_, node) in g.nodes() {
-        let key = g.value(node.outputs[0]).name.clone();
         match candidate(g, node, spec) {
             None => {}
             Some(Err(why)) => out.float_layers.push((node.name.clone(), why)),
@@ -136,7 +134,7 @@ pub fn survey(bound: &Bound, spec: &QuantSpec, batch: Option<&str>) -> Survey {
                     let name = g.value(v).name.clone();
                     let sizes = if segments.is_empty() { vec![channels(g, v)] } else { segments.clone() };
                     *known.entry((v, sizes.clone())).or_insert_with(|| {
-                        out.sites.push(Site { name, segments: sizes });
+                        out.sites.push(ActivationSite { name, segments: sizes });
                         out.sites.len() - 1
                     })
                 };
@@ -153,9 +151,10 @@ pub fn survey(bound: &Bound, spec: &QuantSpec, batch: Option<&str>) -> Survey {
                     channels,
                     bias: bias(g, node, channels),
                     macs: g.cost(node).macs.eval(&one).unwrap_or(0),
-                    reads_cache: reads_cache.contains(&key),
-                    is_live: is_live(&key),
-                    key,
+                    reads_cache: reads_cache.contains(&source(node)),
+                    is_live: live.as_ref().is_none_or(|live| live.contains(&source(node))),
+                    node: source(node),
+                    value: g.value(node.outputs[0]).name.clone(),
                 });
             }
         }
@@ -171,8 +170,27 @@ fn prelude_weights(g: &Graph, bits: u8) -> impl Iterator<Item = PreludeWeight> {
     g.nodes().filter_map(move |(_, node)| {
         let axis = node.op.traits().quantization.output_axis().filter(|_| !is_grouped(node))?;
         let weight = QuantizedWeight::nearest(g.tensor(node.input(1)?)?, axis, &[], bits);
-        Some(PreludeWeight { key: g.value(node.outputs[0]).name.clone(), weight })
+        Some(PreludeWeight { node: source(node), weight })
     })
+}
+
+/// The node of the graph that was bound.
+///
+/// # Panics
+/// When the node was made for a part: none of those is a layer.
+pub(super) fn source(node: &Node) -> NodeId {
+    match node.origin {
+        Some(NodeOrigin::Source(id)) => id,
+        other => panic!("`{}` is a layer, its origin is {other:?}", node.name),
+    }
+}
+
+/// Nodes that the cached step runs, and those whose results it finds in the cache.
+fn live_nodes(bound: &Bound, cached: &CachedPart) -> HashSet<NodeId> {
+    let full = &bound.full.graph;
+    let stored = full.outputs.iter().rev().take(cached.slots.len()).filter_map(|(_, v)| full.producer_node(*v));
+    let origins = cached.part.graph.nodes().map(|(_, node)| node).chain(stored).filter_map(|node| node.origin);
+    origins.filter_map(|origin| if let NodeOrigin::Source(id) = origin { Some(id) } else { None }).collect()
 }
 
 fn is_product(node: &Node) -> bool {
@@ -247,7 +265,7 @@ fn segments(g: &Graph, node: &Node) -> Vec<usize> {
 }
 
 /// Layers of a cached step that read the cache without another layer between.
-fn cache_readers(part: &Part) -> HashSet<String> {
+fn cache_readers(part: &Part) -> HashSet<NodeId> {
     let g = &part.graph;
     let slots = g.inputs.iter().zip(&part.origins).filter(|(_, origin)| matches!(origin, Origin::Cache(_)));
     let mut reached: HashSet<ValueId> = slots.map(|(&v, _)| v).collect();
@@ -256,7 +274,7 @@ fn cache_readers(part: &Part) -> HashSet<String> {
         let operands = node.op.traits().quantization.rounded_operands();
         if operands > 0 {
             if (0..operands).filter_map(|i| node.input(i)).any(|v| reached.contains(&v)) {
-                out.insert(g.value(node.outputs[0]).name.clone());
+                out.insert(source(node));
             }
         } else if node.inputs.iter().flatten().any(|v| reached.contains(v)) {
             reached.extend(&node.outputs);

@@ -22,7 +22,7 @@ pub struct QuantizedWeight {
 
 /// Where the weights of an output lie: element `(output, input, rest)`.
 #[derive(Clone, Copy, Debug)]
-pub struct Layout {
+pub struct WeightLayout {
     /// Outputs.
     pub outputs: usize,
     /// Inputs.
@@ -32,11 +32,11 @@ pub struct Layout {
     output_axis: usize,
 }
 
-impl Layout {
+impl WeightLayout {
     /// Of weights of that shape, `[outputs, inputs, …]` or the first two swapped.
-    pub fn new(shape: &[usize], output_axis: usize) -> Layout {
+    pub fn new(shape: &[usize], output_axis: usize) -> WeightLayout {
         let rest = shape[2..].iter().product();
-        Layout { outputs: shape[output_axis], inputs: shape[1 - output_axis], rest, output_axis }
+        WeightLayout { outputs: shape[output_axis], inputs: shape[1 - output_axis], rest, output_axis }
     }
 
     /// Position of a weight.
@@ -48,9 +48,9 @@ impl Layout {
 }
 
 impl QuantizedWeight {
-    /// Rounds to the nearest code, with the scales of a range search (CacheQuant section 5.2).
+    /// Rounds to the nearest code, with the scales of a range search.
     pub fn nearest(weight: &Tensor, output_axis: usize, segments: &[usize], bits: u8) -> QuantizedWeight {
-        let layout = Layout::new(weight.shape(), output_axis);
+        let layout = WeightLayout::new(weight.shape(), output_axis);
         let values = weight.to_f32_vec();
         let sizes = if segments.is_empty() { vec![layout.inputs] } else { segments.to_vec() };
         let (mut codes, mut scales) = (vec![0i8; values.len()], Vec::with_capacity(layout.outputs * sizes.len()));

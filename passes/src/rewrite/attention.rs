@@ -1,13 +1,14 @@
 //! `fuse-attention`:  softmax(scale · q kᵀ [+ mask]) v  →  attention(q, k, v [, mask])
 //!
-//! Matches on data flow alone, so every spelling in use is covered: heads on an axis of their own ([N, H, L, D], with the transposes on
-//! either side), heads merged into the batch ([N·H, L, D] behind a reshape), one head without an axis (DDPM's 1x1-convolution form,
-//! [N, L, C]), the product written from the left (v · pᵀ, latent-diffusion), scales on q, on k, on the scores or split over
-//! both. The operands are brought to [N, L, H·D]; the transposes that this adds cancel with the exporter's. The score matrix
-//! is never stored, so nothing else may read it.
-//! Tests: tests/filetests/passes/fuse_attention.cqt
+//! Matches on data flow alone, so every spelling in use is covered: heads on an axis of their own
+//! ([N, H, L, D], with the transposes on either side), heads merged into the batch ([N·H, L, D]
+//! behind a reshape), one head without an axis (DDPM's 1x1-convolution form, [N, L, C]), the
+//! product written from the left (v · pᵀ, latent-diffusion), scales on q, on k, on the scores or
+//! split over both. The operands are brought to [N, L, H·D]; the transposes that this adds cancel
+//! with the exporter's. The score matrix is never stored, so nothing else may read it. Tests:
+//! tests/filetests/passes/fuse_attention.cqt
 
-use super::matching::{binary, either_order, peel_scales, product, reshape, reshaped, transpose, transposed};
+use super::matching::{binary, either_order, peel_scales, product, reshape, reshaped, takes, transpose, transposed};
 use super::{Context, Pass, Rewrite};
 use crate::ir::{Graph, NodeId, ValueId};
 use cqc_proto::op::{BinaryKind, OpError};
@@ -15,7 +16,8 @@ use cqc_proto::{Dim, Op};
 
 pub const FUSE_ATTENTION: Pass = Pass::rule("fuse-attention", fuse_attention);
 
-/// What the pattern found: `q: [.., Lq, D]`, `k_t: [.., D, Lk]`, `v: [.., Lk, Dv]`, three or four axes each.
+/// What the pattern found: `q: [.., Lq, D]`, `k_t: [.., D, Lk]`, `v: [.., Lk, Dv]`, three or four
+/// axes each.
 struct Found {
     q: ValueId,
     k_t: ValueId,
@@ -94,7 +96,8 @@ fn swap_last(rank: usize) -> Vec<usize> {
     perm
 }
 
-/// Adds the operator and what brings its operands and result into place; `None` if the shapes do not fit.
+/// Adds the operator and what brings its operands and result into place; `None` if the shapes do
+/// not fit.
 fn build(g: &mut Graph, name: &str, found: &Found) -> Result<Option<ValueId>, OpError> {
     let k = transpose(g, name, found.k_t, &swap_last(g.shape(found.k_t).len()))?;
     if g.shape(found.q).len() == 4 {
@@ -120,7 +123,16 @@ fn build(g: &mut Graph, name: &str, found: &Found) -> Result<Option<ValueId>, Op
         }
         other => other,
     };
-    Ok(g.node(name, op, &[Some(found.q), Some(k), Some(found.v), mask]).ok().map(|y| y[0]))
+    attend(g, name, op, &[Some(found.q), Some(k), Some(found.v), mask])
+}
+
+/// The operator, if it takes these operands: a product of matrices broadcasts batches and adds
+/// masks of any shape, attention does not.
+fn attend(g: &mut Graph, name: &str, op: Op, operands: &[Option<ValueId>]) -> Result<Option<ValueId>, OpError> {
+    if !takes(g, &op, operands) {
+        return Ok(None);
+    }
+    Ok(Some(g.node(name, op, operands)?[0]))
 }
 
 fn attention(found: &Found, heads: usize) -> Op {
@@ -155,12 +167,13 @@ fn heads(
         operands.push(Some(reshape(g, name, by_position, shape)?));
     }
     operands.push(found.mask);
-    let Ok(y) = g.node(name, attention(found, count as usize), &operands) else { return Ok(None) };
-    let split = reshape(g, name, y[0], vec![n, lq, Dim::constant(count), dv])?;
+    let Some(y) = attend(g, name, attention(found, count as usize), &operands)? else { return Ok(None) };
+    let split = reshape(g, name, y, vec![n, lq, Dim::constant(count), dv])?;
     Ok(Some(transpose(g, name, split, &[0, 2, 1, 3])?))
 }
 
-/// The [N, H, L, D] value that a reshape merged into `v: [N·H, L, D]`, also under a transpose of the last two axes.
+/// The [N, H, L, D] value that a reshape merged into `v: [N·H, L, D]`, also under a transpose of
+/// the last two axes.
 fn split_batch(g: &mut Graph, name: &str, v: ValueId) -> Result<Option<ValueId>, OpError> {
     let lifted = |g: &Graph, v: ValueId| {
         let x = reshaped(g, v)?;

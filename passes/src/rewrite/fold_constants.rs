@@ -1,8 +1,8 @@
 //! `fold-constants`:  f(constants)  →  constant
 //!
-//! Evaluated by the scalar definitions. A result much larger than its operands (a broadcast) stays a node: storing it would
-//! trade a copy for megabytes.
-//! Tests: tests/filetests/passes/fold_constants.cqt
+//! Evaluated by the scalar definitions. A result much larger than its operands (a broadcast) stays
+//! a node: storing it would trade a copy for megabytes. Tests:
+//! tests/filetests/passes/fold_constants.cqt
 
 use super::{Context, Pass, Rewrite};
 use crate::interpret::work;
@@ -13,7 +13,8 @@ use cqc_proto::op::OpError;
 
 pub const FOLD_CONSTANTS: Pass = Pass::rule("fold-constants", fold_constants);
 
-/// Products stay nodes if the definition, which is slow, would take more multiply-accumulates: about 0.1 s.
+/// Products stay nodes if the definition, which is slow, would take more multiply-accumulates:
+/// about 0.1 s.
 const MAX_MACS: i64 = 1 << 26;
 
 /// A result this large (bytes) must not exceed its operands.

@@ -1,9 +1,10 @@
 //! `fold-pad`:  conv(pad(x))  →  conv(x) with larger pads
 //!
-//! diffusers' downsampling pads one row and one column at the end before a convolution without padding. Zeros on spatial axes
-//! are what the convolution's own padding is.
-//! Tests: tests/filetests/passes/fold_pad.cqt
+//! diffusers' downsampling pads one row and one column at the end before a convolution without
+//! padding. Zeros on spatial axes are what the convolution's own padding is. Tests:
+//! tests/filetests/passes/fold_pad.cqt
 
+use super::matching::refusal;
 use super::{Context, Pass, Rewrite};
 use crate::ir::{Graph, NodeId};
 use cqc_proto::Op;
@@ -34,5 +35,9 @@ fn fold_pad(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpError> 
     }
     let mut inputs = node.inputs.clone();
     inputs[0] = pad.input(0);
+    // an operator's attributes have limits that a tensor's sizes have not
+    if let Some(reason) = refusal(g, &op, &inputs) {
+        return Ok(Rewrite::refused(reason));
+    }
     Ok(Rewrite::one(node.outputs[0], g.node(&node.name, op, &inputs)?[0]))
 }

@@ -1,4 +1,5 @@
-//! `fuse-epilogue`:  what follows a convolution or linear layer element by element moves into it, and SiLU into GroupNorm
+//! `fuse-epilogue`: what follows a convolution or linear layer element by element moves into it,
+//! and SiLU into GroupNorm
 //!
 //! | behind the product p | becomes |
 //! |---|---|
@@ -7,9 +8,10 @@
 //! | p · g, g one row per image (adaLN gate) | its `gate` |
 //! | p + x, x of p's type (residual) | its `residual` |
 //!
-//! The residual also moves through a reshape that keeps the last axis. All in this order, each at most once, and only if nothing else reads p. Of two products that are added, the later one takes the
-//! other as residual. The result is `residual + gate · act(p + bias + row)`, the operator's definition.
-//! Tests: tests/filetests/passes/fuse_epilogue.cqt
+//! The residual also moves through a reshape that keeps the last axis. All in this order, each at
+//! most once, and only if nothing else reads p. Of two products that are added, the later one takes
+//! the other as residual. The result is `residual + gate · act(p + bias + row)`, the operator's
+//! definition. Tests: tests/filetests/passes/fuse_epilogue.cqt
 
 use super::matching::{binary, reshape};
 use super::{Context, Pass, Rewrite};
@@ -87,7 +89,8 @@ fn activation(g: &mut Graph, node: &Node, kind: UnaryKind, context: &Context) ->
     Ok(Rewrite::one(node.outputs[0], g.node(&node.name, op, &before.inputs)?[0]))
 }
 
-/// Makes `x` operand `slot` of the product `p`; `None` if p is no product or has no room, or x does not fit.
+/// Makes `x` operand `slot` of the product `p`; `None` if p is no product or has no room, or x does
+/// not fit.
 fn attach(
     g: &mut Graph,
     node: &Node,
@@ -117,7 +120,8 @@ fn attach(
     Ok(Some(Rewrite::one(node.outputs[0], g.node(&node.name, product.op, &inputs)?[0])))
 }
 
-/// reshape(linear) + x with unchanged last axis: the residual moves in front of the reshape (pixels of DDPM's attention).
+/// reshape(linear) + x with unchanged last axis: the residual moves in front of the reshape (pixels
+/// of DDPM's attention).
 fn residual_behind_reshape(
     g: &mut Graph,
     node: &Node,

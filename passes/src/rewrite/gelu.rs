@@ -1,8 +1,9 @@
-//! `fuse-gelu`:  x · (1 + erf(x / √2)) · ½  →  gelu_erf(x);  x · (1 + tanh(√(2/π) (x + 0.044715 x³))) · ½  →  gelu_tanh(x)
+//! `fuse-gelu`: x · (1 + erf(x / √2)) · ½ → gelu_erf(x); x · (1 + tanh(√(2/π) (x + 0.044715 x³))) ·
+//! ½ → gelu_tanh(x)
 //!
-//! The factors stand in any order and the ½ on either factor or behind the product; the rule collects all scalar factors of the
-//! product and looks at what is left.
-//! Tests: tests/filetests/passes/fuse_gelu.cqt
+//! The factors stand in any order and the ½ on either factor or behind the product; the rule
+//! collects all scalar factors of the product and looks at what is left. Tests:
+//! tests/filetests/passes/fuse_gelu.cqt
 
 use super::matching::{binary, either_order, is_square_of, peel_scales, roughly, unary, with_scalar};
 use super::{Context, Pass, Rewrite};

@@ -1,14 +1,16 @@
 //! `fuse-group-norm`:  every spelling of group normalisation  →  group_norm(x, gamma, beta)
 //!
-//! * torch, legacy exporter and dynamo: `reshape [N,G,-1] · instance norm · reshape back · mul gamma · add beta`; instance norm arrives as
-//!   a group_norm with as many groups as channels, its gamma and beta all ones and zeros.
-//! * decomposed: `reshape [N,G,…] · mean · sub · square · mean · add eps · sqrt · div · reshape back`, also through reciprocal.
+//! * torch, legacy exporter and dynamo: `reshape [N,G,-1] · instance norm · reshape back · mul
+//!   gamma · add beta`; instance norm arrives as a group_norm with as many groups as channels, its
+//!   gamma and beta all ones and zeros.
+//! * decomposed: `reshape [N,G,…] · mean · sub · square · mean · add eps · sqrt · div · reshape
+//!   back`, also through reciprocal.
 //! * a group_norm whose result is multiplied and shifted per channel: the affine part moves in.
 //!
-//! The native operator needs nothing. Statistics over a group's elements are the same numbers under either shape.
-//! Tests: tests/filetests/passes/fuse_group_norm.cqt
+//! The native operator needs nothing. Statistics over a group's elements are the same numbers under
+//! either shape. Tests: tests/filetests/passes/fuse_group_norm.cqt
 
-use super::matching::{binary, channel_constant, either_order, reshaped};
+use super::matching::{binary, channel_constant, either_order, refusal, reshaped};
 use super::{Context, Pass, Rewrite, layer_norm};
 use crate::ir::{Graph, NodeId, ValueId};
 use cqc_proto::op::{Act, BinaryKind, ConvLayout, OpError};
@@ -27,7 +29,8 @@ fn fuse_group_norm(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewri
     affine(g, id, context)
 }
 
-/// reshape(norm(reshape(x))) to the shape of x, where the norm takes each of G groups as one channel.
+/// reshape(norm(reshape(x))) to the shape of x, where the norm takes each of G groups as one
+/// channel.
 fn regroup(g: &mut Graph, id: NodeId) -> Result<Rewrite, OpError> {
     let (old, name) = (g.get(id).outputs[0], g.get(id).name.clone());
     let inner = g.get(id).inputs[0].expect("verified");
@@ -41,9 +44,9 @@ fn regroup(g: &mut Graph, id: NodeId) -> Result<Rewrite, OpError> {
     let shape = g.shape(old).to_vec();
     let x = super::matching::reshape(g, &name, x, shape)?;
     let op = Op::GroupNorm { groups: groups as usize, eps, layout: ConvLayout::ChannelsFirst, act: Act::None };
-    match g.op(&name, op, &[x]) {
-        Ok(new) => Ok(Rewrite::one(old, new)),
-        Err(e) => Ok(Rewrite::refused(e.reason)),
+    match refusal(g, &op, &[Some(x)]) {
+        None => Ok(Rewrite::one(old, g.op(&name, op, &[x])?)),
+        Some(reason) => Ok(Rewrite::refused(reason)),
     }
 }
 

@@ -1,8 +1,9 @@
-//! `fuse-layer-norm`:  (x − mean) / √(var + eps), written out over the last axis  →  layer_norm(x);  layer_norm(x) · gamma + beta
-//! with constants  →  layer_norm(x, gamma, beta);  x / √(mean(x²) + eps) · gamma  →  rms_norm
+//! `fuse-layer-norm`: (x − mean) / √(var + eps), written out over the last axis → layer_norm(x);
+//! layer_norm(x) · gamma + beta with constants → layer_norm(x, gamma, beta); x / √(mean(x²) + eps)
+//! · gamma → rms_norm
 //!
-//! Exporters below opset 17 and dynamo's decompositions write the arithmetic out: `mean, sub, pow 2 | mul, mean, add eps, sqrt, div`
-//! or `… reciprocal, mul`. ONNX's own operator needs nothing.
+//! Exporters below opset 17 and dynamo's decompositions write the arithmetic out: `mean, sub, pow 2
+//! | mul, mean, add eps, sqrt, div` or `… reciprocal, mul`. ONNX's own operator needs nothing.
 //! Tests: tests/filetests/passes/fuse_layer_norm.cqt
 
 use super::matching::{binary, channel_constant, either_order, is_square_of, unary, with_scalar};
@@ -49,16 +50,18 @@ pub fn written_out(g: &Graph, v: ValueId) -> Option<WrittenOut> {
         })?,
     };
     let (variance, eps) = with_scalar(g, root_operand(g, root)?, BinaryKind::Add)?;
+    let eps = eps as f32;
     let (squared, axes) = mean(g, variance)?;
-    if !is_square_of(g, squared, centred) {
+    let fits = is_square_of(g, squared, centred) && eps >= 0.0 && eps.is_finite();
+    if !fits {
         return None;
     }
     if let Some((x, mean_value)) = binary(g, centred, BinaryKind::Sub)
         && mean(g, mean_value) == Some((x, axes.clone()))
     {
-        return Some(WrittenOut { x, axes, eps: eps as f32, centred: true });
+        return Some(WrittenOut { x, axes, eps, centred: true });
     }
-    Some(WrittenOut { x: centred, axes, eps: eps as f32, centred: false })
+    Some(WrittenOut { x: centred, axes, eps, centred: false })
 }
 
 fn root_operand(g: &Graph, v: ValueId) -> Option<ValueId> {

@@ -1,9 +1,11 @@
-//! `channels-last`:  convolution, GroupNorm, pooling and all that lies between them  →  channels on the last axis
+//! `channels-last`: convolution, GroupNorm, pooling and all that lies between them → channels on
+//! the last axis
 //!
-//! The engine's kernels want a pixel's channels side by side. Each channels-first operator becomes `transpose · channels-last
-//! operator · transpose back`, and the transpose back sinks through everything that does not care where channels stand
-//! (elementwise, concat, slice, pad, resize, reshape of the spatial axes), until it meets the next operator's own transpose and
-//! both vanish. What remains are the transposes at inputs and outputs.
+//! The engine's kernels want a pixel's channels side by side. Each channels-first operator becomes
+//! `transpose · channels-last operator · transpose back`, and the transpose back sinks through
+//! everything that does not care where channels stand (elementwise, concat, slice, pad, resize,
+//! reshape of the spatial axes), until it meets the next operator's own transpose and both vanish.
+//! What remains are the transposes at inputs and outputs.
 //!
 //! Right because a transposed operand and a transposed attribute give a transposed result.
 //! Tests: tests/filetests/passes/channels_last.cqt
@@ -46,7 +48,8 @@ fn first(g: &mut Graph, name: &str, v: ValueId) -> Result<ValueId, OpError> {
     transpose(g, name, v, &inverse(&to_last(g.shape(v).len())))
 }
 
-/// The node's result becomes `y`, channels last, transposed back. `y` takes the source model's name: the transpose is meant to vanish.
+/// The node's result becomes `y`, channels last, transposed back. `y` takes the source model's
+/// name: the transpose is meant to vanish.
 fn replace(g: &mut Graph, node: &Node, y: ValueId) -> Result<Rewrite, OpError> {
     let old = node.outputs[0];
     g.swap_names(old, y);
@@ -76,7 +79,8 @@ fn wrap(g: &mut Graph, node: &Node) -> Result<Rewrite, OpError> {
     replace(g, node, y)
 }
 
-/// Moves the transposes of the operands behind an operator that works the same way on permuted axes.
+/// Moves the transposes of the operands behind an operator that works the same way on permuted
+/// axes.
 fn sink(g: &mut Graph, node: &Node) -> Result<Rewrite, OpError> {
     let old = node.outputs[0];
     let rank = g.shape(old).len();
@@ -87,7 +91,8 @@ fn sink(g: &mut Graph, node: &Node) -> Result<Rewrite, OpError> {
     let mut inputs = Vec::new();
     for v in &node.inputs {
         let moved = match v {
-            Some(v) if matches!(op, Op::Pad { .. }) && g.shape(*v).len() != rank => Some(*v), // the fill value
+            // the fill value
+            Some(v) if matches!(op, Op::Pad { .. }) && g.shape(*v).len() != rank => Some(*v),
             Some(v) if g.shape(*v).is_empty() => Some(*v),
             Some(v) => {
                 let mut shape = vec![Dim::constant(1); rank.saturating_sub(g.shape(*v).len())];
@@ -103,7 +108,8 @@ fn sink(g: &mut Graph, node: &Node) -> Result<Rewrite, OpError> {
     replace(g, node, y)
 }
 
-/// The operator for operands and results whose axis `k` is what was axis `perm[k]`; `None` for operators that cannot move.
+/// The operator for operands and results whose axis `k` is what was axis `perm[k]`; `None` for
+/// operators that cannot move.
 pub(crate) fn permuted(op: &Op, perm: &[usize]) -> Option<Op> {
     let place = inverse(perm); // old axis → new axis
     let list = |v: &[i64]| perm.iter().map(|&p| v[p]).collect::<Vec<_>>();

@@ -1,7 +1,8 @@
-//! `fuse-linear`:  matmul(x, constant [K, N])  →  linear;  linear(x) + constant [N]  →  its bias;  channels-last 1x1 convolution  →  linear
+//! `fuse-linear`: matmul(x, constant [K, N]) → linear; linear(x) + constant [N] → its bias;
+//! channels-last 1x1 convolution → linear
 //!
-//! One operator for every product with stored weights: their packing, quantization and epilogues are the same.
-//! Tests: tests/filetests/passes/fuse_linear.cqt
+//! One operator for every product with stored weights: their packing, quantization and epilogues
+//! are the same. Tests: tests/filetests/passes/fuse_linear.cqt
 
 use super::matching::{binary, channel_constant, either_order};
 use super::{Context, Pass, Rewrite};
@@ -54,7 +55,8 @@ fn bias(g: &mut Graph, old: ValueId, name: &str, context: &Context) -> Result<Re
     Ok(if g.ty(new) == g.ty(old) { Rewrite::one(old, new) } else { Rewrite::NoMatch })
 }
 
-/// A channels-last convolution with a 1x1 window, stride 1 and no padding is a linear layer per pixel.
+/// A channels-last convolution with a 1x1 window, stride 1 and no padding is a linear layer per
+/// pixel.
 fn pointwise(g: &mut Graph, id: NodeId) -> Result<Rewrite, OpError> {
     let node = g.get(id).clone();
     let Op::Conv { strides, pads, groups: 1, layout: ConvLayout::ChannelsLast, upsample: 1, act, .. } = &node.op else {

@@ -20,7 +20,8 @@ pub fn either_order<T>(pair: (ValueId, ValueId), f: impl Fn(ValueId, ValueId) ->
     f(pair.0, pair.1).or_else(|| f(pair.1, pair.0))
 }
 
-/// `(x, c)` if `v = x ∘ c` for a commutative operator and a one-element constant `c`, in either order.
+/// `(x, c)` if `v = x ∘ c` for a commutative operator and a one-element constant `c`, in either
+/// order.
 pub fn with_scalar(g: &Graph, v: ValueId, kind: BinaryKind) -> Option<(ValueId, f64)> {
     either_order(binary(g, v, kind)?, |x, c| Some((x, g.scalar(c)?)))
 }
@@ -55,7 +56,8 @@ pub fn is_scalar(g: &Graph, v: ValueId, expected: f64) -> bool {
     g.scalar(v).is_some_and(|c| close(c, expected))
 }
 
-/// Equal within 1e-6 relative: room for the rounding of constants to f32. fp16 exports round more; see [`roughly`].
+/// Equal within 1e-6 relative: room for the rounding of constants to f32. fp16 exports round more;
+/// see [`roughly`].
 pub fn close(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-6 * b.abs().max(1e-30)
 }
@@ -93,6 +95,17 @@ pub fn product(dims: &[Dim]) -> Option<Dim> {
     dims.iter().try_fold(Dim::constant(1), |n, d| n.mul(d))
 }
 
+/// Whether the operator takes these operands: for rules whose pattern does not imply it.
+pub fn takes(g: &Graph, op: &Op, operands: &[Option<ValueId>]) -> bool {
+    refusal(g, op, operands).is_none()
+}
+
+/// Why the operator does not take these operands, if it does not.
+pub fn refusal(g: &Graph, op: &Op, operands: &[Option<ValueId>]) -> Option<String> {
+    let types: Vec<_> = operands.iter().map(|v| v.map(|v| g.ty(v))).collect();
+    op.infer(&types).err().map(|e| e.reason)
+}
+
 /// The inverse permutation.
 pub fn inverse(perm: &[usize]) -> Vec<usize> {
     let mut out = vec![0; perm.len()];
@@ -100,7 +113,8 @@ pub fn inverse(perm: &[usize]) -> Vec<usize> {
     out
 }
 
-/// Whether a shape has `channels` along `axis` and 1 elsewhere, counted from the back so that missing front axes are 1.
+/// Whether a shape has `channels` along `axis` and 1 elsewhere, counted from the back so that
+/// missing front axes are 1.
 pub fn is_channel_vector(shape: &[Dim], rank: usize, axis: usize, channels: &Dim) -> bool {
     let from_back = rank - 1 - axis;
     shape.len() <= rank
@@ -119,7 +133,7 @@ pub fn channel_constant(g: &mut Graph, v: ValueId, rank: usize, axis: usize, cha
     let data = if tensor.len() == 1 && count != 1 {
         cqc_proto::Tensor::from_f32(&[count], &vec![*tensor.as_f32()?.first()?; count])
     } else if is_channel_vector(g.shape(v), rank, axis, channels) {
-        tensor.reshaped(vec![count]).ok()?
+        tensor.reshaped(vec![count]).expect("a channel vector has an element per channel")
     } else {
         return None;
     };

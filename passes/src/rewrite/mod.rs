@@ -1,7 +1,8 @@
 //! Passes over the graph: one file per pass, one list that orders them.
 //!
-//! A rule looks at one node and answers *no match*, *refused, because …* or *replace these values by those*. It may append
-//! nodes for the replacement but never edits existing ones; the driver substitutes, drops what became dead and verifies.
+//! A rule looks at one node and answers *no match*, *refused, because …* or *replace these values
+//! by those*. It may append nodes for the replacement but never edits existing ones; the driver
+//! substitutes, drops what became dead and verifies.
 
 pub(crate) mod matching;
 
@@ -23,6 +24,7 @@ mod upsample_conv;
 mod widen_floats;
 
 use crate::ir::{Graph, NodeId, ValueId, VerifyError, verify};
+use cqc_proto::op::OpError;
 use std::collections::HashMap;
 
 /// What a rule says about one node.
@@ -65,8 +67,10 @@ impl Context {
     }
 }
 
-/// A rule: see the module. Errors of [`Graph::op`] inside it mean that the replacement does not type-check, hence no match.
-pub type Rule = fn(&mut Graph, NodeId, &Context) -> Result<Rewrite, cqc_proto::op::OpError>;
+/// A rule: see the module. It answers [`Rewrite::NoMatch`] or [`Rewrite::Refused`] where a
+/// replacement would not type-check; an error of [`Graph::op`] that it returns is a
+/// [`PassFault::Replacement`].
+pub type Rule = fn(&mut Graph, NodeId, &Context) -> Result<Rewrite, OpError>;
 
 /// A named rewrite.
 #[derive(Clone, Copy)]
@@ -98,27 +102,28 @@ impl Pass {
 
 /// The order of passes. Every line says why it stands there.
 pub const PIPELINE: &[Pass] = &[
-    widen_floats::WIDEN_FLOATS, // first: constants below fold in f32, and casts between floats become no-ops
+    // first: constants below fold in f32, and casts between floats become no-ops
+    widen_floats::WIDEN_FLOATS,
     fold_constants::FOLD_CONSTANTS, // rules below match literal scales, weights and epsilons
-    no_ops::REMOVE_NO_OPS,      // rules below match through nothing but real operators
+    no_ops::REMOVE_NO_OPS,          // rules below match through nothing but real operators
     timestep_embedding::TIMESTEP_EMBEDDING, // before anything else claims its sine and cosine
-    silu::FUSE_SILU,            // before norms: GroupNorm + SiLU is matched as a pair
-    gelu::FUSE_GELU,            // before GEGLU and epilogues, which look for one node
-    group_norm::FUSE_GROUP_NORM, // before layouts: it knows both
-    layer_norm::FUSE_LAYER_NORM, // after GroupNorm: its decomposed form reduces other axes
-    linear::FUSE_LINEAR,        // before attention, which looks through reshapes to linears
-    modulate::FUSE_MODULATE,    // after LayerNorm, which it extends
-    attention::FUSE_ATTENTION,  // after folding: scales are literals now
-    no_ops::REMOVE_NO_OPS,      // transposes around attention cancel
-    geglu::FUSE_GEGLU,          // after GELU
-    layout::CHANNELS_LAST,      // after fusion: fewer transposes to carry through
-    no_ops::REMOVE_NO_OPS,      // what the layout pass leaves behind
+    silu::FUSE_SILU,                // before norms: GroupNorm + SiLU is matched as a pair
+    gelu::FUSE_GELU,                // before GEGLU and epilogues, which look for one node
+    group_norm::FUSE_GROUP_NORM,    // before layouts: it knows both
+    layer_norm::FUSE_LAYER_NORM,    // after GroupNorm: its decomposed form reduces other axes
+    linear::FUSE_LINEAR,            // before attention, which looks through reshapes to linears
+    modulate::FUSE_MODULATE,        // after LayerNorm, which it extends
+    attention::FUSE_ATTENTION,      // after folding: scales are literals now
+    no_ops::REMOVE_NO_OPS,          // transposes around attention cancel
+    geglu::FUSE_GEGLU,              // after GELU
+    layout::CHANNELS_LAST,          // after fusion: fewer transposes to carry through
+    no_ops::REMOVE_NO_OPS,          // what the layout pass leaves behind
     fold_constants::FOLD_CONSTANTS, // transposed constants
-    fold_pad::FOLD_PAD,         // any layout; here because of its neighbour below
-    upsample_conv::FUSE_UPSAMPLE, // after layouts: resize and convolution stand side by side
-    linear::FUSE_LINEAR,        // 1x1 convolutions of the channels-last form
-    fuse_epilogue::FUSE_EPILOGUE, // last: takes what still stands behind products and norms
-    no_ops::REMOVE_NO_OPS,      // what folding left behind
+    fold_pad::FOLD_PAD,             // any layout; here because of its neighbour below
+    upsample_conv::FUSE_UPSAMPLE,   // after layouts: resize and convolution stand side by side
+    linear::FUSE_LINEAR,            // 1x1 convolutions of the channels-last form
+    fuse_epilogue::FUSE_EPILOGUE,   // last: takes what still stands behind products and norms
+    no_ops::REMOVE_NO_OPS,          // what folding left behind
 ];
 
 /// A replacement that a rule found but did not make.
@@ -139,59 +144,117 @@ pub struct Report {
     pub replaced: Vec<(&'static str, usize)>,
     /// What was refused.
     pub refusals: Vec<Refusal>,
+    /// What rules got wrong. The graph is valid all the same: the node stays as it was. Builds with
+    /// debug assertions return the first of these as an error instead.
+    pub failures: Vec<PassError>,
 }
 
-/// Why a pass failed: a bug of the pass.
+/// What a pass got wrong: a bug of the pass, never of the model.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("pass {pass}: {cause}")]
 pub struct PassError {
     /// Name of the pass.
     pub pass: &'static str,
-    /// The broken invariant.
-    pub cause: VerifyError,
+    /// What it did, and at which node.
+    pub cause: PassFault,
 }
 
-/// Runs passes in order; `after` sees the graph behind each of them.
+/// What a pass may get wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PassFault {
+    /// The graph that it left breaks an invariant.
+    #[error(transparent)]
+    Invalid(#[from] VerifyError),
+    /// A rule built a node that does not type-check.
+    #[error("node `{node}`: its replacement does not type-check: {source}")]
+    Replacement {
+        /// The node that the rule looked at.
+        node: String,
+        /// Why the operator does not take the operands.
+        source: OpError,
+    },
+    /// A rule replaced something in every one of the rounds that it is given.
+    #[error("node `{node}`: the rule still replaces it after {MAX_ROUNDS} rounds")]
+    Unsettled {
+        /// The last node that was replaced.
+        node: String,
+    },
+}
+
+/// Runs passes in order; `after` sees the graph after each of them.
 ///
 /// # Errors
-/// [`PassError`] when a pass leaves a graph that [`verify`] rejects.
-pub fn run(graph: &mut Graph, passes: &[Pass], mut after: impl FnMut(&Pass, &Graph)) -> Result<Report, PassError> {
+/// [`PassFault::Invalid`] when a pass leaves a graph that [`verify`] rejects; with debug
+/// assertions, what is otherwise in [`Report::failures`].
+pub fn run(graph: &mut Graph, passes: &[Pass], after: impl FnMut(&Pass, &Graph)) -> Result<Report, PassError> {
+    run_with(graph, passes, OnFailure::of_build(), after)
+}
+
+/// What becomes of a rule that fails.
+#[derive(Clone, Copy, PartialEq)]
+enum OnFailure {
+    Stop,
+    Report,
+}
+
+impl OnFailure {
+    fn of_build() -> OnFailure {
+        if cfg!(debug_assertions) { OnFailure::Stop } else { OnFailure::Report }
+    }
+}
+
+fn run_with(
+    graph: &mut Graph,
+    passes: &[Pass],
+    on_failure: OnFailure,
+    mut after: impl FnMut(&Pass, &Graph),
+) -> Result<Report, PassError> {
     let mut report = Report::default();
     for pass in passes {
         let count = match pass.kind {
-            Kind::Rule(rule) => apply(graph, pass, rule, &mut report.refusals)?,
+            Kind::Rule(rule) => apply(graph, pass, rule, &mut report)?,
             Kind::Whole(run) => {
                 run(graph);
                 tidy(graph, pass)?;
                 0
             }
         };
+        if let (OnFailure::Stop, Some(failure)) = (on_failure, report.failures.first()) {
+            return Err(failure.clone());
+        }
         report.replaced.push((pass.name, count));
         after(pass, graph);
     }
     Ok(report)
 }
 
-/// Most rounds of one rule; every round but the last replaces something, so only a rule that undoes itself gets here.
+/// Most rounds of one rule; every round but the last replaces something, so only a rule that undoes
+/// itself gets here.
 const MAX_ROUNDS: usize = 64;
 
-fn apply(graph: &mut Graph, pass: &Pass, rule: Rule, refusals: &mut Vec<Refusal>) -> Result<usize, PassError> {
-    let mut total = 0;
+fn apply(graph: &mut Graph, pass: &Pass, rule: Rule, report: &mut Report) -> Result<usize, PassError> {
+    let (refusals, failures) = (report.refusals.len(), report.failures.len());
+    let (mut total, mut last) = (0, None);
     for _ in 0..MAX_ROUNDS {
-        let first_refusal = refusals.len();
-        let replaced = round(graph, pass, rule, refusals);
+        // those of the last round are the ones that still hold
+        report.refusals.truncate(refusals);
+        report.failures.truncate(failures);
+        let replaced = round(graph, pass, rule, report);
         tidy(graph, pass)?;
-        if replaced == 0 {
+        last = replaced.last().cloned();
+        total += replaced.len();
+        if replaced.is_empty() {
             break;
         }
-        refusals.truncate(first_refusal); // the last round's are the ones that still hold
-        total += replaced;
     }
+    let unsettled = |node| PassError { pass: pass.name, cause: PassFault::Unsettled { node } };
+    report.failures.extend(last.map(unsettled));
     Ok(total)
 }
 
-fn round(graph: &mut Graph, pass: &Pass, rule: Rule, refusals: &mut Vec<Refusal>) -> usize {
-    let mut replaced = 0;
+/// Offers every live node to the rule; the names of those that it replaced.
+fn round(graph: &mut Graph, pass: &Pass, rule: Rule, report: &mut Report) -> Vec<String> {
+    let mut replaced = Vec::new();
     let mut context = Context { readers: graph.reader_counts() };
     for i in 0..graph.node_count() {
         let id = NodeId(i as u32);
@@ -200,23 +263,27 @@ fn round(graph: &mut Graph, pass: &Pass, rule: Rule, refusals: &mut Vec<Refusal>
         }
         let values_before = graph.values().count();
         match rule(graph, id, &context) {
-            Err(_) | Ok(Rewrite::NoMatch) => {}
+            Ok(Rewrite::NoMatch) => {}
+            Err(e) => {
+                let cause = PassFault::Replacement { node: graph.get(id).name.clone(), source: e };
+                report.failures.push(PassError { pass: pass.name, cause });
+            }
             Ok(Rewrite::Refused(reason)) => {
                 let value = graph.value(graph.get(id).outputs[0]).name.clone();
-                refusals.push(Refusal { pass: pass.name, value, reason });
+                report.refusals.push(Refusal { pass: pass.name, value, reason });
             }
             Ok(Rewrite::Replace(pairs)) => {
                 for &(old, new) in &pairs {
                     assert_eq!(graph.ty(old), graph.ty(new), "{}: a replacement keeps its type", pass.name);
                     // names of the source model outlive those made up here
-                    let made_up = |v| graph.value(v).name.contains('#');
-                    if new.0 as usize >= values_before || (made_up(new) && !made_up(old)) {
+                    let numbered = |v| graph.value(v).numbered;
+                    if new.0 as usize >= values_before || (numbered(new) && !numbered(old)) {
                         graph.swap_names(old, new);
                     }
                 }
                 graph.substitute(&HashMap::from_iter(pairs));
                 context.readers = graph.live_reader_counts();
-                replaced += 1;
+                replaced.push(graph.get(id).name.clone());
             }
         }
     }
@@ -224,7 +291,63 @@ fn round(graph: &mut Graph, pass: &Pass, rule: Rule, refusals: &mut Vec<Refusal>
 }
 
 fn tidy(graph: &mut Graph, pass: &Pass) -> Result<(), PassError> {
-    let fail = |cause| PassError { pass: pass.name, cause };
+    let fail = |e: VerifyError| PassError { pass: pass.name, cause: e.into() };
     graph.compact().map_err(|node| fail(VerifyError { node, what: "stands on a cycle".into() }))?;
     verify(graph).map_err(fail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::parse;
+    use cqc_proto::Op;
+    use cqc_proto::op::UnaryKind;
+
+    fn graph() -> Graph {
+        parse("graph(%x: f32[2,3]) {\n  %y = sigmoid(%x)\n  return %y\n}").unwrap()
+    }
+
+    /// Reshapes six elements into seven.
+    fn ill_typed(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpError> {
+        let node = g.get(id).clone();
+        let new = g.op(&node.name, Op::Reshape { shape: vec![7.into()] }, &[node.inputs[0].unwrap()])?;
+        Ok(Rewrite::one(node.outputs[0], new))
+    }
+
+    /// Replaces a node by the same node, again and again.
+    fn restless(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpError> {
+        let node = g.get(id).clone();
+        let new = g.op(&node.name, Op::unary(UnaryKind::Sigmoid), &[node.inputs[0].unwrap()])?;
+        Ok(Rewrite::one(node.outputs[0], new))
+    }
+
+    fn failure_of(rule: Rule) -> PassError {
+        let passes = [Pass::rule("faulty", rule)];
+        let mut left = graph();
+        let report = run_with(&mut left, &passes, OnFailure::Report, |_, _| {}).unwrap();
+        assert_eq!(left.to_string(), graph().to_string(), "the graph stays what it means");
+        let stopped = run_with(&mut graph(), &passes, OnFailure::Stop, |_, _| {}).unwrap_err();
+        let [failure] = &report.failures[..] else { panic!("one failure, not {:?}", report.failures) };
+        assert_eq!(stopped, *failure);
+        failure.clone()
+    }
+
+    #[test]
+    fn an_error_inside_a_rule_is_reported_with_rule_and_node() {
+        let failure = failure_of(ill_typed);
+        let expected = "pass faulty: node `y`: its replacement does not type-check: reshape: ";
+        assert!(failure.to_string().starts_with(expected), "{failure}");
+    }
+
+    #[test]
+    fn a_rule_that_never_settles_is_reported_with_rule_and_node() {
+        let failure = failure_of(restless);
+        assert_eq!(failure.to_string(), "pass faulty: node `y`: the rule still replaces it after 64 rounds");
+    }
+
+    #[test]
+    fn builds_with_debug_assertions_stop_at_a_failure() {
+        let result = run(&mut graph(), &[Pass::rule("faulty", ill_typed)], |_, _| {});
+        assert_eq!(result.is_err(), cfg!(debug_assertions));
+    }
 }

@@ -1,9 +1,10 @@
-//! `fuse-modulate`:  layer_norm(x) · (1 + scale) + shift with one row per image  →  layer_norm(x, gamma, beta, scale, shift)
+//! `fuse-modulate`: layer_norm(x) · (1 + scale) + shift with one row per image → layer_norm(x,
+//! gamma, beta, scale, shift)
 //!
-//! adaLN of DiT. `scale` and `shift` are [N, 1, C] (or [1, 1, C]); both must be there, as the operator applies both.
-//! Tests: tests/filetests/passes/fuse_modulate.cqt
+//! adaLN of DiT. `scale` and `shift` are [N, 1, C] (or [1, 1, C]); both must be there, as the
+//! operator applies both. Tests: tests/filetests/passes/fuse_modulate.cqt
 
-use super::matching::{binary, either_order, is_scalar};
+use super::matching::{binary, either_order, is_scalar, refusal};
 use super::{Context, Pass, Rewrite};
 use crate::ir::{Graph, NodeId, ValueId};
 use cqc_proto::Op;
@@ -30,9 +31,9 @@ fn fuse_modulate(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrite
     let node = g.producer_node(norm).expect("matched above").clone();
     let rows = [per_image(g, &name, scale, norm)?, per_image(g, &name, shift, norm)?];
     let inputs = [node.inputs[0], node.input(1), node.input(2), Some(rows[0]), Some(rows[1])];
-    match g.node(&name, node.op, &inputs) {
-        Ok(new) => Ok(Rewrite::one(old, new[0])),
-        Err(e) => Ok(Rewrite::refused(e.reason)),
+    match refusal(g, &node.op, &inputs) {
+        None => Ok(Rewrite::one(old, g.node(&name, node.op, &inputs)?[0])),
+        Some(reason) => Ok(Rewrite::refused(reason)),
     }
 }
 

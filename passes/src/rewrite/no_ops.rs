@@ -1,4 +1,5 @@
-//! `remove-no-ops`:  operators that change nothing disappear; chains of reshapes, transposes and casts become one
+//! `remove-no-ops`: operators that change nothing disappear; chains of reshapes, transposes and
+//! casts become one
 //!
 //! | matches | becomes |
 //! |---|---|
@@ -53,7 +54,8 @@ fn returns_operand(g: &Graph, id: NodeId, x: ValueId) -> bool {
         }
 }
 
-/// [A, B, C, D] → [A·B, C, D] → [A·B, D, C] → [A, B, D, C]: heads merged into the batch around a transpose.
+/// [A, B, C, D] → [A·B, C, D] → [A·B, D, C] → [A, B, D, C]: heads merged into the batch around a
+/// transpose.
 fn swapped_behind_merge(g: &mut Graph, old: ValueId, x: ValueId, name: &str) -> Result<Rewrite, OpError> {
     let Some((merged, [0, 2, 1])) = transposed(g, x) else { return Ok(Rewrite::NoMatch) };
     let Some(inner) = reshaped(g, merged) else { return Ok(Rewrite::NoMatch) };
@@ -102,8 +104,8 @@ fn neutral(g: &mut Graph, id: NodeId, kind: BinaryKind) -> Result<Rewrite, OpErr
         let inner = g.producer_node(v).and_then(|n| n.input(0)).expect("verified");
         let mut operands = [a, b];
         operands[i] = inner;
-        let shape = cqc_proto::op::broadcast(g.shape(operands[0]), g.shape(operands[1])).unwrap_or_default();
-        if shape == g.shape(old) {
+        let shape = cqc_proto::op::broadcast(g.shape(operands[0]), g.shape(operands[1]));
+        if shape.is_ok_and(|shape| shape == g.shape(old)) {
             let name = g.get(id).name.clone();
             return Ok(Rewrite::one(old, g.op(&name, Op::binary(kind), &operands)?));
         }
@@ -111,7 +113,8 @@ fn neutral(g: &mut Graph, id: NodeId, kind: BinaryKind) -> Result<Rewrite, OpErr
     Ok(Rewrite::NoMatch)
 }
 
-/// Whether every element of a constant is `expected`. Large constants are not looked at: nobody adds a megabyte of zeros.
+/// Whether every element of a constant is `expected`. Large constants are not looked at: nobody
+/// adds a megabyte of zeros.
 fn all_equal(g: &Graph, v: ValueId, expected: f64) -> bool {
     g.tensor(v).is_some_and(|t| !t.is_empty() && t.len() <= 1 << 16 && t.to_f64_vec().iter().all(|&e| e == expected))
         && g.shape(v).iter().all(|d: &Dim| d.as_const().is_some())

@@ -1,9 +1,11 @@
-//! `timestep-embedding`:  concat(sin(t·f), cos(t·f)) with constant frequencies f  →  timestep_embedding(t)
+//! `timestep-embedding`: concat(sin(t·f), cos(t·f)) with constant frequencies f →
+//! timestep_embedding(t)
 //!
-//! The sinusoidal embedding of diffusers' `Timesteps`, spelled `unsqueeze, cast, mul, [mul scale], sin, cos, concat`, with
-//! another slice-and-concat behind it when cosines come first (`flip_sin_to_cos`). The frequencies stay the source model's
-//! numbers: at t = 999 an error of one unit in their last place would already show in the sixth digit of the sine.
-//! Tests: tests/filetests/passes/timestep_embedding.cqt
+//! The sinusoidal embedding of diffusers' `Timesteps`, spelled `unsqueeze, cast, mul, [mul scale],
+//! sin, cos, concat`, with another slice-and-concat behind it when cosines come first
+//! (`flip_sin_to_cos`). The frequencies stay the source model's numbers: at t = 999 an error of one
+//! unit in their last place would already show in the sixth digit of the sine. Tests:
+//! tests/filetests/passes/timestep_embedding.cqt
 
 use super::matching::{binary, either_order, reshape, unary, with_scalar};
 use super::{Context, Pass, Rewrite};
@@ -20,7 +22,7 @@ fn timestep_embedding(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite,
         return Ok(Rewrite::one(old, g.op(&name, op, &operands)?));
     }
     let (Op::Concat { axis }, [Some(a), Some(b)]) = (&node.op, &node.inputs[..]) else { return Ok(Rewrite::NoMatch) };
-    if *axis + 1 != g.shape(old).len() {
+    if *axis != 1 || g.shape(old).len() != 2 {
         return Ok(Rewrite::NoMatch);
     }
     let (angle, cos_first) = match (unary(g, *a, UnaryKind::Sin), unary(g, *b, UnaryKind::Cos)) {
@@ -64,7 +66,8 @@ fn slice_of(g: &Graph, v: ValueId) -> Option<(ValueId, i64)> {
     }
 }
 
-/// `(t, f)` if `v` = t[:, None] · f, possibly times a number, which is multiplied in; t has N elements in any shape.
+/// `(t, f)` if `v` = t[:, None] · f, possibly times a number, which is multiplied in; t has N
+/// elements in any shape.
 fn angle_of(g: &Graph, v: ValueId) -> Option<(ValueId, Vec<f32>)> {
     if let Some((inner, factor)) = with_scalar(g, v, BinaryKind::Mul)
         && let Some((t, f)) = angle_of(g, inner)

@@ -1,9 +1,9 @@
 //! `widen-floats`:  every f16, bf16 and f64 value becomes f32
 //!
-//! The engine computes in f32: halves gain accuracy, doubles (time embeddings of some exports) lose what nobody reads.
-//! Casts between float types fall away with it. Callers still give and get the source model's types: the Plan's inputs and
-//! outputs keep them. Constants are converted here once.
-//! Tests: tests/filetests/passes/widen_floats.cqt
+//! The engine computes in f32: halves gain accuracy, doubles (time embeddings of some exports) lose
+//! what nobody reads. Casts between float types fall away with it. Callers still give and get the
+//! source model's types: the Plan's inputs and outputs keep them. Constants are converted here
+//! once. Tests: tests/filetests/passes/widen_floats.cqt
 
 use super::Pass;
 use crate::ir::{Def, Graph, ValueId};
@@ -20,7 +20,8 @@ fn widen_floats(g: &mut Graph) {
     let mut map: HashMap<ValueId, ValueId> = HashMap::new();
     for &v in &g.inputs {
         let value = g.value(v);
-        map.insert(v, out.input(&value.name, ValueType::new(widened(value.ty.dtype), value.ty.shape.clone())));
+        let ty = ValueType::new(widened(value.ty.dtype), value.ty.shape.clone());
+        map.insert(v, out.input(&value.name, ty));
     }
     for (v, value) in g.values() {
         if let Def::Constant(t) = &value.def {
@@ -28,10 +29,14 @@ fn widen_floats(g: &mut Graph) {
             map.insert(v, out.constant(&value.name, tensor));
         }
     }
+    for (&from, &to) in &map {
+        if g.value(from).numbered {
+            out.set_numbered(to);
+        }
+    }
     for (_, node) in g.nodes() {
         let inputs: Vec<_> = node.inputs.iter().map(|v| v.map(|v| map[&v])).collect();
-        let names: Vec<&str> = node.outputs.iter().map(|&v| g.value(v).name.as_str()).collect();
-        let made = out.node_with_outputs(&node.name, widened_op(&node.op), &inputs, &names);
+        let made = out.repeat(g, node, widened_op(&node.op), &inputs);
         let made = made.expect("an operator that takes a float type takes f32");
         map.extend(node.outputs.iter().copied().zip(made));
     }

@@ -3,16 +3,16 @@
 use super::float_inputs::{Work, float_inputs};
 use super::keep_float::{Trial, keep_float};
 use super::{
-    CacheRefit, Fitted, Grouping, Outputs, Select, Sequential, ranges, reconstruct, reconstruct_preludes, select,
-    sequential,
+    CacheRefit, Fitted, Grouping, Outputs, Select, Sequential, TunableLoop, ranges, reconstruct, reconstruct_preludes,
+    select, sequential,
 };
 use crate::calibrate::{CalibrateError, HeldOut, Progress, Tables};
 use crate::compile::{Assembled, ProgramError, Stages};
 use crate::io::FileError;
-use cqc_passes::calib::compensate::Mode;
-use cqc_passes::quant::{Extra, OutputCorrection, QuantSpec, QuantTables, QuantizedWeight, Survey};
+use cqc_passes::calib::compensate::CompensationMode;
+use cqc_passes::quant::{AnnotateOptions, OutputCorrection, QuantSpec, QuantTables, QuantizedWeight, Survey};
 use cqc_runtime::denoise::{DenoiseError, Denoiser, Request};
-use cqc_runtime::engine::{EngineError, EngineOptions, Weights};
+use cqc_runtime::engine::{EngineError, EngineOptions};
 use std::ops::ControlFlow;
 
 /// Samples that corrections of what rounding does are fitted on at most: each brings all positions, and rounding errs alike in all.
@@ -36,7 +36,7 @@ pub struct QuantizeOptions<'a> {
     /// behind `fit`.
     pub refit_cache: bool,
     /// The correction of the sample.
-    pub compensation: Option<Mode>,
+    pub compensation: Option<CompensationMode>,
     /// Whether weights are rounded by what layers read instead of to nearest.
     pub reconstruct: bool,
     /// Which of them are looked at for ranges.
@@ -123,9 +123,9 @@ pub fn quantize(
     let mut survey = assembled.survey(&spec);
     let open = |survey: &Survey| -> Result<_, QuantizeError> {
         let start = unfitted(survey, outputs, evaluations);
-        let (lowered, places) = assembled.lower(Some((survey, &start, Extra { shadows: true })))?;
-        let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
-        Ok((Denoiser::open(&weights, float.sampler().clone(), float.is_guided(), &engine)?, places))
+        let with_sums = AnnotateOptions { reference_sums: true };
+        let (lowered, places) = assembled.lower(Some((survey, &start, with_sums)))?;
+        Ok((TunableLoop::open(&lowered, float, &engine)?, places))
     };
     let (mut study, mut places) = open(&survey)?;
     let codes = stages.run("preludes", || -> Result<_, QuantizeError> {
@@ -139,10 +139,10 @@ pub fn quantize(
     }
     let corrects = !outputs.layers(&survey).is_empty();
     let held = if cache.is_some() && refit_cache { request.samples - fit } else { 0 };
-    let all = evaluations_to_come(evaluations, [fit, held], study.width(), corrects, options.reconstruct);
+    let all = evaluations_to_come(evaluations, [fit, held], study.denoiser.width(), corrects, options.reconstruct);
     progress.all = progress.done + all as u64;
     let (mut tables, codes) = stages.run("ranges", || -> Result<_, QuantizeError> {
-        let selected = select(&options.select, &mut study, &request, fit, &mut progress)?;
+        let selected = select(&options.select, &mut study.denoiser, &request, fit, &mut progress)?;
         let is_selected = |sample, t| selected.as_ref().is_none_or(|pairs| pairs.contains(&(sample, t)));
         let tables = ranges(&mut study, &survey, &request, fit, grouping, &is_selected, &mut progress)?;
         if !options.reconstruct {
@@ -193,7 +193,7 @@ struct Fit<'a> {
     survey: &'a Survey,
     /// Ranges, and corrections that change nothing.
     tables: QuantTables,
-    compensation: Option<Mode>,
+    compensation: Option<CompensationMode>,
     request: &'a Request,
     /// Samples to fit on; those behind are held out.
     fit: usize,
@@ -206,7 +206,7 @@ impl Fit<'_> {
     fn corrections(
         &self,
         float: &mut Denoiser,
-        study: &mut Denoiser,
+        study: &mut TunableLoop,
         refit: Option<CacheRefit>,
         held: Option<HeldOut>,
         progress: &mut Progress,
@@ -220,9 +220,9 @@ impl Fit<'_> {
             None => HeldOut::new(float, self.request, self.fit, progress)?,
         };
         let as_given = self.once(float, study, None, progress)?;
-        let plain = held.psnr(study, self.request, full, None, progress)?;
+        let plain = held.psnr(&mut study.denoiser, self.request, full, None, progress)?;
         let again = self.once(float, study, refit, progress)?;
-        let refitted = held.psnr(study, self.request, full, None, progress)?;
+        let refitted = held.psnr(&mut study.denoiser, self.request, full, None, progress)?;
         tracing::info!(
             "held-out samples: {plain:.2} dB with the cache's correction of the float loop, {refitted:.2} dB with one fitted again"
         );
@@ -232,14 +232,14 @@ impl Fit<'_> {
     fn once(
         &self,
         float: &mut Denoiser,
-        study: &mut Denoiser,
+        study: &mut TunableLoop,
         cache: Option<CacheRefit>,
         progress: &mut Progress,
     ) -> Result<Fitted, QuantizeError> {
-        study.set_compensation(None)?;
+        study.denoiser.set_compensation(None)?;
         let wanted = Sequential { cache, compensation: self.compensation, fit: self.fit.min(CORRECTED) };
         let fitted = sequential(float, study, self.survey, self.tables.clone(), self.request, wanted, progress)?;
-        study.set_compensation(fitted.compensation.clone())?;
+        study.denoiser.set_compensation(fitted.compensation.clone())?;
         Ok(fitted)
     }
 }

@@ -3,11 +3,11 @@
 //! Rounding errors are not spread evenly. A shortcut late in a U-Net reads the stream of residuals itself, whose error goes to the end undamped, and has
 //! hardly any work that integers could save; a few such inputs make most of the error of a loop with 8 bits.
 
-use super::{PROBES, sensitivity};
+use super::{PROBES, TunableLoop, sensitivity};
 use crate::calibrate::{CalibrateError, Narrow, Progress};
 use crate::compile::Assembled;
 use cqc_passes::quant::{Layer, QuantTables, Survey};
-use cqc_runtime::denoise::{Denoiser, Request};
+use cqc_runtime::denoise::Request;
 
 /// Samples that effects are measured on.
 const PROBED_SAMPLES: usize = 2;
@@ -17,7 +17,7 @@ const LEAST_EFFECT: f64 = 0.01;
 
 /// Sites of `survey` to leave out, by what rounding each of them does to a loop like `study`, whose plan does not round yet.
 pub(super) fn float_inputs(
-    study: &Denoiser,
+    study: &TunableLoop,
     survey: &Survey,
     tables: &QuantTables,
     request: &Request,
@@ -29,11 +29,13 @@ pub(super) fn float_inputs(
         return Ok(vec![]);
     }
     // without what was written into the study's tables
-    let mut small = study.of_width(PROBED_SAMPLES.min(study.width()))?;
-    let count = Narrow::new(small.width(), study.width());
+    let width = study.denoiser.width();
+    let mut small = study.of_width(PROBED_SAMPLES.min(width))?;
+    let small_width = small.denoiser.width();
+    let count = Narrow::new(small_width, width);
     // of the estimate one round of evaluations is for this
-    let evaluations = study.sampler().evaluations().len();
-    let probing = (PROBES * affordable * 2 + evaluations) * small.width() / study.width();
+    let evaluations = study.denoiser.sampler().evaluations().len();
+    let probing = (PROBES * affordable * 2 + evaluations) * small_width / width;
     progress.all += probing.saturating_sub(evaluations) as u64;
     let is_affordable = |site| work.is_affordable(site);
     let effects = sensitivity(&mut small, survey, tables, request, &is_affordable, count, progress)?;

@@ -1,11 +1,11 @@
 //! Which layers stay float so that a target of quality is met.
 
-use super::{Grouping, QuantizeError, ranges, sensitivity};
+use super::{Grouping, QuantizeError, TunableLoop, ranges, sensitivity};
 use crate::calibrate::{HeldOut, Narrow, Progress};
 use crate::compile::Assembled;
-use cqc_passes::quant::{Extra, QuantSpec, QuantTables, Survey};
+use cqc_passes::quant::{AnnotateOptions, QuantSpec, QuantTables, Survey};
 use cqc_runtime::denoise::{Denoiser, Request};
-use cqc_runtime::engine::{EngineOptions, Weights};
+use cqc_runtime::engine::EngineOptions;
 
 /// What it is decided on.
 pub struct Trial<'a> {
@@ -54,8 +54,8 @@ pub fn keep_float(
         spec.keep_float.truncate(given);
         spec.keep_float.extend(ranked.iter().take(count).cloned());
         let kept = assembled.survey(&spec);
-        let mut denoiser = open(trial, float, &kept, &tables.of_other(&survey, &kept))?;
-        let psnr = held.psnr(&mut denoiser, request, &full, None, progress)?;
+        let mut kept_loop = open(trial, float, &kept, &tables.of_other(&survey, &kept))?;
+        let psnr = held.psnr(&mut kept_loop.denoiser, request, &full, None, progress)?;
         tracing::info!("{count} more layers in float: {psnr:.2} dB on held-out samples");
         if psnr >= target || count >= ranked.len() {
             return Ok(spec);
@@ -64,10 +64,9 @@ pub fn keep_float(
     }
 }
 
-fn open(trial: &Trial, float: &Denoiser, survey: &Survey, tables: &QuantTables) -> Result<Denoiser, QuantizeError> {
-    let lowered = trial.assembled.lower(Some((survey, tables, Extra::default())))?.0;
-    let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
-    Ok(Denoiser::open(&weights, float.sampler().clone(), float.is_guided(), trial.engine)?)
+fn open(trial: &Trial, float: &Denoiser, survey: &Survey, tables: &QuantTables) -> Result<TunableLoop, QuantizeError> {
+    let lowered = trial.assembled.lower(Some((survey, tables, AnnotateOptions::default())))?.0;
+    TunableLoop::open(&lowered, float, trial.engine)
 }
 
 /// Names of layers, that first whose inputs have the greatest effect.

@@ -28,36 +28,78 @@ pub(crate) use sequential::{CacheRefit, Sequential, sequential};
 pub use sequential::{Fitted, Outputs};
 
 use super::CalibrateError;
-use cqc_passes::quant::annotate::table_name;
-use cqc_passes::quant::{Layer, QuantTables, Survey};
-use cqc_proto::Op;
-use cqc_proto::plan::{Plan, ProgramKind};
+use crate::compile::Lowered;
+use cqc_passes::ir::{LayerId, NodeId, NodeOrigin, SiteId};
+use cqc_passes::quant::QuantTables;
+use cqc_proto::plan::ProgramKind;
 use cqc_runtime::denoise::Denoiser;
-use std::collections::HashMap;
+use cqc_runtime::engine::{EngineOptions, Weights};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
-/// Where the tables of a quantized plan are.
-pub struct Places {
-    /// Per site: constants of scale and zero point; none if no program reads it.
-    sites: Vec<Option<[usize; 2]>>,
-    /// Step of `full` and of `cached`: the site it rounds.
-    steps: HashMap<(ProgramKind, usize), usize>,
+/// A loop of a quantized plan whose tables are written row by row, and where in the plan they are.
+pub(crate) struct TunableLoop {
+    /// The loop.
+    pub denoiser: Denoiser,
+    /// Where its tables are.
+    places: Arc<Places>,
+}
+
+impl TunableLoop {
+    /// # Panics
+    /// When `lowered`, which the denoiser runs, is not quantized.
+    pub fn new(denoiser: Denoiser, lowered: &Lowered) -> TunableLoop {
+        TunableLoop { denoiser, places: Arc::new(Places::new(lowered)) }
+    }
+
+    /// Opens a quantized plan with the sampler of `like`, guided if that is.
+    pub fn open(lowered: &Lowered, like: &Denoiser, engine: &EngineOptions) -> Result<TunableLoop, QuantizeError> {
+        let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
+        let denoiser = Denoiser::open(&weights, like.sampler().clone(), like.is_guided(), engine)?;
+        Ok(TunableLoop::new(denoiser, lowered))
+    }
+
+    /// The same loop for another number of samples at once, with the tables of the plan.
+    pub fn of_width(&self, samples: usize) -> Result<TunableLoop, CalibrateError> {
+        Ok(TunableLoop { denoiser: self.denoiser.of_width(samples)?, places: Arc::clone(&self.places) })
+    }
+}
+
+/// Where the tables and layers of a quantized loop are in its plan.
+pub(crate) struct Places {
+    /// Per site: constants of scale and zero point.
+    sites: Vec<[usize; 2]>,
+    /// Per corrected layer: constants of factor and bias.
+    corrections: BTreeMap<LayerId, [usize; 2]>,
+    /// What the steps stand for.
+    steps: HashMap<(ProgramKind, usize), NodeOrigin>,
 }
 
 impl Places {
-    /// Of a plan made from that survey.
-    pub fn new(plan: &Plan, survey: &Survey) -> Places {
-        let constant = |name: String| plan.constants.iter().position(|c| c.name == name);
-        let of = |i: usize| format!("{}#{i}", survey.sites[i].name);
-        let find = |i| Some([constant(table_name(&of(i), "scale"))?, constant(table_name(&of(i), "zero_point"))?]);
-        let sites: Vec<Option<[usize; 2]>> = (0..survey.sites.len()).map(find).collect();
-        let names: HashMap<String, usize> = (0..sites.len()).map(|i| (format!("{}/rounded", of(i)), i)).collect();
-        let programs = [ProgramKind::Full, ProgramKind::Cached];
-        let steps =
-            programs.into_iter().flat_map(|kind| plan.program(kind).steps.iter().enumerate().map(move |s| (kind, s)));
-        let steps = steps
-            .filter(|(_, (_, step))| matches!(step.op, Op::FakeQuant { .. }))
-            .filter_map(|(kind, (i, step))| Some(((kind, i), *names.get(&step.name)?)));
-        Places { sites, steps: steps.collect() }
+    fn new(lowered: &Lowered) -> Places {
+        let (index, tables) = (&lowered.index, lowered.annotation.as_ref().expect("the loop is quantized"));
+        let sites = tables.sites.iter().map(|t| [index.table(t.scale), index.table(t.zero_point)]);
+        let corrections = tables.corrections.iter().map(|(&id, t)| (id, [index.table(t.factor), index.table(t.bias)]));
+        let steps = ProgramKind::ALL.into_iter().flat_map(|kind| index.steps(kind).map(move |(i, of)| ((kind, i), of)));
+        Places { sites: sites.collect(), corrections: corrections.collect(), steps: steps.collect() }
+    }
+
+    /// The site that a step rounds.
+    fn site_of(&self, kind: ProgramKind, step: usize) -> Option<usize> {
+        match self.steps.get(&(kind, step)) {
+            Some(NodeOrigin::Rounds(site)) => Some(site.0),
+            _ => None,
+        }
+    }
+
+    /// The steps of some programs that stand for these nodes of the model's graph: the value of each node.
+    fn steps_of(&self, kinds: &[ProgramKind], nodes: &HashMap<NodeId, usize>) -> BTreeMap<(ProgramKind, usize), usize> {
+        let of_kinds = self.steps.iter().filter(|((kind, _), _)| kinds.contains(kind));
+        let found = of_kinds.filter_map(|(&at, origin)| match origin {
+            NodeOrigin::Source(node) => Some((at, *nodes.get(node)?)),
+            _ => None,
+        });
+        found.collect()
     }
 
     /// Writes row `t` of all sites.
@@ -73,7 +115,7 @@ impl Places {
         site: usize,
         t: usize,
     ) -> Result<(), CalibrateError> {
-        let Some([scale, zero]) = self.sites[site] else { return Ok(()) };
+        let [scale, zero] = self.sites[site];
         let (table, width) = (&tables.sites[site], tables.sites[site].scale.len() / tables.evaluations);
         let row = t * width..(t + 1) * width;
         denoiser.set_table_row(scale, t, &table.scale[row.clone()])?;
@@ -88,19 +130,14 @@ impl Places {
         site: usize,
         t: usize,
     ) -> Result<(), CalibrateError> {
-        let Some([scale, _]) = self.sites[site] else { return Ok(()) };
+        let [scale, _] = self.sites[site];
         let width = tables.sites[site].scale.len() / tables.evaluations;
         Ok(denoiser.set_table_row(scale, t, &vec![0.0; width])?)
     }
 
     /// Whether a program rounds the site.
     fn is_read(&self, site: usize, kind: ProgramKind) -> bool {
-        self.steps.iter().any(|(&(of, _), &s)| of == kind && s == site)
+        let rounds = NodeOrigin::Rounds(SiteId(site));
+        self.steps.iter().any(|(&(of, _), &origin)| of == kind && origin == rounds)
     }
-}
-
-/// Constants of a layer's correction.
-fn correction_places(plan: &Plan, layer: &Layer) -> Option<[usize; 2]> {
-    let constant = |what| plan.constants.iter().position(|c| c.name == table_name(&layer.key, what));
-    Some([constant("a")?, constant("bias")?])
 }

@@ -1,12 +1,14 @@
 //! Second-order rounding of the weights of preludes that have few bits, by what their products read for the calibration samples: rows of time
 //! embeddings and conditions. There are few of those and they are alike, which is where rounding one weight best makes up for another.
 
+use super::TunableLoop;
 use super::reconstruct::{MEMORY, Rows, inputs, picked, rounded};
 use crate::calibrate::CalibrateError;
+use cqc_passes::ir::NodeId;
 use cqc_passes::quant::Survey;
 use cqc_passes::quant::gptq::Gram;
 use cqc_proto::Op;
-use cqc_proto::plan::{Plan, ProgramKind};
+use cqc_proto::plan::ProgramKind;
 use cqc_runtime::denoise::{Denoiser, Request};
 use cqc_runtime::engine::Watched;
 use std::collections::HashMap;
@@ -25,14 +27,15 @@ struct Group {
     inputs: usize,
 }
 
-/// Rounds the weights of fewer than 8 bits again. `denoiser` runs the quantized plan. Whether there are any.
+/// Rounds the weights of fewer than 8 bits again, on the quantized loop. Whether there are any.
 pub(crate) fn reconstruct_preludes(
-    denoiser: &mut Denoiser,
+    study: &mut TunableLoop,
     survey: &mut Survey,
     request: &Request,
     fit: usize,
 ) -> Result<bool, CalibrateError> {
-    let mut left = groups(denoiser.engine().plan(), survey);
+    let mut left = groups(study, survey);
+    let denoiser = &mut study.denoiser;
     let found = !left.is_empty();
     while !left.is_empty() {
         let mut bytes = 0;
@@ -52,26 +55,22 @@ pub(crate) fn reconstruct_preludes(
     Ok(found)
 }
 
-fn groups(plan: &Plan, survey: &Survey) -> Vec<Group> {
+fn groups(study: &TunableLoop, survey: &Survey) -> Vec<Group> {
     let few = survey.preludes.iter().enumerate().filter(|(_, p)| p.weight.bits < 8);
-    let few: HashMap<&str, usize> = few.map(|(i, p)| (p.key.as_str(), i)).collect();
+    let few: HashMap<NodeId, usize> = few.map(|(i, p)| (p.node, i)).collect();
+    let steps = study.places.steps_of(&[ProgramKind::Prelude, ProgramKind::PreludeSteps], &few);
     let mut out: Vec<(Option<usize>, Group)> = vec![];
-    for kind in [ProgramKind::Prelude, ProgramKind::PreludeSteps] {
-        let program = plan.program(kind);
-        for (step, product) in program.steps.iter().enumerate() {
-            let Some(&weight) = few.get(program.values[product.outputs[0]].name.as_str()) else { continue };
-            let x = product.inputs[0];
-            let same = |(of, group): &&mut (Option<usize>, Group)| {
-                *of == x
-                    && group.kind == kind
-                    && matches!((&group.op, &product.op), (Op::Linear { .. }, Op::Linear { .. }))
-            };
-            match out.iter_mut().find(same) {
-                Some((_, group)) => group.weights.push(weight),
-                None => {
-                    let inputs = inputs(&survey.preludes[weight].weight);
-                    out.push((x, Group { kind, step, op: product.op.clone(), weights: vec![weight], inputs }));
-                }
+    for ((kind, step), weight) in steps {
+        let product = &study.denoiser.engine().plan().program(kind).steps[step];
+        let x = product.inputs[0];
+        let same = |(of, group): &&mut (Option<usize>, Group)| {
+            *of == x && group.kind == kind && matches!((&group.op, &product.op), (Op::Linear { .. }, Op::Linear { .. }))
+        };
+        match out.iter_mut().find(same) {
+            Some((_, group)) => group.weights.push(weight),
+            None => {
+                let inputs = inputs(&survey.preludes[weight].weight);
+                out.push((x, Group { kind, step, op: product.op.clone(), weights: vec![weight], inputs }));
             }
         }
     }

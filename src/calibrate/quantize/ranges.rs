@@ -1,12 +1,12 @@
 //! Ranges of what layers read.
 
-use super::Places;
+use super::TunableLoop;
 use crate::calibrate::{CalibrateError, Progress};
 use cqc_passes::calib::groups;
 use cqc_passes::calib::histogram::Histogram;
 use cqc_passes::calib::range::{Range, search};
 use cqc_passes::quant::{QuantTables, Survey};
-use cqc_runtime::denoise::{Denoiser, Request, Trajectory};
+use cqc_runtime::denoise::{Request, Trajectory};
 use std::fmt;
 use std::str::FromStr;
 
@@ -57,7 +57,7 @@ impl FromStr for Grouping {
 ///
 /// What is in memory are the histograms of one evaluation, whatever the number of samples and evaluations.
 pub(crate) fn ranges(
-    denoiser: &mut Denoiser,
+    study: &mut TunableLoop,
     survey: &Survey,
     request: &Request,
     fit: usize,
@@ -65,7 +65,7 @@ pub(crate) fn ranges(
     select: &dyn Fn(usize, usize) -> bool,
     progress: &mut Progress,
 ) -> Result<QuantTables, CalibrateError> {
-    let places = Places::new(denoiser.engine().plan(), survey);
+    let TunableLoop { denoiser, places } = study;
     let (evaluations, images) = (denoiser.sampler().evaluations().len(), denoiser.engine().batch());
     let mut tables = QuantTables::float(survey, evaluations);
     let firsts: Vec<usize> = (0..fit).step_by(denoiser.width()).collect();
@@ -83,7 +83,7 @@ pub(crate) fn ranges(
         for (&first, trajectory) in firsts.iter().zip(&mut trajectories) {
             let wanted: Vec<bool> = (0..width).map(|i| first + i < fit && select(first + i, t)).collect();
             let mut watch = |step: &cqc_runtime::engine::Watched| {
-                if let (Some(&site), false) = (places.steps.get(&(step.kind, step.step)), step.done) {
+                if let (Some(site), false) = (places.site_of(step.kind, step.step), step.done) {
                     let x = step.input(0).to_f32_vec();
                     let every = (x.len() * firsts.len()).div_ceil(COUNTED);
                     add(&mut seen[site], &survey.sites[site].segments, &x, [images, every], &wanted);

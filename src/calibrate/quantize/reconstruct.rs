@@ -1,15 +1,16 @@
 //! Second-order rounding of weights, each layer by what it really reads: rounded inputs, on the accelerated trajectory, at the evaluations
 //! that run it.
 
-use super::Places;
+use super::TunableLoop;
 use crate::calibrate::{CalibrateError, Progress};
 use cqc_kernels::ConvShape;
+use cqc_passes::ir::NodeId;
 use cqc_passes::quant::gptq::{self, Gram};
-use cqc_passes::quant::weights::Layout;
+use cqc_passes::quant::weights::WeightLayout;
 use cqc_passes::quant::{Layer, QuantTables, QuantizedWeight, Survey};
-use cqc_proto::plan::{Plan, ProgramKind};
+use cqc_proto::plan::ProgramKind;
 use cqc_proto::{Op, Tensor};
-use cqc_runtime::denoise::{Denoiser, Request, Trajectory};
+use cqc_runtime::denoise::{Request, Trajectory};
 use cqc_runtime::engine::Watched;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -23,21 +24,21 @@ pub(super) const MEMORY: usize = 1 << 30;
 /// Added to the diagonal, as a part of its mean.
 const DAMPING: f64 = 0.01;
 
-/// Rounds the weights of all layers again. `denoiser` runs the quantized plan, whose tables are still empty, `tables` are put in place.
+/// Rounds the weights of all layers again. The tables of `study` are still empty, `tables` are put in place.
 pub(crate) fn reconstruct(
-    denoiser: &mut Denoiser,
+    study: &mut TunableLoop,
     survey: &mut Survey,
     tables: &QuantTables,
     request: &Request,
     fit: usize,
     progress: &mut Progress,
 ) -> Result<(), CalibrateError> {
+    let TunableLoop { denoiser, places } = &mut *study;
     let evaluations = denoiser.sampler().evaluations().len();
-    let places = Places::new(denoiser.engine().plan(), survey);
     (0..evaluations).try_for_each(|t| places.set_sites(denoiser, tables, t))?;
     let weighted: Vec<usize> = (0..survey.layers.len()).filter(|&i| survey.layers[i].weight.is_some()).collect();
     for chunk in chunks(survey, &weighted) {
-        let grams = collect(denoiser, survey, chunk, request, fit, progress)?;
+        let grams = collect(study, survey, chunk, request, fit, progress)?;
         for (layer, gram) in grams {
             let layer = &mut survey.layers[layer];
             let weight = layer.weight.as_ref().expect("only such layers are collected");
@@ -64,12 +65,12 @@ fn chunks<'a>(survey: &Survey, layers: &'a [usize]) -> Vec<&'a [usize]> {
 
 /// Inputs of one output: channels times taps.
 pub(super) fn inputs(weight: &QuantizedWeight) -> usize {
-    let layout = Layout::new(weight.codes.shape(), weight.output_axis);
+    let layout = WeightLayout::new(weight.codes.shape(), weight.output_axis);
     layout.inputs * layout.rest
 }
 
 pub(super) fn rounded(weight: &QuantizedWeight, gram: &Gram) -> QuantizedWeight {
-    let layout = Layout::new(weight.codes.shape(), weight.output_axis);
+    let layout = WeightLayout::new(weight.codes.shape(), weight.output_axis);
     let k = layout.inputs * layout.rest;
     let values = weight.float.to_f32_vec();
     let place = |output: usize, at: usize| layout.at(output, at / layout.rest, at % layout.rest);
@@ -89,15 +90,17 @@ pub(super) fn rounded(weight: &QuantizedWeight, gram: &Gram) -> QuantizedWeight 
 
 /// One run of the loop: the Gram matrices of some layers' inputs.
 fn collect(
-    denoiser: &mut Denoiser,
+    study: &mut TunableLoop,
     survey: &Survey,
     layers: &[usize],
     request: &Request,
     fit: usize,
     progress: &mut Progress,
 ) -> Result<Vec<(usize, Gram)>, CalibrateError> {
+    let nodes: HashMap<NodeId, usize> = layers.iter().map(|&i| (survey.layers[i].node, i)).collect();
+    let steps = study.places.steps_of(&[ProgramKind::Full, ProgramKind::Cached], &nodes);
+    let denoiser = &mut study.denoiser;
     let plan = denoiser.engine().plan();
-    let steps = layer_steps(plan, survey, layers);
     let ops: HashMap<(ProgramKind, usize), Op> =
         steps.keys().map(|&(kind, i)| ((kind, i), plan.program(kind).steps[i].op.clone())).collect();
     let kinds: Vec<ProgramKind> = (0..plan.evaluations).map(|t| plan.program_at(t)).collect();
@@ -131,21 +134,6 @@ fn collect(
     let mut grams: Vec<(usize, Gram)> = grams.into_iter().collect();
     grams.sort_by_key(|(layer, _)| *layer);
     Ok(grams)
-}
-
-/// The steps that run the layers.
-fn layer_steps(plan: &Plan, survey: &Survey, layers: &[usize]) -> HashMap<(ProgramKind, usize), usize> {
-    let keys: HashMap<&str, usize> = layers.iter().map(|&i| (survey.layers[i].key.as_str(), i)).collect();
-    let mut out = HashMap::new();
-    for kind in [ProgramKind::Full, ProgramKind::Cached] {
-        let program = plan.program(kind);
-        for (i, step) in program.steps.iter().enumerate() {
-            if let Some(&layer) = keys.get(program.values[step.outputs[0]].name.as_str()) {
-                out.insert((kind, i), layer);
-            }
-        }
-    }
-    out
 }
 
 /// `count` of the numbers below `all`, evenly spread from a start that depends on the seed; all of them if there are no more.

@@ -1,7 +1,7 @@
 //! Which sample is looked at in which evaluation.
 
 use crate::calibrate::{CalibrateError, Progress};
-use cqc_passes::calib::select::{Pool, Tap, Tdac};
+use cqc_passes::calib::select::{SamplePool, Tap, Tdac};
 use cqc_runtime::denoise::{Denoiser, Request, Trajectory};
 use std::collections::BTreeSet;
 
@@ -36,7 +36,7 @@ pub(crate) fn select(
         Select::Tap(tap) => {
             let rows = latents(denoiser, request, fit, progress)?;
             let evaluations: Vec<usize> = pairs().map(|(_, t)| t).collect();
-            let chosen = tap.select(&Pool::new(&rows, &evaluations));
+            let chosen = tap.select(&SamplePool::new(&rows, &evaluations));
             Ok(Some(chosen.into_iter().map(|i| (i % fit, i / fit)).collect()))
         }
         Select::Tdac(total) => {
@@ -44,7 +44,7 @@ pub(crate) fn select(
             let rows = channels_last(&latents(denoiser, request, fit, progress)?, channels, denoiser.sample_shape());
             let evaluations: Vec<usize> = pairs().map(|(_, t)| t).collect();
             let tdac = Tdac { total: *total, ..Tdac::new(channels) };
-            let chosen = tdac.select(&Pool::new(&rows, &evaluations));
+            let chosen = tdac.select(&SamplePool::new(&rows, &evaluations));
             Ok(Some(chosen.into_iter().map(|i| (i % fit, i / fit)).collect()))
         }
     }

@@ -1,6 +1,6 @@
 //! What rounding each site does to the end of the trajectory.
 
-use super::Places;
+use super::TunableLoop;
 use crate::calibrate::observe::{restore, snapshot};
 use crate::calibrate::{CalibrateError, Narrow, Progress};
 use cqc_passes::quant::{QuantTables, Survey};
@@ -14,10 +14,10 @@ pub(crate) const PROBES: usize = 6;
 /// Per site, the square of how far the end of the trajectory moves when it alone is rounded, as seen at a few of the full evaluations of one batch and the
 /// cached ones that follow each: errors of the output, weighted by what the sampler makes of them
 /// ([`output_weights`](cqc_runtime::sampler::Sampler::output_weights)). A site that cached steps read too errs anew in each, so that squares add up; what only a
-/// full step reads is wrong in the same way until the next, so that errors do. Sites that `wanted` refuses have no effect. `denoiser` runs a
-/// plan that does not round yet; `count` counts its evaluations.
+/// full step reads is wrong in the same way until the next, so that errors do. Sites that `wanted` refuses have no effect. The plan of
+/// `study` does not round yet; `count` counts its evaluations.
 pub(crate) fn sensitivity(
-    denoiser: &mut Denoiser,
+    study: &mut TunableLoop,
     survey: &Survey,
     tables: &QuantTables,
     request: &Request,
@@ -25,7 +25,7 @@ pub(crate) fn sensitivity(
     mut count: Narrow,
     progress: &mut Progress,
 ) -> Result<Vec<f64>, CalibrateError> {
-    let places = Places::new(denoiser.engine().plan(), survey);
+    let TunableLoop { denoiser, places } = study;
     let weights = denoiser.sampler().output_weights();
     let groups = groups(denoiser, weights.len());
     let mut effects = vec![0.0; survey.sites.len()];

@@ -1,14 +1,15 @@
 //! Corrections, each fitted on a trajectory in which all before it are in place.
 
-use super::{Places, correction_places};
+use super::{Places, TunableLoop};
 use crate::calibrate::correct::Tables;
 use crate::calibrate::observe::{Snapshot, channels, snapshot};
 use crate::calibrate::{CalibrateError, Progress};
 use cqc_passes::cache::affine::Moments;
-use cqc_passes::calib::compensate::{self, Mode};
-use cqc_passes::quant::{QuantTables, Survey, shadow_names};
+use cqc_passes::calib::compensate::{self, CompensationMode};
+use cqc_passes::ir::{LayerId, NodeOrigin};
+use cqc_passes::quant::{QuantTables, Survey};
 use cqc_proto::cq::CacheCorrection;
-use cqc_proto::plan::{Plan, ProgramKind};
+use cqc_proto::plan::ProgramKind;
 use cqc_runtime::denoise::{Compensation, Denoiser, Request, Trajectory};
 use cqc_runtime::engine::Watched;
 use std::collections::HashMap;
@@ -58,7 +59,7 @@ pub struct Sequential {
     /// The correction of the cache, if the plan has one.
     pub cache: Option<CacheRefit>,
     /// The correction of the sample, if wanted.
-    pub compensation: Option<Mode>,
+    pub compensation: Option<CompensationMode>,
     /// Samples to fit on, from the first.
     pub fit: usize,
 }
@@ -80,22 +81,22 @@ struct Pair {
     quantized: Trajectory,
 }
 
-/// Runs `float` (whose plan is neither corrected nor quantized) and `quantized` (whose plan has shadows for the layers that `tables` correct)
-/// side by side.
+/// Runs `float`, whose plan is neither corrected nor quantized, and `study`, whose plan has reference sums
+/// for the layers that `tables` correct, side by side.
 pub(crate) fn sequential(
     float: &mut Denoiser,
-    quantized: &mut Denoiser,
+    study: &mut TunableLoop,
     survey: &Survey,
     mut tables: QuantTables,
     request: &Request,
     options: Sequential,
     progress: &mut Progress,
 ) -> Result<Fitted, CalibrateError> {
+    let TunableLoop { denoiser: quantized, places } = study;
     let evaluations = quantized.sampler().evaluations().len();
-    let places = Places::new(quantized.engine().plan(), survey);
     (0..evaluations).try_for_each(|t| places.set_sites(quantized, &tables, t))?;
-    let shadows = Shadows::new(quantized.engine().plan(), survey, &tables);
-    if options.cache.is_none() && options.compensation.is_none() && shadows.layers.is_empty() {
+    let sums = ReferenceSums::new(places, &tables);
+    if options.cache.is_none() && options.compensation.is_none() && sums.layers.is_empty() {
         return Ok(Fitted { tables, cache: None, compensation: None });
     }
     let needs_truth = options.cache.is_some() || options.compensation.is_some();
@@ -119,8 +120,8 @@ pub(crate) fn sequential(
         if let (Some(refit), ProgramKind::Cached) = (&mut cache, kind) {
             refit_cache(refit, float, quantized, &pairs, t)?;
         }
-        if !shadows.layers.is_empty() {
-            shadows.fit(quantized, survey, &mut tables, &pairs, t, progress)?;
+        if !sums.layers.is_empty() {
+            sums.fit(quantized, survey, &mut tables, &pairs, t, progress)?;
         }
         for pair in &mut pairs {
             quantized.evaluate_as(kind, &mut pair.quantized)?;
@@ -180,28 +181,26 @@ fn refit_cache(
 }
 
 /// Layers whose sums are corrected.
-struct Shadows {
+struct ReferenceSums {
     /// Index in the survey, constants of factor and bias.
     layers: Vec<(usize, [usize; 2])>,
     /// Step: position in `layers`, and whether it is the rounded sum.
     steps: HashMap<(ProgramKind, usize), (usize, bool)>,
 }
 
-impl Shadows {
-    fn new(plan: &Plan, survey: &Survey, tables: &QuantTables) -> Shadows {
-        let layers = tables.corrections.keys();
+impl ReferenceSums {
+    /// # Panics
+    /// When the loop has no tables for a layer that `tables` correct.
+    fn new(places: &Places, tables: &QuantTables) -> ReferenceSums {
         let layers: Vec<(usize, [usize; 2])> =
-            layers.filter_map(|&i| Some((i, correction_places(plan, &survey.layers[i])?))).collect();
-        let names = layers.iter().enumerate().flat_map(|(at, (i, _))| {
-            let [float, rounded] = shadow_names(&survey.layers[*i].key);
-            [(float, (at, false)), (rounded, (at, true))]
+            tables.corrections.keys().map(|&i| (i, places.corrections[&LayerId(i)])).collect();
+        let position = |id: &LayerId| layers.iter().position(|(i, _)| *i == id.0);
+        let steps = places.steps.iter().filter_map(|(&at, origin)| match origin {
+            NodeOrigin::FloatSum(id) => Some((at, (position(id)?, false))),
+            NodeOrigin::RoundedSum(id) => Some((at, (position(id)?, true))),
+            _ => None,
         });
-        let names: HashMap<String, (usize, bool)> = names.collect();
-        let programs = [ProgramKind::Full, ProgramKind::Cached];
-        let steps =
-            programs.into_iter().flat_map(|kind| plan.program(kind).steps.iter().enumerate().map(move |s| (kind, s)));
-        let steps = steps.filter_map(|(kind, (i, step))| Some(((kind, i), *names.get(&step.name)?)));
-        Shadows { steps: steps.collect(), layers }
+        ReferenceSums { steps: steps.collect(), layers }
     }
 
     /// Fits all layers at evaluation `t`, each to the float sum of what it really reads.

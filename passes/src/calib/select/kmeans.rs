@@ -8,8 +8,9 @@ use rand_chacha::rand_core::Rng;
 const ITERATIONS: usize = 100;
 const TILE: usize = 1024;
 
-/// The cluster, below `k`, of every point (a column, finite), of the best of `restarts` runs: least sum of squared distances, the
-/// first among equal ones. Fewer clusters than `k` when there are fewer different points.
+/// The cluster, below `k`, of every point (a column, finite), of the best of `restarts` runs: least
+/// sum of squared distances, the first among equal ones. Fewer clusters than `k` when there are
+/// fewer different points.
 pub(super) fn kmeans(points: &DMatrix<f32>, k: usize, restarts: usize, random: &mut ChaCha20Rng) -> Vec<usize> {
     if points.ncols() == 0 || k == 0 {
         return vec![0; points.ncols()];

@@ -13,21 +13,21 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 /// Rows of equal length, each seen at some evaluation.
 #[derive(Clone, Copy, Debug)]
-pub struct Pool<'a> {
+pub struct SamplePool<'a> {
     rows: &'a [f32],
     length: usize,
     evaluations: &'a [usize],
 }
 
-impl<'a> Pool<'a> {
+impl<'a> SamplePool<'a> {
     /// `rows` is `[rows, length]`; `evaluations` has the evaluation of each row.
     ///
     /// # Panics
     /// When the rows do not divide into the evaluations.
-    pub fn new(rows: &'a [f32], evaluations: &'a [usize]) -> Pool<'a> {
+    pub fn new(rows: &'a [f32], evaluations: &'a [usize]) -> SamplePool<'a> {
         let length = rows.len().checked_div(evaluations.len()).unwrap_or(0);
         assert_eq!(rows.len(), length * evaluations.len(), "an evaluation per row");
-        Pool { rows, length, evaluations }
+        SamplePool { rows, length, evaluations }
     }
 
     /// Number of rows.
@@ -54,9 +54,10 @@ impl<'a> Pool<'a> {
     }
 }
 
-/// For every evaluation of which nothing is selected, adds the row nearest to the mean of its rows (Q&C section 2.5): each table
-/// of a quantizer needs a sample. Sorts.
-fn top_up(pool: &Pool, mut selected: Vec<usize>) -> Vec<usize> {
+/// For every evaluation of which nothing is selected, adds the row nearest to the mean of its rows
+/// (not in Q&C, which has one quantizer for all evaluations): each table of a quantizer needs a
+/// sample. Sorts.
+fn top_up(pool: &SamplePool, mut selected: Vec<usize>) -> Vec<usize> {
     let mut has = vec![false; pool.by_evaluation().len()];
     selected.iter().for_each(|&row| has[pool.evaluations[row]] = true);
     let empty = pool.by_evaluation().into_iter().zip(has).filter(|(_, has)| !has);
@@ -66,7 +67,7 @@ fn top_up(pool: &Pool, mut selected: Vec<usize>) -> Vec<usize> {
 }
 
 /// The first of those that are nearest. What is not finite counts as zero.
-fn nearest_to_mean(pool: &Pool, rows: &[usize]) -> Option<usize> {
+fn nearest_to_mean(pool: &SamplePool, rows: &[usize]) -> Option<usize> {
     let value = |x: f32| if x.is_finite() { f64::from(x) } else { 0.0 };
     let mut mean = vec![0.0; pool.length];
     for &row in rows {
@@ -109,11 +110,12 @@ mod tests {
     #[test]
     fn evaluations_without_a_sample_get_the_one_nearest_to_their_mean() {
         let rows = [0.0, 1.0, 5.0, 9.0, f32::NAN, 2.0];
-        let pool = Pool::new(&rows, &[0, 2, 2, 2, 4, 4]);
-        // the mean of evaluation 2 is 5; of evaluation 4, NaN being 0, it is 1, and both are as near
+        let pool = SamplePool::new(&rows, &[0, 2, 2, 2, 4, 4]);
+        // the mean of evaluation 2 is 5; of evaluation 4, NaN being 0, it is 1, and both are as
+        // near
         assert_eq!(top_up(&pool, vec![0]), [0, 2, 4]);
         assert_eq!(top_up(&pool, vec![5, 3]), [0, 3, 5]);
-        assert!(top_up(&Pool::new(&[], &[]), vec![]).is_empty());
+        assert!(top_up(&SamplePool::new(&[], &[]), vec![]).is_empty());
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Where the rows of a pool lie relative to one another: leading singular vectors of their similarity to some of them (Q&C sections
-//! 2.2 and 2.3, in the landmark form).
+//! Where the rows of a pool lie relative to one another: leading singular vectors of their
+//! similarity to some of them (Q&C sections 2.2 and 2.3, in the landmark form).
 
-use super::Pool;
+use super::SamplePool;
 use nalgebra::{DMatrix, DMatrixView, SymmetricEigen};
 
 const TILE: usize = 1024;
@@ -18,9 +18,9 @@ pub(super) struct Similarity {
     pub bandwidth: f64,
 }
 
-/// A column of length 1 (or 0) per row of the pool: its entries in the `k` leading left singular vectors of the normalised
-/// similarity to `landmarks`. O(rows · landmarks · (length + landmarks)).
-pub(super) fn embed(pool: &Pool, landmarks: &[usize], k: usize, similarity: Similarity) -> DMatrix<f32> {
+/// A column of length 1 (or 0) per row of the pool: its entries in the `k` leading left singular
+/// vectors of the normalised similarity to `landmarks`. O(rows · landmarks · (length + landmarks)).
+pub(super) fn embed(pool: &SamplePool, landmarks: &[usize], k: usize, similarity: Similarity) -> DMatrix<f32> {
     let a = normalised(similarities(pool, landmarks, similarity));
     let (n, rows) = a.shape();
     let tiles = || (0..rows).step_by(TILE).map(|first| a.columns(first, TILE.min(rows - first)).map(f64::from));
@@ -37,8 +37,9 @@ pub(super) fn embed(pool: &Pool, landmarks: &[usize], k: usize, similarity: Simi
     embedding
 }
 
-/// `[landmarks, rows]`: α · max(0, cos) + (1 − α) · exp(−|Δt| / bandwidth). Rows of zeros, and such as are not finite, have cosine 0.
-fn similarities(pool: &Pool, landmarks: &[usize], Similarity { alpha, bandwidth }: Similarity) -> DMatrix<f32> {
+/// `[landmarks, rows]`: α · max(0, cos) + (1 − α) · exp(−|Δt| / bandwidth). Rows of zeros, and such
+/// as are not finite, have cosine 0.
+fn similarities(pool: &SamplePool, landmarks: &[usize], Similarity { alpha, bandwidth }: Similarity) -> DMatrix<f32> {
     let length = |row: &[f32]| row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
     let inverse = |row: &[f32]| Some(1.0 / length(row)).filter(|x| x.is_finite()).unwrap_or(0.0);
     let inverses: Vec<f64> = (0..pool.len()).map(|i| inverse(pool.row(i))).collect();
@@ -77,8 +78,8 @@ fn normalised(mut a: DMatrix<f32>) -> DMatrix<f32> {
     a
 }
 
-/// diag(1/s)·Vᵀ of the `k` largest eigenvalues s² of a Gram matrix: maps a column of similarities to its place in the left
-/// singular vectors. `None` when there is no decomposition.
+/// diag(1/s)·Vᵀ of the `k` largest eigenvalues s² of a Gram matrix: maps a column of similarities
+/// to its place in the left singular vectors. `None` when there is no decomposition.
 fn to_left_vectors(gram: DMatrix<f64>, k: usize) -> Option<DMatrix<f64>> {
     let n = gram.nrows();
     let eigen = SymmetricEigen::try_new(gram, f64::EPSILON, 1000 * n.max(1))?;
@@ -99,7 +100,7 @@ mod tests {
     #[test]
     fn similarity_is_of_content_and_of_time() {
         let rows = [1.0, 0.0, 0.0, 2.0, -1.0, 0.0, 0.0, 0.0, f32::NAN, 1.0];
-        let pool = Pool::new(&rows, &[0, 0, 1, 2, 0]);
+        let pool = SamplePool::new(&rows, &[0, 0, 1, 2, 0]);
         let a = similarities(&pool, &[0, 1], Similarity { alpha: 0.25, bandwidth: 2.0 });
         let time = |steps: f32| 0.75 * (-steps / 2.0).exp();
         let expected = [
@@ -111,12 +112,13 @@ mod tests {
         }
     }
 
-    /// With every row a landmark, L is symmetric and its singular vectors are the decomposition's own.
+    /// With every row a landmark, L is symmetric and its singular vectors are the decomposition's
+    /// own.
     #[test]
     fn the_embedding_spans_the_leading_singular_vectors() {
         let rows: Vec<f32> = (0..40 * 6).map(|i| ((i * i) as f32 * 0.61).sin()).collect();
         let evaluations: Vec<usize> = (0..40).map(|i| i / 4).collect();
-        let pool = Pool::new(&rows, &evaluations);
+        let pool = SamplePool::new(&rows, &evaluations);
         let similarity = Similarity { alpha: 0.5, bandwidth: 1.0 };
         let l = normalised(similarities(&pool, &(0..30).collect::<Vec<_>>(), similarity)).map(f64::from);
         let svd = l.transpose().svd(true, false);
@@ -135,7 +137,7 @@ mod tests {
 
     #[test]
     fn zeros_have_a_place() {
-        let pool = Pool::new(&[0.0; 8], &[0, 1, 2, 3]);
+        let pool = SamplePool::new(&[0.0; 8], &[0, 1, 2, 3]);
         let embedding = embed(&pool, &[0, 2], 5, Similarity { alpha: 1.0, bandwidth: 1.0 });
         assert_eq!((embedding.shape(), embedding.amax()), ((2, 4), 0.0));
     }

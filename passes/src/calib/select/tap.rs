@@ -1,10 +1,11 @@
-//! Temporal-aware parallel clustering (Q&C section 2): samples from clusters of rows that are alike in content and in time, so that
-//! what caching has made nearly equal is not looked at over and over. Products of matrices differ in their last bits between CPUs, with
-//! and without fused multiply-add: the selection is the same for every run on one machine.
+//! Temporal-aware parallel clustering (Q&C, arXiv:2503.02508): samples from clusters of rows that
+//! are alike in content and in time, so that what caching has made nearly equal is not looked at
+//! over and over. Products of matrices differ in their last bits between CPUs, with and without
+//! fused multiply-add: the selection is the same for every run on one machine.
 
 use super::kmeans::kmeans;
 use super::spectral::{Similarity, embed};
-use super::{Pool, draw, random, top_up};
+use super::{SamplePool, draw, random, top_up};
 use nalgebra::DMatrix;
 
 /// Least and greatest number of samples of a cluster.
@@ -21,7 +22,8 @@ pub struct Tap {
     pub clusters: usize,
     /// Weight of what rows hold against when they were seen, 0 to 1.
     pub alpha: f64,
-    /// Evaluations over which similarity in time falls to 1/e (the paper gives no unit; section 2.2's ruling).
+    /// Evaluations over which similarity in time falls to 1/e (the paper gives no unit for the
+    /// distance in time).
     pub bandwidth: f64,
     /// Samples to select.
     pub total: usize,
@@ -38,8 +40,9 @@ impl Default for Tap {
 }
 
 impl Tap {
-    /// Indices of the selected rows, ascending: `total` (all, if there are fewer), and one of every evaluation that would have none.
-    pub fn select(&self, pool: &Pool) -> Vec<usize> {
+    /// Indices of the selected rows, ascending: `total` (all, if there are fewer), and one of every
+    /// evaluation that would have none.
+    pub fn select(&self, pool: &SamplePool) -> Vec<usize> {
         if self.total >= pool.len() {
             return (0..pool.len()).collect();
         }
@@ -58,8 +61,8 @@ impl Tap {
         self.clusters.clamp(fewest, fewest.max(self.total / QUOTA[0])).clamp(1, rows)
     }
 
-    /// Those of all runs below one another (section 2.4's ruling).
-    fn embeddings(&self, pool: &Pool, k: usize) -> DMatrix<f32> {
+    /// Those of all runs below one another (the paper does not say how runs are joined).
+    fn embeddings(&self, pool: &SamplePool, k: usize) -> DMatrix<f32> {
         let part = (self.fraction * pool.len() as f64).ceil() as usize;
         let count = part.max(2 * k).min(pool.len());
         let similarity = Similarity { alpha: self.alpha, bandwidth: self.bandwidth };
@@ -73,8 +76,9 @@ impl Tap {
     }
 }
 
-/// How many of each cluster: an equal share within the bounds, then one more of the largest, or one less of the smallest, until the
-/// sum is `total` (at most Σ `sizes`). The bounds give way where clusters are too small.
+/// How many of each cluster: an equal share within the bounds, then one more of the largest, or one
+/// less of the smallest, until the sum is `total` (at most Σ `sizes`). The bounds give way where
+/// clusters are too small.
 fn quotas(sizes: &[usize], total: usize) -> Vec<usize> {
     let share = (total as f64 / sizes.len().max(1) as f64).round() as usize;
     let share = share.clamp(QUOTA[0], QUOTA[1]);
@@ -135,7 +139,7 @@ mod tests {
     #[test]
     fn what_is_nearly_equal_is_selected_less_often() {
         let (rows, evaluations) = collapsed();
-        let pool = Pool::new(&rows, &evaluations);
+        let pool = SamplePool::new(&rows, &evaluations);
         for seed in 0..3 {
             let selected = Tap { seed, ..settings() }.select(&pool);
             assert!(selected.windows(2).all(|w| w[0] < w[1]) && selected.len() >= 150);
@@ -149,7 +153,7 @@ mod tests {
     #[test]
     fn the_seed_decides() {
         let (rows, evaluations) = collapsed();
-        let pool = Pool::new(&rows, &evaluations);
+        let pool = SamplePool::new(&rows, &evaluations);
         let select = |seed| Tap { seed, ..settings() }.select(&pool);
         assert_eq!(select(7), select(7));
         assert_ne!(select(7), select(8));
@@ -160,12 +164,12 @@ mod tests {
         let evaluations: Vec<usize> = (0..40).map(|i| i / 4).collect();
         let tap = Tap { total: 20, restarts: 2, ..Tap::default() };
         for value in [0.0, 1.0, f32::NAN, f32::INFINITY, 1e38] {
-            let selected = tap.select(&Pool::new(&vec![value; 40 * 3], &evaluations));
+            let selected = tap.select(&SamplePool::new(&vec![value; 40 * 3], &evaluations));
             assert!((20..=30).contains(&selected.len()), "{value}: {selected:?}");
         }
-        assert!(tap.select(&Pool::new(&[], &[])).is_empty());
-        assert_eq!(tap.select(&Pool::new(&[1.0, 2.0], &[0, 0])), [0, 1]);
-        assert_eq!(Tap { total: 0, ..tap }.select(&Pool::new(&[1.0, 2.0, 3.0], &[0, 1, 1])).len(), 2);
+        assert!(tap.select(&SamplePool::new(&[], &[])).is_empty());
+        assert_eq!(tap.select(&SamplePool::new(&[1.0, 2.0], &[0, 0])), [0, 1]);
+        assert_eq!(Tap { total: 0, ..tap }.select(&SamplePool::new(&[1.0, 2.0, 3.0], &[0, 1, 1])).len(), 2);
     }
 
     proptest! {

@@ -1,14 +1,15 @@
-//! EDA-DM's selection (related methods, section 2): more samples of evaluations whose features are like many others', and of such
-//! as are unlike.
+//! EDA-DM's selection (TDAC, arXiv:2401.04585): more samples of evaluations whose features are like
+//! many others', and of such as are unlike.
 
-use super::{Pool, draw, random, top_up};
+use super::{SamplePool, draw, random, top_up};
 
 /// Settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tdac {
     /// Weight of diversity against density; the published scripts have 1.0 to 5.0.
     pub lambda: f64,
-    /// Features are near when their distance is among this part of all: EDA-DM has a number per data set, in the feature's own unit.
+    /// Features are near when their distance is among this part of all: EDA-DM has a number per
+    /// data set, in the feature's own unit.
     pub near: f64,
     /// Rows are `[positions, channels]`; cosines are over channels.
     pub channels: usize,
@@ -24,15 +25,15 @@ impl Tdac {
         Tdac { lambda: 1.2, near: 0.2, channels, total: 1024, seed: 0 }
     }
 
-    /// Indices of the selected rows, ascending: `total` (all, if there are fewer), and one of every evaluation that would have none.
-    /// The feature of an evaluation is its rows in the pool's order; of evaluations with different numbers of rows the first ones
-    /// are compared.
+    /// Indices of the selected rows, ascending: `total` (all, if there are fewer), and one of every
+    /// evaluation that would have none. The feature of an evaluation is its rows in the pool's
+    /// order; of evaluations with different numbers of rows the first ones are compared.
     ///
     /// O(evaluations · values of the pool).
     ///
     /// # Panics
     /// When a row is no multiple of the channels.
-    pub fn select(&self, pool: &Pool) -> Vec<usize> {
+    pub fn select(&self, pool: &SamplePool) -> Vec<usize> {
         let rows: Vec<_> = pool.by_evaluation().into_iter().filter(|rows| !rows.is_empty()).collect();
         let available: Vec<usize> = rows.iter().map(Vec::len).collect();
         let counts = counts(&self.weights(pool, &rows), &available, self.total);
@@ -41,7 +42,7 @@ impl Tdac {
     }
 
     /// Density and `lambda` times diversity of each evaluation, both from 0 to 1.
-    fn weights(&self, pool: &Pool, rows: &[Vec<usize>]) -> Vec<f64> {
+    fn weights(&self, pool: &SamplePool, rows: &[Vec<usize>]) -> Vec<f64> {
         let mut pairs = vec![];
         for s in 0..rows.len() {
             for t in s + 1..rows.len() {
@@ -63,9 +64,10 @@ impl Tdac {
         density.iter().zip(diversity).map(|(d, v)| d + self.lambda * v).collect()
     }
 
-    /// Mean square difference, and the sum over positions of 1 − cos, of the rows that both have. Positions with something that is
-    /// not finite, or with nothing but zeros on one side, are taken to be alike.
-    fn compare(&self, pool: &Pool, a: &[usize], b: &[usize]) -> [f64; 2] {
+    /// Mean square difference, and the sum over positions of 1 − cos, of the rows that both have.
+    /// Positions with something that is not finite, or with nothing but zeros on one side, are
+    /// taken to be alike.
+    fn compare(&self, pool: &SamplePool, a: &[usize], b: &[usize]) -> [f64; 2] {
         let c = self.channels;
         assert!(c > 0 && pool.length.is_multiple_of(c), "rows of {} values in {c} channels", pool.length);
         let (mut square, mut unlike) = (0.0, 0.0);
@@ -91,8 +93,8 @@ fn from_0_to_1(values: Vec<f64>) -> Vec<f64> {
     values.iter().map(|v| if max > min { (v - min) / (max - min) } else { 0.0 }).collect()
 }
 
-/// Shares of `total` by weight (equal ones when all are zero), within what is available. What rounding leaves goes, one each, to the
-/// largest; what it took too much comes from the last.
+/// Shares of `total` by weight (equal ones when all are zero), within what is available. What
+/// rounding leaves goes, one each, to the largest; what it took too much comes from the last.
 fn counts(weights: &[f64], available: &[usize], total: usize) -> Vec<usize> {
     let sum: f64 = weights.iter().sum();
     let total = total.min(available.iter().sum());
@@ -120,7 +122,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Evaluations 0 to 5 have the same feature, 6 to 9 four unlike ones; four rows of two positions of two channels each.
+    /// Evaluations 0 to 5 have the same feature, 6 to 9 four unlike ones; four rows of two
+    /// positions of two channels each.
     fn pool() -> (Vec<f32>, Vec<usize>) {
         let feature = |e: usize| match e {
             0..6 => [1.0, 0.0],
@@ -136,7 +139,7 @@ mod tests {
     #[test]
     fn density_and_diversity_are_the_published_ones() {
         let (rows, evaluations) = pool();
-        let pool = Pool::new(&rows, &evaluations);
+        let pool = SamplePool::new(&rows, &evaluations);
         let by_evaluation = pool.by_evaluation();
         // 15 of 45 pairs are equal, so the 20th percentile is 0: the first six have five neighbours
         let density = Tdac { lambda: 0.0, ..Tdac::new(2) }.weights(&pool, &by_evaluation);
@@ -150,7 +153,7 @@ mod tests {
     #[test]
     fn selects_the_total_and_something_of_every_evaluation() {
         let (rows, evaluations) = pool();
-        let pool = Pool::new(&rows, &evaluations);
+        let pool = SamplePool::new(&rows, &evaluations);
         let tdac = Tdac { total: 12, ..Tdac::new(2) };
         let selected = tdac.select(&pool);
         assert!((12..=22).contains(&selected.len()) && selected.windows(2).all(|w| w[0] < w[1]));
@@ -163,10 +166,10 @@ mod tests {
     fn degenerate_pools_can_be_selected_from() {
         let tdac = Tdac { total: 4, ..Tdac::new(2) };
         for value in [0.0, 3.0, f32::NAN, f32::INFINITY, f32::MAX] {
-            let selected = tdac.select(&Pool::new(&[value; 24], &[0, 0, 0, 1, 1, 1, 3, 3, 3, 3, 5, 5]));
+            let selected = tdac.select(&SamplePool::new(&[value; 24], &[0, 0, 0, 1, 1, 1, 3, 3, 3, 3, 5, 5]));
             assert!((4..=8).contains(&selected.len()), "{value}: {selected:?}");
         }
-        assert!(tdac.select(&Pool::new(&[], &[])).is_empty());
+        assert!(tdac.select(&SamplePool::new(&[], &[])).is_empty());
     }
 
     proptest! {

@@ -1,7 +1,8 @@
 //! A list of nodes under construction, and the values they read and write.
 //!
-//! Transposes and reshapes are views (`views.rs`): a node is written for one when something reads it under that form, and
-//! views of views join before. So the channels-last values of a plan stay channels first, as standard operators want them.
+//! Transposes and reshapes are views (`views.rs`): a node is written for one when something reads
+//! it under that form, and views of views join before. So the channels-last values of a plan stay
+//! channels first, as standard operators want them.
 
 use super::Qdq;
 use super::ops;
@@ -51,7 +52,7 @@ struct Value {
 }
 
 /// Why an operator has no spelling.
-pub(super) type Spelled<T = Val> = Result<T, String>;
+pub(super) type ExportResult<T = Val> = Result<T, String>;
 
 pub(super) struct Cx<'a> {
     pub store: &'a mut Store,
@@ -147,7 +148,8 @@ impl<'a> Cx<'a> {
         self.constant("sizes", Tensor::from_i64(&[list.len()], list))
     }
 
-    /// The name of the tensor that holds the value in its own form; writes the nodes that make it so.
+    /// The name of the tensor that holds the value in its own form; writes the nodes that make it
+    /// so.
     pub fn name(&mut self, v: Val) -> String {
         if let Some(name) = &self.values[v.0].name {
             return name.clone();
@@ -212,16 +214,16 @@ impl<'a> Cx<'a> {
     }
 
     /// Spells an operator with one result.
-    pub fn emit(&mut self, op: Op, inputs: &[Val]) -> Spelled {
+    pub fn emit(&mut self, op: Op, inputs: &[Val]) -> ExportResult {
         let inputs: Vec<_> = inputs.iter().copied().map(Some).collect();
-        Ok(ops::spell(self, &op, &inputs)?[0])
+        Ok(ops::export_op(self, &op, &inputs)?[0])
     }
 
-    pub fn unary(&mut self, kind: UnaryKind, x: Val) -> Spelled {
+    pub fn unary(&mut self, kind: UnaryKind, x: Val) -> ExportResult {
         self.emit(Op::unary(kind), &[x])
     }
 
-    pub fn binary(&mut self, kind: BinaryKind, a: Val, b: Val) -> Spelled {
+    pub fn binary(&mut self, kind: BinaryKind, a: Val, b: Val) -> ExportResult {
         self.emit(Op::binary(kind), &[a, b])
     }
 
@@ -234,7 +236,7 @@ impl<'a> Cx<'a> {
     }
 
     /// Sizes as an int64 vector.
-    pub fn sizes(&mut self, dims: &[Dim]) -> Spelled {
+    pub fn sizes(&mut self, dims: &[Dim]) -> ExportResult {
         let known: Option<Vec<i64>> = dims.iter().map(Dim::as_const).collect();
         if let Some(known) = known {
             return Ok(self.ints(&known));
@@ -251,7 +253,7 @@ impl<'a> Cx<'a> {
     }
 
     /// The batch, a vector of one.
-    fn batch(&mut self, symbol: &str) -> Spelled {
+    fn batch(&mut self, symbol: &str) -> ExportResult {
         if let Some(batch) = self.batch {
             return Ok(batch);
         }

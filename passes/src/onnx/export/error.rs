@@ -8,7 +8,7 @@ use std::fmt;
 pub enum ExportError {
     /// Steps that have no spelling: all of them.
     #[error("{}", list(.0))]
-    Unspelled(Vec<Unspelled>),
+    Unsupported(Vec<UnsupportedStep>),
     /// The plan's `prelude_steps` runs for all evaluations at once, with a fixed batch.
     #[error("the conditioning is computed for all evaluations at once in a fixed batch, which export cannot cut apart")]
     Stacked,
@@ -16,7 +16,7 @@ pub enum ExportError {
 
 /// A step without a spelling in standard ONNX.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unspelled {
+pub struct UnsupportedStep {
     /// The program it belongs to.
     pub program: ProgramKind,
     /// Name of the step.
@@ -27,13 +27,13 @@ pub struct Unspelled {
     pub reason: String,
 }
 
-impl fmt::Display for Unspelled {
+impl fmt::Display for UnsupportedStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "`{}` ({}, in {}): {}", self.step, self.op, self.program, self.reason)
     }
 }
 
-fn list(steps: &[Unspelled]) -> String {
+fn list(steps: &[UnsupportedStep]) -> String {
     let mut text = format!("{} steps have no spelling in standard ONNX:", steps.len());
     steps.iter().for_each(|s| text.push_str(&format!("\n  {s}")));
     text

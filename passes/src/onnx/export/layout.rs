@@ -1,10 +1,11 @@
 //! Channels first: the way back from `rewrite/layout.rs`.
 //!
-//! Standard operators want channels on axis 1, a plan has them on the last axis. Operators that have channels take the
-//! channels-first view of their operands and give the channels-last view of their result; what does not care where channels
-//! stand is written channels first when an operand is there already. Views that meet vanish.
+//! Standard operators want channels on axis 1, a plan has them on the last axis. Operators that
+//! have channels take the channels-first view of their operands and give the channels-last view of
+//! their result; what does not care where channels stand is written channels first when an operand
+//! is there already. Views that meet vanish.
 
-use super::cx::{Cx, Spelled, Val};
+use super::cx::{Cx, ExportResult, Val};
 use super::ops;
 use crate::rewrite::layout::{permuted, to_last};
 use crate::rewrite::matching::inverse;
@@ -12,7 +13,12 @@ use cqc_proto::op::{ConvLayout, Op};
 use cqc_proto::{Dim, ValueType};
 
 /// Writes an operator channels first if that is how it or an operand wants it; `None`: as it is.
-pub(super) fn spell(cx: &mut Cx, op: &Op, inputs: &[Option<Val>], outputs: &[ValueType]) -> Option<Spelled<Vec<Val>>> {
+pub(super) fn export_op(
+    cx: &mut Cx,
+    op: &Op,
+    inputs: &[Option<Val>],
+    outputs: &[ValueType],
+) -> Option<ExportResult<Vec<Val>>> {
     let rank = outputs[0].rank();
     if rank < 3 || outputs.len() != 1 {
         return None;
@@ -29,15 +35,16 @@ pub(super) fn spell(cx: &mut Cx, op: &Op, inputs: &[Option<Val>], outputs: &[Val
     }
 }
 
-/// Writes an operator whose operands have been moved. It must not be moved again: of three axes, first of last is last of first.
-fn back(cx: &mut Cx, op: &Op, inputs: &[Option<Val>]) -> Spelled<Vec<Val>> {
+/// Writes an operator whose operands have been moved. It must not be moved again: of three axes,
+/// first of last is last of first.
+fn back(cx: &mut Cx, op: &Op, inputs: &[Option<Val>]) -> ExportResult<Vec<Val>> {
     let types: Vec<Option<&ValueType>> = inputs.iter().map(|v| v.map(|v| cx.ty(v))).collect();
     let outputs = op.infer(&types).map_err(|e| e.reason)?;
     let results = ops::as_it_is(cx, op, inputs, &outputs)?;
     Ok(results.into_iter().map(|y| cx.last(y)).collect())
 }
 
-fn sink(cx: &mut Cx, op: &Op, inputs: &[Option<Val>], rank: usize) -> Option<Spelled<Vec<Val>>> {
+fn sink(cx: &mut Cx, op: &Op, inputs: &[Option<Val>], rank: usize) -> Option<ExportResult<Vec<Val>>> {
     let here = |cx: &Cx, v: &Val| cx.rank(*v) == rank && cx.is_first(*v);
     if !inputs.iter().flatten().any(|v| here(cx, v)) {
         return None;

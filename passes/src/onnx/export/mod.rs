@@ -1,7 +1,8 @@
 //! [`Plan`] → standard ONNX models.
 //!
-//! Every operator is spelled in operators of the default domain (`ops`), channels first where the standard wants that
-//! (`layout.rs`). A plan becomes up to four models that share one file of constants; [`Port`]s say how the loop connects them.
+//! Every operator becomes operators of the default domain (`ops`), channels first where the
+//! standard wants that (`layout.rs`). A plan becomes up to four models that share one file of
+//! constants; [`Port`]s say how the loop connects them.
 //!
 //! | model | runs | takes | gives |
 //! |---|---|---|---|
@@ -11,8 +12,9 @@
 //! | `cached` | the other evaluations | as `full`, and the cache | the model's outputs |
 //! | `model` ([`Layout::If`]) | every evaluation | as `cached` | as `full`: an `If` chooses, and the cache passes through |
 //!
-//! `step` is the number of the evaluation: tables are constants that it indexes. Unlike in the engine, `prelude_steps` runs for one
-//! evaluation at a time, so that its batch is that of all the others.
+//! `step` is the number of the evaluation: tables are constants that it indexes. Unlike in the
+//! engine, `prelude_steps` runs for one evaluation at a time, so that its batch is that of all the
+//! others.
 
 mod cx;
 mod error;
@@ -26,7 +28,7 @@ mod scales;
 mod store;
 mod views;
 
-pub use error::{ExportError, Unspelled};
+pub use error::{ExportError, UnsupportedStep};
 pub use ports::{Port, Wire};
 pub use proto::{IR_VERSION, OPSET};
 pub use scales::{Qdq, Scales, conservative};
@@ -46,7 +48,8 @@ pub enum Layout {
     /// Two models: the caller chooses.
     #[default]
     Split,
-    /// One model with an `If` on the evaluation. Runtimes optimise less inside a branch: ONNX Runtime 1.31 takes about 1.2 times as long.
+    /// One model with an `If` on the evaluation. Runtimes optimise less inside a branch: ONNX
+    /// Runtime 1.31 takes about 1.2 times as long.
     If,
 }
 
@@ -69,14 +72,14 @@ pub struct ExportOptions {
 #[derive(Clone, Debug)]
 pub struct Exported {
     /// The models, in the order in which they run.
-    pub models: Vec<Model>,
+    pub models: Vec<ExportedModel>,
     /// First byte and data of the constants in the common file, ascending; zeros between them.
     pub weights: Vec<(u64, Tensor)>,
 }
 
 /// One model.
 #[derive(Clone, Debug)]
-pub struct Model {
+pub struct ExportedModel {
     /// `prelude`, `prelude_steps`, `full`, `cached` or `model`.
     pub name: &'static str,
     /// The file.
@@ -87,7 +90,7 @@ pub struct Model {
     pub outputs: Vec<Port>,
 }
 
-impl Model {
+impl ExportedModel {
     /// The bytes of its file.
     pub fn encode(&self) -> Vec<u8> {
         prost::Message::encode_to_vec(&self.proto)
@@ -107,7 +110,7 @@ pub fn export(plan: &Plan, constants: &[Tensor], options: &ExportOptions) -> Res
         store: Store::new(&options.weights, options.inline_below),
         qdq: options.qdq,
         models: vec![],
-        unspelled: vec![],
+        unsupported: vec![],
     };
     if !plan.prelude.results.is_empty() {
         export.model("prelude", ProgramKind::Prelude, results(&plan.prelude.results, Wire::Prelude));
@@ -126,9 +129,9 @@ pub fn export(plan: &Plan, constants: &[Tensor], options: &ExportOptions) -> Res
         (Layout::If, None) => export.model("model", ProgramKind::Full, full),
         (Layout::If, Some(cache)) => export.choice(full, &cache.full_evaluations),
     }
-    match export.unspelled.is_empty() {
+    match export.unsupported.is_empty() {
         true => Ok(Exported { models: export.models, weights: export.store.parts }),
-        false => Err(ExportError::Unspelled(export.unspelled)),
+        false => Err(ExportError::Unsupported(export.unsupported)),
     }
 }
 
@@ -160,8 +163,8 @@ struct Export<'a> {
     origin: Origin<'a>,
     store: Store,
     qdq: Qdq,
-    models: Vec<Model>,
-    unspelled: Vec<Unspelled>,
+    models: Vec<ExportedModel>,
+    unsupported: Vec<UnsupportedStep>,
 }
 
 impl Export<'_> {
@@ -194,8 +197,8 @@ impl Export<'_> {
         let named: Vec<(usize, String)> =
             results.iter().map(|r| r.0).zip(outputs.iter().map(|p| p.name.clone())).collect();
         let mut cx = Cx::new(&mut self.store, scope, self.qdq);
-        if let Err(unspelled) = program::write(&mut cx, self.origin, kind, inputs, &named) {
-            self.unspelled.extend(unspelled);
+        if let Err(unsupported) = program::write(&mut cx, self.origin, kind, inputs, &named) {
+            self.unsupported.extend(unsupported);
         }
         let output = outputs.iter().map(|p| value_info(&p.name, &p.ty)).collect();
         GraphProto { name: Some(name.into()), node: std::mem::take(&mut cx.nodes), output, ..Default::default() }
@@ -211,7 +214,7 @@ impl Export<'_> {
     ) {
         graph.initializer = scope.initializers;
         graph.input = inputs.iter().map(|p| value_info(&p.name, &p.ty)).collect();
-        self.models.push(Model { name, proto: proto::model(graph), inputs, outputs });
+        self.models.push(ExportedModel { name, proto: proto::model(graph), inputs, outputs });
     }
 
     /// Adds the model that chooses between `full` and `cached`.
@@ -288,7 +291,8 @@ impl Export<'_> {
         Port { name: free_name(value.to_string(), inputs), ty, value, tensor: declared.name.clone() }
     }
 
-    /// Outputs get the source model's names, or those of their wires; one that is called like an input gets a `next_`.
+    /// Outputs get the source model's names, or those of their wires; one that is called like an
+    /// input gets a `next_`.
     fn output_ports(&self, kind: ProgramKind, results: &Results, inputs: &[Port]) -> Vec<Port> {
         let program = self.origin.plan.program(kind);
         let port = |(v, wire): &(usize, Wire)| {
@@ -310,8 +314,8 @@ fn free_name(name: String, inputs: &[Port]) -> String {
     if inputs.iter().any(|p| p.name == name) { format!("next_{name}") } else { name }
 }
 
-/// Adds the outputs that are inputs: slots that take over what another slot held. While that holds nothing yet, nothing that
-/// is read depends on it.
+/// Adds the outputs that are inputs: slots that take over what another slot held. While that holds
+/// nothing yet, nothing that is read depends on it.
 fn pass_on(graph: &mut GraphProto, previous: &[(usize, usize)], inputs: &[Port], ports: &[Port], scope: &mut Scope) {
     for (&(_, of), port) in previous.iter().zip(ports) {
         let kept = inputs.iter().find(|p| p.value == Wire::Cache(of)).expect("it has been added");

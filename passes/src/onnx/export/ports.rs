@@ -53,7 +53,8 @@ impl std::fmt::Display for Wire {
     }
 }
 
-/// The values of a program that a step reads or that are a result, reshapes followed to what they are of.
+/// The values of a program that a step reads or that are a result, reshapes followed to what they
+/// are of.
 pub(super) fn used(program: &Program, results: &[usize]) -> HashSet<usize> {
     use cqc_proto::plan::Alias;
     let mut used: HashSet<usize> = results.iter().copied().collect();
@@ -90,7 +91,8 @@ fn wants_step(plan: &Plan, kind: ProgramKind, source: Source) -> bool {
         || matches!(source, Source::Input(i) if kind == ProgramKind::PreludeSteps && timestep(i))
 }
 
-/// Adds what the program takes and is not there yet: sample, conditions and the rest in the order of the program, `step` last.
+/// Adds what the program takes and is not there yet: sample, conditions and the rest in the order
+/// of the program, `step` last.
 pub(super) fn add_inputs(ports: &mut Vec<Port>, plan: &Plan, kind: ProgramKind, results: &[usize]) {
     let program = plan.program(kind);
     let used = used(program, results);

@@ -1,8 +1,8 @@
-//! One program of a plan: its steps in order, each spelled.
+//! One program of a plan: its steps in order, each exported.
 
 use super::Qdq;
-use super::cx::{Cx, Spelled, Val};
-use super::error::Unspelled;
+use super::cx::{Cx, ExportResult, Val};
+use super::error::UnsupportedStep;
 use super::ops;
 use super::ports::{Port, Wire, used, wire};
 use super::quantized::Quantized;
@@ -21,7 +21,8 @@ pub(super) struct Origin<'a> {
     pub timesteps: &'a [f64],
 }
 
-/// Writes a program whose inputs are `ports`, and its `results` (values of the program) under their names.
+/// Writes a program whose inputs are `ports`, and its `results` (values of the program) under their
+/// names.
 ///
 /// # Errors
 /// Every step that has no spelling.
@@ -31,7 +32,7 @@ pub(super) fn write(
     kind: ProgramKind,
     ports: &[Port],
     results: &[(usize, String)],
-) -> Result<(), Vec<Unspelled>> {
+) -> Result<(), Vec<UnsupportedStep>> {
     let program = origin.plan.program(kind);
     let inputs: Vec<(Wire, Val)> = ports.iter().map(|p| (p.value.clone(), cx.input(&p.name, p.ty.clone()))).collect();
     let wanted: Vec<usize> = results.iter().map(|r| r.0).collect();
@@ -64,12 +65,12 @@ struct Writer<'c, 'a, 'o> {
     program: &'o Program,
     inputs: Vec<(Wire, Val)>,
     values: Vec<Option<Val>>,
-    refused: Vec<Unspelled>,
+    refused: Vec<UnsupportedStep>,
 }
 
 impl Writer<'_, '_, '_> {
     fn refuse(&mut self, step: &str, op: &str, reason: String) {
-        self.refused.push(Unspelled { program: self.kind, step: step.into(), op: op.into(), reason });
+        self.refused.push(UnsupportedStep { program: self.kind, step: step.into(), op: op.into(), reason });
     }
 
     /// Sizes that depend on the batch are computed from an input that has it.
@@ -89,17 +90,17 @@ impl Writer<'_, '_, '_> {
             return; // reported where the operand was to be made
         }
         self.cx.step = step.name.clone();
-        let spelled = match &step.op {
+        let exported = match &step.op {
             Op::FakeQuant { bits: 8, segments } => self.rounded(step, segments),
             Op::RoundBf16 if self.cx.qdq == Qdq::None => step.inputs[0].and_then(|x| self.get(x)).map(|x| Ok(vec![x])),
             _ => None,
         };
-        let spelled = spelled.unwrap_or_else(|| {
+        let exported = exported.unwrap_or_else(|| {
             let inputs: Vec<Option<Val>> = step.inputs.iter().map(|v| v.and_then(|v| self.get(v))).collect();
             self.cx.step = step.name.clone();
-            ops::spell(self.cx, &step.op, &inputs)
+            ops::export_op(self.cx, &step.op, &inputs)
         });
-        match spelled {
+        match exported {
             Ok(results) => {
                 for (&v, result) in step.outputs.iter().zip(results) {
                     self.cx.call(result, &self.program.values[v].name);
@@ -120,7 +121,8 @@ impl Writer<'_, '_, '_> {
         }
     }
 
-    /// The value; sources and reshapes are there when they are asked for. `None` for what was refused.
+    /// The value; sources and reshapes are there when they are asked for. `None` for what was
+    /// refused.
     fn get(&mut self, v: usize) -> Option<Val> {
         if let Some(known) = self.values[v] {
             return Some(known);
@@ -145,7 +147,7 @@ impl Writer<'_, '_, '_> {
         self.values[v]
     }
 
-    fn source(&mut self, value: &PlanValue) -> Spelled {
+    fn source(&mut self, value: &PlanValue) -> ExportResult {
         let plan = self.origin.plan;
         if let Some(wire) = wire(plan, self.kind, value.source) {
             let found = self.inputs.iter().find(|(w, _)| *w == wire);
@@ -183,7 +185,7 @@ impl Writer<'_, '_, '_> {
     }
 
     /// The value that layers read rounded; `None` where its scales are computed.
-    fn rounded(&mut self, step: &Step, segments: &[usize]) -> Option<Spelled<Vec<Val>>> {
+    fn rounded(&mut self, step: &Step, segments: &[usize]) -> Option<ExportResult<Vec<Val>>> {
         let (x, plan, kind) = (self.get(step.inputs[0]?)?, self.origin.plan, self.kind);
         if self.cx.qdq == Qdq::None {
             return Some(Ok(vec![x]));
@@ -225,7 +227,7 @@ impl Writer<'_, '_, '_> {
     }
 
     /// The row of this evaluation in a table, repeated for the batch where the value has one.
-    fn row(&mut self, table: Val, value: &PlanValue) -> Spelled {
+    fn row(&mut self, table: Val, value: &PlanValue) -> ExportResult {
         let step = self.inputs.iter().find(|(w, _)| *w == Wire::Step).expect("a program with tables takes the step").1;
         let row = self.cx.emit(Op::Gather { axis: 0 }, &[table, step])?;
         let wanted = &value.ty.shape;

@@ -3,8 +3,9 @@
 use cqc_proto::onnx::*;
 use cqc_proto::{DType, Dim, ValueType};
 
-/// The operator set that exported models are written in: the oldest with a name for everything a Plan holds (16-bit and blocked
-/// quantization came last). ONNX 1.16, ONNX Runtime 1.18, TensorRT 10 and OpenVINO 2024 know it.
+/// The operator set that exported models are written in: the oldest with a name for everything a
+/// Plan holds (16-bit and blocked quantization came last). ONNX 1.16, ONNX Runtime 1.18, TensorRT
+/// 10 and OpenVINO 2024 know it.
 pub const OPSET: i64 = 21;
 
 /// The file format that belongs to [`OPSET`].

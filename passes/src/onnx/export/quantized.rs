@@ -1,9 +1,11 @@
-//! Rounded values and quantized weights: written where a product reads them, in the form that runtimes fuse, QuantizeLinear and
-//! DequantizeLinear directly in front of the product and DequantizeLinear directly in front of it for the weights.
+//! Rounded values and quantized weights: written where a product reads them, in the form that
+//! runtimes fuse, QuantizeLinear and DequantizeLinear directly in front of the product and
+//! DequantizeLinear directly in front of it for the weights.
 //!
-//! A product whose input has segments, each with a scale of its own, is a sum of products, one for each segment.
+//! A product whose input has segments, each with a scale of its own, is a sum of products, one for
+//! each segment.
 
-use super::cx::{Cx, Def, Spelled, Val};
+use super::cx::{Cx, Def, ExportResult, Val};
 use super::ops::int;
 use super::{Qdq, ops};
 use crate::rewrite::layout::to_last;
@@ -65,7 +67,8 @@ pub(super) struct Rounding {
 }
 
 impl Cx<'_> {
-    /// A value that is rounded where it is read; the scales are those of the segments, of which there is at least one.
+    /// A value that is rounded where it is read; the scales are those of the segments, of which
+    /// there is at least one.
     pub fn rounded(&mut self, name: &str, x: Val, segments: &[usize], scales: Vec<Option<[Val; 2]>>) -> Val {
         if scales.iter().all(Option::is_none) {
             return x;
@@ -105,7 +108,7 @@ impl Cx<'_> {
     }
 
     /// QuantizeLinear and DequantizeLinear.
-    pub fn round(&mut self, x: Val, rounding: Option<&Rounding>) -> Spelled {
+    pub fn round(&mut self, x: Val, rounding: Option<&Rounding>) -> ExportResult {
         let Some(Rounding { name, scale: [scale, zero] }) = rounding else { return Ok(x) };
         if let Some(&known) = self.rounded.get(&[x, *scale, *zero]) {
             return Ok(known);
@@ -126,7 +129,7 @@ impl Cx<'_> {
             let x = self.segment(rounded, i)?;
             self.round(x, rounded.rounding(i).as_ref())
         });
-        let parts = parts.collect::<Spelled<Vec<Val>>>().expect("floats have a spelling");
+        let parts = parts.collect::<ExportResult<Vec<Val>>>().expect("floats have a spelling");
         if parts.len() == 1 {
             return parts[0];
         }
@@ -134,7 +137,7 @@ impl Cx<'_> {
     }
 
     /// A segment, taken from the concat that joins it where there is one.
-    fn segment(&mut self, rounded: &Rounded, i: usize) -> Spelled {
+    fn segment(&mut self, rounded: &Rounded, i: usize) -> ExportResult {
         let (x, &Segment { start, size, .. }) = (rounded.of, &rounded.segments[i]);
         if rounded.segments.len() == 1 {
             return Ok(x);
@@ -174,7 +177,7 @@ impl Cx<'_> {
     }
 
     /// The products whose sum is the product of `x` and `w`.
-    pub fn operands(&mut self, x: Val, w: Val) -> Spelled<Vec<Operands>> {
+    pub fn operands(&mut self, x: Val, w: Val) -> ExportResult<Vec<Operands>> {
         let weights = match self.def(w) {
             Def::Quantized(weights) => Some(weights.clone()),
             _ => None,
@@ -197,9 +200,9 @@ impl Cx<'_> {
         Ok(vec![Operands { x, rounding, w }])
     }
 
-    /// DequantizeLinear of the weights of a segment, along the axis of outputs. Each has zero points of its own: ONNX Runtime
-    /// replaces them where it changes the type of weights.
-    fn weight_segment(&mut self, w: Val, weights: &Quantized, i: usize) -> Spelled {
+    /// DequantizeLinear of the weights of a segment, along the axis of outputs. Each has zero
+    /// points of its own: ONNX Runtime replaces them where it changes the type of weights.
+    fn weight_segment(&mut self, w: Val, weights: &Quantized, i: usize) -> ExportResult {
         if let Some(&known) = self.segments.get(&(w, i)) {
             return Ok(known);
         }
@@ -240,7 +243,7 @@ impl Cx<'_> {
     }
 
     /// Sum of what products give.
-    pub fn sum(&mut self, parts: &[Val]) -> Spelled {
+    pub fn sum(&mut self, parts: &[Val]) -> ExportResult {
         let mut sum = parts[0];
         for &part in &parts[1..] {
             sum = self.binary(BinaryKind::Add, sum, part)?;

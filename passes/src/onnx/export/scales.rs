@@ -8,8 +8,9 @@ use cqc_proto::{DType, Tensor};
 pub enum Qdq {
     /// Not at all: floats.
     None,
-    /// For ONNX Runtime on CPUs: activations of type u8 with a zero point; weights of type s8, those of 4 bits INT4. What is rounded to bf16 is cast
-    /// to BFLOAT16 and back, here as for TensorRT.
+    /// For ONNX Runtime on CPUs: activations of type u8 with a zero point; weights of type s8,
+    /// those of 4 bits INT4. What is rounded to bf16 is cast to BFLOAT16 and back, here as for
+    /// TensorRT.
     Ort(Scales),
     /// For TensorRT: activations and weights of type s8 without zero points, constant scales.
     Trt,
@@ -26,7 +27,8 @@ impl Default for Qdq {
 pub enum Scales {
     /// As calibrated: tables that the number of the evaluation indexes.
     Table,
-    /// Not at all: each is that of the smallest range that covers the ranges of all evaluations, see [`conservative`].
+    /// Not at all: each is that of the smallest range that covers the ranges of all evaluations,
+    /// see [`conservative`].
     Constant,
 }
 
@@ -84,7 +86,8 @@ impl Rows {
     }
 }
 
-/// The scale and the zero point of the smallest range, 0 included, that covers those of all evaluations; a scale of 0 has none.
+/// The scale and the zero point of the smallest range, 0 included, that covers those of all
+/// evaluations; a scale of 0 has none.
 pub fn conservative(scale: &[f32], zero: &[f32]) -> (f32, u8) {
     covering(scale, zero).parameters(8)
 }

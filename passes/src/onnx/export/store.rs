@@ -13,12 +13,12 @@ const PAGE: u64 = 4096;
 const LINE: u64 = 64;
 
 /// A tensor's place in memory, which tells large constants apart without comparing them.
-type Place = (usize, usize);
+type BufferKey = (usize, usize);
 
 /// A constant, its shape, and the permutation.
-type Transposition = (Place, Vec<usize>, Vec<usize>);
+type Transposition = (BufferKey, Vec<usize>, Vec<usize>);
 
-fn place(t: &Tensor) -> Place {
+fn place(t: &Tensor) -> BufferKey {
     (t.bytes().as_ptr() as usize, t.bytes().len())
 }
 
@@ -32,11 +32,11 @@ pub(super) struct Store {
     /// First byte and data, ascending.
     pub parts: Vec<(u64, Tensor)>,
     len: u64,
-    offsets: HashMap<Place, u64>,
+    offsets: HashMap<BufferKey, u64>,
     transposed: HashMap<Transposition, (Tensor, Tensor)>,
     converted: HashMap<(usize, DType), Tensor>,
-    cut: HashMap<(Place, [usize; 3]), (Tensor, Tensor)>,
-    packed: HashMap<Place, (Tensor, Tensor)>,
+    cut: HashMap<(BufferKey, [usize; 3]), (Tensor, Tensor)>,
+    packed: HashMap<BufferKey, (Tensor, Tensor)>,
 }
 
 impl Store {
@@ -116,7 +116,7 @@ pub(super) struct Scope {
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum Key {
     Small(Bytes),
-    Large(Place),
+    Large(BufferKey),
 }
 
 impl Scope {
@@ -130,7 +130,8 @@ impl Scope {
         free
     }
 
-    /// The initializer that holds `t`; equal small ones and one large one under several shapes are stored once.
+    /// The initializer that holds `t`; equal small ones and one large one under several shapes are
+    /// stored once.
     pub fn initializer(&mut self, store: &mut Store, label: &str, t: &Tensor) -> String {
         self.stored(store, label, number(t.dtype()), t.shape(), t)
     }

@@ -85,7 +85,8 @@ impl Cx<'_> {
         }
     }
 
-    /// The channels-first value whose reshape `v`, a reshape of its channels-last view, is under `perm`.
+    /// The channels-first value whose reshape `v`, a reshape of its channels-last view, is under
+    /// `perm`.
     fn channels_first_behind(&self, v: Val, perm: &[usize]) -> Option<Val> {
         let Def::Reshaped { of } = self.def(v) else { return None };
         let Def::Transposed { of: first, perm: inner } = self.def(*of) else { return None };

@@ -89,7 +89,8 @@ fn attention(cx: &mut Cx, c: &Call) -> Done {
     if c.wants(3) {
         let bound = if causal { causal_mask(cx, &shape)? } else { None };
         let explicit = join(cx, mask, bound)?;
-        results.push(scores(cx, c, &q, &k, &shape, scale, softcap, explicit)?);
+        let scoring = Scoring { scale, softcap, mask: explicit };
+        results.push(scores(cx, c, [&q, &k], &shape, scoring)?);
     }
     Ok(results)
 }
@@ -214,17 +215,17 @@ fn padded_mask(cx: &mut Cx, mask: &Item, s: &Shape, dtype: DType) -> Result<Item
     cx.emit(Op::Pad { before, after, mode: Default::default() }, &[&mask, &fill])
 }
 
-/// The fourth output: the scores at the stage that `qk_matmul_output_mode` names, `[B, H, Lq, Lk]`.
-fn scores(
-    cx: &mut Cx,
-    c: &Call,
-    q: &Item,
-    k: &Item,
-    s: &Shape,
+/// What happens to the products of queries and keys before the softmax.
+struct Scoring {
     scale: f32,
+    /// 0: none.
     softcap: f32,
     mask: Option<Item>,
-) -> Result<Item, Refusal> {
+}
+
+/// The fourth output: the scores at the stage that `qk_matmul_output_mode` names, `[B, H, Lq, Lk]`.
+fn scores(cx: &mut Cx, c: &Call, [q, k]: [&Item; 2], s: &Shape, scoring: Scoring) -> Result<Item, Refusal> {
+    let Scoring { scale, softcap, mask } = scoring;
     let mode = c.int("qk_matmul_output_mode", 0)?;
     let dtype = cx.ty(q)?.dtype;
     let q = split_heads(cx, q, s.heads)?;
@@ -309,7 +310,8 @@ fn angles(cx: &mut Cx, c: &Call, i: usize, what: &str) -> Result<Item, Refusal> 
     cx.reshape(&table, shape)
 }
 
-/// `(a cos - b sin, a sin + b cos)` for pairs (a, b): neighbours if interleaved, else the two halves.
+/// `(a cos - b sin, a sin + b cos)` for pairs (a, b): neighbours if interleaved, else the two
+/// halves.
 fn turn(cx: &mut Cx, x: &Item, cos: &Item, sin: &Item, interleaved: bool) -> Result<Item, Refusal> {
     let shape = cx.ty(x)?.shape;
     let Some(half) = shape[3].div_exact(&2.into()) else {

@@ -165,7 +165,8 @@ pub(super) fn centred(
     cx.binary(cqc_proto::op::BinaryKind::Sub, &x, &zero)
 }
 
-/// A vector placed along `axis` of a tensor of that rank; one element becomes a scalar, other ranks stay.
+/// A vector placed along `axis` of a tensor of that rank; one element becomes a scalar, other ranks
+/// stay.
 pub(super) fn along(cx: &mut Cx, v: &Item, axis: Option<usize>, rank: usize) -> Result<Item, Refusal> {
     let shape = cx.ty(v)?.shape;
     match (shape.as_slice(), axis) {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 pub(super) const TABLE: Table = &[("Einsum", einsum)];
 
-/// An equation with ellipses spelled out: letters per operand and of the result.
+/// An equation without ellipses: letters per operand and of the result.
 struct Equation {
     terms: Vec<Vec<char>>,
     result: Vec<char>,
@@ -60,21 +60,21 @@ fn parse(text: &str, ranks: &[usize]) -> Result<Equation, Refusal> {
     let widest =
         terms.iter().zip(ranks).map(hidden).collect::<Option<Vec<_>>>().ok_or_else(bad)?.into_iter().max().unwrap_or(0);
     // axes behind an ellipsis get letters outside the alphabet, counted from the last
-    let spell = |t: &str, count: usize| -> Option<Vec<char>> {
+    let expand = |t: &str, count: usize| -> Option<Vec<char>> {
         let dots: String = (widest - count..widest).map(|i| char::from(b'0' + i as u8)).collect();
-        let spelled: Vec<char> = t.replacen("...", &dots, 1).chars().collect();
-        spelled.iter().all(|c| c.is_ascii_alphanumeric()).then_some(spelled)
+        let letters: Vec<char> = t.replacen("...", &dots, 1).chars().collect();
+        letters.iter().all(|c| c.is_ascii_alphanumeric()).then_some(letters)
     };
-    let mut spelled = Vec::new();
+    let mut expanded = Vec::new();
     for (t, &rank) in terms.iter().zip(ranks) {
-        let letters = spell(t, if t.contains("...") { rank - named(t) } else { 0 }).filter(|l| l.len() == rank);
-        spelled.push(letters.ok_or_else(bad)?);
+        let letters = expand(t, if t.contains("...") { rank - named(t) } else { 0 }).filter(|l| l.len() == rank);
+        expanded.push(letters.ok_or_else(bad)?);
     }
     let result = match right {
-        Some(right) => spell(right, widest).ok_or_else(bad)?,
-        None => implicit(&spelled),
+        Some(right) => expand(right, widest).ok_or_else(bad)?,
+        None => implicit(&expanded),
     };
-    rename(spelled, result).ok_or_else(bad)
+    rename(expanded, result).ok_or_else(bad)
 }
 
 /// Without `->`: the ellipsis, then letters that occur once, in alphabetical order.

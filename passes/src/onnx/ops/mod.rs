@@ -23,8 +23,8 @@ pub(super) use super::cx::{Cx, Done};
 pub(super) use super::error::{Refusal, malformed, unsupported};
 pub(super) use super::item::Item;
 
-/// Imports one node: emits operators and returns what its outputs are. Trailing outputs that cqc does not compute may be
-/// left out.
+/// Imports one node: emits operators and returns what its outputs are. Trailing outputs that cqc
+/// does not compute may be left out.
 pub(super) type Handler = fn(&mut Cx, &Call) -> Done;
 
 /// Operators of one family.

@@ -12,7 +12,8 @@ fn matmul(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![cx.emit(Op::MatMul, &[c.input(0, "A")?, c.input(1, "B")?])?])
 }
 
-/// `alpha · A' · B' + beta · C`. A constant B makes it a linear layer, into which constant factors are folded.
+/// `alpha · A' · B' + beta · C`. A constant B makes it a linear layer, into which constant factors
+/// are folded.
 fn gemm(cx: &mut Cx, c: &Call) -> Done {
     let (a, b) = (c.input(0, "A")?, c.input(1, "B")?);
     let (alpha, beta) = (c.float("alpha", 1.0)?, c.float("beta", 1.0)?);

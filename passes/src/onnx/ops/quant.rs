@@ -44,7 +44,8 @@ fn quantize(cx: &mut Cx, c: &Call) -> Done {
     let (axis, block) = granularity(cx, c, ty.rank())?;
     let zero = c.optional(2).map(|z| cx.ty(z)).transpose()?.map(|t| t.dtype);
     let to = zero.or(type_attribute(c, "output_dtype")?).unwrap_or(DType::U8);
-    // the division is done in the scale's type unless `precision` says otherwise; mixed types divide in f32
+    // the division is done in the scale's type unless `precision` says otherwise; mixed types
+    // divide in f32
     let precision = type_attribute(c, "precision")?.unwrap_or(cx.ty(c.input(1, "scale")?)?.dtype);
     let mut operands = vec![Some(if ty.dtype.is_float() { cx.cast(x, precision)? } else { x.clone() })];
     operands.extend(parameters(cx, c, axis)?);

@@ -7,7 +7,7 @@ use cqc_proto::{Dim, Op};
 pub(super) const TABLE: Table = &[("Resize", resize), ("Upsample", upsample)];
 
 /// Output sizes, and scales where the model gives scales.
-type Target = (Vec<Dim>, Vec<f32>);
+type SizesAndScales = (Vec<Dim>, Vec<f32>);
 
 fn resize(cx: &mut Cx, c: &Call) -> Done {
     let x = c.input(0, "X")?;
@@ -53,7 +53,7 @@ fn upsample(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![cx.emit(op, &[x])?])
 }
 
-fn by_sizes(cx: &mut Cx, c: &Call, shape: &[Dim], on: &[usize], sizes: &Item) -> Result<Target, Refusal> {
+fn by_sizes(cx: &mut Cx, c: &Call, shape: &[Dim], on: &[usize], sizes: &Item) -> Result<SizesAndScales, Refusal> {
     let mut given = cx.static_sizes(sizes, "sizes")?;
     if given.len() != on.len() {
         return malformed(format!("`sizes` has {} entries for {} axes", given.len(), on.len()));
@@ -89,7 +89,7 @@ fn common_scale(c: &Call, policy: &str, shape: &[Dim], on: &[usize], given: &[Di
     }
 }
 
-fn by_scales(shape: &[Dim], on: &[usize], given: &[f32]) -> Result<Target, Refusal> {
+fn by_scales(shape: &[Dim], on: &[usize], given: &[f32]) -> Result<SizesAndScales, Refusal> {
     if given.len() != on.len() {
         return malformed(format!("`scales` has {} entries for {} axes", given.len(), on.len()));
     }
@@ -130,7 +130,7 @@ fn coordinates(c: &Call) -> Result<CoordinateMode, Refusal> {
     })
 }
 
-fn interpolate(cx: &mut Cx, c: &Call, x: &Item, (sizes, scales): Target, coordinates: CoordinateMode) -> Done {
+fn interpolate(cx: &mut Cx, c: &Call, x: &Item, (sizes, scales): SizesAndScales, coordinates: CoordinateMode) -> Done {
     let nearest = match c.string("nearest_mode", "round_prefer_floor")? {
         "round_prefer_floor" => NearestMode::RoundPreferFloor,
         "round_prefer_ceil" => NearestMode::RoundPreferCeil,

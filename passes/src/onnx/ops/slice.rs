@@ -64,7 +64,8 @@ fn piece(axis: usize, size: &Dim, start: &Dim, end: &Dim, step: i64) -> Result<O
         return malformed(format!("a step is {step}"));
     }
     let last = size.add(&Dim::constant(-1)).unwrap_or_default();
-    // numpy: positions are moved into the axis; a walk backwards may end before the first element, at -1
+    // numpy: positions are moved into the axis; a walk backwards may end before the first element,
+    // at -1
     let (low, high) = if step > 0 { (Dim::constant(0), size.clone()) } else { (Dim::constant(-1), last.clone()) };
     let first = if step > 0 { Dim::constant(0) } else { Dim::constant(-1) };
     let start = clamp(start, size, &first, &high)?;

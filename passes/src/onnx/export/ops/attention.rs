@@ -6,7 +6,7 @@ use cqc_proto::op::{ReduceKind, SOFTMAX_BF16};
 use cqc_proto::{DType, Dim, Tensor};
 use std::f64::consts::{LN_2, LOG2_E};
 
-pub(super) fn attention(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
+pub(super) fn attention(cx: &mut Cx, c: &Call, op: &Op) -> ExportResult {
     let Op::Attention { heads, kv_heads, scale, causal, softcap, softmax_bits } = op else {
         unreachable!("dispatched by `one`")
     };
@@ -59,9 +59,9 @@ pub(super) fn attention(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
     Ok(cx.reshape(sums, c.ty().shape))
 }
 
-/// Weights exp(score − max) in steps of 1/255, 1/127 where codes have a sign, or in bf16 relative to a power of two, times the values, divided by the
-/// sum of the weights.
-fn rounded(cx: &mut Cx, c: &Call, scores: Val, v: Val, bits: u8) -> Spelled {
+/// Weights exp(score − max) in steps of 1/255, 1/127 where codes have a sign, or in bf16 relative
+/// to a power of two, times the values, divided by the sum of the weights.
+fn rounded(cx: &mut Cx, c: &Call, scores: Val, v: Val, bits: u8) -> ExportResult {
     if ![8, SOFTMAX_BF16].contains(&bits) {
         return Err(format!("weights of {bits} bits, ONNX has 8"));
     }
@@ -94,8 +94,9 @@ fn rounded(cx: &mut Cx, c: &Call, scores: Val, v: Val, bits: u8) -> Spelled {
     weighed(cx, c, weights, v, [total, least])
 }
 
-/// The sums of weighed values, divided by the total or the least that it can be where there are weights at all.
-fn weighed(cx: &mut Cx, c: &Call, weights: Val, v: Val, [total, least]: [Val; 2]) -> Spelled {
+/// The sums of weighed values, divided by the total or the least that it can be where there are
+/// weights at all.
+fn weighed(cx: &mut Cx, c: &Call, weights: Val, v: Val, [total, least]: [Val; 2]) -> ExportResult {
     let total = cx.binary(BinaryKind::Max, total, least)?;
     let sums = cx.emit(Op::MatMul, &[weights, v])?;
     let sums = cx.binary(BinaryKind::Div, sums, total)?;
@@ -104,7 +105,7 @@ fn weighed(cx: &mut Cx, c: &Call, weights: Val, v: Val, [total, least]: [Val; 2]
 }
 
 /// `[B, L, H·D]` → `[B, H, L, D]`.
-fn split(cx: &mut Cx, x: Val, heads: usize) -> Spelled {
+fn split(cx: &mut Cx, x: Val, heads: usize) -> ExportResult {
     let s = cx.shape(x).to_vec();
     let heads = Dim::constant(heads as i64);
     let width = s[2].div_exact(&heads).expect("the shape rule wants whole heads");
@@ -113,7 +114,7 @@ fn split(cx: &mut Cx, x: Val, heads: usize) -> Spelled {
 }
 
 /// Adds a float mask; a bool mask keeps.
-fn masked(cx: &mut Cx, scores: Val, mask: Val) -> Spelled {
+fn masked(cx: &mut Cx, scores: Val, mask: Val) -> ExportResult {
     if cx.dtype(mask) != DType::Bool {
         return cx.binary(BinaryKind::Add, scores, mask);
     }
@@ -122,7 +123,7 @@ fn masked(cx: &mut Cx, scores: Val, mask: Val) -> Spelled {
 }
 
 /// Whether query i sees key j: `j ≤ i + (keys - queries)`.
-fn causal_mask(cx: &mut Cx, queries: &Dim, keys: &Dim) -> Spelled {
+fn causal_mask(cx: &mut Cx, queries: &Dim, keys: &Dim) -> ExportResult {
     let (Some(queries), Some(keys)) = (queries.as_const(), keys.as_const()) else {
         return Err(format!("a causal mask of {queries} queries and {keys} keys"));
     };
@@ -132,7 +133,7 @@ fn causal_mask(cx: &mut Cx, queries: &Dim, keys: &Dim) -> Spelled {
     cx.binary(BinaryKind::LessOrEqual, keys, last)
 }
 
-pub(super) fn timestep_embedding(cx: &mut Cx, c: &Call, cos_first: bool) -> Spelled {
+pub(super) fn timestep_embedding(cx: &mut Cx, c: &Call, cos_first: bool) -> ExportResult {
     let (t, f) = (cx.cast(c.input(0), DType::F32), c.input(1));
     let t = cx.reshape(t, vec![cx.shape(t)[0].clone(), 1.into()]);
     let angles = cx.binary(BinaryKind::Mul, t, f)?;
@@ -141,7 +142,7 @@ pub(super) fn timestep_embedding(cx: &mut Cx, c: &Call, cos_first: bool) -> Spel
     cx.emit(Op::Concat { axis: 1 }, &parts)
 }
 
-pub(super) fn geglu(cx: &mut Cx, c: &Call, act: Act) -> Spelled {
+pub(super) fn geglu(cx: &mut Cx, c: &Call, act: Act) -> ExportResult {
     let half = c.ty();
     let attributes = vec![int("axis", -1), int("num_outputs", 2)];
     let halves = cx.nodes("Split", &[c.optional(0)], attributes, &[half.clone(), half]);

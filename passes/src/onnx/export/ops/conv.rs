@@ -6,7 +6,7 @@ use cqc_proto::DType;
 use cqc_proto::Dim;
 use cqc_proto::op::{ConvLayout, CoordinateMode, NearestMode, PoolKind, ResizeMode};
 
-pub(super) fn conv(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
+pub(super) fn conv(cx: &mut Cx, c: &Call, op: &Op) -> ExportResult {
     let Op::Conv { strides, pads, dilations, groups, layout, upsample, act } = op else {
         unreachable!("dispatched by `one`")
     };
@@ -57,7 +57,7 @@ fn column(cx: &mut Cx, v: Val, y: &Val) -> Val {
 }
 
 /// Every element repeated along the spatial axes, channels first.
-fn enlarged(cx: &mut Cx, x: Val, times: usize) -> Spelled {
+fn enlarged(cx: &mut Cx, x: Val, times: usize) -> ExportResult {
     let times = Dim::constant(times as i64);
     let size = |(k, d): (usize, &Dim)| if k < 2 { Some(d.clone()) } else { d.mul(&times) };
     let sizes = cx.shape(x).iter().enumerate().map(size).collect::<Option<Vec<_>>>().ok_or("a size is too large")?;
@@ -87,7 +87,7 @@ fn windows<T: Copy + TryInto<i64>>(
     vec![ints("kernel_shape", kernel), ints("strides", strides), ints("pads", pads), ints("dilations", dilations)]
 }
 
-pub(super) fn conv_transpose(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
+pub(super) fn conv_transpose(cx: &mut Cx, c: &Call, op: &Op) -> ExportResult {
     let Op::ConvTranspose { strides, pads, dilations, output_padding, groups } = op else {
         unreachable!("dispatched by `one`")
     };
@@ -97,7 +97,7 @@ pub(super) fn conv_transpose(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
 }
 
 /// Channels first.
-pub(super) fn pool(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
+pub(super) fn pool(cx: &mut Cx, c: &Call, op: &Op) -> ExportResult {
     let Op::Pool { kind, kernel, strides, pads, dilations, ceil, count_pad, .. } = op else {
         unreachable!("dispatched by `one`")
     };

@@ -4,7 +4,7 @@ use super::*;
 use cqc_proto::DType;
 use cqc_proto::onnx::AttributeProto;
 
-pub(super) fn unary(cx: &mut Cx, c: &Call, kind: UnaryKind) -> Spelled {
+pub(super) fn unary(cx: &mut Cx, c: &Call, kind: UnaryKind) -> ExportResult {
     use UnaryKind::*;
     let (x, ty) = (c.input(0), c.ty());
     let name = match kind {
@@ -84,7 +84,7 @@ fn is_unsigned(dtype: DType) -> bool {
 }
 
 /// `x · sigmoid(alpha x)`.
-fn gated(cx: &mut Cx, x: Val, alpha: f32) -> Spelled {
+fn gated(cx: &mut Cx, x: Val, alpha: f32) -> ExportResult {
     let mut inner = x;
     if alpha != 1.0 {
         let factor = cx.scalar(alpha as f64, cx.dtype(x));
@@ -94,7 +94,7 @@ fn gated(cx: &mut Cx, x: Val, alpha: f32) -> Spelled {
     cx.binary(BinaryKind::Mul, x, gate)
 }
 
-pub(super) fn binary(cx: &mut Cx, c: &Call, kind: BinaryKind) -> Spelled {
+pub(super) fn binary(cx: &mut Cx, c: &Call, kind: BinaryKind) -> ExportResult {
     use BinaryKind::*;
     let dtype = cx.dtype(c.input(0));
     let mut attributes = vec![];
@@ -136,8 +136,9 @@ pub(super) fn binary(cx: &mut Cx, c: &Call, kind: BinaryKind) -> Spelled {
     Ok(c.as_node(cx, name, attributes))
 }
 
-/// The standard's `Mod` of floats has the sign of the dividend: moved by the divisor where signs differ.
-fn modulo(cx: &mut Cx, a: Val, b: Val) -> Spelled {
+/// The standard's `Mod` of floats has the sign of the dividend: moved by the divisor where signs
+/// differ.
+fn modulo(cx: &mut Cx, a: Val, b: Val) -> ExportResult {
     let rest = cx.binary(BinaryKind::Fmod, a, b)?;
     let zero = cx.scalar(0.0, cx.dtype(a));
     let below = cx.binary(BinaryKind::Less, rest, zero)?;
@@ -150,7 +151,7 @@ fn modulo(cx: &mut Cx, a: Val, b: Val) -> Spelled {
 }
 
 /// The standard's `PRelu` does not enlarge its first operand.
-fn prelu(cx: &mut Cx, c: &Call) -> Spelled {
+fn prelu(cx: &mut Cx, c: &Call) -> ExportResult {
     let (a, b) = (c.input(0), c.input(1));
     if *cx.ty(a) == c.ty() && c.ty().dtype.is_float() {
         return Ok(c.as_node(cx, "PRelu", vec![]));

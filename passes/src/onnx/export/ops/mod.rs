@@ -11,13 +11,13 @@ pub(super) mod quant;
 mod reduce;
 mod resize;
 
-pub(super) use super::cx::{Cx, Spelled, Val};
+pub(super) use super::cx::{Cx, ExportResult, Val};
 pub(super) use super::layout;
 pub(super) use super::proto::{float, int, ints, number, string};
 use cqc_proto::op::{Act, BinaryKind, UnaryKind};
 use cqc_proto::{Op, ValueType};
 
-/// An operator to be spelled, with the types of its results.
+/// An operator to be exported, with the types of its results.
 pub(super) struct Call<'a> {
     pub inputs: &'a [Option<Val>],
     pub outputs: &'a [ValueType],
@@ -47,17 +47,17 @@ impl Call<'_> {
 ///
 /// # Errors
 /// A sentence: what the standard lacks.
-pub(super) fn spell(cx: &mut Cx, op: &Op, inputs: &[Option<Val>]) -> Spelled<Vec<Val>> {
+pub(super) fn export_op(cx: &mut Cx, op: &Op, inputs: &[Option<Val>]) -> ExportResult<Vec<Val>> {
     let types: Vec<Option<&ValueType>> = inputs.iter().map(|v| v.map(|v| cx.ty(v))).collect();
     let outputs = op.infer(&types).map_err(|e| e.reason)?;
-    match layout::spell(cx, op, inputs, &outputs) {
-        Some(spelled) => spelled,
+    match layout::export_op(cx, op, inputs, &outputs) {
+        Some(exported) => exported,
         None => as_it_is(cx, op, inputs, &outputs),
     }
 }
 
-/// As [`spell`], wherever channels stand.
-pub(super) fn as_it_is(cx: &mut Cx, op: &Op, inputs: &[Option<Val>], outputs: &[ValueType]) -> Spelled<Vec<Val>> {
+/// As [`export_op`], wherever channels stand.
+pub(super) fn as_it_is(cx: &mut Cx, op: &Op, inputs: &[Option<Val>], outputs: &[ValueType]) -> ExportResult<Vec<Val>> {
     let c = Call { inputs, outputs };
     if let Op::TopK { axis, k, largest } = op {
         return index::top_k(cx, &c, *axis, *k, *largest);
@@ -65,7 +65,7 @@ pub(super) fn as_it_is(cx: &mut Cx, op: &Op, inputs: &[Option<Val>], outputs: &[
     one(cx, op, &c).map(|v| vec![v])
 }
 
-fn one(cx: &mut Cx, op: &Op, c: &Call) -> Spelled {
+fn one(cx: &mut Cx, op: &Op, c: &Call) -> ExportResult {
     match op {
         Op::Unary { kind } => elementwise::unary(cx, c, *kind),
         Op::Binary { kind } => elementwise::binary(cx, c, *kind),
@@ -114,7 +114,7 @@ fn one(cx: &mut Cx, op: &Op, c: &Call) -> Spelled {
 }
 
 /// An activation behind a sum or a normalisation.
-fn activate(cx: &mut Cx, act: Act, x: Val) -> Spelled {
+fn activate(cx: &mut Cx, act: Act, x: Val) -> ExportResult {
     let kind = match act {
         Act::None => return Ok(x),
         Act::Silu => UnaryKind::Silu,
@@ -129,7 +129,7 @@ fn activate(cx: &mut Cx, act: Act, x: Val) -> Spelled {
 }
 
 /// `residual + gate · act(y + row)`, operands 3 to 5 of a product.
-fn epilogue(cx: &mut Cx, c: &Call, mut y: Val, act: Act) -> Spelled {
+fn epilogue(cx: &mut Cx, c: &Call, mut y: Val, act: Act) -> ExportResult {
     if let Some(row) = c.optional(3) {
         y = cx.binary(BinaryKind::Add, y, row)?;
     }

@@ -4,7 +4,7 @@ use super::*;
 use cqc_proto::Dim;
 use cqc_proto::op::PadMode;
 
-pub(super) fn expand(cx: &mut Cx, c: &Call, shape: &[Dim]) -> Spelled {
+pub(super) fn expand(cx: &mut Cx, c: &Call, shape: &[Dim]) -> ExportResult {
     let sizes = cx.sizes(shape)?;
     Ok(cx.node("Expand", &[c.input(0), sizes], vec![], c.ty()))
 }
@@ -15,7 +15,14 @@ pub(super) fn concat(cx: &mut Cx, c: &Call, axis: usize) -> Val {
     y
 }
 
-pub(super) fn slice(cx: &mut Cx, c: &Call, axes: &[usize], starts: &[Dim], ends: &[Dim], steps: &[i64]) -> Spelled {
+pub(super) fn slice(
+    cx: &mut Cx,
+    c: &Call,
+    axes: &[usize],
+    starts: &[Dim],
+    ends: &[Dim],
+    steps: &[i64],
+) -> ExportResult {
     let x = c.input(0);
     let sizes: Vec<Dim> = axes.iter().map(|&a| cx.shape(x)[a].clone()).collect();
     // an end of -1 would count from the back, and the end of an axis need not be known
@@ -30,7 +37,7 @@ pub(super) fn slice(cx: &mut Cx, c: &Call, axes: &[usize], starts: &[Dim], ends:
     Ok(cx.node("Slice", &operands, vec![], c.ty()))
 }
 
-pub(super) fn pad(cx: &mut Cx, c: &Call, before: &[i64], after: &[i64], mode: PadMode) -> Spelled {
+pub(super) fn pad(cx: &mut Cx, c: &Call, before: &[i64], after: &[i64], mode: PadMode) -> ExportResult {
     let (name, x) = match mode {
         PadMode::Constant => ("constant", c.input(0)),
         PadMode::Edge => ("edge", c.input(0)),
@@ -54,7 +61,7 @@ pub(super) fn pad(cx: &mut Cx, c: &Call, before: &[i64], after: &[i64], mode: Pa
 }
 
 /// What is repeated is the operand as it was before any removal.
-fn pad_then_cut(cx: &mut Cx, x: Val, before: &[i64], after: &[i64], mode: PadMode) -> Spelled {
+fn pad_then_cut(cx: &mut Cx, x: Val, before: &[i64], after: &[i64], mode: PadMode) -> ExportResult {
     let only = |list: &[i64]| list.iter().map(|&n| n.max(0)).collect::<Vec<_>>();
     let wide = cx.emit(Op::Pad { before: only(before), after: only(after), mode }, &[x])?;
     let axes: Vec<usize> = (0..before.len()).filter(|&k| before[k] < 0 || after[k] < 0).collect();
@@ -65,12 +72,12 @@ fn pad_then_cut(cx: &mut Cx, x: Val, before: &[i64], after: &[i64], mode: PadMod
     cx.emit(Op::Slice { axes, starts, ends, steps }, &[wide])
 }
 
-pub(super) fn tile(cx: &mut Cx, c: &Call, repeats: &[i64]) -> Spelled {
+pub(super) fn tile(cx: &mut Cx, c: &Call, repeats: &[i64]) -> ExportResult {
     let repeats = cx.ints(repeats);
     Ok(cx.node("Tile", &[c.input(0), repeats], vec![], c.ty()))
 }
 
-pub(super) fn trilu(cx: &mut Cx, c: &Call, upper: bool, k: i64) -> Spelled {
+pub(super) fn trilu(cx: &mut Cx, c: &Call, upper: bool, k: i64) -> ExportResult {
     let k = cx.constant("diagonal", cqc_proto::Tensor::from_i64(&[], &[k]));
     Ok(cx.node("Trilu", &[c.input(0), k], vec![int("upper", upper as i64)], c.ty()))
 }

@@ -4,9 +4,9 @@ use super::*;
 use cqc_proto::Dim;
 use cqc_proto::op::ReduceKind;
 
-/// Channels first: Reshape–InstanceNormalization–Reshape–Mul–Add, which runtimes know from torch; few have a kernel for
-/// GroupNormalization.
-pub(super) fn group_norm(cx: &mut Cx, c: &Call, groups: usize, eps: f32, act: Act) -> Spelled {
+/// Channels first: Reshape–InstanceNormalization–Reshape–Mul–Add, which runtimes know from torch;
+/// few have a kernel for GroupNormalization.
+pub(super) fn group_norm(cx: &mut Cx, c: &Call, groups: usize, eps: f32, act: Act) -> ExportResult {
     let (x, ty) = (c.input(0), c.ty());
     let channels = &ty.shape[1];
     let own = Dim::constant(groups as i64);
@@ -29,7 +29,7 @@ pub(super) fn group_norm(cx: &mut Cx, c: &Call, groups: usize, eps: f32, act: Ac
     activate(cx, act, y)
 }
 
-pub(super) fn layer_norm(cx: &mut Cx, c: &Call, eps: f32) -> Spelled {
+pub(super) fn layer_norm(cx: &mut Cx, c: &Call, eps: f32) -> ExportResult {
     let ty = c.ty();
     let gamma = match (c.optional(1), ty.shape[ty.rank() - 1].as_const()) {
         (Some(gamma), _) => gamma,
@@ -51,7 +51,7 @@ pub(super) fn layer_norm(cx: &mut Cx, c: &Call, eps: f32) -> Spelled {
 }
 
 /// In the form that ONNX Runtime fuses.
-pub(super) fn rms_norm(cx: &mut Cx, c: &Call, eps: f32) -> Spelled {
+pub(super) fn rms_norm(cx: &mut Cx, c: &Call, eps: f32) -> ExportResult {
     let (x, dtype) = (c.input(0), c.ty().dtype);
     let (two, eps) = (cx.scalar(2.0, dtype), cx.scalar(eps as f64, dtype));
     let squares = cx.binary(BinaryKind::Pow, x, two)?;
@@ -66,7 +66,7 @@ pub(super) fn rms_norm(cx: &mut Cx, c: &Call, eps: f32) -> Spelled {
     }
 }
 
-pub(super) fn affine(cx: &mut Cx, c: &Call) -> Spelled {
+pub(super) fn affine(cx: &mut Cx, c: &Call) -> ExportResult {
     let scaled = cx.binary(BinaryKind::Mul, c.input(0), c.input(1))?;
     let mut y = cx.binary(BinaryKind::Add, scaled, c.input(2))?;
     if let (Some(previous), Some(scale)) = (c.optional(4), c.optional(5)) {

@@ -3,14 +3,14 @@
 use super::*;
 use crate::onnx::export::quantized::Operands;
 
-pub(super) fn matmul(cx: &mut Cx, c: &Call) -> Spelled {
+pub(super) fn matmul(cx: &mut Cx, c: &Call) -> ExportResult {
     let (a, b) = (reduce::widened(cx, c.input(0)), reduce::widened(cx, c.input(1)));
     let ty = ValueType::new(cx.dtype(a), c.ty().shape);
     let y = cx.node("MatMul", &[a, b], vec![], ty);
     Ok(cx.cast(y, c.ty().dtype))
 }
 
-pub(super) fn linear(cx: &mut Cx, c: &Call, act: Act) -> Spelled {
+pub(super) fn linear(cx: &mut Cx, c: &Call, act: Act) -> ExportResult {
     let mut parts = vec![];
     for Operands { x, rounding, w } in cx.operands(c.input(0), c.input(1))? {
         let x = cx.round(x, rounding.as_ref())?;
@@ -26,7 +26,7 @@ pub(super) fn linear(cx: &mut Cx, c: &Call, act: Act) -> Spelled {
     epilogue(cx, c, y, act)
 }
 
-pub(super) fn einsum(cx: &mut Cx, c: &Call, equation: &str) -> Spelled {
+pub(super) fn einsum(cx: &mut Cx, c: &Call, equation: &str) -> ExportResult {
     let mut attribute = string("equation", "");
     attribute.s = Some(equation.to_string().into());
     Ok(c.as_node(cx, "Einsum", vec![attribute]))

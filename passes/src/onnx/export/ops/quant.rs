@@ -5,7 +5,7 @@ use cqc_proto::onnx::AttributeProto;
 use cqc_proto::{DType, Dim};
 
 /// Scale in f32, as [] where it is one number.
-fn scale(cx: &mut Cx, c: &Call, axis: Option<usize>) -> Spelled {
+fn scale(cx: &mut Cx, c: &Call, axis: Option<usize>) -> ExportResult {
     let scale = c.input(1);
     if cx.dtype(scale) == DType::F64 {
         return Err("QuantizeLinear and DequantizeLinear take no f64".into());
@@ -23,7 +23,7 @@ fn granularity(axis: Option<usize>, block: usize) -> Vec<AttributeProto> {
     axis.into_iter().chain((block != 0).then(|| int("block_size", block as i64))).collect()
 }
 
-pub(super) fn quantize(cx: &mut Cx, c: &Call, axis: Option<usize>, block: usize, to: DType) -> Spelled {
+pub(super) fn quantize(cx: &mut Cx, c: &Call, axis: Option<usize>, block: usize, to: DType) -> ExportResult {
     if cx.dtype(c.input(0)) == DType::F64 {
         return Err("QuantizeLinear takes no f64".into());
     }
@@ -36,7 +36,7 @@ pub(super) fn quantize(cx: &mut Cx, c: &Call, axis: Option<usize>, block: usize,
     Ok(cx.nodes("QuantizeLinear", &[Some(x), Some(s), zero], attributes, c.outputs)[0])
 }
 
-pub(super) fn dequantize(cx: &mut Cx, c: &Call, axis: Option<usize>, block: usize, to: DType) -> Spelled {
+pub(super) fn dequantize(cx: &mut Cx, c: &Call, axis: Option<usize>, block: usize, to: DType) -> ExportResult {
     let x = c.input(0);
     let (s, zero) = (scale(cx, c, axis)?, zero_point(cx, c, axis));
     if cx.dtype(x) == DType::I32 && zero.is_some() {
@@ -48,19 +48,19 @@ pub(super) fn dequantize(cx: &mut Cx, c: &Call, axis: Option<usize>, block: usiz
 }
 
 /// Entry `i` of a vector, a scalar.
-fn entry(cx: &mut Cx, v: Val, i: usize) -> Spelled {
+fn entry(cx: &mut Cx, v: Val, i: usize) -> ExportResult {
     let v = if cx.ty(v).elements().is_some_and(|n| n.is(1)) { v } else { part(cx, v, 0, i, 1)? };
     Ok(cx.reshape(v, vec![]))
 }
 
 /// `size` places of an axis from `start`.
-pub(in super::super) fn part(cx: &mut Cx, v: Val, axis: usize, start: usize, size: usize) -> Spelled {
+pub(in super::super) fn part(cx: &mut Cx, v: Val, axis: usize, start: usize, size: usize) -> ExportResult {
     let [start, end] = [start, start + size].map(|n| Dim::constant(n as i64));
     cx.emit(Op::Slice { axes: vec![axis], starts: vec![start], ends: vec![end], steps: vec![1] }, &[v])
 }
 
 /// QuantizeLinear and DequantizeLinear for each segment.
-pub(super) fn fake_quant(cx: &mut Cx, c: &Call, bits: u8, segments: &[usize]) -> Spelled {
+pub(super) fn fake_quant(cx: &mut Cx, c: &Call, bits: u8, segments: &[usize]) -> ExportResult {
     if bits != 8 {
         return Err(format!("activations of {bits} bits, ONNX has 8"));
     }
@@ -84,13 +84,13 @@ pub(super) fn fake_quant(cx: &mut Cx, c: &Call, bits: u8, segments: &[usize]) ->
 }
 
 /// To bfloat16 and back.
-pub(super) fn round_bf16(cx: &mut Cx, c: &Call) -> Spelled {
+pub(super) fn round_bf16(cx: &mut Cx, c: &Call) -> ExportResult {
     let half = cx.cast(c.input(0), DType::BF16);
     Ok(cx.cast(half, DType::F32))
 }
 
 /// DequantizeLinear along the axis of outputs, for each segment of inputs.
-pub(super) fn dequantize_weight(cx: &mut Cx, c: &Call, output_axis: usize, segments: &[usize]) -> Spelled {
+pub(super) fn dequantize_weight(cx: &mut Cx, c: &Call, output_axis: usize, segments: &[usize]) -> ExportResult {
     let (codes, scale) = (c.input(0), c.input(1));
     let outputs = cx.shape(codes)[output_axis].clone();
     let op = Op::Dequantize { axis: Some(output_axis), block: 0, to: DType::F32 };

@@ -12,7 +12,7 @@ pub(super) fn widened(cx: &mut Cx, x: Val) -> Val {
     }
 }
 
-pub(super) fn reduce(cx: &mut Cx, c: &Call, kind: ReduceKind, axes: &[usize], keep: bool) -> Spelled {
+pub(super) fn reduce(cx: &mut Cx, c: &Call, kind: ReduceKind, axes: &[usize], keep: bool) -> ExportResult {
     let x = widened(cx, c.input(0));
     let is_log = matches!(kind, ReduceKind::LogSum | ReduceKind::LogSumExp);
     if is_log && cx.dtype(x) != cx.dtype(c.input(0)) {
@@ -40,7 +40,7 @@ pub(super) fn reduce(cx: &mut Cx, c: &Call, kind: ReduceKind, axes: &[usize], ke
 }
 
 /// Without axes, runtimes disagree about what is left of the operator.
-fn own_map(cx: &mut Cx, kind: ReduceKind, x: Val) -> Spelled {
+fn own_map(cx: &mut Cx, kind: ReduceKind, x: Val) -> ExportResult {
     match kind {
         ReduceKind::L1 | ReduceKind::L2 => cx.unary(UnaryKind::Abs, x),
         ReduceKind::SumSquare => cx.binary(BinaryKind::Mul, x, x),
@@ -50,7 +50,7 @@ fn own_map(cx: &mut Cx, kind: ReduceKind, x: Val) -> Spelled {
     }
 }
 
-pub(super) fn arg_reduce(cx: &mut Cx, c: &Call, largest: bool, axis: usize, keep: bool, last: bool) -> Spelled {
+pub(super) fn arg_reduce(cx: &mut Cx, c: &Call, largest: bool, axis: usize, keep: bool, last: bool) -> ExportResult {
     let attributes =
         vec![int("axis", axis as i64), int("keepdims", keep as i64), int("select_last_index", last as i64)];
     Ok(c.as_node(cx, if largest { "ArgMax" } else { "ArgMin" }, attributes))

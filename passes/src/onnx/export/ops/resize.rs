@@ -5,7 +5,7 @@ use cqc_proto::Dim;
 use cqc_proto::Tensor;
 use cqc_proto::op::{CoordinateMode, NearestMode, ResizeMode};
 
-pub(super) fn resize(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
+pub(super) fn resize(cx: &mut Cx, c: &Call, op: &Op) -> ExportResult {
     let Op::Resize { sizes, scales, mode, coordinates, nearest, cubic_a, exclude_outside, antialias } = op else {
         unreachable!("dispatched by `one`")
     };
@@ -19,9 +19,9 @@ pub(super) fn resize(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
     }
     let scale = match scales.is_empty() {
         true => None,
-        false => {
-            Some(axes.iter().map(|&k| checked_scale(&from[k], &sizes[k], scales[k])).collect::<Spelled<Vec<_>>>()?)
-        }
+        false => Some(
+            axes.iter().map(|&k| checked_scale(&from[k], &sizes[k], scales[k])).collect::<ExportResult<Vec<_>>>()?,
+        ),
     };
     let (scale, target) = match scale {
         Some(list) => (Some(cx.constant("scales", Tensor::from_f32(&[list.len()], &list))), None),
@@ -45,8 +45,9 @@ pub(super) fn resize(cx: &mut Cx, c: &Call, op: &Op) -> Spelled {
     Ok(cx.nodes("Resize", &[Some(x), None, scale, target], attributes, c.outputs)[0])
 }
 
-/// The standard rounds `from · scale` down; a model that gives sizes under a policy may round otherwise.
-fn checked_scale(from: &Dim, to: &Dim, scale: f32) -> Spelled<f32> {
+/// The standard rounds `from · scale` down; a model that gives sizes under a policy may round
+/// otherwise.
+fn checked_scale(from: &Dim, to: &Dim, scale: f32) -> ExportResult<f32> {
     match (from.as_const(), to.as_const()) {
         (Some(from), Some(to)) if (from as f32 * scale).floor() as i64 != to => {
             Err(format!("Resize by {scale} makes {from} to {}, not {to}", (from as f32 * scale).floor()))

@@ -2,19 +2,26 @@
 //!
 //! ```text
 //! ; pass: fuse-silu              one or several passes, comma separated; or
-//! ; cut: shallow                 the step is cut there: candidates, full graph, cached graph; the first input is the sample; or
+//! ; cut: shallow                 the step is cut there: candidates, full graph, cached graph; the first
+//!                                input is the sample; or
 //! ; bf16                         products are rounded to bf16; then which, and why others are not; or
-//! ; quantize: 8 bf16=x fit=y     layers are quantized, weights to 8 bits; those that read x read bf16, and the sums of layer y are corrected
+//! ; quantize: 8 bf16=x fit=y     layers are quantized, weights to 8 bits; those that read x read bf16,
+//!                                and the sums of layer y are corrected; or
+//! ; lower: times=999,500 …       the graph is bound, cut, quantized and lowered as `lowering.rs` says:
+//!                                the plan's text
 //! graph(…) { … return %y }
 //! ;= graph(…) {                  the graph afterwards, then its refusals
 //! ;= refused %y: reason
 //! ```
-//! A file holds any number of graphs. `CQC_BLESS=1 cargo test -p cqc-passes --test filetests` rewrites the `;=` lines.
+//! A file holds any number of graphs. `CQC_BLESS=1 cargo test -p cqc-passes --test filetests`
+//! rewrites the `;=` lines.
+
+mod lowering;
 
 use cqc_passes::bind::{self, Origin, Part};
 use cqc_passes::cache::{self, Batch, CutSpec};
 use cqc_passes::ir::{Graph, parse, verify};
-use cqc_passes::quant::{self, Extra, Layer, OutputCorrection, QuantSpec, QuantTables, round_products};
+use cqc_passes::quant::{self, AnnotateOptions, Layer, OutputCorrection, QuantSpec, QuantTables, round_products};
 use cqc_passes::rewrite::{self, PIPELINE, Pass};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -56,31 +63,35 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// What a file does to its graphs.
-enum Task {
+/// What a file does to the graphs that follow.
+enum Directive {
     Passes(Vec<Pass>),
     Cut(CutSpec),
     Bf16,
     Quantize(String),
+    Lower(String),
 }
 
 /// The file's text with the `;=` lines that the passes give now.
 fn rewritten(text: &str) -> Result<String, String> {
     let mut out = String::new();
-    let mut task = Task::Passes(vec![]);
+    let mut directive = Directive::Passes(vec![]);
     let mut graph = String::new();
     for line in text.lines().filter(|l| !l.starts_with(";=")) {
         if let Some(names) = line.strip_prefix("; pass:") {
-            task = Task::Passes(names.split(',').map(|n| find(n.trim())).collect::<Result<_, _>>()?);
+            directive = Directive::Passes(names.split(',').map(|n| find(n.trim())).collect::<Result<_, _>>()?);
         }
         if let Some(spec) = line.strip_prefix("; cut:") {
-            task = Task::Cut(spec.trim().parse()?);
+            directive = Directive::Cut(spec.trim().parse()?);
         }
         if let Some(how) = line.strip_prefix("; quantize:") {
-            task = Task::Quantize(how.to_string());
+            directive = Directive::Quantize(how.to_string());
+        }
+        if let Some(how) = line.strip_prefix("; lower:") {
+            directive = Directive::Lower(how.to_string());
         }
         if line == "; bf16" {
-            task = Task::Bf16;
+            directive = Directive::Bf16;
         }
         out.push_str(line);
         out.push('\n');
@@ -89,11 +100,12 @@ fn rewritten(text: &str) -> Result<String, String> {
             graph.push('\n');
         }
         if line == "}" {
-            let lines = match &task {
-                Task::Passes(passes) => rewrite_lines(&graph, passes)?,
-                Task::Cut(spec) => cut_lines(&graph, spec)?,
-                Task::Bf16 => bf16_lines(&graph)?,
-                Task::Quantize(how) => quantized_lines(&graph, how)?,
+            let lines = match &directive {
+                Directive::Passes(passes) => rewrite_lines(&graph, passes)?,
+                Directive::Cut(spec) => cut_lines(&graph, spec)?,
+                Directive::Bf16 => bf16_lines(&graph)?,
+                Directive::Quantize(how) => quantized_lines(&graph, how)?,
+                Directive::Lower(how) => lowering::lines(&read(&graph)?, how)?,
             };
             lines.iter().for_each(|line| out.push_str(&format!(";= {line}\n")));
             graph.clear();
@@ -115,6 +127,9 @@ fn read(text: &str) -> Result<Graph, String> {
 fn rewrite_lines(text: &str, passes: &[Pass]) -> Result<Vec<String>, String> {
     let mut graph = read(text)?;
     let report = rewrite::run(&mut graph, passes, |_, _| {}).map_err(|e| e.to_string())?;
+    if let Some(failure) = report.failures.first() {
+        return Err(failure.to_string());
+    }
     let mut lines: Vec<String> = graph.to_string().lines().map(str::to_string).collect();
     lines.extend(report.refusals.iter().map(|r| format!("refused %{}: {}", r.value, r.reason)));
     Ok(lines)
@@ -128,7 +143,7 @@ fn bf16_lines(text: &str) -> Result<Vec<String>, String> {
     // weights that nothing reads any more
     graph.compact().map_err(|node| format!("{node} stands on a cycle"))?;
     let mut lines: Vec<String> = graph.to_string().lines().map(str::to_string).collect();
-    lines.extend(products.layers.iter().map(|l| format!("rounded %{}: {}", l.key, l.op)));
+    lines.extend(products.layers.iter().map(|l| format!("rounded %{}: {}", l.value, l.op)));
     lines.extend(products.float_layers.iter().map(|(name, why)| format!("float {name}: {why}")));
     Ok(lines)
 }
@@ -143,16 +158,16 @@ fn quantized_lines(text: &str, how: &str) -> Result<Vec<String>, String> {
     let float: Vec<usize> = (0..all.sites.len()).filter(|&i| float.contains(&&*all.sites[i].name)).collect();
     let survey = all.without(&float);
     let mut tables = QuantTables::float(&survey, 1);
-    for (i, layer) in survey.layers.iter().enumerate().filter(|(_, l)| named("fit=").contains(&&*l.key)) {
+    for (i, layer) in survey.layers.iter().enumerate().filter(|(_, l)| named("fit=").contains(&&*l.value)) {
         tables.corrections.insert(i, OutputCorrection::identity(layer, 1));
     }
-    quant::annotate(&mut bound, &survey, &tables, Extra::default()).map_err(|e| e.to_string())?;
+    quant::annotate(&mut bound, &survey, &tables, AnnotateOptions::default()).map_err(|e| e.to_string())?;
     let graph = &mut bound.full.graph;
     verify(graph).map_err(|e| e.to_string())?;
     graph.compact().map_err(|node| format!("{node} stands on a cycle"))?;
     let mut lines: Vec<String> = graph.to_string().lines().map(str::to_string).collect();
     let bits = |layer: &Layer| layer.weight.as_ref().map_or(String::new(), |w| format!(", weights of {} bits", w.bits));
-    lines.extend(survey.layers.iter().map(|l| format!("layer %{}: {}{}", l.key, l.op, bits(l))));
+    lines.extend(survey.layers.iter().map(|l| format!("layer %{}: {}{}", l.value, l.op, bits(l))));
     lines.extend(survey.float_layers.iter().map(|(name, why)| format!("float {name}: {why}")));
     Ok(lines)
 }
