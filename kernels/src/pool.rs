@@ -1,7 +1,9 @@
-//! A small fixed thread pool: one job at a time. Every thread begins with tasks of its own, the same share of every job, and then takes over what
-//! others have left: neighbouring tasks of one job after the other work on the same memory, which is then in the right core's cache.
+//! A small fixed thread pool: one job at a time. Every thread begins with tasks of its own, the
+//! same share of every job, and then takes over what others have left: neighbouring tasks of one
+//! job after the other work on the same memory, which is then in the right core's cache.
 //!
-//! Workers spin for a short while after a job, because the next layer usually comes at once, and then park.
+//! Workers spin for a short while after a job, because the next layer usually comes at once, and
+//! then park.
 
 use crate::shared::cut;
 use std::any::Any;
@@ -43,15 +45,17 @@ pub trait Executor: Send + Sync {
     /// How many jobs may run at once, at least 1; asked once, when a pool is made of it.
     fn threads(&self) -> usize;
 
-    /// Calls `job(i)` for every `i` below `jobs`, at most [`Executor::threads`], and returns when all are done. They may run at
-    /// once, one after the other, and on the calling thread. A job does not panic and does not wait for another one.
+    /// Calls `job(i)` for every `i` below `jobs`, at most [`Executor::threads`], and returns when
+    /// all are done. They may run at once, one after the other, and on the calling thread. A job
+    /// does not panic and does not wait for another one.
     fn run(&self, jobs: usize, job: &(dyn Fn(usize) + Sync));
 }
 
-/// A fixed number of threads that run the tasks of one job at a time; the calling thread is one of them.
+/// A fixed number of threads that run the tasks of one job at a time; the calling thread is one of
+/// them.
 ///
-/// Which thread runs a task is not fixed. Kernels never split a sum across tasks, so results do not depend on the number of
-/// threads, nor on whose they are.
+/// Which thread runs a task is not fixed. Kernels never split a sum across tasks, so results do not
+/// depend on the number of threads, nor on whose they are.
 pub struct Pool(Threads);
 
 enum Threads {
@@ -128,7 +132,8 @@ impl Pool {
         }
     }
 
-    /// Calls `task(task_index, worker_index)` for every index below `tasks` and returns when all are done.
+    /// Calls `task(task_index, worker_index)` for every index below `tasks` and returns when all
+    /// are done.
     ///
     /// Called from within a task, it runs all of them on the present thread, as worker 0.
     ///
@@ -148,8 +153,9 @@ impl Pool {
 impl OwnThreads {
     fn run(&self, tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
         let turn = lock(&self.turn);
-        // SAFETY: a worker uses the reference only between raising and lowering `busy`, and raises it only while
-        // `Job::task` is there. This function returns after taking that away and then seeing `busy` at 0.
+        // SAFETY: a worker uses the reference only between raising and lowering `busy`, and raises
+        // it only while `Job::task` is there. This function returns after taking that away and then
+        // seeing `busy` at 0.
         let task = unsafe { std::mem::transmute::<&(dyn Fn(usize, usize) + Sync), Task>(task) };
         self.publish(tasks, task);
         self.shared.work(task, tasks, 0);
@@ -179,8 +185,8 @@ impl OwnThreads {
     }
 }
 
-/// Runs tasks on a caller's threads. All that it needs lies on the stack, so that a thread which waits for its jobs may take up
-/// other work that ends here again.
+/// Runs tasks on a caller's threads. All that it needs lies on the stack, so that a thread which
+/// waits for its jobs may take up other work that ends here again.
 fn run_on(executor: &dyn Executor, threads: usize, tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
     let (next, entered, panic) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(None));
     let work = |_: usize| {
