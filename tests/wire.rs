@@ -1,13 +1,15 @@
-//! Runs `tests/filetests/wire/*.cqt`: a graph is lowered and opened in an engine, and what comes out is how every step is
-//! executed, what it reads and writes, and which roundings and GEGLUs are fused into it.
+//! Runs `tests/filetests/wire/*.cqt`: a graph is lowered and opened in an engine, and what comes
+//! out is how every step is executed, what it reads and writes, and which roundings and GEGLUs are
+//! fused into it.
 //!
 //! ```text
 //! ; wire                         options of the engine may follow: f32 (no low precision), keep=NAME
 //! graph(…) { … return %y }
 //! ;= name: op execution, what it reads → what it writes, how that is rounded
 //! ```
-//! The engine is that of the portable instruction set at a batch of 2, so that every machine gives the same text. A file holds
-//! any number of graphs. `CQC_BLESS=1 cargo test --test wire` rewrites the `;=` lines.
+//! The engine is that of the portable instruction set at a batch of 2, so that every machine gives
+//! the same text. A file holds any number of graphs. `CQC_BLESS=1 cargo test --test wire` rewrites
+//! the `;=` lines.
 
 use cqc_kernels::Isa;
 use cqc_passes::bind;

@@ -1,12 +1,14 @@
 //! Evaluations on a CUDA device, or on its simulator: the same plan, other kernels.
 //!
-//! The preludes run there too (`preludes`), once per request, where there are kernels for all their steps, otherwise on the CPU; their results, the
-//! conditions and the cache lie in the request's slot on the device.
-//! `full` and `cached` are lists of launches recorded when the engine is opened (on a GPU, two CUDA graphs). They are the same for all
-//! evaluations and slots: which evaluation and which slot it is are two numbers in device memory. Where nobody looks at the samples in
+//! The preludes run there too (`preludes`), once per request, where there are kernels for all their
+//! steps, otherwise on the CPU; their results, the conditions and the cache lie in the request's
+//! slot on the device. `full` and `cached` are lists of launches recorded when the engine is opened
+//! (on a GPU, two CUDA graphs). They are the same for all evaluations and slots: which evaluation
+//! and which slot it is are two numbers in device memory. Where nobody looks at the samples in
 //! between, the device moves them as well (`sampler`), and counts evaluations itself.
 //!
-//! Floats are fp16 between kernels, tables and constants f32, rounded activations codes where the plan multiplies integers.
+//! Floats are fp16 between kernels, tables and constants f32, rounded activations codes where the
+//! plan multiplies integers.
 
 mod constants;
 mod fuse;
@@ -103,8 +105,8 @@ struct RecordedProgram {
 }
 
 impl CudaEngine {
-    /// Chooses kernels, uploads weights, lays out memory and records the step programs and the `preludes`, of which the second
-    /// computes `chunk` evaluations at once.
+    /// Chooses kernels, uploads weights, lays out memory and records the step programs and the
+    /// `preludes`, of which the second computes `chunk` evaluations at once.
     fn open(
         weights: &Arc<Weights>,
         on: &CudaBackend,

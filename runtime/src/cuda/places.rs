@@ -98,7 +98,7 @@ impl Placed {
         let (offsets, bytes) = placed.ok_or(EngineError::Memory { needed: usize::MAX, limit: usize::MAX })?;
         self.offsets = self.values.iter().map(|v| buffer_of[v.home].map(|buffer: usize| offsets[buffer])).collect();
         self.scratch = offsets[of_steps..].to_vec();
-        // a whole chunk behind the last row
+        // a whole chunk after the last row
         self.bytes = bytes + ALIGN;
         Ok(())
     }
@@ -136,7 +136,8 @@ impl Placed {
         bytes(FilterKind::Codes).max(bytes(FilterKind::Halves))
     }
 
-    /// Whether tensor cores cannot read the value where it lies: it is no fp16, or its rows are not made of aligned 16 bytes.
+    /// Whether tensor cores cannot read the value where it lies: it is no fp16, or its rows are not
+    /// made of aligned 16 bytes.
     pub fn needs_copy(&self, v: usize) -> bool {
         let (value, element) = (&self.values[v], self.types[v]);
         match element {
