@@ -10,7 +10,7 @@ use cachequant::compile::{LoopOptions, Lowered, compile_loop};
 use cachequant::export::{self, Form};
 use cachequant::io::Overwrite;
 use cachequant::model::{Model, ModelOptions};
-use common::{Check, models};
+use common::{Check, models, sqnr};
 use cqc_passes::onnx::export::{ExportOptions, Layout, Qdq, Wire, export};
 use cqc_passes::quant::QuantSpec;
 use cqc_proto::onnx::data_type;
@@ -89,13 +89,6 @@ fn emulated(threads: usize) -> EngineOptions {
 
 fn in_f32(threads: usize) -> EngineOptions {
     EngineOptions { threads, low_precision: false, ..EngineOptions::default() }
-}
-
-/// Signal over difference, dB.
-fn sqnr(found: &[f32], expected: &[f32]) -> f64 {
-    let square = |x: f32| f64::from(x) * f64::from(x);
-    let noise: f64 = found.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
-    10.0 * (expected.iter().map(|&x| square(x)).sum::<f64>() / noise.max(1e-30)).log10()
 }
 
 /// Constants of bf16 that programs of a plan read.

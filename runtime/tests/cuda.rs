@@ -181,8 +181,8 @@ fn sampled(device: &Arc<dyn Device>, weights: &Arc<Weights>, sampler: &Sampler, 
         conditions(weights).into_iter().map(one).collect()
     };
     let unconditional = if guided { rows(0) } else { BTreeMap::new() };
-    let request =
-        Request { samples, seed: 5, conditions: rows(1), unconditional, guidance: 1.75, ..Request::default() };
+    let (conditions, guidance) = (rows(1), guided.then_some(1.75));
+    let request = Request { samples, seed: 5, conditions, unconditional, guidance, ..Request::default() };
     let mut seen = Vec::new();
     let there = denoise.sample(&request, &mut |moment| {
         seen.push(moment.x().unwrap().into_owned());
