@@ -2,12 +2,13 @@
 
 use crate::denoise::{Compensation, DenoiseError, Denoiser};
 use crate::device::{Device, Found};
-use crate::engine::{Backend, EngineError, EngineOptions, PackCache, Weights};
+use crate::engine::{Backend, EngineError, EngineOptions, Execution, PackCache, StepExecution, Weights};
 use crate::retime::{RetimeError, retime};
 use crate::sampler::{Sampler, SamplerError};
 use bytes::Bytes;
 use cqc_proto::cq::{self, CqError, MAGIC, Manifest, NullCondition};
-use cqc_proto::plan::{InputRole, PlanInput};
+use cqc_proto::op::operand::WEIGHTS;
+use cqc_proto::plan::{InputRole, PlanInput, ProgramKind, Source, Step};
 use cqc_proto::{DType, Tensor, ValueType};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -307,6 +308,33 @@ impl Artifact {
                 .expect("a byte per code");
         }
         Tensor::new(constant.ty.dtype, shape, bytes).expect("as many bytes as the type has")
+    }
+
+    /// How this CPU executes each quantized layer in a full evaluation, in the order of
+    /// [`cq::QuantizedLoop::layers`]: empty where nothing is quantized. A layer for whose sizes there is
+    /// no kernel is computed in f32, its operands rounded. Packs the weights.
+    ///
+    /// # Errors
+    /// Those of opening an engine.
+    pub fn layer_executions(&self) -> Result<Vec<Execution>, EngineError> {
+        let Some(of) = self.manifest.quant.quantized() else { return Ok(vec![]) };
+        let steps = self.weights.steps()?;
+        let full: Vec<&StepExecution> = steps.iter().filter(|s| s.program == ProgramKind::Full).collect();
+        let program = &self.manifest.plan.full;
+        let reads = |step: &Step, weight: usize| {
+            let source = step.inputs.get(WEIGHTS).copied().flatten().map(|v| program.values[v].source);
+            source == Some(Source::Constant(weight))
+        };
+        let step_of = |layer: &cq::QuantizedLayer| {
+            let is_layer = |step: &Step| match layer.weight {
+                Some(weight) => reads(step, weight),
+                None => step.name == layer.name && step.op.name() == layer.op,
+            };
+            program.steps.iter().position(is_layer)
+        };
+        // the file may come from anywhere: a layer that no step computes is not executed at all
+        let execution = |layer| step_of(layer).map_or(Execution::Fused, |i| full[i].execution);
+        Ok(of.layers.iter().map(execution).collect())
     }
 
     /// Correction of the samples after every evaluation, if the artifact has one.

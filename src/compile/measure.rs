@@ -25,7 +25,7 @@ impl Compiled<'_> {
             sampling: self.sampling()?,
             artifact,
             caching: self.caching(),
-            quantization: self.quantization(),
+            quantization: self.quantization()?,
             errors: self.errors(progress)?,
             cost: Cost::of(&self.lowered.plan, self.manifest.guidance != 1.0),
         })
@@ -64,20 +64,26 @@ impl Compiled<'_> {
         })
     }
 
-    fn quantization(&self) -> Option<Quantization> {
+    fn quantization(&self) -> Result<Option<Quantization>, CompileError> {
+        if self.quantized.is_none() && self.lowered.bf16.is_none() {
+            return Ok(None);
+        }
+        let executions = self.artifact()?.layer_executions()?;
         let (layers, float_layers) = match (&self.quantized, &self.lowered.bf16) {
-            (Some(quantized), _) => (layers(quantized), quantized.survey.float_layers.clone()),
-            (None, Some(products)) => (bf16_layers(products, &self.lowered.plan), products.float_layers.clone()),
-            (None, None) => return None,
+            (Some(quantized), _) => (layers(quantized, &executions), quantized.survey.float_layers.clone()),
+            (None, Some(products)) => {
+                (bf16_layers(products, &self.lowered.plan, &executions), products.float_layers.clone())
+            }
+            (None, None) => return Ok(None),
         };
         let quant = self.manifest.quant.quantized();
-        Some(Quantization {
+        Ok(Some(Quantization {
             kind: self.manifest.quant.name().into(),
             rounding: quant.map(|q| q.rounding.clone()).unwrap_or_default(),
             compensation: quant.and_then(|q| Some(q.compensation.as_ref()?.mode.clone())),
             layers,
             float_layers,
-        })
+        }))
     }
 
     /// Without caching and quantization there is nothing to measure, and perhaps no calibration set.

@@ -4,6 +4,7 @@ use super::cost::work_of_steps;
 use crate::calibrate::quantize::Quantized;
 use cqc_passes::quant::{Bf16Layer, Bf16Products, Layer, QuantizedWeight};
 use cqc_proto::plan::{Plan, Program, WeightCodes};
+use cqc_runtime::engine::Execution;
 use serde::Serialize;
 
 /// Which layers are quantized and how.
@@ -40,6 +41,8 @@ pub struct LayerFacts {
     pub is_corrected: bool,
     /// Whether cached evaluations run it.
     pub is_live: bool,
+    /// How this CPU executes it: `int8`, `bf16`, or `f32` with rounded operands.
+    pub execution: &'static str,
 }
 
 /// An input, or a segment of one.
@@ -56,9 +59,9 @@ pub fn represented(scale: f32, zero_point: f32) -> Option<[f32; 2]> {
     (scale != 0.0).then(|| [-zero_point * scale, (255.0 - zero_point) * scale])
 }
 
-/// The layers of a quantized loop.
-pub fn layers(quantized: &Quantized) -> Vec<LayerFacts> {
-    let facts = |(i, layer): (usize, &Layer)| LayerFacts {
+/// The layers of a quantized loop; `executions` as [`cqc_runtime::Artifact::layer_executions`] has them.
+pub fn layers(quantized: &Quantized, executions: &[Execution]) -> Vec<LayerFacts> {
+    let facts = |(i, (layer, execution)): (usize, (&Layer, &Execution))| LayerFacts {
         name: layer.name.clone(),
         op: layer.op.clone(),
         macs: layer.macs,
@@ -67,15 +70,16 @@ pub fn layers(quantized: &Quantized) -> Vec<LayerFacts> {
         inputs: inputs(quantized, layer),
         is_corrected: quantized.fitted.tables.corrections.contains_key(&i),
         is_live: layer.is_live,
+        execution: execution.name(),
     };
-    quantized.survey.layers.iter().enumerate().map(facts).collect()
+    quantized.survey.layers.iter().zip(executions).enumerate().map(facts).collect()
 }
 
 /// The layers of a loop rounded to bf16, which has no ranges.
-pub fn bf16_layers(products: &Bf16Products, plan: &Plan) -> Vec<LayerFacts> {
+pub fn bf16_layers(products: &Bf16Products, plan: &Plan, executions: &[Execution]) -> Vec<LayerFacts> {
     let works = work_of_steps(plan, &plan.full);
     let makes = |program: &Program, key: &str| program.values.iter().any(|v| v.name == key);
-    let facts = |layer: &Bf16Layer| LayerFacts {
+    let facts = |(layer, execution): (&Bf16Layer, &Execution)| LayerFacts {
         name: layer.name.clone(),
         op: layer.op.clone(),
         macs: works.get(&(layer.name.clone(), layer.op.clone())).map_or(0, |work| work.macs),
@@ -84,8 +88,9 @@ pub fn bf16_layers(products: &Bf16Products, plan: &Plan) -> Vec<LayerFacts> {
         inputs: vec![],
         is_corrected: false,
         is_live: plan.cache.as_ref().is_none_or(|cache| makes(&cache.cached, &layer.key)),
+        execution: execution.name(),
     };
-    products.layers.iter().map(facts).collect()
+    products.layers.iter().zip(executions).map(facts).collect()
 }
 
 fn inputs(quantized: &Quantized, layer: &Layer) -> Vec<InputRanges> {

@@ -176,10 +176,31 @@ fn cost(cost: &Cost, report: &Report) -> String {
     let read = format!("{} per image at batch 1{less}", bytes(cost.weight_bytes));
     rows.push(("Weights read", read));
     out += &facts(&rows);
-    if report.quantization.as_ref().is_some_and(|q| q.kind != "bf16") {
-        out += "<p class=\"dim\">This version executes quantized layers in f32, rounded to what integers stand for: the quality is that of integers, the speed is not, and the prediction counts MACs alone.</p>\n";
+    if let Some(quantization) = &report.quantization {
+        out += &executions(quantization);
     }
     out
+}
+
+/// How this CPU executes the quantized layers.
+fn executions(quantization: &Quantization) -> String {
+    let count = |of: &str| quantization.layers.iter().filter(|layer| layer.execution == of).count();
+    let (all, integers, bf16) = (quantization.layers.len(), count("int8"), count("bf16"));
+    let mut parts = Vec::new();
+    if integers > 0 {
+        parts.push(format!("{integers} as integers"));
+    }
+    if bf16 > 0 {
+        parts.push(format!("{bf16} in bf16"));
+    }
+    if all > integers + bf16 {
+        parts.push(format!("{} in f32, their operands rounded, for want of a kernel", all - integers - bf16));
+    }
+    format!(
+        "<p class=\"dim\">Of {}, this CPU multiplies {}. The predicted speed-up counts MACs alone.</p>\n",
+        counted(all, "quantized layer"),
+        parts.join(", ")
+    )
 }
 
 fn layers_section(quantization: &Quantization, report: &Report) -> String {

@@ -93,7 +93,7 @@ pub fn json(artifact: &Artifact) -> Result<Value, Failure> {
         "weights": {"bytes": artifact.weight_bytes(), "float_bytes": float_bytes(artifact)},
     });
     caching_view::add_json(artifact, &mut view);
-    quant_view::add_json(artifact, &mut view);
+    quant_view::add_json(artifact, &mut view)?;
     Ok(view)
 }
 
@@ -148,7 +148,7 @@ fn loop_text(artifact: &Artifact, out: &mut String) -> Result<(), Failure> {
         other_steps(artifact)?,
         if manifest.guidance == 1.0 { "off".to_string() } else { manifest.guidance.to_string() },
         caching_view::text(artifact),
-        quant_view::text(artifact),
+        quant_view::text(artifact)?,
     );
     Ok(())
 }

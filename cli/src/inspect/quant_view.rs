@@ -10,54 +10,42 @@
 //!
 //! `corrections.quant` lists the layers whose sums are corrected to `a · sum + b`, `b` with the layer's own bias, both `[evaluations][channels]`.
 
+use crate::report::Failure;
 use crate::text::{bytes, columns};
 use cachequant::report::cost::StepCost;
 use cachequant::report::layers::represented;
 use cqc_proto::cq::{QuantizedLayer, QuantizedLoop};
 use cqc_runtime::Artifact;
+use cqc_runtime::engine::Execution;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// What executes a quantized layer: integers or bf16, or f32 with operands rounded to what these stand for, where there is no kernel for its sizes or
-/// this CPU.
-fn kernel(artifact: &Artifact, layer: &QuantizedLayer) -> &'static str {
-    if layer.inputs.is_empty() {
-        return if multiplies_bf16(artifact, layer) { "bf16" } else { "rounded f32" };
+/// What executes a quantized layer on this CPU.
+fn kernel(execution: Execution) -> &'static str {
+    match execution {
+        Execution::Int8 => "int8",
+        Execution::Bf16 => "bf16",
+        // there is no kernel for its sizes, or this CPU has no instruction for it
+        Execution::F32 | Execution::Definition => "rounded f32",
+        Execution::Fused => "none",
     }
-    let constant = layer.weight.map(|weight| &artifact.manifest().plan.constants[weight]);
-    let sizes = constant.and_then(|c| Some((c.ty.fixed_shape()?, c.codes.as_ref()?)));
-    let integers = sizes.is_some_and(|(shape, codes)| {
-        let whole = [shape[1 - codes.output_axis]];
-        let segments = if codes.segments.is_empty() { &whole[..] } else { &codes.segments };
-        artifact.weights.isa().multiplies_codes(shape[2..].iter().product(), segments)
-    });
-    if integers { "int8" } else { "rounded f32" }
-}
-
-/// Whether this CPU has an instruction for products of bf16, and the layer enough channels.
-fn multiplies_bf16(artifact: &Artifact, layer: &QuantizedLayer) -> bool {
-    let isa = artifact.weights().isa();
-    let shape = layer.weight.and_then(|weight| artifact.manifest().plan.constants[weight].ty.fixed_shape());
-    shape.is_some_and(|shape| {
-        let [channels, columns] = if layer.op == "linear" { [shape[0], shape[1]] } else { [shape[1], shape[0]] };
-        isa.has_bf16() && isa.suits_bf16(channels, columns)
-    })
 }
 
 /// The keys `quant` and `corrections.quant`; `corrections` has its other keys already.
-pub fn add_json(artifact: &Artifact, view: &mut Value) {
+pub fn add_json(artifact: &Artifact, view: &mut Value) -> Result<(), Failure> {
     let quant = &artifact.manifest().quant;
     let Some(of) = quant.quantized() else {
         view["quant"] = json!({"kind": "none", "layers": []});
-        return;
+        return Ok(());
     };
+    let layers = of.layers.iter().zip(artifact.layer_executions()?);
     let compensation = of.compensation.as_ref().map(
         |tables| json!({"mode": tables.mode, "scale": crate::artifact::rows(artifact, tables.scale), "shift": crate::artifact::rows(artifact, tables.shift)}),
     );
     view["quant"] = json!({
         "kind": quant.name(),
-        "layers": of.layers.iter().map(|layer| layer_json(artifact, layer)).collect::<Vec<_>>(),
+        "layers": layers.map(|(layer, execution)| layer_json(artifact, layer, execution)).collect::<Vec<_>>(),
         "float_layers": of.float_layers,
         "rounding": of.rounding,
         "compensation": compensation,
@@ -73,9 +61,10 @@ pub fn add_json(artifact: &Artifact, view: &mut Value) {
     if !view["corrections"].is_null() {
         view["corrections"]["quant"] = json!(corrected);
     }
+    Ok(())
 }
 
-fn layer_json(artifact: &Artifact, layer: &QuantizedLayer) -> Value {
+fn layer_json(artifact: &Artifact, layer: &QuantizedLayer, execution: Execution) -> Value {
     let scale = |weight: usize| Some(artifact.manifest().plan.constants[weight].codes.as_ref()?.scale);
     let weight_scale: Option<Vec<Value>> = layer
         .weight
@@ -86,7 +75,7 @@ fn layer_json(artifact: &Artifact, layer: &QuantizedLayer) -> Value {
         "name": layer.name, "op": layer.op, "weight_bits": layer.weight_bits, "activation_bits": (!layer.inputs.is_empty()).then_some(8), "weight_scale": weight_scale,
         "activation_scale": scales.iter().map(|row| alone(row)).collect::<Vec<_>>(),
         "activation_zero_point": zeros.iter().map(|row| whole(row)).collect::<Vec<_>>(),
-        "kernel": kernel(artifact, layer),
+        "kernel": kernel(execution),
     })
 }
 
@@ -114,26 +103,28 @@ fn whole(row: &[f32]) -> Value {
 }
 
 /// The line of the loop's text view.
-pub fn text(artifact: &Artifact) -> String {
+pub fn text(artifact: &Artifact) -> Result<String, Failure> {
     let quant = &artifact.manifest().quant;
-    let Some(of) = quant.quantized() else { return "  quant      none\n".into() };
+    let Some(of) = quant.quantized() else { return Ok("  quant      none\n".into()) };
+    let executions = artifact.layer_executions()?;
+    let count = |of: Execution| executions.iter().filter(|execution| **execution == of).count();
     let corrected = of.layers.iter().filter(|layer| layer.correction.is_some()).count();
-    let integers = of.layers.iter().filter(|layer| kernel(artifact, layer) == "int8").count();
     let compensation = of.compensation.as_ref().map_or(String::new(), |c| format!(", samples corrected ({})", c.mode));
+    let layers = of.layers.len();
     if !quant.has_integers() {
-        let multiplied = of.layers.iter().filter(|layer| multiplies_bf16(artifact, layer)).count();
-        let layers = of.layers.len();
-        return format!(
-            "  quant      {}, {layers} layers; this CPU multiplies {multiplied} of them as such\n",
+        let bf16 = count(Execution::Bf16);
+        return Ok(format!(
+            "  quant      {}, {layers} layers; this CPU multiplies {bf16} of them as such\n",
             quant.name()
-        );
+        ));
     }
-    format!(
-        "  quant      {}, weights rounded {}, {corrected} layers corrected{compensation}; {integers} of {} layers multiply integers\n",
+    let (integers, bf16) = (count(Execution::Int8), count(Execution::Bf16));
+    Ok(format!(
+        "  quant      {}, weights rounded {}, {corrected} layers corrected{compensation}; of {layers} layers \
+         this CPU multiplies {integers} as integers, {bf16} as bf16\n",
         quant.name(),
-        of.rounding,
-        of.layers.len()
-    )
+        of.rounding
+    ))
 }
 
 /// Most layers shown.

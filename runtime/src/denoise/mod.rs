@@ -180,6 +180,11 @@ impl Denoiser {
         self.halves
     }
 
+    /// Evaluations of the network in one loop.
+    pub fn evaluations(&self) -> usize {
+        self.timesteps.len()
+    }
+
     /// Samples computed at once.
     pub fn width(&self) -> usize {
         self.width

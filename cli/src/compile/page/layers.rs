@@ -31,6 +31,9 @@ fn row(layer: &LayerFacts, macs: i64, caches: bool, out: &mut String) {
     if layer.is_corrected {
         notes.push("<span class=\"tag corrected\">corrected</span>");
     }
+    if layer.execution == "f32" {
+        notes.push("<span class=\"tag\">rounded f32</span>");
+    }
     if caches && !layer.is_live {
         notes.push("<span class=\"tag\">full only</span>");
     }
