@@ -7,14 +7,14 @@
 //!     [--guidance 2 --null-label 8 --labels 0,1,2] [--features F.onnx --real-stats S.npz]
 //!     [--threads 2] [--references DIR]
 //! ```
-//! All rows start from the same noise. Appends one JSON object per row to `--out` and leaves out rows
-//! that are there already. `--table FILE` prints the rows as Markdown. `scripts/ablation` runs both
-//! trained models.
+//! All rows start from the same noise. Appends one JSON object per row to `--out` and leaves out
+//! rows that are there already. `--table FILE` prints the rows as Markdown. `scripts/ablation` runs
+//! both trained models.
 //!
-//! Each row is a [`Recipe`], and rows of the same schedule share what was decided for it. As in every
-//! compilation, the last half of the calibration set, at most 8 samples, is the holdout, and all
-//! others are fitted on: 24 of 32. Rows that were recorded before there were recipes fitted ranges
-//! and the corrections of sums on half of the set, 16 of 32; a recipe cannot say that.
+//! Each row is a [`Recipe`], and rows of the same schedule share what was decided for it. As in
+//! every compilation, the last half of the calibration set, at most 8 samples, is the holdout, and
+//! all others are fitted on: 24 of 32. Rows that were recorded before there were recipes fitted
+//! ranges and the corrections of sums on half of the set, 16 of 32; a recipe cannot say that.
 
 #[path = "common/mod.rs"]
 mod common;
@@ -85,7 +85,8 @@ fn unquantized() -> Recipe {
     Recipe { quant: Some(Quant::None), correct: Some(vec![]), ..Recipe::default() }
 }
 
-/// One scale for all evaluations, no splits, no corrections; the first and the last layer have 8 bits.
+/// One scale for all evaluations, no splits, no corrections; the first and the last layer have 8
+/// bits.
 fn naive() -> Recipe {
     Recipe {
         quant: Some(Quant::W8a8),

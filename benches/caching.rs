@@ -6,9 +6,9 @@
 //!     [--cuts auto,shallow] [--images 64] [--few 16] [--guidance 2 --null-label 8 --labels 0,1,2]
 //!     [--features F.onnx --real-stats S.npz] [--only METHOD,..]
 //! ```
-//! The first two methods are run on all images, the others on the first few. Appends one JSON object
-//! per row to `--out` and leaves out rows that are there already, so that it can be broken off. Every
-//! row is sampled from its artifact. `--table` prints the file as Markdown.
+//! The first two methods are run on all images, the others on the first few. Appends one JSON
+//! object per row to `--out` and leaves out rows that are there already, so that it can be broken
+//! off. Every row is sampled from its artifact. `--table` prints the file as Markdown.
 //!
 //! The rows of a cut and an interval share a [`Study`] of the calibration set, which a compilation
 //! makes for one schedule; a row's schedule is not measured on the holdout.

@@ -74,7 +74,8 @@ fn tapped(
     (engine.tap(&request, name).unwrap().to_f32_vec(), engine.profile())
 }
 
-/// The recorded inputs with a sample that is larger by a part in a million: what that changes, other orders of summation may change.
+/// The recorded inputs with a sample that is larger by a part in a million: what that changes,
+/// other orders of summation may change.
 fn nudged(check: &Check) -> BTreeMap<String, Tensor> {
     let mut inputs = check.inputs.clone();
     let sample = inputs.get_mut("sample").unwrap();
@@ -120,7 +121,8 @@ fn an_evaluation_is_near_the_float_one_however_it_is_executed() {
                 products.layers.len()
             );
             assert!((30.0..65.0).contains(&cost), "{cost:.1} dB");
-            // a sum in another order may put an operand on the other side of a border between two bf16, and what follows follows
+            // a sum in another order may put an operand on the other side of a border between two
+            // bf16, and what follows follows
             assert!(
                 paths > chaos.min(100.0) - 4.0,
                 "{paths:.1} dB between executions, {chaos:.1} dB from a nudged sample"

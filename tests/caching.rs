@@ -135,8 +135,8 @@ fn schedules_that_are_searched_cost_no_more_than_the_uniform_one() {
     assert_eq!((quadratic.full.len(), quadratic.cost), (4, None));
 }
 
-/// A transformer with class labels: a delta cut, both halves of guidance in the cache, joined in one
-/// batch or apart.
+/// A transformer with class labels: a delta cut, both halves of guidance in the cache, joined in
+/// one batch or apart.
 #[test]
 fn guided_transformers_cache_deltas_in_both_halves() {
     for name in ["dit-dy23", "dit-ts14-static"] {

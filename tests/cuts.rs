@@ -58,7 +58,8 @@ fn in_repository(name: &str) -> PathBuf {
     repository().join("tests/models").join(name)
 }
 
-/// The U-Net of DDPM with three levels: one cut before each concatenation, but for the innermost, which saves too little.
+/// The U-Net of DDPM with three levels: one cut before each concatenation, but for the innermost,
+/// which saves too little.
 const DDPM: [&str; 8] = [
     "0.840 f32[N,8,8,128]",
     "0.762 f32[N,8,8,128]",

@@ -1,6 +1,7 @@
 //! Exported loops in ONNX Runtime, against the engine.
 //!
-//! Needs ONNX Runtime as `onnxruntime.rs` does; whole loops need `CQC_ORACLE_PYTHON` with numpy and onnxruntime, and run `sample.py`.
+//! Needs ONNX Runtime as `onnxruntime.rs` does; whole loops need `CQC_ORACLE_PYTHON` with numpy and
+//! onnxruntime, and run `sample.py`.
 
 mod common;
 #[path = "common/onnxruntime.rs"]
@@ -71,7 +72,8 @@ fn as_port(port: &Port, given: &Tensor) -> Tensor {
 
 type Values = BTreeMap<String, Tensor>;
 
-/// Runs a model on the loop's values and adds what it gives; `false` if an input has a type that is not passed on.
+/// Runs a model on the loop's values and adds what it gives; `false` if an input has a type that is
+/// not passed on.
 fn run_model(environment: &Environment, dir: &Path, exported: &Exported, name: &str, values: &mut Values) -> bool {
     let Some(model) = exported.models.iter().find(|m| m.name == name) else { return true };
     let feed = |p: &Port| (p.name.clone(), as_port(p, &values[&p.value.to_string()]));
@@ -169,7 +171,8 @@ fn drop_dead_steps(program: &mut Program) {
     }
 }
 
-/// Where a cache is fed from the evaluation it is used in, it changes nothing; packed behind an `If`, it is the same cache.
+/// Where a cache is fed from the evaluation it is used in, it changes nothing; packed behind an
+/// `If`, it is the same cache.
 #[test]
 fn cached_evaluations_read_what_full_ones_give() {
     let Some(environment) = onnxruntime::environment() else { return };

@@ -1,9 +1,11 @@
 //! Exported quantized loops in ONNX Runtime, against our execution of the same roundings.
 //!
-//! Left to themselves, two executions drift apart: a sum in another order puts an operand on the other side of a border between two
-//! codes, that changes the next layer's operands, and after a few layers as much differs as rounding has added in the first place. So layers
-//! are compared one by one on the same operands, evaluations on the same sample and cache, and free loops by what rounding
-//! has moved their ends (printed beside it: how far our own engine drifts when the last bits of its noise change).
+//! Left to themselves, two executions drift apart: a sum in another order puts an operand on the
+//! other side of a border between two codes, that changes the next layer's operands, and after a
+//! few layers as much differs as rounding has added in the first place. So layers are compared one
+//! by one on the same operands, evaluations on the same sample and cache, and free loops by what
+//! rounding has moved their ends (printed beside it: how far our own engine drifts when the last
+//! bits of its noise change).
 //!
 //! Needs ONNX Runtime as `onnxruntime.rs` does.
 
@@ -57,7 +59,8 @@ fn watched(ours: &mut Denoiser, kind: ProgramKind, trajectory: &mut Trajectory) 
     seen
 }
 
-/// A rounded segment in the exported model: its tensor, our value, the segment's first place there and its size.
+/// A rounded segment in the exported model: its tensor, our value, the segment's first place there
+/// and its size.
 struct Rounded {
     tensor: String,
     value: String,
@@ -91,7 +94,8 @@ fn step_of(values: &Tensor) -> f32 {
     list.windows(2).map(|w| w[1] - w[0]).filter(|d| *d > 1e-9).fold(f32::INFINITY, f32::min)
 }
 
-/// Every layer of an evaluation on our operands: rounded inputs and results differ by one step at most.
+/// Every layer of an evaluation on our operands: rounded inputs and results differ by one step at
+/// most.
 fn check_layers(case: &Case, qdq: Qdq, kind: ProgramKind) {
     let Some(environment) = onnxruntime::environment() else { return };
     let directory = tempfile::tempdir().unwrap();
@@ -264,8 +268,9 @@ fn the_script_compensates_and_samples_quantized_loops() {
     }
 }
 
-/// What ONNX Runtime and TensorRT look for: both operands of every product come straight from a DequantizeLinear, that of the input behind a
-/// QuantizeLinear, and scales are constants where that was asked for.
+/// What ONNX Runtime and TensorRT look for: both operands of every product come straight from a
+/// DequantizeLinear, that of the input behind a QuantizeLinear, and scales are constants where that
+/// was asked for.
 #[test]
 fn rounding_stands_directly_in_front_of_products() {
     let case = case("ddpm-shapes32", BTreeMap::new(), 4, 1, true);

@@ -361,8 +361,8 @@ fn integers_are_what_rounded_floats_stand_for() {
             for (l, trajectory) in [&mut floats, &mut integers, &mut nudged].into_iter().zip(&mut trajectories) {
                 l.evaluate_as(kind, trajectory).unwrap();
             }
-            // an activation that lies between two levels may take the other one, as it does when the
-            // sample changes by parts in a million
+            // an activation that lies between two levels may take the other one, as it does when
+            // the sample changes by parts in a million
             let [found, chaos] = [&integers, &nudged].map(|l| sqnr(l.output(), floats.output()));
             println!("evaluation {evaluation}: {found:.1} dB, {chaos:.1} dB from a nudged sample");
             // a single level, early, is worth 46 dB here

@@ -8,8 +8,8 @@ use cachequant::report::FileFacts;
 use cachequant::report::trajectory::Variant;
 use common::{compiled, load};
 
-/// The page and calibration measure the same thing: the uncorrected schedule has the PSNR that chose
-/// it.
+/// The page and calibration measure the same thing: the uncorrected schedule has the PSNR that
+/// chose it.
 #[test]
 fn errors_agree_with_what_calibration_measured() {
     let model = load("ddpm-shapes32");

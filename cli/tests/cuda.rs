@@ -101,7 +101,8 @@ mod simulator {
         kind: ProgramKind,
         /// CPU and simulator.
         device: f64,
-        /// The CPU from this sample and from one that is off by as much as fp16 rounds: how far such an error goes.
+        /// The CPU from this sample and from one that is off by as much as fp16 rounds: how far
+        /// such an error goes.
         nudged: f64,
     }
 
@@ -182,7 +183,8 @@ mod simulator {
 
     #[test]
     fn the_quantized_and_cached_unet_equals_the_cpu() {
-        // activations between two levels may take the other one: two executions are 45 dB apart (docs/quantization.md)
+        // activations between two levels may take the other one: two executions are 45 dB apart
+        // (docs/quantization.md)
         let found = quantized_and_cached("ddpm-shapes32", Conditions::new());
         assert!(found.iter().all(|found| found.device > 38.0));
     }
@@ -198,7 +200,8 @@ mod simulator {
     fn conditional_models_quantized_and_cached_equal_the_cpu() {
         let found = quantized_and_cached("dit-dy23", conditions("dit-dy23"));
         assert!(found.iter().all(|found| found.device > 38.0));
-        // with these random weights activations that take another level go further: fp16's rounding of the sample alone makes 31 dB on the CPU
+        // with these random weights activations that take another level go further: fp16's rounding
+        // of the sample alone makes 31 dB on the CPU
         let found = quantized_and_cached("sdxl-ts17", conditions("sdxl-ts17"));
         assert!(found.iter().all(|found| found.device > found.nudged - 3.0));
     }

@@ -86,7 +86,8 @@ fn evaluations_allocate_nothing() {
             .map(|s| s.name)
             .collect();
         assert!(slow.is_empty(), "{slow:?}");
-        // what is left over by other threads (their start, the test's own) does not come every time, what the loop does would
+        // what is left over by other threads (their start, the test's own) does not come every
+        // time, what the loop does would
         let counts: Vec<usize> = (0..20).map(|_| allocations_of_a_trajectory(&mut denoiser, BTreeMap::new())).collect();
         assert!(counts.contains(&0), "{kind}: {counts:?}");
     }

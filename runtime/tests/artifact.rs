@@ -70,7 +70,8 @@ fn bytes_give_the_samples_of_their_file() {
     assert!(Artifact::from_bytes(bytes[..bytes.len() / 2].to_vec()).is_err());
 }
 
-/// The scale of guidance and the null conditions are the artifact's unless a request says otherwise.
+/// The scale of guidance and the null conditions are the artifact's unless a request says
+/// otherwise.
 #[test]
 fn a_request_that_says_nothing_of_guidance_is_guided_as_compiled() {
     let artifact = artifact();

@@ -16,8 +16,9 @@ use std::sync::Arc;
 
 use ProgramKind::{Full, PreludeSteps};
 
-/// `out = x · w + class row + time row`, `[N, 24, 4]` (or `[N, 24, 8]` with a variance); batch `N` or fixed. 24 rows are whole
-/// tiles of every kernel, so that results do not depend on the batch by a bit.
+/// `out = x · w + class row + time row`, `[N, 24, 4]` (or `[N, 24, 8]` with a variance); batch `N`
+/// or fixed. 24 rows are whole tiles of every kernel, so that results do not depend on the batch by
+/// a bit.
 fn denoiser(evaluations: usize, columns: usize, fixed: Option<usize>) -> Arc<Weights> {
     let rows = fixed.map_or("N".to_string(), |b| b.to_string());
     let stacked = fixed.map_or("N".to_string(), |b| (b * evaluations).to_string());

@@ -24,8 +24,8 @@ pub struct Case {
     bytes: Bytes,
 }
 
-/// Compiles a model of `tests/models` for two samples. Its narrow layers stay float unless `all` are
-/// to be quantized.
+/// Compiles a model of `tests/models` for two samples. Its narrow layers stay float unless `all`
+/// are to be quantized.
 pub fn case(model: &str, conditions: BTreeMap<String, Tensor>, bits: u8, interval: usize, all: bool) -> Case {
     let quant = if bits == 4 { Quant::W4a8 } else { Quant::W8a8 };
     let recipe = Recipe {
@@ -114,7 +114,8 @@ impl Case {
         denoiser
     }
 
-    /// The same request with noise that differs in the last bits: what it changes, other orders of summation may change.
+    /// The same request with noise that differs in the last bits: what it changes, other orders of
+    /// summation may change.
     pub fn nudged(&self) -> Request {
         let mut noise = vec![0.0f32; 2 * 3 * 32 * 32];
         Noise::new(self.request.seed, 0, 2).fill(&mut noise);
