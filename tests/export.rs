@@ -171,7 +171,7 @@ fn drop_dead_steps(program: &mut Program) {
     }
 }
 
-/// Where a cache is fed from the evaluation it is used in, it changes nothing; packed behind an
+/// Where a cache is fed from the evaluation it is used in, it changes nothing; packed in an
 /// `If`, it is the same cache.
 #[test]
 fn cached_evaluations_read_what_full_ones_give() {

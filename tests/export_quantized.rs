@@ -269,7 +269,7 @@ fn the_script_compensates_and_samples_quantized_loops() {
 }
 
 /// What ONNX Runtime and TensorRT look for: both operands of every product come straight from a
-/// DequantizeLinear, that of the input behind a QuantizeLinear, and scales are constants where that
+/// DequantizeLinear, that of the input after a QuantizeLinear, and scales are constants where that
 /// was asked for.
 #[test]
 fn rounding_stands_directly_in_front_of_products() {

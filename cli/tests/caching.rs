@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 fn the_same_recipe_gives_the_same_bytes_for_any_number_of_threads() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str| dir.path().join(name).display().to_string();
-    let recipe = "--steps 10 --interval 3 --calib-samples 4 --calib-batch 2";
+    let recipe = "--steps 6 --interval 2 --calib-samples 4 --calib-batch 2";
     for threads in [1, 2] {
         let (model, out) = (model("ddpm-shapes32"), file(&format!("{threads}.cq")));
         done(&format!("compile {} -o {out} {recipe} --threads {threads}", model.display()));
@@ -24,21 +24,21 @@ fn the_same_recipe_gives_the_same_bytes_for_any_number_of_threads() {
     let view = done(&format!("inspect {} --json", file("1.cq"))).json();
     let full = view["schedule"]["full_steps"].as_array().unwrap();
     let found = (full.len(), &full[0], &view["schedule"]["interval"]);
-    assert_eq!(found, (4, &0.into(), &3.into()));
+    assert_eq!(found, (3, &0.into(), &2.into()));
     assert!(view["cut"]["macs_cached"].as_i64() < view["cut"]["macs_full"].as_i64());
     assert_eq!(view["calibration"]["samples"], 4);
     let programs = view["programs"].as_array().unwrap();
     let programs: Vec<&str> = programs.iter().map(|p| p["name"].as_str().unwrap()).collect();
     assert_eq!(programs, ["full", "cached"]);
     if !view["corrections"].is_null() {
-        assert_eq!(view["corrections"]["cache"]["a"].as_array().unwrap().len(), 10);
+        assert_eq!(view["corrections"]["cache"]["a"].as_array().unwrap().len(), 6);
     }
     let text = done(&format!("inspect {}", file("1.cq"))).stdout;
-    assert!(text.contains("interval 3: 4 of 10 evaluations are full"), "{text}");
+    assert!(text.contains("interval 2: 3 of 6 evaluations are full"), "{text}");
 
     let bench = done(&format!("bench {} --repeat 1 --json", file("1.cq"))).json();
     assert!(bench["cached_step_ms"].as_f64().unwrap() < bench["full_step_ms"].as_f64().unwrap());
-    assert_eq!((&bench["full_steps"], &bench["steps"]), (&4.into(), &10.into()));
+    assert_eq!((&bench["full_steps"], &bench["steps"]), (&3.into(), &6.into()));
 }
 
 #[test]
