@@ -11,7 +11,7 @@ use cachequant::runtime::engine::{Engine, EngineOptions, Execution};
 use cachequant::{Compiled, Model};
 use common::{compiled, labels, load, on_cpu, samples, sqnr};
 use cqc_passes::ir::ValueId;
-use cqc_passes::quant::{Extra, Layer, PreludeWeight, QuantSpec, QuantTables, Survey};
+use cqc_passes::quant::{AnnotateOptions, Layer, PreludeWeight, QuantSpec, QuantTables, Survey};
 use cqc_proto::plan::{InputRole, ProgramKind, Source};
 use cqc_proto::{Op, Tensor};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -192,7 +192,7 @@ fn weights_of_preludes_with_4_bits_are_rounded_by_what_they_read() {
     let quality = |preludes: Vec<PreludeWeight>| {
         let survey = Survey { preludes, ..Survey::default() };
         let tables = QuantTables::float(&survey, assembled.evaluations());
-        let lowered = assembled.lower(Some((&survey, &tables, Extra::default()))).unwrap().0;
+        let lowered = assembled.lower(Some((&survey, &tables, AnnotateOptions::default()))).unwrap().0;
         sqnr(&first_output(session.open(&lowered, 4).unwrap(), &request), &float)
     };
     let preludes = quantized.survey.preludes;

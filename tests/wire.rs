@@ -80,7 +80,8 @@ fn steps(text: &str, options: &EngineOptions) -> Result<Vec<StepExecution>, Stri
     let output = |(name, v): &(String, _)| PlanOutput { name: name.clone(), ty: graph.ty(*v).clone(), value: 0 };
     let (inputs, outputs) = (graph.inputs.iter().map(input).collect(), graph.outputs.iter().map(output).collect());
     let bound = bind::unbound(&graph);
-    let (plan, weights) = lower(&bound, inputs, outputs, Some("N"), None, 0, false).map_err(|e| e.to_string())?;
+    let lowered = lower(&bound, inputs, outputs, Some("N"), None, 0, false).map_err(|e| e.to_string())?;
+    let (plan, weights) = (lowered.plan, lowered.weights);
     let mut bytes = vec![0; weights.len as usize];
     for (offset, tensor) in &weights.parts {
         bytes[*offset as usize..][..tensor.bytes().len()].copy_from_slice(tensor.bytes());

@@ -8,7 +8,7 @@ use cqc_proto::Op;
 use cqc_proto::op::{Act, ConvLayout};
 use cqc_proto::plan::{InputRole, ProgramKind::Full};
 use cqc_proto::sampler::{SamplerConfig, SamplerKind};
-use cqc_runtime::denoise::{DenoiseError, Loop, Request, Trajectory};
+use cqc_runtime::denoise::{DenoiseError, Denoiser, Request, Trajectory};
 use cqc_runtime::engine::{Backend, Engine, EngineError, EngineOptions, Executor, InFlight, Pool, Weights};
 use cqc_runtime::sampler::Sampler;
 use std::ops::ControlFlow;
@@ -26,7 +26,7 @@ fn engines_move_between_threads_and_weights_are_shared() {
     assert_shared::<Arc<dyn Backend>>();
     assert_shared::<Engine>();
     assert_shared::<InFlight>();
-    assert_send::<Loop>();
+    assert_send::<Denoiser>();
     assert_send::<Trajectory>();
     assert_shared::<EngineError>();
     assert_shared::<DenoiseError>();
@@ -89,13 +89,13 @@ fn denoiser() -> Arc<Weights> {
     let y = b.full(Op::Linear { act: Act::None }, &[y, w]);
     let y = b.full(Op::Reshape { shape: shape("N,8,8,32") }, &[y]);
     b.output("out", y);
-    Weights::for_isa(b.plan.clone(), b.bytes(), Isa::detect()).unwrap()
+    Weights::for_isa(b.plan.clone(), b.bytes(), Isa::detect().unwrap()).unwrap()
 }
 
 fn samples(weights: &Arc<Weights>, pool: Pool) -> Vec<f32> {
     let sampler = Sampler::new(&SamplerConfig::of_kind(SamplerKind::Ddim), 3).unwrap();
     let options = EngineOptions { batch: 2, pool: Some(Arc::new(pool)), ..EngineOptions::default() };
-    let mut denoise = Loop::open(weights, sampler, false, &options).unwrap();
+    let mut denoise = Denoiser::open(weights, sampler, false, &options).unwrap();
     let request = Request { samples: 3, seed: 5, ..Request::default() };
     denoise.sample(&request, &mut |_| ControlFlow::Continue(())).unwrap().to_f32_vec()
 }
@@ -132,6 +132,8 @@ fn a_panic_in_a_task_reaches_the_caller() {
     let payload = std::panic::catch_unwind(run).unwrap_err();
     assert!(payload.downcast_ref::<String>().unwrap().contains("task five"));
     let done = AtomicUsize::new(0);
-    pool.run(8, &|_, worker| drop(done.fetch_add(1 + 100 * usize::from(worker >= 2), Ordering::Relaxed)));
+    pool.run(8, &|_, worker| {
+        done.fetch_add(1 + 100 * usize::from(worker >= 2), Ordering::Relaxed);
+    });
     assert_eq!(done.into_inner(), 8);
 }
