@@ -20,7 +20,7 @@
 mod common;
 
 use cachequant::Model;
-use cachequant::calibrate::{Choice, held_out};
+use cachequant::calibrate::{CachingChoice, holdout_size};
 use cachequant::compile::Session;
 use cachequant::recipe::{CacheFit, CompensationMode, Correct, Grouping, Quant, Recipe, Selection};
 use common::{Bench, Options, arguments, option, rows};
@@ -234,12 +234,12 @@ struct Ablation<'a> {
     cut: &'a str,
     /// Calibration samples that are fitted on.
     fit: usize,
-    choices: BTreeMap<Schedule, Choice>,
+    choices: BTreeMap<Schedule, CachingChoice>,
 }
 
 impl<'a> Ablation<'a> {
     fn new(model: &'a Model, options: &'a Options, interval: usize, calibration: usize) -> Ablation<'a> {
-        let (cut, fit) = (option(options, "cut", "auto"), calibration - held_out(calibration));
+        let (cut, fit) = (option(options, "cut", "auto"), calibration - holdout_size(calibration));
         Ablation { model, interval, cut, fit, choices: BTreeMap::new() }
     }
 

@@ -16,7 +16,9 @@
 #[path = "common/mod.rs"]
 mod common;
 
-use cachequant::calibrate::{CalibrationOptions, Choice, Correct, Fit, Study, Wanted};
+use cachequant::calibrate::{
+    CachingChoice, CalibrationOptions, CorrectionFit, CorrectionPolicy, ScheduleSource, Study,
+};
 use cachequant::compile::Session;
 use cachequant::recipe::{Quant, Recipe};
 use common::{BATCH, Bench, Options, arguments, option, rows};
@@ -60,7 +62,7 @@ fn run(path: &Path, options: &Options) {
                 json!({"model": name, "steps": steps, "cut": cut, "interval": interval, "schedule": method,
                        "correction": correction})
             };
-            let wanted: Vec<(&str, Option<Fit>)> = METHODS
+            let wanted: Vec<(&str, Option<CorrectionFit>)> = METHODS
                 .into_iter()
                 .filter(|(method, fit)| {
                     let row = identity(method, &correction_name(*fit));
@@ -86,8 +88,8 @@ fn run(path: &Path, options: &Options) {
                 &mut denoiser,
                 CalibrationOptions {
                     interval,
-                    schedule: Wanted::Method(ScheduleKind::Auto),
-                    correct: Correct::Never,
+                    schedule: ScheduleSource::Method(ScheduleKind::Auto),
+                    correct: CorrectionPolicy::Never,
                     request: set.clone(),
                     output_samples: BATCH,
                     progress: &mut progress,
@@ -102,10 +104,10 @@ fn run(path: &Path, options: &Options) {
                     "dps" => ScheduleKind::Dps,
                     _ => ScheduleKind::DpsOutput,
                 };
-                let Ok(candidates) = study.candidates(&Wanted::Method(kind)) else { continue };
+                let Ok(candidates) = study.candidates(&ScheduleSource::Method(kind)) else { continue };
                 let candidate = candidates.into_iter().next().unwrap();
                 let tables = fit.map(|fit| (fit, study.tables(fit, &candidate.full).unwrap()));
-                let choice = Choice {
+                let choice = CachingChoice {
                     full: candidate.full,
                     method: method.into(),
                     cost: candidate.cost,
@@ -139,19 +141,19 @@ fn run(path: &Path, options: &Options) {
     }
 }
 
-const METHODS: [(&str, Option<Fit>); 9] = [
+const METHODS: [(&str, Option<CorrectionFit>); 9] = [
     ("uniform", None),
-    ("dps-output", Some(Fit::Forecast)),
+    ("dps-output", Some(CorrectionFit::Forecast)),
     ("dps", None),
-    ("dps", Some(Fit::TeacherForced)),
-    ("uniform", Some(Fit::TeacherForced)),
+    ("dps", Some(CorrectionFit::TeacherForced)),
+    ("uniform", Some(CorrectionFit::TeacherForced)),
     ("quadratic", None),
     ("dps-output", None),
-    ("uniform", Some(Fit::Forecast)),
-    ("quadratic", Some(Fit::TeacherForced)),
+    ("uniform", Some(CorrectionFit::Forecast)),
+    ("quadratic", Some(CorrectionFit::TeacherForced)),
 ];
 
-fn correction_name(fit: Option<Fit>) -> String {
+fn correction_name(fit: Option<CorrectionFit>) -> String {
     fit.map_or("none".into(), |fit| fit.to_string())
 }
 
@@ -166,7 +168,7 @@ fn print_table(path: &Path) {
     for row in &rows {
         let share = (row["share"].as_f64().unwrap() * -1e6) as i64;
         let group = (row["model"].as_str().unwrap().to_string(), share, row["interval"].as_i64().unwrap());
-        let is = |(method, fit): &(&str, Option<Fit>)| {
+        let is = |(method, fit): &(&str, Option<CorrectionFit>)| {
             row["schedule"] == **method && row["correction"] == correction_name(*fit)
         };
         groups.entry(group).or_default().insert(METHODS.iter().position(is).unwrap(), row);

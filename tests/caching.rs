@@ -3,7 +3,7 @@
 mod common;
 
 use cachequant::Recipe;
-use cachequant::calibrate::Choice;
+use cachequant::calibrate::CachingChoice;
 use cachequant::compile::Session;
 use cachequant::recipe::{CacheFit, Correct, Quant, SamplerKind, ScheduleSpec};
 use cachequant::runtime::denoise::Request;
@@ -33,7 +33,7 @@ fn uncached(steps: usize) -> Recipe {
     Recipe { steps: Some(steps), interval: Some(1), quant: Some(Quant::None), ..Recipe::default() }
 }
 
-fn decide(session: &Session) -> Choice {
+fn decide(session: &Session) -> CachingChoice {
     session.decide(&mut ()).unwrap().expect("something is cached")
 }
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use cachequant::calibrate::Choice;
+use cachequant::calibrate::CachingChoice;
 use cachequant::compile::{Session, assemble_loop};
 use cachequant::recipe::{Array, CacheFit, CompensationMode, Correct, Grouping, Quant, Recipe, SamplerKind};
 use cachequant::runtime::DenoiserOptions;
@@ -45,12 +45,12 @@ fn session<'m>(model: &'m Model, recipe: &Recipe) -> Session<'m> {
     Session::new(model, recipe).unwrap()
 }
 
-fn decide(session: &Session) -> Choice {
+fn decide(session: &Session) -> CachingChoice {
     session.decide(&mut ()).unwrap().expect("something is cached")
 }
 
 /// The artifact with a schedule that another session decided.
-fn quantized<'m>(model: &'m Model, recipe: &Recipe, choice: &Choice) -> Compiled<'m> {
+fn quantized<'m>(model: &'m Model, recipe: &Recipe, choice: &CachingChoice) -> Compiled<'m> {
     let session = session(model, recipe);
     let quantized = session.quantize(Some(choice), &mut ()).unwrap();
     session.finish(Some(choice.clone()), quantized).unwrap()

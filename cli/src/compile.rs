@@ -109,7 +109,7 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
 /// A bar for each phase.
 struct Bars {
     quiet: bool,
-    shown: Option<(Phase, term::Progress)>,
+    shown: Option<(Phase, term::ProgressBar)>,
 }
 
 impl cachequant::Progress for Bars {
@@ -120,7 +120,7 @@ impl cachequant::Progress for Bars {
             Phase::Reporting => "reporting",
         };
         if self.shown.as_ref().is_none_or(|(shown, _)| *shown != phase) {
-            self.shown = Some((phase, term::Progress::new(name, total, self.quiet)));
+            self.shown = Some((phase, term::ProgressBar::new(name, total, self.quiet)));
         }
         if let Some((_, bar)) = &mut self.shown {
             bar.set_total(total);

@@ -4,7 +4,7 @@ use super::args::Shard;
 use super::report::Failure;
 use super::sampling::{SamplingArgs, Selected, part_of};
 use super::source::{Source, check_comparable};
-use super::term::Progress;
+use super::term::ProgressBar;
 use cqc_runtime::engine::EngineOptions;
 use cqc_runtime::{Denoiser, DenoiserOptions, Device, Request};
 use std::ops::{ControlFlow, Range};
@@ -87,16 +87,16 @@ impl Lockstep {
     }
 
     /// A bar that [`Lockstep::run`] moves.
-    pub fn progress(&self, what: &'static str, quiet: bool) -> Progress {
+    pub fn progress(&self, what: &'static str, quiet: bool) -> ProgressBar {
         let count = |range: Range<usize>| {
             let of = |l: &Denoiser| range.len().div_ceil(l.width()) * l.sampler().evaluations().len();
             of(&self.reference) + of(&self.candidate)
         };
-        Progress::new(what, self.chunks().map(count).sum::<usize>() as u64, quiet)
+        ProgressBar::new(what, self.chunks().map(count).sum::<usize>() as u64, quiet)
     }
 
     /// Samples `range` of the request.
-    pub fn run(&mut self, range: &Range<usize>, progress: &mut Progress) -> Result<Chunk, Failure> {
+    pub fn run(&mut self, range: &Range<usize>, progress: &mut ProgressBar) -> Result<Chunk, Failure> {
         let len = self.len;
         let in_step = self.in_step();
         let evaluations = if in_step { self.evaluations() } else { 0 };

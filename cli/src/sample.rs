@@ -5,7 +5,7 @@ use super::device::DeviceArgs;
 use super::report::Failure;
 use super::sampling::{SamplingArgs, Selected};
 use super::source::Source;
-use super::term::Progress;
+use super::term::ProgressBar;
 use super::trace::Trace;
 use super::{artifact, term};
 use cachequant::io::{Overwrite, check_target, has_extension, write_npy, write_npz, write_png};
@@ -68,7 +68,7 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
 
     let evaluations = denoiser.sampler().evaluations().len();
     let rounds = request.samples.div_ceil(denoiser.width());
-    let mut progress = Progress::new("sampling", (rounds * evaluations) as u64, quiet);
+    let mut progress = ProgressBar::new("sampling", (rounds * evaluations) as u64, quiet);
     let mut trace = args.trace.as_ref().map(|_| Trace::begin());
     let start = Instant::now();
     let samples = denoiser.sample(&request, &mut |moment| {

@@ -1,7 +1,7 @@
 //! What goes to stdout and stderr: results, logs, progress.
 
 use super::report::{Exit, Failure};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressStyle;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 use tracing_subscriber::EnvFilter;
@@ -49,7 +49,7 @@ pub fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
 }
 
 /// A bar on a terminal; elsewhere a line every few seconds. Nothing when quiet.
-pub struct Progress {
+pub struct ProgressBar {
     what: &'static str,
     total: u64,
     done: u64,
@@ -60,22 +60,22 @@ pub struct Progress {
 
 enum Shown {
     Nothing,
-    Bar(ProgressBar),
+    Bar(indicatif::ProgressBar),
     Lines,
 }
 
 /// Seconds between two lines.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
-impl Progress {
+impl ProgressBar {
     /// `total` units of work are to come.
-    pub fn new(what: &'static str, total: u64, quiet: bool) -> Progress {
+    pub fn new(what: &'static str, total: u64, quiet: bool) -> ProgressBar {
         let shown = match (quiet, std::io::stderr().is_terminal()) {
             (true, _) => Shown::Nothing,
             (false, true) => Shown::Bar(bar(what, total)),
             (false, false) => Shown::Lines,
         };
-        Progress { what, total, done: 0, started: Instant::now(), last_line: Instant::now(), shown }
+        ProgressBar { what, total, done: 0, started: Instant::now(), last_line: Instant::now(), shown }
     }
 
     /// It turned out how much there is.
@@ -105,7 +105,7 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Drop for ProgressBar {
     fn drop(&mut self) {
         if let Shown::Bar(bar) = &self.shown {
             bar.finish_and_clear();
@@ -113,8 +113,8 @@ impl Drop for Progress {
     }
 }
 
-fn bar(what: &'static str, total: u64) -> ProgressBar {
+fn bar(what: &'static str, total: u64) -> indicatif::ProgressBar {
     let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}, {eta} left");
-    let bar = ProgressBar::new(total).with_message(what);
+    let bar = indicatif::ProgressBar::new(total).with_message(what);
     bar.with_style(style.expect("the template is valid"))
 }

@@ -1,10 +1,10 @@
 //! Candidates, and the best of them.
 
-use super::correct::{Fit, Tables, sequential, teacher_forced};
-use super::measure::HeldOut;
+use super::correct::{CacheTables, CorrectionFit, sequential, teacher_forced};
+use super::measure::Holdout;
 use super::observe::{Observed, channels, observe};
 use super::probe::{PROBED_SAMPLES, PROBES};
-use super::{CalibrateError, CalibrationOptions, Correct, Progress, Wanted};
+use super::{CalibrateError, CalibrationOptions, CorrectionPolicy, EvaluationCounter, ScheduleSource};
 pub use cqc_passes::cache::schedule::Candidate;
 use cqc_passes::cache::schedule::{self, Costs, Quadratic, ScheduleKind, full_count, group_lengths};
 use cqc_runtime::denoise::{Denoiser, Request};
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 /// What was decided.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Choice {
+pub struct CachingChoice {
     /// Full evaluations, ascending from 0.
     pub full: Vec<usize>,
     /// How the schedule was found.
@@ -20,12 +20,12 @@ pub struct Choice {
     /// What the method minimises, for the schedule and for the uniform one.
     pub cost: Option<(f64, Option<f64>)>,
     /// The correction, if it helps or was asked for.
-    pub tables: Option<(Fit, Tables)>,
+    pub tables: Option<(CorrectionFit, CacheTables)>,
     /// Every candidate that was measured on held-out samples.
     pub measured: Vec<Measured>,
     /// The held-out samples, unless this was stored and read again.
     #[serde(skip)]
-    pub held: Option<HeldOut>,
+    pub held: Option<Holdout>,
 }
 
 /// A candidate on held-out samples.
@@ -36,13 +36,13 @@ pub struct Measured {
     /// Full evaluations, ascending from 0.
     pub full: Vec<usize>,
     /// Its correction.
-    pub correction: Option<Fit>,
+    pub correction: Option<CorrectionFit>,
     /// Mean PSNR to the ordinary loop's ends, dB.
     pub psnr: f64,
 }
 
 /// Samples that are held out: half of them, at least one and at most 8, which tell decibels apart: candidates are compared on the same ones.
-pub fn held_out(samples: usize) -> usize {
+pub fn holdout_size(samples: usize) -> usize {
     (samples / 2).clamp(1, 8)
 }
 
@@ -62,8 +62,8 @@ pub struct Study<'a> {
     /// Samples that tables are fitted on; the others are held out.
     fit: usize,
     observed: Observed,
-    held: HeldOut,
-    progress: Progress<'a>,
+    held: Holdout,
+    progress: EvaluationCounter<'a>,
 }
 
 impl<'a> Study<'a> {
@@ -78,13 +78,13 @@ impl<'a> Study<'a> {
         }
         let steps: Vec<usize> = denoiser.sampler().evaluations().iter().map(|e| e.step).collect();
         let width = width(&schedule, &steps, interval)?;
-        let held = request.samples - held_out(request.samples);
+        let held = request.samples - holdout_size(request.samples);
         let fit = corrected_on(held);
         let output_samples = if needs_output(&schedule) { output_samples.min(fit) } else { 0 };
         let all = evaluations_to_come(&schedule, interval, &steps, request.samples, output_samples, denoiser.width())?;
-        let mut progress = Progress { done: 0, all: all as u64, call: progress };
+        let mut progress = EvaluationCounter { done: 0, all: all as u64, call: progress };
         let observed = observe(denoiser, &request, fit, width, output_samples, &mut progress)?;
-        let held = HeldOut::new(denoiser, &request, held, &mut progress)?;
+        let held = Holdout::new(denoiser, &request, held, &mut progress)?;
         Ok(Study { denoiser, request, interval, steps, fit, observed, held, progress })
     }
 
@@ -92,18 +92,20 @@ impl<'a> Study<'a> {
     ///
     /// # Errors
     /// [`CalibrateError::NoSchedule`].
-    pub fn candidates(&self, wanted: &Wanted) -> Result<Vec<Candidate>, CalibrateError> {
+    pub fn candidates(&self, wanted: &ScheduleSource) -> Result<Vec<Candidate>, CalibrateError> {
         candidates(wanted, &self.observed, &self.steps, self.interval)
     }
 
-    /// Tables for a schedule.
+    /// CacheTables for a schedule.
     ///
     /// # Errors
     /// What the loop reports.
-    pub fn tables(&mut self, fit: Fit, full: &[usize]) -> Result<Tables, CalibrateError> {
+    pub fn tables(&mut self, fit: CorrectionFit, full: &[usize]) -> Result<CacheTables, CalibrateError> {
         match fit {
-            Fit::TeacherForced => Ok(teacher_forced(&self.observed, &channels(self.denoiser), full, self.steps.len())),
-            Fit::Sequential | Fit::Forecast => {
+            CorrectionFit::TeacherForced => {
+                Ok(teacher_forced(&self.observed, &channels(self.denoiser), full, self.steps.len()))
+            }
+            CorrectionFit::Sequential | CorrectionFit::Forecast => {
                 let forecast = fit.uses_previous();
                 sequential(self.denoiser, &self.request, self.fit, full, forecast, &mut self.progress)
             }
@@ -114,7 +116,7 @@ impl<'a> Study<'a> {
     ///
     /// # Errors
     /// What the loop reports.
-    pub fn psnr(&mut self, full: &[usize], tables: Option<&Tables>) -> Result<f64, CalibrateError> {
+    pub fn psnr(&mut self, full: &[usize], tables: Option<&CacheTables>) -> Result<f64, CalibrateError> {
         self.held.psnr(self.denoiser, &self.request, full, tables, &mut self.progress)
     }
 }
@@ -124,7 +126,10 @@ impl<'a> Study<'a> {
 ///
 /// # Errors
 /// [`CalibrateError`].
-pub fn choose<'a>(denoiser: &'a mut Denoiser, options: CalibrationOptions<'a>) -> Result<Choice, CalibrateError> {
+pub fn choose<'a>(
+    denoiser: &'a mut Denoiser,
+    options: CalibrationOptions<'a>,
+) -> Result<CachingChoice, CalibrateError> {
     let (schedule, correct) = (options.schedule.clone(), options.correct);
     let mut study = Study::new(denoiser, options)?;
     let candidates = study.candidates(&schedule)?;
@@ -142,9 +147,9 @@ pub fn choose<'a>(denoiser: &'a mut Denoiser, options: CalibrationOptions<'a>) -
     let Candidate { method, full, cost } = candidates.into_iter().nth(at).expect("it was measured");
 
     let (fits, mut most) = match correct {
-        Correct::Never => (vec![], plain),
-        Correct::Best => (vec![Fit::TeacherForced, Fit::Forecast], plain),
-        Correct::Always(fit) => (vec![fit], f64::NEG_INFINITY),
+        CorrectionPolicy::Never => (vec![], plain),
+        CorrectionPolicy::Best => (vec![CorrectionFit::TeacherForced, CorrectionFit::Forecast], plain),
+        CorrectionPolicy::Always(fit) => (vec![fit], f64::NEG_INFINITY),
     };
     let mut tables = None;
     for fit in fits {
@@ -155,12 +160,12 @@ pub fn choose<'a>(denoiser: &'a mut Denoiser, options: CalibrationOptions<'a>) -
             (most, tables) = (psnr, Some((fit, fitted)));
         }
     }
-    Ok(Choice { full, method, cost, tables, measured, held: Some(study.held) })
+    Ok(CachingChoice { full, method, cost, tables, measured, held: Some(study.held) })
 }
 
 /// Whether the schedule is found by what older caches do to the output.
-fn needs_output(schedule: &Wanted) -> bool {
-    matches!(schedule, Wanted::Method(kind) if kind.needs_output())
+fn needs_output(schedule: &ScheduleSource) -> bool {
+    matches!(schedule, ScheduleSource::Method(kind) if kind.needs_output())
 }
 
 /// Evaluations, full and cached ones, of `batch` samples at once that [`choose`] makes, about. `steps` has the sampler step of each evaluation of the loop.
@@ -168,7 +173,7 @@ fn needs_output(schedule: &Wanted) -> bool {
 /// # Errors
 /// [`CalibrateError::Schedule`] for a given schedule that does not fit the loop.
 pub fn evaluations_to_come(
-    schedule: &Wanted,
+    schedule: &ScheduleSource,
     interval: usize,
     steps: &[usize],
     samples: usize,
@@ -176,7 +181,7 @@ pub fn evaluations_to_come(
     batch: usize,
 ) -> Result<usize, CalibrateError> {
     let (evaluations, width) = (steps.len(), width(schedule, steps, interval)?);
-    let held = held_out(samples);
+    let held = holdout_size(samples);
     let fit = corrected_on(samples - held);
     let batches = |samples: usize| samples.div_ceil(batch);
     let pairs: usize = (0..evaluations).map(|t| t.min(width - 1)).sum();
@@ -184,12 +189,12 @@ pub fn evaluations_to_come(
         true => batches(output_samples.min(fit)) * pairs + (PROBES + 2) * evaluations / 2 * PROBED_SAMPLES / batch,
         false => 0,
     };
-    let measured = if matches!(schedule, Wanted::Method(ScheduleKind::Auto)) { 7 } else { 4 };
+    let measured = if matches!(schedule, ScheduleSource::Method(ScheduleKind::Auto)) { 7 } else { 4 };
     Ok(evaluations * (batches(fit) * 3 + batches(held) * measured) + searched)
 }
 
 /// Longest group that is observed.
-fn width(schedule: &Wanted, steps: &[usize], interval: usize) -> Result<usize, CalibrateError> {
+fn width(schedule: &ScheduleSource, steps: &[usize], interval: usize) -> Result<usize, CalibrateError> {
     let evaluations = steps.len();
     let sampler_steps = steps.last().map_or(1, |s| s + 1);
     let mut width = *group_lengths(evaluations, sampler_steps, interval).end();
@@ -198,11 +203,11 @@ fn width(schedule: &Wanted, steps: &[usize], interval: usize) -> Result<usize, C
         width = full.iter().zip(ends).map(|(&i, end)| end - i).fold(width, usize::max);
     };
     match schedule {
-        Wanted::Given(full) => {
+        ScheduleSource::Given(full) => {
             schedule::check(full, evaluations).map_err(CalibrateError::Schedule)?;
             cover(full);
         }
-        Wanted::Method(kind) => {
+        ScheduleSource::Method(kind) => {
             cover(&schedule::uniform(steps, interval));
             let form = if let ScheduleKind::Quadratic(form) = kind { *form } else { Quadratic::around(evaluations) };
             form.schedule(evaluations, full_count(sampler_steps, interval)).iter().for_each(|full| cover(full));
@@ -212,16 +217,16 @@ fn width(schedule: &Wanted, steps: &[usize], interval: usize) -> Result<usize, C
 }
 
 fn candidates(
-    wanted: &Wanted,
+    wanted: &ScheduleSource,
     observed: &Observed,
     steps: &[usize],
     interval: usize,
 ) -> Result<Vec<Candidate>, CalibrateError> {
     let kind = match wanted {
-        Wanted::Given(full) => {
+        ScheduleSource::Given(full) => {
             return Ok(vec![Candidate { method: "file".into(), full: full.clone(), cost: None }]);
         }
-        Wanted::Method(kind) => kind,
+        ScheduleSource::Method(kind) => kind,
     };
     let residuals = || observed.residuals();
     let Observed { features, output, .. } = observed;

@@ -1,7 +1,7 @@
-//! Tables that correct the cache.
+//! CacheTables that correct the cache.
 
 use super::observe::{Observed, Snapshot, channels, restore, snapshot};
-use super::{CalibrateError, Progress};
+use super::{CalibrateError, EvaluationCounter};
 use cqc_passes::cache::affine::{Affine, Moments};
 use cqc_proto::plan::ProgramKind;
 use cqc_runtime::denoise::{Denoiser, Request, Trajectory};
@@ -9,7 +9,7 @@ use std::fmt;
 
 /// How tables are fitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub enum Fit {
+pub enum CorrectionFit {
     /// Both tensors come from the ordinary trajectory, as published (CacheQuant, arXiv:2503.01323).
     TeacherForced,
     /// What the accelerated trajectory has stored against the tensor of the ordinary one, evaluation by
@@ -20,19 +20,19 @@ pub enum Fit {
     Forecast,
 }
 
-impl Fit {
+impl CorrectionFit {
     /// Whether it looks at what was stored before.
     pub fn uses_previous(self) -> bool {
-        self == Fit::Forecast
+        self == CorrectionFit::Forecast
     }
 }
 
-impl fmt::Display for Fit {
+impl fmt::Display for CorrectionFit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Fit::TeacherForced => "teacher-forced",
-            Fit::Sequential => "sequential",
-            Fit::Forecast => "forecast",
+            CorrectionFit::TeacherForced => "teacher-forced",
+            CorrectionFit::Sequential => "sequential",
+            CorrectionFit::Forecast => "forecast",
         })
     }
 }
@@ -40,7 +40,7 @@ impl fmt::Display for Fit {
 /// The ridge that draws factors towards 1; the paper fits without one.
 const RIDGE: f64 = 1e-3;
 
-pub use crate::compile::CacheTables as Tables;
+pub use crate::compile::CacheTables;
 
 /// Whether and from where evaluation `t` reads the cache.
 pub fn anchor(full: &[usize], t: usize) -> Option<usize> {
@@ -50,8 +50,8 @@ pub fn anchor(full: &[usize], t: usize) -> Option<usize> {
     }
 }
 
-/// Tables from the moments of the ordinary trajectory.
-pub fn teacher_forced(observed: &Observed, channels: &[usize], full: &[usize], evaluations: usize) -> Tables {
+/// CacheTables from the moments of the ordinary trajectory.
+pub fn teacher_forced(observed: &Observed, channels: &[usize], full: &[usize], evaluations: usize) -> CacheTables {
     let of_slot = |(moments, &channels): (&cqc_passes::cache::affine::BandMoments, &usize)| {
         let at = |t| anchor(full, t).map_or(Affine::identity(channels), |i| moments.moments(i, t).fit(RIDGE));
         (0..evaluations).map(at).collect()
@@ -77,7 +77,7 @@ impl Stored {
     }
 
     /// Writes the cache of evaluation `t`.
-    pub fn restore(&self, trajectory: &mut Trajectory, tables: &Tables, t: usize) {
+    pub fn restore(&self, trajectory: &mut Trajectory, tables: &CacheTables, t: usize) {
         let slots = self.last.iter().zip(&self.before).zip(tables);
         let corrected: Snapshot = slots.map(|((last, before), table)| table[t].apply(last, before)).collect();
         restore(trajectory, &corrected);
@@ -91,11 +91,11 @@ pub fn sequential(
     fit: usize,
     full: &[usize],
     forecast: bool,
-    progress: &mut Progress,
-) -> Result<Tables, CalibrateError> {
+    progress: &mut EvaluationCounter,
+) -> Result<CacheTables, CalibrateError> {
     let evaluations = denoiser.sampler().evaluations().len();
     let channels = channels(denoiser);
-    let mut tables: Tables = channels.iter().map(|_| Vec::with_capacity(evaluations)).collect();
+    let mut tables: CacheTables = channels.iter().map(|_| Vec::with_capacity(evaluations)).collect();
     let mut pairs: Vec<(Trajectory, Trajectory, Stored)> = (0..fit)
         .step_by(denoiser.width())
         .map(|first| Ok((denoiser.begin(request, first)?, denoiser.begin(request, first)?, Stored::default())))

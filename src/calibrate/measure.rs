@@ -1,14 +1,14 @@
 //! The accelerated loop against the ordinary one on held-out samples.
 
-use super::correct::{Stored, Tables, anchor};
+use super::correct::{CacheTables, Stored, anchor};
 use super::observe::snapshot;
-use super::{CalibrateError, Progress};
+use super::{CalibrateError, EvaluationCounter};
 use cqc_proto::plan::ProgramKind;
 use cqc_runtime::denoise::{Denoiser, Request};
 
 /// Held-out samples and how the ordinary loop ends on them.
 #[derive(Clone, Debug)]
-pub struct HeldOut {
+pub struct Holdout {
     /// First samples of the batches.
     firsts: Vec<usize>,
     /// One past the last sample.
@@ -19,14 +19,14 @@ pub struct HeldOut {
     range: f64,
 }
 
-impl HeldOut {
+impl Holdout {
     /// Runs the ordinary loop on the samples `from .. request.samples`.
     pub(crate) fn new(
         denoiser: &mut Denoiser,
         request: &Request,
         from: usize,
-        progress: &mut Progress,
-    ) -> Result<HeldOut, CalibrateError> {
+        progress: &mut EvaluationCounter,
+    ) -> Result<Holdout, CalibrateError> {
         let firsts: Vec<usize> = (from..request.samples).step_by(denoiser.width()).collect();
         let evaluations = denoiser.sampler().evaluations().len();
         let mut finals = Vec::new();
@@ -41,7 +41,7 @@ impl HeldOut {
         }
         let values = || finals.iter().flatten().copied();
         let (low, high) = (values().fold(f32::INFINITY, f32::min), values().fold(f32::NEG_INFINITY, f32::max));
-        Ok(HeldOut { firsts, end: request.samples, finals, range: f64::from(high - low) })
+        Ok(Holdout { firsts, end: request.samples, finals, range: f64::from(high - low) })
     }
 
     /// The first sample.
@@ -56,8 +56,8 @@ impl HeldOut {
         denoiser: &mut Denoiser,
         request: &Request,
         full: &[usize],
-        tables: Option<&Tables>,
-        progress: &mut Progress,
+        tables: Option<&CacheTables>,
+        progress: &mut EvaluationCounter,
     ) -> Result<f64, CalibrateError> {
         let evaluations = denoiser.sampler().evaluations().len();
         let (mut sum, mut count) = (0.0, 0);

@@ -18,10 +18,10 @@ mod observe;
 mod probe;
 pub mod quantize;
 
-pub use choose::{Candidate, Choice, Measured, Study, choose, evaluations_to_come, held_out};
-pub use correct::{Fit, Tables};
+pub use choose::{CachingChoice, Candidate, Measured, Study, choose, evaluations_to_come, holdout_size};
+pub use correct::{CacheTables, CorrectionFit};
 pub use invariant::check_cut;
-pub use measure::HeldOut;
+pub use measure::Holdout;
 
 use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_runtime::denoise::{DenoiseError, Request};
@@ -32,9 +32,9 @@ pub struct CalibrationOptions<'a> {
     /// About one evaluation of so many is full.
     pub interval: usize,
     /// How the schedule is chosen, or the schedule.
-    pub schedule: Wanted,
+    pub schedule: ScheduleSource,
     /// Whether the cache may be corrected; the default is what measures best.
-    pub correct: Correct,
+    pub correct: CorrectionPolicy,
     /// The calibration samples. The last half of them is held out to measure on.
     pub request: Request,
     /// Samples whose trajectories also tell what older caches do to the output, at most.
@@ -45,7 +45,7 @@ pub struct CalibrationOptions<'a> {
 
 /// The schedule asked for.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Wanted {
+pub enum ScheduleSource {
     /// By this method.
     Method(ScheduleKind),
     /// These full evaluations.
@@ -54,13 +54,13 @@ pub enum Wanted {
 
 /// The correction asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Correct {
+pub enum CorrectionPolicy {
     /// None.
     Never,
     /// The form that measures best, which may be none.
     Best,
     /// This form, whatever it does.
-    Always(Fit),
+    Always(CorrectionFit),
 }
 
 /// Why nothing was decided.
@@ -108,27 +108,27 @@ pub enum CalibrateError {
 }
 
 /// Counts evaluations and lets the caller break off.
-pub(crate) struct Progress<'a> {
+pub(crate) struct EvaluationCounter<'a> {
     pub done: u64,
     pub all: u64,
     pub call: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 }
 
-/// Evaluations of fewer samples than [`Progress`] counts by.
-pub(crate) struct Narrow {
+/// Evaluations of fewer samples than [`EvaluationCounter`] counts by.
+pub(crate) struct PartialBatches {
     samples: usize,
     width: usize,
     done: usize,
 }
 
-impl Narrow {
+impl PartialBatches {
     /// Evaluations of `samples` where others have `width`.
-    pub(crate) fn new(samples: usize, width: usize) -> Narrow {
-        Narrow { samples, width, done: 0 }
+    pub(crate) fn new(samples: usize, width: usize) -> PartialBatches {
+        PartialBatches { samples, width, done: 0 }
     }
 
     /// After one of them.
-    pub(crate) fn step(&mut self, progress: &mut Progress) -> Result<(), DenoiseError> {
+    pub(crate) fn step(&mut self, progress: &mut EvaluationCounter) -> Result<(), DenoiseError> {
         self.done += self.samples;
         if self.done >= self.width {
             self.done -= self.width;
@@ -138,7 +138,7 @@ impl Narrow {
     }
 }
 
-impl Progress<'_> {
+impl EvaluationCounter<'_> {
     pub(crate) fn step(&mut self) -> Result<(), DenoiseError> {
         self.done += 1;
         self.all = self.all.max(self.done);

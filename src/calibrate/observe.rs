@@ -1,7 +1,7 @@
 //! One ordinary trajectory per calibration sample, and what it tells about reuse.
 
 use super::probe::{PROBED_SAMPLES, probe};
-use super::{CalibrateError, Narrow, Progress};
+use super::{CalibrateError, EvaluationCounter, PartialBatches};
 use cqc_passes::cache::affine::{BandMoments, l1, rms};
 use cqc_passes::cache::band::Band;
 use cqc_proto::plan::ProgramKind;
@@ -58,12 +58,12 @@ pub fn observe(
     fit: usize,
     width: usize,
     output_samples: usize,
-    progress: &mut Progress,
+    progress: &mut EvaluationCounter,
 ) -> Result<Observed, CalibrateError> {
     let evaluations = denoiser.sampler().evaluations().len();
     let weights = if output_samples > 0 {
         let mut small = denoiser.of_width(PROBED_SAMPLES.min(denoiser.width()))?;
-        let count = Narrow::new(small.width(), denoiser.width());
+        let count = PartialBatches::new(small.width(), denoiser.width());
         probe(&mut small, request, width.div_ceil(4), count, progress)?
     } else {
         denoiser.sampler().output_weights()

@@ -1,7 +1,7 @@
 //! What an error at one evaluation does to the end of the trajectory.
 
 use super::observe::{Snapshot, restore, snapshot};
-use super::{CalibrateError, Narrow, Progress};
+use super::{CalibrateError, EvaluationCounter, PartialBatches};
 use cqc_passes::cache::affine::rms;
 use cqc_proto::plan::ProgramKind;
 use cqc_runtime::denoise::{Denoiser, Request, Trajectory};
@@ -22,8 +22,8 @@ pub fn probe(
     denoiser: &mut Denoiser,
     request: &Request,
     age: usize,
-    mut count: Narrow,
-    progress: &mut Progress,
+    mut count: PartialBatches,
+    progress: &mut EvaluationCounter,
 ) -> Result<Vec<f64>, CalibrateError> {
     let sampler = denoiser.sampler().output_weights();
     let at = probed(sampler.len());
@@ -65,8 +65,8 @@ fn probed(evaluations: usize) -> Vec<usize> {
 fn run_on(
     denoiser: &mut Denoiser,
     mut trajectory: Trajectory,
-    count: &mut Narrow,
-    progress: &mut Progress,
+    count: &mut PartialBatches,
+    progress: &mut EvaluationCounter,
 ) -> Result<Vec<f32>, CalibrateError> {
     while trajectory.next() < denoiser.sampler().evaluations().len() {
         denoiser.evaluate_as(ProgramKind::Full, &mut trajectory)?;

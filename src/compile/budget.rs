@@ -2,7 +2,7 @@
 
 use super::session::OUTPUT_SAMPLES;
 use super::{CompileError, Session};
-use crate::calibrate::{evaluations_to_come, held_out, quantize};
+use crate::calibrate::{evaluations_to_come, holdout_size, quantize};
 use crate::recipe::Correct;
 use cqc_proto::plan::ProgramKind;
 use cqc_runtime::sampler::Sampler;
@@ -55,7 +55,7 @@ fn rows(session: &Session, samples: usize) -> Result<usize, CompileError> {
     if recipe.quant().weight_bits().is_some() {
         let corrects = recipe.corrects(Correct::Quant) || recipe.corrects(Correct::QuantAll);
         let refits = recipe.caches() && recipe.corrects(Correct::Cache);
-        let parts = [samples - held_out(samples), if refits { held_out(samples) } else { 0 }];
+        let parts = [samples - holdout_size(samples), if refits { holdout_size(samples) } else { 0 }];
         evaluations += quantize::evaluations_to_come(steps.len(), parts, batch, corrects, recipe.reconstruct);
     }
     Ok(evaluations * batch)

@@ -2,7 +2,7 @@
 
 use super::conditions::add_constant;
 use super::{CompileError, Lowered, Session};
-use crate::calibrate::Choice;
+use crate::calibrate::CachingChoice;
 use crate::calibrate::quantize::{Fitted, Quantized};
 use crate::recipe::{Named, Quant, Recipe, Selection};
 use cqc_passes::ir::LayerId;
@@ -16,7 +16,7 @@ use cqc_proto::cq::{
 /// The manifest. Tables that only it names become constants of the plan.
 pub(super) fn manifest(
     session: &Session,
-    choice: Option<&Choice>,
+    choice: Option<&CachingChoice>,
     quantized: Option<&Quantized>,
     corrections: Vec<CacheCorrection>,
     lowered: &mut Lowered,
@@ -47,7 +47,7 @@ pub(super) fn manifest(
     Ok(manifest)
 }
 
-fn schedule(recipe: &Recipe, choice: &Choice, corrections: Vec<CacheCorrection>) -> CachedSchedule {
+fn schedule(recipe: &Recipe, choice: &CachingChoice, corrections: Vec<CacheCorrection>) -> CachedSchedule {
     CachedSchedule {
         method: choice.method.clone(),
         interval: recipe.interval(),

@@ -25,7 +25,7 @@ pub use session::Session;
 pub use stages::Stages;
 pub use summary::{CachingSummary, LeftTheLoop, MeasuredSchedule, QuantSummary, Summary};
 
-use crate::calibrate::Choice;
+use crate::calibrate::CachingChoice;
 use crate::calibrate::quantize::Quantized;
 use crate::io::{FileError, Overwrite, write_atomic};
 use crate::model::Model;
@@ -99,7 +99,7 @@ pub fn compile<'m>(
 /// An artifact in memory, and what was decided on the way to it.
 pub struct Compiled<'m> {
     session: Session<'m>,
-    choice: Option<Choice>,
+    choice: Option<CachingChoice>,
     quantized: Option<Quantized>,
     manifest: Manifest,
     lowered: Lowered,
@@ -108,7 +108,7 @@ pub struct Compiled<'m> {
 impl<'m> Compiled<'m> {
     fn new(
         session: Session<'m>,
-        choice: Option<Choice>,
+        choice: Option<CachingChoice>,
         quantized: Option<Quantized>,
     ) -> Result<Compiled<'m>, CompileError> {
         let assembled = session.assemble(choice.as_ref(), quantized.as_ref())?;
@@ -130,7 +130,7 @@ impl<'m> Compiled<'m> {
     }
 
     /// The schedule and the correction of the cache, where something is cached.
-    pub fn choice(&self) -> Option<&Choice> {
+    pub fn choice(&self) -> Option<&CachingChoice> {
         self.choice.as_ref()
     }
 

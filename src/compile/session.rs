@@ -7,7 +7,9 @@ use super::{
     budget, compile_loop, cut_loop, targets,
 };
 use crate::calibrate::quantize::{Outputs, QuantizeOptions, Quantized, Select, quantize};
-use crate::calibrate::{CalibrationOptions, Choice, Correct, Fit, Wanted, check_cut, choose, held_out};
+use crate::calibrate::{
+    CachingChoice, CalibrationOptions, CorrectionFit, CorrectionPolicy, ScheduleSource, check_cut, choose, holdout_size,
+};
 use crate::model::Model;
 use crate::recipe::{self, CacheFit, Contradiction, Quant, Recipe, ScheduleSpec, SchedulerConfig, Selection};
 use cqc_passes::cache::schedule::{Quadratic, ScheduleKind};
@@ -129,18 +131,18 @@ impl<'m> Session<'m> {
     ///
     /// # Errors
     /// [`CompileError`].
-    pub fn decide(&self, progress: &mut dyn Progress) -> Result<Option<Choice>, CompileError> {
+    pub fn decide(&self, progress: &mut dyn Progress) -> Result<Option<CachingChoice>, CompileError> {
         let Some(cached) = &self.cached else { return Ok(None) };
         let (recipe, request) = (&self.recipe, self.expect_set());
         let schedule = self.schedule()?;
         let mut denoiser = self.open(&cached.uncorrected()?, request.samples)?;
         check_cut(&denoiser, request)?;
         let correct = match (recipe.corrects(recipe::Correct::Cache), recipe.cache_fit) {
-            (false, _) => Correct::Never,
-            (true, Some(CacheFit::TeacherForced)) => Correct::Always(Fit::TeacherForced),
-            (true, Some(CacheFit::Sequential)) => Correct::Always(Fit::Sequential),
-            (true, Some(CacheFit::Forecast)) => Correct::Always(Fit::Forecast),
-            (true, Some(CacheFit::Auto) | None) => Correct::Best,
+            (false, _) => CorrectionPolicy::Never,
+            (true, Some(CacheFit::TeacherForced)) => CorrectionPolicy::Always(CorrectionFit::TeacherForced),
+            (true, Some(CacheFit::Sequential)) => CorrectionPolicy::Always(CorrectionFit::Sequential),
+            (true, Some(CacheFit::Forecast)) => CorrectionPolicy::Always(CorrectionFit::Forecast),
+            (true, Some(CacheFit::Auto) | None) => CorrectionPolicy::Best,
         };
         let stages = self.stages.depending_on(&self.calibration_key(request));
         let stages = stages.depending_on(format!("{} {schedule:?} {correct:?}", cached.cut_name).as_bytes());
@@ -165,7 +167,7 @@ impl<'m> Session<'m> {
     /// [`CompileError`].
     pub fn quantize(
         &self,
-        choice: Option<&Choice>,
+        choice: Option<&CachingChoice>,
         progress: &mut dyn Progress,
     ) -> Result<Option<Quantized>, CompileError> {
         let recipe = &self.recipe;
@@ -195,7 +197,7 @@ impl<'m> Session<'m> {
                 request: request.clone(),
                 held: choice.and_then(|choice| choice.held.clone()),
                 stages,
-                fit: request.samples - held_out(request.samples),
+                fit: request.samples - holdout_size(request.samples),
                 engine: self.engine_options(request.samples),
                 progress: &mut |done, total| progress.update(Phase::Quantizing, done, total),
             },
@@ -207,14 +209,18 @@ impl<'m> Session<'m> {
     ///
     /// # Errors
     /// [`CompileError::Program`].
-    pub fn finish(self, choice: Option<Choice>, quantized: Option<Quantized>) -> Result<Compiled<'m>, CompileError> {
+    pub fn finish(
+        self,
+        choice: Option<CachingChoice>,
+        quantized: Option<Quantized>,
+    ) -> Result<Compiled<'m>, CompileError> {
         Compiled::new(self, choice, quantized)
     }
 
     /// The graphs of the loop as scheduled, with the correction of the cache that was fitted last.
     pub(super) fn assemble(
         &self,
-        choice: Option<&Choice>,
+        choice: Option<&CachingChoice>,
         quantized: Option<&Quantized>,
     ) -> Result<Assembled<'_>, CompileError> {
         Ok(match (&self.cached, choice) {
@@ -249,15 +255,17 @@ impl<'m> Session<'m> {
     }
 
     /// The schedule, where something is cached.
-    pub(super) fn schedule(&self) -> Result<Wanted, CompileError> {
+    pub(super) fn schedule(&self) -> Result<ScheduleSource, CompileError> {
         let evaluations = || Sampler::new(&self.options.sampler, self.options.steps).map(|s| s.evaluations().len());
         Ok(match self.recipe.schedule() {
             ScheduleSpec::None => unreachable!("nothing would be cached"),
-            ScheduleSpec::Auto => Wanted::Method(ScheduleKind::Auto),
-            ScheduleSpec::Quadratic => Wanted::Method(ScheduleKind::Quadratic(Quadratic::around(evaluations()?))),
-            ScheduleSpec::Method(kind) => Wanted::Method(kind),
-            ScheduleSpec::File(path) => Wanted::Given(read_schedule(&path)?),
-            ScheduleSpec::Given(full) => Wanted::Given(full),
+            ScheduleSpec::Auto => ScheduleSource::Method(ScheduleKind::Auto),
+            ScheduleSpec::Quadratic => {
+                ScheduleSource::Method(ScheduleKind::Quadratic(Quadratic::around(evaluations()?)))
+            }
+            ScheduleSpec::Method(kind) => ScheduleSource::Method(kind),
+            ScheduleSpec::File(path) => ScheduleSource::Given(read_schedule(&path)?),
+            ScheduleSpec::Given(full) => ScheduleSource::Given(full),
         })
     }
 
@@ -353,7 +361,7 @@ fn quant_spec(recipe: &Recipe, model: &Model, bits: u8) -> Result<QuantSpec, Com
 /// At most `most` at once, or a little less if then no batch of fitted or held-out samples has to be
 /// filled up.
 fn batch(most: usize, samples: usize) -> usize {
-    let held = held_out(samples);
+    let held = holdout_size(samples);
     let most = most.min(held).max(1);
     let even = |b: &usize| held.is_multiple_of(*b) && (samples - held).is_multiple_of(*b);
     (most / 2 + 1..=most).rev().find(even).unwrap_or(most)

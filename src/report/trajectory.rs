@@ -2,7 +2,7 @@
 //! artifact, on the held-out calibration samples.
 
 use crate::calibrate::quantize::{Grouping, QuantizeError, Quantized, Select, TunableLoop, ranges, select};
-use crate::calibrate::{Choice, Progress, held_out};
+use crate::calibrate::{CachingChoice, EvaluationCounter, holdout_size};
 use crate::compile::{CachedLoop, LoopOptions, Lowered, assemble_loop, compile_loop};
 use crate::eval::psnr::psnr;
 use crate::model::Model;
@@ -55,7 +55,7 @@ pub struct MeasuredLoop<'a> {
     /// For which loop.
     pub options: &'a LoopOptions,
     /// What is cached and when.
-    pub cached: Option<(&'a CachedLoop<'a>, &'a Choice)>,
+    pub cached: Option<(&'a CachedLoop<'a>, &'a CachingChoice)>,
     /// The quantization, and how its ranges were found.
     pub quantized: Option<(&'a Quantized, &'a RangeOptions)>,
     /// The plan of the artifact.
@@ -114,14 +114,14 @@ pub fn errors(compiled: &MeasuredLoop, measurement: Measurement) -> Result<Optio
         return Ok(None);
     }
     let Measurement { request, engine, progress } = measurement;
-    let held = held_out(request.samples);
+    let held = holdout_size(request.samples);
     let mut runner = Runner {
         compiled,
         fit: request.samples - held,
         guided: request.guidance.is_some_and(|scale| scale != 1.0),
         request,
         engine,
-        progress: Progress { done: 0, all: 0, call: progress },
+        progress: EvaluationCounter { done: 0, all: 0, call: progress },
     };
     let evaluations = Sampler::new(&compiled.options.sampler, compiled.options.steps)?.evaluations().len();
     let batches = held.div_ceil(runner.engine.batch.max(1));
@@ -145,7 +145,7 @@ struct Runner<'a> {
     /// The first held-out sample.
     fit: usize,
     engine: EngineOptions,
-    progress: Progress<'a>,
+    progress: EvaluationCounter<'a>,
 }
 
 /// The samples after each evaluation.

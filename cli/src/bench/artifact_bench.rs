@@ -6,7 +6,7 @@ use crate::artifact;
 use crate::measure::{backend, median, ms_since, peak_rss_mb};
 use crate::report::Failure;
 use crate::request::shape_at;
-use crate::term::Progress;
+use crate::term::ProgressBar;
 use cqc_proto::Tensor;
 use cqc_proto::plan::{InputRole, Plan, ProgramKind};
 use cqc_runtime::DenoiserOptions;
@@ -105,7 +105,7 @@ fn time(denoiser: &mut Denoiser, request: &Request, repeat: Option<usize>, quiet
     let plan = denoiser.engine().plan();
     let programs: Vec<ProgramKind> = (0..evaluations).map(|e| plan.program_at(e)).collect();
     let lone = programs.iter().filter(|&&p| p == ProgramKind::Full).count() == 1;
-    let mut progress = Progress::new("timing", (repeat.unwrap_or(1) * evaluations) as u64, quiet);
+    let mut progress = ProgressBar::new("timing", (repeat.unwrap_or(1) * evaluations) as u64, quiet);
     let mut timed = Timed::default();
     let begun = Instant::now();
     let more = |loops: usize| match repeat {

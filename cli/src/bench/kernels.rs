@@ -4,7 +4,7 @@ use super::BenchArgs;
 use super::artifact_bench::{conditions, request};
 use crate::measure::{backend, median, peak_flops};
 use crate::report::Failure;
-use crate::term::Progress;
+use crate::term::ProgressBar;
 use crate::text::short;
 use crate::{artifact, term};
 use cachequant::report::cost::{StepWork, work_of_steps};
@@ -73,7 +73,7 @@ pub fn compare(args: &BenchArgs, quiet: bool) -> Result<(), Failure> {
     let rounds = args.repeat.map_or(ROUNDS, |n| n as usize);
     let request = request(conditions(plan, narrow.width())?, narrow.width(), guidance);
     let mut times = [BTreeMap::new(), BTreeMap::new()];
-    let mut progress = Progress::new("timing", rounds as u64, quiet);
+    let mut progress = ProgressBar::new("timing", rounds as u64, quiet);
     for _ in 0..rounds {
         for (denoiser, times) in [&mut narrow, &mut floats].into_iter().zip(&mut times) {
             round(denoiser, &request, times)?;

@@ -6,7 +6,7 @@ mod markup;
 mod schedule;
 
 use crate::text::{bytes, grouped, short};
-use cachequant::calibrate::held_out;
+use cachequant::calibrate::holdout_size;
 use cachequant::report::cost::StepCost;
 use cachequant::report::layers::Quantization;
 use cachequant::report::{Caching, Cost, Report};
@@ -117,7 +117,7 @@ fn compiled(report: &Report) -> String {
     });
     if let Some((samples, seed)) = sampling.calibration {
         let noise = seed.map_or("given noise".to_string(), |seed| format!("seed {seed}"));
-        rows.push(("Calibrated on", format!("{samples} samples, {noise}; {} of them held out", held_out(samples))));
+        rows.push(("Calibrated on", format!("{samples} samples, {noise}; {} of them held out", holdout_size(samples))));
     }
     facts(&rows)
 }

@@ -1,12 +1,12 @@
 //! Quantizes a loop whose schedule is decided.
 
-use super::float_inputs::{Work, float_inputs};
-use super::keep_float::{Trial, keep_float};
+use super::float_inputs::{InputWork, float_inputs};
+use super::keep_float::{FloatLayerSearch, keep_float};
 use super::{
     CacheRefit, Fitted, Grouping, Outputs, Select, Sequential, TunableLoop, ranges, reconstruct, reconstruct_preludes,
     select, sequential,
 };
-use crate::calibrate::{CalibrateError, HeldOut, Progress, Tables};
+use crate::calibrate::{CacheTables, CalibrateError, EvaluationCounter, Holdout};
 use crate::compile::{Assembled, ProgramError, Stages};
 use crate::io::FileError;
 use cqc_passes::calib::compensate::CompensationMode;
@@ -46,7 +46,7 @@ pub struct QuantizeOptions<'a> {
     /// How many.
     pub fit: usize,
     /// How the float loop that computes everything ends on the others, if that has been found already.
-    pub held: Option<HeldOut>,
+    pub held: Option<Holdout>,
     /// How engines are opened; its batch is that of the float loop.
     pub engine: EngineOptions,
     /// Where results are kept.
@@ -105,7 +105,7 @@ pub fn evaluations_to_come(
 /// [`QuantizeError`].
 pub fn quantize(
     assembled: &Assembled,
-    cache: Option<&Tables>,
+    cache: Option<&CacheTables>,
     float: &mut Denoiser,
     options: QuantizeOptions,
 ) -> Result<Quantized, QuantizeError> {
@@ -113,9 +113,9 @@ pub fn quantize(
     // what is rounded is looked at before and after
     let engine = EngineOptions { low_precision: false, ..engine };
     let (stages, evaluations) = (options.stages, assembled.evaluations());
-    let mut progress = Progress { done: 0, all: (3 * evaluations * fit) as u64, call: options.progress };
+    let mut progress = EvaluationCounter { done: 0, all: (3 * evaluations * fit) as u64, call: options.progress };
     if let Some(target) = options.target_psnr {
-        let trial = Trial { assembled, request: &request, fit, engine: &engine };
+        let trial = FloatLayerSearch { assembled, request: &request, fit, engine: &engine };
         spec.keep_float = stages.run("layers", || -> Result<_, QuantizeError> {
             Ok(keep_float(&trial, float, spec.clone(), target, &mut progress)?.keep_float)
         })?;
@@ -160,7 +160,7 @@ pub fn quantize(
         });
     }
     let passed = stages.run("inputs", || -> Result<_, QuantizeError> {
-        let work = Work::new(assembled, &survey, options.float_work);
+        let work = InputWork::new(assembled, &survey, options.float_work);
         Ok(float_inputs(&study, &survey, &tables, &request, &work, &mut progress)?)
     })?;
     if codes.is_some() || !passed.is_empty() {
@@ -172,13 +172,13 @@ pub fn quantize(
     tables.corrections = unfitted(&survey, outputs, evaluations).corrections;
     let refit = cache.filter(|_| refit_cache).map(|tables| CacheRefit { places, tables: tables.clone() });
     let fitted = stages.run("corrections", || -> Result<_, QuantizeError> {
-        let fit = Fit { assembled, survey: &survey, tables, compensation, request: &request, fit };
+        let fit = CorrectionFitter { assembled, survey: &survey, tables, compensation, request: &request, fit };
         fit.corrections(float, &mut study, refit, options.held, &mut progress)
     })?;
     Ok(Quantized { survey, fitted })
 }
 
-/// Tables that round nothing and change nothing.
+/// CacheTables that round nothing and change nothing.
 fn unfitted(survey: &Survey, outputs: Outputs, evaluations: usize) -> QuantTables {
     let mut out = QuantTables::float(survey, evaluations);
     for layer in outputs.layers(survey) {
@@ -188,7 +188,7 @@ fn unfitted(survey: &Survey, outputs: Outputs, evaluations: usize) -> QuantTable
 }
 
 /// What corrections are fitted with.
-struct Fit<'a> {
+struct CorrectionFitter<'a> {
     assembled: &'a Assembled<'a>,
     survey: &'a Survey,
     /// Ranges, and corrections that change nothing.
@@ -199,7 +199,7 @@ struct Fit<'a> {
     fit: usize,
 }
 
-impl Fit<'_> {
+impl CorrectionFitter<'_> {
     /// Fits with the correction of the cache as it is and fitted again, if it may be and there are samples to tell which is better. What is stored is
     /// noisy now, and least squares trusts it less: right where the noise is what errs, wrong where it averages out over steps and the forecast that is
     /// given up does not.
@@ -208,8 +208,8 @@ impl Fit<'_> {
         float: &mut Denoiser,
         study: &mut TunableLoop,
         refit: Option<CacheRefit>,
-        held: Option<HeldOut>,
-        progress: &mut Progress,
+        held: Option<Holdout>,
+        progress: &mut EvaluationCounter,
     ) -> Result<Fitted, QuantizeError> {
         if refit.is_none() || self.fit >= self.request.samples {
             return self.once(float, study, refit, progress);
@@ -217,7 +217,7 @@ impl Fit<'_> {
         let full = self.assembled.full_evaluations();
         let held = match held.filter(|held| held.from() == self.fit) {
             Some(held) => held,
-            None => HeldOut::new(float, self.request, self.fit, progress)?,
+            None => Holdout::new(float, self.request, self.fit, progress)?,
         };
         let as_given = self.once(float, study, None, progress)?;
         let plain = held.psnr(&mut study.denoiser, self.request, full, None, progress)?;
@@ -234,7 +234,7 @@ impl Fit<'_> {
         float: &mut Denoiser,
         study: &mut TunableLoop,
         cache: Option<CacheRefit>,
-        progress: &mut Progress,
+        progress: &mut EvaluationCounter,
     ) -> Result<Fitted, QuantizeError> {
         study.denoiser.set_compensation(None)?;
         let wanted = Sequential { cache, compensation: self.compensation, fit: self.fit.min(CORRECTED) };

@@ -4,7 +4,7 @@
 //! hardly any work that integers could save; a few such inputs make most of the error of a loop with 8 bits.
 
 use super::{PROBES, TunableLoop, sensitivity};
-use crate::calibrate::{CalibrateError, Narrow, Progress};
+use crate::calibrate::{CalibrateError, EvaluationCounter, PartialBatches};
 use crate::compile::Assembled;
 use cqc_passes::quant::{Layer, QuantTables, Survey};
 use cqc_runtime::denoise::Request;
@@ -21,8 +21,8 @@ pub(super) fn float_inputs(
     survey: &Survey,
     tables: &QuantTables,
     request: &Request,
-    work: &Work,
-    progress: &mut Progress,
+    work: &InputWork,
+    progress: &mut EvaluationCounter,
 ) -> Result<Vec<usize>, CalibrateError> {
     let affordable = (0..survey.sites.len()).filter(|&site| work.is_affordable(site)).count();
     if affordable == 0 {
@@ -32,7 +32,7 @@ pub(super) fn float_inputs(
     let width = study.denoiser.width();
     let mut small = study.of_width(PROBED_SAMPLES.min(width))?;
     let small_width = small.denoiser.width();
-    let count = Narrow::new(small_width, width);
+    let count = PartialBatches::new(small_width, width);
     // of the estimate one round of evaluations is for this
     let evaluations = study.denoiser.sampler().evaluations().len();
     let probing = (PROBES * affordable * 2 + evaluations) * small_width / width;
@@ -48,7 +48,7 @@ pub(super) fn float_inputs(
 }
 
 /// The multiplications behind every site of a loop.
-pub(super) struct Work {
+pub(super) struct InputWork {
     /// Per site, over all evaluations; none if an attention reads it.
     sites: Vec<Option<f64>>,
     /// Of all layers.
@@ -57,9 +57,9 @@ pub(super) struct Work {
     budget: f64,
 }
 
-impl Work {
+impl InputWork {
     /// For a budget of `share` of all.
-    pub(super) fn new(assembled: &Assembled, survey: &Survey, share: f64) -> Work {
+    pub(super) fn new(assembled: &Assembled, survey: &Survey, share: f64) -> InputWork {
         let evaluations = assembled.evaluations() as f64;
         let full = match assembled.full_evaluations() {
             [] => evaluations,
@@ -71,7 +71,7 @@ impl Work {
             readers.try_fold(0.0, |sum, layer| layer.weight.as_ref().map(|_| sum + work(layer)))
         };
         let all = survey.layers.iter().map(work).sum::<f64>();
-        Work { sites: (0..survey.sites.len()).map(of_site).collect(), all, budget: share * all }
+        InputWork { sites: (0..survey.sites.len()).map(of_site).collect(), all, budget: share * all }
     }
 
     /// Whether the work behind a site is within the budget.
@@ -113,8 +113,8 @@ impl Work {
 mod tests {
     use super::*;
 
-    fn work(sites: &[Option<f64>], budget: f64) -> Work {
-        Work { sites: sites.to_vec(), all: sites.iter().flatten().sum(), budget }
+    fn work(sites: &[Option<f64>], budget: f64) -> InputWork {
+        InputWork { sites: sites.to_vec(), all: sites.iter().flatten().sum(), budget }
     }
 
     #[test]
@@ -124,7 +124,7 @@ mod tests {
         // the first is too much work, the fourth an attention's, the last too small an effect
         assert_eq!(work.choose(&[100.0, 3.0, 8.0, 50.0, 1.5]), [1, 2]);
         // the third is left out where the second is better
-        let tight = Work { budget: 3.0, ..work };
+        let tight = InputWork { budget: 3.0, ..work };
         assert_eq!(tight.choose(&[0.0, 9.0, 8.0, 0.0, 7.0]), [1, 4]);
         assert_eq!(tight.choose(&[0.0; 5]), [] as [usize; 0]);
     }

@@ -1,14 +1,14 @@
 //! Which layers stay float so that a target of quality is met.
 
 use super::{Grouping, QuantizeError, TunableLoop, ranges, sensitivity};
-use crate::calibrate::{HeldOut, Narrow, Progress};
+use crate::calibrate::{EvaluationCounter, Holdout, PartialBatches};
 use crate::compile::Assembled;
 use cqc_passes::quant::{AnnotateOptions, QuantSpec, QuantTables, Survey};
 use cqc_runtime::denoise::{Denoiser, Request};
 use cqc_runtime::engine::EngineOptions;
 
 /// What it is decided on.
-pub struct Trial<'a> {
+pub struct FloatLayerSearch<'a> {
     /// The loop.
     pub assembled: &'a Assembled<'a>,
     /// Calibration samples: the first `fit` for ranges, the others to measure on.
@@ -24,13 +24,13 @@ pub struct Trial<'a> {
 /// # Errors
 /// [`QuantizeError`].
 pub fn keep_float(
-    trial: &Trial,
+    trial: &FloatLayerSearch,
     float: &mut Denoiser,
     mut spec: QuantSpec,
     target: f64,
-    progress: &mut Progress,
+    progress: &mut EvaluationCounter,
 ) -> Result<QuantSpec, QuantizeError> {
-    let Trial { assembled, request, fit, .. } = *trial;
+    let FloatLayerSearch { assembled, request, fit, .. } = *trial;
     let survey = assembled.survey(&spec);
     // weights as they are: they are rounded with about the same error in all layers, inputs are not
     let mut inputs_only = survey.clone();
@@ -39,11 +39,11 @@ pub fn keep_float(
     let mut study = open(trial, float, &inputs_only, &nothing)?;
     let all = |_, _| true;
     let tables = ranges(&mut study, &survey, request, fit, Grouping::PerEvaluation, &all, progress)?;
-    let count = Narrow::new(1, 1);
+    let count = PartialBatches::new(1, 1);
     let effects = sensitivity(&mut study, &survey, &tables, request, &|_| true, count, progress)?;
     let ranked = ranked(&survey, &effects);
 
-    let held = HeldOut::new(float, request, fit, progress)?;
+    let held = Holdout::new(float, request, fit, progress)?;
     let full = match assembled.full_evaluations() {
         [] => (0..assembled.evaluations()).collect(),
         full => full.to_vec(),
@@ -64,7 +64,12 @@ pub fn keep_float(
     }
 }
 
-fn open(trial: &Trial, float: &Denoiser, survey: &Survey, tables: &QuantTables) -> Result<TunableLoop, QuantizeError> {
+fn open(
+    trial: &FloatLayerSearch,
+    float: &Denoiser,
+    survey: &Survey,
+    tables: &QuantTables,
+) -> Result<TunableLoop, QuantizeError> {
     let lowered = trial.assembled.lower(Some((survey, tables, AnnotateOptions::default())))?.0;
     TunableLoop::open(&lowered, float, trial.engine)
 }

@@ -1,7 +1,7 @@
 //! Ranges of what layers read.
 
 use super::TunableLoop;
-use crate::calibrate::{CalibrateError, Progress};
+use crate::calibrate::{CalibrateError, EvaluationCounter};
 use cqc_passes::calib::groups;
 use cqc_passes::calib::histogram::Histogram;
 use cqc_passes::calib::range::{Range, search};
@@ -63,7 +63,7 @@ pub(crate) fn ranges(
     fit: usize,
     grouping: Grouping,
     select: &dyn Fn(usize, usize) -> bool,
-    progress: &mut Progress,
+    progress: &mut EvaluationCounter,
 ) -> Result<QuantTables, CalibrateError> {
     let TunableLoop { denoiser, places } = study;
     let (evaluations, images) = (denoiser.sampler().evaluations().len(), denoiser.engine().batch());

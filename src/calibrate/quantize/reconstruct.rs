@@ -2,7 +2,7 @@
 //! that run it.
 
 use super::TunableLoop;
-use crate::calibrate::{CalibrateError, Progress};
+use crate::calibrate::{CalibrateError, EvaluationCounter};
 use cqc_kernels::ConvShape;
 use cqc_passes::ir::NodeId;
 use cqc_passes::quant::gptq::{self, Gram};
@@ -31,7 +31,7 @@ pub(crate) fn reconstruct(
     tables: &QuantTables,
     request: &Request,
     fit: usize,
-    progress: &mut Progress,
+    progress: &mut EvaluationCounter,
 ) -> Result<(), CalibrateError> {
     let TunableLoop { denoiser, places } = &mut *study;
     let evaluations = denoiser.sampler().evaluations().len();
@@ -95,7 +95,7 @@ fn collect(
     layers: &[usize],
     request: &Request,
     fit: usize,
-    progress: &mut Progress,
+    progress: &mut EvaluationCounter,
 ) -> Result<Vec<(usize, Gram)>, CalibrateError> {
     let nodes: HashMap<NodeId, usize> = layers.iter().map(|&i| (survey.layers[i].node, i)).collect();
     let steps = study.places.steps_of(&[ProgramKind::Full, ProgramKind::Cached], &nodes);

@@ -1,6 +1,6 @@
 //! Which sample is looked at in which evaluation.
 
-use crate::calibrate::{CalibrateError, Progress};
+use crate::calibrate::{CalibrateError, EvaluationCounter};
 use cqc_passes::calib::select::{SamplePool, Tap, Tdac};
 use cqc_runtime::denoise::{Denoiser, Request, Trajectory};
 use std::collections::BTreeSet;
@@ -26,7 +26,7 @@ pub(crate) fn select(
     denoiser: &mut Denoiser,
     request: &Request,
     fit: usize,
-    progress: &mut Progress,
+    progress: &mut EvaluationCounter,
 ) -> Result<Option<BTreeSet<(usize, usize)>>, CalibrateError> {
     let evaluations = denoiser.sampler().evaluations().len();
     let pairs = || (0..evaluations).flat_map(|t| (0..fit).map(move |sample| (sample, t)));
@@ -55,7 +55,7 @@ fn latents(
     denoiser: &mut Denoiser,
     request: &Request,
     fit: usize,
-    progress: &mut Progress,
+    progress: &mut EvaluationCounter,
 ) -> Result<Vec<f32>, CalibrateError> {
     let plan = denoiser.engine().plan();
     let kinds: Vec<_> = (0..plan.evaluations).map(|t| plan.program_at(t)).collect();

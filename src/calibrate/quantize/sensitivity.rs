@@ -2,7 +2,7 @@
 
 use super::TunableLoop;
 use crate::calibrate::observe::{restore, snapshot};
-use crate::calibrate::{CalibrateError, Narrow, Progress};
+use crate::calibrate::{CalibrateError, EvaluationCounter, PartialBatches};
 use cqc_passes::quant::{QuantTables, Survey};
 use cqc_proto::plan::ProgramKind;
 use cqc_runtime::denoise::{Denoiser, Request, Trajectory};
@@ -22,8 +22,8 @@ pub(crate) fn sensitivity(
     tables: &QuantTables,
     request: &Request,
     wanted: &dyn Fn(usize) -> bool,
-    mut count: Narrow,
-    progress: &mut Progress,
+    mut count: PartialBatches,
+    progress: &mut EvaluationCounter,
 ) -> Result<Vec<f64>, CalibrateError> {
     let TunableLoop { denoiser, places } = study;
     let weights = denoiser.sampler().output_weights();

@@ -1,9 +1,9 @@
 //! Corrections, each fitted on a trajectory in which all before it are in place.
 
 use super::{Places, TunableLoop};
-use crate::calibrate::correct::Tables;
+use crate::calibrate::correct::CacheTables;
 use crate::calibrate::observe::{Snapshot, channels, snapshot};
-use crate::calibrate::{CalibrateError, Progress};
+use crate::calibrate::{CalibrateError, EvaluationCounter};
 use cqc_passes::cache::affine::Moments;
 use cqc_passes::calib::compensate::{self, CompensationMode};
 use cqc_passes::ir::{LayerId, NodeOrigin};
@@ -51,7 +51,7 @@ pub struct CacheRefit {
     /// Constants of the plan, per slot.
     pub places: Vec<CacheCorrection>,
     /// The tables that are in place.
-    pub tables: Tables,
+    pub tables: CacheTables,
 }
 
 /// What is fitted.
@@ -70,7 +70,7 @@ pub struct Fitted {
     /// Ranges as given, corrections of layers as fitted.
     pub tables: QuantTables,
     /// The correction of the cache.
-    pub cache: Option<Tables>,
+    pub cache: Option<CacheTables>,
     /// The correction of the sample.
     pub compensation: Option<Compensation>,
 }
@@ -90,7 +90,7 @@ pub(crate) fn sequential(
     mut tables: QuantTables,
     request: &Request,
     options: Sequential,
-    progress: &mut Progress,
+    progress: &mut EvaluationCounter,
 ) -> Result<Fitted, CalibrateError> {
     let TunableLoop { denoiser: quantized, places } = study;
     let evaluations = quantized.sampler().evaluations().len();
@@ -211,7 +211,7 @@ impl ReferenceSums {
         tables: &mut QuantTables,
         pairs: &[Pair],
         t: usize,
-        progress: &mut Progress,
+        progress: &mut EvaluationCounter,
     ) -> Result<(), CalibrateError> {
         let kind = quantized.engine().plan().program_at(t);
         let mut moments: Vec<Moments> =
