@@ -51,8 +51,9 @@ pub struct Runtime<'a> {
 impl<'a> Runtime<'a> {
     pub fn new(exported: &'a Exported, dir: &Path, case: &Case, optimize: bool) -> Option<Runtime<'a>> {
         let environment = onnxruntime::environment()?;
-        let open =
-            |m: &ExportedModel| (m.name, onnxruntime::session(environment, &dir.join(format!("{}.onnx", m.name)), optimize));
+        let open = |m: &ExportedModel| {
+            (m.name, onnxruntime::session(environment, &dir.join(format!("{}.onnx", m.name)), optimize))
+        };
         let sessions = exported.models.iter().map(open).collect();
         let mut values: Values =
             case.request.conditions.iter().map(|(n, t)| (Wire::Condition(n.clone()).to_string(), t.clone())).collect();
