@@ -4,7 +4,7 @@ mod common;
 
 use cachequant::model::{Model, ModelOptions};
 use common::{repository, shared_dir};
-use cqc_passes::bind::{self, Origin, Part};
+use cqc_passes::bind::{self, InputOrigin, Part};
 use cqc_passes::cache::{self, Batch, Cut, CutSpec};
 use cqc_passes::interpret::interpret;
 use cqc_passes::ir::{ValueId, verify};
@@ -145,7 +145,7 @@ fn cached_steps_equal_full_ones_bit_for_bit() {
         let given = g.inputs.iter().zip(&split.cached.origins).map(|(&v, origin)| {
             let name = g.value(v).name.clone();
             let tensor = match *origin {
-                Origin::Cache(slot) => stored[slot].1.clone(),
+                InputOrigin::Cache(slot) => stored[slot].1.clone(),
                 _ => inputs[&name].clone(),
             };
             (name, tensor)

@@ -24,7 +24,7 @@ pub struct TableId(pub usize);
 
 /// Where a value of a part comes from, if not from a node of the same part or a constant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub enum InputOrigin {
     /// Input `i` of the source graph.
     Input(usize),
     /// This evaluation's row of a table.
@@ -43,7 +43,7 @@ pub struct Part {
     /// The nodes.
     pub graph: Graph,
     /// What each input of `graph` is.
-    pub origins: Vec<Origin>,
+    pub origins: Vec<InputOrigin>,
 }
 
 /// A graph cut by binding time.
@@ -169,7 +169,7 @@ pub fn bind(graph: &Graph, roles: &[InputRole], batch: Option<&str>, timesteps: 
 
 /// The whole graph as one step, without tables: for single evaluations.
 pub fn unbound(graph: &Graph) -> Bound {
-    let origins = (0..graph.inputs.len()).map(Origin::Input).collect();
+    let origins = (0..graph.inputs.len()).map(InputOrigin::Input).collect();
     let mut graph = graph.clone();
     graph.set_own_origins();
     Bound { full: Part { graph, origins }, ..Bound::default() }
@@ -321,7 +321,7 @@ fn upstream(g: &Graph, wanted: &[ValueId]) -> Result<Part, BindError> {
             && !map.contains_key(&v)
         {
             map.insert(v, part.graph.input(&g.value(v).name, g.ty(v).clone()));
-            part.origins.push(Origin::Input(g.inputs.iter().position(|&i| i == v).expect("an input")));
+            part.origins.push(InputOrigin::Input(g.inputs.iter().position(|&i| i == v).expect("an input")));
         }
     }
     for node in nodes {
@@ -363,24 +363,24 @@ fn step_part(
 ) -> Result<Part, BindError> {
     let mut part = Part { graph: Graph::new(g.name.clone()), origins: vec![] };
     let mut map: HashMap<ValueId, ValueId> = HashMap::new();
-    let mut add = |part: &mut Part, v: ValueId, ty: ValueType, origin: Origin| {
+    let mut add = |part: &mut Part, v: ValueId, ty: ValueType, origin: InputOrigin| {
         map.insert(v, part.graph.input(&g.value(v).name, ty));
         part.origins.push(origin);
     };
     for (i, &v) in g.inputs.iter().enumerate() {
         if stages[v.0 as usize] != Stage::Table {
-            add(&mut part, v, g.ty(v).clone(), Origin::Input(i));
+            add(&mut part, v, g.ty(v).clone(), InputOrigin::Input(i));
         }
     }
     for (i, &v) in tables.iter().enumerate() {
         let row = ValueType::fixed(rows[i].1.dtype(), &rows[i].1.shape()[1..]);
-        add(&mut part, v, row, Origin::Table(TableId(i)));
+        add(&mut part, v, row, InputOrigin::Table(TableId(i)));
     }
     for (i, &v) in prelude.iter().enumerate() {
-        add(&mut part, v, g.ty(v).clone(), Origin::Prelude(i));
+        add(&mut part, v, g.ty(v).clone(), InputOrigin::Prelude(i));
     }
     for (i, &v) in steps.iter().enumerate() {
-        add(&mut part, v, g.ty(v).clone(), Origin::PreludeSteps(i));
+        add(&mut part, v, g.ty(v).clone(), InputOrigin::PreludeSteps(i));
     }
     for (_, node) in g.nodes().filter(|(_, n)| stages[n.outputs[0].0 as usize] == Stage::Full) {
         if copy_node(g, node, &mut part.graph, &mut map).is_err() {

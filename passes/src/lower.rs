@@ -4,7 +4,7 @@
 //! last axis joins is written into the joined tensor where all that touch it can. Constants are laid out on 64-byte boundaries in
 //! the order of first use, so that a step's weights are read front to back.
 
-use crate::bind::{Bound, Origin, Part, TableId};
+use crate::bind::{Bound, InputOrigin, Part, TableId};
 use crate::ir::{Def, Graph, Node, NodeId, NodeOrigin, ValueId};
 use cqc_proto::op::OpError;
 use cqc_proto::plan::{
@@ -232,11 +232,11 @@ fn program(
     let mut map: HashMap<ValueId, usize> = HashMap::new();
     for (&v, origin) in g.inputs.iter().zip(&part.origins) {
         let source = match *origin {
-            Origin::Input(i) => Source::Input(i),
-            Origin::Prelude(i) => Source::Prelude(i),
-            Origin::PreludeSteps(i) => Source::PreludeSteps(i),
-            Origin::Cache(i) => Source::Cache(i),
-            Origin::Table(id) => Source::Table(constants.table(bound, id)),
+            InputOrigin::Input(i) => Source::Input(i),
+            InputOrigin::Prelude(i) => Source::Prelude(i),
+            InputOrigin::PreludeSteps(i) => Source::PreludeSteps(i),
+            InputOrigin::Cache(i) => Source::Cache(i),
+            InputOrigin::Table(id) => Source::Table(constants.table(bound, id)),
         };
         map.insert(v, push(&mut out, g, v, source, None));
     }

@@ -1,6 +1,6 @@
 //! A full and a cached step agree: on every graph of `tests/filetests/cache`, at every candidate.
 
-use cqc_passes::bind::{Origin, Part, TableId};
+use cqc_passes::bind::{InputOrigin, Part, TableId};
 use cqc_passes::cache::{self, Batch, Cached, Correction, Cut, CutError, CutSpec, Split};
 use cqc_passes::interpret::interpret;
 use cqc_passes::ir::{Graph, parse, verify};
@@ -27,8 +27,8 @@ fn steps() -> Vec<Part> {
 fn step(text: &str) -> Part {
     let lines: Vec<&str> = text.lines().filter(|l| !l.starts_with(';')).collect();
     let graph = parse(&lines.join("\n")).unwrap();
-    let origins =
-        (0..graph.inputs.len()).map(|i| if i == 0 { Origin::Input(0) } else { Origin::Table(TableId(i - 1)) });
+    let origins = (0..graph.inputs.len())
+        .map(|i| if i == 0 { InputOrigin::Input(0) } else { InputOrigin::Table(TableId(i - 1)) });
     Part { origins: origins.collect(), graph }
 }
 
@@ -64,7 +64,7 @@ fn run(split: &Split, outputs: usize) -> [Vec<(String, Tensor)>; 2] {
     let given = g.inputs.iter().zip(&split.cached.origins).map(|(&v, origin)| {
         let name = g.value(v).name.clone();
         let tensor = match *origin {
-            Origin::Cache(slot) => stored[slot].1.clone(),
+            InputOrigin::Cache(slot) => stored[slot].1.clone(),
             _ => inputs[&name].clone(),
         };
         (name, tensor)
@@ -124,7 +124,7 @@ fn a_correction_behind_a_delta_takes_the_addition_in() {
     assert!(matches!(ops[..], [Op::Linear { .. }, Op::Affine, Op::Linear { .. }]), "{}", split.cached.graph);
     assert_eq!(
         split.cached.origins,
-        [Origin::Input(0), Origin::Cache(0), Origin::Table(TableId(5)), Origin::Table(TableId(6))],
+        [InputOrigin::Input(0), InputOrigin::Cache(0), InputOrigin::Table(TableId(5)), InputOrigin::Table(TableId(6))],
         "tables stand behind"
     );
 }

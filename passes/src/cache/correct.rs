@@ -1,7 +1,7 @@
 //! CacheQuant's correction of what a cached step reads: `x · scale + shift` per channel, one row of
 //! two tables per evaluation (CacheQuant's decoupled error correction).
 
-use crate::bind::{Origin, Part, TableId, copy_node};
+use crate::bind::{InputOrigin, Part, TableId, copy_node};
 use crate::ir::{Graph, Node, ValueId};
 use cqc_proto::op::{BinaryKind, OpError};
 use cqc_proto::{Op, ValueType};
@@ -39,18 +39,18 @@ pub fn correct(cached: &mut Part, corrections: &[Correction]) -> Result<(), OpEr
     }
     let mut open: Vec<(ValueId, Operands)> = Vec::new();
     for c in corrections {
-        let Some(at) = cached.origins.iter().position(|o| *o == Origin::Cache(c.slot)) else { continue };
+        let Some(at) = cached.origins.iter().position(|o| *o == InputOrigin::Cache(c.slot)) else { continue };
         let x = g.inputs[at];
         let channels = g.shape(x).last().into_iter().cloned().collect::<Vec<_>>();
         let row = ValueType::new(g.ty(x).dtype, channels);
         let scale = to.input(&format!("{}/scale", g.value(x).name), row.clone());
         let shift = to.input(&format!("{}/shift", g.value(x).name), row);
-        origins.extend([Origin::Table(c.scale), Origin::Table(c.shift)]);
+        origins.extend([InputOrigin::Table(c.scale), InputOrigin::Table(c.shift)]);
         let previous = c.previous.map(|(before, factors)| {
             let name = &g.value(x).name;
             let v = to.input(&format!("{name}/previous"), g.ty(x).clone());
             let factor = to.input(&format!("{name}/previous_scale"), to.ty(scale).clone());
-            origins.extend([Origin::Cache(before), Origin::Table(factors)]);
+            origins.extend([InputOrigin::Cache(before), InputOrigin::Table(factors)]);
             [v, factor]
         });
         open.push((x, Operands { x: map[&x], scale, shift, previous }));

@@ -2,7 +2,7 @@
 
 use super::flow::{Batch, Flow, live};
 use super::{chain, tensors};
-use crate::bind::{Origin, Part};
+use crate::bind::{InputOrigin, Part};
 use crate::ir::{Graph, ValueId};
 use cqc_proto::ValueType;
 use cqc_proto::plan::InputRole;
@@ -115,7 +115,7 @@ const SAME_COST: f64 = 0.005;
 
 /// The sample among the inputs of a step.
 pub fn sample_value(step: &Part, roles: &[InputRole]) -> Option<ValueId> {
-    let is_sample = |o: &Origin| matches!(o, Origin::Input(i) if roles.get(*i) == Some(&InputRole::Sample));
+    let is_sample = |o: &InputOrigin| matches!(o, InputOrigin::Input(i) if roles.get(*i) == Some(&InputRole::Sample));
     step.origins.iter().position(is_sample).map(|i| step.graph.inputs[i])
 }
 

@@ -5,7 +5,7 @@
 
 use super::cut::{Cached, Cut};
 use super::flow::live;
-use crate::bind::{Origin, Part, copy_node};
+use crate::bind::{InputOrigin, Part, copy_node};
 use crate::ir::{Graph, ValueId};
 use cqc_proto::Op;
 use cqc_proto::op::{BinaryKind, OpError};
@@ -16,7 +16,7 @@ use std::collections::HashMap;
 pub struct Split {
     /// The step; behind its outputs stand the stored values, one per slot, in order.
     pub full: Part,
-    /// The outputs' needs alone, with the slots as inputs ([`Origin::Cache`]).
+    /// The outputs' needs alone, with the slots as inputs ([`InputOrigin::Cache`]).
     pub cached: Part,
     /// What is stored.
     pub slots: Vec<Slot>,
@@ -88,7 +88,7 @@ fn cached(part: &Part, tensors: &[Cached]) -> Result<Part, OpError> {
             Cached::Delta { after, .. } => delta_name(g, after),
         };
         slots.push(out.graph.input(&name, tensor.ty(g).clone()));
-        out.origins.push(Origin::Cache(slot));
+        out.origins.push(InputOrigin::Cache(slot));
     }
     let values = tensors.iter().zip(&slots).filter(|(c, _)| matches!(c, Cached::Value(_)));
     let values: Vec<_> = values.map(|(c, &slot)| (c.replaces(), slot)).collect();

@@ -3,7 +3,7 @@
 //!
 //! A partition is given by the first evaluation of each group, ascending from 0.
 
-use super::range::Range;
+use super::range::ClippingRange;
 use crate::cache::band::Band;
 
 /// A range narrower than this part of the quantizer's widest counts as that wide: its relative
@@ -25,7 +25,7 @@ pub fn equal(evaluations: usize, groups: usize) -> Vec<usize> {
 ///
 /// # Panics
 /// When the quantizers have different numbers of evaluations.
-pub fn optimal(ranges: &[Vec<Range>], groups: usize) -> Vec<usize> {
+pub fn optimal(ranges: &[Vec<ClippingRange>], groups: usize) -> Vec<usize> {
     let evaluations = ranges.first().map_or(0, Vec::len);
     assert!(ranges.iter().all(|r| r.len() == evaluations), "every quantizer has {evaluations} evaluations");
     if evaluations == 0 {
@@ -49,8 +49,8 @@ pub fn optimal(ranges: &[Vec<Range>], groups: usize) -> Vec<usize> {
 /// By how much the rows of a partition are too wide: the sum over quantizers and evaluations of the
 /// squares of both ends' distances to the row's ends, relative to the evaluation's own width.
 /// Rounding errors grow with that width.
-pub fn cost(ranges: &[Vec<Range>], firsts: &[usize]) -> f64 {
-    let of = |quantizer: &Vec<Range>| -> f64 {
+pub fn cost(ranges: &[Vec<ClippingRange>], firsts: &[usize]) -> f64 {
+    let of = |quantizer: &Vec<ClippingRange>| -> f64 {
         let weights = weights(quantizer);
         members(firsts, quantizer.len()).filter_map(|m| costs(&quantizer[m.clone()], &weights[m]).last()).sum()
     };
@@ -62,8 +62,9 @@ pub fn cost(ranges: &[Vec<Range>], firsts: &[usize]) -> f64 {
 /// Not their mean: evaluations of a group differ by what the model does, not by chance, and each
 /// range has been shrunk as far as pays for its own evaluation. A mean would clip the widest of
 /// them further, whereas a union costs the narrow ones no more than [`cost`] says.
-pub fn rows(ranges: &[Range], firsts: &[usize]) -> Vec<Range> {
-    let union = |m: std::ops::Range<usize>| ranges[m].iter().copied().fold(Range::default(), Range::union);
+pub fn rows(ranges: &[ClippingRange], firsts: &[usize]) -> Vec<ClippingRange> {
+    let union =
+        |m: std::ops::Range<usize>| ranges[m].iter().copied().fold(ClippingRange::default(), ClippingRange::union);
     members(firsts, ranges.len()).map(union).collect()
 }
 
@@ -78,15 +79,15 @@ fn members(firsts: &[usize], evaluations: usize) -> impl Iterator<Item = std::op
 }
 
 /// 1 / width² per evaluation; zero where the quantizer sees nothing but zeros.
-fn weights(ranges: &[Range]) -> Vec<f64> {
-    let width = |r: &Range| f64::from(r.high) - f64::from(r.low);
+fn weights(ranges: &[ClippingRange]) -> Vec<f64> {
+    let width = |r: &ClippingRange| f64::from(r.high) - f64::from(r.low);
     let widest = ranges.iter().map(width).fold(0.0, f64::max);
     let weight = |r| if widest > 0.0 { width(r).max(NARROWEST * widest).powi(-2) } else { 0.0 };
     ranges.iter().map(weight).collect()
 }
 
 /// The cost of the groups that begin with the first of these and have 1, 2, … members.
-fn costs<'a>(ranges: &'a [Range], weights: &'a [f64]) -> impl Iterator<Item = f64> + 'a {
+fn costs<'a>(ranges: &'a [ClippingRange], weights: &'a [f64]) -> impl Iterator<Item = f64> + 'a {
     // Σ w · (row − end)² = row² · Σ w − 2 · row · Σ w · end + Σ w · end², per end
     let (mut row, mut sums) = ([0.0f64; 2], [[0.0; 3]; 2]);
     ranges.iter().zip(weights).map(move |(range, w)| {
@@ -112,7 +113,7 @@ mod tests {
         (0..1u32 << evaluations).map(firsts).filter(|f| f.first() == Some(&0) && f.len() == groups).collect()
     }
 
-    fn direct_cost(ranges: &[Vec<Range>], firsts: &[usize]) -> f64 {
+    fn direct_cost(ranges: &[Vec<ClippingRange>], firsts: &[usize]) -> f64 {
         let mut sum = 0.0;
         for ranges in ranges {
             let (rows, group) = (rows(ranges, firsts), group_of(firsts, ranges.len()));
@@ -128,7 +129,7 @@ mod tests {
         #[test]
         fn optimal_equals_brute_force(
             ranges in (1usize..=7).prop_flat_map(|t| prop::collection::vec(
-                prop::collection::vec((0u8..9, 1u8..9).prop_map(|(a, b)| Range::new(-f32::from(a), f32::from(b))), t), 1..4)),
+                prop::collection::vec((0u8..9, 1u8..9).prop_map(|(a, b)| ClippingRange::new(-f32::from(a), f32::from(b))), t), 1..4)),
             groups in 1usize..=7,
         ) {
             let groups = groups.min(ranges[0].len());
@@ -151,17 +152,18 @@ mod tests {
 
     #[test]
     fn borders_stand_where_ranges_change() {
-        let ranges: Vec<Range> = (0..12).map(|t| Range::new(-1.0, if t < 9 { 1.0 } else { 4.0 })).collect();
+        let ranges: Vec<ClippingRange> =
+            (0..12).map(|t| ClippingRange::new(-1.0, if t < 9 { 1.0 } else { 4.0 })).collect();
         assert_eq!(optimal(std::slice::from_ref(&ranges), 2), [0, 9]);
-        assert_eq!(rows(&ranges, &[0, 9]), [Range::new(-1.0, 1.0), Range::new(-1.0, 4.0)]);
-        assert_eq!(rows(&ranges, &[0]), [Range::new(-1.0, 4.0)]);
+        assert_eq!(rows(&ranges, &[0, 9]), [ClippingRange::new(-1.0, 1.0), ClippingRange::new(-1.0, 4.0)]);
+        assert_eq!(rows(&ranges, &[0]), [ClippingRange::new(-1.0, 4.0)]);
     }
 
     #[test]
     fn ranges_of_nothing_can_be_grouped() {
         assert!(optimal(&[], 3).is_empty());
         assert!(optimal(&[vec![]], 3).is_empty());
-        assert_eq!(optimal(&[vec![Range::default(); 5]], 2).len(), 2);
-        assert_eq!(optimal(&[vec![Range::new(f32::MIN, f32::MAX), Range::default()]], 2), [0, 1]);
+        assert_eq!(optimal(&[vec![ClippingRange::default(); 5]], 2).len(), 2);
+        assert_eq!(optimal(&[vec![ClippingRange::new(f32::MIN, f32::MAX), ClippingRange::default()]], 2), [0, 1]);
     }
 }

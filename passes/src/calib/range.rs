@@ -13,18 +13,18 @@ const SMALLEST_SCALE: f64 = 1e-8;
 
 /// What an asymmetric quantizer covers; `low` ≤ 0 ≤ `high`, both finite.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Range {
+pub struct ClippingRange {
     /// Not above zero.
     pub low: f32,
     /// Not below zero.
     pub high: f32,
 }
 
-impl Range {
+impl ClippingRange {
     /// From `low` to `high` and zero. NaN counts as zero, infinity as the largest number.
-    pub fn new(low: f32, high: f32) -> Range {
+    pub fn new(low: f32, high: f32) -> ClippingRange {
         let end = |x: f32, from, to| if x.is_nan() { 0.0 } else { x.clamp(from, to) };
-        Range { low: end(low, f32::MIN, 0.0), high: end(high, 0.0, f32::MAX) }
+        ClippingRange { low: end(low, f32::MIN, 0.0), high: end(high, 0.0, f32::MAX) }
     }
 
     /// Scale (at least 1e-8) and zero point of `bits` ≤ 8 bits: `x ≈ (q − zero) · scale`, `q =
@@ -33,28 +33,29 @@ impl Range {
     /// A range that begins or ends with zero has zero point 0 or 2^bits − 1. A constant tensor is
     /// one: its value is the last level.
     pub fn parameters(&self, bits: u32) -> (f32, u8) {
-        let Range { low, high } = Range::new(self.low, self.high);
+        let ClippingRange { low, high } = ClippingRange::new(self.low, self.high);
         let levels = levels(bits);
         let scale = ((f64::from(high) - f64::from(low)) / levels).max(SMALLEST_SCALE);
         (scale as f32, (-f64::from(low) / scale).round_ties_even().clamp(0.0, levels) as u8)
     }
 
     /// The smallest range that covers both.
-    pub fn union(self, other: Range) -> Range {
-        Range { low: self.low.min(other.low), high: self.high.max(other.high) }
+    pub fn union(self, other: ClippingRange) -> ClippingRange {
+        ClippingRange { low: self.low.min(other.low), high: self.high.max(other.high) }
     }
 
     /// Mean of the ends (scale and zero point are derived from it; averaged themselves they would
     /// belong to no range); of nothing, zero.
-    pub fn averaged(ranges: &[Range]) -> Range {
-        let mean =
-            |end: fn(&Range) -> f32| ranges.iter().map(|r| f64::from(end(r))).sum::<f64>() / ranges.len().max(1) as f64;
-        Range::new(mean(|r| r.low) as f32, mean(|r| r.high) as f32)
+    pub fn averaged(ranges: &[ClippingRange]) -> ClippingRange {
+        let mean = |end: fn(&ClippingRange) -> f32| {
+            ranges.iter().map(|r| f64::from(end(r))).sum::<f64>() / ranges.len().max(1) as f64
+        };
+        ClippingRange::new(mean(|r| r.low) as f32, mean(|r| r.high) as f32)
     }
 
     /// With both ends nearer to zero: the `i`-th of the candidates.
-    fn shrunk(self, i: usize) -> Range {
-        Range { low: (f64::from(self.low) * factor(i)) as f32, high: (f64::from(self.high) * factor(i)) as f32 }
+    fn shrunk(self, i: usize) -> ClippingRange {
+        ClippingRange { low: (f64::from(self.low) * factor(i)) as f32, high: (f64::from(self.high) * factor(i)) as f32 }
     }
 }
 
@@ -62,28 +63,28 @@ impl Range {
 /// evenly within their bin. Wider ones win ties. Of nothing: zero.
 ///
 /// O(bins): the mean of |error|^2.4 over a bin has a closed form.
-pub fn search(histogram: &Histogram, bits: u32) -> Range {
-    let Some((min, max)) = histogram.extremes() else { return Range::default() };
+pub fn search(histogram: &Histogram, bits: u32) -> ClippingRange {
+    let Some((min, max)) = histogram.extremes() else { return ClippingRange::default() };
     let bins: Vec<_> = histogram.bins().collect();
-    best(Range::new(min, max), |range| sum_of_bins(&bins, range, bits))
+    best(ClippingRange::new(min, max), |range| sum_of_bins(&bins, range, bits))
 }
 
 /// As [`search`], of the values themselves. What is not finite is ignored.
-pub fn search_exact(values: &[f32], bits: u32) -> Range {
+pub fn search_exact(values: &[f32], bits: u32) -> ClippingRange {
     let finite = || values.iter().filter(|x| x.is_finite());
-    let whole = Range::new(finite().fold(0.0, |a, &b| a.min(b)), finite().fold(0.0, |a, &b| a.max(b)));
+    let whole = ClippingRange::new(finite().fold(0.0, |a, &b| a.min(b)), finite().fold(0.0, |a, &b| a.max(b)));
     best(whole, |range| loss_exact(values, range, bits))
 }
 
 /// Mean of |error|^2.4 over what was counted, rounded with `bits` ≤ 8 bits over `range`; of
 /// nothing, zero.
-pub fn loss(histogram: &Histogram, range: Range, bits: u32) -> f64 {
+pub fn loss(histogram: &Histogram, range: ClippingRange, bits: u32) -> f64 {
     let bins: Vec<_> = histogram.bins().collect();
     sum_of_bins(&bins, range, bits) / histogram.finite().max(1) as f64
 }
 
 /// Σ |error|^2.4 over bins: low end, high end, count.
-fn sum_of_bins(bins: &[(f64, f64, u64)], range: Range, bits: u32) -> f64 {
+fn sum_of_bins(bins: &[(f64, f64, u64)], range: ClippingRange, bits: u32) -> f64 {
     let (scale, zero) = range.parameters(bits);
     let (scale, zero, levels) = (f64::from(scale), f64::from(zero), levels(bits));
     // most bins begin where the one before ended
@@ -102,7 +103,7 @@ fn sum_of_bins(bins: &[(f64, f64, u64)], range: Range, bits: u32) -> f64 {
 }
 
 /// As [`loss`], of the values themselves. What is not finite counts as exact.
-pub fn loss_exact(values: &[f32], range: Range, bits: u32) -> f64 {
+pub fn loss_exact(values: &[f32], range: ClippingRange, bits: u32) -> f64 {
     let (scale, zero) = range.parameters(bits);
     let sum = errors(values, scale, f32::from(zero), [0.0, levels(bits) as f32]);
     sum * f64::from(scale).powf(2.4) / values.len().max(1) as f64
@@ -120,7 +121,7 @@ pub fn symmetric_scale(weights: &[f32], bits: u32) -> f32 {
     first_least((0..FACTORS).map(scale), loss).unwrap_or(SMALLEST_SCALE as f32)
 }
 
-fn best(whole: Range, loss: impl Fn(Range) -> f64) -> Range {
+fn best(whole: ClippingRange, loss: impl Fn(ClippingRange) -> f64) -> ClippingRange {
     first_least((0..FACTORS).map(|i| whole.shrunk(i)), loss).unwrap_or(whole)
 }
 
@@ -198,14 +199,14 @@ mod tests {
     fn degenerate_tensors_have_a_range() {
         for values in [&[][..], &[0.0; 5], &[f32::NAN, f32::INFINITY]] {
             for range in [search(&histogram(values), 8), search_exact(values, 8)] {
-                assert_eq!((range, range.parameters(8)), (Range::default(), (1e-8, 0)));
+                assert_eq!((range, range.parameters(8)), (ClippingRange::default(), (1e-8, 0)));
             }
             assert_eq!(symmetric_scale(values, 4), 1e-8);
         }
         let huge = [f32::MAX, f32::MIN];
         assert!(search(&histogram(&huge), 8).parameters(8).0.is_finite());
         assert!(search_exact(&huge, 8).parameters(8).0.is_finite() && symmetric_scale(&huge, 8).is_finite());
-        assert_eq!(Range::new(f32::NAN, f32::INFINITY), Range { low: 0.0, high: f32::MAX });
+        assert_eq!(ClippingRange::new(f32::NAN, f32::INFINITY), ClippingRange { low: 0.0, high: f32::MAX });
     }
 
     #[test]
@@ -228,11 +229,11 @@ mod tests {
 
     #[test]
     fn ranges_average_by_their_ends() {
-        let ranges = [Range::new(-1.0, 2.0), Range::new(-3.0, 6.0)];
-        assert_eq!(Range::averaged(&ranges), Range::new(-2.0, 4.0));
-        assert_eq!(Range::averaged(&[]), Range::default());
+        let ranges = [ClippingRange::new(-1.0, 2.0), ClippingRange::new(-3.0, 6.0)];
+        assert_eq!(ClippingRange::averaged(&ranges), ClippingRange::new(-2.0, 4.0));
+        assert_eq!(ClippingRange::averaged(&[]), ClippingRange::default());
         assert_eq!(ranges[0].union(ranges[1]), ranges[1]);
         // −2 / (6 / 255) = −85
-        assert_eq!(Range::averaged(&ranges).parameters(8), (6.0 / 255.0, 85));
+        assert_eq!(ClippingRange::averaged(&ranges).parameters(8), (6.0 / 255.0, 85));
     }
 }

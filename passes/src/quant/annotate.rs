@@ -14,7 +14,7 @@
 
 use super::survey::{ActivationSite, Layer, QuantSpec, Survey};
 use super::weights::QuantizedWeight;
-use crate::bind::{Bound, Origin, Part, TableId, copy_node};
+use crate::bind::{Bound, InputOrigin, Part, TableId, copy_node};
 use crate::ir::{Graph, LayerId, Node, NodeId, NodeOrigin, SiteId, ValueId};
 use cqc_proto::op::{Act, OpError};
 use cqc_proto::{DType, Op, Tensor, ValueType};
@@ -262,7 +262,7 @@ impl PartBuilder {
     fn row(&mut self, table: TableId, name: &str, width: usize) -> ValueId {
         let part = &mut self.part;
         *self.rows.entry(table).or_insert_with(|| {
-            part.origins.push(Origin::Table(table));
+            part.origins.push(InputOrigin::Table(table));
             part.graph.input(name, ValueType::fixed(DType::F32, &[width]))
         })
     }

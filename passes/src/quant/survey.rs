@@ -5,7 +5,7 @@
 //! part with a scale of its own (Q-Diffusion's shortcut splitting, arXiv:2302.04304).
 
 use super::weights::QuantizedWeight;
-use crate::bind::{Bound, CachedPart, Origin, Part};
+use crate::bind::{Bound, CachedPart, InputOrigin, Part};
 use crate::ir::{Graph, Node, NodeId, NodeOrigin, ValueId};
 use cqc_proto::op::Quantization;
 use cqc_proto::{Bindings, Op, Tensor};
@@ -52,7 +52,7 @@ pub struct Layer {
     pub macs: i64,
     /// Whether what it reads comes from the cache without passing another layer.
     pub reads_cache: bool,
-    /// Whether cached steps run it.
+    /// Whether cached steps run it, or find its result in the cache.
     pub is_live: bool,
 }
 
@@ -267,7 +267,7 @@ fn segments(g: &Graph, node: &Node) -> Vec<usize> {
 /// Layers of a cached step that read the cache without another layer between.
 fn cache_readers(part: &Part) -> HashSet<NodeId> {
     let g = &part.graph;
-    let slots = g.inputs.iter().zip(&part.origins).filter(|(_, origin)| matches!(origin, Origin::Cache(_)));
+    let slots = g.inputs.iter().zip(&part.origins).filter(|(_, origin)| matches!(origin, InputOrigin::Cache(_)));
     let mut reached: HashSet<ValueId> = slots.map(|(&v, _)| v).collect();
     let mut out = HashSet::new();
     for (_, node) in g.nodes() {

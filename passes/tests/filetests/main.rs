@@ -18,7 +18,7 @@
 
 mod lowering;
 
-use cqc_passes::bind::{self, Origin, Part};
+use cqc_passes::bind::{self, InputOrigin, Part};
 use cqc_passes::cache::{self, Batch, CutSpec};
 use cqc_passes::ir::{Graph, parse, verify};
 use cqc_passes::quant::{self, AnnotateOptions, Layer, OutputCorrection, QuantSpec, QuantTables, round_products};
@@ -185,7 +185,7 @@ fn cut_lines(text: &str, spec: &CutSpec) -> Result<Vec<String>, String> {
         Ok(cut) => cut,
         Err(e) => return Ok([lines, vec![format!("error: {e}")]].concat()),
     };
-    let origins = (0..graph.inputs.len()).map(Origin::Input).collect();
+    let origins = (0..graph.inputs.len()).map(InputOrigin::Input).collect();
     let split = cache::split(&Part { graph, origins }, &cut).map_err(|e| e.to_string())?;
     for (what, part) in [("full", split.full), ("cached", split.cached)] {
         verify(&part.graph).map_err(|e| e.to_string())?;

@@ -4,7 +4,7 @@ use super::TunableLoop;
 use crate::calibrate::{CalibrateError, EvaluationCounter};
 use cqc_passes::calib::groups;
 use cqc_passes::calib::histogram::Histogram;
-use cqc_passes::calib::range::{Range, search};
+use cqc_passes::calib::range::{ClippingRange, search};
 use cqc_passes::quant::{QuantTables, Survey};
 use cqc_runtime::denoise::{Request, Trajectory};
 use std::fmt;
@@ -75,7 +75,7 @@ pub(crate) fn ranges(
         survey.sites.iter().map(|s| vec![Histogram::default(); s.segments.len()]).collect()
     };
     let mut seen = empty();
-    let mut found: Vec<Vec<Vec<Option<Range>>>> =
+    let mut found: Vec<Vec<Vec<Option<ClippingRange>>>> =
         survey.sites.iter().map(|s| vec![vec![None; evaluations]; s.segments.len()]).collect();
     for t in 0..evaluations {
         let kind = denoiser.engine().plan().program_at(t);
@@ -129,9 +129,9 @@ fn storable(scale: f32) -> f32 {
 }
 
 /// Lets consecutive evaluations share ranges; those that do not read the site have none.
-fn share(site: &mut [Vec<Option<Range>>], groups: usize) {
+fn share(site: &mut [Vec<Option<ClippingRange>>], groups: usize) {
     let read: Vec<usize> = (0..site[0].len()).filter(|&t| site[0][t].is_some()).collect();
-    let ranges: Vec<Vec<Range>> =
+    let ranges: Vec<Vec<ClippingRange>> =
         site.iter().map(|rows| read.iter().map(|&t| rows[t].expect("read by all segments alike")).collect()).collect();
     let firsts = groups::optimal(&ranges, groups);
     let group = groups::group_of(&firsts, read.len());

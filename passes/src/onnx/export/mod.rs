@@ -38,7 +38,7 @@ use cqc_proto::onnx::{GraphProto, ModelProto};
 use cqc_proto::op::Op;
 use cqc_proto::plan::{Plan, ProgramKind};
 use cx::Cx;
-use program::Origin;
+use program::ExportSource;
 use proto::{graph_attribute, value_info};
 use store::{Scope, Store};
 
@@ -106,7 +106,7 @@ pub fn export(plan: &Plan, constants: &[Tensor], options: &ExportOptions) -> Res
         return Err(ExportError::Stacked);
     }
     let mut export = Export {
-        origin: Origin { plan, constants, timesteps: &options.timesteps },
+        origin: ExportSource { plan, constants, timesteps: &options.timesteps },
         store: Store::new(&options.weights, options.inline_below),
         qdq: options.qdq,
         models: vec![],
@@ -160,7 +160,7 @@ fn previous(plan: &Plan) -> Vec<(usize, usize)> {
 }
 
 struct Export<'a> {
-    origin: Origin<'a>,
+    origin: ExportSource<'a>,
     store: Store,
     qdq: Qdq,
     models: Vec<ExportedModel>,

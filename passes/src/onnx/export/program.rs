@@ -13,7 +13,7 @@ use cqc_proto::{DType, Dim, Tensor, ValueType};
 
 /// What programs are written from.
 #[derive(Clone, Copy)]
-pub(super) struct Origin<'a> {
+pub(super) struct ExportSource<'a> {
     pub plan: &'a Plan,
     /// Bytes of `Plan::constants`.
     pub constants: &'a [Tensor],
@@ -28,7 +28,7 @@ pub(super) struct Origin<'a> {
 /// Every step that has no spelling.
 pub(super) fn write(
     cx: &mut Cx,
-    origin: Origin,
+    origin: ExportSource,
     kind: ProgramKind,
     ports: &[Port],
     results: &[(usize, String)],
@@ -60,7 +60,7 @@ pub(super) fn write(
 
 struct Writer<'c, 'a, 'o> {
     cx: &'c mut Cx<'a>,
-    origin: Origin<'o>,
+    origin: ExportSource<'o>,
     kind: ProgramKind,
     program: &'o Program,
     inputs: Vec<(Wire, Val)>,

@@ -1,6 +1,6 @@
 //! How rounding is written: types of codes, scales and zero points of activations.
 
-use crate::calib::range::Range;
+use crate::calib::range::ClippingRange;
 use cqc_proto::{DType, Tensor};
 
 /// How the rounding of a quantized plan is written.
@@ -65,7 +65,7 @@ impl Rows {
         match qdq {
             Qdq::None => Ok(None),
             Qdq::Trt => {
-                let Range { low, high } = covering(&self.scale, &self.zero);
+                let ClippingRange { low, high } = covering(&self.scale, &self.zero);
                 constant(low.abs().max(high) / 127.0, DType::I8, 0)
             }
             Qdq::Ort(Scales::Constant) => {
@@ -92,9 +92,9 @@ pub fn conservative(scale: &[f32], zero: &[f32]) -> (f32, u8) {
     covering(scale, zero).parameters(8)
 }
 
-fn covering(scale: &[f32], zero: &[f32]) -> Range {
-    let ranges = scale.iter().zip(zero).map(|(&s, &z)| Range::new(-z * s, (255.0 - z) * s));
-    ranges.fold(Range::new(0.0, 0.0), Range::union)
+fn covering(scale: &[f32], zero: &[f32]) -> ClippingRange {
+    let ranges = scale.iter().zip(zero).map(|(&s, &z)| ClippingRange::new(-z * s, (255.0 - z) * s));
+    ranges.fold(ClippingRange::new(0.0, 0.0), ClippingRange::union)
 }
 
 #[cfg(test)]
