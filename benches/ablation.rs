@@ -208,6 +208,9 @@ fn main() {
         .map(|(identity, row)| (row, identity))
         .collect();
     let mut ablation = Ablation::new(&model, &options, interval, calibration);
+    for row in all_rows().iter().filter(|row| row.name != "float") {
+        assert_eq!(ablation.recipe(&bench, row).check(), [], "{}", row.name);
+    }
     for (row, mut json) in wanted {
         let started = Instant::now();
         let samples = match row.name {
@@ -252,7 +255,7 @@ impl<'a> Ablation<'a> {
         }
         recipe.calib_select = match row.select {
             Samples::All => None,
-            Samples::Quarter => Some(Selection::First(self.fit / 4)),
+            Samples::Quarter => Some(Selection::First((self.fit / 4).max(1))),
             Samples::Tap => Some(Selection::Tap(Some(recipe.steps() * self.fit / 4))),
         };
         recipe

@@ -69,10 +69,10 @@ fn usage_errors_exit_with_2_and_say_nothing_on_stdout() {
 #[test]
 fn options_that_contradict_each_other_are_refused() {
     for (option, said) in [
-        ("--quant bf16 --reconstruct", "--reconstruct: with --quant bf16 nothing is fitted"),
-        ("--quant bf16 --keep-float auto", "--keep-float auto: with --quant bf16 nothing is fitted"),
-        ("--quant bf16 --interval 1 --budget 1h", "--budget: nothing is calibrated"),
-        ("--correct none,cache", "--correct none excludes everything else"),
+        ("--quant bf16 --reconstruct", "--reconstruct: with bf16 nothing is fitted (--quant bf16)"),
+        ("--quant bf16 --keep-float auto", "--keep-float auto: with bf16 nothing is fitted (--quant bf16)"),
+        ("--quant bf16 --interval 1 --budget 1h", "--budget: nothing is calibrated (--interval 1, --quant bf16)"),
+        ("--correct none,cache", "--correct none,cache: none excludes everything else"),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("a.cq");
@@ -428,7 +428,10 @@ fn a_budget_decides_how_many_samples_are_calibrated_on() {
         (std::fs::read(&output).unwrap(), ran.stderr)
     };
     let (hurried, said) = compile("hurried.cq", "--calib-samples 6 --budget 1ms");
-    assert!(said.contains("two calibration samples") && said.contains("--calib-samples 2"), "{said}");
+    assert!(
+        said.contains("two calibration samples") && said.contains("on 2 samples instead of 6; calib-samples 2"),
+        "{said}"
+    );
     assert!(hurried == compile("two.cq", "--calib-samples 2").0, "the budget is not in the file");
     assert!(compile("patient.cq", "--calib-samples 4 --budget 2h").0 == compile("four.cq", "--calib-samples 4").0);
     let output = dir.path().join("n.cq");
