@@ -141,7 +141,8 @@ fn all_rows() -> Vec<Row> {
         };
         Row { name, schedule, recipe, select: Samples::All }
     };
-    let (uniform, dps, forecast) = (Some(Schedule::Uniform), Some(Schedule::Dps), Some(Schedule::DpsForecast));
+    let (uniform, dps, forecast) =
+        (Some(Schedule::Uniform), Some(Schedule::Dps), Some(Schedule::DpsForecast));
     vec![
         row("float", None, unquantized()),
         row("int8 only", None, per_step()),
@@ -151,7 +152,11 @@ fn all_rows() -> Vec<Row> {
         row("int8 only, reconstruction", None, reconstruct(float_edges())),
         row("W4A8 only", None, w4a8(float_edges())),
         row("W4A8 only, reconstruction", None, w4a8(reconstruct(float_edges()))),
-        row("W4A8 only, reconstruction, DEC quant of all layers", None, w4a8(reconstruct(dec_of_all()))),
+        row(
+            "W4A8 only, reconstruction, DEC quant of all layers",
+            None,
+            w4a8(reconstruct(dec_of_all())),
+        ),
         row("cache only", uniform, unquantized()),
         row("cache only, default", forecast, unquantized()),
         row("both, naive", uniform, naive()),
@@ -162,21 +167,37 @@ fn all_rows() -> Vec<Row> {
         row("+ DEC quant", forecast, dec()),
         // what `cqc compile` does
         row("+ sensitive inputs float", forecast, sensitive(dec())),
-        row("sensitive inputs float, reconstruction", forecast, sensitive(reconstruct(float_edges()))),
+        row(
+            "sensitive inputs float, reconstruction",
+            forecast,
+            sensitive(reconstruct(float_edges())),
+        ),
         row("sensitive inputs float, + VC (mse)", forecast, sensitive(compensated(Mse, dec()))),
-        row("W4A8, sensitive inputs float, reconstruction", forecast, w4a8(sensitive(reconstruct(float_edges())))),
+        row(
+            "W4A8, sensitive inputs float, reconstruction",
+            forecast,
+            w4a8(sensitive(reconstruct(float_edges()))),
+        ),
         row("DEC quant of all layers", forecast, dec_of_all()),
         row("+ VC (mse)", forecast, compensated(Mse, dec())),
         row("+ VC (regression)", forecast, compensated(Regression, dec())),
         row("+ VC (variance)", forecast, compensated(Variance, dec())),
         row("reconstruction", forecast, reconstruct(float_edges())),
         row("reconstruction + DEC quant", forecast, reconstruct(dec())),
-        row("as published", Some(Schedule::Published), Recipe { correct: dec().correct, ..per_step() }),
+        row(
+            "as published",
+            Some(Schedule::Published),
+            Recipe { correct: dec().correct, ..per_step() },
+        ),
         Row { select: Samples::Quarter, ..row("random quarter of the samples", forecast, dec()) },
         Row { select: Samples::Tap, ..row("TAP, as many", forecast, dec()) },
         row("W4A8", forecast, w4a8(dec())),
         row("W4A8, reconstruction", forecast, w4a8(reconstruct(float_edges()))),
-        row("W4A8, reconstruction + DEC quant of all layers", forecast, w4a8(reconstruct(dec_of_all()))),
+        row(
+            "W4A8, reconstruction + DEC quant of all layers",
+            forecast,
+            w4a8(reconstruct(dec_of_all())),
+        ),
     ]
 }
 
@@ -193,7 +214,8 @@ fn main() {
     let out = PathBuf::from(option(&options, "out", "rows.jsonl"));
     let calibration: usize = option(&options, "calibration", "32").parse().unwrap();
     let (mut bench, model) = Bench::new(Path::new(&model), &options, calibration);
-    let only: Vec<&str> = option(&options, "only", "").split(';').filter(|s| !s.is_empty()).collect();
+    let only: Vec<&str> =
+        option(&options, "only", "").split(';').filter(|s| !s.is_empty()).collect();
     let interval = option(&options, "interval", "10").parse().unwrap();
     let identity = |row: &Row| {
         json!({"model": bench.name, "steps": bench.base.steps(), "interval": interval, "cut": option(&options, "cut", "auto"),
@@ -241,7 +263,12 @@ struct Ablation<'a> {
 }
 
 impl<'a> Ablation<'a> {
-    fn new(model: &'a Model, options: &'a Options, interval: usize, calibration: usize) -> Ablation<'a> {
+    fn new(
+        model: &'a Model,
+        options: &'a Options,
+        interval: usize,
+        calibration: usize,
+    ) -> Ablation<'a> {
         let (cut, fit) = (option(options, "cut", "auto"), calibration - holdout_size(calibration));
         Ablation { model, interval, cut, fit, choices: BTreeMap::new() }
     }
@@ -286,9 +313,12 @@ fn key(row: &Value) -> String {
 }
 
 fn print_table(path: &Path) {
-    println!("| model, steps, N, images | | PSNR dB | latent error | Frechet |\n|---|---|---|---|---|");
-    let number =
-        |row: &Value, key: &str, digits: usize| row[key].as_f64().map_or("".into(), |v| format!("{v:.digits$}"));
+    println!(
+        "| model, steps, N, images | | PSNR dB | latent error | Frechet |\n|---|---|---|---|---|"
+    );
+    let number = |row: &Value, key: &str, digits: usize| {
+        row[key].as_f64().map_or("".into(), |v| format!("{v:.digits$}"))
+    };
     for row in rows(path) {
         println!(
             "| {}, {}, {}, {} | {} | {} | {} | {} |",

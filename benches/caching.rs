@@ -35,7 +35,9 @@ const CALIBRATION: usize = 16;
 
 fn main() {
     let Some((model, rest, options)) = arguments() else {
-        println!("usage: cargo bench --bench caching -- MODEL.onnx --out rows.jsonl [options], see benches/caching.rs");
+        println!(
+            "usage: cargo bench --bench caching -- MODEL.onnx --out rows.jsonl [options], see benches/caching.rs"
+        );
         return;
     };
     if model == "--table" {
@@ -48,12 +50,14 @@ fn run(path: &Path, options: &Options) {
     let out = PathBuf::from(option(options, "out", "rows.jsonl"));
     let (mut bench, model) = Bench::new(path, options, CALIBRATION);
     let (steps, images) = (bench.base.steps(), bench.request.samples);
-    let few = option(options, "few", "16").parse::<usize>().unwrap().next_multiple_of(BATCH).min(images);
+    let few =
+        option(options, "few", "16").parse::<usize>().unwrap().next_multiple_of(BATCH).min(images);
     let name = bench.name.clone();
     let done: BTreeSet<String> = rows(&out).iter().map(key).collect();
     let distance = bench.features.as_mut().map(|f| f.distance(&bench.reference));
     println!("uncached loop: Frechet {distance:?}");
-    let only: Vec<&str> = option(options, "only", "").split(',').filter(|s| !s.is_empty()).collect();
+    let only: Vec<&str> =
+        option(options, "only", "").split(',').filter(|s| !s.is_empty()).collect();
 
     for cut in option(options, "cuts", "auto").split(',') {
         for interval in option(options, "intervals", "2,3,5,10,20").split(',') {
@@ -67,7 +71,9 @@ fn run(path: &Path, options: &Options) {
                 .filter(|(method, fit)| {
                     let row = identity(method, &correction_name(*fit));
                     !done.contains(&key(&row))
-                        && (only.is_empty() || only.contains(&format!("{method}+{}", correction_name(*fit)).as_str()))
+                        && (only.is_empty()
+                            || only
+                                .contains(&format!("{method}+{}", correction_name(*fit)).as_str()))
                 })
                 .collect();
             if wanted.is_empty() {
@@ -104,7 +110,9 @@ fn run(path: &Path, options: &Options) {
                     "dps" => ScheduleKind::Dps,
                     _ => ScheduleKind::DpsOutput,
                 };
-                let Ok(candidates) = study.candidates(&ScheduleSource::Method(kind)) else { continue };
+                let Ok(candidates) = study.candidates(&ScheduleSource::Method(kind)) else {
+                    continue;
+                };
                 let candidate = candidates.into_iter().next().unwrap();
                 let tables = fit.map(|fit| (fit, study.tables(fit, &candidate.full).unwrap()));
                 let choice = CachingChoice {
@@ -115,12 +123,14 @@ fn run(path: &Path, options: &Options) {
                     measured: vec![],
                     held: None,
                 };
-                let compiled = Session::new(&model, &recipe).unwrap().finish(Some(choice), None).unwrap();
+                let compiled =
+                    Session::new(&model, &recipe).unwrap().finish(Some(choice), None).unwrap();
                 let cut_of = &compiled.session().cached().expect("something is cached").cut;
                 let choice = compiled.choice().expect("something is cached");
                 let mut row = identity(method, &correction_name(fit));
                 let main = METHODS[..2].contains(&(method, fit));
-                let (samples, ms) = bench.sample(&compiled.artifact().unwrap(), if main { images } else { few });
+                let (samples, ms) =
+                    bench.sample(&compiled.artifact().unwrap(), if main { images } else { few });
                 let full = choice.full.len() as i64;
                 let rows_per_image = if recipe.guidance() == 1.0 { 1 } else { 2 };
                 let macs = full * cut_of.macs_full + (steps as i64 - full) * cut_of.macs_cached;
@@ -135,7 +145,11 @@ fn run(path: &Path, options: &Options) {
                 row.as_object_mut().unwrap().extend(added.as_object().unwrap().clone());
                 let mut file = fs::OpenOptions::new().create(true).append(true).open(&out).unwrap();
                 writeln!(file, "{row}").unwrap();
-                println!("{cut} N={interval} {method} {}: {:.2} dB", correction_name(fit), row["psnr_few"]);
+                println!(
+                    "{cut} N={interval} {method} {}: {:.2} dB",
+                    correction_name(fit),
+                    row["psnr_few"]
+                );
             }
         }
     }
@@ -158,7 +172,9 @@ fn correction_name(fit: Option<CorrectionFit>) -> String {
 }
 
 fn key(row: &Value) -> String {
-    ["model", "steps", "cut", "interval", "schedule", "correction"].map(|k| row[k].to_string()).join("/")
+    ["model", "steps", "cut", "interval", "schedule", "correction"]
+        .map(|k| row[k].to_string())
+        .join("/")
 }
 
 /// One line per model, cut and interval; PSNR in dB.
@@ -167,7 +183,8 @@ fn print_table(path: &Path) {
     let mut groups: BTreeMap<(String, i64, i64), BTreeMap<usize, &Value>> = BTreeMap::new();
     for row in &rows {
         let share = (row["share"].as_f64().unwrap() * -1e6) as i64;
-        let group = (row["model"].as_str().unwrap().to_string(), share, row["interval"].as_i64().unwrap());
+        let group =
+            (row["model"].as_str().unwrap().to_string(), share, row["interval"].as_i64().unwrap());
         let is = |(method, fit): &(&str, Option<CorrectionFit>)| {
             row["schedule"] == **method && row["correction"] == correction_name(*fit)
         };
@@ -191,7 +208,8 @@ fn print_table(path: &Path) {
     };
     for ((model, share, interval), group) in &groups {
         let any = group.values().next().unwrap();
-        let few: Vec<String> = (0..METHODS.len()).map(|i| number(group.get(&i), "psnr_few", 1)).collect();
+        let few: Vec<String> =
+            (0..METHODS.len()).map(|i| number(group.get(&i), "psnr_few", 1)).collect();
         let main = |key, digits| [0, 1].map(|i| number(group.get(&i), key, digits)).join(" | ");
         println!(
             "| {model}, {:.1} % | {interval} | {:.1} | {} | {} | {} |",

@@ -41,6 +41,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let summary = compiled.summary();
     let caching = summary.caching.expect("something is cached");
-    println!("{}: {} of {} evaluations are full", out.display(), caching.full_steps.len(), caching.evaluations);
+    println!(
+        "{}: {} of {} evaluations are full",
+        out.display(),
+        caching.full_steps.len(),
+        caching.evaluations
+    );
     Ok(())
 }

@@ -26,7 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let artifact = Artifact::open(path.as_ref())?;
     let pool = Some(Arc::new(Pool::from_executor(Arc::new(Threads))));
     let engine = EngineOptions { batch: 2, pool, ..EngineOptions::default() };
-    let mut denoiser = artifact.denoiser(&DenoiserOptions { engine, ..DenoiserOptions::default() })?;
+    let mut denoiser =
+        artifact.denoiser(&DenoiserOptions { engine, ..DenoiserOptions::default() })?;
 
     // the whole loop, with progress
     let request = Request { samples: 2, seed: 1, ..Request::default() };
@@ -36,7 +37,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     })?;
 
     // an observer may cancel
-    assert!(matches!(denoiser.sample(&request, &mut |_| Break(())), Err(DenoiseError::Interrupted)));
+    assert!(matches!(
+        denoiser.sample(&request, &mut |_| Break(())),
+        Err(DenoiseError::Interrupted)
+    ));
 
     // two requests side by side, step by step, on one denoiser
     let mut a = denoiser.begin(&request, 0)?;

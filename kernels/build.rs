@@ -12,7 +12,8 @@ fn main() {
 #[cfg(feature = "cuda-sim")]
 fn simulator() {
     const SANITIZE: &str = "-fsanitize=address,undefined";
-    let sanitize = std::env::var_os("CQC_SIM_SANITIZE").is_some_and(|set| !set.is_empty() && set != "0");
+    let sanitize =
+        std::env::var_os("CQC_SIM_SANITIZE").is_some_and(|set| !set.is_empty() && set != "0");
     if sanitize {
         println!("cargo:rustc-link-lib=dylib=asan");
         println!("cargo:rustc-link-lib=dylib=ubsan");
@@ -20,7 +21,11 @@ fn simulator() {
     for source in ["conv", "norm", "attention", "elementwise", "sampler", "selftest", "peak"] {
         let mut build = cc::Build::new();
         if sanitize {
-            build.flag(SANITIZE).flag("-fno-sanitize-recover=all").flag("-fno-omit-frame-pointer").flag("-g1");
+            build
+                .flag(SANITIZE)
+                .flag("-fno-sanitize-recover=all")
+                .flag("-fno-omit-frame-pointer")
+                .flag("-g1");
         }
         // without contraction: what is exact stays exact
         build

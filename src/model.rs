@@ -91,7 +91,11 @@ impl Model {
     ///
     /// # Errors
     /// [`ModelError::Import`] for everything that is wrong with the file or the options.
-    pub fn load(path: &Path, options: &ModelOptions, mut after: impl FnMut(&str, &Graph)) -> Result<Model, ModelError> {
+    pub fn load(
+        path: &Path,
+        options: &ModelOptions,
+        mut after: impl FnMut(&str, &Graph),
+    ) -> Result<Model, ModelError> {
         let fail = |source| ModelError::Import { path: path.to_path_buf(), source };
         let loaded = onnx::load(path, &options.import).map_err(fail)?;
         let mut graph = loaded.graph;
@@ -100,13 +104,23 @@ impl Model {
         let inputs: Vec<PlanInput> = roles(&graph)
             .into_iter()
             .zip(&graph.inputs)
-            .map(|(role, &v)| PlanInput { name: graph.value(v).name.clone(), ty: graph.ty(v).clone(), role })
+            .map(|(role, &v)| PlanInput {
+                name: graph.value(v).name.clone(),
+                ty: graph.ty(v).clone(),
+                role,
+            })
             .collect();
-        let output = |(name, v): &(String, _)| PlanOutput { name: name.clone(), ty: graph.ty(*v).clone(), value: 0 };
+        let output = |(name, v): &(String, _)| PlanOutput {
+            name: name.clone(),
+            ty: graph.ty(*v).clone(),
+            value: 0,
+        };
         let outputs = graph.outputs.iter().map(output).collect();
         let fixed_batch = match batch_symbol {
             Some(_) => None,
-            None => sample_input(&inputs).and_then(|i| i.ty.shape.first()?.as_const()).map(|b| b as usize),
+            None => sample_input(&inputs)
+                .and_then(|i| i.ty.shape.first()?.as_const())
+                .map(|b| b as usize),
         };
         let imported_ops = count_ops(&graph);
         let passes = &PIPELINE[..options.stop_after.unwrap_or(PIPELINE.len()).min(PIPELINE.len())];
@@ -146,8 +160,15 @@ impl Model {
     /// # Errors
     /// [`ModelError::NotADenoiser`].
     pub fn check_denoiser(&self) -> Result<(), ModelError> {
-        let fail = |reason: String| Err(ModelError::NotADenoiser { path: self.path.clone(), reason });
-        let listed = || self.inputs.iter().map(|i| format!("{}: {}", i.name, i.ty)).collect::<Vec<_>>().join(", ");
+        let fail =
+            |reason: String| Err(ModelError::NotADenoiser { path: self.path.clone(), reason });
+        let listed = || {
+            self.inputs
+                .iter()
+                .map(|i| format!("{}: {}", i.name, i.ty))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
         let Some(sample) = self.input(InputRole::Sample) else {
             return fail(format!(
                 "no input is like an image (float, three or more axes, the output's size); inputs: {}",
@@ -155,7 +176,10 @@ impl Model {
             ));
         };
         if self.input(InputRole::Timestep).is_none() {
-            return fail(format!("no input is like a time step (one number per sample); inputs: {}", listed()));
+            return fail(format!(
+                "no input is like a time step (one number per sample); inputs: {}",
+                listed()
+            ));
         }
         let Some(output) = self.outputs.first() else { return fail("it has no outputs".into()) };
         let (x, y) = (&sample.ty.shape, &output.ty.shape);
@@ -195,7 +219,10 @@ fn sample_input(inputs: &[PlanInput]) -> Option<&PlanInput> {
 
 /// The symbol on axis 0 of the inputs; the importer has unified them.
 fn batch_symbol(graph: &Graph) -> Option<String> {
-    graph.inputs.iter().find_map(|&v| graph.shape(v).first().and_then(|d| d.as_symbol()).map(str::to_string))
+    graph
+        .inputs
+        .iter()
+        .find_map(|&v| graph.shape(v).first().and_then(|d| d.as_symbol()).map(str::to_string))
 }
 
 /// What each input means. The sample is the first float input of three or more axes with the first output's spatial sizes;
@@ -203,15 +230,21 @@ fn batch_symbol(graph: &Graph) -> Option<String> {
 fn roles(graph: &Graph) -> Vec<InputRole> {
     let types: Vec<&ValueType> = graph.inputs.iter().map(|&v| graph.ty(v)).collect();
     let output = graph.outputs.first().map(|(_, v)| graph.ty(*v));
-    let like_output = |t: &ValueType| output.is_some_and(|y| y.rank() == t.rank() && y.shape[2..] == t.shape[2..]);
+    let like_output = |t: &ValueType| {
+        output.is_some_and(|y| y.rank() == t.rank() && y.shape[2..] == t.shape[2..])
+    };
     let image = |t: &ValueType| t.dtype.is_float() && t.rank() >= 3;
-    let sample = types.iter().position(|t| image(t) && like_output(t)).or_else(|| types.iter().position(|t| image(t)));
+    let sample = types
+        .iter()
+        .position(|t| image(t) && like_output(t))
+        .or_else(|| types.iter().position(|t| image(t)));
     let scalar = |t: &ValueType| t.rank() <= 1 && t.dtype != DType::Bool;
     let named = |i: usize| {
         let name = graph.value(graph.inputs[i]).name.to_lowercase();
         name.contains("time") || name == "t" || name == "step" || name.contains("sigma")
     };
-    let candidates: Vec<usize> = (0..types.len()).filter(|&i| Some(i) != sample && scalar(types[i])).collect();
+    let candidates: Vec<usize> =
+        (0..types.len()).filter(|&i| Some(i) != sample && scalar(types[i])).collect();
     let time = candidates.iter().copied().find(|&i| named(i)).or(candidates.first().copied());
     (0..types.len())
         .map(|i| match i {

@@ -20,7 +20,8 @@ fn artifacts_of_every_version_sample_the_same() {
         let quantized = manifest.quant.quantized().is_some();
         let options = DenoiserOptions { guidance: Some(2.0), ..on_cpu(1) };
         let (conditions, unconditional) = (labels(&[1, 2]), labels(&[0]));
-        let request = Request { samples: 2, seed: 7, conditions, unconditional, ..Request::default() };
+        let request =
+            Request { samples: 2, seed: 7, conditions, unconditional, ..Request::default() };
         let found = run(&mut artifact.denoiser(&options).unwrap(), &request);
         let expected = read_npy(&dir.join(format!("v{version}.samples.npy"))).unwrap().to_f32_vec();
         assert_eq!(found.len(), expected.len());

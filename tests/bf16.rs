@@ -43,7 +43,8 @@ fn timesteps() -> Vec<f64> {
 
 fn lowered(check: &Check, bf16: Option<QuantSpec>) -> Lowered {
     let model = Model::load(&check.model, &ModelOptions::default(), |_, _| {}).unwrap();
-    let options = LoopOptions { sampler: SamplerConfig::default(), steps: STEPS, any_steps: false, bf16 };
+    let options =
+        LoopOptions { sampler: SamplerConfig::default(), steps: STEPS, any_steps: false, bf16 };
     compile_loop(&model, &options).unwrap()
 }
 
@@ -56,9 +57,20 @@ fn weights(lowered: &Lowered) -> Arc<Weights> {
 }
 
 /// The first output of an evaluation of the recorded inputs, and how its steps were executed.
-fn evaluated(weights: &Arc<Weights>, check: &Check, e: usize, options: EngineOptions) -> (Vec<f32>, Vec<StepProfile>) {
+fn evaluated(
+    weights: &Arc<Weights>,
+    check: &Check,
+    e: usize,
+    options: EngineOptions,
+) -> (Vec<f32>, Vec<StepProfile>) {
     let name = weights.plan().outputs[0].name.clone();
-    tapped(weights, &check.inputs, e, &name, EngineOptions { batch: check.batch(), profile: true, ..options })
+    tapped(
+        weights,
+        &check.inputs,
+        e,
+        &name,
+        EngineOptions { batch: check.batch(), profile: true, ..options },
+    )
 }
 
 /// The same for any value that is kept.
@@ -107,9 +119,15 @@ fn an_evaluation_is_near_the_float_one_however_it_is_executed() {
         for e in [0, STEPS - 1] {
             let float = evaluated(&plain, &check, e, in_f32(2)).0;
             let (unfused, _) = evaluated(&weights, &check, e, in_f32(2));
-            let (fused, _) = evaluated(&weights, &check, e, EngineOptions { threads: 2, ..EngineOptions::default() });
+            let (fused, _) = evaluated(
+                &weights,
+                &check,
+                e,
+                EngineOptions { threads: 2, ..EngineOptions::default() },
+            );
             let (multiplied, steps) = evaluated(&weights, &check, e, emulated(2));
-            let count = steps.iter().filter(|s| s.execution == Execution::Bf16 && s.calls > 0).count();
+            let count =
+                steps.iter().filter(|s| s.execution == Execution::Bf16 && s.calls > 0).count();
             let name = &lowered.plan.outputs[0].name;
             let options = EngineOptions { batch: check.batch(), ..in_f32(2) };
             let chaos = sqnr(&tapped(&weights, &nudged(&check), e, name, options).0, &unfused);
@@ -141,7 +159,8 @@ fn the_first_product_is_the_same_up_to_the_order_of_additions() {
         let lowered = rounded(&check);
         let (weights, key) = (weights(&lowered), &lowered.bf16.as_ref().unwrap().layers[0].value);
         let of = |options: EngineOptions| {
-            let options = EngineOptions { batch: check.batch(), keep: vec![key.clone()], ..options };
+            let options =
+                EngineOptions { batch: check.batch(), keep: vec![key.clone()], ..options };
             tapped(&weights, &check.inputs, 0, key, options).0
         };
         let (expected, found) = (of(in_f32(2)), of(emulated(2)));
@@ -159,7 +178,12 @@ fn results_do_not_depend_on_threads() {
         let weights = weights(&rounded(&check));
         for options in [emulated, in_f32] {
             let one = evaluated(&weights, &check, 1, options(1)).0;
-            assert_eq!(one, evaluated(&weights, &check, 1, options(3)).0, "{}", check.model.display());
+            assert_eq!(
+                one,
+                evaluated(&weights, &check, 1, options(3)).0,
+                "{}",
+                check.model.display()
+            );
         }
     }
 }
@@ -169,7 +193,10 @@ fn the_definition_rounds_the_same() {
     let check = denoisers().into_iter().find(|c| c.model.ends_with("dit-dy23.onnx")).unwrap();
     let weights = weights(&rounded(&check));
     let reference = EngineOptions { threads: 2, reference: true, ..EngineOptions::default() };
-    let found = sqnr(&evaluated(&weights, &check, 0, in_f32(2)).0, &evaluated(&weights, &check, 0, reference).0);
+    let found = sqnr(
+        &evaluated(&weights, &check, 0, in_f32(2)).0,
+        &evaluated(&weights, &check, 0, reference).0,
+    );
     // as between executions above
     assert!(found > 45.0, "{found:.1} dB");
 }
@@ -182,11 +209,18 @@ fn no_pass_over_memory_is_made_where_a_producer_can_round() {
     let roundings = full.steps.iter().filter(|s| s.op == Op::RoundBf16);
     let alone = |step: &&cqc_proto::plan::Step| {
         let x = step.inputs[0].unwrap();
-        let readers = full.steps.iter().flat_map(|s| s.inputs.iter().flatten()).filter(|v| **v == x).count();
+        let readers =
+            full.steps.iter().flat_map(|s| s.inputs.iter().flatten()).filter(|v| **v == x).count();
         let maker = full.steps.iter().find(|s| s.outputs == [x]);
         readers == 1
             && maker.is_some_and(|s| {
-                matches!(s.op, Op::Conv { .. } | Op::Linear { .. } | Op::GroupNorm { .. } | Op::Attention { .. })
+                matches!(
+                    s.op,
+                    Op::Conv { .. }
+                        | Op::Linear { .. }
+                        | Op::GroupNorm { .. }
+                        | Op::Attention { .. }
+                )
             })
     };
     let (fused, separate): (Vec<_>, Vec<_>) = roundings.partition(alone);
@@ -194,9 +228,15 @@ fn no_pass_over_memory_is_made_where_a_producer_can_round() {
     assert!(fused.len() > 2 * separate.len());
     for options in [emulated(1), EngineOptions { threads: 1, ..EngineOptions::default() }] {
         let profile = evaluated(&weights, &check, 0, options).1;
-        let idle = profile.iter().filter(|s| s.op == "round_bf16" && s.execution == Execution::Fused).count();
+        let idle = profile
+            .iter()
+            .filter(|s| s.op == "round_bf16" && s.execution == Execution::Fused)
+            .count();
         // attention in f32 stores f32 only
-        let in_f32 = profile.iter().filter(|s| s.op == "attention" && s.execution != Execution::Bf16).count();
+        let in_f32 = profile
+            .iter()
+            .filter(|s| s.op == "attention" && s.execution != Execution::Bf16)
+            .count();
         assert_eq!(idle + in_f32, fused.len());
     }
 }
@@ -205,16 +245,22 @@ fn no_pass_over_memory_is_made_where_a_producer_can_round() {
 fn narrow_layers_are_rounded_if_asked_and_kept_ones_are_not() {
     let check = denoisers().into_iter().find(|c| c.model.ends_with("ddpm-shapes32.onnx")).unwrap();
     let usual = rounded(&check).bf16.unwrap();
-    assert_eq!(usual.float_layers.iter().filter(|(_, why)| why.contains("channels")).count(), 2, "first and last");
+    assert_eq!(
+        usual.float_layers.iter().filter(|(_, why)| why.contains("channels")).count(),
+        2,
+        "first and last"
+    );
     let all = lowered(&check, Some(QuantSpec { narrow_float: false, ..QuantSpec::new(16) }));
     assert_eq!(all.bf16.as_ref().unwrap().layers.len(), usual.layers.len() + 2);
     // three channels are not worth the kernels for bf16, but they are rounded all the same
     let (float, emulated) = (in_f32(2), emulated(2));
     let weights = weights(&all);
-    let paths = sqnr(&evaluated(&weights, &check, 0, emulated).0, &evaluated(&weights, &check, 0, float).0);
+    let paths =
+        sqnr(&evaluated(&weights, &check, 0, emulated).0, &evaluated(&weights, &check, 0, float).0);
     assert!(paths > 40.0, "{paths:.1} dB");
     let kept = vec![usual.layers[3].name.clone()];
-    let kept = lowered(&check, Some(QuantSpec { keep_float: kept, ..QuantSpec::new(16) })).bf16.unwrap();
+    let kept =
+        lowered(&check, Some(QuantSpec { keep_float: kept, ..QuantSpec::new(16) })).bf16.unwrap();
     assert!(kept.float_layers.contains(&(usual.layers[3].name.clone(), "as asked".into())));
 }
 
@@ -223,14 +269,20 @@ fn weights_are_stored_once_in_half_the_space() {
     for check in denoisers() {
         let [plain, rounded] = [lowered(&check, None), rounded(&check)];
         let products = &rounded.plan.constants;
-        let bytes = |of: &Lowered| of.weights.parts.iter().map(|(_, t)| t.bytes().len()).sum::<usize>();
+        let bytes =
+            |of: &Lowered| of.weights.parts.iter().map(|(_, t)| t.bytes().len()).sum::<usize>();
         let saved: usize = products
             .iter()
             .filter(|c| c.ty.dtype == DType::BF16)
             .map(|c| c.ty.fixed_shape().unwrap().iter().product::<usize>() * 2)
             .sum();
         assert_eq!(bytes(&plain) - bytes(&rounded), saved, "{}", check.model.display());
-        assert!(bytes(&rounded) < bytes(&plain) * 6 / 10, "{} of {}", bytes(&rounded), bytes(&plain));
+        assert!(
+            bytes(&rounded) < bytes(&plain) * 6 / 10,
+            "{} of {}",
+            bytes(&rounded),
+            bytes(&plain)
+        );
     }
 }
 
@@ -254,13 +306,21 @@ fn exported_roundings_are_casts() {
                 null: &null,
                 compensation: None,
             };
-            export::write(of, Form { layout: Layout::Split, qdq }, &dir, Overwrite::Refuse).unwrap();
+            export::write(of, Form { layout: Layout::Split, qdq }, &dir, Overwrite::Refuse)
+                .unwrap();
             let (timesteps, weights_file) = (timesteps(), "weights.bin".to_string());
-            let options =
-                ExportOptions { layout: Layout::Split, timesteps, weights: weights_file, inline_below: 1024, qdq };
+            let options = ExportOptions {
+                layout: Layout::Split,
+                timesteps,
+                weights: weights_file,
+                inline_below: 1024,
+                qdq,
+            };
             let exported = export(plan, &constants, &options).unwrap();
             let graphs = || exported.models.iter().filter_map(|m| m.proto.graph.as_ref());
-            let stored = graphs().flat_map(|g| &g.initializer).any(|t| t.data_type == Some(data_type::BFLOAT16));
+            let stored = graphs()
+                .flat_map(|g| &g.initializer)
+                .any(|t| t.data_type == Some(data_type::BFLOAT16));
             assert_eq!(stored, qdq != Qdq::None);
             let mut values: BTreeMap<String, Tensor> = plan
                 .inputs
@@ -277,20 +337,34 @@ fn exported_roundings_are_casts() {
             values.insert("step".into(), Tensor::from_i64(&[], &[1]));
             for name in ["prelude", "prelude_steps", "full"] {
                 let Some(model) = exported.models.iter().find(|m| m.name == name) else { continue };
-                let as_port =
-                    |given: &Tensor, dtype: DType| if dtype.is_float() { given.to_float(dtype) } else { given.clone() };
-                let feeds =
-                    model.inputs.iter().map(|p| (p.name.clone(), as_port(&values[&p.value.to_string()], p.ty.dtype)));
+                let as_port = |given: &Tensor, dtype: DType| {
+                    if dtype.is_float() { given.to_float(dtype) } else { given.clone() }
+                };
+                let feeds = model
+                    .inputs
+                    .iter()
+                    .map(|p| (p.name.clone(), as_port(&values[&p.value.to_string()], p.ty.dtype)));
                 let file = dir.join(format!("{name}.onnx"));
-                let outputs = onnxruntime::run(environment, &file, &feeds.collect()).expect("types that are passed on");
-                values.extend(model.outputs.iter().map(|p| (p.value.to_string(), outputs[&p.name].clone())));
+                let outputs = onnxruntime::run(environment, &file, &feeds.collect())
+                    .expect("types that are passed on");
+                values.extend(
+                    model.outputs.iter().map(|p| (p.value.to_string(), outputs[&p.name].clone())),
+                );
             }
-            let theirs = values[&Wire::Output(plan.outputs[0].name.clone()).to_string()].to_f32_vec();
+            let theirs =
+                values[&Wire::Output(plan.outputs[0].name.clone()).to_string()].to_f32_vec();
             let ours = evaluated(&weights(&lowered), &check, 1, in_f32(2)).0;
             let (found, cost) = (sqnr(&theirs, &ours), sqnr(&ours, &float));
-            println!("{}, {qdq:?}: {found:.1} dB, ours {cost:.1} dB to float", check.model.display());
+            println!(
+                "{}, {qdq:?}: {found:.1} dB, ours {cost:.1} dB to float",
+                check.model.display()
+            );
             // as between executions above; without the roundings of activations their cost is left
-            assert!(found > cost - 3.0, "{}, {qdq:?}: {found:.1} dB, {cost:.1} dB to float", check.model.display());
+            assert!(
+                found > cost - 3.0,
+                "{}, {qdq:?}: {found:.1} dB, {cost:.1} dB to float",
+                check.model.display()
+            );
         }
     }
 }

@@ -26,7 +26,11 @@ fn recipe(steps: usize, interval: usize) -> Recipe {
 
 /// The same, with a schedule and without corrections.
 fn uncorrected(steps: usize, interval: usize, schedule: &str) -> Recipe {
-    Recipe { schedule: Some(schedule.parse().unwrap()), correct: Some(vec![Correct::None]), ..recipe(steps, interval) }
+    Recipe {
+        schedule: Some(schedule.parse().unwrap()),
+        correct: Some(vec![Correct::None]),
+        ..recipe(steps, interval)
+    }
 }
 
 fn uncached(steps: usize) -> Recipe {
@@ -70,7 +74,8 @@ fn a_forecast_on_the_engine_is_what_calibration_measured() {
     let model = load("ddpm-shapes32");
     let schedule = Some("uniform".parse().unwrap());
     let (cut, cache_fit) = (Some("shallow".parse().unwrap()), Some(CacheFit::Forecast));
-    let session = Session::new(&model, &Recipe { schedule, cut, cache_fit, ..recipe(10, 3) }).unwrap();
+    let session =
+        Session::new(&model, &Recipe { schedule, cut, cache_fit, ..recipe(10, 3) }).unwrap();
     let choice = decide(&session);
 
     // the tables by hand, on the plan without corrections
@@ -108,7 +113,8 @@ fn samplers_that_evaluate_a_step_twice_can_be_cached() {
     let plms = |of: Recipe| Recipe { sampler: Some(SamplerKind::Plms), ..of };
     for schedule in ["uniform", "dps", "dps-output"] {
         let (kind, cache_fit) = (schedule.parse().unwrap(), Some(CacheFit::TeacherForced));
-        let compiled = compiled(&model, &plms(Recipe { schedule: Some(kind), cache_fit, ..recipe(8, 2) }));
+        let compiled =
+            compiled(&model, &plms(Recipe { schedule: Some(kind), cache_fit, ..recipe(8, 2) }));
         let cached = compiled.session().cached().unwrap();
         let choice = compiled.choice().unwrap();
         let found = (cached.evaluations(), choice.full.len(), choice.full[0]);
@@ -124,7 +130,8 @@ fn schedules_that_are_searched_cost_no_more_than_the_uniform_one() {
     let model = load("ddpm-shapes32");
     let choice = |schedule: &str| {
         let cut = Some("shallow".parse().unwrap());
-        let session = Session::new(&model, &Recipe { cut, ..uncorrected(12, 3, schedule) }).unwrap();
+        let session =
+            Session::new(&model, &Recipe { cut, ..uncorrected(12, 3, schedule) }).unwrap();
         decide(&session)
     };
     for schedule in ["dps", "dps-affine", "dps-output"] {
@@ -152,10 +159,12 @@ fn guided_transformers_cache_deltas_in_both_halves() {
         assert!(session.cached().unwrap().cut.has_delta(), "{name}");
         let full = &mut session.open(&session.uncached().unwrap(), 4).unwrap();
         let unconditional = labels(&[2]);
-        let identical = run(full, &Request { unconditional, guidance: Some(2.0), ..request.clone() });
+        let identical =
+            run(full, &Request { unconditional, guidance: Some(2.0), ..request.clone() });
         assert!(rms(&identical, &expected) < 1e-5, "{name}: a delta is added in another order");
         let choice = decide(&session);
-        let error = rms(&samples(&session.finish(Some(choice), None).unwrap(), &request), &expected);
+        let error =
+            rms(&samples(&session.finish(Some(choice), None).unwrap(), &request), &expected);
         assert!(error < 0.2 * rms(&expected, &vec![0.0; expected.len()]), "{name}: {error}");
     }
 }

@@ -24,7 +24,8 @@ impl Step {
     fn load(path: &Path) -> Step {
         let model = Model::load(path, &ModelOptions::default(), |_, _| {}).unwrap();
         let roles: Vec<_> = model.inputs.iter().map(|i| i.role).collect();
-        let part = bind::bind(&model.graph, &roles, model.batch_symbol.as_deref(), &[1.0]).unwrap().full;
+        let part =
+            bind::bind(&model.graph, &roles, model.batch_symbol.as_deref(), &[1.0]).unwrap().full;
         let sample = cache::sample_value(&part, &roles).unwrap();
         let cuts = cache::candidates(&part.graph, sample, batch(&model));
         Step { cuts, sample, part, model }
@@ -88,13 +89,19 @@ fn a_unet_is_cut_before_each_concatenation() {
 #[test]
 fn the_inside_of_a_transformer_is_no_level_of_a_unet() {
     let step = Step::load(&in_repository("sdxl-ts17.onnx"));
-    let expected = ["0.804 f32[N,8,8,64]", "0.483 f32[N,64,64]", "0.221 f32[N,16,16,64]", "0.078 f32[N,16,16,32]"];
+    let expected = [
+        "0.804 f32[N,8,8,64]",
+        "0.483 f32[N,64,64]",
+        "0.221 f32[N,16,16,64]",
+        "0.078 f32[N,16,16,32]",
+    ];
     assert_eq!(step.list(), expected);
 }
 
 #[test]
 fn a_transformer_is_cut_between_its_blocks_whatever_exported_it() {
-    let [dynamo, fixed] = ["dit-dy23.onnx", "dit-ts14-static.onnx"].map(|name| Step::load(&in_repository(name)));
+    let [dynamo, fixed] =
+        ["dit-dy23.onnx", "dit-ts14-static.onnx"].map(|name| Step::load(&in_repository(name)));
     assert_eq!(dynamo.list(), ["0.521 delta f32[N,16,32]"]);
     assert_eq!(fixed.list(), ["0.521 delta f32[2,16,32]"], "costs are per sample");
     assert_eq!(dynamo.cuts[0].macs_cached, fixed.cuts[0].macs_cached);
@@ -105,12 +112,24 @@ fn a_transformer_is_cut_between_its_blocks_whatever_exported_it() {
 fn models_of_shared_are_cut_at_their_levels() {
     let Some(shared) = shared_dir() else { return };
     let step = |name: &str| Step::load(&shared.join("models").join(name));
-    for name in ["ddpm-shapes32/model.onnx", "ddpm-shapes32/model.dynamo.onnx", "topology/ddpm-fp16.onnx"] {
+    for name in
+        ["ddpm-shapes32/model.onnx", "ddpm-shapes32/model.dynamo.onnx", "topology/ddpm-fp16.onnx"]
+    {
         assert_eq!(step(name).list(), DDPM, "{name}");
     }
-    let shares = |name: &str| step(name).cuts.iter().map(|c| (c.share() * 1000.0).round() as i64).collect::<Vec<_>>();
-    assert_eq!(shares("dit-shapes32/model.onnx"), [876, 751, 627, 503, 379, 254, 130], "eight blocks");
-    assert_eq!(shares("topology/sd-tiny.onnx"), [891, 805, 728, 615, 364, 131], "six concatenations");
+    let shares = |name: &str| {
+        step(name).cuts.iter().map(|c| (c.share() * 1000.0).round() as i64).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        shares("dit-shapes32/model.onnx"),
+        [876, 751, 627, 503, 379, 254, 130],
+        "eight blocks"
+    );
+    assert_eq!(
+        shares("topology/sd-tiny.onnx"),
+        [891, 805, 728, 615, 364, 131],
+        "six concatenations"
+    );
 }
 
 /// Numbers for an input of the step: small and distinct for floats, zero for indices.
@@ -119,8 +138,9 @@ fn noise(step: &Step, v: ValueId) -> Tensor {
     let one: Bindings = step.model.batch_symbol.iter().map(|s| (s.as_str().into(), 1)).collect();
     let shape = value.ty.resolve(&one).unwrap();
     let count: usize = shape.iter().product();
-    let numbers =
-        (0..count).map(|i| if value.ty.dtype.is_float() { ((i * 7919 + 13) % 1009) as f32 / 504.0 - 1.0 } else { 0.0 });
+    let numbers = (0..count).map(|i| {
+        if value.ty.dtype.is_float() { ((i * 7919 + 13) % 1009) as f32 / 504.0 - 1.0 } else { 0.0 }
+    });
     let wide = Tensor::from_f32(&shape, &numbers.collect::<Vec<_>>());
     if value.ty.dtype.is_float() {
         return wide.to_float(value.ty.dtype);

@@ -13,7 +13,9 @@ use cachequant::io::{Overwrite, read_npy, write_npy};
 use cachequant::recipe::{CacheFit, Quant, Recipe};
 use cachequant::runtime::{Artifact, DenoiserOptions};
 use cachequant::{Model, ModelOptions};
-use common::{Check, checks, labels, models, on_cpu, path, relative_error, repository, shared, shared_dir};
+use common::{
+    Check, checks, labels, models, on_cpu, path, relative_error, repository, shared, shared_dir,
+};
 use cqc_passes::onnx::export::{ExportOptions, Exported, Layout, Port, Qdq, Wire, export};
 use cqc_proto::plan::{Cache, CacheSlot, InputRole, Plan, Program, Source};
 use cqc_proto::sampler::SamplerConfig;
@@ -43,7 +45,12 @@ fn lowered(path: &Path) -> Lowered {
     let model = Model::load(path, &ModelOptions::default(), |_, _| {}).unwrap();
     match compile_loop(
         &model,
-        &LoopOptions { sampler: SamplerConfig::default(), steps: STEPS, any_steps: false, bf16: None },
+        &LoopOptions {
+            sampler: SamplerConfig::default(),
+            steps: STEPS,
+            any_steps: false,
+            bf16: None,
+        },
     ) {
         Err(ProgramError::Model(_)) => compile_evaluation(&model).unwrap(),
         lowered => lowered.unwrap(),
@@ -58,10 +65,23 @@ fn constants(lowered: &Lowered) -> Vec<Tensor> {
 fn write(plan: &Plan, constants: &[Tensor], layout: Layout, dir: &Path) -> Exported {
     let null = BTreeMap::new();
     let sampler = sampler();
-    let exported = ExportedLoop { plan, constants, sampler: &sampler, guidance: 1.0, null: &null, compensation: None };
+    let exported = ExportedLoop {
+        plan,
+        constants,
+        sampler: &sampler,
+        guidance: 1.0,
+        null: &null,
+        compensation: None,
+    };
     export::write(exported, Form { layout, qdq: Qdq::None }, dir, Overwrite::Allow).unwrap();
     let weights = "weights.bin".to_string();
-    let options = ExportOptions { layout, timesteps: timesteps(), weights, inline_below: 1024, qdq: Qdq::None };
+    let options = ExportOptions {
+        layout,
+        timesteps: timesteps(),
+        weights,
+        inline_below: 1024,
+        qdq: Qdq::None,
+    };
     export(plan, constants, &options).unwrap()
 }
 
@@ -74,11 +94,20 @@ type Values = BTreeMap<String, Tensor>;
 
 /// Runs a model on the loop's values and adds what it gives; `false` if an input has a type that is
 /// not passed on.
-fn run_model(environment: &Environment, dir: &Path, exported: &Exported, name: &str, values: &mut Values) -> bool {
+fn run_model(
+    environment: &Environment,
+    dir: &Path,
+    exported: &Exported,
+    name: &str,
+    values: &mut Values,
+) -> bool {
     let Some(model) = exported.models.iter().find(|m| m.name == name) else { return true };
     let feed = |p: &Port| (p.name.clone(), as_port(p, &values[&p.value.to_string()]));
     let feeds: BTreeMap<String, Tensor> = model.inputs.iter().map(feed).collect();
-    let Some(outputs) = onnxruntime::run(environment, &dir.join(format!("{name}.onnx")), &feeds) else { return false };
+    let Some(outputs) = onnxruntime::run(environment, &dir.join(format!("{name}.onnx")), &feeds)
+    else {
+        return false;
+    };
     values.extend(model.outputs.iter().map(|p| (p.value.to_string(), outputs[&p.name].clone())));
     true
 }
@@ -112,7 +141,8 @@ fn exported_models_equal_the_engine() {
         let dir = directory.path().join("exported");
         let exported = write(&lowered.plan, &constants(&lowered), Layout::Split, &dir);
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
-        let options = EngineOptions { batch: check.batch(), threads: 2, ..EngineOptions::default() };
+        let options =
+            EngineOptions { batch: check.batch(), threads: 2, ..EngineOptions::default() };
         let mut engine = Engine::open(&weights, &options).unwrap();
         let steps = if lowered.plan.evaluations == 0 { vec![] } else { timesteps() };
         for e in 0..steps.len().clamp(1, 2) {
@@ -145,7 +175,8 @@ fn with_cache(plan: &Plan, value: usize) -> Plan {
     cached.values[value].alias = None;
     cached.results = plan.outputs.iter().map(|o| o.value).collect();
     drop_dead_steps(&mut cached);
-    let slots = vec![CacheSlot { name: plan.full.values[value].name.clone(), value, previous_of: None }];
+    let slots =
+        vec![CacheSlot { name: plan.full.values[value].name.clone(), value, previous_of: None }];
     let full_evaluations = vec![0, 2];
     Plan { cache: Some(Cache { slots, cached, full_evaluations }), ..plan.clone() }
 }
@@ -179,7 +210,11 @@ fn cached_evaluations_read_what_full_ones_give() {
     for check in checks(&repository().join("tests/models")) {
         let lowered = lowered(&check.model);
         let full = &lowered.plan.full;
-        let deep = full.steps.iter().rev().find(|s| matches!(s.op, Op::Concat { .. } | Op::Attention { .. }));
+        let deep = full
+            .steps
+            .iter()
+            .rev()
+            .find(|s| matches!(s.op, Op::Concat { .. } | Op::Attention { .. }));
         let (Some(deep), true) = (deep, lowered.plan.evaluations > 0) else { continue };
         let name = check.model.display();
         let slot = deep.inputs[0].expect("required");
@@ -188,12 +223,15 @@ fn cached_evaluations_read_what_full_ones_give() {
         let directory = tempfile::tempdir().unwrap();
         let [split, one] = ["split", "if"].map(|d| directory.path().join(d));
         let constants = constants(&lowered);
-        let (split_models, if_models) =
-            (write(&plan, &constants, Layout::Split, &split), write(&plan, &constants, Layout::If, &one));
+        let (split_models, if_models) = (
+            write(&plan, &constants, Layout::Split, &split),
+            write(&plan, &constants, Layout::If, &one),
+        );
         let output = Wire::Output(plan.outputs[0].name.clone()).to_string();
 
         let mut values = begin(&plan, &check.inputs, 1);
-        let mut run = |model: &str| run_model(environment, &split, &split_models, model, &mut values);
+        let mut run =
+            |model: &str| run_model(environment, &split, &split_models, model, &mut values);
         if !(run("prelude") && run("prelude_steps") && run("full")) {
             continue;
         }
@@ -203,7 +241,9 @@ fn cached_evaluations_read_what_full_ones_give() {
 
         // evaluation 1 with the cache of evaluation 0, both ways
         let mut results = Vec::new();
-        for (dir, models, names) in [(&split, &split_models, ["full", "cached"]), (&one, &if_models, ["model"; 2])] {
+        for (dir, models, names) in
+            [(&split, &split_models, ["full", "cached"]), (&one, &if_models, ["model"; 2])]
+        {
             let mut values = begin(&plan, &check.inputs, 0);
             let shape: Vec<usize> = expected_shape(&plan, slot, check.batch());
             values.insert("cache.0".into(), Tensor::zeros(DType::F32, &shape).unwrap());
@@ -234,7 +274,8 @@ fn sample_both_ways(python: &Path, artifact: &Artifact, request: &Request, layou
     let directory = tempfile::tempdir().unwrap();
     let dir = directory.path().join("exported");
     let (manifest, sampler) = (artifact.manifest(), artifact.sampler().unwrap());
-    let constants: Vec<Tensor> = (0..manifest.plan.constants.len()).map(|i| artifact.constant(i)).collect();
+    let constants: Vec<Tensor> =
+        (0..manifest.plan.constants.len()).map(|i| artifact.constant(i)).collect();
     let (guidance, null) = (manifest.guidance, artifact.null_conditions());
     let exported = ExportedLoop {
         plan: &manifest.plan,
@@ -297,10 +338,13 @@ fn the_script_samples_what_the_engine_samples() {
             ..float.clone()
         };
         let model = Model::load(&path, &ModelOptions::default(), |_, _| {}).unwrap();
-        let [float, cached] = [float, cached].map(|recipe| common::compiled(&model, &recipe).artifact().unwrap());
+        let [float, cached] =
+            [float, cached].map(|recipe| common::compiled(&model, &recipe).artifact().unwrap());
         let slots = cached.manifest().plan.cache.as_ref().unwrap().slots.len();
         assert_eq!(slots, 2, "the tensor and what it was before");
-        for (artifact, layout) in [(&float, Layout::Split), (&cached, Layout::Split), (&cached, Layout::If)] {
+        for (artifact, layout) in
+            [(&float, Layout::Split), (&cached, Layout::Split), (&cached, Layout::If)]
+        {
             sample_both_ways(Path::new(&python), artifact, &request, layout);
         }
     }

@@ -40,8 +40,12 @@ fn unet(bits: u8, interval: usize) -> Case {
 
 /// A U-Net with conditions, transformer blocks and preludes.
 fn conditional() -> Case {
-    let recorded = common::models().into_iter().find(|c| c.model.ends_with("sdxl-ts17.onnx")).unwrap();
-    let conditions = recorded.inputs.into_iter().filter(|(name, _)| !["sample", "timestep"].contains(&name.as_str()));
+    let recorded =
+        common::models().into_iter().find(|c| c.model.ends_with("sdxl-ts17.onnx")).unwrap();
+    let conditions = recorded
+        .inputs
+        .into_iter()
+        .filter(|(name, _)| !["sample", "timestep"].contains(&name.as_str()));
     case("sdxl-ts17", conditions.collect(), 8, 3, true)
 }
 
@@ -75,7 +79,10 @@ fn rounded(model: &ModelProto, program: &Program) -> Vec<Rounded> {
         nodes.insert(format!("{}/DequantizeLinear", step.name), (value.clone(), None));
         let mut start = 0;
         for (i, &size) in segments.iter().enumerate() {
-            nodes.insert(format!("{}.{i}/DequantizeLinear", step.name), (value.clone(), Some((start, size))));
+            nodes.insert(
+                format!("{}.{i}/DequantizeLinear", step.name),
+                (value.clone(), Some((start, size))),
+            );
             start += size;
         }
     }
@@ -120,14 +127,20 @@ fn check_layers(case: &Case, qdq: Qdq, kind: ProgramKind) {
     let model = exported.models.iter().find(|m| m.name == name).unwrap();
     let rounded = rounded(&model.proto, case.plan().program(kind));
     let nodes = model.proto.graph.iter().flat_map(|g| &g.node);
-    let results: Vec<String> = nodes.flat_map(|n| n.output.clone()).filter(|t| seen.contains_key(t)).collect();
-    let taps: Vec<String> = results.iter().chain(rounded.iter().map(|r| &r.tensor)).cloned().collect();
-    let mut feeds: Values =
-        model.inputs.iter().map(|p| (p.name.clone(), runtime.values[&p.value.to_string()].clone())).collect();
+    let results: Vec<String> =
+        nodes.flat_map(|n| n.output.clone()).filter(|t| seen.contains_key(t)).collect();
+    let taps: Vec<String> =
+        results.iter().chain(rounded.iter().map(|r| &r.tensor)).cloned().collect();
+    let mut feeds: Values = model
+        .inputs
+        .iter()
+        .map(|p| (p.name.clone(), runtime.values[&p.value.to_string()].clone()))
+        .collect();
     let rewired = |proto: ModelProto, feeds: &Values| {
         let path = dir.join("rewired.onnx");
         std::fs::write(&path, ExportedModel { proto, ..model.clone() }.encode()).unwrap();
-        onnxruntime::run_session(&mut onnxruntime::session(environment, &path, false), feeds).unwrap()
+        onnxruntime::run_session(&mut onnxruntime::session(environment, &path, false), feeds)
+            .unwrap()
     };
     let alone = rewired(tapped(&model.proto, &taps), &feeds);
     let given: BTreeMap<String, Tensor> =
@@ -141,13 +154,15 @@ fn check_layers(case: &Case, qdq: Qdq, kind: ProgramKind) {
     for r in &rounded {
         let whole = &seen[&r.value];
         let ours = r.segment.map_or(whole.clone(), |(start, size)| columns(whole, start, size));
-        let ours = arranged(&ours, &alone[&r.tensor]).unwrap_or_else(|| panic!("{label}: {}", r.tensor));
+        let ours =
+            arranged(&ours, &alone[&r.tensor]).unwrap_or_else(|| panic!("{label}: {}", r.tensor));
         worst[0] = worst[0].max(largest_difference(&found[&r.tensor], &ours) / step_of(&ours));
     }
     for (tensor, ours) in &given {
         let list = ours.to_f32_vec();
         let (low, high) = list.iter().fold((0f32, 0f32), |(l, h), &x| (l.min(x), h.max(x)));
-        let difference = largest_difference(&found[tensor], ours) / ((high - low) / 255.0).max(1e-9);
+        let difference =
+            largest_difference(&found[tensor], ours) / ((high - low) / 255.0).max(1e-9);
         assert!(difference < 1.0, "{label}: {tensor}: {difference} steps of 8 bits");
         worst[1] = worst[1].max(difference);
     }
@@ -162,7 +177,11 @@ fn check_layers(case: &Case, qdq: Qdq, kind: ProgramKind) {
     assert!(worst[0] < 1.01, "{label}: {} steps", worst[0]);
     let layers = case.plan().program(kind).steps.iter();
     let fakes = layers.filter(|s| matches!(s.op, Op::FakeQuant { .. })).count();
-    assert!(rounded.len() >= fakes && given.len() > fakes, "{label}: {} of {fakes} roundings are found", rounded.len());
+    assert!(
+        rounded.len() >= fakes && given.len() > fakes,
+        "{label}: {} of {fakes} roundings are found",
+        rounded.len()
+    );
 }
 
 #[test]
@@ -220,9 +239,13 @@ fn evaluations_on_the_same_sample_end_in_the_same_latent() {
 
 #[test]
 fn free_loops_drift_no_further_than_rounding_leads() {
-    for (case, layouts) in [(unet(8, 3), [Layout::Split, Layout::If]), (unet(8, 1), [Layout::Split, Layout::If])] {
+    for (case, layouts) in
+        [(unet(8, 3), [Layout::Split, Layout::If]), (unet(8, 1), [Layout::Split, Layout::If])]
+    {
         let float = run(&mut case.open(Qdq::None), &case.request);
-        for (qdq, layout) in [Qdq::default(), CONSTANT, Qdq::None].into_iter().flat_map(|q| layouts.map(|l| (q, l))) {
+        for (qdq, layout) in
+            [Qdq::default(), CONSTANT, Qdq::None].into_iter().flat_map(|q| layouts.map(|l| (q, l)))
+        {
             let directory = tempfile::tempdir().unwrap();
             let dir = directory.path().join("exported");
             let exported = exported(&case, Form { layout, qdq }, &dir);
@@ -231,7 +254,9 @@ fn free_loops_drift_no_further_than_rounding_leads() {
             let nudged = sqnr(&run(&mut ours, &case.nudged()), &own);
             // ONNX Runtime's option against overflow does not reach into an If
             for optimize in [false, true].into_iter().filter(|o| !o || layout == Layout::Split) {
-                let Some(mut runtime) = Runtime::new(&exported, &dir, &case, optimize) else { return };
+                let Some(mut runtime) = Runtime::new(&exported, &dir, &case, optimize) else {
+                    return;
+                };
                 let found = sqnr(&runtime.sample(&case, &mut ours), &own);
                 let label = format!("{}, {qdq:?}, {layout:?}, optimized: {optimize}", case.name);
                 println!("{label}: {found:.1} dB; ours from itself, nudged: {nudged:.1} dB");
@@ -250,9 +275,11 @@ fn the_script_compensates_and_samples_quantized_loops() {
     };
     let case = unet(8, 3);
     assert!(case.artifact.compensation().is_some());
-    for (qdq, layout, least) in
-        [(Qdq::None, Layout::Split, 60.0), (Qdq::default(), Layout::Split, 25.0), (Qdq::default(), Layout::If, 25.0)]
-    {
+    for (qdq, layout, least) in [
+        (Qdq::None, Layout::Split, 60.0),
+        (Qdq::default(), Layout::Split, 25.0),
+        (Qdq::default(), Layout::If, 25.0),
+    ] {
         let directory = tempfile::tempdir().unwrap();
         let dir = directory.path().join("exported");
         exported(&case, Form { layout, qdq }, &dir);
@@ -260,7 +287,9 @@ fn the_script_compensates_and_samples_quantized_loops() {
         let request = case.nudged();
         write_npy(&noise, request.noise.as_ref().unwrap(), Overwrite::Refuse).unwrap();
         let mut command = std::process::Command::new(&python);
-        assert!(command.arg(dir.join("sample.py")).args([&noise, &samples]).status().unwrap().success());
+        assert!(
+            command.arg(dir.join("sample.py")).args([&noise, &samples]).status().unwrap().success()
+        );
         let own = run(&mut case.open(qdq), &request);
         let found = sqnr(&read_npy(&samples).unwrap().to_f32_vec(), &own);
         println!("{qdq:?}, {layout:?}: {found:.1} dB");
@@ -276,7 +305,11 @@ fn rounding_stands_directly_in_front_of_products() {
     let case = case("ddpm-shapes32", BTreeMap::new(), 4, 1, true);
     for (qdq, code) in [(Qdq::default(), DType::U8), (CONSTANT, DType::U8), (Qdq::Trt, DType::I8)] {
         let directory = tempfile::tempdir().unwrap();
-        let exported = exported(&case, Form { layout: Layout::Split, qdq }, &directory.path().join("exported"));
+        let exported = exported(
+            &case,
+            Form { layout: Layout::Split, qdq },
+            &directory.path().join("exported"),
+        );
         let graph = exported.models[0].proto.graph.as_ref().unwrap();
         let producer = |t: &String| graph.node.iter().find(|n| n.output.contains(t));
         let constant = |t: &String| graph.initializer.iter().find(|i| i.name.as_ref() == Some(t));
@@ -284,19 +317,24 @@ fn rounding_stands_directly_in_front_of_products() {
         let (mut nibbles, mut count) = (0, 0);
         for product in products {
             for operand in &product.input[..2] {
-                let dequantize = producer(operand).unwrap_or_else(|| panic!("{}: {operand}", product.name()));
+                let dequantize =
+                    producer(operand).unwrap_or_else(|| panic!("{}: {operand}", product.name()));
                 assert_eq!(dequantize.op_type(), "DequantizeLinear", "{}", product.name());
                 match constant(&dequantize.input[0]) {
                     Some(codes) => nibbles += usize::from(codes.data_type == Some(data_type::INT4)),
                     None => {
-                        assert_eq!(producer(&dequantize.input[0]).unwrap().op_type(), "QuantizeLinear");
+                        assert_eq!(
+                            producer(&dequantize.input[0]).unwrap().op_type(),
+                            "QuantizeLinear"
+                        );
                         assert!(
                             qdq == Qdq::default() || constant(&dequantize.input[1]).is_some(),
                             "{}",
                             product.name()
                         );
                         let zero = constant(&dequantize.input[2]).map(|z| z.data_type.unwrap());
-                        let expected = if code == DType::U8 { data_type::UINT8 } else { data_type::INT8 };
+                        let expected =
+                            if code == DType::U8 { data_type::UINT8 } else { data_type::INT8 };
                         assert!(zero.is_none_or(|z| z == expected), "{}", product.name());
                     }
                 }

@@ -67,18 +67,31 @@ fn shared_models_end_where_torch_ends() {
     let Some(shared) = shared_dir() else { return };
     let path = |name: &str| shared.join("models").join(name);
     let ddpm = path("ddpm-shapes32/golden_ddim50.npz");
-    let case = |model: &str, golden: PathBuf, guidance| Case { model: path(model), golden, guidance };
+    let case =
+        |model: &str, golden: PathBuf, guidance| Case { model: path(model), golden, guidance };
     let cases = [
         (case("ddpm-shapes32/model.dynamo.onnx", ddpm.clone(), None), 1e-3),
-        (case("dit-shapes32/model.onnx", path("dit-shapes32/golden_ddim50.npz"), Some((2.0, 8))), 1e-3),
+        (
+            case("dit-shapes32/model.onnx", path("dit-shapes32/golden_ddim50.npz"), Some((2.0, 8))),
+            1e-3,
+        ),
         (case("topology/ddpm-fp16.onnx", ddpm, None), f64::INFINITY),
     ];
     for (case, limit) in cases {
         let (found, expected) = run(&case);
         let worst = worst(&found, &expected);
-        let squares = found.to_f64_vec().iter().zip(expected.to_f64_vec()).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
+        let squares = found
+            .to_f64_vec()
+            .iter()
+            .zip(expected.to_f64_vec())
+            .map(|(a, b)| (a - b).powi(2))
+            .sum::<f64>();
         let psnr = 10.0 * (4.0 * found.len() as f64 / squares).log10();
         println!("{}: worst {worst:.2e}, PSNR {psnr:.1} dB", case.model.display());
-        assert!(worst < limit && psnr > 45.0, "{}: worst {worst:e}, PSNR {psnr}", case.model.display());
+        assert!(
+            worst < limit && psnr > 45.0,
+            "{}: worst {worst:e}, PSNR {psnr}",
+            case.model.display()
+        );
     }
 }

@@ -42,7 +42,8 @@ fn an_artifact_in_memory_is_its_file_and_samples_alike() {
 
     let in_memory = compiled.artifact().unwrap();
     assert!(in_memory.compensation().is_some());
-    let artifacts = [in_memory, Artifact::from_bytes(bytes).unwrap(), Artifact::open(&file).unwrap()];
+    let artifacts =
+        [in_memory, Artifact::from_bytes(bytes).unwrap(), Artifact::open(&file).unwrap()];
     let [in_memory, from_bytes, from_file] =
         artifacts.map(|artifact| run(&mut artifact.denoiser(&on_cpu(1)).unwrap(), &request()));
     assert!(in_memory == from_bytes && from_bytes == from_file);
@@ -105,7 +106,9 @@ fn progress_is_told_and_may_break_off() {
             let ends = now == phase && done == last;
             if ends { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let Err(error) = compile(&model, &recipe(), &mut breaking) else { panic!("{phase} went on") };
+        let Err(error) = compile(&model, &recipe(), &mut breaking) else {
+            panic!("{phase} went on")
+        };
         assert!(error.is_interrupted(), "{phase}: {error}");
         let before = if phase == Phase::Quantizing { count(Phase::Calibrating) } else { 0 };
         assert_eq!(updates, before + last, "{phase}: nothing is told after a break");
@@ -138,7 +141,8 @@ fn what_is_wrong_is_said_at_once_and_is_no_interruption() {
 #[test]
 fn a_model_without_conditions_needs_no_more_than_steps() {
     let model = load("ddpm-shapes32");
-    let recipe = Recipe { steps: Some(3), interval: Some(1), quant: Some(Quant::None), ..Recipe::default() };
+    let recipe =
+        Recipe { steps: Some(3), interval: Some(1), quant: Some(Quant::None), ..Recipe::default() };
     let compiled = compiled(&model, &recipe);
     assert!(compiled.choice().is_none() && compiled.quantized().is_none());
     assert!(compiled.session().calibration_set().is_none());

@@ -23,19 +23,33 @@ fn outputs_equal_torch() {
     for check in found {
         let model = Model::load(&check.model, &ModelOptions::default(), |_, _| {})
             .unwrap_or_else(|e| panic!("{}: {e}", check.model.display()));
-        assert!(model.report.failures.is_empty(), "{}: {:?}", check.model.display(), model.report.failures);
+        assert!(
+            model.report.failures.is_empty(),
+            "{}: {:?}",
+            check.model.display(),
+            model.report.failures
+        );
         let lowered = compile_evaluation(&model).unwrap();
         let bytes = lowered.weight_bytes().unwrap();
         let weights = Weights::new(lowered.plan, bytes).unwrap();
-        let options = EngineOptions { batch: check.batch(), threads: 2, ..EngineOptions::default() };
+        let options =
+            EngineOptions { batch: check.batch(), threads: 2, ..EngineOptions::default() };
         let mut engine = Engine::open(&weights, &options).unwrap();
         let outputs = engine.run(&check.inputs).unwrap();
         for (name, expected) in &check.outputs {
             let error = relative_error(&outputs[name], expected);
             println!("{}: {name}: relative error {error:.2e}", check.model.display());
-            assert!(error < tolerance(&check), "{}: {name}: relative error {error:e}", check.model.display());
+            assert!(
+                error < tolerance(&check),
+                "{}: {name}: relative error {error:e}",
+                check.model.display()
+            );
         }
         let left = model.left_over();
-        assert!(left.is_empty(), "{}: decomposed operators are left: {left:?}", check.model.display());
+        assert!(
+            left.is_empty(),
+            "{}: decomposed operators are left: {left:?}",
+            check.model.display()
+        );
     }
 }

@@ -22,7 +22,10 @@ fn fresh(inputs: &BTreeMap<String, Tensor>, seed: u64) -> BTreeMap<String, Tenso
         Noise::new(seed, 0, 1).fill(&mut values);
         Tensor::from_f32(t.shape(), &values).to_float(t.dtype())
     };
-    inputs.iter().map(|(n, t)| (n.clone(), if t.dtype().is_float() { noise(t) } else { t.clone() })).collect()
+    inputs
+        .iter()
+        .map(|(n, t)| (n.clone(), if t.dtype().is_float() { noise(t) } else { t.clone() }))
+        .collect()
 }
 
 #[test]
@@ -33,14 +36,18 @@ fn outputs_equal_onnx_runtime() {
     for (seed, check) in found.iter().enumerate() {
         let inputs = fresh(&check.inputs, seed as u64);
         let Some(expected) = onnxruntime::run(environment, &check.model, &inputs) else {
-            println!("skipped: {}: an input type that this test does not pass on", check.model.display());
+            println!(
+                "skipped: {}: an input type that this test does not pass on",
+                check.model.display()
+            );
             continue;
         };
         let model = Model::load(&check.model, &ModelOptions::default(), |_, _| {}).unwrap();
         let lowered = compile_evaluation(&model).unwrap();
         let bytes = lowered.weight_bytes().unwrap();
         let weights = Weights::new(lowered.plan, bytes).unwrap();
-        let options = EngineOptions { batch: check.batch(), threads: 2, ..EngineOptions::default() };
+        let options =
+            EngineOptions { batch: check.batch(), threads: 2, ..EngineOptions::default() };
         let outputs = Engine::open(&weights, &options).unwrap().run(&inputs).unwrap();
         for (name, expected) in &expected {
             let error = relative_error(&outputs[name], expected);

@@ -4,7 +4,9 @@ mod common;
 
 use cachequant::calibrate::CachingChoice;
 use cachequant::compile::{Session, assemble_loop};
-use cachequant::recipe::{Array, CacheFit, CompensationMode, Correct, Grouping, Quant, Recipe, SamplerKind};
+use cachequant::recipe::{
+    Array, CacheFit, CompensationMode, Correct, Grouping, Quant, Recipe, SamplerKind,
+};
 use cachequant::runtime::DenoiserOptions;
 use cachequant::runtime::denoise::{Denoiser, Request};
 use cachequant::runtime::engine::{Engine, EngineOptions, Execution};
@@ -37,7 +39,12 @@ fn cached(steps: usize, interval: usize) -> Recipe {
 
 /// The same steps in float, nothing cached.
 fn float(model: &Model, steps: usize) -> Compiled<'_> {
-    let recipe = Recipe { steps: Some(steps), interval: Some(1), quant: Some(Quant::None), ..Recipe::default() };
+    let recipe = Recipe {
+        steps: Some(steps),
+        interval: Some(1),
+        quant: Some(Quant::None),
+        ..Recipe::default()
+    };
     compiled(model, &recipe)
 }
 
@@ -87,7 +94,8 @@ fn the_trained_model_survives_8_bits_with_and_without_a_cache() {
     assert!(alone > 20.0, "8 bits: {alone:.1} dB");
     // the first and the last layer have 3 channels at one end
     let survey = &quantized_alone.quantized().unwrap().survey;
-    let float_layers: Vec<&str> = survey.float_layers.iter().map(|(name, _)| name.as_str()).collect();
+    let float_layers: Vec<&str> =
+        survey.float_layers.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(float_layers.len(), 2, "{float_layers:?}");
 
     let both = cached(20, 4);
@@ -111,40 +119,52 @@ fn a_few_cheap_inputs_in_float_take_most_of_the_error_away() {
         let compiled = compiled(&model, &Recipe { float_work: Some(float_work), ..recipe(20) });
         let layers = &compiled.quantized().unwrap().survey.layers;
         let passed = layers.iter().filter(|layer| layer.sites.is_empty());
-        let work = |layers: &mut dyn Iterator<Item = &Layer>| layers.map(|layer| layer.macs).sum::<i64>() as f64;
+        let work = |layers: &mut dyn Iterator<Item = &Layer>| {
+            layers.map(|layer| layer.macs).sum::<i64>() as f64
+        };
         let names: Vec<&str> = passed.clone().map(|layer| layer.name.as_str()).collect();
         let share = work(&mut passed.clone()) / work(&mut layers.iter());
         assert!(share <= float_work, "{share} of the work reads {names:?}");
-        assert!(passed.clone().all(|layer| layer.weight.is_some()), "weights are quantized all the same: {names:?}");
+        assert!(
+            passed.clone().all(|layer| layer.weight.is_some()),
+            "weights are quantized all the same: {names:?}"
+        );
         multiplies_bf16(&compiled, names.len());
         (sqnr(&samples(&compiled, &unseen(4)), &expected), names.len())
     };
     let ((rounded, none), (passed, some)) = (quality(0.0), quality(0.03));
     assert!(none == 0 && some > 0);
     println!("all rounded {rounded:.1} dB, {some} inputs in float {passed:.1}");
-    assert!(passed > rounded + 3.0, "all rounded {rounded:.1} dB, {some} inputs in float {passed:.1}");
+    assert!(
+        passed > rounded + 3.0,
+        "all rounded {rounded:.1} dB, {some} inputs in float {passed:.1}"
+    );
 }
 
 /// One evaluation with products of bf16 and codes, and with the rounded operands in f32: as far
 /// apart as the integers beside them make it.
 fn multiplies_bf16(compiled: &Compiled, layers: usize) {
     let artifact = compiled.artifact().unwrap();
-    let timesteps: Vec<f64> = artifact.sampler().unwrap().evaluations().iter().map(|e| e.timestep).collect();
+    let timesteps: Vec<f64> =
+        artifact.sampler().unwrap().evaluations().iter().map(|e| e.timestep).collect();
     let plan = &artifact.manifest().plan;
     let evaluated = |options: EngineOptions| {
         let options = EngineOptions { profile: true, threads: 2, batch: 2, ..options };
         let mut engine = Engine::open(artifact.weights(), &options).unwrap();
         let sample = plan.inputs.iter().position(|i| i.role == InputRole::Sample).unwrap();
         let shape = engine.input_shape(sample).to_vec();
-        let noise: Vec<f32> = (0..shape.iter().product()).map(|i: usize| (i as f32 * 0.7).sin() * 1.4).collect();
+        let noise: Vec<f32> =
+            (0..shape.iter().product()).map(|i: usize| (i as f32 * 0.7).sin() * 1.4).collect();
         let sample = (plan.inputs[sample].name.clone(), Tensor::from_f32(&shape, &noise));
         let request = engine.run_at(0, &timesteps, &BTreeMap::from([sample])).unwrap();
         let profile = engine.profile();
         let products = profile.iter().filter(|s| s.execution == Execution::Bf16 && s.calls > 0);
         (engine.outputs(&request)[&plan.outputs[0].name].to_f32_vec(), products.count())
     };
-    let (multiplied, products) = evaluated(EngineOptions { emulate_bf16: true, ..EngineOptions::default() });
-    let (in_f32, none) = evaluated(EngineOptions { low_precision: false, ..EngineOptions::default() });
+    let (multiplied, products) =
+        evaluated(EngineOptions { emulate_bf16: true, ..EngineOptions::default() });
+    let (in_f32, none) =
+        evaluated(EngineOptions { low_precision: false, ..EngineOptions::default() });
     assert_eq!((products, none), (layers, 0), "products of bf16");
     let agree = sqnr(&multiplied, &in_f32);
     assert!(agree > 35.0, "{agree:.1} dB between executions, {layers} layers read bf16");
@@ -160,7 +180,8 @@ fn weights_take_a_byte_or_half_of_one() {
     for (bits, limit) in [(8, 0.27), (4, 0.15)] {
         let survey = assembled.survey(&QuantSpec::new(bits));
         let tables = QuantTables::float(&survey, assembled.evaluations());
-        let lowered = assembled.lower(Some((&survey, &tables, AnnotateOptions::default()))).unwrap().0;
+        let lowered =
+            assembled.lower(Some((&survey, &tables, AnnotateOptions::default()))).unwrap().0;
         let share = lowered.weights.len as f64 / float;
         assert!(share < limit, "{bits} bits: {share:.3} of the float weights");
     }
@@ -176,7 +197,10 @@ fn second_order_rounding_helps_4_bits() {
     };
     let (nearest, second_order) = (quality(false), quality(true));
     println!("nearest {nearest:.1} dB, second order {second_order:.1}");
-    assert!(second_order > nearest + 1.0, "nearest {nearest:.1} dB, second order {second_order:.1}");
+    assert!(
+        second_order > nearest + 1.0,
+        "nearest {nearest:.1} dB, second order {second_order:.1}"
+    );
 }
 
 #[test]
@@ -192,14 +216,19 @@ fn weights_of_preludes_with_4_bits_are_rounded_by_what_they_read() {
     let quality = |preludes: Vec<PreludeWeight>| {
         let survey = Survey { preludes, ..Survey::default() };
         let tables = QuantTables::float(&survey, assembled.evaluations());
-        let lowered = assembled.lower(Some((&survey, &tables, AnnotateOptions::default()))).unwrap().0;
+        let lowered =
+            assembled.lower(Some((&survey, &tables, AnnotateOptions::default()))).unwrap().0;
         sqnr(&first_output(session.open(&lowered, 4).unwrap(), &request), &float)
     };
     let preludes = quantized.survey.preludes;
     assert!(preludes.len() > 1 && preludes.iter().all(|p| p.weight.bits == 4));
-    let (nearest, second_order) = (quality(assembled.survey(&QuantSpec::new(4)).preludes), quality(preludes));
+    let (nearest, second_order) =
+        (quality(assembled.survey(&QuantSpec::new(4)).preludes), quality(preludes));
     println!("nearest {nearest:.1} dB, second order {second_order:.1}");
-    assert!(second_order > nearest + 3.0, "nearest {nearest:.1} dB, second order {second_order:.1}");
+    assert!(
+        second_order > nearest + 3.0,
+        "nearest {nearest:.1} dB, second order {second_order:.1}"
+    );
 }
 
 #[test]
@@ -256,7 +285,8 @@ fn shared_ranges_cover_what_each_evaluation_needs() {
     let distinct = |grouping| {
         let recipe = Recipe { share_ranges: Some(grouping), labels: vec![0, 1], ..recipe(8) };
         let quantized = session(&model, &recipe).quantize(None, &mut ()).unwrap().unwrap();
-        let count = |scale: &[f32]| scale.iter().map(|s| s.to_bits()).collect::<BTreeSet<_>>().len();
+        let count =
+            |scale: &[f32]| scale.iter().map(|s| s.to_bits()).collect::<BTreeSet<_>>().len();
         quantized.fitted.tables.sites.iter().map(|site| count(&site.scale)).max().unwrap()
     };
     assert_eq!(distinct(Grouping::Pooled), 1);
@@ -281,9 +311,13 @@ fn a_single_step_and_a_single_sample_to_fit_on_are_enough() {
 fn layers_that_do_nothing_are_quantized() {
     let mut model = load("ddpm-shapes32");
     let g = &mut model.graph;
-    let wide = |t: &Tensor| t.shape().len() == 4 && t.shape().iter().all(|&n| n >= 3) && t.shape()[1] >= 16;
-    let weights: Vec<(ValueId, Tensor)> =
-        g.values().filter_map(|(v, _)| Some((v, g.tensor(v).filter(|t| wide(t))?.clone()))).collect();
+    let wide = |t: &Tensor| {
+        t.shape().len() == 4 && t.shape().iter().all(|&n| n >= 3) && t.shape()[1] >= 16
+    };
+    let weights: Vec<(ValueId, Tensor)> = g
+        .values()
+        .filter_map(|(v, _)| Some((v, g.tensor(v).filter(|t| wide(t))?.clone())))
+        .collect();
     for (i, rows) in [(1, usize::MAX), (2, 1), (weights.len() - 3, usize::MAX)] {
         let (old, tensor) = &weights[i];
         let mut values = tensor.to_f32_vec();
@@ -317,7 +351,9 @@ fn activations_that_are_not_finite_are_named() {
     let noise = Tensor::from_f32(&[2, 3, 32, 32], &vec![f32::NAN; 2 * 3 * 32 * 32]);
     let (calib_noise, calib_samples) = (Some(Array::Tensor(noise)), None);
     let recipe = Recipe { calib_noise, calib_samples, ..recipe(4) };
-    let Err(error) = session(&model, &recipe).quantize(None, &mut ()) else { panic!("NaN has no range") };
+    let Err(error) = session(&model, &recipe).quantize(None, &mut ()) else {
+        panic!("NaN has no range")
+    };
     let text = error.to_string();
     assert!(text.contains("not finite at evaluation 0") && text.contains('/'), "{text}");
 }
@@ -334,11 +370,14 @@ fn integers_are_what_rounded_floats_stand_for() {
         let plan = &compiled.lowered().plan;
         let artifact = compiled.artifact().unwrap();
         let open = |low_precision| {
-            let engine = EngineOptions { batch: 2, threads: 2, low_precision, ..EngineOptions::default() };
+            let engine =
+                EngineOptions { batch: 2, threads: 2, low_precision, ..EngineOptions::default() };
             artifact.denoiser(&DenoiserOptions { engine, ..on_cpu(2) }).unwrap()
         };
         let [mut floats, mut integers, mut nudged] = [open(false), open(true), open(false)];
-        let products = |l: &Denoiser| l.engine().profile().iter().filter(|s| s.execution == Execution::Int8).count();
+        let products = |l: &Denoiser| {
+            l.engine().profile().iter().filter(|s| s.execution == Execution::Int8).count()
+        };
         assert_eq!(products(&floats), 0);
         let is_codes = |source: &Source| matches!(source, Source::Constant(c) if plan.constants[*c].codes.is_some());
         let quantized = plan.full.values.iter().filter(|v| is_codes(&v.source)).count();
@@ -349,16 +388,22 @@ fn integers_are_what_rounded_floats_stand_for() {
             "attention multiplies codes"
         );
         // what codes cannot say is an error, not a wrong result
-        let rounding = plan.full.steps.iter().find(|s| matches!(s.op, Op::FakeQuant { .. })).unwrap();
-        let Source::Table(scale) = plan.full.values[rounding.inputs[1].unwrap()].source else { panic!() };
+        let rounding =
+            plan.full.steps.iter().find(|s| matches!(s.op, Op::FakeQuant { .. })).unwrap();
+        let Source::Table(scale) = plan.full.values[rounding.inputs[1].unwrap()].source else {
+            panic!()
+        };
         let segments = plan.constants[scale].ty.fixed_shape().unwrap()[1];
         let refused = integers.set_table_row(scale, 0, &vec![0.0; segments]);
         assert!(refused.unwrap_err().to_string().contains("low_precision: false"));
-        let mut trajectories = [&mut floats, &mut integers, &mut nudged].map(|l| l.begin(&unseen(8), 0).unwrap());
+        let mut trajectories =
+            [&mut floats, &mut integers, &mut nudged].map(|l| l.begin(&unseen(8), 0).unwrap());
         trajectories[2].map_channels(&[1.0 + 1e-6; 3], &[0.0; 3]);
         for evaluation in 0..6 {
             let kind = plan.program_at(evaluation);
-            for (l, trajectory) in [&mut floats, &mut integers, &mut nudged].into_iter().zip(&mut trajectories) {
+            for (l, trajectory) in
+                [&mut floats, &mut integers, &mut nudged].into_iter().zip(&mut trajectories)
+            {
                 l.evaluate_as(kind, trajectory).unwrap();
             }
             // an activation that lies between two levels may take the other one, as it does when
@@ -366,8 +411,12 @@ fn integers_are_what_rounded_floats_stand_for() {
             let [found, chaos] = [&integers, &nudged].map(|l| sqnr(l.output(), floats.output()));
             println!("evaluation {evaluation}: {found:.1} dB, {chaos:.1} dB from a nudged sample");
             // a single level, early, is worth 46 dB here
-            assert!(found > chaos.min(45.0) - 3.0, "evaluation {evaluation}: {found:.1} dB, nudged {chaos:.1} dB");
-            for (l, trajectory) in [&floats, &integers, &nudged].into_iter().zip(&mut trajectories) {
+            assert!(
+                found > chaos.min(45.0) - 3.0,
+                "evaluation {evaluation}: {found:.1} dB, nudged {chaos:.1} dB"
+            );
+            for (l, trajectory) in [&floats, &integers, &nudged].into_iter().zip(&mut trajectories)
+            {
                 l.advance(trajectory, floats.output());
             }
         }

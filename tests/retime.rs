@@ -11,7 +11,13 @@ use common::{compiled, labels, load, on_cpu, run};
 
 /// A float loop, nothing cached.
 fn recipe(steps: usize, any_steps: bool) -> Recipe {
-    Recipe { steps: Some(steps), any_steps, interval: Some(1), quant: Some(Quant::None), ..Recipe::default() }
+    Recipe {
+        steps: Some(steps),
+        any_steps,
+        interval: Some(1),
+        quant: Some(Quant::None),
+        ..Recipe::default()
+    }
 }
 
 fn float_loop(model: &str, steps: usize, any_steps: bool) -> Artifact {

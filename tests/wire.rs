@@ -24,7 +24,8 @@ use std::path::Path;
 fn filetests() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/filetests/wire");
     let bless = std::env::var_os("CQC_BLESS").is_some();
-    let mut files: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<_> =
+        fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.extension().is_some_and(|e| e == "cqt"));
     files.sort();
     assert!(!files.is_empty(), "no filetests under {}", folder.display());
@@ -35,7 +36,10 @@ fn filetests() {
         if expected != text && bless {
             fs::write(file, expected).unwrap();
         } else if expected != text {
-            failures.push(format!("{}\n--- expected by the file\n{text}\n--- found\n{expected}", file.display()));
+            failures.push(format!(
+                "{}\n--- expected by the file\n{text}\n--- found\n{expected}",
+                file.display()
+            ));
         }
     }
     assert!(failures.is_empty(), "{}\n(CQC_BLESS=1 rewrites the files)", failures.join("\n"));
@@ -53,7 +57,9 @@ fn rewritten(text: &str) -> Result<String, String> {
             graph += &format!("{line}\n");
         }
         if line == "}" {
-            steps(&graph, &options)?.iter().for_each(|step| out += &format!(";= {}\n", described(step)));
+            steps(&graph, &options)?
+                .iter()
+                .for_each(|step| out += &format!(";= {}\n", described(step)));
             graph.clear();
         }
     }
@@ -61,7 +67,8 @@ fn rewritten(text: &str) -> Result<String, String> {
 }
 
 fn options(given: &str) -> Result<EngineOptions, String> {
-    let mut options = EngineOptions { batch: 2, threads: 1, emulate_bf16: true, ..EngineOptions::default() };
+    let mut options =
+        EngineOptions { batch: 2, threads: 1, emulate_bf16: true, ..EngineOptions::default() };
     for word in given.split_whitespace() {
         match word.split_once('=') {
             Some(("keep", name)) => options.keep.push(name.into()),
@@ -75,12 +82,21 @@ fn options(given: &str) -> Result<EngineOptions, String> {
 fn steps(text: &str, options: &EngineOptions) -> Result<Vec<StepExecution>, String> {
     let graph = parse(text).map_err(|e| e.to_string())?;
     verify(&graph).map_err(|e| e.to_string())?;
-    let input =
-        |&v| PlanInput { name: graph.value(v).name.clone(), ty: graph.ty(v).clone(), role: InputRole::Condition };
-    let output = |(name, v): &(String, _)| PlanOutput { name: name.clone(), ty: graph.ty(*v).clone(), value: 0 };
-    let (inputs, outputs) = (graph.inputs.iter().map(input).collect(), graph.outputs.iter().map(output).collect());
+    let input = |&v| PlanInput {
+        name: graph.value(v).name.clone(),
+        ty: graph.ty(v).clone(),
+        role: InputRole::Condition,
+    };
+    let output = |(name, v): &(String, _)| PlanOutput {
+        name: name.clone(),
+        ty: graph.ty(*v).clone(),
+        value: 0,
+    };
+    let (inputs, outputs) =
+        (graph.inputs.iter().map(input).collect(), graph.outputs.iter().map(output).collect());
     let bound = bind::unbound(&graph);
-    let lowered = lower(&bound, inputs, outputs, Some("N"), None, 0, false).map_err(|e| e.to_string())?;
+    let lowered =
+        lower(&bound, inputs, outputs, Some("N"), None, 0, false).map_err(|e| e.to_string())?;
     let (plan, weights) = (lowered.plan, lowered.weights);
     let mut bytes = vec![0; weights.len as usize];
     for (offset, tensor) in &weights.parts {

@@ -28,7 +28,9 @@ pub fn arguments() -> Option<(String, Vec<String>, Options)> {
     // `cargo bench` adds `--bench`
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let (first, rest) = arguments.split_first()?;
-    let pairs = rest.chunks(2).map(|p| (p[0].trim_start_matches("--").into(), p.get(1).cloned().unwrap_or_default()));
+    let pairs = rest
+        .chunks(2)
+        .map(|p| (p[0].trim_start_matches("--").into(), p.get(1).cloned().unwrap_or_default()));
     Some((first.clone(), rest.to_vec(), pairs.collect()))
 }
 
@@ -71,7 +73,12 @@ impl Features {
         let arrays: BTreeMap<String, Tensor> = read_npz(statistics).unwrap().into_iter().collect();
         let numbers = |name: &str| arrays[name].to_f64_vec();
         let (input, output) = (model.inputs[0].name.clone(), model.outputs[0].name.clone());
-        Features { engine, input, output, real: Gaussian::new(numbers("mean"), numbers("cov")).unwrap() }
+        Features {
+            engine,
+            input,
+            output,
+            real: Gaussian::new(numbers("mean"), numbers("cov")).unwrap(),
+        }
     }
 
     /// Frechet distance of images `[n, ...]` to the real ones.
@@ -96,7 +103,8 @@ impl Bench {
     /// The model and the images of its uncached loop.
     pub fn new(path: &Path, options: &Options, calibration: usize) -> (Bench, Model) {
         let model = Model::load(path, &ModelOptions::default(), |_, _| {}).unwrap();
-        let number = |name: &str, default: &str| option(options, name, default).parse::<usize>().unwrap();
+        let number =
+            |name: &str, default: &str| option(options, name, default).parse::<usize>().unwrap();
         let images = number("images", "64").next_multiple_of(BATCH);
         let base = Recipe {
             steps: Some(number("steps", "100")),
@@ -108,7 +116,8 @@ impl Bench {
         let folder = path.parent().and_then(Path::file_name);
         let name = folder.map_or("model".into(), |n| n.to_string_lossy().into_owned());
         let labels = options.get("labels").map_or("", String::as_str).split(',');
-        let labels: Vec<i64> = labels.filter(|l| !l.is_empty()).map(|l| l.parse().unwrap()).collect();
+        let labels: Vec<i64> =
+            labels.filter(|l| !l.is_empty()).map(|l| l.parse().unwrap()).collect();
         let conditions = match &labels[..] {
             [] => BTreeMap::new(),
             labels => {
@@ -121,11 +130,12 @@ impl Bench {
         };
         let (seed, first) = (SEED, FIRST_IMAGE);
         let request = Request { samples: images, seed, first, conditions, ..Request::default() };
-        let mut bench = Bench { name, base, labels, calibration, request, features: None, reference: vec![] };
+        let mut bench =
+            Bench { name, base, labels, calibration, request, features: None, reference: vec![] };
         let engine = bench.options().engine;
-        bench.features = options
-            .get("features")
-            .map(|f| Features::open(f.as_ref(), option(options, "real-stats", "").as_ref(), &engine));
+        bench.features = options.get("features").map(|f| {
+            Features::open(f.as_ref(), option(options, "real-stats", "").as_ref(), &engine)
+        });
         // `--references DIR` keeps them: the same for every setting but these
         let kept = options.get("references").map(|dir| {
             let (steps, guidance) = (bench.base.steps(), bench.base.guidance());
@@ -166,7 +176,11 @@ impl Bench {
 
     /// How denoisers are opened.
     pub fn options(&self) -> DenoiserOptions {
-        let engine = EngineOptions { batch: BATCH, threads: self.base.threads(), ..EngineOptions::default() };
+        let engine = EngineOptions {
+            batch: BATCH,
+            threads: self.base.threads(),
+            ..EngineOptions::default()
+        };
         DenoiserOptions { device: Device::Cpu, engine, ..DenoiserOptions::default() }
     }
 
@@ -176,7 +190,8 @@ impl Bench {
         let (mut times, mut last) = (vec![], Instant::now());
         let conditions = self.request.conditions.iter();
         let conditions = conditions.map(|(name, t)| (name.clone(), first_rows(t, images)));
-        let request = Request { samples: images, conditions: conditions.collect(), ..self.request.clone() };
+        let request =
+            Request { samples: images, conditions: conditions.collect(), ..self.request.clone() };
         let images = denoiser.sample(&request, &mut |moment| {
             if moment.evaluation + 1 == moment.evaluations {
                 times.push(last.elapsed().as_secs_f64() * 1e3);
@@ -191,8 +206,11 @@ impl Bench {
     /// Mean over the first `count` images, as `cqc eval` computes it: 8 bits per channel.
     pub fn psnr(&self, images: &[f32], count: usize) -> f64 {
         let len = self.reference.len() / self.request.samples;
-        let bytes =
-            |x: &[f32]| x.iter().map(|x| ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round() as u8).collect::<Vec<u8>>();
+        let bytes = |x: &[f32]| {
+            x.iter()
+                .map(|x| ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round() as u8)
+                .collect::<Vec<u8>>()
+        };
         let pairs = images.chunks_exact(len).zip(self.reference.chunks_exact(len)).take(count);
         let sum: f64 = pairs.map(|(a, b)| psnr(mse(&bytes(a), &bytes(b)), 255.0)).sum();
         sum / count as f64

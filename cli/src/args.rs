@@ -49,13 +49,21 @@ impl FromStr for NamedShape {
     type Err = String;
 
     fn from_str(text: &str) -> Result<NamedShape, String> {
-        let wrong = || "expected NAME=SIZExSIZEx…, a SIZE being a number or N for the batch".to_string();
+        let wrong =
+            || "expected NAME=SIZExSIZEx…, a SIZE being a number or N for the batch".to_string();
         let (name, sizes) = text.rsplit_once('=').ok_or_else(wrong)?;
         let size = |s: &str| {
-            s.parse::<u32>().map(|n| Dim::constant(n.into())).ok().or_else(|| is_symbol(s).then(|| Dim::symbol(s)))
+            s.parse::<u32>()
+                .map(|n| Dim::constant(n.into()))
+                .ok()
+                .or_else(|| is_symbol(s).then(|| Dim::symbol(s)))
         };
-        let shape =
-            sizes.split('x').filter(|_| !sizes.is_empty()).map(size).collect::<Option<Vec<_>>>().ok_or_else(wrong)?;
+        let shape = sizes
+            .split('x')
+            .filter(|_| !sizes.is_empty())
+            .map(size)
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(wrong)?;
         Ok(NamedShape { name: name.to_string(), shape })
     }
 }
@@ -92,10 +100,14 @@ impl FromStr for Shard {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Shard, String> {
-        let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+        let parts =
+            text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
         let (index, count) = parts.ok_or("expected INDEX/COUNT, as in 0/4")?;
         if index >= count {
-            return Err(format!("indices of {count} shards are 0 to {}", usize::saturating_sub(count, 1)));
+            return Err(format!(
+                "indices of {count} shards are 0 to {}",
+                usize::saturating_sub(count, 1)
+            ));
         }
         Ok(Shard { index, count })
     }
@@ -123,7 +135,10 @@ pub struct Sizes {
 impl Sizes {
     /// Those of another model's inputs.
     pub fn of(inputs: &[cqc_proto::plan::PlanInput]) -> Sizes {
-        let shape = |i: &cqc_proto::plan::PlanInput| NamedShape { name: i.name.clone(), shape: i.ty.shape.clone() };
+        let shape = |i: &cqc_proto::plan::PlanInput| NamedShape {
+            name: i.name.clone(),
+            shape: i.ty.shape.clone(),
+        };
         Sizes { shape: inputs.iter().map(shape).collect(), dim: vec![] }
     }
 
@@ -153,7 +168,10 @@ impl Threads {
 
     /// As given, or the number of cores.
     pub fn count(&self) -> usize {
-        self.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
+        self.threads.map_or_else(
+            || std::thread::available_parallelism().map_or(1, usize::from),
+            usize::from,
+        )
     }
 }
 
@@ -188,7 +206,8 @@ mod tests {
     #[test]
     fn shards_are_a_partition() {
         for (total, count) in [(0, 1), (1, 3), (10, 3), (7, 7), (16, 5)] {
-            let ranges: Vec<_> = (0..count).map(|index| Shard { index, count }.range(total)).collect();
+            let ranges: Vec<_> =
+                (0..count).map(|index| Shard { index, count }.range(total)).collect();
             assert_eq!((ranges[0].start, ranges[count - 1].end), (0, total));
             assert!(ranges.windows(2).all(|w| w[0].end == w[1].start));
             assert!(ranges.iter().all(|r| r.len().abs_diff(total / count) <= 1));

@@ -28,7 +28,9 @@ pub fn open_cached(path: &Path, cache: &PackCacheArgs) -> Result<Artifact, Failu
                 CqError::Newer { .. } => "use a newer cqc, or compile the model again",
                 _ => "compile the model again",
             };
-            Failure::failed(format!("{} is not a valid artifact", path.display())).fact("seen", e).help(help)
+            Failure::failed(format!("{} is not a valid artifact", path.display()))
+                .fact("seen", e)
+                .help(help)
         }
         ArtifactError::Engine(e) => e.into(),
         ArtifactError::Io { .. } | ArtifactError::NotAFile { .. } => Failure::failed(e.to_string()),
@@ -72,6 +74,10 @@ pub fn expect_label_input(inputs: &[PlanInput]) -> Result<&PlanInput, Failure> {
 
 /// The model has no input for labels; its conditioning inputs.
 pub fn no_labels(conditions: &[String]) -> Failure {
-    let seen = if conditions.is_empty() { "no conditioning at all".to_string() } else { conditions.join(", ") };
+    let seen = if conditions.is_empty() {
+        "no conditioning at all".to_string()
+    } else {
+        conditions.join(", ")
+    };
     Failure::usage("the model has no input for labels").fact("seen", seen)
 }

@@ -138,7 +138,8 @@ fn profiled(plan: &Plan, steps: Vec<StepProfile>) -> Vec<ProfiledStep> {
     let called = steps.into_iter().filter(|s| s.calls > 0);
     let work = |s: &StepProfile| {
         let key = (s.name.clone(), s.op.clone());
-        let StepWork { macs, bytes } = works[s.program as usize].get(&key).copied().unwrap_or_default();
+        let StepWork { macs, bytes } =
+            works[s.program as usize].get(&key).copied().unwrap_or_default();
         StepWork { macs: macs * s.evaluations as i64, bytes: bytes * s.evaluations as i64 }
     };
     let profiled = called.map(|s| ProfiledStep {
@@ -157,7 +158,8 @@ fn text(m: &Measured) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "{}, {}, batch {}, {} threads", m.backend, m.dtype, m.batch, m.threads);
     let spread = |ms: &[f64]| {
-        let (least, most) = ms.iter().fold((f64::INFINITY, 0.0f64), |(a, b), &x| (a.min(x), b.max(x)));
+        let (least, most) =
+            ms.iter().fold((f64::INFINITY, 0.0f64), |(a, b), &x| (a.min(x), b.max(x)));
         format!("median of {}, {least:.2} to {most:.2}", ms.len())
     };
     let _ = writeln!(out, "full step    {:>9.2} ms   {}", m.full_step_ms, spread(&m.ms));
@@ -242,15 +244,27 @@ fn profile_text(m: &Measured, out: &mut String) {
          GB/s of operands and results, all as f32"
     );
     for ((program, op), Kind { ms, count, work }) in kinds {
-        let share = if program == "full" { format!("{:5.1} %", ms / all * 100.0) } else { "       ".into() };
+        let share = if program == "full" {
+            format!("{:5.1} %", ms / all * 100.0)
+        } else {
+            "       ".into()
+        };
         let macs = if work.macs > 0 { short(work.macs as f64) } else { String::new() };
         let (peak, speed) = (of_peak(&work, ms), speed(&work, ms));
-        let _ = writeln!(out, "  {ms:9.3}  {share}  {program:13} {count:4} {op:16} {macs:>8} {peak:>7} {speed:>6}");
+        let _ = writeln!(
+            out,
+            "  {ms:9.3}  {share}  {program:13} {count:4} {op:16} {macs:>8} {peak:>7} {speed:>6}"
+        );
     }
-    let _ = writeln!(out, "\nper step, in order: ms, program, operator, share of the peak, GB/s, name");
+    let _ =
+        writeln!(out, "\nper step, in order: ms, program, operator, share of the peak, GB/s, name");
     for s in steps {
         let slow = if s.reference { "  (no kernel: runs its definition)" } else { "" };
         let (peak, speed) = (of_peak(&s.work, s.ms), speed(&s.work, s.ms));
-        let _ = writeln!(out, "  {:9.3}  {:13} {:16} {peak:>7} {speed:>6}  {}{slow}", s.ms, s.program, s.op, s.name);
+        let _ = writeln!(
+            out,
+            "  {:9.3}  {:13} {:16} {peak:>7} {speed:>6}  {}{slow}",
+            s.ms, s.program, s.op, s.name
+        );
     }
 }

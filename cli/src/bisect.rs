@@ -90,9 +90,13 @@ pub fn bisect(args: &BisectArgs, quiet: bool) -> Result<(), Failure> {
         let len = chunk.reference.len() / range.len();
         for (i, row) in chunk.errors.chunks_exact(evaluations).enumerate() {
             let sample = range.start + i;
-            errors.iter_mut().zip(row).for_each(|(most, &e)| *most = if e.is_nan() { e } else { most.max(e) });
+            errors
+                .iter_mut()
+                .zip(row)
+                .for_each(|(most, &e)| *most = if e.is_nan() { e } else { most.max(e) });
             let Some(at) = row.iter().position(|&e| crosses(e, args.tolerance)) else { continue };
-            if first.as_ref().is_none_or(|(e, error, ..)| at < *e || (at == *e && row[at] > *error)) {
+            if first.as_ref().is_none_or(|(e, error, ..)| at < *e || (at == *e && row[at] > *error))
+            {
                 let x = match at {
                     0 => initial(&lockstep.request, &a, sample, len)?,
                     _ => chunk.trajectory[at - 1][i * len..][..len].to_vec(),
@@ -140,7 +144,12 @@ fn open(args: &BisectArgs) -> Result<(Source, Source), Failure> {
 }
 
 /// The sample before the first evaluation.
-fn initial(request: &Request, denoiser: &Source, sample: usize, len: usize) -> Result<Vec<f32>, Failure> {
+fn initial(
+    request: &Request,
+    denoiser: &Source,
+    sample: usize,
+    len: usize,
+) -> Result<Vec<f32>, Failure> {
     let mut x = vec![0.0; len];
     match &request.noise {
         Some(noise) => x.copy_from_slice(&noise.to_f32_vec()[sample * len..][..len]),
@@ -178,7 +187,8 @@ fn text(found: &Found) -> String {
         let _ = writeln!(out, "nodes are not compared: {why}");
         return out;
     }
-    let _ = writeln!(out, "with A's sample before it, {} values of both are compared:", nodes.compared);
+    let _ =
+        writeln!(out, "with A's sample before it, {} values of both are compared:", nodes.compared);
     match nodes.first.map(|first| &nodes.values[first]) {
         Some(node) => {
             let half = node.half.map_or(String::new(), |half| format!(", {half} half"));
@@ -190,7 +200,10 @@ fn text(found: &Found) -> String {
     }
     let mut worst: Vec<_> = nodes.values.iter().filter(|n| n.error != 0.0).collect();
     worst.sort_by(|a, b| b.error.total_cmp(&a.error));
-    let rows = worst.iter().take(MOST_ROWS).map(|n| vec![format!("{:.3e}", n.error), n.op.clone(), n.name.clone()]);
+    let rows = worst
+        .iter()
+        .take(MOST_ROWS)
+        .map(|n| vec![format!("{:.3e}", n.error), n.op.clone(), n.name.clone()]);
     if !worst.is_empty() {
         out.push_str("largest errors\n");
     }

@@ -133,10 +133,12 @@ impl cachequant::Progress for Bars {
 /// Says before the long work what writing the report would say after it.
 fn check_report(args: &CompileArgs, overwrite: Overwrite) -> Result<(), Failure> {
     let Some(path) = &args.report else { return Ok(()) };
-    let same =
-        path == &args.output || path.canonicalize().is_ok_and(|p| args.output.canonicalize().is_ok_and(|o| o == p));
+    let same = path == &args.output
+        || path.canonicalize().is_ok_and(|p| args.output.canonicalize().is_ok_and(|o| o == p));
     if same {
-        return Err(Failure::usage("--report and --output name the same file").fact("seen", path.display()));
+        return Err(
+            Failure::usage("--report and --output name the same file").fact("seen", path.display())
+        );
     }
     Ok(check_target(path, overwrite)?)
 }
@@ -179,7 +181,8 @@ fn say(args: &CompileArgs, compiled: &Compiled, size: u64) -> Result<(), Failure
         return Ok(());
     }
     let mut json = serde_json::json!({"output": args.output, "bytes": size});
-    let of = serde_json::to_value(&summary).map_err(|e| Failure::failed(format!("cannot write JSON: {e}")))?;
+    let of = serde_json::to_value(&summary)
+        .map_err(|e| Failure::failed(format!("cannot write JSON: {e}")))?;
     if let (Some(json), serde_json::Value::Object(of)) = (json.as_object_mut(), of) {
         json.extend(of);
     }
@@ -195,7 +198,8 @@ fn say_caching(summary: &Summary) {
         bytes(caching.cache_bytes)
     );
     let measured = caching.measured.iter().map(|m| {
-        let correction = m.correction.as_ref().map_or(String::new(), |fit| format!(" + {fit} correction"));
+        let correction =
+            m.correction.as_ref().map_or(String::new(), |fit| format!(" + {fit} correction"));
         format!("{}{correction} {:.2} dB", m.schedule, m.psnr)
     });
     let measured: Vec<String> = measured.collect();
@@ -217,7 +221,9 @@ fn say_quantization(quant: &QuantSummary, kind: Quant) {
         let bits = kind.weight_bits().filter(|&bits| bits < 8);
         let bits = bits.map_or_else(String::new, |bits| format!(", weights of {bits} bits"));
         let bf16 = quant.inputs_bf16.len();
-        tracing::info!("quantized: {layers} layers{bits}, {bf16} of them with inputs in bf16; float: {float}");
+        tracing::info!(
+            "quantized: {layers} layers{bits}, {bf16} of them with inputs in bf16; float: {float}"
+        );
         for name in &quant.inputs_bf16 {
             tracing::debug!("input in bf16: {name}: 8 bits would cost more than integers gain");
         }

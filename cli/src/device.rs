@@ -56,14 +56,24 @@ pub fn findings() -> Vec<(bool, String)> {
     let (gpu, arch) = match driver::find() {
         Ok(info) => {
             let version = format!("CUDA {}.{}", info.driver / 1000, info.driver % 1000 / 10);
-            let text = format!("{}, {}, {} GiB, driver for {version}", info.name, info.arch(), info.memory >> 30);
+            let text = format!(
+                "{}, {}, {} GiB, driver for {version}",
+                info.name,
+                info.arch(),
+                info.memory >> 30
+            );
             ((true, text), info.arch())
         }
         Err(e) => ((false, format!("{e}: --device auto runs on the CPU")), "sm_90".into()),
     };
     let nvrtc = match Nvrtc::find(None, &arch) {
-        Ok(nvrtc) => (true, format!("NVRTC {}.{} compiles kernels", nvrtc.version().0, nvrtc.version().1)),
-        Err(_) => (false, "no NVRTC: kernels come from artifacts made with --target, or from the cache".into()),
+        Ok(nvrtc) => {
+            (true, format!("NVRTC {}.{} compiles kernels", nvrtc.version().0, nvrtc.version().1))
+        }
+        Err(_) => (
+            false,
+            "no NVRTC: kernels come from artifacts made with --target, or from the cache".into(),
+        ),
     };
     vec![gpu, nvrtc]
 }

@@ -57,7 +57,11 @@ struct File {
 pub fn diff(args: &DiffArgs) -> Result<(), Failure> {
     let (a, b) = side::open_both(&args.a, &args.b, &args.sizes)?;
     let (changes, constants) = (changes::between(&a, &b), constants::between(&a, &b));
-    let file = |side: &Side| File { path: side.path.clone(), bytes: side.bytes, weight_bytes: side.weight_bytes() };
+    let file = |side: &Side| File {
+        path: side.path.clone(),
+        bytes: side.bytes,
+        weight_bytes: side.weight_bytes(),
+    };
     let equal = changes.is_empty() && constants.equal_sets();
     let diff = Diff { equal, a: file(&a), b: file(&b), changes, constants };
     if args.json {
@@ -88,7 +92,10 @@ fn text(diff: &Diff) -> String {
     for changes in diff.changes.chunk_by(|a, b| a.part == b.part) {
         let _ = writeln!(out, "{}", changes[0].part);
         let side = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".into());
-        let rows = changes.iter().take(MOST_LINES).map(|c| vec![c.what.clone(), side(&c.a), "→".into(), side(&c.b)]);
+        let rows = changes
+            .iter()
+            .take(MOST_LINES)
+            .map(|c| vec![c.what.clone(), side(&c.a), "→".into(), side(&c.b)]);
         out.push_str(&columns(&rows.collect::<Vec<_>>()));
         more(&mut out, changes.len());
     }
@@ -102,13 +109,15 @@ fn text(diff: &Diff) -> String {
         grouped(constants.only_b.len())
     );
     let rows = constants.differing.iter().take(MOST_LINES).map(|c| {
-        let difference = c.max_abs.map_or("not numbers".into(), |d| format!("differ by at most {d:.3e}"));
+        let difference =
+            c.max_abs.map_or("not numbers".into(), |d| format!("differ by at most {d:.3e}"));
         vec![c.name.clone(), c.ty.clone(), difference]
     });
     out.push_str(&columns(&rows.collect::<Vec<_>>()));
     more(&mut out, constants.differing.len());
     for (sign, names) in [("A", &constants.only_a), ("B", &constants.only_b)] {
-        let rows = names.iter().take(MOST_LINES).map(|name| vec![format!("only in {sign}"), name.clone()]);
+        let rows =
+            names.iter().take(MOST_LINES).map(|name| vec![format!("only in {sign}"), name.clone()]);
         out.push_str(&columns(&rows.collect::<Vec<_>>()));
         more(&mut out, names.len());
     }

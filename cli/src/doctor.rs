@@ -19,7 +19,9 @@ use std::path::PathBuf;
 
 /// Check an export before compiling it: what is unsupported, what is baked in, what it will cost
 #[derive(Args, Debug)]
-#[command(after_help = "Exit code 3 if the model uses something unsupported; every such node is listed.")]
+#[command(
+    after_help = "Exit code 3 if the model uses something unsupported; every such node is listed."
+)]
 pub struct DoctorArgs {
     /// An .onnx file; without one, only what this machine has for CUDA
     model: Option<PathBuf>,
@@ -82,10 +84,14 @@ pub fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
 
 fn print(args: &DoctorArgs, findings: &[Finding]) -> Result<(), Failure> {
     if args.json {
-        let list = findings.iter().map(|f| json!({"topic": f.topic, "verdict": f.verdict.name(), "text": f.text}));
+        let list = findings
+            .iter()
+            .map(|f| json!({"topic": f.topic, "verdict": f.verdict.name(), "text": f.text}));
         let supported = findings.iter().all(|f| f.verdict != Verdict::Bad);
         let list: Vec<_> = list.collect();
-        return term::print_json(&json!({"model": args.model, "supported": supported, "findings": list}));
+        return term::print_json(
+            &json!({"model": args.model, "supported": supported, "findings": list}),
+        );
     }
     let line = |f: &Finding| format!("{:5} {:10} {}\n", f.verdict.name(), f.topic, f.text);
     term::print(&findings.iter().map(line).collect::<String>())
@@ -130,7 +136,9 @@ fn shapes(model: &Model) -> Vec<Finding> {
         (Some(symbol), _) => ok("batch", format!("free ({symbol})")),
         (None, Some(n)) => note(
             "batch",
-            format!("baked in: {n}. Export with dynamic axes to choose it later; guidance needs an even one"),
+            format!(
+                "baked in: {n}. Export with dynamic axes to choose it later; guidance needs an even one"
+            ),
         ),
         (None, None) => note("batch", "none of the inputs has one"),
     };
@@ -140,9 +148,13 @@ fn shapes(model: &Model) -> Vec<Finding> {
 fn loop_inputs(model: &Model) -> Vec<Finding> {
     let mut found = Vec::new();
     if let Some(time) = model.input(InputRole::Timestep) {
-        let fractions = if time.ty.dtype.is_float() { "any sampler" } else { "samplers with whole time steps" };
+        let fractions =
+            if time.ty.dtype.is_float() { "any sampler" } else { "samplers with whole time steps" };
         let shape = if time.ty.shape.is_empty() { "scalar" } else { "vector" };
-        found.push(ok("time step", format!("`{}`, {} {shape}: {fractions}", time.name, time.ty.dtype)));
+        found.push(ok(
+            "time step",
+            format!("`{}`, {} {shape}: {fractions}", time.name, time.ty.dtype),
+        ));
     }
     let conditions: Vec<String> = model
         .inputs
@@ -165,11 +177,15 @@ fn loop_inputs(model: &Model) -> Vec<Finding> {
 
 fn operators(model: &Model) -> Vec<Finding> {
     let (source, left): (usize, usize) = (model.source_nodes, model.graph.node_count());
-    let mut found = vec![ok("operators", format!("all of {source} nodes supported; {left} after the passes"))];
+    let mut found =
+        vec![ok("operators", format!("all of {source} nodes supported; {left} after the passes"))];
     let decomposed = model.left_over();
     if !decomposed.is_empty() {
         let list: Vec<String> = decomposed.iter().map(|(op, n)| format!("{n} {op}")).collect();
-        found.push(note("operators", format!("not fused, so slower than need be: {}", list.join(", "))));
+        found.push(note(
+            "operators",
+            format!("not fused, so slower than need be: {}", list.join(", ")),
+        ));
     }
     found
 }
@@ -181,12 +197,19 @@ fn cost(model: &Model, isa: Isa, threads: usize) -> Vec<Finding> {
     let batch = model.batch_symbol.as_deref();
     let macs = per_sample(&macs(&model.graph), batch);
     let activations = peak_activations(&model.graph, batch);
-    let weights: usize =
-        model.graph.values().filter_map(|(id, _)| model.graph.tensor(id)).map(|t| t.bytes().len()).sum();
+    let weights: usize = model
+        .graph
+        .values()
+        .filter_map(|(id, _)| model.graph.tensor(id))
+        .map(|t| t.bytes().len())
+        .sum();
     let flops = measure::peak_flops(isa, threads);
     let ms = 2.0 * macs as f64 / (flops * EXPECTED_SHARE) * 1e3;
-    let memory =
-        format!("about {} of weights, {} of activations per sample", bytes(weights as u64), bytes(activations));
+    let memory = format!(
+        "about {} of weights, {} of activations per sample",
+        bytes(weights as u64),
+        bytes(activations)
+    );
     let time = format!(
         "about {ms:.2} ms per evaluation of one sample: {} MACs at {:.0} % of this machine's {} FLOP/s on {threads} threads",
         short(macs as f64),

@@ -4,7 +4,8 @@ use cqc_passes::ir::{Def, Graph};
 use cqc_proto::plan::{Plan, ProgramKind, Source};
 use std::fmt::Write;
 
-const HEAD: &str = "  rankdir=TB; node [shape=box, fontname=\"sans-serif\", fontsize=10]; edge [fontsize=8];\n";
+const HEAD: &str =
+    "  rankdir=TB; node [shape=box, fontname=\"sans-serif\", fontsize=10]; edge [fontsize=8];\n";
 
 /// A box per node, an ellipse per input and output, an edge per value with its type. Constants are left out.
 pub fn of_graph(g: &Graph) -> String {
@@ -13,7 +14,12 @@ pub fn of_graph(g: &Graph) -> String {
         ellipse(&mut out, &format!("i{}", v.0), &g.value(v).name);
     }
     for (id, node) in g.nodes() {
-        let _ = writeln!(out, "  n{} [label={}];", id.0, quoted(&format!("{}\n{}", node.op.name(), node.name)));
+        let _ = writeln!(
+            out,
+            "  n{} [label={}];",
+            id.0,
+            quoted(&format!("{}\n{}", node.op.name(), node.name))
+        );
         for v in node.inputs.iter().flatten() {
             let from = match g.value(*v).def {
                 Def::Input => format!("i{}", v.0),
@@ -47,7 +53,9 @@ pub fn of_plan(plan: &Plan) -> String {
                 Source::Step | Source::Constant(_) => continue,
                 Source::Input(_) => ("", format!("{kind}_v{v}")),
                 Source::Table(_) => ("table ", format!("{kind}_v{v}")),
-                Source::Prelude(_) | Source::PreludeSteps(_) => ("prelude ", format!("{kind}_v{v}")),
+                Source::Prelude(_) | Source::PreludeSteps(_) => {
+                    ("prelude ", format!("{kind}_v{v}"))
+                }
                 Source::Cache(_) => ("cache ", format!("{kind}_v{v}")),
             };
             ellipse(&mut out, &id, &format!("{prefix}{}", value.name));
@@ -55,7 +63,11 @@ pub fn of_plan(plan: &Plan) -> String {
         }
         for (i, step) in program.steps.iter().enumerate() {
             let id = format!("{kind}_s{i}");
-            let _ = writeln!(out, "  {id} [label={}];", quoted(&format!("{}\n{}", step.op.name(), step.name)));
+            let _ = writeln!(
+                out,
+                "  {id} [label={}];",
+                quoted(&format!("{}\n{}", step.op.name(), step.name))
+            );
             for &v in step.inputs.iter().flatten() {
                 let home = home(program, v);
                 if let Some(from) = &from[home] {

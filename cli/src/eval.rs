@@ -132,24 +132,40 @@ fn check(args: &EvalArgs, setup: &Setup, real: &Real) -> Result<(), Failure> {
     let wanted = wants_features.iter().find(|(_, given)| *given);
     match (wanted, &setup.extractor) {
         (Some((option, _)), None) => {
-            return Err(Failure::usage(format!("{option} needs features of the images")).help("--features F.onnx"));
+            return Err(Failure::usage(format!("{option} needs features of the images"))
+                .help("--features F.onnx"));
         }
         (_, Some(extractor)) => real.check_dimensions(extractor.dimensions)?,
         _ => {}
     }
     if args.min_ssim.is_some() && !setup.has_ssim() {
-        return Err(Failure::usage("--min-ssim needs images of at least 11x11 pixels with 1 or 3 channels")
-            .fact("seen", format!("{:?}", setup.shape)));
+        return Err(Failure::usage(
+            "--min-ssim needs images of at least 11x11 pixels with 1 or 3 channels",
+        )
+        .fact("seen", format!("{:?}", setup.shape)));
     }
     Ok(())
 }
 
 fn check_targets(args: &EvalArgs, figures: &Figures) -> Result<(), Failure> {
-    let frechet = figures.features.as_ref().map(|f| f.frechet_to_real.unwrap_or(f.frechet_to_reference).distance);
+    let frechet = figures
+        .features
+        .as_ref()
+        .map(|f| f.frechet_to_real.unwrap_or(f.frechet_to_reference).distance);
     // written so that NaN misses
     let missed = [
-        ("Frechet", args.max_frechet, frechet, args.max_frechet.zip(frechet).is_none_or(|(most, x)| x <= most)),
-        ("PSNR", args.min_psnr, Some(figures.psnr.of.mean), args.min_psnr.is_none_or(|l| figures.psnr.of.mean >= l)),
+        (
+            "Frechet",
+            args.max_frechet,
+            frechet,
+            args.max_frechet.zip(frechet).is_none_or(|(most, x)| x <= most),
+        ),
+        (
+            "PSNR",
+            args.min_psnr,
+            Some(figures.psnr.of.mean),
+            args.min_psnr.is_none_or(|l| figures.psnr.of.mean >= l),
+        ),
         (
             "SSIM",
             args.min_ssim,
@@ -160,7 +176,8 @@ fn check_targets(args: &EvalArgs, figures: &Figures) -> Result<(), Failure> {
     let mut failure = None;
     for (what, target, found, reached) in missed {
         if let (false, Some(target), Some(found)) = (reached, target, found) {
-            let so_far = failure.unwrap_or_else(|| Failure::new(Exit::Missed, "a quality target was missed"));
+            let so_far = failure
+                .unwrap_or_else(|| Failure::new(Exit::Missed, "a quality target was missed"));
             failure = Some(so_far.fact(what, format!("{found:.6}, the target is {target}")));
         }
     }

@@ -84,7 +84,9 @@ impl ExportArgs {
             (QdqArg::Ort, None | Some(ScalesArg::Table)) => Ok(Qdq::Ort(Scales::Table)),
             (QdqArg::Ort, Some(ScalesArg::Constant)) => Ok(Qdq::Ort(Scales::Constant)),
             (QdqArg::Trt, None | Some(ScalesArg::Constant)) => Ok(Qdq::Trt),
-            (QdqArg::Trt, Some(ScalesArg::Table)) => Err(Failure::usage("--qdq trt has constant scales only")),
+            (QdqArg::Trt, Some(ScalesArg::Table)) => {
+                Err(Failure::usage("--qdq trt has constant scales only"))
+            }
             (QdqArg::None, None) => Ok(Qdq::None),
             (QdqArg::None, Some(_)) => Err(Failure::usage("--qdq none has no scales")),
         }
@@ -116,7 +118,9 @@ pub fn export(args: &ExportArgs) -> Result<(), Failure> {
     let files = export::write(exported, Form { layout, qdq }, &args.output, overwrite)?;
     tracing::info!("{}: {}", args.output.display(), files.join(", "));
     if args.json {
-        return term::print_json(&json!({ "output": args.output, "layout": name, "opset": OPSET, "files": files }));
+        return term::print_json(
+            &json!({ "output": args.output, "layout": name, "opset": OPSET, "files": files }),
+        );
     }
     Ok(())
 }
@@ -127,7 +131,9 @@ impl From<LoopExportError> for Failure {
             LoopExportError::File(e) => e.into(),
             LoopExportError::Export(ExportError::Unsupported(steps)) => {
                 let what = format!("{} steps cannot be written in standard ONNX", steps.len());
-                steps.iter().fold(Failure::new(Exit::Unsupported, what), |failure, step| failure.fact("step", step))
+                steps.iter().fold(Failure::new(Exit::Unsupported, what), |failure, step| {
+                    failure.fact("step", step)
+                })
             }
             LoopExportError::Export(e) => Failure::new(Exit::Unsupported, e.to_string()),
         }

@@ -6,7 +6,9 @@ use clap::{Args, CommandFactory};
 
 /// Print a shell's completion script
 #[derive(Args, Debug)]
-#[command(after_help = "Example: cqc completions bash > ~/.local/share/bash-completion/completions/cqc")]
+#[command(
+    after_help = "Example: cqc completions bash > ~/.local/share/bash-completion/completions/cqc"
+)]
 pub struct CompletionsArgs {
     shell: clap_complete::Shell,
 }
@@ -31,10 +33,13 @@ pub fn man(args: &ManArgs) -> Result<(), Failure> {
     let command = match &args.command {
         None => root,
         Some(name) => {
-            let known = || root.get_subcommands().map(|c| c.get_name()).collect::<Vec<_>>().join(", ");
+            let known =
+                || root.get_subcommands().map(|c| c.get_name()).collect::<Vec<_>>().join(", ");
             let found = root.find_subcommand(name).cloned();
             // its display name is `cqc-sample`, which is what man calls it
-            found.ok_or_else(|| Failure::usage(format!("cqc has no command `{name}`")).fact("known", known()))?
+            found.ok_or_else(|| {
+                Failure::usage(format!("cqc has no command `{name}`")).fact("known", known())
+            })?
         }
     };
     let mut page = Vec::new();

@@ -67,7 +67,8 @@ fn inspect_model(args: &InspectArgs) -> Result<(), Failure> {
 }
 
 fn check_pass(name: &str) -> Result<(), Failure> {
-    let mut known: Vec<&str> = ["import"].into_iter().chain(PIPELINE.iter().map(|p| p.name)).collect();
+    let mut known: Vec<&str> =
+        ["import"].into_iter().chain(PIPELINE.iter().map(|p| p.name)).collect();
     if known.contains(&name) {
         return Ok(());
     }

@@ -51,7 +51,8 @@ impl Lockstep {
         let (batch, threads) = (args.batch(request.samples), args.threads.count());
         let open = |source: &Source, request: &Request| -> Result<Denoiser, Failure> {
             let engine = EngineOptions { batch, threads, ..Default::default() };
-            let options = DenoiserOptions { device: Device::Cpu, ..source.options(request.guidance, engine) };
+            let options =
+                DenoiserOptions { device: Device::Cpu, ..source.options(request.guidance, engine) };
             Ok(source.artifact.denoiser(&options)?)
         };
         Ok(Lockstep {
@@ -89,18 +90,26 @@ impl Lockstep {
     /// A bar that [`Lockstep::run`] moves.
     pub fn progress(&self, what: &'static str, quiet: bool) -> ProgressBar {
         let count = |range: Range<usize>| {
-            let of = |l: &Denoiser| range.len().div_ceil(l.width()) * l.sampler().evaluations().len();
+            let of =
+                |l: &Denoiser| range.len().div_ceil(l.width()) * l.sampler().evaluations().len();
             of(&self.reference) + of(&self.candidate)
         };
         ProgressBar::new(what, self.chunks().map(count).sum::<usize>() as u64, quiet)
     }
 
     /// Samples `range` of the request.
-    pub fn run(&mut self, range: &Range<usize>, progress: &mut ProgressBar) -> Result<Chunk, Failure> {
+    pub fn run(
+        &mut self,
+        range: &Range<usize>,
+        progress: &mut ProgressBar,
+    ) -> Result<Chunk, Failure> {
         let len = self.len;
         let in_step = self.in_step();
         let evaluations = if in_step { self.evaluations() } else { 0 };
-        let mut chunk = Chunk { trajectory: vec![vec![0.0; range.len() * len]; evaluations], ..Chunk::default() };
+        let mut chunk = Chunk {
+            trajectory: vec![vec![0.0; range.len() * len]; evaluations],
+            ..Chunk::default()
+        };
         let request = part_of(&self.request, range)?;
         let mut unread = None;
         let samples = self.reference.sample(&request, &mut |moment| {

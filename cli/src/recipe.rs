@@ -14,13 +14,16 @@ use toml::{Table, Value};
 /// Parses the command line, and the recipe if it names one. Does not return for `--help` and errors of the command line.
 pub fn parse(mut arguments: Vec<OsString>) -> Result<Cli, Failure> {
     let matches = Cli::command().try_get_matches_from(&arguments).unwrap_or_else(|e| say(e));
-    let recipe = matches.subcommand().and_then(|(name, m)| Some((name, m, m.try_get_one::<PathBuf>("recipe").ok()??)));
+    let recipe = matches
+        .subcommand()
+        .and_then(|(name, m)| Some((name, m, m.try_get_one::<PathBuf>("recipe").ok()??)));
     let Some((name, given, path)) = recipe else {
         return Ok(Cli::from_arg_matches(&matches).unwrap_or_else(|e| say(e)));
     };
     let text = std::fs::read_to_string(path).map_err(cachequant::io::FileError::reading(path))?;
     let invalid = |e: toml::de::Error| {
-        Failure::usage(format!("{} is not valid TOML", path.display())).fact("seen", e.to_string().trim_end())
+        Failure::usage(format!("{} is not valid TOML", path.display()))
+            .fact("seen", e.to_string().trim_end())
     };
     let table: Table = text.parse().map_err(invalid)?;
     // right behind the command: what precedes it takes no values, and a `--` may follow
@@ -37,22 +40,35 @@ pub fn parse(mut arguments: Vec<OsString>) -> Result<Cli, Failure> {
 }
 
 /// The recipe's options as arguments, without those that the command line has.
-fn options(table: &Table, command: &str, given: &ArgMatches, path: &Path) -> Result<Vec<OsString>, Failure> {
+fn options(
+    table: &Table,
+    command: &str,
+    given: &ArgMatches,
+    path: &Path,
+) -> Result<Vec<OsString>, Failure> {
     let root = Cli::command();
     let command = root.find_subcommand(command).expect("clap has just matched it");
     let known = || command.get_arguments().filter_map(|a| a.get_long()).filter(|l| *l != "recipe");
     let mut out = Vec::new();
     for (key, value) in table {
-        let argument = command.get_arguments().find(|a| a.get_long() == Some(key) && key != "recipe");
+        let argument =
+            command.get_arguments().find(|a| a.get_long() == Some(key) && key != "recipe");
         let Some(argument) = argument else {
             let help = known().collect::<Vec<_>>().join(", ");
-            return Err(Failure::usage(format!("unknown key `{key}` in {}", path.display())).fact("known", help));
+            return Err(Failure::usage(format!("unknown key `{key}` in {}", path.display()))
+                .fact("known", help));
         };
         if given.value_source(argument.get_id().as_str()) != Some(ValueSource::CommandLine) {
             let takes_value = argument.get_action().takes_values();
-            let wrong =
-                |what: &str| Failure::usage(format!("`{key}` in {} {what}", path.display())).fact("seen", value);
-            out.extend(as_arguments(key, value, takes_value).map_err(wrong)?.into_iter().map(OsString::from));
+            let wrong = |what: &str| {
+                Failure::usage(format!("`{key}` in {} {what}", path.display())).fact("seen", value)
+            };
+            out.extend(
+                as_arguments(key, value, takes_value)
+                    .map_err(wrong)?
+                    .into_iter()
+                    .map(OsString::from),
+            );
         }
     }
     Ok(out)
@@ -63,8 +79,12 @@ fn as_arguments(key: &str, value: &Value, takes_value: bool) -> Result<Vec<Strin
         (Value::Boolean(true), false) => Ok(vec![format!("--{key}")]),
         (Value::Boolean(false), false) => Ok(vec![]),
         (_, false) => Err("is a switch: true or false"),
-        (Value::Array(list), true) => list.iter().map(|v| Ok(format!("--{key}={}", scalar(v)?))).collect(),
-        (Value::Table(table), true) => table.iter().map(|(k, v)| Ok(format!("--{key}={k}={}", scalar(v)?))).collect(),
+        (Value::Array(list), true) => {
+            list.iter().map(|v| Ok(format!("--{key}={}", scalar(v)?))).collect()
+        }
+        (Value::Table(table), true) => {
+            table.iter().map(|(k, v)| Ok(format!("--{key}={k}={}", scalar(v)?))).collect()
+        }
         (value, true) => Ok(vec![format!("--{key}={}", scalar(value)?)]),
     }
 }

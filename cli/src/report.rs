@@ -74,7 +74,8 @@ impl Failure {
             return;
         }
         let mut stderr = std::io::stderr().lock();
-        let colored = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        let colored =
+            stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         let error = if colored { "\x1b[1;31merror\x1b[0m" } else { "error" };
         // Nobody can be told that stderr is closed.
         let _ = writeln!(stderr, "{error}: {self}");

@@ -22,7 +22,12 @@ pub fn batch_of(
     let Some(symbol) = batch_symbol else { return fixed.unwrap_or(1) };
     let told = inputs.iter().filter_map(|input| {
         let tensor = given.get(&input.name).filter(|t| t.shape().len() == input.ty.rank())?;
-        input.ty.shape.iter().zip(tensor.shape()).find_map(|(d, &size)| (d.as_symbol() == Some(symbol)).then_some(size))
+        input
+            .ty
+            .shape
+            .iter()
+            .zip(tensor.shape())
+            .find_map(|(d, &size)| (d.as_symbol() == Some(symbol)).then_some(size))
     });
     told.into_iter().find(|&n| n > 0).unwrap_or(1)
 }

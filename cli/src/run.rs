@@ -55,7 +55,12 @@ pub struct RunArgs {
 
 impl RunArgs {
     fn engine_options(&self, batch: usize) -> EngineOptions {
-        EngineOptions { batch, threads: self.threads.count(), keep: self.tap.clone(), ..Default::default() }
+        EngineOptions {
+            batch,
+            threads: self.threads.count(),
+            keep: self.tap.clone(),
+            ..Default::default()
+        }
     }
 }
 
@@ -66,8 +71,11 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         check_target(path, overwrite)?;
     }
     let inputs = request::read_named(&args.input)?;
-    let results =
-        if artifact::is_artifact(&args.model) { run_artifact(args, inputs)? } else { run_model(args, inputs)? };
+    let results = if artifact::is_artifact(&args.model) {
+        run_artifact(args, inputs)?
+    } else {
+        run_model(args, inputs)?
+    };
     if let Some(path) = &args.output {
         write(path, &results, overwrite)?;
         tracing::info!("wrote {}", path.display());
@@ -87,19 +95,22 @@ type Results = Vec<(String, Tensor)>;
 
 fn run_model(args: &RunArgs, inputs: BTreeMap<String, Tensor>) -> Result<Results, Failure> {
     if args.step.is_some() {
-        return Err(Failure::usage("--step is for .cq files; a model's time step is one of its inputs"));
+        return Err(Failure::usage(
+            "--step is for .cq files; a model's time step is one of its inputs",
+        ));
     }
     if args.device == Device::Cuda {
-        return Err(
-            Failure::usage("--device is for .cq files; a model runs on the CPU").help("cqc compile makes a .cq")
-        );
+        return Err(Failure::usage("--device is for .cq files; a model runs on the CPU")
+            .help("cqc compile makes a .cq"));
     }
-    let mut options = ModelOptions { import: args.sizes.import_options(), stop_after: args.stop_after };
+    let mut options =
+        ModelOptions { import: args.sizes.import_options(), stop_after: args.stop_after };
     options.import.known_inputs = inputs.clone();
     let model = Model::load(&args.model, &options, |_, _| {})?;
     model.warnings.iter().for_each(|w| tracing::warn!("{w}"));
     let lowered = compile_evaluation(&model)?;
-    let batch = request::batch_of(&model.inputs, model.batch_symbol.as_deref(), model.fixed_batch, &inputs);
+    let batch =
+        request::batch_of(&model.inputs, model.batch_symbol.as_deref(), model.fixed_batch, &inputs);
     let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
     let mut engine = Engine::open(&weights, &args.engine_options(batch))?;
     let request = engine.run_at(0, &[], &inputs)?;
@@ -108,11 +119,14 @@ fn run_model(args: &RunArgs, inputs: BTreeMap<String, Tensor>) -> Result<Results
 
 fn run_artifact(args: &RunArgs, inputs: BTreeMap<String, Tensor>) -> Result<Results, Failure> {
     if args.stop_after.is_some() || !args.sizes.shape.is_empty() || !args.sizes.dim.is_empty() {
-        return Err(Failure::usage("--stop-after, --shape and --dim are for models; a .cq is compiled already"));
+        return Err(Failure::usage(
+            "--stop-after, --shape and --dim are for models; a .cq is compiled already",
+        ));
     }
     let artifact = artifact::open(&args.model)?;
     let plan = artifact.weights().plan();
-    let batch = request::batch_of(&plan.inputs, plan.batch_symbol.as_deref(), plan.fixed_batch, &inputs);
+    let batch =
+        request::batch_of(&plan.inputs, plan.batch_symbol.as_deref(), plan.fixed_batch, &inputs);
     let (step, timesteps) = (args.step.unwrap_or(0), artifact::timesteps(&artifact)?);
     // inner values are there on the CPU only
     let on = if args.tap.is_empty() || args.device == Device::Cuda {
@@ -137,8 +151,10 @@ fn evaluate(
     inputs: &BTreeMap<String, Tensor>,
 ) -> Result<Results, Failure> {
     let sample = engine.plan().inputs.iter().find(|i| i.role == InputRole::Sample);
-    let sample = sample.ok_or_else(|| Failure::usage("a plan without a sample runs on the CPU: --device cpu"))?;
-    let missing = || Failure::usage(format!("input `{}` is missing", sample.name)).fact("wants", &sample.ty);
+    let sample = sample
+        .ok_or_else(|| Failure::usage("a plan without a sample runs on the CPU: --device cpu"))?;
+    let missing =
+        || Failure::usage(format!("input `{}` is missing", sample.name)).fact("wants", &sample.ty);
     let x = inputs.get(&sample.name).ok_or_else(missing)?.to_f32_vec();
     let mut request = engine.begin(inputs, timesteps)?;
     let mut out = vec![0.0; engine.output_shape(0).iter().product()];
@@ -153,7 +169,9 @@ fn collect(engine: &Engine, request: &InFlight, taps: &[String]) -> Results {
     let order = engine.plan().outputs.iter().map(|o| &o.name);
     let mut results: Results = order.filter_map(|name| outputs.remove_entry(name)).collect();
     for name in taps {
-        if let (false, Some(tensor)) = (results.iter().any(|(n, _)| n == name), engine.tap(request, name)) {
+        if let (false, Some(tensor)) =
+            (results.iter().any(|(n, _)| n == name), engine.tap(request, name))
+        {
             results.push((name.clone(), tensor));
         }
     }
@@ -164,8 +182,12 @@ fn write(path: &Path, results: &Results, overwrite: Overwrite) -> Result<(), Fai
     match &results[..] {
         _ if has_extension(path, "npz") => Ok(write_npz(path, results, overwrite)?),
         [(_, only)] => Ok(write_npy(path, only, overwrite)?),
-        _ => Err(Failure::usage(format!("{} can hold one array, there are {}", path.display(), results.len()))
-            .help(format!("-o {}", path.with_extension("npz").display()))),
+        _ => Err(Failure::usage(format!(
+            "{} can hold one array, there are {}",
+            path.display(),
+            results.len()
+        ))
+        .help(format!("-o {}", path.with_extension("npz").display()))),
     }
 }
 
@@ -175,13 +197,16 @@ fn report(args: &RunArgs, results: &Results) -> Result<(), Failure> {
             let [min, max, mean] = text::range(t).map_or([None; 3], |r| r.map(Some));
             json!({"name": name, "dtype": t.dtype(), "shape": t.shape(), "min": min, "max": max, "mean": mean})
         });
-        return term::print_json(&json!({"output": args.output, "outputs": entries.collect::<Vec<_>>()}));
+        return term::print_json(
+            &json!({"output": args.output, "outputs": entries.collect::<Vec<_>>()}),
+        );
     }
     if args.output.is_some() {
         return Ok(());
     }
     let rows = results.iter().map(|(name, t)| {
-        let numbers = text::range(t).map_or("empty".into(), |[a, b, m]| format!("min {a:.6}  max {b:.6}  mean {m:.6}"));
+        let numbers = text::range(t)
+            .map_or("empty".into(), |[a, b, m]| format!("min {a:.6}  max {b:.6}  mean {m:.6}"));
         vec![name.clone(), t.value_type().to_string(), numbers]
     });
     term::print(&text::columns(&rows.collect::<Vec<_>>()))

@@ -19,11 +19,13 @@ use std::time::Instant;
 
 /// Run the denoising loop of an artifact: noise in, samples out
 #[derive(Args, Debug)]
-#[command(after_help = "Sample I of a seed is the same whatever --batch, --threads and --shard. Examples:\n  \
+#[command(
+    after_help = "Sample I of a seed is the same whatever --batch, --threads and --shard. Examples:\n  \
     cqc sample unet.cq -n 16 --seed 0 -o grid.png\n  \
     cqc sample dit.cq -n 8 --labels 0,1,2 --guidance 2.0 -o samples.npy\n  \
     cqc sample unet.cq -n 50000 --shard 3/8 --batch 16 -o part3.npz\n  \
-    cqc sample unet.cq --noise x.npy -o y.npy")]
+    cqc sample unet.cq --noise x.npy -o y.npy"
+)]
 pub struct SampleArgs {
     /// A .cq file
     artifact: PathBuf,
@@ -63,7 +65,8 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
     let (batch, threads) = (args.sampling.batch(request.samples), args.sampling.threads.count());
     let profile = args.trace.is_some();
     let engine = EngineOptions { batch, threads, profile, ..Default::default() };
-    let mut denoiser = args.device.open(&source.artifact, source.options(request.guidance, engine))?;
+    let mut denoiser =
+        args.device.open(&source.artifact, source.options(request.guidance, engine))?;
     artifact::keep_packed(&source.artifact);
 
     let evaluations = denoiser.sampler().evaluations().len();
@@ -105,7 +108,10 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
 
 fn check_outputs(args: &SampleArgs, overwrite: Overwrite) -> Result<(), Failure> {
     if !["png", "npy", "npz"].iter().any(|e| has_extension(&args.output, e)) {
-        return Err(Failure::usage(format!("-o {} is neither .png nor .npy nor .npz", args.output.display())));
+        return Err(Failure::usage(format!(
+            "-o {} is neither .png nor .npy nor .npz",
+            args.output.display()
+        )));
     }
     check_target(&args.output, overwrite)?;
     args.trace.iter().try_for_each(|path| check_target(path, overwrite))?;

@@ -79,22 +79,27 @@ impl SamplingArgs {
         }
         let range = shard.map_or(0..total, |shard| shard.range(total));
         if range.is_empty() {
-            return Err(Failure::usage(format!("the shard holds none of the {total} samples")).help("fewer shards"));
+            return Err(Failure::usage(format!("the shard holds none of the {total} samples"))
+                .help("fewer shards"));
         }
         let plan = denoiser.plan();
         let mut conditions = request::read_named(&self.cond)?;
         if !self.labels.is_empty() {
             let input = expect_label_input(&plan.inputs)?;
-            let labels: Vec<i64> = range.clone().map(|i| self.labels[i % self.labels.len()]).collect();
+            let labels: Vec<i64> =
+                range.clone().map(|i| self.labels[i % self.labels.len()]).collect();
             conditions.insert(input.name.clone(), labels_of(input, &labels));
         }
         check_conditions(plan, &conditions)?;
         let guidance = self.guidance.unwrap_or(denoiser.guidance());
         if guidance != 1.0 && conditions.is_empty() {
-            return Err(Failure::usage(format!("--guidance {guidance}: the model has no conditioning to guide it by")));
+            return Err(Failure::usage(format!(
+                "--guidance {guidance}: the model has no conditioning to guide it by"
+            )));
         }
         let noise = noise.map(|t| part(t, &range, None)).transpose()?;
-        let conditions = conditions.into_iter().map(|(name, t)| Ok((name, part(t, &range, Some(total))?)));
+        let conditions =
+            conditions.into_iter().map(|(name, t)| Ok((name, part(t, &range, Some(total))?)));
         let request = Request {
             samples: range.len(),
             seed: self.seed,
@@ -131,7 +136,9 @@ fn check_conditions(plan: &Plan, given: &BTreeMap<String, Tensor>) -> Result<(),
 /// Some of a request's samples, as a request: they come out the same.
 pub fn part_of(request: &Request, range: &Range<usize>) -> Result<Request, Failure> {
     let cut = |values: &BTreeMap<String, Tensor>| {
-        let parts = values.iter().map(|(name, t)| Ok((name.clone(), part(t.clone(), range, Some(request.samples))?)));
+        let parts = values
+            .iter()
+            .map(|(name, t)| Ok((name.clone(), part(t.clone(), range, Some(request.samples))?)));
         parts.collect::<Result<_, Failure>>()
     };
     Ok(Request {

@@ -45,7 +45,8 @@ impl Source {
     /// An artifact, with this number of sampling steps, if given, instead of its own.
     pub fn new(path: &Path, artifact: Artifact, steps: Option<usize>) -> Result<Source, Failure> {
         let (null, compiled) = (artifact.null_conditions(), artifact.manifest().steps);
-        let source = Source { path: path.to_path_buf(), artifact, steps: steps.unwrap_or(compiled), null };
+        let source =
+            Source { path: path.to_path_buf(), artifact, steps: steps.unwrap_or(compiled), null };
         if source.steps != compiled {
             // says at once what opening would say after the request has been read
             let retimed = source.artifact.retimed(source.steps);
@@ -91,7 +92,13 @@ impl Source {
             sizes = Sizes::of(&self.plan().inputs);
         }
         let config = self.artifact.manifest().sampler.clone();
-        Trajectory { config, steps: self.steps, guidance: self.guidance(), null: self.null.clone(), sizes }
+        Trajectory {
+            config,
+            steps: self.steps,
+            guidance: self.guidance(),
+            null: self.null.clone(),
+            sizes,
+        }
     }
 
     /// Guidance scale unless told otherwise.
@@ -137,7 +144,8 @@ pub fn check_comparable(a: &Source, b: &Source) -> Result<(), Failure> {
     let keys = sampler_differences(&config(a), &config(b));
     if let Some((key, _, _)) = keys.first() {
         let value = |s: &Source| format!("{key} = {}", as_json(&config(s))[key]);
-        return Err(fact("the two have different samplers", &value).help("compile both with the same sampler"));
+        return Err(fact("the two have different samplers", &value)
+            .help("compile both with the same sampler"));
     }
     Ok(())
 }

@@ -15,7 +15,10 @@ pub fn start_logging(quiet: bool, verbose: u8) {
         (false, _) => "trace",
     };
     let filter = EnvFilter::try_from_env("CQC_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let plain = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time();
+    let plain = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time();
     plain.with_target(verbose > 0).with_ansi(std::io::stderr().is_terminal()).init();
 }
 
@@ -23,7 +26,9 @@ pub fn start_logging(quiet: bool, verbose: u8) {
 pub fn end_cleanly_when_interrupted() {
     let installed = ctrlc::set_handler(|| {
         cachequant::io::remove_unfinished();
-        Failure::new(Exit::Interrupted, "interrupted; nothing was written").help("run the same command again").print();
+        Failure::new(Exit::Interrupted, "interrupted; nothing was written")
+            .help("run the same command again")
+            .print();
         std::process::exit(Exit::Interrupted as i32);
     });
     if let Err(e) = installed {
@@ -44,7 +49,8 @@ pub fn print(text: &str) -> Result<(), Failure> {
 
 /// Prints one JSON object on one line.
 pub fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string(value).map_err(|e| Failure::failed(format!("cannot write JSON: {e}")))?;
+    let text = serde_json::to_string(value)
+        .map_err(|e| Failure::failed(format!("cannot write JSON: {e}")))?;
     print(&(text + "\n"))
 }
 
@@ -75,7 +81,14 @@ impl ProgressBar {
             (false, true) => Shown::Bar(bar(what, total)),
             (false, false) => Shown::Lines,
         };
-        ProgressBar { what, total, done: 0, started: Instant::now(), last_line: Instant::now(), shown }
+        ProgressBar {
+            what,
+            total,
+            done: 0,
+            started: Instant::now(),
+            last_line: Instant::now(),
+            shown,
+        }
     }
 
     /// It turned out how much there is.
@@ -93,7 +106,13 @@ impl ProgressBar {
             Shown::Bar(bar) => bar.set_position(self.done),
             Shown::Lines if self.last_line.elapsed() >= LINE_EVERY => {
                 self.last_line = Instant::now();
-                tracing::info!("{} {}/{}, {:.0} s left", self.what, self.done, self.total, self.seconds_left());
+                tracing::info!(
+                    "{} {}/{}, {:.0} s left",
+                    self.what,
+                    self.done,
+                    self.total,
+                    self.seconds_left()
+                );
             }
             _ => {}
         }

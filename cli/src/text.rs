@@ -49,7 +49,9 @@ pub fn short(n: f64) -> String {
 /// Rows in aligned columns, two spaces apart, each line indented by two.
 pub fn columns(rows: &[Vec<String>]) -> String {
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
+    let width = |c: usize| {
+        rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..count).map(width).collect();
     let mut out = String::new();
     for row in rows {
@@ -66,7 +68,8 @@ pub fn columns(rows: &[Vec<String>]) -> String {
 /// Smallest, largest and mean element; `None` for a tensor without elements. NaN is passed over by the first two.
 pub fn range(tensor: &Tensor) -> Option<[f64; 3]> {
     let values = tensor.to_f64_vec();
-    let (least, most) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), &v| (a.min(v), b.max(v)));
+    let (least, most) =
+        values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), &v| (a.min(v), b.max(v)));
     (!values.is_empty()).then(|| [least, most, values.iter().sum::<f64>() / values.len() as f64])
 }
 
@@ -76,7 +79,10 @@ mod tests {
 
     #[test]
     fn numbers_are_readable() {
-        assert_eq!([grouped(0), grouped(999), grouped(1000), grouped(-1234567)], ["0", "999", "1,000", "-1,234,567"]);
+        assert_eq!(
+            [grouped(0), grouped(999), grouped(1000), grouped(-1234567)],
+            ["0", "999", "1,000", "-1,234,567"]
+        );
         assert_eq!(
             [bytes(1023), bytes(1536), bytes(3 << 20), bytes(5 << 30)],
             ["1023 B", "1.5 KiB", "3.0 MiB", "5.00 GiB"]

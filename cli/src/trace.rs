@@ -28,8 +28,12 @@ impl Trace {
     /// Adds the evaluation that has just ended, and its operators. The first of a batch includes the preludes.
     pub fn after_evaluation(&mut self, moment: &Moment) {
         let now = self.start.elapsed();
-        let name =
-            format!("evaluation {} of samples {}–{}", moment.evaluation, moment.samples.start, moment.samples.end - 1);
+        let name = format!(
+            "evaluation {} of samples {}–{}",
+            moment.evaluation,
+            moment.samples.start,
+            moment.samples.end - 1
+        );
         self.events.push(event(&name, "evaluation", 1, self.last, now - self.last, json!({})));
         let profile = moment.engine.profile();
         self.totals.resize(profile.len(), Duration::ZERO);
@@ -52,7 +56,14 @@ impl Trace {
     }
 }
 
-fn event(name: &str, category: &str, track: u32, start: Duration, took: Duration, details: Value) -> Value {
+fn event(
+    name: &str,
+    category: &str,
+    track: u32,
+    start: Duration,
+    took: Duration,
+    details: Value,
+) -> Value {
     let us = |d: Duration| d.as_secs_f64() * 1e6;
     json!({"name": name, "cat": category, "ph": "X", "ts": us(start), "dur": us(took), "pid": 1, "tid": track, "args": details})
 }

@@ -65,6 +65,10 @@ fn schedules_come_from_files_and_mistakes_are_named() {
         let ran = compile(text, more);
         assert!(ran.code != 0 && ran.stderr.contains(said), "{said}: {}", ran.stderr);
     }
-    let ran = line(&format!("compile {} -o {} --force --steps 4", model("sdxl-ts17").display(), out.display()));
+    let ran = line(&format!(
+        "compile {} -o {} --force --steps 4",
+        model("sdxl-ts17").display(),
+        out.display()
+    ));
     assert!(ran.code == 2 && ran.stderr.contains("calibration needs input"), "{}", ran.stderr);
 }

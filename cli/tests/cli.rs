@@ -70,8 +70,14 @@ fn usage_errors_exit_with_2_and_say_nothing_on_stdout() {
 fn options_that_contradict_each_other_are_refused() {
     for (option, said) in [
         ("--quant bf16 --reconstruct", "--reconstruct: with bf16 nothing is fitted (--quant bf16)"),
-        ("--quant bf16 --keep-float auto", "--keep-float auto: with bf16 nothing is fitted (--quant bf16)"),
-        ("--quant bf16 --interval 1 --budget 1h", "--budget: nothing is calibrated (--interval 1, --quant bf16)"),
+        (
+            "--quant bf16 --keep-float auto",
+            "--keep-float auto: with bf16 nothing is fitted (--quant bf16)",
+        ),
+        (
+            "--quant bf16 --interval 1 --budget 1h",
+            "--budget: nothing is calibrated (--interval 1, --quant bf16)",
+        ),
         ("--correct none,cache", "--correct none,cache: none excludes everything else"),
     ] {
         let dir = tempfile::tempdir().unwrap();
@@ -91,7 +97,8 @@ fn errors_have_facts_in_columns() {
     let ran = cqc([OsStr::new("inspect"), text.as_os_str()]);
     assert_eq!(ran.code, 1);
     assert!(
-        ran.stderr.starts_with(&format!("error: {} is not an ONNX model\n  seen    ", text.display())),
+        ran.stderr
+            .starts_with(&format!("error: {} is not an ONNX model\n  seen    ", text.display())),
         "{}",
         ran.stderr
     );
@@ -116,7 +123,11 @@ fn an_output_is_replaced_only_with_force() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("a.cq");
     std::fs::write(&out, "precious").unwrap();
-    let command = format!("compile {} -o {} --steps 2 --interval 1 --quant none", model().display(), out.display());
+    let command = format!(
+        "compile {} -o {} --steps 2 --interval 1 --quant none",
+        model().display(),
+        out.display()
+    );
     let ran = line(&command);
     assert_eq!(ran.code, 1);
     assert!(ran.stderr.contains("exists already\n  help    --force"), "{}", ran.stderr);
@@ -141,7 +152,10 @@ fn a_recipe_is_read_and_the_command_line_wins() {
     std::fs::write(&recipe, "steps = 4\nsampler = 'ddpm'\ninterval = 1\nquant = 'none'\n").unwrap();
     assert_eq!(compile("").json()["steps"], 4);
     assert_eq!(compile("--steps 3").json()["steps"], 3);
-    assert_eq!(line(&format!("inspect {} --json", out.display())).json()["sampler"]["kind"], "ddpm");
+    assert_eq!(
+        line(&format!("inspect {} --json", out.display())).json()["sampler"]["kind"],
+        "ddpm"
+    );
     std::fs::write(&recipe, "stesp = 4\n").unwrap();
     let ran = compile("");
     assert_eq!(ran.code, 2);
@@ -153,14 +167,19 @@ fn samples_do_not_depend_on_batch_threads_and_shard() {
     let (dir, artifact) = compiled(3);
     let sample = |name: &str, options: &str| {
         let out = dir.path().join(name);
-        let ran = line(&format!("sample {} -o {} --seed 7 {options}", artifact.display(), out.display()));
+        let ran =
+            line(&format!("sample {} -o {} --seed 7 {options}", artifact.display(), out.display()));
         assert_eq!(ran.code, 0, "{}", ran.stderr);
         assert_eq!(ran.stdout, "");
         out
     };
     let all = std::fs::read(sample("all.npy", "-n 3")).unwrap();
     assert_eq!(all, std::fs::read(sample("again.npy", "-n 3")).unwrap(), "run twice");
-    assert_eq!(all, std::fs::read(sample("one.npy", "-n 3 --batch 1 --threads 1")).unwrap(), "batch 1, one thread");
+    assert_eq!(
+        all,
+        std::fs::read(sample("one.npy", "-n 3 --batch 1 --threads 1")).unwrap(),
+        "batch 1, one thread"
+    );
     assert_eq!(
         all,
         std::fs::read(sample("three.npy", "-n 3 --batch 2 --threads 3")).unwrap(),
@@ -168,7 +187,9 @@ fn samples_do_not_depend_on_batch_threads_and_shard() {
     );
     let all = read_npy(&dir.path().join("all.npy")).unwrap();
     assert_eq!(all.shape(), [3, 3, 32, 32]);
-    let part = |i: usize| read_npy(&sample(&format!("part{i}.npy"), &format!("-n 3 --shard {i}/2"))).unwrap();
+    let part = |i: usize| {
+        read_npy(&sample(&format!("part{i}.npy"), &format!("-n 3 --shard {i}/2"))).unwrap()
+    };
     assert_eq!([part(0).to_f32_vec(), part(1).to_f32_vec()].concat(), all.to_f32_vec(), "shards");
 }
 
@@ -183,16 +204,28 @@ fn samples_are_written_in_every_format() {
     let png = std::fs::read(path("a.png")).unwrap();
     assert_eq!(png[..8], *b"\x89PNG\r\n\x1a\n");
     let size = |at: usize| u32::from_be_bytes(png[at..at + 4].try_into().unwrap());
-    assert_eq!((size(16), size(20)), (2 + 3 * 34, 2 + 2 * 34), "three by two images, 2 pixels between and around");
+    assert_eq!(
+        (size(16), size(20)),
+        (2 + 3 * 34, 2 + 2 * 34),
+        "three by two images, 2 pixels between and around"
+    );
 
-    let noise: Vec<f32> = (0..2 * 3 * 32 * 32).map(|i| ((i * 37 % 101) as f32 - 50.0) / 30.0).collect();
-    write_npy(&path("noise.npy"), &Tensor::from_f32(&[2, 3, 32, 32], &noise), Overwrite::Refuse).unwrap();
+    let noise: Vec<f32> =
+        (0..2 * 3 * 32 * 32).map(|i| ((i * 37 % 101) as f32 - 50.0) / 30.0).collect();
+    write_npy(&path("noise.npy"), &Tensor::from_f32(&[2, 3, 32, 32], &noise), Overwrite::Refuse)
+        .unwrap();
     let from_noise = format!("--noise {}", path("noise.npy").display());
-    let report = sample("a.npz", &format!("{from_noise} --json --trace {}", path("t.json").display())).json();
+    let report =
+        sample("a.npz", &format!("{from_noise} --json --trace {}", path("t.json").display()))
+            .json();
     assert_eq!((&report["samples"], &report["evaluations"]), (&2.into(), &2.into()));
     let arrays = read_npz(&path("a.npz")).unwrap();
-    assert_eq!((arrays.len(), arrays[0].0.as_str(), arrays[0].1.shape()), (1, "samples", &[2, 3, 32, 32][..]));
-    let trace: serde_json::Value = serde_json::from_slice(&std::fs::read(path("t.json")).unwrap()).unwrap();
+    assert_eq!(
+        (arrays.len(), arrays[0].0.as_str(), arrays[0].1.shape()),
+        (1, "samples", &[2, 3, 32, 32][..])
+    );
+    let trace: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(path("t.json")).unwrap()).unwrap();
     assert!(trace["traceEvents"].as_array().unwrap().len() > 10);
 
     assert_eq!(sample("b.npy", &format!("{from_noise} -n 3")).code, 2, "more samples than noise");
@@ -205,23 +238,34 @@ fn a_model_is_run_on_arrays() {
     let path = |name: &str| dir.path().join(name);
     let check = tests().join("models/ddpm-shapes32.check.npz");
     let recorded = read_npz(&check).unwrap();
-    let array = |name: &str| recorded.iter().find(|(n, _)| n == name).map(|(_, t)| t.clone()).unwrap();
+    let array =
+        |name: &str| recorded.iter().find(|(n, _)| n == name).map(|(_, t)| t.clone()).unwrap();
     write_npy(&path("x.npy"), &array("in_sample"), Overwrite::Refuse).unwrap();
     write_npy(&path("t.npy"), &array("in_timestep"), Overwrite::Refuse).unwrap();
-    let inputs = format!("--input sample={} --input timestep={}", path("x.npy").display(), path("t.npy").display());
+    let inputs = format!(
+        "--input sample={} --input timestep={}",
+        path("x.npy").display(),
+        path("t.npy").display()
+    );
     let run = |options: &str| line(&format!("run {} {inputs} {options}", model().display()));
     assert_eq!(run(&format!("-o {}", path("y.npz").display())).code, 0);
     let outputs = read_npz(&path("y.npz")).unwrap();
     assert_eq!((outputs.len(), outputs[0].0.as_str()), (1, "out_sample"));
     let expected = array("out_out_sample").to_f32_vec();
     let largest = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-    let difference = outputs[0].1.to_f32_vec().iter().zip(&expected).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+    let difference = outputs[0]
+        .1
+        .to_f32_vec()
+        .iter()
+        .zip(&expected)
+        .fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
     assert!(difference <= 1e-4 * largest, "{difference} of {largest}"); // float32, sums in another order than torch's
 
     assert!(run("").stdout.contains("out_sample"), "a summary without -o");
     assert_eq!(run("--json").json()["outputs"][0]["shape"], serde_json::json!([2, 3, 32, 32]));
     assert_eq!(run("--tap no-such-value").code, 2);
-    let missing = line(&format!("run {} --input sample={}", model().display(), path("x.npy").display()));
+    let missing =
+        line(&format!("run {} --input sample={}", model().display(), path("x.npy").display()));
     assert_eq!(missing.code, 2);
     assert!(missing.stderr.contains("input `timestep` is missing"), "{}", missing.stderr);
 }
@@ -231,7 +275,8 @@ fn one_step_of_an_artifact_is_the_model_at_its_time_step() {
     let (dir, artifact) = compiled(5);
     let path = |name: &str| dir.path().join(name);
     let values: Vec<f32> = (0..3 * 32 * 32).map(|i| ((i * 53 % 89) as f32 - 44.0) / 40.0).collect();
-    write_npy(&path("x.npy"), &Tensor::from_f32(&[1, 3, 32, 32], &values), Overwrite::Refuse).unwrap();
+    write_npy(&path("x.npy"), &Tensor::from_f32(&[1, 3, 32, 32], &values), Overwrite::Refuse)
+        .unwrap();
     // leading spacing: 5 steps of 1000 are 800, 600, 400, 200, 0
     write_npy(&path("t.npy"), &Tensor::from_i64(&[1], &[600]), Overwrite::Refuse).unwrap();
     let input = format!("--input sample={}", path("x.npy").display());
@@ -245,7 +290,11 @@ fn one_step_of_an_artifact_is_the_model_at_its_time_step() {
     let [a, b] = ["a.npy", "b.npy"].map(|name| read_npy(&path(name)).unwrap().to_f32_vec());
     let difference = a.iter().zip(&b).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
     assert!(difference < 1e-5, "{difference}"); // tables are computed by the definitions, not by the kernels
-    assert_eq!(line(&format!("run {} {input} --step 5", artifact.display())).code, 2, "there are five");
+    assert_eq!(
+        line(&format!("run {} {input} --step 5", artifact.display())).code,
+        2,
+        "there are five"
+    );
 }
 
 #[test]
@@ -254,7 +303,9 @@ fn models_and_artifacts_can_be_inspected() {
     let model = model();
     let text = line(&format!("inspect {}", model.display()));
     assert_eq!(text.code, 0, "{}", text.stderr);
-    for part in ["group_norm", "multiply-accumulates", "leaves the denoising loop", "f32[N,3,32,32]"] {
+    for part in
+        ["group_norm", "multiply-accumulates", "leaves the denoising loop", "f32[N,3,32,32]"]
+    {
         assert!(text.stdout.contains(part), "{part} in {}", text.stdout);
     }
     let json = line(&format!("inspect {} --json", model.display())).json();
@@ -271,13 +322,19 @@ fn models_and_artifacts_can_be_inspected() {
     let dump = line(&format!("inspect {} --dump-after fuse-silu", model.display()));
     assert!(dump.stdout.starts_with("; after fuse-silu\ngraph("), "{}", dump.stdout);
     let first = line(&format!("inspect {} --stop-after 0", model.display()));
-    assert!(first.stdout.contains("graph(") && first.stdout.contains("sigmoid("), "nothing is fused yet");
+    assert!(
+        first.stdout.contains("graph(") && first.stdout.contains("sigmoid("),
+        "nothing is fused yet"
+    );
 
     let json = line(&format!("inspect {} --json", artifact.display())).json();
     assert_eq!(json["format_version"], cqc_proto::cq::VERSION);
     assert_eq!(json["sampler"]["timesteps"], serde_json::json!([750, 500, 250, 0]));
     assert_eq!(json["sampler"]["clip_sample"], true);
-    assert_eq!((&json["schedule"]["kind"], &json["quant"]["kind"]), (&"none".into(), &"none".into()));
+    assert_eq!(
+        (&json["schedule"]["kind"], &json["quant"]["kind"]),
+        (&"none".into(), &"none".into())
+    );
     assert_eq!(json["programs"][0]["name"], "full");
     let text = line(&format!("inspect {}", artifact.display()));
     assert!(text.code == 0 && text.stdout.contains("ddim"), "{}{}", text.stdout, text.stderr);
@@ -295,23 +352,38 @@ fn bench_prints_what_the_comparison_with_peers_reads() {
     let (dir, artifact) = compiled(3);
     let (model, out) = (model(), dir.path().join("y.bin"));
     for source in [&artifact, &model] {
-        let json = line(&format!("bench {} --repeat 2 --threads 1 --json", source.display())).json();
-        for key in ["full_step_ms", "loop_ms", "open_ms", "macs_full", "peak_memory_bytes", "peak_rss_mb"] {
+        let json =
+            line(&format!("bench {} --repeat 2 --threads 1 --json", source.display())).json();
+        for key in
+            ["full_step_ms", "loop_ms", "open_ms", "macs_full", "peak_memory_bytes", "peak_rss_mb"]
+        {
             assert!(json[key].as_f64().unwrap() > 0.0, "{key} in {json}");
         }
-        assert_eq!((&json["threads"], &json["batch"], &json["dtype"]), (&1.into(), &1.into(), &"f32".into()));
+        assert_eq!(
+            (&json["threads"], &json["batch"], &json["dtype"]),
+            (&1.into(), &1.into(), &"f32".into())
+        );
         assert!(json["ms"].as_array().unwrap().len() >= 2);
         assert_eq!(json["cached_step_ms"], serde_json::Value::Null);
     }
     let prefix = dir.path().join("p");
     std::fs::write(dir.path().join("p.in.sample.bin"), vec![0u8; 2 * 3 * 32 * 32 * 4]).unwrap();
-    std::fs::write(dir.path().join("p.in.timestep.bin"), [5i64, 6].map(i64::to_le_bytes).concat()).unwrap();
-    let options = format!("--repeat 1 --batch 2 --inputs {} --output {} --json", prefix.display(), out.display());
+    std::fs::write(dir.path().join("p.in.timestep.bin"), [5i64, 6].map(i64::to_le_bytes).concat())
+        .unwrap();
+    let options = format!(
+        "--repeat 1 --batch 2 --inputs {} --output {} --json",
+        prefix.display(),
+        out.display()
+    );
     let json = line(&format!("bench {} {options}", model.display())).json();
     assert_eq!(json["output"], out.to_str().unwrap());
     assert_eq!(std::fs::metadata(out).unwrap().len(), 2 * 3 * 32 * 32 * 4);
     let text = line(&format!("bench {} --repeat 1 --profile", artifact.display()));
-    assert!(text.code == 0 && text.stdout.contains("conv") && text.stdout.contains("per step"), "{}", text.stdout);
+    assert!(
+        text.code == 0 && text.stdout.contains("conv") && text.stdout.contains("per step"),
+        "{}",
+        text.stdout
+    );
 }
 
 #[test]
@@ -320,7 +392,8 @@ fn packed_weights_are_kept_where_one_says() {
     let cache = dir.path().join("packed");
     let samples = |name: &str, cache: &Path| {
         let out = dir.path().join(name);
-        let options = format!("-n 1 --threads 1 -o {} --pack-cache {}", out.display(), cache.display());
+        let options =
+            format!("-n 1 --threads 1 -o {} --pack-cache {}", out.display(), cache.display());
         let ran = line(&format!("sample {} {options}", artifact.display()));
         assert_eq!(ran.code, 0, "{}", ran.stderr);
         (std::fs::read(out).unwrap(), ran.stderr)
@@ -332,7 +405,11 @@ fn packed_weights_are_kept_where_one_says() {
     let written = std::fs::metadata(&kept[0]).unwrap().modified().unwrap();
     let (second, said) = samples("2.npy", &cache);
     assert!(first == second && !said.contains("packed"), "{said}");
-    assert_eq!(std::fs::metadata(&kept[0]).unwrap().modified().unwrap(), written, "not written again");
+    assert_eq!(
+        std::fs::metadata(&kept[0]).unwrap().modified().unwrap(),
+        written,
+        "not written again"
+    );
     // a file is no folder: said, but the samples are made
     let (third, said) = samples("3.npy", &kept[0]);
     assert!(first == third && said.contains("packed weights could not be kept"), "{said}");
@@ -354,7 +431,8 @@ fn every_unsupported_node_is_listed() {
     let path = dir.path().join("odd.onnx");
     let mut bytes = std::fs::read(model()).unwrap();
     let (known, odd) = (b"\"\x07Softmax", b"\"\x07Softmay"); // the field `op_type` of a node
-    let places: Vec<usize> = (0..bytes.len() - known.len()).filter(|&i| bytes[i..].starts_with(known)).collect();
+    let places: Vec<usize> =
+        (0..bytes.len() - known.len()).filter(|&i| bytes[i..].starts_with(known)).collect();
     places.iter().for_each(|&at| bytes[at..at + odd.len()].copy_from_slice(odd));
     std::fs::write(&path, bytes).unwrap();
     assert!(places.len() > 1);
@@ -372,7 +450,8 @@ fn a_damaged_artifact_is_an_error() {
     let broken = dir.path().join("broken.cq");
     for bytes in [&whole[..whole.len() / 2], &whole[..40], b"", b"text"] {
         std::fs::write(&broken, bytes).unwrap();
-        let ran = line(&format!("sample {} -o {}", broken.display(), dir.path().join("x.png").display()));
+        let ran =
+            line(&format!("sample {} -o {}", broken.display(), dir.path().join("x.png").display()));
         assert_eq!(ran.code, 1, "{}", ran.stderr);
         assert!(ran.stderr.starts_with("error: "), "{}", ran.stderr);
     }
@@ -383,10 +462,19 @@ fn a_damaged_artifact_is_an_error() {
 fn an_interrupt_leaves_nothing_behind() {
     let (dir, artifact) = compiled(300);
     let out = dir.path().join("x.npy");
-    let arguments =
-        ["sample".as_ref(), artifact.as_os_str(), "-n".as_ref(), "64".as_ref(), "-o".as_ref(), out.as_os_str()];
-    let mut running =
-        Command::new(env!("CARGO_BIN_EXE_cqc")).args(arguments).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let arguments = [
+        "sample".as_ref(),
+        artifact.as_os_str(),
+        "-n".as_ref(),
+        "64".as_ref(),
+        "-o".as_ref(),
+        out.as_os_str(),
+    ];
+    let mut running = Command::new(env!("CARGO_BIN_EXE_cqc"))
+        .args(arguments)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
     std::thread::sleep(std::time::Duration::from_millis(1500));
     let sent = Command::new("kill").args(["-INT", &running.id().to_string()]).status().unwrap();
     assert!(sent.success());
@@ -412,7 +500,8 @@ fn export_writes_a_directory_that_explains_itself() {
     assert!(refused.stderr.contains("--force"), "{}", refused.stderr);
     line(&format!("{command} --force --layout if")).json();
     assert!(out.join("model.onnx").is_file() && !out.join("full.onnx").exists());
-    let elsewhere = line(&format!("export {} -o {} --force", artifact.display(), dir.path().display()));
+    let elsewhere =
+        line(&format!("export {} -o {} --force", artifact.display(), dir.path().display()));
     assert_eq!(elsewhere.code, 1, "a directory that is no export is not replaced");
     assert!(artifact.exists());
 }
@@ -422,21 +511,33 @@ fn a_budget_decides_how_many_samples_are_calibrated_on() {
     let dir = tempfile::tempdir().unwrap();
     let compile = |name: &str, options: &str| {
         let output = dir.path().join(name);
-        let schedule = "--steps 4 --interval 2 --quant none --schedule uniform --cache-fit teacher-forced";
-        let ran = line(&format!("compile {} -o {} {schedule} {options}", model().display(), output.display()));
+        let schedule =
+            "--steps 4 --interval 2 --quant none --schedule uniform --cache-fit teacher-forced";
+        let ran = line(&format!(
+            "compile {} -o {} {schedule} {options}",
+            model().display(),
+            output.display()
+        ));
         assert_eq!(ran.code, 0, "{}", ran.stderr);
         (std::fs::read(&output).unwrap(), ran.stderr)
     };
     let (hurried, said) = compile("hurried.cq", "--calib-samples 6 --budget 1ms");
     assert!(
-        said.contains("two calibration samples") && said.contains("on 2 samples instead of 6; calib-samples 2"),
+        said.contains("two calibration samples")
+            && said.contains("on 2 samples instead of 6; calib-samples 2"),
         "{said}"
     );
     assert!(hurried == compile("two.cq", "--calib-samples 2").0, "the budget is not in the file");
-    assert!(compile("patient.cq", "--calib-samples 4 --budget 2h").0 == compile("four.cq", "--calib-samples 4").0);
+    assert!(
+        compile("patient.cq", "--calib-samples 4 --budget 2h").0
+            == compile("four.cq", "--calib-samples 4").0
+    );
     let output = dir.path().join("n.cq");
-    let ran =
-        line(&format!("compile {} -o {} --interval 1 --quant none --budget 1h", model().display(), output.display()));
+    let ran = line(&format!(
+        "compile {} -o {} --interval 1 --quant none --budget 1h",
+        model().display(),
+        output.display()
+    ));
     assert_eq!(ran.code, 2, "{}", ran.stderr);
 }
 
@@ -445,13 +546,20 @@ fn kernels_are_compared_layer_by_layer() {
     let artifact = tests().join("artifacts/v4.cq");
     let json = line(&format!("bench {} --kernels --repeat 2 --json", artifact.display())).json();
     let layers = json["layers"].as_array().unwrap();
-    assert!(layers.iter().any(|l| l["program"] == "full") && layers.iter().any(|l| l["program"] == "cached"));
+    assert!(
+        layers.iter().any(|l| l["program"] == "full")
+            && layers.iter().any(|l| l["program"] == "cached")
+    );
     for layer in layers {
         let is_positive = |key: &str| layer[key].as_f64().is_some_and(|v| v > 0.0);
         assert!(["ms", "f32_ms", "macs", "bytes"].into_iter().all(is_positive), "{layer}");
     }
     let text = line(&format!("bench {} --kernels --repeat 1", artifact.display()));
-    assert!(text.stdout.contains("full: ") && text.stdout.contains("than a tenth"), "{}", text.stdout);
+    assert!(
+        text.stdout.contains("full: ") && text.stdout.contains("than a tenth"),
+        "{}",
+        text.stdout
+    );
     let (_dir, float) = compiled(4);
     assert_eq!(line(&format!("bench {} --kernels", float.display())).code, 2);
     assert_eq!(line(&format!("bench {} --kernels", model().display())).code, 2);
@@ -472,23 +580,40 @@ fn a_loop_rounded_to_bf16_is_half_the_size_and_goes_everywhere() {
         file("report.html")
     ))
     .json();
-    assert!(json["quant"]["layers"].as_u64().unwrap() > 20 && json["quant"]["macs"].as_u64().unwrap() > 0, "{json}");
-    assert!(size("bf16.cq") * 10 < size("float.cq") * 6, "{} of {}", size("bf16.cq"), size("float.cq"));
+    assert!(
+        json["quant"]["layers"].as_u64().unwrap() > 20
+            && json["quant"]["macs"].as_u64().unwrap() > 0,
+        "{json}"
+    );
+    assert!(
+        size("bf16.cq") * 10 < size("float.cq") * 6,
+        "{} of {}",
+        size("bf16.cq"),
+        size("float.cq")
+    );
     let page = std::fs::read_to_string(file("report.html")).unwrap();
-    assert!(page.contains("bf16, weights rounded nearest") && !page.contains("rounded to what integers stand for"));
+    assert!(
+        page.contains("bf16, weights rounded nearest")
+            && !page.contains("rounded to what integers stand for")
+    );
 
     let view = done(&format!("inspect {} --json", file("bf16.cq"))).json();
     assert_eq!(view["quant"]["kind"], "bf16");
     let layers = view["quant"]["layers"].as_array().unwrap();
     assert!(
-        layers.iter().all(|l| l["weight_bits"] == 16 && l["activation_scale"] == serde_json::json!([])),
+        layers
+            .iter()
+            .all(|l| l["weight_bits"] == 16 && l["activation_scale"] == serde_json::json!([])),
         "{layers:?}"
     );
     assert!(done(&format!("inspect {}", file("bf16.cq"))).stdout.contains("quant      bf16, "));
 
     let sample = |artifact: &str, more: &str| {
         let out = file("samples.npy");
-        done(&format!("sample {} -n 2 --seed 3 --device cpu --force -o {out} {more}", file(artifact)));
+        done(&format!(
+            "sample {} -n 2 --seed 3 --device cpu --force -o {out} {more}",
+            file(artifact)
+        ));
         cachequant::io::read_npy(Path::new(&out)).unwrap().to_f32_vec()
     };
     let (float, bf16) = (sample("float.cq", ""), sample("bf16.cq", ""));
@@ -507,7 +632,8 @@ fn a_loop_rounded_to_bf16_is_half_the_size_and_goes_everywhere() {
     let exported = done(&format!("export {} -o {} --json", file("bf16.cq"), file("onnx"))).json();
     assert!(exported["files"].as_array().unwrap().len() > 3, "{exported}");
     assert!(size("onnx/weights.bin") * 10 < size("float.cq") * 6);
-    let refused = line(&format!("export {} -o {} --scales constant", file("bf16.cq"), file("none")));
+    let refused =
+        line(&format!("export {} -o {} --scales constant", file("bf16.cq"), file("none")));
     assert_eq!(refused.code, 2);
     assert!(refused.stderr.contains("bf16 has none"), "{}", refused.stderr);
 }
@@ -516,7 +642,12 @@ fn a_loop_rounded_to_bf16_is_half_the_size_and_goes_everywhere() {
 fn an_instruction_set_that_does_not_exist_is_refused() {
     let (_dir, artifact) = compiled(2);
     let mut command = Command::new(env!("CARGO_BIN_EXE_cqc"));
-    let ran = command.arg("inspect").arg(artifact).env("CQC_ISA", "sse").output().expect("the binary runs");
+    let ran = command
+        .arg("inspect")
+        .arg(artifact)
+        .env("CQC_ISA", "sse")
+        .output()
+        .expect("the binary runs");
     assert_eq!(ran.status.code(), Some(2));
     let stderr = String::from_utf8(ran.stderr).expect("output is text");
     assert!(stderr.contains("CQC_ISA=sse: there is no such instruction set"), "{stderr}");

@@ -63,7 +63,8 @@ fn kernels_travel_in_the_artifact() {
     }
     assert_eq!(done.code, 0, "{}", done.stderr);
     assert_eq!(compile(&plain, "").code, 0);
-    let read = |path: &Path| cqc_proto::cq::Artifact::read(std::fs::read(path).unwrap().into()).unwrap();
+    let read =
+        |path: &Path| cqc_proto::cq::Artifact::read(std::fs::read(path).unwrap().into()).unwrap();
     assert_eq!(read(&plain).kernels, None);
     let cubins = Cubins::unpack(&read(&with).kernels.unwrap()).unwrap();
     assert_eq!(cubins.iter().map(|c| c.arch.as_str()).collect::<Vec<_>>(), ["sm_80", "sm_90a"]);
@@ -111,7 +112,8 @@ mod simulator {
     fn decibels(artifact: &Artifact, conditions: &Conditions) -> Vec<Apart> {
         let weights = artifact.weights();
         let options = EngineOptions { batch: 1, threads: 2, ..Default::default() };
-        let device: Arc<dyn Backend> = Arc::new(CudaBackend { device: Arc::new(Simulator), slots: 1 });
+        let device: Arc<dyn Backend> =
+            Arc::new(CudaBackend { device: Arc::new(Simulator), slots: 1 });
         let device = Some(device);
         let all = [options.clone(), EngineOptions { device, ..options.clone() }, options];
         let mut engines = all.map(|o| Engine::open(weights, &o).unwrap());
@@ -119,11 +121,14 @@ mod simulator {
         let sample = plan.inputs.iter().position(|i| i.role == InputRole::Sample).unwrap();
         let sizes = [engines[0].input_shape(sample), engines[0].output_shape(0)];
         let [count, results] = sizes.map(|shape| shape.iter().product());
-        let conditions: Conditions = conditions.iter().map(|(name, t)| (name.clone(), first(t))).collect();
+        let conditions: Conditions =
+            conditions.iter().map(|(name, t)| (name.clone(), first(t))).collect();
         let sampler = artifact.sampler().unwrap();
         let timesteps: Vec<f64> = sampler.evaluations().iter().map(|e| e.timestep).collect();
-        let mut requests = engines.each_mut().map(|engine| engine.begin(&conditions, &timesteps).unwrap());
-        let first_cached = (0..plan.evaluations).find(|&e| plan.program_at(e) == ProgramKind::Cached);
+        let mut requests =
+            engines.each_mut().map(|engine| engine.begin(&conditions, &timesteps).unwrap());
+        let first_cached =
+            (0..plan.evaluations).find(|&e| plan.program_at(e) == ProgramKind::Cached);
         let mut found = Vec::new();
         for e in [Some(0), first_cached].into_iter().flatten() {
             let mut x = vec![0.0; count];
@@ -132,7 +137,9 @@ mod simulator {
             let off = |(i, v): (usize, &f32)| v * (1.0 + [-1.0, 0.0, 1.0][i % 3] / 2048.0);
             let near: Vec<f32> = x.iter().enumerate().map(off).collect();
             let samples = [&x, &x, &near];
-            for (((engine, request), out), x) in engines.iter_mut().zip(&mut requests).zip(&mut outputs).zip(samples) {
+            for (((engine, request), out), x) in
+                engines.iter_mut().zip(&mut requests).zip(&mut outputs).zip(samples)
+            {
                 engine.evaluate(request, e, x, out).unwrap();
             }
             let [cpu, device, nudged] = &outputs;
@@ -151,13 +158,21 @@ mod simulator {
 
     /// Conditions that a model was recorded with.
     fn conditions(model: &str) -> Conditions {
-        let recorded = common::models().into_iter().find(|c| c.model.ends_with(format!("{model}.onnx"))).unwrap();
+        let recorded = common::models()
+            .into_iter()
+            .find(|c| c.model.ends_with(format!("{model}.onnx")))
+            .unwrap();
         let inputs = recorded.inputs.into_iter();
         inputs.filter(|(name, _)| !["sample", "timestep"].contains(&name.as_str())).collect()
     }
 
     fn in_fp16(model: &str, conditions: &Conditions) -> Vec<Apart> {
-        let recipe = Recipe { steps: Some(6), interval: Some(1), quant: Some(Quant::None), ..Recipe::default() };
+        let recipe = Recipe {
+            steps: Some(6),
+            interval: Some(1),
+            quant: Some(Quant::None),
+            ..Recipe::default()
+        };
         let source = common::load(model);
         let artifact = common::compiled(&source, &recipe).artifact().unwrap();
         shown(&format!("{model}, fp16"), decibels(&artifact, conditions))
@@ -172,7 +187,9 @@ mod simulator {
 
     fn shown(what: &str, found: Vec<Apart>) -> Vec<Apart> {
         for Apart { kind, device, nudged } in &found {
-            println!("{what}: {kind} {device:.1} dB, the CPU from a sample moved by fp16's rounding {nudged:.1} dB");
+            println!(
+                "{what}: {kind} {device:.1} dB, the CPU from a sample moved by fp16's rounding {nudged:.1} dB"
+            );
         }
         found
     }
@@ -180,7 +197,9 @@ mod simulator {
     #[test]
     fn the_unet_in_fp16_equals_the_cpu() {
         // fp16 rounds to a part in 2048, 66 dB, at every layer; errors of many layers average out
-        assert!(in_fp16("ddpm-shapes32", &Conditions::new()).iter().all(|found| found.device > 60.0));
+        assert!(
+            in_fp16("ddpm-shapes32", &Conditions::new()).iter().all(|found| found.device > 60.0)
+        );
     }
 
     #[test]
@@ -194,7 +213,10 @@ mod simulator {
     #[test]
     fn conditional_models_in_fp16_equal_the_cpu() {
         for model in ["dit-dy23", "sdxl-ts17"] {
-            assert!(in_fp16(model, &conditions(model)).iter().all(|found| found.device > 56.0), "{model}");
+            assert!(
+                in_fp16(model, &conditions(model)).iter().all(|found| found.device > 56.0),
+                "{model}"
+            );
         }
     }
 

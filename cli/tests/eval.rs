@@ -57,15 +57,17 @@ fn parts_have_the_figures_of_the_whole() {
     );
     let path = |name: &str| dir().join(name).display().to_string();
     let d = 12;
-    let identity: Vec<u8> =
-        (0..d * d).flat_map(|i| (if i % (d + 1) == 0 { 0.25f64 } else { 0.0 }).to_le_bytes()).collect();
+    let identity: Vec<u8> = (0..d * d)
+        .flat_map(|i| (if i % (d + 1) == 0 { 0.25f64 } else { 0.0 }).to_le_bytes())
+        .collect();
     let stats = [
         ("mu".to_string(), Tensor::from_f32(&[d], &vec![0.5; d])),
         ("sigma".to_string(), Tensor::new(DType::F64, vec![d, d], identity).unwrap()),
     ];
     write_npz(&dir().join("stats.npz"), &stats, Overwrite::Allow).unwrap();
     let real = format!("--real-stats {}", path("stats.npz"));
-    let common = format!("eval {a} --reference {r} -n 14 --seed 3 --features {}", model("features-tiny"));
+    let common =
+        format!("eval {a} --reference {r} -n 14 --seed 3 --features {}", model("features-tiny"));
     let whole = line(&format!("{common} {real} --batch 5 --json"));
     assert_eq!(whole.code, 0, "{}", whole.stderr);
     let whole = whole.json();
@@ -80,33 +82,54 @@ fn parts_have_the_figures_of_the_whole() {
 
     let parts: Vec<String> = (0..3).map(|i| path(&format!("p{i}.npz"))).collect();
     for (i, part) in parts.iter().enumerate() {
-        let ran = line(&format!("{common} --batch {} --shard {i}/3 --partial {part} --force", i + 1));
+        let ran =
+            line(&format!("{common} --batch {} --shard {i}/3 --partial {part} --force", i + 1));
         assert_eq!(ran.code, 0, "{}", ran.stderr);
         if i == 0 {
             assert!(ran.stderr.contains("4 images for 12 features"), "{}", ran.stderr);
         }
     }
-    let merged = line(&format!("eval --merge {} {} {} {real} --json", parts[2], parts[0], parts[1])).json();
+    let merged =
+        line(&format!("eval --merge {} {} {} {real} --json", parts[2], parts[0], parts[1])).json();
     assert_eq!(merged, whole);
     let missing = line(&format!("eval --merge {} {}", parts[0], parts[2]));
     assert_eq!(missing.code, 2);
     assert!(missing.stderr.contains("samples 4 to 8 are in no part"), "{}", missing.stderr);
-    let target = line(&format!("eval --merge {} {real} --min-psnr 99 --max-frechet 0", parts.join(" ")));
+    let target =
+        line(&format!("eval --merge {} {real} --min-psnr 99 --max-frechet 0", parts.join(" ")));
     assert_eq!(target.code, 4, "{}", target.stderr);
-    assert!(target.stdout.contains("PSNR dB") && target.stderr.contains("PSNR") && target.stderr.contains("Frechet"));
-    assert_eq!(line(&format!("eval --merge {} {real} --min-psnr 0 --min-ssim -1", parts.join(" "))).code, 0);
+    assert!(
+        target.stdout.contains("PSNR dB")
+            && target.stderr.contains("PSNR")
+            && target.stderr.contains("Frechet")
+    );
+    assert_eq!(
+        line(&format!("eval --merge {} {real} --min-psnr 0 --min-ssim -1", parts.join(" "))).code,
+        0
+    );
 
     // real features: those of the artifact itself, so that it covers them
-    let features = read_npz(Path::new(&parts[0])).unwrap().into_iter().find(|(n, _)| n == "features").unwrap().1;
+    let features = read_npz(Path::new(&parts[0]))
+        .unwrap()
+        .into_iter()
+        .find(|(n, _)| n == "features")
+        .unwrap()
+        .1;
     write_npy(&dir().join("real.npy"), &features, Overwrite::Allow).unwrap();
-    let json = line(&format!("eval --merge {} --real-features {} --json", parts.join(" "), path("real.npy"))).json();
+    let json = line(&format!(
+        "eval --merge {} --real-features {} --json",
+        parts.join(" "),
+        path("real.npy")
+    ))
+    .json();
     assert_eq!(json["features"]["precision_recall"]["against"], "real");
     assert_eq!(number(&json, "/features/precision_recall/recall"), 1.0);
 }
 
 #[test]
 fn labels_and_guidance_reach_both() {
-    let artifact = compiled("dit.cq", &format!("{} --steps 3 --guidance 2 --null-label 8", model(DIT)));
+    let artifact =
+        compiled("dit.cq", &format!("{} --steps 3 --guidance 2 --null-label 8", model(DIT)));
     let options = "-n 3 --labels 1,2";
     let json = line(&format!("eval {artifact} --reference {} {options} --json", model(DIT))).json();
     assert_eq!(number(&json, "/psnr/min"), 100.0);
@@ -124,14 +147,23 @@ fn what_cannot_be_compared_is_an_error() {
     let dit = compiled("other.cq", &format!("{} --steps 2", model(DIT)));
     let ran = line(&format!("eval {ddim} --reference {euler} -n 1"));
     assert_eq!(ran.code, 2);
-    assert!(ran.stderr.contains("different samplers") && ran.stderr.contains("euler"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("different samplers") && ran.stderr.contains("euler"),
+        "{}",
+        ran.stderr
+    );
     let ran = line(&format!("eval {ddim} --reference {dit} -n 1"));
     assert!(ran.code == 2 && ran.stderr.contains("different shapes"), "{}", ran.stderr);
     let ran = line(&format!("eval {ddim} --reference {ddim} -n 1 --features {}", model(UNET)));
     assert!(ran.code == 1 && ran.stderr.contains("makes no features"), "{}", ran.stderr);
-    for text in
-        ["eval", "eval a.cq", "eval --merge", "eval a.cq --reference b.cq --merge c.npz", "bisect a.cq", "diff a.cq"]
-    {
+    for text in [
+        "eval",
+        "eval a.cq",
+        "eval --merge",
+        "eval a.cq --reference b.cq --merge c.npz",
+        "bisect a.cq",
+        "diff a.cq",
+    ] {
         assert_eq!(line(text).code, 2, "{text}");
     }
     for command in ["eval", "diff", "bisect"] {
@@ -153,9 +185,16 @@ fn differences_are_named_and_exit_with_1() {
     assert_eq!((ran.code, ran.stderr.as_str()), (1, ""));
     let json = ran.object();
     let changes = json["changes"].as_array().unwrap();
-    let has = |part: &str, what: &str| changes.iter().any(|c| c["part"] == part && c["what"] == what);
-    assert!(has("sampler", "eta") && has("settings", "steps") && !has("settings", "guidance"), "{json}");
-    assert!(json["constants"]["equal"].as_u64().unwrap() > 50, "weights are the same, tables are not");
+    let has =
+        |part: &str, what: &str| changes.iter().any(|c| c["part"] == part && c["what"] == what);
+    assert!(
+        has("sampler", "eta") && has("settings", "steps") && !has("settings", "guidance"),
+        "{json}"
+    );
+    assert!(
+        json["constants"]["equal"].as_u64().unwrap() > 50,
+        "weights are the same, tables are not"
+    );
     let text = line(&format!("diff {two} {three}")).stdout;
     assert!(text.contains("steps  2  →  3"), "{text}");
 }
@@ -196,7 +235,10 @@ fn a_changed_layer_is_found() {
     let first = nodes["first"].as_u64().expect("a node differs") as usize;
     let values = nodes["values"].as_array().unwrap();
     assert!(first > 0 && first < values.len());
-    assert!(values[..first].iter().all(|v| v["error"].as_f64().unwrap() == 0.0), "what stands before it is the same");
+    assert!(
+        values[..first].iter().all(|v| v["error"].as_f64().unwrap() == 0.0),
+        "what stands before it is the same"
+    );
     let text = line(&format!("bisect {model} {changed} --steps 3 --tolerance 1e-6")).stdout;
     assert!(text.contains("first node: "), "{text}");
     let text = line(&format!("bisect {model} {changed} --steps 3 --tolerance 10")).stdout;

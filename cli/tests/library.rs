@@ -36,7 +36,8 @@ fn the_same_recipe_and_request_give_the_same_bytes() {
     let options = "-n 3 --seed 7 --labels 1,2,0 --device cpu --batch 3";
     let [artifact, out] = [file("a.cq"), file("samples.npy")];
     done(&format!("sample {} -o {} {options}", artifact.display(), out.display()));
-    let conditions = BTreeMap::from([("class_labels".to_string(), Tensor::from_i64(&[3], &[1, 2, 0]))]);
+    let conditions =
+        BTreeMap::from([("class_labels".to_string(), Tensor::from_i64(&[3], &[1, 2, 0]))]);
     let request = Request { samples: 3, seed: 7, conditions, ..Request::default() };
     let engine = EngineOptions { batch: 2, threads: 1, ..EngineOptions::default() };
     let options = DenoiserOptions { device: Device::Cpu, engine, ..DenoiserOptions::default() };

@@ -12,7 +12,8 @@ struct Made {
     page: String,
 }
 
-const GUIDED: &str = "--steps 6 --guidance 2 --null-label 2 --calib-samples 4 --calib-batch 2 --threads 2";
+const GUIDED: &str =
+    "--steps 6 --guidance 2 --null-label 2 --calib-samples 4 --calib-batch 2 --threads 2";
 
 fn make(model: &Path, recipe: &str) -> Made {
     let dir = tempfile::tempdir().unwrap();
@@ -43,8 +44,12 @@ fn check_page(page: &str) {
         let name = tag.trim_start_matches('/').split([' ', '/']).next().unwrap();
         assert!(name.starts_with(|c: char| c.is_ascii_lowercase()), "<{tag}>");
         assert!(tag.matches('"').count().is_multiple_of(2), "<{tag}>");
-        let foreign = ["script", "link", "img", "iframe", "object", "embed", "base", "use"].contains(&name);
-        assert!(!foreign && !["src=", "href=", " on"].iter().any(|attribute| tag.contains(attribute)), "<{tag}>");
+        let foreign =
+            ["script", "link", "img", "iframe", "object", "embed", "base", "use"].contains(&name);
+        assert!(
+            !foreign && !["src=", "href=", " on"].iter().any(|attribute| tag.contains(attribute)),
+            "<{tag}>"
+        );
         match (tag.starts_with('/'), tag.ends_with('/')) {
             (true, _) => assert_eq!(open.pop(), Some(name), "</{name}>"),
             (false, false) => open.push(name),
@@ -52,7 +57,12 @@ fn check_page(page: &str) {
         }
         let text = if name == "style" { "" } else { text };
         for part in format!("{tag}{text}").split('&').skip(1) {
-            assert!(["amp;", "lt;", "gt;", "quot;", "#39;"].iter().any(|entity| part.starts_with(entity)), "&{part}");
+            assert!(
+                ["amp;", "lt;", "gt;", "quot;", "#39;"]
+                    .iter()
+                    .any(|entity| part.starts_with(entity)),
+                "&{part}"
+            );
         }
     }
     assert!(open.is_empty(), "{open:?}");
@@ -74,11 +84,15 @@ fn a_page_shows_every_layer_whatever_its_name() {
 
     let made = make(
         &hostile,
-        &format!("{GUIDED} --interval 2 --quant w8a8 --correct cache,quant=all --variance-compensation"),
+        &format!(
+            "{GUIDED} --interval 2 --quant w8a8 --correct cache,quant=all --variance-compensation"
+        ),
     );
     check_page(&made.page);
     let view: Value = serde_json::from_str(&made.inspect("--json")).unwrap();
-    let layers = ["layers", "float_layers"].into_iter().flat_map(|key| view["quant"][key].as_array().unwrap());
+    let layers = ["layers", "float_layers"]
+        .into_iter()
+        .flat_map(|key| view["quant"][key].as_array().unwrap());
     let names: Vec<&str> = layers.map(|layer| layer["name"].as_str().unwrap()).collect();
     assert!(names.iter().any(|name| name.starts_with("<i>\"'&</td>_")), "{names:?}");
     for name in names {
@@ -101,7 +115,10 @@ fn a_page_shows_every_layer_whatever_its_name() {
 /// What the contract of `inspect --json` says.
 #[test]
 fn inspect_lists_quantized_layers_and_their_tables() {
-    let made = make(&model("dit-dy23"), &format!("{GUIDED} --interval 2 --quant w4a8 --correct cache,quant=all"));
+    let made = make(
+        &model("dit-dy23"),
+        &format!("{GUIDED} --interval 2 --quant w4a8 --correct cache,quant=all"),
+    );
     let view: Value = serde_json::from_str(&made.inspect("--json")).unwrap();
     let quant = &view["quant"];
     assert_eq!((&quant["kind"], &quant["rounding"]), (&"w4a8".into(), &"nearest".into()));
@@ -114,13 +131,19 @@ fn inspect_lists_quantized_layers_and_their_tables() {
         if layer["activation_bits"].is_null() {
             // its input is rounded to bf16
             assert_eq!(per_step, [0, 0]);
-            assert!(["bf16", "rounded f32"].contains(&layer["kernel"].as_str().unwrap()), "{layer}");
+            assert!(
+                ["bf16", "rounded f32"].contains(&layer["kernel"].as_str().unwrap()),
+                "{layer}"
+            );
             continue;
         }
         assert_eq!((per_step, &layer["activation_bits"]), ([6, 6], &8.into()));
         assert_eq!(layer["kernel"], "int8", "{}", layer["name"]);
         if layer["op"] == "attention" {
-            assert_eq!((length(&layer["activation_scale"][0]), &layer["weight_scale"]), (3, &Value::Null));
+            assert_eq!(
+                (length(&layer["activation_scale"][0]), &layer["weight_scale"]),
+                (3, &Value::Null)
+            );
         } else {
             assert!(layer["activation_scale"][0].as_f64().unwrap() > 0.0);
             assert!((0..=255).contains(&layer["activation_zero_point"][0].as_i64().unwrap()));
@@ -148,7 +171,8 @@ fn what_does_not_exist_is_left_out() {
     // nothing to calibrate, so that labels may be missing
     let plain = make(&model("dit-dy23"), "--steps 4 --interval 1 --quant none");
     check_page(&plain.page);
-    let sections = ["compiled", "schedule", "errors", "cost", "layers"].map(|section| plain.has(section));
+    let sections =
+        ["compiled", "schedule", "errors", "cost", "layers"].map(|section| plain.has(section));
     assert_eq!(sections, [true, false, false, true, false]);
     let view: Value = serde_json::from_str(&plain.inspect("--json")).unwrap();
     assert_eq!(
@@ -156,11 +180,17 @@ fn what_does_not_exist_is_left_out() {
         (&serde_json::json!({"kind": "none", "layers": []}), &Value::Null)
     );
 
-    let quantized = make(&model("dit-dy23"), &format!("{GUIDED} --interval 1 --quant w8a8 --correct none"));
+    let quantized =
+        make(&model("dit-dy23"), &format!("{GUIDED} --interval 1 --quant w8a8 --correct none"));
     check_page(&quantized.page);
-    let sections = ["compiled", "schedule", "errors", "cost", "layers"].map(|section| quantized.has(section));
+    let sections =
+        ["compiled", "schedule", "errors", "cost", "layers"].map(|section| quantized.has(section));
     assert_eq!(sections, [true, false, true, true, true]);
-    assert_eq!(quantized.page.matches("<path class=\"line ").count(), 1, "quantization alone is the artifact");
+    assert_eq!(
+        quantized.page.matches("<path class=\"line ").count(),
+        1,
+        "quantization alone is the artifact"
+    );
 }
 
 /// A fixed batch keeps the halves of guidance apart.
@@ -177,7 +207,12 @@ fn files_are_not_overwritten_and_that_is_said_first() {
     let (out, report) = (dir.path().join("a.cq"), dir.path().join("a.html"));
     std::fs::write(&report, "mine").unwrap();
     let compile = |report: &Path, more: &str| {
-        let files = format!("{} -o {} --report {}", model("dit-dy23").display(), out.display(), report.display());
+        let files = format!(
+            "{} -o {} --report {}",
+            model("dit-dy23").display(),
+            out.display(),
+            report.display()
+        );
         line(&format!("compile {files} --steps 4 --interval 1 --quant none {more}"))
     };
     let refused = compile(&report, "");

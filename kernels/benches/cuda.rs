@@ -52,7 +52,10 @@ fn main() -> Result<()> {
         ["save", folder, arch] => {
             let nvrtc = Nvrtc::find(None, arch)?;
             Cubins::compile(arch, nvrtc)?.save(Path::new(folder), nvrtc.version())?;
-            println!("kernels for {arch}, compiled by NVRTC {:?}, are in {folder}", nvrtc.version());
+            println!(
+                "kernels for {arch}, compiled by NVRTC {:?}, are in {folder}",
+                nvrtc.version()
+            );
             Ok(())
         }
         other => Err(format!("{other:?}: nothing, simulator, or save FOLDER ARCH").into()),
@@ -67,7 +70,11 @@ fn run(device: Arc<dyn Device>, tiny: bool) -> Result<()> {
     let sheet = SHEETS.iter().find(|(part, ..)| name.contains(part));
     for (what, i) in [("int8", 0), ("fp16", 1)] {
         let promised = sheet.map_or("no data sheet known".into(), |(_, of, promised)| {
-            format!("{:.1} % of {:.0} TOPS, the data sheet of {of}", peaks[i] / promised[i] * 100.0, promised[i] / 1e12)
+            format!(
+                "{:.1} % of {:.0} TOPS, the data sheet of {of}",
+                peaks[i] / promised[i] * 100.0,
+                promised[i] / 1e12
+            )
         });
         println!("mma.sync {what}: {:.1} TOPS measured, {promised}", peaks[i] / 1e12);
     }
@@ -87,7 +94,11 @@ fn run(device: Arc<dyn Device>, tiny: bool) -> Result<()> {
         ],
     };
     for &[n, size, cin, cout] in convolutions {
-        bench.product(&format!("3x3 {n}x{size}x{size}"), ConvShape::same(n, size, size, cin, cout, 3), peaks)?;
+        bench.product(
+            &format!("3x3 {n}x{size}x{size}"),
+            ConvShape::same(n, size, size, cin, cout, 3),
+            peaks,
+        )?;
     }
     let linears: &[[usize; 3]] = match tiny {
         true => &[[9, 48, 40]],
@@ -107,7 +118,13 @@ fn run(device: Arc<dyn Device>, tiny: bool) -> Result<()> {
     }
     let attentions: &[[usize; 4]] = match tiny {
         true => &[[1, 1, 9, 16]],
-        false => &[[1, 16, 256, 72], [32, 16, 256, 72], [1, 8, 4096, 40], [8, 8, 4096, 40], [8, 8, 1024, 80]],
+        false => &[
+            [1, 16, 256, 72],
+            [32, 16, 256, 72],
+            [1, 8, 4096, 40],
+            [8, 8, 4096, 40],
+            [8, 8, 1024, 80],
+        ],
     };
     for &[n, heads, l, d] in attentions {
         bench.attention([n, heads, l, d], peaks[1])?;
@@ -146,9 +163,13 @@ impl Bench {
             Ok(start.elapsed().as_secs_f64())
         };
         let first = round(1)?;
-        let (replays, rounds) =
-            if self.tiny { (1, 1) } else { ((ROUND / round(1)?.min(first)).ceil() as usize, ROUNDS) };
-        let mut seconds = (0..rounds).map(|_| round(replays.max(1))).collect::<Result<Vec<f64>>>()?;
+        let (replays, rounds) = if self.tiny {
+            (1, 1)
+        } else {
+            ((ROUND / round(1)?.min(first)).ceil() as usize, ROUNDS)
+        };
+        let mut seconds =
+            (0..rounds).map(|_| round(replays.max(1))).collect::<Result<Vec<f64>>>()?;
         seconds.sort_by(f64::total_cmp);
         Ok(seconds[rounds / 2] / (replays.max(1) * times) as f64)
     }
@@ -163,16 +184,19 @@ impl Bench {
         });
         let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
         let input = self.put(&bytes, ElementType::I32, PEAK_IN)?;
-        let (blocks, turns) = if self.tiny { (2, 2) } else { (self.device.multiprocessors() * 8, 4096) };
+        let (blocks, turns) =
+            if self.tiny { (2, 2) } else { (self.device.multiprocessors() * 8, 4096) };
         let element = if of == PeakOf::Bytes { ElementType::I32 } else { ElementType::F32 };
         let output = self.room(1, blocks * PEAK_OUT, element)?;
-        let seconds = self.seconds(&[mma_peak(&self.state, of, blocks, turns, &input, &output)], &output)?;
+        let seconds =
+            self.seconds(&[mma_peak(&self.state, of, blocks, turns, &input, &output)], &output)?;
         Ok(2.0 * of.macs(blocks, turns) as f64 / seconds)
     }
 
     /// A convolution over codes to codes and in fp16, with the tile that engines choose.
     fn product(&self, what: &str, shape: ConvShape, peaks: [f64; 2]) -> Result<()> {
-        let (rows, pixels, taps) = (shape.out_rows(), shape.n * shape.h * shape.w, shape.kh * shape.kw);
+        let (rows, pixels, taps) =
+            (shape.out_rows(), shape.n * shape.h * shape.w, shape.kh * shape.kw);
         let many = self.device.multiprocessors();
         let tile = Tile::choose(rows, shape.cout, many);
         let macs = rows * shape.cout * shape.k();
@@ -185,10 +209,13 @@ impl Bench {
         let x = self.put(&bytes, ElementType::U8, shape.cin)?;
         let scales = vec![1e-4; shape.cout];
         let filter =
-            Filter::codes(&*self.device, taps, &[shape.cin], shape.cout, &scales, |t, c, o| number(t, c, o) as i8)?;
+            Filter::codes(&*self.device, taps, &[shape.cin], shape.cout, &scales, |t, c, o| {
+                number(t, c, o) as i8
+            })?;
         let y = self.room(rows, shape.cout, ElementType::U8)?;
         let [scale, zero] = [f32s(&[0.016])?, f32s(&[125.0])?];
-        let rounding = Rounding { bits: 8, segments: &[shape.cout], scale: &scale, zero_point: &zero };
+        let rounding =
+            Rounding { bits: 8, segments: &[shape.cout], scale: &scale, zero_point: &zero };
         let output = Output { y: &y, rounding: Some(rounding) };
         let shared = |kind: FilterKind| -> Result<(Operand, usize)> {
             let parts = splits(rows, shape.cout, shape.k(), kind, many);
@@ -197,17 +224,38 @@ impl Bench {
         };
         let (sums, parts) = shared(FilterKind::Codes)?;
         let rounding = Some([&scale, &zero]);
-        let launches = conv(&self.state, &shape, &filter, &x, rounding, &tail, &output, tile, Some((&sums, parts)));
+        let launches = conv(
+            &self.state,
+            &shape,
+            &filter,
+            &x,
+            rounding,
+            &tail,
+            &output,
+            tile,
+            Some((&sums, parts)),
+        );
         let codes = self.seconds(&launches, &y)?;
 
-        let bytes: Vec<u8> = noise(pixels * shape.cin).flat_map(|w| half(w).to_le_bytes()).collect();
+        let bytes: Vec<u8> =
+            noise(pixels * shape.cin).flat_map(|w| half(w).to_le_bytes()).collect();
         let x = self.put(&bytes, ElementType::F16, shape.cin)?;
         let weight = |t: usize, c: usize, o: usize| f32::from(number(t, c, o)) / 2550.0 - 0.05;
         let filter = Filter::halves(&*self.device, taps, shape.cin, shape.cout, weight)?;
         let y = self.room(rows, shape.cout, ElementType::F16)?;
         let (sums, parts) = shared(FilterKind::Halves)?;
         let output = Output::plain(&y);
-        let launches = conv(&self.state, &shape, &filter, &x, None, &tail, &output, tile, Some((&sums, parts)));
+        let launches = conv(
+            &self.state,
+            &shape,
+            &filter,
+            &x,
+            None,
+            &tail,
+            &output,
+            tile,
+            Some((&sums, parts)),
+        );
         let halves = self.seconds(&launches, &y)?;
         let rates = [codes, halves].map(|seconds| 2.0 * macs as f64 / seconds);
         println!(
@@ -246,8 +294,10 @@ impl Bench {
                 ldv: c,
                 ldy: c,
             };
-            let seconds =
-                self.seconds(&[cqc_kernels::cuda::attention(&self.state, &shape, [&x, &x, &x], None, &y)], &y)?;
+            let seconds = self.seconds(
+                &[cqc_kernels::cuda::attention(&self.state, &shape, [&x, &x, &x], None, &y)],
+                &y,
+            )?;
             let rate = 2.0 * (2 * n * heads * l * l * d) as f64 / seconds;
             line += &format!(" {what} {} us {};", micros(seconds), share(rate, peak));
         }

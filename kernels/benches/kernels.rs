@@ -23,7 +23,9 @@ fn main() {
             group_norms(isa, &pool, [n, hw, c], act);
         }
     }
-    for (n, size, cin, cout) in [(8, 32, 3, 32), (8, 32, 32, 3), (8, 32, 32, 32), (8, 32, 64, 64), (8, 16, 128, 128)] {
+    for (n, size, cin, cout) in
+        [(8, 32, 3, 32), (8, 32, 32, 3), (8, 32, 32, 32), (8, 32, 64, 64), (8, 16, 128, 128)]
+    {
         convolutions(isa, &pool, [n, size], [cin, cout]);
     }
     for (n, size, cin, cout) in [
@@ -37,16 +39,22 @@ fn main() {
     ] {
         products(isa, &pool, ConvShape::same(n, size, size, cin, cout, 3));
     }
-    for (m, k, n) in [(256, 384, 1536), (256, 1536, 384), (2048, 384, 1152), (4096, 320, 320), (4096, 320, 2560)] {
+    for (m, k, n) in
+        [(256, 384, 1536), (256, 1536, 384), (2048, 384, 1152), (4096, 320, 320), (4096, 320, 2560)]
+    {
         products(isa, &pool, ConvShape::same(m, 1, 1, k, n, 1));
     }
     for (m, k, c) in [(4096, 320, 1280), (1024, 640, 2560)] {
         geglus(isa, &pool, [m, k, c]);
     }
-    for (m, k, n) in [(8192, 96, 32), (2048, 64, 64), (2048, 128, 64), (512, 256, 128), (2048, 160, 480)] {
+    for (m, k, n) in
+        [(8192, 96, 32), (2048, 64, 64), (2048, 128, 64), (512, 256, 128), (2048, 160, 480)]
+    {
         linears(isa, &pool, [m, k, n]);
     }
-    for (n, heads, l, d) in [(8, 1, 256, 64), (8, 2, 256, 32), (1, 1, 256, 256), (1, 6, 256, 64), (1, 8, 1024, 80)] {
+    for (n, heads, l, d) in
+        [(8, 1, 256, 64), (8, 2, 256, 32), (1, 1, 256, 256), (1, 6, 256, 64), (1, 8, 1024, 80)]
+    {
         attentions(isa, &pool, [n, heads, l, d]);
     }
     attentions(isa, &pool, [1, 8, 4096, 40]);
@@ -84,7 +92,10 @@ fn convolutions(isa: Isa, pool: &Pool, [n, size]: [usize; 2], [cin, cout]: [usiz
     let pixels = n * size * size;
     let (x, mut y) = (numbers(pixels * cin), vec![0.0; pixels * cout]);
     let ms = best(|| conv.run(pool, &x, cin, &packed, &Epilogue::default(), &mut y, cout));
-    println!("3x3 {n}x{size}x{size}, {cin} to {cout}: {ms:.3} ms, {:.1} GMAC/s", rate(pixels * cin * cout * 9, ms));
+    println!(
+        "3x3 {n}x{size}x{size}, {cin} to {cout}: {ms:.3} ms, {:.1} GMAC/s",
+        rate(pixels * cin * cout * 9, ms)
+    );
 }
 
 /// A product in f32, in bf16 where this CPU has it, and over codes whose results are stored as f32
@@ -98,10 +109,13 @@ fn products(isa: Isa, pool: &Pool, shape: ConvShape) {
     let epilogue = Epilogue::bias(&bias);
     let packed = conv.pack(&weights);
     let mut line = format!("{}x{} taps, {rows} rows, {} to {n}:", shape.kh, shape.kw, shape.cin);
-    let mut report = |kind: &str, ms: f64| line += &format!(" {kind} {ms:.3} ms {:.0} GMAC/s", rate(rows * n * k, ms));
+    let mut report = |kind: &str, ms: f64| {
+        line += &format!(" {kind} {ms:.3} ms {:.0} GMAC/s", rate(rows * n * k, ms))
+    };
     report("f32", best(|| conv.run(pool, &x, shape.cin, &packed, &epilogue, &mut y, n)));
     if isa.has_bf16() {
-        let bits = |values: &[f32]| values.iter().map(|v| (v.to_bits() >> 16) as u16).collect::<Vec<_>>();
+        let bits =
+            |values: &[f32]| values.iter().map(|v| (v.to_bits() >> 16) as u16).collect::<Vec<_>>();
         let packed = PackedBf16::from_oihw(isa, &shape, &bits(&weights));
         let x = bits(&x);
         report("bf16", best(|| conv.run_bf16(pool, &x, shape.cin, &packed, &epilogue, &mut y, n)));
@@ -114,7 +128,8 @@ fn products(isa: Isa, pool: &Pool, shape: ConvShape) {
     report("codes", best(|| conv.run_codes(pool, &x, &packed, &epilogue, &mut y, n)));
     let how = FakeQuant { bits: 8, segments: &[n], scale: &[0.016], zero_point: &[9.0] };
     let y: &mut [u8] = &mut bytemuck::cast_slice_mut(&mut y)[..rows * n * isa.code_type().size()];
-    let to_codes = best(|| conv.run_codes(pool, &x, &packed, &epilogue, Output::Codes(&mut *y, how), n));
+    let to_codes =
+        best(|| conv.run_codes(pool, &x, &packed, &epilogue, Output::Codes(&mut *y, how), n));
     report("codes to codes", to_codes);
     println!("{line}");
 }
@@ -130,7 +145,8 @@ fn geglus(isa: Isa, pool: &Pool, [m, k, c]: [usize; 3]) {
     let codes = &bytemuck::cast_slice(&words)[..m * k * size];
     let x = Activations { codes, ld: k, scale: &[0.016], zero_point: &[125.0] };
     let how = FakeQuant { bits: 8, segments: &[c], scale: &[0.016], zero_point: &[9.0] };
-    let (mut sums, mut values, mut y) = (vec![0.0; m * n], vec![0.0; m * c], vec![0u16; (m * c * size).div_ceil(2)]);
+    let (mut sums, mut values, mut y) =
+        (vec![0.0; m * n], vec![0.0; m * c], vec![0u16; (m * c * size).div_ceil(2)]);
     let y = &mut bytemuck::cast_slice_mut::<u16, u8>(&mut y)[..m * c * size];
     let single = PackedCodes::from_kn(isa, &[k], n, &weights, &scale);
     let apart = best(|| {
@@ -139,9 +155,13 @@ fn geglus(isa: Isa, pool: &Pool, [m, k, c]: [usize; 3]) {
         quantize(isa, pool, m, &values, c, &how, y, c);
     });
     let paired = PackedCodes::pairs_from_kn(isa, &[k], n, &weights, &scale);
-    let at_once = best(|| linear_codes(isa, pool, m, k, n, &x, &paired, &epilogue, Output::Codes(&mut *y, how), c));
+    let at_once = best(|| {
+        linear_codes(isa, pool, m, k, n, &x, &paired, &epilogue, Output::Codes(&mut *y, how), c)
+    });
     let rate = rate(m * n * k, at_once);
-    println!("linear and GEGLU {m} rows, {k} to {n}: codes {apart:.3} ms, at once {at_once:.3} ms {rate:.0} GMAC/s");
+    println!(
+        "linear and GEGLU {m} rows, {k} to {n}: codes {apart:.3} ms, at once {at_once:.3} ms {rate:.0} GMAC/s"
+    );
 }
 
 fn linears(isa: Isa, pool: &Pool, [m, k, n]: [usize; 3]) {
@@ -149,7 +169,10 @@ fn linears(isa: Isa, pool: &Pool, [m, k, n]: [usize; 3]) {
     let (x, residual, mut y) = (numbers(m * k), numbers(m * n), vec![0.0; m * n]);
     let epilogue = Epilogue { residual: Some((&residual, n)), ..Epilogue::default() };
     let ms = best(|| linear(isa, pool, m, k, n, &x, k, &packed, &epilogue, &mut y, n));
-    println!("linear {m} rows, {k} to {n}, residual: {ms:.3} ms, {:.1} GMAC/s", rate(m * k * n, ms));
+    println!(
+        "linear {m} rows, {k} to {n}, residual: {ms:.3} ms, {:.1} GMAC/s",
+        rate(m * k * n, ms)
+    );
 }
 
 fn attentions(isa: Isa, pool: &Pool, [n, heads, l, d]: [usize; 4]) {
@@ -173,8 +196,9 @@ fn attentions(isa: Isa, pool: &Pool, [n, heads, l, d]: [usize; 4]) {
     };
     let (x, mut y) = (numbers(n * l * c), vec![0.0; n * l * c]);
     let mut scratch = vec![0.0; attention_scratch_len(isa, &shape(0), pool.threads())];
-    let [float, rounded] =
-        [0, 8].map(|bits| best(|| attention(isa, pool, &shape(bits), &x, &x, &x, None, &mut y, &mut scratch)));
+    let [float, rounded] = [0, 8].map(|bits| {
+        best(|| attention(isa, pool, &shape(bits), &x, &x, &x, None, &mut y, &mut scratch))
+    });
     let words: Vec<u16> = (0..n * l * c).map(|i| ((i * 7919) % 251) as u16).collect();
     let codes = &bytemuck::cast_slice(&words)[..n * l * c * isa.code_type().size()];
     let operand = Activations { codes, ld: c, scale: &[0.016], zero_point: &[125.0] };

@@ -49,12 +49,20 @@ impl Amx {
             row_bytes: [u16; 16],
             rows: [u8; 16],
         }
-        let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        let mut config = Config {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            row_bytes: [0; 16],
+            rows: [0; 16],
+        };
         config.row_bytes[..8].fill(ROW_BYTES as u16);
         config.rows[..8].fill(ROWS as u8);
         // SAFETY: `self` proves the instruction and the permission; the 64 bytes describe eight
         // tiles within the limits of palette 1.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly, preserves_flags)) };
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly, preserves_flags))
+        };
         Configured(PhantomData)
     }
 }
@@ -63,7 +71,9 @@ impl Amx {
 fn has_instructions() -> bool {
     use std::arch::x86_64::{__cpuid, __cpuid_count};
     const BF16_TILE_INT8: u32 = 1 << 22 | 1 << 24 | 1 << 25;
-    if !(is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")) || __cpuid(0).eax < 7 {
+    if !(is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw"))
+        || __cpuid(0).eax < 7
+    {
         return false;
     }
     __cpuid_count(7, 0).edx & BF16_TILE_INT8 == BF16_TILE_INT8
@@ -229,7 +239,13 @@ impl Amx {
     #[inline(always)]
     pub(crate) unsafe fn copy(self, from: *const u8, to: *mut u8, n: usize) {
         // SAFETY: masked bytes are not touched; the caller's promise; `self` proves the features.
-        unsafe { _mm512_mask_storeu_epi8(to.cast(), first(n), _mm512_maskz_loadu_epi8(first(n), from.cast())) }
+        unsafe {
+            _mm512_mask_storeu_epi8(
+                to.cast(),
+                first(n),
+                _mm512_maskz_loadu_epi8(first(n), from.cast()),
+            )
+        }
     }
 
     /// Copies 64 bytes.

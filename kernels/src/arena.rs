@@ -117,7 +117,8 @@ impl Arena {
     }
 
     fn layout(bytes: usize) -> Layout {
-        Layout::from_size_align(bytes.max(ALIGN), ALIGN).expect("an arena is smaller than half the address space")
+        Layout::from_size_align(bytes.max(ALIGN), ALIGN)
+            .expect("an arena is smaller than half the address space")
     }
 
     /// Length in bytes, as it was given to [`Arena::new`].
@@ -165,7 +166,10 @@ impl Arena {
     ///
     /// # Errors
     /// [`ArenaError::OutOfBounds`]; [`ArenaError::Overlap`] when two of `written` share a byte.
-    pub fn split<const W: usize>(&mut self, written: [Span; W]) -> Result<(Reader<'_, W>, [&mut [u8]; W]), ArenaError> {
+    pub fn split<const W: usize>(
+        &mut self,
+        written: [Span; W],
+    ) -> Result<(Reader<'_, W>, [&mut [u8]; W]), ArenaError> {
         for (i, &span) in written.iter().enumerate() {
             self.check::<u8>(span)?;
             if let Some(&other) = written[..i].iter().find(|other| span.meets(**other)) {
@@ -174,7 +178,8 @@ impl Arena {
         }
         // SAFETY: in bounds and pairwise disjoint (checked above); the reader refuses spans that
         // meet them, and `&mut self` is borrowed for as long as any of the views lives.
-        let views = written.map(|span| unsafe { std::slice::from_raw_parts_mut(self.at::<u8>(span), span.bytes) });
+        let views = written
+            .map(|span| unsafe { std::slice::from_raw_parts_mut(self.at::<u8>(span), span.bytes) });
         Ok((Reader { arena: self, written }, views))
     }
 
@@ -266,14 +271,17 @@ pub fn cast<T: Pod>(bytes: &[u8]) -> &[T] {
 pub fn cast_mut<T: Pod>(bytes: &mut [u8]) -> &mut [T] {
     check_cast::<T>(bytes);
     // SAFETY: checked: aligned, whole values; any bytes are a `T`, and a `T` is any bytes.
-    unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / size_of::<T>()) }
+    unsafe {
+        std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / size_of::<T>())
+    }
 }
 
 /// Those of `parts` that are as long as told, in bytes, and lie where packed weights may lie;
 /// `None` if one is not.
 pub(crate) fn fit<const N: usize>(parts: [Bytes; N], lens: [usize; N]) -> Option<[Bytes; N]> {
-    let fits =
-        |(part, len): (&Bytes, usize)| part.len() == len && (len == 0 || part.as_ptr().addr().is_multiple_of(ALIGN));
+    let fits = |(part, len): (&Bytes, usize)| {
+        part.len() == len && (len == 0 || part.as_ptr().addr().is_multiple_of(ALIGN))
+    };
     parts.iter().zip(lens).all(fits).then_some(parts)
 }
 
@@ -285,6 +293,10 @@ pub fn bytes_of<T: Pod>(values: &[T]) -> &[u8] {
 
 fn check_cast<T>(bytes: &[u8]) {
     let (size, align) = (size_of::<T>(), align_of::<T>());
-    assert!(bytes.len().is_multiple_of(size), "{} bytes are no whole number of {size}-byte values", bytes.len());
+    assert!(
+        bytes.len().is_multiple_of(size),
+        "{} bytes are no whole number of {size}-byte values",
+        bytes.len()
+    );
     assert!(bytes.as_ptr().addr().is_multiple_of(align), "bytes are not aligned to {align}");
 }

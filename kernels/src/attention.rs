@@ -168,7 +168,10 @@ impl AttentionShape {
 
     /// Panics unless heads share keys evenly and the mask has all its values.
     pub(crate) fn check_heads_and_mask(&self, mask: Option<&[f32]>) {
-        assert!(self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads), "kv_heads does not divide heads");
+        assert!(
+            self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads),
+            "kv_heads does not divide heads"
+        );
         let empty = [self.n, self.heads, self.lq, self.lk].contains(&0);
         if let (Some(mask), false) = (mask, empty) {
             let need = self.mask_at(self.n - 1, self.heads - 1, self.lq - 1, self.lk - 1) + 1;
@@ -241,9 +244,12 @@ impl SimdKernel for QueryBlock<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let mut running = [Running { max: f32::NEG_INFINITY, total: 0.0 }; QUERIES];
-        let seen = if self.shape.causal { self.shape.lk.min(self.queries.end) } else { self.shape.lk };
+        let seen =
+            if self.shape.causal { self.shape.lk.min(self.queries.end) } else { self.shape.lk };
         self.sums.fill(0.0);
-        if let (SoftmaxRounding::Levels(_), true) = (SoftmaxRounding::of(self.shape.softmax_bits), seen > KEYS) {
+        if let (SoftmaxRounding::Levels(_), true) =
+            (SoftmaxRounding::of(self.shape.softmax_bits), seen > KEYS)
+        {
             // what weights are rounded to depends on the largest score of all keys
             self.largest(s, seen, &mut running);
         }
@@ -328,7 +334,8 @@ impl QueryBlock<'_> {
     #[inline(always)]
     fn mask(&mut self, i: usize, keys: &Range<usize>) -> (usize, f32) {
         let query = self.queries.start + i;
-        let visible = if self.shape.causal { keys.end.min(query + 1) } else { keys.end }.saturating_sub(keys.start);
+        let visible = if self.shape.causal { keys.end.min(query + 1) } else { keys.end }
+            .saturating_sub(keys.start);
         let row = &mut self.scores[i * SCORES_LD..][..keys.len()];
         row[visible..].fill(0.0);
         let Some(mask) = self.mask else { return (visible, self.shape.scale) };
@@ -386,7 +393,23 @@ fn panel(
 ) -> Tile<f32, f32, f32> {
     let (stride, tap, skip) = (1, 0, 0);
     let (rows, count, taps, first, next, lines) = (0, 0, 1, true, right, 0);
-    Tile { left, stride, tap, skip, right, acc, ld, rows, count, cols, taps, depth, first, next, lines }
+    Tile {
+        left,
+        stride,
+        tap,
+        skip,
+        right,
+        acc,
+        ld,
+        rows,
+        count,
+        cols,
+        taps,
+        depth,
+        first,
+        next,
+        lines,
+    }
 }
 
 /// row = scale · row + mask

@@ -67,7 +67,20 @@ impl ConvShape {
     /// A convolution with a square kernel, stride 1, size kept ("same" padding for odd kernels).
     pub fn same(n: usize, h: usize, w: usize, cin: usize, cout: usize, kernel: usize) -> ConvShape {
         let (stride, pads) = ([1, 1], [kernel / 2; 4]);
-        ConvShape { n, h, w, cin, cout, kh: kernel, kw: kernel, stride, pads, dilation: [1, 1], groups: 1, upsample: 1 }
+        ConvShape {
+            n,
+            h,
+            w,
+            cin,
+            cout,
+            kh: kernel,
+            kw: kernel,
+            stride,
+            pads,
+            dilation: [1, 1],
+            groups: 1,
+            upsample: 1,
+        }
     }
 
     /// Rows of an output image, from the padded input.
@@ -95,8 +108,10 @@ impl ConvShape {
     /// The input pixel (row · w + column) that tap `(ky, kx)` of output pixel `(oy, ox)` reads;
     /// none in the padding.
     pub fn source(&self, oy: usize, ox: usize, ky: usize, kx: usize) -> Option<usize> {
-        let y = (oy * self.stride[0] + ky * self.dilation[0]).checked_sub(self.pads[0])? / self.upsample;
-        let x = (ox * self.stride[1] + kx * self.dilation[1]).checked_sub(self.pads[1])? / self.upsample;
+        let y = (oy * self.stride[0] + ky * self.dilation[0]).checked_sub(self.pads[0])?
+            / self.upsample;
+        let x = (ox * self.stride[1] + kx * self.dilation[1]).checked_sub(self.pads[1])?
+            / self.upsample;
         (y < self.h && x < self.w).then_some(y * self.w + x)
     }
 
@@ -122,7 +137,8 @@ impl ConvShape {
             return Err(ShapeError::Groups { groups: self.groups, cin: self.cin, cout: self.cout });
         }
         let fits = |size: usize, before: usize, after: usize, taps: usize, dilation: usize| {
-            let (kernel, padded) = ((taps - 1) * dilation + 1, size * self.upsample + before + after);
+            let (kernel, padded) =
+                ((taps - 1) * dilation + 1, size * self.upsample + before + after);
             if kernel <= padded { Ok(()) } else { Err(ShapeError::Kernel { kernel, padded }) }
         };
         fits(self.h, self.pads[0], self.pads[2], self.kh, self.dilation[0])?;
@@ -187,11 +203,16 @@ impl Conv {
         match packed.layout() {
             PackedLayout::Panels => {
                 let right = packed.values();
-                let groups = Groups { count: groups, left: lhs.depth, right: right.len() / groups, col: n };
+                let groups =
+                    Groups { count: groups, left: lhs.depth, right: right.len() / groups, col: n };
                 Product { isa, lhs, rows, right, n, groups, write_back }.run(pool);
             }
-            PackedLayout::Dot { .. } => dot::run(isa, pool, &lhs, rows, n, packed.values(), &write_back),
-            PackedLayout::Depthwise => depthwise::run(isa, pool, &lhs, rows, groups, packed.values(), &write_back),
+            PackedLayout::Dot { .. } => {
+                dot::run(isa, pool, &lhs, rows, n, packed.values(), &write_back)
+            }
+            PackedLayout::Depthwise => {
+                depthwise::run(isa, pool, &lhs, rows, groups, packed.values(), &write_back)
+            }
         }
     }
 
@@ -214,10 +235,12 @@ impl Conv {
         assert_eq!(s.groups, 1, "codes are multiplied without groups");
         packed.check(isa, taps, s.cin, s.cout);
         x.check(isa, s.n * s.h * s.w, s.cin, packed.segments().len());
-        let pixels = Pixels { table: &self.table, out_pixels: s.out_h() * s.out_w(), in_pixels: s.h * s.w };
+        let pixels =
+            Pixels { table: &self.table, out_pixels: s.out_h() * s.out_w(), in_pixels: s.h * s.w };
         let gather = (!self.table.is_empty()).then_some(pixels);
         let write_back = WriteBack::new(isa, *epilogue, rows, s.cout, false, y.into(), ldy);
-        IntProduct { isa, x, rows, n: s.cout, taps, depth: s.cin, gather, packed, write_back }.run(pool);
+        IntProduct { isa, x, rows, n: s.cout, taps, depth: s.cin, gather, packed, write_back }
+            .run(pool);
     }
 
     /// y = epilogue(conv(x, w)) over bf16, of which `x` has the bits. `ldx` and `ldy` as for
@@ -243,7 +266,8 @@ impl Conv {
         check_matrix("x", x.len(), s.n * s.h * s.w, s.cin, ldx);
         // zeros of f32 are zeros of bf16
         let lhs = self.lhs(x, ldx, bytemuck::cast_slice(&self.zeros));
-        let write_back = WriteBack::new(isa, packed.epilogue(epilogue), rows, s.cout, false, y.into(), ldy);
+        let write_back =
+            WriteBack::new(isa, packed.epilogue(epilogue), rows, s.cout, false, y.into(), ldy);
         Bf16Product { isa, lhs, rows, n: s.cout, packed, write_back }.run(pool);
     }
 
@@ -251,7 +275,8 @@ impl Conv {
         let s = &self.shape;
         let run = if s.dilation[1] == 1 && s.upsample == 1 { s.kw } else { 1 };
         let table = &self.table;
-        let gather = Gather { table, out_pixels: s.out_h() * s.out_w(), in_pixels: s.h * s.w, zeros, run };
+        let gather =
+            Gather { table, out_pixels: s.out_h() * s.out_w(), in_pixels: s.h * s.w, zeros, run };
         let gather = (!self.table.is_empty()).then_some(gather);
         Lhs { x, ld: ldx, taps: s.kh * s.kw, depth: s.cin / s.groups, gather }
     }
@@ -267,7 +292,9 @@ fn source_table(s: &ConvShape) -> Vec<u32> {
     let entry = |i: usize| {
         let (pixel, tap) = (i / taps, i % taps);
         let source = s.source(pixel / ow, pixel % ow, tap / s.kw, tap % s.kw);
-        source.map_or(PADDING, |source| u32::try_from(source).expect("an image has less than 2^32 pixels"))
+        source.map_or(PADDING, |source| {
+            u32::try_from(source).expect("an image has less than 2^32 pixels")
+        })
     };
     (0..oh * ow * taps).map(entry).collect()
 }

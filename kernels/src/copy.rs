@@ -23,7 +23,10 @@ pub fn copy_strided<T: Pod>(
     y_strides: &[usize],
 ) {
     let rank = shape.len();
-    assert!(rank <= MOST && x_strides.len() == rank && y_strides.len() == rank, "{rank} dimensions, or strides differ");
+    assert!(
+        rank <= MOST && x_strides.len() == rank && y_strides.len() == rank,
+        "{rank} dimensions, or strides differ"
+    );
     if shape.contains(&0) {
         return;
     }
@@ -111,8 +114,9 @@ impl DerefMut for Dims {
 }
 
 fn check_source(dims: &[Dim], len: usize, offset: usize) {
-    let reach =
-        |sign: isize| dims.iter().map(|d| (d.size as isize - 1) * d.from).filter(|r| r * sign > 0).sum::<isize>();
+    let reach = |sign: isize| {
+        dims.iter().map(|d| (d.size as isize - 1) * d.from).filter(|r| r * sign > 0).sum::<isize>()
+    };
     let (low, high) = (offset as isize + reach(-1), offset as isize + reach(1));
     assert!(low >= 0 && high < len as isize, "copy reads {low}..={high} of {len} values");
 }
@@ -179,10 +183,13 @@ impl Inner {
         for outer in (0..last.size).step_by(SQUARE) {
             let lasts = outer..(outer + SQUARE).min(last.size);
             for i in 0..cross.size {
-                let (x, y) = (x.wrapping_offset(i as isize * cross.from), y.wrapping_add(i * cross.to));
+                let (x, y) =
+                    (x.wrapping_offset(i as isize * cross.from), y.wrapping_add(i * cross.to));
                 for j in lasts.clone() {
                     // SAFETY: the caller's promise.
-                    unsafe { *y.wrapping_add(j * last.to) = *x.wrapping_offset(j as isize * last.from) };
+                    unsafe {
+                        *y.wrapping_add(j * last.to) = *x.wrapping_offset(j as isize * last.from)
+                    };
                 }
             }
         }

@@ -14,7 +14,15 @@ const TASK_ROWS: usize = 24;
 /// y = epilogue(lhs · w) for `n ≤ 4`; `w` is `[taps, n, depth rounded up to whole vectors]`.
 ///
 /// The caller has checked that `lhs` has all rows, the epilogue and `y` all rows and columns.
-pub(crate) fn run(isa: Isa, pool: &Pool, lhs: &Lhs<f32>, rows: usize, n: usize, w: &[f32], write_back: &WriteBack) {
+pub(crate) fn run(
+    isa: Isa,
+    pool: &Pool,
+    lhs: &Lhs<f32>,
+    rows: usize,
+    n: usize,
+    w: &[f32],
+    write_back: &WriteBack,
+) {
     let tasks = rows.div_ceil(TASK_ROWS).min(8 * pool.threads());
     pool.run(tasks, &|task, _| {
         isa.run(DotTask { lhs, rows: cut(rows, tasks, 1, task), n, w, write_back });

@@ -110,7 +110,10 @@ impl SimdKernel for UnaryTask<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        if matches!(self.op, Unary::Log | Unary::Sin | Unary::Cos | Unary::Floor | Unary::Ceil | Unary::Round) {
+        if matches!(
+            self.op,
+            Unary::Log | Unary::Sin | Unary::Cos | Unary::Floor | Unary::Ceil | Unary::Round
+        ) {
             return self.y.iter_mut().zip(self.x).for_each(|(y, &x)| *y = unary_number(self.op, x));
         }
         let len = self.x.len().min(self.y.len());
@@ -140,7 +143,8 @@ impl UnaryTask<'_> {
     unsafe fn vectors<S: Simd, const M: usize>(&mut self, s: S, at: usize, n: usize) {
         // SAFETY: the caller's promise.
         unsafe {
-            let v = unary_vector(Wide::<S, M>(s), self.op, load_many(s, self.x.as_ptr().add(at), n));
+            let v =
+                unary_vector(Wide::<S, M>(s), self.op, load_many(s, self.x.as_ptr().add(at), n));
             store_many(s, self.y.as_mut_ptr().add(at), v, n);
         }
     }
@@ -171,7 +175,13 @@ fn unary_number(op: Unary, x: f32) -> f32 {
         Unary::Floor => x.floor(),
         Unary::Ceil => x.ceil(),
         Unary::Round => x.round_ties_even(),
-        Unary::Act(_) | Unary::Exp | Unary::Neg | Unary::Abs | Unary::Sqrt | Unary::Reciprocal | Unary::Erf => {
+        Unary::Act(_)
+        | Unary::Exp
+        | Unary::Neg
+        | Unary::Abs
+        | Unary::Sqrt
+        | Unary::Reciprocal
+        | Unary::Erf => {
             unreachable!("{op:?} has a vector form")
         }
     }
@@ -182,7 +192,9 @@ impl<'a> BroadcastOperand<'a> {
         match self {
             BroadcastOperand::Full(data, ld) => check_matrix(what, data.len(), rows, c, *ld),
             BroadcastOperand::Scalar(_) => {}
-            BroadcastOperand::Row(data) => assert!(data.len() >= c, "{what}: {} values, needs {c}", data.len()),
+            BroadcastOperand::Row(data) => {
+                assert!(data.len() >= c, "{what}: {} values, needs {c}", data.len())
+            }
             BroadcastOperand::Column(data) => {
                 assert!(data.len() >= rows, "{what}: {} values, needs {rows}", data.len())
             }
@@ -210,11 +222,15 @@ impl<'a> BroadcastOperand<'a> {
     #[inline(always)]
     fn at(&self, row: usize, col: usize) -> Source {
         match self {
-            BroadcastOperand::Full(data, ld) => Source::Values(data.as_ptr().wrapping_add(row * ld + col)),
+            BroadcastOperand::Full(data, ld) => {
+                Source::Values(data.as_ptr().wrapping_add(row * ld + col))
+            }
             BroadcastOperand::Scalar(x) => Source::One(*x),
             BroadcastOperand::Row(data) => Source::Values(data.as_ptr().wrapping_add(col)),
             BroadcastOperand::Column(data) => Source::One(data[row]),
-            BroadcastOperand::Image(image) => Source::Values(image.data.as_ptr().wrapping_add(image.start(row) + col)),
+            BroadcastOperand::Image(image) => {
+                Source::Values(image.data.as_ptr().wrapping_add(image.start(row) + col))
+            }
         }
     }
 }
@@ -261,13 +277,25 @@ pub fn binary(
     let len = rows * c;
     let y = SharedMut::new(y);
     if ldy == c && a.is_flat(c) && b.is_flat(c) {
-        let flat = BinaryTask { op, rows: 0..1, cols: 0..len, a: a.flattened(len), b: b.flattened(len), y, ldy: len };
+        let flat = BinaryTask {
+            op,
+            rows: 0..1,
+            cols: 0..len,
+            a: a.flattened(len),
+            b: b.flattened(len),
+            y,
+            ldy: len,
+        };
         let tasks = tasks_for(pool, len);
-        return pool.run(tasks, &|task, _| isa.run(BinaryTask { cols: cut(len, tasks, 64, task), ..flat.clone() }));
+        return pool.run(tasks, &|task, _| {
+            isa.run(BinaryTask { cols: cut(len, tasks, 64, task), ..flat.clone() })
+        });
     }
     let whole = BinaryTask { op, rows: 0..rows, cols: 0..c, a, b, y, ldy };
     let tasks = tasks_for(pool, len).min(rows.max(1));
-    pool.run(tasks, &|task, _| isa.run(BinaryTask { rows: cut(rows, tasks, 1, task), ..whole.clone() }));
+    pool.run(tasks, &|task, _| {
+        isa.run(BinaryTask { rows: cut(rows, tasks, 1, task), ..whole.clone() })
+    });
 }
 
 #[derive(Clone)]
@@ -336,7 +364,16 @@ fn pow<S: Simd>(s: S, a: S::V, b: S::V) -> S::V {
 ///
 /// # Panics
 /// When a slice is too short.
-pub fn geglu(isa: Isa, pool: &Pool, rows: usize, c: usize, x: &[f32], ldx: usize, y: &mut [f32], ldy: usize) {
+pub fn geglu(
+    isa: Isa,
+    pool: &Pool,
+    rows: usize,
+    c: usize,
+    x: &[f32],
+    ldx: usize,
+    y: &mut [f32],
+    ldy: usize,
+) {
     check_matrix("x", x.len(), rows, 2 * c, ldx);
     check_matrix("y", y.len(), rows, c, ldy);
     let tasks = tasks_for(pool, rows * c).min(rows.max(1));
@@ -433,11 +470,19 @@ pub fn affine(
     if let Some((previous, ld, _)) = map.previous {
         check_matrix("previous", previous.len(), rows, c, ld);
     }
-    assert!(map.scale.len() >= c && map.shift.len() >= c, "a factor and a summand for each of {c} columns");
-    assert!(map.previous.is_none_or(|(_, _, scale)| scale.len() >= c), "a factor for each of {c} columns");
+    assert!(
+        map.scale.len() >= c && map.shift.len() >= c,
+        "a factor and a summand for each of {c} columns"
+    );
+    assert!(
+        map.previous.is_none_or(|(_, _, scale)| scale.len() >= c),
+        "a factor for each of {c} columns"
+    );
     let tasks = tasks_for(pool, rows * c).min(rows.max(1));
     let y = SharedMut::new(y);
-    pool.run(tasks, &|task, _| isa.run(AffineTask { rows: cut(rows, tasks, 1, task), c, x, ldx, map, y, ldy }));
+    pool.run(tasks, &|task, _| {
+        isa.run(AffineTask { rows: cut(rows, tasks, 1, task), c, x, ldx, map, y, ldy })
+    });
 }
 
 struct AffineTask<'a> {

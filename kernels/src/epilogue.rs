@@ -69,7 +69,9 @@ impl<'a> Epilogue<'a> {
     /// the same.
     pub(crate) fn image_end(&self, row: usize) -> usize {
         let end = |part: Option<PerImage>| match part {
-            Some(part) if part.stride != 0 => (row / part.rows_per_image + 1).saturating_mul(part.rows_per_image),
+            Some(part) if part.stride != 0 => {
+                (row / part.rows_per_image + 1).saturating_mul(part.rows_per_image)
+            }
             _ => usize::MAX,
         };
         end(self.row).min(end(self.gate))
@@ -99,6 +101,9 @@ pub(crate) fn check_matrix(what: &str, len: usize, rows: usize, cols: usize, ld:
     assert!(ld >= cols, "{what}: rows of {cols} values cannot be {ld} apart");
     if rows > 0 && cols > 0 {
         let need = (rows - 1) * ld + cols;
-        assert!(len >= need, "{what}: {len} values, needs {need} for {rows} rows of {cols}, {ld} apart");
+        assert!(
+            len >= need,
+            "{what}: {len} values, needs {need} for {rows} rows of {cols}, {ld} apart"
+        );
     }
 }

@@ -48,16 +48,36 @@ pub fn fake_quant(
 ///
 /// # Panics
 /// When a slice is too short or not aligned, a scale is 0, or `bits` is not 1 to 8.
-pub fn quantize(isa: Isa, pool: &Pool, rows: usize, x: &[f32], ldx: usize, how: &FakeQuant, y: &mut [u8], ldy: usize) {
+pub fn quantize(
+    isa: Isa,
+    pool: &Pool,
+    rows: usize,
+    x: &[f32],
+    ldx: usize,
+    how: &FakeQuant,
+    y: &mut [u8],
+    ldy: usize,
+) {
     store(isa, pool, rows, how.segments.iter().sum(), x, ldx, Output::Codes(y, *how), ldy);
 }
 
 /// `rows` rows of `c` values in the format of the output.
-pub(crate) fn store(isa: Isa, pool: &Pool, rows: usize, c: usize, x: &[f32], ldx: usize, y: Output, ldy: usize) {
+pub(crate) fn store(
+    isa: Isa,
+    pool: &Pool,
+    rows: usize,
+    c: usize,
+    x: &[f32],
+    ldx: usize,
+    y: Output,
+    ldy: usize,
+) {
     check_matrix("x", x.len(), rows, c, ldx);
     let y = Sink::new(isa, y, rows, c, ldy);
     let tasks = (rows * c).div_ceil(TASK).clamp(1, 8 * pool.threads()).min(rows.max(1));
-    pool.run(tasks, &|task, _| isa.run(StoreTask { rows: cut(rows, tasks, 1, task), c, x, ldx, y }));
+    pool.run(tasks, &|task, _| {
+        isa.run(StoreTask { rows: cut(rows, tasks, 1, task), c, x, ldx, y })
+    });
 }
 
 struct StoreTask<'a> {

@@ -64,7 +64,12 @@ pub fn group_norm<'a>(
 ) {
     check_matrix("x", x.len(), shape.n * shape.hw, shape.c, ldx);
     let y = Sink::new(isa, y.into(), shape.n * shape.hw, shape.c, ldy);
-    assert!(shape.groups > 0 && shape.c.is_multiple_of(shape.groups), "{} groups of {}", shape.groups, shape.c);
+    assert!(
+        shape.groups > 0 && shape.c.is_multiple_of(shape.groups),
+        "{} groups of {}",
+        shape.groups,
+        shape.c
+    );
     for (name, weights) in [("gamma", shape.gamma), ("beta", shape.beta)] {
         let len = weights.map_or(shape.c, <[f32]>::len);
         assert!(len >= shape.c, "{name} has {len} values, needs {}", shape.c);
@@ -89,8 +94,9 @@ pub fn group_norm<'a>(
                     )
                 };
                 let of_block = moments.len() / work.blocks;
-                (0..work.blocks)
-                    .for_each(|block| work.moments(image, block, &mut moments[block * of_block..][..of_block]));
+                (0..work.blocks).for_each(|block| {
+                    work.moments(image, block, &mut moments[block * of_block..][..of_block])
+                });
                 join(shape, cast(bytemuck::cast_slice(moments)), coefficients);
                 (0..work.blocks).for_each(|block| work.normalise(image, block, coefficients));
             });
@@ -145,7 +151,14 @@ impl GroupNormTasks<'_> {
         let GroupNormTasks { isa, shape, x, ldx, .. } = *self;
         scratch::with(3 * shape.c, |sums| {
             let moments = cast_mut(bytemuck::cast_slice_mut(moments));
-            isa.run(BlockMoments { shape, pixels: self.pixels(image, block), x, ldx, sums, moments });
+            isa.run(BlockMoments {
+                shape,
+                pixels: self.pixels(image, block),
+                x,
+                ldx,
+                sums,
+                moments,
+            });
         });
     }
 
@@ -211,8 +224,9 @@ impl SimdKernel for BlockMoments<'_> {
         let width = self.shape.c / self.shape.groups;
         let (pivots, rest) = self.sums.split_at_mut(self.shape.c);
         let (sums, squares) = rest.split_at_mut(self.shape.c);
-        let total =
-            |sums: &[f32], group: usize| sums[group * width..][..width].iter().map(|&x| f64::from(x)).sum::<f64>();
+        let total = |sums: &[f32], group: usize| {
+            sums[group * width..][..width].iter().map(|&x| f64::from(x)).sum::<f64>()
+        };
         let (x, pixels) = (&self.x[self.pixels.start * self.ldx..], self.pixels.len());
         let first = FIRST.min(pixels);
         pivots.fill(0.0);
@@ -226,7 +240,8 @@ impl SimdKernel for BlockMoments<'_> {
         for (group, moments) in self.moments.as_chunks_mut::<3>().0.iter_mut().enumerate() {
             let (sum, squares) = (total(sums, group), total(squares, group));
             let mean = f64::from(pivots[group * width]) + sum / count;
-            *moments = Moments { count, mean, squares: (squares - sum * sum / count).max(0.0) }.to_array();
+            *moments =
+                Moments { count, mean, squares: (squares - sum * sum / count).max(0.0) }.to_array();
         }
     }
 }
@@ -279,7 +294,13 @@ impl SimdKernel for Normalise<'_> {
 
 impl Normalise<'_> {
     #[inline(always)]
-    fn columns<S: Simd>(&self, s: S, columns: Range<usize>, writer: &impl Put<S>, act: impl ActivationFunction) {
+    fn columns<S: Simd>(
+        &self,
+        s: S,
+        columns: Range<usize>,
+        writer: &impl Put<S>,
+        act: impl ActivationFunction,
+    ) {
         let mut c = columns.start;
         while c < columns.end {
             if columns.end - c >= CHAINS * S::LANES {
@@ -307,8 +328,12 @@ impl Normalise<'_> {
         let all = (M - 1) * S::LANES + n;
         let (factors, additions) = self.coefficients.split_at(self.shape.c);
         // SAFETY: rows of `all` values.
-        let (factor, addition) =
-            unsafe { (load_many(s, factors[c..][..all].as_ptr(), n), load_many(s, additions[c..][..all].as_ptr(), n)) };
+        let (factor, addition) = unsafe {
+            (
+                load_many(s, factors[c..][..all].as_ptr(), n),
+                load_many(s, additions[c..][..all].as_ptr(), n),
+            )
+        };
         for pixel in self.pixels.clone() {
             let x = self.x[pixel * self.ldx + c..][..all].as_ptr();
             // SAFETY: `all` values.
@@ -332,9 +357,19 @@ fn block(shape: &GroupNorm) -> usize {
 /// Per channel Σ d and Σ d², d = x − pivot, over `pixels` rows, `ld` apart, of as many channels as
 /// `sums` has.
 #[inline(always)]
-fn sum_over<S: Simd>(s: S, x: &[f32], ld: usize, pixels: usize, pivots: &[f32], sums: &mut [f32], squares: &mut [f32]) {
+fn sum_over<S: Simd>(
+    s: S,
+    x: &[f32],
+    ld: usize,
+    pixels: usize,
+    pivots: &[f32],
+    sums: &mut [f32],
+    squares: &mut [f32],
+) {
     let width = sums.len();
-    assert!(x.len() >= (pixels - 1) * ld + width && pivots.len() == width && squares.len() == width);
+    assert!(
+        x.len() >= (pixels - 1) * ld + width && pivots.len() == width && squares.len() == width
+    );
     let mut c = 0;
     while c < width {
         let many = if width - c >= CHAINS * S::LANES { CHAINS } else { 1 };
@@ -369,7 +404,8 @@ unsafe fn sum_vectors<S: Simd, const M: usize>(
     sums: *mut f32,
     squares: *mut f32,
 ) {
-    let (mut sum, mut square, mut pivot) = ([s.splat(0.0); M], [s.splat(0.0); M], [s.splat(0.0); M]);
+    let (mut sum, mut square, mut pivot) =
+        ([s.splat(0.0); M], [s.splat(0.0); M], [s.splat(0.0); M]);
     // SAFETY: the caller's promise.
     unsafe {
         for j in 0..M {

@@ -76,7 +76,8 @@ impl Isa {
             Isa::Avx512 => Isa::Avx2.is_available() && is_x86_feature_detected!("avx512f"),
             #[cfg(target_arch = "x86_64")]
             Isa::Amx => {
-                let vectors = is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512bf16");
+                let vectors = is_x86_feature_detected!("avx512vnni")
+                    && is_x86_feature_detected!("avx512bf16");
                 Isa::Avx512.is_available() && vectors && Amx::detect().is_some()
             }
             #[cfg(not(target_arch = "x86_64"))]
@@ -121,7 +122,9 @@ impl Isa {
             // SAFETY: the assertion above: this CPU has AVX-512 F.
             Isa::Avx512 | Isa::Amx => unsafe { crate::simd::avx512::enter(kernel) },
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 | Isa::Amx => unreachable!("is_available() is false off x86-64"),
+            Isa::Avx2 | Isa::Avx512 | Isa::Amx => {
+                unreachable!("is_available() is false off x86-64")
+            }
         }
     }
 }
@@ -218,7 +221,8 @@ mod tests {
         assert_eq!(Isa::requested(None), Ok(Isa::fastest()));
         assert_eq!(requested(""), Ok(Isa::fastest()));
         for isa in Isa::ALL {
-            let expected = if isa.is_available() { Ok(isa) } else { Err(IsaError::Unavailable { isa }) };
+            let expected =
+                if isa.is_available() { Ok(isa) } else { Err(IsaError::Unavailable { isa }) };
             assert_eq!(requested(&isa.to_string()), expected);
         }
     }
@@ -229,12 +233,18 @@ mod tests {
             assert_eq!(requested(name), Err(IsaError::Unknown { name: name.into() }));
         }
         let message = requested("sse").unwrap_err().to_string();
-        assert_eq!(message, "CQC_ISA=sse: there is no such instruction set (known: portable, avx2, avx512, amx)");
+        assert_eq!(
+            message,
+            "CQC_ISA=sse: there is no such instruction set (known: portable, avx2, avx512, amx)"
+        );
     }
 
     #[test]
     fn an_instruction_set_that_the_cpu_lacks_is_named_with_those_it_has() {
         let message = IsaError::Unavailable { isa: Isa::Amx }.to_string();
-        assert!(message.starts_with("CQC_ISA=amx: this CPU has no amx (it has: portable"), "{message}");
+        assert!(
+            message.starts_with("CQC_ISA=amx: this CPU has no amx (it has: portable"),
+            "{message}"
+        );
     }
 }

@@ -82,7 +82,9 @@ pub use epilogue::{Act, Epilogue, PerImage};
 pub use fake_quant::{FakeQuant, fake_quant, quantize};
 pub use gemm::PAIRED_COLUMNS;
 pub use group_norm::{GroupNorm, group_norm};
-pub use integer::{Activations, PackedCodes, attention_codes, attention_codes_scratch_len, linear_codes};
+pub use integer::{
+    Activations, PackedCodes, attention_codes, attention_codes_scratch_len, linear_codes,
+};
 pub use isa::{Isa, IsaError};
 pub use mapped::{Mapped, map_file};
 pub use matmul::{MatmulShape, linear, matmul_batched, matmul_scratch_len};

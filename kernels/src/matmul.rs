@@ -33,7 +33,16 @@ pub fn linear<'a>(
     let write_back = WriteBack::new(isa, *epilogue, m, n, packed.is_paired(), y.into(), ldy);
     match packed.layout() {
         PackedLayout::Dot { .. } => dot::run(isa, pool, &lhs, m, n, packed.values(), &write_back),
-        _ => Product { isa, lhs, rows: m, right: packed.values(), n, groups: Groups::ONE, write_back }.run(pool),
+        _ => Product {
+            isa,
+            lhs,
+            rows: m,
+            right: packed.values(),
+            n,
+            groups: Groups::ONE,
+            write_back,
+        }
+        .run(pool),
     }
 }
 
@@ -78,7 +87,11 @@ impl MatmulShape {
         check_matrix("b", from(b.len(), self.stride_b), b_rows, b_cols, self.ldb);
         check_matrix("y", from(y.len(), self.stride_y), self.m, self.n, self.ldy);
         let size = if self.m == 0 { 0 } else { (self.m - 1) * self.ldy + self.n };
-        assert!(last == 0 || self.stride_y >= size, "results of {size} values lie {} apart", self.stride_y);
+        assert!(
+            last == 0 || self.stride_y >= size,
+            "results of {size} values lie {} apart",
+            self.stride_y
+        );
     }
 }
 
@@ -117,6 +130,7 @@ pub fn matmul_batched(
     let lhs = Lhs { x: a, ld: s.lda, taps: 1, depth: s.k, gather: None };
     let right = if s.stride_b == 0 { 0 } else { size };
     let groups = Groups { count: s.batch, left: s.stride_a, right, col: s.stride_y };
-    let write_back = WriteBack { epilogue: Epilogue::default(), y: Sink::values(y, s.ldy), half: None };
+    let write_back =
+        WriteBack { epilogue: Epilogue::default(), y: Sink::values(y, s.ldy), half: None };
     Product { isa, lhs, rows: s.m, right: &scratch[..need], n: s.n, groups, write_back }.run(pool);
 }

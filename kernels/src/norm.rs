@@ -63,7 +63,16 @@ fn row_tasks(pool: &Pool, rows: usize, cols: usize) -> usize {
     (rows * cols).div_ceil(8192).clamp(1, 8 * pool.threads()).min(rows.max(1))
 }
 
-fn run_norm(isa: Isa, pool: &Pool, shape: &LayerNorm, centred: bool, x: &[f32], ldx: usize, y: Output, ldy: usize) {
+fn run_norm(
+    isa: Isa,
+    pool: &Pool,
+    shape: &LayerNorm,
+    centred: bool,
+    x: &[f32],
+    ldx: usize,
+    y: Output,
+    ldy: usize,
+) {
     check_matrix("x", x.len(), shape.rows, shape.c, ldx);
     let y = Sink::new(isa, y, shape.rows, shape.c, ldy);
     for (name, weights) in [("gamma", shape.gamma), ("beta", shape.beta)] {
@@ -121,7 +130,15 @@ impl NormTask<'_> {
     /// # Safety
     /// A row must be writable at `y`.
     #[inline(always)]
-    unsafe fn store_row<S: Simd>(&self, s: S, row: usize, x: &[f32], y: *mut f32, mean: f32, inv: f32) {
+    unsafe fn store_row<S: Simd>(
+        &self,
+        s: S,
+        row: usize,
+        x: &[f32],
+        y: *mut f32,
+        mean: f32,
+        inv: f32,
+    ) {
         let (shape, c) = (self.shape, self.shape.c);
         let (mean, inv, one) = (s.splat(mean), s.splat(inv), s.splat(1.0));
         let modulate = shape.modulate.map(|(scale, shift)| (scale.of(row, c), shift.of(row, c)));

@@ -58,7 +58,13 @@ enum Format<'a> {
 
 impl<'a> Sink<'a> {
     /// Panics unless the output has `rows` rows of `cols` elements, `ld` apart.
-    pub(crate) fn new(isa: Isa, output: Output<'a>, rows: usize, cols: usize, ld: usize) -> Sink<'a> {
+    pub(crate) fn new(
+        isa: Isa,
+        output: Output<'a>,
+        rows: usize,
+        cols: usize,
+        ld: usize,
+    ) -> Sink<'a> {
         let kind = match output {
             Output::Values(y) => {
                 check_matrix("y", y.len(), rows, cols, ld);
@@ -67,7 +73,10 @@ impl<'a> Sink<'a> {
             Output::Codes(y, how) => {
                 let size = isa.code_type().size();
                 check_matrix("y", y.len() / size, rows, cols, ld);
-                assert!(y.as_ptr().addr().is_multiple_of(size), "codes of {size} bytes are not aligned");
+                assert!(
+                    y.as_ptr().addr().is_multiple_of(size),
+                    "codes of {size} bytes are not aligned"
+                );
                 assert_eq!(how.segments.iter().sum::<usize>(), cols, "segments of {cols} columns");
                 how.check_codes();
                 Format::Codes { y: SharedMut::new(y), size, how }
@@ -113,7 +122,9 @@ impl<'a> Sink<'a> {
     #[inline(always)]
     pub(crate) fn place(&self, row: usize, col: usize, scratch: *mut f32) -> *mut f32 {
         match self.kind {
-            Format::Values(y) | Format::Rounded(y, _) | Format::RoundedBf16(y) => y.at(row * self.ld + col),
+            Format::Values(y) | Format::Rounded(y, _) | Format::RoundedBf16(y) => {
+                y.at(row * self.ld + col)
+            }
             Format::Codes { .. } | Format::Bf16(_) => scratch,
         }
     }
@@ -124,7 +135,14 @@ impl<'a> Sink<'a> {
     /// They must have been written there, the row and columns must be in range, and no other task
     /// may touch them.
     #[inline(always)]
-    pub(crate) unsafe fn store<S: Simd>(&self, s: S, row: usize, col: usize, n: usize, place: *mut f32) {
+    pub(crate) unsafe fn store<S: Simd>(
+        &self,
+        s: S,
+        row: usize,
+        col: usize,
+        n: usize,
+        place: *mut f32,
+    ) {
         // SAFETY: the caller's promise.
         unsafe {
             match self.kind {
@@ -225,7 +243,9 @@ impl<'a> Sink<'a> {
         }
         let rounding = SegmentRounding::new(s, &how, part);
         let writer = match self.kind {
-            Format::Codes { y, size: 1, .. } => Writer::Bytes(CodeWriter { y, ld: self.ld, rounding }),
+            Format::Codes { y, size: 1, .. } => {
+                Writer::Bytes(CodeWriter { y, ld: self.ld, rounding })
+            }
             Format::Codes { y, .. } => Writer::Words(CodeWriter { y, ld: self.ld, rounding }),
             Format::Rounded(y, _) => Writer::Rounded(y, self.ld, rounding),
             Format::Values(_) | Format::Bf16(_) | Format::RoundedBf16(_) => return None,
@@ -243,9 +263,13 @@ impl<S: Simd> Put<S> for Writer<'_, S> {
                 Writer::Values(y, ld) => store_some(s, y.at(row * ld + col), v, n),
                 Writer::Bytes(codes) => codes.put(s, row, col, v, n),
                 Writer::Words(codes) => codes.put(s, row, col, v, n),
-                Writer::Rounded(y, ld, rounding) => store_some(s, y.at(row * ld + col), rounding.round(s, v), n),
+                Writer::Rounded(y, ld, rounding) => {
+                    store_some(s, y.at(row * ld + col), rounding.round(s, v), n)
+                }
                 Writer::Bf16(y, ld) => s.store_bf16(y.at(row * ld + col), s.round_bf16(v), n),
-                Writer::RoundedBf16(y, ld) => store_some(s, y.at(row * ld + col), s.round_bf16(v), n),
+                Writer::RoundedBf16(y, ld) => {
+                    store_some(s, y.at(row * ld + col), s.round_bf16(v), n)
+                }
             }
         }
     }
@@ -285,7 +309,10 @@ impl FakeQuant<'_> {
     /// Panics unless every segment has a scale and a zero point.
     pub(crate) fn check(&self) {
         let count = self.segments.len();
-        assert!(self.scale.len() >= count && self.zero_point.len() >= count, "a scale and a zero point per segment");
+        assert!(
+            self.scale.len() >= count && self.zero_point.len() >= count,
+            "a scale and a zero point per segment"
+        );
         assert!((1..=16).contains(&self.bits), "{} bits", self.bits);
     }
 
@@ -293,7 +320,10 @@ impl FakeQuant<'_> {
     pub(crate) fn check_codes(&self) {
         self.check();
         assert!(self.bits <= 8, "{} bits", self.bits);
-        assert!(self.scale[..self.segments.len()].iter().all(|&s| s != 0.0), "a scale of 0 stands for no rounding");
+        assert!(
+            self.scale[..self.segments.len()].iter().all(|&s| s != 0.0),
+            "a scale of 0 stands for no rounding"
+        );
     }
 }
 
@@ -341,7 +371,9 @@ impl<S: Simd> SegmentRounding<S> {
         while at < n && self.rounds {
             let count = (n - at).min(S::LANES);
             // SAFETY: the caller's promise.
-            unsafe { store_some(s, x.add(at), self.round(s, load_some(s, x.add(at), count)), count) };
+            unsafe {
+                store_some(s, x.add(at), self.round(s, load_some(s, x.add(at), count)), count)
+            };
             at += count;
         }
     }

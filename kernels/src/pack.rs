@@ -50,7 +50,9 @@ impl PackedLayout {
     fn len(self, isa: Isa, groups: usize, k: usize, n: usize) -> usize {
         match self {
             PackedLayout::Panels => groups * panels_len(isa, k, n),
-            PackedLayout::Dot { channels } => k / channels * n * channels.next_multiple_of(isa.lanes()),
+            PackedLayout::Dot { channels } => {
+                k / channels * n * channels.next_multiple_of(isa.lanes())
+            }
             PackedLayout::Depthwise => k * groups.next_multiple_of(isa.lanes()),
         }
     }
@@ -78,7 +80,9 @@ impl PackedMatrix {
     pub fn pairs_from_kn(isa: Isa, k: usize, n: usize, w: &[f32]) -> PackedMatrix {
         assert_eq!(w.len(), k * n, "weights of [{k}, {n}]");
         assert!(n.is_multiple_of(PAIRED_COLUMNS), "pairs of {n} columns");
-        let packed = Self::panels(isa, 1, k, n, &|_, p, col| w[p * n + pair_of(n / 2, panel_width(isa), col)]);
+        let packed = Self::panels(isa, 1, k, n, &|_, p, col| {
+            w[p * n + pair_of(n / 2, panel_width(isa), col)]
+        });
         PackedMatrix { paired: true, ..packed }
     }
 
@@ -104,8 +108,12 @@ impl PackedMatrix {
             w[((group * n + col) * channels + ci) * taps + tap]
         };
         match PackedLayout::of(isa, shape.groups, taps, k, n) {
-            PackedLayout::Dot { channels } => Self::dot(isa, channels, k, n, &|p, col| at(0, p, col)),
-            PackedLayout::Depthwise => Self::depthwise(isa, shape.groups, k, &|group, p| at(group, p, 0)),
+            PackedLayout::Dot { channels } => {
+                Self::dot(isa, channels, k, n, &|p, col| at(0, p, col))
+            }
+            PackedLayout::Depthwise => {
+                Self::depthwise(isa, shape.groups, k, &|group, p| at(group, p, 0))
+            }
             PackedLayout::Panels => Self::panels(isa, shape.groups, k, n, &at),
         }
     }
@@ -119,7 +127,13 @@ impl PackedMatrix {
     /// The inverse of [`PackedMatrix::part`] for a matrix `[k, n]`, maybe with columns in pairs,
     /// that was packed for this very use; `None` where the part has another length, or does not
     /// begin at a multiple of [`ALIGN`](crate::arena::ALIGN).
-    pub fn kn_from_part(isa: Isa, k: usize, n: usize, paired: bool, part: Bytes) -> Option<PackedMatrix> {
+    pub fn kn_from_part(
+        isa: Isa,
+        k: usize,
+        n: usize,
+        paired: bool,
+        part: Bytes,
+    ) -> Option<PackedMatrix> {
         let layout = if paired { PackedLayout::Panels } else { PackedLayout::of(isa, 1, 1, k, n) };
         let made = Self::from_part(isa, layout, 1, k, n, part)?;
         (!paired || n.is_multiple_of(PAIRED_COLUMNS)).then_some(PackedMatrix { paired, ..made })
@@ -129,7 +143,14 @@ impl PackedMatrix {
     pub fn oihw_from_part(isa: Isa, shape: &ConvShape, part: Bytes) -> Option<PackedMatrix> {
         let taps = shape.kh * shape.kw;
         let (k, n) = (taps * (shape.cin / shape.groups), shape.cout / shape.groups);
-        Self::from_part(isa, PackedLayout::of(isa, shape.groups, taps, k, n), shape.groups, k, n, part)
+        Self::from_part(
+            isa,
+            PackedLayout::of(isa, shape.groups, taps, k, n),
+            shape.groups,
+            k,
+            n,
+            part,
+        )
     }
 
     fn from_part(
@@ -144,14 +165,26 @@ impl PackedMatrix {
         Some(PackedMatrix { isa, layout, groups, k, n, data, paired: false })
     }
 
-    fn dense(isa: Isa, taps: usize, k: usize, n: usize, at: &impl Fn(usize, usize) -> f32) -> PackedMatrix {
+    fn dense(
+        isa: Isa,
+        taps: usize,
+        k: usize,
+        n: usize,
+        at: &impl Fn(usize, usize) -> f32,
+    ) -> PackedMatrix {
         match PackedLayout::of(isa, 1, taps, k, n) {
             PackedLayout::Dot { channels } => Self::dot(isa, channels, k, n, at),
             _ => Self::panels(isa, 1, k, n, &|_, p, col| at(p, col)),
         }
     }
 
-    fn panels(isa: Isa, groups: usize, k: usize, n: usize, at: &impl Fn(usize, usize, usize) -> f32) -> PackedMatrix {
+    fn panels(
+        isa: Isa,
+        groups: usize,
+        k: usize,
+        n: usize,
+        at: &impl Fn(usize, usize, usize) -> f32,
+    ) -> PackedMatrix {
         let width = panel_width(isa);
         let panels = n.div_ceil(width);
         let mut data = zeros(PackedLayout::Panels.len(isa, groups, k, n));
@@ -164,10 +197,24 @@ impl PackedMatrix {
                 }
             }
         }
-        PackedMatrix { isa, layout: PackedLayout::Panels, groups, k, n, data: Bytes::from_owner(data), paired: false }
+        PackedMatrix {
+            isa,
+            layout: PackedLayout::Panels,
+            groups,
+            k,
+            n,
+            data: Bytes::from_owner(data),
+            paired: false,
+        }
     }
 
-    fn dot(isa: Isa, channels: usize, k: usize, n: usize, at: &impl Fn(usize, usize) -> f32) -> PackedMatrix {
+    fn dot(
+        isa: Isa,
+        channels: usize,
+        k: usize,
+        n: usize,
+        at: &impl Fn(usize, usize) -> f32,
+    ) -> PackedMatrix {
         let width = channels.next_multiple_of(isa.lanes());
         let layout = PackedLayout::Dot { channels };
         let mut data = zeros(layout.len(isa, 1, k, n));
@@ -180,7 +227,12 @@ impl PackedMatrix {
         PackedMatrix { isa, layout, groups: 1, k, n, data: Bytes::from_owner(data), paired: false }
     }
 
-    fn depthwise(isa: Isa, groups: usize, k: usize, at: &impl Fn(usize, usize) -> f32) -> PackedMatrix {
+    fn depthwise(
+        isa: Isa,
+        groups: usize,
+        k: usize,
+        at: &impl Fn(usize, usize) -> f32,
+    ) -> PackedMatrix {
         let width = groups.next_multiple_of(isa.lanes());
         let mut data = zeros(PackedLayout::Depthwise.len(isa, groups, k, 1));
         for (p, row) in all_mut(&mut data).chunks_exact_mut(width).enumerate() {
@@ -237,7 +289,8 @@ impl PackedMatrix {
 /// cache files: where it is equal, packed bytes mean the same. It includes a hash of the source
 /// code that packs, so that a changed layout cannot read old files.
 pub fn packing(isa: Isa) -> String {
-    let sources = [include_str!("pack.rs"), include_str!("integer/pack.rs"), include_str!("bf16/pack.rs")];
+    let sources =
+        [include_str!("pack.rs"), include_str!("integer/pack.rs"), include_str!("bf16/pack.rs")];
     let sources = sources.into_iter().chain([include_str!("gemm/write_back.rs")]);
     let mut hash = blake3::Hasher::new();
     for text in sources {
@@ -262,7 +315,15 @@ pub(crate) fn panels_len(isa: Isa, k: usize, n: usize) -> usize {
 ///
 /// # Panics
 /// When `b` is too short or `out` has not [`panels_len`] values.
-pub(crate) fn pack_panels(isa: Isa, k: usize, n: usize, b: &[f32], ld: usize, transposed: bool, out: &mut [f32]) {
+pub(crate) fn pack_panels(
+    isa: Isa,
+    k: usize,
+    n: usize,
+    b: &[f32],
+    ld: usize,
+    transposed: bool,
+    out: &mut [f32],
+) {
     let width = panel_width(isa);
     assert_eq!(out.len(), panels_len(isa, k, n));
     for (panel, out) in out.chunks_exact_mut((k * width).max(1)).enumerate() {

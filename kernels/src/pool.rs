@@ -187,7 +187,12 @@ impl OwnThreads {
 
 /// Runs tasks on a caller's threads. All that it needs lies on the stack, so that a thread which
 /// waits for its jobs may take up other work that ends here again.
-fn run_on(executor: &dyn Executor, threads: usize, tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
+fn run_on(
+    executor: &dyn Executor,
+    threads: usize,
+    tasks: usize,
+    task: &(dyn Fn(usize, usize) + Sync),
+) {
     let (next, entered, panic) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(None));
     let work = |_: usize| {
         // whatever the executor does, no two calls get the same worker's index
@@ -313,7 +318,10 @@ fn spawn(shared: &Arc<Shared>, index: usize) -> JoinHandle<()> {
             shared.busy.fetch_sub(1, Ordering::Release);
         }
     };
-    std::thread::Builder::new().name(format!("cqc-{index}")).spawn(body).expect("the system can start a thread")
+    std::thread::Builder::new()
+        .name(format!("cqc-{index}"))
+        .spawn(body)
+        .expect("the system can start a thread")
 }
 
 /// Spins, and yields the core now and then where it takes longer: the other threads may need it.

@@ -48,7 +48,13 @@ impl SoftmaxRounding {
 /// x = exp(scale · x − max), and their sum; no value of scale · x exceeds `max`. With levels x =
 /// round(levels · exp(…)) instead.
 #[inline(always)]
-pub(crate) fn exp_row<S: Simd>(s: S, x: &mut [f32], scale: f32, max: f32, weights: SoftmaxRounding) -> f32 {
+pub(crate) fn exp_row<S: Simd>(
+    s: S,
+    x: &mut [f32],
+    scale: f32,
+    max: f32,
+    weights: SoftmaxRounding,
+) -> f32 {
     let how = SoftmaxPass { scale: s.splat(scale), minus_max: s.splat(-max), weights };
     let mut total = s.splat(0.0);
     let whole = x.len() - x.len() % S::LANES;

@@ -44,7 +44,11 @@ impl<'a, T> SharedMut<'a, T> {
     /// When they do not lie in the slice.
     #[inline(always)]
     pub(crate) unsafe fn part(&self, start: usize, len: usize) -> &'a mut [T] {
-        assert!(start <= self.len && len <= self.len - start, "part {start}+{len} of a slice of {}", self.len);
+        assert!(
+            start <= self.len && len <= self.len - start,
+            "part {start}+{len} of a slice of {}",
+            self.len
+        );
         // SAFETY: in bounds; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }

@@ -22,7 +22,11 @@ fn check(rng: &mut Rng, s: AttentionShape, mask: Option<&[f32]>) {
             let mut scratch = vec![f32::NAN; attention_scratch_len(isa, &s, pool.threads())];
             attention(isa, &pool, &s, &q, &k, &v, mask, &mut y, &mut scratch);
             assert_close(&y, &want, TOLERANCE, &format!("{isa} {s:?}"));
-            assert_eq!(first.get_or_insert_with(|| y.clone()), &y, "result depends on the number of threads");
+            assert_eq!(
+                first.get_or_insert_with(|| y.clone()),
+                &y,
+                "result depends on the number of threads"
+            );
         }
     }
 }
@@ -30,10 +34,12 @@ fn check(rng: &mut Rng, s: AttentionShape, mask: Option<&[f32]>) {
 /// The same for operands of bf16 and weights rounded to it, by both kernels.
 fn check_bf16(rng: &mut Rng, s: AttentionShape, mask: Option<&[f32]>) {
     let s = AttentionShape { softmax_bits: cqc_proto::op::SOFTMAX_BF16, ..s };
-    let mut bits = |n: usize| rng.noise(n).iter().map(|v| (v.to_bits() >> 16) as u16).collect::<Vec<_>>();
+    let mut bits =
+        |n: usize| rng.noise(n).iter().map(|v| (v.to_bits() >> 16) as u16).collect::<Vec<_>>();
     let operands = [bits(s.n * s.lq * s.ldq), bits(s.n * s.lk * s.ldk), bits(s.n * s.lk * s.ldv)];
-    let [q, k, v] =
-        operands.each_ref().map(|x| x.iter().map(|&x| f32::from_bits(u32::from(x) << 16)).collect::<Vec<_>>());
+    let [q, k, v] = operands
+        .each_ref()
+        .map(|x| x.iter().map(|&x| f32::from_bits(u32::from(x) << 16)).collect::<Vec<_>>());
     let mut want = vec![7.0; s.n * s.lq * s.ldy];
     definition::attention(&s, &q, &k, &v, mask, &mut want);
     for isa in isas() {
@@ -43,20 +49,42 @@ fn check_bf16(rng: &mut Rng, s: AttentionShape, mask: Option<&[f32]>) {
             let mut scratch = vec![f32::NAN; attention_scratch_len(isa, &s, pool.threads())];
             attention(isa, &pool, &s, &q, &k, &v, mask, &mut wide, &mut scratch);
             let mut scratch = vec![f32::NAN; attention_bf16_scratch_len(isa, &s, pool.threads())];
-            attention_bf16(isa, &pool, &s, operands.each_ref().map(|x| &x[..]), mask, &mut y, &mut scratch);
+            attention_bf16(
+                isa,
+                &pool,
+                &s,
+                operands.each_ref().map(|x| &x[..]),
+                mask,
+                &mut y,
+                &mut scratch,
+            );
             for (kernel, y) in [("f32", &wide), ("bf16", &y)] {
                 let pairs = || y.iter().zip(&want).map(|(a, b)| (a - b).abs());
                 // a weight that lies between two of bf16 may become the other one: 1 / 256 of it
-                let (worst, close) = (pairs().fold(0.0, f32::max), pairs().filter(|&d| d < 1e-5).count());
+                let (worst, close) =
+                    (pairs().fold(0.0, f32::max), pairs().filter(|&d| d < 1e-5).count());
                 assert!(worst <= 1.0 / 128.0, "{isa}, {kernel}, {s:?}: {worst}");
-                assert!(close * 20 >= y.len() * 19, "{isa}, {kernel}, {s:?}: {close} of {}", y.len());
+                assert!(
+                    close * 20 >= y.len() * 19,
+                    "{isa}, {kernel}, {s:?}: {close} of {}",
+                    y.len()
+                );
             }
-            assert_eq!(first.get_or_insert_with(|| y.clone()), &y, "result depends on the number of threads");
+            assert_eq!(
+                first.get_or_insert_with(|| y.clone()),
+                &y,
+                "result depends on the number of threads"
+            );
         }
     }
 }
 
-fn shape(n: usize, [heads, kv_heads]: [usize; 2], [lq, lk]: [usize; 2], [d, dv]: [usize; 2]) -> AttentionShape {
+fn shape(
+    n: usize,
+    [heads, kv_heads]: [usize; 2],
+    [lq, lk]: [usize; 2],
+    [d, dv]: [usize; 2],
+) -> AttentionShape {
     AttentionShape {
         n,
         heads,
@@ -83,7 +111,8 @@ fn random_shapes_equal_the_definition() {
         let kv_heads = rng.size(1, 3);
         let heads = kv_heads * rng.size(1, 3);
         let lengths = [rng.size(1, 70), rng.size(1, 70)];
-        let mut s = shape(rng.size(1, 2), [heads, kv_heads], lengths, [rng.size(1, 40), rng.size(1, 40)]);
+        let mut s =
+            shape(rng.size(1, 2), [heads, kv_heads], lengths, [rng.size(1, 40), rng.size(1, 40)]);
         s.ldq += rng.size(0, 3);
         s.ldk += rng.size(0, 3);
         s.ldv += rng.size(0, 3);
@@ -99,9 +128,21 @@ fn several_key_blocks_are_joined() {
     let mut rng = Rng::new(2);
     for causal in [false, true] {
         check(&mut rng, AttentionShape { causal, ..shape(1, [2, 1], [300, 600], [24, 20]) }, None);
-        check(&mut rng, AttentionShape { causal, scale: 30.0, ..shape(1, [1, 1], [60, 513], [8, 8]) }, None);
-        check_bf16(&mut rng, AttentionShape { causal, ..shape(1, [2, 1], [300, 600], [24, 70]) }, None);
-        check_bf16(&mut rng, AttentionShape { causal, scale: 3.0, ..shape(1, [1, 1], [60, 513], [40, 8]) }, None);
+        check(
+            &mut rng,
+            AttentionShape { causal, scale: 30.0, ..shape(1, [1, 1], [60, 513], [8, 8]) },
+            None,
+        );
+        check_bf16(
+            &mut rng,
+            AttentionShape { causal, ..shape(1, [2, 1], [300, 600], [24, 70]) },
+            None,
+        );
+        check_bf16(
+            &mut rng,
+            AttentionShape { causal, scale: 3.0, ..shape(1, [1, 1], [60, 513], [40, 8]) },
+            None,
+        );
     }
 }
 
@@ -114,7 +155,9 @@ fn masks_broadcast_and_hide() {
     mask[..lk].fill(f32::NEG_INFINITY); // a query that sees nothing
     mask[lk..lk + 256].fill(f32::NEG_INFINITY); // one that sees nothing in the first block
     mask.iter_mut().skip(2 * lk).step_by(3).for_each(|x| *x = f32::NEG_INFINITY);
-    for mask_strides in [[heads * lq * lk, lq * lk, lk, 1], [0, 0, lk, 1], [lk, 0, 0, 1], [lq, 0, 1, 0]] {
+    for mask_strides in
+        [[heads * lq * lk, lq * lk, lk, 1], [0, 0, lk, 1], [lk, 0, 0, 1], [lq, 0, 1, 0]]
+    {
         check(&mut rng, AttentionShape { mask_strides, ..s }, Some(&mask));
         check(&mut rng, AttentionShape { mask_strides, causal: true, ..s }, Some(&mask));
         check_bf16(&mut rng, AttentionShape { mask_strides, ..s }, Some(&mask));

@@ -61,8 +61,11 @@ impl Case {
             for co in 0..s.cout {
                 let (mut sum, mut size) = (f64::from(self.bias[co]), 0.0);
                 sum += f64::from(self.residual[row * s.cout + co]);
-                for (tap, ci) in (0..s.kh * s.kw).flat_map(|tap| (0..s.cin).map(move |ci| (tap, ci))) {
-                    let source = s.source(pixel / s.out_w(), pixel % s.out_w(), tap / s.kw, tap % s.kw);
+                for (tap, ci) in
+                    (0..s.kh * s.kw).flat_map(|tap| (0..s.cin).map(move |ci| (tap, ci)))
+                {
+                    let source =
+                        s.source(pixel / s.out_w(), pixel % s.out_w(), tap / s.kw, tap % s.kw);
                     let Some(source) = source else { continue };
                     let x = nearest(self.x[(image * s.h * s.w + source) * self.ldx + ci]);
                     let w = nearest(self.w[(co * s.cin + ci) * s.kh * s.kw + tap]);
@@ -96,7 +99,19 @@ impl Case {
                 .collect();
             let packed = PackedBf16::from_kn(isa, s.cin, s.cout, &kn).scaled(&self.scale);
             let mut z = vec![f32::NAN; y.len()];
-            linear_bf16(isa, &pool, s.out_rows(), s.cin, s.cout, &x, self.ldx, &packed, &epilogue, &mut z, s.cout);
+            linear_bf16(
+                isa,
+                &pool,
+                s.out_rows(),
+                s.cin,
+                s.cout,
+                &x,
+                self.ldx,
+                &packed,
+                &epilogue,
+                &mut z,
+                s.cout,
+            );
             assert_eq!(y, z);
         }
         y
@@ -109,7 +124,11 @@ impl Case {
             for (i, (&a, &(b, size))) in y.iter().zip(&expected).enumerate() {
                 // f32 sums in another order: 2⁻²⁴ per addition of at most the whole
                 let tolerance = 1e-6 + 2e-7 * size * (self.shape.k() as f64).sqrt();
-                assert!((f64::from(a) - b).abs() <= tolerance, "{isa} {:?}: {a} at {i}, expected {b}", self.shape);
+                assert!(
+                    (f64::from(a) - b).abs() <= tolerance,
+                    "{isa} {:?}: {a} at {i}, expected {b}",
+                    self.shape
+                );
             }
             assert_eq!(y, self.run(isa, 3), "{isa}: threads");
         }
@@ -121,7 +140,15 @@ fn shapes() -> impl Strategy<Value = (ConvShape, u64)> {
     (1..40usize, 1..3usize, (3..8usize, 3..8usize), 1..70usize, window, 0..1000u64).prop_map(
         |(cin, n, (h, w), cout, (kernel, stride, pads, upsample), seed)| {
             let pads = pads.map(|pad| pad.min(kernel - 1));
-            (ConvShape { stride: [stride; 2], pads, upsample, ..ConvShape::same(n, h, w, cin, cout, kernel) }, seed)
+            (
+                ConvShape {
+                    stride: [stride; 2],
+                    pads,
+                    upsample,
+                    ..ConvShape::same(n, h, w, cin, cout, kernel)
+                },
+                seed,
+            )
         },
     )
 }
@@ -166,7 +193,19 @@ fn a_depth_that_ends_within_a_pair_reads_nothing_behind_it() {
         let x: Vec<u16> = (0..3 * 8).map(|i| if i % 8 == 7 { 0x7fc0 } else { 0x3f80 }).collect();
         let packed = PackedBf16::from_kn(isa, k, n, &vec![0x3f80; k * n]);
         let mut y = vec![0.0; 3 * n];
-        linear_bf16(isa, &Pool::new(1), 3, k, n, &x[..23], 8, &packed, &Epilogue::default(), &mut y, n);
+        linear_bf16(
+            isa,
+            &Pool::new(1),
+            3,
+            k,
+            n,
+            &x[..23],
+            8,
+            &packed,
+            &Epilogue::default(),
+            &mut y,
+            n,
+        );
         assert_eq!(y, vec![7.0; 3 * n], "{isa}");
     }
 }
@@ -213,7 +252,12 @@ fn rounding_is_to_the_nearest_with_ties_to_even() {
             }
             let expected = bf16::from_f32(x[row * ldx + col]).to_bits();
             assert_eq!(stored[at], expected, "{isa}: {:x}", x[row * ldx + col].to_bits());
-            assert_eq!(rounded[at].to_bits(), u32::from(expected) << 16, "{isa}: {:x}", x[row * ldx + col].to_bits());
+            assert_eq!(
+                rounded[at].to_bits(),
+                u32::from(expected) << 16,
+                "{isa}: {:x}",
+                x[row * ldx + col].to_bits()
+            );
         }
     }
 }

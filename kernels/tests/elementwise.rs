@@ -4,7 +4,8 @@ mod common;
 use common::*;
 use cqc_kernels::*;
 
-const OPS: [Binary; 7] = [Binary::Add, Binary::Sub, Binary::Mul, Binary::Div, Binary::Max, Binary::Min, Binary::Pow];
+const OPS: [Binary; 7] =
+    [Binary::Add, Binary::Sub, Binary::Mul, Binary::Div, Binary::Max, Binary::Min, Binary::Pow];
 
 #[test]
 fn binary_equals_the_definition_for_every_operand() {
@@ -54,7 +55,21 @@ fn check_binary(op: Binary, [rows, c, ldy]: [usize; 3], a: BroadcastOperand, b: 
 fn unary_equals_the_definition_at_every_tail_length() {
     let mut rng = Rng::new(2);
     use Unary::*;
-    for op in [Exp, Log, Neg, Abs, Sqrt, Reciprocal, Erf, Sin, Cos, Floor, Ceil, Round, Act(cqc_kernels::Act::Silu)] {
+    for op in [
+        Exp,
+        Log,
+        Neg,
+        Abs,
+        Sqrt,
+        Reciprocal,
+        Erf,
+        Sin,
+        Cos,
+        Floor,
+        Ceil,
+        Round,
+        Act(cqc_kernels::Act::Silu),
+    ] {
         for len in (0..40).chain([20_001]) {
             let x: Vec<f32> = rng.noise(len).iter().map(|x| x * 5.0).collect();
             let want = definition::unary(op, &x);
@@ -88,7 +103,8 @@ fn affine_equals_the_definition() {
     let mut rng = Rng::new(5);
     for (rows, c) in [(1, 1), (3, 13), (50, 170)] {
         let [ldx, ldr, ldp, ldy] = [0; 4].map(|_| c + rng.size(0, 3));
-        let (x, residual, previous) = (rng.noise(rows * ldx), rng.noise(rows * ldr), rng.noise(rows * ldp));
+        let (x, residual, previous) =
+            (rng.noise(rows * ldx), rng.noise(rows * ldr), rng.noise(rows * ldp));
         let [scale, shift, factor] = [0; 3].map(|_| rng.noise(c));
         for with in 0..4 {
             let residual = (with & 1 != 0).then_some((&residual[..], ldr));
@@ -116,12 +132,15 @@ fn fake_quant_equals_the_definition() {
         x[(rows - 1) * ldx] = f32::INFINITY;
         for bits in [2, 4, 8] {
             let levels = ((1u32 << bits) - 1) as f32;
-            let mut scale: Vec<f32> = segments.iter().map(|_| 2.0 / levels * rng.size(1, 4) as f32 / 3.0).collect();
+            let mut scale: Vec<f32> =
+                segments.iter().map(|_| 2.0 / levels * rng.size(1, 4) as f32 / 3.0).collect();
             if segments.len() > 1 {
                 scale[1] = 0.0; // passes
             }
-            let zero_point: Vec<f32> = segments.iter().map(|_| rng.size(0, levels as usize) as f32).collect();
-            let how = FakeQuant { bits, segments: &segments, scale: &scale, zero_point: &zero_point };
+            let zero_point: Vec<f32> =
+                segments.iter().map(|_| rng.size(0, levels as usize) as f32).collect();
+            let how =
+                FakeQuant { bits, segments: &segments, scale: &scale, zero_point: &zero_point };
             let mut want = vec![7.0; rows * ldy];
             definition::fake_quant(rows, &x, ldx, &how, &mut want, ldy);
             for isa in isas() {
@@ -147,7 +166,8 @@ fn copies_of_random_strides_equal_the_definition() {
     let mut rng = Rng::new(4);
     for _ in 0..300 {
         let rank = rng.size(0, 6);
-        let shape: Vec<usize> = (0..rank).map(|_| rng.size(1, if rank < 3 { 40 } else { 6 })).collect();
+        let shape: Vec<usize> =
+            (0..rank).map(|_| rng.size(1, if rank < 3 { 40 } else { 6 })).collect();
         let (mut x_strides, mut y_strides) = (vec![0isize; rank], vec![0; rank]);
         let (mut x_size, mut y_size, mut x_offset) = (1, 1, 0);
         for i in shuffled(&mut rng, rank) {

@@ -36,7 +36,11 @@ impl Parts {
 
     /// The combination of parts that the bits of `which` name.
     fn epilogue(&self, which: usize, act: Act) -> Epilogue<'_> {
-        let rows = PerImage { data: &self.image, stride: self.stride, rows_per_image: self.rows_per_image };
+        let rows = PerImage {
+            data: &self.image,
+            stride: self.stride,
+            rows_per_image: self.rows_per_image,
+        };
         Epilogue {
             scale: (which & 16 != 0).then_some(&self.bias),
             bias: (which & 1 != 0).then_some(&self.bias),
@@ -64,7 +68,11 @@ fn check_conv(rng: &mut Rng, s: ConvShape) {
             let mut y = vec![7.0; s.out_rows() * ldy];
             conv.run(&pool, &x, ldx, &packed, &epilogue, &mut y, ldy);
             assert_close(&y, &want, TOLERANCE, &format!("{isa} {s:?} {ldx} {ldy} {pool:?}"));
-            assert_eq!(first.get_or_insert_with(|| y.clone()), &y, "result depends on the number of threads");
+            assert_eq!(
+                first.get_or_insert_with(|| y.clone()),
+                &y,
+                "result depends on the number of threads"
+            );
         }
     }
 }
@@ -108,11 +116,17 @@ fn typical_convolutions_equal_the_definition() {
     check_conv(&mut rng, same(1, 12, 12, 3, 32, 3)); // first layer: copied rows
     check_conv(&mut rng, same(1, 12, 12, 40, 3, 3)); // last layer: dot products
     check_conv(&mut rng, ConvShape { groups: 37, ..same(1, 9, 9, 37, 37, 3) }); // depthwise
-    check_conv(&mut rng, ConvShape { stride: [2, 2], pads: [0, 0, 1, 1], ..same(1, 9, 9, 24, 24, 3) });
+    check_conv(
+        &mut rng,
+        ConvShape { stride: [2, 2], pads: [0, 0, 1, 1], ..same(1, 9, 9, 24, 24, 3) },
+    );
     check_conv(&mut rng, ConvShape { upsample: 2, ..same(2, 5, 4, 24, 33, 3) });
     // patches
     check_conv(&mut rng, ConvShape { stride: [4, 4], pads: [0; 4], ..same(2, 16, 16, 3, 50, 4) });
-    check_conv(&mut rng, ConvShape { stride: [16, 16], pads: [0; 4], ..same(1, 32, 32, 3, 20, 16) });
+    check_conv(
+        &mut rng,
+        ConvShape { stride: [16, 16], pads: [0; 4], ..same(1, 32, 32, 3, 20, 16) },
+    );
     check_conv(&mut rng, same(1, 3, 3, 8, 8, 7)); // mostly padding
 }
 
@@ -139,10 +153,18 @@ fn linear_equals_the_definition_with_every_epilogue() {
             let mut want = vec![7.0; m * ldy];
             definition::linear([m, k, n], &x, ldx, &w, &epilogue, &mut want, ldy);
             for isa in isas() {
-                for packed in [PackedMatrix::from_kn(isa, k, n, &w), PackedMatrix::from_nk(isa, k, n, &transposed)] {
+                for packed in [
+                    PackedMatrix::from_kn(isa, k, n, &w),
+                    PackedMatrix::from_nk(isa, k, n, &transposed),
+                ] {
                     let mut y = vec![7.0; m * ldy];
                     linear(isa, &Pool::new(2), m, k, n, &x, ldx, &packed, &epilogue, &mut y, ldy);
-                    assert_close(&y, &want, TOLERANCE, &format!("{isa} {m} {k} {n} epilogue {which}"));
+                    assert_close(
+                        &y,
+                        &want,
+                        TOLERANCE,
+                        &format!("{isa} {m} {k} {n} epilogue {which}"),
+                    );
                 }
             }
         }
@@ -171,11 +193,26 @@ fn batched_products_equal_the_definition() {
         let transpose_b = round % 2 == 0;
         let (b_rows, b_cols) = if transpose_b { (n, k) } else { (k, n) };
         let (lda, ldb, ldy) = (k + rng.size(0, 2), b_cols + rng.size(0, 2), n + rng.size(0, 2));
-        let stride = |rng: &mut Rng, size: usize| if rng.size(0, 3) == 0 { 0 } else { size + rng.size(0, 5) };
+        let stride = |rng: &mut Rng, size: usize| {
+            if rng.size(0, 3) == 0 { 0 } else { size + rng.size(0, 5) }
+        };
         let (stride_a, stride_b) = (stride(&mut rng, m * lda), stride(&mut rng, b_rows * ldb));
         let stride_y = m * ldy + rng.size(0, 5);
-        let s = MatmulShape { batch, m, k, n, lda, ldb, ldy, stride_a, stride_b, stride_y, transpose_b };
-        let (a, b) = (rng.noise(batch * stride_a + m * lda), rng.noise(batch * stride_b + b_rows * ldb));
+        let s = MatmulShape {
+            batch,
+            m,
+            k,
+            n,
+            lda,
+            ldb,
+            ldy,
+            stride_a,
+            stride_b,
+            stride_y,
+            transpose_b,
+        };
+        let (a, b) =
+            (rng.noise(batch * stride_a + m * lda), rng.noise(batch * stride_b + b_rows * ldb));
         let mut want = vec![7.0; batch * stride_y];
         definition::matmul_batched(&s, &a, &b, &mut want);
         for isa in isas() {
@@ -191,21 +228,48 @@ fn batched_products_equal_the_definition() {
 #[should_panic(expected = "used for")]
 fn weights_of_another_shape_are_refused() {
     let packed = PackedMatrix::from_kn(Isa::Portable, 4, 8, &[0.0; 32]);
-    linear(Isa::Portable, &Pool::new(1), 1, 8, 4, &[0.0; 8], 8, &packed, &Epilogue::default(), &mut vec![0.0; 4], 4);
+    linear(
+        Isa::Portable,
+        &Pool::new(1),
+        1,
+        8,
+        4,
+        &[0.0; 8],
+        8,
+        &packed,
+        &Epilogue::default(),
+        &mut vec![0.0; 4],
+        4,
+    );
 }
 
 #[test]
 #[should_panic(expected = "x: 7 values, needs 8")]
 fn short_inputs_are_refused() {
     let packed = PackedMatrix::from_kn(Isa::Portable, 8, 4, &[0.0; 32]);
-    linear(Isa::Portable, &Pool::new(1), 1, 8, 4, &[0.0; 7], 8, &packed, &Epilogue::default(), &mut vec![0.0; 4], 4);
+    linear(
+        Isa::Portable,
+        &Pool::new(1),
+        1,
+        8,
+        4,
+        &[0.0; 7],
+        8,
+        &packed,
+        &Epilogue::default(),
+        &mut vec![0.0; 4],
+        4,
+    );
 }
 
 #[test]
 fn impossible_shapes_are_errors() {
     let good = ConvShape::same(1, 4, 4, 6, 6, 3);
     assert_eq!(ConvShape { stride: [0, 1], ..good }.check(), Err(ShapeError::Zero("stride")));
-    assert_eq!(ConvShape { groups: 4, ..good }.check(), Err(ShapeError::Groups { groups: 4, cin: 6, cout: 6 }));
+    assert_eq!(
+        ConvShape { groups: 4, ..good }.check(),
+        Err(ShapeError::Groups { groups: 4, cin: 6, cout: 6 })
+    );
     let large = ConvShape { kh: 9, ..good };
     assert_eq!(large.check(), Err(ShapeError::Kernel { kernel: 9, padded: 6 }));
 }

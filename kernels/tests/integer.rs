@@ -23,7 +23,10 @@ fn stored(isa: Isa, codes: &[u8]) -> Vec<u16> {
         DType::I16 => codes.iter().flat_map(|&c| i16::from(c).to_le_bytes()).collect(),
         _ => codes.to_vec(),
     };
-    bytes.chunks(2).map(|pair| u16::from_le_bytes([pair[0], pair.get(1).copied().unwrap_or(0)])).collect()
+    bytes
+        .chunks(2)
+        .map(|pair| u16::from_le_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]))
+        .collect()
 }
 
 /// One product: what all implementations are given.
@@ -41,9 +44,13 @@ struct Case {
 impl Case {
     fn new(shape: ConvShape, segments: Vec<usize>, seed: u64) -> Case {
         let count = segments.len();
-        let positive = |n: usize, seed| noise(n, seed).iter().map(|v| v.abs() + 0.01).collect::<Vec<_>>();
+        let positive =
+            |n: usize, seed| noise(n, seed).iter().map(|v| v.abs() + 0.01).collect::<Vec<_>>();
         Case {
-            x: ints(shape.n * shape.h * shape.w * shape.cin, seed, 0, 255).iter().map(|&v| v as u8).collect(),
+            x: ints(shape.n * shape.h * shape.w * shape.cin, seed, 0, 255)
+                .iter()
+                .map(|&v| v as u8)
+                .collect(),
             w: ints(shape.cout * shape.k(), seed + 1, -128, 127).iter().map(|&v| v as i8).collect(),
             scale: positive(count, seed + 2),
             zero_point: ints(count, seed + 3, 0, 255).iter().map(|&v| v as f32).collect(),
@@ -57,21 +64,28 @@ impl Case {
     /// The definition, in f64 from exact sums.
     fn expected(&self) -> Vec<f64> {
         let s = &self.shape;
-        let owner: Vec<usize> = self.segments.iter().enumerate().flat_map(|(i, &n)| vec![i; n]).collect();
+        let owner: Vec<usize> =
+            self.segments.iter().enumerate().flat_map(|(i, &n)| vec![i; n]).collect();
         let mut y = Vec::with_capacity(s.out_rows() * s.cout);
         for row in 0..s.out_rows() {
             let (image, pixel) = (row / (s.out_h() * s.out_w()), row % (s.out_h() * s.out_w()));
             for co in 0..s.cout {
                 let mut sums = vec![0i64; self.segments.len()];
-                for (tap, ci) in (0..s.kh * s.kw).flat_map(|tap| (0..s.cin).map(move |ci| (tap, ci))) {
-                    let source = s.source(pixel / s.out_w(), pixel % s.out_w(), tap / s.kw, tap % s.kw);
+                for (tap, ci) in
+                    (0..s.kh * s.kw).flat_map(|tap| (0..s.cin).map(move |ci| (tap, ci)))
+                {
+                    let source =
+                        s.source(pixel / s.out_w(), pixel % s.out_w(), tap / s.kw, tap % s.kw);
                     let Some(source) = source else { continue };
                     let x = i64::from(self.x[(image * s.h * s.w + source) * s.cin + ci]);
                     let zero = self.zero_point[owner[ci]] as i64;
-                    sums[owner[ci]] += (x - zero) * i64::from(self.w[(co * s.cin + ci) * s.kh * s.kw + tap]);
+                    sums[owner[ci]] +=
+                        (x - zero) * i64::from(self.w[(co * s.cin + ci) * s.kh * s.kw + tap]);
                 }
                 let of = |i: usize| {
-                    sums[i] as f64 * f64::from(self.scale[i]) * f64::from(self.weight_scale[co * sums.len() + i])
+                    sums[i] as f64
+                        * f64::from(self.scale[i])
+                        * f64::from(self.weight_scale[co * sums.len() + i])
                 };
                 y.push((0..sums.len()).map(of).sum::<f64>() + f64::from(self.bias[co]));
             }
@@ -83,17 +97,35 @@ impl Case {
         let s = &self.shape;
         let codes = stored(isa, &self.x);
         let bytes = &bytemuck::cast_slice(&codes)[..self.x.len() * isa.code_type().size()];
-        let x = Activations { codes: bytes, ld: s.cin, scale: &self.scale, zero_point: &self.zero_point };
+        let x = Activations {
+            codes: bytes,
+            ld: s.cin,
+            scale: &self.scale,
+            zero_point: &self.zero_point,
+        };
         let mut y = vec![f32::NAN; s.out_rows() * s.cout];
         let (pool, epilogue) = (Pool::new(threads), Epilogue::bias(&self.bias));
         let conv = Conv::new(isa, *s).unwrap();
         let packed = PackedCodes::from_oihw(isa, s, &self.segments, &self.w, &self.weight_scale);
         conv.run_codes(&pool, &x, &packed, &epilogue, &mut y, s.cout);
         if s.kh * s.kw == 1 && s.h * s.w == s.out_h() * s.out_w() && s.upsample == 1 {
-            let kn: Vec<i8> = (0..s.cin).flat_map(|ci| (0..s.cout).map(move |co| self.w[co * s.cin + ci])).collect();
+            let kn: Vec<i8> = (0..s.cin)
+                .flat_map(|ci| (0..s.cout).map(move |co| self.w[co * s.cin + ci]))
+                .collect();
             let packed = PackedCodes::from_kn(isa, &self.segments, s.cout, &kn, &self.weight_scale);
             let mut z = vec![f32::NAN; y.len()];
-            cqc_kernels::linear_codes(isa, &pool, s.out_rows(), s.cin, s.cout, &x, &packed, &epilogue, &mut z, s.cout);
+            cqc_kernels::linear_codes(
+                isa,
+                &pool,
+                s.out_rows(),
+                s.cin,
+                s.cout,
+                &x,
+                &packed,
+                &epilogue,
+                &mut z,
+                s.cout,
+            );
             assert_eq!(y, z);
         }
         y
@@ -175,7 +207,8 @@ fn whole_tiles_are_exact() {
         Case::new(ConvShape::same(rows, 1, 1, 132, 16, 1), vec![128, 4], seed).check();
     }
     Case::new(ConvShape::same(2, 7, 9, 128, 40, 3), vec![64, 64], 7).check();
-    Case::new(ConvShape { stride: [2; 2], ..ConvShape::same(1, 9, 8, 68, 65, 3) }, vec![64, 4], 8).check();
+    Case::new(ConvShape { stride: [2; 2], ..ConvShape::same(1, 9, 8, 68, 65, 3) }, vec![64, 4], 8)
+        .check();
 }
 
 #[test]
@@ -190,7 +223,16 @@ fn codes_are_those_that_fake_quant_rounds_to() {
         let size = isa.code_type().size();
         let (mut codes, mut rounded) = (vec![0u16; rows * ldy * size / 2], vec![0.0; rows * c]);
         let pool = Pool::new(2);
-        cqc_kernels::quantize(isa, &pool, rows, &x, ldx, &how, bytemuck::cast_slice_mut(&mut codes), ldy);
+        cqc_kernels::quantize(
+            isa,
+            &pool,
+            rows,
+            &x,
+            ldx,
+            &how,
+            bytemuck::cast_slice_mut(&mut codes),
+            ldy,
+        );
         cqc_kernels::fake_quant(isa, &pool, rows, &x, ldx, &how, &mut rounded, c);
         let bytes: &[u8] = bytemuck::cast_slice(&codes);
         for (row, col) in (0..rows).flat_map(|row| (0..c).map(move |col| (row, col))) {

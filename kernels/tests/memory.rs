@@ -100,9 +100,13 @@ fn a_job_within_a_task_runs() {
 fn a_panic_in_a_task_reaches_the_caller_and_the_pool_lives_on() {
     let pool = Pool::new(2);
     for _ in 0..20 {
-        let outcome = std::panic::catch_unwind(|| pool.run(50, &|task, _| assert_ne!(task, 13, "task thirteen")));
+        let outcome = std::panic::catch_unwind(|| {
+            pool.run(50, &|task, _| assert_ne!(task, 13, "task thirteen"))
+        });
         let payload = outcome.expect_err("task 13 panics");
-        assert!(payload.downcast_ref::<String>().is_some_and(|text| text.contains("task thirteen")));
+        assert!(
+            payload.downcast_ref::<String>().is_some_and(|text| text.contains("task thirteen"))
+        );
     }
     pool.run(4, &|_, _| {});
 }

@@ -35,7 +35,11 @@ fn group_norm_equals_the_definition() {
                 group_norm(isa, &pool, &s, &x, ldx, &mut y, ldy);
                 // A variance of few values near eps magnifies rounding: three times the usual.
                 assert_close(&y, &want, 3.0 * TOLERANCE, &format!("{isa} {s:?}"));
-                assert_eq!(first.get_or_insert_with(|| y.clone()), &y, "result depends on the number of threads");
+                assert_eq!(
+                    first.get_or_insert_with(|| y.clone()),
+                    &y,
+                    "result depends on the number of threads"
+                );
             }
         }
     }
@@ -44,7 +48,16 @@ fn group_norm_equals_the_definition() {
 #[test]
 fn group_norm_survives_a_large_mean() {
     let mut rng = Rng::new(2);
-    let s = GroupNorm { n: 1, hw: 1000, c: 64, groups: 4, eps: 1e-5, gamma: None, beta: None, act: Act::None };
+    let s = GroupNorm {
+        n: 1,
+        hw: 1000,
+        c: 64,
+        groups: 4,
+        eps: 1e-5,
+        gamma: None,
+        beta: None,
+        act: Act::None,
+    };
     let x: Vec<f32> = rng.noise(64_000).iter().map(|x| x + 1000.0).collect();
     let mut want = vec![0.0; 64_000];
     definition::group_norm(&s, &x, 64, &mut want, 64);
@@ -63,8 +76,11 @@ fn row_norms_equal_the_definition() {
         let (rows, c) = (rng.size(1, 40), rng.size(2, 200));
         let (ldx, ldy) = (c + rng.size(0, 5), c + rng.size(0, 5));
         let (gamma, beta, image) = (rng.noise(c), rng.noise(c), rng.noise(rows * 2 * c));
-        let rows_of =
-            |from: usize| PerImage { data: &image[from..], stride: 2 * c, rows_per_image: 1.max(rows / 2) + 1 };
+        let rows_of = |from: usize| PerImage {
+            data: &image[from..],
+            stride: 2 * c,
+            rows_per_image: 1.max(rows / 2) + 1,
+        };
         let s = LayerNorm {
             rows,
             c,
@@ -101,7 +117,8 @@ fn softmax_equals_the_definition() {
         definition::softmax(5, cols, &x, &mut want);
         // the definition has no number for a row of −∞
         let rows = want.chunks_mut(cols).zip(x.chunks(cols));
-        rows.filter(|(_, x)| x.iter().all(|&x| x == f32::NEG_INFINITY)).for_each(|(want, _)| want.fill(0.0));
+        rows.filter(|(_, x)| x.iter().all(|&x| x == f32::NEG_INFINITY))
+            .for_each(|(want, _)| want.fill(0.0));
         for isa in isas() {
             let mut y = vec![7.0; 5 * cols];
             softmax(isa, &Pool::new(2), 5, cols, &x, &mut y);

@@ -75,7 +75,8 @@ fn run(folder: &Path) -> Test {
     let inputs: Vec<String> = graph.input.iter().map(|i| i.name().to_string()).collect();
     let outcome = std::panic::catch_unwind(|| compare(folder, bytes, &inputs));
     let outcome = outcome.unwrap_or_else(|e| {
-        let text = e.downcast_ref::<String>().cloned().or(e.downcast_ref::<&str>().map(|s| s.to_string()));
+        let text =
+            e.downcast_ref::<String>().cloned().or(e.downcast_ref::<&str>().map(|s| s.to_string()));
         Outcome::Failed(format!("panic: {}", text.unwrap_or_default()))
     });
     Test { name, op, outcome }
@@ -83,7 +84,8 @@ fn run(folder: &Path) -> Test {
 
 /// A test of an operator's function body belongs to the operator.
 fn name_expanded(tests: &mut [Test]) {
-    let known: BTreeMap<String, String> = tests.iter().map(|t| (t.name.clone(), t.op.clone())).collect();
+    let known: BTreeMap<String, String> =
+        tests.iter().map(|t| (t.name.clone(), t.op.clone())).collect();
     for t in tests {
         let base = t.name.split("_expanded").next().and_then(|base| known.get(base));
         if let Some(op) = base.filter(|_| t.name.contains("_expanded")) {
@@ -109,7 +111,9 @@ fn compare(folder: &Path, model: Vec<u8>, names: &[String]) -> Outcome {
         Ok(imported) => imported,
         Err(e @ ImportError::Unsupported(_)) => return Outcome::Refused(first_reason(e)),
         Err(e @ ImportError::Opset { .. }) => return Outcome::Refused(e.to_string()),
-        Err(ImportError::Malformed { place, reason }) if place == "opset_import" => return Outcome::Refused(reason),
+        Err(ImportError::Malformed { place, reason }) if place == "opset_import" => {
+            return Outcome::Refused(reason);
+        }
         Err(e) => return Outcome::Failed(e.to_string()),
     };
     let outputs = match interpret(&imported.graph, &inputs) {
@@ -182,7 +186,8 @@ fn markdown(tests: &[Test]) -> String {
     let mut text = String::from(
         "# ONNX coverage\n\nWritten by `tests/conformance/run`: the ONNX project's node tests through import, shape inference and the\n",
     );
-    let given = tests.iter().filter(|t| matches!(t.outcome, Outcome::Passed { given: true })).count();
+    let given =
+        tests.iter().filter(|t| matches!(t.outcome, Outcome::Passed { given: true })).count();
     text += "reference kernels. Inputs that an operator needs at compile time (a shape, a split …) are given to the importer;\n";
     let _ = writeln!(text, "{given} of the passed tests need that.");
     text += "Tolerances are those of ONNX's own runner (rtol 1e-3, atol 1e-7; bf16 2^-6) and 2^-9 for f16; integers are equal.\n\n";
@@ -199,7 +204,12 @@ fn markdown(tests: &[Test]) -> String {
     text += "\n## Refused\n\n| test | reason |\n| --- | --- |\n";
     for t in tests {
         if let Outcome::Refused(reason) = &t.outcome {
-            let _ = writeln!(text, "| {} | {} |", t.name, reason.replace('|', "\\|").replace('\n', " "));
+            let _ = writeln!(
+                text,
+                "| {} | {} |",
+                t.name,
+                reason.replace('|', "\\|").replace('\n', " ")
+            );
         }
     }
     if failed > 0 {
@@ -215,7 +225,10 @@ fn markdown(tests: &[Test]) -> String {
 
 /// `in_NAME` and `out_NAME` arrays of a `.check.npz`.
 fn check_model(model: &str, check: &str, tolerance: f64, dims: &[&str]) -> ExitCode {
-    let dims = dims.iter().filter_map(|d| d.split_once('=')).map(|(k, v)| (k.to_string(), v.parse().expect("a size")));
+    let dims = dims
+        .iter()
+        .filter_map(|d| d.split_once('='))
+        .map(|(k, v)| (k.to_string(), v.parse().expect("a size")));
     let options = ImportOptions { dims: dims.collect(), ..Default::default() };
     let imported = match load(model, &options) {
         Ok(imported) => imported,
@@ -225,7 +238,10 @@ fn check_model(model: &str, check: &str, tolerance: f64, dims: &[&str]) -> ExitC
         }
     };
     let arrays = npz(check);
-    let inputs = arrays.iter().filter_map(|(n, t)| Some((n.strip_prefix("in_")?.to_string(), t.clone()))).collect();
+    let inputs = arrays
+        .iter()
+        .filter_map(|(n, t)| Some((n.strip_prefix("in_")?.to_string(), t.clone())))
+        .collect();
     println!(
         "{model}: opset {}, {} nodes, {} in the graph, {} parameters, by {}",
         imported.opset,
@@ -234,7 +250,8 @@ fn check_model(model: &str, check: &str, tolerance: f64, dims: &[&str]) -> ExitC
         imported.parameters,
         imported.producer
     );
-    let integers = imported.graph.nodes().filter(|(_, n)| imported.graph.ty(n.outputs[0]).dtype.is_integer());
+    let integers =
+        imported.graph.nodes().filter(|(_, n)| imported.graph.ty(n.outputs[0]).dtype.is_integer());
     let integers: Vec<String> = integers.map(|(_, n)| n.op.name()).collect();
     println!("  nodes on integers: {}", integers.join(" "));
     imported.warnings.iter().for_each(|w| println!("  warning: {w}"));
@@ -249,7 +266,11 @@ fn check_model(model: &str, check: &str, tolerance: f64, dims: &[&str]) -> ExitC
         let (f, e) = (found.to_f64_vec(), expected.to_f64_vec());
         let largest = e.iter().fold(0.0f64, |m, v| m.max(v.abs()));
         let worst = f.iter().zip(&e).fold(0.0f64, |m, (f, e)| m.max((f - e).abs()));
-        println!("  {name} {}: largest difference {worst:.3e}, relative {:.3e}", found.value_type(), worst / largest);
+        println!(
+            "  {name} {}: largest difference {worst:.3e}, relative {:.3e}",
+            found.value_type(),
+            worst / largest
+        );
         ok &= f.len() == e.len() && worst <= tolerance * largest;
     }
     ExitCode::from(!ok as u8)
@@ -261,7 +282,10 @@ fn npz(path: &str) -> BTreeMap<String, Tensor> {
     names.into_iter().map(|name| (name.clone(), array(&mut archive, &name))).collect()
 }
 
-fn array(archive: &mut npyz::npz::NpzArchive<std::io::BufReader<std::fs::File>>, name: &str) -> Tensor {
+fn array(
+    archive: &mut npyz::npz::NpzArchive<std::io::BufReader<std::fs::File>>,
+    name: &str,
+) -> Tensor {
     let npy = archive.by_name(name).expect("readable").expect("there");
     let shape: Vec<usize> = npy.shape().iter().map(|&d| d as usize).collect();
     if let Ok(v) = npy.into_vec::<f32>() {

@@ -150,7 +150,12 @@ enum Stage {
 ///
 /// # Errors
 /// [`BindError`].
-pub fn bind(graph: &Graph, roles: &[InputRole], batch: Option<&str>, timesteps: &[f64]) -> Result<Bound, BindError> {
+pub fn bind(
+    graph: &Graph,
+    roles: &[InputRole],
+    batch: Option<&str>,
+    timesteps: &[f64],
+) -> Result<Bound, BindError> {
     let mut graph = graph.clone();
     graph.set_own_origins();
     let graph = &graph;
@@ -159,7 +164,8 @@ pub fn bind(graph: &Graph, roles: &[InputRole], batch: Option<&str>, timesteps: 
     let tables = boundary(graph, &stages, |from, to| from == Stage::Table && to == Stage::Full);
     bound.tables = evaluate_tables(graph, roles, batch, timesteps, &tables)?;
     let prelude = boundary(graph, &stages, |from, to| from == Stage::Prelude && to == Stage::Full);
-    let steps = boundary(graph, &stages, |from, to| from == Stage::PreludeSteps && to == Stage::Full);
+    let steps =
+        boundary(graph, &stages, |from, to| from == Stage::PreludeSteps && to == Stage::Full);
     bound.times = upstream(graph, &tables)?;
     bound.prelude = upstream(graph, &prelude)?;
     bound.prelude_steps = upstream(graph, &steps)?;
@@ -201,7 +207,9 @@ fn stages(g: &Graph, roles: &[InputRole], batch: Option<&str>) -> Vec<Stage> {
         if joined.time
             && joined.condition
             && batch.is_some_and(|b| {
-                node.outputs.iter().any(|&v| g.shape(v).first().is_none_or(|d| d.as_symbol() != Some(b)))
+                node.outputs
+                    .iter()
+                    .any(|&v| g.shape(v).first().is_none_or(|d| d.as_symbol() != Some(b)))
             })
         {
             joined.sample = true;
@@ -223,7 +231,10 @@ fn stages(g: &Graph, roles: &[InputRole], batch: Option<&str>) -> Vec<Stage> {
 /// Whether the batch symbol occurs nowhere, or alone on axis 0 and nowhere else.
 fn batch_leads(ty: &ValueType, batch: Option<&str>) -> bool {
     let Some(batch) = batch else { return true };
-    ty.shape.iter().enumerate().all(|(i, d)| d.coefficient(batch) == 0 || (i == 0 && d.as_symbol() == Some(batch)))
+    ty.shape
+        .iter()
+        .enumerate()
+        .all(|(i, d)| d.coefficient(batch) == 0 || (i == 0 && d.as_symbol() == Some(batch)))
 }
 
 /// Values made in one stage and read in another, in order; outputs count as read by the step.
@@ -258,7 +269,9 @@ fn evaluate_tables(
     timesteps: &[f64],
     wanted: &[ValueId],
 ) -> Result<Vec<(String, Tensor)>, BindError> {
-    let Some(time) = g.inputs.iter().zip(roles).find(|(_, r)| **r == InputRole::Timestep).map(|(v, _)| *v) else {
+    let Some(time) =
+        g.inputs.iter().zip(roles).find(|(_, r)| **r == InputRole::Timestep).map(|(v, _)| *v)
+    else {
         return Ok(vec![]);
     };
     let bindings: Bindings = batch.map(|b| (b.into(), 1)).into_iter().collect();
@@ -266,7 +279,8 @@ fn evaluate_tables(
     let mut row_types: Vec<Option<Tensor>> = vec![None; wanted.len()];
     let order = needed(g, wanted);
     for &t in timesteps {
-        let mut known: HashMap<ValueId, Tensor> = HashMap::from([(time, timestep_tensor(g, time, &bindings, t)?)]);
+        let mut known: HashMap<ValueId, Tensor> =
+            HashMap::from([(time, timestep_tensor(g, time, &bindings, t)?)]);
         for node in &order {
             let results = interpret::run(g, node, &known, &bindings)
                 .map_err(|source| BindError::Evaluate { timestep: t, source })?;
@@ -280,7 +294,10 @@ fn evaluate_tables(
     let named = wanted.iter().zip(rows).zip(row_types).filter_map(|((v, bytes), row)| {
         let row = row?;
         let shape = [&[timesteps.len()], row.shape()].concat();
-        Some((g.value(*v).name.clone(), Tensor::new(row.dtype(), shape, bytes).expect("one row per time step")))
+        Some((
+            g.value(*v).name.clone(),
+            Tensor::new(row.dtype(), shape, bytes).expect("one row per time step"),
+        ))
     });
     Ok(named.collect())
 }
@@ -298,10 +315,19 @@ fn needed<'a>(g: &'a Graph, wanted: &[ValueId]) -> Vec<&'a Node> {
 }
 
 /// The time step as the model wants it: its type, one element per sample of the batch.
-fn timestep_tensor(g: &Graph, input: ValueId, bindings: &Bindings, t: f64) -> Result<Tensor, BindError> {
+fn timestep_tensor(
+    g: &Graph,
+    input: ValueId,
+    bindings: &Bindings,
+    t: f64,
+) -> Result<Tensor, BindError> {
     let ty = g.ty(input);
     if !ty.dtype.is_float() && t.fract() != 0.0 {
-        return Err(BindError::Fractional { input: g.value(input).name.clone(), dtype: ty.dtype, timestep: t });
+        return Err(BindError::Fractional {
+            input: g.value(input).name.clone(),
+            dtype: ty.dtype,
+            timestep: t,
+        });
     }
     let shape = ty.resolve(bindings).unwrap_or_default();
     let count = shape.iter().product();
@@ -321,7 +347,8 @@ fn upstream(g: &Graph, wanted: &[ValueId]) -> Result<Part, BindError> {
             && !map.contains_key(&v)
         {
             map.insert(v, part.graph.input(&g.value(v).name, g.ty(v).clone()));
-            part.origins.push(InputOrigin::Input(g.inputs.iter().position(|&i| i == v).expect("an input")));
+            part.origins
+                .push(InputOrigin::Input(g.inputs.iter().position(|&i| i == v).expect("an input")));
         }
     }
     for node in nodes {
@@ -347,7 +374,10 @@ pub(crate) fn copy_node(
     let outputs = to.repeat(g, node, node.op.clone(), &inputs)?;
     let expected: Vec<&ValueType> = node.outputs.iter().map(|&v| g.ty(v)).collect();
     if outputs.iter().map(|&v| to.ty(v)).ne(expected.iter().copied()) {
-        return Err(OpError { op: node.op.name(), reason: "its result changes with a broadcast operand".into() });
+        return Err(OpError {
+            op: node.op.name(),
+            reason: "its result changes with a broadcast operand".into(),
+        });
     }
     map.extend(node.outputs.iter().copied().zip(outputs));
     Ok(())

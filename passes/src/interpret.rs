@@ -44,12 +44,16 @@ pub enum InterpretError {
 ///
 /// # Errors
 /// See [`InterpretError`]; the first one met.
-pub fn interpret(graph: &Graph, inputs: &BTreeMap<String, Tensor>) -> Result<Vec<(String, Tensor)>, InterpretError> {
+pub fn interpret(
+    graph: &Graph,
+    inputs: &BTreeMap<String, Tensor>,
+) -> Result<Vec<(String, Tensor)>, InterpretError> {
     let mut values: HashMap<ValueId, Tensor> = HashMap::new();
     let mut bindings = Bindings::new();
     for &id in &graph.inputs {
         let value = graph.value(id);
-        let tensor = inputs.get(&value.name).ok_or_else(|| InterpretError::Missing(value.name.clone()))?;
+        let tensor =
+            inputs.get(&value.name).ok_or_else(|| InterpretError::Missing(value.name.clone()))?;
         bind(&value.ty, tensor, &mut bindings).ok_or_else(|| InterpretError::Input {
             name: value.name.clone(),
             found: tensor.value_type(),
@@ -68,7 +72,8 @@ pub fn interpret(graph: &Graph, inputs: &BTreeMap<String, Tensor>) -> Result<Vec
             }
         }
     }
-    let outputs = graph.outputs.iter().map(|(name, id)| (name.clone(), get(graph, &values, *id).clone()));
+    let outputs =
+        graph.outputs.iter().map(|(name, id)| (name.clone(), get(graph, &values, *id).clone()));
     Ok(outputs.collect())
 }
 
@@ -86,9 +91,12 @@ pub(crate) fn run(
     values: &HashMap<ValueId, Tensor>,
     bindings: &Bindings,
 ) -> Result<Vec<Tensor>, InterpretError> {
-    let operands: Vec<Option<&Tensor>> = node.inputs.iter().map(|v| v.map(|v| get(graph, values, v))).collect();
-    let op = bind_op(&node.op, bindings).map_err(|size| InterpretError::Size { node: node.name.clone(), size })?;
-    reference::eval(&op, &operands).map_err(|source| InterpretError::Node { node: node.name.clone(), source })
+    let operands: Vec<Option<&Tensor>> =
+        node.inputs.iter().map(|v| v.map(|v| get(graph, values, v))).collect();
+    let op = bind_op(&node.op, bindings)
+        .map_err(|size| InterpretError::Size { node: node.name.clone(), size })?;
+    reference::eval(&op, &operands)
+        .map_err(|source| InterpretError::Node { node: node.name.clone(), source })
 }
 
 /// Finds the symbols of an input's type by the sizes it got; `None` when they do not fit.

@@ -8,8 +8,8 @@ use crate::bind::{Bound, InputOrigin, Part, TableId};
 use crate::ir::{Def, Graph, Node, NodeId, NodeOrigin, ValueId};
 use cqc_proto::op::OpError;
 use cqc_proto::plan::{
-    Alias, Cache, CacheSlot, Constant, Plan, PlanInput, PlanOutput, PlanValue, Program, ProgramKind, Source, Step,
-    TimeTables, WeightCodes,
+    Alias, Cache, CacheSlot, Constant, Plan, PlanInput, PlanOutput, PlanValue, Program,
+    ProgramKind, Source, Step, TimeTables, WeightCodes,
 };
 use cqc_proto::{DType, Dim, Op, Tensor, ValueType};
 use std::collections::{BTreeMap, HashMap};
@@ -65,7 +65,9 @@ impl PlanIndex {
     /// The step of a program that stands for a node of the graph that was bound; `None` if the program
     /// does not run it.
     pub fn step_of(&self, kind: ProgramKind, node: NodeId) -> Option<usize> {
-        self.steps(kind).find(|(_, origin)| *origin == NodeOrigin::Source(node)).map(|(step, _)| step)
+        self.steps(kind)
+            .find(|(_, origin)| *origin == NodeOrigin::Source(node))
+            .map(|(step, _)| step)
     }
 
     /// The constant that a layer of `full` reads as its weights; `None` for one without, an attention.
@@ -74,7 +76,8 @@ impl PlanIndex {
     /// When `full` does not run the node.
     pub fn weight_of(&self, plan: &Plan, node: NodeId) -> Option<usize> {
         let step = self.step_of(ProgramKind::Full, node);
-        let step = step.unwrap_or_else(|| panic!("no step of `full` stands for node {} of the graph", node.0));
+        let step = step
+            .unwrap_or_else(|| panic!("no step of `full` stands for node {} of the graph", node.0));
         match plan.full.values[plan.full.steps[step].inputs.get(1).copied().flatten()?].source {
             Source::Constant(i) => Some(i),
             _ => None,
@@ -96,7 +99,8 @@ pub fn lower(
     evaluations: usize,
     any_steps: bool,
 ) -> Result<Lowering, OpError> {
-    let mut constants = Constants { tables: vec![None; bound.tables.len()], ..Constants::default() };
+    let mut constants =
+        Constants { tables: vec![None; bound.tables.len()], ..Constants::default() };
     let mut steps = BTreeMap::new();
     let mut part = |kind: ProgramKind, part: &Part, constants: &mut Constants| {
         let (program, origins) = program(part, bound, constants)?;
@@ -111,8 +115,9 @@ pub fn lower(
     }
     let cache = bound.cached.as_ref().map(|cached| {
         let first = cached.slots.iter().zip(of_slots);
-        let first: Vec<_> =
-            first.map(|(name, &value)| CacheSlot { name: name.clone(), value, previous_of: None }).collect();
+        let first: Vec<_> = first
+            .map(|(name, &value)| CacheSlot { name: name.clone(), value, previous_of: None })
+            .collect();
         let previous = cached.previous.iter().map(|&i| CacheSlot {
             name: format!("{}/previous", first[i].name),
             value: first[i].value,
@@ -196,7 +201,13 @@ impl Constants {
         i
     }
 
-    fn push(&mut self, name: &str, ty: ValueType, stored: Tensor, codes: Option<WeightCodes>) -> usize {
+    fn push(
+        &mut self,
+        name: &str,
+        ty: ValueType,
+        stored: Tensor,
+        codes: Option<WeightCodes>,
+    ) -> usize {
         let offset = self.weights.len.next_multiple_of(ALIGNMENT);
         self.list.push(Constant { name: name.to_string(), ty, offset, codes });
         self.weights.len = offset + stored.bytes().len() as u64;
@@ -210,13 +221,20 @@ fn quantized_weight(g: &Graph, node: &Node, constants: &mut Constants) -> Option
     let Op::DequantizeWeight { bits, output_axis, segments } = &node.op else { return None };
     let [codes, scale] = [node.input(0)?, node.input(1)?];
     let index = constants.add(&g.value(scale).name, g.tensor(scale)?);
-    let how = WeightCodes { bits: *bits, scale: index, output_axis: *output_axis, segments: segments.clone() };
+    let how = WeightCodes {
+        bits: *bits,
+        scale: index,
+        output_axis: *output_axis,
+        segments: segments.clone(),
+    };
     Some(constants.add_codes(&g.value(node.outputs[0]).name, g.tensor(codes)?, how))
 }
 
 /// A constant that is stored in another float type than the one it is read in: its index.
 fn widened_weight(g: &Graph, node: &Node, constants: &mut Constants) -> Option<usize> {
-    let (Op::Cast { to: DType::F32 }, Some(stored)) = (&node.op, node.input(0)) else { return None };
+    let (Op::Cast { to: DType::F32 }, Some(stored)) = (&node.op, node.input(0)) else {
+        return None;
+    };
     let tensor = g.tensor(stored).filter(|t| t.dtype().is_float())?;
     Some(constants.add(&g.value(stored).name, tensor))
 }
@@ -241,7 +259,8 @@ fn program(
         map.insert(v, push(&mut out, g, v, source, None));
     }
     for (_, node) in g.nodes() {
-        let stored = quantized_weight(g, node, constants).or_else(|| widened_weight(g, node, constants));
+        let stored =
+            quantized_weight(g, node, constants).or_else(|| widened_weight(g, node, constants));
         if let Some(constant) = stored {
             let v = node.outputs[0];
             map.insert(v, push(&mut out, g, v, Source::Constant(constant), None));
@@ -271,12 +290,15 @@ fn program(
     }
     for (v, (joined, offset)) in in_place(g) {
         let (id, of) = (map[&v], map[&joined]);
-        let is_root = |id: usize| !out.values.iter().any(|v| matches!(v.alias, Some(Alias::Same { of }) if of == id));
+        let is_root = |id: usize| {
+            !out.values.iter().any(|v| matches!(v.alias, Some(Alias::Same { of }) if of == id))
+        };
         if out.values[of].alias.is_none() && out.values[id].alias.is_none() && is_root(id) {
             out.values[id].alias = Some(Alias::Columns { of, offset });
         }
     }
-    out.results = g.outputs.iter().map(|(_, v)| operand(&mut out, g, *v, &mut map, constants)).collect();
+    out.results =
+        g.outputs.iter().map(|(_, v)| operand(&mut out, g, *v, &mut map, constants)).collect();
     Ok((out, origins))
 }
 
@@ -285,7 +307,11 @@ fn program(
 fn in_place(g: &Graph) -> Vec<(ValueId, (ValueId, Dim))> {
     let mut gapless: Vec<bool> = vec![false; g.values().count()];
     for (_, node) in g.nodes().filter(|(_, node)| !node.op.traits().rows_may_have_gaps) {
-        node.inputs.iter().flatten().chain(&node.outputs).for_each(|v| gapless[v.0 as usize] = true);
+        node.inputs
+            .iter()
+            .flatten()
+            .chain(&node.outputs)
+            .for_each(|v| gapless[v.0 as usize] = true);
     }
     let mut found: Vec<(ValueId, (ValueId, Dim))> = Vec::new();
     for (_, node) in g.nodes() {
@@ -327,7 +353,9 @@ fn operand(
     if let Some(&id) = map.get(&v) {
         return id;
     }
-    let Def::Constant(tensor) = &g.value(v).def else { unreachable!("operands come first: `{}`", g.value(v).name) };
+    let Def::Constant(tensor) = &g.value(v).def else {
+        unreachable!("operands come first: `{}`", g.value(v).name)
+    };
     let constant = constants.add(&g.value(v).name, tensor);
     let id = push(out, g, v, Source::Constant(constant), None);
     map.insert(v, id);
@@ -335,6 +363,11 @@ fn operand(
 }
 
 fn push(out: &mut Program, g: &Graph, v: ValueId, source: Source, alias: Option<Alias>) -> usize {
-    out.values.push(PlanValue { name: g.value(v).name.clone(), ty: g.ty(v).clone(), source, alias });
+    out.values.push(PlanValue {
+        name: g.value(v).name.clone(),
+        ty: g.ty(v).clone(),
+        source,
+        alias,
+    });
     out.values.len() - 1
 }

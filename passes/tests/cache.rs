@@ -86,7 +86,11 @@ fn a_cached_step_with_the_cache_of_the_same_step_equals_the_full_one_bit_for_bit
             let [full, cached] = run(&split, outputs);
             assert_eq!(full, cached, "cut at {}", cut.name(&step.graph));
             split.full.graph.compact().unwrap();
-            assert_eq!(split.full.graph.outputs.len(), outputs + split.slots.len(), "stored values are outputs");
+            assert_eq!(
+                split.full.graph.outputs.len(),
+                outputs + split.slots.len(),
+                "stored values are outputs"
+            );
             tried += 1;
         }
     }
@@ -117,14 +121,26 @@ const ADDED: &str = "graph(%x: f32[N,4,8]) {
 fn a_correction_behind_a_delta_takes_the_addition_in() {
     let step = step(ADDED);
     let mut split = cache::split(&step, &choose(&step, "a..h").unwrap()).unwrap();
-    cache::correct(&mut split.cached, &[Correction { slot: 0, scale: TableId(5), shift: TableId(6), previous: None }])
-        .unwrap();
+    cache::correct(
+        &mut split.cached,
+        &[Correction { slot: 0, scale: TableId(5), shift: TableId(6), previous: None }],
+    )
+    .unwrap();
     verify(&split.cached.graph).unwrap();
     let ops: Vec<Op> = split.cached.graph.nodes().map(|(_, n)| n.op.clone()).collect();
-    assert!(matches!(ops[..], [Op::Linear { .. }, Op::Affine, Op::Linear { .. }]), "{}", split.cached.graph);
+    assert!(
+        matches!(ops[..], [Op::Linear { .. }, Op::Affine, Op::Linear { .. }]),
+        "{}",
+        split.cached.graph
+    );
     assert_eq!(
         split.cached.origins,
-        [InputOrigin::Input(0), InputOrigin::Cache(0), InputOrigin::Table(TableId(5)), InputOrigin::Table(TableId(6))],
+        [
+            InputOrigin::Input(0),
+            InputOrigin::Cache(0),
+            InputOrigin::Table(TableId(5)),
+            InputOrigin::Table(TableId(6))
+        ],
         "tables stand behind"
     );
 }
@@ -133,20 +149,28 @@ fn a_correction_behind_a_delta_takes_the_addition_in() {
 fn a_correction_of_a_tensor_stands_before_all_its_readers() {
     let step = step(ADDED);
     let mut split = cache::split(&step, &choose(&step, "f").unwrap()).unwrap();
-    cache::correct(&mut split.cached, &[Correction { slot: 0, scale: TableId(0), shift: TableId(1), previous: None }])
-        .unwrap();
+    cache::correct(
+        &mut split.cached,
+        &[Correction { slot: 0, scale: TableId(0), shift: TableId(1), previous: None }],
+    )
+    .unwrap();
     verify(&split.cached.graph).unwrap();
     let g = &split.cached.graph;
     let mut inputs = noise(g);
     let corrected = interpret(g, &inputs).unwrap();
     let (scale, shift) = (inputs["f/scale"].to_f32_vec(), inputs["f/shift"].to_f32_vec());
-    let by_hand: Vec<f32> =
-        inputs["f"].to_f32_vec().iter().enumerate().map(|(i, x)| x * scale[i % 8] + shift[i % 8]).collect();
+    let by_hand: Vec<f32> = inputs["f"]
+        .to_f32_vec()
+        .iter()
+        .enumerate()
+        .map(|(i, x)| x * scale[i % 8] + shift[i % 8])
+        .collect();
     inputs.insert("f".into(), Tensor::from_f32(&[2, 4, 8], &by_hand));
     let plain = cache::split(&step, &choose(&step, "f").unwrap()).unwrap();
     let expected = interpret(&plain.cached.graph, &inputs).unwrap();
     let difference = |(a, b): (f32, f32)| (a - b).abs();
-    let found = corrected[0].1.to_f32_vec().into_iter().zip(expected[0].1.to_f32_vec()).map(difference);
+    let found =
+        corrected[0].1.to_f32_vec().into_iter().zip(expected[0].1.to_f32_vec()).map(difference);
     assert!(found.fold(0.0, f32::max) < 1e-6, "one fused rounding apart");
 }
 

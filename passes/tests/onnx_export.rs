@@ -6,7 +6,9 @@ use cqc_passes::onnx::export::{ExportError, ExportOptions, Layout, Qdq, export};
 use cqc_passes::onnx::{self, ImportOptions};
 use cqc_proto::dim::Dim;
 use cqc_proto::op::*;
-use cqc_proto::plan::{Alias, Constant, InputRole, Plan, PlanInput, PlanOutput, PlanValue, Program, Source, Step};
+use cqc_proto::plan::{
+    Alias, Constant, InputRole, Plan, PlanInput, PlanOutput, PlanValue, Program, Source, Step,
+};
 use cqc_proto::types::ValueType;
 use cqc_proto::{Bindings, DType, Tensor};
 use proptest::strategy::{Strategy, ValueTree};
@@ -32,23 +34,37 @@ fn options(layout: Layout) -> ExportOptions {
 fn plan_of(op: &Op, inputs: &[Option<ValueType>], outputs: &[ValueType]) -> Plan {
     let mut full = Program::default();
     let mut plan_inputs = vec![];
-    let value = |name: String, ty: &ValueType, source| PlanValue { name, ty: ty.clone(), source, alias: None };
+    let value = |name: String, ty: &ValueType, source| PlanValue {
+        name,
+        ty: ty.clone(),
+        source,
+        alias: None,
+    };
     let mut operands = vec![];
     for ty in inputs {
         operands.push(ty.as_ref().map(|ty| {
             let i = plan_inputs.len();
-            plan_inputs.push(PlanInput { name: format!("x{i}"), ty: ty.clone(), role: InputRole::Condition });
+            plan_inputs.push(PlanInput {
+                name: format!("x{i}"),
+                ty: ty.clone(),
+                role: InputRole::Condition,
+            });
             full.values.push(value(format!("x{i}"), ty, Source::Input(i)));
             full.values.len() - 1
         }));
     }
     let first = full.values.len();
-    full.values.extend(outputs.iter().enumerate().map(|(i, ty)| value(format!("y{i}"), ty, Source::Step)));
+    full.values
+        .extend(outputs.iter().enumerate().map(|(i, ty)| value(format!("y{i}"), ty, Source::Step)));
     let results: Vec<usize> = (first..full.values.len()).collect();
-    let step = Step { op: op.clone(), inputs: operands, outputs: results.clone(), name: "step".into() };
+    let step =
+        Step { op: op.clone(), inputs: operands, outputs: results.clone(), name: "step".into() };
     full.steps.push(step);
-    let output =
-        |(i, (&value, ty)): (usize, (&usize, &ValueType))| PlanOutput { name: format!("y{i}"), ty: ty.clone(), value };
+    let output = |(i, (&value, ty)): (usize, (&usize, &ValueType))| PlanOutput {
+        name: format!("y{i}"),
+        ty: ty.clone(),
+        value,
+    };
     Plan {
         batch_symbol: Some("N".into()),
         fixed_batch: None,
@@ -65,7 +81,11 @@ fn plan_of(op: &Op, inputs: &[Option<ValueType>], outputs: &[ValueType]) -> Plan
 }
 
 /// What the exported model gives; `None` where the operator has no spelling.
-fn round_trip(op: &Op, inputs: &[Option<Tensor>], types: &[Option<ValueType>]) -> Option<Vec<Tensor>> {
+fn round_trip(
+    op: &Op,
+    inputs: &[Option<Tensor>],
+    types: &[Option<ValueType>],
+) -> Option<Vec<Tensor>> {
     let refs: Vec<Option<&ValueType>> = types.iter().map(Option::as_ref).collect();
     let plan = plan_of(op, types, &op.infer(&refs).unwrap());
     let exported = match export(&plan, &[], &options(Layout::Split)) {
@@ -75,18 +95,27 @@ fn round_trip(op: &Op, inputs: &[Option<Tensor>], types: &[Option<ValueType>]) -
     };
     let model = &exported.models[0];
     let imported = onnx::import(&model.proto, &ImportOptions::default());
-    let graph = imported.unwrap_or_else(|e| panic!("{op:?} {types:?}: {e}\n{:#?}", model.proto.graph)).graph;
+    let graph = imported
+        .unwrap_or_else(|e| panic!("{op:?} {types:?}: {e}\n{:#?}", model.proto.graph))
+        .graph;
     let named: BTreeMap<String, Tensor> =
         inputs.iter().flatten().enumerate().map(|(i, t)| (format!("x{i}"), t.clone())).collect();
     let outputs = interpret(&graph, &named);
-    Some(outputs.unwrap_or_else(|e| panic!("{op:?} {types:?}: {e}\n{graph}")).into_iter().map(|o| o.1).collect())
+    Some(
+        outputs
+            .unwrap_or_else(|e| panic!("{op:?} {types:?}: {e}\n{graph}"))
+            .into_iter()
+            .map(|o| o.1)
+            .collect(),
+    )
 }
 
 fn values(t: &ValueType, seed: usize) -> Tensor {
     let shape = t.fixed_shape().unwrap();
     let pool = [0.0, 1.0, -1.0, 0.5, 1.0, 0.0, 1.5, -0.25, -1.0, 1.0, 0.0, 3.0];
-    let all: Vec<f32> =
-        (0..shape.iter().product()).map(|i: usize| pool[(i * 7 + seed) % (pool.len() - seed % 6)]).collect();
+    let all: Vec<f32> = (0..shape.iter().product())
+        .map(|i: usize| pool[(i * 7 + seed) % (pool.len() - seed % 6)])
+        .collect();
     let wide = Tensor::from_f32(&shape, &all);
     cqc_kernels::reference::eval(&Op::Cast { to: t.dtype }, &[Some(&wide)]).unwrap().remove(0)
 }
@@ -95,9 +124,13 @@ fn close(a: &Tensor, b: &Tensor) -> bool {
     // 1e-3: halves round at every node of a decomposition, not once
     let tolerance = if matches!(a.dtype(), DType::F16 | DType::BF16) { 2e-2 } else { 1e-4 };
     let near = |(a, b): (&f64, &f64)| {
-        a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= tolerance * (1.0 + a.abs().max(b.abs()))
+        a == b
+            || (a.is_nan() && b.is_nan())
+            || (a - b).abs() <= tolerance * (1.0 + a.abs().max(b.abs()))
     };
-    a.shape() == b.shape() && a.dtype() == b.dtype() && a.to_f64_vec().iter().zip(&b.to_f64_vec()).all(near)
+    a.shape() == b.shape()
+        && a.dtype() == b.dtype()
+        && a.to_f64_vec().iter().zip(&b.to_f64_vec()).all(near)
 }
 
 /// Floats of plans are f32; the standard's other floats are the spelling's business only where
@@ -122,10 +155,12 @@ fn random_operators_keep_their_meaning() {
         let refs: Vec<Option<&ValueType>> = types.iter().map(Option::as_ref).collect();
         let Ok(outputs) = op.infer(&refs) else { continue };
         let empty = |t: &ValueType| t.shape.iter().any(|d| d.is(0));
-        if !occurs_in_plans(&op, &types) || outputs.iter().chain(types.iter().flatten()).any(empty) {
+        if !occurs_in_plans(&op, &types) || outputs.iter().chain(types.iter().flatten()).any(empty)
+        {
             continue;
         }
-        let mut inputs: Vec<Option<Tensor>> = types.iter().map(|t| t.as_ref().map(|t| values(t, seed))).collect();
+        let mut inputs: Vec<Option<Tensor>> =
+            types.iter().map(|t| t.as_ref().map(|t| values(t, seed))).collect();
         if let Op::FakeQuant { .. } = op {
             // computed scales are taken for positive, zero points are whole
             for t in inputs[1..].iter_mut().flatten() {
@@ -142,7 +177,10 @@ fn random_operators_keep_their_meaning() {
             None => *refused.entry(name).or_default() += 1,
             Some(found) => {
                 for (found, expected) in found.iter().zip(&expected) {
-                    assert!(close(found, expected), "{op:?} of {inputs:?}: {found:?}, expected {expected:?}");
+                    assert!(
+                        close(found, expected),
+                        "{op:?} of {inputs:?}: {found:?}, expected {expected:?}"
+                    );
                 }
                 *spelled.entry(name).or_default() += 1;
             }
@@ -166,7 +204,11 @@ impl Chain {
     fn input(&mut self, ty: &str) -> usize {
         let name = format!("x{}", self.inputs.len());
         let ty = parse(ty);
-        self.inputs.push(PlanInput { name: name.clone(), ty: ty.clone(), role: InputRole::Condition });
+        self.inputs.push(PlanInput {
+            name: name.clone(),
+            ty: ty.clone(),
+            role: InputRole::Condition,
+        });
         self.value(name, ty, Source::Input(self.inputs.len() - 1))
     }
 
@@ -182,8 +224,15 @@ impl Chain {
         self.plan.values.len() - 1
     }
 
-    fn step(&mut self, name: &str, attributes: serde_json::Value, inputs: &[Option<usize>]) -> usize {
-        let serde_json::Value::Object(attributes) = attributes else { panic!("attributes are an object") };
+    fn step(
+        &mut self,
+        name: &str,
+        attributes: serde_json::Value,
+        inputs: &[Option<usize>],
+    ) -> usize {
+        let serde_json::Value::Object(attributes) = attributes else {
+            panic!("attributes are an object")
+        };
         let op = Op::from_parts(name, attributes).unwrap();
         let types: Vec<_> = inputs.iter().map(|v| v.map(|v| &self.plan.values[v].ty)).collect();
         let ty = op.infer(&types).unwrap_or_else(|e| panic!("{e}")).remove(0);
@@ -202,9 +251,14 @@ impl Chain {
 
     /// Compares the exported graph with the steps, for a batch of 2; the exported operators.
     fn check(self, result: usize) -> Vec<String> {
-        let output = PlanOutput { name: "y".into(), ty: self.plan.values[result].ty.clone(), value: result };
-        let constant =
-            |(i, t): (usize, &Tensor)| Constant { name: format!("w{i}"), ty: t.value_type(), offset: 0, codes: None };
+        let output =
+            PlanOutput { name: "y".into(), ty: self.plan.values[result].ty.clone(), value: result };
+        let constant = |(i, t): (usize, &Tensor)| Constant {
+            name: format!("w{i}"),
+            ty: t.value_type(),
+            offset: 0,
+            codes: None,
+        };
         let plan = Plan {
             outputs: vec![output],
             constants: self.constants.iter().enumerate().map(constant).collect(),
@@ -214,15 +268,23 @@ impl Chain {
         };
         let exported = export(&plan, &self.constants, &options(Layout::Split)).unwrap();
         let model = &exported.models[0].proto;
-        let graph = onnx::import(model, &ImportOptions::default()).unwrap_or_else(|e| panic!("{e}\n{model:#?}")).graph;
+        let graph = onnx::import(model, &ImportOptions::default())
+            .unwrap_or_else(|e| panic!("{e}\n{model:#?}"))
+            .graph;
         let batch = [("N".into(), 2)].into();
         let inputs: BTreeMap<String, Tensor> = plan
             .inputs
             .iter()
             .enumerate()
-            .map(|(i, input)| (input.name.clone(), random(&input.ty, &input.ty.resolve(&batch).unwrap(), i as u64)))
+            .map(|(i, input)| {
+                (
+                    input.name.clone(),
+                    random(&input.ty, &input.ty.resolve(&batch).unwrap(), i as u64),
+                )
+            })
             .collect();
-        let found = interpret(&graph, &inputs).unwrap_or_else(|e| panic!("{e}\n{graph}")).remove(0).1;
+        let found =
+            interpret(&graph, &inputs).unwrap_or_else(|e| panic!("{e}\n{graph}")).remove(0).1;
         let expected = run(&plan, &self.constants, &inputs, &batch);
         assert!(close(&found, &expected), "{graph}\n{found:?}, expected {expected:?}");
         model.graph.as_ref().unwrap().node.iter().map(|n| n.op_type().to_string()).collect()
@@ -230,7 +292,12 @@ impl Chain {
 }
 
 /// The steps of a plan through the reference kernels.
-fn run(plan: &Plan, constants: &[Tensor], inputs: &BTreeMap<String, Tensor>, batch: &Bindings) -> Tensor {
+fn run(
+    plan: &Plan,
+    constants: &[Tensor],
+    inputs: &BTreeMap<String, Tensor>,
+    batch: &Bindings,
+) -> Tensor {
     let program = &plan.full;
     let mut values: Vec<Option<Tensor>> = vec![None; program.values.len()];
     let read = |values: &[Option<Tensor>], v: usize| -> Tensor {
@@ -246,7 +313,8 @@ fn run(plan: &Plan, constants: &[Tensor], inputs: &BTreeMap<String, Tensor>, bat
         }
     };
     for step in &program.steps {
-        let operands: Vec<Option<Tensor>> = step.inputs.iter().map(|v| v.map(|v| read(&values, v))).collect();
+        let operands: Vec<Option<Tensor>> =
+            step.inputs.iter().map(|v| v.map(|v| read(&values, v))).collect();
         let operands: Vec<Option<&Tensor>> = operands.iter().map(Option::as_ref).collect();
         let op = bind_op(&step.op, batch).unwrap();
         let results = cqc_kernels::reference::eval(&op, &operands).unwrap();
@@ -259,7 +327,10 @@ fn run(plan: &Plan, constants: &[Tensor], inputs: &BTreeMap<String, Tensor>, bat
 fn parse(text: &str) -> ValueType {
     let (dtype, shape) = text.trim_end_matches(']').split_once('[').unwrap();
     let sizes = shape.split(',').filter(|d| !d.is_empty());
-    ValueType::new(DType::parse(dtype).unwrap(), sizes.map(|d| Dim::parse(d).unwrap()).collect::<Vec<_>>())
+    ValueType::new(
+        DType::parse(dtype).unwrap(),
+        sizes.map(|d| Dim::parse(d).unwrap()).collect::<Vec<_>>(),
+    )
 }
 
 /// Numbers in [-1, 1).
@@ -291,8 +362,7 @@ fn channels_last_steps_become_channels_first_without_transposes() {
     let mut c = Chain::default();
     let (x, time) = (c.input("f32[N,3,8,8]"), c.input("f32[N,6]"));
     let last = c.step("transpose", json!({"perm": [0, 2, 3, 1]}), &[Some(x)]);
-    let conv =
-        |pad: usize| json!({"strides": [1, 1], "pads": [pad, pad, pad, pad], "dilations": [1, 1], "layout": LAST});
+    let conv = |pad: usize| json!({"strides": [1, 1], "pads": [pad, pad, pad, pad], "dilations": [1, 1], "layout": LAST});
     let (w, b) = (c.weight(&[8, 3, 3, 3]), c.weight(&[8]));
     let h = c.step("conv", conv(1), &[Some(last), Some(w), Some(b)]);
     let (gamma, beta) = (c.weight(&[8]), c.weight(&[8]));
@@ -304,7 +374,8 @@ fn channels_last_steps_become_channels_first_without_transposes() {
     let mut attributes = conv(1);
     attributes["act"] = json!("gelu_tanh");
     let (w, b) = (c.weight(&[8, 8, 3, 3]), c.weight(&[8]));
-    let h2 = c.step("conv", attributes, &[Some(n), Some(w), Some(b), Some(row), Some(row), Some(h)]);
+    let h2 =
+        c.step("conv", attributes, &[Some(n), Some(w), Some(b), Some(row), Some(row), Some(h)]);
     let pool = json!({"kind": "average", "kernel": [2, 2], "strides": [2, 2], "pads": [0, 0, 0, 0], "dilations": [1, 1], "layout": LAST});
     let down = c.step("pool", pool, &[Some(h2)]);
     let mut up = conv(1);
@@ -313,10 +384,15 @@ fn channels_last_steps_become_channels_first_without_transposes() {
     let up = c.step("conv", up, &[Some(down), Some(w)]);
     let joined = c.step("concat", json!({"axis": 3}), &[Some(up), Some(h)]);
     let scale = c.weight(&[16]);
-    let scaled = c.step("affine", json!({}), &[Some(joined), Some(scale), Some(scale), Some(joined)]);
+    let scaled =
+        c.step("affine", json!({}), &[Some(joined), Some(scale), Some(scale), Some(joined)]);
     let y = c.step("transpose", json!({"perm": [0, 3, 1, 2]}), &[Some(scaled)]);
     let ops = c.check(y);
-    assert_eq!((count(&ops, "Conv"), count(&ops, "Transpose"), count(&ops, "Shape")), (3, 0, 0), "{ops:?}");
+    assert_eq!(
+        (count(&ops, "Conv"), count(&ops, "Transpose"), count(&ops, "Shape")),
+        (3, 0, 0),
+        "{ops:?}"
+    );
 }
 
 #[test]
@@ -324,11 +400,16 @@ fn attention_over_pixels_moves_channels_once_each_way() {
     let mut c = Chain::default();
     let x = c.input("f32[N,8,4,4]");
     let last = c.step("transpose", json!({"perm": [0, 2, 3, 1]}), &[Some(x)]);
-    let norm = c.step("group_norm", json!({"groups": 2, "eps": 1e-6, "layout": LAST}), &[Some(last)]);
+    let norm =
+        c.step("group_norm", json!({"groups": 2, "eps": 1e-6, "layout": LAST}), &[Some(last)]);
     let rows = c.alias(norm, "f32[N,16,8]");
     let w = c.weight(&[8, 8]);
     let [q, k, v] = [0; 3].map(|_| c.step("linear", json!({}), &[Some(rows), Some(w)]));
-    let a = c.step("attention", json!({"heads": 2, "kv_heads": 2, "scale": 0.5}), &[Some(q), Some(k), Some(v)]);
+    let a = c.step(
+        "attention",
+        json!({"heads": 2, "kv_heads": 2, "scale": 0.5}),
+        &[Some(q), Some(k), Some(v)],
+    );
     let out = c.step("linear", json!({}), &[Some(a), Some(w)]);
     let image = c.alias(out, "f32[N,4,4,8]");
     let sum = c.step("add", json!({}), &[Some(image), Some(last)]);
@@ -363,16 +444,25 @@ fn every_form_of_attention() {
 fn linear_layers_with_every_epilogue() {
     for act in Act::ALL {
         let mut c = Chain::default();
-        let (x, row, residual) = (c.input("f32[N,5,6]"), c.input("f32[N,1,4]"), c.input("f32[N,5,4]"));
+        let (x, row, residual) =
+            (c.input("f32[N,5,6]"), c.input("f32[N,1,4]"), c.input("f32[N,5,4]"));
         let (w, b, gate) = (c.weight(&[6, 4]), c.weight(&[4]), c.weight(&[1, 1, 4]));
         let act = json!({ "act": act });
-        let y = c.step("linear", act, &[Some(x), Some(w), Some(b), Some(row), Some(gate), Some(residual)]);
+        let y = c.step(
+            "linear",
+            act,
+            &[Some(x), Some(w), Some(b), Some(row), Some(gate), Some(residual)],
+        );
         c.check(y);
     }
     let mut c = Chain::default();
     let (x, scale) = (c.input("f32[N,5,6]"), c.input("f32[N,1,6]"));
     let gamma = c.weight(&[6]);
-    let y = c.step("layer_norm", json!({"eps": 1e-5}), &[Some(x), Some(gamma), None, Some(scale), Some(scale)]);
+    let y = c.step(
+        "layer_norm",
+        json!({"eps": 1e-5}),
+        &[Some(x), Some(gamma), None, Some(scale), Some(scale)],
+    );
     c.check(y);
 }
 
@@ -390,7 +480,11 @@ fn sizes_with_the_batch() {
     one("reshape", json!({"shape": [2, "N", 3]}), &["f32[N,6]"]);
     one("reshape", json!({"shape": ["2*N", 3, "N"]}), &["f32[N,6,N]"]);
     one("expand", json!({"shape": ["N", "2*N+1", 3]}), &["f32[N,1,3]"]);
-    one("slice", json!({"axes": [0], "starts": ["N-1"], "ends": [-1], "steps": [-1]}), &["f32[N,5]"]);
+    one(
+        "slice",
+        json!({"axes": [0], "starts": ["N-1"], "ends": [-1], "steps": [-1]}),
+        &["f32[N,5]"],
+    );
     let resize = json!({"sizes": ["N", 3, 8, 8], "mode": "nearest", "coordinates": "asymmetric", "nearest": "floor"});
     let ops = one("resize", resize, &["f32[N,3,4,4]"]);
     assert_eq!(ops, ["Resize"], "the batch need not be known");

@@ -46,11 +46,15 @@ fn arithmetic_on_the_batch_disappears() {
 
 #[test]
 fn the_batch_can_be_fixed_by_its_own_name_by_ours_and_by_shape() {
-    let dim = |name: &str| ImportOptions { dims: BTreeMap::from([(name.into(), 5)]), ..Default::default() };
+    let dim = |name: &str| ImportOptions {
+        dims: BTreeMap::from([(name.into(), 5)]),
+        ..Default::default()
+    };
     assert_eq!(output_type(&imports(&small(), &dim("batch"))), "f32[5,2,2]");
     assert_eq!(output_type(&imports(&small(), &dim("N"))), "f32[5,2,2]");
     let shape: Vec<Dim> = vec![5.into(), 4.into()];
-    let shapes = ImportOptions { shapes: BTreeMap::from([("x".into(), shape)]), ..Default::default() };
+    let shapes =
+        ImportOptions { shapes: BTreeMap::from([("x".into(), shape)]), ..Default::default() };
     assert_eq!(output_type(&imports(&small(), &shapes)), "f32[5,2,2]");
     let error = import(&small(), &dim("bach")).unwrap_err().to_string();
     assert!(error.contains("--dim bach=5") && error.contains("batch"), "{error}");
@@ -64,10 +68,14 @@ fn open_sizes_behind_the_first_axis_name_the_flag() {
     else {
         panic!()
     };
-    assert_eq!((input.as_str(), axis, symbol.as_str(), flag.as_str()), ("x", 1, "height", "--dim height=SIZE"));
+    assert_eq!(
+        (input.as_str(), axis, symbol.as_str(), flag.as_str()),
+        ("x", 1, "height", "--dim height=SIZE")
+    );
     let error = import(&m(At::Open), &ImportOptions::default()).unwrap_err().to_string();
     assert!(error.contains("--shape x="), "{error}");
-    let options = ImportOptions { dims: BTreeMap::from([("height".into(), 64)]), ..Default::default() };
+    let options =
+        ImportOptions { dims: BTreeMap::from([("height".into(), 64)]), ..Default::default() };
     assert_eq!(output_type(&imports(&m(At::Called("height")), &options)), "f32[N,64]");
 }
 
@@ -93,13 +101,26 @@ fn softmax_flattens_before_13() {
         ops(&imports(&one(12, &axes(), softmax(), vec![]), &ImportOptions::default())),
         ["reshape", "softmax", "reshape"]
     );
-    assert_eq!(ops(&imports(&one(13, &axes(), softmax(), vec![]), &ImportOptions::default())), ["softmax"]);
+    assert_eq!(
+        ops(&imports(&one(13, &axes(), softmax(), vec![]), &ImportOptions::default())),
+        ["softmax"]
+    );
 }
 
 #[test]
 fn axes_are_an_attribute_or_an_operand() {
-    let old = one(12, &[At::Is(1), At::Is(3)], node("Squeeze", &["x"], &["y"], vec![ints("axes", &[0])]), vec![]);
-    let new = one(13, &[At::Is(1), At::Is(3)], node("Squeeze", &["x", "a"], &["y"], vec![]), vec![i64s("a", &[0])]);
+    let old = one(
+        12,
+        &[At::Is(1), At::Is(3)],
+        node("Squeeze", &["x"], &["y"], vec![ints("axes", &[0])]),
+        vec![],
+    );
+    let new = one(
+        13,
+        &[At::Is(1), At::Is(3)],
+        node("Squeeze", &["x", "a"], &["y"], vec![]),
+        vec![i64s("a", &[0])],
+    );
     for m in [old, new] {
         assert_eq!(output_type(&imports(&m, &ImportOptions::default())), "f32[3]");
     }
@@ -120,8 +141,10 @@ fn group_normalization_has_scales_per_group_before_21() {
 #[test]
 fn gemm_with_constant_weights_is_a_linear_layer() {
     let gemm = node("Gemm", &["x", "w", "b"], &["y"], vec![int("transB", 1)]);
-    let weights = || vec![f32s("w", &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), f32s("b", &[2], &[0.5, -0.5])];
-    let imported = imports(&one(17, &[At::Open, At::Is(3)], gemm, weights()), &ImportOptions::default());
+    let weights =
+        || vec![f32s("w", &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), f32s("b", &[2], &[0.5, -0.5])];
+    let imported =
+        imports(&one(17, &[At::Open, At::Is(3)], gemm, weights()), &ImportOptions::default());
     assert_eq!(ops(&imported), ["linear"]);
     let x = Tensor::from_f32(&[1, 3], &[1.0, 1.0, 1.0]);
     let y = interpret(&imported.graph, &BTreeMap::from([("x".into(), x)])).unwrap();
@@ -150,7 +173,11 @@ fn a_slice_of_an_axis_of_two_batches_is_exact() {
 #[test]
 fn values_keep_the_models_names() {
     let imported = imports(&small(), &ImportOptions::default());
-    let names: Vec<_> = imported.graph.nodes().map(|(_, n)| imported.graph.value(n.outputs[0]).name.clone()).collect();
+    let names: Vec<_> = imported
+        .graph
+        .nodes()
+        .map(|(_, n)| imported.graph.value(n.outputs[0]).name.clone())
+        .collect();
     assert_eq!(names, ["xw", "r", "s", "y"]);
     assert_eq!(imported.graph.nodes().next().unwrap().1.name, "xw");
 }
@@ -180,7 +207,10 @@ fn functions_are_inlined_with_their_attributes() {
         domain: Some("mine".into()),
         input: vec!["a".into(), "absent".into()],
         output: vec!["c".into()],
-        node: vec![node("LeakyRelu", &["a"], &["b"], vec![reference]), node("Clip", &["b", "absent"], &["c"], vec![])],
+        node: vec![
+            node("LeakyRelu", &["a"], &["b"], vec![reference]),
+            node("Clip", &["b", "absent"], &["c"], vec![]),
+        ],
         attribute_proto: vec![slope(0.5)],
         ..Default::default()
     });
@@ -204,7 +234,10 @@ fn a_branch_with_a_known_condition_is_taken() {
         ..Default::default()
     };
     for (v, op) in [(1, "relu"), (0, "neg")] {
-        let attributes = vec![graph("then_branch", branch("Relu", "t")), graph("else_branch", branch("Neg", "e"))];
+        let attributes = vec![
+            graph("then_branch", branch("Relu", "t")),
+            graph("else_branch", branch("Neg", "e")),
+        ];
         let m = one(17, &[At::Open], node("If", &["c"], &["y"], attributes), vec![cond(v)]);
         assert_eq!(ops(&imports(&m, &ImportOptions::default())), [op]);
     }
@@ -255,7 +288,11 @@ fn a_range_over_the_batch_is_a_running_sum() {
     };
     let imported = imports(&model(17, g), &ImportOptions::default());
     assert_eq!(output_type(&imported), "i64[N]");
-    let y = interpret(&imported.graph, &BTreeMap::from([("x".into(), Tensor::from_f32(&[3], &[0.0; 3]))])).unwrap();
+    let y = interpret(
+        &imported.graph,
+        &BTreeMap::from([("x".into(), Tensor::from_f32(&[3], &[0.0; 3]))]),
+    )
+    .unwrap();
     assert_eq!(y[0].1.to_i64_vec(), [0, 1, 2]);
 }
 
@@ -263,8 +300,11 @@ fn a_range_over_the_batch_is_a_running_sum() {
 fn weights_are_not_copied() {
     let file = small_file();
     let imported = cqc_passes::onnx::import_bytes(file.clone(), &ImportOptions::default()).unwrap();
-    let weights =
-        imported.graph.values().find_map(|(id, v)| (v.name == "w").then(|| imported.graph.tensor(id))).flatten();
+    let weights = imported
+        .graph
+        .values()
+        .find_map(|(id, v)| (v.name == "w").then(|| imported.graph.tensor(id)))
+        .flatten();
     let inside = file.as_ptr_range();
     assert!(inside.contains(&weights.unwrap().bytes().as_ptr()));
 }

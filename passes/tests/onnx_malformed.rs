@@ -31,7 +31,9 @@ fn the_model_that_the_others_break_is_fine() {
 #[test]
 fn bytes_that_are_no_model() {
     let fails = |bytes: &[u8], part: &str| {
-        let error = import_bytes(bytes.to_vec(), &ImportOptions::default()).expect_err("no model").to_string();
+        let error = import_bytes(bytes.to_vec(), &ImportOptions::default())
+            .expect_err("no model")
+            .to_string();
         assert!(error.contains(part), "`{part}` is not in: {error}");
     };
     fails(b"", "empty");
@@ -69,20 +71,29 @@ fn deep_nesting_is_an_error() {
 
 #[test]
 fn graphs_that_contradict_themselves() {
-    fails(&edited(|g| g.node[0].input[1] = "nowhere".into()), &["MatMul", "nowhere", "nothing defines"]);
+    fails(
+        &edited(|g| g.node[0].input[1] = "nowhere".into()),
+        &["MatMul", "nowhere", "nothing defines"],
+    );
     fails(&edited(|g| g.node[0].input[0] = "s".into()), &["cycle"]);
     fails(&edited(|g| g.node[1].output[0] = "xw".into()), &["Relu", "`xw` is already defined"]);
     fails(&edited(|g| g.node[1].output[0] = "w".into()), &["Relu", "`w` is already defined"]);
     fails(&edited(|g| g.initializer.push(i64s("zero", &[1]))), &["tensor `zero`", "twice"]);
     fails(&edited(|g| g.input.push(g.input[0].clone())), &["input `x`", "twice"]);
     fails(&edited(|g| g.output.clear()), &["no outputs"]);
-    fails(&edited(|g| g.output[0].name = Some("gone".into())), &["output `gone`", "nothing defines"]);
+    fails(
+        &edited(|g| g.output[0].name = Some("gone".into())),
+        &["output `gone`", "nothing defines"],
+    );
     fails(&edited(|g| g.output.push(g.output[0].clone())), &["output `y`", "twice"]);
 }
 
 #[test]
 fn tensors_of_the_wrong_size() {
-    fails(&edited(|g| g.initializer[0].raw_data = Some(vec![0; 63].into())), &["tensor `w`", "64 bytes, got 63"]);
+    fails(
+        &edited(|g| g.initializer[0].raw_data = Some(vec![0; 63].into())),
+        &["tensor `w`", "64 bytes, got 63"],
+    );
     fails(&edited(|g| g.initializer[0].dims = vec![4, -4]), &["tensor `w`", "-4"]);
     fails(&edited(|g| g.initializer[0].dims = vec![i64::MAX, 4]), &["tensor `w`", "too large"]);
     fails(&edited(|g| g.initializer[0].dims = vec![1 << 39, 4]), &["tensor `w`", "too large"]);
@@ -99,7 +110,10 @@ fn names_and_attributes() {
     fails(&edited(|g| g.node[0].name = Some("a\0b".into())), &["NUL"]);
     fails(&edited(|g| g.node[5].attribute.clear()), &["Concat", "`axis` is missing"]);
     fails(&edited(|g| g.node[5].attribute[0] = int("axis", 7)), &["Concat", "axis 7"]);
-    fails(&edited(|g| g.node[5].attribute[0] = ints("axis", &[0])), &["Concat", "`axis` is not an integer"]);
+    fails(
+        &edited(|g| g.node[5].attribute[0] = ints("axis", &[0])),
+        &["Concat", "`axis` is not an integer"],
+    );
     fails(&edited(|g| g.node[0].input.truncate(1)), &["MatMul", "operand 1"]);
     fails(&edited(|g| g.initializer[2] = i64s("two", &[3, -1])), &["Reshape", "does not divide"]);
     fails(&edited(|g| g.initializer[2] = i64s("two", &[-1, -1])), &["Reshape", "-1 twice"]);
@@ -108,7 +122,10 @@ fn names_and_attributes() {
 #[test]
 fn enormous_constants_are_not_made() {
     let g = GraphProto {
-        node: vec![node("ConstantOfShape", &["size"], &["big"], vec![]), node("Relu", &["big"], &["y"], vec![])],
+        node: vec![
+            node("ConstantOfShape", &["size"], &["big"], vec![]),
+            node("Relu", &["big"], &["y"], vec![]),
+        ],
         initializer: vec![i64s("size", &[1 << 20, 1 << 19])],
         output: vec![value("y", data_type::FLOAT, &[])],
         ..Default::default()
@@ -133,19 +150,25 @@ fn opsets_out_of_range() {
 #[test]
 fn everything_unsupported_is_listed_once() {
     let m = edited(|g| {
-        g.node[1] = NodeProto { name: Some("first".into()), ..node("Fancy", &["x"], &["r"], vec![]) };
+        g.node[1] =
+            NodeProto { name: Some("first".into()), ..node("Fancy", &["x"], &["r"], vec![]) };
         g.node.push(node("Relu", &["s"], &["t"], vec![])); // reads only what failed: not listed
         g.node.push(node("Loop", &["t"], &["u"], vec![])); // unsupported by itself: listed
         g.output.push(value("u", data_type::FLOAT, &[]));
     });
-    let ImportError::Unsupported(list) = import(&m, &ImportOptions::default()).unwrap_err() else { panic!() };
+    let ImportError::Unsupported(list) = import(&m, &ImportOptions::default()).unwrap_err() else {
+        panic!()
+    };
     let names: Vec<_> = list.iter().map(|u| (u.node.as_str(), u.op.as_str())).collect();
     assert_eq!(names, [("first", "Fancy"), ("u", "Loop")]);
 }
 
 #[test]
 fn functions_that_call_themselves() {
-    let call = |name: &str, x: &str, y: &str| NodeProto { domain: Some("f".into()), ..node(name, &[x], &[y], vec![]) };
+    let call = |name: &str, x: &str, y: &str| NodeProto {
+        domain: Some("f".into()),
+        ..node(name, &[x], &[y], vec![])
+    };
     let mut m = edited(|g| g.node[1] = call("F", "x", "r"));
     m.functions.push(FunctionProto {
         name: Some("F".into()),
@@ -160,8 +183,10 @@ fn functions_that_call_themselves() {
 
 #[test]
 fn functions_that_double_stop_at_the_node_limit() {
-    let call =
-        |name: String, x: &str, y: &str| NodeProto { domain: Some("f".into()), ..node(&name, &[x], &[y], vec![]) };
+    let call = |name: String, x: &str, y: &str| NodeProto {
+        domain: Some("f".into()),
+        ..node(&name, &[x], &[y], vec![])
+    };
     let mut m = edited(|g| g.node[1] = call("F0".into(), "x", "r"));
     let last = FunctionProto {
         name: Some("F30".into()),
@@ -187,12 +212,16 @@ fn functions_that_double_stop_at_the_node_limit() {
 }
 
 fn external(location: &str, offset: &str, length: &str) -> ModelProto {
-    let entry = |key: &str, v: &str| StringStringEntryProto { key: Some(key.into()), value: Some(v.into()) };
+    let entry = |key: &str, v: &str| StringStringEntryProto {
+        key: Some(key.into()),
+        value: Some(v.into()),
+    };
     edited(|g| {
         let w = &mut g.initializer[0];
         w.raw_data = None;
         w.data_location = Some(1);
-        w.external_data = vec![entry("location", location), entry("offset", offset), entry("length", length)];
+        w.external_data =
+            vec![entry("location", location), entry("offset", offset), entry("length", length)];
     })
 }
 
@@ -222,7 +251,12 @@ fn external_data_stays_in_the_models_directory() {
         ("a\0b", "0", "64", Some("no file name")),
     ];
     for (location, offset, length, expected) in cases {
-        check_external(&dir.join("m.onnx"), &external(location, offset, length), location, expected);
+        check_external(
+            &dir.join("m.onnx"),
+            &external(location, offset, length),
+            location,
+            expected,
+        );
     }
     std::fs::remove_dir_all(root).unwrap();
     fails(&external("w.bin", "0", "64"), &["tensor `w`", "not read from a file"]);
@@ -234,7 +268,10 @@ fn check_external(path: &Path, m: &ModelProto, location: &str, expected: Option<
         (Ok(_), None) => {}
         (Err(e), Some(part)) => {
             let text = e.to_string();
-            assert!(text.contains(part) && text.contains("tensor `w`"), "{location}: `{part}` is not in: {text}");
+            assert!(
+                text.contains(part) && text.contains("tensor `w`"),
+                "{location}: `{part}` is not in: {text}"
+            );
         }
         (result, _) => panic!("{location}: {:?}", result.map(|_| ())),
     }

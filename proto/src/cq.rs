@@ -294,15 +294,20 @@ impl Manifest {
         self.check_schedule()?;
         self.check_quant()?;
         self.null.iter().try_for_each(|(name, null)| {
-            self.check_null(name, null).map_err(|reason| format!("null conditioning of `{name}`: {reason}"))
+            self.check_null(name, null)
+                .map_err(|reason| format!("null conditioning of `{name}`: {reason}"))
         })
     }
 
     fn check_schedule(&self) -> Result<(), String> {
         match (&self.schedule, &self.plan.cache) {
             (Schedule::None, None) => Ok(()),
-            (Schedule::None, Some(_)) => Err("the plan has a cache, the manifest no schedule".into()),
-            (Schedule::Cached(_), None) => Err("the manifest has a schedule, the plan no cache".into()),
+            (Schedule::None, Some(_)) => {
+                Err("the plan has a cache, the manifest no schedule".into())
+            }
+            (Schedule::Cached(_), None) => {
+                Err("the manifest has a schedule, the plan no cache".into())
+            }
             (Schedule::Cached(schedule), Some(cache)) => {
                 let slots = cache.slots.iter().filter(|slot| slot.previous_of.is_none()).count();
                 let tables = &schedule.corrections;
@@ -310,8 +315,9 @@ impl Manifest {
                     return Err(format!("{} corrections for {slots} cache slots", tables.len()));
                 }
                 let known = |i: usize| i < self.plan.constants.len();
-                match tables.iter().find(|t| !known(t.scale) || !known(t.shift) || !t.previous_scale.is_none_or(known))
-                {
+                match tables.iter().find(|t| {
+                    !known(t.scale) || !known(t.shift) || !t.previous_scale.is_none_or(known)
+                }) {
                     Some(table) => Err(format!("a correction reads the constants {table:?}")),
                     None => Ok(()),
                 }
@@ -325,18 +331,22 @@ impl Manifest {
         for layer in &quant.layers {
             let inputs = layer.inputs.iter().flat_map(|i| [i.scale, i.zero_point]);
             let correction = layer.correction.iter().flat_map(|c| [c.a, c.bias]);
-            let unknown = inputs.chain(correction).chain(layer.weight).find(|&i| i >= constants.len());
+            let unknown =
+                inputs.chain(correction).chain(layer.weight).find(|&i| i >= constants.len());
             if let Some(i) = unknown {
                 return Err(format!("layer `{}` reads constant {i}, which is missing", layer.name));
             }
         }
         let Some(tables) = &quant.compensation else { return Ok(()) };
         let shapes = [tables.scale, tables.shift].map(|i| {
-            let constant = constants.get(i).filter(|c| c.ty.dtype == crate::DType::F32 && c.codes.is_none());
+            let constant =
+                constants.get(i).filter(|c| c.ty.dtype == crate::DType::F32 && c.codes.is_none());
             constant.and_then(|c| c.ty.fixed_shape())
         });
         match shapes {
-            [Some(scale), Some(shift)] if scale == shift && scale.len() == 2 && scale[0] == self.plan.evaluations => {
+            [Some(scale), Some(shift)]
+                if scale == shift && scale.len() == 2 && scale[0] == self.plan.evaluations =>
+            {
                 Ok(())
             }
             _ => Err(format!("the compensation reads constants of shapes {shapes:?}")),
@@ -344,19 +354,32 @@ impl Manifest {
     }
 
     fn check_null(&self, name: &str, null: &NullCondition) -> Result<(), String> {
-        let input = self.plan.inputs.iter().find(|i| i.name == name).ok_or("the model has no such input")?;
+        let input = self
+            .plan
+            .inputs
+            .iter()
+            .find(|i| i.name == name)
+            .ok_or("the model has no such input")?;
         if input.role != InputRole::Condition {
             return Err(format!("it is the {:?}", input.role));
         }
         let NullCondition::Constant(i) = *null else {
             let takes = input.ty.dtype.is_integer();
-            return if takes { Ok(()) } else { Err(format!("a label for an input of type {}", input.ty)) };
+            return if takes {
+                Ok(())
+            } else {
+                Err(format!("a label for an input of type {}", input.ty))
+            };
         };
-        let constant = self.plan.constants.get(i).ok_or_else(|| format!("there is no constant {i}"))?;
+        let constant =
+            self.plan.constants.get(i).ok_or_else(|| format!("there is no constant {i}"))?;
         let row = |shape: &[crate::Dim]| shape.get(1..).unwrap_or_default().to_vec();
-        let one = constant.ty.fixed_shape().is_some_and(|s| s.first() == Some(&1) && element_count(&s).is_some());
-        let dtype_fits =
-            constant.ty.dtype == input.ty.dtype || (constant.ty.dtype.is_float() && input.ty.dtype.is_float());
+        let one = constant
+            .ty
+            .fixed_shape()
+            .is_some_and(|s| s.first() == Some(&1) && element_count(&s).is_some());
+        let dtype_fits = constant.ty.dtype == input.ty.dtype
+            || (constant.ty.dtype.is_float() && input.ty.dtype.is_float());
         if one && dtype_fits && row(&constant.ty.shape) == row(&input.ty.shape) {
             return Ok(());
         }

@@ -160,7 +160,8 @@ impl Dim {
         let mut out = Dim::constant(0);
         let spaced = text.replace('-', "+-");
         for term in spaced.split('+').map(str::trim).filter(|t| !t.is_empty()) {
-            let (negative, term) = term.strip_prefix('-').map_or((false, term), |t| (true, t.trim()));
+            let (negative, term) =
+                term.strip_prefix('-').map_or((false, term), |t| (true, t.trim()));
             let (coefficient, name) = match term.split_once('*') {
                 Some((k, name)) => (k.trim().parse().ok()?, name.trim()),
                 None => (1, term),
@@ -249,7 +250,10 @@ mod tests {
         for text in ["0", "-3", "N", "-N", "8*N", "2*N+1", "2*N-1", "M+3*N", "M-N+7"] {
             let dim = Dim::parse(text).unwrap();
             assert_eq!(dim.to_string(), text);
-            assert_eq!(serde_json::from_str::<Dim>(&serde_json::to_string(&dim).unwrap()).unwrap(), dim);
+            assert_eq!(
+                serde_json::from_str::<Dim>(&serde_json::to_string(&dim).unwrap()).unwrap(),
+                dim
+            );
         }
         for bad in ["", "3x", "N*N", "1e3", "N M", "9223372036854775807"] {
             assert_eq!(Dim::parse(bad), None, "{bad}");

@@ -131,7 +131,8 @@ impl std::fmt::Display for ProgramKind {
 impl Plan {
     /// One of the programs; that of a cache that is not there is empty.
     pub fn program(&self, kind: ProgramKind) -> &Program {
-        static NONE: Program = Program { values: Vec::new(), steps: Vec::new(), results: Vec::new() };
+        static NONE: Program =
+            Program { values: Vec::new(), steps: Vec::new(), results: Vec::new() };
         match kind {
             ProgramKind::Prelude => &self.prelude,
             ProgramKind::PreludeSteps => &self.prelude_steps,
@@ -172,9 +173,16 @@ impl Plan {
                 _ => {}
             }
         }
-        let ty =
-            |value: usize| full.values.get(value).map_or_else(|| ValueType::fixed(DType::F32, &[]), |v| v.ty.clone());
-        let output = |(i, &value): (usize, &usize)| PlanOutput { name: format!("table {i}"), ty: ty(value), value };
+        let ty = |value: usize| {
+            full.values
+                .get(value)
+                .map_or_else(|| ValueType::fixed(DType::F32, &[]), |v| v.ty.clone())
+        };
+        let output = |(i, &value): (usize, &usize)| PlanOutput {
+            name: format!("table {i}"),
+            ty: ty(value),
+            value,
+        };
         let outputs = results.iter().enumerate().map(output).collect();
         Some(Plan {
             batch_symbol: self.batch_symbol.clone(),
@@ -195,10 +203,9 @@ impl Plan {
     /// stacked for all evaluations.
     pub fn steps_one_by_one(&self) -> bool {
         let single = |v: &PlanValue| match v.source {
-            Source::Input(i) => self
-                .inputs
-                .get(i)
-                .is_some_and(|input| input.role == InputRole::Timestep && input.ty.shape == v.ty.shape),
+            Source::Input(i) => self.inputs.get(i).is_some_and(|input| {
+                input.role == InputRole::Timestep && input.ty.shape == v.ty.shape
+            }),
             _ => false,
         };
         self.batch_symbol.is_none() && self.prelude_steps.values.iter().any(single)

@@ -35,7 +35,8 @@ pub enum SamplerKind {
 
 impl SamplerKind {
     /// Every kind, in the order `--help` shows them.
-    pub const ALL: [SamplerKind; 5] = [Self::Ddim, Self::Ddpm, Self::Plms, Self::Euler, Self::DpmPp2m];
+    pub const ALL: [SamplerKind; 5] =
+        [Self::Ddim, Self::Ddpm, Self::Plms, Self::Euler, Self::DpmPp2m];
 
     /// The text form, e.g. `dpmpp-2m`.
     pub fn name(self) -> &'static str {
@@ -248,9 +249,24 @@ impl SamplerConfig {
     /// [`SamplerConfigError::OutOfRange`] and [`SamplerConfigError::Unsupported`] name the field.
     pub fn validate(&self) -> Result<(), SamplerConfigError> {
         let train = self.num_train_timesteps;
-        in_range("num_train_timesteps", train, (2..=MAX_TRAIN_TIMESTEPS).contains(&train), "2..=1000000")?;
-        in_range("steps_offset", self.steps_offset, self.steps_offset < train, "below num_train_timesteps")?;
-        in_range("clip_sample_range", self.clip_sample_range, is_positive(self.clip_sample_range.into()), POSITIVE)?;
+        in_range(
+            "num_train_timesteps",
+            train,
+            (2..=MAX_TRAIN_TIMESTEPS).contains(&train),
+            "2..=1000000",
+        )?;
+        in_range(
+            "steps_offset",
+            self.steps_offset,
+            self.steps_offset < train,
+            "below num_train_timesteps",
+        )?;
+        in_range(
+            "clip_sample_range",
+            self.clip_sample_range,
+            is_positive(self.clip_sample_range.into()),
+            POSITIVE,
+        )?;
         in_range("eta", self.eta, (0.0..=1.0).contains(&self.eta), "0..=1")?;
         for (key, sigma) in [("sigma_min", self.sigma_min), ("sigma_max", self.sigma_max)] {
             let sigma = sigma.unwrap_or(1.0);
@@ -292,13 +308,22 @@ impl SamplerConfig {
             return Err(self.unsupported("rescale_betas_zero_snr", "true", "false"));
         }
         if self.timestep_spacing == Spacing::Quadratic && !matches!(self.kind, Ddim | Ddpm) {
-            return Err(self.unsupported("timestep_spacing", "quadratic", "leading, trailing, linspace"));
+            return Err(self.unsupported(
+                "timestep_spacing",
+                "quadratic",
+                "leading, trailing, linspace",
+            ));
         }
         Ok(())
     }
 
     fn unsupported(&self, key: &'static str, value: &str, supported: &str) -> SamplerConfigError {
-        SamplerConfigError::Unsupported { kind: self.kind, key, value: value.into(), supported: supported.into() }
+        SamplerConfigError::Unsupported {
+            kind: self.kind,
+            key,
+            value: value.into(),
+            supported: supported.into(),
+        }
     }
 }
 
@@ -319,7 +344,11 @@ fn in_range(
     ok: bool,
     allowed: &'static str,
 ) -> Result<(), SamplerConfigError> {
-    if ok { Ok(()) } else { Err(SamplerConfigError::OutOfRange { key, value: value.to_string(), allowed }) }
+    if ok {
+        Ok(())
+    } else {
+        Err(SamplerConfigError::OutOfRange { key, value: value.to_string(), allowed })
+    }
 }
 
 /// Why a sampler configuration was not accepted.

@@ -33,7 +33,11 @@ impl Tensor {
     ///
     /// # Errors
     /// [`TensorSizeError`] when the number of bytes does not fit type and shape.
-    pub fn new(dtype: DType, shape: Vec<usize>, data: impl Into<Bytes>) -> Result<Tensor, TensorSizeError> {
+    pub fn new(
+        dtype: DType,
+        shape: Vec<usize>,
+        data: impl Into<Bytes>,
+    ) -> Result<Tensor, TensorSizeError> {
         let data = data.into();
         let expected = element_count(&shape).map_or(usize::MAX, |n| n * dtype.size());
         if data.len() != expected {
@@ -58,7 +62,8 @@ impl Tensor {
     }
 
     fn of(dtype: DType, shape: &[usize], bytes: Vec<u8>) -> Tensor {
-        Tensor::new(dtype, shape.to_vec(), bytes).expect("the caller gives as many elements as the shape has")
+        Tensor::new(dtype, shape.to_vec(), bytes)
+            .expect("the caller gives as many elements as the shape has")
     }
 
     /// Zeros of any type.
@@ -67,7 +72,12 @@ impl Tensor {
     /// [`TensorSizeError`] when the shape has more than 2^40 elements.
     pub fn zeros(dtype: DType, shape: &[usize]) -> Result<Tensor, TensorSizeError> {
         let Some(n) = element_count(shape) else {
-            return Err(TensorSizeError { dtype, shape: shape.to_vec(), expected: usize::MAX, found: 0 });
+            return Err(TensorSizeError {
+                dtype,
+                shape: shape.to_vec(),
+                expected: usize::MAX,
+                found: 0,
+            });
         };
         Tensor::new(dtype, shape.to_vec(), vec![0u8; n * dtype.size()])
     }
@@ -182,7 +192,9 @@ fn collect<const N: usize>(values: Vec<f64>, f: impl Fn(f64) -> [u8; N]) -> Vec<
 fn cast<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Cow<'_, [T]> {
     match bytemuck::try_cast_slice(bytes) {
         Ok(slice) => Cow::Borrowed(slice),
-        Err(_) => Cow::Owned(bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()),
+        Err(_) => Cow::Owned(
+            bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect(),
+        ),
     }
 }
 

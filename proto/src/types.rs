@@ -43,8 +43,11 @@ impl ValueType {
 
     /// The sizes for given symbols; `None` when a symbol is missing, a size is negative, or there are more than 2^40 elements.
     pub fn resolve(&self, bindings: &Bindings) -> Option<Vec<usize>> {
-        let shape: Vec<usize> =
-            self.shape.iter().map(|d| d.eval(bindings).and_then(|v| usize::try_from(v).ok())).collect::<Option<_>>()?;
+        let shape: Vec<usize> = self
+            .shape
+            .iter()
+            .map(|d| d.eval(bindings).and_then(|v| usize::try_from(v).ok()))
+            .collect::<Option<_>>()?;
         element_count(&shape).map(|_| shape)
     }
 

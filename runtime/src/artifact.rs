@@ -2,7 +2,9 @@
 
 use crate::denoise::{Compensation, DenoiseError, Denoiser};
 use crate::device::{Device, Found};
-use crate::engine::{Backend, EngineError, EngineOptions, Execution, PackCache, StepExecution, Weights};
+use crate::engine::{
+    Backend, EngineError, EngineOptions, Execution, PackCache, StepExecution, Weights,
+};
 use crate::retime::{RetimeError, retime};
 use crate::sampler::{Sampler, SamplerError};
 use bytes::Bytes;
@@ -80,7 +82,10 @@ pub struct DenoiserOptions {
 impl DenoiserOptions {
     /// The default, for `batch` samples at once.
     pub fn with_batch(batch: usize) -> DenoiserOptions {
-        DenoiserOptions { engine: EngineOptions { batch, ..EngineOptions::default() }, ..DenoiserOptions::default() }
+        DenoiserOptions {
+            engine: EngineOptions { batch, ..EngineOptions::default() },
+            ..DenoiserOptions::default()
+        }
     }
 }
 
@@ -127,10 +132,15 @@ impl Artifact {
     }
 
     fn read(bytes: Bytes, pack_cache: Option<&Path>) -> Result<Artifact, ArtifactError> {
-        let cq::Artifact { manifest, weights: constants, kernels, identity } = cq::Artifact::read(bytes)?;
+        let cq::Artifact { manifest, weights: constants, kernels, identity } =
+            cq::Artifact::read(bytes)?;
         let (plan, bytes) = (manifest.plan.clone(), constants.clone());
         let weights = match pack_cache {
-            Some(folder) => Weights::with_cache(plan, bytes, &PackCache { folder: folder.to_path_buf(), identity })?,
+            Some(folder) => Weights::with_cache(
+                plan,
+                bytes,
+                &PackCache { folder: folder.to_path_buf(), identity },
+            )?,
             None => Weights::new(plan, bytes)?,
         };
         Ok(Artifact { manifest, weights, kernels, constants })
@@ -281,7 +291,11 @@ impl Artifact {
         let tensor = |(name, null): (&String, &NullCondition)| {
             let tensor = match *null {
                 NullCondition::Label(label) => {
-                    let input = plan.inputs.iter().find(|i| i.name == *name).expect("checked when the file was read");
+                    let input = plan
+                        .inputs
+                        .iter()
+                        .find(|i| i.name == *name)
+                        .expect("checked when the file was read");
                     labels(input, &[label])
                 }
                 NullCondition::Constant(i) => self.constant(i),
@@ -304,8 +318,12 @@ impl Artifact {
         let bytes = self.constants.slice(start..start + len);
         if let Some(how) = &constant.codes {
             let codes = how.unpack(&bytes, shape.iter().product());
-            return Tensor::new(DType::I8, shape, codes.iter().map(|&c| c as u8).collect::<Vec<u8>>())
-                .expect("a byte per code");
+            return Tensor::new(
+                DType::I8,
+                shape,
+                codes.iter().map(|&c| c as u8).collect::<Vec<u8>>(),
+            )
+            .expect("a byte per code");
         }
         Tensor::new(constant.ty.dtype, shape, bytes).expect("as many bytes as the type has")
     }
@@ -319,10 +337,12 @@ impl Artifact {
     pub fn layer_executions(&self) -> Result<Vec<Execution>, EngineError> {
         let Some(of) = self.manifest.quant.quantized() else { return Ok(vec![]) };
         let steps = self.weights.steps()?;
-        let full: Vec<&StepExecution> = steps.iter().filter(|s| s.program == ProgramKind::Full).collect();
+        let full: Vec<&StepExecution> =
+            steps.iter().filter(|s| s.program == ProgramKind::Full).collect();
         let program = &self.manifest.plan.full;
         let reads = |step: &Step, weight: usize| {
-            let source = step.inputs.get(WEIGHTS).copied().flatten().map(|v| program.values[v].source);
+            let source =
+                step.inputs.get(WEIGHTS).copied().flatten().map(|v| program.values[v].source);
             source == Some(Source::Constant(weight))
         };
         let step_of = |layer: &cq::QuantizedLayer| {

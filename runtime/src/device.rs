@@ -25,7 +25,10 @@ const SLOTS: usize = 2;
 /// What became of the search for a device.
 pub(crate) enum Found {
     /// This one is used.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only the feature `cuda` finds devices"))]
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(dead_code, reason = "only the feature `cuda` finds devices")
+    )]
     Device(Arc<dyn Backend>),
     /// The CPU is; and if there is a GPU that cannot be used, why.
     Cpu(Option<String>),
@@ -78,7 +81,9 @@ mod tests {
     #[test]
     fn a_gpu_that_computes_wrongly_is_left_alone_by_auto_and_refused_by_name() {
         let opened = || Err(CudaError::Selftest { device: "a GPU".into(), primitive: "mma_f16" });
-        let Ok(Found::Cpu(Some(why))) = Device::Auto.settle(opened()) else { panic!("the CPU is used") };
+        let Ok(Found::Cpu(Some(why))) = Device::Auto.settle(opened()) else {
+            panic!("the CPU is used")
+        };
         assert!(why.contains("a GPU computes `mma_f16` otherwise"), "{why}");
         assert!(Device::Cuda.settle(opened()).is_err_and(|refused| refused == why));
     }

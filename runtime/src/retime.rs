@@ -88,7 +88,11 @@ pub fn possible(manifest: &Manifest) -> Result<Possible, RetimeError> {
 ///
 /// # Errors
 /// [`RetimeError`].
-pub fn retime(manifest: &Manifest, bytes: &Bytes, steps: usize) -> Result<(Manifest, Arc<Weights>), RetimeError> {
+pub fn retime(
+    manifest: &Manifest,
+    bytes: &Bytes,
+    steps: usize,
+) -> Result<(Manifest, Arc<Weights>), RetimeError> {
     let weights = Weights::new(manifest.plan.clone(), bytes.clone())?;
     if steps == manifest.steps {
         return Ok((manifest.clone(), weights));
@@ -96,14 +100,19 @@ pub fn retime(manifest: &Manifest, bytes: &Bytes, steps: usize) -> Result<(Manif
     check(manifest)?;
     let from = timesteps(&Sampler::new(&manifest.sampler, manifest.steps)?);
     let to = timesteps(&Sampler::new(&manifest.sampler, steps)?);
-    let is_whole = manifest.plan.inputs.iter().any(|i| i.role == InputRole::Timestep && !i.ty.dtype.is_float());
+    let is_whole = manifest
+        .plan
+        .inputs
+        .iter()
+        .any(|i| i.role == InputRole::Timestep && !i.ty.dtype.is_float());
     if let Some(&timestep) = to.iter().find(|t| is_whole && t.fract() != 0.0) {
         return Err(RetimeError::Fractional { timestep });
     }
     let mut made = Tables { weights: &weights, from: &from, to: &to, rows: BTreeMap::new() };
     made.of_time(manifest, bytes)?;
     made.of_layers(manifest);
-    let full = manifest.plan.cache.as_ref().map(|cache| made.of_cache(manifest, &cache.full_evaluations));
+    let full =
+        manifest.plan.cache.as_ref().map(|cache| made.of_cache(manifest, &cache.full_evaluations));
 
     let mut to_manifest = manifest.clone();
     to_manifest.steps = steps;
@@ -137,7 +146,10 @@ fn check(manifest: &Manifest) -> Result<(), RetimeError> {
     if manifest.quant.quantized().is_some_and(|q| q.compensation.is_some()) {
         return Err(RetimeError::Compensated);
     }
-    if plan.batch_symbol.is_none() && !plan.prelude_steps.steps.is_empty() && !plan.steps_one_by_one() {
+    if plan.batch_symbol.is_none()
+        && !plan.prelude_steps.steps.is_empty()
+        && !plan.steps_one_by_one()
+    {
         return Err(RetimeError::Fixed);
     }
     Ok(())
@@ -165,7 +177,10 @@ fn time_tables(manifest: &Manifest) -> BTreeSet<usize> {
         fitted.extend(layer.correction.iter().flat_map(|c| [c.a, c.bias]));
     }
     if let Schedule::Cached(schedule) = &manifest.schedule {
-        let of = schedule.corrections.iter().flat_map(|c| [Some(c.scale), Some(c.shift), c.previous_scale]);
+        let of = schedule
+            .corrections
+            .iter()
+            .flat_map(|c| [Some(c.scale), Some(c.shift), c.previous_scale]);
         fitted.extend(of.flatten());
     }
     tables(&manifest.plan).difference(&fitted).copied().collect()
@@ -199,7 +214,9 @@ fn between(knots: &[(f64, usize)], t: f64) -> Option<Between> {
             let part = if high > low { (t - low) / (high - low) } else { 0.0 };
             Some(Between { first, second, part })
         }
-        (Some(&(_, only)), None) | (None, Some(&(_, only))) => Some(Between { first: only, second: only, part: 0.0 }),
+        (Some(&(_, only)), None) | (None, Some(&(_, only))) => {
+            Some(Between { first: only, second: only, part: 0.0 })
+        }
         (None, None) => None,
     }
 }
@@ -207,7 +224,9 @@ fn between(knots: &[(f64, usize)], t: f64) -> Option<Between> {
 impl Between {
     fn of(&self, rows: &[Vec<f32>]) -> Vec<f32> {
         let pairs = rows[self.first].iter().zip(&rows[self.second]);
-        pairs.map(|(&a, &b)| (f64::from(a) + (f64::from(b) - f64::from(a)) * self.part) as f32).collect()
+        pairs
+            .map(|(&a, &b)| (f64::from(a) + (f64::from(b) - f64::from(a)) * self.part) as f32)
+            .collect()
     }
 }
 
@@ -253,7 +272,11 @@ impl Tables<'_> {
                         all.slice(e * size..(e + 1) * size)
                     }
                     None => {
-                        let at = plan.times.iter().flat_map(|times| &times.tables).position(|&of| of == table);
+                        let at = plan
+                            .times
+                            .iter()
+                            .flat_map(|times| &times.tables)
+                            .position(|&of| of == table);
                         let row = at
                             .and_then(|at| computed.get(at))
                             .ok_or(RetimeError::Unknown { timestep: t, possible: vec![] })?;
@@ -274,13 +297,16 @@ impl Tables<'_> {
                     continue;
                 }
                 let (scales, zeros) = (self.compiled(input.scale), self.compiled(input.zero_point));
-                let ranges: Vec<Vec<f32>> = scales.iter().zip(&zeros).map(|(s, z)| range_of(s, z)).collect();
+                let ranges: Vec<Vec<f32>> =
+                    scales.iter().zip(&zeros).map(|(s, z)| range_of(s, z)).collect();
                 let knots = self.knots(&scales);
                 let (mut new_scales, mut new_zeros) = (Vec::new(), Vec::new());
                 for &t in self.to {
                     let (scale, zero) = match between(&knots, t) {
                         // of a compiled evaluation: as it is
-                        Some(at) if at.first == at.second => (scales[at.first].clone(), zeros[at.first].clone()),
+                        Some(at) if at.first == at.second => {
+                            (scales[at.first].clone(), zeros[at.first].clone())
+                        }
                         Some(at) => scale_of(&at.of(&ranges)),
                         None => (scales[0].clone(), zeros[0].clone()),
                     };
@@ -294,7 +320,9 @@ impl Tables<'_> {
                 let knots = self.knots(&self.compiled(input.scale));
                 for table in [correction.a, correction.bias] {
                     let rows = self.compiled(table);
-                    let at = |t: &f64| between(&knots, *t).map_or_else(|| rows[0].clone(), |at| at.of(&rows));
+                    let at = |t: &f64| {
+                        between(&knots, *t).map_or_else(|| rows[0].clone(), |at| at.of(&rows))
+                    };
                     let new: Vec<Vec<f32>> = self.to.iter().map(at).collect();
                     self.put(table, new.into_iter());
                 }
@@ -332,16 +360,21 @@ impl Tables<'_> {
             Schedule::None => vec![],
         };
         for c in corrections {
-            for (table, as_stored) in [(Some(c.scale), 1.0), (Some(c.shift), 0.0), (c.previous_scale, 0.0)] {
+            for (table, as_stored) in
+                [(Some(c.scale), 1.0), (Some(c.shift), 0.0), (c.previous_scale, 0.0)]
+            {
                 let Some(table) = table else { continue };
                 let mut rows = self.compiled(table);
                 for &old in full {
                     rows[old].fill(as_stored);
                 }
                 let new = (0..self.to.len()).map(|e| {
-                    let (_, &old) = anchors.range(..=e).next_back().expect("the first evaluation is full");
-                    let until = full.iter().copied().find(|&next| next > old).unwrap_or(self.from.len());
-                    let knots: Vec<(f64, usize)> = (old..until).map(|i| (self.from[i], i)).collect();
+                    let (_, &old) =
+                        anchors.range(..=e).next_back().expect("the first evaluation is full");
+                    let until =
+                        full.iter().copied().find(|&next| next > old).unwrap_or(self.from.len());
+                    let knots: Vec<(f64, usize)> =
+                        (old..until).map(|i| (self.from[i], i)).collect();
                     between(&knots, self.to[e]).expect("it has the full evaluation").of(&rows)
                 });
                 let new: Vec<Vec<f32>> = new.collect();
@@ -361,7 +394,8 @@ fn range_of(scale: &[f32], zero_point: &[f32]) -> Vec<f32> {
 fn scale_of(ranges: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let of = |range: &[f32]| {
         let scale = (range[1] - range[0]) / 255.0;
-        let zero = if scale > 0.0 { (-range[0] / scale).round_ties_even().clamp(0.0, 255.0) } else { 0.0 };
+        let zero =
+            if scale > 0.0 { (-range[0] / scale).round_ties_even().clamp(0.0, 255.0) } else { 0.0 };
         (scale, zero)
     };
     ranges.chunks_exact(2).map(of).unzip()

@@ -52,7 +52,14 @@ fn denoiser(evaluations: usize) -> Build {
     let norm = Op::GroupNorm { groups: 2, eps: 1e-5, layout, act: Act::Silu };
     let n = b.full(norm, &[h]);
     let tokens = b.full(Op::Reshape { shape: shape("N,64,8") }, &[n]);
-    let attention = Op::Attention { heads: 2, kv_heads: 2, scale: 0.5, causal: false, softcap: 0.0, softmax_bits: 0 };
+    let attention = Op::Attention {
+        heads: 2,
+        kv_heads: 2,
+        scale: 0.5,
+        causal: false,
+        softcap: 0.0,
+        softmax_bits: 0,
+    };
     let a = b.full(attention, &[tokens, tokens, tokens]);
     let deep = b.full(Op::Reshape { shape: shape("N,8,8,8") }, &[a]);
     let out = head(&mut b, Full, deep, h);
@@ -88,13 +95,17 @@ fn evaluations_allocate_nothing() {
         assert!(slow.is_empty(), "{slow:?}");
         // what is left over by other threads (their start, the test's own) does not come every
         // time, what the loop does would
-        let counts: Vec<usize> = (0..20).map(|_| allocations_of_a_trajectory(&mut denoiser, BTreeMap::new())).collect();
+        let counts: Vec<usize> =
+            (0..20).map(|_| allocations_of_a_trajectory(&mut denoiser, BTreeMap::new())).collect();
         assert!(counts.contains(&0), "{kind}: {counts:?}");
     }
 }
 
 /// After its first evaluation.
-fn allocations_of_a_trajectory(denoiser: &mut Denoiser, conditions: BTreeMap<String, Tensor>) -> usize {
+fn allocations_of_a_trajectory(
+    denoiser: &mut Denoiser,
+    conditions: BTreeMap<String, Tensor>,
+) -> usize {
     let request = Request { samples: 2, conditions, ..Request::default() };
     let mut trajectory = denoiser.begin(&request, 0).unwrap();
     denoiser.step(&mut trajectory).unwrap();
@@ -114,11 +125,19 @@ fn evaluations_of_integers_allocate_nothing() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/artifacts/v4.cq");
     let artifact = Artifact::open(path.as_ref()).unwrap();
     let engine = EngineOptions { batch: 2, threads: 2, ..EngineOptions::default() };
-    let options = DenoiserOptions { guidance: Some(1.0), device: Device::Cpu, engine, ..Default::default() };
+    let options =
+        DenoiserOptions { guidance: Some(1.0), device: Device::Cpu, engine, ..Default::default() };
     let mut denoiser = artifact.denoiser(&options).unwrap();
-    assert!(denoiser.engine().profile().iter().any(|step| step.execution == Execution::Int8 && step.program == Cached));
+    assert!(
+        denoiser
+            .engine()
+            .profile()
+            .iter()
+            .any(|step| step.execution == Execution::Int8 && step.program == Cached)
+    );
     let labels = Tensor::from_i64(&[2], &[1, 2]);
     let conditions = || [("class_labels".to_string(), labels.clone())].into();
-    let counts: Vec<usize> = (0..20).map(|_| allocations_of_a_trajectory(&mut denoiser, conditions())).collect();
+    let counts: Vec<usize> =
+        (0..20).map(|_| allocations_of_a_trajectory(&mut denoiser, conditions())).collect();
     assert!(counts.contains(&0), "{counts:?}");
 }

@@ -64,8 +64,8 @@ fn bytes_give_the_samples_of_their_file() {
     let bytes = std::fs::read(path()).unwrap();
     let owned = Artifact::from_bytes(bytes.clone()).unwrap();
     assert_eq!(owned.manifest(), artifact().manifest());
-    let [from_bytes, from_file] =
-        [owned, artifact()].map(|artifact| sample(&mut artifact.denoiser(&options()).unwrap(), &request(5)));
+    let [from_bytes, from_file] = [owned, artifact()]
+        .map(|artifact| sample(&mut artifact.denoiser(&options()).unwrap(), &request(5)));
     assert!(from_bytes == from_file);
     assert!(Artifact::from_bytes(bytes[..bytes.len() / 2].to_vec()).is_err());
 }
@@ -92,7 +92,8 @@ fn a_request_that_says_nothing_of_guidance_is_guided_as_compiled() {
     let mut other = artifact.denoiser(&other).unwrap();
     assert!(sample(&mut other, &request(5)) == with(Some(guidance + 1.0), &[]));
     let one = DenoiserOptions { guidance: Some(1.0), ..options() };
-    let refused = artifact.denoiser(&one).unwrap().begin(&Request { guidance: Some(2.0), ..request(5) }, 0);
+    let refused =
+        artifact.denoiser(&one).unwrap().begin(&Request { guidance: Some(2.0), ..request(5) }, 0);
     assert!(matches!(refused, Err(DenoiseError::NotGuided { scale: 2.0 })));
 }
 
@@ -100,7 +101,8 @@ fn a_request_that_says_nothing_of_guidance_is_guided_as_compiled() {
 #[test]
 fn trajectories_side_by_side_are_what_each_is_alone() {
     let mut denoiser = artifact().denoiser(&options()).unwrap();
-    let requests = [request(5), Request { conditions: labels(&[0, 1]), guidance: Some(3.0), ..request(6) }];
+    let requests =
+        [request(5), Request { conditions: labels(&[0, 1]), guidance: Some(3.0), ..request(6) }];
     let alone = requests.each_ref().map(|request| sample(&mut denoiser, request));
     let mut trajectories = requests.each_ref().map(|request| denoiser.begin(request, 0).unwrap());
     // the second one begins when the first one is at a cached step, and overtakes it

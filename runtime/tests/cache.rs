@@ -96,7 +96,8 @@ fn the_schedule_decides_and_the_cache_is_that_of_the_last_full_evaluation() {
 fn requests_in_flight_do_not_disturb_each_other() {
     let mut engine = open(&weights(), 1);
     let alone = [5, 6].map(|seed| outputs(&mut engine, seed));
-    let mut requests = [5, 6].map(|seed| (engine.begin(&BTreeMap::new(), &STEPS).unwrap(), noise(LEN, seed), 0));
+    let mut requests =
+        [5, 6].map(|seed| (engine.begin(&BTreeMap::new(), &STEPS).unwrap(), noise(LEN, seed), 0));
     // the second one runs two evaluations behind the first
     for turn in [0, 0, 1, 0, 1, 1, 0, 1] {
         let (request, x, e) = &mut requests[turn];

@@ -75,21 +75,25 @@ fn compare(device: &Arc<dyn Device>, path: &Path, evaluations: usize) -> Vec<(Pr
     let batch = plan.fixed_batch.unwrap_or(2);
     let options = EngineOptions { batch, threads: 1, ..Default::default() };
     let mut cpu = Engine::open(&weights, &options).unwrap();
-    let mut gpu = Engine::open(&weights, &EngineOptions { device: on(device, 2), ..options }).unwrap();
+    let mut gpu =
+        Engine::open(&weights, &EngineOptions { device: on(device, 2), ..options }).unwrap();
     let timesteps: Vec<f64> = (0..plan.evaluations).map(|e| 900.0 - 10.0 * e as f64).collect();
     let given = conditions(&weights);
     let mut on_cpu = cpu.begin(&given, &timesteps).unwrap();
-    let mut others = [gpu.begin(&given, &timesteps).unwrap(), gpu.begin(&given, &timesteps).unwrap()];
+    let mut others =
+        [gpu.begin(&given, &timesteps).unwrap(), gpu.begin(&given, &timesteps).unwrap()];
     let refused = gpu.begin(&given, &timesteps).unwrap_err();
     assert!(matches!(refused, EngineError::NoSlot { slots: 2 }), "{refused}");
     let sample = plan.inputs.iter().position(|i| i.role == InputRole::Sample).unwrap();
-    let (count, results) = (cpu.input_shape(sample).iter().product(), cpu.output_shape(0).iter().product());
+    let (count, results) =
+        (cpu.input_shape(sample).iter().product(), cpu.output_shape(0).iter().product());
     let mut decibels = Vec::new();
     for e in 0..plan.evaluations.min(evaluations) {
         let kind = plan.program_at(e);
         let mut x = vec![0.0; count];
         Noise::new(e as u64, 0, batch).fill(&mut x);
-        let (mut expected, mut found, mut again) = (vec![0.0; results], vec![0.0; results], vec![0.0; results]);
+        let (mut expected, mut found, mut again) =
+            (vec![0.0; results], vec![0.0; results], vec![0.0; results]);
         cpu.evaluate(&mut on_cpu, e, &x, &mut expected).unwrap();
         let [one, two] = &mut others;
         gpu.evaluate(one, e, &x, &mut found).unwrap();
@@ -111,7 +115,8 @@ fn loops_of_old_artifacts_equal_the_cpu() {
     }
     for device in devices() {
         // fp16 at every layer; rounded activations may take the next level
-        for (name, least) in [("v1", 56.0), ("v2", 56.0), ("v3", 38.0), ("v4", 38.0), ("v5", 38.0)] {
+        for (name, least) in [("v1", 56.0), ("v2", 56.0), ("v3", 38.0), ("v4", 38.0), ("v5", 38.0)]
+        {
             let decibels = compare(&device, &folder.join(format!("{name}.cq")), 6);
             println!("{}: {name}: {decibels:.1?}", device.name());
             assert!(decibels.iter().all(|(_, db)| *db > least), "{name}: {decibels:?}");
@@ -131,22 +136,27 @@ fn preludes_run_on_the_device_and_refuse_a_label_that_is_not_there() {
             let weights = open(&folder.join(format!("{name}.cq")));
             let plan = weights.plan();
             let batch = plan.fixed_batch.unwrap_or(2);
-            let options = EngineOptions { batch, threads: 1, device: on(&device, 1), ..Default::default() };
+            let options =
+                EngineOptions { batch, threads: 1, device: on(&device, 1), ..Default::default() };
             let mut engine = Engine::open(&weights, &options).unwrap();
             let begins = [&plan.prelude, &plan.prelude_steps];
-            let [prelude, prelude_steps] = begins.map(|p| !(p.steps.is_empty() && p.results.is_empty()));
+            let [prelude, prelude_steps] =
+                begins.map(|p| !(p.steps.is_empty() && p.results.is_empty()));
             let expected = DevicePreludes { prelude, prelude_steps };
             assert_eq!(engine.device().unwrap().preludes(), expected, "{name}");
-            let looks_up = |step: &cqc_proto::plan::Step| matches!(step.op, cqc_proto::Op::Gather { .. });
+            let looks_up =
+                |step: &cqc_proto::plan::Step| matches!(step.op, cqc_proto::Op::Gather { .. });
             if !begins.iter().any(|p| p.steps.iter().any(looks_up)) {
                 continue;
             }
             let label = |(name, t): (String, Tensor)| {
-                let outside = Tensor::from_i64(t.shape(), &vec![1 << 20; t.shape().iter().product()]);
+                let outside =
+                    Tensor::from_i64(t.shape(), &vec![1 << 20; t.shape().iter().product()]);
                 (name, if t.dtype().is_float() { t } else { outside })
             };
             let given = conditions(&weights).into_iter().map(label).collect();
-            let timesteps: Vec<f64> = (0..plan.evaluations).map(|e| 900.0 - 10.0 * e as f64).collect();
+            let timesteps: Vec<f64> =
+                (0..plan.evaluations).map(|e| 900.0 - 10.0 * e as f64).collect();
             let fault = engine.begin(&given, &timesteps).unwrap_err();
             assert!(matches!(fault, EngineError::Fault { .. }), "{name}: {fault}");
             engine.begin(&conditions(&weights), &timesteps).unwrap();
@@ -158,13 +168,20 @@ fn preludes_run_on_the_device_and_refuse_a_label_that_is_not_there() {
 
 /// A loop that moves samples on the device, the same loop step by step with the sampler on the CPU,
 /// and their samples.
-fn sampled(device: &Arc<dyn Device>, weights: &Arc<Weights>, sampler: &Sampler, guided: bool) -> [Vec<f32>; 2] {
+fn sampled(
+    device: &Arc<dyn Device>,
+    weights: &Arc<Weights>,
+    sampler: &Sampler,
+    guided: bool,
+) -> [Vec<f32>; 2] {
     let batch = weights.plan().fixed_batch.unwrap_or(2);
     let device = on(device, 2);
     let options = EngineOptions { batch, threads: 1, device, ..Default::default() };
     let mut denoise = Denoiser::open(weights, sampler.clone(), guided, &options).unwrap();
     let channels = denoise.channels();
-    let factors = |by: f32| (0..channels * sampler.evaluations().len()).map(|i| by * (i % 7) as f32).collect();
+    let factors = |by: f32| {
+        (0..channels * sampler.evaluations().len()).map(|i| by * (i % 7) as f32).collect()
+    };
     let scale: Vec<f32> = factors(1e-3);
     let scale = scale.into_iter().map(|v| 1.0 + v).collect();
     denoise.set_compensation(Some(Compensation { scale, shift: factors(-2e-3) })).unwrap();
@@ -184,7 +201,8 @@ fn sampled(device: &Arc<dyn Device>, weights: &Arc<Weights>, sampler: &Sampler, 
     };
     let unconditional = if guided { rows(0) } else { BTreeMap::new() };
     let (conditions, guidance) = (rows(1), guided.then_some(1.75));
-    let request = Request { samples, seed: 5, conditions, unconditional, guidance, ..Request::default() };
+    let request =
+        Request { samples, seed: 5, conditions, unconditional, guidance, ..Request::default() };
     let mut seen = Vec::new();
     let there = denoise.sample(&request, &mut |moment| {
         seen.push(moment.x().unwrap().into_owned());
@@ -215,11 +233,16 @@ fn samples_that_stay_on_the_device_are_those_that_the_cpu_moves() {
     let with = |kind: SamplerKind| SamplerConfig { kind, ..SamplerConfig::default() };
     let mut configs = Vec::new();
     for prediction_type in predictions {
-        for kind in [SamplerKind::Ddim, SamplerKind::Plms, SamplerKind::Euler, SamplerKind::DpmPp2m] {
+        for kind in [SamplerKind::Ddim, SamplerKind::Plms, SamplerKind::Euler, SamplerKind::DpmPp2m]
+        {
             if kind == SamplerKind::Plms && prediction_type == Prediction::Sample {
                 continue; // there is no such sampler
             }
-            configs.push(SamplerConfig { prediction_type, clip_sample: kind == SamplerKind::Ddim, ..with(kind) });
+            configs.push(SamplerConfig {
+                prediction_type,
+                clip_sample: kind == SamplerKind::Ddim,
+                ..with(kind)
+            });
         }
     }
     configs.push(SamplerConfig { eta: 0.7, ..with(SamplerKind::Ddim) });
@@ -231,9 +254,12 @@ fn samples_that_stay_on_the_device_are_those_that_the_cpu_moves() {
             // the artifact with a cache, every third time with two halves
             let weights = open(&folder.join("v3.cq"));
             let evaluations = weights.plan().evaluations;
-            let steps = if config.kind == SamplerKind::Plms { evaluations - 1 } else { evaluations };
+            let steps =
+                if config.kind == SamplerKind::Plms { evaluations - 1 } else { evaluations };
             let config = match config.kind {
-                SamplerKind::Euler => SamplerConfig { timestep_spacing: Spacing::Leading, ..config.clone() },
+                SamplerKind::Euler => {
+                    SamplerConfig { timestep_spacing: Spacing::Leading, ..config.clone() }
+                }
                 _ => config.clone(),
             };
             let sampler = Sampler::new(&config, steps).unwrap();
@@ -247,8 +273,12 @@ fn samples_that_stay_on_the_device_are_those_that_the_cpu_moves() {
 /// Files named in `CQC_TEST_CQ`, separated by `:`.
 #[test]
 fn other_artifacts() {
-    let Some(paths) = std::env::var_os("CQC_TEST_CQ") else { return println!("skipped: no CQC_TEST_CQ") };
-    for (device, path) in devices().iter().flat_map(|d| std::env::split_paths(&paths).map(move |p| (d, p))) {
+    let Some(paths) = std::env::var_os("CQC_TEST_CQ") else {
+        return println!("skipped: no CQC_TEST_CQ");
+    };
+    for (device, path) in
+        devices().iter().flat_map(|d| std::env::split_paths(&paths).map(move |p| (d, p)))
+    {
         let decibels = compare(device, &path, 6);
         println!("{}: {}: {decibels:.1?}", device.name(), path.display());
         assert!(decibels.iter().all(|(_, db)| *db > 35.0), "{}: {decibels:?}", path.display());

@@ -25,11 +25,17 @@ fn denoiser(evaluations: usize, columns: usize, fixed: Option<usize>) -> Arc<Wei
     let mut b = Build::new(evaluations);
     (b.plan.batch_symbol, b.plan.fixed_batch) = (fixed.is_none().then(|| "N".into()), fixed);
     let sample = b.model_input("sample", InputRole::Sample, f32s(&format!("{rows},24,4")));
-    let labels = b.model_input("labels", InputRole::Condition, ValueType::new(DType::I64, shape(&rows)));
-    let l = b.value(PreludeSteps, ValueType::new(DType::I64, shape(&stacked)), Source::Input(labels));
+    let labels =
+        b.model_input("labels", InputRole::Condition, ValueType::new(DType::I64, shape(&rows)));
+    let l =
+        b.value(PreludeSteps, ValueType::new(DType::I64, shape(&stacked)), Source::Input(labels));
     let table = b.weight(PreludeSteps, &[5, columns]);
     let class = b.step(PreludeSteps, Op::Gather { axis: 0 }, &[Some(table), Some(l)]);
-    let class = b.step(PreludeSteps, Op::Reshape { shape: shape(&format!("{stacked},1,{columns}")) }, &[Some(class)]);
+    let class = b.step(
+        PreludeSteps,
+        Op::Reshape { shape: shape(&format!("{stacked},1,{columns}")) },
+        &[Some(class)],
+    );
     b.plan.prelude_steps.results = vec![class];
 
     let x = b.input(Full, sample);
@@ -53,9 +59,17 @@ fn options(batch: usize) -> EngineOptions {
 
 /// `guidance` of `None`: the denoiser's own.
 fn request(labels: &[i64], guidance: Option<f32>) -> Request {
-    let conditions = BTreeMap::from([("labels".to_string(), Tensor::from_i64(&[labels.len()], labels))]);
+    let conditions =
+        BTreeMap::from([("labels".to_string(), Tensor::from_i64(&[labels.len()], labels))]);
     let unconditional = BTreeMap::from([("labels".to_string(), Tensor::from_i64(&[1], &[4]))]);
-    Request { samples: labels.len(), seed: 7, conditions, unconditional, guidance, ..Request::default() }
+    Request {
+        samples: labels.len(),
+        seed: 7,
+        conditions,
+        unconditional,
+        guidance,
+        ..Request::default()
+    }
 }
 
 fn run(l: &mut Denoiser, request: &Request) -> Vec<f32> {
@@ -72,14 +86,19 @@ fn samples_do_not_depend_on_how_many_are_computed_at_once() {
         for guided in [false, true] {
             let weights = denoiser(evaluations, 4, None);
             let request = request(&LABELS, guided.then_some(1.5));
-            let mut widths =
-                [1, 2, 5, 8].map(|w| Denoiser::open(&weights, sampler(kind, 6), guided, &options(w)).unwrap());
+            let mut widths = [1, 2, 5, 8]
+                .map(|w| Denoiser::open(&weights, sampler(kind, 6), guided, &options(w)).unwrap());
             let all = widths.each_mut().map(|l| run(l, &request));
             assert!(
-                all.iter().all(|a| *a == all[0] && a.len() == 5 * LEN && a.iter().all(|v| v.is_finite())),
+                all.iter()
+                    .all(|a| *a == all[0] && a.len() == 5 * LEN && a.iter().all(|v| v.is_finite())),
                 "{kind}"
             );
-            let shard = Request { first: 3, samples: 2, ..self::request(&LABELS[3..], guided.then_some(1.5)) };
+            let shard = Request {
+                first: 3,
+                samples: 2,
+                ..self::request(&LABELS[3..], guided.then_some(1.5))
+            };
             assert!(run(&mut widths[1], &shard) == all[0][3 * LEN..], "{kind}: a shard");
         }
     }
@@ -90,11 +109,21 @@ fn a_fixed_batch_gives_what_a_free_one_gives() {
     for fixed in 1..4 {
         for guided in [false, true] {
             let request = request(&LABELS, guided.then_some(2.0));
-            let mut free =
-                Denoiser::open(&denoiser(6, 4, None), sampler(SamplerKind::Ddim, 6), guided, &options(5)).unwrap();
+            let mut free = Denoiser::open(
+                &denoiser(6, 4, None),
+                sampler(SamplerKind::Ddim, 6),
+                guided,
+                &options(5),
+            )
+            .unwrap();
             let weights = denoiser(6, 4, Some(fixed));
-            let mut l = Denoiser::open(&weights, sampler(SamplerKind::Ddim, 6), guided, &options(5)).unwrap();
-            assert!(run(&mut l, &request) == run(&mut free, &request), "batch {fixed}, guided: {guided}");
+            let mut l =
+                Denoiser::open(&weights, sampler(SamplerKind::Ddim, 6), guided, &options(5))
+                    .unwrap();
+            assert!(
+                run(&mut l, &request) == run(&mut free, &request),
+                "batch {fixed}, guided: {guided}"
+            );
             assert_eq!(l.halves(), if guided && fixed % 2 == 1 { 2 } else { 1 });
         }
     }
@@ -128,11 +157,16 @@ fn guidance_is_what_two_plain_evaluations_and_the_sampler_make_of_it() {
 
 #[test]
 fn a_second_half_of_the_output_is_the_variance() {
-    let config = SamplerConfig { variance_type: Variance::LearnedRange, ..SamplerConfig::of_kind(SamplerKind::Ddpm) };
+    let config = SamplerConfig {
+        variance_type: Variance::LearnedRange,
+        ..SamplerConfig::of_kind(SamplerKind::Ddpm)
+    };
     let sampler = || Sampler::new(&config, 6).unwrap();
     for guided in [false, true] {
         let mut l = Denoiser::open(&denoiser(6, 8, None), sampler(), guided, &options(2)).unwrap();
-        assert!(run(&mut l, &request(&LABELS, guided.then_some(2.0))).iter().all(|v| v.is_finite()));
+        assert!(
+            run(&mut l, &request(&LABELS, guided.then_some(2.0))).iter().all(|v| v.is_finite())
+        );
     }
     let without = Denoiser::open(&denoiser(6, 4, None), sampler(), false, &options(2));
     assert!(matches!(without, Err(DenoiseError::NoDenoiser { .. })));
@@ -141,18 +175,24 @@ fn a_second_half_of_the_output_is_the_variance() {
 #[test]
 fn requests_that_cannot_be_served_are_refused() {
     let weights = denoiser(6, 4, None);
-    let open = |steps, guided| Denoiser::open(&weights, sampler(SamplerKind::Ddim, steps), guided, &options(2));
+    let open = |steps, guided| {
+        Denoiser::open(&weights, sampler(SamplerKind::Ddim, steps), guided, &options(2))
+    };
     assert!(matches!(open(7, false), Err(DenoiseError::Evaluations { plan: 6, sampler: 7 })));
     let refused = open(6, false).unwrap().begin(&request(&LABELS, Some(2.0)), 0);
     assert!(matches!(refused, Err(DenoiseError::NotGuided { scale: 2.0 })));
     let mut l = open(6, true).unwrap();
-    let mut go = |request: Request| l.sample(&request, &mut |_| ControlFlow::Continue(())).map(|_| ());
+    let mut go =
+        |request: Request| l.sample(&request, &mut |_| ControlFlow::Continue(())).map(|_| ());
     let without_null = Request { unconditional: BTreeMap::new(), ..request(&LABELS, Some(2.0)) };
     assert!(matches!(go(without_null), Err(DenoiseError::NoNull)));
     let two_labels = Request { samples: 5, ..request(&[1, 2], Some(2.0)) };
     assert!(matches!(go(two_labels), Err(DenoiseError::Rows { .. })));
     let noise = Some(tensor(&[4, 24, 4], 1));
-    assert!(matches!(go(Request { noise, ..request(&LABELS, Some(2.0)) }), Err(DenoiseError::Rows { .. })));
+    assert!(matches!(
+        go(Request { noise, ..request(&LABELS, Some(2.0)) }),
+        Err(DenoiseError::Rows { .. })
+    ));
     let stray = BTreeMap::from([("text".to_string(), tensor(&[1], 1))]);
     assert!(matches!(
         go(Request { unconditional: stray, ..request(&LABELS, Some(2.0)) }),
@@ -164,5 +204,9 @@ fn requests_that_cannot_be_served_are_refused() {
         if moment.evaluation == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     assert!(matches!(broken, Err(DenoiseError::Interrupted)) && seen == 3);
-    assert_eq!(run(&mut l, &request(&LABELS, Some(2.0))).len(), 5 * LEN, "the loop can be used again");
+    assert_eq!(
+        run(&mut l, &request(&LABELS, Some(2.0))).len(),
+        5 * LEN,
+        "the loop can be used again"
+    );
 }

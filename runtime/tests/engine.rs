@@ -29,7 +29,8 @@ fn unet(evaluations: usize) -> Build {
     let mut b = Build::new(evaluations);
     let sample = b.model_input("sample", InputRole::Sample, f32s("N,3,8,8"));
     b.model_input("timestep", InputRole::Timestep, ValueType::new(DType::I64, shape("N")));
-    let labels = b.model_input("labels", InputRole::Condition, ValueType::new(DType::I64, shape("N")));
+    let labels =
+        b.model_input("labels", InputRole::Condition, ValueType::new(DType::I64, shape("N")));
 
     // prelude: a row per label
     let (l, table) = (b.input(Prelude, labels), b.weight(Prelude, &[10, 24]));
@@ -49,8 +50,12 @@ fn unet(evaluations: usize) -> Build {
     let w = b.weight(PreludeSteps, &[24, 96]);
     let rows = b.step(PreludeSteps, Op::Linear { act: Act::None }, &[Some(both), Some(w)]);
     let rows = b.step(PreludeSteps, Op::Reshape { shape: shape("N,3,32") }, &[Some(rows)]);
-    let slice =
-        |i: i64| Op::Slice { axes: vec![1], starts: vec![i.into()], ends: vec![(i + 1).into()], steps: vec![1] };
+    let slice = |i: i64| Op::Slice {
+        axes: vec![1],
+        starts: vec![i.into()],
+        ends: vec![(i + 1).into()],
+        steps: vec![1],
+    };
     let results = (0..3).map(|i| b.step(PreludeSteps, slice(i), &[Some(rows)])).collect();
     b.plan.prelude_steps.results = results;
 
@@ -75,10 +80,19 @@ fn unet(evaluations: usize) -> Build {
         steps: vec![1],
     };
     let [q, k, v] = [0, 1, 2].map(|i| b.full(part(i), &[qkv]));
-    let attention = Op::Attention { heads: 4, kv_heads: 4, scale: 0.35, causal: false, softcap: 0.0, softmax_bits: 0 };
+    let attention = Op::Attention {
+        heads: 4,
+        kv_heads: 4,
+        scale: 0.35,
+        causal: false,
+        softcap: 0.0,
+        softmax_bits: 0,
+    };
     let a = b.full(attention, &[q, k, v]);
-    let [scale, shift, gate] = [0, 1, 2].map(|i| b.value(Full, f32s("N,1,32"), Source::PreludeSteps(i)));
-    let n = b.step(Full, Op::LayerNorm { eps: 1e-6 }, &[Some(a), None, None, Some(scale), Some(shift)]);
+    let [scale, shift, gate] =
+        [0, 1, 2].map(|i| b.value(Full, f32s("N,1,32"), Source::PreludeSteps(i)));
+    let n =
+        b.step(Full, Op::LayerNorm { eps: 1e-6 }, &[Some(a), None, None, Some(scale), Some(shift)]);
     let (w, bias) = (b.weight(Full, &[32, 32]), b.weight(Full, &[32]));
     let linear = Op::Linear { act: Act::GeluTanh };
     let t = b.step(Full, linear, &[Some(n), Some(w), Some(bias), None, Some(gate), Some(tokens)]);
@@ -121,8 +135,12 @@ fn a_unet_equals_its_definition_at_every_evaluation() {
     let b = unet(5);
     let weights = Weights::new(b.plan.clone(), b.bytes()).unwrap();
     let mut engine = Engine::open(&weights, &options(2, 2)).unwrap();
-    let slow: Vec<_> =
-        engine.profile().into_iter().filter(|s| s.execution == Execution::Definition).map(|s| s.name).collect();
+    let slow: Vec<_> = engine
+        .profile()
+        .into_iter()
+        .filter(|s| s.execution == Execution::Definition)
+        .map(|s| s.name)
+        .collect();
     assert_eq!(slow, Vec::<String>::new(), "every step has a kernel");
     let sample = tensor(&[2, 3, 8, 8], 5);
     let mut request = engine.begin(&labels(&[3, 9]), &STEPS).unwrap();
@@ -151,7 +169,14 @@ fn threads_and_batch_do_not_change_a_bit() {
     let weights = Weights::new(b.plan.clone(), b.bytes()).unwrap();
     let sample = noise(3 * 192, 11);
     let all: Vec<Vec<f32>> = (1..4)
-        .map(|threads| evaluate(&mut Engine::open(&weights, &options(3, threads)).unwrap(), &[1, 2, 3], &sample, 2))
+        .map(|threads| {
+            evaluate(
+                &mut Engine::open(&weights, &options(3, threads)).unwrap(),
+                &[1, 2, 3],
+                &sample,
+                2,
+            )
+        })
         .collect();
     assert!(all[0] == all[1] && all[0] == all[2], "threads");
     let mut single = Engine::open(&weights, &options(1, 2)).unwrap();
@@ -168,9 +193,11 @@ fn preludes_computed_in_overlapping_chunks_are_the_same() {
     let sample = noise(2 * 192, 11);
     let mut whole = Engine::open(&weights, &options(2, 1)).unwrap();
     for prelude_memory in [0, 3000, 5000] {
-        let mut parts = Engine::open(&weights, &EngineOptions { prelude_memory, ..options(2, 1) }).unwrap();
+        let mut parts =
+            Engine::open(&weights, &EngineOptions { prelude_memory, ..options(2, 1) }).unwrap();
         for e in 0..5 {
-            let [a, b] = [&mut parts, &mut whole].map(|engine| evaluate(engine, &[1, 2], &sample, e));
+            let [a, b] =
+                [&mut parts, &mut whole].map(|engine| evaluate(engine, &[1, 2], &sample, e));
             let error = relative(&Tensor::from_f32(&[384], &a), &Tensor::from_f32(&[384], &b));
             assert!(error < 1e-6, "evaluation {e}: {error}"); // products of one or two rows sum in another order
         }
@@ -204,8 +231,14 @@ fn requests_that_do_not_fit_are_refused_with_facts() {
     let weights = Weights::new(b.plan.clone(), b.bytes()).unwrap();
     let mut engine = Engine::open(&weights, &options(1, 1)).unwrap();
     let (sample, mut out) = (noise(192, 3), vec![0.0; 192]);
-    assert!(matches!(engine.begin(&BTreeMap::new(), &STEPS), Err(EngineError::MissingInput { .. })));
-    assert!(matches!(engine.begin(&labels(&[1]), &[0.5]), Err(EngineError::Timesteps { found: 1, expected: 5 })));
+    assert!(matches!(
+        engine.begin(&BTreeMap::new(), &STEPS),
+        Err(EngineError::MissingInput { .. })
+    ));
+    assert!(matches!(
+        engine.begin(&labels(&[1]), &[0.5]),
+        Err(EngineError::Timesteps { found: 1, expected: 5 })
+    ));
     assert!(matches!(engine.begin(&labels(&[1, 2]), &STEPS), Err(EngineError::InputType { .. })));
     let mut more = labels(&[1]);
     more.insert("guess".into(), tensor(&[1], 1));
@@ -213,14 +246,32 @@ fn requests_that_do_not_fit_are_refused_with_facts() {
     let outside = engine.begin(&labels(&[10]), &STEPS);
     assert!(matches!(outside, Err(EngineError::Execution { program: Prelude, .. })), "{outside:?}");
     let mut request = engine.begin(&labels(&[9]), &STEPS).unwrap();
-    assert!(engine.tap(&request, "out").is_none() && engine.outputs(&request).is_empty(), "nothing has run");
-    assert!(matches!(engine.evaluate(&mut request, 5, &sample, &mut out), Err(EngineError::Evaluation { .. })));
-    assert!(matches!(engine.evaluate(&mut request, 0, &sample[1..], &mut out), Err(EngineError::Length { .. })));
+    assert!(
+        engine.tap(&request, "out").is_none() && engine.outputs(&request).is_empty(),
+        "nothing has run"
+    );
+    assert!(matches!(
+        engine.evaluate(&mut request, 5, &sample, &mut out),
+        Err(EngineError::Evaluation { .. })
+    ));
+    assert!(matches!(
+        engine.evaluate(&mut request, 0, &sample[1..], &mut out),
+        Err(EngineError::Length { .. })
+    ));
     let mut other = Engine::open(&weights, &options(1, 1)).unwrap();
-    assert!(matches!(other.evaluate(&mut request, 0, &sample, &mut out), Err(EngineError::ForeignRequest)));
-    assert!(matches!(Engine::open(&weights, &options(0, 1)), Err(EngineError::Batch { asked: 0, .. })));
+    assert!(matches!(
+        other.evaluate(&mut request, 0, &sample, &mut out),
+        Err(EngineError::ForeignRequest)
+    ));
+    assert!(matches!(
+        Engine::open(&weights, &options(0, 1)),
+        Err(EngineError::Batch { asked: 0, .. })
+    ));
     let little = EngineOptions { max_memory: 1000, ..options(1, 1) };
-    assert!(matches!(Engine::open(&weights, &little), Err(EngineError::Memory { limit: 1000, .. })));
+    assert!(matches!(
+        Engine::open(&weights, &little),
+        Err(EngineError::Memory { limit: 1000, .. })
+    ));
 }
 
 /// Runs a plan of one operator, with kernels and by definition.
@@ -290,7 +341,11 @@ fn moves_equal_the_definition() {
     check(pad(Default::default()), &[x()[0].clone(), tensor(&[], 9)], true);
     check(pad(cqc_proto::op::PadMode::Edge), &x(), false);
     check(Op::Concat { axis: 1 }, &[x()[0].clone(), tensor(&[2, 2, 4, 5], 3)], true);
-    check(Op::Gather { axis: 2 }, &[x()[0].clone(), Tensor::from_i64(&[2, 2], &[0, -1, 3, 1])], true);
+    check(
+        Op::Gather { axis: 2 },
+        &[x()[0].clone(), Tensor::from_i64(&[2, 2], &[0, -1, 3, 1])],
+        true,
+    );
     check(Op::Trilu { upper: true, k: 0 }, &x(), false);
     let condition = Tensor::from_bool(&[3, 1, 5], &[true, false, true, true, false].repeat(3));
     check(Op::Where, &[condition, x()[0].clone(), tensor(&[1], 4)], true);
@@ -303,9 +358,11 @@ fn moves_equal_the_definition() {
 #[test]
 fn nearest_enlarging_equals_the_definition() {
     use cqc_proto::op::{CoordinateMode as C, NearestMode as R, ResizeMode};
-    for (coordinates, nearest, fast) in
-        [(C::Asymmetric, R::Floor, true), (C::HalfPixel, R::RoundPreferFloor, true), (C::AlignCorners, R::Floor, false)]
-    {
+    for (coordinates, nearest, fast) in [
+        (C::Asymmetric, R::Floor, true),
+        (C::HalfPixel, R::RoundPreferFloor, true),
+        (C::AlignCorners, R::Floor, false),
+    ] {
         let op = Op::Resize {
             sizes: shape("2,3,8,15"),
             scales: vec![],
@@ -339,10 +396,18 @@ fn norms_and_attention_equal_the_definition() {
     check(Op::Geglu { act: Act::GeluErf }, &[tensor(&[2, 5, 34], 1)], true);
     check(Op::Affine, &[tensor(&[2, 5, 33], 1), tensor(&[33], 2), tensor(&[33], 3)], true);
     let affine = [&[2, 5, 33][..], &[33], &[33], &[2, 5, 33], &[2, 5, 33], &[33]];
-    let affine: Vec<Tensor> = affine.iter().zip(1..).map(|(shape, seed)| tensor(shape, seed)).collect();
+    let affine: Vec<Tensor> =
+        affine.iter().zip(1..).map(|(shape, seed)| tensor(shape, seed)).collect();
     check(Op::Affine, &affine[..4], true);
     check(Op::Affine, &affine, true);
-    let attention = |causal| Op::Attention { heads: 4, kv_heads: 2, scale: 0.5, causal, softcap: 0.0, softmax_bits: 0 };
+    let attention = |causal| Op::Attention {
+        heads: 4,
+        kv_heads: 2,
+        scale: 0.5,
+        causal,
+        softcap: 0.0,
+        softmax_bits: 0,
+    };
     let (q, k, v) = (tensor(&[2, 6, 32], 1), tensor(&[2, 6, 16], 2), tensor(&[2, 6, 20], 3));
     for mask in [&[2, 4, 6, 6][..], &[2, 1, 1, 6], &[6, 6], &[6, 1]] {
         check(attention(false), &[q.clone(), k.clone(), v.clone(), tensor(mask, 4)], true);
@@ -389,8 +454,14 @@ fn half_precision_models_take_and_give_their_own_type() {
     let mut engine = Engine::open(&weights, &options(2, 1)).unwrap();
     let given = BTreeMap::from([("x".to_string(), tensor(&[2, 4], 1).to_float(DType::F16))]);
     let y = engine.run(&given).unwrap().remove("y").unwrap();
-    let oracle =
-        Interpreter { plan: &b.plan, weights: &b.weights, batch: 2, timesteps: vec![], inputs: given, evaluation: 0 };
+    let oracle = Interpreter {
+        plan: &b.plan,
+        weights: &b.weights,
+        batch: 2,
+        timesteps: vec![],
+        inputs: given,
+        evaluation: 0,
+    };
     assert_eq!(y, oracle.outputs()["y"].to_float(DType::F16));
 }
 
@@ -447,7 +518,10 @@ fn a_fixed_batch_runs_only_at_its_own() {
     let y = b.full(Op::unary(UnaryKind::Neg), &[x]);
     b.output("y", y);
     let weights = Weights::new(b.plan.clone(), b.bytes()).unwrap();
-    assert!(matches!(Engine::open(&weights, &options(1, 1)), Err(EngineError::Batch { asked: 1, .. })));
+    assert!(matches!(
+        Engine::open(&weights, &options(1, 1)),
+        Err(EngineError::Batch { asked: 1, .. })
+    ));
     Engine::open(&weights, &options(2, 1)).unwrap();
 }
 
@@ -474,7 +548,8 @@ fn a_geglu_is_computed_by_the_layer_before_it() {
     // the sums were 3 · 5 · 128 values
     assert!(bytes + 3 * 5 * 128 * 4 <= more, "{bytes} bytes, {more} where the sums are kept");
     let (plan, weights, timesteps) = (&b.plan, &b.weights[..], vec![]);
-    let oracle = Interpreter { plan, weights, batch: 3, timesteps, inputs: given.clone(), evaluation: 0 };
+    let oracle =
+        Interpreter { plan, weights, batch: 3, timesteps, inputs: given.clone(), evaluation: 0 };
     let error = relative(&at_once, &oracle.outputs()["y"]);
     assert!(error < 1e-5, "{error}");
 }
@@ -484,7 +559,8 @@ fn a_profile_counts_every_step_only_if_asked() {
     let b = unet(5);
     let weights: Arc<Weights> = Weights::new(b.plan.clone(), b.bytes()).unwrap();
     for (profile, calls) in [(false, 0), (true, 1)] {
-        let mut engine = Engine::open(&weights, &EngineOptions { profile, ..options(1, 1) }).unwrap();
+        let mut engine =
+            Engine::open(&weights, &EngineOptions { profile, ..options(1, 1) }).unwrap();
         evaluate(&mut engine, &[0], &noise(192, 1), 0);
         assert!(engine.profile().iter().all(|s| s.calls == calls));
         engine.reset_profile();

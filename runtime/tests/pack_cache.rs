@@ -17,8 +17,10 @@ struct Kept {
 
 impl Kept {
     fn new(name: &str) -> Option<Kept> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/artifacts/{name}.cq"));
-        let bytes = std::fs::read(&path).map_err(|e| println!("skipped: {}: {e}", path.display())).ok()?;
+        let path =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/artifacts/{name}.cq"));
+        let bytes =
+            std::fs::read(&path).map_err(|e| println!("skipped: {}: {e}", path.display())).ok()?;
         let artifact = Artifact::read(Bytes::from(bytes)).unwrap();
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("packed-{name}"));
         let _ = std::fs::remove_dir_all(&folder);
@@ -33,7 +35,8 @@ impl Kept {
 
     /// The only file in the folder.
     fn file(&self) -> PathBuf {
-        let files: Vec<_> = self.cache.folder.read_dir().unwrap().map(|f| f.unwrap().path()).collect();
+        let files: Vec<_> =
+            self.cache.folder.read_dir().unwrap().map(|f| f.unwrap().path()).collect();
         assert_eq!(files.len(), 1, "{files:?}");
         files[0].clone()
     }
@@ -47,7 +50,8 @@ fn evaluate(weights: &Arc<Weights>) -> Vec<f32> {
     let mut engine = Engine::open(weights, &options).unwrap();
     let timesteps: Vec<f64> = (0..plan.evaluations).map(|e| 900.0 - 10.0 * e as f64).collect();
     let labels = plan.inputs.iter().filter(|i| i.role == InputRole::Condition);
-    let labels = labels.map(|i| (i.name.clone(), Tensor::from_i64(&[batch], &vec![1; batch]))).collect();
+    let labels =
+        labels.map(|i| (i.name.clone(), Tensor::from_i64(&[batch], &vec![1; batch]))).collect();
     let sample = plan.inputs.iter().position(|i| i.role == InputRole::Sample).unwrap();
     let mut x = vec![0.0; engine.input_shape(sample).iter().product()];
     Noise::new(3, 0, batch).fill(&mut x);
@@ -103,9 +107,12 @@ fn a_file_that_is_not_what_was_expected_is_passed_over() {
     }
     // lengths that a table with the right hash may claim
     let text = String::from_utf8(whole[48..48 + table].to_vec()).unwrap();
-    for (from, to) in
-        [("[0,", "[18446744073709551615,"), ("[0,", "[1,"), (",0]", ",18446744073709551615]"), ("[[", "[[0,0],[")]
-    {
+    for (from, to) in [
+        ("[0,", "[18446744073709551615,"),
+        ("[0,", "[1,"),
+        (",0]", ",18446744073709551615]"),
+        ("[[", "[[0,0],["),
+    ] {
         let text = text.replace(from, to);
         let mut forged = whole[..8].to_vec();
         forged.extend((text.len() as u64).to_le_bytes());

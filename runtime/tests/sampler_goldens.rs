@@ -49,20 +49,27 @@ const LEN: usize = 48;
 impl Golden {
     fn all() -> Vec<Self> {
         let mut archive = Archive::open("../tests/golden/samplers.npz");
-        let names: Vec<String> =
-            archive.0.array_names().filter_map(|name| name.strip_suffix("/json")).map(Into::into).collect();
+        let names: Vec<String> = archive
+            .0
+            .array_names()
+            .filter_map(|name| name.strip_suffix("/json"))
+            .map(Into::into)
+            .collect();
         names.into_iter().map(|name| Self::read(&mut archive, name)).collect()
     }
 
     fn read(archive: &mut Archive, name: String) -> Self {
         let kind = archive.text(&format!("{name}/kind"));
         let kind = (!kind.is_empty()).then(|| kind.parse().unwrap());
-        let mut config = SamplerConfig::from_diffusers_json(&archive.text(&format!("{name}/json")), kind).unwrap();
+        let mut config =
+            SamplerConfig::from_diffusers_json(&archive.text(&format!("{name}/json")), kind)
+                .unwrap();
         config.eta = archive.array::<f64>(&format!("{name}/eta"))[0];
         let timesteps = archive.array::<f64>(&format!("{name}/timesteps"));
         let plms_extra = usize::from(config.kind.name() == "plms" && timesteps.len() > 1);
         let output = archive.array::<f32>(&format!("{name}/output"));
-        let rows = |values: Vec<f32>, width: usize| values.chunks(width).map(<[f32]>::to_vec).collect();
+        let rows =
+            |values: Vec<f32>, width: usize| values.chunks(width).map(<[f32]>::to_vec).collect();
         Self {
             sampler: Sampler::new(&config, timesteps.len() - plms_extra).unwrap(),
             scale: archive.array(&format!("{name}/scale")),
@@ -85,8 +92,9 @@ impl Golden {
             if forced {
                 x.copy_from_slice(&self.x[i]);
             }
-            self.sampler
-                .advance(&mut state, i, &mut x, &self.output[i], |out| out.copy_from_slice(noise.next().unwrap()));
+            self.sampler.advance(&mut state, i, &mut x, &self.output[i], |out| {
+                out.copy_from_slice(noise.next().unwrap())
+            });
             worst = f64::max(worst, relative_error(&x, &self.x[i + 1]));
         }
         assert!(noise.next().is_none(), "{}: noise was left over", self.name);
@@ -97,7 +105,8 @@ impl Golden {
 fn relative_error(seen: &[f32], expected: &[f32]) -> f64 {
     let largest = expected.iter().fold(0f32, |largest, x| largest.max(x.abs()));
     let difference = seen.iter().zip(expected).map(|(a, b)| f64::from((a - b).abs()));
-    difference.map(|d| if d.is_nan() { f64::INFINITY } else { d }).fold(0.0, f64::max) / f64::from(largest)
+    difference.map(|d| if d.is_nan() { f64::INFINITY } else { d }).fold(0.0, f64::max)
+        / f64::from(largest)
 }
 
 #[test]
@@ -105,7 +114,9 @@ fn time_steps_and_input_scales_are_those_of_diffusers() {
     for golden in Golden::all() {
         let evaluations = golden.sampler.evaluations();
         assert_eq!(evaluations.len(), golden.timesteps.len(), "{}", golden.name);
-        for (evaluation, (&t, &scale)) in evaluations.iter().zip(golden.timesteps.iter().zip(&golden.scale)) {
+        for (evaluation, (&t, &scale)) in
+            evaluations.iter().zip(golden.timesteps.iter().zip(&golden.scale))
+        {
             let tolerance = if t.fract() == 0.0 { 0.0 } else { 1e-6 * t };
             assert!(
                 (evaluation.timestep - t).abs() <= tolerance,
@@ -114,10 +125,18 @@ fn time_steps_and_input_scales_are_those_of_diffusers() {
                 evaluation.timestep
             );
             // the recorded scale is a quotient of two float32
-            assert!((f64::from(evaluation.input_scale) / scale - 1.0).abs() < 3e-7, "{} at {t}", golden.name);
+            assert!(
+                (f64::from(evaluation.input_scale) / scale - 1.0).abs() < 3e-7,
+                "{} at {t}",
+                golden.name
+            );
         }
         let initial = golden.scale[evaluations.len()];
-        assert!((f64::from(golden.sampler.initial_scale()) / initial - 1.0).abs() < 1e-6, "{}", golden.name);
+        assert!(
+            (f64::from(golden.sampler.initial_scale()) / initial - 1.0).abs() < 1e-6,
+            "{}",
+            golden.name
+        );
     }
 }
 
@@ -132,7 +151,11 @@ fn every_step_leads_where_diffusers_went() {
             golden.name,
             golden.timesteps.len()
         );
-        assert!(one < ONE_STEP && all < TRAJECTORY, "{}: one step {one:e}, trajectory {all:e}", golden.name);
+        assert!(
+            one < ONE_STEP && all < TRAJECTORY,
+            "{}: one step {one:e}, trajectory {all:e}",
+            golden.name
+        );
     }
 }
 
@@ -145,7 +168,8 @@ fn default_sampler_steps_like_the_trained_models_golden() {
     }
     let mut archive = Archive::open(path);
     let sampler = Sampler::new(&SamplerConfig::default(), 50).unwrap();
-    let timesteps: Vec<i64> = sampler.evaluations().iter().map(|evaluation| evaluation.timestep as i64).collect();
+    let timesteps: Vec<i64> =
+        sampler.evaluations().iter().map(|evaluation| evaluation.timestep as i64).collect();
     assert_eq!(timesteps, archive.array::<i64>("timesteps"));
     let alphas = archive.array::<f64>("alphas_cumprod");
     let (kept_x, kept_eps) = (archive.array::<f32>("kept_x"), archive.array::<f32>("kept_eps"));

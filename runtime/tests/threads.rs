@@ -9,7 +9,9 @@ use cqc_proto::op::{Act, ConvLayout};
 use cqc_proto::plan::{InputRole, ProgramKind::Full};
 use cqc_proto::sampler::{SamplerConfig, SamplerKind};
 use cqc_runtime::denoise::{DenoiseError, Denoiser, Request, Trajectory};
-use cqc_runtime::engine::{Backend, Engine, EngineError, EngineOptions, Executor, InFlight, Pool, Weights};
+use cqc_runtime::engine::{
+    Backend, Engine, EngineError, EngineOptions, Executor, InFlight, Pool, Weights,
+};
 use cqc_runtime::sampler::Sampler;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -83,7 +85,14 @@ fn denoiser() -> Arc<Weights> {
     let filter = b.weight(Full, &[32, 32, 3, 3]);
     let y = b.full(conv, &[x, filter]);
     let tokens = b.full(Op::Reshape { shape: shape("N,64,32") }, &[y]);
-    let attention = Op::Attention { heads: 4, kv_heads: 4, scale: 0.4, causal: false, softcap: 0.0, softmax_bits: 0 };
+    let attention = Op::Attention {
+        heads: 4,
+        kv_heads: 4,
+        scale: 0.4,
+        causal: false,
+        softcap: 0.0,
+        softmax_bits: 0,
+    };
     let y = b.full(attention, &[tokens, tokens, tokens]);
     let w = b.weight(Full, &[32, 32]);
     let y = b.full(Op::Linear { act: Act::None }, &[y, w]);
@@ -94,7 +103,8 @@ fn denoiser() -> Arc<Weights> {
 
 fn samples(weights: &Arc<Weights>, pool: Pool) -> Vec<f32> {
     let sampler = Sampler::new(&SamplerConfig::of_kind(SamplerKind::Ddim), 3).unwrap();
-    let options = EngineOptions { batch: 2, pool: Some(Arc::new(pool)), ..EngineOptions::default() };
+    let options =
+        EngineOptions { batch: 2, pool: Some(Arc::new(pool)), ..EngineOptions::default() };
     let mut denoise = Denoiser::open(weights, sampler, false, &options).unwrap();
     let request = Request { samples: 3, seed: 5, ..Request::default() };
     denoise.sample(&request, &mut |_| ControlFlow::Continue(())).unwrap().to_f32_vec()
@@ -107,8 +117,15 @@ fn samples_do_not_depend_on_whose_threads_run_the_kernels() {
     assert!(expected.iter().all(|v| v.is_finite()) && expected.iter().any(|v| *v != 0.0));
     for threads in [1, 2, 5] {
         let scoped = Arc::new(Scoped { threads, jobs: AtomicUsize::new(0) });
-        assert!(samples(&weights, Pool::from_executor(scoped.clone())) == expected, "{threads} threads");
-        assert_eq!(scoped.jobs.load(Ordering::Relaxed) > 0, threads > 1, "one thread is the caller's");
+        assert!(
+            samples(&weights, Pool::from_executor(scoped.clone())) == expected,
+            "{threads} threads"
+        );
+        assert_eq!(
+            scoped.jobs.load(Ordering::Relaxed) > 0,
+            threads > 1,
+            "one thread is the caller's"
+        );
     }
     for runs in [true, false] {
         assert!(samples(&weights, Pool::from_executor(Arc::new(Lazy { runs }))) == expected);
@@ -121,7 +138,8 @@ fn engines_on_one_executor_run_side_by_side() {
     let expected = samples(&weights, Pool::new(1));
     let scoped: Arc<Scoped> = Arc::new(Scoped { threads: 2, jobs: AtomicUsize::new(0) });
     let run = || samples(&weights, Pool::from_executor(scoped.clone()));
-    let [a, b] = std::thread::scope(|scope| [scope.spawn(run), scope.spawn(run)].map(|t| t.join().unwrap()));
+    let [a, b] =
+        std::thread::scope(|scope| [scope.spawn(run), scope.spawn(run)].map(|t| t.join().unwrap()));
     assert!(a == expected && b == expected);
 }
 

@@ -16,7 +16,8 @@ use ProgramKind::{Full, Prelude, PreludeSteps};
 fn plan() -> Build {
     let mut b = Build::new(3);
     let sample = b.model_input("sample", InputRole::Sample, f32s("N,4,4,8"));
-    let labels = b.model_input("labels", InputRole::Condition, ValueType::new(DType::I64, shape("N")));
+    let labels =
+        b.model_input("labels", InputRole::Condition, ValueType::new(DType::I64, shape("N")));
     let (l, table) = (b.input(Prelude, labels), b.weight(Prelude, &[10, 8]));
     let class = b.step(Prelude, Op::Gather { axis: 0 }, &[Some(table), Some(l)]);
     b.plan.prelude.results = vec![class];
@@ -35,21 +36,36 @@ fn plan() -> Build {
     let conv = Op::Conv { strides, pads, dilations, groups, layout, upsample: 1, act: Act::Silu };
     let h = b.step(Full, conv, &[Some(x), Some(w), Some(bias), Some(row), Some(row), Some(x)]);
     let gamma = b.weight(Full, &[8]);
-    let n = b.full(Op::GroupNorm { groups: 2, eps: 1e-5, layout, act: Act::Silu }, &[h, gamma, bias]);
+    let n =
+        b.full(Op::GroupNorm { groups: 2, eps: 1e-5, layout, act: Act::Silu }, &[h, gamma, bias]);
     let joined = b.full(Op::Concat { axis: 3 }, &[n, h]);
     b.plan.full.values[n].alias = Some(Alias::Columns { of: joined, offset: 0.into() });
     b.plan.full.values[h].alias = Some(Alias::Columns { of: joined, offset: 8.into() });
     let tokens = b.full(Op::Reshape { shape: shape("N,16,16") }, &[joined]);
-    let slice = Op::Slice { axes: vec![2], starts: vec![0.into()], ends: vec![16.into()], steps: vec![2] };
+    let slice =
+        Op::Slice { axes: vec![2], starts: vec![0.into()], ends: vec![16.into()], steps: vec![2] };
     let k = b.full(slice, &[tokens]);
-    let attention = Op::Attention { heads: 2, kv_heads: 1, scale: 0.5, causal: true, softcap: 0.0, softmax_bits: 0 };
+    let attention = Op::Attention {
+        heads: 2,
+        kv_heads: 1,
+        scale: 0.5,
+        causal: true,
+        softcap: 0.0,
+        softmax_bits: 0,
+    };
     let a = b.full(attention, &[tokens, k, k]);
     let s = b.full(Op::Softmax { axis: 2 }, &[a]);
     let t = b.full(Op::Transpose { perm: vec![0, 2, 1] }, &[s]);
     let m = b.full(Op::MatMul, &[t, s]);
     let e = b.full(Op::Expand { shape: shape("2,N,16,16") }, &[m]);
-    let p = b.full(Op::Pad { before: vec![0, 0, 1, 0], after: vec![0; 4], mode: Default::default() }, &[e]);
-    let r = b.full(Op::Reduce { kind: cqc_proto::op::ReduceKind::Mean, axes: vec![0, 2], keep: false }, &[p]);
+    let p = b.full(
+        Op::Pad { before: vec![0, 0, 1, 0], after: vec![0; 4], mode: Default::default() },
+        &[e],
+    );
+    let r = b.full(
+        Op::Reduce { kind: cqc_proto::op::ReduceKind::Mean, axes: vec![0, 2], keep: false },
+        &[p],
+    );
     let c = b.full(Op::Cast { to: DType::I32 }, &[r]);
     let c = b.full(Op::Cast { to: DType::F32 }, &[c]);
     let c = b.full(Op::Reshape { shape: shape("N,1,16,1") }, &[c]);
@@ -88,14 +104,38 @@ fn mutate(json: &mut Value, random: &mut Random) {
         }
         Value::Number(n) => {
             let old = n.as_i64().unwrap_or(0);
-            let new =
-                [old.wrapping_add(1), old.wrapping_sub(1), old.wrapping_mul(2), 0, 1, 1 << 20, 1 << 40, i64::MAX, -1];
+            let new = [
+                old.wrapping_add(1),
+                old.wrapping_sub(1),
+                old.wrapping_mul(2),
+                0,
+                1,
+                1 << 20,
+                1 << 40,
+                i64::MAX,
+                -1,
+            ];
             *json = Value::from(new[random.below(new.len())]);
         }
         Value::Bool(b) => *b = !*b,
         other => {
-            let new = ["N", "2*N", "N+1", "step", "f16", "i64", "channels_first", "gelu_tanh", "max", "pow"];
-            *other = if random.below(4) == 0 { Value::Null } else { new[random.below(new.len())].into() };
+            let new = [
+                "N",
+                "2*N",
+                "N+1",
+                "step",
+                "f16",
+                "i64",
+                "channels_first",
+                "gelu_tanh",
+                "max",
+                "pow",
+            ];
+            *other = if random.below(4) == 0 {
+                Value::Null
+            } else {
+                new[random.below(new.len())].into()
+            };
         }
     }
 }
@@ -103,7 +143,8 @@ fn mutate(json: &mut Value, random: &mut Random) {
 /// Opens and runs it; the first thing that is refused ends it.
 fn run(plan: Plan, weights: &[u8], batch: usize) -> Option<()> {
     let weights = Weights::new(plan, weights.to_vec().into()).ok()?;
-    let options = EngineOptions { batch, threads: 1, max_memory: 1 << 24, ..EngineOptions::default() };
+    let options =
+        EngineOptions { batch, threads: 1, max_memory: 1 << 24, ..EngineOptions::default() };
     let mut engine = Engine::open(&weights, &options).ok()?;
     let plan = engine.plan();
     let condition = |(i, input): (usize, &PlanInput)| {
@@ -137,7 +178,10 @@ fn mutated_plans_run_or_are_refused() {
         valid += 1;
         ran += usize::from(run(plan, &b.weights, 1 + random.below(2)).is_some());
     }
-    assert!(valid > 1000 && ran > 500, "{valid} valid, {ran} ran: the mutations are too wild to test anything");
+    assert!(
+        valid > 1000 && ran > 500,
+        "{valid} valid, {ran} ran: the mutations are too wild to test anything"
+    );
 }
 
 #[test]
@@ -152,8 +196,10 @@ fn mutated_operators_with_inferred_types_run_or_are_refused() {
         let Ok(op) = serde_json::from_value::<Op>(op) else { continue };
         plan.full.steps[at].op = op;
         if random.below(2) == 0 {
-            let (inputs, other) = (plan.full.steps[at].inputs.len(), random.below(plan.full.values.len()));
-            plan.full.steps[at].inputs[random.below(inputs)] = (random.below(3) > 0).then_some(other);
+            let (inputs, other) =
+                (plan.full.steps[at].inputs.len(), random.below(plan.full.values.len()));
+            plan.full.steps[at].inputs[random.below(inputs)] =
+                (random.below(3) > 0).then_some(other);
         }
         // types that follow from the change, so that it passes validation
         for step in &plan.full.steps {

@@ -4,9 +4,13 @@ use super::correct::{CacheTables, CorrectionFit, sequential, teacher_forced};
 use super::measure::Holdout;
 use super::observe::{Observed, channels, observe};
 use super::probe::{PROBED_SAMPLES, PROBES};
-use super::{CalibrateError, CalibrationOptions, CorrectionPolicy, EvaluationCounter, ScheduleSource};
+use super::{
+    CalibrateError, CalibrationOptions, CorrectionPolicy, EvaluationCounter, ScheduleSource,
+};
 pub use cqc_passes::cache::schedule::Candidate;
-use cqc_passes::cache::schedule::{self, Costs, Quadratic, ScheduleKind, full_count, group_lengths};
+use cqc_passes::cache::schedule::{
+    self, Costs, Quadratic, ScheduleKind, full_count, group_lengths,
+};
 use cqc_runtime::denoise::{Denoiser, Request};
 use serde::{Deserialize, Serialize};
 
@@ -71,8 +75,12 @@ impl<'a> Study<'a> {
     ///
     /// # Errors
     /// [`CalibrateError`].
-    pub fn new(denoiser: &'a mut Denoiser, options: CalibrationOptions<'a>) -> Result<Study<'a>, CalibrateError> {
-        let CalibrationOptions { interval, schedule, request, output_samples, progress, .. } = options;
+    pub fn new(
+        denoiser: &'a mut Denoiser,
+        options: CalibrationOptions<'a>,
+    ) -> Result<Study<'a>, CalibrateError> {
+        let CalibrationOptions { interval, schedule, request, output_samples, progress, .. } =
+            options;
         if request.samples < 2 {
             return Err(CalibrateError::Samples(request.samples));
         }
@@ -81,7 +89,14 @@ impl<'a> Study<'a> {
         let held = request.samples - holdout_size(request.samples);
         let fit = corrected_on(held);
         let output_samples = if needs_output(&schedule) { output_samples.min(fit) } else { 0 };
-        let all = evaluations_to_come(&schedule, interval, &steps, request.samples, output_samples, denoiser.width())?;
+        let all = evaluations_to_come(
+            &schedule,
+            interval,
+            &steps,
+            request.samples,
+            output_samples,
+            denoiser.width(),
+        )?;
         let mut progress = EvaluationCounter { done: 0, all: all as u64, call: progress };
         let observed = observe(denoiser, &request, fit, width, output_samples, &mut progress)?;
         let held = Holdout::new(denoiser, &request, held, &mut progress)?;
@@ -100,14 +115,25 @@ impl<'a> Study<'a> {
     ///
     /// # Errors
     /// What the loop reports.
-    pub fn tables(&mut self, fit: CorrectionFit, full: &[usize]) -> Result<CacheTables, CalibrateError> {
+    pub fn tables(
+        &mut self,
+        fit: CorrectionFit,
+        full: &[usize],
+    ) -> Result<CacheTables, CalibrateError> {
         match fit {
             CorrectionFit::TeacherForced => {
                 Ok(teacher_forced(&self.observed, &channels(self.denoiser), full, self.steps.len()))
             }
             CorrectionFit::Sequential | CorrectionFit::Forecast => {
                 let forecast = fit.uses_previous();
-                sequential(self.denoiser, &self.request, self.fit, full, forecast, &mut self.progress)
+                sequential(
+                    self.denoiser,
+                    &self.request,
+                    self.fit,
+                    full,
+                    forecast,
+                    &mut self.progress,
+                )
             }
         }
     }
@@ -116,7 +142,11 @@ impl<'a> Study<'a> {
     ///
     /// # Errors
     /// What the loop reports.
-    pub fn psnr(&mut self, full: &[usize], tables: Option<&CacheTables>) -> Result<f64, CalibrateError> {
+    pub fn psnr(
+        &mut self,
+        full: &[usize],
+        tables: Option<&CacheTables>,
+    ) -> Result<f64, CalibrateError> {
         self.held.psnr(self.denoiser, &self.request, full, tables, &mut self.progress)
     }
 }
@@ -148,14 +178,21 @@ pub fn choose<'a>(
 
     let (fits, mut most) = match correct {
         CorrectionPolicy::Never => (vec![], plain),
-        CorrectionPolicy::Best => (vec![CorrectionFit::TeacherForced, CorrectionFit::Forecast], plain),
+        CorrectionPolicy::Best => {
+            (vec![CorrectionFit::TeacherForced, CorrectionFit::Forecast], plain)
+        }
         CorrectionPolicy::Always(fit) => (vec![fit], f64::NEG_INFINITY),
     };
     let mut tables = None;
     for fit in fits {
         let fitted = study.tables(fit, &full)?;
         let psnr = study.psnr(&full, Some(&fitted))?;
-        measured.push(Measured { method: method.clone(), full: full.clone(), correction: Some(fit), psnr });
+        measured.push(Measured {
+            method: method.clone(),
+            full: full.clone(),
+            correction: Some(fit),
+            psnr,
+        });
         if psnr > most {
             (most, tables) = (psnr, Some((fit, fitted)));
         }
@@ -186,15 +223,23 @@ pub fn evaluations_to_come(
     let batches = |samples: usize| samples.div_ceil(batch);
     let pairs: usize = (0..evaluations).map(|t| t.min(width - 1)).sum();
     let searched = match needs_output(schedule) {
-        true => batches(output_samples.min(fit)) * pairs + (PROBES + 2) * evaluations / 2 * PROBED_SAMPLES / batch,
+        true => {
+            batches(output_samples.min(fit)) * pairs
+                + (PROBES + 2) * evaluations / 2 * PROBED_SAMPLES / batch
+        }
         false => 0,
     };
-    let measured = if matches!(schedule, ScheduleSource::Method(ScheduleKind::Auto)) { 7 } else { 4 };
+    let measured =
+        if matches!(schedule, ScheduleSource::Method(ScheduleKind::Auto)) { 7 } else { 4 };
     Ok(evaluations * (batches(fit) * 3 + batches(held) * measured) + searched)
 }
 
 /// Longest group that is observed.
-fn width(schedule: &ScheduleSource, steps: &[usize], interval: usize) -> Result<usize, CalibrateError> {
+fn width(
+    schedule: &ScheduleSource,
+    steps: &[usize],
+    interval: usize,
+) -> Result<usize, CalibrateError> {
     let evaluations = steps.len();
     let sampler_steps = steps.last().map_or(1, |s| s + 1);
     let mut width = *group_lengths(evaluations, sampler_steps, interval).end();
@@ -209,8 +254,14 @@ fn width(schedule: &ScheduleSource, steps: &[usize], interval: usize) -> Result<
         }
         ScheduleSource::Method(kind) => {
             cover(&schedule::uniform(steps, interval));
-            let form = if let ScheduleKind::Quadratic(form) = kind { *form } else { Quadratic::around(evaluations) };
-            form.schedule(evaluations, full_count(sampler_steps, interval)).iter().for_each(|full| cover(full));
+            let form = if let ScheduleKind::Quadratic(form) = kind {
+                *form
+            } else {
+                Quadratic::around(evaluations)
+            };
+            form.schedule(evaluations, full_count(sampler_steps, interval))
+                .iter()
+                .for_each(|full| cover(full));
         }
     }
     Ok(width)
@@ -230,10 +281,15 @@ fn candidates(
     };
     let residuals = || observed.residuals();
     let Observed { features, output, .. } = observed;
-    let found = kind.candidates(&Costs { steps, features, residuals: &residuals, output }, interval);
+    let found =
+        kind.candidates(&Costs { steps, features, residuals: &residuals, output }, interval);
     if found.is_empty() {
         let full = full_count(steps.last().map_or(1, |s| s + 1), interval);
-        return Err(CalibrateError::NoSchedule { kind: kind.clone(), full, evaluations: steps.len() });
+        return Err(CalibrateError::NoSchedule {
+            kind: kind.clone(),
+            full,
+            evaluations: steps.len(),
+        });
     }
     Ok(found)
 }

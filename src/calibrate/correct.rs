@@ -51,9 +51,16 @@ pub fn anchor(full: &[usize], t: usize) -> Option<usize> {
 }
 
 /// CacheTables from the moments of the ordinary trajectory.
-pub fn teacher_forced(observed: &Observed, channels: &[usize], full: &[usize], evaluations: usize) -> CacheTables {
+pub fn teacher_forced(
+    observed: &Observed,
+    channels: &[usize],
+    full: &[usize],
+    evaluations: usize,
+) -> CacheTables {
     let of_slot = |(moments, &channels): (&cqc_passes::cache::affine::BandMoments, &usize)| {
-        let at = |t| anchor(full, t).map_or(Affine::identity(channels), |i| moments.moments(i, t).fit(RIDGE));
+        let at = |t| {
+            anchor(full, t).map_or(Affine::identity(channels), |i| moments.moments(i, t).fit(RIDGE))
+        };
         (0..evaluations).map(at).collect()
     };
     observed.moments.iter().zip(channels).map(of_slot).collect()
@@ -79,7 +86,8 @@ impl Stored {
     /// Writes the cache of evaluation `t`.
     pub fn restore(&self, trajectory: &mut Trajectory, tables: &CacheTables, t: usize) {
         let slots = self.last.iter().zip(&self.before).zip(tables);
-        let corrected: Snapshot = slots.map(|((last, before), table)| table[t].apply(last, before)).collect();
+        let corrected: Snapshot =
+            slots.map(|((last, before), table)| table[t].apply(last, before)).collect();
         restore(trajectory, &corrected);
     }
 }
@@ -95,10 +103,17 @@ pub fn sequential(
 ) -> Result<CacheTables, CalibrateError> {
     let evaluations = denoiser.sampler().evaluations().len();
     let channels = channels(denoiser);
-    let mut tables: CacheTables = channels.iter().map(|_| Vec::with_capacity(evaluations)).collect();
+    let mut tables: CacheTables =
+        channels.iter().map(|_| Vec::with_capacity(evaluations)).collect();
     let mut pairs: Vec<(Trajectory, Trajectory, Stored)> = (0..fit)
         .step_by(denoiser.width())
-        .map(|first| Ok((denoiser.begin(request, first)?, denoiser.begin(request, first)?, Stored::default())))
+        .map(|first| {
+            Ok((
+                denoiser.begin(request, first)?,
+                denoiser.begin(request, first)?,
+                Stored::default(),
+            ))
+        })
         .collect::<Result<_, CalibrateError>>()?;
     for t in 0..evaluations {
         let is_full = anchor(full, t).is_none();

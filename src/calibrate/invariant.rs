@@ -20,7 +20,11 @@ pub fn check_cut(denoiser: &Denoiser, request: &Request) -> Result<(), Calibrate
             denoiser.evaluate_as(ProgramKind::Cached, &mut trajectory)?;
             let pairs = full.iter().zip(denoiser.output());
             if let Some((full, cached)) = pairs.clone().find(|(a, b)| a.to_bits() != b.to_bits()) {
-                return Err(CalibrateError::CutInvariant { evaluation: e, full: *full, cached: *cached });
+                return Err(CalibrateError::CutInvariant {
+                    evaluation: e,
+                    full: *full,
+                    cached: *cached,
+                });
             }
         }
         denoiser.advance(&mut trajectory, &full);

@@ -40,7 +40,8 @@ impl Holdout {
             finals.push(trajectory.x().to_vec());
         }
         let values = || finals.iter().flatten().copied();
-        let (low, high) = (values().fold(f32::INFINITY, f32::min), values().fold(f32::NEG_INFINITY, f32::max));
+        let (low, high) =
+            (values().fold(f32::INFINITY, f32::min), values().fold(f32::NEG_INFINITY, f32::max));
         Ok(Holdout { firsts, end: request.samples, finals, range: f64::from(high - low) })
     }
 

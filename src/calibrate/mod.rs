@@ -18,7 +18,9 @@ mod observe;
 mod probe;
 pub mod quantize;
 
-pub use choose::{CachingChoice, Candidate, Measured, Study, choose, evaluations_to_come, holdout_size};
+pub use choose::{
+    CachingChoice, Candidate, Measured, Study, choose, evaluations_to_come, holdout_size,
+};
 pub use correct::{CacheTables, CorrectionFit};
 pub use invariant::check_cut;
 pub use measure::Holdout;

@@ -27,7 +27,8 @@ pub type Snapshot = Vec<Vec<f32>>;
 /// The slots of a trajectory; of split guidance the halves one after the other.
 pub fn snapshot(trajectory: &Trajectory) -> Snapshot {
     let slots = trajectory.requests.first().map_or(0, |r| r.slots());
-    let halves = |slot| trajectory.requests.iter().map(|r| r.slot(slot)).collect::<Vec<&[f32]>>().concat();
+    let halves =
+        |slot| trajectory.requests.iter().map(|r| r.slot(slot)).collect::<Vec<&[f32]>>().concat();
     (0..slots).map(halves).collect()
 }
 
@@ -72,7 +73,8 @@ pub fn observe(
     let mut features = vec![Band::new(evaluations, width); channels.len()];
     let mut norms = vec![0.0; channels.len()];
     let mut output = Band::new(evaluations, width);
-    let mut moments: Vec<BandMoments> = channels.iter().map(|&c| BandMoments::new(evaluations, width, c)).collect();
+    let mut moments: Vec<BandMoments> =
+        channels.iter().map(|&c| BandMoments::new(evaluations, width, c)).collect();
     for first in (0..fit).step_by(denoiser.width()) {
         let mut trajectory = denoiser.begin(request, first)?;
         // the last `width - 1` evaluations and what they cached
@@ -105,13 +107,18 @@ pub fn observe(
             }
         }
     }
-    Ok(Observed { features: weighted(features, &norms), output: scaled(&output, &weights), moments })
+    Ok(Observed {
+        features: weighted(features, &norms),
+        output: scaled(&output, &weights),
+        moments,
+    })
 }
 
 fn scaled(band: &Band, weights: &[f64]) -> Band {
     let mut out = Band::new(band.evaluations(), band.width());
     for i in 0..band.evaluations() {
-        (i + 1..(i + band.width()).min(band.evaluations())).for_each(|t| out.add(i, t, band.get(i, t) * weights[t]));
+        (i + 1..(i + band.width()).min(band.evaluations()))
+            .for_each(|t| out.add(i, t, band.get(i, t) * weights[t]));
     }
     out
 }
@@ -127,7 +134,8 @@ impl Observed {
             .map(|moments| {
                 let mut band = Band::new(evaluations, width);
                 for i in 0..evaluations {
-                    (i + 1..(i + width).min(evaluations)).for_each(|t| band.add(i, t, moments.residual(i, t)));
+                    (i + 1..(i + width).min(evaluations))
+                        .for_each(|t| band.add(i, t, moments.residual(i, t)));
                 }
                 band
             })
@@ -147,7 +155,8 @@ fn weighted(mut bands: Vec<Band>, norms: &[f64]) -> Band {
     let mut sum = Band::new(evaluations, width);
     for (band, norm) in bands.iter().zip(norms) {
         for i in 0..evaluations {
-            (i + 1..(i + width).min(evaluations)).for_each(|t| sum.add(i, t, band.get(i, t) / norm.max(1e-30)));
+            (i + 1..(i + width).min(evaluations))
+                .for_each(|t| sum.add(i, t, band.get(i, t) / norm.max(1e-30)));
         }
     }
     sum

@@ -51,7 +51,8 @@ pub fn probe(
         }
     }
     let moved = ends.iter().filter(|(_, error, _)| *error > 0.0);
-    let moved: Vec<(usize, f64)> = moved.map(|(t, error, end)| (*t, rms(end, trajectory.x()) / error)).collect();
+    let moved: Vec<(usize, f64)> =
+        moved.map(|(t, error, end)| (*t, rms(end, trajectory.x()) / error)).collect();
     Ok(weights(&sampler, &moved))
 }
 

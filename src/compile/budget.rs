@@ -24,11 +24,14 @@ pub(super) fn samples(session: &Session, seconds: f64) -> Result<usize, CompileE
             Ok::<_, CompileError>((per_row * rows as f64 <= seconds).then_some(*samples))
         };
         // even numbers: half of them are held out
-        let mut tried = (2..=asked).rev().filter(|n| *n == asked || n.is_multiple_of(2)).map(|n| fits(&n));
+        let mut tried =
+            (2..=asked).rev().filter(|n| *n == asked || n.is_multiple_of(2)).map(|n| fits(&n));
         let found = tried.find_map(Result::transpose).transpose()?;
         if found.is_none() {
             let least = per_row * rows(session, 2)? as f64;
-            tracing::warn!("budget: two calibration samples, the fewest, are estimated at {least:.0} s");
+            tracing::warn!(
+                "budget: two calibration samples, the fewest, are estimated at {least:.0} s"
+            );
         }
         Ok(found.unwrap_or(2).min(asked))
     })?;
@@ -50,13 +53,16 @@ fn rows(session: &Session, samples: usize) -> Result<usize, CompileError> {
     let mut evaluations = 0;
     if recipe.caches() {
         let (schedule, interval) = (session.schedule()?, recipe.interval());
-        evaluations += evaluations_to_come(&schedule, interval, &steps, samples, OUTPUT_SAMPLES, batch)?;
+        evaluations +=
+            evaluations_to_come(&schedule, interval, &steps, samples, OUTPUT_SAMPLES, batch)?;
     }
     if recipe.quant().weight_bits().is_some() {
         let corrects = recipe.corrects(Correct::Quant) || recipe.corrects(Correct::QuantAll);
         let refits = recipe.caches() && recipe.corrects(Correct::Cache);
-        let parts = [samples - holdout_size(samples), if refits { holdout_size(samples) } else { 0 }];
-        evaluations += quantize::evaluations_to_come(steps.len(), parts, batch, corrects, recipe.reconstruct);
+        let parts =
+            [samples - holdout_size(samples), if refits { holdout_size(samples) } else { 0 }];
+        evaluations +=
+            quantize::evaluations_to_come(steps.len(), parts, batch, corrects, recipe.reconstruct);
     }
     Ok(evaluations * batch)
 }

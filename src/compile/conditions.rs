@@ -68,8 +68,9 @@ pub(super) fn check_guidance(recipe: &Recipe, model: &Model) -> Result<(), Condi
 /// The input that takes labels.
 fn labels_of(model: &Model) -> Result<&PlanInput, ConditionError> {
     let conditions = || model.inputs.iter().filter(|i| i.role == InputRole::Condition);
-    let no_labels =
-        || ConditionError::NoLabels { conditions: conditions().map(|i| format!("{}: {}", i.name, i.ty)).collect() };
+    let no_labels = || ConditionError::NoLabels {
+        conditions: conditions().map(|i| format!("{}: {}", i.name, i.ty)).collect(),
+    };
     label_input(&model.inputs).ok_or_else(no_labels)
 }
 
@@ -89,7 +90,8 @@ impl NullRows {
             null.insert(labels_of(model)?.name.clone(), NullRow::Label(label));
         }
         for (name, array) in &recipe.null_cond {
-            let input = model.inputs.iter().find(|i| i.name == *name && i.role == InputRole::Condition);
+            let input =
+                model.inputs.iter().find(|i| i.name == *name && i.role == InputRole::Condition);
             let input = input.ok_or_else(|| ConditionError::NoInput { name: name.clone() })?;
             null.insert(name.clone(), NullRow::Row(null_row(input, &array.read(name)?)?));
         }
@@ -99,7 +101,8 @@ impl NullRows {
     /// As tensors of one row.
     pub(super) fn tensors(&self, model: &Model) -> BTreeMap<String, Tensor> {
         let tensor = |(name, row): (&String, &NullRow)| {
-            let input = model.inputs.iter().find(|i| i.name == *name).expect("it was looked up there");
+            let input =
+                model.inputs.iter().find(|i| i.name == *name).expect("it was looked up there");
             let tensor = match row {
                 NullRow::Label(label) => labels(input, &[*label]),
                 NullRow::Row(row) => row.clone(),
@@ -110,13 +113,20 @@ impl NullRows {
     }
 
     /// As the manifest has them; arrays become constants of the plan.
-    pub(super) fn manifest(&self, plan: &mut Plan, weights: &mut WeightSection) -> BTreeMap<String, NullCondition> {
+    pub(super) fn manifest(
+        &self,
+        plan: &mut Plan,
+        weights: &mut WeightSection,
+    ) -> BTreeMap<String, NullCondition> {
         let mut condition = |(name, row): (&String, &NullRow)| {
             let condition = match row {
                 NullRow::Label(label) => NullCondition::Label(*label),
-                NullRow::Row(row) => {
-                    NullCondition::Constant(add_constant(plan, weights, format!("null of {name}"), row.clone()))
-                }
+                NullRow::Row(row) => NullCondition::Constant(add_constant(
+                    plan,
+                    weights,
+                    format!("null of {name}"),
+                    row.clone(),
+                )),
             };
             (name.clone(), condition)
         };
@@ -125,7 +135,12 @@ impl NullRows {
 }
 
 /// Adds a constant after those that the plan has; its index.
-pub(super) fn add_constant(plan: &mut Plan, weights: &mut WeightSection, name: String, tensor: Tensor) -> usize {
+pub(super) fn add_constant(
+    plan: &mut Plan,
+    weights: &mut WeightSection,
+    name: String,
+    tensor: Tensor,
+) -> usize {
     let offset = weights.len.next_multiple_of(cqc_passes::lower::ALIGNMENT);
     plan.constants.push(Constant { name, ty: tensor.value_type(), offset, codes: None });
     weights.len = offset + tensor.bytes().len() as u64;
@@ -139,10 +154,13 @@ fn null_row(input: &PlanInput, given: &Tensor) -> Result<Tensor, CompileError> {
     if shape.len() + 1 == input.ty.rank() {
         shape.insert(0, 1);
     }
-    let expected: Vec<_> = [1.into()].into_iter().chain(input.ty.shape.iter().skip(1).cloned()).collect();
+    let expected: Vec<_> =
+        [1.into()].into_iter().chain(input.ty.shape.iter().skip(1).cloned()).collect();
     let expected = ValueType::new(input.ty.dtype, expected);
     let both_float = given.dtype().is_float() && expected.dtype.is_float();
-    if (given.dtype() != expected.dtype && !both_float) || expected.fixed_shape().as_ref() != Some(&shape) {
+    if (given.dtype() != expected.dtype && !both_float)
+        || expected.fixed_shape().as_ref() != Some(&shape)
+    {
         let (name, found) = (input.name.clone(), given.value_type());
         return Err(ConditionError::Type { name, expected, found }.into());
     }
@@ -161,7 +179,8 @@ pub(super) fn calibration_set(
     let rows = noise.as_ref().map(|t| t.shape().first().copied().unwrap_or(0));
     let samples = rows.unwrap_or(samples);
     let read = |(name, array): (&String, &Array)| Ok((name.clone(), array.read(name)?));
-    let mut conditions = recipe.cond.iter().map(read).collect::<Result<BTreeMap<_, _>, CompileError>>()?;
+    let mut conditions =
+        recipe.cond.iter().map(read).collect::<Result<BTreeMap<_, _>, CompileError>>()?;
     let given: Vec<i64> = match (&recipe.labels[..], recipe.null_label) {
         ([], Some(null)) if conditions.is_empty() && null > 0 => (0..null).collect(),
         (given, _) => given.to_vec(),
@@ -173,7 +192,11 @@ pub(super) fn calibration_set(
     }
     let mut inputs = model.inputs.iter().filter(|i| i.role == InputRole::Condition);
     if let Some(input) = inputs.find(|i| !conditions.contains_key(&i.name)) {
-        return Err(ConditionError::Missing { name: input.name.clone(), expected: input.ty.clone() }.into());
+        return Err(ConditionError::Missing {
+            name: input.name.clone(),
+            expected: input.ty.clone(),
+        }
+        .into());
     }
     Ok(Request {
         samples,

@@ -9,8 +9,8 @@ use cqc_passes::ir::LayerId;
 use cqc_passes::quant::{Bf16Layer, Bf16Products, CorrectionTables, SiteTables};
 use cqc_proto::Tensor;
 use cqc_proto::cq::{
-    self, ActivationTable, CacheCorrection, CachedSchedule, Calibration, FloatLayer, Manifest, QuantizedLayer,
-    QuantizedLoop, SampleCompensation, Schedule, SourceModel, SumCorrection,
+    self, ActivationTable, CacheCorrection, CachedSchedule, Calibration, FloatLayer, Manifest,
+    QuantizedLayer, QuantizedLoop, SampleCompensation, Schedule, SourceModel, SumCorrection,
 };
 
 /// The manifest. Tables that only it names become constants of the plan.
@@ -29,7 +29,8 @@ pub(super) fn manifest(
         producer: model.producer.clone(),
         parameters: model.parameters,
     };
-    let mut manifest = Manifest::new(source, lowered.plan.clone(), options.sampler.clone(), options.steps);
+    let mut manifest =
+        Manifest::new(source, lowered.plan.clone(), options.sampler.clone(), options.steps);
     manifest.guidance = recipe.guidance();
     manifest.null = null;
     if let Some(choice) = choice {
@@ -47,7 +48,11 @@ pub(super) fn manifest(
     Ok(manifest)
 }
 
-fn schedule(recipe: &Recipe, choice: &CachingChoice, corrections: Vec<CacheCorrection>) -> CachedSchedule {
+fn schedule(
+    recipe: &Recipe,
+    choice: &CachingChoice,
+    corrections: Vec<CacheCorrection>,
+) -> CachedSchedule {
     CachedSchedule {
         method: choice.method.clone(),
         interval: recipe.interval(),
@@ -69,12 +74,16 @@ fn quant(recipe: &Recipe, quantized: &Quantized, lowered: &mut Lowered) -> cq::Q
     let Quantized { survey, fitted } = quantized;
     let compensation = compensation(recipe, fitted, lowered);
     let (plan, index) = (&lowered.plan, &lowered.index);
-    let tables = lowered.annotation.as_ref().expect("the loop was lowered with the layers of the survey");
+    let tables =
+        lowered.annotation.as_ref().expect("the loop was lowered with the layers of the survey");
     let input = |&site: &usize| {
         let SiteTables { scale, zero_point } = tables.sites[site];
         ActivationTable { scale: index.table(scale), zero_point: index.table(zero_point) }
     };
-    let correction = |t: &CorrectionTables| SumCorrection { a: index.table(t.factor), bias: index.table(t.bias) };
+    let correction = |t: &CorrectionTables| SumCorrection {
+        a: index.table(t.factor),
+        bias: index.table(t.bias),
+    };
     let layers = survey.layers.iter().enumerate().map(|(i, layer)| QuantizedLayer {
         name: layer.name.clone(),
         op: layer.op.clone(),
@@ -84,7 +93,8 @@ fn quant(recipe: &Recipe, quantized: &Quantized, lowered: &mut Lowered) -> cq::Q
         correction: tables.corrections.get(&LayerId(i)).map(correction),
     });
     let layers = layers.collect();
-    let float = |(name, why): &(String, String)| FloatLayer { name: name.clone(), why: why.clone() };
+    let float =
+        |(name, why): &(String, String)| FloatLayer { name: name.clone(), why: why.clone() };
     let float_layers = survey.float_layers.iter().map(float).collect();
     let rounding = if recipe.reconstruct { "second-order" } else { "nearest" }.into();
     let of = QuantizedLoop { layers, float_layers, rounding, compensation };
@@ -101,7 +111,8 @@ fn bf16(products: &Bf16Products, lowered: &Lowered) -> cq::Quant {
         inputs: vec![],
         correction: None,
     };
-    let float = |(name, why): &(String, String)| FloatLayer { name: name.clone(), why: why.clone() };
+    let float =
+        |(name, why): &(String, String)| FloatLayer { name: name.clone(), why: why.clone() };
     cq::Quant::Bf16(QuantizedLoop {
         layers: products.layers.iter().map(layer).collect(),
         float_layers: products.float_layers.iter().map(float).collect(),
@@ -110,14 +121,24 @@ fn bf16(products: &Bf16Products, lowered: &Lowered) -> cq::Quant {
     })
 }
 
-fn compensation(recipe: &Recipe, fitted: &Fitted, lowered: &mut Lowered) -> Option<SampleCompensation> {
+fn compensation(
+    recipe: &Recipe,
+    fitted: &Fitted,
+    lowered: &mut Lowered,
+) -> Option<SampleCompensation> {
     let tables = fitted.compensation.as_ref()?;
     let evaluations = lowered.plan.evaluations;
     let mut add = |what: &str, values: &[f32]| {
         let tensor = Tensor::from_f32(&[evaluations, values.len() / evaluations], values);
-        add_constant(&mut lowered.plan, &mut lowered.weights, format!("compensation/{what}"), tensor)
+        add_constant(
+            &mut lowered.plan,
+            &mut lowered.weights,
+            format!("compensation/{what}"),
+            tensor,
+        )
     };
     let (scale, shift) = (add("scale", &tables.scale), add("shift", &tables.shift));
-    let mode = recipe.variance_compensation.map_or_else(String::new, |mode| mode.name().to_string());
+    let mode =
+        recipe.variance_compensation.map_or_else(String::new, |mode| mode.name().to_string());
     Some(SampleCompensation { scale, shift, mode })
 }

@@ -12,7 +12,11 @@ impl Compiled<'_> {
     ///
     /// # Errors
     /// [`CompileError`] if a loop cannot be run.
-    pub fn report(&self, artifact: FileFacts, progress: &mut dyn Progress) -> Result<Report, CompileError> {
+    pub fn report(
+        &self,
+        artifact: FileFacts,
+        progress: &mut dyn Progress,
+    ) -> Result<Report, CompileError> {
         let model = self.session.model;
         Ok(Report {
             model: ModelFacts {
@@ -70,7 +74,9 @@ impl Compiled<'_> {
         }
         let executions = self.artifact()?.layer_executions()?;
         let (layers, float_layers) = match (&self.quantized, &self.lowered.bf16) {
-            (Some(quantized), _) => (layers(quantized, &executions), quantized.survey.float_layers.clone()),
+            (Some(quantized), _) => {
+                (layers(quantized, &executions), quantized.survey.float_layers.clone())
+            }
             (None, Some(products)) => {
                 (bf16_layers(products, &self.lowered, &executions), products.float_layers.clone())
             }
@@ -97,7 +103,8 @@ impl Compiled<'_> {
             None => session.calibration_set_of(session.recipe.calib_samples())?,
         };
         let engine = session.engine_options(request.samples);
-        let grouping = session.recipe.share_ranges.unwrap_or(crate::recipe::Grouping::PerEvaluation);
+        let grouping =
+            session.recipe.share_ranges.unwrap_or(crate::recipe::Grouping::PerEvaluation);
         let ranges = RangeOptions { grouping, select: session.select() };
         let measured = MeasuredLoop {
             model: session.model,

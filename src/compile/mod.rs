@@ -18,8 +18,8 @@ mod targets;
 pub use conditions::ConditionError;
 pub use error::CompileError;
 pub use program::{
-    Assembled, CacheTables, CachedLoop, LoopOptions, Lowered, ProgramError, Quantization, assemble_loop,
-    compile_evaluation, compile_loop, cut_loop,
+    Assembled, CacheTables, CachedLoop, LoopOptions, Lowered, ProgramError, Quantization,
+    assemble_loop, compile_evaluation, compile_loop, cut_loop,
 };
 pub use session::Session;
 pub use stages::Stages;
@@ -112,10 +112,12 @@ impl<'m> Compiled<'m> {
         quantized: Option<Quantized>,
     ) -> Result<Compiled<'m>, CompileError> {
         let assembled = session.assemble(choice.as_ref(), quantized.as_ref())?;
-        let quantization = quantized.as_ref().map(|q| (&q.survey, &q.fitted.tables, AnnotateOptions::default()));
+        let quantization =
+            quantized.as_ref().map(|q| (&q.survey, &q.fitted.tables, AnnotateOptions::default()));
         let (mut lowered, corrections) = assembled.lower(quantization)?;
         let (choice_of, quantized_of) = (choice.as_ref(), quantized.as_ref());
-        let manifest = manifest::manifest(&session, choice_of, quantized_of, corrections, &mut lowered)?;
+        let manifest =
+            manifest::manifest(&session, choice_of, quantized_of, corrections, &mut lowered)?;
         Ok(Compiled { session, choice, quantized, manifest, lowered })
     }
 
@@ -165,10 +167,12 @@ impl<'m> Compiled<'m> {
     fn encode(&self, out: &mut (impl io::Write + io::Seek)) -> io::Result<()> {
         let parts = &self.lowered.weights.parts;
         let constant = |i: usize| Ok(parts[i].1.bytes().clone());
-        cq::encode_with(out, &self.manifest, self.session.kernels.as_deref(), constant).map_err(|e| match e {
-            WriteError::Io { source, .. } => source,
-            other => io::Error::other(other),
-        })
+        cq::encode_with(out, &self.manifest, self.session.kernels.as_deref(), constant).map_err(
+            |e| match e {
+                WriteError::Io { source, .. } => source,
+                other => io::Error::other(other),
+            },
+        )
     }
 
     /// The artifact, opened without a file of its own: to sample from what was just compiled.

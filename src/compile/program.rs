@@ -7,7 +7,9 @@ use cqc_passes::bind::{self, BindError, Bound, Saved};
 use cqc_passes::cache::affine::Affine;
 use cqc_passes::cache::{self, Batch, Correction, Cut, CutError, CutSpec, Split};
 use cqc_passes::lower::{Lowering, PlanIndex, WeightSection, lower};
-use cqc_passes::quant::{self, AnnotateOptions, Annotation, Bf16Products, QuantSpec, QuantTables, Survey};
+use cqc_passes::quant::{
+    self, AnnotateOptions, Annotation, Bf16Products, QuantSpec, QuantTables, Survey,
+};
 use cqc_proto::cq::CacheCorrection;
 use cqc_proto::op::OpError;
 use cqc_proto::plan::Plan;
@@ -136,7 +138,11 @@ pub struct CachedLoop<'a> {
 ///
 /// # Errors
 /// As [`compile_loop`], and [`ProgramError::Cut`].
-pub fn cut_loop<'a>(model: &'a Model, options: &LoopOptions, spec: &CutSpec) -> Result<CachedLoop<'a>, ProgramError> {
+pub fn cut_loop<'a>(
+    model: &'a Model,
+    options: &LoopOptions,
+    spec: &CutSpec,
+) -> Result<CachedLoop<'a>, ProgramError> {
     let (bound, evaluations) = bind_loop(model, options)?;
     let batch = match &model.batch_symbol {
         Some(symbol) => Batch::Symbol(symbol),
@@ -170,7 +176,11 @@ impl CachedLoop<'_> {
     ///
     /// # Errors
     /// [`ProgramError::Lower`].
-    pub fn assemble(&self, full: &[usize], tables: Option<&CacheTables>) -> Result<Assembled<'_>, ProgramError> {
+    pub fn assemble(
+        &self,
+        full: &[usize],
+        tables: Option<&CacheTables>,
+    ) -> Result<Assembled<'_>, ProgramError> {
         let rows = tables.map(Vec::as_slice);
         let (bound, corrections) = cache::assemble(&self.bound, &self.split, full, rows)?;
         Ok(Assembled {
@@ -201,7 +211,10 @@ pub type Quantization<'a> = (&'a Survey, &'a QuantTables, AnnotateOptions);
 ///
 /// # Errors
 /// As [`compile_loop`].
-pub fn assemble_loop<'a>(model: &'a Model, options: &LoopOptions) -> Result<Assembled<'a>, ProgramError> {
+pub fn assemble_loop<'a>(
+    model: &'a Model,
+    options: &LoopOptions,
+) -> Result<Assembled<'a>, ProgramError> {
     let (bound, evaluations) = bind_loop(model, options)?;
     let (any_steps, bf16) = (options.any_steps, options.bf16.clone());
     Ok(Assembled { model, bound, evaluations, any_steps, bf16, corrections: vec![] })
@@ -227,7 +240,10 @@ impl Assembled<'_> {
     ///
     /// # Errors
     /// [`ProgramError::Lower`].
-    pub fn lower(&self, quantization: Option<Quantization>) -> Result<(Lowered, Vec<CacheCorrection>), ProgramError> {
+    pub fn lower(
+        &self,
+        quantization: Option<Quantization>,
+    ) -> Result<(Lowered, Vec<CacheCorrection>), ProgramError> {
         let mut bound = self.bound.clone();
         let mut annotation = None;
         if let Some((survey, tables, options)) = quantization {
@@ -237,12 +253,17 @@ impl Assembled<'_> {
             }
             annotation = Some(quant::annotate(&mut bound, survey, tables, options)?);
         }
-        let mut lowered = lower_bound(self.model, bound, self.evaluations, self.any_steps, self.bf16.as_ref())?;
+        let mut lowered =
+            lower_bound(self.model, bound, self.evaluations, self.any_steps, self.bf16.as_ref())?;
         lowered.annotation = annotation;
         let index = &lowered.index;
         let constants = self.corrections.iter().map(|c| {
             let previous_scale = c.previous.map(|(_, table)| index.table(table));
-            CacheCorrection { scale: index.table(c.scale), shift: index.table(c.shift), previous_scale }
+            CacheCorrection {
+                scale: index.table(c.scale),
+                shift: index.table(c.shift),
+                previous_scale,
+            }
         });
         let constants = constants.collect();
         Ok((lowered, constants))
@@ -258,7 +279,14 @@ fn lower_bound(
 ) -> Result<Lowered, ProgramError> {
     let bf16 = bf16.map(|spec| quant::round_products(&mut bound, spec)).transpose()?;
     let (inputs, outputs) = (model.inputs.clone(), model.outputs.clone());
-    let Lowering { plan, weights, index } =
-        lower(&bound, inputs, outputs, model.batch_symbol.as_deref(), model.fixed_batch, evaluations, any_steps)?;
+    let Lowering { plan, weights, index } = lower(
+        &bound,
+        inputs,
+        outputs,
+        model.batch_symbol.as_deref(),
+        model.fixed_batch,
+        evaluations,
+        any_steps,
+    )?;
     Ok(Lowered { plan, weights, saved: bound.saved, bf16, index, annotation: None })
 }

@@ -3,15 +3,18 @@
 
 use super::conditions::{NullRows, calibration_set, check_guidance};
 use super::{
-    Assembled, CachedLoop, CompileError, Compiled, LoopOptions, Lowered, Phase, Progress, Stages, assemble_loop,
-    budget, compile_loop, cut_loop, targets,
+    Assembled, CachedLoop, CompileError, Compiled, LoopOptions, Lowered, Phase, Progress, Stages,
+    assemble_loop, budget, compile_loop, cut_loop, targets,
 };
 use crate::calibrate::quantize::{Outputs, QuantizeOptions, Quantized, Select, quantize};
 use crate::calibrate::{
-    CachingChoice, CalibrationOptions, CorrectionFit, CorrectionPolicy, ScheduleSource, check_cut, choose, holdout_size,
+    CachingChoice, CalibrationOptions, CorrectionFit, CorrectionPolicy, ScheduleSource, check_cut,
+    choose, holdout_size,
 };
 use crate::model::Model;
-use crate::recipe::{self, CacheFit, Contradiction, Quant, Recipe, ScheduleSpec, SchedulerConfig, Selection};
+use crate::recipe::{
+    self, CacheFit, Contradiction, Quant, Recipe, ScheduleSpec, SchedulerConfig, Selection,
+};
 use cqc_passes::cache::schedule::{Quadratic, ScheduleKind};
 use cqc_passes::calib::select::Tap;
 use cqc_passes::quant::QuantSpec;
@@ -51,13 +54,17 @@ impl<'m> Session<'m> {
         let kernels = targets::compile_kernels(&recipe.target)?;
         let sampler = sampler_config(recipe)?;
         check_guidance(recipe, model)?;
-        let bf16 = (recipe.quant() == Quant::Bf16).then(|| quant_spec(recipe, model, 16)).transpose()?;
-        let options = LoopOptions { sampler, steps: recipe.steps(), any_steps: recipe.any_steps, bf16 };
+        let bf16 =
+            (recipe.quant() == Quant::Bf16).then(|| quant_spec(recipe, model, 16)).transpose()?;
+        let options =
+            LoopOptions { sampler, steps: recipe.steps(), any_steps: recipe.any_steps, bf16 };
         let null = NullRows::new(recipe, model)?;
-        let cached = recipe.caches().then(|| cut_loop(model, &options, &recipe.cut())).transpose()?;
+        let cached =
+            recipe.caches().then(|| cut_loop(model, &options, &recipe.cut())).transpose()?;
         let stages = stages(recipe, model, &options)?;
         let recipe = recipe.clone();
-        let mut session = Session { model, recipe, options, null, cached, kernels, set: None, stages };
+        let mut session =
+            Session { model, recipe, options, null, cached, kernels, set: None, stages };
         if session.recipe.calibrates() {
             let samples = match session.recipe.budget {
                 Some(seconds) => budget::samples(&session, seconds)?,
@@ -131,7 +138,10 @@ impl<'m> Session<'m> {
     ///
     /// # Errors
     /// [`CompileError`].
-    pub fn decide(&self, progress: &mut dyn Progress) -> Result<Option<CachingChoice>, CompileError> {
+    pub fn decide(
+        &self,
+        progress: &mut dyn Progress,
+    ) -> Result<Option<CachingChoice>, CompileError> {
         let Some(cached) = &self.cached else { return Ok(None) };
         let (recipe, request) = (&self.recipe, self.expect_set());
         let schedule = self.schedule()?;
@@ -139,13 +149,18 @@ impl<'m> Session<'m> {
         check_cut(&denoiser, request)?;
         let correct = match (recipe.corrects(recipe::Correct::Cache), recipe.cache_fit) {
             (false, _) => CorrectionPolicy::Never,
-            (true, Some(CacheFit::TeacherForced)) => CorrectionPolicy::Always(CorrectionFit::TeacherForced),
-            (true, Some(CacheFit::Sequential)) => CorrectionPolicy::Always(CorrectionFit::Sequential),
+            (true, Some(CacheFit::TeacherForced)) => {
+                CorrectionPolicy::Always(CorrectionFit::TeacherForced)
+            }
+            (true, Some(CacheFit::Sequential)) => {
+                CorrectionPolicy::Always(CorrectionFit::Sequential)
+            }
             (true, Some(CacheFit::Forecast)) => CorrectionPolicy::Always(CorrectionFit::Forecast),
             (true, Some(CacheFit::Auto) | None) => CorrectionPolicy::Best,
         };
         let stages = self.stages.depending_on(&self.calibration_key(request));
-        let stages = stages.depending_on(format!("{} {schedule:?} {correct:?}", cached.cut_name).as_bytes());
+        let stages =
+            stages.depending_on(format!("{} {schedule:?} {correct:?}", cached.cut_name).as_bytes());
         let choice = stages.run("schedule", || {
             let options = CalibrationOptions {
                 interval: recipe.interval(),
@@ -178,7 +193,8 @@ impl<'m> Session<'m> {
         let float = self.uncached()?;
         let full = float.plan.cache.as_ref().map(|_| assembled.full_evaluations());
         let stages = self.stages.depending_on(&self.calibration_key(request));
-        let stages = &stages.depending_on(format!("{full:?} {tables:?} {}", self.quantization_key()).as_bytes());
+        let stages = &stages
+            .depending_on(format!("{full:?} {tables:?} {}", self.quantization_key()).as_bytes());
         let mut float = self.open(&float, request.samples)?;
         let quantized = quantize(
             &assembled,
@@ -186,11 +202,14 @@ impl<'m> Session<'m> {
             &mut float,
             QuantizeOptions {
                 spec: quant_spec(recipe, self.model, bits)?,
-                target_psnr: recipe.keeps_float_by_error().then_some(recipe.target_psnr.unwrap_or(35.0)),
+                target_psnr: recipe
+                    .keeps_float_by_error()
+                    .then_some(recipe.target_psnr.unwrap_or(35.0)),
                 float_work: recipe.float_work(),
                 grouping: recipe.share_ranges.unwrap_or(recipe::Grouping::PerEvaluation),
                 outputs: self.outputs(),
-                refit_cache: recipe.corrects(recipe::Correct::Cache) && recipe.refit_cache.unwrap_or(true),
+                refit_cache: recipe.corrects(recipe::Correct::Cache)
+                    && recipe.refit_cache.unwrap_or(true),
                 compensation: recipe.variance_compensation,
                 reconstruct: recipe.reconstruct,
                 select: self.select(),
@@ -256,7 +275,9 @@ impl<'m> Session<'m> {
 
     /// The schedule, where something is cached.
     pub(super) fn schedule(&self) -> Result<ScheduleSource, CompileError> {
-        let evaluations = || Sampler::new(&self.options.sampler, self.options.steps).map(|s| s.evaluations().len());
+        let evaluations = || {
+            Sampler::new(&self.options.sampler, self.options.steps).map(|s| s.evaluations().len())
+        };
         Ok(match self.recipe.schedule() {
             ScheduleSpec::None => unreachable!("nothing would be cached"),
             ScheduleSpec::Auto => ScheduleSource::Method(ScheduleKind::Auto),
@@ -278,7 +299,8 @@ impl<'m> Session<'m> {
     fn calibration_key(&self, request: &Request) -> Vec<u8> {
         let Request { samples, seed, first, noise, conditions, unconditional, guidance } = request;
         let batch = self.engine_options(*samples).batch;
-        let text = format!("{} {batch} {samples} {seed} {first} {guidance:?}", self.recipe.interval());
+        let text =
+            format!("{} {batch} {samples} {seed} {first} {guidance:?}", self.recipe.interval());
         let mut key = text.into_bytes();
         let tensors = noise.iter().chain(conditions.values()).chain(unconditional.values());
         for tensor in tensors {
@@ -313,9 +335,12 @@ impl<'m> Session<'m> {
 fn stages(recipe: &Recipe, model: &Model, options: &LoopOptions) -> Result<Stages, CompileError> {
     let Some(directory) = &recipe.work_dir else { return Ok(Stages::none()) };
     let shapes: Vec<String> = model.inputs.iter().map(|i| i.ty.to_string()).collect();
-    let sampler = serde_json::to_vec(&options.sampler).expect("a sampler's configuration is plain data");
-    let text = format!("{} {} {shapes:?} {:?}", env!("CARGO_PKG_VERSION"), options.steps, options.bf16);
-    let stages = Stages::new(directory)?.depending_on(model.blake3.as_bytes()).depending_on(&sampler);
+    let sampler =
+        serde_json::to_vec(&options.sampler).expect("a sampler's configuration is plain data");
+    let text =
+        format!("{} {} {shapes:?} {:?}", env!("CARGO_PKG_VERSION"), options.steps, options.bf16);
+    let stages =
+        Stages::new(directory)?.depending_on(model.blake3.as_bytes()).depending_on(&sampler);
     Ok(stages.depending_on(text.as_bytes()))
 }
 
@@ -328,9 +353,12 @@ fn sampler_config(recipe: &Recipe) -> Result<SamplerConfig, CompileError> {
     };
     let mut config = match &recipe.scheduler_config {
         None => SamplerConfig::of_kind(recipe.sampler.unwrap_or(SamplerKind::Ddim)),
-        Some(SchedulerConfig::Json(map)) => parse(&serde_json::Value::from(map.clone()).to_string(), None)?,
+        Some(SchedulerConfig::Json(map)) => {
+            parse(&serde_json::Value::from(map.clone()).to_string(), None)?
+        }
         Some(SchedulerConfig::File(path)) => {
-            let text = std::fs::read_to_string(path).map_err(crate::io::FileError::reading(path))?;
+            let text =
+                std::fs::read_to_string(path).map_err(crate::io::FileError::reading(path))?;
             parse(&text, Some(path))?
         }
     };
@@ -355,7 +383,12 @@ fn quant_spec(recipe: &Recipe, model: &Model, bits: u8) -> Result<QuantSpec, Com
     }
     let keep_float = recipe.float_nodes().map(str::to_string).collect();
     let split = recipe.split_inputs.unwrap_or(true);
-    Ok(QuantSpec { keep_float, split, narrow_float: !recipe.quantizes_all(), ..QuantSpec::new(bits) })
+    Ok(QuantSpec {
+        keep_float,
+        split,
+        narrow_float: !recipe.quantizes_all(),
+        ..QuantSpec::new(bits)
+    })
 }
 
 /// At most `most` at once, or a little less if then no batch of fitted or held-out samples has to be
@@ -376,6 +409,7 @@ fn read_schedule(path: &Path) -> Result<Vec<usize>, CompileError> {
     // what `inspect --json` prints is understood as well
     let list = [Some(&value), value.get("full_steps"), value.pointer("/schedule/full_steps")];
     let list = list.into_iter().flatten().find_map(|v| serde_json::from_value(v.clone()).ok());
-    let expected = "expected a list of the full evaluations, such as [0, 4, 9], alone or as `full_steps`";
+    let expected =
+        "expected a list of the full evaluations, such as [0, 4, 9], alone or as `full_steps`";
     list.ok_or_else(|| invalid(expected.into()))
 }

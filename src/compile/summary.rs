@@ -157,7 +157,10 @@ impl Compiled<'_> {
 }
 
 fn float_layers(layers: &[(String, String)]) -> Vec<FloatLayerSummary> {
-    layers.iter().map(|(name, why)| FloatLayerSummary { name: name.clone(), why: why.clone() }).collect()
+    layers
+        .iter()
+        .map(|(name, why)| FloatLayerSummary { name: name.clone(), why: why.clone() })
+        .collect()
 }
 
 fn of_quantized(quantized: &Quantized) -> QuantSummary {

@@ -9,7 +9,8 @@ pub(super) fn compile_kernels(targets: &[CudaTarget]) -> Result<Option<Vec<u8>>,
     use cqc_kernels::cuda::cubin::Cubins;
     use cqc_kernels::cuda::nvrtc::Nvrtc;
     let compile = |target: &CudaTarget| {
-        let compiled = Nvrtc::find(None, &target.arch).and_then(|nvrtc| Cubins::compile(&target.arch, nvrtc));
+        let compiled =
+            Nvrtc::find(None, &target.arch).and_then(|nvrtc| Cubins::compile(&target.arch, nvrtc));
         compiled.map_err(|e| CompileError::Target { reason: e.to_string() })
     };
     let all = targets.iter().map(compile).collect::<Result<Vec<_>, _>>()?;
@@ -20,6 +21,8 @@ pub(super) fn compile_kernels(targets: &[CudaTarget]) -> Result<Option<Vec<u8>>,
 pub(super) fn compile_kernels(targets: &[CudaTarget]) -> Result<Option<Vec<u8>>, CompileError> {
     match targets {
         [] => Ok(None),
-        _ => Err(CompileError::Target { reason: "this program was built without the feature `cuda`".into() }),
+        _ => Err(CompileError::Target {
+            reason: "this program was built without the feature `cuda`".into(),
+        }),
     }
 }

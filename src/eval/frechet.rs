@@ -27,7 +27,8 @@ impl Moments {
     /// Of all rows; their number is a multiple of `dimensions`.
     pub fn of(rows: &[f32], dimensions: usize) -> Moments {
         let mut all = Moments::new(dimensions);
-        rows.chunks(CHUNK * dimensions.max(1)).for_each(|rows| all.merge(&Moments::of_chunk(rows, dimensions)));
+        rows.chunks(CHUNK * dimensions.max(1))
+            .for_each(|rows| all.merge(&Moments::of_chunk(rows, dimensions)));
         all
     }
 
@@ -105,7 +106,11 @@ impl Gaussian {
     pub fn new(mean: Vec<f64>, covariance: Vec<f64>) -> Result<Gaussian, String> {
         let d = mean.len();
         if covariance.len() != d * d {
-            return Err(format!("a mean of {d} and a covariance of {} numbers, expected {}", covariance.len(), d * d));
+            return Err(format!(
+                "a mean of {d} and a covariance of {} numbers, expected {}",
+                covariance.len(),
+                d * d
+            ));
         }
         if !mean.iter().chain(&covariance).all(|v| v.is_finite()) {
             return Err("a number is not finite".into());
@@ -161,7 +166,9 @@ pub fn frechet(a: &Gaussian, b: &Gaussian) -> Frechet {
         return Frechet { distance: f64::NAN, mean_term, clipped: f64::NAN };
     }
     let (root, clipped) = match (&a.spread, &b.spread) {
-        (Spread::Factor(a), Spread::Factor(b)) => ((a.transpose() * b).singular_values().sum(), 0.0),
+        (Spread::Factor(a), Spread::Factor(b)) => {
+            ((a.transpose() * b).singular_values().sum(), 0.0)
+        }
         (Spread::Factor(f), Spread::Covariance(s)) | (Spread::Covariance(s), Spread::Factor(f)) => {
             sum_of_roots(f.transpose() * s * f)
         }
@@ -185,7 +192,9 @@ fn trace_of_root(a: &DMatrix<f64>, b: &DMatrix<f64>) -> (f64, f64) {
 fn sum_of_roots(m: DMatrix<f64>) -> (f64, f64) {
     let symmetric = (&m + m.transpose()) * 0.5;
     let values = symmetric.symmetric_eigenvalues();
-    values.iter().fold((0.0, 0.0), |(roots, clipped), m| (roots + m.max(0.0).sqrt(), clipped + (-m).max(0.0)))
+    values.iter().fold((0.0, 0.0), |(roots, clipped), m| {
+        (roots + m.max(0.0).sqrt(), clipped + (-m).max(0.0))
+    })
 }
 
 #[cfg(test)]
@@ -199,8 +208,11 @@ mod tests {
     fn sets(n: usize) -> (Vec<f32>, Vec<f32>) {
         let mix = |seed: u64, shift: f32| {
             let values = numbers(seed, n * D);
-            let row =
-                |row: &[f32]| (0..D).map(|j| row[j] + row[(j + 1) % D] * 0.5 + shift * j as f32).collect::<Vec<_>>();
+            let row = |row: &[f32]| {
+                (0..D)
+                    .map(|j| row[j] + row[(j + 1) % D] * 0.5 + shift * j as f32)
+                    .collect::<Vec<_>>()
+            };
             values.chunks_exact(D).flat_map(row).collect::<Vec<f32>>()
         };
         (mix(1, 0.0), mix(2, 0.125))
@@ -220,8 +232,11 @@ mod tests {
 
     #[test]
     fn values_are_those_of_scipy() {
-        for (n, expected) in [(40, 0.933_385_129_195_320_8), (6, 0.958_708_818_849_700_5), (4, 1.037_290_101_737_801_3)]
-        {
+        for (n, expected) in [
+            (40, 0.933_385_129_195_320_8),
+            (6, 0.958_708_818_849_700_5),
+            (4, 1.037_290_101_737_801_3),
+        ] {
             let (a, b) = sets(n);
             let found = frechet(&Gaussian::of(&a, D), &Gaussian::of(&b, D));
             // singular covariances: scipy's root is good to some 1e-8
@@ -277,7 +292,10 @@ mod tests {
             assert!((&merged.comoment - &whole.comoment).amax() < 1e-11);
         }
         let reversed: Vec<f32> = a.chunks_exact(D).rev().flatten().copied().collect();
-        assert!((Moments::of(&reversed, D).comoment - &whole.comoment).amax() < 1e-11, "in any order");
+        assert!(
+            (Moments::of(&reversed, D).comoment - &whole.comoment).amax() < 1e-11,
+            "in any order"
+        );
     }
 
     #[test]

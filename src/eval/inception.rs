@@ -20,7 +20,8 @@ pub fn inception_score(logits: &[f32], classes: usize, split: usize) -> Option<I
     if logits.is_empty() || classes == 0 || split == 0 {
         return None;
     }
-    let scores: Vec<f64> = logits.chunks(split.saturating_mul(classes)).map(|rows| of_split(rows, classes)).collect();
+    let scores: Vec<f64> =
+        logits.chunks(split.saturating_mul(classes)).map(|rows| of_split(rows, classes)).collect();
     let count = scores.len() as f64;
     let mean = scores.iter().sum::<f64>() / count;
     let variance = scores.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / count;
@@ -34,8 +35,9 @@ fn of_split(rows: &[f32], classes: usize) -> f64 {
     for row in logs.chunks_exact(classes) {
         marginal.iter_mut().zip(row).for_each(|(m, log)| *m += log.exp() / count);
     }
-    let divergence =
-        |row: &[f64]| row.iter().zip(&marginal).map(|(&log, &m)| times(log.exp(), log - m.ln())).sum::<f64>();
+    let divergence = |row: &[f64]| {
+        row.iter().zip(&marginal).map(|(&log, &m)| times(log.exp(), log - m.ln())).sum::<f64>()
+    };
     (logs.chunks_exact(classes).map(divergence).sum::<f64>() / count).exp()
 }
 
@@ -74,8 +76,9 @@ mod tests {
     fn it_lies_between_1_and_the_number_of_classes() {
         let same = [3.0f32, 1.0, -2.0].repeat(9);
         assert_near(inception_score(&same, 3, SPLIT).unwrap().mean, 1.0);
-        let certain: Vec<f32> =
-            (0..12).flat_map(|i| (0..4).map(move |c| if c == i % 4 { 9000.0 } else { 0.0 })).collect();
+        let certain: Vec<f32> = (0..12)
+            .flat_map(|i| (0..4).map(move |c| if c == i % 4 { 9000.0 } else { 0.0 }))
+            .collect();
         assert_near(inception_score(&certain, 4, SPLIT).unwrap().mean, 4.0);
         assert_eq!(inception_score(&[], 4, SPLIT), None);
     }

@@ -24,6 +24,9 @@ mod testing {
 
     /// `|found - expected| ≤ 1e-10 · |expected|`: the same f64 sums in another order.
     pub fn assert_near(found: f64, expected: f64) {
-        assert!((found - expected).abs() <= 1e-10 * expected.abs().max(1e-3), "{found} instead of {expected}");
+        assert!(
+            (found - expected).abs() <= 1e-10 * expected.abs().max(1e-3),
+            "{found} instead of {expected}"
+        );
     }
 }

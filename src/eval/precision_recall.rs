@@ -23,8 +23,14 @@ pub struct PrecisionRecall {
 ///
 /// In f64; distances too near to a ball's surface are computed again without cancellation, so that points on it are inside.
 /// O((n + m)² · dimensions), memory for both sets.
-pub fn precision_recall(reference: &[f32], generated: &[f32], dimensions: usize, k: usize) -> Option<PrecisionRecall> {
-    let (reference, generated) = (Points::new(reference, dimensions), Points::new(generated, dimensions));
+pub fn precision_recall(
+    reference: &[f32],
+    generated: &[f32],
+    dimensions: usize,
+    k: usize,
+) -> Option<PrecisionRecall> {
+    let (reference, generated) =
+        (Points::new(reference, dimensions), Points::new(generated, dimensions));
     let (of_reference, of_generated) = (reference.radii(k)?, generated.radii(k)?);
     Some(PrecisionRecall {
         precision: reference.share_inside(&of_reference, &generated),
@@ -55,11 +61,14 @@ impl Points {
     fn for_each_query(&self, queries: &Points, mut f: impl FnMut(usize, &[f64])) {
         let mut distances = vec![0.0; self.len()];
         for first in (0..queries.len()).step_by(TILE) {
-            let tile: DMatrixView<f64> = queries.columns.columns(first, TILE.min(queries.len() - first));
+            let tile: DMatrixView<f64> =
+                queries.columns.columns(first, TILE.min(queries.len() - first));
             let products = self.columns.tr_mul(&tile);
             for (j, products) in products.column_iter().enumerate() {
                 let square = queries.squares[first + j];
-                for (d, (product, s)) in distances.iter_mut().zip(products.iter().zip(&self.squares)) {
+                for (d, (product, s)) in
+                    distances.iter_mut().zip(products.iter().zip(&self.squares))
+                {
                     *d = s + square - 2.0 * product;
                 }
                 f(first + j, &distances);
@@ -96,7 +105,8 @@ impl Points {
         let mut inside = 0;
         self.for_each_query(queries, |j, distances| {
             let reaches = |i: usize| {
-                let doubtful = (distances[i] - radii[i]).abs() <= DOUBT * (self.squares[i] + queries.squares[j]);
+                let doubtful = (distances[i] - radii[i]).abs()
+                    <= DOUBT * (self.squares[i] + queries.squares[j]);
                 let distance = if doubtful { self.distance(i, queries, j) } else { distances[i] };
                 distance <= radii[i]
             };
@@ -116,7 +126,8 @@ mod tests {
     #[test]
     fn values_are_those_of_numpy() {
         let reference = numbers(21, 400 * D);
-        let generated: Vec<f32> = numbers(22, 300 * D).into_iter().map(|v| v * 1.25 + 0.125).collect();
+        let generated: Vec<f32> =
+            numbers(22, 300 * D).into_iter().map(|v| v * 1.25 + 0.125).collect();
         let found = precision_recall(&reference, &generated, D, K).unwrap();
         assert_eq!((found.precision, found.recall), (0.6, 0.9725));
     }

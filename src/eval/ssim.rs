@@ -40,9 +40,11 @@ fn of_plane(a: &[u8], b: &[u8], height: usize, width: usize) -> f64 {
 fn blurred(plane: &[f64], height: usize, width: usize) -> Vec<f64> {
     let weights = weights();
     let inner = width + 1 - WINDOW;
-    let weighted = |f: &dyn Fn(usize) -> f64| weights.iter().enumerate().map(|(k, w)| w * f(k)).sum::<f64>();
-    let along: Vec<f64> =
-        (0..height * inner).map(|i| weighted(&|k| plane[i / inner * width + i % inner + k])).collect();
+    let weighted =
+        |f: &dyn Fn(usize) -> f64| weights.iter().enumerate().map(|(k, w)| w * f(k)).sum::<f64>();
+    let along: Vec<f64> = (0..height * inner)
+        .map(|i| weighted(&|k| plane[i / inner * width + i % inner + k]))
+        .collect();
     (0..(height + 1 - WINDOW) * inner).map(|i| weighted(&|k| along[i + k * inner])).collect()
 }
 

@@ -82,7 +82,13 @@ pub fn write(
 ) -> Result<Vec<String>, LoopExportError> {
     let Form { layout, qdq } = form;
     let timesteps = exported.sampler.evaluations().iter().map(|e| e.timestep).collect();
-    let options = ExportOptions { layout, timesteps, weights: WEIGHTS.into(), inline_below: INLINE_BELOW, qdq };
+    let options = ExportOptions {
+        layout,
+        timesteps,
+        weights: WEIGHTS.into(),
+        inline_below: INLINE_BELOW,
+        qdq,
+    };
     let models = export(exported.plan, exported.constants, &options)?;
     let mut files = Vec::new();
     write_directory(dir, overwrite, SCHEDULE, |dir| {
@@ -92,7 +98,12 @@ pub fn write(
     Ok(files)
 }
 
-fn write_files(exported: ExportedLoop, form: Form, models: &Exported, dir: &Path) -> Result<Vec<String>, FileError> {
+fn write_files(
+    exported: ExportedLoop,
+    form: Form,
+    models: &Exported,
+    dir: &Path,
+) -> Result<Vec<String>, FileError> {
     let mut files = Vec::new();
     let mut file = |name: &str, write: &dyn Fn(&mut BufWriter<File>) -> io::Result<()>| {
         let path = dir.join(name);
@@ -105,13 +116,15 @@ fn write_files(exported: ExportedLoop, form: Form, models: &Exported, dir: &Path
     if !models.weights.is_empty() {
         file(WEIGHTS, &|out| write_weights(out, &models.weights))?;
     }
-    let text = serde_json::to_string_pretty(&schedule::json(exported, form, models)).expect("JSON of plain data");
+    let text = serde_json::to_string_pretty(&schedule::json(exported, form, models))
+        .expect("JSON of plain data");
     file(SCHEDULE, &|out| writeln!(out, "{text}"))?;
     for (name, text) in SCRIPTS {
         file(name, &|out| out.write_all(text))?;
     }
     if !exported.null.is_empty() {
-        let arrays: Vec<(String, Tensor)> = exported.null.iter().map(|(n, t)| (n.clone(), t.clone())).collect();
+        let arrays: Vec<(String, Tensor)> =
+            exported.null.iter().map(|(n, t)| (n.clone(), t.clone())).collect();
         write_npz(&dir.join(NULL), &arrays, Overwrite::Refuse)?;
         files.push(NULL.into());
     }

@@ -59,7 +59,9 @@ pub(super) fn json(exported: ExportedLoop, form: Form, models: &Exported) -> Val
         _ => ("none", None),
     };
     let compensation = exported.compensation.map(|c| {
-        let rows = |of: &[f32]| of.chunks(of.len() / plan.evaluations).map(<[f32]>::to_vec).collect::<Vec<_>>();
+        let rows = |of: &[f32]| {
+            of.chunks(of.len() / plan.evaluations).map(<[f32]>::to_vec).collect::<Vec<_>>()
+        };
         json!({ "scale": rows(&c.scale), "shift": rows(&c.shift) })
     });
     json!({

@@ -30,7 +30,8 @@ fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
 pub fn remove_unfinished() {
     for path in unfinished().drain(..) {
         // Nothing sensible is left to do for a file that cannot be removed.
-        let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+        let _ =
+            if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
     }
 }
 
@@ -40,7 +41,9 @@ pub fn remove_unfinished() {
 /// [`FileError::Exists`], [`FileError::Io`].
 pub fn check_target(path: &Path, overwrite: Overwrite) -> Result<(), FileError> {
     match path.metadata() {
-        Ok(found) if found.is_dir() => Err(FileError::writing(path)(io::ErrorKind::IsADirectory.into())),
+        Ok(found) if found.is_dir() => {
+            Err(FileError::writing(path)(io::ErrorKind::IsADirectory.into()))
+        }
         Ok(found) if found.is_file() && overwrite == Overwrite::Refuse => {
             Err(FileError::Exists { path: path.to_path_buf() })
         }
@@ -113,10 +116,15 @@ pub fn check_directory(path: &Path, overwrite: Overwrite, mark: &str) -> Result<
     let Ok(found) = path.symlink_metadata() else {
         return directory(path).metadata().map(|_| ()).map_err(FileError::writing(path));
     };
-    let ours = || path.join(mark).is_file() || path.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+    let ours = || {
+        path.join(mark).is_file()
+            || path.read_dir().is_ok_and(|mut entries| entries.next().is_none())
+    };
     match overwrite {
         Overwrite::Refuse => Err(FileError::Exists { path: path.to_path_buf() }),
-        Overwrite::Allow if !found.is_dir() => Err(FileError::writing(path)(io::ErrorKind::NotADirectory.into())),
+        Overwrite::Allow if !found.is_dir() => {
+            Err(FileError::writing(path)(io::ErrorKind::NotADirectory.into()))
+        }
         Overwrite::Allow if !ours() => Err(FileError::writing(path)(io::Error::other(format!(
             "it is a directory without {mark}, which is not replaced"
         )))),
@@ -126,7 +134,8 @@ pub fn check_directory(path: &Path, overwrite: Overwrite, mark: &str) -> Result<
 
 /// The old directory steps aside, so that for no moment a half-written one stands there.
 fn replace_directory(temporary: tempfile::TempDir, path: &Path) -> io::Result<()> {
-    let aside = tempfile::Builder::new().prefix(".cqc-").suffix(".old").tempdir_in(directory(path))?;
+    let aside =
+        tempfile::Builder::new().prefix(".cqc-").suffix(".old").tempdir_in(directory(path))?;
     let old = aside.path().join("old");
     let existed = path.exists();
     if existed {
@@ -155,7 +164,10 @@ fn create_beside(target: &Path) -> io::Result<NamedTempFile> {
     Ok(temporary)
 }
 
-fn fill(file: &mut File, write: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>) -> io::Result<()> {
+fn fill(
+    file: &mut File,
+    write: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>,
+) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(1 << 18, &mut *file);
     write(&mut out)?;
     out.flush()?;
@@ -172,7 +184,10 @@ fn rename(temporary: NamedTempFile, target: &Path, overwrite: Overwrite) -> io::
     renamed.map(|_| ()).map_err(|e| e.error)
 }
 
-fn write_directly(path: &Path, write: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>) -> io::Result<()> {
+fn write_directly(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>,
+) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).open(path)?;
     let mut out = BufWriter::new(&mut file);
     write(&mut out)?;
@@ -213,7 +228,10 @@ mod tests {
     #[test]
     fn a_missing_directory_is_reported_before_the_work() {
         let missing = Path::new("/nonexistent-directory/a");
-        assert!(matches!(check_target(missing, Overwrite::Refuse), Err(FileError::Io { action: "write", .. })));
+        assert!(matches!(
+            check_target(missing, Overwrite::Refuse),
+            Err(FileError::Io { action: "write", .. })
+        ));
     }
 
     #[test]
@@ -239,7 +257,10 @@ mod tests {
         fs::remove_file(path.join("mark")).unwrap();
         fs::write(path.join("thesis"), "years of work").unwrap();
         assert!(write_directory(&path, Overwrite::Allow, "mark", write("three")).is_err());
-        assert_eq!((fs::read_dir(&path).unwrap().count(), fs::read_dir(dir.path()).unwrap().count()), (1, 1));
+        assert_eq!(
+            (fs::read_dir(&path).unwrap().count(), fs::read_dir(dir.path()).unwrap().count()),
+            (1, 1)
+        );
     }
 
     #[cfg(unix)]

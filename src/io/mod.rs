@@ -7,7 +7,9 @@ mod npz;
 mod png;
 mod raw;
 
-pub use atomic::{Overwrite, check_directory, check_target, remove_unfinished, write_atomic, write_directory};
+pub use atomic::{
+    Overwrite, check_directory, check_target, remove_unfinished, write_atomic, write_directory,
+};
 pub use error::FileError;
 pub use npy::{read_npy, write_npy};
 pub use npz::{read_npz, write_npz};

@@ -60,14 +60,21 @@ pub(super) fn storable(tensor: &Tensor) -> Tensor {
 
 /// Everything before the data of a tensor that is [`storable`].
 pub(super) fn header(tensor: &Tensor) -> Vec<u8> {
-    let (dtype, code) = CODES.iter().find(|(d, _)| *d == tensor.dtype()).expect("`storable` leaves types of the list");
+    let (dtype, code) = CODES
+        .iter()
+        .find(|(d, _)| *d == tensor.dtype())
+        .expect("`storable` leaves types of the list");
     let order = if dtype.size() == 1 { '|' } else { '<' };
     let sizes: String = tensor.shape().iter().map(|d| format!("{d}, ")).collect();
     // as numpy: (), (3,), (3, 4)
-    let sizes = if tensor.shape().len() == 1 { sizes.trim_end() } else { sizes.trim_end_matches(", ") };
-    let text = format!("{{'descr': '{order}{code}', 'fortran_order': False, 'shape': ({sizes}), }}");
+    let sizes =
+        if tensor.shape().len() == 1 { sizes.trim_end() } else { sizes.trim_end_matches(", ") };
+    let text =
+        format!("{{'descr': '{order}{code}', 'fortran_order': False, 'shape': ({sizes}), }}");
     let length = (MAGIC.len() + 4 + text.len() + 1).next_multiple_of(ALIGNMENT);
-    let mut out = [MAGIC, &[1, 0], &((length - MAGIC.len() - 4) as u16).to_le_bytes(), text.as_bytes()].concat();
+    let mut out =
+        [MAGIC, &[1, 0], &((length - MAGIC.len() - 4) as u16).to_le_bytes(), text.as_bytes()]
+            .concat();
     out.resize(length - 1, b' ');
     out.push(b'\n');
     out
@@ -86,10 +93,14 @@ struct Header {
 /// Reads a whole file.
 pub(super) fn decode(bytes: Bytes) -> Result<Tensor, String> {
     let header = parse_header(&bytes)?;
-    let count = element_count(&header.shape).ok_or_else(|| format!("shape {:?} is too large", header.shape))?;
+    let count = element_count(&header.shape)
+        .ok_or_else(|| format!("shape {:?} is too large", header.shape))?;
     let (expected, found) = (count * header.dtype.size(), bytes.len() - header.start);
     if expected != found {
-        return Err(format!("{} {:?} needs {expected} bytes of data, there are {found}", header.dtype, header.shape));
+        return Err(format!(
+            "{} {:?} needs {expected} bytes of data, there are {found}",
+            header.dtype, header.shape
+        ));
     }
     let mut data = bytes.slice(header.start..);
     if header.big_endian {
@@ -108,7 +119,9 @@ fn parse_header(bytes: &[u8]) -> Result<Header, String> {
     let rest = bytes.strip_prefix(MAGIC).ok_or("it does not begin as one")?;
     let (length, text_start) = match rest {
         [1, _, a, b, ..] => (u16::from_le_bytes([*a, *b]) as usize, MAGIC.len() + 4),
-        [2 | 3, _, a, b, c, d, ..] => (u32::from_le_bytes([*a, *b, *c, *d]) as usize, MAGIC.len() + 6),
+        [2 | 3, _, a, b, c, d, ..] => {
+            (u32::from_le_bytes([*a, *b, *c, *d]) as usize, MAGIC.len() + 6)
+        }
         [version, _, _, ..] => return Err(format!("its version is {version}, known are 1 to 3")),
         _ => return Err("it is cut off".into()),
     };
@@ -146,7 +159,10 @@ fn parse_descr(value: &str) -> Result<(DType, bool), String> {
     };
     let known = CODES.iter().find(|(_, c)| *c == kind || (kind == "?" && *c == "b1"));
     let (dtype, _) = known.ok_or_else(|| {
-        format!("its elements are `{}`, expected f2 f4 f8 i1..i8 u1..u8 or b1", code.escape_default())
+        format!(
+            "its elements are `{}`, expected f2 f4 f8 i1..i8 u1..u8 or b1",
+            code.escape_default()
+        )
     })?;
     Ok((*dtype, order == '>'))
 }
@@ -156,7 +172,9 @@ fn parse_shape(value: &str) -> Result<Vec<usize>, String> {
     let inner = inner.ok_or("`shape` in its header is no tuple")?;
     let sizes = inner.split(',').map(str::trim).filter(|s| !s.is_empty());
     // Python 2 wrote long integers with an L
-    let size = |s: &str| s.trim_end_matches('L').parse().map_err(|_| format!("`{}` is no size", s.escape_default()));
+    let size = |s: &str| {
+        s.trim_end_matches('L').parse().map_err(|_| format!("`{}` is no size", s.escape_default()))
+    };
     sizes.map(size).collect()
 }
 
@@ -202,7 +220,11 @@ mod tests {
         for (dtype, _) in CODES {
             for shape in [&[][..], &[0], &[3], &[2, 3], &[1, 2, 3, 4]] {
                 let count = element_count(shape).unwrap() * dtype.size();
-                let tensor = Tensor::new(dtype, shape.to_vec(), (0..count).map(|i| (i % 2) as u8).collect::<Vec<_>>());
+                let tensor = Tensor::new(
+                    dtype,
+                    shape.to_vec(),
+                    (0..count).map(|i| (i % 2) as u8).collect::<Vec<_>>(),
+                );
                 let tensor = tensor.unwrap();
                 let bytes = encoded(&tensor);
                 assert_eq!((bytes.len() - count) % ALIGNMENT, 0);
@@ -222,25 +244,43 @@ mod tests {
 
     #[test]
     fn fortran_order_and_big_endian_are_converted() {
-        let column_major: Vec<u8> = [0i16, 3, 1, 4, 2, 5].into_iter().flat_map(i16::to_be_bytes).collect();
-        let read = decode(file("{'descr': '>i2', 'fortran_order': True, 'shape': (2, 3), }\n", &column_major)).unwrap();
+        let column_major: Vec<u8> =
+            [0i16, 3, 1, 4, 2, 5].into_iter().flat_map(i16::to_be_bytes).collect();
+        let read = decode(file(
+            "{'descr': '>i2', 'fortran_order': True, 'shape': (2, 3), }\n",
+            &column_major,
+        ))
+        .unwrap();
         assert_eq!((read.shape(), read.to_i64_vec()), (&[2, 3][..], vec![0, 1, 2, 3, 4, 5]));
     }
 
     #[test]
     fn lies_are_errors_and_cost_no_memory() {
-        let f4 =
-            |shape: &str| file(&format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"), &[0; 8]);
+        let f4 = |shape: &str| {
+            file(
+                &format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"),
+                &[0; 8],
+            )
+        };
         for (bytes, said) in [
             (f4("(3,)"), "needs 12 bytes of data, there are 8"),
             (f4("(1099511627776, 4)"), "too large"),
             (f4("(18446744073709551616,)"), "no size"),
             (f4("(-1,)"), "no size"),
             (f4("2"), "no tuple"),
-            (file("{'descr': '<c8', 'fortran_order': False, 'shape': (1,), }", &[0; 8]), "elements are `<c8`"),
-            (file("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,), }", &[]), "records"),
+            (
+                file("{'descr': '<c8', 'fortran_order': False, 'shape': (1,), }", &[0; 8]),
+                "elements are `<c8`",
+            ),
+            (
+                file("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,), }", &[]),
+                "records",
+            ),
             (file("{'descr': '<f4', 'shape': (1,), }", &[]), "no `fortran_order`"),
-            (file("{'descr': '|b1', 'fortran_order': False, 'shape': (1,), }", &[2]), "neither 0 nor 1"),
+            (
+                file("{'descr': '|b1', 'fortran_order': False, 'shape': (1,), }", &[2]),
+                "neither 0 nor 1",
+            ),
             (Bytes::from_static(b"\x93NUMPY\x02\x00\xff\xff\xff\xff"), "at most 10000"),
             (Bytes::from_static(b"\x93NUMPY\x01\x00\x10\x00{"), "cut off"),
             (Bytes::from_static(b"\x93NUMPY"), "cut off"),

@@ -20,7 +20,11 @@ const MAX_RATIO: u64 = 1032;
 /// [`FileError::Io`], [`FileError::Format`].
 pub fn read_npz(path: &Path) -> Result<Vec<(String, Tensor)>, FileError> {
     let file = File::open(path).map_err(FileError::reading(path))?;
-    read_archive(file).map_err(|reason| FileError::Format { path: path.to_path_buf(), format: ".npz", reason })
+    read_archive(file).map_err(|reason| FileError::Format {
+        path: path.to_path_buf(),
+        format: ".npz",
+        reason,
+    })
 }
 
 fn read_archive(file: File) -> Result<Vec<(String, Tensor)>, String> {
@@ -31,8 +35,12 @@ fn read_archive(file: File) -> Result<Vec<(String, Tensor)>, String> {
     let mut arrays = Vec::new();
     for i in 0..archive.len() {
         let entry = archive.by_index(i).map_err(|e| e.to_string())?;
-        let Some(name) = npyz::npz::array_name_from_file_name(entry.name()).map(str::to_string) else { continue };
-        let tensor = read_entry(entry).map_err(|reason| format!("array `{}`: {reason}", name.escape_debug()))?;
+        let Some(name) = npyz::npz::array_name_from_file_name(entry.name()).map(str::to_string)
+        else {
+            continue;
+        };
+        let tensor = read_entry(entry)
+            .map_err(|reason| format!("array `{}`: {reason}", name.escape_debug()))?;
         arrays.push((name, tensor));
     }
     Ok(arrays)
@@ -56,7 +64,11 @@ fn read_entry(mut entry: ZipFile) -> Result<Tensor, String> {
 ///
 /// # Errors
 /// [`FileError::Exists`], [`FileError::Io`].
-pub fn write_npz(path: &Path, arrays: &[(String, Tensor)], overwrite: Overwrite) -> Result<(), FileError> {
+pub fn write_npz(
+    path: &Path,
+    arrays: &[(String, Tensor)],
+    overwrite: Overwrite,
+) -> Result<(), FileError> {
     write_atomic(path, overwrite, |out| {
         let mut zip = ZipWriter::new(out);
         for (name, tensor) in arrays {

@@ -29,7 +29,9 @@ pub fn write_png(path: &Path, images: &Tensor, overwrite: Overwrite) -> Result<(
 /// In words, what the tensor is instead.
 pub fn encode_grid(images: &Tensor) -> Result<Vec<u8>, String> {
     let shape = images.shape();
-    let &[n, c, h, w] = shape else { return Err(format!("a tensor of shape {shape:?}, only [N, C, H, W]")) };
+    let &[n, c, h, w] = shape else {
+        return Err(format!("a tensor of shape {shape:?}, only [N, C, H, W]"));
+    };
     let color = match c {
         1 => png::ColorType::Grayscale,
         3 => png::ColorType::Rgb,
@@ -38,7 +40,9 @@ pub fn encode_grid(images: &Tensor) -> Result<Vec<u8>, String> {
     let columns = (1..).find(|k| k * k >= n).expect("some square is large enough");
     let rows = n.div_ceil(columns.max(1));
     let margin = if n == 1 { 0 } else { MARGIN };
-    let side = |count: usize, size: usize| u32::try_from(count * (size + margin) + margin).unwrap_or(u32::MAX);
+    let side = |count: usize, size: usize| {
+        u32::try_from(count * (size + margin) + margin).unwrap_or(u32::MAX)
+    };
     let (width, height) = (side(columns, w), side(rows, h));
     if images.is_empty() || width > 1 << 20 || height > 1 << 20 {
         return Err(format!("an image of {width}x{height} pixels"));
@@ -46,13 +50,15 @@ pub fn encode_grid(images: &Tensor) -> Result<Vec<u8>, String> {
     let mut pixels = vec![0u8; width as usize * height as usize * c];
     let values = images.to_f32_vec();
     for (i, image) in values.chunks_exact(c * h * w).enumerate() {
-        let (top, left) = (margin + i / columns * (h + margin), margin + i % columns * (w + margin));
+        let (top, left) =
+            (margin + i / columns * (h + margin), margin + i % columns * (w + margin));
         for (at, &value) in image.iter().enumerate() {
             let (channel, y, x) = (at / (h * w), at / w % h, at % w);
             pixels[((top + y) * width as usize + left + x) * c + channel] = to_byte(value);
         }
     }
-    encode(&pixels, width, height, color).map_err(|e| format!("an image of {width}x{height} pixels: {e}"))
+    encode(&pixels, width, height, color)
+        .map_err(|e| format!("an image of {width}x{height} pixels: {e}"))
 }
 
 /// A pixel in [-1, 1] as a byte: clipped, rounded to nearest, halves up; NaN is 0.
@@ -61,7 +67,12 @@ pub fn to_byte(value: f32) -> u8 {
     ((value + 1.0) * 127.5).round() as u8
 }
 
-fn encode(pixels: &[u8], width: u32, height: u32, color: png::ColorType) -> Result<Vec<u8>, png::EncodingError> {
+fn encode(
+    pixels: &[u8],
+    width: u32,
+    height: u32,
+    color: png::ColorType,
+) -> Result<Vec<u8>, png::EncodingError> {
     let mut out = Vec::new();
     let mut encoder = png::Encoder::new(&mut out, width, height);
     encoder.set_color(color);
@@ -86,14 +97,16 @@ mod tests {
     #[test]
     fn one_image_has_no_margin_and_values_are_clipped() {
         let values = [-1.0, 1.0, 0.0, -7.0, 7.0, f32::NAN];
-        let (w, h, pixels) = decode(&encode_grid(&Tensor::from_f32(&[1, 1, 2, 3], &values)).unwrap());
+        let (w, h, pixels) =
+            decode(&encode_grid(&Tensor::from_f32(&[1, 1, 2, 3], &values)).unwrap());
         assert_eq!((w, h, pixels), (3, 2, vec![0, 255, 128, 0, 255, 0]));
     }
 
     #[test]
     fn five_images_stand_in_two_rows_of_three() {
         let values: Vec<f32> = (0..5).flat_map(|i| [i as f32 / 127.5 - 1.0; 12]).collect();
-        let (w, h, pixels) = decode(&encode_grid(&Tensor::from_f32(&[5, 3, 2, 2], &values)).unwrap());
+        let (w, h, pixels) =
+            decode(&encode_grid(&Tensor::from_f32(&[5, 3, 2, 2], &values)).unwrap());
         assert_eq!((w, h), (2 + 3 * 4, 2 + 2 * 4));
         let at = |x: usize, y: usize| pixels[(y * 14 + x) * 3];
         assert_eq!([at(2, 2), at(6, 2), at(10, 2), at(2, 6), at(6, 6)], [0, 1, 2, 3, 4]);

@@ -21,5 +21,7 @@ pub fn read_raw(path: &Path, dtype: DType, shape: &[usize]) -> Result<Tensor, Fi
 /// [`FileError::Exists`], [`FileError::Io`].
 pub fn write_raw(path: &Path, tensor: &Tensor, overwrite: Overwrite) -> Result<(), FileError> {
     let values = tensor.to_f32_vec();
-    write_atomic(path, overwrite, |out| values.iter().try_for_each(|v| out.write_all(&v.to_le_bytes())))
+    write_atomic(path, overwrite, |out| {
+        values.iter().try_for_each(|v| out.write_all(&v.to_le_bytes()))
+    })
 }

@@ -81,12 +81,22 @@ impl<'de> Deserialize<'de> for Array {
                 let values: Vec<f32> = floats().iter().map(|&v| v as f32).collect();
                 Tensor::from_f32(&[values.len()], &values).to_float(dtype).bytes().to_vec()
             }
-            (DType::I64, Values::Integers(values)) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            (DType::I64, Values::Integers(values)) => {
+                values.iter().flat_map(|v| v.to_le_bytes()).collect()
+            }
             (DType::I32, Values::Integers(values)) => {
                 let narrow = values.iter().map(|&v| i32::try_from(v).map_err(D::Error::custom));
-                narrow.collect::<Result<Vec<i32>, _>>()?.iter().flat_map(|v| v.to_le_bytes()).collect()
+                narrow
+                    .collect::<Result<Vec<i32>, _>>()?
+                    .iter()
+                    .flat_map(|v| v.to_le_bytes())
+                    .collect()
             }
-            _ => return Err(D::Error::custom(format!("an array of {dtype} cannot be written in a recipe"))),
+            _ => {
+                return Err(D::Error::custom(format!(
+                    "an array of {dtype} cannot be written in a recipe"
+                )));
+            }
         };
         Ok(Array::Tensor(Tensor::new(dtype, shape, bytes).map_err(D::Error::custom)?))
     }

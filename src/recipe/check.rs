@@ -22,7 +22,11 @@ pub struct Contradiction {
 
 impl Contradiction {
     /// A contradiction found while a model is compiled.
-    pub fn new(option: &'static str, value: Option<String>, reason: impl Into<String>) -> Contradiction {
+    pub fn new(
+        option: &'static str,
+        value: Option<String>,
+        reason: impl Into<String>,
+    ) -> Contradiction {
         Contradiction { option, value, reason: reason.into(), because: vec![] }
     }
 }
@@ -34,7 +38,8 @@ impl fmt::Display for Contradiction {
             write!(f, " {value}")?;
         }
         write!(f, ": {}", self.reason)?;
-        let because: Vec<String> = self.because.iter().map(|(option, value)| format!("{option} {value}")).collect();
+        let because: Vec<String> =
+            self.because.iter().map(|(option, value)| format!("{option} {value}")).collect();
         if because.is_empty() { Ok(()) } else { write!(f, " ({})", because.join(", ")) }
     }
 }
@@ -87,10 +92,21 @@ impl Needs {
             Needs::Caching | Needs::CacheCorrection | Needs::CachedIntegers if !r.caches() => {
                 ("nothing is cached", vec![interval()])
             }
-            Needs::CacheCorrection if !r.corrects(Correct::Cache) => ("the cache is not corrected", vec![correct()]),
-            Needs::Calibration if !r.calibrates() => ("nothing is calibrated", vec![interval(), quant()]),
-            Needs::Quantization if r.quant() == Quant::None => ("no layer is quantized", vec![quant()]),
-            Needs::Integers | Needs::CachedIntegers | Needs::KeepFloatAuto | Needs::SensitiveInputs if !integers => {
+            Needs::CacheCorrection if !r.corrects(Correct::Cache) => {
+                ("the cache is not corrected", vec![correct()])
+            }
+            Needs::Calibration if !r.calibrates() => {
+                ("nothing is calibrated", vec![interval(), quant()])
+            }
+            Needs::Quantization if r.quant() == Quant::None => {
+                ("no layer is quantized", vec![quant()])
+            }
+            Needs::Integers
+            | Needs::CachedIntegers
+            | Needs::KeepFloatAuto
+            | Needs::SensitiveInputs
+                if !integers =>
+            {
                 (no_integers, vec![quant()])
             }
             Needs::KeepFloatAuto if !r.keeps_float_by_error() => {
@@ -99,9 +115,10 @@ impl Needs {
             Needs::SensitiveInputs if r.quantizes_all() => {
                 ("all inputs are quantized", vec![("keep-float", "none".into())])
             }
-            Needs::DrawnSamples if r.calib_noise.is_some() => {
-                ("the given noise decides how many samples there are", vec![("calib-noise", "…".into())])
-            }
+            Needs::DrawnSamples if r.calib_noise.is_some() => (
+                "the given noise decides how many samples there are",
+                vec![("calib-noise", "…".into())],
+            ),
             Needs::Ddim if r.sampler.is_some_and(|kind| kind != SamplerKind::Ddim) => {
                 let kind = r.sampler.map_or_else(String::new, |kind| kind.to_string());
                 ("it is an option of ddim", vec![("sampler", kind)])
@@ -132,7 +149,12 @@ const fn row(option: &'static str, given: fn(&Recipe) -> bool, needs: &'static [
     Row { option, given, value: None, needs }
 }
 
-const fn value(option: &'static str, value: &'static str, given: fn(&Recipe) -> bool, needs: &'static [Needs]) -> Row {
+const fn value(
+    option: &'static str,
+    value: &'static str,
+    given: fn(&Recipe) -> bool,
+    needs: &'static [Needs],
+) -> Row {
     Row { option, given, value: Some(value), needs }
 }
 
@@ -146,14 +168,22 @@ fn corrects(r: &Recipe, what: Correct) -> bool {
 const TABLE: &[Row] = &[
     row("eta", |r| r.eta.is_some(), &[Needs::Ddim]),
     row("any-steps", |r| r.any_steps, &[Needs::OtherSteps]),
-    row("schedule", |r| r.schedule.as_ref().is_some_and(|s| *s != ScheduleSpec::None), &[Needs::Caching]),
+    row(
+        "schedule",
+        |r| r.schedule.as_ref().is_some_and(|s| *s != ScheduleSpec::None),
+        &[Needs::Caching],
+    ),
     row("interval", |r| r.interval.is_some_and(|n| n > 1), &[Needs::Caching]),
     row("cut", |r| r.cut.is_some(), &[Needs::Caching]),
     row("cache-fit", |r| r.cache_fit.is_some(), &[Needs::CacheCorrection]),
     value("correct", "cache", |r| corrects(r, Correct::Cache), &[Needs::Caching]),
     value("correct", "quant", |r| corrects(r, Correct::Quant), &[Needs::CachedIntegers]),
     value("correct", "quant=all", |r| corrects(r, Correct::QuantAll), &[Needs::Integers]),
-    row("refit-cache", |r| r.refit_cache.is_some(), &[Needs::CacheCorrection, Needs::CachedIntegers]),
+    row(
+        "refit-cache",
+        |r| r.refit_cache.is_some(),
+        &[Needs::CacheCorrection, Needs::CachedIntegers],
+    ),
     row("calib-samples", |r| r.calib_samples.is_some(), &[Needs::Calibration, Needs::DrawnSamples]),
     row("calib-batch", |r| r.calib_batch.is_some(), &[Needs::Calibration]),
     row("calib-noise", |r| r.calib_noise.is_some(), &[Needs::Calibration]),
@@ -163,7 +193,11 @@ const TABLE: &[Row] = &[
     row("budget", |r| r.budget.is_some(), &[Needs::Calibration, Needs::DrawnSamples]),
     row("work-dir", |r| r.work_dir.is_some(), &[Needs::Calibration]),
     value("keep-float", "auto", Recipe::keeps_float_by_error, &[Needs::Integers]),
-    row("keep-float", |r| !r.keep_float.is_empty() && !r.keeps_float_by_error(), &[Needs::Quantization]),
+    row(
+        "keep-float",
+        |r| !r.keep_float.is_empty() && !r.keeps_float_by_error(),
+        &[Needs::Quantization],
+    ),
     row("target-psnr", |r| r.target_psnr.is_some(), &[Needs::KeepFloatAuto]),
     row("float-work", |r| r.float_work.is_some(), &[Needs::SensitiveInputs]),
     row("share-ranges", |r| r.share_ranges.is_some(), &[Needs::Integers]),
@@ -185,7 +219,8 @@ impl Recipe {
             let because = because.into_iter().filter(|(option, _)| *option != row.option).collect();
             Some(Contradiction { option: row.option, value, reason, because })
         };
-        let mut found: Vec<Contradiction> = TABLE.iter().filter(|row| (row.given)(self)).filter_map(unmet).collect();
+        let mut found: Vec<Contradiction> =
+            TABLE.iter().filter(|row| (row.given)(self)).filter_map(unmet).collect();
         found.extend(self.check_values());
         found
     }
@@ -196,11 +231,15 @@ impl Recipe {
         let mut refuse = |option, value: String, reason: &str| {
             found.push(Contradiction::new(option, Some(value), reason));
         };
-        if let Some(list) = self.correct.as_ref().filter(|list| list.len() > 1 && list.contains(&Correct::None)) {
+        if let Some(list) =
+            self.correct.as_ref().filter(|list| list.len() > 1 && list.contains(&Correct::None))
+        {
             let list: Vec<String> = list.iter().map(Correct::to_string).collect();
             refuse("correct", list.join(","), "none excludes everything else");
         }
-        if let Some(list) = Some(&self.keep_float).filter(|list| list.len() > 1 && self.quantizes_all()) {
+        if let Some(list) =
+            Some(&self.keep_float).filter(|list| list.len() > 1 && self.quantizes_all())
+        {
             refuse("keep-float", list.join(","), "none excludes everything else");
         }
         let counts = [
@@ -252,7 +291,8 @@ mod tests {
         let found = recipe(given.clone()).check();
         let mut refused: Vec<&str> = found.iter().map(|c| c.option).collect();
         refused.sort_unstable();
-        let mut expected: Vec<&str> = given.as_object().unwrap().keys().map(String::as_str).collect();
+        let mut expected: Vec<&str> =
+            given.as_object().unwrap().keys().map(String::as_str).collect();
         expected.retain(|option| !["quant", "interval"].contains(option));
         expected.sort_unstable();
         assert_eq!(refused, expected);
@@ -271,22 +311,56 @@ mod tests {
 
     #[test]
     fn what_contradicts_is_named_with_its_reason() {
-        let said = |given| recipe(given).check().iter().map(Contradiction::to_string).collect::<Vec<_>>().join("; ");
+        let said = |given| {
+            recipe(given)
+                .check()
+                .iter()
+                .map(Contradiction::to_string)
+                .collect::<Vec<_>>()
+                .join("; ")
+        };
         for (given, expected) in [
-            (serde_json::json!({"quant": "bf16", "reconstruct": true}), "with bf16 nothing is fitted (quant bf16)"),
-            (serde_json::json!({"quant": "bf16", "keep-float": ["auto"]}), "keep-float auto: with bf16"),
-            (serde_json::json!({"correct": "none,cache"}), "correct none,cache: none excludes everything else"),
-            (serde_json::json!({"schedule": "none", "interval": 5}), "interval: nothing is cached (schedule none)"),
-            (serde_json::json!({"interval": 1, "correct": ["cache"]}), "correct cache: nothing is cached"),
-            (serde_json::json!({"keep-float": ["none"], "float-work": 0.1}), "float-work: all inputs are quantized"),
-            (serde_json::json!({"eta": 0.5, "sampler": "euler"}), "eta: it is an option of ddim (sampler euler)"),
+            (
+                serde_json::json!({"quant": "bf16", "reconstruct": true}),
+                "with bf16 nothing is fitted (quant bf16)",
+            ),
+            (
+                serde_json::json!({"quant": "bf16", "keep-float": ["auto"]}),
+                "keep-float auto: with bf16",
+            ),
+            (
+                serde_json::json!({"correct": "none,cache"}),
+                "correct none,cache: none excludes everything else",
+            ),
+            (
+                serde_json::json!({"schedule": "none", "interval": 5}),
+                "interval: nothing is cached (schedule none)",
+            ),
+            (
+                serde_json::json!({"interval": 1, "correct": ["cache"]}),
+                "correct cache: nothing is cached",
+            ),
+            (
+                serde_json::json!({"keep-float": ["none"], "float-work": 0.1}),
+                "float-work: all inputs are quantized",
+            ),
+            (
+                serde_json::json!({"eta": 0.5, "sampler": "euler"}),
+                "eta: it is an option of ddim (sampler euler)",
+            ),
             (
                 serde_json::json!({"any-steps": true, "variance-compensation": "mse"}),
                 "any-steps: samples are corrected",
             ),
-            (serde_json::json!({"calib-noise": "x.npy", "calib-samples": 4}), "calib-samples: the given noise"),
+            (
+                serde_json::json!({"calib-noise": "x.npy", "calib-samples": 4}),
+                "calib-samples: the given noise",
+            ),
             (serde_json::json!({"interval": 0}), "interval 0: expected at least 1"),
-            (serde_json::json!({"guidance": f32::MAX, "float-work": 2.0}), "float-work 2: expected a number"),
+            (
+                serde_json::json!({"guidance": f32::MAX, "float-work": 2.0}),
+                "float-work 2: expected a number",
+            ),
         ] {
             let said = said(given);
             assert!(said.contains(expected), "{said}");

@@ -21,7 +21,10 @@ mod values;
 
 pub use array::Array;
 pub use check::Contradiction;
-pub use values::{CacheFit, Correct, CudaTarget, Named, ParseError, Quant, ScheduleSpec, SchedulerConfig, Selection};
+pub use values::{
+    CacheFit, Correct, CudaTarget, Named, ParseError, Quant, ScheduleSpec, SchedulerConfig,
+    Selection,
+};
 
 pub use crate::calibrate::quantize::Grouping;
 pub use cqc_passes::cache::CutSpec;

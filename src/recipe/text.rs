@@ -9,7 +9,10 @@ use std::str::FromStr;
 pub mod option {
     use super::*;
 
-    pub fn serialize<T: Display, S: Serializer>(value: &Option<T>, to: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<T: Display, S: Serializer>(
+        value: &Option<T>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         match value {
             Some(value) => to.collect_str(value),
             None => to.serialize_none(),
@@ -55,7 +58,9 @@ pub mod named {
         }
     }
 
-    pub fn deserialize<'de, T: Named, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    pub fn deserialize<'de, T: Named, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<T>, D::Error> {
         let text: Option<String> = Option::deserialize(from)?;
         text.map(|text| T::named(&text).map_err(D::Error::custom)).transpose()
     }
@@ -72,7 +77,10 @@ pub mod list {
         Many(Vec<String>),
     }
 
-    pub fn serialize<T: Display, S: Serializer>(value: &Option<Vec<T>>, to: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<T: Display, S: Serializer>(
+        value: &Option<Vec<T>>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         match value {
             Some(values) => to.collect_seq(values.iter().map(T::to_string)),
             None => to.serialize_none(),
@@ -89,6 +97,10 @@ pub mod list {
             Some(List::One(text)) => text.split(',').map(str::to_string).collect(),
             Some(List::Many(texts)) => texts,
         };
-        texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect::<Result<_, _>>().map(Some)
+        texts
+            .iter()
+            .map(|text| text.parse().map_err(D::Error::custom))
+            .collect::<Result<_, _>>()
+            .map(Some)
     }
 }

@@ -29,7 +29,9 @@ pub trait Named: Copy + PartialEq + Send + Sync + 'static {
     fn named(name: &str) -> Result<Self, ParseError> {
         let found = Self::ALL.iter().find(|(known, _)| *known == name);
         let names = || Self::ALL.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-        found.map(|(_, value)| *value).ok_or_else(|| ParseError(format!("`{name}`: expected one of {}", names())))
+        found
+            .map(|(_, value)| *value)
+            .ok_or_else(|| ParseError(format!("`{name}`: expected one of {}", names())))
     }
 }
 
@@ -177,9 +179,12 @@ impl FromStr for Selection {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Selection, ParseError> {
-        let wrong = || ParseError(format!("`{text}`: expected random, first=N, tap[=N] or tdac[=N]"));
+        let wrong =
+            || ParseError(format!("`{text}`: expected random, first=N, tap[=N] or tdac[=N]"));
         let (name, count) = match text.split_once('=') {
-            Some((name, count)) => (name, Some(count.parse().ok().filter(|n| *n > 0).ok_or_else(wrong)?)),
+            Some((name, count)) => {
+                (name, Some(count.parse().ok().filter(|n| *n > 0).ok_or_else(wrong)?))
+            }
             None => (text, None),
         };
         match (name, count) {
@@ -243,7 +248,9 @@ impl FromStr for ScheduleSpec {
                 let list = serde_json::from_str(text).map_err(|_| wrong())?;
                 ScheduleSpec::Given(list)
             }
-            _ if text.starts_with("quadratic=") => ScheduleSpec::Method(text.parse().map_err(ParseError)?),
+            _ if text.starts_with("quadratic=") => {
+                ScheduleSpec::Method(text.parse().map_err(ParseError)?)
+            }
             _ => ScheduleSpec::Method(text.parse().map_err(|_| wrong())?),
         })
     }
@@ -278,7 +285,8 @@ impl FromStr for CudaTarget {
     fn from_str(text: &str) -> Result<CudaTarget, ParseError> {
         let is_arch = |arch: &&str| {
             arch.strip_prefix("sm_").is_some_and(|n| {
-                n.starts_with(|c: char| c.is_ascii_digit()) && n.bytes().all(|b| b.is_ascii_alphanumeric())
+                n.starts_with(|c: char| c.is_ascii_digit())
+                    && n.bytes().all(|b| b.is_ascii_alphanumeric())
             })
         };
         let arch = text.strip_prefix("cuda:").filter(is_arch);
@@ -305,15 +313,27 @@ mod tests {
 
     #[test]
     fn text_forms_are_read_as_they_are_written() {
-        let schedules = ["none", "auto", "dps", "dps-affine", "dps-output", "uniform", "quadratic", "quadratic=15,1.4"];
-        for text in schedules.into_iter().chain(["quadratic=none,1.5,signed", "a.json", "[0,4,9]"]) {
+        let schedules = [
+            "none",
+            "auto",
+            "dps",
+            "dps-affine",
+            "dps-output",
+            "uniform",
+            "quadratic",
+            "quadratic=15,1.4",
+        ];
+        for text in schedules.into_iter().chain(["quadratic=none,1.5,signed", "a.json", "[0,4,9]"])
+        {
             assert_eq!(text.parse::<ScheduleSpec>().unwrap().to_string(), text);
         }
         for text in ["random", "first=3", "tap", "tap=40", "tdac", "tdac=7"] {
             assert_eq!(text.parse::<Selection>().unwrap().to_string(), text);
         }
         assert_eq!("quant=cut".parse(), Ok(Correct::Quant));
-        for (bad, expected) in [("quadratic=15", "CENTRE,POWER"), ("quadratic=15,1", "CENTRE"), ("x", "dps-output")] {
+        for (bad, expected) in
+            [("quadratic=15", "CENTRE,POWER"), ("quadratic=15,1", "CENTRE"), ("x", "dps-output")]
+        {
             let error = bad.parse::<ScheduleSpec>().unwrap_err();
             assert!(error.to_string().contains(expected), "{bad}: {error}");
         }
@@ -325,7 +345,8 @@ mod tests {
     #[test]
     fn targets_name_an_architecture() {
         assert_eq!("cuda:sm_90a".parse(), Ok(CudaTarget { arch: "sm_90a".into() }));
-        for bad in ["", "cuda", "cuda:", "cuda:90", "cuda:sm_", "cuda:sm_x", "cuda:sm_90 -v", "cpu"] {
+        for bad in ["", "cuda", "cuda:", "cuda:90", "cuda:sm_", "cuda:sm_x", "cuda:sm_90 -v", "cpu"]
+        {
             assert!(bad.parse::<CudaTarget>().is_err(), "{bad}");
         }
     }

@@ -24,8 +24,11 @@ impl StepCost {
     pub fn of(plan: &Plan, program: &Program) -> StepCost {
         let (weight_bytes, float_weight_bytes) = weight_bytes(plan, program);
         let rounds = |step: &&Step| step.op.traits().is_rounding;
-        let rounded: BTreeSet<usize> = program.steps.iter().filter(rounds).map(|step| step.outputs[0]).collect();
-        let reads_rounded = |step: &&Step| step.inputs.first().copied().flatten().is_some_and(|x| rounded.contains(&x));
+        let rounded: BTreeSet<usize> =
+            program.steps.iter().filter(rounds).map(|step| step.outputs[0]).collect();
+        let reads_rounded = |step: &&Step| {
+            step.inputs.first().copied().flatten().is_some_and(|x| rounded.contains(&x))
+        };
         let quantized_macs = sum(plan, program, program.steps.iter().filter(reads_rounded));
         StepCost { macs: macs(plan, program), quantized_macs, weight_bytes, float_weight_bytes }
     }
@@ -50,7 +53,8 @@ pub fn cache_bytes(plan: &Plan) -> u64 {
     let one = plan.batch_symbol.iter().map(|s| (s.as_str().into(), 1)).collect();
     let size = |value: usize| {
         let ty = &plan.full.values[value].ty;
-        ty.resolve(&one).map_or(0, |shape| (shape.iter().product::<usize>() * ty.dtype.size()) as u64)
+        ty.resolve(&one)
+            .map_or(0, |shape| (shape.iter().product::<usize>() * ty.dtype.size()) as u64)
     };
     plan.cache.iter().flat_map(|cache| &cache.slots).map(|slot| size(slot.value)).sum()
 }
@@ -66,7 +70,8 @@ pub struct StepWork {
 
 /// Work of every step of a program, by name and operator; steps of the same name and operator do the same.
 pub fn work_of_steps(plan: &Plan, program: &Program) -> BTreeMap<(String, String), StepWork> {
-    let named = |step: &Step| ((step.name.clone(), step.op.name()), work_of_step(plan, program, step));
+    let named =
+        |step: &Step| ((step.name.clone(), step.op.name()), work_of_step(plan, program, step));
     program.steps.iter().map(named).collect()
 }
 
@@ -83,8 +88,10 @@ fn sum<'a>(plan: &Plan, program: &Program, steps: impl Iterator<Item = &'a Step>
 }
 
 fn cost(program: &Program, step: &Step) -> Cost {
-    let inputs: Vec<Option<&ValueType>> = step.inputs.iter().map(|v| v.map(|v| &program.values[v].ty)).collect();
-    let outputs: Vec<ValueType> = step.outputs.iter().map(|&v| program.values[v].ty.clone()).collect();
+    let inputs: Vec<Option<&ValueType>> =
+        step.inputs.iter().map(|v| v.map(|v| &program.values[v].ty)).collect();
+    let outputs: Vec<ValueType> =
+        step.outputs.iter().map(|&v| program.values[v].ty.clone()).collect();
     step.op.cost(&inputs, &outputs)
 }
 
@@ -98,8 +105,10 @@ fn per_sample(plan: &Plan, dim: &Dim) -> i64 {
 fn weight_bytes(plan: &Plan, program: &Program) -> (u64, u64) {
     let constant = |source| if let Source::Constant(i) = source { Some(i) } else { None };
     let read: BTreeSet<usize> = program.values.iter().filter_map(|v| constant(v.source)).collect();
-    let scales: BTreeSet<usize> =
-        read.iter().filter_map(|&i| plan.constants[i].codes.as_ref().map(|codes| codes.scale)).collect();
+    let scales: BTreeSet<usize> = read
+        .iter()
+        .filter_map(|&i| plan.constants[i].codes.as_ref().map(|codes| codes.scale))
+        .collect();
     let stored = |i: &usize| plan.constants[*i].stored_bytes().unwrap_or(0) as u64;
     let float = |i: &usize| {
         let ty = &plan.constants[*i].ty;

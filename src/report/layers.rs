@@ -77,11 +77,16 @@ pub fn layers(quantized: &Quantized, executions: &[Execution]) -> Vec<LayerFacts
 }
 
 /// The layers of a loop rounded to bf16, which has no ranges.
-pub fn bf16_layers(products: &Bf16Products, lowered: &Lowered, executions: &[Execution]) -> Vec<LayerFacts> {
+pub fn bf16_layers(
+    products: &Bf16Products,
+    lowered: &Lowered,
+    executions: &[Execution],
+) -> Vec<LayerFacts> {
     let (plan, index) = (&lowered.plan, &lowered.index);
     let macs = |layer: &Bf16Layer| {
         let step = index.step_of(ProgramKind::Full, layer.node);
-        work_of_step(plan, &plan.full, &plan.full.steps[step.expect("`full` runs every layer")]).macs
+        work_of_step(plan, &plan.full, &plan.full.steps[step.expect("`full` runs every layer")])
+            .macs
     };
     let facts = |(layer, execution): (&Bf16Layer, &Execution)| LayerFacts {
         name: layer.name.clone(),
@@ -108,7 +113,11 @@ fn inputs(quantized: &Quantized, layer: &Layer) -> Vec<InputRanges> {
             let name = match (layer.sites.len(), segments) {
                 (1, 1) => None,
                 (1, _) => Some(format!("part {}", segment + 1)),
-                _ => Some(["q", "k", "v"].get(input).map_or(format!("{}", input + 1), |name| name.to_string())),
+                _ => Some(
+                    ["q", "k", "v"]
+                        .get(input)
+                        .map_or(format!("{}", input + 1), |name| name.to_string()),
+                ),
             };
             out.push(InputRanges { name, ranges: (0..tables.evaluations).map(range).collect() });
         }
@@ -119,8 +128,14 @@ fn inputs(quantized: &Quantized, layer: &Layer) -> Vec<InputRanges> {
 /// 10 log10(Σ w² / Σ (w − rounded)²).
 fn sqnr(weight: &QuantizedWeight) -> f64 {
     // codes are a byte each here, whatever their bits
-    let how = WeightCodes { bits: 8, scale: 0, output_axis: weight.output_axis, segments: weight.segments.clone() };
-    let rounded = how.values(weight.codes.shape(), weight.codes.bytes(), &weight.scale.to_f32_vec());
+    let how = WeightCodes {
+        bits: 8,
+        scale: 0,
+        output_axis: weight.output_axis,
+        segments: weight.segments.clone(),
+    };
+    let rounded =
+        how.values(weight.codes.shape(), weight.codes.bytes(), &weight.scale.to_f32_vec());
     let float = weight.float.to_f32_vec();
     let square = |x: f32| f64::from(x) * f64::from(x);
     let signal = float.iter().map(|&w| square(w)).sum();
@@ -144,7 +159,8 @@ mod tests {
     fn weights_of_more_bits_have_less_noise() {
         let values: Vec<f32> = (0..64).map(|i| (i as f32 * 0.7).sin()).collect();
         let weight = Tensor::from_f32(&[4, 16], &values);
-        let [eight, four] = [8, 4].map(|bits| sqnr(&QuantizedWeight::nearest(&weight, 0, &[10, 6], bits)));
+        let [eight, four] =
+            [8, 4].map(|bits| sqnr(&QuantizedWeight::nearest(&weight, 0, &[10, 6], bits)));
         assert!(eight > 40.0 && (15.0..30.0).contains(&four), "{eight} {four}");
         let exact = Tensor::from_f32(&[1, 2], &[127.0, -1.0]);
         assert!(sqnr(&QuantizedWeight::nearest(&exact, 0, &[], 8)) > 90.0);

@@ -129,7 +129,8 @@ impl Cost {
     /// Of a plan.
     pub fn of(plan: &Plan, guided: bool) -> Cost {
         let evaluations = plan.evaluations;
-        let full_evaluations = plan.cache.as_ref().map_or(evaluations, |cache| cache.full_evaluations.len());
+        let full_evaluations =
+            plan.cache.as_ref().map_or(evaluations, |cache| cache.full_evaluations.len());
         let rest = evaluations - full_evaluations;
         let full = StepCost::of(plan, &plan.full);
         let cached = plan.cache.as_ref().map(|cache| StepCost::of(plan, &cache.cached));

@@ -1,7 +1,9 @@
 //! What caching and quantization do to the samples, evaluation by evaluation, each alone and together, and what is left of it in the
 //! artifact, on the held-out calibration samples.
 
-use crate::calibrate::quantize::{Grouping, QuantizeError, Quantized, Select, TunableLoop, ranges, select};
+use crate::calibrate::quantize::{
+    Grouping, QuantizeError, Quantized, Select, TunableLoop, ranges, select,
+};
 use crate::calibrate::{CachingChoice, EvaluationCounter, holdout_size};
 use crate::compile::{CachedLoop, LoopOptions, Lowered, assemble_loop, compile_loop};
 use crate::eval::psnr::psnr;
@@ -86,12 +88,14 @@ impl MeasuredLoop<'_> {
     fn is_corrected(&self) -> bool {
         let quantized = self.quantized.map(|(quantized, _)| &quantized.fitted);
         self.cached.is_some_and(|(_, choice)| choice.tables.is_some())
-            || quantized.is_some_and(|f| !f.tables.corrections.is_empty() || f.compensation.is_some())
+            || quantized
+                .is_some_and(|f| !f.tables.corrections.is_empty() || f.compensation.is_some())
     }
 
     /// The loops that differ from each other.
     fn variants(&self) -> Vec<Variant> {
-        let (cached, bf16, corrected) = (self.cached.is_some(), self.options.bf16.is_some(), self.is_corrected());
+        let (cached, bf16, corrected) =
+            (self.cached.is_some(), self.options.bf16.is_some(), self.is_corrected());
         let quantized = self.quantized.is_some() || bf16;
         let several = cached && quantized;
         let rows = [
@@ -108,7 +112,10 @@ impl MeasuredLoop<'_> {
 ///
 /// # Errors
 /// [`QuantizeError`].
-pub fn errors(compiled: &MeasuredLoop, measurement: Measurement) -> Result<Option<Errors>, QuantizeError> {
+pub fn errors(
+    compiled: &MeasuredLoop,
+    measurement: Measurement,
+) -> Result<Option<Errors>, QuantizeError> {
     let variants = compiled.variants();
     if variants.is_empty() {
         return Ok(None);
@@ -123,7 +130,8 @@ pub fn errors(compiled: &MeasuredLoop, measurement: Measurement) -> Result<Optio
         engine,
         progress: EvaluationCounter { done: 0, all: 0, call: progress },
     };
-    let evaluations = Sampler::new(&compiled.options.sampler, compiled.options.steps)?.evaluations().len();
+    let evaluations =
+        Sampler::new(&compiled.options.sampler, compiled.options.steps)?.evaluations().len();
     let batches = held.div_ceil(runner.engine.batch.max(1));
     let finds_ranges = variants.contains(&Variant::Quantization) && compiled.quantized.is_some();
     let runs = variants.len() + 1 + usize::from(finds_ranges);
@@ -132,7 +140,11 @@ pub fn errors(compiled: &MeasuredLoop, measurement: Measurement) -> Result<Optio
     let curve = |of: Variant| {
         let (lowered, compensation) = runner.variant(of)?;
         let path = runner.path(lowered.as_ref().unwrap_or(compiled.lowered), compensation)?;
-        Ok(Curve { of, errors: relative_errors(&path, &ordinary), psnr: mean_psnr(&path, &ordinary, held) })
+        Ok(Curve {
+            of,
+            errors: relative_errors(&path, &ordinary),
+            psnr: mean_psnr(&path, &ordinary, held),
+        })
     };
     let curves = variants.into_iter().map(curve).collect::<Result<_, QuantizeError>>()?;
     Ok(Some(Errors { samples: held, curves }))
@@ -171,29 +183,47 @@ impl Runner<'_> {
     }
 
     /// The plan of a variant (`None`: the artifact's) and its correction of the samples.
-    fn variant(&mut self, of: Variant) -> Result<(Option<Lowered>, Option<Compensation>), QuantizeError> {
+    fn variant(
+        &mut self,
+        of: Variant,
+    ) -> Result<(Option<Lowered>, Option<Compensation>), QuantizeError> {
         let MeasuredLoop { cached, quantized, .. } = *self.compiled;
         let lowered = match (of, cached, quantized) {
             (Variant::Quantization, Some((cached, _)), None) => cached.uncorrected()?,
-            (Variant::Cache, Some((cached, choice)), _) | (Variant::Both, Some((cached, choice)), None) => {
+            (Variant::Cache, Some((cached, choice)), _)
+            | (Variant::Both, Some((cached, choice)), None) => {
                 cached.assemble(&choice.full, None)?.lower(None)?.0
             }
             (Variant::Both, Some((cached, choice)), Some((quantized, _))) => {
-                let tables = QuantTables { corrections: BTreeMap::new(), ..quantized.fitted.tables.clone() };
+                let tables =
+                    QuantTables { corrections: BTreeMap::new(), ..quantized.fitted.tables.clone() };
                 let quantization = (&quantized.survey, &tables, AnnotateOptions::default());
                 cached.assemble(&choice.full, None)?.lower(Some(quantization))?.0
             }
-            (Variant::Quantization, _, Some((quantized, how))) => self.quantized_alone(quantized, how)?,
-            _ => return Ok((None, quantized.and_then(|(quantized, _)| quantized.fitted.compensation.clone()))),
+            (Variant::Quantization, _, Some((quantized, how))) => {
+                self.quantized_alone(quantized, how)?
+            }
+            _ => {
+                return Ok((
+                    None,
+                    quantized.and_then(|(quantized, _)| quantized.fitted.compensation.clone()),
+                ));
+            }
         };
         Ok((Some(lowered), None))
     }
 
     /// Every evaluation full: ranges are found anew, as the artifact has none for layers that an evaluation does not run.
-    fn quantized_alone(&mut self, quantized: &Quantized, how: &RangeOptions) -> Result<Lowered, QuantizeError> {
+    fn quantized_alone(
+        &mut self,
+        quantized: &Quantized,
+        how: &RangeOptions,
+    ) -> Result<Lowered, QuantizeError> {
         let MeasuredLoop { model, options, cached, .. } = *self.compiled;
         let assembled = match cached {
-            Some((cached, _)) => cached.assemble(&(0..cached.evaluations()).collect::<Vec<_>>(), None)?,
+            Some((cached, _)) => {
+                cached.assemble(&(0..cached.evaluations()).collect::<Vec<_>>(), None)?
+            }
             None => assemble_loop(model, options)?,
         };
         let survey = &quantized.survey;
@@ -202,13 +232,19 @@ impl Runner<'_> {
         let mut study = TunableLoop::new(self.open(&lowered)?, &lowered);
         let (request, progress) = (&self.request, &mut self.progress);
         let selected = select(&how.select, &mut study.denoiser, request, self.fit, progress)?;
-        let is_selected = |sample, t| selected.as_ref().is_none_or(|pairs| pairs.contains(&(sample, t)));
-        let tables = ranges(&mut study, survey, request, self.fit, how.grouping, &is_selected, progress)?;
+        let is_selected =
+            |sample, t| selected.as_ref().is_none_or(|pairs| pairs.contains(&(sample, t)));
+        let tables =
+            ranges(&mut study, survey, request, self.fit, how.grouping, &is_selected, progress)?;
         Ok(assembled.lower(Some((survey, &tables, AnnotateOptions::default())))?.0)
     }
 
     /// The held-out samples along a loop.
-    fn path(&mut self, lowered: &Lowered, compensation: Option<Compensation>) -> Result<Path, QuantizeError> {
+    fn path(
+        &mut self,
+        lowered: &Lowered,
+        compensation: Option<Compensation>,
+    ) -> Result<Path, QuantizeError> {
         let mut denoiser = self.open(lowered)?;
         denoiser.set_compensation(compensation)?;
         let evaluations = denoiser.sampler().evaluations().len();
@@ -246,10 +282,12 @@ fn relative_errors(found: &Path, expected: &Path) -> Vec<f64> {
 /// Mean over samples at the end.
 fn mean_psnr(found: &Path, expected: &Path, samples: usize) -> f64 {
     let (Some(found), Some(expected)) = (found.last(), expected.last()) else { return f64::NAN };
-    let (low, high) = expected.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &x| (a.min(x), b.max(x)));
+    let (low, high) =
+        expected.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &x| (a.min(x), b.max(x)));
     let len = expected.len() / samples;
     let pairs = found.chunks_exact(len).zip(expected.chunks_exact(len));
-    let sum: f64 = pairs.map(|(a, b)| psnr(crate::eval::psnr::mse(a, b), f64::from(high - low))).sum();
+    let sum: f64 =
+        pairs.map(|(a, b)| psnr(crate::eval::psnr::mse(a, b), f64::from(high - low))).sum();
     sum / samples as f64
 }
 

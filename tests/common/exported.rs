@@ -27,7 +27,8 @@ pub fn exported(case: &Case, form: Form, dir: &Path) -> Exported {
     export::write(exported, form, dir, Overwrite::Refuse).unwrap();
     let timesteps = sampler.evaluations().iter().map(|e| e.timestep).collect();
     let Form { layout, qdq } = form;
-    let options = ExportOptions { layout, timesteps, weights: "weights.bin".into(), inline_below: 1024, qdq };
+    let options =
+        ExportOptions { layout, timesteps, weights: "weights.bin".into(), inline_below: 1024, qdq };
     export(plan, &constants, &options).unwrap()
 }
 
@@ -41,14 +42,26 @@ pub struct Runtime<'a> {
 }
 
 impl<'a> Runtime<'a> {
-    pub fn new(exported: &'a Exported, dir: &Path, case: &Case, optimize: bool) -> Option<Runtime<'a>> {
+    pub fn new(
+        exported: &'a Exported,
+        dir: &Path,
+        case: &Case,
+        optimize: bool,
+    ) -> Option<Runtime<'a>> {
         let environment = onnxruntime::environment()?;
         let open = |m: &ExportedModel| {
-            (m.name, onnxruntime::session(environment, &dir.join(format!("{}.onnx", m.name)), optimize))
+            (
+                m.name,
+                onnxruntime::session(environment, &dir.join(format!("{}.onnx", m.name)), optimize),
+            )
         };
         let sessions = exported.models.iter().map(open).collect();
-        let mut values: Values =
-            case.request.conditions.iter().map(|(n, t)| (Wire::Condition(n.clone()).to_string(), t.clone())).collect();
+        let mut values: Values = case
+            .request
+            .conditions
+            .iter()
+            .map(|(n, t)| (Wire::Condition(n.clone()).to_string(), t.clone()))
+            .collect();
         // a cache that nothing has filled
         let ports = exported.models.iter().flat_map(|m| &m.inputs);
         for port in ports.filter(|p| matches!(p.value, Wire::Cache(_))) {
@@ -63,9 +76,15 @@ impl<'a> Runtime<'a> {
 
     fn run(&mut self, name: &str) {
         let Some(model) = self.exported.models.iter().find(|m| m.name == name) else { return };
-        let feeds = model.inputs.iter().map(|p| (p.name.clone(), self.values[&p.value.to_string()].clone())).collect();
-        let outputs = onnxruntime::run_session(self.sessions.get_mut(name).unwrap(), &feeds).unwrap();
-        self.values.extend(model.outputs.iter().map(|p| (p.value.to_string(), outputs[&p.name].clone())));
+        let feeds = model
+            .inputs
+            .iter()
+            .map(|p| (p.name.clone(), self.values[&p.value.to_string()].clone()))
+            .collect();
+        let outputs =
+            onnxruntime::run_session(self.sessions.get_mut(name).unwrap(), &feeds).unwrap();
+        self.values
+            .extend(model.outputs.iter().map(|p| (p.value.to_string(), outputs[&p.name].clone())));
     }
 
     /// Sets what an evaluation reads.

@@ -107,7 +107,8 @@ pub fn shared_dir() -> Option<PathBuf> {
 
 /// The recorded models of a directory.
 pub fn checks(dir: &Path) -> Vec<Check> {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect();
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect();
     files.sort();
     let recorded = files.iter().filter(|p| p.to_string_lossy().ends_with(".check.npz"));
     recorded.filter_map(|p| check(p)).collect()
@@ -135,7 +136,8 @@ pub fn relative_error(found: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(found.shape(), expected.shape());
     let (a, b) = (found.to_f64_vec(), expected.to_f64_vec());
     let scale = b.iter().fold(1e-30f64, |m, v| m.max(v.abs()));
-    let worst =
-        a.iter().zip(&b).fold(0f64, |m, (a, b)| if (a - b).is_nan() { f64::INFINITY } else { m.max((a - b).abs()) });
+    let worst = a.iter().zip(&b).fold(0f64, |m, (a, b)| {
+        if (a - b).is_nan() { f64::INFINITY } else { m.max((a - b).abs()) }
+    });
     worst / scale
 }

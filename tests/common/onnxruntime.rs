@@ -27,7 +27,8 @@ pub fn environment() -> Option<&'static Environment> {
     static LOADED: OnceLock<Option<Environment>> = OnceLock::new();
     let load = || {
         let library = library()?;
-        let builder = ort::init_from(&library).unwrap_or_else(|e| panic!("{}: {e}", library.display()));
+        let builder =
+            ort::init_from(&library).unwrap_or_else(|e| panic!("{}: {e}", library.display()));
         Some(builder.build().unwrap())
     };
     let loaded = LOADED.get_or_init(load).as_ref();
@@ -40,15 +41,20 @@ pub fn environment() -> Option<&'static Environment> {
 fn to_ort(t: &Tensor) -> Option<DynValue> {
     let shape: Vec<i64> = t.shape().iter().map(|&d| d as i64).collect();
     match t.dtype() {
-        DType::F32 => Some(ort::value::Tensor::from_array((shape, t.to_f32_vec())).ok()?.into_dyn()),
-        DType::I64 => Some(ort::value::Tensor::from_array((shape, t.to_i64_vec())).ok()?.into_dyn()),
+        DType::F32 => {
+            Some(ort::value::Tensor::from_array((shape, t.to_f32_vec())).ok()?.into_dyn())
+        }
+        DType::I64 => {
+            Some(ort::value::Tensor::from_array((shape, t.to_i64_vec())).ok()?.into_dyn())
+        }
         _ => None,
     }
 }
 
 /// A session. Without `optimize`, every node runs as it stands in the file.
 pub fn session(environment: &Environment, model: &Path, optimize: bool) -> Session {
-    let level = if optimize { GraphOptimizationLevel::All } else { GraphOptimizationLevel::Disable };
+    let level =
+        if optimize { GraphOptimizationLevel::All } else { GraphOptimizationLevel::Disable };
     let builder = Session::builder(environment).unwrap().with_intra_threads(2).unwrap();
     let builder = builder.with_optimization_level(level).unwrap();
     // else sums of u8 times s8 overflow on x86 without VNNI
@@ -66,8 +72,12 @@ pub fn run(
 }
 
 /// As [`run`], of an open session.
-pub fn run_session(session: &mut Session, inputs: &BTreeMap<String, Tensor>) -> Option<BTreeMap<String, Tensor>> {
-    let feeds = inputs.iter().map(|(n, t)| Some((n.clone(), to_ort(t)?))).collect::<Option<Vec<_>>>()?;
+pub fn run_session(
+    session: &mut Session,
+    inputs: &BTreeMap<String, Tensor>,
+) -> Option<BTreeMap<String, Tensor>> {
+    let feeds =
+        inputs.iter().map(|(n, t)| Some((n.clone(), to_ort(t)?))).collect::<Option<Vec<_>>>()?;
     let outputs = session.run(feeds).unwrap();
     let read = |(name, value): (&str, ort::value::ValueRef<'_>)| {
         let (shape, data) = value.try_extract_tensor::<f32>().unwrap();

@@ -26,7 +26,13 @@ pub struct Case {
 
 /// Compiles a model of `tests/models` for two samples. Its narrow layers stay float unless `all`
 /// are to be quantized.
-pub fn case(model: &str, conditions: BTreeMap<String, Tensor>, bits: u8, interval: usize, all: bool) -> Case {
+pub fn case(
+    model: &str,
+    conditions: BTreeMap<String, Tensor>,
+    bits: u8,
+    interval: usize,
+    all: bool,
+) -> Case {
     let quant = if bits == 4 { Quant::W4a8 } else { Quant::W8a8 };
     let recipe = Recipe {
         steps: Some(STEPS),
@@ -97,18 +103,30 @@ impl Case {
         }
         let artifact = Artifact::from_parts(manifest, self.bytes.clone()).unwrap();
         // rounded floats: what exported models compute, and tables that can be set to 0
-        let engine = EngineOptions { batch: 2, threads: 2, low_precision: false, ..EngineOptions::default() };
+        let engine = EngineOptions {
+            batch: 2,
+            threads: 2,
+            low_precision: false,
+            ..EngineOptions::default()
+        };
         let mut denoiser = artifact.denoiser(&DenoiserOptions { engine, ..on_cpu(2) }).unwrap();
         let (constants, evaluations) = (self.constants(), self.plan().evaluations);
         for (scale, zero) in tables(self.plan()) {
             let [scales, zeros] = [scale, zero].map(|i| constants[i].to_f32_vec());
             let width = scales.len() / evaluations;
-            let column = |of: &[f32], i: usize| of.iter().skip(i).step_by(width).copied().collect::<Vec<f32>>();
-            let row: Vec<(f32, f32)> =
-                (0..width).map(|i| rounding(qdq, &column(&scales, i), &column(&zeros, i))).collect();
+            let column = |of: &[f32], i: usize| {
+                of.iter().skip(i).step_by(width).copied().collect::<Vec<f32>>()
+            };
+            let row: Vec<(f32, f32)> = (0..width)
+                .map(|i| rounding(qdq, &column(&scales, i), &column(&zeros, i)))
+                .collect();
             for e in (0..evaluations).filter(|_| qdq != Qdq::default()) {
-                denoiser.set_table_row(scale, e, &row.iter().map(|r| r.0).collect::<Vec<_>>()).unwrap();
-                denoiser.set_table_row(zero, e, &row.iter().map(|r| r.1).collect::<Vec<_>>()).unwrap();
+                denoiser
+                    .set_table_row(scale, e, &row.iter().map(|r| r.0).collect::<Vec<_>>())
+                    .unwrap();
+                denoiser
+                    .set_table_row(zero, e, &row.iter().map(|r| r.1).collect::<Vec<_>>())
+                    .unwrap();
             }
         }
         denoiser
@@ -119,7 +137,8 @@ impl Case {
     pub fn nudged(&self) -> Request {
         let mut noise = vec![0.0f32; 2 * 3 * 32 * 32];
         Noise::new(self.request.seed, 0, 2).fill(&mut noise);
-        let nudged: Vec<f32> = noise.iter().enumerate().map(|(i, x)| x * (1.0 + (i % 7) as f32 * 1e-7)).collect();
+        let nudged: Vec<f32> =
+            noise.iter().enumerate().map(|(i, x)| x * (1.0 + (i % 7) as f32 * 1e-7)).collect();
         Request { noise: Some(Tensor::from_f32(&[2, 3, 32, 32], &nudged)), ..self.request.clone() }
     }
 }
@@ -127,10 +146,11 @@ impl Case {
 /// Tables of the roundings: scale and zero point.
 fn tables(plan: &Plan) -> BTreeSet<(usize, usize)> {
     let programs = std::iter::once(&plan.full).chain(plan.cache.iter().map(|c| &c.cached));
-    let table = |program: &cqc_proto::plan::Program, v: Option<usize>| match program.values[v?].source {
-        Source::Table(i) => Some(i),
-        _ => None,
-    };
+    let table =
+        |program: &cqc_proto::plan::Program, v: Option<usize>| match program.values[v?].source {
+            Source::Table(i) => Some(i),
+            _ => None,
+        };
     let rounds = programs.flat_map(|p| p.steps.iter().map(move |s| (p, s)));
     let rounds = rounds.filter(|(_, s)| matches!(s.op, Op::FakeQuant { .. }));
     rounds.filter_map(|(p, s)| Some((table(p, s.inputs[1])?, table(p, s.inputs[2])?))).collect()

@@ -24,15 +24,26 @@ const MOST: usize = 20;
 const WARM_UP: usize = 2;
 
 pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
-    if args.inputs.is_some() || args.output.is_some() || !args.sizes.shape.is_empty() || !args.sizes.dim.is_empty() {
-        return Err(Failure::usage("--inputs, --output, --shape and --dim are for models, not for a .cq"));
+    if args.inputs.is_some()
+        || args.output.is_some()
+        || !args.sizes.shape.is_empty()
+        || !args.sizes.dim.is_empty()
+    {
+        return Err(Failure::usage(
+            "--inputs, --output, --shape and --dim are for models, not for a .cq",
+        ));
     }
     let begun = Instant::now();
     let artifact = artifact::open_cached(&args.model, &args.cache)?;
     let manifest = artifact.manifest();
     let (plan, guidance) = (&manifest.plan, manifest.guidance);
     let batch = args.batch.map_or(plan.fixed_batch.unwrap_or(1), |b| b as usize);
-    let options = EngineOptions { batch, threads: args.threads.count(), profile: args.profile, ..Default::default() };
+    let options = EngineOptions {
+        batch,
+        threads: args.threads.count(),
+        profile: args.profile,
+        ..Default::default()
+    };
     let threads = options.threads;
     let options = DenoiserOptions { engine: options, ..DenoiserOptions::default() };
     let mut denoiser = args.device.open(&artifact, options)?;
@@ -88,7 +99,13 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
 
 /// A batch of samples.
 pub fn request(conditions: BTreeMap<String, Tensor>, samples: usize, guidance: f32) -> Request {
-    Request { samples, unconditional: conditions.clone(), conditions, guidance: Some(guidance), ..Default::default() }
+    Request {
+        samples,
+        unconditional: conditions.clone(),
+        conditions,
+        guidance: Some(guidance),
+        ..Default::default()
+    }
 }
 
 /// Milliseconds of every loop, and of its steps.
@@ -100,12 +117,18 @@ struct Timed {
     cached: Vec<f64>,
 }
 
-fn time(denoiser: &mut Denoiser, request: &Request, repeat: Option<usize>, quiet: bool) -> Result<Timed, Failure> {
+fn time(
+    denoiser: &mut Denoiser,
+    request: &Request,
+    repeat: Option<usize>,
+    quiet: bool,
+) -> Result<Timed, Failure> {
     let evaluations = denoiser.sampler().evaluations().len();
     let plan = denoiser.engine().plan();
     let programs: Vec<ProgramKind> = (0..evaluations).map(|e| plan.program_at(e)).collect();
     let lone = programs.iter().filter(|&&p| p == ProgramKind::Full).count() == 1;
-    let mut progress = ProgressBar::new("timing", (repeat.unwrap_or(1) * evaluations) as u64, quiet);
+    let mut progress =
+        ProgressBar::new("timing", (repeat.unwrap_or(1) * evaluations) as u64, quiet);
     let mut timed = Timed::default();
     let begun = Instant::now();
     let more = |loops: usize| match repeat {
@@ -138,8 +161,9 @@ pub fn conditions(plan: &Plan, samples: usize) -> Result<BTreeMap<String, Tensor
     let conditions = plan.inputs.iter().filter(|i| i.role == InputRole::Condition);
     let tensor = |input: &cqc_proto::plan::PlanInput| {
         let shape = shape_at(&input.ty, plan.batch_symbol.as_deref(), samples);
-        let mut shape =
-            shape.ok_or_else(|| Failure::usage(format!("input `{}` has no size at {samples} samples", input.name)))?;
+        let mut shape = shape.ok_or_else(|| {
+            Failure::usage(format!("input `{}` has no size at {samples} samples", input.name))
+        })?;
         if shape.first().is_some_and(|&rows| Some(rows) == plan.fixed_batch) {
             shape[0] = samples; // of a fixed batch, guidance takes a part
         }

@@ -60,15 +60,19 @@ pub fn compare(args: &BenchArgs, quiet: bool) -> Result<(), Failure> {
     let artifact = artifact::open(&args.model)?;
     let plan = artifact.weights().plan();
     let guidance = artifact.manifest().guidance;
-    let (batch, threads) = (args.batch.map_or(plan.fixed_batch.unwrap_or(1), |b| b as usize), args.threads.count());
+    let (batch, threads) =
+        (args.batch.map_or(plan.fixed_batch.unwrap_or(1), |b| b as usize), args.threads.count());
     let open = |low_precision| -> Result<Denoiser, Failure> {
-        let options = EngineOptions { batch, threads, profile: true, low_precision, ..Default::default() };
+        let options =
+            EngineOptions { batch, threads, profile: true, low_precision, ..Default::default() };
         Ok(Denoiser::open(artifact.weights(), artifact.sampler()?, guidance != 1.0, &options)?)
     };
     let [mut narrow, mut floats] = [open(true)?, open(false)?];
     if !narrow.engine().profile().iter().any(|step| step.execution.is_low_precision()) {
-        return Err(Failure::usage("--kernels: no layer of the artifact multiplies integers or bf16 on this CPU")
-            .help("`cqc compile --quant w8a8`, and `cqc inspect` for what became of each layer"));
+        return Err(Failure::usage(
+            "--kernels: no layer of the artifact multiplies integers or bf16 on this CPU",
+        )
+        .help("`cqc compile --quant w8a8`, and `cqc inspect` for what became of each layer"));
     }
     let rounds = args.repeat.map_or(ROUNDS, |n| n as usize);
     let request = request(conditions(plan, narrow.width())?, narrow.width(), guidance);
@@ -82,13 +86,17 @@ pub fn compare(args: &BenchArgs, quiet: bool) -> Result<(), Failure> {
     }
     drop(progress);
     let layers = layers(plan, &narrow, &times);
-    let mut slower: Vec<String> =
-        layers.iter().filter(|layer| layer.gain() * SLOWER < 1.0).map(|layer| layer.name.clone()).collect();
+    let mut slower: Vec<String> = layers
+        .iter()
+        .filter(|layer| layer.gain() * SLOWER < 1.0)
+        .map(|layer| layer.name.clone())
+        .collect();
     slower.sort();
     slower.dedup();
     let isa = artifact.weights().isa();
     let rows = narrow.engine().batch() * narrow.halves();
-    let compared = Compared { threads, batch: narrow.width(), backend: backend(isa), layers, slower };
+    let compared =
+        Compared { threads, batch: narrow.width(), backend: backend(isa), layers, slower };
     if args.json {
         return term::print_json(&compared);
     }
@@ -99,7 +107,11 @@ pub fn compare(args: &BenchArgs, quiet: bool) -> Result<(), Failure> {
 type Times = BTreeMap<(ProgramKind, String), Vec<f64>>;
 
 /// A full evaluation and, where there is one, a cached one, after one of each that is not timed.
-fn round(denoiser: &mut Denoiser, request: &cqc_runtime::denoise::Request, times: &mut Times) -> Result<(), Failure> {
+fn round(
+    denoiser: &mut Denoiser,
+    request: &cqc_runtime::denoise::Request,
+    times: &mut Times,
+) -> Result<(), Failure> {
     let mut at = denoiser.begin(request, 0)?;
     let cached = denoiser.engine().plan().cache.is_some();
     for timed in [false, true] {
@@ -120,12 +132,16 @@ fn round(denoiser: &mut Denoiser, request: &cqc_runtime::denoise::Request, times
 
 fn layers(plan: &Plan, narrow: &Denoiser, [as_such, float]: &[Times; 2]) -> Vec<Layer> {
     let works = ProgramKind::ALL.map(|kind| work_of_steps(plan, plan.program(kind)));
-    let steps = narrow.engine().profile().into_iter().filter(|step| step.execution.is_low_precision());
+    let steps =
+        narrow.engine().profile().into_iter().filter(|step| step.execution.is_low_precision());
     let layer = |step: cqc_runtime::engine::StepProfile| {
         let key = (step.program, step.name.clone());
         let (ms, f32_ms) = (median(as_such.get(&key)?), median(float.get(&key)?));
         let kind = step.execution.name();
-        let work = works[step.program as usize].get(&(step.name.clone(), step.op.clone())).copied().unwrap_or_default();
+        let work = works[step.program as usize]
+            .get(&(step.name.clone(), step.op.clone()))
+            .copied()
+            .unwrap_or_default();
         Some(Layer { name: step.name, program: step.program, op: step.op, kind, ms, f32_ms, work })
     };
     steps.filter_map(layer).collect()
@@ -156,7 +172,8 @@ fn text(c: &Compared, rows: f64, peak: f64) -> String {
         let of = || c.layers.iter().filter(|layer| layer.program == program);
         let (ms, float): (f64, f64) = (of().map(|l| l.ms).sum(), of().map(|l| l.f32_ms).sum());
         if ms > 0.0 {
-            let _ = writeln!(out, "{program}: {ms:.2} ms, in f32 {float:.2} ms: {:.2}x", float / ms);
+            let _ =
+                writeln!(out, "{program}: {ms:.2} ms, in f32 {float:.2} ms: {:.2}x", float / ms);
         }
     }
     let _ = match &c.slower[..] {

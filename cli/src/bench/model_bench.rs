@@ -31,15 +31,20 @@ pub fn measure(args: &BenchArgs, overwrite: Overwrite) -> Result<Measured, Failu
     let inputs = model.inputs.iter().map(|i| Ok((i.name.clone(), input(args, &model, i, batch)?)));
     let inputs = inputs.collect::<Result<BTreeMap<_, _>, Failure>>()?;
     let lowered = compile_evaluation(&model)?;
-    let macs_full =
-        per_sample(&macs(&model.graph), model.batch_symbol.as_deref()) / model.fixed_batch.unwrap_or(1) as i64;
+    let macs_full = per_sample(&macs(&model.graph), model.batch_symbol.as_deref())
+        / model.fixed_batch.unwrap_or(1) as i64;
     drop(model);
 
     let bytes = lowered.weight_bytes()?;
     let weight_bytes = bytes.len();
     let weights = Weights::new(lowered.plan, bytes)?;
     drop(lowered.weights);
-    let options = EngineOptions { batch, threads: args.threads.count(), profile: args.profile, ..Default::default() };
+    let options = EngineOptions {
+        batch,
+        threads: args.threads.count(),
+        profile: args.profile,
+        ..Default::default()
+    };
     let mut engine = Engine::open(&weights, &options)?;
     let open_ms = begun.elapsed().as_secs_f64() * 1e3;
     let outputs = engine.run(&inputs)?;
@@ -64,7 +69,8 @@ pub fn measure(args: &BenchArgs, overwrite: Overwrite) -> Result<Measured, Failu
         macs_full,
         macs_cached: None,
         macs_prelude: 0,
-        peak_memory_bytes: (engine.memory_bytes() + weight_bytes.max(weights.packed_bytes())) as u64,
+        peak_memory_bytes: (engine.memory_bytes() + weight_bytes.max(weights.packed_bytes()))
+            as u64,
         device_memory_bytes: None,
         peak_rss_mb: peak_rss_mb(),
         output: args.output.clone(),
@@ -74,7 +80,11 @@ pub fn measure(args: &BenchArgs, overwrite: Overwrite) -> Result<Measured, Failu
     })
 }
 
-fn time(engine: &mut Engine, inputs: &BTreeMap<String, Tensor>, repeat: Option<usize>) -> Result<Vec<f64>, Failure> {
+fn time(
+    engine: &mut Engine,
+    inputs: &BTreeMap<String, Tensor>,
+    repeat: Option<usize>,
+) -> Result<Vec<f64>, Failure> {
     let (least, most) = repeat.map_or((*REPEATS.start(), *REPEATS.end()), |n| (n, n));
     let begun = Instant::now();
     let mut ms = Vec::new();
@@ -86,9 +96,15 @@ fn time(engine: &mut Engine, inputs: &BTreeMap<String, Tensor>, repeat: Option<u
     Ok(ms)
 }
 
-fn input(args: &BenchArgs, model: &Model, input: &PlanInput, batch: usize) -> Result<Tensor, Failure> {
-    let shape = shape_at(&input.ty, model.batch_symbol.as_deref(), batch)
-        .ok_or_else(|| Failure::usage(format!("input `{}` has no size at a batch of {batch}", input.name)))?;
+fn input(
+    args: &BenchArgs,
+    model: &Model,
+    input: &PlanInput,
+    batch: usize,
+) -> Result<Tensor, Failure> {
+    let shape = shape_at(&input.ty, model.batch_symbol.as_deref(), batch).ok_or_else(|| {
+        Failure::usage(format!("input `{}` has no size at a batch of {batch}", input.name))
+    })?;
     let Some(prefix) = &args.inputs else { return Ok(synthetic(input, &shape)) };
     let path = PathBuf::from(format!("{prefix}.in.{}.bin", input.name));
     let wide = if input.ty.dtype.is_float() { DType::F32 } else { input.ty.dtype };

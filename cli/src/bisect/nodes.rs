@@ -50,7 +50,8 @@ pub fn compare(
     let [a, b] = both;
     for denoiser in both {
         if denoiser.plan().program_at(evaluation) != ProgramKind::Full {
-            let why = format!("{} reuses its cache at evaluation {evaluation}", denoiser.path.display());
+            let why =
+                format!("{} reuses its cache at evaluation {evaluation}", denoiser.path.display());
             return Ok(Nodes { not_compared: Some(why), ..Nodes::default() });
         }
     }
@@ -64,7 +65,9 @@ pub fn compare(
         if half == Some("unconditional") {
             conditions.extend(request.unconditional.clone());
         }
-        let run = |d: &Source| values_at(d, evaluation, x, &conditions, &names, args.sampling.threads.count());
+        let run = |d: &Source| {
+            values_at(d, evaluation, x, &conditions, &names, args.sampling.threads.count())
+        };
         let (of_a, of_b) = (run(a)?, run(b)?);
         for (((name, op), a), b) in common.iter().zip(of_a).zip(of_b) {
             let error = relative_error(&b.to_f32_vec(), &a.to_f32_vec());
@@ -78,27 +81,36 @@ pub fn compare(
 /// Values that steps of both full programs write, of the same name and type, with A's operator and in A's order.
 fn common_values(a: &Plan, b: &Plan) -> Vec<(String, String)> {
     let written = |plan: &'_ Plan| -> Vec<(String, String, ValueType)> {
-        let outputs = plan.full.steps.iter().flat_map(|s| s.outputs.iter().map(|&v| (s.op.name(), v)));
+        let outputs =
+            plan.full.steps.iter().flat_map(|s| s.outputs.iter().map(|&v| (s.op.name(), v)));
         let of = |(op, v): (String, usize)| {
             let PlanValue { name, ty, .. } = &plan.full.values[v];
             (name.clone(), op, one_batch_symbol(ty, plan))
         };
         outputs.map(of).collect()
     };
-    let unique =
-        |list: &[(String, String, ValueType)], name: &str| list.iter().filter(|(n, ..)| n == name).count() == 1;
+    let unique = |list: &[(String, String, ValueType)], name: &str| {
+        list.iter().filter(|(n, ..)| n == name).count() == 1
+    };
     let (of_a, of_b) = (written(a), written(b));
     let types: BTreeMap<&str, &ValueType> =
         of_b.iter().filter(|(n, ..)| unique(&of_b, n)).map(|(n, _, ty)| (n.as_str(), ty)).collect();
     let mut seen = BTreeSet::new();
-    let both = of_a.iter().filter(|(name, _, ty)| types.get(name.as_str()) == Some(&ty) && unique(&of_a, name));
-    both.filter(|(name, ..)| seen.insert(name)).map(|(name, op, _)| (name.clone(), op.clone())).collect()
+    let both = of_a
+        .iter()
+        .filter(|(name, _, ty)| types.get(name.as_str()) == Some(&ty) && unique(&of_a, name));
+    both.filter(|(name, ..)| seen.insert(name))
+        .map(|(name, op, _)| (name.clone(), op.clone()))
+        .collect()
 }
 
 /// The type of a batch of one, so that a batch symbol's name does not matter.
 fn one_batch_symbol(ty: &ValueType, plan: &Plan) -> ValueType {
-    let bindings =
-        plan.batch_symbol.iter().map(|s| (s.as_str().into(), plan.fixed_batch.unwrap_or(1) as i64)).collect();
+    let bindings = plan
+        .batch_symbol
+        .iter()
+        .map(|s| (s.as_str().into(), plan.fixed_batch.unwrap_or(1) as i64))
+        .collect();
     ty.resolve(&bindings).map_or_else(|| ty.clone(), |shape| ValueType::fixed(ty.dtype, &shape))
 }
 
@@ -119,8 +131,11 @@ fn values_at(
     let mut inputs: BTreeMap<String, Tensor> = BTreeMap::new();
     for input in &plan.inputs {
         let is_sample = input.role == cqc_proto::plan::InputRole::Sample;
-        let given =
-            if is_sample { Some(Tensor::from_f32(&shape, &scaled)) } else { conditions.get(&input.name).cloned() };
+        let given = if is_sample {
+            Some(Tensor::from_f32(&shape, &scaled))
+        } else {
+            conditions.get(&input.name).cloned()
+        };
         if let Some(row) = given {
             inputs.insert(input.name.clone(), repeated(&row, &input.ty, plan, batch)?);
         }
@@ -129,7 +144,10 @@ fn values_at(
     let mut engine = Engine::open(denoiser.artifact.weights(), &options)?;
     let timesteps: Vec<f64> = sampler.evaluations().iter().map(|e| e.timestep).collect();
     let request = engine.run_at(evaluation, &timesteps, &inputs)?;
-    Ok(names.iter().map(|name| engine.tap(&request, name).expect("it was kept, and the engine has run")).collect())
+    Ok(names
+        .iter()
+        .map(|name| engine.tap(&request, name).expect("it was kept, and the engine has run"))
+        .collect())
 }
 
 /// A row as often as the batch is large, where the input has the batch as its first axis.
@@ -144,5 +162,6 @@ fn repeated(row: &Tensor, ty: &ValueType, plan: &Plan, batch: usize) -> Result<T
     }
     let mut shape = row.shape().to_vec();
     shape[0] = batch;
-    Tensor::new(row.dtype(), shape, row.bytes().repeat(batch)).map_err(|e| Failure::failed(e.to_string()))
+    Tensor::new(row.dtype(), shape, row.bytes().repeat(batch))
+        .map_err(|e| Failure::failed(e.to_string()))
 }

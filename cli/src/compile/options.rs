@@ -5,8 +5,8 @@
 
 use crate::args::{NamedFile, Threads, names};
 use cachequant::recipe::{
-    Array, CacheFit, CompensationMode, Correct, CudaTarget, CutSpec, Grouping, Quant, Recipe, SamplerKind,
-    ScheduleSpec, SchedulerConfig, Selection,
+    Array, CacheFit, CompensationMode, Correct, CudaTarget, CutSpec, Grouping, Quant, Recipe,
+    SamplerKind, ScheduleSpec, SchedulerConfig, Selection,
 };
 use clap::Args;
 use std::collections::BTreeMap;
@@ -151,7 +151,8 @@ pub struct QuantizingArgs {
 /// Parses the names of samplers; help lists them.
 fn samplers() -> impl clap::builder::TypedValueParser<Value = SamplerKind> {
     use clap::builder::{PossibleValuesParser, TypedValueParser};
-    PossibleValuesParser::new(SamplerKind::ALL.map(SamplerKind::name)).map(|name| name.parse().expect("it is listed"))
+    PossibleValuesParser::new(SamplerKind::ALL.map(SamplerKind::name))
+        .map(|name| name.parse().expect("it is listed"))
 }
 
 fn arrays(files: &[NamedFile]) -> BTreeMap<String, Array> {

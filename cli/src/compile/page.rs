@@ -29,7 +29,8 @@ pub fn page(report: &Report) -> String {
     }
     if let Some(errors) = &report.errors {
         let full = report.caching.as_ref().map(|c| &c.full[..]);
-        let marks = if full.is_some() { " Full evaluations are marked below the axis." } else { "" };
+        let marks =
+            if full.is_some() { " Full evaluations are marked below the axis." } else { "" };
         let note = format!(
             "<p>Relative root mean square error of the samples after each evaluation, against the ordinary float loop, on {}.{marks}</p>\n",
             counted(errors.samples, "held-out calibration sample")
@@ -67,16 +68,28 @@ fn tiles(report: &Report) -> String {
     }
     if report.caching.is_some() {
         let less = format!("{} × fewer MACs", number(cost.speed_up()));
-        tiles.push(("Work", percent(1.0 / cost.speed_up()), format!("of the uncached loop: {less}")));
+        tiles.push((
+            "Work",
+            percent(1.0 / cost.speed_up()),
+            format!("of the uncached loop: {less}"),
+        ));
         let full = format!("{} of {}", cost.full_evaluations, cost.evaluations);
         tiles.push(("Schedule", full, "evaluations are full, the others cached".into()));
     }
     if let Some(quantization) = &report.quantization {
         let share = percent(cost.full.quantized_macs as f64 / cost.full.macs.max(1) as f64);
-        tiles.push(("Quantized", share, format!("of a full evaluation's MACs, {}", quantization.kind)));
+        tiles.push((
+            "Quantized",
+            share,
+            format!("of a full evaluation's MACs, {}", quantization.kind),
+        ));
     }
     let float = bytes(4 * report.model.parameters);
-    tiles.push(("Artifact", bytes(report.artifact.bytes), format!("the model's parameters as f32: {float}")));
+    tiles.push((
+        "Artifact",
+        bytes(report.artifact.bytes),
+        format!("the model's parameters as f32: {float}"),
+    ));
     let tile = |(name, value, note): &(&str, String, String)| {
         format!(
             "<div class=\"tile\"><span class=\"dim\">{name}</span><b>{value}</b><span class=\"dim\">{note}</span></div>\n"
@@ -88,7 +101,11 @@ fn tiles(report: &Report) -> String {
 fn compiled(report: &Report) -> String {
     let (model, sampling) = (&report.model, &report.sampling);
     let evaluations = sampling.timesteps.len();
-    let counted = if evaluations == sampling.steps { String::new() } else { format!(", {evaluations} evaluations") };
+    let counted = if evaluations == sampling.steps {
+        String::new()
+    } else {
+        format!(", {evaluations} evaluations")
+    };
     let guidance = if sampling.guidance == 1.0 {
         "off".to_string()
     } else {
@@ -105,19 +122,29 @@ fn compiled(report: &Report) -> String {
     ];
     rows.push(match &report.caching {
         None => ("Caching", "none: every evaluation is computed in full".into()),
-        Some(caching) => ("Cached", format!("<code>{}</code>, interval {}", Text(&caching.cut), caching.interval)),
+        Some(caching) => (
+            "Cached",
+            format!("<code>{}</code>, interval {}", Text(&caching.cut), caching.interval),
+        ),
     });
     rows.push(match &report.quantization {
         None => ("Quantization", "none".into()),
         Some(q) => {
-            let compensation = q.compensation.as_ref().map(|mode| format!(", samples corrected ({})", Text(mode)));
+            let compensation =
+                q.compensation.as_ref().map(|mode| format!(", samples corrected ({})", Text(mode)));
             let (kind, rounding) = (Text(&q.kind), Text(&q.rounding));
-            ("Quantization", format!("{kind}, weights rounded {rounding}{}", compensation.unwrap_or_default()))
+            (
+                "Quantization",
+                format!("{kind}, weights rounded {rounding}{}", compensation.unwrap_or_default()),
+            )
         }
     });
     if let Some((samples, seed)) = sampling.calibration {
         let noise = seed.map_or("given noise".to_string(), |seed| format!("seed {seed}"));
-        rows.push(("Calibrated on", format!("{samples} samples, {noise}; {} of them held out", holdout_size(samples))));
+        rows.push((
+            "Calibrated on",
+            format!("{samples} samples, {noise}; {} of them held out", holdout_size(samples)),
+        ));
     }
     facts(&rows)
 }
@@ -135,9 +162,14 @@ fn schedule_section(report: &Report, caching: &Caching) -> String {
     out += "<p class=\"legend\"><span class=\"key full\"></span>full <span class=\"key\"></span>cached</p>\n";
     out += &schedule::strip(timesteps, &caching.full);
     if let Some((cost, uniform)) = caching.cost {
-        let uniform = uniform.map_or(String::new(), |u| format!(", of the uniform schedule {}", number(u)));
-        let _ =
-            writeln!(out, "<p class=\"dim\">What {} minimises: {}{uniform}.</p>", Text(&caching.method), number(cost));
+        let uniform =
+            uniform.map_or(String::new(), |u| format!(", of the uniform schedule {}", number(u)));
+        let _ = writeln!(
+            out,
+            "<p class=\"dim\">What {} minimises: {}{uniform}.</p>",
+            Text(&caching.method),
+            number(cost)
+        );
     }
     out + &schedule::candidates(caching, timesteps.len())
 }
@@ -146,8 +178,9 @@ fn cost(cost: &Cost, report: &Report) -> String {
     let quantized = report.quantization.is_some();
     let mut rows: Vec<(&str, StepCost)> = vec![("Full", cost.full)];
     rows.extend(cost.cached.map(|cached| ("Cached", cached)));
-    let mut out =
-        String::from("<div class=\"scroll\"><table>\n<thead><tr><th>Evaluation</th><th class=\"n\">MACs</th>");
+    let mut out = String::from(
+        "<div class=\"scroll\"><table>\n<thead><tr><th>Evaluation</th><th class=\"n\">MACs</th>",
+    );
     out += if quantized { "<th class=\"n\">Quantized</th>" } else { "" };
     out += "<th class=\"n\">Weights</th><th class=\"n wide\">As f32</th></tr></thead>\n<tbody>\n";
     for (name, step) in rows {
@@ -194,7 +227,10 @@ fn executions(quantization: &Quantization) -> String {
         parts.push(format!("{bf16} in bf16"));
     }
     if all > integers + bf16 {
-        parts.push(format!("{} in f32, their operands rounded, for want of a kernel", all - integers - bf16));
+        parts.push(format!(
+            "{} in f32, their operands rounded, for want of a kernel",
+            all - integers - bf16
+        ));
     }
     format!(
         "<p class=\"dim\">Of {}, this CPU multiplies {}. The predicted speed-up counts MACs alone.</p>\n",

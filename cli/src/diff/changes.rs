@@ -70,7 +70,10 @@ fn source(side: &Side) -> Things {
 }
 
 fn inputs(plan: &Plan) -> Things {
-    plan.inputs.iter().map(|i| (i.name.clone(), format!("{} {:?}", i.ty, i.role).to_lowercase())).collect()
+    plan.inputs
+        .iter()
+        .map(|i| (i.name.clone(), format!("{} {:?}", i.ty, i.role).to_lowercase()))
+        .collect()
 }
 
 fn outputs(plan: &Plan) -> Things {
@@ -80,7 +83,9 @@ fn outputs(plan: &Plan) -> Things {
 fn settings(manifest: &Manifest, side: &Side) -> Things {
     let null = |null: &NullCondition| match *null {
         NullCondition::Label(label) => format!("label {label}"),
-        NullCondition::Constant(i) => format!("array {:.16}", blake3::hash(side.constants[i].bytes()).to_hex()),
+        NullCondition::Constant(i) => {
+            format!("array {:.16}", blake3::hash(side.constants[i].bytes()).to_hex())
+        }
     };
     let mut list = things([
         ("steps", manifest.steps.to_string()),
@@ -97,12 +102,17 @@ fn json(value: &impl Serialize) -> String {
 }
 
 fn schedule(manifest: &Manifest) -> Things {
-    let Schedule::Cached(s) = &manifest.schedule else { return things([("method", "none".into())]) };
+    let Schedule::Cached(s) = &manifest.schedule else {
+        return things([("method", "none".into())]);
+    };
     things([
         ("method", s.method.clone()),
         ("interval", s.interval.to_string()),
         ("cost", json(&s.cost)),
-        ("corrections", format!("{} {}", s.corrections.len(), s.correction_method.as_deref().unwrap_or("none"))),
+        (
+            "corrections",
+            format!("{} {}", s.corrections.len(), s.correction_method.as_deref().unwrap_or("none")),
+        ),
     ])
 }
 
@@ -129,7 +139,8 @@ fn programs(out: &mut Vec<Change>, kind: ProgramKind, a: &Program, b: &Program) 
     compare(out, &part("operators"), counts(a), counts(b));
     compare(out, &part("nodes"), nodes(a), nodes(b));
     if out.len() == before && a != b {
-        let (what, other) = ("order, attributes or operands".to_string(), Some("differ".to_string()));
+        let (what, other) =
+            ("order, attributes or operands".to_string(), Some("differ".to_string()));
         out.push(Change { part: part("wiring"), what, a: other.clone(), b: other });
     }
 }
@@ -155,7 +166,11 @@ mod tests {
         let a = things([("x", "f32[N]".into()), ("y", "1".into()), ("z", "1".into())]);
         let b = things([("w", "0".into()), ("x", "f32[N]".into()), ("y", "2".into())]);
         compare(&mut out, "inputs", a, b);
-        let found: Vec<_> = out.iter().map(|c| (c.what.as_str(), c.a.as_deref(), c.b.as_deref())).collect();
-        assert_eq!(found, [("w", None, Some("0")), ("y", Some("1"), Some("2")), ("z", Some("1"), None)]);
+        let found: Vec<_> =
+            out.iter().map(|c| (c.what.as_str(), c.a.as_deref(), c.b.as_deref())).collect();
+        assert_eq!(
+            found,
+            [("w", None, Some("0")), ("y", Some("1"), Some("2")), ("z", Some("1"), None)]
+        );
     }
 }

@@ -41,8 +41,13 @@ fn content(t: &Tensor) -> Content {
 
 pub fn between(a: &Side, b: &Side) -> Constants {
     let mut of_b: HashMap<Content, Vec<usize>> = HashMap::new();
-    b.constants.iter().enumerate().rev().for_each(|(i, t)| of_b.entry(content(t)).or_default().push(i));
-    let unequal = |(_, t): &(usize, &Tensor)| of_b.get_mut(&content(t)).and_then(Vec::pop).is_none();
+    b.constants
+        .iter()
+        .enumerate()
+        .rev()
+        .for_each(|(i, t)| of_b.entry(content(t)).or_default().push(i));
+    let unequal =
+        |(_, t): &(usize, &Tensor)| of_b.get_mut(&content(t)).and_then(Vec::pop).is_none();
     let only_a: Vec<(usize, &Tensor)> = a.constants.iter().enumerate().filter(unequal).collect();
     let equal = a.constants.len() - only_a.len();
 
@@ -53,10 +58,16 @@ pub fn between(a: &Side, b: &Side) -> Constants {
     let mut result = Constants { equal, differing: vec![], only_a: vec![], only_b: vec![] };
     for (i, t) in only_a {
         let (name, ty) = (name(a, i), t.value_type());
-        let partner =
-            only_b.iter().find(|((n, _), (_, u))| *n == name && u.value_type() == ty).map(|(key, _)| key.clone());
+        let partner = only_b
+            .iter()
+            .find(|((n, _), (_, u))| *n == name && u.value_type() == ty)
+            .map(|(key, _)| key.clone());
         match partner.and_then(|key| only_b.remove(&key)) {
-            Some((_, u)) => result.differing.push(Differing { name, ty: ty.to_string(), max_abs: max_abs(t, u) }),
+            Some((_, u)) => result.differing.push(Differing {
+                name,
+                ty: ty.to_string(),
+                max_abs: max_abs(t, u),
+            }),
             None => result.only_a.push(name),
         }
     }

@@ -69,12 +69,21 @@ fn of_model(path: &Path, sizes: &Sizes, like: Option<&Manifest>) -> Result<Side,
     if let (Some(like), true) = (like, sizes.shape.is_empty() && sizes.dim.is_empty()) {
         sizes = Sizes::of(&like.plan.inputs);
     }
-    let model = Model::load(path, &ModelOptions { import: sizes.import_options(), stop_after: None }, |_, _| {})?;
+    let model = Model::load(
+        path,
+        &ModelOptions { import: sizes.import_options(), stop_after: None },
+        |_, _| {},
+    )?;
     let Lowered { plan, weights, .. } = match like {
         None => compile_evaluation(&model)?,
         Some(like) => compile_loop(
             &model,
-            &LoopOptions { sampler: like.sampler.clone(), steps: like.steps, any_steps: false, bf16: None },
+            &LoopOptions {
+                sampler: like.sampler.clone(),
+                steps: like.steps,
+                any_steps: false,
+                bf16: None,
+            },
         )?,
     };
     let source = SourceModel {
@@ -84,12 +93,20 @@ fn of_model(path: &Path, sizes: &Sizes, like: Option<&Manifest>) -> Result<Side,
         parameters: model.parameters,
     };
     let manifest = like.map(|like| {
-        let mut manifest = Manifest::new(source.clone(), plan.clone(), like.sampler.clone(), like.steps);
+        let mut manifest =
+            Manifest::new(source.clone(), plan.clone(), like.sampler.clone(), like.steps);
         manifest.guidance = like.guidance;
         manifest
     });
     let constants = weights.parts.into_iter().map(|(_, t)| t).collect();
-    Ok(Side { path: path.to_path_buf(), bytes: file_size(path)?, source, plan, constants, manifest })
+    Ok(Side {
+        path: path.to_path_buf(),
+        bytes: file_size(path)?,
+        source,
+        plan,
+        constants,
+        manifest,
+    })
 }
 
 fn file_size(path: &Path) -> Result<u64, Failure> {

@@ -63,12 +63,18 @@ impl Extractor {
                 && ty.shape.iter().skip(1).zip(shape).all(|(d, &s)| d.is(s as i64))
         };
         let [input] = &model.inputs[..] else {
-            let inputs = model.inputs.iter().map(|i| format!("{}: {}", i.name, i.ty)).collect::<Vec<_>>();
+            let inputs =
+                model.inputs.iter().map(|i| format!("{}: {}", i.name, i.ty)).collect::<Vec<_>>();
             return Err(no_extractor(path, "an input").fact("seen", inputs.join(", ")));
         };
         if !fits(&input.ty) {
-            let wants = format!("images [N,{}]", shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(","));
-            return Err(no_extractor(path, &wants).fact("seen", format!("{}: {}", input.name, input.ty)));
+            let wants = format!(
+                "images [N,{}]",
+                shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+            );
+            return Err(
+                no_extractor(path, &wants).fact("seen", format!("{}: {}", input.name, input.ty))
+            );
         }
         let first = model.outputs.first().map(|o| o.name.as_str()).unwrap_or_default();
         let has = |name: &str| model.outputs.iter().any(|o| o.name == name);
@@ -86,7 +92,8 @@ impl Extractor {
             preprocessing: "NCHW f32, clipped to [-1,1], not rounded, not resized".into(),
         };
         let lowered = compile_evaluation(&model)?;
-        let options = EngineOptions { batch: model.fixed_batch.unwrap_or(options.batch), ..options.clone() };
+        let options =
+            EngineOptions { batch: model.fixed_batch.unwrap_or(options.batch), ..options.clone() };
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
         let (engine, input) = (Engine::open(&weights, &options)?, input.name.clone());
         Ok(Extractor { identity, engine, input, shape: shape.to_vec() })
@@ -103,7 +110,9 @@ impl Extractor {
             let inputs = BTreeMap::from([(self.input.clone(), Tensor::from_f32(&shape, &input))]);
             let outputs = self.engine.run(&inputs)?;
             let count = images.len() / len;
-            all.features.extend(&outputs[&self.identity.output].to_f32_vec()[..count * self.identity.dimensions]);
+            all.features.extend(
+                &outputs[&self.identity.output].to_f32_vec()[..count * self.identity.dimensions],
+            );
             if let Some(name) = &self.identity.logits_output {
                 all.logits.extend(&outputs[name].to_f32_vec()[..count * self.identity.classes]);
             }
@@ -115,13 +124,20 @@ impl Extractor {
 /// Loads the model; an input whose size is open gets that of the images.
 fn load(path: &Path, shape: &[usize]) -> Result<Model, Failure> {
     let load = |sizes: &Sizes| {
-        Model::load(path, &ModelOptions { import: sizes.import_options(), stop_after: None }, |_, _| {})
+        Model::load(
+            path,
+            &ModelOptions { import: sizes.import_options(), stop_after: None },
+            |_, _| {},
+        )
     };
     match load(&Sizes::default()) {
         Err(ModelError::Import { source: ImportError::UnboundDim { input, .. }, .. }) => {
             let sizes = shape.iter().map(|&s| Dim::constant(s as i64));
             let shape = [Dim::symbol("N")].into_iter().chain(sizes).collect();
-            Ok(load(&Sizes { shape: vec![crate::args::NamedShape { name: input, shape }], dim: vec![] })?)
+            Ok(load(&Sizes {
+                shape: vec![crate::args::NamedShape { name: input, shape }],
+                dim: vec![],
+            })?)
         }
         other => Ok(other?),
     }
@@ -129,17 +145,25 @@ fn load(path: &Path, shape: &[usize]) -> Result<Model, Failure> {
 
 /// An output's name and its elements per image.
 fn rows_of(path: &Path, outputs: &[PlanOutput], name: &str) -> Result<(String, usize), Failure> {
-    let known = || outputs.iter().map(|o| format!("{}: {}", o.name, o.ty)).collect::<Vec<_>>().join(", ");
+    let known =
+        || outputs.iter().map(|o| format!("{}: {}", o.name, o.ty)).collect::<Vec<_>>().join(", ");
     let output = outputs.iter().find(|o| o.name == name);
-    let output = output
-        .ok_or_else(|| Failure::usage(format!("{} has no output `{name}`", path.display())).fact("known", known()))?;
-    let sizes = output.ty.shape.iter().skip(1).map(|d| d.as_const().and_then(|d| usize::try_from(d).ok()));
-    let elements =
-        sizes.product::<Option<usize>>().filter(|&n| n > 0 && output.ty.rank() > 0 && output.ty.dtype.is_float());
-    let wrong = || no_extractor(path, "a row of numbers per image").fact("seen", format!("{name}: {}", output.ty));
+    let output = output.ok_or_else(|| {
+        Failure::usage(format!("{} has no output `{name}`", path.display())).fact("known", known())
+    })?;
+    let sizes =
+        output.ty.shape.iter().skip(1).map(|d| d.as_const().and_then(|d| usize::try_from(d).ok()));
+    let elements = sizes
+        .product::<Option<usize>>()
+        .filter(|&n| n > 0 && output.ty.rank() > 0 && output.ty.dtype.is_float());
+    let wrong = || {
+        no_extractor(path, "a row of numbers per image")
+            .fact("seen", format!("{name}: {}", output.ty))
+    };
     Ok((name.to_string(), elements.ok_or_else(wrong)?))
 }
 
 fn no_extractor(path: &Path, wants: &str) -> Failure {
-    Failure::failed(format!("{} makes no features of these samples", path.display())).fact("wants", wants)
+    Failure::failed(format!("{} makes no features of these samples", path.display()))
+        .fact("wants", wants)
 }

@@ -128,9 +128,15 @@ fn psnr_of(setup: &Setup, rows: &Rows) -> Psnr {
     let least = |v: &[f64]| v.iter().copied().fold(f64::INFINITY, f64::min);
     let most = |v: &[f64]| v.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let images = setup.image_size().is_some();
-    let (peak, on) = if images { (255.0, "uint8") } else { (most(&rows.high) - least(&rows.low), "float") };
+    let (peak, on) =
+        if images { (255.0, "uint8") } else { (most(&rows.high) - least(&rows.low), "float") };
     let values: Vec<f64> = rows.mse.iter().map(|&mse| psnr(mse, peak)).collect();
-    Psnr { of: summary(&values, setup.seed), identical: values.iter().filter(|&&v| v == CAP).count(), peak, on }
+    Psnr {
+        of: summary(&values, setup.seed),
+        identical: values.iter().filter(|&&v| v == CAP).count(),
+        peak,
+        on,
+    }
 }
 
 fn summary(values: &[f64], seed: u64) -> Summary {
@@ -147,7 +153,12 @@ fn mean_rows(values: &[f64], width: usize) -> Vec<f64> {
     (0..width).map(|e| values.iter().skip(e).step_by(width).sum::<f64>() / count).collect()
 }
 
-fn features(extractor: extractor::Identity, rows: &Rows, real: &Real, warnings: &mut Vec<String>) -> Features {
+fn features(
+    extractor: extractor::Identity,
+    rows: &Rows,
+    real: &Real,
+    warnings: &mut Vec<String>,
+) -> Features {
     let (d, n) = (extractor.dimensions, rows.count());
     if n <= d {
         warnings.push(format!(
@@ -156,15 +167,25 @@ fn features(extractor: extractor::Identity, rows: &Rows, real: &Real, warnings: 
         ));
     }
     let [a, r] = [&rows.features[0], &rows.features[1]].map(|rows| Gaussian::of(rows, d));
-    let to_real = |g: &Gaussian| real.statistics.as_ref().map(|(_, s)| Distance::from(frechet(g, s)));
+    let to_real =
+        |g: &Gaussian| real.statistics.as_ref().map(|(_, s)| Distance::from(frechet(g, s)));
     let (frechet_to_real, reference_frechet_to_real) = (to_real(&a), to_real(&r));
     let frechet_to_reference = Distance::from(frechet(&a, &r));
-    for distance in [frechet_to_real, reference_frechet_to_real, Some(frechet_to_reference)].into_iter().flatten() {
+    for distance in [frechet_to_real, reference_frechet_to_real, Some(frechet_to_reference)]
+        .into_iter()
+        .flatten()
+    {
         if distance.clipped > MOST_CLIPPED {
-            warnings.push(format!("eigenvalues of {:.3e} in all were negative: doubtful statistics", distance.clipped));
+            warnings.push(format!(
+                "eigenvalues of {:.3e} in all were negative: doubtful statistics",
+                distance.clipped
+            ));
         }
         if distance.distance.is_nan() {
-            warnings.push("a Frechet distance is not finite: fewer than two images, or features that are not".into());
+            warnings.push(
+                "a Frechet distance is not finite: fewer than two images, or features that are not"
+                    .into(),
+            );
         }
     }
     let classes = extractor.classes;
@@ -182,14 +203,20 @@ fn features(extractor: extractor::Identity, rows: &Rows, real: &Real, warnings: 
     }
 }
 
-fn neighbours(rows: &Rows, real: &Real, d: usize, warnings: &mut Vec<String>) -> Option<PrecisionRecall> {
+fn neighbours(
+    rows: &Rows,
+    real: &Real,
+    d: usize,
+    warnings: &mut Vec<String>,
+) -> Option<PrecisionRecall> {
     let (against, other) = match &real.features {
         Some((_, features, _)) => ("real", &features[..]),
         None => ("reference", &rows.features[1][..]),
     };
     let first = |features: &[f32]| (features.len() / d).min(MOST_NEIGHBOURS);
     let (generated, against_count) = (first(&rows.features[0]), first(other));
-    let found = precision_recall(&other[..against_count * d], &rows.features[0][..generated * d], d, K);
+    let found =
+        precision_recall(&other[..against_count * d], &rows.features[0][..generated * d], d, K);
     if found.is_none() {
         warnings.push(format!("precision and recall need more than {K} images"));
     }

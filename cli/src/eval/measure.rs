@@ -30,8 +30,14 @@ impl Measure {
         let shape = candidate.sample_shape()?;
         let extractor = args.features.as_ref().map(|path| {
             let outputs = [&args.features_output, &args.logits_output].map(Option::as_deref);
-            let (batch, threads) = (args.sampling.batch(lockstep.request.samples), args.sampling.threads.count());
-            Extractor::open(path, outputs, &shape, &EngineOptions { batch, threads, ..Default::default() })
+            let (batch, threads) =
+                (args.sampling.batch(lockstep.request.samples), args.sampling.threads.count());
+            Extractor::open(
+                path,
+                outputs,
+                &shape,
+                &EngineOptions { batch, threads, ..Default::default() },
+            )
         });
         let extractor = extractor.transpose()?;
         if !lockstep.in_step() {
@@ -39,7 +45,11 @@ impl Measure {
         }
         if args.sampling.guidance.is_none() && candidate.guidance() != reference.guidance() {
             let scales = [&candidate, &reference].map(|s| s.guidance());
-            tracing::warn!("the two are sampled with their own guidance, {} and {}", scales[0], scales[1]);
+            tracing::warn!(
+                "the two are sampled with their own guidance, {} and {}",
+                scales[0],
+                scales[1]
+            );
         }
         let file = |d: &Source| -> Result<File, Failure> {
             Ok(File { path: d.path.clone(), blake3: file_hash(&d.path)?, steps: d.steps })
@@ -72,7 +82,9 @@ impl Measure {
 
     fn add(&mut self, rows: &mut Rows, chunk: &Chunk) -> Result<(), Failure> {
         let len = self.setup.shape.iter().product::<usize>();
-        for (found, expected) in chunk.candidate.chunks_exact(len).zip(chunk.reference.chunks_exact(len)) {
+        for (found, expected) in
+            chunk.candidate.chunks_exact(len).zip(chunk.reference.chunks_exact(len))
+        {
             self.add_pair(rows, found, expected);
         }
         rows.trajectory.extend(&chunk.errors);
@@ -90,14 +102,17 @@ impl Measure {
         let square = |x: f64| x * x;
         rows.signal.push(expected.iter().map(|&x| square(x.into())).sum());
         rows.noise.push(psnr::mse(found, expected) * found.len() as f64);
-        let (low, high) = expected.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &x| (a.min(x), b.max(x)));
+        let (low, high) = expected
+            .iter()
+            .fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &x| (a.min(x), b.max(x)));
         rows.low.push(low.into());
         rows.high.push(high.into());
         let Some(size) = self.setup.image_size() else {
             rows.mse.push(psnr::mse(found, expected));
             return;
         };
-        let [found, expected] = [found, expected].map(|x| x.iter().map(|&v| to_byte(v)).collect::<Vec<u8>>());
+        let [found, expected] =
+            [found, expected].map(|x| x.iter().map(|&v| to_byte(v)).collect::<Vec<u8>>());
         rows.mse.push(psnr::mse(&found, &expected));
         rows.ssim.extend(ssim::ssim(&found, &expected, size));
     }

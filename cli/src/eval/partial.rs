@@ -148,7 +148,8 @@ enum Column<'a> {
 
 /// Writes a part.
 pub fn write(path: &Path, setup: &Setup, rows: &Rows, overwrite: Overwrite) -> Result<(), Failure> {
-    let json = serde_json::to_vec(setup).map_err(|e| Failure::failed(format!("cannot write JSON: {e}")))?;
+    let json = serde_json::to_vec(setup)
+        .map_err(|e| Failure::failed(format!("cannot write JSON: {e}")))?;
     let tensor = |dtype, shape: Vec<usize>, bytes: Vec<u8>| {
         Tensor::new(dtype, shape, bytes).map_err(|e| Failure::failed(e.to_string()))
     };
@@ -160,7 +161,11 @@ pub fn write(path: &Path, setup: &Setup, rows: &Rows, overwrite: Overwrite) -> R
     for ((name, column), width) in rows.columns().into_iter().zip(Rows::widths(setup)) {
         let array = match column {
             Column::F32(v) => Tensor::from_f32(&[count, width], v),
-            Column::F64(v) => tensor(DType::F64, vec![count, width], v.iter().flat_map(|x| x.to_le_bytes()).collect())?,
+            Column::F64(v) => tensor(
+                DType::F64,
+                vec![count, width],
+                v.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            )?,
         };
         arrays.push((name.to_string(), array));
     }
@@ -178,7 +183,8 @@ fn read(path: &Path) -> Result<(Setup, Rows), Failure> {
         let found = arrays.iter().find(|(n, _)| n == name).map(|(_, t)| t);
         found.ok_or_else(|| invalid(format!("it has no array `{name}`")))
     };
-    let setup: Setup = serde_json::from_slice(find("setup")?.bytes()).map_err(|e| invalid(e.to_string()))?;
+    let setup: Setup =
+        serde_json::from_slice(find("setup")?.bytes()).map_err(|e| invalid(e.to_string()))?;
     if setup.format != FORMAT {
         return Err(invalid(format!("its format is {}, expected {FORMAT}", setup.format)));
     }
@@ -189,7 +195,11 @@ fn read(path: &Path) -> Result<(Setup, Rows), Failure> {
     for ((name, column), width) in rows.columns().into_iter().zip(Rows::widths(&setup)) {
         let array = find(name)?;
         if array.shape() != [count, width] {
-            return Err(invalid(format!("`{name}` is {:?}, expected {:?}", array.shape(), [count, width])));
+            return Err(invalid(format!(
+                "`{name}` is {:?}, expected {:?}",
+                array.shape(),
+                [count, width]
+            )));
         }
         match column {
             Column::F32(v) => *v = array.to_f32_vec(),
@@ -208,7 +218,8 @@ pub fn merge(paths: &[PathBuf]) -> Result<(Setup, Rows), Failure> {
         return Err(Failure::usage("there are no parts to merge").help("--merge P.npz …"));
     };
     let missing = |from: usize, to: usize| {
-        Failure::usage(format!("samples {from} to {} are in no part", to - 1)).help("give the parts of all shards")
+        Failure::usage(format!("samples {from} to {} are in no part", to - 1))
+            .help("give the parts of all shards")
     };
     if all.first > 0 {
         return Err(missing(0, all.first));
@@ -222,9 +233,8 @@ pub fn merge(paths: &[PathBuf]) -> Result<(Setup, Rows), Failure> {
             Some(0) => all.append(rows),
             Some(_) => return Err(missing(all.count(), rows.first)),
             None => {
-                return Err(
-                    Failure::usage(format!("sample {} is in two parts", rows.first)).fact("seen", path.display())
-                );
+                return Err(Failure::usage(format!("sample {} is in two parts", rows.first))
+                    .fact("seen", path.display()));
             }
         }
     }
@@ -257,7 +267,8 @@ mod tests {
     fn rows(range: std::ops::Range<usize>) -> Rows {
         let column = |scale: f64| range.clone().map(|i| i as f64 * scale).collect::<Vec<f64>>();
         let trajectory = range.clone().flat_map(|i| [i as f64, 0.5, 0.25]).collect();
-        let (mse, signal, noise, low, high) = (column(1.0), column(2.0), column(0.1), column(-1.0), column(3.0));
+        let (mse, signal, noise, low, high) =
+            (column(1.0), column(2.0), column(0.1), column(-1.0), column(3.0));
         Rows { first: range.start, mse, signal, noise, low, high, trajectory, ..Rows::default() }
     }
 
@@ -269,7 +280,8 @@ mod tests {
             write(&path, setup, &rows(range), Overwrite::Refuse).unwrap();
             path
         };
-        let (a, b, c) = (part("a", &setup(), 0..2), part("b", &setup(), 2..3), part("c", &setup(), 3..5));
+        let (a, b, c) =
+            (part("a", &setup(), 0..2), part("b", &setup(), 2..3), part("c", &setup(), 3..5));
         let (_, whole) = merge(&[c.clone(), a.clone(), b.clone()]).unwrap();
         assert_eq!(whole, rows(0..5));
         let said = |paths: &[PathBuf]| merge(paths).unwrap_err().to_string();

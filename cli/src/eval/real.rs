@@ -39,11 +39,14 @@ impl Real {
     /// Checks that they are of an extractor with so many features.
     pub fn check_dimensions(&self, wanted: usize) -> Result<(), Failure> {
         let statistics = self.statistics.iter().map(|(source, g)| (source, g.dimensions()));
-        let features = self.features.iter().map(|(source, rows, count)| (source, rows.len() / count));
+        let features =
+            self.features.iter().map(|(source, rows, count)| (source, rows.len() / count));
         match statistics.chain(features).find(|(_, found)| *found != wanted) {
-            Some((source, found)) => Err(Failure::failed(format!("{} is of another extractor", source.path.display()))
-                .fact("wants", format!("{wanted} features"))
-                .fact("seen", format!("{found} features"))),
+            Some((source, found)) => {
+                Err(Failure::failed(format!("{} is of another extractor", source.path.display()))
+                    .fact("wants", format!("{wanted} features"))
+                    .fact("seen", format!("{found} features")))
+            }
             None => Ok(()),
         }
     }
@@ -60,9 +63,14 @@ fn read_statistics(path: &Path) -> Result<(Source, Gaussian), Failure> {
         })
     };
     let (mean, covariance) = (find(["mean", "mu"])?, find(["cov", "sigma"])?);
-    let count = arrays.iter().find(|(name, _)| name == "count").and_then(|(_, t)| t.to_i64_vec().first().copied());
-    let invalid =
-        |reason| Failure::failed(format!("{} holds no statistics of features", path.display())).fact("seen", reason);
+    let count = arrays
+        .iter()
+        .find(|(name, _)| name == "count")
+        .and_then(|(_, t)| t.to_i64_vec().first().copied());
+    let invalid = |reason| {
+        Failure::failed(format!("{} holds no statistics of features", path.display()))
+            .fact("seen", reason)
+    };
     let gaussian = Gaussian::new(mean.to_f64_vec(), covariance.to_f64_vec()).map_err(invalid)?;
     Ok((source(path, count.and_then(|c| u64::try_from(c).ok()))?, gaussian))
 }
@@ -70,14 +78,12 @@ fn read_statistics(path: &Path) -> Result<(Source, Gaussian), Failure> {
 fn read_features(path: &Path) -> Result<(Source, Vec<f32>, usize), Failure> {
     let features: Tensor = read_array(path, "features")?;
     let &[count, dimensions] = features.shape() else {
-        return Err(
-            Failure::failed(format!("{} holds no features [N,D]", path.display())).fact("seen", features.value_type())
-        );
+        return Err(Failure::failed(format!("{} holds no features [N,D]", path.display()))
+            .fact("seen", features.value_type()));
     };
     if count == 0 || dimensions == 0 {
-        return Err(
-            Failure::failed(format!("{} holds no features", path.display())).fact("seen", features.value_type())
-        );
+        return Err(Failure::failed(format!("{} holds no features", path.display()))
+            .fact("seen", features.value_type()));
     }
     Ok((source(path, Some(count as u64))?, features.to_f32_vec(), count))
 }

@@ -6,7 +6,11 @@ use std::fmt::Write;
 
 pub fn text(figures: &Figures) -> String {
     let setup = &figures.setup;
-    let of = if figures.measured < setup.samples { format!(" of {}", setup.samples) } else { String::new() };
+    let of = if figures.measured < setup.samples {
+        format!(" of {}", setup.samples)
+    } else {
+        String::new()
+    };
     let mut out = format!(
         "{} against {}: {}{of} samples {:?}, {} steps against {}, seed {}, guidance {}\n",
         setup.artifact.path.display(),
@@ -20,7 +24,11 @@ pub fn text(figures: &Figures) -> String {
     );
     out.push_str(&columns(&pairs(figures)));
     if let Some(errors) = &figures.trajectory {
-        let (at, most) = errors.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).expect("there is an evaluation");
+        let (at, most) = errors
+            .iter()
+            .enumerate()
+            .max_by(|a, b| a.1.total_cmp(b.1))
+            .expect("there is an evaluation");
         let (last, count) = (errors[errors.len() - 1], errors.len());
         let _ = writeln!(
             out,
@@ -48,8 +56,11 @@ fn pairs(figures: &Figures) -> Vec<Vec<String>> {
         rows.push(vec![name.into(), mean, median, min, interval, note]);
     };
     let psnr = &figures.psnr;
-    let what =
-        if psnr.on == "uint8" { "RGB bytes, rounded".to_string() } else { format!("floats, peak {:.4}", psnr.peak) };
+    let what = if psnr.on == "uint8" {
+        "RGB bytes, rounded".to_string()
+    } else {
+        format!("floats, peak {:.4}", psnr.peak)
+    };
     let note = match psnr.identical {
         0 => what,
         n => format!("{what}; {n} identical, as 100"),

@@ -17,12 +17,22 @@ use std::path::Path;
 fn programs(artifact: &Artifact) -> Result<Vec<(ProgramKind, usize)>, Failure> {
     let plan = &artifact.manifest().plan;
     let batch = plan.fixed_batch.unwrap_or(1);
-    let engine = Engine::open(&artifact.weights(), &EngineOptions { batch, threads: 1, ..Default::default() })?;
-    let kinds = [ProgramKind::Full, ProgramKind::Cached, ProgramKind::Prelude, ProgramKind::PreludeSteps];
-    let used = kinds.into_iter().filter(|&kind| kind == ProgramKind::Full || !plan.program(kind).steps.is_empty());
+    let engine = Engine::open(
+        &artifact.weights(),
+        &EngineOptions { batch, threads: 1, ..Default::default() },
+    )?;
+    let kinds =
+        [ProgramKind::Full, ProgramKind::Cached, ProgramKind::Prelude, ProgramKind::PreludeSteps];
+    let used = kinds
+        .into_iter()
+        .filter(|&kind| kind == ProgramKind::Full || !plan.program(kind).steps.is_empty());
     let bytes = |kind| match kind {
-        ProgramKind::Full | ProgramKind::Cached => engine.program_bytes(kind) + engine.request_bytes(),
-        ProgramKind::Prelude => written_bytes(plan.program(kind), batch as i64, plan.batch_symbol.as_deref()),
+        ProgramKind::Full | ProgramKind::Cached => {
+            engine.program_bytes(kind) + engine.request_bytes()
+        }
+        ProgramKind::Prelude => {
+            written_bytes(plan.program(kind), batch as i64, plan.batch_symbol.as_deref())
+        }
         ProgramKind::PreludeSteps => {
             let rows = (batch * plan.evaluations) as i64;
             written_bytes(plan.program(kind), rows, plan.batch_symbol.as_deref())
@@ -34,9 +44,15 @@ fn programs(artifact: &Artifact) -> Result<Vec<(ProgramKind, usize)>, Failure> {
 /// Bytes of everything the steps write.
 fn written_bytes(program: &Program, rows: i64, symbol: Option<&str>) -> usize {
     let bindings = symbol.into_iter().map(|s| (s.into(), rows)).collect();
-    let written =
-        program.values.iter().filter(|v| v.source == Source::Step && !matches!(v.alias, Some(Alias::Same { .. })));
-    written.filter_map(|v| Some(v.ty.resolve(&bindings)?.iter().product::<usize>() * v.ty.dtype.size())).sum()
+    let written = program
+        .values
+        .iter()
+        .filter(|v| v.source == Source::Step && !matches!(v.alias, Some(Alias::Same { .. })));
+    written
+        .filter_map(|v| {
+            Some(v.ty.resolve(&bindings)?.iter().product::<usize>() * v.ty.dtype.size())
+        })
+        .sum()
 }
 
 /// Constants that hold a row per evaluation.
@@ -59,7 +75,8 @@ fn float_bytes(artifact: &Artifact) -> usize {
 pub fn json(artifact: &Artifact) -> Result<Value, Failure> {
     let manifest = &artifact.manifest();
     let (plan, sampler) = (&manifest.plan, &manifest.sampler);
-    let value = |name: &str, ty: &ValueType| json!({"name": name, "dtype": ty.dtype, "shape": ty.shape});
+    let value =
+        |name: &str, ty: &ValueType| json!({"name": name, "dtype": ty.dtype, "shape": ty.shape});
     let inputs = plan.inputs.iter().map(|i| {
         let mut input = value(&i.name, &i.ty);
         input["role"] = json!(i.role);
@@ -72,7 +89,8 @@ pub fn json(artifact: &Artifact) -> Result<Value, Failure> {
             "macs": crate::artifact::macs(artifact, program),
         })
     });
-    let tables = tables(artifact).into_iter().map(|i| value(&plan.constants[i].name, &plan.constants[i].ty));
+    let tables =
+        tables(artifact).into_iter().map(|i| value(&plan.constants[i].name, &plan.constants[i].ty));
     let mut view = json!({
         "format_version": manifest.format_version,
         "source": manifest.source,
@@ -126,7 +144,12 @@ pub fn text(path: &Path, artifact: &Artifact) -> Result<String, Failure> {
     out.push_str(&quant_view::layers_text(artifact));
     tables_text(artifact, &mut out);
     let weights = artifact.weight_bytes();
-    let _ = writeln!(out, "\nweights: {}, {} as f32", bytes(weights), bytes(float_bytes(artifact) as u64));
+    let _ = writeln!(
+        out,
+        "\nweights: {}, {} as f32",
+        bytes(weights),
+        bytes(float_bytes(artifact) as u64)
+    );
     Ok(out)
 }
 
@@ -159,14 +182,17 @@ fn other_steps(artifact: &Artifact) -> Result<String, Failure> {
     let possible = match possible(manifest)? {
         Possible::Any => "any".to_string(),
         Possible::These(steps) => {
-            let others = steps.iter().filter(|&&steps| steps != manifest.steps).map(usize::to_string);
+            let others =
+                steps.iter().filter(|&&steps| steps != manifest.steps).map(usize::to_string);
             others.collect::<Vec<_>>().join(", ")
         }
     };
     let is_fitted = manifest.calibration.is_some();
     Ok(match &possible[..] {
         "" => "none".to_string(),
-        _ if is_fitted => format!("{possible}; ranges and corrections are interpolated between time steps"),
+        _ if is_fitted => {
+            format!("{possible}; ranges and corrections are interpolated between time steps")
+        }
         _ => possible,
     })
 }
@@ -201,7 +227,10 @@ fn tables_text(artifact: &Artifact, out: &mut String) {
     let constants = &artifact.manifest().plan.constants;
     let tables: Vec<usize> = tables(artifact).into_iter().collect();
     let _ = writeln!(out, "\ntables: {} with a row per evaluation", tables.len());
-    let rows = tables.iter().take(SHOWN).map(|&i| vec![constants[i].name.clone(), constants[i].ty.to_string()]);
+    let rows = tables
+        .iter()
+        .take(SHOWN)
+        .map(|&i| vec![constants[i].name.clone(), constants[i].ty.to_string()]);
     out.push_str(&columns(&rows.collect::<Vec<_>>()));
     if tables.len() > SHOWN {
         let _ = writeln!(out, "  … and {} more; all of them with --json", tables.len() - SHOWN);

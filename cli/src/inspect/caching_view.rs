@@ -64,7 +64,9 @@ pub fn text(artifact: &Artifact) -> String {
         plan.evaluations
     );
     // a strip: # is full, · is cached
-    let strip: String = (0..plan.evaluations).map(|e| if full.binary_search(&e).is_ok() { '#' } else { '·' }).collect();
+    let strip: String = (0..plan.evaluations)
+        .map(|e| if full.binary_search(&e).is_ok() { '#' } else { '·' })
+        .collect();
     let chars: Vec<char> = strip.chars().collect();
     for line in chars.chunks(80) {
         let _ = writeln!(out, "             {}", line.iter().collect::<String>());
@@ -72,10 +74,18 @@ pub fn text(artifact: &Artifact) -> String {
     if let (Some(cost), Some(uniform)) = (schedule.cost, schedule.uniform_cost) {
         let _ = writeln!(out, "  cost       {cost:.4}, of the uniform schedule {uniform:.4}");
     }
-    let names: Vec<&str> = cache.slots.iter().filter(|s| s.previous_of.is_none()).map(|s| s.name.as_str()).collect();
-    let (macs_full, macs_cached) =
-        (crate::artifact::macs(artifact, &plan.full), crate::artifact::macs(artifact, &cache.cached));
-    let _ = writeln!(out, "  cached     {}, {} per sample", names.join(", "), bytes(cost::cache_bytes(plan)));
+    let names: Vec<&str> =
+        cache.slots.iter().filter(|s| s.previous_of.is_none()).map(|s| s.name.as_str()).collect();
+    let (macs_full, macs_cached) = (
+        crate::artifact::macs(artifact, &plan.full),
+        crate::artifact::macs(artifact, &cache.cached),
+    );
+    let _ = writeln!(
+        out,
+        "  cached     {}, {} per sample",
+        names.join(", "),
+        bytes(cost::cache_bytes(plan))
+    );
     let _ = writeln!(
         out,
         "  work       {} MACs full, {} cached ({:.1} %)",
@@ -83,6 +93,7 @@ pub fn text(artifact: &Artifact) -> String {
         short(macs_cached as f64),
         macs_cached as f64 / macs_full.max(1) as f64 * 100.0
     );
-    let _ = writeln!(out, "  correction {}", schedule.correction_method.as_deref().unwrap_or("none"));
+    let _ =
+        writeln!(out, "  correction {}", schedule.correction_method.as_deref().unwrap_or("none"));
     out
 }

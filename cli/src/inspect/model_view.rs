@@ -49,14 +49,20 @@ fn denoiser(model: &Model) -> Option<Denoiser> {
 
 pub fn json(model: &Model) -> Value {
     let batch = model.batch_symbol.as_deref();
-    let value = |name: &str, ty: &ValueType| json!({"name": name, "dtype": ty.dtype, "shape": ty.shape});
+    let value =
+        |name: &str, ty: &ValueType| json!({"name": name, "dtype": ty.dtype, "shape": ty.shape});
     let inputs = model.inputs.iter().map(|i| {
         let mut input = value(&i.name, &i.ty);
         input["role"] = json!(i.role);
         input
     });
-    let refusals = model.report.refusals.iter().map(|r| json!({"pass": r.pass, "value": r.value, "reason": r.reason}));
-    let replaced = model.report.replaced.iter().map(|(pass, n)| json!({"pass": pass, "replaced": n}));
+    let refusals = model
+        .report
+        .refusals
+        .iter()
+        .map(|r| json!({"pass": r.pass, "value": r.value, "reason": r.reason}));
+    let replaced =
+        model.report.replaced.iter().map(|(pass, n)| json!({"pass": pass, "replaced": n}));
     let denoiser = denoiser(model);
     let left = denoiser.as_ref().map(|d| {
         let s = &d.saved;
@@ -101,18 +107,26 @@ pub fn text(model: &Model) -> String {
     let (macs, parameters) = (macs(&model.graph), model.parameters);
     let macs = per_sample(&macs, model.batch_symbol.as_deref());
     let per = if model.batch_symbol.is_some() { "sample" } else { "evaluation" };
-    let _ = writeln!(out, "{} parameters, {} multiply-accumulates per {per}", grouped(parameters), grouped(macs));
+    let _ = writeln!(
+        out,
+        "{} parameters, {} multiply-accumulates per {per}",
+        grouped(parameters),
+        grouped(macs)
+    );
     let _ = writeln!(out, "blake3 {}", model.blake3);
     model.warnings.iter().for_each(|w| {
         let _ = writeln!(out, "warning: {w}");
     });
-    let inputs =
-        model.inputs.iter().map(|i| vec![i.name.clone(), i.ty.to_string(), format!("{:?}", i.role).to_lowercase()]);
+    let inputs = model
+        .inputs
+        .iter()
+        .map(|i| vec![i.name.clone(), i.ty.to_string(), format!("{:?}", i.role).to_lowercase()]);
     let _ = write!(out, "\ninputs\n{}", columns(&inputs.collect::<Vec<_>>()));
     let outputs = model.outputs.iter().map(|o| vec![o.name.clone(), o.ty.to_string()]);
     let _ = write!(out, "\noutputs\n{}", columns(&outputs.collect::<Vec<_>>()));
     let _ = write!(out, "\nnodes of the model: {}\n", model.source_nodes);
-    let _ = write!(out, "\noperators after import and after the passes\n{}", columns(&op_rows(model)));
+    let _ =
+        write!(out, "\noperators after import and after the passes\n{}", columns(&op_rows(model)));
     let left = model.left_over();
     if !left.is_empty() {
         let _ = writeln!(out, "  left decomposed: {}", listed(&left));
@@ -136,9 +150,13 @@ fn listed(counts: &BTreeMap<String, usize>) -> String {
 fn op_rows(model: &Model) -> Vec<Vec<String>> {
     let (before, after) = (&model.imported_ops, count_ops(&model.graph));
     let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
-    let count = |m: &BTreeMap<String, usize>, op: &String| m.get(op).map_or("-".to_string(), usize::to_string);
-    let mut rows: Vec<Vec<String>> =
-        names.into_iter().map(|op| vec![op.clone(), count(before, op), count(&after, op)]).collect();
+    let count = |m: &BTreeMap<String, usize>, op: &String| {
+        m.get(op).map_or("-".to_string(), usize::to_string)
+    };
+    let mut rows: Vec<Vec<String>> = names
+        .into_iter()
+        .map(|op| vec![op.clone(), count(before, op), count(&after, op)])
+        .collect();
     let sum = |m: &BTreeMap<String, usize>| m.values().sum::<usize>().to_string();
     rows.push(vec!["all".into(), sum(before), sum(&after)]);
     rows
@@ -164,7 +182,11 @@ fn refusals(model: &Model, out: &mut String) {
 fn left_the_loop(model: &Model, s: &Saved, out: &mut String) {
     let row = |what: &str, macs: &Dim, weights: u64| {
         let macs = per_sample(macs, model.batch_symbol.as_deref());
-        vec![what.to_string(), format!("{} MACs", short(macs as f64)), format!("{} of weights", bytes(weights))]
+        vec![
+            what.to_string(),
+            format!("{} MACs", short(macs as f64)),
+            format!("{} of weights", bytes(weights)),
+        ]
     };
     let rows = [
         row("tables, per time step", &s.table_macs, s.table_weight_bytes),
@@ -191,5 +213,6 @@ fn cuts(d: &Denoiser, out: &mut String) {
     };
     let head = ["cached step", "", "cached", "type", "", "--cut"].map(str::to_string).to_vec();
     let rows: Vec<_> = [head].into_iter().chain(d.cuts.iter().map(row)).collect();
-    let _ = write!(out, "\nwhere a step can be cut (per sample, deep to shallow)\n{}", columns(&rows));
+    let _ =
+        write!(out, "\nwhere a step can be cut (per sample, deep to shallow)\n{}", columns(&rows));
 }

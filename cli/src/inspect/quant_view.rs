@@ -65,7 +65,8 @@ pub fn add_json(artifact: &Artifact, view: &mut Value) -> Result<(), Failure> {
 }
 
 fn layer_json(artifact: &Artifact, layer: &QuantizedLayer, execution: Execution) -> Value {
-    let scale = |weight: usize| Some(artifact.manifest().plan.constants[weight].codes.as_ref()?.scale);
+    let scale =
+        |weight: usize| Some(artifact.manifest().plan.constants[weight].codes.as_ref()?.scale);
     let weight_scale: Option<Vec<Value>> = layer
         .weight
         .and_then(scale)
@@ -82,10 +83,13 @@ fn layer_json(artifact: &Artifact, layer: &QuantizedLayer, execution: Execution)
 /// Scales and zero points `[evaluations][inputs · segments]`; no rows where the input is float.
 fn activations(artifact: &Artifact, layer: &QuantizedLayer) -> [Vec<Vec<f32>>; 2] {
     let joined = |table: &dyn Fn(usize) -> usize| {
-        let evaluations = if layer.inputs.is_empty() { 0 } else { artifact.manifest().plan.evaluations };
+        let evaluations =
+            if layer.inputs.is_empty() { 0 } else { artifact.manifest().plan.evaluations };
         let mut rows = vec![vec![]; evaluations];
         for input in 0..layer.inputs.len() {
-            rows.iter_mut().zip(crate::artifact::rows(artifact, table(input))).for_each(|(row, more)| row.extend(more));
+            rows.iter_mut()
+                .zip(crate::artifact::rows(artifact, table(input)))
+                .for_each(|(row, more)| row.extend(more));
         }
         rows
     };
@@ -109,7 +113,10 @@ pub fn text(artifact: &Artifact) -> Result<String, Failure> {
     let executions = artifact.layer_executions()?;
     let count = |of: Execution| executions.iter().filter(|execution| **execution == of).count();
     let corrected = of.layers.iter().filter(|layer| layer.correction.is_some()).count();
-    let compensation = of.compensation.as_ref().map_or(String::new(), |c| format!(", samples corrected ({})", c.mode));
+    let compensation = of
+        .compensation
+        .as_ref()
+        .map_or(String::new(), |c| format!(", samples corrected ({})", c.mode));
     let layers = of.layers.len();
     if !quant.has_integers() {
         let bf16 = count(Execution::Bf16);
@@ -183,11 +190,14 @@ fn ranges(artifact: &Artifact, layer: &QuantizedLayer) -> Vec<String> {
 /// Layers that stay float, by reason.
 fn float_text(of: &QuantizedLoop) -> String {
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    of.float_layers.iter().for_each(|layer| reasons.entry(&layer.why).or_default().push(&layer.name));
+    of.float_layers
+        .iter()
+        .for_each(|layer| reasons.entry(&layer.why).or_default().push(&layer.name));
     let mut out = String::new();
     for (why, names) in reasons {
         let shown = names.iter().take(4).copied().collect::<Vec<_>>().join(", ");
-        let more = if names.len() > 4 { format!(" and {} more", names.len() - 4) } else { String::new() };
+        let more =
+            if names.len() > 4 { format!(" and {} more", names.len() - 4) } else { String::new() };
         let _ = writeln!(out, "  float: {} because {why}: {shown}{more}", names.len());
     }
     out

@@ -24,10 +24,15 @@ impl From<FileError> for Failure {
             FileError::Io { .. } => Failure::failed(what),
             FileError::Exists { .. } => Failure::failed(what).help("--force replaces it"),
             FileError::Format { path, format, reason } => {
-                Failure::failed(format!("{} is not a valid {format} file", path.display())).fact("seen", reason)
+                Failure::failed(format!("{} is not a valid {format} file", path.display()))
+                    .fact("seen", reason)
             }
-            FileError::NoArray { known, .. } if known.is_empty() => Failure::failed(what).fact("seen", "no arrays"),
-            FileError::NoArray { known, .. } => Failure::failed(what).fact("seen", known.join(", ")),
+            FileError::NoArray { known, .. } if known.is_empty() => {
+                Failure::failed(what).fact("seen", "no arrays")
+            }
+            FileError::NoArray { known, .. } => {
+                Failure::failed(what).fact("seen", known.join(", "))
+            }
             FileError::CannotHold { help, .. } => Failure::usage(what).help(help),
         }
     }
@@ -54,16 +59,23 @@ impl From<ModelError> for Failure {
 fn import(path: &Path, e: ImportError) -> Failure {
     let file = path.display();
     match e {
-        ImportError::Io { path, source } => Failure::failed(format!("cannot read {}: {source}", path.display())),
-        ImportError::NotOnnx { reason } => Failure::failed(format!("{file} is not an ONNX model")).fact("seen", reason),
-        ImportError::Opset { domain, found, supported } => {
-            Failure::new(Exit::Unsupported, format!("operator set {found} of `{domain}` is not supported"))
-                .fact("file", file)
-                .fact("known", supported)
-                .help("export the model again with a supported opset_version")
+        ImportError::Io { path, source } => {
+            Failure::failed(format!("cannot read {}: {source}", path.display()))
         }
+        ImportError::NotOnnx { reason } => {
+            Failure::failed(format!("{file} is not an ONNX model")).fact("seen", reason)
+        }
+        ImportError::Opset { domain, found, supported } => Failure::new(
+            Exit::Unsupported,
+            format!("operator set {found} of `{domain}` is not supported"),
+        )
+        .fact("file", file)
+        .fact("known", supported)
+        .help("export the model again with a supported opset_version"),
         ImportError::Malformed { place, reason } => {
-            Failure::failed(format!("{file} is not a valid model")).fact("where", place).fact("seen", reason)
+            Failure::failed(format!("{file} is not a valid model"))
+                .fact("where", place)
+                .fact("seen", reason)
         }
         ImportError::UnboundDim { input, axis, symbol, flag } => {
             Failure::usage(format!("axis {axis} of input `{input}` has no known size"))
@@ -71,11 +83,15 @@ fn import(path: &Path, e: ImportError) -> Failure {
                 .fact("seen", symbol)
                 .help(flag)
         }
-        ImportError::Option { option, reason } => Failure::usage(option).fact("file", file).fact("seen", reason),
+        ImportError::Option { option, reason } => {
+            Failure::usage(option).fact("file", file).fact("seen", reason)
+        }
         ImportError::Unsupported(nodes) => {
             let (count, s) = (nodes.len(), if nodes.len() == 1 { "" } else { "s" });
             let what = format!("{file} has {count} node{s} that cqc does not support");
-            nodes.iter().fold(Failure::new(Exit::Unsupported, what), |failure, node| failure.fact("node", node))
+            nodes.iter().fold(Failure::new(Exit::Unsupported, what), |failure, node| {
+                failure.fact("node", node)
+            })
         }
     }
 }
@@ -87,7 +103,8 @@ impl From<CutError> for Failure {
             CutError::NoCandidates => Failure::failed("nothing of this model can be cached")
                 .fact("seen", what)
                 .help("--interval 1, or --cut NAME for a tensor of your choice"),
-            _ => Failure::usage(format!("--cut: {what}")).help("`cqc inspect MODEL` lists the tensors to cut at"),
+            _ => Failure::usage(format!("--cut: {what}"))
+                .help("`cqc inspect MODEL` lists the tensors to cut at"),
         }
     }
 }
@@ -97,12 +114,15 @@ impl From<CalibrateError> for Failure {
         let what = e.to_string();
         match e {
             CalibrateError::Denoise(e) => e.into(),
-            CalibrateError::NoSchedule { .. } => Failure::usage(what).help("another --interval or --schedule"),
+            CalibrateError::NoSchedule { .. } => {
+                Failure::usage(what).help("another --interval or --schedule")
+            }
             CalibrateError::Schedule(reason) => Failure::usage(format!("--schedule: {reason}")),
             CalibrateError::Samples(_) => Failure::usage(what).help("more --calib-samples"),
             CalibrateError::CutInvariant { .. } => Failure::failed(what),
-            CalibrateError::NotFinite { .. } => Failure::failed(what)
-                .help("--quant none tells whether the float model itself goes astray with this sampler"),
+            CalibrateError::NotFinite { .. } => Failure::failed(what).help(
+                "--quant none tells whether the float model itself goes astray with this sampler",
+            ),
         }
     }
 }
@@ -220,7 +240,8 @@ impl From<SamplerError> for Failure {
         match e {
             SamplerError::Config(e) => e.into(),
             SamplerError::Steps { steps, max } => {
-                Failure::usage(format!("--steps {steps} is not possible")).fact("allowed", format!("1 to {max}"))
+                Failure::usage(format!("--steps {steps} is not possible"))
+                    .fact("allowed", format!("1 to {max}"))
             }
             other => Failure::failed(other.to_string()),
         }
@@ -262,13 +283,14 @@ impl From<CompileError> for Failure {
                 path.iter().fold(failure, |failure, path| failure.fact("file", path.display()))
             }
             CompileError::ScheduleFile { path, reason } => {
-                Failure::failed(format!("{} holds no schedule", path.display())).fact("seen", reason)
+                Failure::failed(format!("{} holds no schedule", path.display()))
+                    .fact("seen", reason)
             }
             CompileError::Condition(e) => e.into(),
-            CompileError::UnknownNode { name } => {
-                Failure::usage(format!("--keep-float: the model has no node `{name}` after the passes"))
-                    .help("`cqc inspect MODEL --stop-after 99` prints its nodes")
-            }
+            CompileError::UnknownNode { name } => Failure::usage(format!(
+                "--keep-float: the model has no node `{name}` after the passes"
+            ))
+            .help("`cqc inspect MODEL --stop-after 99` prints its nodes"),
             CompileError::Program(e) => e.into(),
             CompileError::Sampler(e) => e.into(),
             CompileError::Calibrate(e) => e.into(),
@@ -289,16 +311,24 @@ fn contradict(found: &[Contradiction]) -> Failure {
         None => format!("--{}", c.option),
     };
     let because = |c: &Contradiction| -> String {
-        let list: Vec<String> = c.because.iter().map(|(option, value)| format!("--{option} {value}")).collect();
+        let list: Vec<String> =
+            c.because.iter().map(|(option, value)| format!("--{option} {value}")).collect();
         if list.is_empty() { String::new() } else { format!(" ({})", list.join(", ")) }
     };
     match found {
-        [one] => Failure::usage(format!("{}: {}{}", option(one), one.reason, because(one))).help("leave it out"),
+        [one] => Failure::usage(format!("{}: {}{}", option(one), one.reason, because(one)))
+            .help("leave it out"),
         several => {
-            let what = format!("{} options contradict the others or have no effect with them", several.len());
+            let what = format!(
+                "{} options contradict the others or have no effect with them",
+                several.len()
+            );
             let failure = Failure::usage(what);
             let line = |c: &Contradiction| format!("{}: {}{}", option(c), c.reason, because(c));
-            several.iter().fold(failure, |failure, c| failure.fact("option", line(c))).help("leave them out")
+            several
+                .iter()
+                .fold(failure, |failure, c| failure.fact("option", line(c)))
+                .help("leave them out")
         }
     }
 }
@@ -307,13 +337,12 @@ impl From<ConditionError> for Failure {
     fn from(e: ConditionError) -> Failure {
         let what = e.to_string();
         match e {
-            ConditionError::NoConditioning { guidance, inputs } => {
-                Failure::usage(format!("--guidance {guidance}: the model has no conditioning input"))
-                    .fact("inputs", inputs.join(", "))
-            }
-            ConditionError::NoLabels { conditions } => {
-                crate::artifact::no_labels(&conditions).help("--cond NAME=FILE.npy, --null-cond NAME=FILE.npy")
-            }
+            ConditionError::NoConditioning { guidance, inputs } => Failure::usage(format!(
+                "--guidance {guidance}: the model has no conditioning input"
+            ))
+            .fact("inputs", inputs.join(", ")),
+            ConditionError::NoLabels { conditions } => crate::artifact::no_labels(&conditions)
+                .help("--cond NAME=FILE.npy, --null-cond NAME=FILE.npy"),
             ConditionError::NoInput { .. } => Failure::usage(format!("--null-cond: {what}")),
             ConditionError::Type { name, expected, found } => {
                 Failure::failed(format!("--null-cond: `{name}` has the wrong type"))

@@ -23,7 +23,8 @@ impl Ran {
     /// The object that it printed, and nothing else, whatever the exit code says.
     pub fn object(&self) -> Value {
         assert_eq!(self.stdout.lines().count(), 1, "one object and nothing else: {}", self.stdout);
-        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {}{}", self.stdout, self.stderr))
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|e| panic!("{e}: {}{}", self.stdout, self.stderr))
     }
 }
 
@@ -33,7 +34,11 @@ pub fn cqc<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Ran {
     let Output { status, stdout, stderr } =
         command.args(arguments).env_remove("CQC_LOG").output().expect("the binary runs");
     let text = |bytes| String::from_utf8(bytes).expect("output is text");
-    Ran { code: status.code().expect("it was not killed"), stdout: text(stdout), stderr: text(stderr) }
+    Ran {
+        code: status.code().expect("it was not killed"),
+        stdout: text(stdout),
+        stderr: text(stderr),
+    }
 }
 
 /// A command line in which words are separated by spaces.

@@ -152,7 +152,14 @@ pub fn attention_bf16<'a>(
 }
 
 /// Packs the keys and values of all images and heads.
-fn pack(pool: &Pool, s: &AttentionShape, plan: &ScratchLayout, k: &[u16], v: &[u16], out: &mut [u16]) {
+fn pack(
+    pool: &Pool,
+    s: &AttentionShape,
+    plan: &ScratchLayout,
+    k: &[u16],
+    v: &[u16],
+    out: &mut [u16],
+) {
     let out = SharedMut::new(out);
     let tasks = if s.lk == 0 { 0 } else { 2 * plan.pairs };
     pool.run(tasks, &|task, _| {
@@ -164,7 +171,12 @@ fn pack(pool: &Pool, s: &AttentionShape, plan: &ScratchLayout, k: &[u16], v: &[u
             if task % 2 == 0 {
                 pack_keys(s, plan, &k[row * s.ldk + head * s.d..], out.part(begin, keys));
             } else {
-                pack_values(s, plan, &v[row * s.ldv + head * s.dv..], out.part(begin + keys, plan.pair() - keys));
+                pack_values(
+                    s,
+                    plan,
+                    &v[row * s.ldv + head * s.dv..],
+                    out.part(begin + keys, plan.pair() - keys),
+                );
             }
         }
     });
@@ -248,7 +260,8 @@ impl Bf16Kernel for QueryBlock<'_> {
     #[inline(always)]
     fn run<D: Bf16Dot>(mut self, d: D) {
         let mut running = [Running { exponent: f32::NEG_INFINITY, total: 0.0 }; QUERIES];
-        let seen = if self.shape.causal { self.shape.lk.min(self.queries.end) } else { self.shape.lk };
+        let seen =
+            if self.shape.causal { self.shape.lk.min(self.queries.end) } else { self.shape.lk };
         self.copy_queries();
         if seen == 0 {
             self.sums.fill(0.0);
@@ -274,7 +287,9 @@ impl QueryBlock<'_> {
         let s = self.shape;
         let row = self.image * s.lq + self.queries.start;
         let from = self.q[row * s.ldq + self.head * s.d..].chunks(s.ldq);
-        for (from, to) in from.zip(self.copies.chunks_exact_mut(self.plan.depth)).take(self.queries.len()) {
+        for (from, to) in
+            from.zip(self.copies.chunks_exact_mut(self.plan.depth)).take(self.queries.len())
+        {
             to[..s.d].copy_from_slice(&from[..s.d]);
             to[s.d..].fill(0);
         }
@@ -305,7 +320,8 @@ impl QueryBlock<'_> {
     #[inline(always)]
     fn soften<D: Bf16Dot>(&mut self, d: D, i: usize, keys: &Range<usize>, running: &mut Running) {
         let (shape, query, s) = (self.shape, self.queries.start + i, d.float());
-        let visible = if shape.causal { keys.end.min(query + 1) } else { keys.end }.saturating_sub(keys.start);
+        let visible = if shape.causal { keys.end.min(query + 1) } else { keys.end }
+            .saturating_sub(keys.start);
         let row = &mut self.scores[i * SCORES_LD..][..visible];
         let mut scale = shape.scale;
         if let Some(mask) = self.mask {
@@ -362,7 +378,15 @@ impl QueryBlock<'_> {
             while c < columns.end {
                 let n = (columns.end - c).min(lanes);
                 // SAFETY: `c + n ≤ dv`; tasks have disjoint queries or heads.
-                unsafe { writer.put(s, row, col + c, s.mul(s.load_n(sums[c..c + n].as_ptr(), n), factor), n) };
+                unsafe {
+                    writer.put(
+                        s,
+                        row,
+                        col + c,
+                        s.mul(s.load_n(sums[c..c + n].as_ptr(), n), factor),
+                        n,
+                    )
+                };
                 c += n;
             }
         }
@@ -380,11 +404,23 @@ fn weigh<S: Simd>(s: S, scores: &[f32], factor: f32, exponent: f32, weights: &mu
     // SAFETY: all vectors end at `whole`; fewer than `LANES` values are left then.
     unsafe {
         for at in (0..many).step_by(CHAINS * S::LANES) {
-            weigh_vectors::<S, CHAINS>(s, &scores[at..], [factor, minus], &mut weights[at..], &mut totals);
+            weigh_vectors::<S, CHAINS>(
+                s,
+                &scores[at..],
+                [factor, minus],
+                &mut weights[at..],
+                &mut totals,
+            );
         }
         for at in (many..whole).step_by(S::LANES) {
             let [first, ..] = &mut totals;
-            weigh_vectors::<S, 1>(s, &scores[at..], [factor, minus], &mut weights[at..], std::array::from_mut(first));
+            weigh_vectors::<S, 1>(
+                s,
+                &scores[at..],
+                [factor, minus],
+                &mut weights[at..],
+                std::array::from_mut(first),
+            );
         }
     }
     let mut last = [0.0; 16];

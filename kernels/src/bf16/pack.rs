@@ -43,7 +43,9 @@ impl PackedBf16 {
         assert_eq!(w.len(), k * n, "weights of [{k}, {n}]");
         assert!(n.is_multiple_of(PAIRED_COLUMNS), "pairs of {n} columns");
         let width = isa.bf16_instruction().panel_width();
-        let packed = Self::pack(isa, 1, k, n, &|_, channel, col| w[channel * n + pair_of(n / 2, width, col)]);
+        let packed = Self::pack(isa, 1, k, n, &|_, channel, col| {
+            w[channel * n + pair_of(n / 2, width, col)]
+        });
         PackedBf16 { paired: true, ..packed }
     }
 
@@ -55,16 +57,26 @@ impl PackedBf16 {
         assert_eq!(shape.groups, 1, "groups of a convolution {shape:?}");
         assert_eq!(w.len(), shape.cout * shape.k(), "weights of a convolution {shape:?}");
         let taps = shape.kh * shape.kw;
-        Self::pack(isa, taps, shape.cin, shape.cout, &|tap, channel, col| w[(col * shape.cin + channel) * taps + tap])
+        Self::pack(isa, taps, shape.cin, shape.cout, &|tap, channel, col| {
+            w[(col * shape.cin + channel) * taps + tap]
+        })
     }
 
-    fn pack(isa: Isa, taps: usize, depth: usize, n: usize, at: &impl Fn(usize, usize, usize) -> u16) -> PackedBf16 {
+    fn pack(
+        isa: Isa,
+        taps: usize,
+        depth: usize,
+        n: usize,
+        at: &impl Fn(usize, usize, usize) -> u16,
+    ) -> PackedBf16 {
         let (width, bytes) = (isa.bf16_instruction().panel_width(), bytes(isa, taps, depth, n));
         let mut data = Arena::new(bytes);
         let all: &mut [u16] = data.get_mut(Span::new(0, bytes)).expect("an arena holds itself");
         let mut groups = all.chunks_exact_mut(GROUP);
         for first in (0..n).step_by(width) {
-            for (tap, begin) in (0..taps).flat_map(|tap| (0..depth).step_by(GROUP).map(move |begin| (tap, begin))) {
+            for (tap, begin) in
+                (0..taps).flat_map(|tap| (0..depth).step_by(GROUP).map(move |begin| (tap, begin)))
+            {
                 for (col, group) in (first..first + width).zip(groups.by_ref()) {
                     for (channel, value) in (begin..depth).zip(group).filter(|_| col < n) {
                         *value = at(tap, channel, col);
@@ -72,7 +84,15 @@ impl PackedBf16 {
                 }
             }
         }
-        PackedBf16 { isa, taps, depth, n, data: Bytes::from_owner(data), scale: vec![], paired: false }
+        PackedBf16 {
+            isa,
+            taps,
+            depth,
+            n,
+            data: Bytes::from_owner(data),
+            scale: vec![],
+            paired: false,
+        }
     }
 
     /// The bytes that it consists of, to be kept in a file: values, factors of columns.
@@ -94,7 +114,15 @@ impl PackedBf16 {
         let factors = if parts[1].is_empty() { 0 } else { 4 * n };
         let [data, scale] = fit(parts, [bytes(isa, taps, depth, n), factors])?;
         let suits = !paired || n.is_multiple_of(PAIRED_COLUMNS);
-        suits.then(|| PackedBf16 { isa, taps, depth, n, data, scale: cast(&scale).to_vec(), paired })
+        suits.then(|| PackedBf16 {
+            isa,
+            taps,
+            depth,
+            n,
+            data,
+            scale: cast(&scale).to_vec(),
+            paired,
+        })
     }
 
     /// These weights, times one factor per column: products of bf16 whose sums are scaled.

@@ -3,7 +3,9 @@
 use super::dot::{Bf16Dot, Bf16Kernel};
 use super::pack::PackedBf16;
 use crate::epilogue::check_matrix;
-use crate::gemm::{Block, Lhs, MicroKernel, Split, Tasks, Tile, WriteBack, copied_bytes, dot_tiles, write_back};
+use crate::gemm::{
+    Block, Lhs, MicroKernel, Split, Tasks, Tile, WriteBack, copied_bytes, dot_tiles, write_back,
+};
 use crate::output::Output;
 use crate::simd::Simd;
 use crate::{Epilogue, Isa, Pool};
@@ -31,7 +33,8 @@ pub fn linear_bf16<'a>(
     packed.check(isa, 1, k, n);
     check_matrix("x", x.len(), m, k, ldx);
     let lhs = Lhs { x, ld: ldx, taps: 1, depth: k, gather: None };
-    let write_back = WriteBack::new(isa, packed.epilogue(epilogue), m, n, packed.is_paired(), y.into(), ldy);
+    let write_back =
+        WriteBack::new(isa, packed.epilogue(epilogue), m, n, packed.is_paired(), y.into(), ldy);
     Bf16Product { isa, lhs, rows: m, n, packed, write_back }.run(pool);
 }
 
@@ -59,9 +62,18 @@ impl Bf16Product<'_> {
             rows: self.rows,
             unit,
             split: Split::of(self.rows, panels, unit, pool.threads()),
-            copied: copied_bytes(self.isa, self.rows, taps, &[depth], size_of::<u16>(), gather.is_some()),
+            copied: copied_bytes(
+                self.isa,
+                self.rows,
+                taps,
+                &[depth],
+                size_of::<u16>(),
+                gather.is_some(),
+            ),
             copy: &|rows, to| self.isa.run_bf16(CopyRows { product: self, rows, to }),
-            multiply: &|rows, panels, copied| self.isa.run_bf16(Multiply { product: self, rows, panels, copied }),
+            multiply: &|rows, panels, copied| {
+                self.isa.run_bf16(Multiply { product: self, rows, panels, copied })
+            },
         };
         tasks.run(pool);
     }
@@ -99,7 +111,12 @@ impl Bf16Kernel for CopyRows<'_> {
     #[inline(always)]
     fn run<D: Bf16Dot>(self, d: D) {
         // SAFETY: the callers of `Bf16Product::run` have checked all operands.
-        unsafe { d.copy_rows(&self.product.block::<D>(&[self.product.lhs.depth], self.rows, 0..0), self.to) }
+        unsafe {
+            d.copy_rows(
+                &self.product.block::<D>(&[self.product.lhs.depth], self.rows, 0..0),
+                self.to,
+            )
+        }
     }
 }
 
@@ -143,7 +160,15 @@ impl<D: Bf16Dot> MicroKernel for Bf16<D> {
     }
 
     #[inline(always)]
-    unsafe fn write_back(self, how: &WriteBack, row: usize, rows: usize, col: usize, cols: usize, sums: *const f32) {
+    unsafe fn write_back(
+        self,
+        how: &WriteBack,
+        row: usize,
+        rows: usize,
+        col: usize,
+        cols: usize,
+        sums: *const f32,
+    ) {
         // SAFETY: the caller's promise.
         unsafe { write_back(self.0.float(), how, row, rows, col, cols, sums) }
     }

@@ -8,7 +8,16 @@ use crate::{Isa, Pool};
 ///
 /// # Panics
 /// When a slice is too short, or the output has another format.
-pub fn round_bf16(isa: Isa, pool: &Pool, rows: usize, c: usize, x: &[f32], ldx: usize, y: Output, ldy: usize) {
+pub fn round_bf16(
+    isa: Isa,
+    pool: &Pool,
+    rows: usize,
+    c: usize,
+    x: &[f32],
+    ldx: usize,
+    y: Output,
+    ldy: usize,
+) {
     assert!(matches!(y, Output::Bf16(_) | Output::RoundedBf16(_)), "no rounding to bf16: {y:?}");
     store(isa, pool, rows, c, x, ldx, y, ldy);
 }

@@ -265,9 +265,25 @@ pub(super) struct PeakArgs {
 // The sources assert the same sizes.
 const _: () = {
     assert!(size_of::<ConvArgs>() == 576 && size_of::<MatmulArgs>() == 144);
-    assert!(size_of::<GroupNormArgs>() == 296 && size_of::<LayerNormArgs>() == 352 && size_of::<SoftmaxArgs>() == 80);
-    assert!(size_of::<AttentionArgs>() == 240 && size_of::<ElementwiseArgs>() == 368 && size_of::<AffineArgs>() == 248);
-    assert!(size_of::<GatherArgs>() == 120 && size_of::<RowsArgs>() == 200 && size_of::<EmbeddingArgs>() == 120);
-    assert!(size_of::<SelftestArgs>() == 72 && size_of::<SamplerArgs>() == 336 && size_of::<CountArgs>() == 8);
+    assert!(
+        size_of::<GroupNormArgs>() == 296
+            && size_of::<LayerNormArgs>() == 352
+            && size_of::<SoftmaxArgs>() == 80
+    );
+    assert!(
+        size_of::<AttentionArgs>() == 240
+            && size_of::<ElementwiseArgs>() == 368
+            && size_of::<AffineArgs>() == 248
+    );
+    assert!(
+        size_of::<GatherArgs>() == 120
+            && size_of::<RowsArgs>() == 200
+            && size_of::<EmbeddingArgs>() == 120
+    );
+    assert!(
+        size_of::<SelftestArgs>() == 72
+            && size_of::<SamplerArgs>() == 336
+            && size_of::<CountArgs>() == 8
+    );
     assert!(size_of::<PeakArgs>() == 80);
 };

@@ -22,7 +22,12 @@ pub fn attention(
     y: &Operand,
 ) -> Launch {
     let s = shape;
-    assert!(s.kv_heads > 0 && s.heads.is_multiple_of(s.kv_heads), "{} heads share {}", s.heads, s.kv_heads);
+    assert!(
+        s.kv_heads > 0 && s.heads.is_multiple_of(s.kv_heads),
+        "{} heads share {}",
+        s.heads,
+        s.kv_heads
+    );
     // fp16, to which tensor cores round weights, has three bits more than bf16
     let bits = if s.softmax_bits == SOFTMAX_BF16 { 0 } else { s.softmax_bits };
     assert!(bits <= 8, "{bits} bits");
@@ -49,7 +54,12 @@ pub fn attention(
     match kernel {
         Some((kernel, columns, keys)) => {
             let pitch = columns * 2 + 16;
-            operands.launch(kernel, [s.lq.div_ceil(64), s.n * s.heads], (64 + 4 * keys) * pitch, args)
+            operands.launch(
+                kernel,
+                [s.lq.div_ceil(64), s.n * s.heads],
+                (64 + 4 * keys) * pitch,
+                args,
+            )
         }
         None => {
             let queries = s.n * s.heads * s.lq;
@@ -60,7 +70,11 @@ pub fn attention(
 }
 
 /// The kernel, the columns it has room for, and the keys of its tiles.
-fn kernel(s: &AttentionShape, bits: u8, operands: [&Operand; 3]) -> Option<(&'static EntryPoint, usize, usize)> {
+fn kernel(
+    s: &AttentionShape,
+    bits: u8,
+    operands: [&Operand; 3],
+) -> Option<(&'static EntryPoint, usize, usize)> {
     let wide = |o: &&Operand| o.element == ElementType::F16 && o.is_wide();
     let fits = s.d.is_multiple_of(8) && s.dv.is_multiple_of(8) && s.n * s.heads < 1 << 16;
     if !fits || !operands.iter().all(wide) {

@@ -93,7 +93,11 @@ impl<'a> Output<'a> {
 
 /// Where segments end.
 fn ends(segments: &[usize], cols: usize) -> [i32; MAX_SEGMENTS] {
-    assert!(segments.len() <= MAX_SEGMENTS, "{} segments, kernels know {MAX_SEGMENTS}", segments.len());
+    assert!(
+        segments.len() <= MAX_SEGMENTS,
+        "{} segments, kernels know {MAX_SEGMENTS}",
+        segments.len()
+    );
     assert_eq!(segments.iter().sum::<usize>(), cols, "segments of {cols} columns");
     let (mut ends, mut end) = ([0; MAX_SEGMENTS], 0);
     for (at, &size) in ends.iter_mut().zip(segments) {
@@ -104,12 +108,26 @@ fn ends(segments: &[usize], cols: usize) -> [i32; MAX_SEGMENTS] {
 }
 
 impl PerImage<'_> {
-    pub(super) fn raw(&self, what: &str, operands: &mut Operands, rows: usize, cols: usize) -> RawPerImage {
+    pub(super) fn raw(
+        &self,
+        what: &str,
+        operands: &mut Operands,
+        rows: usize,
+        cols: usize,
+    ) -> RawPerImage {
         assert!(self.rows > 0, "{what}: no rows per image");
         let images = if self.stride == 0 { 1 } else { rows.div_ceil(self.rows) };
         let seen = Operand { ld: self.stride.max(cols), ..self.values.clone() };
-        assert!(self.stride == 0 || self.stride >= cols, "{what}: rows of {cols} elements, {} apart", self.stride);
-        RawPerImage { values: operands.rows(what, &seen, images, cols), stride: int(self.stride), rows: int(self.rows) }
+        assert!(
+            self.stride == 0 || self.stride >= cols,
+            "{what}: rows of {cols} elements, {} apart",
+            self.stride
+        );
+        RawPerImage {
+            values: operands.rows(what, &seen, images, cols),
+            stride: int(self.stride),
+            rows: int(self.rows),
+        }
     }
 }
 
@@ -174,7 +192,13 @@ impl Tile {
 /// How many blocks share the depth of a tile: several where tiles are too few to keep all
 /// multiprocessors busy and each block still has 8 steps of it. `depth` is taps · channels of one
 /// segment; the sums are then kept in scratch ([`split_bytes`]).
-pub fn splits(rows: usize, cols: usize, depth: usize, kind: FilterKind, multiprocessors: usize) -> usize {
+pub fn splits(
+    rows: usize,
+    cols: usize,
+    depth: usize,
+    kind: FilterKind,
+    multiprocessors: usize,
+) -> usize {
     let per_step = if kind == FilterKind::Codes { 64 } else { 32 };
     let tiles = rows.div_ceil(64) * cols.div_ceil(64);
     if kind == FilterKind::Direct || !cols.is_multiple_of(8) || 2 * tiles > multiprocessors {
@@ -216,22 +240,34 @@ pub fn conv(
     shape.check().expect("the shape is that of a convolution");
     let (rows, segments) = (shape.out_rows(), &filter.segments);
     let have = (filter.taps, segments.iter().sum::<usize>(), filter.cout);
-    assert_eq!(have, (shape.kh * shape.kw, shape.cin / shape.groups, shape.cout), "a filter for {shape:?}");
+    assert_eq!(
+        have,
+        (shape.kh * shape.kw, shape.cin / shape.groups, shape.cout),
+        "a filter for {shape:?}"
+    );
     let mut operands = Operands::new(state);
     operands.keep(&filter.memory);
     let count = segments.len();
     let codes = filter.kind == FilterKind::Codes;
     assert_eq!(codes, rounding.is_some(), "codes, and only they, have a scale");
     match filter.kind {
-        FilterKind::Codes => assert!(x.element == ElementType::U8 && shape.groups == 1, "codes of one group"),
-        FilterKind::Halves => assert!(x.element == ElementType::F16 && shape.groups == 1, "fp16 of one group"),
+        FilterKind::Codes => {
+            assert!(x.element == ElementType::U8 && shape.groups == 1, "codes of one group")
+        }
+        FilterKind::Halves => {
+            assert!(x.element == ElementType::F16 && shape.groups == 1, "fp16 of one group")
+        }
         FilterKind::Direct => assert!(x.element.is_float(), "x: {:?}", x.element),
     }
-    assert!(filter.kind == FilterKind::Direct || x.is_wide(), "rows of x are not aligned to 16 bytes");
+    assert!(
+        filter.kind == FilterKind::Direct || x.is_wide(),
+        "rows of x are not aligned to 16 bytes"
+    );
     let [x_scale, x_zero_point] = rounding.map_or_else(Default::default, |parts| {
         parts.map(|part| operands.rows("scale and zero point of x", part, 1, count))
     });
-    let window = [[shape.kh, shape.kw], shape.stride, [shape.pads[0], shape.pads[1]], shape.dilation];
+    let window =
+        [[shape.kh, shape.kw], shape.stride, [shape.pads[0], shape.pads[1]], shape.dilation];
     let mut args = ConvArgs {
         state: operands.state_address(),
         x: operands.rows("x", x, shape.n * shape.h * shape.w, shape.cin),
@@ -255,14 +291,19 @@ pub fn conv(
     let reads_eight = tail.residual.is_none_or(|r| r.reads_eight());
     args.wide = i32::from(reads_eight && output.takes_eight(shape.cout));
     let shared = shared.filter(|(_, splits)| {
-        *splits > 1 && args.wide == 1 && count == 1 && tile == Tile::Small && filter.kind != FilterKind::Direct
+        *splits > 1
+            && args.wide == 1
+            && count == 1
+            && tile == Tile::Small
+            && filter.kind != FilterKind::Direct
     });
     args.splits = shared.map_or(1, |(_, splits)| int(splits));
     if let Some((scratch, splits)) = shared {
         let elements = splits * rows * shape.cout;
         assert!(scratch.element == ElementType::F32 && scratch.is_wide(), "sums are aligned f32");
         assert!(scratch.per_step == 0 && scratch.per_slot == 0, "scratch stays where it is");
-        args.partial = operands.rows("sums", &Operand { ld: elements, ..scratch.clone() }, 1, elements).data;
+        args.partial =
+            operands.rows("sums", &Operand { ld: elements, ..scratch.clone() }, 1, elements).data;
     }
     args.window.iter_mut().zip(window.iter().flatten()).for_each(|(to, &from)| *to = int(from));
     if filter.kind == FilterKind::Direct {
@@ -298,17 +339,26 @@ pub fn matmul(state: &State, shape: &MatmulShape, a: &Operand, b: &Operand, y: &
     let mut operands = Operands::new(state);
     let last = |stride: usize| (shape.batch - 1) * stride;
     // all matrices of a batch are checked as if they were one block of rows
-    let mut block = |what: &str, operand: &Operand, stride: usize, rows: usize, cols: usize, ld: usize| {
-        let elements = last(stride) + (rows - 1) * ld + cols;
-        let raw = operands.rows(what, &Operand { ld: elements, ..operand.clone() }, 1, elements);
-        super::args::RawOperand { ld: int(ld), ..raw }
-    };
+    let mut block =
+        |what: &str, operand: &Operand, stride: usize, rows: usize, cols: usize, ld: usize| {
+            let elements = last(stride) + (rows - 1) * ld + cols;
+            let raw =
+                operands.rows(what, &Operand { ld: elements, ..operand.clone() }, 1, elements);
+            super::args::RawOperand { ld: int(ld), ..raw }
+        };
     let (m, k, n) = (shape.m, shape.k, shape.n);
     let a = block("a", a, shape.stride_a, m, k, shape.lda);
     let b = block("b", b, shape.stride_b, k, n, shape.ldb);
     assert!(y.element.is_float(), "y: {:?}", y.element);
     let y = block("y", y, shape.stride_y, m, n, shape.ldy);
     let strides = [shape.stride_a, shape.stride_b, shape.stride_y].map(|s| s as i64);
-    let args = MatmulArgs { state: operands.state_address(), a, b, y, strides, sizes: [shape.batch, m, k, n].map(int) };
+    let args = MatmulArgs {
+        state: operands.state_address(),
+        a,
+        b,
+        y,
+        strides,
+        sizes: [shape.batch, m, k, n].map(int),
+    };
     operands.launch(&list::matmul, [blocks(shape.batch * m * n), 1], 0, args)
 }

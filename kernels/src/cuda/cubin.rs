@@ -23,16 +23,23 @@ impl Cubins {
     /// [`CudaError::Compile`].
     pub fn compile(arch: &str, nvrtc: Nvrtc) -> Result<Cubins, CudaError> {
         let images = SOURCES.iter().map(|name| Ok(nvrtc.compile(name, arch)?.cubin));
-        Ok(Cubins { arch: arch.into(), key: key(), images: images.collect::<Result<_, CudaError>>()? })
+        Ok(Cubins {
+            arch: arch.into(),
+            key: key(),
+            images: images.collect::<Result<_, CudaError>>()?,
+        })
     }
 
     /// Whether a GPU of that compute capability runs them, and this program knows how to call them.
     pub fn serves(&self, (major, minor): (i32, i32)) -> bool {
         let digits = self.arch.trim_start_matches("sm_");
         let plain = digits.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let Some((of_major, of_minor)) = plain.parse::<i32>().ok().map(|n| (n / 10, n % 10)) else { return false };
+        let Some((of_major, of_minor)) = plain.parse::<i32>().ok().map(|n| (n / 10, n % 10)) else {
+            return false;
+        };
         // code of one major version runs on later minor ones, that with a letter on its own only
-        let fits = of_major == major && if plain == digits { of_minor <= minor } else { of_minor == minor };
+        let fits = of_major == major
+            && if plain == digits { of_minor <= minor } else { of_minor == minor };
         fits && self.key == key() && self.images.len() == SOURCES.len()
     }
 
@@ -50,7 +57,11 @@ impl Cubins {
     pub fn load(folder: &Path, arch: &str, nvrtc: Option<(i32, i32)>) -> Option<Cubins> {
         let versions = nvrtc.map_or_else(|| kept_versions(folder, arch), |version| vec![version]);
         versions.into_iter().rev().find_map(|version| {
-            let read = |name| std::fs::read(file(folder, name, arch, version)).ok().filter(|image| !image.is_empty());
+            let read = |name| {
+                std::fs::read(file(folder, name, arch, version))
+                    .ok()
+                    .filter(|image| !image.is_empty())
+            };
             let images = SOURCES.iter().map(|name| read(name)).collect::<Option<_>>()?;
             Some(Cubins { arch: arch.into(), key: key(), images })
         })
@@ -78,8 +89,9 @@ impl Cubins {
     pub fn pack(all: &[Cubins]) -> Vec<u8> {
         let mut bytes = (all.len() as u32).to_le_bytes().to_vec();
         for one in all {
-            let parts =
-                [one.arch.as_bytes(), one.key.as_bytes()].into_iter().chain(one.images.iter().map(Vec::as_slice));
+            let parts = [one.arch.as_bytes(), one.key.as_bytes()]
+                .into_iter()
+                .chain(one.images.iter().map(Vec::as_slice));
             bytes.extend((one.images.len() as u32).to_le_bytes());
             for part in parts {
                 bytes.extend((part.len() as u32).to_le_bytes());
@@ -97,7 +109,8 @@ impl Cubins {
             let count = number(&mut rest)?;
             let arch = String::from_utf8(part(&mut rest)?.to_vec()).ok()?;
             let key = String::from_utf8(part(&mut rest)?.to_vec()).ok()?;
-            let images = (0..count).map(|_| Some(part(&mut rest)?.to_vec())).collect::<Option<_>>()?;
+            let images =
+                (0..count).map(|_| Some(part(&mut rest)?.to_vec())).collect::<Option<_>>()?;
             all.push(Cubins { arch, key, images });
         }
         rest.is_empty().then_some(all)
@@ -124,7 +137,10 @@ fn file(folder: &Path, name: &str, arch: &str, (major, minor): (i32, i32)) -> Pa
 /// Versions of NVRTC that have made the first source's file in `folder`, ascending.
 fn kept_versions(folder: &Path, arch: &str) -> Vec<(i32, i32)> {
     let begin = format!("{}-{arch}-{}-nvrtc", SOURCES[0], key());
-    let names = std::fs::read_dir(folder).into_iter().flatten().filter_map(|e| e.ok()?.file_name().into_string().ok());
+    let names = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|e| e.ok()?.file_name().into_string().ok());
     let version = |name: String| {
         let (major, minor) = name.strip_prefix(&begin)?.strip_suffix(".cubin")?.split_once('.')?;
         Some((major.parse().ok()?, minor.parse().ok()?))
@@ -156,7 +172,11 @@ mod tests {
     use super::*;
 
     fn cubins(arch: &str) -> Cubins {
-        Cubins { arch: arch.into(), key: key(), images: SOURCES.iter().map(|name| name.as_bytes().to_vec()).collect() }
+        Cubins {
+            arch: arch.into(),
+            key: key(),
+            images: SOURCES.iter().map(|name| name.as_bytes().to_vec()).collect(),
+        }
     }
 
     #[test]
@@ -175,10 +195,16 @@ mod tests {
     fn kernels_serve_later_minor_versions_of_their_major_one() {
         let serves = |arch: &str, capability| cubins(arch).serves(capability);
         assert!(
-            serves("sm_80", (8, 0)) && serves("sm_80", (8, 9)) && serves("sm_90a", (9, 0)) && serves("sm_120", (12, 1))
+            serves("sm_80", (8, 0))
+                && serves("sm_80", (8, 9))
+                && serves("sm_90a", (9, 0))
+                && serves("sm_120", (12, 1))
         );
         assert!(
-            !serves("sm_86", (8, 0)) && !serves("sm_80", (9, 0)) && !serves("sm_120a", (12, 1)) && !serves("", (8, 0))
+            !serves("sm_86", (8, 0))
+                && !serves("sm_80", (9, 0))
+                && !serves("sm_120a", (12, 1))
+                && !serves("", (8, 0))
         );
         assert!(!Cubins { key: "other".into(), ..cubins("sm_80") }.serves((8, 0)));
     }

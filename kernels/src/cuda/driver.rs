@@ -69,11 +69,13 @@ impl GpuInfo {
 pub fn find() -> Result<GpuInfo, CudaError> {
     let context = context()?;
     let name = context.name().map_err(error("asking for the name"))?;
-    let capability = context.compute_capability().map_err(error("asking for the compute capability"))?;
+    let capability =
+        context.compute_capability().map_err(error("asking for the compute capability"))?;
     let memory = context.total_mem().map_err(error("asking for the memory"))?;
     let mut driver = 0;
     // SAFETY: `context` proves that the library is there; it writes one number.
-    unsafe { sys::cuDriverGetVersion(&mut driver).result() }.map_err(error("asking for the driver's version"))?;
+    unsafe { sys::cuDriverGetVersion(&mut driver).result() }
+        .map_err(error("asking for the driver's version"))?;
     Ok(GpuInfo { name, capability, memory, driver })
 }
 
@@ -126,11 +128,16 @@ impl Gpu {
         let multiprocessors = count.map_err(error("counting multiprocessors"))?.max(1) as usize;
         let mut functions = HashMap::new();
         for (name, image) in SOURCES.iter().zip(cubins.images) {
-            let module = context.load_module(Ptx::from_binary(image)).map_err(error("loading kernels"))?;
+            let module =
+                context.load_module(Ptx::from_binary(image)).map_err(error("loading kernels"))?;
             for kernel in KERNELS.iter().filter(|k| k.source == *name) {
-                let function = module.load_function(kernel.name).map_err(error("finding a kernel"))?;
-                let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                function.set_attribute(attribute, MAX_SHARED).map_err(error("asking for shared memory"))?;
+                let function =
+                    module.load_function(kernel.name).map_err(error("finding a kernel"))?;
+                let attribute =
+                    CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                function
+                    .set_attribute(attribute, MAX_SHARED)
+                    .map_err(error("asking for shared memory"))?;
                 functions.insert(kernel.name, function);
             }
         }
@@ -158,7 +165,10 @@ impl Gpu {
 fn check(info: &GpuInfo) -> Result<(), CudaError> {
     if info.capability < NEEDS {
         let need = format!("compute capability {}.{}", NEEDS.0, NEEDS.1);
-        return Err(CudaError::CudaTooOld { need, have: format!("{}.{}", info.capability.0, info.capability.1) });
+        return Err(CudaError::CudaTooOld {
+            need,
+            have: format!("{}.{}", info.capability.0, info.capability.1),
+        });
     }
     if info.driver < DRIVER {
         let version = |v: i32| format!("a driver for CUDA {}.{}", v / 1000, v % 1000 / 10);
@@ -174,7 +184,9 @@ fn cubins(info: &GpuInfo, options: &GpuOptions) -> Result<Cubins, CudaError> {
     let arch = info.arch();
     let nvrtc = Nvrtc::find(options.nvrtc.as_deref(), &arch);
     let version = nvrtc.as_ref().ok().map(|nvrtc| nvrtc.version());
-    if let Some(kept) = options.cache.as_ref().and_then(|folder| Cubins::load(folder, &arch, version)) {
+    if let Some(kept) =
+        options.cache.as_ref().and_then(|folder| Cubins::load(folder, &arch, version))
+    {
         return Ok(kept);
     }
     let nvrtc = nvrtc?;
@@ -215,7 +227,8 @@ impl Device for Gpu {
     fn allocate(&self, bytes: usize) -> Result<Arc<Memory>, CudaError> {
         self.bind()?;
         // SAFETY: the context is bound to this thread.
-        let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(error("allocating memory"))?;
+        let address =
+            unsafe { result::malloc_sync(bytes.max(1)) }.map_err(error("allocating memory"))?;
         let owner = Box::new(Block { address, context: Arc::clone(&self.context) });
         // SAFETY: the block was just allocated with so many bytes.
         unsafe { result::memset_d8_async(address, 0, bytes.max(1), self.stream.cu_stream()) }
@@ -231,8 +244,10 @@ impl Device for Gpu {
         self.bind()?;
         // SAFETY: checked above; from pageable memory the call returns when the bytes have been
         // taken.
-        unsafe { result::memcpy_htod_async(to.address + offset as u64, bytes, self.stream.cu_stream()) }
-            .map_err(error("writing memory"))
+        unsafe {
+            result::memcpy_htod_async(to.address + offset as u64, bytes, self.stream.cu_stream())
+        }
+        .map_err(error("writing memory"))
     }
 
     fn read(&self, from: &Memory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
@@ -240,8 +255,14 @@ impl Device for Gpu {
         self.bind()?;
         if !bytes.is_empty() {
             // SAFETY: checked above; the bytes are borrowed until the stream has been waited for.
-            unsafe { result::memcpy_dtoh_async(bytes, from.address + offset as u64, self.stream.cu_stream()) }
-                .map_err(error("reading memory"))?;
+            unsafe {
+                result::memcpy_dtoh_async(
+                    bytes,
+                    from.address + offset as u64,
+                    self.stream.cu_stream(),
+                )
+            }
+            .map_err(error("reading memory"))?;
         }
         self.stream.synchronize().map_err(error("waiting for kernels"))
     }

@@ -1,6 +1,8 @@
 //! Element by element, and maps of rows.
 
-use super::args::{AffineArgs, ElementwiseArgs, EmbeddingArgs, GatherArgs, MAX_RANK, RawOperand, RowsArgs};
+use super::args::{
+    AffineArgs, ElementwiseArgs, EmbeddingArgs, GatherArgs, MAX_RANK, RawOperand, RowsArgs,
+};
 use super::conv::act;
 use super::launch::{Operands, blocks, int};
 use super::{ElementType, Launch, Operand, Output, State, list};
@@ -166,10 +168,17 @@ pub fn elementwise(
 
 /// Whether eight neighbours along the last axis are computed at once, and which operands repeat one
 /// number along it: 0, or 1 and a bit per operand.
-fn wide(op: ElementOp, shape: &[usize], reads: &[(&Operand, &[usize])], y: (&Operand, &[usize])) -> i32 {
+fn wide(
+    op: ElementOp,
+    shape: &[usize],
+    reads: &[(&Operand, &[usize])],
+    y: (&Operand, &[usize]),
+) -> i32 {
     use ElementOp as E;
     let frequent = matches!(op, E::Copy | E::Add | E::Sub | E::Mul);
-    let Some(last) = shape.len().checked_sub(1).filter(|&last| frequent && shape[last].is_multiple_of(8)) else {
+    let Some(last) =
+        shape.len().checked_sub(1).filter(|&last| frequent && shape[last].is_multiple_of(8))
+    else {
         return 0;
     };
     // rows that begin at multiples of 16 bytes
@@ -222,7 +231,11 @@ pub fn gather(
     indices: &Operand,
     y: &Operand,
 ) -> Launch {
-    assert!(matches!(indices.element, ElementType::I32 | ElementType::I64), "indices: {:?}", indices.element);
+    assert!(
+        matches!(indices.element, ElementType::I32 | ElementType::I64),
+        "indices: {:?}",
+        indices.element
+    );
     let floats = data.element.is_float() && y.element.is_float();
     assert!(floats || data.element == y.element, "{:?} from {:?}", y.element, data.element);
     let mut operands = Operands::new(state);
@@ -265,8 +278,14 @@ pub fn affine(
     let all = [Some(x), residual, earlier].into_iter().flatten();
     let wide = all.fold(Output::plain(y).takes_eight(columns), |wide, o| wide && o.reads_eight());
     let state = operands.state_address();
-    let args =
-        AffineArgs { state, operands: raw, rows: int(rows), columns: int(columns), wide: i32::from(wide), unused: 0 };
+    let args = AffineArgs {
+        state,
+        operands: raw,
+        rows: int(rows),
+        columns: int(columns),
+        wide: i32::from(wide),
+        unused: 0,
+    };
     operands.launch(&list::affine, [blocks(rows * columns / if wide { 8 } else { 1 }), 1], 0, args)
 }
 
@@ -274,7 +293,12 @@ pub fn affine(
 ///
 /// # Panics
 /// When an operand is too short.
-pub fn quantize(state: &State, [rows, columns]: [usize; 2], x: &Operand, output: &Output) -> Launch {
+pub fn quantize(
+    state: &State,
+    [rows, columns]: [usize; 2],
+    x: &Operand,
+    output: &Output,
+) -> Launch {
     let mut operands = Operands::new(state);
     let wide = x.reads_eight();
     let x = operands.rows("x", x, rows, columns);
@@ -285,7 +309,13 @@ pub fn quantize(state: &State, [rows, columns]: [usize; 2], x: &Operand, output:
 ///
 /// # Panics
 /// When an operand is too short.
-pub fn gated(state: &State, [rows, columns]: [usize; 2], function: Act, x: &Operand, output: &Output) -> Launch {
+pub fn gated(
+    state: &State,
+    [rows, columns]: [usize; 2],
+    function: Act,
+    x: &Operand,
+    output: &Output,
+) -> Launch {
     let mut operands = Operands::new(state);
     let wide = x.reads_eight();
     let x = operands.rows("x", x, rows, 2 * columns);
@@ -304,8 +334,15 @@ fn rows_launch(
     let wide = reads_eight && output.takes_eight(columns);
     let y = output.raw(&mut operands, rows, columns);
     let state = operands.state_address();
-    let args =
-        RowsArgs { state, x, y, rows: int(rows), columns: int(columns), act: act(function), wide: i32::from(wide) };
+    let args = RowsArgs {
+        state,
+        x,
+        y,
+        rows: int(rows),
+        columns: int(columns),
+        act: act(function),
+        wide: i32::from(wide),
+    };
     operands.launch(kernel, [blocks(rows * columns / if wide { 8 } else { 1 }), 1], 0, args)
 }
 

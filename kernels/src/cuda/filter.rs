@@ -47,14 +47,24 @@ impl Filter {
         scale: &[f32],
         at: impl Fn(usize, usize, usize) -> i8,
     ) -> Result<Filter, CudaError> {
-        assert!(Filter::takes_codes(taps, segments), "no kernel for segments {segments:?} at {taps} taps");
-        assert_eq!(scale.len(), cout * segments.len(), "scales of {cout} outputs and {} segments", segments.len());
+        assert!(
+            Filter::takes_codes(taps, segments),
+            "no kernel for segments {segments:?} at {taps} taps"
+        );
+        assert_eq!(
+            scale.len(),
+            cout * segments.len(),
+            "scales of {cout} outputs and {} segments",
+            segments.len()
+        );
         let mut bytes = Vec::new();
         let mut sums = vec![0i32; segments.len() * cout];
         for col in 0..cout {
             let mut begin = 0;
             for (segment, &channels) in segments.iter().enumerate() {
-                for (tap, channel) in (0..taps).flat_map(|tap| (begin..begin + channels).map(move |c| (tap, c))) {
+                for (tap, channel) in
+                    (0..taps).flat_map(|tap| (begin..begin + channels).map(move |c| (tap, c)))
+                {
                     let code = at(tap, channel, col);
                     bytes.push(code as u8);
                     sums[segment * cout + col] += i32::from(code);
@@ -64,11 +74,21 @@ impl Filter {
         }
         let scales_at = bytes.len();
         for segment in 0..segments.len() {
-            bytes.extend((0..cout).flat_map(|col| scale[col * segments.len() + segment].to_le_bytes()));
+            bytes.extend(
+                (0..cout).flat_map(|col| scale[col * segments.len() + segment].to_le_bytes()),
+            );
         }
         let sums_at = bytes.len();
         bytes.extend(sums.iter().flat_map(|s| s.to_le_bytes()));
-        Filter::upload(device, FilterKind::Codes, taps, segments, cout, &bytes, [scales_at, sums_at])
+        Filter::upload(
+            device,
+            FilterKind::Codes,
+            taps,
+            segments,
+            cout,
+            &bytes,
+            [scales_at, sums_at],
+        )
     }
 
     /// Weights in fp16, `at(tap, channel, output)`.
@@ -86,8 +106,9 @@ impl Filter {
         at: impl Fn(usize, usize, usize) -> f32,
     ) -> Result<Filter, CudaError> {
         assert!(Filter::takes_halves(channels), "no kernel for {channels} channels");
-        let bytes: Vec<u8> =
-            in_order(taps, channels, cout).flat_map(|(t, c, o)| f16::from_f32(at(t, c, o)).to_le_bytes()).collect();
+        let bytes: Vec<u8> = in_order(taps, channels, cout)
+            .flat_map(|(t, c, o)| f16::from_f32(at(t, c, o)).to_le_bytes())
+            .collect();
         Filter::upload(device, FilterKind::Halves, taps, &[channels], cout, &bytes, [0, 0])
     }
 
@@ -102,7 +123,9 @@ impl Filter {
         cout: usize,
         at: impl Fn(usize, usize, usize) -> f32,
     ) -> Result<Filter, CudaError> {
-        let bytes: Vec<u8> = in_order(taps, channels, cout).flat_map(|(t, c, o)| at(t, c, o).to_le_bytes()).collect();
+        let bytes: Vec<u8> = in_order(taps, channels, cout)
+            .flat_map(|(t, c, o)| at(t, c, o).to_le_bytes())
+            .collect();
         Filter::upload(device, FilterKind::Direct, taps, &[channels], cout, &bytes, [0, 0])
     }
 
@@ -139,6 +162,10 @@ impl Filter {
 }
 
 /// Taps, channels and outputs, the first two running faster.
-fn in_order(taps: usize, channels: usize, cout: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+fn in_order(
+    taps: usize,
+    channels: usize,
+    cout: usize,
+) -> impl Iterator<Item = (usize, usize, usize)> {
     (0..cout).flat_map(move |o| (0..taps).flat_map(move |t| (0..channels).map(move |c| (t, c, o))))
 }

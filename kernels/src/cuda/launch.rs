@@ -116,7 +116,13 @@ impl<'a> Operands<'a> {
     }
 
     /// Rows of an operand that may be absent.
-    pub fn maybe(&mut self, what: &str, operand: Option<&Operand>, rows: usize, cols: usize) -> RawOperand {
+    pub fn maybe(
+        &mut self,
+        what: &str,
+        operand: Option<&Operand>,
+        rows: usize,
+        cols: usize,
+    ) -> RawOperand {
         operand.map_or_else(RawOperand::default, |operand| self.rows(what, operand, rows, cols))
     }
 
@@ -131,12 +137,22 @@ impl<'a> Operands<'a> {
         self.state.memory.address
     }
 
-    pub fn launch<A: Pod>(self, kernel: &'static EntryPoint, grid: [usize; 2], shared_bytes: usize, args: A) -> Launch {
+    pub fn launch<A: Pod>(
+        self,
+        kernel: &'static EntryPoint,
+        grid: [usize; 2],
+        shared_bytes: usize,
+        args: A,
+    ) -> Launch {
         const { assert!(size_of::<A>().is_multiple_of(8)) };
         let mut words = vec![0u64; size_of::<A>() / 8].into_boxed_slice();
         bytemuck::cast_slice_mut(&mut words).copy_from_slice(bytemuck::bytes_of(&args));
         let [x, y] = grid.map(|n| u32::try_from(n).expect("fewer than 2^31 blocks"));
-        assert!(x >= 1 && y >= 1 && x < 1 << 31 && y < 1 << 16, "{}: a grid of {x} by {y} blocks", kernel.name);
+        assert!(
+            x >= 1 && y >= 1 && x < 1 << 31 && y < 1 << 16,
+            "{}: a grid of {x} by {y} blocks",
+            kernel.name
+        );
         let (shared_bytes, device) = (shared_bytes as u32, self.state.memory.device);
         Launch { kernel, grid: [x, y], shared_bytes, args: words, device, _memory: self.memory }
     }

@@ -12,7 +12,10 @@ pub struct Memory {
     pub(super) address: u64,
     pub(super) len: usize,
     /// What frees it.
-    #[cfg_attr(not(feature = "cuda-sim"), allow(dead_code, reason = "the simulator alone looks into it"))]
+    #[cfg_attr(
+        not(feature = "cuda-sim"),
+        allow(dead_code, reason = "the simulator alone looks into it")
+    )]
     pub(super) owner: Box<dyn Any + Send + Sync>,
 }
 
@@ -31,7 +34,11 @@ impl Memory {
     pub(super) fn check(&self, device: u64, offset: usize, bytes: usize) {
         assert_eq!(self.device, device, "memory of another device");
         let end = offset.checked_add(bytes);
-        assert!(end.is_some_and(|end| end <= self.len), "bytes {offset}..+{bytes} of {} on the device", self.len);
+        assert!(
+            end.is_some_and(|end| end <= self.len),
+            "bytes {offset}..+{bytes} of {} on the device",
+            self.len
+        );
     }
 }
 
@@ -126,14 +133,23 @@ impl Operand {
     /// Panics unless `rows` rows of `cols` elements lie in the memory, at every evaluation and
     /// slot.
     pub(super) fn raw(&self, what: &str, state: &State, rows: usize, cols: usize) -> RawOperand {
-        assert!(rows == 1 || self.ld >= cols, "{what}: rows of {cols} elements cannot be {} apart", self.ld);
+        assert!(
+            rows == 1 || self.ld >= cols,
+            "{what}: rows of {cols} elements cannot be {} apart",
+            self.ld
+        );
         let size = self.element.size();
         let elements = if rows == 0 { 0 } else { (rows - 1) * self.ld + cols };
         let last = (state.steps - 1) * self.per_step + (state.slots - 1) * self.per_slot;
         let need = self.offset + last + elements * size;
-        assert!(need <= self.memory.len(), "{what}: needs {need} bytes of device memory, has {}", self.memory.len());
+        assert!(
+            need <= self.memory.len(),
+            "{what}: needs {need} bytes of device memory, has {}",
+            self.memory.len()
+        );
         assert_eq!(self.memory.device, state.memory.device, "{what} lies on another device");
-        let aligned = [self.offset, self.per_step, self.per_slot].iter().all(|p| p.is_multiple_of(size));
+        let aligned =
+            [self.offset, self.per_step, self.per_slot].iter().all(|p| p.is_multiple_of(size));
         assert!(aligned, "{what}: elements of {size} bytes at {}", self.offset);
         RawOperand {
             data: self.memory.address + self.offset as u64,
@@ -188,7 +204,11 @@ impl State {
     /// # Errors
     /// Those of [`Device::allocate`].
     pub fn new(device: &dyn Device, steps: usize, slots: usize) -> Result<State, CudaError> {
-        Ok(State { memory: device.allocate(STATE_BYTES)?, steps: steps.max(1), slots: slots.max(1) })
+        Ok(State {
+            memory: device.allocate(STATE_BYTES)?,
+            steps: steps.max(1),
+            slots: slots.max(1),
+        })
     }
 
     /// Chooses the evaluation and the slot of what runs from now on.
@@ -205,7 +225,8 @@ impl State {
             self.steps,
             self.slots
         );
-        let bytes: Vec<u8> = [step as i32, slot as i32].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let bytes: Vec<u8> =
+            [step as i32, slot as i32].iter().flat_map(|v| v.to_le_bytes()).collect();
         device.write(&self.memory, 0, &bytes)
     }
 

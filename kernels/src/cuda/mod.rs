@@ -38,7 +38,9 @@ pub mod simulator;
 pub use args::MAX_SEGMENTS;
 pub use attention::attention;
 pub use conv::{Epilogue, Output, PerImage, Rounding, Tile, conv, matmul, split_bytes, splits};
-pub use elementwise::{ElementOp, affine, elementwise, gated, gather, quantize, timestep_embedding};
+pub use elementwise::{
+    ElementOp, affine, elementwise, gated, gather, quantize, timestep_embedding,
+};
 pub use error::CudaError;
 pub use filter::{Filter, FilterKind};
 pub use launch::{Device, Launch, Recorded};
@@ -46,11 +48,16 @@ pub use list::{EntryPoint, KERNELS};
 pub use memory::{ElementType, Fault, Memory, Operand, State};
 pub use norm::{group_norm, group_norm_scratch, layer_norm, softmax};
 pub use peak::{PEAK_IN, PEAK_OUT, PeakOf, mma_peak};
-pub use sampler::{Predicted, SAMPLER_CONSTANTS, SamplerRule, SamplerStep, count_step, sampler_step};
-pub use selftest::{SELFTEST_IN, SELFTEST_OUT, check_selftest, selftest, selftest_hashes, selftest_input, verify};
+pub use sampler::{
+    Predicted, SAMPLER_CONSTANTS, SamplerRule, SamplerStep, count_step, sampler_step,
+};
+pub use selftest::{
+    SELFTEST_IN, SELFTEST_OUT, check_selftest, selftest, selftest_hashes, selftest_input, verify,
+};
 
 /// Names of the sources.
-pub const SOURCES: &[&str] = &["conv", "norm", "attention", "elementwise", "sampler", "selftest", "peak"];
+pub const SOURCES: &[&str] =
+    &["conv", "norm", "attention", "elementwise", "sampler", "selftest", "peak"];
 
 /// The whole text of a source, headers in place: what NVRTC compiles.
 ///
@@ -68,7 +75,8 @@ pub fn source(name: &str) -> String {
         _ => panic!("there is no source `{name}`"),
     };
     let headers = [include_str!("../../cuda/prims.cuh"), include_str!("../../cuda/operands.cuh")];
-    let is_code = |line: &&str| !(line.starts_with("#include \"") || line.starts_with("#pragma once"));
+    let is_code =
+        |line: &&str| !(line.starts_with("#include \"") || line.starts_with("#pragma once"));
     let lines = headers.into_iter().chain([body]).flat_map(|text| text.lines().filter(is_code));
     lines.flat_map(|line| [line, "\n"]).collect()
 }

@@ -32,7 +32,10 @@ pub fn group_norm(
     output: &Output,
     scratch: &Operand,
 ) -> [Launch; 2] {
-    assert!(groups > 0 && groups <= 4096 && channels.is_multiple_of(groups), "{groups} groups of {channels}");
+    assert!(
+        groups > 0 && groups <= 4096 && channels.is_multiple_of(groups),
+        "{groups} groups of {channels}"
+    );
     assert!(scratch.per_step == 0 && scratch.per_slot == 0, "scratch stays where it is");
     let wide = i32::from(x.reads_eight() && output.takes_eight(channels));
     let chunk = chunk(pixels);
@@ -57,7 +60,10 @@ pub fn group_norm(
         };
         operands.launch(kernel, [chunks, images], shared_bytes, args)
     };
-    [make(&list::group_norm_moments, 0), make(&list::group_norm_apply, groups * 2 * size_of::<f32>())]
+    [
+        make(&list::group_norm_moments, 0),
+        make(&list::group_norm_apply, groups * 2 * size_of::<f32>()),
+    ]
 }
 
 /// y = ((x − mean) / √(var + eps) · gamma + beta) · (1 + scale) + shift per row; not `centred`:

@@ -33,7 +33,8 @@ impl Nvrtc {
     /// [`CudaError::NoNvrtc`], which says that kernels for `arch` need it.
     pub fn find(path: Option<&Path>, arch: &str) -> Result<Nvrtc, CudaError> {
         static LOADED: OnceLock<Vec<libloading::Library>> = OnceLock::new();
-        let path = path.map(Path::to_owned).or_else(|| std::env::var_os("CQC_NVRTC").map(PathBuf::from));
+        let path =
+            path.map(Path::to_owned).or_else(|| std::env::var_os("CQC_NVRTC").map(PathBuf::from));
         if let Some(path) = &path {
             // kept open, so that the loader knows them by their bare names from now on
             LOADED.get_or_init(|| load_from(path));
@@ -63,7 +64,8 @@ impl Nvrtc {
     /// When there is no such source.
     pub fn compile(self, name: &str, arch: &str) -> Result<CompiledSource, CudaError> {
         assert!(SOURCES.contains(&name), "there is no source `{name}`");
-        let error = |log: String| CudaError::Compile { source_name: name.into(), arch: arch.into(), log };
+        let error =
+            |log: String| CudaError::Compile { source_name: name.into(), arch: arch.into(), log };
         let text = CString::new(source(name)).expect("sources hold no zero");
         let file = CString::new(format!("{name}.cu")).expect("names hold no zero");
         let mut options = OPTIONS.map(String::from).to_vec();
@@ -72,7 +74,8 @@ impl Nvrtc {
             return Err(error("no such architecture".into()));
         }
         options.push(format!("--gpu-architecture={arch}"));
-        let program = result::create_program(&text, Some(&file)).map_err(|e| error(e.to_string()))?;
+        let program =
+            result::create_program(&text, Some(&file)).map_err(|e| error(e.to_string()))?;
         // SAFETY: the program was just made, and is destroyed after its last use; sizes are asked
         // for before buffers are filled.
         unsafe {
@@ -92,7 +95,10 @@ impl Nvrtc {
 ///
 /// # Safety
 /// It was compiled and not destroyed.
-unsafe fn read(program: sys::nvrtcProgram, log: String) -> Result<CompiledSource, result::NvrtcError> {
+unsafe fn read(
+    program: sys::nvrtcProgram,
+    log: String,
+) -> Result<CompiledSource, result::NvrtcError> {
     // SAFETY: the caller's promise; the buffer has the size that was asked for.
     unsafe {
         let mut size = 0;
@@ -114,11 +120,16 @@ fn load_from(path: &Path) -> Vec<libloading::Library> {
     let named = |prefix: &str| -> Option<PathBuf> {
         let entries = std::fs::read_dir(folder).ok()?;
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let mut found: Vec<String> = names.filter(|name| name.starts_with(prefix) && !name.contains(".alt.")).collect();
+        let mut found: Vec<String> =
+            names.filter(|name| name.starts_with(prefix) && !name.contains(".alt.")).collect();
         found.sort();
         Some(folder.join(found.pop()?))
     };
     let paths = [named("libnvrtc-builtins.so"), named("libnvrtc.so")];
     // SAFETY: NVRTC's initialisers have no preconditions.
-    paths.into_iter().flatten().filter_map(|path| unsafe { libloading::Library::new(path) }.ok()).collect()
+    paths
+        .into_iter()
+        .flatten()
+        .filter_map(|path| unsafe { libloading::Library::new(path) }.ok())
+        .collect()
 }

@@ -34,7 +34,14 @@ impl PeakOf {
 ///
 /// # Panics
 /// When an operand is too short or holds no 32-bit words.
-pub fn mma_peak(state: &State, of: PeakOf, blocks: usize, rounds: usize, input: &Operand, output: &Operand) -> Launch {
+pub fn mma_peak(
+    state: &State,
+    of: PeakOf,
+    blocks: usize,
+    rounds: usize,
+    input: &Operand,
+    output: &Operand,
+) -> Launch {
     let mut operands = Operands::new(state);
     let (kernel, sums) = match of {
         PeakOf::Bytes => (&list::mma_peak_s8, ElementType::I32),

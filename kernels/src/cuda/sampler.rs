@@ -79,7 +79,11 @@ pub struct SamplerStep<'a> {
 pub fn sampler_step(state: &State, s: &SamplerStep) -> Launch {
     let [samples, length, channels] = s.sizes;
     assert!(channels > 0 && length.is_multiple_of(channels), "{channels} channels of {length}");
-    assert!(s.width == length || s.width == 2 * length, "an output of {} for a sample of {length}", s.width);
+    assert!(
+        s.width == length || s.width == 2 * length,
+        "an output of {} for a sample of {length}",
+        s.width
+    );
     let f32s = [Some(s.x), Some(s.constants), s.noise, s.guidance, s.kept, Some(s.input)];
     let corrections = s.correction.into_iter().flatten().map(Some);
     let is_f32 = |o: Option<&Operand>| o.is_none_or(|o| o.element == ElementType::F32);
@@ -89,11 +93,15 @@ pub fn sampler_step(state: &State, s: &SamplerStep) -> Launch {
     let copies = if s.guidance.is_some() { 2 } else { 1 };
     let (output, columns) = s.output;
     let answers = copies * samples * s.width;
-    assert!(output.element.is_float() && answers.is_multiple_of(columns), "{answers} answers in rows of {columns}");
+    assert!(
+        output.element.is_float() && answers.is_multiple_of(columns),
+        "{answers} answers in rows of {columns}"
+    );
     let mut operands = Operands::new(state);
     let mut flat = |what: &str, operand: Option<&Operand>, elements: usize| {
-        operand
-            .map_or_else(Default::default, |o| operands.rows(what, &Operand { ld: elements, ..o.clone() }, 1, elements))
+        operand.map_or_else(Default::default, |o| {
+            operands.rows(what, &Operand { ld: elements, ..o.clone() }, 1, elements)
+        })
     };
     let [scale, shift] = s.correction.map_or([None; 2], |parts| parts.map(Some));
     let mut args = SamplerArgs {

@@ -51,7 +51,10 @@ const NEAR: [(&str, usize, Function, Function); 4] = [
 pub fn selftest(state: &State, input: &Operand, output: &Operand) -> Launch {
     let mut operands = Operands::new(state);
     for operand in [input, output] {
-        assert!(operand.element == ElementType::I32 && operand.is_wide(), "words at multiples of 16 bytes");
+        assert!(
+            operand.element == ElementType::I32 && operand.is_wide(),
+            "words at multiples of 16 bytes"
+        );
     }
     let args = SelftestArgs {
         state: operands.state_address(),
@@ -93,7 +96,9 @@ pub fn selftest_hashes(results: &[u32]) -> Vec<(&'static str, u64)> {
     assert_eq!(results.len(), SELFTEST_OUT);
     let hash = |first: usize, count: usize| {
         let words = results.chunks(32).flat_map(|lane| &lane[first..first + count]);
-        words.fold(0xcbf2_9ce4_8422_2325, |h: u64, &w| (h ^ u64::from(w)).wrapping_mul(0x0100_0000_01b3))
+        words.fold(0xcbf2_9ce4_8422_2325, |h: u64, &w| {
+            (h ^ u64::from(w)).wrapping_mul(0x0100_0000_01b3)
+        })
     };
     EXACT.iter().map(|&(name, first, count, _)| (name, hash(first, count))).collect()
 }
@@ -140,6 +145,8 @@ pub fn verify(device: &dyn Device) -> Result<(), CudaError> {
     device.run(&[selftest(&state, &input, &output)])?;
     let mut bytes = vec![0; SELFTEST_OUT * 4];
     device.read(&results, 0, &mut bytes)?;
-    let found: Vec<u32> = bytes.chunks(4).map(|w| u32::from_le_bytes(w.try_into().expect("four bytes"))).collect();
-    check_selftest(&found).map_err(|primitive| CudaError::Selftest { device: device.name(), primitive })
+    let found: Vec<u32> =
+        bytes.chunks(4).map(|w| u32::from_le_bytes(w.try_into().expect("four bytes"))).collect();
+    check_selftest(&found)
+        .map_err(|primitive| CudaError::Selftest { device: device.name(), primitive })
 }

@@ -78,7 +78,10 @@ impl Device for Simulator {
         for launch in launches {
             assert_eq!(launch.device, DEVICE, "a launch for another device");
             let name = launch.kernel.name;
-            let (_, entry) = entries::ENTRIES.iter().find(|(n, _)| *n == name).expect("every kernel has an entry");
+            let (_, entry) = entries::ENTRIES
+                .iter()
+                .find(|(n, _)| *n == name)
+                .expect("every kernel has an entry");
             let grid = [launch.grid[0], launch.grid[1], launch.shared_bytes];
             // SAFETY: the entry takes the struct that the launch was made with; its operands were
             // checked against memory that the launch keeps alive; `RUNNING` keeps others from that

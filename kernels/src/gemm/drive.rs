@@ -153,7 +153,10 @@ impl Steps {
     fn new(taps: usize, depth: usize, bytes: usize, group: usize) -> Steps {
         let most = STEP_BYTES / bytes;
         if depth >= most {
-            return Steps { taps: 1, depth: depth.div_ceil(depth.div_ceil(most)).next_multiple_of(group) };
+            return Steps {
+                taps: 1,
+                depth: depth.div_ceil(depth.div_ceil(most)).next_multiple_of(group),
+            };
         }
         let most = (most / depth.max(1)).clamp(1, MAX_TAPS);
         Steps { taps: taps.div_ceil(taps.div_ceil(most)), depth }
@@ -191,7 +194,11 @@ impl Tiling {
     /// # Safety
     /// As for [`MicroKernel::tiles`], for all of them.
     #[inline(always)]
-    pub(crate) unsafe fn run<M: MicroKernel>(self, micro: M, mut tile: Tile<M::Left, M::Right, M::Acc>) {
+    pub(crate) unsafe fn run<M: MicroKernel>(
+        self,
+        micro: M,
+        mut tile: Tile<M::Left, M::Right, M::Acc>,
+    ) {
         for (count, rows) in self.runs {
             if count == 0 {
                 continue;
@@ -234,7 +241,9 @@ pub(crate) unsafe fn drive<M: MicroKernel>(micro: M, block: &Block<M>) {
     for panel in block.panels.clone() {
         let cols = (block.n - panel * M::COLS).min(M::COLS);
         let col = block.col + panel * M::COLS;
-        let mut right = block.right.wrapping_add(panel * lhs.taps * lhs.depth.next_multiple_of(M::GROUP) * M::COLS);
+        let mut right = block
+            .right
+            .wrapping_add(panel * lhs.taps * lhs.depth.next_multiple_of(M::GROUP) * M::COLS);
         let mut begin = 0;
         for (segment, &depth) in block.segments.iter().enumerate() {
             let end = begin + depth;
@@ -242,7 +251,12 @@ pub(crate) unsafe fn drive<M: MicroKernel>(micro: M, block: &Block<M>) {
             for tap in (0..lhs.taps).step_by(chunk) {
                 let stride = chunk.min(lhs.taps - tap);
                 if filled != Some(tap) {
-                    lhs.fill(block.rows.start - block.lhs_row, tap..tap + stride, tiling.sizes(), &mut left);
+                    lhs.fill(
+                        block.rows.start - block.lhs_row,
+                        tap..tap + stride,
+                        tiling.sizes(),
+                        &mut left,
+                    );
                     filled = Some(tap);
                 }
                 let steps = Steps::new(stride, depth, M::COLS * size_of::<M::Right>(), M::GROUP);
@@ -252,7 +266,9 @@ pub(crate) unsafe fn drive<M: MicroKernel>(micro: M, block: &Block<M>) {
                         let depth = steps.depth.min(end - skip);
                         let step = taps * depth.next_multiple_of(M::GROUP) * M::COLS;
                         let next = right.wrapping_add(step);
-                        let lines = (step * size_of::<M::Right>() / 64).div_ceil(tiling.count()).min(MAX_LINES);
+                        let lines = (step * size_of::<M::Right>() / 64)
+                            .div_ceil(tiling.count())
+                            .min(MAX_LINES);
                         let (left, ld) = (left.as_ptr(), M::COLS);
                         let (rows, count) = (0, 0);
                         let tile = Tile {

@@ -51,7 +51,12 @@ impl<T> Lhs<'_, T> {
 
     #[inline(always)]
     fn plain(&self, row: usize) -> LhsRow<'_, T> {
-        LhsRow { begin: self.x.as_ptr().wrapping_add(row * self.ld), ld: 0, entries: &[], zeros: self.x.as_ptr() }
+        LhsRow {
+            begin: self.x.as_ptr().wrapping_add(row * self.ld),
+            ld: 0,
+            entries: &[],
+            zeros: self.x.as_ptr(),
+        }
     }
 
     #[inline(always)]
@@ -181,7 +186,9 @@ impl LhsRow<'_, f32> {
     fn side_by_side(&self, first: usize, last: usize) -> bool {
         match (self.entries.get(first), self.entries.get(last)) {
             // an image has less than 2^32 − 1 pixels: the last one is no padding either
-            (Some(&begin), Some(&end)) => begin != PADDING && end != PADDING && (end - begin) as usize == last - first,
+            (Some(&begin), Some(&end)) => {
+                begin != PADDING && end != PADDING && (end - begin) as usize == last - first
+            }
             _ => false,
         }
     }

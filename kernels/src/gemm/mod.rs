@@ -92,13 +92,16 @@ impl Tasks<'_> {
                 if rows.is_empty() || panels.is_empty() {
                     return;
                 }
-                scratch::with((rows.len().div_ceil(COPIED_ROWS) * self.copied).div_ceil(4), |own| {
-                    let own: &mut [u8] = bytemuck::cast_slice_mut(own);
-                    if self.copied > 0 {
-                        (self.copy)(rows.clone(), own);
-                    }
-                    (self.multiply)(rows, panels, own);
-                });
+                scratch::with(
+                    (rows.len().div_ceil(COPIED_ROWS) * self.copied).div_ceil(4),
+                    |own| {
+                        let own: &mut [u8] = bytemuck::cast_slice_mut(own);
+                        if self.copied > 0 {
+                            (self.copy)(rows.clone(), own);
+                        }
+                        (self.multiply)(rows, panels, own);
+                    },
+                );
             });
         }
         scratch::with(all.div_ceil(4), |copies| {
@@ -162,7 +165,13 @@ pub(crate) struct Split {
 impl Split {
     /// `rows` in blocks of at most `most`, multiples of `unit`; `panels` in as many ranges as
     /// `threads` need for `groups` products.
-    fn new(rows: usize, panels: usize, [unit, most]: [usize; 2], groups: usize, threads: usize) -> Split {
+    fn new(
+        rows: usize,
+        panels: usize,
+        [unit, most]: [usize; 2],
+        groups: usize,
+        threads: usize,
+    ) -> Split {
         let row_blocks = rows.div_ceil(unit).div_ceil(most / unit);
         let wanted = if threads == 1 { 1 } else { threads * TASKS_PER_THREAD };
         let panel_ranges = wanted.div_ceil(row_blocks * groups).clamp(1, panels);
@@ -188,7 +197,8 @@ impl Product<'_> {
         let per_group = split.row_blocks * split.panel_ranges;
         pool.run(self.groups.count * per_group, &|task, _| {
             let (group, rest) = (task / per_group, task % per_group);
-            let rows = cut(self.rows, split.row_blocks, self.isa.row_unit(), rest / split.panel_ranges);
+            let rows =
+                cut(self.rows, split.row_blocks, self.isa.row_unit(), rest / split.panel_ranges);
             let panels = cut(split.panels, split.panel_ranges, 1, rest % split.panel_ranges);
             if !rows.is_empty() && !panels.is_empty() {
                 self.task(group, rows, panels);
@@ -208,7 +218,9 @@ impl Product<'_> {
 
     /// Whether the left rows of a block are copied together first.
     fn copies(&self) -> bool {
-        self.lhs.gather.is_some() && self.lhs.depth < SHORT_TAP && self.lhs.k() * self.isa.row_unit() <= COPY_VALUES
+        self.lhs.gather.is_some()
+            && self.lhs.depth < SHORT_TAP
+            && self.lhs.k() * self.isa.row_unit() <= COPY_VALUES
     }
 
     fn task(&self, group: usize, rows: Range<usize>, panels: Range<usize>) {
@@ -225,10 +237,26 @@ impl Product<'_> {
         });
     }
 
-    fn block(&self, group: usize, lhs: Lhs<f32>, lhs_row: usize, rows: Range<usize>, panels: Range<usize>) {
+    fn block(
+        &self,
+        group: usize,
+        lhs: Lhs<f32>,
+        lhs_row: usize,
+        rows: Range<usize>,
+        panels: Range<usize>,
+    ) {
         let right = self.right[group * self.groups.right..].as_ptr();
         let (n, col) = (self.n, group * self.groups.col);
-        self.isa.run(ProductTask { lhs, lhs_row, rows, right, panels, n, col, write_back: &self.write_back });
+        self.isa.run(ProductTask {
+            lhs,
+            lhs_row,
+            rows,
+            right,
+            panels,
+            n,
+            col,
+            write_back: &self.write_back,
+        });
     }
 }
 
@@ -251,7 +279,8 @@ impl SimdKernel for ProductTask<'_> {
     fn run<S: Simd>(self, s: S) {
         let ProductTask { lhs, lhs_row, rows, right, panels, n, col, write_back } = self;
         let segments = &[lhs.depth];
-        let block = Block::<F32<S>> { lhs, segments, rows, lhs_row, right, panels, n, col, write_back };
+        let block =
+            Block::<F32<S>> { lhs, segments, rows, lhs_row, right, panels, n, col, write_back };
         // SAFETY: `Product::run` demands the checks of all operands; tasks have disjoint rows or
         // columns.
         unsafe { drive(F32(s), &block) }

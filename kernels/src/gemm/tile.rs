@@ -26,7 +26,15 @@ impl<S: Simd> MicroKernel for F32<S> {
     }
 
     #[inline(always)]
-    unsafe fn write_back(self, how: &WriteBack, row: usize, rows: usize, col: usize, cols: usize, sums: *const f32) {
+    unsafe fn write_back(
+        self,
+        how: &WriteBack,
+        row: usize,
+        rows: usize,
+        col: usize,
+        cols: usize,
+        sums: *const f32,
+    ) {
         // SAFETY: the caller's promise.
         unsafe { write_back(self.0, how, row, rows, col, cols, sums) }
     }

@@ -95,7 +95,13 @@ pub(crate) unsafe fn copy_rows<M: MicroKernel>(amx: Amx, block: &Block<M>, to: &
 /// # Safety
 /// The row must have them, and `to` room for `[taps, pieces]` tiles of which this row is one.
 #[inline(always)]
-unsafe fn copy_pieces<T>(amx: Amx, tiles: Tiles, row: &LhsRow<T>, channels: Range<usize>, mut to: *mut u8) {
+unsafe fn copy_pieces<T>(
+    amx: Amx,
+    tiles: Tiles,
+    row: &LhsRow<T>,
+    channels: Range<usize>,
+    mut to: *mut u8,
+) {
     let pieces = channels.len() * tiles.size / ROW_BYTES;
     for tap in 0..tiles.taps {
         let mut from: *const u8 = row.tap(tap).wrapping_add(channels.start).cast();
@@ -112,7 +118,13 @@ unsafe fn copy_pieces<T>(amx: Amx, tiles: Tiles, row: &LhsRow<T>, channels: Rang
 /// # Safety
 /// As for [`copy_pieces`].
 #[inline(always)]
-unsafe fn copy_bytes<T>(amx: Amx, tiles: Tiles, row: &LhsRow<T>, channels: Range<usize>, to: *mut u8) {
+unsafe fn copy_bytes<T>(
+    amx: Amx,
+    tiles: Tiles,
+    row: &LhsRow<T>,
+    channels: Range<usize>,
+    to: *mut u8,
+) {
     let (tap_bytes, bytes) = (tiles.tap_bytes(channels.len()), channels.len() * tiles.size);
     let place = |at: usize| to.wrapping_add(at / ROW_BYTES * BYTES + at % ROW_BYTES);
     for tap in 0..tiles.taps {
@@ -138,9 +150,19 @@ unsafe fn copy_bytes<T>(amx: Amx, tiles: Tiles, row: &LhsRow<T>, channels: Range
 /// # Safety
 /// As for [`drive`](super::drive()); the panels are those of AVX-512.
 #[inline(always)]
-pub(crate) unsafe fn drive_tiles<M: MicroKernel>(amx: Amx, how: Multiply, micro: M, block: &Block<M>, copied: &[u8]) {
+pub(crate) unsafe fn drive_tiles<M: MicroKernel>(
+    amx: Amx,
+    how: Multiply,
+    micro: M,
+    block: &Block<M>,
+    copied: &[u8],
+) {
     const {
-        assert!(M::COLS == COLS && size_of::<M::Left>() == size_of::<M::Right>() && size_of::<M::Acc>() == 4);
+        assert!(
+            M::COLS == COLS
+                && size_of::<M::Left>() == size_of::<M::Right>()
+                && size_of::<M::Acc>() == 4
+        );
         assert!(M::GROUP * size_of::<M::Right>() == GROUP_BYTES && ROWS == super::COPIED_ROWS);
     };
     let (tiles, rows) = (Tiles::of(block), block.rows.len());
@@ -185,16 +207,20 @@ unsafe fn panels<M: MicroKernel>(
     let mut memory = MaybeUninit::<[Aligned<[u32; BLOCK_ROWS * COLS]>; 2]>::uninit();
     let memory: *mut Aligned<[u32; BLOCK_ROWS * COLS]> = memory.as_mut_ptr().cast();
     let acc: *mut M::Acc = memory.cast();
-    let sums: *mut f32 = if block.segments.len() > 1 { memory.wrapping_add(1).cast() } else { memory.cast() };
+    let sums: *mut f32 =
+        if block.segments.len() > 1 { memory.wrapping_add(1).cast() } else { memory.cast() };
     let rows = block.rows.len();
-    let row_bytes: usize = block.segments.iter().map(|&depth| tiles.taps * tiles.tap_bytes(depth)).sum();
+    let row_bytes: usize =
+        block.segments.iter().map(|&depth| tiles.taps * tiles.tap_bytes(depth)).sum();
     for panel in block.panels.clone() {
         let cols = (block.n - panel * COLS).min(COLS);
         let mut right: *const u8 = block.right.cast::<u8>().wrapping_add(panel * row_bytes * COLS);
         let (mut begin, mut copied) = (0, copied);
         for (segment, &depth) in block.segments.iter().enumerate() {
             let source = match copied {
-                Some(begin) => Source { begin, stride: ROW_BYTES, step: BYTES, tile: tiles.bytes() },
+                Some(begin) => {
+                    Source { begin, stride: ROW_BYTES, step: BYTES, tile: tiles.bytes() }
+                }
                 None => {
                     let stride = block.lhs.ld * tiles.size;
                     let first = (block.rows.start - block.lhs_row) * block.lhs.ld + begin;
@@ -205,7 +231,15 @@ unsafe fn panels<M: MicroKernel>(
             let bytes = tiles.taps * tiles.tap_bytes(depth);
             // SAFETY: the caller's promise.
             unsafe {
-                segment_sums(tile, how, rows.next_multiple_of(ROWS), bytes, &source, right, acc.cast());
+                segment_sums(
+                    tile,
+                    how,
+                    rows.next_multiple_of(ROWS),
+                    bytes,
+                    &source,
+                    right,
+                    acc.cast(),
+                );
                 micro.fold(block.write_back, segment, rows, panel * COLS, acc, sums);
             }
             right = right.wrapping_add(bytes * COLS);
@@ -213,7 +247,16 @@ unsafe fn panels<M: MicroKernel>(
             begin += depth;
         }
         // SAFETY: every segment was added to the sums.
-        unsafe { micro.write_back(block.write_back, block.rows.start, rows, block.col + panel * COLS, cols, sums) };
+        unsafe {
+            micro.write_back(
+                block.write_back,
+                block.rows.start,
+                rows,
+                block.col + panel * COLS,
+                cols,
+                sums,
+            )
+        };
     }
 }
 
@@ -237,7 +280,11 @@ unsafe fn segment_sums(
     let mut last = Aligned([0u8; ROW_BYTES * COLS]);
     if rest > 0 {
         // SAFETY: the panel has `bytes` per column.
-        unsafe { last.0.as_mut_ptr().copy_from_nonoverlapping(right.add(whole * ROW_BYTES * COLS), rest * COLS) };
+        unsafe {
+            last.0
+                .as_mut_ptr()
+                .copy_from_nonoverlapping(right.add(whole * ROW_BYTES * COLS), rest * COLS)
+        };
     }
     let mut done = 0;
     loop {

@@ -47,7 +47,8 @@ impl<'a> WriteBack<'a> {
         if !paired {
             return WriteBack { epilogue, y: Sink::new(isa, y, rows, n, ldy), half: None };
         }
-        let plain = epilogue.act == Act::None && epilogue.gate.is_none() && epilogue.residual.is_none();
+        let plain =
+            epilogue.act == Act::None && epilogue.gate.is_none() && epilogue.residual.is_none();
         assert!(plain, "pairs of columns with an activation, a gate or a residual");
         let y = Sink::new(isa, y, rows, n / 2, ldy);
         assert_eq!(y.parts(), 1, "segments of results of pairs");
@@ -103,10 +104,26 @@ pub(crate) unsafe fn write_back<S: Simd>(
             // SAFETY: the caller's promise.
             unsafe {
                 if columns == (0..2 * S::LANES) {
-                    whole_rows(s, &how.epilogue, &writer, row + i, end - i, col, acc.add(i * 2 * S::LANES));
+                    whole_rows(
+                        s,
+                        &how.epilogue,
+                        &writer,
+                        row + i,
+                        end - i,
+                        col,
+                        acc.add(i * 2 * S::LANES),
+                    );
                 } else {
                     let at = (row + i, col);
-                    some_columns(s, &how.epilogue, &writer, at, end - i, columns.clone(), acc.add(i * 2 * S::LANES));
+                    some_columns(
+                        s,
+                        &how.epilogue,
+                        &writer,
+                        at,
+                        end - i,
+                        columns.clone(),
+                        acc.add(i * 2 * S::LANES),
+                    );
                 }
             }
             i = end;
@@ -119,7 +136,15 @@ pub(crate) unsafe fn write_back<S: Simd>(
 /// # Safety
 /// As for [`write_back`].
 #[inline(always)]
-unsafe fn pairs<S: Simd>(s: S, how: &WriteBack, half: usize, row: usize, rows: usize, col: usize, mut acc: *const f32) {
+unsafe fn pairs<S: Simd>(
+    s: S,
+    how: &WriteBack,
+    half: usize,
+    row: usize,
+    rows: usize,
+    col: usize,
+    mut acc: *const f32,
+) {
     let Some((_, writer)) = how.y.writer(s, 0, col, S::LANES) else { return };
     let (mut at, last) = (row, row + rows);
     while at < last {
@@ -184,11 +209,13 @@ unsafe fn whole_rows<S: Simd>(
     col: usize,
     mut acc: *const f32,
 ) {
-    let (mut parts, ld) = (RowParts::new(epilogue, row, col), epilogue.residual.map_or(0, |(_, ld)| ld));
+    let (mut parts, ld) =
+        (RowParts::new(epilogue, row, col), epilogue.residual.map_or(0, |(_, ld)| ld));
     for row in row..row + rows {
         // SAFETY: the caller's promise; a null residual is not moved.
         unsafe {
-            let [a, b] = parts.apply_whole(s, epilogue.act, [s.load(acc), s.load(acc.add(S::LANES))]);
+            let [a, b] =
+                parts.apply_whole(s, epilogue.act, [s.load(acc), s.load(acc.add(S::LANES))]);
             writer.put(s, row, col, a, S::LANES);
             writer.put(s, row, col + S::LANES, b, S::LANES);
             acc = acc.add(2 * S::LANES);
@@ -250,7 +277,9 @@ impl RowParts {
             bias: e.bias.map_or(null, |bias| bias.as_ptr().wrapping_add(col)),
             row: image(e.row),
             gate: image(e.gate),
-            residual: e.residual.map_or(null, |(data, ld)| data.as_ptr().wrapping_add(row * ld + col)),
+            residual: e
+                .residual
+                .map_or(null, |(data, ld)| data.as_ptr().wrapping_add(row * ld + col)),
         }
     }
 
@@ -312,7 +341,14 @@ impl RowParts {
     /// # Safety
     /// The parts must have `n` values there.
     #[inline(always)]
-    pub(crate) unsafe fn apply<S: Simd>(&self, s: S, act: Act, mut v: S::V, done: usize, n: usize) -> S::V {
+    pub(crate) unsafe fn apply<S: Simd>(
+        &self,
+        s: S,
+        act: Act,
+        mut v: S::V,
+        done: usize,
+        n: usize,
+    ) -> S::V {
         // SAFETY: the caller's promise.
         unsafe {
             if !self.scale.is_null() {

@@ -66,8 +66,8 @@ impl ScratchLayout {
     fn new(isa: Isa, shape: &AttentionShape) -> ScratchLayout {
         let packing = Packing::new(isa, shape);
         let instruction = isa.dot_instruction();
-        let queries =
-            (SCORES / packing.keys.max(1) / instruction.rows() * instruction.rows()).clamp(instruction.rows(), QUERIES);
+        let queries = (SCORES / packing.keys.max(1) / instruction.rows() * instruction.rows())
+            .clamp(instruction.rows(), QUERIES);
         ScratchLayout {
             packing,
             queries,
@@ -209,7 +209,8 @@ impl QueryBlock<'_> {
         let row = self.image * shape.lq + self.queries.start;
         let q: &[D::Left] = cast(self.operands[0].codes);
         let q = &q[row * shape.ldq + self.head * shape.d..];
-        let (left, ld) = if self.plan.query == 0 { (q.as_ptr(), shape.ldq) } else { self.copied::<D>(q) };
+        let (left, ld) =
+            if self.plan.query == 0 { (q.as_ptr(), shape.ldq) } else { self.copied::<D>(q) };
         let product = Plain {
             left,
             ld,
@@ -232,7 +233,9 @@ impl QueryBlock<'_> {
     fn copied<D: IntDot>(&mut self, q: &[D::Left]) -> (*const D::Left, usize) {
         let ld = 4 * self.plan.query / size_of::<D::Left>();
         let copies: &mut [D::Left] = cast_mut(self.copies);
-        for (from, to) in q.chunks(self.shape.ldq).zip(copies.chunks_exact_mut(ld)).take(self.queries.len()) {
+        for (from, to) in
+            q.chunks(self.shape.ldq).zip(copies.chunks_exact_mut(ld)).take(self.queries.len())
+        {
             to[..self.shape.d].copy_from_slice(&from[..self.shape.d]);
             to[self.shape.d..].fill(D::code(0));
         }
@@ -253,7 +256,12 @@ impl QueryBlock<'_> {
             self.convert(d, i, visible);
             let row = &mut self.scores[i * self.plan.ld_scores..][..visible];
             let at = shape.mask_at(self.image, self.head, self.queries.start + i, 0);
-            add_mask(row, scale, self.mask.map_or(&[0.0], |mask| &mask[at..]), shape.mask_strides[3]);
+            add_mask(
+                row,
+                scale,
+                self.mask.map_or(&[0.0], |mask| &mask[at..]),
+                shape.mask_strides[3],
+            );
             Scores::Values { largest: row_max(d.float(), row, 1.0) }
         };
         let bytes = 4 * self.plan.weights;
@@ -279,13 +287,19 @@ impl QueryBlock<'_> {
             unsafe {
                 let mut most = d.minus(d.load(row.as_ptr()), d.load(offsets.as_ptr()));
                 for at in (lanes..whole).step_by(lanes) {
-                    most = d.max(most, d.minus(d.load(row.as_ptr().add(at)), d.load(offsets.as_ptr().add(at))));
+                    most = d.max(
+                        most,
+                        d.minus(d.load(row.as_ptr().add(at)), d.load(offsets.as_ptr().add(at))),
+                    );
                 }
                 d.store(lane.as_mut_ptr(), most);
             }
             best = lane[..lanes].iter().fold(best, |best, &x| best.max(x));
         }
-        row[whole..].iter().zip(&offsets[whole..]).fold(best, |best, (x, offset)| best.max(x - offset))
+        row[whole..]
+            .iter()
+            .zip(&offsets[whole..])
+            .fold(best, |best, (x, offset)| best.max(x - offset))
     }
 
     /// Turns the first `visible` sums of query `i` into f32.
@@ -467,12 +481,17 @@ unsafe fn weights<D: IntDot, const M: usize>(
         *x = unsafe {
             match scores {
                 Scores::Sums { offsets, largest, scale } => {
-                    let sums = d.minus(d.load(row.as_ptr().add(at).cast()), d.load(offsets.as_ptr().add(at)));
+                    let sums = d.minus(
+                        d.load(row.as_ptr().add(at).cast()),
+                        d.load(offsets.as_ptr().add(at)),
+                    );
                     s.fma(d.floats(d.minus(sums, d.all(largest))), s.splat(scale * LOG2_E), shift)
                 }
-                Scores::Values { largest } => {
-                    s.fma(s.sub(s.load(row.as_ptr().add(at)), s.splat(largest)), s.splat(LOG2_E), shift)
-                }
+                Scores::Values { largest } => s.fma(
+                    s.sub(s.load(row.as_ptr().add(at)), s.splat(largest)),
+                    s.splat(LOG2_E),
+                    shift,
+                ),
             }
         };
     }

@@ -35,7 +35,9 @@ impl Isa {
     /// instruction multiplies, sums that fit.
     pub fn multiplies_codes(self, taps: usize, segments: &[usize]) -> bool {
         let group = dot::GROUP_MAX;
-        let fits = |&depth: &usize| depth > 0 && depth.is_multiple_of(group) && depth.saturating_mul(taps) <= MAX_DEPTH;
+        let fits = |&depth: &usize| {
+            depth > 0 && depth.is_multiple_of(group) && depth.saturating_mul(taps) <= MAX_DEPTH
+        };
         !segments.is_empty() && segments.iter().all(fits)
     }
 }

@@ -32,7 +32,13 @@ impl PackedCodes {
     ///
     /// # Panics
     /// When a slice has another length, or [`Isa::multiplies_codes`] is false.
-    pub fn from_kn(isa: Isa, segments: &[usize], n: usize, codes: &[i8], scale: &[f32]) -> PackedCodes {
+    pub fn from_kn(
+        isa: Isa,
+        segments: &[usize],
+        n: usize,
+        codes: &[i8],
+        scale: &[f32],
+    ) -> PackedCodes {
         let k: usize = segments.iter().sum();
         assert_eq!(codes.len(), k * n, "codes of [{k}, {n}]");
         Self::pack(isa, 1, segments, [n, n], scale, |_, channel, first, row| {
@@ -45,7 +51,13 @@ impl PackedCodes {
     ///
     /// # Panics
     /// As [`PackedCodes::from_kn`]; when `n` is not a multiple of [`PAIRED_COLUMNS`].
-    pub fn pairs_from_kn(isa: Isa, segments: &[usize], n: usize, codes: &[i8], scale: &[f32]) -> PackedCodes {
+    pub fn pairs_from_kn(
+        isa: Isa,
+        segments: &[usize],
+        n: usize,
+        codes: &[i8],
+        scale: &[f32],
+    ) -> PackedCodes {
         let k: usize = segments.iter().sum();
         assert_eq!(codes.len(), k * n, "codes of [{k}, {n}]");
         assert!(n.is_multiple_of(PAIRED_COLUMNS), "pairs of {n} columns");
@@ -62,7 +74,13 @@ impl PackedCodes {
     /// # Panics
     /// When a slice has another length, the segments do not add up to the channels, or
     /// [`Isa::multiplies_codes`] is false.
-    pub fn from_oihw(isa: Isa, shape: &ConvShape, segments: &[usize], codes: &[i8], scale: &[f32]) -> PackedCodes {
+    pub fn from_oihw(
+        isa: Isa,
+        shape: &ConvShape,
+        segments: &[usize],
+        codes: &[i8],
+        scale: &[f32],
+    ) -> PackedCodes {
         let taps = shape.kh * shape.kw;
         assert_eq!(
             (shape.groups, segments.iter().sum::<usize>()),
@@ -72,7 +90,9 @@ impl PackedCodes {
         assert_eq!(codes.len(), shape.cout * shape.k(), "codes of a convolution {shape:?}");
         Self::pack(isa, taps, segments, [shape.cout; 2], scale, |tap, channel, first, row| {
             let from = &codes[(first * shape.cin + channel) * taps + tap..];
-            row.iter_mut().zip(from.iter().step_by(shape.cin * taps)).for_each(|(to, from)| *to = *from);
+            row.iter_mut()
+                .zip(from.iter().step_by(shape.cin * taps))
+                .for_each(|(to, from)| *to = *from);
         })
     }
 
@@ -86,13 +106,22 @@ impl PackedCodes {
         scale: &[f32],
         columns_of: impl Fn(usize, usize, usize, &mut [i8]),
     ) -> PackedCodes {
-        assert!(isa.multiplies_codes(taps, segments), "no kernel for segments {segments:?} at {taps} taps");
-        assert_eq!(scale.len(), n * segments.len(), "scales of {n} columns and {} segments", segments.len());
+        assert!(
+            isa.multiplies_codes(taps, segments),
+            "no kernel for segments {segments:?} at {taps} taps"
+        );
+        assert_eq!(
+            scale.len(),
+            n * segments.len(),
+            "scales of {n} columns and {} segments",
+            segments.len()
+        );
         let (width, group) = (isa.dot_instruction().columns(), isa.dot_instruction().group());
         let columns = n.next_multiple_of(width);
         let k = taps * segments.iter().sum::<usize>();
         let mut data = Arena::new(k * columns);
-        let (mut sums, mut scales) = (vec![0; segments.len() * columns], vec![0.0; segments.len() * columns]);
+        let (mut sums, mut scales) =
+            (vec![0; segments.len() * columns], vec![0.0; segments.len() * columns]);
         let all = data.get_mut::<i8>(Span::new(0, k * columns)).expect("an arena holds itself");
         let mut rows = vec![0; group * width];
         for (panel, out) in all.chunks_exact_mut(k * width).enumerate() {
@@ -106,11 +135,15 @@ impl PackedCodes {
             for (segment, &depth) in segments.iter().enumerate() {
                 let sums = &mut sums[segment * columns + first..][..width];
                 for tap in 0..taps {
-                    for (channels, out) in (begin..begin + depth).step_by(group).zip(groups.by_ref()) {
+                    for (channels, out) in
+                        (begin..begin + depth).step_by(group).zip(groups.by_ref())
+                    {
                         for (place, row) in rows.chunks_exact_mut(width).enumerate() {
                             let row = &mut row[..columns_here];
                             columns_of(tap, channels + place, first, row);
-                            sums.iter_mut().zip(row).for_each(|(sum, code)| *sum += i32::from(*code));
+                            sums.iter_mut()
+                                .zip(row)
+                                .for_each(|(sum, code)| *sum += i32::from(*code));
                         }
                         match group {
                             2 => interleave::<2>(&rows, out),
@@ -151,9 +184,19 @@ impl PackedCodes {
         let columns = n.next_multiple_of(isa.dot_instruction().columns());
         let (k, entries) = (taps * segments.iter().sum::<usize>(), 4 * segments.len() * columns);
         let [data, scale, sums] = fit(parts, [k * columns, entries, entries])?;
-        let suits = isa.multiplies_codes(taps, segments) && (!paired || n.is_multiple_of(PAIRED_COLUMNS));
+        let suits =
+            isa.multiplies_codes(taps, segments) && (!paired || n.is_multiple_of(PAIRED_COLUMNS));
         let (scale, sums) = (cast(&scale).to_vec(), cast(&sums).to_vec());
-        suits.then(|| PackedCodes { isa, taps, segments: segments.to_vec(), n, data, scale, sums, paired })
+        suits.then(|| PackedCodes {
+            isa,
+            taps,
+            segments: segments.to_vec(),
+            n,
+            data,
+            scale,
+            sums,
+            paired,
+        })
     }
 
     /// Bytes held, padding included.

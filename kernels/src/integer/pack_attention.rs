@@ -30,7 +30,13 @@ impl Packing {
         let width = isa.dot_instruction().columns();
         let keys = shape.lk.next_multiple_of(width.max(GROUP_MAX));
         let value_bytes = keys * shape.dv.next_multiple_of(width);
-        Packing { keys, key_bytes: keys * shape.d, value_bytes, pairs: shape.n * shape.kv_heads, width }
+        Packing {
+            keys,
+            key_bytes: keys * shape.d,
+            value_bytes,
+            pairs: shape.n * shape.kv_heads,
+            width,
+        }
     }
 
     /// Words of four bytes that all of it takes, and what a tile reads too far.
@@ -77,7 +83,8 @@ pub(super) fn pack<'a>(
     let keys: &mut [i8] = bytemuck::cast_slice_mut(keys);
     let values: &mut [i8] = bytemuck::cast_slice_mut(values);
     let offsets: &mut [i32] = bytemuck::cast_slice_mut(offsets);
-    let shared = (SharedMut::new(&mut *keys), SharedMut::new(&mut *values), SharedMut::new(&mut *offsets));
+    let shared =
+        (SharedMut::new(&mut *keys), SharedMut::new(&mut *values), SharedMut::new(&mut *offsets));
     let zero_point = q.zero_point[0] as i32;
     pool.run(2 * packing.pairs, &|task, _| {
         let (pair, kind) = (task / 2, task % 2);
@@ -89,11 +96,29 @@ pub(super) fn pack<'a>(
                 let offsets = shared.2.part(pair * packing.keys, packing.keys);
                 let (first, ld, keys) = (row * shape.ldk + head * shape.d, shape.ldk, shape.lk);
                 let (codes, d, width) = (k.codes, shape.d, packing.width);
-                isa.run_integer(Keys { codes, first, ld, keys, d, width, zero_point, out, offsets });
+                isa.run_integer(Keys {
+                    codes,
+                    first,
+                    ld,
+                    keys,
+                    d,
+                    width,
+                    zero_point,
+                    out,
+                    offsets,
+                });
             } else {
                 let out = shared.1.part(pair * packing.value_bytes, packing.value_bytes);
                 let (first, ld, keys) = (row * shape.ldv + head * shape.dv, shape.ldv, shape.lk);
-                isa.run_integer(Values { codes: v.codes, first, ld, keys, dv: shape.dv, packing, out });
+                isa.run_integer(Values {
+                    codes: v.codes,
+                    first,
+                    ld,
+                    keys,
+                    dv: shape.dv,
+                    packing,
+                    out,
+                });
             }
         }
     });
@@ -123,7 +148,9 @@ impl IntKernel for Keys<'_> {
         for (key, offset) in self.offsets.iter_mut().enumerate() {
             let (panel, col) = (key / self.width, key % self.width);
             let out = &mut self.out[panel * self.width * self.d..][..self.width * self.d];
-            let places = out.chunks_exact_mut(self.width * D::GROUP).map(|all| &mut all[col * D::GROUP..][..D::GROUP]);
+            let places = out
+                .chunks_exact_mut(self.width * D::GROUP)
+                .map(|all| &mut all[col * D::GROUP..][..D::GROUP]);
             if key >= self.keys {
                 places.for_each(|place| place.fill(0));
                 *offset = 0;
@@ -177,15 +204,19 @@ impl IntKernel for Values<'_> {
                 }
                 let many = self.keys.saturating_sub(group * D::GROUP).min(D::GROUP);
                 if many == 4 {
-                    let row = |j: usize| &codes[self.first + (group * 4 + j) * self.ld + first..][..cols];
+                    let row =
+                        |j: usize| &codes[self.first + (group * 4 + j) * self.ld + first..][..cols];
                     let rows = row(0).iter().zip(row(1)).zip(row(2).iter().zip(row(3)));
-                    for (place, ((&a, &b), (&c, &e))) in out.as_chunks_mut::<4>().0.iter_mut().zip(rows) {
+                    for (place, ((&a, &b), (&c, &e))) in
+                        out.as_chunks_mut::<4>().0.iter_mut().zip(rows)
+                    {
                         *place = [a, b, c, e].map(signed::<D>);
                     }
                     continue;
                 }
                 for j in 0..many {
-                    let row = &codes[self.first + (group * D::GROUP + j) * self.ld + first..][..cols];
+                    let row =
+                        &codes[self.first + (group * D::GROUP + j) * self.ld + first..][..cols];
                     for (place, &code) in out.chunks_exact_mut(D::GROUP).zip(row) {
                         place[j] = signed::<D>(code);
                     }

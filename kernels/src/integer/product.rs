@@ -56,7 +56,8 @@ pub fn linear_codes<'a>(
     packed.check(isa, 1, k, n);
     x.check(isa, m, k, packed.segments().len());
     let write_back = WriteBack::new(isa, *epilogue, m, n, packed.is_paired(), y.into(), ldy);
-    IntProduct { isa, x, rows: m, n, taps: 1, depth: k, gather: None, packed, write_back }.run(pool);
+    IntProduct { isa, x, rows: m, n, taps: 1, depth: k, gather: None, packed, write_back }
+        .run(pool);
 }
 
 /// The table of a convolution.
@@ -87,11 +88,19 @@ impl IntProduct<'_> {
             return;
         }
         // what padding reads: the codes that stand for zero
-        let words = if self.gather.is_some() { (self.depth * self.isa.code_type().size()).div_ceil(4) } else { 0 };
+        let words = if self.gather.is_some() {
+            (self.depth * self.isa.code_type().size()).div_ceil(4)
+        } else {
+            0
+        };
         scratch::with(words, |words| {
             let zeros: &mut [u8] = bytemuck::cast_slice_mut(words);
             if self.gather.is_some() {
-                self.isa.run_integer(Fill { segments: self.packed.segments(), values: self.x.zero_point, out: zeros });
+                self.isa.run_integer(Fill {
+                    segments: self.packed.segments(),
+                    values: self.x.zero_point,
+                    out: zeros,
+                });
             }
             let zeros = &*zeros;
             let instruction = self.isa.dot_instruction();
@@ -99,8 +108,20 @@ impl IntProduct<'_> {
             let tasks = Tasks {
                 rows: self.rows,
                 unit: instruction.rows(),
-                split: Split::of(self.rows, self.n.div_ceil(instruction.columns()), instruction.rows(), pool.threads()),
-                copied: copied_bytes(self.isa, self.rows, self.taps, segments, size, self.gather.is_some()),
+                split: Split::of(
+                    self.rows,
+                    self.n.div_ceil(instruction.columns()),
+                    instruction.rows(),
+                    pool.threads(),
+                ),
+                copied: copied_bytes(
+                    self.isa,
+                    self.rows,
+                    self.taps,
+                    segments,
+                    size,
+                    self.gather.is_some(),
+                ),
                 copy: &|rows, to| self.isa.run_integer(CopyRows { product: self, zeros, rows, to }),
                 multiply: &|rows, panels, copied| {
                     self.isa.run_integer(Multiply { product: self, zeros, rows, panels, copied });
@@ -121,7 +142,13 @@ impl IntProduct<'_> {
     ) -> Block<'b, Codes<D>> {
         let gather = self.gather.map(|g| gather::<D::Left>(g, zeros));
         Block {
-            lhs: Lhs { x: cast::<D::Left>(self.x.codes), ld: self.x.ld, taps: self.taps, depth: self.depth, gather },
+            lhs: Lhs {
+                x: cast::<D::Left>(self.x.codes),
+                ld: self.x.ld,
+                taps: self.taps,
+                depth: self.depth,
+                gather,
+            },
             segments: self.packed.segments(),
             rows,
             lhs_row: 0,
@@ -178,7 +205,9 @@ impl IntKernel for CopyRows<'_> {
     fn run<D: IntDot>(self, d: D) {
         let write_back = self.product.write_back();
         // SAFETY: the callers of `IntProduct::run` have checked all operands.
-        unsafe { d.copy_rows(&self.product.block::<D>(self.zeros, self.rows, 0..0, &write_back), self.to) }
+        unsafe {
+            d.copy_rows(&self.product.block::<D>(self.zeros, self.rows, 0..0, &write_back), self.to)
+        }
     }
 }
 
@@ -195,7 +224,11 @@ struct Multiply<'a> {
 impl IntKernel for Multiply<'_> {
     #[inline(always)]
     fn run<D: IntDot>(self, d: D) {
-        assert_eq!(self.product.isa.dot_instruction().columns(), Codes::<D>::COLS, "columns of a panel");
+        assert_eq!(
+            self.product.isa.dot_instruction().columns(),
+            Codes::<D>::COLS,
+            "columns of a panel"
+        );
         let write_back = self.product.write_back();
         let block = self.product.block::<D>(self.zeros, self.rows, self.panels, &write_back);
         // SAFETY: the callers of `IntProduct::run` have checked all operands; tasks have disjoint

@@ -40,12 +40,21 @@ impl<D: IntDot> MicroKernel for Codes<D> {
     }
 
     #[inline(always)]
-    unsafe fn fold(self, how: &Dequantize, segment: usize, rows: usize, col: usize, acc: *const i32, sums: *mut f32) {
+    unsafe fn fold(
+        self,
+        how: &Dequantize,
+        segment: usize,
+        rows: usize,
+        col: usize,
+        acc: *const i32,
+        sums: *mut f32,
+    ) {
         let (d, s, lanes) = (self.0, self.0.float(), <D::Float as Simd>::LANES);
         let zero_point = how.zero_point[segment] as i32;
         let scale = s.splat(how.scale[segment]);
         let at = segment * how.columns + col;
-        let (weight_scale, code_sums) = (&how.weight_scale[at..][..2 * lanes], &how.sums[at..][..2 * lanes]);
+        let (weight_scale, code_sums) =
+            (&how.weight_scale[at..][..2 * lanes], &how.sums[at..][..2 * lanes]);
         for j in [0, lanes] {
             // SAFETY: the slices have two vectors; the caller's promise for the rest.
             unsafe {
@@ -62,7 +71,15 @@ impl<D: IntDot> MicroKernel for Codes<D> {
     }
 
     #[inline(always)]
-    unsafe fn write_back(self, how: &Dequantize, row: usize, rows: usize, col: usize, cols: usize, sums: *const f32) {
+    unsafe fn write_back(
+        self,
+        how: &Dequantize,
+        row: usize,
+        rows: usize,
+        col: usize,
+        cols: usize,
+        sums: *const f32,
+    ) {
         // SAFETY: the caller's promise.
         unsafe { write_back(self.0.float(), &how.write_back, row, rows, col, cols, sums) }
     }

@@ -37,7 +37,15 @@ struct Sizes {
 impl Sizes {
     fn new(call: &Call, heads: usize, kv_heads: usize) -> Sizes {
         let [q, k, v] = [0, 1, 2].map(|i| call.input(i).shape());
-        Sizes { batch: q[0], queries: q[1], keys: k[1], heads, kv_heads, d: q[2] / heads, dv: v[2] / kv_heads }
+        Sizes {
+            batch: q[0],
+            queries: q[1],
+            keys: k[1],
+            heads,
+            kv_heads,
+            d: q[2] / heads,
+            dv: v[2] / kv_heads,
+        }
     }
 }
 
@@ -60,7 +68,9 @@ fn attention<T: Lane>(call: &Call) -> Tensor {
             product(&queries, &keys, &mut scores, s.d, s.keys);
             for i in 0..n {
                 let row = &mut scores[i * s.keys..][..s.keys];
-                row.iter_mut().for_each(|v| *v = T::from_f64(capped(v.to_f64() * *scale as f64, *softcap as f64)));
+                row.iter_mut().for_each(|v| {
+                    *v = T::from_f64(capped(v.to_f64() * *scale as f64, *softcap as f64))
+                });
                 mask.apply(row, b, h, first + i);
                 softmax(row, *softmax_bits);
             }
@@ -81,8 +91,17 @@ fn rows<T: Lane>(x: &[T], first: usize, n: usize, head: usize, heads: usize, d: 
 }
 
 /// The transpose of [`rows`].
-fn columns<T: Lane>(x: &[T], first: usize, n: usize, head: usize, heads: usize, d: usize) -> Vec<T> {
-    (0..d).flat_map(|c| (first..first + n).map(move |row| x[(row * heads + head) * d + c])).collect()
+fn columns<T: Lane>(
+    x: &[T],
+    first: usize,
+    n: usize,
+    head: usize,
+    heads: usize,
+    d: usize,
+) -> Vec<T> {
+    (0..d)
+        .flat_map(|c| (first..first + n).map(move |row| x[(row * heads + head) * d + c]))
+        .collect()
 }
 
 fn capped(score: f64, softcap: f64) -> f64 {
@@ -100,19 +119,29 @@ struct Mask {
 impl Mask {
     fn new(call: &Call, s: &Sizes, causal: bool) -> Mask {
         let mask = call.optional(3);
-        let hidden = |t: &Tensor| t.bytes().iter().map(|&b| if b != 0 { 0.0 } else { f64::NEG_INFINITY }).collect();
+        let hidden = |t: &Tensor| {
+            t.bytes().iter().map(|&b| if b != 0 { 0.0 } else { f64::NEG_INFINITY }).collect()
+        };
         Mask {
             values: mask.map(|t| if t.dtype() == DType::Bool { hidden(t) } else { t.to_f64_vec() }),
-            steps: mask.map_or(Vec::new(), |t| broadcast_strides(t.shape(), &[s.batch, s.heads, s.queries, s.keys])),
+            steps: mask.map_or(Vec::new(), |t| {
+                broadcast_strides(t.shape(), &[s.batch, s.heads, s.queries, s.keys])
+            }),
             diagonal: causal.then_some(s.keys as i64 - s.queries as i64),
         }
     }
 
     fn apply<T: Lane>(&self, row: &mut [T], batch: usize, head: usize, query: usize) {
         if let Some(values) = &self.values {
-            let start = [batch, head, query].iter().zip(&self.steps).map(|(&i, &s)| i * s as usize).sum::<usize>();
+            let start = [batch, head, query]
+                .iter()
+                .zip(&self.steps)
+                .map(|(&i, &s)| i * s as usize)
+                .sum::<usize>();
             let step = self.steps[3] as usize;
-            row.iter_mut().enumerate().for_each(|(j, v)| *v = v.add(T::from_f64(values[start + j * step])));
+            row.iter_mut()
+                .enumerate()
+                .for_each(|(j, v)| *v = v.add(T::from_f64(values[start + j * step])));
         }
         if let Some(diagonal) = self.diagonal {
             let seen = (query as i64 + diagonal + 1).clamp(0, row.len() as i64) as usize;

@@ -69,7 +69,12 @@ pub(super) struct Windows {
 }
 
 impl Windows {
-    pub(super) fn new(kernel: &[usize], strides: &[usize], dilations: &[usize], pads: &[usize]) -> Windows {
+    pub(super) fn new(
+        kernel: &[usize],
+        strides: &[usize],
+        dilations: &[usize],
+        pads: &[usize],
+    ) -> Windows {
         Windows {
             kernel: three(kernel, 1),
             strides: three(strides, 1),
@@ -85,7 +90,9 @@ impl Windows {
 
     /// Input coordinates; wraps to huge numbers in front of the input.
     pub(super) fn input(&self, out: [usize; 3], tap: [usize; 3]) -> [usize; 3] {
-        std::array::from_fn(|i| (out[i] * self.strides[i] + tap[i] * self.dilations[i]).wrapping_sub(self.pads[i]))
+        std::array::from_fn(|i| {
+            (out[i] * self.strides[i] + tap[i] * self.dilations[i]).wrapping_sub(self.pads[i])
+        })
     }
 }
 
@@ -113,17 +120,28 @@ fn conv<T: Lane>(call: &Call) -> Tensor {
         let weights = &w[group * per_out * k..][..per_out * k];
         let start = image * from.batch_step + group * per_in * from.channel_step;
         for first in (0..to.positions()).step_by(TILE) {
-            let tile: Vec<[usize; 3]> = (first..to.positions().min(first + TILE)).map(|p| to.coordinates(p)).collect();
+            let tile: Vec<[usize; 3]> =
+                (first..to.positions().min(first + TILE)).map(|p| to.coordinates(p)).collect();
             columns.clear();
             for channel in 0..per_in {
-                gather(&x, start + channel * from.channel_step, &from, &windows, *upsample, &tile, &mut columns);
+                gather(
+                    &x,
+                    start + channel * from.channel_step,
+                    &from,
+                    &windows,
+                    *upsample,
+                    &tile,
+                    &mut columns,
+                );
             }
             sums.clear();
             sums.resize(per_out * tile.len(), T::ZERO);
             product(weights, &columns, &mut sums, k, tile.len());
             for (i, &sum) in sums.iter().enumerate() {
                 let channel = group * per_out + i / tile.len();
-                let at = image * to.batch_step + channel * to.channel_step + to.offset(tile[i % tile.len()]);
+                let at = image * to.batch_step
+                    + channel * to.channel_step
+                    + to.offset(tile[i % tile.len()]);
                 y[at] = epilogue.apply(sum, image, channel, at);
             }
         }
@@ -147,7 +165,11 @@ fn gather<T: Lane>(
     for tap in windows.taps() {
         columns.extend(tile.iter().map(|&out| {
             let at = windows.input(out, tap);
-            if inside(at, enlarged) { x[start + from.offset(at.map(|i| i / upsample))] } else { T::ZERO }
+            if inside(at, enlarged) {
+                x[start + from.offset(at.map(|i| i / upsample))]
+            } else {
+                T::ZERO
+            }
         }));
     }
 }
@@ -162,13 +184,16 @@ fn transposed<T: Lane>(call: &Call) -> Tensor {
     // seen from the result, it is the input of a convolution whose output is x
     let windows = Windows::new(&w.shape()[2..], strides, dilations, pads);
     let (x, w) = (T::load(x), T::load(w));
-    let (per_in, per_out, taps) = (from.channels / groups, to.channels / groups, volume(&windows.kernel));
+    let (per_in, per_out, taps) =
+        (from.channels / groups, to.channels / groups, volume(&windows.kernel));
     let mut y = vec![T::ZERO; out.len()];
-    for (image, channel_in) in (0..from.batch).flat_map(|n| (0..from.channels).map(move |c| (n, c))) {
+    for (image, channel_in) in (0..from.batch).flat_map(|n| (0..from.channels).map(move |c| (n, c)))
+    {
         let x = &x[image * from.batch_step + channel_in * from.channel_step..][..from.positions()];
         for channel in 0..per_out {
             let kernel = &w[(channel_in * per_out + channel) * taps..][..taps];
-            let start = image * to.batch_step + (channel_in / per_in * per_out + channel) * to.channel_step;
+            let start =
+                image * to.batch_step + (channel_in / per_in * per_out + channel) * to.channel_step;
             let y = &mut y[start..][..to.positions()];
             for (tap, &weight) in windows.taps().zip(kernel) {
                 scatter(x, weight, tap, &from, &to, &windows, y);
@@ -183,7 +208,15 @@ fn transposed<T: Lane>(call: &Call) -> Tensor {
 }
 
 /// Adds `x · weight` to the positions of the result under one tap.
-fn scatter<T: Lane>(x: &[T], weight: T, tap: [usize; 3], from: &Images, to: &Images, windows: &Windows, y: &mut [T]) {
+fn scatter<T: Lane>(
+    x: &[T],
+    weight: T,
+    tap: [usize; 3],
+    from: &Images,
+    to: &Images,
+    windows: &Windows,
+    y: &mut [T],
+) {
     for (p, &v) in x.iter().enumerate() {
         let at = windows.input(from.coordinates(p), tap);
         if inside(at, to.sizes) {

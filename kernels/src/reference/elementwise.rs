@@ -13,7 +13,9 @@ pub(super) fn eval(call: &Call) -> Result<Tensor, EvalError> {
         Op::Unary { kind } => Ok(unary(call, *kind)),
         Op::Binary { kind } => binary(call, *kind),
         Op::Where => Ok(by_width!(call.out().dtype, W => select::<W>(call))),
-        Op::Cast { .. } => Ok(by_lane!(call.input(0).dtype(), T => call.out().of(&T::load(call.input(0))))),
+        Op::Cast { .. } => {
+            Ok(by_lane!(call.input(0).dtype(), T => call.out().of(&T::load(call.input(0)))))
+        }
         _ => unreachable!("dispatched by reference::eval"),
     }
 }
@@ -29,12 +31,17 @@ fn unary(call: &Call, kind: UnaryKind) -> Tensor {
             out.of(&map(&u64::load(x), |v| of_integer(kind, v)))
         }
         _ if !x.dtype().is_float() => out.of(&map(&i64::load(x), |v| of_integer(kind, v))),
-        UnaryKind::IsNan => by_float!(x.dtype(), T => out.of(&map(&T::load(x), |v| v.is_nan() as u64))),
+        UnaryKind::IsNan => {
+            by_float!(x.dtype(), T => out.of(&map(&T::load(x), |v| v.is_nan() as u64)))
+        }
         UnaryKind::IsInf { negative, positive } => {
-            let test = |v: f64| (negative && v == f64::NEG_INFINITY) || (positive && v == f64::INFINITY);
+            let test =
+                |v: f64| (negative && v == f64::NEG_INFINITY) || (positive && v == f64::INFINITY);
             by_float!(x.dtype(), T => out.of(&map(&T::load(x), |v| test(v.to_f64()) as u64)))
         }
-        _ => by_float!(x.dtype(), T => out.of(&map(&T::load(x), |v| T::from_f64(of_float(kind, v.to_f64()))))),
+        _ => {
+            by_float!(x.dtype(), T => out.of(&map(&T::load(x), |v| T::from_f64(of_float(kind, v.to_f64())))))
+        }
     }
 }
 
@@ -102,7 +109,9 @@ pub(super) fn of_float(kind: UnaryKind, x: f64) -> f64 {
             }
         }
         Elu { alpha } => elu(x, alpha as f64),
-        Celu { alpha } => x.max_nan(0.0) + (alpha as f64 * libm::expm1(x / alpha as f64)).min_nan(0.0),
+        Celu { alpha } => {
+            x.max_nan(0.0) + (alpha as f64 * libm::expm1(x / alpha as f64)).min_nan(0.0)
+        }
         Selu { alpha, gamma } => gamma as f64 * elu(x, alpha as f64),
         HardSigmoid { alpha, beta } => (alpha as f64 * x + beta as f64).max_nan(0.0).min_nan(1.0),
         ThresholdedRelu { alpha } => {
@@ -114,7 +123,9 @@ pub(super) fn of_float(kind: UnaryKind, x: f64) -> f64 {
         }
         Shrink { bias, lambd } => shrink(x, bias as f64, lambd as f64),
         Swish { alpha } => x * sigmoid(alpha as f64 * x),
-        Not | BitwiseNot | IsNan | IsInf { .. } => unreachable!("not a function from float to float"),
+        Not | BitwiseNot | IsNan | IsInf { .. } => {
+            unreachable!("not a function from float to float")
+        }
     }
 }
 
@@ -194,8 +205,12 @@ fn binary(call: &Call, kind: BinaryKind) -> Result<Tensor, EvalError> {
     let dtype = call.input(0).dtype();
     match kind {
         Pow => Ok(power(call)),
-        Equal | Less | LessOrEqual | Greater | GreaterOrEqual => by_lane!(dtype, T => compare::<T>(call, kind)),
-        And | Or | Xor | BitwiseAnd | BitwiseOr | BitwiseXor | ShiftLeft | ShiftRight => bitwise(call, kind),
+        Equal | Less | LessOrEqual | Greater | GreaterOrEqual => {
+            by_lane!(dtype, T => compare::<T>(call, kind))
+        }
+        And | Or | Xor | BitwiseAnd | BitwiseOr | BitwiseXor | ShiftLeft | ShiftRight => {
+            bitwise(call, kind)
+        }
         Div | Mod | Fmod if !dtype.is_float() && call.input(1).to_i64_vec().contains(&0) => {
             Err(EvalError::DivisionByZero { op: call.op.name() })
         }
@@ -206,7 +221,12 @@ fn binary(call: &Call, kind: BinaryKind) -> Result<Tensor, EvalError> {
 /// `f` of both inputs, in one lane.
 fn zip_inputs<T: Lane, R: Lane>(call: &Call, f: impl Fn(T, T) -> R) -> Result<Tensor, EvalError> {
     let (a, b) = (call.input(0), call.input(1));
-    Ok(call.out().of(&zip((&T::load(a), a.shape()), (&T::load(b), b.shape()), &call.out().shape, f)))
+    Ok(call.out().of(&zip(
+        (&T::load(a), a.shape()),
+        (&T::load(b), b.shape()),
+        &call.out().shape,
+        f,
+    )))
 }
 
 fn arithmetic<T: Lane>(call: &Call, kind: BinaryKind) -> Result<Tensor, EvalError> {
@@ -244,7 +264,9 @@ fn bitwise(call: &Call, kind: BinaryKind) -> Result<Tensor, EvalError> {
         BinaryKind::Or | BinaryKind::BitwiseOr => zip_inputs(call, |a: i64, b: i64| a | b),
         BinaryKind::Xor | BinaryKind::BitwiseXor => zip_inputs(call, |a: i64, b: i64| a ^ b),
         BinaryKind::ShiftLeft => zip_inputs(call, |a: i64, b| shift(b).map_or(0, |b| a << b)),
-        _ if dtype == DType::U64 => zip_inputs(call, |a: u64, b| shift(b as i64).map_or(0, |b| a >> b)),
+        _ if dtype == DType::U64 => {
+            zip_inputs(call, |a: u64, b| shift(b as i64).map_or(0, |b| a >> b))
+        }
         _ => zip_inputs(call, |a: i64, b| a >> shift(b).unwrap_or(63)),
     }
 }
@@ -269,7 +291,11 @@ fn power(call: &Call) -> Tensor {
     let signed_exponent = exponent != DType::U64;
     let signed_base = base != DType::U64;
     let f = |x: i64, e: i64| {
-        if signed_exponent && e < 0 { inverse_power(x, e, signed_base) } else { wrapping_power(x, e as u64) }
+        if signed_exponent && e < 0 {
+            inverse_power(x, e, signed_base)
+        } else {
+            wrapping_power(x, e as u64)
+        }
     };
     out.of(&zip((&a.to_i64_vec(), a.shape()), (&b.to_i64_vec(), b.shape()), &out.shape, f))
 }
@@ -309,7 +335,9 @@ fn select<W: bytemuck::Pod>(call: &Call) -> Tensor {
     let mut y = Vec::with_capacity(out.len());
     runs(&out.shape, [&steps[0], &steps[1], &steps[2]], |[i, j, k], n, [di, dj, dk]| {
         let at = |start: isize, step: isize, m: usize| start as usize + m * step as usize;
-        y.extend((0..n).map(|m| if c[at(i, di, m)] != 0 { a[at(j, dj, m)] } else { b[at(k, dk, m)] }));
+        y.extend(
+            (0..n).map(|m| if c[at(i, di, m)] != 0 { a[at(j, dj, m)] } else { b[at(k, dk, m)] }),
+        );
     });
     out.of_words(&y)
 }

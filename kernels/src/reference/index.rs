@@ -12,7 +12,9 @@ pub(super) fn eval(call: &Call) -> Result<Vec<Tensor>, EvalError> {
     let one = |t| Ok(vec![t]);
     match call.op {
         Op::Gather { axis } => one(gather(call, *axis)?),
-        Op::GatherElements { axis } => one(by_width!(call.out().dtype, W => gather_elements::<W>(call, *axis))?),
+        Op::GatherElements { axis } => {
+            one(by_width!(call.out().dtype, W => gather_elements::<W>(call, *axis))?)
+        }
         Op::GatherNd { batch_dims } => one(gather_nd(call, *batch_dims)?),
         Op::ScatterNd { reduction } => {
             let data = call.input(0).shape();
@@ -20,8 +22,12 @@ pub(super) fn eval(call: &Call) -> Result<Vec<Tensor>, EvalError> {
             let places = tuples(call, data, k)?;
             one(scatter(call, &places, volume(&data[k..]), *reduction))
         }
-        Op::ScatterElements { axis, reduction } => one(scatter(call, &element_places(call, *axis)?, 1, *reduction)),
-        Op::OneHot { axis, depth } => one(by_width!(call.out().dtype, W => one_hot::<W>(call, *axis, *depth))),
+        Op::ScatterElements { axis, reduction } => {
+            one(scatter(call, &element_places(call, *axis)?, 1, *reduction))
+        }
+        Op::OneHot { axis, depth } => {
+            one(by_width!(call.out().dtype, W => one_hot::<W>(call, *axis, *depth)))
+        }
         Op::TopK { axis, k, largest } => {
             Ok(by_lane!(call.out().dtype, T => top_k::<T>(call, *axis, *k as usize, *largest)))
         }
@@ -87,7 +93,10 @@ fn gather_elements<W: bytemuck::Pod>(call: &Call, axis: usize) -> Result<Tensor,
 fn tuples(call: &Call, shape: &[usize], k: usize) -> Result<Vec<usize>, EvalError> {
     let own = strides(shape);
     let address = |tuple: &[i64]| {
-        tuple.iter().enumerate().try_fold(0, |at, (axis, &i)| Ok(at + call.place(i, shape[axis])? * own[axis] as usize))
+        tuple
+            .iter()
+            .enumerate()
+            .try_fold(0, |at, (axis, &i)| Ok(at + call.place(i, shape[axis])? * own[axis] as usize))
     };
     indices(call.input(1)).chunks_exact(k).map(address).collect()
 }
@@ -130,7 +139,13 @@ fn scatter(call: &Call, places: &[usize], chunk: usize, reduction: ScatterReduct
     })
 }
 
-fn write<T: Copy>(y: &mut [T], updates: &[T], places: &[usize], chunk: usize, f: impl Fn(T, T) -> T) {
+fn write<T: Copy>(
+    y: &mut [T],
+    updates: &[T],
+    places: &[usize],
+    chunk: usize,
+    f: impl Fn(T, T) -> T,
+) {
     if chunk == 0 {
         return;
     }

@@ -36,7 +36,8 @@ pub(super) trait Lane: Copy + PartialOrd + 'static {
     /// Remainder with the sign of the divisor.
     fn modulo(self, other: Self) -> Self {
         let r = self.rem(other);
-        let other_side = (r < Self::ZERO && other > Self::ZERO) || (r > Self::ZERO && other < Self::ZERO);
+        let other_side =
+            (r < Self::ZERO && other > Self::ZERO) || (r > Self::ZERO && other < Self::ZERO);
         if other_side { r.add(other) } else { r }
     }
 
@@ -156,7 +157,9 @@ integer_lane!(u64, t => Cow::Owned(match t.dtype().is_float() {
 macro_rules! by_lane {
     ($dtype:expr, $T:ident => $body:expr) => {
         match $dtype {
-            cqc_proto::dtype::DType::F32 | cqc_proto::dtype::DType::F16 | cqc_proto::dtype::DType::BF16 => {
+            cqc_proto::dtype::DType::F32
+            | cqc_proto::dtype::DType::F16
+            | cqc_proto::dtype::DType::BF16 => {
                 type $T = f32;
                 $body
             }
@@ -223,7 +226,9 @@ pub(super) use {by_float, by_lane, by_width};
 pub(super) fn words<W: bytemuck::AnyBitPattern>(t: &Tensor) -> Cow<'_, [W]> {
     match bytemuck::try_cast_slice(t.bytes()) {
         Ok(words) => Cow::Borrowed(words),
-        Err(_) => Cow::Owned(t.bytes().chunks_exact(size_of::<W>()).map(bytemuck::pod_read_unaligned).collect()),
+        Err(_) => Cow::Owned(
+            t.bytes().chunks_exact(size_of::<W>()).map(bytemuck::pod_read_unaligned).collect(),
+        ),
     }
 }
 
@@ -238,11 +243,21 @@ pub(super) fn store<T: Lane>(values: &[T], dtype: DType) -> Vec<u8> {
         DType::Bool => bytes(values, |v| [(v != T::ZERO) as u8]),
         DType::U64 => bytes(values, |v| v.to_u64().to_le_bytes()),
         DType::I64 => bytes(values, |v| v.to_i64().to_le_bytes()),
-        DType::I32 => bytes(values, |v| narrow(v, i32::MIN as i64, i32::MAX as i64, |v| (v as i32).to_le_bytes())),
-        DType::U32 => bytes(values, |v| narrow(v, 0, u32::MAX as i64, |v| (v as u32).to_le_bytes())),
-        DType::I16 => bytes(values, |v| narrow(v, i16::MIN as i64, i16::MAX as i64, |v| (v as i16).to_le_bytes())),
-        DType::U16 => bytes(values, |v| narrow(v, 0, u16::MAX as i64, |v| (v as u16).to_le_bytes())),
-        DType::I8 => bytes(values, |v| narrow(v, i8::MIN as i64, i8::MAX as i64, |v| (v as i8).to_le_bytes())),
+        DType::I32 => bytes(values, |v| {
+            narrow(v, i32::MIN as i64, i32::MAX as i64, |v| (v as i32).to_le_bytes())
+        }),
+        DType::U32 => {
+            bytes(values, |v| narrow(v, 0, u32::MAX as i64, |v| (v as u32).to_le_bytes()))
+        }
+        DType::I16 => bytes(values, |v| {
+            narrow(v, i16::MIN as i64, i16::MAX as i64, |v| (v as i16).to_le_bytes())
+        }),
+        DType::U16 => {
+            bytes(values, |v| narrow(v, 0, u16::MAX as i64, |v| (v as u16).to_le_bytes()))
+        }
+        DType::I8 => bytes(values, |v| {
+            narrow(v, i8::MIN as i64, i8::MAX as i64, |v| (v as i8).to_le_bytes())
+        }),
         DType::U8 => bytes(values, |v| narrow(v, 0, u8::MAX as i64, |v| (v as u8).to_le_bytes())),
     }
 }
@@ -268,7 +283,8 @@ fn to_odd(v: f64) -> f32 {
     if near as f64 == v || v.is_nan() {
         return near;
     }
-    let toward_zero = if (near as f64).abs() > v.abs() { near.to_bits() - 1 } else { near.to_bits() };
+    let toward_zero =
+        if (near as f64).abs() > v.abs() { near.to_bits() - 1 } else { near.to_bits() };
     f32::from_bits(toward_zero | 1)
 }
 
@@ -280,7 +296,10 @@ mod tests {
     fn halves_round_once() {
         // f32 alone would lose the last bit and round to even
         let above_a_tie = 1.0 + 2f64.powi(-11) + 2f64.powi(-40);
-        assert_eq!(store(&[above_a_tie], DType::F16), f16::from_f32(1.0 + 2f32.powi(-10)).to_le_bytes());
+        assert_eq!(
+            store(&[above_a_tie], DType::F16),
+            f16::from_f32(1.0 + 2f32.powi(-10)).to_le_bytes()
+        );
         assert_eq!(store(&[1.0 + 2f64.powi(-11)], DType::F16), f16::ONE.to_le_bytes());
         assert_eq!(store(&[-1e300], DType::BF16), bf16::NEG_INFINITY.to_le_bytes());
         assert!(f16::from_le_bytes(store(&[f64::NAN], DType::F16).try_into().unwrap()).is_nan());

@@ -35,7 +35,9 @@ pub(super) fn product<T: Lane>(a: &[T], b: &[T], y: &mut [T], k: usize, n: usize
         let ((y0, y1), (y2, y3)) = (y01.split_at_mut(n), y23.split_at_mut(n));
         for (p, b) in b.chunks_exact(n).enumerate() {
             let [a0, a1, a2, a3] = [a[p], a[k + p], a[2 * k + p], a[3 * k + p]];
-            for ((((b, y0), y1), y2), y3) in b.iter().zip(&mut *y0).zip(&mut *y1).zip(&mut *y2).zip(&mut *y3) {
+            for ((((b, y0), y1), y2), y3) in
+                b.iter().zip(&mut *y0).zip(&mut *y1).zip(&mut *y2).zip(&mut *y3)
+            {
                 *y0 = y0.add(a0.mul(*b));
                 *y1 = y1.add(a1.mul(*b));
                 *y2 = y2.add(a2.mul(*b));
@@ -168,7 +170,8 @@ impl<T: Lane> Factor<'_, T> {
     /// where it occurs twice.
     fn step(&self, letter: char) -> isize {
         let own = strides(&self.shape);
-        let axes = (0..self.shape.len()).filter(|&i| self.letters[i] == letter && self.shape[i] != 1);
+        let axes =
+            (0..self.shape.len()).filter(|&i| self.letters[i] == letter && self.shape[i] != 1);
         axes.map(|i| own[i]).sum()
     }
 }
@@ -210,7 +213,8 @@ fn contract<T: Lane>(
 ) -> Result<Factor<'static, T>, EvalError> {
     let size = |c: char| sizes.iter().find(|s| s.0 == c).map_or(1, |s| s.1);
     let occurs = |c: char| factors.iter().any(|f| f.letters.contains(&c));
-    let summed: Vec<char> = sizes.iter().map(|s| s.0).filter(|&c| occurs(c) && !kept.contains(&c)).collect();
+    let summed: Vec<char> =
+        sizes.iter().map(|s| s.0).filter(|&c| occurs(c) && !kept.contains(&c)).collect();
     let shape_of = |letters: &[char]| letters.iter().map(|&c| size(c)).collect::<Vec<_>>();
     let (shape, inner) = (shape_of(&kept), shape_of(&summed));
     let bytes = (volume(&shape) as u64).saturating_mul(size_of::<T>() as u64);
@@ -225,7 +229,9 @@ fn contract<T: Lane>(
     };
     let (a, b) = (values(0), values(1));
     let mut lines = Vec::new();
-    runs(&inner, [&steps(0, &summed), &steps(1, &summed)], |at, n, by| lines.push((at, n as isize, by)));
+    runs(&inner, [&steps(0, &summed), &steps(1, &summed)], |at, n, by| {
+        lines.push((at, n as isize, by))
+    });
     let mut y = Vec::with_capacity(volume(&shape));
     each(&shape, [&steps(0, &kept), &steps(1, &kept)], |[i, j]| {
         let mut sum = T::ZERO;

@@ -85,7 +85,8 @@ pub enum EvalError {
 pub fn eval(op: &Op, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, EvalError> {
     let types: Vec<Option<ValueType>> = inputs.iter().map(|t| t.map(Tensor::value_type)).collect();
     let types: Vec<Option<&ValueType>> = types.iter().map(Option::as_ref).collect();
-    let outputs = op.infer(&types)?.iter().map(|t| Output::new(op, t)).collect::<Result<Vec<_>, _>>()?;
+    let outputs =
+        op.infer(&types)?.iter().map(|t| Output::new(op, t)).collect::<Result<Vec<_>, _>>()?;
     if outputs.iter().all(|o| o.len() == 0) {
         return Ok(outputs.iter().map(|o| o.of_bytes(Vec::new())).collect());
     }
@@ -154,7 +155,8 @@ impl Output {
         if let Some(size) = symbolic {
             return Err(EvalError::Symbolic { op: op.name(), size: size.to_string() });
         }
-        let shape = t.fixed_shape().expect("no size is symbolic, and the shape rule refuses negative ones");
+        let shape =
+            t.fixed_shape().expect("no size is symbolic, and the shape rule refuses negative ones");
         let bytes = (volume(&shape) as u64).saturating_mul(t.dtype.size() as u64);
         if bytes > MAX_BYTES {
             return Err(EvalError::TooLarge { op: op.name(), result: t.clone(), bytes });
@@ -167,7 +169,8 @@ impl Output {
     }
 
     fn of_bytes(&self, bytes: Vec<u8>) -> Tensor {
-        Tensor::new(self.dtype, self.shape.clone(), bytes).expect("as many elements as the shape has")
+        Tensor::new(self.dtype, self.shape.clone(), bytes)
+            .expect("as many elements as the shape has")
     }
 
     /// Elements as unsigned integers of their width.

@@ -14,8 +14,12 @@ pub(super) fn eval(call: &Call) -> Result<Tensor, EvalError> {
     let (x, out) = (call.input(0), call.out());
     let own = strides(x.shape());
     Ok(match call.op {
-        Op::Reshape { .. } => x.reshaped(out.shape.clone()).expect("the shape rule compares the element counts"),
-        Op::Transpose { perm } => strided(x, 0, &perm.iter().map(|&p| own[p]).collect::<Vec<_>>(), out),
+        Op::Reshape { .. } => {
+            x.reshaped(out.shape.clone()).expect("the shape rule compares the element counts")
+        }
+        Op::Transpose { perm } => {
+            strided(x, 0, &perm.iter().map(|&p| own[p]).collect::<Vec<_>>(), out)
+        }
         Op::Expand { .. } => strided(x, 0, &broadcast_strides(x.shape(), &out.shape), out),
         Op::Slice { axes, starts, steps, .. } => {
             let mut first = 0;
@@ -35,7 +39,8 @@ pub(super) fn eval(call: &Call) -> Result<Tensor, EvalError> {
 }
 
 fn known(call: &Call, size: &Dim) -> Result<i64, EvalError> {
-    size.as_const().ok_or_else(|| EvalError::Symbolic { op: call.op.name(), size: size.to_string() })
+    size.as_const()
+        .ok_or_else(|| EvalError::Symbolic { op: call.op.name(), size: size.to_string() })
 }
 
 /// Element `i` of the result is element `first + Σ i[k] · by[k]` of x.
@@ -63,7 +68,9 @@ fn tile(x: &Tensor, own: &[isize], out: &Output) -> Tensor {
         by.extend([0, own[axis]]);
     }
     let split = Output { dtype: out.dtype, shape };
-    strided(x, 0, &by, &split).reshaped(out.shape.clone()).expect("the split axes have the same product")
+    strided(x, 0, &by, &split)
+        .reshaped(out.shape.clone())
+        .expect("the split axes have the same product")
 }
 
 fn concat(call: &Call, axis: usize) -> Tensor {
@@ -84,7 +91,11 @@ fn pad<W: bytemuck::Pod>(call: &Call, before: &[i64], mode: PadMode) -> Tensor {
     let (x, out) = (call.input(0), call.out());
     let fill = call.optional(1).map_or(W::zeroed(), |t| words::<W>(t)[0]);
     let maps: Vec<Vec<Option<usize>>> = (0..out.shape.len())
-        .map(|axis| (0..out.shape[axis]).map(|i| source(i as i64 - before[axis], x.shape()[axis], mode)).collect())
+        .map(|axis| {
+            (0..out.shape[axis])
+                .map(|i| source(i as i64 - before[axis], x.shape()[axis], mode))
+                .collect()
+        })
         .collect();
     out.of_words(&remapped(&words::<W>(x), x.shape(), &maps, fill))
 }
@@ -111,7 +122,12 @@ fn source(at: i64, size: usize, mode: PadMode) -> Option<usize> {
 
 /// Element `i` of the result is element `maps[0][i[0]], maps[1][i[1]], …` of x, or `fill` where one
 /// of them is `None`.
-pub(super) fn remapped<W: Copy>(x: &[W], shape: &[usize], maps: &[Vec<Option<usize>>], fill: W) -> Vec<W> {
+pub(super) fn remapped<W: Copy>(
+    x: &[W],
+    shape: &[usize],
+    maps: &[Vec<Option<usize>>],
+    fill: W,
+) -> Vec<W> {
     let Some((last, outer)) = maps.split_last() else {
         return x.to_vec();
     };

@@ -10,7 +10,9 @@ use cqc_proto::tensor::Tensor;
 
 pub(super) fn eval(call: &Call) -> Tensor {
     match call.op {
-        Op::GroupNorm { groups, eps, layout, act } => group_norm(call, *groups, *eps as f64, *layout, *act),
+        Op::GroupNorm { groups, eps, layout, act } => {
+            group_norm(call, *groups, *eps as f64, *layout, *act)
+        }
         Op::LayerNorm { eps } => layer_norm(call, *eps as f64),
         Op::RmsNorm { eps } => rms_norm(call, *eps as f64),
         Op::Affine => affine(call),
@@ -23,7 +25,10 @@ fn affine(call: &Call) -> Tensor {
     let [residual, previous, previous_scale] = [3, 4, 5].map(|i| call.optional(i).map(f64::load));
     let at = |(i, x): (usize, &f64)| {
         let c = i % scale.len();
-        let before = previous.as_ref().zip(previous_scale.as_ref()).map_or(0.0, |(p, scale)| p[i] * scale[c]);
+        let before = previous
+            .as_ref()
+            .zip(previous_scale.as_ref())
+            .map_or(0.0, |(p, scale)| p[i] * scale[c]);
         x * scale[c] + shift[c] + before + residual.as_ref().map_or(0.0, |r| r[i])
     };
     let y: Vec<f64> = x.iter().enumerate().map(at).collect();
@@ -39,9 +44,14 @@ fn moments(values: impl Iterator<Item = f64> + Clone, eps: f64) -> (f64, f64) {
 }
 
 /// The factor and the summand of each channel, 1 and 0 where absent.
-fn gamma_beta<'a>(call: &Call<'a>) -> (impl Fn(usize) -> f64 + use<'a>, impl Fn(usize) -> f64 + use<'a>) {
+fn gamma_beta<'a>(
+    call: &Call<'a>,
+) -> (impl Fn(usize) -> f64 + use<'a>, impl Fn(usize) -> f64 + use<'a>) {
     let [gamma, beta] = [1, 2].map(|i| call.optional(i).map(f64::load));
-    (move |c: usize| gamma.as_ref().map_or(1.0, |g| g[c]), move |c: usize| beta.as_ref().map_or(0.0, |b| b[c]))
+    (
+        move |c: usize| gamma.as_ref().map_or(1.0, |g| g[c]),
+        move |c: usize| beta.as_ref().map_or(0.0, |b| b[c]),
+    )
 }
 
 fn group_norm(call: &Call, groups: usize, eps: f64, layout: ConvLayout, act: Act) -> Tensor {
@@ -49,7 +59,8 @@ fn group_norm(call: &Call, groups: usize, eps: f64, layout: ConvLayout, act: Act
     let x = f64::load(call.input(0));
     let channels = shape[layout.channel_axis(shape.len())];
     let positions = volume(&shape[layout.spatial_axes(shape.len())]);
-    let (channel_step, step) = if layout == ConvLayout::ChannelsFirst { (positions, 1) } else { (1, channels) };
+    let (channel_step, step) =
+        if layout == ConvLayout::ChannelsFirst { (positions, 1) } else { (1, channels) };
     let (gamma, beta) = gamma_beta(call);
     let per_group = channels / groups;
     let mut y = vec![0.0; out.len()];
@@ -71,11 +82,13 @@ fn layer_norm(call: &Call, eps: f64) -> Tensor {
     let channels = *out.shape.last().expect("the shape rule refuses scalars");
     let rows_per_image = if out.shape.len() > 1 { x.len() / channels / out.shape[0] } else { 1 };
     let (gamma, beta) = gamma_beta(call);
-    let [scale, shift] = [3, 4].map(|i| call.optional(i).map(|t| PerImage::<f64>::new(t, channels)));
+    let [scale, shift] =
+        [3, 4].map(|i| call.optional(i).map(|t| PerImage::<f64>::new(t, channels)));
     let mut y = vec![0.0; x.len()];
     for (i, (x, y)) in x.chunks_exact(channels).zip(y.chunks_exact_mut(channels)).enumerate() {
         let (mean, factor) = moments(x.iter().copied(), eps);
-        let modulation = |t: &Option<PerImage<f64>>, c| t.as_ref().map_or(0.0, |t| t.at(i / rows_per_image, c));
+        let modulation =
+            |t: &Option<PerImage<f64>>, c| t.as_ref().map_or(0.0, |t| t.at(i / rows_per_image, c));
         for (c, (x, y)) in x.iter().zip(y).enumerate() {
             let normal = (x - mean) * factor * gamma(c) + beta(c);
             *y = normal * (1.0 + modulation(&scale, c)) + modulation(&shift, c);

@@ -22,7 +22,9 @@ fn pool<T: Lane>(call: &Call) -> Tensor {
     // coordinates wrap in front of the input, so padding is counted in coordinates that begin with
     // it
     let padded: [usize; 3] = std::array::from_fn(|i| windows.pads[i] + from.sizes[i] + behind[i]);
-    let counts = |at: [usize; 3]| inside(std::array::from_fn(|i| at[i].wrapping_add(windows.pads[i])), padded);
+    let counts = |at: [usize; 3]| {
+        inside(std::array::from_fn(|i| at[i].wrapping_add(windows.pads[i])), padded)
+    };
     let (lowest, _) = limits::<T>(out.dtype);
     let x = T::load(x);
     let mut y = vec![T::ZERO; out.len()];
@@ -41,7 +43,8 @@ fn pool<T: Lane>(call: &Call) -> Tensor {
                 }
                 count += (is_inside || (*count_pad && counts(at))) as usize;
             }
-            let value = if *kind == PoolKind::Max { largest } else { T::from_f64(sum / count as f64) };
+            let value =
+                if *kind == PoolKind::Max { largest } else { T::from_f64(sum / count as f64) };
             y[image * to.batch_step + channel * to.channel_step + to.offset(position)] = value;
         }
     }

@@ -74,9 +74,12 @@ fn dequantize<T: Lane>(call: &Call, scales: &Scales) -> Tensor {
 pub(super) fn eval_fake(call: &Call) -> Tensor {
     match call.op {
         Op::FakeQuant { bits, segments } => fake_quant(call, *bits, segments),
-        Op::DequantizeWeight { output_axis, segments, .. } => dequantize_weight(call, *output_axis, segments),
+        Op::DequantizeWeight { output_axis, segments, .. } => {
+            dequantize_weight(call, *output_axis, segments)
+        }
         Op::RoundBf16 => {
-            let rounded: Vec<f32> = f32::load(call.input(0)).iter().map(|&x| nearest_bf16(x)).collect();
+            let rounded: Vec<f32> =
+                f32::load(call.input(0)).iter().map(|&x| nearest_bf16(x)).collect();
             call.out().of(&rounded)
         }
         _ => unreachable!("dispatched by reference::eval"),

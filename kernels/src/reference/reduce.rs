@@ -14,7 +14,9 @@ pub(super) fn eval(call: &Call) -> Tensor {
             by_lane!(dtype, T => extreme::<T>(call, *kind == ReduceKind::Max, axes))
         }
         Op::Reduce { kind, axes, .. } => match kind {
-            ReduceKind::L2 | ReduceKind::LogSum | ReduceKind::LogSumExp => in_f64(call, *kind, axes),
+            ReduceKind::L2 | ReduceKind::LogSum | ReduceKind::LogSumExp => {
+                in_f64(call, *kind, axes)
+            }
             _ if dtype.is_float() => in_f64(call, *kind, axes),
             _ if dtype == DType::U64 => of_integers::<u64>(call, *kind, axes),
             _ => of_integers::<i64>(call, *kind, axes),
@@ -29,8 +31,15 @@ pub(super) fn eval(call: &Call) -> Tensor {
 }
 
 /// Folds every element into the result's element that it belongs to.
-fn fold<T: Copy, A: Copy>(x: &[T], shape: &[usize], axes: &[usize], mut into: Vec<A>, f: impl Fn(A, T) -> A) -> Vec<A> {
-    let kept: Vec<usize> = shape.iter().enumerate().map(|(i, &d)| if axes.contains(&i) { 1 } else { d }).collect();
+fn fold<T: Copy, A: Copy>(
+    x: &[T],
+    shape: &[usize],
+    axes: &[usize],
+    mut into: Vec<A>,
+    f: impl Fn(A, T) -> A,
+) -> Vec<A> {
+    let kept: Vec<usize> =
+        shape.iter().enumerate().map(|(i, &d)| if axes.contains(&i) { 1 } else { d }).collect();
     let mut to = strides(&kept);
     axes.iter().for_each(|&axis| to[axis] = 0);
     runs(shape, [&strides(shape), &to], |[i, o], n, [_, step]| {
@@ -51,7 +60,9 @@ fn count(call: &Call, axes: &[usize]) -> usize {
 fn in_f64(call: &Call, kind: ReduceKind, axes: &[usize]) -> Tensor {
     let (x, out) = (call.input(0), call.out());
     let values = f64::load(x);
-    let sum = |f: fn(f64, f64) -> f64, first: f64| fold(&values, x.shape(), axes, vec![first; out.len()], f);
+    let sum = |f: fn(f64, f64) -> f64, first: f64| {
+        fold(&values, x.shape(), axes, vec![first; out.len()], f)
+    };
     let then = |mut sums: Vec<f64>, f: &dyn Fn(f64) -> f64| {
         sums.iter_mut().for_each(|v| *v = f(*v));
         sums
@@ -80,7 +91,8 @@ fn log_sum_exp(x: &[f64], shape: &[usize], axes: &[usize], len: usize) -> Vec<f6
 fn of_integers<T: Lane>(call: &Call, kind: ReduceKind, axes: &[usize]) -> Tensor {
     let (x, out) = (call.input(0), call.out());
     let values = T::load(x);
-    let sum = |f: fn(T, T) -> T, first: T| fold(&values, x.shape(), axes, vec![first; out.len()], f);
+    let sum =
+        |f: fn(T, T) -> T, first: T| fold(&values, x.shape(), axes, vec![first; out.len()], f);
     out.of(&match kind {
         ReduceKind::Prod => sum(T::mul, T::ONE),
         ReduceKind::L1 => sum(|a, v| a.add(v.abs()), T::ZERO),
@@ -128,7 +140,8 @@ fn arg_reduce<T: Lane>(call: &Call, largest: bool, axis: usize, last: bool) -> T
         let at = |j: usize| x[(o * n + j) * inner + i];
         (1..n).fold(0, |best, j| if beats(at(j), at(best)) { j } else { best }) as i64
     };
-    let places: Vec<i64> = (0..outer).flat_map(|o| (0..inner).map(move |i| (o, i))).map(place).collect();
+    let places: Vec<i64> =
+        (0..outer).flat_map(|o| (0..inner).map(move |i| (o, i))).map(place).collect();
     call.out().of(&places)
 }
 

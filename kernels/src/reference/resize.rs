@@ -14,7 +14,8 @@ pub(super) fn eval(call: &Call) -> Tensor {
     let (x, out) = (call.input(0), call.out());
     let axes = (0..x.shape().len()).map(|k| Axis::new(call, k));
     if *mode == ResizeMode::Nearest {
-        let maps: Vec<_> = axes.map(|a| (0..a.to).map(|i| Some(a.nearest(i, *nearest))).collect()).collect();
+        let maps: Vec<_> =
+            axes.map(|a| (0..a.to).map(|i| Some(a.nearest(i, *nearest))).collect()).collect();
         return by_width!(x.dtype(), W => out.of_words(&remapped(&words::<W>(x), x.shape(), &maps, 0)));
     }
     let mut values = x.to_f64_vec();
@@ -39,7 +40,9 @@ struct Axis {
 
 impl Axis {
     fn new(call: &Call, k: usize) -> Axis {
-        let Op::Resize { scales, coordinates, .. } = call.op else { unreachable!("checked by `eval`") };
+        let Op::Resize { scales, coordinates, .. } = call.op else {
+            unreachable!("checked by `eval`")
+        };
         let (from, to) = (call.input(0).shape()[k], call.out().shape[k]);
         let scale = scales.get(k).map(|&s| s as f64);
         Axis {
@@ -61,7 +64,9 @@ impl Axis {
         let half_pixel = (i + 0.5) / self.scale - 0.5;
         match self.coordinates {
             CoordinateMode::HalfPixel => half_pixel,
-            CoordinateMode::HalfPixelSymmetric => from / 2.0 * (1.0 - self.to as f64 / self.width) + half_pixel,
+            CoordinateMode::HalfPixelSymmetric => {
+                from / 2.0 * (1.0 - self.to as f64 / self.width) + half_pixel
+            }
             CoordinateMode::PytorchHalfPixel if self.width == 1.0 => 0.0,
             CoordinateMode::PytorchHalfPixel => half_pixel,
             CoordinateMode::AlignCorners if self.width == 1.0 => 0.0,
@@ -85,17 +90,26 @@ impl Axis {
     }
 
     /// Per output position, the input positions that it mixes and their weights.
-    fn taps(&self, mode: ResizeMode, a: f64, exclude_outside: bool, antialias: bool) -> Vec<Vec<(usize, f64)>> {
+    fn taps(
+        &self,
+        mode: ResizeMode,
+        a: f64,
+        exclude_outside: bool,
+        antialias: bool,
+    ) -> Vec<Vec<(usize, f64)>> {
         // a low-pass filter is the same function, wider
         let narrow = if antialias { self.scale.min(1.0) } else { 1.0 };
         let reach = if mode == ResizeMode::Cubic { 2.0 } else { 1.0 };
         let first = (-reach / narrow).floor() as i64 + 1;
-        let weight = |d: f64| if mode == ResizeMode::Cubic { cubic(d.abs(), a) } else { (1.0 - d.abs()).max(0.0) };
+        let weight = |d: f64| {
+            if mode == ResizeMode::Cubic { cubic(d.abs(), a) } else { (1.0 - d.abs()).max(0.0) }
+        };
         let tap = |i: usize| {
             let at = self.position(i);
             let left = at.ceil() - 1.0;
             let mut taps: Vec<(usize, f64)> = Vec::new();
-            for k in (first..2 - first).filter(|&k| (k as f64 - (at - left)).abs() * narrow < reach) {
+            for k in (first..2 - first).filter(|&k| (k as f64 - (at - left)).abs() * narrow < reach)
+            {
                 let (at_k, w) = (left + k as f64, weight((k as f64 - (at - left)) * narrow));
                 let outside = at_k < 0.0 || at_k >= self.from as f64;
                 taps.push((self.inside(at_k), if exclude_outside && outside { 0.0 } else { w }));

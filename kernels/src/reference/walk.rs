@@ -20,7 +20,9 @@ pub(super) fn strides(shape: &[usize]) -> Vec<isize> {
 pub(super) fn broadcast_strides(from: &[usize], to: &[usize]) -> Vec<isize> {
     let own = strides(from);
     let missing = to.len() - from.len();
-    (0..to.len()).map(|i| if i < missing || from[i - missing] == 1 { 0 } else { own[i - missing] }).collect()
+    (0..to.len())
+        .map(|i| if i < missing || from[i - missing] == 1 { 0 } else { own[i - missing] })
+        .collect()
 }
 
 /// Sizes before the axis, along it, and after it.
@@ -30,7 +32,11 @@ pub(super) fn around(shape: &[usize], axis: usize) -> (usize, usize, usize) {
 
 /// Calls `f` for every index of `shape` in row-major order with Σ index · stride for each of the
 /// `K` stride lists.
-pub(super) fn each<const K: usize>(shape: &[usize], strides: [&[isize]; K], mut f: impl FnMut([isize; K])) {
+pub(super) fn each<const K: usize>(
+    shape: &[usize],
+    strides: [&[isize]; K],
+    mut f: impl FnMut([isize; K]),
+) {
     if shape.contains(&0) {
         return;
     }
@@ -73,14 +79,23 @@ pub(super) fn runs<const K: usize>(
     each(outer, std::array::from_fn(|k| &strides[k][..outer.len()]), |at| f(at, n, steps));
 }
 
-fn joined<const K: usize>(shape: &[usize], strides: [&[isize]; K]) -> (Vec<usize>, [Vec<isize>; K]) {
+fn joined<const K: usize>(
+    shape: &[usize],
+    strides: [&[isize]; K],
+) -> (Vec<usize>, [Vec<isize>; K]) {
     let mut sizes: Vec<usize> = Vec::new();
     let mut steps: [Vec<isize>; K] = std::array::from_fn(|_| Vec::new());
     for (axis, &d) in shape.iter().enumerate().filter(|&(_, &d)| d != 1) {
-        let even = |k: usize| steps[k].last().is_some_and(|&s| s == strides[k][axis].wrapping_mul(d as isize));
+        let even = |k: usize| {
+            steps[k].last().is_some_and(|&s| s == strides[k][axis].wrapping_mul(d as isize))
+        };
         if (0..K).all(even) && !sizes.is_empty() {
-            *sizes.last_mut().expect("not empty") = sizes.last().expect("not empty").saturating_mul(d);
-            steps.iter_mut().zip(strides).for_each(|(s, from)| *s.last_mut().expect("as many as sizes") = from[axis]);
+            *sizes.last_mut().expect("not empty") =
+                sizes.last().expect("not empty").saturating_mul(d);
+            steps
+                .iter_mut()
+                .zip(strides)
+                .for_each(|(s, from)| *s.last_mut().expect("as many as sizes") = from[axis]);
         } else {
             sizes.push(d);
             steps.iter_mut().zip(strides).for_each(|(s, from)| s.push(from[axis]));
@@ -104,7 +119,9 @@ mod tests {
     #[test]
     fn runs_join_even_axes() {
         let mut seen = Vec::new();
-        runs(&[2, 1, 3, 4], [&strides(&[2, 1, 3, 4]), &[0, 0, 4, 1]], |at, n, steps| seen.push((at, n, steps)));
+        runs(&[2, 1, 3, 4], [&strides(&[2, 1, 3, 4]), &[0, 0, 4, 1]], |at, n, steps| {
+            seen.push((at, n, steps))
+        });
         assert_eq!(seen, [([0, 0], 12, [1, 1]), ([12, 0], 12, [1, 1])]);
         let mut scalar = 0;
         runs(&[1, 1], [&[5, 5]], |_, n, _| scalar += n);

@@ -43,7 +43,8 @@ fn mask(n: usize) -> __m256i {
 unsafe fn store_integers(p: *mut u8, wide: __m256i, n: usize, size: usize) {
     // SAFETY: the caller's promise; the copies hold 8 codes.
     unsafe {
-        let words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
+        let words =
+            _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
         match (size, n) {
             (2, 8) => _mm_storeu_si128(p.cast(), words),
             (1, 8) => _mm_storel_epi64(p.cast(), _mm_packus_epi16(words, words)),
@@ -151,7 +152,14 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn store_levels(self, p: *mut u8, v: __m256, zero: __m256, n: usize, size: usize) {
         // SAFETY: the caller's promise; `self` proves the features.
-        unsafe { store_integers(p, _mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_cvtps_epi32(zero)), n, size) }
+        unsafe {
+            store_integers(
+                p,
+                _mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_cvtps_epi32(zero)),
+                n,
+                size,
+            )
+        }
     }
 
     #[inline(always)]
@@ -173,7 +181,8 @@ impl Simd for Avx2 {
         // SAFETY: the caller's promise; the copy holds 8 values; `self` proves the features.
         unsafe {
             let wide = _mm256_srli_epi32::<16>(_mm256_castps_si256(v));
-            let words = _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
+            let words =
+                _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
             if n == 8 {
                 return _mm_storeu_si128(p.cast(), words);
             }

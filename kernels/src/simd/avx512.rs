@@ -149,7 +149,14 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn store_levels(self, p: *mut u8, v: __m512, zero: __m512, n: usize, size: usize) {
         // SAFETY: the caller's promise; `self` proves the features.
-        unsafe { store_integers(p, _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_cvtps_epi32(zero)), n, size) }
+        unsafe {
+            store_integers(
+                p,
+                _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_cvtps_epi32(zero)),
+                n,
+                size,
+            )
+        }
     }
 
     #[inline(always)]

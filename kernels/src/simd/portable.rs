@@ -93,7 +93,9 @@ impl Arithmetic for Portable {
     }
     #[inline(always)]
     fn add_exponent(self, y: V, shifted: V) -> V {
-        zip(y, shifted, |y, shifted| f32::from_bits(y.to_bits().wrapping_add(shifted.to_bits() << 23)))
+        zip(y, shifted, |y, shifted| {
+            f32::from_bits(y.to_bits().wrapping_add(shifted.to_bits() << 23))
+        })
     }
 }
 
@@ -131,7 +133,13 @@ impl Simd for Portable {
     unsafe fn store_codes(self, p: *mut u8, v: V, n: usize, size: usize) {
         for (i, v) in round_small(self, v)[..n].iter().enumerate() {
             // SAFETY: the caller's promise.
-            unsafe { if size == 1 { p.add(i).write(*v as u8) } else { p.cast::<u16>().add(i).write(*v as u16) } };
+            unsafe {
+                if size == 1 {
+                    p.add(i).write(*v as u8)
+                } else {
+                    p.cast::<u16>().add(i).write(*v as u16)
+                }
+            };
         }
     }
     #[inline(always)]

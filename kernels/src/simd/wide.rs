@@ -59,7 +59,11 @@ impl<S: Arithmetic, const M: usize> Arithmetic for Wide<S, M> {
 /// # Safety
 /// They must be readable.
 #[inline(always)]
-pub(crate) unsafe fn load_many<S: Simd, const M: usize>(s: S, p: *const f32, n: usize) -> [S::V; M] {
+pub(crate) unsafe fn load_many<S: Simd, const M: usize>(
+    s: S,
+    p: *const f32,
+    n: usize,
+) -> [S::V; M] {
     let mut out = [s.splat(0.0); M];
     for (j, v) in out.iter_mut().enumerate() {
         let n = if j + 1 == M { n } else { S::LANES };
@@ -74,7 +78,12 @@ pub(crate) unsafe fn load_many<S: Simd, const M: usize>(s: S, p: *const f32, n: 
 /// # Safety
 /// They must be writable.
 #[inline(always)]
-pub(crate) unsafe fn store_many<S: Simd, const M: usize>(s: S, p: *mut f32, v: [S::V; M], n: usize) {
+pub(crate) unsafe fn store_many<S: Simd, const M: usize>(
+    s: S,
+    p: *mut f32,
+    v: [S::V; M],
+    n: usize,
+) {
     for (j, v) in v.into_iter().enumerate() {
         let n = if j + 1 == M { n } else { S::LANES };
         // SAFETY: the caller's promise.

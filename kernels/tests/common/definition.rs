@@ -63,12 +63,28 @@ fn product(x: &Tensor, w: &Tensor, epilogue: &Epilogue) -> Tensor {
 }
 
 /// [`cqc_kernels::linear`]; `w` is `[k, n]` without gaps.
-pub fn linear([m, k, n]: [usize; 3], x: &[f32], ldx: usize, w: &[f32], epilogue: &Epilogue, y: &mut [f32], ldy: usize) {
+pub fn linear(
+    [m, k, n]: [usize; 3],
+    x: &[f32],
+    ldx: usize,
+    w: &[f32],
+    epilogue: &Epilogue,
+    y: &mut [f32],
+    ldy: usize,
+) {
     store(&product(&matrix(x, m, k, ldx), &matrix(w, k, n, n), epilogue), n, y, ldy);
 }
 
 /// [`Conv::run`]; `w` is OIHW.
-pub fn conv(s: &ConvShape, x: &[f32], ldx: usize, w: &[f32], epilogue: &Epilogue, y: &mut [f32], ldy: usize) {
+pub fn conv(
+    s: &ConvShape,
+    x: &[f32],
+    ldx: usize,
+    w: &[f32],
+    epilogue: &Epilogue,
+    y: &mut [f32],
+    ldy: usize,
+) {
     let op = Op::Conv {
         strides: s.stride.to_vec(),
         pads: s.pads.to_vec(),
@@ -92,7 +108,9 @@ pub fn conv(s: &ConvShape, x: &[f32], ldx: usize, w: &[f32], epilogue: &Epilogue
 pub fn matmul_batched(s: &MatmulShape, a: &[f32], b: &[f32], y: &mut [f32]) {
     for batch in 0..s.batch {
         let (a, b) = (&a[batch * s.stride_a..], &b[batch * s.stride_b..]);
-        let at = |p: usize, col: usize| if s.transpose_b { b[col * s.ldb + p] } else { b[p * s.ldb + col] };
+        let at = |p: usize, col: usize| {
+            if s.transpose_b { b[col * s.ldb + p] } else { b[p * s.ldb + col] }
+        };
         let b = tensor(&[s.k, s.n], (0..s.k * s.n).map(|i| at(i / s.n, i % s.n)));
         let product = eval(&Op::MatMul, &[Some(&matrix(a, s.m, s.k, s.lda)), Some(&b)]);
         store(&product, s.n, &mut y[batch * s.stride_y..], s.ldy);
@@ -103,7 +121,14 @@ pub fn matmul_batched(s: &MatmulShape, a: &[f32], b: &[f32], y: &mut [f32]) {
 ///
 /// The operator's causality lets the last query see the last key. A kernel's lets the first one see
 /// the first key, which is the same where both have one length; here it is a part of the mask.
-pub fn attention(s: &AttentionShape, q: &[f32], k: &[f32], v: &[f32], mask: Option<&[f32]>, y: &mut [f32]) {
+pub fn attention(
+    s: &AttentionShape,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    mask: Option<&[f32]>,
+    y: &mut [f32],
+) {
     let op = Op::Attention {
         heads: s.heads,
         kv_heads: s.kv_heads,
@@ -125,7 +150,8 @@ pub fn attention(s: &AttentionShape, q: &[f32], k: &[f32], v: &[f32], mask: Opti
         }
     };
     let shape = [s.n, s.heads, s.lq, s.lk];
-    let mask = (mask.is_some() || s.causal).then(|| tensor(&shape, (0..shape.iter().product()).map(value)));
+    let mask = (mask.is_some() || s.causal)
+        .then(|| tensor(&shape, (0..shape.iter().product()).map(value)));
     let result = eval(&op, &[Some(&q), Some(&k), Some(&v), mask.as_ref()]);
     store(&result, s.heads * s.dv, y, s.ldy);
 }
@@ -138,7 +164,12 @@ pub fn softmax(rows: usize, cols: usize, x: &[f32], y: &mut [f32]) {
 
 /// [`cqc_kernels::group_norm`].
 pub fn group_norm(s: &GroupNorm, x: &[f32], ldx: usize, y: &mut [f32], ldy: usize) {
-    let op = Op::GroupNorm { groups: s.groups, eps: s.eps, layout: ConvLayout::ChannelsLast, act: s.act };
+    let op = Op::GroupNorm {
+        groups: s.groups,
+        eps: s.eps,
+        layout: ConvLayout::ChannelsLast,
+        act: s.act,
+    };
     let x = sequences(x, [s.n, s.hw, s.c], ldx);
     let (gamma, beta) = (channels(s.gamma, s.c), channels(s.beta, s.c));
     store(&eval(&op, &[Some(&x), gamma.as_ref(), beta.as_ref()]), s.c, y, ldy);
@@ -183,7 +214,15 @@ pub fn geglu(rows: usize, c: usize, x: &[f32], ldx: usize, y: &mut [f32], ldy: u
 }
 
 /// [`cqc_kernels::affine`].
-pub fn affine(rows: usize, c: usize, x: &[f32], ldx: usize, map: &Affine, y: &mut [f32], ldy: usize) {
+pub fn affine(
+    rows: usize,
+    c: usize,
+    x: &[f32],
+    ldx: usize,
+    map: &Affine,
+    y: &mut [f32],
+    ldy: usize,
+) {
     let inputs = [
         Some(matrix(x, rows, c, ldx)),
         channels(Some(map.scale), c),
@@ -198,7 +237,8 @@ pub fn affine(rows: usize, c: usize, x: &[f32], ldx: usize, map: &Affine, y: &mu
 /// [`cqc_kernels::fake_quant`], in f32: the kernel rounds to the same bits.
 pub fn fake_quant(rows: usize, x: &[f32], ldx: usize, how: &FakeQuant, y: &mut [f32], ldy: usize) {
     let columns: usize = how.segments.iter().sum();
-    let values: Vec<f32> = (0..rows).flat_map(|row| x[row * ldx..][..columns].iter().copied()).collect();
+    let values: Vec<f32> =
+        (0..rows).flat_map(|row| x[row * ldx..][..columns].iter().copied()).collect();
     let [scale, zero_point] = [how.scale, how.zero_point].map(|v| Tensor::from_f32(&[v.len()], v));
     let op = Op::FakeQuant { bits: how.bits, segments: how.segments.to_vec() };
     let x = Tensor::from_f32(&[rows, columns], &values);

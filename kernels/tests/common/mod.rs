@@ -14,7 +14,8 @@ impl Rng {
     }
 
     pub fn bits(&mut self) -> u32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as u32
     }
 
@@ -36,7 +37,10 @@ impl Rng {
 /// Those this CPU has; the others are skipped aloud.
 pub fn isas() -> Vec<Isa> {
     let have = Isa::available();
-    Isa::ALL.into_iter().filter(|isa| !have.contains(isa)).for_each(|isa| println!("skipped: this CPU has no {isa}"));
+    Isa::ALL
+        .into_iter()
+        .filter(|isa| !have.contains(isa))
+        .for_each(|isa| println!("skipped: this CPU has no {isa}"));
     have
 }
 
@@ -51,6 +55,9 @@ pub fn assert_close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
     assert_eq!(got.len(), want.len(), "{what}");
     for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
         let same = got == want || (got.is_nan() && want.is_nan());
-        assert!(same || (got - want).abs() <= tolerance * (1.0 + want.abs()), "{what}: [{i}] is {got}, not {want}");
+        assert!(
+            same || (got - want).abs() <= tolerance * (1.0 + want.abs()),
+            "{what}: [{i}] is {got}, not {want}"
+        );
     }
 }

@@ -21,8 +21,19 @@ struct Case {
     gap: usize,
 }
 
-const PLAIN: Case =
-    Case { n: 2, heads: 2, kv_heads: 2, lq: 70, lk: 77, d: 32, dv: 32, causal: false, bits: 0, masked: false, gap: 0 };
+const PLAIN: Case = Case {
+    n: 2,
+    heads: 2,
+    kv_heads: 2,
+    lq: 70,
+    lk: 77,
+    d: 32,
+    dv: 32,
+    causal: false,
+    bits: 0,
+    masked: false,
+    gap: 0,
+};
 
 fn check(case: &Case, kernel: &str) {
     for b in benches() {
@@ -47,8 +58,10 @@ fn check(case: &Case, kernel: &str) {
             tensor(&v, &[c.n, c.lk, cv]),
             tensor(&mask, &[c.heads, c.lq, c.lk]),
         ];
-        let wanted =
-            expected(&op, &[Some(&inputs[0]), Some(&inputs[1]), Some(&inputs[2]), c.masked.then_some(&inputs[3])]);
+        let wanted = expected(
+            &op,
+            &[Some(&inputs[0]), Some(&inputs[1]), Some(&inputs[2]), c.masked.then_some(&inputs[3])],
+        );
         let put = |x: &[f32], cols: usize| b.put(x, cols, cols + c.gap, ElementType::F16);
         let (q, k, v) = (put(&q, cq), put(&k, ck), put(&v, cv));
         let mask = c.masked.then(|| b.put(&mask, c.lk, c.lk, ElementType::F32));
@@ -85,15 +98,24 @@ fn attention_on_tensor_cores_equals_the_definition() {
     check(&Case { d: 8, dv: 24, lq: 1, lk: 1, ..PLAIN }, "attention_32");
     check(&Case { d: 40, dv: 40, lq: 65, lk: 130, gap: 8, n: 1, ..PLAIN }, "attention_64");
     check(&Case { d: 80, dv: 72, lq: 20, lk: 64, n: 1, ..PLAIN }, "attention_96");
-    check(&Case { d: 160, dv: 160, lq: 30, lk: 65, n: 1, heads: 1, kv_heads: 1, ..PLAIN }, "attention_160");
+    check(
+        &Case { d: 160, dv: 160, lq: 30, lk: 65, n: 1, heads: 1, kv_heads: 1, ..PLAIN },
+        "attention_160",
+    );
 }
 
 #[test]
 fn attention_rounds_weights_by_their_largest() {
     check(&Case { bits: 8, ..PLAIN }, "attention_rounded_32");
     check(&Case { bits: 8, d: 64, dv: 64, n: 1, ..PLAIN }, "attention_rounded_64");
-    check(&Case { bits: 8, d: 72, dv: 72, n: 1, heads: 1, kv_heads: 1, ..PLAIN }, "attention_rounded_96");
-    check(&Case { bits: 4, d: 128, dv: 128, n: 1, lq: 9, heads: 1, kv_heads: 1, ..PLAIN }, "attention_rounded_160");
+    check(
+        &Case { bits: 8, d: 72, dv: 72, n: 1, heads: 1, kv_heads: 1, ..PLAIN },
+        "attention_rounded_96",
+    );
+    check(
+        &Case { bits: 4, d: 128, dv: 128, n: 1, lq: 9, heads: 1, kv_heads: 1, ..PLAIN },
+        "attention_rounded_160",
+    );
 }
 
 #[test]
@@ -106,6 +128,9 @@ fn attention_masks_and_shares_heads() {
 #[test]
 fn direct_attention_equals_the_definition() {
     check(&Case { d: 9, dv: 35, lq: 5, lk: 11, ..PLAIN }, "attention_direct");
-    check(&Case { gap: 3, lq: 5, lk: 11, heads: 4, masked: true, bits: 8, ..PLAIN }, "attention_direct");
+    check(
+        &Case { gap: 3, lq: 5, lk: 11, heads: 4, masked: true, bits: 8, ..PLAIN },
+        "attention_direct",
+    );
     check(&Case { d: 3, dv: 3, lq: 12, lk: 12, causal: true, ..PLAIN }, "attention_direct");
 }

@@ -100,8 +100,13 @@ impl Bench {
         self.device.read(&operand.memory, 0, &mut bytes).unwrap();
         let mut values = Vec::with_capacity(rows * cols);
         for row in bytes[operand.offset..].chunks(operand.ld * size).take(rows) {
-            values.extend(row[..cols * size].chunks(size).map(|element| decode(element, operand.element)));
-            assert!(row[cols * size..].iter().all(|&b| b == 0x7b), "bytes after a row were written");
+            values.extend(
+                row[..cols * size].chunks(size).map(|element| decode(element, operand.element)),
+            );
+            assert!(
+                row[cols * size..].iter().all(|&b| b == 0x7b),
+                "bytes after a row were written"
+            );
         }
         values
     }

@@ -3,7 +3,8 @@
 use crate::bench::{Bench, assert_codes, benches, expected, halves, tensor};
 use crate::common::{Rng, assert_close};
 use cqc_kernels::cuda::{
-    ElementType, Epilogue, Filter, FilterKind, Output, PerImage, Rounding, Tile, conv, matmul, split_bytes, splits,
+    ElementType, Epilogue, Filter, FilterKind, Output, PerImage, Rounding, Tile, conv, matmul,
+    split_bytes, splits,
 };
 use cqc_kernels::{Act, ConvShape, MatmulShape};
 use cqc_proto::Op;
@@ -65,7 +66,8 @@ impl Numbers {
     /// The epilogue's operands on the device.
     fn tail(&self, b: &Bench, s: &ConvShape) -> [cqc_kernels::cuda::Operand; 5] {
         let residual = b.put(&self.residual, s.cout, s.cout + 3, ElementType::F16);
-        let [row, gate] = self.images.each_ref().map(|v| b.put(v, s.cout, s.cout, ElementType::F32));
+        let [row, gate] =
+            self.images.each_ref().map(|v| b.put(v, s.cout, s.cout, ElementType::F32));
         [b.table(&self.columns[0]), row, gate, residual, b.table(&self.columns[1])]
     }
 }
@@ -87,17 +89,31 @@ fn tail<'a>(parts: &'a [cqc_kernels::cuda::Operand; 5], s: &ConvShape, act: Act)
 fn convolution_in_fp16_equals_the_definition() {
     for b in benches() {
         let mut rng = Rng::new(1);
-        for (cin, cout, tile) in [(8, 5, Tile::Small), (40, 70, Tile::Small), (24, 136, Tile::Large)] {
+        for (cin, cout, tile) in
+            [(8, 5, Tile::Small), (40, 70, Tile::Small), (24, 136, Tile::Large)]
+        {
             for (i, s) in shapes(&mut rng, cin, cout).into_iter().enumerate() {
                 let act = Act::ALL[i % Act::ALL.len()];
                 let n = Numbers::new(&mut rng, &s);
                 let taps = s.kh * s.kw;
-                let filter =
-                    Filter::halves(&*b.device, taps, cin, cout, |t, c, o| n.w[(o * cin + c) * taps + t]).unwrap();
+                let filter = Filter::halves(&*b.device, taps, cin, cout, |t, c, o| {
+                    n.w[(o * cin + c) * taps + t]
+                })
+                .unwrap();
                 let x = b.put(&n.x, cin, cin + 8, ElementType::F16);
                 let parts = n.tail(&b, &s);
                 let y = b.room(s.out_rows(), cout + 1, ElementType::F16);
-                b.run(&conv(&b.state, &s, &filter, &x, None, &tail(&parts, &s, act), &Output::plain(&y), tile, None));
+                b.run(&conv(
+                    &b.state,
+                    &s,
+                    &filter,
+                    &x,
+                    None,
+                    &tail(&parts, &s, act),
+                    &Output::plain(&y),
+                    tile,
+                    None,
+                ));
                 // 2^-11 of fp16 results, and what activations make of sums that differ by their
                 // order
                 assert_close(
@@ -120,14 +136,31 @@ fn direct_convolution_equals_the_definition_with_groups_and_few_channels() {
                 let s = ConvShape { groups, ..s };
                 let n = Numbers::new(&mut rng, &s);
                 let (taps, depth) = (s.kh * s.kw, cin / groups);
-                let filter =
-                    Filter::direct(&*b.device, taps, depth, cout, |t, c, o| n.w[(o * depth + c) * taps + t]).unwrap();
+                let filter = Filter::direct(&*b.device, taps, depth, cout, |t, c, o| {
+                    n.w[(o * depth + c) * taps + t]
+                })
+                .unwrap();
                 let x = b.put(&n.x, cin, cin + 1, ElementType::F32);
                 let parts = n.tail(&b, &s);
                 let y = b.room(s.out_rows(), cout, ElementType::F32);
                 let tail = tail(&parts, &s, Act::GeluTanh);
-                b.run(&conv(&b.state, &s, &filter, &x, None, &tail, &Output::plain(&y), Tile::Small, None));
-                assert_close(&b.get(&y, s.out_rows(), cout), &n.wanted(&s, Act::GeluTanh), 1e-5, &format!("{s:?}"));
+                b.run(&conv(
+                    &b.state,
+                    &s,
+                    &filter,
+                    &x,
+                    None,
+                    &tail,
+                    &Output::plain(&y),
+                    Tile::Small,
+                    None,
+                ));
+                assert_close(
+                    &b.get(&y, s.out_rows(), cout),
+                    &n.wanted(&s, Act::GeluTanh),
+                    1e-5,
+                    &format!("{s:?}"),
+                );
             }
         }
     }
@@ -147,7 +180,11 @@ impl Quantized {
     fn new(rng: &mut Rng, s: &ConvShape, segments: &[usize], exact: bool) -> Quantized {
         let count = segments.len();
         let mut positive = |n: usize, most: f32| -> Vec<f32> {
-            if exact { vec![1.0; n] } else { rng.noise(n).iter().map(|v| (v.abs() + 0.05) * most).collect() }
+            if exact {
+                vec![1.0; n]
+            } else {
+                rng.noise(n).iter().map(|v| (v.abs() + 0.05) * most).collect()
+            }
         };
         let (scale, w_scale) = (positive(count, 0.02), positive(s.cout * count, 0.01));
         let mut whole = |n: usize, low: i32, high: i32| -> Vec<f32> {
@@ -208,7 +245,8 @@ fn sums_of_codes_are_exact() {
             for s in shapes(&mut rng, segments.iter().sum(), cout) {
                 let q = Quantized::new(&mut rng, &s, &segments, true);
                 let (x, w) = q.values(&s);
-                let (x, w) = (tensor(&x, &[s.n, s.h, s.w, s.cin]), tensor(&w, &[s.cout, s.cin, s.kh, s.kw]));
+                let (x, w) =
+                    (tensor(&x, &[s.n, s.h, s.w, s.cin]), tensor(&w, &[s.cout, s.cin, s.kh, s.kw]));
                 let wanted = expected(&op(&s, Act::None), &[Some(&x), Some(&w)]);
                 assert!(wanted.iter().all(|v| v.abs() < (1 << 24) as f32), "sums that f32 holds");
                 let codes = b.put(&q.x, s.cin, s.cin + 16, ElementType::U8);
@@ -237,7 +275,8 @@ fn sums_of_codes_are_exact() {
 fn codes_in_codes_out_with_everything_between() {
     for b in benches() {
         let mut rng = Rng::new(4);
-        for (segments, cout, bits) in [(vec![32], 48, 8), (vec![16, 16], 33, 8), (vec![64], 20, 4)] {
+        for (segments, cout, bits) in [(vec![32], 48, 8), (vec![16, 16], 33, 8), (vec![64], 20, 4)]
+        {
             for s in shapes(&mut rng, segments.iter().sum(), cout) {
                 let q = Quantized::new(&mut rng, &s, &segments, false);
                 let mut n = Numbers::new(&mut rng, &s);
@@ -250,12 +289,24 @@ fn codes_in_codes_out_with_everything_between() {
                 let (y_scale, y_zero) = (b.table(&[how.0; 2]), b.table(&[how.1; 2]));
                 let split = [cout - 7, 7];
                 let y = b.room(s.out_rows(), cout + 5, ElementType::U8);
-                let rounding = Rounding { bits, segments: &split, scale: &y_scale, zero_point: &y_zero };
+                let rounding =
+                    Rounding { bits, segments: &split, scale: &y_scale, zero_point: &y_zero };
                 let output = Output { y: &y, rounding: Some(rounding) };
                 let tail = tail(&parts, &s, Act::Silu);
-                b.run(&conv(&b.state, &s, &filter, &codes, Some([&scale, &zero]), &tail, &output, Tile::Small, None));
+                b.run(&conv(
+                    &b.state,
+                    &s,
+                    &filter,
+                    &codes,
+                    Some([&scale, &zero]),
+                    &tail,
+                    &output,
+                    Tile::Small,
+                    None,
+                ));
                 let most = ((1 << bits) - 1) as f32;
-                let wanted: Vec<f32> = wanted.iter().map(|v| v.min((most - how.1) * how.0)).collect();
+                let wanted: Vec<f32> =
+                    wanted.iter().map(|v| v.min((most - how.1) * how.0)).collect();
                 assert_codes(
                     &b.get(&y, s.out_rows(), cout),
                     &wanted,
@@ -268,7 +319,17 @@ fn codes_in_codes_out_with_everything_between() {
                 // and rounded floats, which stand for the same codes
                 let rounded = b.room(s.out_rows(), cout, ElementType::F32);
                 let output = Output { y: &rounded, rounding: Some(rounding) };
-                b.run(&conv(&b.state, &s, &filter, &codes, Some([&scale, &zero]), &tail, &output, Tile::Small, None));
+                b.run(&conv(
+                    &b.state,
+                    &s,
+                    &filter,
+                    &codes,
+                    Some([&scale, &zero]),
+                    &tail,
+                    &output,
+                    Tile::Small,
+                    None,
+                ));
                 let codes = b.get(&y, s.out_rows(), cout);
                 let stands_for: Vec<f32> = codes.iter().map(|c| (c - how.1) * how.0).collect();
                 assert_eq!(b.get(&rounded, s.out_rows(), cout), stands_for, "{s:?} {bits} bits");
@@ -293,18 +354,39 @@ fn eight_columns_at_once_and_a_shared_depth_equal_the_definition() {
             let act = Act::ALL[i % Act::ALL.len()];
             let n = Numbers::new(&mut rng, &s);
             let taps = s.kh * s.kw;
-            let filter = Filter::halves(&*b.device, taps, cin, cout, |t, c, o| n.w[(o * cin + c) * taps + t]).unwrap();
+            let filter = Filter::halves(&*b.device, taps, cin, cout, |t, c, o| {
+                n.w[(o * cin + c) * taps + t]
+            })
+            .unwrap();
             let x = b.put(&n.x, cin, cin + 8, ElementType::F16);
             let mut parts = n.tail(&b, &s);
             parts[3] = b.put(&n.residual, cout, cout + 8, ElementType::F16);
             let wanted = n.wanted(&s, act);
-            for (splits, tile) in [(1, Tile::Small), (1, Tile::Large), (2, Tile::Small), (3, Tile::Small)] {
+            for (splits, tile) in
+                [(1, Tile::Small), (1, Tile::Large), (2, Tile::Small), (3, Tile::Small)]
+            {
                 let y = b.room(s.out_rows(), cout + 16, ElementType::F16);
-                let (tail, output, sums) = (tail(&parts, &s, act), Output::plain(&y), sums(&b, &s, splits));
-                let launches = conv(&b.state, &s, &filter, &x, None, &tail, &output, tile, Some((&sums, splits)));
+                let (tail, output, sums) =
+                    (tail(&parts, &s, act), Output::plain(&y), sums(&b, &s, splits));
+                let launches = conv(
+                    &b.state,
+                    &s,
+                    &filter,
+                    &x,
+                    None,
+                    &tail,
+                    &output,
+                    tile,
+                    Some((&sums, splits)),
+                );
                 assert_eq!(launches.len(), if splits > 1 { 2 } else { 1 });
                 b.run(&launches);
-                assert_close(&b.get(&y, s.out_rows(), cout), &wanted, 2e-3, &format!("{s:?} {act:?} in {splits}"));
+                assert_close(
+                    &b.get(&y, s.out_rows(), cout),
+                    &wanted,
+                    2e-3,
+                    &format!("{s:?} {act:?} in {splits}"),
+                );
             }
         }
     }
@@ -324,15 +406,38 @@ fn codes_by_eights_and_of_a_shared_depth_equal_the_definition() {
             let mut parts = n.tail(&b, &s);
             parts[3] = b.put(&n.residual, cout, cout + 8, ElementType::F16);
             let (y_scale, y_zero) = (b.table(&[0.03; 2]), b.table(&[100.0; 2]));
-            let how = Rounding { bits: 8, segments: &[cout - 8, 8], scale: &y_scale, zero_point: &y_zero };
-            let wanted: Vec<f32> = n.wanted(&s, Act::Silu).iter().map(|v| v.min(155.0 * 0.03)).collect();
+            let how = Rounding {
+                bits: 8,
+                segments: &[cout - 8, 8],
+                scale: &y_scale,
+                zero_point: &y_zero,
+            };
+            let wanted: Vec<f32> =
+                n.wanted(&s, Act::Silu).iter().map(|v| v.min(155.0 * 0.03)).collect();
             for splits in [1, 2] {
                 let y = b.room(s.out_rows(), cout + 8, ElementType::U8);
                 let (tail, sums) = (tail(&parts, &s, Act::Silu), sums(&b, &s, splits));
                 let output = Output { y: &y, rounding: Some(how) };
                 let (rounding, shared) = (Some([&scale, &zero]), Some((&sums, splits)));
-                b.run(&conv(&b.state, &s, &filter, &codes, rounding, &tail, &output, Tile::Small, shared));
-                assert_codes(&b.get(&y, s.out_rows(), cout), &wanted, 0.03, 100.0, 2e-3, &format!("{s:?} {splits}"));
+                b.run(&conv(
+                    &b.state,
+                    &s,
+                    &filter,
+                    &codes,
+                    rounding,
+                    &tail,
+                    &output,
+                    Tile::Small,
+                    shared,
+                ));
+                assert_codes(
+                    &b.get(&y, s.out_rows(), cout),
+                    &wanted,
+                    0.03,
+                    100.0,
+                    2e-3,
+                    &format!("{s:?} {splits}"),
+                );
             }
         }
     }
@@ -354,7 +459,8 @@ fn batched_product_equals_the_definition() {
     for b in benches() {
         let mut rng = Rng::new(5);
         for _ in 0..6 {
-            let (batch, m, k, n) = (rng.size(1, 3), rng.size(1, 9), rng.size(1, 20), rng.size(1, 17));
+            let (batch, m, k, n) =
+                (rng.size(1, 3), rng.size(1, 9), rng.size(1, 20), rng.size(1, 17));
             let (x, w) = (halves(&mut rng, batch * m * k), halves(&mut rng, k * n));
             let shape = MatmulShape {
                 batch,
@@ -369,9 +475,13 @@ fn batched_product_equals_the_definition() {
                 stride_y: m * (n + 2),
                 transpose_b: false,
             };
-            let (a, w_there, y) = (b.halves(&x, k), b.halves(&w, n), b.room(batch * m, n + 2, ElementType::F32));
+            let (a, w_there, y) =
+                (b.halves(&x, k), b.halves(&w, n), b.room(batch * m, n + 2, ElementType::F32));
             b.run(&[matmul(&b.state, &shape, &a, &w_there, &y)]);
-            let wanted = expected(&Op::MatMul, &[Some(&tensor(&x, &[batch, m, k])), Some(&tensor(&w, &[k, n]))]);
+            let wanted = expected(
+                &Op::MatMul,
+                &[Some(&tensor(&x, &[batch, m, k])), Some(&tensor(&w, &[k, n]))],
+            );
             assert_close(&b.get(&y, batch * m, n), &wanted, 1e-5, &format!("{shape:?}"));
         }
     }

@@ -8,7 +8,13 @@ use cqc_proto::op::{BinaryKind, UnaryKind};
 use cqc_proto::{DType, Op, Tensor};
 
 /// Integers as a tensor and on the device, in rows of `cols`, `ld` apart.
-fn both(b: &Bench, values: &[i64], shape: &[usize], ld: usize, element: ElementType) -> (Tensor, Operand) {
+fn both(
+    b: &Bench,
+    values: &[i64],
+    shape: &[usize],
+    ld: usize,
+    element: ElementType,
+) -> (Tensor, Operand) {
     let dtype = if element == ElementType::I32 { DType::I32 } else { DType::I64 };
     let bytes = values.iter().flat_map(|v| v.to_le_bytes().into_iter().take(element.size()));
     let tensor = Tensor::new(dtype, shape.to_vec(), bytes.collect::<Vec<u8>>()).unwrap();
@@ -43,7 +49,8 @@ fn functions_of_integers_equal_the_definitions() {
         let mut rng = Rng::new(1);
         for element in [ElementType::I32, ElementType::I64] {
             let x: Vec<i64> = (0..3 * 4 * 5).map(|_| rng.size(0, 20) as i64 - 10).collect();
-            let z: Vec<i64> = (0..3 * 5).map(|i| if i % 2 == 0 { -3 } else { rng.size(1, 6) as i64 }).collect();
+            let z: Vec<i64> =
+                (0..3 * 5).map(|i| if i % 2 == 0 { -3 } else { rng.size(1, 6) as i64 }).collect();
             let (tx, a) = both(&b, &x, &[3, 4, 5], 7, element);
             let (tz, c) = both(&b, &z, &[3, 1, 5], 5, element);
             let reads = [(&a, &[28, 7, 1][..]), (&c, &[5, 0, 1][..])];
@@ -57,7 +64,11 @@ fn functions_of_integers_equal_the_definitions() {
             for (kind, op) in [(UnaryKind::Neg, ElementOp::Neg), (UnaryKind::Abs, ElementOp::Abs)] {
                 let y = b.room(12, 5, element);
                 b.run(&[elementwise(&b.state, op, &[3, 4, 5], &reads[..1], (&y, &[20, 5, 1]))]);
-                assert_eq!(b.get(&y, 12, 5), numbers(&Op::unary(kind), &[Some(&tx)]), "{op:?} of {element:?}");
+                assert_eq!(
+                    b.get(&y, 12, 5),
+                    numbers(&Op::unary(kind), &[Some(&tx)]),
+                    "{op:?} of {element:?}"
+                );
             }
             let (smaller, y) = (b.room(12, 5, ElementType::U8), b.room(12, 5, element));
             let dense = &[20, 5, 1][..];
@@ -89,7 +100,13 @@ fn integers_wrap_around_and_become_truth_values() {
         b.run(&[elementwise(&b.state, ElementOp::Copy, &[3], &[(&tiny, all)], (&truth, all))]);
         assert_eq!(b.get(&truth, 1, 3), [1.0, 0.0, 1.0]);
         let (_, zero) = both(&b, &[0, 2, 0], &[3], 3, ElementType::I32);
-        b.run(&[elementwise(&b.state, ElementOp::Div, &[3], &[(&x, all), (&zero, all)], (&product, all))]);
+        b.run(&[elementwise(
+            &b.state,
+            ElementOp::Div,
+            &[3],
+            &[(&x, all), (&zero, all)],
+            (&product, all),
+        )]);
         assert_eq!(b.get(&product, 1, 3), [0.0, 0.0, 0.0]);
         assert_eq!(b.state.take_fault(&*b.device).unwrap(), Some(Fault::DividesByZero));
     }
@@ -101,10 +118,14 @@ fn rows_are_gathered_by_number() {
         let mut rng = Rng::new(2);
         for (outer, size, inner) in [(1, 9, 5), (3, 4, 7), (2, 6, 1)] {
             let data = halves(&mut rng, outer * size * inner);
-            let places: Vec<i64> = (0..8).map(|_| rng.size(0, 2 * size - 1) as i64 - size as i64).collect();
+            let places: Vec<i64> =
+                (0..8).map(|_| rng.size(0, 2 * size - 1) as i64 - size as i64).collect();
             let wanted = reference::eval(
                 &Op::Gather { axis: 1 },
-                &[Some(&tensor(&data, &[outer, size, inner])), Some(&Tensor::from_i64(&[2, 4], &places))],
+                &[
+                    Some(&tensor(&data, &[outer, size, inner])),
+                    Some(&Tensor::from_i64(&[2, 4], &places)),
+                ],
             );
             let wanted = wanted.unwrap()[0].to_f32_vec();
             for (from, to, kind) in [
@@ -115,7 +136,11 @@ fn rows_are_gathered_by_number() {
                 let (_, indices) = both(&b, &places, &[8], 8, kind);
                 let y = b.room(1, outer * 8 * inner, to);
                 b.run(&[gather(&b.state, [outer, size, inner, 8], &there, &indices, &y)]);
-                assert_eq!(b.get(&y, 1, outer * 8 * inner), wanted, "{outer} {size} {inner} {from:?}");
+                assert_eq!(
+                    b.get(&y, 1, outer * 8 * inner),
+                    wanted,
+                    "{outer} {size} {inner} {from:?}"
+                );
             }
         }
         assert_eq!(b.state.take_fault(&*b.device).unwrap(), None);

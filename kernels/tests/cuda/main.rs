@@ -31,6 +31,10 @@ fn everything_holds_in_reverse_order() {
         .output();
     let run = run.expect("the tests start again");
     let text = String::from_utf8_lossy(&run.stdout);
-    assert!(run.status.success(), "in reverse order:\n{text}\n{}", String::from_utf8_lossy(&run.stderr));
+    assert!(
+        run.status.success(),
+        "in reverse order:\n{text}\n{}",
+        String::from_utf8_lossy(&run.stderr)
+    );
     assert!(text.contains("test result: ok") && !text.contains(" 0 passed"), "{text}");
 }

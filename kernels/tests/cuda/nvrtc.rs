@@ -61,11 +61,23 @@ fn nvrtc_compiles_every_kernel_for_every_architecture() {
                 let none = spilled.contains(" 0 bytes spill stores, 0 bytes spill loads");
                 assert!(none, "{} for {arch}: {spilled}", kernel.name);
                 let multiplies = bodies[kernel.name].contains("mma.sync.aligned");
-                assert_eq!(multiplies, kernel.tensor_cores, "{} for {arch}: tensor cores", kernel.name);
+                assert_eq!(
+                    multiplies, kernel.tensor_cores,
+                    "{} for {arch}: tensor cores",
+                    kernel.name
+                );
                 if STORES_16_BYTES.contains(&kernel.name) {
                     let body = bodies[kernel.name];
-                    assert!(body.contains("st.global.v4"), "{} for {arch}: stores of 16 bytes", kernel.name);
-                    assert!(body.contains("ld.global.v4") || kernel.tensor_cores, "{} for {arch}: loads", kernel.name);
+                    assert!(
+                        body.contains("st.global.v4"),
+                        "{} for {arch}: stores of 16 bytes",
+                        kernel.name
+                    );
+                    assert!(
+                        body.contains("ld.global.v4") || kernel.tensor_cores,
+                        "{} for {arch}: loads",
+                        kernel.name
+                    );
                 }
             }
         }

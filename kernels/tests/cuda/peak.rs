@@ -46,7 +46,8 @@ fn check(of: PeakOf, words: &[u32], [a, b]: [Read; 2]) {
         bench.device.write(&memory, 0, &bytes).unwrap();
         let input = Operand::new(&memory, 0, ElementType::I32, PEAK_IN);
         let [once, five] = [1, 5].map(|rounds| results(&bench, of, &input, rounds));
-        let warps: Vec<f64> = once.chunks(32).map(|warp| warp.iter().map(|&v| f64::from(v)).sum()).collect();
+        let warps: Vec<f64> =
+            once.chunks(32).map(|warp| warp.iter().map(|&v| f64::from(v)).sum()).collect();
         assert!(warps.iter().all(|&sum| sum == expected), "{of:?}: {warps:?}, not {expected}");
         assert!(
             five.iter().zip(&once).all(|(five, once)| *five == once * 5.0),
@@ -60,12 +61,18 @@ fn peak_of_bytes_multiplies_what_it_counts() {
     let mut rng = Rng::new(21);
     let words: Vec<u32> = (0..PEAK_IN).map(|_| rng.bits() & 0x0707_0707).collect();
     // a byte of b with its sign, one of a without
-    let words: Vec<u32> =
-        words.iter().enumerate().map(|(i, w)| if i % 16 < 8 { *w } else { w ^ 0xff00_ff00 }).collect();
+    let words: Vec<u32> = words
+        .iter()
+        .enumerate()
+        .map(|(i, w)| if i % 16 < 8 { *w } else { w ^ 0xff00_ff00 })
+        .collect();
     check(
         PeakOf::Bytes,
         &words,
-        [|w| w.to_le_bytes().map(f64::from).to_vec(), |w| w.to_le_bytes().map(|b| f64::from(b as i8)).to_vec()],
+        [
+            |w| w.to_le_bytes().map(f64::from).to_vec(),
+            |w| w.to_le_bytes().map(|b| f64::from(b as i8)).to_vec(),
+        ],
     );
     assert_eq!(PeakOf::Bytes.macs(2, 3), 2 * 8 * 3 * 8 * 16 * 8 * 32);
 }

@@ -2,7 +2,9 @@
 //! architecture.
 
 use crate::bench::all_benches;
-use cqc_kernels::cuda::{ElementType, Operand, SELFTEST_IN, SELFTEST_OUT, check_selftest, selftest, selftest_input};
+use cqc_kernels::cuda::{
+    ElementType, Operand, SELFTEST_IN, SELFTEST_OUT, check_selftest, selftest, selftest_input,
+};
 use half::f16;
 
 /// Words of a lane that are approximations; all others are exact.
@@ -12,7 +14,10 @@ const NEAR: [usize; 3] = [24, 25, 26];
 fn primitives_are_the_same_everywhere() {
     let benches = all_benches();
     if benches.len() < 2 {
-        println!("skipped: a GPU and the simulator are compared, there is {} of them", benches.len());
+        println!(
+            "skipped: a GPU and the simulator are compared, there is {} of them",
+            benches.len()
+        );
     }
     for seed in 0..20 {
         let words = selftest_input(seed);
@@ -41,18 +46,32 @@ fn primitives_are_the_same_everywhere() {
                     "lane {lane}: to_f16({})",
                     floats[0]
                 );
-                assert_eq!(f32::from_bits(got[21]), f16::from_bits(given[14] as u16).to_f32(), "lane {lane}: from_f16");
-                assert_eq!(f32::from_bits(got[23]), 1.0 / floats[1], "lane {lane}: 1 / {}", floats[1]);
+                assert_eq!(
+                    f32::from_bits(got[21]),
+                    f16::from_bits(given[14] as u16).to_f32(),
+                    "lane {lane}: from_f16"
+                );
+                assert_eq!(
+                    f32::from_bits(got[23]),
+                    1.0 / floats[1],
+                    "lane {lane}: 1 / {}",
+                    floats[1]
+                );
             }
             if seed == 0 {
                 assert_eq!(check_selftest(result), Ok(()));
             }
         }
-        for (i, (one, other)) in results.iter().skip(1).flat_map(|r| r.iter().zip(&results[0])).enumerate() {
+        for (i, (one, other)) in
+            results.iter().skip(1).flat_map(|r| r.iter().zip(&results[0])).enumerate()
+        {
             if NEAR.contains(&(i % 32)) {
                 let [one, other] = [one, other].map(|w| f32::from_bits(*w));
                 // what is rounded in an exponential is the exponent, up to 50 here: 2^-24 of it
-                assert!((one - other).abs() <= 7e-6 * other.abs(), "seed {seed}, word {i}: {one} {other}");
+                assert!(
+                    (one - other).abs() <= 7e-6 * other.abs(),
+                    "seed {seed}, word {i}: {one} {other}"
+                );
             } else {
                 assert_eq!(one, other, "seed {seed}, lane {}, word {}", i / 32, i % 32);
             }
@@ -64,15 +83,16 @@ fn primitives_are_the_same_everywhere() {
 mod simulator {
     use cqc_kernels::cuda::simulator::Simulator;
     use cqc_kernels::cuda::{
-        CudaError, Device, ElementType, Launch, Memory, Operand, Recorded, SELFTEST_IN, SELFTEST_OUT, State,
-        check_selftest, selftest, selftest_hashes, selftest_input, verify,
+        CudaError, Device, ElementType, Launch, Memory, Operand, Recorded, SELFTEST_IN,
+        SELFTEST_OUT, State, check_selftest, selftest, selftest_hashes, selftest_input, verify,
     };
     use std::sync::Arc;
 
     /// What the simulator makes of input 0.
     fn results() -> Vec<u32> {
         let words: Vec<u8> = selftest_input(0).iter().flat_map(|w| w.to_le_bytes()).collect();
-        let [given, found] = [words.len(), SELFTEST_OUT * 4].map(|bytes| Simulator.allocate(bytes).unwrap());
+        let [given, found] =
+            [words.len(), SELFTEST_OUT * 4].map(|bytes| Simulator.allocate(bytes).unwrap());
         Simulator.write(&given, 0, &words).unwrap();
         let state = State::new(&Simulator, 1, 1).unwrap();
         let input = Operand::new(&given, 0, ElementType::I32, SELFTEST_IN);
@@ -86,9 +106,15 @@ mod simulator {
     #[test]
     fn the_simulator_gives_the_stored_results() {
         let results = results();
-        let table: Vec<String> = selftest_hashes(&results).iter().map(|(n, h)| format!("{n:?}: {h:#018x}")).collect();
+        let table: Vec<String> =
+            selftest_hashes(&results).iter().map(|(n, h)| format!("{n:?}: {h:#018x}")).collect();
         let same = check_selftest(&results);
-        assert_eq!(same, Ok(()), "to be stored in EXACT of kernels/src/cuda/selftest.rs:\n{}", table.join("\n"));
+        assert_eq!(
+            same,
+            Ok(()),
+            "to be stored in EXACT of kernels/src/cuda/selftest.rs:\n{}",
+            table.join("\n")
+        );
     }
 
     #[test]
@@ -150,6 +176,9 @@ mod simulator {
     fn a_device_is_verified_or_refused_by_the_name_of_a_primitive() {
         verify(&Simulator).unwrap();
         let refused = verify(&Faulty).unwrap_err();
-        assert_eq!(refused, CudaError::Selftest { device: "a faulty device".into(), primitive: "mma_u8s8" });
+        assert_eq!(
+            refused,
+            CudaError::Selftest { device: "a faulty device".into(), primitive: "mma_u8s8" }
+        );
     }
 }

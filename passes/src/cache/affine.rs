@@ -80,7 +80,10 @@ impl Moments {
             let determinant = var_r * dd_r - xd * xd;
             let moves = self.forecasts && dd > 1e-9 * var && determinant > 1e-9 * var_r * dd_r;
             let (a, f) = match moves {
-                true => ((to_x * dd_r - to_d * xd) / determinant, (to_d * var_r - to_x * xd) / determinant),
+                true => (
+                    (to_x * dd_r - to_d * xd) / determinant,
+                    (to_d * var_r - to_x * xd) / determinant,
+                ),
                 false => (to_x / var_r, 0.0),
             };
             map.scale[c] = (1.0 + a + f) as f32;
@@ -114,7 +117,14 @@ impl BandMoments {
     pub fn new(evaluations: usize, width: usize, channels: usize) -> BandMoments {
         let width = width.clamp(1, evaluations.max(1));
         let (n, sum) = (vec![0.0; evaluations], vec![0.0; evaluations * channels]);
-        BandMoments { channels, width, n, square: sum.clone(), sum, cross: vec![0.0; evaluations * width * channels] }
+        BandMoments {
+            channels,
+            width,
+            n,
+            square: sum.clone(),
+            sum,
+            cross: vec![0.0; evaluations * width * channels],
+        }
     }
 
     /// Adds the tensor `[.., channels]` of evaluation `t`.
@@ -139,7 +149,10 @@ impl BandMoments {
         let c = self.channels;
         let cross = &mut self.cross[(i * self.width + t - i) * c..][..c];
         for (x, y) in x.chunks_exact(c).zip(y.chunks_exact(c)) {
-            cross.iter_mut().zip(x.iter().zip(y)).for_each(|(s, (&x, &y))| *s += f64::from(x) * f64::from(y));
+            cross
+                .iter_mut()
+                .zip(x.iter().zip(y))
+                .for_each(|(s, (&x, &y))| *s += f64::from(x) * f64::from(y));
         }
     }
 
@@ -212,7 +225,9 @@ impl Affine {
         if !self.previous.is_empty() {
             assert_eq!(previous.len(), x.len());
             for (p, y) in previous.chunks_exact(c).zip(y.chunks_exact_mut(c)) {
-                y.iter_mut().zip(p.iter().zip(&self.previous)).for_each(|(y, (p, f))| *y = f.mul_add(*p, *y));
+                y.iter_mut()
+                    .zip(p.iter().zip(&self.previous))
+                    .for_each(|(y, (p, f))| *y = f.mul_add(*p, *y));
             }
         }
         y
@@ -221,7 +236,9 @@ impl Affine {
 
 /// Σ|x − y|, in f64.
 pub fn l1(x: &[f32], y: &[f32]) -> f64 {
-    let block = |(x, y): (&[f32], &[f32])| -> f64 { x.iter().zip(y).map(|(x, y)| f64::from((x - y).abs())).sum() };
+    let block = |(x, y): (&[f32], &[f32])| -> f64 {
+        x.iter().zip(y).map(|(x, y)| f64::from((x - y).abs())).sum()
+    };
     x.chunks(1024).zip(y.chunks(1024)).map(block).sum()
 }
 
@@ -246,7 +263,8 @@ mod tests {
     #[test]
     fn an_affine_relation_is_found_per_channel() {
         let x = noise(3 * 500, 1);
-        let map = Affine { scale: vec![0.5, -2.0, 1.0], shift: vec![3.0, 0.0, -100.0], previous: vec![] };
+        let map =
+            Affine { scale: vec![0.5, -2.0, 1.0], shift: vec![3.0, 0.0, -100.0], previous: vec![] };
         let y = map.apply(&x, &[]);
         let mut moments = Moments::new(3);
         moments.add(&x[..300], &y[..300]);
@@ -261,13 +279,21 @@ mod tests {
     #[test]
     fn a_forecast_is_found_per_channel() {
         let (x, previous) = (noise(2 * 400, 5), noise(2 * 400, 6));
-        let map = Affine { scale: vec![1.8, 1.0], shift: vec![0.25, 0.0], previous: vec![-0.8, 0.5] };
+        let map =
+            Affine { scale: vec![1.8, 1.0], shift: vec![0.25, 0.0], previous: vec![-0.8, 0.5] };
         let y = map.apply(&x, &previous);
         let mut moments = Moments::new(2);
         moments.add_with_previous(&x, &previous, &y);
         let found = moments.fit(0.0);
-        for (found, map) in [(&found.scale, &map.scale), (&found.shift, &map.shift), (&found.previous, &map.previous)] {
-            assert!(found.iter().zip(map).all(|(a, b)| (a - b).abs() < 1e-4), "{found:?}, expected {map:?}");
+        for (found, map) in [
+            (&found.scale, &map.scale),
+            (&found.shift, &map.shift),
+            (&found.previous, &map.previous),
+        ] {
+            assert!(
+                found.iter().zip(map).all(|(a, b)| (a - b).abs() < 1e-4),
+                "{found:?}, expected {map:?}"
+            );
         }
     }
 
@@ -280,9 +306,16 @@ mod tests {
         for ridge in [0.0, 1e-3, 0.5] {
             let fitted = moments.fit(ridge).apply(&x, &[]);
             for c in 0..4 {
-                let errors = || fitted.iter().zip(&y).skip(c).step_by(4).map(|(f, y)| f64::from(f - y));
+                let errors =
+                    || fitted.iter().zip(&y).skip(c).step_by(4).map(|(f, y)| f64::from(f - y));
                 assert!((errors().sum::<f64>() / 800.0).abs() < 1e-5);
-                let plain: f64 = x.iter().zip(&y).skip(c).step_by(4).map(|(x, y)| f64::from(x - y).powi(2)).sum();
+                let plain: f64 = x
+                    .iter()
+                    .zip(&y)
+                    .skip(c)
+                    .step_by(4)
+                    .map(|(x, y)| f64::from(x - y).powi(2))
+                    .sum();
                 assert!(errors().map(|e| e * e).sum::<f64>() <= plain);
             }
         }
@@ -301,7 +334,8 @@ mod tests {
             direct.add(&tensors[i], &tensors[t]);
             assert_eq!(band.moments(i, t), direct);
             let fitted = direct.fit(0.0).apply(&tensors[i], &[]);
-            let left: f64 = fitted.iter().zip(&tensors[t]).map(|(f, y)| f64::from(f - y).powi(2)).sum();
+            let left: f64 =
+                fitted.iter().zip(&tensors[t]).map(|(f, y)| f64::from(f - y).powi(2)).sum();
             assert!((band.residual(i, t) - left).abs() < 1e-3 * left);
         }
     }
@@ -311,10 +345,16 @@ mod tests {
         let mut moments = Moments::new(2);
         assert_eq!(moments.fit(0.0), Affine::identity(2));
         moments.add(&[0.0, 5.0, 0.0, 5.0], &[1.0, 7.0, 1.0, 7.0]);
-        assert_eq!(moments.fit(0.0), Affine { scale: vec![1.0, 1.0], shift: vec![1.0, 2.0], previous: vec![] });
+        assert_eq!(
+            moments.fit(0.0),
+            Affine { scale: vec![1.0, 1.0], shift: vec![1.0, 2.0], previous: vec![] }
+        );
         // nothing has changed since the tensor before: no direction to go on in
         let mut still = Moments::new(1);
         still.add_with_previous(&[1.0, 2.0, 3.0], &[1.0, 2.0, 3.0], &[2.0, 4.0, 6.0]);
-        assert_eq!(still.fit(0.0), Affine { scale: vec![2.0], shift: vec![0.0], previous: vec![0.0] });
+        assert_eq!(
+            still.fit(0.0),
+            Affine { scale: vec![2.0], shift: vec![0.0], previous: vec![0.0] }
+        );
     }
 }

@@ -43,6 +43,7 @@ pub fn assemble(
     let mut part = split.cached.clone();
     correct(&mut part, &corrections)?;
     let slots = split.slots.iter().map(|s| s.name.clone()).collect();
-    bound.cached = Some(CachedPart { part, slots, previous, full_evaluations: full_evaluations.to_vec() });
+    bound.cached =
+        Some(CachedPart { part, slots, previous, full_evaluations: full_evaluations.to_vec() });
     Ok((bound, corrections))
 }

@@ -47,7 +47,10 @@ impl Band {
     }
 
     fn at(&self, i: usize, t: usize) -> usize {
-        assert!(i <= t && t - i < self.width && t < self.evaluations, "({i}, {t}) is outside the band");
+        assert!(
+            i <= t && t - i < self.width && t < self.evaluations,
+            "({i}, {t}) is outside the band"
+        );
         i * self.width + t - i
     }
 
@@ -56,7 +59,10 @@ impl Band {
     /// # Panics
     /// Outside the band.
     pub fn group(&self, i: usize, length: usize) -> f64 {
-        assert!(length <= self.width && i + length <= self.evaluations, "the group lies in the band");
+        assert!(
+            length <= self.width && i + length <= self.evaluations,
+            "the group lies in the band"
+        );
         self.costs[i * self.width..][..length].iter().sum()
     }
 
@@ -64,7 +70,10 @@ impl Band {
     /// longer than the band is wide.
     pub fn of_schedule(&self, full: &[usize]) -> Option<f64> {
         let ends = full.iter().skip(1).copied().chain([self.evaluations]);
-        full.iter().zip(ends).map(|(&i, end)| (end - i <= self.width).then(|| self.group(i, end - i))).sum()
+        full.iter()
+            .zip(ends)
+            .map(|(&i, end)| (end - i <= self.width).then(|| self.group(i, end - i)))
+            .sum()
     }
 
     /// Partitions the evaluations into `groups` contiguous groups of `lengths` evaluations each, so
@@ -76,10 +85,18 @@ impl Band {
     ///
     /// # Panics
     /// When the longest length exceeds the width.
-    pub fn best(&self, groups: usize, lengths: std::ops::RangeInclusive<usize>) -> Option<(Vec<usize>, f64)> {
+    pub fn best(
+        &self,
+        groups: usize,
+        lengths: std::ops::RangeInclusive<usize>,
+    ) -> Option<(Vec<usize>, f64)> {
         let n = self.evaluations;
         let (shortest, longest) = ((*lengths.start()).max(1), *lengths.end());
-        assert!(longest <= self.width, "the band is {} wide, groups of {longest} are allowed", self.width);
+        assert!(
+            longest <= self.width,
+            "the band is {} wide, groups of {longest} are allowed",
+            self.width
+        );
         // sums[i][l] = D(i, i + l)
         let sums: Vec<Vec<f64>> = (0..n)
             .map(|i| {
@@ -138,7 +155,11 @@ mod tests {
     }
 
     /// Every way to write `n` as `groups` lengths, the first lengths varying slowest.
-    fn compositions(n: usize, groups: usize, lengths: std::ops::RangeInclusive<usize>) -> Vec<Vec<usize>> {
+    fn compositions(
+        n: usize,
+        groups: usize,
+        lengths: std::ops::RangeInclusive<usize>,
+    ) -> Vec<Vec<usize>> {
         if groups == 0 {
             return if n == 0 { vec![vec![]] } else { vec![] };
         }

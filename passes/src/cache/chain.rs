@@ -46,7 +46,8 @@ pub fn backbone(flow: &Flow) -> Option<Backbone> {
     }
     let inner: HashSet<ValueId> = before.values().copied().collect();
     let chains = before.keys().filter(|v| !inner.contains(v)).map(|&end| {
-        let mut states: Vec<ValueId> = std::iter::successors(Some(end), |v| before.get(v).copied()).collect();
+        let mut states: Vec<ValueId> =
+            std::iter::successors(Some(end), |v| before.get(v).copied()).collect();
         states.reverse();
         let all = Cut::price(flow, vec![Cached::Delta { before: states[0], after: end }]);
         (all.saved(), end, states)
@@ -56,7 +57,9 @@ pub fn backbone(flow: &Flow) -> Option<Backbone> {
         return None;
     }
     let upstream: Vec<Set> = states.iter().map(|&v| flow.upstream([v])).collect();
-    let between = |pair: &[Set]| pair[1].iter().zip(&pair[0]).map(|(after, before)| *after && !before).collect();
+    let between = |pair: &[Set]| {
+        pair[1].iter().zip(&pair[0]).map(|(after, before)| *after && !before).collect()
+    };
     let elements: Vec<Set> = upstream.windows(2).map(between).collect();
     let largest = elements.iter().map(|e| flow.sum(e)).max()?;
     (largest as f64 <= ELEMENT * saved as f64).then_some(Backbone { states, elements })
@@ -77,7 +80,12 @@ impl Backbone {
             let (before, after) = (self.states[front * period], self.states[end]);
             (flow.g.ty(before) == flow.g.ty(after)).then_some(Cached::Delta { before, after })
         };
-        (1..blocks).rev().step_by(stride).filter_map(range).map(|d| Cut::price(flow, vec![d])).collect()
+        (1..blocks)
+            .rev()
+            .step_by(stride)
+            .filter_map(range)
+            .map(|d| Cut::price(flow, vec![d]))
+            .collect()
     }
 
     /// After how many elements the chain repeats (attention, MLP: 2); 1 if it does not, twice at

@@ -39,7 +39,9 @@ pub fn correct(cached: &mut Part, corrections: &[Correction]) -> Result<(), OpEr
     }
     let mut open: Vec<(ValueId, Operands)> = Vec::new();
     for c in corrections {
-        let Some(at) = cached.origins.iter().position(|o| *o == InputOrigin::Cache(c.slot)) else { continue };
+        let Some(at) = cached.origins.iter().position(|o| *o == InputOrigin::Cache(c.slot)) else {
+            continue;
+        };
         let x = g.inputs[at];
         let channels = g.shape(x).last().into_iter().cloned().collect::<Vec<_>>();
         let row = ValueType::new(g.ty(x).dtype, channels);
@@ -75,7 +77,8 @@ pub fn correct(cached: &mut Part, corrections: &[Correction]) -> Result<(), OpEr
         let inputs = operands.list(Some(residual));
         map.insert(y, to.repeat(g, node, Op::Affine, &inputs)?[0]);
     }
-    to.outputs = g.outputs.iter().map(|(name, v)| (name.clone(), output(g, &mut to, &map, *v))).collect();
+    to.outputs =
+        g.outputs.iter().map(|(name, v)| (name.clone(), output(g, &mut to, &map, *v))).collect();
     *cached = Part { graph: to, origins };
     Ok(())
 }

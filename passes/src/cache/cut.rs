@@ -40,7 +40,9 @@ impl Cached {
     pub fn name(&self, g: &Graph) -> String {
         match *self {
             Cached::Value(v) => source_name(g, v).to_string(),
-            Cached::Delta { before, after } => format!("{}..{}", source_name(g, before), source_name(g, after)),
+            Cached::Delta { before, after } => {
+                format!("{}..{}", source_name(g, before), source_name(g, after))
+            }
         }
     }
 }
@@ -52,7 +54,9 @@ fn source_name(g: &Graph, v: ValueId) -> &str {
     if !value.numbered {
         return &value.name;
     }
-    let views = g.nodes().filter(|(_, n)| matches!(n.op, cqc_proto::Op::Reshape { .. }) && n.input(0) == Some(v));
+    let views = g
+        .nodes()
+        .filter(|(_, n)| matches!(n.op, cqc_proto::Op::Reshape { .. }) && n.input(0) == Some(v));
     let mut shaped = views.map(|(_, n)| g.value(n.outputs[0])).filter(|view| !view.numbered);
     shaped.next().map_or(&value.name, |view| &view.name)
 }

@@ -45,10 +45,12 @@ impl<'a> Flow<'a> {
         for (id, node) in g.nodes() {
             for v in node.inputs.iter().flatten() {
                 readers[v.0 as usize].push(id);
-                sampled[id.0 as usize] |= *v == sample || g.producer(*v).is_some_and(|p| sampled[p.0 as usize]);
+                sampled[id.0 as usize] |=
+                    *v == sample || g.producer(*v).is_some_and(|p| sampled[p.0 as usize]);
             }
         }
-        let mut flow = Flow { g, sampled, readers, macs: vec![], macs_full: 0, sample, bindings, samples };
+        let mut flow =
+            Flow { g, sampled, readers, macs: vec![], macs_full: 0, sample, bindings, samples };
         flow.macs = g.nodes().map(|(_, node)| flow.per_sample(&g.cost(node).macs)).collect();
         flow.macs_full = flow.sum(&live(g, &[]).nodes);
         flow
@@ -81,10 +83,13 @@ impl<'a> Flow<'a> {
     /// Nodes that the values need.
     pub fn upstream(&self, values: impl IntoIterator<Item = ValueId>) -> Set {
         let mut found = vec![false; self.g.node_count()];
-        let mut stack: Vec<NodeId> = values.into_iter().filter_map(|v| self.g.producer(v)).collect();
+        let mut stack: Vec<NodeId> =
+            values.into_iter().filter_map(|v| self.g.producer(v)).collect();
         while let Some(id) = stack.pop() {
             if !std::mem::replace(&mut found[id.0 as usize], true) {
-                stack.extend(self.g.get(id).inputs.iter().flatten().filter_map(|&v| self.g.producer(v)));
+                stack.extend(
+                    self.g.get(id).inputs.iter().flatten().filter_map(|&v| self.g.producer(v)),
+                );
             }
         }
         found
@@ -97,7 +102,9 @@ impl<'a> Flow<'a> {
         while let Some(id) = stack.pop() {
             if !std::mem::replace(&mut seen[id.0 as usize], true) {
                 to[id.0 as usize] = true;
-                stack.extend(self.g.get(id).outputs.iter().flat_map(|v| &self.readers[v.0 as usize]));
+                stack.extend(
+                    self.g.get(id).outputs.iter().flat_map(|v| &self.readers[v.0 as usize]),
+                );
             }
         }
     }

@@ -161,7 +161,9 @@ pub fn group_lengths(evaluations: usize, steps: usize, interval: usize) -> Range
 pub fn uniform(steps: &[usize], interval: usize) -> Vec<usize> {
     let first_of_step = |e: usize| e == 0 || steps[e - 1] != steps[e];
     (0..steps.len())
-        .filter(|&e| e == 0 || (first_of_step(e) && steps[e] > 0 && steps[e].is_multiple_of(interval)))
+        .filter(|&e| {
+            e == 0 || (first_of_step(e) && steps[e] > 0 && steps[e].is_multiple_of(interval))
+        })
         .collect()
 }
 
@@ -209,7 +211,11 @@ impl Quadratic {
     /// Power 1.4 around three tenths of the way: DeepCache's setting for Stable Diffusion (15 of
     /// 50), scaled.
     pub fn around(evaluations: usize) -> Quadratic {
-        Quadratic { centre: Some((0.3 * evaluations as f64).round()), power: 1.4, root: Root::Principal }
+        Quadratic {
+            centre: Some((0.3 * evaluations as f64).round()),
+            power: 1.4,
+            root: Root::Principal,
+        }
     }
 
     /// `groups` full evaluations of `evaluations`. Where rounding makes two of them equal, the
@@ -272,13 +278,24 @@ impl FromStr for Quadratic {
 
     /// `15,1.4`, `none,1.5` (no centre), `15,1.4,signed` (the real root).
     fn from_str(text: &str) -> Result<Quadratic, String> {
-        let wrong = || format!("`{text}`: expected CENTRE,POWER[,signed]: an evaluation or none, and a number above 1");
+        let wrong = || {
+            format!(
+                "`{text}`: expected CENTRE,POWER[,signed]: an evaluation or none, and a number above 1"
+            )
+        };
         let mut parts = text.split(',');
         let centre = match parts.next().ok_or_else(wrong)? {
             "none" => None,
-            centre => Some(centre.parse::<f64>().ok().filter(|c| *c >= 0.0 && c.is_finite()).ok_or_else(wrong)?),
+            centre => Some(
+                centre
+                    .parse::<f64>()
+                    .ok()
+                    .filter(|c| *c >= 0.0 && c.is_finite())
+                    .ok_or_else(wrong)?,
+            ),
         };
-        let power = parts.next().and_then(|p| p.parse::<f64>().ok()).filter(|p| *p > 1.0 && p.is_finite());
+        let power =
+            parts.next().and_then(|p| p.parse::<f64>().ok()).filter(|p| *p > 1.0 && p.is_finite());
         let root = match parts.next() {
             None => Root::Principal,
             Some("signed") => Root::Signed,
@@ -311,7 +328,13 @@ pub fn check(full: &[usize], evaluations: usize) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    fn quadratic(evaluations: usize, groups: usize, centre: Option<f64>, power: f64, root: Root) -> Vec<usize> {
+    fn quadratic(
+        evaluations: usize,
+        groups: usize,
+        centre: Option<f64>,
+        power: f64,
+        root: Root,
+    ) -> Vec<usize> {
         Quadratic { centre, power, root }.schedule(evaluations, groups).unwrap()
     }
 
@@ -319,12 +342,21 @@ mod tests {
     #[test]
     fn quadratic_schedules_equal_the_published_formula() {
         use Root::{Principal, Signed};
-        assert_eq!(quadratic(50, 10, Some(15.0), 1.4, Principal), [0, 5, 9, 13, 17, 21, 26, 31, 37, 43]);
+        assert_eq!(
+            quadratic(50, 10, Some(15.0), 1.4, Principal),
+            [0, 5, 9, 13, 17, 21, 26, 31, 37, 43]
+        );
         assert_eq!(quadratic(50, 5, Some(15.0), 1.4, Principal), [0, 9, 17, 26, 37]);
         assert_eq!(quadratic(50, 5, Some(10.0), 1.4, Principal), [0, 8, 15, 25, 36]);
-        let dense = [0, 2, 4, 6, 7, 9, 11, 12, 14, 15, 17, 18, 20, 22, 24, 26, 28, 30, 32, 35, 37, 39, 42, 44, 47];
+        let dense = [
+            0, 2, 4, 6, 7, 9, 11, 12, 14, 15, 17, 18, 20, 22, 24, 26, 28, 30, 32, 35, 37, 39, 42,
+            44, 47,
+        ];
         assert_eq!(quadratic(50, 25, Some(15.0), 1.4, Principal), dense);
-        assert_eq!(quadratic(50, 10, Some(15.0), 1.4, Signed), [0, 6, 11, 14, 15, 19, 24, 29, 35, 42]);
+        assert_eq!(
+            quadratic(50, 10, Some(15.0), 1.4, Signed),
+            [0, 6, 11, 14, 15, 19, 24, 29, 35, 42]
+        );
         assert_eq!(quadratic(50, 5, Some(15.0), 1.4, Signed), [0, 11, 15, 24, 35]);
         assert_eq!(quadratic(50, 5, Some(10.0), 1.4, Signed), [0, 9, 13, 23, 35]);
         let free = [0, 5, 15, 27, 42, 59, 78, 98, 120, 144, 168, 194, 221];
@@ -341,11 +373,15 @@ mod tests {
 
     #[test]
     fn there_is_a_schedule_of_the_right_size_for_every_interval() {
-        for (evaluations, steps) in [(50, 50), (51, 50), (100, 100), (7, 7), (1, 1), (2, 2), (101, 100)] {
+        for (evaluations, steps) in
+            [(50, 50), (51, 50), (100, 100), (7, 7), (1, 1), (2, 2), (101, 100)]
+        {
             for interval in 1..=evaluations + 3 {
                 let lengths = group_lengths(evaluations, steps, interval);
                 let (full, _) = dps(&Band::new(evaluations, *lengths.end()), steps, interval)
-                    .unwrap_or_else(|| panic!("{evaluations} evaluations, interval {interval}, {lengths:?}"));
+                    .unwrap_or_else(|| {
+                        panic!("{evaluations} evaluations, interval {interval}, {lengths:?}")
+                    });
                 assert_eq!(full.len(), full_count(steps, interval));
                 assert_eq!(check(&full, evaluations), Ok(()));
             }
@@ -373,7 +409,9 @@ mod tests {
         let form = Quadratic { centre: Some(6.0), power: 1.4, root: Root::Signed };
         assert_eq!(format!("quadratic={form}").parse(), Ok(ScheduleKind::Quadratic(form)));
         assert!("quadratic=6,1".parse::<ScheduleKind>().unwrap_err().contains("a number above 1"));
-        assert!("dsp".parse::<ScheduleKind>().unwrap_err().starts_with("expected auto, dps-output"));
+        assert!(
+            "dsp".parse::<ScheduleKind>().unwrap_err().starts_with("expected auto, dps-output")
+        );
     }
 
     #[test]

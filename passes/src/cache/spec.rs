@@ -50,7 +50,9 @@ impl FromStr for CutSpec {
             _ => {
                 let names: Vec<String> = text.split(',').map(|n| n.trim().to_string()).collect();
                 if names.iter().any(String::is_empty) {
-                    return Err(format!("`{text}`: expected auto, shallow, deep, cost=SHARE or names of tensors"));
+                    return Err(format!(
+                        "`{text}`: expected auto, shallow, deep, cost=SHARE or names of tensors"
+                    ));
                 }
                 CutSpec::Names(names)
             }
@@ -93,7 +95,9 @@ pub enum CutError {
         name: String,
     },
     /// A delta needs two values of one type, the second computed from the first.
-    #[error("`{name}` is no range: the second tensor must be computed from the first and have its type")]
+    #[error(
+        "`{name}` is no range: the second tensor must be computed from the first and have its type"
+    )]
     NotARange {
         /// What was asked for.
         name: String,
@@ -119,7 +123,11 @@ pub enum CutError {
 }
 
 fn near_text(near: &[String]) -> String {
-    if near.is_empty() { String::new() } else { format!("; candidates with similar names: {}", near.join(", ")) }
+    if near.is_empty() {
+        String::new()
+    } else {
+        format!("; candidates with similar names: {}", near.join(", "))
+    }
 }
 
 /// The cut that `spec` asks for. `candidates` are those of [`super::candidates`] for the same
@@ -160,7 +168,8 @@ fn nearest<'a>(cuts: impl Iterator<Item = &'a Cut>, share: f64) -> Option<(f64, 
 }
 
 fn named(candidates: &[Cut], names: &[String], flow: &Flow) -> Result<Cut, CutError> {
-    let mut tensors = names.iter().map(|n| tensor(candidates, n, flow)).collect::<Result<Vec<_>, _>>()?;
+    let mut tensors =
+        names.iter().map(|n| tensor(candidates, n, flow)).collect::<Result<Vec<_>, _>>()?;
     tensors.sort();
     tensors.dedup();
     let live = live(flow.g, &tensors);
@@ -179,19 +188,31 @@ fn tensor(candidates: &[Cut], name: &str, flow: &Flow) -> Result<Cached, CutErro
     let value = |name: &str| g.values().find(|(_, v)| v.name == name).map(|(id, _)| root(g, id));
     if let Some(v) = value(name) {
         let storable = flow.storable(v) && flow.depends(v);
-        return if storable { Ok(Cached::Value(v)) } else { Err(CutError::NotStorable { name: name.into() }) };
+        return if storable {
+            Ok(Cached::Value(v))
+        } else {
+            Err(CutError::NotStorable { name: name.into() })
+        };
     }
     let unknown = || CutError::Unknown { name: name.into(), near: near(candidates, name, g) };
     let (before, after) = name.split_once("..").ok_or_else(unknown)?;
     let (Some(before), Some(after)) = (value(before), value(after)) else { return Err(unknown()) };
-    let from = g.producer(before).filter(|_| flow.storable(after) && flow.depends(before) && before != after);
-    let range = from.is_some_and(|p| g.ty(before) == g.ty(after) && flow.upstream([after])[p.0 as usize]);
-    if range { Ok(Cached::Delta { before, after }) } else { Err(CutError::NotARange { name: name.into() }) }
+    let from = g
+        .producer(before)
+        .filter(|_| flow.storable(after) && flow.depends(before) && before != after);
+    let range =
+        from.is_some_and(|p| g.ty(before) == g.ty(after) && flow.upstream([after])[p.0 as usize]);
+    if range {
+        Ok(Cached::Delta { before, after })
+    } else {
+        Err(CutError::NotARange { name: name.into() })
+    }
 }
 
 /// Names of candidates' tensors, the most similar first.
 fn near(candidates: &[Cut], name: &str, g: &Graph) -> Vec<String> {
-    let mut names: Vec<String> = candidates.iter().flat_map(|c| &c.tensors).map(|c| c.name(g)).collect();
+    let mut names: Vec<String> =
+        candidates.iter().flat_map(|c| &c.tensors).map(|c| c.name(g)).collect();
     names.sort_by_cached_key(|n| (edits(n, name), n.clone()));
     names.dedup();
     names.truncate(NEAR);

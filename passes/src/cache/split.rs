@@ -53,7 +53,11 @@ fn full(part: &Part, tensors: &[Cached]) -> Result<(Part, Vec<Slot>), OpError> {
     for (_, node) in g.nodes() {
         copy_node(g, node, &mut to, &mut map)?;
         for (slot, before, after) in deltas_ending(tensors, &node.outputs) {
-            let delta = to.op(&delta_name(g, after), Op::binary(BinaryKind::Sub), &[map[&after], map[&before]])?;
+            let delta = to.op(
+                &delta_name(g, after),
+                Op::binary(BinaryKind::Sub),
+                &[map[&after], map[&before]],
+            )?;
             deltas.insert(slot, delta);
             // before + (after - before) is not after, in the last bits: all readers get the sum, so
             // that a cached step with a cache of the same step agrees with the full one
@@ -77,7 +81,8 @@ fn cached(part: &Part, tensors: &[Cached]) -> Result<Part, OpError> {
     let live = live(g, tensors);
     let mut out = Part { graph: Graph::new(g.name.clone()), origins: vec![] };
     let mut map = HashMap::new();
-    for (&v, &origin) in g.inputs.iter().zip(&part.origins).filter(|(v, _)| live.values.contains(v)) {
+    for (&v, &origin) in g.inputs.iter().zip(&part.origins).filter(|(v, _)| live.values.contains(v))
+    {
         map.insert(v, out.graph.input(&g.value(v).name, g.ty(v).clone()));
         out.origins.push(origin);
     }
@@ -109,7 +114,10 @@ fn cached(part: &Part, tensors: &[Cached]) -> Result<Part, OpError> {
 }
 
 /// `(slot, before, after)` of the deltas whose range ends in one of these values.
-fn deltas_ending(tensors: &[Cached], values: &[ValueId]) -> impl Iterator<Item = (usize, ValueId, ValueId)> {
+fn deltas_ending(
+    tensors: &[Cached],
+    values: &[ValueId],
+) -> impl Iterator<Item = (usize, ValueId, ValueId)> {
     tensors.iter().enumerate().filter_map(|(slot, tensor)| match *tensor {
         Cached::Delta { before, after } if values.contains(&after) => Some((slot, before, after)),
         _ => None,
@@ -120,8 +128,18 @@ fn delta_name(g: &Graph, after: ValueId) -> String {
     format!("{}/delta", g.value(after).name)
 }
 
-fn restore(g: &Graph, to: &mut Graph, before: ValueId, delta: ValueId, after: ValueId) -> Result<ValueId, OpError> {
-    to.op(&format!("{}/restored", g.value(after).name), Op::binary(BinaryKind::Add), &[before, delta])
+fn restore(
+    g: &Graph,
+    to: &mut Graph,
+    before: ValueId,
+    delta: ValueId,
+    after: ValueId,
+) -> Result<ValueId, OpError> {
+    to.op(
+        &format!("{}/restored", g.value(after).name),
+        Op::binary(BinaryKind::Add),
+        &[before, delta],
+    )
 }
 
 fn copy_outputs(g: &Graph, to: &mut Graph, map: &mut HashMap<ValueId, ValueId>) {

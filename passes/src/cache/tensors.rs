@@ -38,20 +38,24 @@ struct Level {
 pub fn cuts(flow: &Flow, backbone: Option<&Backbone>) -> Vec<Cut> {
     let mut found: Vec<Level> = Vec::new();
     for (id, node) in flow.g.nodes().filter(|(id, _)| flow.sampled[id.0 as usize]) {
-        let mut operands: Vec<ValueId> = node.inputs.iter().flatten().copied().filter(|&v| flow.depends(v)).collect();
+        let mut operands: Vec<ValueId> =
+            node.inputs.iter().flatten().copied().filter(|&v| flow.depends(v)).collect();
         operands.sort_unstable();
         operands.dedup();
         for (main, fresh) in sides(&operands) {
             let Some(cut) = cut_before(flow, id, &main, &fresh) else { continue };
             let skipped: Set = live(flow.g, &cut.tensors).nodes.iter().map(|n| !n).collect();
-            let inside = backbone.is_some_and(|b| b.elements.iter().any(|e| is_subset(flow, &skipped, e)));
+            let inside =
+                backbone.is_some_and(|b| b.elements.iter().any(|e| is_subset(flow, &skipped, e)));
             if !inside && !found.iter().any(|other| other.cut == cut) {
                 found.push(Level { cut, skipped, residual: chain::residual(flow, id).is_some() });
             }
         }
     }
     // where skips are no additions, additions are the inside of blocks
-    let most = |residual: bool| found.iter().filter(|l| l.residual == residual).map(|l| l.cut.saved()).max();
+    let most = |residual: bool| {
+        found.iter().filter(|l| l.residual == residual).map(|l| l.cut.saved()).max()
+    };
     if most(false) >= most(true) {
         found.retain(|l| !l.residual);
     }
@@ -79,7 +83,12 @@ fn cut_before(flow: &Flow, merge: NodeId, main: &[ValueId], fresh: &[ValueId]) -
         return None; // fresh values that need the main path
     }
     flow.add_downstream(merge, &mut forced);
-    let bound = Cut { tensors: vec![], macs_full: flow.macs_full, macs_cached: flow.sum(&forced), bytes: 0 };
+    let bound = Cut {
+        tensors: vec![],
+        macs_full: flow.macs_full,
+        macs_cached: flow.sum(&forced),
+        bytes: 0,
+    };
     if !bound.pays() {
         return None;
     }
@@ -93,7 +102,8 @@ fn boundary(flow: &Flow, forced: &Set) -> Vec<Cached> {
     let g = flow.g;
     let mut net: DiGraph<(), u64> = DiGraph::new();
     let (skipped, run) = (net.add_node(()), net.add_node(()));
-    let at: Vec<NodeIndex> = forced.iter().map(|&f| if f { run } else { net.add_node(()) }).collect();
+    let at: Vec<NodeIndex> =
+        forced.iter().map(|&f| if f { run } else { net.add_node(()) }).collect();
     let open = |id: NodeId| flow.sampled[id.0 as usize] && !forced[id.0 as usize];
     for (id, node) in g.nodes().filter(|(id, _)| open(*id)) {
         net.add_edge(skipped, at[id.0 as usize], cost(flow, id));
@@ -142,7 +152,8 @@ fn reaches(net: &DiGraph<(), u64>, flows: &[u64], end: NodeIndex) -> Vec<bool> {
         if std::mem::replace(&mut found[v.index()], true) {
             continue;
         }
-        let forward = net.edges_directed(v, Incoming).filter(|e| flows[e.id().index()] < *e.weight());
+        let forward =
+            net.edges_directed(v, Incoming).filter(|e| flows[e.id().index()] < *e.weight());
         stack.extend(forward.map(|e| e.source()));
         let back = net.edges_directed(v, Outgoing).filter(|e| flows[e.id().index()] > 0);
         stack.extend(back.map(|e| e.target()));

@@ -72,10 +72,13 @@ struct Channel<'a> {
 impl Channel<'_> {
     /// Accelerated and ordinary elements, both finite.
     fn pairs(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
-        let rows = self.accelerated.chunks_exact(self.row).zip(self.ordinary.chunks_exact(self.row));
+        let rows =
+            self.accelerated.chunks_exact(self.row).zip(self.ordinary.chunks_exact(self.row));
         let here = self.first..self.first + self.plane;
         let pairs = rows.flat_map(move |(x, y)| x[here.clone()].iter().zip(&y[here.clone()]));
-        pairs.filter(|(x, y)| x.is_finite() && y.is_finite()).map(|(&x, &y)| (f64::from(x), f64::from(y)))
+        pairs
+            .filter(|(x, y)| x.is_finite() && y.is_finite())
+            .map(|(&x, &y)| (f64::from(x), f64::from(y)))
     }
 
     fn sums<const N: usize>(&self, term: impl Fn(f64, f64) -> [f64; N]) -> [f64; N] {
@@ -137,8 +140,12 @@ impl Channel<'_> {
 mod tests {
     use super::*;
 
-    const MODES: [CompensationMode; 4] =
-        [CompensationMode::Regression, CompensationMode::PaperExact, CompensationMode::Mse, CompensationMode::Variance];
+    const MODES: [CompensationMode; 4] = [
+        CompensationMode::Regression,
+        CompensationMode::PaperExact,
+        CompensationMode::Mse,
+        CompensationMode::Variance,
+    ];
 
     fn noise(n: usize, mut seed: u64) -> Vec<f32> {
         let mut next = || {
@@ -150,13 +157,20 @@ mod tests {
 
     /// What acceleration might give: wider by `factor`, moved, and noisy.
     fn drifted(ordinary: &[f32], factor: f32, seed: u64) -> Vec<f32> {
-        ordinary.iter().zip(noise(ordinary.len(), seed)).map(|(y, n)| y * factor + 0.05 + 0.1 * n).collect()
+        ordinary
+            .iter()
+            .zip(noise(ordinary.len(), seed))
+            .map(|(y, n)| y * factor + 0.05 + 0.1 * n)
+            .collect()
     }
 
     /// `[rows, channels, plane]`.
     fn apply(map: &Affine, x: &[f32], plane: usize) -> Vec<f32> {
         let channel = |i: usize| i / plane % map.scale.len();
-        x.iter().enumerate().map(|(i, x)| map.scale[channel(i)] * x + map.shift[channel(i)]).collect()
+        x.iter()
+            .enumerate()
+            .map(|(i, x)| map.scale[channel(i)] * x + map.shift[channel(i)])
+            .collect()
     }
 
     #[test]
@@ -169,7 +183,10 @@ mod tests {
             (CompensationMode::Regression, true),
         ] {
             let map = fit(&x, &x, 3, 50, mode, center);
-            assert!(apply(&map, &x, 50).iter().zip(&x).all(|(a, b)| (a - b).abs() < 1e-6), "{mode:?} {map:?}");
+            assert!(
+                apply(&map, &x, 50).iter().zip(&x).all(|(a, b)| (a - b).abs() < 1e-6),
+                "{mode:?} {map:?}"
+            );
         }
     }
 
@@ -189,8 +206,10 @@ mod tests {
         };
         let k = f64::from(fit(&x, &y, 1, 2000, CompensationMode::Regression, false).scale[0]);
         let h = 1e-4;
-        let (slope, bend) =
-            (objective(k + h) - objective(k - h), objective(k + h) + objective(k - h) - 2.0 * objective(k));
+        let (slope, bend) = (
+            objective(k + h) - objective(k - h),
+            objective(k + h) + objective(k - h) - 2.0 * objective(k),
+        );
         // the scale is an f32: the optimum is within 1e-7 of it
         assert!(bend > 0.0 && (slope * h / (2.0 * bend)).abs() < 1e-6, "{k}: {slope} {bend}");
     }
@@ -198,9 +217,13 @@ mod tests {
     #[test]
     fn mse_never_grows_and_variance_is_matched() {
         let y = noise(6 * 4 * 100, 4);
-        let x: Vec<f32> =
-            y.chunks(100).enumerate().flat_map(|(i, y)| drifted(y, 0.9 + 0.05 * (i % 4) as f32, i as u64)).collect();
-        let square = |a: &[f32]| -> f64 { a.iter().zip(&y).map(|(a, b)| f64::from(a - b).powi(2)).sum() };
+        let x: Vec<f32> = y
+            .chunks(100)
+            .enumerate()
+            .flat_map(|(i, y)| drifted(y, 0.9 + 0.05 * (i % 4) as f32, i as u64))
+            .collect();
+        let square =
+            |a: &[f32]| -> f64 { a.iter().zip(&y).map(|(a, b)| f64::from(a - b).powi(2)).sum() };
         let plain = square(&apply(&fit(&x, &y, 4, 100, CompensationMode::Mse, false), &x, 100));
         let centred = square(&apply(&fit(&x, &y, 4, 100, CompensationMode::Mse, true), &x, 100));
         assert!(centred < plain && plain < square(&x), "{centred} {plain} {}", square(&x));
@@ -208,8 +231,9 @@ mod tests {
         let map = fit(&x, &y, 4, 100, CompensationMode::Variance, true);
         let fixed = apply(&map, &x, 100);
         for c in 0..4 {
-            let of =
-                |v: &[f32]| -> Vec<f64> { v.chunks(100).skip(c).step_by(4).flatten().map(|&v| f64::from(v)).collect() };
+            let of = |v: &[f32]| -> Vec<f64> {
+                v.chunks(100).skip(c).step_by(4).flatten().map(|&v| f64::from(v)).collect()
+            };
             let moments = |v: Vec<f64>| {
                 let mean = v.iter().sum::<f64>() / v.len() as f64;
                 (mean, v.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / v.len() as f64)
@@ -227,7 +251,10 @@ mod tests {
         let k = (10.2 + 2.0 * (1.0 / 1.1 + 1.0)) / (10.0 + 2.0 * (1.0 / 1.21 + 1.0));
         for mode in [CompensationMode::PaperExact, CompensationMode::Regression] {
             let map = fit(&x, &y, 1, 4, mode, false);
-            assert!((f64::from(map.scale[0]) - k).abs() < 1e-6 && map.shift[0].abs() < 1e-6, "{mode:?} {map:?} {k}");
+            assert!(
+                (f64::from(map.scale[0]) - k).abs() < 1e-6 && map.shift[0].abs() < 1e-6,
+                "{mode:?} {map:?} {k}"
+            );
         }
     }
 
@@ -246,7 +273,10 @@ mod tests {
         for mode in MODES {
             assert_eq!(fit(&[], &[], 2, 3, mode, true), Affine::identity(2));
             let constant = fit(&[2.0; 128], &[0.0; 128], 2, 64, mode, true);
-            assert_eq!(constant, Affine { scale: vec![1.0; 2], shift: vec![-2.0; 2], previous: vec![] });
+            assert_eq!(
+                constant,
+                Affine { scale: vec![1.0; 2], shift: vec![-2.0; 2], previous: vec![] }
+            );
             let (mut x, y) = (noise(128, 6), noise(128, 7));
             x[5] = f32::NAN;
             assert!(fit(&x, &y, 1, 128, mode, false).scale[0].is_finite());

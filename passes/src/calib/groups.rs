@@ -27,7 +27,10 @@ pub fn equal(evaluations: usize, groups: usize) -> Vec<usize> {
 /// When the quantizers have different numbers of evaluations.
 pub fn optimal(ranges: &[Vec<ClippingRange>], groups: usize) -> Vec<usize> {
     let evaluations = ranges.first().map_or(0, Vec::len);
-    assert!(ranges.iter().all(|r| r.len() == evaluations), "every quantizer has {evaluations} evaluations");
+    assert!(
+        ranges.iter().all(|r| r.len() == evaluations),
+        "every quantizer has {evaluations} evaluations"
+    );
     if evaluations == 0 {
         return vec![];
     }
@@ -43,7 +46,8 @@ pub fn optimal(ranges: &[Vec<ClippingRange>], groups: usize) -> Vec<usize> {
             }
         }
     }
-    band.best(groups.max(1).min(evaluations), 1..=evaluations).map_or_else(|| vec![0], |best| best.0)
+    band.best(groups.max(1).min(evaluations), 1..=evaluations)
+        .map_or_else(|| vec![0], |best| best.0)
 }
 
 /// By how much the rows of a partition are too wide: the sum over quantizers and evaluations of the
@@ -52,7 +56,9 @@ pub fn optimal(ranges: &[Vec<ClippingRange>], groups: usize) -> Vec<usize> {
 pub fn cost(ranges: &[Vec<ClippingRange>], firsts: &[usize]) -> f64 {
     let of = |quantizer: &Vec<ClippingRange>| -> f64 {
         let weights = weights(quantizer);
-        members(firsts, quantizer.len()).filter_map(|m| costs(&quantizer[m.clone()], &weights[m]).last()).sum()
+        members(firsts, quantizer.len())
+            .filter_map(|m| costs(&quantizer[m.clone()], &weights[m]).last())
+            .sum()
     };
     ranges.iter().map(of).sum()
 }
@@ -63,8 +69,9 @@ pub fn cost(ranges: &[Vec<ClippingRange>], firsts: &[usize]) -> f64 {
 /// range has been shrunk as far as pays for its own evaluation. A mean would clip the widest of
 /// them further, whereas a union costs the narrow ones no more than [`cost`] says.
 pub fn rows(ranges: &[ClippingRange], firsts: &[usize]) -> Vec<ClippingRange> {
-    let union =
-        |m: std::ops::Range<usize>| ranges[m].iter().copied().fold(ClippingRange::default(), ClippingRange::union);
+    let union = |m: std::ops::Range<usize>| {
+        ranges[m].iter().copied().fold(ClippingRange::default(), ClippingRange::union)
+    };
     members(firsts, ranges.len()).map(union).collect()
 }
 
@@ -73,7 +80,10 @@ pub fn group_of(firsts: &[usize], evaluations: usize) -> Vec<usize> {
     members(firsts, evaluations).enumerate().flat_map(|(group, m)| m.map(move |_| group)).collect()
 }
 
-fn members(firsts: &[usize], evaluations: usize) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+fn members(
+    firsts: &[usize],
+    evaluations: usize,
+) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
     let ends = firsts.iter().skip(1).copied().chain([evaluations]);
     firsts.iter().zip(ends).map(|(&first, end)| first..end)
 }
@@ -110,7 +120,10 @@ mod tests {
     /// Every ascending choice of `groups` first evaluations that begins with 0.
     fn partitions(evaluations: usize, groups: usize) -> Vec<Vec<usize>> {
         let firsts = |set: u32| (0..evaluations).filter(|&t| set >> t & 1 == 1).collect::<Vec<_>>();
-        (0..1u32 << evaluations).map(firsts).filter(|f| f.first() == Some(&0) && f.len() == groups).collect()
+        (0..1u32 << evaluations)
+            .map(firsts)
+            .filter(|f| f.first() == Some(&0) && f.len() == groups)
+            .collect()
     }
 
     fn direct_cost(ranges: &[Vec<ClippingRange>], firsts: &[usize]) -> f64 {
@@ -118,7 +131,8 @@ mod tests {
         for ranges in ranges {
             let (rows, group) = (rows(ranges, firsts), group_of(firsts, ranges.len()));
             for (range, row) in ranges.iter().zip(group.iter().map(|&g| rows[g])) {
-                let (low, high) = (f64::from(range.low - row.low), f64::from(range.high - row.high));
+                let (low, high) =
+                    (f64::from(range.low - row.low), f64::from(range.high - row.high));
                 sum += (low * low + high * high) / f64::from(range.high - range.low).powi(2);
             }
         }
@@ -155,7 +169,10 @@ mod tests {
         let ranges: Vec<ClippingRange> =
             (0..12).map(|t| ClippingRange::new(-1.0, if t < 9 { 1.0 } else { 4.0 })).collect();
         assert_eq!(optimal(std::slice::from_ref(&ranges), 2), [0, 9]);
-        assert_eq!(rows(&ranges, &[0, 9]), [ClippingRange::new(-1.0, 1.0), ClippingRange::new(-1.0, 4.0)]);
+        assert_eq!(
+            rows(&ranges, &[0, 9]),
+            [ClippingRange::new(-1.0, 1.0), ClippingRange::new(-1.0, 4.0)]
+        );
         assert_eq!(rows(&ranges, &[0]), [ClippingRange::new(-1.0, 4.0)]);
     }
 
@@ -164,6 +181,9 @@ mod tests {
         assert!(optimal(&[], 3).is_empty());
         assert!(optimal(&[vec![]], 3).is_empty());
         assert_eq!(optimal(&[vec![ClippingRange::default(); 5]], 2).len(), 2);
-        assert_eq!(optimal(&[vec![ClippingRange::new(f32::MIN, f32::MAX), ClippingRange::default()]], 2), [0, 1]);
+        assert_eq!(
+            optimal(&[vec![ClippingRange::new(f32::MIN, f32::MAX), ClippingRange::default()]], 2),
+            [0, 1]
+        );
     }
 }

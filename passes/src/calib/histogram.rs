@@ -33,7 +33,16 @@ impl Default for Histogram {
     fn default() -> Self {
         let (min, max) = (f32::INFINITY, f32::NEG_INFINITY);
         let counts = vec![0; BINS];
-        Self { counts, exponent: LEAST, zeros: 0, min, max, seen: 0, not_finite: 0, first_not_finite: None }
+        Self {
+            counts,
+            exponent: LEAST,
+            zeros: 0,
+            min,
+            max,
+            seen: 0,
+            not_finite: 0,
+            first_not_finite: None,
+        }
     }
 }
 
@@ -79,7 +88,8 @@ impl Histogram {
         for bin in later.used() {
             self.counts[at(bin >> shift.min(31))] += later.counts[at(bin)];
         }
-        self.first_not_finite = self.first_not_finite.or(later.first_not_finite.map(|at| self.seen + at));
+        self.first_not_finite =
+            self.first_not_finite.or(later.first_not_finite.map(|at| self.seen + at));
         self.zeros += later.zeros;
         self.not_finite += later.not_finite;
         self.seen += later.seen;
@@ -120,7 +130,9 @@ impl Histogram {
     pub fn bins(&self) -> impl Iterator<Item = (f64, f64, u64)> + '_ {
         let width = 2f64.powi(self.exponent);
         let (min, max) = (f64::from(self.min), f64::from(self.max));
-        let ends = move |bin: i32| ((f64::from(bin) * width).max(min), (f64::from(bin + 1) * width).min(max));
+        let ends = move |bin: i32| {
+            ((f64::from(bin) * width).max(min), (f64::from(bin + 1) * width).min(max))
+        };
         self.used()
             .map(move |bin| (ends(bin), self.counts[at(bin)]))
             .filter(|bin| bin.1 > 0)
@@ -147,7 +159,9 @@ impl Histogram {
     fn reach(&mut self, min: f32, max: f32) {
         let old: Vec<i32> = self.used().collect();
         (self.min, self.max) = (self.min.min(min), self.max.max(max));
-        let shift = (self.exponent..).take_while(|&e| span(self.min, self.max, e) > BINS as f64).count() as i32;
+        let shift = (self.exponent..)
+            .take_while(|&e| span(self.min, self.max, e) > BINS as f64)
+            .count() as i32;
         if shift == 0 {
             return;
         }
@@ -256,7 +270,8 @@ mod tests {
 
     #[test]
     fn long_calls_count_like_short_ones() {
-        let values: Vec<f32> = (0..3 * FEW + 5).map(|i| ((i as f32 * 0.7).sin() * 8.0).trunc() / 3.0 + 0.01).collect();
+        let values: Vec<f32> =
+            (0..3 * FEW + 5).map(|i| ((i as f32 * 0.7).sin() * 8.0).trunc() / 3.0 + 0.01).collect();
         let mut parts = Histogram::new();
         values.chunks(1000).for_each(|values| parts.add(values));
         assert_eq!(parts, of(&values));

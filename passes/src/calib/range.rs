@@ -55,7 +55,10 @@ impl ClippingRange {
 
     /// With both ends nearer to zero: the `i`-th of the candidates.
     fn shrunk(self, i: usize) -> ClippingRange {
-        ClippingRange { low: (f64::from(self.low) * factor(i)) as f32, high: (f64::from(self.high) * factor(i)) as f32 }
+        ClippingRange {
+            low: (f64::from(self.low) * factor(i)) as f32,
+            high: (f64::from(self.high) * factor(i)) as f32,
+        }
     }
 }
 
@@ -72,7 +75,10 @@ pub fn search(histogram: &Histogram, bits: u32) -> ClippingRange {
 /// As [`search`], of the values themselves. What is not finite is ignored.
 pub fn search_exact(values: &[f32], bits: u32) -> ClippingRange {
     let finite = || values.iter().filter(|x| x.is_finite());
-    let whole = ClippingRange::new(finite().fold(0.0, |a, &b| a.min(b)), finite().fold(0.0, |a, &b| a.max(b)));
+    let whole = ClippingRange::new(
+        finite().fold(0.0, |a, &b| a.min(b)),
+        finite().fold(0.0, |a, &b| a.max(b)),
+    );
     best(whole, |range| loss_exact(values, range, bits))
 }
 
@@ -190,7 +196,10 @@ mod tests {
             for range in [search(&histogram(&[x; 9]), 8), search_exact(&[x; 9], 8)] {
                 let (scale, zero) = range.parameters(8);
                 let q = ((x / scale).round() + f32::from(zero)).clamp(0.0, 255.0);
-                assert!(((q - f32::from(zero)) * scale - x).abs() <= 1e-6 * x.abs(), "{x} {range:?}");
+                assert!(
+                    ((q - f32::from(zero)) * scale - x).abs() <= 1e-6 * x.abs(),
+                    "{x} {range:?}"
+                );
             }
         }
     }
@@ -205,8 +214,14 @@ mod tests {
         }
         let huge = [f32::MAX, f32::MIN];
         assert!(search(&histogram(&huge), 8).parameters(8).0.is_finite());
-        assert!(search_exact(&huge, 8).parameters(8).0.is_finite() && symmetric_scale(&huge, 8).is_finite());
-        assert_eq!(ClippingRange::new(f32::NAN, f32::INFINITY), ClippingRange { low: 0.0, high: f32::MAX });
+        assert!(
+            search_exact(&huge, 8).parameters(8).0.is_finite()
+                && symmetric_scale(&huge, 8).is_finite()
+        );
+        assert_eq!(
+            ClippingRange::new(f32::NAN, f32::INFINITY),
+            ClippingRange { low: 0.0, high: f32::MAX }
+        );
     }
 
     #[test]
@@ -215,8 +230,11 @@ mod tests {
         let largest = weights.iter().fold(0.0, |a: f32, w| a.max(w.abs()));
         for (bits, last) in [(4, 7.0), (8, 127.0)] {
             let loss = |scale: f32| -> f64 {
-                let error =
-                    |w: &f32| f64::from(w - (w / scale).round_ties_even().clamp(-last, last) * scale).abs().powf(2.4);
+                let error = |w: &f32| {
+                    f64::from(w - (w / scale).round_ties_even().clamp(-last, last) * scale)
+                        .abs()
+                        .powf(2.4)
+                };
                 weights.iter().map(error).sum()
             };
             let all = (0..40).map(|i| loss(largest * (1.0 - 0.02 * i as f32) / last));

@@ -58,17 +58,24 @@ mod tests {
         for i in 0..200_000 {
             let x = (i as f32 - 100_000.0).mul_add(2e-4, 0.0).exp2();
             let exact = f64::from(x).powf(2.4);
-            assert!((f64::from(power(x)) - exact).abs() <= 2e-6 * exact + 1e-37, "{x}: {} {exact}", power(x));
+            assert!(
+                (f64::from(power(x)) - exact).abs() <= 2e-6 * exact + 1e-37,
+                "{x}: {} {exact}",
+                power(x)
+            );
         }
         assert_eq!(power(0.0), 0.0);
     }
 
     #[test]
     fn the_closed_form_is_the_mean_over_the_bin() {
-        for (a, b) in [(0.1, 0.2), (-3.0, -2.5), (2.3, 9.9), (250.0, 270.0), (-1.0, 300.0), (7.4, 7.6)] {
+        for (a, b) in
+            [(0.1, 0.2), (-3.0, -2.5), (2.3, 9.9), (250.0, 270.0), (-1.0, 300.0), (7.4, 7.6)]
+        {
             let n = 100_000;
             let u = |i: usize| a + (b - a) * (i as f64 + 0.5) / n as f64;
-            let mean = (0..n).map(|i| (u(i) - nearest(u(i), 255.0)).abs().powf(2.4)).sum::<f64>() / n as f64;
+            let mean = (0..n).map(|i| (u(i) - nearest(u(i), 255.0)).abs().powf(2.4)).sum::<f64>()
+                / n as f64;
             let found = (integral(b, 255.0) - integral(a, 255.0)) / (b - a);
             assert!((found - mean).abs() < 1e-5 * mean, "{a} to {b}: {found} {mean}");
         }

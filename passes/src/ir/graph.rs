@@ -119,7 +119,12 @@ impl Graph {
     ///
     /// # Errors
     /// [`OpError`] when the operator does not accept the operands.
-    pub fn node(&mut self, name: &str, op: Op, inputs: &[Option<ValueId>]) -> Result<Vec<ValueId>, OpError> {
+    pub fn node(
+        &mut self,
+        name: &str,
+        op: Op,
+        inputs: &[Option<ValueId>],
+    ) -> Result<Vec<ValueId>, OpError> {
         self.node_with_outputs(name, op, inputs, &[])
     }
 
@@ -134,7 +139,8 @@ impl Graph {
         inputs: &[Option<ValueId>],
         output_names: &[&str],
     ) -> Result<Vec<ValueId>, OpError> {
-        let types: Vec<Option<&ValueType>> = inputs.iter().map(|v| v.map(|v| &self.value(v).ty)).collect();
+        let types: Vec<Option<&ValueType>> =
+            inputs.iter().map(|v| v.map(|v| &self.value(v).ty)).collect();
         let inferred = op.infer(&types)?;
         let id = NodeId(self.nodes.len() as u32);
         let outputs = inferred
@@ -320,7 +326,8 @@ impl Graph {
     /// Exchanges the names of two values.
     pub fn swap_names(&mut self, a: ValueId, b: ValueId) {
         let take = |value: &mut Value| (std::mem::take(&mut value.name), value.numbered);
-        let (of_a, of_b) = (take(&mut self.values[a.0 as usize]), take(&mut self.values[b.0 as usize]));
+        let (of_a, of_b) =
+            (take(&mut self.values[a.0 as usize]), take(&mut self.values[b.0 as usize]));
         for (v, (name, numbered)) in [(a, of_b), (b, of_a)] {
             let value = &mut self.values[v.0 as usize];
             (value.name, value.numbered) = (name, numbered);
@@ -412,10 +419,12 @@ impl Graph {
             Done,
         }
         let mut live = vec![false; self.nodes.len()];
-        let mut stack: Vec<NodeId> = self.outputs.iter().filter_map(|(_, v)| self.producer(*v)).collect();
+        let mut stack: Vec<NodeId> =
+            self.outputs.iter().filter_map(|(_, v)| self.producer(*v)).collect();
         while let Some(id) = stack.pop() {
             if !std::mem::replace(&mut live[id.0 as usize], true) {
-                stack.extend(self.get(id).inputs.iter().flatten().filter_map(|v| self.producer(*v)));
+                stack
+                    .extend(self.get(id).inputs.iter().flatten().filter_map(|v| self.producer(*v)));
             }
         }
         let mut marks = vec![Mark::New; self.nodes.len()];
@@ -427,7 +436,14 @@ impl Graph {
                 match marks[i] {
                     Mark::New => {
                         marks[i] = Mark::Open;
-                        for before in self.get(id).inputs.iter().rev().flatten().filter_map(|v| self.producer(*v)) {
+                        for before in self
+                            .get(id)
+                            .inputs
+                            .iter()
+                            .rev()
+                            .flatten()
+                            .filter_map(|v| self.producer(*v))
+                        {
                             match marks[before.0 as usize] {
                                 Mark::New => stack.push(before),
                                 Mark::Open => return Err(self.get(before).name.clone()),

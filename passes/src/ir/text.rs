@@ -69,7 +69,12 @@ impl Graph {
         }
     }
 
-    fn print_constant(&self, v: ValueId, printed: &mut [bool], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn print_constant(
+        &self,
+        v: ValueId,
+        printed: &mut [bool],
+        f: &mut fmt::Formatter<'_>,
+    ) -> fmt::Result {
         let value = self.value(v);
         let Def::Constant(t) = &value.def else { return Ok(()) };
         if std::mem::replace(&mut printed[v.0 as usize], true) {
@@ -102,7 +107,9 @@ impl fmt::Display for Elements<'_> {
         }
         // FNV-1a: tells constants apart in a dump, nothing more
         let hash =
-            self.0.bytes().iter().fold(0xcbf2_9ce4_8422_2325u64, |h, &b| (h ^ b as u64).wrapping_mul(0x100_0000_01b3));
+            self.0.bytes().iter().fold(0xcbf2_9ce4_8422_2325u64, |h, &b| {
+                (h ^ b as u64).wrapping_mul(0x100_0000_01b3)
+            });
         write!(f, "#{hash:016x}")
     }
 }
@@ -172,7 +179,11 @@ impl<'a> Cursor<'a> {
     }
 
     fn expect(&mut self, token: &str) -> Result<(), String> {
-        if self.eat(token) { Ok(()) } else { Err(format!("expected `{token}` before `{}`", self.0)) }
+        if self.eat(token) {
+            Ok(())
+        } else {
+            Err(format!("expected `{token}` before `{}`", self.0))
+        }
     }
 
     fn name(&mut self) -> Result<Written, String> {
@@ -207,12 +218,20 @@ impl<'a> Cursor<'a> {
         let (inside, rest) = self.0.split_once(']').ok_or("a shape ends with `]`")?;
         self.0 = rest;
         let dim = |d: &str| Dim::parse(d).ok_or_else(|| format!("`{d}` is no size"));
-        let shape = inside.split(',').filter(|d| !d.trim().is_empty()).map(dim).collect::<Result<Vec<_>, _>>()?;
+        let shape = inside
+            .split(',')
+            .filter(|d| !d.trim().is_empty())
+            .map(dim)
+            .collect::<Result<Vec<_>, _>>()?;
         Ok(ValueType { dtype, shape })
     }
 }
 
-fn header(rest: &str, graph: &mut Graph, names: &mut HashMap<String, ValueId>) -> Result<(), String> {
+fn header(
+    rest: &str,
+    graph: &mut Graph,
+    names: &mut HashMap<String, ValueId>,
+) -> Result<(), String> {
     let mut c = Cursor(rest);
     while !c.eat(")") {
         let name = c.name()?;
@@ -237,7 +256,11 @@ fn outputs(rest: &str, graph: &mut Graph, names: &HashMap<String, ValueId>) -> R
     }
 }
 
-fn statement(line: &str, graph: &mut Graph, names: &mut HashMap<String, ValueId>) -> Result<(), String> {
+fn statement(
+    line: &str,
+    graph: &mut Graph,
+    names: &mut HashMap<String, ValueId>,
+) -> Result<(), String> {
     let mut c = Cursor(line);
     let mut results: Vec<(Written, Option<ValueType>)> = Vec::new();
     loop {
@@ -265,7 +288,8 @@ fn statement(line: &str, graph: &mut Graph, names: &mut HashMap<String, ValueId>
             inputs.push(None);
         } else {
             let Written { name, .. } = c.name()?;
-            inputs.push(Some(*names.get(&name).ok_or_else(|| format!("`%{name}` is not defined"))?));
+            inputs
+                .push(Some(*names.get(&name).ok_or_else(|| format!("`%{name}` is not defined"))?));
         }
         c.eat(",");
     }
@@ -277,12 +301,18 @@ fn statement(line: &str, graph: &mut Graph, names: &mut HashMap<String, ValueId>
     }
     let op = Op::from_parts(op, attributes)?;
     let output_names: Vec<&str> = results.iter().map(|(n, _)| n.name.as_str()).collect();
-    let outputs = graph.node_with_outputs(output_names[0], op, &inputs, &output_names).map_err(|e| e.to_string())?;
+    let outputs = graph
+        .node_with_outputs(output_names[0], op, &inputs, &output_names)
+        .map_err(|e| e.to_string())?;
     for ((name, ty), v) in results.into_iter().zip(outputs) {
         if let Some(ty) = ty
             && ty != *graph.ty(v)
         {
-            return Err(format!("`%{}` is written as {ty}, its operator makes {}", name.name, graph.ty(v)));
+            return Err(format!(
+                "`%{}` is written as {ty}, its operator makes {}",
+                name.name,
+                graph.ty(v)
+            ));
         }
         name.defines(v, graph, names);
     }
@@ -291,7 +321,9 @@ fn statement(line: &str, graph: &mut Graph, names: &mut HashMap<String, ValueId>
 
 fn constant(ty: &ValueType, c: &mut Cursor) -> Result<Tensor, String> {
     let shape = ty.fixed_shape().ok_or("the shape of a constant has no symbols")?;
-    let count = cqc_proto::types::element_count(&shape).filter(|&n| n <= 1 << 24).ok_or("the constant is too large")?;
+    let count = cqc_proto::types::element_count(&shape)
+        .filter(|&n| n <= 1 << 24)
+        .ok_or("the constant is too large")?;
     let numbers: Vec<f64> = match c.json()? {
         serde_json::Value::Array(a) => {
             a.iter().map(|v| v.as_f64().ok_or("constants are numbers")).collect::<Result<_, _>>()?
@@ -302,10 +334,12 @@ fn constant(ty: &ValueType, c: &mut Cursor) -> Result<Tensor, String> {
         return Err(format!("{ty} has {count} elements, got {}", numbers.len()));
     }
     let bytes: Vec<u8> = match ty.dtype {
-        d if d.is_float() => Tensor::from_f32(&shape, &numbers.iter().map(|&v| v as f32).collect::<Vec<_>>())
-            .to_float(d)
-            .bytes()
-            .to_vec(),
+        d if d.is_float() => {
+            Tensor::from_f32(&shape, &numbers.iter().map(|&v| v as f32).collect::<Vec<_>>())
+                .to_float(d)
+                .bytes()
+                .to_vec()
+        }
         d => numbers.iter().flat_map(|&v| (v as i64).to_le_bytes()[..d.size()].to_vec()).collect(),
     };
     Tensor::new(ty.dtype, shape, bytes).map_err(|e| e.to_string())

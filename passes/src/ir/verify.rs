@@ -36,7 +36,11 @@ pub fn verify(graph: &Graph) -> Result<(), VerifyError> {
             Err(e) => return fail(e.to_string()),
         };
         if inferred.len() != node.outputs.len() {
-            return fail(format!("has {} outputs, its operator {}", node.outputs.len(), inferred.len()));
+            return fail(format!(
+                "has {} outputs, its operator {}",
+                node.outputs.len(),
+                inferred.len()
+            ));
         }
         for (i, (ty, &v)) in inferred.iter().zip(&node.outputs).enumerate() {
             let value = graph.value(v);
@@ -44,7 +48,10 @@ pub fn verify(graph: &Graph) -> Result<(), VerifyError> {
                 return fail(format!("output {i} `{}` is not defined by it", value.name));
             }
             if value.ty != *ty {
-                return fail(format!("output `{}` is {}, its operator makes {ty}", value.name, value.ty));
+                return fail(format!(
+                    "output `{}` is {}, its operator makes {ty}",
+                    value.name, value.ty
+                ));
             }
         }
     }

@@ -55,7 +55,8 @@ impl<'a> Call<'a> {
     ) -> Result<Option<T>, Refusal> {
         let Some(a) = self.attribute(name) else { return Ok(None) };
         // files older than IR version 2 have no type
-        let fits = matches!(a.r#type, None | Some(attribute_type::UNDEFINED)) || a.r#type == Some(kind);
+        let fits =
+            matches!(a.r#type, None | Some(attribute_type::UNDEFINED)) || a.r#type == Some(kind);
         match get(a).filter(|_| fits) {
             Some(v) => Ok(Some(v)),
             None => malformed(format!("attribute `{name}` is not {what}")),
@@ -100,7 +101,9 @@ impl<'a> Call<'a> {
     }
 
     pub fn string(&self, name: &str, default: &'static str) -> Result<&'a str, Refusal> {
-        let Some(bytes) = self.typed::<&'a Bytes>(name, attribute_type::STRING, "a string", |a| a.s.as_ref())? else {
+        let Some(bytes) =
+            self.typed::<&'a Bytes>(name, attribute_type::STRING, "a string", |a| a.s.as_ref())?
+        else {
             return Ok(default);
         };
         match std::str::from_utf8(bytes) {

@@ -64,7 +64,9 @@ impl<'a> Cx<'a> {
 
     /// Notes an initializer, which may be folded into others.
     pub fn grant(&mut self, initializer: &Tensor) {
-        self.fold_bytes = self.fold_bytes.saturating_add((initializer.bytes().len() as i64).saturating_mul(FOLD_SHARE));
+        self.fold_bytes = self
+            .fold_bytes
+            .saturating_add((initializer.bytes().len() as i64).saturating_mul(FOLD_SHARE));
     }
 
     /// Takes bytes of the budget for constants.
@@ -124,8 +126,10 @@ impl<'a> Cx<'a> {
         {
             return Ok(tensors.into_iter().map(|t| self.constant(t)).collect());
         }
-        let operands =
-            inputs.iter().map(|i| i.as_ref().map(|i| self.value(i)).transpose()).collect::<Result<Vec<_>, _>>()?;
+        let operands = inputs
+            .iter()
+            .map(|i| i.as_ref().map(|i| self.value(i)).transpose())
+            .collect::<Result<Vec<_>, _>>()?;
         if self.graph.node_count() >= MAX_EMITTED {
             return malformed(format!("the graph would have more than {MAX_EMITTED} nodes"));
         }
@@ -153,13 +157,23 @@ impl<'a> Cx<'a> {
     }
 
     /// Reduces `axes`.
-    pub fn reduce(&mut self, kind: ReduceKind, axes: Vec<usize>, keep: bool, x: &Item) -> Result<Item, Refusal> {
+    pub fn reduce(
+        &mut self,
+        kind: ReduceKind,
+        axes: Vec<usize>,
+        keep: bool,
+        x: &Item,
+    ) -> Result<Item, Refusal> {
         self.emit(Op::Reduce { kind, axes, keep }, &[x])
     }
 
     /// Another shape; nothing is emitted when it is the shape already.
     pub fn reshape(&mut self, x: &Item, shape: Vec<Dim>) -> Result<Item, Refusal> {
-        if self.ty(x)?.shape == shape { Ok(x.clone()) } else { self.emit(Op::Reshape { shape }, &[x]) }
+        if self.ty(x)?.shape == shape {
+            Ok(x.clone())
+        } else {
+            self.emit(Op::Reshape { shape }, &[x])
+        }
     }
 
     /// Another order of axes; nothing is emitted when it is the same.
@@ -181,7 +195,10 @@ impl<'a> Cx<'a> {
         if start.is(0) && self.ty(x)?.shape.get(axis) == Some(&end) {
             return Ok(x.clone());
         }
-        self.emit(Op::Slice { axes: vec![axis], starts: vec![start], ends: vec![end], steps: vec![1] }, &[x])
+        self.emit(
+            Op::Slice { axes: vec![axis], starts: vec![start], ends: vec![end], steps: vec![1] },
+            &[x],
+        )
     }
 
     /// The value's node in the graph.
@@ -192,7 +209,8 @@ impl<'a> Cx<'a> {
         match item {
             Item::Value(id) => Ok(*id),
             Item::Const(c) => {
-                let id = c.id.get().unwrap_or_else(|| self.graph.constant(&c.name, c.tensor.clone()));
+                let id =
+                    c.id.get().unwrap_or_else(|| self.graph.constant(&c.name, c.tensor.clone()));
                 c.id.set(Some(id));
                 Ok(id)
             }
@@ -259,18 +277,22 @@ impl<'a> Cx<'a> {
         }
         let done = partial::eval(op, &sizes)?;
         self.consumed.extend(sources);
-        let item = |s: Sizes| s.to_tensor().map_or_else(|| Item::Sizes(s.clone()), |t| self.constant(t));
+        let item =
+            |s: Sizes| s.to_tensor().map_or_else(|| Item::Sizes(s.clone()), |t| self.constant(t));
         Some(done.into_iter().map(item).collect())
     }
 
     /// The results of an operator on known tensors, unless they are too large to keep or too slow
     /// to compute.
     fn fold(&mut self, op: &Op, inputs: &[Option<Item>]) -> Option<Vec<Tensor>> {
-        let tensors: Vec<Option<&Tensor>> = inputs.iter().map(|i| i.as_ref().and_then(Item::tensor)).collect();
+        let tensors: Vec<Option<&Tensor>> =
+            inputs.iter().map(|i| i.as_ref().and_then(Item::tensor)).collect();
         let cost = fold_cost(op, &tensors)?;
         let repeats = cost.written > MAX_REPEAT_BYTES && cost.written > 4 * cost.read.max(1);
-        let picks =
-            matches!(op, Op::Gather { .. } | Op::GatherElements { .. } | Op::GatherNd { .. } | Op::Slice { .. });
+        let picks = matches!(
+            op,
+            Op::Gather { .. } | Op::GatherElements { .. } | Op::GatherNd { .. } | Op::Slice { .. }
+        );
         let bytes = if picks { cost.written } else { cost.written + cost.read };
         if repeats || cost.written > MAX_FOLD_BYTES || cost.macs > self.fold_macs {
             return None;
@@ -290,7 +312,11 @@ impl<'a> Cx<'a> {
                 Some(v) => match (self.graph.tensor(*v), self.shadows.get(v)) {
                     (Some(t), _) => Some(t),
                     (_, Some(shadow)) => {
-                        let merged = sources.iter().flat_map(|s| s.iter()).chain(shadow.sources.iter()).cloned();
+                        let merged = sources
+                            .iter()
+                            .flat_map(|s| s.iter())
+                            .chain(shadow.sources.iter())
+                            .cloned();
                         sources = Some(Rc::new(merged.collect()));
                         Some(&shadow.tensor)
                     }
@@ -299,8 +325,11 @@ impl<'a> Cx<'a> {
             });
         }
         let Some(sources) = sources else { return };
-        let small = fold_cost(op, &tensors).is_some_and(|c| c.macs <= 1 << 16 && c.written <= 1 << 16);
-        let Some(evaluated) = small.then(|| reference::eval(op, &tensors).ok()).flatten() else { return };
+        let small =
+            fold_cost(op, &tensors).is_some_and(|c| c.macs <= 1 << 16 && c.written <= 1 << 16);
+        let Some(evaluated) = small.then(|| reference::eval(op, &tensors).ok()).flatten() else {
+            return;
+        };
         for (&id, tensor) in results.iter().zip(evaluated) {
             self.shadows.insert(id, Shadow { tensor, sources: sources.clone() });
         }

@@ -80,7 +80,8 @@ pub struct Unsupported {
 
 impl fmt::Display for Unsupported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let domain = if self.domain == "ai.onnx" { String::new() } else { format!("{}.", self.domain) };
+        let domain =
+            if self.domain == "ai.onnx" { String::new() } else { format!("{}.", self.domain) };
         write!(f, "`{}` ({domain}{}): {}", self.node, self.op, self.reason)
     }
 }

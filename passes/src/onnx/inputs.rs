@@ -26,7 +26,10 @@ struct Declared<'a> {
 /// # Errors
 /// [`ImportError::UnboundDim`] for a size that nothing fixes, [`ImportError::Option`] for an option
 /// that does not fit, [`ImportError::Unsupported`] for inputs that are no tensors of a known type.
-pub(super) fn types(inputs: &[&ValueInfoProto], options: &ImportOptions) -> Result<Vec<ValueType>, ImportError> {
+pub(super) fn types(
+    inputs: &[&ValueInfoProto],
+    options: &ImportOptions,
+) -> Result<Vec<ValueType>, ImportError> {
     let mut declared = inputs.iter().map(|i| declare(i, options)).collect::<Result<Vec<_>, _>>()?;
     check_option_names(&declared, options)?;
     let mut bound = bind_dims(&declared, options)?;
@@ -37,18 +40,26 @@ pub(super) fn types(inputs: &[&ValueInfoProto], options: &ImportOptions) -> Resu
     declared.iter().map(|input| resolve(input, &bound)).collect()
 }
 
-fn declare<'a>(info: &'a ValueInfoProto, options: &ImportOptions) -> Result<Declared<'a>, ImportError> {
+fn declare<'a>(
+    info: &'a ValueInfoProto,
+    options: &ImportOptions,
+) -> Result<Declared<'a>, ImportError> {
     let name = info.name();
     let place = || format!("input `{}`", shown(name));
     let refuse = |reason: String| {
-        let node = Unsupported { node: shown(name), op: "input".into(), domain: "ai.onnx".into(), reason };
+        let node =
+            Unsupported { node: shown(name), op: "input".into(), domain: "ai.onnx".into(), reason };
         Err(ImportError::Unsupported(vec![node]))
     };
-    let Some(ty) = &info.r#type else { return Err(ImportError::malformed(place(), "it has no type")) };
+    let Some(ty) = &info.r#type else {
+        return Err(ImportError::malformed(place(), "it has no type"));
+    };
     let Some(tensor) = &ty.tensor_type else { return refuse("it is no dense tensor".into()) };
     let dtype = match tensors::dtype(tensor.elem_type()) {
         Ok(dtype) => dtype,
-        Err(_) if tensor.elem_type() == 0 => return Err(ImportError::malformed(place(), "it has no element type")),
+        Err(_) if tensor.elem_type() == 0 => {
+            return Err(ImportError::malformed(place(), "it has no element type"));
+        }
         Err(name) => return refuse(format!("its element type {name} is not supported")),
     };
     let axes = match (&tensor.shape, options.shapes.get(name)) {
@@ -68,7 +79,9 @@ fn declare<'a>(info: &'a ValueInfoProto, options: &ImportOptions) -> Result<Decl
             format!("it has {} axes, at most {MAX_RANK} are supported", axes.len()),
         ));
     }
-    if let Some(Axis::Known(d)) = axes.iter().find(|a| matches!(a, Axis::Known(d) if d.as_const() > Some(MAX_DIM))) {
+    if let Some(Axis::Known(d)) =
+        axes.iter().find(|a| matches!(a, Axis::Known(d) if d.as_const() > Some(MAX_DIM)))
+    {
         return Err(ImportError::malformed(place(), format!("its size {d} is too large")));
     }
     Ok(Declared { name, dtype, axes })
@@ -84,7 +97,11 @@ fn axis(d: &DimensionProto) -> Axis {
 
 fn check_option_names(declared: &[Declared], options: &ImportOptions) -> Result<(), ImportError> {
     let known: Vec<&str> = declared.iter().map(|d| d.name).collect();
-    let unknown = options.shapes.keys().chain(options.known_inputs.keys()).find(|k| !known.contains(&k.as_str()));
+    let unknown = options
+        .shapes
+        .keys()
+        .chain(options.known_inputs.keys())
+        .find(|k| !known.contains(&k.as_str()));
     match unknown {
         None => Ok(()),
         Some(name) => Err(ImportError::Option {
@@ -94,17 +111,29 @@ fn check_option_names(declared: &[Declared], options: &ImportOptions) -> Result<
     }
 }
 
-fn bind_dims(declared: &[Declared], options: &ImportOptions) -> Result<BTreeMap<String, Dim>, ImportError> {
+fn bind_dims(
+    declared: &[Declared],
+    options: &ImportOptions,
+) -> Result<BTreeMap<String, Dim>, ImportError> {
     let symbols: Vec<&str> = declared.iter().flat_map(|d| &d.axes).filter_map(Axis::name).collect();
     let mut bound = BTreeMap::new();
     for (name, &size) in &options.dims {
-        let bad = |reason: String| Err(ImportError::Option { option: format!("--dim {}={size}", shown(name)), reason });
+        let bad = |reason: String| {
+            Err(ImportError::Option { option: format!("--dim {}={size}", shown(name)), reason })
+        };
         if !(1..=MAX_DIM).contains(&size) {
             return bad("a size lies between 1 and 2^40".into());
         }
-        let in_expression = |s: &&&str| Dim::parse(s).is_some_and(|d| d.symbols().any(|x| **x == **name));
-        if name != BATCH && !symbols.contains(&name.as_str()) && symbols.iter().find(in_expression).is_none() {
-            return bad(format!("no input has a size of that name; there are: {}", symbols.join(", ")));
+        let in_expression =
+            |s: &&&str| Dim::parse(s).is_some_and(|d| d.symbols().any(|x| **x == **name));
+        if name != BATCH
+            && !symbols.contains(&name.as_str())
+            && symbols.iter().find(in_expression).is_none()
+        {
+            return bad(format!(
+                "no input has a size of that name; there are: {}",
+                symbols.join(", ")
+            ));
         }
         bound.insert(name.clone(), Dim::constant(size));
     }
@@ -127,21 +156,29 @@ fn bind_shape(
 ) -> Result<(), ImportError> {
     let Some(given) = options.shapes.get(input.name) else { return Ok(()) };
     let text = given.iter().map(Dim::to_string).collect::<Vec<_>>().join("x");
-    let bad =
-        |reason: String| Err(ImportError::Option { option: format!("--shape {}={text}", shown(input.name)), reason });
+    let bad = |reason: String| {
+        Err(ImportError::Option { option: format!("--shape {}={text}", shown(input.name)), reason })
+    };
     if given.len() != input.axes.len() {
         return bad(format!("the model's input has {} axes", input.axes.len()));
     }
-    if given.iter().any(|d| d.as_const().is_some_and(|v| v < 0) || d.symbols().any(|s| &**s != BATCH)) {
+    if given
+        .iter()
+        .any(|d| d.as_const().is_some_and(|v| v < 0) || d.symbols().any(|s| &**s != BATCH))
+    {
         return bad(format!("sizes are numbers ≥ 0, or {BATCH}"));
     }
     for (i, (axis, d)) in input.axes.iter_mut().zip(given).enumerate() {
         match axis {
-            Axis::Known(known) if known != d => return bad(format!("axis {i} has the size {known} in the model")),
+            Axis::Known(known) if known != d => {
+                return bad(format!("axis {i} has the size {known} in the model"));
+            }
             Axis::Known(_) => {}
             Axis::Unnamed => *axis = Axis::Known(d.clone()),
             Axis::Named(name) => match bound.get(name.as_str()) {
-                Some(other) if other != d => return bad(format!("`{name}` (axis {i}) is also {other}")),
+                Some(other) if other != d => {
+                    return bad(format!("`{name}` (axis {i}) is also {other}"));
+                }
                 _ => {
                     bound.insert(name.clone(), d.clone());
                     *axis = Axis::Known(d.clone());
@@ -154,9 +191,14 @@ fn bind_shape(
 
 /// Every open size of axis 0 is the batch: the one size that the options give to such an axis, else
 /// [`BATCH`].
-fn bind_batch(declared: &mut [Declared], options: &ImportOptions, bound: &mut BTreeMap<String, Dim>) {
+fn bind_batch(
+    declared: &mut [Declared],
+    options: &ImportOptions,
+    bound: &mut BTreeMap<String, Dim>,
+) {
     let fixed = options.dims.get(BATCH).map(|&v| Dim::constant(v));
-    let mut given: Vec<Dim> = declared.iter().filter_map(|d| bound.get(d.axes.first()?.name()?)).cloned().collect();
+    let mut given: Vec<Dim> =
+        declared.iter().filter_map(|d| bound.get(d.axes.first()?.name()?)).cloned().collect();
     given.extend(declared.iter().filter_map(|d| options.shapes.get(d.name)?.first()).cloned());
     given.sort();
     given.dedup();
@@ -179,12 +221,17 @@ fn bind_batch(declared: &mut [Declared], options: &ImportOptions, bound: &mut BT
 fn resolve(input: &Declared, bound: &BTreeMap<String, Dim>) -> Result<ValueType, ImportError> {
     let size = |(i, axis): (usize, &Axis)| match axis {
         Axis::Known(d) => Ok(d.clone()),
-        Axis::Named(name) => {
-            bound.get(name).cloned().or_else(|| expression(name, bound)).ok_or_else(|| unbound(input, i, name))
-        }
+        Axis::Named(name) => bound
+            .get(name)
+            .cloned()
+            .or_else(|| expression(name, bound))
+            .ok_or_else(|| unbound(input, i, name)),
         Axis::Unnamed => Err(unbound(input, i, "?")),
     };
-    Ok(ValueType::new(input.dtype, input.axes.iter().enumerate().map(size).collect::<Result<Vec<_>, _>>()?))
+    Ok(ValueType::new(
+        input.dtype,
+        input.axes.iter().enumerate().map(size).collect::<Result<Vec<_>, _>>()?,
+    ))
 }
 
 /// `2*batch`, as dynamo exports write.

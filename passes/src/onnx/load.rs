@@ -20,7 +20,9 @@ pub(super) fn map(path: &Path) -> Result<Bytes, ImportError> {
     let io = |source| ImportError::Io { path: path.to_path_buf(), source };
     // mapping a pipe would wait for a writer
     if !std::fs::metadata(path).map_err(io)?.is_file() {
-        return Err(ImportError::NotOnnx { reason: format!("{} is not a regular file", path.display()) });
+        return Err(ImportError::NotOnnx {
+            reason: format!("{} is not a regular file", path.display()),
+        });
     }
     cqc_kernels::map_file(path).map(Bytes::from_owner).map_err(io)
 }
@@ -32,7 +34,8 @@ pub(super) fn decode(bytes: Bytes) -> Result<ModelProto, ImportError> {
         return bad("the file is empty".into());
     }
     super::scan::check(&bytes)?;
-    let looks_like_text = bytes.iter().take(512).all(|b| matches!(b, b'\t' | b'\n' | b'\r' | 0x20..=0x7e));
+    let looks_like_text =
+        bytes.iter().take(512).all(|b| matches!(b, b'\t' | b'\n' | b'\r' | 0x20..=0x7e));
     match <ModelProto as prost::Message>::decode(bytes) {
         Ok(model) if model.graph.is_some() => Ok(model),
         Ok(_) if looks_like_text => bad("it is a text file".into()),
@@ -52,8 +55,10 @@ impl Files {
 
     /// The bytes that `entries` describe.
     pub fn external(&self, entries: &[StringStringEntryProto]) -> Result<Bytes, String> {
-        let get = |key: &str| entries.iter().find(|e| e.key() == key).map(StringStringEntryProto::value);
-        let location = get("location").filter(|l| !l.is_empty()).ok_or("its external data has no location")?;
+        let get =
+            |key: &str| entries.iter().find(|e| e.key() == key).map(StringStringEntryProto::value);
+        let location =
+            get("location").filter(|l| !l.is_empty()).ok_or("its external data has no location")?;
         let number = |key: &str| match get(key) {
             None => Ok(None),
             Some(text) => match text.trim().parse::<u64>() {
@@ -69,7 +74,9 @@ impl Files {
             None => Some(size),
         };
         match end {
-            Some(end) if offset <= end && end <= size => Ok(file.slice(offset as usize..end as usize)),
+            Some(end) if offset <= end && end <= size => {
+                Ok(file.slice(offset as usize..end as usize))
+            }
             _ => Err(format!(
                 "its external data is {} bytes at {offset} of `{}`, which has {size}",
                 length.map_or("all".to_string(), |n| n.to_string()),
@@ -87,9 +94,12 @@ impl Files {
             return Err(format!("its external data is in `{name}`, which is no file name"));
         }
         let path = directory.join(location);
-        let path = path.canonicalize().map_err(|e| format!("its external data is in `{name}`: {e}"))?;
+        let path =
+            path.canonicalize().map_err(|e| format!("its external data is in `{name}`: {e}"))?;
         if !path.starts_with(directory) {
-            return Err(format!("its external data is in `{name}`, which lies outside the model's directory"));
+            return Err(format!(
+                "its external data is in `{name}`, which lies outside the model's directory"
+            ));
         }
         if let Some(bytes) = self.open.borrow().get(&path) {
             return Ok(bytes.clone());

@@ -82,7 +82,10 @@ pub fn load(path: impl AsRef<Path>, options: &ImportOptions) -> Result<Imported,
 ///
 /// # Errors
 /// As [`load`].
-pub fn import_bytes(bytes: impl Into<Bytes>, options: &ImportOptions) -> Result<Imported, ImportError> {
+pub fn import_bytes(
+    bytes: impl Into<Bytes>,
+    options: &ImportOptions,
+) -> Result<Imported, ImportError> {
     import(&load::decode(bytes.into())?, options)
 }
 
@@ -107,11 +110,18 @@ pub fn read_tensor(bytes: impl Into<Bytes>) -> Result<Tensor, ImportError> {
     })
 }
 
-fn import_with(model: &ModelProto, files: &Files, options: &ImportOptions) -> Result<Imported, ImportError> {
-    let Some(graph) = &model.graph else { return Err(ImportError::NotOnnx { reason: "it holds no graph".into() }) };
+fn import_with(
+    model: &ModelProto,
+    files: &Files,
+    options: &ImportOptions,
+) -> Result<Imported, ImportError> {
+    let Some(graph) = &model.graph else {
+        return Err(ImportError::NotOnnx { reason: "it holds no graph".into() });
+    };
     let opset = walk::opset(&model.opset_import)?;
     let walked = walk::model(model, graph, opset, files, options)?;
-    let producer = format!("{} {}", model.producer_name(), model.producer_version()).trim().to_string();
+    let producer =
+        format!("{} {}", model.producer_name(), model.producer_version()).trim().to_string();
     Ok(Imported {
         graph: walked.graph,
         opset,

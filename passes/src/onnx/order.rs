@@ -68,7 +68,8 @@ fn sort(
             readers.entry(*p).or_default().push(i);
         }
     }
-    let mut ready: BinaryHeap<_> = (0..nodes.len()).filter(|&i| needed[i] && waiting[i] == 0).map(Reverse).collect();
+    let mut ready: BinaryHeap<_> =
+        (0..nodes.len()).filter(|&i| needed[i] && waiting[i] == 0).map(Reverse).collect();
     let mut order = Vec::new();
     while let Some(Reverse(i)) = ready.pop() {
         order.push(i);
@@ -85,7 +86,10 @@ fn sort(
     }
 }
 
-fn producers<'a>(nodes: &'a [NodeProto], own: &dyn Fn(&str) -> bool) -> Result<HashMap<&'a str, usize>, ImportError> {
+fn producers<'a>(
+    nodes: &'a [NodeProto],
+    own: &dyn Fn(&str) -> bool,
+) -> Result<HashMap<&'a str, usize>, ImportError> {
     let mut producers = HashMap::new();
     for (i, node) in nodes.iter().enumerate() {
         let names = node
@@ -111,7 +115,11 @@ fn producers<'a>(nodes: &'a [NodeProto], own: &dyn Fn(&str) -> bool) -> Result<H
 /// Names end up in messages, reports and files.
 pub(super) fn check_name(name: &str) -> Result<(), String> {
     if name.len() > MAX_NAME {
-        return Err(format!("the name `{}` has {} bytes, at most {MAX_NAME} are supported", shown(name), name.len()));
+        return Err(format!(
+            "the name `{}` has {} bytes, at most {MAX_NAME} are supported",
+            shown(name),
+            name.len()
+        ));
     }
     if name.contains('\0') {
         return Err(format!("the name `{}` holds a NUL", shown(name)));
@@ -121,7 +129,8 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
 
 /// Names that a node reads, those inside its graphs included.
 fn operands(node: &NodeProto) -> Vec<&str> {
-    let mut names: Vec<&str> = node.input.iter().map(String::as_str).filter(|n| !n.is_empty()).collect();
+    let mut names: Vec<&str> =
+        node.input.iter().map(String::as_str).filter(|n| !n.is_empty()).collect();
     for graph in node.attribute.iter().flat_map(|a| a.g.as_deref().into_iter().chain(&a.graphs)) {
         names.extend(captured(graph));
     }

@@ -18,14 +18,22 @@ pub(super) fn eval(op: &Op, inputs: &[Sizes]) -> Option<Vec<Sizes>> {
         }
         Op::Cast { to } => cast(inputs.first()?, *to).map(|s| vec![s]),
         Op::Binary { kind } => elementwise(op, inputs, |dtype, v| binary(*kind, dtype, v[0], v[1])),
-        Op::Where => elementwise(op, inputs, |_, v| Some(v[if v[0].as_const()? != 0 { 1 } else { 2 }].clone())),
+        Op::Where => elementwise(op, inputs, |_, v| {
+            Some(v[if v[0].as_const()? != 0 { 1 } else { 2 }].clone())
+        }),
         Op::Reduce { kind, axes, .. } => reduce(op, *kind, axes, inputs),
-        Op::Reshape { .. } | Op::Transpose { .. } | Op::Expand { .. } | Op::Slice { .. } | Op::Tile { .. } => {
+        Op::Reshape { .. }
+        | Op::Transpose { .. }
+        | Op::Expand { .. }
+        | Op::Slice { .. }
+        | Op::Tile { .. } => moved(op, inputs, &[0]),
+        Op::Concat { .. } => moved(op, inputs, &(0..inputs.len()).collect::<Vec<_>>()),
+        Op::Gather { .. } | Op::GatherElements { .. } | Op::GatherNd { .. } => {
             moved(op, inputs, &[0])
         }
-        Op::Concat { .. } => moved(op, inputs, &(0..inputs.len()).collect::<Vec<_>>()),
-        Op::Gather { .. } | Op::GatherElements { .. } | Op::GatherNd { .. } => moved(op, inputs, &[0]),
-        Op::ScatterNd { reduction } | Op::ScatterElements { reduction, .. } if *reduction == Default::default() => {
+        Op::ScatterNd { reduction } | Op::ScatterElements { reduction, .. }
+            if *reduction == Default::default() =>
+        {
             moved(op, inputs, &[0, 2])
         }
         _ => None,
@@ -51,7 +59,11 @@ fn moved(op: &Op, inputs: &[Sizes], data: &[usize]) -> Option<Vec<Sizes>> {
     let dtype = inputs[*data.last()?].dtype;
     let moved = reference::eval(op, &tensors).ok()?;
     let back = |t: Tensor| {
-        let elements = t.to_i64_vec().into_iter().map(|i| pool.get(i as usize).cloned()).collect::<Option<_>>()?;
+        let elements = t
+            .to_i64_vec()
+            .into_iter()
+            .map(|i| pool.get(i as usize).cloned())
+            .collect::<Option<_>>()?;
         Some(Sizes { dtype, shape: t.shape().to_vec(), elements })
     };
     moved.into_iter().map(back).collect()
@@ -62,16 +74,23 @@ fn bounded_output(op: &Op, inputs: &[Sizes]) -> Option<Vec<usize>> {
     let types: Vec<_> = inputs.iter().map(Sizes::value_type).collect();
     let types: Vec<_> = types.iter().map(Some).collect();
     let shape = op.infer(&types).ok()?.first()?.fixed_shape()?;
-    cqc_proto::types::element_count(&shape).filter(|&n| n <= super::limits::MAX_SIZES).map(|_| shape)
+    cqc_proto::types::element_count(&shape)
+        .filter(|&n| n <= super::limits::MAX_SIZES)
+        .map(|_| shape)
 }
 
-fn elementwise(op: &Op, inputs: &[Sizes], f: impl Fn(DType, &[&Dim]) -> Option<Dim>) -> Option<Vec<Sizes>> {
+fn elementwise(
+    op: &Op,
+    inputs: &[Sizes],
+    f: impl Fn(DType, &[&Dim]) -> Option<Dim>,
+) -> Option<Vec<Sizes>> {
     let shape = bounded_output(op, inputs)?;
     let types: Vec<_> = inputs.iter().map(Sizes::value_type).collect();
     let dtype = op.infer(&types.iter().map(Some).collect::<Vec<_>>()).ok()?[0].dtype;
     let count = shape.iter().product();
     let element = |i: usize| {
-        let operands: Vec<&Dim> = inputs.iter().map(|x| &x.elements[broadcast_index(i, &shape, &x.shape)]).collect();
+        let operands: Vec<&Dim> =
+            inputs.iter().map(|x| &x.elements[broadcast_index(i, &shape, &x.shape)]).collect();
         f(inputs[0].dtype, &operands)
     };
     let elements = (0..count).map(element).collect::<Option<_>>()?;
@@ -131,7 +150,9 @@ fn binary(kind: BinaryKind, dtype: DType, a: &Dim, b: &Dim) -> Option<Dim> {
             (Some(a), Some(b)) if b > 0 && a >= 0 => Some(Dim::constant(a % b)),
             _ => a.div_exact(b).map(|_| 0.into()),
         },
-        Min => less(a, b).map(|a_first| if a_first { a.clone() } else { b.clone() }).or_else(|| least(a, b)),
+        Min => less(a, b)
+            .map(|a_first| if a_first { a.clone() } else { b.clone() })
+            .or_else(|| least(a, b)),
         Max => less(a, b)
             .map(|a_first| if a_first { b.clone() } else { a.clone() })
             .or_else(|| least(a, b).map(|l| if l == *a { b.clone() } else { a.clone() })),
@@ -153,7 +174,11 @@ pub(super) fn nonnegative(d: &Dim) -> bool {
 
 /// `a ≤ b` or `b ≤ a` for all symbols ≥ 1: the smaller of both.
 pub(super) fn least(a: &Dim, b: &Dim) -> Option<Dim> {
-    if nonnegative(&b.sub(a)?) { Some(a.clone()) } else { nonnegative(&a.sub(b)?).then(|| b.clone()) }
+    if nonnegative(&b.sub(a)?) {
+        Some(a.clone())
+    } else {
+        nonnegative(&a.sub(b)?).then(|| b.clone())
+    }
 }
 
 /// Whether `a < b`, if that is the same for all symbols ≥ 1.
@@ -183,7 +208,8 @@ fn reduce(op: &Op, kind: ReduceKind, axes: &[usize], inputs: &[Sizes]) -> Option
     };
     let x = inputs.first()?;
     let shape = bounded_output(op, inputs)?;
-    let kept: Vec<usize> = x.shape.iter().enumerate().map(|(i, &s)| if axes.contains(&i) { 1 } else { s }).collect();
+    let kept: Vec<usize> =
+        x.shape.iter().enumerate().map(|(i, &s)| if axes.contains(&i) { 1 } else { s }).collect();
     let mut elements: Vec<Option<Dim>> = vec![None; kept.iter().product()];
     for (i, d) in x.elements.iter().enumerate() {
         let slot = &mut elements[broadcast_index(i, &x.shape, &kept)];

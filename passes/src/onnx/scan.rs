@@ -45,7 +45,9 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), ImportError> {
     let mut count = 0;
     let bad = |reason: String| Err(ImportError::NotOnnx { reason });
     match walk(bytes, Kind::Model, 0, &mut count) {
-        Err(Excess::Messages) => bad(format!("it holds more than {MAX_MESSAGES} nodes, attributes and names")),
+        Err(Excess::Messages) => {
+            bad(format!("it holds more than {MAX_MESSAGES} nodes, attributes and names"))
+        }
         Err(Excess::Nesting) => bad(format!("its graphs are nested more than {MAX_NESTING} deep")),
         Ok(_) => Ok(()),
     }
@@ -57,7 +59,12 @@ enum Excess {
 }
 
 /// `Ok(None)` where the wire format is broken.
-fn walk(mut bytes: &[u8], kind: Kind, depth: usize, count: &mut usize) -> Result<Option<()>, Excess> {
+fn walk(
+    mut bytes: &[u8],
+    kind: Kind,
+    depth: usize,
+    count: &mut usize,
+) -> Result<Option<()>, Excess> {
     if depth > MAX_NESTING {
         return Err(Excess::Nesting);
     }
@@ -80,7 +87,9 @@ fn walk(mut bytes: &[u8], kind: Kind, depth: usize, count: &mut usize) -> Result
             }
             _ => return Ok(None),
         };
-        let Some((inner, rest)) = usize::try_from(skip).ok().and_then(|n| bytes.split_at_checked(n)) else {
+        let Some((inner, rest)) =
+            usize::try_from(skip).ok().and_then(|n| bytes.split_at_checked(n))
+        else {
             return Ok(None);
         };
         if key & 7 == 2 && !matches!(kind.child(key >> 3), Kind::Leaf) {

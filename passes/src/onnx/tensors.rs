@@ -52,14 +52,17 @@ pub(super) fn read(t: &TensorProto, files: &Files) -> Result<Tensor, BadTensor> 
     if number == 0 {
         return Err(Malformed("it has no element type".into()));
     }
-    let dtype = dtype(number).map_err(|name| Unsupported(format!("its element type {name} is not supported")))?;
+    let dtype = dtype(number)
+        .map_err(|name| Unsupported(format!("its element type {name} is not supported")))?;
     if t.segment.is_some() {
         return Err(Unsupported("it is stored in segments".into()));
     }
     let shape = sizes(&t.dims).map_err(Malformed)?;
     let data = match (t.data_location, &t.raw_data) {
         (Some(1), _) => files.external(&t.external_data).map_err(Malformed)?,
-        (Some(n), _) if n != 0 => return Err(Malformed(format!("its data location is {n}, expected 0 or 1"))),
+        (Some(n), _) if n != 0 => {
+            return Err(Malformed(format!("its data location is {n}, expected 0 or 1")));
+        }
         (_, Some(raw)) => raw.clone(),
         _ => typed_data(t, dtype).map_err(Malformed)?,
     };
@@ -72,14 +75,21 @@ fn sizes(dims: &[i64]) -> Result<Vec<usize>, String> {
         return Err(format!("it has {} axes, at most {MAX_RANK} are supported", dims.len()));
     }
     let negative = || format!("its sizes are {dims:?}");
-    let shape: Vec<usize> =
-        dims.iter().map(|&d| usize::try_from(d)).collect::<Result<_, _>>().map_err(|_| negative())?;
+    let shape: Vec<usize> = dims
+        .iter()
+        .map(|&d| usize::try_from(d))
+        .collect::<Result<_, _>>()
+        .map_err(|_| negative())?;
     element_count(&shape).map(|_| shape).ok_or_else(|| format!("its sizes {dims:?} are too large"))
 }
 
 /// Bytes other than 0 and 1 would break the meaning of [`DType::Bool`].
 fn normal_bools(data: Bytes) -> Bytes {
-    if data.iter().all(|&b| b < 2) { data } else { data.iter().map(|&b| (b != 0) as u8).collect::<Vec<_>>().into() }
+    if data.iter().all(|&b| b < 2) {
+        data
+    } else {
+        data.iter().map(|&b| (b != 0) as u8).collect::<Vec<_>>().into()
+    }
 }
 
 /// Elements from the field that belongs to the type.
@@ -110,7 +120,11 @@ pub(super) fn from_floats(dtype: DType, shape: Vec<usize>, values: &[f64]) -> Te
     from_numbers(dtype, shape, values.iter().map(|&v| (v as i64, v)))
 }
 
-fn from_numbers(dtype: DType, shape: Vec<usize>, values: impl Iterator<Item = (i64, f64)>) -> Tensor {
+fn from_numbers(
+    dtype: DType,
+    shape: Vec<usize>,
+    values: impl Iterator<Item = (i64, f64)>,
+) -> Tensor {
     let mut bytes = Vec::new();
     for (i, f) in values {
         match dtype {

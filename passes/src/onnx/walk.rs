@@ -13,7 +13,8 @@ use super::{ImportOptions, inputs};
 use crate::ir::{Def, Graph};
 use cqc_proto::Tensor;
 use cqc_proto::onnx::{
-    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
+    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
+    TensorProto,
 };
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -40,7 +41,10 @@ fn version(imports: &[OperatorSetIdProto], domain: &str) -> Option<i64> {
 /// [`ImportError::Opset`] when it is not supported.
 pub(super) fn opset(imports: &[OperatorSetIdProto]) -> Result<i64, ImportError> {
     let Some(found) = version(imports, "ai.onnx") else {
-        return Err(ImportError::malformed("opset_import", "the model names no version of the standard operator set"));
+        return Err(ImportError::malformed(
+            "opset_import",
+            "the model names no version of the standard operator set",
+        ));
     };
     if OPSETS.contains(&found) {
         return Ok(found);
@@ -87,9 +91,18 @@ pub(super) fn model<'a>(
     files: &'a Files,
     options: &ImportOptions,
 ) -> Result<Walked, ImportError> {
-    let functions = model.functions.iter().map(|f| ((long_domain(f.domain()), f.name(), f.overload()), f)).collect();
-    let mut walker =
-        Walker { cx: Cx::new(&shown(graph.name()), files), functions, unsupported: Vec::new(), nodes: 0, seen: 0 };
+    let functions = model
+        .functions
+        .iter()
+        .map(|f| ((long_domain(f.domain()), f.name(), f.overload()), f))
+        .collect();
+    let mut walker = Walker {
+        cx: Cx::new(&shown(graph.name()), files),
+        functions,
+        unsupported: Vec::new(),
+        nodes: 0,
+        seen: 0,
+    };
     debug_assert!(OPSETS.contains(&opset));
     let mut scope = Scope {
         names: HashMap::new(),
@@ -115,18 +128,28 @@ fn output_names(graph: &GraphProto) -> Result<Vec<&str>, ImportError> {
     for output in graph.output.iter().map(|o| o.name()) {
         check_name(output).map_err(|reason| ImportError::malformed("output", reason))?;
         if names.contains(&output) {
-            return Err(ImportError::malformed(format!("output `{}`", shown(output)), "it is listed twice"));
+            return Err(ImportError::malformed(
+                format!("output `{}`", shown(output)),
+                "it is listed twice",
+            ));
         }
         names.push(output);
     }
     if names.is_empty() {
-        return Err(ImportError::malformed(format!("graph `{}`", shown(graph.name())), "it has no outputs"));
+        return Err(ImportError::malformed(
+            format!("graph `{}`", shown(graph.name())),
+            "it has no outputs",
+        ));
     }
     Ok(names)
 }
 
 impl<'a> Walker<'a> {
-    fn initializers(&mut self, graph: &'a GraphProto, scope: &mut Scope<'a, '_>) -> Result<(), ImportError> {
+    fn initializers(
+        &mut self,
+        graph: &'a GraphProto,
+        scope: &mut Scope<'a, '_>,
+    ) -> Result<(), ImportError> {
         if let Some(sparse) = graph.sparse_initializer.first() {
             let name = sparse.values.as_ref().map_or("", |v| v.name());
             self.refuse(name, "initializer", "ai.onnx", "sparse tensors are not supported".into());
@@ -142,7 +165,9 @@ impl<'a> Walker<'a> {
                     self.cx.grant(&tensor);
                     Item::constant(format!("{}{}", scope.prefix, t.name()), tensor)
                 }
-                Err(BadTensor::Malformed(reason)) => return Err(ImportError::malformed(place(), reason)),
+                Err(BadTensor::Malformed(reason)) => {
+                    return Err(ImportError::malformed(place(), reason));
+                }
                 Err(BadTensor::Unsupported(reason)) => {
                     self.refuse(t.name(), "initializer", "ai.onnx", reason);
                     Item::Poison
@@ -166,7 +191,9 @@ impl<'a> Walker<'a> {
         let mut free = Vec::new();
         for input in &graph.input {
             let name = input.name();
-            let bad = |reason: &str| Err(ImportError::malformed(format!("input `{}`", shown(name)), reason));
+            let bad = |reason: &str| {
+                Err(ImportError::malformed(format!("input `{}`", shown(name)), reason))
+            };
             check_name(name).map_err(|reason| ImportError::malformed("input", reason))?;
             if name.is_empty() {
                 return bad("an input has no name");
@@ -178,10 +205,10 @@ impl<'a> Walker<'a> {
                 None => free.push(input),
                 // before IR version 4 every initializer had to be listed as an input
                 Some(_) if model.ir_version() < 4 => {}
-                Some(_) => self
-                    .cx
-                    .warnings
-                    .push(format!("input `{}` has a default value, which is taken as a constant", shown(name))),
+                Some(_) => self.cx.warnings.push(format!(
+                    "input `{}` has a default value, which is taken as a constant",
+                    shown(name)
+                )),
             }
         }
         for (input, ty) in free.iter().zip(inputs::types(&free, options)?) {
@@ -190,7 +217,10 @@ impl<'a> Walker<'a> {
                 && (t.dtype() != ty.dtype || t.shape().len() != ty.rank())
             {
                 let reason = format!("the given value is {}, the model takes {ty}", t.value_type());
-                return Err(ImportError::Option { option: format!("input `{}`", shown(input.name())), reason });
+                return Err(ImportError::Option {
+                    option: format!("input `{}`", shown(input.name())),
+                    reason,
+                });
             }
             let item = self.cx.input(input.name(), ty, known);
             scope.names.insert(input.name(), item);
@@ -215,7 +245,12 @@ impl<'a> Walker<'a> {
     }
 
     fn refuse(&mut self, node: &str, op: &str, domain: &str, reason: String) {
-        self.unsupported.push(Unsupported { node: shown(node), op: shown(op), domain: shown(domain), reason });
+        self.unsupported.push(Unsupported {
+            node: shown(node),
+            op: shown(op),
+            domain: shown(domain),
+            reason,
+        });
     }
 
     /// Imports the nodes that `outputs` need; returns what those names mean.
@@ -227,17 +262,23 @@ impl<'a> Walker<'a> {
     ) -> Result<Vec<Item>, ImportError> {
         self.seen += nodes.len();
         if self.seen > MAX_NODES {
-            return Err(ImportError::malformed("graph", format!("it has more than {MAX_NODES} nodes")));
+            return Err(ImportError::malformed(
+                "graph",
+                format!("it has more than {MAX_NODES} nodes"),
+            ));
         }
-        for i in
-            order::live(nodes, &outputs, &|name| scope.names.contains_key(name), &|name| scope.get(name).is_some())?
-        {
+        for i in order::live(nodes, &outputs, &|name| scope.names.contains_key(name), &|name| {
+            scope.get(name).is_some()
+        })? {
             self.nodes += 1;
             self.node(&nodes[i], scope)?;
         }
         let find = |name: &str| match scope.get(name) {
             Some(item) => Ok(item.clone()),
-            None => Err(ImportError::malformed(format!("output `{}`", shown(name)), "nothing defines it")),
+            None => Err(ImportError::malformed(
+                format!("output `{}`", shown(name)),
+                "nothing defines it",
+            )),
         };
         outputs.into_iter().map(find).collect()
     }
@@ -250,7 +291,9 @@ impl<'a> Walker<'a> {
         let items = match self.dispatch(node, domain, scope)? {
             Ok(items) => items,
             Err(Refusal::Poisoned) => vec![],
-            Err(Refusal::Malformed(reason)) => return Err(ImportError::malformed(place(node), reason)),
+            Err(Refusal::Malformed(reason)) => {
+                return Err(ImportError::malformed(place(node), reason));
+            }
             Err(Refusal::Unsupported(reason)) => {
                 self.refuse(&name, node.op_type(), domain, reason);
                 vec![]
@@ -263,7 +306,11 @@ impl<'a> Walker<'a> {
             let item = items.next().unwrap_or_else(|| match refused {
                 true => Item::Poison,
                 false => Item::Absent(
-                    format!("its operand `{}` is an output that cqc does not compute", shown(output)).into(),
+                    format!(
+                        "its operand `{}` is an output that cqc does not compute",
+                        shown(output)
+                    )
+                    .into(),
                 ),
             });
             if output.is_empty() {
@@ -288,7 +335,12 @@ impl<'a> Walker<'a> {
     }
 
     /// The outer error ends the import, the inner one concerns this node.
-    fn dispatch(&mut self, node: &'a NodeProto, domain: &'a str, scope: &Scope<'a, '_>) -> Result<Done, ImportError> {
+    fn dispatch(
+        &mut self,
+        node: &'a NodeProto,
+        domain: &'a str,
+        scope: &Scope<'a, '_>,
+    ) -> Result<Done, ImportError> {
         let key = (domain, node.op_type(), node.overload());
         if let Some(&function) = self.functions.get(&key) {
             let call = match self.call(node, 0, scope) {
@@ -312,7 +364,12 @@ impl<'a> Walker<'a> {
     }
 
     /// Operands and attributes; [`Refusal::Poisoned`] when an operand has no value.
-    fn call(&self, node: &'a NodeProto, opset: i64, scope: &Scope<'a, '_>) -> Result<Call<'a>, Refusal> {
+    fn call(
+        &self,
+        node: &'a NodeProto,
+        opset: i64,
+        scope: &Scope<'a, '_>,
+    ) -> Result<Call<'a>, Refusal> {
         let mut inputs = Vec::new();
         for name in &node.input {
             inputs.push(match scope.get(name) {
@@ -342,7 +399,10 @@ impl<'a> Walker<'a> {
     ) -> Result<Vec<Item>, ImportError> {
         let place = format!("function `{}`", shown(f.name()));
         if scope.depth >= MAX_DEPTH {
-            return Err(ImportError::malformed(place, format!("calls are nested more than {MAX_DEPTH} deep")));
+            return Err(ImportError::malformed(
+                place,
+                format!("calls are nested more than {MAX_DEPTH} deep"),
+            ));
         }
         let mut attributes = call.attributes;
         for default in &f.attribute_proto {
@@ -355,9 +415,11 @@ impl<'a> Walker<'a> {
             opset(imports)?;
         }
         let operand = |i: usize| call.inputs.get(i).cloned().flatten().unwrap_or(Item::Omitted);
-        let names = f.input.iter().enumerate().map(|(i, name)| (name.as_str(), operand(i))).collect();
+        let names =
+            f.input.iter().enumerate().map(|(i, name)| (name.as_str(), operand(i))).collect();
         let prefix = format!("{}/", self.cx.node);
-        let mut inner = Scope { names, outer: None, prefix, imports, attributes, depth: scope.depth + 1 };
+        let mut inner =
+            Scope { names, outer: None, prefix, imports, attributes, depth: scope.depth + 1 };
         let outputs = f.output.iter().map(String::as_str).collect();
         self.body(&f.node, outputs, &mut inner)
     }
@@ -377,7 +439,10 @@ impl<'a> Walker<'a> {
             Err(refusal) => return Ok(Err(refusal)),
         };
         if scope.depth >= MAX_DEPTH {
-            return Err(ImportError::malformed(place(node), format!("branches are nested more than {MAX_DEPTH} deep")));
+            return Err(ImportError::malformed(
+                place(node),
+                format!("branches are nested more than {MAX_DEPTH} deep"),
+            ));
         }
         let mut inner = Scope {
             names: HashMap::new(),
@@ -397,6 +462,8 @@ impl<'a> Walker<'a> {
 pub(super) fn attribute_tensor(cx: &Cx, name: &str, t: &TensorProto) -> Result<Tensor, Refusal> {
     tensors::read(t, cx.files).map_err(|e| match e {
         BadTensor::Malformed(reason) => Refusal::Malformed(format!("attribute `{name}`: {reason}")),
-        BadTensor::Unsupported(reason) => Refusal::Unsupported(format!("attribute `{name}`: {reason}")),
+        BadTensor::Unsupported(reason) => {
+            Refusal::Unsupported(format!("attribute `{name}`: {reason}"))
+        }
     })
 }

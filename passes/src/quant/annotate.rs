@@ -53,7 +53,10 @@ impl OutputCorrection {
     /// Changes nothing.
     pub fn identity(layer: &Layer, evaluations: usize) -> OutputCorrection {
         let bias = layer.bias.clone().unwrap_or_else(|| vec![0.0; layer.channels]);
-        OutputCorrection { a: vec![1.0; evaluations * layer.channels], bias: bias.repeat(evaluations) }
+        OutputCorrection {
+            a: vec![1.0; evaluations * layer.channels],
+            bias: bias.repeat(evaluations),
+        }
     }
 }
 
@@ -177,16 +180,23 @@ pub fn annotate(
     let sites = survey.sites.iter().enumerate().zip(&tables.sites).map(|((i, site), table)| {
         let of = format!("{}#{i}", site.name);
         let scale = add(table_name(&of, "scale"), &table.scale, true);
-        SiteTables { scale, zero_point: add(table_name(&of, "zero_point"), &table.zero_point, true) }
+        SiteTables {
+            scale,
+            zero_point: add(table_name(&of, "zero_point"), &table.zero_point, true),
+        }
     });
     let sites = sites.collect();
     let corrections = tables.corrections.iter().map(|(&layer, c)| {
         let of = &survey.layers[layer].value;
         let factor = add(table_name(of, "a"), &c.a, false);
-        (LayerId(layer), CorrectionTables { factor, bias: add(table_name(of, "bias"), &c.bias, false) })
+        (
+            LayerId(layer),
+            CorrectionTables { factor, bias: add(table_name(of, "bias"), &c.bias, false) },
+        )
     });
     let tables = Annotation { corrections: corrections.collect(), sites };
-    let layers = survey.layers.iter().enumerate().map(|(i, layer)| (layer.node, LayerId(i))).collect();
+    let layers =
+        survey.layers.iter().enumerate().map(|(i, layer)| (layer.node, LayerId(i))).collect();
     let rewrite = Rewrite { survey, tables: &tables, layers, options };
     rewrite.part(&mut bound.full)?;
     if let Some(cached) = &mut bound.cached {
@@ -223,7 +233,8 @@ impl PartBuilder {
     /// The inputs of `part`, and nothing else yet.
     pub fn new(part: &Part) -> PartBuilder {
         let (g, mut to) = (&part.graph, Graph::new(part.graph.name.clone()));
-        let map = g.inputs.iter().map(|&v| (v, to.input(&g.value(v).name, g.ty(v).clone()))).collect();
+        let map =
+            g.inputs.iter().map(|&v| (v, to.input(&g.value(v).name, g.ty(v).clone()))).collect();
         PartBuilder {
             part: Part { graph: to, origins: part.origins.clone() },
             map,
@@ -286,7 +297,13 @@ impl Rewrite<'_> {
         Ok(())
     }
 
-    fn layer(&self, g: &Graph, node: &Node, id: LayerId, m: &mut PartBuilder) -> Result<(), OpError> {
+    fn layer(
+        &self,
+        g: &Graph,
+        node: &Node,
+        id: LayerId,
+        m: &mut PartBuilder,
+    ) -> Result<(), OpError> {
         let layer = &self.survey.layers[id.0];
         let mut inputs = m.operands(g, node);
         let (x, w) = (inputs[0], inputs[1]);
@@ -364,13 +381,18 @@ fn dequantized(g: &mut Graph, name: &str, weight: &QuantizedWeight) -> Result<Va
     let codes = g.constant(&format!("{name}/codes"), weight.codes.clone());
     let scale = g.constant(&format!("{name}/scale"), weight.scale.clone());
     let (bits, output_axis, segments) = (weight.bits, weight.output_axis, weight.segments.clone());
-    g.op(&format!("{name}/dequantized"), Op::DequantizeWeight { bits, output_axis, segments }, &[codes, scale])
+    g.op(
+        &format!("{name}/dequantized"),
+        Op::DequantizeWeight { bits, output_axis, segments },
+        &[codes, scale],
+    )
 }
 
 /// Quantizes the weights of a prelude's products; those that several share, as the first of them
 /// has it.
 fn quantize_weights(part: &mut Part, survey: &Survey) -> Result<(), OpError> {
-    let weights: HashMap<NodeId, &QuantizedWeight> = survey.preludes.iter().map(|p| (p.node, &p.weight)).collect();
+    let weights: HashMap<NodeId, &QuantizedWeight> =
+        survey.preludes.iter().map(|p| (p.node, &p.weight)).collect();
     let g = &part.graph;
     let mut m = PartBuilder::new(part);
     for (_, node) in g.nodes() {

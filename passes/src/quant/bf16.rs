@@ -72,7 +72,8 @@ struct Rewrite<'a> {
 impl Rewrite<'_> {
     fn part(&mut self, part: &mut Part, rounds_inputs: bool) -> Result<Bf16Products, OpError> {
         let g = &part.graph;
-        let (mut m, mut known, mut found) = (PartBuilder::new(part), Known::default(), Bf16Products::default());
+        let (mut m, mut known, mut found) =
+            (PartBuilder::new(part), Known::default(), Bf16Products::default());
         for (_, node) in g.nodes() {
             match candidate(g, node, self.spec) {
                 // nothing is gained where it runs once per request
@@ -104,7 +105,10 @@ impl Rewrite<'_> {
         m: &mut PartBuilder,
         known: &mut Known,
     ) -> Result<(), OpError> {
-        let (x, w) = (node.inputs[0].expect("a product reads something"), node.inputs[1].expect("and has weights"));
+        let (x, w) = (
+            node.inputs[0].expect("a product reads something"),
+            node.inputs[1].expect("and has weights"),
+        );
         let mut inputs = m.operands(g, node);
         if rounds_inputs {
             inputs[0] = Some(known.rounded(g, x, m)?);
@@ -112,10 +116,15 @@ impl Rewrite<'_> {
         inputs[1] = Some(match known.weights.get(&w) {
             Some(&v) => v,
             None => {
-                let rounded = self.weight(g.tensor(w).expect("the weights of a candidate are a constant"));
+                let rounded =
+                    self.weight(g.tensor(w).expect("the weights of a candidate are a constant"));
                 let name = &g.value(w).name;
                 let stored = m.part.graph.constant(&format!("{name}/bf16"), rounded);
-                let v = m.part.graph.op(&format!("{name}/widened"), Op::Cast { to: DType::F32 }, &[stored])?;
+                let v = m.part.graph.op(
+                    &format!("{name}/widened"),
+                    Op::Cast { to: DType::F32 },
+                    &[stored],
+                )?;
                 *known.weights.entry(w).or_insert(v)
             }
         });
@@ -124,7 +133,8 @@ impl Rewrite<'_> {
 
     fn weight(&mut self, w: &Tensor) -> Tensor {
         let place = (w.bytes().as_ptr().addr(), w.bytes().len());
-        let rounded = self.weights.entry(place).or_insert_with(|| (w.clone(), w.to_float(DType::BF16)));
+        let rounded =
+            self.weights.entry(place).or_insert_with(|| (w.clone(), w.to_float(DType::BF16)));
         // the same elements may have another shape elsewhere
         rounded.1.clone().reshaped(w.shape().to_vec()).expect("as many elements")
     }
@@ -143,12 +153,18 @@ impl Known {
         if let Some(&v) = self.rounded.get(&x) {
             return Ok(v);
         }
-        let v = m.part.graph.op(&format!("{}/bf16", g.value(x).name), Op::RoundBf16, &[m.map[&x]])?;
+        let v =
+            m.part.graph.op(&format!("{}/bf16", g.value(x).name), Op::RoundBf16, &[m.map[&x]])?;
         Ok(*self.rounded.entry(x).or_insert(v))
     }
 }
 
-fn attention(g: &Graph, node: &Node, m: &mut PartBuilder, known: &mut Known) -> Result<(), OpError> {
+fn attention(
+    g: &Graph,
+    node: &Node,
+    m: &mut PartBuilder,
+    known: &mut Known,
+) -> Result<(), OpError> {
     let mut inputs = m.operands(g, node);
     for (input, x) in inputs.iter_mut().zip(&node.inputs[..3]) {
         *input = Some(known.rounded(g, x.expect("attention has queries, keys and values"), m)?);
@@ -161,7 +177,13 @@ fn attention(g: &Graph, node: &Node, m: &mut PartBuilder, known: &mut Known) -> 
 }
 
 /// The node again, with another operator and other operands.
-fn emit(g: &Graph, node: &Node, op: Op, inputs: &[Option<ValueId>], m: &mut PartBuilder) -> Result<(), OpError> {
+fn emit(
+    g: &Graph,
+    node: &Node,
+    op: Op,
+    inputs: &[Option<ValueId>],
+    m: &mut PartBuilder,
+) -> Result<(), OpError> {
     let outputs = m.part.graph.repeat(g, node, op, inputs)?;
     m.map.extend(node.outputs.iter().copied().zip(outputs));
     Ok(())

@@ -23,7 +23,12 @@ pub(super) fn lower(mut a: DMatrix<f64>) -> Option<DMatrix<f64>> {
         for j in (end..n).step_by(BLOCK) {
             let width = BLOCK.min(n - j);
             let rows = below.rows(j - end, n - j);
-            a.view_mut((j, j), (n - j, width)).gemm(-1.0, &rows, &across.columns(j - end, width), 1.0);
+            a.view_mut((j, j), (n - j, width)).gemm(
+                -1.0,
+                &rows,
+                &across.columns(j - end, width),
+                1.0,
+            );
         }
         a.view_mut((end, first), below.shape()).copy_from(&below);
     }
@@ -37,7 +42,8 @@ mod tests {
     #[test]
     fn l_times_its_transpose_is_the_matrix() {
         for n in [1, 2, 127, 128, 129, 300] {
-            let waves = DMatrix::from_fn(n, n, |i, j| ((i * 7919 + j * 104_729) as f64 * 0.37).sin());
+            let waves =
+                DMatrix::from_fn(n, n, |i, j| ((i * 7919 + j * 104_729) as f64 * 0.37).sin());
             let a = &waves * waves.transpose() + DMatrix::identity(n, n);
             let l = lower(a.clone()).unwrap().lower_triangle();
             assert!((&l * l.transpose() - &a).amax() <= 1e-10 * a.amax(), "n = {n}");

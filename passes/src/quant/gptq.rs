@@ -32,7 +32,14 @@ const BLOCK: usize = 128;
 ///
 /// # Panics
 /// When the lengths do not fit.
-pub fn round(weights: &[f32], scales: &[f32], segments: &[usize], gram: &Gram, bits: u32, damping: f64) -> Vec<i8> {
+pub fn round(
+    weights: &[f32],
+    scales: &[f32],
+    segments: &[usize],
+    gram: &Gram,
+    bits: u32,
+    damping: f64,
+) -> Vec<i8> {
     let grid = Grid::new(weights, scales, segments, bits);
     assert_eq!(grid.inputs, gram.inputs(), "the Gram matrix has as many inputs");
     let mut levels = grid.nearest();
@@ -92,7 +99,8 @@ impl Grid<'_> {
         let mut end = k;
         while end > 0 {
             let first = (end - 1) / BLOCK * BLOCK;
-            let mut decided = errors.columns(end, k - end) * l.view((end, first), (k - end, end - first));
+            let mut decided =
+                errors.columns(end, k - end) * l.view((end, first), (k - end, end - first));
             for j in (first..end).rev() {
                 let mut column = decided.column_mut(j - first);
                 for i in j + 1..end {
@@ -198,7 +206,10 @@ mod tests {
         let scales = scales(&weights, n, &[150, 50], bits);
         let grid = Grid::new(&weights, &scales, &[150, 50], bits);
         let error = |levels: &[i8]| grid.errors(levels, &gram).iter().sum::<f64>();
-        let (found, plain) = (error(&round(&weights, &scales, &[150, 50], &gram, bits, 0.01)), error(&grid.nearest()));
+        let (found, plain) = (
+            error(&round(&weights, &scales, &[150, 50], &gram, bits, 0.01)),
+            error(&grid.nearest()),
+        );
         assert!(found < 0.5 * plain, "{found} {plain}");
     }
 
@@ -213,7 +224,9 @@ mod tests {
         let mut order: Vec<usize> = (0..k).collect();
         order.sort_by(|&a, &b| gram.get(b, b).total_cmp(&gram.get(a, a)));
         let damp = 0.01 * gram.sums().trace() / k as f64;
-        let h = DMatrix::from_fn(k, k, |i, j| gram.get(order[i], order[j]) + if i == j { damp } else { 0.0 });
+        let h = DMatrix::from_fn(k, k, |i, j| {
+            gram.get(order[i], order[j]) + if i == j { damp } else { 0.0 }
+        });
         let u = h.try_inverse().unwrap().cholesky().unwrap().l().transpose();
         let mut published = vec![0; n * k];
         for out in 0..n {
@@ -234,8 +247,12 @@ mod tests {
         let (n, k) = (3, 140);
         let levels: Vec<i8> = noise(n * k, 5).iter().map(|x| (x * 7.99) as i8).collect();
         let scales = [0.5, 0.25, 1.0];
-        let weights: Vec<f32> = levels.iter().enumerate().map(|(i, &q)| f32::from(q) * scales[i / k]).collect();
-        assert_eq!(round(&weights, &scales, &[k], &gram(k, &correlated(50, k, 6)), 4, 0.01), levels);
+        let weights: Vec<f32> =
+            levels.iter().enumerate().map(|(i, &q)| f32::from(q) * scales[i / k]).collect();
+        assert_eq!(
+            round(&weights, &scales, &[k], &gram(k, &correlated(50, k, 6)), 4, 0.01),
+            levels
+        );
     }
 
     #[test]
@@ -244,7 +261,10 @@ mod tests {
         let weights = noise(n * k, 7);
         let scales = scales(&weights, n, &[k], 3);
         let unit: Vec<f32> = (0..k * k).map(|at| f32::from(at / k == at % k)).collect();
-        assert_eq!(round(&weights, &scales, &[k], &gram(k, &unit), 3, 0.01), nearest(&weights, &scales, &[k], 3));
+        assert_eq!(
+            round(&weights, &scales, &[k], &gram(k, &unit), 3, 0.01),
+            nearest(&weights, &scales, &[k], 3)
+        );
     }
 
     #[test]
@@ -253,7 +273,9 @@ mod tests {
         let plain = nearest(&weights, &[1.0, 2.0], &[3], 3);
         assert_eq!(plain, [0, -1, 1, 0, 0, -3]);
         let nothing = [&[][..], &[0.0; 6], &[f32::NAN, 1.0, 2.0]];
-        nothing.iter().for_each(|rows| assert_eq!(round(&weights, &[1.0, 2.0], &[3], &gram(3, rows), 3, 0.0), plain));
+        nothing.iter().for_each(|rows| {
+            assert_eq!(round(&weights, &[1.0, 2.0], &[3], &gram(3, rows), 3, 0.0), plain)
+        });
         // the second input is dead, the others are one and the same
         let rows = [1.0, 0.0, 1.0, 2.0, 0.0, 2.0];
         assert_eq!(round(&[0.4, 0.6, 0.4], &[1.0], &[3], &gram(3, &rows), 3, 0.0)[1], 1);

@@ -98,7 +98,10 @@ mod tests {
         assert_eq!(parts, gram(k, &x));
         for (i, j) in [(0, 0), (3, 149), (149, 3), (128, 127)] {
             let direct: f64 = x.chunks(k).map(|x| f64::from(x[i]) * f64::from(x[j])).sum();
-            assert!((parts.get(i, j) - direct).abs() < 1e-5 * (parts.get(i, i) * parts.get(j, j)).sqrt());
+            assert!(
+                (parts.get(i, j) - direct).abs()
+                    < 1e-5 * (parts.get(i, i) * parts.get(j, j)).sqrt()
+            );
         }
     }
 }

@@ -17,10 +17,15 @@ impl<'a> Grid<'a> {
     /// When the lengths do not fit.
     pub fn new(weights: &'a [f32], scales: &'a [f32], segments: &[usize], bits: u32) -> Grid<'a> {
         assert!((2..=8).contains(&bits), "{bits} bits");
-        let segment: Vec<usize> = segments.iter().enumerate().flat_map(|(s, &len)| vec![s; len]).collect();
+        let segment: Vec<usize> =
+            segments.iter().enumerate().flat_map(|(s, &len)| vec![s; len]).collect();
         let outputs = scales.len().checked_div(segments.len()).unwrap_or(0);
         let inputs = segment.len();
-        assert_eq!(weights.len(), outputs * inputs, "weights of {outputs} outputs and {inputs} inputs");
+        assert_eq!(
+            weights.len(),
+            outputs * inputs,
+            "weights of {outputs} outputs and {inputs} inputs"
+        );
         assert_eq!(scales.len(), outputs * segments.len(), "a scale per output and segment");
         let last = f64::from((1i32 << (bits - 1)) - 1);
         Grid { weights, scales, outputs, inputs, segment, segments: segments.len(), last }

@@ -10,8 +10,8 @@ pub mod survey;
 pub mod weights;
 
 pub use annotate::{
-    AnnotateOptions, Annotation, CorrectionTables, OutputCorrection, QuantTables, SiteTable, SiteTables, annotate,
-    narrow_tables,
+    AnnotateOptions, Annotation, CorrectionTables, OutputCorrection, QuantTables, SiteTable,
+    SiteTables, annotate, narrow_tables,
 };
 pub use bf16::{Bf16Layer, Bf16Products, round_products};
 pub use survey::{ActivationSite, Layer, PreludeWeight, QuantSpec, Survey, survey};

@@ -101,9 +101,17 @@ impl Survey {
         let mut out = self.clone();
         out.sites = kept.iter().map(|&site| self.sites[site].clone()).collect();
         for layer in &mut out.layers {
-            layer.sites = layer.sites.iter().filter_map(|site| kept.binary_search(site).ok()).collect();
-            if let Some(weight) = layer.weight.take_if(|w| layer.sites.is_empty() && !w.segments.is_empty()) {
-                layer.weight = Some(QuantizedWeight::nearest(&weight.float, weight.output_axis, &[], weight.bits));
+            layer.sites =
+                layer.sites.iter().filter_map(|site| kept.binary_search(site).ok()).collect();
+            if let Some(weight) =
+                layer.weight.take_if(|w| layer.sites.is_empty() && !w.segments.is_empty())
+            {
+                layer.weight = Some(QuantizedWeight::nearest(
+                    &weight.float,
+                    weight.output_axis,
+                    &[],
+                    weight.bits,
+                ));
             }
         }
         out
@@ -113,9 +121,12 @@ impl Survey {
 /// Looks through `full`, whose nodes `cached` repeats.
 pub fn survey(bound: &Bound, spec: &QuantSpec, batch: Option<&str>) -> Survey {
     let g = &bound.full.graph;
-    let products: Vec<&Node> = g.nodes().map(|(_, node)| node).filter(|node| is_product(node)).collect();
-    let (first, last) = (products.first().map(|n| n.outputs[0]), products.last().map(|n| n.outputs[0]));
-    let reads_cache = bound.cached.as_ref().map_or_else(HashSet::new, |cached| cache_readers(&cached.part));
+    let products: Vec<&Node> =
+        g.nodes().map(|(_, node)| node).filter(|node| is_product(node)).collect();
+    let (first, last) =
+        (products.first().map(|n| n.outputs[0]), products.last().map(|n| n.outputs[0]));
+    let reads_cache =
+        bound.cached.as_ref().map_or_else(HashSet::new, |cached| cache_readers(&cached.part));
     let live = bound.cached.as_ref().map(|cached| live_nodes(bound, cached));
     let one: Bindings = batch.iter().map(|&s| (s.into(), 1)).collect();
     let mut out = Survey::default();
@@ -132,7 +143,8 @@ pub fn survey(bound: &Bound, spec: &QuantSpec, batch: Option<&str>) -> Survey {
                 let count = quantization.rounded_operands();
                 let mut site = |v: ValueId| {
                     let name = g.value(v).name.clone();
-                    let sizes = if segments.is_empty() { vec![channels(g, v)] } else { segments.clone() };
+                    let sizes =
+                        if segments.is_empty() { vec![channels(g, v)] } else { segments.clone() };
                     *known.entry((v, sizes.clone())).or_insert_with(|| {
                         out.sites.push(ActivationSite { name, segments: sizes });
                         out.sites.len() - 1
@@ -141,7 +153,8 @@ pub fn survey(bound: &Bound, spec: &QuantSpec, batch: Option<&str>) -> Survey {
                 let sites = (0..count).filter_map(|i| node.input(i)).map(&mut site).collect();
                 let weight = node.input(1).and_then(|w| g.tensor(w)).filter(|_| is_product(node));
                 let weight = weight.zip(quantization.output_axis());
-                let weight = weight.map(|(w, axis)| QuantizedWeight::nearest(w, axis, &segments, bits));
+                let weight =
+                    weight.map(|(w, axis)| QuantizedWeight::nearest(w, axis, &segments, bits));
                 let channels = channels(g, node.outputs[0]);
                 out.layers.push(Layer {
                     name: node.name.clone(),
@@ -188,9 +201,22 @@ pub(super) fn source(node: &Node) -> NodeId {
 /// Nodes that the cached step runs, and those whose results it finds in the cache.
 fn live_nodes(bound: &Bound, cached: &CachedPart) -> HashSet<NodeId> {
     let full = &bound.full.graph;
-    let stored = full.outputs.iter().rev().take(cached.slots.len()).filter_map(|(_, v)| full.producer_node(*v));
-    let origins = cached.part.graph.nodes().map(|(_, node)| node).chain(stored).filter_map(|node| node.origin);
-    origins.filter_map(|origin| if let NodeOrigin::Source(id) = origin { Some(id) } else { None }).collect()
+    let stored = full
+        .outputs
+        .iter()
+        .rev()
+        .take(cached.slots.len())
+        .filter_map(|(_, v)| full.producer_node(*v));
+    let origins = cached
+        .part
+        .graph
+        .nodes()
+        .map(|(_, node)| node)
+        .chain(stored)
+        .filter_map(|node| node.origin);
+    origins
+        .filter_map(|origin| if let NodeOrigin::Source(id) = origin { Some(id) } else { None })
+        .collect()
 }
 
 fn is_product(node: &Node) -> bool {
@@ -210,14 +236,18 @@ pub(super) fn candidate(g: &Graph, node: &Node, spec: &QuantSpec) -> Option<Resu
         return refuse("as asked");
     }
     match quantization {
-        Quantization::Product { .. } if g.tensor(node.input(1)?).is_none() => refuse("its weights are computed"),
+        Quantization::Product { .. } if g.tensor(node.input(1)?).is_none() => {
+            refuse("its weights are computed")
+        }
         Quantization::Product { .. } if is_grouped(node) => {
             refuse("its channels are in groups: fewer bits gain nothing")
         }
         Quantization::Product { .. } if spec.narrow_float && is_narrow(g, node) => {
             Some(Err(format!("fewer than {FEW_CHANNELS} channels go in or out")))
         }
-        Quantization::Product { .. } if has_channels_first(node) => refuse("its channels come first"),
+        Quantization::Product { .. } if has_channels_first(node) => {
+            refuse("its channels come first")
+        }
         Quantization::Product { .. } | Quantization::Attention => Some(Ok(())),
         Quantization::FloatProduct => refuse("its operator has no form with fewer bits"),
         Quantization::KeepsChannels | Quantization::MixesChannels => None,
@@ -255,8 +285,12 @@ fn segments(g: &Graph, node: &Node) -> Vec<usize> {
                 v = producer.inputs[0].expect("it has channels to keep");
             }
             Op::Concat { axis } if *axis + 1 == g.shape(v).len() && producer.inputs.len() > 1 => {
-                let sizes = producer.inputs.iter().flatten().map(|&part| g.shape(part)[*axis].as_const());
-                return sizes.map(|n| n.map(|n| n as usize)).collect::<Option<_>>().unwrap_or_default();
+                let sizes =
+                    producer.inputs.iter().flatten().map(|&part| g.shape(part)[*axis].as_const());
+                return sizes
+                    .map(|n| n.map(|n| n as usize))
+                    .collect::<Option<_>>()
+                    .unwrap_or_default();
             }
             _ => return vec![],
         }
@@ -267,7 +301,11 @@ fn segments(g: &Graph, node: &Node) -> Vec<usize> {
 /// Layers of a cached step that read the cache without another layer between.
 fn cache_readers(part: &Part) -> HashSet<NodeId> {
     let g = &part.graph;
-    let slots = g.inputs.iter().zip(&part.origins).filter(|(_, origin)| matches!(origin, InputOrigin::Cache(_)));
+    let slots = g
+        .inputs
+        .iter()
+        .zip(&part.origins)
+        .filter(|(_, origin)| matches!(origin, InputOrigin::Cache(_)));
     let mut reached: HashSet<ValueId> = slots.map(|(&v, _)| v).collect();
     let mut out = HashSet::new();
     for (_, node) in g.nodes() {

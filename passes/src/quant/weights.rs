@@ -36,33 +36,52 @@ impl WeightLayout {
     /// Of weights of that shape, `[outputs, inputs, …]` or the first two swapped.
     pub fn new(shape: &[usize], output_axis: usize) -> WeightLayout {
         let rest = shape[2..].iter().product();
-        WeightLayout { outputs: shape[output_axis], inputs: shape[1 - output_axis], rest, output_axis }
+        WeightLayout {
+            outputs: shape[output_axis],
+            inputs: shape[1 - output_axis],
+            rest,
+            output_axis,
+        }
     }
 
     /// Position of a weight.
     pub fn at(&self, output: usize, input: usize, rest: usize) -> usize {
-        let (i, j, width) =
-            if self.output_axis == 0 { (output, input, self.inputs) } else { (input, output, self.outputs) };
+        let (i, j, width) = if self.output_axis == 0 {
+            (output, input, self.inputs)
+        } else {
+            (input, output, self.outputs)
+        };
         (i * width + j) * self.rest + rest
     }
 }
 
 impl QuantizedWeight {
     /// Rounds to the nearest code, with the scales of a range search.
-    pub fn nearest(weight: &Tensor, output_axis: usize, segments: &[usize], bits: u8) -> QuantizedWeight {
+    pub fn nearest(
+        weight: &Tensor,
+        output_axis: usize,
+        segments: &[usize],
+        bits: u8,
+    ) -> QuantizedWeight {
         let layout = WeightLayout::new(weight.shape(), output_axis);
         let values = weight.to_f32_vec();
         let sizes = if segments.is_empty() { vec![layout.inputs] } else { segments.to_vec() };
-        let (mut codes, mut scales) = (vec![0i8; values.len()], Vec::with_capacity(layout.outputs * sizes.len()));
+        let (mut codes, mut scales) =
+            (vec![0i8; values.len()], Vec::with_capacity(layout.outputs * sizes.len()));
         let most = f32::from((1i16 << (bits - 1)) - 1);
         for output in 0..layout.outputs {
             let mut start = 0;
             for &n in &sizes {
-                let places = || (start..start + n).flat_map(|i| (0..layout.rest).map(move |r| layout.at(output, i, r)));
+                let places = || {
+                    (start..start + n)
+                        .flat_map(|i| (0..layout.rest).map(move |r| layout.at(output, i, r)))
+                };
                 let own: Vec<f32> = places().map(|at| values[at]).collect();
                 let scale = symmetric_scale(&own, u32::from(bits));
                 let inverse = 1.0 / scale;
-                places().for_each(|at| codes[at] = (values[at] * inverse).round_ties_even().clamp(-most, most) as i8);
+                places().for_each(|at| {
+                    codes[at] = (values[at] * inverse).round_ties_even().clamp(-most, most) as i8
+                });
                 scales.push(scale);
                 start += n;
             }

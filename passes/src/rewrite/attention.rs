@@ -8,7 +8,9 @@
 //! with the exporter's. The score matrix is never stored, so nothing else may read it. Tests:
 //! tests/filetests/passes/fuse_attention.cqt
 
-use super::matching::{binary, either_order, peel_scales, product, reshape, reshaped, takes, transpose, transposed};
+use super::matching::{
+    binary, either_order, peel_scales, product, reshape, reshaped, takes, transpose, transposed,
+};
 use super::{Context, Pass, Rewrite};
 use crate::ir::{Graph, NodeId, ValueId};
 use cqc_proto::op::{BinaryKind, OpError};
@@ -46,7 +48,10 @@ fn fuse_attention(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrit
     }
     // v · pᵀ = (p · vᵀ)ᵀ
     let swap = swap_last(rank);
-    let Some(p) = transposed(g, b).filter(|(p, perm)| *perm == swap && softmax(g, *p).is_some()).map(|(p, _)| p) else {
+    let Some(p) = transposed(g, b)
+        .filter(|(p, perm)| *perm == swap && softmax(g, *p).is_some())
+        .map(|(p, _)| p)
+    else {
         return Ok(Rewrite::NoMatch);
     };
     if !context.single_reader(p) || g.shape(a).len() != rank {
@@ -103,7 +108,8 @@ fn build(g: &mut Graph, name: &str, found: &Found) -> Result<Option<ValueId>, Op
     if g.shape(found.q).len() == 4 {
         return heads(g, name, found.q, k, found.v, found);
     }
-    let lifted = (split_batch(g, name, found.q)?, split_batch(g, name, k)?, split_batch(g, name, found.v)?);
+    let lifted =
+        (split_batch(g, name, found.q)?, split_batch(g, name, k)?, split_batch(g, name, found.v)?);
     if let (Some(q), Some(k), Some(v)) = lifted
         && mask_ignores_batch(g, found)
         && let Some(y) = heads(g, name, q, k, v, found)?
@@ -128,7 +134,12 @@ fn build(g: &mut Graph, name: &str, found: &Found) -> Result<Option<ValueId>, Op
 
 /// The operator, if it takes these operands: a product of matrices broadcasts batches and adds
 /// masks of any shape, attention does not.
-fn attend(g: &mut Graph, name: &str, op: Op, operands: &[Option<ValueId>]) -> Result<Option<ValueId>, OpError> {
+fn attend(
+    g: &mut Graph,
+    name: &str,
+    op: Op,
+    operands: &[Option<ValueId>],
+) -> Result<Option<ValueId>, OpError> {
     if !takes(g, &op, operands) {
         return Ok(None);
     }
@@ -136,7 +147,14 @@ fn attend(g: &mut Graph, name: &str, op: Op, operands: &[Option<ValueId>]) -> Re
 }
 
 fn attention(found: &Found, heads: usize) -> Op {
-    Op::Attention { heads, kv_heads: heads, scale: found.scale as f32, causal: false, softcap: 0.0, softmax_bits: 0 }
+    Op::Attention {
+        heads,
+        kv_heads: heads,
+        scale: found.scale as f32,
+        causal: false,
+        softcap: 0.0,
+        softmax_bits: 0,
+    }
 }
 
 /// A mask that is the same for all of [N·H] works for [N, H] too.
@@ -167,7 +185,9 @@ fn heads(
         operands.push(Some(reshape(g, name, by_position, shape)?));
     }
     operands.push(found.mask);
-    let Some(y) = attend(g, name, attention(found, count as usize), &operands)? else { return Ok(None) };
+    let Some(y) = attend(g, name, attention(found, count as usize), &operands)? else {
+        return Ok(None);
+    };
     let split = reshape(g, name, y, vec![n, lq, Dim::constant(count), dv])?;
     Ok(Some(transpose(g, name, split, &[0, 2, 1, 3])?))
 }

@@ -22,17 +22,24 @@ const FREE_GROWTH: usize = 1 << 20;
 
 fn fold_constants(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpError> {
     let node = g.get(id);
-    let tensors: Option<Vec<_>> = node.inputs.iter().map(|v| v.map_or(Some(None), |v| g.tensor(v).map(Some))).collect();
-    let Some(tensors) = tensors.filter(|t| t.iter().any(Option::is_some)) else { return Ok(Rewrite::NoMatch) };
+    let tensors: Option<Vec<_>> =
+        node.inputs.iter().map(|v| v.map_or(Some(None), |v| g.tensor(v).map(Some))).collect();
+    let Some(tensors) = tensors.filter(|t| t.iter().any(Option::is_some)) else {
+        return Ok(Rewrite::NoMatch);
+    };
     let read: usize = tensors.iter().flatten().map(|t| t.bytes().len()).sum();
     let bytes = |v: &ValueId| {
         let ty = g.ty(*v);
         Some(ty.elements()?.as_const()? as usize * ty.dtype.size())
     };
     // a result whose size is known only at run time stays
-    let Some(written) = node.outputs.iter().map(bytes).sum::<Option<usize>>() else { return Ok(Rewrite::NoMatch) };
+    let Some(written) = node.outputs.iter().map(bytes).sum::<Option<usize>>() else {
+        return Ok(Rewrite::NoMatch);
+    };
     if written > FREE_GROWTH && written > read {
-        return Ok(Rewrite::refused(format!("the constant would grow from {read} to {written} bytes")));
+        return Ok(Rewrite::refused(format!(
+            "the constant would grow from {read} to {written} bytes"
+        )));
     }
     let types: Vec<_> = tensors.iter().map(|t| t.map(|t| t.value_type())).collect();
     let types: Vec<_> = types.iter().map(Option::as_ref).collect();
@@ -48,7 +55,9 @@ fn fold_constants(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpE
     // the result stands for them: most models fold each weight once
     tensors.iter().flatten().for_each(|t| release(t.bytes()));
     let (name, outputs) = (node.name.clone(), node.outputs.clone());
-    Ok(Rewrite::Replace(outputs.into_iter().zip(results).map(|(old, t)| (old, g.constant(&name, t))).collect()))
+    Ok(Rewrite::Replace(
+        outputs.into_iter().zip(results).map(|(old, t)| (old, g.constant(&name, t))).collect(),
+    ))
 }
 
 #[cfg(test)]
@@ -65,7 +74,10 @@ mod tests {
             let y = g.node("y", Op::MatMul, &[Some(matrix), Some(matrix)]).unwrap()[0];
             g.outputs.push(("y".into(), y));
             let report = run(&mut g, &[FOLD_CONSTANTS], |_, _| {}).unwrap();
-            assert_eq!((report.replaced[0].1, report.refusals.len()), if folds { (1, 0) } else { (0, 1) });
+            assert_eq!(
+                (report.replaced[0].1, report.refusals.len()),
+                if folds { (1, 0) } else { (0, 1) }
+            );
         }
     }
 }

@@ -15,8 +15,12 @@ pub const FOLD_PAD: Pass = Pass::rule("fold-pad", fold_pad);
 fn fold_pad(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpError> {
     let node = g.get(id).clone();
     let Op::Conv { pads, layout, upsample: 1, .. } = &node.op else { return Ok(Rewrite::NoMatch) };
-    let Some(pad) = node.input(0).and_then(|x| g.producer_node(x)) else { return Ok(Rewrite::NoMatch) };
-    let Op::Pad { before, after, mode: PadMode::Constant } = &pad.op else { return Ok(Rewrite::NoMatch) };
+    let Some(pad) = node.input(0).and_then(|x| g.producer_node(x)) else {
+        return Ok(Rewrite::NoMatch);
+    };
+    let Op::Pad { before, after, mode: PadMode::Constant } = &pad.op else {
+        return Ok(Rewrite::NoMatch);
+    };
     if pad.input(1).is_some_and(|fill| g.scalar(fill) != Some(0.0)) {
         return Ok(Rewrite::refused("the padding is not zero"));
     }

@@ -30,7 +30,8 @@ fn fuse_epilogue(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrite
         Op::Binary { kind: BinaryKind::Add } => {
             let (a, b) = binary(g, old, BinaryKind::Add).expect("verified");
             // the later product first: the other operand exists before it runs
-            let order = if g.producer(a) > g.producer(b) { [(a, b), (b, a)] } else { [(b, a), (a, b)] };
+            let order =
+                if g.producer(a) > g.producer(b) { [(a, b), (b, a)] } else { [(b, a), (a, b)] };
             for (p, x) in order {
                 if let Some(rewrite) = attach(g, &node, p, x, ROW, context)? {
                     return Ok(rewrite);
@@ -57,7 +58,12 @@ fn fuse_epilogue(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrite
     }
 }
 
-fn activation(g: &mut Graph, node: &Node, kind: UnaryKind, context: &Context) -> Result<Rewrite, OpError> {
+fn activation(
+    g: &mut Graph,
+    node: &Node,
+    kind: UnaryKind,
+    context: &Context,
+) -> Result<Rewrite, OpError> {
     let act = match kind {
         UnaryKind::Silu => Act::Silu,
         UnaryKind::GeluErf => Act::GeluErf,
@@ -104,15 +110,19 @@ fn attach(
         Op::Linear { act } | Op::Conv { act, .. } => *act,
         _ => return Ok(None),
     };
-    let taken = (slot..=RESIDUAL).any(|i| product.input(i).is_some()) || (slot == ROW && act != Act::None);
+    let taken =
+        (slot..=RESIDUAL).any(|i| product.input(i).is_some()) || (slot == ROW && act != Act::None);
     if taken || g.ty(p) != g.ty(node.outputs[0]) || p == x {
         return Ok(None);
     }
     if !context.single_reader(p) {
         return Ok(None);
     }
-    let operand =
-        if slot == RESIDUAL { (g.ty(x) == g.ty(p)).then_some(x) } else { per_image(g, &node.name, x, p, &product.op)? };
+    let operand = if slot == RESIDUAL {
+        (g.ty(x) == g.ty(p)).then_some(x)
+    } else {
+        per_image(g, &node.name, x, p, &product.op)?
+    };
     let Some(operand) = operand else { return Ok(None) };
     let mut inputs = product.inputs.clone();
     inputs.resize(RESIDUAL + 1, None);
@@ -132,7 +142,9 @@ fn residual_behind_reshape(
     let Some(inner) = super::matching::reshaped(g, p) else { return Ok(None) };
     let Some(product) = g.producer_node(inner).cloned() else { return Ok(None) };
     let linear = matches!(product.op, Op::Linear { .. }) && product.input(RESIDUAL).is_none();
-    let fits = g.ty(p) == g.ty(x) && g.ty(x) == g.ty(node.outputs[0]) && g.shape(inner).last() == g.shape(p).last();
+    let fits = g.ty(p) == g.ty(x)
+        && g.ty(x) == g.ty(node.outputs[0])
+        && g.shape(inner).last() == g.shape(p).last();
     if !linear || !fits || !context.single_reader(p) || !context.single_reader(inner) {
         return Ok(None);
     }
@@ -145,7 +157,13 @@ fn residual_behind_reshape(
 }
 
 /// `x` with the rank of `p` if it is one row of channels per image (or one for all).
-fn per_image(g: &mut Graph, name: &str, x: ValueId, p: ValueId, op: &Op) -> Result<Option<ValueId>, OpError> {
+fn per_image(
+    g: &mut Graph,
+    name: &str,
+    x: ValueId,
+    p: ValueId,
+    op: &Op,
+) -> Result<Option<ValueId>, OpError> {
     let rank = g.shape(p).len();
     let channel = match op {
         Op::Conv { layout, .. } => layout.channel_axis(rank),
@@ -157,12 +175,13 @@ fn per_image(g: &mut Graph, name: &str, x: ValueId, p: ValueId, op: &Op) -> Resu
     let mut shape = vec![Dim::constant(1); rank - g.shape(x).len()];
     shape.extend(g.shape(x).iter().cloned());
     let target = g.shape(p);
-    let fits = shape
-        .iter()
-        .enumerate()
-        .all(|(i, d)| if i == channel { *d == target[i] } else { d.is(1) || (i == 0 && *d == target[0]) });
+    let fits = shape.iter().enumerate().all(|(i, d)| {
+        if i == channel { *d == target[i] } else { d.is(1) || (i == 0 && *d == target[0]) }
+    });
     // with one token per image, a full tensor is no row
-    if !fits || (g.shape(x) == target && !(1..rank).filter(|&i| i != channel).all(|i| target[i].is(1))) {
+    if !fits
+        || (g.shape(x) == target && !(1..rank).filter(|&i| i != channel).all(|i| target[i].is(1)))
+    {
         return Ok(None);
     }
     Ok(Some(reshape(g, name, x, shape)?))

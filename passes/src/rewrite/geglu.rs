@@ -35,7 +35,10 @@ fn half(g: &Graph, v: ValueId) -> Option<(ValueId, bool)> {
     let Op::Slice { axes, starts, steps, .. } = &node.op else { return None };
     let x = node.input(0)?;
     let last = g.shape(x).last()?.as_const()?;
-    let fits = axes == &[g.shape(x).len() - 1] && steps == &[1] && g.shape(v).last()?.is(last / 2) && last % 2 == 0;
+    let fits = axes == &[g.shape(x).len() - 1]
+        && steps == &[1]
+        && g.shape(v).last()?.is(last / 2)
+        && last % 2 == 0;
     let second = match &starts[..] {
         [s] if s.is(0) => false,
         [s] if *s == Dim::constant(last / 2) => true,

@@ -5,7 +5,9 @@
 //! collects all scalar factors of the product and looks at what is left. Tests:
 //! tests/filetests/passes/fuse_gelu.cqt
 
-use super::matching::{binary, either_order, is_square_of, peel_scales, roughly, unary, with_scalar};
+use super::matching::{
+    binary, either_order, is_square_of, peel_scales, roughly, unary, with_scalar,
+};
 use super::{Context, Pass, Rewrite};
 use crate::ir::{Graph, NodeId, ValueId};
 use cqc_proto::Op;
@@ -44,14 +46,16 @@ fn gate_kind(g: &Graph, gate: ValueId, x: ValueId) -> Option<UnaryKind> {
     if let Some(pair) = binary(g, sum, BinaryKind::Add) {
         return either_order(pair, |a, b| {
             let (cube, factor) = peel_scales(g, b);
-            (a == x && roughly(factor, 0.044715) && is_cube_of(g, cube, x)).then_some(UnaryKind::GeluTanh)
+            (a == x && roughly(factor, 0.044715) && is_cube_of(g, cube, x))
+                .then_some(UnaryKind::GeluTanh)
         });
     }
     // x · (1 + 0.044715 x²)
     either_order(binary(g, sum, BinaryKind::Mul)?, |a, b| {
         let (square, one) = with_scalar(g, b, BinaryKind::Add)?;
         let (square, factor) = peel_scales(g, square);
-        let fits = a == x && roughly(one, 1.0) && roughly(factor, 0.044715) && is_square_of(g, square, x);
+        let fits =
+            a == x && roughly(one, 1.0) && roughly(factor, 0.044715) && is_square_of(g, square, x);
         fits.then_some(UnaryKind::GeluTanh)
     })
 }

@@ -39,11 +39,18 @@ fn regroup(g: &mut Graph, id: NodeId) -> Result<Rewrite, OpError> {
     };
     let Some(x) = reshaped(g, grouped) else { return Ok(Rewrite::NoMatch) };
     let groups = g.shape(grouped)[1].as_const();
-    let (Some(groups), true) = (groups, g.shape(grouped)[0] == g.shape(old)[0]) else { return Ok(Rewrite::NoMatch) };
+    let (Some(groups), true) = (groups, g.shape(grouped)[0] == g.shape(old)[0]) else {
+        return Ok(Rewrite::NoMatch);
+    };
     // under the result's shape a group is still one run of elements
     let shape = g.shape(old).to_vec();
     let x = super::matching::reshape(g, &name, x, shape)?;
-    let op = Op::GroupNorm { groups: groups as usize, eps, layout: ConvLayout::ChannelsFirst, act: Act::None };
+    let op = Op::GroupNorm {
+        groups: groups as usize,
+        eps,
+        layout: ConvLayout::ChannelsFirst,
+        act: Act::None,
+    };
     match refusal(g, &op, &[Some(x)]) {
         None => Ok(Rewrite::one(old, g.op(&name, op, &[x])?)),
         Some(reason) => Ok(Rewrite::refused(reason)),
@@ -53,7 +60,10 @@ fn regroup(g: &mut Graph, id: NodeId) -> Result<Rewrite, OpError> {
 /// `(its operand, eps)` if `v` is a group norm with one channel per group and no affine part.
 fn instance_norm(g: &Graph, v: ValueId) -> Option<(ValueId, f32)> {
     let node = g.producer_node(v)?;
-    let Op::GroupNorm { groups, eps, layout: ConvLayout::ChannelsFirst, act: Act::None } = node.op else { return None };
+    let Op::GroupNorm { groups, eps, layout: ConvLayout::ChannelsFirst, act: Act::None } = node.op
+    else {
+        return None;
+    };
     let x = node.input(0)?;
     let all = |i: usize, expected: f32| match node.input(i) {
         Some(v) => g.tensor(v).is_some_and(|t| t.to_f32_vec().iter().all(|&e| e == expected)),
@@ -74,7 +84,10 @@ fn affine(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrite, OpErr
     let (old, name) = (g.get(id).outputs[0], g.get(id).name.clone());
     for (kind, operand) in [(BinaryKind::Mul, 1), (BinaryKind::Add, 2)] {
         let Some(pair) = binary(g, old, kind) else { continue };
-        let Some((norm, factor)) = either_order(pair, |n, f| is_norm(g, n).then_some((n, f))) else { continue };
+        let Some((norm, factor)) = either_order(pair, |n, f| is_norm(g, n).then_some((n, f)))
+        else {
+            continue;
+        };
         let node = g.producer_node(norm).expect("is_norm").clone();
         if !context.single_reader(norm) {
             return Ok(Rewrite::refused("the normalised value has another reader"));
@@ -96,7 +109,8 @@ fn affine(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrite, OpErr
         // the operator takes beta only behind gamma
         if inputs[2].is_some() && inputs[1].is_none() {
             let ones = vec![1.0; channels.as_const().unwrap_or(0) as usize];
-            inputs[1] = Some(g.constant(&format!("{name}/ones"), Tensor::from_f32(&[ones.len()], &ones)));
+            inputs[1] =
+                Some(g.constant(&format!("{name}/ones"), Tensor::from_f32(&[ones.len()], &ones)));
         }
         let new = g.node(&name, node.op, &inputs)?[0];
         return Ok(if g.ty(new) == g.ty(old) { Rewrite::one(old, new) } else { Rewrite::NoMatch });
@@ -112,9 +126,16 @@ fn is_norm(g: &Graph, v: ValueId) -> bool {
 }
 
 /// `f(old, vector)` element by element, or `vector` when there was nothing.
-fn combine(g: &mut Graph, name: &str, old: Option<ValueId>, vector: ValueId, f: impl Fn(f32, f32) -> f32) -> ValueId {
+fn combine(
+    g: &mut Graph,
+    name: &str,
+    old: Option<ValueId>,
+    vector: ValueId,
+    f: impl Fn(f32, f32) -> f32,
+) -> ValueId {
     let Some(old) = old else { return vector };
     let (Some(a), Some(b)) = (g.tensor(old), g.tensor(vector)) else { return vector };
-    let values: Vec<f32> = a.to_f32_vec().into_iter().zip(b.to_f32_vec()).map(|(a, b)| f(a, b)).collect();
+    let values: Vec<f32> =
+        a.to_f32_vec().into_iter().zip(b.to_f32_vec()).map(|(a, b)| f(a, b)).collect();
     g.constant(&format!("{name}/affine"), Tensor::from_f32(&[values.len()], &values))
 }

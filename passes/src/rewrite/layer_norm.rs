@@ -31,7 +31,11 @@ fn fuse_layer_norm(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewri
     if let Some(found) = written_out(g, old)
         && found.axes == [g.shape(old).len() - 1]
     {
-        let op = if found.centred { Op::LayerNorm { eps: found.eps } } else { Op::RmsNorm { eps: found.eps } };
+        let op = if found.centred {
+            Op::LayerNorm { eps: found.eps }
+        } else {
+            Op::RmsNorm { eps: found.eps }
+        };
         return Ok(Rewrite::one(old, g.op(&name, op, &[found.x])?));
     }
     affine(g, old, &name, context)
@@ -75,7 +79,9 @@ fn root_operand(g: &Graph, v: ValueId) -> Option<ValueId> {
 fn mean(g: &Graph, v: ValueId) -> Option<(ValueId, Vec<usize>)> {
     let node = g.producer_node(v)?;
     match &node.op {
-        Op::Reduce { kind: ReduceKind::Mean, axes, keep: true } => Some((node.input(0)?, axes.clone())),
+        Op::Reduce { kind: ReduceKind::Mean, axes, keep: true } => {
+            Some((node.input(0)?, axes.clone()))
+        }
         _ => None,
     }
 }
@@ -84,10 +90,16 @@ fn mean(g: &Graph, v: ValueId) -> Option<(ValueId, Vec<usize>)> {
 fn affine(g: &mut Graph, old: ValueId, name: &str, context: &Context) -> Result<Rewrite, OpError> {
     for (kind, operand) in [(BinaryKind::Mul, 1), (BinaryKind::Add, 2)] {
         let Some(pair) = binary(g, old, kind) else { continue };
-        let Some((norm, factor)) = either_order(pair, |n, f| is_norm(g, n).then_some((n, f))) else { continue };
+        let Some((norm, factor)) = either_order(pair, |n, f| is_norm(g, n).then_some((n, f)))
+        else {
+            continue;
+        };
         let node = g.producer_node(norm).expect("is_norm").clone();
         let rms = matches!(node.op, Op::RmsNorm { .. });
-        if node.input(operand).is_some() || node.input(2).is_some() || node.input(3).is_some() || (rms && operand == 2)
+        if node.input(operand).is_some()
+            || node.input(2).is_some()
+            || node.input(3).is_some()
+            || (rms && operand == 2)
         {
             continue;
         }

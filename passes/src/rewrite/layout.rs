@@ -64,7 +64,9 @@ fn behind(g: &Graph, v: ValueId) -> Option<ValueId> {
 
 fn wrap(g: &mut Graph, node: &Node) -> Result<Rewrite, OpError> {
     let mut op = node.op.clone();
-    if let Op::Conv { layout, .. } | Op::GroupNorm { layout, .. } | Op::Pool { layout, .. } = &mut op {
+    if let Op::Conv { layout, .. } | Op::GroupNorm { layout, .. } | Op::Pool { layout, .. } =
+        &mut op
+    {
         *layout = ConvLayout::ChannelsLast;
     }
     let mut inputs = node.inputs.clone();
@@ -86,8 +88,14 @@ fn sink(g: &mut Graph, node: &Node) -> Result<Rewrite, OpError> {
     let rank = g.shape(old).len();
     let movable = node.outputs.len() == 1
         && rank >= 3
-        && node.inputs.iter().flatten().any(|&v| behind(g, v).is_some() && g.shape(v).len() == rank);
-    let Some(op) = movable.then(|| permuted(&node.op, &to_last(rank))).flatten() else { return Ok(Rewrite::NoMatch) };
+        && node
+            .inputs
+            .iter()
+            .flatten()
+            .any(|&v| behind(g, v).is_some() && g.shape(v).len() == rank);
+    let Some(op) = movable.then(|| permuted(&node.op, &to_last(rank))).flatten() else {
+        return Ok(Rewrite::NoMatch);
+    };
     let mut inputs = Vec::new();
     for v in &node.inputs {
         let moved = match v {
@@ -114,11 +122,17 @@ pub(crate) fn permuted(op: &Op, perm: &[usize]) -> Option<Op> {
     let place = inverse(perm); // old axis → new axis
     let list = |v: &[i64]| perm.iter().map(|&p| v[p]).collect::<Vec<_>>();
     Some(match op {
-        Op::Unary { .. } | Op::Binary { .. } | Op::Where | Op::Cast { .. } | Op::RoundBf16 => op.clone(),
+        Op::Unary { .. } | Op::Binary { .. } | Op::Where | Op::Cast { .. } | Op::RoundBf16 => {
+            op.clone()
+        }
         Op::Concat { axis } => Op::Concat { axis: place[*axis] },
-        Op::Pad { before, after, mode } => Op::Pad { before: list(before), after: list(after), mode: *mode },
+        Op::Pad { before, after, mode } => {
+            Op::Pad { before: list(before), after: list(after), mode: *mode }
+        }
         Op::Tile { repeats } => Op::Tile { repeats: list(repeats) },
-        Op::Expand { shape } => Op::Expand { shape: perm.iter().map(|&p| shape[p].clone()).collect() },
+        Op::Expand { shape } => {
+            Op::Expand { shape: perm.iter().map(|&p| shape[p].clone()).collect() }
+        }
         Op::Slice { axes, starts, ends, steps } => {
             let mut entries: Vec<_> = (0..axes.len()).map(|i| (place[axes[i]], i)).collect();
             entries.sort();
@@ -129,9 +143,22 @@ pub(crate) fn permuted(op: &Op, perm: &[usize]) -> Option<Op> {
                 steps: entries.iter().map(|e| steps[e.1]).collect(),
             }
         }
-        Op::Resize { sizes, scales, mode, coordinates, nearest, cubic_a, exclude_outside, antialias } => Op::Resize {
+        Op::Resize {
+            sizes,
+            scales,
+            mode,
+            coordinates,
+            nearest,
+            cubic_a,
+            exclude_outside,
+            antialias,
+        } => Op::Resize {
             sizes: perm.iter().map(|&p| sizes[p].clone()).collect(),
-            scales: if scales.is_empty() { vec![] } else { perm.iter().map(|&p| scales[p]).collect() },
+            scales: if scales.is_empty() {
+                vec![]
+            } else {
+                perm.iter().map(|&p| scales[p]).collect()
+            },
             mode: *mode,
             coordinates: *coordinates,
             nearest: *nearest,
@@ -154,7 +181,8 @@ fn sink_reshape(g: &mut Graph, node: &Node, shape: &[Dim]) -> Result<Rewrite, Op
     let x = node.inputs[0].expect("verified");
     let Some(inner) = behind(g, x) else { return Ok(Rewrite::NoMatch) };
     let from = g.shape(x).to_vec();
-    let keeps_channels = shape.len() >= 3 && shape[..2] == from[..2] && product(&shape[2..]) == product(&from[2..]);
+    let keeps_channels =
+        shape.len() >= 3 && shape[..2] == from[..2] && product(&shape[2..]) == product(&from[2..]);
     if !keeps_channels {
         return Ok(Rewrite::NoMatch);
     }

@@ -18,8 +18,14 @@ fn fuse_linear(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrite, 
     let old = node.outputs[0];
     match node.op {
         Op::MatMul => {
-            let (Some(x), Some(w)) = (node.input(0), node.input(1)) else { return Ok(Rewrite::NoMatch) };
-            if g.tensor(w).is_none() || g.shape(w).len() != 2 || g.shape(x).is_empty() || !g.ty(x).dtype.is_float() {
+            let (Some(x), Some(w)) = (node.input(0), node.input(1)) else {
+                return Ok(Rewrite::NoMatch);
+            };
+            if g.tensor(w).is_none()
+                || g.shape(w).len() != 2
+                || g.shape(x).is_empty()
+                || !g.ty(x).dtype.is_float()
+            {
                 return Ok(Rewrite::NoMatch);
             }
             Ok(Rewrite::one(old, g.op(&node.name, Op::Linear { act: Act::None }, &[x, w])?))
@@ -35,8 +41,9 @@ fn bias(g: &mut Graph, old: ValueId, name: &str, context: &Context) -> Result<Re
     let pair = binary(g, old, BinaryKind::Add).expect("the caller saw an addition");
     let found = either_order(pair, |product, b| {
         let node = g.producer_node(product)?;
-        let plain = matches!(node.op, Op::Linear { act: Act::None } | Op::Conv { act: Act::None, .. })
-            && node.inputs.iter().skip(2).all(Option::is_none);
+        let plain =
+            matches!(node.op, Op::Linear { act: Act::None } | Op::Conv { act: Act::None, .. })
+                && node.inputs.iter().skip(2).all(Option::is_none);
         (plain && g.tensor(b).is_some()).then_some((product, b))
     });
     let Some((product, b)) = found else { return Ok(Rewrite::NoMatch) };
@@ -50,7 +57,9 @@ fn bias(g: &mut Graph, old: ValueId, name: &str, context: &Context) -> Result<Re
         _ => rank - 1,
     };
     let channels = g.shape(product)[axis].clone();
-    let Some(vector) = channel_constant(g, b, rank, axis, &channels) else { return Ok(Rewrite::NoMatch) };
+    let Some(vector) = channel_constant(g, b, rank, axis, &channels) else {
+        return Ok(Rewrite::NoMatch);
+    };
     let new = g.node(name, node.op, &[node.inputs[0], node.inputs[1], Some(vector)])?[0];
     Ok(if g.ty(new) == g.ty(old) { Rewrite::one(old, new) } else { Rewrite::NoMatch })
 }
@@ -59,7 +68,16 @@ fn bias(g: &mut Graph, old: ValueId, name: &str, context: &Context) -> Result<Re
 /// pixel.
 fn pointwise(g: &mut Graph, id: NodeId) -> Result<Rewrite, OpError> {
     let node = g.get(id).clone();
-    let Op::Conv { strides, pads, groups: 1, layout: ConvLayout::ChannelsLast, upsample: 1, act, .. } = &node.op else {
+    let Op::Conv {
+        strides,
+        pads,
+        groups: 1,
+        layout: ConvLayout::ChannelsLast,
+        upsample: 1,
+        act,
+        ..
+    } = &node.op
+    else {
         return Ok(Rewrite::NoMatch);
     };
     let w = node.inputs[1].expect("verified");

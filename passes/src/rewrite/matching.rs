@@ -7,7 +7,9 @@ use cqc_proto::{Dim, Op, Shape};
 /// Operands of `v` if a binary operator of that kind makes it.
 pub fn binary(g: &Graph, v: ValueId, kind: BinaryKind) -> Option<(ValueId, ValueId)> {
     let node = g.producer_node(v)?;
-    (node.op == Op::binary(kind)).then(|| (node.inputs[0], node.inputs[1])).and_then(|(a, b)| Some((a?, b?)))
+    (node.op == Op::binary(kind))
+        .then(|| (node.inputs[0], node.inputs[1]))
+        .and_then(|(a, b)| Some((a?, b?)))
 }
 
 /// Operand of `v` if a unary operator of that kind makes it.
@@ -16,7 +18,10 @@ pub fn unary(g: &Graph, v: ValueId, kind: UnaryKind) -> Option<ValueId> {
 }
 
 /// Calls `f` with both orders of a pair until it answers.
-pub fn either_order<T>(pair: (ValueId, ValueId), f: impl Fn(ValueId, ValueId) -> Option<T>) -> Option<T> {
+pub fn either_order<T>(
+    pair: (ValueId, ValueId),
+    f: impl Fn(ValueId, ValueId) -> Option<T>,
+) -> Option<T> {
     f(pair.0, pair.1).or_else(|| f(pair.1, pair.0))
 }
 
@@ -81,12 +86,22 @@ pub fn reshaped(g: &Graph, v: ValueId) -> Option<ValueId> {
 }
 
 /// `v` under another shape; `v` itself if it has it already.
-pub fn reshape(g: &mut Graph, name: &str, v: ValueId, shape: Shape) -> Result<ValueId, cqc_proto::op::OpError> {
+pub fn reshape(
+    g: &mut Graph,
+    name: &str,
+    v: ValueId,
+    shape: Shape,
+) -> Result<ValueId, cqc_proto::op::OpError> {
     if g.shape(v) == shape { Ok(v) } else { g.op(name, Op::Reshape { shape }, &[v]) }
 }
 
 /// `v` transposed.
-pub fn transpose(g: &mut Graph, name: &str, v: ValueId, perm: &[usize]) -> Result<ValueId, cqc_proto::op::OpError> {
+pub fn transpose(
+    g: &mut Graph,
+    name: &str,
+    v: ValueId,
+    perm: &[usize],
+) -> Result<ValueId, cqc_proto::op::OpError> {
     g.op(name, Op::Transpose { perm: perm.to_vec() }, &[v])
 }
 
@@ -119,11 +134,20 @@ pub fn is_channel_vector(shape: &[Dim], rank: usize, axis: usize, channels: &Dim
     let from_back = rank - 1 - axis;
     shape.len() <= rank
         && shape.len() > from_back
-        && shape.iter().enumerate().all(|(i, d)| if shape.len() - 1 - i == from_back { d == channels } else { d.is(1) })
+        && shape
+            .iter()
+            .enumerate()
+            .all(|(i, d)| if shape.len() - 1 - i == from_back { d == channels } else { d.is(1) })
 }
 
 /// A constant channel vector (see [`is_channel_vector`]) as a constant of shape [C].
-pub fn channel_constant(g: &mut Graph, v: ValueId, rank: usize, axis: usize, channels: &Dim) -> Option<ValueId> {
+pub fn channel_constant(
+    g: &mut Graph,
+    v: ValueId,
+    rank: usize,
+    axis: usize,
+    channels: &Dim,
+) -> Option<ValueId> {
     let count = channels.as_const()? as usize;
     let tensor = g.tensor(v)?.clone();
     if g.shape(v) == [channels.clone()] && axis == rank - 1 {

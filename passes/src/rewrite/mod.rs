@@ -186,7 +186,11 @@ pub enum PassFault {
 /// # Errors
 /// [`PassFault::Invalid`] when a pass leaves a graph that [`verify`] rejects; with debug
 /// assertions, what is otherwise in [`Report::failures`].
-pub fn run(graph: &mut Graph, passes: &[Pass], after: impl FnMut(&Pass, &Graph)) -> Result<Report, PassError> {
+pub fn run(
+    graph: &mut Graph,
+    passes: &[Pass],
+    after: impl FnMut(&Pass, &Graph),
+) -> Result<Report, PassError> {
     run_with(graph, passes, OnFailure::of_build(), after)
 }
 
@@ -232,7 +236,12 @@ fn run_with(
 /// itself gets here.
 const MAX_ROUNDS: usize = 64;
 
-fn apply(graph: &mut Graph, pass: &Pass, rule: Rule, report: &mut Report) -> Result<usize, PassError> {
+fn apply(
+    graph: &mut Graph,
+    pass: &Pass,
+    rule: Rule,
+    report: &mut Report,
+) -> Result<usize, PassError> {
     let (refusals, failures) = (report.refusals.len(), report.failures.len());
     let (mut total, mut last) = (0, None);
     for _ in 0..MAX_ROUNDS {
@@ -274,7 +283,12 @@ fn round(graph: &mut Graph, pass: &Pass, rule: Rule, report: &mut Report) -> Vec
             }
             Ok(Rewrite::Replace(pairs)) => {
                 for &(old, new) in &pairs {
-                    assert_eq!(graph.ty(old), graph.ty(new), "{}: a replacement keeps its type", pass.name);
+                    assert_eq!(
+                        graph.ty(old),
+                        graph.ty(new),
+                        "{}: a replacement keeps its type",
+                        pass.name
+                    );
                     // names of the source model outlive those made up here
                     let numbered = |v| graph.value(v).numbered;
                     if new.0 as usize >= values_before || (numbered(new) && !numbered(old)) {
@@ -310,7 +324,8 @@ mod tests {
     /// Reshapes six elements into seven.
     fn ill_typed(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpError> {
         let node = g.get(id).clone();
-        let new = g.op(&node.name, Op::Reshape { shape: vec![7.into()] }, &[node.inputs[0].unwrap()])?;
+        let new =
+            g.op(&node.name, Op::Reshape { shape: vec![7.into()] }, &[node.inputs[0].unwrap()])?;
         Ok(Rewrite::one(node.outputs[0], new))
     }
 
@@ -327,7 +342,9 @@ mod tests {
         let report = run_with(&mut left, &passes, OnFailure::Report, |_, _| {}).unwrap();
         assert_eq!(left.to_string(), graph().to_string(), "the graph stays what it means");
         let stopped = run_with(&mut graph(), &passes, OnFailure::Stop, |_, _| {}).unwrap_err();
-        let [failure] = &report.failures[..] else { panic!("one failure, not {:?}", report.failures) };
+        let [failure] = &report.failures[..] else {
+            panic!("one failure, not {:?}", report.failures)
+        };
         assert_eq!(stopped, *failure);
         failure.clone()
     }
@@ -342,7 +359,10 @@ mod tests {
     #[test]
     fn a_rule_that_never_settles_is_reported_with_rule_and_node() {
         let failure = failure_of(restless);
-        assert_eq!(failure.to_string(), "pass faulty: node `y`: the rule still replaces it after 64 rounds");
+        assert_eq!(
+            failure.to_string(),
+            "pass faulty: node `y`: the rule still replaces it after 64 rounds"
+        );
     }
 
     #[test]

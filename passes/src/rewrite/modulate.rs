@@ -18,9 +18,12 @@ fn fuse_modulate(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrite
     let found = either_order(sum, |product, shift| {
         either_order(binary(g, product, BinaryKind::Mul)?, |norm, factor| {
             let node = g.producer_node(norm)?;
-            let plain = matches!(node.op, Op::LayerNorm { .. }) && node.input(3).is_none() && node.input(4).is_none();
-            let scale =
-                either_order(binary(g, factor, BinaryKind::Add)?, |s, one| is_scalar(g, one, 1.0).then_some(s))?;
+            let plain = matches!(node.op, Op::LayerNorm { .. })
+                && node.input(3).is_none()
+                && node.input(4).is_none();
+            let scale = either_order(binary(g, factor, BinaryKind::Add)?, |s, one| {
+                is_scalar(g, one, 1.0).then_some(s)
+            })?;
             plain.then_some((norm, product, scale, shift))
         })
     });

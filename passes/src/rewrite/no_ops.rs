@@ -56,7 +56,12 @@ fn returns_operand(g: &Graph, id: NodeId, x: ValueId) -> bool {
 
 /// [A, B, C, D] → [A·B, C, D] → [A·B, D, C] → [A, B, D, C]: heads merged into the batch around a
 /// transpose.
-fn swapped_behind_merge(g: &mut Graph, old: ValueId, x: ValueId, name: &str) -> Result<Rewrite, OpError> {
+fn swapped_behind_merge(
+    g: &mut Graph,
+    old: ValueId,
+    x: ValueId,
+    name: &str,
+) -> Result<Rewrite, OpError> {
     let Some((merged, [0, 2, 1])) = transposed(g, x) else { return Ok(Rewrite::NoMatch) };
     let Some(inner) = reshaped(g, merged) else { return Ok(Rewrite::NoMatch) };
     let (from, to) = (g.shape(inner), g.shape(old));
@@ -67,7 +72,13 @@ fn swapped_behind_merge(g: &mut Graph, old: ValueId, x: ValueId, name: &str) -> 
     Ok(Rewrite::one(old, super::matching::transpose(g, name, inner, &[0, 1, 3, 2])?))
 }
 
-fn transpose(g: &mut Graph, old: ValueId, x: ValueId, perm: &[usize], name: &str) -> Result<Rewrite, OpError> {
+fn transpose(
+    g: &mut Graph,
+    old: ValueId,
+    x: ValueId,
+    perm: &[usize],
+    name: &str,
+) -> Result<Rewrite, OpError> {
     if let Some((inner, first)) = transposed(g, x) {
         let both: Vec<usize> = perm.iter().map(|&p| first[p]).collect();
         return Ok(Rewrite::one(old, super::matching::transpose(g, name, inner, &both)?));
@@ -116,6 +127,7 @@ fn neutral(g: &mut Graph, id: NodeId, kind: BinaryKind) -> Result<Rewrite, OpErr
 /// Whether every element of a constant is `expected`. Large constants are not looked at: nobody
 /// adds a megabyte of zeros.
 fn all_equal(g: &Graph, v: ValueId, expected: f64) -> bool {
-    g.tensor(v).is_some_and(|t| !t.is_empty() && t.len() <= 1 << 16 && t.to_f64_vec().iter().all(|&e| e == expected))
-        && g.shape(v).iter().all(|d: &Dim| d.as_const().is_some())
+    g.tensor(v).is_some_and(|t| {
+        !t.is_empty() && t.len() <= 1 << 16 && t.to_f64_vec().iter().all(|&e| e == expected)
+    }) && g.shape(v).iter().all(|d: &Dim| d.as_const().is_some())
 }

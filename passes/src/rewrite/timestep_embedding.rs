@@ -21,7 +21,9 @@ fn timestep_embedding(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite,
     if let Some((operands, op)) = flipped(g, id) {
         return Ok(Rewrite::one(old, g.op(&name, op, &operands)?));
     }
-    let (Op::Concat { axis }, [Some(a), Some(b)]) = (&node.op, &node.inputs[..]) else { return Ok(Rewrite::NoMatch) };
+    let (Op::Concat { axis }, [Some(a), Some(b)]) = (&node.op, &node.inputs[..]) else {
+        return Ok(Rewrite::NoMatch);
+    };
     if *axis != 1 || g.shape(old).len() != 2 {
         return Ok(Rewrite::NoMatch);
     }
@@ -33,7 +35,10 @@ fn timestep_embedding(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite,
         },
     };
     let Some((t, frequencies)) = angle_of(g, angle) else { return Ok(Rewrite::NoMatch) };
-    let f = g.constant(&format!("{name}/frequencies"), Tensor::from_f32(&[frequencies.len()], &frequencies));
+    let f = g.constant(
+        &format!("{name}/frequencies"),
+        Tensor::from_f32(&[frequencies.len()], &frequencies),
+    );
     let t = reshape(g, &name, t, vec![g.shape(old)[0].clone()])?;
     let made = g.op(&name, Op::TimestepEmbedding { cos_first }, &[t, f])?;
     if g.ty(made) != g.ty(old) {
@@ -45,13 +50,19 @@ fn timestep_embedding(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite,
 /// Concat of both halves of an embedding in the other order.
 fn flipped(g: &Graph, id: NodeId) -> Option<([ValueId; 2], Op)> {
     let node = g.get(id);
-    let (Op::Concat { axis: 1 }, [Some(a), Some(b)]) = (&node.op, &node.inputs[..]) else { return None };
+    let (Op::Concat { axis: 1 }, [Some(a), Some(b)]) = (&node.op, &node.inputs[..]) else {
+        return None;
+    };
     let (x, start_a) = slice_of(g, *a)?;
     let (y, start_b) = slice_of(g, *b)?;
     let embedding = g.producer_node(x)?;
     let Op::TimestepEmbedding { cos_first } = embedding.op else { return None };
     let half = g.shape(x)[1].as_const()? / 2;
-    let whole = x == y && start_a == half && start_b == 0 && g.shape(*a)[1].is(half) && g.shape(*b)[1].is(half);
+    let whole = x == y
+        && start_a == half
+        && start_b == 0
+        && g.shape(*a)[1].is(half)
+        && g.shape(*b)[1].is(half);
     let op = Op::TimestepEmbedding { cos_first: !cos_first };
     whole.then(|| Some(([embedding.input(0)?, embedding.input(1)?], op))).flatten()
 }

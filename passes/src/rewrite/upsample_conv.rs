@@ -13,10 +13,13 @@ pub const FUSE_UPSAMPLE: Pass = Pass::rule("fuse-upsample", fuse_upsample);
 
 fn fuse_upsample(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpError> {
     let node = g.get(id).clone();
-    let Op::Conv { upsample: 1, layout: ConvLayout::ChannelsLast, .. } = node.op else { return Ok(Rewrite::NoMatch) };
+    let Op::Conv { upsample: 1, layout: ConvLayout::ChannelsLast, .. } = node.op else {
+        return Ok(Rewrite::NoMatch);
+    };
     let x = node.inputs[0].expect("verified");
     let Some(resize) = g.producer_node(x) else { return Ok(Rewrite::NoMatch) };
-    let Op::Resize { mode: ResizeMode::Nearest, coordinates, nearest, sizes, .. } = &resize.op else {
+    let Op::Resize { mode: ResizeMode::Nearest, coordinates, nearest, sizes, .. } = &resize.op
+    else {
         return Ok(Rewrite::NoMatch);
     };
     let inner = resize.inputs[0].expect("verified");

@@ -14,13 +14,20 @@ use cqc_passes::cache::affine::Affine;
 use cqc_passes::cache::{self, Batch};
 use cqc_passes::ir::{Graph, verify};
 use cqc_passes::lower::lower;
-use cqc_passes::quant::{self, AnnotateOptions, OutputCorrection, QuantSpec, QuantTables, round_products};
+use cqc_passes::quant::{
+    self, AnnotateOptions, OutputCorrection, QuantSpec, QuantTables, round_products,
+};
 use cqc_proto::plan::{InputRole, PlanInput, PlanOutput, validate};
 
 pub fn lines(graph: &Graph, how: &str) -> Result<Vec<String>, String> {
     let how = Words(how.split_whitespace().collect());
-    let inputs: Vec<PlanInput> = graph.inputs.iter().enumerate().map(|(i, &v)| input(graph, i, v)).collect();
-    let output = |(name, v): &(String, _)| PlanOutput { name: name.clone(), ty: graph.ty(*v).clone(), value: 0 };
+    let inputs: Vec<PlanInput> =
+        graph.inputs.iter().enumerate().map(|(i, &v)| input(graph, i, v)).collect();
+    let output = |(name, v): &(String, _)| PlanOutput {
+        name: name.clone(),
+        ty: graph.ty(*v).clone(),
+        value: 0,
+    };
     let outputs = graph.outputs.iter().map(output).collect();
     let roles: Vec<InputRole> = inputs.iter().map(|i| i.role).collect();
     let times: Vec<f64> = how.numbers("times=");
@@ -34,7 +41,9 @@ pub fn lines(graph: &Graph, how: &str) -> Result<Vec<String>, String> {
     if let Some(bits) = how.value("quantize=") {
         let survey = quant::survey(&bound, &QuantSpec::new(bits.parse().map_err(text)?), Some("N"));
         let mut tables = QuantTables::float(&survey, times.len());
-        for (i, layer) in survey.layers.iter().enumerate().filter(|(_, l)| how.value("fit=") == Some(&l.value)) {
+        for (i, layer) in
+            survey.layers.iter().enumerate().filter(|(_, l)| how.value("fit=") == Some(&l.value))
+        {
             tables.corrections.insert(i, OutputCorrection::identity(layer, times.len()));
         }
         quant::annotate(&mut bound, &survey, &tables, AnnotateOptions::default()).map_err(text)?;
@@ -45,7 +54,9 @@ pub fn lines(graph: &Graph, how: &str) -> Result<Vec<String>, String> {
     for part in [&bound.full, &bound.prelude, &bound.prelude_steps, &bound.times] {
         verify(&part.graph).map_err(text)?;
     }
-    let lowered = lower(&bound, inputs, outputs, Some("N"), None, times.len(), how.has("any_steps")).map_err(text)?;
+    let lowered =
+        lower(&bound, inputs, outputs, Some("N"), None, times.len(), how.has("any_steps"))
+            .map_err(text)?;
     validate(&lowered.plan, lowered.weights.len).map_err(text)?;
     Ok(lowered.plan.to_string().lines().map(str::to_string).collect())
 }
@@ -64,7 +75,8 @@ impl<'a> Words<'a> {
 
     fn numbers<T: std::str::FromStr>(&self, key: &str) -> Vec<T> {
         let list = self.value(key).into_iter().flat_map(|list| list.split(','));
-        list.map(|n| n.parse().ok().unwrap_or_else(|| panic!("{key}: `{n}` is no number"))).collect()
+        list.map(|n| n.parse().ok().unwrap_or_else(|| panic!("{key}: `{n}` is no number")))
+            .collect()
     }
 }
 
@@ -82,14 +94,22 @@ fn input(graph: &Graph, i: usize, v: cqc_passes::ir::ValueId) -> PlanInput {
     PlanInput { ty: graph.ty(v).clone(), role, name }
 }
 
-fn cut(bound: &Bound, roles: &[InputRole], spec: &str, how: &Words, evaluations: usize) -> Result<Bound, String> {
+fn cut(
+    bound: &Bound,
+    roles: &[InputRole],
+    spec: &str,
+    how: &Words,
+    evaluations: usize,
+) -> Result<Bound, String> {
     let (step, batch) = (&bound.full.graph, Batch::Symbol("N"));
     let sample = cache::sample_value(&bound.full, roles).ok_or("no sample")?;
     let candidates = cache::candidates(step, sample, batch);
     let cut = cache::choose(&candidates, &spec.parse()?, step, sample, batch).map_err(text)?;
     let split = cache::split(&bound.full, &cut).map_err(text)?;
     let rows = split.slots.iter().map(|slot| {
-        let channels = split.full.graph.shape(slot.stored).last().and_then(|d| d.as_const()).unwrap_or(1) as usize;
+        let channels =
+            split.full.graph.shape(slot.stored).last().and_then(|d| d.as_const()).unwrap_or(1)
+                as usize;
         let mut row = Affine::identity(channels);
         if how.has("forecast") {
             row.previous = vec![0.0; channels];

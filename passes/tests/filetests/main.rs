@@ -21,7 +21,9 @@ mod lowering;
 use cqc_passes::bind::{self, InputOrigin, Part};
 use cqc_passes::cache::{self, Batch, CutSpec};
 use cqc_passes::ir::{Graph, parse, verify};
-use cqc_passes::quant::{self, AnnotateOptions, Layer, OutputCorrection, QuantSpec, QuantTables, round_products};
+use cqc_passes::quant::{
+    self, AnnotateOptions, Layer, OutputCorrection, QuantSpec, QuantTables, round_products,
+};
 use cqc_passes::rewrite::{self, PIPELINE, Pass};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -42,7 +44,10 @@ fn filetests() {
         if bless {
             fs::write(file, expected).unwrap();
         } else {
-            failures.push(format!("{}\n--- expected by the file\n{text}\n--- found\n{expected}", file.display()));
+            failures.push(format!(
+                "{}\n--- expected by the file\n{text}\n--- found\n{expected}",
+                file.display()
+            ));
         }
     }
     assert!(failures.is_empty(), "{}\n(CQC_BLESS=1 rewrites the files)", failures.join("\n"));
@@ -79,7 +84,9 @@ fn rewritten(text: &str) -> Result<String, String> {
     let mut graph = String::new();
     for line in text.lines().filter(|l| !l.starts_with(";=")) {
         if let Some(names) = line.strip_prefix("; pass:") {
-            directive = Directive::Passes(names.split(',').map(|n| find(n.trim())).collect::<Result<_, _>>()?);
+            directive = Directive::Passes(
+                names.split(',').map(|n| find(n.trim())).collect::<Result<_, _>>()?,
+            );
         }
         if let Some(spec) = line.strip_prefix("; cut:") {
             directive = Directive::Cut(spec.trim().parse()?);
@@ -151,22 +158,30 @@ fn bf16_lines(text: &str) -> Result<Vec<String>, String> {
 fn quantized_lines(text: &str, how: &str) -> Result<Vec<String>, String> {
     let mut words = how.split_whitespace();
     let bits = words.next().and_then(|bits| bits.parse().ok()).ok_or("quantize: no bits")?;
-    let named = |key: &str| words.clone().filter_map(move |word| word.strip_prefix(key)).collect::<Vec<_>>();
+    let named = |key: &str| {
+        words.clone().filter_map(move |word| word.strip_prefix(key)).collect::<Vec<_>>()
+    };
     let mut bound = bind::unbound(&read(text)?);
     let all = quant::survey(&bound, &QuantSpec::new(bits), None);
     let float = named("bf16=");
-    let float: Vec<usize> = (0..all.sites.len()).filter(|&i| float.contains(&&*all.sites[i].name)).collect();
+    let float: Vec<usize> =
+        (0..all.sites.len()).filter(|&i| float.contains(&&*all.sites[i].name)).collect();
     let survey = all.without(&float);
     let mut tables = QuantTables::float(&survey, 1);
-    for (i, layer) in survey.layers.iter().enumerate().filter(|(_, l)| named("fit=").contains(&&*l.value)) {
+    for (i, layer) in
+        survey.layers.iter().enumerate().filter(|(_, l)| named("fit=").contains(&&*l.value))
+    {
         tables.corrections.insert(i, OutputCorrection::identity(layer, 1));
     }
-    quant::annotate(&mut bound, &survey, &tables, AnnotateOptions::default()).map_err(|e| e.to_string())?;
+    quant::annotate(&mut bound, &survey, &tables, AnnotateOptions::default())
+        .map_err(|e| e.to_string())?;
     let graph = &mut bound.full.graph;
     verify(graph).map_err(|e| e.to_string())?;
     graph.compact().map_err(|node| format!("{node} stands on a cycle"))?;
     let mut lines: Vec<String> = graph.to_string().lines().map(str::to_string).collect();
-    let bits = |layer: &Layer| layer.weight.as_ref().map_or(String::new(), |w| format!(", weights of {} bits", w.bits));
+    let bits = |layer: &Layer| {
+        layer.weight.as_ref().map_or(String::new(), |w| format!(", weights of {} bits", w.bits))
+    };
     lines.extend(survey.layers.iter().map(|l| format!("layer %{}: {}{}", l.value, l.op, bits(l))));
     lines.extend(survey.float_layers.iter().map(|(name, why)| format!("float {name}: {why}")));
     Ok(lines)

@@ -44,7 +44,12 @@ pub fn i64s(name: &str, values: &[i64]) -> TensorProto {
     }
 }
 
-pub fn node(op: &str, inputs: &[&str], outputs: &[&str], attribute: Vec<AttributeProto>) -> NodeProto {
+pub fn node(
+    op: &str,
+    inputs: &[&str],
+    outputs: &[&str],
+    attribute: Vec<AttributeProto>,
+) -> NodeProto {
     NodeProto {
         op_type: Some(op.into()),
         input: inputs.iter().map(|s| s.to_string()).collect(),
@@ -55,17 +60,32 @@ pub fn node(op: &str, inputs: &[&str], outputs: &[&str], attribute: Vec<Attribut
 }
 
 pub fn int(name: &str, i: i64) -> AttributeProto {
-    AttributeProto { name: Some(name.into()), r#type: Some(attribute_type::INT), i: Some(i), ..Default::default() }
+    AttributeProto {
+        name: Some(name.into()),
+        r#type: Some(attribute_type::INT),
+        i: Some(i),
+        ..Default::default()
+    }
 }
 
 pub fn ints(name: &str, ints: &[i64]) -> AttributeProto {
     let ints = ints.to_vec();
-    AttributeProto { name: Some(name.into()), r#type: Some(attribute_type::INTS), ints, ..Default::default() }
+    AttributeProto {
+        name: Some(name.into()),
+        r#type: Some(attribute_type::INTS),
+        ints,
+        ..Default::default()
+    }
 }
 
 pub fn graph(name: &str, g: GraphProto) -> AttributeProto {
     let g = Some(Box::new(g));
-    AttributeProto { name: Some(name.into()), r#type: Some(attribute_type::GRAPH), g, ..Default::default() }
+    AttributeProto {
+        name: Some(name.into()),
+        r#type: Some(attribute_type::GRAPH),
+        g,
+        ..Default::default()
+    }
 }
 
 pub fn model(opset: i64, graph: GraphProto) -> ModelProto {

@@ -114,17 +114,22 @@ fn parse(stored: &[u8], version: u32) -> Result<Manifest, CqError> {
     let json = match version {
         // before version 4 as it is
         ..4 => Cow::Borrowed(stored),
-        _ => Cow::Owned(decompress_to_vec_zlib_with_limit(stored, MAX_MANIFEST as usize).map_err(|e| {
-            let reason = match e.status {
-                TINFLStatus::HasMoreOutput => format!("more than {MAX_MANIFEST} bytes when unpacked"),
-                _ => "it cannot be unpacked".into(),
-            };
-            CqError::Section { section: "manifest".into(), reason }
-        })?),
+        _ => Cow::Owned(decompress_to_vec_zlib_with_limit(stored, MAX_MANIFEST as usize).map_err(
+            |e| {
+                let reason = match e.status {
+                    TINFLStatus::HasMoreOutput => {
+                        format!("more than {MAX_MANIFEST} bytes when unpacked")
+                    }
+                    _ => "it cannot be unpacked".into(),
+                };
+                CqError::Section { section: "manifest".into(), reason }
+            },
+        )?),
     };
     let manifest: Manifest = serde_json::from_slice(&json)?;
     if manifest.format_version != version {
-        let reason = format!("format version {}, the header says {version}", manifest.format_version);
+        let reason =
+            format!("format version {}, the header says {version}", manifest.format_version);
         return Err(CqError::Manifest { reason });
     }
     manifest.check().map_err(|reason| CqError::Manifest { reason })?;
@@ -155,12 +160,14 @@ fn sections(bytes: &[u8]) -> Result<Vec<Section>, CqError> {
         return Err(header(format!("{count} sections, at most {MAX_SECTIONS} are allowed")));
     }
     let end = HEADER + count as usize * ENTRY;
-    let table = bytes.get(HEADER..end).ok_or_else(|| header(format!("the table of {count} sections does not fit")))?;
+    let table = bytes
+        .get(HEADER..end)
+        .ok_or_else(|| header(format!("the table of {count} sections does not fit")))?;
     if header_hash(bytes, table) != bytes[24..56] {
         return Err(CqError::Damaged { section: "header".into() });
     }
-    let padded =
-        bytes[56..HEADER].iter().all(|b| *b == 0) && table.chunks(ENTRY).all(|e| e[56..].iter().all(|b| *b == 0));
+    let padded = bytes[56..HEADER].iter().all(|b| *b == 0)
+        && table.chunks(ENTRY).all(|e| e[56..].iter().all(|b| *b == 0));
     if !padded {
         return Err(header("reserved bytes are not zero".into()));
     }
@@ -178,7 +185,10 @@ fn check_places(bytes: &[u8], sections: &[Section], mut free: u64) -> Result<(),
         }
         let end = section.offset.checked_add(section.len).filter(|&end| end <= bytes.len() as u64);
         let Some(end) = end else {
-            return Err(error(format!("{} bytes at {} do not lie in the file", section.len, section.offset)));
+            return Err(error(format!(
+                "{} bytes at {} do not lie in the file",
+                section.len, section.offset
+            )));
         };
         if section.offset < free || !section.offset.is_multiple_of(SECTION_ALIGN) {
             return Err(error(format!("its offset {} is taken or not aligned", section.offset)));
@@ -191,8 +201,13 @@ fn check_places(bytes: &[u8], sections: &[Section], mut free: u64) -> Result<(),
 }
 
 fn check_zeros(bytes: &[u8], from: u64, to: u64) -> Result<(), String> {
-    let zero = to - from < WEIGHTS_ALIGN && bytes[from as usize..to as usize].iter().all(|b| *b == 0);
-    if zero { Ok(()) } else { Err(format!("bytes {from}..{to} belong to nothing and are no padding")) }
+    let zero =
+        to - from < WEIGHTS_ALIGN && bytes[from as usize..to as usize].iter().all(|b| *b == 0);
+    if zero {
+        Ok(())
+    } else {
+        Err(format!("bytes {from}..{to} belong to nothing and are no padding"))
+    }
 }
 
 fn required(sections: &[Section], wanted: [u8; 8]) -> Result<&Section, CqError> {

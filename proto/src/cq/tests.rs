@@ -21,8 +21,12 @@ fn plan() -> (Plan, Vec<Bytes>) {
         Tensor::from_f32(&[5, 4], &[0.25; 20]),
         Tensor::from_f32(&[3, 1, 4], &[1.0; 12]),
     ];
-    let constant =
-        |(i, t): (usize, &Tensor)| Constant { name: format!("w{i}"), ty: t.value_type(), offset: 0, codes: None };
+    let constant = |(i, t): (usize, &Tensor)| Constant {
+        name: format!("w{i}"),
+        ty: t.value_type(),
+        offset: 0,
+        codes: None,
+    };
     let mut constants: Vec<Constant> = tensors.iter().enumerate().map(constant).collect();
     lay_out(&mut constants);
     let input = |name: &str, ty: ValueType, role| PlanInput { name: name.into(), ty, role };
@@ -146,11 +150,20 @@ fn with_manifest(good: &[u8], json: &[u8]) -> Vec<u8> {
 }
 
 fn with_packed(good: &[u8], json: &[u8]) -> Vec<u8> {
-    let sections: Vec<Section> = good[HEADER..HEADER + 2 * ENTRY].chunks(ENTRY).map(Section::from_bytes).collect();
+    let sections: Vec<Section> =
+        good[HEADER..HEADER + 2 * ENTRY].chunks(ENTRY).map(Section::from_bytes).collect();
     let weights = &good[sections[1].offset as usize..][..sections[1].len as usize];
     let offset = (192 + json.len() as u64).next_multiple_of(WEIGHTS_ALIGN);
-    let manifest = Section { name: MANIFEST, offset: 192, len: json.len() as u64, hash: blake3::hash(json).into() };
-    let mut bytes = header(&[manifest, Section { offset, ..sections[1].clone() }], offset + weights.len() as u64);
+    let manifest = Section {
+        name: MANIFEST,
+        offset: 192,
+        len: json.len() as u64,
+        hash: blake3::hash(json).into(),
+    };
+    let mut bytes = header(
+        &[manifest, Section { offset, ..sections[1].clone() }],
+        offset + weights.len() as u64,
+    );
     bytes.extend_from_slice(json);
     bytes.resize(offset as usize, 0);
     bytes.extend_from_slice(weights);
@@ -189,11 +202,31 @@ fn mutate(json: &mut serde_json::Value, random: &mut Random) {
             }
         }
         leaf => {
-            let numbers =
-                [0, 1, 2, 3, 4, 5, 7, 8, -1, 64, 100, 4096, 1 << 20, 1 << 32, 1 << 40, 1 << 41, i64::MAX, i64::MIN];
+            let numbers = [
+                0,
+                1,
+                2,
+                3,
+                4,
+                5,
+                7,
+                8,
+                -1,
+                64,
+                100,
+                4096,
+                1 << 20,
+                1 << 32,
+                1 << 40,
+                1 << 41,
+                i64::MAX,
+                i64::MIN,
+            ];
             *leaf = match random.below(6) {
                 0 => Value::Null,
-                1 => Value::from(["N", "2*N", "N-1", "M", "step", "f16", "i64", ""][random.below(8)]),
+                1 => {
+                    Value::from(["N", "2*N", "N-1", "M", "step", "f16", "i64", ""][random.below(8)])
+                }
                 2 => Value::Array(vec![]),
                 _ => Value::from(numbers[random.below(numbers.len())]),
             };
@@ -231,9 +264,14 @@ fn random_bytes_inside_the_manifest_never_panic() {
     }
     let deep = "[".repeat(1 << 20);
     assert!(matches!(read(&with_manifest(&good, deep.as_bytes())), Err(CqError::Json(_))));
-    for (packed, says) in [(vec![b' '; MAX_MANIFEST as usize + 1], "more than 67108864 bytes"), (vec![], "unpacked")] {
-        let packed =
-            if packed.is_empty() { json.clone() } else { miniz_oxide::deflate::compress_to_vec_zlib(&packed, 1) };
+    for (packed, says) in
+        [(vec![b' '; MAX_MANIFEST as usize + 1], "more than 67108864 bytes"), (vec![], "unpacked")]
+    {
+        let packed = if packed.is_empty() {
+            json.clone()
+        } else {
+            miniz_oxide::deflate::compress_to_vec_zlib(&packed, 1)
+        };
         let said = read(&with_packed(&good, &packed)).unwrap_err().to_string();
         assert!(said.contains(says), "{said}");
     }
@@ -248,10 +286,16 @@ fn files_that_are_something_else_say_so() {
     assert!(matches!(read(b""), Err(CqError::NotCq)));
     let mut newer = artifact();
     newer[8] = VERSION as u8 + 1;
-    assert_eq!(read(&newer).unwrap_err().to_string(), "format version 6 is newer than 5, the newest this cqc reads");
+    assert_eq!(
+        read(&newer).unwrap_err().to_string(),
+        "format version 6 is newer than 5, the newest this cqc reads"
+    );
     let mut damaged = artifact();
     *damaged.last_mut().unwrap() ^= 1;
-    assert_eq!(read(&damaged).unwrap_err().to_string(), "section `weights` is damaged: its blake3 hash is another");
+    assert_eq!(
+        read(&damaged).unwrap_err().to_string(),
+        "section `weights` is damaged: its blake3 hash is another"
+    );
 }
 
 #[test]
@@ -267,7 +311,10 @@ fn broken_plans_name_the_place() {
             &|p| p.full.steps[0].inputs[0] = Some(99),
             "step 0 `linear` of program full: input 0 is value 99, which is missing",
         ),
-        (&|p| p.full.steps.swap(0, 1), "step 0 `reshape` of program full: it reads `h` before it is written"),
+        (
+            &|p| p.full.steps.swap(0, 1),
+            "step 0 `reshape` of program full: it reads `h` before it is written",
+        ),
         (&|p| drop(p.full.steps.remove(4)), "value 8 `out` of program full: no step writes it"),
         (
             &|p| p.full.steps[4].outputs = vec![7],
@@ -281,13 +328,19 @@ fn broken_plans_name_the_place() {
             &|p| p.full.values[4].alias = Some(Alias::Same { of: 3 }),
             "value 4 `h3` of program full: it is an alias of the alias `h2`",
         ),
-        (&|p| p.full.values[1].source = Source::Constant(3), "value 1 `w` of program full: there is no constant 3"),
+        (
+            &|p| p.full.values[1].source = Source::Constant(3),
+            "value 1 `w` of program full: there is no constant 3",
+        ),
         (
             &|p| p.constants[1].offset = 1 << 40,
             "constant `w1`: 80 bytes at 1099511627776 do not lie in 400 bytes of weights",
         ),
         (&|p| p.constants[1].offset = 65, "constant `w1`: its offset 65 is no multiple of 64"),
-        (&|p| p.evaluations = 4, "value 1 `time` of program prelude_steps: the table has 3 rows for 4 evaluations"),
+        (
+            &|p| p.evaluations = 4,
+            "value 1 `time` of program prelude_steps: the table has 3 rows for 4 evaluations",
+        ),
         (&|p| p.outputs[0].value = 9, "output `out`: there is no value 9"),
         (&|p| p.inputs[1].role = InputRole::Sample, "input `labels`: the sample is i64[N]"),
     ];
@@ -309,9 +362,15 @@ fn null_conditioning_has_to_fit() {
         refused("text", NullCondition::Label(0)),
         "manifest: null conditioning of `text`: the model has no such input"
     );
-    assert_eq!(refused("sample", NullCondition::Label(0)), "manifest: null conditioning of `sample`: it is the Sample");
+    assert_eq!(
+        refused("sample", NullCondition::Label(0)),
+        "manifest: null conditioning of `sample`: it is the Sample"
+    );
     let row = refused("labels", NullCondition::Constant(0));
-    assert_eq!(row, "manifest: null conditioning of `labels`: constant f32[4,4] is no row of i64[N]");
+    assert_eq!(
+        row,
+        "manifest: null conditioning of `labels`: constant f32[4,4] is no row of i64[N]"
+    );
 }
 
 #[test]
@@ -334,5 +393,8 @@ fn files_appear_whole_or_not_at_all() {
     write(&path, true, &manifest, |i| Ok(constants[i].clone())).unwrap();
     assert_eq!(files(), 1);
     let nowhere = directory.path().join("missing").join("a.cq");
-    assert!(matches!(write(&nowhere, false, &manifest, |i| Ok(constants[i].clone())), Err(WriteError::Io { .. })));
+    assert!(matches!(
+        write(&nowhere, false, &manifest, |i| Ok(constants[i].clone())),
+        Err(WriteError::Io { .. })
+    ));
 }

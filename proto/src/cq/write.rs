@@ -111,7 +111,8 @@ pub fn encode_with<W: Write + Seek>(
     mut bytes: impl FnMut(usize) -> io::Result<Bytes>,
 ) -> Result<(), WriteError> {
     let constants = &manifest.plan.constants;
-    let weights_len = constants.iter().filter_map(|c| c.offset.checked_add(byte_len(c)?)).max().unwrap_or(0);
+    let weights_len =
+        constants.iter().filter_map(|c| c.offset.checked_add(byte_len(c)?)).max().unwrap_or(0);
     validate(&manifest.plan, weights_len)?;
     let unreadable = |reason| WriteError::Manifest { reason };
     manifest.check().map_err(unreadable)?;
@@ -124,7 +125,8 @@ pub fn encode_with<W: Write + Seek>(
     let first = (HEADER + (2 + usize::from(kernels.is_some())) * ENTRY) as u64;
     let mut writer = Hashing { out, at: 0, hasher: blake3::Hasher::new() };
     writer.zeros_to(first).and_then(|()| writer.begin().write_all(&packed)).map_err(io_error)?;
-    let manifest_section = Section { name: MANIFEST, offset: first, len: packed.len() as u64, hash: writer.hash() };
+    let manifest_section =
+        Section { name: MANIFEST, offset: first, len: packed.len() as u64, hash: writer.hash() };
     let offset = (first + packed.len() as u64).next_multiple_of(WEIGHTS_ALIGN);
     writer.zeros_to(offset).map_err(io_error)?;
     writer.begin();
@@ -136,8 +138,16 @@ pub fn encode_with<W: Write + Seek>(
     let mut sections = vec![manifest_section, weights];
     if let Some(kernels) = kernels {
         let offset = writer.at.next_multiple_of(SECTION_ALIGN);
-        writer.zeros_to(offset).and_then(|()| writer.begin().write_all(kernels)).map_err(io_error)?;
-        sections.push(Section { name: KERNELS, offset, len: kernels.len() as u64, hash: writer.hash() });
+        writer
+            .zeros_to(offset)
+            .and_then(|()| writer.begin().write_all(kernels))
+            .map_err(io_error)?;
+        sections.push(Section {
+            name: KERNELS,
+            offset,
+            len: kernels.len() as u64,
+            hash: writer.hash(),
+        });
     }
     let header = header(&sections, writer.at);
     out.seek(SeekFrom::Start(0)).and_then(|_| out.write_all(&header)).map_err(io_error)
@@ -175,12 +185,19 @@ impl<W: Write> Hashing<'_, W> {
         let error = |reason| WriteError::Constant { name: constant.name.clone(), reason };
         let expected = byte_len(constant).unwrap_or(0);
         if bytes.len() as u64 != expected {
-            return Err(error(format!("{} bytes, its type {} takes {expected}", bytes.len(), constant.ty)));
+            return Err(error(format!(
+                "{} bytes, its type {} takes {expected}",
+                bytes.len(),
+                constant.ty
+            )));
         }
         // Gaps are zeros, so they are kept small.
         let at = base + constant.offset;
         if at < self.at || at - self.at > WEIGHTS_ALIGN {
-            return Err(error(format!("its offset {} does not follow the constant before it", constant.offset)));
+            return Err(error(format!(
+                "its offset {} does not follow the constant before it",
+                constant.offset
+            )));
         }
         let written = self.zeros_to(at).and_then(|()| self.write_all(bytes));
         written.map_err(|source| WriteError::Io { path: PathBuf::new(), source })
@@ -200,10 +217,14 @@ impl Temporary {
     fn create(target: &Path) -> Result<(Temporary, File), WriteError> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let io_error = |source| WriteError::Io { path: target.into(), source };
-        let name = target.file_name().ok_or_else(|| io_error(io::ErrorKind::InvalidInput.into()))?.to_string_lossy();
+        let name = target
+            .file_name()
+            .ok_or_else(|| io_error(io::ErrorKind::InvalidInput.into()))?
+            .to_string_lossy();
         loop {
             let number = COUNT.fetch_add(1, Ordering::Relaxed);
-            let path = target.with_file_name(format!(".{name}.{}.{number}.tmp", std::process::id()));
+            let path =
+                target.with_file_name(format!(".{name}.{}.{number}.tmp", std::process::id()));
             match OpenOptions::new().write(true).create_new(true).open(&path) {
                 Ok(file) => return Ok((Temporary { path }, file)),
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}

@@ -21,7 +21,8 @@ fn natural(wild: bool) -> BoxedStrategy<usize> {
 
 fn size(wild: bool) -> BoxedStrategy<Dim> {
     let small = select(vec![0, 1, 1, 2, 2, 2, 2, 2, 2, 3, 4]).prop_map(Dim::constant);
-    let symbols = select(vec!["N", "2*N", "N+1", "M", "2*N-1", "4*N", "1-N"]).prop_map(|t| Dim::parse(t).unwrap());
+    let symbols = select(vec!["N", "2*N", "N+1", "M", "2*N-1", "4*N", "1-N"])
+        .prop_map(|t| Dim::parse(t).unwrap());
     if wild {
         prop_oneof![5 => small, 2 => symbols, 1 => integer(true).prop_map(Dim::constant)].boxed()
     } else {
@@ -39,7 +40,9 @@ fn float(wild: bool) -> BoxedStrategy<f32> {
     if wild { prop_oneof![3 => usual, 1 => odd].boxed() } else { usual.boxed() }
 }
 
-fn list<T: std::fmt::Debug + 'static>(of: impl Strategy<Value = T> + 'static) -> BoxedStrategy<Vec<T>> {
+fn list<T: std::fmt::Debug + 'static>(
+    of: impl Strategy<Value = T> + 'static,
+) -> BoxedStrategy<Vec<T>> {
     vec(of, 0..4).boxed()
 }
 
@@ -91,7 +94,8 @@ fn unary_kind(wild: bool) -> impl Strategy<Value = UnaryKind> {
 }
 
 fn binary_kind() -> impl Strategy<Value = BinaryKind> {
-    select(BinaryKind::NAMES).prop_map(|name| serde_json::from_value(serde_json::json!(name)).expect("a serde name"))
+    select(BinaryKind::NAMES)
+        .prop_map(|name| serde_json::from_value(serde_json::json!(name)).expect("a serde name"))
 }
 
 fn reduce_kind() -> impl Strategy<Value = ReduceKind> {
@@ -101,7 +105,8 @@ fn reduce_kind() -> impl Strategy<Value = ReduceKind> {
 
 /// Any operator.
 pub(crate) fn op(wild: bool) -> BoxedStrategy<Op> {
-    prop_oneof![movement(wild), indexing(wild), reducing(), products(wild), composites(wild)].boxed()
+    prop_oneof![movement(wild), indexing(wild), reducing(), products(wild), composites(wild)]
+        .boxed()
 }
 
 fn movement(wild: bool) -> BoxedStrategy<Op> {
@@ -126,7 +131,11 @@ fn movement(wild: bool) -> BoxedStrategy<Op> {
             ends: vec![end],
             steps: vec![step],
         }),
-        (vec(n(), 2), vec(n(), 2), pad_mode).prop_map(|(before, after, mode)| Op::Pad { before, after, mode }),
+        (vec(n(), 2), vec(n(), 2), pad_mode).prop_map(|(before, after, mode)| Op::Pad {
+            before,
+            after,
+            mode
+        }),
         list(n()).prop_map(|repeats| Op::Tile { repeats }),
         resize(wild),
         (any::<bool>(), n()).prop_map(|(upper, k)| Op::Trilu { upper, k }),
@@ -136,19 +145,22 @@ fn movement(wild: bool) -> BoxedStrategy<Op> {
 
 fn resize(wild: bool) -> BoxedStrategy<Op> {
     use CoordinateMode::*;
-    let coordinates = select(vec![HalfPixel, HalfPixelSymmetric, PytorchHalfPixel, AlignCorners, Asymmetric]);
+    let coordinates =
+        select(vec![HalfPixel, HalfPixelSymmetric, PytorchHalfPixel, AlignCorners, Asymmetric]);
     let mode = select(vec![ResizeMode::Nearest, ResizeMode::Linear, ResizeMode::Cubic]);
     let scales = prop_oneof![Just(Vec::new()), list(float(wild))];
     (list(size(wild)), scales, mode, coordinates, float(wild), any::<bool>(), any::<bool>())
-        .prop_map(|(sizes, scales, mode, coordinates, cubic_a, exclude_outside, antialias)| Op::Resize {
-            sizes,
-            scales,
-            mode,
-            coordinates,
-            nearest: NearestMode::Ceil,
-            cubic_a,
-            exclude_outside,
-            antialias,
+        .prop_map(|(sizes, scales, mode, coordinates, cubic_a, exclude_outside, antialias)| {
+            Op::Resize {
+                sizes,
+                scales,
+                mode,
+                coordinates,
+                nearest: NearestMode::Ceil,
+                cubic_a,
+                exclude_outside,
+                antialias,
+            }
         })
         .boxed()
 }
@@ -161,7 +173,11 @@ fn indexing(wild: bool) -> BoxedStrategy<Op> {
         reduction().prop_map(|reduction| Op::ScatterNd { reduction }),
         (axis(), reduction()).prop_map(|(axis, reduction)| Op::ScatterElements { axis, reduction }),
         (axis(), integer(wild)).prop_map(|(axis, depth)| Op::OneHot { axis, depth }),
-        (axis(), integer(wild), any::<bool>()).prop_map(|(axis, k, largest)| Op::TopK { axis, k, largest }),
+        (axis(), integer(wild), any::<bool>()).prop_map(|(axis, k, largest)| Op::TopK {
+            axis,
+            k,
+            largest
+        }),
         (axis(), any::<bool>(), any::<bool>()).prop_map(|(axis, exclusive, reverse)| Op::CumSum {
             axis,
             exclusive,
@@ -173,14 +189,18 @@ fn indexing(wild: bool) -> BoxedStrategy<Op> {
 
 fn reducing() -> BoxedStrategy<Op> {
     prop_oneof![
-        (reduce_kind(), list(axis()), any::<bool>()).prop_map(|(kind, axes, keep)| Op::Reduce { kind, axes, keep }),
-        (reduce_kind(), axis(), any::<bool>()).prop_map(|(kind, a, keep)| Op::Reduce { kind, axes: vec![a], keep }),
-        (any::<bool>(), axis(), any::<bool>(), any::<bool>()).prop_map(|(largest, axis, keep, last)| Op::ArgReduce {
-            largest,
-            axis,
-            keep,
-            last
+        (reduce_kind(), list(axis()), any::<bool>()).prop_map(|(kind, axes, keep)| Op::Reduce {
+            kind,
+            axes,
+            keep
         }),
+        (reduce_kind(), axis(), any::<bool>()).prop_map(|(kind, a, keep)| Op::Reduce {
+            kind,
+            axes: vec![a],
+            keep
+        }),
+        (any::<bool>(), axis(), any::<bool>(), any::<bool>())
+            .prop_map(|(largest, axis, keep, last)| Op::ArgReduce { largest, axis, keep, last }),
         axis().prop_map(|axis| Op::Softmax { axis }),
         axis().prop_map(|axis| Op::LogSoftmax { axis }),
     ]
@@ -188,9 +208,19 @@ fn reducing() -> BoxedStrategy<Op> {
 }
 
 fn products(wild: bool) -> BoxedStrategy<Op> {
-    let equations =
-        ["ab,bc->ac", "abc,abd->acd", "aa->a", "ab,b,ab->", "ab->ab", "a,->a", "ab->aa", "éa->a", "ab", "ab->c"]
-            .to_vec();
+    let equations = [
+        "ab,bc->ac",
+        "abc,abd->acd",
+        "aa->a",
+        "ab,b,ab->",
+        "ab->ab",
+        "a,->a",
+        "ab->aa",
+        "éa->a",
+        "ab",
+        "ab->c",
+    ]
+    .to_vec();
     let groups = move || prop_oneof![2 => Just(1), 1 => natural(wild)];
     let conv = (windows(wild), groups(), layout(), groups(), act());
     let pool = (windows(wild), any::<bool>(), any::<bool>(), any::<bool>(), layout());
@@ -206,22 +236,26 @@ fn products(wild: bool) -> BoxedStrategy<Op> {
             upsample,
             act,
         }),
-        (windows(wild), groups()).prop_map(|([strides, pads, dilations, output_padding], groups)| Op::ConvTranspose {
-            strides,
-            pads,
-            dilations,
-            output_padding,
-            groups,
-        }),
-        pool.prop_map(|([strides, pads, dilations, kernel], max, ceil, count_pad, layout)| Op::Pool {
-            kind: if max { PoolKind::Max } else { PoolKind::Average },
-            kernel,
-            strides,
-            pads,
-            dilations,
-            ceil,
-            count_pad,
-            layout,
+        (windows(wild), groups()).prop_map(
+            |([strides, pads, dilations, output_padding], groups)| Op::ConvTranspose {
+                strides,
+                pads,
+                dilations,
+                output_padding,
+                groups,
+            }
+        ),
+        pool.prop_map(|([strides, pads, dilations, kernel], max, ceil, count_pad, layout)| {
+            Op::Pool {
+                kind: if max { PoolKind::Max } else { PoolKind::Average },
+                kernel,
+                strides,
+                pads,
+                dilations,
+                ceil,
+                count_pad,
+                layout,
+            }
         }),
         select(equations).prop_map(|e| Op::Einsum { equation: e.to_string() }),
     ]
@@ -258,7 +292,11 @@ fn composites(wild: bool) -> BoxedStrategy<Op> {
             segments
         }),
         (axis(), block(), dtype()).prop_map(|(axis, block, to)| Op::Quantize { axis, block, to }),
-        (axis(), block(), result()).prop_map(|(axis, block, to)| Op::Dequantize { axis, block, to }),
+        (axis(), block(), result()).prop_map(|(axis, block, to)| Op::Dequantize {
+            axis,
+            block,
+            to
+        }),
     ]
     .boxed()
 }
@@ -270,8 +308,14 @@ pub(crate) fn input_types(wild: bool) -> BoxedStrategy<Vec<Option<ValueType>>> {
     let usual = select(vec![F32, F32, F32, F32, F16, F64, I64, Bool, U64, I8, I8]);
     let first = (prop_oneof![3 => usual, 1 => dtype()], vec(size(wild), 0..6));
     let own = || prop_oneof![vec(size(wild), 0..4), Just(Vec::new())];
-    let other =
-        || (0..11, 0..10usize, prop_oneof![4 => Just(None), 1 => Just(Some(F32)), 1 => dtype().prop_map(Some)], own());
+    let other = || {
+        (
+            0..11,
+            0..10usize,
+            prop_oneof![4 => Just(None), 1 => Just(Some(F32)), 1 => dtype().prop_map(Some)],
+            own(),
+        )
+    };
     (first, prop_oneof![1 => vec(other(), 0..6), 2 => vec(other(), 0..3)])
         .prop_map(|((dtype, shape), others)| {
             let derive = |(how, cut, other, own): (i32, usize, Option<DType>, Vec<Dim>)| {
@@ -306,12 +350,16 @@ fn quantization() -> BoxedStrategy<(Op, Vec<Option<ValueType>>)> {
         let row = some(DType::F32, &[segments.len().max(1)]);
         (Op::FakeQuant { bits, segments }, vec![some(DType::F32, &[2, columns]), row.clone(), row])
     });
-    let weight =
-        (select(vec![4u8, 8]), vec(1..4usize, 0..3), 0..2usize).prop_map(move |(bits, segments, output_axis)| {
+    let weight = (select(vec![4u8, 8]), vec(1..4usize, 0..3), 0..2usize).prop_map(
+        move |(bits, segments, output_axis)| {
             let mut shape = [2, 2];
             shape[1 - output_axis] = segments.iter().sum::<usize>().max(1);
             let scale = some(DType::F32, &[2, segments.len().max(1)]);
-            (Op::DequantizeWeight { bits, output_axis, segments }, vec![some(DType::I8, &shape), scale])
-        });
+            (
+                Op::DequantizeWeight { bits, output_axis, segments },
+                vec![some(DType::I8, &shape), scale],
+            )
+        },
+    );
     prop_oneof![fake, weight].boxed()
 }

@@ -231,7 +231,11 @@ pub(super) fn infer(op: &Op, inputs: &InputTypes) -> Inferred {
         }
         Op::Where => {
             at_most(inputs, 3)?;
-            let (c, a, b) = (required(inputs, 0, "condition")?, required(inputs, 1, "a")?, required(inputs, 2, "b")?);
+            let (c, a, b) = (
+                required(inputs, 0, "condition")?,
+                required(inputs, 1, "a")?,
+                required(inputs, 2, "b")?,
+            );
             check(c.dtype == DType::Bool, || format!("the condition is {}, not bool", c.dtype))?;
             check(a.dtype == b.dtype, || format!("a is {} and b is {}", a.dtype, b.dtype))?;
             Ok(vec![ValueType::new(a.dtype, broadcast(&c.shape, &broadcast(&a.shape, &b.shape)?)?)])

@@ -37,7 +37,9 @@ pub(super) fn infer(op: &Op, inputs: &InputTypes) -> Inferred {
 /// Inputs 0 and 1, the second of an integer type.
 fn data_and_indices<'a>(inputs: &InputTypes<'a>) -> Result<(&'a ValueType, &'a ValueType), String> {
     let (data, indices) = (required(inputs, 0, "data")?, required(inputs, 1, "indices")?);
-    check(indices.dtype.is_integer(), || format!("the indices are {}, expected an integer type", indices.dtype))?;
+    check(indices.dtype.is_integer(), || {
+        format!("the indices are {}, expected an integer type", indices.dtype)
+    })?;
     Ok((data, indices))
 }
 
@@ -52,9 +54,14 @@ fn gather(axis: usize, inputs: &InputTypes) -> Inferred {
 /// Checks that `indices` has data's rank and, but for `axis`, nowhere a larger size.
 fn check_elements(axis: usize, data: &ValueType, indices: &ValueType) -> Result<(), String> {
     check_axis(axis, data)?;
-    let smaller = |(k, (i, d)): (usize, (&Dim, &Dim))| k == axis || d.sub(i).is_some_and(|rest| not_negative(&rest));
-    let fits = indices.rank() == data.rank() && indices.shape.iter().zip(&data.shape).enumerate().all(smaller);
-    check(fits, || format!("the indices are {indices}, which exceeds data {data} beside axis {axis}"))
+    let smaller = |(k, (i, d)): (usize, (&Dim, &Dim))| {
+        k == axis || d.sub(i).is_some_and(|rest| not_negative(&rest))
+    };
+    let fits = indices.rank() == data.rank()
+        && indices.shape.iter().zip(&data.shape).enumerate().all(smaller);
+    check(fits, || {
+        format!("the indices are {indices}, which exceeds data {data} beside axis {axis}")
+    })
 }
 
 fn gather_elements(axis: usize, inputs: &InputTypes) -> Inferred {
@@ -69,16 +76,20 @@ fn gather_elements(axis: usize, inputs: &InputTypes) -> Inferred {
 fn tuple_size(data: &ValueType, indices: &ValueType, batch_dims: usize) -> Result<usize, String> {
     let size = indices.shape.last().and_then(Dim::as_const).and_then(|k| usize::try_from(k).ok());
     let most = data.rank().saturating_sub(batch_dims);
-    size.filter(|k| (1..=most).contains(k))
-        .ok_or_else(|| format!("the indices are {indices}, expected a last axis of 1 to {most} for data {data}"))
+    size.filter(|k| (1..=most).contains(k)).ok_or_else(|| {
+        format!("the indices are {indices}, expected a last axis of 1 to {most} for data {data}")
+    })
 }
 
 fn gather_nd(batch_dims: usize, inputs: &InputTypes) -> Inferred {
     at_most(inputs, 2)?;
     let (data, indices) = data_and_indices(inputs)?;
     let k = tuple_size(data, indices, batch_dims)?;
-    let shared = batch_dims < indices.rank() && data.shape[..batch_dims] == indices.shape[..batch_dims];
-    check(shared, || format!("data {data} and indices {indices} do not share {batch_dims} batch axes"))?;
+    let shared =
+        batch_dims < indices.rank() && data.shape[..batch_dims] == indices.shape[..batch_dims];
+    check(shared, || {
+        format!("data {data} and indices {indices} do not share {batch_dims} batch axes")
+    })?;
     let shape = [&indices.shape[..indices.rank() - 1], &data.shape[batch_dims + k..]].concat();
     Ok(vec![ValueType::new(data.dtype, shape)])
 }
@@ -118,7 +129,9 @@ fn one_hot(axis: usize, depth: i64, inputs: &InputTypes) -> Inferred {
     at_most(inputs, 2)?;
     let (indices, values) = (required(inputs, 0, "indices")?, required(inputs, 1, "values")?);
     check(indices.dtype != DType::Bool, || "the indices are bool, expected a number type".into())?;
-    check(values.shape == [Dim::constant(2)], || format!("the values are {values}, expected [off, on]"))?;
+    check(values.shape == [Dim::constant(2)], || {
+        format!("the values are {values}, expected [off, on]")
+    })?;
     check(axis <= indices.rank(), || format!("`axis` is {axis} for indices {indices}"))?;
     check((0..=MAX_DIM).contains(&depth), || format!("`depth` is {depth}"))?;
     let mut shape = indices.shape.clone();

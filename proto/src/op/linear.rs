@@ -27,8 +27,16 @@ pub enum Act {
 
 impl Act {
     /// Every activation, for tests and tables.
-    pub const ALL: [Act; 8] =
-        [Act::None, Act::Silu, Act::GeluErf, Act::GeluTanh, Act::QuickGelu, Act::Relu, Act::Sigmoid, Act::Tanh];
+    pub const ALL: [Act; 8] = [
+        Act::None,
+        Act::Silu,
+        Act::GeluErf,
+        Act::GeluTanh,
+        Act::QuickGelu,
+        Act::Relu,
+        Act::Sigmoid,
+        Act::Tanh,
+    ];
 }
 
 /// Where the channel axis stands.
@@ -84,7 +92,9 @@ pub(super) fn infer(op: &Op, inputs: &InputTypes) -> Inferred {
 fn matmul(inputs: &InputTypes) -> Inferred {
     at_most(inputs, 2)?;
     let (a, b) = (required(inputs, 0, "a")?, required(inputs, 1, "b")?);
-    check(a.dtype == b.dtype && a.dtype != DType::Bool, || format!("a is {} and b is {}", a.dtype, b.dtype))?;
+    check(a.dtype == b.dtype && a.dtype != DType::Bool, || {
+        format!("a is {} and b is {}", a.dtype, b.dtype)
+    })?;
     check(a.rank() >= 1 && b.rank() >= 1, || "takes no scalar".into())?;
     // numpy: a vector gets an axis of size 1, which the result does not keep
     let (mut sa, mut sb) = (a.shape.clone(), b.shape.clone());
@@ -109,8 +119,12 @@ fn matmul(inputs: &InputTypes) -> Inferred {
 fn linear(inputs: &InputTypes) -> Inferred {
     at_most(inputs, 7)?;
     let (x, w) = (required(inputs, 0, "x")?, required(inputs, 1, "w")?);
-    check(x.rank() >= 1 && w.rank() == 2, || format!("x is {x} and w is {w}, expected [..., K] and [K, N]"))?;
-    check(x.dtype == w.dtype && x.dtype.is_float(), || format!("x is {} and w is {}", x.dtype, w.dtype))?;
+    check(x.rank() >= 1 && w.rank() == 2, || {
+        format!("x is {x} and w is {w}, expected [..., K] and [K, N]")
+    })?;
+    check(x.dtype == w.dtype && x.dtype.is_float(), || {
+        format!("x is {} and w is {}", x.dtype, w.dtype)
+    })?;
     let k = &x.shape[x.rank() - 1];
     check(*k == w.shape[0], || format!("x has {k} columns and w {} rows", w.shape[0]))?;
     let mut shape = x.shape.clone();
@@ -143,16 +157,26 @@ pub(super) fn per_image(
     let Some(t) = optional(inputs, i) else { return Ok(()) };
     let fits = t.dtype == y.dtype
         && t.rank() == y.rank()
-        && t.shape
-            .iter()
-            .zip(&y.shape)
-            .enumerate()
-            .all(|(axis, (a, b))| if axis == channel_axis { a == b } else { a.is(1) || (axis == 0 && a == b) });
-    check(fits, || format!("{name} is {t}, expected one row of {} values per image of {y}", y.shape[channel_axis]))
+        && t.shape.iter().zip(&y.shape).enumerate().all(|(axis, (a, b))| {
+            if axis == channel_axis { a == b } else { a.is(1) || (axis == 0 && a == b) }
+        });
+    check(fits, || {
+        format!(
+            "{name} is {t}, expected one row of {} values per image of {y}",
+            y.shape[channel_axis]
+        )
+    })
 }
 
 /// Size of a window's result along one axis; `None` if the window does not fit.
-fn windows(size: &Dim, kernel: usize, stride: usize, dilation: usize, pads: usize, ceil: bool) -> Option<Dim> {
+fn windows(
+    size: &Dim,
+    kernel: usize,
+    stride: usize,
+    dilation: usize,
+    pads: usize,
+    ceil: bool,
+) -> Option<Dim> {
     let span = (kernel as i64 - 1) * dilation as i64 + 1;
     let room = size.add(&Dim::constant(pads as i64 - span))?;
     match room.as_const() {
@@ -170,9 +194,13 @@ fn windows(size: &Dim, kernel: usize, stride: usize, dilation: usize, pads: usiz
 fn check_windows(rank: usize, lists: [(&str, &[usize]); 4]) -> Result<(), String> {
     for (i, (name, list)) in lists.into_iter().enumerate() {
         let expected = if name == "pads" { 2 * rank } else { rank };
-        check(list.len() == expected, || format!("`{name}` has {} entries, expected {expected}", list.len()))?;
+        check(list.len() == expected, || {
+            format!("`{name}` has {} entries, expected {expected}", list.len())
+        })?;
         let least = if i == 3 { 0 } else { 1 };
-        check(list.iter().all(|&v| (least..1 << 20).contains(&v)), || format!("`{name}` is {list:?}"))?;
+        check(list.iter().all(|&v| (least..1 << 20).contains(&v)), || {
+            format!("`{name}` is {list:?}")
+        })?;
     }
     Ok(())
 }
@@ -183,32 +211,48 @@ fn spatial(t: &ValueType, layout: ConvLayout) -> Result<&[Dim], String> {
 }
 
 fn conv(op: &Op, inputs: &InputTypes) -> Inferred {
-    let Op::Conv { strides, pads, dilations, groups, layout, upsample, .. } = op else { unreachable!() };
+    let Op::Conv { strides, pads, dilations, groups, layout, upsample, .. } = op else {
+        unreachable!()
+    };
     at_most(inputs, 7)?;
     let (x, w) = (required(inputs, 0, "x")?, required(inputs, 1, "w")?);
-    check(x.dtype == w.dtype && x.dtype.is_float(), || format!("x is {} and w is {}", x.dtype, w.dtype))?;
+    check(x.dtype == w.dtype && x.dtype.is_float(), || {
+        format!("x is {} and w is {}", x.dtype, w.dtype)
+    })?;
     let sizes = spatial(x, *layout)?;
     check(w.rank() == x.rank(), || format!("x is {x} and w is {w}"))?;
     let kernel = kernel_sizes(w)?;
-    check_windows(sizes.len(), [("strides", strides), ("dilations", dilations), ("kernel", &kernel), ("pads", pads)])?;
+    check_windows(
+        sizes.len(),
+        [("strides", strides), ("dilations", dilations), ("kernel", &kernel), ("pads", pads)],
+    )?;
     let channels = &x.shape[layout.channel_axis(x.rank())];
     let per_group = w.shape[1].mul(&Dim::constant(*groups as i64));
     check((1..=MAX_GROUPS).contains(groups) && per_group.as_ref() == Some(channels), || {
-        format!("w is {w}: with {groups} groups it needs {} · {groups} channels, x has {channels}", w.shape[1])
+        format!(
+            "w is {w}: with {groups} groups it needs {} · {groups} channels, x has {channels}",
+            w.shape[1]
+        )
     })?;
     check(w.shape[0].div_exact(&Dim::constant(*groups as i64)).is_some(), || {
         format!("{groups} groups do not divide {} outputs", w.shape[0])
     })?;
-    check(*upsample == 1 || *upsample == 2, || format!("`upsample` is {upsample}, expected 1 or 2"))?;
+    check(*upsample == 1 || *upsample == 2, || {
+        format!("`upsample` is {upsample}, expected 1 or 2")
+    })?;
     let n = sizes.len();
     let mut shape = x.shape.clone();
     shape[layout.channel_axis(x.rank())] = w.shape[0].clone();
     for (i, axis) in layout.spatial_axes(x.rank()).enumerate() {
         let size = sizes[i].mul(&Dim::constant(*upsample as i64)).ok_or("x is too large")?;
         shape[axis] =
-            windows(&size, kernel[i], strides[i], dilations[i], pads[i] + pads[n + i], false).ok_or_else(|| {
-                format!("a window of {} (dilation {}) does not fit spatial axis {i} of {x}", kernel[i], dilations[i])
-            })?;
+            windows(&size, kernel[i], strides[i], dilations[i], pads[i] + pads[n + i], false)
+                .ok_or_else(|| {
+                    format!(
+                        "a window of {} (dilation {}) does not fit spatial axis {i} of {x}",
+                        kernel[i], dilations[i]
+                    )
+                })?;
     }
     let y = ValueType::new(x.dtype, shape);
     epilogue(inputs, &y, layout.channel_axis(x.rank()))?;
@@ -216,33 +260,48 @@ fn conv(op: &Op, inputs: &InputTypes) -> Inferred {
 }
 
 fn kernel_sizes(w: &ValueType) -> Result<Vec<usize>, String> {
-    let fixed = w.fixed_shape().ok_or_else(|| format!("the weights are {w}, expected known sizes"))?;
+    let fixed =
+        w.fixed_shape().ok_or_else(|| format!("the weights are {w}, expected known sizes"))?;
     Ok(fixed[2..].to_vec())
 }
 
 fn conv_transpose(op: &Op, inputs: &InputTypes) -> Inferred {
-    let Op::ConvTranspose { strides, pads, dilations, output_padding, groups } = op else { unreachable!() };
+    let Op::ConvTranspose { strides, pads, dilations, output_padding, groups } = op else {
+        unreachable!()
+    };
     at_most(inputs, 3)?;
     let (x, w) = (required(inputs, 0, "x")?, required(inputs, 1, "w")?);
-    check(x.dtype == w.dtype && x.dtype.is_float(), || format!("x is {} and w is {}", x.dtype, w.dtype))?;
+    check(x.dtype == w.dtype && x.dtype.is_float(), || {
+        format!("x is {} and w is {}", x.dtype, w.dtype)
+    })?;
     let sizes = spatial(x, ConvLayout::ChannelsFirst)?;
     check(w.rank() == x.rank() && w.shape[0] == x.shape[1], || format!("x is {x} and w is {w}"))?;
     let kernel = kernel_sizes(w)?;
     let n = sizes.len();
-    check_windows(n, [("strides", strides), ("dilations", dilations), ("kernel", &kernel), ("pads", pads)])?;
+    check_windows(
+        n,
+        [("strides", strides), ("dilations", dilations), ("kernel", &kernel), ("pads", pads)],
+    )?;
     check(output_padding.len() == n && output_padding.iter().all(|&p| p < 1 << 20), || {
         "`output_padding` is off".into()
     })?;
-    check((1..=MAX_GROUPS).contains(groups) && x.shape[1].div_exact(&Dim::constant(*groups as i64)).is_some(), || {
-        format!("`groups` is {groups}")
-    })?;
+    check(
+        (1..=MAX_GROUPS).contains(groups)
+            && x.shape[1].div_exact(&Dim::constant(*groups as i64)).is_some(),
+        || format!("`groups` is {groups}"),
+    )?;
     let channels = w.shape[1].mul(&Dim::constant(*groups as i64)).ok_or("too many channels")?;
     let mut shape = vec![x.shape[0].clone(), channels];
     for i in 0..n {
-        let grown = sizes[i].add(&Dim::constant(-1)).and_then(|s| s.mul(&Dim::constant(strides[i] as i64)));
-        let extra = ((kernel[i] - 1) * dilations[i] + 1 + output_padding[i]) as i64 - (pads[i] + pads[n + i]) as i64;
-        let size = grown.and_then(|s| s.add(&Dim::constant(extra))).filter(|s| s.as_const().is_none_or(|v| v >= 0));
-        shape.push(size.ok_or_else(|| format!("spatial axis {i} of the result has no valid size"))?);
+        let grown =
+            sizes[i].add(&Dim::constant(-1)).and_then(|s| s.mul(&Dim::constant(strides[i] as i64)));
+        let extra = ((kernel[i] - 1) * dilations[i] + 1 + output_padding[i]) as i64
+            - (pads[i] + pads[n + i]) as i64;
+        let size = grown
+            .and_then(|s| s.add(&Dim::constant(extra)))
+            .filter(|s| s.as_const().is_none_or(|v| v >= 0));
+        shape
+            .push(size.ok_or_else(|| format!("spatial axis {i} of the result has no valid size"))?);
     }
     let y = ValueType::new(x.dtype, shape);
     norm::per_channel(inputs, 2, "bias", &y, &y.shape[1])?;
@@ -250,16 +309,24 @@ fn conv_transpose(op: &Op, inputs: &InputTypes) -> Inferred {
 }
 
 fn pool(op: &Op, x: &ValueType) -> Inferred {
-    let Op::Pool { kind, kernel, strides, pads, dilations, ceil, layout, .. } = op else { unreachable!() };
+    let Op::Pool { kind, kernel, strides, pads, dilations, ceil, layout, .. } = op else {
+        unreachable!()
+    };
     let accepts = if *kind == PoolKind::Max { x.dtype != DType::Bool } else { x.dtype.is_float() };
     check(accepts, || format!("{kind:?} pooling does not take {}", x.dtype))?;
     let sizes = spatial(x, *layout)?;
     let n = sizes.len();
-    check_windows(n, [("strides", strides), ("dilations", dilations), ("kernel", kernel), ("pads", pads)])?;
+    check_windows(
+        n,
+        [("strides", strides), ("dilations", dilations), ("kernel", kernel), ("pads", pads)],
+    )?;
     let mut shape = x.shape.clone();
     for (i, axis) in layout.spatial_axes(x.rank()).enumerate() {
-        let mut size = windows(&sizes[i], kernel[i], strides[i], dilations[i], pads[i] + pads[n + i], *ceil)
-            .ok_or_else(|| format!("a window of {} does not fit spatial axis {i} of {x}", kernel[i]))?;
+        let mut size =
+            windows(&sizes[i], kernel[i], strides[i], dilations[i], pads[i] + pads[n + i], *ceil)
+                .ok_or_else(|| {
+                format!("a window of {} does not fit spatial axis {i} of {x}", kernel[i])
+            })?;
         // a window that would start in the padding after the input is left out
         if let (true, Some(count), Some(len)) = (*ceil, size.as_const(), sizes[i].as_const())
             && (count - 1) * strides[i] as i64 >= len + pads[i] as i64
@@ -273,7 +340,8 @@ fn pool(op: &Op, x: &ValueType) -> Inferred {
 
 /// Sizes of an equation's letters, checked against the inputs.
 fn letters(equation: &str, inputs: &InputTypes) -> Result<(Vec<(char, Dim)>, String), String> {
-    let (left, right) = equation.split_once("->").ok_or_else(|| format!("`{equation}` has no `->`"))?;
+    let (left, right) =
+        equation.split_once("->").ok_or_else(|| format!("`{equation}` has no `->`"))?;
     let terms: Vec<&str> = left.split(',').collect();
     check(terms.len() == inputs.len(), || {
         format!("`{equation}` has {} terms for {} inputs", terms.len(), inputs.len())
@@ -306,7 +374,11 @@ fn einsum(equation: &str, inputs: &InputTypes) -> Inferred {
     let shape = right
         .chars()
         .map(|c| {
-            sizes.iter().find(|(k, _)| *k == c).map(|(_, d)| d.clone()).ok_or_else(|| format!("`{c}` has no size"))
+            sizes
+                .iter()
+                .find(|(k, _)| *k == c)
+                .map(|(_, d)| d.clone())
+                .ok_or_else(|| format!("`{c}` has no size"))
         })
         .collect::<Result<Shape, _>>()?;
     Ok(vec![ValueType::new(dtype, shape)])
@@ -324,9 +396,11 @@ pub(super) fn macs(op: &Op, inputs: &InputTypes, outputs: &[ValueType]) -> Optio
             let w = optional(inputs, 1)?;
             w.shape[1..].iter().try_fold(optional(inputs, 0)?.elements()?, |n, d| n.mul(d))
         }
-        Op::Einsum { equation } => {
-            letters(equation, inputs).ok()?.0.iter().try_fold(Dim::constant(1), |n, (_, d)| n.mul(d))
-        }
+        Op::Einsum { equation } => letters(equation, inputs)
+            .ok()?
+            .0
+            .iter()
+            .try_fold(Dim::constant(1), |n, (_, d)| n.mul(d)),
         _ => None,
     }
 }

@@ -421,8 +421,10 @@ impl Op {
         let plain = OpTraits::plain;
         match self {
             Op::Unary { kind } => {
-                let of_activations =
-                    matches!(kind, UnaryKind::Erf | UnaryKind::Sigmoid | UnaryKind::Sin | UnaryKind::Cos);
+                let of_activations = matches!(
+                    kind,
+                    UnaryKind::Erf | UnaryKind::Sigmoid | UnaryKind::Sin | UnaryKind::Cos
+                );
                 plain(Family::Elementwise).quantized_as(KeepsChannels).decomposed_if(of_activations)
             }
             Op::Binary { .. } => plain(Family::Elementwise).with_gaps(),
@@ -444,17 +446,25 @@ impl Op {
             | Op::OneHot { .. }
             | Op::TopK { .. }
             | Op::CumSum { .. } => plain(Family::Index),
-            Op::Reduce { kind, .. } => plain(Family::Reduce).decomposed_if(*kind == ReduceKind::Mean),
+            Op::Reduce { kind, .. } => {
+                plain(Family::Reduce).decomposed_if(*kind == ReduceKind::Mean)
+            }
             Op::Softmax { .. } => plain(Family::Reduce).decomposed_if(true),
             Op::ArgReduce { .. } | Op::LogSoftmax { .. } => plain(Family::Reduce),
-            Op::Linear { .. } => plain(Family::Linear).with_gaps().rounded().quantized_as(Product { output_axis: 1 }),
+            Op::Linear { .. } => {
+                plain(Family::Linear).with_gaps().rounded().quantized_as(Product { output_axis: 1 })
+            }
             Op::Conv { layout, .. } => plain(Family::Linear)
                 .with_gaps()
                 .rounded()
                 .quantized_as(Product { output_axis: 0 })
                 .decomposed_if(*layout == ConvLayout::ChannelsFirst),
-            Op::MatMul => plain(Family::Linear).rounded().quantized_as(FloatProduct).decomposed_if(true),
-            Op::ConvTranspose { .. } | Op::Einsum { .. } => plain(Family::Linear).quantized_as(FloatProduct),
+            Op::MatMul => {
+                plain(Family::Linear).rounded().quantized_as(FloatProduct).decomposed_if(true)
+            }
+            Op::ConvTranspose { .. } | Op::Einsum { .. } => {
+                plain(Family::Linear).quantized_as(FloatProduct)
+            }
             Op::Pool { .. } => plain(Family::Linear),
             Op::GroupNorm { layout, .. } => plain(Family::Norm)
                 .with_gaps()
@@ -468,8 +478,12 @@ impl Op {
             Op::Attention { .. } => plain(Family::Attention).rounded().quantized_as(Attention),
             Op::Geglu { .. } => plain(Family::Attention).with_gaps().rounded(),
             Op::TimestepEmbedding { .. } => plain(Family::Attention),
-            Op::FakeQuant { .. } | Op::RoundBf16 => OpTraits { is_rounding: true, ..plain(Family::Quant).with_gaps() },
-            Op::Quantize { .. } | Op::Dequantize { .. } | Op::DequantizeWeight { .. } => plain(Family::Quant),
+            Op::FakeQuant { .. } | Op::RoundBf16 => {
+                OpTraits { is_rounding: true, ..plain(Family::Quant).with_gaps() }
+            }
+            Op::Quantize { .. } | Op::Dequantize { .. } | Op::DequantizeWeight { .. } => {
+                plain(Family::Quant)
+            }
         }
     }
 }

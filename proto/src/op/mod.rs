@@ -118,9 +118,14 @@ impl Op {
     /// Multiply-accumulates and bytes for inputs that [`Op::infer`] accepts; sizes that are not
     /// affine count as 0.
     pub fn cost(&self, inputs: &InputTypes, outputs: &[ValueType]) -> Cost {
-        let bytes =
-            |t: &ValueType| t.elements().and_then(|n| n.mul(&Dim::constant(t.dtype.size() as i64))).unwrap_or_default();
-        let sum = |dims: &mut dyn Iterator<Item = Dim>| dims.fold(Dim::constant(0), |a, b| a.add(&b).unwrap_or(a));
+        let bytes = |t: &ValueType| {
+            t.elements()
+                .and_then(|n| n.mul(&Dim::constant(t.dtype.size() as i64)))
+                .unwrap_or_default()
+        };
+        let sum = |dims: &mut dyn Iterator<Item = Dim>| {
+            dims.fold(Dim::constant(0), |a, b| a.add(&b).unwrap_or(a))
+        };
         Cost {
             macs: self.macs(inputs, outputs).unwrap_or_default(),
             read: sum(&mut inputs.iter().flatten().map(|t| bytes(t))),
@@ -130,7 +135,9 @@ impl Op {
 
     fn macs(&self, inputs: &InputTypes, outputs: &[ValueType]) -> Option<Dim> {
         match self.traits().quantization {
-            Quantization::Product { .. } | Quantization::FloatProduct => linear::macs(self, inputs, outputs),
+            Quantization::Product { .. } | Quantization::FloatProduct => {
+                linear::macs(self, inputs, outputs)
+            }
             Quantization::Attention => attention::macs(inputs, outputs),
             Quantization::KeepsChannels | Quantization::MixesChannels => None,
         }
@@ -169,11 +176,16 @@ impl Op {
     ///
     /// # Errors
     /// A sentence that names the unknown operator or the attribute that is missing or wrong.
-    pub fn from_parts(name: &str, attributes: serde_json::Map<String, serde_json::Value>) -> Result<Op, String> {
+    pub fn from_parts(
+        name: &str,
+        attributes: serde_json::Map<String, serde_json::Value>,
+    ) -> Result<Op, String> {
         use serde_json::{Value, json};
         let parse = |v: Value| serde_json::from_value::<Op>(v).map_err(|e| format!("{name}: {e}"));
         let empty = attributes.is_empty();
-        let kind = |attributes| if empty { json!(name) } else { json!({ name: Value::Object(attributes) }) };
+        let kind = |attributes| {
+            if empty { json!(name) } else { json!({ name: Value::Object(attributes) }) }
+        };
         if UnaryKind::NAMES.contains(&name) {
             return parse(json!({ "unary": { "kind": kind(attributes) } }));
         }
@@ -193,8 +205,9 @@ impl Op {
 }
 
 fn to_json(v: &impl Serialize) -> serde_json::Value {
-    serde_json::to_value(v)
-        .expect("operators hold nothing that JSON lacks, but for non-finite floats, which become null")
+    serde_json::to_value(v).expect(
+        "operators hold nothing that JSON lacks, but for non-finite floats, which become null",
+    )
 }
 
 /// The serde name of an enum value.

@@ -121,7 +121,9 @@ fn gcd(a: i64, b: i64) -> i64 {
 fn transpose(x: &ValueType, perm: &[usize]) -> Result<Shape, String> {
     let mut sorted = perm.to_vec();
     sorted.sort_unstable();
-    check(sorted.iter().copied().eq(0..x.rank()), || format!("`perm` {perm:?} is no permutation of the axes of {x}"))?;
+    check(sorted.iter().copied().eq(0..x.rank()), || {
+        format!("`perm` {perm:?} is no permutation of the axes of {x}")
+    })?;
     Ok(perm.iter().map(|&p| x.shape[p].clone()).collect())
 }
 
@@ -146,7 +148,13 @@ fn concat(axis: usize, inputs: &InputTypes) -> Inferred {
     Ok(vec![ValueType::new(first.dtype, shape)])
 }
 
-fn slice(x: &ValueType, axes: &[usize], starts: &[Dim], ends: &[Dim], steps: &[i64]) -> Result<Shape, String> {
+fn slice(
+    x: &ValueType,
+    axes: &[usize],
+    starts: &[Dim],
+    ends: &[Dim],
+    steps: &[i64],
+) -> Result<Shape, String> {
     let n = axes.len();
     check(starts.len() == n && ends.len() == n && steps.len() == n, || {
         format!("{n} axes, {} starts, {} ends, {} steps", starts.len(), ends.len(), steps.len())
@@ -154,12 +162,13 @@ fn slice(x: &ValueType, axes: &[usize], starts: &[Dim], ends: &[Dim], steps: &[i
     check_axes(axes, x)?;
     let mut shape = x.shape.clone();
     for (i, &axis) in axes.iter().enumerate() {
-        shape[axis] = slice_size(&x.shape[axis], &starts[i], &ends[i], steps[i]).ok_or_else(|| {
-            format!(
-                "{}..{} in steps of {} has no known size within the {} of axis {axis}",
-                starts[i], ends[i], steps[i], x.shape[axis]
-            )
-        })?;
+        shape[axis] =
+            slice_size(&x.shape[axis], &starts[i], &ends[i], steps[i]).ok_or_else(|| {
+                format!(
+                    "{}..{} in steps of {} has no known size within the {} of axis {axis}",
+                    starts[i], ends[i], steps[i], x.shape[axis]
+                )
+            })?;
     }
     Ok(shape)
 }
@@ -167,8 +176,11 @@ fn slice(x: &ValueType, axes: &[usize], starts: &[Dim], ends: &[Dim], steps: &[i
 /// Elements of one sliced axis: ⌈(end − start) / step⌉. `None` when the bounds are not provably
 /// inside, or the size is not affine.
 fn slice_size(size: &Dim, start: &Dim, end: &Dim, step: i64) -> Option<Dim> {
-    let (low, high) =
-        if step > 0 { (Dim::constant(0), size.clone()) } else { (Dim::constant(-1), size.sub(&1.into())?) };
+    let (low, high) = if step > 0 {
+        (Dim::constant(0), size.clone())
+    } else {
+        (Dim::constant(-1), size.sub(&1.into())?)
+    };
     for bound in [start, end] {
         let inside = not_negative(&bound.sub(&low)?) && not_negative(&high.sub(bound)?);
         inside.then_some(())?;
@@ -198,11 +210,16 @@ fn pad(before: &[i64], after: &[i64], mode: PadMode, inputs: &InputTypes) -> Inf
     for (axis, size) in shape.iter_mut().enumerate() {
         let (b, a) = (before[axis], after[axis]);
         let grown = b.checked_add(a).and_then(|n| size.add(&n.into())).filter(not_negative);
-        let grown =
-            grown.ok_or_else(|| format!("padding by {b} and {a} leaves no valid size of axis {axis} of {x}"))?;
+        let grown = grown.ok_or_else(|| {
+            format!("padding by {b} and {a} leaves no valid size of axis {axis} of {x}")
+        })?;
         let repeats = mode != PadMode::Constant && (b > 0 || a > 0);
-        check(!repeats || size.is_positive(), || format!("axis {axis} of {x} may be empty: nothing to repeat"))?;
-        check(b.max(a) <= MAX_DIM && b.min(a) >= -MAX_DIM, || format!("padding by {b} and {a} is too large"))?;
+        check(!repeats || size.is_positive(), || {
+            format!("axis {axis} of {x} may be empty: nothing to repeat")
+        })?;
+        check(b.max(a) <= MAX_DIM && b.min(a) >= -MAX_DIM, || {
+            format!("padding by {b} and {a} is too large")
+        })?;
         *size = grown;
     }
     Ok(vec![ValueType::new(x.dtype, shape)])
@@ -218,13 +235,21 @@ fn tile(x: &ValueType, repeats: &[i64]) -> Result<Shape, String> {
 fn resize(x: &ValueType, op: &Op) -> Result<Shape, String> {
     let Op::Resize { sizes, scales, mode, cubic_a, antialias, .. } = op else { unreachable!() };
     check(sizes.len() == x.rank(), || format!("`sizes` has {} entries for {x}", sizes.len()))?;
-    check(scales.is_empty() || scales.len() == x.rank(), || format!("`scales` has {} entries for {x}", scales.len()))?;
+    check(scales.is_empty() || scales.len() == x.rank(), || {
+        format!("`scales` has {} entries for {x}", scales.len())
+    })?;
     check(scales.iter().all(|s| s.is_finite() && *s > 0.0), || format!("`scales` is {scales:?}"))?;
     check(cubic_a.is_finite(), || format!("`cubic_a` is {cubic_a}"))?;
-    check(*mode == ResizeMode::Nearest || x.dtype.is_float(), || format!("interpolates floats, x is {}", x.dtype))?;
-    check(*mode != ResizeMode::Nearest || !antialias, || "`antialias` needs mode linear or cubic".into())?;
+    check(*mode == ResizeMode::Nearest || x.dtype.is_float(), || {
+        format!("interpolates floats, x is {}", x.dtype)
+    })?;
+    check(*mode != ResizeMode::Nearest || !antialias, || {
+        "`antialias` needs mode linear or cubic".into()
+    })?;
     for (axis, (from, to)) in x.shape.iter().zip(sizes).enumerate() {
-        check(to.is(0) || from.is_positive(), || format!("axis {axis} of {x} may be empty: nothing to interpolate"))?;
+        check(to.is(0) || from.is_positive(), || {
+            format!("axis {axis} of {x} may be empty: nothing to interpolate")
+        })?;
         let scale = scales.get(axis).copied().unwrap_or(0.0);
         check(scales.is_empty() || scale_fits(from, to, scale), || {
             format!("axis {axis}: {from} · {scale} is not {to}")

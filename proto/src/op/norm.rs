@@ -13,7 +13,8 @@ pub(super) fn infer(op: &Op, inputs: &InputTypes) -> Inferred {
             check(x.rank() >= 2, || format!("x is {x}, expected a batch and a channel axis"))?;
             let channels = &x.shape[layout.channel_axis(x.rank())];
             check(
-                (1..=MAX_GROUPS).contains(groups) && channels.div_exact(&Dim::constant(*groups as i64)).is_some(),
+                (1..=MAX_GROUPS).contains(groups)
+                    && channels.div_exact(&Dim::constant(*groups as i64)).is_some(),
                 || format!("{groups} groups do not divide {channels} channels"),
             )?;
             per_channel(inputs, 1, "gamma", x, channels)?;

@@ -13,7 +13,9 @@ pub(super) fn infer(op: &Op, inputs: &InputTypes) -> Inferred {
 fn infer_standard(op: &Op, inputs: &InputTypes) -> Inferred {
     at_most(inputs, 3)?;
     let (x, scale) = (required(inputs, 0, "x")?, required(inputs, 1, "scale")?);
-    check(scale.dtype.is_float(), || format!("the scale is {}, expected a float type", scale.dtype))?;
+    check(scale.dtype.is_float(), || {
+        format!("the scale is {}, expected a float type", scale.dtype)
+    })?;
     let (axis, block, to) = match op {
         Op::Quantize { axis, block, to } => {
             check(x.dtype.is_float() || x.dtype == DType::I32, || {
@@ -51,7 +53,12 @@ fn check_zero_point(inputs: &InputTypes, scale: &ValueType, dtype: DType) -> Res
 
 /// The scale is one number (no axis), a vector along the axis, or blocked: x's shape with ⌈size /
 /// block⌉ along the axis.
-fn check_scale(x: &ValueType, scale: &ValueType, axis: Option<usize>, block: usize) -> Result<(), String> {
+fn check_scale(
+    x: &ValueType,
+    scale: &ValueType,
+    axis: Option<usize>,
+    block: usize,
+) -> Result<(), String> {
     let Some(axis) = axis else {
         check(block == 0, || "`block` needs an `axis`".into())?;
         let one = scale.rank() <= 1 && scale.shape.iter().all(|d| d.is(1));
@@ -82,8 +89,13 @@ const MAX_SEGMENTS: usize = 64;
 
 /// Segments of an axis of that size: their number.
 fn count_segments(segments: &[usize], size: &Dim) -> Result<usize, String> {
-    check(segments.len() <= MAX_SEGMENTS && !segments.contains(&0), || format!("the segments are {segments:?}"))?;
-    let sum = segments.iter().try_fold(0usize, |sum, &n| sum.checked_add(n)).and_then(|sum| i64::try_from(sum).ok());
+    check(segments.len() <= MAX_SEGMENTS && !segments.contains(&0), || {
+        format!("the segments are {segments:?}")
+    })?;
+    let sum = segments
+        .iter()
+        .try_fold(0usize, |sum, &n| sum.checked_add(n))
+        .and_then(|sum| i64::try_from(sum).ok());
     check(segments.is_empty() || sum.is_some_and(|sum| size.is(sum)), || {
         format!("segments of {segments:?} do not add up to {size}")
     })?;
@@ -95,7 +107,9 @@ fn infer_fake(op: &Op, inputs: &InputTypes) -> Inferred {
         Op::FakeQuant { bits, segments } => {
             at_most(inputs, 3)?;
             let x = required(inputs, 0, "x")?;
-            check(x.dtype == DType::F32 && x.rank() >= 1, || format!("x is {x}, expected f32[..., C]"))?;
+            check(x.dtype == DType::F32 && x.rank() >= 1, || {
+                format!("x is {x}, expected f32[..., C]")
+            })?;
             check((2..=8).contains(bits), || format!("`bits` is {bits}, expected 2 to 8"))?;
             let count = count_segments(segments, &x.shape[x.rank() - 1])?;
             let row = ValueType::fixed(DType::F32, &[count]);
@@ -120,7 +134,10 @@ fn infer_fake(op: &Op, inputs: &InputTypes) -> Inferred {
             })?;
             check(*output_axis < 2, || format!("`output_axis` is {output_axis}, expected 0 or 1"))?;
             let count = count_segments(segments, &codes.shape[1 - output_axis])?;
-            let expected = ValueType::new(DType::F32, vec![codes.shape[*output_axis].clone(), (count as i64).into()]);
+            let expected = ValueType::new(
+                DType::F32,
+                vec![codes.shape[*output_axis].clone(), (count as i64).into()],
+            );
             check(*scale == expected, || format!("scale is {scale}, expected {expected}"))?;
             Ok(vec![ValueType::new(DType::F32, codes.shape.clone())])
         }

@@ -13,7 +13,11 @@ pub(super) fn single<'a>(inputs: &InputTypes<'a>) -> Result<&'a ValueType, Strin
 }
 
 /// Input `i`, required.
-pub(super) fn required<'a>(inputs: &InputTypes<'a>, i: usize, what: &str) -> Result<&'a ValueType, String> {
+pub(super) fn required<'a>(
+    inputs: &InputTypes<'a>,
+    i: usize,
+    what: &str,
+) -> Result<&'a ValueType, String> {
     inputs.get(i).copied().flatten().ok_or_else(|| format!("input {i} ({what}) is missing"))
 }
 
@@ -24,7 +28,11 @@ pub(super) fn optional<'a>(inputs: &InputTypes<'a>, i: usize) -> Option<&'a Valu
 
 /// Refuses more inputs than the operator has.
 pub(super) fn at_most(inputs: &InputTypes, n: usize) -> Result<(), String> {
-    if inputs.len() > n { Err(format!("takes at most {n} inputs, got {}", inputs.len())) } else { Ok(()) }
+    if inputs.len() > n {
+        Err(format!("takes at most {n} inputs, got {}", inputs.len()))
+    } else {
+        Ok(())
+    }
 }
 
 pub(super) fn check(condition: bool, reason: impl FnOnce() -> String) -> Result<(), String> {
@@ -36,10 +44,14 @@ pub(super) const MAX_GROUPS: usize = 1 << 20;
 
 /// Refuses what no tensor can be. Sizes with symbols are bounded where they get values.
 pub(super) fn check_bounds(what: &str, t: &ValueType) -> Result<(), String> {
-    check(t.rank() <= MAX_RANK, || format!("{what} has {} axes, at most {MAX_RANK} are supported", t.rank()))?;
+    check(t.rank() <= MAX_RANK, || {
+        format!("{what} has {} axes, at most {MAX_RANK} are supported", t.rank())
+    })?;
     let size_ok = |d: &Dim| d.as_const().is_none_or(|v| (0..=MAX_DIM).contains(&v));
     let count_ok = || t.fixed_shape().is_none_or(|shape| element_count(&shape).is_some());
-    check(t.shape.iter().all(size_ok) && count_ok(), || format!("{what} would be {t}, which no tensor can be"))
+    check(t.shape.iter().all(size_ok) && count_ok(), || {
+        format!("{what} would be {t}, which no tensor can be")
+    })
 }
 
 pub(super) fn check_axis(axis: usize, x: &ValueType) -> Result<(), String> {
@@ -63,7 +75,9 @@ pub(super) fn not_negative(d: &Dim) -> bool {
 /// numpy broadcasting of two shapes; a symbolic size matches itself and 1.
 pub fn broadcast(a: &[Dim], b: &[Dim]) -> Result<Shape, String> {
     let rank = a.len().max(b.len());
-    let at = |s: &[Dim], i: usize| (i + s.len()).checked_sub(rank).map_or(Dim::constant(1), |i| s[i].clone());
+    let at = |s: &[Dim], i: usize| {
+        (i + s.len()).checked_sub(rank).map_or(Dim::constant(1), |i| s[i].clone())
+    };
     (0..rank)
         .map(|i| match (at(a, i), at(b, i)) {
             (x, y) if x == y || y.is(1) => Ok(x),

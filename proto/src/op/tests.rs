@@ -10,13 +10,17 @@ use serde_json::{Value, json};
 fn parse(text: &str) -> ValueType {
     let (dtype, shape) = text.trim_end_matches(']').split_once('[').unwrap();
     let sizes = shape.split(',').filter(|d| !d.is_empty());
-    ValueType::new(DType::parse(dtype).unwrap(), sizes.map(|d| Dim::parse(d).unwrap()).collect::<Vec<_>>())
+    ValueType::new(
+        DType::parse(dtype).unwrap(),
+        sizes.map(|d| Dim::parse(d).unwrap()).collect::<Vec<_>>(),
+    )
 }
 
 fn infer(name: &str, attributes: Value, inputs: &str) -> Result<String, OpError> {
     let Value::Object(attributes) = attributes else { panic!("attributes are an object") };
     let op = Op::from_parts(name, attributes).unwrap();
-    let types: Vec<Option<ValueType>> = inputs.split_whitespace().map(|t| (t != "-").then(|| parse(t))).collect();
+    let types: Vec<Option<ValueType>> =
+        inputs.split_whitespace().map(|t| (t != "-").then(|| parse(t))).collect();
     let types: Vec<Option<&ValueType>> = types.iter().map(Option::as_ref).collect();
     let outputs = op.infer(&types)?;
     Ok(outputs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
@@ -65,8 +69,7 @@ fn transpose_expand_and_concat() {
 
 #[test]
 fn slices_lie_provably_inside() {
-    let cut =
-        |start: Value, end: Value, step: i64| json!({"axes": [0], "starts": [start], "ends": [end], "steps": [step]});
+    let cut = |start: Value, end: Value, step: i64| json!({"axes": [0], "starts": [start], "ends": [end], "steps": [step]});
     accepts("slice", cut(json!(1), json!(6), 2), "f32[7,N]", "f32[3,N]");
     accepts("slice", cut(json!(6), json!(-1), -3), "f32[7]", "f32[3]");
     accepts("slice", cut(json!(5), json!(2), 1), "f32[7]", "f32[0]");
@@ -85,7 +88,12 @@ fn slices_lie_provably_inside() {
         "f32[7,7]",
         "ascending",
     );
-    refuses("slice", json!({"axes": [0], "starts": [], "ends": [1], "steps": [1]}), "f32[7]", "0 starts");
+    refuses(
+        "slice",
+        json!({"axes": [0], "starts": [], "ends": [1], "steps": [1]}),
+        "f32[7]",
+        "0 starts",
+    );
 }
 
 #[test]
@@ -101,7 +109,12 @@ fn pad_and_tile() {
     refuses("pad", by(i64::MAX, i64::MIN + 1, "constant"), "f32[1]", "too large");
     accepts("tile", json!({"repeats": [2, 0]}), "f32[N,M]", "f32[2*N,0]");
     refuses("tile", json!({"repeats": [-1]}), "f32[3]", "no valid size");
-    refuses("tile", json!({"repeats": [1i64 << 39, 1i64 << 39]}), "f32[2,2]", "which no tensor can be");
+    refuses(
+        "tile",
+        json!({"repeats": [1i64 << 39, 1i64 << 39]}),
+        "f32[2,2]",
+        "which no tensor can be",
+    );
 }
 
 #[test]
@@ -137,8 +150,18 @@ fn gathers() {
 fn scatters_one_hot_top_k_cum_sum() {
     accepts("scatter_nd", json!({}), "f32[N,4,5] i64[3,2] f32[3,5]", "f32[N,4,5]");
     refuses("scatter_nd", json!({}), "f32[N,4,5] i64[3,2] f32[3,4]", "expected f32[3,5]");
-    refuses("scatter_nd", json!({"reduction": "add"}), "bool[4] i64[3,1] bool[3]", "does not take bool");
-    accepts("scatter_elements", json!({"axis": 0, "reduction": "max"}), "f32[4] i64[9] f32[9]", "f32[4]");
+    refuses(
+        "scatter_nd",
+        json!({"reduction": "add"}),
+        "bool[4] i64[3,1] bool[3]",
+        "does not take bool",
+    );
+    accepts(
+        "scatter_elements",
+        json!({"axis": 0, "reduction": "max"}),
+        "f32[4] i64[9] f32[9]",
+        "f32[4]",
+    );
     refuses("scatter_elements", json!({"axis": 0}), "f32[4] i64[9] f32[8]", "expected f32[9]");
     accepts("one_hot", json!({"axis": 1, "depth": 5}), "f32[2,N] i8[2]", "i8[2,5,N]");
     refuses("one_hot", json!({"axis": 3, "depth": 5}), "f32[2,N] i8[2]", "`axis` is 3");
@@ -159,7 +182,12 @@ fn reductions() {
     refuses("reduce_sum", json!({"axes": [2, 0], "keep": false}), "f32[1,1,1]", "ascending");
     refuses("reduce_sum", json!({"axes": [1], "keep": false}), "f32[1]", "`axes`");
     accepts("arg_reduce", json!({"largest": true, "axis": 1, "keep": false}), "f32[2,N]", "i64[2]");
-    refuses("arg_reduce", json!({"largest": true, "axis": 0, "keep": false}), "f32[0]", "may be empty");
+    refuses(
+        "arg_reduce",
+        json!({"largest": true, "axis": 0, "keep": false}),
+        "f32[0]",
+        "may be empty",
+    );
     accepts("softmax", json!({"axis": 1}), "bf16[2,N]", "bf16[2,N]");
     refuses("log_softmax", json!({"axis": 0}), "i32[2]", "expected a float type");
 }
@@ -168,16 +196,41 @@ fn reductions() {
 fn quantization() {
     accepts("quantize", json!({"axis": null, "to": "u8"}), "f32[N,4] f32[] u8[]", "u8[N,4]");
     accepts("quantize", json!({"axis": 1, "to": "i8"}), "f16[N,4] f16[4]", "i8[N,4]");
-    accepts("quantize", json!({"axis": 1, "block": 3, "to": "i16"}), "i32[N,4] f32[N,2]", "i16[N,4]");
+    accepts(
+        "quantize",
+        json!({"axis": 1, "block": 3, "to": "i16"}),
+        "i32[N,4] f32[N,2]",
+        "i16[N,4]",
+    );
     refuses("quantize", json!({"axis": 1, "to": "i8"}), "f32[N,4] f32[3]", "expected f32[4]");
     refuses("quantize", json!({"axis": 1, "to": "i8"}), "f32[N,4] f32[4] u8[4]", "expected i8[4]");
-    refuses("quantize", json!({"axis": null, "block": 2, "to": "i8"}), "f32[4] f32[]", "`block` needs");
-    refuses("quantize", json!({"axis": 0, "block": 2, "to": "i8"}), "f32[N] f32[N]", "blocks of 2 do not divide N");
-    refuses("quantize", json!({"axis": null, "to": "i64"}), "f32[4] f32[]", "does not quantize to i64");
+    refuses(
+        "quantize",
+        json!({"axis": null, "block": 2, "to": "i8"}),
+        "f32[4] f32[]",
+        "`block` needs",
+    );
+    refuses(
+        "quantize",
+        json!({"axis": 0, "block": 2, "to": "i8"}),
+        "f32[N] f32[N]",
+        "blocks of 2 do not divide N",
+    );
+    refuses(
+        "quantize",
+        json!({"axis": null, "to": "i64"}),
+        "f32[4] f32[]",
+        "does not quantize to i64",
+    );
     accepts("round_bf16", json!({}), "f32[N,4]", "f32[N,4]");
     refuses("round_bf16", json!({}), "f16[N,4]", "expected f32");
     accepts("dequantize", json!({"axis": null, "to": "f16"}), "i32[4] f32[1]", "f16[4]");
-    refuses("dequantize", json!({"axis": null, "to": "f16"}), "i64[4] f32[1]", "expected a quantized type");
+    refuses(
+        "dequantize",
+        json!({"axis": null, "to": "f16"}),
+        "i64[4] f32[1]",
+        "expected a quantized type",
+    );
 }
 
 #[test]
@@ -191,7 +244,8 @@ fn products_norms_and_attention_refuse_what_they_cannot_compute() {
     );
     refuses("einsum", json!({"equation": "ab->aa"}), "f32[2,2]", "twice in the result");
     refuses("einsum", json!({"equation": "a,a->a"}), "f32[2] f64[2]", "one number type");
-    let pool = json!({"kind": "average", "kernel": [1], "strides": [1], "pads": [0, 0], "dilations": [1]});
+    let pool =
+        json!({"kind": "average", "kernel": [1], "strides": [1], "pads": [0, 0], "dilations": [1]});
     refuses("pool", pool, "i8[1,1,1]", "does not take i8");
     let conv = json!({"strides": [1], "pads": [0, 0], "dilations": [1], "groups": usize::MAX});
     refuses("conv", conv, "f32[1,0,1] f32[0,0,1]", "groups");

@@ -73,7 +73,9 @@ impl Quantization {
         match self {
             Quantization::Product { .. } => 1,
             Quantization::Attention => 3,
-            Quantization::FloatProduct | Quantization::KeepsChannels | Quantization::MixesChannels => 0,
+            Quantization::FloatProduct
+            | Quantization::KeepsChannels
+            | Quantization::MixesChannels => 0,
         }
     }
 

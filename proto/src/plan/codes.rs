@@ -22,7 +22,10 @@ impl WeightCodes {
     /// The bytes that hold the codes, which fit `bits`.
     pub fn pack(bits: u8, codes: &[i8]) -> Vec<u8> {
         match bits {
-            4 => codes.chunks(2).map(|pair| pair[0] as u8 & 15 | pair.get(1).map_or(0, |&c| (c as u8) << 4)).collect(),
+            4 => codes
+                .chunks(2)
+                .map(|pair| pair[0] as u8 & 15 | pair.get(1).map_or(0, |&c| (c as u8) << 4))
+                .collect(),
             _ => codes.iter().map(|&c| c as u8).collect(),
         }
     }
@@ -38,8 +41,13 @@ impl WeightCodes {
 
     /// The values of a constant of that shape; `scale` is `[outputs, segments]`.
     pub fn values(&self, shape: &[usize], stored: &[u8], scale: &[f32]) -> Vec<f32> {
-        let sizes = if self.segments.is_empty() { vec![shape[1 - self.output_axis]] } else { self.segments.clone() };
-        let segments: Vec<usize> = sizes.iter().enumerate().flat_map(|(s, &n)| std::iter::repeat_n(s, n)).collect();
+        let sizes = if self.segments.is_empty() {
+            vec![shape[1 - self.output_axis]]
+        } else {
+            self.segments.clone()
+        };
+        let segments: Vec<usize> =
+            sizes.iter().enumerate().flat_map(|(s, &n)| std::iter::repeat_n(s, n)).collect();
         let rest: usize = shape[2..].iter().product();
         let codes = self.unpack(stored, shape.iter().product());
         let mut values = Vec::with_capacity(codes.len());
@@ -71,8 +79,14 @@ mod tests {
     fn scales_belong_to_outputs_and_segments() {
         let scale = [1.0, 10.0, 100.0, 1000.0];
         let conv = WeightCodes { bits: 8, scale: 0, output_axis: 0, segments: vec![1, 2] };
-        assert_eq!(conv.values(&[2, 3], &[1, 1, 1, 1, 1, 255], &scale), [1.0, 10.0, 10.0, 100.0, 1000.0, -1000.0]);
+        assert_eq!(
+            conv.values(&[2, 3], &[1, 1, 1, 1, 1, 255], &scale),
+            [1.0, 10.0, 10.0, 100.0, 1000.0, -1000.0]
+        );
         let linear = WeightCodes { output_axis: 1, ..conv };
-        assert_eq!(linear.values(&[3, 2], &[1; 6], &scale), [1.0, 100.0, 10.0, 1000.0, 10.0, 1000.0]);
+        assert_eq!(
+            linear.values(&[3, 2], &[1; 6], &scale),
+            [1.0, 100.0, 10.0, 1000.0, 10.0, 1000.0]
+        );
     }
 }

@@ -40,7 +40,12 @@ impl fmt::Display for Plan {
         for (i, slot) in self.cache.iter().flat_map(|cache| &cache.slots).enumerate() {
             match slot.previous_of {
                 Some(of) => writeln!(f, "  slot {i} {} = slot {of} before", Name(&slot.name))?,
-                None => writeln!(f, "  slot {i} {} = {}", Name(&slot.name), self.full.name_of(slot.value))?,
+                None => writeln!(
+                    f,
+                    "  slot {i} {} = {}",
+                    Name(&slot.name),
+                    self.full.name_of(slot.value)
+                )?,
             }
         }
         if let Some(cache) = &self.cache {
@@ -78,7 +83,11 @@ impl fmt::Display for Constant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {} offset={}", Name(&self.name), self.ty, self.offset)?;
         let Some(codes) = &self.codes else { return Ok(()) };
-        write!(f, " bits={} scale=const {} output_axis={}", codes.bits, codes.scale, codes.output_axis)?;
+        write!(
+            f,
+            " bits={} scale=const {} output_axis={}",
+            codes.bits, codes.scale, codes.output_axis
+        )?;
         if !codes.segments.is_empty() {
             write!(f, " segments={:?}", codes.segments)?;
         }
@@ -106,7 +115,13 @@ impl Program {
         for (i, value) in self.values.iter().enumerate() {
             match (&value.source, &value.alias) {
                 (Source::Step, Some(Alias::Same { of })) => {
-                    writeln!(f, "    {}: {} = same as {}", Name(&value.name), value.ty, self.name_of(*of))?;
+                    writeln!(
+                        f,
+                        "    {}: {} = same as {}",
+                        Name(&value.name),
+                        value.ty,
+                        self.name_of(*of)
+                    )?;
                 }
                 (Source::Step, _) => {
                     for step in self.steps.iter().filter(|step| step.outputs.first() == Some(&i)) {
@@ -123,13 +138,17 @@ impl Program {
         let result = |&v: &usize| {
             let value = &self.values[v];
             let place = match &value.alias {
-                Some(Alias::Columns { of, offset }) => format!(" in {} from {offset}", self.name_of(*of)),
+                Some(Alias::Columns { of, offset }) => {
+                    format!(" in {} from {offset}", self.name_of(*of))
+                }
                 _ => String::new(),
             };
             format!("{}: {}{place}", Name(&value.name), value.ty)
         };
-        let operand = |v: &Option<usize>| v.map_or("_".to_string(), |v| self.name_of(v).to_string());
-        let (results, operands) = (List(step.outputs.iter().map(result)), List(step.inputs.iter().map(operand)));
+        let operand =
+            |v: &Option<usize>| v.map_or("_".to_string(), |v| self.name_of(v).to_string());
+        let (results, operands) =
+            (List(step.outputs.iter().map(result)), List(step.inputs.iter().map(operand)));
         writeln!(f, "    {results} = {}({operands}){}", step.op.name(), Attributes(&step.op))
     }
 

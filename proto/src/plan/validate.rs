@@ -1,6 +1,9 @@
 //! Checks a plan once, so that execution needs no checks.
 
-use super::{Alias, Cache, Constant, InputRole, Plan, PlanValue, Program, ProgramKind, Source, Step, TimeTables};
+use super::{
+    Alias, Cache, Constant, InputRole, Plan, PlanValue, Program, ProgramKind, Source, Step,
+    TimeTables,
+};
 use crate::dim::Dim;
 use crate::dtype::DType;
 use crate::op::{InputTypes, Op};
@@ -116,7 +119,9 @@ pub fn validate(plan: &Plan, weights_len: u64) -> Result<(), PlanError> {
     check_batch(plan).map_err(|reason| PlanError::Batch { reason })?;
     for constant in &plan.constants {
         let error = |reason| PlanError::Constant { name: constant.name.clone(), reason };
-        check_constant(constant, weights_len).and_then(|()| check_codes(plan, constant)).map_err(error)?;
+        check_constant(constant, weights_len)
+            .and_then(|()| check_codes(plan, constant))
+            .map_err(error)?;
     }
     check_inputs(plan)?;
     for kind in ProgramKind::ALL {
@@ -131,21 +136,33 @@ fn check_times(plan: &Plan, times: &TimeTables, weights_len: u64) -> Result<(), 
     let error = |reason: String| PlanError::Times { reason };
     let alone = plan.time_plan().ok_or_else(|| error("the plan has no time step".into()))?;
     if times.tables.len() != times.program.results.len() {
-        return Err(error(format!("{} results for {} tables", times.program.results.len(), times.tables.len())));
+        return Err(error(format!(
+            "{} results for {} tables",
+            times.program.results.len(),
+            times.tables.len()
+        )));
     }
     if !times.tables.is_empty() {
         validate(&alone, weights_len).map_err(|e| error(e.to_string()))?;
     }
     let one = plan.batch_symbol.iter().map(|symbol| (symbol.as_str().into(), 1)).collect();
     for (output, &table) in alone.outputs.iter().zip(&times.tables) {
-        let constant = plan.constants.get(table).ok_or_else(|| error(format!("there is no constant {table}")))?;
-        let rows = constant.ty.shape.split_first().filter(|(rows, _)| rows.is(plan.evaluations as i64));
+        let constant = plan
+            .constants
+            .get(table)
+            .ok_or_else(|| error(format!("there is no constant {table}")))?;
+        let rows =
+            constant.ty.shape.split_first().filter(|(rows, _)| rows.is(plan.evaluations as i64));
         let row = output.ty.resolve(&one).map(|shape| ValueType::fixed(output.ty.dtype, &shape));
         let fits = |(_, shape): (&Dim, &[Dim])| {
-            row.as_ref().is_some_and(|row| row.shape == shape && row.dtype == widened(&constant.ty).dtype)
+            row.as_ref()
+                .is_some_and(|row| row.shape == shape && row.dtype == widened(&constant.ty).dtype)
         };
         if constant.codes.is_some() || !rows.is_some_and(fits) {
-            return Err(error(format!("`{}` is {}, its row {}", constant.name, constant.ty, output.ty)));
+            return Err(error(format!(
+                "`{}` is {}, its row {}",
+                constant.name, constant.ty, output.ty
+            )));
         }
     }
     Ok(())
@@ -158,22 +175,31 @@ fn check_cache(plan: &Plan, cache: &Cache) -> Result<(), PlanError> {
         return Err(error("its full evaluations do not ascend from 0".into()));
     }
     if full.last().is_some_and(|&last| last >= plan.evaluations) {
-        return Err(error(format!("full evaluation {} of {}", full[full.len() - 1], plan.evaluations)));
+        return Err(error(format!(
+            "full evaluation {} of {}",
+            full[full.len() - 1],
+            plan.evaluations
+        )));
     }
     if cache.slots.is_empty() {
         return Err(error("it has no slots".into()));
     }
     for slot in &cache.slots {
         let value = plan.full.values.get(slot.value);
-        let value = value
-            .ok_or_else(|| error(format!("slot `{}` stores value {}, which is missing", slot.name, slot.value)))?;
+        let value = value.ok_or_else(|| {
+            error(format!("slot `{}` stores value {}, which is missing", slot.name, slot.value))
+        })?;
         if value.source != Source::Step {
-            return Err(error(format!("slot `{}` stores `{}`, which no step writes", slot.name, value.name)));
+            return Err(error(format!(
+                "slot `{}` stores `{}`, which no step writes",
+                slot.name, value.name
+            )));
         }
     }
     for slot in &cache.slots {
         let Some(i) = slot.previous_of else { continue };
-        let fits = cache.slots.get(i).is_some_and(|of| of.previous_of.is_none() && of.value == slot.value);
+        let fits =
+            cache.slots.get(i).is_some_and(|of| of.previous_of.is_none() && of.value == slot.value);
         if !fits {
             return Err(error(format!(
                 "slot `{}` holds what slot {i} held before, which is none of its value",
@@ -189,7 +215,10 @@ fn check_cache(plan: &Plan, cache: &Cache) -> Result<(), PlanError> {
         // both exist: outputs and results have been checked
         let (full, cached) = (&plan.full.values[output.value].ty, &cache.cached.values[result].ty);
         if full != cached {
-            return Err(error(format!("output `{}` is {full}, of its program {cached}", output.name)));
+            return Err(error(format!(
+                "output `{}` is {full}, of its program {cached}",
+                output.name
+            )));
         }
     }
     Ok(())
@@ -200,8 +229,11 @@ fn ensure(condition: bool, reason: impl FnOnce() -> String) -> Check {
 }
 
 fn check_counts(plan: &Plan) -> Result<(), PlanError> {
-    let mut counts =
-        vec![("inputs", plan.inputs.len()), ("outputs", plan.outputs.len()), ("constants", plan.constants.len())];
+    let mut counts = vec![
+        ("inputs", plan.inputs.len()),
+        ("outputs", plan.outputs.len()),
+        ("constants", plan.constants.len()),
+    ];
     for kind in ProgramKind::ALL {
         let program = plan.program(kind);
         counts.extend([
@@ -222,20 +254,35 @@ fn check_counts(plan: &Plan) -> Result<(), PlanError> {
 
 fn check_batch(plan: &Plan) -> Check {
     match (&plan.batch_symbol, plan.fixed_batch) {
-        (Some(symbol), None) => ensure(crate::dim::is_symbol(symbol), || format!("`{symbol}` is no symbol")),
-        (None, Some(batch)) => ensure((1..=MAX_ITEMS).contains(&batch), || format!("the fixed batch is {batch}")),
+        (Some(symbol), None) => {
+            ensure(crate::dim::is_symbol(symbol), || format!("`{symbol}` is no symbol"))
+        }
+        (None, Some(batch)) => {
+            ensure((1..=MAX_ITEMS).contains(&batch), || format!("the fixed batch is {batch}"))
+        }
         (None, None) => Ok(()),
-        (Some(symbol), Some(batch)) => Err(format!("both the symbol `{symbol}` and fixed to {batch}")),
+        (Some(symbol), Some(batch)) => {
+            Err(format!("both the symbol `{symbol}` and fixed to {batch}"))
+        }
     }
 }
 
 fn check_constant(constant: &Constant, weights_len: u64) -> Check {
-    let shape = constant.ty.fixed_shape().ok_or_else(|| format!("its type {} is not fixed", constant.ty))?;
-    ensure(shape.len() <= MAX_RANK, || format!("{} axes, at most {MAX_RANK} are allowed", shape.len()))?;
+    let shape = constant
+        .ty
+        .fixed_shape()
+        .ok_or_else(|| format!("its type {} is not fixed", constant.ty))?;
+    ensure(shape.len() <= MAX_RANK, || {
+        format!("{} axes, at most {MAX_RANK} are allowed", shape.len())
+    })?;
     ensure(!shape.contains(&0), || format!("its type {} has no elements", constant.ty))?;
     element_count(&shape).ok_or_else(|| format!("its type {} is too large", constant.ty))?;
-    ensure(constant.offset.is_multiple_of(64), || format!("its offset {} is no multiple of 64", constant.offset))?;
-    let bytes = constant.stored_bytes().ok_or_else(|| format!("its type {} is too large", constant.ty))? as u64;
+    ensure(constant.offset.is_multiple_of(64), || {
+        format!("its offset {} is no multiple of 64", constant.offset)
+    })?;
+    let bytes = constant
+        .stored_bytes()
+        .ok_or_else(|| format!("its type {} is too large", constant.ty))? as u64;
     let end = constant.offset.checked_add(bytes);
     ensure(end.is_some_and(|end| end <= weights_len), || {
         format!("{bytes} bytes at {} do not lie in {weights_len} bytes of weights", constant.offset)
@@ -248,9 +295,12 @@ fn check_codes(plan: &Plan, constant: &Constant) -> Check {
     let scale = scale.ok_or_else(|| format!("its scale would be constant {}", codes.scale))?;
     let (bits, output_axis, segments) = (codes.bits, codes.output_axis, codes.segments.clone());
     let stored = ValueType { dtype: DType::I8, shape: constant.ty.shape.clone() };
-    let value = Op::DequantizeWeight { bits, output_axis, segments }.infer(&[Some(&stored), Some(&scale.ty)]);
+    let value = Op::DequantizeWeight { bits, output_axis, segments }
+        .infer(&[Some(&stored), Some(&scale.ty)]);
     let value = value.map_err(|e| e.to_string())?;
-    ensure(value == [constant.ty.clone()], || format!("its codes give {}, its type is {}", value[0], constant.ty))
+    ensure(value == [constant.ty.clone()], || {
+        format!("its codes give {}, its type is {}", value[0], constant.ty)
+    })
 }
 
 fn check_inputs(plan: &Plan) -> Result<(), PlanError> {
@@ -275,7 +325,10 @@ fn check_inputs(plan: &Plan) -> Result<(), PlanError> {
             });
         }
         if role == InputRole::Sample && first.is_none() && plan.evaluations > 0 {
-            return Err(PlanError::Input { name: String::new(), reason: "a loop needs a sample".into() });
+            return Err(PlanError::Input {
+                name: String::new(),
+                reason: "a loop needs a sample".into(),
+            });
         }
     }
     Ok(())
@@ -309,11 +362,15 @@ fn widened(ty: &ValueType) -> ValueType {
 }
 
 fn check_type(plan: &Plan, ty: &ValueType) -> Check {
-    ensure(ty.rank() <= MAX_RANK, || format!("{} axes, at most {MAX_RANK} are allowed", ty.rank()))?;
+    ensure(ty.rank() <= MAX_RANK, || {
+        format!("{} axes, at most {MAX_RANK} are allowed", ty.rank())
+    })?;
     for dim in &ty.shape {
         ensure(dim.is_positive(), || format!("the size {dim} of {ty} may be 0 or less"))?;
         let unknown = dim.symbols().find(|s| plan.batch_symbol.as_deref() != Some(s));
-        ensure(unknown.is_none(), || format!("the size {dim} of {ty} depends on something else than the batch"))?;
+        ensure(unknown.is_none(), || {
+            format!("the size {dim} of {ty} depends on something else than the batch")
+        })?;
     }
     match ty.fixed_shape() {
         Some(shape) => ensure(element_count(&shape).is_some(), || format!("{ty} is too large")),
@@ -363,20 +420,30 @@ impl<'a> Checker<'a> {
         ensure(self.kind == ProgramKind::Cached, || "only `cached` reads the cache".into())?;
         let slot = self.plan.cache.as_ref().and_then(|cache| cache.slots.get(i));
         let slot = slot.ok_or_else(|| format!("there is no cache slot {i}"))?;
-        let stored = self.plan.full.values.get(slot.value).ok_or_else(|| format!("slot {i} stores nothing"))?;
+        let stored = self
+            .plan
+            .full
+            .values
+            .get(slot.value)
+            .ok_or_else(|| format!("slot {i} stores nothing"))?;
         ensure(stored.ty == value.ty, || format!("it is {}, the slot {}", value.ty, stored.ty))
     }
 
     fn input(&self, i: usize, value: &PlanValue) -> Check {
         let input = self.plan.inputs.get(i).ok_or_else(|| format!("there is no input {i}"))?;
         let ty = widened(&input.ty);
-        let mut repeated = self.kind == ProgramKind::PreludeSteps && self.is_repeated(&ty, &value.ty);
+        let mut repeated =
+            self.kind == ProgramKind::PreludeSteps && self.is_repeated(&ty, &value.ty);
         match (input.role, self.kind) {
             (InputRole::Sample, ProgramKind::Prelude | ProgramKind::PreludeSteps) => {
                 return Err("a prelude cannot read the sample".into());
             }
-            (InputRole::Timestep, ProgramKind::Prelude) => return Err("the prelude cannot read the time step".into()),
-            (InputRole::Timestep, ProgramKind::Full | ProgramKind::Cached) if self.plan.evaluations > 0 => {
+            (InputRole::Timestep, ProgramKind::Prelude) => {
+                return Err("the prelude cannot read the time step".into());
+            }
+            (InputRole::Timestep, ProgramKind::Full | ProgramKind::Cached)
+                if self.plan.evaluations > 0 =>
+            {
                 return Err("with tables, the program cannot read the time step".into());
             }
             (InputRole::Timestep, ProgramKind::PreludeSteps) => {
@@ -389,9 +456,13 @@ impl<'a> Checker<'a> {
 
     /// Whether `value` is `ty` stacked for every evaluation in a plan of fixed batch (else the batch symbol says it).
     fn is_repeated(&self, ty: &ValueType, value: &ValueType) -> bool {
-        let (Some(_), Some(first)) = (self.plan.fixed_batch, ty.shape.first()) else { return false };
+        let (Some(_), Some(first)) = (self.plan.fixed_batch, ty.shape.first()) else {
+            return false;
+        };
         let stacked = first.mul(&Dim::constant(self.plan.evaluations as i64));
-        ty.dtype == value.dtype && value.shape.first() == stacked.as_ref() && ty.shape[1..] == value.shape[1..]
+        ty.dtype == value.dtype
+            && value.shape.first() == stacked.as_ref()
+            && ty.shape[1..] == value.shape[1..]
     }
 
     /// Whether the shape is `[evaluations · batch]`.
@@ -407,13 +478,15 @@ impl<'a> Checker<'a> {
     }
 
     fn constant(&self, i: usize, value: &PlanValue) -> Check {
-        let constant = self.plan.constants.get(i).ok_or_else(|| format!("there is no constant {i}"))?;
+        let constant =
+            self.plan.constants.get(i).ok_or_else(|| format!("there is no constant {i}"))?;
         let fits = value.ty == constant.ty || value.ty == widened(&constant.ty);
         ensure(fits, || format!("it is {}, the constant {}", value.ty, constant.ty))
     }
 
     fn table(&self, i: usize, value: &PlanValue) -> Check {
-        let table = self.plan.constants.get(i).ok_or_else(|| format!("there is no constant {i}"))?;
+        let table =
+            self.plan.constants.get(i).ok_or_else(|| format!("there is no constant {i}"))?;
         let rows = table.ty.shape.first().ok_or("a table needs an axis for the evaluation")?;
         ensure(self.plan.evaluations > 0 && rows.is(self.plan.evaluations as i64), || {
             format!("the table has {rows} rows for {} evaluations", self.plan.evaluations)
@@ -424,13 +497,19 @@ impl<'a> Checker<'a> {
             ProgramKind::Full | ProgramKind::Cached => &value.ty.shape[..],
             ProgramKind::PreludeSteps => match value.ty.shape.split_first() {
                 Some((first, rest)) if self.is_stacked_batch_size(first) => rest,
-                _ => return Err(format!("it is {}, expected [evaluations · batch, ...]", value.ty)),
+                _ => {
+                    return Err(format!("it is {}, expected [evaluations · batch, ...]", value.ty));
+                }
             },
         };
-        let stacked =
-            self.kind == ProgramKind::PreludeSteps && row.first().is_some_and(|d| d.is(1)) && &row[1..] == shape;
-        let dtype_fits = value.ty.dtype == widened(&table.ty).dtype || value.ty.dtype == table.ty.dtype;
-        ensure(dtype_fits && (row == shape || stacked), || format!("it is {}, the table {}", value.ty, table.ty))
+        let stacked = self.kind == ProgramKind::PreludeSteps
+            && row.first().is_some_and(|d| d.is(1))
+            && &row[1..] == shape;
+        let dtype_fits =
+            value.ty.dtype == widened(&table.ty).dtype || value.ty.dtype == table.ty.dtype;
+        ensure(dtype_fits && (row == shape || stacked), || {
+            format!("it is {}, the table {}", value.ty, table.ty)
+        })
     }
 
     fn result_of(&self, program: &'a Program, i: usize) -> Result<&'a ValueType, String> {
@@ -439,10 +518,15 @@ impl<'a> Checker<'a> {
     }
 
     fn prelude_result(&self, i: usize, value: &PlanValue) -> Check {
-        ensure(self.kind != ProgramKind::Prelude, || "the prelude cannot read its own results".into())?;
+        ensure(self.kind != ProgramKind::Prelude, || {
+            "the prelude cannot read its own results".into()
+        })?;
         let result = self.result_of(&self.plan.prelude, i)?;
-        let repeated = self.kind == ProgramKind::PreludeSteps && self.is_repeated(result, &value.ty);
-        ensure(*result == value.ty || repeated, || format!("it is {}, the result {result}", value.ty))
+        let repeated =
+            self.kind == ProgramKind::PreludeSteps && self.is_repeated(result, &value.ty);
+        ensure(*result == value.ty || repeated, || {
+            format!("it is {}, the result {result}", value.ty)
+        })
     }
 
     fn prelude_steps_result(&self, i: usize, value: &PlanValue) -> Check {
@@ -454,12 +538,18 @@ impl<'a> Checker<'a> {
                 let first = result.shape.first();
                 *result == value.ty
                     && first.is_some_and(|d| {
-                        *d == Dim::symbol(symbol).mul(&d.coefficient(symbol).into()).unwrap_or_default()
+                        *d == Dim::symbol(symbol)
+                            .mul(&d.coefficient(symbol).into())
+                            .unwrap_or_default()
                     })
             }
             None if self.plan.steps_one_by_one() => *result == value.ty,
             None => {
-                let stacked = value.ty.shape.first().and_then(|d| d.mul(&Dim::constant(self.plan.evaluations as i64)));
+                let stacked = value
+                    .ty
+                    .shape
+                    .first()
+                    .and_then(|d| d.mul(&Dim::constant(self.plan.evaluations as i64)));
                 stacked.is_some()
                     && result.dtype == value.ty.dtype
                     && result.shape.first() == stacked.as_ref()
@@ -471,21 +561,32 @@ impl<'a> Checker<'a> {
 
     fn alias(&self, index: usize, value: &PlanValue, alias: &Alias) -> Check {
         let (Alias::Same { of } | Alias::Columns { of, .. }) = alias;
-        let target =
-            self.program.values.get(*of).ok_or_else(|| format!("it is an alias of value {of}, which is missing"))?;
+        let target = self
+            .program
+            .values
+            .get(*of)
+            .ok_or_else(|| format!("it is an alias of value {of}, which is missing"))?;
         let both_steps = value.source == Source::Step && target.source == Source::Step;
         ensure(both_steps, || "only values written by steps can share storage".into())?;
-        ensure(*of != index && target.alias.is_none(), || format!("it is an alias of the alias `{}`", target.name))?;
+        ensure(*of != index && target.alias.is_none(), || {
+            format!("it is an alias of the alias `{}`", target.name)
+        })?;
         ensure(value.ty.dtype == target.ty.dtype, || {
             format!("it is {}, `{}` is {}", value.ty, target.name, target.ty)
         })?;
         let fits = match alias {
             Alias::Same { .. } => {
-                value.ty.shape == target.ty.shape || same(elements(&value.ty.shape), elements(&target.ty.shape))
+                value.ty.shape == target.ty.shape
+                    || same(elements(&value.ty.shape), elements(&target.ty.shape))
             }
             Alias::Columns { offset, .. } => columns_fit(&value.ty.shape, &target.ty.shape, offset),
         };
-        ensure(fits, || format!("{} does not lie in `{}` of type {} as {alias:?}", value.ty, target.name, target.ty))
+        ensure(fits, || {
+            format!(
+                "{} does not lie in `{}` of type {} as {alias:?}",
+                value.ty, target.name, target.ty
+            )
+        })
     }
 
     fn steps(&self) -> Result<(), PlanError> {
@@ -499,14 +600,17 @@ impl<'a> Checker<'a> {
                 reason,
             })?;
         }
-        let Some(index) = (0..values.len()).find(|&v| !self.is_written(v, &written)) else { return Ok(()) };
+        let Some(index) = (0..values.len()).find(|&v| !self.is_written(v, &written)) else {
+            return Ok(());
+        };
         let (name, reason) = (values[index].name.clone(), "no step writes it".into());
         Err(PlanError::Value { program: self.kind, index, name, reason })
     }
 
     /// Whether a step has written the value, or the one whose elements it shares.
     fn is_written(&self, value: usize, written: &[bool]) -> bool {
-        written[value] || matches!(self.program.values[value].alias, Some(Alias::Same { of }) if written[of])
+        written[value]
+            || matches!(self.program.values[value].alias, Some(Alias::Same { of }) if written[of])
     }
 
     fn step(&self, step: &Step, written: &mut [bool]) -> Check {
@@ -517,14 +621,19 @@ impl<'a> Checker<'a> {
                 types.push(None);
                 continue;
             };
-            let value =
-                values.get(input).ok_or_else(|| format!("input {position} is value {input}, which is missing"))?;
-            ensure(self.is_written(input, written), || format!("it reads `{}` before it is written", value.name))?;
+            let value = values
+                .get(input)
+                .ok_or_else(|| format!("input {position} is value {input}, which is missing"))?;
+            ensure(self.is_written(input, written), || {
+                format!("it reads `{}` before it is written", value.name)
+            })?;
             types.push(Some(&value.ty));
         }
         self.outputs_fit(step, &types)?;
         for &output in &step.outputs {
-            ensure(!written[output], || format!("it writes `{}`, which is written already", values[output].name))?;
+            ensure(!written[output], || {
+                format!("it writes `{}`, which is written already", values[output].name)
+            })?;
             written[output] = true;
         }
         Ok(())
@@ -536,8 +645,14 @@ impl<'a> Checker<'a> {
             format!("it has {} outputs, {} are declared", inferred.len(), step.outputs.len())
         })?;
         for (ty, &output) in inferred.iter().zip(&step.outputs) {
-            let value = self.program.values.get(output).ok_or_else(|| format!("output {output} is missing"))?;
-            ensure(*ty == value.ty, || format!("`{}` is declared as {}, it is {ty}", value.name, value.ty))?;
+            let value = self
+                .program
+                .values
+                .get(output)
+                .ok_or_else(|| format!("output {output} is missing"))?;
+            ensure(*ty == value.ty, || {
+                format!("`{}` is declared as {}, it is {ty}", value.name, value.ty)
+            })?;
         }
         Ok(())
     }
@@ -547,9 +662,13 @@ impl<'a> Checker<'a> {
             "only preludes and `cached` have them".into()
         })?;
         let missing = self.program.results.iter().find(|&&r| r >= self.program.values.len());
-        ensure(missing.is_none(), || format!("there is no value {}", missing.expect("it is some")))?;
+        ensure(missing.is_none(), || {
+            format!("there is no value {}", missing.expect("it is some"))
+        })?;
         ensure(
-            self.kind != ProgramKind::PreludeSteps || self.plan.evaluations > 0 || self.program.steps.is_empty(),
+            self.kind != ProgramKind::PreludeSteps
+                || self.plan.evaluations > 0
+                || self.program.steps.is_empty(),
             || "a plan without tables has none".into(),
         )
     }
@@ -565,10 +684,13 @@ fn same(a: Option<Dim>, b: Option<Dim>) -> bool {
 }
 
 fn columns_fit(value: &[Dim], target: &[Dim], offset: &Dim) -> bool {
-    let (Some((columns, rows)), Some((target_columns, target_rows))) = (value.split_last(), target.split_last()) else {
+    let (Some((columns, rows)), Some((target_columns, target_rows))) =
+        (value.split_last(), target.split_last())
+    else {
         return false;
     };
-    let (Some(columns), Some(all), Some(offset)) = (columns.as_const(), target_columns.as_const(), offset.as_const())
+    let (Some(columns), Some(all), Some(offset)) =
+        (columns.as_const(), target_columns.as_const(), offset.as_const())
     else {
         return false;
     };

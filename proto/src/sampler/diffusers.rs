@@ -5,7 +5,8 @@
 //! option off. One is not: a key that no class is known to read is an error, since it may change the result.
 
 use super::{
-    Betas, FinalSigma, Prediction, SamplerConfig, SamplerConfigError, SamplerKind, SolverType, Spacing, Variance,
+    Betas, FinalSigma, Prediction, SamplerConfig, SamplerConfigError, SamplerKind, SolverType,
+    Spacing, Variance,
 };
 use serde_json::{Map, Value};
 use std::borrow::Cow;
@@ -29,7 +30,9 @@ impl SamplerConfig {
         let kind_given = kind.is_some();
         let kind = kind.or_else(|| kind_of_class(class));
         let kind = kind.ok_or_else(|| SamplerConfigError::UnknownClass { class: class.into() })?;
-        if let Some(key) = keys.keys().find(|key| !key.starts_with('_') && !KNOWN.contains(&key.as_str())) {
+        if let Some(key) =
+            keys.keys().find(|key| !key.starts_with('_') && !KNOWN.contains(&key.as_str()))
+        {
             return Err(SamplerConfigError::UnknownKey { key: key.clone() });
         }
         let reader = Reader { keys: &keys, kind };
@@ -104,7 +107,11 @@ impl Reader<'_> {
                 // `deis` is what a DEIS file says, and diffusers reads it as dpmsolver++
                 self.choice("algorithm_type", (), &[("dpmsolver++", ()), ("deis", ())])?;
                 let order = self.number("solver_order", 2.0)?;
-                if order == 2.0 { Ok(()) } else { Err(self.unsupported("solver_order", &order.to_string(), "2")) }
+                if order == 2.0 {
+                    Ok(())
+                } else {
+                    Err(self.unsupported("solver_order", &order.to_string(), "2"))
+                }
             }
             _ => Ok(()),
         }
@@ -120,7 +127,8 @@ impl Reader<'_> {
             }
             SamplerKind::Ddpm => {
                 self.clipping(&mut config)?;
-                config.variance_type = self.choice("variance_type", config.variance_type, VARIANCES)?;
+                config.variance_type =
+                    self.choice("variance_type", config.variance_type, VARIANCES)?;
             }
             SamplerKind::Plms => {
                 config.set_alpha_to_one = self.flag("set_alpha_to_one", config.set_alpha_to_one)?;
@@ -129,7 +137,8 @@ impl Reader<'_> {
             SamplerKind::DpmPp2m => {
                 self.sigmas(&mut config)?;
                 config.solver_type = self.choice("solver_type", config.solver_type, SOLVERS)?;
-                config.lower_order_final = self.flag("lower_order_final", config.lower_order_final)?;
+                config.lower_order_final =
+                    self.flag("lower_order_final", config.lower_order_final)?;
                 config.euler_at_final = self.flag("euler_at_final", config.euler_at_final)?;
                 let lambda = self.optional("lambda_min_clipped")?;
                 config.lambda_min_clipped = lambda.filter(|&lambda| lambda != f64::NEG_INFINITY);
@@ -139,20 +148,25 @@ impl Reader<'_> {
     }
 
     fn schedule(&self, config: &mut SamplerConfig) -> Result<()> {
-        config.num_train_timesteps = self.integer("num_train_timesteps", config.num_train_timesteps)?;
+        config.num_train_timesteps =
+            self.integer("num_train_timesteps", config.num_train_timesteps)?;
         config.steps_offset = self.integer("steps_offset", config.steps_offset)?;
         config.betas = self.betas()?;
-        config.timestep_spacing = self.choice("timestep_spacing", config.timestep_spacing, SPACINGS)?;
-        config.prediction_type = self.choice("prediction_type", config.prediction_type, PREDICTIONS)?;
+        config.timestep_spacing =
+            self.choice("timestep_spacing", config.timestep_spacing, SPACINGS)?;
+        config.prediction_type =
+            self.choice("prediction_type", config.prediction_type, PREDICTIONS)?;
         if self.kind != SamplerKind::Plms {
-            config.rescale_betas_zero_snr = self.flag("rescale_betas_zero_snr", config.rescale_betas_zero_snr)?;
+            config.rescale_betas_zero_snr =
+                self.flag("rescale_betas_zero_snr", config.rescale_betas_zero_snr)?;
         }
         Ok(())
     }
 
     fn clipping(&self, config: &mut SamplerConfig) -> Result<()> {
         config.clip_sample = self.flag("clip_sample", config.clip_sample)?;
-        config.clip_sample_range = self.number("clip_sample_range", config.clip_sample_range.into())? as f32;
+        config.clip_sample_range =
+            self.number("clip_sample_range", config.clip_sample_range.into())? as f32;
         Ok(())
     }
 
@@ -160,20 +174,28 @@ impl Reader<'_> {
         config.use_karras_sigmas = self.flag("use_karras_sigmas", config.use_karras_sigmas)?;
         config.sigma_min = self.optional("sigma_min")?;
         config.sigma_max = self.optional("sigma_max")?;
-        config.final_sigmas_type = self.choice("final_sigmas_type", config.final_sigmas_type, FINAL_SIGMAS)?;
+        config.final_sigmas_type =
+            self.choice("final_sigmas_type", config.final_sigmas_type, FINAL_SIGMAS)?;
         Ok(())
     }
 
     fn betas(&self) -> Result<Betas> {
         if let Some(list) = self.present("trained_betas") {
-            let betas = list.as_array().and_then(|list| list.iter().map(|beta| Some(beta.as_f64()? as f32)).collect());
-            return betas.map(Betas::Trained).ok_or_else(|| wrong_type("trained_betas", "a list of numbers", list));
+            let betas = list
+                .as_array()
+                .and_then(|list| list.iter().map(|beta| Some(beta.as_f64()? as f32)).collect());
+            return betas
+                .map(Betas::Trained)
+                .ok_or_else(|| wrong_type("trained_betas", "a list of numbers", list));
         }
         let (start, end) = (self.number("beta_start", 1e-4)?, self.number("beta_end", 0.02)?);
         let linear = Betas::Linear { start, end };
         let scaled = Betas::ScaledLinear { start, end };
-        let known =
-            [("linear", linear.clone()), ("scaled_linear", scaled), ("squaredcos_cap_v2", Betas::SquaredcosCapV2)];
+        let known = [
+            ("linear", linear.clone()),
+            ("scaled_linear", scaled),
+            ("squaredcos_cap_v2", Betas::SquaredcosCapV2),
+        ];
         self.choice("beta_schedule", linear, &known)
     }
 
@@ -211,7 +233,12 @@ impl Reader<'_> {
         integer.ok_or_else(|| wrong_type(key, "a whole number from 0 to 4294967295", value))
     }
 
-    fn choice<T: Clone>(&self, key: &'static str, default: T, known: &[(&'static str, T)]) -> Result<T> {
+    fn choice<T: Clone>(
+        &self,
+        key: &'static str,
+        default: T,
+        known: &[(&'static str, T)],
+    ) -> Result<T> {
         let Some(value) = self.present(key) else { return Ok(default) };
         let name = value.as_str().ok_or_else(|| wrong_type(key, "a name", value))?;
         let found = known.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone());
@@ -220,7 +247,12 @@ impl Reader<'_> {
     }
 
     fn unsupported(&self, key: &'static str, value: &str, supported: &str) -> SamplerConfigError {
-        SamplerConfigError::Unsupported { kind: self.kind, key, value: value.into(), supported: supported.into() }
+        SamplerConfigError::Unsupported {
+            kind: self.kind,
+            key,
+            value: value.into(),
+            supported: supported.into(),
+        }
     }
 }
 
@@ -231,8 +263,11 @@ const SPACINGS: &[(&str, Spacing)] = &[
     ("quadratic", Spacing::Quadratic),
 ];
 
-const PREDICTIONS: &[(&str, Prediction)] =
-    &[("epsilon", Prediction::Epsilon), ("v_prediction", Prediction::VPrediction), ("sample", Prediction::Sample)];
+const PREDICTIONS: &[(&str, Prediction)] = &[
+    ("epsilon", Prediction::Epsilon),
+    ("v_prediction", Prediction::VPrediction),
+    ("sample", Prediction::Sample),
+];
 
 /// Without `fixed_large_log`: diffusers takes the square root of a logarithm there, which is no number.
 const VARIANCES: &[(&str, Variance)] = &[
@@ -243,7 +278,8 @@ const VARIANCES: &[(&str, Variance)] = &[
     ("learned_range", Variance::LearnedRange),
 ];
 
-const FINAL_SIGMAS: &[(&str, FinalSigma)] = &[("zero", FinalSigma::Zero), ("sigma_min", FinalSigma::SigmaMin)];
+const FINAL_SIGMAS: &[(&str, FinalSigma)] =
+    &[("zero", FinalSigma::Zero), ("sigma_min", FinalSigma::SigmaMin)];
 
 /// Files of DEIS and UniPC name their own rules here; diffusers reads those as midpoint.
 const SOLVERS: &[(&str, SolverType)] = &[
@@ -304,15 +340,18 @@ mod tests {
     fn stable_diffusion_file_selects_plms() {
         let config = SamplerConfig::from_diffusers_json(STABLE_DIFFUSION, None).unwrap();
         let betas = Betas::ScaledLinear { start: 0.00085, end: 0.012 };
-        let expected = SamplerConfig { betas, steps_offset: 1, ..SamplerConfig::of_kind(SamplerKind::Plms) };
+        let expected =
+            SamplerConfig { betas, steps_offset: 1, ..SamplerConfig::of_kind(SamplerKind::Plms) };
         assert_eq!(config, expected);
     }
 
     #[test]
     fn another_kind_brings_its_own_defaults() {
-        let euler = SamplerConfig::from_diffusers_json(STABLE_DIFFUSION, Some(SamplerKind::Euler)).unwrap();
+        let euler =
+            SamplerConfig::from_diffusers_json(STABLE_DIFFUSION, Some(SamplerKind::Euler)).unwrap();
         assert_eq!((euler.kind, euler.timestep_spacing), (SamplerKind::Euler, Spacing::Linspace));
-        let ddim = SamplerConfig::from_diffusers_json(STABLE_DIFFUSION, Some(SamplerKind::Ddim)).unwrap();
+        let ddim =
+            SamplerConfig::from_diffusers_json(STABLE_DIFFUSION, Some(SamplerKind::Ddim)).unwrap();
         assert!(!ddim.clip_sample && !ddim.set_alpha_to_one);
     }
 
@@ -324,25 +363,41 @@ mod tests {
 
     #[test]
     fn minus_infinity_is_read() {
-        let json = r#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity}"#;
-        assert_eq!(SamplerConfig::from_diffusers_json(json, None).unwrap().lambda_min_clipped, None);
+        let json =
+            r#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity}"#;
+        assert_eq!(
+            SamplerConfig::from_diffusers_json(json, None).unwrap().lambda_min_clipped,
+            None
+        );
         let clipped = json.replace("-Infinity", "-5.1");
-        assert_eq!(SamplerConfig::from_diffusers_json(&clipped, None).unwrap().lambda_min_clipped, Some(-5.1));
+        assert_eq!(
+            SamplerConfig::from_diffusers_json(&clipped, None).unwrap().lambda_min_clipped,
+            Some(-5.1)
+        );
     }
 
     #[test]
     fn refusals_name_the_key() {
         let cases = [
-            (r#"{"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3}"#, "`FlowMatchEulerDiscreteScheduler`"),
+            (
+                r#"{"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3}"#,
+                "`FlowMatchEulerDiscreteScheduler`",
+            ),
             (r#"{"_class_name": "DDIMScheduler", "beta_strat": 0.1}"#, "unknown key `beta_strat`"),
             (r#"{"_class_name": "DDIMScheduler", "thresholding": true}"#, "thresholding = true"),
             (
                 r#"{"_class_name": "DDIMScheduler", "beta_schedule": "sigmoid"}"#,
                 "linear, scaled_linear, squaredcos_cap_v2",
             ),
-            (r#"{"_class_name": "DDIMScheduler", "num_train_timesteps": 2000000}"#, "num_train_timesteps = 2000000"),
+            (
+                r#"{"_class_name": "DDIMScheduler", "num_train_timesteps": 2000000}"#,
+                "num_train_timesteps = 2000000",
+            ),
             (r#"{"_class_name": "DDIMScheduler", "beta_end": 1.0}"#, "beta_end = 1"),
-            (r#"{"_class_name": "DDIMScheduler", "trained_betas": [0.1, 0.2]}"#, "trained_betas = 2 values"),
+            (
+                r#"{"_class_name": "DDIMScheduler", "trained_betas": [0.1, 0.2]}"#,
+                "trained_betas = 2 values",
+            ),
             (r#"{"_class_name": "DDIMScheduler", "clip_sample": "yes"}"#, "`clip_sample`"),
             (
                 r#"{"_class_name": "DDPMScheduler", "variance_type": "fixed_large_log"}"#,
@@ -352,14 +407,26 @@ mod tests {
                 r#"{"_class_name": "PNDMScheduler", "skip_prk_steps": true, "prediction_type": "sample"}"#,
                 "epsilon, v_pred",
             ),
-            (r#"{"_class_name": "EulerDiscreteScheduler", "interpolation_type": "log_linear"}"#, "supports linear"),
-            (r#"{"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}"#, "supports discrete"),
-            (r#"{"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}"#, "solver_order = 3"),
+            (
+                r#"{"_class_name": "EulerDiscreteScheduler", "interpolation_type": "log_linear"}"#,
+                "supports linear",
+            ),
+            (
+                r#"{"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}"#,
+                "supports discrete",
+            ),
+            (
+                r#"{"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}"#,
+                "solver_order = 3",
+            ),
             (
                 r#"{"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}"#,
                 "sde-dpmsolver++",
             ),
-            (r#"{"_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": "quadratic"}"#, "quadratic"),
+            (
+                r#"{"_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": "quadratic"}"#,
+                "quadratic",
+            ),
             ("[]", "not a JSON object"),
             ("{", "not valid JSON"),
         ];

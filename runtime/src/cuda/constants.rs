@@ -65,15 +65,22 @@ impl<'a> Constants<'a> {
             return Ok(Arc::clone(known));
         }
         let device = &*self.device;
-        let index =
-            move |t: usize, c: usize, o: usize| if linear { c * cout + o } else { (o * channels + c) * taps + t };
+        let index = move |t: usize, c: usize, o: usize| {
+            if linear { c * cout + o } else { (o * channels + c) * taps + t }
+        };
         let filter = match kind {
             FilterKind::Codes => {
-                let how = self.weights.plan().constants[constant].codes.as_ref().expect("a product of codes");
+                let how = self.weights.plan().constants[constant]
+                    .codes
+                    .as_ref()
+                    .expect("a product of codes");
                 let codes = how.unpack(&self.weights.stored(constant), taps * channels * cout);
-                let segments = if how.segments.is_empty() { vec![channels] } else { how.segments.clone() };
+                let segments =
+                    if how.segments.is_empty() { vec![channels] } else { how.segments.clone() };
                 let scale = self.weights.constant(how.scale);
-                Filter::codes(device, taps, &segments, cout, cast(&scale), |t, c, o| codes[index(t, c, o)])
+                Filter::codes(device, taps, &segments, cout, cast(&scale), |t, c, o| {
+                    codes[index(t, c, o)]
+                })
             }
             _ => {
                 let bytes = self.weights.constant(constant);

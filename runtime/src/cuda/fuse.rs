@@ -19,7 +19,8 @@ pub(super) struct Rounding {
 /// How a wired step rounds its result.
 pub(super) fn rounding(wiring: &Wiring) -> Option<Rounding> {
     let Some(ResultRounding::Codes { bits, sizes, .. }) = &wiring.rounding else { return None };
-    let [scale, zero_point] = RESULT_CODES.map(|at| wiring.inputs[at].expect("it was put there with the rounding"));
+    let [scale, zero_point] =
+        RESULT_CODES.map(|at| wiring.inputs[at].expect("it was put there with the rounding"));
     Some(Rounding { bits: *bits, segments: sizes.clone(), scale, zero_point })
 }
 
@@ -43,7 +44,8 @@ pub(super) fn wire(program: &Program, values: &[Value], kept: &[usize]) -> Vec<W
     };
     let mut wirings: Vec<Wiring> = program.steps.iter().enumerate().map(plain).collect();
     let rounds_result = |maker: usize, _: &ResultRounding| rounds_result(&program.steps[maker].op);
-    let fusion = Fusion { rounding: &rounding, rounds_result: &rounds_result, keeps_distance: false };
+    let fusion =
+        Fusion { rounding: &rounding, rounds_result: &rounds_result, keeps_distance: false };
     fuse_roundings(program, values, kept, &mut wirings, &fusion);
     wirings
 }

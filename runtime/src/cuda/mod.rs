@@ -19,8 +19,8 @@ mod sampler;
 mod slots;
 
 use crate::engine::{
-    Backend, DeviceEngine, DeviceEvaluation, DevicePreludes, DeviceRequest, DeviceSampling, EngineError, EngineOptions,
-    RequestLayout, Weights,
+    Backend, DeviceEngine, DeviceEvaluation, DevicePreludes, DeviceRequest, DeviceSampling,
+    EngineError, EngineOptions, RequestLayout, Weights,
 };
 use constants::Constants;
 use cqc_kernels::arena::{Arena, bytes_of};
@@ -45,7 +45,12 @@ pub struct CudaBackend {
 }
 
 impl Backend for CudaBackend {
-    fn prelude_bytes(&self, weights: &Weights, kind: ProgramKind, bindings: &Bindings) -> Result<usize, EngineError> {
+    fn prelude_bytes(
+        &self,
+        weights: &Weights,
+        kind: ProgramKind,
+        bindings: &Bindings,
+    ) -> Result<usize, EngineError> {
         Ok(Placed::new(weights, kind, bindings, false, self.device.multiprocessors())?.bytes)
     }
 
@@ -63,7 +68,10 @@ impl Backend for CudaBackend {
 
 impl fmt::Debug for CudaBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CudaBackend").field("device", &self.device.name()).field("slots", &self.slots).finish()
+        f.debug_struct("CudaBackend")
+            .field("device", &self.device.name())
+            .field("slots", &self.slots)
+            .finish()
     }
 }
 
@@ -119,21 +127,28 @@ impl CudaEngine {
         let state = State::new(&**device, plan.evaluations, on.slots)?;
         let layout = SlotLayout::new(plan, request)?;
         let requests = device.allocate(layout.bytes.saturating_mul(state.slots()))?;
-        let bind =
-            |rows: usize| -> Bindings { plan.batch_symbol.iter().map(|s| (s.as_str().into(), rows as i64)).collect() };
+        let bind = |rows: usize| -> Bindings {
+            plan.batch_symbol.iter().map(|s| (s.as_str().into(), rows as i64)).collect()
+        };
         let bindings = bind(options.batch);
         let mut constants = Constants::new(weights, device);
         let multiprocessors = device.multiprocessors();
         let kinds = [ProgramKind::Full, ProgramKind::Cached];
         let drafts = kinds[..if plan.cache.is_some() { 2 } else { 1 }].iter();
-        let drafts = drafts.map(|&kind| Placed::new(weights, kind, &bindings, options.low_precision, multiprocessors));
+        let drafts = drafts.map(|&kind| {
+            Placed::new(weights, kind, &bindings, options.low_precision, multiprocessors)
+        });
         let drafts = drafts.collect::<Result<Vec<_>, _>>()?;
         let of_prelude = [
             (ProgramKind::Prelude, Chunks { chunk: 1, evaluations: 1, batch: options.batch }),
-            (ProgramKind::PreludeSteps, Chunks { chunk, evaluations: plan.evaluations, batch: options.batch }),
+            (
+                ProgramKind::PreludeSteps,
+                Chunks { chunk, evaluations: plan.evaluations, batch: options.batch },
+            ),
         ];
         let begins = of_prelude.into_iter().filter(|(kind, _)| {
-            let is_empty = plan.program(*kind).steps.is_empty() && plan.program(*kind).results.is_empty();
+            let is_empty =
+                plan.program(*kind).steps.is_empty() && plan.program(*kind).results.is_empty();
             preludes.contains(*kind) && !is_empty
         });
         let begins = begins.map(|(kind, chunks)| {
@@ -146,12 +161,23 @@ impl CudaEngine {
         if arena_bytes > options.max_memory {
             return Err(EngineError::Memory { needed: arena_bytes, limit: options.max_memory });
         }
-        let memory =
-            lower::Spaces { arena: device.allocate(arena_bytes)?, requests: Arc::clone(&requests), slot: &layout };
+        let memory = lower::Spaces {
+            arena: device.allocate(arena_bytes)?,
+            requests: Arc::clone(&requests),
+            slot: &layout,
+        };
         // first, so that what is refused costs little: then the CPU runs it
         let mut preludes = Vec::new();
         for (placed, chunks) in &begins {
-            preludes.push(Prelude::new(weights, device, &state, &memory, &mut constants, placed, *chunks)?);
+            preludes.push(Prelude::new(
+                weights,
+                device,
+                &state,
+                &memory,
+                &mut constants,
+                placed,
+                *chunks,
+            )?);
         }
         let mut programs = Vec::new();
         let mut keeps = [vec![], vec![]];
@@ -162,12 +188,19 @@ impl CudaEngine {
             }
             let (output, rows, cols) = lowered.output(plan.output_value(draft.kind, 0));
             let may_fail = lowered.launches.iter().any(|launch| launch.kernel().may_fail());
-            programs.push(RecordedProgram { recorded: device.record(lowered.launches)?, output, rows, cols, may_fail });
+            programs.push(RecordedProgram {
+                recorded: device.record(lowered.launches)?,
+                output,
+                rows,
+                cols,
+                may_fail,
+            });
         }
         let bytes = arena_bytes + requests.len() + constants.bytes();
         let role = |role: InputRole| plan.inputs.iter().position(|i| i.role == role);
-        let timestep =
-            role(InputRole::Timestep).filter(|_| plan.evaluations == 0).map(|i| (i, request.inputs[i].dtype));
+        let timestep = role(InputRole::Timestep)
+            .filter(|_| plan.evaluations == 0)
+            .map(|i| (i, request.inputs[i].dtype));
         let mut programs = programs.into_iter();
         let [first, later] = keeps;
         Ok(CudaEngine {
@@ -189,9 +222,16 @@ impl CudaEngine {
     }
 
     /// Runs a program, and fills the cache after `full`.
-    fn run(&self, kind: ProgramKind, e: usize, stored: bool) -> Result<&RecordedProgram, EngineError> {
+    fn run(
+        &self,
+        kind: ProgramKind,
+        e: usize,
+        stored: bool,
+    ) -> Result<&RecordedProgram, EngineError> {
         let program = match kind {
-            ProgramKind::Cached => self.cached.as_ref().ok_or(EngineError::NothingCached { evaluation: e })?,
+            ProgramKind::Cached => {
+                self.cached.as_ref().ok_or(EngineError::NothingCached { evaluation: e })?
+            }
             _ => &self.full,
         };
         program.recorded.replay()?;
@@ -236,10 +276,18 @@ impl DeviceEngine for CudaEngine {
 
     fn preludes(&self) -> DevicePreludes {
         let runs = |kind| self.preludes.iter().any(|p| p.kind() == kind);
-        DevicePreludes { prelude: runs(ProgramKind::Prelude), prelude_steps: runs(ProgramKind::PreludeSteps) }
+        DevicePreludes {
+            prelude: runs(ProgramKind::Prelude),
+            prelude_steps: runs(ProgramKind::PreludeSteps),
+        }
     }
 
-    fn begin(&self, memory: &Arena, layout: &RequestLayout, timesteps: &[f64]) -> Result<DeviceRequest, EngineError> {
+    fn begin(
+        &self,
+        memory: &Arena,
+        layout: &RequestLayout,
+        timesteps: &[f64],
+    ) -> Result<DeviceRequest, EngineError> {
         let request = self.slots.take().ok_or(EngineError::NoSlot { slots: self.state.slots() })?;
         let slot = self.slots.index(&request).expect("it was taken just now");
         for (offset, bytes) in self.layout.upload(memory, layout, self.preludes()) {
@@ -256,12 +304,17 @@ impl DeviceEngine for CudaEngine {
     }
 
     fn evaluate(&self, evaluation: &DeviceEvaluation, out: &mut [f32]) -> Result<(), EngineError> {
-        let DeviceEvaluation { kind, request, evaluation: e, timestep, sample, stored } = *evaluation;
+        let DeviceEvaluation { kind, request, evaluation: e, timestep, sample, stored } =
+            *evaluation;
         let slot = self.slots.index(request).ok_or(EngineError::ForeignRequest)?;
         let base = slot * self.layout.bytes;
         self.state.set(&*self.device, if self.evaluations == 0 { 0 } else { e }, slot)?;
         let input = self.sample.ok_or(EngineError::NoLoop("sample"))?;
-        self.device.write(&self.requests, base + self.layout.inputs[input].offset, bytes_of(sample))?;
+        self.device.write(
+            &self.requests,
+            base + self.layout.inputs[input].offset,
+            bytes_of(sample),
+        )?;
         if let Some((input, dtype)) = self.timestep {
             let mut bytes = vec![0; self.layout.inputs[input].bytes];
             crate::engine::request::write_number(timestep, dtype, &mut bytes);
@@ -279,15 +332,32 @@ impl DeviceEngine for CudaEngine {
         self.launch_sampler(sampling)
     }
 
-    fn put_samples(&self, request: &DeviceRequest, x: &[f32], input: &[f32], guidance: f32) -> Result<(), EngineError> {
+    fn put_samples(
+        &self,
+        request: &DeviceRequest,
+        x: &[f32],
+        input: &[f32],
+        guidance: f32,
+    ) -> Result<(), EngineError> {
         self.put(request, x, input, guidance)
     }
 
-    fn replay(&self, kind: ProgramKind, request: &DeviceRequest, e: usize, stored: bool) -> Result<(), EngineError> {
+    fn replay(
+        &self,
+        kind: ProgramKind,
+        request: &DeviceRequest,
+        e: usize,
+        stored: bool,
+    ) -> Result<(), EngineError> {
         self.run_counted(kind, request, e, stored)
     }
 
-    fn advance(&self, kind: ProgramKind, request: &DeviceRequest, noise: Option<&[f32]>) -> Result<(), EngineError> {
+    fn advance(
+        &self,
+        kind: ProgramKind,
+        request: &DeviceRequest,
+        noise: Option<&[f32]>,
+    ) -> Result<(), EngineError> {
         self.run_sampler(kind, request, noise)
     }
 
@@ -302,6 +372,9 @@ impl DeviceEngine for CudaEngine {
 
 impl fmt::Debug for CudaEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CudaEngine").field("device", &self.name()).field("bytes", &self.bytes).finish_non_exhaustive()
+        f.debug_struct("CudaEngine")
+            .field("device", &self.name())
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
     }
 }

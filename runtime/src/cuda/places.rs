@@ -60,15 +60,29 @@ impl Placed {
         for step in &program.steps {
             let all = || step.inputs.iter().flatten().chain(&step.outputs);
             if let Some(&v) = all().find(|&&v| type_of(v).is_none()) {
-                return Err(error(step, &format!("`{}` has elements of type {}", values[v].name, values[v].dtype)));
+                return Err(error(
+                    step,
+                    &format!("`{}` has elements of type {}", values[v].name, values[v].dtype),
+                ));
             }
         }
         // values that no step touches have no type worth knowing
-        let types: Vec<ElementType> = (0..values.len()).map(|v| type_of(v).unwrap_or(ElementType::U8)).collect();
+        let types: Vec<ElementType> =
+            (0..values.len()).map(|v| type_of(v).unwrap_or(ElementType::U8)).collect();
         let wirings = wire(program, &values, &kept);
         let (offsets, scratch, bytes) = (vec![], vec![], 0);
         let bindings = bindings.clone();
-        let mut placed = Placed { kind, bindings, values, types, wirings, offsets, scratch, bytes, multiprocessors };
+        let mut placed = Placed {
+            kind,
+            bindings,
+            values,
+            types,
+            wirings,
+            offsets,
+            scratch,
+            bytes,
+            multiprocessors,
+        };
         placed.place(program, kept)?;
         Ok(placed)
     }
@@ -95,8 +109,13 @@ impl Placed {
             buffers.push(Buffer { bytes: self.scratch_bytes(step), first: at, last: at });
         }
         let placed = layout::place(&buffers);
-        let (offsets, bytes) = placed.ok_or(EngineError::Memory { needed: usize::MAX, limit: usize::MAX })?;
-        self.offsets = self.values.iter().map(|v| buffer_of[v.home].map(|buffer: usize| offsets[buffer])).collect();
+        let (offsets, bytes) =
+            placed.ok_or(EngineError::Memory { needed: usize::MAX, limit: usize::MAX })?;
+        self.offsets = self
+            .values
+            .iter()
+            .map(|v| buffer_of[v.home].map(|buffer: usize| offsets[buffer]))
+            .collect();
         self.scratch = offsets[of_steps..].to_vec();
         // a whole chunk after the last row
         self.bytes = bytes + ALIGN;
@@ -115,7 +134,11 @@ impl Placed {
             Op::GroupNorm { groups, layout, .. } => {
                 let Some(x) = step.inputs[0].map(|v| &self.values[v]) else { return 0 };
                 let channels_last = *layout == ConvLayout::ChannelsLast || x.shape.len() == 2;
-                if channels_last { group_norm_scratch(x.shape[0], x.rows / x.shape[0], *groups) } else { 0 }
+                if channels_last {
+                    group_norm_scratch(x.shape[0], x.rows / x.shape[0], *groups)
+                } else {
+                    0
+                }
             }
             _ => 0,
         }
@@ -161,9 +184,10 @@ fn element_type(kind: ProgramKind, home: &Value) -> Option<ElementType> {
     match (home.dtype, home.source) {
         // preludes run once, so that what they compute can keep its bits
         (DType::F32, Source::Step) if !kind.is_step() => Some(ElementType::F32),
-        (DType::F32, Source::Step | Source::Prelude(_) | Source::PreludeSteps(_) | Source::Cache(_)) => {
-            Some(ElementType::F16)
-        }
+        (
+            DType::F32,
+            Source::Step | Source::Prelude(_) | Source::PreludeSteps(_) | Source::Cache(_),
+        ) => Some(ElementType::F16),
         (dtype, _) => element_of(dtype),
     }
 }

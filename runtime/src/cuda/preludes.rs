@@ -10,7 +10,9 @@ use super::lower::{Lowered, Spaces};
 use super::places::{Placed, element_of};
 use crate::engine::request::write_number;
 use crate::engine::{EngineError, Weights};
-use cqc_kernels::cuda::{self, Device, ElementOp, ElementType, Launch, Memory, Operand, Recorded, State};
+use cqc_kernels::cuda::{
+    self, Device, ElementOp, ElementType, Launch, Memory, Operand, Recorded, State,
+};
 use cqc_proto::DType;
 use cqc_proto::plan::{InputRole, ProgramKind, Source};
 use std::sync::Arc;
@@ -65,7 +67,10 @@ impl Prelude {
         if let Some((memory, dtype)) = &self.times {
             let mut bytes = vec![0; memory.len()];
             let size = dtype.size();
-            bytes.chunks_exact_mut(size).zip(timesteps).for_each(|(to, &t)| write_number(t, *dtype, to));
+            bytes
+                .chunks_exact_mut(size)
+                .zip(timesteps)
+                .for_each(|(to, &t)| write_number(t, *dtype, to));
             device.write(memory, 0, &bytes)?;
         }
         for part in &self.parts {
@@ -90,7 +95,11 @@ fn times(
         Source::Input(i) => weights.plan().inputs[i].role == InputRole::Timestep,
         _ => false,
     };
-    let mut values = placed.values.iter().enumerate().filter(|(v, value)| value.home == *v && is_time(value.source));
+    let mut values = placed
+        .values
+        .iter()
+        .enumerate()
+        .filter(|(v, value)| value.home == *v && is_time(value.source));
     let Some((_, first)) = values.next() else { return Ok(None) };
     if let Some((_, other)) = values.find(|(_, value)| value.dtype != first.dtype) {
         return Err(EngineError::NoDeviceKernel {
@@ -135,11 +144,14 @@ impl ChunkLowering<'_> {
             return Ok(launches);
         }
         let (plan, slot) = (self.weights.plan(), self.spaces.slot);
-        for (v, value) in self.placed.values.iter().enumerate().filter(|(v, value)| value.home == *v) {
+        for (v, value) in
+            self.placed.values.iter().enumerate().filter(|(v, value)| value.home == *v)
+        {
             let Some(to) = lowered.in_arena(v) else { continue };
             let element = to.element;
             let of_request = |offset: usize| lowered.of_request(offset, element, 1, 0);
-            let repeated = |bytes: usize| [value.len() * element.size() / bytes, bytes / element.size()];
+            let repeated =
+                |bytes: usize| [value.len() * element.size() / bytes, bytes / element.size()];
             match value.source {
                 Source::Input(i) if plan.inputs[i].role == InputRole::Timestep => {
                     let (memory, dtype) = times.expect("made for it");
@@ -149,11 +161,21 @@ impl ChunkLowering<'_> {
                 }
                 Source::Input(i) => {
                     let span = slot.inputs[i];
-                    launches.push(self.copy(&repeated(span.bytes), &of_request(span.offset), &[0, 1], &to));
+                    launches.push(self.copy(
+                        &repeated(span.bytes),
+                        &of_request(span.offset),
+                        &[0, 1],
+                        &to,
+                    ));
                 }
                 Source::Prelude(i) => {
                     let span = slot.results[i];
-                    launches.push(self.copy(&repeated(span.bytes), &of_request(span.offset), &[0, 1], &to));
+                    launches.push(self.copy(
+                        &repeated(span.bytes),
+                        &of_request(span.offset),
+                        &[0, 1],
+                        &to,
+                    ));
                 }
                 Source::Table(c) => {
                     let memory = constants.plain(c, value.dtype)?;
@@ -169,7 +191,11 @@ impl ChunkLowering<'_> {
     }
 
     /// Launches that copy the results to where they outlive the program.
-    fn results(&self, lowered: &mut Lowered, constants: &mut Constants) -> Result<Vec<Launch>, EngineError> {
+    fn results(
+        &self,
+        lowered: &mut Lowered,
+        constants: &mut Constants,
+    ) -> Result<Vec<Launch>, EngineError> {
         let (slot, kind) = (self.spaces.slot, self.placed.kind);
         let spans = if kind == ProgramKind::Prelude { &slot.results } else { &slot.step_results };
         let results = self.weights.plan().program(kind).results.iter().zip(spans);
@@ -186,7 +212,8 @@ impl ChunkLowering<'_> {
                 DType::F32 => ElementType::F16,
                 dtype => element_of(dtype).expect("other types were refused"),
             };
-            let to = lowered.of_request(span.offset + self.first * span.bytes, element, value.cols, 0);
+            let to =
+                lowered.of_request(span.offset + self.first * span.bytes, element, value.cols, 0);
             launches.push(self.copy(&[value.rows, value.cols], &from, &[value.ld, 1], &to));
         }
         Ok(launches)

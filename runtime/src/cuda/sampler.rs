@@ -10,7 +10,8 @@ use crate::engine::{DeviceRequest, DeviceSampling, EngineError};
 use crate::sampler::{SAMPLER_ROW, SamplerRule};
 use cqc_kernels::arena::bytes_of;
 use cqc_kernels::cuda::{
-    self, Device, ElementType, Memory, Operand, Predicted, Recorded, SamplerStep, count_step, sampler_step,
+    self, Device, ElementType, Memory, Operand, Predicted, Recorded, SamplerStep, count_step,
+    sampler_step,
 };
 use cqc_proto::plan::ProgramKind;
 use cqc_proto::sampler::Prediction;
@@ -60,9 +61,11 @@ impl SlotOffsets {
     fn new(sampling: &DeviceSampling) -> SlotOffsets {
         let count = sampling.sizes[0] * sampling.sizes[1];
         let samples = (count * size_of::<f32>()).next_multiple_of(256);
-        let (noise, guidance) = (samples, if sampling.table.is_noisy { 2 * samples } else { samples });
+        let (noise, guidance) =
+            (samples, if sampling.table.is_noisy { 2 * samples } else { samples });
         let kept = guidance + 256;
-        let bytes = kept + (rule(sampling.table.rule).kept() * count * size_of::<f32>()).next_multiple_of(256);
+        let bytes = kept
+            + (rule(sampling.table.rule).kept() * count * size_of::<f32>()).next_multiple_of(256);
         SlotOffsets { count, noise, guidance, kept, bytes }
     }
 }
@@ -73,9 +76,10 @@ impl SamplerLaunches {
         let memory = device.allocate(offsets.bytes * engine.state.slots())?;
         let constants = upload(device, sampling.table.rows.as_flattened(), SAMPLER_ROW)?;
         let compensation = match sampling.compensation {
-            Some([scale, shift]) => {
-                Some([upload(device, scale, sampling.sizes[2])?, upload(device, shift, sampling.sizes[2])?])
-            }
+            Some([scale, shift]) => Some([
+                upload(device, scale, sampling.sizes[2])?,
+                upload(device, shift, sampling.sizes[2])?,
+            ]),
             None => None,
         };
         let after = |program: &RecordedProgram| {
@@ -86,9 +90,15 @@ impl SamplerLaunches {
             let input = engine.sample.ok_or(EngineError::NoLoop("sample"))?;
             let input = Operand {
                 per_slot: engine.layout.bytes,
-                ..Operand::new(&engine.requests, engine.layout.inputs[input].offset, ElementType::F32, offsets.count)
+                ..Operand::new(
+                    &engine.requests,
+                    engine.layout.inputs[input].offset,
+                    ElementType::F32,
+                    offsets.count,
+                )
             };
-            let [noise, guidance, kept] = [offsets.noise, offsets.guidance, offsets.kept].map(of_slot);
+            let [noise, guidance, kept] =
+                [offsets.noise, offsets.guidance, offsets.kept].map(of_slot);
             let step = SamplerStep {
                 rule: rule(sampling.table.rule),
                 predicted: predicted(sampling.table.predicted),
@@ -146,7 +156,11 @@ impl CudaEngine {
         let begin = slot * sampler.offsets.bytes;
         let network = self.layout.inputs[self.sample.ok_or(EngineError::NoLoop("sample"))?].offset;
         self.device.write(&sampler.memory, begin, bytes_of(x))?;
-        self.device.write(&sampler.memory, begin + sampler.offsets.guidance, &guidance.to_le_bytes())?;
+        self.device.write(
+            &sampler.memory,
+            begin + sampler.offsets.guidance,
+            &guidance.to_le_bytes(),
+        )?;
         self.device.write(&self.requests, slot * self.layout.bytes + network, bytes_of(input))?;
         Ok(self.state.set(&*self.device, 0, slot)?)
     }
@@ -185,7 +199,8 @@ impl CudaEngine {
         let mut bytes = vec![0; size_of_val(x)];
         self.device.read(&sampler.memory, slot * sampler.offsets.bytes, &mut bytes)?;
         super::places::widen(ElementType::F32, &bytes, x);
-        let programs = [(ProgramKind::Full, Some(&self.full)), (ProgramKind::Cached, self.cached.as_ref())];
+        let programs =
+            [(ProgramKind::Full, Some(&self.full)), (ProgramKind::Cached, self.cached.as_ref())];
         let may_fail = programs.iter().find(|(_, program)| program.is_some_and(|p| p.may_fail));
         may_fail.map_or(Ok(()), |(kind, _)| self.check(*kind))
     }

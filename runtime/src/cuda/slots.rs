@@ -28,7 +28,10 @@ impl Slots {
 
     /// The number of the request's slot; `None`: it has none of these.
     pub fn index(self: &Arc<Slots>, request: &DeviceRequest) -> Option<usize> {
-        request.slot::<Taken>().filter(|taken| Arc::ptr_eq(&taken.slots, self)).map(|taken| taken.index)
+        request
+            .slot::<Taken>()
+            .filter(|taken| Arc::ptr_eq(&taken.slots, self))
+            .map(|taken| taken.index)
     }
 }
 
@@ -68,28 +71,50 @@ impl SlotLayout {
         let mut end = 0usize;
         let mut push = |bytes: usize, times: usize| -> Result<Span, EngineError> {
             let begin = end;
-            let all = bytes.checked_mul(times).and_then(|all| all.checked_add(begin)?.checked_next_multiple_of(256));
+            let all = bytes
+                .checked_mul(times)
+                .and_then(|all| all.checked_add(begin)?.checked_next_multiple_of(256));
             end = all.ok_or(EngineError::Memory { needed: usize::MAX, limit: usize::MAX })?;
             Ok(Span::new(begin, bytes))
         };
-        let floats = [&plan.prelude, &plan.prelude_steps]
-            .map(|p| p.results.iter().map(|&v| p.values[v].ty.dtype == DType::F32).collect::<Vec<_>>());
+        let floats = [&plan.prelude, &plan.prelude_steps].map(|p| {
+            p.results.iter().map(|&v| p.values[v].ty.dtype == DType::F32).collect::<Vec<_>>()
+        });
         let stored = |span: &Span, float: &bool| if *float { span.bytes / 2 } else { span.bytes };
         let evaluations = plan.evaluations.max(1);
-        let inputs = request.inputs.iter().map(|slot| push(slot.span.bytes, 1)).collect::<Result<_, _>>()?;
+        let inputs =
+            request.inputs.iter().map(|slot| push(slot.span.bytes, 1)).collect::<Result<_, _>>()?;
         let results = request.results.iter().zip(&floats[0]);
-        let results = results.map(|(span, float)| push(stored(span, float), 1)).collect::<Result<_, _>>()?;
+        let results =
+            results.map(|(span, float)| push(stored(span, float), 1)).collect::<Result<_, _>>()?;
         let steps = request.step_results.iter().zip(&floats[1]);
-        let step_results =
-            steps.map(|(span, float)| push(stored(span, float), evaluations)).collect::<Result<_, _>>()?;
-        let cache = request.cache.iter().map(|span| push(span.bytes / 2, 1)).collect::<Result<_, _>>()?;
-        Ok(SlotLayout { inputs, results, step_results, cache, floats, evaluations, bytes: end.max(256) })
+        let step_results = steps
+            .map(|(span, float)| push(stored(span, float), evaluations))
+            .collect::<Result<_, _>>()?;
+        let cache =
+            request.cache.iter().map(|span| push(span.bytes / 2, 1)).collect::<Result<_, _>>()?;
+        Ok(SlotLayout {
+            inputs,
+            results,
+            step_results,
+            cache,
+            floats,
+            evaluations,
+            bytes: end.max(256),
+        })
     }
 
     /// What the request's memory on the CPU holds, as bytes for the slot; without the results of
     /// preludes that run on the device.
-    pub fn upload(&self, memory: &Arena, request: &RequestLayout, preludes: DevicePreludes) -> Vec<(usize, Vec<u8>)> {
-        let bytes = |span: Span| -> &[u8] { memory.get(span).expect("the layout lies in the request's memory") };
+    pub fn upload(
+        &self,
+        memory: &Arena,
+        request: &RequestLayout,
+        preludes: DevicePreludes,
+    ) -> Vec<(usize, Vec<u8>)> {
+        let bytes = |span: Span| -> &[u8] {
+            memory.get(span).expect("the layout lies in the request's memory")
+        };
         let mut parts: Vec<(usize, Vec<u8>)> = Vec::new();
         for (slot, to) in request.inputs.iter().zip(&self.inputs) {
             parts.push((to.offset, bytes(slot.span).to_vec()));

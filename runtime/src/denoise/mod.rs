@@ -108,7 +108,12 @@ impl Denoiser {
     /// Those of [`Denoiser::open`].
     pub fn of_width(&self, samples: usize) -> Result<Denoiser, DenoiseError> {
         let (weights, options) = self.engine.recipe();
-        Denoiser::open(&weights, self.sampler.clone(), self.guided, &EngineOptions { batch: samples, ..options })
+        Denoiser::open(
+            &weights,
+            self.sampler.clone(),
+            self.guided,
+            &EngineOptions { batch: samples, ..options },
+        )
     }
 
     /// Sets what requests get that do not say it: the scale of guidance, and the rows of the
@@ -123,7 +128,11 @@ impl Denoiser {
     /// [`DenoiseError::NotGuided`] if it needs both halves and the denoiser was opened for one.
     pub fn guidance_of(&self, request: &Request) -> Result<f32, DenoiseError> {
         let scale = request.guidance.unwrap_or(self.guidance);
-        if scale != 1.0 && !self.guided { Err(DenoiseError::NotGuided { scale }) } else { Ok(scale) }
+        if scale != 1.0 && !self.guided {
+            Err(DenoiseError::NotGuided { scale })
+        } else {
+            Ok(scale)
+        }
     }
 
     /// Whether the batch holds both halves of guidance.
@@ -150,7 +159,12 @@ impl Denoiser {
     ///
     /// # Errors
     /// As there.
-    pub fn set_table_row(&mut self, constant: usize, e: usize, row: &[f32]) -> Result<(), DenoiseError> {
+    pub fn set_table_row(
+        &mut self,
+        constant: usize,
+        e: usize,
+        row: &[f32],
+    ) -> Result<(), DenoiseError> {
         Ok(self.engine.set_table_row(constant, e, row)?)
     }
 
@@ -158,7 +172,10 @@ impl Denoiser {
     ///
     /// # Errors
     /// [`EngineError::Length`] unless there is an entry for every evaluation and channel.
-    pub fn set_compensation(&mut self, compensation: Option<Compensation>) -> Result<(), DenoiseError> {
+    pub fn set_compensation(
+        &mut self,
+        compensation: Option<Compensation>,
+    ) -> Result<(), DenoiseError> {
         let expected = self.timesteps.len() * self.channels();
         for part in compensation.iter().flat_map(|c| [&c.scale, &c.shift]) {
             if part.len() != expected {
@@ -223,10 +240,13 @@ impl Denoiser {
                 } else {
                     self.step(&mut trajectory)?
                 }
-                let (engine, request) = (&self.engine, trajectory.requests.last().expect("it has one"));
+                let (engine, request) =
+                    (&self.engine, trajectory.requests.last().expect("it has one"));
                 let (samples, evaluation) = (samples.clone(), trajectory.next - 1);
                 let (x, len) = ((!self.moves).then_some(&trajectory.x[..]), trajectory.x.len());
-                if observe(&Moment { evaluation, evaluations, samples, x, len, engine, request }).is_break() {
+                if observe(&Moment { evaluation, evaluations, samples, x, len, engine, request })
+                    .is_break()
+                {
                     return Err(DenoiseError::Interrupted);
                 }
             }
@@ -262,7 +282,8 @@ impl Denoiser {
         }
         let requests = self.begin_requests(request, first, watch)?;
         let len: usize = self.shape.iter().product();
-        let mut noise = Noise::new(request.seed, request.first.wrapping_add(first as u64), self.width);
+        let mut noise =
+            Noise::new(request.seed, request.first.wrapping_add(first as u64), self.width);
         let mut x = vec![0.0; self.width * len];
         noise.fill(&mut x);
         if let Some(given) = &request.noise {
@@ -291,14 +312,20 @@ impl Denoiser {
     /// Hands samples that have just begun to the device.
     fn put_on_device(&mut self, trajectory: &Trajectory) -> Result<(), DenoiseError> {
         self.scale_input(trajectory);
-        Ok(self.engine.put_samples(&trajectory.requests[0], &trajectory.x, &self.input, trajectory.guidance)?)
+        Ok(self.engine.put_samples(
+            &trajectory.requests[0],
+            &trajectory.x,
+            &self.input,
+            trajectory.guidance,
+        )?)
     }
 
     /// [`Denoiser::step`] of samples on the device; the trajectory's own stay behind. The device is done when this returns.
     fn replay(&mut self, trajectory: &mut Trajectory) -> Result<(), DenoiseError> {
         let Trajectory { requests, state, noise, next, .. } = trajectory;
         let noisy = self.sampler.adds_noise(*next);
-        self.engine.replay(&mut requests[0], *next, || noisy.then(|| state.draw(|out| noise.fill(out))))?;
+        self.engine
+            .replay(&mut requests[0], *next, || noisy.then(|| state.draw(|out| noise.fill(out))))?;
         *next += 1;
         Ok(self.engine.wait()?)
     }
@@ -315,7 +342,11 @@ impl Denoiser {
     ///
     /// # Errors
     /// Whatever [`Engine::evaluate_as`] reports.
-    pub fn evaluate_as(&mut self, kind: ProgramKind, trajectory: &mut Trajectory) -> Result<(), DenoiseError> {
+    pub fn evaluate_as(
+        &mut self,
+        kind: ProgramKind,
+        trajectory: &mut Trajectory,
+    ) -> Result<(), DenoiseError> {
         self.evaluate_watched(kind, trajectory, None)
     }
 
@@ -341,13 +372,19 @@ impl Denoiser {
     /// # Errors
     /// [`EngineError::Length`] for an input of another length, [`DenoiseError::Finished`] when all
     /// evaluations are done, and whatever [`Engine::evaluate`] reports.
-    pub fn predict(&mut self, trajectory: &mut Trajectory, input: &[f32]) -> Result<&[f32], DenoiseError> {
+    pub fn predict(
+        &mut self,
+        trajectory: &mut Trajectory,
+        input: &[f32],
+    ) -> Result<&[f32], DenoiseError> {
         let (expected, evaluations) = (trajectory.x.len(), self.timesteps.len());
         if trajectory.next >= evaluations {
             return Err(DenoiseError::Finished { evaluations });
         }
         if input.len() != expected {
-            return Err(EngineError::Length { what: "the input", found: input.len(), expected }.into());
+            return Err(
+                EngineError::Length { what: "the input", found: input.len(), expected }.into()
+            );
         }
         self.input.chunks_exact_mut(expected).for_each(|half| half.copy_from_slice(input));
         let kind = self.engine.plan().program_at(trajectory.next);
@@ -376,9 +413,18 @@ impl Denoiser {
     ) -> Result<(), DenoiseError> {
         let len = trajectory.x.len();
         let part = self.output.len() / self.halves;
-        for (request, output) in trajectory.requests.iter_mut().zip(self.output.chunks_exact_mut(part)) {
+        for (request, output) in
+            trajectory.requests.iter_mut().zip(self.output.chunks_exact_mut(part))
+        {
             let watch = watch.as_deref_mut();
-            self.engine.evaluate_watched(kind, request, trajectory.next, &self.input, output, watch)?;
+            self.engine.evaluate_watched(
+                kind,
+                request,
+                trajectory.next,
+                &self.input,
+                output,
+                watch,
+            )?;
         }
         if self.guided {
             guide(&mut self.output, self.width, len / self.width, trajectory.guidance);
@@ -418,7 +464,9 @@ impl Denoiser {
         let unconditional = self.conditions(request, &indices, true)?;
         if self.halves == 2 {
             let halves = [unconditional, conditional];
-            let mut begin = |half| Ok(self.engine.begin_watched(half, &self.timesteps, watch.as_deref_mut())?);
+            let mut begin = |half| {
+                Ok(self.engine.begin_watched(half, &self.timesteps, watch.as_deref_mut())?)
+            };
             return halves.iter().map(&mut begin).collect();
         }
         let plan = self.engine.plan();
@@ -439,26 +487,41 @@ impl Denoiser {
     ) -> Result<BTreeMap<String, Tensor>, DenoiseError> {
         let plan = self.engine.plan();
         let known = |name: &String| plan.inputs.iter().any(|i| i.name == *name);
-        let stray = request.unconditional.keys().find(|name| !known(name) || !request.conditions.contains_key(*name));
+        let stray = request
+            .unconditional
+            .keys()
+            .find(|name| !known(name) || !request.conditions.contains_key(*name));
         if let (true, Some(name)) = (null, stray) {
-            let known = request.conditions.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            let known =
+                request.conditions.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
             return Err(EngineError::UnknownInput { name: name.clone(), known }.into());
         }
         let rows = |(name, condition): (&String, &Tensor)| {
             let unconditional = || request.unconditional.get(name).or(self.null.get(name));
             let given = if null { unconditional().unwrap_or(condition) } else { condition };
-            let t = if is_batched(plan, name) { gather(name, given, indices, request.samples)? } else { given.clone() };
+            let t = if is_batched(plan, name) {
+                gather(name, given, indices, request.samples)?
+            } else {
+                given.clone()
+            };
             Ok((name.clone(), t))
         };
         request.conditions.iter().map(rows).collect()
     }
 
-    fn take_noise(&self, given: &Tensor, samples: usize, first: usize, x: &mut [f32]) -> Result<(), DenoiseError> {
+    fn take_noise(
+        &self,
+        given: &Tensor,
+        samples: usize,
+        first: usize,
+        x: &mut [f32],
+    ) -> Result<(), DenoiseError> {
         let (shape, row) = (given.shape().to_vec(), self.shape.clone());
         if shape.first() != Some(&samples) || shape[1..] != row || !given.dtype().is_float() {
             return Err(DenoiseError::Rows { name: "noise".into(), shape, samples, row });
         }
-        let indices: Vec<usize> = (first..first + self.width).map(|i| i.min(samples.saturating_sub(1))).collect();
+        let indices: Vec<usize> =
+            (first..first + self.width).map(|i| i.min(samples.saturating_sub(1))).collect();
         x.copy_from_slice(&gather("noise", given, &indices, samples)?.to_f32_vec());
         Ok(())
     }
@@ -476,14 +539,20 @@ fn split(plan: &Plan, asked: usize, guided: bool) -> (usize, usize, usize) {
 }
 
 /// Sizes of one sample, and elements of one sample's output.
-fn sample_shape(plan: &Plan, engine: &Engine, reads_variance: bool) -> Result<(Vec<usize>, usize), DenoiseError> {
+fn sample_shape(
+    plan: &Plan,
+    engine: &Engine,
+    reads_variance: bool,
+) -> Result<(Vec<usize>, usize), DenoiseError> {
     let no_denoiser = |reason: String| DenoiseError::NoDenoiser { reason };
     let input = plan.inputs.iter().position(|i| i.role == InputRole::Sample);
     let input = input.ok_or_else(|| no_denoiser("no input is the sample".into()))?;
     let (shape, out) = (engine.input_shape(input), engine.output_shape(0));
     let batch = engine.batch();
     if shape.first() != Some(&batch) || out.first() != Some(&batch) {
-        return Err(no_denoiser(format!("sample {shape:?} and output {out:?} do not begin with the batch of {batch}")));
+        return Err(no_denoiser(format!(
+            "sample {shape:?} and output {out:?} do not begin with the batch of {batch}"
+        )));
     }
     let (len, out_len): (usize, usize) = (shape[1..].iter().product(), out[1..].iter().product());
     if !(out_len == 2 * len || (out_len == len && !reads_variance)) {

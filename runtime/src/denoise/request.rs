@@ -53,15 +53,26 @@ pub(super) fn is_batched(plan: &Plan, name: &str) -> bool {
 }
 
 /// Rows `indices` of a tensor that has `samples` rows, or one for all.
-pub(super) fn gather(name: &str, t: &Tensor, indices: &[usize], samples: usize) -> Result<Tensor, DenoiseError> {
+pub(super) fn gather(
+    name: &str,
+    t: &Tensor,
+    indices: &[usize],
+    samples: usize,
+) -> Result<Tensor, DenoiseError> {
     let count = t.shape().first().copied().unwrap_or(0);
     if count == 0 || (count != samples && count != 1) {
         let row = t.shape().get(1..).unwrap_or_default().to_vec();
-        return Err(DenoiseError::Rows { name: name.into(), shape: t.shape().to_vec(), samples, row });
+        return Err(DenoiseError::Rows {
+            name: name.into(),
+            shape: t.shape().to_vec(),
+            samples,
+            row,
+        });
     }
     let row = t.bytes().len() / count;
     let at = |&i: &usize| if count == 1 { 0 } else { i };
-    let bytes: Vec<u8> = indices.iter().map(at).flat_map(|i| &t.bytes()[i * row..][..row]).copied().collect();
+    let bytes: Vec<u8> =
+        indices.iter().map(at).flat_map(|i| &t.bytes()[i * row..][..row]).copied().collect();
     let mut shape = t.shape().to_vec();
     shape[0] = indices.len();
     Ok(Tensor::new(t.dtype(), shape, bytes)?)

@@ -20,7 +20,12 @@ pub trait Backend: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// [`EngineError::NoDeviceKernel`] for types of elements that the device does not know.
-    fn prelude_bytes(&self, weights: &Weights, kind: ProgramKind, bindings: &Bindings) -> Result<usize, EngineError>;
+    fn prelude_bytes(
+        &self,
+        weights: &Weights,
+        kind: ProgramKind,
+        bindings: &Bindings,
+    ) -> Result<usize, EngineError>;
 
     /// Makes the step programs ready, and those `preludes`, of which `prelude_steps` computes
     /// `chunk` evaluations at once.
@@ -82,7 +87,12 @@ pub trait DeviceEngine: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// [`EngineError::NoSlot`], [`EngineError::Fault`], whatever the device reports.
-    fn begin(&self, memory: &Arena, layout: &RequestLayout, timesteps: &[f64]) -> Result<DeviceRequest, EngineError>;
+    fn begin(
+        &self,
+        memory: &Arena,
+        layout: &RequestLayout,
+        timesteps: &[f64],
+    ) -> Result<DeviceRequest, EngineError>;
 
     /// Runs one evaluation and waits for it; `out` gets the first output.
     ///
@@ -101,7 +111,13 @@ pub trait DeviceEngine: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// [`EngineError::ForeignRequest`], whatever the device reports.
-    fn put_samples(&self, request: &DeviceRequest, x: &[f32], input: &[f32], guidance: f32) -> Result<(), EngineError>;
+    fn put_samples(
+        &self,
+        request: &DeviceRequest,
+        x: &[f32],
+        input: &[f32],
+        guidance: f32,
+    ) -> Result<(), EngineError>;
 
     /// Runs the program of evaluation `e`, the one that the device has counted to; `stored`: the
     /// request's cache has been filled before. Returns before that is done.
@@ -109,14 +125,25 @@ pub trait DeviceEngine: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`EngineError::ForeignRequest`], [`EngineError::NothingCached`], whatever the device
     /// reports.
-    fn replay(&self, kind: ProgramKind, request: &DeviceRequest, e: usize, stored: bool) -> Result<(), EngineError>;
+    fn replay(
+        &self,
+        kind: ProgramKind,
+        request: &DeviceRequest,
+        e: usize,
+        stored: bool,
+    ) -> Result<(), EngineError>;
 
     /// Moves the samples after that program, with noise if the sampler adds some here, and counts
     /// on.
     ///
     /// # Errors
     /// [`EngineError::ForeignRequest`], whatever the device reports.
-    fn advance(&self, kind: ProgramKind, request: &DeviceRequest, noise: Option<&[f32]>) -> Result<(), EngineError>;
+    fn advance(
+        &self,
+        kind: ProgramKind,
+        request: &DeviceRequest,
+        noise: Option<&[f32]>,
+    ) -> Result<(), EngineError>;
 
     /// The samples as they are when all that runs is done.
     ///

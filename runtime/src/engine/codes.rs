@@ -59,7 +59,9 @@ pub(crate) fn choose_storage(
     }
     for step in &program.steps {
         let v = step.outputs[0];
-        let own = values.iter().filter(|other| other.home == v).count() == 1 && values[v].home == v && !aliased[v];
+        let own = values.iter().filter(|other| other.home == v).count() == 1
+            && values[v].home == v
+            && !aliased[v];
         let mut readers = program.steps.iter().filter(|s| s.inputs.contains(&Some(v)));
         let lasts = keep.contains(&v) || program.results.contains(&v);
         if !own || lasts {
@@ -71,9 +73,18 @@ pub(crate) fn choose_storage(
                 let attention = kernels.attention && *bits <= 8 && sizes.len() == 1;
                 let multiplied = |s: &Step| {
                     attention && attends(s, v, 1..=8)
-                        || is_product_of_codes(weights, program, values, s, v, &sizes, kernels.products)
+                        || is_product_of_codes(
+                            weights,
+                            program,
+                            values,
+                            s,
+                            v,
+                            &sizes,
+                            kernels.products,
+                        )
                 };
-                (always_rounds(weights, kind, program, step) && readers.all(multiplied)).then_some(dtype)
+                (always_rounds(weights, kind, program, step) && readers.all(multiplied))
+                    .then_some(dtype)
             }
             (Op::RoundBf16, _, Some(has_kernel)) => {
                 let multiplied = |s: &Step| {
@@ -90,15 +101,25 @@ pub(crate) fn choose_storage(
 
 /// A value stored as codes or bf16 that some kernel cannot write or read as such: a size that
 /// [`choose_storage`] does not look at is in the way.
-pub(crate) fn without_kernel(program: &Program, values: &[Value], kernels: &[Kernel]) -> Option<usize> {
+pub(crate) fn without_kernel(
+    program: &Program,
+    values: &[Value],
+    kernels: &[Kernel],
+) -> Option<usize> {
     let is_narrow = |v: &&usize| values[**v].stored_as.is_some();
-    let steps = program.steps.iter().zip(kernels).filter(|(_, kernel)| !kernel.traits().takes_narrow);
-    let touched = steps.flat_map(|(step, _)| step.outputs.iter().chain(step.inputs.iter().flatten()));
+    let steps =
+        program.steps.iter().zip(kernels).filter(|(_, kernel)| !kernel.traits().takes_narrow);
+    let touched =
+        steps.flat_map(|(step, _)| step.outputs.iter().chain(step.inputs.iter().flatten()));
     touched.into_iter().find(is_narrow).copied()
 }
 
 /// The codes of a product's weights.
-pub(crate) fn weight_codes<'a>(plan: &'a Plan, program: &Program, step: &Step) -> Option<(usize, &'a WeightCodes)> {
+pub(crate) fn weight_codes<'a>(
+    plan: &'a Plan,
+    program: &Program,
+    step: &Step,
+) -> Option<(usize, &'a WeightCodes)> {
     let weight = step.inputs.get(WEIGHTS).copied().flatten()?;
     let Source::Constant(constant) = program.values[weight].source else { return None };
     Some((constant, plan.constants[constant].codes.as_ref()?))
@@ -116,13 +137,16 @@ fn always_rounds(weights: &Weights, kind: ProgramKind, program: &Program, step: 
             Source::Table(c) => {
                 let bytes = weights.constant(c);
                 let row = bytes.len() / plan.evaluations.max(1);
-                (0..plan.evaluations).filter(|&e| plan.program_at(e) == kind).all(|e| fit(&bytes[e * row..][..row]))
+                (0..plan.evaluations)
+                    .filter(|&e| plan.program_at(e) == kind)
+                    .all(|e| fit(&bytes[e * row..][..row]))
             }
             _ => false,
         }
     };
     let [scale, zero_point] = ROUNDING;
-    all(scale, is_scale) && all(zero_point, |zero| (0.0..=255.0).contains(&zero) && zero.fract() == 0.0)
+    all(scale, is_scale)
+        && all(zero_point, |zero| (0.0..=255.0).contains(&zero) && zero.fract() == 0.0)
 }
 
 /// Whether codes can have that scale.
@@ -132,12 +156,16 @@ pub(crate) fn is_scale(scale: f32) -> bool {
 
 /// Whether the table `constant` has scales of codes.
 pub(crate) fn scales_codes(program: &PreparedProgram, constant: usize) -> bool {
-    let of = |v: Option<usize>| v.is_some_and(|v| program.values[v].source == Source::Table(constant));
+    let of =
+        |v: Option<usize>| v.is_some_and(|v| program.values[v].source == Source::Table(constant));
     program.steps.iter().any(|step| {
         let read = |i: usize| of(step.inputs.get(i).copied().flatten());
         let quantizes = matches!(step.kernel, Kernel::FakeQuant { stored: true, .. });
-        let stores_codes = matches!(step.rounding, Some(ResultRounding::Codes { stored: true, .. }));
-        quantizes && read(ROUNDING[0]) || CODES.iter().any(|at| read(at[0])) || stores_codes && read(RESULT_CODES[0])
+        let stores_codes =
+            matches!(step.rounding, Some(ResultRounding::Codes { stored: true, .. }));
+        quantizes && read(ROUNDING[0])
+            || CODES.iter().any(|at| read(at[0]))
+            || stores_codes && read(RESULT_CODES[0])
     })
 }
 
@@ -165,18 +193,26 @@ fn is_product_of_codes(
     let Some((_, codes)) = weight_codes(weights.plan(), program, step) else { return false };
     let Some(output_axis) = dense_output_axis(step) else { return false };
     let taps = match &step.op {
-        Op::Conv { .. } => values[step.inputs[WEIGHTS].expect("it has codes")].shape[2..].iter().product(),
+        Op::Conv { .. } => {
+            values[step.inputs[WEIGHTS].expect("it has codes")].shape[2..].iter().product()
+        }
         _ => 1,
     };
-    let same = if codes.segments.is_empty() { segments.len() == 1 } else { codes.segments == segments };
-    multiplies_once(step, v) && same && codes.output_axis == output_axis && has_kernel(taps, segments)
+    let same =
+        if codes.segments.is_empty() { segments.len() == 1 } else { codes.segments == segments };
+    multiplies_once(step, v)
+        && same
+        && codes.output_axis == output_axis
+        && has_kernel(taps, segments)
 }
 
 /// Of a product with one group of channels, which come last: the axis of outputs in its weights.
 fn dense_output_axis(step: &Step) -> Option<usize> {
     let output_axis = step.op.traits().quantization.output_axis()?;
     match &step.op {
-        Op::Conv { groups, layout, .. } if *groups != 1 || *layout != ConvLayout::ChannelsLast => None,
+        Op::Conv { groups, layout, .. } if *groups != 1 || *layout != ConvLayout::ChannelsLast => {
+            None
+        }
         _ => Some(output_axis),
     }
 }
@@ -190,10 +226,14 @@ fn multiplies_once(step: &Step, v: usize) -> bool {
 /// they stand, or codes with one scale per output, by which the sums can be multiplied.
 fn has_weights_of_bf16(plan: &Plan, program: &Program, step: &Step, output_axis: usize) -> bool {
     let input = |i: usize| step.inputs.get(i).copied().flatten();
-    let Some(Source::Constant(constant)) = input(WEIGHTS).map(|w| program.values[w].source) else { return false };
+    let Some(Source::Constant(constant)) = input(WEIGHTS).map(|w| program.values[w].source) else {
+        return false;
+    };
     match &plan.constants[constant].codes {
         None => plan.constants[constant].ty.dtype == DType::BF16,
-        Some(codes) => codes.segments.len() <= 1 && codes.output_axis == output_axis && input(SCALE).is_none(),
+        Some(codes) => {
+            codes.segments.len() <= 1 && codes.output_axis == output_axis && input(SCALE).is_none()
+        }
     }
 }
 
@@ -207,6 +247,7 @@ fn is_product_of_bf16(
     has_kernel: Bf16Kernels,
 ) -> bool {
     let columns = values[step.outputs[0]].cols;
-    let has_weights = dense_output_axis(step).is_some_and(|axis| has_weights_of_bf16(plan, program, step, axis));
+    let has_weights =
+        dense_output_axis(step).is_some_and(|axis| has_weights_of_bf16(plan, program, step, axis));
     has_weights && multiplies_once(step, v) && has_kernel(values[v].cols, columns)
 }

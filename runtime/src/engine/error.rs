@@ -95,7 +95,9 @@ pub enum EngineError {
         expected: usize,
     },
     /// A scale of 0 lets an activation pass, but this engine stores it as codes.
-    #[error("table `{constant}` scales codes and cannot hold 0: open the engine with `low_precision: false`")]
+    #[error(
+        "table `{constant}` scales codes and cannot hold 0: open the engine with `low_precision: false`"
+    )]
     Codes {
         /// The table.
         constant: String,

@@ -8,11 +8,12 @@ use super::wiring::ResultRounding;
 use bytes::Bytes;
 use cqc_kernels::arena::{Arena, Pod, Reader, cast_mut};
 use cqc_kernels::{
-    Activations, AttentionShape, BroadcastOperand, Conv, Epilogue, FakeQuant, GroupNorm, Isa, LayerNorm, Output, Pool,
+    Activations, AttentionShape, BroadcastOperand, Conv, Epilogue, FakeQuant, GroupNorm, Isa,
+    LayerNorm, Output, Pool,
 };
 use cqc_proto::op::operand::{
-    AFFINE_MAP, AFFINE_PREVIOUS, AFFINE_RESIDUAL, BETA, BIAS, CODES, GAMMA, GATE, MASK, MODULATE, QKV, RESIDUAL,
-    RESULT_CODES, ROUNDING, ROW, SCALE, X,
+    AFFINE_MAP, AFFINE_PREVIOUS, AFFINE_RESIDUAL, BETA, BIAS, CODES, GAMMA, GATE, MASK, MODULATE,
+    QKV, RESIDUAL, RESULT_CODES, ROUNDING, ROW, SCALE, X,
 };
 use cqc_proto::{Op, Tensor};
 
@@ -104,7 +105,12 @@ fn bf16_target(y: &mut [u8], stored: bool) -> Output<'_> {
 /// # Errors
 /// What the data was wrong with, in words: an index outside of an axis, or whatever the definition
 /// reports.
-pub(super) fn run_step(program: &PreparedProgram, index: usize, arena: &mut Arena, run: Run) -> Result<(), String> {
+pub(super) fn run_step(
+    program: &PreparedProgram,
+    index: usize,
+    arena: &mut Arena,
+    run: Run,
+) -> Result<(), String> {
     let step = &program.steps[index];
     match &step.kernel {
         Kernel::Nothing => return Ok(()),
@@ -112,9 +118,11 @@ pub(super) fn run_step(program: &PreparedProgram, index: usize, arena: &mut Aren
         _ => {}
     }
     let y = program.locations[step.outputs[0]].written().expect("results lie in the arena");
-    let (reads, [y, scratch]) = arena.split([y, step.scratch]).expect("the layout keeps result and scratch apart");
+    let (reads, [y, scratch]) =
+        arena.split([y, step.scratch]).expect("the layout keeps result and scratch apart");
     let locations = &program.locations;
-    let operands = Operands { step, locations, reads, request: run.request, evaluation: run.evaluation };
+    let operands =
+        Operands { step, locations, reads, request: run.request, evaluation: run.evaluation };
     match &step.kernel {
         Kernel::Copy { size, fill, moves } => copy(*size, *fill, moves, &operands, y, run.pool),
         Kernel::Gather { outer, size, inner_bytes, indices } => {
@@ -129,10 +137,21 @@ pub(super) fn run_step(program: &PreparedProgram, index: usize, arena: &mut Aren
             let (how, x) = (operands.rounding(*bits, segments, ROUNDING), operands.f32(X));
             match stored {
                 true => cqc_kernels::quantize(run.isa, run.pool, *rows, x, *ldx, &how, y, *ldy),
-                false => cqc_kernels::fake_quant(run.isa, run.pool, *rows, x, *ldx, &how, cast_mut(y), *ldy),
+                false => cqc_kernels::fake_quant(
+                    run.isa,
+                    run.pool,
+                    *rows,
+                    x,
+                    *ldx,
+                    &how,
+                    cast_mut(y),
+                    *ldy,
+                ),
             }
         }
-        Kernel::Attention { shape, inputs } => attend(shape, inputs, &operands, y, cast_mut(scratch), run),
+        Kernel::Attention { shape, inputs } => {
+            attend(shape, inputs, &operands, y, cast_mut(scratch), run)
+        }
         Kernel::RoundBf16 { rows, c, stored, ldx, ldy } => {
             let y = bf16_target(y, *stored);
             cqc_kernels::round_bf16(run.isa, run.pool, *rows, *c, operands.f32(0), *ldx, y, *ldy);
@@ -160,29 +179,59 @@ fn convolve(
 ) {
     let epilogue = operands.epilogue(tail);
     match weights {
-        ProductWeights::F32(packed) => conv.run(pool, operands.f32(X), ldx, packed, &epilogue, y, ldy),
+        ProductWeights::F32(packed) => {
+            conv.run(pool, operands.f32(X), ldx, packed, &epilogue, y, ldy)
+        }
         ProductWeights::Codes { packed, .. } => {
             conv.run_codes(pool, &operands.codes(X, ldx), packed, &epilogue, y, ldy);
         }
-        ProductWeights::Bf16(packed) => conv.run_bf16(pool, operands.of(X), ldx, packed, &epilogue, y, ldy),
+        ProductWeights::Bf16(packed) => {
+            conv.run_bf16(pool, operands.of(X), ldx, packed, &epilogue, y, ldy)
+        }
     }
 }
 
 /// A linear layer.
 fn multiply(kernel: &Kernel, operands: &Operands, y: Output, run: Run) {
-    let Kernel::Linear { m, k, n, weights, tail, ldx, ldy } = kernel else { unreachable!("run_step runs the others") };
+    let Kernel::Linear { m, k, n, weights, tail, ldx, ldy } = kernel else {
+        unreachable!("run_step runs the others")
+    };
     let (isa, pool, epilogue) = (run.isa, run.pool, operands.epilogue(tail));
     let (m, k, n, ldx, ldy) = (*m, *k, *n, *ldx, *ldy);
     match weights {
         ProductWeights::F32(packed) => {
-            cqc_kernels::linear(isa, pool, m, k, n, operands.f32(X), ldx, packed, &epilogue, y, ldy);
+            cqc_kernels::linear(
+                isa,
+                pool,
+                m,
+                k,
+                n,
+                operands.f32(X),
+                ldx,
+                packed,
+                &epilogue,
+                y,
+                ldy,
+            );
         }
         ProductWeights::Codes { packed, .. } => {
             let x = operands.codes(X, ldx);
             cqc_kernels::linear_codes(isa, pool, m, k, n, &x, packed, &epilogue, y, ldy);
         }
         ProductWeights::Bf16(packed) => {
-            cqc_kernels::linear_bf16(isa, pool, m, k, n, operands.of(X), ldx, packed, &epilogue, y, ldy);
+            cqc_kernels::linear_bf16(
+                isa,
+                pool,
+                m,
+                k,
+                n,
+                operands.of(X),
+                ldx,
+                packed,
+                &epilogue,
+                y,
+                ldy,
+            );
         }
     }
 }
@@ -204,7 +253,15 @@ fn attend(
         AttentionInputs::Codes(_) => {
             let distances = [shape.ldq, shape.ldk, shape.ldv];
             let [q, k, v] = QKV.map(|i| operands.codes(i, distances[i]));
-            cqc_kernels::attention_codes(isa, pool, shape, [&q, &k, &v], mask, operands.target(y), scratch);
+            cqc_kernels::attention_codes(
+                isa,
+                pool,
+                shape,
+                [&q, &k, &v],
+                mask,
+                operands.target(y),
+                scratch,
+            );
         }
         AttentionInputs::Bf16 => {
             let qkv = QKV.map(|i| operands.of(i));
@@ -218,7 +275,9 @@ fn run_f32(kernel: &Kernel, operands: &Operands, y: &mut [f32], scratch: &mut [f
     let (isa, pool) = (run.isa, run.pool);
     let x = operands.f32(X);
     match kernel {
-        Kernel::MatMul(shape) => cqc_kernels::matmul_batched(isa, pool, shape, x, operands.f32(1), y, scratch),
+        Kernel::MatMul(shape) => {
+            cqc_kernels::matmul_batched(isa, pool, shape, x, operands.f32(1), y, scratch)
+        }
         Kernel::Softmax { rows, cols } => cqc_kernels::softmax(isa, pool, *rows, *cols, x, y),
         Kernel::Unary(op) => cqc_kernels::unary(isa, pool, *op, x, y),
         Kernel::Binary { op, rows, c, sides, ldy } => {
@@ -231,7 +290,9 @@ fn run_f32(kernel: &Kernel, operands: &Operands, y: &mut [f32], scratch: &mut [f
             let b = side(&sides[1], operands, 1, *c, second, pool);
             cqc_kernels::binary(isa, pool, *op, *rows, *c, a, b, y, *ldy);
         }
-        Kernel::Geglu { rows, c, ldx, ldy } => cqc_kernels::geglu(isa, pool, *rows, *c, x, *ldx, y, *ldy),
+        Kernel::Geglu { rows, c, ldx, ldy } => {
+            cqc_kernels::geglu(isa, pool, *rows, *c, x, *ldx, y, *ldy)
+        }
         Kernel::Affine { rows, c, ldx, residual, previous, ldy } => {
             let [scale, shift] = AFFINE_MAP.map(|i| operands.f32(i));
             let residual = residual.map(|ld| (operands.f32(AFFINE_RESIDUAL), ld));
@@ -253,8 +314,9 @@ fn normalise(kernel: &Kernel, operands: &Operands, y: Output, run: Run) {
         }
         Kernel::LayerNorm { rows, c, eps, modulate, ldx, ldy } => {
             let [at_scale, at_shift] = MODULATE;
-            let modulate =
-                modulate.map(|[scale, shift]| (operands.rows(at_scale, scale), operands.rows(at_shift, shift)));
+            let modulate = modulate.map(|[scale, shift]| {
+                (operands.rows(at_scale, scale), operands.rows(at_shift, shift))
+            });
             let shape = LayerNorm { rows, c, eps, gamma, beta, modulate };
             cqc_kernels::layer_norm(run.isa, run.pool, &shape, x, ldx, y, ldy);
         }
@@ -283,7 +345,15 @@ fn side<'a>(
         Side::Image(spec) => BroadcastOperand::Image(operands.rows(i, *spec)),
         Side::Expanded(copy) => {
             let scratch = &mut scratch[..copy_target_len(copy)];
-            cqc_kernels::copy_strided(pool, &copy.shape, x, copy.x_offset, &copy.x_strides, scratch, &copy.y_strides);
+            cqc_kernels::copy_strided(
+                pool,
+                &copy.shape,
+                x,
+                copy.x_offset,
+                &copy.x_strides,
+                scratch,
+                &copy.y_strides,
+            );
             BroadcastOperand::Full(scratch, c)
         }
     }
@@ -295,7 +365,14 @@ fn copy_target_len(copy: &Move) -> usize {
     copy.y_offset + last + 1
 }
 
-fn copy(size: usize, fill: Option<Fill>, moves: &[Move], operands: &Operands, y: &mut [u8], pool: &Pool) {
+fn copy(
+    size: usize,
+    fill: Option<Fill>,
+    moves: &[Move],
+    operands: &Operands,
+    y: &mut [u8],
+    pool: &Pool,
+) {
     match size {
         1 => copy_as::<u8>(fill, moves, operands, y, pool),
         2 => copy_as::<u16>(fill, moves, operands, y, pool),
@@ -304,7 +381,13 @@ fn copy(size: usize, fill: Option<Fill>, moves: &[Move], operands: &Operands, y:
     }
 }
 
-fn copy_as<T: Pod>(fill: Option<Fill>, moves: &[Move], operands: &Operands, y: &mut [u8], pool: &Pool) {
+fn copy_as<T: Pod>(
+    fill: Option<Fill>,
+    moves: &[Move],
+    operands: &Operands,
+    y: &mut [u8],
+    pool: &Pool,
+) {
     let y: &mut [T] = cast_mut(y);
     match fill {
         Some(Fill::Zero) => y.fill(T::default()),
@@ -325,7 +408,15 @@ fn run_reference(
     run: Run,
 ) -> Result<(), String> {
     let tensor = |v: Option<usize>| {
-        v.map(|v| read_tensor(&program.values[v], &program.locations[v], arena, run.request, run.evaluation))
+        v.map(|v| {
+            read_tensor(
+                &program.values[v],
+                &program.locations[v],
+                arena,
+                run.request,
+                run.evaluation,
+            )
+        })
     };
     let inputs: Vec<Option<Tensor>> = step.inputs.iter().copied().map(tensor).collect();
     let inputs: Vec<Option<&Tensor>> = inputs.iter().map(Option::as_ref).collect();

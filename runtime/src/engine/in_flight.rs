@@ -48,7 +48,8 @@ impl InFlight {
 
     /// Copies one slot to another of the same size.
     pub(super) fn copy(&mut self, from: Span, to: Span) {
-        let (reads, [to]) = self.memory.split([to]).expect("slots lie apart in the request's memory");
+        let (reads, [to]) =
+            self.memory.split([to]).expect("slots lie apart in the request's memory");
         to.copy_from_slice(reads.get(from).expect("slots lie apart in the request's memory"));
     }
 
@@ -59,6 +60,9 @@ impl InFlight {
 
 impl std::fmt::Debug for InFlight {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("InFlight").field("bytes", &self.memory.len()).field("last", &self.last).finish_non_exhaustive()
+        f.debug_struct("InFlight")
+            .field("bytes", &self.memory.len())
+            .field("last", &self.last)
+            .finish_non_exhaustive()
     }
 }

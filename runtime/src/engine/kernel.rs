@@ -3,8 +3,8 @@
 use cqc_kernels::attention::attention_scratch_len;
 use cqc_kernels::matmul::matmul_scratch_len;
 use cqc_kernels::{
-    Act, AttentionShape, Binary, Conv, Isa, MatmulShape, PackedBf16, PackedCodes, PackedMatrix, Unary,
-    attention_bf16_scratch_len, attention_codes_scratch_len,
+    Act, AttentionShape, Binary, Conv, Isa, MatmulShape, PackedBf16, PackedCodes, PackedMatrix,
+    Unary, attention_bf16_scratch_len, attention_codes_scratch_len,
 };
 use cqc_proto::{DType, Op};
 use std::sync::Arc;
@@ -163,7 +163,11 @@ impl ProductWeights {
     /// The value that holds the scale and the one that holds the zero point, of operand 0 where
     /// that is codes.
     fn rounding_of_codes(&self) -> &[[usize; 2]] {
-        if let ProductWeights::Codes { rounding, .. } = self { std::slice::from_ref(rounding) } else { &[] }
+        if let ProductWeights::Codes { rounding, .. } = self {
+            std::slice::from_ref(rounding)
+        } else {
+            &[]
+        }
     }
 }
 
@@ -232,7 +236,9 @@ impl Move {
                 continue;
             }
             match axes.last_mut() {
-                Some(last) if last.1 == x * size as isize && last.2 == y * size => *last = (last.0 * size, x, y),
+                Some(last) if last.1 == x * size as isize && last.2 == y * size => {
+                    *last = (last.0 * size, x, y)
+                }
                 _ => axes.push((size, x, y)),
             }
         }
@@ -304,9 +310,12 @@ impl Kernel {
                     takes_narrow: true,
                     ..PLAIN
                 },
-                AttentionInputs::Bf16 => {
-                    KernelTraits { format: NumberFormat::Bf16, rounds_result: true, takes_narrow: true, ..PLAIN }
-                }
+                AttentionInputs::Bf16 => KernelTraits {
+                    format: NumberFormat::Bf16,
+                    rounds_result: true,
+                    takes_narrow: true,
+                    ..PLAIN
+                },
             },
             Kernel::GroupNorm { .. } | Kernel::LayerNorm { .. } | Kernel::RmsNorm { .. } => {
                 KernelTraits { rounds_result: true, ..PLAIN }

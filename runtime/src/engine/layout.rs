@@ -65,12 +65,14 @@ mod tests {
 
     #[test]
     fn buffers_that_meet_in_time_do_not_meet_in_space() {
-        let buffers: Vec<Buffer> = (0..200).map(|i| buffer(i * 37 % 501 + 1, i, i + i * 7 % 13)).collect();
+        let buffers: Vec<Buffer> =
+            (0..200).map(|i| buffer(i * 37 % 501 + 1, i, i + i * 7 % 13)).collect();
         let (offsets, total) = place(&buffers).unwrap();
         for (i, a) in buffers.iter().enumerate() {
             assert!(offsets[i].is_multiple_of(ALIGN) && offsets[i] + a.bytes <= total);
             for (j, b) in buffers.iter().enumerate().skip(i + 1) {
-                let apart = offsets[i] + a.bytes <= offsets[j] || offsets[j] + b.bytes <= offsets[i];
+                let apart =
+                    offsets[i] + a.bytes <= offsets[j] || offsets[j] + b.bytes <= offsets[i];
                 assert!(apart || !a.meets(b), "{i} and {j}");
             }
         }

@@ -34,7 +34,9 @@ mod watch;
 mod weights;
 pub(crate) mod wiring;
 
-pub use backend::{Backend, DeviceEngine, DeviceEvaluation, DevicePreludes, DeviceRequest, DeviceSampling};
+pub use backend::{
+    Backend, DeviceEngine, DeviceEvaluation, DevicePreludes, DeviceRequest, DeviceSampling,
+};
 pub use cqc_kernels::{Executor, Pool};
 pub use error::EngineError;
 pub use in_flight::InFlight;
@@ -165,7 +167,10 @@ impl Engine {
 
     /// The weights it runs on, and options that open another engine like it, on the same threads.
     pub fn recipe(&self) -> (Arc<Weights>, EngineOptions) {
-        (self.weights.clone(), EngineOptions { pool: Some(self.pool.clone()), ..self.options.clone() })
+        (
+            self.weights.clone(),
+            EngineOptions { pool: Some(self.pool.clone()), ..self.options.clone() },
+        )
     }
 
     /// Samples per evaluation.
@@ -227,13 +232,19 @@ impl Engine {
         for (index, step) in program.steps.iter().enumerate() {
             if let Some(watch) = &mut watch {
                 let arena = &self.arena;
-                watch(&Watched { program, arena, request, evaluation, kind, step: index, done: false });
+                watch(&Watched {
+                    program,
+                    arena,
+                    request,
+                    evaluation,
+                    kind,
+                    step: index,
+                    done: false,
+                });
             }
             let start = self.clock.is_some().then(Instant::now);
-            run_step(program, index, &mut self.arena, run).map_err(|reason| EngineError::Execution {
-                program: kind,
-                step: step.name.clone(),
-                reason,
+            run_step(program, index, &mut self.arena, run).map_err(|reason| {
+                EngineError::Execution { program: kind, step: step.name.clone(), reason }
             })?;
             if let (Some(clock), Some(start)) = (&mut self.clock, start) {
                 let (total, calls) = &mut clock[kind as usize][index];
@@ -242,7 +253,15 @@ impl Engine {
             }
             if let Some(watch) = &mut watch {
                 let arena = &self.arena;
-                watch(&Watched { program, arena, request, evaluation, kind, step: index, done: true });
+                watch(&Watched {
+                    program,
+                    arena,
+                    request,
+                    evaluation,
+                    kind,
+                    step: index,
+                    done: true,
+                });
             }
         }
         Ok(())
@@ -258,13 +277,22 @@ impl Engine {
 
     fn value(&self, kind: ProgramKind, v: usize, request: &InFlight, evaluation: usize) -> Tensor {
         let program = &self.programs[kind as usize];
-        read_tensor(&program.values[v], &program.locations[v], &self.arena, &request.memory, evaluation)
+        read_tensor(
+            &program.values[v],
+            &program.locations[v],
+            &self.arena,
+            &request.memory,
+            evaluation,
+        )
     }
 }
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (batch, memory) = (self.batch, self.memory_bytes());
-        f.debug_struct("Engine").field("batch", &batch).field("memory", &memory).finish_non_exhaustive()
+        f.debug_struct("Engine")
+            .field("batch", &batch)
+            .field("memory", &memory)
+            .finish_non_exhaustive()
     }
 }

@@ -7,14 +7,25 @@ use cqc_proto::DType;
 ///
 /// # Errors
 /// An index outside the axis.
-pub(super) fn gather(sizes: [usize; 3], data: &[u8], indices: &[u8], dtype: DType, y: &mut [u8]) -> Result<(), String> {
+pub(super) fn gather(
+    sizes: [usize; 3],
+    data: &[u8],
+    indices: &[u8],
+    dtype: DType,
+    y: &mut [u8],
+) -> Result<(), String> {
     match dtype {
         DType::I32 => gather_at(sizes, data, cast::<i32>(indices), y),
         _ => gather_at(sizes, data, cast::<i64>(indices), y),
     }
 }
 
-fn gather_at<I: Copy + Into<i64>>(sizes: [usize; 3], data: &[u8], indices: &[I], y: &mut [u8]) -> Result<(), String> {
+fn gather_at<I: Copy + Into<i64>>(
+    sizes: [usize; 3],
+    data: &[u8],
+    indices: &[I],
+    y: &mut [u8],
+) -> Result<(), String> {
     let [outer, size, inner] = sizes;
     let mut rows = y.chunks_exact_mut(inner);
     for block in 0..outer {
@@ -40,7 +51,13 @@ pub(super) fn cast_elements(from: DType, to: DType, x: &[u8], y: &mut [u8]) {
     }
 }
 
-fn cast_from<T: Pod + PartialEq>(to: DType, x: &[u8], y: &mut [u8], float: impl Fn(T) -> f32, int: impl Fn(T) -> i64) {
+fn cast_from<T: Pod + PartialEq>(
+    to: DType,
+    x: &[u8],
+    y: &mut [u8],
+    float: impl Fn(T) -> f32,
+    int: impl Fn(T) -> i64,
+) {
     let x = cast::<T>(x);
     match to {
         DType::F32 => each(x, cast_mut(y), float),
@@ -70,7 +87,14 @@ pub(super) fn select(
     }
 }
 
-fn select_as<T: Pod>(shape: &[usize], strides: &[Vec<usize>; 3], condition: &[u8], a: &[T], b: &[T], y: &mut [T]) {
+fn select_as<T: Pod>(
+    shape: &[usize],
+    strides: &[Vec<usize>; 3],
+    condition: &[u8],
+    a: &[T],
+    b: &[T],
+    y: &mut [T],
+) {
     let mut index = [0usize; cqc_proto::types::MAX_RANK];
     let mut at = [0usize; 3];
     for y in y {

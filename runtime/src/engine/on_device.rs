@@ -6,7 +6,10 @@ use cqc_proto::plan::ProgramKind;
 impl Engine {
     /// Lets the device move samples, if there is one and the plan has tables, whose rows it counts.
     /// Tells whether it does.
-    pub(crate) fn sample_on_device(&mut self, sampling: &DeviceSampling) -> Result<bool, EngineError> {
+    pub(crate) fn sample_on_device(
+        &mut self,
+        sampling: &DeviceSampling,
+    ) -> Result<bool, EngineError> {
         let counts = self.plan().evaluations == sampling.table.rows.len();
         match &mut self.device {
             Some(device) if counts => device.set_sampling(sampling).map(|()| true),

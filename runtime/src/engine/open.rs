@@ -2,7 +2,9 @@
 
 use super::program::{Draft, Location, ProgramOptions};
 use super::values::Value;
-use super::{DevicePreludes, Engine, EngineError, EngineOptions, InputSlot, RequestLayout, Weights};
+use super::{
+    DevicePreludes, Engine, EngineError, EngineOptions, InputSlot, RequestLayout, Weights,
+};
 use cqc_kernels::Pool;
 use cqc_kernels::arena::{ALIGN, Arena, Span};
 use cqc_proto::plan::{InputRole, Plan, PlanInput, PlanValue, ProgramKind, Source};
@@ -11,21 +13,28 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub(super) fn open(weights: &Arc<Weights>, options: &EngineOptions) -> Result<Engine, EngineError> {
-    let mut preludes = if options.device.is_some() { DevicePreludes::ALL } else { DevicePreludes::NONE };
+    let mut preludes =
+        if options.device.is_some() { DevicePreludes::ALL } else { DevicePreludes::NONE };
     loop {
         // what the device cannot do before the loop, the CPU does, and what that reads
         preludes = match open_with(weights, options, preludes) {
-            Err(EngineError::NoDeviceKernel { program, .. }) if preludes.contains(program) => match program {
-                ProgramKind::Prelude => DevicePreludes { prelude: false, ..preludes },
-                _ => DevicePreludes::NONE,
-            },
+            Err(EngineError::NoDeviceKernel { program, .. }) if preludes.contains(program) => {
+                match program {
+                    ProgramKind::Prelude => DevicePreludes { prelude: false, ..preludes },
+                    _ => DevicePreludes::NONE,
+                }
+            }
             done => return done,
         }
     }
 }
 
 /// Opens an engine that runs these preludes on its device.
-fn open_with(weights: &Arc<Weights>, options: &EngineOptions, preludes: DevicePreludes) -> Result<Engine, EngineError> {
+fn open_with(
+    weights: &Arc<Weights>,
+    options: &EngineOptions,
+    preludes: DevicePreludes,
+) -> Result<Engine, EngineError> {
     let plan = weights.plan();
     check_batch(plan, options.batch)?;
     let pool = options.pool.clone().unwrap_or_else(|| Arc::new(Pool::new(options.threads)));
@@ -40,8 +49,16 @@ fn open_with(weights: &Arc<Weights>, options: &EngineOptions, preludes: DevicePr
         let keep: Vec<usize> = keep.values().copied().collect();
         let max_memory = options.max_memory;
         let elsewhere = if kind.is_step() { on_device } else { preludes.contains(kind) };
-        let options =
-            ProgramOptions { isa, threads, low_precision, bf16, reference, keep: &keep, max_memory, elsewhere };
+        let options = ProgramOptions {
+            isa,
+            threads,
+            low_precision,
+            bf16,
+            reference,
+            keep: &keep,
+            max_memory,
+            elsewhere,
+        };
         Draft::new(weights, kind, &bindings, &options)
     };
     let none = BTreeMap::new();
@@ -51,8 +68,11 @@ fn open_with(weights: &Arc<Weights>, options: &EngineOptions, preludes: DevicePr
     let draft_chunk = |chunk: usize| {
         let mut steps = draft(ProgramKind::PreludeSteps, chunk * options.batch, &none)?;
         if let Some(device) = options.device.as_ref().filter(|_| preludes.prelude_steps) {
-            let bindings =
-                plan.batch_symbol.iter().map(|s| (s.as_str().into(), (chunk * options.batch) as i64)).collect();
+            let bindings = plan
+                .batch_symbol
+                .iter()
+                .map(|s| (s.as_str().into(), (chunk * options.batch) as i64))
+                .collect();
             steps.bytes = device.prelude_bytes(weights, ProgramKind::PreludeSteps, &bindings)?;
         }
         Ok(steps)
@@ -77,10 +97,16 @@ fn open_with(weights: &Arc<Weights>, options: &EngineOptions, preludes: DevicePr
         return Err(EngineError::Memory { needed: bytes, limit: options.max_memory });
     }
     let outside = |value: &Value| outside(value, &layout);
-    let programs = [prelude, prelude_steps, full, cached].map(|draft| draft.place(weights, &outside));
-    let device = options.device.as_ref().map(|backend| backend.open(weights, options, &layout, preludes, chunk));
+    let programs =
+        [prelude, prelude_steps, full, cached].map(|draft| draft.place(weights, &outside));
+    let device = options
+        .device
+        .as_ref()
+        .map(|backend| backend.open(weights, options, &layout, preludes, chunk));
     let device = device.transpose()?;
-    let clock = options.profile.then(|| [0, 1, 2, 3].map(|i| vec![Default::default(); programs[i].steps.len()]));
+    let clock = options
+        .profile
+        .then(|| [0, 1, 2, 3].map(|i| vec![Default::default(); programs[i].steps.len()]));
     Ok(Engine {
         weights: Arc::clone(weights),
         pool,
@@ -122,7 +148,8 @@ fn check_batch(plan: &Plan, asked: usize) -> Result<(), EngineError> {
 /// The named values and the outputs, of `full` and of `cached`.
 fn kept_values(plan: &Plan, names: &[String]) -> Result<[BTreeMap<String, usize>; 2], EngineError> {
     let inner = || names.iter().filter(|name| plan.outputs.iter().all(|o| o.name != **name));
-    let find = |kind, name: &String| plan.program(kind).values.iter().rposition(|v| v.name == *name);
+    let find =
+        |kind, name: &String| plan.program(kind).values.iter().rposition(|v| v.name == *name);
     if let Some(name) = inner().find(|name| find(ProgramKind::Full, name).is_none()) {
         return Err(EngineError::NoValue { name: name.clone() });
     }
@@ -141,7 +168,8 @@ fn has_single_timestep(plan: &Plan) -> bool {
     let Some(symbol) = &plan.batch_symbol else { return plan.steps_one_by_one() };
     let is_single = |v: &PlanValue| match v.source {
         Source::Input(i) => {
-            plan.inputs[i].role == InputRole::Timestep && v.ty.shape.iter().all(|d| d.coefficient(symbol) == 0)
+            plan.inputs[i].role == InputRole::Timestep
+                && v.ty.shape.iter().all(|d| d.coefficient(symbol) == 0)
         }
         _ => false,
     };
@@ -165,20 +193,37 @@ fn draft_steps(
 }
 
 /// Checks that what `prelude_steps` reads is a whole number of what is stacked.
-fn check_stacked(plan: &Plan, steps: &Draft, prelude: &Draft, chunk: usize, batch: usize) -> Result<(), EngineError> {
-    let bindings: Bindings = plan.batch_symbol.iter().map(|s| (s.as_str().into(), batch as i64)).collect();
+fn check_stacked(
+    plan: &Plan,
+    steps: &Draft,
+    prelude: &Draft,
+    chunk: usize,
+    batch: usize,
+) -> Result<(), EngineError> {
+    let bindings: Bindings =
+        plan.batch_symbol.iter().map(|s| (s.as_str().into(), batch as i64)).collect();
     for (i, value) in steps.values.iter().enumerate() {
         let one = match value.source {
-            Source::Input(i) => plan.inputs[i].ty.resolve(&bindings).map(|s| s.iter().product::<usize>()),
+            Source::Input(i) => {
+                plan.inputs[i].ty.resolve(&bindings).map(|s| s.iter().product::<usize>())
+            }
             Source::Prelude(i) => Some(prelude.values[plan.prelude.results[i]].len()),
-            Source::Table(i) => plan.constants[i].ty.fixed_shape().map(|s| s[1..].iter().product::<usize>() * batch),
+            Source::Table(i) => {
+                plan.constants[i].ty.fixed_shape().map(|s| s[1..].iter().product::<usize>() * batch)
+            }
             _ => continue,
         };
-        let is_time = matches!(value.source, Source::Input(i) if plan.inputs[i].role == InputRole::Timestep);
-        let stacked = one.is_some_and(|one| value.len() == one * chunk) || (is_time && value.len() == batch * chunk);
+        let is_time =
+            matches!(value.source, Source::Input(i) if plan.inputs[i].role == InputRole::Timestep);
+        let stacked = one.is_some_and(|one| value.len() == one * chunk)
+            || (is_time && value.len() == batch * chunk);
         if !stacked && (is_time || one != Some(value.len())) {
             let ty = plan.prelude_steps.values[i].ty.clone();
-            return Err(EngineError::Size { program: ProgramKind::PreludeSteps, name: value.name.clone(), ty });
+            return Err(EngineError::Size {
+                program: ProgramKind::PreludeSteps,
+                name: value.name.clone(),
+                ty,
+            });
         }
     }
     Ok(())
@@ -200,7 +245,11 @@ impl Stack {
 fn slots(plan: &Plan, batch: usize, request: &mut Stack) -> Result<Vec<InputSlot>, EngineError> {
     let bindings = plan.batch_symbol.iter().map(|s| (s.as_str().into(), batch as i64)).collect();
     let slot = |input: &PlanInput| {
-        let error = || EngineError::Size { program: ProgramKind::Full, name: input.name.clone(), ty: input.ty.clone() };
+        let error = || EngineError::Size {
+            program: ProgramKind::Full,
+            name: input.name.clone(),
+            ty: input.ty.clone(),
+        };
         let shape = input.ty.resolve(&bindings).filter(|s| !s.contains(&0)).ok_or_else(error)?;
         let dtype = if input.ty.dtype.is_float() { DType::F32 } else { input.ty.dtype };
         let span = request.push(shape.iter().product::<usize>() * dtype.size())?;

@@ -57,7 +57,9 @@ impl PackedFile {
     /// The parts of a packed constant.
     pub fn find<const N: usize>(&self, name: &str) -> Option<[Bytes; N]> {
         let spans = <[[u64; 2]; N]>::try_from(&self.table.get(name)?[..]).ok()?;
-        let inside = |[begin, len]: [u64; 2]| begin.checked_add(len).is_some_and(|end| end <= self.data.len() as u64);
+        let inside = |[begin, len]: [u64; 2]| {
+            begin.checked_add(len).is_some_and(|end| end <= self.data.len() as u64)
+        };
         let part = |[begin, len]: [u64; 2]| self.data.slice(begin as usize..(begin + len) as usize);
         spans.into_iter().all(inside).then(|| spans.map(part))
     }
@@ -71,7 +73,8 @@ impl PackedFile {
     pub fn write(&self, packed: &BTreeMap<String, Vec<&[u8]>>) -> io::Result<()> {
         let others = self.table.keys().filter(|name| !packed.contains_key(*name));
         let others = others.filter_map(|name| {
-            let part = |&[begin, len]: &[u64; 2]| self.data.get(begin as usize..)?.get(..len as usize);
+            let part =
+                |&[begin, len]: &[u64; 2]| self.data.get(begin as usize..)?.get(..len as usize);
             Some((name, self.table[name].iter().map(part).collect::<Option<Vec<_>>>()?))
         });
         let others: Vec<_> = others.collect();
@@ -82,7 +85,9 @@ impl PackedFile {
             end = (begin + part.len()).next_multiple_of(ALIGN);
             [begin as u64, part.len() as u64]
         };
-        let table: Table = all().map(|(name, parts)| (name.clone(), parts.iter().map(&mut place).collect())).collect();
+        let table: Table = all()
+            .map(|(name, parts)| (name.clone(), parts.iter().map(&mut place).collect()))
+            .collect();
         let table = serde_json::to_vec(&table)?;
         if let Some(folder) = self.path.parent() {
             std::fs::create_dir_all(folder)?;

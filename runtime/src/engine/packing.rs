@@ -41,7 +41,9 @@ impl PackKey {
     /// What it is called in a file of packed weights.
     fn name(&self, of: &str) -> String {
         match self {
-            PackKey::Linear { constant, k, n, paired } => format!("{of} {constant} linear {k} {n} {paired}"),
+            PackKey::Linear { constant, k, n, paired } => {
+                format!("{of} {constant} linear {k} {n} {paired}")
+            }
             PackKey::Conv { constant, shape } => format!("{of} {constant} {shape:?}"),
         }
     }
@@ -63,7 +65,8 @@ impl Weights {
     /// What the system says; the file is then as before.
     pub fn keep_packed(&self) -> io::Result<bool> {
         let Some(kept) = &self.kept else { return Ok(false) };
-        let (floats, codes, bf16) = (lock(&self.packed), lock(&self.packed_codes), lock(&self.packed_bf16));
+        let (floats, codes, bf16) =
+            (lock(&self.packed), lock(&self.packed_codes), lock(&self.packed_bf16));
         let mut packed: BTreeMap<String, Vec<&[u8]>> = BTreeMap::new();
         packed.extend(floats.iter().map(|(key, p)| (key.name("f32"), vec![p.part()])));
         packed.extend(codes.iter().map(|(key, p)| (key.name("codes"), p.parts().to_vec())));
@@ -81,7 +84,13 @@ impl Weights {
 
     /// Constant `i` packed as the `[k, n]` matrix of a product, its columns `paired` where that
     /// computes a GEGLU too.
-    pub(super) fn packed_linear(&self, constant: usize, k: usize, n: usize, paired: bool) -> Arc<PackedMatrix> {
+    pub(super) fn packed_linear(
+        &self,
+        constant: usize,
+        k: usize,
+        n: usize,
+        paired: bool,
+    ) -> Arc<PackedMatrix> {
         let pack = if paired { PackedMatrix::pairs_from_kn } else { PackedMatrix::from_kn };
         self.pack(PackKey::Linear { constant, k, n, paired }, |w| pack(self.isa, k, n, w))
     }
@@ -108,7 +117,11 @@ impl Weights {
     }
 
     /// The codes of constant `i` packed for a convolution of that shape; `None`: it has none.
-    pub(super) fn packed_conv_codes(&self, constant: usize, shape: &ConvShape) -> Option<Arc<PackedCodes>> {
+    pub(super) fn packed_conv_codes(
+        &self,
+        constant: usize,
+        shape: &ConvShape,
+    ) -> Option<Arc<PackedCodes>> {
         let shape = ConvShape { n: 1, ..*shape };
         self.pack_codes(PackKey::Conv { constant, shape }, |codes, segments, scale| {
             PackedCodes::from_oihw(self.isa, &shape, segments, codes, scale)
@@ -130,15 +143,26 @@ impl Weights {
 
     /// Constant `i`, of bf16 or of codes with one scale per output, packed for a convolution of
     /// that shape; `None`: it is of another type.
-    pub(super) fn packed_conv_bf16(&self, constant: usize, shape: &ConvShape) -> Option<Arc<PackedBf16>> {
+    pub(super) fn packed_conv_bf16(
+        &self,
+        constant: usize,
+        shape: &ConvShape,
+    ) -> Option<Arc<PackedBf16>> {
         let shape = ConvShape { n: 1, ..*shape };
-        self.pack_bf16(PackKey::Conv { constant, shape }, |w| PackedBf16::from_oihw(self.isa, &shape, w))
+        self.pack_bf16(PackKey::Conv { constant, shape }, |w| {
+            PackedBf16::from_oihw(self.isa, &shape, w)
+        })
     }
 
-    fn pack_bf16(&self, key: PackKey, pack: impl FnOnce(&[u16]) -> PackedBf16) -> Option<Arc<PackedBf16>> {
+    fn pack_bf16(
+        &self,
+        key: PackKey,
+        pack: impl FnOnce(&[u16]) -> PackedBf16,
+    ) -> Option<Arc<PackedBf16>> {
         let constant = key.constant();
         let Constant { ty, codes, .. } = &self.plan.constants[constant];
-        let suits = codes.as_ref().map_or(ty.dtype == DType::BF16, |codes| codes.segments.len() <= 1);
+        let suits =
+            codes.as_ref().map_or(ty.dtype == DType::BF16, |codes| codes.segments.len() <= 1);
         if !suits {
             return None;
         }
@@ -146,12 +170,14 @@ impl Weights {
         let made = packed.entry(key).or_insert_with(|| {
             let (taps, depth, n, paired) = key.product();
             let kept = self.kept("bf16", &key);
-            let kept = kept.and_then(|parts| PackedBf16::from_parts(self.isa, taps, depth, n, paired, parts));
+            let kept = kept
+                .and_then(|parts| PackedBf16::from_parts(self.isa, taps, depth, n, paired, parts));
             let made = Arc::new(match (kept, codes) {
                 (Some(kept), _) => kept,
                 (None, None) => pack(cast(&self.stored(constant))),
                 (None, Some(codes)) => {
-                    let shape = ty.fixed_shape().expect("validated: the sizes of a constant are known");
+                    let shape =
+                        ty.fixed_shape().expect("validated: the sizes of a constant are known");
                     // whole numbers below 256 are exact
                     let bits = |code: &i8| (f32::from(*code).to_bits() >> 16) as u16;
                     let codes_of = codes.unpack(&self.stored(constant), shape.iter().product());
@@ -185,7 +211,8 @@ impl Weights {
         };
         let (taps, _, n, paired) = key.product();
         let kept = self.kept("codes", &key);
-        let kept = kept.and_then(|parts| PackedCodes::from_parts(self.isa, taps, &segments, n, paired, parts));
+        let kept = kept
+            .and_then(|parts| PackedCodes::from_parts(self.isa, taps, &segments, n, paired, parts));
         let made = Arc::new(kept.unwrap_or_else(|| {
             let values = codes.unpack(&self.stored(constant), shape.iter().product());
             pack(&values, &segments, cast(&self.constant(codes.scale)))
@@ -203,8 +230,12 @@ impl Weights {
             Entry::Occupied(entry) => Arc::clone(entry.get()),
             Entry::Vacant(entry) => {
                 let kept = self.kept("f32", &key).and_then(|[part]| match key {
-                    PackKey::Linear { k, n, paired, .. } => PackedMatrix::kn_from_part(self.isa, k, n, paired, part),
-                    PackKey::Conv { shape, .. } => PackedMatrix::oihw_from_part(self.isa, &shape, part),
+                    PackKey::Linear { k, n, paired, .. } => {
+                        PackedMatrix::kn_from_part(self.isa, k, n, paired, part)
+                    }
+                    PackKey::Conv { shape, .. } => {
+                        PackedMatrix::oihw_from_part(self.isa, &shape, part)
+                    }
                 });
                 let made = kept.unwrap_or_else(|| {
                     // A widened copy is dropped again unless a step reads it as it is.

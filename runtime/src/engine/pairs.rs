@@ -16,13 +16,16 @@ use std::collections::HashMap;
 
 /// Of such layers: their result, and that of the GEGLU. Values in `kept` are stored.
 pub(crate) fn find(program: &Program, values: &[Value], kept: &[usize]) -> HashMap<usize, usize> {
-    let own = |v: usize| values.iter().filter(|other| other.home == v).count() == 1 && values[v].home == v;
+    let own = |v: usize| {
+        values.iter().filter(|other| other.home == v).count() == 1 && values[v].home == v
+    };
     let pair = |step: &Step| {
         let v = step.outputs[0];
         let mut readers = program.steps.iter().filter(|s| s.inputs.contains(&Some(v)));
         let (reader, None) = (readers.next()?, readers.next()) else { return None };
         let y = reader.outputs[0];
-        let plain = [GATE, RESIDUAL].iter().all(|&i| step.inputs.get(i).copied().flatten().is_none());
+        let plain =
+            [GATE, RESIDUAL].iter().all(|&i| step.inputs.get(i).copied().flatten().is_none());
         let suits = matches!(step.op, Op::Linear { act: Act::None })
             && matches!(reader.op, Op::Geglu { act: Act::GeluErf })
             && plain
@@ -38,9 +41,11 @@ pub(crate) fn find(program: &Program, values: &[Value], kept: &[usize]) -> HashM
 
 /// The layers that do write what the GEGLU would, which then has nothing left to do.
 pub(crate) fn wire(pairs: &HashMap<usize, usize>, kernels: &mut [Kernel], wirings: &mut [Wiring]) {
-    for product in (0..kernels.len()).filter(|&i| kernels[i].traits().is_paired).collect::<Vec<_>>() {
+    for product in (0..kernels.len()).filter(|&i| kernels[i].traits().is_paired).collect::<Vec<_>>()
+    {
         let y = pairs[&wirings[product].outputs[0]];
-        let geglu = wirings.iter().position(|wiring| wiring.outputs == [y]).expect("a step computes it");
+        let geglu =
+            wirings.iter().position(|wiring| wiring.outputs == [y]).expect("a step computes it");
         wirings[product].outputs = vec![y];
         kernels[geglu] = Kernel::Nothing;
         wirings[geglu] = Wiring::default();

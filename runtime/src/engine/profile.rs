@@ -120,7 +120,10 @@ impl Engine {
     /// How every step of every program is executed, on the CPU: a device that the engine may have
     /// is not asked.
     pub fn steps(&self) -> Vec<StepExecution> {
-        let steps = self.programs.iter().flat_map(|program| program.steps.iter().map(move |step| (program, step)));
+        let steps = self
+            .programs
+            .iter()
+            .flat_map(|program| program.steps.iter().map(move |step| (program, step)));
         let described = steps.map(|(program, step)| StepExecution {
             program: program.kind,
             name: step.name.clone(),
@@ -135,9 +138,12 @@ impl Engine {
     /// takes.
     pub fn profile(&self) -> Vec<StepProfile> {
         let programs = self.programs.iter();
-        let steps = programs.flat_map(|program| program.steps.iter().enumerate().map(|(i, s)| (program.kind, i, s)));
+        let steps = programs.flat_map(|program| {
+            program.steps.iter().enumerate().map(|(i, s)| (program.kind, i, s))
+        });
         let profiles = steps.map(|(program, i, step)| {
-            let (total, calls) = self.clock.as_ref().map_or_else(Default::default, |c| c[program as usize][i]);
+            let (total, calls) =
+                self.clock.as_ref().map_or_else(Default::default, |c| c[program as usize][i]);
             let execution = Execution::of(&step.kernel);
             let evaluations = if program == ProgramKind::PreludeSteps { self.chunk } else { 1 };
             let (name, op) = (step.name.clone(), step.op.clone());
@@ -160,9 +166,13 @@ fn wiring(program: &PreparedProgram, step: &PreparedStep) -> String {
     }
     let stored = |v: &usize| {
         let value = &program.values[*v];
-        value.stored_as.map_or_else(|| value.name.clone(), |dtype| format!("{}:{dtype}", value.name))
+        value
+            .stored_as
+            .map_or_else(|| value.name.clone(), |dtype| format!("{}:{dtype}", value.name))
     };
-    let list = |values: &mut dyn Iterator<Item = &usize>| values.map(stored).collect::<Vec<_>>().join(", ");
+    let list = |values: &mut dyn Iterator<Item = &usize>| {
+        values.map(stored).collect::<Vec<_>>().join(", ")
+    };
     let reads = list(&mut step.inputs.iter().flatten());
     let rounding = match &step.rounding {
         Some(ResultRounding::Codes { bits, sizes, .. }) if sizes.len() > 1 => {

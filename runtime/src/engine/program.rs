@@ -46,15 +46,20 @@ impl Location {
         evaluation: usize,
     ) -> &'a [T] {
         match self {
-            Location::Memory { span } => {
-                reads.get(*span).expect("the layout keeps what a step reads apart from what it writes")
-            }
+            Location::Memory { span } => reads
+                .get(*span)
+                .expect("the layout keeps what a step reads apart from what it writes"),
             other => other.outside(request, evaluation),
         }
     }
 
     /// The elements while nothing is written.
-    pub fn get<'a, T: Pod>(&'a self, arena: &'a Arena, request: &'a Arena, evaluation: usize) -> &'a [T] {
+    pub fn get<'a, T: Pod>(
+        &'a self,
+        arena: &'a Arena,
+        request: &'a Arena,
+        evaluation: usize,
+    ) -> &'a [T] {
         match self {
             Location::Memory { span } => arena.get(*span).expect("the layout lies in the arena"),
             other => other.outside(request, evaluation),
@@ -144,7 +149,8 @@ impl Draft {
         if !options.elsewhere {
             let isa = weights.isa();
             let products = |taps: usize, segments: &[usize]| isa.multiplies_codes(taps, segments);
-            let multiplies_bf16 = |channels: usize, columns: usize| isa.suits_bf16(channels, columns);
+            let multiplies_bf16 =
+                |channels: usize, columns: usize| isa.suits_bf16(channels, columns);
             let kernels = CodeKernels { products: &products, attention: true };
             let storage = Storage {
                 codes: options.low_precision.then_some((isa.code_type(), kernels)),
@@ -164,8 +170,10 @@ impl Draft {
         let pairs = if fuses { pairs::find(program, &values, &kept) } else { HashMap::new() };
         let mut kernels = loop {
             let reference = options.reference;
-            let preparer = Preparer { weights, kind, values: &values, pairs: &pairs, bindings, reference };
-            let kernels = program.steps.iter().map(|s| preparer.prepare(s)).collect::<Result<Vec<_>, _>>()?;
+            let preparer =
+                Preparer { weights, kind, values: &values, pairs: &pairs, bindings, reference };
+            let kernels =
+                program.steps.iter().map(|s| preparer.prepare(s)).collect::<Result<Vec<_>, _>>()?;
             match codes::without_kernel(program, &values, &kernels) {
                 Some(v) => values[v].stored_as = None,
                 None => break kernels,
@@ -173,10 +181,12 @@ impl Draft {
         };
         let wirings = wiring::wire(program, &values, &mut kernels, &pairs, &kept, fuses);
         let (buffers, buffer_of, offsets) = (vec![], vec![], vec![]);
-        let mut draft = Draft { kind, values, kernels, wirings, buffers, buffer_of, kept, offsets, bytes: 0 };
+        let mut draft =
+            Draft { kind, values, kernels, wirings, buffers, buffer_of, kept, offsets, bytes: 0 };
         draft.find_buffers(options);
         let placed = layout::place(&draft.buffers);
-        (draft.offsets, draft.bytes) = placed.ok_or(EngineError::Memory { needed: usize::MAX, limit: usize::MAX })?;
+        (draft.offsets, draft.bytes) =
+            placed.ok_or(EngineError::Memory { needed: usize::MAX, limit: usize::MAX })?;
         Ok(draft)
     }
 
@@ -184,8 +194,19 @@ impl Draft {
     fn of_values(kind: ProgramKind, values: Vec<Value>, steps: usize) -> Draft {
         let kernels = (0..steps).map(|_| Kernel::Nothing).collect();
         let buffers = vec![Buffer { bytes: 0, first: 0, last: 0 }; steps];
-        let (wirings, buffer_of, offsets) = (vec![Wiring::default(); steps], vec![None; values.len()], vec![0; steps]);
-        Draft { kind, values, kernels, wirings, buffers, buffer_of, kept: vec![], offsets, bytes: 0 }
+        let (wirings, buffer_of, offsets) =
+            (vec![Wiring::default(); steps], vec![None; values.len()], vec![0; steps]);
+        Draft {
+            kind,
+            values,
+            kernels,
+            wirings,
+            buffers,
+            buffer_of,
+            kept: vec![],
+            offsets,
+            bytes: 0,
+        }
     }
 
     /// Storage of the program's own values, then scratch of its steps.
@@ -232,8 +253,16 @@ impl Draft {
         let scratches: Vec<Span> = (stored..self.buffers.len()).map(span).collect();
         let kernels = self.kernels.into_iter().zip(self.wirings);
         let steps = weights.plan().program(self.kind).steps.iter().zip(kernels).zip(scratches);
-        let steps = steps.map(|((step, (kernel, wiring)), scratch)| prepared(step, kernel, wiring, scratch)).collect();
-        PreparedProgram { kind: self.kind, values: self.values, locations, steps, bytes: self.bytes }
+        let steps = steps
+            .map(|((step, (kernel, wiring)), scratch)| prepared(step, kernel, wiring, scratch))
+            .collect();
+        PreparedProgram {
+            kind: self.kind,
+            values: self.values,
+            locations,
+            steps,
+            bytes: self.bytes,
+        }
     }
 
     fn outside_location(
@@ -248,11 +277,14 @@ impl Draft {
             // weights that were packed
             Source::Constant(_) if !read => Location::Memory { span: Span::new(0, 0) },
             Source::Constant(c) => Location::Constant(constant_bytes(weights, c, value.dtype)),
-            Source::Table(c) if self.kind.is_step() => {
-                Location::Table { bytes: constant_bytes(weights, c, value.dtype), row: value.bytes() }
-            }
+            Source::Table(c) if self.kind.is_step() => Location::Table {
+                bytes: constant_bytes(weights, c, value.dtype),
+                row: value.bytes(),
+            },
             // Never read, so it has no buffer.
-            _ if self.kind == ProgramKind::PreludeSteps => Location::Memory { span: Span::new(0, 0) },
+            _ if self.kind == ProgramKind::PreludeSteps => {
+                Location::Memory { span: Span::new(0, 0) }
+            }
             _ => outside(value),
         }
     }
@@ -272,20 +304,34 @@ pub(crate) fn kept(weights: &Weights, kind: ProgramKind, keep: &[usize]) -> Vec<
 
 fn prepared(step: &Step, kernel: Kernel, wiring: Wiring, scratch: Span) -> PreparedStep {
     let Wiring { inputs, outputs, rounding } = wiring;
-    PreparedStep { name: step.name.clone(), op: step.op.name(), kernel, inputs, outputs, rounding, scratch }
+    PreparedStep {
+        name: step.name.clone(),
+        op: step.op.name(),
+        kernel,
+        inputs,
+        outputs,
+        rounding,
+        scratch,
+    }
 }
 
 /// Bytes of a constant in the type that a program sees.
 pub(crate) fn constant_bytes(weights: &Weights, i: usize, dtype: DType) -> Bytes {
     let constant = &weights.plan().constants[i];
-    if constant.codes.is_none() && constant.ty.dtype == dtype { weights.stored(i) } else { weights.constant(i) }
+    if constant.codes.is_none() && constant.ty.dtype == dtype {
+        weights.stored(i)
+    } else {
+        weights.constant(i)
+    }
 }
 
 /// The location of a value inside that of its home.
 fn within(home: &Location, value: &Value) -> Location {
     let (start, len) = value.range();
     match home {
-        Location::Memory { span } if span.bytes > 0 => Location::Memory { span: Span::new(span.offset + start, len) },
+        Location::Memory { span } if span.bytes > 0 => {
+            Location::Memory { span: Span::new(span.offset + start, len) }
+        }
         Location::Request { span, step } => {
             Location::Request { span: Span::new(span.offset + start, len), step: *step }
         }
@@ -295,7 +341,11 @@ fn within(home: &Location, value: &Value) -> Location {
 }
 
 /// First and last step that touches the storage of each home; `None` where nothing does.
-pub(crate) fn lifetimes(values: &[Value], steps: &[Wiring], kept: &[usize]) -> Vec<Option<(usize, usize)>> {
+pub(crate) fn lifetimes(
+    values: &[Value],
+    steps: &[Wiring],
+    kept: &[usize],
+) -> Vec<Option<(usize, usize)>> {
     let mut lives: Vec<Option<(usize, usize)>> = vec![None; values.len()];
     let mut touch = |value: usize, at: usize| {
         let life = &mut lives[values[value].home];

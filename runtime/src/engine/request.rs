@@ -3,7 +3,9 @@
 use super::program::constant_bytes;
 use super::values::Value;
 use super::watch::Watch;
-use super::{DeviceEvaluation, DevicePreludes, Engine, EngineError, InFlight, InputSlot, RequestLayout};
+use super::{
+    DeviceEvaluation, DevicePreludes, Engine, EngineError, InFlight, InputSlot, RequestLayout,
+};
 use cqc_kernels::arena::{Arena, Span, bytes_of};
 use cqc_kernels::copy_strided;
 use cqc_proto::plan::{InputRole, PlanInput, ProgramKind, Source};
@@ -20,7 +22,11 @@ impl Engine {
     ///
     /// # Errors
     /// Missing, unknown or misshapen inputs; a wrong number of time steps; whatever a step reports.
-    pub fn begin(&mut self, conditions: &BTreeMap<String, Tensor>, timesteps: &[f64]) -> Result<InFlight, EngineError> {
+    pub fn begin(
+        &mut self,
+        conditions: &BTreeMap<String, Tensor>,
+        timesteps: &[f64],
+    ) -> Result<InFlight, EngineError> {
         self.begin_watched(conditions, timesteps, None)
     }
 
@@ -48,7 +54,8 @@ impl Engine {
             device: None,
         };
         self.take_inputs(&mut request, conditions, |role| role == InputRole::Condition)?;
-        let elsewhere = self.device.as_ref().map_or(DevicePreludes::NONE, |device| device.preludes());
+        let elsewhere =
+            self.device.as_ref().map_or(DevicePreludes::NONE, |device| device.preludes());
         if watch.is_some() && elsewhere != DevicePreludes::NONE {
             return Err(EngineError::OnDevice { what: "steps cannot be watched" });
         }
@@ -114,7 +121,10 @@ impl Engine {
             return Err(EngineError::ForeignRequest);
         }
         if e >= request.timesteps.len() {
-            return Err(EngineError::Evaluation { evaluation: e, evaluations: request.timesteps.len() });
+            return Err(EngineError::Evaluation {
+                evaluation: e,
+                evaluations: request.timesteps.len(),
+            });
         }
         if kind == ProgramKind::Cached && !(request.stored && self.plan().cache.is_some()) {
             return Err(EngineError::NothingCached { evaluation: e });
@@ -134,7 +144,14 @@ impl Engine {
             }
             let on_device = request.device.as_ref().ok_or(EngineError::ForeignRequest)?;
             let (stored, timestep) = (request.stored, request.timesteps[e]);
-            let evaluation = DeviceEvaluation { kind, request: on_device, evaluation: e, timestep, sample, stored };
+            let evaluation = DeviceEvaluation {
+                kind,
+                request: on_device,
+                evaluation: e,
+                timestep,
+                sample,
+                stored,
+            };
             device.evaluate(&evaluation, out)?;
             request.stored |= kind == ProgramKind::Full;
             request.last = Some((kind, e));
@@ -156,7 +173,10 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::begin`]; a plan with tables needs [`Engine::run_at`].
-    pub fn run(&mut self, inputs: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>, EngineError> {
+    pub fn run(
+        &mut self,
+        inputs: &BTreeMap<String, Tensor>,
+    ) -> Result<BTreeMap<String, Tensor>, EngineError> {
         let expected = self.plan().evaluations;
         if expected > 0 {
             return Err(EngineError::Timesteps { found: 0, expected });
@@ -197,7 +217,9 @@ impl Engine {
     /// All outputs after the last run, which must have been one of `request`, in the model's own
     /// types. None before any, and none on a device, where [`Engine::evaluate`] gives the first.
     pub fn outputs(&self, request: &InFlight) -> BTreeMap<String, Tensor> {
-        let Some((kind, evaluation)) = request.last.filter(|_| self.device.is_none()) else { return BTreeMap::new() };
+        let Some((kind, evaluation)) = request.last.filter(|_| self.device.is_none()) else {
+            return BTreeMap::new();
+        };
         let output = |(i, o): (usize, &cqc_proto::plan::PlanOutput)| {
             let tensor = self.value(kind, self.plan().output_value(kind, i), request, evaluation);
             let tensor = if o.ty.dtype.is_float() { tensor.to_float(o.ty.dtype) } else { tensor };
@@ -238,7 +260,9 @@ impl Engine {
 
     fn check_names(&self, given: &BTreeMap<String, Tensor>) -> Result<(), EngineError> {
         let inputs = &self.plan().inputs;
-        let Some(name) = given.keys().find(|name| inputs.iter().all(|i| i.name != **name)) else { return Ok(()) };
+        let Some(name) = given.keys().find(|name| inputs.iter().all(|i| i.name != **name)) else {
+            return Ok(());
+        };
         let known = inputs.iter().map(|i| i.name.as_str()).collect::<Vec<_>>().join(", ");
         Err(EngineError::UnknownInput { name: name.clone(), known })
     }
@@ -252,7 +276,10 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let inputs = self.weights.plan().inputs.iter().zip(&self.layout.inputs);
         for (input, slot) in inputs.filter(|(input, _)| wanted(input.role)) {
-            let missing = || EngineError::MissingInput { name: input.name.clone(), expected: input.ty.clone() };
+            let missing = || EngineError::MissingInput {
+                name: input.name.clone(),
+                expected: input.ty.clone(),
+            };
             let tensor = given.get(&input.name).ok_or_else(missing)?;
             let tensor = as_slot(input, slot, tensor)?;
             request.bytes::<u8>(slot.span).copy_from_slice(tensor.bytes());
@@ -302,10 +329,20 @@ impl Engine {
         let (value, location) = (&program.values[value], &program.locations[value]);
         let (row, ld) = (value.cols * value.dtype.size(), value.ld * value.dtype.size());
         let copy = |source: &[u8], target: &mut [u8]| {
-            copy_strided(&self.pool, &[value.rows, row], source, 0, &[ld as isize, 1], target, &[row, 1]);
+            copy_strided(
+                &self.pool,
+                &[value.rows, row],
+                source,
+                0,
+                &[ld as isize, 1],
+                target,
+                &[row, 1],
+            );
         };
         match location.written() {
-            Some(span) => copy(self.arena.get(span).expect("the layout lies in the arena"), request.bytes(to)),
+            Some(span) => {
+                copy(self.arena.get(span).expect("the layout lies in the arena"), request.bytes(to))
+            }
             None => {
                 // what a prelude only passes on may lie in the same memory
                 let source: Vec<u8> = location.get(&self.arena, &request.memory, 0).to_vec();
@@ -320,14 +357,22 @@ impl Engine {
         let program = &self.programs[ProgramKind::PreludeSteps as usize];
         let plan = self.weights.plan();
         for (i, (value, location)) in program.values.iter().zip(&program.locations).enumerate() {
-            let Some(span) = location.written().filter(|span| span.bytes > 0 && value.home == i) else { continue };
+            let Some(span) = location.written().filter(|span| span.bytes > 0 && value.home == i)
+            else {
+                continue;
+            };
             let target: &mut [u8] = self.arena.get_mut(span).expect("the layout lies in the arena");
-            let kept = |span| -> &[u8] { request.memory.get(span).expect("the layout lies in the request's memory") };
+            let kept = |span| -> &[u8] {
+                request.memory.get(span).expect("the layout lies in the request's memory")
+            };
             match value.source {
                 Source::Input(i) if plan.inputs[i].role == InputRole::Timestep => {
                     let steps = &request.timesteps[first..first + self.chunk];
                     let part = target.len() / steps.len();
-                    target.chunks_exact_mut(part).zip(steps).for_each(|(t, &step)| write_number(step, value.dtype, t));
+                    target
+                        .chunks_exact_mut(part)
+                        .zip(steps)
+                        .for_each(|(t, &step)| write_number(step, value.dtype, t));
                 }
                 Source::Input(i) => repeat(kept(self.layout.inputs[i].span), target),
                 Source::Prelude(i) => repeat(kept(self.layout.results[i]), target),
@@ -388,7 +433,11 @@ fn as_slot(input: &PlanInput, slot: &InputSlot, given: &Tensor) -> Result<Tensor
         return Ok(given.to_float(slot.dtype));
     }
     let size = slot.dtype.size();
-    let bytes: Vec<u8> = given.to_i64_vec().into_iter().flat_map(|v| v.to_le_bytes().into_iter().take(size)).collect();
+    let bytes: Vec<u8> = given
+        .to_i64_vec()
+        .into_iter()
+        .flat_map(|v| v.to_le_bytes().into_iter().take(size))
+        .collect();
     Ok(Tensor::new(slot.dtype, slot.shape.clone(), bytes)?)
 }
 

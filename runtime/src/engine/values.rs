@@ -64,16 +64,32 @@ impl Value {
 }
 
 /// Sizes of all values, and their homes.
-pub(crate) fn resolve(kind: ProgramKind, program: &Program, bindings: &Bindings) -> Result<Vec<Value>, EngineError> {
+pub(crate) fn resolve(
+    kind: ProgramKind,
+    program: &Program,
+    bindings: &Bindings,
+) -> Result<Vec<Value>, EngineError> {
     let sized = |(i, v): (usize, &PlanValue)| {
         let error = || EngineError::Size { program: kind, name: v.name.clone(), ty: v.ty.clone() };
         let shape = v.ty.resolve(bindings).filter(|s| !s.contains(&0)).ok_or_else(error)?;
         let cols = shape.last().copied().unwrap_or(1);
         let rows = element_count(&shape).ok_or_else(error)? / cols;
         let (name, dtype, source) = (v.name.clone(), v.ty.dtype, v.source);
-        Ok(Value { name, dtype, shape, source, home: i, column: 0, rows, cols, ld: cols, stored_as: None })
+        Ok(Value {
+            name,
+            dtype,
+            shape,
+            source,
+            home: i,
+            column: 0,
+            rows,
+            cols,
+            ld: cols,
+            stored_as: None,
+        })
     };
-    let mut values = program.values.iter().enumerate().map(sized).collect::<Result<Vec<_>, EngineError>>()?;
+    let mut values =
+        program.values.iter().enumerate().map(sized).collect::<Result<Vec<_>, EngineError>>()?;
     share_storage(program, &mut values);
     if !kind.is_step() {
         share_parts(program, bindings, &mut values);
@@ -84,13 +100,22 @@ pub(crate) fn resolve(kind: ProgramKind, program: &Program, bindings: &Bindings)
 /// Lets results of a prelude that are some columns of a value lie where that does: they are only
 /// copied to where they outlive the program.
 fn share_parts(program: &Program, bindings: &Bindings, values: &mut [Value]) {
-    let sharing = |v: usize| values.iter().enumerate().filter(move |(_, value)| value.home == v).map(|(i, _)| i);
+    let sharing = |v: usize| {
+        values.iter().enumerate().filter(move |(_, value)| value.home == v).map(|(i, _)| i)
+    };
     let is_read = |v: usize| program.steps.iter().any(|step| step.inputs.contains(&Some(v)));
     let mut parts = Vec::new();
     for step in &program.steps {
-        let (Op::Slice { .. }, [Some(x)], &[y]) = (&step.op, &step.inputs[..], &step.outputs[..]) else { continue };
-        let Some(Op::Slice { axes, starts, steps, .. }) = bind(&step.op, bindings) else { continue };
-        let Some(first) = starts.first().and_then(|d| usize::try_from(d.as_const()?).ok()) else { continue };
+        let (Op::Slice { .. }, [Some(x)], &[y]) = (&step.op, &step.inputs[..], &step.outputs[..])
+        else {
+            continue;
+        };
+        let Some(Op::Slice { axes, starts, steps, .. }) = bind(&step.op, bindings) else {
+            continue;
+        };
+        let Some(first) = starts.first().and_then(|d| usize::try_from(d.as_const()?).ok()) else {
+            continue;
+        };
         let is_columns = axes.len() == 1 && axes[0] + 1 == values[*x].shape.len() && steps == [1];
         let is_whole = values[*x].source == Source::Step && sharing(*x).eq([*x]);
         let only_kept = sharing(y).all(|z| !is_read(z) && values[z].cols == values[y].cols);
@@ -123,7 +148,10 @@ fn share_storage(program: &Program, values: &mut [Value]) {
         }
     }
     for step in &program.steps {
-        let (Op::Reshape { .. }, [Some(x)], [y]) = (&step.op, &step.inputs[..], &step.outputs[..]) else { continue };
+        let (Op::Reshape { .. }, [Some(x)], [y]) = (&step.op, &step.inputs[..], &step.outputs[..])
+        else {
+            continue;
+        };
         let free = values[*y].home == *y && !is_target[*y];
         if free && values[*x].is_dense() && values[*x].len() == values[*y].len() {
             values[*y].home = values[*x].home;
@@ -134,14 +162,27 @@ fn share_storage(program: &Program, values: &mut [Value]) {
 
 /// The operator with its symbolic sizes replaced by numbers.
 pub(crate) fn bind(op: &Op, bindings: &Bindings) -> Option<Op> {
-    let all = |dims: &[cqc_proto::Dim]| dims.iter().map(|d| d.bind(bindings)).collect::<Option<Vec<_>>>();
+    let all =
+        |dims: &[cqc_proto::Dim]| dims.iter().map(|d| d.bind(bindings)).collect::<Option<Vec<_>>>();
     Some(match op {
         Op::Reshape { shape } => Op::Reshape { shape: all(shape)? },
         Op::Expand { shape } => Op::Expand { shape: all(shape)? },
-        Op::Slice { axes, starts, ends, steps } => {
-            Op::Slice { axes: axes.clone(), starts: all(starts)?, ends: all(ends)?, steps: steps.clone() }
-        }
-        Op::Resize { sizes, scales, mode, coordinates, nearest, cubic_a, exclude_outside, antialias } => Op::Resize {
+        Op::Slice { axes, starts, ends, steps } => Op::Slice {
+            axes: axes.clone(),
+            starts: all(starts)?,
+            ends: all(ends)?,
+            steps: steps.clone(),
+        },
+        Op::Resize {
+            sizes,
+            scales,
+            mode,
+            coordinates,
+            nearest,
+            cubic_a,
+            exclude_outside,
+            antialias,
+        } => Op::Resize {
             sizes: all(sizes)?,
             scales: scales.clone(),
             mode: *mode,

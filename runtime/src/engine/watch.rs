@@ -41,7 +41,13 @@ impl Watched<'_> {
     }
 
     fn value(&self, v: usize) -> Tensor {
-        read_tensor(&self.program.values[v], &self.program.locations[v], self.arena, self.request, self.evaluation)
+        read_tensor(
+            &self.program.values[v],
+            &self.program.locations[v],
+            self.arena,
+            self.request,
+            self.evaluation,
+        )
     }
 }
 
@@ -55,13 +61,20 @@ impl Engine {
     ///
     /// # Panics
     /// When the table has no such row.
-    pub fn set_table_row(&mut self, constant: usize, e: usize, row: &[f32]) -> Result<(), EngineError> {
+    pub fn set_table_row(
+        &mut self,
+        constant: usize,
+        e: usize,
+        row: &[f32],
+    ) -> Result<(), EngineError> {
         if self.device.is_some() {
             return Err(EngineError::OnDevice { what: "tables cannot be overwritten" });
         }
         let is_passed = row.iter().any(|&scale| !codes::is_scale(scale));
         if is_passed && self.programs.iter().any(|program| codes::scales_codes(program, constant)) {
-            return Err(EngineError::Codes { constant: self.plan().constants[constant].name.clone() });
+            return Err(EngineError::Codes {
+                constant: self.plan().constants[constant].name.clone(),
+            });
         }
         for program in &mut self.programs {
             for (value, location) in program.values.iter().zip(&mut program.locations) {
@@ -74,8 +87,9 @@ impl Engine {
                     return Err(EngineError::Length { what: "a row of a table", found, expected });
                 }
                 let mut arena = Arena::new(bytes.len());
-                let all: &mut [u8] =
-                    arena.get_mut(cqc_kernels::arena::Span::new(0, bytes.len())).expect("an arena holds itself");
+                let all: &mut [u8] = arena
+                    .get_mut(cqc_kernels::arena::Span::new(0, bytes.len()))
+                    .expect("an arena holds itself");
                 all.copy_from_slice(bytes);
                 all[e * *size..][..*size].copy_from_slice(bytes_of(row));
                 *bytes = Bytes::from_owner(arena);

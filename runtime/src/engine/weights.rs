@@ -52,7 +52,12 @@ impl Weights {
     ///
     /// # Errors
     /// [`EngineError::Plan`].
-    pub fn in_two(plan: Plan, bytes: Bytes, more: Bytes, isa: Isa) -> Result<Arc<Weights>, EngineError> {
+    pub fn in_two(
+        plan: Plan,
+        bytes: Bytes,
+        more: Bytes,
+        isa: Isa,
+    ) -> Result<Arc<Weights>, EngineError> {
         Weights::open(plan, bytes, more, isa, None)
     }
 
@@ -61,7 +66,11 @@ impl Weights {
     ///
     /// # Errors
     /// Those of [`Weights::new`]. A cache that cannot be used is passed over.
-    pub fn with_cache(plan: Plan, bytes: Bytes, cache: &PackCache) -> Result<Arc<Weights>, EngineError> {
+    pub fn with_cache(
+        plan: Plan,
+        bytes: Bytes,
+        cache: &PackCache,
+    ) -> Result<Arc<Weights>, EngineError> {
         Weights::open(plan, bytes, Bytes::new(), Isa::detect()?, Some(cache))
     }
 
@@ -75,7 +84,8 @@ impl Weights {
         let base = if more.is_empty() { bytes.len() } else { bytes.len().next_multiple_of(ALIGN) };
         validate(&plan, (base + more.len()) as u64)?;
         let straddles = |c: &&Constant| {
-            let end = c.offset + c.stored_bytes().expect("validated: the sizes of a constant are known") as u64;
+            let end = c.offset
+                + c.stored_bytes().expect("validated: the sizes of a constant are known") as u64;
             c.offset < base as u64 && end > bytes.len() as u64
         };
         if let Some(c) = plan.constants.iter().find(straddles) {
@@ -131,7 +141,8 @@ impl Weights {
     /// A float or quantized constant in f32.
     pub(super) fn widen(&self, i: usize) -> Bytes {
         let constant = &self.plan.constants[i];
-        let shape = constant.ty.fixed_shape().expect("validated: the sizes of a constant are known");
+        let shape =
+            constant.ty.fixed_shape().expect("validated: the sizes of a constant are known");
         let values = match &constant.codes {
             Some(codes) => codes.values(&shape, &self.stored(i), cast(&self.constant(codes.scale))),
             None => {
@@ -140,7 +151,10 @@ impl Weights {
             }
         };
         let mut arena = Arena::new(values.len() * 4);
-        arena.get_mut(Span::new(0, values.len() * 4)).expect("an arena holds itself").copy_from_slice(&values[..]);
+        arena
+            .get_mut(Span::new(0, values.len() * 4))
+            .expect("an arena holds itself")
+            .copy_from_slice(&values[..]);
         Bytes::from_owner(arena)
     }
 
@@ -164,7 +178,10 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl std::fmt::Debug for Weights {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Weights").field("isa", &self.isa).field("bytes", &self.bytes.len()).finish_non_exhaustive()
+        f.debug_struct("Weights")
+            .field("isa", &self.isa)
+            .field("bytes", &self.bytes.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -174,6 +191,9 @@ fn aligned(bytes: Bytes) -> Bytes {
         return bytes;
     }
     let mut arena = Arena::new(bytes.len());
-    arena.get_mut(Span::new(0, bytes.len())).expect("an arena holds itself").copy_from_slice(&bytes);
+    arena
+        .get_mut(Span::new(0, bytes.len()))
+        .expect("an arena holds itself")
+        .copy_from_slice(&bytes);
     Bytes::from_owner(arena)
 }

@@ -68,17 +68,26 @@ pub(crate) fn fuse_roundings(
     for (at, step) in program.steps.iter().enumerate() {
         let Some(rounding) = (fusion.rounding)(at) else { continue };
         let (Some(x), y) = (step.inputs[X], step.outputs[0]) else { continue };
-        let readers = program.steps.iter().flat_map(|s| s.inputs.iter().flatten()).filter(|v| **v == x).count();
-        let own = values.iter().filter(|v| v.home == x).count() == 1 && values[x].home == x && !kept.contains(&x);
+        let readers = program
+            .steps
+            .iter()
+            .flat_map(|s| s.inputs.iter().flatten())
+            .filter(|v| **v == x)
+            .count();
+        let own = values.iter().filter(|v| v.home == x).count() == 1
+            && values[x].home == x
+            && !kept.contains(&x);
         let same_distance = values[x].ld == values[y].ld || !fusion.keeps_distance;
         let numbers = match rounding {
             ResultRounding::Codes { .. } => ROUNDING.map(|i| step.inputs[i]),
             ResultRounding::Bf16 { .. } => [None; 2],
         };
         // what an earlier step reads must be there by then
-        let known = numbers.iter().flatten().all(|&v| values[values[v].home].source != Source::Step);
+        let known =
+            numbers.iter().flatten().all(|&v| values[values[v].home].source != Source::Step);
         let Some(maker) = wirings.iter().position(|wiring| wiring.outputs == [x]) else { continue };
-        let may_round = program.steps[maker].op.traits().may_round_result && wirings[maker].rounding.is_none();
+        let may_round =
+            program.steps[maker].op.traits().may_round_result && wirings[maker].rounding.is_none();
         let fits = readers == 1 && own && same_distance && known && may_round;
         if !fits || !(fusion.rounds_result)(maker, &rounding) {
             continue;
@@ -114,14 +123,17 @@ pub(crate) fn wire(
         Kernel::FakeQuant { bits, segments, stored, .. } if fuses || *stored => {
             Some(ResultRounding::Codes { bits: *bits, sizes: segments.clone(), stored: *stored })
         }
-        Kernel::RoundBf16 { stored, .. } if fuses || *stored => Some(ResultRounding::Bf16 { stored: *stored }),
+        Kernel::RoundBf16 { stored, .. } if fuses || *stored => {
+            Some(ResultRounding::Bf16 { stored: *stored })
+        }
         _ => None,
     };
     let rounds_result = |maker: usize, rounding: &ResultRounding| {
         let traits = kernels[maker].traits();
         traits.rounds_result && !(traits.is_paired && rounding.segments() > 1)
     };
-    let fusion = Fusion { rounding: &rounding, rounds_result: &rounds_result, keeps_distance: true };
+    let fusion =
+        Fusion { rounding: &rounding, rounds_result: &rounds_result, keeps_distance: true };
     for at in fuse_roundings(program, values, kept, &mut wirings, &fusion) {
         kernels[at] = Kernel::Nothing;
     }
@@ -130,7 +142,8 @@ pub(crate) fn wire(
 
 fn wiring(step: &Step, kernel: &Kernel) -> Wiring {
     let traits = kernel.traits();
-    let mut wiring = Wiring { inputs: step.inputs.clone(), outputs: step.outputs.clone(), rounding: None };
+    let mut wiring =
+        Wiring { inputs: step.inputs.clone(), outputs: step.outputs.clone(), rounding: None };
     if traits.has_packed_weights {
         wiring.inputs[WEIGHTS] = None;
     }

@@ -24,7 +24,10 @@ struct Step {
 }
 
 impl Ddim {
-    pub fn new(config: &SamplerConfig, steps: usize) -> Result<(Self, Vec<Evaluation>), SamplerError> {
+    pub fn new(
+        config: &SamplerConfig,
+        steps: usize,
+    ) -> Result<(Self, Vec<Evaluation>), SamplerError> {
         let alphas = alphas_cumprod(config);
         let timesteps = timesteps(config, steps)?;
         let last = if config.set_alpha_to_one { 1.0 } else { alphas[0] };
@@ -34,7 +37,11 @@ impl Ddim {
             Spacing::Quadratic => timesteps.get(i + 1).copied(),
             _ => timesteps[i].checked_sub(stride),
         };
-        let mut plan = Self { prediction: config.prediction_type, clip: clip_limit(config), steps: Vec::new() };
+        let mut plan = Self {
+            prediction: config.prediction_type,
+            clip: clip_limit(config),
+            steps: Vec::new(),
+        };
         for (i, &t) in timesteps.iter().enumerate() {
             let step = Step::new(alphas[t], next(i).map_or(last, |t| alphas[t]), config.eta as f32);
             let divisor = step.level.inverse_divisor(config.prediction_type);
@@ -63,7 +70,9 @@ impl Ddim {
     /// Per evaluation: signal, noise, next signal, direction, deviation, and whether noise is added.
     pub fn rows(&self, noisy: bool) -> Vec<Row> {
         let kind = if noisy { 1.0 } else { 0.0 };
-        let row = |s: &Step| [1.0, s.level.signal, s.level.noise, s.next_signal, s.direction, s.std, 0.0, kind];
+        let row = |s: &Step| {
+            [1.0, s.level.signal, s.level.noise, s.next_signal, s.direction, s.std, 0.0, kind]
+        };
         self.steps.iter().map(row).collect()
     }
 

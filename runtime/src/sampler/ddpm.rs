@@ -36,10 +36,17 @@ enum Noise {
 }
 
 impl Ddpm {
-    pub fn new(config: &SamplerConfig, steps: usize) -> Result<(Self, Vec<Evaluation>), SamplerError> {
+    pub fn new(
+        config: &SamplerConfig,
+        steps: usize,
+    ) -> Result<(Self, Vec<Evaluation>), SamplerError> {
         let alphas = alphas_cumprod(config);
         let timesteps = timesteps(config, steps)?;
-        let mut plan = Self { prediction: config.prediction_type, clip: clip_limit(config), steps: Vec::new() };
+        let mut plan = Self {
+            prediction: config.prediction_type,
+            clip: clip_limit(config),
+            steps: Vec::new(),
+        };
         for (i, &t) in timesteps.iter().enumerate() {
             let next = timesteps.get(i + 1).map_or(1.0, |&t| alphas[t]);
             let mut step = Step::new(alphas[t], next, config.variance_type);
@@ -81,7 +88,9 @@ impl Ddpm {
         match step.noise {
             Noise::None => {}
             Noise::Fixed(std) => x.iter_mut().zip(noise).for_each(|(x, noise)| *x += std * noise),
-            Noise::Variance => output.variance_onto(x, |j, x, variance| x + variance.sqrt() * noise[j]),
+            Noise::Variance => {
+                output.variance_onto(x, |j, x, variance| x + variance.sqrt() * noise[j])
+            }
             Noise::Range { low, high } => output.variance_onto(x, |j, x, share| {
                 let share = (share + 1.0) / 2.0;
                 let log = share * high + (1.0 - share) * low;

@@ -35,28 +35,37 @@ struct Second {
 }
 
 impl DpmPp {
-    pub fn new(config: &SamplerConfig, steps: usize) -> Result<(Self, Vec<Evaluation>), SamplerError> {
+    pub fn new(
+        config: &SamplerConfig,
+        steps: usize,
+    ) -> Result<(Self, Vec<Evaluation>), SamplerError> {
         let Sigmas { sigmas, timesteps } = Sigmas::new(config, steps)?;
         let levels: Vec<Level> = sigmas.iter().map(|&sigma| level_of_sigma(sigma)).collect();
         let count = timesteps.len(); // fewer than `steps` when `lambda_min_clipped` cuts `trailing` ones off
-        let mut plan = Self { prediction: config.prediction_type, steps: Vec::with_capacity(count) };
+        let mut plan =
+            Self { prediction: config.prediction_type, steps: Vec::with_capacity(count) };
         for (i, &t) in timesteps.iter().enumerate() {
             let first_order = i == 0 || (i + 1 == count && ends_in_first_order(config, count));
             let before = (!first_order).then(|| levels[i - 1]);
             let step = Step::new(levels[i], levels[i + 1], before, config.solver_type);
-            let (slope, ratio) = step.second.as_ref().map_or((0.0, 0.0), |second| (second.slope, second.inverse_ratio));
+            let (slope, ratio) = step
+                .second
+                .as_ref()
+                .map_or((0.0, 0.0), |second| (second.slope, second.inverse_ratio));
             let divisor = step.level.inverse_divisor(config.prediction_type);
             check_finite(i, t, &[divisor, step.x, step.image, slope, ratio])?;
             plan.steps.push(step);
         }
-        let evaluations = timesteps.iter().enumerate().map(|(step, &t)| Evaluation::unscaled(t, step)).collect();
+        let evaluations =
+            timesteps.iter().enumerate().map(|(step, &t)| Evaluation::unscaled(t, step)).collect();
         Ok((plan, evaluations))
     }
 
     /// Per evaluation: signal, noise, factors of sample and image, slope and inverse ratio, and whether these two count.
     pub fn rows(&self) -> Vec<Row> {
         let row = |s: &Step| {
-            let (slope, ratio) = s.second.as_ref().map_or((0.0, 0.0), |second| (second.slope, second.inverse_ratio));
+            let (slope, ratio) =
+                s.second.as_ref().map_or((0.0, 0.0), |second| (second.slope, second.inverse_ratio));
             let kind = if s.second.is_some() { 1.0 } else { 0.0 };
             [1.0, s.level.signal, s.level.noise, s.x, s.image, slope, ratio, kind]
         };

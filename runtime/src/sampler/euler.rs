@@ -14,7 +14,10 @@ pub(super) struct Euler {
 }
 
 impl Euler {
-    pub fn new(config: &SamplerConfig, steps: usize) -> Result<(Self, Vec<Evaluation>), SamplerError> {
+    pub fn new(
+        config: &SamplerConfig,
+        steps: usize,
+    ) -> Result<(Self, Vec<Evaluation>), SamplerError> {
         let Sigmas { sigmas, timesteps } = Sigmas::new(config, steps)?;
         let mut evaluations = Vec::with_capacity(steps);
         for (step, (&timestep, &sigma)) in timesteps.iter().zip(&sigmas).enumerate() {

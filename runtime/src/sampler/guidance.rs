@@ -10,9 +10,14 @@
 pub fn guide(output: &mut [f32], samples: usize, guided: usize, scale: f32) -> &[f32] {
     let half = output.len() / 2;
     let len = half.checked_div(samples).unwrap_or(0);
-    assert!(output.len() == 2 * samples * len && guided <= len, "two halves of {samples} samples, {guided} guided");
+    assert!(
+        output.len() == 2 * samples * len && guided <= len,
+        "two halves of {samples} samples, {guided} guided"
+    );
     let (unconditional, conditional) = output.split_at_mut(half);
-    for (u, c) in unconditional.chunks_exact_mut(len.max(1)).zip(conditional.chunks_exact(len.max(1))) {
+    for (u, c) in
+        unconditional.chunks_exact_mut(len.max(1)).zip(conditional.chunks_exact(len.max(1)))
+    {
         for (u, c) in u[..guided].iter_mut().zip(c) {
             *u += scale * (c - *u);
         }

@@ -130,11 +130,21 @@ impl Sampler {
             return Err(SamplerError::Steps { steps, max });
         }
         let (rule, evaluations) = match config.kind {
-            SamplerKind::Ddim => Ddim::new(config, steps).map(|(rule, list)| (Rule::Ddim(rule), list)),
-            SamplerKind::Ddpm => Ddpm::new(config, steps).map(|(rule, list)| (Rule::Ddpm(rule), list)),
-            SamplerKind::Plms => Plms::new(config, steps).map(|(rule, list)| (Rule::Plms(rule), list)),
-            SamplerKind::Euler => Euler::new(config, steps).map(|(rule, list)| (Rule::Euler(rule), list)),
-            SamplerKind::DpmPp2m => DpmPp::new(config, steps).map(|(rule, list)| (Rule::DpmPp(rule), list)),
+            SamplerKind::Ddim => {
+                Ddim::new(config, steps).map(|(rule, list)| (Rule::Ddim(rule), list))
+            }
+            SamplerKind::Ddpm => {
+                Ddpm::new(config, steps).map(|(rule, list)| (Rule::Ddpm(rule), list))
+            }
+            SamplerKind::Plms => {
+                Plms::new(config, steps).map(|(rule, list)| (Rule::Plms(rule), list))
+            }
+            SamplerKind::Euler => {
+                Euler::new(config, steps).map(|(rule, list)| (Rule::Euler(rule), list))
+            }
+            SamplerKind::DpmPp2m => {
+                DpmPp::new(config, steps).map(|(rule, list)| (Rule::DpmPp(rule), list))
+            }
         }?;
         Ok(Self { config: config.clone(), steps, evaluations, rule })
     }
@@ -205,9 +215,16 @@ impl Sampler {
         mut noise: impl FnMut(&mut [f32]),
     ) {
         assert_eq!(i, state.next, "evaluations come in order");
-        assert_eq!(x.len(), state.len * state.samples, "the sample has the size its state was made for");
+        assert_eq!(
+            x.len(),
+            state.len * state.samples,
+            "the sample has the size its state was made for"
+        );
         let doubled = output.len() == 2 * x.len();
-        assert!(doubled || (output.len() == x.len() && !self.reads_variance()), "the network's output fits the sample");
+        assert!(
+            doubled || (output.len() == x.len() && !self.reads_variance()),
+            "the network's output fits the sample"
+        );
         state.next = (i + 1) % self.evaluations.len();
         let output = Output { data: output, len: state.len, doubled };
         if self.adds_noise(i) {
@@ -227,7 +244,11 @@ impl Sampler {
     /// Clipping is left out, and so is what the network answers to a changed sample. For DDIM with epsilon prediction this is
     /// |σ − σ′| with σ = √((1−ᾱ)/ᾱ), times √ᾱ of the end. O(evaluations²).
     pub fn output_weights(&self) -> Vec<f64> {
-        let linear = SamplerConfig { clip_sample: false, variance_type: Variance::FixedSmall, ..self.config.clone() };
+        let linear = SamplerConfig {
+            clip_sample: false,
+            variance_type: Variance::FixedSmall,
+            ..self.config.clone()
+        };
         let sampler = Self::new(&linear, self.steps).expect("less is asked of it than of `self`");
         let count = self.evaluations.len();
         let mut state = State::new(&sampler, 1, count);
@@ -261,7 +282,13 @@ impl State {
             _ => 0,
         };
         let noise = if sampler.config.is_stochastic() { samples * len } else { 0 };
-        Self { samples, len, next: 0, kept: vec![vec![0.0; samples * len]; kept], noise: vec![0.0; noise] }
+        Self {
+            samples,
+            len,
+            next: 0,
+            kept: vec![vec![0.0; samples * len]; kept],
+            noise: vec![0.0; noise],
+        }
     }
 
     /// Noise for an evaluation, one value per element.

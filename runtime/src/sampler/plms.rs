@@ -29,7 +29,10 @@ struct Step {
 }
 
 impl Plms {
-    pub fn new(config: &SamplerConfig, steps: usize) -> Result<(Self, Vec<Evaluation>), SamplerError> {
+    pub fn new(
+        config: &SamplerConfig,
+        steps: usize,
+    ) -> Result<(Self, Vec<Evaluation>), SamplerError> {
         let alphas = alphas_cumprod(config);
         let last = if config.set_alpha_to_one { 1.0 } else { alphas[0] };
         let stride = alphas.len() / steps;
@@ -47,7 +50,8 @@ impl Plms {
             check_finite(i, t as f64, &[step.x, step.rise, step.divisor.recip()])?;
             plan.steps.push(step);
         }
-        let evaluation = |(i, &t): (usize, &usize)| Evaluation::unscaled(t as f64, i.saturating_sub(1));
+        let evaluation =
+            |(i, &t): (usize, &usize)| Evaluation::unscaled(t as f64, i.saturating_sub(1));
         Ok((plan, timesteps.iter().enumerate().map(evaluation).collect()))
     }
 
@@ -75,7 +79,9 @@ impl Plms {
                 1 => (kept[START][j], (out + old(0)) / 2.0),
                 2 => (x, (3.0 * out - old(1)) / 2.0),
                 3 => (x, (23.0 * out - 16.0 * old(1) + 5.0 * old(2)) / 12.0),
-                _ => (x, (55.0 * out - 59.0 * old(1) + 37.0 * old(2) - 9.0 * old(3)) * (1.0 / 24.0)),
+                _ => {
+                    (x, (55.0 * out - 59.0 * old(1) + 37.0 * old(2) - 9.0 * old(3)) * (1.0 / 24.0))
+                }
             };
             let epsilon = step.level.epsilon(self.prediction, x, out);
             step.x * x - step.rise * epsilon / step.divisor

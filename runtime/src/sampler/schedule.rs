@@ -30,16 +30,18 @@ fn betas(config: &SamplerConfig) -> Vec<f32> {
     let count = config.num_train_timesteps as usize;
     match config.betas {
         Betas::Linear { start, end } => linspace_f32(start, end, count),
-        Betas::ScaledLinear { start, end } => {
-            linspace_f32(start.sqrt(), end.sqrt(), count).into_iter().map(|root| root * root).collect()
-        }
+        Betas::ScaledLinear { start, end } => linspace_f32(start.sqrt(), end.sqrt(), count)
+            .into_iter()
+            .map(|root| root * root)
+            .collect(),
         Betas::SquaredcosCapV2 => (0..count).map(|i| cosine_beta(i, count)).collect(),
         Betas::Trained(ref betas) => betas.clone(),
     }
 }
 
 fn cosine_beta(i: usize, count: usize) -> f32 {
-    let alpha_bar = |i: usize| ((i as f64 / count as f64 + 0.008) / 1.008 * FRAC_PI_2).cos().powi(2);
+    let alpha_bar =
+        |i: usize| ((i as f64 / count as f64 + 0.008) / 1.008 * FRAC_PI_2).cos().powi(2);
     (1.0 - alpha_bar(i + 1) / alpha_bar(i)).min(0.999) as f32
 }
 
@@ -74,10 +76,12 @@ pub(super) fn timesteps(config: &SamplerConfig, steps: usize) -> Result<Vec<usiz
     let ascending: Vec<f64> = match config.timestep_spacing {
         Spacing::Leading => leading(train, steps, config.steps_offset),
         Spacing::Trailing => trailing(train.into(), stride(train, steps), steps),
-        Spacing::Linspace => linspace(0.0, f64::from(train - 1), steps).map(f64::round_ties_even).collect(),
-        Spacing::Quadratic => {
-            linspace(0.0, (f64::from(train) * 0.8).sqrt(), steps).map(|root| (root * root).floor()).collect()
+        Spacing::Linspace => {
+            linspace(0.0, f64::from(train - 1), steps).map(f64::round_ties_even).collect()
         }
+        Spacing::Quadratic => linspace(0.0, (f64::from(train) * 0.8).sqrt(), steps)
+            .map(|root| (root * root).floor())
+            .collect(),
     };
     ascending.into_iter().rev().map(|t| in_training(t, train)).collect()
 }
@@ -168,7 +172,8 @@ mod tests {
 
     #[test]
     fn quadratic_subset_is_dense_near_the_image_and_repeats() {
-        let config = SamplerConfig { timestep_spacing: Spacing::Quadratic, ..SamplerConfig::default() };
+        let config =
+            SamplerConfig { timestep_spacing: Spacing::Quadratic, ..SamplerConfig::default() };
         assert_eq!(timesteps(&config, 5).unwrap(), [800, 450, 200, 50, 0]);
         let many = timesteps(&config, 100).unwrap();
         assert_eq!((many[0], &many[95..]), (800, &[1, 0, 0, 0, 0][..]));
@@ -176,7 +181,8 @@ mod tests {
 
     #[test]
     fn trailing_never_reaches_below_zero() {
-        let config = SamplerConfig { timestep_spacing: Spacing::Trailing, ..SamplerConfig::default() };
+        let config =
+            SamplerConfig { timestep_spacing: Spacing::Trailing, ..SamplerConfig::default() };
         for steps in 1..=1000 {
             let steps_found = timesteps(&config, steps).unwrap();
             assert_eq!((steps_found.len(), steps_found[0]), (steps, 999));

@@ -23,7 +23,10 @@ impl Sigmas {
         };
         if timesteps.is_empty() {
             // `lambda_min_clipped` left nothing
-            return Err(SamplerError::TimestepOutside { timestep: -1.0, train: config.num_train_timesteps });
+            return Err(SamplerError::TimestepOutside {
+                timestep: -1.0,
+                train: config.num_train_timesteps,
+            });
         }
         for &t in &timesteps {
             in_training(t, config.num_train_timesteps)?;
@@ -31,17 +34,23 @@ impl Sigmas {
         let mut sigmas: Vec<f64> = timesteps.iter().map(|&t| interpolate(&trained, t)).collect();
         if config.use_karras_sigmas {
             let (low, high) = match config.kind {
-                SamplerKind::DpmPp2m => (f64::from(trained[0]), f64::from(trained[trained.len() - 1])),
+                SamplerKind::DpmPp2m => {
+                    (f64::from(trained[0]), f64::from(trained[trained.len() - 1]))
+                }
                 _ => (sigmas[sigmas.len() - 1], sigmas[0]),
             };
-            sigmas = karras(config.sigma_min.unwrap_or(low), config.sigma_max.unwrap_or(high), steps);
+            sigmas =
+                karras(config.sigma_min.unwrap_or(low), config.sigma_max.unwrap_or(high), steps);
             timesteps = timesteps_of(&sigmas, &trained, config);
         }
         let last = match config.final_sigmas_type {
             FinalSigma::Zero => 0.0,
             FinalSigma::SigmaMin => trained[0],
         };
-        Ok(Self { sigmas: sigmas.into_iter().map(|sigma| sigma as f32).chain([last]).collect(), timesteps })
+        Ok(Self {
+            sigmas: sigmas.into_iter().map(|sigma| sigma as f32).chain([last]).collect(),
+            timesteps,
+        })
     }
 }
 
@@ -73,7 +82,10 @@ fn dpm_timesteps(config: &SamplerConfig, steps: usize, trained: &[f32]) -> Vec<f
     let mut ascending = match config.timestep_spacing {
         Spacing::Leading => leading(kept, steps + 1, config.steps_offset)[1..].to_vec(),
         Spacing::Trailing => trailing(kept.into(), stride(train, steps), steps),
-        _ => linspace(0.0, f64::from(kept) - 1.0, steps + 1).skip(1).map(f64::round_ties_even).collect(),
+        _ => linspace(0.0, f64::from(kept) - 1.0, steps + 1)
+            .skip(1)
+            .map(f64::round_ties_even)
+            .collect(),
     };
     ascending.reverse();
     ascending
@@ -114,7 +126,10 @@ fn timesteps_of(sigmas: &[f64], trained: &[f32], config: &SamplerConfig) -> Vec<
 
 fn timestep_of(sigma: f64, logs: &[f32]) -> f64 {
     let log = sigma.max(1e-10).ln();
-    let low = logs.partition_point(|&trained| f64::from(trained) <= log).saturating_sub(1).min(logs.len() - 2);
+    let low = logs
+        .partition_point(|&trained| f64::from(trained) <= log)
+        .saturating_sub(1)
+        .min(logs.len() - 2);
     let width = f64::from(logs[low] - logs[low + 1]);
     let w = ((f64::from(logs[low]) - log) / width).clamp(0.0, 1.0);
     (1.0 - w) * low as f64 + w * (low + 1) as f64

@@ -8,7 +8,8 @@ fn config(kind: SamplerKind) -> SamplerConfig {
 #[test]
 fn plms_evaluates_its_first_step_twice() {
     let sampler = Sampler::new(&config(SamplerKind::Plms), 50).unwrap();
-    let steps: Vec<usize> = sampler.evaluations().iter().map(|evaluation| evaluation.step).collect();
+    let steps: Vec<usize> =
+        sampler.evaluations().iter().map(|evaluation| evaluation.step).collect();
     assert_eq!((steps.len(), &steps[..4], steps[50]), (51, &[0, 0, 1, 2][..], 49));
 }
 
@@ -33,7 +34,10 @@ fn every_kind_has_a_weight_per_evaluation() {
         let sampler = Sampler::new(&config(kind), 20).unwrap();
         let weights = sampler.output_weights();
         assert_eq!(weights.len(), sampler.evaluations().len(), "{kind}");
-        assert!(weights.iter().all(|weight| weight.is_finite()) && weights.iter().sum::<f64>() > 0.0, "{kind}");
+        assert!(
+            weights.iter().all(|weight| weight.is_finite()) && weights.iter().sum::<f64>() > 0.0,
+            "{kind}"
+        );
     }
 }
 
@@ -72,20 +76,29 @@ fn a_state_serves_one_trajectory_after_another() {
 
 #[test]
 fn what_has_no_trajectory_is_refused() {
-    let error = |config: &SamplerConfig, steps| Sampler::new(config, steps).expect_err("refused").to_string();
+    let error = |config: &SamplerConfig, steps| {
+        Sampler::new(config, steps).expect_err("refused").to_string()
+    };
     let ddim = config(SamplerKind::Ddim);
     assert!(error(&ddim, 0).contains("1 to 1000"));
     assert!(error(&ddim, 1001).contains("1 to 1000"));
     let long = SamplerConfig { num_train_timesteps: 1_000_000, ..ddim.clone() };
     assert!(error(&long, 10_001).contains("1 to 10000"));
-    let pure_noise =
-        SamplerConfig { rescale_betas_zero_snr: true, timestep_spacing: Spacing::Trailing, ..ddim.clone() };
+    let pure_noise = SamplerConfig {
+        rescale_betas_zero_snr: true,
+        timestep_spacing: Spacing::Trailing,
+        ..ddim.clone()
+    };
     assert!(error(&pure_noise, 10).contains("evaluation 0 (time step 999)"));
-    let standing_still = SamplerConfig { timestep_spacing: Spacing::Leading, ..config(SamplerKind::DpmPp2m) };
+    let standing_still =
+        SamplerConfig { timestep_spacing: Spacing::Leading, ..config(SamplerKind::DpmPp2m) };
     assert!(error(&standing_still, 1000).contains("no finite update"));
     for timestep_spacing in [Spacing::Leading, Spacing::Trailing, Spacing::Linspace] {
-        let all_clipped =
-            SamplerConfig { lambda_min_clipped: Some(1e6), timestep_spacing, ..config(SamplerKind::DpmPp2m) };
+        let all_clipped = SamplerConfig {
+            lambda_min_clipped: Some(1e6),
+            timestep_spacing,
+            ..config(SamplerKind::DpmPp2m)
+        };
         assert!(Sampler::new(&all_clipped, 10).is_err(), "{timestep_spacing:?}");
     }
     let eta = SamplerConfig { eta: f64::NAN, ..ddim };

@@ -60,7 +60,9 @@ impl Build {
             ProgramKind::Prelude => &mut self.plan.prelude,
             ProgramKind::PreludeSteps => &mut self.plan.prelude_steps,
             ProgramKind::Full => &mut self.plan.full,
-            ProgramKind::Cached => &mut self.plan.cache.as_mut().expect("a plan with a cache").cached,
+            ProgramKind::Cached => {
+                &mut self.plan.cache.as_mut().expect("a plan with a cache").cached
+            }
         }
     }
 
@@ -109,11 +111,17 @@ impl Build {
 
     pub fn step(&mut self, kind: ProgramKind, op: Op, inputs: &[Option<usize>]) -> usize {
         let program = self.program(kind);
-        let types: Vec<Option<&ValueType>> = inputs.iter().map(|v| v.map(|v| &program.values[v].ty)).collect();
+        let types: Vec<Option<&ValueType>> =
+            inputs.iter().map(|v| v.map(|v| &program.values[v].ty)).collect();
         let ty = op.infer(&types).unwrap().remove(0);
         let name = format!("{}{}", op.name(), program.steps.len());
         let y = program.values.len();
-        program.values.push(PlanValue { name: name.clone(), ty, source: Source::Step, alias: None });
+        program.values.push(PlanValue {
+            name: name.clone(),
+            ty,
+            source: Source::Step,
+            alias: None,
+        });
         program.steps.push(Step { op, inputs: inputs.to_vec(), outputs: vec![y], name });
         y
     }
@@ -151,14 +159,19 @@ impl Interpreter<'_> {
 
     pub fn run(&self, kind: ProgramKind) -> Vec<Tensor> {
         let program = self.plan.program(kind);
-        let rows = self.batch * if kind == ProgramKind::PreludeSteps { self.plan.evaluations } else { 1 };
+        let rows =
+            self.batch * if kind == ProgramKind::PreludeSteps { self.plan.evaluations } else { 1 };
         let bindings = Bindings::from([("N".into(), rows as i64)]);
-        let mut values: Vec<Option<Tensor>> =
-            program.values.iter().map(|v| self.outside(kind, v, v.ty.resolve(&bindings).unwrap())).collect();
+        let mut values: Vec<Option<Tensor>> = program
+            .values
+            .iter()
+            .map(|v| self.outside(kind, v, v.ty.resolve(&bindings).unwrap()))
+            .collect();
         for step in &program.steps {
             let inputs: Vec<Option<&Tensor>> =
                 step.inputs.iter().map(|v| v.map(|v| values[v].as_ref().unwrap())).collect();
-            let outputs = cqc_kernels::reference::eval(&bind(&step.op, &bindings), &inputs).unwrap();
+            let outputs =
+                cqc_kernels::reference::eval(&bind(&step.op, &bindings), &inputs).unwrap();
             step.outputs.iter().zip(outputs).for_each(|(&v, t)| values[v] = Some(t));
         }
         values.into_iter().map(|v| v.unwrap()).collect()
@@ -180,7 +193,8 @@ impl Interpreter<'_> {
             Source::Step => return None,
             Source::Input(i) if stacked && self.plan.inputs[i].role == InputRole::Timestep => {
                 let per = shape[0] / evaluations;
-                let steps: Vec<f32> = self.timesteps.iter().flat_map(|&t| vec![t as f32; per]).collect();
+                let steps: Vec<f32> =
+                    self.timesteps.iter().flat_map(|&t| vec![t as f32; per]).collect();
                 Tensor::from_f32(&shape, &steps)
             }
             Source::Input(i) => {

@@ -3,14 +3,16 @@
 use super::float_inputs::{InputWork, float_inputs};
 use super::keep_float::{FloatLayerSearch, keep_float};
 use super::{
-    CacheRefit, Fitted, Grouping, Outputs, Select, Sequential, TunableLoop, ranges, reconstruct, reconstruct_preludes,
-    select, sequential,
+    CacheRefit, Fitted, Grouping, Outputs, Select, Sequential, TunableLoop, ranges, reconstruct,
+    reconstruct_preludes, select, sequential,
 };
 use crate::calibrate::{CacheTables, CalibrateError, EvaluationCounter, Holdout};
 use crate::compile::{Assembled, ProgramError, Stages};
 use crate::io::FileError;
 use cqc_passes::calib::compensate::CompensationMode;
-use cqc_passes::quant::{AnnotateOptions, OutputCorrection, QuantSpec, QuantTables, QuantizedWeight, Survey};
+use cqc_passes::quant::{
+    AnnotateOptions, OutputCorrection, QuantSpec, QuantTables, QuantizedWeight, Survey,
+};
 use cqc_runtime::denoise::{DenoiseError, Denoiser, Request};
 use cqc_runtime::engine::{EngineError, EngineOptions};
 use std::ops::ControlFlow;
@@ -96,7 +98,8 @@ pub fn evaluations_to_come(
     let refits = held > 0;
     let ranges = (1 + usize::from(reconstructs)) * fit.div_ceil(batch);
     let corrections = usize::from(corrects) * 2 + usize::from(refits) * (2 + usize::from(corrects));
-    evaluations * (ranges + corrections * fit.min(CORRECTED).div_ceil(batch) + 2 * held.div_ceil(batch) + 1)
+    evaluations
+        * (ranges + corrections * fit.min(CORRECTED).div_ceil(batch) + 2 * held.div_ceil(batch) + 1)
 }
 
 /// Fits ranges and corrections. `assembled` has the corrections `cache` of the cache, if any; `float` runs the same loop uncorrected.
@@ -109,11 +112,22 @@ pub fn quantize(
     float: &mut Denoiser,
     options: QuantizeOptions,
 ) -> Result<Quantized, QuantizeError> {
-    let QuantizeOptions { mut spec, grouping, outputs, refit_cache, compensation, request, fit, engine, .. } = options;
+    let QuantizeOptions {
+        mut spec,
+        grouping,
+        outputs,
+        refit_cache,
+        compensation,
+        request,
+        fit,
+        engine,
+        ..
+    } = options;
     // what is rounded is looked at before and after
     let engine = EngineOptions { low_precision: false, ..engine };
     let (stages, evaluations) = (options.stages, assembled.evaluations());
-    let mut progress = EvaluationCounter { done: 0, all: (3 * evaluations * fit) as u64, call: options.progress };
+    let mut progress =
+        EvaluationCounter { done: 0, all: (3 * evaluations * fit) as u64, call: options.progress };
     if let Some(target) = options.target_psnr {
         let trial = FloatLayerSearch { assembled, request: &request, fit, engine: &engine };
         spec.keep_float = stages.run("layers", || -> Result<_, QuantizeError> {
@@ -131,26 +145,43 @@ pub fn quantize(
     let codes = stages.run("preludes", || -> Result<_, QuantizeError> {
         let mut rounded = survey.clone();
         let found = reconstruct_preludes(&mut study, &mut rounded, &request, fit)?;
-        Ok(found.then(|| rounded.preludes.iter().map(|p| p.weight.code_values()).collect::<Vec<Vec<i8>>>()))
+        Ok(found.then(|| {
+            rounded.preludes.iter().map(|p| p.weight.code_values()).collect::<Vec<Vec<i8>>>()
+        }))
     })?;
     if let Some(codes) = codes {
-        survey.preludes.iter_mut().zip(codes).for_each(|(p, codes)| p.weight = p.weight.with_codes(&codes));
+        survey
+            .preludes
+            .iter_mut()
+            .zip(codes)
+            .for_each(|(p, codes)| p.weight = p.weight.with_codes(&codes));
         (study, places) = open(&survey)?;
     }
     let corrects = !outputs.layers(&survey).is_empty();
     let held = if cache.is_some() && refit_cache { request.samples - fit } else { 0 };
-    let all = evaluations_to_come(evaluations, [fit, held], study.denoiser.width(), corrects, options.reconstruct);
+    let all = evaluations_to_come(
+        evaluations,
+        [fit, held],
+        study.denoiser.width(),
+        corrects,
+        options.reconstruct,
+    );
     progress.all = progress.done + all as u64;
     let (mut tables, codes) = stages.run("ranges", || -> Result<_, QuantizeError> {
         let selected = select(&options.select, &mut study.denoiser, &request, fit, &mut progress)?;
-        let is_selected = |sample, t| selected.as_ref().is_none_or(|pairs| pairs.contains(&(sample, t)));
-        let tables = ranges(&mut study, &survey, &request, fit, grouping, &is_selected, &mut progress)?;
+        let is_selected =
+            |sample, t| selected.as_ref().is_none_or(|pairs| pairs.contains(&(sample, t)));
+        let tables =
+            ranges(&mut study, &survey, &request, fit, grouping, &is_selected, &mut progress)?;
         if !options.reconstruct {
             return Ok((tables, None));
         }
         let mut rounded = survey.clone();
         reconstruct(&mut study, &mut rounded, &tables, &request, fit, &mut progress)?;
-        let codes = rounded.layers.iter().map(|layer| layer.weight.as_ref().map(QuantizedWeight::code_values));
+        let codes = rounded
+            .layers
+            .iter()
+            .map(|layer| layer.weight.as_ref().map(QuantizedWeight::code_values));
         Ok((tables, Some(codes.collect::<Vec<Option<Vec<i8>>>>())))
     })?;
     if let Some(codes) = &codes {
@@ -170,9 +201,17 @@ pub fn quantize(
         (study, places) = open(&survey)?;
     }
     tables.corrections = unfitted(&survey, outputs, evaluations).corrections;
-    let refit = cache.filter(|_| refit_cache).map(|tables| CacheRefit { places, tables: tables.clone() });
+    let refit =
+        cache.filter(|_| refit_cache).map(|tables| CacheRefit { places, tables: tables.clone() });
     let fitted = stages.run("corrections", || -> Result<_, QuantizeError> {
-        let fit = CorrectionFitter { assembled, survey: &survey, tables, compensation, request: &request, fit };
+        let fit = CorrectionFitter {
+            assembled,
+            survey: &survey,
+            tables,
+            compensation,
+            request: &request,
+            fit,
+        };
         fit.corrections(float, &mut study, refit, options.held, &mut progress)
     })?;
     Ok(Quantized { survey, fitted })
@@ -182,7 +221,8 @@ pub fn quantize(
 fn unfitted(survey: &Survey, outputs: Outputs, evaluations: usize) -> QuantTables {
     let mut out = QuantTables::float(survey, evaluations);
     for layer in outputs.layers(survey) {
-        out.corrections.insert(layer, OutputCorrection::identity(&survey.layers[layer], evaluations));
+        out.corrections
+            .insert(layer, OutputCorrection::identity(&survey.layers[layer], evaluations));
     }
     out
 }
@@ -237,8 +277,17 @@ impl CorrectionFitter<'_> {
         progress: &mut EvaluationCounter,
     ) -> Result<Fitted, QuantizeError> {
         study.denoiser.set_compensation(None)?;
-        let wanted = Sequential { cache, compensation: self.compensation, fit: self.fit.min(CORRECTED) };
-        let fitted = sequential(float, study, self.survey, self.tables.clone(), self.request, wanted, progress)?;
+        let wanted =
+            Sequential { cache, compensation: self.compensation, fit: self.fit.min(CORRECTED) };
+        let fitted = sequential(
+            float,
+            study,
+            self.survey,
+            self.tables.clone(),
+            self.request,
+            wanted,
+            progress,
+        )?;
         study.denoiser.set_compensation(fitted.compensation.clone())?;
         Ok(fitted)
     }

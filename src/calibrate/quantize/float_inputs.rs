@@ -38,7 +38,8 @@ pub(super) fn float_inputs(
     let probing = (PROBES * affordable * 2 + evaluations) * small_width / width;
     progress.all += probing.saturating_sub(evaluations) as u64;
     let is_affordable = |site| work.is_affordable(site);
-    let effects = sensitivity(&mut small, survey, tables, request, &is_affordable, count, progress)?;
+    let effects =
+        sensitivity(&mut small, survey, tables, request, &is_affordable, count, progress)?;
     let all = effects.iter().sum::<f64>() / 100.0;
     for (site, share) in work.shares() {
         let (name, effect) = (&survey.sites[site].name, effects[site] / all);
@@ -65,13 +66,18 @@ impl InputWork {
             [] => evaluations,
             full => full.len() as f64,
         };
-        let work = |layer: &Layer| layer.macs as f64 * if layer.is_live { evaluations } else { full };
+        let work =
+            |layer: &Layer| layer.macs as f64 * if layer.is_live { evaluations } else { full };
         let of_site = |site: usize| {
             let mut readers = survey.layers.iter().filter(|layer| layer.sites.contains(&site));
             readers.try_fold(0.0, |sum, layer| layer.weight.as_ref().map(|_| sum + work(layer)))
         };
         let all = survey.layers.iter().map(work).sum::<f64>();
-        InputWork { sites: (0..survey.sites.len()).map(of_site).collect(), all, budget: share * all }
+        InputWork {
+            sites: (0..survey.sites.len()).map(of_site).collect(),
+            all,
+            budget: share * all,
+        }
     }
 
     /// Whether the work behind a site is within the budget.
@@ -92,7 +98,9 @@ impl InputWork {
             .sites
             .iter()
             .enumerate()
-            .filter_map(|(site, work)| Some((effects[site] / work.filter(|&w| w > 0.0)?, site, (*work)?)))
+            .filter_map(|(site, work)| {
+                Some((effects[site] / work.filter(|&w| w > 0.0)?, site, (*work)?))
+            })
             .filter(|&(_, site, _)| effects[site] > least)
             .collect();
         sites.sort_by(|a, b| b.0.total_cmp(&a.0));

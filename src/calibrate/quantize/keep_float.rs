@@ -38,7 +38,8 @@ pub fn keep_float(
     let nothing = QuantTables::float(&survey, assembled.evaluations());
     let mut study = open(trial, float, &inputs_only, &nothing)?;
     let all = |_, _| true;
-    let tables = ranges(&mut study, &survey, request, fit, Grouping::PerEvaluation, &all, progress)?;
+    let tables =
+        ranges(&mut study, &survey, request, fit, Grouping::PerEvaluation, &all, progress)?;
     let count = PartialBatches::new(1, 1);
     let effects = sensitivity(&mut study, &survey, &tables, request, &|_| true, count, progress)?;
     let ranked = ranked(&survey, &effects);
@@ -77,7 +78,8 @@ fn open(
 /// Names of layers, that first whose inputs have the greatest effect.
 fn ranked(survey: &Survey, effects: &[f64]) -> Vec<String> {
     let effect = |sites: &[usize]| sites.iter().map(|&site| effects[site]).fold(0.0, f64::max);
-    let mut layers: Vec<(f64, &str)> = survey.layers.iter().map(|l| (effect(&l.sites), l.name.as_str())).collect();
+    let mut layers: Vec<(f64, &str)> =
+        survey.layers.iter().map(|l| (effect(&l.sites), l.name.as_str())).collect();
     layers.sort_by(|a, b| b.0.total_cmp(&a.0));
     layers.into_iter().map(|(_, name)| name.to_string()).collect()
 }

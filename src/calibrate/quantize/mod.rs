@@ -53,7 +53,11 @@ impl TunableLoop {
     }
 
     /// Opens a quantized plan with the sampler of `like`, guided if that is.
-    pub fn open(lowered: &Lowered, like: &Denoiser, engine: &EngineOptions) -> Result<TunableLoop, QuantizeError> {
+    pub fn open(
+        lowered: &Lowered,
+        like: &Denoiser,
+        engine: &EngineOptions,
+    ) -> Result<TunableLoop, QuantizeError> {
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
         let denoiser = Denoiser::open(&weights, like.sampler().clone(), like.is_guided(), engine)?;
         Ok(TunableLoop::new(denoiser, lowered))
@@ -61,7 +65,10 @@ impl TunableLoop {
 
     /// The same loop for another number of samples at once, with the tables of the plan.
     pub fn of_width(&self, samples: usize) -> Result<TunableLoop, CalibrateError> {
-        Ok(TunableLoop { denoiser: self.denoiser.of_width(samples)?, places: Arc::clone(&self.places) })
+        Ok(TunableLoop {
+            denoiser: self.denoiser.of_width(samples)?,
+            places: Arc::clone(&self.places),
+        })
     }
 }
 
@@ -77,11 +84,21 @@ pub(crate) struct Places {
 
 impl Places {
     fn new(lowered: &Lowered) -> Places {
-        let (index, tables) = (&lowered.index, lowered.annotation.as_ref().expect("the loop is quantized"));
+        let (index, tables) =
+            (&lowered.index, lowered.annotation.as_ref().expect("the loop is quantized"));
         let sites = tables.sites.iter().map(|t| [index.table(t.scale), index.table(t.zero_point)]);
-        let corrections = tables.corrections.iter().map(|(&id, t)| (id, [index.table(t.factor), index.table(t.bias)]));
-        let steps = ProgramKind::ALL.into_iter().flat_map(|kind| index.steps(kind).map(move |(i, of)| ((kind, i), of)));
-        Places { sites: sites.collect(), corrections: corrections.collect(), steps: steps.collect() }
+        let corrections = tables
+            .corrections
+            .iter()
+            .map(|(&id, t)| (id, [index.table(t.factor), index.table(t.bias)]));
+        let steps = ProgramKind::ALL
+            .into_iter()
+            .flat_map(|kind| index.steps(kind).map(move |(i, of)| ((kind, i), of)));
+        Places {
+            sites: sites.collect(),
+            corrections: corrections.collect(),
+            steps: steps.collect(),
+        }
     }
 
     /// The site that a step rounds.
@@ -93,7 +110,11 @@ impl Places {
     }
 
     /// The steps of some programs that stand for these nodes of the model's graph: the value of each node.
-    fn steps_of(&self, kinds: &[ProgramKind], nodes: &HashMap<NodeId, usize>) -> BTreeMap<(ProgramKind, usize), usize> {
+    fn steps_of(
+        &self,
+        kinds: &[ProgramKind],
+        nodes: &HashMap<NodeId, usize>,
+    ) -> BTreeMap<(ProgramKind, usize), usize> {
         let of_kinds = self.steps.iter().filter(|((kind, _), _)| kinds.contains(kind));
         let found = of_kinds.filter_map(|(&at, origin)| match origin {
             NodeOrigin::Source(node) => Some((at, *nodes.get(node)?)),
@@ -103,7 +124,12 @@ impl Places {
     }
 
     /// Writes row `t` of all sites.
-    fn set_sites(&self, denoiser: &mut Denoiser, tables: &QuantTables, t: usize) -> Result<(), CalibrateError> {
+    fn set_sites(
+        &self,
+        denoiser: &mut Denoiser,
+        tables: &QuantTables,
+        t: usize,
+    ) -> Result<(), CalibrateError> {
         (0..self.sites.len()).try_for_each(|site| self.set_site(denoiser, tables, site, t))
     }
 
@@ -116,7 +142,8 @@ impl Places {
         t: usize,
     ) -> Result<(), CalibrateError> {
         let [scale, zero] = self.sites[site];
-        let (table, width) = (&tables.sites[site], tables.sites[site].scale.len() / tables.evaluations);
+        let (table, width) =
+            (&tables.sites[site], tables.sites[site].scale.len() / tables.evaluations);
         let row = t * width..(t + 1) * width;
         denoiser.set_table_row(scale, t, &table.scale[row.clone()])?;
         Ok(denoiser.set_table_row(zero, t, &table.zero_point[row])?)

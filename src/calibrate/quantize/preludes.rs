@@ -64,13 +64,18 @@ fn groups(study: &TunableLoop, survey: &Survey) -> Vec<Group> {
         let product = &study.denoiser.engine().plan().program(kind).steps[step];
         let x = product.inputs[0];
         let same = |(of, group): &&mut (Option<usize>, Group)| {
-            *of == x && group.kind == kind && matches!((&group.op, &product.op), (Op::Linear { .. }, Op::Linear { .. }))
+            *of == x
+                && group.kind == kind
+                && matches!((&group.op, &product.op), (Op::Linear { .. }, Op::Linear { .. }))
         };
         match out.iter_mut().find(same) {
             Some((_, group)) => group.weights.push(weight),
             None => {
                 let inputs = inputs(&survey.preludes[weight].weight);
-                out.push((x, Group { kind, step, op: product.op.clone(), weights: vec![weight], inputs }));
+                out.push((
+                    x,
+                    Group { kind, step, op: product.op.clone(), weights: vec![weight], inputs },
+                ));
             }
         }
     }
@@ -88,10 +93,13 @@ fn collect(
     let mut grams: Vec<Gram> = groups.iter().map(|group| Gram::new(group.inputs)).collect();
     for first in (0..fit).step_by(denoiser.width()) {
         let mut watch = |step: &Watched| {
-            let mut at =
-                groups.iter().zip(&mut grams).filter(|(group, _)| (group.kind, group.step) == (step.kind, step.step));
+            let mut at = groups
+                .iter()
+                .zip(&mut grams)
+                .filter(|(group, _)| (group.kind, group.step) == (step.kind, step.step));
             let Some((group, gram)) = at.next().filter(|_| !step.done) else { return };
-            let rows = Rows::new(&group.op, &step.input(0), &survey.preludes[group.weights[0]].weight);
+            let rows =
+                Rows::new(&group.op, &step.input(0), &survey.preludes[group.weights[0]].weight);
             let wanted = ROWS_PER_INPUT * group.inputs;
             gram.add(&rows.gather(picked(rows.count, wanted, (first + step.step) as u64)));
         };

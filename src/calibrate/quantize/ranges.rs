@@ -81,27 +81,41 @@ pub(crate) fn ranges(
         let kind = denoiser.engine().plan().program_at(t);
         let width = denoiser.width();
         for (&first, trajectory) in firsts.iter().zip(&mut trajectories) {
-            let wanted: Vec<bool> = (0..width).map(|i| first + i < fit && select(first + i, t)).collect();
+            let wanted: Vec<bool> =
+                (0..width).map(|i| first + i < fit && select(first + i, t)).collect();
             let mut watch = |step: &cqc_runtime::engine::Watched| {
                 if let (Some(site), false) = (places.site_of(step.kind, step.step), step.done) {
                     let x = step.input(0).to_f32_vec();
                     let every = (x.len() * firsts.len()).div_ceil(COUNTED);
-                    add(&mut seen[site], &survey.sites[site].segments, &x, [images, every], &wanted);
+                    add(
+                        &mut seen[site],
+                        &survey.sites[site].segments,
+                        &x,
+                        [images, every],
+                        &wanted,
+                    );
                 }
             };
             denoiser.evaluate_watched(kind, trajectory, Some(&mut watch))?;
             progress.step()?;
             denoiser.advance(trajectory, denoiser.output());
         }
-        if let Some(site) = (0..seen.len()).find(|&site| seen[site].iter().any(|h| h.first_not_finite().is_some())) {
-            return Err(CalibrateError::NotFinite { value: survey.sites[site].name.clone(), evaluation: t });
+        if let Some(site) =
+            (0..seen.len()).find(|&site| seen[site].iter().any(|h| h.first_not_finite().is_some()))
+        {
+            return Err(CalibrateError::NotFinite {
+                value: survey.sites[site].name.clone(),
+                evaluation: t,
+            });
         }
         if grouping == Grouping::Pooled && t + 1 < evaluations {
             continue;
         }
         let rows = if grouping == Grouping::Pooled { 0..evaluations } else { t..t + 1 };
         for (found, histograms) in found.iter_mut().zip(std::mem::replace(&mut seen, empty())) {
-            for (found, histogram) in found.iter_mut().zip(&histograms).filter(|(_, h)| !h.is_empty()) {
+            for (found, histogram) in
+                found.iter_mut().zip(&histograms).filter(|(_, h)| !h.is_empty())
+            {
                 let range = search(histogram, BITS);
                 found[rows.clone()].fill(Some(range));
             }
@@ -131,8 +145,10 @@ fn storable(scale: f32) -> f32 {
 /// Lets consecutive evaluations share ranges; those that do not read the site have none.
 fn share(site: &mut [Vec<Option<ClippingRange>>], groups: usize) {
     let read: Vec<usize> = (0..site[0].len()).filter(|&t| site[0][t].is_some()).collect();
-    let ranges: Vec<Vec<ClippingRange>> =
-        site.iter().map(|rows| read.iter().map(|&t| rows[t].expect("read by all segments alike")).collect()).collect();
+    let ranges: Vec<Vec<ClippingRange>> = site
+        .iter()
+        .map(|rows| read.iter().map(|&t| rows[t].expect("read by all segments alike")).collect())
+        .collect();
     let firsts = groups::optimal(&ranges, groups);
     let group = groups::group_of(&firsts, read.len());
     for (rows, ranges) in site.iter_mut().zip(&ranges) {
@@ -143,14 +159,21 @@ fn share(site: &mut [Vec<Option<ClippingRange>>], groups: usize) {
 
 /// Adds a tensor whose first axis is the batch of `images`, halves of guidance one after the other, and whose last has the segments. A tensor
 /// that is the same for all samples is added as it is. Of its rows (positions) every `every`-th is counted.
-fn add(histograms: &mut [Histogram], segments: &[usize], x: &[f32], [images, every]: [usize; 2], wanted: &[bool]) {
+fn add(
+    histograms: &mut [Histogram],
+    segments: &[usize],
+    x: &[f32],
+    [images, every]: [usize; 2],
+    wanted: &[bool],
+) {
     let columns: usize = segments.iter().sum();
     let whole = wanted.iter().all(|w| *w) || !(x.len() / columns).is_multiple_of(images);
     if segments.len() == 1 && whole {
         return histograms[0].add_some(x, columns, every);
     }
     let rows = x.chunks_exact(if whole { x.len() } else { x.len() / images }).enumerate();
-    let chosen: Vec<&[f32]> = rows.filter(|(i, _)| whole || wanted[i % wanted.len()]).map(|(_, rows)| rows).collect();
+    let chosen: Vec<&[f32]> =
+        rows.filter(|(i, _)| whole || wanted[i % wanted.len()]).map(|(_, rows)| rows).collect();
     let mut start = 0;
     let mut part = Vec::new();
     for (histogram, &n) in histograms.iter_mut().zip(segments) {

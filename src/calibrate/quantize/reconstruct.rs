@@ -36,7 +36,8 @@ pub(crate) fn reconstruct(
     let TunableLoop { denoiser, places } = &mut *study;
     let evaluations = denoiser.sampler().evaluations().len();
     (0..evaluations).try_for_each(|t| places.set_sites(denoiser, tables, t))?;
-    let weighted: Vec<usize> = (0..survey.layers.len()).filter(|&i| survey.layers[i].weight.is_some()).collect();
+    let weighted: Vec<usize> =
+        (0..survey.layers.len()).filter(|&i| survey.layers[i].weight.is_some()).collect();
     for chunk in chunks(survey, &weighted) {
         let grams = collect(study, survey, chunk, request, fit, progress)?;
         for (layer, gram) in grams {
@@ -74,13 +75,22 @@ pub(super) fn rounded(weight: &QuantizedWeight, gram: &Gram) -> QuantizedWeight 
     let k = layout.inputs * layout.rest;
     let values = weight.float.to_f32_vec();
     let place = |output: usize, at: usize| layout.at(output, at / layout.rest, at % layout.rest);
-    let rows: Vec<f32> =
-        (0..layout.outputs).flat_map(|n| (0..k).map(move |at| (n, at))).map(|(n, at)| values[place(n, at)]).collect();
+    let rows: Vec<f32> = (0..layout.outputs)
+        .flat_map(|n| (0..k).map(move |at| (n, at)))
+        .map(|(n, at)| values[place(n, at)])
+        .collect();
     let segments: Vec<usize> = match &weight.segments[..] {
         [] => vec![k],
         segments => segments.iter().map(|n| n * layout.rest).collect(),
     };
-    let levels = gptq::round(&rows, &weight.scale.to_f32_vec(), &segments, gram, u32::from(weight.bits), DAMPING);
+    let levels = gptq::round(
+        &rows,
+        &weight.scale.to_f32_vec(),
+        &segments,
+        gram,
+        u32::from(weight.bits),
+        DAMPING,
+    );
     let mut codes = vec![0i8; levels.len()];
     for (i, level) in levels.into_iter().enumerate() {
         codes[place(i / k, i % k)] = level;
@@ -97,25 +107,33 @@ fn collect(
     fit: usize,
     progress: &mut EvaluationCounter,
 ) -> Result<Vec<(usize, Gram)>, CalibrateError> {
-    let nodes: HashMap<NodeId, usize> = layers.iter().map(|&i| (survey.layers[i].node, i)).collect();
+    let nodes: HashMap<NodeId, usize> =
+        layers.iter().map(|&i| (survey.layers[i].node, i)).collect();
     let steps = study.places.steps_of(&[ProgramKind::Full, ProgramKind::Cached], &nodes);
     let denoiser = &mut study.denoiser;
     let plan = denoiser.engine().plan();
-    let ops: HashMap<(ProgramKind, usize), Op> =
-        steps.keys().map(|&(kind, i)| ((kind, i), plan.program(kind).steps[i].op.clone())).collect();
+    let ops: HashMap<(ProgramKind, usize), Op> = steps
+        .keys()
+        .map(|&(kind, i)| ((kind, i), plan.program(kind).steps[i].op.clone()))
+        .collect();
     let kinds: Vec<ProgramKind> = (0..plan.evaluations).map(|t| plan.program_at(t)).collect();
     let batches = fit.div_ceil(denoiser.width());
     let wanted = |layer: &Layer| {
-        let runs = kinds.iter().filter(|kind| layer.is_live || **kind == ProgramKind::Full).count() * batches;
-        (ROWS_PER_INPUT * inputs(layer.weight.as_ref().expect("it has weights"))).div_ceil(runs.max(1))
+        let runs = kinds.iter().filter(|kind| layer.is_live || **kind == ProgramKind::Full).count()
+            * batches;
+        (ROWS_PER_INPUT * inputs(layer.weight.as_ref().expect("it has weights")))
+            .div_ceil(runs.max(1))
     };
-    let wanted: HashMap<usize, usize> = layers.iter().map(|&i| (i, wanted(&survey.layers[i]))).collect();
+    let wanted: HashMap<usize, usize> =
+        layers.iter().map(|&i| (i, wanted(&survey.layers[i]))).collect();
     let mut grams: HashMap<usize, Gram> = layers
         .iter()
         .map(|&i| (i, Gram::new(inputs(survey.layers[i].weight.as_ref().expect("it has weights")))))
         .collect();
-    let mut trajectories: Vec<Trajectory> =
-        (0..fit).step_by(denoiser.width()).map(|first| denoiser.begin(request, first)).collect::<Result<_, _>>()?;
+    let mut trajectories: Vec<Trajectory> = (0..fit)
+        .step_by(denoiser.width())
+        .map(|first| denoiser.begin(request, first))
+        .collect::<Result<_, _>>()?;
     for (t, &kind) in kinds.iter().enumerate() {
         for (batch, trajectory) in trajectories.iter_mut().enumerate() {
             let mut watch = |step: &Watched| {
@@ -123,7 +141,8 @@ fn collect(
                 let Some(&layer) = steps.get(&at).filter(|_| !step.done) else { return };
                 let weight = survey.layers[layer].weight.as_ref().expect("it has weights");
                 let rows = Rows::new(&ops[&at], &step.input(0), weight);
-                let picked = picked(rows.count, wanted[&layer], (t * 1009 + batch * 31 + layer) as u64);
+                let picked =
+                    picked(rows.count, wanted[&layer], (t * 1009 + batch * 31 + layer) as u64);
                 grams.get_mut(&layer).expect("of this run").add(&rows.gather(picked));
             };
             denoiser.evaluate_watched(kind, trajectory, Some(&mut watch))?;
@@ -165,10 +184,24 @@ impl Rows {
         let flat = kernel.len() == 1;
         let two = |v: &[usize], one: usize| if flat { [one, v[0]] } else { [v[0], v[1]] };
         let ([h, w], [kh, kw]) = (two(&shape[1..shape.len() - 1], 1), two(kernel, 1));
-        let pads = if flat { [0, pads[0], 0, pads[1]] } else { [pads[0], pads[1], pads[2], pads[3]] };
+        let pads =
+            if flat { [0, pads[0], 0, pads[1]] } else { [pads[0], pads[1], pads[2], pads[3]] };
         let (stride, dilation) = (two(strides, 1), two(dilations, 1));
         let (n, cin, cout) = (shape[0], channels, weight.codes.shape()[0]);
-        let conv = ConvShape { n, h, w, cin, cout, kh, kw, stride, pads, dilation, groups: 1, upsample: *upsample };
+        let conv = ConvShape {
+            n,
+            h,
+            w,
+            cin,
+            cout,
+            kh,
+            kw,
+            stride,
+            pads,
+            dilation,
+            groups: 1,
+            upsample: *upsample,
+        };
         Rows { count: conv.out_rows(), x: values, channels, conv: Some(conv) }
     }
 

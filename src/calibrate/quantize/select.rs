@@ -41,7 +41,11 @@ pub(crate) fn select(
         }
         Select::Tdac(total) => {
             let channels = denoiser.channels();
-            let rows = channels_last(&latents(denoiser, request, fit, progress)?, channels, denoiser.sample_shape());
+            let rows = channels_last(
+                &latents(denoiser, request, fit, progress)?,
+                channels,
+                denoiser.sample_shape(),
+            );
             let evaluations: Vec<usize> = pairs().map(|(_, t)| t).collect();
             let tdac = Tdac { total: *total, ..Tdac::new(channels) };
             let chosen = tdac.select(&SamplePool::new(&rows, &evaluations));
@@ -59,8 +63,10 @@ fn latents(
 ) -> Result<Vec<f32>, CalibrateError> {
     let plan = denoiser.engine().plan();
     let kinds: Vec<_> = (0..plan.evaluations).map(|t| plan.program_at(t)).collect();
-    let mut trajectories: Vec<Trajectory> =
-        (0..fit).step_by(denoiser.width()).map(|first| denoiser.begin(request, first)).collect::<Result<_, _>>()?;
+    let mut trajectories: Vec<Trajectory> = (0..fit)
+        .step_by(denoiser.width())
+        .map(|first| denoiser.begin(request, first))
+        .collect::<Result<_, _>>()?;
     let len: usize = denoiser.sample_shape().iter().product();
     let mut rows = Vec::with_capacity(kinds.len() * fit * len);
     for kind in kinds {
@@ -79,7 +85,10 @@ fn latents(
 fn channels_last(rows: &[f32], channels: usize, shape: &[usize]) -> Vec<f32> {
     let plane: usize = shape[1..].iter().product();
     let transposed = |row: &[f32]| -> Vec<f32> {
-        (0..plane).flat_map(|at| (0..channels).map(move |c| (c, at))).map(|(c, at)| row[c * plane + at]).collect()
+        (0..plane)
+            .flat_map(|at| (0..channels).map(move |c| (c, at)))
+            .map(|(c, at)| row[c * plane + at])
+            .collect()
     };
     rows.chunks_exact(channels * plane).flat_map(transposed).collect()
 }

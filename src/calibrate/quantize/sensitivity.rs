@@ -29,7 +29,9 @@ pub(crate) fn sensitivity(
     let weights = denoiser.sampler().output_weights();
     let groups = groups(denoiser, weights.len());
     let mut effects = vec![0.0; survey.sites.len()];
-    let is_live = |site: usize| survey.layers.iter().any(|layer| layer.is_live && layer.sites.contains(&site));
+    let is_live = |site: usize| {
+        survey.layers.iter().any(|layer| layer.is_live && layer.sites.contains(&site))
+    };
     let mut trajectory = denoiser.begin(request, 0)?;
     for t in 0..weights.len() {
         if let Some(group) = groups.iter().find(|group| group.start == t) {
@@ -73,7 +75,8 @@ pub(crate) fn sensitivity(
 /// A few evenly spread full evaluations, each with the cached ones that follow it.
 fn groups(denoiser: &Denoiser, evaluations: usize) -> Vec<Range<usize>> {
     let plan = denoiser.engine().plan();
-    let full: Vec<usize> = (0..evaluations).filter(|&t| plan.program_at(t) == ProgramKind::Full).collect();
+    let full: Vec<usize> =
+        (0..evaluations).filter(|&t| plan.program_at(t) == ProgramKind::Full).collect();
     let some = PROBES.min(full.len());
     let nth = |k: usize| k * (full.len() - 1) / some.saturating_sub(1).max(1);
     (0..some).map(nth).map(|i| full[i]..full.get(i + 1).copied().unwrap_or(evaluations)).collect()

@@ -106,7 +106,12 @@ pub(crate) fn sequential(
     let mut cache = options.cache;
     let mut pairs: Vec<Pair> = (0..options.fit)
         .step_by(quantized.width())
-        .map(|first| Ok(Pair { ordinary: float.begin(request, first)?, quantized: quantized.begin(request, first)? }))
+        .map(|first| {
+            Ok(Pair {
+                ordinary: float.begin(request, first)?,
+                quantized: quantized.begin(request, first)?,
+            })
+        })
         .collect::<Result<_, CalibrateError>>()?;
     for t in 0..evaluations {
         let kind = quantized.engine().plan().program_at(t);
@@ -140,7 +145,11 @@ pub(crate) fn sequential(
             compensation.shift[t * samples..][..samples].copy_from_slice(&row.shift);
         }
     }
-    Ok(Fitted { tables, cache: cache.map(|c| c.tables), compensation: options.compensation.map(|_| compensation) })
+    Ok(Fitted {
+        tables,
+        cache: cache.map(|c| c.tables),
+        compensation: options.compensation.map(|_| compensation),
+    })
 }
 
 /// Fits the correction of evaluation `t` to what the quantized loop has stored.
@@ -153,15 +162,19 @@ fn refit_cache(
 ) -> Result<(), CalibrateError> {
     let plan = quantized.engine().plan();
     let slots = plan.cache.iter().flat_map(|cache| &cache.slots).collect::<Vec<_>>();
-    let previous: Vec<Option<usize>> =
-        (0..refit.places.len()).map(|slot| slots.iter().position(|s| s.previous_of == Some(slot))).collect();
+    let previous: Vec<Option<usize>> = (0..refit.places.len())
+        .map(|slot| slots.iter().position(|s| s.previous_of == Some(slot)))
+        .collect();
     for (slot, &channels) in channels(float).iter().enumerate() {
         let forecast = !refit.tables[slot][t].previous.is_empty();
         let mut moments = Moments::new(channels);
         for pair in pairs {
-            let (truth, stored): (Snapshot, Snapshot) = (snapshot(&pair.ordinary), snapshot(&pair.quantized));
+            let (truth, stored): (Snapshot, Snapshot) =
+                (snapshot(&pair.ordinary), snapshot(&pair.quantized));
             match previous[slot].filter(|_| forecast) {
-                Some(before) => moments.add_with_previous(&stored[slot], &stored[before], &truth[slot]),
+                Some(before) => {
+                    moments.add_with_previous(&stored[slot], &stored[before], &truth[slot])
+                }
                 None => moments.add(&stored[slot], &truth[slot]),
             }
         }
@@ -221,7 +234,9 @@ impl ReferenceSums {
             let mut trial = pair.quantized.clone();
             let mut float = Vec::new();
             let mut watch = |step: &Watched| {
-                let Some(&(at, rounded)) = self.steps.get(&(step.kind, step.step)).filter(|_| step.done) else {
+                let Some(&(at, rounded)) =
+                    self.steps.get(&(step.kind, step.step)).filter(|_| step.done)
+                else {
                     return;
                 };
                 match rounded {
@@ -235,7 +250,8 @@ impl ReferenceSums {
         for ((layer, [factor, bias]), moments) in self.layers.iter().zip(&moments) {
             let map = moments.fit(RIDGE);
             let own = survey.layers[*layer].bias.as_ref().expect("only such layers are corrected");
-            let shifted: Vec<f32> = map.shift.iter().zip(own).map(|(shift, bias)| shift + bias).collect();
+            let shifted: Vec<f32> =
+                map.shift.iter().zip(own).map(|(shift, bias)| shift + bias).collect();
             quantized.set_table_row(*factor, t, &map.scale)?;
             quantized.set_table_row(*bias, t, &shifted)?;
             let (table, c) = (tables.corrections.get_mut(layer).expect("its key"), own.len());

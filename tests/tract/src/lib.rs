@@ -5,9 +5,9 @@
 #[path = "../../common/mod.rs"]
 mod common;
 
-use common::{Check, relative_error};
 use cachequant::compile::compile_evaluation;
 use cachequant::model::{Model, ModelOptions};
+use common::{Check, relative_error};
 use cqc_proto::{DType, Tensor};
 use cqc_runtime::engine::{Engine, EngineOptions, Weights};
 use std::collections::BTreeMap;
@@ -26,11 +26,18 @@ fn by_tract(check: &Check, order: &[String]) -> Result<Vec<f32>, String> {
             DType::I64 => tract::Tensor::from_shape(t.shape(), &t.to_i64_vec()).map_err(text)?,
             other => return Err(format!("{other} inputs are not passed on")),
         };
-        model =
-            model.with_input_fact(i, tract::InferenceFact::dt_shape(value.datum_type(), t.shape())).map_err(text)?;
+        model = model
+            .with_input_fact(i, tract::InferenceFact::dt_shape(value.datum_type(), t.shape()))
+            .map_err(text)?;
         values.push(value.into());
     }
-    let outputs = model.into_optimized().map_err(text)?.into_runnable().map_err(text)?.run(values).map_err(text)?;
+    let outputs = model
+        .into_optimized()
+        .map_err(text)?
+        .into_runnable()
+        .map_err(text)?
+        .run(values)
+        .map_err(text)?;
     outputs[0].to_plain_array_view::<f32>().map(|y| y.iter().copied().collect()).map_err(text)
 }
 
@@ -45,16 +52,23 @@ fn outputs_equal_tract() {
         let expected = match by_tract(&check, &order) {
             Ok(values) => values,
             Err(reason) => {
-                println!("skipped: {}: tract: {}", check.model.display(), reason.lines().next().unwrap_or_default());
+                println!(
+                    "skipped: {}: tract: {}",
+                    check.model.display(),
+                    reason.lines().next().unwrap_or_default()
+                );
                 continue;
             }
         };
         let lowered = compile_evaluation(&model).unwrap();
         let bytes = lowered.weight_bytes().unwrap();
         let weights = Weights::new(lowered.plan, bytes).unwrap();
-        let options = EngineOptions { batch: check.batch(), threads: 2, ..EngineOptions::default() };
-        let outputs: BTreeMap<String, Tensor> = Engine::open(&weights, &options).unwrap().run(&check.inputs).unwrap();
-        let error = relative_error(&outputs[&name], &Tensor::from_f32(outputs[&name].shape(), &expected));
+        let options =
+            EngineOptions { batch: check.batch(), threads: 2, ..EngineOptions::default() };
+        let outputs: BTreeMap<String, Tensor> =
+            Engine::open(&weights, &options).unwrap().run(&check.inputs).unwrap();
+        let error =
+            relative_error(&outputs[&name], &Tensor::from_f32(outputs[&name].shape(), &expected));
         println!("{}: relative error {error:.2e}", check.model.display());
         assert!(error < 1e-4, "{}: relative error {error:e}", check.model.display());
         compared += 1;

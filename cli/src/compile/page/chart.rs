@@ -16,8 +16,12 @@ const LABEL: f64 = 0.062;
 /// Class, short name, meaning.
 pub fn described(of: Variant) -> [&'static str; 3] {
     match of {
-        Variant::Cache => ["cache", "cache", "The cache alone: float, the schedule above, uncorrected"],
-        Variant::Quantization => ["quantization", "quant", "Quantization alone: every evaluation full, uncorrected"],
+        Variant::Cache => {
+            ["cache", "cache", "The cache alone: float, the schedule above, uncorrected"]
+        }
+        Variant::Quantization => {
+            ["quantization", "quant", "Quantization alone: every evaluation full, uncorrected"]
+        }
         Variant::Both => ["both", "both", "Both, uncorrected"],
         Variant::Artifact => ["artifact", "artifact", "What remains in the artifact"],
     }
@@ -75,7 +79,8 @@ struct Axis {
 impl Axis {
     /// `None` if nothing is above zero.
     fn of(curves: &[Curve]) -> Option<Axis> {
-        let all = || curves.iter().flat_map(|c| &c.errors).copied().filter(|e| e.is_finite() && *e > 0.0);
+        let all =
+            || curves.iter().flat_map(|c| &c.errors).copied().filter(|e| e.is_finite() && *e > 0.0);
         let most = all().reduce(f64::max)?;
         let least = all().filter(|e| *e >= most / DYNAMIC_RANGE).reduce(f64::min)?;
         let low = steps(least / 10.0).take_while(|&s| s <= least).last()?;
@@ -145,7 +150,9 @@ fn line(curve: &Curve, axis: &Axis) -> String {
 fn end_labels(errors: &Errors, axis: &Axis, out: &mut String) {
     let mut labels: Vec<(f64, Variant)> = Vec::new();
     for curve in &errors.curves {
-        if let Some(&last) = curve.errors.iter().rev().find(|e| e.is_finite() && **e >= axis.low * 0.999) {
+        if let Some(&last) =
+            curve.errors.iter().rev().find(|e| e.is_finite() && **e >= axis.low * 0.999)
+        {
             labels.push((axis.y(last) / SIZE, curve.of));
         }
     }
@@ -160,22 +167,34 @@ fn end_labels(errors: &Errors, axis: &Axis, out: &mut String) {
     }
     for (at, of) in labels {
         let [class, name, _] = described(of);
-        let _ = writeln!(out, "<span class=\"end {class}\" style=\"top:{:.1}%\">{name}</span>", at * 100.0);
+        let _ = writeln!(
+            out,
+            "<span class=\"end {class}\" style=\"top:{:.1}%\">{name}</span>",
+            at * 100.0
+        );
     }
 }
 
 /// Numbers of evaluations, and a mark for each full one.
 fn draw_steps(evaluations: usize, full: Option<&[usize]>, out: &mut String) {
     if let Some(full) = full {
-        let marks: String = full.iter().map(|&t| format!("M{:.1} 0V10", x(t, evaluations))).collect();
+        let marks: String =
+            full.iter().map(|&t| format!("M{:.1} 0V10", x(t, evaluations))).collect();
         let _ = writeln!(
             out,
             "<svg class=\"marks\" viewBox=\"0 0 {SIZE} 10\" preserveAspectRatio=\"none\" aria-hidden=\"true\"><path d=\"{marks}\"/></svg>"
         );
     }
-    let step = [1, 2, 5, 10, 20, 50, 100, 200, 500].into_iter().find(|step| evaluations / step <= 6).unwrap_or(1000);
+    let step = [1, 2, 5, 10, 20, 50, 100, 200, 500]
+        .into_iter()
+        .find(|step| evaluations / step <= 6)
+        .unwrap_or(1000);
     for t in (0..evaluations).step_by(step) {
-        let _ = writeln!(out, "<span class=\"x\" style=\"left:{:.1}%\">{t}</span>", x(t, evaluations) / SIZE * 100.0);
+        let _ = writeln!(
+            out,
+            "<span class=\"x\" style=\"left:{:.1}%\">{t}</span>",
+            x(t, evaluations) / SIZE * 100.0
+        );
     }
 }
 
@@ -195,7 +214,10 @@ mod tests {
         assert_eq!(ticks, ["1", "2", "5", "10", "20", "50"]);
         assert_eq!((axis.y(axis.low).round(), axis.y(axis.high).round()), (SIZE, 0.0));
         let wide = Axis::of(&[curve(Variant::Cache, &[1e-9, 2e-4, 0.9])]).unwrap();
-        assert_eq!(wide.ticks().map(|t| plain(t * 100.0)).collect::<Vec<_>>(), ["0.1", "1", "10", "100"]);
+        assert_eq!(
+            wide.ticks().map(|t| plain(t * 100.0)).collect::<Vec<_>>(),
+            ["0.1", "1", "10", "100"]
+        );
         assert!(Axis::of(&[curve(Variant::Cache, &[0.0, f64::NAN])]).is_none());
         let flat = Axis::of(&[curve(Variant::Cache, &[0.1])]).unwrap();
         assert!(flat.low < flat.high);
@@ -211,12 +233,17 @@ mod tests {
 
     #[test]
     fn labels_do_not_cover_each_other() {
-        let curves: Vec<Curve> =
-            [Variant::Cache, Variant::Both, Variant::Artifact].map(|of| curve(of, &[0.1, 0.01])).into();
+        let curves: Vec<Curve> = [Variant::Cache, Variant::Both, Variant::Artifact]
+            .map(|of| curve(of, &[0.1, 0.01]))
+            .into();
         let axis = Axis::of(&curves).unwrap();
         let mut out = String::new();
         end_labels(&Errors { samples: 1, curves }, &axis, &mut out);
-        let tops: Vec<f64> = out.split("top:").skip(1).map(|s| s.split('%').next().unwrap().parse().unwrap()).collect();
+        let tops: Vec<f64> = out
+            .split("top:")
+            .skip(1)
+            .map(|s| s.split('%').next().unwrap().parse().unwrap())
+            .collect();
         assert!(tops.windows(2).all(|w| w[1] - w[0] > 6.0) && tops[2] <= 100.0, "{tops:?}");
     }
 }

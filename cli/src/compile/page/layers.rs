@@ -18,9 +18,9 @@ pub fn table(quantization: &Quantization, macs: i64, caches: bool) -> String {
 }
 
 fn row(layer: &LayerFacts, macs: i64, caches: bool, out: &mut String) {
-    let sqnr = layer
-        .weight_sqnr
-        .map_or("–".into(), |db| if db.is_finite() { format!("{} dB", number(db)) } else { "exact".into() });
+    let sqnr = layer.weight_sqnr.map_or("–".into(), |db| {
+        if db.is_finite() { format!("{} dB", number(db)) } else { "exact".into() }
+    });
     let bits = match (layer.weight_bits, &layer.inputs[..]) {
         (Some(16), []) => "bf16".into(),
         (Some(bits), []) => format!("w{bits} bf16"),
@@ -79,14 +79,24 @@ fn input(input: &InputRanges) -> String {
 /// Layers that stay float, by reason.
 pub fn float(quantization: &Quantization) -> String {
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    quantization.float_layers.iter().for_each(|(name, why)| reasons.entry(why).or_default().push(name));
+    quantization
+        .float_layers
+        .iter()
+        .for_each(|(name, why)| reasons.entry(why).or_default().push(name));
     if reasons.is_empty() {
         return "<p>No layer stays float.</p>\n".into();
     }
     let mut out = String::from("<ul class=\"float\">\n");
     for (why, names) in reasons {
-        let names: Vec<String> = names.iter().map(|name| format!("<code>{}</code>", Text(name))).collect();
-        let _ = writeln!(out, "<li>{}: {}<br/>{}</li>", counted(names.len(), "layer"), Text(why), names.join(", "));
+        let names: Vec<String> =
+            names.iter().map(|name| format!("<code>{}</code>", Text(name))).collect();
+        let _ = writeln!(
+            out,
+            "<li>{}: {}<br/>{}</li>",
+            counted(names.len(), "layer"),
+            Text(why),
+            names.join(", ")
+        );
     }
     out.push_str("</ul>\n");
     out

@@ -22,7 +22,9 @@ impl Write for Escaping<'_, '_> {
             '"' => self.0.write_str("&quot;"),
             '\'' => self.0.write_str("&#39;"),
             // what HTML does not allow, and what turns the direction of the text around it
-            c if c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') => {
+            c if c.is_control()
+                || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') =>
+            {
                 self.0.write_char('\u{fffd}')
             }
             c => self.0.write_char(c),
@@ -54,7 +56,8 @@ pub fn counted(n: usize, what: &str) -> String {
 
 /// Rows of a term and its explanation; the latter are HTML.
 pub fn facts(rows: &[(&str, String)]) -> String {
-    let row = |(term, value): &(&str, String)| format!("<div><dt>{term}</dt><dd>{value}</dd></div>\n");
+    let row =
+        |(term, value): &(&str, String)| format!("<div><dt>{term}</dt><dd>{value}</dd></div>\n");
     format!("<dl class=\"facts\">\n{}</dl>\n", rows.iter().map(row).collect::<String>())
 }
 
@@ -71,7 +74,10 @@ mod tests {
     fn names_cannot_leave_their_place() {
         let name = "</td><script>alert('1')</script>&\"\u{202e}\n";
         let safe = Text(name).to_string();
-        assert_eq!(safe, "&lt;/td&gt;&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&amp;&quot;\u{fffd}\u{fffd}");
+        assert_eq!(
+            safe,
+            "&lt;/td&gt;&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&amp;&quot;\u{fffd}\u{fffd}"
+        );
     }
 
     #[test]

@@ -24,7 +24,10 @@ pub fn strip(timesteps: &[f64], full: &[usize]) -> String {
         let (class, kind) = if is_full { (" class=\"full\"", "full") } else { ("", "cached") };
         let time = if time.fract() == 0.0 { format!("{time}") } else { format!("{time:.1}") };
         let shown = if small.is_empty() { &time[..] } else { "" };
-        let _ = writeln!(out, "<li{class} title=\"evaluation {t}, time step {time}: {kind}\">{shown}</li>");
+        let _ = writeln!(
+            out,
+            "<li{class} title=\"evaluation {t}, time step {time}: {kind}\">{shown}</li>"
+        );
     }
     out.push_str("</ol>\n");
     out
@@ -42,7 +45,11 @@ pub fn candidates(caching: &Caching, evaluations: usize) -> String {
     );
     for candidate in list {
         let Candidate { method, full, correction, psnr, taken } = candidate;
-        let (class, mark) = if *taken { (" class=\"taken\"", " <span class=\"mark\">taken</span>") } else { ("", "") };
+        let (class, mark) = if *taken {
+            (" class=\"taken\"", " <span class=\"mark\">taken</span>")
+        } else {
+            ("", "")
+        };
         let _ = writeln!(
             out,
             "<tr{class}><td>{}{mark}</td><td class=\"wide\">{}</td><td>{}</td><td class=\"n\">{} dB</td><td class=\"bars\"><span class=\"bar\" style=\"width:{:.1}%\"></span></td></tr>",

@@ -3,7 +3,9 @@
 use super::Bf16Dot;
 use crate::amx::{Amx, Multiply};
 use crate::bf16::product::Bf16;
-use crate::gemm::{Block, Dot, DotKernel, MicroKernel, Plain, copy_rows, drive, drive_tiles, multiply_plain};
+use crate::gemm::{
+    Block, Dot, DotKernel, MicroKernel, Plain, copy_rows, drive, drive_tiles, multiply_plain,
+};
 use crate::simd::avx512::Avx512;
 use std::arch::x86_64::*;
 use std::mem::transmute;

@@ -120,7 +120,9 @@ impl Isa {
             // SAFETY: the assertion above: this CPU has AVX-512 F and BF16.
             Instruction::Amx => unsafe { avx512::enter(kernel, Amx::detect()) },
             #[cfg(not(target_arch = "x86_64"))]
-            Instruction::Avx512 | Instruction::Amx => unreachable!("is_available() is false off x86-64"),
+            Instruction::Avx512 | Instruction::Amx => {
+                unreachable!("is_available() is false off x86-64")
+            }
         }
     }
 }

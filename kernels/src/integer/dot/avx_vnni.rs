@@ -12,7 +12,9 @@ pub(super) struct AvxVnni(Avx2);
 
 /// Whether this CPU has what [`enter`] is compiled for.
 pub(super) fn is_available() -> bool {
-    is_x86_feature_detected!("avxvnni") && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+    is_x86_feature_detected!("avxvnni")
+        && is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
 }
 
 /// Runs `kernel`, compiled for AVX2, FMA and AVX-VNNI.

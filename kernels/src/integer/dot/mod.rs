@@ -98,7 +98,9 @@ impl Instruction {
     pub(super) fn group(self) -> usize {
         match self {
             Instruction::Avx2 => 2,
-            Instruction::Portable | Instruction::AvxVnni | Instruction::Vnni | Instruction::Amx => 4,
+            Instruction::Portable | Instruction::AvxVnni | Instruction::Vnni | Instruction::Amx => {
+                4
+            }
         }
     }
 

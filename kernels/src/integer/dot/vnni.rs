@@ -2,7 +2,9 @@
 
 use super::IntDot;
 use crate::amx::{Amx, Multiply};
-use crate::gemm::{Block, Dot, DotKernel, MicroKernel, Plain, copy_rows, drive, drive_tiles, multiply_plain};
+use crate::gemm::{
+    Block, Dot, DotKernel, MicroKernel, Plain, copy_rows, drive, drive_tiles, multiply_plain,
+};
 use crate::integer::tile::Codes;
 use crate::simd::avx512::Avx512;
 use std::arch::x86_64::*;

@@ -11,7 +11,10 @@ fn group_norm_in_both_layouts() {
     let expected = [-3. / r, -1. / r, 2. / r + 1., 6. / r + 1.];
     close(&norm(json!({"groups": 1, "eps": 0.0}), &[&x, &gamma, &beta]), &expected, 1e-6);
     let last = f32s(&[1, 2, 2], &[1., 5., 3., 7.]);
-    let y = norm(json!({"groups": 1, "eps": 0.0, "layout": "channels_last", "act": "relu"}), &[&last, &gamma, &beta]);
+    let y = norm(
+        json!({"groups": 1, "eps": 0.0, "layout": "channels_last", "act": "relu"}),
+        &[&last, &gamma, &beta],
+    );
     close(&y, &[0., expected[2], 0., expected[3]], 1e-6);
 }
 
@@ -19,7 +22,11 @@ fn group_norm_in_both_layouts() {
 fn layer_norm_modulates_per_image() {
     let x = f32s(&[2, 1, 2], &[1., 3., 10., 20.]);
     let (scale, shift) = (f32s(&[2, 1, 2], &[0., 1., 2., 3.]), f32s(&[1, 1, 2], &[0.5, -0.5]));
-    let y = eval(&op("layer_norm", json!({"eps": 0.0})), &[Some(&x), None, None, Some(&scale), Some(&shift)]).unwrap();
+    let y = eval(
+        &op("layer_norm", json!({"eps": 0.0})),
+        &[Some(&x), None, None, Some(&scale), Some(&shift)],
+    )
+    .unwrap();
     close(&y[0], &[-0.5, 1.5, -2.5, 3.5], 1e-6);
     let gamma = f32s(&[2], &[1., 2.]);
     close(
@@ -42,7 +49,11 @@ fn attention_weighs_values_by_softmax() {
     let p = 1.0 / (1.0 + (-1f64).exp());
     close(&attention(json!({}), &[&q, &k, &v]), &[1. + p, 10. + 10. * p], 1e-5);
     let capped = 1.0 / (1.0 + (-0.5 * 2f64.tanh()).exp());
-    close(&attention(json!({"softcap": 0.5}), &[&q, &k, &v]), &[1. + capped, 10. + 10. * capped], 1e-5);
+    close(
+        &attention(json!({"softcap": 0.5}), &[&q, &k, &v]),
+        &[1. + capped, 10. + 10. * capped],
+        1e-5,
+    );
     let first_only = Tensor::from_bool(&[1, 2], &[true, false]);
     close(&attention(json!({}), &[&q, &k, &v, &first_only]), &[1., 10.], 0.0);
     let none = Tensor::from_bool(&[1, 2], &[false, false]);
@@ -63,7 +74,10 @@ fn causal_attention_and_grouped_heads() {
     let y = attention(json!({"heads": 4, "kv_heads": 2}), &[&q, &k, &v]);
     close(&y, &[1., 2., 1., 2., 3., 4., 3., 4.], 0.0);
     let early = json!({"causal": true}); // three queries, one key: only the last query sees it
-    let y = attention(early, &[&f32s(&[1, 3, 1], &[0.; 3]), &f32s(&[1, 1, 1], &[0.]), &f32s(&[1, 1, 1], &[7.])]);
+    let y = attention(
+        early,
+        &[&f32s(&[1, 3, 1], &[0.; 3]), &f32s(&[1, 1, 1], &[0.]), &f32s(&[1, 1, 1], &[7.])],
+    );
     close(&y, &[0., 0., 7.], 0.0);
 }
 
@@ -75,7 +89,11 @@ fn timestep_embedding_and_geglu() {
     close(&embed(false), &[0., 0., 1., 1., s2, s1, c2, c1], 1e-7);
     close(&embed(true), &[1., 1., 0., 0., c2, c1, s2, s1], 1e-7);
     let x = f32s(&[2, 2], &[3., 2., 1., -1.]);
-    close(&one(&op("geglu", json!({"act": "gelu_erf"})), &[&x]), &[5.8634992084, -0.1586552539], 1e-6);
+    close(
+        &one(&op("geglu", json!({"act": "gelu_erf"})), &[&x]),
+        &[5.8634992084, -0.1586552539],
+        1e-6,
+    );
 }
 
 #[test]
@@ -83,9 +101,15 @@ fn quantize_rounds_to_even_and_saturates() {
     let x = f32s(&[6], &[0.5, 1.5, -2.5, 300., f32::NAN, f32::NEG_INFINITY]);
     let quantize = op("quantize", json!({"axis": null, "to": "u8"}));
     let zero = of(DType::U8, &i64s(&[], &[10]));
-    assert_eq!(one(&quantize, &[&x, &f32s(&[], &[1.]), &zero]).to_i64_vec(), [10, 12, 8, 255, 10, 0]);
+    assert_eq!(
+        one(&quantize, &[&x, &f32s(&[], &[1.]), &zero]).to_i64_vec(),
+        [10, 12, 8, 255, 10, 0]
+    );
     let per_axis = op("quantize", json!({"axis": 1, "to": "i8"}));
-    assert_eq!(one(&per_axis, &[&f32s(&[2, 2], &[4., 4., 8., 8.]), &f32s(&[2], &[2., 4.])]).to_i64_vec(), [2, 1, 4, 2]);
+    assert_eq!(
+        one(&per_axis, &[&f32s(&[2, 2], &[4., 4., 8., 8.]), &f32s(&[2], &[2., 4.])]).to_i64_vec(),
+        [2, 1, 4, 2]
+    );
     let blocked = op("dequantize", json!({"axis": 1, "block": 2, "to": "f32"}));
     let codes = of(DType::I8, &i64s(&[2, 3], &[1, 2, 3, 4, 5, 6]));
     let zeros = of(DType::I8, &i64s(&[2, 2], &[0, 1, 0, -1]));

@@ -14,7 +14,11 @@ fn functions_have_their_known_values() {
     close(&unary("quick_gelu", &[1.0]), &[0.8457957659], 1e-7);
     close(&unary("mish", &[1.0]), &[0.8650983883], 1e-7);
     close(&unary("hard_swish", &[-4.0, 1.0, 4.0]), &[0.0, 2.0 / 3.0, 4.0], 1e-7);
-    close(&unary("softplus", &[-100.0, 0.0, 100.0]), &[3.78e-44, std::f64::consts::LN_2, 100.0], 1e-7);
+    close(
+        &unary("softplus", &[-100.0, 0.0, 100.0]),
+        &[3.78e-44, std::f64::consts::LN_2, 100.0],
+        1e-7,
+    );
     close(&unary("round", &[0.5, 1.5, -2.5, 2.6]), &[0.0, 2.0, -2.0, 3.0], 0.0);
     close(&unary("sign", &[-3.0, 0.0, f32::NAN]), &[-1.0, 0.0, f64::NAN], 0.0);
     close(&unary("relu", &[-3.0, 2.0, f32::NAN]), &[0.0, 2.0, f64::NAN], 0.0);
@@ -26,7 +30,8 @@ fn functions_have_their_known_values() {
 fn erf_of_f64_equals_published_values() {
     // Abramowitz & Stegun, Handbook of Mathematical Functions, table 7.1.
     let x = of(DType::F64, &f32s(&[5], &[0.5, 1.0, 2.0, 3.0, -1.0]));
-    let expected = [0.520_499_877_8, 0.842_700_792_9, 0.995_322_265_0, 0.999_977_909_5, -0.842_700_792_9];
+    let expected =
+        [0.520_499_877_8, 0.842_700_792_9, 0.995_322_265_0, 0.999_977_909_5, -0.842_700_792_9];
     close(&one(&op("erf", json!({})), &[&x]), &expected, 1e-10);
 }
 
@@ -37,9 +42,21 @@ fn functions_with_parameters() {
     close(&at("is_inf", json!({"negative": false, "positive": true}), &inf), &[1.0, 0.0, 0.0], 0.0);
     close(&at("elu", json!({"alpha": 2.0}), &[-1.0, 1.0]), &[-1.2642411177, 1.0], 1e-6);
     close(&at("celu", json!({"alpha": 2.0}), &[-1.0, 1.0]), &[-0.7869386806, 1.0], 1e-6);
-    close(&at("selu", json!({"alpha": 2.0, "gamma": 3.0}), &[-1.0, 1.0]), &[-3.7927233530, 3.0], 1e-6);
-    close(&at("hard_sigmoid", json!({"alpha": 0.5, "beta": 0.6}), &[-9.0, 0.2, 9.0]), &[0.0, 0.7, 1.0], 1e-6);
-    close(&at("shrink", json!({"bias": 1.0, "lambd": 1.5}), &[-2.0, 1.0, 2.0]), &[-1.0, 0.0, 1.0], 0.0);
+    close(
+        &at("selu", json!({"alpha": 2.0, "gamma": 3.0}), &[-1.0, 1.0]),
+        &[-3.7927233530, 3.0],
+        1e-6,
+    );
+    close(
+        &at("hard_sigmoid", json!({"alpha": 0.5, "beta": 0.6}), &[-9.0, 0.2, 9.0]),
+        &[0.0, 0.7, 1.0],
+        1e-6,
+    );
+    close(
+        &at("shrink", json!({"bias": 1.0, "lambd": 1.5}), &[-2.0, 1.0, 2.0]),
+        &[-1.0, 0.0, 1.0],
+        0.0,
+    );
     close(&at("leaky_relu", json!({"alpha": 0.5}), &[-2.0, 2.0]), &[-1.0, 2.0], 0.0);
     close(&at("thresholded_relu", json!({"alpha": 2.0}), &[2.0, 2.5]), &[0.0, 2.5], 0.0);
 }
@@ -49,14 +66,26 @@ fn integers_keep_their_width() {
     let i8s = |v: &[i64]| of(DType::I8, &i64s(&[v.len()], v));
     assert_eq!(one(&op("neg", json!({})), &[&i8s(&[-128, 5])]).to_i64_vec(), [-128, -5]);
     assert_eq!(one(&op("add", json!({})), &[&i8s(&[127]), &i8s(&[1])]).to_i64_vec(), [-128]);
-    assert_eq!(one(&op("div", json!({})), &[&i8s(&[-128, -7]), &i8s(&[-1, 2])]).to_i64_vec(), [-128, -3]);
-    assert_eq!(one(&op("shift_left", json!({})), &[&i8s(&[3, 1]), &i8s(&[6, 8])]).to_i64_vec(), [-64, 0]);
-    assert_eq!(one(&op("shift_right", json!({})), &[&i8s(&[-3, -1]), &i8s(&[1, 100])]).to_i64_vec(), [-2, -1]);
+    assert_eq!(
+        one(&op("div", json!({})), &[&i8s(&[-128, -7]), &i8s(&[-1, 2])]).to_i64_vec(),
+        [-128, -3]
+    );
+    assert_eq!(
+        one(&op("shift_left", json!({})), &[&i8s(&[3, 1]), &i8s(&[6, 8])]).to_i64_vec(),
+        [-64, 0]
+    );
+    assert_eq!(
+        one(&op("shift_right", json!({})), &[&i8s(&[-3, -1]), &i8s(&[1, 100])]).to_i64_vec(),
+        [-2, -1]
+    );
     let u64s = |v: &[i64]| of(DType::U64, &i64s(&[v.len()], v)); // -1 becomes 2^64 - 1
     assert_eq!(one(&op("div", json!({})), &[&u64s(&[-1]), &u64s(&[2])]).to_i64_vec(), [i64::MAX]);
     assert_eq!(one(&op("greater", json!({})), &[&u64s(&[-1]), &u64s(&[2])]).to_i64_vec(), [1]);
     assert_eq!(one(&op("shift_right", json!({})), &[&u64s(&[-1]), &u64s(&[63])]).to_i64_vec(), [1]);
-    assert_eq!(one(&op("bitwise_not", json!({})), &[&of(DType::U8, &i64s(&[1], &[1]))]).to_i64_vec(), [254]);
+    assert_eq!(
+        one(&op("bitwise_not", json!({})), &[&of(DType::U8, &i64s(&[1], &[1]))]).to_i64_vec(),
+        [254]
+    );
 }
 
 #[test]
@@ -64,7 +93,11 @@ fn division_by_an_integer_zero_is_an_error() {
     for name in ["div", "mod", "fmod"] {
         let result = try_eval(&op(name, json!({})), &[&i64s(&[1], &[1]), &i64s(&[2], &[1, 0])]);
         assert_eq!(result, Err(EvalError::DivisionByZero { op: name.into() }));
-        close(&one(&op("div", json!({})), &[&f32s(&[1], &[1.0]), &f32s(&[1], &[0.0])]), &[f64::INFINITY], 0.0);
+        close(
+            &one(&op("div", json!({})), &[&f32s(&[1], &[1.0]), &f32s(&[1], &[0.0])]),
+            &[f64::INFINITY],
+            0.0,
+        );
     }
 }
 
@@ -78,9 +111,21 @@ fn binary_operators_broadcast_and_keep_nan() {
     let nan = [f32s(&[2], &[f32::NAN, 1.0]), f32s(&[2], &[1.0, f32::NAN])];
     close(&one(&op("max", json!({})), &[&nan[0], &nan[1]]), &[f64::NAN; 2], 0.0);
     close(&one(&op("min", json!({})), &[&nan[0], &nan[1]]), &[f64::NAN; 2], 0.0);
-    close(&one(&op("mod", json!({})), &[&f32s(&[2], &[-4.5, 4.5]), &f32s(&[1], &[2.0])]), &[1.5, 0.5], 0.0);
-    close(&one(&op("fmod", json!({})), &[&f32s(&[2], &[-4.5, 4.5]), &f32s(&[1], &[2.0])]), &[-0.5, 0.5], 0.0);
-    close(&one(&op("prelu", json!({})), &[&f32s(&[2], &[-4.0, 4.0]), &f32s(&[1], &[0.5])]), &[-2.0, 4.0], 0.0);
+    close(
+        &one(&op("mod", json!({})), &[&f32s(&[2], &[-4.5, 4.5]), &f32s(&[1], &[2.0])]),
+        &[1.5, 0.5],
+        0.0,
+    );
+    close(
+        &one(&op("fmod", json!({})), &[&f32s(&[2], &[-4.5, 4.5]), &f32s(&[1], &[2.0])]),
+        &[-0.5, 0.5],
+        0.0,
+    );
+    close(
+        &one(&op("prelu", json!({})), &[&f32s(&[2], &[-4.0, 4.0]), &f32s(&[1], &[0.5])]),
+        &[-2.0, 4.0],
+        0.0,
+    );
 }
 
 #[test]

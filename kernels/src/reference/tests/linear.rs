@@ -27,7 +27,8 @@ fn matmul_equals_the_sum_at_every_row_count() {
     for m in 1..10 {
         let (a, b) = (noise(&[m, 5], 1), noise(&[5, 7], 2));
         let (x, w) = (a.to_f32_vec(), b.to_f32_vec());
-        let sum = |i: usize, j: usize| (0..5).fold(0f32, |s, k| s + x[i * 5 + k] * w[k * 7 + j]) as f64;
+        let sum =
+            |i: usize, j: usize| (0..5).fold(0f32, |s, k| s + x[i * 5 + k] * w[k * 7 + j]) as f64;
         let expected: Vec<f64> = (0..m * 7).map(|at| sum(at / 7, at % 7)).collect();
         close(&one(&Op::MatMul, &[&a, &b]), &expected, 0.0);
     }
@@ -41,18 +42,25 @@ fn linear_applies_its_epilogue_in_order() {
     let (gate, residual) = (f32s(&[1, 1, 2], &[10., 100.]), f32s(&[2, 1, 2], &[1., 2., 3., 4.]));
     let y = one(&op("linear", json!({"act": "relu"})), &[&x, &w, &bias, &row, &gate, &residual]);
     close(&y, &[16., 252., 8., 4.], 0.0);
-    let vector = one(&op("linear", json!({})), &[&f32s(&[1], &[3.]), &w, &bias, &f32s(&[2], &[1., 1.])]);
+    let vector =
+        one(&op("linear", json!({})), &[&f32s(&[1], &[3.]), &w, &bias, &f32s(&[2], &[1., 1.])]);
     close(&vector, &[4.5, 6.5], 0.0);
 }
 
 #[test]
 fn einsum_sums_what_the_result_does_not_name() {
-    let sum = |equation: &str, inputs: &[&Tensor]| one(&op("einsum", json!({"equation": equation})), inputs);
+    let sum = |equation: &str, inputs: &[&Tensor]| {
+        one(&op("einsum", json!({"equation": equation})), inputs)
+    };
     close(&sum("ab,bc->ac", &[&count(&[2, 2]), &count(&[2, 2])]), &[2., 3., 6., 11.], 0.0);
     close(&sum("aa->a", &[&count(&[2, 2])]), &[0., 3.], 0.0);
     close(&sum("aa->", &[&count(&[2, 2])]), &[3.], 0.0);
     close(&sum("ab->ba", &[&count(&[1, 2])]), &[0., 1.], 0.0);
-    close(&sum("a,b,ab,->b", &[&count(&[2]), &count(&[2]), &count(&[2, 2]), &f32s(&[], &[2.])]), &[0., 6.], 0.0);
+    close(
+        &sum("a,b,ab,->b", &[&count(&[2]), &count(&[2]), &count(&[2, 2]), &f32s(&[], &[2.])]),
+        &[0., 6.],
+        0.0,
+    );
     close(&sum("a,a->a", &[&count(&[3]), &f32s(&[1], &[2.])]), &[0., 2., 4.], 0.0);
 }
 
@@ -71,9 +79,17 @@ fn conv_pads_strides_dilates_and_groups() {
     let wide = json!({"strides": [1, 1], "pads": [0, 0, 0, 0], "dilations": [2, 2]});
     close(&conv(wide, &[&x, &box_filter]), &[16.], 0.0);
     let grouped = json!({"strides": [1], "pads": [0, 0], "dilations": [1], "groups": 2});
-    close(&conv(grouped, &[&count(&[1, 2, 2]), &f32s(&[2, 1, 1], &[1., 10.])]), &[0., 1., 20., 30.], 0.0);
+    close(
+        &conv(grouped, &[&count(&[1, 2, 2]), &f32s(&[2, 1, 1], &[1., 10.])]),
+        &[0., 1., 20., 30.],
+        0.0,
+    );
     let doubled = json!({"strides": [1], "pads": [1, 1], "dilations": [1], "upsample": 2});
-    close(&conv(doubled, &[&f32s(&[1, 1, 2], &[1., 2.]), &f32s(&[1, 1, 3], &[1.; 3])]), &[2., 4., 5., 4.], 0.0);
+    close(
+        &conv(doubled, &[&f32s(&[1, 1, 2], &[1., 2.]), &f32s(&[1, 1, 3], &[1.; 3])]),
+        &[2., 4., 5., 4.],
+        0.0,
+    );
 }
 
 #[test]
@@ -93,7 +109,11 @@ fn transposed_conv_spreads_its_input() {
     let spread = |attributes, inputs: &[&Tensor]| one(&op("conv_transpose", attributes), inputs);
     let line = json!({"strides": [2], "pads": [0, 0], "dilations": [1], "output_padding": [1]});
     let (x, w) = (f32s(&[1, 1, 2], &[1., 2.]), f32s(&[1, 1, 3], &[1., 10., 100.]));
-    close(&spread(line, &[&x, &w, &f32s(&[1], &[0.5])]), &[1.5, 10.5, 102.5, 20.5, 200.5, 0.5], 0.0);
+    close(
+        &spread(line, &[&x, &w, &f32s(&[1], &[0.5])]),
+        &[1.5, 10.5, 102.5, 20.5, 200.5, 0.5],
+        0.0,
+    );
     let cut = json!({"strides": [2], "pads": [1, 1], "dilations": [1], "output_padding": [0]});
     close(&spread(cut, &[&x, &w]), &[10., 102., 20.], 0.0);
     let grouped = json!({"strides": [1], "pads": [0, 0], "dilations": [1], "output_padding": [0], "groups": 2});

@@ -54,18 +54,30 @@ fn close(y: &Tensor, expected: &[f64], tolerance: f64) {
     let y = y.to_f64_vec();
     assert_eq!(y.len(), expected.len(), "{y:?}");
     for (a, b) in y.iter().zip(expected) {
-        assert!((a - b).abs() <= tolerance || a == b || (a.is_nan() && b.is_nan()), "{y:?}, expected {expected:?}");
+        assert!(
+            (a - b).abs() <= tolerance || a == b || (a.is_nan() && b.is_nan()),
+            "{y:?}, expected {expected:?}"
+        );
     }
 }
 
 #[test]
 fn symbols_and_huge_results_are_errors() {
     let expand = op("expand", serde_json::json!({"shape": ["N"]}));
-    assert_eq!(try_eval(&expand, &[&f32s(&[1], &[1.0])]).unwrap_err().to_string(), "expand: `N` has no value yet");
+    assert_eq!(
+        try_eval(&expand, &[&f32s(&[1], &[1.0])]).unwrap_err().to_string(),
+        "expand: `N` has no value yet"
+    );
     let tile = op("tile", serde_json::json!({"repeats": [1i64 << 33]}));
     assert!(
         matches!(try_eval(&tile, &[&f32s(&[1], &[1.0])]), Err(EvalError::TooLarge { bytes, .. }) if bytes == 1 << 35)
     );
-    let start = op("slice", serde_json::json!({"axes": [0], "starts": ["N-1"], "ends": ["N"], "steps": [1]}));
-    assert!(matches!(try_eval(&start, &[&count(&[4])]), Err(EvalError::Op(_) | EvalError::Symbolic { .. })));
+    let start = op(
+        "slice",
+        serde_json::json!({"axes": [0], "starts": ["N-1"], "ends": ["N"], "steps": [1]}),
+    );
+    assert!(matches!(
+        try_eval(&start, &[&count(&[4])]),
+        Err(EvalError::Op(_) | EvalError::Symbolic { .. })
+    ));
 }

@@ -13,8 +13,16 @@ fn transpose_slice_and_expand_read_by_strides() {
     close(&one(&op("slice", backwards), &[&x]), &[5., 1., 11., 7.], 0.0);
     let far = json!({"axes": [1], "starts": [0], "ends": [3], "steps": [i64::MAX]});
     close(&one(&op("slice", far), &[&x]), &[0., 1., 6., 7.], 0.0);
-    close(&one(&op("expand", json!({"shape": [2, 2]})), &[&count(&[2, 1])]), &[0., 0., 1., 1.], 0.0);
-    close(&one(&op("tile", json!({"repeats": [2, 2]})), &[&count(&[1, 2])]), &[0., 1., 0., 1., 0., 1., 0., 1.], 0.0);
+    close(
+        &one(&op("expand", json!({"shape": [2, 2]})), &[&count(&[2, 1])]),
+        &[0., 0., 1., 1.],
+        0.0,
+    );
+    close(
+        &one(&op("tile", json!({"repeats": [2, 2]})), &[&count(&[1, 2])]),
+        &[0., 1., 0., 1., 0., 1., 0., 1.],
+        0.0,
+    );
 }
 
 #[test]
@@ -55,16 +63,24 @@ fn resize_agrees_with_onnx() {
     let square = f32s(&[2, 2], &[1., 2., 3., 4.]);
     let up = json!({"sizes": [4, 6], "scales": [2.0, 3.0], "mode": "nearest", "coordinates": "half_pixel"});
     let row = |a: f64, b: f64| [a, a, a, b, b, b];
-    close(&resized(&square, up), &[row(1., 2.), row(1., 2.), row(3., 4.), row(3., 4.)].concat(), 0.0);
+    close(
+        &resized(&square, up),
+        &[row(1., 2.), row(1., 2.), row(3., 4.), row(3., 4.)].concat(),
+        0.0,
+    );
     let linear = json!({"sizes": [4, 4], "scales": [2.0, 2.0], "mode": "linear", "coordinates": "half_pixel"});
-    let expected = [1., 1.25, 1.75, 2., 1.5, 1.75, 2.25, 2.5, 2.5, 2.75, 3.25, 3.5, 3., 3.25, 3.75, 4.];
+    let expected =
+        [1., 1.25, 1.75, 2., 1.5, 1.75, 2.25, 2.5, 2.5, 2.75, 3.25, 3.5, 3., 3.25, 3.75, 4.];
     close(&resized(&square, linear), &expected, 1e-6);
     let line = f32s(&[4], &[1., 2., 3., 4.]);
-    let align = json!({"sizes": [2], "scales": [0.6], "mode": "linear", "coordinates": "align_corners"});
+    let align =
+        json!({"sizes": [2], "scales": [0.6], "mode": "linear", "coordinates": "align_corners"});
     close(&resized(&line, align), &[1., 3.142857], 1e-6);
-    let cubic = json!({"sizes": [8], "scales": [2.0], "mode": "cubic", "coordinates": "asymmetric"});
+    let cubic =
+        json!({"sizes": [8], "scales": [2.0], "mode": "cubic", "coordinates": "asymmetric"});
     close(&resized(&line, cubic), &[1., 1.40625, 2., 2.5, 3., 3.59375, 4., 4.09375], 1e-6);
-    let blurred = json!({"sizes": [2], "mode": "linear", "coordinates": "half_pixel", "antialias": true});
+    let blurred =
+        json!({"sizes": [2], "mode": "linear", "coordinates": "half_pixel", "antialias": true});
     close(&resized(&line, blurred), &[1.625, 3.375], 1e-6);
 }
 

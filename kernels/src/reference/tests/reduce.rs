@@ -19,18 +19,28 @@ fn reductions_over_any_axes() {
     close(&reduced("l2", &[0], &y), &[5.], 0.0);
     close(&reduced("log_sum", &[0], &y), &[0.], 0.0);
     close(&reduced("log_sum_exp", &[0], &f32s(&[2], &[1000., 1000.])), &[1000.6931], 1e-4);
-    close(&reduced("log_sum_exp", &[0], &f32s(&[2], &[f32::NEG_INFINITY; 2])), &[f64::NEG_INFINITY], 0.0);
+    close(
+        &reduced("log_sum_exp", &[0], &f32s(&[2], &[f32::NEG_INFINITY; 2])),
+        &[f64::NEG_INFINITY],
+        0.0,
+    );
 }
 
 #[test]
 fn reductions_of_nothing() {
     let none = f32s(&[0], &[]);
     let value = |kind: &str| reduced(kind, &[0], &none).to_f64_vec()[0];
-    assert_eq!(["sum", "prod", "max", "min", "l2"].map(value), [0., 1., f64::NEG_INFINITY, f64::INFINITY, 0.]);
+    assert_eq!(
+        ["sum", "prod", "max", "min", "l2"].map(value),
+        [0., 1., f64::NEG_INFINITY, f64::INFINITY, 0.]
+    );
     assert_eq!(["log_sum", "log_sum_exp"].map(value), [f64::NEG_INFINITY; 2]);
     assert!(value("mean").is_nan());
     let bytes = of(DType::I8, &none);
-    assert_eq!(["max", "min", "mean"].map(|k| reduced(k, &[0], &bytes).to_i64_vec()[0]), [-128, 127, 0]);
+    assert_eq!(
+        ["max", "min", "mean"].map(|k| reduced(k, &[0], &bytes).to_i64_vec()[0]),
+        [-128, 127, 0]
+    );
 }
 
 #[test]
@@ -50,14 +60,21 @@ fn arg_reduce_picks_first_last_or_nan() {
         one(&op("arg_reduce", attributes), &[&f32s(&[x.len()], x)]).to_i64_vec()[0]
     };
     let x = [1., 3., 3., 1.];
-    assert_eq!([at(true, false, &x), at(true, true, &x), at(false, false, &x), at(false, true, &x)], [1, 2, 0, 3]);
+    assert_eq!(
+        [at(true, false, &x), at(true, true, &x), at(false, false, &x), at(false, true, &x)],
+        [1, 2, 0, 3]
+    );
     assert_eq!([at(true, false, &[1., f32::NAN, 2.]), at(false, false, &[f32::NAN, 0.])], [1, 0]);
 }
 
 #[test]
 fn softmax_survives_large_values() {
     let x = f32s(&[2, 2], &[1000., 1001., -5., -5.]);
-    close(&one(&op("softmax", json!({"axis": 1})), &[&x]), &[0.2689414214, 0.7310585786, 0.5, 0.5], 1e-7);
+    close(
+        &one(&op("softmax", json!({"axis": 1})), &[&x]),
+        &[0.2689414214, 0.7310585786, 0.5, 0.5],
+        1e-7,
+    );
     close(
         &one(&op("log_softmax", json!({"axis": 1})), &[&x]),
         &[-1.3132616875, -0.3132616875, -std::f64::consts::LN_2, -std::f64::consts::LN_2],

@@ -11,12 +11,19 @@ const TILE: usize = 1024;
 /// The cluster, below `k`, of every point (a column, finite), of the best of `restarts` runs: least
 /// sum of squared distances, the first among equal ones. Fewer clusters than `k` when there are
 /// fewer different points.
-pub(super) fn kmeans(points: &DMatrix<f32>, k: usize, restarts: usize, random: &mut ChaCha20Rng) -> Vec<usize> {
+pub(super) fn kmeans(
+    points: &DMatrix<f32>,
+    k: usize,
+    restarts: usize,
+    random: &mut ChaCha20Rng,
+) -> Vec<usize> {
     if points.ncols() == 0 || k == 0 {
         return vec![0; points.ncols()];
     }
     let runs = (0..restarts.max(1)).map(|_| run(points, begin(points, k, random)));
-    runs.reduce(|best, next| if next.1 < best.1 { next } else { best }).map(|best| best.0).unwrap_or_default()
+    runs.reduce(|best, next| if next.1 < best.1 { next } else { best })
+        .map(|best| best.0)
+        .unwrap_or_default()
 }
 
 /// Centres drawn one by one, each with the square of the distance from those before as its chance.
@@ -28,7 +35,11 @@ fn begin(points: &DMatrix<f32>, k: usize, random: &mut ChaCha20Rng) -> DMatrix<f
     for c in 0..k {
         centres.column_mut(c).copy_from(&points.column(next));
         for (square, point) in square.iter_mut().zip(points.column_iter()) {
-            let to = point.iter().zip(centres.column(c).iter()).map(|(a, b)| f64::from((a - b) * (a - b))).sum();
+            let to = point
+                .iter()
+                .zip(centres.column(c).iter())
+                .map(|(a, b)| f64::from((a - b) * (a - b)))
+                .sum();
             *square = square.min(to);
         }
         let total: f64 = square.iter().sum();
@@ -71,7 +82,10 @@ fn assign(points: &DMatrix<f32>, centres: &DMatrix<f32>) -> (Vec<usize>, Vec<f64
             // |x − c|² = |x|² − 2 (x·c − |c|² / 2)
             let nearness = products.iter().zip(&half).map(|(p, half)| p - half).enumerate();
             let (label, near) =
-                nearness.fold((0, f32::NEG_INFINITY), |best, next| if next.1 > best.1 { next } else { best });
+                nearness.fold(
+                    (0, f32::NEG_INFINITY),
+                    |best, next| if next.1 > best.1 { next } else { best },
+                );
             labels.push(label);
             squares.push((f64::from(point.norm_squared()) - 2.0 * f64::from(near)).max(0.0));
         }

@@ -73,8 +73,11 @@ fn nearest_to_mean(pool: &SamplePool, rows: &[usize]) -> Option<usize> {
     for &row in rows {
         mean.iter_mut().zip(pool.row(row)).for_each(|(m, &x)| *m += value(x) / rows.len() as f64);
     }
-    let distance = |&row: &usize| pool.row(row).iter().zip(&mean).map(|(&x, m)| (value(x) - m).powi(2)).sum::<f64>();
-    let nearest = rows.iter().map(|row| (*row, distance(row))).reduce(|a, b| if b.1 < a.1 { b } else { a });
+    let distance = |&row: &usize| {
+        pool.row(row).iter().zip(&mean).map(|(&x, m)| (value(x) - m).powi(2)).sum::<f64>()
+    };
+    let nearest =
+        rows.iter().map(|row| (*row, distance(row))).reduce(|a, b| if b.1 < a.1 { b } else { a });
     nearest.map(|nearest| nearest.0)
 }
 

@@ -20,12 +20,22 @@ pub(super) struct Similarity {
 
 /// A column of length 1 (or 0) per row of the pool: its entries in the `k` leading left singular
 /// vectors of the normalised similarity to `landmarks`. O(rows · landmarks · (length + landmarks)).
-pub(super) fn embed(pool: &SamplePool, landmarks: &[usize], k: usize, similarity: Similarity) -> DMatrix<f32> {
+pub(super) fn embed(
+    pool: &SamplePool,
+    landmarks: &[usize],
+    k: usize,
+    similarity: Similarity,
+) -> DMatrix<f32> {
     let a = normalised(similarities(pool, landmarks, similarity));
     let (n, rows) = a.shape();
-    let tiles = || (0..rows).step_by(TILE).map(|first| a.columns(first, TILE.min(rows - first)).map(f64::from));
-    let gram = tiles().fold(DMatrix::<f64>::zeros(n, n), |gram, tile| gram + &tile * tile.transpose());
-    let Some(to_vectors) = to_left_vectors(gram, k.min(n)) else { return DMatrix::zeros(k.min(n), rows) };
+    let tiles = || {
+        (0..rows).step_by(TILE).map(|first| a.columns(first, TILE.min(rows - first)).map(f64::from))
+    };
+    let gram =
+        tiles().fold(DMatrix::<f64>::zeros(n, n), |gram, tile| gram + &tile * tile.transpose());
+    let Some(to_vectors) = to_left_vectors(gram, k.min(n)) else {
+        return DMatrix::zeros(k.min(n), rows);
+    };
     let mut embedding = DMatrix::zeros(k.min(n), rows);
     for (tile, first) in tiles().zip((0..rows).step_by(TILE)) {
         for (i, column) in (&to_vectors * tile).column_iter().enumerate() {
@@ -39,7 +49,11 @@ pub(super) fn embed(pool: &SamplePool, landmarks: &[usize], k: usize, similarity
 
 /// `[landmarks, rows]`: α · max(0, cos) + (1 − α) · exp(−|Δt| / bandwidth). Rows of zeros, and such
 /// as are not finite, have cosine 0.
-fn similarities(pool: &SamplePool, landmarks: &[usize], Similarity { alpha, bandwidth }: Similarity) -> DMatrix<f32> {
+fn similarities(
+    pool: &SamplePool,
+    landmarks: &[usize],
+    Similarity { alpha, bandwidth }: Similarity,
+) -> DMatrix<f32> {
     let length = |row: &[f32]| row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
     let inverse = |row: &[f32]| Some(1.0 / length(row)).filter(|x| x.is_finite()).unwrap_or(0.0);
     let inverses: Vec<f64> = (0..pool.len()).map(|i| inverse(pool.row(i))).collect();
@@ -88,7 +102,11 @@ fn to_left_vectors(gram: DMatrix<f64>, k: usize) -> Option<DMatrix<f64>> {
     let largest = order.first().map_or(0.0, |&first| eigen.eigenvalues[first]);
     let map = DMatrix::from_fn(k, n, |i, j| {
         let square = eigen.eigenvalues[order[i]];
-        if square > SMALLEST * SMALLEST * largest { eigen.eigenvectors[(j, order[i])] / square.sqrt() } else { 0.0 }
+        if square > SMALLEST * SMALLEST * largest {
+            eigen.eigenvectors[(j, order[i])] / square.sqrt()
+        } else {
+            0.0
+        }
     });
     Some(map)
 }
@@ -120,7 +138,8 @@ mod tests {
         let evaluations: Vec<usize> = (0..40).map(|i| i / 4).collect();
         let pool = SamplePool::new(&rows, &evaluations);
         let similarity = Similarity { alpha: 0.5, bandwidth: 1.0 };
-        let l = normalised(similarities(&pool, &(0..30).collect::<Vec<_>>(), similarity)).map(f64::from);
+        let l = normalised(similarities(&pool, &(0..30).collect::<Vec<_>>(), similarity))
+            .map(f64::from);
         let svd = l.transpose().svd(true, false);
         let (u, mut order) = (svd.u.unwrap(), (0..30).collect::<Vec<_>>());
         order.sort_by(|&a, &b| svd.singular_values[b].total_cmp(&svd.singular_values[a]));
@@ -129,9 +148,9 @@ mod tests {
             let row: Vec<f64> = order[..3].iter().map(|&c| u[(i, c)]).collect();
             let norm = row.iter().map(|x| x * x).sum::<f64>().sqrt();
             // each vector is known up to its sign
-            row.iter()
-                .enumerate()
-                .for_each(|(c, x)| assert!((f64::from(found[(c, i)]).abs() - x.abs() / norm).abs() < 1e-4));
+            row.iter().enumerate().for_each(|(c, x)| {
+                assert!((f64::from(found[(c, i)]).abs() - x.abs() / norm).abs() < 1e-4)
+            });
         }
     }
 

@@ -35,7 +35,16 @@ pub struct Tap {
 
 impl Default for Tap {
     fn default() -> Self {
-        Tap { runs: 3, fraction: 0.05, clusters: 100, alpha: 0.5, bandwidth: 1.0, total: 800, restarts: 20, seed: 0 }
+        Tap {
+            runs: 3,
+            fraction: 0.05,
+            clusters: 100,
+            alpha: 0.5,
+            bandwidth: 1.0,
+            total: 800,
+            restarts: 20,
+            seed: 0,
+        }
     }
 }
 
@@ -47,7 +56,8 @@ impl Tap {
             return (0..pool.len()).collect();
         }
         let k = self.cluster_count(pool.len());
-        let labels = kmeans(&self.embeddings(pool, k), k, self.restarts, &mut random(self.seed, u64::MAX));
+        let labels =
+            kmeans(&self.embeddings(pool, k), k, self.restarts, &mut random(self.seed, u64::MAX));
         let mut clusters = vec![vec![]; k];
         labels.iter().enumerate().for_each(|(row, &label)| clusters[label].push(row));
         let sizes: Vec<usize> = clusters.iter().map(Vec::len).collect();
@@ -72,7 +82,9 @@ impl Tap {
         };
         let runs: Vec<DMatrix<f32>> = (0..self.runs.max(1) as u64).map(run).collect();
         let height = runs[0].nrows();
-        DMatrix::from_fn(height * runs.len(), pool.len(), |i, row| runs[i / height][(i % height, row)])
+        DMatrix::from_fn(height * runs.len(), pool.len(), |i, row| {
+            runs[i / height][(i % height, row)]
+        })
     }
 }
 
@@ -99,7 +111,8 @@ fn quotas(sizes: &[usize], total: usize) -> Vec<usize> {
         }
         while sum > total {
             let fits = |&&c: &&usize| quotas[c] > least;
-            let less: Vec<usize> = order.iter().rev().filter(fits).take(sum - total).copied().collect();
+            let less: Vec<usize> =
+                order.iter().rev().filter(fits).take(sum - total).copied().collect();
             if less.is_empty() {
                 break;
             }
@@ -122,7 +135,9 @@ mod tests {
     fn collapsed() -> (Vec<f32>, Vec<usize>) {
         let noise = |i: usize| {
             let hash = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            ((hash ^ hash >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 40) as f32 / (1 << 23) as f32 - 1.0
+            ((hash ^ hash >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 40) as f32
+                / (1 << 23) as f32
+                - 1.0
         };
         let value = |i: usize| {
             let step = i / (32 * PER_STEP);
@@ -146,7 +161,9 @@ mod tests {
             let equal = selected.iter().filter(|&&row| evaluations[row] >= STEPS / 2).count();
             // half of the pool: uniform sampling takes half
             assert!(2 * equal < selected.len() * 9 / 10, "{equal} of {}", selected.len());
-            (0..STEPS).for_each(|step| assert!(selected.iter().any(|&row| evaluations[row] == step), "step {step}"));
+            (0..STEPS).for_each(|step| {
+                assert!(selected.iter().any(|&row| evaluations[row] == step), "step {step}")
+            });
         }
     }
 
@@ -169,7 +186,10 @@ mod tests {
         }
         assert!(tap.select(&SamplePool::new(&[], &[])).is_empty());
         assert_eq!(tap.select(&SamplePool::new(&[1.0, 2.0], &[0, 0])), [0, 1]);
-        assert_eq!(Tap { total: 0, ..tap }.select(&SamplePool::new(&[1.0, 2.0, 3.0], &[0, 1, 1])).len(), 2);
+        assert_eq!(
+            Tap { total: 0, ..tap }.select(&SamplePool::new(&[1.0, 2.0, 3.0], &[0, 1, 1])).len(),
+            2
+        );
     }
 
     proptest! {

@@ -34,11 +34,15 @@ impl Tdac {
     /// # Panics
     /// When a row is no multiple of the channels.
     pub fn select(&self, pool: &SamplePool) -> Vec<usize> {
-        let rows: Vec<_> = pool.by_evaluation().into_iter().filter(|rows| !rows.is_empty()).collect();
+        let rows: Vec<_> =
+            pool.by_evaluation().into_iter().filter(|rows| !rows.is_empty()).collect();
         let available: Vec<usize> = rows.iter().map(Vec::len).collect();
         let counts = counts(&self.weights(pool, &rows), &available, self.total);
         let mut draws = random(self.seed, 0);
-        top_up(pool, rows.into_iter().zip(counts).flat_map(|(rows, n)| draw(&mut draws, rows, n)).collect())
+        top_up(
+            pool,
+            rows.into_iter().zip(counts).flat_map(|(rows, n)| draw(&mut draws, rows, n)).collect(),
+        )
     }
 
     /// Density and `lambda` times diversity of each evaluation, both from 0 to 1.
@@ -49,7 +53,8 @@ impl Tdac {
                 pairs.push((s, t, self.compare(pool, &rows[s], &rows[t])));
             }
         }
-        let mut distances: Vec<f64> = pairs.iter().map(|pair| pair.2[0]).filter(|d| d.is_finite()).collect();
+        let mut distances: Vec<f64> =
+            pairs.iter().map(|pair| pair.2[0]).filter(|d| d.is_finite()).collect();
         distances.sort_by(f64::total_cmp);
         let at = (self.near * distances.len().saturating_sub(1) as f64).round() as usize;
         let radius = distances.get(at).copied().unwrap_or(0.0);
@@ -69,7 +74,11 @@ impl Tdac {
     /// taken to be alike.
     fn compare(&self, pool: &SamplePool, a: &[usize], b: &[usize]) -> [f64; 2] {
         let c = self.channels;
-        assert!(c > 0 && pool.length.is_multiple_of(c), "rows of {} values in {c} channels", pool.length);
+        assert!(
+            c > 0 && pool.length.is_multiple_of(c),
+            "rows of {} values in {c} channels",
+            pool.length
+        );
         let (mut square, mut unlike) = (0.0, 0.0);
         let positions = |&row: &usize| pool.row(row).chunks_exact(c);
         for (a, b) in a.iter().flat_map(positions).zip(b.iter().flat_map(positions)) {
@@ -99,7 +108,8 @@ fn counts(weights: &[f64], available: &[usize], total: usize) -> Vec<usize> {
     let sum: f64 = weights.iter().sum();
     let total = total.min(available.iter().sum());
     let share = |w: f64| if sum > 0.0 { w / sum } else { 1.0 / weights.len() as f64 };
-    let round = |(w, &most): (&f64, &usize)| ((total as f64 * share(*w)).round() as usize).min(most);
+    let round =
+        |(w, &most): (&f64, &usize)| ((total as f64 * share(*w)).round() as usize).min(most);
     let mut counts: Vec<usize> = weights.iter().zip(available).map(round).collect();
     loop {
         let sum: usize = counts.iter().sum();
@@ -166,7 +176,8 @@ mod tests {
     fn degenerate_pools_can_be_selected_from() {
         let tdac = Tdac { total: 4, ..Tdac::new(2) };
         for value in [0.0, 3.0, f32::NAN, f32::INFINITY, f32::MAX] {
-            let selected = tdac.select(&SamplePool::new(&[value; 24], &[0, 0, 0, 1, 1, 1, 3, 3, 3, 3, 5, 5]));
+            let selected =
+                tdac.select(&SamplePool::new(&[value; 24], &[0, 0, 0, 1, 1, 1, 3, 3, 3, 3, 5, 5]));
             assert!((4..=8).contains(&selected.len()), "{value}: {selected:?}");
         }
         assert!(tdac.select(&SamplePool::new(&[], &[])).is_empty());

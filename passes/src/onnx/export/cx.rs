@@ -115,7 +115,13 @@ impl<'a> Cx<'a> {
         &self.values[v.0].def
     }
 
-    pub(super) fn add(&mut self, ty: ValueType, def: Def, name: Option<String>, label: &str) -> Val {
+    pub(super) fn add(
+        &mut self,
+        ty: ValueType,
+        def: Def,
+        name: Option<String>,
+        label: &str,
+    ) -> Val {
         self.values.push(Value { ty, def, name, label: label.into() });
         Val(self.values.len() - 1)
     }
@@ -190,12 +196,14 @@ impl<'a> Cx<'a> {
         attribute: Vec<AttributeProto>,
         types: &[ValueType],
     ) -> Vec<Val> {
-        let mut names: Vec<String> = inputs.iter().map(|v| v.map_or(String::new(), |v| self.name(v))).collect();
+        let mut names: Vec<String> =
+            inputs.iter().map(|v| v.map_or(String::new(), |v| self.name(v))).collect();
         while names.last().is_some_and(String::is_empty) {
             names.pop();
         }
         let label = format!("{}/{op}", self.step);
-        let output: Vec<String> = types.iter().map(|_| self.scope.unique(&format!("{label}_output"))).collect();
+        let output: Vec<String> =
+            types.iter().map(|_| self.scope.unique(&format!("{label}_output"))).collect();
         self.nodes.push(NodeProto {
             input: names,
             output: output.clone(),
@@ -204,11 +212,21 @@ impl<'a> Cx<'a> {
             attribute,
             ..Default::default()
         });
-        output.into_iter().zip(types).map(|(n, ty)| self.add(ty.clone(), Def::Named, Some(n), &label)).collect()
+        output
+            .into_iter()
+            .zip(types)
+            .map(|(n, ty)| self.add(ty.clone(), Def::Named, Some(n), &label))
+            .collect()
     }
 
     /// Writes a node with one result.
-    pub fn node(&mut self, op: &str, inputs: &[Val], attribute: Vec<AttributeProto>, ty: ValueType) -> Val {
+    pub fn node(
+        &mut self,
+        op: &str,
+        inputs: &[Val],
+        attribute: Vec<AttributeProto>,
+        ty: ValueType,
+    ) -> Val {
         let inputs: Vec<_> = inputs.iter().copied().map(Some).collect();
         self.nodes(op, &inputs, attribute, &[ty])[0]
     }
@@ -241,7 +259,12 @@ impl<'a> Cx<'a> {
         if let Some(known) = known {
             return Ok(self.ints(&known));
         }
-        let symbol = dims.iter().flat_map(Dim::symbols).next().expect("a size that is not known has a symbol").clone();
+        let symbol = dims
+            .iter()
+            .flat_map(Dim::symbols)
+            .next()
+            .expect("a size that is not known has a symbol")
+            .clone();
         let batch = self.batch(&symbol)?;
         let zero = [(symbol.clone(), 0)].into();
         let rest = dims.iter().map(|d| d.eval(&zero)).collect::<Option<Vec<i64>>>();
@@ -259,7 +282,8 @@ impl<'a> Cx<'a> {
         }
         let on = self.batch_on.filter(|&(v, axis)| self.shape(v)[axis].as_symbol() == Some(symbol));
         let (v, axis) = on.ok_or_else(|| format!("no input tells the size {symbol}"))?;
-        let (start, end) = (super::proto::int("start", axis as i64), super::proto::int("end", axis as i64 + 1));
+        let (start, end) =
+            (super::proto::int("start", axis as i64), super::proto::int("end", axis as i64 + 1));
         let batch = self.node("Shape", &[v], vec![start, end], ValueType::fixed(DType::I64, &[1]));
         self.batch = Some(batch);
         Ok(batch)
@@ -272,7 +296,10 @@ impl<'a> Cx<'a> {
             _ => v,
         };
         let old = self.values[root.0].name.clone();
-        let Some(last) = self.nodes.last_mut().filter(|n| n.output.len() == 1 && n.output.first() == old.as_ref())
+        let Some(last) = self
+            .nodes
+            .last_mut()
+            .filter(|n| n.output.len() == 1 && n.output.first() == old.as_ref())
         else {
             return;
         };
@@ -301,7 +328,9 @@ impl<'a> Cx<'a> {
                 *n = name.into();
             }
         };
-        self.nodes.iter_mut().for_each(|n| n.input.iter_mut().chain(&mut n.output).for_each(rename));
+        self.nodes
+            .iter_mut()
+            .for_each(|n| n.input.iter_mut().chain(&mut n.output).for_each(rename));
         self.values.iter_mut().filter_map(|v| v.name.as_mut()).for_each(rename);
     }
 }

@@ -10,7 +10,9 @@ pub enum ExportError {
     #[error("{}", list(.0))]
     Unsupported(Vec<UnsupportedStep>),
     /// The plan's `prelude_steps` runs for all evaluations at once, with a fixed batch.
-    #[error("the conditioning is computed for all evaluations at once in a fixed batch, which export cannot cut apart")]
+    #[error(
+        "the conditioning is computed for all evaluations at once in a fixed batch, which export cannot cut apart"
+    )]
     Stacked,
 }
 

@@ -25,7 +25,9 @@ pub(super) fn export_op(
     }
     let mut first = op.clone();
     match &mut first {
-        Op::GroupNorm { layout, .. } | Op::Pool { layout, .. } if *layout == ConvLayout::ChannelsLast => {
+        Op::GroupNorm { layout, .. } | Op::Pool { layout, .. }
+            if *layout == ConvLayout::ChannelsLast =>
+        {
             *layout = ConvLayout::ChannelsFirst;
             let mut inputs = inputs.to_vec();
             inputs[0] = inputs[0].map(|x| cx.first(x));
@@ -44,7 +46,12 @@ fn back(cx: &mut Cx, op: &Op, inputs: &[Option<Val>]) -> ExportResult<Vec<Val>> 
     Ok(results.into_iter().map(|y| cx.last(y)).collect())
 }
 
-fn sink(cx: &mut Cx, op: &Op, inputs: &[Option<Val>], rank: usize) -> Option<ExportResult<Vec<Val>>> {
+fn sink(
+    cx: &mut Cx,
+    op: &Op,
+    inputs: &[Option<Val>],
+    rank: usize,
+) -> Option<ExportResult<Vec<Val>>> {
     let here = |cx: &Cx, v: &Val| cx.rank(*v) == rank && cx.is_first(*v);
     if !inputs.iter().flatten().any(|v| here(cx, v)) {
         return None;

@@ -101,8 +101,15 @@ impl ExportedModel {
 ///
 /// # Errors
 /// [`ExportError`]; steps without a spelling are collected completely.
-pub fn export(plan: &Plan, constants: &[Tensor], options: &ExportOptions) -> Result<Exported, ExportError> {
-    if plan.batch_symbol.is_none() && !plan.prelude_steps.results.is_empty() && !plan.steps_one_by_one() {
+pub fn export(
+    plan: &Plan,
+    constants: &[Tensor],
+    options: &ExportOptions,
+) -> Result<Exported, ExportError> {
+    if plan.batch_symbol.is_none()
+        && !plan.prelude_steps.results.is_empty()
+        && !plan.steps_one_by_one()
+    {
         return Err(ExportError::Stacked);
     }
     let mut export = Export {
@@ -113,7 +120,11 @@ pub fn export(plan: &Plan, constants: &[Tensor], options: &ExportOptions) -> Res
         unsupported: vec![],
     };
     if !plan.prelude.results.is_empty() {
-        export.model("prelude", ProgramKind::Prelude, results(&plan.prelude.results, Wire::Prelude));
+        export.model(
+            "prelude",
+            ProgramKind::Prelude,
+            results(&plan.prelude.results, Wire::Prelude),
+        );
     }
     if !plan.prelude_steps.results.is_empty() {
         let results = results(&plan.prelude_steps.results, Wire::PreludeSteps);
@@ -143,8 +154,9 @@ fn results(values: &[usize], wire: fn(usize) -> Wire) -> Results {
 }
 
 fn outputs(plan: &Plan, kind: ProgramKind) -> Results {
-    let output =
-        |(i, o): (usize, &cqc_proto::plan::PlanOutput)| (plan.output_value(kind, i), Wire::Output(o.name.clone()));
+    let output = |(i, o): (usize, &cqc_proto::plan::PlanOutput)| {
+        (plan.output_value(kind, i), Wire::Output(o.name.clone()))
+    };
     plan.outputs.iter().enumerate().map(output).collect()
 }
 
@@ -201,7 +213,12 @@ impl Export<'_> {
             self.unsupported.extend(unsupported);
         }
         let output = outputs.iter().map(|p| value_info(&p.name, &p.ty)).collect();
-        GraphProto { name: Some(name.into()), node: std::mem::take(&mut cx.nodes), output, ..Default::default() }
+        GraphProto {
+            name: Some(name.into()),
+            node: std::mem::take(&mut cx.nodes),
+            output,
+            ..Default::default()
+        }
     }
 
     fn finish(
@@ -232,29 +249,43 @@ impl Export<'_> {
         inputs.iter().chain(&outputs).for_each(|p| drop(scope.unique(&p.name)));
 
         let branch = |outputs: &[Port], scope: &mut Scope, name: &str| -> Vec<Port> {
-            let rename = |p: &Port| Port { name: scope.unique(&format!("{name}/{}", p.name)), ..p.clone() };
+            let rename =
+                |p: &Port| Port { name: scope.unique(&format!("{name}/{}", p.name)), ..p.clone() };
             outputs.iter().map(rename).collect()
         };
-        let (then_ports, else_ports) = (branch(&outputs, &mut scope, "full"), branch(&outputs, &mut scope, "cached"));
-        let mut then = self.graph("full", ProgramKind::Full, &inputs, &then_ports[..computed], &full, &mut scope);
+        let (then_ports, else_ports) =
+            (branch(&outputs, &mut scope, "full"), branch(&outputs, &mut scope, "cached"));
+        let mut then = self.graph(
+            "full",
+            ProgramKind::Full,
+            &inputs,
+            &then_ports[..computed],
+            &full,
+            &mut scope,
+        );
         pass_on(&mut then, &previous, &inputs, &then_ports[computed..], &mut scope);
         let own = &else_ports[..cached.len()];
-        let mut other = self.graph("cached", ProgramKind::Cached, &inputs, own, &cached, &mut scope);
+        let mut other =
+            self.graph("cached", ProgramKind::Cached, &inputs, own, &cached, &mut scope);
         for slot in &else_ports[cached.len()..] {
-            let kept = inputs.iter().find(|p| p.value == slot.value).expect("all slots have been added");
+            let kept =
+                inputs.iter().find(|p| p.value == slot.value).expect("all slots have been added");
             other.node.push(identity(&kept.name, &slot.name, &mut scope));
             other.output.push(value_info(&slot.name, &slot.ty));
         }
 
         let count = self.origin.timesteps.len();
-        let table: Vec<bool> = (0..count).map(|e| full_evaluations.binary_search(&e).is_ok()).collect();
+        let table: Vec<bool> =
+            (0..count).map(|e| full_evaluations.binary_search(&e).is_ok()).collect();
         let mut cx = Cx::new(&mut self.store, &mut scope, self.qdq);
         let step = cx.input("step", ports::step_port().ty);
         let table = cx.constant("full_evaluations", Tensor::from_bool(&[count], &table));
         cx.step = "is_full".into();
-        let is_full = cx.emit(Op::Gather { axis: 0 }, &[table, step]).expect("Gather has a spelling");
+        let is_full =
+            cx.emit(Op::Gather { axis: 0 }, &[table, step]).expect("Gather has a spelling");
         cx.step = "evaluation".into();
-        let branches = vec![graph_attribute("then_branch", then), graph_attribute("else_branch", other)];
+        let branches =
+            vec![graph_attribute("then_branch", then), graph_attribute("else_branch", other)];
         cx.node("If", &[is_full], branches, outputs[0].ty.clone());
         let mut nodes = std::mem::take(&mut cx.nodes);
         let choice = nodes.last_mut().expect("it has just been written");
@@ -288,7 +319,12 @@ impl Export<'_> {
         let plan = self.origin.plan;
         let declared = &plan.cache.as_ref().expect("it has slots").slots[slot];
         let (value, ty) = (Wire::Cache(slot), plan.full.values[declared.value].ty.clone());
-        Port { name: free_name(value.to_string(), inputs), ty, value, tensor: declared.name.clone() }
+        Port {
+            name: free_name(value.to_string(), inputs),
+            ty,
+            value,
+            tensor: declared.name.clone(),
+        }
     }
 
     /// Outputs get the source model's names, or those of their wires; one that is called like an
@@ -316,7 +352,13 @@ fn free_name(name: String, inputs: &[Port]) -> String {
 
 /// Adds the outputs that are inputs: slots that take over what another slot held. While that holds
 /// nothing yet, nothing that is read depends on it.
-fn pass_on(graph: &mut GraphProto, previous: &[(usize, usize)], inputs: &[Port], ports: &[Port], scope: &mut Scope) {
+fn pass_on(
+    graph: &mut GraphProto,
+    previous: &[(usize, usize)],
+    inputs: &[Port],
+    ports: &[Port],
+    scope: &mut Scope,
+) {
     for (&(_, of), port) in previous.iter().zip(ports) {
         let kept = inputs.iter().find(|p| p.value == Wire::Cache(of)).expect("it has been added");
         graph.node.push(identity(&kept.name, &port.name, scope));

@@ -34,10 +34,18 @@ pub(super) fn write(
     results: &[(usize, String)],
 ) -> Result<(), Vec<UnsupportedStep>> {
     let program = origin.plan.program(kind);
-    let inputs: Vec<(Wire, Val)> = ports.iter().map(|p| (p.value.clone(), cx.input(&p.name, p.ty.clone()))).collect();
+    let inputs: Vec<(Wire, Val)> =
+        ports.iter().map(|p| (p.value.clone(), cx.input(&p.name, p.ty.clone()))).collect();
     let wanted: Vec<usize> = results.iter().map(|r| r.0).collect();
-    let mut writer =
-        Writer { cx, origin, kind, program, inputs, values: vec![None; program.values.len()], refused: vec![] };
+    let mut writer = Writer {
+        cx,
+        origin,
+        kind,
+        program,
+        inputs,
+        values: vec![None; program.values.len()],
+        refused: vec![],
+    };
     writer.check_batch(&wanted);
     let live = used(program, &wanted);
     for step in &program.steps {
@@ -70,18 +78,29 @@ struct Writer<'c, 'a, 'o> {
 
 impl Writer<'_, '_, '_> {
     fn refuse(&mut self, step: &str, op: &str, reason: String) {
-        self.refused.push(UnsupportedStep { program: self.kind, step: step.into(), op: op.into(), reason });
+        self.refused.push(UnsupportedStep {
+            program: self.kind,
+            step: step.into(),
+            op: op.into(),
+            reason,
+        });
     }
 
     /// Sizes that depend on the batch are computed from an input that has it.
     fn check_batch(&mut self, results: &[usize]) {
         let symbol = |d: &Dim| d.as_const().is_none();
         let live = used(self.program, results);
-        let symbolic = live.iter().map(|&v| &self.program.values[v]).find(|v| v.ty.shape.iter().any(symbol));
-        let tells = |(_, v): &(Wire, Val)| self.cx.shape(*v).iter().any(|d| d.as_symbol().is_some());
+        let symbolic =
+            live.iter().map(|&v| &self.program.values[v]).find(|v| v.ty.shape.iter().any(symbol));
+        let tells =
+            |(_, v): &(Wire, Val)| self.cx.shape(*v).iter().any(|d| d.as_symbol().is_some());
         if let (Some(value), false) = (symbolic, self.inputs.iter().any(tells)) {
             let (name, ty) = (value.name.clone(), value.ty.to_string());
-            self.refuse(&name, "input", format!("it is {ty}, and no input of the program tells the batch"));
+            self.refuse(
+                &name,
+                "input",
+                format!("it is {ty}, and no input of the program tells the batch"),
+            );
         }
     }
 
@@ -92,11 +111,14 @@ impl Writer<'_, '_, '_> {
         self.cx.step = step.name.clone();
         let exported = match &step.op {
             Op::FakeQuant { bits: 8, segments } => self.rounded(step, segments),
-            Op::RoundBf16 if self.cx.qdq == Qdq::None => step.inputs[0].and_then(|x| self.get(x)).map(|x| Ok(vec![x])),
+            Op::RoundBf16 if self.cx.qdq == Qdq::None => {
+                step.inputs[0].and_then(|x| self.get(x)).map(|x| Ok(vec![x]))
+            }
             _ => None,
         };
         let exported = exported.unwrap_or_else(|| {
-            let inputs: Vec<Option<Val>> = step.inputs.iter().map(|v| v.and_then(|v| self.get(v))).collect();
+            let inputs: Vec<Option<Val>> =
+                step.inputs.iter().map(|v| v.and_then(|v| self.get(v))).collect();
             self.cx.step = step.name.clone();
             ops::export_op(self.cx, &step.op, &inputs)
         });
@@ -157,12 +179,16 @@ impl Writer<'_, '_, '_> {
         match value.source {
             Source::Constant(i) if plan.constants[i].codes.is_some() => {
                 let how = plan.constants[i].codes.clone().expect("just seen");
-                let (codes, scale) = (self.origin.constants[i].clone(), self.origin.constants[how.scale].clone());
+                let (codes, scale) =
+                    (self.origin.constants[i].clone(), self.origin.constants[how.scale].clone());
                 Ok(self.cx.weights(&plan.constants[i].name, i, Quantized::new(codes, scale, how)))
             }
             // half the size, and exact
-            Source::Constant(i) if plan.constants[i].ty.dtype == DType::BF16 && self.cx.qdq != Qdq::None => {
-                let stored = self.cx.constant(&plan.constants[i].name, self.origin.constants[i].clone());
+            Source::Constant(i)
+                if plan.constants[i].ty.dtype == DType::BF16 && self.cx.qdq != Qdq::None =>
+            {
+                let stored =
+                    self.cx.constant(&plan.constants[i].name, self.origin.constants[i].clone());
                 Ok(self.cx.cast(stored, value.ty.dtype))
             }
             Source::Constant(i) => {
@@ -176,7 +202,8 @@ impl Writer<'_, '_, '_> {
             }
             _ => {
                 let input = plan.inputs.iter().find(|i| i.role == InputRole::Timestep);
-                let name = input.map_or("timesteps".to_string(), |i| format!("{}/timesteps", i.name));
+                let name =
+                    input.map_or("timesteps".to_string(), |i| format!("{}/timesteps", i.name));
                 let steps = timesteps(self.origin.timesteps, value.ty.dtype);
                 let table = self.cx.constant(&name, steps);
                 self.row(table, value)
@@ -198,11 +225,16 @@ impl Writer<'_, '_, '_> {
         let (scale, zero) = (table(1)?, table(2)?);
         let rows = scale.len() / count;
         let runs = |e: &usize| rows == 1 || plan.program_at(*e) == kind;
-        let column = |values: &[f32], i: usize| values.iter().skip(i).step_by(count).copied().collect::<Vec<f32>>();
+        let column = |values: &[f32], i: usize| {
+            values.iter().skip(i).step_by(count).copied().collect::<Vec<f32>>()
+        };
         let mut parts = vec![];
         for i in 0..count {
-            let rows =
-                Rows { scale: column(&scale, i), zero: column(&zero, i), runs: (0..rows).filter(runs).collect() };
+            let rows = Rows {
+                scale: column(&scale, i),
+                zero: column(&zero, i),
+                runs: (0..rows).filter(runs).collect(),
+            };
             match rows.written(self.cx.qdq) {
                 Err(reason) => return Some(Err(reason)),
                 Ok(written) => parts.push(written.map(|w| self.scales(&step.name, w))),
@@ -228,7 +260,12 @@ impl Writer<'_, '_, '_> {
 
     /// The row of this evaluation in a table, repeated for the batch where the value has one.
     fn row(&mut self, table: Val, value: &PlanValue) -> ExportResult {
-        let step = self.inputs.iter().find(|(w, _)| *w == Wire::Step).expect("a program with tables takes the step").1;
+        let step = self
+            .inputs
+            .iter()
+            .find(|(w, _)| *w == Wire::Step)
+            .expect("a program with tables takes the step")
+            .1;
         let row = self.cx.emit(Op::Gather { axis: 0 }, &[table, step])?;
         let wanted = &value.ty.shape;
         let all = |s: &[Dim]| ValueType::new(DType::F32, s).elements();

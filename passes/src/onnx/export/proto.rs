@@ -70,7 +70,10 @@ pub(super) fn value_info(name: &str, ty: &ValueType) -> ValueInfoProto {
 pub(super) fn model(graph: GraphProto) -> ModelProto {
     ModelProto {
         ir_version: Some(IR_VERSION),
-        opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(OPSET) }],
+        opset_import: vec![OperatorSetIdProto {
+            domain: Some(String::new()),
+            version: Some(OPSET),
+        }],
         producer_name: Some("cqc".into()),
         producer_version: Some(env!("CARGO_PKG_VERSION").into()),
         graph: Some(graph),

@@ -69,7 +69,13 @@ pub(super) struct Rounding {
 impl Cx<'_> {
     /// A value that is rounded where it is read; the scales are those of the segments, of which
     /// there is at least one.
-    pub fn rounded(&mut self, name: &str, x: Val, segments: &[usize], scales: Vec<Option<[Val; 2]>>) -> Val {
+    pub fn rounded(
+        &mut self,
+        name: &str,
+        x: Val,
+        segments: &[usize],
+        scales: Vec<Option<[Val; 2]>>,
+    ) -> Val {
         if scales.iter().all(Option::is_none) {
             return x;
         }
@@ -92,7 +98,8 @@ impl Cx<'_> {
     /// Quantized weights, constant `index` of the plan.
     pub fn weights(&mut self, name: &str, index: usize, weights: Quantized) -> Val {
         if self.qdq == Qdq::None {
-            let floats = self.store.dequantized(index, &weights.op(), &weights.codes, &weights.scale);
+            let floats =
+                self.store.dequantized(index, &weights.op(), &weights.codes, &weights.scale);
             return self.constant(name, floats);
         }
         let shape: Vec<Dim> = weights.codes.shape().iter().map(|&n| (n as i64).into()).collect();
@@ -102,7 +109,9 @@ impl Cx<'_> {
     /// The value and how it is rounded, if it is, and in one segment.
     pub fn split_rounding(&self, v: Val) -> (Val, Option<Rounding>) {
         match self.def(v) {
-            Def::Rounded(rounded) if rounded.segments.len() == 1 => (rounded.of, rounded.rounding(0)),
+            Def::Rounded(rounded) if rounded.segments.len() == 1 => {
+                (rounded.of, rounded.rounding(0))
+            }
             _ => (v, None),
         }
     }
@@ -116,7 +125,10 @@ impl Cx<'_> {
         let step = std::mem::replace(&mut self.step, name.clone());
         let to = self.dtype(*zero);
         let codes = self.emit(Op::Quantize { axis: None, block: 0, to }, &[x, *scale, *zero])?;
-        let y = self.emit(Op::Dequantize { axis: None, block: 0, to: DType::F32 }, &[codes, *scale, *zero])?;
+        let y = self.emit(
+            Op::Dequantize { axis: None, block: 0, to: DType::F32 },
+            &[codes, *scale, *zero],
+        )?;
         self.step = step;
         self.rounded.insert([x, *scale, *zero], y);
         Ok(y)
@@ -194,7 +206,9 @@ impl Cx<'_> {
         }
         let (x, rounding) = self.split_rounding(x);
         let w = match &weights {
-            Some(weights) if weights.how.segments.is_empty() => self.weight_segment(w, weights, 0)?,
+            Some(weights) if weights.how.segments.is_empty() => {
+                self.weight_segment(w, weights, 0)?
+            }
             _ => w,
         };
         Ok(vec![Operands { x, rounding, w }])
@@ -255,7 +269,8 @@ impl Cx<'_> {
 impl Rounded {
     fn rounding(&self, i: usize) -> Option<Rounding> {
         let segment = &self.segments[i];
-        let name = if self.segments.len() > 1 { format!("{}.{i}", self.name) } else { self.name.clone() };
+        let name =
+            if self.segments.len() > 1 { format!("{}.{i}", self.name) } else { self.name.clone() };
         segment.scale.map(|scale| Rounding { name, scale })
     }
 

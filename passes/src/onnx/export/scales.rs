@@ -118,7 +118,8 @@ mod tests {
 
     #[test]
     fn tables_are_written_where_evaluations_differ() {
-        let table = |rows: Rows| rows.written(Qdq::default()).map(|w| w.map(|w| w.scale.shape().to_vec()));
+        let table =
+            |rows: Rows| rows.written(Qdq::default()).map(|w| w.map(|w| w.scale.shape().to_vec()));
         assert_eq!(table(rows(&[0.5, 0.25], &[0.0, 0.0])), Ok(Some(vec![2])));
         assert_eq!(table(rows(&[0.5, 0.5], &[3.0, 3.0])), Ok(Some(vec![])));
         assert_eq!(table(rows(&[0.0, 0.0], &[0.0, 0.0])), Ok(None));

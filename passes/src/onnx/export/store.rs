@@ -77,7 +77,10 @@ impl Store {
     pub fn cut(&mut self, t: &Tensor, axis: usize, start: usize, size: usize) -> Tensor {
         let compute = || {
             let [starts, ends] = [start, start + size].map(|n| vec![Dim::constant(n as i64)]);
-            let y = reference::eval(&Op::Slice { axes: vec![axis], starts, ends, steps: vec![1] }, &[Some(t)]);
+            let y = reference::eval(
+                &Op::Slice { axes: vec![axis], starts, ends, steps: vec![1] },
+                &[Some(t)],
+            );
             (t.clone(), y.expect("segments lie within the weights").remove(0))
         };
         self.cut.entry((place(t), [axis, start, size])).or_insert_with(compute).1.clone()
@@ -97,7 +100,11 @@ impl Store {
     pub fn transposed(&mut self, t: &Tensor, perm: &[usize]) -> Tensor {
         let compute = || {
             let y = reference::eval(&Op::Transpose { perm: perm.to_vec() }, &[Some(t)]);
-            (t.clone(), y.expect("a constant has known sizes, and the permutation has been checked").remove(0))
+            (
+                t.clone(),
+                y.expect("a constant has known sizes, and the permutation has been checked")
+                    .remove(0),
+            )
         };
         let key = (place(t), t.shape().to_vec(), perm.to_vec());
         self.transposed.entry(key).or_insert_with(compute).1.clone()
@@ -124,7 +131,8 @@ impl Scope {
     pub fn unique(&mut self, name: &str) -> String {
         let name = if name.is_empty() { "value" } else { name };
         let numbered = (1..).map(|i| format!("{name}_{i}"));
-        let free = std::iter::once(name.to_string()).chain(numbered).find(|n| !self.taken.contains(n));
+        let free =
+            std::iter::once(name.to_string()).chain(numbered).find(|n| !self.taken.contains(n));
         let free = free.expect("there are more numbers than names");
         self.taken.insert(free.clone());
         free
@@ -144,7 +152,8 @@ impl Scope {
 
     /// An initializer of zeros, i8 or of 4 bits, that nothing else shares.
     pub fn zeros(&mut self, label: &str, size: usize, is_packed: bool) -> String {
-        let (data_type, bytes) = if is_packed { (data_type::INT4, size.div_ceil(2)) } else { (data_type::INT8, size) };
+        let (data_type, bytes) =
+            if is_packed { (data_type::INT4, size.div_ceil(2)) } else { (data_type::INT8, size) };
         let name = self.unique(label);
         self.initializers.push(TensorProto {
             name: Some(name.clone()),
@@ -156,7 +165,14 @@ impl Scope {
         name
     }
 
-    fn stored(&mut self, store: &mut Store, label: &str, data_type: i32, shape: &[usize], t: &Tensor) -> String {
+    fn stored(
+        &mut self,
+        store: &mut Store,
+        label: &str,
+        data_type: i32,
+        shape: &[usize],
+        t: &Tensor,
+    ) -> String {
         let inline = t.bytes().len() < store.inline_below;
         let key = if inline { Key::Small(t.bytes().clone()) } else { Key::Large(place(t)) };
         let key = (data_type, shape.to_vec(), key);
@@ -173,7 +189,10 @@ impl Scope {
         if inline {
             proto.raw_data = Some(t.bytes().clone());
         } else {
-            let entry = |key: &str, value: String| StringStringEntryProto { key: Some(key.into()), value: Some(value) };
+            let entry = |key: &str, value: String| StringStringEntryProto {
+                key: Some(key.into()),
+                value: Some(value),
+            };
             proto.data_location = Some(1);
             proto.external_data = vec![
                 entry("location", store.file.clone()),

@@ -49,7 +49,8 @@ impl Cx<'_> {
         if let Some(&known) = self.reshaped.get(&(v, shape.clone())) {
             return known;
         }
-        let fixed: Option<Vec<usize>> = shape.iter().map(|d| d.as_const().map(|v| v as usize)).collect();
+        let fixed: Option<Vec<usize>> =
+            shape.iter().map(|d| d.as_const().map(|v| v as usize)).collect();
         let view = match (self.def(v).clone(), fixed) {
             (Def::Reshaped { of }, _) => self.reshape(of, shape.clone()),
             (Def::Constant(t), Some(fixed)) => {
@@ -116,15 +117,18 @@ impl Cx<'_> {
             None => -1,
         };
         let entries: Vec<i64> = shape.iter().enumerate().map(entry).collect();
-        let (empty, open) = (shape.iter().any(|d| d.is(0)), entries.iter().filter(|&&e| e == -1).count());
+        let (empty, open) =
+            (shape.iter().any(|d| d.is(0)), entries.iter().filter(|&&e| e == -1).count());
         let symbolic = shape.iter().any(|d| d.as_const().is_none());
         let target = if open <= 1 && !(empty && symbolic) {
             self.ints(&entries)
         } else {
-            self.sizes(shape).expect("a plan's shapes hold no symbol but the batch, which an input tells")
+            self.sizes(shape)
+                .expect("a plan's shapes hold no symbol but the batch, which an input tells")
         };
         let attributes = if empty { vec![int("allowzero", 1)] } else { vec![] };
-        let y = self.node("Reshape", &[of, target], attributes, ValueType::new(self.dtype(of), shape));
+        let y =
+            self.node("Reshape", &[of, target], attributes, ValueType::new(self.dtype(of), shape));
         self.name(y)
     }
 }

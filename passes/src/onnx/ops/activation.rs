@@ -43,7 +43,9 @@ pub(super) const TABLE: Table = &[
     ("Celu", |cx, c| unary(cx, c, UnaryKind::Celu { alpha: c.float("alpha", 1.0)? })),
     ("Selu", selu),
     ("HardSigmoid", hard_sigmoid),
-    ("ThresholdedRelu", |cx, c| unary(cx, c, UnaryKind::ThresholdedRelu { alpha: c.float("alpha", 1.0)? })),
+    ("ThresholdedRelu", |cx, c| {
+        unary(cx, c, UnaryKind::ThresholdedRelu { alpha: c.float("alpha", 1.0)? })
+    }),
     ("Shrink", shrink),
     ("Swish", swish),
     ("Gelu", gelu),
@@ -55,8 +57,10 @@ pub(super) fn unary(cx: &mut Cx, c: &Call, kind: UnaryKind) -> Done {
 }
 
 fn is_inf(cx: &mut Cx, c: &Call) -> Done {
-    let kind =
-        UnaryKind::IsInf { negative: c.flag("detect_negative", true)?, positive: c.flag("detect_positive", true)? };
+    let kind = UnaryKind::IsInf {
+        negative: c.flag("detect_negative", true)?,
+        positive: c.flag("detect_positive", true)?,
+    };
     unary(cx, c, kind)
 }
 

@@ -49,15 +49,21 @@ fn head_count(c: &Call, ty: &ValueType, attribute: &str) -> Result<usize, Refusa
 }
 
 fn attention(cx: &mut Cx, c: &Call) -> Done {
-    let (q, mut k, mut v) = (c.input(0, "Q")?.clone(), c.input(1, "K")?.clone(), c.input(2, "V")?.clone());
+    let (q, mut k, mut v) =
+        (c.input(0, "Q")?.clone(), c.input(1, "K")?.clone(), c.input(2, "V")?.clone());
     let (qt, kt) = (cx.ty(&q)?, cx.ty(&k)?);
-    let (heads, kv_heads) = (head_count(c, &qt, "q_num_heads")?, head_count(c, &kt, "kv_num_heads")?);
+    let (heads, kv_heads) =
+        (head_count(c, &qt, "q_num_heads")?, head_count(c, &kt, "kv_num_heads")?);
     let four = qt.rank() == 4;
     let mut past = Dim::constant(0);
     let mut present = vec![];
     if c.optional(4).is_some() || c.wants(1) || c.wants(2) {
         for (i, item) in [(4, &mut k), (5, &mut v)] {
-            let wide = if cx.ty(item)?.rank() == 4 { item.clone() } else { split_heads(cx, item, kv_heads)? };
+            let wide = if cx.ty(item)?.rank() == 4 {
+                item.clone()
+            } else {
+                split_heads(cx, item, kv_heads)?
+            };
             *item = match c.optional(i) {
                 Some(before) => {
                     past = cx.ty(before)?.shape.get(2).cloned().unwrap_or_default();
@@ -68,7 +74,8 @@ fn attention(cx: &mut Cx, c: &Call) -> Done {
             present.push(item.clone());
         }
     }
-    let [q, k, v] = [q, k, v].map(|x| if cx.ty(&x)?.rank() == 4 { merge_heads(cx, &x) } else { Ok(x) });
+    let [q, k, v] =
+        [q, k, v].map(|x| if cx.ty(&x)?.rank() == 4 { merge_heads(cx, &x) } else { Ok(x) });
     let (q, k, v) = (q?, k?, v?);
     let (queries, keys) = (cx.ty(&q)?.shape[1].clone(), cx.ty(&k)?.shape[1].clone());
     let shape = Shape { heads, kv_heads, queries, keys, past };
@@ -78,11 +85,17 @@ fn attention(cx: &mut Cx, c: &Call) -> Done {
     let mut operands = vec![Some(q.clone()), Some(k.clone()), Some(v)];
     operands.extend(mask.clone().map(Some));
     let y = cx
-        .emit_all(Op::Attention { heads, kv_heads, scale, causal, softcap, softmax_bits: 0 }, &operands)?
+        .emit_all(
+            Op::Attention { heads, kv_heads, scale, causal, softcap, softmax_bits: 0 },
+            &operands,
+        )?
         .swap_remove(0);
     let y = if four { split_heads(cx, &y, heads)? } else { y };
     if present.is_empty() && c.wants(3) {
-        present = vec![Item::Absent("it is not computed".into()), Item::Absent("it is not computed".into())];
+        present = vec![
+            Item::Absent("it is not computed".into()),
+            Item::Absent("it is not computed".into()),
+        ];
     }
     let mut results = vec![y];
     results.extend(present);
@@ -224,7 +237,13 @@ struct Scoring {
 }
 
 /// The fourth output: the scores at the stage that `qk_matmul_output_mode` names, `[B, H, Lq, Lk]`.
-fn scores(cx: &mut Cx, c: &Call, [q, k]: [&Item; 2], s: &Shape, scoring: Scoring) -> Result<Item, Refusal> {
+fn scores(
+    cx: &mut Cx,
+    c: &Call,
+    [q, k]: [&Item; 2],
+    s: &Shape,
+    scoring: Scoring,
+) -> Result<Item, Refusal> {
     let Scoring { scale, softcap, mask } = scoring;
     let mode = c.int("qk_matmul_output_mode", 0)?;
     let dtype = cx.ty(q)?.dtype;
@@ -277,7 +296,9 @@ fn rotary(cx: &mut Cx, c: &Call) -> Done {
         }
     };
     let s = cx.ty(&x)?.shape;
-    let Some(width) = s[3].as_const() else { return unsupported("the channels per head are not known") };
+    let Some(width) = s[3].as_const() else {
+        return unsupported("the channels per head are not known");
+    };
     let turned = match c.int("rotary_embedding_dim", 0)? {
         0 => width,
         d if (0..=width).contains(&d) && d % 2 == 0 => d,
@@ -285,13 +306,18 @@ fn rotary(cx: &mut Cx, c: &Call) -> Done {
     };
     let [cos, sin] = [(1, "cos_cache"), (2, "sin_cache")].map(|(i, what)| angles(cx, c, i, what));
     let part = cx.slice(&x, 3, 0.into(), turned.into())?;
-    let rest = (turned < width).then(|| cx.slice(&x, 3, turned.into(), width.into())).transpose()?;
+    let rest =
+        (turned < width).then(|| cx.slice(&x, 3, turned.into(), width.into())).transpose()?;
     let turned = turn(cx, &part, &cos?, &sin?, c.flag("interleaved", false)?)?;
     let whole = match rest {
         Some(rest) => cx.emit(Op::Concat { axis: 3 }, &[&turned, &rest])?,
         None => turned,
     };
-    let back = if ty.rank() == 4 { cx.transpose(&whole, vec![0, 2, 1, 3])? } else { cx.reshape(&whole, ty.shape)? };
+    let back = if ty.rank() == 4 {
+        cx.transpose(&whole, vec![0, 2, 1, 3])?
+    } else {
+        cx.reshape(&whole, ty.shape)?
+    };
     Ok(vec![back])
 }
 
@@ -317,7 +343,11 @@ fn turn(cx: &mut Cx, x: &Item, cos: &Item, sin: &Item, interleaved: bool) -> Res
     let Some(half) = shape[3].div_exact(&2.into()) else {
         return malformed(format!("{} channels are turned", shape[3]));
     };
-    let pairs = [&shape[..3], &if interleaved { [half.clone(), 2.into()] } else { [2.into(), half.clone()] }].concat();
+    let pairs = [
+        &shape[..3],
+        &if interleaved { [half.clone(), 2.into()] } else { [2.into(), half.clone()] },
+    ]
+    .concat();
     let axis = if interleaved { 4 } else { 3 };
     let pairs = cx.reshape(x, pairs)?;
     let mut half_of = |i: i64| -> Result<Item, Refusal> {
@@ -326,7 +356,8 @@ fn turn(cx: &mut Cx, x: &Item, cos: &Item, sin: &Item, interleaved: bool) -> Res
     };
     let (a, b) = (half_of(0)?, half_of(1)?);
     let mut product = |x: &Item, y: &Item| cx.binary(BinaryKind::Mul, x, y);
-    let (ac, bs, asin, bc) = (product(&a, cos)?, product(&b, sin)?, product(&a, sin)?, product(&b, cos)?);
+    let (ac, bs, asin, bc) =
+        (product(&a, cos)?, product(&b, sin)?, product(&a, sin)?, product(&b, cos)?);
     let real = cx.binary(BinaryKind::Sub, &ac, &bs)?;
     let imaginary = cx.binary(BinaryKind::Add, &asin, &bc)?;
     let mut narrow = cx.ty(&real)?.shape;

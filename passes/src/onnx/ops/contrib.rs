@@ -38,7 +38,11 @@ fn biased(cx: &mut Cx, c: &Call, kind: UnaryKind) -> Done {
 
 fn quick_gelu(cx: &mut Cx, c: &Call) -> Done {
     let alpha = c.float("alpha", 1.702)?;
-    activation::unary(cx, c, if alpha == 1.702 { UnaryKind::QuickGelu } else { UnaryKind::Swish { alpha } })
+    activation::unary(
+        cx,
+        c,
+        if alpha == 1.702 { UnaryKind::QuickGelu } else { UnaryKind::Swish { alpha } },
+    )
 }
 
 /// `a · gelu(b)` with `[a, b] = split(x + bias, 2)`.
@@ -72,9 +76,15 @@ fn skip_norm(cx: &mut Cx, c: &Call, kind: Row) -> Done {
 fn group_norm(cx: &mut Cx, c: &Call) -> Done {
     let x = c.input(0, "X")?;
     let ty = cx.ty(x)?;
-    let layout = if c.flag("channels_last", true)? { ConvLayout::ChannelsLast } else { ConvLayout::ChannelsFirst };
+    let layout = if c.flag("channels_last", true)? {
+        ConvLayout::ChannelsLast
+    } else {
+        ConvLayout::ChannelsFirst
+    };
     let groups = c.required_int("groups")?;
-    let Ok(groups) = usize::try_from(groups) else { return malformed(format!("`groups` is {groups}")) };
+    let Ok(groups) = usize::try_from(groups) else {
+        return malformed(format!("`groups` is {groups}"));
+    };
     let act = match c.int("activation", 0)? {
         0 => Act::None,
         1 => Act::Silu,

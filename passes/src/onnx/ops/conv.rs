@@ -4,8 +4,12 @@ use super::*;
 use cqc_proto::op::{Act, ConvLayout};
 use cqc_proto::{DType, Op};
 
-pub(super) const TABLE: Table =
-    &[("Conv", conv), ("ConvTranspose", conv_transpose), ("ConvInteger", conv_integer), ("QLinearConv", qlinear_conv)];
+pub(super) const TABLE: Table = &[
+    ("Conv", conv),
+    ("ConvTranspose", conv_transpose),
+    ("ConvInteger", conv_integer),
+    ("QLinearConv", qlinear_conv),
+];
 
 /// Spatial geometry of convolutions and pools.
 pub(super) struct Window {
@@ -16,7 +20,12 @@ pub(super) struct Window {
 }
 
 /// A list attribute of numbers ≥ 0, one per spatial axis.
-pub(super) fn list(c: &Call, name: &str, default: usize, count: usize) -> Result<Vec<usize>, Refusal> {
+pub(super) fn list(
+    c: &Call,
+    name: &str,
+    default: usize,
+    count: usize,
+) -> Result<Vec<usize>, Refusal> {
     let Some(values) = c.ints(name)? else { return Ok(vec![default; count]) };
     if values.len() != count {
         return malformed(format!("`{name}` has {} entries, expected {count}", values.len()));
@@ -29,21 +38,34 @@ pub(super) fn list(c: &Call, name: &str, default: usize, count: usize) -> Result
 }
 
 /// Geometry from the attributes; `sizes` are those of the spatial axes.
-pub(super) fn window(c: &Call, kernel: Vec<usize>, sizes: &[cqc_proto::Dim]) -> Result<Window, Refusal> {
+pub(super) fn window(
+    c: &Call,
+    kernel: Vec<usize>,
+    sizes: &[cqc_proto::Dim],
+) -> Result<Window, Refusal> {
     let n = kernel.len();
     let (strides, dilations) = (list(c, "strides", 1, n)?, list(c, "dilations", 1, n)?);
-    if strides.contains(&0) || dilations.contains(&0) || kernel.contains(&0) || kernel.iter().any(|&k| k >= 1 << 20) {
+    if strides.contains(&0)
+        || dilations.contains(&0)
+        || kernel.contains(&0)
+        || kernel.iter().any(|&k| k >= 1 << 20)
+    {
         return malformed("a window, stride or dilation is out of range");
     }
     let pads = match c.string("auto_pad", "NOTSET")? {
         "NOTSET" | "" => list(c, "pads", 0, 2 * n)?,
         "VALID" => vec![0; 2 * n],
         mode @ ("SAME_UPPER" | "SAME_LOWER") => {
-            let total =
-                (0..n).map(|i| same(&sizes[i], kernel[i], strides[i], dilations[i])).collect::<Result<Vec<_>, _>>()?;
+            let total = (0..n)
+                .map(|i| same(&sizes[i], kernel[i], strides[i], dilations[i]))
+                .collect::<Result<Vec<_>, _>>()?;
             let small = total.iter().map(|t| t / 2);
             let large = total.iter().map(|t| t - t / 2);
-            if mode == "SAME_UPPER" { small.chain(large).collect() } else { large.chain(small).collect() }
+            if mode == "SAME_UPPER" {
+                small.chain(large).collect()
+            } else {
+                large.chain(small).collect()
+            }
         }
         other => return c.unknown("auto_pad", other),
     };
@@ -51,10 +73,17 @@ pub(super) fn window(c: &Call, kernel: Vec<usize>, sizes: &[cqc_proto::Dim]) -> 
 }
 
 /// Padding that makes ⌈size / stride⌉ windows.
-fn same(size: &cqc_proto::Dim, kernel: usize, stride: usize, dilation: usize) -> Result<usize, Refusal> {
+fn same(
+    size: &cqc_proto::Dim,
+    kernel: usize,
+    stride: usize,
+    dilation: usize,
+) -> Result<usize, Refusal> {
     let span = (kernel - 1) * dilation + 1;
     match size.as_const().and_then(|s| usize::try_from(s).ok()) {
-        Some(size) => Ok(((size.div_ceil(stride)).saturating_sub(1) * stride + span).saturating_sub(size)),
+        Some(size) => {
+            Ok(((size.div_ceil(stride)).saturating_sub(1) * stride + span).saturating_sub(size))
+        }
         None if stride == 1 => Ok(span - 1),
         None => unsupported("`auto_pad` needs spatial sizes that do not depend on the batch"),
     }
@@ -120,7 +149,8 @@ fn conv_transpose(cx: &mut Cx, c: &Call) -> Done {
             (None, "NOTSET" | "VALID" | "") => continue,
             (None, other) => return c.unknown("auto_pad", other),
         };
-        let Some((size, target)) = ty.shape[i + 2].as_const().zip(target).filter(|(s, _)| *s > 0) else {
+        let Some((size, target)) = ty.shape[i + 2].as_const().zip(target).filter(|(s, _)| *s > 0)
+        else {
             return unsupported("its output size is not known");
         };
         let span = ((kernel[i].max(1) - 1) * dilations[i] + 1 + output_padding[i]) as i128;
@@ -131,8 +161,11 @@ fn conv_transpose(cx: &mut Cx, c: &Call) -> Done {
         // a result larger than the windows reach is padded at its end
         output_padding[i] += (-total).max(0) as usize;
         let total = total.max(0) as usize;
-        let (front, back) =
-            if mode == "SAME_UPPER" { (total / 2, total - total / 2) } else { (total - total / 2, total / 2) };
+        let (front, back) = if mode == "SAME_UPPER" {
+            (total / 2, total - total / 2)
+        } else {
+            (total - total / 2, total / 2)
+        };
         (pads[i], pads[n + i]) = (front, back);
     }
     let op = Op::ConvTranspose { strides, pads, dilations, output_padding, groups: groups(c)? };
@@ -167,7 +200,12 @@ pub(super) fn centred(
 
 /// A vector placed along `axis` of a tensor of that rank; one element becomes a scalar, other ranks
 /// stay.
-pub(super) fn along(cx: &mut Cx, v: &Item, axis: Option<usize>, rank: usize) -> Result<Item, Refusal> {
+pub(super) fn along(
+    cx: &mut Cx,
+    v: &Item,
+    axis: Option<usize>,
+    rank: usize,
+) -> Result<Item, Refusal> {
     let shape = cx.ty(v)?.shape;
     match (shape.as_slice(), axis) {
         ([one], _) if one.is(1) => cx.reshape(v, vec![]),
@@ -190,7 +228,10 @@ fn qlinear_conv(cx: &mut Cx, c: &Call) -> Done {
     let w = centred(cx, c.input(3, "w")?, c.optional(5), Some(0), DType::F64)?;
     let bias = c.optional(8).map(|b| cx.cast(b, DType::F64)).transpose()?;
     let sums = convolve(cx, c, &x, &w, bias.as_ref())?.swap_remove(0);
-    let (xs, ws) = (scale(cx, c.input(1, "x_scale")?, None, rank)?, scale(cx, c.input(4, "w_scale")?, Some(1), rank)?);
+    let (xs, ws) = (
+        scale(cx, c.input(1, "x_scale")?, None, rank)?,
+        scale(cx, c.input(4, "w_scale")?, Some(1), rank)?,
+    );
     let ys = scale(cx, c.input(6, "y_scale")?, None, rank)?;
     quant::requantize(cx, &sums, [&xs, &ws, &ys], c.input(7, "y_zero_point")?)
 }

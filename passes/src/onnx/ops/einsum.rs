@@ -19,7 +19,8 @@ fn einsum(cx: &mut Cx, c: &Call) -> Done {
     let ranks = inputs.iter().map(|i| Ok(cx.ty(i)?.rank())).collect::<Result<Vec<_>, Refusal>>()?;
     let equation = parse(c.string("equation", "")?, &ranks)?;
     let sizes = sizes(cx, &equation, &inputs)?;
-    let plain = sizes.is_some() && equation.terms.iter().all(|t| distinct(t)) && distinct(&equation.result);
+    let plain =
+        sizes.is_some() && equation.terms.iter().all(|t| distinct(t)) && distinct(&equation.result);
     let done = match (&inputs[..], sizes) {
         ([x], Some(_)) if plain => Some(single(cx, x, &equation)?),
         ([a, b], Some(sizes)) if plain => matmul(cx, a, b, &equation, &sizes)?,
@@ -28,7 +29,8 @@ fn einsum(cx: &mut Cx, c: &Call) -> Done {
     if let Some(y) = done {
         return Ok(vec![y]);
     }
-    let letters: String = equation.terms.iter().map(|t| t.iter().collect::<String>()).collect::<Vec<_>>().join(",");
+    let letters: String =
+        equation.terms.iter().map(|t| t.iter().collect::<String>()).collect::<Vec<_>>().join(",");
     let equation = format!("{letters}->{}", equation.result.iter().collect::<String>());
     Ok(vec![cx.emit(Op::Einsum { equation }, &inputs)?])
 }
@@ -56,9 +58,18 @@ fn parse(text: &str, ranks: &[usize]) -> Result<Equation, Refusal> {
         return Err(bad());
     }
     let named = |t: &str| t.chars().filter(|c| *c != '.').count();
-    let hidden = |(t, &rank): (&&str, &usize)| if t.contains("...") { rank.checked_sub(named(t)) } else { Some(0) };
-    let widest =
-        terms.iter().zip(ranks).map(hidden).collect::<Option<Vec<_>>>().ok_or_else(bad)?.into_iter().max().unwrap_or(0);
+    let hidden = |(t, &rank): (&&str, &usize)| {
+        if t.contains("...") { rank.checked_sub(named(t)) } else { Some(0) }
+    };
+    let widest = terms
+        .iter()
+        .zip(ranks)
+        .map(hidden)
+        .collect::<Option<Vec<_>>>()
+        .ok_or_else(bad)?
+        .into_iter()
+        .max()
+        .unwrap_or(0);
     // axes behind an ellipsis get letters outside the alphabet, counted from the last
     let expand = |t: &str, count: usize| -> Option<Vec<char>> {
         let dots: String = (widest - count..widest).map(|i| char::from(b'0' + i as u8)).collect();
@@ -67,7 +78,8 @@ fn parse(text: &str, ranks: &[usize]) -> Result<Equation, Refusal> {
     };
     let mut expanded = Vec::new();
     for (t, &rank) in terms.iter().zip(ranks) {
-        let letters = expand(t, if t.contains("...") { rank - named(t) } else { 0 }).filter(|l| l.len() == rank);
+        let letters = expand(t, if t.contains("...") { rank - named(t) } else { 0 })
+            .filter(|l| l.len() == rank);
         expanded.push(letters.ok_or_else(bad)?);
     }
     let result = match right {
@@ -93,9 +105,15 @@ fn rename(terms: Vec<Vec<char>>, result: Vec<char>) -> Option<Equation> {
         });
         (i < 26).then(|| char::from(b'a' + i as u8))
     };
-    let terms = terms.iter().map(|t| t.iter().map(|&l| short(l)).collect()).collect::<Option<Vec<Vec<char>>>>()?;
+    let terms = terms
+        .iter()
+        .map(|t| t.iter().map(|&l| short(l)).collect())
+        .collect::<Option<Vec<Vec<char>>>>()?;
     let result = result.iter().map(|&l| short(l)).collect::<Option<Vec<char>>>()?;
-    result.iter().all(|l| terms.iter().flatten().any(|t| t == l)).then_some(Equation { terms, result })
+    result
+        .iter()
+        .all(|l| terms.iter().flatten().any(|t| t == l))
+        .then_some(Equation { terms, result })
 }
 
 /// Size per letter; `None` when sizes 1 broadcast.
@@ -112,10 +130,19 @@ fn sizes(cx: &Cx, e: &Equation, inputs: &[&Item]) -> Result<Option<BTreeMap<char
 }
 
 /// Sums letters that are not kept; returns the letters left.
-fn summed(cx: &mut Cx, x: &Item, term: &[char], kept: impl Fn(char) -> bool) -> Result<(Item, Vec<char>), Refusal> {
+fn summed(
+    cx: &mut Cx,
+    x: &Item,
+    term: &[char],
+    kept: impl Fn(char) -> bool,
+) -> Result<(Item, Vec<char>), Refusal> {
     let axes: Vec<usize> = (0..term.len()).filter(|&i| !kept(term[i])).collect();
     let left = term.iter().copied().filter(|&l| kept(l)).collect();
-    if axes.is_empty() { Ok((x.clone(), left)) } else { Ok((cx.reduce(ReduceKind::Sum, axes, false, x)?, left)) }
+    if axes.is_empty() {
+        Ok((x.clone(), left))
+    } else {
+        Ok((cx.reduce(ReduceKind::Sum, axes, false, x)?, left))
+    }
 }
 
 fn permuted(cx: &mut Cx, x: &Item, from: &[char], to: &[char]) -> Result<Item, Refusal> {
@@ -129,16 +156,27 @@ fn single(cx: &mut Cx, x: &Item, e: &Equation) -> Result<Item, Refusal> {
 }
 
 /// Two operands as a batched matrix product; `None` when a size of it would not be affine.
-fn matmul(cx: &mut Cx, a: &Item, b: &Item, e: &Equation, sizes: &BTreeMap<char, Dim>) -> Result<Option<Item>, Refusal> {
+fn matmul(
+    cx: &mut Cx,
+    a: &Item,
+    b: &Item,
+    e: &Equation,
+    sizes: &BTreeMap<char, Dim>,
+) -> Result<Option<Item>, Refusal> {
     let (ta, tb) = (&e.terms[0], &e.terms[1]);
     let in_result = |l: &char| e.result.contains(l);
-    let batch: Vec<char> = e.result.iter().copied().filter(|l| ta.contains(l) && tb.contains(l)).collect();
-    let rows: Vec<char> = e.result.iter().copied().filter(|l| ta.contains(l) && !tb.contains(l)).collect();
-    let columns: Vec<char> = e.result.iter().copied().filter(|l| tb.contains(l) && !ta.contains(l)).collect();
+    let batch: Vec<char> =
+        e.result.iter().copied().filter(|l| ta.contains(l) && tb.contains(l)).collect();
+    let rows: Vec<char> =
+        e.result.iter().copied().filter(|l| ta.contains(l) && !tb.contains(l)).collect();
+    let columns: Vec<char> =
+        e.result.iter().copied().filter(|l| tb.contains(l) && !ta.contains(l)).collect();
     let inner: Vec<char> = ta.iter().copied().filter(|l| tb.contains(l) && !in_result(l)).collect();
     let of = |letters: &[char]| letters.iter().map(|l| sizes[l].clone()).collect::<Vec<Dim>>();
     let flat = |letters: &[char]| product(&of(letters));
-    let (Ok(m), Ok(n), Ok(k)) = (flat(&rows), flat(&columns), flat(&inner)) else { return Ok(None) };
+    let (Ok(m), Ok(n), Ok(k)) = (flat(&rows), flat(&columns), flat(&inner)) else {
+        return Ok(None);
+    };
     let (a, left_a) = summed(cx, a, ta, |l| in_result(&l) || tb.contains(&l))?;
     let (b, left_b) = summed(cx, b, tb, |l| in_result(&l) || ta.contains(&l))?;
     let a = permuted(cx, &a, &left_a, &[&batch[..], &rows, &inner].concat())?;

@@ -29,7 +29,11 @@ pub(super) const TABLE: Table = &[
     ("Max", |cx, c| chain(cx, c, BinaryKind::Max)),
     ("Sum", |cx, c| chain(cx, c, BinaryKind::Add)),
     ("Mean", mean),
-    ("Where", |cx, c| Ok(vec![cx.emit(Op::Where, &[c.input(0, "condition")?, c.input(1, "X")?, c.input(2, "Y")?])?])),
+    ("Where", |cx, c| {
+        Ok(vec![
+            cx.emit(Op::Where, &[c.input(0, "condition")?, c.input(1, "X")?, c.input(2, "Y")?])?,
+        ])
+    }),
     ("Clip", clip),
     ("Cast", cast),
     ("CastLike", cast_like),

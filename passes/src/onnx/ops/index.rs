@@ -30,7 +30,9 @@ fn gather_elements(cx: &mut Cx, c: &Call) -> Done {
 
 fn gather_nd(cx: &mut Cx, c: &Call) -> Done {
     let batch_dims = c.int("batch_dims", 0)?;
-    let Ok(batch_dims) = usize::try_from(batch_dims) else { return malformed(format!("`batch_dims` is {batch_dims}")) };
+    let Ok(batch_dims) = usize::try_from(batch_dims) else {
+        return malformed(format!("`batch_dims` is {batch_dims}"));
+    };
     let rank = cx.ty(c.input(0, "data")?)?.rank();
     if batch_dims >= rank.max(1) {
         return malformed(format!("`batch_dims` is {batch_dims} for {rank} axes"));

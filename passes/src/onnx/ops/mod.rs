@@ -62,10 +62,13 @@ pub(super) fn find(domain: &str, op: &str) -> Option<Handler> {
 /// Why an operator has no function.
 pub(super) fn missing(domain: &str, op: &str) -> String {
     match (domain, op) {
-        ("ai.onnx", "Loop" | "Scan") => "loops are not supported; export the model with the loop unrolled".into(),
+        ("ai.onnx", "Loop" | "Scan") => {
+            "loops are not supported; export the model with the loop unrolled".into()
+        }
         (
             "ai.onnx",
-            "RandomNormal" | "RandomNormalLike" | "RandomUniform" | "RandomUniformLike" | "Bernoulli" | "Multinomial",
+            "RandomNormal" | "RandomNormalLike" | "RandomUniform" | "RandomUniformLike"
+            | "Bernoulli" | "Multinomial",
         ) => "random numbers inside the model are not supported; pass the noise as an input".into(),
         ("ai.onnx" | "com.microsoft", _) => "the operator is not supported".into(),
         _ => format!("the domain `{}` is not supported", super::error::shown(domain)),

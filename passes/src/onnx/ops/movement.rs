@@ -25,9 +25,10 @@ pub(super) const TABLE: Table = &[
 pub(super) fn product(sizes: &[Dim]) -> Result<Dim, Refusal> {
     match sizes.iter().try_fold(Dim::constant(1), |n, d| n.mul(d)) {
         Some(n) => Ok(n),
-        None => {
-            unsupported(format!("the product of the sizes {} is no multiple of the batch", shape::shown_shape(sizes)))
-        }
+        None => unsupported(format!(
+            "the product of the sizes {} is no multiple of the batch",
+            shape::shown_shape(sizes)
+        )),
     }
 }
 
@@ -37,7 +38,10 @@ fn reshape(cx: &mut Cx, c: &Call) -> Done {
     let target = cx.static_sizes(c.input(1, "shape")?, "shape")?;
     let keep_zero = c.flag("allowzero", false)?;
     if target.len() > MAX_RANK {
-        return unsupported(format!("the result has {} axes, at most {MAX_RANK} are supported", target.len()));
+        return unsupported(format!(
+            "the result has {} axes, at most {MAX_RANK} are supported",
+            target.len()
+        ));
     }
     let mut shape = Vec::new();
     let mut open = None;
@@ -47,7 +51,11 @@ fn reshape(cx: &mut Cx, c: &Call) -> Done {
             Some(-1) => shape.push(Dim::constant(1)),
             Some(0) if !keep_zero => match from.get(i) {
                 Some(d) => shape.push(d.clone()),
-                None => return malformed(format!("`shape` copies axis {i}, which the operand does not have")),
+                None => {
+                    return malformed(format!(
+                        "`shape` copies axis {i}, which the operand does not have"
+                    ));
+                }
             },
             Some(v) if v < 0 => return malformed(format!("`shape` holds {v}")),
             _ => shape.push(d),
@@ -93,7 +101,11 @@ fn flatten(cx: &mut Cx, c: &Call) -> Done {
 }
 
 /// Axes as an attribute (before 13) or as operand 1.
-pub(super) fn axes_operand(cx: &mut Cx, c: &Call, operand_since: i64) -> Result<Option<Vec<i64>>, Refusal> {
+pub(super) fn axes_operand(
+    cx: &mut Cx,
+    c: &Call,
+    operand_since: i64,
+) -> Result<Option<Vec<i64>>, Refusal> {
     if c.opset < operand_since {
         return c.ints("axes");
     }
@@ -168,7 +180,11 @@ fn tile(cx: &mut Cx, c: &Call) -> Done {
     let from = cx.ty(x)?.shape;
     let repeats = cx.static_sizes(c.input(1, "repeats")?, "repeats")?;
     if repeats.len() != from.len() {
-        return malformed(format!("`repeats` has {} entries for {} axes", repeats.len(), from.len()));
+        return malformed(format!(
+            "`repeats` has {} entries for {} axes",
+            repeats.len(),
+            from.len()
+        ));
     }
     if let Some(repeats) = repeats.iter().map(Dim::as_const).collect::<Option<Vec<i64>>>() {
         if repeats.iter().any(|&r| r < 0) {
@@ -181,7 +197,10 @@ fn tile(cx: &mut Cx, c: &Call) -> Done {
     if !broadcasts {
         return unsupported("an axis is repeated as often as the batch is large");
     }
-    let shape = repeats.iter().zip(&from).map(|(r, d)| if r.as_const().is_none() { r.clone() } else { d.clone() });
+    let shape = repeats
+        .iter()
+        .zip(&from)
+        .map(|(r, d)| if r.as_const().is_none() { r.clone() } else { d.clone() });
     let expanded = cx.emit(Op::Expand { shape: shape.collect() }, &[x])?;
     let repeats: Vec<i64> = repeats.iter().map(|r| r.as_const().unwrap_or(1)).collect();
     Ok(vec![cx.emit(Op::Tile { repeats }, &[&expanded])?])
@@ -192,9 +211,11 @@ fn pad(cx: &mut Cx, c: &Call) -> Done {
     let ty = cx.ty(x)?;
     let pads = cx.static_ints(c.input(1, "pads")?, "pads")?;
     let on = match c.optional(3) {
-        Some(item) => {
-            cx.static_ints(item, "axes")?.into_iter().map(|a| axis(a, ty.rank())).collect::<Result<Vec<_>, _>>()?
-        }
+        Some(item) => cx
+            .static_ints(item, "axes")?
+            .into_iter()
+            .map(|a| axis(a, ty.rank()))
+            .collect::<Result<Vec<_>, _>>()?,
         None => (0..ty.rank()).collect(),
     };
     if pads.len() != 2 * on.len() {
@@ -245,7 +266,8 @@ fn times(a: &Dim, b: &Dim) -> Result<Dim, Refusal> {
 }
 
 fn over(a: &Dim, b: &Dim) -> Result<Dim, Refusal> {
-    a.div_exact(b).map_or_else(|| malformed(format!("`blocksize` {b} does not divide the size {a}")), Ok)
+    a.div_exact(b)
+        .map_or_else(|| malformed(format!("`blocksize` {b} does not divide the size {a}")), Ok)
 }
 
 fn depth_to_space(cx: &mut Cx, c: &Call) -> Done {
@@ -281,7 +303,9 @@ fn center_crop_pad(cx: &mut Cx, c: &Call) -> Done {
     let ty = cx.ty(x)?;
     let target = cx.static_ints(c.input(1, "shape")?, "shape")?;
     let on = match c.ints("axes")? {
-        Some(list) => list.into_iter().map(|a| axis(a, ty.rank())).collect::<Result<Vec<_>, _>>()?,
+        Some(list) => {
+            list.into_iter().map(|a| axis(a, ty.rank())).collect::<Result<Vec<_>, _>>()?
+        }
         None => (0..ty.rank()).collect(),
     };
     if target.len() != on.len() {
@@ -289,7 +313,9 @@ fn center_crop_pad(cx: &mut Cx, c: &Call) -> Done {
     }
     let (mut before, mut after) = (vec![0; ty.rank()], vec![0; ty.rank()]);
     for (&a, &t) in on.iter().zip(&target) {
-        let Some(size) = ty.shape[a].as_const() else { return unsupported("a size depends on the batch") };
+        let Some(size) = ty.shape[a].as_const() else {
+            return unsupported("a size depends on the batch");
+        };
         // negative: cropped
         let difference = t.saturating_sub(size);
         before[a] = if difference < 0 { -(-difference / 2) } else { difference / 2 };

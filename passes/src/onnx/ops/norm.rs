@@ -47,7 +47,8 @@ pub(super) fn rows(
     if gamma.is_some() && fused[0].is_none() {
         fused[1] = None;
     }
-    let (rest_gamma, rest_beta) = (gamma.filter(|_| fused[0].is_none()), beta.filter(|_| fused[1].is_none()));
+    let (rest_gamma, rest_beta) =
+        (gamma.filter(|_| fused[0].is_none()), beta.filter(|_| fused[1].is_none()));
     let flat = cx.reshape(x, [&ty.shape[..axis], &[channels]].concat())?;
     let op = match kind {
         Row::Layer => Op::LayerNorm { eps },
@@ -118,8 +119,12 @@ fn group_norm(cx: &mut Cx, c: &Call) -> Done {
         operands.push(Some(cx.cast(&p, ty.dtype)?));
     }
     let groups = groups as usize;
-    let op =
-        Op::GroupNorm { groups, eps: c.float("epsilon", 1e-5)?, layout: ConvLayout::ChannelsFirst, act: Act::None };
+    let op = Op::GroupNorm {
+        groups,
+        eps: c.float("epsilon", 1e-5)?,
+        layout: ConvLayout::ChannelsFirst,
+        act: Act::None,
+    };
     cx.emit_all(op, &operands)
 }
 
@@ -138,10 +143,17 @@ fn instance_norm(cx: &mut Cx, c: &Call) -> Done {
     let x = c.input(0, "input")?;
     let ty = cx.ty(x)?;
     let Some(groups) = ty.shape.get(1).and_then(Dim::as_const) else {
-        return unsupported(format!("the operand is {ty}: the number of channels depends on the batch"));
+        return unsupported(format!(
+            "the operand is {ty}: the number of channels depends on the batch"
+        ));
     };
     let eps = c.float("epsilon", 1e-5)?;
-    let op = Op::GroupNorm { groups: groups as usize, eps, layout: ConvLayout::ChannelsFirst, act: Act::None };
+    let op = Op::GroupNorm {
+        groups: groups as usize,
+        eps,
+        layout: ConvLayout::ChannelsFirst,
+        act: Act::None,
+    };
     Ok(vec![cx.emit(op, &[x, c.input(1, "scale")?, c.input(2, "B")?])?])
 }
 
@@ -160,7 +172,9 @@ fn batch_norm(cx: &mut Cx, c: &Call) -> Done {
     for (i, what) in [(1, "scale"), (2, "B"), (3, "input_mean"), (4, "input_var")] {
         parameters.push(cx.cast(c.input(i, what)?, wide)?);
     }
-    let [scale, bias, mean, variance] = &parameters[..] else { return malformed("an operand is missing") };
+    let [scale, bias, mean, variance] = &parameters[..] else {
+        return malformed("an operand is missing");
+    };
     let eps = cx.scalar(c.float("epsilon", 1e-5)? as f64, wide);
     let variance = cx.binary(BinaryKind::Add, variance, &eps)?;
     let deviation = cx.unary(UnaryKind::Sqrt, &variance)?;
@@ -220,7 +234,8 @@ fn local_response(cx: &mut Cx, c: &Call) -> Done {
     let mean = cx.emit(pool, &[&flat])?;
     let mean = cx.reshape(&mean, ty.shape)?;
     let [alpha, bias, beta] =
-        [c.float("alpha", 1e-4)?, c.float("bias", 1.0)?, c.float("beta", 0.75)?].map(|v| cx.scalar(v as f64, ty.dtype));
+        [c.float("alpha", 1e-4)?, c.float("bias", 1.0)?, c.float("beta", 0.75)?]
+            .map(|v| cx.scalar(v as f64, ty.dtype));
     let scaled = cx.binary(BinaryKind::Mul, &mean, &alpha)?;
     let sum = cx.binary(BinaryKind::Add, &scaled, &bias)?;
     let power = cx.binary(BinaryKind::Pow, &sum, &beta)?;

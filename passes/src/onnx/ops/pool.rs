@@ -5,12 +5,15 @@ use super::*;
 use cqc_proto::Op;
 use cqc_proto::op::{BinaryKind, ConvLayout, PoolKind, UnaryKind};
 
-pub(super) const TABLE: Table = &[("MaxPool", max_pool), ("AveragePool", average_pool), ("LpPool", lp_pool)];
+pub(super) const TABLE: Table =
+    &[("MaxPool", max_pool), ("AveragePool", average_pool), ("LpPool", lp_pool)];
 
 fn geometry(cx: &Cx, c: &Call, x: &Item) -> Result<Window, Refusal> {
     let ty = cx.ty(x)?;
     if ty.rank() < 3 {
-        return malformed(format!("the operand is {ty}, expected batch, channels and spatial axes"));
+        return malformed(format!(
+            "the operand is {ty}, expected batch, channels and spatial axes"
+        ));
     }
     if c.attribute("kernel_shape").is_none() {
         return malformed("attribute `kernel_shape` is missing");
@@ -21,7 +24,16 @@ fn geometry(cx: &Cx, c: &Call, x: &Item) -> Result<Window, Refusal> {
 fn pool(cx: &mut Cx, c: &Call, x: &Item, kind: PoolKind, count_pad: bool) -> Result<Item, Refusal> {
     let Window { kernel, strides, dilations, pads } = geometry(cx, c, x)?;
     let ceil = c.flag("ceil_mode", false)?;
-    let op = Op::Pool { kernel, strides, pads, dilations, ceil, count_pad, kind, layout: ConvLayout::ChannelsFirst };
+    let op = Op::Pool {
+        kernel,
+        strides,
+        pads,
+        dilations,
+        ceil,
+        count_pad,
+        kind,
+        layout: ConvLayout::ChannelsFirst,
+    };
     cx.emit(op, &[x])
 }
 

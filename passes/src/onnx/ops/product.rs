@@ -5,8 +5,12 @@ use super::*;
 use cqc_proto::op::{Act, BinaryKind};
 use cqc_proto::{DType, Op};
 
-pub(super) const TABLE: Table =
-    &[("MatMul", matmul), ("Gemm", gemm), ("MatMulInteger", matmul_integer), ("QLinearMatMul", qlinear_matmul)];
+pub(super) const TABLE: Table = &[
+    ("MatMul", matmul),
+    ("Gemm", gemm),
+    ("MatMulInteger", matmul_integer),
+    ("QLinearMatMul", qlinear_matmul),
+];
 
 fn matmul(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![cx.emit(Op::MatMul, &[c.input(0, "A")?, c.input(1, "B")?])?])
@@ -33,7 +37,10 @@ fn gemm(cx: &mut Cx, c: &Call) -> Done {
         let w = scaled(cx, &b, alpha)?;
         let columns = cx.ty(&w)?.shape[1].clone();
         let (bias, rest) = match addend {
-            Some(x) if cx.ty(&x)?.elements() == Some(columns.clone()) && cx.ty(&x)?.shape.last() == Some(&columns) => {
+            Some(x)
+                if cx.ty(&x)?.elements() == Some(columns.clone())
+                    && cx.ty(&x)?.shape.last() == Some(&columns) =>
+            {
                 (Some(cx.reshape(&x, vec![columns])?), None)
             }
             other => (None, other),
@@ -69,7 +76,13 @@ fn matmul_integer(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![cx.emit(Op::MatMul, &[&a, &b])?])
 }
 
-fn integer_operands(cx: &mut Cx, c: &Call, a: [usize; 2], b: [usize; 2], to: DType) -> Result<(Item, Item), Refusal> {
+fn integer_operands(
+    cx: &mut Cx,
+    c: &Call,
+    a: [usize; 2],
+    b: [usize; 2],
+    to: DType,
+) -> Result<(Item, Item), Refusal> {
     let (x, y) = (c.input(a[0], "a")?, c.input(b[0], "b")?);
     let row = cx.ty(x)?.rank().checked_sub(2);
     let column = cx.ty(y)?.rank().checked_sub(1);

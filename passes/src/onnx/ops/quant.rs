@@ -5,14 +5,19 @@ use crate::onnx::tensors;
 use cqc_proto::op::{BinaryKind, ReduceKind};
 use cqc_proto::{DType, Dim, Op};
 
-pub(super) const TABLE: Table =
-    &[("QuantizeLinear", quantize), ("DequantizeLinear", dequantize), ("DynamicQuantizeLinear", dynamic_quantize)];
+pub(super) const TABLE: Table = &[
+    ("QuantizeLinear", quantize),
+    ("DequantizeLinear", dequantize),
+    ("DynamicQuantizeLinear", dynamic_quantize),
+];
 
 /// Axis and block of a scale: one number has no axis.
 fn granularity(cx: &Cx, c: &Call, rank: usize) -> Result<(Option<usize>, usize), Refusal> {
     let scale = cx.ty(c.input(1, "scale")?)?;
     let block = c.int("block_size", 0)?;
-    let Ok(block) = usize::try_from(block) else { return malformed(format!("`block_size` is {block}")) };
+    let Ok(block) = usize::try_from(block) else {
+        return malformed(format!("`block_size` is {block}"));
+    };
     if block == 0 && scale.shape.iter().all(|d| d.is(1)) && scale.rank() <= 1 {
         return Ok((None, 0));
     }
@@ -47,7 +52,8 @@ fn quantize(cx: &mut Cx, c: &Call) -> Done {
     // the division is done in the scale's type unless `precision` says otherwise; mixed types
     // divide in f32
     let precision = type_attribute(c, "precision")?.unwrap_or(cx.ty(c.input(1, "scale")?)?.dtype);
-    let mut operands = vec![Some(if ty.dtype.is_float() { cx.cast(x, precision)? } else { x.clone() })];
+    let mut operands =
+        vec![Some(if ty.dtype.is_float() { cx.cast(x, precision)? } else { x.clone() })];
     operands.extend(parameters(cx, c, axis)?);
     cx.emit_all(Op::Quantize { axis, block, to }, &operands)
 }
@@ -86,7 +92,10 @@ fn dynamic_quantize(cx: &mut Cx, c: &Call) -> Done {
         let extreme = cx.reduce(reduce, all.clone(), false, x)?;
         cx.binary(kind, &extreme, &zero)
     };
-    let (low, high) = (bound(cx, ReduceKind::Min, BinaryKind::Min)?, bound(cx, ReduceKind::Max, BinaryKind::Max)?);
+    let (low, high) = (
+        bound(cx, ReduceKind::Min, BinaryKind::Min)?,
+        bound(cx, ReduceKind::Max, BinaryKind::Max)?,
+    );
     let span = cx.binary(BinaryKind::Sub, &high, &low)?;
     let levels = cx.scalar(255.0, ty.dtype);
     let scale = cx.binary(BinaryKind::Div, &span, &levels)?;

@@ -53,7 +53,12 @@ fn softmax(cx: &mut Cx, c: &Call, op: fn(usize) -> Op) -> Done {
     along_axis(cx, c, x, |cx, x, axis| cx.emit(op(axis), &[x]))
 }
 
-fn along_axis(cx: &mut Cx, c: &Call, x: &Item, emit: impl Fn(&mut Cx, &Item, usize) -> Result<Item, Refusal>) -> Done {
+fn along_axis(
+    cx: &mut Cx,
+    c: &Call,
+    x: &Item,
+    emit: impl Fn(&mut Cx, &Item, usize) -> Result<Item, Refusal>,
+) -> Done {
     let shape = cx.ty(x)?.shape;
     if c.opset >= 13 {
         let axis = c.axis("axis", -1, shape.len())?;
@@ -104,7 +109,9 @@ fn lp_normalization(cx: &mut Cx, c: &Call) -> Done {
 fn spatial(cx: &Cx, x: &Item) -> Result<Vec<usize>, Refusal> {
     match cx.ty(x)?.rank() {
         rank @ 3.. => Ok((2..rank).collect()),
-        rank => malformed(format!("the operand has {rank} axes, expected batch, channels and spatial axes")),
+        rank => malformed(format!(
+            "the operand has {rank} axes, expected batch, channels and spatial axes"
+        )),
     }
 }
 

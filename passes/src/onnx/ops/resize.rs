@@ -13,13 +13,16 @@ fn resize(cx: &mut Cx, c: &Call) -> Done {
     let x = c.input(0, "X")?;
     let shape = cx.ty(x)?.shape;
     let on = match c.ints("axes")? {
-        Some(list) => list.into_iter().map(|a| axis(a, shape.len())).collect::<Result<Vec<_>, _>>()?,
+        Some(list) => {
+            list.into_iter().map(|a| axis(a, shape.len())).collect::<Result<Vec<_>, _>>()?
+        }
         None => (0..shape.len()).collect(),
     };
     // an empty tensor stands for an absent operand
     let present = |cx: &Cx, i: usize| -> Result<Option<Item>, Refusal> {
         let Some(item) = c.optional(i) else { return Ok(None) };
-        Ok(Some(item.clone()).filter(|_| cx.ty(item).is_ok_and(|t| !t.shape.iter().any(|d| d.is(0)))))
+        Ok(Some(item.clone())
+            .filter(|_| cx.ty(item).is_ok_and(|t| !t.shape.iter().any(|d| d.is(0)))))
     };
     let target = match (present(cx, 2)?, present(cx, 3)?) {
         (_, Some(sizes)) => by_sizes(cx, c, &shape, &on, &sizes)?,
@@ -53,7 +56,13 @@ fn upsample(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![cx.emit(op, &[x])?])
 }
 
-fn by_sizes(cx: &mut Cx, c: &Call, shape: &[Dim], on: &[usize], sizes: &Item) -> Result<SizesAndScales, Refusal> {
+fn by_sizes(
+    cx: &mut Cx,
+    c: &Call,
+    shape: &[Dim],
+    on: &[usize],
+    sizes: &Item,
+) -> Result<SizesAndScales, Refusal> {
     let mut given = cx.static_sizes(sizes, "sizes")?;
     if given.len() != on.len() {
         return malformed(format!("`sizes` has {} entries for {} axes", given.len(), on.len()));
@@ -75,8 +84,16 @@ fn by_sizes(cx: &mut Cx, c: &Call, shape: &[Dim], on: &[usize], sizes: &Item) ->
 }
 
 /// The one factor that keeps the aspect ratio.
-fn common_scale(c: &Call, policy: &str, shape: &[Dim], on: &[usize], given: &[Dim]) -> Result<f64, Refusal> {
-    let ratio = |(&a, to): (&usize, &Dim)| Some(to.as_const()? as f64 / shape[a].as_const().filter(|&s| s > 0)? as f64);
+fn common_scale(
+    c: &Call,
+    policy: &str,
+    shape: &[Dim],
+    on: &[usize],
+    given: &[Dim],
+) -> Result<f64, Refusal> {
+    let ratio = |(&a, to): (&usize, &Dim)| {
+        Some(to.as_const()? as f64 / shape[a].as_const().filter(|&s| s > 0)? as f64)
+    };
     let Some(ratios) = on.iter().zip(given).map(ratio).collect::<Option<Vec<f64>>>() else {
         return unsupported(format!(
             "`keep_aspect_ratio_policy` = `{policy}` needs sizes that do not depend on the batch"
@@ -104,7 +121,9 @@ fn by_scales(shape: &[Dim], on: &[usize], given: &[f32]) -> Result<SizesAndScale
             None if scale.fract() == 0.0 && scale < 1e6 => shape[a]
                 .mul(&Dim::constant(scale as i64))
                 .ok_or_else(|| Refusal::Unsupported("the result is too large".into()))?,
-            None => return unsupported(format!("the scale {scale} applies to the size {}", shape[a])),
+            None => {
+                return unsupported(format!("the scale {scale} applies to the size {}", shape[a]));
+            }
         };
     }
     Ok((sizes, scales))
@@ -130,7 +149,13 @@ fn coordinates(c: &Call) -> Result<CoordinateMode, Refusal> {
     })
 }
 
-fn interpolate(cx: &mut Cx, c: &Call, x: &Item, (sizes, scales): SizesAndScales, coordinates: CoordinateMode) -> Done {
+fn interpolate(
+    cx: &mut Cx,
+    c: &Call,
+    x: &Item,
+    (sizes, scales): SizesAndScales,
+    coordinates: CoordinateMode,
+) -> Done {
     let nearest = match c.string("nearest_mode", "round_prefer_floor")? {
         "round_prefer_floor" => NearestMode::RoundPreferFloor,
         "round_prefer_ceil" => NearestMode::RoundPreferCeil,

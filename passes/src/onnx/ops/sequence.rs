@@ -3,7 +3,9 @@
 use super::*;
 
 pub(super) const TABLE: Table = &[
-    ("SequenceConstruct", |_, c| Ok(vec![Item::List(c.all_inputs()?.into_iter().cloned().collect())])),
+    ("SequenceConstruct", |_, c| {
+        Ok(vec![Item::List(c.all_inputs()?.into_iter().cloned().collect())])
+    }),
     ("SequenceEmpty", |_, _| Ok(vec![Item::List(vec![])])),
     ("SequenceAt", at),
     ("SequenceLength", length),
@@ -35,20 +37,27 @@ fn split(cx: &mut Cx, c: &Call) -> Done {
     let ty = cx.ty(x)?;
     let axis = c.axis("axis", 0, ty.rank())?;
     let Some(size) = ty.shape[axis].as_const().filter(|&s| s <= 1 << 12) else {
-        return unsupported(format!("the size {} of the axis is too large or depends on the batch", ty.shape[axis]));
+        return unsupported(format!(
+            "the size {} of the axis is too large or depends on the batch",
+            ty.shape[axis]
+        ));
     };
     let lengths = match c.optional(1) {
         None => vec![1; size as usize],
         Some(item) => {
             let given = cx.static_ints(item, "split")?;
             match (cx.ty(item)?.rank(), &given[..]) {
-                (0, &[n]) if n > 0 => (0..size).step_by(n as usize).map(|s| n.min(size - s)).collect(),
+                (0, &[n]) if n > 0 => {
+                    (0..size).step_by(n as usize).map(|s| n.min(size - s)).collect()
+                }
                 (0, _) => return malformed("`split` is not positive"),
                 _ => given,
             }
         }
     };
-    if lengths.iter().any(|&l| l < 0) || lengths.iter().try_fold(0i64, |a, &l| a.checked_add(l)) != Some(size) {
+    if lengths.iter().any(|&l| l < 0)
+        || lengths.iter().try_fold(0i64, |a, &l| a.checked_add(l)) != Some(size)
+    {
         return malformed(format!("`split` does not sum to the size {size}"));
     }
     let squeeze = c.optional(1).is_none() && !c.flag("keepdims", true)?;
@@ -72,7 +81,9 @@ fn concat(cx: &mut Cx, c: &Call) -> Done {
     let shape = cx.ty(first)?.shape;
     if !c.flag("new_axis", false)? {
         let axis = axis(c.required_int("axis")?, shape.len())?;
-        return Ok(vec![cx.emit(cqc_proto::Op::Concat { axis }, &items.iter().collect::<Vec<_>>())?]);
+        return Ok(vec![
+            cx.emit(cqc_proto::Op::Concat { axis }, &items.iter().collect::<Vec<_>>())?,
+        ]);
     }
     let axis = axis(c.required_int("axis")?, shape.len() + 1)?;
     let mut wide = shape;

@@ -38,7 +38,12 @@ fn constant(cx: &mut Cx, c: &Call) -> Done {
         }
         "value_string" | "value_strings" => return unsupported("strings are not supported"),
         "sparse_value" => return unsupported("sparse tensors are not supported"),
-        other => return malformed(format!("it has no attribute `{}`", super::super::error::shown(other))),
+        other => {
+            return malformed(format!(
+                "it has no attribute `{}`",
+                super::super::error::shown(other)
+            ));
+        }
     };
     Ok(vec![cx.constant(tensor)])
 }
@@ -50,7 +55,9 @@ fn constant_of_shape(cx: &mut Cx, c: &Call) -> Done {
         Some(Some(t)) => attribute_tensor(cx, "value", t)?,
         Some(None) => return malformed("attribute `value` is no tensor"),
     };
-    let Ok(scalar) = value.reshaped(vec![]) else { return malformed("attribute `value` has more than one element") };
+    let Ok(scalar) = value.reshaped(vec![]) else {
+        return malformed("attribute `value` has more than one element");
+    };
     let scalar = cx.constant(scalar);
     if shape.iter().any(|d| d.as_const().is_some_and(|v| v < 0)) {
         return malformed("a size is negative");
@@ -84,8 +91,8 @@ fn range(cx: &mut Cx, c: &Call) -> Done {
     if operands.iter().any(|i| matches!(i, Item::Sizes(_))) {
         return symbolic_range(cx, operands);
     }
-    let [start, limit, delta] =
-        [(0, "start"), (1, "limit"), (2, "delta")].map(|(i, what)| cx.static_tensor(operands[i], what));
+    let [start, limit, delta] = [(0, "start"), (1, "limit"), (2, "delta")]
+        .map(|(i, what)| cx.static_tensor(operands[i], what));
     let (start, limit, delta) = (start?, limit?, delta?);
     if [&start, &limit, &delta].iter().any(|t| t.len() != 1 || t.dtype() != start.dtype()) {
         return malformed("`start`, `limit` and `delta` are not three numbers of one type");
@@ -137,7 +144,9 @@ fn symbolic_range(cx: &mut Cx, operands: [&Item; 3]) -> Done {
     for (item, what) in operands.iter().zip(["start", "limit", "delta"]) {
         numbers.extend(cx.static_sizes(item, what)?);
     }
-    let [start, limit, delta] = &numbers[..] else { return malformed("`start`, `limit` or `delta` is no scalar") };
+    let [start, limit, delta] = &numbers[..] else {
+        return malformed("`start`, `limit` or `delta` is no scalar");
+    };
     let length = limit.sub(start).filter(partial::nonnegative);
     let (Some(length), true, Some(start)) = (length, delta.is(1), start.as_const()) else {
         return unsupported("its length depends on the batch in another way than 0, 1, 2 …");
@@ -164,7 +173,9 @@ fn eye_like(cx: &mut Cx, c: &Call) -> Done {
     let (Some(shape), k) = (ty.fixed_shape(), c.int("k", 0)?) else {
         return unsupported("its size depends on the batch");
     };
-    let &[rows, columns] = &shape[..] else { return malformed(format!("the input is {ty}, expected two axes")) };
+    let &[rows, columns] = &shape[..] else {
+        return malformed(format!("the input is {ty}, expected two axes"));
+    };
     if element_count(&shape).is_none_or(|n| n > 1 << 24) {
         return unsupported(format!("{rows}x{columns} is too large"));
     }
@@ -180,7 +191,8 @@ fn non_zero(cx: &mut Cx, c: &Call) -> Done {
     if x.len() > 1 << 20 {
         return unsupported("the operand is too large");
     }
-    let hits: Vec<usize> = x.to_f64_vec().iter().enumerate().filter(|(_, v)| **v != 0.0).map(|(i, _)| i).collect();
+    let hits: Vec<usize> =
+        x.to_f64_vec().iter().enumerate().filter(|(_, v)| **v != 0.0).map(|(i, _)| i).collect();
     let mut rows = Vec::new();
     for axis in 0..x.shape().len() {
         let stride: usize = x.shape()[axis + 1..].iter().product();

@@ -55,18 +55,29 @@ fn bounds(cx: &mut Cx, item: &Item, what: &str) -> Result<Vec<Dim>, Refusal> {
         return cx.static_sizes(item, what);
     }
     let limit = cqc_proto::dim::MAX_DIM;
-    Ok(cx.static_ints(item, what)?.into_iter().map(|v| Dim::constant(v.clamp(-limit, limit))).collect())
+    Ok(cx
+        .static_ints(item, what)?
+        .into_iter()
+        .map(|v| Dim::constant(v.clamp(-limit, limit)))
+        .collect())
 }
 
 /// The slice within the axis, or `None` when it is all of it.
-fn piece(axis: usize, size: &Dim, start: &Dim, end: &Dim, step: i64) -> Result<Option<Piece>, Refusal> {
+fn piece(
+    axis: usize,
+    size: &Dim,
+    start: &Dim,
+    end: &Dim,
+    step: i64,
+) -> Result<Option<Piece>, Refusal> {
     if step == 0 || step == i64::MIN {
         return malformed(format!("a step is {step}"));
     }
     let last = size.add(&Dim::constant(-1)).unwrap_or_default();
     // numpy: positions are moved into the axis; a walk backwards may end before the first element,
     // at -1
-    let (low, high) = if step > 0 { (Dim::constant(0), size.clone()) } else { (Dim::constant(-1), last.clone()) };
+    let (low, high) =
+        if step > 0 { (Dim::constant(0), size.clone()) } else { (Dim::constant(-1), last.clone()) };
     let first = if step > 0 { Dim::constant(0) } else { Dim::constant(-1) };
     let start = clamp(start, size, &first, &high)?;
     let end = clamp(end, size, &low, &high)?;
@@ -89,7 +100,9 @@ fn less_or_equal(a: &Dim, b: &Dim) -> Option<bool> {
 /// A position counted from the front, between `low` and `high`.
 fn clamp(position: &Dim, size: &Dim, low: &Dim, high: &Dim) -> Result<Dim, Refusal> {
     let undecided = || {
-        let reason = format!("whether the position {position} lies within an axis of size {size} depends on the batch");
+        let reason = format!(
+            "whether the position {position} lies within an axis of size {size} depends on the batch"
+        );
         Refusal::Unsupported(reason)
     };
     let limit = cqc_proto::dim::MAX_DIM;
@@ -127,12 +140,21 @@ fn split(cx: &mut Cx, c: &Call) -> Done {
         Some(lengths) => lengths,
         None => equal_parts(size, c)?,
     };
-    if lengths.len() < c.outputs.len() || lengths.iter().any(|l| l.as_const().is_some_and(|v| v < 0)) {
-        return malformed(format!("`split` is {} for {} outputs", shape::shown_shape(&lengths), c.outputs.len()));
+    if lengths.len() < c.outputs.len()
+        || lengths.iter().any(|l| l.as_const().is_some_and(|v| v < 0))
+    {
+        return malformed(format!(
+            "`split` is {} for {} outputs",
+            shape::shown_shape(&lengths),
+            c.outputs.len()
+        ));
     }
     let sum = lengths.iter().try_fold(Dim::constant(0), |sum, l| sum.add(l));
     if sum.as_ref() != Some(size) {
-        return malformed(format!("`split` {} does not sum to the size {size}", shape::shown_shape(&lengths)));
+        return malformed(format!(
+            "`split` {} does not sum to the size {size}",
+            shape::shown_shape(&lengths)
+        ));
     }
     let mut start = Dim::constant(0);
     let mut parts = Vec::new();

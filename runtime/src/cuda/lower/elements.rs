@@ -29,7 +29,8 @@ impl StepLowering<'_, '_, '_, '_> {
             let strides = broadcast_strides(self.value(v), y);
             reads.push((self.operand(v)?, strides));
         }
-        let is_integer = |element: ElementType| matches!(element, ElementType::I64 | ElementType::I32);
+        let is_integer =
+            |element: ElementType| matches!(element, ElementType::I64 | ElementType::I32);
         if reads.iter().any(|(o, _)| is_integer(o.element)) {
             let mixed = reads.iter().any(|(o, _)| o.element.is_float());
             if mixed || !op.takes_integers() {
@@ -37,8 +38,10 @@ impl StepLowering<'_, '_, '_, '_> {
             }
         }
         let target = self.operand(self.output)?;
-        let reads: Vec<_> = reads.iter().map(|(operand, strides)| (operand, &strides[..])).collect();
-        let launch = cuda::elementwise(self.lowered.state, op, &y.shape, &reads, (&target, &y.strides()));
+        let reads: Vec<_> =
+            reads.iter().map(|(operand, strides)| (operand, &strides[..])).collect();
+        let launch =
+            cuda::elementwise(self.lowered.state, op, &y.shape, &reads, (&target, &y.strides()));
         self.launch(launch);
         Ok(())
     }

@@ -4,18 +4,24 @@ use super::{Outcome, StepLowering, missing};
 use crate::engine::kernel::{Fill, Kernel, Move};
 use cqc_kernels::cuda::{self, ElementOp, ElementType, Operand, PerImage};
 use cqc_kernels::{Act, AttentionShape};
-use cqc_proto::op::operand::{AFFINE_MAP, AFFINE_PREVIOUS, AFFINE_RESIDUAL, BETA, GAMMA, MASK, MODULATE, QKV};
+use cqc_proto::op::operand::{
+    AFFINE_MAP, AFFINE_PREVIOUS, AFFINE_RESIDUAL, BETA, GAMMA, MASK, MODULATE, QKV,
+};
 
 impl StepLowering<'_, '_, '_, '_> {
     /// A kernel of the CPU's by its twin on the device.
     pub(super) fn kernel(&mut self, kernel: &Kernel) -> Outcome {
         match kernel {
             Kernel::Nothing => Ok(()),
-            Kernel::GroupNorm { n, hw, c, groups, eps, act, .. } => self.group_norm([*n, *hw, *c, *groups], *eps, *act),
+            Kernel::GroupNorm { n, hw, c, groups, eps, act, .. } => {
+                self.group_norm([*n, *hw, *c, *groups], *eps, *act)
+            }
             Kernel::LayerNorm { rows, c, eps, modulate, .. } => {
                 self.layer_norm([*rows, *c], *eps, true, modulate.is_some())
             }
-            Kernel::RmsNorm { rows, c, eps, .. } => self.layer_norm([*rows, *c], *eps, false, false),
+            Kernel::RmsNorm { rows, c, eps, .. } => {
+                self.layer_norm([*rows, *c], *eps, false, false)
+            }
             Kernel::Softmax { rows, cols } => {
                 let x = self.need(0)?;
                 let (x, y) = (self.operand(x)?, self.operand(self.output)?);
@@ -26,7 +32,9 @@ impl StepLowering<'_, '_, '_, '_> {
             Kernel::Attention { shape, .. } => self.attention(shape),
             Kernel::Affine { rows, c, .. } => self.affine([*rows, *c]),
             Kernel::Copy { fill, moves, .. } => self.moves(*fill, moves),
-            Kernel::Gather { outer, size, inner_bytes, .. } => self.gather([*outer, *size, *inner_bytes]),
+            Kernel::Gather { outer, size, inner_bytes, .. } => {
+                self.gather([*outer, *size, *inner_bytes])
+            }
             _ => Err(missing("neither has the CPU a kernel for it but its definition")),
         }
     }
@@ -42,22 +50,56 @@ impl StepLowering<'_, '_, '_, '_> {
         let target = self.target()?;
         let output = target.output()?;
         let state = self.lowered.state;
-        let launches = cuda::group_norm(state, sizes, eps, act, &x, gamma.as_ref(), beta.as_ref(), &output, &scratch);
+        let launches = cuda::group_norm(
+            state,
+            sizes,
+            eps,
+            act,
+            &x,
+            gamma.as_ref(),
+            beta.as_ref(),
+            &output,
+            &scratch,
+        );
         launches.into_iter().for_each(|launch| self.launch(launch));
         Ok(())
     }
 
-    fn layer_norm(&mut self, sizes: [usize; 2], eps: f32, centred: bool, modulated: bool) -> Outcome {
+    fn layer_norm(
+        &mut self,
+        sizes: [usize; 2],
+        eps: f32,
+        centred: bool,
+        modulated: bool,
+    ) -> Outcome {
         let x = self.need(0)?;
         let (x, gamma, beta) = (self.operand(x)?, self.dense(GAMMA)?, self.dense(BETA)?);
-        let parts = if modulated { self.per_image(MODULATE[0])?.zip(self.per_image(MODULATE[1])?) } else { None };
+        let parts = if modulated {
+            self.per_image(MODULATE[0])?.zip(self.per_image(MODULATE[1])?)
+        } else {
+            None
+        };
         let target = self.target()?;
         let modulate = parts.as_ref().map(|(scale, shift)| {
-            [scale, shift].map(|(values, stride, rows)| PerImage { values, stride: *stride, rows: *rows })
+            [scale, shift].map(|(values, stride, rows)| PerImage {
+                values,
+                stride: *stride,
+                rows: *rows,
+            })
         });
         let output = target.output()?;
         let state = self.lowered.state;
-        let launch = cuda::layer_norm(state, sizes, eps, centred, &x, gamma.as_ref(), beta.as_ref(), modulate, &output);
+        let launch = cuda::layer_norm(
+            state,
+            sizes,
+            eps,
+            centred,
+            &x,
+            gamma.as_ref(),
+            beta.as_ref(),
+            modulate,
+            &output,
+        );
         self.launch(launch);
         Ok(())
     }
@@ -81,14 +123,21 @@ impl StepLowering<'_, '_, '_, '_> {
         let x = self.need(0)?;
         let x = self.operand(x)?;
         let absent = || missing("an input is absent");
-        let (scale, shift) =
-            (self.dense(AFFINE_MAP[0])?.ok_or_else(absent)?, self.dense(AFFINE_MAP[1])?.ok_or_else(absent)?);
-        let (residual, previous, factor) =
-            (self.maybe(AFFINE_RESIDUAL)?, self.maybe(AFFINE_PREVIOUS[0])?, self.dense(AFFINE_PREVIOUS[1])?);
+        let (scale, shift) = (
+            self.dense(AFFINE_MAP[0])?.ok_or_else(absent)?,
+            self.dense(AFFINE_MAP[1])?.ok_or_else(absent)?,
+        );
+        let (residual, previous, factor) = (
+            self.maybe(AFFINE_RESIDUAL)?,
+            self.maybe(AFFINE_PREVIOUS[0])?,
+            self.dense(AFFINE_PREVIOUS[1])?,
+        );
         let y = self.operand(self.output)?;
-        let previous = previous.as_ref().zip(factor.as_ref()).map(|(values, factor)| [values, factor]);
+        let previous =
+            previous.as_ref().zip(factor.as_ref()).map(|(values, factor)| [values, factor]);
         let state = self.lowered.state;
-        let launch = cuda::affine(state, sizes, &x, [&scale, &shift], previous, residual.as_ref(), &y);
+        let launch =
+            cuda::affine(state, sizes, &x, [&scale, &shift], previous, residual.as_ref(), &y);
         self.launch(launch);
         Ok(())
     }
@@ -96,8 +145,10 @@ impl StepLowering<'_, '_, '_, '_> {
     /// `inner_bytes` as the CPU counts them.
     fn gather(&mut self, [outer, size, inner_bytes]: [usize; 3]) -> Outcome {
         let (data, indices) = (self.need(0)?, self.need(1)?);
-        let sizes = [outer, size, inner_bytes / self.value(data).dtype.size(), self.value(indices).len()];
-        let (data, indices, y) = (self.operand(data)?, self.operand(indices)?, self.operand(self.output)?);
+        let sizes =
+            [outer, size, inner_bytes / self.value(data).dtype.size(), self.value(indices).len()];
+        let (data, indices, y) =
+            (self.operand(data)?, self.operand(indices)?, self.operand(self.output)?);
         let launch = cuda::gather(self.lowered.state, sizes, &data, &indices, &y);
         self.launch(launch);
         Ok(())
@@ -107,7 +158,8 @@ impl StepLowering<'_, '_, '_, '_> {
         let x = self.need(0)?;
         let value = self.value(x);
         let (x, target) = (self.operand(x)?, self.target()?);
-        let launch = cuda::quantize(self.lowered.state, [value.rows, value.cols], &x, &target.output()?);
+        let launch =
+            cuda::quantize(self.lowered.state, [value.rows, value.cols], &x, &target.output()?);
         self.launch(launch);
         Ok(())
     }
@@ -124,9 +176,16 @@ impl StepLowering<'_, '_, '_, '_> {
     pub(super) fn timestep_embedding(&mut self, cos_first: bool) -> Outcome {
         let y = self.value(self.output);
         let (t, f) = (self.need(0)?, self.need(1)?);
-        let (t, frequencies, target) = (self.operand(t)?, self.operand(f)?, self.operand(self.output)?);
-        let launch =
-            cuda::timestep_embedding(self.lowered.state, [y.rows, y.cols / 2], cos_first, &t, &frequencies, &target);
+        let (t, frequencies, target) =
+            (self.operand(t)?, self.operand(f)?, self.operand(self.output)?);
+        let launch = cuda::timestep_embedding(
+            self.lowered.state,
+            [y.rows, y.cols / 2],
+            cos_first,
+            &t,
+            &frequencies,
+            &target,
+        );
         self.launch(launch);
         Ok(())
     }
@@ -140,13 +199,20 @@ impl StepLowering<'_, '_, '_, '_> {
                 Fill::Zero => Operand::new(&self.constants.zero()?, 0, target.element, 1),
             };
             let (shape, reads) = ([y.rows, y.cols], [(&value, &[0, 0][..])]);
-            let launch = cuda::elementwise(self.lowered.state, ElementOp::Copy, &shape, &reads, (&target, &[y.ld, 1]));
+            let launch = cuda::elementwise(
+                self.lowered.state,
+                ElementOp::Copy,
+                &shape,
+                &reads,
+                (&target, &[y.ld, 1]),
+            );
             self.launch(launch);
         }
         for part in moves {
             let from = self.need(part.input)?;
             let from = self.operand(from)?;
-            let strides: Option<Vec<usize>> = part.x_strides.iter().map(|&s| usize::try_from(s).ok()).collect();
+            let strides: Option<Vec<usize>> =
+                part.x_strides.iter().map(|&s| usize::try_from(s).ok()).collect();
             let strides = strides.ok_or_else(|| missing("elements in reverse order"))?;
             if part.shape.len() > 6 {
                 return Err(missing(format!("{} axes", part.shape.len())));
@@ -154,8 +220,13 @@ impl StepLowering<'_, '_, '_, '_> {
             let from = moved(from, part.x_offset);
             let to = moved(target.clone(), part.y_offset);
             let reads = [(&from, &strides[..])];
-            let launch =
-                cuda::elementwise(self.lowered.state, ElementOp::Copy, &part.shape, &reads, (&to, &part.y_strides));
+            let launch = cuda::elementwise(
+                self.lowered.state,
+                ElementOp::Copy,
+                &part.shape,
+                &reads,
+                (&to, &part.y_strides),
+            );
             self.launch(launch);
         }
         Ok(())

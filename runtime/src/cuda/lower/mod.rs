@@ -63,8 +63,13 @@ impl<'a> Lowered<'a> {
         placed: &'a Placed,
     ) -> Result<Lowered<'a>, EngineError> {
         let program = weights.plan().program(placed.kind);
-        let mut lowered =
-            Lowered { placed, state, spaces, operands: vec![None; placed.values.len()], launches: vec![] };
+        let mut lowered = Lowered {
+            placed,
+            state,
+            spaces,
+            operands: vec![None; placed.values.len()],
+            launches: vec![],
+        };
         for (at, step) in program.steps.iter().enumerate() {
             let error = |reason: String| EngineError::NoDeviceKernel {
                 program: placed.kind,
@@ -72,7 +77,8 @@ impl<'a> Lowered<'a> {
                 op: step.op.name(),
                 reason,
             };
-            let op = bind(&step.op, &placed.bindings).ok_or_else(|| error("a size of it is not known".into()))?;
+            let op = bind(&step.op, &placed.bindings)
+                .ok_or_else(|| error("a size of it is not known".into()))?;
             let Some(&output) = placed.wirings[at].outputs.first() else { continue };
             let multiprocessors = device.multiprocessors();
             let mut lowering = StepLowering {
@@ -91,7 +97,11 @@ impl<'a> Lowered<'a> {
                 Refusal::Engine(e) => e,
             })?;
             let is_rounded = lowering.rounds || placed.wirings[at].rounding.is_none();
-            assert!(is_rounded, "a rounding was fused into `{}`, whose kernel does not round", step.name);
+            assert!(
+                is_rounded,
+                "a rounding was fused into `{}`, whose kernel does not round",
+                step.name
+            );
         }
         Ok(lowered)
     }
@@ -99,8 +109,10 @@ impl<'a> Lowered<'a> {
     /// Where a value of the program lies: its first output, say.
     pub fn output(&self, v: usize) -> (Operand, usize, usize) {
         let value = &self.placed.values[v];
-        let operand =
-            self.operands[v].clone().or_else(|| self.in_arena(v)).expect("an output is computed by some step");
+        let operand = self.operands[v]
+            .clone()
+            .or_else(|| self.in_arena(v))
+            .expect("an output is computed by some step");
         (operand, value.rows, value.cols)
     }
 
@@ -130,13 +142,23 @@ impl<'a> Lowered<'a> {
         self.of_request(self.spaces.slot.cache[i].offset, ElementType::F16, cols, 0)
     }
 
-    pub fn of_request(&self, offset: usize, element: ElementType, ld: usize, per_step: usize) -> Operand {
+    pub fn of_request(
+        &self,
+        offset: usize,
+        element: ElementType,
+        ld: usize,
+        per_step: usize,
+    ) -> Operand {
         let memory = Operand::new(&self.spaces.requests, offset, element, ld);
         Operand { per_step, per_slot: self.spaces.slot.bytes, ..memory }
     }
 
     /// Where a value lies; none: nothing writes it.
-    pub fn place(&mut self, v: usize, constants: &mut Constants) -> Result<Option<Operand>, EngineError> {
+    pub fn place(
+        &mut self,
+        v: usize,
+        constants: &mut Constants,
+    ) -> Result<Option<Operand>, EngineError> {
         if let Some(known) = &self.operands[v] {
             return Ok(Some(known.clone()));
         }
@@ -146,16 +168,24 @@ impl<'a> Lowered<'a> {
         let slot = self.spaces.slot;
         let stacked = self.placed.kind == ProgramKind::PreludeSteps;
         let operand = match home.source {
-            Source::Constant(c) => Operand::new(&constants.plain(c, home.dtype)?, column, element, value.ld),
+            Source::Constant(c) => {
+                Operand::new(&constants.plain(c, home.dtype)?, column, element, value.ld)
+            }
             _ if stacked || home.source == Source::Step => return Ok(self.in_arena(v)),
             Source::Step => unreachable!("seen above"),
-            Source::Input(i) => self.of_request(slot.inputs[i].offset + column, element, value.ld, 0),
-            Source::Prelude(i) => self.of_request(slot.results[i].offset + column, element, value.ld, 0),
+            Source::Input(i) => {
+                self.of_request(slot.inputs[i].offset + column, element, value.ld, 0)
+            }
+            Source::Prelude(i) => {
+                self.of_request(slot.results[i].offset + column, element, value.ld, 0)
+            }
             Source::PreludeSteps(i) => {
                 let span = slot.step_results[i];
                 self.of_request(span.offset + column, element, value.ld, span.bytes)
             }
-            Source::Cache(i) => self.of_request(slot.cache[i].offset + column, element, value.ld, 0),
+            Source::Cache(i) => {
+                self.of_request(slot.cache[i].offset + column, element, value.ld, 0)
+            }
             Source::Table(c) => {
                 let all = Operand::new(&constants.plain(c, home.dtype)?, column, element, value.ld);
                 Operand { per_step: home.len() * element.size(), ..all }
@@ -257,7 +287,9 @@ impl<'a> StepLowering<'_, 'a, '_, '_> {
     /// Input `i` without gaps between its rows.
     fn dense(&mut self, i: usize) -> Result<Option<Operand>, Refusal> {
         match self.input(i) {
-            Some(v) if !self.value(v).is_dense() => Err(missing(format!("input {i} has gaps between its rows"))),
+            Some(v) if !self.value(v).is_dense() => {
+                Err(missing(format!("input {i} has gaps between its rows")))
+            }
             _ => self.maybe(i),
         }
     }
@@ -279,7 +311,13 @@ impl<'a> StepLowering<'_, 'a, '_, '_> {
         let value = self.value(v);
         let to = self.scratch(copy_bytes(value), ElementType::F16, value.cols);
         let (shape, reads) = ([value.rows, value.cols], [(&from, &[value.ld, 1][..])]);
-        let launch = cuda::elementwise(self.lowered.state, ElementOp::Copy, &shape, &reads, (&to, &[value.cols, 1]));
+        let launch = cuda::elementwise(
+            self.lowered.state,
+            ElementOp::Copy,
+            &shape,
+            &reads,
+            (&to, &[value.cols, 1]),
+        );
         self.launch(launch);
         Ok(to)
     }
@@ -304,11 +342,14 @@ struct ResultOperand {
 
 impl ResultOperand {
     fn output(&self) -> Result<cuda::Output<'_>, Refusal> {
-        let Some((scale, zero_point, how)) = &self.rounding else { return Ok(cuda::Output::plain(&self.y)) };
+        let Some((scale, zero_point, how)) = &self.rounding else {
+            return Ok(cuda::Output::plain(&self.y));
+        };
         if how.segments.len() > cuda::MAX_SEGMENTS {
             return Err(missing(format!("a result in {} segments", how.segments.len())));
         }
-        let rounding = cuda::Rounding { bits: how.bits, segments: &how.segments, scale, zero_point };
+        let rounding =
+            cuda::Rounding { bits: how.bits, segments: &how.segments, scale, zero_point };
         Ok(cuda::Output { y: &self.y, rounding: Some(rounding) })
     }
 }

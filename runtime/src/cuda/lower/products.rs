@@ -40,9 +40,10 @@ impl EpilogueOperands {
 impl StepLowering<'_, '_, '_, '_> {
     pub(super) fn conv(&mut self, op: &Op) -> Outcome {
         let Op::Conv { act, .. } = op else { return Err(missing("not a convolution")) };
-        let [x, w, y] = [self.need(X)?, self.need(WEIGHTS)?, self.step.outputs[0]].map(|v| self.value(v));
-        let shape =
-            conv_shape(op, x, w, y).ok_or_else(|| missing("a convolution that is not over channels-last images"))?;
+        let [x, w, y] =
+            [self.need(X)?, self.need(WEIGHTS)?, self.step.outputs[0]].map(|v| self.value(v));
+        let shape = conv_shape(op, x, w, y)
+            .ok_or_else(|| missing("a convolution that is not over channels-last images"))?;
         shape.check().map_err(|e| missing(e.to_string()))?;
         self.product(&shape, false, *act)
     }
@@ -99,12 +100,15 @@ impl StepLowering<'_, '_, '_, '_> {
         let tile = Tile::choose(shape.out_rows(), shape.cout, self.multiprocessors);
         let rounding = rounding.as_ref().map(|parts| parts.each_ref());
         let tail = parts.tail(act);
-        let splits = if tile == Tile::Small { self.lowered.placed.splits(self.step, kind) } else { 1 };
+        let splits =
+            if tile == Tile::Small { self.lowered.placed.splits(self.step, kind) } else { 1 };
         let bytes = cuda::split_bytes(shape.out_rows(), shape.cout, splits);
-        let sums = (splits > 1).then(|| self.scratch(bytes, ElementType::F32, bytes / size_of::<f32>()));
+        let sums =
+            (splits > 1).then(|| self.scratch(bytes, ElementType::F32, bytes / size_of::<f32>()));
         let shared = sums.as_ref().map(|sums| (sums, splits));
         let state = self.lowered.state;
-        let launches = cuda::conv(state, shape, &filter, &x, rounding, &tail, &target.output()?, tile, shared);
+        let launches =
+            cuda::conv(state, shape, &filter, &x, rounding, &tail, &target.output()?, tile, shared);
         launches.into_iter().for_each(|launch| self.launch(launch));
         Ok(())
     }
@@ -132,7 +136,10 @@ impl StepLowering<'_, '_, '_, '_> {
 
     /// Input `i` as one row per image of the result: the rows, their distance, and the result rows
     /// of an image.
-    pub(super) fn per_image(&mut self, i: usize) -> Result<Option<(Operand, usize, usize)>, Refusal> {
+    pub(super) fn per_image(
+        &mut self,
+        i: usize,
+    ) -> Result<Option<(Operand, usize, usize)>, Refusal> {
         let Some(v) = self.input(i) else { return Ok(None) };
         let (row, y) = (self.value(v), self.value(self.step.outputs[0]));
         let operand = self.operand(v)?;
@@ -154,7 +161,9 @@ impl StepLowering<'_, '_, '_, '_> {
             let shape = ConvShape { pads: [0; 4], ..ConvShape::same(1, 1, y.rows, k, n, 1) };
             return self.product(&shape, true, Act::None);
         }
-        self.plain_product(matmul_shape(a, b, y).ok_or_else(|| missing("batches that are repeated in part"))?)
+        self.plain_product(
+            matmul_shape(a, b, y).ok_or_else(|| missing("batches that are repeated in part"))?,
+        )
     }
 
     fn plain_product(&mut self, shape: MatmulShape) -> Outcome {

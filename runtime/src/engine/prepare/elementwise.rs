@@ -30,7 +30,11 @@ impl Site<'_> {
             Some((split, a, b)) => (*split, a.clone()?, b.clone()?),
             None => {
                 let (split, a_side, b_side) = tried.into_iter().next()?;
-                (split, a_side.or_else(|| expanded(0, a, y))?, b_side.or_else(|| expanded(1, b, y))?)
+                (
+                    split,
+                    a_side.or_else(|| expanded(0, a, y))?,
+                    b_side.or_else(|| expanded(1, b, y))?,
+                )
             }
         };
         let c = columns(split);
@@ -44,7 +48,11 @@ impl Site<'_> {
         let size = y.dtype.size();
         let fast = y.is_dense() && matches!(size, 4 | 8);
         let strides = |i: usize| Some(broadcast_strides(self.input(i)?, y));
-        fast.then_some(Kernel::Where { size, shape: y.shape.clone(), strides: [strides(0)?, strides(1)?, strides(2)?] })
+        fast.then_some(Kernel::Where {
+            size,
+            shape: y.shape.clone(),
+            strides: [strides(0)?, strides(1)?, strides(2)?],
+        })
     }
 
     pub(super) fn cast(&self, to: DType) -> Option<Kernel> {
@@ -71,7 +79,10 @@ fn side(x: &Value, y: &Value, split: usize) -> Option<Side> {
     let front = y.shape.len() - x.shape.len();
     // Of the axes of y that are longer than 1: is x as long, or repeated?
     let axes = |range: std::ops::Range<usize>| {
-        range.filter(|&a| y.shape[a] > 1).map(|a| a >= front && x.shape[a - front] == y.shape[a]).collect::<Vec<_>>()
+        range
+            .filter(|&a| y.shape[a] > 1)
+            .map(|a| a >= front && x.shape[a - front] == y.shape[a])
+            .collect::<Vec<_>>()
     };
     let (rows, columns) = (axes(0..split), axes(split..y.shape.len()));
     let all = |flags: &[bool]| flags.iter().all(|f| *f);
@@ -83,7 +94,9 @@ fn side(x: &Value, y: &Value, split: usize) -> Option<Side> {
         () if all(&rows) && all(&columns) => Some(Side::Full(ld)),
         () if none(&rows) && all(&columns) && x.rows_are_joined(c) => Some(Side::Row),
         () if all(&rows) && none(&columns) && x.is_dense() => Some(Side::Column),
-        () if all(&columns) && x.is_dense() => image(&rows, x.len() / c, c, y.len() / c).map(Side::Image),
+        () if all(&columns) && x.is_dense() => {
+            image(&rows, x.len() / c, c, y.len() / c).map(Side::Image)
+        }
         () => None,
     }
 }
@@ -108,7 +121,9 @@ fn expanded(input: usize, x: &Value, y: &Value) -> Option<Side> {
         y_strides[axis - 1] = y_strides[axis] * y.shape[axis];
     }
     let x_strides = broadcast_strides(x, y).into_iter().map(|s| s as isize).collect();
-    let copy = Move { input, shape: y.shape.clone(), x_offset: 0, x_strides, y_offset: 0, y_strides }.merged();
+    let copy =
+        Move { input, shape: y.shape.clone(), x_offset: 0, x_strides, y_offset: 0, y_strides }
+            .merged();
     Some(Side::Expanded(copy))
 }
 

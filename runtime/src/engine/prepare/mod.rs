@@ -36,15 +36,21 @@ struct Site<'a> {
 
 impl Preparer<'_> {
     pub fn prepare(&self, step: &Step) -> Result<Kernel, EngineError> {
-        let error = |reason: String| EngineError::Step { program: self.kind, step: step.name.clone(), reason };
-        let op = bind(&step.op, self.bindings).ok_or_else(|| error("a size of it is not known".into()))?;
+        let error = |reason: String| EngineError::Step {
+            program: self.kind,
+            step: step.name.clone(),
+            reason,
+        };
+        let op = bind(&step.op, self.bindings)
+            .ok_or_else(|| error("a size of it is not known".into()))?;
         self.check(step, &op).map_err(error)?;
         let site = Site { preparer: self, step };
         let kernel = match site.choose(&op) {
             Some(kernel) if !self.reference || matches!(kernel, Kernel::Nothing) => kernel,
             _ => Kernel::Reference(Box::new(op)),
         };
-        if !matches!(kernel, Kernel::Nothing | Kernel::Reference(_)) && site.reads_what_it_writes() {
+        if !matches!(kernel, Kernel::Nothing | Kernel::Reference(_)) && site.reads_what_it_writes()
+        {
             let op = bind(&step.op, self.bindings).expect("bound above");
             return Ok(Kernel::Reference(Box::new(op)));
         }
@@ -54,7 +60,8 @@ impl Preparer<'_> {
     /// The operator's rule at these very sizes: the kernels rely on it.
     fn check(&self, step: &Step, op: &Op) -> Result<(), String> {
         let ty = |&v: &usize| ValueType::fixed(self.values[v].dtype, &self.values[v].shape);
-        let inputs: Vec<Option<ValueType>> = step.inputs.iter().map(|v| v.as_ref().map(ty)).collect();
+        let inputs: Vec<Option<ValueType>> =
+            step.inputs.iter().map(|v| v.as_ref().map(ty)).collect();
         let inputs: Vec<Option<&ValueType>> = inputs.iter().map(Option::as_ref).collect();
         let inferred = op.infer(&inputs).map_err(|e| e.to_string())?;
         let declared: Vec<ValueType> = step.outputs.iter().map(ty).collect();
@@ -89,7 +96,9 @@ impl<'a> Site<'a> {
             Op::MatMul => self.matmul(),
             Op::Linear { act } => self.linear(*act),
             Op::Conv { .. } => self.conv(op),
-            Op::GroupNorm { groups, eps, layout, act } => self.group_norm(*groups, *eps, *layout, *act),
+            Op::GroupNorm { groups, eps, layout, act } => {
+                self.group_norm(*groups, *eps, *layout, *act)
+            }
             Op::LayerNorm { eps } => self.layer_norm(*eps),
             Op::RmsNorm { eps } => self.rms_norm(*eps),
             Op::Attention { .. } => self.attention(op),
@@ -119,7 +128,9 @@ impl<'a> Site<'a> {
 
     /// Where operand `i` is stored as codes: the values that hold their scale and zero point.
     fn rounding_of_codes(&self, i: usize) -> Option<[usize; 2]> {
-        let is_coded = |v: &usize| self.preparer.values[*v].stored_as.is_some_and(|dtype| dtype != DType::BF16);
+        let is_coded = |v: &usize| {
+            self.preparer.values[*v].stored_as.is_some_and(|dtype| dtype != DType::BF16)
+        };
         let v = self.step.inputs.get(i).copied().flatten().filter(is_coded)?;
         let program = self.preparer.weights.plan().program(self.preparer.kind);
         let maker = program.steps.iter().find(|s| s.outputs.contains(&v))?;
@@ -164,7 +175,14 @@ impl<'a> Site<'a> {
             let ((x0, xn), (y0, yn)) = (x.range(), y.range());
             x.home == y.home && x0 < y0 + yn && y0 < x0 + xn
         };
-        let inputs = || self.step.inputs.iter().enumerate().filter(|(i, _)| self.is_read(*i)).filter_map(|(_, v)| *v);
+        let inputs = || {
+            self.step
+                .inputs
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| self.is_read(*i))
+                .filter_map(|(_, v)| *v)
+        };
         self.step.outputs.iter().any(|&y| inputs().any(|x| meets(&values[x], &values[y])))
     }
 

@@ -19,8 +19,24 @@ impl Site<'_> {
 
     /// One copy of input 0 into the whole result, whose axes `shape` the input crosses with
     /// `x_strides`.
-    fn whole(&self, shape: &[usize], x_offset: usize, x_strides: Vec<isize>, y_strides: Vec<usize>) -> Option<Kernel> {
-        self.copies(None, vec![Move { input: 0, shape: shape.to_vec(), x_offset, x_strides, y_offset: 0, y_strides }])
+    fn whole(
+        &self,
+        shape: &[usize],
+        x_offset: usize,
+        x_strides: Vec<isize>,
+        y_strides: Vec<usize>,
+    ) -> Option<Kernel> {
+        self.copies(
+            None,
+            vec![Move {
+                input: 0,
+                shape: shape.to_vec(),
+                x_offset,
+                x_strides,
+                y_offset: 0,
+                y_strides,
+            }],
+        )
     }
 
     pub(super) fn reshape(&self) -> Option<Kernel> {
@@ -57,7 +73,10 @@ impl Site<'_> {
         let before: usize = (0..i).filter_map(|j| self.input(j)).map(|v| v.shape[axis]).sum();
         let last_axis = axis + 1 == y.shape.len();
         // In a single row "columns" may be any number of leading axes' worth of elements.
-        last_axis && x.home == y.home && x.column == y.column + before && (x.ld == y.ld || x.rows == 1)
+        last_axis
+            && x.home == y.home
+            && x.column == y.column + before
+            && (x.ld == y.ld || x.rows == 1)
     }
 
     pub(super) fn concat(&self, axis: usize) -> Option<Kernel> {
@@ -105,13 +124,15 @@ impl Site<'_> {
         let y_strides = y.strides();
         let y_offset = before.iter().zip(&y_strides).map(|(&b, s)| b as usize * s).sum();
         let x_strides = x.strides().into_iter().map(|s| s as isize).collect();
-        let inner = Move { input: 0, shape: x.shape.clone(), x_offset: 0, x_strides, y_offset, y_strides };
+        let inner =
+            Move { input: 0, shape: x.shape.clone(), x_offset: 0, x_strides, y_offset, y_strides };
         let fill = if self.input(1).is_some() { Fill::Input(1) } else { Fill::Zero };
         self.copies(Some(fill), vec![inner])
     }
 
     pub(super) fn tile(&self, repeats: &[i64]) -> Option<Kernel> {
-        let repeats = repeats.iter().map(|&r| usize::try_from(r).ok()).collect::<Option<Vec<_>>>()?;
+        let repeats =
+            repeats.iter().map(|&r| usize::try_from(r).ok()).collect::<Option<Vec<_>>>()?;
         let (x, y) = (self.input(0)?, self.output());
         let (xs, ys) = (x.strides(), y.strides());
         let (mut shape, mut x_strides, mut y_strides) = (vec![], vec![], vec![]);
@@ -125,12 +146,17 @@ impl Site<'_> {
 
     /// Enlarging by whole factors with repeated elements.
     pub(super) fn resize(&self, op: &Op) -> Option<Kernel> {
-        let Op::Resize { scales, mode: ResizeMode::Nearest, coordinates, nearest, .. } = op else { return None };
+        let Op::Resize { scales, mode: ResizeMode::Nearest, coordinates, nearest, .. } = op else {
+            return None;
+        };
         let (x, y) = (self.input(0)?, self.output());
         let repeats = match (coordinates, nearest) {
             (CoordinateMode::Asymmetric, NearestMode::Floor) => true,
             // (i + 1/2) / f − 1/2 lies less than 1/2 from ⌊i / f⌋.
-            (CoordinateMode::HalfPixel, NearestMode::RoundPreferFloor | NearestMode::RoundPreferCeil) => true,
+            (
+                CoordinateMode::HalfPixel,
+                NearestMode::RoundPreferFloor | NearestMode::RoundPreferCeil,
+            ) => true,
             _ => false,
         };
         let factor = |axis: usize| {

@@ -3,7 +3,9 @@
 use super::super::kernel::Kernel;
 use super::super::values::segment_sizes;
 use super::Site;
-use cqc_proto::op::operand::{AFFINE_MAP, AFFINE_PREVIOUS, AFFINE_RESIDUAL, BETA, GAMMA, MODULATE, ROUNDING};
+use cqc_proto::op::operand::{
+    AFFINE_MAP, AFFINE_PREVIOUS, AFFINE_RESIDUAL, BETA, GAMMA, MODULATE, ROUNDING,
+};
 use cqc_proto::op::{Act, ConvLayout};
 
 impl Site<'_> {
@@ -12,7 +14,13 @@ impl Site<'_> {
         operands.into_iter().all(|i| self.is_dense(i))
     }
 
-    pub(super) fn group_norm(&self, groups: usize, eps: f32, layout: ConvLayout, act: Act) -> Option<Kernel> {
+    pub(super) fn group_norm(
+        &self,
+        groups: usize,
+        eps: f32,
+        layout: ConvLayout,
+        act: Act,
+    ) -> Option<Kernel> {
         let (x, y) = (self.input(0)?, self.output());
         // Without spatial axes both layouts are the same.
         if !self.is_f32()
@@ -32,7 +40,9 @@ impl Site<'_> {
         }
         let modulate = match MODULATE.map(|i| self.input(i)) {
             [None, None] => None,
-            [Some(_), Some(_)] => Some([self.per_image(MODULATE[0])?, self.per_image(MODULATE[1])?]),
+            [Some(_), Some(_)] => {
+                Some([self.per_image(MODULATE[0])?, self.per_image(MODULATE[1])?])
+            }
             _ => return None,
         };
         Some(Kernel::LayerNorm { rows: x.rows, c: x.cols, eps, modulate, ldx: x.ld, ldy: y.ld })
@@ -59,8 +69,16 @@ impl Site<'_> {
     pub(super) fn affine(&self) -> Option<Kernel> {
         let (x, y) = (self.input(0)?, self.output());
         let fast = self.is_f32() && self.are_dense(AFFINE_MAP) && self.is_dense(AFFINE_PREVIOUS[1]);
-        let [residual, previous] = [AFFINE_RESIDUAL, AFFINE_PREVIOUS[0]].map(|i| self.input(i).map(|r| r.ld));
-        fast.then_some(Kernel::Affine { rows: x.rows, c: x.cols, ldx: x.ld, residual, previous, ldy: y.ld })
+        let [residual, previous] =
+            [AFFINE_RESIDUAL, AFFINE_PREVIOUS[0]].map(|i| self.input(i).map(|r| r.ld));
+        fast.then_some(Kernel::Affine {
+            rows: x.rows,
+            c: x.cols,
+            ldx: x.ld,
+            residual,
+            previous,
+            ldy: y.ld,
+        })
     }
 
     pub(super) fn round_bf16(&self) -> Option<Kernel> {

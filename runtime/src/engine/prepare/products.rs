@@ -13,7 +13,8 @@ const MAX_TABLE: usize = 1 << 28;
 
 /// Whether the table that a convolution plans with has a sane size.
 fn fits_table(shape: &ConvShape) -> bool {
-    let entries = || shape.out_h().checked_mul(shape.out_w())?.checked_mul(shape.kh)?.checked_mul(shape.kw);
+    let entries =
+        || shape.out_h().checked_mul(shape.out_w())?.checked_mul(shape.kh)?.checked_mul(shape.kw);
     let pixels = shape.h.checked_mul(shape.w);
     shape.check().is_ok() && [entries(), pixels].iter().all(|n| n.is_some_and(|n| n <= MAX_TABLE))
 }
@@ -45,7 +46,9 @@ pub(crate) fn matmul_shape(a: &Value, b: &Value, y: &Value) -> Option<MatmulShap
 
 /// The shape of a convolution over channels-last values; `None` for any other.
 pub(crate) fn conv_shape(op: &Op, x: &Value, w: &Value, y: &Value) -> Option<ConvShape> {
-    let Op::Conv { strides, pads, dilations, groups, layout, upsample, .. } = op else { return None };
+    let Op::Conv { strides, pads, dilations, groups, layout, upsample, .. } = op else {
+        return None;
+    };
     let rank = x.shape.len();
     if *layout != ConvLayout::ChannelsLast || !(3..=4).contains(&rank) {
         return None;
@@ -57,7 +60,8 @@ pub(crate) fn conv_shape(op: &Op, x: &Value, w: &Value, y: &Value) -> Option<Con
     let two = |v: &[usize], one: usize| if rank == 4 { [v[0], v[1]] } else { [one, v[0]] };
     let [h, width] = two(&x.shape[1..rank - 1], 1);
     let [kh, kw] = two(&w.shape[2..], 1);
-    let pads = if rank == 4 { [pads[0], pads[1], pads[2], pads[3]] } else { [0, pads[0], 0, pads[1]] };
+    let pads =
+        if rank == 4 { [pads[0], pads[1], pads[2], pads[3]] } else { [0, pads[0], 0, pads[1]] };
     Some(ConvShape {
         n: x.shape[0],
         h,
@@ -81,7 +85,12 @@ impl Site<'_> {
             Some(_) => Some(self.per_image(i)),
             None => Some(None),
         };
-        Some(Tail { act, row: per_image(ROW)?, gate: per_image(GATE)?, residual: self.input(RESIDUAL).map(|r| r.ld) })
+        Some(Tail {
+            act,
+            row: per_image(ROW)?,
+            gate: per_image(GATE)?,
+            residual: self.input(RESIDUAL).map(|r| r.ld),
+        })
     }
 
     /// Whether bias and scale have no gaps.
@@ -118,11 +127,16 @@ impl Site<'_> {
         }
         let (m, k, n) = (y.rows, w.shape[0], w.shape[1]);
         if let Some(constant) = self.constant(WEIGHTS) {
-            let pair = self.preparer.pairs.get(&self.step.outputs[0]).map(|&y| &self.preparer.values[y]);
-            let (tail, ldx, ldy, paired) = (self.tail(act)?, x.ld, pair.unwrap_or(y).ld, pair.is_some());
+            let pair =
+                self.preparer.pairs.get(&self.step.outputs[0]).map(|&y| &self.preparer.values[y]);
+            let (tail, ldx, ldy, paired) =
+                (self.tail(act)?, x.ld, pair.unwrap_or(y).ld, pair.is_some());
             let all = self.preparer.weights;
             let weights = if let Some(rounding) = self.rounding_of_codes(X) {
-                ProductWeights::Codes { packed: all.packed_linear_codes(constant, k, n, paired)?, rounding }
+                ProductWeights::Codes {
+                    packed: all.packed_linear_codes(constant, k, n, paired)?,
+                    rounding,
+                }
             } else if self.reads_bf16(X) {
                 ProductWeights::Bf16(all.packed_linear_bf16(constant, k, n, paired)?)
             } else {
@@ -136,7 +150,19 @@ impl Site<'_> {
             let (lda, ldb, ldy) = (x.ld, w.ld, y.ld);
             let (stride_a, stride_b, stride_y) = (0, 0, m * ldy);
             let transpose_b = false;
-            Kernel::MatMul(MatmulShape { batch: 1, m, k, n, lda, ldb, ldy, stride_a, stride_b, stride_y, transpose_b })
+            Kernel::MatMul(MatmulShape {
+                batch: 1,
+                m,
+                k,
+                n,
+                lda,
+                ldb,
+                ldy,
+                stride_a,
+                stride_b,
+                stride_y,
+                transpose_b,
+            })
         })
     }
 
@@ -151,17 +177,28 @@ impl Site<'_> {
             // One right side for all: the batch joins the rows.
             let rows = y.rows;
             if let (Some(constant), 2) = (self.constant(1), rb) {
-                let weights = ProductWeights::F32(self.preparer.weights.packed_linear(constant, k, n, false));
+                let weights =
+                    ProductWeights::F32(self.preparer.weights.packed_linear(constant, k, n, false));
                 let tail = Tail { act: Act::None, row: None, gate: None, residual: None };
                 let (m, ldx, ldy) = (rows, a.ld, y.ld);
-                return (a.rows == rows).then_some(Kernel::Linear { m, k, n, weights, tail, ldx, ldy });
+                return (a.rows == rows).then_some(Kernel::Linear {
+                    m,
+                    k,
+                    n,
+                    weights,
+                    tail,
+                    ldx,
+                    ldy,
+                });
             }
         }
         Some(Kernel::MatMul(matmul_shape(a, b, y)?))
     }
 
     pub(super) fn attention(&self, op: &Op) -> Option<Kernel> {
-        let Op::Attention { heads, kv_heads, scale, causal, softcap, softmax_bits } = *op else { return None };
+        let Op::Attention { heads, kv_heads, scale, causal, softcap, softmax_bits } = *op else {
+            return None;
+        };
         let (q, k, v, y) = (self.input(0)?, self.input(1)?, self.input(2)?, self.output());
         let (lq, lk) = (q.shape[1], k.shape[1]);
         if !self.is_f32() || softcap != 0.0 || (causal && lq != lk) || !self.is_dense(MASK) {
@@ -187,8 +224,12 @@ impl Site<'_> {
         let isa = self.preparer.weights.isa();
         let rounding = QKV.map(|i| self.rounding_of_codes(i));
         let inputs = match rounding {
-            [Some(q), Some(k), Some(v)] if isa.attends_codes(&shape) => AttentionInputs::Codes([q, k, v]),
-            _ if QKV.into_iter().all(|i| self.reads_bf16(i)) && isa.attends_bf16(&shape) => AttentionInputs::Bf16,
+            [Some(q), Some(k), Some(v)] if isa.attends_codes(&shape) => {
+                AttentionInputs::Codes([q, k, v])
+            }
+            _ if QKV.into_iter().all(|i| self.reads_bf16(i)) && isa.attends_bf16(&shape) => {
+                AttentionInputs::Bf16
+            }
             _ => AttentionInputs::F32,
         };
         Some(Kernel::Attention { shape, inputs })

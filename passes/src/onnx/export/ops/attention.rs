@@ -10,7 +10,8 @@ pub(super) fn attention(cx: &mut Cx, c: &Call, op: &Op) -> ExportResult {
     let Op::Attention { heads, kv_heads, scale, causal, softcap, softmax_bits } = op else {
         unreachable!("dispatched by `one`")
     };
-    let [(q, round_q), (k, round_k), (v, round_v)] = [0, 1, 2].map(|i| cx.split_rounding(c.input(i)));
+    let [(q, round_q), (k, round_k), (v, round_v)] =
+        [0, 1, 2].map(|i| cx.split_rounding(c.input(i)));
     let dtype = cx.dtype(q);
     let (queries, keys) = (cx.shape(q)[1].clone(), cx.shape(k)[1].clone());
     let mut q = split(cx, q, *heads)?;
@@ -23,10 +24,17 @@ pub(super) fn attention(cx: &mut Cx, c: &Call, op: &Op) -> ExportResult {
     if heads != kv_heads {
         let order: Vec<i64> = (0..*heads).map(|h| (h / (heads / kv_heads)) as i64).collect();
         let order = cx.ints(&order);
-        (k, v) = (cx.emit(Op::Gather { axis: 1 }, &[k, order])?, cx.emit(Op::Gather { axis: 1 }, &[v, order])?);
+        (k, v) = (
+            cx.emit(Op::Gather { axis: 1 }, &[k, order])?,
+            cx.emit(Op::Gather { axis: 1 }, &[v, order])?,
+        );
     }
     let k = cx.transpose(k, &[0, 1, 3, 2]);
-    let (q, k, v) = (cx.round(q, round_q.as_ref())?, cx.round(k, round_k.as_ref())?, cx.round(v, round_v.as_ref())?);
+    let (q, k, v) = (
+        cx.round(q, round_q.as_ref())?,
+        cx.round(k, round_k.as_ref())?,
+        cx.round(v, round_v.as_ref())?,
+    );
     let mut scores = cx.emit(Op::MatMul, &[q, k])?;
     if let (Some(factor), Some(_)) = (factor, &round_q) {
         scores = cx.binary(BinaryKind::Mul, scores, factor)?;
@@ -88,7 +96,8 @@ fn rounded(cx: &mut Cx, c: &Call, scores: Val, v: Val, bits: u8) -> ExportResult
     let (most, to) = if cx.qdq == Qdq::Trt { (127.0, DType::I8) } else { (255.0, DType::U8) };
     let (step, zero) = (cx.scalar(1.0 / most, DType::F32), cx.scalar(0.0, to));
     let weights = cx.emit(Op::Quantize { axis: None, block: 0, to }, &[weights, step, zero])?;
-    let weights = cx.emit(Op::Dequantize { axis: None, block: 0, to: DType::F32 }, &[weights, step, zero])?;
+    let weights =
+        cx.emit(Op::Dequantize { axis: None, block: 0, to: DType::F32 }, &[weights, step, zero])?;
     let total = cx.emit(reduce(ReduceKind::Sum), &[weights])?;
     let least = cx.scalar(1.0 / most, DType::F32);
     weighed(cx, c, weights, v, [total, least])

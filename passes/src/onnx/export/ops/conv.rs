@@ -60,7 +60,13 @@ fn column(cx: &mut Cx, v: Val, y: &Val) -> Val {
 fn enlarged(cx: &mut Cx, x: Val, times: usize) -> ExportResult {
     let times = Dim::constant(times as i64);
     let size = |(k, d): (usize, &Dim)| if k < 2 { Some(d.clone()) } else { d.mul(&times) };
-    let sizes = cx.shape(x).iter().enumerate().map(size).collect::<Option<Vec<_>>>().ok_or("a size is too large")?;
+    let sizes = cx
+        .shape(x)
+        .iter()
+        .enumerate()
+        .map(size)
+        .collect::<Option<Vec<_>>>()
+        .ok_or("a size is too large")?;
     let op = Op::Resize {
         sizes,
         scales: vec![],
@@ -75,7 +81,10 @@ fn enlarged(cx: &mut Cx, x: Val, times: usize) -> ExportResult {
 }
 
 fn kernel(cx: &Cx, w: Val) -> Vec<i64> {
-    cx.shape(w)[2..].iter().map(|d| d.as_const().expect("the shape rule wants known weights")).collect()
+    cx.shape(w)[2..]
+        .iter()
+        .map(|d| d.as_const().expect("the shape rule wants known weights"))
+        .collect()
 }
 
 fn windows<T: Copy + TryInto<i64>>(
@@ -84,7 +93,12 @@ fn windows<T: Copy + TryInto<i64>>(
     dilations: &[usize],
     kernel: &[T],
 ) -> Vec<cqc_proto::onnx::AttributeProto> {
-    vec![ints("kernel_shape", kernel), ints("strides", strides), ints("pads", pads), ints("dilations", dilations)]
+    vec![
+        ints("kernel_shape", kernel),
+        ints("strides", strides),
+        ints("pads", pads),
+        ints("dilations", dilations),
+    ]
 }
 
 pub(super) fn conv_transpose(cx: &mut Cx, c: &Call, op: &Op) -> ExportResult {

@@ -101,7 +101,9 @@ pub(super) fn binary(cx: &mut Cx, c: &Call, kind: BinaryKind) -> ExportResult {
     let name = match kind {
         Mod if dtype.is_float() => return modulo(cx, c.input(0), c.input(1)),
         Prelu => return prelu(cx, c),
-        ShiftLeft | ShiftRight if !is_unsigned(dtype) => return Err(format!("BitShift does not take {dtype}")),
+        ShiftLeft | ShiftRight if !is_unsigned(dtype) => {
+            return Err(format!("BitShift does not take {dtype}"));
+        }
         Pow if !dtype.is_float() && !matches!(dtype, DType::I32 | DType::I64) => {
             return Err(format!("Pow does not take {dtype}"));
         }
@@ -143,8 +145,10 @@ fn modulo(cx: &mut Cx, a: Val, b: Val) -> ExportResult {
     let zero = cx.scalar(0.0, cx.dtype(a));
     let below = cx.binary(BinaryKind::Less, rest, zero)?;
     let above = cx.binary(BinaryKind::Greater, rest, zero)?;
-    let (b_above, b_below) = (cx.binary(BinaryKind::Greater, b, zero)?, cx.binary(BinaryKind::Less, b, zero)?);
-    let (one, other) = (cx.binary(BinaryKind::And, below, b_above)?, cx.binary(BinaryKind::And, above, b_below)?);
+    let (b_above, b_below) =
+        (cx.binary(BinaryKind::Greater, b, zero)?, cx.binary(BinaryKind::Less, b, zero)?);
+    let (one, other) =
+        (cx.binary(BinaryKind::And, below, b_above)?, cx.binary(BinaryKind::And, above, b_below)?);
     let differs = cx.binary(BinaryKind::Or, one, other)?;
     let moved = cx.binary(BinaryKind::Add, rest, b)?;
     cx.emit(Op::Where, &[differs, moved, rest])

@@ -38,7 +38,12 @@ impl Call<'_> {
     }
 
     /// Writes the node whose operands and result are those of the operator.
-    pub fn as_node(&self, cx: &mut Cx, name: &str, attributes: Vec<cqc_proto::onnx::AttributeProto>) -> Val {
+    pub fn as_node(
+        &self,
+        cx: &mut Cx,
+        name: &str,
+        attributes: Vec<cqc_proto::onnx::AttributeProto>,
+    ) -> Val {
         cx.nodes(name, self.inputs, attributes, self.outputs)[0]
     }
 }
@@ -57,7 +62,12 @@ pub(super) fn export_op(cx: &mut Cx, op: &Op, inputs: &[Option<Val>]) -> ExportR
 }
 
 /// As [`export_op`], wherever channels stand.
-pub(super) fn as_it_is(cx: &mut Cx, op: &Op, inputs: &[Option<Val>], outputs: &[ValueType]) -> ExportResult<Vec<Val>> {
+pub(super) fn as_it_is(
+    cx: &mut Cx,
+    op: &Op,
+    inputs: &[Option<Val>],
+    outputs: &[ValueType],
+) -> ExportResult<Vec<Val>> {
     let c = Call { inputs, outputs };
     if let Op::TopK { axis, k, largest } = op {
         return index::top_k(cx, &c, *axis, *k, *largest);
@@ -75,21 +85,33 @@ fn one(cx: &mut Cx, op: &Op, c: &Call) -> ExportResult {
         Op::Transpose { perm } => Ok(cx.transpose(c.input(0), perm)),
         Op::Expand { shape } => movement::expand(cx, c, shape),
         Op::Concat { axis } => Ok(movement::concat(cx, c, *axis)),
-        Op::Slice { axes, starts, ends, steps } => movement::slice(cx, c, axes, starts, ends, steps),
+        Op::Slice { axes, starts, ends, steps } => {
+            movement::slice(cx, c, axes, starts, ends, steps)
+        }
         Op::Pad { before, after, mode } => movement::pad(cx, c, before, after, *mode),
         Op::Tile { repeats } => movement::tile(cx, c, repeats),
         Op::Resize { .. } => resize::resize(cx, c, op),
         Op::Trilu { upper, k } => movement::trilu(cx, c, *upper, *k),
         Op::Gather { axis } => index::gather(cx, c, "Gather", vec![int("axis", *axis as i64)]),
-        Op::GatherElements { axis } => index::gather(cx, c, "GatherElements", vec![int("axis", *axis as i64)]),
-        Op::GatherNd { batch_dims } => index::gather(cx, c, "GatherND", vec![int("batch_dims", *batch_dims as i64)]),
+        Op::GatherElements { axis } => {
+            index::gather(cx, c, "GatherElements", vec![int("axis", *axis as i64)])
+        }
+        Op::GatherNd { batch_dims } => {
+            index::gather(cx, c, "GatherND", vec![int("batch_dims", *batch_dims as i64)])
+        }
         Op::ScatterNd { reduction } => index::scatter_nd(cx, c, *reduction),
-        Op::ScatterElements { axis, reduction } => index::scatter_elements(cx, c, *axis, *reduction),
+        Op::ScatterElements { axis, reduction } => {
+            index::scatter_elements(cx, c, *axis, *reduction)
+        }
         Op::OneHot { axis, depth } => index::one_hot(cx, c, *axis, *depth),
         Op::TopK { .. } => unreachable!("it has two results"),
-        Op::CumSum { axis, exclusive, reverse } => index::cum_sum(cx, c, *axis, *exclusive, *reverse),
+        Op::CumSum { axis, exclusive, reverse } => {
+            index::cum_sum(cx, c, *axis, *exclusive, *reverse)
+        }
         Op::Reduce { kind, axes, keep } => reduce::reduce(cx, c, *kind, axes, *keep),
-        Op::ArgReduce { largest, axis, keep, last } => reduce::arg_reduce(cx, c, *largest, *axis, *keep, *last),
+        Op::ArgReduce { largest, axis, keep, last } => {
+            reduce::arg_reduce(cx, c, *largest, *axis, *keep, *last)
+        }
         Op::Softmax { axis } => Ok(c.as_node(cx, "Softmax", vec![int("axis", *axis as i64)])),
         Op::LogSoftmax { axis } => Ok(c.as_node(cx, "LogSoftmax", vec![int("axis", *axis as i64)])),
         Op::MatMul => product::matmul(cx, c),
@@ -106,7 +128,9 @@ fn one(cx: &mut Cx, op: &Op, c: &Call) -> ExportResult {
         Op::TimestepEmbedding { cos_first } => attention::timestep_embedding(cx, c, *cos_first),
         Op::Geglu { act } => attention::geglu(cx, c, *act),
         Op::FakeQuant { bits, segments } => quant::fake_quant(cx, c, *bits, segments),
-        Op::DequantizeWeight { output_axis, segments, .. } => quant::dequantize_weight(cx, c, *output_axis, segments),
+        Op::DequantizeWeight { output_axis, segments, .. } => {
+            quant::dequantize_weight(cx, c, *output_axis, segments)
+        }
         Op::RoundBf16 => quant::round_bf16(cx, c),
         Op::Quantize { axis, block, to } => quant::quantize(cx, c, *axis, *block, *to),
         Op::Dequantize { axis, block, to } => quant::dequantize(cx, c, *axis, *block, *to),

@@ -37,7 +37,13 @@ pub(super) fn slice(
     Ok(cx.node("Slice", &operands, vec![], c.ty()))
 }
 
-pub(super) fn pad(cx: &mut Cx, c: &Call, before: &[i64], after: &[i64], mode: PadMode) -> ExportResult {
+pub(super) fn pad(
+    cx: &mut Cx,
+    c: &Call,
+    before: &[i64],
+    after: &[i64],
+    mode: PadMode,
+) -> ExportResult {
     let (name, x) = match mode {
         PadMode::Constant => ("constant", c.input(0)),
         PadMode::Edge => ("edge", c.input(0)),
@@ -49,7 +55,9 @@ pub(super) fn pad(cx: &mut Cx, c: &Call, before: &[i64], after: &[i64], mode: Pa
         return pad_then_cut(cx, x, before, after, mode);
     }
     if mode == PadMode::Reflect || mode == PadMode::Wrap {
-        let most = |k: usize| cx.shape(x)[k].as_const().map_or(0, |n| n - (mode == PadMode::Reflect) as i64);
+        let most = |k: usize| {
+            cx.shape(x)[k].as_const().map_or(0, |n| n - (mode == PadMode::Reflect) as i64)
+        };
         if (0..before.len()).any(|k| before[k].max(after[k]) > most(k).max(0)) {
             return Err(format!("Pad does not {name} more elements than the axis has"));
         }

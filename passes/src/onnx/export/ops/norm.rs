@@ -11,12 +11,19 @@ pub(super) fn group_norm(cx: &mut Cx, c: &Call, groups: usize, eps: f32, act: Ac
     let channels = &ty.shape[1];
     let own = Dim::constant(groups as i64);
     let in_group = channels.div_exact(&own).expect("the shape rule wants whole groups");
-    let in_group =
-        ty.shape[2..].iter().try_fold(in_group, |n, d| n.mul(d)).ok_or("the size of a group is not known")?;
+    let in_group = ty.shape[2..]
+        .iter()
+        .try_fold(in_group, |n, d| n.mul(d))
+        .ok_or("the size of a group is not known")?;
     let grouped = cx.reshape(x, vec![ty.shape[0].clone(), own, in_group]);
     let (ones, zeros) = (cx.filled(1.0, ty.dtype, groups), cx.filled(0.0, ty.dtype, groups));
     let shape = cx.ty(grouped).clone();
-    let y = cx.node("InstanceNormalization", &[grouped, ones, zeros], vec![float("epsilon", eps)], shape);
+    let y = cx.node(
+        "InstanceNormalization",
+        &[grouped, ones, zeros],
+        vec![float("epsilon", eps)],
+        shape,
+    );
     let mut y = cx.reshape(y, ty.shape.clone());
     for (i, kind) in [(1, BinaryKind::Mul), (2, BinaryKind::Add)] {
         if let Some(v) = c.optional(i) {

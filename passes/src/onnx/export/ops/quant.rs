@@ -23,7 +23,13 @@ fn granularity(axis: Option<usize>, block: usize) -> Vec<AttributeProto> {
     axis.into_iter().chain((block != 0).then(|| int("block_size", block as i64))).collect()
 }
 
-pub(super) fn quantize(cx: &mut Cx, c: &Call, axis: Option<usize>, block: usize, to: DType) -> ExportResult {
+pub(super) fn quantize(
+    cx: &mut Cx,
+    c: &Call,
+    axis: Option<usize>,
+    block: usize,
+    to: DType,
+) -> ExportResult {
     if cx.dtype(c.input(0)) == DType::F64 {
         return Err("QuantizeLinear takes no f64".into());
     }
@@ -36,14 +42,21 @@ pub(super) fn quantize(cx: &mut Cx, c: &Call, axis: Option<usize>, block: usize,
     Ok(cx.nodes("QuantizeLinear", &[Some(x), Some(s), zero], attributes, c.outputs)[0])
 }
 
-pub(super) fn dequantize(cx: &mut Cx, c: &Call, axis: Option<usize>, block: usize, to: DType) -> ExportResult {
+pub(super) fn dequantize(
+    cx: &mut Cx,
+    c: &Call,
+    axis: Option<usize>,
+    block: usize,
+    to: DType,
+) -> ExportResult {
     let x = c.input(0);
     let (s, zero) = (scale(cx, c, axis)?, zero_point(cx, c, axis));
     if cx.dtype(x) == DType::I32 && zero.is_some() {
         return Err("DequantizeLinear of i32 takes no zero point".into());
     }
     let ty = ValueType::new(DType::F32, cx.shape(x));
-    let y = cx.nodes("DequantizeLinear", &[Some(x), Some(s), zero], granularity(axis, block), &[ty])[0];
+    let y =
+        cx.nodes("DequantizeLinear", &[Some(x), Some(s), zero], granularity(axis, block), &[ty])[0];
     Ok(cx.cast(y, to))
 }
 
@@ -54,9 +67,18 @@ fn entry(cx: &mut Cx, v: Val, i: usize) -> ExportResult {
 }
 
 /// `size` places of an axis from `start`.
-pub(in super::super) fn part(cx: &mut Cx, v: Val, axis: usize, start: usize, size: usize) -> ExportResult {
+pub(in super::super) fn part(
+    cx: &mut Cx,
+    v: Val,
+    axis: usize,
+    start: usize,
+    size: usize,
+) -> ExportResult {
     let [start, end] = [start, start + size].map(|n| Dim::constant(n as i64));
-    cx.emit(Op::Slice { axes: vec![axis], starts: vec![start], ends: vec![end], steps: vec![1] }, &[v])
+    cx.emit(
+        Op::Slice { axes: vec![axis], starts: vec![start], ends: vec![end], steps: vec![1] },
+        &[v],
+    )
 }
 
 /// QuantizeLinear and DequantizeLinear for each segment.
@@ -68,8 +90,11 @@ pub(super) fn fake_quant(cx: &mut Cx, c: &Call, bits: u8, segments: &[usize]) ->
     let zeros = cx.cast(c.input(2), DType::U8);
     let mut parts = Vec::new();
     let mut start = 0;
-    for (i, size) in
-        segments.iter().enumerate().map(|(i, &n)| (i, Some(n))).chain(segments.is_empty().then_some((0, None)))
+    for (i, size) in segments
+        .iter()
+        .enumerate()
+        .map(|(i, &n)| (i, Some(n)))
+        .chain(segments.is_empty().then_some((0, None)))
     {
         let x = match size {
             Some(size) => part(cx, x, axis, start, size)?,
@@ -77,7 +102,9 @@ pub(super) fn fake_quant(cx: &mut Cx, c: &Call, bits: u8, segments: &[usize]) ->
         };
         let (scale, zero) = (entry(cx, c.input(1), i)?, entry(cx, zeros, i)?);
         let q = cx.emit(Op::Quantize { axis: None, block: 0, to: DType::U8 }, &[x, scale, zero])?;
-        parts.push(cx.emit(Op::Dequantize { axis: None, block: 0, to: DType::F32 }, &[q, scale, zero])?);
+        parts.push(
+            cx.emit(Op::Dequantize { axis: None, block: 0, to: DType::F32 }, &[q, scale, zero])?,
+        );
         start += size.unwrap_or(0);
     }
     if parts.len() == 1 { Ok(parts[0]) } else { cx.emit(Op::Concat { axis }, &parts) }
@@ -90,7 +117,12 @@ pub(super) fn round_bf16(cx: &mut Cx, c: &Call) -> ExportResult {
 }
 
 /// DequantizeLinear along the axis of outputs, for each segment of inputs.
-pub(super) fn dequantize_weight(cx: &mut Cx, c: &Call, output_axis: usize, segments: &[usize]) -> ExportResult {
+pub(super) fn dequantize_weight(
+    cx: &mut Cx,
+    c: &Call,
+    output_axis: usize,
+    segments: &[usize],
+) -> ExportResult {
     let (codes, scale) = (c.input(0), c.input(1));
     let outputs = cx.shape(codes)[output_axis].clone();
     let op = Op::Dequantize { axis: Some(output_axis), block: 0, to: DType::F32 };

@@ -12,7 +12,13 @@ pub(super) fn widened(cx: &mut Cx, x: Val) -> Val {
     }
 }
 
-pub(super) fn reduce(cx: &mut Cx, c: &Call, kind: ReduceKind, axes: &[usize], keep: bool) -> ExportResult {
+pub(super) fn reduce(
+    cx: &mut Cx,
+    c: &Call,
+    kind: ReduceKind,
+    axes: &[usize],
+    keep: bool,
+) -> ExportResult {
     let x = widened(cx, c.input(0));
     let is_log = matches!(kind, ReduceKind::LogSum | ReduceKind::LogSumExp);
     if is_log && cx.dtype(x) != cx.dtype(c.input(0)) {
@@ -50,8 +56,18 @@ fn own_map(cx: &mut Cx, kind: ReduceKind, x: Val) -> ExportResult {
     }
 }
 
-pub(super) fn arg_reduce(cx: &mut Cx, c: &Call, largest: bool, axis: usize, keep: bool, last: bool) -> ExportResult {
-    let attributes =
-        vec![int("axis", axis as i64), int("keepdims", keep as i64), int("select_last_index", last as i64)];
+pub(super) fn arg_reduce(
+    cx: &mut Cx,
+    c: &Call,
+    largest: bool,
+    axis: usize,
+    keep: bool,
+    last: bool,
+) -> ExportResult {
+    let attributes = vec![
+        int("axis", axis as i64),
+        int("keepdims", keep as i64),
+        int("select_last_index", last as i64),
+    ];
     Ok(c.as_node(cx, if largest { "ArgMax" } else { "ArgMin" }, attributes))
 }

@@ -6,7 +6,17 @@ use cqc_proto::Tensor;
 use cqc_proto::op::{CoordinateMode, NearestMode, ResizeMode};
 
 pub(super) fn resize(cx: &mut Cx, c: &Call, op: &Op) -> ExportResult {
-    let Op::Resize { sizes, scales, mode, coordinates, nearest, cubic_a, exclude_outside, antialias } = op else {
+    let Op::Resize {
+        sizes,
+        scales,
+        mode,
+        coordinates,
+        nearest,
+        cubic_a,
+        exclude_outside,
+        antialias,
+    } = op
+    else {
         unreachable!("dispatched by `one`")
     };
     let x = c.input(0);
@@ -20,7 +30,9 @@ pub(super) fn resize(cx: &mut Cx, c: &Call, op: &Op) -> ExportResult {
     let scale = match scales.is_empty() {
         true => None,
         false => Some(
-            axes.iter().map(|&k| checked_scale(&from[k], &sizes[k], scales[k])).collect::<ExportResult<Vec<_>>>()?,
+            axes.iter()
+                .map(|&k| checked_scale(&from[k], &sizes[k], scales[k]))
+                .collect::<ExportResult<Vec<_>>>()?,
         ),
     };
     let (scale, target) = match scale {
@@ -49,9 +61,10 @@ pub(super) fn resize(cx: &mut Cx, c: &Call, op: &Op) -> ExportResult {
 /// otherwise.
 fn checked_scale(from: &Dim, to: &Dim, scale: f32) -> ExportResult<f32> {
     match (from.as_const(), to.as_const()) {
-        (Some(from), Some(to)) if (from as f32 * scale).floor() as i64 != to => {
-            Err(format!("Resize by {scale} makes {from} to {}, not {to}", (from as f32 * scale).floor()))
-        }
+        (Some(from), Some(to)) if (from as f32 * scale).floor() as i64 != to => Err(format!(
+            "Resize by {scale} makes {from} to {}, not {to}",
+            (from as f32 * scale).floor()
+        )),
         _ => Ok(scale),
     }
 }
