@@ -1,43 +1,43 @@
-//! What each part of the method is worth: float, int8 alone, a cache alone, both without care, and then one part after another.
+//! What each part of the method is worth: float, int8 alone, a cache alone, both without care, and
+//! then one part after another.
 //!
 //! ```text
-//! cargo bench --bench ablation -- MODEL.onnx --out rows.jsonl [--steps 100] [--interval 10] [--cut auto] [--images 512] [--calibration 32] [--only 'ROW;..']
-//!     [--guidance 2 --null-label 8 --labels 0,1,2] [--features F.onnx --real-stats S.npz] [--threads 2] [--references DIR]
+//! cargo bench --bench ablation -- MODEL.onnx --out rows.jsonl [--steps 100] [--interval 10]
+//!     [--cut auto] [--images 512] [--calibration 32] [--only 'ROW;..']
+//!     [--guidance 2 --null-label 8 --labels 0,1,2] [--features F.onnx --real-stats S.npz]
+//!     [--threads 2] [--references DIR]
 //! ```
-//! All rows start from the same noise. Appends one JSON object per row to `--out` and leaves out rows that are there already. `--table FILE`
-//! prints the rows as Markdown. `scripts/ablation` runs both trained models.
+//! All rows start from the same noise. Appends one JSON object per row to `--out` and leaves out
+//! rows that are there already. `--table FILE` prints the rows as Markdown. `scripts/ablation` runs
+//! both trained models.
+//!
+//! Each row is a [`Recipe`], and rows of the same schedule share what was decided for it. As in
+//! every compilation, the last half of the calibration set, at most 8 samples, is the holdout, and
+//! all others are fitted on: 24 of 32. Rows that were recorded before there were recipes fitted
+//! ranges and the corrections of sums on half of the set, 16 of 32; a recipe cannot say that.
 
 #[path = "common/mod.rs"]
 mod common;
 
-use cachequant::calibrate::quantize::{Grouping, Outputs, Select};
-use cachequant::calibrate::{CalibrationOptions, Choice, Correct, Fit, Study, Tables, Wanted};
-use cachequant::compile::{Assembled, CachedLoop, LoopOptions, assemble_loop, cut_loop};
-use cachequant::model::Model;
-use cachequant::quantize::{QuantizeOptions, quantize};
-use cachequant::stages::Stages;
-use common::{BATCH, Bench, Options, arguments, option, rows};
-use cqc_passes::cache::CutSpec;
-use cqc_passes::cache::schedule::ScheduleKind;
-use cqc_passes::calib::compensate::CompensationMode;
-use cqc_passes::calib::select::Tap;
-use cqc_passes::quant::{AnnotateOptions, QuantSpec};
-use cqc_runtime::denoise::{Compensation, Denoiser, Request};
-use cqc_runtime::engine::Weights;
+use cachequant::Model;
+use cachequant::calibrate::{Choice, held_out};
+use cachequant::compile::Session;
+use cachequant::recipe::{CacheFit, CompensationMode, Correct, Grouping, Quant, Recipe, Selection};
+use common::{Bench, Options, arguments, option, rows};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// One row of the table.
-#[derive(Clone, Copy)]
 struct Row {
     name: &'static str,
     schedule: Option<Schedule>,
-    quant: Option<Quant>,
+    /// What the row says; loop, interval, cut and calibration set are those of all rows.
+    recipe: Recipe,
+    select: Samples,
 }
 
 /// When the cached part is computed, and the correction of the cache.
@@ -50,21 +50,6 @@ enum Schedule {
     DpsForecast,
 }
 
-#[derive(Clone, Copy)]
-struct Quant {
-    bits: u8,
-    /// Share of the multiplications whose inputs may be bf16: the rows of sensitive inputs (float, until there was bf16 for them).
-    float_work: f64,
-    grouping: Grouping,
-    split: bool,
-    outputs: Outputs,
-    compensation: Option<CompensationMode>,
-    reconstruct: bool,
-    select: Samples,
-    /// As published: the first and the last layer have 8 bits.
-    edges: bool,
-}
-
 /// What ranges are found on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Samples {
@@ -75,82 +60,123 @@ enum Samples {
     Tap,
 }
 
-/// One scale for all evaluations, no splits, no corrections.
-const NAIVE: Quant = Quant {
-    bits: 8,
-    float_work: 0.0,
-    grouping: Grouping::Pooled,
-    split: false,
-    outputs: Outputs::None,
-    compensation: None,
-    reconstruct: false,
-    edges: true,
-    select: Samples::All,
-};
-const PER_STEP: Quant = Quant { grouping: Grouping::PerEvaluation, split: true, ..NAIVE };
-const FLOAT_EDGES: Quant = Quant { edges: false, ..PER_STEP };
-const DEC: Quant = Quant { outputs: Outputs::Cut, ..FLOAT_EDGES };
-/// What `cqc compile` does.
-const DEFAULT: Quant = Quant { float_work: 0.03, ..DEC };
+impl Schedule {
+    /// The recipe with this schedule: what it corrects besides is left as it is.
+    fn of(self, recipe: Recipe) -> Recipe {
+        let (schedule, cache_fit) = match self {
+            Schedule::Uniform => ("uniform", None),
+            Schedule::Published => ("dps", Some(CacheFit::TeacherForced)),
+            Schedule::Dps => ("dps-output", None),
+            Schedule::DpsForecast => ("dps-output", Some(CacheFit::Forecast)),
+        };
+        let mut correct = recipe.correct.clone().unwrap_or_default();
+        if cache_fit.is_some() {
+            correct.insert(0, Correct::Cache);
+        }
+        // as published, the correction of the cache is that of the float loop
+        let as_published = self == Schedule::Published && recipe.quant().weight_bits().is_some();
+        let refit_cache = as_published.then_some(false);
+        let schedule = Some(schedule.parse().expect("it is a schedule"));
+        Recipe { schedule, cache_fit, correct: Some(correct), refit_cache, ..recipe }
+    }
+}
+
+fn unquantized() -> Recipe {
+    Recipe { quant: Some(Quant::None), correct: Some(vec![]), ..Recipe::default() }
+}
+
+/// One scale for all evaluations, no splits, no corrections; the first and the last layer have 8
+/// bits.
+fn naive() -> Recipe {
+    Recipe {
+        quant: Some(Quant::W8a8),
+        share_ranges: Some(Grouping::Pooled),
+        split_inputs: Some(false),
+        keep_float: vec!["none".into()],
+        correct: Some(vec![]),
+        ..Recipe::default()
+    }
+}
+
+fn per_step() -> Recipe {
+    Recipe { share_ranges: None, split_inputs: None, ..naive() }
+}
+
+fn float_edges() -> Recipe {
+    Recipe { keep_float: vec![], float_work: Some(0.0), ..per_step() }
+}
+
+/// Sums of the layers that read the cache are corrected.
+fn dec() -> Recipe {
+    Recipe { correct: Some(vec![Correct::Quant]), ..float_edges() }
+}
+
+fn dec_of_all() -> Recipe {
+    Recipe { correct: Some(vec![Correct::QuantAll]), ..float_edges() }
+}
+
+/// Some inputs are bf16 (the rows of sensitive inputs: float, until there was bf16 for them).
+fn sensitive(recipe: Recipe) -> Recipe {
+    Recipe { float_work: Some(0.03), ..recipe }
+}
+
+fn reconstruct(recipe: Recipe) -> Recipe {
+    Recipe { reconstruct: true, ..recipe }
+}
+
+fn w4a8(recipe: Recipe) -> Recipe {
+    Recipe { quant: Some(Quant::W4a8), ..recipe }
+}
+
+fn compensated(mode: CompensationMode, recipe: Recipe) -> Recipe {
+    Recipe { variance_compensation: Some(mode), ..recipe }
+}
 
 fn all_rows() -> Vec<Row> {
-    let row = |name, schedule, quant| Row { name, schedule, quant };
+    use CompensationMode::{Mse, Regression, Variance};
+    let row = |name, schedule: Option<Schedule>, recipe: Recipe| {
+        let recipe = match schedule {
+            Some(schedule) => schedule.of(recipe),
+            None => Recipe { interval: Some(1), ..recipe },
+        };
+        Row { name, schedule, recipe, select: Samples::All }
+    };
     let (uniform, dps, forecast) = (Some(Schedule::Uniform), Some(Schedule::Dps), Some(Schedule::DpsForecast));
-    let recon = Quant { reconstruct: true, ..FLOAT_EDGES };
     vec![
-        row("float", None, None),
-        row("int8 only", None, Some(PER_STEP)),
-        row("int8 only, edges float", None, Some(FLOAT_EDGES)),
-        row("int8 only, sensitive inputs float", None, Some(Quant { float_work: 0.03, ..FLOAT_EDGES })),
-        row("int8 only, DEC quant of all layers", None, Some(Quant { outputs: Outputs::All, ..DEC })),
-        row("int8 only, reconstruction", None, Some(recon)),
-        row("W4A8 only", None, Some(Quant { bits: 4, ..FLOAT_EDGES })),
-        row("W4A8 only, reconstruction", None, Some(Quant { bits: 4, ..recon })),
-        row(
-            "W4A8 only, reconstruction, DEC quant of all layers",
-            None,
-            Some(Quant { bits: 4, outputs: Outputs::All, ..recon }),
-        ),
-        row("cache only", uniform, None),
-        row("cache only, default", forecast, None),
-        row("both, naive", uniform, Some(NAIVE)),
-        row("+ per-step scales", uniform, Some(PER_STEP)),
-        row("+ edges float", uniform, Some(FLOAT_EDGES)),
-        row("+ DPS", dps, Some(FLOAT_EDGES)),
-        row("+ DEC cache", forecast, Some(FLOAT_EDGES)),
-        row("+ DEC quant", forecast, Some(DEC)),
-        row("+ sensitive inputs float", forecast, Some(DEFAULT)),
-        row(
-            "sensitive inputs float, reconstruction",
-            forecast,
-            Some(Quant { reconstruct: true, outputs: Outputs::None, ..DEFAULT }),
-        ),
-        row(
-            "sensitive inputs float, + VC (mse)",
-            forecast,
-            Some(Quant { compensation: Some(CompensationMode::Mse), ..DEFAULT }),
-        ),
-        row(
-            "W4A8, sensitive inputs float, reconstruction",
-            forecast,
-            Some(Quant { bits: 4, reconstruct: true, outputs: Outputs::None, ..DEFAULT }),
-        ),
-        row("DEC quant of all layers", forecast, Some(Quant { outputs: Outputs::All, ..DEC })),
-        row("+ VC (mse)", forecast, Some(Quant { compensation: Some(CompensationMode::Mse), ..DEC })),
-        row("+ VC (regression)", forecast, Some(Quant { compensation: Some(CompensationMode::Regression), ..DEC })),
-        row("+ VC (variance)", forecast, Some(Quant { compensation: Some(CompensationMode::Variance), ..DEC })),
-        row("reconstruction", forecast, Some(recon)),
-        row("reconstruction + DEC quant", forecast, Some(Quant { reconstruct: true, ..DEC })),
-        row("as published", Some(Schedule::Published), Some(Quant { edges: true, ..DEC })),
-        row("random quarter of the samples", forecast, Some(Quant { select: Samples::Quarter, ..DEC })),
-        row("TAP, as many", forecast, Some(Quant { select: Samples::Tap, ..DEC })),
-        row("W4A8", forecast, Some(Quant { bits: 4, ..DEC })),
-        row("W4A8, reconstruction", forecast, Some(Quant { bits: 4, ..recon })),
-        row(
-            "W4A8, reconstruction + DEC quant of all layers",
-            forecast,
-            Some(Quant { bits: 4, outputs: Outputs::All, ..recon }),
-        ),
+        row("float", None, unquantized()),
+        row("int8 only", None, per_step()),
+        row("int8 only, edges float", None, float_edges()),
+        row("int8 only, sensitive inputs float", None, sensitive(float_edges())),
+        row("int8 only, DEC quant of all layers", None, dec_of_all()),
+        row("int8 only, reconstruction", None, reconstruct(float_edges())),
+        row("W4A8 only", None, w4a8(float_edges())),
+        row("W4A8 only, reconstruction", None, w4a8(reconstruct(float_edges()))),
+        row("W4A8 only, reconstruction, DEC quant of all layers", None, w4a8(reconstruct(dec_of_all()))),
+        row("cache only", uniform, unquantized()),
+        row("cache only, default", forecast, unquantized()),
+        row("both, naive", uniform, naive()),
+        row("+ per-step scales", uniform, per_step()),
+        row("+ edges float", uniform, float_edges()),
+        row("+ DPS", dps, float_edges()),
+        row("+ DEC cache", forecast, float_edges()),
+        row("+ DEC quant", forecast, dec()),
+        // what `cqc compile` does
+        row("+ sensitive inputs float", forecast, sensitive(dec())),
+        row("sensitive inputs float, reconstruction", forecast, sensitive(reconstruct(float_edges()))),
+        row("sensitive inputs float, + VC (mse)", forecast, sensitive(compensated(Mse, dec()))),
+        row("W4A8, sensitive inputs float, reconstruction", forecast, w4a8(sensitive(reconstruct(float_edges())))),
+        row("DEC quant of all layers", forecast, dec_of_all()),
+        row("+ VC (mse)", forecast, compensated(Mse, dec())),
+        row("+ VC (regression)", forecast, compensated(Regression, dec())),
+        row("+ VC (variance)", forecast, compensated(Variance, dec())),
+        row("reconstruction", forecast, reconstruct(float_edges())),
+        row("reconstruction + DEC quant", forecast, reconstruct(dec())),
+        row("as published", Some(Schedule::Published), Recipe { correct: dec().correct, ..per_step() }),
+        Row { select: Samples::Quarter, ..row("random quarter of the samples", forecast, dec()) },
+        Row { select: Samples::Tap, ..row("TAP, as many", forecast, dec()) },
+        row("W4A8", forecast, w4a8(dec())),
+        row("W4A8, reconstruction", forecast, w4a8(reconstruct(float_edges()))),
+        row("W4A8, reconstruction + DEC quant of all layers", forecast, w4a8(reconstruct(dec_of_all()))),
     ]
 }
 
@@ -165,26 +191,27 @@ fn main() {
         return print_table(Path::new(&rest[0]));
     }
     let out = PathBuf::from(option(&options, "out", "rows.jsonl"));
-    let calibration = option(&options, "calibration", "32").parse().unwrap();
+    let calibration: usize = option(&options, "calibration", "32").parse().unwrap();
     let (mut bench, model) = Bench::new(Path::new(&model), &options, calibration);
     let only: Vec<&str> = option(&options, "only", "").split(';').filter(|s| !s.is_empty()).collect();
     let interval = option(&options, "interval", "10").parse().unwrap();
     let identity = |row: &Row| {
-        json!({"model": bench.name, "steps": bench.steps, "interval": interval, "cut": option(&options, "cut", "auto"),
+        json!({"model": bench.name, "steps": bench.base.steps(), "interval": interval, "cut": option(&options, "cut", "auto"),
                "images": bench.request.samples, "row": row.name})
     };
     let done: Vec<String> = rows(&out).iter().map(key).collect();
     let wanted: Vec<(Row, Value)> = all_rows()
         .into_iter()
         .filter(|row| only.is_empty() || only.contains(&row.name))
-        .map(|row| (row, identity(&row)))
-        .filter(|(_, identity)| !done.contains(&key(identity)))
+        .map(|row| (identity(&row), row))
+        .filter(|(identity, _)| !done.contains(&key(identity)))
+        .map(|(identity, row)| (row, identity))
         .collect();
-    let mut ablation = Ablation::new(&bench, &model, &options, interval);
+    let mut ablation = Ablation::new(&model, &options, interval, calibration);
     for (row, mut json) in wanted {
         let started = Instant::now();
-        let samples = match (row.schedule, row.quant) {
-            (None, None) => bench.reference.clone(),
+        let samples = match row.name {
+            "float" => bench.reference.clone(),
             _ => ablation.sample(&bench, &row),
         };
         let added = json!({
@@ -200,133 +227,47 @@ fn main() {
     }
 }
 
-/// Loops compiled so far.
+/// What was decided so far.
 struct Ablation<'a> {
-    cached: CachedLoop<'a>,
-    plain: Assembled<'a>,
+    model: &'a Model,
     interval: usize,
+    cut: &'a str,
+    /// Calibration samples that are fitted on.
+    fit: usize,
     choices: BTreeMap<Schedule, Choice>,
 }
 
 impl<'a> Ablation<'a> {
-    fn new(bench: &Bench, model: &'a Model, options: &Options, interval: usize) -> Ablation<'a> {
-        let options_of_loop =
-            LoopOptions { sampler: bench.sampler.clone(), steps: bench.steps, any_steps: false, bf16: None };
-        let cut: CutSpec = option(options, "cut", "auto").parse().unwrap();
-        Ablation {
-            cached: cut_loop(model, &options_of_loop, &cut).unwrap(),
-            plain: assemble_loop(model, &options_of_loop).unwrap(),
-            interval,
-            choices: BTreeMap::new(),
-        }
+    fn new(model: &'a Model, options: &'a Options, interval: usize, calibration: usize) -> Ablation<'a> {
+        let (cut, fit) = (option(options, "cut", "auto"), calibration - held_out(calibration));
+        Ablation { model, interval, cut, fit, choices: BTreeMap::new() }
     }
 
-    /// The float loop, which always computes everything.
-    fn float(&self, bench: &Bench) -> Denoiser {
-        let lowered = self.cached.uncorrected().unwrap();
-        bench.open(&Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap())
-    }
-
-    fn choice(&mut self, bench: &Bench, schedule: Schedule) -> Choice {
-        if let Some(choice) = self.choices.get(&schedule) {
-            return choice.clone();
+    /// The whole recipe of a row.
+    fn recipe(&self, bench: &Bench, row: &Row) -> Recipe {
+        let mut recipe = bench.calibrated(&row.recipe);
+        if row.schedule.is_some() {
+            recipe.interval = Some(self.interval);
+            recipe.cut = Some(self.cut.parse().unwrap());
         }
-        let mut denoiser = self.float(bench);
-        let mut progress = |_, _| ControlFlow::Continue(());
-        let needs = |s: Schedule| match s {
-            Schedule::Uniform => ScheduleKind::Uniform,
-            Schedule::Published => ScheduleKind::Dps,
-            Schedule::Dps | Schedule::DpsForecast => ScheduleKind::DpsOutput,
+        recipe.calib_select = match row.select {
+            Samples::All => None,
+            Samples::Quarter => Some(Selection::First(self.fit / 4)),
+            Samples::Tap => Some(Selection::Tap(Some(recipe.steps() * self.fit / 4))),
         };
-        let options = CalibrationOptions {
-            interval: self.interval,
-            schedule: Wanted::Method(needs(schedule)),
-            correct: Correct::Never,
-            request: bench.calibration.clone(),
-            output_samples: BATCH,
-            progress: &mut progress,
-        };
-        let mut study = Study::new(&mut denoiser, options).unwrap();
-        let candidate = study.candidates(&Wanted::Method(needs(schedule))).unwrap().remove(0);
-        let fit = match schedule {
-            Schedule::Uniform | Schedule::Dps => None,
-            Schedule::Published => Some(Fit::TeacherForced),
-            Schedule::DpsForecast => Some(Fit::Forecast),
-        };
-        let choice = Choice {
-            tables: fit.map(|fit| (fit, study.tables(fit, &candidate.full).unwrap())),
-            full: candidate.full,
-            method: candidate.method,
-            cost: candidate.cost,
-            measured: vec![],
-            held: None,
-        };
-        self.choices.insert(schedule, choice.clone());
-        choice
+        recipe
     }
 
     fn sample(&mut self, bench: &Bench, row: &Row) -> Vec<f32> {
-        let choice = row.schedule.map(|s| self.choice(bench, s));
-        let cache = choice.as_ref().and_then(|c| c.tables.as_ref()).map(|(_, tables)| tables);
-        let (lowered, compensation) = match (&choice, row.quant) {
-            (Some(choice), None) => (self.cached.decided(choice).unwrap().0, None),
-            (None, None) => (self.plain.lower(None).unwrap().0, None),
-            (choice, Some(quant)) => self.quantized(bench, choice.as_ref(), cache, quant, row),
-        };
-        let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
-        println!("{}: {} bytes of weights", row.name, lowered.weights.len);
-        let mut denoiser = bench.open(&weights);
-        denoiser.set_compensation(compensation).unwrap();
-        denoiser.sample(&bench.request, &mut |_| ControlFlow::Continue(())).unwrap().to_f32_vec()
-    }
-
-    fn quantized(
-        &self,
-        bench: &Bench,
-        choice: Option<&Choice>,
-        cache: Option<&Tables>,
-        quant: Quant,
-        row: &Row,
-    ) -> (cachequant::compile::Lowered, Option<Compensation>) {
-        let assembled = choice.map(|c| self.cached.assemble(&c.full, cache).unwrap());
-        let assembled = assembled.as_ref().unwrap_or(&self.plain);
-        let mut float = self.float(bench);
-        // the first half is fitted on
-        let calibration = bench.calibration.samples;
-        let spec = QuantSpec { split: quant.split, narrow_float: !quant.edges, ..QuantSpec::new(quant.bits) };
-        let quantized = quantize(
-            assembled,
-            cache,
-            &mut float,
-            QuantizeOptions {
-                spec,
-                target_psnr: None,
-                float_work: quant.float_work,
-                grouping: quant.grouping,
-                outputs: quant.outputs,
-                refit_cache: row.schedule == Some(Schedule::DpsForecast),
-                compensation: quant.compensation,
-                reconstruct: quant.reconstruct,
-                select: match quant.select {
-                    Samples::All => Select::All,
-                    Samples::Quarter => Select::First(calibration / 8),
-                    Samples::Tap => Select::Tap(Tap { total: bench.steps * calibration / 8, ..Tap::default() }),
-                },
-                request: Request { ..bench.calibration.clone() },
-                stages: &Stages::none(),
-                fit: calibration / 2,
-                held: None,
-                engine: bench.engine.clone(),
-                progress: &mut |_, _| ControlFlow::Continue(()),
-            },
-        )
-        .unwrap();
-        let refitted = quantized.fitted.cache.as_ref().or(cache);
-        let again = choice.map(|c| self.cached.assemble(&c.full, refitted).unwrap());
-        let assembled = again.as_ref().unwrap_or(&self.plain);
-        let (lowered, _) =
-            assembled.lower(Some((&quantized.survey, &quantized.fitted.tables, AnnotateOptions::default()))).unwrap();
-        (lowered, quantized.fitted.compensation)
+        let session = Session::new(self.model, &self.recipe(bench, row)).unwrap();
+        let choice = row.schedule.map(|schedule| {
+            let decide = || session.decide(&mut ()).unwrap().expect("something is cached");
+            self.choices.entry(schedule).or_insert_with(decide).clone()
+        });
+        let quantized = session.quantize(choice.as_ref(), &mut ()).unwrap();
+        let compiled = session.finish(choice, quantized).unwrap();
+        println!("{}: {} bytes of weights", row.name, compiled.lowered().weights.len);
+        bench.sample(&compiled.artifact().unwrap(), bench.request.samples).0
     }
 }
 

@@ -1,21 +1,26 @@
-//! What caching costs and saves: cut × interval × schedule × correction, on images that calibration has not seen.
+//! What caching costs and saves: cut × interval × schedule × correction, on images that calibration
+//! has not seen.
 //!
 //! ```text
-//! cargo bench --bench caching -- MODEL.onnx --out rows.jsonl [--steps 100] [--intervals 2,3,5] [--cuts auto,shallow]
-//!     [--images 64] [--few 16] [--guidance 2 --null-label 8 --labels 0,1,2] [--features F.onnx --real-stats S.npz] [--only METHOD,..]
+//! cargo bench --bench caching -- MODEL.onnx --out rows.jsonl [--steps 100] [--intervals 2,3,5]
+//!     [--cuts auto,shallow] [--images 64] [--few 16] [--guidance 2 --null-label 8 --labels 0,1,2]
+//!     [--features F.onnx --real-stats S.npz] [--only METHOD,..]
 //! ```
-//! The first two methods are run on all images, the others on the first few. Appends one JSON object per row to `--out` and leaves out rows that are there already, so that it can be broken off. Every row
-//! is sampled by the engine from the lowered plan. `--table` prints the file as Markdown.
+//! The first two methods are run on all images, the others on the first few. Appends one JSON
+//! object per row to `--out` and leaves out rows that are there already, so that it can be broken
+//! off. Every row is sampled from its artifact. `--table` prints the file as Markdown.
+//!
+//! The rows of a cut and an interval share a [`Study`] of the calibration set, which a compilation
+//! makes for one schedule; a row's schedule is not measured on the holdout.
 
 #[path = "common/mod.rs"]
 mod common;
 
 use cachequant::calibrate::{CalibrationOptions, Choice, Correct, Fit, Study, Wanted};
-use cachequant::compile::{LoopOptions, cut_loop};
+use cachequant::compile::Session;
+use cachequant::recipe::{Quant, Recipe};
 use common::{BATCH, Bench, Options, arguments, option, rows};
-use cqc_passes::cache::CutSpec;
 use cqc_passes::cache::schedule::{Quadratic, ScheduleKind};
-use cqc_runtime::engine::Weights;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -40,7 +45,7 @@ fn main() {
 fn run(path: &Path, options: &Options) {
     let out = PathBuf::from(option(options, "out", "rows.jsonl"));
     let (mut bench, model) = Bench::new(path, options, CALIBRATION);
-    let (steps, images, guidance) = (bench.steps, bench.request.samples, bench.guidance);
+    let (steps, images) = (bench.base.steps(), bench.request.samples);
     let few = option(options, "few", "16").parse::<usize>().unwrap().next_multiple_of(BATCH).min(images);
     let name = bench.name.clone();
     let done: BTreeSet<String> = rows(&out).iter().map(key).collect();
@@ -49,15 +54,6 @@ fn run(path: &Path, options: &Options) {
     let only: Vec<&str> = option(options, "only", "").split(',').filter(|s| !s.is_empty()).collect();
 
     for cut in option(options, "cuts", "auto").split(',') {
-        let spec: CutSpec = cut.parse().unwrap();
-        let cached = cut_loop(
-            &model,
-            &LoopOptions { sampler: bench.sampler.clone(), steps, any_steps: false, bf16: None },
-            &spec,
-        )
-        .unwrap();
-        let lowered = cached.uncorrected().unwrap();
-        let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
         for interval in option(options, "intervals", "2,3,5,10,20").split(',') {
             let interval: usize = interval.parse().unwrap();
             let identity = |method: &str, correction: &str| {
@@ -75,7 +71,15 @@ fn run(path: &Path, options: &Options) {
             if wanted.is_empty() {
                 continue;
             }
-            let mut denoiser = bench.open(&weights);
+            let recipe = bench.calibrated(&Recipe {
+                interval: Some(interval),
+                cut: Some(cut.parse().unwrap()),
+                quant: Some(Quant::None),
+                ..Recipe::default()
+            });
+            let session = Session::new(&model, &recipe).unwrap();
+            let set = session.calibration_set().expect("caching is calibrated");
+            let mut denoiser = session.open(&session.uncached().unwrap(), set.samples).unwrap();
             let started = Instant::now();
             let mut progress = |_, _| ControlFlow::Continue(());
             let mut study = Study::new(
@@ -84,7 +88,7 @@ fn run(path: &Path, options: &Options) {
                     interval,
                     schedule: Wanted::Method(ScheduleKind::Auto),
                     correct: Correct::Never,
-                    request: bench.calibration.clone(),
+                    request: set.clone(),
                     output_samples: BATCH,
                     progress: &mut progress,
                 },
@@ -109,17 +113,18 @@ fn run(path: &Path, options: &Options) {
                     measured: vec![],
                     held: None,
                 };
-                let (decided, _) = cached.decided(&choice).unwrap();
-                let weights = Weights::new(decided.plan.clone(), decided.weight_bytes().unwrap()).unwrap();
+                let compiled = Session::new(&model, &recipe).unwrap().finish(Some(choice), None).unwrap();
+                let cut_of = &compiled.session().cached().expect("something is cached").cut;
+                let choice = compiled.choice().expect("something is cached");
                 let mut row = identity(method, &correction_name(fit));
                 let main = METHODS[..2].contains(&(method, fit));
-                let (samples, ms) = bench.sample(&weights, if main { images } else { few });
+                let (samples, ms) = bench.sample(&compiled.artifact().unwrap(), if main { images } else { few });
                 let full = choice.full.len() as i64;
-                let rows_per_image = if guidance == 1.0 { 1 } else { 2 };
-                let macs = full * cached.cut.macs_full + (steps as i64 - full) * cached.cut.macs_cached;
+                let rows_per_image = if recipe.guidance() == 1.0 { 1 } else { 2 };
+                let macs = full * cut_of.macs_full + (steps as i64 - full) * cut_of.macs_cached;
                 let added = json!({
-                    "share": cached.cut.share(), "full": choice.full, "macs_per_image": macs * rows_per_image,
-                    "macs_ratio": macs as f64 / (steps as i64 * cached.cut.macs_full) as f64,
+                    "share": cut_of.share(), "full": choice.full, "macs_per_image": macs * rows_per_image,
+                    "macs_ratio": macs as f64 / (steps as i64 * cut_of.macs_full) as f64,
                     "psnr_few": bench.psnr(&samples, few), "psnr": main.then(|| bench.psnr(&samples, images)), "loop_ms": ms,
                     "frechet": bench.features.as_mut().filter(|_| main).map(|f| f.distance(&samples)),
                     "frechet_uncached": distance, "images": images, "few": few,

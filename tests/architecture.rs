@@ -1,6 +1,6 @@
 //! The dependency edges that ARCHITECTURE.md allows, checked against `cargo metadata`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 /// Crate → workspace crates it may depend on, dev-dependencies included.
@@ -81,4 +81,34 @@ fn the_runtime_stays_light() {
             }
         }
     }
+}
+
+#[test]
+fn a_runtime_without_cuda_is_small() {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--package", "cqc-runtime", "--edges", "normal", "--prefix", "none", "--offline", "--locked"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "cargo tree: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("cargo prints text");
+    // name and version; what stands twice is marked after them
+    let crates: BTreeSet<Vec<&str>> = text.lines().map(|line| line.split_whitespace().take(2).collect()).collect();
+    assert!(crates.len() < 40, "cqc-runtime reaches {} crates", crates.len());
+    let cuda = crates.iter().find(|name| name[0].contains("cuda") || name[0] == "libloading");
+    assert_eq!(cuda, None, "the feature `cuda` is off");
+    let named = WITHOUT_CUDA
+        .iter()
+        .flat_map(|folder| rust_files(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)))
+        .find(|path| std::fs::read_to_string(path).expect("a source is text").contains("cuda::"));
+    assert_eq!(named, None, "only runtime/src/cuda names the backend");
+}
+
+/// What may not name the CUDA backend.
+const WITHOUT_CUDA: &[&str] = &["runtime/src/engine", "runtime/src/sampler"];
+
+fn rust_files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let paths = std::fs::read_dir(folder).expect("the folder is there").map(|entry| entry.expect("readable").path());
+    let files = paths.flat_map(|path| if path.is_dir() { rust_files(&path) } else { vec![path] });
+    files.filter(|path| path.extension().is_some_and(|e| e == "rs")).collect()
 }

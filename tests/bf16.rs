@@ -10,7 +10,7 @@ use cachequant::compile::{LoopOptions, Lowered, compile_loop};
 use cachequant::export::{self, Form};
 use cachequant::io::Overwrite;
 use cachequant::model::{Model, ModelOptions};
-use common::{Check, models};
+use common::{Check, models, sqnr};
 use cqc_passes::onnx::export::{ExportOptions, Layout, Qdq, Wire, export};
 use cqc_passes::quant::QuantSpec;
 use cqc_proto::onnx::data_type;
@@ -74,7 +74,8 @@ fn tapped(
     (engine.tap(&request, name).unwrap().to_f32_vec(), engine.profile())
 }
 
-/// The recorded inputs with a sample that is larger by a part in a million: what that changes, other orders of summation may change.
+/// The recorded inputs with a sample that is larger by a part in a million: what that changes,
+/// other orders of summation may change.
 fn nudged(check: &Check) -> BTreeMap<String, Tensor> {
     let mut inputs = check.inputs.clone();
     let sample = inputs.get_mut("sample").unwrap();
@@ -89,13 +90,6 @@ fn emulated(threads: usize) -> EngineOptions {
 
 fn in_f32(threads: usize) -> EngineOptions {
     EngineOptions { threads, low_precision: false, ..EngineOptions::default() }
-}
-
-/// Signal over difference, dB.
-fn sqnr(found: &[f32], expected: &[f32]) -> f64 {
-    let square = |x: f32| f64::from(x) * f64::from(x);
-    let noise: f64 = found.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
-    10.0 * (expected.iter().map(|&x| square(x)).sum::<f64>() / noise.max(1e-30)).log10()
 }
 
 /// Constants of bf16 that programs of a plan read.
@@ -127,7 +121,8 @@ fn an_evaluation_is_near_the_float_one_however_it_is_executed() {
                 products.layers.len()
             );
             assert!((30.0..65.0).contains(&cost), "{cost:.1} dB");
-            // a sum in another order may put an operand on the other side of a border between two bf16, and what follows follows
+            // a sum in another order may put an operand on the other side of a border between two
+            // bf16, and what follows follows
             assert!(
                 paths > chaos.min(100.0) - 4.0,
                 "{paths:.1} dB between executions, {chaos:.1} dB from a nudged sample"

@@ -3,7 +3,7 @@
 mod common;
 
 use cachequant::model::{Model, ModelOptions};
-use common::shared_dir;
+use common::{repository, shared_dir};
 use cqc_passes::bind::{self, InputOrigin, Part};
 use cqc_passes::cache::{self, Batch, Cut, CutSpec};
 use cqc_passes::interpret::interpret;
@@ -54,11 +54,12 @@ fn batch(model: &Model) -> Batch<'_> {
     }
 }
 
-fn repository(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models").join(name)
+fn in_repository(name: &str) -> PathBuf {
+    repository().join("tests/models").join(name)
 }
 
-/// The U-Net of DDPM with three levels: one cut before each concatenation, but for the innermost, which saves too little.
+/// The U-Net of DDPM with three levels: one cut before each concatenation, but for the innermost,
+/// which saves too little.
 const DDPM: [&str; 8] = [
     "0.840 f32[N,8,8,128]",
     "0.762 f32[N,8,8,128]",
@@ -72,7 +73,7 @@ const DDPM: [&str; 8] = [
 
 #[test]
 fn a_unet_is_cut_before_each_concatenation() {
-    let step = Step::load(&repository("ddpm-shapes32.onnx"));
+    let step = Step::load(&in_repository("ddpm-shapes32.onnx"));
     assert_eq!(step.list(), DDPM);
     let g = &step.part.graph;
     assert_eq!(step.choose(&CutSpec::Shallow).name(g), "/m/up_blocks.2/resnets.1/Add_1_output_0");
@@ -86,14 +87,14 @@ fn a_unet_is_cut_before_each_concatenation() {
 
 #[test]
 fn the_inside_of_a_transformer_is_no_level_of_a_unet() {
-    let step = Step::load(&repository("sdxl-ts17.onnx"));
+    let step = Step::load(&in_repository("sdxl-ts17.onnx"));
     let expected = ["0.804 f32[N,8,8,64]", "0.483 f32[N,64,64]", "0.221 f32[N,16,16,64]", "0.078 f32[N,16,16,32]"];
     assert_eq!(step.list(), expected);
 }
 
 #[test]
 fn a_transformer_is_cut_between_its_blocks_whatever_exported_it() {
-    let [dynamo, fixed] = ["dit-dy23.onnx", "dit-ts14-static.onnx"].map(|name| Step::load(&repository(name)));
+    let [dynamo, fixed] = ["dit-dy23.onnx", "dit-ts14-static.onnx"].map(|name| Step::load(&in_repository(name)));
     assert_eq!(dynamo.list(), ["0.521 delta f32[N,16,32]"]);
     assert_eq!(fixed.list(), ["0.521 delta f32[2,16,32]"], "costs are per sample");
     assert_eq!(dynamo.cuts[0].macs_cached, fixed.cuts[0].macs_cached);
@@ -130,7 +131,7 @@ fn noise(step: &Step, v: ValueId) -> Tensor {
 #[test]
 fn cached_steps_equal_full_ones_bit_for_bit() {
     for name in ["dit-dy23.onnx", "dit-ts14-static.onnx", "sdxl-ts17.onnx"] {
-        let step = Step::load(&repository(name));
+        let step = Step::load(&in_repository(name));
         let cut = step.choose(&CutSpec::Shallow);
         let split = cache::split(&step.part, &cut).unwrap();
         verify(&split.full.graph).unwrap();

@@ -1,24 +1,24 @@
 //! Exported loops in ONNX Runtime, against the engine.
 //!
-//! Needs ONNX Runtime as `onnxruntime.rs` does; whole loops need `CQC_ORACLE_PYTHON` with numpy and onnxruntime, and run `sample.py`.
+//! Needs ONNX Runtime as `onnxruntime.rs` does; whole loops need `CQC_ORACLE_PYTHON` with numpy and
+//! onnxruntime, and run `sample.py`.
 
 mod common;
 #[path = "common/onnxruntime.rs"]
 mod onnxruntime;
 
-use cachequant::calibrate::{CalibrationOptions, Correct, Fit, Wanted, choose};
-use cachequant::compile::{CompileError, LoopOptions, Lowered, compile_evaluation, compile_loop, cut_loop};
-use cachequant::export::{self, Denoiser, Form};
+use cachequant::compile::{LoopOptions, Lowered, ProgramError, compile_evaluation, compile_loop};
+use cachequant::export::{self, ExportedLoop, Form};
 use cachequant::io::{Overwrite, read_npy, write_npy};
-use cachequant::model::{Model, ModelOptions};
-use common::{Check, checks, models, relative_error, shared, shared_dir};
-use cqc_passes::cache::CutSpec;
-use cqc_passes::cache::schedule::ScheduleKind;
+use cachequant::recipe::{CacheFit, Quant, Recipe};
+use cachequant::runtime::{Artifact, DenoiserOptions};
+use cachequant::{Model, ModelOptions};
+use common::{Check, checks, labels, models, on_cpu, path, relative_error, repository, shared, shared_dir};
 use cqc_passes::onnx::export::{ExportOptions, Exported, Layout, Port, Qdq, Wire, export};
 use cqc_proto::plan::{Cache, CacheSlot, InputRole, Plan, Program, Source};
 use cqc_proto::sampler::SamplerConfig;
 use cqc_proto::{DType, Op, Tensor};
-use cqc_runtime::denoise::{self, Request};
+use cqc_runtime::denoise::Request;
 use cqc_runtime::engine::{Engine, EngineOptions, Weights};
 use cqc_runtime::noise::Noise;
 use cqc_runtime::sampler::Sampler;
@@ -45,7 +45,7 @@ fn lowered(path: &Path) -> Lowered {
         &model,
         &LoopOptions { sampler: SamplerConfig::default(), steps: STEPS, any_steps: false, bf16: None },
     ) {
-        Err(CompileError::Model(_)) => compile_evaluation(&model).unwrap(),
+        Err(ProgramError::Model(_)) => compile_evaluation(&model).unwrap(),
         lowered => lowered.unwrap(),
     }
 }
@@ -72,7 +72,8 @@ fn as_port(port: &Port, given: &Tensor) -> Tensor {
 
 type Values = BTreeMap<String, Tensor>;
 
-/// Runs a model on the loop's values and adds what it gives; `false` if an input has a type that is not passed on.
+/// Runs a model on the loop's values and adds what it gives; `false` if an input has a type that is
+/// not passed on.
 fn run_model(environment: &Environment, dir: &Path, exported: &Exported, name: &str, values: &mut Values) -> bool {
     let Some(model) = exported.models.iter().find(|m| m.name == name) else { return true };
     let feed = |p: &Port| (p.name.clone(), as_port(p, &values[&p.value.to_string()]));
@@ -170,11 +171,12 @@ fn drop_dead_steps(program: &mut Program) {
     }
 }
 
-/// Where a cache is fed from the evaluation it is used in, it changes nothing; packed behind an `If`, it is the same cache.
+/// Where a cache is fed from the evaluation it is used in, it changes nothing; packed in an
+/// `If`, it is the same cache.
 #[test]
 fn cached_evaluations_read_what_full_ones_give() {
     let Some(environment) = onnxruntime::environment() else { return };
-    for check in checks(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models")) {
+    for check in checks(&repository().join("tests/models")) {
         let lowered = lowered(&check.model);
         let full = &lowered.plan.full;
         let deep = full.steps.iter().rev().find(|s| matches!(s.op, Op::Concat { .. } | Op::Attention { .. }));
@@ -228,15 +230,20 @@ fn expected_shape(plan: &Plan, value: usize, batch: usize) -> Vec<usize> {
 }
 
 /// A loop through `sample.py` against the same loop through the engine.
-fn sample_both_ways(
-    python: &Path,
-    exported: Denoiser,
-    weights: &std::sync::Arc<Weights>,
-    request: &Request,
-    layout: Layout,
-) {
+fn sample_both_ways(python: &Path, artifact: &Artifact, request: &Request, layout: Layout) {
     let directory = tempfile::tempdir().unwrap();
     let dir = directory.path().join("exported");
+    let (manifest, sampler) = (artifact.manifest(), artifact.sampler().unwrap());
+    let constants: Vec<Tensor> = (0..manifest.plan.constants.len()).map(|i| artifact.constant(i)).collect();
+    let (guidance, null) = (manifest.guidance, artifact.null_conditions());
+    let exported = ExportedLoop {
+        plan: &manifest.plan,
+        constants: &constants,
+        sampler: &sampler,
+        guidance,
+        null: &null,
+        compensation: None,
+    };
     export::write(exported, Form { layout, qdq: Qdq::None }, &dir, Overwrite::Refuse).unwrap();
     let file = |name: &str| directory.path().join(name);
     write_npy(&file("noise.npy"), request.noise.as_ref().unwrap(), Overwrite::Refuse).unwrap();
@@ -249,12 +256,11 @@ fn sample_both_ways(
     }
     assert!(command.status().unwrap().success());
     let found = read_npy(&file("samples.npy")).unwrap();
-    let options = EngineOptions { batch: request.samples, threads: 2, ..EngineOptions::default() };
-    let sampler = Sampler::new(exported.sampler.config(), STEPS).unwrap();
-    let mut engine = denoise::Denoiser::open(weights, sampler, exported.guidance != 1.0, &options).unwrap();
-    let expected = engine.sample(request, &mut |_| ControlFlow::Continue(())).unwrap();
+    let engine = EngineOptions { batch: request.samples, threads: 2, ..EngineOptions::default() };
+    let mut denoiser = artifact.denoiser(&DenoiserOptions { engine, ..on_cpu(2) }).unwrap();
+    let expected = denoiser.sample(request, &mut |_| ControlFlow::Continue(())).unwrap();
     let error = relative_error(&found, &expected);
-    println!("guidance {}: relative error {error:.2e}", exported.guidance);
+    println!("guidance {guidance}: relative error {error:.2e}");
     assert!(error < 1e-4, "relative error {error:e}"); // sums in another order, over a few steps
 }
 
@@ -263,57 +269,39 @@ fn the_script_samples_what_the_engine_samples() {
     let Some(python) = std::env::var_os("CQC_ORACLE_PYTHON") else {
         return println!("skipped: CQC_ORACLE_PYTHON is not set");
     };
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/ddpm-shapes32.onnx");
-    let mut cases = vec![(own, 1.0, BTreeMap::new(), BTreeMap::new())];
+    let float = Recipe {
+        steps: Some(STEPS),
+        interval: Some(1),
+        quant: Some(Quant::None),
+        threads: Some(2),
+        ..Recipe::default()
+    };
+    let mut cases = vec![(path("ddpm-shapes32"), float.clone(), vec![])];
     if let Some(shared) = shared_dir() {
-        let labels =
-            |list: &[i64]| BTreeMap::from([("class_labels".to_string(), Tensor::from_i64(&[list.len()], list))]);
-        cases.push((shared.join("models/dit-shapes32/model.onnx"), 2.0, labels(&[1, 3]), labels(&[8])));
+        let guided = Recipe { guidance: Some(2.0), null_label: Some(8), ..float };
+        cases.push((shared.join("models/dit-shapes32/model.onnx"), guided, vec![1, 3]));
     }
-    for (path, guidance, conditions, null) in cases {
+    for (path, float, of) in cases {
         let mut noise = vec![0.0; 2 * 3 * 32 * 32];
         Noise::new(7, 0, 2).fill(&mut noise);
         let noise = Some(Tensor::from_f32(&[2, 3, 32, 32], &noise));
-        let unconditional = null.clone();
-        let request = Request { samples: 2, noise, conditions, unconditional, guidance, ..Request::default() };
-        for (lowered, layout) in [
-            (lowered(&path), Layout::Split),
-            (cached(&path, &request), Layout::Split),
-            (cached(&path, &request), Layout::If),
-        ] {
-            let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
-            let (sampler, constants) = (sampler(), constants(&lowered));
-            let exported = ExportedLoop {
-                plan: &lowered.plan,
-                constants: &constants,
-                sampler: &sampler,
-                guidance,
-                null: &null,
-                compensation: None,
-            };
-            sample_both_ways(Path::new(&python), exported, &weights, &request, layout);
+        let conditions = if of.is_empty() { BTreeMap::new() } else { labels(&of) };
+        let request = Request { samples: 2, noise, conditions, ..Request::default() };
+        // with a cache that a forecast corrects
+        let cached = Recipe {
+            interval: Some(2),
+            schedule: Some("uniform".parse().unwrap()),
+            cache_fit: Some(CacheFit::Forecast),
+            calib_samples: Some(2),
+            labels: of,
+            ..float.clone()
+        };
+        let model = Model::load(&path, &ModelOptions::default(), |_, _| {}).unwrap();
+        let [float, cached] = [float, cached].map(|recipe| common::compiled(&model, &recipe).artifact().unwrap());
+        let slots = cached.manifest().plan.cache.as_ref().unwrap().slots.len();
+        assert_eq!(slots, 2, "the tensor and what it was before");
+        for (artifact, layout) in [(&float, Layout::Split), (&cached, Layout::Split), (&cached, Layout::If)] {
+            sample_both_ways(Path::new(&python), artifact, &request, layout);
         }
     }
-}
-
-/// The loop with a cache, corrected by a forecast.
-fn cached(path: &Path, request: &Request) -> Lowered {
-    let model = Model::load(path, &ModelOptions::default(), |_, _| {}).unwrap();
-    let options = LoopOptions { sampler: SamplerConfig::default(), steps: STEPS, any_steps: false, bf16: None };
-    let cached = cut_loop(&model, &options, &CutSpec::Auto).unwrap();
-    let plain = cached.uncorrected().unwrap();
-    let weights = Weights::new(plain.plan.clone(), plain.weight_bytes().unwrap()).unwrap();
-    let engine = EngineOptions { batch: 1, threads: 2, ..EngineOptions::default() };
-    let mut denoiser = denoise::Denoiser::open(&weights, sampler(), request.guidance != 1.0, &engine).unwrap();
-    let calibration = CalibrationOptions {
-        interval: 2,
-        schedule: Wanted::Method(ScheduleKind::Uniform),
-        correct: Correct::Always(Fit::Forecast),
-        request: request.clone(),
-        output_samples: 0,
-        progress: &mut |_, _| ControlFlow::Continue(()),
-    };
-    let lowered = cached.decided(&choose(&mut denoiser, calibration).unwrap()).unwrap().0;
-    assert_eq!(lowered.plan.cache.as_ref().unwrap().slots.len(), 2, "the tensor and what it was before");
-    lowered
 }

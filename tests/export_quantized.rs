@@ -1,9 +1,11 @@
 //! Exported quantized loops in ONNX Runtime, against our execution of the same roundings.
 //!
-//! Left to themselves, two executions drift apart: a sum in another order puts an operand on the other side of a border between two
-//! codes, that changes the next layer's operands, and after a few layers as much differs as rounding has added in the first place. So layers
-//! are compared one by one on the same operands, evaluations on the same sample and cache, and free loops by what rounding
-//! has moved their ends (printed beside it: how far our own engine drifts when the last bits of its noise change).
+//! Left to themselves, two executions drift apart: a sum in another order puts an operand on the
+//! other side of a border between two codes, that changes the next layer's operands, and after a
+//! few layers as much differs as rounding has added in the first place. So layers are compared one
+//! by one on the same operands, evaluations on the same sample and cache, and free loops by what
+//! rounding has moved their ends (printed beside it: how far our own engine drifts when the last
+//! bits of its noise change).
 //!
 //! Needs ONNX Runtime as `onnxruntime.rs` does.
 
@@ -19,16 +21,16 @@ mod rewired;
 
 use cachequant::export::Form;
 use cachequant::io::{Overwrite, read_npy, write_npy};
+use common::{run, sqnr};
 use cqc_passes::onnx::export::{ExportedModel, Layout, Qdq, Scales};
 use cqc_proto::onnx::{ModelProto, data_type};
 use cqc_proto::plan::{Program, ProgramKind};
 use cqc_proto::{DType, Op, Tensor};
 use cqc_runtime::denoise::{Denoiser, Trajectory};
-use exported::{Runtime, Values, exported, sqnr};
-use quantized::{Case, case, sampler};
+use exported::{Runtime, Values, exported};
+use quantized::{Case, case};
 use rewired::{arranged, columns, cut, input_name, largest_difference, tapped};
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 
 const CONSTANT: Qdq = Qdq::Ort(Scales::Constant);
 
@@ -57,7 +59,8 @@ fn watched(ours: &mut Denoiser, kind: ProgramKind, trajectory: &mut Trajectory) 
     seen
 }
 
-/// A rounded segment in the exported model: its tensor, our value, the segment's first place there and its size.
+/// A rounded segment in the exported model: its tensor, our value, the segment's first place there
+/// and its size.
 struct Rounded {
     tensor: String,
     value: String,
@@ -91,7 +94,8 @@ fn step_of(values: &Tensor) -> f32 {
     list.windows(2).map(|w| w[1] - w[0]).filter(|d| *d > 1e-9).fold(f32::INFINITY, f32::min)
 }
 
-/// Every layer of an evaluation on our operands: rounded inputs and results differ by one step at most.
+/// Every layer of an evaluation on our operands: rounded inputs and results differ by one step at
+/// most.
 fn check_layers(case: &Case, qdq: Qdq, kind: ProgramKind) {
     let Some(environment) = onnxruntime::environment() else { return };
     let directory = tempfile::tempdir().unwrap();
@@ -114,23 +118,23 @@ fn check_layers(case: &Case, qdq: Qdq, kind: ProgramKind) {
 
     let name = kind.to_string();
     let model = exported.models.iter().find(|m| m.name == name).unwrap();
-    let rounded = rounded(&model.proto, case.lowered.plan.program(kind));
+    let rounded = rounded(&model.proto, case.plan().program(kind));
     let nodes = model.proto.graph.iter().flat_map(|g| &g.node);
     let results: Vec<String> = nodes.flat_map(|n| n.output.clone()).filter(|t| seen.contains_key(t)).collect();
     let taps: Vec<String> = results.iter().chain(rounded.iter().map(|r| &r.tensor)).cloned().collect();
     let mut feeds: Values =
         model.inputs.iter().map(|p| (p.name.clone(), runtime.values[&p.value.to_string()].clone())).collect();
-    let run = |proto: ModelProto, feeds: &Values| {
+    let rewired = |proto: ModelProto, feeds: &Values| {
         let path = dir.join("rewired.onnx");
         std::fs::write(&path, ExportedModel { proto, ..model.clone() }.encode()).unwrap();
         onnxruntime::run_session(&mut onnxruntime::session(environment, &path, false), feeds).unwrap()
     };
-    let alone = run(tapped(&model.proto, &taps), &feeds);
+    let alone = rewired(tapped(&model.proto, &taps), &feeds);
     let given: BTreeMap<String, Tensor> =
         results.iter().filter_map(|t| Some((t.clone(), arranged(&seen[t], &alone[t])?))).collect();
     feeds.extend(given.iter().map(|(t, ours)| (input_name(t), ours.clone())));
     let names: Vec<String> = given.keys().cloned().collect();
-    let found = run(cut(&model.proto, &taps, &names), &feeds);
+    let found = rewired(cut(&model.proto, &taps, &names), &feeds);
 
     let label = format!("{}, {qdq:?}, {kind}", case.name);
     let mut worst = [0f32; 2];
@@ -156,7 +160,7 @@ fn check_layers(case: &Case, qdq: Qdq, kind: ProgramKind) {
     );
     // x · (1 / scale) and x / scale may round to neighbours; 0.01: code times scale in f32
     assert!(worst[0] < 1.01, "{label}: {} steps", worst[0]);
-    let layers = case.lowered.plan.program(kind).steps.iter();
+    let layers = case.plan().program(kind).steps.iter();
     let fakes = layers.filter(|s| matches!(s.op, Op::FakeQuant { .. })).count();
     assert!(rounded.len() >= fakes && given.len() > fakes, "{label}: {} of {fakes} roundings are found", rounded.len());
 }
@@ -190,10 +194,10 @@ fn check_evaluations(case: &Case, qdq: Qdq) {
     let mut ours = case.open(qdq);
     let mut trajectory = ours.begin(&case.request, 0).unwrap();
     let (mut outputs, mut end) = (vec![], 0.0);
-    for e in 0..sampler().evaluations().len() {
+    for e in 0..case.sampler().evaluations().len() {
         runtime.take_cache(&trajectory);
         let output = runtime.evaluate(case, e, trajectory.x());
-        let kind = case.lowered.plan.program_at(e);
+        let kind = case.plan().program_at(e);
         ours.evaluate_as(kind, &mut trajectory).unwrap();
         let mut theirs = trajectory.clone();
         ours.advance(&mut theirs, &output);
@@ -217,16 +221,14 @@ fn evaluations_on_the_same_sample_end_in_the_same_latent() {
 #[test]
 fn free_loops_drift_no_further_than_rounding_leads() {
     for (case, layouts) in [(unet(8, 3), [Layout::Split, Layout::If]), (unet(8, 1), [Layout::Split, Layout::If])] {
-        let sample =
-            |ours: &mut Denoiser, request: &_| ours.sample(request, &mut |_| ControlFlow::Continue(())).unwrap();
-        let float = sample(&mut case.open(Qdq::None), &case.request).to_f32_vec();
+        let float = run(&mut case.open(Qdq::None), &case.request);
         for (qdq, layout) in [Qdq::default(), CONSTANT, Qdq::None].into_iter().flat_map(|q| layouts.map(|l| (q, l))) {
             let directory = tempfile::tempdir().unwrap();
             let dir = directory.path().join("exported");
             let exported = exported(&case, Form { layout, qdq }, &dir);
             let mut ours = case.open(qdq);
-            let own = sample(&mut ours, &case.request).to_f32_vec();
-            let nudged = sqnr(&sample(&mut ours, &case.nudged()).to_f32_vec(), &own);
+            let own = run(&mut ours, &case.request);
+            let nudged = sqnr(&run(&mut ours, &case.nudged()), &own);
             // ONNX Runtime's option against overflow does not reach into an If
             for optimize in [false, true].into_iter().filter(|o| !o || layout == Layout::Split) {
                 let Some(mut runtime) = Runtime::new(&exported, &dir, &case, optimize) else { return };
@@ -247,7 +249,7 @@ fn the_script_compensates_and_samples_quantized_loops() {
         return println!("skipped: CQC_ORACLE_PYTHON is not set");
     };
     let case = unet(8, 3);
-    assert!(case.compensation.is_some());
+    assert!(case.artifact.compensation().is_some());
     for (qdq, layout, least) in
         [(Qdq::None, Layout::Split, 60.0), (Qdq::default(), Layout::Split, 25.0), (Qdq::default(), Layout::If, 25.0)]
     {
@@ -259,15 +261,16 @@ fn the_script_compensates_and_samples_quantized_loops() {
         write_npy(&noise, request.noise.as_ref().unwrap(), Overwrite::Refuse).unwrap();
         let mut command = std::process::Command::new(&python);
         assert!(command.arg(dir.join("sample.py")).args([&noise, &samples]).status().unwrap().success());
-        let own = case.open(qdq).sample(&request, &mut |_| ControlFlow::Continue(())).unwrap();
-        let found = sqnr(&read_npy(&samples).unwrap().to_f32_vec(), &own.to_f32_vec());
+        let own = run(&mut case.open(qdq), &request);
+        let found = sqnr(&read_npy(&samples).unwrap().to_f32_vec(), &own);
         println!("{qdq:?}, {layout:?}: {found:.1} dB");
         assert!(found > least, "{qdq:?}, {layout:?}: {found} dB");
     }
 }
 
-/// What ONNX Runtime and TensorRT look for: both operands of every product come straight from a DequantizeLinear, that of the input behind a
-/// QuantizeLinear, and scales are constants where that was asked for.
+/// What ONNX Runtime and TensorRT look for: both operands of every product come straight from a
+/// DequantizeLinear, that of the input after a QuantizeLinear, and scales are constants where that
+/// was asked for.
 #[test]
 fn rounding_stands_directly_in_front_of_products() {
     let case = case("ddpm-shapes32", BTreeMap::new(), 4, 1, true);

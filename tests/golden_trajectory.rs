@@ -1,19 +1,19 @@
-//! The denoising loop against recorded trajectories of the source models: 50 DDIM steps from the recorded noise.
+//! The denoising loop against recorded trajectories of the source models: 50 DDIM steps from the
+//! recorded noise.
 
 mod common;
 
-use cachequant::compile::{LoopOptions, compile_loop};
 use cachequant::io::read_npz;
-use cachequant::model::{Model, ModelOptions};
-use common::{relative_error, shared_dir};
+use cachequant::recipe::{Quant, Recipe};
+use cachequant::runtime::DenoiserOptions;
+use cachequant::runtime::denoise::Request;
+use cachequant::runtime::engine::EngineOptions;
+use cachequant::{Model, ModelOptions};
+use common::{compiled, on_cpu, path, relative_error, repository, shared_dir};
 use cqc_proto::Tensor;
-use cqc_proto::sampler::SamplerConfig;
-use cqc_runtime::denoise::{Denoiser, Request};
-use cqc_runtime::engine::{EngineOptions, Weights};
-use cqc_runtime::sampler::Sampler;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 struct Case {
     model: PathBuf,
@@ -26,22 +26,24 @@ struct Case {
 fn run(case: &Case) -> (Tensor, Tensor) {
     let golden: BTreeMap<String, Tensor> = read_npz(&case.golden).unwrap().into_iter().collect();
     let model = Model::load(&case.model, &ModelOptions::default(), |_, _| {}).unwrap();
-    let options = LoopOptions { sampler: SamplerConfig::default(), steps: 50, any_steps: false, bf16: None };
-    let lowered = compile_loop(&model, &options).unwrap();
-    let sampler = Sampler::new(&options.sampler, options.steps).unwrap();
+    let recipe = Recipe {
+        steps: Some(50),
+        guidance: case.guidance.map(|(scale, _)| scale),
+        null_label: case.guidance.map(|(_, null)| null),
+        interval: Some(1),
+        quant: Some(Quant::None),
+        ..Recipe::default()
+    };
+    let artifact = compiled(&model, &recipe).artifact().unwrap();
+    let sampler = artifact.sampler().unwrap();
     let timesteps: Vec<i64> = sampler.evaluations().iter().map(|e| e.timestep as i64).collect();
     assert_eq!(timesteps, golden["timesteps"].to_i64_vec());
-    let bytes = lowered.weight_bytes().unwrap();
-    let weights = Weights::new(lowered.plan, bytes).unwrap();
     let engine = EngineOptions { batch: 8, threads: 2, ..EngineOptions::default() };
-    let mut denoise = Denoiser::open(&weights, sampler, case.guidance.is_some(), &engine).unwrap();
-    let mut request = Request { samples: 8, noise: Some(golden["noise"].clone()), ..Request::default() };
-    if let Some((scale, null)) = case.guidance {
-        request.guidance = scale;
-        request.conditions = BTreeMap::from([("class_labels".into(), golden["labels"].clone())]);
-        request.unconditional = BTreeMap::from([("class_labels".into(), Tensor::from_i64(&[1], &[null]))]);
-    }
-    let found = denoise.sample(&request, &mut |_| ControlFlow::Continue(())).unwrap();
+    let mut denoiser = artifact.denoiser(&DenoiserOptions { engine, ..on_cpu(2) }).unwrap();
+    let labels = case.guidance.map(|_| ("class_labels".to_string(), golden["labels"].clone()));
+    let (noise, conditions) = (Some(golden["noise"].clone()), labels.into_iter().collect());
+    let request = Request { samples: 8, noise, conditions, ..Request::default() };
+    let found = denoiser.sample(&request, &mut |_| ControlFlow::Continue(())).unwrap();
     (found, golden["final"].clone())
 }
 
@@ -53,9 +55,8 @@ fn worst(found: &Tensor, expected: &Tensor) -> f64 {
 
 #[test]
 fn ddpm_ends_where_torch_ends() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models");
-    let golden = dir.join("ddpm-shapes32.golden_ddim50.npz");
-    let (found, expected) = run(&Case { model: dir.join("ddpm-shapes32.onnx"), golden, guidance: None });
+    let golden = repository().join("tests/models/ddpm-shapes32.golden_ddim50.npz");
+    let (found, expected) = run(&Case { model: path("ddpm-shapes32"), golden, guidance: None });
     let worst = worst(&found, &expected);
     println!("ddpm-shapes32: {worst:.2e}");
     assert!(worst < 1e-3, "{worst:e}");

@@ -1,49 +1,36 @@
 //! Compiled loops with another number of steps.
 
-use cachequant::compile::{LoopOptions, compile_loop};
-use cachequant::model::{Model, ModelOptions};
-use cqc_proto::Tensor;
-use cqc_proto::cq::{Manifest, SourceModel};
-use cqc_proto::sampler::SamplerConfig;
-use cqc_runtime::denoise::{Denoiser, Request};
-use cqc_runtime::engine::{EngineOptions, Weights};
-use cqc_runtime::retime::{Possible, RetimeError, possible, retime};
-use cqc_runtime::sampler::Sampler;
-use serde_json::Value;
-use std::collections::BTreeMap;
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Arc;
+mod common;
 
-fn path(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models").join(format!("{name}.onnx"))
+use cachequant::recipe::{Quant, Recipe};
+use cachequant::runtime::denoise::{DenoiseError, Request};
+use cachequant::runtime::engine::Weights;
+use cachequant::runtime::retime::{Possible, RetimeError, possible};
+use cachequant::runtime::{Artifact, DenoiserOptions};
+use common::{compiled, labels, load, on_cpu, run};
+
+/// A float loop, nothing cached.
+fn recipe(steps: usize, any_steps: bool) -> Recipe {
+    Recipe { steps: Some(steps), any_steps, interval: Some(1), quant: Some(Quant::None), ..Recipe::default() }
 }
 
-/// A compiled float loop.
-fn compile(model: &str, steps: usize, any_steps: bool) -> (Manifest, bytes::Bytes) {
-    let model = Model::load(&path(model), &ModelOptions::default(), |_, _| {}).unwrap();
-    let options = LoopOptions { sampler: SamplerConfig::default(), steps, any_steps, bf16: None };
-    let lowered = compile_loop(&model, &options).unwrap();
-    let manifest = Manifest::new(SourceModel::default(), lowered.plan.clone(), options.sampler, steps);
-    (manifest, lowered.weight_bytes().unwrap())
+fn float_loop(model: &str, steps: usize, any_steps: bool) -> Artifact {
+    compiled(&load(model), &recipe(steps, any_steps)).artifact().unwrap()
 }
 
-fn sample(weights: &Arc<Weights>, steps: usize, conditions: BTreeMap<String, Tensor>) -> Vec<f32> {
-    let sampler = Sampler::new(&SamplerConfig::default(), steps).unwrap();
-    let options = EngineOptions { batch: 2, threads: 2, ..EngineOptions::default() };
-    let mut denoiser = Denoiser::open(weights, sampler, false, &options).unwrap();
-    let request = Request { samples: 2, conditions, ..Request::default() };
-    denoiser.sample(&request, &mut |_| ControlFlow::Continue(())).unwrap().to_f32_vec()
+/// What the artifact samples in `steps` steps.
+fn sample(artifact: &Artifact, steps: usize, request: &Request) -> Result<Vec<f32>, DenoiseError> {
+    let options = DenoiserOptions { steps: Some(steps), ..on_cpu(2) };
+    Ok(run(&mut artifact.denoiser(&options)?, request))
 }
 
-fn retimed(compiled: &(Manifest, bytes::Bytes), steps: usize) -> Result<Arc<Weights>, RetimeError> {
-    retime(&compiled.0, &compiled.1, steps).map(|(_, weights)| weights)
+/// What the loop that was compiled for these steps samples.
+fn compiled_at(model: &str, steps: usize, request: &Request) -> Vec<f32> {
+    sample(&float_loop(model, steps, false), steps, request).unwrap()
 }
 
-fn compiled_at(model: &str, steps: usize) -> Arc<Weights> {
-    let (manifest, bytes) = compile(model, steps, false);
-    Weights::new(manifest.plan, bytes).unwrap()
+fn plain() -> Request {
+    Request { samples: 2, ..Request::default() }
 }
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
@@ -52,27 +39,30 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 
 #[test]
 fn compiled_time_steps_keep_their_rows() {
-    let compiled = compile("ddpm-shapes32", 20, false);
-    assert_eq!(possible(&compiled.0).unwrap(), Possible::These(vec![1, 2, 4, 5, 10, 20]));
+    let artifact = float_loop("ddpm-shapes32", 20, false);
+    let these = Possible::These(vec![1, 2, 4, 5, 10, 20]);
+    assert_eq!(possible(artifact.manifest()).unwrap(), these);
     for steps in [4, 5] {
-        let expected = sample(&compiled_at("ddpm-shapes32", steps), steps, BTreeMap::new());
-        assert_eq!(sample(&retimed(&compiled, steps).unwrap(), steps, BTreeMap::new()), expected, "{steps} steps");
+        let expected = compiled_at("ddpm-shapes32", steps, &plain());
+        assert_eq!(sample(&artifact, steps, &plain()).unwrap(), expected, "{steps} steps");
     }
-    match retimed(&compiled, 3) {
+    match artifact.retimed(3) {
         Err(RetimeError::Unknown { timestep, possible }) => {
             assert_eq!((timestep, &possible[..]), (666.0, &[1, 2, 4, 5, 10, 20][..]));
         }
         other => panic!("{:?}", other.map(|_| ())),
     }
+    let refused = sample(&artifact, 3, &plain());
+    assert!(matches!(refused, Err(DenoiseError::Steps(_))), "{refused:?}");
 }
 
 #[test]
 fn other_time_steps_are_computed() {
-    let compiled = compile("ddpm-shapes32", 4, true);
-    assert_eq!(possible(&compiled.0).unwrap(), Possible::Any);
+    let artifact = float_loop("ddpm-shapes32", 4, true);
+    assert_eq!(possible(artifact.manifest()).unwrap(), Possible::Any);
     for steps in [3, 7] {
-        let expected = sample(&compiled_at("ddpm-shapes32", steps), steps, BTreeMap::new());
-        let found = sample(&retimed(&compiled, steps).unwrap(), steps, BTreeMap::new());
+        let expected = compiled_at("ddpm-shapes32", steps, &plain());
+        let found = sample(&artifact, steps, &plain()).unwrap();
         // rows from kernels instead of the definitions
         assert!(largest_difference(&found, &expected) < 1e-4, "{steps} steps");
     }
@@ -80,61 +70,21 @@ fn other_time_steps_are_computed() {
 
 #[test]
 fn what_depends_on_conditions_too_is_computed_per_request() {
-    let labels = || BTreeMap::from([("class_labels".to_string(), Tensor::from_i64(&[2], &[1, 5]))]);
-    let compiled = compile("dit-dy23", 4, true);
-    let expected = sample(&compiled_at("dit-dy23", 6), 6, labels());
-    let found = sample(&retimed(&compiled, 6).unwrap(), 6, labels());
+    let request = Request { conditions: labels(&[1, 5]), ..plain() };
+    let expected = compiled_at("dit-dy23", 6, &request);
+    let found = sample(&float_loop("dit-dy23", 4, true), 6, &request).unwrap();
     assert!(largest_difference(&found, &expected) < 1e-4);
 }
 
 #[test]
 fn tables_of_the_time_step_are_checked() {
-    let (mut manifest, bytes) = compile("ddpm-shapes32", 4, true);
-    manifest.plan.times.as_mut().unwrap().tables.swap(0, 4);
-    let error = Weights::new(manifest.plan.clone(), bytes.clone()).unwrap_err().to_string();
+    let model = load("ddpm-shapes32");
+    let lowered = compiled(&model, &recipe(4, true)).lowered().clone();
+    let (mut plan, bytes) = (lowered.plan.clone(), lowered.weight_bytes().unwrap());
+    plan.times.as_mut().unwrap().tables.swap(0, 4);
+    let error = Weights::new(plan.clone(), bytes.clone()).unwrap_err().to_string();
     assert!(error.contains("tables of the time step"), "{error}");
-    manifest.plan.times.as_mut().unwrap().tables.truncate(1);
-    let error = Weights::new(manifest.plan, bytes).unwrap_err().to_string();
+    plan.times.as_mut().unwrap().tables.truncate(1);
+    let error = Weights::new(plan, bytes).unwrap_err().to_string();
     assert!(error.contains("results for 1 tables"), "{error}");
-}
-
-/// Fitted tables follow by time step: an artifact at other numbers of steps stays near the float model at those.
-#[test]
-fn fitted_tables_serve_other_numbers_of_steps() {
-    let dir = tempfile::tempdir().unwrap();
-    let artifact = dir.path().join("a.cq");
-    let model = path("ddpm-shapes32");
-    let cqc = |args: &[&str]| {
-        let done =
-            Command::new(env!("CARGO_BIN_EXE_cqc")).args(args).args(["--threads", "2", "--json"]).output().unwrap();
-        assert!(done.status.success(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
-        serde_json::from_slice::<Value>(&done.stdout).unwrap()
-    };
-    let (artifact, model) = (artifact.to_str().unwrap(), model.to_str().unwrap());
-    cqc(&[
-        "compile",
-        model,
-        "-o",
-        artifact,
-        "--steps",
-        "12",
-        "--interval",
-        "3",
-        "--schedule",
-        "uniform",
-        "--cache-fit",
-        "forecast",
-        "--quant",
-        "w8a8",
-        "--calib-samples",
-        "4",
-        "--any-steps",
-    ]);
-    let psnr = |steps: &str| {
-        let figures = cqc(&["eval", artifact, "--reference", model, "-n", "2", "--steps", steps]);
-        figures["psnr"]["mean"].as_f64().unwrap_or_else(|| panic!("{figures}"))
-    };
-    let (compiled, fewer, more) = (psnr("12"), psnr("8"), psnr("18"));
-    println!("PSNR with 12, 8, 18 steps: {compiled:.1}, {fewer:.1}, {more:.1} dB");
-    assert!(fewer > compiled - 6.0 && more > compiled - 6.0, "{compiled:.1}: {fewer:.1}, {more:.1} dB");
 }

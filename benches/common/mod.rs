@@ -1,29 +1,29 @@
-//! What the benchmarks of quality share: a model's uncached images, a feature extractor, rows in a file.
+//! What the benchmarks of quality share: a model's uncached images, a feature extractor, rows in a
+//! file.
 
-use cachequant::compile::{LoopOptions, compile_evaluation, compile_loop};
+use cachequant::compile::{Session, compile_evaluation};
 use cachequant::eval::frechet::{Gaussian, frechet};
 use cachequant::eval::psnr::{mse, psnr};
 use cachequant::io::{Overwrite, read_npy, read_npz, write_npy};
-use cachequant::model::{Model, ModelOptions};
+use cachequant::recipe::{Quant, Recipe};
+use cachequant::runtime::denoise::Request;
+use cachequant::runtime::engine::{Engine, EngineOptions, Weights};
+use cachequant::runtime::{Artifact, DenoiserOptions, Device};
+use cachequant::{Model, ModelOptions};
 use cqc_proto::Tensor;
 use cqc_proto::plan::InputRole;
-use cqc_proto::sampler::SamplerConfig;
-use cqc_runtime::denoise::{Denoiser, Request};
-use cqc_runtime::engine::{Engine, EngineOptions, Weights};
-use cqc_runtime::sampler::Sampler;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 pub const BATCH: usize = 8;
 
 pub type Options = BTreeMap<String, String>;
 
-/// `--name value` pairs behind the first argument, if there is one.
+/// `--name value` pairs after the first argument, if there is one.
 pub fn arguments() -> Option<(String, Vec<String>, Options)> {
     // `cargo bench` adds `--bench`
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
@@ -40,13 +40,15 @@ pub fn option<'a>(options: &'a Options, name: &str, default: &'a str) -> &'a str
 pub struct Bench {
     /// Of the model.
     pub name: String,
-    pub sampler: SamplerConfig,
-    pub steps: usize,
-    pub guidance: f32,
-    /// How engines are opened: `--threads`, 2 by default. Beside other work one thread is far quicker than two that wait for each other.
-    pub engine: EngineOptions,
+    /// The loop: steps, guidance. `--threads` is 2 by default: beside other work one thread is far
+    /// quicker than two that wait for each other.
+    pub base: Recipe,
+    /// Class labels, repeated in turn; none if the model takes none.
+    labels: Vec<i64>,
+    /// Calibration samples.
+    calibration: usize,
+    /// The images that all rows are measured on. Their noise is not that of calibration.
     pub request: Request,
-    pub calibration: Request,
     pub features: Option<Features>,
     /// Ends of the uncached loop.
     pub reference: Vec<f32>,
@@ -86,55 +88,52 @@ impl Features {
     }
 }
 
-fn request(model: &Model, options: &Options, samples: usize, first: u64) -> Request {
-    let label = |values: &[i64]| -> BTreeMap<String, Tensor> {
-        let input = model.inputs.iter().find(|i| i.role == InputRole::Condition).expect("a model that takes labels");
-        BTreeMap::from([(input.name.clone(), Tensor::from_i64(&[values.len()], values))])
-    };
-    let mut request = Request { samples, seed: 1, first, guidance: 1.0, ..Request::default() };
-    if let Some(labels) = options.get("labels") {
-        let labels: Vec<i64> = labels.split(',').map(|l| l.parse().unwrap()).collect();
-        request.conditions = label(&(0..samples).map(|i| labels[i % labels.len()]).collect::<Vec<_>>());
-        request.guidance = option(options, "guidance", "1").parse().unwrap();
-    }
-    if let Some(null) = options.get("null-label") {
-        request.unconditional = label(&[null.parse().unwrap()]);
-    }
-    request
-}
+/// The first sample of the images that are measured; calibration has the samples from 0 on.
+const FIRST_IMAGE: u64 = 7_000_000;
+const SEED: u64 = 1;
 
 impl Bench {
     /// The model and the images of its uncached loop.
     pub fn new(path: &Path, options: &Options, calibration: usize) -> (Bench, Model) {
         let model = Model::load(path, &ModelOptions::default(), |_, _| {}).unwrap();
         let number = |name: &str, default: &str| option(options, name, default).parse::<usize>().unwrap();
-        let (steps, images) = (number("steps", "100"), number("images", "64").next_multiple_of(BATCH));
-        let engine = EngineOptions { batch: BATCH, threads: number("threads", "2"), ..Default::default() };
-        let mut bench = Bench {
-            name: path.parent().and_then(Path::file_name).map_or("model".into(), |n| n.to_string_lossy().into_owned()),
-            sampler: SamplerConfig::default(),
-            steps,
-            guidance: option(options, "guidance", "1").parse().unwrap(),
-            request: request(&model, options, images, 7_000_000),
-            calibration: request(&model, options, calibration, 0),
-            features: options
-                .get("features")
-                .map(|f| Features::open(f.as_ref(), option(options, "real-stats", "").as_ref(), &engine)),
-            engine,
-            reference: vec![],
+        let images = number("images", "64").next_multiple_of(BATCH);
+        let base = Recipe {
+            steps: Some(number("steps", "100")),
+            guidance: Some(option(options, "guidance", "1").parse().unwrap()),
+            null_label: options.get("null-label").map(|label| label.parse().unwrap()),
+            threads: Some(number("threads", "2")),
+            ..Recipe::default()
         };
-        let plain =
-            compile_loop(&model, &LoopOptions { sampler: bench.sampler.clone(), steps, any_steps: false, bf16: None })
-                .unwrap();
-        let weights = Weights::new(plain.plan.clone(), plain.weight_bytes().unwrap()).unwrap();
+        let folder = path.parent().and_then(Path::file_name);
+        let name = folder.map_or("model".into(), |n| n.to_string_lossy().into_owned());
+        let labels = options.get("labels").map_or("", String::as_str).split(',');
+        let labels: Vec<i64> = labels.filter(|l| !l.is_empty()).map(|l| l.parse().unwrap()).collect();
+        let conditions = match &labels[..] {
+            [] => BTreeMap::new(),
+            labels => {
+                let mut inputs = model.inputs.iter();
+                let input = inputs.find(|i| i.role == InputRole::Condition);
+                let rows: Vec<i64> = (0..images).map(|i| labels[i % labels.len()]).collect();
+                let name = input.expect("a model that takes labels").name.clone();
+                BTreeMap::from([(name, Tensor::from_i64(&[images], &rows))])
+            }
+        };
+        let (seed, first) = (SEED, FIRST_IMAGE);
+        let request = Request { samples: images, seed, first, conditions, ..Request::default() };
+        let mut bench = Bench { name, base, labels, calibration, request, features: None, reference: vec![] };
+        let engine = bench.options().engine;
+        bench.features = options
+            .get("features")
+            .map(|f| Features::open(f.as_ref(), option(options, "real-stats", "").as_ref(), &engine));
         // `--references DIR` keeps them: the same for every setting but these
         let kept = options.get("references").map(|dir| {
-            let name = format!("{}-{steps}-{images}-{}.npy", bench.name, bench.guidance);
-            Path::new(dir).join(name)
+            let (steps, guidance) = (bench.base.steps(), bench.base.guidance());
+            Path::new(dir).join(format!("{}-{steps}-{images}-{guidance}.npy", bench.name))
         });
         bench.reference = match &kept {
             Some(path) if path.exists() => read_npy(path).unwrap().to_f32_vec(),
-            _ => bench.sample(&weights, images).0,
+            _ => bench.sample(&bench.uncached(&model), images).0,
         };
         if let Some(path) = kept.filter(|path| !path.exists()) {
             let tensor = Tensor::from_f32(&[bench.reference.len()], &bench.reference);
@@ -143,20 +142,43 @@ impl Bench {
         (bench, model)
     }
 
-    pub fn open(&self, weights: &Arc<Weights>) -> Denoiser {
-        let sampler = Sampler::new(&self.sampler, self.steps).unwrap();
-        Denoiser::open(weights, sampler, self.guidance != 1.0, &self.engine).unwrap()
+    /// The float loop that computes everything.
+    fn uncached(&self, model: &Model) -> Artifact {
+        let recipe = Recipe { interval: Some(1), quant: Some(Quant::None), ..self.base.clone() };
+        let session = Session::new(model, &recipe).unwrap();
+        session.finish(None, None).unwrap().artifact().unwrap()
+    }
+
+    /// The recipe with the loop of all rows and the calibration set.
+    pub fn calibrated(&self, recipe: &Recipe) -> Recipe {
+        Recipe {
+            steps: self.base.steps,
+            guidance: self.base.guidance,
+            null_label: self.base.null_label,
+            threads: self.base.threads,
+            labels: self.labels.clone(),
+            calib_samples: Some(self.calibration),
+            calib_batch: Some(BATCH),
+            seed: Some(SEED),
+            ..recipe.clone()
+        }
+    }
+
+    /// How denoisers are opened.
+    pub fn options(&self) -> DenoiserOptions {
+        let engine = EngineOptions { batch: BATCH, threads: self.base.threads(), ..EngineOptions::default() };
+        DenoiserOptions { device: Device::Cpu, engine, ..DenoiserOptions::default() }
     }
 
     /// The first images, and the median time of a batch's loop.
-    pub fn sample(&self, weights: &Arc<Weights>, images: usize) -> (Vec<f32>, f64) {
-        let (mut denoiser, evaluations) = (self.open(weights), weights.plan().evaluations);
+    pub fn sample(&self, artifact: &Artifact, images: usize) -> (Vec<f32>, f64) {
+        let mut denoiser = artifact.denoiser(&self.options()).unwrap();
         let (mut times, mut last) = (vec![], Instant::now());
-        let conditions =
-            self.request.conditions.iter().map(|(name, t)| (name.clone(), first_rows(t, images))).collect();
-        let request = Request { samples: images, conditions, ..self.request.clone() };
+        let conditions = self.request.conditions.iter();
+        let conditions = conditions.map(|(name, t)| (name.clone(), first_rows(t, images)));
+        let request = Request { samples: images, conditions: conditions.collect(), ..self.request.clone() };
         let images = denoiser.sample(&request, &mut |moment| {
-            if moment.evaluation + 1 == evaluations {
+            if moment.evaluation + 1 == moment.evaluations {
                 times.push(last.elapsed().as_secs_f64() * 1e3);
                 last = Instant::now();
             }

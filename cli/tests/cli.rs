@@ -1,51 +1,25 @@
 //! The built `cqc`: what users see of it.
 
+mod common;
+
 use cachequant::io::{Overwrite, read_npy, read_npz, write_npy};
+use common::{cqc, done, line, tests};
 use cqc_proto::Tensor;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use tempfile::TempDir;
 
-/// What a command printed, and how it ended.
-struct Ran {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
-impl Ran {
-    fn json(&self) -> serde_json::Value {
-        assert_eq!(self.code, 0, "{}", self.stderr);
-        assert_eq!(self.stdout.lines().count(), 1, "one object and nothing else: {}", self.stdout);
-        serde_json::from_str(&self.stdout).expect("stdout is JSON")
-    }
-}
-
-fn cqc<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Ran {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_cqc"));
-    let Output { status, stdout, stderr } =
-        command.args(arguments).env_remove("CQC_LOG").output().expect("the binary runs");
-    let text = |bytes| String::from_utf8(bytes).expect("output is text");
-    Ran { code: status.code().expect("it was not killed"), stdout: text(stdout), stderr: text(stderr) }
-}
-
-/// A command line in which words are separated by spaces.
-fn line(text: &str) -> Ran {
-    cqc(text.split_whitespace())
-}
-
 fn model() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/models/ddpm-shapes32.onnx")
+    common::model("ddpm-shapes32")
 }
 
 /// A directory with an artifact of the model in the repository, in few steps, uncached.
 fn compiled(steps: usize) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.cq");
-    let ran =
-        line(&format!("compile {} -o {} --steps {steps} --interval 1 --quant none", model().display(), path.display()));
-    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let files = format!("{} -o {}", model().display(), path.display());
+    done(&format!("compile {files} --steps {steps} --interval 1 --quant none"));
     (dir, path)
 }
 
@@ -229,7 +203,7 @@ fn samples_are_written_in_every_format() {
 fn a_model_is_run_on_arrays() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
-    let check = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/models/ddpm-shapes32.check.npz");
+    let check = tests().join("models/ddpm-shapes32.check.npz");
     let recorded = read_npz(&check).unwrap();
     let array = |name: &str| recorded.iter().find(|(n, _)| n == name).map(|(_, t)| t.clone()).unwrap();
     write_npy(&path("x.npy"), &array("in_sample"), Overwrite::Refuse).unwrap();
@@ -344,7 +318,7 @@ fn bench_prints_what_the_comparison_with_peers_reads() {
 fn packed_weights_are_kept_where_one_says() {
     let (dir, artifact) = compiled(3);
     let cache = dir.path().join("packed");
-    let samples = |name: &str, cache: &std::path::Path| {
+    let samples = |name: &str, cache: &Path| {
         let out = dir.path().join(name);
         let options = format!("-n 1 --threads 1 -o {} --pack-cache {}", out.display(), cache.display());
         let ran = line(&format!("sample {} {options}", artifact.display()));
@@ -465,7 +439,7 @@ fn a_budget_decides_how_many_samples_are_calibrated_on() {
 
 #[test]
 fn kernels_are_compared_layer_by_layer() {
-    let artifact = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/artifacts/v4.cq");
+    let artifact = tests().join("artifacts/v4.cq");
     let json = line(&format!("bench {} --kernels --repeat 2 --json", artifact.display())).json();
     let layers = json["layers"].as_array().unwrap();
     assert!(layers.iter().any(|l| l["program"] == "full") && layers.iter().any(|l| l["program"] == "cached"));
@@ -485,11 +459,6 @@ fn kernels_are_compared_layer_by_layer() {
 fn a_loop_rounded_to_bf16_is_half_the_size_and_goes_everywhere() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str| dir.path().join(name).display().to_string();
-    let done = |text: &str| {
-        let ran = line(text);
-        assert_eq!(ran.code, 0, "{text}: {}", ran.stderr);
-        ran
-    };
     let (model, calibration) = (model().display().to_string(), "--calib-samples 4 --calib-batch 2");
     let size = |name: &str| std::fs::metadata(file(name)).unwrap().len();
     let how = format!("--steps 4 --interval 2 --schedule uniform {calibration}");

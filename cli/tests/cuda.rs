@@ -1,23 +1,18 @@
 //! CUDA from the command line, and the whole U-Net on the simulator.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+#[path = "common/mod.rs"]
+mod command;
 
-fn cqc(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_cqc")).args(args).output().expect("cqc starts")
-}
+use command::{line, tests};
+use std::path::{Path, PathBuf};
 
 fn artifact() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/artifacts/v4.cq")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+    tests().join("artifacts/v4.cq")
 }
 
 /// Whether this machine has no GPU that could be used.
 fn has_no_gpu() -> bool {
-    !text(&cqc(&["doctor", "--json"]).stdout).contains("driver for CUDA")
+    !line("doctor --json").stdout.contains("driver for CUDA")
 }
 
 #[test]
@@ -26,36 +21,27 @@ fn a_machine_without_a_gpu_says_so_in_one_line_and_auto_works() {
         return println!("skipped: this machine has a GPU");
     }
     let dir = tempfile::tempdir().unwrap();
-    let (artifact, out) = (artifact(), dir.path().join("x.npy"));
+    let out = dir.path().join("x.npy");
     let sample = |device: &str| {
-        cqc(&[
-            "sample",
-            artifact.to_str().unwrap(),
-            "-n",
-            "1",
-            "--labels",
-            "1",
-            "--device",
-            device,
-            "-o",
-            out.to_str().unwrap(),
-        ])
+        let files = format!("{} -o {}", artifact().display(), out.display());
+        line(&format!("sample {files} -n 1 --labels 1 --device {device}"))
     };
     let refused = sample("cuda");
-    assert_eq!(refused.status.code(), Some(1), "{}", text(&refused.stderr));
-    let line = text(&refused.stderr);
-    assert!(line.starts_with("error: --device cuda: ") && line.lines().count() == 1, "{line}");
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    let said = refused.stderr;
+    assert!(said.starts_with("error: --device cuda: ") && said.lines().count() == 1, "{said}");
     assert!(!out.exists());
     let done = sample("auto");
-    assert!(done.status.success(), "{}", text(&done.stderr));
+    assert_eq!(done.code, 0, "{}", done.stderr);
     assert!(out.exists());
 }
 
 #[test]
 fn doctor_without_a_model_tells_what_there_is_for_cuda() {
-    let out = cqc(&["doctor"]);
-    assert!(out.status.success(), "{}", text(&out.stderr));
-    assert_eq!(text(&out.stdout).lines().filter(|l| l.contains(" cuda ")).count(), 2, "{}", text(&out.stdout));
+    let ran = line("doctor");
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let said = ran.stdout.lines().filter(|l| l.contains(" cuda "));
+    assert_eq!(said.count(), 2, "{}", ran.stdout);
 }
 
 #[cfg(feature = "cuda")]
@@ -64,59 +50,48 @@ fn kernels_travel_in_the_artifact() {
     use cqc_kernels::cuda::cubin::Cubins;
     let dir = tempfile::tempdir().unwrap();
     let [plain, with] = ["a.cq", "b.cq"].map(|name| dir.path().join(name));
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/models/dit-ts14-static.onnx");
-    let compile = |out: &Path, more: &[&str]| {
-        let fixed = [
-            "compile",
-            model.to_str().unwrap(),
-            "--steps",
-            "3",
-            "--interval",
-            "1",
-            "--quant",
-            "none",
-            "-o",
-            out.to_str().unwrap(),
-        ];
-        cqc(&[&fixed[..], more].concat())
+    let model = command::model("dit-ts14-static");
+    let compile = |out: &Path, more: &str| {
+        let files = format!("{} -o {}", model.display(), out.display());
+        line(&format!("compile {files} --steps 3 --interval 1 --quant none {more}"))
     };
-    let done = compile(&with, &["--target", "cuda:sm_80", "--target", "cuda:sm_90a"]);
-    if !done.status.success() && text(&done.stderr).contains("has no NVRTC") {
+    let done = compile(&with, "--target cuda:sm_80 --target cuda:sm_90a");
+    if done.code != 0 && done.stderr.contains("has no NVRTC") {
         return println!("skipped: no NVRTC");
     }
-    assert!(done.status.success(), "{}", text(&done.stderr));
-    assert!(compile(&plain, &[]).status.success());
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    assert_eq!(compile(&plain, "").code, 0);
     let read = |path: &Path| cqc_proto::cq::Artifact::read(std::fs::read(path).unwrap().into()).unwrap();
     assert_eq!(read(&plain).kernels, None);
     let cubins = Cubins::unpack(&read(&with).kernels.unwrap()).unwrap();
     assert_eq!(cubins.iter().map(|c| c.arch.as_str()).collect::<Vec<_>>(), ["sm_80", "sm_90a"]);
     assert!(cubins[0].serves((8, 9)) && cubins[1].serves((9, 0)));
-    let refused = compile(&dir.path().join("c.cq"), &["--target", "cuda:sm_1"]);
-    assert_eq!(refused.status.code(), Some(1), "{}", text(&refused.stderr));
+    let refused = compile(&dir.path().join("c.cq"), "--target cuda:sm_1");
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
 }
 
 #[cfg(feature = "cuda-sim")]
 #[allow(dead_code)] // other tests use the rest of it
-#[path = "common/quantized.rs"]
+#[path = "../../tests/common/quantized.rs"]
 mod quantized;
 
 #[cfg(feature = "cuda-sim")]
+#[path = "../../tests/common/mod.rs"]
 mod common;
 
 #[cfg(feature = "cuda-sim")]
 mod simulator {
     use crate::{common, quantized};
-    use cachequant::compile::{LoopOptions, Lowered, compile_loop};
-    use cachequant::model::{Model, ModelOptions};
+    use cachequant::recipe::{Quant, Recipe};
+    use cachequant::runtime::Artifact;
+    use common::sqnr;
     use cqc_kernels::cuda::simulator::Simulator;
     use cqc_proto::Tensor;
     use cqc_proto::plan::{InputRole, ProgramKind};
-    use cqc_proto::sampler::SamplerConfig;
     use cqc_runtime::cuda::CudaBackend;
-    use cqc_runtime::engine::{Backend, Engine, EngineOptions, Weights};
+    use cqc_runtime::engine::{Backend, Engine, EngineOptions};
     use cqc_runtime::noise::Noise;
     use std::collections::BTreeMap;
-    use std::path::Path;
     use std::sync::Arc;
 
     type Conditions = BTreeMap<String, Tensor>;
@@ -126,23 +101,25 @@ mod simulator {
         kind: ProgramKind,
         /// CPU and simulator.
         device: f64,
-        /// The CPU from this sample and from one that is off by as much as fp16 rounds: how far such an error goes.
+        /// The CPU from this sample and from one that is off by as much as fp16 rounds: how far
+        /// such an error goes.
         nudged: f64,
     }
 
-    fn decibels(lowered: &Lowered, conditions: &Conditions) -> Vec<Apart> {
-        let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes().unwrap()).unwrap();
+    fn decibels(artifact: &Artifact, conditions: &Conditions) -> Vec<Apart> {
+        let weights = artifact.weights();
         let options = EngineOptions { batch: 1, threads: 2, ..Default::default() };
         let device: Arc<dyn Backend> = Arc::new(CudaBackend { device: Arc::new(Simulator), slots: 1 });
         let device = Some(device);
         let all = [options.clone(), EngineOptions { device, ..options.clone() }, options];
-        let mut engines = all.map(|o| Engine::open(&weights, &o).unwrap());
+        let mut engines = all.map(|o| Engine::open(weights, &o).unwrap());
         let plan = weights.plan();
         let sample = plan.inputs.iter().position(|i| i.role == InputRole::Sample).unwrap();
         let sizes = [engines[0].input_shape(sample), engines[0].output_shape(0)];
         let [count, results] = sizes.map(|shape| shape.iter().product());
         let conditions: Conditions = conditions.iter().map(|(name, t)| (name.clone(), first(t))).collect();
-        let timesteps: Vec<f64> = quantized::sampler().evaluations().iter().map(|e| e.timestep).collect();
+        let sampler = artifact.sampler().unwrap();
+        let timesteps: Vec<f64> = sampler.evaluations().iter().map(|e| e.timestep).collect();
         let mut requests = engines.each_mut().map(|engine| engine.begin(&conditions, &timesteps).unwrap());
         let first_cached = (0..plan.evaluations).find(|&e| plan.program_at(e) == ProgramKind::Cached);
         let mut found = Vec::new();
@@ -163,13 +140,6 @@ mod simulator {
         found
     }
 
-    /// Signal over difference, dB.
-    fn sqnr(found: &[f32], expected: &[f32]) -> f64 {
-        let square = |v: f32| f64::from(v) * f64::from(v);
-        let noise: f64 = found.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
-        10.0 * (expected.iter().map(|&v| square(v)).sum::<f64>() / noise).log10()
-    }
-
     /// The first row.
     fn first(t: &Tensor) -> Tensor {
         let row = t.bytes().len() / t.shape()[0];
@@ -185,15 +155,15 @@ mod simulator {
     }
 
     fn in_fp16(model: &str, conditions: &Conditions) -> Vec<Apart> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/models/{model}.onnx"));
-        let source = Model::load(&path, &ModelOptions::default(), |_, _| {}).unwrap();
-        let options = LoopOptions { sampler: SamplerConfig::default(), steps: 6, any_steps: false, bf16: None };
-        shown(&format!("{model}, fp16"), decibels(&compile_loop(&source, &options).unwrap(), conditions))
+        let recipe = Recipe { steps: Some(6), interval: Some(1), quant: Some(Quant::None), ..Recipe::default() };
+        let source = common::load(model);
+        let artifact = common::compiled(&source, &recipe).artifact().unwrap();
+        shown(&format!("{model}, fp16"), decibels(&artifact, conditions))
     }
 
     fn quantized_and_cached(model: &str, conditions: Conditions) -> Vec<Apart> {
         let case = quantized::case(model, conditions.clone(), 8, 3, false);
-        let found = shown(&format!("{model}, w8a8, cached"), decibels(&case.lowered, &conditions));
+        let found = shown(&format!("{model}, w8a8, cached"), decibels(&case.artifact, &conditions));
         assert_eq!(found.len(), 2);
         found
     }
@@ -213,7 +183,8 @@ mod simulator {
 
     #[test]
     fn the_quantized_and_cached_unet_equals_the_cpu() {
-        // activations between two levels may take the other one: two executions are 45 dB apart (docs/quantization.md)
+        // activations between two levels may take the other one: two executions are 45 dB apart
+        // (docs/quantization.md)
         let found = quantized_and_cached("ddpm-shapes32", Conditions::new());
         assert!(found.iter().all(|found| found.device > 38.0));
     }
@@ -229,7 +200,8 @@ mod simulator {
     fn conditional_models_quantized_and_cached_equal_the_cpu() {
         let found = quantized_and_cached("dit-dy23", conditions("dit-dy23"));
         assert!(found.iter().all(|found| found.device > 38.0));
-        // with these random weights activations that take another level go further: fp16's rounding of the sample alone makes 31 dB on the CPU
+        // with these random weights activations that take another level go further: fp16's rounding
+        // of the sample alone makes 31 dB on the CPU
         let found = quantized_and_cached("sdxl-ts17", conditions("sdxl-ts17"));
         assert!(found.iter().all(|found| found.device > found.nudged - 3.0));
     }

@@ -1,39 +1,19 @@
 //! `eval`, `diff` and `bisect` of the built `cqc`, on models in few steps.
 
+mod common;
+
 use cachequant::io::{Overwrite, read_npz, write_npy, write_npz};
+use common::line;
 use cqc_proto::{DType, Tensor};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-
-struct Ran {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
-impl Ran {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {}{}", self.stdout, self.stderr))
-    }
-}
-
-/// A command line in which words are separated by spaces.
-fn line(text: &str) -> Ran {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_cqc"));
-    let output = command.args(text.split_whitespace()).env_remove("CQC_LOG").output();
-    let Output { status, stdout, stderr } = output.expect("the binary runs");
-    let text = |bytes| String::from_utf8(bytes).expect("output is text");
-    Ran { code: status.code().expect("it was not killed"), stdout: text(stdout), stderr: text(stderr) }
-}
 
 fn model(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/models").join(name);
-    path.display().to_string()
+    common::model(name).display().to_string()
 }
 
-const UNET: &str = "ddpm-shapes32.onnx";
-const DIT: &str = "dit-dy23.onnx";
+const UNET: &str = "ddpm-shapes32";
+const DIT: &str = "dit-dy23";
 
 /// A directory for all tests of this file, in cargo's own.
 fn dir() -> PathBuf {
@@ -85,7 +65,7 @@ fn parts_have_the_figures_of_the_whole() {
     ];
     write_npz(&dir().join("stats.npz"), &stats, Overwrite::Allow).unwrap();
     let real = format!("--real-stats {}", path("stats.npz"));
-    let common = format!("eval {a} --reference {r} -n 14 --seed 3 --features {}", model("features-tiny.onnx"));
+    let common = format!("eval {a} --reference {r} -n 14 --seed 3 --features {}", model("features-tiny"));
     let whole = line(&format!("{common} {real} --batch 5 --json"));
     assert_eq!(whole.code, 0, "{}", whole.stderr);
     let whole = whole.json();
@@ -171,7 +151,7 @@ fn differences_are_named_and_exit_with_1() {
 
     let ran = line(&format!("diff {two} {three} --json"));
     assert_eq!((ran.code, ran.stderr.as_str()), (1, ""));
-    let json = ran.json();
+    let json = ran.object();
     let changes = json["changes"].as_array().unwrap();
     let has = |part: &str, what: &str| changes.iter().any(|c| c["part"] == part && c["what"] == what);
     assert!(has("sampler", "eta") && has("settings", "steps") && !has("settings", "guidance"), "{json}");
@@ -203,7 +183,7 @@ fn plausible(bytes: &[u8]) -> bool {
 #[test]
 fn a_changed_layer_is_found() {
     let (model, changed) = (model(UNET), disturbed("changed.onnx"));
-    let json = line(&format!("diff {model} {changed} --json")).json();
+    let json = line(&format!("diff {model} {changed} --json")).object();
     let differing = json["constants"]["differing"].as_array().unwrap();
     assert_eq!(differing.len(), 1, "{json}");
     assert!(differing[0]["max_abs"].as_f64().unwrap() > 0.0);

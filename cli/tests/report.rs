@@ -1,30 +1,10 @@
 //! `compile --report` and what `inspect` tells about quantized layers.
 
-use cachequant::calibrate::{CalibrationOptions, Correct, Fit, Wanted, choose};
-use cachequant::compile::{LoopOptions, cut_loop};
-use cachequant::model::{Model, ModelOptions};
-use cachequant::report::trajectory::{Compiled, Measurement, Variant, errors};
-use cqc_passes::cache::CutSpec;
-use cqc_passes::cache::schedule::ScheduleKind;
-use cqc_proto::sampler::{SamplerConfig, SamplerKind};
-use cqc_runtime::denoise::{Denoiser, Request};
-use cqc_runtime::engine::{EngineOptions, Weights};
-use cqc_runtime::sampler::Sampler;
+mod common;
+
+use common::{done, line, model};
 use serde_json::Value;
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
-fn model(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/models").join(format!("{name}.onnx"))
-}
-
-fn cqc(arguments: &str) -> (i32, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_cqc"));
-    let out = command.args(arguments.split_whitespace()).env_remove("CQC_LOG").output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
-}
+use std::path::Path;
 
 /// A directory with an artifact and its page.
 struct Made {
@@ -38,17 +18,14 @@ fn make(model: &Path, recipe: &str) -> Made {
     let dir = tempfile::tempdir().unwrap();
     let (out, report) = (dir.path().join("a.cq"), dir.path().join("a.html"));
     let files = format!("{} -o {} --report {}", model.display(), out.display(), report.display());
-    let (code, _, stderr) = cqc(&format!("compile {files} {recipe}"));
-    assert_eq!(code, 0, "{stderr}");
+    done(&format!("compile {files} {recipe}"));
     let page = std::fs::read_to_string(report).unwrap();
     Made { dir, page }
 }
 
 impl Made {
     fn inspect(&self, more: &str) -> String {
-        let (code, stdout, stderr) = cqc(&format!("inspect {} {more}", self.dir.path().join("a.cq").display()));
-        assert_eq!(code, 0, "{stderr}");
-        stdout
+        done(&format!("inspect {} {more}", self.dir.path().join("a.cq").display())).stdout
     }
 
     fn has(&self, section: &str) -> bool {
@@ -56,7 +33,8 @@ impl Made {
     }
 }
 
-/// Every tag is closed where it should be, every attribute quoted, every `&` an entity; nothing comes from elsewhere, nothing runs.
+/// Every tag is closed where it should be, every attribute quoted, every `&` an entity; nothing
+/// comes from elsewhere, nothing runs.
 fn check_page(page: &str) {
     let rest = page.strip_prefix("<!DOCTYPE html>\n").expect("it is HTML");
     let mut open: Vec<&str> = Vec::new();
@@ -140,8 +118,7 @@ fn inspect_lists_quantized_layers_and_their_tables() {
             continue;
         }
         assert_eq!((per_step, &layer["activation_bits"]), ([6, 6], &8.into()));
-        let integers = layer["op"] != "attention";
-        assert_eq!(layer["kernel"], if integers { "int8" } else { "rounded f32" }, "{}", layer["name"]);
+        assert_eq!(layer["kernel"], "int8", "{}", layer["name"]);
         if layer["op"] == "attention" {
             assert_eq!((length(&layer["activation_scale"][0]), &layer["weight_scale"]), (3, &Value::Null));
         } else {
@@ -201,55 +178,15 @@ fn files_are_not_overwritten_and_that_is_said_first() {
     std::fs::write(&report, "mine").unwrap();
     let compile = |report: &Path, more: &str| {
         let files = format!("{} -o {} --report {}", model("dit-dy23").display(), out.display(), report.display());
-        cqc(&format!("compile {files} --steps 4 --interval 1 --quant none {more}"))
+        line(&format!("compile {files} --steps 4 --interval 1 --quant none {more}"))
     };
-    let (code, _, stderr) = compile(&report, "");
-    assert!(code == 1 && stderr.contains("a.html") && stderr.contains("--force"), "{stderr}");
+    let refused = compile(&report, "");
+    let said = refused.stderr.contains("a.html") && refused.stderr.contains("--force");
+    assert!(refused.code == 1 && said, "{}", refused.stderr);
     assert!(!out.exists() && std::fs::read(&report).unwrap() == b"mine");
-    let (code, _, stderr) = compile(&out, "");
-    assert!(code == 2 && stderr.contains("name the same file"), "{stderr}");
-    assert_eq!(compile(&report, "--force").0, 0);
+    let refused = compile(&out, "");
+    let said = refused.stderr.contains("name the same file");
+    assert!(refused.code == 2 && said, "{}", refused.stderr);
+    assert_eq!(compile(&report, "--force").code, 0);
     check_page(&std::fs::read_to_string(&report).unwrap());
-}
-
-/// The page and calibration measure the same thing: the uncorrected schedule has the PSNR that chose it.
-#[test]
-fn errors_agree_with_what_calibration_measured() {
-    let model = Model::load(&model("ddpm-shapes32"), &ModelOptions::default(), |_, _| {}).unwrap();
-    let options =
-        LoopOptions { sampler: SamplerConfig::of_kind(SamplerKind::Ddim), steps: 6, any_steps: false, bf16: None };
-    let cached = cut_loop(&model, &options, &"auto".parse::<CutSpec>().unwrap()).unwrap();
-    let request = Request { samples: 4, guidance: 1.0, seed: 7, ..Request::default() };
-    let engine = EngineOptions { batch: 2, threads: 2, ..Default::default() };
-    let ordinary = cached.uncorrected().unwrap();
-    let weights = Weights::new(ordinary.plan.clone(), ordinary.weight_bytes().unwrap()).unwrap();
-    let sampler = Sampler::new(&options.sampler, options.steps).unwrap();
-    let mut denoiser = Denoiser::open(&weights, sampler, false, &engine).unwrap();
-    let calibration = CalibrationOptions {
-        interval: 2,
-        schedule: Wanted::Method(ScheduleKind::Uniform),
-        correct: Correct::Always(Fit::Sequential),
-        request: request.clone(),
-        output_samples: 0,
-        progress: &mut |_, _| ControlFlow::Continue(()),
-    };
-    let choice = choose(&mut denoiser, calibration).unwrap();
-    let (lowered, _) = cached.decided(&choice).unwrap();
-    let compiled = Compiled {
-        model: &model,
-        options: &options,
-        cached: Some((&cached, &choice)),
-        quantized: None,
-        lowered: &lowered,
-    };
-    let progress = &mut |_, _| ControlFlow::Continue(());
-    let errors = errors(&compiled, Measurement { request, engine, progress }).unwrap().unwrap();
-    assert_eq!(errors.samples, 2);
-    assert_eq!(errors.curves.iter().map(|c| c.of).collect::<Vec<_>>(), [Variant::Cache, Variant::Artifact]);
-    for (curve, measured) in errors.curves.iter().zip(&choice.measured) {
-        // the artifact corrects while it loads, calibration before: the last digits differ
-        assert!((curve.psnr - measured.psnr).abs() < 0.01, "{} {}", curve.psnr, measured.psnr);
-        assert_eq!((curve.errors.len(), curve.errors[0]), (6, 0.0), "the first evaluation is full");
-        assert!(curve.errors[5] > 0.0);
-    }
 }

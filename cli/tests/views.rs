@@ -1,25 +1,16 @@
 //! Views say what the engine does: `inspect` and the report against `bench --profile`.
 
+mod common;
+
+use common::{done, model};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
-fn model() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/models/dit-dy23.onnx")
-}
-
-fn cqc(arguments: &str) -> String {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_cqc"));
-    let out = command.args(arguments.split_whitespace()).env_remove("CQC_LOG").output().unwrap();
-    assert!(out.status.success(), "{arguments}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
-}
+use std::path::Path;
 
 /// Number format of the full program's steps by name, as they really ran.
 fn profiled(artifact: &Path) -> BTreeMap<String, String> {
-    let bench = cqc(&format!("bench {} --profile --repeat 1 --threads 2 --device cpu --json", artifact.display()));
-    let bench: Value = serde_json::from_str(&bench).unwrap();
+    let options = "--profile --repeat 1 --threads 2 --device cpu --json";
+    let bench = done(&format!("bench {} {options}", artifact.display())).json();
     let steps = bench["profile"].as_array().unwrap().iter().filter(|step| step["program"] == "full");
     let format = |step: &Value| match step["op"].as_str().unwrap().split_once(' ') {
         Some((_, format)) => format.to_string(),
@@ -34,14 +25,14 @@ fn inspect_and_the_report_say_what_the_engine_multiplies() {
     for quant in ["w8a8", "bf16"] {
         let [artifact, page] = ["cq", "html"].map(|kind| dir.path().join(format!("{quant}.{kind}")));
         let recipe = "--steps 4 --interval 2 --labels 0,1 --calib-samples 2 --calib-batch 1 --schedule uniform";
-        cqc(&format!(
+        done(&format!(
             "compile {} -o {} --report {} {recipe} --quant {quant} --threads 2",
-            model().display(),
+            model("dit-dy23").display(),
             artifact.display(),
             page.display()
         ));
         let profile = profiled(&artifact);
-        let view: Value = serde_json::from_str(&cqc(&format!("inspect {} --json", artifact.display()))).unwrap();
+        let view = done(&format!("inspect {} --json", artifact.display())).json();
         let layers = view["quant"]["layers"].as_array().unwrap();
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for layer in layers {
@@ -50,7 +41,7 @@ fn inspect_and_the_report_say_what_the_engine_multiplies() {
             *counts.entry(said).or_default() += 1;
         }
         assert!(layers.iter().any(|layer| layer["op"] == "attention"), "attention is among the layers");
-        let text = cqc(&format!("inspect {}", artifact.display()));
+        let text = done(&format!("inspect {}", artifact.display())).stdout;
         let count = |kernel| counts.get(kernel).copied().unwrap_or(0);
         let said = match quant {
             "bf16" => format!("this CPU multiplies {} of them as such", count("bf16")),

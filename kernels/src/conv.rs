@@ -37,7 +37,7 @@ pub struct ConvShape {
     pub upsample: usize,
 }
 
-/// Why a [`ConvShape`] is none.
+/// Why a [`ConvShape`] describes no convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ShapeError {
     /// A size, stride, dilation or group count is 0.
@@ -100,8 +100,10 @@ impl ConvShape {
         (y < self.h && x < self.w).then_some(y * self.w + x)
     }
 
+    /// Checks that the sizes describe a convolution; every other method relies on it.
+    ///
     /// # Errors
-    /// Every [`ShapeError`] names what is wrong.
+    /// [`ShapeError`] names the size that is wrong.
     pub fn check(&self) -> Result<(), ShapeError> {
         let positive = [
             ("cin", self.cin),
@@ -128,7 +130,8 @@ impl ConvShape {
     }
 }
 
-/// A planned convolution: what depends only on the shape.
+/// A planned convolution: a shape for an instruction set, and the table of input pixels that
+/// follows from it. It can be shared by all layers of that shape.
 #[derive(Clone, Debug)]
 pub struct Conv {
     isa: Isa,

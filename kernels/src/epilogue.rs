@@ -60,7 +60,7 @@ pub struct Epilogue<'a> {
 }
 
 impl<'a> Epilogue<'a> {
-    /// Only a bias.
+    /// An epilogue that only adds a bias, one value per column.
     pub fn bias(bias: &'a [f32]) -> Self {
         Epilogue { bias: Some(bias), ..Epilogue::default() }
     }

@@ -204,6 +204,16 @@ mod tests {
     }
 
     #[test]
+    fn all_lists_every_instruction_set_once() {
+        // A new variant stops the compiler here: count it, and list it in `Isa::ALL`.
+        let count = |isa| match isa {
+            Isa::Portable | Isa::Avx2 | Isa::Avx512 | Isa::Amx => 4,
+        };
+        let listed: std::collections::HashSet<Isa> = Isa::ALL.into_iter().collect();
+        assert_eq!(listed.len(), count(Isa::Portable));
+    }
+
+    #[test]
     fn the_variable_names_exactly_one_instruction_set() {
         assert_eq!(Isa::requested(None), Ok(Isa::fastest()));
         assert_eq!(requested(""), Ok(Isa::fastest()));

@@ -58,8 +58,8 @@ pub fn map(file: &File) -> io::Result<Mapped> {
     Ok(Mapped(Some(map)))
 }
 
-/// Lets go of the memory that backs `bytes` if they lie in a [`Mapped`] file: they are read again when
-/// touched again. Whole pages only; does nothing for other memory, or where the system cannot.
+/// Lets go of the memory that backs `bytes` if they lie in a [`Mapped`] file: they are read again
+/// when touched again. Whole pages only; does nothing for other memory, or where the system cannot.
 pub fn release(bytes: &[u8]) {
     let (start, len) = (bytes.as_ptr().addr(), bytes.len());
     let inside = |&(map, size): &(usize, usize)| start >= map && start + len <= map + size;

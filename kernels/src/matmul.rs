@@ -48,17 +48,17 @@ pub struct MatmulShape {
     pub k: usize,
     /// Columns of `b` and `y`.
     pub n: usize,
-    /// Between rows of `a`, at least `k`.
+    /// Distance between rows of `a`, at least `k`.
     pub lda: usize,
-    /// Between rows of `b` as it lies in memory: at least `n`, or `k` when transposed.
+    /// Distance between rows of `b` as it lies in memory: at least `n`, or `k` when transposed.
     pub ldb: usize,
-    /// Between rows of `y`, at least `n`.
+    /// Distance between rows of `y`, at least `n`.
     pub ldy: usize,
-    /// Between two `a`; 0 = the same for all.
+    /// Distance between two `a`; 0 = the same for all.
     pub stride_a: usize,
-    /// Between two `b`; 0 = the same for all.
+    /// Distance between two `b`; 0 = the same for all.
     pub stride_b: usize,
-    /// Between two `y`, at least one `y`.
+    /// Distance between two `y`, at least one `y`.
     pub stride_y: usize,
     /// `b` lies as `[n, k]`.
     pub transpose_b: bool,
@@ -82,7 +82,7 @@ impl MatmulShape {
     }
 }
 
-/// Values of scratch that [`matmul_batched`] needs.
+/// Length of the scratch that [`matmul_batched`] needs, in f32 values.
 pub fn matmul_scratch_len(isa: Isa, shape: &MatmulShape) -> usize {
     shape.packs() * panels_len(isa, shape.k, shape.n)
 }

@@ -110,7 +110,8 @@ impl PackedMatrix {
         }
     }
 
-    /// All values, as bytes.
+    /// All packed values as bytes, to be kept in a file and given to
+    /// [`PackedMatrix::kn_from_part`] or [`PackedMatrix::oihw_from_part`].
     pub fn part(&self) -> &[u8] {
         &self.data
     }
@@ -124,7 +125,7 @@ impl PackedMatrix {
         (!paired || n.is_multiple_of(PAIRED_COLUMNS)).then_some(PackedMatrix { paired, ..made })
     }
 
-    /// The same for the weights of a convolution.
+    /// [`PackedMatrix::kn_from_part`] for the weights of a convolution.
     pub fn oihw_from_part(isa: Isa, shape: &ConvShape, part: Bytes) -> Option<PackedMatrix> {
         let taps = shape.kh * shape.kw;
         let (k, n) = (taps * (shape.cin / shape.groups), shape.cout / shape.groups);
@@ -232,8 +233,9 @@ impl PackedMatrix {
     }
 }
 
-/// Names the way in which weights are packed on this CPU for `isa`: where it differs, so may the
-/// bytes. It changes with the text of what packs.
+/// A text that identifies the layout of packed weights for `isa` on this CPU, for the names of
+/// cache files: where it is equal, packed bytes mean the same. It includes a hash of the source
+/// code that packs, so that a changed layout cannot read old files.
 pub fn packing(isa: Isa) -> String {
     let sources = [include_str!("pack.rs"), include_str!("integer/pack.rs"), include_str!("bf16/pack.rs")];
     let sources = sources.into_iter().chain([include_str!("gemm/write_back.rs")]);

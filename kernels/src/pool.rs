@@ -45,15 +45,17 @@ pub trait Executor: Send + Sync {
     /// How many jobs may run at once, at least 1; asked once, when a pool is made of it.
     fn threads(&self) -> usize;
 
-    /// Calls `job(i)` for every `i` below `jobs`, at most [`Executor::threads`], and returns when all are done. They may run at
-    /// once, one after the other, and on the calling thread. A job does not panic and does not wait for another one.
+    /// Calls `job(i)` for every `i` below `jobs`, at most [`Executor::threads`], and returns when
+    /// all are done. They may run at once, one after the other, and on the calling thread. A job
+    /// does not panic and does not wait for another one.
     fn run(&self, jobs: usize, job: &(dyn Fn(usize) + Sync));
 }
 
-/// A fixed number of threads that run the tasks of one job at a time; the calling thread is one of them.
+/// A fixed number of threads that run the tasks of one job at a time; the calling thread is one of
+/// them.
 ///
-/// Which thread runs a task is not fixed. Kernels never split a sum across tasks, so results do not depend on the number of
-/// threads, nor on whose they are.
+/// Which thread runs a task is not fixed. Kernels never split a sum across tasks, so results do not
+/// depend on the number of threads, nor on whose they are.
 pub struct Pool(Threads);
 
 enum Threads {
@@ -183,8 +185,8 @@ impl OwnThreads {
     }
 }
 
-/// Runs tasks on a caller's threads. All that it needs lies on the stack, so that a thread which waits for its jobs may take up
-/// other work that ends here again.
+/// Runs tasks on a caller's threads. All that it needs lies on the stack, so that a thread which
+/// waits for its jobs may take up other work that ends here again.
 fn run_on(executor: &dyn Executor, threads: usize, tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
     let (next, entered, panic) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(None));
     let work = |_: usize| {

@@ -10,6 +10,7 @@ use cqc_proto::sampler::{SamplerConfig, SamplerKind};
 use cqc_runtime::denoise::{Denoiser, Request};
 use cqc_runtime::engine::{EngineOptions, Execution, Weights};
 use cqc_runtime::sampler::Sampler;
+use cqc_runtime::{Artifact, DenoiserOptions, Device};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use std::alloc::System;
 use std::collections::BTreeMap;
@@ -85,7 +86,8 @@ fn evaluations_allocate_nothing() {
             .map(|s| s.name)
             .collect();
         assert!(slow.is_empty(), "{slow:?}");
-        // what is left over by other threads (their start, the test's own) does not come every time, what the loop does would
+        // what is left over by other threads (their start, the test's own) does not come every
+        // time, what the loop does would
         let counts: Vec<usize> = (0..20).map(|_| allocations_of_a_trajectory(&mut denoiser, BTreeMap::new())).collect();
         assert!(counts.contains(&0), "{kind}: {counts:?}");
     }
@@ -93,7 +95,7 @@ fn evaluations_allocate_nothing() {
 
 /// After its first evaluation.
 fn allocations_of_a_trajectory(denoiser: &mut Denoiser, conditions: BTreeMap<String, Tensor>) -> usize {
-    let request = Request { samples: 2, guidance: 1.0, conditions, ..Request::default() };
+    let request = Request { samples: 2, conditions, ..Request::default() };
     let mut trajectory = denoiser.begin(&request, 0).unwrap();
     denoiser.step(&mut trajectory).unwrap();
     let before = ALLOCATOR.stats();
@@ -110,11 +112,10 @@ fn allocations_of_a_trajectory(denoiser: &mut Denoiser, conditions: BTreeMap<Str
 fn evaluations_of_integers_allocate_nothing() {
     let _alone = ONE_AT_A_TIME.lock();
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/artifacts/v4.cq");
-    let artifact = cqc_proto::cq::Artifact::read(std::fs::read(path).unwrap().into()).unwrap();
-    let sampler = Sampler::new(&artifact.manifest.sampler, artifact.manifest.steps).unwrap();
-    let weights = Weights::new(artifact.manifest.plan, artifact.weights).unwrap();
-    let options = EngineOptions { batch: 2, threads: 2, ..EngineOptions::default() };
-    let mut denoiser = Denoiser::open(&weights, sampler, false, &options).unwrap();
+    let artifact = Artifact::open(path.as_ref()).unwrap();
+    let engine = EngineOptions { batch: 2, threads: 2, ..EngineOptions::default() };
+    let options = DenoiserOptions { guidance: Some(1.0), device: Device::Cpu, engine, ..Default::default() };
+    let mut denoiser = artifact.denoiser(&options).unwrap();
     assert!(denoiser.engine().profile().iter().any(|step| step.execution == Execution::Int8 && step.program == Cached));
     let labels = Tensor::from_i64(&[2], &[1, 2]);
     let conditions = || [("class_labels".to_string(), labels.clone())].into();

@@ -1,5 +1,6 @@
-//! Whole loops on CUDA devices against the CPU: every evaluation from the same sample, with caches of their own. On the simulator where it is
-//! built in (feature `cuda-sim`), on a GPU where there is one (feature `cuda`; with `CQC_REQUIRE_CUDA=1` a missing one fails).
+//! Whole loops on CUDA devices against the CPU: every evaluation from the same sample, with caches
+//! of their own. On the simulator where it is built in (feature `cuda-sim`), on a GPU where there
+//! is one (feature `cuda`; with `CQC_REQUIRE_CUDA=1` a missing one fails).
 #![cfg(any(feature = "cuda", feature = "cuda-sim"))]
 
 use bytes::Bytes;
@@ -155,7 +156,8 @@ fn preludes_run_on_the_device_and_refuse_a_label_that_is_not_there() {
     }
 }
 
-/// A loop that moves samples on the device, the same loop step by step with the sampler on the CPU, and their samples.
+/// A loop that moves samples on the device, the same loop step by step with the sampler on the CPU,
+/// and their samples.
 fn sampled(device: &Arc<dyn Device>, weights: &Arc<Weights>, sampler: &Sampler, guided: bool) -> [Vec<f32>; 2] {
     let batch = weights.plan().fixed_batch.unwrap_or(2);
     let device = on(device, 2);
@@ -181,8 +183,8 @@ fn sampled(device: &Arc<dyn Device>, weights: &Arc<Weights>, sampler: &Sampler, 
         conditions(weights).into_iter().map(one).collect()
     };
     let unconditional = if guided { rows(0) } else { BTreeMap::new() };
-    let request =
-        Request { samples, seed: 5, conditions: rows(1), unconditional, guidance: 1.75, ..Request::default() };
+    let (conditions, guidance) = (rows(1), guided.then_some(1.75));
+    let request = Request { samples, seed: 5, conditions, unconditional, guidance, ..Request::default() };
     let mut seen = Vec::new();
     let there = denoise.sample(&request, &mut |moment| {
         seen.push(moment.x().unwrap().into_owned());

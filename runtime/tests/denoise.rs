@@ -16,8 +16,9 @@ use std::sync::Arc;
 
 use ProgramKind::{Full, PreludeSteps};
 
-/// `out = x · w + class row + time row`, `[N, 24, 4]` (or `[N, 24, 8]` with a variance); batch `N` or fixed. 24 rows are whole
-/// tiles of every kernel, so that results do not depend on the batch by a bit.
+/// `out = x · w + class row + time row`, `[N, 24, 4]` (or `[N, 24, 8]` with a variance); batch `N`
+/// or fixed. 24 rows are whole tiles of every kernel, so that results do not depend on the batch by
+/// a bit.
 fn denoiser(evaluations: usize, columns: usize, fixed: Option<usize>) -> Arc<Weights> {
     let rows = fixed.map_or("N".to_string(), |b| b.to_string());
     let stacked = fixed.map_or("N".to_string(), |b| (b * evaluations).to_string());
@@ -50,7 +51,8 @@ fn options(batch: usize) -> EngineOptions {
     EngineOptions { batch, threads: 2, ..EngineOptions::default() }
 }
 
-fn request(labels: &[i64], guidance: f32) -> Request {
+/// `guidance` of `None`: the denoiser's own.
+fn request(labels: &[i64], guidance: Option<f32>) -> Request {
     let conditions = BTreeMap::from([("labels".to_string(), Tensor::from_i64(&[labels.len()], labels))]);
     let unconditional = BTreeMap::from([("labels".to_string(), Tensor::from_i64(&[1], &[4]))]);
     Request { samples: labels.len(), seed: 7, conditions, unconditional, guidance, ..Request::default() }
@@ -69,7 +71,7 @@ fn samples_do_not_depend_on_how_many_are_computed_at_once() {
         let evaluations = sampler(kind, 6).evaluations().len();
         for guided in [false, true] {
             let weights = denoiser(evaluations, 4, None);
-            let request = request(&LABELS, 1.5);
+            let request = request(&LABELS, guided.then_some(1.5));
             let mut widths =
                 [1, 2, 5, 8].map(|w| Denoiser::open(&weights, sampler(kind, 6), guided, &options(w)).unwrap());
             let all = widths.each_mut().map(|l| run(l, &request));
@@ -77,7 +79,7 @@ fn samples_do_not_depend_on_how_many_are_computed_at_once() {
                 all.iter().all(|a| *a == all[0] && a.len() == 5 * LEN && a.iter().all(|v| v.is_finite())),
                 "{kind}"
             );
-            let shard = Request { first: 3, samples: 2, ..self::request(&LABELS[3..], 1.5) };
+            let shard = Request { first: 3, samples: 2, ..self::request(&LABELS[3..], guided.then_some(1.5)) };
             assert!(run(&mut widths[1], &shard) == all[0][3 * LEN..], "{kind}: a shard");
         }
     }
@@ -87,7 +89,7 @@ fn samples_do_not_depend_on_how_many_are_computed_at_once() {
 fn a_fixed_batch_gives_what_a_free_one_gives() {
     for fixed in 1..4 {
         for guided in [false, true] {
-            let request = request(&LABELS, 2.0);
+            let request = request(&LABELS, guided.then_some(2.0));
             let mut free =
                 Denoiser::open(&denoiser(6, 4, None), sampler(SamplerKind::Ddim, 6), guided, &options(5)).unwrap();
             let weights = denoiser(6, 4, Some(fixed));
@@ -103,7 +105,7 @@ fn guidance_is_what_two_plain_evaluations_and_the_sampler_make_of_it() {
     let (weights, sampler_) = (denoiser(6, 4, None), sampler(SamplerKind::Ddim, 6));
     let mut l = Denoiser::open(&weights, sampler(SamplerKind::Ddim, 6), true, &options(1)).unwrap();
     let noise = tensor(&[1, 24, 4], 3);
-    let request = Request { noise: Some(noise.clone()), ..request(&[2], 3.0) };
+    let request = Request { noise: Some(noise.clone()), ..request(&[2], Some(3.0)) };
     let guided = run(&mut l, &request);
 
     let timesteps: Vec<f64> = sampler_.evaluations().iter().map(|e| e.timestep).collect();
@@ -130,7 +132,7 @@ fn a_second_half_of_the_output_is_the_variance() {
     let sampler = || Sampler::new(&config, 6).unwrap();
     for guided in [false, true] {
         let mut l = Denoiser::open(&denoiser(6, 8, None), sampler(), guided, &options(2)).unwrap();
-        assert!(run(&mut l, &request(&LABELS, 2.0)).iter().all(|v| v.is_finite()));
+        assert!(run(&mut l, &request(&LABELS, guided.then_some(2.0))).iter().all(|v| v.is_finite()));
     }
     let without = Denoiser::open(&denoiser(6, 4, None), sampler(), false, &options(2));
     assert!(matches!(without, Err(DenoiseError::NoDenoiser { .. })));
@@ -141,21 +143,26 @@ fn requests_that_cannot_be_served_are_refused() {
     let weights = denoiser(6, 4, None);
     let open = |steps, guided| Denoiser::open(&weights, sampler(SamplerKind::Ddim, steps), guided, &options(2));
     assert!(matches!(open(7, false), Err(DenoiseError::Evaluations { plan: 6, sampler: 7 })));
+    let refused = open(6, false).unwrap().begin(&request(&LABELS, Some(2.0)), 0);
+    assert!(matches!(refused, Err(DenoiseError::NotGuided { scale: 2.0 })));
     let mut l = open(6, true).unwrap();
     let mut go = |request: Request| l.sample(&request, &mut |_| ControlFlow::Continue(())).map(|_| ());
-    let without_null = Request { unconditional: BTreeMap::new(), ..request(&LABELS, 2.0) };
+    let without_null = Request { unconditional: BTreeMap::new(), ..request(&LABELS, Some(2.0)) };
     assert!(matches!(go(without_null), Err(DenoiseError::NoNull)));
-    let two_labels = Request { samples: 5, ..request(&[1, 2], 2.0) };
+    let two_labels = Request { samples: 5, ..request(&[1, 2], Some(2.0)) };
     assert!(matches!(go(two_labels), Err(DenoiseError::Rows { .. })));
     let noise = Some(tensor(&[4, 24, 4], 1));
-    assert!(matches!(go(Request { noise, ..request(&LABELS, 2.0) }), Err(DenoiseError::Rows { .. })));
+    assert!(matches!(go(Request { noise, ..request(&LABELS, Some(2.0)) }), Err(DenoiseError::Rows { .. })));
     let stray = BTreeMap::from([("text".to_string(), tensor(&[1], 1))]);
-    assert!(matches!(go(Request { unconditional: stray, ..request(&LABELS, 2.0) }), Err(DenoiseError::Engine(_))));
+    assert!(matches!(
+        go(Request { unconditional: stray, ..request(&LABELS, Some(2.0)) }),
+        Err(DenoiseError::Engine(_))
+    ));
     let mut seen = 0;
-    let broken = l.sample(&request(&LABELS, 2.0), &mut |moment| {
+    let broken = l.sample(&request(&LABELS, Some(2.0)), &mut |moment| {
         seen += 1;
         if moment.evaluation == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     assert!(matches!(broken, Err(DenoiseError::Interrupted)) && seen == 3);
-    assert_eq!(run(&mut l, &request(&LABELS, 2.0)).len(), 5 * LEN, "the loop can be used again");
+    assert_eq!(run(&mut l, &request(&LABELS, Some(2.0))).len(), 5 * LEN, "the loop can be used again");
 }

@@ -1,8 +1,8 @@
 //! Exported loops in ONNX Runtime, evaluation by evaluation.
 
 use crate::onnxruntime;
-use crate::quantized::{Case, sampler};
-use cachequant::export::{self, Form};
+use crate::quantized::Case;
+use cachequant::export::{self, ExportedLoop, Form};
 use cachequant::io::Overwrite;
 use cqc_passes::onnx::export::{ExportOptions, Exported, ExportedModel, Wire, export};
 use cqc_proto::plan::ProgramKind;
@@ -14,16 +14,15 @@ use std::path::Path;
 
 /// Writes the loop into a directory; its models.
 pub fn exported(case: &Case, form: Form, dir: &Path) -> Exported {
-    let (constants, null, sampler) = (case.constants(), BTreeMap::new(), sampler());
-    let plan = &case.lowered.plan;
-    let compensation = case.compensation.as_ref();
-    let exported = export::ExportedLoop {
+    let (constants, null, sampler) = (case.constants(), BTreeMap::new(), case.sampler());
+    let (plan, compensation) = (case.plan(), case.artifact.compensation());
+    let exported = ExportedLoop {
         plan,
         constants: &constants,
         sampler: &sampler,
         guidance: 1.0,
         null: &null,
-        compensation,
+        compensation: compensation.as_ref(),
     };
     export::write(exported, form, dir, Overwrite::Refuse).unwrap();
     let timesteps = sampler.evaluations().iter().map(|e| e.timestep).collect();
@@ -33,13 +32,6 @@ pub fn exported(case: &Case, form: Form, dir: &Path) -> Exported {
 }
 
 pub type Values = BTreeMap<String, Tensor>;
-
-/// Signal over difference, dB.
-pub fn sqnr(found: &[f32], expected: &[f32]) -> f64 {
-    let square = |x: f32| f64::from(x) * f64::from(x);
-    let noise: f64 = found.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
-    10.0 * (expected.iter().map(|&x| square(x)).sum::<f64>() / noise.max(1e-30)).log10()
-}
 
 /// The exported models in ONNX Runtime, in a loop whose arithmetic is ours.
 pub struct Runtime<'a> {
@@ -78,9 +70,9 @@ impl<'a> Runtime<'a> {
 
     /// Sets what an evaluation reads.
     pub fn prepare(&mut self, case: &Case, e: usize, x: &[f32]) {
-        let input = case.lowered.plan.inputs.iter().find(|i| i.name == "sample").unwrap();
+        let input = case.plan().inputs.iter().find(|i| i.name == "sample").unwrap();
         let shape: Vec<usize> = input.ty.resolve(&[("N".into(), 2)].into()).unwrap();
-        assert_eq!(sampler().evaluations()[e].input_scale, 1.0);
+        assert_eq!(case.sampler().evaluations()[e].input_scale, 1.0);
         self.values.insert("sample".into(), Tensor::from_f32(&shape, x));
         self.values.insert("step".into(), Tensor::from_i64(&[], &[e as i64]));
         self.run("prelude_steps");
@@ -89,15 +81,15 @@ impl<'a> Runtime<'a> {
     /// The output of an evaluation.
     pub fn evaluate(&mut self, case: &Case, e: usize, x: &[f32]) -> Vec<f32> {
         self.prepare(case, e, x);
-        let split = if case.lowered.plan.program_at(e) == ProgramKind::Full { "full" } else { "cached" };
+        let split = if case.plan().program_at(e) == ProgramKind::Full { "full" } else { "cached" };
         self.run(if self.sessions.contains_key("model") { "model" } else { split });
-        self.values[&Wire::Output(case.lowered.plan.outputs[0].name.clone()).to_string()].to_f32_vec()
+        self.values[&Wire::Output(case.plan().outputs[0].name.clone()).to_string()].to_f32_vec()
     }
 
     /// The samples at the end of a loop of its own.
     pub fn sample(&mut self, case: &Case, ours: &mut Denoiser) -> Vec<f32> {
         let mut trajectory = ours.begin(&case.request, 0).unwrap();
-        for e in 0..sampler().evaluations().len() {
+        for e in 0..case.sampler().evaluations().len() {
             let output = self.evaluate(case, e, trajectory.x());
             ours.advance(&mut trajectory, &output);
         }

@@ -1,10 +1,65 @@
-//! What several test files share: models with recorded inputs and outputs.
+//! What several test files share: models, recorded inputs and outputs, compiled loops.
 #![allow(dead_code)] // every test file compiles its own copy and uses a part of it
 
 use cachequant::io::read_npz;
+use cachequant::runtime::denoise::{Denoiser, Request};
+use cachequant::runtime::engine::EngineOptions;
+use cachequant::runtime::{DenoiserOptions, Device};
+use cachequant::{Compiled, Model, ModelOptions, Recipe, compile};
 use cqc_proto::{DType, Tensor};
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+
+/// The root of the repository. The tests of the command line include this module, too, from a
+/// package below it.
+pub fn repository() -> PathBuf {
+    let mut folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    folders.find(|folder| folder.join("tests/models").is_dir()).expect("tests/models").into()
+}
+
+/// The file of a model of `tests/models`, by its name without `.onnx`.
+pub fn path(name: &str) -> PathBuf {
+    repository().join("tests/models").join(format!("{name}.onnx"))
+}
+
+/// A model of `tests/models`, by its name without `.onnx`.
+pub fn load(name: &str) -> Model {
+    Model::load(&path(name), &ModelOptions::default(), |_, _| {}).unwrap()
+}
+
+/// The artifact of a recipe that suits the model.
+pub fn compiled<'m>(model: &'m Model, recipe: &Recipe) -> Compiled<'m> {
+    compile(model, recipe, &mut ()).unwrap()
+}
+
+/// How denoisers are opened on the CPU, for two samples at once.
+pub fn on_cpu(threads: usize) -> DenoiserOptions {
+    let engine = EngineOptions { batch: 2, threads, ..EngineOptions::default() };
+    DenoiserOptions { device: Device::Cpu, engine, ..DenoiserOptions::default() }
+}
+
+/// What the artifact samples.
+pub fn samples(compiled: &Compiled, request: &Request) -> Vec<f32> {
+    run(&mut compiled.artifact().unwrap().denoiser(&on_cpu(1)).unwrap(), request)
+}
+
+/// The whole loop.
+pub fn run(denoiser: &mut Denoiser, request: &Request) -> Vec<f32> {
+    denoiser.sample(request, &mut |_| ControlFlow::Continue(())).unwrap().to_f32_vec()
+}
+
+/// Class labels as the transformers of `tests/models` take them.
+pub fn labels(values: &[i64]) -> BTreeMap<String, Tensor> {
+    BTreeMap::from([("class_labels".into(), Tensor::from_i64(&[values.len()], values))])
+}
+
+/// Signal over difference, dB.
+pub fn sqnr(found: &[f32], expected: &[f32]) -> f64 {
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let noise: f64 = found.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
+    10.0 * (expected.iter().map(|&x| square(x)).sum::<f64>() / noise.max(1e-30)).log10()
+}
 
 /// A model with recorded inputs and outputs.
 pub struct Check {
@@ -27,7 +82,7 @@ impl Check {
 
 /// The models in the repository.
 pub fn models() -> Vec<Check> {
-    checks(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models"))
+    checks(&repository().join("tests/models"))
 }
 
 /// The larger models, which are not part of the repository; prints a skip where they are absent.
@@ -42,7 +97,7 @@ pub fn shared() -> Vec<Check> {
 
 /// The folder of the larger models and their recordings, if it is there.
 pub fn shared_dir() -> Option<PathBuf> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
+    let dir = repository().join("../shared");
     if !dir.join("models").is_dir() {
         println!("skipped: no ../shared/models");
         return None;

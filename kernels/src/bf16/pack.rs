@@ -75,7 +75,7 @@ impl PackedBf16 {
         PackedBf16 { isa, taps, depth, n, data: Bytes::from_owner(data), scale: vec![], paired: false }
     }
 
-    /// What it consists of: values, factors of columns.
+    /// The bytes that it consists of, to be kept in a file: values, factors of columns.
     pub fn parts(&self) -> [&[u8]; 2] {
         [&self.data, bytes_of(&self.scale)]
     }

@@ -300,7 +300,8 @@ struct Graph {
 /// A graph that is used by one thread at a time.
 struct OwnedGraph(CudaGraph);
 
-// SAFETY: a graph may be used by any one thread at a time; it is moved with all that refers to it, and it is not `Sync`.
+// SAFETY: a graph may be used by any one thread at a time; it is moved with all that refers to it,
+// and it is not `Sync`.
 unsafe impl Send for OwnedGraph {}
 
 impl Recorded for Graph {

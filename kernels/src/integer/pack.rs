@@ -132,7 +132,7 @@ impl PackedCodes {
         PackedCodes { isa, taps, segments: segments.to_vec(), n, data, scale: scales, sums, paired }
     }
 
-    /// What it consists of: codes, scales, sums.
+    /// The bytes that it consists of, to be kept in a file: codes, scales, sums.
     pub fn parts(&self) -> [&[u8]; 3] {
         [&self.data, bytes_of(&self.scale), bytes_of(&self.sums)]
     }

@@ -18,9 +18,9 @@ pub struct Activations<'a> {
     pub codes: &'a [u8],
     /// Distance between rows, in elements.
     pub ld: usize,
-    /// One per segment.
+    /// One scale per segment.
     pub scale: &'a [f32],
-    /// One per segment, whole numbers.
+    /// One zero point per segment, whole numbers in 0 ..= 255.
     pub zero_point: &'a [f32],
 }
 

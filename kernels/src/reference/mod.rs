@@ -25,7 +25,7 @@ mod walk;
 mod tests;
 
 use cqc_proto::dtype::DType;
-use cqc_proto::op::{Op, OpError};
+use cqc_proto::op::{Family, Op, OpError};
 use cqc_proto::tensor::Tensor;
 use cqc_proto::types::ValueType;
 use lane::{Lane, store};
@@ -95,35 +95,19 @@ pub fn eval(op: &Op, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, EvalErro
 
 fn dispatch(call: &Call) -> Result<Vec<Tensor>, EvalError> {
     let one = |t: Tensor| Ok(vec![t]);
-    match call.op {
-        Op::Unary { .. } | Op::Binary { .. } | Op::Where | Op::Cast { .. } => elementwise::eval(call).map(|t| vec![t]),
-        Op::Resize { .. } => one(resize::eval(call)),
-        Op::Reshape { .. }
-        | Op::Transpose { .. }
-        | Op::Expand { .. }
-        | Op::Concat { .. }
-        | Op::Slice { .. }
-        | Op::Pad { .. }
-        | Op::Tile { .. }
-        | Op::Trilu { .. } => movement::eval(call).map(|t| vec![t]),
-        Op::Gather { .. }
-        | Op::GatherElements { .. }
-        | Op::GatherNd { .. }
-        | Op::ScatterNd { .. }
-        | Op::ScatterElements { .. }
-        | Op::OneHot { .. }
-        | Op::TopK { .. }
-        | Op::CumSum { .. } => index::eval(call),
-        Op::Reduce { .. } | Op::ArgReduce { .. } | Op::Softmax { .. } | Op::LogSoftmax { .. } => {
-            one(reduce::eval(call))
-        }
-        Op::MatMul | Op::Linear { .. } | Op::Einsum { .. } => linear::eval(call).map(|t| vec![t]),
-        Op::Conv { .. } | Op::ConvTranspose { .. } => one(conv::eval(call)),
-        Op::Pool { .. } => one(pool::eval(call)),
-        Op::GroupNorm { .. } | Op::LayerNorm { .. } | Op::RmsNorm { .. } | Op::Affine => one(norm::eval(call)),
-        Op::Attention { .. } | Op::TimestepEmbedding { .. } | Op::Geglu { .. } => one(attention::eval(call)),
-        Op::Quantize { .. } | Op::Dequantize { .. } => one(quant::eval(call)),
-        Op::FakeQuant { .. } | Op::DequantizeWeight { .. } | Op::RoundBf16 => one(quant::eval_fake(call)),
+    match (call.op.traits().family, call.op) {
+        (Family::Elementwise, _) => elementwise::eval(call).map(|t| vec![t]),
+        (Family::Movement, Op::Resize { .. }) => one(resize::eval(call)),
+        (Family::Movement, _) => movement::eval(call).map(|t| vec![t]),
+        (Family::Index, _) => index::eval(call),
+        (Family::Reduce, _) => one(reduce::eval(call)),
+        (Family::Linear, Op::Conv { .. } | Op::ConvTranspose { .. }) => one(conv::eval(call)),
+        (Family::Linear, Op::Pool { .. }) => one(pool::eval(call)),
+        (Family::Linear, _) => linear::eval(call).map(|t| vec![t]),
+        (Family::Norm, _) => one(norm::eval(call)),
+        (Family::Attention, _) => one(attention::eval(call)),
+        (Family::Quant, Op::Quantize { .. } | Op::Dequantize { .. }) => one(quant::eval(call)),
+        (Family::Quant, _) => one(quant::eval_fake(call)),
     }
 }
 

@@ -52,7 +52,8 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
-        if path.is_dir() {
+        // tests/wire.rs of the workspace has those of the engine
+        if path.is_dir() && !path.ends_with("wire") {
             found.extend(files(&path));
         } else if path.extension().is_some_and(|e| e == "cqt") {
             found.push(path);

@@ -154,9 +154,11 @@ pub enum BinaryKind {
     Add,
     Sub,
     Mul,
-    /// Integers truncate toward zero; an integer zero as divisor is an error of the evaluation, as in `Mod` and `Fmod`.
+    /// Integers truncate toward zero; an integer zero as divisor is an error of the evaluation, as
+    /// in `Mod` and `Fmod`.
     Div,
-    /// The exponent may have another number type. An integer to a negative integer power is 1/a truncated, 0 for a = 0.
+    /// The exponent may have another number type. An integer to a negative integer power is 1/a
+    /// truncated, 0 for a = 0.
     Pow,
     /// Sign of the divisor (Python).
     Mod,

@@ -64,7 +64,8 @@ fn gather_elements(axis: usize, inputs: &InputTypes) -> Inferred {
     Ok(vec![ValueType::new(data.dtype, indices.shape.clone())])
 }
 
-/// Size of the last axis of `indices`: how many axes of data, after the batch axes, an index tuple addresses.
+/// Size of the last axis of `indices`: how many axes of data, after the batch axes, an index tuple
+/// addresses.
 fn tuple_size(data: &ValueType, indices: &ValueType, batch_dims: usize) -> Result<usize, String> {
     let size = indices.shape.last().and_then(Dim::as_const).and_then(|k| usize::try_from(k).ok());
     let most = data.rank().saturating_sub(batch_dims);

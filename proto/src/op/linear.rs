@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Activation fused behind a product or a normalisation.
+/// Activation fused after a product or a normalisation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Act {
@@ -260,7 +260,7 @@ fn pool(op: &Op, x: &ValueType) -> Inferred {
     for (i, axis) in layout.spatial_axes(x.rank()).enumerate() {
         let mut size = windows(&sizes[i], kernel[i], strides[i], dilations[i], pads[i] + pads[n + i], *ceil)
             .ok_or_else(|| format!("a window of {} does not fit spatial axis {i} of {x}", kernel[i]))?;
-        // a window that would start in the padding behind the input is left out
+        // a window that would start in the padding after the input is left out
         if let (true, Some(count), Some(len)) = (*ceil, size.as_const(), sizes[i].as_const())
             && (count - 1) * strides[i] as i64 >= len + pads[i] as i64
         {

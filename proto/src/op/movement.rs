@@ -82,8 +82,9 @@ fn reshape(x: &ValueType, shape: &[Dim]) -> Result<Shape, String> {
     Ok(y.shape)
 }
 
-/// A product of affine sizes in the only way it can be written: a number and the ascending primitive factors that
-/// hold symbols (`8N · (2N+2)` = 16 · N · (N+1)). `None` when the number exceeds 127 bits.
+/// A product of affine sizes in the only way it can be written: a number and the ascending
+/// primitive factors that hold symbols (`8N · (2N+2)` = 16 · N · (N+1)). `None` when the number
+/// exceeds 127 bits.
 fn product(shape: &[Dim]) -> Option<(i128, Vec<Dim>)> {
     if shape.iter().any(|d| d.is(0)) {
         return Some((0, Vec::new()));
@@ -99,7 +100,8 @@ fn product(shape: &[Dim]) -> Option<(i128, Vec<Dim>)> {
     Some((number, factors))
 }
 
-/// The largest number that divides a size ≠ 0, with the sign of its first symbol (of the number itself without symbols).
+/// The largest number that divides a size ≠ 0, with the sign of its first symbol (of the number
+/// itself without symbols).
 fn content(d: &Dim) -> Option<i64> {
     if let Some(k) = d.as_const() {
         return Some(k);
@@ -162,7 +164,8 @@ fn slice(x: &ValueType, axes: &[usize], starts: &[Dim], ends: &[Dim], steps: &[i
     Ok(shape)
 }
 
-/// Elements of one sliced axis: ⌈(end − start) / step⌉. `None` when the bounds are not provably inside, or the size is not affine.
+/// Elements of one sliced axis: ⌈(end − start) / step⌉. `None` when the bounds are not provably
+/// inside, or the size is not affine.
 fn slice_size(size: &Dim, start: &Dim, end: &Dim, step: i64) -> Option<Dim> {
     let (low, high) =
         if step > 0 { (Dim::constant(0), size.clone()) } else { (Dim::constant(-1), size.sub(&1.into())?) };
@@ -230,7 +233,8 @@ fn resize(x: &ValueType, op: &Op) -> Result<Shape, String> {
     Ok(sizes.clone())
 }
 
-/// Whether rounding `from · scale` down or to nearest can give `to`, allowing for the rounding of an f32.
+/// Whether rounding `from · scale` down or to nearest can give `to`, allowing for the rounding of
+/// an f32.
 fn scale_fits(from: &Dim, to: &Dim, scale: f32) -> bool {
     let (Some(from), Some(to)) = (from.as_const(), to.as_const()) else { return true };
     let width = from as f64 * scale as f64;

@@ -37,8 +37,8 @@ pub const AFFINE_RESIDUAL: usize = 3;
 /// `previous` of [`Op::Affine`](super::Op::Affine) and its factor per channel.
 pub const AFFINE_PREVIOUS: [usize; 2] = [4, 5];
 
-/// Where an executor puts the scale and the zero point of operands 0, 1 and 2 that are stored as codes: after all operands
-/// that the operator has itself. No plan has operands there.
+/// Where an executor puts the scale and the zero point of operands 0, 1 and 2 that are stored as
+/// codes: after all operands that the operator has itself. No plan has operands there.
 pub const CODES: [[usize; 2]; 3] = [[7, 8], [11, 12], [13, 14]];
 /// The same of a result that is rounded to codes.
 pub const RESULT_CODES: [usize; 2] = [9, 10];

@@ -3,6 +3,14 @@
 use super::*;
 
 pub(super) fn infer(op: &Op, inputs: &InputTypes) -> Inferred {
+    match op {
+        Op::Quantize { .. } | Op::Dequantize { .. } => infer_standard(op, inputs),
+        _ => infer_fake(op, inputs),
+    }
+}
+
+/// ONNX's own.
+fn infer_standard(op: &Op, inputs: &InputTypes) -> Inferred {
     at_most(inputs, 3)?;
     let (x, scale) = (required(inputs, 0, "x")?, required(inputs, 1, "scale")?);
     check(scale.dtype.is_float(), || format!("the scale is {}, expected a float type", scale.dtype))?;
@@ -41,7 +49,8 @@ fn check_zero_point(inputs: &InputTypes, scale: &ValueType, dtype: DType) -> Res
     })
 }
 
-/// The scale is one number (no axis), a vector along the axis, or blocked: x's shape with ⌈size / block⌉ along the axis.
+/// The scale is one number (no axis), a vector along the axis, or blocked: x's shape with ⌈size /
+/// block⌉ along the axis.
 fn check_scale(x: &ValueType, scale: &ValueType, axis: Option<usize>, block: usize) -> Result<(), String> {
     let Some(axis) = axis else {
         check(block == 0, || "`block` needs an `axis`".into())?;
@@ -81,7 +90,7 @@ fn count_segments(segments: &[usize], size: &Dim) -> Result<usize, String> {
     Ok(segments.len().max(1))
 }
 
-pub(super) fn infer_fake(op: &Op, inputs: &InputTypes) -> Inferred {
+fn infer_fake(op: &Op, inputs: &InputTypes) -> Inferred {
     match op {
         Op::FakeQuant { bits, segments } => {
             at_most(inputs, 3)?;

@@ -2,8 +2,9 @@
 
 use super::*;
 
-/// What a reduction computes. Of no elements: 0 (sums), 1 (product), ±inf or the type's limit (max, min), NaN (mean of
-/// floats; 0 of integers), -inf (logarithms). Integers wrap around; `Mean`, `L2` and the logarithms of integers truncate.
+/// What a reduction computes. Of no elements: 0 (sums), 1 (product), ±inf or the type's limit (max,
+/// min), NaN (mean of floats; 0 of integers), -inf (logarithms). Integers wrap around; `Mean`, `L2`
+/// and the logarithms of integers truncate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]

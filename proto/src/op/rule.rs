@@ -54,7 +54,8 @@ pub(super) fn check_axes(axes: &[usize], x: &ValueType) -> Result<(), String> {
     })
 }
 
-/// Whether every value of the symbols (each ≥ 1) makes this ≥ 0, as far as [`Dim::is_positive`] can tell.
+/// Whether every value of the symbols (each ≥ 1) makes this ≥ 0, as far as [`Dim::is_positive`] can
+/// tell.
 pub(super) fn not_negative(d: &Dim) -> bool {
     d.add(&1.into()).is_some_and(|d| d.is_positive())
 }

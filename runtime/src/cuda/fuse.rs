@@ -23,8 +23,8 @@ pub(super) fn rounding(wiring: &Wiring) -> Option<Rounding> {
     Some(Rounding { bits: *bits, segments: sizes.clone(), scale, zero_point })
 }
 
-/// Wires a program. A step that quantizes rounds its own result, unless another step does; one without a result has nothing
-/// to do.
+/// Wires a program. A step that quantizes rounds its own result, unless another step does; one
+/// without a result has nothing to do.
 pub(super) fn wire(program: &Program, values: &[Value], kept: &[usize]) -> Vec<Wiring> {
     let rounding = |at: usize| {
         let step = &program.steps[at];
@@ -48,8 +48,9 @@ pub(super) fn wire(program: &Program, values: &[Value], kept: &[usize]) -> Vec<W
     wirings
 }
 
-/// Whether the device's kernels can round the result, of the operators that may: its products of computed matrices and its
-/// attention store fp16 alone. Lowering checks that what is fused here is rounded.
+/// Whether the device's kernels can round the result, of the operators that may: its products of
+/// computed matrices and its attention store fp16 alone. Lowering checks that what is fused here is
+/// rounded.
 fn rounds_result(op: &Op) -> bool {
     !matches!(op, Op::MatMul | Op::Attention { .. })
 }

@@ -1,12 +1,14 @@
 //! Evaluations on a CUDA device, or on its simulator: the same plan, other kernels.
 //!
-//! The preludes run there too (`preludes`), once per request, where there are kernels for all their steps, otherwise on the CPU; their results, the
-//! conditions and the cache lie in the request's slot on the device.
-//! `full` and `cached` are lists of launches recorded when the engine is opened (on a GPU, two CUDA graphs). They are the same for all
-//! evaluations and slots: which evaluation and which slot it is are two numbers in device memory. Where nobody looks at the samples in
+//! The preludes run there too (`preludes`), once per request, where there are kernels for all their
+//! steps, otherwise on the CPU; their results, the conditions and the cache lie in the request's
+//! slot on the device. `full` and `cached` are lists of launches recorded when the engine is opened
+//! (on a GPU, two CUDA graphs). They are the same for all evaluations and slots: which evaluation
+//! and which slot it is are two numbers in device memory. Where nobody looks at the samples in
 //! between, the device moves them as well (`sampler`), and counts evaluations itself.
 //!
-//! Floats are fp16 between kernels, tables and constants f32, rounded activations codes where the plan multiplies integers.
+//! Floats are fp16 between kernels, tables and constants f32, rounded activations codes where the
+//! plan multiplies integers.
 
 mod constants;
 mod fuse;
@@ -103,8 +105,8 @@ struct RecordedProgram {
 }
 
 impl CudaEngine {
-    /// Chooses kernels, uploads weights, lays out memory and records the step programs and the `preludes`, of which the second
-    /// computes `chunk` evaluations at once.
+    /// Chooses kernels, uploads weights, lays out memory and records the step programs and the
+    /// `preludes`, of which the second computes `chunk` evaluations at once.
     fn open(
         weights: &Arc<Weights>,
         on: &CudaBackend,
@@ -136,10 +138,10 @@ impl CudaEngine {
         });
         let begins = begins.map(|(kind, chunks)| {
             let bindings = bind(chunks.chunk * chunks.batch);
-            Ok((Placed::new(weights, kind, &bindings, false, multiprocessors)?, bindings, chunks))
+            Ok((Placed::new(weights, kind, &bindings, false, multiprocessors)?, chunks))
         });
         let begins = begins.collect::<Result<Vec<_>, EngineError>>()?;
-        let all = drafts.iter().chain(begins.iter().map(|(placed, ..)| placed));
+        let all = drafts.iter().chain(begins.iter().map(|(placed, _)| placed));
         let arena_bytes = all.map(|d| d.bytes).max().unwrap_or(0);
         if arena_bytes > options.max_memory {
             return Err(EngineError::Memory { needed: arena_bytes, limit: options.max_memory });
@@ -148,13 +150,13 @@ impl CudaEngine {
             lower::Spaces { arena: device.allocate(arena_bytes)?, requests: Arc::clone(&requests), slot: &layout };
         // first, so that what is refused costs little: then the CPU runs it
         let mut preludes = Vec::new();
-        for (placed, bindings, chunks) in &begins {
-            preludes.push(Prelude::new(weights, device, &state, &memory, &mut constants, bindings, placed, *chunks)?);
+        for (placed, chunks) in &begins {
+            preludes.push(Prelude::new(weights, device, &state, &memory, &mut constants, placed, *chunks)?);
         }
         let mut programs = Vec::new();
         let mut keeps = [vec![], vec![]];
         for draft in &drafts {
-            let lowered = Lowered::new(weights, device, &state, &memory, &mut constants, &bindings, draft)?;
+            let lowered = Lowered::new(weights, device, &state, &memory, &mut constants, draft)?;
             if draft.kind == ProgramKind::Full {
                 keeps = lowered.keeps(plan);
             }

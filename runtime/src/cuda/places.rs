@@ -18,6 +18,8 @@ use half::f16;
 /// A program with sizes, types, fused roundings and addresses in the arena.
 pub(super) struct Placed {
     pub kind: ProgramKind,
+    /// Sizes of symbols.
+    pub bindings: Bindings,
     pub values: Vec<Value>,
     /// Per value, the type of its elements on the device.
     pub types: Vec<ElementType>,
@@ -65,7 +67,8 @@ impl Placed {
         let types: Vec<ElementType> = (0..values.len()).map(|v| type_of(v).unwrap_or(ElementType::U8)).collect();
         let wirings = wire(program, &values, &kept);
         let (offsets, scratch, bytes) = (vec![], vec![], 0);
-        let mut placed = Placed { kind, values, types, wirings, offsets, scratch, bytes, multiprocessors };
+        let bindings = bindings.clone();
+        let mut placed = Placed { kind, bindings, values, types, wirings, offsets, scratch, bytes, multiprocessors };
         placed.place(program, kept)?;
         Ok(placed)
     }
@@ -95,7 +98,7 @@ impl Placed {
         let (offsets, bytes) = placed.ok_or(EngineError::Memory { needed: usize::MAX, limit: usize::MAX })?;
         self.offsets = self.values.iter().map(|v| buffer_of[v.home].map(|buffer: usize| offsets[buffer])).collect();
         self.scratch = offsets[of_steps..].to_vec();
-        // a whole chunk behind the last row
+        // a whole chunk after the last row
         self.bytes = bytes + ALIGN;
         Ok(())
     }
@@ -133,7 +136,8 @@ impl Placed {
         bytes(FilterKind::Codes).max(bytes(FilterKind::Halves))
     }
 
-    /// Whether tensor cores cannot read the value where it lies: it is no fp16, or its rows are not made of aligned 16 bytes.
+    /// Whether tensor cores cannot read the value where it lies: it is no fp16, or its rows are not
+    /// made of aligned 16 bytes.
     pub fn needs_copy(&self, v: usize) -> bool {
         let (value, element) = (&self.values[v], self.types[v]);
         match element {

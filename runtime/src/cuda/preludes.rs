@@ -1,7 +1,9 @@
-//! The preludes on the device: what begins a request, in f32 but for the operands of products, its results in fp16 in the slot.
+//! The preludes on the device: what begins a request, in f32 but for the operands of products, its
+//! results in fp16 in the slot.
 //!
-//! `prelude_steps` computes a chunk of evaluations at once. What it reads from outside is stacked in the arena first, evaluation by
-//! evaluation: conditions and results of `prelude` repeated, rows of tables and time steps one after the other.
+//! `prelude_steps` computes a chunk of evaluations at once. What it reads from outside is stacked
+//! in the arena first, evaluation by evaluation: conditions and results of `prelude` repeated, rows
+//! of tables and time steps one after the other.
 
 use super::constants::Constants;
 use super::lower::{Lowered, Spaces};
@@ -9,8 +11,8 @@ use super::places::{Placed, element_of};
 use crate::engine::request::write_number;
 use crate::engine::{EngineError, Weights};
 use cqc_kernels::cuda::{self, Device, ElementOp, ElementType, Launch, Memory, Operand, Recorded, State};
+use cqc_proto::DType;
 use cqc_proto::plan::{InputRole, ProgramKind, Source};
-use cqc_proto::{Bindings, DType};
 use std::sync::Arc;
 
 /// A prelude as the device runs it.
@@ -38,11 +40,10 @@ impl Prelude {
         state: &State,
         spaces: &Spaces,
         constants: &mut Constants,
-        bindings: &Bindings,
         placed: &Placed,
         chunks: Chunks,
     ) -> Result<Prelude, EngineError> {
-        let mut lowered = Lowered::new(weights, device, state, spaces, constants, bindings, placed)?;
+        let mut lowered = Lowered::new(weights, device, state, spaces, constants, placed)?;
         let launches = std::mem::take(&mut lowered.launches);
         let times = times(weights, device, placed, chunks.evaluations)?;
         let may_fail = launches.iter().any(|launch| launch.kernel().may_fail());

@@ -1,8 +1,9 @@
 //! Samples that stay on the device: the sampler there, after every evaluation.
 //!
-//! Per slot the device keeps the samples, what the sampler remembers, noise that was drawn for the evaluation at work, and the
-//! scale of guidance, all in f32; for all slots a table of the sampler's constants. The sampler writes what the network sees next to where the
-//! network reads it, and counts the evaluation, so that nothing goes up or down in between but noise.
+//! Per slot the device keeps the samples, what the sampler remembers, noise that was drawn for the
+//! evaluation at work, and the scale of guidance, all in f32; for all slots a table of the
+//! sampler's constants. The sampler writes what the network sees next to where the network reads
+//! it, and counts the evaluation, so that nothing goes up or down in between but noise.
 
 use super::{CudaEngine, RecordedProgram};
 use crate::engine::{DeviceRequest, DeviceSampling, EngineError};

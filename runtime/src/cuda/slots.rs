@@ -50,7 +50,8 @@ impl Drop for Taken {
 pub(super) struct SlotLayout {
     /// Model inputs, as programs see them.
     pub inputs: Vec<Span>,
-    /// Results of `prelude`, and of `prelude_steps` for one evaluation, the others following; floats in fp16.
+    /// Results of `prelude`, and of `prelude_steps` for one evaluation, the others following;
+    /// floats in fp16.
     pub results: Vec<Span>,
     pub step_results: Vec<Span>,
     /// The cache, in fp16.
@@ -85,7 +86,8 @@ impl SlotLayout {
         Ok(SlotLayout { inputs, results, step_results, cache, floats, evaluations, bytes: end.max(256) })
     }
 
-    /// What the request's memory on the CPU holds, as bytes for the slot; without the results of preludes that run on the device.
+    /// What the request's memory on the CPU holds, as bytes for the slot; without the results of
+    /// preludes that run on the device.
     pub fn upload(&self, memory: &Arena, request: &RequestLayout, preludes: DevicePreludes) -> Vec<(usize, Vec<u8>)> {
         let bytes = |span: Span| -> &[u8] { memory.get(span).expect("the layout lies in the request's memory") };
         let mut parts: Vec<(usize, Vec<u8>)> = Vec::new();

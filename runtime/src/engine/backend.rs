@@ -1,7 +1,9 @@
-//! Where programs run if not on the CPU: what an engine asks of a [`Backend`], which knows one kind of device.
+//! Where programs run if not on the CPU: what an engine asks of a [`Backend`], which knows one kind
+//! of device.
 //!
-//! An engine with a device runs step programs there, and those preludes that the device has kernels for; everything else of it
-//! (checks, layout of requests, the preludes that are left) stays the same.
+//! An engine with a device runs step programs there, and those preludes that the device has kernels
+//! for; everything else of it (checks, layout of requests, the preludes that are left) stays the
+//! same.
 
 use super::{EngineError, EngineOptions, RequestLayout, Weights};
 use crate::sampler::SamplerTable;
@@ -20,7 +22,8 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// [`EngineError::NoDeviceKernel`] for types of elements that the device does not know.
     fn prelude_bytes(&self, weights: &Weights, kind: ProgramKind, bindings: &Bindings) -> Result<usize, EngineError>;
 
-    /// Makes the step programs ready, and those `preludes`, of which `prelude_steps` computes `chunk` evaluations at once.
+    /// Makes the step programs ready, and those `preludes`, of which `prelude_steps` computes
+    /// `chunk` evaluations at once.
     ///
     /// # Errors
     /// [`EngineError::NoDeviceKernel`], [`EngineError::Memory`], whatever the device reports.
@@ -59,7 +62,8 @@ impl DevicePreludes {
     }
 }
 
-/// The programs of a plan on a device. It serves several requests, one call at a time in the order of the calls.
+/// The programs of a plan on a device. It serves several requests, one call at a time in the order
+/// of the calls.
 pub trait DeviceEngine: fmt::Debug + Send + Sync {
     /// The device's name, for people.
     fn name(&self) -> String;
@@ -73,8 +77,8 @@ pub trait DeviceEngine: fmt::Debug + Send + Sync {
     /// The preludes that run on the device; what has nothing to compute does not.
     fn preludes(&self) -> DevicePreludes;
 
-    /// Takes a slot for a request, uploads what its `memory` holds (conditions, results of preludes that ran on the CPU) and runs
-    /// the other preludes.
+    /// Takes a slot for a request, uploads what its `memory` holds (conditions, results of preludes
+    /// that ran on the CPU) and runs the other preludes.
     ///
     /// # Errors
     /// [`EngineError::NoSlot`], [`EngineError::Fault`], whatever the device reports.
@@ -83,7 +87,8 @@ pub trait DeviceEngine: fmt::Debug + Send + Sync {
     /// Runs one evaluation and waits for it; `out` gets the first output.
     ///
     /// # Errors
-    /// [`EngineError::ForeignRequest`], [`EngineError::NothingCached`], [`EngineError::Fault`], whatever the device reports.
+    /// [`EngineError::ForeignRequest`], [`EngineError::NothingCached`], [`EngineError::Fault`],
+    /// whatever the device reports.
     fn evaluate(&self, evaluation: &DeviceEvaluation, out: &mut [f32]) -> Result<(), EngineError>;
 
     /// Lets the device move samples from now on; those on their way are lost.
@@ -98,14 +103,16 @@ pub trait DeviceEngine: fmt::Debug + Send + Sync {
     /// [`EngineError::ForeignRequest`], whatever the device reports.
     fn put_samples(&self, request: &DeviceRequest, x: &[f32], input: &[f32], guidance: f32) -> Result<(), EngineError>;
 
-    /// Runs the program of evaluation `e`, the one that the device has counted to; `stored`: the request's cache has been
-    /// filled before. Returns before that is done.
+    /// Runs the program of evaluation `e`, the one that the device has counted to; `stored`: the
+    /// request's cache has been filled before. Returns before that is done.
     ///
     /// # Errors
-    /// [`EngineError::ForeignRequest`], [`EngineError::NothingCached`], whatever the device reports.
+    /// [`EngineError::ForeignRequest`], [`EngineError::NothingCached`], whatever the device
+    /// reports.
     fn replay(&self, kind: ProgramKind, request: &DeviceRequest, e: usize, stored: bool) -> Result<(), EngineError>;
 
-    /// Moves the samples after that program, with noise if the sampler adds some here, and counts on.
+    /// Moves the samples after that program, with noise if the sampler adds some here, and counts
+    /// on.
     ///
     /// # Errors
     /// [`EngineError::ForeignRequest`], whatever the device reports.
@@ -124,8 +131,8 @@ pub trait DeviceEngine: fmt::Debug + Send + Sync {
     fn wait(&self) -> Result<(), EngineError>;
 }
 
-/// A request's slot on a device, given back when this is dropped. A clone has none: the device's cache is not copied, and the
-/// engine refuses it.
+/// A request's slot on a device, given back when this is dropped. A clone has none: the device's
+/// cache is not copied, and the engine refuses it.
 pub struct DeviceRequest(Option<Box<dyn Any + Send + Sync>>);
 
 impl DeviceRequest {

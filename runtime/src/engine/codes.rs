@@ -1,9 +1,11 @@
-//! Which rounded activations are stored as codes or as bf16, so that kernels for these multiply them.
+//! Which rounded activations are stored as codes or as bf16, so that kernels for these multiply
+//! them.
 //!
-//! A plan says what quantized layers compute: `FakeQuant` rounds an activation to what its codes stand for, constants hold codes of weights, and a
-//! product multiplies the two. Where all products that read such an activation have an integer kernel for it, the activation is stored as codes
-//! instead, and the products multiply integers: the same result up to the order of additions in f32. Likewise `RoundBf16` and constants of bf16, where the
-//! CPU multiplies bf16.
+//! A plan says what quantized layers compute: `FakeQuant` rounds an activation to what its codes
+//! stand for, constants hold codes of weights, and a product multiplies the two. Where all products
+//! that read such an activation have an integer kernel for it, the activation is stored as codes
+//! instead, and the products multiply integers: the same result up to the order of additions in
+//! f32. Likewise `RoundBf16` and constants of bf16, where the CPU multiplies bf16.
 
 use super::kernel::Kernel;
 use super::program::PreparedProgram;
@@ -86,8 +88,8 @@ pub(crate) fn choose_storage(
     }
 }
 
-/// A value stored as codes or bf16 that some kernel cannot write or read as such: a size that [`choose_storage`] does not look
-/// at is in the way.
+/// A value stored as codes or bf16 that some kernel cannot write or read as such: a size that
+/// [`choose_storage`] does not look at is in the way.
 pub(crate) fn without_kernel(program: &Program, values: &[Value], kernels: &[Kernel]) -> Option<usize> {
     let is_narrow = |v: &&usize| values[**v].stored_as.is_some();
     let steps = program.steps.iter().zip(kernels).filter(|(_, kernel)| !kernel.traits().takes_narrow);
@@ -102,7 +104,8 @@ pub(crate) fn weight_codes<'a>(plan: &'a Plan, program: &Program, step: &Step) -
     Some((constant, plan.constants[constant].codes.as_ref()?))
 }
 
-/// Whether no evaluation that runs the program lets a segment pass, which codes could not say, and all zero points are codes.
+/// Whether no evaluation that runs the program lets a segment pass, which codes could not say, and
+/// all zero points are codes.
 fn always_rounds(weights: &Weights, kind: ProgramKind, program: &Program, step: &Step) -> bool {
     let plan = weights.plan();
     let all = |input: usize, fits: fn(f32) -> bool| {
@@ -138,7 +141,8 @@ pub(crate) fn scales_codes(program: &PreparedProgram, constant: usize) -> bool {
     })
 }
 
-/// Whether the step is attention with weights of so many bits that reads `v` once, as queries, keys or values.
+/// Whether the step is attention with weights of so many bits that reads `v` once, as queries, keys
+/// or values.
 fn attends(step: &Step, v: usize, bits: RangeInclusive<u8>) -> bool {
     let Op::Attention { softmax_bits, .. } = step.op else { return false };
     if !bits.contains(&softmax_bits) {
@@ -182,8 +186,8 @@ fn multiplies_once(step: &Step, v: usize) -> bool {
     step.inputs.iter().filter(|i| **i == Some(v)).count() == 1 && step.inputs[X] == Some(v)
 }
 
-/// Whether the weights of a product with its outputs along `output_axis` are numbers of bf16: as they stand, or codes with one
-/// scale per output, by which the sums can be multiplied.
+/// Whether the weights of a product with its outputs along `output_axis` are numbers of bf16: as
+/// they stand, or codes with one scale per output, by which the sums can be multiplied.
 fn has_weights_of_bf16(plan: &Plan, program: &Program, step: &Step, output_axis: usize) -> bool {
     let input = |i: usize| step.inputs.get(i).copied().flatten();
     let Some(Source::Constant(constant)) = input(WEIGHTS).map(|w| program.values[w].source) else { return false };

@@ -102,7 +102,8 @@ fn bf16_target(y: &mut [u8], stored: bool) -> Output<'_> {
 /// Runs step `index`. Nothing is allocated unless it runs through the definition.
 ///
 /// # Errors
-/// What the data was wrong with, in words: an index outside of an axis, or whatever the definition reports.
+/// What the data was wrong with, in words: an index outside of an axis, or whatever the definition
+/// reports.
 pub(super) fn run_step(program: &PreparedProgram, index: usize, arena: &mut Arena, run: Run) -> Result<(), String> {
     let step = &program.steps[index];
     match &step.kernel {

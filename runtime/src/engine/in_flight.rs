@@ -5,8 +5,8 @@ use cqc_kernels::arena::{Arena, Pod, Span};
 use cqc_proto::plan::ProgramKind;
 use std::sync::Arc;
 
-/// What belongs to one request: conditions, results of the preludes, and the cache, which nothing has been stored in when it
-/// begins. Made by [`Engine::begin`](super::Engine::begin).
+/// What belongs to one request: conditions, results of the preludes, and the cache, which nothing
+/// has been stored in when it begins. Made by [`Engine::begin`](super::Engine::begin).
 #[derive(Clone)]
 pub struct InFlight {
     pub(super) memory: Arena,

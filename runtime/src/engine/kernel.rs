@@ -130,7 +130,8 @@ pub(crate) enum Kernel {
     Reference(Box<Op>),
 }
 
-/// The packed weights of a product, and with them the format in which it multiplies: operand 0 is stored in it too.
+/// The packed weights of a product, and with them the format in which it multiplies: operand 0 is
+/// stored in it too.
 #[derive(Clone, Debug)]
 pub(crate) enum ProductWeights {
     F32(Arc<PackedMatrix>),
@@ -159,7 +160,8 @@ impl ProductWeights {
         }
     }
 
-    /// The value that holds the scale and the one that holds the zero point, of operand 0 where that is codes.
+    /// The value that holds the scale and the one that holds the zero point, of operand 0 where
+    /// that is codes.
     fn rounding_of_codes(&self) -> &[[usize; 2]] {
         if let ProductWeights::Codes { rounding, .. } = self { std::slice::from_ref(rounding) } else { &[] }
     }
@@ -257,13 +259,15 @@ pub(crate) enum NumberFormat {
 pub(crate) struct KernelTraits<'a> {
     /// What it multiplies; f32 of anything that is no product.
     pub format: NumberFormat,
-    /// The values that hold scale and zero point of its first operands, as many as are stored as codes.
+    /// The values that hold scale and zero point of its first operands, as many as are stored as
+    /// codes.
     pub rounding_of_codes: &'a [[usize; 2]],
     /// Whether its weights were packed: the constant itself is not read.
     pub has_packed_weights: bool,
     /// Whether it computes the GEGLU after a linear layer too.
     pub is_paired: bool,
-    /// Whether it can round its result as it stores it, to codes or bf16 or to the f32 that these stand for.
+    /// Whether it can round its result as it stores it, to codes or bf16 or to the f32 that these
+    /// stand for.
     pub rounds_result: bool,
     /// Whether it reads or writes values that are stored as codes or bf16.
     pub takes_narrow: bool,

@@ -1,7 +1,8 @@
 //! Addresses: which bytes of the arena each buffer gets.
 //!
-//! Buffers that are never alive in the same step share bytes. The largest are placed first, each into the smallest gap that
-//! holds it between the buffers it meets in time ("greedy by size", as in arXiv:2001.03288).
+//! Buffers that are never alive in the same step share bytes. The largest are placed first, each
+//! into the smallest gap that holds it between the buffers it meets in time ("greedy by size", as
+//! in arXiv:2001.03288).
 
 use cqc_kernels::arena::ALIGN;
 
@@ -19,7 +20,8 @@ impl Buffer {
     }
 }
 
-/// The offset of each buffer, a multiple of [`ALIGN`], and the bytes of all together; `None` if they overflow.
+/// The offset of each buffer, a multiple of [`ALIGN`], and the bytes of all together; `None` if
+/// they overflow.
 pub(crate) fn place(buffers: &[Buffer]) -> Option<(Vec<usize>, usize)> {
     let mut order: Vec<usize> = (0..buffers.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(buffers[i].bytes), i));
@@ -38,7 +40,8 @@ pub(crate) fn place(buffers: &[Buffer]) -> Option<(Vec<usize>, usize)> {
     Some((offsets, total))
 }
 
-/// Begin of the smallest gap of at least `bytes` between the buffers that `buffer` meets; else the end of the last of them.
+/// Begin of the smallest gap of at least `bytes` between the buffers that `buffer` meets; else the
+/// end of the last of them.
 fn best_gap(placed: &[(usize, usize, Buffer)], buffer: &Buffer, bytes: usize) -> usize {
     let mut best: Option<(usize, usize)> = None; // (size, begin)
     let mut free_from = 0;

@@ -1,4 +1,5 @@
-//! Executes a plan: one static block of memory, kernels chosen when the engine is opened, nothing allocated in the loop.
+//! Executes a plan: one static block of memory, kernels chosen when the engine is opened, nothing
+//! allocated in the loop.
 //!
 //! ```text
 //! Weights::new(plan, bytes)         validate once; packed copies of weights live here
@@ -7,8 +8,9 @@
 //!       evaluate(request, 0 ..)     full or cached
 //! ```
 //!
-//! The engine's arena holds the buffers of whichever program runs; all programs share it. What outlives a program belongs to the
-//! request: model inputs, results of the preludes, the cache. So several requests, each at its own evaluation, can share an engine.
+//! The engine's arena holds the buffers of whichever program runs; all programs share it. What
+//! outlives a program belongs to the request: model inputs, results of the preludes, the cache. So
+//! several requests, each at its own evaluation, can share an engine.
 
 pub(crate) mod backend;
 pub(crate) mod codes;
@@ -57,26 +59,30 @@ pub struct EngineOptions {
     pub batch: usize,
     /// Threads, the calling one counted.
     pub threads: usize,
-    /// Threads to share with other engines, or those of the caller ([`Pool::from_executor`]), instead of `threads` own ones.
+    /// Threads to share with other engines, or those of the caller ([`Pool::from_executor`]),
+    /// instead of `threads` own ones.
     pub pool: Option<Arc<Pool>>,
-    /// Values of `full` that [`Engine::tap`] can read after a run, also where `cached` has them; they cost memory.
+    /// Values of `full` that [`Engine::tap`] can read after a run, also where `cached` has them;
+    /// they cost memory.
     pub keep: Vec<String>,
     /// Measures every step for [`Engine::profile`].
     pub profile: bool,
-    /// Multiplies integers where the plan has quantized layers, and bf16 where it has such and this CPU an instruction for
-    /// them, and lets steps round their results at once; without it everything is computed in f32, rounded to what these stand
-    /// for, step by step. With it a step that is watched ([`Engine::evaluate_watched`]) may lack operands.
+    /// Multiplies integers where the plan has quantized layers, and bf16 where it has such and this
+    /// CPU an instruction for them, and lets steps round their results at once; without it
+    /// everything is computed in f32, rounded to what these stand for, step by step. With it a step
+    /// that is watched ([`Engine::evaluate_watched`]) may lack operands.
     pub low_precision: bool,
     /// Multiplies bf16 also where the CPU has no instruction for it: very slow, for tests.
     pub emulate_bf16: bool,
     /// Runs every step through its definition: very slow, for comparison.
     pub reference: bool,
-    /// Evaluates there; preludes that the device has no kernels for run on the CPU. Only loops, without `keep`, `profile` and
-    /// `reference`.
+    /// Evaluates there; preludes that the device has no kernels for run on the CPU. Only loops,
+    /// without `keep`, `profile` and `reference`.
     pub device: Option<Arc<dyn Backend>>,
     /// Most bytes of activations.
     pub max_memory: usize,
-    /// `prelude_steps` computes fewer evaluations at once if its buffers would take more bytes than this.
+    /// `prelude_steps` computes fewer evaluations at once if its buffers would take more bytes than
+    /// this.
     pub prelude_memory: usize,
 }
 
@@ -207,7 +213,8 @@ impl Engine {
         &self.programs[ProgramKind::Full as usize]
     }
 
-    /// Runs one program for a request. `evaluation` selects rows of tables; `watch` is called around each step.
+    /// Runs one program for a request. `evaluation` selects rows of tables; `watch` is called
+    /// around each step.
     fn run_program(
         &mut self,
         kind: ProgramKind,
@@ -241,8 +248,8 @@ impl Engine {
         Ok(())
     }
 
-    /// A kept value or an output after the last run, which must have been one of `request`; `None` for any other name, for a
-    /// value that the program that ran does not have, and on a device.
+    /// A kept value or an output after the last run, which must have been one of `request`; `None`
+    /// for any other name, for a value that the program that ran does not have, and on a device.
     pub fn tap(&self, request: &InFlight, name: &str) -> Option<Tensor> {
         let (kind, evaluation) = request.last.filter(|_| self.device.is_none())?;
         let v = *self.kept[(kind == ProgramKind::Cached) as usize].get(name)?;

@@ -3,7 +3,7 @@
 use cqc_kernels::arena::{Pod, cast, cast_mut};
 use cqc_proto::DType;
 
-/// `y[o, i, ..] = data[o, indices[i], ..]`; `sizes`: axes before, size of the axis, bytes behind.
+/// `y[o, i, ..] = data[o, indices[i], ..]`; `sizes`: axes before, size of the axis, bytes after it.
 ///
 /// # Errors
 /// An index outside the axis.

@@ -4,7 +4,8 @@ use super::{DeviceEngine, DeviceRequest, DeviceSampling, Engine, EngineError, In
 use cqc_proto::plan::ProgramKind;
 
 impl Engine {
-    /// Lets the device move samples, if there is one and the plan has tables, whose rows it counts. Tells whether it does.
+    /// Lets the device move samples, if there is one and the plan has tables, whose rows it counts.
+    /// Tells whether it does.
     pub(crate) fn sample_on_device(&mut self, sampling: &DeviceSampling) -> Result<bool, EngineError> {
         let counts = self.plan().evaluations == sampling.table.rows.len();
         match &mut self.device {
@@ -32,8 +33,9 @@ impl Engine {
         device.put_samples(slot, x, input, guidance)
     }
 
-    /// Runs the program of evaluation `e`, which follows the one before, and moves the samples. `noise` is asked for some while the device works,
-    /// and has none if the sampler adds none here. Returns before all that is done.
+    /// Runs the program of evaluation `e`, which follows the one before, and moves the samples.
+    /// `noise` is asked for some while the device works, and has none if the sampler adds none
+    /// here. Returns before all that is done.
     pub(crate) fn replay<'n>(
         &self,
         request: &mut InFlight,

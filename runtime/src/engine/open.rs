@@ -135,7 +135,8 @@ fn kept_values(plan: &Plan, names: &[String]) -> Result<[BTreeMap<String, usize>
     Ok([kept(ProgramKind::Full), kept(ProgramKind::Cached)])
 }
 
-/// Whether `prelude_steps` runs evaluation by evaluation: its time step is one for the whole batch, or its fixed batch is not stacked.
+/// Whether `prelude_steps` runs evaluation by evaluation: its time step is one for the whole batch,
+/// or its fixed batch is not stacked.
 fn has_single_timestep(plan: &Plan) -> bool {
     let Some(symbol) = &plan.batch_symbol else { return plan.steps_one_by_one() };
     let is_single = |v: &PlanValue| match v.source {
@@ -208,7 +209,8 @@ fn slots(plan: &Plan, batch: usize, request: &mut Stack) -> Result<Vec<InputSlot
     plan.inputs.iter().map(slot).collect()
 }
 
-/// Where the results of a prelude are kept, which computes `chunk` of `evaluations` at once: the span of the first.
+/// Where the results of a prelude are kept, which computes `chunk` of `evaluations` at once: the
+/// span of the first.
 fn result_spans(
     draft: &Draft,
     plan: &Plan,

@@ -1,4 +1,5 @@
-//! Packed weights in a file beside the artifact's own, so that the next process maps them instead of packing again.
+//! Packed weights in a file beside the artifact's own, so that the next process maps them instead
+//! of packing again.
 //!
 //! ```text
 //! 0..8      b"cqcpack1"
@@ -8,8 +9,8 @@
 //! ..        data, from the next multiple of 64 on; every part begins at such a multiple
 //! ```
 //!
-//! The file is disposable: one that is missing, of other weights, or not what was expected is packed anew. Its data are not hashed: they are read
-//! as they are used, and any bytes are numbers.
+//! The file is disposable: one that is missing, of other weights, or not what was expected is
+//! packed anew. Its data are not hashed: they are read as they are used, and any bytes are numbers.
 
 use bytes::Bytes;
 use cqc_kernels::arena::ALIGN;

@@ -1,4 +1,5 @@
-//! Packed copies of weights: made when an engine first wants them, shared by all engines, kept in a file where a cache is given.
+//! Packed copies of weights: made when an engine first wants them, shared by all engines, kept in a
+//! file where a cache is given.
 
 use super::weights::{Weights, lock};
 use bytes::Bytes;
@@ -28,7 +29,8 @@ impl PackKey {
         }
     }
 
-    /// Taps, input channels, columns, and whether these are paired, of a product of integers or of bf16.
+    /// Taps, input channels, columns, and whether these are paired, of a product of integers or of
+    /// bf16.
     fn product(&self) -> (usize, usize, usize, bool) {
         match *self {
             PackKey::Linear { k, n, paired, .. } => (1, k, n, paired),
@@ -53,8 +55,9 @@ impl Weights {
         floats + bf16 + lock(&self.packed_codes).values().map(|p| p.bytes()).sum::<usize>()
     }
 
-    /// Writes what has been packed so far into the cache that these were opened with, unless it is there: call it when engines are open. The file is
-    /// as large as the packed weights. Returns whether it was written.
+    /// Writes what has been packed so far into the cache that these were opened with, unless it is
+    /// there: call it when engines are open. The file is as large as the packed weights. Returns
+    /// whether it was written.
     ///
     /// # Errors
     /// What the system says; the file is then as before.
@@ -76,7 +79,8 @@ impl Weights {
         self.kept.as_ref()?.find(&key.name(of))
     }
 
-    /// Constant `i` packed as the `[k, n]` matrix of a product, its columns `paired` where that computes a GEGLU too.
+    /// Constant `i` packed as the `[k, n]` matrix of a product, its columns `paired` where that
+    /// computes a GEGLU too.
     pub(super) fn packed_linear(&self, constant: usize, k: usize, n: usize, paired: bool) -> Arc<PackedMatrix> {
         let pack = if paired { PackedMatrix::pairs_from_kn } else { PackedMatrix::from_kn };
         self.pack(PackKey::Linear { constant, k, n, paired }, |w| pack(self.isa, k, n, w))
@@ -88,7 +92,8 @@ impl Weights {
         self.pack(PackKey::Conv { constant, shape }, |w| conv.pack(w))
     }
 
-    /// The codes of constant `i` packed as the matrix of a product with `n` columns, maybe `paired`; `None`: it has none.
+    /// The codes of constant `i` packed as the matrix of a product with `n` columns, maybe
+    /// `paired`; `None`: it has none.
     pub(super) fn packed_linear_codes(
         &self,
         constant: usize,
@@ -110,8 +115,8 @@ impl Weights {
         })
     }
 
-    /// Constant `i`, of bf16 or of codes with one scale per column, packed as the `[k, n]` matrix of a product, maybe `paired`; `None`: it is
-    /// of another type.
+    /// Constant `i`, of bf16 or of codes with one scale per column, packed as the `[k, n]` matrix
+    /// of a product, maybe `paired`; `None`: it is of another type.
     pub(super) fn packed_linear_bf16(
         &self,
         constant: usize,
@@ -123,7 +128,8 @@ impl Weights {
         self.pack_bf16(PackKey::Linear { constant, k, n, paired }, |w| pack(self.isa, k, n, w))
     }
 
-    /// Constant `i`, of bf16 or of codes with one scale per output, packed for a convolution of that shape; `None`: it is of another type.
+    /// Constant `i`, of bf16 or of codes with one scale per output, packed for a convolution of
+    /// that shape; `None`: it is of another type.
     pub(super) fn packed_conv_bf16(&self, constant: usize, shape: &ConvShape) -> Option<Arc<PackedBf16>> {
         let shape = ConvShape { n: 1, ..*shape };
         self.pack_bf16(PackKey::Conv { constant, shape }, |w| PackedBf16::from_oihw(self.isa, &shape, w))

@@ -1,7 +1,8 @@
-//! Which linear layers compute the GEGLU behind them at once.
+//! Which linear layers compute the GEGLU after them at once.
 //!
-//! Their columns are `[a, b]`; packed vector by vector side by side, both halves of a result are in registers together, and a · gelu_erf(b) is all that is
-//! stored: half as much, and codes where a product reads it. The sums are not, so nothing else may read them.
+//! Their columns are `[a, b]`; packed vector by vector side by side, both halves of a result are in
+//! registers together, and a · gelu_erf(b) is all that is stored: half as much, and codes where a
+//! product reads it. The sums are not, so nothing else may read them.
 
 use super::kernel::Kernel;
 use super::values::Value;

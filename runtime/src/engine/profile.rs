@@ -18,7 +18,8 @@ pub enum Execution {
     Bf16,
     /// A kernel multiplies integers of at most 8 bits and adds in i32.
     Int8,
-    /// Nothing is left to do: the step before it computes its result too, or that lies where it belongs.
+    /// Nothing is left to do: the step before it computes its result too, or that lies where it
+    /// belongs.
     Fused,
     /// There is no kernel for it: it runs through the slow definition.
     Definition,
@@ -74,13 +75,15 @@ pub struct StepExecution {
     pub op: String,
     /// How.
     pub execution: Execution,
-    /// What it reads and writes when it runs, as text such as `x:u8, bias → y/rounded:u8, rounded to 8 bits`. Values stand with
-    /// the type they are stored in where that is not their own; operands that the step lacks, and weights that were packed, are
-    /// left out. Empty of a step that is fused.
+    /// What it reads and writes when it runs, as text such as `x:u8, bias → y/rounded:u8, rounded
+    /// to 8 bits`. Values stand with the type they are stored in where that is not their own;
+    /// operands that the step lacks, and weights that were packed, are left out. Empty of a step
+    /// that is fused.
     pub wiring: String,
 }
 
-/// What one step of one program has cost since the engine was opened or [`reset`](super::Engine::reset_profile).
+/// What one step of one program has cost since the engine was opened or
+/// [`reset`](super::Engine::reset_profile).
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepProfile {
     /// The program it belongs to.
@@ -95,13 +98,15 @@ pub struct StepProfile {
     pub total: Duration,
     /// Number of calls. Zero unless the engine was opened with `profile`.
     pub calls: u64,
-    /// Evaluations that a call computes: more than one in [`ProgramKind::PreludeSteps`], where the last call may have fewer.
+    /// Evaluations that a call computes: more than one in [`ProgramKind::PreludeSteps`], where the
+    /// last call may have fewer.
     pub evaluations: usize,
 }
 
 impl Weights {
-    /// How every step of every program of the plan is executed on this CPU, in an engine with default options. It does not
-    /// depend on the batch. Packs the weights, as opening an engine does.
+    /// How every step of every program of the plan is executed on this CPU, in an engine with
+    /// default options. It does not depend on the batch. Packs the weights, as opening an engine
+    /// does.
     ///
     /// # Errors
     /// Those of [`Engine::open`].
@@ -112,7 +117,8 @@ impl Weights {
 }
 
 impl Engine {
-    /// How every step of every program is executed, on the CPU: a device that the engine may have is not asked.
+    /// How every step of every program is executed, on the CPU: a device that the engine may have
+    /// is not asked.
     pub fn steps(&self) -> Vec<StepExecution> {
         let steps = self.programs.iter().flat_map(|program| program.steps.iter().map(move |step| (program, step)));
         let described = steps.map(|(program, step)| StepExecution {
@@ -125,7 +131,8 @@ impl Engine {
         described.collect()
     }
 
-    /// Every step of every program: how it is executed and, if asked for at open, how long that takes.
+    /// Every step of every program: how it is executed and, if asked for at open, how long that
+    /// takes.
     pub fn profile(&self) -> Vec<StepProfile> {
         let programs = self.programs.iter();
         let steps = programs.flat_map(|program| program.steps.iter().enumerate().map(|(i, s)| (program.kind, i, s)));

@@ -118,7 +118,8 @@ pub(crate) struct Draft {
 pub(crate) struct ProgramOptions<'a> {
     pub isa: Isa,
     pub threads: usize,
-    /// Quantized layers multiply codes, and roundings and GEGLUs are fused with the steps before them.
+    /// Quantized layers multiply codes, and roundings and GEGLUs are fused with the steps before
+    /// them.
     pub low_precision: bool,
     /// Products of bf16 are multiplied as such.
     pub bf16: bool,
@@ -204,7 +205,8 @@ impl Draft {
         }
     }
 
-    /// Whether the program's part of the arena holds it. In `prelude_steps` that includes what is repeated per evaluation.
+    /// Whether the program's part of the arena holds it. In `prelude_steps` that includes what is
+    /// repeated per evaluation.
     fn is_stored(&self, value: &Value) -> bool {
         match value.source {
             Source::Step => true,

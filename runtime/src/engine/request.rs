@@ -14,8 +14,9 @@ use std::sync::Arc;
 impl Engine {
     /// Begins a request: takes the conditions and runs the preludes. Its cache is empty.
     ///
-    /// `conditions` holds every input but sample and time step, by name, at the engine's batch; floats of any float type.
-    /// `timesteps` has one entry per evaluation of the plan; for a plan without tables, one per evaluation to come.
+    /// `conditions` holds every input but sample and time step, by name, at the engine's batch;
+    /// floats of any float type. `timesteps` has one entry per evaluation of the plan; for a plan
+    /// without tables, one per evaluation to come.
     ///
     /// # Errors
     /// Missing, unknown or misshapen inputs; a wrong number of time steps; whatever a step reports.
@@ -58,11 +59,12 @@ impl Engine {
         Ok(request)
     }
 
-    /// Runs evaluation `e` of the request, with the program that the plan says: `sample` as the model's sample input, `out` its
-    /// first output. Nothing is allocated.
+    /// Runs evaluation `e` of the request, with the program that the plan says: `sample` as the
+    /// model's sample input, `out` its first output. Nothing is allocated.
     ///
     /// # Errors
-    /// Wrong lengths, no such evaluation, [`EngineError::NothingCached`], a request of another engine.
+    /// Wrong lengths, no such evaluation, [`EngineError::NothingCached`], a request of another
+    /// engine.
     pub fn evaluate(
         &mut self,
         request: &mut InFlight,
@@ -163,8 +165,9 @@ impl Engine {
         Ok(self.outputs(&request))
     }
 
-    /// Runs `full` once for evaluation `e`: every input by name. With tables the time step comes from `timesteps`, one per
-    /// evaluation of the plan, and an input for it is ignored. [`Engine::outputs`] and [`Engine::tap`] tell the results.
+    /// Runs `full` once for evaluation `e`: every input by name. With tables the time step comes
+    /// from `timesteps`, one per evaluation of the plan, and an input for it is ignored.
+    /// [`Engine::outputs`] and [`Engine::tap`] tell the results.
     ///
     /// # Errors
     /// As [`Engine::begin`].
@@ -191,8 +194,8 @@ impl Engine {
         Ok(request)
     }
 
-    /// All outputs after the last run, which must have been one of `request`, in the model's own types. None before any, and
-    /// none on a device, where [`Engine::evaluate`] gives the first.
+    /// All outputs after the last run, which must have been one of `request`, in the model's own
+    /// types. None before any, and none on a device, where [`Engine::evaluate`] gives the first.
     pub fn outputs(&self, request: &InFlight) -> BTreeMap<String, Tensor> {
         let Some((kind, evaluation)) = request.last.filter(|_| self.device.is_none()) else { return BTreeMap::new() };
         let output = |(i, o): (usize, &cqc_proto::plan::PlanOutput)| {
@@ -282,7 +285,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Copies results to where they outlive their program, those for all evaluations beginning at `first`.
+    /// Copies results to where they outlive their program, those for all evaluations beginning at
+    /// `first`.
     fn keep_results(&self, kind: ProgramKind, first: usize, request: &mut InFlight) {
         let RequestLayout { results, step_results, .. } = &*self.layout;
         let spans = if kind == ProgramKind::Prelude { results } else { step_results };
@@ -310,7 +314,8 @@ impl Engine {
         }
     }
 
-    /// Writes what `prelude_steps` reads from outside for a chunk of evaluations that begins with `first`.
+    /// Writes what `prelude_steps` reads from outside for a chunk of evaluations that begins with
+    /// `first`.
     fn stack_operands(&mut self, first: usize, request: &InFlight) {
         let program = &self.programs[ProgramKind::PreludeSteps as usize];
         let plan = self.weights.plan();

@@ -5,8 +5,8 @@ use cqc_proto::plan::{Alias, PlanValue, Program, ProgramKind, Source};
 use cqc_proto::types::element_count;
 use cqc_proto::{Bindings, DType, Op};
 
-/// A value with all sizes known: `rows` rows of `cols` elements, `ld` apart, beginning `column` elements into the storage
-/// of the value `home` (often itself).
+/// A value with all sizes known: `rows` rows of `cols` elements, `ld` apart, beginning `column`
+/// elements into the storage of the value `home` (often itself).
 #[derive(Clone, Debug)]
 pub(crate) struct Value {
     pub name: String,
@@ -18,7 +18,8 @@ pub(crate) struct Value {
     pub rows: usize,
     pub cols: usize,
     pub ld: usize,
-    /// It is stored as codes of this type, or as bf16 ([`codes`](super::codes)); to the operators it is still of `dtype`.
+    /// It is stored as codes of this type, or as bf16 ([`codes`](super::codes)); to the operators
+    /// it is still of `dtype`.
     pub stored_as: Option<DType>,
 }
 
@@ -43,7 +44,8 @@ impl Value {
         self.ld == self.cols
     }
 
-    /// First byte in the storage of its home, and bytes from there to its last element, gaps included.
+    /// First byte in the storage of its home, and bytes from there to its last element, gaps
+    /// included.
     pub fn range(&self) -> (usize, usize) {
         let size = self.element_size();
         (self.column * size, ((self.rows - 1) * self.ld + self.cols) * size)
@@ -79,7 +81,8 @@ pub(crate) fn resolve(kind: ProgramKind, program: &Program, bindings: &Bindings)
     Ok(values)
 }
 
-/// Lets results of a prelude that are some columns of a value lie where that does: they are only copied to where they outlive the program.
+/// Lets results of a prelude that are some columns of a value lie where that does: they are only
+/// copied to where they outlive the program.
 fn share_parts(program: &Program, bindings: &Bindings, values: &mut [Value]) {
     let sharing = |v: usize| values.iter().enumerate().filter(move |(_, value)| value.home == v).map(|(i, _)| i);
     let is_read = |v: usize| program.steps.iter().any(|step| step.inputs.contains(&Some(v)));

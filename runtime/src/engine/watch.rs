@@ -1,4 +1,5 @@
-//! Looking at steps while they run, and changing tables between evaluations: what calibration needs.
+//! Looking at steps while they run, and changing tables between evaluations: what calibration
+//! needs.
 
 use super::execute::read_tensor;
 use super::program::{Location, PreparedProgram};
@@ -45,12 +46,12 @@ impl Watched<'_> {
 }
 
 impl Engine {
-    /// Overwrites one row of a table in this engine: what steps read at evaluation `e`. The weights it was opened from stay as they are,
-    /// and so does what preludes have computed.
+    /// Overwrites one row of a table in this engine: what steps read at evaluation `e`. The weights
+    /// it was opened from stay as they are, and so does what preludes have computed.
     ///
     /// # Errors
-    /// [`EngineError::Length`] unless the row has as many elements as the table's rows; [`EngineError::Codes`] for a scale of 0 where activations are
-    /// stored as codes.
+    /// [`EngineError::Length`] unless the row has as many elements as the table's rows;
+    /// [`EngineError::Codes`] for a scale of 0 where activations are stored as codes.
     ///
     /// # Panics
     /// When the table has no such row.

@@ -11,12 +11,13 @@ use cqc_proto::{DType, Tensor};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// A validated plan, its constants, and what was packed from them for this CPU. Engines of any batch share one.
+/// A validated plan, its constants, and what was packed from them for this CPU. Engines of any
+/// batch share one.
 pub struct Weights {
     pub(super) plan: Plan,
     pub(super) isa: Isa,
     bytes: Bytes,
-    /// What lies behind `bytes`, from the next multiple of [`ALIGN`] on.
+    /// What lies after `bytes`, from the next multiple of [`ALIGN`] on.
     more: Bytes,
     pub(super) packed: Mutex<HashMap<PackKey, Arc<PackedMatrix>>>,
     pub(super) packed_codes: Mutex<HashMap<PackKey, Arc<PackedCodes>>>,
@@ -29,7 +30,8 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Checks the plan; `bytes` is the weight section (`cqc_kernels::map_file`), copied only if it is not aligned to 64 bytes.
+    /// Checks the plan; `bytes` is the weight section (`cqc_kernels::map_file`), copied only if it
+    /// is not aligned to 64 bytes.
     ///
     /// # Errors
     /// [`EngineError::Plan`], or [`EngineError::Isa`] where `CQC_ISA` cannot be followed.
@@ -45,8 +47,8 @@ impl Weights {
         Weights::in_two(plan, bytes, Bytes::new(), isa)
     }
 
-    /// [`Weights::new`] of a weight section in two pieces, so that one with a few other constants can share the mapped file: `more` begins at
-    /// the next multiple of 64 behind `bytes`.
+    /// [`Weights::new`] of a weight section in two pieces, so that one with a few other constants
+    /// can share the mapped file: `more` begins at the next multiple of 64 after `bytes`.
     ///
     /// # Errors
     /// [`EngineError::Plan`].
@@ -54,7 +56,8 @@ impl Weights {
         Weights::open(plan, bytes, more, isa, None)
     }
 
-    /// [`Weights::new`], with weights packed by an earlier process where there are some: see [`Weights::keep_packed`].
+    /// [`Weights::new`], with weights packed by an earlier process where there are some: see
+    /// [`Weights::keep_packed`].
     ///
     /// # Errors
     /// Those of [`Weights::new`]. A cache that cannot be used is passed over.

@@ -1,6 +1,7 @@
-//! What the steps of a program read and write when they run, which is not always what the plan says: a step may round its
-//! result at once, where nothing but a rounding reads it; that rounding then has nothing left to do. Every executor wires its
-//! programs here and says what its kernels can do ([`Fusion`]).
+//! What the steps of a program read and write when they run, which is not always what the plan
+//! says: a step may round its result at once, where nothing but a rounding reads it; that rounding
+//! then has nothing left to do. Every executor wires its programs here and says what its kernels
+//! can do ([`Fusion`]).
 
 use super::kernel::Kernel;
 use super::pairs;
@@ -12,8 +13,8 @@ use std::collections::HashMap;
 /// How a result is rounded; stored as codes or bf16, or as the floats that these stand for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ResultRounding {
-    /// To codes of `bits`, per segment of the last axis of these `sizes`, with the scale and the zero point of operands
-    /// [`RESULT_CODES`].
+    /// To codes of `bits`, per segment of the last axis of these `sizes`, with the scale and the
+    /// zero point of operands [`RESULT_CODES`].
     Codes { bits: u8, sizes: Vec<usize>, stored: bool },
     /// To bf16.
     Bf16 { stored: bool },
@@ -54,8 +55,8 @@ pub(crate) struct Fusion<'a> {
     pub keeps_distance: bool,
 }
 
-/// Lets steps round what they compute where only a rounding reads it. Values in `kept` stay as they are. Returns the roundings
-/// that have nothing left to do.
+/// Lets steps round what they compute where only a rounding reads it. Values in `kept` stay as they
+/// are. Returns the roundings that have nothing left to do.
 pub(crate) fn fuse_roundings(
     program: &Program,
     values: &[Value],
@@ -96,7 +97,8 @@ pub(crate) fn fuse_roundings(
 
 /// Wires a program for the CPU's kernels; steps that have nothing left to do lose theirs.
 ///
-/// Without `fuses` only codes and bf16 are stored at once: what is rounded in f32 can still be looked at before.
+/// Without `fuses` only codes and bf16 are stored at once: what is rounded in f32 can still be
+/// looked at before.
 pub(crate) fn wire(
     program: &Program,
     values: &[Value],

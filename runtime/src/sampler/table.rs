@@ -6,7 +6,8 @@ use cqc_proto::sampler::Prediction;
 /// Numbers of a row.
 pub const SAMPLER_ROW: usize = 8;
 
-/// A row: the scale of the next input, signal, noise, four numbers and a kind, which the rules read each in their own way.
+/// A row: the scale of the next input, signal, noise, four numbers and a kind, which the rules read
+/// each in their own way.
 pub(super) type Row = [f32; SAMPLER_ROW];
 
 /// How samples move: the kinds of samplers.

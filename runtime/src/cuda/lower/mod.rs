@@ -12,8 +12,8 @@ use crate::engine::prepare::Preparer;
 use crate::engine::values::{Value, bind};
 use crate::engine::{EngineError, Weights};
 use cqc_kernels::cuda::{self, Device, ElementOp, ElementType, Launch, Memory, Operand, State};
+use cqc_proto::Op;
 use cqc_proto::plan::{Plan, ProgramKind, Source, Step};
-use cqc_proto::{Bindings, Op};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -60,7 +60,6 @@ impl<'a> Lowered<'a> {
         state: &'a State,
         spaces: &'a Spaces,
         constants: &mut Constants,
-        bindings: &Bindings,
         placed: &'a Placed,
     ) -> Result<Lowered<'a>, EngineError> {
         let program = weights.plan().program(placed.kind);
@@ -73,14 +72,13 @@ impl<'a> Lowered<'a> {
                 op: step.op.name(),
                 reason,
             };
-            let op = bind(&step.op, bindings).ok_or_else(|| error("a size of it is not known".into()))?;
+            let op = bind(&step.op, &placed.bindings).ok_or_else(|| error("a size of it is not known".into()))?;
             let Some(&output) = placed.wirings[at].outputs.first() else { continue };
             let multiprocessors = device.multiprocessors();
             let mut lowering = StepLowering {
                 lowered: &mut lowered,
                 weights,
                 constants,
-                bindings,
                 step,
                 at,
                 output,
@@ -180,7 +178,6 @@ struct StepLowering<'l, 'a, 'c, 'w> {
     lowered: &'l mut Lowered<'a>,
     weights: &'l Weights,
     constants: &'c mut Constants<'w>,
-    bindings: &'l Bindings,
     step: &'l Step,
     at: usize,
     /// Its result, rounded or not.
@@ -218,7 +215,7 @@ impl<'a> StepLowering<'_, 'a, '_, '_> {
             kind,
             values,
             pairs: &HashMap::new(),
-            bindings: self.bindings,
+            bindings: &self.lowered.placed.bindings,
             reference: false,
         };
         let kernel = preparer.prepare(self.step)?;

@@ -73,7 +73,7 @@ impl StepLowering<'_, '_, '_, '_> {
         })
     }
 
-    /// The constant behind input `i`, if it is one in its whole.
+    /// The constant that input `i` is in its whole.
     fn constant(&self, i: usize) -> Option<usize> {
         let value = self.value(self.input(i)?);
         match self.value(value.home).source {
@@ -130,7 +130,8 @@ impl StepLowering<'_, '_, '_, '_> {
         })
     }
 
-    /// Input `i` as one row per image of the result: the rows, their distance, and the result rows of an image.
+    /// Input `i` as one row per image of the result: the rows, their distance, and the result rows
+    /// of an image.
     pub(super) fn per_image(&mut self, i: usize) -> Result<Option<(Operand, usize, usize)>, Refusal> {
         let Some(v) = self.input(i) else { return Ok(None) };
         let (row, y) = (self.value(v), self.value(self.step.outputs[0]));

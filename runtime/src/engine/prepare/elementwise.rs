@@ -65,7 +65,8 @@ pub(crate) fn broadcast_strides(x: &Value, y: &Value) -> Vec<usize> {
     strides
 }
 
-/// How `x` looks from a result whose axes `split..` are the columns; `None` if the kernel knows no such operand.
+/// How `x` looks from a result whose axes `split..` are the columns; `None` if the kernel knows no
+/// such operand.
 fn side(x: &Value, y: &Value, split: usize) -> Option<Side> {
     let front = y.shape.len() - x.shape.len();
     // Of the axes of y that are longer than 1: is x as long, or repeated?

@@ -1,7 +1,7 @@
 //! Chooses the kernel of each step.
 //!
-//! A step whose operands a fast kernel cannot take (element type, layout, an attribute) runs through the definition,
-//! `cqc_kernels::reference`: slow, but right.
+//! A step whose operands a fast kernel cannot take (element type, layout, an attribute) runs
+//! through the definition, `cqc_kernels::reference`: slow, but right.
 
 pub(crate) mod elementwise;
 mod movement;
@@ -21,7 +21,7 @@ pub(crate) struct Preparer<'a> {
     pub weights: &'a Weights,
     pub kind: ProgramKind,
     pub values: &'a [Value],
-    /// Results of linear layers that may compute the GEGLU behind them, and its result.
+    /// Results of linear layers that may compute the GEGLU after them, and its result.
     pub pairs: &'a HashMap<usize, usize>,
     pub bindings: &'a Bindings,
     /// Takes the definition for everything.
@@ -137,7 +137,7 @@ impl<'a> Site<'a> {
         self.input(i).is_none_or(Value::is_dense)
     }
 
-    /// The constant behind input `i`, if it is one in its whole.
+    /// The constant that input `i` is in its whole.
     fn constant(&self, i: usize) -> Option<usize> {
         let value = self.input(i)?;
         match self.preparer.values[value.home].source {
@@ -156,7 +156,8 @@ impl<'a> Site<'a> {
         Some(PerImage { stride, rows: y.rows / y.shape[0] })
     }
 
-    /// Whether the result shares storage with an operand: then neither may be touched through the kernel's views.
+    /// Whether the result shares storage with an operand: then neither may be touched through the
+    /// kernel's views.
     fn reads_what_it_writes(&self) -> bool {
         let values = self.preparer.values;
         let meets = |x: &Value, y: &Value| {

@@ -17,7 +17,8 @@ impl Site<'_> {
         fits.then(|| Kernel::Copy { size: self.output().dtype.size(), fill, moves })
     }
 
-    /// One copy of input 0 into the whole result, whose axes `shape` the input crosses with `x_strides`.
+    /// One copy of input 0 into the whole result, whose axes `shape` the input crosses with
+    /// `x_strides`.
     fn whole(&self, shape: &[usize], x_offset: usize, x_strides: Vec<isize>, y_strides: Vec<usize>) -> Option<Kernel> {
         self.copies(None, vec![Move { input: 0, shape: shape.to_vec(), x_offset, x_strides, y_offset: 0, y_strides }])
     }

@@ -18,7 +18,8 @@ fn fits_table(shape: &ConvShape) -> bool {
     shape.check().is_ok() && [entries(), pixels].iter().all(|n| n.is_some_and(|n| n <= MAX_TABLE))
 }
 
-/// The shape of a batched product of matrices. Each side has one for every product, or one for all; `None` where it repeats in part.
+/// The shape of a batched product of matrices. Each side has one for every product, or one for all;
+/// `None` where it repeats in part.
 pub(crate) fn matmul_shape(a: &Value, b: &Value, y: &Value) -> Option<MatmulShape> {
     let (m, k, n) = (a.shape[a.shape.len().checked_sub(2)?], a.cols, b.cols);
     let batch = y.rows / m;
