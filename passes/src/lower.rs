@@ -1,8 +1,9 @@
 //! Lowering: a [`Bound`] graph becomes a [`Plan`] and the bytes of its constants.
 //!
-//! Nodes become steps in graph order; reshapes of step results become aliases, which cost nothing, and what a concat along the
-//! last axis joins is written into the joined tensor where all that touch it can. Constants are laid out on 64-byte boundaries in
-//! the order of first use, so that a step's weights are read front to back.
+//! Nodes become steps in graph order; reshapes of step results become aliases, which cost nothing,
+//! and what a concat along the last axis joins is written into the joined tensor where all that
+//! touch it can. Constants are laid out on 64-byte boundaries in the order of first use, so that a
+//! step's weights are read front to back.
 
 use crate::bind::{Bound, InputOrigin, Part, TableId};
 use crate::ir::{Def, Graph, Node, NodeId, NodeOrigin, ValueId};
@@ -62,15 +63,16 @@ impl PlanIndex {
         origins.filter_map(|(step, origin)| Some((step, (*origin)?)))
     }
 
-    /// The step of a program that stands for a node of the graph that was bound; `None` if the program
-    /// does not run it.
+    /// The step of a program that stands for a node of the graph that was bound; `None` if the
+    /// program does not run it.
     pub fn step_of(&self, kind: ProgramKind, node: NodeId) -> Option<usize> {
         self.steps(kind)
             .find(|(_, origin)| *origin == NodeOrigin::Source(node))
             .map(|(step, _)| step)
     }
 
-    /// The constant that a layer of `full` reads as its weights; `None` for one without, an attention.
+    /// The constant that a layer of `full` reads as its weights; `None` for one without, an
+    /// attention.
     ///
     /// # Panics
     /// When `full` does not run the node.
@@ -85,8 +87,9 @@ impl PlanIndex {
     }
 }
 
-/// Lowers the parts. `inputs` and `outputs` describe the source model; the outputs' `value` is filled in here. With `any_steps` the plan keeps
-/// the program that makes the tables ([`Plan::times`]).
+/// Lowers the parts. `inputs` and `outputs` describe the source model; the outputs' `value` is
+/// filled in here. With `any_steps` the plan keeps the program that makes the tables
+/// ([`Plan::times`]).
 ///
 /// # Errors
 /// [`OpError`] when a step does not type-check: a bug of an earlier stage.
@@ -302,8 +305,8 @@ fn program(
     Ok((out, origins))
 }
 
-/// Values that a concat along the last axis can find in place: the joined value and their first column in it. A value lies in
-/// one place only, and not in one that itself lies in another.
+/// Values that a concat along the last axis can find in place: the joined value and their first
+/// column in it. A value lies in one place only, and not in one that itself lies in another.
 fn in_place(g: &Graph) -> Vec<(ValueId, (ValueId, Dim))> {
     let mut gapless: Vec<bool> = vec![false; g.values().count()];
     for (_, node) in g.nodes().filter(|(_, node)| !node.op.traits().rows_may_have_gaps) {

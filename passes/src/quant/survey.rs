@@ -1,8 +1,9 @@
 //! What can be quantized: the layers of a step, and the tensors they read.
 //!
-//! Layers are convolutions and linear layers whose weights are constants, and attentions. Where a layer reads a concat, directly or through
-//! operators that keep channels apart (a normalisation, an activation), its input and its weights are split at the concat's border, each
-//! part with a scale of its own (Q-Diffusion's shortcut splitting, arXiv:2302.04304).
+//! Layers are convolutions and linear layers whose weights are constants, and attentions. Where a
+//! layer reads a concat, directly or through operators that keep channels apart (a normalisation,
+//! an activation), its input and its weights are split at the concat's border, each part with a
+//! scale of its own (Q-Diffusion's shortcut splitting, arXiv:2302.04304).
 
 use super::weights::QuantizedWeight;
 use crate::bind::{Bound, CachedPart, InputOrigin, Part};
@@ -24,9 +25,10 @@ pub struct QuantSpec {
     pub narrow_float: bool,
 }
 
-/// Layers with fewer input or output channels stay float: they have next to no work to save, vectors of integers do not fill, and it is them
-/// who read the sample and write the answer, which 8 bits hurt more than anything between (the first layer of the U-Net that the tests use
-/// takes 26 dB alone, all others together are at 38 dB).
+/// Layers with fewer input or output channels stay float: they have next to no work to save,
+/// vectors of integers do not fill, and it is them who read the sample and write the answer, which
+/// 8 bits hurt more than anything between (the first layer of the U-Net that the tests use takes 26
+/// dB alone, all others together are at 38 dB).
 pub const FEW_CHANNELS: usize = 16;
 
 /// A layer that is quantized.
@@ -95,7 +97,8 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// Without some of the sites: the products that read them read bf16 instead. One scale per output then does for their weights.
+    /// Without some of the sites: the products that read them read bf16 instead. One scale per
+    /// output then does for their weights.
     pub fn without(&self, sites: &[usize]) -> Survey {
         let kept: Vec<usize> = (0..self.sites.len()).filter(|site| !sites.contains(site)).collect();
         let mut out = self.clone();
