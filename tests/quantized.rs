@@ -363,7 +363,7 @@ fn activations_that_are_not_finite_are_named() {
 fn integers_are_what_rounded_floats_stand_for() {
     let model = load("ddpm-shapes32");
     let all = Recipe { correct: Some(vec![Correct::Cache, Correct::QuantAll]), ..cached(6, 3) };
-    let narrow = Recipe { quant: Some(Quant::W4a8), reconstruct: true, ..cached(6, 3) };
+    let narrow = Recipe { quant: Some(Quant::W4a8), ..cached(6, 3) };
     let choice = decide(&session(&model, &all));
     for recipe in [all, narrow] {
         let compiled = quantized(&model, &recipe, &choice);
