@@ -224,7 +224,9 @@ impl<'m> Session<'m> {
         Ok(Some(quantized))
     }
 
-    /// The artifact in memory.
+    /// The artifact in memory, with the schedule that [`Session::decide`] gave and the quantized layers
+    /// that [`Session::quantize`] gave. Without the latter the layers stay float, whatever the recipe
+    /// says.
     ///
     /// # Errors
     /// [`CompileError::Program`].

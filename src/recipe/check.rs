@@ -3,7 +3,7 @@
 //! One table: every option that only matters in some recipes has a row that says when. An option
 //! that is not given is never wrong.
 
-use super::{Correct, Named, Quant, Recipe, ScheduleSpec};
+use super::{Correct, Named, Quant, Recipe, ScheduleSpec, Selection};
 use cqc_proto::sampler::SamplerKind;
 use std::fmt;
 
@@ -253,6 +253,11 @@ impl Recipe {
             if let Some(count) = count.filter(|&count| count < least) {
                 refuse(option, count.to_string(), &format!("expected at least {least}"));
             }
+        }
+        if let Some(Selection::First(0) | Selection::Tap(Some(0)) | Selection::Tdac(Some(0))) =
+            self.calib_select
+        {
+            refuse("calib-select", "0".into(), "expected at least one sample");
         }
         if let Some(guidance) = self.guidance.filter(|g| !g.is_finite()) {
             refuse("guidance", guidance.to_string(), "expected a finite number");

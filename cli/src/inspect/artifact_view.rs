@@ -18,7 +18,7 @@ fn programs(artifact: &Artifact) -> Result<Vec<(ProgramKind, usize)>, Failure> {
     let plan = &artifact.manifest().plan;
     let batch = plan.fixed_batch.unwrap_or(1);
     let engine = Engine::open(
-        &artifact.weights(),
+        artifact.weights(),
         &EngineOptions { batch, threads: 1, ..Default::default() },
     )?;
     let kinds =
