@@ -25,7 +25,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         ..Recipe::default()
     };
     assert!(recipe.check().is_empty());
-
     let mut shown = 0;
     let mut progress = |phase: Phase, done: u64, total: u64| {
         let percent = 100 * done / total.max(1);

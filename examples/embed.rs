@@ -4,9 +4,7 @@
 
 use cachequant::runtime::engine::{EngineOptions, Executor, Pool};
 use cachequant::runtime::{Artifact, DenoiseError, DenoiserOptions, Request};
-use std::error::Error;
-use std::ops::ControlFlow::{Break, Continue};
-use std::sync::Arc;
+use std::{error::Error, ops::ControlFlow, sync::Arc};
 
 /// An application's own threads; here they are started for every job.
 struct Threads;
@@ -26,21 +24,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     let artifact = Artifact::open(path.as_ref())?;
     let pool = Some(Arc::new(Pool::from_executor(Arc::new(Threads))));
     let engine = EngineOptions { batch: 2, pool, ..EngineOptions::default() };
-    let mut denoiser =
-        artifact.denoiser(&DenoiserOptions { engine, ..DenoiserOptions::default() })?;
+    let options = DenoiserOptions { engine, ..DenoiserOptions::default() };
+    let mut denoiser = artifact.denoiser(&options)?;
 
     // the whole loop, with progress
     let request = Request { samples: 2, seed: 1, ..Request::default() };
     let samples = denoiser.sample(&request, &mut |at| {
         println!("evaluation {} of {}", at.evaluation + 1, at.evaluations);
-        Continue(())
+        ControlFlow::Continue(())
     })?;
 
     // an observer may cancel
-    assert!(matches!(
-        denoiser.sample(&request, &mut |_| Break(())),
-        Err(DenoiseError::Interrupted)
-    ));
+    let cancelled = denoiser.sample(&request, &mut |_| ControlFlow::Break(()));
+    assert!(matches!(cancelled, Err(DenoiseError::Interrupted)));
 
     // two requests side by side, step by step, on one denoiser
     let mut a = denoiser.begin(&request, 0)?;

@@ -1,10 +1,10 @@
-//! Compiles exported diffusion and flow-matching denoisers into artifacts that run the whole sampling
-//! loop several times faster, without retraining.
+//! Compiles exported diffusion and flow-matching denoisers into artifacts that run the whole
+//! sampling loop several times faster, without retraining.
 //!
-//! [`Model::load`] reads an ONNX file, a [`Recipe`] says what the artifact is to become, [`compile`]
-//! finds what can be cached, calibrates on the loop that will really run, quantizes, and lowers; the
-//! result is written as one `.cq` file. [`runtime`] opens it and samples, and can be used without this
-//! crate.
+//! [`Model::load`] reads an ONNX file, a [`Recipe`] says what the artifact is to become,
+//! [`compile`] finds what can be cached, calibrates on the loop that will really run, quantizes,
+//! and lowers; the result is written as one `.cq` file. [`runtime`] opens it and samples, and can
+//! be used without this crate.
 //!
 //! ```no_run
 //! use cachequant::{Model, ModelOptions, Overwrite, Recipe, compile};

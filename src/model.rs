@@ -155,7 +155,8 @@ impl Model {
         self.inputs.iter().find(|i| i.role == role)
     }
 
-    /// Checks that there are a sample, a time step and an output like the sample (or with twice its channels).
+    /// Checks that there are a sample, a time step and an output like the sample (or with twice its
+    /// channels).
     ///
     /// # Errors
     /// [`ModelError::NotADenoiser`].
@@ -194,7 +195,8 @@ impl Model {
         Ok(())
     }
 
-    /// Names of operators that [`PIPELINE`] is meant to fuse away but that are left, with their number.
+    /// Names of operators that [`PIPELINE`] is meant to fuse away but that are left, with their
+    /// number.
     pub fn left_over(&self) -> BTreeMap<String, usize> {
         let mut left = BTreeMap::new();
         for (_, node) in self.graph.nodes() {
@@ -225,8 +227,9 @@ fn batch_symbol(graph: &Graph) -> Option<String> {
         .find_map(|&v| graph.shape(v).first().and_then(|d| d.as_symbol()).map(str::to_string))
 }
 
-/// What each input means. The sample is the first float input of three or more axes with the first output's spatial sizes;
-/// the time step is the input with at most one axis whose name says time, or else the first such input.
+/// What each input means. The sample is the first float input of three or more axes with the first
+/// output's spatial sizes; the time step is the input with at most one axis whose name says time,
+/// or else the first such input.
 fn roles(graph: &Graph) -> Vec<InputRole> {
     let types: Vec<&ValueType> = graph.inputs.iter().map(|&v| graph.ty(v)).collect();
     let output = graph.outputs.first().map(|(_, v)| graph.ty(*v));

@@ -99,7 +99,8 @@ fn the_runtime_stays_light() {
             continue;
         }
         let name = name_of[id];
-        // features are unified over the workspace here: prost is proto's only when `onnx` is on, which runtime does not ask for
+        // features are unified over the workspace here: prost is proto's only when `onnx` is on,
+        // which runtime does not ask for
         assert!(!NOT_IN_RUNTIME.contains(&name), "cqc-runtime reaches {name}");
         for dependency in nodes[id]["deps"].as_array().unwrap() {
             let normal =

@@ -1,7 +1,7 @@
 //! Whole models through import, rewrites, lowering and engine, against outputs that torch recorded.
 //!
-//! `NAME.check.npz` beside `NAME.onnx` holds `in_*` and `out_*`. The larger models, which are not part of
-//! the repository, are checked where `common::shared_dir` finds them.
+//! `NAME.check.npz` beside `NAME.onnx` holds `in_*` and `out_*`. The larger models, which are not
+//! part of the repository, are checked where `common::shared_dir` finds them.
 
 mod common;
 

@@ -114,7 +114,8 @@ impl FromStr for Shard {
 }
 
 impl Shard {
-    /// Which of `total` samples belong to it: consecutive, and as many as in any other shard, or one more.
+    /// Which of `total` samples belong to it: consecutive, and as many as in any other shard, or
+    /// one more.
     pub fn range(self, total: usize) -> std::ops::Range<usize> {
         let start = |i: usize| (i as u128 * total as u128 / self.count as u128) as usize;
         start(self.index)..start(self.index + 1)
@@ -178,8 +179,9 @@ impl Threads {
 /// Where packed weights are kept.
 #[derive(Args, Clone, Debug, Default)]
 pub struct PackCacheArgs {
-    /// .cq: folder that keeps the weights as this CPU reads them, so that the next start need not lay them out again: as large as the artifact,
-    /// written at the first start, and may be deleted at any time [default: none]
+    /// .cq: folder that keeps the weights as this CPU reads them, so that the next start need not
+    /// lay them out again: as large as the artifact, written at the first start, and may be deleted
+    /// at any time [default: none]
     #[arg(long, value_name = "DIR", env = "CQC_PACK_CACHE", hide_env_values = true)]
     pub pack_cache: Option<PathBuf>,
 }

@@ -37,8 +37,8 @@ pub fn open_cached(path: &Path, cache: &PackCacheArgs) -> Result<Artifact, Failu
     })
 }
 
-/// Writes what engines have packed into the cache, if the artifact was opened with one. A cache that
-/// cannot be written costs the next start some time, so that is only said.
+/// Writes what engines have packed into the cache, if the artifact was opened with one. A cache
+/// that cannot be written costs the next start some time, so that is only said.
 pub fn keep_packed(artifact: &Artifact) {
     if let Err(error) = artifact.keep_packed() {
         tracing::warn!("packed weights could not be kept: {error}");

@@ -41,10 +41,12 @@ pub struct BenchArgs {
     /// Loops (.cq) or evaluations (.onnx) to time [default: as many as take a few seconds]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     repeat: Option<u32>,
-    /// Also measure every operator and print time, work and share of the measured peak per kind and per step; slows the rest a little
+    /// Also measure every operator and print time, work and share of the measured peak per kind and
+    /// per step; slows the rest a little
     #[arg(long)]
     profile: bool,
-    /// Quantized .cq: time every layer once as it runs and once in f32, in turn, and name those that integers or bf16 make slower
+    /// Quantized .cq: time every layer once as it runs and once in f32, in turn, and name those
+    /// that integers or bf16 make slower
     #[arg(long, conflicts_with_all = ["profile", "inputs", "output"])]
     kernels: bool,
     /// .onnx: read inputs from raw little-endian files PREFIX.in.NAME.bin

@@ -46,12 +46,12 @@ pub struct CompileArgs {
     the_loop: LoopArgs,
     #[command(flatten)]
     sizes: Sizes,
-    /// A TOML file of options: its keys are the long options of this command. Options on the command
-    /// line win
+    /// A TOML file of options: its keys are the long options of this command. Options on the
+    /// command line win
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
-    /// Also write an HTML page that shows the schedule, the cost, the quantized layers, and the error
-    /// that caching and quantization make on held-out samples at every step
+    /// Also write an HTML page that shows the schedule, the cost, the quantized layers, and the
+    /// error that caching and quantization make on held-out samples at every step
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
     /// Print a JSON object

@@ -7,9 +7,9 @@ use cqc_runtime::{Artifact, Denoiser, DenoiserOptions};
 /// Where to evaluate.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct DeviceArgs {
-    /// Where evaluations run: cuda, cpu, or auto, which takes a GPU if there is one that can. Kernels for
-    /// a GPU come from the artifact (`compile --target`), else they are compiled with NVRTC and kept in
-    /// the user's cache
+    /// Where evaluations run: cuda, cpu, or auto, which takes a GPU if there is one that can.
+    /// Kernels for a GPU come from the artifact (`compile --target`), else they are compiled with
+    /// NVRTC and kept in the user's cache
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: Device,
 }

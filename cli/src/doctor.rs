@@ -190,7 +190,8 @@ fn operators(model: &Model) -> Vec<Finding> {
     found
 }
 
-/// Share of the peak that a step is expected to reach; measured steps of U-Nets and DiTs lie between 0.5 and 0.9.
+/// Share of the peak that a step is expected to reach; measured steps of U-Nets and DiTs lie
+/// between 0.5 and 0.9.
 const EXPECTED_SHARE: f64 = 0.6;
 
 fn cost(model: &Model, isa: Isa, threads: usize) -> Vec<Finding> {

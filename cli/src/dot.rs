@@ -7,7 +7,8 @@ use std::fmt::Write;
 const HEAD: &str =
     "  rankdir=TB; node [shape=box, fontname=\"sans-serif\", fontsize=10]; edge [fontsize=8];\n";
 
-/// A box per node, an ellipse per input and output, an edge per value with its type. Constants are left out.
+/// A box per node, an ellipse per input and output, an edge per value with its type. Constants are
+/// left out.
 pub fn of_graph(g: &Graph) -> String {
     let mut out = format!("digraph {} {{\n{HEAD}", quoted(&g.name));
     for &v in &g.inputs {

@@ -51,7 +51,8 @@ pub struct EvalArgs {
     /// Which of its outputs the features are [default: `features`, else the first]
     #[arg(long, value_name = "NAME", requires = "features")]
     features_output: Option<String>,
-    /// Which of its outputs the logits are, for inception scores [default: `logits`, if it is there]
+    /// Which of its outputs the logits are, for inception scores [default: `logits`, if it is
+    /// there]
     #[arg(long, value_name = "NAME", requires = "features")]
     logits_output: Option<String>,
     /// Statistics of real images' features: arrays `mean` or `mu`, and `cov` or `sigma`
@@ -75,7 +76,8 @@ pub struct EvalArgs {
     /// Write what --merge needs of this part
     #[arg(long, value_name = "P.npz")]
     partial: Option<PathBuf>,
-    /// Put together the parts of all shards, instead of sampling: the figures are those of the whole
+    /// Put together the parts of all shards, instead of sampling: the figures are those of the
+    /// whole
     #[arg(long, value_name = "P.npz", num_args = 1.., conflicts_with_all = ["artifact", "reference", "shard", "partial", "features"])]
     merge: Vec<PathBuf>,
     /// Replace an existing file

@@ -51,11 +51,13 @@ enum LayoutArg {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum QdqArg {
-    /// QuantizeLinear and DequantizeLinear as ONNX Runtime fuses them: activations u8, weights s8 or INT4
+    /// QuantizeLinear and DequantizeLinear as ONNX Runtime fuses them: activations u8, weights s8
+    /// or INT4
     Ort,
     /// As TensorRT wants them: activations and weights s8, no zero points, constant scales
     Trt,
-    /// None: float models, with weights as quantization has left them and its corrections. (What is bf16 is cast to BFLOAT16 and back by the others)
+    /// None: float models, with weights as quantization has left them and its corrections. (What is
+    /// bf16 is cast to BFLOAT16 and back by the others)
     None,
 }
 
@@ -63,7 +65,8 @@ enum QdqArg {
 enum ScalesArg {
     /// As calibrated: the number of the evaluation indexes tables
     Table,
-    /// One for all evaluations, wide enough for each: less exact, for runtimes that fuse constant scales only
+    /// One for all evaluations, wide enough for each: less exact, for runtimes that fuse constant
+    /// scales only
     Constant,
 }
 

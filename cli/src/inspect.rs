@@ -32,10 +32,12 @@ pub struct InspectArgs {
     /// Replace an existing file
     #[arg(long)]
     force: bool,
-    /// .onnx: print the graph behind this pass (behind every time it runs), or `import`, and nothing else
+    /// .onnx: print the graph behind this pass (behind every time it runs), or `import`, and
+    /// nothing else
     #[arg(long, value_name = "PASS", conflicts_with = "json")]
     dump_after: Option<String>,
-    /// .onnx: run only the first N passes; without --dump-after and --json, print the graph behind them
+    /// .onnx: run only the first N passes; without --dump-after and --json, print the graph behind
+    /// them
     #[arg(long, value_name = "N")]
     stop_after: Option<usize>,
     #[command(flatten)]

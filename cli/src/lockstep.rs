@@ -1,4 +1,5 @@
-//! Two denoisers along the same trajectories: the same noise, the same conditions, evaluation by evaluation.
+//! Two denoisers along the same trajectories: the same noise, the same conditions, evaluation by
+//! evaluation.
 
 use super::args::Shard;
 use super::report::Failure;
@@ -33,7 +34,8 @@ pub struct Chunk {
     pub candidate: Vec<f32>,
     /// The reference's samples after each evaluation.
     pub trajectory: Vec<Vec<f32>>,
-    /// `[samples, evaluations]`: |x − x′| / |x| after each evaluation; empty if the two make different ones.
+    /// `[samples, evaluations]`: |x − x′| / |x| after each evaluation; empty if the two make
+    /// different ones.
     pub errors: Vec<f64>,
 }
 

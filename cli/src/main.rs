@@ -1,7 +1,7 @@
 //! The command line: arguments in, results on stdout, logs on stderr, an exit code.
 //!
-//! One file per command. What every command shares: `args` (values of options), `report` (how failures look), `term`
-//! (output, logs, progress).
+//! One file per command. What every command shares: `args` (values of options), `report` (how
+//! failures look), `term` (output, logs, progress).
 
 mod args;
 mod artifact;

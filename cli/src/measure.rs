@@ -37,7 +37,8 @@ pub fn backend(isa: Isa) -> String {
 /// Rounds of one slice of the probe: about a millisecond.
 const PROBE_ROUNDS: usize = 200_000;
 
-/// Floating-point operations per second of so many threads, each multiplying and adding in registers: the best of a few slices.
+/// Floating-point operations per second of so many threads, each multiplying and adding in
+/// registers: the best of a few slices.
 pub fn peak_flops(isa: Isa, threads: usize) -> f64 {
     let slice = || {
         let start = Instant::now();

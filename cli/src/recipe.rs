@@ -1,7 +1,8 @@
 //! `--recipe FILE.toml`: options in a file.
 //!
-//! Keys are the long options of the command. A list is an option given several times, a table likewise with `KEY=VALUE`,
-//! `true` a switch that is given. An option on the command line replaces that of the recipe.
+//! Keys are the long options of the command. A list is an option given several times, a table
+//! likewise with `KEY=VALUE`, `true` a switch that is given. An option on the command line replaces
+//! that of the recipe.
 
 use super::report::Failure;
 use super::{Cli, say};
@@ -11,7 +12,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
-/// Parses the command line, and the recipe if it names one. Does not return for `--help` and errors of the command line.
+/// Parses the command line, and the recipe if it names one. Does not return for `--help` and errors
+/// of the command line.
 pub fn parse(mut arguments: Vec<OsString>) -> Result<Cli, Failure> {
     let matches = Cli::command().try_get_matches_from(&arguments).unwrap_or_else(|e| say(e));
     let recipe = matches
@@ -121,7 +123,7 @@ mod tests {
         let recipe = "steps = 20\nguidance = 2.5\nforce = true\ndim = { height = 64, width = 32 }";
         let text = compile_debug(parsed(recipe, &["--steps", "7"]).unwrap());
         for part in [
-            "steps: 7",
+            "steps: Some(7)",
             "guidance: Some(2.5)",
             "force: true",
             r#"name: "height", size: 64"#,

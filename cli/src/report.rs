@@ -5,7 +5,8 @@
 //!   wants   i64[N]
 //!   help    --input timestep=FILE.npy
 //! ```
-//! Libraries return enums with these facts; `errors` turns them into a [`Failure`], and only here they are laid out.
+//! Libraries return enums with these facts; `errors` turns them into a [`Failure`], and only here
+//! they are laid out.
 
 mod errors;
 

@@ -38,7 +38,8 @@ pub struct RunArgs {
     /// .cq: which evaluation of the network; its time step comes from the artifact [default: 0]
     #[arg(long, value_name = "I")]
     step: Option<usize>,
-    /// .cq: where the evaluation runs: cpu, cuda, or auto, which takes a GPU if there is one that can. A GPU gives the first output
+    /// .cq: where the evaluation runs: cpu, cuda, or auto, which takes a GPU if there is one that
+    /// can. A GPU gives the first output
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: Device,
     /// .onnx: run only the first N passes; early ones leave more inner values to tap

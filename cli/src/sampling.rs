@@ -1,4 +1,5 @@
-//! What is to be sampled: the options that `sample`, `eval` and `bisect` share, and the requests they make.
+//! What is to be sampled: the options that `sample`, `eval` and `bisect` share, and the requests
+//! they make.
 
 use super::args::{NamedFile, Shard, Threads};
 use super::artifact::expect_label_input;
@@ -25,7 +26,8 @@ pub struct SamplingArgs {
     /// Seed of all noise
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
-    /// Initial noise of unit variance [N,C,H,W] instead of the seed's: .npy, or .npz with an array `noise`
+    /// Initial noise of unit variance [N,C,H,W] instead of the seed's: .npy, or .npz with an array
+    /// `noise`
     #[arg(long, value_name = "FILE")]
     pub noise: Option<PathBuf>,
     /// Class labels, repeated over the samples in turn
@@ -152,7 +154,8 @@ pub fn part_of(request: &Request, range: &Range<usize>) -> Result<Request, Failu
     })
 }
 
-/// The rows of `range`. Where `total` is given, only of a tensor with as many rows; others are for all samples, or wrong.
+/// The rows of `range`. Where `total` is given, only of a tensor with as many rows; others are for
+/// all samples, or wrong.
 fn part(t: Tensor, range: &Range<usize>, total: Option<usize>) -> Result<Tensor, Failure> {
     let rows = t.shape().first().copied().unwrap_or(0);
     if total.is_some_and(|total| rows != total) || rows < range.end {

@@ -84,8 +84,8 @@ impl Source {
         DenoiserOptions { steps: Some(self.steps), guidance, engine, ..DenoiserOptions::default() }
     }
 
-    /// For a model that is compared with this one: its trajectory and, where the command line is silent,
-    /// its sizes.
+    /// For a model that is compared with this one: its trajectory and, where the command line is
+    /// silent, its sizes.
     pub fn trajectory(&self, sizes: &Sizes) -> Trajectory {
         let mut sizes = sizes.clone();
         if sizes.shape.is_empty() && sizes.dim.is_empty() {

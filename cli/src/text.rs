@@ -65,7 +65,8 @@ pub fn columns(rows: &[Vec<String>]) -> String {
     out
 }
 
-/// Smallest, largest and mean element; `None` for a tensor without elements. NaN is passed over by the first two.
+/// Smallest, largest and mean element; `None` for a tensor without elements. NaN is passed over by
+/// the first two.
 pub fn range(tensor: &Tensor) -> Option<[f64; 3]> {
     let values = tensor.to_f64_vec();
     let (least, most) =

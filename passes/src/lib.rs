@@ -11,9 +11,9 @@
 //! | [`calib`], [`quant`] | ranges, rounding and corrections of layers; the graph that carries them |
 //! | [`lower`](mod@lower) | a plan, and where in it the nodes and tables of the graph are |
 //!
-//! It executes nothing but constants: what has to be observed on a running loop is handed in. Whoever
-//! wants to compile a model uses the crate `cachequant`, which runs the loop; this crate is for those
-//! who write passes or look at what they do.
+//! It executes nothing but constants: what has to be observed on a running loop is handed in.
+//! Whoever wants to compile a model uses the crate `cachequant`, which runs the loop; this crate is
+//! for those who write passes or look at what they do.
 //!
 //! ```
 //! use cqc_passes::{bind, ir, lower::lower, rewrite};

@@ -11,8 +11,10 @@
 //! | 64.. | section table, 64 bytes each: name (8, ASCII, padded with zeros), offset (8), length (8), blake3 (32), zero (8) |
 //! | then | the sections, ascending, zeros between them |
 //!
-//! Integers are little endian. The section `manifest` is the JSON of a [`Manifest`], since version 4 in zlib's format, `weights` holds the constants of its
-//! plan, `cuda`, which may be missing, kernels compiled for GPUs. Readers skip sections they do not know. [`write()`] makes a file, [`Artifact::read`] checks everything once.
+//! Integers are little endian. The section `manifest` is the JSON of a [`Manifest`], since version
+//! 4 in zlib's format, `weights` holds the constants of its plan, `cuda`, which may be missing,
+//! kernels compiled for GPUs. Readers skip sections they do not know. [`write()`] makes a file,
+//! [`Artifact::read`] checks everything once.
 
 mod read;
 mod write;
@@ -26,11 +28,13 @@ use crate::types::element_count;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// The first bytes of every artifact. As in PNG, they show whether the file passed through a text mode.
+/// The first bytes of every artifact. As in PNG, they show whether the file passed through a text
+/// mode.
 pub const MAGIC: [u8; 8] = *b"\x89CQC\r\n\x1a\n";
 
-/// The version that is written, and the newest that is read. 2 added caching, 3 quantization, 4 packs the manifest and may keep what makes tables
-/// ([`Plan::times`]), 5 may round products to bf16.
+/// The version that is written, and the newest that is read. 2 added caching, 3 quantization, 4
+/// packs the manifest and may keep what makes tables ([`Plan::times`]), 5 may round products to
+/// bf16.
 pub const VERSION: u32 = 5;
 
 /// Longest manifest that is read, in bytes, unpacked.
@@ -114,7 +118,8 @@ pub struct CachedSchedule {
     pub method: String,
     /// Cache interval N: about one evaluation of N is full.
     pub interval: usize,
-    /// What the method minimises, for this schedule and for the uniform one; `None` where it minimises nothing.
+    /// What the method minimises, for this schedule and for the uniform one; `None` where it
+    /// minimises nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<f64>,
     /// The same for the uniform schedule.
@@ -128,8 +133,8 @@ pub struct CachedSchedule {
     pub correction_method: Option<String>,
 }
 
-/// The affine correction of one cache slot, `x · scale[e] + shift[e]` at evaluation `e` (the cache half
-/// of CacheQuant's decoupled error correction, arXiv:2503.01323).
+/// The affine correction of one cache slot, `x · scale[e] + shift[e]` at evaluation `e` (the cache
+/// half of CacheQuant's decoupled error correction, arXiv:2503.01323).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheCorrection {
     /// `Plan::constants[scale]`, `[evaluations, channels]`.
@@ -192,7 +197,8 @@ impl Quant {
     }
 }
 
-/// Which layers are quantized, for people: what is executed is in the plan. Indices are of `Plan::constants`.
+/// Which layers are quantized, for people: what is executed is in the plan. Indices are of
+/// `Plan::constants`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct QuantizedLoop {
     /// In the order of execution.
@@ -219,7 +225,8 @@ pub struct QuantizedLayer {
     /// Its weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<usize>,
-    /// Tables of its inputs: one, or those of q, k and v; none where the input is rounded to bf16 (or, once, not at all).
+    /// Tables of its inputs: one, or those of q, k and v; none where the input is rounded to bf16
+    /// (or, once, not at all).
     pub inputs: Vec<ActivationTable>,
     /// Tables of the correction of its sums.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -235,8 +242,8 @@ pub struct ActivationTable {
     pub zero_point: usize,
 }
 
-/// The correction of a layer's sums, `a · sum + bias`, tables of `[evaluations, channels]` each (the
-/// quantization half of CacheQuant's decoupled error correction, arXiv:2503.01323).
+/// The correction of a layer's sums, `a · sum + bias`, tables of `[evaluations, channels]` each
+/// (the quantization half of CacheQuant's decoupled error correction, arXiv:2503.01323).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SumCorrection {
     /// Factors.

@@ -5,16 +5,18 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-/// Largest size, offset or coefficient accepted anywhere: 2^40. Products of two checked values fit `i128`.
+/// Largest size, offset or coefficient accepted anywhere: 2^40. Products of two checked values fit
+/// `i128`.
 pub const MAX_DIM: i64 = 1 << 40;
 
 /// Longest text form that is read, bytes.
 const MAX_TEXT: usize = 1 << 10;
 
-/// An affine expression `constant + Σ coefficient · symbol` over named symbols that stand for sizes ≥ 1.
+/// An affine expression `constant + Σ coefficient · symbol` over named symbols that stand for sizes
+/// ≥ 1.
 ///
-/// Besides tensor sizes it carries shape arithmetic, so it may be negative on the way. Arithmetic returns `None`
-/// when the result is not affine (`N·N`, `7 / N`) or exceeds [`MAX_DIM`].
+/// Besides tensor sizes it carries shape arithmetic, so it may be negative on the way. Arithmetic
+/// returns `None` when the result is not affine (`N·N`, `7 / N`) or exceeds [`MAX_DIM`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Dim {
     constant: i64,
@@ -61,7 +63,8 @@ impl Dim {
         self.terms.get(symbol).copied().unwrap_or(0)
     }
 
-    /// Whether every value of the symbols (each ≥ 1) makes this positive: all coefficients ≥ 0 and the sum > 0.
+    /// Whether every value of the symbols (each ≥ 1) makes this positive: all coefficients ≥ 0 and
+    /// the sum > 0.
     pub fn is_positive(&self) -> bool {
         self.terms.values().all(|&c| c > 0) && self.constant as i128 + self.sum_of_terms() > 0
     }
@@ -112,7 +115,8 @@ impl Dim {
         Some(out)
     }
 
-    /// Quotient without remainder: by a constant that divides every coefficient, or of proportional expressions (`8·N / N`).
+    /// Quotient without remainder: by a constant that divides every coefficient, or of proportional
+    /// expressions (`8·N / N`).
     pub fn div_exact(&self, other: &Dim) -> Option<Dim> {
         if let Some(k) = other.as_const() {
             let divides = |v: i64| k != 0 && v % k == 0;

@@ -1,5 +1,18 @@
-//! What the compiler and the runtime of cqc share: element types, shapes, constant tensors, the operators, the [`plan::Plan`],
-//! the `.cq` container and, with the feature `onnx`, the ONNX messages.
+//! What the compiler and the runtime of cqc share, as plain data: element types, shapes with affine
+//! sizes ([`Dim`]), constant tensors, the operators ([`Op`]) with their shape rules and costs, the
+//! [`plan::Plan`] that a loop becomes, the sampler's configuration, the `.cq` container ([`cq`])
+//! and, with the feature `onnx`, the ONNX messages. Nothing in here executes anything.
+//!
+//! It is for tools that look into artifacts without running them; to sample from one, use
+//! `cqc-runtime`, to make one, `cachequant`.
+//!
+//! ```no_run
+//! let bytes = std::fs::read("unet.cq")?;
+//! let artifact = cqc_proto::cq::Artifact::read(bytes.into())?;
+//! let plan = &artifact.manifest.plan;
+//! println!("{} evaluations, {} steps each", plan.evaluations, plan.full.steps.len());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod cq;
 pub mod dim;

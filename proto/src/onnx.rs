@@ -1,8 +1,9 @@
 //! The ONNX messages, written by hand so that building needs no `protoc`.
 //!
-//! Field numbers are those of `onnx.proto` (release 1.23). Only what the importer reads is declared; every other field is
-//! skipped while decoding. Fields of type [`Bytes`] borrow from the decoded buffer: decoding `Bytes::from_owner(map)` copies
-//! no weights. Enumerations stay `i32`, because a file may hold any number there.
+//! Field numbers are those of `onnx.proto` (release 1.23). Only what the importer reads is
+//! declared; every other field is skipped while decoding. Fields of type [`Bytes`] borrow from the
+//! decoded buffer: decoding `Bytes::from_owner(map)` copies no weights. Enumerations stay `i32`,
+//! because a file may hold any number there.
 
 use bytes::Bytes;
 use prost::Message;

@@ -1,8 +1,8 @@
 //! The Plan: what the compiler hands to the runtime.
 //!
-//! A plan is the denoising loop cut by binding time. Programs are straight-line lists of operators over numbered values,
-//! already in execution order; the runtime decides addresses for the batch it is opened with and runs them without
-//! searching, inferring or allocating.
+//! A plan is the denoising loop cut by binding time. Programs are straight-line lists of operators
+//! over numbered values, already in execution order; the runtime decides addresses for the batch it
+//! is opened with and runs them without searching, inferring or allocating.
 //!
 //! | program | runs | its batch symbol is worth |
 //! |---|---|---|
@@ -39,41 +39,48 @@ pub struct Plan {
     pub inputs: Vec<PlanInput>,
     /// Outputs of the source model, in its order.
     pub outputs: Vec<PlanOutput>,
-    /// Number of network evaluations the tables are made for; 0 when the time step is an ordinary input.
+    /// Number of network evaluations the tables are made for; 0 when the time step is an ordinary
+    /// input.
     pub evaluations: usize,
     /// Constants; their bytes are in the artifact's weight section.
     pub constants: Vec<Constant>,
-    /// Once per request, batch as it is: values that depend on conditioning only. May have no steps.
+    /// Once per request, batch as it is: values that depend on conditioning only. May have no
+    /// steps.
     pub prelude: Program,
-    /// Once per request for all evaluations: values that depend on conditioning and time step. May have no steps.
+    /// Once per request for all evaluations: values that depend on conditioning and time step. May
+    /// have no steps.
     pub prelude_steps: Program,
     /// One network evaluation.
     pub full: Program,
     /// What is kept from one evaluation for later ones; `None`: every evaluation runs `full`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<Cache>,
-    /// How tables of the time step are computed; `None`: only the rows of the compiled time steps are known.
+    /// How tables of the time step are computed; `None`: only the rows of the compiled time steps
+    /// are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub times: Option<TimeTables>,
 }
 
-/// The part of the network that depends on the time step alone, so that a loop can be run at other time steps than it was compiled for.
+/// The part of the network that depends on the time step alone, so that a loop can be run at other
+/// time steps than it was compiled for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TimeTables {
-    /// Reads constants and the time step, as the model takes it. Its results, for a batch of one, are rows of tables.
+    /// Reads constants and the time step, as the model takes it. Its results, for a batch of one,
+    /// are rows of tables.
     pub program: Program,
     /// Per result, its table: `Plan::constants[i]`.
     pub tables: Vec<usize>,
 }
 
-/// What evaluations reuse of earlier ones (DeepCache, arXiv:2312.00858): some run `full` and store a
-/// few of its values, the others run `cached`, which reads them instead of computing what they stand
-/// for.
+/// What evaluations reuse of earlier ones (DeepCache, arXiv:2312.00858): some run `full` and store
+/// a few of its values, the others run `cached`, which reads them instead of computing what they
+/// stand for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cache {
     /// What is kept.
     pub slots: Vec<CacheSlot>,
-    /// The evaluation that reads the slots. Its `results` are the model's outputs, in the order of `Plan::outputs`.
+    /// The evaluation that reads the slots. Its `results` are the model's outputs, in the order of
+    /// `Plan::outputs`.
     pub cached: Program,
     /// Evaluations that run `full`, ascending; the first is 0.
     pub full_evaluations: Vec<usize>,
@@ -86,8 +93,8 @@ pub struct CacheSlot {
     pub name: String,
     /// The value of `full` that is stored when it has run; its type is the slot's.
     pub value: usize,
-    /// The slot holds what slot `i` held before: the value of the full evaluation before the last one; of the first one while
-    /// there is no other.
+    /// The slot holds what slot `i` held before: the value of the full evaluation before the last
+    /// one; of the first one while there is no other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_of: Option<usize>,
 }
@@ -149,7 +156,8 @@ impl Plan {
         }
     }
 
-    /// The value that holds output number `output` of the model after `kind` (`full` or `cached`) has run.
+    /// The value that holds output number `output` of the model after `kind` (`full` or `cached`)
+    /// has run.
     pub fn output_value(&self, kind: ProgramKind, output: usize) -> usize {
         match (kind, &self.cache) {
             (ProgramKind::Cached, Some(cache)) => cache.cached.results[output],
@@ -159,7 +167,8 @@ impl Plan {
 }
 
 impl Plan {
-    /// The program of [`Plan::times`] as a plan for one evaluation: the time step goes in, a row of every table comes out, in their order.
+    /// The program of [`Plan::times`] as a plan for one evaluation: the time step goes in, a row of
+    /// every table comes out, in their order.
     pub fn time_plan(&self) -> Option<Plan> {
         let times = self.times.as_ref()?;
         let input = self.inputs.iter().position(|i| i.role == InputRole::Timestep)?;
@@ -199,8 +208,8 @@ impl Plan {
         })
     }
 
-    /// Whether `prelude_steps` of a plan with a fixed batch runs once per evaluation: its time step is as long as the input, not
-    /// stacked for all evaluations.
+    /// Whether `prelude_steps` of a plan with a fixed batch runs once per evaluation: its time step
+    /// is as long as the input, not stacked for all evaluations.
     pub fn steps_one_by_one(&self) -> bool {
         let single = |v: &PlanValue| match v.source {
             Source::Input(i) => self.inputs.get(i).is_some_and(|input| {
@@ -220,7 +229,8 @@ pub enum InputRole {
     Sample,
     /// The time step; in a plan with tables nothing in `full` reads it.
     Timestep,
-    /// Anything else: labels, text states, added embeddings, control residuals. Constant during a request.
+    /// Anything else: labels, text states, added embeddings, control residuals. Constant during a
+    /// request.
     Condition,
 }
 
@@ -278,8 +288,8 @@ pub struct Program {
     pub values: Vec<PlanValue>,
     /// Operators.
     pub steps: Vec<Step>,
-    /// For a prelude: the values that `full` reads, in the order of [`Source::Prelude`] / [`Source::PreludeSteps`]. For
-    /// `cached`: the model's outputs.
+    /// For a prelude: the values that `full` reads, in the order of [`Source::Prelude`] /
+    /// [`Source::PreludeSteps`]. For `cached`: the model's outputs.
     pub results: Vec<usize>,
 }
 
@@ -289,18 +299,21 @@ pub struct Program {
 pub enum Source {
     /// Written by a step.
     Step,
-    /// `Plan::inputs[i]`, floats widened to f32. In `prelude_steps` a condition is repeated for every evaluation, and the
-    /// time step may be a vector `[evaluations · batch]` whatever its type in the model is.
+    /// `Plan::inputs[i]`, floats widened to f32. In `prelude_steps` a condition is repeated for
+    /// every evaluation, and the time step may be a vector `[evaluations · batch]` whatever its
+    /// type in the model is.
     Input(usize),
     /// `Plan::constants[i]`.
     Constant(usize),
-    /// Row `evaluation` of `Plan::constants[i]`, whose axis 0 is the evaluation. In `prelude_steps`: all rows, each
-    /// repeated for the batch, so that the value is `[evaluations · batch, ...]` for a table `[evaluations, ...]` or
-    /// `[evaluations, 1, ...]`.
+    /// Row `evaluation` of `Plan::constants[i]`, whose axis 0 is the evaluation. In
+    /// `prelude_steps`: all rows, each repeated for the batch, so that the value is `[evaluations ·
+    /// batch, ...]` for a table `[evaluations, ...]` or `[evaluations, 1, ...]`.
     Table(usize),
-    /// Result `i` of `prelude`. `full` and `prelude_steps` read it, the latter as it reads a condition.
+    /// Result `i` of `prelude`. `full` and `prelude_steps` read it, the latter as it reads a
+    /// condition.
     Prelude(usize),
-    /// Rows of this evaluation in result `i` of `prelude_steps`, whose axis 0 is evaluations · batch.
+    /// Rows of this evaluation in result `i` of `prelude_steps`, whose axis 0 is evaluations ·
+    /// batch.
     PreludeSteps(usize),
     /// Slot `i` of the cache; only `cached` reads it.
     Cache(usize),
@@ -320,17 +333,19 @@ pub struct PlanValue {
     pub alias: Option<Alias>,
 }
 
-/// How a value lies inside another one. The other value comes from a step and is not itself an alias.
+/// How a value lies inside another one. The other value comes from a step and is not itself an
+/// alias.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Alias {
-    /// The same elements (a reshape). No step needs to write it: it is there when the other value is.
+    /// The same elements (a reshape). No step needs to write it: it is there when the other value
+    /// is.
     Same {
         /// Index of the other value.
         of: usize,
     },
-    /// Columns `offset..` of the other value's last axis; all axes before have the same number of rows. Concats written in
-    /// place by their producers use it.
+    /// Columns `offset..` of the other value's last axis; all axes before have the same number of
+    /// rows. Concats written in place by their producers use it.
     Columns {
         /// Index of the other value.
         of: usize,

@@ -1,8 +1,9 @@
-//! Which sampler runs the denoising loop, and its constants: the data. `cqc_runtime::sampler` is the code.
+//! Which sampler runs the denoising loop, and its constants: the data. `cqc_runtime::sampler` is
+//! the code.
 //!
-//! The field names are those of diffusers' `scheduler_config.json`, where it has one, because that is the file people
-//! compare with. [`SamplerConfig::from_diffusers_json`] reads it; [`SamplerConfig::default`] is what cqc assumes
-//! without one.
+//! The field names are those of diffusers' `scheduler_config.json`, where it has one, because that
+//! is the file people compare with. [`SamplerConfig::from_diffusers_json`] reads it;
+//! [`SamplerConfig::default`] is what cqc assumes without one.
 
 mod diffusers;
 
@@ -10,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// No model is trained with more noise levels than this; every table of a sampler is at most this long.
+/// No model is trained with more noise levels than this; every table of a sampler is at most this
+/// long.
 pub const MAX_TRAIN_TIMESTEPS: u32 = 1_000_000;
 
 /// The longest trajectory, in sampler steps.
@@ -99,8 +101,9 @@ pub enum Spacing {
     Trailing,
     /// From 0 to the noisiest step, both included.
     Linspace,
-    /// Squares of evenly spaced numbers up to √(0.8 · training steps), as in DDPM's and CacheQuant's scripts: dense near the
-    /// image, and with repetitions when there are many steps. Not a diffusers option; DDIM and DDPM only.
+    /// Squares of evenly spaced numbers up to √(0.8 · training steps), as in DDPM's and
+    /// CacheQuant's scripts: dense near the image, and with repetitions when there are many steps.
+    /// Not a diffusers option; DDIM and DDPM only.
     Quadratic,
 }
 
@@ -170,7 +173,8 @@ pub struct SamplerConfig {
     pub steps_offset: u32,
     /// Meaning of the network's output.
     pub prediction_type: Prediction,
-    /// Clip the predicted image to ±`clip_sample_range` (DDIM, DDPM). The predicted noise is not recomputed from it.
+    /// Clip the predicted image to ±`clip_sample_range` (DDIM, DDPM). The predicted noise is not
+    /// recomputed from it.
     pub clip_sample: bool,
     /// Positive.
     pub clip_sample_range: f32,
@@ -242,8 +246,9 @@ impl SamplerConfig {
         }
     }
 
-    /// Checks every field by itself and the combinations that have no meaning. The fields are public, and artifacts
-    /// are untrusted, so whoever computes with a configuration calls this first.
+    /// Checks every field by itself and the combinations that have no meaning. The fields are
+    /// public, and artifacts are untrusted, so whoever computes with a configuration calls this
+    /// first.
     ///
     /// # Errors
     /// [`SamplerConfigError::OutOfRange`] and [`SamplerConfigError::Unsupported`] name the field.

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use half::{bf16, f16};
 use std::borrow::Cow;
 
-/// A dense row-major tensor. The bytes are little endian and may be a slice of a mapped file, so they need not be aligned.
+/// A dense row-major tensor. The bytes are little endian and may be a slice of a mapped file, so
+/// they need not be aligned.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
     dtype: DType,
@@ -46,7 +47,8 @@ impl Tensor {
         Ok(Tensor { dtype, shape, data })
     }
 
-    /// f32 tensor. Panics if the shape does not fit the number of elements: a mistake of the caller.
+    /// f32 tensor. Panics if the shape does not fit the number of elements: a mistake of the
+    /// caller.
     pub fn from_f32(shape: &[usize], values: &[f32]) -> Tensor {
         Tensor::of(DType::F32, shape, bytemuck::cast_slice(values).to_vec())
     }

@@ -41,7 +41,8 @@ impl ValueType {
         self.shape.iter().map(|d| d.as_const().and_then(|v| usize::try_from(v).ok())).collect()
     }
 
-    /// The sizes for given symbols; `None` when a symbol is missing, a size is negative, or there are more than 2^40 elements.
+    /// The sizes for given symbols; `None` when a symbol is missing, a size is negative, or there
+    /// are more than 2^40 elements.
     pub fn resolve(&self, bindings: &Bindings) -> Option<Vec<usize>> {
         let shape: Vec<usize> = self
             .shape

@@ -47,17 +47,6 @@ pub enum ArtifactError {
 ///
 /// Opening one packs nothing and evaluates nothing; weights are packed for this CPU when the first
 /// denoiser is opened, and shared by all of them. An artifact is `Send` and `Sync`.
-///
-/// ```no_run
-/// use cqc_runtime::{Artifact, DenoiserOptions, Request};
-///
-/// let artifact = Artifact::open("unet.cq".as_ref())?;
-/// let mut denoiser = artifact.denoiser(&DenoiserOptions::with_batch(4))?;
-/// let request = Request { samples: 16, seed: 1, ..Request::default() };
-/// let samples = denoiser.sample(&request, &mut |_| std::ops::ControlFlow::Continue(()))?;
-/// assert_eq!(samples.shape()[0], 16);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
 #[derive(Debug)]
 pub struct Artifact {
     manifest: Manifest,
@@ -90,8 +79,8 @@ impl DenoiserOptions {
 }
 
 impl Artifact {
-    /// Opens a file and checks all of it. The file is mapped, not read: its weights come into memory
-    /// when they are packed. A mapped file must not shrink while it is in use.
+    /// Opens a file and checks all of it. The file is mapped, not read: its weights come into
+    /// memory when they are packed. A mapped file must not shrink while it is in use.
     ///
     /// # Errors
     /// [`ArtifactError`].
@@ -231,8 +220,8 @@ impl Artifact {
         }
     }
 
-    /// Looks for the device that evaluations of this artifact run on; `None` is the CPU. `note` is told
-    /// why a GPU that is there is not used.
+    /// Looks for the device that evaluations of this artifact run on; `None` is the CPU. `note` is
+    /// told why a GPU that is there is not used.
     ///
     /// # Errors
     /// [`DenoiseError::Device`] if [`Device::Cuda`] cannot be had.
@@ -329,8 +318,8 @@ impl Artifact {
     }
 
     /// How this CPU executes each quantized layer in a full evaluation, in the order of
-    /// [`cq::QuantizedLoop::layers`]: empty where nothing is quantized. A layer for whose sizes there is
-    /// no kernel is computed in f32, its operands rounded. Packs the weights.
+    /// [`cq::QuantizedLoop::layers`]: empty where nothing is quantized. A layer for whose sizes
+    /// there is no kernel is computed in f32, its operands rounded. Packs the weights.
     ///
     /// # Errors
     /// Those of opening an engine.

@@ -1,8 +1,9 @@
 //! Seeded normal noise, one stream per sample.
 //!
-//! Sample `n` of seed `s` draws from ChaCha20 with `s` as the first eight bytes of its key (little endian, the other 24 are
-//! zero), `n` as its 64-bit nonce, and a block counter from 0. Two 64-bit words `a`, `b` of that stream, in order, make two
-//! values by Box and Muller, in f64 and then rounded to f32:
+//! Sample `n` of seed `s` draws from ChaCha20 with `s` as the first eight bytes of its key (little
+//! endian, the other 24 are zero), `n` as its 64-bit nonce, and a block counter from 0. Two 64-bit
+//! words `a`, `b` of that stream, in order, make two values by Box and Muller, in f64 and then
+//! rounded to f32:
 //!
 //! ```text
 //! u = ((a >> 11) + 1) / 2^53        in (0, 1], so that its logarithm is finite
@@ -10,9 +11,10 @@
 //! √(−2 ln u) · cos(2π v),   √(−2 ln u) · sin(2π v)
 //! ```
 //!
-//! Every [`Noise::fill`] begins with a fresh pair, so an odd length drops one value. The initial sample is the first fill,
-//! the noise of each noisy step one more. A sample is therefore the same whatever the batch, the shard and the number of
-//! threads. The words are the same on every machine; the values are up to the last bit of its `ln`, `sin` and `cos`.
+//! Every [`Noise::fill`] begins with a fresh pair, so an odd length drops one value. The initial
+//! sample is the first fill, the noise of each noisy step one more. A sample is therefore the same
+//! whatever the batch, the shard and the number of threads. The words are the same on every
+//! machine; the values are up to the last bit of its `ln`, `sin` and `cos`.
 
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -25,7 +27,8 @@ pub struct Noise {
 }
 
 impl Noise {
-    /// Samples `first`, `first + 1`, … of `seed`: `samples` of them. A shard begins where the one before ended.
+    /// Samples `first`, `first + 1`, … of `seed`: `samples` of them. A shard begins where the one
+    /// before ended.
     pub fn new(seed: u64, first: u64, samples: usize) -> Self {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -69,7 +72,8 @@ mod tests {
         out
     }
 
-    /// From another implementation of ChaCha20 and of the formula above, in Python. 1e-6: rounding of `ln`, `sin`, `cos`.
+    /// From another implementation of ChaCha20 and of the formula above, in Python. 1e-6: rounding
+    /// of `ln`, `sin`, `cos`.
     #[test]
     fn values_are_the_documented_ones() {
         let expected = [

@@ -1,6 +1,7 @@
 //! The same loop with another number of steps.
 //!
-//! Everything that a compiled loop stores per evaluation belongs to a time step, so that rows for other time steps follow from it:
+//! Everything that a compiled loop stores per evaluation belongs to a time step, so that rows for
+//! other time steps follow from it:
 //!
 //! | table | at time steps that were not compiled |
 //! |---|---|
@@ -10,9 +11,10 @@
 //! | corrections of the cache | likewise among the evaluations that reuse the same one, from "as stored" at that one on |
 //! | full evaluations | those nearest in time to the compiled ones |
 //!
-//! So the cache is as old, in time steps, as it was when it was fitted. What the rows were fitted to, errors of the steps before, is another thing
-//! in a longer or shorter loop: measure with `cqc eval`, or compile again. Q&C's compensation is of steps, not of time steps, and has no
-//! meaning in another loop.
+//! So the cache is as old, in time steps, as it was when it was fitted. What the rows were fitted
+//! to, errors of the steps before, is another thing in a longer or shorter loop: measure with `cqc
+//! eval`, or compile again. Q&C's compensation is of steps, not of time steps, and has no meaning
+//! in another loop.
 
 use crate::engine::{Engine, EngineError, EngineOptions, Weights};
 use crate::sampler::{Sampler, SamplerError};
@@ -84,7 +86,8 @@ pub fn possible(manifest: &Manifest) -> Result<Possible, RetimeError> {
     Ok(Possible::These((1..=manifest.steps).filter(is_known).collect()))
 }
 
-/// The loop with `steps` sampling steps: the manifest for it and its constants, those of `bytes` and rows of tables.
+/// The loop with `steps` sampling steps: the manifest for it and its constants, those of `bytes`
+/// and rows of tables.
 ///
 /// # Errors
 /// [`RetimeError`].
@@ -203,7 +206,8 @@ struct Between {
     part: f64,
 }
 
-/// Where `t` lies among knots of time step and row; beyond them at the nearest. `None` without knots.
+/// Where `t` lies among knots of time step and row; beyond them at the nearest. `None` without
+/// knots.
 fn between(knots: &[(f64, usize)], t: f64) -> Option<Between> {
     let nearest = |above: bool| {
         let side = knots.iter().filter(|(knot, _)| if above { *knot >= t } else { *knot <= t });
@@ -344,7 +348,8 @@ impl Tables<'_> {
 
     /// Corrections of the cache; the full evaluations, ascending.
     fn of_cache(&mut self, manifest: &Manifest, full: &[usize]) -> Vec<usize> {
-        // per new full evaluation, the compiled one that it stands for: the nearest of those that it is nearest to
+        // per new full evaluation, the compiled one that it stands for: the nearest of those that
+        // it is nearest to
         let mut anchors: BTreeMap<usize, usize> = BTreeMap::from([(0, 0)]);
         let distance = |new: usize, old: usize| (self.to[new] - self.from[old]).abs();
         for &old in full {

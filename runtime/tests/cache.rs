@@ -14,7 +14,8 @@ use ProgramKind::{Cached, Full};
 const STEPS: [f64; 4] = [0.9, 0.7, 0.5, 0.3];
 const LEN: usize = 24;
 
-/// `full`: `deep = x · w; out = x + a deep row of the evaluation · deep`. `cached`: the same from `deep` on.
+/// `full`: `deep = x · w; out = x + a deep row of the evaluation · deep`. `cached`: the same from
+/// `deep` on.
 fn plan() -> Build {
     let mut b = Build::new(4);
     let input = b.model_input("sample", InputRole::Sample, f32s("N,3,8"));

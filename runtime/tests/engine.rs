@@ -23,8 +23,8 @@ fn group_norm() -> Op {
     Op::GroupNorm { groups: 4, eps: 1e-5, layout: LAST, act: Act::Silu }
 }
 
-/// A small U-Net: NCHW in and out, a table of time rows, class rows from the prelude, skip connections joined in place,
-/// attention, a block modulated by `prelude_steps`.
+/// A small U-Net: NCHW in and out, a table of time rows, class rows from the prelude, skip
+/// connections joined in place, attention, a block modulated by `prelude_steps`.
 fn unet(evaluations: usize) -> Build {
     let mut b = Build::new(evaluations);
     let sample = b.model_input("sample", InputRole::Sample, f32s("N,3,8,8"));
@@ -525,7 +525,8 @@ fn a_fixed_batch_runs_only_at_its_own() {
     Engine::open(&weights, &options(2, 1)).unwrap();
 }
 
-/// A linear layer computes the GEGLU behind it, unless something else reads its result: the same bits.
+/// A linear layer computes the GEGLU behind it, unless something else reads its result: the same
+/// bits.
 #[test]
 fn a_geglu_is_computed_by_the_layer_before_it() {
     let mut b = Build::new(0);

@@ -9,7 +9,8 @@ use cqc_runtime::noise::Noise;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// An artifact, a folder for its packed weights, empty at first, and the file that will be in there.
+/// An artifact, a folder for its packed weights, empty at first, and the file that will be in
+/// there.
 struct Kept {
     artifact: Artifact,
     cache: PackCache,

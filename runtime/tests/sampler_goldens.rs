@@ -1,5 +1,6 @@
-//! Replays trajectories of diffusers' schedulers: `tests/golden/make_sampler_goldens.py` recorded what the network answered
-//! and where each step led. `cargo test --test sampler_goldens -- --nocapture` prints the errors.
+//! Replays trajectories of diffusers' schedulers: `tests/golden/make_sampler_goldens.py` recorded
+//! what the network answered and where each step led. `cargo test --test sampler_goldens --
+//! --nocapture` prints the errors.
 
 use cqc_proto::sampler::SamplerConfig;
 use cqc_runtime::sampler::{Sampler, State};
@@ -8,8 +9,9 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 
-/// float32 rounding: a few ulp of the largest element in one step. Scalars such as 1 − ᾱ are differences of rounded numbers,
-/// and `ln`, `exp` and torch's vector units differ in the last bit, which they magnify.
+/// float32 rounding: a few ulp of the largest element in one step. Scalars such as 1 − ᾱ are
+/// differences of rounded numbers, and `ln`, `exp` and torch's vector units differ in the last bit,
+/// which they magnify.
 const ONE_STEP: f64 = 1e-5;
 
 /// The same, added up over a trajectory.
@@ -81,8 +83,8 @@ impl Golden {
         }
     }
 
-    /// The largest error after any evaluation, relative to the largest element there. `forced`: every step starts where the
-    /// recorded one did.
+    /// The largest error after any evaluation, relative to the largest element there. `forced`:
+    /// every step starts where the recorded one did.
     fn worst_error(&self, forced: bool) -> f64 {
         let mut state = State::new(&self.sampler, SAMPLES, LEN);
         let mut noise = self.noise.iter();

@@ -1,4 +1,5 @@
-//! Plans from anywhere: what validation accepts, the engine runs or refuses, but never with a panic.
+//! Plans from anywhere: what validation accepts, the engine runs or refuses, but never with a
+//! panic.
 
 mod common;
 
@@ -87,7 +88,8 @@ impl Random {
     }
 }
 
-/// Changes one place of a JSON tree, mostly by little: most plans that differ wildly are refused at once.
+/// Changes one place of a JSON tree, mostly by little: most plans that differ wildly are refused at
+/// once.
 fn mutate(json: &mut Value, random: &mut Random) {
     match json {
         Value::Object(o) if !o.is_empty() => {

@@ -45,18 +45,21 @@ pub struct Measured {
     pub psnr: f64,
 }
 
-/// Samples that are held out: half of them, at least one and at most 8, which tell decibels apart: candidates are compared on the same ones.
+/// Samples that are held out: half of them, at least one and at most 8, which tell decibels apart:
+/// candidates are compared on the same ones.
 pub fn holdout_size(samples: usize) -> usize {
     (samples / 2).clamp(1, 8)
 }
 
-/// Of `fit` samples those that corrections of the cache are fitted on: 16 at most, each of which brings all positions of what is corrected. (On the
-/// trained U-Net at N = 5, 16 instead of 8 are worth 0.2 dB.)
+/// Of `fit` samples those that corrections of the cache are fitted on: 16 at most, each of which
+/// brings all positions of what is corrected. (On the trained U-Net at N = 5, 16 instead of 8 are
+/// worth 0.2 dB.)
 fn corrected_on(fit: usize) -> usize {
     fit.min(16)
 }
 
-/// Calibration samples that have been observed: schedules and corrections can be asked for and measured.
+/// Calibration samples that have been observed: schedules and corrections can be asked for and
+/// measured.
 pub struct Study<'a> {
     denoiser: &'a mut Denoiser,
     request: Request,
@@ -151,8 +154,8 @@ impl<'a> Study<'a> {
     }
 }
 
-/// Decides: the schedule that measures best without correction, and then the correction that measures best with it, if any does
-/// better than none.
+/// Decides: the schedule that measures best without correction, and then the correction that
+/// measures best with it, if any does better than none.
 ///
 /// # Errors
 /// [`CalibrateError`].
@@ -205,7 +208,8 @@ fn needs_output(schedule: &ScheduleSource) -> bool {
     matches!(schedule, ScheduleSource::Method(kind) if kind.needs_output())
 }
 
-/// Evaluations, full and cached ones, of `batch` samples at once that [`choose`] makes, about. `steps` has the sampler step of each evaluation of the loop.
+/// Evaluations, full and cached ones, of `batch` samples at once that [`choose`] makes, about.
+/// `steps` has the sampler step of each evaluation of the loop.
 ///
 /// # Errors
 /// [`CalibrateError::Schedule`] for a given schedule that does not fit the loop.

@@ -12,11 +12,11 @@ use std::fmt;
 pub enum CorrectionFit {
     /// Both tensors come from the ordinary trajectory, as published (CacheQuant, arXiv:2503.01323).
     TeacherForced,
-    /// What the accelerated trajectory has stored against the tensor of the ordinary one, evaluation by
-    /// evaluation, each with all earlier corrections in place.
+    /// What the accelerated trajectory has stored against the tensor of the ordinary one,
+    /// evaluation by evaluation, each with all earlier corrections in place.
     Sequential,
-    /// As sequential, from what was stored last and what was stored before that: along the line through both, or as far as that
-    /// helps.
+    /// As sequential, from what was stored last and what was stored before that: along the line
+    /// through both, or as far as that helps.
     Forecast,
 }
 
@@ -92,7 +92,8 @@ impl Stored {
     }
 }
 
-/// Runs the ordinary and the accelerated loop side by side and fits each evaluation when all before it are corrected.
+/// Runs the ordinary and the accelerated loop side by side and fits each evaluation when all before
+/// it are corrected.
 pub fn sequential(
     denoiser: &mut Denoiser,
     request: &Request,

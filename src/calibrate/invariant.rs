@@ -1,4 +1,5 @@
-//! The cut invariant: with the cache of the same evaluation and no correction, `cached` gives what `full` gives, bit for bit.
+//! The cut invariant: with the cache of the same evaluation and no correction, `cached` gives what
+//! `full` gives, bit for bit.
 
 use super::CalibrateError;
 use cqc_proto::plan::ProgramKind;

@@ -50,8 +50,8 @@ impl Holdout {
         self.firsts.first().map_or(self.end, |&first| first)
     }
 
-    /// Mean over samples of the peak signal-to-noise ratio of the accelerated loop, in dB; the peak is the range of the ordinary
-    /// loop's ends. At most 100 per sample.
+    /// Mean over samples of the peak signal-to-noise ratio of the accelerated loop, in dB; the peak
+    /// is the range of the ordinary loop's ends. At most 100 per sample.
     pub(crate) fn psnr(
         &self,
         denoiser: &mut Denoiser,

@@ -8,7 +8,8 @@
 //! measure   the accelerated loop on held-out samples: the best candidate wins
 //! ```
 //!
-//! Everything streams: what is in memory are the cached tensors of the longest group of evaluations, not of all.
+//! Everything streams: what is in memory are the cached tensors of the longest group of
+//! evaluations, not of all.
 
 mod choose;
 mod correct;

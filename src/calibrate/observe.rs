@@ -10,12 +10,15 @@ use std::collections::VecDeque;
 
 /// What trajectories have told.
 pub struct Observed {
-    /// L1 distance between the tensors cached at two evaluations, summed over samples; several tensors weighted by one over
-    /// their mean norm. CacheQuant sums the L1 distances of one tensor.
+    /// L1 distance between the tensors cached at two evaluations, summed over samples; several
+    /// tensors weighted by one over their mean norm. CacheQuant sums the L1 distances of one
+    /// tensor.
     pub features: Band,
-    /// What the end of the trajectory suffers when evaluation `t` is computed from the cache of `i`: the root mean square error of
-    /// the output, times how far the end moves by an error of 1 there: by the sampler's arithmetic
-    /// ([`output_weights`](cqc_runtime::sampler::Sampler::output_weights)), times what later evaluations are seen to make of it.
+    /// What the end of the trajectory suffers when evaluation `t` is computed from the cache of
+    /// `i`: the root mean square error of the output, times how far the end moves by an error of 1
+    /// there: by the sampler's arithmetic
+    /// ([`output_weights`](cqc_runtime::sampler::Sampler::output_weights)), times what later
+    /// evaluations are seen to make of it.
     pub output: Band,
     /// Per slot, for the affine fit.
     pub moments: Vec<BandMoments>,
@@ -51,8 +54,8 @@ pub fn channels(denoiser: &Denoiser) -> Vec<usize> {
     slots.map(|slot| last(slot.value).map_or(1, |c| c as usize)).collect()
 }
 
-/// Runs the samples `0 .. fit` of the request. The output's cost is observed on the first `output_samples` of them, and only if
-/// there is need of it.
+/// Runs the samples `0 .. fit` of the request. The output's cost is observed on the first
+/// `output_samples` of them, and only if there is need of it.
 pub fn observe(
     denoiser: &mut Denoiser,
     request: &Request,
@@ -124,8 +127,8 @@ fn scaled(band: &Band, weights: &[f64]) -> Band {
 }
 
 impl Observed {
-    /// What an affine map per channel leaves of the distance between the tensors cached at two evaluations: the sum of squares, of
-    /// several tensors as a part of each one's own.
+    /// What an affine map per channel leaves of the distance between the tensors cached at two
+    /// evaluations: the sum of squares, of several tensors as a part of each one's own.
     pub fn residuals(&self) -> Band {
         let (evaluations, width) = (self.features.evaluations(), self.features.width());
         let bands: Vec<Band> = self

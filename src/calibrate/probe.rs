@@ -13,11 +13,13 @@ pub const PROBES: usize = 8;
 /// Samples that it is tried out on.
 pub const PROBED_SAMPLES: usize = 2;
 
-/// Weights of errors by evaluation: the sampler's, times what trajectories tell that were led astray once, at one evaluation each, by what was cached
-/// `age` evaluations before, and went on with full evaluations. The network itself answers to an error, by undoing it or by making it grow,
-/// which the sampler's arithmetic does not tell.
+/// Weights of errors by evaluation: the sampler's, times what trajectories tell that were led
+/// astray once, at one evaluation each, by what was cached `age` evaluations before, and went on
+/// with full evaluations. The network itself answers to an error, by undoing it or by making it
+/// grow, which the sampler's arithmetic does not tell.
 ///
-/// `denoiser` runs a plan with a cache, on the first samples of the request. `count` counts its evaluations.
+/// `denoiser` runs a plan with a cache, on the first samples of the request. `count` counts its
+/// evaluations.
 pub fn probe(
     denoiser: &mut Denoiser,
     request: &Request,
@@ -77,7 +79,8 @@ fn run_on(
     Ok(trajectory.x().to_vec())
 }
 
-/// The sampler's weights times the gains that were found (evaluation, how far the end moved per error), interpolated between them in the logarithm.
+/// The sampler's weights times the gains that were found (evaluation, how far the end moved per
+/// error), interpolated between them in the logarithm.
 fn weights(sampler: &[f64], moved: &[(usize, f64)]) -> Vec<f64> {
     let gains: Vec<(usize, f64)> = moved
         .iter()

@@ -12,8 +12,8 @@ use std::time::Instant;
 const TIMED: usize = 3;
 
 /// The largest number of calibration samples, at most those of the recipe, for which `seconds` are
-/// enough; 2 if they are not enough for any. Kept among the session's stages, so that an interrupted
-/// compilation goes on with the same samples.
+/// enough; 2 if they are not enough for any. Kept among the session's stages, so that an
+/// interrupted compilation goes on with the same samples.
 pub(super) fn samples(session: &Session, seconds: f64) -> Result<usize, CompileError> {
     let asked = session.recipe.calib_samples();
     let stages = session.stages().depending_on(format!("{seconds:?} {asked}").as_bytes());

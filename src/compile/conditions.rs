@@ -1,5 +1,5 @@
-//! What the loop reads besides the sample and the time step: null conditions, and the conditions of the
-//! calibration set.
+//! What the loop reads besides the sample and the time step: null conditions, and the conditions of
+//! the calibration set.
 
 use crate::compile::CompileError;
 use crate::model::Model;

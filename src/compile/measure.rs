@@ -1,4 +1,5 @@
-//! What a compilation decided, and what that does to the holdout: the data of `cqc compile --report`.
+//! What a compilation decided, and what that does to the holdout: the data of `cqc compile
+//! --report`.
 
 use super::{CompileError, Compiled, Phase, Progress};
 use crate::report::layers::{Quantization, bf16_layers, layers};
@@ -7,8 +8,8 @@ use crate::report::{Caching, Candidate, Cost, FileFacts, ModelFacts, Report, Sam
 use cqc_runtime::sampler::Sampler;
 
 impl Compiled<'_> {
-    /// Runs the holdout through the loops that differ, and collects what was decided. `artifact` is the
-    /// file that was written.
+    /// Runs the holdout through the loops that differ, and collects what was decided. `artifact` is
+    /// the file that was written.
     ///
     /// # Errors
     /// [`CompileError`] if a loop cannot be run.
@@ -92,7 +93,8 @@ impl Compiled<'_> {
         }))
     }
 
-    /// Without caching and quantization there is nothing to measure, and perhaps no calibration set.
+    /// Without caching and quantization there is nothing to measure, and perhaps no calibration
+    /// set.
     fn errors(&self, progress: &mut dyn Progress) -> Result<Option<Errors>, CompileError> {
         let session = &self.session;
         if session.cached.is_none() && self.quantized.is_none() && self.lowered.bf16.is_none() {

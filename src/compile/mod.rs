@@ -1,8 +1,8 @@
 //! The compiler: a model and a recipe become an artifact.
 //!
-//! [`compile`] is the whole way; [`Session`] is the same in stages. Below it stand the parts: binding
-//! and cutting the loop ([`compile_loop`], [`cut_loop`]), and lowering one evaluation of any model
-//! ([`compile_evaluation`]).
+//! [`compile`] is the whole way; [`Session`] is the same in stages. Below it stand the parts:
+//! binding and cutting the loop ([`compile_loop`], [`cut_loop`]), and lowering one evaluation of
+//! any model ([`compile_evaluation`]).
 
 mod budget;
 mod conditions;
@@ -63,8 +63,8 @@ impl fmt::Display for Phase {
 ///
 /// `()` says nothing and goes on; a closure of three arguments is a progress, too.
 pub trait Progress {
-    /// `done` of about `total` batched evaluations of the phase are done; `total` may change. Breaking
-    /// ends the compilation with an error ([`CompileError::is_interrupted`]).
+    /// `done` of about `total` batched evaluations of the phase are done; `total` may change.
+    /// Breaking ends the compilation with an error ([`CompileError::is_interrupted`]).
     fn update(&mut self, phase: Phase, done: u64, total: u64) -> ControlFlow<()>;
 }
 
@@ -80,8 +80,8 @@ impl<F: FnMut(Phase, u64, u64) -> ControlFlow<()>> Progress for F {
     }
 }
 
-/// Compiles the sampling loop of a model: cuts it, calibrates schedule and corrections, quantizes, and
-/// lowers. The result depends on model and recipe only, not on the number of threads.
+/// Compiles the sampling loop of a model: cuts it, calibrates schedule and corrections, quantizes,
+/// and lowers. The result depends on model and recipe only, not on the number of threads.
 ///
 /// # Errors
 /// [`CompileError`]; everything that is wrong with the recipe is found before anything is computed.

@@ -24,14 +24,15 @@ pub struct LoopOptions {
     pub sampler: SamplerConfig,
     /// Sampling steps.
     pub steps: usize,
-    /// Whether the plan keeps what makes its tables, so that it can be run with any number of steps.
+    /// Whether the plan keeps what makes its tables, so that it can be run with any number of
+    /// steps.
     pub any_steps: bool,
     /// Which products are rounded to bf16; `None`: none.
     pub bf16: Option<QuantSpec>,
 }
 
-/// Correction of the cache: per slot and evaluation, an affine map of what the slot holds; the identity
-/// at full evaluations.
+/// Correction of the cache: per slot and evaluation, an affine map of what the slot holds; the
+/// identity at full evaluations.
 pub type CacheTables = Vec<Vec<Affine>>;
 
 /// Why there is no plan.
@@ -75,8 +76,8 @@ pub struct Lowered {
 }
 
 impl Lowered {
-    /// The constants in one piece, as an engine takes them: a mapped temporary file, so that what the engine has packed need
-    /// not stay in memory.
+    /// The constants in one piece, as an engine takes them: a mapped temporary file, so that what
+    /// the engine has packed need not stay in memory.
     ///
     /// # Errors
     /// [`ProgramError::Temporary`].
@@ -97,7 +98,8 @@ impl Lowered {
 /// Compiles the denoising loop.
 ///
 /// # Errors
-/// [`ProgramError`]: the model is no denoiser, the sampler has no such trajectory, or its time steps do not suit the model.
+/// [`ProgramError`]: the model is no denoiser, the sampler has no such trajectory, or its time
+/// steps do not suit the model.
 pub fn compile_loop(model: &Model, options: &LoopOptions) -> Result<Lowered, ProgramError> {
     let (bound, evaluations) = bind_loop(model, options)?;
     lower_bound(model, bound, evaluations, options.any_steps, options.bf16.as_ref())
@@ -163,7 +165,8 @@ impl CachedLoop<'_> {
         self.evaluations
     }
 
-    /// The loop that always computes everything and never corrects: what is calibrated on. Rounded to bf16 where the loop is to be.
+    /// The loop that always computes everything and never corrects: what is calibrated on. Rounded
+    /// to bf16 where the loop is to be.
     ///
     /// # Errors
     /// [`ProgramError::Lower`].

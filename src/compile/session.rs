@@ -1,5 +1,5 @@
-//! Compilation in stages: what [`compile`](super::compile) does, for callers that look at or share the
-//! results in between (ablations, benchmarks, tests).
+//! Compilation in stages: what [`compile`](super::compile) does, for callers that look at or share
+//! the results in between (ablations, benchmarks, tests).
 
 use super::conditions::{NullRows, calibration_set, check_guidance};
 use super::{
@@ -110,8 +110,8 @@ impl<'m> Session<'m> {
         EngineOptions { batch, threads: self.recipe.threads(), ..EngineOptions::default() }
     }
 
-    /// The loop in float that computes everything at every evaluation; rounded to bf16 where the recipe
-    /// says so.
+    /// The loop in float that computes everything at every evaluation; rounded to bf16 where the
+    /// recipe says so.
     ///
     /// # Errors
     /// [`CompileError::Program`].
@@ -175,8 +175,8 @@ impl<'m> Session<'m> {
         Ok(Some(choice))
     }
 
-    /// Fits what the quantized loop needs; `None` where nothing is quantized to integers. `choice` is
-    /// the schedule, where something is cached.
+    /// Fits what the quantized loop needs; `None` where nothing is quantized to integers. `choice`
+    /// is the schedule, where something is cached.
     ///
     /// # Errors
     /// [`CompileError`].
@@ -224,9 +224,9 @@ impl<'m> Session<'m> {
         Ok(Some(quantized))
     }
 
-    /// The artifact in memory, with the schedule that [`Session::decide`] gave and the quantized layers
-    /// that [`Session::quantize`] gave. Without the latter the layers stay float, whatever the recipe
-    /// says.
+    /// The artifact in memory, with the schedule that [`Session::decide`] gave and the quantized
+    /// layers that [`Session::quantize`] gave. Without the latter the layers stay float, whatever
+    /// the recipe says.
     ///
     /// # Errors
     /// [`CompileError::Program`].
@@ -393,8 +393,8 @@ fn quant_spec(recipe: &Recipe, model: &Model, bits: u8) -> Result<QuantSpec, Com
     })
 }
 
-/// At most `most` at once, or a little less if then no batch of fitted or held-out samples has to be
-/// filled up.
+/// At most `most` at once, or a little less if then no batch of fitted or held-out samples has to
+/// be filled up.
 fn batch(most: usize, samples: usize) -> usize {
     let held = holdout_size(samples);
     let most = most.min(held).max(1);

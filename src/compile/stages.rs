@@ -1,7 +1,8 @@
-//! Results of long stages, kept in a directory so that an interrupted compilation goes on where it stopped.
+//! Results of long stages, kept in a directory so that an interrupted compilation goes on where it
+//! stopped.
 //!
-//! A stage's file is named after the hash of everything it depends on, so that a directory can serve any number of compilations, and
-//! nothing in it is ever wrong, only unused.
+//! A stage's file is named after the hash of everything it depends on, so that a directory can
+//! serve any number of compilations, and nothing in it is ever wrong, only unused.
 
 use crate::io::{FileError, Overwrite, write_atomic};
 use serde::Serialize;
@@ -38,7 +39,8 @@ impl Stages {
         next
     }
 
-    /// The result of a stage: from its file, or made and kept. A file that cannot be read is made again.
+    /// The result of a stage: from its file, or made and kept. A file that cannot be read is made
+    /// again.
     ///
     /// # Errors
     /// Those of `make`, and [`FileError::Io`].

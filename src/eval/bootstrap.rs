@@ -3,7 +3,8 @@
 /// Resamples of [`interval`].
 const RESAMPLES: usize = 1000;
 
-/// The 95 % interval of the mean: 2.5th and 97.5th percentile of the means of 1000 resamples, drawn from `seed`.
+/// The 95 % interval of the mean: 2.5th and 97.5th percentile of the means of 1000 resamples, drawn
+/// from `seed`.
 ///
 /// NaN for no values. O(1000 · values).
 pub fn interval(values: &[f64], seed: u64) -> [f64; 2] {

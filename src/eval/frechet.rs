@@ -1,8 +1,9 @@
 //! The Frechet distance between Gaussians fitted to features.
 //!
 //! |μ₁ − μ₂|² + Tr S₁ + Tr S₂ − 2 Tr (S₁S₂)^½ with unbiased covariances. The last trace needs no complex square root: it is
-//! Σ √m over the eigenvalues m of a symmetric matrix that shares them with S₁S₂. Where there are fewer images than dimensions,
-//! S = A Aᵀ is kept as A (one column per image, centred, over √(n−1)), and the matrix is as small as the number of images.
+//! Σ √m over the eigenvalues m of a symmetric matrix that shares them with S₁S₂. Where there are
+//! fewer images than dimensions, S = A Aᵀ is kept as A (one column per image, centred, over
+//! √(n−1)), and the matrix is as small as the number of images.
 
 use nalgebra::{DMatrix, DVector};
 
@@ -102,7 +103,8 @@ impl Gaussian {
     /// From statistics.
     ///
     /// # Errors
-    /// In words: sizes that do not fit, a covariance that is not symmetric, numbers that are not finite.
+    /// In words: sizes that do not fit, a covariance that is not symmetric, numbers that are not
+    /// finite.
     pub fn new(mean: Vec<f64>, covariance: Vec<f64>) -> Result<Gaussian, String> {
         let d = mean.len();
         if covariance.len() != d * d {
@@ -151,11 +153,13 @@ pub struct Frechet {
     pub distance: f64,
     /// Its first term, |μ₁ − μ₂|².
     pub mean_term: f64,
-    /// Sum of the negative eigenvalues, which were taken for 0. Above 1e-3 the covariances are doubtful.
+    /// Sum of the negative eigenvalues, which were taken for 0. Above 1e-3 the covariances are
+    /// doubtful.
     pub clipped: f64,
 }
 
-/// The Frechet distance. NaN where a Gaussian is not finite. O(d³), with fewer images than dimensions O(n²d).
+/// The Frechet distance. NaN where a Gaussian is not finite. O(d³), with fewer images than
+/// dimensions O(n²d).
 ///
 /// # Panics
 /// If the dimensions differ.

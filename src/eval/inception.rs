@@ -14,8 +14,8 @@ pub struct InceptionScore {
     pub splits: usize,
 }
 
-/// exp of the mean of Σ p(y|x) (log p(y|x) − log p(y)), per split of `split` images, where p(y) is the mean of p(y|x) in the
-/// split. `None` without images or classes.
+/// exp of the mean of Σ p(y|x) (log p(y|x) − log p(y)), per split of `split` images, where p(y) is
+/// the mean of p(y|x) in the split. `None` without images or classes.
 pub fn inception_score(logits: &[f32], classes: usize, split: usize) -> Option<InceptionScore> {
     if logits.is_empty() || classes == 0 || split == 0 {
         return None;

@@ -1,7 +1,8 @@
 //! Figures of quality: images against reference images, sets of features against sets.
 //!
-//! Everything is summed in f64 and in the order of the samples, so that figures depend on the samples alone, not on batches
-//! and shards. Features and logits come in rows, `[n, dimensions]` without gaps.
+//! Everything is summed in f64 and in the order of the samples, so that figures depend on the
+//! samples alone, not on batches and shards. Features and logits come in rows, `[n, dimensions]`
+//! without gaps.
 
 pub mod bootstrap;
 pub mod frechet;

@@ -1,6 +1,7 @@
 //! Precision and recall of a set of features (Kynkäänniemi et al. 2019).
 //!
-//! A set's manifold is the union of balls around its points, each reaching to its k-th nearest neighbour in the set.
+//! A set's manifold is the union of balls around its points, each reaching to its k-th nearest
+//! neighbour in the set.
 
 use nalgebra::{DMatrix, DMatrixView};
 
@@ -19,10 +20,11 @@ pub struct PrecisionRecall {
     pub recall: f64,
 }
 
-/// Precision and recall of `generated` for the `k`-th neighbour; `None` if a set has not more than `k` points.
+/// Precision and recall of `generated` for the `k`-th neighbour; `None` if a set has not more than
+/// `k` points.
 ///
-/// In f64; distances too near to a ball's surface are computed again without cancellation, so that points on it are inside.
-/// O((n + m)² · dimensions), memory for both sets.
+/// In f64; distances too near to a ball's surface are computed again without cancellation, so that
+/// points on it are inside. O((n + m)² · dimensions), memory for both sets.
 pub fn precision_recall(
     reference: &[f32],
     generated: &[f32],
@@ -57,7 +59,8 @@ impl Points {
         self.squares.len()
     }
 
-    /// Calls `f(j, distances)` for each query `j` with its squared distances to all points, up to rounding.
+    /// Calls `f(j, distances)` for each query `j` with its squared distances to all points, up to
+    /// rounding.
     fn for_each_query(&self, queries: &Points, mut f: impl FnMut(usize, &[f64])) {
         let mut distances = vec![0.0; self.len()];
         for first in (0..queries.len()).step_by(TILE) {

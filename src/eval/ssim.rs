@@ -1,7 +1,8 @@
 //! Structural similarity of two images.
 //!
-//! Wang et al. 2004: 11x11 Gaussian window with sigma 1.5, K1 = 0.01, K2 = 0.03, L = 255, population-weighted moments, windows
-//! that lie inside the image, per channel (RGB, not luma) and then averaged.
+//! Wang et al. 2004: 11x11 Gaussian window with sigma 1.5, K1 = 0.01, K2 = 0.03, L = 255,
+//! population-weighted moments, windows that lie inside the image, per channel (RGB, not luma) and
+//! then averaged.
 
 const WINDOW: usize = 11;
 const SIGMA: f64 = 1.5;

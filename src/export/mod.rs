@@ -1,4 +1,5 @@
-//! A compiled loop as a directory that needs no cqc: ONNX models, their constants, a schedule, and a sampling script.
+//! A compiled loop as a directory that needs no cqc: ONNX models, their constants, a schedule, and
+//! a sampling script.
 //!
 //! | file | what |
 //! |---|---|
@@ -30,7 +31,8 @@ const NULL: &str = "null.npz";
 const SCRIPTS: [(&str, &[u8]); 2] =
     [("sample.py", include_bytes!("sample.py")), ("models.py", include_bytes!("models.py"))];
 
-/// Constants below this many bytes stand in the models: the standard's shape operands, scalars and biases.
+/// Constants below this many bytes stand in the models: the standard's shape operands, scalars and
+/// biases.
 const INLINE_BELOW: usize = 1024;
 
 /// What is exported.

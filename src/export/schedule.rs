@@ -18,9 +18,11 @@
 //!                    "inputs":  [{"name": "sample", "value": "sample", "dtype": "float32", "shape": ["N", 3, 32, 32], "tensor": "sample"}],
 //!                    "outputs": [...]}] }
 //! ```
-//! A port's `name` is that in the ONNX file, its `value` says what it is to the loop: `sample`, `timestep`, `step` (number of the
-//! evaluation, a tensor without axes), `condition.NAME`, `output.NAME`, or what one model gives and another takes: `prelude.I`, `prelude_steps.I`,
-//! `cache.I`. Models are listed in the order in which they run. Before the first full evaluation the cache is of no account.
+//! A port's `name` is that in the ONNX file, its `value` says what it is to the loop: `sample`,
+//! `timestep`, `step` (number of the evaluation, a tensor without axes), `condition.NAME`,
+//! `output.NAME`, or what one model gives and another takes: `prelude.I`, `prelude_steps.I`,
+//! `cache.I`. Models are listed in the order in which they run. Before the first full evaluation
+//! the cache is of no account.
 
 use super::{ExportedLoop, Form, NULL};
 use cqc_passes::onnx::export::{Exported, ExportedModel, Layout, Port, Qdq, Scales, Wire};

@@ -1,7 +1,7 @@
 //! Output files appear whole or not at all.
 //!
-//! Bytes go to a temporary file beside the target, which is then renamed. Temporary files are registered, so that an
-//! interrupted process can remove them.
+//! Bytes go to a temporary file beside the target, which is then renamed. Temporary files are
+//! registered, so that an interrupted process can remove them.
 
 use super::FileError;
 use std::fs::{File, OpenOptions, Permissions};
@@ -26,7 +26,8 @@ fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
     UNFINISHED.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// Removes all temporary files of writes in progress; those writes then fail. For an interrupted process about to exit.
+/// Removes all temporary files of writes in progress; those writes then fail. For an interrupted
+/// process about to exit.
 pub fn remove_unfinished() {
     for path in unfinished().drain(..) {
         // Nothing sensible is left to do for a file that cannot be removed.
@@ -35,7 +36,8 @@ pub fn remove_unfinished() {
     }
 }
 
-/// Says before any long work what [`write_atomic`] would refuse after it: an existing file, a missing directory.
+/// Says before any long work what [`write_atomic`] would refuse after it: an existing file, a
+/// missing directory.
 ///
 /// # Errors
 /// [`FileError::Exists`], [`FileError::Io`].
@@ -52,7 +54,8 @@ pub fn check_target(path: &Path, overwrite: Overwrite) -> Result<(), FileError> 
     }
 }
 
-/// Creates `path` with what `write` writes. If `write` or the system fails, an old file is still there and a new one is not.
+/// Creates `path` with what `write` writes. If `write` or the system fails, an old file is still
+/// there and a new one is not.
 ///
 /// What is no regular file (`/dev/null`, a pipe) is written to directly.
 ///
@@ -80,10 +83,11 @@ pub fn write_atomic(
     })
 }
 
-/// Creates the directory `path` with the files that `write` puts into the directory it is given: all of them or none.
+/// Creates the directory `path` with the files that `write` puts into the directory it is given:
+/// all of them or none.
 ///
-/// An existing directory is replaced only if it is empty or holds `mark`, a file that tells it was written the same way: nobody loses
-/// a home directory to a slip.
+/// An existing directory is replaced only if it is empty or holds `mark`, a file that tells it was
+/// written the same way: nobody loses a home directory to a slip.
 ///
 /// # Errors
 /// [`FileError::Exists`], [`FileError::Io`], and what `write` reports.

@@ -19,7 +19,8 @@ pub use raw::{read_raw, write_raw};
 use cqc_proto::Tensor;
 use std::path::Path;
 
-/// Reads the array of a `.npy` file, or `name` of a `.npz` file (whatever its name if it is the only one).
+/// Reads the array of a `.npy` file, or `name` of a `.npz` file (whatever its name if it is the
+/// only one).
 ///
 /// # Errors
 /// [`FileError`]: no such file, another format, an element type that tensors do not have.

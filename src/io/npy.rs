@@ -31,7 +31,8 @@ const CODES: [(DType, &str); 12] = [
     (DType::Bool, "b1"),
 ];
 
-/// Reads an array. Fortran order and big endian are converted; memory is bounded by the file's size.
+/// Reads an array. Fortran order and big endian are converted; memory is bounded by the file's
+/// size.
 ///
 /// # Errors
 /// [`FileError::Io`], [`FileError::Format`].

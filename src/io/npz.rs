@@ -14,7 +14,8 @@ const MAX_ARRAYS: usize = 1 << 16;
 /// Deflate cannot shrink further than by this factor, so an entry that claims more lies.
 const MAX_RATIO: u64 = 1032;
 
-/// Reads all arrays, in the order of the file. Memory is bounded by the sizes that the file's own size makes possible.
+/// Reads all arrays, in the order of the file. Memory is bounded by the sizes that the file's own
+/// size makes possible.
 ///
 /// # Errors
 /// [`FileError::Io`], [`FileError::Format`].
@@ -60,7 +61,8 @@ fn read_entry(mut entry: ZipFile) -> Result<Tensor, String> {
     npy::decode(bytes.into())
 }
 
-/// Writes arrays uncompressed, as `numpy.savez`. The same arrays give the same bytes: no time of writing is stored.
+/// Writes arrays uncompressed, as `numpy.savez`. The same arrays give the same bytes: no time of
+/// writing is stored.
 ///
 /// # Errors
 /// [`FileError::Exists`], [`FileError::Io`].

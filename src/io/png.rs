@@ -21,9 +21,11 @@ pub fn write_png(path: &Path, images: &Tensor, overwrite: Overwrite) -> Result<(
     write_atomic(path, overwrite, |out| out.write_all(&png))
 }
 
-/// `[N, C, H, W]` with C = 1 (grey) or 3 (RGB) as a PNG: -1 becomes 0, 1 becomes 255, values outside are clipped, NaN is 0.
+/// `[N, C, H, W]` with C = 1 (grey) or 3 (RGB) as a PNG: -1 becomes 0, 1 becomes 255, values
+/// outside are clipped, NaN is 0.
 ///
-/// ⌈√N⌉ images per row, left to right and top to bottom, with a black margin of 2 pixels; a single image has none.
+/// ⌈√N⌉ images per row, left to right and top to bottom, with a black margin of 2 pixels; a single
+/// image has none.
 ///
 /// # Errors
 /// In words, what the tensor is instead.

@@ -39,7 +39,8 @@ pub fn macs(plan: &Plan, program: &Program) -> i64 {
     sum(plan, program, program.steps.iter())
 }
 
-/// Multiply-accumulates of the loop per sample, guidance not counted, when these many evaluations are full and these many cached.
+/// Multiply-accumulates of the loop per sample, guidance not counted, when these many evaluations
+/// are full and these many cached.
 pub fn loop_macs(plan: &Plan, full: usize, cached: usize) -> i64 {
     let stacked = plan.batch_symbol.is_none() && !plan.steps_one_by_one();
     let times = if stacked { 1 } else { plan.evaluations as i64 };
@@ -64,11 +65,13 @@ pub fn cache_bytes(plan: &Plan) -> u64 {
 pub struct StepWork {
     /// Multiply-accumulates.
     pub macs: i64,
-    /// Bytes of its operands, weights included, and results, all as the plan types them: floats as f32.
+    /// Bytes of its operands, weights included, and results, all as the plan types them: floats as
+    /// f32.
     pub bytes: i64,
 }
 
-/// Work of every step of a program, by name and operator; steps of the same name and operator do the same.
+/// Work of every step of a program, by name and operator; steps of the same name and operator do
+/// the same.
 pub fn work_of_steps(plan: &Plan, program: &Program) -> BTreeMap<(String, String), StepWork> {
     let named =
         |step: &Step| ((step.name.clone(), step.op.name()), work_of_step(plan, program, step));
@@ -101,7 +104,8 @@ fn per_sample(plan: &Plan, dim: &Dim) -> i64 {
     dim.eval(&one).unwrap_or(0) / plan.fixed_batch.unwrap_or(1) as i64
 }
 
-/// Bytes of all constants that are no tables, with their scales: as stored, and as f32 without scales.
+/// Bytes of all constants that are no tables, with their scales: as stored, and as f32 without
+/// scales.
 fn weight_bytes(plan: &Plan, program: &Program) -> (u64, u64) {
     let constant = |source| if let Source::Constant(i) = source { Some(i) } else { None };
     let read: BTreeSet<usize> = program.values.iter().filter_map(|v| constant(v.source)).collect();

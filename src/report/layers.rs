@@ -34,7 +34,8 @@ pub struct LayerFacts {
     pub macs: i64,
     /// Bits of its weights; `None` without weights.
     pub weight_bits: Option<u8>,
-    /// Signal to noise of its weights, dB; `None` without weights and for bf16. Infinite if rounding changes nothing.
+    /// Signal to noise of its weights, dB; `None` without weights and for bf16. Infinite if
+    /// rounding changes nothing.
     pub weight_sqnr: Option<f64>,
     /// What its inputs can hold, or the segments of its only one.
     pub inputs: Vec<InputRanges>,
@@ -60,7 +61,8 @@ pub fn represented(scale: f32, zero_point: f32) -> Option<[f32; 2]> {
     (scale != 0.0).then(|| [-zero_point * scale, (255.0 - zero_point) * scale])
 }
 
-/// The layers of a quantized loop; `executions` as [`cqc_runtime::Artifact::layer_executions`] has them.
+/// The layers of a quantized loop; `executions` as [`cqc_runtime::Artifact::layer_executions`] has
+/// them.
 pub fn layers(quantized: &Quantized, executions: &[Execution]) -> Vec<LayerFacts> {
     let facts = |(i, (layer, execution)): (usize, (&Layer, &Execution))| LayerFacts {
         name: layer.name.clone(),

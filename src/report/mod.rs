@@ -1,4 +1,5 @@
-//! What was decided when a loop was compiled, what it costs and what it does to the samples: the data of `compile --report`.
+//! What was decided when a loop was compiled, what it costs and what it does to the samples: the
+//! data of `compile --report`.
 
 pub mod cost;
 pub mod layers;

@@ -1,5 +1,5 @@
-//! What caching and quantization do to the samples, evaluation by evaluation, each alone and together, and what is left of it in the
-//! artifact, on the held-out calibration samples.
+//! What caching and quantization do to the samples, evaluation by evaluation, each alone and
+//! together, and what is left of it in the artifact, on the held-out calibration samples.
 
 use crate::calibrate::quantize::{
     Grouping, QuantizeError, Quantized, Select, TunableLoop, ranges, select,
@@ -32,7 +32,8 @@ pub struct Curve {
     pub of: Variant,
     /// |x − x′| / |x| over all samples, after each evaluation.
     pub errors: Vec<f64>,
-    /// Mean PSNR of the ends, dB; the peak is the range of the ordinary loop's ends, as in calibration.
+    /// Mean PSNR of the ends, dB; the peak is the range of the ordinary loop's ends, as in
+    /// calibration.
     pub psnr: f64,
 }
 
@@ -213,7 +214,8 @@ impl Runner<'_> {
         Ok((Some(lowered), None))
     }
 
-    /// Every evaluation full: ranges are found anew, as the artifact has none for layers that an evaluation does not run.
+    /// Every evaluation full: ranges are found anew, as the artifact has none for layers that an
+    /// evaluation does not run.
     fn quantized_alone(
         &mut self,
         quantized: &Quantized,

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// `CQC_ORT_LIBRARY`, or the library of the `onnxruntime` wheel of the Python in `CQC_ORACLE_PYTHON`.
+/// `CQC_ORT_LIBRARY`, or the library of the `onnxruntime` wheel of the Python in
+/// `CQC_ORACLE_PYTHON`.
 fn library() -> Option<PathBuf> {
     if let Some(path) = std::env::var_os("CQC_ORT_LIBRARY") {
         return Some(path.into());

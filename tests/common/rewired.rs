@@ -20,8 +20,8 @@ pub fn tapped(model: &ModelProto, tensors: &[String]) -> ModelProto {
     model
 }
 
-/// The tapped model whose nodes read the tensors `given` from inputs of the name [`input_name`]: every node computes what it does from
-/// what others are given for its operands.
+/// The tapped model whose nodes read the tensors `given` from inputs of the name [`input_name`]:
+/// every node computes what it does from what others are given for its operands.
 pub fn cut(model: &ModelProto, taps: &[String], given: &[String]) -> ModelProto {
     let mut model = tapped(model, taps);
     let graph = model.graph.as_mut().unwrap();
@@ -56,7 +56,8 @@ fn enlarged(t: &Tensor, times: usize) -> Tensor {
     })
 }
 
-/// Our tensor, arranged as the exported model has it: as it is, channels first, enlarged in front of a convolution, or heads apart; whatever is nearest to `like`.
+/// Our tensor, arranged as the exported model has it: as it is, channels first, enlarged in front
+/// of a convolution, or heads apart; whatever is nearest to `like`.
 pub fn arranged(ours: &Tensor, like: &Tensor) -> Option<Tensor> {
     let rank = ours.shape().len();
     let mut found = vec![ours.clone()];

@@ -78,7 +78,8 @@ pub fn compare(
     Ok(nodes)
 }
 
-/// Values that steps of both full programs write, of the same name and type, with A's operator and in A's order.
+/// Values that steps of both full programs write, of the same name and type, with A's operator and
+/// in A's order.
 fn common_values(a: &Plan, b: &Plan) -> Vec<(String, String)> {
     let written = |plan: &'_ Plan| -> Vec<(String, String, ValueType)> {
         let outputs =

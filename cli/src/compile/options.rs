@@ -1,7 +1,7 @@
 //! The options of `compile`, each a key of the recipe.
 //!
-//! Every option may be absent, so that the recipe knows what was asked for: help states the defaults,
-//! [`Recipe`] has them.
+//! Every option may be absent, so that the recipe knows what was asked for: help states the
+//! defaults, [`Recipe`] has them.
 
 use crate::args::{NamedFile, Threads, names};
 use cachequant::recipe::{
@@ -31,7 +31,8 @@ pub struct LoopArgs {
     /// DDIM: share of DDPM's noise that is added per step, 0 to 1 [default: 0]
     #[arg(long, value_name = "X")]
     eta: Option<f64>,
-    /// Classifier-free guidance scale that `sample` uses unless told otherwise; 1 is off [default: 1]
+    /// Classifier-free guidance scale that `sample` uses unless told otherwise; 1 is off [default:
+    /// 1]
     #[arg(long, value_name = "S", allow_negative_numbers = true)]
     guidance: Option<f32>,
     /// Class label that the unconditional half of guidance gets
@@ -41,16 +42,17 @@ pub struct LoopArgs {
     #[arg(long, value_name = "NAME=FILE")]
     null_cond: Vec<NamedFile>,
     /// Number format of convolutions, linear layers and attention [default: w8a8]. w8a8 and w4a8
-    /// multiply integers (AVX2, AVX-VNNI, AVX-512 VNNI, AMX); bf16 multiplies bf16 (AMX, AVX-512 BF16;
-    /// elsewhere f32, rounded to bf16) and fits nothing
+    /// multiply integers (AVX2, AVX-VNNI, AVX-512 VNNI, AMX); bf16 multiplies bf16 (AMX, AVX-512
+    /// BF16; elsewhere f32, rounded to bf16) and fits nothing
     #[arg(long, value_name = "KIND", value_parser = names::<Quant>())]
     quant: Option<Quant>,
-    /// What may be corrected: cache (where it helps on held-out samples), quant (the sums of quantized
-    /// layers that read the cache), quant=all (of all quantized layers), or none [default: cache,quant]
+    /// What may be corrected: cache (where it helps on held-out samples), quant (the sums of
+    /// quantized layers that read the cache), quant=all (of all quantized layers), or none
+    /// [default: cache,quant]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     correct: Option<Vec<Correct>>,
-    /// Also put CUDA kernels for an architecture into the artifact, e.g. cuda:sm_90, so that a machine
-    /// with such a GPU needs no compiler. Needs NVRTC and no GPU. Repeatable
+    /// Also put CUDA kernels for an architecture into the artifact, e.g. cuda:sm_90, so that a
+    /// machine with such a GPU needs no compiler. Needs NVRTC and no GPU. Repeatable
     #[arg(long, value_name = "cuda:ARCH")]
     target: Vec<CudaTarget>,
 }
@@ -63,17 +65,17 @@ pub struct CachingArgs {
     #[arg(long, value_name = "N")]
     interval: Option<usize>,
     /// Which evaluations are full: auto, dps-output, dps, dps-affine, uniform,
-    /// quadratic[=CENTRE,POWER[,signed]], none, or a JSON file that lists them [default: auto]. auto
-    /// takes whichever measures best on held-out samples
+    /// quadratic[=CENTRE,POWER[,signed]], none, or a JSON file that lists them [default: auto].
+    /// auto takes whichever measures best on held-out samples
     #[arg(long, value_name = "KIND")]
     schedule: Option<ScheduleSpec>,
-    /// What is cached: auto, shallow (most), deep (least), cost=SHARE (a cached step's share of a full
-    /// one's work), or tensors as `cqc inspect` lists them [default: auto]
+    /// What is cached: auto, shallow (most), deep (least), cost=SHARE (a cached step's share of a
+    /// full one's work), or tensors as `cqc inspect` lists them [default: auto]
     #[arg(long, value_name = "SPEC")]
     cut: Option<CutSpec>,
     /// How the correction of the cache is fitted: auto (whichever measures best, or none),
-    /// teacher-forced (CacheQuant as published), sequential (on the accelerated loop), or forecast (from
-    /// the last two values that were cached) [default: auto]
+    /// teacher-forced (CacheQuant as published), sequential (on the accelerated loop), or forecast
+    /// (from the last two values that were cached) [default: auto]
     #[arg(long, value_name = "FORM", value_parser = names::<CacheFit>())]
     cache_fit: Option<CacheFit>,
     /// Size of the calibration set; half of it, at most 8 samples, is held out to measure on
@@ -83,21 +85,23 @@ pub struct CachingArgs {
     /// Calibration samples that are computed at once [default: 8]
     #[arg(long, value_name = "B")]
     calib_batch: Option<usize>,
-    /// Initial noise of the calibration set instead of the seed's: .npy, or .npz with an array `noise`;
-    /// its first axis is the number of samples
+    /// Initial noise of the calibration set instead of the seed's: .npy, or .npz with an array
+    /// `noise`; its first axis is the number of samples
     #[arg(long, value_name = "FILE")]
     calib_noise: Option<PathBuf>,
     /// Seed of the calibration set's noise [default: 1243]
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
-    /// Class labels of the calibration set, repeated in turn [default: with --null-label K, 0 to K - 1]
+    /// Class labels of the calibration set, repeated in turn [default: with --null-label K, 0 to K
+    /// - 1]
     #[arg(long, value_name = "A,B,..", value_delimiter = ',', allow_negative_numbers = true)]
     labels: Vec<i64>,
     /// Value of a conditioning input for the calibration set, one row per sample or one for all.
     /// Repeatable
     #[arg(long, value_name = "NAME=FILE")]
     cond: Vec<NamedFile>,
-    /// Calibrate within about this time, e.g. 20m or 90s: on fewer samples where all would take longer
+    /// Calibrate within about this time, e.g. 20m or 90s: on fewer samples where all would take
+    /// longer
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     budget: Option<Duration>,
     /// Keep the results of calibration in this directory and go on from them after an interruption
@@ -111,39 +115,40 @@ pub struct CachingArgs {
 #[command(next_help_heading = "Quantization")]
 pub struct QuantizingArgs {
     /// Layers that are not quantized: names of nodes; auto, which adds those that hurt most until
-    /// --target-psnr is reached (not with bf16); or none, which quantizes every layer, including layers
-    /// with fewer than 16 channels, which are kept in float by default
+    /// --target-psnr is reached (not with bf16); or none, which quantizes every layer, including
+    /// layers with fewer than 16 channels, which are kept in float by default
     #[arg(long, value_name = "NODE,..", value_delimiter = ',')]
     keep_float: Vec<String>,
     /// With --keep-float auto: mean PSNR to the float model on held-out samples, dB [default: 35]
     #[arg(long, value_name = "DB", allow_negative_numbers = true)]
     target_psnr: Option<f64>,
-    /// Keep the most error-sensitive layer inputs in bf16 instead of int8, up to this fraction of all
-    /// MACs [default: 0.03]
+    /// Keep the most error-sensitive layer inputs in bf16 instead of int8, up to this fraction of
+    /// all MACs [default: 0.03]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     float_work: Option<f64>,
-    /// Evaluations that share ranges of activations: none, a number of groups, or all [default: none]
+    /// Evaluations that share ranges of activations: none, a number of groups, or all [default:
+    /// none]
     #[arg(long, value_name = "HOW")]
     share_ranges: Option<Grouping>,
     /// Correct the sample after every step (Q&C): mse, regression, variance or paper
     #[arg(long, value_name = "MODE", num_args = 0..=1, default_missing_value = "mse",
           value_parser = names::<CompensationMode>())]
     variance_compensation: Option<CompensationMode>,
-    /// Which samples ranges are found on: random (all of the calibration set, at every step), first=N,
-    /// tap[=N] (Q&C's clustering) or tdac[=N] (EDA-DM's density and diversity), N being 800 pairs of
-    /// sample and step unless given [default: random]
+    /// Which samples ranges are found on: random (all of the calibration set, at every step),
+    /// first=N, tap[=N] (Q&C's clustering) or tdac[=N] (EDA-DM's density and diversity), N being
+    /// 800 pairs of sample and step unless given [default: random]
     #[arg(long, value_name = "HOW")]
     calib_select: Option<Selection>,
     /// Round weights by what their layers read (second order) instead of to the nearest code, which
     /// 4 bits need
     #[arg(long)]
     reconstruct: bool,
-    /// Whether the inputs of layers that read a concat are split at its border, each part with a scale of
-    /// its own [default: true]
+    /// Whether the inputs of layers that read a concat are split at its border, each part with a
+    /// scale of its own [default: true]
     #[arg(long, value_name = "BOOL")]
     split_inputs: Option<bool>,
-    /// Whether the correction of the cache may be fitted again to the quantized loop, where that measures
-    /// better on held-out samples [default: true]
+    /// Whether the correction of the cache may be fitted again to the quantized loop, where that
+    /// measures better on held-out samples [default: true]
     #[arg(long, value_name = "BOOL")]
     refit_cache: Option<bool>,
 }

@@ -1,7 +1,8 @@
 //! What was measured, one row per sample, and the files that hold it.
 //!
-//! Figures are computed from these rows alone and in their order, so parts that are put together give exactly the figures of
-//! the whole. A part is an `.npz` of the columns below; `setup` is its JSON as bytes, `first` the number of its first sample.
+//! Figures are computed from these rows alone and in their order, so parts that are put together
+//! give exactly the figures of the whole. A part is an `.npz` of the columns below; `setup` is its
+//! JSON as bytes, `first` the number of its first sample.
 
 use super::extractor;
 use crate::report::Failure;

@@ -13,7 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::Path;
 
-/// Programs that do something, the step first, with their activations for one sample (or the fixed batch).
+/// Programs that do something, the step first, with their activations for one sample (or the fixed
+/// batch).
 fn programs(artifact: &Artifact) -> Result<Vec<(ProgramKind, usize)>, Failure> {
     let plan = &artifact.manifest().plan;
     let batch = plan.fixed_batch.unwrap_or(1);

@@ -2,13 +2,16 @@
 //!
 //! The key `quant` of `inspect --json` has a list of layers in the order of execution. Of each:
 //!
-//! * `weight_scale`: per output channel a number, or, where its inputs are in segments (the parts of a concat), a list of one number per
-//!   segment. `null` without weights. A weight is code · scale.
-//! * `activation_scale`, `activation_zero_point`: per evaluation a number, or, where the layer reads several inputs (q, k and v) or segments,
-//!   a list: inputs in their order, of each its segments. A value is (code − zero point) · scale, codes 0 to 255. Scale 0: the evaluation
-//!   does not run the layer.
+//! * `weight_scale`: per output channel a number, or, where its inputs are in segments (the parts
+//!   of a concat), a list of one number per segment. `null` without weights. A weight is code ·
+//!   scale.
+//! * `activation_scale`, `activation_zero_point`: per evaluation a number, or, where the layer
+//!   reads several inputs (q, k and v) or segments, a list: inputs in their order, of each its
+//!   segments. A value is (code − zero point) · scale, codes 0 to 255. Scale 0: the evaluation does
+//!   not run the layer.
 //!
-//! `corrections.quant` lists the layers whose sums are corrected to `a · sum + b`, `b` with the layer's own bias, both `[evaluations][channels]`.
+//! `corrections.quant` lists the layers whose sums are corrected to `a · sum + b`, `b` with the
+//! layer's own bias, both `[evaluations][channels]`.
 
 use crate::report::Failure;
 use crate::text::{bytes, columns};

@@ -93,9 +93,9 @@ fn reference_sum_names(key: &str) -> [String; 2] {
 /// How [`annotate`] rewrites a loop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AnnotateOptions {
-    /// The sums of corrected layers are computed a second time, from float operands and from rounded
-    /// ones, and nothing else: what corrections are fitted with. Tables stay f32, so that fits can write
-    /// them.
+    /// The sums of corrected layers are computed a second time, from float operands and from
+    /// rounded ones, and nothing else: what corrections are fitted with. Tables stay f32, so that
+    /// fits can write them.
     pub reference_sums: bool,
 }
 

@@ -15,7 +15,8 @@ pub struct Artifact {
     pub weights: Bytes,
     /// Compiled CUDA kernels, if it has some.
     pub kernels: Option<Bytes>,
-    /// Hash of header and section table, which has the hashes of all sections: no other artifact has it.
+    /// Hash of header and section table, which has the hashes of all sections: no other artifact
+    /// has it.
     pub identity: [u8; 32],
 }
 
@@ -80,8 +81,8 @@ pub enum CqError {
 }
 
 impl Artifact {
-    /// Reads and checks an artifact: header, table, hashes, manifest, plan. `bytes` is best a mapped file
-    /// (`cqc_kernels::map_file`); the weights are not copied.
+    /// Reads and checks an artifact: header, table, hashes, manifest, plan. `bytes` is best a
+    /// mapped file (`cqc_kernels::map_file`); the weights are not copied.
     ///
     /// Needs memory for the manifest only; the time goes into hashing.
     ///

@@ -62,8 +62,8 @@ fn byte_len(constant: &Constant) -> Option<u64> {
 
 /// Writes an artifact to `path` through a temporary file beside it; `force` replaces what is there.
 ///
-/// `bytes(i)` gives the bytes of `plan.constants[i]`; it is called in ascending order, each once, so that they need not be in
-/// memory together.
+/// `bytes(i)` gives the bytes of `plan.constants[i]`; it is called in ascending order, each once,
+/// so that they need not be in memory together.
 ///
 /// # Errors
 /// [`WriteError`]. Constants have to ascend ([`lay_out`]).
@@ -233,7 +233,8 @@ impl Temporary {
         }
     }
 
-    /// Gives the file its name. Without `force` it does not replace a file that has appeared meanwhile.
+    /// Gives the file its name. Without `force` it does not replace a file that has appeared
+    /// meanwhile.
     fn publish(self, target: &Path, force: bool) -> Result<(), WriteError> {
         let io_error = |source| WriteError::Io { path: target.into(), source };
         if force {

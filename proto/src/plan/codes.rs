@@ -2,9 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A quantized constant: signed integers, `value = code · scale` ([`Op::DequantizeWeight`](crate::Op::DequantizeWeight)). Its type is f32.
+/// A quantized constant: signed integers, `value = code · scale`
+/// ([`Op::DequantizeWeight`](crate::Op::DequantizeWeight)). Its type is f32.
 ///
-/// With 8 bits a code is a byte; with 4 bits two codes share a byte, the first one in the low half, each in two's complement.
+/// With 8 bits a code is a byte; with 4 bits two codes share a byte, the first one in the low half,
+/// each in two's complement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WeightCodes {
     /// 8 or 4.

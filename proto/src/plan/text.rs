@@ -1,4 +1,5 @@
-//! Text form of plans, for filetests and people. It cannot be read back: bytes of constants are not in it.
+//! Text form of plans, for filetests and people. It cannot be read back: bytes of constants are not
+//! in it.
 //!
 //! ```text
 //! plan(%x: f32[N,8] sample, %t: i64[N] timestep) batch=N evaluations=2 {

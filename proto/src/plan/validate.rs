@@ -107,10 +107,12 @@ pub enum PlanError {
 
 type Check = Result<(), String>;
 
-/// Checks every index, offset, shape, type and order of `plan`, whose constants lie in `weights_len` bytes.
+/// Checks every index, offset, shape, type and order of `plan`, whose constants lie in
+/// `weights_len` bytes.
 ///
-/// A plan that passes has only positive sizes that depend on nothing but the batch symbol, and every operator's shape
-/// rule gives the types that the plan declares. Time and memory grow linearly with the plan.
+/// A plan that passes has only positive sizes that depend on nothing but the batch symbol, and
+/// every operator's shape rule gives the types that the plan declares. Time and memory grow
+/// linearly with the plan.
 ///
 /// # Errors
 /// The first thing that is wrong, and where.
@@ -454,7 +456,8 @@ impl<'a> Checker<'a> {
         ensure(ty == value.ty || repeated, || format!("it is {}, the input {}", value.ty, input.ty))
     }
 
-    /// Whether `value` is `ty` stacked for every evaluation in a plan of fixed batch (else the batch symbol says it).
+    /// Whether `value` is `ty` stacked for every evaluation in a plan of fixed batch (else the
+    /// batch symbol says it).
     fn is_repeated(&self, ty: &ValueType, value: &ValueType) -> bool {
         let (Some(_), Some(first)) = (self.plan.fixed_batch, ty.shape.first()) else {
             return false;

@@ -1,8 +1,9 @@
 //! Reads diffusers' `scheduler_config.json`.
 //!
-//! Three things are taken over from `from_config` of diffusers 0.42: a missing key has the default of the class that
-//! runs (not of the class that wrote the file), a key that only other classes read is ignored, and `null` switches an
-//! option off. One is not: a key that no class is known to read is an error, since it may change the result.
+//! Three things are taken over from `from_config` of diffusers 0.42: a missing key has the default
+//! of the class that runs (not of the class that wrote the file), a key that only other classes
+//! read is ignored, and `null` switches an option off. One is not: a key that no class is known to
+//! read is an error, since it may change the result.
 
 use super::{
     Betas, FinalSigma, Prediction, SamplerConfig, SamplerConfigError, SamplerKind, SolverType,
@@ -14,13 +15,16 @@ use std::borrow::Cow;
 type Result<T> = std::result::Result<T, SamplerConfigError>;
 
 impl SamplerConfig {
-    /// Reads a diffusers `scheduler_config.json`. `kind`, if given, wins over the file's `_class_name`, as
-    /// `OtherScheduler.from_config(...)` does; with [`SamplerKind::Plms`] it also implies `skip_prk_steps`.
+    /// Reads a diffusers `scheduler_config.json`. `kind`, if given, wins over the file's
+    /// `_class_name`, as `OtherScheduler.from_config(...)` does; with [`SamplerKind::Plms`] it also
+    /// implies `skip_prk_steps`.
     ///
-    /// Two extensions: `timestep_spacing` may be `quadratic`, and the bare `Infinity` that Python writes is read.
+    /// Two extensions: `timestep_spacing` may be `quadratic`, and the bare `Infinity` that Python
+    /// writes is read.
     ///
     /// # Errors
-    /// Names the key that is unknown, of the wrong type, out of range, or asks for something cqc does not do.
+    /// Names the key that is unknown, of the wrong type, out of range, or asks for something cqc
+    /// does not do.
     pub fn from_diffusers_json(json: &str, kind: Option<SamplerKind>) -> Result<Self> {
         let Value::Object(mut keys) = serde_json::from_str(&quote_infinities(json))? else {
             return Err(SamplerConfigError::NotAnObject);
@@ -54,7 +58,8 @@ fn kind_of_class(class: &str) -> Option<SamplerKind> {
     })
 }
 
-/// Every key that some epsilon-, v- or sample-predicting scheduler of diffusers reads. Flow matching is not among them.
+/// Every key that some epsilon-, v- or sample-predicting scheduler of diffusers reads. Flow
+/// matching is not among them.
 #[rustfmt::skip]
 const KNOWN: &[&str] = &[
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
@@ -95,7 +100,8 @@ impl Reader<'_> {
             }
         }
         match self.kind {
-            // without it the first three steps would be Runge-Kutta steps; --sampler plms says that they are not wanted
+            // without it the first three steps would be Runge-Kutta steps; --sampler plms says that
+            // they are not wanted
             SamplerKind::Plms if !self.flag("skip_prk_steps", false)? && !kind_given => {
                 Err(self.unsupported("skip_prk_steps", "false", "true"))
             }
@@ -269,7 +275,8 @@ const PREDICTIONS: &[(&str, Prediction)] = &[
     ("sample", Prediction::Sample),
 ];
 
-/// Without `fixed_large_log`: diffusers takes the square root of a logarithm there, which is no number.
+/// Without `fixed_large_log`: diffusers takes the square root of a logarithm there, which is no
+/// number.
 const VARIANCES: &[(&str, Variance)] = &[
     ("fixed_small", Variance::FixedSmall),
     ("fixed_small_log", Variance::FixedSmallLog),
@@ -295,7 +302,8 @@ fn wrong_type(key: &'static str, wanted: &'static str, value: &Value) -> Sampler
     SamplerConfigError::WrongType { key, wanted, seen }
 }
 
-/// Keys listed in `_use_default_values` were never chosen by anyone: the class that runs uses its own default.
+/// Keys listed in `_use_default_values` were never chosen by anyone: the class that runs uses its
+/// own default.
 fn forget_used_defaults(keys: &mut Map<String, Value>) {
     let Some(Value::Array(defaults)) = keys.remove("_use_default_values") else { return };
     for key in defaults.iter().filter_map(Value::as_str) {
@@ -308,7 +316,8 @@ fn quote_infinities(json: &str) -> Cow<'_, str> {
     if !json.contains("Infinity") {
         return Cow::Borrowed(json);
     }
-    // every odd piece between quotes is a string; an escaped quote would only move a word that no key contains
+    // every odd piece between quotes is a string; an escaped quote would only move a word that no
+    // key contains
     let pieces = json.split('"').enumerate().map(|(i, piece)| {
         if i % 2 == 1 {
             piece.to_owned()

@@ -25,7 +25,8 @@ use std::sync::Arc;
 /// thread; denoisers of one artifact share its packed weights.
 pub struct Denoiser {
     engine: Engine,
-    /// Requests of the engine per trajectory: two, unconditional first, if guidance cannot join its halves in one batch.
+    /// Requests of the engine per trajectory: two, unconditional first, if guidance cannot join its
+    /// halves in one batch.
     halves: usize,
     sampler: Sampler,
     timesteps: Vec<f64>,
@@ -46,10 +47,12 @@ pub struct Denoiser {
 }
 
 impl Denoiser {
-    /// Opens an engine for `options.batch` samples at once (a plan of fixed batch decides itself), twice as many rows if `guided`.
+    /// Opens an engine for `options.batch` samples at once (a plan of fixed batch decides itself),
+    /// twice as many rows if `guided`.
     ///
     /// # Errors
-    /// A plan that is no denoiser or has tables for another sampler; whatever [`Engine::open`] reports.
+    /// A plan that is no denoiser or has tables for another sampler; whatever [`Engine::open`]
+    /// reports.
     pub fn open(
         weights: &Arc<Weights>,
         sampler: Sampler,
@@ -102,7 +105,8 @@ impl Denoiser {
         Ok(())
     }
 
-    /// A loop like this one, on the same weights and threads, for `samples` samples at once. Tables that were overwritten are as in the plan again.
+    /// A loop like this one, on the same weights and threads, for `samples` samples at once. Tables
+    /// that were overwritten are as in the plan again.
     ///
     /// # Errors
     /// Those of [`Denoiser::open`].
@@ -192,7 +196,8 @@ impl Denoiser {
         self.shape.first().copied().unwrap_or(1)
     }
 
-    /// Requests that the engine serves for one trajectory: two if a fixed batch keeps the halves of guidance apart.
+    /// Requests that the engine serves for one trajectory: two if a fixed batch keeps the halves of
+    /// guidance apart.
     pub fn halves(&self) -> usize {
         self.halves
     }
@@ -214,7 +219,8 @@ impl Denoiser {
 
     /// Samples `[samples, ...]`; `observe` is called after each evaluation and may break off.
     ///
-    /// Every sample depends on its own noise and conditions alone, not on how many are computed at once.
+    /// Every sample depends on its own noise and conditions alone, not on how many are computed at
+    /// once.
     ///
     /// # Errors
     /// Conditions that do not fit, [`DenoiseError::NoNull`], [`DenoiseError::Interrupted`].
@@ -258,7 +264,8 @@ impl Denoiser {
         Ok(Tensor::new(DType::F32, shape, cqc_kernels::arena::bytes_of(&all).to_vec())?)
     }
 
-    /// Begins samples `first ..` of a request, as many as are computed at once, the last one repeated where there are fewer.
+    /// Begins samples `first ..` of a request, as many as are computed at once, the last one
+    /// repeated where there are fewer.
     ///
     /// # Errors
     /// Conditions or noise that do not fit, [`DenoiseError::NoNull`].
@@ -320,7 +327,8 @@ impl Denoiser {
         )?)
     }
 
-    /// [`Denoiser::step`] of samples on the device; the trajectory's own stay behind. The device is done when this returns.
+    /// [`Denoiser::step`] of samples on the device; the trajectory's own stay behind. The device is
+    /// done when this returns.
     fn replay(&mut self, trajectory: &mut Trajectory) -> Result<(), DenoiseError> {
         let Trajectory { requests, state, noise, next, .. } = trajectory;
         let noisy = self.sampler.adds_noise(*next);
@@ -337,8 +345,8 @@ impl Denoiser {
         rest.chunks_exact_mut(input.len()).for_each(|half| half.copy_from_slice(input));
     }
 
-    /// The network's answer to the present samples by a given program, guidance applied: [`Denoiser::output`]. The trajectory stays
-    /// where it is.
+    /// The network's answer to the present samples by a given program, guidance applied:
+    /// [`Denoiser::output`]. The trajectory stays where it is.
     ///
     /// # Errors
     /// Whatever [`Engine::evaluate_as`] reports.
@@ -350,7 +358,8 @@ impl Denoiser {
         self.evaluate_watched(kind, trajectory, None)
     }
 
-    /// [`Denoiser::evaluate_as`], with a look at every step; where the halves of guidance are apart, of one after the other.
+    /// [`Denoiser::evaluate_as`], with a look at every step; where the halves of guidance are
+    /// apart, of one after the other.
     ///
     /// # Errors
     /// As [`Denoiser::evaluate_as`].
@@ -393,8 +402,8 @@ impl Denoiser {
         Ok(self.output())
     }
 
-    /// Corrects samples `[width, ...]` after evaluation `evaluation`, where the artifact says so: for
-    /// a caller with a sampler of its own ([`Denoiser::step`] does it by itself).
+    /// Corrects samples `[width, ...]` after evaluation `evaluation`, where the artifact says so:
+    /// for a caller with a sampler of its own ([`Denoiser::step`] does it by itself).
     ///
     /// # Panics
     /// When there is no such evaluation.
@@ -432,13 +441,14 @@ impl Denoiser {
         Ok(())
     }
 
-    /// The last evaluation's output `[width, ...]`, guidance applied; where the network also gives a variance, per sample behind
-    /// the prediction.
+    /// The last evaluation's output `[width, ...]`, guidance applied; where the network also gives
+    /// a variance, per sample behind the prediction.
     pub fn output(&self) -> &[f32] {
         &self.output[..self.output.len() / if self.guided { 2 } else { 1 }]
     }
 
-    /// Moves the samples by the evaluation's output, which is [`Denoiser::output`] or as long as that.
+    /// Moves the samples by the evaluation's output, which is [`Denoiser::output`] or as long as
+    /// that.
     ///
     /// # Panics
     /// When all evaluations are done, or the output has another length.
@@ -478,7 +488,8 @@ impl Denoiser {
         Ok(vec![self.engine.begin_watched(&joined, &self.timesteps, watch)?])
     }
 
-    /// Rows of the conditions for the samples `indices`; where there are null conditions and `null`, those.
+    /// Rows of the conditions for the samples `indices`; where there are null conditions and
+    /// `null`, those.
     fn conditions(
         &self,
         request: &Request,

@@ -15,8 +15,8 @@ pub struct Request {
     /// Number of the first sample: sample `i` draws its noise from stream `first + i` of the seed,
     /// so that a request can be cut in parts that give what the whole gives.
     pub first: u64,
-    /// Initial noise of unit variance `[samples, ...]` instead of the seed's; noise that the sampler
-    /// adds later still comes from the seed.
+    /// Initial noise of unit variance `[samples, ...]` instead of the seed's; noise that the
+    /// sampler adds later still comes from the seed.
     pub noise: Option<Tensor>,
     /// Every input but sample and time step, by name: one row per sample, or one for all.
     pub conditions: BTreeMap<String, Tensor>,

@@ -25,7 +25,8 @@ pub struct Moment<'a> {
 }
 
 impl<'a> Moment<'a> {
-    /// The samples after this evaluation, padding included. Where a device moves them they come from there at this call.
+    /// The samples after this evaluation, padding included. Where a device moves them they come
+    /// from there at this call.
     ///
     /// # Errors
     /// What the device says.
@@ -44,8 +45,8 @@ impl<'a> Moment<'a> {
     }
 }
 
-/// The correction of the samples after every evaluation, `x · scale + shift` per channel of the sample
-/// (Q&C's variance compensation, arXiv:2503.02508).
+/// The correction of the samples after every evaluation, `x · scale + shift` per channel of the
+/// sample (Q&C's variance compensation, arXiv:2503.02508).
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Compensation {
     /// `[evaluations · channels]`, channels being the first axis of a sample.
@@ -54,7 +55,8 @@ pub struct Compensation {
     pub shift: Vec<f32>,
 }
 
-/// Samples on their way from noise, [`Denoiser::width`] of them. A clone goes its own way from here.
+/// Samples on their way from noise, [`Denoiser::width`] of them. A clone goes its own way from
+/// here.
 #[derive(Clone)]
 pub struct Trajectory {
     /// The engine's requests: one, or one for each half of guidance, unconditional first.

@@ -1,4 +1,5 @@
-//! DDIM (arXiv:2010.02502): from the predicted image straight to the next noise level, with a share `eta` of DDPM's noise.
+//! DDIM (arXiv:2010.02502): from the predicted image straight to the next noise level, with a share
+//! `eta` of DDPM's noise.
 
 use super::schedule::{Level, alphas_cumprod, timesteps};
 use super::table::Row;
@@ -32,7 +33,8 @@ impl Ddim {
         let timesteps = timesteps(config, steps)?;
         let last = if config.set_alpha_to_one { 1.0 } else { alphas[0] };
         let stride = alphas.len() / steps;
-        // diffusers steps down by a whole stride, which is not always the next time step of the list
+        // diffusers steps down by a whole stride, which is not always the next time step of the
+        // list
         let next = |i: usize| match config.timestep_spacing {
             Spacing::Quadratic => timesteps.get(i + 1).copied(),
             _ => timesteps[i].checked_sub(stride),
@@ -67,7 +69,8 @@ impl Ddim {
         self.clip
     }
 
-    /// Per evaluation: signal, noise, next signal, direction, deviation, and whether noise is added.
+    /// Per evaluation: signal, noise, next signal, direction, deviation, and whether noise is
+    /// added.
     pub fn rows(&self, noisy: bool) -> Vec<Row> {
         let kind = if noisy { 1.0 } else { 0.0 };
         let row = |s: &Step| {

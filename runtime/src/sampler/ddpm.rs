@@ -1,4 +1,5 @@
-//! DDPM (arXiv:2006.11239): the posterior mean of the next level, plus noise in every step but the one at time step 0.
+//! DDPM (arXiv:2006.11239): the posterior mean of the next level, plus noise in every step but the
+//! one at time step 0.
 
 use super::ddim::clip_limit;
 use super::schedule::{Level, alphas_cumprod, timesteps};
@@ -70,7 +71,8 @@ impl Ddpm {
         self.clip
     }
 
-    /// Per evaluation: signal, noise, factors of image and sample, two numbers of the added noise and its kind.
+    /// Per evaluation: signal, noise, factors of image and sample, two numbers of the added noise
+    /// and its kind.
     pub fn rows(&self) -> Vec<Row> {
         let row = |s: &Step| {
             let [first, second] = s.noise.numbers();

@@ -1,5 +1,5 @@
-//! DPM-Solver++ of second order, multistep (arXiv:2211.01095, algorithm 2): a linear extrapolation of the last two predicted
-//! images, integrated exactly over the half log-SNR λ.
+//! DPM-Solver++ of second order, multistep (arXiv:2211.01095, algorithm 2): a linear extrapolation
+//! of the last two predicted images, integrated exactly over the half log-SNR λ.
 
 use super::schedule::Level;
 use super::sigmas::Sigmas;
@@ -19,7 +19,8 @@ pub(super) struct DpmPp {
     steps: Vec<Step>,
 }
 
-/// x′ = `x`·x + `image`·m₀ + `slope`·(`inverse_ratio`·(m₀ − m₁)), m₀ the image predicted now and m₁ the one before.
+/// x′ = `x`·x + `image`·m₀ + `slope`·(`inverse_ratio`·(m₀ − m₁)), m₀ the image predicted now and m₁
+/// the one before.
 #[derive(Clone, Debug)]
 struct Step {
     level: Level,
@@ -61,7 +62,8 @@ impl DpmPp {
         Ok((plan, evaluations))
     }
 
-    /// Per evaluation: signal, noise, factors of sample and image, slope and inverse ratio, and whether these two count.
+    /// Per evaluation: signal, noise, factors of sample and image, slope and inverse ratio, and
+    /// whether these two count.
     pub fn rows(&self) -> Vec<Row> {
         let row = |s: &Step| {
             let (slope, ratio) =

@@ -1,9 +1,11 @@
 //! Classifier-free guidance.
 
-/// Mixes the two halves of a guided evaluation in place and returns the mixed one, `[samples, len]`.
+/// Mixes the two halves of a guided evaluation in place and returns the mixed one, `[samples,
+/// len]`.
 ///
-/// `output` is `[2 · samples, len]`, the unconditional half first. The leading `guided` elements of every sample become
-/// u + `scale` · (c − u). The others (a learned variance) are those of the conditional half, as in diffusers' DiT pipeline.
+/// `output` is `[2 · samples, len]`, the unconditional half first. The leading `guided` elements of
+/// every sample become u + `scale` · (c − u). The others (a learned variance) are those of the
+/// conditional half, as in diffusers' DiT pipeline.
 ///
 /// # Panics
 /// If `output` is not made of 2 · `samples` equal parts of at least `guided` elements.

@@ -1,10 +1,12 @@
-//! The loop around the network: which time steps it is asked for, and how its answers move the sample.
+//! The loop around the network: which time steps it is asked for, and how its answers move the
+//! sample.
 //!
-//! Semantics are those of diffusers 0.42's schedulers, see `tests/sampler_goldens.rs`; the constants come from
-//! [`SamplerConfig`]. One file per [kind](SamplerKind); `schedule` and `sigmas` hold what they share.
+//! Semantics are those of diffusers 0.42's schedulers, see `tests/sampler_goldens.rs`; the
+//! constants come from [`SamplerConfig`]. One file per [kind](SamplerKind); `schedule` and `sigmas`
+//! hold what they share.
 //!
-//! Everything is indexed by *evaluation* of the network. PLMS evaluates its first step twice, so it has steps + 1 of them;
-//! [`Evaluation::step`] leads back to the step.
+//! Everything is indexed by *evaluation* of the network. PLMS evaluates its first step twice, so it
+//! has steps + 1 of them; [`Evaluation::step`] leads back to the step.
 
 mod ddim;
 mod ddpm;
@@ -29,7 +31,8 @@ use plms::Plms;
 /// One evaluation of the network.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Evaluation {
-    /// As fed to the network, 0 to the training steps − 1. Euler's may be fractional (always a float32).
+    /// As fed to the network, 0 to the training steps − 1. Euler's may be fractional (always a
+    /// float32).
     pub timestep: f64,
     /// The network sees the sample times this; 1 but for Euler.
     pub input_scale: f32,
@@ -47,8 +50,9 @@ impl Evaluation {
     }
 }
 
-/// One step of DDIM without noise: with x = `signal` · image + `noise` · ε, the next x is `next_signal` · image + `direction` · ε,
-/// the image clipped if the configuration says so, ε not recomputed from it.
+/// One step of DDIM without noise: with x = `signal` · image + `noise` · ε, the next x is
+/// `next_signal` · image + `direction` · ε, the image clipped if the configuration says so, ε not
+/// recomputed from it.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 #[allow(missing_docs)] // named in the formula
 pub struct DdimUpdate {
@@ -82,7 +86,8 @@ pub enum SamplerError {
         /// Training steps.
         train: u32,
     },
-    /// A constant of the update is not finite, e.g. epsilon prediction at a step of pure noise, or two equal noise levels.
+    /// A constant of the update is not finite, e.g. epsilon prediction at a step of pure noise, or
+    /// two equal noise levels.
     #[error(
         "evaluation {evaluation} (time step {timestep}) has no finite update: is it pure noise, or a repeated step?"
     )]
@@ -99,8 +104,8 @@ fn check_finite(evaluation: usize, timestep: f64, numbers: &[f32]) -> Result<(),
     if finite { Ok(()) } else { Err(SamplerError::NotFinite { evaluation, timestep }) }
 }
 
-/// A sampler with its number of steps: every constant of the trajectory, computed once. It does not change; what a
-/// request needs to remember is its [`State`].
+/// A sampler with its number of steps: every constant of the trajectory, computed once. It does not
+/// change; what a request needs to remember is its [`State`].
 #[derive(Clone, Debug)]
 pub struct Sampler {
     config: SamplerConfig,
@@ -122,7 +127,8 @@ impl Sampler {
     /// The trajectory of `config` in `steps` steps. O(training steps + steps).
     ///
     /// # Errors
-    /// [`SamplerError`]: an invalid configuration, a wrong number of steps, or steps without a finite update.
+    /// [`SamplerError`]: an invalid configuration, a wrong number of steps, or steps without a
+    /// finite update.
     pub fn new(config: &SamplerConfig, steps: usize) -> Result<Self, SamplerError> {
         config.validate()?;
         let max = MAX_STEPS.min(config.num_train_timesteps as usize);
@@ -167,7 +173,8 @@ impl Sampler {
         }
     }
 
-    /// Whether evaluation `i` asks for noise: then [`Sampler::advance`] draws one value per element of the sample.
+    /// Whether evaluation `i` asks for noise: then [`Sampler::advance`] draws one value per element
+    /// of the sample.
     pub fn adds_noise(&self, i: usize) -> bool {
         match &self.rule {
             Rule::Ddim(_) => self.config.eta > 0.0,
@@ -182,7 +189,8 @@ impl Sampler {
             && matches!(self.config.variance_type, Variance::Learned | Variance::LearnedRange)
     }
 
-    /// For code that runs the loop without this crate: DDIM's constants per evaluation. `None` for other kinds, and with `eta` > 0.
+    /// For code that runs the loop without this crate: DDIM's constants per evaluation. `None` for
+    /// other kinds, and with `eta` > 0.
     pub fn ddim_updates(&self) -> Option<Vec<DdimUpdate>> {
         match &self.rule {
             Rule::Ddim(ddim) => ddim.updates(),
@@ -197,12 +205,14 @@ impl Sampler {
         out.iter_mut().zip(x).for_each(|(out, x)| *out = x * scale);
     }
 
-    /// Moves the sample `x` `[samples, len]` by the network's `output` at evaluation `i`. Evaluations come in order, each once;
-    /// after the last one the state is ready for another trajectory.
+    /// Moves the sample `x` `[samples, len]` by the network's `output` at evaluation `i`.
+    /// Evaluations come in order, each once; after the last one the state is ready for another
+    /// trajectory.
     ///
-    /// `output` is as long as `x`, or twice as long: per sample, prediction and variance. The second half is used if
-    /// [`Sampler::reads_variance`], and else ignored. `noise` is called once, with a buffer `[samples, len]` to fill with unit
-    /// normal noise, if [`Sampler::adds_noise`], and else not at all. Nothing is allocated.
+    /// `output` is as long as `x`, or twice as long: per sample, prediction and variance. The
+    /// second half is used if [`Sampler::reads_variance`], and else ignored. `noise` is called
+    /// once, with a buffer `[samples, len]` to fill with unit normal noise, if
+    /// [`Sampler::adds_noise`], and else not at all. Nothing is allocated.
     ///
     /// # Panics
     /// If a length is wrong, or an evaluation is left out.
@@ -239,9 +249,11 @@ impl Sampler {
         }
     }
 
-    /// Per evaluation: by how much the final sample changes if this evaluation's output changes by 1 and nothing else does.
+    /// Per evaluation: by how much the final sample changes if this evaluation's output changes by
+    /// 1 and nothing else does.
     ///
-    /// Clipping is left out, and so is what the network answers to a changed sample. For DDIM with epsilon prediction this is
+    /// Clipping is left out, and so is what the network answers to a changed sample. For DDIM with
+    /// epsilon prediction this is
     /// |σ − σ′| with σ = √((1−ᾱ)/ᾱ), times √ᾱ of the end. O(evaluations²).
     pub fn output_weights(&self) -> Vec<f64> {
         let linear = SamplerConfig {
@@ -274,7 +286,8 @@ pub struct State {
 }
 
 impl State {
-    /// For `samples` samples of `len` elements each. PLMS keeps five times the memory of the samples, the others less.
+    /// For `samples` samples of `len` elements each. PLMS keeps five times the memory of the
+    /// samples, the others less.
     pub fn new(sampler: &Sampler, samples: usize, len: usize) -> Self {
         let kept = match sampler.rule {
             Rule::Plms(_) => plms::KEPT,
@@ -298,7 +311,8 @@ impl State {
     }
 }
 
-/// The network's output: per sample `len` predicted elements and, if `doubled`, as many of the variance.
+/// The network's output: per sample `len` predicted elements and, if `doubled`, as many of the
+/// variance.
 #[derive(Clone, Copy)]
 struct Output<'a> {
     data: &'a [f32],

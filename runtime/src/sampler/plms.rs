@@ -1,8 +1,10 @@
-//! PLMS: DDIM's direction with the predicted noise of up to four evaluations mixed (arXiv:2202.09778 without its Runge-Kutta
-//! start; diffusers' `PNDMScheduler` with `skip_prk_steps`).
+//! PLMS: DDIM's direction with the predicted noise of up to four evaluations mixed
+//! (arXiv:2202.09778 without its Runge-Kutta start; diffusers' `PNDMScheduler` with
+//! `skip_prk_steps`).
 //!
-//! The first step is done twice: evaluation 0 tries it, evaluation 1 looks at where it led, and the step is then taken from
-//! the start with the mean of both. So there is one evaluation more than there are steps (unless there is only one step).
+//! The first step is done twice: evaluation 0 tries it, evaluation 1 looks at where it led, and the
+//! step is then taken from the start with the mean of both. So there is one evaluation more than
+//! there are steps (unless there is only one step).
 
 use super::schedule::{Level, alphas_cumprod, in_training, timesteps};
 use super::table::Row;

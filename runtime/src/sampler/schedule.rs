@@ -1,7 +1,8 @@
 //! The training noise schedule ᾱ, and the time steps that are visited.
 //!
-//! diffusers computes ᾱ in float32 and takes differences such as 1 − ᾱ and 1 − ᾱ/ᾱ′ of it, where the rounding of ᾱ shows in the
-//! fourth digit. To end at the same image, the scalars here are rounded where diffusers (torch and numpy) rounds them.
+//! diffusers computes ᾱ in float32 and takes differences such as 1 − ᾱ and 1 − ᾱ/ᾱ′ of it, where
+//! the rounding of ᾱ shows in the fourth digit. To end at the same image, the scalars here are
+//! rounded where diffusers (torch and numpy) rounds them.
 
 use super::SamplerError;
 use cqc_proto::sampler::{Betas, Prediction, SamplerConfig, Spacing};
@@ -56,7 +57,8 @@ fn linspace_f32(start: f64, end: f64, count: usize) -> Vec<f32> {
     (0..count).map(at).collect()
 }
 
-/// Moves √ᾱ so that the last is 0 and the first stays (arXiv:2305.08891, algorithm 1), and returns the β of that.
+/// Moves √ᾱ so that the last is 0 and the first stays (arXiv:2305.08891, algorithm 1), and returns
+/// the β of that.
 fn rescaled_to_zero_snr(betas: &[f32]) -> Vec<f32> {
     let roots: Vec<f32> = products(betas).into_iter().map(f32::sqrt).collect();
     let (first, last) = (roots[0], roots[roots.len() - 1]);
@@ -108,8 +110,8 @@ pub(super) fn leading(train: u32, count: usize, offset: u32) -> Vec<f64> {
 
 /// From `last` down by `stride`, rounded, minus one; ascending, and at most `limit` of them.
 ///
-/// diffusers lets `numpy.arange` find the end and for some step counts (61 of 1000) gets one time step too many, −1, through
-/// rounding. `limit` cuts it off.
+/// diffusers lets `numpy.arange` find the end and for some step counts (61 of 1000) gets one time
+/// step too many, −1, through rounding. `limit` cuts it off.
 pub(super) fn trailing(last: f64, stride: f64, limit: usize) -> Vec<f64> {
     let count = ((last / stride).ceil() as usize).min(limit);
     let stride = (last - stride) - last; // arange measures its stride between the first two values

@@ -1,6 +1,8 @@
-//! Noise levels σ = √((1−ᾱ)/ᾱ) and their time steps, for the kinds that integrate over σ (Euler, DPM-Solver++).
+//! Noise levels σ = √((1−ᾱ)/ᾱ) and their time steps, for the kinds that integrate over σ (Euler,
+//! DPM-Solver++).
 //!
-//! Rounded as diffusers does: the training levels in float32, everything from them in float64, the result in float32.
+//! Rounded as diffusers does: the training levels in float32, everything from them in float64, the
+//! result in float32.
 
 use super::SamplerError;
 use super::schedule::{alphas_cumprod, in_training, leading, linspace, stride, trailing};
@@ -75,7 +77,8 @@ fn euler_timesteps(config: &SamplerConfig, steps: usize) -> Vec<f64> {
     ascending
 }
 
-/// Noisiest first. The lowest of `steps + 1` is left out: DPM-Solver++ ends there, it does not start from there.
+/// Noisiest first. The lowest of `steps + 1` is left out: DPM-Solver++ ends there, it does not
+/// start from there.
 fn dpm_timesteps(config: &SamplerConfig, steps: usize, trained: &[f32]) -> Vec<f64> {
     let train = config.num_train_timesteps;
     let kept = train - clipped(config, trained);

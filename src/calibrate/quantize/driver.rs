@@ -17,25 +17,26 @@ use cqc_runtime::denoise::{DenoiseError, Denoiser, Request};
 use cqc_runtime::engine::{EngineError, EngineOptions};
 use std::ops::ControlFlow;
 
-/// Samples that corrections of what rounding does are fitted on at most: each brings all positions, and rounding errs alike in all.
+/// Samples that corrections of what rounding does are fitted on at most: each brings all positions,
+/// and rounding errs alike in all.
 const CORRECTED: usize = 8;
 
 /// How a loop is quantized.
 pub struct QuantizeOptions<'a> {
     /// Which layers, with how many bits.
     pub spec: QuantSpec,
-    /// Layers are left float, those first whose rounding moves the end of the trajectory most, until the held-out samples reach this mean PSNR
-    /// in dB, or nothing is left.
+    /// Layers are left float, those first whose rounding moves the end of the trajectory most,
+    /// until the held-out samples reach this mean PSNR in dB, or nothing is left.
     pub target_psnr: Option<f64>,
-    /// Inputs of products are rounded to bf16, those first whose 8 bits move the end most for the work behind them, up to this share of all
-    /// multiplications of the loop.
+    /// Inputs of products are rounded to bf16, those first whose 8 bits move the end most for the
+    /// work behind them, up to this share of all multiplications of the loop.
     pub float_work: f64,
     /// Which evaluations share ranges.
     pub grouping: Grouping,
     /// Which layers' sums are corrected.
     pub outputs: Outputs,
-    /// Whether the correction of the cache may be fitted again, to what the quantized loop stores; it is where that measures better on the samples
-    /// behind `fit`.
+    /// Whether the correction of the cache may be fitted again, to what the quantized loop stores;
+    /// it is where that measures better on the samples behind `fit`.
     pub refit_cache: bool,
     /// The correction of the sample.
     pub compensation: Option<CompensationMode>,
@@ -47,7 +48,8 @@ pub struct QuantizeOptions<'a> {
     pub request: Request,
     /// How many.
     pub fit: usize,
-    /// How the float loop that computes everything ends on the others, if that has been found already.
+    /// How the float loop that computes everything ends on the others, if that has been found
+    /// already.
     pub held: Option<Holdout>,
     /// How engines are opened; its batch is that of the float loop.
     pub engine: EngineOptions,
@@ -85,9 +87,10 @@ pub enum QuantizeError {
     File(#[from] FileError),
 }
 
-/// Evaluations, full and cached ones, of `batch` samples at once that [`quantize`] makes, about, without the search for layers that stay float: to fit on `fit`
-/// samples and, where the cache has a correction that may be fitted again, to measure on `held` others. One more round stands for the inputs
-/// that are tried out.
+/// Evaluations, full and cached ones, of `batch` samples at once that [`quantize`] makes, about,
+/// without the search for layers that stay float: to fit on `fit` samples and, where the cache has
+/// a correction that may be fitted again, to measure on `held` others. One more round stands for
+/// the inputs that are tried out.
 pub fn evaluations_to_come(
     evaluations: usize,
     [fit, held]: [usize; 2],
@@ -102,7 +105,8 @@ pub fn evaluations_to_come(
         * (ranges + corrections * fit.min(CORRECTED).div_ceil(batch) + 2 * held.div_ceil(batch) + 1)
 }
 
-/// Fits ranges and corrections. `assembled` has the corrections `cache` of the cache, if any; `float` runs the same loop uncorrected.
+/// Fits ranges and corrections. `assembled` has the corrections `cache` of the cache, if any;
+/// `float` runs the same loop uncorrected.
 ///
 /// # Errors
 /// [`QuantizeError`].
@@ -240,9 +244,10 @@ struct CorrectionFitter<'a> {
 }
 
 impl CorrectionFitter<'_> {
-    /// Fits with the correction of the cache as it is and fitted again, if it may be and there are samples to tell which is better. What is stored is
-    /// noisy now, and least squares trusts it less: right where the noise is what errs, wrong where it averages out over steps and the forecast that is
-    /// given up does not.
+    /// Fits with the correction of the cache as it is and fitted again, if it may be and there are
+    /// samples to tell which is better. What is stored is noisy now, and least squares trusts it
+    /// less: right where the noise is what errs, wrong where it averages out over steps and the
+    /// forecast that is given up does not.
     fn corrections(
         &self,
         float: &mut Denoiser,

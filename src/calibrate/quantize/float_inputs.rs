@@ -1,7 +1,8 @@
 //! Which inputs of products are rounded to bf16, because 8 bits cost more there than integers gain.
 //!
-//! Rounding errors are not spread evenly. A shortcut late in a U-Net reads the stream of residuals itself, whose error goes to the end undamped, and has
-//! hardly any work that integers could save; a few such inputs make most of the error of a loop with 8 bits.
+//! Rounding errors are not spread evenly. A shortcut late in a U-Net reads the stream of residuals
+//! itself, whose error goes to the end undamped, and has hardly any work that integers could save;
+//! a few such inputs make most of the error of a loop with 8 bits.
 
 use super::{PROBES, TunableLoop, sensitivity};
 use crate::calibrate::{CalibrateError, EvaluationCounter, PartialBatches};
@@ -12,10 +13,12 @@ use cqc_runtime::denoise::Request;
 /// Samples that effects are measured on.
 const PROBED_SAMPLES: usize = 2;
 
-/// An input is left out only if its effect is at least this share of all effects that were measured.
+/// An input is left out only if its effect is at least this share of all effects that were
+/// measured.
 const LEAST_EFFECT: f64 = 0.01;
 
-/// Sites of `survey` to leave out, by what rounding each of them does to a loop like `study`, whose plan does not round yet.
+/// Sites of `survey` to leave out, by what rounding each of them does to a loop like `study`, whose
+/// plan does not round yet.
 pub(super) fn float_inputs(
     study: &TunableLoop,
     survey: &Survey,
@@ -91,7 +94,8 @@ impl InputWork {
         affordable.filter_map(|site| Some((site, self.sites[site]? / self.all)))
     }
 
-    /// Sites to leave out, in order, by the effect of each: those first that have most for their work, until the budget is spent.
+    /// Sites to leave out, in order, by the effect of each: those first that have most for their
+    /// work, until the budget is spent.
     fn choose(&self, effects: &[f64]) -> Vec<usize> {
         let least = LEAST_EFFECT * effects.iter().sum::<f64>();
         let mut sites: Vec<(f64, usize, f64)> = self

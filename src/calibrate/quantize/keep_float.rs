@@ -19,7 +19,8 @@ pub struct FloatLayerSearch<'a> {
     pub engine: &'a EngineOptions,
 }
 
-/// Adds to `spec.keep_float` as many layers as it takes to reach `target`, those first whose rounding moves the end most: none, one, two, four …
+/// Adds to `spec.keep_float` as many layers as it takes to reach `target`, those first whose
+/// rounding moves the end most: none, one, two, four …
 ///
 /// # Errors
 /// [`QuantizeError`].

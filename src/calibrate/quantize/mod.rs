@@ -109,7 +109,8 @@ impl Places {
         }
     }
 
-    /// The steps of some programs that stand for these nodes of the model's graph: the value of each node.
+    /// The steps of some programs that stand for these nodes of the model's graph: the value of
+    /// each node.
     fn steps_of(
         &self,
         kinds: &[ProgramKind],

@@ -1,5 +1,6 @@
-//! Second-order rounding of the weights of preludes that have few bits, by what their products read for the calibration samples: rows of time
-//! embeddings and conditions. There are few of those and they are alike, which is where rounding one weight best makes up for another.
+//! Second-order rounding of the weights of preludes that have few bits, by what their products read
+//! for the calibration samples: rows of time embeddings and conditions. There are few of those and
+//! they are alike, which is where rounding one weight best makes up for another.
 
 use super::TunableLoop;
 use super::reconstruct::{MEMORY, Rows, inputs, picked, rounded};

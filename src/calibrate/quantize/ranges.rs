@@ -13,7 +13,8 @@ use std::str::FromStr;
 /// Bits of activations.
 const BITS: u32 = 8;
 
-/// Values of a site that are counted per evaluation, about: of larger ones every k-th row, besides the extremes, which are exact.
+/// Values of a site that are counted per evaluation, about: of larger ones every k-th row, besides
+/// the extremes, which are exact.
 const COUNTED: usize = 1 << 20;
 
 /// Which evaluations share a range.
@@ -21,7 +22,8 @@ const COUNTED: usize = 1 << 20;
 pub enum Grouping {
     /// None: every evaluation has its own.
     PerEvaluation,
-    /// So many groups of consecutive evaluations, the borders where they cost least (TQ-DiT's time groups).
+    /// So many groups of consecutive evaluations, the borders where they cost least (TQ-DiT's time
+    /// groups).
     Groups(usize),
     /// All: one range for all that was seen.
     Pooled,
@@ -52,10 +54,11 @@ impl FromStr for Grouping {
     }
 }
 
-/// Runs the samples `0 .. fit` through the loop of a plan whose sites do not round yet, all of them side by side, and finds the ranges.
-/// `select` says which sample is looked at in which evaluation.
+/// Runs the samples `0 .. fit` through the loop of a plan whose sites do not round yet, all of them
+/// side by side, and finds the ranges. `select` says which sample is looked at in which evaluation.
 ///
-/// What is in memory are the histograms of one evaluation, whatever the number of samples and evaluations.
+/// What is in memory are the histograms of one evaluation, whatever the number of samples and
+/// evaluations.
 pub(crate) fn ranges(
     study: &mut TunableLoop,
     survey: &Survey,
@@ -136,7 +139,8 @@ pub(crate) fn ranges(
     Ok(tables)
 }
 
-/// The nearest scale that f16 holds, so that tables take half the room: a 2000th at most. Scales beyond its normal numbers stay.
+/// The nearest scale that f16 holds, so that tables take half the room: a 2000th at most. Scales
+/// beyond its normal numbers stay.
 fn storable(scale: f32) -> f32 {
     let near = half::f16::from_f32(scale);
     if near.is_normal() { near.to_f32() } else { scale }
@@ -157,8 +161,9 @@ fn share(site: &mut [Vec<Option<ClippingRange>>], groups: usize) {
     }
 }
 
-/// Adds a tensor whose first axis is the batch of `images`, halves of guidance one after the other, and whose last has the segments. A tensor
-/// that is the same for all samples is added as it is. Of its rows (positions) every `every`-th is counted.
+/// Adds a tensor whose first axis is the batch of `images`, halves of guidance one after the other,
+/// and whose last has the segments. A tensor that is the same for all samples is added as it is. Of
+/// its rows (positions) every `every`-th is counted.
 fn add(
     histograms: &mut [Histogram],
     segments: &[usize],
@@ -189,7 +194,8 @@ fn add(
 mod tests {
     use super::*;
 
-    /// Smallest and largest value seen in each segment of two images of two positions and three columns, or of two halves of them.
+    /// Smallest and largest value seen in each segment of two images of two positions and three
+    /// columns, or of two halves of them.
     fn seen([images, every]: [usize; 2], wanted: &[bool]) -> Vec<Option<(f32, f32)>> {
         let x: Vec<f32> = (0..images * 6).map(|i| i as f32).collect();
         let mut histograms = vec![Histogram::default(); 2];

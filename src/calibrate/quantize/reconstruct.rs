@@ -1,5 +1,5 @@
-//! Second-order rounding of weights, each layer by what it really reads: rounded inputs, on the accelerated trajectory, at the evaluations
-//! that run it.
+//! Second-order rounding of weights, each layer by what it really reads: rounded inputs, on the
+//! accelerated trajectory, at the evaluations that run it.
 
 use super::TunableLoop;
 use crate::calibrate::{CalibrateError, EvaluationCounter};
@@ -24,7 +24,8 @@ pub(super) const MEMORY: usize = 1 << 30;
 /// Added to the diagonal, as a part of its mean.
 const DAMPING: f64 = 0.01;
 
-/// Rounds the weights of all layers again. The tables of `study` are still empty, `tables` are put in place.
+/// Rounds the weights of all layers again. The tables of `study` are still empty, `tables` are put
+/// in place.
 pub(crate) fn reconstruct(
     study: &mut TunableLoop,
     survey: &mut Survey,
@@ -155,7 +156,8 @@ fn collect(
     Ok(grams)
 }
 
-/// `count` of the numbers below `all`, evenly spread from a start that depends on the seed; all of them if there are no more.
+/// `count` of the numbers below `all`, evenly spread from a start that depends on the seed; all of
+/// them if there are no more.
 pub(super) fn picked(all: usize, count: usize, seed: u64) -> impl Iterator<Item = usize> {
     let count = count.min(all);
     let start = (seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33) as usize % all.max(1);

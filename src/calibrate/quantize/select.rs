@@ -13,7 +13,8 @@ pub enum Select {
     All,
     /// Of every evaluation's samples the first so many, as CacheQuant draws them.
     First(usize),
-    /// Q&C's temporal-aware parallel clustering of pairs of sample and evaluation (arXiv:2503.02508).
+    /// Q&C's temporal-aware parallel clustering of pairs of sample and evaluation
+    /// (arXiv:2503.02508).
     Tap(Tap),
     /// EDA-DM's selection by density and diversity (arXiv:2401.04585); the number of pairs that are
     /// selected.

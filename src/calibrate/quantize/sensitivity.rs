@@ -11,11 +11,13 @@ use std::ops::Range;
 /// Full evaluations at which it is tried out.
 pub(crate) const PROBES: usize = 6;
 
-/// Per site, the square of how far the end of the trajectory moves when it alone is rounded, as seen at a few of the full evaluations of one batch and the
-/// cached ones that follow each: errors of the output, weighted by what the sampler makes of them
-/// ([`output_weights`](cqc_runtime::sampler::Sampler::output_weights)). A site that cached steps read too errs anew in each, so that squares add up; what only a
-/// full step reads is wrong in the same way until the next, so that errors do. Sites that `wanted` refuses have no effect. The plan of
-/// `study` does not round yet; `count` counts its evaluations.
+/// Per site, the square of how far the end of the trajectory moves when it alone is rounded, as
+/// seen at a few of the full evaluations of one batch and the cached ones that follow each: errors
+/// of the output, weighted by what the sampler makes of them
+/// ([`output_weights`](cqc_runtime::sampler::Sampler::output_weights)). A site that cached steps
+/// read too errs anew in each, so that squares add up; what only a full step reads is wrong in the
+/// same way until the next, so that errors do. Sites that `wanted` refuses have no effect. The plan
+/// of `study` does not round yet; `count` counts its evaluations.
 pub(crate) fn sensitivity(
     study: &mut TunableLoop,
     survey: &Survey,

@@ -81,8 +81,8 @@ struct Pair {
     quantized: Trajectory,
 }
 
-/// Runs `float`, whose plan is neither corrected nor quantized, and `study`, whose plan has reference sums
-/// for the layers that `tables` correct, side by side.
+/// Runs `float`, whose plan is neither corrected nor quantized, and `study`, whose plan has
+/// reference sums for the layers that `tables` correct, side by side.
 pub(crate) fn sequential(
     float: &mut Denoiser,
     study: &mut TunableLoop,

@@ -1,4 +1,5 @@
-//! Whole models against tract. Models that tract does not load are listed, not failed: it is the second oracle.
+//! Whole models against tract. Models that tract does not load are listed, not failed: it is the
+//! second oracle.
 
 #![cfg(test)]
 

@@ -1,4 +1,5 @@
-//! Errors along the trajectory: lines on a logarithmic axis. What is drawn stretches with the page, what is written does not.
+//! Errors along the trajectory: lines on a logarithmic axis. What is drawn stretches with the page,
+//! what is written does not.
 
 use super::markup::{number, percent};
 use cachequant::report::trajectory::{Curve, Errors, Variant};
