@@ -4,7 +4,7 @@ use crate::io::{FileError, file_hash};
 use cqc_kernels::mapped;
 use cqc_passes::ir::Graph;
 use cqc_passes::onnx::{self, ImportError, ImportOptions};
-use cqc_passes::rewrite::{self, PIPELINE, PassError, Report};
+use cqc_passes::rewrite::{self, PIPELINE, PassError, RewriteReport};
 use cqc_proto::plan::{InputRole, PlanInput, PlanOutput};
 use cqc_proto::{DType, Tensor, ValueType};
 use std::collections::BTreeMap;
@@ -74,7 +74,7 @@ pub struct Model {
     /// The graph after the passes.
     pub graph: Graph,
     /// What the passes did.
-    pub report: Report,
+    pub report: RewriteReport,
     /// Inputs whose given value was needed at import and is now part of the model.
     pub consumed_inputs: Vec<String>,
     /// What the importer found odd, and what rules got wrong ([`Report::failures`]).

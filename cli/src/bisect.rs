@@ -6,7 +6,7 @@ use super::args::Sizes;
 use super::lockstep::{Lockstep, crosses};
 use super::report::Failure;
 use super::sampling::SamplingArgs;
-use super::source::{Source, Trajectory};
+use super::source::{LoopSettings, SampleSource};
 use super::text::columns;
 use super::{artifact, term};
 use clap::Args;
@@ -123,11 +123,11 @@ pub fn bisect(args: &BisectArgs, quiet: bool) -> Result<(), Failure> {
 }
 
 /// An artifact lends the other its trajectory.
-fn open(args: &BisectArgs) -> Result<(Source, Source), Failure> {
+fn open(args: &BisectArgs) -> Result<(SampleSource, SampleSource), Failure> {
     if args.steps.is_some() && [&args.a, &args.b].iter().any(|path| artifact::is_artifact(path)) {
         return Err(Failure::usage("--steps is for two models; a .cq has its own"));
     }
-    let own = || Trajectory {
+    let own = || LoopSettings {
         config: SamplerConfig::default(),
         steps: args.steps.unwrap_or(50),
         guidance: 1.0,
@@ -135,18 +135,18 @@ fn open(args: &BisectArgs) -> Result<(Source, Source), Failure> {
         sizes: args.sizes.clone(),
     };
     if artifact::is_artifact(&args.b) {
-        let b = Source::open(&args.b, own)?;
-        return Ok((Source::open(&args.a, || b.trajectory(&args.sizes))?, b));
+        let b = SampleSource::open(&args.b, own)?;
+        return Ok((SampleSource::open(&args.a, || b.trajectory(&args.sizes))?, b));
     }
-    let a = Source::open(&args.a, own)?;
-    let b = Source::open(&args.b, || a.trajectory(&args.sizes))?;
+    let a = SampleSource::open(&args.a, own)?;
+    let b = SampleSource::open(&args.b, || a.trajectory(&args.sizes))?;
     Ok((a, b))
 }
 
 /// The sample before the first evaluation.
 fn initial(
     request: &Request,
-    denoiser: &Source,
+    denoiser: &SampleSource,
     sample: usize,
     len: usize,
 ) -> Result<Vec<f32>, Failure> {

@@ -4,7 +4,7 @@
 use super::args::Shard;
 use super::report::Failure;
 use super::sampling::{SamplingArgs, Selected, part_of};
-use super::source::{Source, check_comparable};
+use super::source::{SampleSource, check_comparable};
 use super::term::ProgressBar;
 use cqc_runtime::engine::EngineOptions;
 use cqc_runtime::{Denoiser, DenoiserOptions, Device, Request};
@@ -42,8 +42,8 @@ pub struct Chunk {
 impl Lockstep {
     /// Opens both for what the command line asks.
     pub fn open(
-        reference: &Source,
-        candidate: &Source,
+        reference: &SampleSource,
+        candidate: &SampleSource,
         args: &SamplingArgs,
         shard: Option<Shard>,
     ) -> Result<Lockstep, Failure> {
@@ -51,7 +51,7 @@ impl Lockstep {
         let Selected { request, range, total } = args.request(reference, shard)?;
         let Selected { request: candidate_request, .. } = args.request(candidate, shard)?;
         let (batch, threads) = (args.batch(request.samples), args.threads.count());
-        let open = |source: &Source, request: &Request| -> Result<Denoiser, Failure> {
+        let open = |source: &SampleSource, request: &Request| -> Result<Denoiser, Failure> {
             let engine = EngineOptions { batch, threads, ..Default::default() };
             let options =
                 DenoiserOptions { device: Device::Cpu, ..source.options(request.guidance, engine) };

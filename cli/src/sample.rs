@@ -4,7 +4,7 @@ use super::args::{PackCacheArgs, Shard};
 use super::device::DeviceArgs;
 use super::report::Failure;
 use super::sampling::{SamplingArgs, Selected};
-use super::source::Source;
+use super::source::SampleSource;
 use super::term::ProgressBar;
 use super::trace::Trace;
 use super::{artifact, term};
@@ -59,7 +59,7 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
     let overwrite = if args.force { Overwrite::Allow } else { Overwrite::Refuse };
     check_outputs(args, overwrite)?;
     let artifact = artifact::open_cached(&args.artifact, &args.cache)?;
-    let source = Source::new(&args.artifact, artifact, args.steps)?;
+    let source = SampleSource::new(&args.artifact, artifact, args.steps)?;
     let Selected { request, range, .. } = args.sampling.request(&source, args.shard)?;
     check_image(args, &source)?;
     let (batch, threads) = (args.sampling.batch(request.samples), args.sampling.threads.count());
@@ -119,7 +119,7 @@ fn check_outputs(args: &SampleArgs, overwrite: Overwrite) -> Result<(), Failure>
 }
 
 /// Latents are refused before the work, not after it.
-fn check_image(args: &SampleArgs, source: &Source) -> Result<(), Failure> {
+fn check_image(args: &SampleArgs, source: &SampleSource) -> Result<(), Failure> {
     let sample = source.artifact.sample_type();
     let shape = sample.map(|ty| &ty.shape[..]);
     let image = matches!(shape, Some([_, c, _, _]) if c.is(1) || c.is(3));

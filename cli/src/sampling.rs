@@ -5,7 +5,7 @@ use super::args::{NamedFile, Shard, Threads};
 use super::artifact::expect_label_input;
 use super::report::Failure;
 use super::request;
-use super::source::Source;
+use super::source::SampleSource;
 use cachequant::io::read_array;
 use clap::Args;
 use cqc_proto::Tensor;
@@ -69,7 +69,11 @@ impl SamplingArgs {
     }
 
     /// The request to a denoiser.
-    pub fn request(&self, denoiser: &Source, shard: Option<Shard>) -> Result<Selected, Failure> {
+    pub fn request(
+        &self,
+        denoiser: &SampleSource,
+        shard: Option<Shard>,
+    ) -> Result<Selected, Failure> {
         let noise = self.noise.as_ref().map(|path| read_array(path, "noise")).transpose()?;
         let rows = noise.as_ref().map(|t| t.shape().first().copied().unwrap_or(0));
         let total = self.samples.or(rows).unwrap_or(1);
@@ -115,7 +119,7 @@ impl SamplingArgs {
     }
 
     /// What the unconditional half gets: the artifact's, and over it the command line's.
-    fn unconditional(&self, denoiser: &Source) -> Result<BTreeMap<String, Tensor>, Failure> {
+    fn unconditional(&self, denoiser: &SampleSource) -> Result<BTreeMap<String, Tensor>, Failure> {
         let mut values = denoiser.null.clone();
         if let Some(label) = self.null_label {
             let input = expect_label_input(&denoiser.plan().inputs)?;

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// An artifact with everything that a request's defaults come from.
-pub struct Source {
+pub struct SampleSource {
     /// Its file.
     pub path: PathBuf,
     /// What is sampled from.
@@ -28,25 +28,33 @@ pub struct Source {
 }
 
 /// The trajectory that a model is compiled for.
-pub struct Trajectory {
+pub struct LoopSettings {
     /// Sampler.
     pub config: SamplerConfig,
     /// Sampling steps.
     pub steps: usize,
     /// Guidance scale.
     pub guidance: f32,
-    /// See [`Source::null`].
+    /// See [`SampleSource::null`].
     pub null: BTreeMap<String, Tensor>,
     /// Sizes that the model leaves open.
     pub sizes: Sizes,
 }
 
-impl Source {
+impl SampleSource {
     /// An artifact, with this number of sampling steps, if given, instead of its own.
-    pub fn new(path: &Path, artifact: Artifact, steps: Option<usize>) -> Result<Source, Failure> {
+    pub fn new(
+        path: &Path,
+        artifact: Artifact,
+        steps: Option<usize>,
+    ) -> Result<SampleSource, Failure> {
         let (null, compiled) = (artifact.null_conditions(), artifact.manifest().steps);
-        let source =
-            Source { path: path.to_path_buf(), artifact, steps: steps.unwrap_or(compiled), null };
+        let source = SampleSource {
+            path: path.to_path_buf(),
+            artifact,
+            steps: steps.unwrap_or(compiled),
+            null,
+        };
         if source.steps != compiled {
             // says at once what opening would say after the request has been read
             let retimed = source.artifact.retimed(source.steps);
@@ -56,11 +64,14 @@ impl Source {
     }
 
     /// Opens an artifact, or compiles a model.
-    pub fn open(path: &Path, trajectory: impl FnOnce() -> Trajectory) -> Result<Source, Failure> {
+    pub fn open(
+        path: &Path,
+        trajectory: impl FnOnce() -> LoopSettings,
+    ) -> Result<SampleSource, Failure> {
         if artifact::is_artifact(path) {
-            return Source::new(path, artifact::open(path)?, None);
+            return SampleSource::new(path, artifact::open(path)?, None);
         }
-        let Trajectory { config, steps, guidance, null, sizes } = trajectory();
+        let LoopSettings { config, steps, guidance, null, sizes } = trajectory();
         let options = ModelOptions { import: sizes.import_options(), stop_after: None };
         let model = Model::load(path, &options, |_, _| {})?;
         model.warnings.iter().for_each(|w| tracing::warn!("{w}"));
@@ -76,7 +87,7 @@ impl Source {
         manifest.guidance = guidance;
         let artifact = Artifact::from_parts(manifest, lowered.weight_bytes()?)
             .map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
-        Ok(Source { path: path.to_path_buf(), artifact, steps, null })
+        Ok(SampleSource { path: path.to_path_buf(), artifact, steps, null })
     }
 
     /// How its denoiser is opened for a request with that scale of guidance.
@@ -86,13 +97,13 @@ impl Source {
 
     /// For a model that is compared with this one: its trajectory and, where the command line is
     /// silent, its sizes.
-    pub fn trajectory(&self, sizes: &Sizes) -> Trajectory {
+    pub fn trajectory(&self, sizes: &Sizes) -> LoopSettings {
         let mut sizes = sizes.clone();
         if sizes.shape.is_empty() && sizes.dim.is_empty() {
             sizes = Sizes::of(&self.plan().inputs);
         }
         let config = self.artifact.manifest().sampler.clone();
-        Trajectory {
+        LoopSettings {
             config,
             steps: self.steps,
             guidance: self.guidance(),
@@ -131,19 +142,19 @@ impl Source {
 }
 
 /// Says what keeps the samples of two sources from being compared. Their steps may differ.
-pub fn check_comparable(a: &Source, b: &Source) -> Result<(), Failure> {
-    let fact = |what: &str, f: &dyn Fn(&Source) -> String| {
+pub fn check_comparable(a: &SampleSource, b: &SampleSource) -> Result<(), Failure> {
+    let fact = |what: &str, f: &dyn Fn(&SampleSource) -> String| {
         let both = [a, b].map(|s| format!("{}   {}", f(s), s.path.display()));
         Failure::usage(what).fact("seen", both.join("\n"))
     };
     if a.sample_shape()? != b.sample_shape()? {
-        let shape = |s: &Source| s.sample_type().map(|ty| ty.to_string()).unwrap_or_default();
+        let shape = |s: &SampleSource| s.sample_type().map(|ty| ty.to_string()).unwrap_or_default();
         return Err(fact("the two make samples of different shapes", &shape));
     }
-    let config = |s: &Source| s.artifact.manifest().sampler.clone();
+    let config = |s: &SampleSource| s.artifact.manifest().sampler.clone();
     let keys = sampler_differences(&config(a), &config(b));
     if let Some((key, _, _)) = keys.first() {
-        let value = |s: &Source| format!("{key} = {}", as_json(&config(s))[key]);
+        let value = |s: &SampleSource| format!("{key} = {}", as_json(&config(s))[key]);
         return Err(fact("the two have different samplers", &value)
             .help("compile both with the same sampler"));
     }

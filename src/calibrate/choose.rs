@@ -26,7 +26,7 @@ pub struct CachingChoice {
     /// The correction, if it helps or was asked for.
     pub tables: Option<(CorrectionFit, CacheTables)>,
     /// Every candidate that was measured on held-out samples.
-    pub measured: Vec<Measured>,
+    pub measured: Vec<MeasuredCandidate>,
     /// The held-out samples, unless this was stored and read again.
     #[serde(skip)]
     pub held: Option<Holdout>,
@@ -34,7 +34,7 @@ pub struct CachingChoice {
 
 /// A candidate on held-out samples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Measured {
+pub struct MeasuredCandidate {
     /// How its schedule was found.
     pub method: String,
     /// Full evaluations, ascending from 0.
@@ -171,7 +171,7 @@ pub fn choose<'a>(
     for (i, candidate) in candidates.iter().enumerate() {
         let psnr = study.psnr(&candidate.full, None)?;
         let (method, full) = (candidate.method.clone(), candidate.full.clone());
-        measured.push(Measured { method, full, correction: None, psnr });
+        measured.push(MeasuredCandidate { method, full, correction: None, psnr });
         if best.is_none_or(|(most, _)| psnr > most) {
             best = Some((psnr, i));
         }
@@ -190,7 +190,7 @@ pub fn choose<'a>(
     for fit in fits {
         let fitted = study.tables(fit, &full)?;
         let psnr = study.psnr(&full, Some(&fitted))?;
-        measured.push(Measured {
+        measured.push(MeasuredCandidate {
             method: method.clone(),
             full: full.clone(),
             correction: Some(fit),

@@ -20,7 +20,7 @@ mod probe;
 pub mod quantize;
 
 pub use choose::{
-    CachingChoice, Candidate, Measured, Study, choose, evaluations_to_come, holdout_size,
+    CachingChoice, Candidate, MeasuredCandidate, Study, choose, evaluations_to_come, holdout_size,
 };
 pub use correct::{CacheTables, CorrectionFit};
 pub use invariant::check_cut;

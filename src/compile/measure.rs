@@ -2,7 +2,7 @@
 //! --report`.
 
 use super::{CompileError, Compiled, Phase, Progress};
-use crate::report::layers::{Quantization, bf16_layers, layers};
+use crate::report::layers::{QuantizationFacts, bf16_layers, layers};
 use crate::report::trajectory::{Errors, MeasuredLoop, Measurement, RangeOptions, errors};
 use crate::report::{Caching, Candidate, Cost, FileFacts, ModelFacts, Report, Sampling};
 use cqc_runtime::sampler::Sampler;
@@ -51,7 +51,7 @@ impl Compiled<'_> {
     fn caching(&self) -> Option<Caching> {
         let (cached, choice) = self.session.cached.as_ref().zip(self.choice.as_ref())?;
         let fit = choice.tables.as_ref().map(|(fit, _)| *fit);
-        let candidate = |m: &crate::calibrate::Measured| Candidate {
+        let candidate = |m: &crate::calibrate::MeasuredCandidate| Candidate {
             method: m.method.clone(),
             full: m.full.clone(),
             correction: m.correction.map(|fit| fit.to_string()),
@@ -69,7 +69,7 @@ impl Compiled<'_> {
         })
     }
 
-    fn quantization(&self) -> Result<Option<Quantization>, CompileError> {
+    fn quantization(&self) -> Result<Option<QuantizationFacts>, CompileError> {
         if self.quantized.is_none() && self.lowered.bf16.is_none() {
             return Ok(None);
         }
@@ -84,7 +84,7 @@ impl Compiled<'_> {
             (None, None) => return Ok(None),
         };
         let quant = self.manifest.quant.quantized();
-        Ok(Some(Quantization {
+        Ok(Some(QuantizationFacts {
             kind: self.manifest.quant.name().into(),
             rounding: quant.map(|q| q.rounding.clone()).unwrap_or_default(),
             compensation: quant.and_then(|q| Some(q.compensation.as_ref()?.mode.clone())),

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 /// Which layers are quantized and how.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Quantization {
+pub struct QuantizationFacts {
     /// As the command line has it: `w8a8`, `w4a8` or `bf16`.
     pub kind: String,
     /// How weights were rounded.

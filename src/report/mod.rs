@@ -7,7 +7,7 @@ pub mod trajectory;
 
 use cost::{StepCost, cache_bytes, loop_macs};
 use cqc_proto::plan::Plan;
-use layers::Quantization;
+use layers::QuantizationFacts;
 use serde::Serialize;
 use trajectory::Errors;
 
@@ -23,7 +23,7 @@ pub struct Report {
     /// What is cached and when; `None`: nothing.
     pub caching: Option<Caching>,
     /// Which layers are quantized; `None`: none.
-    pub quantization: Option<Quantization>,
+    pub quantization: Option<QuantizationFacts>,
     /// Errors along the trajectory; `None`: nothing makes any.
     pub errors: Option<Errors>,
     /// Work and bytes.

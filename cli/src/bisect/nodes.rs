@@ -4,7 +4,7 @@ use super::BisectArgs;
 use crate::lockstep::{crosses, relative_error};
 use crate::report::Failure;
 use crate::sampling::part_of;
-use crate::source::Source;
+use crate::source::SampleSource;
 use cqc_proto::plan::{Plan, PlanValue, ProgramKind};
 use cqc_proto::{Tensor, ValueType};
 use cqc_runtime::denoise::Request;
@@ -40,7 +40,7 @@ pub struct Node {
 
 /// Runs both at `evaluation` on A's sample `x`, number `sample` of the request.
 pub fn compare(
-    both: [&Source; 2],
+    both: [&SampleSource; 2],
     request: &Request,
     sample: usize,
     evaluation: usize,
@@ -65,7 +65,7 @@ pub fn compare(
         if half == Some("unconditional") {
             conditions.extend(request.unconditional.clone());
         }
-        let run = |d: &Source| {
+        let run = |d: &SampleSource| {
             values_at(d, evaluation, x, &conditions, &names, args.sampling.threads.count())
         };
         let (of_a, of_b) = (run(a)?, run(b)?);
@@ -117,7 +117,7 @@ fn one_batch_symbol(ty: &ValueType, plan: &Plan) -> ValueType {
 
 /// The values `names` of the full program at `evaluation` of one sample.
 fn values_at(
-    denoiser: &Source,
+    denoiser: &SampleSource,
     evaluation: usize,
     x: &[f32],
     conditions: &BTreeMap<String, Tensor>,

@@ -8,7 +8,7 @@ mod schedule;
 use crate::text::{bytes, grouped, short};
 use cachequant::calibrate::holdout_size;
 use cachequant::report::cost::StepCost;
-use cachequant::report::layers::Quantization;
+use cachequant::report::layers::QuantizationFacts;
 use cachequant::report::{Caching, Cost, Report};
 use markup::{Text, counted, facts, number, percent, section};
 use std::fmt::Write;
@@ -128,13 +128,13 @@ fn compiled(report: &Report) -> String {
         ),
     });
     rows.push(match &report.quantization {
-        None => ("Quantization", "none".into()),
+        None => ("QuantizationFacts", "none".into()),
         Some(q) => {
             let compensation =
                 q.compensation.as_ref().map(|mode| format!(", samples corrected ({})", Text(mode)));
             let (kind, rounding) = (Text(&q.kind), Text(&q.rounding));
             (
-                "Quantization",
+                "QuantizationFacts",
                 format!("{kind}, weights rounded {rounding}{}", compensation.unwrap_or_default()),
             )
         }
@@ -216,7 +216,7 @@ fn cost(cost: &Cost, report: &Report) -> String {
 }
 
 /// How this CPU executes the quantized layers.
-fn executions(quantization: &Quantization) -> String {
+fn executions(quantization: &QuantizationFacts) -> String {
     let count = |of: &str| quantization.layers.iter().filter(|layer| layer.execution == of).count();
     let (all, integers, bf16) = (quantization.layers.len(), count("int8"), count("bf16"));
     let mut parts = Vec::new();
@@ -239,7 +239,7 @@ fn executions(quantization: &Quantization) -> String {
     )
 }
 
-fn layers_section(quantization: &Quantization, report: &Report) -> String {
+fn layers_section(quantization: &QuantizationFacts, report: &Report) -> String {
     let corrected = quantization.layers.iter().filter(|layer| layer.is_corrected).count();
     let caches = report.caching.is_some();
     let gaps = if caches { " Gaps are evaluations that do not run it." } else { "" };

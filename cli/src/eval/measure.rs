@@ -7,7 +7,7 @@ use crate::artifact;
 use crate::lockstep::{Chunk, Lockstep};
 use crate::report::Failure;
 use crate::sampling::SamplingArgs;
-use crate::source::Source;
+use crate::source::SampleSource;
 use cachequant::eval::{psnr, ssim};
 use cachequant::io::file_hash;
 use cachequant::io::to_byte;
@@ -24,8 +24,8 @@ pub struct Measure {
 
 impl Measure {
     pub fn open(args: &EvalArgs, artifact: &Path, reference: &Path) -> Result<Measure, Failure> {
-        let candidate = Source::new(artifact, artifact::open(artifact)?, args.steps)?;
-        let reference = Source::open(reference, || candidate.trajectory(&args.sizes))?;
+        let candidate = SampleSource::new(artifact, artifact::open(artifact)?, args.steps)?;
+        let reference = SampleSource::open(reference, || candidate.trajectory(&args.sizes))?;
         let lockstep = Lockstep::open(&reference, &candidate, &args.sampling, args.shard)?;
         let shape = candidate.sample_shape()?;
         let extractor = args.features.as_ref().map(|path| {
@@ -51,7 +51,7 @@ impl Measure {
                 scales[1]
             );
         }
-        let file = |d: &Source| -> Result<File, Failure> {
+        let file = |d: &SampleSource| -> Result<File, Failure> {
             Ok(File { path: d.path.clone(), blake3: file_hash(&d.path)?, steps: d.steps })
         };
         let setup = Setup {

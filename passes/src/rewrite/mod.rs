@@ -139,7 +139,7 @@ pub struct Refusal {
 
 /// What the passes did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct RewriteReport {
     /// Replacements per pass, in order of [`PIPELINE`].
     pub replaced: Vec<(&'static str, usize)>,
     /// What was refused.
@@ -185,12 +185,12 @@ pub enum PassFault {
 ///
 /// # Errors
 /// [`PassFault::Invalid`] when a pass leaves a graph that [`verify`] rejects; with debug
-/// assertions, what is otherwise in [`Report::failures`].
+/// assertions, what is otherwise in [`RewriteReport::failures`].
 pub fn run(
     graph: &mut Graph,
     passes: &[Pass],
     after: impl FnMut(&Pass, &Graph),
-) -> Result<Report, PassError> {
+) -> Result<RewriteReport, PassError> {
     run_with(graph, passes, OnFailure::of_build(), after)
 }
 
@@ -198,12 +198,12 @@ pub fn run(
 #[derive(Clone, Copy, PartialEq)]
 enum OnFailure {
     Stop,
-    Report,
+    RewriteReport,
 }
 
 impl OnFailure {
     fn of_build() -> OnFailure {
-        if cfg!(debug_assertions) { OnFailure::Stop } else { OnFailure::Report }
+        if cfg!(debug_assertions) { OnFailure::Stop } else { OnFailure::RewriteReport }
     }
 }
 
@@ -212,8 +212,8 @@ fn run_with(
     passes: &[Pass],
     on_failure: OnFailure,
     mut after: impl FnMut(&Pass, &Graph),
-) -> Result<Report, PassError> {
-    let mut report = Report::default();
+) -> Result<RewriteReport, PassError> {
+    let mut report = RewriteReport::default();
     for pass in passes {
         let count = match pass.kind {
             Kind::Rule(rule) => apply(graph, pass, rule, &mut report)?,
@@ -240,7 +240,7 @@ fn apply(
     graph: &mut Graph,
     pass: &Pass,
     rule: Rule,
-    report: &mut Report,
+    report: &mut RewriteReport,
 ) -> Result<usize, PassError> {
     let (refusals, failures) = (report.refusals.len(), report.failures.len());
     let (mut total, mut last) = (0, None);
@@ -262,7 +262,7 @@ fn apply(
 }
 
 /// Offers every live node to the rule; the names of those that it replaced.
-fn round(graph: &mut Graph, pass: &Pass, rule: Rule, report: &mut Report) -> Vec<String> {
+fn round(graph: &mut Graph, pass: &Pass, rule: Rule, report: &mut RewriteReport) -> Vec<String> {
     let mut replaced = Vec::new();
     let mut context = Context { readers: graph.reader_counts() };
     for i in 0..graph.node_count() {
@@ -339,7 +339,7 @@ mod tests {
     fn failure_of(rule: Rule) -> PassError {
         let passes = [Pass::rule("faulty", rule)];
         let mut left = graph();
-        let report = run_with(&mut left, &passes, OnFailure::Report, |_, _| {}).unwrap();
+        let report = run_with(&mut left, &passes, OnFailure::RewriteReport, |_, _| {}).unwrap();
         assert_eq!(left.to_string(), graph().to_string(), "the graph stays what it means");
         let stopped = run_with(&mut graph(), &passes, OnFailure::Stop, |_, _| {}).unwrap_err();
         let [failure] = &report.failures[..] else {

@@ -1,12 +1,12 @@
 //! Quantized layers, and those that stay float.
 
 use super::markup::{Text, counted, number, percent};
-use cachequant::report::layers::{InputRanges, LayerFacts, Quantization};
+use cachequant::report::layers::{InputRanges, LayerFacts, QuantizationFacts};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// A row per layer.
-pub fn table(quantization: &Quantization, macs: i64, caches: bool) -> String {
+pub fn table(quantization: &QuantizationFacts, macs: i64, caches: bool) -> String {
     let mut out = String::from(
         "<table class=\"layers\">\n<thead><tr><th>Layer</th><th class=\"n\">Work</th><th>Bits</th><th class=\"n\">Weights SQNR</th><th>Range of what it reads, by evaluation</th><th>Notes</th></tr></thead>\n<tbody>\n",
     );
@@ -77,7 +77,7 @@ fn input(input: &InputRanges) -> String {
 }
 
 /// Layers that stay float, by reason.
-pub fn float(quantization: &Quantization) -> String {
+pub fn float(quantization: &QuantizationFacts) -> String {
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     quantization
         .float_layers
