@@ -2,7 +2,7 @@
 //! sampling loop several times faster, without retraining.
 //!
 //! [`Model::load`] reads an ONNX file, a [`Recipe`] says what the artifact is to become,
-//! [`compile`] finds what can be cached, calibrates on the loop that will really run, quantizes,
+//! [`compile()`] finds what can be cached, calibrates on the loop that will really run, quantizes,
 //! and lowers; the result is written as one `.cq` file. [`runtime`] opens it and samples, and can
 //! be used without this crate.
 //!

@@ -77,7 +77,7 @@ pub struct Model {
     pub report: RewriteReport,
     /// Inputs whose given value was needed at import and is now part of the model.
     pub consumed_inputs: Vec<String>,
-    /// What the importer found odd, and what rules got wrong ([`Report::failures`]).
+    /// What the importer found odd, and what rules got wrong ([`RewriteReport::failures`]).
     pub warnings: Vec<String>,
 }
 

@@ -1,7 +1,7 @@
 //! Which evaluations compute what is cached.
 //!
 //! A kind of schedule is a variant of [`ScheduleKind`], its name in [`ScheduleKind::NAMED`] and its
-//! arm in [`ScheduleKind::find`].
+//! arm in `ScheduleKind::find`.
 
 use super::band::Band;
 use std::fmt;

@@ -55,7 +55,7 @@ pub struct Compensation {
     pub shift: Vec<f32>,
 }
 
-/// Samples on their way from noise, [`Denoiser::width`] of them. A clone goes its own way from
+/// Samples on their way from noise, [`Denoiser::width`](super::Denoiser::width) of them. A clone goes its own way from
 /// here.
 #[derive(Clone)]
 pub struct Trajectory {
