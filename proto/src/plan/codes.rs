@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// With 8 bits a code is a byte; with 4 bits two codes share a byte, the first one in the low half, each in two's complement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WeightCodes {
-    /// 8 or 4.
+    /// One of [`WEIGHT_BITS`](crate::op::WEIGHT_BITS).
     pub bits: u8,
     /// `Plan::constants[scale]`: f32 `[outputs, segments]`.
     pub scale: usize,
