@@ -97,8 +97,7 @@ fn quant(recipe: &Recipe, quantized: &Quantized, lowered: &mut Lowered) -> cq::Q
         |(name, why): &(String, String)| FloatLayer { name: name.clone(), why: why.clone() };
     let float_layers = survey.float_layers.iter().map(float).collect();
     let rounding = if recipe.reconstruct { "second-order" } else { "nearest" }.into();
-    let of = QuantizedLoop { layers, float_layers, rounding, compensation };
-    if recipe.quant() == Quant::W4a8 { cq::Quant::W4a8(of) } else { cq::Quant::W8a8(of) }
+    recipe.quant().with_layers(QuantizedLoop { layers, float_layers, rounding, compensation })
 }
 
 /// The layers of a loop that is rounded to bf16.
@@ -113,7 +112,7 @@ fn bf16(products: &Bf16Products, lowered: &Lowered) -> cq::Quant {
     };
     let float =
         |(name, why): &(String, String)| FloatLayer { name: name.clone(), why: why.clone() };
-    cq::Quant::Bf16(QuantizedLoop {
+    Quant::Bf16.with_layers(QuantizedLoop {
         layers: products.layers.iter().map(layer).collect(),
         float_layers: products.float_layers.iter().map(float).collect(),
         rounding: "nearest".into(),

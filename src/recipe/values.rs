@@ -2,6 +2,7 @@
 
 use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_passes::calib::compensate::CompensationMode;
+use cqc_proto::cq;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -80,6 +81,16 @@ impl Quant {
             Quant::None | Quant::Bf16 => None,
             Quant::W8a8 => Some(8),
             Quant::W4a8 => Some(4),
+        }
+    }
+
+    /// The kind as an artifact has it, with the loop's layers, which [`Quant::None`] drops.
+    pub(crate) fn with_layers(self, of: cq::QuantizedLoop) -> cq::Quant {
+        match self {
+            Quant::None => cq::Quant::None,
+            Quant::W8a8 => cq::Quant::W8a8(of),
+            Quant::W4a8 => cq::Quant::W4a8(of),
+            Quant::Bf16 => cq::Quant::Bf16(of),
         }
     }
 }

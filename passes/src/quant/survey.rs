@@ -15,7 +15,8 @@ use std::collections::{BTreeMap, HashSet};
 /// What is wanted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantSpec {
-    /// Bits of weights, 8 or 4 (16: bf16); the first and the last layer have 8, as in CacheQuant.
+    /// Bits of weights, one of [`WEIGHT_BITS`](cqc_proto::op::WEIGHT_BITS), or 16 for bf16; the
+    /// first and the last layer have 8, as in CacheQuant.
     pub weight_bits: u8,
     /// Layers that stay as they are, by name.
     pub keep_float: Vec<String>,

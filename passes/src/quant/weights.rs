@@ -12,7 +12,7 @@ pub struct QuantizedWeight {
     pub codes: Tensor,
     /// f32 `[outputs, segments]`.
     pub scale: Tensor,
-    /// 8 or 4.
+    /// One of [`WEIGHT_BITS`](cqc_proto::op::WEIGHT_BITS).
     pub bits: u8,
     /// Axis of outputs: 0 in a convolution, 1 in a linear layer.
     pub output_axis: usize,

@@ -350,7 +350,7 @@ fn quantization() -> BoxedStrategy<(Op, Vec<Option<ValueType>>)> {
         let row = some(DType::F32, &[segments.len().max(1)]);
         (Op::FakeQuant { bits, segments }, vec![some(DType::F32, &[2, columns]), row.clone(), row])
     });
-    let weight = (select(vec![4u8, 8]), vec(1..4usize, 0..3), 0..2usize).prop_map(
+    let weight = (select(WEIGHT_BITS.to_vec()), vec(1..4usize, 0..3), 0..2usize).prop_map(
         move |(bits, segments, output_axis)| {
             let mut shape = [2, 2];
             shape[1 - output_axis] = segments.iter().sum::<usize>().max(1);

@@ -404,7 +404,7 @@ pub enum Op {
     /// `output_axis`, 0 or 1) and S the segments of the inputs (axis 1 or 0, the other one).
     /// Weights of [`Op::Conv`] (outputs on axis 0) and [`Op::Linear`] (axis 1).
     DequantizeWeight {
-        /// 8 or 4: what a code takes where it is stored.
+        /// What a code takes where it is stored, one of [`WEIGHT_BITS`](super::WEIGHT_BITS).
         bits: u8,
         /// The axis of outputs.
         output_axis: usize,

@@ -33,6 +33,7 @@ pub use index::ScatterReduction;
 pub use linear::{Act, ConvLayout, PoolKind};
 pub use list::Op;
 pub use movement::{CoordinateMode, NearestMode, PadMode, ResizeMode};
+pub use quant::WEIGHT_BITS;
 pub use reduce::ReduceKind;
 pub use rule::broadcast;
 pub use traits::{Family, OpTraits, Quantization};

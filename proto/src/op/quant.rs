@@ -2,6 +2,10 @@
 
 use super::*;
 
+/// Bits that the codes of [`Op::DequantizeWeight`] may have, each with a packed form
+/// ([`WeightCodes`](crate::plan::WeightCodes)).
+pub const WEIGHT_BITS: [u8; 2] = [4, 8];
+
 pub(super) fn infer(op: &Op, inputs: &InputTypes) -> Inferred {
     match op {
         Op::Quantize { .. } | Op::Dequantize { .. } => infer_standard(op, inputs),
@@ -127,7 +131,9 @@ fn infer_fake(op: &Op, inputs: &InputTypes) -> Inferred {
         }
         Op::DequantizeWeight { bits, output_axis, segments } => {
             at_most(inputs, 2)?;
-            check(matches!(bits, 4 | 8), || format!("`bits` is {bits}, expected 4 or 8"))?;
+            check(WEIGHT_BITS.contains(bits), || {
+                format!("`bits` is {bits}, expected one of {WEIGHT_BITS:?}")
+            })?;
             let (codes, scale) = (required(inputs, 0, "codes")?, required(inputs, 1, "scale")?);
             check(codes.dtype == DType::I8 && codes.rank() >= 2, || {
                 format!("codes is {codes}, expected i8 of rank ≥ 2")

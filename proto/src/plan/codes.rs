@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// each in two's complement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WeightCodes {
-    /// 8 or 4.
+    /// One of [`WEIGHT_BITS`](crate::op::WEIGHT_BITS).
     pub bits: u8,
     /// `Plan::constants[scale]`: f32 `[outputs, segments]`.
     pub scale: usize,
