@@ -295,7 +295,7 @@ impl<'a> Ablation<'a> {
             self.choices.entry(schedule).or_insert_with(decide).clone()
         });
         let quantized = session.quantize(choice.as_ref(), &mut ()).unwrap();
-        let compiled = session.finish(choice, quantized).unwrap();
+        let compiled = session.into_compiled(choice, quantized).unwrap();
         println!("{}: {} bytes of weights", row.name, compiled.lowered().weights.len);
         bench.sample(&compiled.artifact().unwrap(), bench.request.samples).0
     }

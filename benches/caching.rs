@@ -123,8 +123,10 @@ fn run(path: &Path, options: &Options) {
                     measured: vec![],
                     held: None,
                 };
-                let compiled =
-                    Session::new(&model, &recipe).unwrap().finish(Some(choice), None).unwrap();
+                let compiled = Session::new(&model, &recipe)
+                    .unwrap()
+                    .into_compiled(Some(choice), None)
+                    .unwrap();
                 let cut_of = &compiled.session().cached().expect("something is cached").cut;
                 let choice = compiled.choice().expect("something is cached");
                 let mut row = identity(method, &correction_name(fit));

@@ -95,7 +95,7 @@ fn a_forecast_on_the_engine_is_what_calibration_measured() {
         denoiser.advance(&mut trajectory, denoiser.output());
     }
 
-    let compiled = session.finish(Some(choice), None).unwrap();
+    let compiled = session.into_compiled(Some(choice), None).unwrap();
     let Schedule::Cached(schedule) = &compiled.manifest().schedule else { panic!("it is cached") };
     assert!(schedule.corrections[0].previous_scale.is_some());
     let cache = compiled.lowered().plan.cache.as_ref().unwrap();
@@ -164,7 +164,7 @@ fn guided_transformers_cache_deltas_in_both_halves() {
         assert!(rms(&identical, &expected) < 1e-5, "{name}: a delta is added in another order");
         let choice = decide(&session);
         let error =
-            rms(&samples(&session.finish(Some(choice), None).unwrap(), &request), &expected);
+            rms(&samples(&session.into_compiled(Some(choice), None).unwrap(), &request), &expected);
         assert!(error < 0.2 * rms(&expected, &vec![0.0; expected.len()]), "{name}: {error}");
     }
 }

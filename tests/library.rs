@@ -77,7 +77,7 @@ fn stages_are_the_whole() {
     assert_eq!(session.calibration_set().unwrap().samples, 4);
     let choice = session.decide(&mut ()).unwrap();
     let quantized = session.quantize(choice.as_ref(), &mut ()).unwrap();
-    let staged = session.finish(choice, quantized).unwrap();
+    let staged = session.into_compiled(choice, quantized).unwrap();
     let whole = compiled(&model, &Recipe { threads: Some(1), ..recipe() });
     assert!(staged.to_bytes().unwrap() == whole.to_bytes().unwrap());
     assert_eq!(staged.summary(), whole.summary());

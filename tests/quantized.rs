@@ -60,7 +60,7 @@ fn decide(session: &Session) -> CachingChoice {
 fn quantized<'m>(model: &'m Model, recipe: &Recipe, choice: &CachingChoice) -> Compiled<'m> {
     let session = session(model, recipe);
     let quantized = session.quantize(Some(choice), &mut ()).unwrap();
-    session.finish(Some(choice.clone()), quantized).unwrap()
+    session.into_compiled(Some(choice.clone()), quantized).unwrap()
 }
 
 /// Noise that calibration has not seen.
@@ -101,7 +101,7 @@ fn the_trained_model_survives_8_bits_with_and_without_a_cache() {
     let both = cached(20, 4);
     let alone = session(&model, &Recipe { quant: Some(Quant::None), ..both.clone() });
     let choice = decide(&alone);
-    let cache_alone = alone.finish(Some(choice.clone()), None).unwrap();
+    let cache_alone = alone.into_compiled(Some(choice.clone()), None).unwrap();
     let cache_alone = sqnr(&samples(&cache_alone, &unseen(4)), &expected);
     let both = quantized(&model, &both, &choice);
     assert!(corrects(&both));
@@ -265,7 +265,7 @@ fn guided_split_and_order_aware_loops_are_quantized() {
         let in_float = session(&model, &Recipe { quant: Some(Quant::None), ..recipe.clone() });
         let choice = decide(&in_float);
         let engine = || EngineOptions { batch: 2, ..EngineOptions::default() };
-        let in_float = in_float.finish(Some(choice.clone()), None).unwrap();
+        let in_float = in_float.into_compiled(Some(choice.clone()), None).unwrap();
         let expected = first_output(open(&in_float, engine()), &request);
         for correct in [Correct::Quant, Correct::QuantAll] {
             let recipe = Recipe { correct: Some(vec![Correct::Cache, correct]), ..recipe.clone() };

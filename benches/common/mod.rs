@@ -156,7 +156,7 @@ impl Bench {
     fn uncached(&self, model: &Model) -> Artifact {
         let recipe = Recipe { interval: Some(1), quant: Some(Quant::None), ..self.base.clone() };
         let session = Session::new(model, &recipe).unwrap();
-        session.finish(None, None).unwrap().artifact().unwrap()
+        session.into_compiled(None, None).unwrap().artifact().unwrap()
     }
 
     /// The recipe with the loop of all rows and the calibration set.

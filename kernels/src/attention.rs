@@ -257,7 +257,7 @@ impl SimdKernel for QueryBlock<'_> {
             let keys = first..(first + KEYS).min(seen);
             self.scores(s, keys.clone());
             for (i, running) in running[..self.queries.len()].iter_mut().enumerate() {
-                self.soften(s, i, &keys, running);
+                self.softmax_row(s, i, &keys, running);
             }
             self.add_values(s, keys);
         }
@@ -347,7 +347,7 @@ impl QueryBlock<'_> {
     /// Turns the scores of query `i` into weights exp(score − max), and what has been summed so far
     /// along.
     #[inline(always)]
-    fn soften<S: Simd>(&mut self, s: S, i: usize, keys: &Range<usize>, running: &mut Running) {
+    fn softmax_row<S: Simd>(&mut self, s: S, i: usize, keys: &Range<usize>, running: &mut Running) {
         let (visible, scale) = self.mask(i, keys);
         let row = &mut self.scores[i * SCORES_LD..][..visible];
         let mut max = row_max(s, row, scale);

@@ -93,7 +93,7 @@ pub fn compile<'m>(
     let session = Session::new(model, recipe)?;
     let choice = session.decide(progress)?;
     let quantized = session.quantize(choice.as_ref(), progress)?;
-    session.finish(choice, quantized)
+    session.into_compiled(choice, quantized)
 }
 
 /// An artifact in memory, and what was decided on the way to it.

@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 pub(super) const OUTPUT_SAMPLES: usize = 8;
 
 /// A model and a recipe that suits it, ready for the stages: [`Session::decide`],
-/// [`Session::quantize`], [`Session::finish`].
+/// [`Session::quantize`], [`Session::into_compiled`].
 pub struct Session<'m> {
     pub(super) model: &'m Model,
     pub(super) recipe: Recipe,
@@ -230,7 +230,7 @@ impl<'m> Session<'m> {
     ///
     /// # Errors
     /// [`CompileError::Program`].
-    pub fn finish(
+    pub fn into_compiled(
         self,
         choice: Option<CachingChoice>,
         quantized: Option<Quantized>,

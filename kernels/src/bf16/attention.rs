@@ -270,7 +270,7 @@ impl Bf16Kernel for QueryBlock<'_> {
             let keys = first..(first + KEYS).min(seen);
             self.scores(d, keys.clone());
             for (i, running) in running[..self.queries.len()].iter_mut().enumerate() {
-                self.soften(d, i, &keys, running);
+                self.softmax_row(d, i, &keys, running);
             }
             self.add_values(d, keys);
         }
@@ -318,7 +318,13 @@ impl QueryBlock<'_> {
     /// Turns the scores of query `i` into weights, zeros after what it sees, and what has been
     /// summed so far along.
     #[inline(always)]
-    fn soften<D: Bf16Dot>(&mut self, d: D, i: usize, keys: &Range<usize>, running: &mut Running) {
+    fn softmax_row<D: Bf16Dot>(
+        &mut self,
+        d: D,
+        i: usize,
+        keys: &Range<usize>,
+        running: &mut Running,
+    ) {
         let (shape, query, s) = (self.shape, self.queries.start + i, d.float());
         let visible = if shape.causal { keys.end.min(query + 1) } else { keys.end }
             .saturating_sub(keys.start);

@@ -192,7 +192,7 @@ impl IntKernel for QueryBlock<'_> {
         self.scores(d, seen);
         let mut totals = [0.0; QUERIES];
         for (i, total) in totals[..self.queries.len()].iter_mut().enumerate() {
-            *total = self.soften(d, i, seen);
+            *total = self.softmax_row(d, i, seen);
         }
         self.add_values(d, seen);
         for (i, &total) in totals[..self.queries.len()].iter().enumerate() {
@@ -245,7 +245,7 @@ impl QueryBlock<'_> {
     /// Turns the sums of query `i` into codes of weights, zero beyond what it sees, and adds those
     /// up.
     #[inline(always)]
-    fn soften<D: IntDot>(&mut self, d: D, i: usize, seen: usize) -> f32 {
+    fn softmax_row<D: IntDot>(&mut self, d: D, i: usize, seen: usize) -> f32 {
         let shape = self.shape;
         let visible = if shape.causal { seen.min(self.queries.start + i + 1) } else { seen };
         let scale = shape.scale * self.operands[0].scale[0] * self.operands[1].scale[0];

@@ -43,8 +43,8 @@ fn functions_of_one_operand_equal_the_definitions() {
                 .map(|v| if positive { v.abs() + 0.5 } else { v * 6.0 })
                 .collect();
             let x: Vec<f32> = x.iter().map(|&v| half::f16::from_f32(v).to_f32()).collect();
-            let (there, y) = (b.halves(&x, 300), b.room(1, 300, ElementType::F32));
-            b.run(&[elementwise(&b.state, op, &[300], &[(&there, &[1])], (&y, &[1]))]);
+            let (source, y) = (b.halves(&x, 300), b.room(1, 300, ElementType::F32));
+            b.run(&[elementwise(&b.state, op, &[300], &[(&source, &[1])], (&y, &[1]))]);
             let wanted = expected(&Op::unary(kind), &[Some(&tensor(&x, &[300]))]);
             assert_close(&b.get(&y, 1, 300), &wanted, 1e-5, &format!("{op:?}"));
         }
@@ -70,8 +70,8 @@ fn rounding_to_bf16_is_exact() {
         x.extend(Rng::new(5).noise(500));
         x.push(f32::NAN);
         let n = x.len();
-        let (there, y) = (b.put(&x, n, n, ElementType::F32), b.room(1, n, ElementType::F32));
-        b.run(&[elementwise(&b.state, ElementOp::RoundBf16, &[n], &[(&there, &[1])], (&y, &[1]))]);
+        let (source, y) = (b.put(&x, n, n, ElementType::F32), b.room(1, n, ElementType::F32));
+        b.run(&[elementwise(&b.state, ElementOp::RoundBf16, &[n], &[(&source, &[1])], (&y, &[1]))]);
         let wanted = expected(&Op::RoundBf16, &[Some(&tensor(&x, &[n]))]);
         let found = b.get(&y, 1, n);
         assert!(found[n - 1].is_nan());
@@ -109,7 +109,7 @@ fn functions_of_two_operands_broadcast() {
             assert_close(&b.get(&y, 12, 5), &wanted, 1e-5, &format!("{op:?}"));
         }
         let x = halves(&mut rng, 100);
-        let (there, other) = (b.halves(&x, 100), b.halves(&halves(&mut rng, 100), 100));
+        let (source, other) = (b.halves(&x, 100), b.halves(&halves(&mut rng, 100), 100));
         let (less, y) = (b.room(1, 100, ElementType::U8), b.room(1, 100, ElementType::F16));
         let all: &[usize] = &[1];
         b.run(&[
@@ -117,21 +117,21 @@ fn functions_of_two_operands_broadcast() {
                 &b.state,
                 ElementOp::Less,
                 &[100],
-                &[(&there, all), (&other, all)],
+                &[(&source, all), (&other, all)],
                 (&less, all),
             ),
             elementwise(
                 &b.state,
                 ElementOp::Where,
                 &[100],
-                &[(&less, all), (&there, all), (&other, all)],
+                &[(&less, all), (&source, all), (&other, all)],
                 (&y, all),
             ),
             elementwise(
                 &b.state,
                 ElementOp::Min,
                 &[100],
-                &[(&there, all), (&other, all)],
+                &[(&source, all), (&other, all)],
                 (&other, all),
             ),
         ]);
@@ -146,13 +146,13 @@ fn copies_move_and_convert() {
         let x: Vec<f32> = (0..2 * 3 * 4).map(|_| rng.size(0, 200) as f32 - 100.0).collect();
         for from in [ElementType::F16, ElementType::F32, ElementType::I32, ElementType::I64] {
             for to in [ElementType::F16, ElementType::F32, ElementType::I32, ElementType::I64] {
-                let (there, y) = (b.put(&x, 4, 4, from), b.room(8, 3, to));
+                let (source, y) = (b.put(&x, 4, 4, from), b.room(8, 3, to));
                 // [2, 3, 4] to [2, 4, 3]
                 b.run(&[elementwise(
                     &b.state,
                     ElementOp::Copy,
                     &[2, 4, 3],
-                    &[(&there, &[12, 1, 4])],
+                    &[(&source, &[12, 1, 4])],
                     (&y, &[12, 3, 1]),
                 )]);
                 let wanted = expected(
@@ -163,8 +163,8 @@ fn copies_move_and_convert() {
             }
         }
         let odd = [f32::NAN, 1e30, -1e30, -2.9, 2.9];
-        let (there, y) = (b.put(&odd, 5, 5, ElementType::F32), b.room(1, 5, ElementType::I32));
-        b.run(&[elementwise(&b.state, ElementOp::Copy, &[5], &[(&there, &[1])], (&y, &[1]))]);
+        let (source, y) = (b.put(&odd, 5, 5, ElementType::F32), b.room(1, 5, ElementType::I32));
+        b.run(&[elementwise(&b.state, ElementOp::Copy, &[5], &[(&source, &[1])], (&y, &[1]))]);
         let cast = cqc_kernels::reference::eval(
             &Op::Cast { to: DType::I32 },
             &[Some(&tensor(&odd, &[5]))],
@@ -189,7 +189,7 @@ fn affine_equals_the_definition() {
         ] {
             let [x, residual, previous] = [0, 1, 2].map(|_| halves(&mut rng, rows * c));
             let [scale, shift, factor] = [0, 1, 2].map(|_| rng.noise(c));
-            let there = [
+            let source = [
                 b.put(&x, c, c + more, ElementType::F16),
                 b.halves(&residual, c),
                 b.halves(&previous, c),
@@ -197,14 +197,14 @@ fn affine_equals_the_definition() {
             let columns = [&scale, &shift, &factor].map(|v| b.table(v));
             let y = b.room(rows, c + 2 * more, to);
             let near = if to == ElementType::F16 { 1e-3 } else { 1e-6 };
-            let before = Some([&there[2], &columns[2]]);
+            let before = Some([&source[2], &columns[2]]);
             b.run(&[affine(
                 &b.state,
                 [rows, c],
-                &there[0],
+                &source[0],
                 [&columns[0], &columns[1]],
                 before,
-                Some(&there[1]),
+                Some(&source[1]),
                 &y,
             )]);
             let matrices = [&x, &residual, &previous].map(|v| tensor(v, &[rows, c]));
@@ -249,14 +249,19 @@ fn rounding_equals_the_definition_exactly() {
                 &Op::FakeQuant { bits, segments: segments.clone() },
                 &inputs.each_ref().map(Some),
             );
-            let there = b.put(&x, c, c + more, ElementType::F32);
+            let source = b.put(&x, c, c + more, ElementType::F32);
             let (s, z) = (b.table(&scale), b.table(&zero));
             let how = Rounding { bits, segments: &segments, scale: &s, zero_point: &z };
             let rounded = b.room(rows, c, ElementType::F32);
             let codes = b.room(rows, c + 3 * more, ElementType::U8);
             b.run(&[
-                quantize(&b.state, [rows, c], &there, &Output { y: &rounded, rounding: Some(how) }),
-                quantize(&b.state, [rows, c], &there, &Output { y: &codes, rounding: Some(how) }),
+                quantize(
+                    &b.state,
+                    [rows, c],
+                    &source,
+                    &Output { y: &rounded, rounding: Some(how) },
+                ),
+                quantize(&b.state, [rows, c], &source, &Output { y: &codes, rounding: Some(how) }),
             ]);
             assert_eq!(b.get(&rounded, rows, c), wanted, "{segments:?} {bits} bits");
             let owner: Vec<usize> =
@@ -275,10 +280,10 @@ fn rounding_equals_the_definition_exactly() {
 fn a_scale_of_zero_lets_values_pass() {
     for b in benches() {
         let x = halves(&mut Rng::new(6), 40);
-        let (there, y) = (b.halves(&x, 40), b.room(1, 40, ElementType::F16));
+        let (source, y) = (b.halves(&x, 40), b.room(1, 40, ElementType::F16));
         let (scale, zero) = (b.table(&[0.0]), b.table(&[3.0]));
         let how = Rounding { bits: 8, segments: &[40], scale: &scale, zero_point: &zero };
-        b.run(&[quantize(&b.state, [1, 40], &there, &Output { y: &y, rounding: Some(how) })]);
+        b.run(&[quantize(&b.state, [1, 40], &source, &Output { y: &y, rounding: Some(how) })]);
         assert_eq!(b.get(&y, 1, 40), x);
     }
 }
@@ -290,12 +295,12 @@ fn eight_neighbours_at_once_are_those_one_by_one() {
         let (x, z) = (halves(&mut rng, 3 * 5 * 16), halves(&mut rng, 3 * 16));
         let one = halves(&mut rng, 3);
         for element in [ElementType::F16, ElementType::F32] {
-            let there = b.put(&x, 16, 24, element);
+            let source = b.put(&x, 16, 24, element);
             let (rows, numbers) = (b.put(&z, 16, 16, element), b.put(&one, 3, 3, ElementType::F32));
             let (whole, of_image, number) = (&[120, 24, 1][..], &[16, 0, 1][..], &[1, 0, 0][..]);
             for op in [ElementOp::Copy, ElementOp::Add, ElementOp::Sub, ElementOp::Mul] {
                 for (second, strides) in [(&rows, of_image), (&numbers, number)] {
-                    let reads = [(&there, whole), (second, strides)];
+                    let reads = [(&source, whole), (second, strides)];
                     let reads = &reads[..op.operands()];
                     let (wide, single) =
                         (b.room(15, 32, ElementType::F16), b.room(15, 17, ElementType::F16));
@@ -320,8 +325,8 @@ fn gated_units_and_embeddings_equal_the_definitions() {
         let mut rng = Rng::new(7);
         let (rows, c) = (9, 21);
         let x = halves(&mut rng, rows * 2 * c);
-        let (there, y) = (b.halves(&x, 2 * c), b.room(rows, c, ElementType::F32));
-        b.run(&[gated(&b.state, [rows, c], Act::GeluErf, &there, &Output::plain(&y))]);
+        let (source, y) = (b.halves(&x, 2 * c), b.room(rows, c, ElementType::F32));
+        b.run(&[gated(&b.state, [rows, c], Act::GeluErf, &source, &Output::plain(&y))]);
         let wanted =
             expected(&Op::Geglu { act: Act::GeluErf }, &[Some(&tensor(&x, &[rows, 2 * c]))]);
         assert_close(&b.get(&y, rows, c), &wanted, 1e-5, "geglu");
@@ -332,16 +337,16 @@ fn gated_units_and_embeddings_equal_the_definitions() {
             &b.state,
             [rows, c],
             Act::GeluErf,
-            &there,
+            &source,
             &Output { y: &codes, rounding: Some(how) },
         )]);
         assert_codes(&b.get(&codes, rows, c), &wanted, 0.01, 128.0, 1e-3, "geglu");
         // eight columns at once
         let c = 24;
         let x = halves(&mut rng, rows * 2 * c);
-        let (there, y) =
+        let (source, y) =
             (b.put(&x, 2 * c, 2 * c + 8, ElementType::F16), b.room(rows, c + 8, ElementType::F16));
-        b.run(&[gated(&b.state, [rows, c], Act::GeluErf, &there, &Output::plain(&y))]);
+        b.run(&[gated(&b.state, [rows, c], Act::GeluErf, &source, &Output::plain(&y))]);
         let wanted =
             expected(&Op::Geglu { act: Act::GeluErf }, &[Some(&tensor(&x, &[rows, 2 * c]))]);
         assert_close(&b.get(&y, rows, c), &wanted, 1e-3, "geglu, eight columns at once");

@@ -193,7 +193,7 @@ impl Export<'_> {
         inputs.iter().chain(&outputs).for_each(|p| drop(scope.unique(&p.name)));
         let mut graph = self.graph(name, kind, &inputs, &outputs[..computed], &results, &mut scope);
         pass_on(&mut graph, &previous, &inputs, &outputs[computed..], &mut scope);
-        self.finish(name, graph, scope, inputs, outputs);
+        self.push_model(name, graph, scope, inputs, outputs);
     }
 
     /// The nodes of a program as a graph without initializers and inputs.
@@ -221,7 +221,7 @@ impl Export<'_> {
         }
     }
 
-    fn finish(
+    fn push_model(
         &mut self,
         name: &'static str,
         mut graph: GraphProto,
@@ -296,7 +296,7 @@ impl Export<'_> {
             output: outputs.iter().map(|p| value_info(&p.name, &p.ty)).collect(),
             ..Default::default()
         };
-        self.finish("model", graph, scope, inputs, outputs);
+        self.push_model("model", graph, scope, inputs, outputs);
     }
 
     /// The cache slots that no program reads, so that they pass through, and `step`.
