@@ -144,12 +144,12 @@ impl Denoiser {
         self.guided
     }
 
-    /// The sampler.
+    /// The sampler of the loop: its evaluations with their time steps, and its arithmetic.
     pub fn sampler(&self) -> &Sampler {
         &self.sampler
     }
 
-    /// The engine.
+    /// The engine that evaluates the network: its plan, memory, profile and device.
     pub fn engine(&self) -> &Engine {
         &self.engine
     }
@@ -207,12 +207,12 @@ impl Denoiser {
         self.timesteps.len()
     }
 
-    /// Samples computed at once.
+    /// Samples that are computed at once: the batch, without the second half of guidance.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Sizes of one sample.
+    /// Sizes of one sample, without the batch: channels first, then spatial axes.
     pub fn sample_shape(&self) -> &[usize] {
         &self.shape
     }
