@@ -128,13 +128,13 @@ fn compiled(report: &Report) -> String {
         ),
     });
     rows.push(match &report.quantization {
-        None => ("QuantizationFacts", "none".into()),
+        None => ("Quantization", "none".into()),
         Some(q) => {
             let compensation =
                 q.compensation.as_ref().map(|mode| format!(", samples corrected ({})", Text(mode)));
             let (kind, rounding) = (Text(&q.kind), Text(&q.rounding));
             (
-                "QuantizationFacts",
+                "Quantization",
                 format!("{kind}, weights rounded {rounding}{}", compensation.unwrap_or_default()),
             )
         }

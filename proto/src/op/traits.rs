@@ -16,7 +16,8 @@ pub struct OpTraits {
     /// `fake_quant` or `round_bf16` that reads nothing else. An executor whose kernels cannot says
     /// so itself.
     pub may_round_result: bool,
-    /// Whether it does nothing but round its operand 0: [`Op::FakeQuant`](super::Op::FakeQuant) and [`Op::RoundBf16`](super::Op::RoundBf16).
+    /// Whether it does nothing but round its operand 0:
+    /// [`Op::FakeQuant`](super::Op::FakeQuant) and [`Op::RoundBf16`](super::Op::RoundBf16).
     pub is_rounding: bool,
     /// Whether the rewrites of the compiler are meant to replace it, as a part of a larger operator
     /// (a softmax is one of an attention) or in another layout. Where it is left, the model runs

@@ -56,7 +56,7 @@ pub fn chart(errors: &Errors, full: Option<&[usize]>) -> String {
 /// Ends of the lines.
 pub fn table(errors: &Errors) -> String {
     let mut out = String::from(
-        "<table class=\"ends\">\n<thead><tr><th>Denoiser</th><th class=\"n\">Error at the end</th><th class=\"n\">PSNR</th></tr></thead>\n<tbody>\n",
+        "<table class=\"ends\">\n<thead><tr><th>Loop</th><th class=\"n\">Error at the end</th><th class=\"n\">PSNR</th></tr></thead>\n<tbody>\n",
     );
     for curve in &errors.curves {
         let [class, name, meaning] = described(curve.of);
