@@ -1,12 +1,19 @@
-//! A source model: imported, its inputs' meaning found, rewritten.
+//! A source model: imported, rewritten, and the roles of its inputs and outputs found.
+
+mod network;
+mod roles;
+
+pub use network::{Network, Rest, rest_of};
+pub use roles::RoleOptions;
 
 use crate::io::{FileError, file_hash};
 use cqc_kernels::mapped;
-use cqc_passes::ir::Graph;
+use cqc_passes::ir::{Graph, ValueId};
 use cqc_passes::onnx::{self, ImportError, ImportOptions};
 use cqc_passes::rewrite::{self, PIPELINE, PassError, RewriteReport};
+use cqc_proto::Tensor;
+use cqc_proto::op::OpError;
 use cqc_proto::plan::{InputRole, PlanInput, PlanOutput};
-use cqc_proto::{DType, Tensor, ValueType};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +24,8 @@ pub struct ModelOptions {
     pub import: ImportOptions,
     /// Runs only the first so many passes.
     pub stop_after: Option<usize>,
+    /// Which input is the sample and so on, where the caller says it.
+    pub roles: RoleOptions,
 }
 
 /// Why a model cannot be loaded.
@@ -36,14 +45,31 @@ pub enum ModelError {
     /// A pass broke an invariant.
     #[error("internal error in {0}; please report it with the model")]
     Pass(#[from] PassError),
-    /// The model has no input that can be the sample, or none that can be the time step.
+    /// A sample, a time step or a prediction is missing, or there is more than one candidate.
     #[error("{}: {reason}", path.display())]
     NotADenoiser {
         /// The model's file.
         path: PathBuf,
-        /// What was looked for and what is there.
+        /// What was looked for and what is there, one line for each that is missing.
         reason: String,
     },
+    /// [`RoleOptions`] name something that the model does not have.
+    #[error("{}: {option} {name}: the model has no such {what}; it has {}", path.display(), known.join(", "))]
+    UnknownRole {
+        /// The model's file.
+        path: PathBuf,
+        /// The option of the command line.
+        option: &'static str,
+        /// The name that was given.
+        name: String,
+        /// `input` or `output`.
+        what: &'static str,
+        /// Names of all inputs or outputs.
+        known: Vec<String>,
+    },
+    /// An input cannot be cut: a bug here, not in the model.
+    #[error("internal error in the roles of inputs: {0}; please report it with the model")]
+    Cut(#[from] OpError),
 }
 
 /// An imported and rewritten model.
@@ -79,6 +105,7 @@ pub struct Model {
     pub consumed_inputs: Vec<String>,
     /// What the importer found odd, and what rules got wrong ([`RewriteReport::failures`]).
     pub warnings: Vec<String>,
+    network: Result<Network, String>,
 }
 
 /// Lets go of the pages of mapped weights: reading the file around them brought them into memory.
@@ -101,27 +128,19 @@ impl Model {
         let mut graph = loaded.graph;
         release_constants(&graph);
         let batch_symbol = batch_symbol(&graph);
-        let inputs: Vec<PlanInput> = roles(&graph)
-            .into_iter()
-            .zip(&graph.inputs)
-            .map(|(role, &v)| PlanInput {
-                name: graph.value(v).name.clone(),
-                ty: graph.ty(v).clone(),
-                role,
-            })
-            .collect();
+        let input = |&v: &ValueId| PlanInput {
+            name: graph.value(v).name.clone(),
+            ty: graph.ty(v).clone(),
+            role: InputRole::Condition,
+        };
+        let mut inputs: Vec<PlanInput> = graph.inputs.iter().map(input).collect();
         let output = |(name, v): &(String, _)| PlanOutput {
             name: name.clone(),
             ty: graph.ty(*v).clone(),
             value: 0,
         };
-        let outputs = graph.outputs.iter().map(output).collect();
-        let fixed_batch = match batch_symbol {
-            Some(_) => None,
-            None => sample_input(&inputs)
-                .and_then(|i| i.ty.shape.first()?.as_const())
-                .map(|b| b as usize),
-        };
+        let outputs: Vec<PlanOutput> = graph.outputs.iter().map(output).collect();
+        check_names(path, &options.roles, &inputs, &outputs)?;
         let imported_ops = count_ops(&graph);
         let passes = &PIPELINE[..options.stop_after.unwrap_or(PIPELINE.len()).min(PIPELINE.len())];
         after("import", &graph);
@@ -131,6 +150,14 @@ impl Model {
         warnings.extend(report.failures.iter().map(bug));
         // what the passes have read is not needed before the weights are written
         release_constants(&graph);
+        let found = network::find(&graph, &inputs, &outputs, &options.roles)?;
+        inputs.iter_mut().zip(found.roles).for_each(|(input, role)| input.role = role);
+        let fixed_batch = if batch_symbol.is_some() { None } else { fixed_batch(&inputs) };
+        if let (Ok(Network { rest: Some(rest), .. }), None) =
+            (&found.network, options.roles.sample_channel)
+        {
+            warnings.push(format!("{rest}; --sample-channel FIRST says where the sample begins"));
+        }
         Ok(Model {
             path: path.to_path_buf(),
             blake3: file_hash(path)?,
@@ -147,52 +174,21 @@ impl Model {
             report,
             consumed_inputs: loaded.consumed_inputs.into_iter().collect(),
             warnings,
+            network: found.network,
         })
     }
 
-    /// The input with that role, if there is one.
-    pub fn input(&self, role: InputRole) -> Option<&PlanInput> {
-        self.inputs.iter().find(|i| i.role == role)
-    }
-
-    /// Checks that there are a sample, a time step and an output like the sample (or with twice its
-    /// channels).
+    /// The model as a denoising loop calls it.
     ///
     /// # Errors
-    /// [`ModelError::NotADenoiser`].
-    pub fn check_denoiser(&self) -> Result<(), ModelError> {
-        let fail =
-            |reason: String| Err(ModelError::NotADenoiser { path: self.path.clone(), reason });
-        let listed = || {
-            self.inputs
-                .iter()
-                .map(|i| format!("{}: {}", i.name, i.ty))
-                .collect::<Vec<_>>()
-                .join(", ")
+    /// [`ModelError::NotADenoiser`] where a sample, a time step or a prediction like the sample is
+    /// missing, or where there is more than one candidate.
+    pub fn network(&self) -> Result<&Network, ModelError> {
+        let fail = |reason: &String| ModelError::NotADenoiser {
+            path: self.path.clone(),
+            reason: reason.clone(),
         };
-        let Some(sample) = self.input(InputRole::Sample) else {
-            return fail(format!(
-                "no input is like an image (float, three or more axes, the output's size); inputs: {}",
-                listed()
-            ));
-        };
-        if self.input(InputRole::Timestep).is_none() {
-            return fail(format!(
-                "no input is like a time step (one number per sample); inputs: {}",
-                listed()
-            ));
-        }
-        let Some(output) = self.outputs.first() else { return fail("it has no outputs".into()) };
-        let (x, y) = (&sample.ty.shape, &output.ty.shape);
-        let fits = x.len() == y.len() && x.len() >= 2 && x[0] == y[0] && x[2..] == y[2..];
-        let channels = fits && (x[1] == y[1] || x[1].mul(&2.into()).as_ref() == Some(&y[1]));
-        if !channels {
-            return fail(format!(
-                "output `{}` is {}, expected the sample's {} (or twice its channels)",
-                output.name, output.ty, sample.ty
-            ));
-        }
-        Ok(())
+        self.network.as_ref().map_err(fail)
     }
 
     /// Names of operators that [`PIPELINE`] is meant to fuse away but that are left, with their
@@ -215,8 +211,35 @@ pub fn count_ops(graph: &Graph) -> BTreeMap<String, usize> {
     counts
 }
 
-fn sample_input(inputs: &[PlanInput]) -> Option<&PlanInput> {
-    inputs.iter().find(|i| i.role == InputRole::Sample)
+/// The batch of a model that has no symbol for it: the sample's first size, or that of the first
+/// float input with two or more axes where no input is known to be the sample.
+fn fixed_batch(inputs: &[PlanInput]) -> Option<usize> {
+    let sample = inputs.iter().find(|i| i.role == InputRole::Sample);
+    let like = |i: &&PlanInput| i.ty.dtype.is_float() && i.ty.rank() >= 2;
+    let input = sample.or_else(|| inputs.iter().find(like))?;
+    Some(input.ty.shape.first()?.as_const()? as usize)
+}
+
+/// Checks that the model has what the options name.
+fn check_names(
+    path: &Path,
+    roles: &RoleOptions,
+    inputs: &[PlanInput],
+    outputs: &[PlanOutput],
+) -> Result<(), ModelError> {
+    let inputs: Vec<String> = inputs.iter().map(|i| i.name.clone()).collect();
+    let outputs: Vec<String> = outputs.iter().map(|o| o.name.clone()).collect();
+    let given = [
+        ("--sample-input", "input", &roles.sample_input, &inputs),
+        ("--time-input", "input", &roles.time_input, &inputs),
+        ("--prediction-output", "output", &roles.prediction_output, &outputs),
+    ];
+    for (option, what, name, known) in given {
+        let Some(name) = name.as_ref().filter(|name| !known.contains(name)) else { continue };
+        let (path, name, known) = (path.to_path_buf(), name.clone(), known.clone());
+        return Err(ModelError::UnknownRole { path, option, name, what, known });
+    }
+    Ok(())
 }
 
 /// The symbol on axis 0 of the inputs; the importer has unified them.
@@ -225,37 +248,6 @@ fn batch_symbol(graph: &Graph) -> Option<String> {
         .inputs
         .iter()
         .find_map(|&v| graph.shape(v).first().and_then(|d| d.as_symbol()).map(str::to_string))
-}
-
-/// What each input means. The sample is the first float input of three or more axes with the first
-/// output's spatial sizes; the time step is the input with at most one axis whose name says time,
-/// or else the first such input.
-fn roles(graph: &Graph) -> Vec<InputRole> {
-    let types: Vec<&ValueType> = graph.inputs.iter().map(|&v| graph.ty(v)).collect();
-    let output = graph.outputs.first().map(|(_, v)| graph.ty(*v));
-    let like_output = |t: &ValueType| {
-        output.is_some_and(|y| y.rank() == t.rank() && y.shape[2..] == t.shape[2..])
-    };
-    let image = |t: &ValueType| t.dtype.is_float() && t.rank() >= 3;
-    let sample = types
-        .iter()
-        .position(|t| image(t) && like_output(t))
-        .or_else(|| types.iter().position(|t| image(t)));
-    let scalar = |t: &ValueType| t.rank() <= 1 && t.dtype != DType::Bool;
-    let named = |i: usize| {
-        let name = graph.value(graph.inputs[i]).name.to_lowercase();
-        name.contains("time") || name == "t" || name == "step" || name.contains("sigma")
-    };
-    let candidates: Vec<usize> =
-        (0..types.len()).filter(|&i| Some(i) != sample && scalar(types[i])).collect();
-    let time = candidates.iter().copied().find(|&i| named(i)).or(candidates.first().copied());
-    (0..types.len())
-        .map(|i| match i {
-            i if Some(i) == sample => InputRole::Sample,
-            i if Some(i) == time => InputRole::Timestep,
-            _ => InputRole::Condition,
-        })
-        .collect()
 }
 
 /// Tensors for a model's inputs, by name.

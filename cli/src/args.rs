@@ -1,10 +1,14 @@
 //! Values that options share.
 
+use cachequant::ModelOptions;
+use cachequant::model::{RoleOptions, rest_of};
 use cachequant::recipe::Named;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use cqc_passes::onnx::ImportOptions;
 use cqc_proto::Dim;
 use cqc_proto::dim::is_symbol;
+use cqc_proto::plan::{InputRole, Plan, PlanInput};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -122,33 +126,71 @@ impl Shard {
     }
 }
 
-/// Sizes that the model leaves open.
-#[derive(Args, Clone, Debug, Default)]
-pub struct Sizes {
+/// How a model is read: sizes that it leaves open, and what its inputs and outputs are.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModelArgs {
     /// Shape of an input, e.g. sample=1x3x32x32; N stands for a batch chosen later. Repeatable
     #[arg(long, value_name = "NAME=SHAPE")]
     pub shape: Vec<NamedShape>,
     /// Value of a symbolic size, e.g. height=64. Repeatable
     #[arg(long, value_name = "NAME=SIZE")]
     pub dim: Vec<NamedSize>,
+    /// The input that is the sample [default: by its name, else by its shape]
+    #[arg(long, value_name = "NAME")]
+    pub sample_input: Option<String>,
+    /// The input that is the time step [default: by its name, else by its shape]
+    #[arg(long, value_name = "NAME")]
+    pub time_input: Option<String>,
+    /// The output that is the prediction [default: by its name, else by its shape]
+    #[arg(long, value_name = "NAME")]
+    pub prediction_output: Option<String>,
+    /// Where the sample input has more channels than the prediction: the first that is the sample.
+    /// The other channels are the condition NAME.rest [default: 0]
+    #[arg(long, value_name = "FIRST")]
+    pub sample_channel: Option<usize>,
 }
 
-impl Sizes {
-    /// Those of another model's inputs.
-    pub fn of(inputs: &[cqc_proto::plan::PlanInput]) -> Sizes {
-        let shape = |i: &cqc_proto::plan::PlanInput| NamedShape {
-            name: i.name.clone(),
-            shape: i.ty.shape.clone(),
+impl ModelArgs {
+    /// How to read a model that is compared with this plan: its sizes and roles.
+    pub fn like(plan: &Plan) -> ModelArgs {
+        let shape = |i: &PlanInput| NamedShape { name: i.name.clone(), shape: i.ty.shape.clone() };
+        let name = |role| plan.inputs.iter().find(|i| i.role == role).map(|i| i.name.clone());
+        let mut args = ModelArgs {
+            shape: plan.inputs.iter().map(shape).collect(),
+            sample_input: name(InputRole::Sample),
+            time_input: name(InputRole::Timestep),
+            prediction_output: plan.outputs.first().map(|o| o.name.clone()),
+            ..ModelArgs::default()
         };
-        Sizes { shape: inputs.iter().map(shape).collect(), dim: vec![] }
+        // where the sample of the plan is a part of the model's input, that one's size is fixed
+        let sample = args.sample_input.clone().unwrap_or_default();
+        let rest = rest_of(&sample);
+        if args.shape.iter().any(|s| s.name == rest) {
+            args.shape.retain(|s| s.name != sample && s.name != rest);
+        }
+        args
     }
 
-    /// For the importer.
-    pub fn import_options(&self) -> cqc_passes::onnx::ImportOptions {
-        cqc_passes::onnx::ImportOptions {
-            dims: self.dim.iter().map(|d| (d.name.clone(), d.size)).collect(),
-            shapes: self.shape.iter().map(|s| (s.name.clone(), s.shape.clone())).collect(),
-            known_inputs: Default::default(),
+    /// Whether nothing was given.
+    pub fn is_default(&self) -> bool {
+        *self == ModelArgs::default()
+    }
+
+    /// For loading a model, of which only the first `stop_after` passes run.
+    pub fn options(&self, stop_after: Option<usize>) -> ModelOptions {
+        ModelOptions {
+            import: ImportOptions {
+                dims: self.dim.iter().map(|d| (d.name.clone(), d.size)).collect(),
+                shapes: self.shape.iter().map(|s| (s.name.clone(), s.shape.clone())).collect(),
+                ..ImportOptions::default()
+            },
+            stop_after,
+            roles: RoleOptions {
+                sample_input: self.sample_input.clone(),
+                time_input: self.time_input.clone(),
+                prediction_output: self.prediction_output.clone(),
+                sample_channel: self.sample_channel,
+            },
         }
     }
 }

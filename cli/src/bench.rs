@@ -4,7 +4,7 @@ mod artifact_bench;
 mod kernels;
 mod model_bench;
 
-use super::args::{PackCacheArgs, Sizes, Threads};
+use super::args::{ModelArgs, PackCacheArgs, Threads};
 use super::device::DeviceArgs;
 use super::report::Failure;
 use super::text::{bytes, short};
@@ -59,7 +59,7 @@ pub struct BenchArgs {
     #[arg(long)]
     force: bool,
     #[command(flatten)]
-    sizes: Sizes,
+    reading: ModelArgs,
     /// Print a JSON object
     #[arg(long)]
     json: bool,

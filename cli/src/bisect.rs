@@ -2,7 +2,7 @@
 
 mod nodes;
 
-use super::args::Sizes;
+use super::args::ModelArgs;
 use super::lockstep::{Lockstep, crosses};
 use super::report::Failure;
 use super::sampling::SamplingArgs;
@@ -44,7 +44,7 @@ pub struct BisectArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
-    sizes: Sizes,
+    reading: ModelArgs,
     /// Print a JSON object
     #[arg(long)]
     json: bool,
@@ -132,14 +132,14 @@ fn open(args: &BisectArgs) -> Result<(SampleSource, SampleSource), Failure> {
         steps: args.steps.unwrap_or(50),
         guidance: 1.0,
         null: BTreeMap::new(),
-        sizes: args.sizes.clone(),
+        reading: args.reading.clone(),
     };
     if artifact::is_artifact(&args.b) {
         let b = SampleSource::open(&args.b, own)?;
-        return Ok((SampleSource::open(&args.a, || b.trajectory(&args.sizes))?, b));
+        return Ok((SampleSource::open(&args.a, || b.trajectory(&args.reading))?, b));
     }
     let a = SampleSource::open(&args.a, own)?;
-    let b = SampleSource::open(&args.b, || a.trajectory(&args.sizes))?;
+    let b = SampleSource::open(&args.b, || a.trajectory(&args.reading))?;
     Ok((a, b))
 }
 

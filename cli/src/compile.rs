@@ -3,15 +3,15 @@
 mod options;
 mod page;
 
-use super::args::Sizes;
+use super::args::ModelArgs;
 use super::report::Failure;
 use super::term;
 use super::text::{bytes, short};
+use cachequant::Model;
 use cachequant::compile::{Compiled, Phase, QuantSummary, Summary};
 use cachequant::io::{FileError, Overwrite, check_target, write_atomic};
 use cachequant::recipe::{Quant, Recipe, SchedulerConfig};
 use cachequant::report::FileFacts;
-use cachequant::{Model, ModelOptions};
 use clap::Args;
 use options::{CachingArgs, LoopArgs, QuantizingArgs};
 use std::io::Write;
@@ -45,7 +45,7 @@ pub struct CompileArgs {
     #[command(flatten)]
     the_loop: LoopArgs,
     #[command(flatten)]
-    sizes: Sizes,
+    reading: ModelArgs,
     /// A TOML file of options: its keys are the long options of this command. Options on the
     /// command line win
     #[arg(long, value_name = "FILE")]
@@ -89,7 +89,7 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
     if !contradictions.is_empty() {
         return Err(cachequant::CompileError::Recipe(contradictions).into());
     }
-    let options = ModelOptions { import: args.sizes.import_options(), stop_after: None };
+    let options = args.reading.options(None);
     let model = Model::load(&path, &options, |_, _| {})?;
     model.warnings.iter().for_each(|w| tracing::warn!("{w}"));
     let mut progress = Bars { quiet, shown: None };

@@ -4,7 +4,7 @@ mod changes;
 mod constants;
 mod side;
 
-use super::args::Sizes;
+use super::args::ModelArgs;
 use super::report::Failure;
 use super::term;
 use super::text::{bytes, columns, grouped};
@@ -31,7 +31,7 @@ pub struct DiffArgs {
     /// A .cq or an .onnx file
     b: PathBuf,
     #[command(flatten)]
-    sizes: Sizes,
+    reading: ModelArgs,
     /// Print a JSON object
     #[arg(long)]
     json: bool,
@@ -55,7 +55,7 @@ struct File {
 }
 
 pub fn diff(args: &DiffArgs) -> Result<(), Failure> {
-    let (a, b) = side::open_both(&args.a, &args.b, &args.sizes)?;
+    let (a, b) = side::open_both(&args.a, &args.b, &args.reading)?;
     let (changes, constants) = (changes::between(&a, &b), constants::between(&a, &b));
     let file = |side: &Side| File {
         path: side.path.clone(),

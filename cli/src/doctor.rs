@@ -1,17 +1,17 @@
 //! `doctor`: will this export do, and what will it cost?
 
-use super::args::{Sizes, Threads};
+use super::args::{ModelArgs, Threads};
 use super::device;
 use super::inspect::{macs, per_sample};
 use super::report::Failure;
 use super::text::{bytes, short};
 use super::{measure, term};
-use cachequant::model::{Model, ModelError, ModelOptions};
+use cachequant::model::{Model, ModelError};
 use clap::Args;
 use cqc_kernels::Isa;
 use cqc_passes::ir::Graph;
 use cqc_passes::onnx::ImportError;
-use cqc_proto::plan::InputRole;
+use cqc_proto::plan::{InputRole, PlanInput};
 use cqc_proto::{Bindings, Dim};
 use cqc_runtime::engine::EngineError;
 use serde_json::json;
@@ -26,7 +26,7 @@ pub struct DoctorArgs {
     /// An .onnx file; without one, only what this machine has for CUDA
     model: Option<PathBuf>,
     #[command(flatten)]
-    sizes: Sizes,
+    reading: ModelArgs,
     #[command(flatten)]
     threads: Threads,
     /// Print a JSON object
@@ -60,7 +60,7 @@ impl Verdict {
 
 pub fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
     let Some(path) = &args.model else { return print(args, &cuda()) };
-    let options = ModelOptions { import: args.sizes.import_options(), stop_after: None };
+    let options = args.reading.options(None);
     match Model::load(path, &options, |_, _| {}) {
         Ok(model) => {
             let isa = Isa::detect().map_err(EngineError::from)?;
@@ -146,33 +146,48 @@ fn shapes(model: &Model) -> Vec<Finding> {
 }
 
 fn loop_inputs(model: &Model) -> Vec<Finding> {
+    let network = match model.network() {
+        Ok(network) => network,
+        Err(ModelError::NotADenoiser { reason, .. }) => {
+            let reasons = reason.lines();
+            let only_run =
+                |reason| note("loop", format!("no denoiser, only `run` will take it: {reason}"));
+            return reasons.map(only_run).collect();
+        }
+        Err(other) => return vec![note("loop", other.to_string())],
+    };
     let mut found = Vec::new();
-    if let Some(time) = model.input(InputRole::Timestep) {
-        let fractions =
-            if time.ty.dtype.is_float() { "any sampler" } else { "samplers with whole time steps" };
-        let shape = if time.ty.shape.is_empty() { "scalar" } else { "vector" };
-        found.push(ok(
-            "time step",
-            format!("`{}`, {} {shape}: {fractions}", time.name, time.ty.dtype),
-        ));
+    for input in &network.inputs {
+        let Some((topic, text)) = role_of(input) else { continue };
+        found.push(ok(topic, text));
     }
-    let conditions: Vec<String> = model
-        .inputs
-        .iter()
-        .filter(|i| i.role == InputRole::Condition)
-        .map(|i| format!("`{}` {}", i.name, i.ty))
-        .collect();
+    let conditions: Vec<String> =
+        network.conditions().map(|i| format!("`{}` {}", i.name, i.ty)).collect();
     if !conditions.is_empty() {
         found.push(ok("conditions", conditions.join(", ")));
     }
-    match model.check_denoiser() {
-        Ok(()) => found.push(ok("loop", "a denoiser: compile and sample will take it")),
-        Err(ModelError::NotADenoiser { reason, .. }) => {
-            found.push(note("loop", format!("no denoiser, only `run` will take it: {reason}")))
-        }
-        Err(other) => found.push(note("loop", other.to_string())),
-    }
+    found.push(ok("prediction", format!("`{}` {}", network.output.name, network.output.ty)));
+    found.push(ok("loop", "a denoiser: compile and sample will take it"));
+    let files: Vec<String> =
+        network.conditions().map(|i| format!(" --cond {}=FILE.npy", i.name)).collect();
+    let model = model.path.display();
+    found.push(ok("next", format!("cqc compile {model}{} -o model.cq", files.concat())));
     found
+}
+
+/// What the loop gives to the sample input and the time step input.
+fn role_of(input: &PlanInput) -> Option<(&'static str, String)> {
+    let PlanInput { name, ty, role } = input;
+    match role {
+        InputRole::Sample => Some(("sample", format!("`{name}` {ty}"))),
+        InputRole::Timestep => {
+            let samplers =
+                if ty.dtype.is_float() { "any sampler" } else { "samplers with whole time steps" };
+            let shape = if ty.shape.is_empty() { "scalar" } else { "vector" };
+            Some(("time step", format!("`{name}`, {} {shape}: {samplers}", ty.dtype)))
+        }
+        InputRole::Condition => None,
+    }
 }
 
 fn operators(model: &Model) -> Vec<Finding> {

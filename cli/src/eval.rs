@@ -7,7 +7,7 @@ mod partial;
 mod real;
 mod table;
 
-use super::args::{Shard, Sizes};
+use super::args::{ModelArgs, Shard};
 use super::report::{Exit, Failure};
 use super::sampling::SamplingArgs;
 use super::term;
@@ -84,7 +84,7 @@ pub struct EvalArgs {
     #[arg(long)]
     force: bool,
     #[command(flatten)]
-    sizes: Sizes,
+    reading: ModelArgs,
     /// Print a JSON object
     #[arg(long)]
     json: bool,

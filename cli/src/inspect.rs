@@ -7,11 +7,11 @@ mod quant_view;
 
 pub use model_view::{macs, per_sample};
 
-use super::args::Sizes;
+use super::args::ModelArgs;
 use super::report::Failure;
 use super::{artifact, dot, term};
 use cachequant::io::{Overwrite, write_atomic};
-use cachequant::model::{Model, ModelOptions};
+use cachequant::model::Model;
 use clap::Args;
 use cqc_passes::ir::Graph;
 use cqc_passes::rewrite::PIPELINE;
@@ -41,7 +41,7 @@ pub struct InspectArgs {
     #[arg(long, value_name = "N")]
     stop_after: Option<usize>,
     #[command(flatten)]
-    sizes: Sizes,
+    reading: ModelArgs,
 }
 
 pub fn inspect(args: &InspectArgs) -> Result<(), Failure> {
@@ -52,7 +52,7 @@ fn inspect_model(args: &InspectArgs) -> Result<(), Failure> {
     if let Some(name) = &args.dump_after {
         check_pass(name)?;
     }
-    let options = ModelOptions { import: args.sizes.import_options(), stop_after: args.stop_after };
+    let options = args.reading.options(args.stop_after);
     let mut dumps = String::new();
     let model = Model::load(&args.model, &options, |pass, graph| {
         if args.dump_after.as_deref() == Some(pass) {
@@ -86,13 +86,9 @@ fn dump(graph: &Graph, stop_after: Option<usize>) -> String {
 }
 
 fn inspect_artifact(args: &InspectArgs) -> Result<(), Failure> {
-    if args.dump_after.is_some()
-        || args.stop_after.is_some()
-        || !args.sizes.shape.is_empty()
-        || !args.sizes.dim.is_empty()
-    {
+    if args.dump_after.is_some() || args.stop_after.is_some() || !args.reading.is_default() {
         return Err(Failure::usage(
-            "--dump-after, --stop-after, --shape and --dim are for models; a .cq is compiled already",
+            "--dump-after, --stop-after and the options that say how a model is read are for models; a .cq is compiled already",
         ));
     }
     let artifact = artifact::open(&args.model)?;

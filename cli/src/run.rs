@@ -1,12 +1,12 @@
 //! `run`: one evaluation.
 
-use super::args::{NamedFile, Sizes, Threads};
+use super::args::{ModelArgs, NamedFile, Threads};
 use super::device::{Device, say_unused};
 use super::report::Failure;
 use super::{artifact, request, term, text};
 use cachequant::compile::compile_evaluation;
 use cachequant::io::{Overwrite, check_target, has_extension, write_npy, write_npz};
-use cachequant::model::{Model, ModelOptions};
+use cachequant::model::Model;
 use clap::Args;
 use cqc_proto::Tensor;
 use cqc_proto::plan::{InputRole, ProgramKind};
@@ -46,7 +46,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N")]
     stop_after: Option<usize>,
     #[command(flatten)]
-    sizes: Sizes,
+    reading: ModelArgs,
     #[command(flatten)]
     threads: Threads,
     /// Print a JSON object
@@ -104,8 +104,7 @@ fn run_model(args: &RunArgs, inputs: BTreeMap<String, Tensor>) -> Result<Results
         return Err(Failure::usage("--device is for .cq files; a model runs on the CPU")
             .help("cqc compile makes a .cq"));
     }
-    let mut options =
-        ModelOptions { import: args.sizes.import_options(), stop_after: args.stop_after };
+    let mut options = args.reading.options(args.stop_after);
     options.import.known_inputs = inputs.clone();
     let model = Model::load(&args.model, &options, |_, _| {})?;
     model.warnings.iter().for_each(|w| tracing::warn!("{w}"));
@@ -119,9 +118,9 @@ fn run_model(args: &RunArgs, inputs: BTreeMap<String, Tensor>) -> Result<Results
 }
 
 fn run_artifact(args: &RunArgs, inputs: BTreeMap<String, Tensor>) -> Result<Results, Failure> {
-    if args.stop_after.is_some() || !args.sizes.shape.is_empty() || !args.sizes.dim.is_empty() {
+    if args.stop_after.is_some() || !args.reading.is_default() {
         return Err(Failure::usage(
-            "--stop-after, --shape and --dim are for models; a .cq is compiled already",
+            "--stop-after and the options that say how a model is read are for models; a .cq is compiled already",
         ));
     }
     let artifact = artifact::open(&args.model)?;

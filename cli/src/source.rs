@@ -1,10 +1,10 @@
 //! Something to sample from: an artifact as it is, or a model compiled in memory, without caching.
 
-use super::args::Sizes;
+use super::args::ModelArgs;
 use super::artifact;
 use super::report::Failure;
+use cachequant::Model;
 use cachequant::compile::{LoopOptions, compile_loop};
-use cachequant::{Model, ModelOptions};
 use cqc_proto::cq::{Manifest, SourceModel};
 use cqc_proto::plan::Plan;
 use cqc_proto::sampler::SamplerConfig;
@@ -37,8 +37,8 @@ pub struct LoopSettings {
     pub guidance: f32,
     /// See [`SampleSource::null`].
     pub null: BTreeMap<String, Tensor>,
-    /// Sizes that the model leaves open.
-    pub sizes: Sizes,
+    /// How the model is read.
+    pub reading: ModelArgs,
 }
 
 impl SampleSource {
@@ -71,8 +71,8 @@ impl SampleSource {
         if artifact::is_artifact(path) {
             return SampleSource::new(path, artifact::open(path)?, None);
         }
-        let LoopSettings { config, steps, guidance, null, sizes } = trajectory();
-        let options = ModelOptions { import: sizes.import_options(), stop_after: None };
+        let LoopSettings { config, steps, guidance, null, reading } = trajectory();
+        let options = reading.options(None);
         let model = Model::load(path, &options, |_, _| {})?;
         model.warnings.iter().for_each(|w| tracing::warn!("{w}"));
         let options = LoopOptions { sampler: config.clone(), steps, any_steps: false, bf16: None };
@@ -96,19 +96,17 @@ impl SampleSource {
     }
 
     /// For a model that is compared with this one: its trajectory and, where the command line is
-    /// silent, its sizes.
-    pub fn trajectory(&self, sizes: &Sizes) -> LoopSettings {
-        let mut sizes = sizes.clone();
-        if sizes.shape.is_empty() && sizes.dim.is_empty() {
-            sizes = Sizes::of(&self.plan().inputs);
-        }
+    /// silent, its sizes and roles.
+    pub fn trajectory(&self, reading: &ModelArgs) -> LoopSettings {
+        let given = !reading.is_default();
+        let reading = if given { reading.clone() } else { ModelArgs::like(self.plan()) };
         let config = self.artifact.manifest().sampler.clone();
         LoopSettings {
             config,
             steps: self.steps,
             guidance: self.guidance(),
             null: self.null.clone(),
-            sizes,
+            reading,
         }
     }
 
@@ -133,7 +131,7 @@ impl SampleSource {
         self.artifact.sample_type().ok_or_else(none)
     }
 
-    /// Sizes of one sample.
+    /// ModelArgs of one sample.
     pub fn sample_shape(&self) -> Result<Vec<usize>, Failure> {
         let ty = self.sample_type()?;
         let shape = self.artifact.sample_shape();

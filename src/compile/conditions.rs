@@ -2,11 +2,11 @@
 //! the calibration set.
 
 use crate::compile::CompileError;
-use crate::model::Model;
+use crate::model::{Network, Rest};
 use crate::recipe::{Array, Recipe};
 use cqc_passes::lower::WeightSection;
 use cqc_proto::cq::NullCondition;
-use cqc_proto::plan::{Constant, InputRole, Plan, PlanInput};
+use cqc_proto::plan::{Constant, Plan, PlanInput};
 use cqc_proto::{Tensor, ValueType};
 use cqc_runtime::artifact::{label_input, labels};
 use cqc_runtime::denoise::Request;
@@ -45,33 +45,37 @@ pub enum ConditionError {
         /// Type of what is given.
         found: ValueType,
     },
-    /// The loop is to be calibrated, and nothing says what an input gets.
-    #[error("calibration needs input `{name}` {expected}")]
+    /// The loop is to be calibrated, and nothing says what some inputs get.
+    #[error("calibration needs {}{}", listed(inputs), rest.as_ref().map_or(String::new(), |r| format!(": {r}")))]
     Missing {
-        /// The input.
-        name: String,
-        /// Its type.
-        expected: ValueType,
+        /// The inputs.
+        inputs: Vec<PlanInput>,
+        /// What one of them is, if it is a part of an input of the model.
+        rest: Option<Rest>,
     },
 }
 
+fn listed(inputs: &[PlanInput]) -> String {
+    let list: Vec<String> = inputs.iter().map(|i| format!("input `{}` {}", i.name, i.ty)).collect();
+    list.join(", ")
+}
+
 /// Checks that there is something to guide by.
-pub(super) fn check_guidance(recipe: &Recipe, model: &Model) -> Result<(), ConditionError> {
+pub(super) fn check_guidance(recipe: &Recipe, network: &Network) -> Result<(), ConditionError> {
     let guidance = recipe.guidance();
-    if guidance == 1.0 || model.input(InputRole::Condition).is_some() {
+    if guidance == 1.0 || network.conditions().next().is_some() {
         return Ok(());
     }
-    let inputs = model.inputs.iter().map(|i| i.name.clone()).collect();
+    let inputs = network.inputs.iter().map(|i| i.name.clone()).collect();
     Err(ConditionError::NoConditioning { guidance, inputs })
 }
 
 /// The input that takes labels.
-fn labels_of(model: &Model) -> Result<&PlanInput, ConditionError> {
-    let conditions = || model.inputs.iter().filter(|i| i.role == InputRole::Condition);
+fn labels_of(network: &Network) -> Result<&PlanInput, ConditionError> {
     let no_labels = || ConditionError::NoLabels {
-        conditions: conditions().map(|i| format!("{}: {}", i.name, i.ty)).collect(),
+        conditions: network.conditions().map(|i| format!("{}: {}", i.name, i.ty)).collect(),
     };
-    label_input(&model.inputs).ok_or_else(no_labels)
+    label_input(&network.inputs).ok_or_else(no_labels)
 }
 
 /// What one input of the unconditional half of guidance gets.
@@ -84,14 +88,13 @@ enum NullRow {
 pub(super) struct NullRows(BTreeMap<String, NullRow>);
 
 impl NullRows {
-    pub(super) fn new(recipe: &Recipe, model: &Model) -> Result<NullRows, CompileError> {
+    pub(super) fn new(recipe: &Recipe, network: &Network) -> Result<NullRows, CompileError> {
         let mut null = BTreeMap::new();
         if let Some(label) = recipe.null_label {
-            null.insert(labels_of(model)?.name.clone(), NullRow::Label(label));
+            null.insert(labels_of(network)?.name.clone(), NullRow::Label(label));
         }
         for (name, array) in &recipe.null_cond {
-            let input =
-                model.inputs.iter().find(|i| i.name == *name && i.role == InputRole::Condition);
+            let input = network.conditions().find(|i| i.name == *name);
             let input = input.ok_or_else(|| ConditionError::NoInput { name: name.clone() })?;
             null.insert(name.clone(), NullRow::Row(null_row(input, &array.read(name)?)?));
         }
@@ -99,10 +102,10 @@ impl NullRows {
     }
 
     /// As tensors of one row.
-    pub(super) fn tensors(&self, model: &Model) -> BTreeMap<String, Tensor> {
+    pub(super) fn tensors(&self, network: &Network) -> BTreeMap<String, Tensor> {
         let tensor = |(name, row): (&String, &NullRow)| {
             let input =
-                model.inputs.iter().find(|i| i.name == *name).expect("it was looked up there");
+                network.inputs.iter().find(|i| i.name == *name).expect("it was looked up there");
             let tensor = match row {
                 NullRow::Label(label) => labels(input, &[*label]),
                 NullRow::Row(row) => row.clone(),
@@ -171,7 +174,7 @@ fn null_row(input: &PlanInput, given: &Tensor) -> Result<Tensor, CompileError> {
 /// The calibration set as a request; the last samples are the holdout.
 pub(super) fn calibration_set(
     recipe: &Recipe,
-    model: &Model,
+    network: &Network,
     null: &NullRows,
     samples: usize,
 ) -> Result<Request, CompileError> {
@@ -186,17 +189,15 @@ pub(super) fn calibration_set(
         (given, _) => given.to_vec(),
     };
     if !given.is_empty() {
-        let input = labels_of(model)?;
+        let input = labels_of(network)?;
         let given: Vec<i64> = (0..samples).map(|i| given[i % given.len()]).collect();
         conditions.insert(input.name.clone(), labels(input, &given));
     }
-    let mut inputs = model.inputs.iter().filter(|i| i.role == InputRole::Condition);
-    if let Some(input) = inputs.find(|i| !conditions.contains_key(&i.name)) {
-        return Err(ConditionError::Missing {
-            name: input.name.clone(),
-            expected: input.ty.clone(),
-        }
-        .into());
+    let missing = network.conditions().filter(|i| !conditions.contains_key(&i.name));
+    let missing: Vec<PlanInput> = missing.cloned().collect();
+    if !missing.is_empty() {
+        let rest = network.rest.clone().filter(|r| missing.iter().any(|i| i.name == r.name));
+        return Err(ConditionError::Missing { inputs: missing, rest }.into());
     }
     Ok(Request {
         samples,
@@ -204,7 +205,7 @@ pub(super) fn calibration_set(
         first: 0,
         noise,
         conditions,
-        unconditional: null.tensors(model),
+        unconditional: null.tensors(network),
         guidance: Some(recipe.guidance()),
     })
 }

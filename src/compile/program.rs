@@ -106,11 +106,11 @@ pub fn compile_loop(model: &Model, options: &LoopOptions) -> Result<Lowered, Pro
 }
 
 fn bind_loop(model: &Model, options: &LoopOptions) -> Result<(Bound, usize), ProgramError> {
-    model.check_denoiser()?;
+    let network = model.network()?;
     let sampler = Sampler::new(&options.sampler, options.steps)?;
     let timesteps: Vec<f64> = sampler.evaluations().iter().map(|e| e.timestep).collect();
-    let roles: Vec<_> = model.inputs.iter().map(|i| i.role).collect();
-    let bound = bind::bind(&model.graph, &roles, model.batch_symbol.as_deref(), &timesteps)?;
+    let batch = model.batch_symbol.as_deref();
+    let bound = bind::bind(&network.graph, &network.roles(), batch, &timesteps)?;
     Ok((bound, timesteps.len()))
 }
 
@@ -150,7 +150,7 @@ pub fn cut_loop<'a>(
         Some(symbol) => Batch::Symbol(symbol),
         None => Batch::Fixed(model.fixed_batch.unwrap_or(1)),
     };
-    let roles: Vec<_> = model.inputs.iter().map(|i| i.role).collect();
+    let roles = model.network()?.roles();
     let sample = cache::sample_value(&bound.full, &roles).ok_or(CutError::NoCandidates)?;
     let step = &bound.full.graph;
     let cut = cache::choose(&cache::candidates(step, sample, batch), spec, step, sample, batch)?;
@@ -281,7 +281,12 @@ fn lower_bound(
     bf16: Option<&QuantSpec>,
 ) -> Result<Lowered, ProgramError> {
     let bf16 = bf16.map(|spec| quant::round_products(&mut bound, spec)).transpose()?;
-    let (inputs, outputs) = (model.inputs.clone(), model.outputs.clone());
+    let (inputs, outputs) = if evaluations == 0 {
+        (model.inputs.clone(), model.outputs.clone())
+    } else {
+        let network = model.network()?;
+        (network.inputs.clone(), vec![network.output.clone()])
+    };
     let Lowering { plan, weights, index } = lower(
         &bound,
         inputs,

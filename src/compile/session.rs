@@ -3,8 +3,8 @@
 
 use super::conditions::{NullRows, calibration_set, check_guidance};
 use super::{
-    Assembled, CachedLoop, CompileError, Compiled, LoopOptions, Lowered, Phase, Progress, Stages,
-    assemble_loop, budget, compile_loop, cut_loop, targets,
+    Assembled, CachedLoop, CompileError, Compiled, LoopOptions, Lowered, Phase, ProgramError,
+    Progress, Stages, assemble_loop, budget, compile_loop, cut_loop, targets,
 };
 use crate::calibrate::quantize::{Outputs, QuantizeOptions, Quantized, Select, quantize};
 use crate::calibrate::{
@@ -53,12 +53,13 @@ impl<'m> Session<'m> {
         }
         let kernels = targets::compile_kernels(&recipe.target)?;
         let sampler = sampler_config(recipe)?;
-        check_guidance(recipe, model)?;
+        let network = model.network().map_err(ProgramError::from)?;
+        check_guidance(recipe, network)?;
         let bf16 =
             (recipe.quant() == Quant::Bf16).then(|| quant_spec(recipe, model, 16)).transpose()?;
         let options =
             LoopOptions { sampler, steps: recipe.steps(), any_steps: recipe.any_steps, bf16 };
-        let null = NullRows::new(recipe, model)?;
+        let null = NullRows::new(recipe, network)?;
         let cached =
             recipe.caches().then(|| cut_loop(model, &options, &recipe.cut())).transpose()?;
         let stages = stages(recipe, model, &options)?;
@@ -97,7 +98,8 @@ impl<'m> Session<'m> {
 
     /// The calibration set with `samples` samples, unless its noise is given.
     pub(super) fn calibration_set_of(&self, samples: usize) -> Result<Request, CompileError> {
-        calibration_set(&self.recipe, self.model, &self.null, samples)
+        let network = self.model.network().map_err(ProgramError::from)?;
+        calibration_set(&self.recipe, network, &self.null, samples)
     }
 
     fn expect_set(&self) -> &Request {
@@ -336,7 +338,10 @@ impl<'m> Session<'m> {
 /// Where results of calibration are kept, for this model and loop.
 fn stages(recipe: &Recipe, model: &Model, options: &LoopOptions) -> Result<Stages, CompileError> {
     let Some(directory) = &recipe.work_dir else { return Ok(Stages::none()) };
-    let shapes: Vec<String> = model.inputs.iter().map(|i| i.ty.to_string()).collect();
+    let network = model.network().map_err(ProgramError::from)?;
+    // the roles of inputs belong to the loop
+    let shapes: Vec<String> =
+        network.inputs.iter().map(|i| format!("{} {:?} {}", i.name, i.role, i.ty)).collect();
     let sampler =
         serde_json::to_vec(&options.sampler).expect("a sampler's configuration is plain data");
     let text =

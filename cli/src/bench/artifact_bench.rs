@@ -24,13 +24,9 @@ const MOST: usize = 20;
 const WARM_UP: usize = 2;
 
 pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
-    if args.inputs.is_some()
-        || args.output.is_some()
-        || !args.sizes.shape.is_empty()
-        || !args.sizes.dim.is_empty()
-    {
+    if args.inputs.is_some() || args.output.is_some() || !args.reading.is_default() {
         return Err(Failure::usage(
-            "--inputs, --output, --shape and --dim are for models, not for a .cq",
+            "--inputs, --output and the options that say how a model is read are for models, not for a .cq",
         ));
     }
     let begun = Instant::now();

@@ -7,7 +7,7 @@ use crate::report::Failure;
 use crate::request::shape_at;
 use cachequant::compile::compile_evaluation;
 use cachequant::io::{Overwrite, read_raw, write_raw};
-use cachequant::model::{Model, ModelOptions};
+use cachequant::model::Model;
 use cqc_proto::plan::{InputRole, PlanInput};
 use cqc_proto::{DType, Tensor};
 use cqc_runtime::engine::{Engine, EngineOptions, Weights};
@@ -25,7 +25,7 @@ const TIMESTEP: i64 = 500;
 
 pub fn measure(args: &BenchArgs, overwrite: Overwrite) -> Result<Measured, Failure> {
     let begun = Instant::now();
-    let options = ModelOptions { import: args.sizes.import_options(), stop_after: None };
+    let options = args.reading.options(None);
     let model = Model::load(&args.model, &options, |_, _| {})?;
     let batch = args.batch.map_or(model.fixed_batch.unwrap_or(1), |b| b as usize);
     let inputs = model.inputs.iter().map(|i| Ok((i.name.clone(), input(args, &model, i, batch)?)));

@@ -1,11 +1,11 @@
 //! Artifacts and models in one form.
 
-use crate::args::Sizes;
+use crate::args::ModelArgs;
 use crate::artifact;
 use crate::report::Failure;
 use cachequant::compile::{LoopOptions, Lowered, compile_evaluation, compile_loop};
 use cachequant::io::FileError;
-use cachequant::model::{Model, ModelOptions};
+use cachequant::model::Model;
 use cqc_proto::Tensor;
 use cqc_proto::cq::{Manifest, SourceModel};
 use cqc_proto::plan::Plan;
@@ -35,18 +35,18 @@ impl Side {
 }
 
 /// Opens both; a model beside an artifact gets its trajectory.
-pub fn open_both(a: &Path, b: &Path, sizes: &Sizes) -> Result<(Side, Side), Failure> {
+pub fn open_both(a: &Path, b: &Path, reading: &ModelArgs) -> Result<(Side, Side), Failure> {
     match [a, b].map(artifact::is_artifact) {
         [true, true] => Ok((of_artifact(a)?, of_artifact(b)?)),
-        [false, false] => Ok((of_model(a, sizes, None)?, of_model(b, sizes, None)?)),
+        [false, false] => Ok((of_model(a, reading, None)?, of_model(b, reading, None)?)),
         [true, false] => {
             let first = of_artifact(a)?;
-            let second = of_model(b, sizes, first.manifest.as_ref())?;
+            let second = of_model(b, reading, first.manifest.as_ref())?;
             Ok((first, second))
         }
         [false, true] => {
             let second = of_artifact(b)?;
-            Ok((of_model(a, sizes, second.manifest.as_ref())?, second))
+            Ok((of_model(a, reading, second.manifest.as_ref())?, second))
         }
     }
 }
@@ -64,16 +64,12 @@ fn of_artifact(path: &Path) -> Result<Side, Failure> {
     })
 }
 
-fn of_model(path: &Path, sizes: &Sizes, like: Option<&Manifest>) -> Result<Side, Failure> {
-    let mut sizes = sizes.clone();
-    if let (Some(like), true) = (like, sizes.shape.is_empty() && sizes.dim.is_empty()) {
-        sizes = Sizes::of(&like.plan.inputs);
-    }
-    let model = Model::load(
-        path,
-        &ModelOptions { import: sizes.import_options(), stop_after: None },
-        |_, _| {},
-    )?;
+fn of_model(path: &Path, reading: &ModelArgs, like: Option<&Manifest>) -> Result<Side, Failure> {
+    let reading = match like {
+        Some(like) if reading.is_default() => ModelArgs::like(&like.plan),
+        _ => reading.clone(),
+    };
+    let model = Model::load(path, &reading.options(None), |_, _| {})?;
     let Lowered { plan, weights, .. } = match like {
         None => compile_evaluation(&model)?,
         Some(like) => compile_loop(

@@ -1,10 +1,10 @@
 //! A model that makes features of images.
 
-use crate::args::Sizes;
+use crate::args::ModelArgs;
 use crate::report::Failure;
 use cachequant::compile::compile_evaluation;
 use cachequant::io::file_hash;
-use cachequant::model::{Model, ModelError, ModelOptions};
+use cachequant::model::{Model, ModelError};
 use cqc_passes::onnx::ImportError;
 use cqc_proto::plan::PlanOutput;
 use cqc_proto::{Dim, Tensor};
@@ -123,20 +123,14 @@ impl Extractor {
 
 /// Loads the model; an input whose size is open gets that of the images.
 fn load(path: &Path, shape: &[usize]) -> Result<Model, Failure> {
-    let load = |sizes: &Sizes| {
-        Model::load(
-            path,
-            &ModelOptions { import: sizes.import_options(), stop_after: None },
-            |_, _| {},
-        )
-    };
-    match load(&Sizes::default()) {
+    let load = |reading: &ModelArgs| Model::load(path, &reading.options(None), |_, _| {});
+    match load(&ModelArgs::default()) {
         Err(ModelError::Import { source: ImportError::UnboundDim { input, .. }, .. }) => {
             let sizes = shape.iter().map(|&s| Dim::constant(s as i64));
             let shape = [Dim::symbol("N")].into_iter().chain(sizes).collect();
-            Ok(load(&Sizes {
+            Ok(load(&ModelArgs {
                 shape: vec![crate::args::NamedShape { name: input, shape }],
-                dim: vec![],
+                ..ModelArgs::default()
             })?)
         }
         other => Ok(other?),

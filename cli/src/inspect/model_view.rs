@@ -32,10 +32,10 @@ struct Denoiser {
 
 /// `None` if the model is no denoiser.
 fn denoiser(model: &Model) -> Option<Denoiser> {
-    model.check_denoiser().ok()?;
-    let roles: Vec<_> = model.inputs.iter().map(|i| i.role).collect();
+    let network = model.network().ok()?;
+    let roles = network.roles();
     // whatever the sampler and its steps, the same nodes leave the loop
-    let bound = bind::bind(&model.graph, &roles, model.batch_symbol.as_deref(), &[1.0]).ok()?;
+    let bound = bind::bind(&network.graph, &roles, model.batch_symbol.as_deref(), &[1.0]).ok()?;
     let batch = match &model.batch_symbol {
         Some(symbol) => Batch::Symbol(symbol),
         None => Batch::Fixed(model.fixed_batch.unwrap_or(1)),

@@ -52,6 +52,12 @@ impl From<ModelError> for Failure {
                     .fact("seen", reason)
                     .help("`cqc run` evaluates any model")
             }
+            ModelError::UnknownRole { path, option, name, what, known } => {
+                Failure::usage(format!("{option} {name}: the model has no such {what}"))
+                    .fact("file", path.display())
+                    .fact("known", known.join(", "))
+            }
+            ModelError::Cut(_) => Failure::failed(e.to_string()),
         }
     }
 }
@@ -349,11 +355,25 @@ impl From<ConditionError> for Failure {
                     .fact("wants", expected)
                     .fact("seen", found)
             }
-            ConditionError::Missing { name, expected } => {
-                let labels = if expected.dtype.is_integer() { "--labels A,B,.. or " } else { "" };
-                Failure::usage(format!("calibration needs input `{name}`")).fact("wants", &expected).help(format!(
-                    "{labels}--cond {name}=FILE.npy; or --interval 1 --quant none, which needs no calibration"
-                ))
+            ConditionError::Missing { inputs, rest } => {
+                let names: Vec<String> = inputs.iter().map(|i| format!("`{}`", i.name)).collect();
+                let wants: Vec<String> =
+                    inputs.iter().map(|i| format!("{}: {}", i.name, i.ty)).collect();
+                let labels = inputs.iter().any(|i| i.ty.dtype.is_integer());
+                let labels = if labels { "--labels A,B,.. or " } else { "" };
+                let files: Vec<String> =
+                    inputs.iter().map(|i| format!("--cond {}=FILE.npy", i.name)).collect();
+                let failure =
+                    Failure::usage(format!("calibration needs input {}", names.join(", ")))
+                        .fact("wants", wants.join("\n"))
+                        .help(format!(
+                            "{labels}{}; or --interval 1 --quant none, which needs no calibration",
+                            files.join(" ")
+                        ));
+                match rest {
+                    Some(rest) => failure.fact("seen", rest),
+                    None => failure,
+                }
             }
         }
     }
