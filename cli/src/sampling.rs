@@ -33,7 +33,8 @@ pub struct SamplingArgs {
     /// Class labels, repeated over the samples in turn
     #[arg(long, value_name = "A,B,..", value_delimiter = ',', allow_negative_numbers = true)]
     pub labels: Vec<i64>,
-    /// Value of a conditioning input, one row per sample or one for all. Repeatable
+    /// Value of a conditioning input, one row per sample or one for all: .npy, .npz, or one image
+    /// as .png, whose pixels become -1 to 1. Repeatable
     #[arg(long, value_name = "NAME=FILE")]
     pub cond: Vec<NamedFile>,
     /// Classifier-free guidance scale, 1 is off [default: the artifact's]

@@ -27,7 +27,7 @@ pub enum FileError {
     Format {
         /// The file.
         path: PathBuf,
-        /// `.npy`, `.npz`.
+        /// `.npy`, `.npz`, `.png`.
         format: &'static str,
         /// What was seen.
         reason: String,

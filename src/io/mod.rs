@@ -13,18 +13,21 @@ pub use atomic::{
 pub use error::FileError;
 pub use npy::{read_npy, write_npy};
 pub use npz::{read_npz, write_npz};
-pub use png::{encode_grid, to_byte, write_png};
+pub use png::{encode_grid, read_png, to_byte, write_png};
 pub use raw::{read_raw, write_raw};
 
 use cqc_proto::Tensor;
 use std::path::Path;
 
 /// Reads the array of a `.npy` file, or `name` of a `.npz` file (whatever its name if it is the
-/// only one).
+/// only one), or a `.png` file as an image; see [`read_png`].
 ///
 /// # Errors
 /// [`FileError`]: no such file, another format, an element type that tensors do not have.
 pub fn read_array(path: &Path, name: &str) -> Result<Tensor, FileError> {
+    if has_extension(path, "png") {
+        return read_png(path);
+    }
     if !has_extension(path, "npz") {
         return read_npy(path);
     }

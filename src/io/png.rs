@@ -63,6 +63,54 @@ pub fn encode_grid(images: &Tensor) -> Result<Vec<u8>, String> {
         .map_err(|e| format!("an image of {width}x{height} pixels: {e}"))
 }
 
+/// Reads a PNG as `[1, C, H, W]` in [-1, 1], C = 1 (grey) or 3 (RGB): byte 0 becomes -1, 255 becomes 1.
+/// Palettes are looked up, 16 bits cut to 8, and transparency is left out.
+///
+/// # Errors
+/// [`FileError::Io`], [`FileError::Format`] for another format or more than [`MAX_SIDE`] pixels
+/// along an axis.
+pub fn read_png(path: &Path) -> Result<Tensor, FileError> {
+    let bytes = std::fs::read(path).map_err(FileError::reading(path))?;
+    decode(&bytes).map_err(|reason| FileError::Format {
+        path: path.to_path_buf(),
+        format: ".png",
+        reason,
+    })
+}
+
+/// Pixels along an axis of an image that is read, at most.
+const MAX_SIDE: u32 = 1 << 14;
+
+fn decode(bytes: &[u8]) -> Result<Tensor, String> {
+    let mut decoder = png::Decoder::new(std::io::Cursor::new(bytes));
+    decoder.set_transformations(png::Transformations::normalize_to_color8());
+    let wrong = |e: png::DecodingError| format!("it is not a PNG that can be read: {e}");
+    let mut reader = decoder.read_info().map_err(wrong)?;
+    let (width, height) = (reader.info().width, reader.info().height);
+    if width > MAX_SIDE || height > MAX_SIDE {
+        return Err(format!(
+            "it has {width}x{height} pixels, at most {MAX_SIDE} along an axis are read"
+        ));
+    }
+    let size = reader.output_buffer_size().ok_or("it is too large")?;
+    let mut pixels = vec![0; size];
+    let frame = reader.next_frame(&mut pixels).map_err(wrong)?;
+    let (stored, kept) = match frame.color_type {
+        png::ColorType::Grayscale => (1, 1),
+        png::ColorType::GrayscaleAlpha => (2, 1),
+        png::ColorType::Rgb => (3, 3),
+        png::ColorType::Rgba => (4, 3),
+        png::ColorType::Indexed => return Err("its palette cannot be looked up".into()),
+    };
+    let (h, w) = (height as usize, width as usize);
+    let value = |c: usize, at: usize| f32::from(pixels[at * stored + c]) / 127.5 - 1.0;
+    let values: Vec<f32> = (0..kept)
+        .flat_map(|c| (0..h * w).map(move |at| (c, at)))
+        .map(|(c, at)| value(c, at))
+        .collect();
+    Ok(Tensor::from_f32(&[1, kept, h, w], &values))
+}
+
 /// A pixel in [-1, 1] as a byte: clipped, rounded to nearest, halves up; NaN is 0.
 pub fn to_byte(value: f32) -> u8 {
     // a cast saturates, and turns NaN into 0
@@ -88,6 +136,20 @@ fn encode(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_is_read_as_it_was_written() {
+        for channels in [1, 3] {
+            let bytes: Vec<f32> =
+                (0..channels * 6).map(|i| i as f32 * 14.0 / 127.5 - 1.0).collect();
+            let image = Tensor::from_f32(&[1, channels, 2, 3], &bytes);
+            let read = super::decode(&encode_grid(&image).unwrap()).unwrap();
+            assert_eq!(read.shape(), [1, channels, 2, 3]);
+            let near = |(a, b): (f32, f32)| (a - b).abs() < 1e-6;
+            assert!(read.to_f32_vec().into_iter().zip(bytes).all(near));
+        }
+        assert!(super::decode(b"\x89PNG no").unwrap_err().contains("PNG"));
+    }
 
     fn decode(png: &[u8]) -> (u32, u32, Vec<u8>) {
         let mut reader = png::Decoder::new(std::io::Cursor::new(png)).read_info().unwrap();

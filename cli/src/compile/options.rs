@@ -96,8 +96,8 @@ pub struct CachingArgs {
     /// - 1]
     #[arg(long, value_name = "A,B,..", value_delimiter = ',', allow_negative_numbers = true)]
     labels: Vec<i64>,
-    /// Value of a conditioning input for the calibration set, one row per sample or one for all.
-    /// Repeatable
+    /// Value of a conditioning input for the calibration set, one row per sample or one for all:
+    /// .npy, .npz, or one image as .png. Repeatable
     #[arg(long, value_name = "NAME=FILE")]
     cond: Vec<NamedFile>,
     /// Calibrate within about this time, e.g. 20m or 90s: on fewer samples where all would take
