@@ -113,7 +113,7 @@ fn conv(cx: &mut Cx, c: &Call) -> Done {
     convolve(cx, c, x, w, c.optional(2))
 }
 
-fn convolve(cx: &mut Cx, c: &Call, x: &Item, w: &Item, bias: Option<&Item>) -> Done {
+pub(super) fn convolve(cx: &mut Cx, c: &Call, x: &Item, w: &Item, bias: Option<&Item>) -> Done {
     let ty = cx.ty(x)?;
     let kernel = kernel(cx, c, w)?;
     if ty.rank() != kernel.len() + 2 {

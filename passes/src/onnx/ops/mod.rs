@@ -53,7 +53,7 @@ const STANDARD: &[Table] = &[
 pub(super) fn find(domain: &str, op: &str) -> Option<Handler> {
     let tables = match domain {
         "ai.onnx" => STANDARD,
-        "com.microsoft" => &[contrib::TABLE],
+        "com.microsoft" => contrib::TABLES,
         _ => return None,
     };
     tables.iter().flat_map(|t| t.iter()).find(|(name, _)| *name == op).map(|(_, handler)| *handler)
