@@ -18,6 +18,10 @@ pub(super) struct Shape {
 
 /// `[B, H, L, D]` → `[B, L, H·D]`.
 pub(super) fn merge_heads(cx: &mut Cx, x: &Item) -> Result<Item, Refusal> {
+    let ty = cx.ty(x)?;
+    if ty.rank() != 4 {
+        return malformed(format!("an operand is {ty}, expected four axes"));
+    }
     let moved = cx.transpose(x, vec![0, 2, 1, 3])?;
     let s = cx.ty(&moved)?.shape;
     let width = movement::product(&s[2..])?;
@@ -26,7 +30,11 @@ pub(super) fn merge_heads(cx: &mut Cx, x: &Item) -> Result<Item, Refusal> {
 
 /// `[B, L, H·D]` → `[B, H, L, D]`.
 pub(super) fn split_heads(cx: &mut Cx, x: &Item, heads: usize) -> Result<Item, Refusal> {
-    let s = cx.ty(x)?.shape;
+    let ty = cx.ty(x)?;
+    if ty.rank() != 3 {
+        return malformed(format!("an operand is {ty}, expected three axes"));
+    }
+    let s = ty.shape;
     let heads = Dim::constant(heads as i64);
     let Some(d) = s[2].div_exact(&heads) else {
         return malformed(format!("{heads} heads do not divide {} channels", s[2]));
@@ -54,6 +62,7 @@ fn attention(cx: &mut Cx, c: &Call) -> Done {
     let (qt, kt) = (cx.ty(&q)?, cx.ty(&k)?);
     let (heads, kv_heads) =
         (head_count(c, &qt, "q_num_heads")?, head_count(c, &kt, "kv_num_heads")?);
+    head_count(c, &cx.ty(&v)?, "kv_num_heads")?;
     let four = qt.rank() == 4;
     let mut past = Dim::constant(0);
     let mut present = vec![];

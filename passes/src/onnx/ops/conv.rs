@@ -210,6 +210,9 @@ pub(super) fn along(
     match (shape.as_slice(), axis) {
         ([one], _) if one.is(1) => cx.reshape(v, vec![]),
         ([size], Some(axis)) => {
+            if axis >= rank {
+                return malformed(format!("{size} numbers along axis {axis} of {rank} axes"));
+            }
             let mut wide = vec![cqc_proto::Dim::constant(1); rank];
             wide[axis] = size.clone();
             cx.reshape(v, wide)

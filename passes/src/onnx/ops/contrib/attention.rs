@@ -24,7 +24,7 @@ pub(super) struct Operands<'a> {
 pub(super) fn heads(c: &Call, attribute: &str) -> Result<usize, Refusal> {
     let heads = c.required_int(attribute)?;
     match usize::try_from(heads) {
-        Ok(n @ 1..) => Ok(n),
+        Ok(n @ 1..=65536) => Ok(n),
         _ => malformed(format!("`{attribute}` is {heads}")),
     }
 }

@@ -53,7 +53,10 @@ pub(super) fn turned(
     let turned = match (width.and_then(|w| w.checked_mul(2)), s[3].as_const()) {
         (Some(turned), Some(own)) if turned <= own => turned,
         _ => {
-            return malformed(format!("{width:?} angles per place turn heads of {} channels", s[3]));
+            return malformed(format!(
+                "{width:?} angles per place turn heads of {} channels",
+                s[3]
+            ));
         }
     };
     let places = match positions {
