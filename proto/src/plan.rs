@@ -23,7 +23,7 @@ mod text;
 mod validate;
 
 pub use codes::WeightCodes;
-pub use validate::{PlanError, validate};
+pub use validate::{MAX_INPUTS, PlanError, validate};
 
 use serde::{Deserialize, Serialize};
 
