@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Memory that can be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub enum Bound {
     Machine,
     /// A control group, such as a container's.
     ControlGroup,
-    /// The caller said so.
+    /// [`set_limit`].
     Option,
 }
 
@@ -29,7 +30,7 @@ impl std::fmt::Display for Bound {
         f.write_str(match self {
             Bound::Machine => "free on this machine",
             Bound::ControlGroup => "left in this control group (container)",
-            Bound::Option => "allowed",
+            Bound::Option => "left of what is allowed",
         })
     }
 }
@@ -46,30 +47,55 @@ pub struct NoMemory {
     pub available: Available,
 }
 
+/// Most bytes that this process is to take; [`usize::MAX`]: as many as there are.
+static LIMIT: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Blocks below this are not compared with what there is, unless a limit is set: asking takes
+/// longer than most requests for so little.
+const SMALL: usize = 16 << 20;
+
+/// More than any machine has.
+const MOST: usize = isize::MAX as usize;
+
+/// Lets this process take at most so many bytes of memory, mapped files not counted. A block that
+/// would exceed it is refused like one that the machine does not have.
+pub fn set_limit(bytes: usize) {
+    LIMIT.store(bytes, Ordering::Relaxed);
+}
+
 /// Memory that can be had now, without what is in use; where the system does not tell, any amount.
 pub fn available() -> Available {
-    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_available(&text));
-    let groups = fs::read_to_string("/proc/self/cgroup").ok();
-    let group = groups.and_then(|text| group_available(&text, Path::new("/sys/fs/cgroup")));
-    let of = |bytes: u64, bound| Available { bytes: usize::try_from(bytes).unwrap_or(MOST), bound };
-    match (machine, group) {
-        (Some(machine), Some(group)) if group < machine => of(group, Bound::ControlGroup),
-        (None, Some(group)) => of(group, Bound::ControlGroup),
-        (Some(machine), _) => of(machine, Bound::Machine),
-        (None, None) => Available { bytes: MOST, bound: Bound::Machine },
+    let read = |path: &str| fs::read_to_string(path).ok();
+    let machine = read("/proc/meminfo").and_then(|text| in_kib(&text, "MemAvailable:"));
+    let group = read("/proc/self/cgroup")
+        .and_then(|text| group_available(&text, Path::new("/sys/fs/cgroup")));
+    let option = match LIMIT.load(Ordering::Relaxed) {
+        usize::MAX => None,
+        limit => {
+            let used = read("/proc/self/status").and_then(|text| in_kib(&text, "RssAnon:"));
+            Some((limit as u64).saturating_sub(used.unwrap_or(0)))
+        }
+    };
+    let bounds = [(machine, Bound::Machine), (group, Bound::ControlGroup), (option, Bound::Option)];
+    let least = bounds.into_iter().filter_map(|(bytes, bound)| Some((bytes?, bound)));
+    match least.min_by_key(|(bytes, _)| *bytes) {
+        Some((bytes, bound)) => {
+            Available { bytes: usize::try_from(bytes).unwrap_or(MOST).min(MOST), bound }
+        }
+        None => Available { bytes: MOST, bound: Bound::Machine },
     }
 }
 
-/// More than any machine has; allocations are bounded by it.
-const MOST: usize = isize::MAX as usize;
-
-/// [`available`], but no more than `limit` bytes where there is a limit.
-pub fn within(limit: Option<usize>) -> Available {
-    let available = available();
-    match limit {
-        Some(bytes) if bytes < available.bytes => Available { bytes, bound: Bound::Option },
-        _ => available,
+/// Refuses a block of `needed` bytes that there is no memory for; `what` is the subject of the
+/// sentence that says so.
+///
+/// # Errors
+/// [`NoMemory`].
+pub fn check(what: impl std::fmt::Display, needed: usize) -> Result<(), NoMemory> {
+    if needed < SMALL && LIMIT.load(Ordering::Relaxed) == usize::MAX {
+        return Ok(());
     }
+    available().check(what, needed)
 }
 
 impl Available {
@@ -77,17 +103,17 @@ impl Available {
     ///
     /// # Errors
     /// [`NoMemory`].
-    pub fn check(self, what: &str, needed: usize) -> Result<(), NoMemory> {
+    pub fn check(self, what: impl std::fmt::Display, needed: usize) -> Result<(), NoMemory> {
         if needed <= self.bytes {
             return Ok(());
         }
-        Err(NoMemory { what: what.into(), needed, available: self })
+        Err(NoMemory { what: what.to_string(), needed, available: self })
     }
 }
 
-/// Bytes of the line `MemAvailable` of `/proc/meminfo`, in KiB there.
-fn mem_available(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+/// Bytes that a line of such a name of a file of `/proc` says, in KiB there.
+fn in_kib(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
@@ -180,8 +206,8 @@ mod tests {
     #[test]
     fn what_the_machine_has_is_read_in_kib() {
         let text = "MemTotal: 16384 kB\nMemFree: 1 kB\nMemAvailable:    2048 kB\n";
-        assert_eq!(mem_available(text), Some(2048 << 10));
-        assert_eq!(mem_available("MemTotal: 1 kB\n"), None);
+        assert_eq!(in_kib(text, "MemAvailable:"), Some(2048 << 10));
+        assert_eq!(in_kib("MemTotal: 1 kB\n", "MemAvailable:"), None);
     }
 
     #[test]
@@ -190,8 +216,8 @@ mod tests {
         assert_eq!(available.check("it", 100), Ok(()));
         assert_eq!(
             available.check("it", 101).unwrap_err().to_string(),
-            "it needs 101 bytes of memory, 100 are allowed"
+            "it needs 101 bytes of memory, 100 are left of what is allowed"
         );
-        assert_eq!(within(Some(0)), Available { bytes: 0, bound: Bound::Option });
+        assert!(check("it", usize::MAX).is_err() && check("it", 1).is_ok());
     }
 }
