@@ -7,7 +7,7 @@ mod partial;
 mod real;
 mod table;
 
-use super::args::{ModelArgs, Shard};
+use super::args::{MapArgs, ModelArgs, Shard};
 use super::report::{Exit, Failure};
 use super::sampling::SamplingArgs;
 use super::term;
@@ -85,6 +85,8 @@ pub struct EvalArgs {
     force: bool,
     #[command(flatten)]
     reading: ModelArgs,
+    #[command(flatten)]
+    map: MapArgs,
     /// Print a JSON object
     #[arg(long)]
     json: bool,

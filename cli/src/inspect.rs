@@ -7,7 +7,7 @@ mod quant_view;
 
 pub use model_view::{macs, per_sample};
 
-use super::args::ModelArgs;
+use super::args::{MapArgs, ModelArgs};
 use super::report::Failure;
 use super::{artifact, dot, term};
 use cachequant::io::{Overwrite, write_atomic};
@@ -42,6 +42,8 @@ pub struct InspectArgs {
     stop_after: Option<usize>,
     #[command(flatten)]
     reading: ModelArgs,
+    #[command(flatten)]
+    map: MapArgs,
 }
 
 pub fn inspect(args: &InspectArgs) -> Result<(), Failure> {
@@ -91,7 +93,7 @@ fn inspect_artifact(args: &InspectArgs) -> Result<(), Failure> {
             "--dump-after, --stop-after and the options that say how a model is read are for models; a .cq is compiled already",
         ));
     }
-    let artifact = artifact::open(&args.model)?;
+    let artifact = artifact::open(&args.model, args.map)?;
     draw(args, || dot::of_plan(artifact.weights().plan()))?;
     if args.json {
         return term::print_json(&artifact_view::json(&artifact)?);

@@ -1,6 +1,6 @@
 //! Something to sample from: an artifact as it is, or a model compiled in memory, without caching.
 
-use super::args::ModelArgs;
+use super::args::{MapArgs, ModelArgs};
 use super::artifact;
 use super::report::Failure;
 use cachequant::Model;
@@ -66,10 +66,11 @@ impl SampleSource {
     /// Opens an artifact, or compiles a model.
     pub fn open(
         path: &Path,
+        map: MapArgs,
         trajectory: impl FnOnce() -> LoopSettings,
     ) -> Result<SampleSource, Failure> {
         if artifact::is_artifact(path) {
-            return SampleSource::new(path, artifact::open(path)?, None);
+            return SampleSource::new(path, artifact::open(path, map)?, None);
         }
         let LoopSettings { config, steps, guidance, null, reading } = trajectory();
         let options = reading.options(None);

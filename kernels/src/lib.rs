@@ -55,6 +55,7 @@ pub mod integer;
 pub mod isa;
 pub mod mapped;
 pub mod matmul;
+pub mod memory;
 pub mod norm;
 pub mod pack;
 pub mod pool;

@@ -31,6 +31,6 @@ pub mod noise;
 pub mod retime;
 pub mod sampler;
 
-pub use artifact::{Artifact, ArtifactError, DenoiserOptions};
+pub use artifact::{Artifact, ArtifactError, ArtifactOptions, DenoiserOptions};
 pub use denoise::{DenoiseError, Denoiser, Request};
 pub use device::Device;
