@@ -4,7 +4,7 @@
 use super::conditions::{NullRows, calibration_set, check_guidance};
 use super::{
     Assembled, CachedLoop, CompileError, Compiled, LoopOptions, Lowered, Phase, ProgramError,
-    Progress, Stages, assemble_loop, budget, compile_loop, cut_loop, targets,
+    Progress, Stages, assemble_loop, bad_weights, budget, compile_loop, cut_loop, targets,
 };
 use crate::calibrate::quantize::{Outputs, QuantizeOptions, Quantized, Select, quantize};
 use crate::calibrate::{
@@ -50,6 +50,10 @@ impl<'m> Session<'m> {
         let contradictions = recipe.check();
         if !contradictions.is_empty() {
             return Err(CompileError::Recipe(contradictions));
+        }
+        let bad = bad_weights(&model.graph);
+        if !bad.is_empty() {
+            return Err(CompileError::Weights(bad));
         }
         let kernels = targets::compile_kernels(&recipe.target)?;
         let sampler = sampler_config(recipe)?;
@@ -208,6 +212,7 @@ impl<'m> Session<'m> {
                     .keeps_float_by_error()
                     .then_some(recipe.target_psnr.unwrap_or(35.0)),
                 float_work: recipe.float_work(),
+                migrate: recipe.migrate.unwrap_or_default(),
                 grouping: recipe.share_ranges.unwrap_or(recipe::Grouping::PerEvaluation),
                 outputs: self.outputs(),
                 refit_cache: recipe.corrects(recipe::Correct::Cache)
@@ -322,6 +327,7 @@ impl<'m> Session<'m> {
             keep_float: r.keep_float.clone(),
             target_psnr: r.target_psnr,
             float_work: r.float_work,
+            migrate: r.migrate,
             share_ranges: r.share_ranges,
             variance_compensation: r.variance_compensation,
             calib_select: r.calib_select,
