@@ -345,7 +345,8 @@ impl Manifest {
                 if !tables.is_empty() && tables.len() != slots {
                     return Err(format!("{} corrections for {slots} cache slots", tables.len()));
                 }
-                let read = tables.iter().flat_map(|t| [Some(t.scale), Some(t.shift), t.previous_scale]);
+                let read =
+                    tables.iter().flat_map(|t| [Some(t.scale), Some(t.shift), t.previous_scale]);
                 read.flatten().try_for_each(|i| {
                     self.check_table(i).map_err(|reason| format!("a correction: {reason}"))
                 })

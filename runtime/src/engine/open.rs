@@ -6,8 +6,8 @@ use super::{
     DevicePreludes, Engine, EngineError, EngineOptions, EngineSizes, InputSlot, RequestLayout,
     Weights,
 };
-use cqc_kernels::{Pool, memory};
 use cqc_kernels::arena::{ALIGN, Arena, Span};
+use cqc_kernels::{Pool, memory};
 use cqc_proto::plan::{InputRole, Plan, PlanInput, PlanValue, ProgramKind, Source};
 use cqc_proto::{Bindings, DType};
 use std::collections::BTreeMap;
