@@ -132,7 +132,7 @@ impl SampleSource {
         self.artifact.sample_type().ok_or_else(none)
     }
 
-    /// Sizes of one sample.
+    /// ModelArgs of one sample.
     pub fn sample_shape(&self) -> Result<Vec<usize>, Failure> {
         let ty = self.sample_type()?;
         let shape = self.artifact.sample_shape();

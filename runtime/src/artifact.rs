@@ -12,7 +12,7 @@ use cqc_proto::cq::{self, CqError, MAGIC, Manifest, NullCondition};
 use cqc_proto::op::operand::WEIGHTS;
 use cqc_proto::plan::{InputRole, PlanInput, ProgramKind, Source, Step};
 use cqc_proto::{DType, Tensor, ValueType};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -49,7 +49,7 @@ pub enum ArtifactError {
 /// denoiser is opened, and shared by all of them. An artifact is `Send` and `Sync`.
 #[derive(Debug)]
 pub struct Artifact {
-    manifest: Manifest,
+    manifest: Arc<Manifest>,
     weights: Arc<Weights>,
     kernels: Option<Bytes>,
     constants: Bytes,
@@ -140,22 +140,18 @@ impl Artifact {
     /// # Errors
     /// [`ArtifactError::Engine`] if the plan is invalid.
     pub fn from_parts(manifest: Manifest, constants: Bytes) -> Result<Artifact, ArtifactError> {
-        let weights = Weights::new(manifest.plan.clone(), constants.clone())?;
+        let manifest = Arc::new(manifest);
+        let weights = Weights::of_manifest(manifest.clone(), constants.clone(), None)?;
         Ok(Artifact { manifest, weights, kernels: None, constants })
     }
 
     fn read(bytes: Bytes, options: &ArtifactOptions) -> Result<Artifact, ArtifactError> {
         let cq::Artifact { manifest, weights: constants, kernels, identity } =
             cq::Artifact::read(bytes)?;
-        let (plan, bytes) = (manifest.plan.clone(), constants.clone());
-        let weights = match &options.pack_cache {
-            Some(folder) => Weights::with_cache(
-                plan,
-                bytes,
-                &PackCache { folder: folder.clone(), identity, map: options.map },
-            )?,
-            None => Weights::new(plan, bytes)?,
-        };
+        let folder = options.pack_cache.clone();
+        let cache = folder.map(|folder| PackCache { folder, identity, map: options.map });
+        let manifest = Arc::new(manifest);
+        let weights = Weights::of_manifest(manifest.clone(), constants.clone(), cache.as_ref())?;
         Ok(Artifact { manifest, weights, kernels, constants })
     }
 
@@ -358,17 +354,21 @@ impl Artifact {
         let full: Vec<&StepExecution> =
             steps.iter().filter(|s| s.program == ProgramKind::Full).collect();
         let program = &self.manifest.plan.full;
-        let reads = |step: &Step, weight: usize| {
-            let source =
-                step.inputs.get(WEIGHTS).copied().flatten().map(|v| program.values[v].source);
-            source == Some(Source::Constant(weight))
+        let weight_of = |step: &Step| {
+            let weight = step.inputs.get(WEIGHTS).copied().flatten()?;
+            if let Source::Constant(i) = program.values[weight].source { Some(i) } else { None }
         };
-        let step_of = |layer: &cq::QuantizedLayer| {
-            let is_layer = |step: &Step| match layer.weight {
-                Some(weight) => reads(step, weight),
-                None => step.name == layer.name && step.op.name() == layer.op,
-            };
-            program.steps.iter().position(is_layer)
+        // the first step that reads the weights, or that has the name
+        let (mut by_weight, mut by_name) = (HashMap::new(), HashMap::new());
+        for (at, step) in program.steps.iter().enumerate() {
+            if let Some(weight) = weight_of(step) {
+                by_weight.entry(weight).or_insert(at);
+            }
+            by_name.entry((&step.name[..], step.op.name())).or_insert(at);
+        }
+        let step_of = |layer: &cq::QuantizedLayer| match layer.weight {
+            Some(weight) => by_weight.get(&weight).copied(),
+            None => by_name.get(&(&layer.name[..], layer.op.clone())).copied(),
         };
         // the file may come from anywhere: a layer that no step computes is not executed at all
         let execution = |layer| step_of(layer).map_or(Execution::Fused, |i| full[i].execution);

@@ -34,3 +34,7 @@ pub mod sampler;
 pub use artifact::{Artifact, ArtifactError, ArtifactOptions, DenoiserOptions};
 pub use denoise::{DenoiseError, Denoiser, Request};
 pub use device::Device;
+
+/// Lets this process take at most so many bytes of memory, mapped files not counted: see
+/// [`cqc_kernels::memory`].
+pub use cqc_kernels::memory::set_limit as set_memory_limit;

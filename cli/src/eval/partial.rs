@@ -31,7 +31,7 @@ pub struct Setup {
     pub guidance: f32,
     /// Hash of labels, conditions and given noise.
     pub inputs: String,
-    /// Sizes of a sample.
+    /// ModelArgs of a sample.
     pub shape: Vec<usize>,
     /// Evaluations, 0 if the two make different ones.
     pub evaluations: usize,

@@ -132,6 +132,7 @@ fn open_with(
     preludes: DevicePreludes,
 ) -> Result<Engine, EngineError> {
     let pool = options.pool.clone().unwrap_or_else(|| Arc::new(Pool::new(options.threads)));
+    weights.check_memory()?;
     let laid = lay_out(weights, options, pool.threads(), preludes)?;
     let buffers = laid.buffers();
     let Layout { drafts, request: layout, chunk, kept } = laid;
