@@ -19,14 +19,17 @@
 //! [`calibrate`], [`eval`], [`export`] and [`report`] are the parts that tools need: fitting on a
 //! trajectory, quality figures, ONNX out, and the data of a compilation's report.
 
+pub mod build;
 pub mod calibrate;
 pub mod compile;
 pub mod eval;
 pub mod export;
+pub mod identity;
 pub mod io;
 pub mod model;
 pub mod recipe;
 pub mod report;
+pub mod sizes;
 
 pub use compile::{CompileError, Compiled, Phase, Progress, compile};
 /// The runtime that opens artifacts and samples from them.

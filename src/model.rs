@@ -1,6 +1,7 @@
 //! A source model: imported, its inputs' meaning found, rewritten.
 
-use crate::io::{FileError, file_hash};
+use crate::identity::model_hash;
+use crate::io::FileError;
 use cqc_kernels::mapped;
 use cqc_passes::ir::Graph;
 use cqc_passes::onnx::{self, ImportError, ImportOptions};
@@ -51,7 +52,7 @@ pub enum ModelError {
 pub struct Model {
     /// Its file.
     pub path: PathBuf,
-    /// BLAKE3 of the file, hexadecimal.
+    /// BLAKE3 of the file and of the external data that it uses: [`model_hash`].
     pub blake3: String,
     /// Version of the standard operator set.
     pub opset: i64,
@@ -100,6 +101,7 @@ impl Model {
         let loaded = onnx::load(path, &options.import).map_err(fail)?;
         let mut graph = loaded.graph;
         release_constants(&graph);
+        let blake3 = model_hash(path, &loaded.external)?;
         let batch_symbol = batch_symbol(&graph);
         let inputs: Vec<PlanInput> = roles(&graph)
             .into_iter()
@@ -133,7 +135,7 @@ impl Model {
         release_constants(&graph);
         Ok(Model {
             path: path.to_path_buf(),
-            blake3: file_hash(path)?,
+            blake3,
             opset: loaded.opset,
             producer: loaded.producer,
             parameters: loaded.parameters,

@@ -6,6 +6,7 @@ use super::{
     Assembled, CachedLoop, CompileError, Compiled, LoopOptions, Lowered, Phase, Progress, Stages,
     assemble_loop, budget, compile_loop, cut_loop, targets,
 };
+use crate::build;
 use crate::calibrate::quantize::{Outputs, QuantizeOptions, Quantized, Select, quantize};
 use crate::calibrate::{
     CachingChoice, CalibrationOptions, CorrectionFit, CorrectionPolicy, ScheduleSource, check_cut,
@@ -20,7 +21,7 @@ use cqc_passes::calib::select::Tap;
 use cqc_passes::quant::QuantSpec;
 use cqc_proto::sampler::{SamplerConfig, SamplerKind};
 use cqc_runtime::denoise::{Denoiser, Request};
-use cqc_runtime::engine::{EngineOptions, Weights};
+use cqc_runtime::engine::{EngineError, EngineOptions, Weights};
 use cqc_runtime::sampler::Sampler;
 use std::path::{Path, PathBuf};
 
@@ -339,8 +340,10 @@ fn stages(recipe: &Recipe, model: &Model, options: &LoopOptions) -> Result<Stage
     let shapes: Vec<String> = model.inputs.iter().map(|i| i.ty.to_string()).collect();
     let sampler =
         serde_json::to_vec(&options.sampler).expect("a sampler's configuration is plain data");
-    let text =
-        format!("{} {} {shapes:?} {:?}", env!("CARGO_PKG_VERSION"), options.steps, options.bf16);
+    let isa = build::instruction_set().map_err(EngineError::from)?;
+    // another build may compute otherwise, and so may another instruction set
+    let build = format!("{} {:?} {isa}", build::version(), build::program_hash());
+    let text = format!("{build} {} {shapes:?} {:?}", options.steps, options.bf16);
     let stages =
         Stages::new(directory)?.depending_on(model.blake3.as_bytes()).depending_on(&sampler);
     Ok(stages.depending_on(text.as_bytes()))
@@ -359,8 +362,7 @@ fn sampler_config(recipe: &Recipe) -> Result<SamplerConfig, CompileError> {
             parse(&serde_json::Value::from(map.clone()).to_string(), None)?
         }
         Some(SchedulerConfig::File(path)) => {
-            let text =
-                std::fs::read_to_string(path).map_err(crate::io::FileError::reading(path))?;
+            let text = crate::io::read_text(path)?;
             parse(&text, Some(path))?
         }
     };
@@ -404,7 +406,7 @@ fn batch(most: usize, samples: usize) -> usize {
 
 /// The full evaluations that a JSON file lists.
 fn read_schedule(path: &Path) -> Result<Vec<usize>, CompileError> {
-    let text = std::fs::read_to_string(path).map_err(crate::io::FileError::reading(path))?;
+    let text = crate::io::read_text(path)?;
     let invalid = |reason: String| CompileError::ScheduleFile { path: path.to_path_buf(), reason };
     let value: serde_json::Value =
         serde_json::from_str(&text).map_err(|e| invalid(format!("it is not valid JSON: {e}")))?;
