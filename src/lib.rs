@@ -28,6 +28,7 @@ pub mod io;
 pub mod model;
 pub mod recipe;
 pub mod report;
+pub mod sizes;
 
 pub use compile::{CompileError, Compiled, Phase, Progress, compile};
 /// The runtime that opens artifacts and samples from them.

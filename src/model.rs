@@ -1,12 +1,15 @@
 //! A source model: imported, rewritten, and the roles of its inputs and outputs found.
 
+mod hash;
 mod network;
 mod roles;
+
+use hash::model_hash;
 
 pub use network::{Network, Rest, rest_of};
 pub use roles::RoleOptions;
 
-use crate::io::{FileError, file_hash};
+use crate::io::FileError;
 use cqc_kernels::mapped;
 use cqc_passes::ir::{Graph, ValueId};
 use cqc_passes::onnx::{self, ImportError, ImportOptions};
@@ -77,7 +80,7 @@ pub enum ModelError {
 pub struct Model {
     /// Its file.
     pub path: PathBuf,
-    /// BLAKE3 of the file, hexadecimal.
+    /// BLAKE3 of the file and of the external data that it uses: [`model_hash`].
     pub blake3: String,
     /// Version of the standard operator set.
     pub opset: i64,
@@ -127,6 +130,7 @@ impl Model {
         let loaded = onnx::load(path, &options.import).map_err(fail)?;
         let mut graph = loaded.graph;
         release_constants(&graph);
+        let blake3 = model_hash(path, &loaded.external)?;
         let batch_symbol = batch_symbol(&graph);
         let input = |&v: &ValueId| PlanInput {
             name: graph.value(v).name.clone(),
@@ -160,7 +164,7 @@ impl Model {
         }
         Ok(Model {
             path: path.to_path_buf(),
-            blake3: file_hash(path)?,
+            blake3,
             opset: loaded.opset,
             producer: loaded.producer,
             parameters: loaded.parameters,

@@ -4,11 +4,12 @@ use cachequant::ModelOptions;
 use cachequant::model::{RoleOptions, rest_of};
 use cachequant::recipe::Named;
 use clap::Args;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParserFactory};
 use cqc_passes::onnx::ImportOptions;
 use cqc_proto::Dim;
 use cqc_proto::dim::is_symbol;
 use cqc_proto::plan::{InputRole, Plan, PlanInput};
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -27,16 +28,61 @@ pub struct NamedFile {
     pub file: PathBuf,
 }
 
-impl FromStr for NamedFile {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<NamedFile, String> {
-        match text.split_once('=') {
-            Some((name, file)) if !name.is_empty() && !file.is_empty() => {
-                Ok(NamedFile { name: name.to_string(), file: file.into() })
-            }
-            _ => Err("expected NAME=FILE".into()),
+impl NamedFile {
+    /// The name is text; the file may have any name that the system allows.
+    fn parse(text: &OsStr) -> Result<NamedFile, &'static str> {
+        let wrong = "expected NAME=FILE";
+        let (name, file) = split_at_equals(text).ok_or(wrong)?;
+        if name.is_empty() || file.is_empty() {
+            Err(wrong)
+        } else {
+            Ok(NamedFile { name, file: file.into() })
         }
+    }
+}
+
+#[cfg(unix)]
+fn split_at_equals(text: &OsStr) -> Option<(String, OsString)> {
+    use std::os::unix::ffi::OsStrExt;
+    let bytes = text.as_bytes();
+    let at = bytes.iter().position(|&b| b == b'=')?;
+    let name = std::str::from_utf8(&bytes[..at]).ok()?;
+    Some((name.to_string(), OsStr::from_bytes(&bytes[at + 1..]).to_os_string()))
+}
+
+#[cfg(not(unix))]
+fn split_at_equals(text: &OsStr) -> Option<(String, OsString)> {
+    let (name, file) = text.to_str()?.split_once('=')?;
+    Some((name.to_string(), file.into()))
+}
+
+/// Reads a [`NamedFile`] from an argument that need not be UTF-8.
+#[derive(Clone)]
+pub struct NamedFileParser;
+
+impl TypedValueParser for NamedFileParser {
+    type Value = NamedFile;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<NamedFile, clap::Error> {
+        NamedFile::parse(value).map_err(|expected| {
+            let argument = argument.map_or_else(|| "...".to_string(), ToString::to_string);
+            let value = value.to_string_lossy();
+            let text = format!("invalid value '{value}' for '{argument}': {expected}");
+            command.clone().error(clap::error::ErrorKind::ValueValidation, text)
+        })
+    }
+}
+
+impl ValueParserFactory for NamedFile {
+    type Parser = NamedFileParser;
+
+    fn value_parser() -> NamedFileParser {
+        NamedFileParser
     }
 }
 
@@ -176,6 +222,24 @@ impl ModelArgs {
         *self == ModelArgs::default()
     }
 
+    /// As given on the command line.
+    pub fn to_options(&self) -> Vec<String> {
+        let shape = |s: &NamedShape| {
+            let sizes: Vec<String> = s.shape.iter().map(Dim::to_string).collect();
+            format!("--shape {}={}", s.name, sizes.join("x"))
+        };
+        let dims = self.dim.iter().map(|d| format!("--dim {}={}", d.name, d.size));
+        let roles = [
+            ("sample-input", self.sample_input.clone()),
+            ("time-input", self.time_input.clone()),
+            ("prediction-output", self.prediction_output.clone()),
+            ("sample-channel", self.sample_channel.map(|first| first.to_string())),
+        ];
+        let roles =
+            roles.into_iter().filter_map(|(option, name)| Some(format!("--{option} {}", name?)));
+        self.shape.iter().map(shape).chain(dims).chain(roles).collect()
+    }
+
     /// For loading a model, of which only the first `stop_after` passes run.
     pub fn options(&self, stop_after: Option<usize>) -> ModelOptions {
         ModelOptions {
@@ -273,7 +337,7 @@ mod tests {
 
     #[test]
     fn names_may_hold_what_separates() {
-        let file: NamedFile = "x=a=b.npy".parse().unwrap();
+        let file = NamedFile::parse(OsStr::new("x=a=b.npy")).unwrap();
         assert_eq!((file.name.as_str(), file.file), ("x", "a=b.npy".into()));
         let shape: NamedShape = "a=b:0=1x3xN".parse().unwrap();
         assert_eq!((shape.name.as_str(), shape.shape.len()), ("a=b:0", 3));
@@ -282,7 +346,7 @@ mod tests {
             assert!(bad.parse::<NamedShape>().is_err(), "{bad}");
         }
         for bad in ["x", "=f", "x="] {
-            assert!(bad.parse::<NamedFile>().is_err(), "{bad}");
+            assert!(NamedFile::parse(OsStr::new(bad)).is_err(), "{bad}");
         }
     }
 

@@ -2,16 +2,26 @@
 
 use super::args::{MapArgs, PackCacheArgs};
 use super::report::Failure;
+use cachequant::io::FileError;
 use cachequant::report::cost;
+use cqc_passes::recognize::Format;
 use cqc_proto::cq::CqError;
 use cqc_proto::plan::{PlanInput, Program};
 use cqc_runtime::artifact::{ArtifactError, label_input};
 use cqc_runtime::{Artifact, ArtifactOptions};
+use std::io::Read;
 use std::path::Path;
 
 /// Whether the file is an artifact: by its first bytes, or by its name if it cannot be read.
 pub fn is_artifact(path: &Path) -> bool {
     Artifact::is_artifact(path).unwrap_or(false) || cachequant::io::has_extension(path, "cq")
+}
+
+/// What a file is that is no artifact, if that can be told by its beginning.
+fn other_format(path: &Path) -> Option<Format> {
+    let mut first = Vec::new();
+    cachequant::io::open_regular(path).ok()?.take(1 << 12).read_to_end(&mut first).ok()?;
+    Format::of(&first)
 }
 
 /// Maps the file, or reads it, and checks all of it.
@@ -24,18 +34,36 @@ pub fn open_cached(path: &Path, cache: &PackCacheArgs) -> Result<Artifact, Failu
     let options = ArtifactOptions { pack_cache: cache.pack_cache.clone(), map: !cache.map.no_mmap };
     Artifact::open_with(path, &options).map_err(|e| match e {
         ArtifactError::Invalid(e) => {
-            let help = match e {
-                CqError::NotCq => "cqc compile makes them",
-                CqError::Newer { .. } => "use a newer cqc, or compile the model again",
-                _ => "compile the model again",
-            };
-            Failure::failed(format!("{} is not a valid artifact", path.display()))
-                .fact("seen", e)
-                .help(help)
+            let failure = Failure::failed(format!("{} is not a valid artifact", path.display()));
+            match (&e, other_format(path)) {
+                (CqError::NotCq, Some(format)) => {
+                    let placeholder = matches!(
+                        format,
+                        Format::GitLfsPointer | Format::GitAnnexPointer | Format::Html
+                    );
+                    let help =
+                        if placeholder { format.help() } else { "cqc compile makes artifacts" };
+                    failure.fact("seen", format).help(help)
+                }
+                (CqError::NotCq, None) => failure.fact("seen", e).help("cqc compile makes them"),
+                (CqError::Newer { .. }, _) => {
+                    failure.fact("seen", e).help("use a newer cqc, or compile the model again")
+                }
+                _ => failure.fact("seen", e).help("compile the model again"),
+            }
         }
         ArtifactError::Engine(e) => e.into(),
         ArtifactError::Io { .. } | ArtifactError::NotAFile { .. } => Failure::failed(e.to_string()),
     })
+}
+
+/// A hash of the whole file, hexadecimal: of its header and its table of sections, which has the
+/// hashes of all the rest, and which opening has checked.
+pub fn identity(path: &Path) -> Result<String, Failure> {
+    let mut first = Vec::new();
+    let file = cachequant::io::open_regular(path)?;
+    file.take(1 << 12).read_to_end(&mut first).map_err(FileError::reading(path))?;
+    Ok(blake3::hash(&first).to_hex().to_string())
 }
 
 /// Writes what engines have packed into the cache, if the artifact was opened with one. A cache

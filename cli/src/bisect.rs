@@ -55,7 +55,9 @@ pub struct BisectArgs {
 /// The JSON of `--json`.
 #[derive(Debug, Serialize)]
 struct Found {
+    #[serde(serialize_with = "crate::text::lossy")]
     a: PathBuf,
+    #[serde(serialize_with = "crate::text::lossy")]
     b: PathBuf,
     tolerance: f64,
     samples: usize,

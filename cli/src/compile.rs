@@ -4,6 +4,7 @@ mod options;
 mod page;
 
 use super::args::ModelArgs;
+use super::locate::{Located, locate};
 use super::report::Failure;
 use super::term;
 use super::text::{bytes, short};
@@ -16,7 +17,7 @@ use clap::Args;
 use options::{CachingArgs, LoopArgs, QuantizingArgs};
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Compile a model and its denoising loop into one file
 #[derive(Args, Debug)]
@@ -82,8 +83,8 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
     let overwrite = if args.force { Overwrite::Allow } else { Overwrite::Refuse };
     check_target(&args.output, overwrite)?;
     check_report(args, overwrite)?;
-    let (path, found) = locate(&args.model)?;
-    let recipe = args.recipe(found);
+    let Located { model: path, scheduler } = locate(&args.model)?;
+    let recipe = args.recipe(scheduler);
     // before the model is read
     let contradictions = recipe.check();
     if !contradictions.is_empty() {
@@ -143,23 +144,6 @@ fn check_report(args: &CompileArgs, overwrite: Overwrite) -> Result<(), Failure>
     Ok(check_target(path, overwrite)?)
 }
 
-/// The model's file and, in a pipeline directory, its scheduler configuration.
-fn locate(path: &Path) -> Result<(PathBuf, Option<PathBuf>), Failure> {
-    if !path.is_dir() {
-        return Ok((path.to_path_buf(), None));
-    }
-    const PLACES: [&str; 3] = ["unet/model.onnx", "transformer/model.onnx", "model.onnx"];
-    let model = PLACES.iter().map(|place| path.join(place)).find(|p| p.is_file());
-    let model = model.ok_or_else(|| {
-        Failure::failed(format!("{} holds no exported denoiser", path.display()))
-            .fact("wants", PLACES.join(", "))
-            .help("export the pipeline to ONNX first, e.g. with optimum-cli export onnx")
-    })?;
-    let config = path.join("scheduler/scheduler_config.json");
-    let config = if config.is_file() { Some(config) } else { None };
-    Ok((model, config))
-}
-
 /// Logs what was decided and why; prints it with `--json`.
 fn say(args: &CompileArgs, compiled: &Compiled, size: u64) -> Result<(), Failure> {
     let summary = compiled.summary();
@@ -180,7 +164,7 @@ fn say(args: &CompileArgs, compiled: &Compiled, size: u64) -> Result<(), Failure
     if !args.json {
         return Ok(());
     }
-    let mut json = serde_json::json!({"output": args.output, "bytes": size});
+    let mut json = serde_json::json!({"output": super::text::shown(&args.output), "bytes": size});
     let of = serde_json::to_value(&summary)
         .map_err(|e| Failure::failed(format!("cannot write JSON: {e}")))?;
     if let (Some(json), serde_json::Value::Object(of)) = (json.as_object_mut(), of) {

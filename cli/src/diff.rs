@@ -49,6 +49,7 @@ struct Diff {
 
 #[derive(Debug, Serialize)]
 struct File {
+    #[serde(serialize_with = "crate::text::lossy")]
     path: PathBuf,
     bytes: u64,
     weight_bytes: u64,

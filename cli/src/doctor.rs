@@ -3,28 +3,34 @@
 use super::args::{ModelArgs, Threads};
 use super::device;
 use super::inspect::{macs, per_sample};
+use super::locate::{Located, locate};
 use super::report::Failure;
-use super::text::{bytes, short};
+use super::text::{bytes, short, shown};
 use super::{measure, term};
-use cachequant::compile::bad_weights;
+use cachequant::compile::{CompileError, ConditionError, Session, bad_weights};
 use cachequant::model::{Model, ModelError};
+use cachequant::recipe::{Recipe, SchedulerConfig};
 use clap::Args;
 use cqc_kernels::{Isa, memory};
 use cqc_passes::ir::Graph;
 use cqc_passes::onnx::ImportError;
 use cqc_proto::plan::{InputRole, PlanInput};
 use cqc_proto::{Bindings, Dim};
+use cqc_runtime::artifact::label_input;
 use cqc_runtime::engine::EngineError;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Check an export before compiling it: what is unsupported, what is baked in, what it will cost
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Exit code 3 if the model uses something unsupported; every such node is listed."
+    after_help = "What `compile` would refuse is said here first, with what to do, and ends this command in the same way: \
+    exit code 3 if the model uses something unsupported; every such node is listed. Otherwise the command to run next is \
+    printed."
 )]
 pub struct DoctorArgs {
-    /// An .onnx file; without one, only what this machine has for CUDA
+    /// An .onnx file, or a pipeline directory as for `compile`; without one, only what this machine
+    /// has for CUDA
     model: Option<PathBuf>,
     #[command(flatten)]
     reading: ModelArgs,
@@ -61,27 +67,92 @@ impl Verdict {
 
 pub fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
     let Some(path) = &args.model else { return print(args, &cuda()) };
-    let options = args.reading.options(None);
-    match Model::load(path, &options, |_, _| {}) {
-        Ok(model) => {
-            let isa = Isa::detect().map_err(EngineError::from)?;
-            let findings = [
-                exporter(&model),
-                shapes(&model),
-                loop_inputs(&model),
-                operators(&model),
-                weights(&model),
-                cost(&model, isa, args.threads.count()),
-                cuda(),
-            ];
-            let findings: Vec<Finding> = findings.into_iter().flatten().collect();
+    let Located { model: path, scheduler } = match locate(path) {
+        Ok(located) => located,
+        Err(failure) => return refuse(args, vec![], failure),
+    };
+    let model = match Model::load(&path, &args.reading.options(None), |_, _| {}) {
+        Ok(model) => model,
+        Err(e) => {
+            let nodes = unsupported(&e);
+            return refuse(args, nodes, with_command(e.into(), &path));
+        }
+    };
+    let isa = Isa::detect().map_err(EngineError::from)?;
+    let findings = [
+        exporter(&model),
+        shapes(&model),
+        loop_inputs(&model),
+        operators(&model),
+        weights(&model),
+        cost(&model, isa, args.threads.count()),
+        cuda(),
+    ];
+    let mut findings: Vec<Finding> = findings.into_iter().flatten().collect();
+    match compilation(args, &model, scheduler) {
+        Ok(next) => {
+            findings.extend(next);
             print(args, &findings)
         }
-        Err(e) => {
-            print(args, &unsupported(&e))?;
-            Err(e.into())
-        }
+        Err(failure) => refuse(args, findings, failure),
     }
+}
+
+/// Prints what was found and what `compile` would refuse, which also ends this command.
+fn refuse(args: &DoctorArgs, mut findings: Vec<Finding>, failure: Failure) -> Result<(), Failure> {
+    // nodes that are not supported are findings of their own
+    if findings.iter().all(|f| f.verdict != Verdict::Bad) {
+        let text = failure.summary();
+        findings.push(Finding { topic: "compile", verdict: Verdict::Bad, text });
+    }
+    findings.extend(failure.advice().map(|advice| note("next", advice)));
+    print(args, &findings)?;
+    Err(failure)
+}
+
+/// ModelArgs that are open: the whole command that goes on is said, not its options alone.
+fn with_command(failure: Failure, path: &Path) -> Failure {
+    match failure.advice() {
+        Some(options) if options.starts_with("--dim ") || options.starts_with("--shape ") => {
+            failure.help(format!("cqc doctor {} {options}", path.display()))
+        }
+        _ => failure,
+    }
+}
+
+/// What `compile` finds before it runs the loop, and the command to run next.
+fn compilation(
+    args: &DoctorArgs,
+    model: &Model,
+    scheduler: Option<PathBuf>,
+) -> Result<Vec<Finding>, Failure> {
+    let Ok(network) = model.network() else {
+        return Ok(vec![note(
+            "next",
+            "cqc run evaluates it: --input NAME=FILE.npy for every input",
+        )]);
+    };
+    let recipe =
+        Recipe { scheduler_config: scheduler.map(SchedulerConfig::File), ..Recipe::default() };
+    let mut options = args.reading.to_options();
+    match Session::new(model, &recipe) {
+        Ok(_) => {}
+        // the only thing that this command has no option for
+        Err(CompileError::Condition(ConditionError::Missing { .. })) => {
+            let label = label_input(&network.inputs).map(|i| &i.name);
+            options.extend(network.conditions().map(|i| match Some(&i.name) == label {
+                true => "--labels A,B,..".to_string(),
+                false => format!("--cond {}=FILE.npy", i.name),
+            }));
+        }
+        Err(e) => return Err(e.into()),
+    }
+    // a pipeline directory is given as such, for the scheduler's configuration in it
+    let path = args.model.as_ref().unwrap_or(&model.path);
+    let stem = path.file_stem().map_or("model".into(), |s| s.to_string_lossy());
+    let mut command = format!("cqc compile {} -o {stem}.cq", path.display());
+    options.iter().for_each(|option| command += &format!(" {option}"));
+    Ok(vec![ok("next", command)])
 }
 
 fn print(args: &DoctorArgs, findings: &[Finding]) -> Result<(), Failure> {
@@ -92,22 +163,21 @@ fn print(args: &DoctorArgs, findings: &[Finding]) -> Result<(), Failure> {
         let supported = findings.iter().all(|f| f.verdict != Verdict::Bad);
         let list: Vec<_> = list.collect();
         return term::print_json(
-            &json!({"model": args.model, "supported": supported, "findings": list}),
+            &json!({"model": args.model.as_deref().map(shown), "supported": supported, "findings": list}),
         );
     }
     let line = |f: &Finding| format!("{:5} {:10} {}\n", f.verdict.name(), f.topic, f.text);
     term::print(&findings.iter().map(line).collect::<String>())
 }
 
-/// What the error on stderr says, as findings: stdout alone tells the result.
+/// The nodes that are not supported, one finding each: stdout alone tells the result.
 fn unsupported(e: &ModelError) -> Vec<Finding> {
-    let bad = |topic, text: String| Finding { topic, verdict: Verdict::Bad, text };
+    let bad = |text: String| Finding { topic: "operators", verdict: Verdict::Bad, text };
     match e {
         ModelError::Import { source: ImportError::Unsupported(nodes), .. } => {
-            nodes.iter().map(|node| bad("operators", node.to_string())).collect()
+            nodes.iter().map(|node| bad(node.to_string())).collect()
         }
-        ModelError::Import { source, .. } => vec![bad("import", source.to_string())],
-        other => vec![bad("import", other.to_string())],
+        _ => vec![],
     }
 }
 
@@ -176,10 +246,6 @@ fn loop_inputs(model: &Model) -> Vec<Finding> {
     }
     found.push(ok("prediction", format!("`{}` {}", network.output.name, network.output.ty)));
     found.push(ok("loop", "a denoiser: compile and sample will take it"));
-    let files: Vec<String> =
-        network.conditions().map(|i| format!(" --cond {}=FILE.npy", i.name)).collect();
-    let model = model.path.display();
-    found.push(ok("next", format!("cqc compile {model}{} -o model.cq", files.concat())));
     found
 }
 

@@ -1,7 +1,7 @@
 //! `export`: standard ONNX back out of an artifact.
 
 use super::report::{Exit, Failure};
-use super::{artifact, term};
+use super::{artifact, term, text};
 use cachequant::export::{self, ExportedLoop, Form, LoopExportError, SCHEDULE};
 use cachequant::io::{Overwrite, check_directory};
 use clap::{Args, ValueEnum};
@@ -122,7 +122,7 @@ pub fn export(args: &ExportArgs) -> Result<(), Failure> {
     tracing::info!("{}: {}", args.output.display(), files.join(", "));
     if args.json {
         return term::print_json(
-            &json!({ "output": args.output, "layout": name, "opset": OPSET, "files": files }),
+            &json!({ "output": text::shown(&args.output), "layout": name, "opset": OPSET, "files": files }),
         );
     }
     Ok(())

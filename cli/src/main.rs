@@ -16,6 +16,7 @@ mod eval;
 mod export;
 mod generate;
 mod inspect;
+mod locate;
 mod lockstep;
 mod measure;
 mod recipe;

@@ -22,7 +22,7 @@ pub fn parse(mut arguments: Vec<OsString>) -> Result<Cli, Failure> {
     let Some((name, given, path)) = recipe else {
         return Ok(Cli::from_arg_matches(&matches).unwrap_or_else(|e| say(e)));
     };
-    let text = std::fs::read_to_string(path).map_err(cachequant::io::FileError::reading(path))?;
+    let text = cachequant::io::read_text(path)?;
     let invalid = |e: toml::de::Error| {
         Failure::usage(format!("{} is not valid TOML", path.display()))
             .fact("seen", e.to_string().trim_end())

@@ -69,6 +69,23 @@ impl Failure {
         self.fact("help", what)
     }
 
+    /// What there is to do, as one text.
+    pub fn advice(&self) -> Option<String> {
+        let help = self.facts.iter().filter(|(key, _)| *key == "help");
+        let help: Vec<&str> = help.map(|(_, value)| value.as_str()).collect();
+        (!help.is_empty()).then(|| help.join("; "))
+    }
+
+    /// What failed and why, on one line.
+    pub fn summary(&self) -> String {
+        let facts = self.facts.iter().filter(|(key, _)| *key != "help");
+        let facts: Vec<String> = facts.map(|(key, value)| format!("{key}: {value}")).collect();
+        if facts.is_empty() {
+            return self.what.clone();
+        }
+        format!("{}; {}", self.what, facts.join("; "))
+    }
+
     /// Writes it to stderr.
     pub fn print(&self) {
         if self.what.is_empty() {

@@ -204,7 +204,7 @@ fn report(args: &RunArgs, results: &Results) -> Result<(), Failure> {
             json!({"name": name, "dtype": t.dtype(), "shape": t.shape(), "min": min, "max": max, "mean": mean})
         });
         return term::print_json(
-            &json!({"output": args.output, "outputs": entries.collect::<Vec<_>>()}),
+            &json!({"output": args.output.as_deref().map(text::shown), "outputs": entries.collect::<Vec<_>>()}),
         );
     }
     if args.output.is_some() {

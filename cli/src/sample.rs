@@ -3,29 +3,37 @@
 use super::args::{PackCacheArgs, Shard};
 use super::device::DeviceArgs;
 use super::report::Failure;
-use super::sampling::{SamplingArgs, Selected};
+use super::sampling::{SamplingArgs, Selected, part_of};
 use super::source::SampleSource;
 use super::term::ProgressBar;
 use super::trace::Trace;
-use super::{artifact, term};
-use cachequant::io::{Overwrite, check_target, has_extension, write_npy, write_npz, write_png};
+use super::{artifact, term, text};
+use cachequant::identity::identity;
+use cachequant::io::{
+    Overwrite, RowFile, check_grid, check_target, has_extension, write_npy, write_npz, write_png,
+};
 use clap::Args;
 use cqc_proto::Tensor;
-use cqc_runtime::engine::EngineOptions;
+use cqc_proto::cq::Computed;
+use cqc_runtime::Denoiser;
+use cqc_runtime::denoise::{Moment, Request};
+use cqc_runtime::engine::{EngineError, EngineOptions};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Run the denoising loop of an artifact: noise in, samples out
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Sample I of a seed is the same whatever --batch, --threads and --shard. Examples:\n  \
+#[command(after_help = "Sample I of a seed is the same whatever --batch, --threads and --shard.\n\
+    Samples are written as they are made, to OUTPUT.partial (described in OUTPUT.partial.json), which becomes OUTPUT \
+    when it is whole. After an interruption the same command goes on from there; another command is refused, unless \
+    --force discards what is there. Examples:\n  \
     cqc sample unet.cq -n 16 --seed 0 -o grid.png\n  \
     cqc sample dit.cq -n 8 --labels 0,1,2 --guidance 2.0 -o samples.npy\n  \
     cqc sample unet.cq -n 50000 --shard 3/8 --batch 16 -o part3.npz\n  \
-    cqc sample unet.cq --noise x.npy -o y.npy"
-)]
+    cqc sample unet.cq --noise x.npy -o y.npy")]
 pub struct SampleArgs {
     /// A .cq file
     artifact: PathBuf,
@@ -61,7 +69,7 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
     let artifact = artifact::open_cached(&args.artifact, &args.cache)?;
     let source = SampleSource::new(&args.artifact, artifact, args.steps)?;
     let Selected { request, range, .. } = args.sampling.request(&source, args.shard)?;
-    check_image(args, &source)?;
+    check_image(args, &source, request.samples)?;
     let (batch, threads) = (args.sampling.batch(request.samples), args.sampling.threads.count());
     let profile = args.trace.is_some();
     let engine = EngineOptions { batch, threads, profile, ..Default::default() };
@@ -70,40 +78,114 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
     artifact::keep_packed(&source.artifact);
 
     let evaluations = denoiser.sampler().evaluations().len();
-    let rounds = request.samples.div_ceil(denoiser.width());
+    let mut rows = begin(args, &source, &denoiser, &request, overwrite)?;
+    let resumed = rows.as_ref().map_or(0, RowFile::done);
+    let rounds = (request.samples - resumed).div_ceil(denoiser.width());
     let mut progress = ProgressBar::new("sampling", (rounds * evaluations) as u64, quiet);
     let mut trace = args.trace.as_ref().map(|_| Trace::begin());
     let start = Instant::now();
-    let samples = denoiser.sample(&request, &mut |moment| {
+    let mut observe = |moment: &Moment| {
         progress.step();
         if let Some(trace) = &mut trace {
             trace.after_evaluation(moment);
         }
         ControlFlow::Continue(())
-    })?;
+    };
+    let whole = match &mut rows {
+        None => Some(denoiser.sample(&request, &mut observe)?),
+        Some(rows) => {
+            while rows.done() < request.samples {
+                let end = request.samples.min(rows.done() + denoiser.width());
+                let part = part_of(&request, &(rows.done()..end))?;
+                rows.push(&denoiser.sample(&part, &mut observe)?)?;
+            }
+            None
+        }
+    };
     let seconds = start.elapsed().as_secs_f64();
     drop(progress);
 
-    write(&args.output, samples, overwrite)?;
+    rows.map(|rows| rows.finish(overwrite)).transpose()?;
+    whole.map(|samples| write(&args.output, samples, overwrite)).transpose()?;
     if let (Some(trace), Some(path)) = (trace, &args.trace) {
         trace.write(path, overwrite)?;
     }
-    let per_evaluation = seconds * 1e3 / (rounds * evaluations) as f64;
+    let per_evaluation = seconds * 1e3 / (rounds * evaluations).max(1) as f64;
     tracing::info!(
         "{} samples in {seconds:.2} s, {per_evaluation:.2} ms per evaluation of {}: {}",
-        request.samples,
+        request.samples - resumed,
         denoiser.width(),
         args.output.display()
     );
     if args.json {
         return term::print_json(&json!({
-            "output": args.output, "samples": request.samples, "first": range.start, "seed": args.sampling.seed,
+            "output": text::shown(&args.output), "samples": request.samples, "resumed": resumed, "first": range.start, "seed": args.sampling.seed,
             "guidance": request.guidance, "steps": source.steps, "evaluations": evaluations, "batch": denoiser.width(),
             "seconds": seconds, "ms_per_evaluation": per_evaluation,
             "device": denoiser.engine().device().map_or("cpu".into(), |d| d.name()),
         }));
     }
     Ok(())
+}
+
+/// The file that samples go to one batch after the other; `None` for what is no file (`/dev/null`, a
+/// pipe), to which all of them are written at the end.
+fn begin(
+    args: &SampleArgs,
+    source: &SampleSource,
+    denoiser: &Denoiser,
+    request: &Request,
+    overwrite: Overwrite,
+) -> Result<Option<RowFile>, Failure> {
+    if args.output.metadata().is_ok_and(|found| !found.is_file()) {
+        return Ok(None);
+    }
+    let command = command(args, source, denoiser, request)?;
+    let shape: Vec<usize> =
+        [request.samples].iter().chain(denoiser.sample_shape()).copied().collect();
+    let rows = RowFile::open(&args.output, overwrite, &command, &shape, denoiser.width())?;
+    if rows.done() > 0 {
+        tracing::info!("going on after {} of {} samples", rows.done(), request.samples);
+    }
+    Ok(Some(rows))
+}
+
+/// Everything that the bytes of the output depend on.
+fn command(
+    args: &SampleArgs,
+    source: &SampleSource,
+    denoiser: &Denoiser,
+    request: &Request,
+) -> Result<BTreeMap<String, String>, Failure> {
+    let Request { samples, seed, first, noise, conditions, unconditional, guidance } = request;
+    let hash = |t: &Tensor| {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(t.value_type().to_string().as_bytes()).update(t.bytes());
+        hasher.finalize().to_hex().to_string()
+    };
+    let guidance = guidance.unwrap_or(source.guidance());
+    let Computed { build, isa } = identity().map_err(EngineError::from)?;
+    let device = denoiser.engine().device().map_or("cpu".into(), |d| d.name());
+    let mut command: BTreeMap<String, String> = [
+        ("artifact", artifact::identity(&args.artifact)?),
+        ("samples", samples.to_string()),
+        ("seed", seed.to_string()),
+        ("first sample", first.to_string()),
+        ("guidance", guidance.to_string()),
+        ("steps", source.steps.to_string()),
+        ("device", device.to_string()),
+        ("instruction set", isa),
+        ("cqc", build),
+    ]
+    .map(|(key, value)| (key.to_string(), value))
+    .into();
+    command.extend(noise.iter().map(|t| ("noise".to_string(), hash(t))));
+    command.extend(conditions.iter().map(|(name, t)| (format!("condition {name}"), hash(t))));
+    if guidance != 1.0 {
+        let null = unconditional.iter();
+        command.extend(null.map(|(name, t)| (format!("null condition {name}"), hash(t))));
+    }
+    Ok(command)
 }
 
 fn check_outputs(args: &SampleArgs, overwrite: Overwrite) -> Result<(), Failure> {
@@ -119,12 +201,19 @@ fn check_outputs(args: &SampleArgs, overwrite: Overwrite) -> Result<(), Failure>
 }
 
 /// Latents are refused before the work, not after it.
-fn check_image(args: &SampleArgs, source: &SampleSource) -> Result<(), Failure> {
+fn check_image(args: &SampleArgs, source: &SampleSource, samples: usize) -> Result<(), Failure> {
     let sample = source.artifact.sample_type();
     let shape = sample.map(|ty| &ty.shape[..]);
     let image = matches!(shape, Some([_, c, _, _]) if c.is(1) || c.is(3));
-    if image || !has_extension(&args.output, "png") {
+    if !has_extension(&args.output, "png") {
         return Ok(());
+    }
+    if image {
+        let shape: Vec<usize> = [samples].into_iter().chain(source.sample_shape()?).collect();
+        return check_grid(&shape).map_err(|what| {
+            Failure::usage(format!("{} cannot hold {what}", args.output.display()))
+                .help(format!("-o {}", args.output.with_extension("npy").display()))
+        });
     }
     let seen = sample.map_or("no sample".to_string(), ToString::to_string);
     Err(Failure::usage(format!(

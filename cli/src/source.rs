@@ -5,6 +5,7 @@ use super::artifact;
 use super::report::Failure;
 use cachequant::Model;
 use cachequant::compile::{LoopOptions, compile_loop};
+use cachequant::io::file_hash;
 use cqc_proto::cq::{Manifest, SourceModel};
 use cqc_proto::plan::Plan;
 use cqc_proto::sampler::SamplerConfig;
@@ -89,6 +90,14 @@ impl SampleSource {
         let artifact = Artifact::from_parts(manifest, lowered.weight_bytes()?)
             .map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
         Ok(SampleSource { path: path.to_path_buf(), artifact, steps, null })
+    }
+
+    /// The hash by which it is known: of an artifact's file, or of the model with its data.
+    pub fn identity(&self) -> Result<String, Failure> {
+        if artifact::is_artifact(&self.path) {
+            return Ok(file_hash(&self.path)?);
+        }
+        Ok(self.artifact.manifest().source.blake3.clone())
     }
 
     /// How its denoiser is opened for a request with that scale of guidance.

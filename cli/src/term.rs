@@ -26,9 +26,16 @@ pub fn start_logging(quiet: bool, verbose: u8) {
 pub fn end_cleanly_when_interrupted() {
     let installed = ctrlc::set_handler(|| {
         cachequant::io::remove_unfinished();
-        Failure::new(Exit::Interrupted, "interrupted; nothing was written")
-            .help("run the same command again")
-            .print();
+        let interrupted = match cachequant::io::kept_partial() {
+            None => Failure::new(Exit::Interrupted, "interrupted; nothing was written")
+                .help("run the same command again"),
+            Some(partial) => {
+                Failure::new(Exit::Interrupted, "interrupted; the output is not whole")
+                    .fact("seen", format!("what is done stands in {}", partial.display()))
+                    .help("the same command goes on from there")
+            }
+        };
+        interrupted.print();
         std::process::exit(Exit::Interrupted as i32);
     });
     if let Err(e) = installed {

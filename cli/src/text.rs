@@ -1,7 +1,19 @@
 //! Numbers and columns for people.
 
 use cqc_proto::Tensor;
+use serde::Serializer;
 use std::fmt::Display;
+use std::path::Path;
+
+/// A path as JSON has it: bytes that are no UTF-8 are replaced.
+pub fn shown(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// [`shown`], for `serde(serialize_with)`.
+pub fn lossy<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&shown(path))
+}
 
 /// `1234567` as `1,234,567`.
 pub fn grouped(n: impl Display) -> String {

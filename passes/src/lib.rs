@@ -9,6 +9,7 @@
 //! | [`bind`](mod@bind) | moves what depends on the time step or on the conditioning alone out of the loop |
 //! | [`cache`] | cuts a step, chooses which evaluations are full, corrects what the others reuse |
 //! | [`calib`], [`quant`] | ranges, rounding and corrections of layers; the graph that carries them |
+//! | [`recognize`] | names files that are something else than a model |
 //! | [`lower`](mod@lower) | a plan, and where in it the nodes and tables of the graph are |
 //!
 //! It executes nothing but constants: what has to be observed on a running loop is handed in.
@@ -44,4 +45,5 @@ pub mod ir;
 pub mod lower;
 pub mod onnx;
 pub mod quant;
+pub mod recognize;
 pub mod rewrite;

@@ -63,20 +63,57 @@ fn the_batch_can_be_fixed_by_its_own_name_by_ours_and_by_shape() {
 #[test]
 fn open_sizes_behind_the_first_axis_name_the_flag() {
     let m = |axis: At| one(17, &[At::Open, axis], node("Relu", &["x"], &["y"], vec![]), vec![]);
-    let ImportError::UnboundDim { input, axis, symbol, flag } =
+    let ImportError::OpenSizes(open) =
         import(&m(At::Called("height")), &ImportOptions::default()).unwrap_err()
     else {
         panic!()
     };
-    assert_eq!(
-        (input.as_str(), axis, symbol.as_str(), flag.as_str()),
-        ("x", 1, "height", "--dim height=SIZE")
-    );
+    assert_eq!((open.len(), open[0].input.as_str(), &open[0].axes[..]), (1, "x", &[1][..]));
+    assert_eq!(open[0].symbol.as_deref(), Some("height"));
+    assert_eq!(open[0].option(&[]), "--dim height=SIZE");
+    assert_eq!(open[0].option(&[Some(64)]), "--dim height=64");
     let error = import(&m(At::Open), &ImportOptions::default()).unwrap_err().to_string();
     assert!(error.contains("--shape x="), "{error}");
     let options =
         ImportOptions { dims: BTreeMap::from([("height".into(), 64)]), ..Default::default() };
     assert_eq!(output_type(&imports(&m(At::Called("height")), &options)), "f32[N,64]");
+}
+
+#[test]
+fn all_open_sizes_are_named_at_once_and_each_once() {
+    use At::{Called, Is, Open};
+    let axes: [&[At]; 4] = [
+        &[Called("batch"), Is(4), Called("h"), Called("w")],
+        &[Called("batch"), Called("2*h"), Called("len")],
+        &[Open, Open, Called("len"), Open],
+        &[Called("a+b")],
+    ];
+    let named = |(i, a): (usize, &&[At])| value(&format!("x{i}"), data_type::FLOAT, a);
+    let g = GraphProto {
+        node: vec![node("Identity", &["x0"], &["y"], vec![])],
+        input: axes.iter().enumerate().map(named).collect(),
+        output: vec![value("y", data_type::FLOAT, &[])],
+        ..Default::default()
+    };
+    let options = |dims: &[(&str, i64)], shape: Option<Vec<Dim>>| ImportOptions {
+        dims: dims.iter().map(|(n, v)| (n.to_string(), *v)).collect(),
+        shapes: shape.into_iter().map(|s| ("x2".to_string(), s)).collect(),
+        ..Default::default()
+    };
+    let asked = |options: &ImportOptions| match import(&model(17, g.clone()), options) {
+        Err(ImportError::OpenSizes(open)) => {
+            open.iter().map(|o| o.option(&[Some(7)])).collect::<Vec<_>>()
+        }
+        other => panic!("{:?}", other.map(|_| ())),
+    };
+    // the shape of x2 says what `len` is
+    let all = ["--shape x2=NxSIZExSIZExSIZE", "--dim h=7", "--dim w=7", "--dim a=7", "--dim b=7"];
+    let first = asked(&options(&[], None));
+    assert_eq!(first[0], "--shape x2=Nx7xSIZExSIZE");
+    assert_eq!(first[1..], all[1..]);
+    let shape = vec![Dim::symbol("N"), 2.into(), 77.into(), 5.into()];
+    let rest = asked(&options(&[("h", 8)], Some(shape)));
+    assert_eq!(rest, ["--dim w=7", "--dim a=7", "--dim b=7"]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod onnx_build;
 use cqc_passes::onnx::{ImportError, ImportOptions, import, import_bytes, load};
 use cqc_proto::onnx::*;
 use onnx_build::*;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The error of a model; it must hold all of `parts`.
 fn fails(m: &ModelProto, parts: &[&str]) {
@@ -225,27 +225,44 @@ fn external(location: &str, offset: &str, length: &str) -> ModelProto {
     })
 }
 
+/// A folder of its own for a test.
+fn scratch(name: &str) -> PathBuf {
+    let root = std::env::temp_dir().join(format!("cqc-onnx-{name}-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&root);
+    std::fs::create_dir_all(&root).unwrap();
+    root
+}
+
 #[test]
 fn external_data_stays_in_the_models_directory() {
-    let root = std::env::temp_dir().join(format!("cqc-onnx-{}", std::process::id()));
+    let root = scratch("stays");
     let dir = root.join("model");
-    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::create_dir_all(dir.join("sub")).unwrap();
     std::fs::write(root.join("secret.bin"), [0; 64]).unwrap();
     std::fs::write(dir.join("w.bin"), [0; 80]).unwrap();
-    #[cfg(unix)]
-    std::os::unix::fs::symlink(root.join("secret.bin"), dir.join("link.bin")).unwrap();
+    std::fs::write(dir.join("sub/w.bin"), [0; 64]).unwrap();
     let outside = root.join("secret.bin");
     let cases = [
         ("w.bin", "16", "64", None),
+        ("./w.bin", "16", "64", None),
+        ("sub/w.bin", "0", "64", None),
+        ("sub\\w.bin", "0", "64", None),
         ("w.bin", "17", "64", Some("which has 80")),
         ("w.bin", "18446744073709551615", "64", Some("which has 80")),
         ("w.bin", "0", "63", Some("64 bytes, got 63")),
         ("w.bin", "-1", "64", Some("offset `-1`")),
         ("../secret.bin", "0", "64", Some("outside")),
+        ("sub/../../secret.bin", "0", "64", Some("outside")),
+        ("sub/../w.bin", "0", "64", Some("outside")),
+        ("..\\secret.bin", "0", "64", Some("outside")),
+        ("sub\\..\\..\\secret.bin", "0", "64", Some("outside")),
+        ("..", "0", "64", Some("outside")),
+        ("/", "0", "64", Some("outside")),
+        ("\\\\host\\share", "0", "64", Some("outside")),
+        ("/proc/self/environ", "0", "64", Some("outside")),
         (outside.to_str().unwrap(), "0", "64", Some("outside")),
-        #[cfg(unix)]
-        ("link.bin", "0", "64", Some("outside")),
         ("missing.bin", "0", "64", Some("missing.bin")),
+        ("sub", "0", "64", Some("is a directory")),
         (".", "0", "64", Some("not a regular file")),
         ("", "0", "64", Some("no location")),
         ("a\0b", "0", "64", Some("no file name")),
@@ -260,6 +277,87 @@ fn external_data_stays_in_the_models_directory() {
     }
     std::fs::remove_dir_all(root).unwrap();
     fails(&external("w.bin", "0", "64"), &["tensor `w`", "not read from a file"]);
+}
+
+/// Model hubs keep files as links into a folder of blobs.
+#[cfg(unix)]
+#[test]
+fn a_model_or_its_data_may_be_a_link_but_no_folder_on_the_way() {
+    use std::os::unix::fs::symlink;
+    let root = scratch("links");
+    let (snapshot, blobs) = (root.join("snapshots/0/unet"), root.join("blobs"));
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::create_dir_all(blobs.join("deep")).unwrap();
+    std::fs::write(blobs.join("bb22"), [0; 64]).unwrap();
+    std::fs::write(blobs.join("deep/w.bin"), [0; 64]).unwrap();
+    let data = |m: &ModelProto, expected| {
+        std::fs::write(blobs.join("aa11"), bytes(m)).unwrap();
+        // through both links: the check writes the model to where the last one leads
+        check_external(&snapshot.join("model.onnx"), m, "linked", expected);
+    };
+    symlink("../../../blobs/aa11", snapshot.join("model.onnx")).unwrap();
+    symlink("../../../blobs/bb22", snapshot.join("w.bin")).unwrap();
+    symlink("../../../blobs", snapshot.join("folder")).unwrap();
+    symlink("/proc/self/environ", snapshot.join("environ.bin")).unwrap();
+    symlink("/dev/zero", snapshot.join("zero.bin")).unwrap();
+    symlink("nowhere", snapshot.join("dangling.bin")).unwrap();
+    symlink("loop.bin", snapshot.join("loop.bin")).unwrap();
+    let pipe = std::process::Command::new("mkfifo").arg(snapshot.join("pipe.bin")).status();
+    // beside the link, a link itself
+    data(&external("w.bin", "0", "64"), None);
+    // beside the target
+    data(&external("bb22", "0", "64"), None);
+    data(&external("deep/w.bin", "0", "64"), None);
+    data(&external("folder/bb22", "0", "64"), Some("outside"));
+    data(&external("../../../blobs/bb22", "0", "64"), Some("outside"));
+    for hostile in ["environ.bin", "zero.bin"] {
+        data(&external(hostile, "0", "64"), Some("not a regular file"));
+    }
+    data(&external("dangling.bin", "0", "64"), Some("a link to nowhere"));
+    data(&external("loop.bin", "0", "64"), Some("a link to loop.bin"));
+    if pipe.is_ok_and(|made| made.success()) {
+        data(&external("pipe.bin", "0", "64"), Some("not a regular file"));
+    }
+    // the data alone is a link, in a folder of its own
+    let half = root.join("half");
+    std::fs::create_dir(&half).unwrap();
+    symlink(blobs.join("bb22"), half.join("w.bin")).unwrap();
+    check_external(&half.join("m.onnx"), &external("w.bin", "0", "64"), "half", None);
+    std::fs::remove_dir_all(root).unwrap();
+}
+
+#[test]
+fn all_files_of_external_data_that_are_missing_or_pointers_are_named_at_once() {
+    let root = scratch("pointers");
+    let mut m = external("a.bin", "0", "64");
+    let graph = m.graph.as_mut().unwrap();
+    let mut second = graph.initializer[0].clone();
+    second.name = Some("v".into());
+    second.external_data[0].value = Some("b.bin".into());
+    graph.initializer.push(second);
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 64\n";
+    std::fs::write(root.join("a.bin"), pointer).unwrap();
+    std::fs::write(root.join("m.onnx"), bytes(&m)).unwrap();
+    let error = load(root.join("m.onnx"), &ImportOptions::default()).unwrap_err().to_string();
+    for part in ["tensor `w`", "`a.bin`", "git lfs pull", "tensor `v`", "`b.bin`", "no such file"] {
+        assert!(error.contains(part), "`{part}` is not in: {error}");
+    }
+    std::fs::remove_dir_all(root).unwrap();
+}
+
+#[test]
+fn what_is_no_model_is_named_with_what_to_do() {
+    for (content, seen, help) in [
+        (&b"version https://git-lfs.github.com/spec/v1\n"[..], "Git LFS pointer", "git lfs pull"),
+        (b"<!DOCTYPE html><html></html>", "HTML", "download"),
+        (b"PK\x03\x04aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "zip", "unzip"),
+        (b"hello", "text file", "torch.onnx.export"),
+        (b"", "empty", ""),
+        (b"\x01\x02\x03", "damaged", ""),
+    ] {
+        let error = import_bytes(content, &ImportOptions::default()).unwrap_err().to_string();
+        assert!(error.contains(seen) && error.contains(help), "{error}");
+    }
 }
 
 fn check_external(path: &Path, m: &ModelProto, location: &str, expected: Option<&str>) {

@@ -118,7 +118,8 @@ impl<'m> Compiled<'m> {
         let quantization =
             quantized.as_ref().map(|q| (&q.survey, &q.fitted.tables, AnnotateOptions::default()));
         let (mut lowered, corrections) = assembled.lower(quantization)?;
-        for (name, row) in &session.null.tensors(session.model) {
+        let network = session.model.network().map_err(ProgramError::from)?;
+        for (name, row) in &session.null.tensors(network) {
             check_condition(&lowered.plan, name, row)?;
         }
         let (choice_of, quantized_of) = (choice.as_ref(), quantized.as_ref());

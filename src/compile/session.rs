@@ -11,6 +11,7 @@ use crate::calibrate::{
     CachingChoice, CalibrationOptions, CorrectionFit, CorrectionPolicy, ScheduleSource, check_cut,
     choose, holdout_size,
 };
+use crate::identity::identity;
 use crate::model::Model;
 use crate::recipe::{
     self, CacheFit, Contradiction, Quant, Recipe, ScheduleSpec, SchedulerConfig, Selection,
@@ -18,9 +19,10 @@ use crate::recipe::{
 use cqc_passes::cache::schedule::{Quadratic, ScheduleKind};
 use cqc_passes::calib::select::Tap;
 use cqc_passes::quant::QuantSpec;
+use cqc_proto::cq::Computed;
 use cqc_proto::sampler::{SamplerConfig, SamplerKind};
 use cqc_runtime::denoise::{Denoiser, Request};
-use cqc_runtime::engine::{EngineOptions, Weights};
+use cqc_runtime::engine::{EngineError, EngineOptions, Weights};
 use cqc_runtime::sampler::Sampler;
 use std::path::{Path, PathBuf};
 
@@ -350,8 +352,9 @@ fn stages(recipe: &Recipe, model: &Model, options: &LoopOptions) -> Result<Stage
         network.inputs.iter().map(|i| format!("{} {:?} {}", i.name, i.role, i.ty)).collect();
     let sampler =
         serde_json::to_vec(&options.sampler).expect("a sampler's configuration is plain data");
-    let text =
-        format!("{} {} {shapes:?} {:?}", env!("CARGO_PKG_VERSION"), options.steps, options.bf16);
+    // another build may compute otherwise, and so may another instruction set
+    let Computed { build, isa } = identity().map_err(EngineError::from)?;
+    let text = format!("{build} {isa} {} {shapes:?} {:?}", options.steps, options.bf16);
     let stages =
         Stages::new(directory)?.depending_on(model.blake3.as_bytes()).depending_on(&sampler);
     Ok(stages.depending_on(text.as_bytes()))
@@ -370,8 +373,7 @@ fn sampler_config(recipe: &Recipe) -> Result<SamplerConfig, CompileError> {
             parse(&serde_json::Value::from(map.clone()).to_string(), None)?
         }
         Some(SchedulerConfig::File(path)) => {
-            let text =
-                std::fs::read_to_string(path).map_err(crate::io::FileError::reading(path))?;
+            let text = crate::io::read_text(path)?;
             parse(&text, Some(path))?
         }
     };
@@ -415,7 +417,7 @@ fn batch(most: usize, samples: usize) -> usize {
 
 /// The full evaluations that a JSON file lists.
 fn read_schedule(path: &Path) -> Result<Vec<usize>, CompileError> {
-    let text = std::fs::read_to_string(path).map_err(crate::io::FileError::reading(path))?;
+    let text = crate::io::read_text(path)?;
     let invalid = |reason: String| CompileError::ScheduleFile { path: path.to_path_buf(), reason };
     let value: serde_json::Value =
         serde_json::from_str(&text).map_err(|e| invalid(format!("it is not valid JSON: {e}")))?;

@@ -1,13 +1,15 @@
 //! Output files appear whole or not at all.
 //!
 //! Bytes go to a temporary file beside the target, which is then renamed. Temporary files are
-//! registered, so that an interrupted process can remove them.
+//! registered, so that an interrupted process can remove them. A process that is killed cannot; its
+//! temporary files are removed by the next one that writes to the same directory ([`remove_orphans`]).
 
 use super::FileError;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 use tempfile::NamedTempFile;
 
 /// Whether an existing file may be replaced.
@@ -19,11 +21,32 @@ pub enum Overwrite {
     Allow,
 }
 
+/// How names of temporary files and directories begin and end. What earlier versions wrote begins
+/// with `.cqc-` alone and is left alone.
+const PREFIX: &str = ".cqc-tmp-";
+const SUFFIX: &str = ".tmp";
+
+/// Letters and digits between them.
+const RANDOM: usize = 6;
+
+/// A temporary file younger than this may not have been locked yet.
+const GRACE: Duration = Duration::from_secs(1);
+
 /// Temporary files not yet renamed or removed.
 static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
     UNFINISHED.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// A file that an interrupt removes.
+pub(super) fn register(path: &Path) {
+    unfinished().push(path.to_path_buf());
+}
+
+/// A file that an interrupt does not remove any more.
+pub(super) fn forget(path: &Path) {
+    unfinished().retain(|p| p != path);
 }
 
 /// Removes all temporary files of writes in progress; those writes then fail. For an interrupted
@@ -34,6 +57,46 @@ pub fn remove_unfinished() {
         let _ =
             if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
     }
+}
+
+/// Removes temporary files and directories that processes have left in `directory` when they were
+/// killed.
+///
+/// A process holds a lock on its temporary files as long as it lives, so those without one are
+/// orphans. Where the file system knows no locks, nothing is removed; and nothing whose name is not
+/// exactly as [`write_atomic`] and [`write_directory`] make it.
+pub fn remove_orphans(directory: &Path) {
+    let Ok(entries) = directory.read_dir() else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let random = name.to_str().and_then(|n| n.strip_prefix(PREFIX)?.strip_suffix(SUFFIX));
+        let ours = random
+            .is_some_and(|r| r.len() == RANDOM && r.bytes().all(|b| b.is_ascii_alphanumeric()));
+        let Some(found) = entry.metadata().ok().filter(|_| ours) else { continue };
+        let old = found.modified().is_ok_and(|t| t.elapsed().is_ok_and(|age| age > GRACE));
+        if !old || !(found.is_file() || found.is_dir()) {
+            continue;
+        }
+        let path = entry.path();
+        let Some(lock) = File::open(&path).ok().filter(|file| file.try_lock().is_ok()) else {
+            continue;
+        };
+        tracing::debug!("removing {}, which an earlier process has left", path.display());
+        let removed = if found.is_dir() {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
+        };
+        if let Err(e) = removed {
+            tracing::debug!("{} cannot be removed: {e}", path.display());
+        }
+        drop(lock);
+    }
+}
+
+/// Holds a lock on a temporary file or directory as long as it lives, where the system has locks.
+fn hold(path: &Path) -> Option<File> {
+    File::open(path).ok().filter(|file| file.try_lock().is_ok())
 }
 
 /// Says before any long work what [`write_atomic`] would refuse after it: an existing file, a
@@ -72,12 +135,16 @@ pub fn write_atomic(
     }
     // Through a symbolic link, so that the link stays one.
     let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    remove_orphans(directory(&target));
     let mut temporary = create_beside(&target).map_err(FileError::writing(path))?;
+    let lock = hold(temporary.path());
     let written = fill(temporary.as_file_mut(), write);
     let mut unfinished = unfinished();
     unfinished.retain(|p| p != temporary.path());
     written.map_err(FileError::writing(path))?;
-    rename(temporary, &target, overwrite).map_err(|e| match e.kind() {
+    let renamed = rename(temporary, &target, overwrite);
+    drop(lock);
+    renamed.map_err(|e| match e.kind() {
         io::ErrorKind::AlreadyExists => FileError::Exists { path: path.to_path_buf() },
         _ => FileError::writing(path)(e),
     })
@@ -98,13 +165,14 @@ pub fn write_directory<E: From<FileError>>(
     write: impl FnOnce(&Path) -> Result<(), E>,
 ) -> Result<(), E> {
     check_directory(path, overwrite, mark)?;
+    remove_orphans(directory(path));
     let io = FileError::writing(path);
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".cqc-").suffix(".tmp");
+    let mut builder = builder();
     #[cfg(unix)]
     builder.permissions(<Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o777));
     let temporary = builder.tempdir_in(directory(path)).map_err(io)?;
     unfinished().push(temporary.path().to_path_buf());
+    let _lock = hold(temporary.path());
     let written = write(temporary.path());
     unfinished().retain(|p| p != temporary.path());
     written?;
@@ -152,14 +220,19 @@ fn replace_directory(temporary: tempfile::TempDir, path: &Path) -> io::Result<()
     renamed.map(|()| drop(temporary.keep()))
 }
 
-fn directory(path: &Path) -> &Path {
+pub(super) fn directory(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn builder() -> tempfile::Builder<'static, 'static> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(PREFIX).suffix(SUFFIX).rand_bytes(RANDOM);
+    builder
 }
 
 /// An empty registered file, hidden, with the permissions of an ordinary new file.
 fn create_beside(target: &Path) -> io::Result<NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".cqc-").suffix(".tmp");
+    let mut builder = builder();
     #[cfg(unix)]
     builder.permissions(<Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666));
     let mut unfinished = unfinished();
@@ -265,6 +338,44 @@ mod tests {
             (fs::read_dir(&path).unwrap().count(), fs::read_dir(dir.path()).unwrap().count()),
             (1, 1)
         );
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn only_temporary_files_that_nobody_writes_any_more_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let long_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+        let put = |name: &str| {
+            let path = dir.path().join(name);
+            let file = File::create(&path).unwrap();
+            file.set_modified(long_ago).unwrap();
+            (path, file)
+        };
+        let (orphan, _) = put(".cqc-tmp-aB3dE6.tmp");
+        let (written, lock) = put(".cqc-tmp-live00.tmp");
+        lock.lock().unwrap();
+        let kept: Vec<PathBuf> = [
+            "a.npy",
+            "a.npy.partial",
+            ".cqc-tmp-notes.tmp",
+            ".cqc-tmp-aB3dE6.tmp.bak",
+            ".cqc-tmp-aB3-E6.tmp",
+            ".cqc-abcdef.tmp",
+            "cqc-tmp-aB3dE6.tmp",
+        ]
+        .iter()
+        .map(|name| put(name).0)
+        .collect();
+        let folder = dir.path().join(".cqc-tmp-folder.tmp");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("x"), "x").unwrap();
+        File::open(&folder).unwrap().set_modified(long_ago).unwrap();
+        let young = dir.path().join(".cqc-tmp-young0.tmp");
+        fs::write(&young, "").unwrap();
+        write_atomic(&dir.path().join("b"), Overwrite::Refuse, |out| out.write_all(b"b")).unwrap();
+        assert!(!orphan.exists() && !folder.exists(), "orphans are removed");
+        assert!(written.exists() && young.exists(), "what is written is not");
+        assert!(kept.iter().all(|path| path.exists()), "nor what is anybody else's");
     }
 
     #[cfg(unix)]

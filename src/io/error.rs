@@ -32,6 +32,26 @@ pub enum FileError {
         /// What was seen.
         reason: String,
     },
+    /// What an earlier run has left unfinished belongs to another command.
+    #[error("{} holds the unfinished output of another command", path.display())]
+    OtherPartial {
+        /// The unfinished file.
+        path: PathBuf,
+        /// What differs: what it is, what it was, what it is now.
+        differences: Vec<(String, String, String)>,
+    },
+    /// A file stands where unfinished output would, and cqc has not written it.
+    #[error("{} is in the way: unfinished output would have that name", path.display())]
+    InTheWay {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another process is writing the same output.
+    #[error("another process is writing {}", path.display())]
+    InUse {
+        /// The unfinished file.
+        path: PathBuf,
+    },
     /// An archive lacks an array.
     #[error("{} has no array `{name}`", path.display())]
     NoArray {

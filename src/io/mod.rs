@@ -6,18 +6,27 @@ mod npy;
 mod npz;
 mod png;
 mod raw;
+mod rows;
 
 pub use atomic::{
-    Overwrite, check_directory, check_target, remove_unfinished, write_atomic, write_directory,
+    Overwrite, check_directory, check_target, remove_orphans, remove_unfinished, write_atomic,
+    write_directory,
 };
 pub use error::FileError;
 pub use npy::{read_npy, write_npy};
 pub use npz::{read_npz, write_npz};
-pub use png::{encode_grid, read_png, to_byte, write_png};
+pub use png::{check_grid, encode_grid, read_png, to_byte, write_png};
 pub use raw::{read_raw, write_raw};
+pub use rows::{RowFile, kept_partial, partial_path};
 
+use cqc_passes::recognize::Format;
 use cqc_proto::Tensor;
+use std::fs::File;
+use std::io;
 use std::path::Path;
+
+/// Largest configuration, schedule or recipe that is read, in bytes.
+const MAX_TEXT: u64 = 64 << 20;
 
 /// Reads the array of a `.npy` file, or `name` of a `.npz` file (whatever its name if it is the
 /// only one), or a `.png` file as an image; see [`read_png`].
@@ -52,10 +61,54 @@ pub fn read_array(path: &Path, name: &str) -> Result<Tensor, FileError> {
 pub fn file_hash(path: &Path) -> Result<String, FileError> {
     let mut hasher = blake3::Hasher::new();
     // read, not mapped: a map would count as memory
-    std::fs::File::open(path)
-        .and_then(|file| hasher.update_reader(file).map(|_| ()))
-        .map_err(FileError::reading(path))?;
+    hasher.update_reader(open_regular(path)?).map_err(FileError::reading(path))?;
     Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// Opens a file to read. A pipe would wait for a writer and a device might never end, so only what has
+/// a size is opened.
+///
+/// # Errors
+/// [`FileError::Io`]; also for what is no regular file, nor a link to one.
+pub fn open_regular(path: &Path) -> Result<File, FileError> {
+    let found = path.metadata().map_err(FileError::reading(path))?;
+    if found.is_dir() {
+        return Err(FileError::reading(path)(io::ErrorKind::IsADirectory.into()));
+    }
+    if !found.is_file() {
+        return Err(FileError::reading(path)(io::Error::other("it is not a regular file")));
+    }
+    File::open(path).map_err(FileError::reading(path))
+}
+
+/// Reads a text, such as a configuration.
+///
+/// # Errors
+/// As [`open_regular`]; [`FileError::Format`] for what is no text, is a placeholder of another tool,
+/// or has more than 64 MiB.
+pub fn read_text(path: &Path) -> Result<String, FileError> {
+    let file = open_regular(path)?;
+    let format = |reason| FileError::Format { path: path.to_path_buf(), format: "text", reason };
+    let size = file.metadata().map_err(FileError::reading(path))?.len();
+    if size > MAX_TEXT {
+        return Err(format(format!("it has {size} bytes, at most {MAX_TEXT} are read")));
+    }
+    let bytes = std::fs::read(path).map_err(FileError::reading(path))?;
+    if let Some(placeholder) = Format::of_placeholder(&bytes) {
+        return Err(format(format!("{placeholder}; {}", placeholder.help())));
+    }
+    String::from_utf8(bytes).map_err(|_| format("it is not UTF-8".into()))
+}
+
+/// What a file is that is not what it should be, after the reason why it is not.
+fn or_what(reason: String, first: &[u8]) -> String {
+    match Format::of(first) {
+        Some(f @ (Format::GitLfsPointer | Format::GitAnnexPointer | Format::Html)) => {
+            format!("{f}; {}", f.help())
+        }
+        Some(f) if f != Format::Zeros => format!("{reason}: {f}"),
+        _ => reason,
+    }
 }
 
 /// Whether the file's name ends in `.extension`, in any case.

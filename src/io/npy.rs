@@ -1,16 +1,19 @@
 //! `.npy`: one array. <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>
 
-use super::{FileError, Overwrite, write_atomic};
+use super::{FileError, Overwrite, open_regular, or_what, write_atomic};
 use bytes::Bytes;
 use cqc_proto::types::element_count;
 use cqc_proto::{DType, Tensor};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 
 /// Longest header read; numpy's own limit for untrusted files.
 const MAX_HEADER: usize = 10_000;
+
+/// Bytes that are read before it is known that the file is an array: more than any header.
+const FIRST: u64 = 1 << 14;
 
 /// Data begins at a multiple of this many bytes.
 const ALIGNMENT: usize = 64;
@@ -37,8 +40,17 @@ const CODES: [(DType, &str); 12] = [
 /// # Errors
 /// [`FileError::Io`], [`FileError::Format`].
 pub fn read_npy(path: &Path) -> Result<Tensor, FileError> {
-    let bytes = std::fs::read(path).map_err(FileError::reading(path))?;
+    let io = |e| FileError::reading(path)(e);
     let format = |reason| FileError::Format { path: path.to_path_buf(), format: ".npy", reason };
+    let mut file = open_regular(path)?;
+    let size = file.metadata().map_err(io)?.len();
+    // what is no array is not read any further
+    let mut bytes = Vec::new();
+    (&file).take(FIRST).read_to_end(&mut bytes).map_err(io)?;
+    let header = parse_header(&bytes).map_err(|reason| format(or_what(reason, &bytes)))?;
+    check_size(&header, size).map_err(format)?;
+    bytes.try_reserve_exact(size as usize).map_err(|e| format(e.to_string()))?;
+    file.read_to_end(&mut bytes).map_err(io)?;
     decode(bytes.into()).map_err(format)
 }
 
@@ -61,15 +73,17 @@ pub(super) fn storable(tensor: &Tensor) -> Tensor {
 
 /// Everything before the data of a tensor that is [`storable`].
 pub(super) fn header(tensor: &Tensor) -> Vec<u8> {
-    let (dtype, code) = CODES
-        .iter()
-        .find(|(d, _)| *d == tensor.dtype())
-        .expect("`storable` leaves types of the list");
+    header_of(tensor.dtype(), tensor.shape())
+}
+
+/// Everything before the data of an array.
+pub(super) fn header_of(dtype: DType, shape: &[usize]) -> Vec<u8> {
+    let (dtype, code) =
+        CODES.iter().find(|(d, _)| *d == dtype).expect("`storable` leaves types of the list");
     let order = if dtype.size() == 1 { '|' } else { '<' };
-    let sizes: String = tensor.shape().iter().map(|d| format!("{d}, ")).collect();
+    let sizes: String = shape.iter().map(|d| format!("{d}, ")).collect();
     // as numpy: (), (3,), (3, 4)
-    let sizes =
-        if tensor.shape().len() == 1 { sizes.trim_end() } else { sizes.trim_end_matches(", ") };
+    let sizes = if shape.len() == 1 { sizes.trim_end() } else { sizes.trim_end_matches(", ") };
     let text =
         format!("{{'descr': '{order}{code}', 'fortran_order': False, 'shape': ({sizes}), }}");
     let length = (MAGIC.len() + 4 + text.len() + 1).next_multiple_of(ALIGNMENT);
@@ -94,15 +108,7 @@ struct Header {
 /// Reads a whole file.
 pub(super) fn decode(bytes: Bytes) -> Result<Tensor, String> {
     let header = parse_header(&bytes)?;
-    let count = element_count(&header.shape)
-        .ok_or_else(|| format!("shape {:?} is too large", header.shape))?;
-    let (expected, found) = (count * header.dtype.size(), bytes.len() - header.start);
-    if expected != found {
-        return Err(format!(
-            "{} {:?} needs {expected} bytes of data, there are {found}",
-            header.dtype, header.shape
-        ));
-    }
+    check_size(&header, bytes.len() as u64)?;
     let mut data = bytes.slice(header.start..);
     if header.big_endian {
         data = swapped(&data, header.dtype.size());
@@ -114,6 +120,21 @@ pub(super) fn decode(bytes: Bytes) -> Result<Tensor, String> {
         return Err("a bool is neither 0 nor 1".into());
     }
     Ok(Tensor::new(header.dtype, header.shape, data).expect("the size was checked above"))
+}
+
+/// Checks that a file of `size` bytes holds what its header says.
+fn check_size(header: &Header, size: u64) -> Result<(), String> {
+    let count = element_count(&header.shape)
+        .ok_or_else(|| format!("shape {:?} is too large", header.shape))?;
+    let expected = (count * header.dtype.size()) as u64;
+    let found = size.saturating_sub(header.start as u64);
+    if expected != found {
+        return Err(format!(
+            "{} {:?} needs {expected} bytes of data, there are {found}",
+            header.dtype, header.shape
+        ));
+    }
+    Ok(())
 }
 
 fn parse_header(bytes: &[u8]) -> Result<Header, String> {

@@ -1,11 +1,11 @@
 //! `.npz`: named arrays, a zip archive of `.npy` files.
 
-use super::{FileError, Overwrite, npy, write_atomic};
+use super::{FileError, Overwrite, npy, open_regular, or_what, write_atomic};
 use cqc_proto::Tensor;
 use npyz::zip::write::FileOptions;
 use npyz::zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter, read::ZipFile};
 use std::fs::File;
-use std::io::{BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Seek, Write};
 use std::path::Path;
 
 /// Most arrays read from one file.
@@ -20,12 +20,13 @@ const MAX_RATIO: u64 = 1032;
 /// # Errors
 /// [`FileError::Io`], [`FileError::Format`].
 pub fn read_npz(path: &Path) -> Result<Vec<(String, Tensor)>, FileError> {
-    let file = File::open(path).map_err(FileError::reading(path))?;
-    read_archive(file).map_err(|reason| FileError::Format {
-        path: path.to_path_buf(),
-        format: ".npz",
-        reason,
-    })
+    let file = open_regular(path)?;
+    let mut first = Vec::new();
+    let read = (&file).take(1 << 12).read_to_end(&mut first).and_then(|_| (&file).rewind());
+    read.map_err(FileError::reading(path))?;
+    read_archive(file)
+        .map_err(|reason| or_what(reason, &first))
+        .map_err(|reason| FileError::Format { path: path.to_path_buf(), format: ".npz", reason })
 }
 
 fn read_archive(file: File) -> Result<Vec<(String, Tensor)>, String> {
@@ -75,17 +76,38 @@ pub fn write_npz(
         let mut zip = ZipWriter::new(out);
         for (name, tensor) in arrays {
             let tensor = npy::storable(tensor);
-            let options = FileOptions::default()
-                .compression_method(CompressionMethod::Stored)
-                .last_modified_time(DateTime::default())
-                .large_file(tensor.bytes().len() >= 1 << 31);
-            zip.start_file(npyz::npz::file_name_from_array_name(name), options)?;
+            zip.start_file(
+                npyz::npz::file_name_from_array_name(name),
+                stored(tensor.bytes().len()),
+            )?;
             zip.write_all(&npy::header(&tensor))?;
             zip.write_all(tensor.bytes())?;
         }
         zip.finish()?;
         Ok(())
     })
+}
+
+/// How an array of so many bytes is stored.
+fn stored(bytes: usize) -> FileOptions {
+    FileOptions::default()
+        .compression_method(CompressionMethod::Stored)
+        .last_modified_time(DateTime::default())
+        .large_file(bytes >= 1 << 31)
+}
+
+/// Writes one array as [`write_npz`] does, from a `.npy` file whose data has so many bytes.
+pub(super) fn write_npz_from(
+    out: impl Write + Seek,
+    name: &str,
+    mut array: impl Read,
+    bytes: usize,
+) -> io::Result<()> {
+    let mut zip = ZipWriter::new(out);
+    zip.start_file(npyz::npz::file_name_from_array_name(name), stored(bytes))?;
+    io::copy(&mut array, &mut zip)?;
+    zip.finish()?;
+    Ok(())
 }
 
 #[cfg(test)]

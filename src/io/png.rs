@@ -8,12 +8,25 @@ use std::path::Path;
 /// Pixels between and around the images of a grid.
 const MARGIN: usize = 2;
 
+/// Most pixels of a grid, margins included: it is put together in memory, a byte per pixel and
+/// channel.
+const MAX_PIXELS: u64 = 1 << 26;
+
 /// Writes `[N, C, H, W]` in [-1, 1] as one grid; see [`encode_grid`].
 ///
 /// # Errors
 /// [`FileError::CannotHold`] for other shapes, [`FileError::Exists`], [`FileError::Io`].
 pub fn write_png(path: &Path, images: &Tensor, overwrite: Overwrite) -> Result<(), FileError> {
-    let png = encode_grid(images).map_err(|what| FileError::CannotHold {
+    write_encoded(path, encode_grid(images), overwrite)
+}
+
+/// Writes what was encoded.
+pub(super) fn write_encoded(
+    path: &Path,
+    png: Result<Vec<u8>, String>,
+    overwrite: Overwrite,
+) -> Result<(), FileError> {
+    let png = png.map_err(|what| FileError::CannotHold {
         path: path.to_path_buf(),
         what,
         help: format!("write the values with -o {}", path.with_extension("npy").display()),
@@ -30,28 +43,61 @@ pub fn write_png(path: &Path, images: &Tensor, overwrite: Overwrite) -> Result<(
 /// # Errors
 /// In words, what the tensor is instead.
 pub fn encode_grid(images: &Tensor) -> Result<Vec<u8>, String> {
-    let shape = images.shape();
-    let &[n, c, h, w] = shape else {
-        return Err(format!("a tensor of shape {shape:?}, only [N, C, H, W]"));
-    };
-    let color = match c {
-        1 => png::ColorType::Grayscale,
-        3 => png::ColorType::Rgb,
-        _ => return Err(format!("images of {c} channels (latents?), only of 1 or 3")),
-    };
-    let columns = (1..).find(|k| k * k >= n).expect("some square is large enough");
-    let rows = n.div_ceil(columns.max(1));
-    let margin = if n == 1 { 0 } else { MARGIN };
-    let side = |count: usize, size: usize| {
-        u32::try_from(count * (size + margin) + margin).unwrap_or(u32::MAX)
-    };
-    let (width, height) = (side(columns, w), side(rows, h));
-    if images.is_empty() || width > 1 << 20 || height > 1 << 20 {
-        return Err(format!("an image of {width}x{height} pixels"));
-    }
-    let mut pixels = vec![0u8; width as usize * height as usize * c];
+    let size = images.shape().get(1..).unwrap_or_default().iter().product::<usize>();
     let values = images.to_f32_vec();
-    for (i, image) in values.chunks_exact(c * h * w).enumerate() {
+    encode_images(images.shape(), values.chunks_exact(size.max(1)).map(<[f32]>::to_vec))
+}
+
+/// Says of a shape what [`encode_grid`] would say of such a tensor.
+///
+/// # Errors
+/// As [`encode_grid`].
+pub fn check_grid(shape: &[usize]) -> Result<(), String> {
+    Grid::of(shape).map(|_| ())
+}
+
+/// How images lie in a grid.
+struct Grid {
+    color: png::ColorType,
+    columns: usize,
+    margin: usize,
+    width: u32,
+    height: u32,
+}
+
+impl Grid {
+    fn of(shape: &[usize]) -> Result<Grid, String> {
+        let &[n, c, h, w] = shape else {
+            return Err(format!("a tensor of shape {shape:?}, only [N, C, H, W]"));
+        };
+        let color = match c {
+            1 => png::ColorType::Grayscale,
+            3 => png::ColorType::Rgb,
+            _ => return Err(format!("images of {c} channels (latents?), only of 1 or 3")),
+        };
+        let columns = (1..).find(|k| k * k >= n).expect("some square is large enough");
+        let rows = n.div_ceil(columns.max(1));
+        let margin = if n == 1 { 0 } else { MARGIN };
+        let side = |count: usize, size: usize| {
+            u32::try_from(count * (size + margin) + margin).unwrap_or(u32::MAX)
+        };
+        let (width, height) = (side(columns, w), side(rows, h));
+        if n * c * h * w == 0 || u64::from(width) * u64::from(height) > MAX_PIXELS {
+            return Err(format!("an image of {width}x{height} pixels ({n} samples)"));
+        }
+        Ok(Grid { color, columns, margin, width, height })
+    }
+}
+
+/// [`encode_grid`] of images that come one by one.
+pub(super) fn encode_images(
+    shape: &[usize],
+    images: impl Iterator<Item = Vec<f32>>,
+) -> Result<Vec<u8>, String> {
+    let Grid { color, columns, margin, width, height } = Grid::of(shape)?;
+    let (c, h, w) = (shape[1], shape[2], shape[3]);
+    let mut pixels = vec![0u8; width as usize * height as usize * c];
+    for (i, image) in images.enumerate() {
         let (top, left) =
             (margin + i / columns * (h + margin), margin + i % columns * (w + margin));
         for (at, &value) in image.iter().enumerate() {

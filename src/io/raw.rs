@@ -1,8 +1,8 @@
 //! Raw little-endian bytes, as benchmarks of other runtimes exchange them.
 
-use super::{FileError, Overwrite, write_atomic};
+use super::{FileError, Overwrite, open_regular, write_atomic};
 use cqc_proto::{DType, Tensor};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 
 /// Reads a file that holds exactly the elements of a tensor.
@@ -10,7 +10,8 @@ use std::path::Path;
 /// # Errors
 /// [`FileError::Io`]; [`FileError::Format`] when the size differs.
 pub fn read_raw(path: &Path, dtype: DType, shape: &[usize]) -> Result<Tensor, FileError> {
-    let bytes = std::fs::read(path).map_err(FileError::reading(path))?;
+    let mut bytes = Vec::new();
+    open_regular(path)?.read_to_end(&mut bytes).map_err(FileError::reading(path))?;
     let format = |reason| FileError::Format { path: path.to_path_buf(), format: "raw", reason };
     Tensor::new(dtype, shape.to_vec(), bytes).map_err(|e| format(e.to_string()))
 }

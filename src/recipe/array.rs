@@ -51,7 +51,8 @@ enum Values {
 impl Serialize for Array {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let written = match self {
-            Array::File(path) => Written::File(path.clone()),
+            // what is not UTF-8 in a path cannot be written otherwise
+            Array::File(path) => Written::File(path.to_string_lossy().into_owned().into()),
             Array::Tensor(t) => {
                 let values = match t.dtype().is_float() {
                     true => Values::Floats(t.to_f64_vec()),

@@ -3,7 +3,6 @@
 use crate::args::ModelArgs;
 use crate::report::Failure;
 use cachequant::compile::compile_evaluation;
-use cachequant::io::file_hash;
 use cachequant::model::{Model, ModelError};
 use cqc_passes::onnx::ImportError;
 use cqc_proto::plan::PlanOutput;
@@ -17,6 +16,7 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Identity {
     /// Its file.
+    #[serde(serialize_with = "crate::text::lossy")]
     path: PathBuf,
     /// Hash of the file, hexadecimal.
     pub blake3: String,
@@ -84,7 +84,7 @@ impl Extractor {
         let logits = logits_output.map(|name| rows_of(path, &model.outputs, name)).transpose()?;
         let identity = Identity {
             path: path.to_path_buf(),
-            blake3: file_hash(path)?,
+            blake3: model.blake3.clone(),
             output,
             dimensions,
             classes: logits.as_ref().map_or(0, |(_, classes)| *classes),
@@ -125,7 +125,10 @@ impl Extractor {
 fn load(path: &Path, shape: &[usize]) -> Result<Model, Failure> {
     let load = |reading: &ModelArgs| Model::load(path, &reading.options(None), |_, _| {});
     match load(&ModelArgs::default()) {
-        Err(ModelError::Import { source: ImportError::UnboundDim { input, .. }, .. }) => {
+        Err(ModelError::Import { source: ImportError::OpenSizes(open), .. })
+            if open.iter().all(|size| size.input == open[0].input) =>
+        {
+            let input = open[0].input.clone();
             let sizes = shape.iter().map(|&s| Dim::constant(s as i64));
             let shape = [Dim::symbol("N")].into_iter().chain(sizes).collect();
             Ok(load(&ModelArgs {

@@ -54,7 +54,7 @@ impl Measure {
             );
         }
         let file = |d: &SampleSource| -> Result<File, Failure> {
-            Ok(File { path: d.path.clone(), blake3: file_hash(&d.path)?, steps: d.steps })
+            Ok(File { path: d.path.clone(), blake3: d.identity()?, steps: d.steps })
         };
         let setup = Setup {
             format: super::partial::FORMAT,

@@ -43,6 +43,7 @@ pub struct Setup {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct File {
     /// Its name.
+    #[serde(serialize_with = "crate::text::lossy")]
     pub path: PathBuf,
     /// Its hash, hexadecimal.
     pub blake3: String,

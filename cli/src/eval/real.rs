@@ -20,6 +20,7 @@ pub struct Real {
 #[derive(Clone, Debug, Serialize)]
 pub struct Source {
     /// Its name.
+    #[serde(serialize_with = "crate::text::lossy")]
     path: PathBuf,
     /// Its hash, hexadecimal.
     blake3: String,

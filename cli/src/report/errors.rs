@@ -8,10 +8,11 @@ use cachequant::compile::{CompileError, ConditionError, ProgramError};
 use cachequant::io::FileError;
 use cachequant::model::ModelError;
 use cachequant::recipe::Contradiction;
+use cachequant::sizes;
 use cqc_kernels::memory::{Bound, NoMemory};
 use cqc_passes::bind::BindError;
 use cqc_passes::cache::CutError;
-use cqc_passes::onnx::ImportError;
+use cqc_passes::onnx::{DataFile, ImportError, OpenSize};
 use cqc_proto::sampler::SamplerConfigError;
 use cqc_runtime::denoise::DenoiseError;
 use cqc_runtime::engine::EngineError;
@@ -35,6 +36,21 @@ impl From<FileError> for Failure {
             FileError::NoArray { known, .. } => {
                 Failure::failed(what).fact("seen", known.join(", "))
             }
+            FileError::OtherPartial { path, differences } => {
+                let failure = Failure::failed(what);
+                let line = |(key, was, is): (String, String, String)| {
+                    format!("{key}: {was} there, {is} here")
+                };
+                differences
+                    .into_iter()
+                    .map(line)
+                    .fold(failure, |f, line| f.fact("seen", line))
+                    .help(format!("--force discards it; or remove {}", path.display()))
+            }
+            FileError::InTheWay { .. } => {
+                Failure::failed(what).help("rename or remove it, or choose another output")
+            }
+            FileError::InUse { .. } => Failure::failed(what).help("wait for it, or end it"),
             FileError::CannotHold { help, .. } => Failure::usage(what).help(help),
         }
     }
@@ -73,6 +89,24 @@ fn import(path: &Path, e: ImportError) -> Failure {
         ImportError::NotOnnx { reason } => {
             Failure::failed(format!("{file} is not an ONNX model")).fact("seen", reason)
         }
+        ImportError::OtherFormat { format } => {
+            Failure::failed(format!("{file} is not an ONNX model"))
+                .fact("seen", format)
+                .help(format.help())
+        }
+        ImportError::Data(files) => {
+            let (count, s) = (files.len(), if files.len() == 1 { "" } else { "s" });
+            let what = format!("{file}: {count} file{s} of its external data cannot be read");
+            let line =
+                |f: &DataFile| format!("{} (tensor `{}`): {}", f.location, f.tensor, f.reason);
+            let failure = files
+                .iter()
+                .fold(Failure::failed(what), |failure, f| failure.fact("seen", line(f)));
+            let mut help: Vec<&String> = files.iter().filter_map(|f| f.help.as_ref()).collect();
+            help.sort();
+            help.dedup();
+            help.into_iter().fold(failure, |failure, help| failure.help(help))
+        }
         ImportError::Opset { domain, found, supported } => Failure::new(
             Exit::Unsupported,
             format!("operator set {found} of `{domain}` is not supported"),
@@ -85,12 +119,7 @@ fn import(path: &Path, e: ImportError) -> Failure {
                 .fact("where", place)
                 .fact("seen", reason)
         }
-        ImportError::UnboundDim { input, axis, symbol, flag } => {
-            Failure::usage(format!("axis {axis} of input `{input}` has no known size"))
-                .fact("file", file)
-                .fact("seen", symbol)
-                .help(flag)
-        }
+        ImportError::OpenSizes(open) => open_sizes(path, &open),
         ImportError::Option { option, reason } => {
             Failure::usage(option).fact("file", file).fact("seen", reason)
         }
@@ -102,6 +131,35 @@ fn import(path: &Path, e: ImportError) -> Failure {
             })
         }
     }
+}
+
+/// Everything that options have to fix, with what the configurations beside the model propose.
+fn open_sizes(path: &Path, open: &[OpenSize]) -> Failure {
+    let proposed = sizes::propose(path, open);
+    let s = if open.len() == 1 { " is" } else { "s are" };
+    let what =
+        format!("sizes of the model's inputs are not fixed: {} option{s} needed", open.len());
+    let mut failure = Failure::usage(what).fact("file", path.display());
+    let mut options = Vec::new();
+    for (size, proposed) in open.iter().zip(&proposed) {
+        let axes: Vec<String> = size.axes.iter().map(usize::to_string).collect();
+        let axes = format!("axis {} of `{}`", axes.join(", "), size.input);
+        let shape = size.shape.join(", ");
+        let name = size.symbol.as_ref().map_or(String::new(), |name| format!("`{name}`, "));
+        let mut found: Vec<String> = proposed
+            .iter()
+            .flatten()
+            .map(|p| format!("{} = {} in {}", p.key, p.size, p.file.display()))
+            .collect();
+        found.dedup();
+        let found =
+            if found.is_empty() { String::new() } else { format!("; {}", found.join(", ")) };
+        failure = failure.fact("seen", format!("{name}{axes} [{shape}]{found}"));
+        let values: Vec<Option<i64>> =
+            proposed.iter().map(|p| p.as_ref().map(|p| p.size)).collect();
+        options.push(size.option(&values));
+    }
+    failure.help(options.join(" "))
 }
 
 impl From<CutError> for Failure {

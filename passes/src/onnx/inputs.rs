@@ -1,6 +1,6 @@
 //! Types of the model's inputs: options, symbols, the batch.
 
-use super::error::{ImportError, Unsupported, shown};
+use super::error::{ImportError, OpenSize, Unsupported, shown};
 use super::{BATCH, ImportOptions, tensors};
 use cqc_proto::dim::{MAX_DIM, is_symbol};
 use cqc_proto::onnx::{DimensionProto, ValueInfoProto};
@@ -24,7 +24,7 @@ struct Declared<'a> {
 /// Types of `inputs`, in order.
 ///
 /// # Errors
-/// [`ImportError::UnboundDim`] for a size that nothing fixes, [`ImportError::Option`] for an option
+/// [`ImportError::OpenSizes`] for all sizes that nothing fixes, [`ImportError::Option`] for an option
 /// that does not fit, [`ImportError::Unsupported`] for inputs that are no tensors of a known type.
 pub(super) fn types(
     inputs: &[&ValueInfoProto],
@@ -37,7 +37,11 @@ pub(super) fn types(
         bind_shape(input, options, &mut bound)?;
     }
     bind_batch(&mut declared, options, &mut bound);
-    declared.iter().map(|input| resolve(input, &bound)).collect()
+    let open = open_sizes(&declared, &bound);
+    if !open.is_empty() {
+        return Err(ImportError::OpenSizes(open));
+    }
+    Ok(declared.iter().map(|input| resolve(input, &bound)).collect())
 }
 
 fn declare<'a>(
@@ -218,20 +222,71 @@ fn bind_batch(
     }
 }
 
-fn resolve(input: &Declared, bound: &BTreeMap<String, Dim>) -> Result<ValueType, ImportError> {
-    let size = |(i, axis): (usize, &Axis)| match axis {
-        Axis::Known(d) => Ok(d.clone()),
-        Axis::Named(name) => bound
-            .get(name)
-            .cloned()
-            .or_else(|| expression(name, bound))
-            .ok_or_else(|| unbound(input, i, name)),
-        Axis::Unnamed => Err(unbound(input, i, "?")),
+fn resolve(input: &Declared, bound: &BTreeMap<String, Dim>) -> ValueType {
+    let size = |axis: &Axis| axis.size(bound).expect("open sizes have been refused");
+    ValueType::new(input.dtype, input.axes.iter().map(size).collect::<Vec<_>>())
+}
+
+impl Axis {
+    fn size(&self, bound: &BTreeMap<String, Dim>) -> Option<Dim> {
+        match self {
+            Axis::Known(d) => Some(d.clone()),
+            Axis::Named(name) => bound.get(name).cloned().or_else(|| expression(name, bound)),
+            Axis::Unnamed => None,
+        }
+    }
+
+    /// The names that options would have to fix, for a size that is open.
+    fn unbound(&self, bound: &BTreeMap<String, Dim>) -> Vec<String> {
+        let Axis::Named(name) = self else { return vec![] };
+        match Dim::parse(name) {
+            Some(parsed) => {
+                let symbols = parsed.symbols().map(|s| s.to_string());
+                symbols.filter(|s| !bound.contains_key(s)).collect()
+            }
+            None => vec![name.clone()],
+        }
+    }
+}
+
+/// Everything that options have to say: a shape for an input with sizes that have no name, one
+/// number for every other name.
+fn open_sizes(declared: &[Declared], bound: &BTreeMap<String, Dim>) -> Vec<OpenSize> {
+    let open = |input: &Declared| -> Vec<usize> {
+        (0..input.axes.len()).filter(|&i| input.axes[i].size(bound).is_none()).collect()
     };
-    Ok(ValueType::new(
-        input.dtype,
-        input.axes.iter().enumerate().map(size).collect::<Result<Vec<_>, _>>()?,
-    ))
+    let spelled = |axis: &Axis| match axis {
+        Axis::Known(d) => d.to_string(),
+        Axis::Named(name) => shown(name),
+        Axis::Unnamed => "?".into(),
+    };
+    let size = |input: &Declared, axes: Vec<usize>, symbol: Option<&str>| OpenSize {
+        input: shown(input.name),
+        shape: input.axes.iter().map(spelled).collect(),
+        axes,
+        symbol: symbol.map(shown),
+    };
+    let by_shape =
+        |input: &Declared| open(input).iter().any(|&i| matches!(input.axes[i], Axis::Unnamed));
+    let mut found = Vec::new();
+    let mut fixed: Vec<String> = Vec::new();
+    for input in declared.iter().filter(|input| by_shape(input)) {
+        let axes = open(input);
+        // the shape fixes the names of that input, too
+        fixed.extend(axes.iter().flat_map(|&i| input.axes[i].unbound(bound)));
+        found.push(size(input, axes, None));
+    }
+    for input in declared.iter().filter(|input| !by_shape(input)) {
+        for name in open(input).iter().flat_map(|&i| input.axes[i].unbound(bound)) {
+            if !fixed.contains(&name) {
+                let has = |&i: &usize| input.axes[i].unbound(bound).contains(&name);
+                let axes = open(input).into_iter().filter(has).collect();
+                found.push(size(input, axes, Some(&name)));
+                fixed.push(name);
+            }
+        }
+    }
+    found
 }
 
 /// `2*batch`, as dynamo exports write.
@@ -243,12 +298,4 @@ fn expression(text: &str, bound: &BTreeMap<String, Dim>) -> Option<Dim> {
         sum = sum.add(&value.mul(&Dim::constant(parsed.coefficient(symbol)))?)?;
     }
     Some(sum)
-}
-
-fn unbound(input: &Declared, axis: usize, symbol: &str) -> ImportError {
-    let flag = match symbol {
-        "?" => format!("--shape {}=…", shown(input.name)),
-        name => format!("--dim {}=SIZE", shown(name)),
-    };
-    ImportError::UnboundDim { input: shown(input.name), axis, symbol: shown(symbol), flag }
 }

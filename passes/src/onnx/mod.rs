@@ -20,11 +20,12 @@ mod load;
 mod ops;
 mod order;
 mod partial;
-mod scan;
+pub(crate) mod scan;
 mod tensors;
 mod walk;
 
-pub use error::{ImportError, Unsupported};
+pub use error::{DataFile, ImportError, OpenSize, Unsupported};
+pub use load::External;
 
 use crate::ir::Graph;
 use bytes::Bytes;
@@ -65,17 +66,31 @@ pub struct Imported {
     pub consumed_inputs: BTreeSet<String>,
     /// What a user should know, one sentence each.
     pub warnings: Vec<String>,
+    /// The external data that was read, in the order in which the model names it, each once.
+    pub external: Vec<External>,
 }
 
 /// Imports the model at `path`. Weights in the file and in external data beside it are mapped, not
 /// read.
+///
+/// External data is a file whose name the model gives. It is looked for in the folder of `path` as
+/// given, and, where `path` is a symbolic link, in the folder of every file on the way to its target.
+/// The name must not leave that folder: no absolute path, no `..`, and no link among the folders that
+/// it names. The file itself may be a link to anywhere, as in the caches of model hubs: where it
+/// leads was decided by who made the link, not by the model.
 ///
 /// # Errors
 /// [`ImportError`]; unsupported nodes are collected completely.
 pub fn load(path: impl AsRef<Path>, options: &ImportOptions) -> Result<Imported, ImportError> {
     let path = path.as_ref();
     let model = load::decode(load::map(path)?)?;
-    import_with(&model, &Files::beside(path)?, options)
+    let files = Files::beside(path);
+    if let Some(graph) = &model.graph {
+        files.check(&graph.initializer)?;
+    }
+    let mut imported = import_with(&model, &files, options)?;
+    imported.external = files.into_used();
+    Ok(imported)
 }
 
 /// Imports a model from memory; it must not have external data. Weights keep borrowing from
@@ -131,6 +146,7 @@ fn import_with(
         node_count: walked.node_count,
         consumed_inputs: walked.consumed,
         warnings: walked.warnings,
+        external: Vec::new(),
     })
 }
 

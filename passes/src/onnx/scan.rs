@@ -100,7 +100,8 @@ fn walk(
     Ok(Some(()))
 }
 
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
+/// Takes a number off the front; `None` where there is none.
+pub(crate) fn varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
     for i in 0..10 {
         let (&b, rest) = bytes.split_first()?;
