@@ -148,7 +148,7 @@ impl Sizes {
         cqc_passes::onnx::ImportOptions {
             dims: self.dim.iter().map(|d| (d.name.clone(), d.size)).collect(),
             shapes: self.shape.iter().map(|s| (s.name.clone(), s.shape.clone())).collect(),
-            known_inputs: Default::default(),
+            ..Default::default()
         }
     }
 }

@@ -11,8 +11,8 @@ pub use atomic::{
     Overwrite, check_directory, check_target, remove_unfinished, write_atomic, write_directory,
 };
 pub use error::FileError;
-pub use npy::{read_npy, write_npy};
-pub use npz::{read_npz, write_npz};
+pub use npy::{decode_npy, read_npy, write_npy};
+pub use npz::{decode_npz, read_npz, write_npz};
 pub use png::{encode_grid, to_byte, write_png};
 pub use raw::{read_raw, write_raw};
 

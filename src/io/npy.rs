@@ -39,7 +39,7 @@ const CODES: [(DType, &str); 12] = [
 pub fn read_npy(path: &Path) -> Result<Tensor, FileError> {
     let bytes = std::fs::read(path).map_err(FileError::reading(path))?;
     let format = |reason| FileError::Format { path: path.to_path_buf(), format: ".npy", reason };
-    decode(bytes.into()).map_err(format)
+    decode_npy(bytes.into()).map_err(format)
 }
 
 /// Writes an array, in C order. bfloat16, which numpy lacks, becomes f32.
@@ -91,8 +91,11 @@ struct Header {
     start: usize,
 }
 
-/// Reads a whole file.
-pub(super) fn decode(bytes: Bytes) -> Result<Tensor, String> {
+/// Reads the bytes of a whole `.npy` file.
+///
+/// # Errors
+/// What is wrong with them, in words.
+pub fn decode_npy(bytes: Bytes) -> Result<Tensor, String> {
     let header = parse_header(&bytes)?;
     let count = element_count(&header.shape)
         .ok_or_else(|| format!("shape {:?} is too large", header.shape))?;
@@ -229,7 +232,7 @@ mod tests {
                 let tensor = tensor.unwrap();
                 let bytes = encoded(&tensor);
                 assert_eq!((bytes.len() - count) % ALIGNMENT, 0);
-                assert_eq!(decode(bytes).unwrap(), tensor, "{dtype} {shape:?}");
+                assert_eq!(decode_npy(bytes).unwrap(), tensor, "{dtype} {shape:?}");
             }
         }
     }
@@ -247,7 +250,7 @@ mod tests {
     fn fortran_order_and_big_endian_are_converted() {
         let column_major: Vec<u8> =
             [0i16, 3, 1, 4, 2, 5].into_iter().flat_map(i16::to_be_bytes).collect();
-        let read = decode(file(
+        let read = decode_npy(file(
             "{'descr': '>i2', 'fortran_order': True, 'shape': (2, 3), }\n",
             &column_major,
         ))
@@ -287,7 +290,7 @@ mod tests {
             (Bytes::from_static(b"\x93NUMPY"), "cut off"),
             (Bytes::from_static(b"GIF89a"), "does not begin"),
         ] {
-            let error = decode(bytes).unwrap_err();
+            let error = decode_npy(bytes).unwrap_err();
             assert!(error.contains(said), "{error}");
         }
     }

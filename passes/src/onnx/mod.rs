@@ -45,6 +45,8 @@ pub struct ImportOptions {
     pub shapes: BTreeMap<String, Vec<Dim>>,
     /// Values of inputs, used only where an operand must be known at compile time.
     pub known_inputs: BTreeMap<String, Tensor>,
+    /// What folding constants may take.
+    pub fold_budget: limits::FoldBudget,
 }
 
 /// An imported model.
@@ -64,6 +66,11 @@ pub struct Imported {
     pub consumed_inputs: BTreeSet<String>,
     /// What a user should know, one sentence each.
     pub warnings: Vec<String>,
+}
+
+/// Domain and name of every operator that is imported.
+pub fn operators() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ops::names()
 }
 
 /// Imports the model at `path`. Weights in the file and in external data beside it are mapped, not
