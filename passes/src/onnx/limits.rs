@@ -6,6 +6,9 @@ pub const OPSETS: std::ops::RangeInclusive<i64> = 11..=28;
 /// Most nodes, those of inlined functions and branches included.
 pub const MAX_NODES: usize = 1 << 17;
 
+/// Most nodes of one loop when it is unrolled: those of its body, once per repetition.
+pub const MAX_UNROLLED: usize = 1 << 15;
+
 /// Most nodes of the graph that import builds.
 pub const MAX_EMITTED: usize = 4 * MAX_NODES;
 

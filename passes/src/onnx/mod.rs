@@ -9,6 +9,7 @@
 //! within the bounds of [`limits`].
 
 mod call;
+mod control;
 mod cx;
 mod error;
 pub mod export;

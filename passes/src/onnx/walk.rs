@@ -54,15 +54,15 @@ pub(super) fn opset(imports: &[OperatorSetIdProto]) -> Result<i64, ImportError> 
 }
 
 /// Names visible to the nodes of one graph or function body.
-struct Scope<'a, 's> {
-    names: HashMap<&'a str, Item>,
-    outer: Option<&'s Scope<'a, 's>>,
+pub(super) struct Scope<'a, 's> {
+    pub names: HashMap<&'a str, Item>,
+    pub outer: Option<&'s Scope<'a, 's>>,
     /// Stands in front of node and value names.
-    prefix: String,
-    imports: &'a [OperatorSetIdProto],
+    pub prefix: String,
+    pub imports: &'a [OperatorSetIdProto],
     /// Attributes of the function call.
-    attributes: Vec<(&'a str, &'a AttributeProto)>,
-    depth: usize,
+    pub attributes: Vec<(&'a str, &'a AttributeProto)>,
+    pub depth: usize,
 }
 
 impl Scope<'_, '_> {
@@ -73,8 +73,8 @@ impl Scope<'_, '_> {
 
 type FunctionKey<'a> = (&'a str, &'a str, &'a str);
 
-struct Walker<'a> {
-    cx: Cx<'a>,
+pub(super) struct Walker<'a> {
+    pub cx: Cx<'a>,
     functions: HashMap<FunctionKey<'a>, &'a FunctionProto>,
     unsupported: Vec<Unsupported>,
     /// Nodes imported.
@@ -145,7 +145,7 @@ fn output_names(graph: &GraphProto) -> Result<Vec<&str>, ImportError> {
 }
 
 impl<'a> Walker<'a> {
-    fn initializers(
+    pub(super) fn initializers(
         &mut self,
         graph: &'a GraphProto,
         scope: &mut Scope<'a, '_>,
@@ -254,7 +254,7 @@ impl<'a> Walker<'a> {
     }
 
     /// Imports the nodes that `outputs` need; returns what those names mean.
-    fn body(
+    pub(super) fn body(
         &mut self,
         nodes: &'a [NodeProto],
         outputs: Vec<&str>,
@@ -264,7 +264,7 @@ impl<'a> Walker<'a> {
         if self.seen > MAX_NODES {
             return Err(ImportError::malformed(
                 "graph",
-                format!("it has more than {MAX_NODES} nodes"),
+                format!("it has more than {MAX_NODES} nodes, those of unrolled loops included"),
             ));
         }
         for i in order::live(nodes, &outputs, &|name| scope.names.contains_key(name), &|name| {
@@ -349,8 +349,13 @@ impl<'a> Walker<'a> {
             };
             return self.function(function, call, scope).map(Ok);
         }
-        if domain == "ai.onnx" && node.op_type() == "If" {
-            return self.branch(node, scope);
+        if domain == "ai.onnx" {
+            match node.op_type() {
+                "If" => return self.branch(node, scope),
+                "Loop" => return self.repeat(node, scope),
+                "Scan" => return self.scan(node, scope),
+                _ => {}
+            }
         }
         let Some(handler) = ops::find(domain, node.op_type()) else {
             return Ok(Err(Refusal::Unsupported(ops::missing(domain, node.op_type()))));
@@ -364,7 +369,7 @@ impl<'a> Walker<'a> {
     }
 
     /// Operands and attributes; [`Refusal::Poisoned`] when an operand has no value.
-    fn call(
+    pub(super) fn call(
         &self,
         node: &'a NodeProto,
         opset: i64,
@@ -422,39 +427,6 @@ impl<'a> Walker<'a> {
             Scope { names, outer: None, prefix, imports, attributes, depth: scope.depth + 1 };
         let outputs = f.output.iter().map(String::as_str).collect();
         self.body(&f.node, outputs, &mut inner)
-    }
-
-    /// `If` with a known condition: the branch taken stands in its place.
-    fn branch(&mut self, node: &'a NodeProto, scope: &Scope<'a, '_>) -> Result<Done, ImportError> {
-        let graph = self.call(node, 0, scope).and_then(|call| {
-            let condition = self.cx.static_tensor(call.input(0, "cond")?, "cond")?;
-            match condition.to_i64_vec()[..] {
-                [0] => call.graph("else_branch"),
-                [_] => call.graph("then_branch"),
-                _ => unsupported("its condition is not one bool"),
-            }
-        });
-        let graph = match graph {
-            Ok(graph) => graph,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
-        if scope.depth >= MAX_DEPTH {
-            return Err(ImportError::malformed(
-                place(node),
-                format!("branches are nested more than {MAX_DEPTH} deep"),
-            ));
-        }
-        let mut inner = Scope {
-            names: HashMap::new(),
-            outer: Some(scope),
-            prefix: scope.prefix.clone(),
-            imports: scope.imports,
-            attributes: scope.attributes.clone(),
-            depth: scope.depth + 1,
-        };
-        self.initializers(graph, &mut inner)?;
-        let outputs = graph.output.iter().map(|o| o.name()).collect();
-        self.body(&graph.node, outputs, &mut inner).map(Ok)
     }
 }
 

@@ -36,6 +36,10 @@ fn fuse_attention(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrit
     let (old, name) = (node.outputs[0], node.name.clone());
     let (a, b) = (node.inputs[0].expect("verified"), node.inputs[1].expect("verified"));
     let rank = g.shape(old).len();
+    // products of vectors are no attention
+    if rank < 3 {
+        return Ok(Rewrite::NoMatch);
+    }
     if softmax(g, a).is_some() {
         let Some(found) = scores(g, a, b) else { return Ok(Rewrite::NoMatch) };
         if !context.single_reader(a) {
@@ -67,7 +71,8 @@ fn fuse_attention(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrit
 /// The operand if a softmax over the last axis makes `v`.
 fn softmax(g: &Graph, v: ValueId) -> Option<ValueId> {
     let node = g.producer_node(v)?;
-    (node.op == Op::Softmax { axis: g.shape(v).len() - 1 }).then(|| node.input(0)).flatten()
+    let last = g.shape(v).len().checked_sub(1)?;
+    (node.op == Op::Softmax { axis: last }).then(|| node.input(0)).flatten()
 }
 
 fn scores(g: &Graph, weights: ValueId, v: ValueId) -> Option<Found> {

@@ -13,7 +13,7 @@
 //! the other as residual. The result is `residual + gate · act(p + bias + row)`, the operator's
 //! definition. Tests: tests/filetests/passes/fuse_epilogue.cqt
 
-use super::matching::{binary, reshape};
+use super::matching::{binary, reshape, takes};
 use super::{Context, Pass, Rewrite};
 use crate::ir::{Graph, Node, NodeId, ValueId};
 use cqc_proto::op::operand::{GATE, RESIDUAL, ROW};
@@ -127,6 +127,9 @@ fn attach(
     let mut inputs = product.inputs.clone();
     inputs.resize(RESIDUAL + 1, None);
     inputs[slot] = Some(operand);
+    if !takes(g, &product.op, &inputs) {
+        return Ok(None);
+    }
     Ok(Some(Rewrite::one(node.outputs[0], g.node(&node.name, product.op, &inputs)?[0])))
 }
 

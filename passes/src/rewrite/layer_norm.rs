@@ -29,7 +29,8 @@ pub struct WrittenOut {
 fn fuse_layer_norm(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrite, OpError> {
     let (old, name) = (g.get(id).outputs[0], g.get(id).name.clone());
     if let Some(found) = written_out(g, old)
-        && found.axes == [g.shape(old).len() - 1]
+        && found.axes.len() == 1
+        && found.axes[0] + 1 == g.shape(old).len()
     {
         let op = if found.centred {
             Op::LayerNorm { eps: found.eps }

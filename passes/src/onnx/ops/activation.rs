@@ -84,7 +84,7 @@ fn swish(cx: &mut Cx, c: &Call) -> Done {
     unary(cx, c, swish_kind(alpha))
 }
 
-fn swish_kind(alpha: f32) -> UnaryKind {
+pub(super) fn swish_kind(alpha: f32) -> UnaryKind {
     if alpha == 1.0 { UnaryKind::Silu } else { UnaryKind::Swish { alpha } }
 }
 

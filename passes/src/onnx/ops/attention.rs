@@ -7,17 +7,21 @@ use cqc_proto::{DType, Dim, Op, Tensor, ValueType};
 pub(super) const TABLE: Table = &[("Attention", attention), ("RotaryEmbedding", rotary)];
 
 /// Shape of one attention: lengths may be symbolic only where no mask has to be built.
-struct Shape {
-    heads: usize,
-    kv_heads: usize,
-    queries: Dim,
-    keys: Dim,
+pub(super) struct Shape {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub queries: Dim,
+    pub keys: Dim,
     /// Keys in front of the first query.
-    past: Dim,
+    pub past: Dim,
 }
 
 /// `[B, H, L, D]` → `[B, L, H·D]`.
-fn merge_heads(cx: &mut Cx, x: &Item) -> Result<Item, Refusal> {
+pub(super) fn merge_heads(cx: &mut Cx, x: &Item) -> Result<Item, Refusal> {
+    let ty = cx.ty(x)?;
+    if ty.rank() != 4 {
+        return malformed(format!("an operand is {ty}, expected four axes"));
+    }
     let moved = cx.transpose(x, vec![0, 2, 1, 3])?;
     let s = cx.ty(&moved)?.shape;
     let width = movement::product(&s[2..])?;
@@ -25,8 +29,12 @@ fn merge_heads(cx: &mut Cx, x: &Item) -> Result<Item, Refusal> {
 }
 
 /// `[B, L, H·D]` → `[B, H, L, D]`.
-fn split_heads(cx: &mut Cx, x: &Item, heads: usize) -> Result<Item, Refusal> {
-    let s = cx.ty(x)?.shape;
+pub(super) fn split_heads(cx: &mut Cx, x: &Item, heads: usize) -> Result<Item, Refusal> {
+    let ty = cx.ty(x)?;
+    if ty.rank() != 3 {
+        return malformed(format!("an operand is {ty}, expected three axes"));
+    }
+    let s = ty.shape;
     let heads = Dim::constant(heads as i64);
     let Some(d) = s[2].div_exact(&heads) else {
         return malformed(format!("{heads} heads do not divide {} channels", s[2]));
@@ -54,6 +62,7 @@ fn attention(cx: &mut Cx, c: &Call) -> Done {
     let (qt, kt) = (cx.ty(&q)?, cx.ty(&k)?);
     let (heads, kv_heads) =
         (head_count(c, &qt, "q_num_heads")?, head_count(c, &kt, "kv_num_heads")?);
+    head_count(c, &cx.ty(&v)?, "kv_num_heads")?;
     let four = qt.rank() == 4;
     let mut past = Dim::constant(0);
     let mut present = vec![];
@@ -153,7 +162,7 @@ fn mask(cx: &mut Cx, c: &Call, s: &Shape, dtype: DType) -> Result<(Option<Item>,
 }
 
 /// `0, 1, 2 …` along axis 2 (queries) or 3 (keys) of the scores.
-fn positions(cx: &mut Cx, count: &Dim, axis: usize) -> Result<Item, Refusal> {
+pub(super) fn positions(cx: &mut Cx, count: &Dim, axis: usize) -> Result<Item, Refusal> {
     let Some(n @ 0..=1_048_576) = count.as_const() else {
         return unsupported(format!("a mask over {count} positions"));
     };
@@ -163,14 +172,14 @@ fn positions(cx: &mut Cx, count: &Dim, axis: usize) -> Result<Item, Refusal> {
 }
 
 /// Valid keys per image, `[B, 1, 1, 1]`.
-fn lengths_column(cx: &mut Cx, lengths: &Item) -> Result<Item, Refusal> {
+pub(super) fn lengths_column(cx: &mut Cx, lengths: &Item) -> Result<Item, Refusal> {
     let batch = cx.ty(lengths)?.shape.first().cloned().unwrap_or(1.into());
     let lengths = cx.cast(lengths, DType::I64)?;
     cx.reshape(&lengths, vec![batch, 1.into(), 1.into(), 1.into()])
 }
 
 /// Whether `key - (query + past) ⋛ distance`; `past` is a size, or the valid keys less the queries.
-fn distance_mask(
+pub(super) fn distance_mask(
     cx: &mut Cx,
     s: &Shape,
     lengths: Option<&Item>,
@@ -200,7 +209,7 @@ fn causal_mask(cx: &mut Cx, s: &Shape) -> Result<Option<Item>, Refusal> {
 }
 
 /// Both masks at once; the second is bool.
-fn join(cx: &mut Cx, a: Option<Item>, b: Option<Item>) -> Result<Option<Item>, Refusal> {
+pub(super) fn join(cx: &mut Cx, a: Option<Item>, b: Option<Item>) -> Result<Option<Item>, Refusal> {
     let (Some(a), Some(b)) = (a.clone(), b.clone()) else { return Ok(a.or(b)) };
     let dtype = cx.ty(&a)?.dtype;
     if dtype == DType::Bool {
@@ -305,20 +314,32 @@ fn rotary(cx: &mut Cx, c: &Call) -> Done {
         d => return malformed(format!("`rotary_embedding_dim` is {d} of {width} channels")),
     };
     let [cos, sin] = [(1, "cos_cache"), (2, "sin_cache")].map(|(i, what)| angles(cx, c, i, what));
-    let part = cx.slice(&x, 3, 0.into(), turned.into())?;
-    let rest =
-        (turned < width).then(|| cx.slice(&x, 3, turned.into(), width.into())).transpose()?;
-    let turned = turn(cx, &part, &cos?, &sin?, c.flag("interleaved", false)?)?;
-    let whole = match rest {
-        Some(rest) => cx.emit(Op::Concat { axis: 3 }, &[&turned, &rest])?,
-        None => turned,
-    };
+    let whole = rotate(cx, &x, turned, [&cos?, &sin?], c.flag("interleaved", false)?)?;
     let back = if ty.rank() == 4 {
         cx.transpose(&whole, vec![0, 2, 1, 3])?
     } else {
         cx.reshape(&whole, ty.shape)?
     };
     Ok(vec![back])
+}
+
+/// Turns the first `turned` channels of each head of `x: [B, L, H, D]`; cosines and sines are
+/// `[B or 1, L, 1, turned / 2]`.
+pub(super) fn rotate(
+    cx: &mut Cx,
+    x: &Item,
+    turned: i64,
+    [cos, sin]: [&Item; 2],
+    interleaved: bool,
+) -> Result<Item, Refusal> {
+    let width = cx.ty(x)?.shape[3].clone();
+    let part = cx.slice(x, 3, 0.into(), turned.into())?;
+    let part = turn(cx, &part, cos, sin, interleaved)?;
+    if width.is(turned) {
+        return Ok(part);
+    }
+    let rest = cx.slice(x, 3, turned.into(), width)?;
+    cx.emit(Op::Concat { axis: 3 }, &[&part, &rest])
 }
 
 /// Cosines or sines as `[B, L, 1, half]`.

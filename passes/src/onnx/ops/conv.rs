@@ -113,7 +113,7 @@ fn conv(cx: &mut Cx, c: &Call) -> Done {
     convolve(cx, c, x, w, c.optional(2))
 }
 
-fn convolve(cx: &mut Cx, c: &Call, x: &Item, w: &Item, bias: Option<&Item>) -> Done {
+pub(super) fn convolve(cx: &mut Cx, c: &Call, x: &Item, w: &Item, bias: Option<&Item>) -> Done {
     let ty = cx.ty(x)?;
     let kernel = kernel(cx, c, w)?;
     if ty.rank() != kernel.len() + 2 {
@@ -210,6 +210,9 @@ pub(super) fn along(
     match (shape.as_slice(), axis) {
         ([one], _) if one.is(1) => cx.reshape(v, vec![]),
         ([size], Some(axis)) => {
+            if axis >= rank {
+                return malformed(format!("{size} numbers along axis {axis} of {rank} axes"));
+            }
             let mut wide = vec![cqc_proto::Dim::constant(1); rank];
             wide[axis] = size.clone();
             cx.reshape(v, wide)

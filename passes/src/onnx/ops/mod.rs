@@ -53,7 +53,7 @@ const STANDARD: &[Table] = &[
 pub(super) fn find(domain: &str, op: &str) -> Option<Handler> {
     let tables = match domain {
         "ai.onnx" => STANDARD,
-        "com.microsoft" => &[contrib::TABLE],
+        "com.microsoft" => contrib::TABLES,
         _ => return None,
     };
     tables.iter().flat_map(|t| t.iter()).find(|(name, _)| *name == op).map(|(_, handler)| *handler)
@@ -69,8 +69,10 @@ pub(super) fn names() -> impl Iterator<Item = (&'static str, &'static str)> {
 /// Why an operator has no function.
 pub(super) fn missing(domain: &str, op: &str) -> String {
     match (domain, op) {
-        ("ai.onnx", "Loop" | "Scan") => {
-            "loops are not supported; export the model with the loop unrolled".into()
+        ("com.microsoft.nchwc", _) => {
+            "blocked layouts fit the machine that wrote the file; save the \
+             model with graph optimizations up to the level `extended`"
+                .into()
         }
         (
             "ai.onnx",

@@ -241,7 +241,7 @@ fn pad(cx: &mut Cx, c: &Call) -> Done {
     cx.emit_all(Op::Pad { before, after, mode }, &inputs)
 }
 
-fn trilu(cx: &mut Cx, c: &Call) -> Done {
+pub(super) fn trilu(cx: &mut Cx, c: &Call) -> Done {
     let k = match c.optional(1) {
         Some(item) => cx.static_ints(item, "k")?,
         None => vec![0],

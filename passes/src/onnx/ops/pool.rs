@@ -54,12 +54,12 @@ fn lp_pool(cx: &mut Cx, c: &Call) -> Done {
         return unsupported("`ceil_mode` is not supported");
     }
     let (dtype, p) = (cx.ty(x)?.dtype, c.int("p", 2)?);
-    let area: usize = geometry(cx, c, x)?.kernel.iter().product();
+    let area: f64 = geometry(cx, c, x)?.kernel.iter().map(|&k| k as f64).product();
     let (power, root) = (cx.scalar(p as f64, dtype), cx.scalar(1.0 / p as f64, dtype));
     let magnitude = cx.unary(UnaryKind::Abs, x)?;
     let powers = cx.binary(BinaryKind::Pow, &magnitude, &power)?;
     let mean = pool(cx, c, &powers, PoolKind::Average, true)?;
-    let area = cx.scalar(area as f64, dtype);
+    let area = cx.scalar(area, dtype);
     let sum = cx.binary(BinaryKind::Mul, &mean, &area)?;
     Ok(vec![cx.binary(BinaryKind::Pow, &sum, &root)?])
 }

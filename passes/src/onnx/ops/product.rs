@@ -18,7 +18,7 @@ fn matmul(cx: &mut Cx, c: &Call) -> Done {
 
 /// `alpha · A' · B' + beta · C`. A constant B makes it a linear layer, into which constant factors
 /// are folded.
-fn gemm(cx: &mut Cx, c: &Call) -> Done {
+pub(super) fn gemm(cx: &mut Cx, c: &Call) -> Done {
     let (a, b) = (c.input(0, "A")?, c.input(1, "B")?);
     let (alpha, beta) = (c.float("alpha", 1.0)?, c.float("beta", 1.0)?);
     let transposed = |cx: &mut Cx, x: &Item, flag: &str| match c.flag(flag, false)? {
@@ -62,7 +62,7 @@ fn plus(cx: &mut Cx, y: Item, addend: Option<Item>) -> Done {
     }
 }
 
-fn scaled(cx: &mut Cx, x: &Item, factor: f32) -> Result<Item, Refusal> {
+pub(super) fn scaled(cx: &mut Cx, x: &Item, factor: f32) -> Result<Item, Refusal> {
     if factor == 1.0 {
         return Ok(x.clone());
     }

@@ -74,7 +74,7 @@ fn by_sizes(
         scales = vec![1.0; shape.len()];
         for (i, &a) in on.iter().enumerate() {
             let size = shape[a].as_const().unwrap_or(1) as f64 * scale;
-            given[i] = Dim::constant((size + 0.5).floor() as i64);
+            given[i] = Dim::constant((size + 0.5).floor().min(1e12) as i64);
             scales[a] = scale as f32;
         }
     }

@@ -1,12 +1,15 @@
 //! Sequences whose length and positions are known, as exporters write for `chunk` and `split`.
 
 use super::*;
+use crate::onnx::limits::MAX_SIZES;
 
 pub(super) const TABLE: Table = &[
     ("SequenceConstruct", |_, c| {
         Ok(vec![Item::List(c.all_inputs()?.into_iter().cloned().collect())])
     }),
     ("SequenceEmpty", |_, _| Ok(vec![Item::List(vec![])])),
+    ("SequenceInsert", insert),
+    ("SequenceErase", erase),
     ("SequenceAt", at),
     ("SequenceLength", length),
     ("SplitToSequence", split),
@@ -25,6 +28,38 @@ fn at(cx: &mut Cx, c: &Call) -> Done {
     let position = cx.static_ints(c.input(1, "position")?, "position")?;
     let &[position] = &position[..] else { return malformed("`position` is no scalar") };
     Ok(vec![items[axis(position, items.len())?].clone()])
+}
+
+/// The position of a value that is there, or where one is put; without one, behind the last.
+fn place(cx: &mut Cx, c: &Call, i: usize, places: usize) -> Result<Option<usize>, Refusal> {
+    let Some(item) = c.optional(i) else { return Ok(None) };
+    let position = cx.static_ints(item, "position")?;
+    let &[position] = &position[..] else { return malformed("`position` is no scalar") };
+    axis(position, places).map(Some)
+}
+
+fn insert(cx: &mut Cx, c: &Call) -> Done {
+    let mut items = list(c)?.to_vec();
+    if items.len() >= MAX_SIZES {
+        return unsupported(format!("the sequence has more than {MAX_SIZES} values"));
+    }
+    // a negative position counts from the last value that is there
+    let at = match c.optional(2).map(|item| cx.static_ints(item, "position")).transpose()? {
+        Some(p) if p == [items.len() as i64] => items.len(),
+        _ => place(cx, c, 2, items.len())?.unwrap_or(items.len()),
+    };
+    items.insert(at, c.input(1, "tensor")?.clone());
+    Ok(vec![Item::List(items)])
+}
+
+fn erase(cx: &mut Cx, c: &Call) -> Done {
+    let mut items = list(c)?.to_vec();
+    let last = items.len().checked_sub(1);
+    let Some(at) = place(cx, c, 1, items.len())?.or(last) else {
+        return malformed("the sequence is empty");
+    };
+    items.remove(at);
+    Ok(vec![Item::List(items)])
 }
 
 fn length(cx: &mut Cx, c: &Call) -> Done {
