@@ -183,7 +183,7 @@ def make_artifact(name, contender, folder, a, clock):
 
 def bench(path, batch, a, clock):
     """Steps and loops of an artifact."""
-    out = call([a.cqc, "bench", path, "--device", a.device, "--batch", str(batch), "--json", "--quiet", *options(a, "threads")], clock, path + ".log")
+    out = call([a.cqc, "bench", path, "--device", a.device, "--artifact-kernels", "--batch", str(batch), "--json", "--quiet", *options(a, "threads")], clock, path + ".log")
     found = json.loads(out)
     return {"ms": found["ms"], "loop_ms": found["loop_ms"], "cached_ms": found["cached_step_ms"], "backend": found["backend"],
             "device_memory_bytes": found.get("device_memory_bytes")}
@@ -199,7 +199,7 @@ def our_answer(path, name, batch, timestep, folder, a, clock):
             np.save(f"{folder}/in.{key}.npy", value)
             inputs += ["--input", f"{key}={folder}/in.{key}.npy"]
     out = f"{path}.npz"
-    call([a.cqc, "run", path, "--device", a.device, *inputs, "-o", out, "--force", "--quiet", *options(a, "threads")], clock, path + ".log")
+    call([a.cqc, "run", path, "--device", a.device, "--artifact-kernels", *inputs, "-o", out, "--force", "--quiet", *options(a, "threads")], clock, path + ".log")
     found = np.load(out)
     return found[found.files[0]]
 

@@ -23,6 +23,7 @@ pub mod calibrate;
 pub mod compile;
 pub mod eval;
 pub mod export;
+pub mod identity;
 pub mod io;
 pub mod model;
 pub mod recipe;

@@ -176,9 +176,48 @@ impl Threads {
     }
 }
 
-/// Where packed weights are kept.
+/// `64M`, `2G`, `1.5GiB`: bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ByteSize(pub usize);
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ByteSize, String> {
+        let wrong = || "expected a size such as 512M, 2G or 1.5GiB (powers of 1024)".to_string();
+        let lower = text.trim().to_ascii_lowercase();
+        let number = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let shift = match lower[number.len()..].trim_end_matches("ib").trim_end_matches('b') {
+            "" => 0,
+            "k" => 10,
+            "m" => 20,
+            "g" => 30,
+            "t" => 40,
+            _ => return Err(wrong()),
+        };
+        let number: f64 = number.trim().parse().map_err(|_| wrong())?;
+        let bytes = number * (1u64 << shift) as f64;
+        if !(1.0..=(1u64 << 60) as f64).contains(&bytes) {
+            return Err(wrong());
+        }
+        Ok(ByteSize(bytes as usize))
+    }
+}
+
+/// How the file of an artifact is read.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct MapArgs {
+    /// .cq: read the whole file into memory instead of mapping it: for files that somebody may
+    /// shorten or rewrite meanwhile, such as on a network drive
+    #[arg(long)]
+    pub no_mmap: bool,
+}
+
+/// Where packed weights are kept, and how files are read.
 #[derive(Args, Clone, Debug, Default)]
 pub struct PackCacheArgs {
+    #[command(flatten)]
+    pub map: MapArgs,
     /// .cq: folder that keeps the weights as this CPU reads them, so that the next start need not
     /// lay them out again: as large as the artifact, written at the first start, and may be deleted
     /// at any time [default: none]
@@ -202,6 +241,24 @@ mod tests {
         }
         for bad in ["x", "=f", "x="] {
             assert!(bad.parse::<NamedFile>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_powers_of_1024() {
+        let sizes = [
+            ("1", 1),
+            ("512M", 512 << 20),
+            ("2g", 2 << 30),
+            ("1.5GiB", 3 << 29),
+            ("64 kb", 64 << 10),
+            ("3KiB", 3 << 10),
+        ];
+        for (text, bytes) in sizes {
+            assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
+        }
+        for bad in ["", "0", "-1G", "G", "1X", "nan", "inf", "1e30", "1 MG"] {
+            assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
         }
     }
 

@@ -1,11 +1,11 @@
 //! `.cq` files, opened as the command line says.
 
-use super::args::PackCacheArgs;
+use super::args::{MapArgs, PackCacheArgs};
 use super::report::Failure;
 use cachequant::report::cost;
 use cqc_proto::cq::CqError;
 use cqc_proto::plan::{PlanInput, Program};
-use cqc_runtime::Artifact;
+use cqc_runtime::{Artifact, ArtifactOptions};
 use cqc_runtime::artifact::{ArtifactError, label_input};
 use std::path::Path;
 
@@ -14,14 +14,16 @@ pub fn is_artifact(path: &Path) -> bool {
     Artifact::is_artifact(path).unwrap_or(false) || cachequant::io::has_extension(path, "cq")
 }
 
-/// Maps the file and checks all of it.
-pub fn open(path: &Path) -> Result<Artifact, Failure> {
-    open_cached(path, &PackCacheArgs::default())
+/// Maps the file, or reads it, and checks all of it.
+pub fn open(path: &Path, map: MapArgs) -> Result<Artifact, Failure> {
+    open_cached(path, &PackCacheArgs { map, pack_cache: None })
 }
 
 /// [`open`], with what an earlier process has packed.
 pub fn open_cached(path: &Path, cache: &PackCacheArgs) -> Result<Artifact, Failure> {
-    Artifact::open_with(path, cache.pack_cache.as_deref()).map_err(|e| match e {
+    let options =
+        ArtifactOptions { pack_cache: cache.pack_cache.clone(), map: !cache.map.no_mmap };
+    Artifact::open_with(path, &options).map_err(|e| match e {
         ArtifactError::Invalid(e) => {
             let help = match e {
                 CqError::NotCq => "cqc compile makes them",

@@ -2,7 +2,7 @@
 
 mod nodes;
 
-use super::args::Sizes;
+use super::args::{MapArgs, Sizes};
 use super::lockstep::{Lockstep, crosses};
 use super::report::Failure;
 use super::sampling::SamplingArgs;
@@ -45,6 +45,8 @@ pub struct BisectArgs {
     sampling: SamplingArgs,
     #[command(flatten)]
     sizes: Sizes,
+    #[command(flatten)]
+    map: MapArgs,
     /// Print a JSON object
     #[arg(long)]
     json: bool,
@@ -135,11 +137,11 @@ fn open(args: &BisectArgs) -> Result<(SampleSource, SampleSource), Failure> {
         sizes: args.sizes.clone(),
     };
     if artifact::is_artifact(&args.b) {
-        let b = SampleSource::open(&args.b, own)?;
-        return Ok((SampleSource::open(&args.a, || b.trajectory(&args.sizes))?, b));
+        let b = SampleSource::open(&args.b, args.map, own)?;
+        return Ok((SampleSource::open(&args.a, args.map, || b.trajectory(&args.sizes))?, b));
     }
-    let a = SampleSource::open(&args.a, own)?;
-    let b = SampleSource::open(&args.b, || a.trajectory(&args.sizes))?;
+    let a = SampleSource::open(&args.a, args.map, own)?;
+    let b = SampleSource::open(&args.b, args.map, || a.trajectory(&args.sizes))?;
     Ok((a, b))
 }
 

@@ -8,10 +8,14 @@ use cqc_runtime::{Artifact, Denoiser, DenoiserOptions};
 #[derive(Args, Clone, Copy, Debug)]
 pub struct DeviceArgs {
     /// Where evaluations run: cuda, cpu, or auto, which takes a GPU if there is one that can.
-    /// Kernels for a GPU come from the artifact (`compile --target`), else they are compiled with
-    /// NVRTC and kept in the user's cache
+    /// Kernels for a GPU are compiled with NVRTC and kept in the user's cache, or come from the
+    /// artifact with --artifact-kernels
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: Device,
+    /// Run machine code for a GPU that the artifact brings along (`compile --target`); only for
+    /// artifacts whose maker may run programs on this machine
+    #[arg(long)]
+    pub artifact_kernels: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -34,7 +38,11 @@ impl From<Device> for cqc_runtime::Device {
 impl DeviceArgs {
     /// Opens a denoiser there. A GPU that is there and cannot be used is a line on stderr.
     pub fn open(self, artifact: &Artifact, options: DenoiserOptions) -> Result<Denoiser, Failure> {
-        let options = DenoiserOptions { device: self.device.into(), ..options };
+        let artifact_kernels = self.artifact_kernels;
+        let options = DenoiserOptions { device: self.device.into(), artifact_kernels, ..options };
+        if artifact.kernels().is_some() && !artifact_kernels && self.device != Device::Cpu {
+            tracing::debug!("the artifact's own GPU kernels are not used: --artifact-kernels");
+        }
         let denoiser = artifact.denoiser_with(&options, &mut say_unused)?;
         if let Some(device) = denoiser.engine().device() {
             tracing::info!("evaluating on {}", device.name());
@@ -72,7 +80,8 @@ pub fn findings() -> Vec<(bool, String)> {
         }
         Err(_) => (
             false,
-            "no NVRTC: kernels come from artifacts made with --target, or from the cache".into(),
+            "no NVRTC: kernels come from artifacts made with --target (--artifact-kernels), or from the cache"
+                .into(),
         ),
     };
     vec![gpu, nvrtc]

@@ -8,7 +8,7 @@ use super::text::{bytes, short};
 use super::{measure, term};
 use cachequant::model::{Model, ModelError, ModelOptions};
 use clap::Args;
-use cqc_kernels::Isa;
+use cqc_kernels::{Isa, memory};
 use cqc_passes::ir::Graph;
 use cqc_passes::onnx::ImportError;
 use cqc_proto::plan::InputRole;
@@ -217,7 +217,16 @@ fn cost(model: &Model, isa: Isa, threads: usize) -> Vec<Finding> {
         EXPECTED_SHARE * 100.0,
         short(flops)
     );
-    vec![ok("memory", memory), ok("time", time)]
+    let available = memory::available();
+    let needed = (weights as u64).saturating_add(activations);
+    let memory = match needed > available.bytes as u64 {
+        false => ok("memory", memory),
+        true => {
+            let there = bytes(available.bytes as u64);
+            note("memory", format!("{memory}, but {there} are {}", available.bound))
+        }
+    };
+    vec![memory, ok("time", time)]
 }
 
 /// Most bytes that are needed at once, for one sample, in the graph's order.

@@ -7,7 +7,7 @@ mod partial;
 mod real;
 mod table;
 
-use super::args::{Shard, Sizes};
+use super::args::{MapArgs, Shard, Sizes};
 use super::report::{Exit, Failure};
 use super::sampling::SamplingArgs;
 use super::term;
@@ -85,6 +85,8 @@ pub struct EvalArgs {
     force: bool,
     #[command(flatten)]
     sizes: Sizes,
+    #[command(flatten)]
+    map: MapArgs,
     /// Print a JSON object
     #[arg(long)]
     json: bool,

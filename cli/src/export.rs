@@ -99,7 +99,7 @@ impl ExportArgs {
 pub fn export(args: &ExportArgs) -> Result<(), Failure> {
     let overwrite = if args.force { Overwrite::Allow } else { Overwrite::Refuse };
     check_directory(&args.output, overwrite, SCHEDULE)?;
-    let artifact = artifact::open(&args.artifact)?;
+    let artifact = artifact::open(&args.artifact, Default::default())?;
     let qdq = args.qdq(&artifact.manifest().quant)?;
     let plan = &artifact.manifest().plan;
     let constants: Vec<Tensor> = (0..plan.constants.len()).map(|i| artifact.constant(i)).collect();

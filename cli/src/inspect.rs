@@ -7,7 +7,7 @@ mod quant_view;
 
 pub use model_view::{macs, per_sample};
 
-use super::args::Sizes;
+use super::args::{MapArgs, Sizes};
 use super::report::Failure;
 use super::{artifact, dot, term};
 use cachequant::io::{Overwrite, write_atomic};
@@ -42,6 +42,8 @@ pub struct InspectArgs {
     stop_after: Option<usize>,
     #[command(flatten)]
     sizes: Sizes,
+    #[command(flatten)]
+    map: MapArgs,
 }
 
 pub fn inspect(args: &InspectArgs) -> Result<(), Failure> {
@@ -95,7 +97,7 @@ fn inspect_artifact(args: &InspectArgs) -> Result<(), Failure> {
             "--dump-after, --stop-after, --shape and --dim are for models; a .cq is compiled already",
         ));
     }
-    let artifact = artifact::open(&args.model)?;
+    let artifact = artifact::open(&args.model, args.map)?;
     draw(args, || dot::of_plan(artifact.weights().plan()))?;
     if args.json {
         return term::print_json(&artifact_view::json(&artifact)?);

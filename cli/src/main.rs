@@ -40,6 +40,10 @@ use std::process::ExitCode;
 pub struct Cli {
     #[command(flatten)]
     verbosity: Verbosity,
+    /// Take at most so much memory, files that are mapped not counted, e.g. 4G [default: what the
+    /// machine and its control groups have left]. What needs more is refused
+    #[arg(long, value_name = "SIZE", global = true)]
+    max_memory: Option<args::ByteSize>,
     #[command(subcommand)]
     command: Command,
 }
@@ -88,6 +92,9 @@ fn main() -> ExitCode {
 fn parse_and_run(arguments: Vec<OsString>) -> Result<(), Failure> {
     let cli = recipe::parse(arguments)?;
     let Verbosity { quiet, verbose } = cli.verbosity;
+    if let Some(args::ByteSize(bytes)) = cli.max_memory {
+        cqc_kernels::memory::set_limit(bytes);
+    }
     term::start_logging(quiet, verbose);
     term::end_cleanly_when_interrupted();
     match cli.command {

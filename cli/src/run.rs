@@ -1,6 +1,6 @@
 //! `run`: one evaluation.
 
-use super::args::{NamedFile, Sizes, Threads};
+use super::args::{MapArgs, NamedFile, Sizes, Threads};
 use super::device::{Device, say_unused};
 use super::report::Failure;
 use super::{artifact, request, term, text};
@@ -42,6 +42,12 @@ pub struct RunArgs {
     /// can. A GPU gives the first output
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: Device,
+    /// .cq: run machine code for a GPU that the artifact brings along; only for artifacts whose
+    /// maker may run programs on this machine
+    #[arg(long)]
+    artifact_kernels: bool,
+    #[command(flatten)]
+    map: MapArgs,
     /// .onnx: run only the first N passes; early ones leave more inner values to tap
     #[arg(long, value_name = "N")]
     stop_after: Option<usize>,
@@ -124,14 +130,14 @@ fn run_artifact(args: &RunArgs, inputs: BTreeMap<String, Tensor>) -> Result<Resu
             "--stop-after, --shape and --dim are for models; a .cq is compiled already",
         ));
     }
-    let artifact = artifact::open(&args.model)?;
+    let artifact = artifact::open(&args.model, args.map)?;
     let plan = artifact.weights().plan();
     let batch =
         request::batch_of(&plan.inputs, plan.batch_symbol.as_deref(), plan.fixed_batch, &inputs);
     let (step, timesteps) = (args.step.unwrap_or(0), artifact::timesteps(&artifact)?);
     // inner values are there on the CPU only
     let on = if args.tap.is_empty() || args.device == Device::Cuda {
-        artifact.find_device(args.device.into(), &mut say_unused)?
+        artifact.find_device(args.device.into(), args.artifact_kernels, &mut say_unused)?
     } else {
         None
     };

@@ -1,6 +1,6 @@
 //! Something to sample from: an artifact as it is, or a model compiled in memory, without caching.
 
-use super::args::Sizes;
+use super::args::{MapArgs, Sizes};
 use super::artifact;
 use super::report::Failure;
 use cachequant::compile::{LoopOptions, compile_loop};
@@ -66,10 +66,11 @@ impl SampleSource {
     /// Opens an artifact, or compiles a model.
     pub fn open(
         path: &Path,
+        map: MapArgs,
         trajectory: impl FnOnce() -> LoopSettings,
     ) -> Result<SampleSource, Failure> {
         if artifact::is_artifact(path) {
-            return SampleSource::new(path, artifact::open(path)?, None);
+            return SampleSource::new(path, artifact::open(path, map)?, None);
         }
         let LoopSettings { config, steps, guidance, null, sizes } = trajectory();
         let options = ModelOptions { import: sizes.import_options(), stop_after: None };

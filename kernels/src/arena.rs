@@ -82,6 +82,14 @@ pub enum ArenaError {
     },
 }
 
+/// The system has no such block of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no block of {bytes} bytes of memory")]
+pub struct NoArena {
+    /// Bytes asked for.
+    pub bytes: usize,
+}
+
 /// Aligned memory, allocated once, zero at first. Offsets and lengths are in bytes.
 pub struct Arena {
     memory: NonNull<u8>,
@@ -101,24 +109,45 @@ unsafe impl Sync for Arena {}
 
 impl Arena {
     /// `bytes` zero bytes, aligned to [`ALIGN`].
+    ///
+    /// For what is as large as something that is in memory already; what a file or a caller says
+    /// the size of is made by [`Arena::try_new`].
     pub fn new(bytes: usize) -> Arena {
-        let layout = Self::layout(bytes);
+        Arena::try_new(bytes).unwrap_or_else(|NoArena { .. }| {
+            let layout = Layout::from_size_align(bytes.max(ALIGN), ALIGN);
+            handle_alloc_error(layout.expect("an arena is smaller than half the address space"))
+        })
+    }
+
+    /// `bytes` zero bytes, aligned to [`ALIGN`].
+    ///
+    /// # Errors
+    /// [`NoArena`] where the system refuses so many. One that promises more than it has does not
+    /// refuse: [`memory`](crate::memory) tells what there is.
+    pub fn try_new(bytes: usize) -> Result<Arena, NoArena> {
+        let none = NoArena { bytes };
+        let layout = Layout::from_size_align(bytes.max(ALIGN), ALIGN).map_err(|_| none)?;
         if let Some(mut map) = (bytes >= MAPPED).then(|| MmapMut::map_anon(bytes).ok()).flatten() {
             // a hint
             #[cfg(target_os = "linux")]
             let _ = map.advise(memmap2::Advice::HugePage);
             let memory = NonNull::new(map.as_mut_ptr()).expect("a map has an address");
-            return Arena { memory, len: bytes, map: Some(map) };
+            return Ok(Arena { memory, len: bytes, map: Some(map) });
         }
         // SAFETY: the layout's size is at least `ALIGN`, so not zero.
         let memory = unsafe { alloc_zeroed(layout) };
-        let Some(memory) = NonNull::new(memory) else { handle_alloc_error(layout) };
-        Arena { memory, len: bytes, map: None }
+        Ok(Arena { memory: NonNull::new(memory).ok_or(none)?, len: bytes, map: None })
     }
 
-    fn layout(bytes: usize) -> Layout {
-        Layout::from_size_align(bytes.max(ALIGN), ALIGN)
-            .expect("an arena is smaller than half the address space")
+    /// A copy of `bytes`, so aligned.
+    ///
+    /// # Errors
+    /// As [`Arena::try_new`].
+    pub fn copy_of(bytes: &[u8]) -> Result<Arena, NoArena> {
+        let mut copy = Arena::try_new(bytes.len())?;
+        let all = Span::new(0, bytes.len());
+        copy.get_mut(all).expect("an arena holds itself").copy_from_slice(bytes);
+        Ok(copy)
     }
 
     /// Length in bytes, as it was given to [`Arena::new`].
@@ -204,8 +233,10 @@ impl Arena {
 impl Drop for Arena {
     fn drop(&mut self) {
         if self.map.is_none() {
-            // SAFETY: allocated in `new` with this very layout.
-            unsafe { dealloc(self.memory.as_ptr(), Self::layout(self.len)) }
+            let layout = Layout::from_size_align(self.len.max(ALIGN), ALIGN)
+                .expect("it has been allocated with it");
+            // SAFETY: allocated in `try_new` with this very layout.
+            unsafe { dealloc(self.memory.as_ptr(), layout) }
         }
     }
 }

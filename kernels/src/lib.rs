@@ -54,6 +54,7 @@ pub mod group_norm;
 pub mod integer;
 pub mod isa;
 pub mod mapped;
+pub mod memory;
 pub mod matmul;
 pub mod norm;
 pub mod pack;

@@ -1,7 +1,9 @@
 //! Read-only memory maps of weight files.
 
+use crate::arena::{Arena, Span};
+use crate::memory;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -56,6 +58,22 @@ pub fn map(file: &File) -> io::Result<Mapped> {
     let map = unsafe { memmap2::Mmap::map(file)? };
     live().push((map.as_ptr().addr(), map.len()));
     Ok(Mapped(Some(map)))
+}
+
+/// Reads all of `path` into memory of our own, which nobody else can change or shorten.
+///
+/// # Errors
+/// Whatever opening or reading the file reports; [`io::ErrorKind::OutOfMemory`] where it does not
+/// fit; [`io::ErrorKind::UnexpectedEof`] where it was shortened meanwhile.
+pub fn read_file(path: impl AsRef<Path>) -> io::Result<Arena> {
+    let path = path.as_ref();
+    let mut file = File::open(path)?;
+    let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    let full = |e: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::OutOfMemory, e.to_string());
+    memory::check(format_args!("reading {}", path.display()), len).map_err(|e| full(&e))?;
+    let mut arena = Arena::try_new(len).map_err(|e| full(&e))?;
+    file.read_exact(arena.get_mut(Span::new(0, len)).expect("an arena holds itself"))?;
+    Ok(arena)
 }
 
 /// Lets go of the memory that backs `bytes` if they lie in a [`Mapped`] file: they are read again

@@ -12,9 +12,11 @@
 
 use crate::interpret::{self, InterpretError};
 use crate::ir::{Def, Graph, Node, ValueId};
+use cqc_kernels::memory::{self, NoMemory};
 use cqc_kernels::reference;
 use cqc_proto::op::OpError;
 use cqc_proto::plan::InputRole;
+use cqc_proto::types::element_count;
 use cqc_proto::{Bindings, DType, Dim, Op, Tensor, ValueType};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -123,6 +125,9 @@ pub enum BindError {
         /// The first fractional time step.
         timestep: f64,
     },
+    /// The tables, or what they are computed from, take more memory than there is.
+    #[error(transparent)]
+    Memory(#[from] NoMemory),
     /// A cut part does not type-check: a bug here, not in the model.
     #[error(transparent)]
     Op(#[from] OpError),
@@ -275,12 +280,17 @@ fn evaluate_tables(
         return Ok(vec![]);
     };
     let bindings: Bindings = batch.map(|b| (b.into(), 1)).into_iter().collect();
+    check_whole(g, time, timesteps)?;
+    if wanted.is_empty() {
+        return Ok(vec![]);
+    }
+    let order = needed(g, wanted);
+    check_memory(g, time, &bindings, &order, wanted, timesteps.len())?;
     let mut rows: Vec<Vec<u8>> = vec![vec![]; wanted.len()];
     let mut row_types: Vec<Option<Tensor>> = vec![None; wanted.len()];
-    let order = needed(g, wanted);
     for &t in timesteps {
         let mut known: HashMap<ValueId, Tensor> =
-            HashMap::from([(time, timestep_tensor(g, time, &bindings, t)?)]);
+            HashMap::from([(time, timestep_tensor(g, time, &bindings, t))]);
         for node in &order {
             let results = interpret::run(g, node, &known, &bindings)
                 .map_err(|source| BindError::Evaluate { timestep: t, source })?;
@@ -314,27 +324,51 @@ fn needed<'a>(g: &'a Graph, wanted: &[ValueId]) -> Vec<&'a Node> {
     g.nodes().filter(|(id, _)| live.contains(id)).map(|(_, n)| n).collect()
 }
 
-/// The time step as the model wants it: its type, one element per sample of the batch.
-fn timestep_tensor(
-    g: &Graph,
-    input: ValueId,
-    bindings: &Bindings,
-    t: f64,
-) -> Result<Tensor, BindError> {
-    let ty = g.ty(input);
-    if !ty.dtype.is_float() && t.fract() != 0.0 {
-        return Err(BindError::Fractional {
-            input: g.value(input).name.clone(),
-            dtype: ty.dtype,
-            timestep: t,
-        });
+/// Refuses fractional time steps for a model that takes whole ones.
+fn check_whole(g: &Graph, input: ValueId, timesteps: &[f64]) -> Result<(), BindError> {
+    let dtype = g.ty(input).dtype;
+    match timesteps.iter().find(|t| !dtype.is_float() && t.fract() != 0.0) {
+        Some(&timestep) => {
+            Err(BindError::Fractional { input: g.value(input).name.clone(), dtype, timestep })
+        }
+        None => Ok(()),
     }
+}
+
+/// Refuses tables that there is no memory for: all that is computed for one time step, and the rows
+/// of all of them.
+fn check_memory(
+    g: &Graph,
+    time: ValueId,
+    bindings: &Bindings,
+    order: &[&Node],
+    wanted: &[ValueId],
+    rows: usize,
+) -> Result<(), BindError> {
+    let bytes = |v: ValueId| {
+        let elements = g.ty(v).resolve(bindings).and_then(|shape| element_count(&shape));
+        elements.map_or(0, |n| n.saturating_mul(g.ty(v).dtype.size()))
+    };
+    let sum = |values: &mut dyn Iterator<Item = ValueId>| {
+        values.fold(0usize, |sum, v| sum.saturating_add(bytes(v)))
+    };
+    let made = sum(&mut order.iter().flat_map(|node| node.outputs.iter().copied()));
+    // the time step is made in f32 first
+    let given = bytes(time).saturating_mul(2);
+    let kept = sum(&mut wanted.iter().copied()).saturating_mul(rows);
+    let needed = made.saturating_add(given).saturating_add(kept);
+    Ok(memory::check("computing what depends on the time step alone", needed)?)
+}
+
+/// The time step as the model wants it: its type, one element per sample of the batch.
+fn timestep_tensor(g: &Graph, input: ValueId, bindings: &Bindings, t: f64) -> Tensor {
+    let ty = g.ty(input);
     let shape = ty.resolve(bindings).unwrap_or_default();
     let count = shape.iter().product();
     let wide = Tensor::from_f32(&shape, &vec![t as f32; count]);
     // f32 holds every time step up to 2^24 exactly; the sampler's limit is 10^6
     let cast = reference::eval(&Op::Cast { to: ty.dtype }, &[Some(&wide)]);
-    Ok(cast.map(|mut c| c.remove(0)).unwrap_or(wide))
+    cast.map(|mut c| c.remove(0)).unwrap_or(wide)
 }
 
 /// The part of the graph that makes `wanted`, from the inputs on.

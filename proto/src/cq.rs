@@ -17,16 +17,17 @@
 //! [`Artifact::read`] checks everything once.
 
 mod read;
+mod unpack;
 mod write;
 
 pub use read::{Artifact, CqError};
 pub use write::{WriteError, encode, encode_with, lay_out, write};
 
-use crate::plan::{InputRole, Plan};
+use crate::plan::{InputRole, Plan, PlanInput};
 use crate::sampler::{MAX_STEPS, SamplerConfig};
 use crate::types::element_count;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// The first bytes of every artifact. As in PNG, they show whether the file passed through a text
 /// mode.
@@ -155,6 +156,25 @@ pub struct Calibration {
     pub seed: Option<u64>,
     /// How samples were selected.
     pub select: String,
+    /// What computed the numbers that were fitted; `None`: a build that did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_by: Option<Computed>,
+}
+
+/// A build and the instructions it computes with: what results of floating point depend on beside
+/// their inputs. Results of another one may differ in their last digits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Computed {
+    /// Version of cqc, and a hash of what its kernels are made from.
+    pub build: String,
+    /// Instruction set, as `CQC_ISA` names it.
+    pub isa: String,
+}
+
+impl std::fmt::Display for Computed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cqc {} on {}", self.build, self.isa)
+    }
 }
 
 /// How layers are quantized.
@@ -300,8 +320,12 @@ impl Manifest {
         }
         self.check_schedule()?;
         self.check_quant()?;
+        let inputs: HashMap<&str, &PlanInput> =
+            self.plan.inputs.iter().map(|input| (&input.name[..], input)).collect();
         self.null.iter().try_for_each(|(name, null)| {
-            self.check_null(name, null)
+            let input = inputs.get(&name[..]).ok_or_else(|| "the model has no such input".into());
+            input
+                .and_then(|input| self.check_null(input, null))
                 .map_err(|reason| format!("null conditioning of `{name}`: {reason}"))
         })
     }
@@ -360,13 +384,7 @@ impl Manifest {
         }
     }
 
-    fn check_null(&self, name: &str, null: &NullCondition) -> Result<(), String> {
-        let input = self
-            .plan
-            .inputs
-            .iter()
-            .find(|i| i.name == name)
-            .ok_or("the model has no such input")?;
+    fn check_null(&self, input: &PlanInput, null: &NullCondition) -> Result<(), String> {
         if input.role != InputRole::Condition {
             return Err(format!("it is the {:?}", input.role));
         }

@@ -85,13 +85,19 @@ impl Dim {
 
     fn combine(&self, other: &Dim, sign: i64) -> Option<Dim> {
         let mut out = self.clone();
-        out.constant = bounded(self.constant.checked_add(other.constant.checked_mul(sign)?)?)?;
-        for (name, &c) in &other.terms {
-            let entry = out.terms.entry(name.clone()).or_insert(0);
-            *entry = bounded(entry.checked_add(c.checked_mul(sign)?)?)?;
-        }
+        out.accumulate(other, sign)?;
         out.terms.retain(|_, c| *c != 0);
         Some(out)
+    }
+
+    /// Adds `sign · other` in place, which may leave coefficients of 0.
+    fn accumulate(&mut self, other: &Dim, sign: i64) -> Option<()> {
+        self.constant = bounded(self.constant.checked_add(other.constant.checked_mul(sign)?)?)?;
+        for (name, &c) in &other.terms {
+            let entry = self.terms.entry(name.clone()).or_insert(0);
+            *entry = bounded(entry.checked_add(c.checked_mul(sign)?)?)?;
+        }
+        Some(())
     }
 
     /// Product; one side must be constant.
@@ -175,8 +181,9 @@ impl Dim {
                 Err(_) if is_symbol(name) => Dim::symbol(name),
                 Err(_) => return None,
             };
-            out = out.add(&value.scale(if negative { -coefficient } else { coefficient })?)?;
+            out.accumulate(&value.scale(if negative { -coefficient } else { coefficient })?, 1)?;
         }
+        out.terms.retain(|_, c| *c != 0);
         (!text.trim().is_empty()).then_some(out)
     }
 }

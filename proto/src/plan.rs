@@ -23,7 +23,7 @@ mod text;
 mod validate;
 
 pub use codes::WeightCodes;
-pub use validate::{PlanError, validate};
+pub use validate::{MAX_INPUTS, PlanError, validate};
 
 use serde::{Deserialize, Serialize};
 
@@ -294,7 +294,7 @@ pub struct Program {
 }
 
 /// Where a value comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
     /// Written by a step.

@@ -2,7 +2,8 @@
 
 use crate::dim::{Bindings, Dim, MAX_DIM};
 use crate::dtype::DType;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 
 /// Sizes per axis, outermost first.
@@ -16,8 +17,33 @@ pub const MAX_RANK: usize = 8;
 pub struct ValueType {
     /// Type of the elements.
     pub dtype: DType,
-    /// Sizes, outermost first; empty for a scalar.
+    /// Sizes, outermost first; empty for a scalar. No more than [`MAX_RANK`] are read.
+    #[serde(deserialize_with = "read_shape")]
     pub shape: Shape,
+}
+
+/// Reads a shape; one of too many axes ends at the first that is too many.
+fn read_shape<'de, D: Deserializer<'de>>(d: D) -> Result<Shape, D::Error> {
+    struct Sizes;
+    impl<'de> Visitor<'de> for Sizes {
+        type Value = Shape;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a shape of at most {MAX_RANK} axes")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut sizes: A) -> Result<Shape, A::Error> {
+            let mut shape = Shape::new();
+            while let Some(size) = sizes.next_element()? {
+                if shape.len() == MAX_RANK {
+                    return Err(A::Error::invalid_length(MAX_RANK + 1, &self));
+                }
+                shape.push(size);
+            }
+            Ok(shape)
+        }
+    }
+    d.deserialize_seq(Sizes)
 }
 
 impl ValueType {

@@ -12,7 +12,7 @@ use cqc_proto::cq::{self, CqError, MAGIC, Manifest, NullCondition};
 use cqc_proto::op::operand::WEIGHTS;
 use cqc_proto::plan::{InputRole, PlanInput, ProgramKind, Source, Step};
 use cqc_proto::{DType, Tensor, ValueType};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -49,7 +49,7 @@ pub enum ArtifactError {
 /// denoiser is opened, and shared by all of them. An artifact is `Send` and `Sync`.
 #[derive(Debug)]
 pub struct Artifact {
-    manifest: Manifest,
+    manifest: Arc<Manifest>,
     weights: Arc<Weights>,
     kernels: Option<Bytes>,
     constants: Bytes,
@@ -64,8 +64,31 @@ pub struct DenoiserOptions {
     pub guidance: Option<f32>,
     /// Where evaluations run.
     pub device: Device,
+    /// Runs machine code for a GPU that the artifact brings along ([`Artifact::kernels`]), which can
+    /// do there whatever it wants: only for artifacts from people whose programs would be run as
+    /// well. Otherwise kernels are compiled from the sources of this library.
+    pub artifact_kernels: bool,
     /// Batch, threads, and what else an engine takes.
     pub engine: EngineOptions,
+}
+
+/// How an artifact is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArtifactOptions {
+    /// A folder in which packed weights are kept from one process to the next: see
+    /// [`Artifact::keep_packed`]. `None`: they are packed by every process.
+    pub pack_cache: Option<PathBuf>,
+    /// Maps the file, so that its weights come into memory when they are packed. A mapped file must
+    /// not be shortened or rewritten while it is in use: reading beyond its end kills the process.
+    /// Otherwise the whole file is read into memory when it is opened.
+    pub map: bool,
+}
+
+impl Default for ArtifactOptions {
+    /// Without a cache, mapped.
+    fn default() -> ArtifactOptions {
+        ArtifactOptions { pack_cache: None, map: true }
+    }
 }
 
 impl DenoiserOptions {
@@ -79,27 +102,28 @@ impl DenoiserOptions {
 }
 
 impl Artifact {
-    /// Opens a file and checks all of it. The file is mapped, not read: its weights come into
-    /// memory when they are packed. A mapped file must not shrink while it is in use.
+    /// Opens a file and checks all of it, with the default [`ArtifactOptions`]: the file is mapped.
     ///
     /// # Errors
     /// [`ArtifactError`].
     pub fn open(path: &Path) -> Result<Artifact, ArtifactError> {
-        Artifact::open_with(path, None)
+        Artifact::open_with(path, &ArtifactOptions::default())
     }
 
-    /// [`Artifact::open`], with packed weights kept in the folder `pack_cache` from one process to
-    /// the next: see [`Artifact::keep_packed`].
+    /// [`Artifact::open`] as the options say.
     ///
     /// # Errors
     /// [`ArtifactError`]. A cache that cannot be used is passed over.
-    pub fn open_with(path: &Path, pack_cache: Option<&Path>) -> Result<Artifact, ArtifactError> {
+    pub fn open_with(path: &Path, options: &ArtifactOptions) -> Result<Artifact, ArtifactError> {
         let io = |source| ArtifactError::Io { path: path.to_path_buf(), source };
         if !path.metadata().map_err(io)?.is_file() {
             return Err(ArtifactError::NotAFile { path: path.to_path_buf() });
         }
-        let bytes = cqc_kernels::map_file(path).map(Bytes::from_owner).map_err(io)?;
-        Artifact::read(bytes, pack_cache)
+        let bytes = match options.map {
+            true => cqc_kernels::map_file(path).map(Bytes::from_owner),
+            false => cqc_kernels::mapped::read_file(path).map(Bytes::from_owner),
+        };
+        Artifact::read(bytes.map_err(io)?, options)
     }
 
     /// The artifact in `bytes`, without a file.
@@ -107,7 +131,7 @@ impl Artifact {
     /// # Errors
     /// [`ArtifactError::Invalid`], [`ArtifactError::Engine`].
     pub fn from_bytes(bytes: impl Into<Bytes>) -> Result<Artifact, ArtifactError> {
-        Artifact::read(bytes.into(), None)
+        Artifact::read(bytes.into(), &ArtifactOptions::default())
     }
 
     /// The artifact that a compiler has in memory: a manifest, and the bytes of the constants that
@@ -116,22 +140,18 @@ impl Artifact {
     /// # Errors
     /// [`ArtifactError::Engine`] if the plan is invalid.
     pub fn from_parts(manifest: Manifest, constants: Bytes) -> Result<Artifact, ArtifactError> {
-        let weights = Weights::new(manifest.plan.clone(), constants.clone())?;
+        let manifest = Arc::new(manifest);
+        let weights = Weights::of_manifest(manifest.clone(), constants.clone(), None)?;
         Ok(Artifact { manifest, weights, kernels: None, constants })
     }
 
-    fn read(bytes: Bytes, pack_cache: Option<&Path>) -> Result<Artifact, ArtifactError> {
+    fn read(bytes: Bytes, options: &ArtifactOptions) -> Result<Artifact, ArtifactError> {
         let cq::Artifact { manifest, weights: constants, kernels, identity } =
             cq::Artifact::read(bytes)?;
-        let (plan, bytes) = (manifest.plan.clone(), constants.clone());
-        let weights = match pack_cache {
-            Some(folder) => Weights::with_cache(
-                plan,
-                bytes,
-                &PackCache { folder: folder.to_path_buf(), identity },
-            )?,
-            None => Weights::new(plan, bytes)?,
-        };
+        let folder = options.pack_cache.clone();
+        let cache = folder.map(|folder| PackCache { folder, identity, map: options.map });
+        let manifest = Arc::new(manifest);
+        let weights = Weights::of_manifest(manifest.clone(), constants.clone(), cache.as_ref())?;
         Ok(Artifact { manifest, weights, kernels, constants })
     }
 
@@ -159,7 +179,8 @@ impl Artifact {
         &self.weights
     }
 
-    /// Kernels for GPUs that the artifact brings along, packed.
+    /// Kernels for GPUs that the artifact brings along: machine code, packed. It runs only where
+    /// [`DenoiserOptions::artifact_kernels`] says so.
     pub fn kernels(&self) -> Option<&[u8]> {
         self.kernels.as_deref()
     }
@@ -210,7 +231,8 @@ impl Artifact {
             return Err(DenoiseError::Device { reason });
         }
         let wanted = if timed { Device::Cpu } else { options.device };
-        let Some(device) = self.find_device(wanted, note)? else { return open(&options.engine) };
+        let found = self.find_device(wanted, options.artifact_kernels, note)?;
+        let Some(device) = found else { return open(&options.engine) };
         match open(&EngineOptions { device: Some(device), ..options.engine.clone() }) {
             Err(e) if options.device == Device::Auto => {
                 note(&e.to_string());
@@ -220,17 +242,20 @@ impl Artifact {
         }
     }
 
-    /// Looks for the device that evaluations of this artifact run on; `None` is the CPU. `note` is
-    /// told why a GPU that is there is not used.
+    /// Looks for the device that evaluations of this artifact run on; `None` is the CPU. Machine
+    /// code of the artifact is used only with `artifact_kernels`
+    /// ([`DenoiserOptions::artifact_kernels`]). `note` is told why a GPU that is there is not used.
     ///
     /// # Errors
     /// [`DenoiseError::Device`] if [`Device::Cuda`] cannot be had.
     pub fn find_device(
         &self,
         device: Device,
+        artifact_kernels: bool,
         note: &mut dyn FnMut(&str),
     ) -> Result<Option<Arc<dyn Backend>>, DenoiseError> {
-        match device.find(self.kernels()).map_err(|reason| DenoiseError::Device { reason })? {
+        let kernels = self.kernels().filter(|_| artifact_kernels);
+        match device.find(kernels).map_err(|reason| DenoiseError::Device { reason })? {
             Found::Device(device) => Ok(Some(device)),
             Found::Cpu(why) => {
                 why.iter().for_each(|why| note(why));
@@ -329,17 +354,21 @@ impl Artifact {
         let full: Vec<&StepExecution> =
             steps.iter().filter(|s| s.program == ProgramKind::Full).collect();
         let program = &self.manifest.plan.full;
-        let reads = |step: &Step, weight: usize| {
-            let source =
-                step.inputs.get(WEIGHTS).copied().flatten().map(|v| program.values[v].source);
-            source == Some(Source::Constant(weight))
+        let weight_of = |step: &Step| {
+            let weight = step.inputs.get(WEIGHTS).copied().flatten()?;
+            if let Source::Constant(i) = program.values[weight].source { Some(i) } else { None }
         };
-        let step_of = |layer: &cq::QuantizedLayer| {
-            let is_layer = |step: &Step| match layer.weight {
-                Some(weight) => reads(step, weight),
-                None => step.name == layer.name && step.op.name() == layer.op,
-            };
-            program.steps.iter().position(is_layer)
+        // the first step that reads the weights, or that has the name
+        let (mut by_weight, mut by_name) = (HashMap::new(), HashMap::new());
+        for (at, step) in program.steps.iter().enumerate() {
+            if let Some(weight) = weight_of(step) {
+                by_weight.entry(weight).or_insert(at);
+            }
+            by_name.entry((&step.name[..], step.op.name())).or_insert(at);
+        }
+        let step_of = |layer: &cq::QuantizedLayer| match layer.weight {
+            Some(weight) => by_weight.get(&weight).copied(),
+            None => by_name.get(&(&layer.name[..], layer.op.clone())).copied(),
         };
         // the file may come from anywhere: a layer that no step computes is not executed at all
         let execution = |layer| step_of(layer).map_or(Execution::Fused, |i| full[i].execution);

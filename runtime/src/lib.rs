@@ -31,6 +31,10 @@ pub mod noise;
 pub mod retime;
 pub mod sampler;
 
-pub use artifact::{Artifact, ArtifactError, DenoiserOptions};
+pub use artifact::{Artifact, ArtifactError, ArtifactOptions, DenoiserOptions};
 pub use denoise::{DenoiseError, Denoiser, Request};
 pub use device::Device;
+
+/// Lets this process take at most so many bytes of memory, mapped files not counted: see
+/// [`cqc_kernels::memory`].
+pub use cqc_kernels::memory::set_limit as set_memory_limit;

@@ -23,7 +23,7 @@ use cqc_kernels::arena::ALIGN;
 use cqc_proto::cq::{Manifest, Schedule};
 use cqc_proto::plan::{InputRole, Plan, ProgramKind, Source};
 use cqc_proto::{DType, Dim, Tensor, ValueType};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 /// Why a loop cannot be run with so many steps.
@@ -79,12 +79,21 @@ pub fn possible(manifest: &Manifest) -> Result<Possible, RetimeError> {
         return Ok(Possible::Any);
     }
     let known = timesteps(&Sampler::new(&manifest.sampler, manifest.steps)?);
+    let known: HashSet<u64> = known.iter().map(|t| t.to_bits()).collect();
     let is_known = |steps: &usize| {
         let sampler = Sampler::new(&manifest.sampler, *steps);
-        sampler.is_ok_and(|sampler| timesteps(&sampler).iter().all(|t| known.contains(t)))
+        let is_known = |t: &f64| known.contains(&t.to_bits());
+        sampler.is_ok_and(|sampler| timesteps(&sampler).iter().all(is_known))
     };
-    Ok(Possible::These((1..=manifest.steps).filter(is_known).collect()))
+    let work = manifest.steps.saturating_mul(manifest.sampler.num_train_timesteps as usize);
+    let tried = (1..=manifest.steps)
+        .filter(|steps| work <= MAX_TRIED || manifest.steps.is_multiple_of(*steps));
+    Ok(Possible::These(tried.filter(is_known).collect()))
 }
+
+/// Training steps that are looked at to find out which numbers of steps are possible. Beyond it only
+/// divisors of the compiled number are tried, which is where the others are found as well.
+const MAX_TRIED: usize = 1 << 24;
 
 /// The loop with `steps` sampling steps: the manifest for it and its constants, those of `bytes`
 /// and rows of tables.
@@ -323,6 +332,9 @@ impl Tables<'_> {
             if let (Some(correction), Some(input)) = (layer.correction, layer.inputs.first()) {
                 let knots = self.knots(&self.compiled(input.scale));
                 for table in [correction.a, correction.bias] {
+                    if self.rows.contains_key(&table) {
+                        continue;
+                    }
                     let rows = self.compiled(table);
                     let at = |t: &f64| {
                         between(&knots, *t).map_or_else(|| rows[0].clone(), |at| at.of(&rows))

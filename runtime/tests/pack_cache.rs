@@ -25,7 +25,7 @@ impl Kept {
         let artifact = Artifact::read(Bytes::from(bytes)).unwrap();
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("packed-{name}"));
         let _ = std::fs::remove_dir_all(&folder);
-        let cache = PackCache { folder, identity: artifact.identity };
+        let cache = PackCache { folder, identity: artifact.identity, map: true };
         Some(Kept { artifact, cache })
     }
 
@@ -78,10 +78,82 @@ fn kept_weights_are_used_and_give_the_same_results() {
         let whole = std::fs::read(&file).unwrap();
         let table = u64::from_le_bytes(whole[8..16].try_into().unwrap()) as usize;
         let data = (48 + table).next_multiple_of(64);
+        // read instead of mapped
+        let Kept { artifact: Artifact { manifest, weights, .. }, cache } = &kept;
+        let cache = PackCache { map: false, ..cache.clone() };
+        let third = Weights::with_cache(manifest.plan.clone(), weights.clone(), &cache).unwrap();
+        assert_eq!(evaluate(&third), expected);
+        assert!(!third.keep_packed().unwrap(), "all is there");
+        // other numbers with their own hashes: the file is what is multiplied with
         let mut other = whole.clone();
         other[data..].iter_mut().for_each(|byte| *byte ^= 1);
-        std::fs::write(&file, other).unwrap();
+        let mut table = table_of(&whole);
+        for [begin, len, hash] in table.values_mut().flatten() {
+            let part = data + begin.as_u64().unwrap() as usize;
+            let part = &other[part..part + len.as_u64().unwrap() as usize];
+            *hash = blake3::hash(part).to_hex().as_str().into();
+        }
+        std::fs::write(&file, with_table(&other, &serde_json::to_string(&table).unwrap())).unwrap();
         assert_ne!(evaluate(&kept.weights()), expected, "the file is what was multiplied with");
+    }
+}
+
+/// Per packed constant its parts: begin, length, hash.
+type Table = std::collections::BTreeMap<String, Vec<[serde_json::Value; 3]>>;
+
+fn table_of(file: &[u8]) -> Table {
+    let len = u64::from_le_bytes(file[8..16].try_into().unwrap()) as usize;
+    serde_json::from_slice(&file[48..48 + len]).unwrap()
+}
+
+/// The file with another table, and the hash of that.
+fn with_table(file: &[u8], table: &str) -> Vec<u8> {
+    let len = u64::from_le_bytes(file[8..16].try_into().unwrap()) as usize;
+    let mut forged = file[..8].to_vec();
+    forged.extend((table.len() as u64).to_le_bytes());
+    forged.extend(blake3::hash(table.as_bytes()).as_bytes());
+    forged.extend(table.as_bytes());
+    forged.resize(forged.len().next_multiple_of(64), 0);
+    forged.extend(&file[(48 + len).next_multiple_of(64)..]);
+    forged
+}
+
+#[test]
+fn a_damaged_part_is_packed_anew_and_written_anew() {
+    for kept in ["v1", "v4", "v5"].into_iter().filter_map(Kept::new) {
+        let first = kept.weights();
+        let expected = evaluate(&first);
+        assert!(first.keep_packed().unwrap());
+        let file = kept.file();
+        let whole = std::fs::read(&file).unwrap();
+        let len = u64::from_le_bytes(whole[8..16].try_into().unwrap()) as usize;
+        let data = (48 + len).next_multiple_of(64);
+        for at in (data..whole.len()).step_by((whole.len() - data) / 9) {
+            let mut damaged = whole.clone();
+            damaged[at..(at + 64).min(whole.len())].iter_mut().for_each(|byte| *byte ^= 1);
+            std::fs::write(&file, damaged).unwrap();
+            let weights = kept.weights();
+            assert_eq!(evaluate(&weights), expected, "damaged at {at}");
+            assert!(weights.keep_packed().unwrap(), "damaged at {at}");
+            assert_eq!(std::fs::read(&file).unwrap(), whole, "the same bytes again");
+        }
+        // parts that are as their hashes say, and of other lengths, or fewer than there should be
+        let table = table_of(&whole);
+        let empty: serde_json::Value = blake3::hash(b"").to_hex().as_str().into();
+        for name in table.keys() {
+            let (mut short, mut few) = (table.clone(), table.clone());
+            let [_, len, hash] = &mut short.get_mut(name).unwrap()[0];
+            (*len, *hash) = (0.into(), empty.clone());
+            few.get_mut(name).unwrap().pop();
+            for forged in [short, few] {
+                let forged = with_table(&whole, &serde_json::to_string(&forged).unwrap());
+                std::fs::write(&file, forged).unwrap();
+                let weights = kept.weights();
+                assert_eq!(evaluate(&weights), expected, "{name}");
+                assert!(weights.keep_packed().unwrap(), "{name}");
+                assert_eq!(std::fs::read(&file).unwrap(), whole, "the same bytes again");
+            }
+        }
     }
 }
 
@@ -111,17 +183,12 @@ fn a_file_that_is_not_what_was_expected_is_passed_over() {
     for (from, to) in [
         ("[0,", "[18446744073709551615,"),
         ("[0,", "[1,"),
-        (",0]", ",18446744073709551615]"),
-        ("[[", "[[0,0],["),
+        (",\"", "0000000000000,\""),
+        ("[[", "[[0,0,\"\"],["),
+        ("\"]", "0\"]"),
     ] {
-        let text = text.replace(from, to);
-        let mut forged = whole[..8].to_vec();
-        forged.extend((text.len() as u64).to_le_bytes());
-        forged.extend(blake3::hash(text.as_bytes()).as_bytes());
-        forged.extend(text.as_bytes());
-        forged.resize(forged.len().next_multiple_of(64), 0);
-        forged.extend(&whole[(48 + table).next_multiple_of(64)..]);
-        std::fs::write(&file, forged).unwrap();
+        assert!(text.contains(from));
+        std::fs::write(&file, with_table(&whole, &text.replace(from, to))).unwrap();
         assert_eq!(evaluate(&kept.weights()), expected, "{from} -> {to}");
     }
     std::fs::write(&file, &whole[..20]).unwrap();

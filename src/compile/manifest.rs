@@ -4,6 +4,7 @@ use super::conditions::add_constant;
 use super::{CompileError, Lowered, Session};
 use crate::calibrate::CachingChoice;
 use crate::calibrate::quantize::{Fitted, Quantized};
+use crate::identity::identity;
 use crate::recipe::{Named, Quant, Recipe, Selection};
 use cqc_passes::ir::LayerId;
 use cqc_passes::quant::{Bf16Layer, Bf16Products, CorrectionTables, SiteTables};
@@ -66,7 +67,9 @@ fn schedule(
 fn calibration(session: &Session, select: Selection) -> Option<Calibration> {
     let request = session.calibration_set()?;
     let seed = request.noise.is_none().then_some(request.seed);
-    Some(Calibration { samples: request.samples, seed, select: select.to_string() })
+    // an instruction set that cannot be followed has been refused before anything was computed
+    let made_by = identity().ok();
+    Some(Calibration { samples: request.samples, seed, select: select.to_string(), made_by })
 }
 
 /// The quantized layers; the compensation's tables become constants of the plan.

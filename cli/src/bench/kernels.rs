@@ -57,7 +57,7 @@ pub fn compare(args: &BenchArgs, quiet: bool) -> Result<(), Failure> {
     if !artifact::is_artifact(&args.model) {
         return Err(Failure::usage("--kernels is for .cq files: a model has no quantized layers"));
     }
-    let artifact = artifact::open(&args.model)?;
+    let artifact = artifact::open(&args.model, args.cache.map)?;
     let plan = artifact.weights().plan();
     let guidance = artifact.manifest().guidance;
     let (batch, threads) =

@@ -52,7 +52,7 @@ pub fn open_both(a: &Path, b: &Path, sizes: &Sizes) -> Result<(Side, Side), Fail
 }
 
 fn of_artifact(path: &Path) -> Result<Side, Failure> {
-    let artifact = artifact::open(path)?;
+    let artifact = artifact::open(path, Default::default())?;
     let constants = 0..artifact.manifest().plan.constants.len();
     Ok(Side {
         path: path.to_path_buf(),

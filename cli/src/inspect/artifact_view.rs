@@ -18,10 +18,8 @@ use std::path::Path;
 fn programs(artifact: &Artifact) -> Result<Vec<(ProgramKind, usize)>, Failure> {
     let plan = &artifact.manifest().plan;
     let batch = plan.fixed_batch.unwrap_or(1);
-    let engine = Engine::open(
-        artifact.weights(),
-        &EngineOptions { batch, threads: 1, ..Default::default() },
-    )?;
+    let options = EngineOptions { batch, threads: 1, ..Default::default() };
+    let sizes = Engine::sizes(artifact.weights(), &options)?;
     let kinds =
         [ProgramKind::Full, ProgramKind::Cached, ProgramKind::Prelude, ProgramKind::PreludeSteps];
     let used = kinds
@@ -29,13 +27,13 @@ fn programs(artifact: &Artifact) -> Result<Vec<(ProgramKind, usize)>, Failure> {
         .filter(|&kind| kind == ProgramKind::Full || !plan.program(kind).steps.is_empty());
     let bytes = |kind| match kind {
         ProgramKind::Full | ProgramKind::Cached => {
-            engine.program_bytes(kind) + engine.request_bytes()
+            sizes.programs[kind as usize].saturating_add(sizes.request)
         }
         ProgramKind::Prelude => {
             written_bytes(plan.program(kind), batch as i64, plan.batch_symbol.as_deref())
         }
         ProgramKind::PreludeSteps => {
-            let rows = (batch * plan.evaluations) as i64;
+            let rows = batch.saturating_mul(plan.evaluations) as i64;
             written_bytes(plan.program(kind), rows, plan.batch_symbol.as_deref())
         }
     };
@@ -53,7 +51,7 @@ fn written_bytes(program: &Program, rows: i64, symbol: Option<&str>) -> usize {
         .filter_map(|v| {
             Some(v.ty.resolve(&bindings)?.iter().product::<usize>() * v.ty.dtype.size())
         })
-        .sum()
+        .fold(0, usize::saturating_add)
 }
 
 /// Constants that hold a row per evaluation.
@@ -70,7 +68,8 @@ fn float_bytes(artifact: &Artifact) -> usize {
         let element = if ty.dtype.is_float() { 4 } else { ty.dtype.size() };
         ty.fixed_shape().map_or(0, |s| s.iter().product::<usize>() * element)
     };
-    artifact.manifest().plan.constants.iter().map(|c| size(&c.ty)).sum()
+    let constants = artifact.manifest().plan.constants.iter();
+    constants.map(|c| size(&c.ty)).fold(0, usize::saturating_add)
 }
 
 pub fn json(artifact: &Artifact) -> Result<Value, Failure> {
@@ -110,6 +109,7 @@ pub fn json(artifact: &Artifact) -> Result<Value, Failure> {
         "programs": programs.collect::<Vec<_>>(),
         "tables": tables.collect::<Vec<_>>(),
         "weights": {"bytes": artifact.weight_bytes(), "float_bytes": float_bytes(artifact)},
+        "kernels": artifact.kernels().map(|code| json!({"bytes": code.len()})),
     });
     caching_view::add_json(artifact, &mut view);
     quant_view::add_json(artifact, &mut view)?;
@@ -151,6 +151,13 @@ pub fn text(path: &Path, artifact: &Artifact) -> Result<String, Failure> {
         bytes(weights),
         bytes(float_bytes(artifact) as u64)
     );
+    if let Some(code) = artifact.kernels() {
+        let size = bytes(code.len() as u64);
+        let _ = writeln!(
+            out,
+            "kernels: machine code for GPUs, {size}; it runs only with --artifact-kernels"
+        );
+    }
     Ok(out)
 }
 
@@ -162,9 +169,13 @@ fn loop_text(artifact: &Artifact, out: &mut String) -> Result<(), Failure> {
         all => all.join(", "),
     };
     let prediction = serde_json::to_value(manifest.sampler.prediction_type).unwrap_or_default();
+    let calibrated = manifest.calibration.as_ref().map(|calibration| {
+        let by = calibration.made_by.as_ref().map(ToString::to_string);
+        format!("  calibrated by {}\n", by.as_deref().unwrap_or("a cqc that did not say which"))
+    });
     let _ = write!(
         out,
-        "\nloop\n  sampler    {}, {} steps, {} evaluations, prediction {}\n  time steps {shown}\n  other steps {}\n  guidance   {}\n{}{}",
+        "\nloop\n  sampler    {}, {} steps, {} evaluations, prediction {}\n  time steps {shown}\n  other steps {}\n  guidance   {}\n{}{}{}",
         manifest.sampler.kind,
         manifest.steps,
         steps.len(),
@@ -173,6 +184,7 @@ fn loop_text(artifact: &Artifact, out: &mut String) -> Result<(), Failure> {
         if manifest.guidance == 1.0 { "off".to_string() } else { manifest.guidance.to_string() },
         caching_view::text(artifact),
         quant_view::text(artifact)?,
+        calibrated.unwrap_or_default(),
     );
     Ok(())
 }

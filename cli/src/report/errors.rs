@@ -1,12 +1,14 @@
 //! The libraries' errors as failures: which exit code, which facts.
 
 use super::{Exit, Failure};
+use crate::text::bytes;
 use cachequant::calibrate::CalibrateError;
 use cachequant::calibrate::quantize::QuantizeError;
 use cachequant::compile::{CompileError, ConditionError, ProgramError};
 use cachequant::io::FileError;
 use cachequant::model::ModelError;
 use cachequant::recipe::Contradiction;
+use cqc_kernels::memory::{Bound, NoMemory};
 use cqc_passes::bind::BindError;
 use cqc_passes::cache::CutError;
 use cqc_passes::onnx::ImportError;
@@ -138,6 +140,10 @@ impl From<EngineError> for Failure {
                 .fact("needed", format!("{needed} bytes"))
                 .fact("limit", format!("{limit} bytes"))
                 .help("a smaller --batch"),
+            EngineError::NoMemory(e) => no_memory(&e),
+            EngineError::NoArena(e) => Failure::failed("the system refuses a block of memory")
+                .fact("needed", format!("{} bytes", e.bytes))
+                .help("a smaller --batch, or a higher limit (ulimit -v)"),
             EngineError::NoValue { name } => Failure::usage(format!("the model computes no value `{name}`"))
                 .help("`cqc inspect MODEL --stop-after 99` prints what is left after the passes, with names"),
             EngineError::MissingInput { name, expected } => {
@@ -180,7 +186,8 @@ impl From<ProgramError> for Failure {
                     .fact("seen", timestep)
                     .help("export the model with a float time step, or use another --sampler or timestep_spacing")
             }
-            ProgramError::Bind(_) | ProgramError::Lower(_) | ProgramError::Temporary(_) => Failure::failed(what),
+            ProgramError::Bind(BindError::Memory(e)) => no_memory(&e),
+            ProgramError::Bind(BindError::Op(_)) | ProgramError::Lower(_) | ProgramError::Temporary(_) => Failure::failed(what),
         }
     }
 }
@@ -357,4 +364,19 @@ impl From<ConditionError> for Failure {
             }
         }
     }
+}
+
+/// More memory is needed than there is.
+fn no_memory(e: &NoMemory) -> Failure {
+    let help = match e.available.bound {
+        Bound::Option => "raise --max-memory, or ask for less at once: --batch, -n",
+        Bound::Machine | Bound::ControlGroup => {
+            "ask for less at once (--batch, -n, --shard), or give the process more memory"
+        }
+    };
+    let available = e.available;
+    Failure::failed(format!("there is not enough memory: {}", e.what.trim_end_matches(',')))
+        .fact("needed", bytes(e.needed as u64))
+        .fact("limit", format!("{} {}", bytes(available.bytes as u64), available.bound))
+        .help(help)
 }

@@ -1,9 +1,9 @@
 //! Reads artifacts, trusting nothing.
 
+use super::unpack::{budget, check, unpack};
 use super::*;
 use crate::plan::{PlanError, validate};
 use bytes::Bytes;
-use miniz_oxide::inflate::{TINFLStatus, decompress_to_vec_zlib_with_limit};
 use std::borrow::Cow;
 
 /// An artifact that passed every check.
@@ -84,7 +84,8 @@ impl Artifact {
     /// Reads and checks an artifact: header, table, hashes, manifest, plan. `bytes` is best a
     /// mapped file (`cqc_kernels::map_file`); the weights are not copied.
     ///
-    /// Needs memory for the manifest only; the time goes into hashing.
+    /// Needs memory for the manifest only, at most 32 MiB or 32 bytes per byte of the file, whichever
+    /// is more; the time goes into hashing.
     ///
     /// # Errors
     /// [`CqError`] names the place. No bytes make this panic.
@@ -100,7 +101,8 @@ impl Artifact {
             let reason = format!("its offset {} is no multiple of {WEIGHTS_ALIGN}", weights.offset);
             return Err(CqError::Section { section: "weights".into(), reason });
         }
-        let manifest = parse(&slice(&bytes, manifest), read_u32(&bytes, 8))?;
+        let budget = budget(bytes.len() as u64);
+        let manifest = parse(&slice(&bytes, manifest), read_u32(&bytes, 8), budget)?;
         validate(&manifest.plan, weights.len)?;
         for section in &sections {
             check_hash(&bytes, section)?;
@@ -111,23 +113,19 @@ impl Artifact {
     }
 }
 
-fn parse(stored: &[u8], version: u32) -> Result<Manifest, CqError> {
+/// The manifest, which may take `budget` bytes of memory.
+fn parse(stored: &[u8], version: u32, budget: u64) -> Result<Manifest, CqError> {
+    let section = |reason| CqError::Section { section: "manifest".into(), reason };
     let json = match version {
         // before version 4 as it is
-        ..4 => Cow::Borrowed(stored),
-        _ => Cow::Owned(decompress_to_vec_zlib_with_limit(stored, MAX_MANIFEST as usize).map_err(
-            |e| {
-                let reason = match e.status {
-                    TINFLStatus::HasMoreOutput => {
-                        format!("more than {MAX_MANIFEST} bytes when unpacked")
-                    }
-                    _ => "it cannot be unpacked".into(),
-                };
-                CqError::Section { section: "manifest".into(), reason }
-            },
-        )?),
+        ..4 => {
+            check(stored, budget).map_err(section)?;
+            Cow::Borrowed(stored)
+        }
+        _ => Cow::Owned(unpack(stored, budget).map_err(section)?),
     };
     let manifest: Manifest = serde_json::from_slice(&json)?;
+    drop(json);
     if manifest.format_version != version {
         let reason =
             format!("format version {}, the header says {version}", manifest.format_version);

@@ -262,10 +262,10 @@ fn random_bytes_inside_the_manifest_never_panic() {
         }
         let _ = read(&with_manifest(&good, &json));
     }
-    let deep = "[".repeat(1 << 20);
+    let deep = "[".repeat(1 << 16);
     assert!(matches!(read(&with_manifest(&good, deep.as_bytes())), Err(CqError::Json(_))));
     for (packed, says) in
-        [(vec![b' '; MAX_MANIFEST as usize + 1], "more than 67108864 bytes"), (vec![], "unpacked")]
+        [(vec![b' '; 20 << 20], "more than 33554432 bytes of memory"), (vec![], "unpacked")]
     {
         let packed = if packed.is_empty() {
             json.clone()
@@ -275,6 +275,40 @@ fn random_bytes_inside_the_manifest_never_panic() {
         let said = read(&with_packed(&good, &packed)).unwrap_err().to_string();
         assert!(said.contains(says), "{said}");
     }
+}
+
+#[test]
+fn a_short_file_cannot_hold_a_long_shape() {
+    let good = artifact();
+    let json = serde_json::to_string(&manifest().0).unwrap();
+    let shape = |axes: usize| json.replacen("[\"N\",4]", &format!("[{}4]", "0,".repeat(axes)), 1);
+    let refused = |axes| read(&with_manifest(&good, shape(axes).as_bytes())).unwrap_err().to_string();
+    let said = refused(8);
+    assert!(said.contains("invalid length 9, expected a shape of at most 8 axes"), "{said}");
+    let said = refused(1 << 20);
+    assert!(said.contains("bytes of memory"), "{said}");
+}
+
+#[test]
+fn constants_do_not_share_the_weights_a_thousand_times() {
+    let (mut manifest, constants) = manifest();
+    let many = std::iter::repeat_n(manifest.plan.constants[0].clone(), 20_000);
+    manifest.plan.constants.extend(many);
+    let json = serde_json::to_vec(&manifest).unwrap();
+    let refused = read(&with_manifest(&encoded(&self::manifest().0, &constants), &json));
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("too many share theirs"), "{refused}");
+}
+
+#[test]
+fn a_plan_has_at_most_so_many_inputs() {
+    let mut manifest = manifest().0;
+    let input = manifest.plan.inputs[1].clone();
+    let named = |i| PlanInput { name: format!("c{i}"), ..input.clone() };
+    manifest.plan.inputs.extend((0..MAX_INPUTS).map(named));
+    let json = serde_json::to_vec(&manifest).unwrap();
+    let refused = read(&with_manifest(&artifact(), &json)).unwrap_err().to_string();
+    assert!(refused.contains("4098 inputs, at most 4096"), "{refused}");
 }
 
 #[test]

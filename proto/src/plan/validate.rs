@@ -10,8 +10,17 @@ use crate::op::{InputTypes, Op};
 use crate::types::{MAX_RANK, ValueType, element_count};
 use std::collections::BTreeSet;
 
-/// Most inputs, outputs, constants, values or steps a plan may have, each.
+/// Most constants, values or steps a plan may have, each.
 pub const MAX_ITEMS: usize = 1 << 20;
+
+/// Most inputs or outputs a plan may have, each: what reads them may look at all of them for each.
+pub const MAX_INPUTS: usize = 1 << 12;
+
+/// How often constants may share the bytes of the weights, on average, beyond [`FREE_SHARING`].
+const SHARING: u64 = 4;
+
+/// Bytes of constants that are not asked what they share.
+const FREE_SHARING: u64 = 1 << 20;
 
 /// Most network evaluations of one loop.
 pub const MAX_EVALUATIONS: usize = 1 << 16;
@@ -28,6 +37,14 @@ pub enum PlanError {
         count: usize,
         /// How many there may be.
         limit: usize,
+    },
+    /// Constants share bytes, which no compiler makes them do.
+    #[error("its constants have {all} bytes, the weights {weights_len}: too many share theirs")]
+    Shared {
+        /// Bytes of all constants.
+        all: u64,
+        /// Bytes that they lie in.
+        weights_len: u64,
     },
     /// `batch_symbol` and `fixed_batch` contradict each other or are malformed.
     #[error("batch: {reason}")]
@@ -119,6 +136,7 @@ type Check = Result<(), String>;
 pub fn validate(plan: &Plan, weights_len: u64) -> Result<(), PlanError> {
     check_counts(plan)?;
     check_batch(plan).map_err(|reason| PlanError::Batch { reason })?;
+    check_stored(plan, weights_len)?;
     for constant in &plan.constants {
         let error = |reason| PlanError::Constant { name: constant.name.clone(), reason };
         check_constant(constant, weights_len)
@@ -126,8 +144,9 @@ pub fn validate(plan: &Plan, weights_len: u64) -> Result<(), PlanError> {
             .map_err(error)?;
     }
     check_inputs(plan)?;
+    let one_by_one = plan.steps_one_by_one();
     for kind in ProgramKind::ALL {
-        Checker { plan, kind, program: plan.program(kind) }.check()?;
+        Checker { plan, kind, program: plan.program(kind), one_by_one }.check()?;
     }
     check_outputs(plan)?;
     plan.cache.as_ref().map_or(Ok(()), |cache| check_cache(plan, cache))?;
@@ -232,26 +251,23 @@ fn ensure(condition: bool, reason: impl FnOnce() -> String) -> Check {
 
 fn check_counts(plan: &Plan) -> Result<(), PlanError> {
     let mut counts = vec![
-        ("inputs", plan.inputs.len()),
-        ("outputs", plan.outputs.len()),
-        ("constants", plan.constants.len()),
+        ("inputs", plan.inputs.len(), MAX_INPUTS),
+        ("outputs", plan.outputs.len(), MAX_INPUTS),
+        ("constants", plan.constants.len(), MAX_ITEMS),
+        ("evaluations", plan.evaluations, MAX_EVALUATIONS),
     ];
     for kind in ProgramKind::ALL {
         let program = plan.program(kind);
         counts.extend([
-            ("values", program.values.len()),
-            ("steps", program.steps.len()),
-            ("results", program.results.len()),
+            ("values", program.values.len(), MAX_ITEMS),
+            ("steps", program.steps.len(), MAX_ITEMS),
+            ("results", program.results.len(), MAX_ITEMS),
         ]);
     }
-    let too_many = |what, count, limit| PlanError::TooMany { what, count, limit };
-    if let Some((what, count)) = counts.into_iter().find(|(_, count)| *count > MAX_ITEMS) {
-        return Err(too_many(what, count, MAX_ITEMS));
+    match counts.into_iter().find(|(_, count, limit)| count > limit) {
+        Some((what, count, limit)) => Err(PlanError::TooMany { what, count, limit }),
+        None => Ok(()),
     }
-    if plan.evaluations > MAX_EVALUATIONS {
-        return Err(too_many("evaluations", plan.evaluations, MAX_EVALUATIONS));
-    }
-    Ok(())
 }
 
 fn check_batch(plan: &Plan) -> Check {
@@ -289,6 +305,16 @@ fn check_constant(constant: &Constant, weights_len: u64) -> Check {
     ensure(end.is_some_and(|end| end <= weights_len), || {
         format!("{bytes} bytes at {} do not lie in {weights_len} bytes of weights", constant.offset)
     })
+}
+
+/// What is made of constants, packed weights say, must not be many times as large as the weights.
+fn check_stored(plan: &Plan, weights_len: u64) -> Result<(), PlanError> {
+    let bytes = plan.constants.iter().filter_map(Constant::stored_bytes);
+    let all = bytes.fold(0u64, |all, bytes| all.saturating_add(bytes as u64));
+    if all <= weights_len.saturating_mul(SHARING).max(FREE_SHARING) {
+        return Ok(());
+    }
+    Err(PlanError::Shared { all, weights_len })
 }
 
 fn check_codes(plan: &Plan, constant: &Constant) -> Check {
@@ -385,6 +411,8 @@ struct Checker<'a> {
     plan: &'a Plan,
     kind: ProgramKind,
     program: &'a Program,
+    /// [`Plan::steps_one_by_one`].
+    one_by_one: bool,
 }
 
 impl<'a> Checker<'a> {
@@ -546,7 +574,7 @@ impl<'a> Checker<'a> {
                             .unwrap_or_default()
                     })
             }
-            None if self.plan.steps_one_by_one() => *result == value.ty,
+            None if self.one_by_one => *result == value.ty,
             None => {
                 let stacked = value
                     .ty

@@ -1,5 +1,6 @@
 //! The wiring of a program for the device, whose kernels are chosen after it.
 
+use crate::engine::uses::Uses;
 use crate::engine::values::{Value, segment_sizes};
 use crate::engine::wiring::{Fusion, ResultRounding, Wiring, fuse_roundings};
 use cqc_proto::Op;
@@ -26,7 +27,12 @@ pub(super) fn rounding(wiring: &Wiring) -> Option<Rounding> {
 
 /// Wires a program. A step that quantizes rounds its own result, unless another step does; one
 /// without a result has nothing to do.
-pub(super) fn wire(program: &Program, values: &[Value], kept: &[usize]) -> Vec<Wiring> {
+pub(super) fn wire(
+    program: &Program,
+    values: &[Value],
+    uses: &Uses,
+    kept: &[usize],
+) -> Vec<Wiring> {
     let rounding = |at: usize| {
         let step = &program.steps[at];
         let Op::FakeQuant { bits, segments } = &step.op else { return None };
@@ -46,7 +52,7 @@ pub(super) fn wire(program: &Program, values: &[Value], kept: &[usize]) -> Vec<W
     let rounds_result = |maker: usize, _: &ResultRounding| rounds_result(&program.steps[maker].op);
     let fusion =
         Fusion { rounding: &rounding, rounds_result: &rounds_result, keeps_distance: false };
-    fuse_roundings(program, values, kept, &mut wirings, &fusion);
+    fuse_roundings(program, values, uses, kept, &mut wirings, &fusion);
     wirings
 }
 

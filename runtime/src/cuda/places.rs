@@ -2,6 +2,7 @@
 
 use super::fuse::wire;
 use crate::engine::codes::{CodeKernels, Storage, choose_storage};
+use crate::engine::uses::Uses;
 use crate::engine::layout::{self, Buffer};
 use crate::engine::program::{kept, lifetimes};
 use crate::engine::values::{Value, resolve};
@@ -21,6 +22,7 @@ pub(super) struct Placed {
     /// Sizes of symbols.
     pub bindings: Bindings,
     pub values: Vec<Value>,
+    pub uses: Uses,
     /// Per value, the type of its elements on the device.
     pub types: Vec<ElementType>,
     pub wirings: Vec<Wiring>,
@@ -44,11 +46,12 @@ impl Placed {
     ) -> Result<Placed, EngineError> {
         let program = weights.plan().program(kind);
         let mut values = resolve(kind, program, bindings)?;
+        let uses = Uses::new(program, &values);
         let kept = kept(weights, kind, &[]);
         if low_precision {
             let kernels = CodeKernels { products: &Filter::takes_codes, attention: false };
             let storage = Storage { codes: Some((DType::U8, kernels)), bf16: None };
-            choose_storage(weights, kind, &mut values, &kept, storage);
+            choose_storage(weights, kind, &mut values, &uses, &kept, storage);
         }
         let error = |step: &Step, reason: &str| EngineError::NoDeviceKernel {
             program: kind,
@@ -69,13 +72,14 @@ impl Placed {
         // values that no step touches have no type worth knowing
         let types: Vec<ElementType> =
             (0..values.len()).map(|v| type_of(v).unwrap_or(ElementType::U8)).collect();
-        let wirings = wire(program, &values, &kept);
+        let wirings = wire(program, &values, &uses, &kept);
         let (offsets, scratch, bytes) = (vec![], vec![], 0);
         let bindings = bindings.clone();
         let mut placed = Placed {
             kind,
             bindings,
             values,
+            uses,
             types,
             wirings,
             offsets,

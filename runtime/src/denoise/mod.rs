@@ -11,6 +11,9 @@ pub use trajectory::{Compensation, Moment, Trajectory};
 use crate::engine::{DeviceSampling, Engine, EngineError, EngineOptions, InFlight, Watch, Weights};
 use crate::noise::Noise;
 use crate::sampler::{Sampler, State, guide};
+use bytes::Bytes;
+use cqc_kernels::arena::{Arena, Span};
+use cqc_kernels::memory;
 use cqc_proto::plan::{InputRole, Plan, ProgramKind};
 use cqc_proto::{DType, Tensor};
 use request::{gather, is_batched, joined};
@@ -232,7 +235,7 @@ impl Denoiser {
         let len: usize = self.shape.iter().product();
         let mut shape = vec![request.samples];
         shape.extend(&self.shape);
-        let mut all = Vec::with_capacity(request.samples * len);
+        let mut all = self.block(request.samples)?;
         let evaluations = self.timesteps.len();
         for first in (0..request.samples).step_by(self.width) {
             let samples = first..request.samples.min(first + self.width);
@@ -259,9 +262,20 @@ impl Denoiser {
             if self.moves {
                 self.engine.get_samples(&trajectory.requests[0], &mut trajectory.x)?;
             }
-            all.extend_from_slice(&trajectory.x[..samples.len() * len]);
+            let size = len * size_of::<f32>();
+            let span = Span::new(samples.start * size, samples.len() * size);
+            let rows = all.get_mut(span).expect("it was made for all samples");
+            rows.copy_from_slice(&trajectory.x[..samples.len() * len]);
         }
-        Ok(Tensor::new(DType::F32, shape, cqc_kernels::arena::bytes_of(&all).to_vec())?)
+        Ok(Tensor::new(DType::F32, shape, Bytes::from_owner(all))?)
+    }
+
+    /// Memory for so many samples, unless there is not as much.
+    fn block(&self, samples: usize) -> Result<Arena, EngineError> {
+        let len: usize = self.shape.iter().product();
+        let bytes = samples.saturating_mul(len).saturating_mul(size_of::<f32>());
+        memory::check(format_args!("the result, {samples} samples of {:?},", self.shape), bytes)?;
+        Ok(Arena::try_new(bytes)?)
     }
 
     /// Begins samples `first ..` of a request, as many as are computed at once, the last one

@@ -9,6 +9,7 @@
 
 use super::kernel::Kernel;
 use super::program::PreparedProgram;
+use super::uses::Uses;
 use super::values::{Value, segment_sizes};
 use super::weights::Weights;
 use super::wiring::ResultRounding;
@@ -17,6 +18,7 @@ use cqc_proto::op::operand::{CODES, QKV, RESULT_CODES, ROUNDING, SCALE, WEIGHTS,
 use cqc_proto::op::{ConvLayout, SOFTMAX_BF16};
 use cqc_proto::plan::{Alias, Plan, Program, ProgramKind, Source, Step, WeightCodes};
 use cqc_proto::{DType, Op};
+use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
 
 /// What has kernels for codes.
@@ -44,6 +46,7 @@ pub(crate) fn choose_storage(
     weights: &Weights,
     kind: ProgramKind,
     values: &mut [Value],
+    uses: &Uses,
     keep: &[usize],
     storage: Storage,
 ) {
@@ -57,16 +60,14 @@ pub(crate) fn choose_storage(
             aliased[*of] = true;
         }
     }
+    let lasting: HashSet<usize> = keep.iter().chain(&program.results).copied().collect();
+    let mut roundings = Roundings { weights, kind, known: HashMap::new() };
     for step in &program.steps {
         let v = step.outputs[0];
-        let own = values.iter().filter(|other| other.home == v).count() == 1
-            && values[v].home == v
-            && !aliased[v];
-        let mut readers = program.steps.iter().filter(|s| s.inputs.contains(&Some(v)));
-        let lasts = keep.contains(&v) || program.results.contains(&v);
-        if !own || lasts {
+        if !uses.own(values, v) || aliased[v] || lasting.contains(&v) {
             continue;
         }
+        let mut readers = uses.readers(v).iter().map(|&at| &program.steps[at]);
         let stored = match (&step.op, storage.codes, storage.bf16) {
             (Op::FakeQuant { segments, bits }, Some((dtype, kernels)), _) => {
                 let sizes = segment_sizes(segments, &values[v]);
@@ -83,7 +84,7 @@ pub(crate) fn choose_storage(
                             kernels.products,
                         )
                 };
-                (always_rounds(weights, kind, program, step) && readers.all(multiplied))
+                (roundings.always_round(program, step) && readers.all(multiplied))
                     .then_some(dtype)
             }
             (Op::RoundBf16, _, Some(has_kernel)) => {
@@ -99,19 +100,14 @@ pub(crate) fn choose_storage(
     }
 }
 
-/// A value stored as codes or bf16 that some kernel cannot write or read as such: a size that
-/// [`choose_storage`] does not look at is in the way.
-pub(crate) fn without_kernel(
-    program: &Program,
-    values: &[Value],
-    kernels: &[Kernel],
-) -> Option<usize> {
-    let is_narrow = |v: &&usize| values[**v].stored_as.is_some();
-    let steps =
-        program.steps.iter().zip(kernels).filter(|(_, kernel)| !kernel.traits().takes_narrow);
-    let touched =
-        steps.flat_map(|(step, _)| step.outputs.iter().chain(step.inputs.iter().flatten()));
-    touched.into_iter().find(is_narrow).copied()
+/// A value of a step stored as codes or bf16 that its kernel cannot write or read as such: a size
+/// that [`choose_storage`] does not look at is in the way.
+pub(crate) fn without_kernel(step: &Step, values: &[Value], kernel: &Kernel) -> Option<usize> {
+    if kernel.traits().takes_narrow {
+        return None;
+    }
+    let mut touched = step.outputs.iter().chain(step.inputs.iter().flatten());
+    touched.find(|&&v| values[v].stored_as.is_some()).copied()
 }
 
 /// The codes of a product's weights.
@@ -125,17 +121,40 @@ pub(crate) fn weight_codes<'a>(
     Some((constant, plan.constants[constant].codes.as_ref()?))
 }
 
-/// Whether no evaluation that runs the program lets a segment pass, which codes could not say, and
-/// all zero points are codes.
-fn always_rounds(weights: &Weights, kind: ProgramKind, program: &Program, step: &Step) -> bool {
-    let plan = weights.plan();
-    let all = |input: usize, fits: fn(f32) -> bool| {
-        let Some(v) = step.inputs.get(input).copied().flatten() else { return false };
+/// Which constants and tables can say how codes are rounded, each looked at once.
+struct Roundings<'a> {
+    weights: &'a Weights,
+    kind: ProgramKind,
+    /// By source, for scales and for zero points.
+    known: HashMap<(Source, bool), bool>,
+}
+
+impl Roundings<'_> {
+    /// Whether no evaluation that runs the program lets a segment pass, which codes could not say,
+    /// and all zero points are codes.
+    fn always_round(&mut self, program: &Program, step: &Step) -> bool {
+        let [scale, zero_point] = ROUNDING;
+        let mut all = |input: usize, is_scale: bool| {
+            let Some(v) = step.inputs.get(input).copied().flatten() else { return false };
+            let source = program.values[v].source;
+            if let Some(&known) = self.known.get(&(source, is_scale)) {
+                return known;
+            }
+            let fits = self.all_fit(source, if is_scale { self::is_scale } else { is_zero_point });
+            self.known.insert((source, is_scale), fits);
+            fits
+        };
+        all(scale, true) && all(zero_point, false)
+    }
+
+    /// Whether all numbers that the program reads from there fit.
+    fn all_fit(&self, source: Source, fits: fn(f32) -> bool) -> bool {
+        let (plan, kind) = (self.weights.plan(), self.kind);
         let fit = |bytes: &[u8]| cast::<f32>(bytes).iter().all(|&x| fits(x));
-        match program.values[v].source {
-            Source::Constant(c) => fit(&weights.constant(c)),
+        match source {
+            Source::Constant(c) => fit(&self.weights.constant(c)),
             Source::Table(c) => {
-                let bytes = weights.constant(c);
+                let bytes = self.weights.constant(c);
                 let row = bytes.len() / plan.evaluations.max(1);
                 (0..plan.evaluations)
                     .filter(|&e| plan.program_at(e) == kind)
@@ -143,10 +162,12 @@ fn always_rounds(weights: &Weights, kind: ProgramKind, program: &Program, step: 
             }
             _ => false,
         }
-    };
-    let [scale, zero_point] = ROUNDING;
-    all(scale, is_scale)
-        && all(zero_point, |zero| (0.0..=255.0).contains(&zero) && zero.fract() == 0.0)
+    }
+}
+
+/// Whether codes can have that zero point.
+fn is_zero_point(zero: f32) -> bool {
+    (0.0..=255.0).contains(&zero) && zero.fract() == 0.0
 }
 
 /// Whether codes can have that scale.

@@ -1,6 +1,8 @@
 //! What can go wrong between a plan and its outputs.
 
 use cqc_kernels::IsaError;
+use cqc_kernels::arena::NoArena;
+use cqc_kernels::memory::NoMemory;
 use cqc_proto::plan::{PlanError, ProgramKind};
 use cqc_proto::tensor::TensorSizeError;
 use cqc_proto::{DType, ValueType};
@@ -42,7 +44,9 @@ pub enum EngineError {
         /// What was expected and what was seen.
         reason: String,
     },
-    /// The activations do not fit the allowed memory.
+    /// The activations do not fit the allowed memory ([`EngineOptions::max_memory`]).
+    ///
+    /// [`EngineOptions::max_memory`]: super::EngineOptions::max_memory
     #[error("needs {needed} bytes of activations, {limit} are allowed")]
     Memory {
         /// Bytes needed.
@@ -50,6 +54,12 @@ pub enum EngineError {
         /// Bytes allowed.
         limit: usize,
     },
+    /// There is not as much memory.
+    #[error(transparent)]
+    NoMemory(#[from] NoMemory),
+    /// The system refuses a block of memory.
+    #[error(transparent)]
+    NoArena(#[from] NoArena),
     /// A value to keep does not exist.
     #[error("there is no value `{name}` in the plan")]
     NoValue {

@@ -29,6 +29,7 @@ pub(crate) mod prepare;
 mod profile;
 pub(crate) mod program;
 pub(crate) mod request;
+pub(crate) mod uses;
 pub(crate) mod values;
 mod watch;
 mod weights;
@@ -81,7 +82,8 @@ pub struct EngineOptions {
     /// Evaluates there; preludes that the device has no kernels for run on the CPU. Only loops,
     /// without `keep`, `profile` and `reference`.
     pub device: Option<Arc<dyn Backend>>,
-    /// Most bytes of activations.
+    /// Most bytes of activations, those of one request included. There must be as much memory in
+    /// any case ([`cqc_kernels::memory`]).
     pub max_memory: usize,
     /// `prelude_steps` computes fewer evaluations at once if its buffers would take more bytes than
     /// this.
@@ -89,10 +91,10 @@ pub struct EngineOptions {
 }
 
 impl Default for EngineOptions {
-    /// Batch 1, a thread per core, 64 GiB, of which 64 MiB for `prelude_steps`.
+    /// Batch 1, a thread per core, as much memory as there is, of which 64 MiB for `prelude_steps`.
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let (keep, max_memory, prelude_memory) = (Vec::new(), 1 << 36, 64 << 20);
+        let (keep, max_memory, prelude_memory) = (Vec::new(), usize::MAX, 64 << 20);
         EngineOptions {
             batch: 1,
             threads,
@@ -128,6 +130,15 @@ pub struct Engine {
     device: Option<Box<dyn DeviceEngine>>,
 }
 
+/// What an engine takes of memory, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineSizes {
+    /// Of every request.
+    pub request: usize,
+    /// Of the buffers of each program, in the order of [`ProgramKind::ALL`]; they share one block.
+    pub programs: [usize; 4],
+}
+
 /// Where a request keeps what outlives a program.
 #[derive(Debug)]
 pub struct RequestLayout {
@@ -158,6 +169,17 @@ impl Engine {
     /// A batch the plan does not run with, sizes without a value, too much memory.
     pub fn open(weights: &Arc<Weights>, options: &EngineOptions) -> Result<Engine, EngineError> {
         open::open(weights, options)
+    }
+
+    /// What an engine so opened would take, without taking it.
+    ///
+    /// # Errors
+    /// As [`Engine::open`], but for memory that is not there.
+    pub fn sizes(
+        weights: &Arc<Weights>,
+        options: &EngineOptions,
+    ) -> Result<EngineSizes, EngineError> {
+        open::sizes(weights, options)
     }
 
     /// The plan it runs.

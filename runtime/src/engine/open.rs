@@ -3,9 +3,10 @@
 use super::program::{Draft, Location, ProgramOptions};
 use super::values::Value;
 use super::{
-    DevicePreludes, Engine, EngineError, EngineOptions, InputSlot, RequestLayout, Weights,
+    DevicePreludes, Engine, EngineError, EngineOptions, EngineSizes, InputSlot, RequestLayout,
+    Weights,
 };
-use cqc_kernels::Pool;
+use cqc_kernels::{Pool, memory};
 use cqc_kernels::arena::{ALIGN, Arena, Span};
 use cqc_proto::plan::{InputRole, Plan, PlanInput, PlanValue, ProgramKind, Source};
 use cqc_proto::{Bindings, DType};
@@ -29,17 +30,46 @@ pub(super) fn open(weights: &Arc<Weights>, options: &EngineOptions) -> Result<En
     }
 }
 
-/// Opens an engine that runs these preludes on its device.
-fn open_with(
+/// The programs of an engine and where it keeps what they take, without the memory.
+struct Layout {
+    /// In the order of [`ProgramKind::ALL`].
+    drafts: [Draft; 4],
+    request: RequestLayout,
+    /// Evaluations that `prelude_steps` computes at once.
+    chunk: usize,
+    /// Values of `full` and of `cached` that stay readable.
+    kept: [BTreeMap<String, usize>; 2],
+}
+
+impl Layout {
+    /// Bytes of the block that all programs share.
+    fn buffers(&self) -> usize {
+        self.drafts.iter().map(|draft| draft.bytes).max().unwrap_or(0)
+    }
+}
+
+/// What an engine takes on the CPU.
+pub(super) fn sizes(
     weights: &Arc<Weights>,
     options: &EngineOptions,
+) -> Result<EngineSizes, EngineError> {
+    let layout = lay_out(weights, options, options.threads, DevicePreludes::NONE)?;
+    let programs = [0, 1, 2, 3].map(|i| layout.drafts[i].bytes);
+    Ok(EngineSizes { request: layout.request.bytes, programs })
+}
+
+/// Chooses kernels and addresses of an engine with so many threads that runs these preludes on its
+/// device.
+fn lay_out(
+    weights: &Arc<Weights>,
+    options: &EngineOptions,
+    threads: usize,
     preludes: DevicePreludes,
-) -> Result<Engine, EngineError> {
+) -> Result<Layout, EngineError> {
     let plan = weights.plan();
     check_batch(plan, options.batch)?;
-    let pool = options.pool.clone().unwrap_or_else(|| Arc::new(Pool::new(options.threads)));
     let [kept_full, kept_cached] = kept_values(plan, &options.keep)?;
-    let (isa, threads, reference) = (weights.isa(), pool.threads(), options.reference);
+    let (isa, reference) = (weights.isa(), options.reference);
     let low_precision = options.low_precision && !reference;
     let bf16 = low_precision && (isa.has_bf16() || options.emulate_bf16);
     let on_device = options.device.is_some();
@@ -84,21 +114,36 @@ fn open_with(
     check_stacked(plan, &prelude_steps, &prelude, chunk, options.batch)?;
 
     let mut request = Stack::default();
-    let layout = RequestLayout {
+    let request = RequestLayout {
         inputs: slots(plan, options.batch, &mut request)?,
         results: result_spans(&prelude, plan, 1, 1, &mut request)?,
         step_results: result_spans(&prelude_steps, plan, chunk, plan.evaluations, &mut request)?,
         cache: cache_spans(plan, &full, &mut request)?,
         bytes: request.0,
     };
-    let buffers = prelude.bytes.max(prelude_steps.bytes).max(full.bytes).max(cached.bytes);
+    let drafts = [prelude, prelude_steps, full, cached];
+    Ok(Layout { drafts, request, chunk, kept: [kept_full, kept_cached] })
+}
+
+/// Opens an engine that runs these preludes on its device.
+fn open_with(
+    weights: &Arc<Weights>,
+    options: &EngineOptions,
+    preludes: DevicePreludes,
+) -> Result<Engine, EngineError> {
+    let pool = options.pool.clone().unwrap_or_else(|| Arc::new(Pool::new(options.threads)));
+    let laid = lay_out(weights, options, pool.threads(), preludes)?;
+    let buffers = laid.buffers();
+    let Layout { drafts, request: layout, chunk, kept } = laid;
     let bytes = layout.bytes.saturating_add(buffers);
     if bytes > options.max_memory {
         return Err(EngineError::Memory { needed: bytes, limit: options.max_memory });
     }
+    let batch = options.batch;
+    memory::check(format_args!("an evaluation of batch {batch}"), bytes)?;
     let outside = |value: &Value| outside(value, &layout);
-    let programs =
-        [prelude, prelude_steps, full, cached].map(|draft| draft.place(weights, &outside));
+    let arena = Arena::try_new(buffers)?;
+    let programs = drafts.map(|draft| draft.place(weights, &outside));
     let device = options
         .device
         .as_ref()
@@ -112,11 +157,11 @@ fn open_with(
         pool,
         options: options.clone(),
         batch: options.batch,
-        arena: Arena::new(buffers),
+        arena,
         layout: Arc::new(layout),
         chunk,
         programs,
-        kept: [kept_full, kept_cached],
+        kept,
         clock,
         device,
     })

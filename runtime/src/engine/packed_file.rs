@@ -2,26 +2,31 @@
 //! of packing again.
 //!
 //! ```text
-//! 0..8      b"cqcpack1"
+//! 0..8      b"cqcpack2"
 //! 8..16     length of the table
 //! 16..48    blake3 of the table
-//! 48..      table, JSON: per packed constant the begin and the length of its parts, counted from the data's begin
+//! 48..      table, JSON: per packed constant the begin, the length and the blake3 of its parts, counted from the data's begin
 //! ..        data, from the next multiple of 64 on; every part begins at such a multiple
 //! ```
 //!
 //! The file is disposable: one that is missing, of other weights, or not what was expected is
-//! packed anew. Its data are not hashed: they are read as they are used, and any bytes are numbers.
+//! packed anew, and so is every part whose bytes are not those that were written. A part is hashed
+//! when it is first wanted. Whoever can write into the folder can write other hashes as well: the
+//! folder must be as trusted as the program. Whatever is in it, nothing is read beyond its end, as
+//! lengths come from the plan.
 
 use bytes::Bytes;
 use cqc_kernels::arena::ALIGN;
+use cqc_kernels::mapped::read_file;
 use cqc_kernels::{Isa, map_file, packing};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-const MAGIC: [u8; 8] = *b"cqcpack1";
+const MAGIC: [u8; 8] = *b"cqcpack2";
 const HEADER: usize = 48;
 
 /// Where packed weights are kept between processes.
@@ -31,10 +36,20 @@ pub struct PackCache {
     pub folder: PathBuf,
     /// What tells these weights from all others, such as `cqc_proto::cq::Artifact::identity`.
     pub identity: [u8; 32],
+    /// Maps the file; otherwise it is read into memory, so that nobody can shorten it under the
+    /// engine.
+    pub map: bool,
 }
 
-/// Begin and length of the parts of every packed constant.
-type Table = BTreeMap<String, Vec<[u64; 2]>>;
+/// Longest table that is read, bytes.
+const MAX_TABLE: usize = 64 << 20;
+
+/// Where a part lies in the data, and the hash of its bytes in hexadecimal.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Part(u64, u64, String);
+
+/// The parts of every packed constant.
+type Table = BTreeMap<String, Vec<Part>>;
 
 /// The file for one artifact, one instruction set and one way of packing, and what is in it.
 #[derive(Debug)]
@@ -42,6 +57,8 @@ pub(super) struct PackedFile {
     path: PathBuf,
     table: Table,
     data: Bytes,
+    /// Whether a part was found to be damaged, or one of the wrong length: the file is written anew.
+    damaged: AtomicBool,
 }
 
 impl PackedFile {
@@ -50,43 +67,58 @@ impl PackedFile {
         let mut of = blake3::Hasher::new();
         of.update(&cache.identity).update(packing(isa).as_bytes());
         let path = cache.folder.join(format!("{}.packed", &of.finalize().to_hex()[..32]));
-        let (table, data) = read(&path).unwrap_or_default();
-        PackedFile { path, table, data }
+        let (table, data) = read(&path, cache.map).unwrap_or_default();
+        PackedFile { path, table, data, damaged: AtomicBool::new(false) }
     }
 
-    /// The parts of a packed constant.
+    /// The parts of a packed constant, if they are as they were written.
     pub fn find<const N: usize>(&self, name: &str) -> Option<[Bytes; N]> {
-        let spans = <[[u64; 2]; N]>::try_from(&self.table.get(name)?[..]).ok()?;
-        let inside = |[begin, len]: [u64; 2]| {
-            begin.checked_add(len).is_some_and(|end| end <= self.data.len() as u64)
-        };
-        let part = |[begin, len]: [u64; 2]| self.data.slice(begin as usize..(begin + len) as usize);
-        spans.into_iter().all(inside).then(|| spans.map(part))
+        let parts = self.table.get(name)?;
+        let found: Option<Vec<Bytes>> = parts.iter().map(|part| self.whole(part)).collect();
+        let found = found.and_then(|parts| <[Bytes; N]>::try_from(parts).ok());
+        if found.is_none() {
+            self.reject();
+        }
+        found
     }
 
-    /// Whether all of these are in the file.
+    /// Says that a part which was found is not one: what it is made from is packed again, and the
+    /// file written anew.
+    pub fn reject(&self) {
+        self.damaged.store(true, Ordering::Relaxed);
+    }
+
+    /// A part whose hash is right.
+    fn whole(&self, Part(begin, len, hash): &Part) -> Option<Bytes> {
+        let end = begin.checked_add(*len).filter(|&end| end <= self.data.len() as u64)?;
+        let bytes = self.data.slice(*begin as usize..end as usize);
+        (blake3::hash(&bytes).to_hex().as_str() == hash).then_some(bytes)
+    }
+
+    /// Whether all of these are in the file, and nothing in it is damaged.
     pub fn has<'a>(&self, mut names: impl Iterator<Item = &'a String>) -> bool {
-        names.all(|name| self.table.contains_key(name))
+        !self.damaged.load(Ordering::Relaxed) && names.all(|name| self.table.contains_key(name))
     }
 
     /// Writes the file anew: these, and what it has beside them.
     pub fn write(&self, packed: &BTreeMap<String, Vec<&[u8]>>) -> io::Result<()> {
-        let others = self.table.keys().filter(|name| !packed.contains_key(*name));
-        let others = others.filter_map(|name| {
-            let part =
-                |&[begin, len]: &[u64; 2]| self.data.get(begin as usize..)?.get(..len as usize);
-            Some((name, self.table[name].iter().map(part).collect::<Option<Vec<_>>>()?))
+        let others = self.table.iter().filter(|(name, _)| !packed.contains_key(*name));
+        let others = others.filter_map(|(name, parts)| {
+            Some((name, parts.iter().map(|part| self.whole(part)).collect::<Option<Vec<_>>>()?))
         });
-        let others: Vec<_> = others.collect();
-        let all = || packed.iter().chain(others.iter().map(|(name, parts)| (*name, parts)));
+        let others: Vec<(&String, Vec<Bytes>)> = others.collect();
+        let others = others.iter().map(|(name, parts)| (*name, parts.iter().map(|p| &p[..]).collect()));
+        let all: Vec<(&String, Vec<&[u8]>)> =
+            packed.iter().map(|(name, parts)| (name, parts.clone())).chain(others).collect();
         let mut end = 0;
         let mut place = |part: &&[u8]| {
             let begin = end;
             end = (begin + part.len()).next_multiple_of(ALIGN);
-            [begin as u64, part.len() as u64]
+            Part(begin as u64, part.len() as u64, blake3::hash(part).to_hex().to_string())
         };
-        let table: Table = all()
-            .map(|(name, parts)| (name.clone(), parts.iter().map(&mut place).collect()))
+        let table: Table = all
+            .iter()
+            .map(|(name, parts)| ((*name).clone(), parts.iter().map(&mut place).collect()))
             .collect();
         let table = serde_json::to_vec(&table)?;
         if let Some(folder) = self.path.parent() {
@@ -96,7 +128,7 @@ impl PackedFile {
         static WRITERS: AtomicUsize = AtomicUsize::new(0);
         let writer = (std::process::id(), WRITERS.fetch_add(1, Ordering::Relaxed));
         let beside = self.path.with_extension(format!("{}-{}.part", writer.0, writer.1));
-        let written = write(&beside, &table, all().flat_map(|(_, parts)| parts.iter().copied()));
+        let written = write(&beside, &table, all.iter().flat_map(|(_, parts)| parts.iter().copied()));
         let renamed = written.and_then(|()| std::fs::rename(&beside, &self.path));
         renamed.inspect_err(|_| drop(std::fs::remove_file(&beside)))
     }
@@ -119,11 +151,14 @@ fn write<'a>(path: &Path, table: &[u8], parts: impl Iterator<Item = &'a [u8]>) -
 }
 
 /// Table and data; `None` unless it is such a file and whole.
-fn read(path: &Path) -> Option<(Table, Bytes)> {
-    let bytes = Bytes::from_owner(map_file(path).ok()?);
+fn read(path: &Path, map: bool) -> Option<(Table, Bytes)> {
+    let bytes = match map {
+        true => Bytes::from_owner(map_file(path).ok()?),
+        false => Bytes::from_owner(read_file(path).ok()?),
+    };
     let header = bytes.get(..HEADER).filter(|header| header[..8] == MAGIC)?;
     let len = usize::try_from(u64::from_le_bytes(header[8..16].try_into().ok()?)).ok()?;
-    let table = bytes.get(HEADER..HEADER.checked_add(len)?)?;
+    let table = bytes.get(HEADER..HEADER.checked_add(len)?).filter(|_| len <= MAX_TABLE)?;
     if blake3::hash(table).as_bytes() != &header[16..] {
         return None;
     }

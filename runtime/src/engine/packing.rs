@@ -18,8 +18,27 @@ use std::sync::Arc;
 pub(super) enum PackKey {
     /// Rows and columns as they lie in the constant.
     Linear { constant: usize, k: usize, n: usize, paired: bool },
-    /// The shape without the batch.
+    /// The shape of the weights: whatever they are applied to, they are packed once.
     Conv { constant: usize, shape: ConvShape },
+}
+
+/// What packing looks at of a convolution.
+fn weights_shape(shape: &ConvShape) -> ConvShape {
+    let &ConvShape { cin, cout, kh, kw, groups, .. } = shape;
+    ConvShape {
+        n: 1,
+        h: kh,
+        w: kw,
+        cin,
+        cout,
+        kh,
+        kw,
+        stride: [1; 2],
+        pads: [0; 4],
+        dilation: [1; 2],
+        groups,
+        upsample: 1,
+    }
 }
 
 impl PackKey {
@@ -77,9 +96,19 @@ impl Weights {
         kept.write(&packed).map(|()| true)
     }
 
-    /// Parts of weights that an earlier process has packed.
-    fn kept<const N: usize>(&self, of: &str, key: &PackKey) -> Option<[Bytes; N]> {
-        self.kept.as_ref()?.find(&key.name(of))
+    /// What an earlier process has packed, of its parts.
+    fn kept<const N: usize, T>(
+        &self,
+        of: &str,
+        key: &PackKey,
+        from_parts: impl FnOnce([Bytes; N]) -> Option<T>,
+    ) -> Option<T> {
+        let kept = self.kept.as_ref()?;
+        let made = from_parts(kept.find(&key.name(of))?);
+        if made.is_none() {
+            kept.reject();
+        }
+        made
     }
 
     /// Constant `i` packed as the `[k, n]` matrix of a product, its columns `paired` where that
@@ -97,7 +126,7 @@ impl Weights {
 
     /// Constant `i` packed for a convolution.
     pub(super) fn packed_conv(&self, constant: usize, conv: &Conv) -> Arc<PackedMatrix> {
-        let shape = ConvShape { n: 1, ..*conv.shape() };
+        let shape = weights_shape(conv.shape());
         self.pack(PackKey::Conv { constant, shape }, |w| conv.pack(w))
     }
 
@@ -122,7 +151,7 @@ impl Weights {
         constant: usize,
         shape: &ConvShape,
     ) -> Option<Arc<PackedCodes>> {
-        let shape = ConvShape { n: 1, ..*shape };
+        let shape = weights_shape(shape);
         self.pack_codes(PackKey::Conv { constant, shape }, |codes, segments, scale| {
             PackedCodes::from_oihw(self.isa, &shape, segments, codes, scale)
         })
@@ -148,7 +177,7 @@ impl Weights {
         constant: usize,
         shape: &ConvShape,
     ) -> Option<Arc<PackedBf16>> {
-        let shape = ConvShape { n: 1, ..*shape };
+        let shape = weights_shape(shape);
         self.pack_bf16(PackKey::Conv { constant, shape }, |w| {
             PackedBf16::from_oihw(self.isa, &shape, w)
         })
@@ -169,9 +198,9 @@ impl Weights {
         let mut packed = lock(&self.packed_bf16);
         let made = packed.entry(key).or_insert_with(|| {
             let (taps, depth, n, paired) = key.product();
-            let kept = self.kept("bf16", &key);
-            let kept = kept
-                .and_then(|parts| PackedBf16::from_parts(self.isa, taps, depth, n, paired, parts));
+            let kept = self.kept("bf16", &key, |parts| {
+                PackedBf16::from_parts(self.isa, taps, depth, n, paired, parts)
+            });
             let made = Arc::new(match (kept, codes) {
                 (Some(kept), _) => kept,
                 (None, None) => pack(cast(&self.stored(constant))),
@@ -210,9 +239,9 @@ impl Weights {
             segments => segments.to_vec(),
         };
         let (taps, _, n, paired) = key.product();
-        let kept = self.kept("codes", &key);
-        let kept = kept
-            .and_then(|parts| PackedCodes::from_parts(self.isa, taps, &segments, n, paired, parts));
+        let kept = self.kept("codes", &key, |parts| {
+            PackedCodes::from_parts(self.isa, taps, &segments, n, paired, parts)
+        });
         let made = Arc::new(kept.unwrap_or_else(|| {
             let values = codes.unpack(&self.stored(constant), shape.iter().product());
             pack(&values, &segments, cast(&self.constant(codes.scale)))
@@ -229,7 +258,7 @@ impl Weights {
         match packed.entry(key) {
             Entry::Occupied(entry) => Arc::clone(entry.get()),
             Entry::Vacant(entry) => {
-                let kept = self.kept("f32", &key).and_then(|[part]| match key {
+                let kept = self.kept("f32", &key, |[part]| match key {
                     PackKey::Linear { k, n, paired, .. } => {
                         PackedMatrix::kn_from_part(self.isa, k, n, paired, part)
                     }

@@ -5,24 +5,29 @@
 //! product reads it. The sums are not, so nothing else may read them.
 
 use super::kernel::Kernel;
+use super::uses::Uses;
 use super::values::Value;
-use super::wiring::Wiring;
+use super::wiring::{Wiring, sole_makers};
 use cqc_kernels::PAIRED_COLUMNS;
 use cqc_proto::op::Act;
 use cqc_proto::op::operand::{GATE, RESIDUAL};
 use cqc_proto::plan::{Program, Step};
 use cqc_proto::{DType, Op};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Of such layers: their result, and that of the GEGLU. Values in `kept` are stored.
-pub(crate) fn find(program: &Program, values: &[Value], kept: &[usize]) -> HashMap<usize, usize> {
-    let own = |v: usize| {
-        values.iter().filter(|other| other.home == v).count() == 1 && values[v].home == v
-    };
+pub(crate) fn find(
+    program: &Program,
+    values: &[Value],
+    uses: &Uses,
+    kept: &[usize],
+) -> HashMap<usize, usize> {
+    let kept: HashSet<usize> = kept.iter().copied().collect();
+    let own = |v: usize| uses.own(values, v);
     let pair = |step: &Step| {
         let v = step.outputs[0];
-        let mut readers = program.steps.iter().filter(|s| s.inputs.contains(&Some(v)));
-        let (reader, None) = (readers.next()?, readers.next()) else { return None };
+        let &[reader] = uses.readers(v) else { return None };
+        let reader = &program.steps[reader];
         let y = reader.outputs[0];
         let plain =
             [GATE, RESIDUAL].iter().all(|&i| step.inputs.get(i).copied().flatten().is_none());
@@ -41,11 +46,11 @@ pub(crate) fn find(program: &Program, values: &[Value], kept: &[usize]) -> HashM
 
 /// The layers that do write what the GEGLU would, which then has nothing left to do.
 pub(crate) fn wire(pairs: &HashMap<usize, usize>, kernels: &mut [Kernel], wirings: &mut [Wiring]) {
-    for product in (0..kernels.len()).filter(|&i| kernels[i].traits().is_paired).collect::<Vec<_>>()
-    {
+    let paired: Vec<usize> = (0..kernels.len()).filter(|&i| kernels[i].traits().is_paired).collect();
+    let makers = sole_makers(wirings);
+    for product in paired {
         let y = pairs[&wirings[product].outputs[0]];
-        let geglu =
-            wirings.iter().position(|wiring| wiring.outputs == [y]).expect("a step computes it");
+        let geglu = makers[&y];
         wirings[product].outputs = vec![y];
         kernels[geglu] = Kernel::Nothing;
         wirings[geglu] = Wiring::default();

@@ -6,6 +6,7 @@ use super::kernel::Kernel;
 use super::layout::{self, Buffer};
 use super::pairs;
 use super::prepare::Preparer;
+use super::uses::Uses;
 use super::values::{Value, resolve};
 use super::weights::Weights;
 use super::wiring::{self, ResultRounding, Wiring};
@@ -14,7 +15,7 @@ use cqc_kernels::Isa;
 use cqc_kernels::arena::{Arena, Pod, Reader, Span, cast};
 use cqc_proto::plan::{ProgramKind, Source, Step};
 use cqc_proto::{Bindings, DType};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// Where a value lies.
 #[derive(Clone, Debug)]
@@ -146,6 +147,7 @@ impl Draft {
     ) -> Result<Draft, EngineError> {
         let program = weights.plan().program(kind);
         let mut values = resolve(kind, program, bindings)?;
+        let uses = Uses::new(program, &values);
         if !options.elsewhere {
             let isa = weights.isa();
             let products = |taps: usize, segments: &[usize]| isa.multiplies_codes(taps, segments);
@@ -156,7 +158,7 @@ impl Draft {
                 codes: options.low_precision.then_some((isa.code_type(), kernels)),
                 bf16: options.bf16.then_some(&multiplies_bf16 as _),
             };
-            codes::choose_storage(weights, kind, &mut values, options.keep, storage);
+            codes::choose_storage(weights, kind, &mut values, &uses, options.keep, storage);
         }
         let limit = options.max_memory;
         if let Some(needed) = values.iter().map(Value::bytes).find(|&bytes| bytes > limit) {
@@ -167,19 +169,28 @@ impl Draft {
         }
         let kept = kept(weights, kind, options.keep);
         let fuses = options.low_precision;
-        let pairs = if fuses { pairs::find(program, &values, &kept) } else { HashMap::new() };
-        let mut kernels = loop {
-            let reference = options.reference;
-            let preparer =
-                Preparer { weights, kind, values: &values, pairs: &pairs, bindings, reference };
-            let kernels =
-                program.steps.iter().map(|s| preparer.prepare(s)).collect::<Result<Vec<_>, _>>()?;
-            match codes::without_kernel(program, &values, &kernels) {
-                Some(v) => values[v].stored_as = None,
-                None => break kernels,
-            }
+        let pairs = if fuses { pairs::find(program, &values, &uses, &kept) } else { HashMap::new() };
+        let (uses, pairs, reference) = (&uses, &pairs, options.reference);
+        let prepare = |values: &[Value], at: usize| {
+            Preparer { weights, kind, values, uses, pairs, bindings, reference }
+                .prepare(&program.steps[at])
         };
-        let wirings = wiring::wire(program, &values, &mut kernels, &pairs, &kept, fuses);
+        let mut kernels = (0..program.steps.len())
+            .map(|at| prepare(&values, at))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut open: BTreeSet<usize> = (0..kernels.len()).collect();
+        while let Some(at) = open.pop_first() {
+            let Some(v) = codes::without_kernel(&program.steps[at], &values, &kernels[at]) else {
+                continue;
+            };
+            // as f32 then, for all that touch it
+            values[v].stored_as = None;
+            for at in uses.maker(v).into_iter().chain(uses.readers(v).iter().copied()) {
+                kernels[at] = prepare(&values, at)?;
+                open.insert(at);
+            }
+        }
+        let wirings = wiring::wire(program, &values, &mut kernels, uses, pairs, &kept, fuses);
         let (buffers, buffer_of, offsets) = (vec![], vec![], vec![]);
         let mut draft =
             Draft { kind, values, kernels, wirings, buffers, buffer_of, kept, offsets, bytes: 0 };

@@ -7,7 +7,7 @@ use super::{
     DeviceEvaluation, DevicePreludes, Engine, EngineError, InFlight, InputSlot, RequestLayout,
 };
 use cqc_kernels::arena::{Arena, Span, bytes_of};
-use cqc_kernels::copy_strided;
+use cqc_kernels::{copy_strided, memory};
 use cqc_proto::plan::{InputRole, PlanInput, ProgramKind, Source};
 use cqc_proto::{DType, Tensor};
 use std::collections::BTreeMap;
@@ -45,8 +45,10 @@ impl Engine {
             return Err(EngineError::Timesteps { found: timesteps.len(), expected });
         }
         self.check_names(conditions)?;
+        // checked when the engine was opened, but a caller may have begun many
+        memory::check("a request", self.layout.bytes)?;
         let mut request = InFlight {
-            memory: Arena::new(self.layout.bytes),
+            memory: Arena::try_new(self.layout.bytes)?,
             layout: Arc::clone(&self.layout),
             timesteps: timesteps.to_vec(),
             stored: false,

@@ -100,10 +100,11 @@ pub(crate) fn resolve(
 /// Lets results of a prelude that are some columns of a value lie where that does: they are only
 /// copied to where they outlive the program.
 fn share_parts(program: &Program, bindings: &Bindings, values: &mut [Value]) {
-    let sharing = |v: usize| {
-        values.iter().enumerate().filter(move |(_, value)| value.home == v).map(|(i, _)| i)
-    };
-    let is_read = |v: usize| program.steps.iter().any(|step| step.inputs.contains(&Some(v)));
+    let mut members = vec![Vec::new(); values.len()];
+    values.iter().enumerate().for_each(|(i, value)| members[value.home].push(i));
+    let sharing = |v: usize| members[v].iter().copied();
+    let mut read = vec![false; values.len()];
+    program.steps.iter().flat_map(|s| s.inputs.iter().flatten()).for_each(|&v| read[v] = true);
     let mut parts = Vec::new();
     for step in &program.steps {
         let (Op::Slice { .. }, [Some(x)], &[y]) = (&step.op, &step.inputs[..], &step.outputs[..])
@@ -118,7 +119,7 @@ fn share_parts(program: &Program, bindings: &Bindings, values: &mut [Value]) {
         };
         let is_columns = axes.len() == 1 && axes[0] + 1 == values[*x].shape.len() && steps == [1];
         let is_whole = values[*x].source == Source::Step && sharing(*x).eq([*x]);
-        let only_kept = sharing(y).all(|z| !is_read(z) && values[z].cols == values[y].cols);
+        let only_kept = sharing(y).all(|z| !read[z] && values[z].cols == values[y].cols);
         if is_columns && is_whole && only_kept && values[y].home == y {
             parts.extend(sharing(y).map(|z| (*x, z, first)));
         }

@@ -6,6 +6,7 @@ use super::packing::PackKey;
 use bytes::Bytes;
 use cqc_kernels::arena::{ALIGN, Arena, Span, cast};
 use cqc_kernels::{Conv, ConvShape, Isa, PackedBf16, PackedCodes, PackedMatrix, ShapeError};
+use cqc_proto::cq::Manifest;
 use cqc_proto::plan::{Constant, Plan, PlanError, validate};
 use cqc_proto::{DType, Tensor};
 use std::collections::HashMap;
@@ -14,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 /// A validated plan, its constants, and what was packed from them for this CPU. Engines of any
 /// batch share one.
 pub struct Weights {
-    pub(super) plan: Plan,
+    pub(super) plan: SharedPlan,
     pub(super) isa: Isa,
     bytes: Bytes,
     /// What lies after `bytes`, from the next multiple of [`ALIGN`] on.
@@ -27,6 +28,23 @@ pub struct Weights {
     pub(super) widened: Mutex<HashMap<usize, Bytes>>,
     /// Plans of convolutions that some engine uses: layers of one shape share theirs.
     convs: Mutex<HashMap<ConvShape, Weak<Conv>>>,
+}
+
+/// A plan, alone or where its manifest has it: one of a long program is not there twice.
+pub(crate) enum SharedPlan {
+    Alone(Box<Plan>),
+    Of(Arc<Manifest>),
+}
+
+impl std::ops::Deref for SharedPlan {
+    type Target = Plan;
+
+    fn deref(&self) -> &Plan {
+        match self {
+            SharedPlan::Alone(plan) => plan,
+            SharedPlan::Of(manifest) => &manifest.plan,
+        }
+    }
 }
 
 impl Weights {
@@ -58,7 +76,7 @@ impl Weights {
         more: Bytes,
         isa: Isa,
     ) -> Result<Arc<Weights>, EngineError> {
-        Weights::open(plan, bytes, more, isa, None)
+        Weights::open(SharedPlan::Alone(plan.into()), bytes, more, isa, None)
     }
 
     /// [`Weights::new`], with weights packed by an earlier process where there are some: see
@@ -71,11 +89,21 @@ impl Weights {
         bytes: Bytes,
         cache: &PackCache,
     ) -> Result<Arc<Weights>, EngineError> {
+        let plan = SharedPlan::Alone(plan.into());
         Weights::open(plan, bytes, Bytes::new(), Isa::detect()?, Some(cache))
     }
 
+    /// [`Weights::new`], or [`Weights::with_cache`], of the plan of a manifest.
+    pub(crate) fn of_manifest(
+        manifest: Arc<Manifest>,
+        bytes: Bytes,
+        cache: Option<&PackCache>,
+    ) -> Result<Arc<Weights>, EngineError> {
+        Weights::open(SharedPlan::Of(manifest), bytes, Bytes::new(), Isa::detect()?, cache)
+    }
+
     fn open(
-        plan: Plan,
+        plan: SharedPlan,
         bytes: Bytes,
         more: Bytes,
         isa: Isa,
@@ -165,7 +193,10 @@ impl Weights {
             return Ok(conv);
         }
         let conv = Arc::new(Conv::new(self.isa, shape)?);
-        convs.retain(|_, conv| conv.strong_count() > 0);
+        // now and then, so that many shapes do not look at each other
+        if convs.len().is_power_of_two() {
+            convs.retain(|_, conv| conv.strong_count() > 0);
+        }
         convs.insert(shape, Arc::downgrade(&conv));
         Ok(conv)
     }

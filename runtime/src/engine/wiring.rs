@@ -5,10 +5,11 @@
 
 use super::kernel::Kernel;
 use super::pairs;
+use super::uses::Uses;
 use super::values::Value;
 use cqc_proto::op::operand::{CODES, RESULT_CODES, ROUNDING, WEIGHTS, X};
 use cqc_proto::plan::{Program, Source, Step};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// How a result is rounded; stored as codes or bf16, or as the floats that these stand for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,28 +56,32 @@ pub(crate) struct Fusion<'a> {
     pub keeps_distance: bool,
 }
 
+/// Of values that are the only result of a step: that step.
+pub(crate) fn sole_makers(wirings: &[Wiring]) -> HashMap<usize, usize> {
+    let sole = |(at, wiring): (usize, &Wiring)| match wiring.outputs[..] {
+        [v] => Some((v, at)),
+        _ => None,
+    };
+    wirings.iter().enumerate().filter_map(sole).collect()
+}
+
 /// Lets steps round what they compute where only a rounding reads it. Values in `kept` stay as they
 /// are. Returns the roundings that have nothing left to do.
 pub(crate) fn fuse_roundings(
     program: &Program,
     values: &[Value],
+    uses: &Uses,
     kept: &[usize],
     wirings: &mut [Wiring],
     fusion: &Fusion,
 ) -> Vec<usize> {
+    let kept: HashSet<usize> = kept.iter().copied().collect();
+    let mut makers = sole_makers(wirings);
     let mut fused = Vec::new();
     for (at, step) in program.steps.iter().enumerate() {
         let Some(rounding) = (fusion.rounding)(at) else { continue };
         let (Some(x), y) = (step.inputs[X], step.outputs[0]) else { continue };
-        let readers = program
-            .steps
-            .iter()
-            .flat_map(|s| s.inputs.iter().flatten())
-            .filter(|v| **v == x)
-            .count();
-        let own = values.iter().filter(|v| v.home == x).count() == 1
-            && values[x].home == x
-            && !kept.contains(&x);
+        let own = uses.own(values, x) && !kept.contains(&x);
         let same_distance = values[x].ld == values[y].ld || !fusion.keeps_distance;
         let numbers = match rounding {
             ResultRounding::Codes { .. } => ROUNDING.map(|i| step.inputs[i]),
@@ -85,14 +90,16 @@ pub(crate) fn fuse_roundings(
         // what an earlier step reads must be there by then
         let known =
             numbers.iter().flatten().all(|&v| values[values[v].home].source != Source::Step);
-        let Some(maker) = wirings.iter().position(|wiring| wiring.outputs == [x]) else { continue };
+        let Some(&maker) = makers.get(&x) else { continue };
         let may_round =
             program.steps[maker].op.traits().may_round_result && wirings[maker].rounding.is_none();
-        let fits = readers == 1 && own && same_distance && known && may_round;
+        let fits = uses.reads(x) == 1 && own && same_distance && known && may_round;
         if !fits || !(fusion.rounds_result)(maker, &rounding) {
             continue;
         }
         wirings[at] = Wiring::default();
+        makers.remove(&x);
+        makers.insert(y, maker);
         let maker = &mut wirings[maker];
         maker.outputs = vec![y];
         if numbers != [None; 2] {
@@ -112,6 +119,7 @@ pub(crate) fn wire(
     program: &Program,
     values: &[Value],
     kernels: &mut [Kernel],
+    uses: &Uses,
     pairs: &HashMap<usize, usize>,
     kept: &[usize],
     fuses: bool,
@@ -134,7 +142,7 @@ pub(crate) fn wire(
     };
     let fusion =
         Fusion { rounding: &rounding, rounds_result: &rounds_result, keeps_distance: true };
-    for at in fuse_roundings(program, values, kept, &mut wirings, &fusion) {
+    for at in fuse_roundings(program, values, uses, kept, &mut wirings, &fusion) {
         kernels[at] = Kernel::Nothing;
     }
     wirings

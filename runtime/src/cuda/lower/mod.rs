@@ -244,6 +244,7 @@ impl<'a> StepLowering<'_, 'a, '_, '_> {
             weights: self.weights,
             kind,
             values,
+            uses: &self.lowered.placed.uses,
             pairs: &HashMap::new(),
             bindings: &self.lowered.placed.bindings,
             reference: false,

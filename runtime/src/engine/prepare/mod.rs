@@ -9,6 +9,7 @@ mod norms;
 pub(crate) mod products;
 
 use super::kernel::{Kernel, PerImage};
+use super::uses::Uses;
 use super::values::{Value, bind};
 use super::{EngineError, Weights};
 use cqc_proto::op::operand::ROUNDING;
@@ -21,6 +22,7 @@ pub(crate) struct Preparer<'a> {
     pub weights: &'a Weights,
     pub kind: ProgramKind,
     pub values: &'a [Value],
+    pub uses: &'a Uses,
     /// Results of linear layers that may compute the GEGLU after them, and its result.
     pub pairs: &'a HashMap<usize, usize>,
     pub bindings: &'a Bindings,
@@ -133,7 +135,7 @@ impl<'a> Site<'a> {
         };
         let v = self.step.inputs.get(i).copied().flatten().filter(is_coded)?;
         let program = self.preparer.weights.plan().program(self.preparer.kind);
-        let maker = program.steps.iter().find(|s| s.outputs.contains(&v))?;
+        let maker = &program.steps[self.preparer.uses.maker(v)?];
         let [scale, zero_point] = ROUNDING.map(|i| maker.inputs[i]);
         Some([scale?, zero_point?])
     }
@@ -175,19 +177,13 @@ impl<'a> Site<'a> {
             let ((x0, xn), (y0, yn)) = (x.range(), y.range());
             x.home == y.home && x0 < y0 + yn && y0 < x0 + xn
         };
-        let inputs = || {
-            self.step
-                .inputs
-                .iter()
-                .enumerate()
-                .filter(|(i, _)| self.is_read(*i))
-                .filter_map(|(_, v)| *v)
+        // inputs of a concat that already lie in its result are not read
+        let in_place = match self.step.op {
+            Op::Concat { axis } => self.in_place(axis),
+            _ => vec![false; self.step.inputs.len()],
         };
-        self.step.outputs.iter().any(|&y| inputs().any(|x| meets(&values[x], &values[y])))
-    }
-
-    /// Inputs of a concat that already lie in its result are not read.
-    fn is_read(&self, i: usize) -> bool {
-        !matches!(self.step.op, Op::Concat { axis } if self.lies_in_place(i, axis))
+        let inputs = self.step.inputs.iter().zip(&in_place).filter(|(_, in_place)| !**in_place);
+        let inputs: Vec<usize> = inputs.filter_map(|(v, _)| *v).collect();
+        self.step.outputs.iter().any(|&y| inputs.iter().any(|&x| meets(&values[x], &values[y])))
     }
 }

@@ -67,24 +67,29 @@ impl Site<'_> {
         self.whole(&y.shape, 0, strides, y.strides())
     }
 
-    /// Whether input `i` of a concat already lies in the result.
-    pub(super) fn lies_in_place(&self, i: usize, axis: usize) -> bool {
-        let (Some(x), y) = (self.input(i), self.output()) else { return false };
-        let before: usize = (0..i).filter_map(|j| self.input(j)).map(|v| v.shape[axis]).sum();
+    /// Which inputs of a concat already lie in the result.
+    pub(super) fn in_place(&self, axis: usize) -> Vec<bool> {
+        let (y, mut before) = (self.output(), 0);
         let last_axis = axis + 1 == y.shape.len();
-        // In a single row "columns" may be any number of leading axes' worth of elements.
-        last_axis
-            && x.home == y.home
-            && x.column == y.column + before
-            && (x.ld == y.ld || x.rows == 1)
+        let lies = |i: usize| {
+            let Some(x) = self.input(i) else { return false };
+            let column = y.column + before;
+            before += x.shape[axis];
+            // In a single row "columns" may be any number of leading axes' worth of elements.
+            last_axis
+                && x.home == y.home
+                && x.column == column
+                && (x.ld == y.ld || x.rows == 1)
+        };
+        (0..self.step.inputs.len()).map(lies).collect()
     }
 
     pub(super) fn concat(&self, axis: usize) -> Option<Kernel> {
         let y = self.output();
         let (strides, mut at, mut moves) = (y.strides(), 0, Vec::new());
-        for input in 0..self.step.inputs.len() {
+        for (input, in_place) in self.in_place(axis).into_iter().enumerate() {
             let x = self.input(input)?;
-            if !self.lies_in_place(input, axis) {
+            if !in_place {
                 moves.push(Move {
                     input,
                     shape: x.shape.clone(),
