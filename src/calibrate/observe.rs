@@ -159,7 +159,7 @@ fn weighted(mut bands: Vec<Band>, norms: &[f64]) -> Band {
     for (band, norm) in bands.iter().zip(norms) {
         for i in 0..evaluations {
             (i + 1..(i + width).min(evaluations))
-                .for_each(|t| sum.add(i, t, band.get(i, t) / norm.max(1e-30)));
+                .for_each(|t| sum.add(i, t, band.get(i, t) / norm.max(f64::MIN_POSITIVE)));
         }
     }
     sum

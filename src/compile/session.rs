@@ -206,6 +206,7 @@ impl<'m> Session<'m> {
                     .keeps_float_by_error()
                     .then_some(recipe.target_psnr.unwrap_or(35.0)),
                 float_work: recipe.float_work(),
+                migrate: recipe.migrate.unwrap_or_default(),
                 grouping: recipe.share_ranges.unwrap_or(recipe::Grouping::PerEvaluation),
                 outputs: self.outputs(),
                 refit_cache: recipe.corrects(recipe::Correct::Cache)
@@ -320,6 +321,7 @@ impl<'m> Session<'m> {
             keep_float: r.keep_float.clone(),
             target_psnr: r.target_psnr,
             float_work: r.float_work,
+            migrate: r.migrate,
             share_ranges: r.share_ranges,
             variance_compensation: r.variance_compensation,
             calib_select: r.calib_select,

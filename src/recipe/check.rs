@@ -200,6 +200,7 @@ const TABLE: &[Row] = &[
     ),
     row("target-psnr", |r| r.target_psnr.is_some(), &[Needs::KeepFloatAuto]),
     row("float-work", |r| r.float_work.is_some(), &[Needs::SensitiveInputs]),
+    row("migrate", |r| r.migrate.is_some(), &[Needs::Integers]),
     row("share-ranges", |r| r.share_ranges.is_some(), &[Needs::Integers]),
     row("variance-compensation", |r| r.variance_compensation.is_some(), &[Needs::Integers]),
     row("calib-select", |r| r.calib_select.is_some(), &[Needs::Integers]),

@@ -29,6 +29,7 @@ pub use values::{
 pub use crate::calibrate::quantize::Grouping;
 pub use cqc_passes::cache::CutSpec;
 pub use cqc_passes::calib::compensate::CompensationMode;
+pub use cqc_passes::quant::Migrate;
 pub use cqc_proto::sampler::SamplerKind;
 
 use serde::{Deserialize, Serialize};
@@ -126,6 +127,10 @@ pub struct Recipe {
     /// hurt most there, 0.03 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub float_work: Option<f64>,
+    /// Which channels of layers' inputs are divided by powers of two that the weights are
+    /// multiplied by; by default those where that helps on held-out samples.
+    #[serde(with = "text::option", skip_serializing_if = "Option::is_none")]
+    pub migrate: Option<Migrate>,
     /// Which evaluations share ranges of activations; none by default.
     #[serde(with = "text::option", skip_serializing_if = "Option::is_none")]
     pub share_ranges: Option<Grouping>,

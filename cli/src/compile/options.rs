@@ -5,7 +5,7 @@
 
 use crate::args::{NamedFile, Threads, names};
 use cachequant::recipe::{
-    Array, CacheFit, CompensationMode, Correct, CudaTarget, CutSpec, Grouping, Quant, Recipe,
+    Array, CacheFit, CompensationMode, Correct, CudaTarget, CutSpec, Grouping, Migrate, Quant, Recipe,
     SamplerKind, ScheduleSpec, SchedulerConfig, Selection,
 };
 use clap::Args;
@@ -126,6 +126,11 @@ pub struct QuantizingArgs {
     /// all MACs [default: 0.03]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     float_work: Option<f64>,
+    /// Divide channels of layer inputs that are much larger than their neighbours by powers of two,
+    /// and multiply the weights by them: auto (where it helps on held-out samples), none, or the
+    /// exponent of SmoothQuant, 0 to 1, for all layers [default: auto]
+    #[arg(long, value_name = "HOW", allow_negative_numbers = true)]
+    migrate: Option<Migrate>,
     /// Evaluations that share ranges of activations: none, a number of groups, or all [default:
     /// none]
     #[arg(long, value_name = "HOW")]
@@ -203,6 +208,7 @@ impl QuantizingArgs {
         recipe.keep_float = self.keep_float.clone();
         recipe.target_psnr = self.target_psnr;
         recipe.float_work = self.float_work;
+        recipe.migrate = self.migrate;
         recipe.share_ranges = self.share_ranges;
         recipe.variance_compensation = self.variance_compensation;
         recipe.calib_select = self.calib_select;

@@ -65,10 +65,13 @@ impl Moments {
         if self.forecasts {
             map.previous = vec![0.0; self.sums.len()];
         }
+        // a channel far below the others counts as one of zeros
+        let largest = self.sums.iter().map(|s| s[2] / self.n).fold(0.0, f64::max);
+        let least = 1e-6 * largest.min(1.0);
         for (c, s) in self.sums.iter().enumerate() {
             let [x, y, xx, xy, p, pp, xp, py] = s.map(|s| s / self.n);
             let (var, cov) = (xx - x * x, xy - x * y);
-            if var <= 1e-9 * (x * x).max(1e-6) {
+            if var <= 1e-9 * (x * x).max(least) {
                 map.shift[c] = (y - x) as f32;
                 continue;
             }

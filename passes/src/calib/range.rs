@@ -8,8 +8,17 @@ use super::rounding::{errors, integral, nearest};
 /// Factors that are tried: 1, 0.98, … 0.22.
 const FACTORS: usize = 40;
 
-/// No scale is smaller.
-const SMALLEST_SCALE: f64 = 1e-8;
+/// The scale of a tensor of zeros, for which any would do.
+const SCALE_OF_ZEROS: f64 = 1e-8;
+
+/// No scale of other tensors is smaller: the least number of f32 whose inverse, which kernels
+/// multiply by, is finite and exact to the last digit. Only tensors of values below 1e-36 meet it.
+const SMALLEST_SCALE: f64 = f32::MIN_POSITIVE as f64;
+
+/// `width` of a range in levels of the quantizer.
+fn scale_of(width: f64, levels: f64) -> f64 {
+    if width == 0.0 { SCALE_OF_ZEROS } else { (width / levels).max(SMALLEST_SCALE) }
+}
 
 /// What an asymmetric quantizer covers; `low` ≤ 0 ≤ `high`, both finite.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -27,7 +36,7 @@ impl ClippingRange {
         ClippingRange { low: end(low, f32::MIN, 0.0), high: end(high, 0.0, f32::MAX) }
     }
 
-    /// Scale (at least 1e-8) and zero point of `bits` ≤ 8 bits: `x ≈ (q − zero) · scale`, `q =
+    /// Scale (never zero, relative to the width however small that is) and zero point of `bits` ≤ 8 bits: `x ≈ (q − zero) · scale`, `q =
     /// clamp(round(x / scale) + zero, 0, 2^bits − 1)`.
     ///
     /// A range that begins or ends with zero has zero point 0 or 2^bits − 1. A constant tensor is
@@ -35,7 +44,7 @@ impl ClippingRange {
     pub fn parameters(&self, bits: u32) -> (f32, u8) {
         let ClippingRange { low, high } = ClippingRange::new(self.low, self.high);
         let levels = levels(bits);
-        let scale = ((f64::from(high) - f64::from(low)) / levels).max(SMALLEST_SCALE);
+        let scale = scale_of(f64::from(high) - f64::from(low), levels);
         (scale as f32, (-f64::from(low) / scale).round_ties_even().clamp(0.0, levels) as u8)
     }
 
@@ -115,16 +124,16 @@ pub fn loss_exact(values: &[f32], range: ClippingRange, bits: u32) -> f64 {
     sum * f64::from(scale).powf(2.4) / values.len().max(1) as f64
 }
 
-/// The scale (at least 1e-8) with which the levels −(2^(bits−1) − 1) … 2^(bits−1) − 1, `bits` from
+/// The scale (never zero) with which the levels −(2^(bits−1) − 1) … 2^(bits−1) − 1, `bits` from
 /// 2 to 8, round the weights of an output channel best; the largest wins ties. What is not finite
 /// is ignored.
 pub fn symmetric_scale(weights: &[f32], bits: u32) -> f32 {
     let last = f64::from((1i32 << (bits.clamp(2, 8) - 1)) - 1);
     let largest = weights.iter().filter(|w| w.is_finite()).fold(0.0, |a: f32, w| a.max(w.abs()));
-    let scale = |i| (f64::from(largest) * factor(i) / last).max(SMALLEST_SCALE) as f32;
+    let scale = |i| scale_of(f64::from(largest) * factor(i), last) as f32;
     let ends = [-last as f32, last as f32];
     let loss = |scale: f32| errors(weights, scale, 0.0, ends) * f64::from(scale).powf(2.4);
-    first_least((0..FACTORS).map(scale), loss).unwrap_or(SMALLEST_SCALE as f32)
+    first_least((0..FACTORS).map(scale), loss).unwrap_or(SCALE_OF_ZEROS as f32)
 }
 
 fn best(whole: ClippingRange, loss: impl Fn(ClippingRange) -> f64) -> ClippingRange {
@@ -222,6 +231,33 @@ mod tests {
             ClippingRange::new(f32::NAN, f32::INFINITY),
             ClippingRange { low: 0.0, high: f32::MAX }
         );
+    }
+
+    /// A power of two changes nothing but the exponents, so every range is that of the larger
+    /// tensor, times it.
+    #[test]
+    fn scales_are_relative_to_the_magnitude() {
+        let large = normal(2000, 5);
+        for exponent in [-20, -60, -100] {
+            let factor = 2f32.powi(exponent);
+            let small: Vec<f32> = large.iter().map(|x| x * factor).collect();
+            for bits in [4, 8] {
+                let scale = symmetric_scale(&large, bits);
+                assert_eq!(symmetric_scale(&small, bits), scale * factor, "2^{exponent}");
+                let (scale, zero) = search_exact(&large, bits).parameters(bits);
+                let found = search_exact(&small, bits).parameters(bits);
+                assert_eq!(found, (scale * factor, zero), "2^{exponent}");
+                let (scale, zero) = search(&histogram(&large), bits).parameters(bits);
+                let found = search(&histogram(&small), bits).parameters(bits);
+                assert!(
+                    (found.0 / (scale * factor) - 1.0).abs() < 0.05 && found.1.abs_diff(zero) < 4,
+                    "2^{exponent}: {found:?}, {scale} {zero}"
+                );
+            }
+        }
+        // subnormal numbers: the inverse of the scale is a number
+        let least = symmetric_scale(&[1e-42], 8);
+        assert!(least > 0.0 && (1.0 / least).is_finite());
     }
 
     #[test]

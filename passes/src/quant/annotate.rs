@@ -12,6 +12,7 @@
 //! reported and lowered to integers. Weights of the preludes, which run once per request, are
 //! quantized alone: their sums stay float.
 
+use super::migrate;
 use super::survey::{ActivationSite, Layer, QuantSpec, Survey};
 use super::weights::QuantizedWeight;
 use crate::bind::{Bound, InputOrigin, Part, TableId, copy_node};
@@ -227,6 +228,10 @@ pub(super) struct PartBuilder {
     rounded: HashMap<(ValueId, SiteId), ValueId>,
     /// What has been rounded to bf16.
     bf16: HashMap<ValueId, ValueId>,
+    /// What has been divided by powers of two.
+    divided: HashMap<(ValueId, Vec<i8>), ValueId>,
+    /// Values of the old part that are made divided.
+    folds: HashMap<ValueId, Vec<i8>>,
 }
 
 impl PartBuilder {
@@ -241,6 +246,8 @@ impl PartBuilder {
             rows: HashMap::new(),
             rounded: HashMap::new(),
             bf16: HashMap::new(),
+            divided: HashMap::new(),
+            folds: HashMap::new(),
         }
     }
 
@@ -269,6 +276,16 @@ impl PartBuilder {
         }
     }
 
+    /// The value divided by powers of two.
+    fn divided(&mut self, x: ValueId, exponents: &[i8]) -> Result<ValueId, OpError> {
+        if let Some(&v) = self.divided.get(&(x, exponents.to_vec())) {
+            return Ok(v);
+        }
+        let v = migrate::divided(x, exponents, &mut self.part.graph)?;
+        self.divided.insert((x, exponents.to_vec()), v);
+        Ok(v)
+    }
+
     /// This evaluation's row of a table.
     fn row(&mut self, table: TableId, name: &str, width: usize) -> ValueId {
         let part = &mut self.part;
@@ -283,6 +300,10 @@ impl Rewrite<'_> {
     fn part(&self, part: &mut Part) -> Result<(), OpError> {
         let g = &part.graph;
         let mut m = PartBuilder::new(part);
+        // fits look at what layers read as it is
+        if !self.options.reference_sums {
+            m.folds = migrate::folds(g, self.survey, &self.layers);
+        }
         for (_, node) in g.nodes() {
             let layer = match node.origin {
                 Some(NodeOrigin::Source(id)) => self.layers.get(&id),
@@ -290,7 +311,15 @@ impl Rewrite<'_> {
             };
             match layer {
                 Some(&layer) => self.layer(g, node, layer, &mut m)?,
-                None => copy_node(g, node, &mut m.part.graph, &mut m.map)?,
+                None => match m.folds.get(&node.outputs[0]).cloned() {
+                    None => copy_node(g, node, &mut m.part.graph, &mut m.map)?,
+                    Some(e) => {
+                        let inputs = m.operands(g, node);
+                        let inputs = migrate::divide(g, node, &e, inputs, &mut m.part.graph);
+                        let outputs = m.part.graph.repeat(g, node, node.op.clone(), &inputs)?;
+                        m.map.extend(node.outputs.iter().copied().zip(outputs));
+                    }
+                },
             }
         }
         *part = m.into_part(g);
@@ -307,11 +336,14 @@ impl Rewrite<'_> {
         let layer = &self.survey.layers[id.0];
         let mut inputs = m.operands(g, node);
         let (x, w) = (inputs[0], inputs[1]);
+        if !layer.exponents.is_empty() && !node.input(0).is_some_and(|x| m.folds.contains_key(&x)) {
+            inputs[0] = Some(m.divided(x.expect("a layer has it"), &layer.exponents)?);
+        }
         for (input, &site) in inputs.iter_mut().zip(&layer.sites) {
             *input = Some(self.rounded(input.expect("a layer has it"), SiteId(site), m)?);
         }
         if layer.reads_bf16() {
-            inputs[0] = Some(rounded_bf16(x.expect("a layer has it"), m)?);
+            inputs[0] = Some(rounded_bf16(inputs[0].expect("a layer has it"), m)?);
         }
         let mut op = node.op.clone();
         if let Op::Attention { softmax_bits, .. } = &mut op {
@@ -333,6 +365,9 @@ impl Rewrite<'_> {
             inputs.resize(7, None);
             inputs[2] = Some(m.row(bias, &table_name(&layer.value, "bias"), layer.channels));
             inputs[6] = Some(m.row(factor, &table_name(&layer.value, "a"), layer.channels));
+        }
+        if let Some(e) = m.folds.get(&node.outputs[0]).cloned() {
+            inputs = migrate::divide(g, node, &e, inputs, &mut m.part.graph);
         }
         let outputs = m.part.graph.repeat(g, node, op, &inputs)?;
         m.map.extend(node.outputs.iter().copied().zip(outputs));

@@ -6,6 +6,7 @@ mod cholesky;
 pub mod gptq;
 mod gram;
 mod grid;
+pub mod migrate;
 pub mod survey;
 pub mod weights;
 
@@ -14,5 +15,6 @@ pub use annotate::{
     SiteTables, annotate, narrow_tables,
 };
 pub use bf16::{Bf16Layer, Bf16Products, round_products};
+pub use migrate::Migrate;
 pub use survey::{ActivationSite, Layer, PreludeWeight, QuantSpec, Survey, survey};
 pub use weights::QuantizedWeight;

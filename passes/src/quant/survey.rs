@@ -45,6 +45,9 @@ pub struct Layer {
     pub op: String,
     /// Sites of its inputs: one, or those of q, k and v; none if it reads them rounded to bf16.
     pub sites: Vec<usize>,
+    /// Its input channels are divided by 2 to these, and the weights multiplied: see
+    /// [`migrate`](super::migrate). Empty: they are not.
+    pub exponents: Vec<i8>,
     /// Its codes; attention has none.
     pub weight: Option<QuantizedWeight>,
     /// Output channels.
@@ -164,6 +167,7 @@ pub fn survey(bound: &Bound, spec: &QuantSpec, batch: Option<&str>) -> Survey {
                     name: node.name.clone(),
                     op: node.op.name(),
                     sites,
+                    exponents: vec![],
                     weight,
                     channels,
                     bias: bias(g, node, channels),

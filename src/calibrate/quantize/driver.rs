@@ -2,6 +2,7 @@
 
 use super::float_inputs::{InputWork, float_inputs};
 use super::keep_float::{FloatLayerSearch, keep_float};
+use super::migrate::migrations;
 use super::{
     CacheRefit, Fitted, Grouping, Outputs, Select, Sequential, TunableLoop, ranges, reconstruct,
     reconstruct_preludes, select, sequential,
@@ -10,6 +11,7 @@ use crate::calibrate::{CacheTables, CalibrateError, EvaluationCounter, Holdout};
 use crate::compile::{Assembled, ProgramError, Stages};
 use crate::io::FileError;
 use cqc_passes::calib::compensate::CompensationMode;
+use cqc_passes::quant::migrate::{Migrate, migrate};
 use cqc_passes::quant::{
     AnnotateOptions, OutputCorrection, QuantSpec, QuantTables, QuantizedWeight, Survey,
 };
@@ -31,6 +33,8 @@ pub struct QuantizeOptions<'a> {
     /// Inputs of products are rounded to bf16, those first whose 8 bits move the end most for the
     /// work behind them, up to this share of all multiplications of the loop.
     pub float_work: f64,
+    /// Which channels of inputs are divided by powers of two that weights are multiplied by.
+    pub migrate: Migrate,
     /// Which evaluations share ranges.
     pub grouping: Grouping,
     /// Which layers' sums are corrected.
@@ -146,6 +150,15 @@ pub fn quantize(
         Ok((TunableLoop::open(&lowered, float, &engine)?, places))
     };
     let (mut study, mut places) = open(&survey)?;
+    let exponents = stages.run("migrations", || -> Result<_, QuantizeError> {
+        Ok(migrations(&study, &survey, &request, fit, options.migrate, &mut progress)?)
+    })?;
+    if exponents.iter().any(Option::is_some) {
+        let count = exponents.iter().flatten().count();
+        tracing::info!("scales of {count} layer inputs migrate to the weights");
+        migrate(&mut survey, &exponents);
+        (study, places) = open(&survey)?;
+    }
     let codes = stages.run("preludes", || -> Result<_, QuantizeError> {
         let mut rounded = survey.clone();
         let found = reconstruct_preludes(&mut study, &mut rounded, &request, fit)?;

@@ -9,6 +9,7 @@
 mod driver;
 mod float_inputs;
 mod keep_float;
+mod migrate;
 mod preludes;
 mod ranges;
 mod reconstruct;
