@@ -13,8 +13,8 @@ pub use atomic::{
     write_directory,
 };
 pub use error::FileError;
-pub use npy::{read_npy, write_npy};
-pub use npz::{read_npz, write_npz};
+pub use npy::{decode_npy, read_npy, write_npy};
+pub use npz::{decode_npz, read_npz, write_npz};
 pub use png::{check_grid, encode_grid, read_png, to_byte, write_png};
 pub use raw::{read_raw, write_raw};
 pub use rows::{RowFile, kept_partial, partial_path};

@@ -51,7 +51,7 @@ pub fn read_npy(path: &Path) -> Result<Tensor, FileError> {
     check_size(&header, size).map_err(format)?;
     bytes.try_reserve_exact(size as usize).map_err(|e| format(e.to_string()))?;
     file.read_to_end(&mut bytes).map_err(io)?;
-    decode(bytes.into()).map_err(format)
+    decode_npy(bytes.into()).map_err(format)
 }
 
 /// Writes an array, in C order. bfloat16, which numpy lacks, becomes f32.
@@ -105,8 +105,11 @@ struct Header {
     start: usize,
 }
 
-/// Reads a whole file.
-pub(super) fn decode(bytes: Bytes) -> Result<Tensor, String> {
+/// Reads the bytes of a whole `.npy` file.
+///
+/// # Errors
+/// What is wrong with them, in words.
+pub fn decode_npy(bytes: Bytes) -> Result<Tensor, String> {
     let header = parse_header(&bytes)?;
     check_size(&header, bytes.len() as u64)?;
     let mut data = bytes.slice(header.start..);
@@ -250,7 +253,7 @@ mod tests {
                 let tensor = tensor.unwrap();
                 let bytes = encoded(&tensor);
                 assert_eq!((bytes.len() - count) % ALIGNMENT, 0);
-                assert_eq!(decode(bytes).unwrap(), tensor, "{dtype} {shape:?}");
+                assert_eq!(decode_npy(bytes).unwrap(), tensor, "{dtype} {shape:?}");
             }
         }
     }
@@ -268,7 +271,7 @@ mod tests {
     fn fortran_order_and_big_endian_are_converted() {
         let column_major: Vec<u8> =
             [0i16, 3, 1, 4, 2, 5].into_iter().flat_map(i16::to_be_bytes).collect();
-        let read = decode(file(
+        let read = decode_npy(file(
             "{'descr': '>i2', 'fortran_order': True, 'shape': (2, 3), }\n",
             &column_major,
         ))
@@ -308,7 +311,7 @@ mod tests {
             (Bytes::from_static(b"\x93NUMPY"), "cut off"),
             (Bytes::from_static(b"GIF89a"), "does not begin"),
         ] {
-            let error = decode(bytes).unwrap_err();
+            let error = decode_npy(bytes).unwrap_err();
             assert!(error.contains(said), "{error}");
         }
     }

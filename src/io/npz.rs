@@ -5,7 +5,7 @@ use cqc_proto::Tensor;
 use npyz::zip::write::FileOptions;
 use npyz::zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter, read::ZipFile};
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, Write};
+use std::io::{self, BufReader, Cursor, Read, Seek, Write};
 use std::path::Path;
 
 /// Most arrays read from one file.
@@ -24,13 +24,21 @@ pub fn read_npz(path: &Path) -> Result<Vec<(String, Tensor)>, FileError> {
     let mut first = Vec::new();
     let read = (&file).take(1 << 12).read_to_end(&mut first).and_then(|_| (&file).rewind());
     read.map_err(FileError::reading(path))?;
-    read_archive(file)
+    read_archive(BufReader::new(file))
         .map_err(|reason| or_what(reason, &first))
         .map_err(|reason| FileError::Format { path: path.to_path_buf(), format: ".npz", reason })
 }
 
-fn read_archive(file: File) -> Result<Vec<(String, Tensor)>, String> {
-    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|e| e.to_string())?;
+/// Reads all arrays of a `.npz` file that is in memory, as [`read_npz`].
+///
+/// # Errors
+/// What is wrong with the bytes, in words.
+pub fn decode_npz(bytes: &[u8]) -> Result<Vec<(String, Tensor)>, String> {
+    read_archive(Cursor::new(bytes))
+}
+
+fn read_archive(file: impl Read + Seek) -> Result<Vec<(String, Tensor)>, String> {
+    let mut archive = ZipArchive::new(file).map_err(|e| e.to_string())?;
     if archive.len() > MAX_ARRAYS {
         return Err(format!("it holds {} arrays, at most {MAX_ARRAYS} are read", archive.len()));
     }
@@ -59,7 +67,7 @@ fn read_entry(mut entry: ZipFile) -> Result<Tensor, String> {
     if bytes.len() as u64 != size {
         return Err(format!("it has {} bytes, its directory says {size}", bytes.len()));
     }
-    npy::decode(bytes.into())
+    npy::decode_npy(bytes.into())
 }
 
 /// Writes arrays uncompressed, as `numpy.savez`. The same arrays give the same bytes: no time of

@@ -38,7 +38,7 @@ pub(super) struct Cx<'a> {
 pub(super) type Done = Result<Vec<Item>, Refusal>;
 
 impl<'a> Cx<'a> {
-    pub fn new(name: &str, files: &'a Files) -> Cx<'a> {
+    pub fn new(name: &str, files: &'a Files, budget: FoldBudget) -> Cx<'a> {
         Cx {
             graph: Graph::new(name),
             files,
@@ -47,8 +47,8 @@ impl<'a> Cx<'a> {
             node: String::new(),
             output: String::new(),
             shadows: HashMap::new(),
-            fold_bytes: FOLD_BUDGET,
-            fold_macs: MACS_BUDGET,
+            fold_bytes: budget.bytes,
+            fold_macs: budget.macs,
         }
     }
 

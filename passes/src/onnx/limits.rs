@@ -24,15 +24,31 @@ pub const MAX_FOLD_BYTES: i64 = 256 << 20;
 /// A constant that only repeats a smaller one is not expanded beyond this many bytes.
 pub const MAX_REPEAT_BYTES: i64 = 1 << 20;
 
-/// Bytes that folding may read and make in one import, beyond [`FOLD_SHARE`].
+/// Bytes that folding may read and make in one import, beyond [`FOLD_SHARE`], by default.
 pub const FOLD_BUDGET: i64 = 1 << 30;
 
 /// Bytes that folding may read and make per byte of initializers: each may be converted and
 /// transposed.
 pub const FOLD_SHARE: i64 = 4;
 
-/// Multiply-accumulates that folding may do in one import.
+/// Multiply-accumulates that folding may do in one import, by default.
 pub const MACS_BUDGET: i64 = 1 << 29;
+
+/// What folding constants may take in one import.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FoldBudget {
+    /// Bytes that it may read and make, beyond [`FOLD_SHARE`] of the initializers.
+    pub bytes: i64,
+    /// Multiply-accumulates.
+    pub macs: i64,
+}
+
+impl Default for FoldBudget {
+    /// [`FOLD_BUDGET`] and [`MACS_BUDGET`].
+    fn default() -> FoldBudget {
+        FoldBudget { bytes: FOLD_BUDGET, macs: MACS_BUDGET }
+    }
+}
 
 /// Most elements of a value made of symbolic sizes.
 pub const MAX_SIZES: usize = 4096;

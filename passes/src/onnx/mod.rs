@@ -47,6 +47,8 @@ pub struct ImportOptions {
     pub shapes: BTreeMap<String, Vec<Dim>>,
     /// Values of inputs, used only where an operand must be known at compile time.
     pub known_inputs: BTreeMap<String, Tensor>,
+    /// What folding constants may take.
+    pub fold_budget: limits::FoldBudget,
 }
 
 /// An imported model.
@@ -68,6 +70,11 @@ pub struct Imported {
     pub warnings: Vec<String>,
     /// The external data that was read, in the order in which the model names it, each once.
     pub external: Vec<External>,
+}
+
+/// Domain and name of every operator that is imported.
+pub fn operators() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ops::names()
 }
 
 /// Imports the model at `path`. Weights in the file and in external data beside it are mapped, not

@@ -59,6 +59,13 @@ pub(super) fn find(domain: &str, op: &str) -> Option<Handler> {
     tables.iter().flat_map(|t| t.iter()).find(|(name, _)| *name == op).map(|(_, handler)| *handler)
 }
 
+/// Domain and name of every operator that has a function.
+pub(super) fn names() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let standard = STANDARD.iter().map(|table| ("ai.onnx", *table));
+    let all = standard.chain([("com.microsoft", contrib::TABLE)]);
+    all.flat_map(|(domain, table)| table.iter().map(move |(name, _)| (domain, *name)))
+}
+
 /// Why an operator has no function.
 pub(super) fn missing(domain: &str, op: &str) -> String {
     match (domain, op) {

@@ -1,0 +1,3 @@
+#![no_main]
+
+cqc_fuzz::target!(container);

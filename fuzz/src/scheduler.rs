@@ -1,0 +1,52 @@
+//! Target `scheduler`: diffusers' `scheduler_config.json` → sampler → all of its time steps.
+
+use crate::{Random, json};
+use cqc_proto::sampler::{SamplerConfig, SamplerKind};
+use cqc_runtime::sampler::Sampler;
+
+/// Reads a configuration, as of its own kind and as of every other, and makes the sampler.
+pub fn run(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    use SamplerKind::{Ddim, Ddpm, DpmPp2m, Euler, Plms};
+    for kind in [None, Some(Ddim), Some(Ddpm), Some(Plms), Some(Euler), Some(DpmPp2m)] {
+        let Ok(config) = SamplerConfig::from_diffusers_json(text, kind) else { continue };
+        for steps in [1, 2, 7] {
+            let Ok(sampler) = Sampler::new(&config, steps) else { continue };
+            let finite = sampler.evaluations().iter().all(|e| e.timestep.is_finite());
+            assert!(finite, "time steps are numbers");
+        }
+    }
+}
+
+/// One file of every class, with the keys that it reads.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let common = r#""num_train_timesteps":100,"beta_start":0.0001,"beta_end":0.02,"prediction_type":"epsilon","steps_offset":1"#;
+    let files = [
+        r#""_class_name":"DDIMScheduler","beta_schedule":"linear","clip_sample":true,"clip_sample_range":1.0,"set_alpha_to_one":false,"timestep_spacing":"leading""#,
+        r#""_class_name":"DDPMScheduler","beta_schedule":"squaredcos_cap_v2","variance_type":"fixed_small","timestep_spacing":"linspace","rescale_betas_zero_snr":true"#,
+        r#""_class_name":"PNDMScheduler","beta_schedule":"scaled_linear","skip_prk_steps":true,"set_alpha_to_one":false,"trained_betas":null"#,
+        r#""_class_name":"EulerDiscreteScheduler","beta_schedule":"scaled_linear","use_karras_sigmas":true,"timestep_spacing":"trailing","sigma_min":0.1,"sigma_max":Infinity,"final_sigmas_type":"zero""#,
+        r#""_class_name":"DPMSolverMultistepScheduler","beta_schedule":"linear","algorithm_type":"dpmsolver++","solver_order":2,"solver_type":"midpoint","lower_order_final":true,"euler_at_final":false,"lambda_min_clipped":-5.1,"use_karras_sigmas":true"#,
+        r#""_class_name":"DDIMScheduler","trained_betas":[0.1,0.2,0.3,0.4],"thresholding":false,"timestep_spacing":"quadratic""#,
+    ];
+    files.iter().map(|file| format!("{{{file},{common}}}").into_bytes()).collect()
+}
+
+/// Keys and values of such files.
+#[rustfmt::skip]
+const WORDS: &[&str] = &[
+    "_class_name", "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+    "timestep_spacing", "steps_offset", "rescale_betas_zero_snr", "clip_sample", "clip_sample_range", "thresholding",
+    "dynamic_thresholding_ratio", "sample_max_value", "set_alpha_to_one", "variance_type", "skip_prk_steps",
+    "interpolation_type", "timestep_type", "final_sigmas_type", "sigma_min", "sigma_max", "use_karras_sigmas",
+    "algorithm_type", "solver_order", "solver_type", "lower_order_final", "euler_at_final", "lambda_min_clipped",
+    "use_lu_lambdas", "linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "epsilon", "sample", "v_prediction",
+    "leading", "trailing", "linspace", "quadratic", "fixed_small", "fixed_large", "learned", "learned_range", "midpoint",
+    "heun", "zero", "sigma_min", "Infinity", "log_linear", "DDIMScheduler", "DDPMScheduler", "PNDMScheduler",
+    "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "use_exponential_sigmas", "flow_shift",
+];
+
+/// Changes keys and values.
+pub fn mutate(data: &[u8], random: &mut Random) -> Option<Vec<u8>> {
+    json::mutate_text(data, WORDS, random)
+}
