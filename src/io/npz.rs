@@ -4,7 +4,6 @@ use super::{FileError, Overwrite, npy, open_regular, or_what, write_atomic};
 use cqc_proto::Tensor;
 use npyz::zip::write::FileOptions;
 use npyz::zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter, read::ZipFile};
-use std::fs::File;
 use std::io::{self, BufReader, Cursor, Read, Seek, Write};
 use std::path::Path;
 

@@ -4,7 +4,9 @@ use super::error::{Refusal, malformed, shown, unsupported};
 use super::item::{Item, Sizes};
 use super::limits::*;
 use super::load::Files;
+use super::narrow::Narrow;
 use super::partial;
+use super::quantized::Quantized;
 use crate::interpret::work;
 use crate::ir::{Graph, ValueId};
 use cqc_kernels::reference;
@@ -29,7 +31,11 @@ pub(super) struct Cx<'a> {
     /// Name of the node that is being imported, and of its first output.
     pub node: String,
     pub output: String,
+    /// What is quantized in the model.
+    pub quantized: Quantized,
     shadows: HashMap<ValueId, Shadow>,
+    /// ONNX types of values whose own types only hold their numbers.
+    narrow: HashMap<ValueId, Narrow>,
     fold_bytes: i64,
     fold_macs: i64,
 }
@@ -46,7 +52,9 @@ impl<'a> Cx<'a> {
             consumed: BTreeSet::new(),
             node: String::new(),
             output: String::new(),
+            quantized: Quantized::default(),
             shadows: HashMap::new(),
+            narrow: HashMap::new(),
             fold_bytes: budget.bytes,
             fold_macs: budget.macs,
         }
@@ -54,6 +62,10 @@ impl<'a> Cx<'a> {
 
     /// Adds an input; `known` is its value if the caller has it.
     pub fn input(&mut self, name: &str, ty: ValueType, known: Option<&Tensor>) -> Item {
+        if let Some(empty) = empty(&ty) {
+            self.warnings.push(format!("input `{}` has no elements and is left out", shown(name)));
+            return Item::constant(name, empty);
+        }
         let id = self.graph.input(name, ty);
         if let Some(tensor) = known {
             let sources = Rc::new(BTreeSet::from([name.to_string()]));
@@ -64,9 +76,10 @@ impl<'a> Cx<'a> {
 
     /// Notes an initializer, which may be folded into others.
     pub fn grant(&mut self, initializer: &Tensor) {
-        self.fold_bytes = self
-            .fold_bytes
-            .saturating_add((initializer.bytes().len() as i64).saturating_mul(FOLD_SHARE));
+        // codes may become floats
+        let size = initializer.dtype().size().max(DType::F32.size());
+        let bytes = (initializer.len() as i64).saturating_mul(size as i64);
+        self.fold_bytes = self.fold_bytes.saturating_add(bytes.saturating_mul(FOLD_SHARE));
     }
 
     /// Takes bytes of the budget for constants.
@@ -102,6 +115,27 @@ impl<'a> Cx<'a> {
         Item::constant(&self.output, tensor)
     }
 
+    /// The ONNX type of a value whose own type only holds its numbers.
+    pub fn narrow(&self, item: &Item) -> Option<Narrow> {
+        match item {
+            Item::Value(id) => self.narrow.get(id).copied(),
+            Item::Const(c) => c.narrow,
+            _ => None,
+        }
+    }
+
+    /// Notes the ONNX type of a value that holds its numbers.
+    pub fn mark(&mut self, item: Item, narrow: Narrow) -> Item {
+        match &item {
+            Item::Value(id) => drop(self.narrow.insert(*id, narrow)),
+            Item::Const(c) => {
+                return Item::narrow_constant(c.name.clone(), c.tensor.clone(), Some(narrow));
+            }
+            _ => {}
+        }
+        item
+    }
+
     /// A number of the same type as `like`.
     pub fn scalar(&self, value: f64, like: DType) -> Item {
         self.constant(super::tensors::from_floats(like, vec![], &[value]))
@@ -113,6 +147,15 @@ impl<'a> Cx<'a> {
     /// # Errors
     /// [`Refusal::Unsupported`] with the operator's reason when it does not take these operands.
     pub fn emit_all(&mut self, op: Op, inputs: &[Option<Item>]) -> Done {
+        let moved = if only_moves(&op) { inputs.first().cloned().flatten() } else { None };
+        let results = self.emit_plain(op, inputs)?;
+        Ok(match moved.and_then(|x| self.narrow(&x)) {
+            Some(narrow) => results.into_iter().map(|y| self.mark(y, narrow)).collect(),
+            None => results,
+        })
+    }
+
+    fn emit_plain(&mut self, op: Op, inputs: &[Option<Item>]) -> Done {
         for item in inputs.iter().flatten() {
             self.ty(item)?;
         }
@@ -126,6 +169,9 @@ impl<'a> Cx<'a> {
         {
             return Ok(tensors.into_iter().map(|t| self.constant(t)).collect());
         }
+        if let Some(empty) = self.without_elements(&op, inputs)? {
+            return Ok(empty);
+        }
         let operands = inputs
             .iter()
             .map(|i| i.as_ref().map(|i| self.value(i)).transpose())
@@ -138,6 +184,21 @@ impl<'a> Cx<'a> {
         let ids = ids.map_err(|e| Refusal::Unsupported(e.reason))?;
         self.shadow(&op, &operands, &ids);
         Ok(ids.into_iter().map(Item::Value).collect())
+    }
+
+    /// The results if none of them has an element: nothing is computed at run time.
+    fn without_elements(
+        &mut self,
+        op: &Op,
+        inputs: &[Option<Item>],
+    ) -> Result<Option<Vec<Item>>, Refusal> {
+        let types: Vec<Option<ValueType>> = inputs
+            .iter()
+            .map(|i| i.as_ref().map(|i| self.ty(i)).transpose())
+            .collect::<Result<_, _>>()?;
+        let types: Vec<Option<&ValueType>> = types.iter().map(Option::as_ref).collect();
+        let Ok(outputs) = op.infer(&types) else { return Ok(None) };
+        Ok(outputs.iter().map(|t| Some(self.constant(empty(t)?))).collect())
     }
 
     /// [`Cx::emit_all`] for operators with one output and no absent operand.
@@ -356,6 +417,29 @@ impl<'a> Cx<'a> {
         let typed = self.cast(&shaped, s.dtype)?;
         self.value(&typed)
     }
+}
+
+/// Whether results consist of elements of operand 0, and of others of its type.
+fn only_moves(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Reshape { .. }
+            | Op::Transpose { .. }
+            | Op::Expand { .. }
+            | Op::Slice { .. }
+            | Op::Tile { .. }
+            | Op::Concat { .. }
+            | Op::Gather { .. }
+            | Op::GatherElements { .. }
+            | Op::GatherNd { .. }
+            | Op::Pad { .. }
+    )
+}
+
+/// The only tensor of a type with an axis of size 0.
+pub(super) fn empty(ty: &ValueType) -> Option<Tensor> {
+    let shape = ty.fixed_shape().filter(|s| s.contains(&0))?;
+    Tensor::new(ty.dtype, shape, Vec::new()).ok()
 }
 
 struct FoldCost {

@@ -1,6 +1,7 @@
 //! Types of the model's inputs: options, symbols, the batch.
 
 use super::error::{ImportError, OpenSize, Unsupported, shown};
+use super::narrow::Narrow;
 use super::{BATCH, ImportOptions, tensors};
 use cqc_proto::dim::{MAX_DIM, is_symbol};
 use cqc_proto::onnx::{DimensionProto, ValueInfoProto};
@@ -44,6 +45,11 @@ pub(super) fn types(
     Ok(declared.iter().map(|input| resolve(input, &bound)).collect())
 }
 
+/// The type of an input's elements if they are held in another one.
+pub(super) fn narrow(info: &ValueInfoProto) -> Option<Narrow> {
+    Narrow::of(info.r#type.as_ref()?.tensor_type.as_ref()?.elem_type())
+}
+
 fn declare<'a>(
     info: &'a ValueInfoProto,
     options: &ImportOptions,
@@ -59,8 +65,8 @@ fn declare<'a>(
         return Err(ImportError::malformed(place(), "it has no type"));
     };
     let Some(tensor) = &ty.tensor_type else { return refuse("it is no dense tensor".into()) };
-    let dtype = match tensors::dtype(tensor.elem_type()) {
-        Ok(dtype) => dtype,
+    let dtype = match tensors::element(tensor.elem_type()) {
+        Ok((dtype, _)) => dtype,
         Err(_) if tensor.elem_type() == 0 => {
             return Err(ImportError::malformed(place(), "it has no element type"));
         }
@@ -200,7 +206,9 @@ fn bind_batch(
     options: &ImportOptions,
     bound: &mut BTreeMap<String, Dim>,
 ) {
-    let fixed = options.dims.get(BATCH).map(|&v| Dim::constant(v));
+    // a size of the model may have the batch's name
+    let elsewhere = only_elsewhere(declared, BATCH);
+    let fixed = options.dims.get(BATCH).filter(|_| !elsewhere).map(|&v| Dim::constant(v));
     let mut given: Vec<Dim> =
         declared.iter().filter_map(|d| bound.get(d.axes.first()?.name()?)).cloned().collect();
     given.extend(declared.iter().filter_map(|d| options.shapes.get(d.name)?.first()).cloned());
@@ -220,6 +228,13 @@ fn bind_batch(
             _ => {}
         }
     }
+}
+
+/// Whether inputs have sizes of that name, none of which is on axis 0.
+fn only_elsewhere(declared: &[Declared], name: &str) -> bool {
+    let named = |axis: &Axis| axis.name() == Some(name);
+    declared.iter().any(|d| d.axes.iter().skip(1).any(named))
+        && !declared.iter().any(|d| d.axes.first().is_some_and(named))
 }
 
 fn resolve(input: &Declared, bound: &BTreeMap<String, Dim>) -> ValueType {

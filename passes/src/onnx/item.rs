@@ -1,5 +1,6 @@
 //! What is known about an ONNX value during import.
 
+use super::narrow::Narrow;
 use crate::ir::ValueId;
 use cqc_proto::{DType, Dim, Tensor, ValueType};
 use std::cell::Cell;
@@ -29,6 +30,8 @@ pub(super) enum Item {
 pub(super) struct Constant {
     pub name: String,
     pub tensor: Tensor,
+    /// The ONNX type, if the tensor's own only holds its numbers.
+    pub narrow: Option<Narrow>,
     pub id: Cell<Option<ValueId>>,
 }
 
@@ -42,7 +45,15 @@ pub(super) struct Sizes {
 
 impl Item {
     pub fn constant(name: impl Into<String>, tensor: Tensor) -> Item {
-        Item::Const(Rc::new(Constant { name: name.into(), tensor, id: Cell::new(None) }))
+        Item::narrow_constant(name, tensor, None)
+    }
+
+    pub fn narrow_constant(
+        name: impl Into<String>,
+        tensor: Tensor,
+        narrow: Option<Narrow>,
+    ) -> Item {
+        Item::Const(Rc::new(Constant { name: name.into(), tensor, narrow, id: Cell::new(None) }))
     }
 
     /// The tensor if the value is known.

@@ -1,7 +1,7 @@
 //! Bounds on what a model may ask for, so that a hostile file costs neither memory nor time.
 
 /// Oldest and newest supported version of the standard operator set.
-pub const OPSETS: std::ops::RangeInclusive<i64> = 11..=28;
+pub const OPSETS: std::ops::RangeInclusive<i64> = 7..=28;
 
 /// Most nodes, those of inlined functions and branches included.
 pub const MAX_NODES: usize = 1 << 17;
@@ -27,8 +27,8 @@ pub const MAX_REPEAT_BYTES: i64 = 1 << 20;
 /// Bytes that folding may read and make in one import, beyond [`FOLD_SHARE`], by default.
 pub const FOLD_BUDGET: i64 = 1 << 30;
 
-/// Bytes that folding may read and make per byte of initializers: each may be converted and
-/// transposed.
+/// Bytes that folding may read and make per byte of initializers, elements of less than four bytes
+/// counted as floats: each may be converted and transposed.
 pub const FOLD_SHARE: i64 = 4;
 
 /// Multiply-accumulates that folding may do in one import, by default.

@@ -1,6 +1,7 @@
 //! `TensorProto` → [`Tensor`].
 
 use super::load::Files;
+use super::narrow::Narrow;
 use bytes::Bytes;
 use cqc_proto::onnx::{TensorProto, data_type};
 use cqc_proto::types::{MAX_RANK, element_count};
@@ -30,6 +31,17 @@ pub(super) fn dtype(number: i32) -> Result<DType, String> {
     })
 }
 
+/// As [`dtype`]; a type that has no counterpart comes with the one that holds its numbers.
+///
+/// # Errors
+/// The type's name when cqc cannot hold it.
+pub(super) fn element(number: i32) -> Result<(DType, Option<Narrow>), String> {
+    match Narrow::of(number) {
+        Some(narrow) => Ok((narrow.carrier(), Some(narrow))),
+        None => Ok((dtype(number)?, None)),
+    }
+}
+
 /// `float8e4m3fn`, or the number when the standard has no such type.
 pub(super) fn type_name(number: i32) -> String {
     let name = usize::try_from(number).ok().and_then(|n| data_type::NAMES.get(n));
@@ -52,7 +64,7 @@ pub(super) fn read(t: &TensorProto, files: &Files) -> Result<Tensor, BadTensor> 
     if number == 0 {
         return Err(Malformed("it has no element type".into()));
     }
-    let dtype = dtype(number)
+    let (dtype, narrow) = element(number)
         .map_err(|name| Unsupported(format!("its element type {name} is not supported")))?;
     if t.segment.is_some() {
         return Err(Unsupported("it is stored in segments".into()));
@@ -64,7 +76,13 @@ pub(super) fn read(t: &TensorProto, files: &Files) -> Result<Tensor, BadTensor> 
             return Err(Malformed(format!("its data location is {n}, expected 0 or 1")));
         }
         (_, Some(raw)) => raw.clone(),
+        // codes are packed there as in the other forms, a byte in each number
+        _ if narrow.is_some() => typed_data(t, DType::U8).map_err(Malformed)?,
         _ => typed_data(t, dtype).map_err(Malformed)?,
+    };
+    let data = match (narrow, element_count(&shape)) {
+        (Some(narrow), Some(count)) => narrow.unpack(&data, count).map_err(Malformed)?.into(),
+        _ => data,
     };
     let data = if dtype == DType::Bool { normal_bools(data) } else { data };
     Tensor::new(dtype, shape, data).map_err(|e| Malformed(e.to_string()))

@@ -6,12 +6,12 @@ use super::error::{ImportError, Refusal, Unsupported, shown, unsupported};
 use super::item::Item;
 use super::limits::{MAX_DEPTH, MAX_NODES, OPSETS};
 use super::load::Files;
+use super::narrow::Narrow;
 use super::ops;
 use super::order::{self, check_name, name_of, place};
 use super::tensors::{self, BadTensor};
 use super::{ImportOptions, inputs};
 use crate::ir::{Def, Graph};
-use cqc_proto::Tensor;
 use cqc_proto::onnx::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     TensorProto,
@@ -119,7 +119,8 @@ pub(super) fn model<'a>(
     if !walker.unsupported.is_empty() {
         return Err(ImportError::Unsupported(walker.unsupported));
     }
-    let Cx { graph, consumed, warnings, .. } = walker.cx;
+    let Cx { graph, consumed, mut warnings, quantized, .. } = walker.cx;
+    warnings.extend(quantized.warning());
     Ok(Walked { graph, node_count: walker.nodes, consumed, warnings })
 }
 
@@ -163,7 +164,10 @@ impl<'a> Walker<'a> {
             let item = match tensors::read(t, self.cx.files) {
                 Ok(tensor) => {
                     self.cx.grant(&tensor);
-                    Item::constant(format!("{}{}", scope.prefix, t.name()), tensor)
+                    {
+                        let name = format!("{}{}", scope.prefix, t.name());
+                        Item::narrow_constant(name, tensor, Narrow::of(t.data_type()))
+                    }
                 }
                 Err(BadTensor::Malformed(reason)) => {
                     return Err(ImportError::malformed(place(), reason));
@@ -222,7 +226,10 @@ impl<'a> Walker<'a> {
                     reason,
                 });
             }
-            let item = self.cx.input(input.name(), ty, known);
+            let mut item = self.cx.input(input.name(), ty, known);
+            if let Some(narrow) = inputs::narrow(input) {
+                item = self.cx.mark(item, narrow);
+            }
             scope.names.insert(input.name(), item);
         }
         Ok(())
@@ -431,11 +438,12 @@ impl<'a> Walker<'a> {
 }
 
 /// Reads a tensor attribute.
-pub(super) fn attribute_tensor(cx: &Cx, name: &str, t: &TensorProto) -> Result<Tensor, Refusal> {
-    tensors::read(t, cx.files).map_err(|e| match e {
+pub(super) fn attribute_tensor(cx: &Cx, name: &str, t: &TensorProto) -> Result<Item, Refusal> {
+    let tensor = tensors::read(t, cx.files).map_err(|e| match e {
         BadTensor::Malformed(reason) => Refusal::Malformed(format!("attribute `{name}`: {reason}")),
         BadTensor::Unsupported(reason) => {
             Refusal::Unsupported(format!("attribute `{name}`: {reason}"))
         }
-    })
+    })?;
+    Ok(Item::narrow_constant(&cx.output, tensor, Narrow::of(t.data_type())))
 }

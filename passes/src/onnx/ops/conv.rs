@@ -176,6 +176,7 @@ fn conv_transpose(cx: &mut Cx, c: &Call) -> Done {
 
 /// Integers up to 2^24 are exact in f32; sums are kept in f64 to be exact beyond.
 fn conv_integer(cx: &mut Cx, c: &Call) -> Done {
+    cx.quantized.operator("ConvInteger");
     let x = centred(cx, c.input(0, "x")?, c.optional(2), None, DType::F64)?;
     let w = centred(cx, c.input(1, "w")?, c.optional(3), Some(0), DType::F64)?;
     let y = convolve(cx, c, &x, &w, None)?.swap_remove(0);
@@ -222,6 +223,7 @@ pub(super) fn along(
 }
 
 fn qlinear_conv(cx: &mut Cx, c: &Call) -> Done {
+    cx.quantized.operator("QLinearConv");
     let scale = |cx: &mut Cx, s: &Item, axis, rank| {
         let s = along(cx, s, axis, rank)?;
         cx.cast(&s, DType::F64)

@@ -1,6 +1,7 @@
 //! Functions of several elements, casts.
 
 use super::*;
+use crate::onnx::narrow::Narrow;
 use crate::onnx::tensors;
 use cqc_proto::op::BinaryKind;
 use cqc_proto::{DType, Op};
@@ -81,31 +82,48 @@ fn mean(cx: &mut Cx, c: &Call) -> Done {
 /// `min(max(x, low), high)`, either bound optional.
 fn clip(cx: &mut Cx, c: &Call) -> Done {
     let mut y = c.input(0, "input")?.clone();
-    for (i, kind) in [(1, BinaryKind::Max), (2, BinaryKind::Min)] {
-        if let Some(bound) = c.optional(i) {
+    let dtype = cx.ty(&y)?.dtype;
+    for (i, name, kind) in [(1, "min", BinaryKind::Max), (2, "max", BinaryKind::Min)] {
+        // attributes before version 11
+        let old = c.opt_float(name)?.filter(|v| c.opset < 11 && v.is_finite());
+        let old = old.map(|v| cx.scalar(v.into(), dtype));
+        if let Some(bound) = c.optional(i).or(old.as_ref()) {
             y = cx.binary(kind, &y, bound)?;
         }
     }
     Ok(vec![y])
 }
 
-fn dtype(number: i64, what: &str) -> Result<DType, Refusal> {
+fn element(number: i64, what: &str) -> Result<(DType, Option<Narrow>), Refusal> {
     let number = i32::try_from(number).unwrap_or(0);
-    match tensors::dtype(number) {
-        Ok(dtype) => Ok(dtype),
+    match tensors::element(number) {
+        Ok(element) => Ok(element),
         Err(_) if number <= 0 => malformed(format!("`{what}` is no element type")),
         Err(name) => unsupported(format!("the element type {name} is not supported")),
     }
 }
 
 fn cast(cx: &mut Cx, c: &Call) -> Done {
-    let to = dtype(c.required_int("to")?, "to")?;
-    Ok(vec![cx.cast(c.input(0, "input")?, to)?])
+    let to = element(c.required_int("to")?, "to")?;
+    convert(cx, c, c.input(0, "input")?, to)
 }
 
 fn cast_like(cx: &mut Cx, c: &Call) -> Done {
-    let to = cx.ty(c.input(1, "target_type")?)?.dtype;
-    Ok(vec![cx.cast(c.input(0, "input")?, to)?])
+    let like = c.input(1, "target_type")?;
+    let to = (cx.ty(like)?.dtype, cx.narrow(like));
+    convert(cx, c, c.input(0, "input")?, to)
+}
+
+fn convert(cx: &mut Cx, c: &Call, x: &Item, to: (DType, Option<Narrow>)) -> Done {
+    let (dtype, narrow) = to;
+    if let Some(narrow) = narrow {
+        return Ok(vec![cx.cast_narrow(x, narrow, c.flag("saturate", true)?)?]);
+    }
+    if cx.narrow(x).is_some() && cx.ty(x)?.dtype == dtype {
+        // the same numbers, of another type
+        return Ok(vec![cx.emit(Op::Cast { to: dtype }, &[x])?]);
+    }
+    Ok(vec![cx.cast(x, dtype)?])
 }
 
 /// Dropout does nothing at inference; its mask is all true.

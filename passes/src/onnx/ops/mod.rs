@@ -2,21 +2,25 @@
 
 mod activation;
 mod attention;
+mod blocks;
 mod contrib;
 mod conv;
 mod einsum;
 mod elementwise;
 mod index;
+mod loss;
 mod movement;
 mod norm;
 mod pool;
 mod product;
+mod qoperator;
 mod quant;
 mod reduce;
 mod resize;
 mod sequence;
 mod shape;
 mod slice;
+mod window;
 
 pub(super) use super::call::{Call, axes, axis};
 pub(super) use super::cx::{Cx, Done};
@@ -37,6 +41,7 @@ const STANDARD: &[Table] = &[
     einsum::TABLE,
     elementwise::TABLE,
     index::TABLE,
+    loss::TABLE,
     movement::TABLE,
     norm::TABLE,
     pool::TABLE,
@@ -47,6 +52,7 @@ const STANDARD: &[Table] = &[
     sequence::TABLE,
     shape::TABLE,
     slice::TABLE,
+    window::TABLE,
 ];
 
 /// The function that imports an operator.

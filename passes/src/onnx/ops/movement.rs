@@ -115,7 +115,8 @@ pub(super) fn axes_operand(
 fn squeeze(cx: &mut Cx, c: &Call) -> Done {
     let x = c.input(0, "data")?;
     let mut shape = cx.ty(x)?.shape;
-    match axes_operand(cx, c, 13)? {
+    // ONNX Runtime takes an empty list for none
+    match axes_operand(cx, c, 13)?.filter(|list| !list.is_empty()) {
         None => shape.retain(|d| !d.is(1)),
         Some(list) => {
             for a in axes(&list, shape.len())?.into_iter().rev() {
@@ -171,8 +172,19 @@ fn expand(cx: &mut Cx, c: &Call) -> Done {
 
 fn concat(cx: &mut Cx, c: &Call) -> Done {
     let inputs = c.all_inputs()?;
-    let axis = axis(c.required_int("axis")?, cx.ty(inputs[0])?.rank())?;
-    Ok(vec![cx.emit(Op::Concat { axis }, &inputs)?])
+    // what has no elements adds nothing, whatever its shape
+    let mut parts = Vec::new();
+    for x in &inputs {
+        if !cx.ty(x)?.shape.iter().any(|d| d.is(0)) {
+            parts.push(*x);
+        }
+    }
+    let parts = if parts.is_empty() { inputs } else { parts };
+    let axis = axis(c.required_int("axis")?, cx.ty(parts[0])?.rank())?;
+    match parts[..] {
+        [one] => Ok(vec![one.clone()]),
+        _ => Ok(vec![cx.emit(Op::Concat { axis }, &parts)?]),
+    }
 }
 
 fn tile(cx: &mut Cx, c: &Call) -> Done {
@@ -209,7 +221,11 @@ fn tile(cx: &mut Cx, c: &Call) -> Done {
 fn pad(cx: &mut Cx, c: &Call) -> Done {
     let x = c.input(0, "data")?;
     let ty = cx.ty(x)?;
-    let pads = cx.static_ints(c.input(1, "pads")?, "pads")?;
+    // attributes before version 11
+    let pads = match c.opset < 11 {
+        true => c.ints("pads")?.unwrap_or_default(),
+        false => cx.static_ints(c.input(1, "pads")?, "pads")?,
+    };
     let on = match c.optional(3) {
         Some(item) => cx
             .static_ints(item, "axes")?
@@ -232,7 +248,9 @@ fn pad(cx: &mut Cx, c: &Call) -> Done {
         "wrap" => PadMode::Wrap,
         other => return c.unknown("mode", other),
     };
-    let fill = match c.optional(2) {
+    let old = c.opt_float("value")?.filter(|_| c.opset < 11);
+    let old = old.map(|v| cx.scalar(v.into(), ty.dtype));
+    let fill = match c.optional(2).or(old.as_ref()) {
         Some(value) if mode == PadMode::Constant => Some(cx.reshape(value, vec![])?),
         _ => None,
     };

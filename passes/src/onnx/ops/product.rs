@@ -13,7 +13,8 @@ pub(super) const TABLE: Table = &[
 ];
 
 fn matmul(cx: &mut Cx, c: &Call) -> Done {
-    Ok(vec![cx.emit(Op::MatMul, &[c.input(0, "A")?, c.input(1, "B")?])?])
+    let (a, b) = (c.input(0, "A")?, c.input(1, "B")?);
+    Ok(vec![cx.emit(Op::MatMul, &[a, b])?])
 }
 
 /// `alpha · A' · B' + beta · C`. A constant B makes it a linear layer, into which constant factors
@@ -72,8 +73,11 @@ pub(super) fn scaled(cx: &mut Cx, x: &Item, factor: f32) -> Result<Item, Refusal
 
 /// Zero points of rows (a) and columns (b).
 fn matmul_integer(cx: &mut Cx, c: &Call) -> Done {
-    let (a, b) = integer_operands(cx, c, [0, 2], [1, 3], DType::I32)?;
-    Ok(vec![cx.emit(Op::MatMul, &[&a, &b])?])
+    cx.quantized.operator("MatMulInteger");
+    // as convolutions of integers
+    let (a, b) = integer_operands(cx, c, [0, 2], [1, 3], DType::F64)?;
+    let y = cx.emit(Op::MatMul, &[&a, &b])?;
+    Ok(vec![cx.cast(&y, DType::I32)?])
 }
 
 fn integer_operands(
@@ -91,6 +95,7 @@ fn integer_operands(
 }
 
 fn qlinear_matmul(cx: &mut Cx, c: &Call) -> Done {
+    cx.quantized.operator("QLinearMatMul");
     let (a, b) = integer_operands(cx, c, [0, 2], [3, 5], DType::F64)?;
     let (ra, rb) = (cx.ty(&a)?.rank(), cx.ty(&b)?.rank());
     let sums = cx.emit(Op::MatMul, &[&a, &b])?;

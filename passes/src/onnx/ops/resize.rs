@@ -10,6 +10,9 @@ pub(super) const TABLE: Table = &[("Resize", resize), ("Upsample", upsample)];
 type SizesAndScales = (Vec<Dim>, Vec<f32>);
 
 fn resize(cx: &mut Cx, c: &Call) -> Done {
+    if c.opset < 11 {
+        return upsample(cx, c);
+    }
     let x = c.input(0, "X")?;
     let shape = cx.ty(x)?.shape;
     let on = match c.ints("axes")? {
@@ -36,11 +39,15 @@ fn resize(cx: &mut Cx, c: &Call) -> Done {
     interpolate(cx, c, x, target, coordinates)
 }
 
-/// `Upsample`: `Resize` with asymmetric coordinates, rounding down.
+/// `Upsample`, and `Resize` of version 10: asymmetric coordinates, rounding down.
 fn upsample(cx: &mut Cx, c: &Call) -> Done {
     let x = c.input(0, "X")?;
     let shape = cx.ty(x)?.shape;
-    let scales = cx.static_tensor(c.input(1, "scales")?, "scales")?.to_f32_vec();
+    // an attribute before version 9
+    let scales = match c.opset < 9 {
+        true => c.floats("scales")?.unwrap_or_default().to_vec(),
+        false => cx.static_tensor(c.input(1, "scales")?, "scales")?.to_f32_vec(),
+    };
     let (sizes, scales) = by_scales(&shape, &(0..shape.len()).collect::<Vec<_>>(), &scales)?;
     let mode = mode(c)?;
     let op = Op::Resize {

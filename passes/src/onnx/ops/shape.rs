@@ -23,7 +23,7 @@ fn constant(cx: &mut Cx, c: &Call) -> Done {
     let Some((name, a)) = c.attributes.first() else { return malformed("it has no value") };
     let tensor = match *name {
         "value" => match &a.t {
-            Some(t) => attribute_tensor(cx, name, t)?,
+            Some(t) => return Ok(vec![attribute_tensor(cx, name, t)?]),
             None => return malformed("attribute `value` is no tensor"),
         },
         "value_float" => Tensor::from_f32(&[], &[c.opt_float(name)?.unwrap_or(0.0)]),
@@ -51,14 +51,14 @@ fn constant(cx: &mut Cx, c: &Call) -> Done {
 fn constant_of_shape(cx: &mut Cx, c: &Call) -> Done {
     let shape = cx.static_sizes(c.input(0, "input")?, "input")?;
     let value = match c.attribute("value").map(|a| &a.t) {
-        None => Tensor::from_f32(&[], &[0.0]),
+        None => cx.constant(Tensor::from_f32(&[], &[0.0])),
         Some(Some(t)) => attribute_tensor(cx, "value", t)?,
         Some(None) => return malformed("attribute `value` is no tensor"),
     };
-    let Ok(scalar) = value.reshaped(vec![]) else {
-        return malformed("attribute `value` has more than one element");
-    };
-    let scalar = cx.constant(scalar);
+    if value.tensor().is_none_or(|t| t.len() != 1) {
+        return malformed("attribute `value` has not one element");
+    }
+    let scalar = cx.reshape(&value, vec![])?;
     if shape.iter().any(|d| d.as_const().is_some_and(|v| v < 0)) {
         return malformed("a size is negative");
     }

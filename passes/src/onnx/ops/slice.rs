@@ -17,16 +17,20 @@ struct Piece {
 fn slice(cx: &mut Cx, c: &Call) -> Done {
     let x = c.input(0, "data")?;
     let shape = cx.ty(x)?.shape;
-    let starts = bounds(cx, c.input(1, "starts")?, "starts")?;
-    let ends = bounds(cx, c.input(2, "ends")?, "ends")?;
-    let on = match c.optional(3) {
-        Some(item) => cx.static_ints(item, "axes")?,
-        None => (0..starts.len() as i64).collect(),
+    // attributes before version 10
+    let position = |cx: &mut Cx, i: usize, what: &str| match c.opset < 10 {
+        true => Ok(c.ints(what)?.unwrap_or_default().into_iter().map(position).collect()),
+        false => bounds(cx, c.input(i, what)?, what),
     };
-    let steps = match c.optional(4) {
-        Some(item) => cx.static_ints(item, "steps")?,
-        None => vec![1; starts.len()],
+    let (starts, ends) = (position(cx, 1, "starts")?, position(cx, 2, "ends")?);
+    // an empty tensor stands for an absent operand
+    let given = |cx: &mut Cx, i: usize, what: &str| match (c.opset < 10, c.optional(i)) {
+        (true, _) => c.ints(what),
+        (false, Some(item)) => Ok(Some(cx.static_ints(item, what)?).filter(|l| !l.is_empty())),
+        (false, None) => Ok(None),
     };
+    let on = given(cx, 3, "axes")?.unwrap_or_else(|| (0..starts.len() as i64).collect());
+    let steps = given(cx, 4, "steps")?.unwrap_or_else(|| vec![1; starts.len()]);
     if [ends.len(), on.len(), steps.len()].iter().any(|&n| n != starts.len()) {
         return malformed("`starts`, `ends`, `axes` and `steps` have different lengths");
     }
@@ -54,12 +58,12 @@ fn bounds(cx: &mut Cx, item: &Item, what: &str) -> Result<Vec<Dim>, Refusal> {
     if matches!(item, Item::Sizes(_)) {
         return cx.static_sizes(item, what);
     }
+    Ok(cx.static_ints(item, what)?.into_iter().map(position).collect())
+}
+
+fn position(v: i64) -> Dim {
     let limit = cqc_proto::dim::MAX_DIM;
-    Ok(cx
-        .static_ints(item, what)?
-        .into_iter()
-        .map(|v| Dim::constant(v.clamp(-limit, limit)))
-        .collect())
+    Dim::constant(v.clamp(-limit, limit))
 }
 
 /// The slice within the axis, or `None` when it is all of it.
@@ -133,7 +137,7 @@ fn split(cx: &mut Cx, c: &Call) -> Done {
     let size = &ty.shape[axis];
     let given = match (c.opset < 13, c.optional(1)) {
         (true, _) => c.ints("split")?.map(|l| l.into_iter().map(Dim::constant).collect()),
-        (false, Some(item)) => Some(cx.static_sizes(item, "split")?),
+        (false, Some(item)) => Some(cx.static_sizes(item, "split")?).filter(|l| !l.is_empty()),
         (false, None) => None,
     };
     let lengths: Vec<Dim> = match given {

@@ -13,8 +13,16 @@ use cqc_proto::Op;
 use cqc_proto::op::{Act, BinaryKind, UnaryKind};
 
 /// All families of the domain.
-pub(super) const TABLES: &[Table] =
-    &[TABLE, attention::TABLE, fused::TABLE, group_query::TABLE, norm::TABLE, rotary::TABLE];
+pub(super) const TABLES: &[Table] = &[
+    TABLE,
+    attention::TABLE,
+    fused::TABLE,
+    group_query::TABLE,
+    norm::TABLE,
+    rotary::TABLE,
+    super::qoperator::TABLE,
+    super::blocks::TABLE,
+];
 
 const TABLE: Table = &[
     ("Gelu", |cx, c| activation::unary(cx, c, UnaryKind::GeluErf)),

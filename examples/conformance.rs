@@ -1,24 +1,35 @@
-//! Runs the ONNX project's node tests through import, shape inference and the reference kernels.
+//! Runs the ONNX project's node tests through import and the definitions of the operators, and again
+//! through import, rewrites, lowering and engine.
 //!
 //!     conformance DIR [TABLE.md]      one folder per test, as tests/conformance/dump.py writes them
 //!     conformance --model M.onnx CHECK.npz [TOLERANCE] [DIM=SIZE ...]
 //!
 //! Exits 1 when a test fails: a wrong result, a panic, or an error other than a refusal.
 
+use cachequant::compile::compile_evaluation;
+use cachequant::model::{Model, ModelError, ModelOptions};
 use cqc_passes::interpret::interpret;
-use cqc_passes::onnx::{ImportError, ImportOptions, import_bytes, load, read_tensor};
+use cqc_passes::onnx::{ImportError, ImportOptions, load, read_tensor};
 use cqc_proto::onnx::ModelProto;
 use cqc_proto::{DType, Tensor};
+use cqc_runtime::engine::{Engine, EngineOptions, Weights};
 use prost::Message;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+thread_local! {
+    /// Where this thread has panicked.
+    static PANICKED: std::cell::Cell<String> = const { std::cell::Cell::new(String::new()) };
+}
+
 enum Outcome {
     /// With inputs given at compile time, if any was needed.
     Passed {
         given: bool,
+        /// Why the engine did not run it; the definitions alone passed.
+        alone: Option<String>,
     },
     Refused(String),
     Failed(String),
@@ -50,7 +61,9 @@ fn run_all(dir: &Path, table: Option<&Path>) -> ExitCode {
     let entries = std::fs::read_dir(dir).expect("the folder of tests");
     let mut folders: Vec<PathBuf> = entries.map(|e| e.expect("a folder").path()).collect();
     folders.sort();
-    std::panic::set_hook(Box::new(|_| {}));
+    std::panic::set_hook(Box::new(|info| {
+        PANICKED.set(info.location().map_or_else(String::new, |l| format!(" at {l}")));
+    }));
     let mut tests: Vec<Test> = folders.iter().map(|f| run(f)).collect();
     name_expanded(&mut tests);
     for t in &tests {
@@ -62,7 +75,11 @@ fn run_all(dir: &Path, table: Option<&Path>) -> ExitCode {
         std::fs::write(path, markdown(&tests)).expect("the table is written");
     }
     let [passed, refused, failed] = counts(tests.iter());
-    println!("{} node tests: {passed} passed, {refused} refused, {failed} failed", tests.len());
+    println!(
+        "{} node tests: {passed} passed ({} by the engine), {refused} refused, {failed} failed",
+        tests.len(),
+        passed - alone(&tests).count()
+    );
     ExitCode::from((failed > 0) as u8)
 }
 
@@ -73,11 +90,11 @@ fn run(folder: &Path) -> Test {
     let graph = model.graph.as_ref().expect("a graph");
     let op = if let [node] = &graph.node[..] { node.op_type().to_string() } else { String::new() };
     let inputs: Vec<String> = graph.input.iter().map(|i| i.name().to_string()).collect();
-    let outcome = std::panic::catch_unwind(|| compare(folder, bytes, &inputs));
+    let outcome = std::panic::catch_unwind(|| compare(folder, &inputs));
     let outcome = outcome.unwrap_or_else(|e| {
         let text =
             e.downcast_ref::<String>().cloned().or(e.downcast_ref::<&str>().map(|s| s.to_string()));
-        Outcome::Failed(format!("panic: {}", text.unwrap_or_default()))
+        Outcome::Failed(format!("panic{}: {}", PANICKED.take(), text.unwrap_or_default()))
     });
     Test { name, op, outcome }
 }
@@ -96,7 +113,7 @@ fn name_expanded(tests: &mut [Test]) {
     }
 }
 
-fn compare(folder: &Path, model: Vec<u8>, names: &[String]) -> Outcome {
+fn compare(folder: &Path, names: &[String]) -> Outcome {
     let data = folder.join("test_data_set_0");
     let mut inputs = BTreeMap::new();
     for (i, name) in names.iter().enumerate() {
@@ -106,8 +123,9 @@ fn compare(folder: &Path, model: Vec<u8>, names: &[String]) -> Outcome {
             Err(_) => continue, // of a type that import refuses
         }
     }
-    let options = ImportOptions { known_inputs: inputs.clone(), ..Default::default() };
-    let imported = match import_bytes(model, &options) {
+    let import = ImportOptions { known_inputs: inputs.clone(), ..Default::default() };
+    let path = folder.join("model.onnx");
+    let imported = match load(&path, &import) {
         Ok(imported) => imported,
         Err(e @ ImportError::Unsupported(_)) => return Outcome::Refused(first_reason(e)),
         Err(e @ ImportError::Opset { .. }) => return Outcome::Refused(e.to_string()),
@@ -116,24 +134,79 @@ fn compare(folder: &Path, model: Vec<u8>, names: &[String]) -> Outcome {
         }
         Err(e) => return Outcome::Failed(e.to_string()),
     };
+    if !data.join("output_0.pb").exists() {
+        return Outcome::Failed("there is nothing to compare with".into());
+    }
     let outputs = match interpret(&imported.graph, &inputs) {
         Ok(outputs) => outputs,
         Err(e) => return Outcome::Failed(e.to_string()),
     };
-    if !data.join("output_0.pb").exists() {
-        return Outcome::Failed("there is nothing to compare with".into());
+    if let Err(difference) = compare_outputs(&data, &outputs) {
+        return Outcome::Failed(difference);
     }
+    let alone = match run_engine(&path, import, &inputs) {
+        Ok(Ok(outputs)) => match compare_outputs(&data, &outputs) {
+            Ok(()) => None,
+            Err(difference) => return Outcome::Failed(format!("engine: {difference}")),
+        },
+        Ok(Err(refusal)) => Some(refusal),
+        Err(fault) => return Outcome::Failed(format!("engine: {fault}")),
+    };
+    Outcome::Passed { given: !imported.consumed_inputs.is_empty(), alone }
+}
+
+fn compare_outputs(data: &Path, outputs: &[(String, Tensor)]) -> Result<(), String> {
     for (i, (name, found)) in outputs.iter().enumerate() {
         let Ok(bytes) = std::fs::read(data.join(format!("output_{i}.pb"))) else { continue };
-        let expected = match read_tensor(bytes) {
-            Ok(t) => t,
-            Err(e) => return Outcome::Failed(format!("output {name}: {e}")),
-        };
-        if let Err(difference) = close(found, &expected, 1e-3, 1e-7) {
-            return Outcome::Failed(format!("output {name}: {difference}"));
-        }
+        let expected = read_tensor(bytes).map_err(|e| format!("output {name}: {e}"))?;
+        close(found, &expected).map_err(|difference| format!("output {name}: {difference}"))?;
     }
-    Outcome::Passed { given: !imported.consumed_inputs.is_empty() }
+    Ok(())
+}
+
+/// The outputs of the engine, or what it refuses; an error is a fault of ours.
+#[allow(clippy::type_complexity)] // said in words above
+fn run_engine(
+    path: &Path,
+    import: ImportOptions,
+    inputs: &BTreeMap<String, Tensor>,
+) -> Result<Result<Vec<(String, Tensor)>, String>, String> {
+    let options = ModelOptions { import, ..Default::default() };
+    let model = match Model::load(path, &options, |_, _| {}) {
+        Ok(model) => model,
+        Err(e @ ModelError::Pass(_)) => return Err(e.to_string()),
+        Err(e) => return Ok(Err(e.to_string())),
+    };
+    if let Some(failure) = model.report.failures.first() {
+        return Err(failure.to_string());
+    }
+    let lowered = compile_evaluation(&model).map_err(|e| e.to_string())?;
+    let bytes = lowered.weight_bytes().map_err(|e| e.to_string())?;
+    let weights = match Weights::new(lowered.plan, bytes) {
+        Ok(weights) => weights,
+        Err(e) => return Ok(Err(e.to_string())),
+    };
+    let batch = model.inputs.iter().find_map(|i| {
+        let of_batch = |d: &cqc_proto::Dim| d.as_symbol() == model.batch_symbol.as_deref();
+        let axis = i.ty.shape.iter().position(of_batch)?;
+        inputs.get(&i.name).map(|t| t.shape()[axis])
+    });
+    let batch = if model.batch_symbol.is_some() { batch } else { model.fixed_batch };
+    let options =
+        EngineOptions { batch: batch.unwrap_or(1), threads: 2, ..EngineOptions::default() };
+    let mut engine = match Engine::open(&weights, &options) {
+        Ok(engine) => engine,
+        Err(e) => return Ok(Err(e.to_string())),
+    };
+    let taken = inputs.iter().filter(|(name, _)| model.inputs.iter().any(|i| i.name == **name));
+    let mut found = match engine.run(&taken.map(|(n, t)| (n.clone(), t.clone())).collect()) {
+        Ok(found) => found,
+        Err(e) => return Ok(Err(e.to_string())),
+    };
+    let named = |o: &cqc_proto::plan::PlanOutput| {
+        found.remove(&o.name).map(|t| (o.name.clone(), t)).ok_or(format!("no output {}", o.name))
+    };
+    model.outputs.iter().map(named).collect::<Result<Vec<_>, _>>().map(Ok)
 }
 
 fn first_reason(e: ImportError) -> String {
@@ -143,8 +216,10 @@ fn first_reason(e: ImportError) -> String {
     }
 }
 
-/// numpy's `assert_allclose`; integers and bools must be equal.
-fn close(found: &Tensor, expected: &Tensor, rtol: f64, atol: f64) -> Result<(), String> {
+/// numpy's `assert_allclose` with the tolerances of ONNX's own runner; integers and bools must be
+/// equal.
+fn close(found: &Tensor, expected: &Tensor) -> Result<(), String> {
+    let (rtol, atol) = (1e-3f64, 1e-7);
     if found.value_type() != expected.value_type() {
         return Err(format!("{} instead of {}", found.value_type(), expected.value_type()));
     }
@@ -167,6 +242,14 @@ fn close(found: &Tensor, expected: &Tensor, rtol: f64, atol: f64) -> Result<(), 
     Ok(())
 }
 
+/// Tests that the engine refused, and why.
+fn alone(tests: &[Test]) -> impl Iterator<Item = (&Test, &str)> {
+    tests.iter().filter_map(|t| match &t.outcome {
+        Outcome::Passed { alone: Some(why), .. } => Some((t, why.as_str())),
+        _ => None,
+    })
+}
+
 fn counts<'a>(tests: impl Iterator<Item = &'a Test>) -> [usize; 3] {
     let mut counts = [0; 3];
     for t in tests {
@@ -184,17 +267,24 @@ fn markdown(tests: &[Test]) -> String {
     tests.iter().for_each(|t| by_op.entry(&t.op).or_default().push(t));
     let [passed, refused, failed] = counts(tests.iter());
     let mut text = String::from(
-        "# ONNX coverage\n\nWritten by `tests/conformance/run`: the ONNX project's node tests through import, shape inference and the\n",
+        "# ONNX coverage\n\nWritten by `tests/conformance/run`: the ONNX project's node tests, twice each: through import and the\n\
+         definitions of the operators, and through import, rewrites, lowering and the engine of the CPU.\n",
     );
     let given =
-        tests.iter().filter(|t| matches!(t.outcome, Outcome::Passed { given: true })).count();
-    text += "reference kernels. Inputs that an operator needs at compile time (a shape, a split …) are given to the importer;\n";
+        tests.iter().filter(|t| matches!(t.outcome, Outcome::Passed { given: true, .. })).count();
+    text += "Inputs that an operator needs at compile time (a shape, a split …) are given to the importer;\n";
     let _ = writeln!(text, "{given} of the passed tests need that.");
     text += "Tolerances are those of ONNX's own runner (rtol 1e-3, atol 1e-7; bf16 2^-6) and 2^-9 for f16; integers are equal.\n\n";
     let _ = writeln!(
         text,
         "{} tests: **{passed} passed**, {refused} refused with a clear error, {failed} failed.\n",
         tests.len()
+    );
+    let unrun = alone(tests).count();
+    let _ = writeln!(
+        text,
+        "The engine ran {} of the passed tests; {unrun} passed by the definitions alone (see below).\n",
+        passed - unrun
     );
     text += "| operator | passed | refused | failed |\n| --- | ---: | ---: | ---: |\n";
     for (op, tests) in &by_op {
@@ -211,6 +301,12 @@ fn markdown(tests: &[Test]) -> String {
                 reason.replace('|', "\\|").replace('\n', " ")
             );
         }
+    }
+    if unrun > 0 {
+        text += "\n## Passed by the definitions alone\n\n| test | what the engine refuses |\n| --- | --- |\n";
+    }
+    for (t, why) in alone(tests) {
+        let _ = writeln!(text, "| {} | {} |", t.name, why.replace('|', "\\|").replace('\n', " "));
     }
     if failed > 0 {
         text += "\n## Failed\n\n";
