@@ -394,7 +394,7 @@ mod tests {
 
     fn ty(dtype: DType, shape: &[&str]) -> ValueType {
         let dim = |s: &&str| s.parse::<i64>().map_or_else(|_| Dim::symbol(s), Dim::constant);
-        ValueType::new(dtype, shape.iter().map(dim).collect())
+        ValueType::new(dtype, shape.iter().map(dim).collect::<Vec<_>>())
     }
 
     /// Names with their types: `"x:f32[N,3,8,8]"`.
