@@ -16,8 +16,7 @@ use std::path::Path;
 
 /// Takes the initializers whose name starts with `prefix` out of the graph.
 fn take(graph: &mut GraphProto, prefix: &str) -> BTreeMap<String, Tensor> {
-    let (taken, rest) =
-        graph.initializer.drain(..).partition(|t| t.name().starts_with(prefix));
+    let (taken, rest) = graph.initializer.drain(..).partition(|t| t.name().starts_with(prefix));
     graph.initializer = rest;
     let taken: Vec<cqc_proto::onnx::TensorProto> = taken;
     let name = |t: &cqc_proto::onnx::TensorProto| t.name()[prefix.len()..].to_string();
