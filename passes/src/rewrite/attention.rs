@@ -36,6 +36,10 @@ fn fuse_attention(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrit
     let (old, name) = (node.outputs[0], node.name.clone());
     let (a, b) = (node.inputs[0].expect("verified"), node.inputs[1].expect("verified"));
     let rank = g.shape(old).len();
+    // products of vectors
+    if rank < 2 {
+        return Ok(Rewrite::NoMatch);
+    }
     if softmax(g, a).is_some() {
         let Some(found) = scores(g, a, b) else { return Ok(Rewrite::NoMatch) };
         if !context.single_reader(a) {
@@ -89,7 +93,7 @@ fn scores(g: &Graph, weights: ValueId, v: ValueId) -> Option<Found> {
         })?,
     };
     let ((q, scale_q), (k_t, scale_k)) = (peel_scales(g, q), peel_scales(g, k_t));
-    if rank < 2 || g.shape(q).len() != rank || g.shape(k_t).len() != rank {
+    if g.shape(q).len() != rank || g.shape(k_t).len() != rank {
         return None;
     }
     Some(Found { q, k_t, v, mask, scale: outer * scale_q * scale_k })
