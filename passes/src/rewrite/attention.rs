@@ -94,7 +94,7 @@ fn scores(g: &Graph, weights: ValueId, v: ValueId) -> Option<Found> {
         })?,
     };
     let ((q, scale_q), (k_t, scale_k)) = (peel_scales(g, q), peel_scales(g, k_t));
-    if rank < 2 || g.shape(q).len() != rank || g.shape(k_t).len() != rank {
+    if g.shape(q).len() != rank || g.shape(k_t).len() != rank {
         return None;
     }
     Some(Found { q, k_t, v, mask, scale: outer * scale_q * scale_k })

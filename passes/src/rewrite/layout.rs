@@ -92,7 +92,8 @@ fn sink(g: &mut Graph, node: &Node) -> Result<Rewrite, OpError> {
             .inputs
             .iter()
             .flatten()
-            .any(|&v| behind(g, v).is_some() && g.shape(v).len() == rank);
+            .any(|&v| behind(g, v).is_some() && g.shape(v).len() == rank)
+        && !turns_in_circles(g, node, rank);
     let Some(op) = movable.then(|| permuted(&node.op, &to_last(rank))).flatten() else {
         return Ok(Rewrite::NoMatch);
     };
@@ -114,6 +115,15 @@ fn sink(g: &mut Graph, node: &Node) -> Result<Rewrite, OpError> {
     }
     let y = g.node(&node.name, op, &inputs)?[0];
     replace(g, node, y)
+}
+
+/// Of three axes, the transpose that brings channels to the front is the one that brings them back:
+/// one that an operand gains here would be taken for one to sink.
+fn turns_in_circles(g: &Graph, node: &Node, rank: usize) -> bool {
+    let gains = |v: ValueId| {
+        g.tensor(v).is_none() && !g.shape(v).is_empty() && behind(g, v).is_none()
+    };
+    rank == 3 && node.inputs.iter().flatten().any(|&v| gains(v))
 }
 
 /// The operator for operands and results whose axis `k` is what was axis `perm[k]`; `None` for
@@ -189,4 +199,23 @@ fn sink_reshape(g: &mut Graph, node: &Node, shape: &[Dim]) -> Result<Rewrite, Op
     let shape: Vec<Dim> = to_last(shape.len()).iter().map(|&p| shape[p].clone()).collect();
     let y = reshape(g, &node.name, inner, shape)?;
     replace(g, node, y)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rewrite::run;
+
+    #[test]
+    fn a_transpose_of_three_axes_does_not_turn_in_circles() {
+        let text = "graph(%x: f32[N,4,6], %b: f32[N,6,4]) {
+  %t = transpose(%x, perm=[0,2,1])
+  %y = add(%t, %b)
+  return %y
+}";
+        let mut g = crate::ir::parse(text).unwrap();
+        let report = run(&mut g, &[CHANNELS_LAST], |_, _| {}).unwrap();
+        assert!(report.failures.is_empty(), "{:?}", report.failures);
+        assert_eq!(g.nodes().count(), 2);
+    }
 }

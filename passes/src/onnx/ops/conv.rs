@@ -192,6 +192,9 @@ pub(super) fn centred(
     to: DType,
 ) -> Result<Item, Refusal> {
     let rank = cx.ty(x)?.rank();
+    if x.tensor().is_some() {
+        cx.quantized.constant(cx.ty(x)?.dtype.to_string());
+    }
     let x = cx.cast(x, to)?;
     let Some(zero) = zero else { return Ok(x) };
     let zero = along(cx, zero, axis, rank)?;
