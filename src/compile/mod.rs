@@ -24,8 +24,8 @@ pub use program::{
 };
 pub use session::Session;
 pub use stages::Stages;
-pub use weights::{BadWeight, bad_weights};
 pub use summary::{CachingSummary, LeftTheLoop, MeasuredSchedule, QuantSummary, Summary};
+pub use weights::{BadWeight, bad_weights};
 
 use crate::calibrate::CachingChoice;
 use crate::calibrate::quantize::Quantized;

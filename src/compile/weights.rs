@@ -27,10 +27,7 @@ pub struct BadWeight {
 impl fmt::Display for BadWeight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let BadWeight { tensor, node, op, count, first: (value, at) } = self;
-        write!(
-            f,
-            "`{tensor}` of `{node}` ({op}): {count} not finite, the first is {value} at {at}"
-        )
+        write!(f, "`{tensor}` of `{node}` ({op}): {count} not finite, the first is {value} at {at}")
     }
 }
 
@@ -63,9 +60,9 @@ fn weights(node: &Node) -> &'static [usize] {
         Op::MatMul => &[0, WEIGHTS],
         op => match op.traits().quantization {
             Quantization::Product { .. } | Quantization::FloatProduct => &[WEIGHTS, BIAS],
-            Quantization::Attention
-            | Quantization::KeepsChannels
-            | Quantization::MixesChannels => &[],
+            Quantization::Attention | Quantization::KeepsChannels | Quantization::MixesChannels => {
+                &[]
+            }
         },
     }
 }
