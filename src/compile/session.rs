@@ -213,6 +213,9 @@ impl<'m> Session<'m> {
                 target_psnr: recipe
                     .keeps_float_by_error()
                     .then_some(recipe.target_psnr.unwrap_or(35.0)),
+                small_stays_exact: recipe.quant() == Quant::W8a8
+                    && recipe.float_work.is_none()
+                    && recipe.keep_float.is_empty(),
                 float_work: recipe.float_work(),
                 migrate: recipe.migrate.unwrap_or_default(),
                 grouping: recipe.share_ranges.unwrap_or(recipe::Grouping::PerEvaluation),
