@@ -47,10 +47,8 @@ fn split(dir: &Path) -> (PathBuf, PathBuf) {
             continue;
         }
         let Some(raw) = t.raw_data.take() else { continue };
-        let entry = |key: &str, v: String| StringStringEntryProto {
-            key: Some(key.into()),
-            value: Some(v),
-        };
+        let entry =
+            |key: &str, v: String| StringStringEntryProto { key: Some(key.into()), value: Some(v) };
         t.data_location = Some(1);
         t.external_data = vec![
             entry("location", "model.onnx_data".into()),
@@ -103,7 +101,8 @@ fn stages_are_not_taken_from_a_model_with_other_weights() {
     let (file, weights) = split(dir.path());
     let (out, work) = (dir.path().join("a.cq"), dir.path().join("work"));
     let compile = || {
-        let files = format!("{} -o {} --work-dir {}", file.display(), out.display(), work.display());
+        let files =
+            format!("{} -o {} --work-dir {}", file.display(), out.display(), work.display());
         let ran = done(&format!(
             "compile {files} --force --steps 3 --interval 3 --quant none --calib-samples 2 --correct none"
         ));
@@ -212,7 +211,7 @@ fn open_sizes_are_asked_for_at_once_and_proposed_from_the_configuration() {
 
 #[test]
 fn the_doctor_names_the_conditions_that_compiling_needs() {
-    let ran = done(&format!("doctor {}", model("dit-shapes16").display()));
+    let ran = done(&format!("doctor {}", model("dit-dy23").display()));
     let next = ran.stdout.lines().find(|l| l.contains("next")).unwrap();
     assert!(next.contains("cqc compile") && next.contains("--labels"), "{next}");
 }
