@@ -75,7 +75,11 @@ pub fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
         Ok(model) => model,
         Err(e) => {
             let nodes = unsupported(&e);
-            return refuse(args, nodes, with_command(e.into(), &path));
+            return refuse(
+                args,
+                nodes,
+                with_command(e.into(), args.model.as_ref().unwrap_or(&path)),
+            );
         }
     };
     let isa = Isa::detect().map_err(EngineError::from)?;

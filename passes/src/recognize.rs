@@ -86,7 +86,7 @@ impl Format {
             | [b'G', b'I', b'F', b'8', ..] => Image,
             [0x80, 2..=5, ..] => Pickle,
             _ if bytes.get(257..262) == Some(b"ustar") => Tar,
-            _ if !bytes.is_empty() && bytes.iter().take(HEAD).all(|&b| b == 0) => Zeros,
+            _ if bytes.len() > HEAD && bytes.iter().take(HEAD).all(|&b| b == 0) => Zeros,
             _ => return text(bytes).or_else(|| is_core_ml(bytes).then_some(CoreMl)),
         };
         Some(found)
