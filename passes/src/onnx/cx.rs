@@ -192,8 +192,10 @@ impl<'a> Cx<'a> {
         op: &Op,
         inputs: &[Option<Item>],
     ) -> Result<Option<Vec<Item>>, Refusal> {
-        let types: Vec<Option<ValueType>> =
-            inputs.iter().map(|i| i.as_ref().map(|i| self.ty(i)).transpose()).collect::<Result<_, _>>()?;
+        let types: Vec<Option<ValueType>> = inputs
+            .iter()
+            .map(|i| i.as_ref().map(|i| self.ty(i)).transpose())
+            .collect::<Result<_, _>>()?;
         let types: Vec<Option<&ValueType>> = types.iter().map(Option::as_ref).collect();
         let Ok(outputs) = op.infer(&types) else { return Ok(None) };
         Ok(outputs.iter().map(|t| Some(self.constant(empty(t)?))).collect())

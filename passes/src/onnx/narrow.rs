@@ -183,12 +183,7 @@ impl Cx<'_> {
     ///
     /// # Errors
     /// [`Refusal`] for what is no tensor of numbers.
-    pub fn cast_narrow(
-        &mut self,
-        x: &Item,
-        to: Narrow,
-        saturate: bool,
-    ) -> Result<Item, Refusal> {
+    pub fn cast_narrow(&mut self, x: &Item, to: Narrow, saturate: bool) -> Result<Item, Refusal> {
         if self.narrow(x) == Some(to) {
             return Ok(x.clone());
         }
@@ -224,12 +219,7 @@ impl Cx<'_> {
     /// To the nearest number of the type, ties to even: `round(x / u) · u`, where `u` is the
     /// distance of neighbours, `2^(⌊log2 |x|⌋ − mantissa)`. An inexact logarithm does no harm: it
     /// errs only next to powers of two, which are multiples of both distances that meet there.
-    fn round_minifloat(
-        &mut self,
-        x: &Item,
-        f: Minifloat,
-        saturate: bool,
-    ) -> Result<Item, Refusal> {
+    fn round_minifloat(&mut self, x: &Item, f: Minifloat, saturate: bool) -> Result<Item, Refusal> {
         let wide = if self.ty(x)?.dtype == DType::F64 { DType::F64 } else { DType::F32 };
         let x = self.cast(x, wide)?;
         let (first, last) = f.exponents();
@@ -237,9 +227,10 @@ impl Cx<'_> {
             (first..=last).map(|e| 2f64.powi(e as i32 - f.mantissa as i32)).collect();
         let units = self.constant(super::tensors::from_floats(wide, vec![units.len()], &units));
         let magnitude = self.unary(UnaryKind::Abs, &x)?;
-        // neither zero nor infinity has an exponent; the table ends before
+        // neither zero nor infinity has an exponent; the upper bound must be no power of two, since
+        // all larger numbers take its distance
         let least = self.scalar(2f64.powi(first as i32), wide);
-        let most = self.scalar(2f64.powi(last as i32), wide);
+        let most = self.scalar(f.largest.into(), wide);
         let bounded = self.binary(BinaryKind::Max, &magnitude, &least)?;
         let bounded = self.binary(BinaryKind::Min, &bounded, &most)?;
         let log = self.unary(UnaryKind::Log, &bounded)?;

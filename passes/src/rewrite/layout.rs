@@ -120,9 +120,8 @@ fn sink(g: &mut Graph, node: &Node) -> Result<Rewrite, OpError> {
 /// Of three axes, the transpose that brings channels to the front is the one that brings them back:
 /// one that an operand gains here would be taken for one to sink.
 fn turns_in_circles(g: &Graph, node: &Node, rank: usize) -> bool {
-    let gains = |v: ValueId| {
-        g.tensor(v).is_none() && !g.shape(v).is_empty() && behind(g, v).is_none()
-    };
+    let gains =
+        |v: ValueId| g.tensor(v).is_none() && !g.shape(v).is_empty() && behind(g, v).is_none();
     rank == 3 && node.inputs.iter().flatten().any(|&v| gains(v))
 }
 

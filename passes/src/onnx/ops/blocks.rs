@@ -8,11 +8,8 @@ use crate::onnx::tensors::from_floats;
 use cqc_proto::op::BinaryKind;
 use cqc_proto::{DType, Op, Tensor};
 
-pub(super) const TABLE: Table = &[
-    ("MatMulNBits", matmul_nbits),
-    ("MatMulBnb4", matmul_bnb4),
-    ("GatherBlockQuantized", gather),
-];
+pub(super) const TABLE: Table =
+    &[("MatMulNBits", matmul_nbits), ("MatMulBnb4", matmul_bnb4), ("GatherBlockQuantized", gather)];
 
 /// An attribute that is a size ≥ 1.
 fn size(c: &Call, name: &str) -> Result<usize, Refusal> {
@@ -23,13 +20,7 @@ fn size(c: &Call, name: &str) -> Result<usize, Refusal> {
 }
 
 /// An operand that must be a constant of that many elements.
-fn constant(
-    cx: &mut Cx,
-    c: &Call,
-    i: usize,
-    what: &str,
-    count: usize,
-) -> Result<Tensor, Refusal> {
+fn constant(cx: &mut Cx, c: &Call, i: usize, what: &str, count: usize) -> Result<Tensor, Refusal> {
     let t = cx.static_tensor(c.input(i, what)?, what)?;
     if t.len() != count {
         return malformed(format!("`{what}` is {}, expected {count} elements", t.value_type()));
@@ -103,13 +94,7 @@ fn zero_points(
 }
 
 /// `A · w + bias`, with `w` in the type of A.
-fn product(
-    cx: &mut Cx,
-    c: &Call,
-    w: Vec<f64>,
-    shape: [usize; 2],
-    bias: Option<&Item>,
-) -> Done {
+fn product(cx: &mut Cx, c: &Call, w: Vec<f64>, shape: [usize; 2], bias: Option<&Item>) -> Done {
     let a = c.input(0, "A")?;
     let dtype = cx.ty(a)?.dtype;
     if !dtype.is_float() {

@@ -48,13 +48,7 @@ fn standard(cx: &mut Cx, c: &Call, op: &str) -> Done {
 }
 
 /// The standard operator of that version, with the attributes of the node, applied to `x`.
-fn as_standard(
-    cx: &mut Cx,
-    c: &Call,
-    op: &str,
-    opset: i64,
-    x: &Item,
-) -> Result<Item, Refusal> {
+fn as_standard(cx: &mut Cx, c: &Call, op: &str, opset: i64, x: &Item) -> Result<Item, Refusal> {
     let (inputs, attributes) = (vec![Some(x.clone())], c.attributes.clone());
     let call = Call { opset, inputs, outputs: &c.outputs[..c.outputs.len().min(1)], attributes };
     Ok(standard(cx, &call, op)?.swap_remove(0))
@@ -172,12 +166,7 @@ fn gemm(cx: &mut Cx, c: &Call) -> Done {
 }
 
 /// Codes of a matrix with a scale for all of it, or one per column.
-fn columns(
-    cx: &mut Cx,
-    b: &Item,
-    scale: &Item,
-    zero: Option<&Item>,
-) -> Result<Item, Refusal> {
+fn columns(cx: &mut Cx, b: &Item, scale: &Item, zero: Option<&Item>) -> Result<Item, Refusal> {
     let rank = cx.ty(b)?.rank();
     let scales = cx.ty(scale)?;
     if scales.elements().is_some_and(|n| n.is(1)) || rank == 0 {

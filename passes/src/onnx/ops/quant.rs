@@ -196,8 +196,7 @@ fn small_floats(
         Some(z) => Some(spread(cx, z, how, &shape)?),
         None => None,
     };
-    if let (Some(x), Some(s), Some(fixed)) =
-        (x.tensor(), scale.tensor(), cx.ty(x)?.fixed_shape())
+    if let (Some(x), Some(s), Some(fixed)) = (x.tensor(), scale.tensor(), cx.ty(x)?.fixed_shape())
         && zero.as_ref().is_none_or(|z| z.tensor().is_some_and(all_zero))
         && let Some(place) = places(&fixed, s.shape(), how)
     {
