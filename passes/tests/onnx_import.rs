@@ -349,3 +349,86 @@ fn weights_are_not_copied() {
 fn small_file() -> bytes::Bytes {
     bytes::Bytes::from(onnx_build::bytes(&small()))
 }
+
+#[test]
+fn a_size_called_as_the_batch_but_elsewhere_is_not_the_batch() {
+    let mut m = one(17, &[At::Called("batch"), At::Called("N"), At::Is(4)], relu(), vec![]);
+    let dims = |list: &[(&str, i64)]| ImportOptions {
+        dims: list.iter().map(|(k, v)| (k.to_string(), *v)).collect(),
+        ..Default::default()
+    };
+    assert_eq!(output_type(&imports(&m, &dims(&[("N", 7)]))), "f32[N,7,4]");
+    assert_eq!(output_type(&imports(&m, &dims(&[("N", 7), ("batch", 2)]))), "f32[2,7,4]");
+    let error = import(&m, &ImportOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("--dim N=SIZE"), "{error}");
+    m = one(17, &[At::Called("N"), At::Is(4)], relu(), vec![]);
+    assert_eq!(output_type(&imports(&m, &dims(&[("N", 7)]))), "f32[7,4]");
+}
+
+fn relu() -> NodeProto {
+    node("Relu", &["x"], &["y"], vec![])
+}
+
+#[test]
+fn tensors_without_elements_add_nothing() {
+    let axes = [At::Called("batch"), At::Is(4)];
+    // an empty slice, an empty constant and one of another rank
+    let mut m = one(17, &axes, relu(), vec![f32s("e", &[0], &[]), f32s("f", &[0, 4], &[])]);
+    let graph = m.graph.as_mut().unwrap();
+    graph.initializer.extend([i64s("start", &[2]), i64s("axis", &[1])]);
+    graph.node = vec![
+        node("Slice", &["x", "start", "start", "axis"], &["s"], vec![]),
+        node("Concat", &["s", "x", "e"], &["c"], vec![int("axis", 1)]),
+        node("ReduceSum", &["f"], &["r"], vec![int("keepdims", 0)]),
+        node("Add", &["c", "r"], &["y"], vec![]),
+    ];
+    let imported = imports(&m, &ImportOptions::default());
+    assert_eq!(output_type(&imported), "f32[N,4]");
+    let x = Tensor::from_f32(&[1, 4], &[1.0, 2.0, 3.0, 4.0]);
+    let y = interpret(&imported.graph, &BTreeMap::from([("x".into(), x)])).unwrap();
+    assert_eq!(y[0].1.to_f32_vec(), [1.0, 2.0, 3.0, 4.0]);
+}
+
+#[test]
+fn empty_operands_stand_for_absent_ones() {
+    let axes = [At::Called("batch"), At::Is(1), At::Is(4)];
+    let none = || i64s("none", &[]);
+    let ends = || vec![i64s("one", &[1]), i64s("two", &[2]), none()];
+    for (n, constants, shape) in [
+        (node("Squeeze", &["x", "none"], &["y"], vec![]), vec![none()], "f32[N,4]"),
+        (node("Unsqueeze", &["x", "none"], &["y"], vec![]), vec![none()], "f32[N,1,4]"),
+        (node("Slice", &["x", "one", "two", "none", "none"], &["y"], vec![]), ends(), ""),
+        (node("ReduceMax", &["x", "none"], &["y"], vec![]), vec![none()], "f32[1,1,1]"),
+    ] {
+        let op = n.op_type().to_string();
+        let found = import(&one(18, &axes, n, constants), &ImportOptions::default());
+        if !shape.is_empty() {
+            assert_eq!(output_type(&found.unwrap()), shape, "{op}");
+        }
+    }
+}
+
+#[test]
+fn attributes_of_old_versions_are_read() {
+    let axes = [At::Is(2), At::Is(3)];
+    let float = |name: &str, f: f32| AttributeProto {
+        name: Some(name.into()),
+        r#type: Some(attribute_type::FLOAT),
+        f: Some(f),
+        ..Default::default()
+    };
+    let run = |n: NodeProto, opset: i64| {
+        let imported = imports(&one(opset, &axes, n, vec![]), &ImportOptions::default());
+        let x = Tensor::from_f32(&[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        interpret(&imported.graph, &BTreeMap::from([("x".into(), x)])).unwrap()[0].1.to_f32_vec()
+    };
+    let slice = vec![ints("starts", &[1]), ints("ends", &[3]), ints("axes", &[1])];
+    assert_eq!(run(node("Slice", &["x"], &["y"], slice), 9), [2.0, 3.0, 5.0, 6.0]);
+    let clip = vec![float("min", 2.0), float("max", 4.0)];
+    assert_eq!(run(node("Clip", &["x"], &["y"], clip), 10), [2.0, 2.0, 3.0, 4.0, 4.0, 4.0]);
+    let pad = vec![ints("pads", &[0, 0, 0, 1]), float("value", 9.0)];
+    let padded = [1.0, 2.0, 3.0, 9.0, 4.0, 5.0, 6.0, 9.0];
+    assert_eq!(run(node("Pad", &["x"], &["y"], pad), 10), padded);
+    let top = vec![int("k", 1), int("axis", 1)];
+    assert_eq!(run(node("TopK", &["x"], &["y", "i"], top), 9), [3.0, 6.0]);
+}

@@ -99,7 +99,8 @@ fn tensors_of_the_wrong_size() {
     fails(&edited(|g| g.initializer[0].dims = vec![1 << 39, 4]), &["tensor `w`", "too large"]);
     fails(&edited(|g| g.initializer[0].dims = vec![1; 70]), &["tensor `w`", "70 axes"]);
     fails(&edited(|g| g.initializer[0].data_type = None), &["tensor `w`", "no element type"]);
-    fails(&edited(|g| g.initializer[0].data_type = Some(22)), &["`w`", "int4"]);
+    fails(&edited(|g| g.initializer[0].data_type = Some(8)), &["`w`", "string"]);
+    fails(&edited(|g| g.initializer[0].data_type = Some(22)), &["`w`", "16 elements of 4 bits"]);
     fails(&edited(|g| g.initializer[0].data_type = Some(99)), &["`w`", "number 99"]);
     fails(&edited(|g| g.initializer[1].int64_data.push(0)), &["tensor `zero`", "8 bytes, got 16"]);
 }

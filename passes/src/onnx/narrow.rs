@@ -227,9 +227,10 @@ impl Cx<'_> {
             (first..=last).map(|e| 2f64.powi(e as i32 - f.mantissa as i32)).collect();
         let units = self.constant(super::tensors::from_floats(wide, vec![units.len()], &units));
         let magnitude = self.unary(UnaryKind::Abs, &x)?;
-        // neither zero nor infinity has an exponent; the table ends before
+        // neither zero nor infinity has an exponent; the upper bound must be no power of two, since
+        // all larger numbers take its distance
         let least = self.scalar(2f64.powi(first as i32), wide);
-        let most = self.scalar(2f64.powi(last as i32), wide);
+        let most = self.scalar(f.largest.into(), wide);
         let bounded = self.binary(BinaryKind::Max, &magnitude, &least)?;
         let bounded = self.binary(BinaryKind::Min, &bounded, &most)?;
         let log = self.unary(UnaryKind::Log, &bounded)?;
