@@ -62,7 +62,8 @@ pub(super) fn find(domain: &str, op: &str) -> Option<Handler> {
 /// Domain and name of every operator that has a function.
 pub(super) fn names() -> impl Iterator<Item = (&'static str, &'static str)> {
     let standard = STANDARD.iter().map(|table| ("ai.onnx", *table));
-    let all = standard.chain([("com.microsoft", contrib::TABLE)]);
+    let contrib = contrib::TABLES.iter().map(|table| ("com.microsoft", *table));
+    let all = standard.chain(contrib);
     all.flat_map(|(domain, table)| table.iter().map(move |(name, _)| (domain, *name)))
 }
 
