@@ -95,21 +95,20 @@ const WORDS: &[&str] = &[
     "x", "t", "y", "null", "label", "times", "codes", "alias", "previous_of", "fixed_batch", "batch_symbol",
 ];
 
-/// Changes one place; half of the time the plan's types then follow from its operators again.
+/// Changes one place; mostly the plan's types then follow from its operators again.
 fn mutate_manifest(json: &mut Value, random: &mut Random) {
-    match random.below(8) {
-        0 => json::mutate(json, WORDS, random),
-        1..=4 => {
-            let plan = &mut json["plan"];
-            json::mutate(plan, WORDS, random);
-            infer_types(plan);
-        }
-        5 | 6 => {
-            let program = *random.pick(&["full", "full", "prelude", "prelude_steps"]);
-            json::mutate(&mut json["plan"][program]["steps"], WORDS, random);
-            infer_types(&mut json["plan"]);
-        }
-        _ => json::mutate(&mut json["plan"], WORDS, random),
+    let place = match random.below(8) {
+        0 => "",
+        5 | 6 => *random.pick(&["/plan/full/steps", "/plan/prelude/steps", "/plan/prelude_steps"]),
+        _ => "/plan",
+    };
+    if let Some(place) = json.pointer_mut(place) {
+        json::mutate(place, WORDS, random);
+    }
+    if let Some(plan) = json.pointer_mut("/plan")
+        && random.below(4) > 0
+    {
+        infer_types(plan);
     }
 }
 

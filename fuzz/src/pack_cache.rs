@@ -29,7 +29,11 @@ fn settings() -> &'static [Setting] {
 fn setting(folder: &std::path::Path, seed: usize) -> Option<Setting> {
     let bytes = crate::cq::seeds().into_iter().nth(seed)?;
     let artifact = cq::Artifact::read(bytes.into()).expect("seeds are artifacts");
-    let cache = PackCache { folder: folder.join(seed.to_string()), identity: artifact.identity };
+    let cache = PackCache {
+        folder: folder.join(seed.to_string()),
+        identity: artifact.identity,
+        map: false,
+    };
     let weights = open(&artifact, &cache)?;
     weights.keep_packed().ok()?;
     let file = std::fs::read_dir(&cache.folder).ok()?.next()?.ok()?.path();
@@ -65,21 +69,47 @@ pub fn seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// Changes the table or the data; the table's hash mostly fits.
+/// Changes the table or the data; the hash of the table and mostly those of the parts fit.
 pub fn mutate(data: &[u8], random: &mut Random) -> Option<Vec<u8>> {
     let len = u64::from_le_bytes(data.get(8..16)?.try_into().ok()?);
     let end = 48usize.checked_add(usize::try_from(len).ok()?)?;
     let mut table: Value = serde_json::from_slice(data.get(48..end)?).ok()?;
-    (0..=random.below(2)).for_each(|_| json::mutate(&mut table, &["w", "k", "w/dequantized"], random));
+    let mut parts = data.get(end.next_multiple_of(64)..).unwrap_or_default().to_vec();
+    if random.one_in(3) {
+        let at = random.below(parts.len());
+        *parts.get_mut(at)? = random.below(256) as u8;
+    } else {
+        (0..=random.below(2)).for_each(|_| json::mutate(&mut table, WORDS, random));
+    }
+    if !random.one_in(4) {
+        rehash(&mut table, &parts);
+    }
+    if random.one_in(3) {
+        parts.push(random.below(3) as u8);
+    }
     let table = serde_json::to_vec(&table).ok()?;
     let mut out = data[..8].to_vec();
     out.extend((table.len() as u64).to_le_bytes());
     out.extend(blake3::hash(&table).as_bytes());
     out.extend(&table);
     out.resize(out.len().next_multiple_of(64), 0);
-    out.extend(data.get(end.next_multiple_of(64)..).unwrap_or_default());
-    if random.one_in(3) {
-        out.push(random.below(3) as u8);
-    }
+    out.extend(&parts);
     Some(out)
+}
+
+const WORDS: &[&str] = &["w", "k", "w/dequantized", "k/dequantized"];
+
+/// Hashes of the parts that lie in the file.
+fn rehash(table: &mut Value, data: &[u8]) {
+    let lists = table.as_object_mut().into_iter().flat_map(|table| table.values_mut());
+    for part in lists.filter_map(Value::as_array_mut).flatten() {
+        let place = |i: usize| Some(usize::try_from(part.get(i)?.as_u64()?).ok());
+        let (Some(Some(begin)), Some(Some(len))) = (place(0), place(1)) else { continue };
+        let Some(bytes) = begin.checked_add(len).and_then(|end| data.get(begin..end)) else {
+            continue;
+        };
+        if let Some(hash) = part.get_mut(2) {
+            *hash = Value::from(blake3::hash(bytes).to_hex().to_string());
+        }
+    }
 }

@@ -2,28 +2,68 @@
 
 use cqc_proto::onnx::*;
 use prost::Message;
+use std::collections::HashMap;
 
-/// One model per paragraph, a node per line: `OP OPERAND.. @KEY=VALUE..`. An operand is the name
-/// of an input with its type and sizes (`x:f1x3x8x8`, `i:i2`, a `N` size is the batch), of a
-/// constant (`w=f4x3` of sizes, `s=i1,-1` and `k=I1` of values), of the result of a line (`0`, `1`, ..), or
-/// `_`, none. Operators of `com.microsoft` begin with a dot.
+/// One model per paragraph, a node per line: `OP OPERAND.. @KEY=VALUE..`. An operand is the name of
+/// an input with its type and sizes (`x:f1x3x8x8`, `i:i2`, a `N` size is the batch), of a constant
+/// (`w=f4x3` of sizes, `s=i1,-1` and `k=I1` of values), of the result of a line (`0`, `1`, ..), or
+/// `_`, none. Operators of `com.microsoft` begin with a dot. A paragraph that begins with
+/// `graph NAME INPUT.. -> OUTPUT..` is one that the attribute value `&NAME` names; results of its
+/// lines are `s0`, `s1`, ..
 const MODELS: &str = include_str!("seeds.txt");
+
+/// Graphs that attributes name.
+type Graphs = HashMap<String, GraphProto>;
 
 /// All models.
 pub fn seeds() -> Vec<Vec<u8>> {
-    let paragraphs = MODELS.split("\n\n").filter(|p| !p.trim().is_empty());
-    paragraphs.map(|text| model(text).encode_to_vec()).collect()
+    let mut graphs = Graphs::new();
+    let mut models = Vec::new();
+    for text in MODELS.split("\n\n") {
+        let mut lines = text.lines().filter(|l| !l.trim().is_empty() && !l.starts_with('#')).peekable();
+        match lines.peek().and_then(|line| line.strip_prefix("graph ")) {
+            Some(head) => {
+                lines.next();
+                let (name, graph) = inner_graph(head, lines, &graphs);
+                graphs.insert(name, graph);
+            }
+            None if lines.peek().is_some() => models.push(model(lines, &graphs).encode_to_vec()),
+            None => {}
+        }
+    }
+    models
 }
 
-fn model(text: &str) -> ModelProto {
-    let mut graph = GraphProto { name: Some("g".into()), ..Default::default() };
-    let lines = text.lines().filter(|l| !l.trim().is_empty() && !l.starts_with('#'));
+fn inner_graph<'a>(
+    head: &str,
+    lines: impl Iterator<Item = &'a str>,
+    graphs: &Graphs,
+) -> (String, GraphProto) {
+    let (inputs, outputs) = head.split_once("->").expect("a graph has outputs");
+    let mut words = inputs.split_whitespace();
+    let name = words.next().expect("a graph has a name");
+    let mut graph = GraphProto { name: Some(name.into()), ..Default::default() };
+    words.for_each(|word| drop(operand(word, &mut graph)));
     for (number, line) in lines.enumerate() {
-        let node = node(line, number, &mut graph);
+        let node = node(line, format!("s{number}"), &mut graph, graphs);
         graph.node.push(node);
     }
-    let last = graph.node.last().and_then(|n| n.output.first().cloned());
-    graph.output.push(ValueInfoProto { name: last, r#type: None });
+    graph.output = outputs.split_whitespace().map(output).collect();
+    (name.into(), graph)
+}
+
+fn output(name: &str) -> ValueInfoProto {
+    ValueInfoProto { name: Some(name.into()), r#type: None }
+}
+
+fn model<'a>(lines: impl Iterator<Item = &'a str>, graphs: &Graphs) -> ModelProto {
+    let mut graph = GraphProto { name: Some("g".into()), ..Default::default() };
+    for (number, line) in lines.enumerate() {
+        let node = node(line, number.to_string(), &mut graph, graphs);
+        graph.node.push(node);
+    }
+    let last = graph.node.last().and_then(|n| n.output.first());
+    graph.output = last.map(|name| output(name)).into_iter().collect();
     let set = |domain: &str, version| OperatorSetIdProto {
         domain: Some(domain.into()),
         version: Some(version),
@@ -36,19 +76,19 @@ fn model(text: &str) -> ModelProto {
     }
 }
 
-fn node(line: &str, number: usize, graph: &mut GraphProto) -> NodeProto {
+fn node(line: &str, output: String, graph: &mut GraphProto, graphs: &Graphs) -> NodeProto {
     let mut words = line.split_whitespace();
     let op = words.next().expect("a line names an operator");
     let (domain, op) = match op.strip_prefix('.') {
         Some(op) => (Some("com.microsoft".into()), op),
         None => (None, op),
     };
-    let output = vec![number.to_string()];
+    let output = vec![output];
     let mut node =
         NodeProto { op_type: Some(op.into()), domain, output, ..NodeProto::default() };
     for word in words {
         match word.strip_prefix('@') {
-            Some(attribute) => node.attribute.push(parse_attribute(attribute)),
+            Some(attribute) => node.attribute.push(parse_attribute(attribute, graphs)),
             None => node.input.push(operand(word, graph)),
         }
     }
@@ -118,12 +158,15 @@ fn constant(name: &str, what: &str) -> TensorProto {
     t
 }
 
-/// `key=1`, `key=0.5`, `key=text`, `key=[1,2]`.
-fn parse_attribute(text: &str) -> AttributeProto {
+/// `key=1`, `key=0.5`, `key=text`, `key=[1,2]`, `key=&graph`.
+fn parse_attribute(text: &str, graphs: &Graphs) -> AttributeProto {
     let (name, value) = text.split_once('=').expect("an attribute has a value");
     let mut a = AttributeProto { name: Some(name.into()), ..Default::default() };
     let list = value.strip_prefix('[').map(|l| l.trim_end_matches(']'));
-    a.r#type = Some(if let Some(list) = list {
+    a.r#type = Some(if let Some(graph) = value.strip_prefix('&') {
+        a.g = Some(Box::new(graphs[graph].clone()));
+        attribute_type::GRAPH
+    } else if let Some(list) = list {
         a.ints = list.split(',').filter_map(|n| n.parse().ok()).collect();
         attribute_type::INTS
     } else if let Ok(i) = value.parse() {
