@@ -338,9 +338,9 @@ fn layers_that_do_nothing_are_quantized() {
 
 /// Only the first evaluation is computed in full.
 #[test]
-fn an_interval_longer_than_the_loop_is_quantized() {
+fn an_interval_as_long_as_the_loop_is_quantized() {
     let model = load("ddpm-shapes32");
-    let compiled = compiled(&model, &cached(4, 50));
+    let compiled = compiled(&model, &cached(4, 4));
     assert_eq!(compiled.choice().unwrap().full, [0]);
     assert!(samples(&compiled, &unseen(2)).iter().all(|x| x.is_finite()));
 }
@@ -348,11 +348,11 @@ fn an_interval_longer_than_the_loop_is_quantized() {
 #[test]
 fn activations_that_are_not_finite_are_named() {
     let model = load("ddpm-shapes32");
-    let noise = Tensor::from_f32(&[2, 3, 32, 32], &vec![f32::NAN; 2 * 3 * 32 * 32]);
+    let noise = Tensor::from_f32(&[2, 3, 32, 32], &vec![f32::MAX; 2 * 3 * 32 * 32]);
     let (calib_noise, calib_samples) = (Some(Array::Tensor(noise)), None);
     let recipe = Recipe { calib_noise, calib_samples, ..recipe(4) };
     let Err(error) = session(&model, &recipe).quantize(None, &mut ()) else {
-        panic!("NaN has no range")
+        panic!("what overflows has no range")
     };
     let text = error.to_string();
     assert!(text.contains("not finite at evaluation 0") && text.contains('/'), "{text}");

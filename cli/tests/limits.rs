@@ -73,7 +73,7 @@ fn calibrated_artifacts_say_what_computed_them() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.cq");
     let model = common::model("ddpm-shapes32");
-    let options = "--steps 4 --interval 2 --quant none --calib-samples 1";
+    let options = "--steps 4 --interval 2 --quant none --calib-samples 2";
     done(&format!("compile {} -o {} {options}", model.display(), path.display()));
     let by = &line(&format!("inspect {} --json", path.display())).json()["calibration"]["made_by"];
     assert!(by["build"].as_str().unwrap().starts_with(env!("CARGO_PKG_VERSION")), "{by}");

@@ -502,7 +502,7 @@ mod tests {
     #[test]
     fn shapes_decide_where_names_say_nothing() {
         let outputs = ["y f[N,32]"];
-        check(&["a f[N,32]", "b f[N,77]", "c f[N,1]"], &outputs, ["a", "c", "y"]);
+        check(&["a f[N,32]", "b f[N,77]", "q f[N,1]"], &outputs, ["a", "q", "y"]);
         check(
             &["hidden_states f[N,32]", "proj f[N,32]", "timestep i[N]"],
             &outputs,

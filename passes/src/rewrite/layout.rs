@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn a_transpose_of_three_axes_does_not_turn_in_circles() {
         let text = "graph(%x: f32[N,4,6], %b: f32[N,6,4]) {
-  %t = transpose(%x, perm=[0,2,1])
+  %t = transpose(%x) perm=[0,2,1]
   %y = add(%t, %b)
   return %y
 }";
