@@ -80,7 +80,8 @@ pub enum ModelError {
 pub struct Model {
     /// Its file.
     pub path: PathBuf,
-    /// BLAKE3 of the file and of the external data that it uses: [`model_hash`].
+    /// BLAKE3 of the file, hexadecimal; with external data, of that hash and of the data that the
+    /// model uses, in its order.
     pub blake3: String,
     /// Version of the standard operator set.
     pub opset: i64,

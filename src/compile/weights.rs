@@ -72,7 +72,7 @@ fn not_finite(tensor: &Tensor, may_mask: bool) -> Option<(usize, (f32, usize))> 
     if !tensor.dtype().is_float() {
         return None;
     }
-    let wrong = |x: f32| !x.is_finite() && !(may_mask && x == f32::NEG_INFINITY);
+    let wrong = |x: f32| !(x.is_finite() || (may_mask && x == f32::NEG_INFINITY));
     let mut found: Option<(usize, (f32, usize))> = None;
     let mut look = |(at, x): (usize, f32)| {
         if wrong(x) {

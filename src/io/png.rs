@@ -113,8 +113,8 @@ pub(super) fn encode_images(
 /// Palettes are looked up, 16 bits cut to 8, and transparency is left out.
 ///
 /// # Errors
-/// [`FileError::Io`], [`FileError::Format`] for another format or more than [`MAX_SIDE`] pixels
-/// along an axis.
+/// [`FileError::Io`], [`FileError::Format`] for another format or more than 16384 pixels along an
+/// axis.
 pub fn read_png(path: &Path) -> Result<Tensor, FileError> {
     let bytes = std::fs::read(path).map_err(FileError::reading(path))?;
     decode(&bytes).map_err(|reason| FileError::Format {

@@ -7,7 +7,7 @@
 //! segment. Which a, or none, is the better is decided by the error of the layers' sums on held-out
 //! rows, rounding errors of inputs and of weights taken to be independent.
 //!
-//! [`folds`] finds the operators that can make the divided input themselves, at no cost: a norm by
+//! `folds` finds the operators that can make the divided input themselves, at no cost: a norm by
 //! its gain, a product by its gate, a multiplication by a constant. Elsewhere it is a pass of its
 //! own, `affine`.
 
@@ -284,11 +284,11 @@ fn weight_error(seen: &Seen, weights: &[&QuantizedWeight], e: &[i8]) -> f64 {
             let mut channel = 0;
             for (segment, &size) in sizes.iter().enumerate() {
                 let scale = scales[n * sizes.len() + segment];
-                for c in channel..channel + size {
+                for (c, square) in squares.iter().enumerate().skip(channel).take(size) {
                     for r in 0..layout.rest {
                         let at = layout.at(n, c, r);
                         let error = f64::from(f32::from(codes[at]) * scale - values[at]);
-                        sum += error * error * squares[c];
+                        sum += error * error * square;
                     }
                 }
                 channel += size;

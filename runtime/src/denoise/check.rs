@@ -50,7 +50,7 @@ pub(super) fn check_guidance(scale: f32) -> Result<(), DenoiseError> {
 
 fn check_finite(name: &str, given: &Tensor, masks: bool) -> Result<(), DenoiseError> {
     let values = given.to_f32_vec();
-    let wrong = |x: &f32| !x.is_finite() && !(masks && *x == f32::NEG_INFINITY);
+    let wrong = |x: &f32| !(x.is_finite() || (masks && *x == f32::NEG_INFINITY));
     let Some(at) = values.iter().position(wrong) else { return Ok(()) };
     let rows = given.shape().first().copied().unwrap_or(1).max(1);
     let row = at / (values.len() / rows).max(1);
@@ -78,10 +78,10 @@ fn tables_in(program: &Program, input: usize) -> Vec<(String, usize)> {
                 }
             }
             // the same numbers in another shape or type
-            op if op.traits().family == Family::Movement || matches!(op, Op::Cast { .. }) => {
-                if reads(operand::X).is_some_and(|v| is_label[v]) {
-                    step.outputs.iter().for_each(|&v| is_label[v] = true);
-                }
+            op if (op.traits().family == Family::Movement || matches!(op, Op::Cast { .. }))
+                && reads(operand::X).is_some_and(|v| is_label[v]) =>
+            {
+                step.outputs.iter().for_each(|&v| is_label[v] = true);
             }
             _ => {}
         }
