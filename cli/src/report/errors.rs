@@ -87,7 +87,9 @@ fn import(path: &Path, e: ImportError) -> Failure {
             Failure::failed(format!("cannot read {}: {source}", path.display()))
         }
         ImportError::NotOnnx { reason } => {
-            Failure::failed(format!("{file} is not an ONNX model")).fact("seen", reason)
+            Failure::failed(format!("{file} is not an ONNX model"))
+                .fact("seen", reason)
+                .help("copy, download or export the file again")
         }
         ImportError::OtherFormat { format } => {
             Failure::failed(format!("{file} is not an ONNX model"))
@@ -118,6 +120,7 @@ fn import(path: &Path, e: ImportError) -> Failure {
             Failure::failed(format!("{file} is not a valid model"))
                 .fact("where", place)
                 .fact("seen", reason)
+                .help("export the model again; onnx.checker.check_model may say more")
         }
         ImportError::OpenSizes(open) => open_sizes(path, &open),
         ImportError::Option { option, reason } => {
