@@ -67,23 +67,33 @@ fn pick(cx: &mut Cx, condition: &Item, then: &Item, otherwise: &Item) -> Result<
 struct Body<'a, 's> {
     graph: &'a GraphProto,
     scope: Scope<'a, 's>,
+    /// What a repetition counts against [`MAX_UNROLLED`], at least 1.
+    weight: usize,
+}
+
+/// Nodes and initializers of a graph and of the graphs inside it. Recursion is as deep as decoding
+/// allowed.
+fn weight(graph: &GraphProto) -> usize {
+    let inside = |node: &NodeProto| -> usize {
+        node.attribute
+            .iter()
+            .flat_map(|a| a.g.as_deref().into_iter().chain(&a.graphs))
+            .map(weight)
+            .sum()
+    };
+    graph.node.len() + graph.initializer.len() + graph.node.iter().map(inside).sum::<usize>()
 }
 
 impl Body<'_, '_> {
-    /// What a repetition counts against [`MAX_UNROLLED`].
-    fn weight(&self) -> usize {
-        self.graph.node.len().max(1)
-    }
-
     /// Refuses a repetition too many.
     fn bound(&self, done: usize) -> Result<(), Refusal> {
-        if self.weight().saturating_mul(done + 1) <= MAX_UNROLLED {
+        if self.weight.saturating_mul(done + 1) <= MAX_UNROLLED {
             return Ok(());
         }
         unsupported(format!(
-            "its body of {} nodes is repeated more than {done} times; at most {MAX_UNROLLED} nodes \
-             are unrolled",
-            self.graph.node.len()
+            "its body of {} nodes and constants is repeated more than {done} times; at most \
+             {MAX_UNROLLED} are unrolled",
+            self.weight
         ))
     }
 }
@@ -127,7 +137,7 @@ impl<'a> Walker<'a> {
             depth: scope.depth + 1,
         };
         self.initializers(graph, &mut inner)?;
-        Ok(Ok(Body { graph, scope: inner }))
+        Ok(Ok(Body { graph, scope: inner, weight: weight(graph).max(1) }))
     }
 
     /// Runs a body once with `operands` as its inputs, in order.
@@ -138,6 +148,8 @@ impl<'a> Walker<'a> {
         prefix: String,
     ) -> Result<Vec<Item>, ImportError> {
         let (name, output) = (self.cx.node.clone(), self.cx.output.clone());
+        // the nodes themselves are counted where they are imported
+        self.seen += body.weight - body.graph.node.len().min(body.weight);
         let mut names = body.scope.names.clone();
         for (input, item) in body.graph.input.iter().zip(operands) {
             if names.insert(input.name(), item).is_some() {

@@ -79,8 +79,8 @@ pub(super) struct Walker<'a> {
     unsupported: Vec<Unsupported>,
     /// Nodes imported.
     nodes: usize,
-    /// Nodes looked at.
-    seen: usize,
+    /// Nodes looked at, and what else repetitions of loops look at.
+    pub seen: usize,
 }
 
 /// Imports the model's graph.

@@ -70,7 +70,7 @@ pub(super) fn names() -> impl Iterator<Item = (&'static str, &'static str)> {
 /// Why an operator has no function.
 pub(super) fn missing(domain: &str, op: &str) -> String {
     match (domain, op) {
-        ("com.microsoft.nchwc", _) => {
+        ("com.microsoft.nchwc" | "com.ms.internal.nhwc", _) => {
             "blocked layouts fit the machine that wrote the file; save the \
              model with graph optimizations up to the level `extended`"
                 .into()

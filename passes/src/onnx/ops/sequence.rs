@@ -4,9 +4,7 @@ use super::*;
 use crate::onnx::limits::MAX_SIZES;
 
 pub(super) const TABLE: Table = &[
-    ("SequenceConstruct", |_, c| {
-        Ok(vec![Item::List(c.all_inputs()?.into_iter().cloned().collect())])
-    }),
+    ("SequenceConstruct", construct),
     ("SequenceEmpty", |_, _| Ok(vec![Item::List(vec![])])),
     ("SequenceInsert", insert),
     ("SequenceErase", erase),
@@ -30,6 +28,15 @@ fn at(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![items[axis(position, items.len())?].clone()])
 }
 
+/// A sequence holds tensors: one that held sequences could grow without bound.
+fn construct(cx: &mut Cx, c: &Call) -> Done {
+    let items = c.all_inputs()?;
+    for item in &items {
+        cx.ty(item)?;
+    }
+    Ok(vec![Item::List(items.into_iter().cloned().collect())])
+}
+
 /// The position of a value that is there, or where one is put; without one, behind the last.
 fn place(cx: &mut Cx, c: &Call, i: usize, places: usize) -> Result<Option<usize>, Refusal> {
     let Some(item) = c.optional(i) else { return Ok(None) };
@@ -48,7 +55,9 @@ fn insert(cx: &mut Cx, c: &Call) -> Done {
         Some(p) if p == [items.len() as i64] => items.len(),
         _ => place(cx, c, 2, items.len())?.unwrap_or(items.len()),
     };
-    items.insert(at, c.input(1, "tensor")?.clone());
+    let tensor = c.input(1, "tensor")?;
+    cx.ty(tensor)?;
+    items.insert(at, tensor.clone());
     Ok(vec![Item::List(items)])
 }
 
