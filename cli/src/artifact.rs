@@ -5,8 +5,8 @@ use super::report::Failure;
 use cachequant::report::cost;
 use cqc_proto::cq::CqError;
 use cqc_proto::plan::{PlanInput, Program};
-use cqc_runtime::{Artifact, ArtifactOptions};
 use cqc_runtime::artifact::{ArtifactError, label_input};
+use cqc_runtime::{Artifact, ArtifactOptions};
 use std::path::Path;
 
 /// Whether the file is an artifact: by its first bytes, or by its name if it cannot be read.
@@ -21,8 +21,7 @@ pub fn open(path: &Path, map: MapArgs) -> Result<Artifact, Failure> {
 
 /// [`open`], with what an earlier process has packed.
 pub fn open_cached(path: &Path, cache: &PackCacheArgs) -> Result<Artifact, Failure> {
-    let options =
-        ArtifactOptions { pack_cache: cache.pack_cache.clone(), map: !cache.map.no_mmap };
+    let options = ArtifactOptions { pack_cache: cache.pack_cache.clone(), map: !cache.map.no_mmap };
     Artifact::open_with(path, &options).map_err(|e| match e {
         ArtifactError::Invalid(e) => {
             let help = match e {

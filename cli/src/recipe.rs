@@ -28,7 +28,7 @@ pub fn parse(mut arguments: Vec<OsString>) -> Result<Cli, Failure> {
             .fact("seen", e.to_string().trim_end())
     };
     let table: Table = text.parse().map_err(invalid)?;
-    // right behind the command: what precedes it takes no values, and a `--` may follow
+    // right behind the command: what precedes it has no values but sizes, and a `--` may follow
     let place = arguments.iter().skip(1).position(|a| a == name).map_or(arguments.len(), |i| i + 2);
     let options = options(&table, name, given, path)?;
     arguments.splice(place..place, options);

@@ -16,7 +16,8 @@ fn an_artifact_that_is_read_gives_what_a_mapped_one_gives() {
     let dir = tempfile::tempdir().unwrap();
     let samples = |name: &str, option: &str| {
         let out = dir.path().join(name);
-        let from = format!("{} -n 2 --labels 1,2 --threads 1 --device cpu", artifact("v4").display());
+        let from =
+            format!("{} -n 2 --labels 1,2 --threads 1 --device cpu", artifact("v4").display());
         done(&format!("sample {from} -o {} {option}", out.display()));
         std::fs::read(out).unwrap()
     };

@@ -69,7 +69,8 @@ pub fn read_file(path: impl AsRef<Path>) -> io::Result<Arena> {
     let path = path.as_ref();
     let mut file = File::open(path)?;
     let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
-    let full = |e: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::OutOfMemory, e.to_string());
+    let full =
+        |e: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::OutOfMemory, e.to_string());
     memory::check(format_args!("reading {}", path.display()), len).map_err(|e| full(&e))?;
     let mut arena = Arena::try_new(len).map_err(|e| full(&e))?;
     file.read_exact(arena.get_mut(Span::new(0, len)).expect("an arena holds itself"))?;

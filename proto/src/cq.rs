@@ -345,15 +345,28 @@ impl Manifest {
                 if !tables.is_empty() && tables.len() != slots {
                     return Err(format!("{} corrections for {slots} cache slots", tables.len()));
                 }
-                let known = |i: usize| i < self.plan.constants.len();
-                match tables.iter().find(|t| {
-                    !known(t.scale) || !known(t.shift) || !t.previous_scale.is_none_or(known)
-                }) {
-                    Some(table) => Err(format!("a correction reads the constants {table:?}")),
-                    None => Ok(()),
-                }
+                let read =
+                    tables.iter().flat_map(|t| [Some(t.scale), Some(t.shift), t.previous_scale]);
+                read.flatten().try_for_each(|i| {
+                    self.check_table(i).map_err(|reason| format!("a correction: {reason}"))
+                })
             }
         }
+    }
+
+    /// A table has a row of numbers for every evaluation.
+    fn check_table(&self, i: usize) -> Result<(), String> {
+        let constant =
+            self.plan.constants.get(i).ok_or_else(|| format!("there is no constant {i}"))?;
+        let rows = constant.ty.shape.first();
+        let is_table = constant.codes.is_none()
+            && constant.ty.dtype.is_float()
+            && rows.is_some_and(|rows| rows.is(self.plan.evaluations as i64));
+        if is_table {
+            return Ok(());
+        }
+        let evaluations = self.plan.evaluations;
+        Err(format!("constant {i}, {}, is no table of {evaluations} evaluations", constant.ty))
     }
 
     fn check_quant(&self) -> Result<(), String> {
@@ -362,10 +375,10 @@ impl Manifest {
         for layer in &quant.layers {
             let inputs = layer.inputs.iter().flat_map(|i| [i.scale, i.zero_point]);
             let correction = layer.correction.iter().flat_map(|c| [c.a, c.bias]);
-            let unknown =
-                inputs.chain(correction).chain(layer.weight).find(|&i| i >= constants.len());
-            if let Some(i) = unknown {
-                return Err(format!("layer `{}` reads constant {i}, which is missing", layer.name));
+            let error = |reason| format!("layer `{}`: {reason}", layer.name);
+            inputs.chain(correction).try_for_each(|i| self.check_table(i)).map_err(error)?;
+            if let Some(i) = layer.weight.filter(|&i| i >= constants.len()) {
+                return Err(error(format!("there is no constant {i}")));
             }
         }
         let Some(tables) = &quant.compensation else { return Ok(()) };

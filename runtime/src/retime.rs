@@ -112,6 +112,10 @@ pub fn retime(
     check(manifest)?;
     let from = timesteps(&Sampler::new(&manifest.sampler, manifest.steps)?);
     let to = timesteps(&Sampler::new(&manifest.sampler, steps)?);
+    let expected = manifest.plan.evaluations;
+    if expected != 0 && expected != from.len() {
+        return Err(EngineError::Timesteps { found: from.len(), expected }.into());
+    }
     let is_whole = manifest
         .plan
         .inputs

@@ -37,8 +37,7 @@ fn constant(shape: &[usize], offset: u64) -> Constant {
 
 /// A plan of batch 1 with a sample `[width]` and an output like it; `output` is its value.
 fn plan(width: usize, evaluations: usize, full: Program, output: usize) -> Plan {
-    let input =
-        PlanInput { name: "x".into(), ty: f32s(&[1, width]), role: InputRole::Sample };
+    let input = PlanInput { name: "x".into(), ty: f32s(&[1, width]), role: InputRole::Sample };
     let ty = full.values[output].ty.clone();
     Plan {
         batch_symbol: None,
@@ -75,7 +74,8 @@ fn weights(plan: Plan) -> Arc<Weights> {
 
 fn sizes(plan: Plan) -> Duration {
     let start = Instant::now();
-    Engine::sizes(&weights(plan), &EngineOptions { threads: 1, ..EngineOptions::default() }).unwrap();
+    Engine::sizes(&weights(plan), &EngineOptions { threads: 1, ..EngineOptions::default() })
+        .unwrap();
     start.elapsed()
 }
 
@@ -160,8 +160,7 @@ fn many_roundings_look_at_their_table_once() {
 
 /// `y = x` over so many elements; each takes memory of the engine and of a request.
 fn huge(elements: usize) -> Plan {
-    let values =
-        vec![value(&[1, elements], Source::Input(0)), value(&[1, elements], Source::Step)];
+    let values = vec![value(&[1, elements], Source::Input(0)), value(&[1, elements], Source::Step)];
     let full = Program { values, steps: vec![step(neg(), [0], 1)], results: vec![] };
     plan(elements, 0, full, 1)
 }

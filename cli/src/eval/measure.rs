@@ -24,8 +24,10 @@ pub struct Measure {
 
 impl Measure {
     pub fn open(args: &EvalArgs, artifact: &Path, reference: &Path) -> Result<Measure, Failure> {
-        let candidate = SampleSource::new(artifact, artifact::open(artifact, args.map)?, args.steps)?;
-        let reference = SampleSource::open(reference, args.map, || candidate.trajectory(&args.sizes))?;
+        let candidate =
+            SampleSource::new(artifact, artifact::open(artifact, args.map)?, args.steps)?;
+        let reference =
+            SampleSource::open(reference, args.map, || candidate.trajectory(&args.sizes))?;
         let lockstep = Lockstep::open(&reference, &candidate, &args.sampling, args.shard)?;
         let shape = candidate.sample_shape()?;
         let extractor = args.features.as_ref().map(|path| {

@@ -282,7 +282,8 @@ fn a_short_file_cannot_hold_a_long_shape() {
     let good = artifact();
     let json = serde_json::to_string(&manifest().0).unwrap();
     let shape = |axes: usize| json.replacen("[\"N\",4]", &format!("[{}4]", "0,".repeat(axes)), 1);
-    let refused = |axes| read(&with_manifest(&good, shape(axes).as_bytes())).unwrap_err().to_string();
+    let refused =
+        |axes| read(&with_manifest(&good, shape(axes).as_bytes())).unwrap_err().to_string();
     let said = refused(8);
     assert!(said.contains("invalid length 9, expected a shape of at most 8 axes"), "{said}");
     let said = refused(1 << 20);

@@ -370,8 +370,7 @@ fn einsum(equation: &str, inputs: &InputTypes) -> Inferred {
     let same = inputs.iter().flatten().all(|t| t.dtype == dtype);
     check(same && dtype != DType::Bool, || "the operands need one number type".into())?;
     // there are 52 letters
-    let twice =
-        right.len() > 52 || right.char_indices().any(|(i, c)| right[..i].contains(c));
+    let twice = right.len() > 52 || right.char_indices().any(|(i, c)| right[..i].contains(c));
     check(!twice, || format!("`{equation}` names a letter twice in the result"))?;
     let shape = right
         .chars()

@@ -2,9 +2,9 @@
 
 use super::fuse::wire;
 use crate::engine::codes::{CodeKernels, Storage, choose_storage};
-use crate::engine::uses::Uses;
 use crate::engine::layout::{self, Buffer};
 use crate::engine::program::{kept, lifetimes};
+use crate::engine::uses::Uses;
 use crate::engine::values::{Value, resolve};
 use crate::engine::wiring::Wiring;
 use crate::engine::{EngineError, Weights};

@@ -84,8 +84,7 @@ pub(crate) fn choose_storage(
                             kernels.products,
                         )
                 };
-                (roundings.always_round(program, step) && readers.all(multiplied))
-                    .then_some(dtype)
+                (roundings.always_round(program, step) && readers.all(multiplied)).then_some(dtype)
             }
             (Op::RoundBf16, _, Some(has_kernel)) => {
                 let multiplied = |s: &Step| {

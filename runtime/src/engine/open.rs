@@ -6,8 +6,8 @@ use super::{
     DevicePreludes, Engine, EngineError, EngineOptions, EngineSizes, InputSlot, RequestLayout,
     Weights,
 };
-use cqc_kernels::{Pool, memory};
 use cqc_kernels::arena::{ALIGN, Arena, Span};
+use cqc_kernels::{Pool, memory};
 use cqc_proto::plan::{InputRole, Plan, PlanInput, PlanValue, ProgramKind, Source};
 use cqc_proto::{Bindings, DType};
 use std::collections::BTreeMap;
@@ -132,6 +132,7 @@ fn open_with(
     preludes: DevicePreludes,
 ) -> Result<Engine, EngineError> {
     let pool = options.pool.clone().unwrap_or_else(|| Arc::new(Pool::new(options.threads)));
+    weights.check_memory()?;
     let laid = lay_out(weights, options, pool.threads(), preludes)?;
     let buffers = laid.buffers();
     let Layout { drafts, request: layout, chunk, kept } = laid;

@@ -107,7 +107,8 @@ impl PackedFile {
             Some((name, parts.iter().map(|part| self.whole(part)).collect::<Option<Vec<_>>>()?))
         });
         let others: Vec<(&String, Vec<Bytes>)> = others.collect();
-        let others = others.iter().map(|(name, parts)| (*name, parts.iter().map(|p| &p[..]).collect()));
+        let others =
+            others.iter().map(|(name, parts)| (*name, parts.iter().map(|p| &p[..]).collect()));
         let all: Vec<(&String, Vec<&[u8]>)> =
             packed.iter().map(|(name, parts)| (name, parts.clone())).chain(others).collect();
         let mut end = 0;
@@ -128,7 +129,8 @@ impl PackedFile {
         static WRITERS: AtomicUsize = AtomicUsize::new(0);
         let writer = (std::process::id(), WRITERS.fetch_add(1, Ordering::Relaxed));
         let beside = self.path.with_extension(format!("{}-{}.part", writer.0, writer.1));
-        let written = write(&beside, &table, all.iter().flat_map(|(_, parts)| parts.iter().copied()));
+        let written =
+            write(&beside, &table, all.iter().flat_map(|(_, parts)| parts.iter().copied()));
         let renamed = written.and_then(|()| std::fs::rename(&beside, &self.path));
         renamed.inspect_err(|_| drop(std::fs::remove_file(&beside)))
     }

@@ -5,9 +5,11 @@ use super::weights::{Weights, lock};
 use bytes::Bytes;
 use cqc_kernels::arena::cast;
 use cqc_kernels::mapped::release;
+use cqc_kernels::memory::{self, NoMemory};
 use cqc_kernels::{Conv, ConvShape, PackedBf16, PackedCodes, PackedMatrix};
 use cqc_proto::DType;
 use cqc_proto::plan::Constant;
+use cqc_proto::types::element_count;
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
 use std::io;
@@ -74,6 +76,24 @@ impl Weights {
         let floats: usize = lock(&self.packed).values().map(|p| p.bytes()).sum();
         let bf16: usize = lock(&self.packed_bf16).values().map(|p| p.bytes()).sum();
         floats + bf16 + lock(&self.packed_codes).values().map(|p| p.bytes()).sum::<usize>()
+    }
+
+    /// Refuses to pack weights that there is no memory for; padding is not counted.
+    pub(super) fn check_memory(&self) -> Result<(), NoMemory> {
+        if self.packed_bytes() > 0 {
+            return Ok(());
+        }
+        let packed = |constant: &Constant| {
+            let elements = element_count(&constant.ty.fixed_shape()?)?;
+            let size = match (&constant.codes, constant.ty.dtype) {
+                (Some(_), _) => 1,
+                (None, DType::BF16) => 2,
+                (None, _) => size_of::<f32>(),
+            };
+            Some(elements.saturating_mul(size))
+        };
+        let all = self.plan.constants.iter().filter_map(packed).fold(0, usize::saturating_add);
+        memory::check("laying the weights out for this CPU", all)
     }
 
     /// Writes what has been packed so far into the cache that these were opened with, unless it is

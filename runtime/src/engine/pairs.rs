@@ -46,7 +46,8 @@ pub(crate) fn find(
 
 /// The layers that do write what the GEGLU would, which then has nothing left to do.
 pub(crate) fn wire(pairs: &HashMap<usize, usize>, kernels: &mut [Kernel], wirings: &mut [Wiring]) {
-    let paired: Vec<usize> = (0..kernels.len()).filter(|&i| kernels[i].traits().is_paired).collect();
+    let paired: Vec<usize> =
+        (0..kernels.len()).filter(|&i| kernels[i].traits().is_paired).collect();
     let makers = sole_makers(wirings);
     for product in paired {
         let y = pairs[&wirings[product].outputs[0]];

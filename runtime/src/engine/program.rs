@@ -169,7 +169,8 @@ impl Draft {
         }
         let kept = kept(weights, kind, options.keep);
         let fuses = options.low_precision;
-        let pairs = if fuses { pairs::find(program, &values, &uses, &kept) } else { HashMap::new() };
+        let pairs =
+            if fuses { pairs::find(program, &values, &uses, &kept) } else { HashMap::new() };
         let (uses, pairs, reference) = (&uses, &pairs, options.reference);
         let prepare = |values: &[Value], at: usize| {
             Preparer { weights, kind, values, uses, pairs, bindings, reference }

@@ -76,10 +76,7 @@ impl Site<'_> {
             let column = y.column + before;
             before += x.shape[axis];
             // In a single row "columns" may be any number of leading axes' worth of elements.
-            last_axis
-                && x.home == y.home
-                && x.column == column
-                && (x.ld == y.ld || x.rows == 1)
+            last_axis && x.home == y.home && x.column == column && (x.ld == y.ld || x.rows == 1)
         };
         (0..self.step.inputs.len()).map(lies).collect()
     }
