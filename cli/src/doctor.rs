@@ -6,6 +6,7 @@ use super::inspect::{macs, per_sample};
 use super::report::Failure;
 use super::text::{bytes, short};
 use super::{measure, term};
+use cachequant::compile::bad_weights;
 use cachequant::model::{Model, ModelError, ModelOptions};
 use clap::Args;
 use cqc_kernels::{Isa, memory};
@@ -69,6 +70,7 @@ pub fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
                 shapes(&model),
                 loop_inputs(&model),
                 operators(&model),
+                weights(&model),
                 cost(&model, isa, args.threads.count()),
                 cuda(),
             ];
@@ -143,6 +145,12 @@ fn shapes(model: &Model) -> Vec<Finding> {
         (None, None) => note("batch", "none of the inputs has one"),
     };
     vec![ok("inputs", sizes.join(", ")), batch]
+}
+
+fn weights(model: &Model) -> Vec<Finding> {
+    let bad = bad_weights(&model.graph);
+    let finding = |bad| Finding { topic: "weights", verdict: Verdict::Bad, text: format!("{bad}") };
+    bad.iter().map(finding).collect()
 }
 
 fn loop_inputs(model: &Model) -> Vec<Finding> {

@@ -11,7 +11,7 @@ use clap::Args;
 use cqc_proto::Tensor;
 use cqc_proto::plan::{InputRole, Plan};
 use cqc_runtime::artifact::labels as labels_of;
-use cqc_runtime::denoise::Request;
+use cqc_runtime::denoise::{Request, check_request};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -37,7 +37,7 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "NAME=FILE")]
     pub cond: Vec<NamedFile>,
     /// Classifier-free guidance scale, 1 is off [default: the artifact's]
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
     pub guidance: Option<f32>,
     /// Label of guidance's unconditional half [default: the artifact's]
     #[arg(long, value_name = "K", allow_negative_numbers = true)]
@@ -115,6 +115,7 @@ impl SamplingArgs {
             unconditional: self.unconditional(denoiser)?,
             guidance: Some(guidance),
         };
+        check_request(plan, &request)?;
         Ok(Selected { request, range, total })
     }
 

@@ -1,6 +1,6 @@
 //! Why a model cannot be compiled.
 
-use super::{ConditionError, ProgramError};
+use super::{BadWeight, ConditionError, ProgramError};
 use crate::calibrate::CalibrateError;
 use crate::calibrate::quantize::QuantizeError;
 use crate::io::FileError;
@@ -37,6 +37,9 @@ pub enum CompileError {
     /// The model does not take the conditions.
     #[error(transparent)]
     Condition(#[from] ConditionError),
+    /// Weights that are infinite or NaN: nothing could be computed with them.
+    #[error("weights are not finite: {}", super::weights::list(.0))]
+    Weights(Vec<BadWeight>),
     /// `keep-float` names a node that the model does not have after the passes.
     #[error("keep-float: the model has no node `{name}` after the passes")]
     UnknownNode {

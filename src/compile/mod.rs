@@ -14,6 +14,7 @@ mod session;
 mod stages;
 mod summary;
 mod targets;
+mod weights;
 
 pub use conditions::ConditionError;
 pub use error::CompileError;
@@ -24,6 +25,7 @@ pub use program::{
 pub use session::Session;
 pub use stages::Stages;
 pub use summary::{CachingSummary, LeftTheLoop, MeasuredSchedule, QuantSummary, Summary};
+pub use weights::{BadWeight, bad_weights};
 
 use crate::calibrate::CachingChoice;
 use crate::calibrate::quantize::Quantized;
@@ -33,6 +35,7 @@ use crate::recipe::Recipe;
 use cqc_passes::quant::AnnotateOptions;
 use cqc_proto::cq::{self, Manifest, WriteError};
 use cqc_runtime::Artifact;
+use cqc_runtime::denoise::check_condition;
 use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
@@ -115,6 +118,9 @@ impl<'m> Compiled<'m> {
         let quantization =
             quantized.as_ref().map(|q| (&q.survey, &q.fitted.tables, AnnotateOptions::default()));
         let (mut lowered, corrections) = assembled.lower(quantization)?;
+        for (name, row) in &session.null.tensors(session.model) {
+            check_condition(&lowered.plan, name, row)?;
+        }
         let (choice_of, quantized_of) = (choice.as_ref(), quantized.as_ref());
         let manifest =
             manifest::manifest(&session, choice_of, quantized_of, corrections, &mut lowered)?;

@@ -4,7 +4,7 @@
 use super::conditions::{NullRows, calibration_set, check_guidance};
 use super::{
     Assembled, CachedLoop, CompileError, Compiled, LoopOptions, Lowered, Phase, Progress, Stages,
-    assemble_loop, budget, compile_loop, cut_loop, targets,
+    assemble_loop, bad_weights, budget, compile_loop, cut_loop, targets,
 };
 use crate::calibrate::quantize::{Outputs, QuantizeOptions, Quantized, Select, quantize};
 use crate::calibrate::{
@@ -50,6 +50,10 @@ impl<'m> Session<'m> {
         let contradictions = recipe.check();
         if !contradictions.is_empty() {
             return Err(CompileError::Recipe(contradictions));
+        }
+        let bad = bad_weights(&model.graph);
+        if !bad.is_empty() {
+            return Err(CompileError::Weights(bad));
         }
         let kernels = targets::compile_kernels(&recipe.target)?;
         let sampler = sampler_config(recipe)?;
@@ -205,6 +209,9 @@ impl<'m> Session<'m> {
                 target_psnr: recipe
                     .keeps_float_by_error()
                     .then_some(recipe.target_psnr.unwrap_or(35.0)),
+                small_stays_exact: recipe.quant() == Quant::W8a8
+                    && recipe.float_work.is_none()
+                    && recipe.keep_float.is_empty(),
                 float_work: recipe.float_work(),
                 migrate: recipe.migrate.unwrap_or_default(),
                 grouping: recipe.share_ranges.unwrap_or(recipe::Grouping::PerEvaluation),

@@ -3,7 +3,7 @@
 //! One table: every option that only matters in some recipes has a row that says when. An option
 //! that is not given is never wrong.
 
-use super::{Correct, Named, Quant, Recipe, ScheduleSpec, Selection};
+use super::{Correct, Migrate, Named, Quant, Recipe, ScheduleSpec, Selection};
 use cqc_proto::sampler::SamplerKind;
 use std::fmt;
 
@@ -260,8 +260,25 @@ impl Recipe {
         {
             refuse("calib-select", "0".into(), "expected at least one sample");
         }
-        if let Some(guidance) = self.guidance.filter(|g| !g.is_finite()) {
-            refuse("guidance", guidance.to_string(), "expected a finite number");
+        if let Some(guidance) = self.guidance.filter(|g| !(g.is_finite() && *g >= 0.0)) {
+            refuse("guidance", guidance.to_string(), "expected a finite number, 0 or more");
+        }
+        if let Some(interval) = self.interval.filter(|&n| n > self.steps().max(1)) {
+            let reason = format!("expected at most the number of steps, {}", self.steps());
+            refuse("interval", interval.to_string(), &reason);
+        }
+        if let Some(eta) = self.eta.filter(|eta| !(0.0..=1.0).contains(eta)) {
+            refuse("eta", eta.to_string(), "expected a number from 0 to 1");
+        }
+        let null = self.null_label.map(|label| ("null-label", label));
+        let labels = self.labels.iter().map(|&label| ("labels", label));
+        if let Some((option, label)) = null.into_iter().chain(labels).find(|(_, l)| *l < 0) {
+            refuse(option, label.to_string(), "expected labels of 0 and more");
+        }
+        if let Some(Migrate::Alpha(a)) =
+            self.migrate.filter(|m| matches!(m, Migrate::Alpha(a) if !(0.0..=1.0).contains(a)))
+        {
+            refuse("migrate", a.to_string(), "expected a number from 0 to 1");
         }
         if let Some(share) = self.float_work.filter(|s| !(0.0..=1.0).contains(s)) {
             refuse("float-work", share.to_string(), "expected a number from 0 to 1");
@@ -289,7 +306,7 @@ mod tests {
         let given = serde_json::json!({
             "quant": "none", "interval": 1, "reconstruct": true, "variance-compensation": "mse",
             "calib-select": "tap", "keep-float": ["a"], "target-psnr": 40.0, "float-work": 0.1,
-            "share-ranges": "all", "correct": ["quant=all"], "cut": "shallow", "schedule": "dps",
+            "share-ranges": "all", "migrate": "none", "correct": ["quant=all"], "cut": "shallow", "schedule": "dps",
             "cache-fit": "forecast", "calib-samples": 4, "labels": [1], "work-dir": "w", "seed": 3,
             "calib-batch": 2, "cond": {"y": "y.npy"}, "budget": 60.0, "split-inputs": false,
             "refit-cache": false,
@@ -363,6 +380,11 @@ mod tests {
                 "calib-samples: the given noise",
             ),
             (serde_json::json!({"interval": 0}), "interval 0: expected at least 1"),
+            (serde_json::json!({"steps": 4, "interval": 5}), "interval 5: expected at most"),
+            (serde_json::json!({"guidance": -2.0}), "guidance -2: expected a finite number"),
+            (serde_json::json!({"eta": 1.5}), "eta 1.5: expected a number from 0 to 1"),
+            (serde_json::json!({"null-label": -1}), "null-label -1: expected labels"),
+            (serde_json::json!({"labels": [1, -3]}), "labels -3: expected labels"),
             (
                 serde_json::json!({"guidance": f32::MAX, "float-work": 2.0}),
                 "float-work 2: expected a number",

@@ -5,8 +5,8 @@
 
 use crate::args::{NamedFile, Threads, names};
 use cachequant::recipe::{
-    Array, CacheFit, CompensationMode, Correct, CudaTarget, CutSpec, Grouping, Migrate, Quant, Recipe,
-    SamplerKind, ScheduleSpec, SchedulerConfig, Selection,
+    Array, CacheFit, CompensationMode, Correct, CudaTarget, CutSpec, Grouping, Migrate, Quant,
+    Recipe, SamplerKind, ScheduleSpec, SchedulerConfig, Selection,
 };
 use clap::Args;
 use std::collections::BTreeMap;

@@ -234,6 +234,10 @@ impl From<DenoiseError> for Failure {
                 Failure::failed(format!("--device cuda: {reason}")).help("--device cpu, or auto")
             }
             DenoiseError::NotGuided { .. } => Failure::usage(what),
+            DenoiseError::Guidance { .. } => {
+                Failure::usage(what).help("--guidance 1 switches it off")
+            }
+            DenoiseError::NotFinite { .. } | DenoiseError::Label { .. } => Failure::usage(what),
             DenoiseError::NoDenoiser { reason } => {
                 Failure::failed("the model cannot be run in a loop").fact("seen", reason)
             }
@@ -298,6 +302,12 @@ impl From<CompileError> for Failure {
                 "--keep-float: the model has no node `{name}` after the passes"
             ))
             .help("`cqc inspect MODEL --stop-after 99` prints its nodes"),
+            CompileError::Weights(bad) => {
+                let failure = Failure::failed("weights of the model are not finite");
+                bad.iter()
+                    .fold(failure, |failure, bad| failure.fact("seen", bad))
+                    .help("export the model again, from a checkpoint whose weights are finite")
+            }
             CompileError::Program(e) => e.into(),
             CompileError::Sampler(e) => e.into(),
             CompileError::Calibrate(e) => e.into(),

@@ -28,6 +28,10 @@ const ALPHAS: [f64; 4] = [0.5, 0.65, 0.8, 1.0];
 /// Scales are migrated where the square of the error falls to this part of what it is without.
 const WORTHWHILE: f64 = 0.5;
 
+/// A site is looked at closer if a channel has an exponent as large: with less to gain, the division
+/// may cost more time than it is worth.
+const OUTLIER: i8 = 2;
+
 /// Largest exponent.
 const MOST: f64 = 16.0;
 
@@ -131,7 +135,7 @@ pub fn choose(survey: &Survey, site: usize, seen: &Seen, how: Migrate) -> Option
             let candidates: Vec<(Vec<i8>, f64)> = ALPHAS
                 .iter()
                 .map(|&a| of(a))
-                .filter(differs)
+                .filter(|e: &Vec<i8>| e.iter().any(|&e| e >= OUTLIER))
                 .map(|e| (inputs(&e), e))
                 .filter(|(error, _)| *error < WORTHWHILE * before)
                 .map(|(error, e)| (e, error))
@@ -425,4 +429,130 @@ pub(super) fn divided(x: ValueId, e: &[i8], to: &mut Graph) -> Result<ValueId, O
     let shift = to.constant(&format!("{name} shift"), Tensor::from_f32(&[e.len()], &shift));
     debug_assert_eq!(to.ty(x).dtype, DType::F32);
     to.op(&name, Op::Affine, &[x, scale, shift])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::ActivationSite;
+    use cqc_proto::ValueType;
+
+    const CHANNELS: usize = 16;
+
+    fn noise(n: usize, mut seed: u64) -> Vec<f32> {
+        let mut next = || {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (seed >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    /// A linear layer whose weights make up for channels that are `factor` times as large.
+    fn survey(factor: &dyn Fn(usize) -> f32) -> Survey {
+        let mut weights = noise(CHANNELS * 8, 1);
+        weights.iter_mut().enumerate().for_each(|(i, w)| *w /= factor(i / 8));
+        let float = Tensor::from_f32(&[CHANNELS, 8], &weights);
+        let layer = Layer {
+            node: NodeId(0),
+            value: "y".into(),
+            name: "y".into(),
+            op: "linear".into(),
+            sites: vec![0],
+            exponents: vec![],
+            weight: Some(QuantizedWeight::nearest(&float, 1, &[], 8)),
+            channels: 8,
+            bias: None,
+            macs: 0,
+            reads_cache: false,
+            is_live: true,
+        };
+        let site = ActivationSite { name: "x".into(), segments: vec![CHANNELS] };
+        Survey { layers: vec![layer], sites: vec![site], ..Survey::default() }
+    }
+
+    fn seen(factor: &dyn Fn(usize) -> f32) -> Seen {
+        let mut seen = Seen::default();
+        for (seed, held_out) in [(2, false), (3, true)] {
+            let mut x = noise(64 * CHANNELS, seed);
+            x.iter_mut().enumerate().for_each(|(i, x)| *x *= factor(i % CHANNELS));
+            seen.add(&x, CHANNELS, Some(64), held_out);
+        }
+        seen
+    }
+
+    #[test]
+    fn an_outlier_migrates_and_even_channels_do_not() {
+        for outlier in [10f32, 30.0, 100.0, 1000.0] {
+            let factor = |c: usize| if c == 7 { outlier } else { 1.0 };
+            let mut survey = survey(&factor);
+            let e = choose(&survey, 0, &seen(&factor), Migrate::Auto).unwrap();
+            assert!((f32::from(e[7]) - outlier.log2()).abs() < 1.0, "{outlier}: {e:?}");
+            let others = e.iter().enumerate().filter(|(c, _)| *c != 7);
+            assert!(others.clone().all(|(_, e)| e.abs() <= 1), "{outlier}: {e:?}");
+            assert_eq!(choose(&survey, 0, &seen(&factor), Migrate::None), None);
+
+            // the float weights stand for the same product, bit for bit
+            let before = survey.layers[0].weight.clone().unwrap().float.to_f32_vec();
+            migrate(&mut survey, &[Some(e.clone())]);
+            let after = survey.layers[0].weight.clone().unwrap().float.to_f32_vec();
+            for (i, (before, after)) in before.iter().zip(&after).enumerate() {
+                assert_eq!(*before, after * power(-e[i / 8]), "weight {i}");
+            }
+        }
+        let even = |_| 1.0;
+        assert_eq!(choose(&survey(&even), 0, &seen(&even), Migrate::Auto), None);
+    }
+
+    #[test]
+    fn what_is_not_finite_or_dead_stays() {
+        let even = |_| 1.0;
+        let mut bad = seen(&even);
+        bad.held[0][5] = f32::NAN;
+        assert_eq!(choose(&survey(&even), 0, &bad, Migrate::Alpha(0.5)), None);
+        let dead = seen(&|_| 0.0);
+        assert_eq!(choose(&survey(&even), 0, &dead, Migrate::Alpha(0.5)), None);
+    }
+
+    /// Norms, products and multiplications by constants before a layer make its divided input; a
+    /// value that something else reads is divided on its own.
+    #[test]
+    fn operators_that_can_take_the_factors_do() {
+        let mut g = Graph::new("g");
+        let x = g.input("x", ValueType::fixed(DType::F32, &[4, CHANNELS]));
+        let w = g.constant("w", Tensor::from_f32(&[CHANNELS, CHANNELS], &[0.5; 256]));
+        let row = g.constant("row", Tensor::from_f32(&[1, CHANNELS], &[3.0; CHANNELS]));
+        let norm = g.op("norm", Op::LayerNorm { eps: 1e-5 }, &[x]).unwrap();
+        let product = g.op("product", Op::Linear { act: Act::Silu }, &[x, w]).unwrap();
+        let times = g.op("times", Op::binary(BinaryKind::Mul), &[x, row]).unwrap();
+        let shared = g.op("shared", Op::LayerNorm { eps: 1e-5 }, &[x]).unwrap();
+        let mut read = vec![];
+        for v in [norm, product, times, shared] {
+            read.push(g.op("layer", Op::Linear { act: Act::None }, &[v, w]).unwrap());
+        }
+        g.outputs.push(("shared".into(), shared));
+        g.set_own_origins();
+        let mut found = survey(&|_| 1.0);
+        found.layers[0].exponents = (0..CHANNELS as i8).map(|c| c - 8).collect();
+        let layers: HashMap<NodeId, LayerId> =
+            read.iter().map(|&v| (g.producer(v).unwrap(), LayerId(0))).collect();
+        let folds = folds(&g, &found, &layers);
+        let mut names: Vec<&str> = folds.keys().map(|&v| g.value(v).name.as_str()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["norm", "product", "times"]);
+        for &v in folds.keys() {
+            let node = g.producer_node(v).unwrap().clone();
+            let mut to = g.clone();
+            let e = &found.layers[0].exponents;
+            let inputs = divide(&g, &node, e, node.inputs.clone(), &mut to);
+            let (at, own) = match node.op {
+                Op::Linear { .. } => (GATE, 1.0),
+                Op::LayerNorm { .. } => (GAMMA, 1.0),
+                _ => (1, 3.0),
+            };
+            let factors = to.tensor(inputs[at].unwrap()).unwrap().to_f32_vec();
+            let expected: Vec<f32> = e.iter().map(|&e| own * power(-e)).collect();
+            assert_eq!(factors, expected, "{}", node.name);
+            assert!(to.node("again", node.op.clone(), &inputs).is_ok());
+        }
+    }
 }

@@ -31,6 +31,34 @@ pub enum DenoiseError {
         /// Asked for.
         scale: f32,
     },
+    /// A scale of guidance that is none.
+    #[error("a guidance scale of {scale}; expected a finite number, 0 or more")]
+    Guidance {
+        /// Asked for.
+        scale: f32,
+    },
+    /// Noise or a condition holds infinities or NaN.
+    #[error("`{name}` holds {value} in row {row}; expected finite numbers")]
+    NotFinite {
+        /// Its name; `noise` for the initial noise.
+        name: String,
+        /// The first such value.
+        value: f32,
+        /// The row that it is in.
+        row: usize,
+    },
+    /// A label chooses a row that its table does not have.
+    #[error("`{name}` is {label}; expected 0 to {}: the table of `{table}` has {rows} rows", rows.saturating_sub(1))]
+    Label {
+        /// The input.
+        name: String,
+        /// As given.
+        label: i64,
+        /// Rows of the table.
+        rows: usize,
+        /// The operator that reads the table.
+        table: String,
+    },
     /// Guidance needs conditioning for its unconditional half.
     #[error("guidance needs what the unconditional half gets (a null label or null conditioning)")]
     NoNull,

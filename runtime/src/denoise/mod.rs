@@ -1,9 +1,11 @@
 //! The denoising loop: noise in, samples out.
 
+mod check;
 mod error;
 mod request;
 mod trajectory;
 
+pub use check::{check_condition, check_request};
 pub use error::DenoiseError;
 pub use request::Request;
 pub use trajectory::{Compensation, Moment, Trajectory};
@@ -132,9 +134,11 @@ impl Denoiser {
     /// Scale of guidance that a request gets.
     ///
     /// # Errors
+    /// [`DenoiseError::Guidance`] if it is no finite number of 0 or more,
     /// [`DenoiseError::NotGuided`] if it needs both halves and the denoiser was opened for one.
     pub fn guidance_of(&self, request: &Request) -> Result<f32, DenoiseError> {
         let scale = request.guidance.unwrap_or(self.guidance);
+        check::check_guidance(scale)?;
         if scale != 1.0 && !self.guided {
             Err(DenoiseError::NotGuided { scale })
         } else {
@@ -298,6 +302,10 @@ impl Denoiser {
         watch: Option<&mut Watch>,
     ) -> Result<Trajectory, DenoiseError> {
         let guidance = self.guidance_of(request)?;
+        // the later batches of a request bring nothing new
+        if first == 0 {
+            check_request(self.engine.plan(), request)?;
+        }
         if self.guided && request.unconditional.is_empty() && self.null.is_empty() {
             return Err(DenoiseError::NoNull);
         }

@@ -1,7 +1,7 @@
 //! Quantizes a loop whose schedule is decided.
 
 use super::float_inputs::{InputWork, float_inputs};
-use super::keep_float::{FloatLayerSearch, keep_float};
+use super::keep_float::{FloatLayerSearch, SMALL_WORK, Target, keep_float};
 use super::migrate::migrations;
 use super::{
     CacheRefit, Fitted, Grouping, Outputs, Select, Sequential, TunableLoop, ranges, reconstruct,
@@ -30,6 +30,8 @@ pub struct QuantizeOptions<'a> {
     /// Layers are left float, those first whose rounding moves the end of the trajectory most,
     /// until the held-out samples reach this mean PSNR in dB, or nothing is left.
     pub target_psnr: Option<f64>,
+    /// Likewise in a loop of little work, unless there is a target.
+    pub small_stays_exact: bool,
     /// Inputs of products are rounded to bf16, those first whose 8 bits move the end most for the
     /// work behind them, up to this share of all multiplications of the loop.
     pub float_work: f64,
@@ -136,28 +138,40 @@ pub fn quantize(
     let (stages, evaluations) = (options.stages, assembled.evaluations());
     let mut progress =
         EvaluationCounter { done: 0, all: (3 * evaluations * fit) as u64, call: options.progress };
-    if let Some(target) = options.target_psnr {
-        let trial = FloatLayerSearch { assembled, request: &request, fit, engine: &engine };
-        spec.keep_float = stages.run("layers", || -> Result<_, QuantizeError> {
-            Ok(keep_float(&trial, float, spec.clone(), target, &mut progress)?.keep_float)
-        })?;
-    }
-    let mut survey = assembled.survey(&spec);
-    let open = |survey: &Survey| -> Result<_, QuantizeError> {
+    let all = assembled.survey(&spec);
+    let open = |survey: &Survey, float: &Denoiser| -> Result<_, QuantizeError> {
         let start = unfitted(survey, outputs, evaluations);
         let with_sums = AnnotateOptions { reference_sums: true };
         let (lowered, places) = assembled.lower(Some((survey, &start, with_sums)))?;
         Ok((TunableLoop::open(&lowered, float, &engine)?, places))
     };
-    let (mut study, mut places) = open(&survey)?;
+    let (mut study, mut places) = open(&all, float)?;
     let exponents = stages.run("migrations", || -> Result<_, QuantizeError> {
-        Ok(migrations(&study, &survey, &request, fit, options.migrate, &mut progress)?)
+        Ok(migrations(&study, &all, &request, fit, options.migrate, &mut progress)?)
     })?;
-    if exponents.iter().any(Option::is_some) {
-        let count = exponents.iter().flatten().count();
-        tracing::info!("scales of {count} layer inputs migrate to the weights");
-        migrate(&mut survey, &exponents);
-        (study, places) = open(&survey)?;
+    let migrated = |spec: &QuantSpec| {
+        let mut found = assembled.survey(spec);
+        let of_site = |site| exponents[all.sites.iter().position(|s| s == site)?].clone();
+        let exponents: Vec<_> = found.sites.iter().map(of_site).collect();
+        migrate(&mut found, &exponents);
+        found
+    };
+    let small = all.layers.iter().map(|l| l.macs).sum::<i64>() < SMALL_WORK;
+    let small = (options.small_stays_exact && small).then_some(Target::Small);
+    let target = options.target_psnr.map(Target::Psnr).or(small);
+    if let Some(target) = target {
+        let (survey, request) = (&migrated, &request);
+        let trial = FloatLayerSearch { assembled, survey, request, fit, engine: &engine };
+        spec.keep_float = stages.run("layers", || -> Result<_, QuantizeError> {
+            Ok(keep_float(&trial, float, spec.clone(), target, &mut progress)?.keep_float)
+        })?;
+    }
+    let mut survey = all.clone();
+    if target.is_some() || exponents.iter().any(Option::is_some) {
+        survey = migrated(&spec);
+        let count = survey.layers.iter().filter(|layer| !layer.exponents.is_empty()).count();
+        tracing::info!("scales migrate from the inputs to the weights of {count} layers");
+        (study, places) = open(&survey, float)?;
     }
     let codes = stages.run("preludes", || -> Result<_, QuantizeError> {
         let mut rounded = survey.clone();
@@ -172,7 +186,7 @@ pub fn quantize(
             .iter_mut()
             .zip(codes)
             .for_each(|(p, codes)| p.weight = p.weight.with_codes(&codes));
-        (study, places) = open(&survey)?;
+        (study, places) = open(&survey, float)?;
     }
     let corrects = !outputs.layers(&survey).is_empty();
     let held = if cache.is_some() && refit_cache { request.samples - fit } else { 0 };
@@ -215,7 +229,7 @@ pub fn quantize(
         let rounded = survey.without(&passed);
         tables = tables.of_other(&survey, &rounded);
         survey = rounded;
-        (study, places) = open(&survey)?;
+        (study, places) = open(&survey, float)?;
     }
     tables.corrections = unfitted(&survey, outputs, evaluations).corrections;
     let refit =

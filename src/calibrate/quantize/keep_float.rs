@@ -11,6 +11,8 @@ use cqc_runtime::engine::EngineOptions;
 pub struct FloatLayerSearch<'a> {
     /// The loop.
     pub assembled: &'a Assembled<'a>,
+    /// Its layers, with the scales that migrate.
+    pub survey: &'a dyn Fn(&QuantSpec) -> Survey,
     /// Calibration samples: the first `fit` for ranges, the others to measure on.
     pub request: &'a Request,
     /// How many.
@@ -18,6 +20,26 @@ pub struct FloatLayerSearch<'a> {
     /// How engines are opened.
     pub engine: &'a EngineOptions,
 }
+
+/// The quality that is asked for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Target {
+    /// Mean PSNR to the float loop that computes everything, dB.
+    Psnr(f64),
+    /// That of a small loop ([`SMALL_WORK`]): [`SMALL_PSNR`], or [`CACHE_MARGIN`] less than what
+    /// the cache alone leaves.
+    Small,
+}
+
+/// Multiplications of the layers per sample and evaluation below which integers save next to no
+/// time, so that quality is worth more than they are.
+pub(super) const SMALL_WORK: i64 = 16_000_000;
+
+/// What the quantized layers of a small loop may cost, dB of mean PSNR on held-out samples.
+const SMALL_PSNR: f64 = 38.0;
+
+/// What they may cost beside the cache, dB.
+const CACHE_MARGIN: f64 = 1.0;
 
 /// Adds to `spec.keep_float` as many layers as it takes to reach `target`, those first whose
 /// rounding moves the end most: none, one, two, four …
@@ -28,11 +50,11 @@ pub fn keep_float(
     trial: &FloatLayerSearch,
     float: &mut Denoiser,
     mut spec: QuantSpec,
-    target: f64,
+    target: Target,
     progress: &mut EvaluationCounter,
 ) -> Result<QuantSpec, QuantizeError> {
     let FloatLayerSearch { assembled, request, fit, .. } = *trial;
-    let survey = assembled.survey(&spec);
+    let survey = (trial.survey)(&spec);
     // weights as they are: they are rounded with about the same error in all layers, inputs are not
     let mut inputs_only = survey.clone();
     inputs_only.layers.iter_mut().for_each(|layer| layer.weight = None);
@@ -50,12 +72,21 @@ pub fn keep_float(
         [] => (0..assembled.evaluations()).collect(),
         full => full.to_vec(),
     };
+    let target = match target {
+        Target::Psnr(target) => target,
+        Target::Small => {
+            let nothing = Survey::default();
+            let mut float_loop = open(trial, float, &nothing, &tables.of_other(&survey, &nothing))?;
+            let psnr = held.psnr(&mut float_loop.denoiser, request, &full, None, progress)?;
+            SMALL_PSNR.min(psnr - CACHE_MARGIN)
+        }
+    };
     let given = spec.keep_float.len();
     let mut count = 0;
     loop {
         spec.keep_float.truncate(given);
         spec.keep_float.extend(ranked.iter().take(count).cloned());
-        let kept = assembled.survey(&spec);
+        let kept = (trial.survey)(&spec);
         let mut kept_loop = open(trial, float, &kept, &tables.of_other(&survey, &kept))?;
         let psnr = held.psnr(&mut kept_loop.denoiser, request, &full, None, progress)?;
         tracing::info!("{count} more layers in float: {psnr:.2} dB on held-out samples");
