@@ -13,7 +13,7 @@ use cqc_passes::bind::{self, Bound};
 use cqc_passes::cache::{self, Batch, CutSpec};
 use cqc_passes::ir::{Graph, ValueId, verify};
 use cqc_passes::lower::{Lowering, lower};
-use cqc_passes::onnx::limits::FoldBudget;
+use cqc_passes::onnx::limits::Budget;
 use cqc_passes::onnx::{ImportOptions, import_bytes};
 use cqc_passes::rewrite;
 use cqc_proto::plan::{InputRole, PlanInput, PlanOutput, validate};
@@ -25,8 +25,8 @@ const MAX_WEIGHTS: u64 = 8 << 20;
 /// Runs the compiler on a model and one evaluation of what comes out. Whatever the model is, the
 /// graph is valid after import and after every pass, and lowers to a valid plan.
 pub fn run(data: &[u8]) {
-    let fold_budget = FoldBudget { bytes: 4 << 20, macs: 1 << 20 };
-    let options = ImportOptions { fold_budget, ..ImportOptions::default() };
+    let budget = Budget { fold_bytes: 4 << 20, fold_macs: 1 << 20, unrolled: 64 };
+    let options = ImportOptions { budget, ..ImportOptions::default() };
     let Ok(imported) = import_bytes(Bytes::copy_from_slice(data), &options) else { return };
     crate::depth::read();
     let mut graph = imported.graph;

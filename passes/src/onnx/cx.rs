@@ -32,13 +32,15 @@ pub(super) struct Cx<'a> {
     shadows: HashMap<ValueId, Shadow>,
     fold_bytes: i64,
     fold_macs: i64,
+    /// Nodes and constants that one loop may become.
+    pub unrolled: usize,
 }
 
 /// What an operator's function returns: one item per output of the standard operator.
 pub(super) type Done = Result<Vec<Item>, Refusal>;
 
 impl<'a> Cx<'a> {
-    pub fn new(name: &str, files: &'a Files, budget: FoldBudget) -> Cx<'a> {
+    pub fn new(name: &str, files: &'a Files, budget: Budget) -> Cx<'a> {
         Cx {
             graph: Graph::new(name),
             files,
@@ -47,8 +49,9 @@ impl<'a> Cx<'a> {
             node: String::new(),
             output: String::new(),
             shadows: HashMap::new(),
-            fold_bytes: budget.bytes,
-            fold_macs: budget.macs,
+            fold_bytes: budget.fold_bytes,
+            fold_macs: budget.fold_macs,
+            unrolled: budget.unrolled,
         }
     }
 
