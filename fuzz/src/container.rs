@@ -11,6 +11,7 @@ const ENTRY: usize = 64;
 /// Reads an artifact and writes its plan as text.
 pub fn run(data: &[u8]) {
     if let Ok(artifact) = cq::Artifact::read(Bytes::copy_from_slice(data)) {
+        crate::depth::read();
         let _ = artifact.manifest.plan.to_string();
     }
 }

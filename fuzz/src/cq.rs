@@ -20,6 +20,7 @@ use std::io::Cursor;
 /// Opens an artifact, looks at all of it, and runs what it holds.
 pub fn run(data: &[u8]) {
     let Ok(artifact) = Artifact::from_bytes(Bytes::copy_from_slice(data)) else { return };
+    crate::depth::read();
     let manifest = artifact.manifest();
     let seed = data.iter().fold(0u8, |sum, &b| sum.wrapping_mul(31).wrapping_add(b));
     let _ = manifest.plan.to_string();
@@ -31,6 +32,7 @@ pub fn run(data: &[u8]) {
     if plan::evaluate(artifact.weights(), batch, seed).is_none() {
         return;
     }
+    crate::depth::evaluated();
     let _ = artifact.layer_executions();
     let options = DenoiserOptions {
         device: Device::Cpu,
@@ -273,8 +275,8 @@ fn seed(graph: &Graph, is_loop: bool, cached: bool, quantized: Option<u8>) -> Ve
         None => {}
     }
     let fixed = symbol.is_none().then_some(2);
-    let lowered =
-        lower(&bound, inputs, outputs.collect(), symbol, fixed, evaluations, is_loop).expect("valid");
+    let lowered = lower(&bound, inputs, outputs.collect(), symbol, fixed, evaluations, is_loop)
+        .expect("valid");
     let sampler = SamplerConfig::from_diffusers_json("{}", Some(SamplerKind::Ddim));
     let mut manifest = Manifest::new(
         SourceModel::default(),

@@ -3,16 +3,18 @@
 
 pub mod container;
 pub mod cq;
+mod depth;
 pub mod json;
-mod plan;
 pub mod npy;
 pub mod onnx;
 pub mod pack_cache;
+mod plan;
 mod random;
 pub mod recipe;
 pub mod scheduler;
 pub mod text_ir;
 
+pub use depth::begun;
 pub use random::Random;
 
 use std::alloc::System;
@@ -64,7 +66,10 @@ macro_rules! target {
     ($module:ident) => {
         libfuzzer_sys::fuzz_target!(
             init: $crate::write_seeds($crate::$module::seeds),
-            |data: &[u8]| $crate::$module::run(data)
+            |data: &[u8]| {
+                $crate::begun();
+                $crate::$module::run(data);
+            }
         );
 
         libfuzzer_sys::fuzz_mutator!(

@@ -7,9 +7,11 @@ use cachequant::io::{decode_npy, decode_npz};
 /// Reads an array and an archive.
 pub fn run(data: &[u8]) {
     if let Ok(tensor) = decode_npy(Bytes::copy_from_slice(data)) {
+        crate::depth::read();
         let _ = tensor.to_f64_vec();
     }
     if let Ok(arrays) = decode_npz(data) {
+        crate::depth::read();
         arrays.iter().for_each(|(_, tensor)| drop(tensor.to_f64_vec()));
     }
 }
@@ -58,7 +60,9 @@ fn zip(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let start = out.len() as u32;
     out.extend(&directory);
     out.extend(b"PK\x05\x06\0\0\0\0");
-    out.extend([(entries.len() as u16).to_le_bytes(), (entries.len() as u16).to_le_bytes()].concat());
+    out.extend(
+        [(entries.len() as u16).to_le_bytes(), (entries.len() as u16).to_le_bytes()].concat(),
+    );
     out.extend((directory.len() as u32).to_le_bytes());
     out.extend(start.to_le_bytes());
     out.extend([0, 0]);
@@ -84,8 +88,29 @@ pub fn seeds() -> Vec<Vec<u8>> {
 
 /// Texts of headers.
 const WORDS: &[&str] = &[
-    "descr", "fortran_order", "shape", "True", "False", "<f4", ">f8", "|b1", "<i8", "<f2", "|u1", "(2, 3)", "(3,)", "()",
-    "(0,)", "(18446744073709551615,)", "(4294967296, 4294967296)", "L", "'", "{", "}", "<c8", "é",
+    "descr",
+    "fortran_order",
+    "shape",
+    "True",
+    "False",
+    "<f4",
+    ">f8",
+    "|b1",
+    "<i8",
+    "<f2",
+    "|u1",
+    "(2, 3)",
+    "(3,)",
+    "()",
+    "(0,)",
+    "(18446744073709551615,)",
+    "(4294967296, 4294967296)",
+    "L",
+    "'",
+    "{",
+    "}",
+    "<c8",
+    "é",
 ];
 
 /// Puts a word somewhere into the header of an array, or makes an archive of one.
@@ -94,7 +119,9 @@ pub fn mutate(data: &[u8], random: &mut Random) -> Option<Vec<u8>> {
         return None;
     }
     if random.one_in(8) {
-        return Some(zip(&[("a.npy", data.to_vec()), ("a.npy", data.to_vec())][..1 + random.below(2)]));
+        return Some(zip(
+            &[("a.npy", data.to_vec()), ("a.npy", data.to_vec())][..1 + random.below(2)]
+        ));
     }
     let (start, wide) = if data.get(6)? == &1 { (10, false) } else { (12, true) };
     let header = data.get(start..)?;

@@ -61,7 +61,9 @@ fn work(plan: &Plan, kind: ProgramKind, batch: i64) -> Option<i64> {
         let cost = step.op.cost(&inputs, &outputs);
         let written = cost.written.as_const()?;
         let window = match &step.op {
-            Op::Pool { kernel, .. } => kernel.iter().try_fold(1i64, |n, &k| n.checked_mul(k as i64))?,
+            Op::Pool { kernel, .. } => {
+                kernel.iter().try_fold(1i64, |n, &k| n.checked_mul(k as i64))?
+            }
             _ => 1,
         };
         let work = cost.macs.as_const()?.checked_add(written.checked_mul(window)?)?;

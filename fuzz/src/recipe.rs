@@ -9,6 +9,7 @@ pub fn run(data: &[u8]) {
     let json = serde_json::from_str::<Recipe>(text).ok();
     let toml = toml::from_str::<Recipe>(text).ok();
     for recipe in json.into_iter().chain(toml) {
+        crate::depth::read();
         let _ = recipe.check();
         let written = serde_json::to_string(&recipe).expect("a recipe is JSON");
         let read = serde_json::from_str::<Recipe>(&written).expect("what was written is read");

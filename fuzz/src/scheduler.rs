@@ -10,6 +10,7 @@ pub fn run(data: &[u8]) {
     use SamplerKind::{Ddim, Ddpm, DpmPp2m, Euler, Plms};
     for kind in [None, Some(Ddim), Some(Ddpm), Some(Plms), Some(Euler), Some(DpmPp2m)] {
         let Ok(config) = SamplerConfig::from_diffusers_json(text, kind) else { continue };
+        crate::depth::read();
         for steps in [1, 2, 7] {
             let Ok(sampler) = Sampler::new(&config, steps) else { continue };
             let finite = sampler.evaluations().iter().all(|e| e.timestep.is_finite());

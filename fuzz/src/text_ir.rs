@@ -8,6 +8,7 @@ use cqc_passes::rewrite;
 pub fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let Ok(mut graph) = parse(text) else { return };
+    crate::depth::read();
     verify(&graph).expect("a graph that was read is valid");
     let written = graph.to_string();
     // constants of many elements are not written
@@ -79,8 +80,11 @@ fn edit(line: &str, other: &str, random: &mut Random) -> String {
     let mut words: Vec<&str> = line.split_inclusive([' ', ',', '(', ')', '[', ']', '=']).collect();
     let others: Vec<&str> = other.split_inclusive([' ', ',', '(', ')', '[', ']', '=']).collect();
     let at = random.below(words.len());
-    let word =
-        if random.one_in(2) && !others.is_empty() { random.pick(&others) } else { random.pick(WORDS) };
+    let word = if random.one_in(2) && !others.is_empty() {
+        random.pick(&others)
+    } else {
+        random.pick(WORDS)
+    };
     match words.get_mut(at) {
         Some(place) => *place = word,
         None => words.push(word),

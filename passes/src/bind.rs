@@ -125,6 +125,14 @@ pub enum BindError {
         /// The first fractional time step.
         timestep: f64,
     },
+    /// The time step has other sizes than one number, or one per sample.
+    #[error("input `{input}` is {ty}, expected one time step, or one per sample")]
+    Timestep {
+        /// The time step input.
+        input: String,
+        /// Its type.
+        ty: ValueType,
+    },
     /// The tables, or what they are computed from, take more memory than there is.
     #[error(transparent)]
     Memory(#[from] NoMemory),
@@ -164,6 +172,7 @@ pub fn bind(
     let mut graph = graph.clone();
     graph.set_own_origins();
     let graph = &graph;
+    check_timestep(graph, roles, batch)?;
     let stages = stages(graph, roles, batch);
     let mut bound = Bound { saved: saved(graph, &stages), ..Bound::default() };
     let tables = boundary(graph, &stages, |from, to| from == Stage::Table && to == Stage::Full);
@@ -231,6 +240,19 @@ fn stages(g: &Graph, roles: &[InputRole], batch: Option<&str>) -> Vec<Stage> {
             (_, false, false) => Stage::Full,
         })
         .collect()
+}
+
+/// Refuses a time step whose sizes depend on the batch in another way than one number per sample:
+/// its tables would not be rows for a batch of one.
+fn check_timestep(g: &Graph, roles: &[InputRole], batch: Option<&str>) -> Result<(), BindError> {
+    let times = g.inputs.iter().zip(roles).filter(|(_, r)| **r == InputRole::Timestep);
+    for (&v, _) in times {
+        if !batch_leads(g.ty(v), batch) {
+            let (input, ty) = (g.value(v).name.clone(), g.ty(v).clone());
+            return Err(BindError::Timestep { input, ty });
+        }
+    }
+    Ok(())
 }
 
 /// Whether the batch symbol occurs nowhere, or alone on axis 0 and nowhere else.

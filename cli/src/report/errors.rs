@@ -86,11 +86,9 @@ fn import(path: &Path, e: ImportError) -> Failure {
         ImportError::Io { path, source } => {
             Failure::failed(format!("cannot read {}: {source}", path.display()))
         }
-        ImportError::NotOnnx { reason } => {
-            Failure::failed(format!("{file} is not an ONNX model"))
-                .fact("seen", reason)
-                .help("copy, download or export the file again")
-        }
+        ImportError::NotOnnx { reason } => Failure::failed(format!("{file} is not an ONNX model"))
+            .fact("seen", reason)
+            .help("copy, download or export the file again"),
         ImportError::OtherFormat { format } => {
             Failure::failed(format!("{file} is not an ONNX model"))
                 .fact("seen", format)
@@ -254,7 +252,7 @@ impl From<ProgramError> for Failure {
                     .help("export the model with a float time step, or use another --sampler or timestep_spacing")
             }
             ProgramError::Bind(BindError::Memory(e)) => no_memory(&e),
-            ProgramError::Bind(BindError::Op(_)) | ProgramError::Lower(_) | ProgramError::Temporary(_) => Failure::failed(what),
+            ProgramError::Bind(BindError::Timestep { .. } | BindError::Op(_)) | ProgramError::Lower(_) | ProgramError::Temporary(_) => Failure::failed(what),
         }
     }
 }

@@ -13,7 +13,7 @@ use cqc_passes::bind::{self, Bound};
 use cqc_passes::cache::{self, Batch, CutSpec};
 use cqc_passes::ir::{Graph, ValueId, verify};
 use cqc_passes::lower::{Lowering, lower};
-use cqc_passes::onnx::limits::FoldBudget;
+use cqc_passes::onnx::limits::Budget;
 use cqc_passes::onnx::{ImportOptions, import_bytes};
 use cqc_passes::rewrite;
 use cqc_proto::plan::{InputRole, PlanInput, PlanOutput, validate};
@@ -25,9 +25,10 @@ const MAX_WEIGHTS: u64 = 8 << 20;
 /// Runs the compiler on a model and one evaluation of what comes out. Whatever the model is, the
 /// graph is valid after import and after every pass, and lowers to a valid plan.
 pub fn run(data: &[u8]) {
-    let fold_budget = FoldBudget { bytes: 4 << 20, macs: 1 << 20 };
-    let options = ImportOptions { fold_budget, ..ImportOptions::default() };
+    let budget = Budget { fold_bytes: 4 << 20, fold_macs: 1 << 20, unrolled: 64 };
+    let options = ImportOptions { budget, ..ImportOptions::default() };
     let Ok(imported) = import_bytes(Bytes::copy_from_slice(data), &options) else { return };
+    crate::depth::read();
     let mut graph = imported.graph;
     verify(&graph).expect("an imported graph is valid");
     let inputs = inputs(&graph);
@@ -40,7 +41,9 @@ pub fn run(data: &[u8]) {
 
     let seed = data.iter().fold(0u8, |sum, &b| sum.wrapping_mul(31).wrapping_add(b));
     let program = Program::new(&graph, inputs, outputs);
-    program.run(bind::unbound(&graph), 0, seed);
+    if program.run(bind::unbound(&graph), 0, seed).is_some() {
+        crate::depth::evaluated();
+    }
     if let Some((bound, evaluations)) = program.bind_loop(&graph) {
         if let Some(cached) = program.cut(&bound, evaluations) {
             program.run(cached, evaluations, seed);
@@ -125,7 +128,7 @@ impl Program {
     }
 
     /// Lowers to a plan and runs it once.
-    fn run(&self, bound: Bound, evaluations: usize, seed: u8) {
+    fn run(&self, bound: Bound, evaluations: usize, seed: u8) -> Option<()> {
         for part in [&bound.full, &bound.prelude, &bound.prelude_steps, &bound.times] {
             verify(&part.graph).expect("a part is valid");
         }
@@ -140,7 +143,7 @@ impl Program {
         );
         let Lowering { plan, weights, .. } = lowered.expect("a valid graph lowers");
         if weights.len > MAX_WEIGHTS || validate(&plan, weights.len).is_err() {
-            return;
+            return None;
         }
         let mut bytes = vec![0; weights.len as usize];
         for (offset, tensor) in &weights.parts {
@@ -148,6 +151,6 @@ impl Program {
         }
         let batch = self.fixed_batch.unwrap_or(1 + usize::from(seed % 3 == 0));
         let weights = Weights::new(plan, bytes.into()).expect("validated above");
-        evaluate(&weights, batch, seed);
+        evaluate(&weights, batch, seed)
     }
 }

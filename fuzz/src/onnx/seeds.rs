@@ -20,7 +20,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let mut graphs = Graphs::new();
     let mut models = Vec::new();
     for text in MODELS.split("\n\n") {
-        let mut lines = text.lines().filter(|l| !l.trim().is_empty() && !l.starts_with('#')).peekable();
+        let mut lines =
+            text.lines().filter(|l| !l.trim().is_empty() && !l.starts_with('#')).peekable();
         match lines.peek().and_then(|line| line.strip_prefix("graph ")) {
             Some(head) => {
                 lines.next();
@@ -84,8 +85,7 @@ fn node(line: &str, output: String, graph: &mut GraphProto, graphs: &Graphs) -> 
         None => (None, op),
     };
     let output = vec![output];
-    let mut node =
-        NodeProto { op_type: Some(op.into()), domain, output, ..NodeProto::default() };
+    let mut node = NodeProto { op_type: Some(op.into()), domain, output, ..NodeProto::default() };
     for word in words {
         match word.strip_prefix('@') {
             Some(attribute) => node.attribute.push(parse_attribute(attribute, graphs)),
@@ -151,7 +151,9 @@ fn constant(name: &str, what: &str) -> TensorProto {
     t.dims = rest.split('x').filter_map(|n| n.parse().ok()).collect();
     let count = t.dims.iter().product::<i64>() as usize;
     match letter {
-        "u" | "b" => t.raw_data = Some((0..count).map(|i| (i % 2) as u8).collect::<Vec<_>>().into()),
+        "u" | "b" => {
+            t.raw_data = Some((0..count).map(|i| (i % 2) as u8).collect::<Vec<_>>().into())
+        }
         "h" => t.raw_data = Some([0x00, 0x38].repeat(count).into()),
         _ => t.float_data = (0..count).map(|i| (i % 5) as f32 * 0.25 - 0.5).collect(),
     }

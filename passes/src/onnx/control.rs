@@ -10,7 +10,7 @@ use super::call::{Call, axis};
 use super::cx::{Cx, Done};
 use super::error::{ImportError, Refusal, malformed, shown, unsupported};
 use super::item::Item;
-use super::limits::{MAX_DEPTH, MAX_UNROLLED};
+use super::limits::MAX_DEPTH;
 use super::order::place;
 use super::tensors;
 use super::walk::{Scope, Walker};
@@ -67,8 +67,10 @@ fn pick(cx: &mut Cx, condition: &Item, then: &Item, otherwise: &Item) -> Result<
 struct Body<'a, 's> {
     graph: &'a GraphProto,
     scope: Scope<'a, 's>,
-    /// What a repetition counts against [`MAX_UNROLLED`], at least 1.
+    /// What a repetition counts against `most`, at least 1.
     weight: usize,
+    /// Most nodes and constants that repetitions may become.
+    most: usize,
 }
 
 /// Nodes and initializers of a graph and of the graphs inside it. Recursion is as deep as decoding
@@ -87,13 +89,13 @@ fn weight(graph: &GraphProto) -> usize {
 impl Body<'_, '_> {
     /// Refuses a repetition too many.
     fn bound(&self, done: usize) -> Result<(), Refusal> {
-        if self.weight.saturating_mul(done + 1) <= MAX_UNROLLED {
+        if self.weight.saturating_mul(done + 1) <= self.most {
             return Ok(());
         }
         unsupported(format!(
             "its body of {} nodes and constants is repeated more than {done} times; at most \
-             {MAX_UNROLLED} are unrolled",
-            self.weight
+             {} are unrolled",
+            self.weight, self.most
         ))
     }
 }
@@ -137,7 +139,8 @@ impl<'a> Walker<'a> {
             depth: scope.depth + 1,
         };
         self.initializers(graph, &mut inner)?;
-        Ok(Ok(Body { graph, scope: inner, weight: weight(graph).max(1) }))
+        let most = self.cx.unrolled;
+        Ok(Ok(Body { graph, scope: inner, weight: weight(graph).max(1), most }))
     }
 
     /// Runs a body once with `operands` as its inputs, in order.
@@ -293,6 +296,12 @@ impl<'a> Walker<'a> {
         scope: &Scope<'a, '_>,
     ) -> Outcome<Vec<Item>> {
         let call = own!(self.call(node, 0, scope));
+        if call.opset < 9 {
+            return Ok(unsupported(
+                "before opset 9 its operands have an axis for the batch, which is not read; export \
+                 the model with opset 9 or newer",
+            ));
+        }
         let prefix = self.cx.node.clone();
         let body = own!(self.inner(node, &call, "body", scope, prefix.clone())?);
         let inputs = own!(operands(&call, 0));
@@ -315,8 +324,8 @@ impl<'a> Walker<'a> {
         let targets = own!(directions(&call, "scan_output", graph_outputs - count));
         let mut carried = inputs[..count].to_vec();
         let mut stacks = vec![Vec::new(); graph_outputs - count];
+        own!(body.bound(usize::try_from(length - 1).unwrap_or(0)));
         for i in 0..length {
-            own!(body.bound(i as usize));
             let mut operands = carried.clone();
             for (source, x) in sources.iter().zip(&inputs[count..]) {
                 operands.push(own!(source.slice(&mut self.cx, x, i)));

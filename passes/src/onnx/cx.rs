@@ -38,13 +38,15 @@ pub(super) struct Cx<'a> {
     narrow: HashMap<ValueId, Narrow>,
     fold_bytes: i64,
     fold_macs: i64,
+    /// Nodes and constants that one loop may become.
+    pub unrolled: usize,
 }
 
 /// What an operator's function returns: one item per output of the standard operator.
 pub(super) type Done = Result<Vec<Item>, Refusal>;
 
 impl<'a> Cx<'a> {
-    pub fn new(name: &str, files: &'a Files, budget: FoldBudget) -> Cx<'a> {
+    pub fn new(name: &str, files: &'a Files, budget: Budget) -> Cx<'a> {
         Cx {
             graph: Graph::new(name),
             files,
@@ -55,8 +57,9 @@ impl<'a> Cx<'a> {
             quantized: Quantized::default(),
             shadows: HashMap::new(),
             narrow: HashMap::new(),
-            fold_bytes: budget.bytes,
-            fold_macs: budget.macs,
+            fold_bytes: budget.fold_bytes,
+            fold_macs: budget.fold_macs,
+            unrolled: budget.unrolled,
         }
     }
 

@@ -6,7 +6,8 @@ pub const OPSETS: std::ops::RangeInclusive<i64> = 7..=28;
 /// Most nodes, those of inlined functions and branches included.
 pub const MAX_NODES: usize = 1 << 17;
 
-/// Most nodes of one loop when it is unrolled: those of its body, once per repetition.
+/// Most nodes of one loop when it is unrolled: those of its body, once per repetition, by
+/// default.
 pub const MAX_UNROLLED: usize = 1 << 15;
 
 /// Most nodes of the graph that import builds.
@@ -34,19 +35,21 @@ pub const FOLD_SHARE: i64 = 4;
 /// Multiply-accumulates that folding may do in one import, by default.
 pub const MACS_BUDGET: i64 = 1 << 29;
 
-/// What folding constants may take in one import.
+/// What one import may take beyond what stands in the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FoldBudget {
-    /// Bytes that it may read and make, beyond [`FOLD_SHARE`] of the initializers.
-    pub bytes: i64,
-    /// Multiply-accumulates.
-    pub macs: i64,
+pub struct Budget {
+    /// Bytes that folding constants may read and make, beyond [`FOLD_SHARE`] of the initializers.
+    pub fold_bytes: i64,
+    /// Multiply-accumulates of folding constants.
+    pub fold_macs: i64,
+    /// Nodes and constants that one loop may become when it is unrolled.
+    pub unrolled: usize,
 }
 
-impl Default for FoldBudget {
-    /// [`FOLD_BUDGET`] and [`MACS_BUDGET`].
-    fn default() -> FoldBudget {
-        FoldBudget { bytes: FOLD_BUDGET, macs: MACS_BUDGET }
+impl Default for Budget {
+    /// [`FOLD_BUDGET`], [`MACS_BUDGET`], [`MAX_UNROLLED`].
+    fn default() -> Budget {
+        Budget { fold_bytes: FOLD_BUDGET, fold_macs: MACS_BUDGET, unrolled: MAX_UNROLLED }
     }
 }
 

@@ -49,8 +49,8 @@ pub struct ImportOptions {
     pub shapes: BTreeMap<String, Vec<Dim>>,
     /// Values of inputs, used only where an operand must be known at compile time.
     pub known_inputs: BTreeMap<String, Tensor>,
-    /// What folding constants may take.
-    pub fold_budget: limits::FoldBudget,
+    /// What import may take beyond what stands in the model.
+    pub budget: limits::Budget,
 }
 
 /// An imported model.

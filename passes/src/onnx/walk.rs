@@ -97,7 +97,7 @@ pub(super) fn model<'a>(
         .map(|f| ((long_domain(f.domain()), f.name(), f.overload()), f))
         .collect();
     let mut walker = Walker {
-        cx: Cx::new(&shown(graph.name()), files, options.fold_budget),
+        cx: Cx::new(&shown(graph.name()), files, options.budget),
         functions,
         unsupported: Vec::new(),
         nodes: 0,

@@ -62,6 +62,46 @@ fn behind(g: &Graph, v: ValueId) -> Option<ValueId> {
     (perm.len() >= 3 && *perm == inverse(&to_last(perm.len()))).then_some(x)
 }
 
+/// Whether `v` is a channels-last value transposed back, so that the transpose may sink.
+///
+/// With one spatial axis the transposes to and fro are the same permutation: an operand that the
+/// pass itself has put last would look like one to be sunk, forever. Then it counts what made the
+/// value behind the transpose.
+fn sinks(g: &Graph, v: ValueId) -> bool {
+    behind(g, v).is_some_and(|x| g.shape(x).len() > 3 || is_made_last(g, x))
+}
+
+/// How far back [`is_made_last`] looks.
+const MAX_TRACE: usize = 256;
+
+/// Whether the value comes from a channels-last operator through nothing but operators that do not
+/// care where channels stand.
+fn is_made_last(g: &Graph, v: ValueId) -> bool {
+    let mut at = v;
+    for _ in 0..MAX_TRACE {
+        let Some(node) = g.producer_node(at) else { return false };
+        match &node.op {
+            Op::Conv { layout, .. } | Op::GroupNorm { layout, .. } | Op::Pool { layout, .. } => {
+                return *layout == ConvLayout::ChannelsLast;
+            }
+            Op::Reshape { .. } => {}
+            op if permuted(op, &to_last(g.shape(at).len())).is_some() => {}
+            _ => return false,
+        }
+        // what was put last beside it tells nothing
+        let tells = |v: &ValueId| {
+            let rank = g.shape(*v).len();
+            let node = g.producer_node(*v);
+            rank >= 3 && node.is_some_and(|n| !matches!(n.op, Op::Transpose { .. }))
+        };
+        match node.inputs.iter().flatten().copied().find(tells) {
+            Some(next) => at = next,
+            None => return false,
+        }
+    }
+    false
+}
+
 fn wrap(g: &mut Graph, node: &Node) -> Result<Rewrite, OpError> {
     let mut op = node.op.clone();
     if let Op::Conv { layout, .. } | Op::GroupNorm { layout, .. } | Op::Pool { layout, .. } =
@@ -88,12 +128,7 @@ fn sink(g: &mut Graph, node: &Node) -> Result<Rewrite, OpError> {
     let rank = g.shape(old).len();
     let movable = node.outputs.len() == 1
         && rank >= 3
-        && node
-            .inputs
-            .iter()
-            .flatten()
-            .any(|&v| behind(g, v).is_some() && g.shape(v).len() == rank)
-        && !turns_in_circles(g, node, rank);
+        && node.inputs.iter().flatten().any(|&v| sinks(g, v) && g.shape(v).len() == rank);
     let Some(op) = movable.then(|| permuted(&node.op, &to_last(rank))).flatten() else {
         return Ok(Rewrite::NoMatch);
     };
@@ -115,14 +150,6 @@ fn sink(g: &mut Graph, node: &Node) -> Result<Rewrite, OpError> {
     }
     let y = g.node(&node.name, op, &inputs)?[0];
     replace(g, node, y)
-}
-
-/// Of three axes, the transpose that brings channels to the front is the one that brings them back:
-/// one that an operand gains here would be taken for one to sink.
-fn turns_in_circles(g: &Graph, node: &Node, rank: usize) -> bool {
-    let gains =
-        |v: ValueId| g.tensor(v).is_none() && !g.shape(v).is_empty() && behind(g, v).is_none();
-    rank == 3 && node.inputs.iter().flatten().any(|&v| gains(v))
 }
 
 /// The operator for operands and results whose axis `k` is what was axis `perm[k]`; `None` for

@@ -336,7 +336,7 @@ fn center_crop_pad(cx: &mut Cx, c: &Call) -> Done {
         };
         // negative: cropped
         let difference = t.saturating_sub(size);
-        before[a] = if difference < 0 { -(-difference / 2) } else { difference / 2 };
+        before[a] = difference / 2;
         after[a] = difference - before[a];
     }
     Ok(vec![cx.emit(Op::Pad { before, after, mode: PadMode::Constant }, &[x])?])

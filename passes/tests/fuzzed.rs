@@ -1,0 +1,61 @@
+//! Models that fuzzing found (`fuzz/`, docs/fuzzing.md), built anew as small as they go.
+
+mod onnx_build;
+
+use cqc_passes::bind::{BindError, bind};
+use cqc_passes::ir::parse;
+use cqc_passes::onnx::{ImportError, ImportOptions, import};
+use cqc_proto::onnx::*;
+use cqc_proto::plan::InputRole;
+use onnx_build::{At, f32s, graph, i64s, int, model, node, value};
+use std::time::{Duration, Instant};
+
+/// A model of one node that reads `x` and initializers.
+fn one(node: NodeProto, initializer: Vec<TensorProto>, x: &[At]) -> ModelProto {
+    let output = node.output.iter().map(|name| value(name, data_type::FLOAT, &[])).collect();
+    let input = vec![value("x", data_type::FLOAT, x)];
+    model(21, GraphProto { node: vec![node], initializer, input, output, ..Default::default() })
+}
+
+#[test]
+fn cropping_to_the_least_whole_number_is_refused() {
+    let crop = node("CenterCropPad", &["x", "s"], &["y"], vec![]);
+    let m = one(crop, vec![i64s("s", &[i64::MIN, 2])], &[At::Is(3), At::Is(2)]);
+    assert!(matches!(import(&m, &ImportOptions::default()), Err(ImportError::Unsupported(_))));
+}
+
+#[test]
+fn a_scan_of_too_many_rows_is_refused_before_it_runs() {
+    let body = GraphProto {
+        name: Some("body".into()),
+        node: vec![node("Add", &["a", "w"], &["b"], vec![])],
+        initializer: vec![f32s("w", &[1], &[1.0])],
+        input: vec![value("a", data_type::FLOAT, &[At::Is(2)])],
+        output: vec![value("b", data_type::FLOAT, &[])],
+        ..Default::default()
+    };
+    let scan = node("Scan", &["x"], &["y"], vec![int("num_scan_inputs", 1), graph("body", body)]);
+    let m = one(scan, vec![], &[At::Is(1 << 32), At::Is(2)]);
+    let start = Instant::now();
+    for _ in 0..100 {
+        let Err(ImportError::Unsupported(all)) = import(&m, &ImportOptions::default()) else {
+            panic!("2^32 rows are unrolled")
+        };
+        assert!(all[0].to_string().contains("unrolled"), "{}", all[0]);
+    }
+    // each of them unrolled 2^14 rows before
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_time_step_of_two_numbers_per_sample_is_refused() {
+    let text = "graph(%x: f32[N,2], %t: f32[2*N]) {
+      %r = reshape(%t) shape=[\"N\",2]
+      %s = sin(%r)
+      %y = add(%x, %s)
+      return %y
+    }";
+    let roles = [InputRole::Sample, InputRole::Timestep];
+    let error = bind(&parse(text).unwrap(), &roles, Some("N"), &[999.0, 1.0]).unwrap_err();
+    assert!(matches!(&error, BindError::Timestep { input, .. } if input == "t"), "{error}");
+}
