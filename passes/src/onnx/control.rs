@@ -13,7 +13,7 @@ use super::item::Item;
 use super::limits::MAX_DEPTH;
 use super::order::place;
 use super::tensors;
-use super::walk::{Scope, Walker};
+use super::walk::{Scope, Walker, version};
 use cqc_proto::onnx::{GraphProto, NodeProto, ValueInfoProto};
 use cqc_proto::op::BinaryKind;
 use cqc_proto::types::element_count;
@@ -296,7 +296,7 @@ impl<'a> Walker<'a> {
         scope: &Scope<'a, '_>,
     ) -> Outcome<Vec<Item>> {
         let call = own!(self.call(node, 0, scope));
-        if call.opset < 9 {
+        if version(scope.imports, "ai.onnx").is_some_and(|opset| opset < 9) {
             return Ok(unsupported(
                 "before opset 9 its operands have an axis for the batch, which is not read; export \
                  the model with opset 9 or newer",

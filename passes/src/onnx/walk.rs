@@ -31,7 +31,7 @@ fn long_domain(domain: &str) -> &str {
     if domain.is_empty() { "ai.onnx" } else { domain }
 }
 
-fn version(imports: &[OperatorSetIdProto], domain: &str) -> Option<i64> {
+pub(super) fn version(imports: &[OperatorSetIdProto], domain: &str) -> Option<i64> {
     imports.iter().find(|o| long_domain(o.domain()) == domain).map(|o| o.version())
 }
 
