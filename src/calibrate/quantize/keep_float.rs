@@ -31,8 +31,8 @@ pub enum Target {
     Small,
 }
 
-/// Multiplications of the layers per sample and evaluation below which integers save next to no
-/// time, so that quality is worth more than they are.
+/// Multiplications of the layers per sample and evaluation below which quality comes before time: a
+/// step then takes a few tenths of a millisecond at most (docs/quantization.md has figures).
 pub(super) const SMALL_WORK: i64 = 16_000_000;
 
 /// What the quantized layers of a small loop may cost, dB of mean PSNR on held-out samples.
