@@ -244,11 +244,7 @@ fn stages(g: &Graph, roles: &[InputRole], batch: Option<&str>) -> Vec<Stage> {
 
 /// Refuses a time step whose sizes depend on the batch in another way than one number per sample:
 /// its tables would not be rows for a batch of one.
-fn check_timestep(
-    g: &Graph,
-    roles: &[InputRole],
-    batch: Option<&str>,
-) -> Result<(), BindError> {
+fn check_timestep(g: &Graph, roles: &[InputRole], batch: Option<&str>) -> Result<(), BindError> {
     let times = g.inputs.iter().zip(roles).filter(|(_, r)| **r == InputRole::Timestep);
     for (&v, _) in times {
         if !batch_leads(g.ty(v), batch) {

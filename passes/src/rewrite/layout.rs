@@ -128,11 +128,7 @@ fn sink(g: &mut Graph, node: &Node) -> Result<Rewrite, OpError> {
     let rank = g.shape(old).len();
     let movable = node.outputs.len() == 1
         && rank >= 3
-        && node
-            .inputs
-            .iter()
-            .flatten()
-            .any(|&v| sinks(g, v) && g.shape(v).len() == rank);
+        && node.inputs.iter().flatten().any(|&v| sinks(g, v) && g.shape(v).len() == rank);
     let Some(op) = movable.then(|| permuted(&node.op, &to_last(rank))).flatten() else {
         return Ok(Rewrite::NoMatch);
     };
