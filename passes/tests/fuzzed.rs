@@ -5,6 +5,7 @@ mod onnx_build;
 use cqc_passes::bind::{BindError, bind};
 use cqc_passes::ir::parse;
 use cqc_passes::onnx::{ImportError, ImportOptions, import};
+use cqc_passes::rewrite;
 use cqc_proto::onnx::*;
 use cqc_proto::plan::InputRole;
 use onnx_build::{At, f32s, graph, i64s, int, model, node, value};
@@ -58,4 +59,17 @@ fn a_time_step_of_two_numbers_per_sample_is_refused() {
     let roles = [InputRole::Sample, InputRole::Timestep];
     let error = bind(&parse(text).unwrap(), &roles, Some("N"), &[999.0, 1.0]).unwrap_err();
     assert!(matches!(&error, BindError::Timestep { input, .. } if input == "t"), "{error}");
+}
+
+#[test]
+fn a_number_is_not_repeated_for_any_number_of_channels() {
+    let text = "graph(%x: f32[1,270582939648]) {
+      %two = const f32[] 2
+      %n = layer_norm(%x) eps=1e-5
+      %y = mul(%n, %two)
+      return %y
+    }";
+    let mut graph = parse(text).unwrap();
+    rewrite::run(&mut graph, rewrite::PIPELINE, |_, _| {}).unwrap();
+    assert!(graph.to_string().contains("mul("), "{graph}");
 }
