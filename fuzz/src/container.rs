@@ -9,11 +9,11 @@ const HEADER: usize = 64;
 const ENTRY: usize = 64;
 
 /// Reads an artifact and writes its plan as text.
-pub fn run(data: &[u8]) {
-    if let Ok(artifact) = cq::Artifact::read(Bytes::copy_from_slice(data)) {
-        crate::depth::read();
-        let _ = artifact.manifest.plan.to_string();
-    }
+pub fn run(data: &[u8]) -> bool {
+    let Ok(artifact) = cq::Artifact::read(Bytes::copy_from_slice(data)) else { return false };
+    crate::depth::read();
+    let _ = artifact.manifest.plan.to_string();
+    true
 }
 
 /// Artifacts of small graphs.

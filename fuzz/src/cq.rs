@@ -6,7 +6,7 @@ use bytes::Bytes;
 use cqc_passes::bind;
 use cqc_passes::cache::{self, Batch, CutSpec};
 use cqc_passes::ir::{Graph, parse};
-use cqc_passes::lower::lower;
+use cqc_passes::lower::{WeightSection, lower};
 use cqc_passes::quant::{self, AnnotateOptions, QuantSpec, QuantTables, round_products};
 use cqc_proto::cq::{self, Manifest, Quant, SourceModel};
 use cqc_proto::plan::{InputRole, Plan, PlanInput, PlanOutput};
@@ -18,19 +18,19 @@ use std::collections::BTreeMap;
 use std::io::Cursor;
 
 /// Opens an artifact, looks at all of it, and runs what it holds.
-pub fn run(data: &[u8]) {
-    let Ok(artifact) = Artifact::from_bytes(Bytes::copy_from_slice(data)) else { return };
+pub fn run(data: &[u8]) -> bool {
+    let Ok(artifact) = Artifact::from_bytes(Bytes::copy_from_slice(data)) else { return false };
     crate::depth::read();
     let manifest = artifact.manifest();
-    let seed = data.iter().fold(0u8, |sum, &b| sum.wrapping_mul(31).wrapping_add(b));
+    let seed = crate::hash(data);
     let _ = manifest.plan.to_string();
     let _ = (artifact.null_conditions(), artifact.compensation(), artifact.sample_shape());
     if !plan::is_small(&manifest.plan, 2) || manifest.steps > 64 {
-        return;
+        return true;
     }
     let batch = manifest.plan.fixed_batch.unwrap_or(1);
     if plan::evaluate(artifact.weights(), batch, seed).is_none() {
-        return;
+        return true;
     }
     crate::depth::evaluated();
     let _ = artifact.layer_executions();
@@ -43,6 +43,7 @@ pub fn run(data: &[u8]) {
     if let Ok(denoiser) = artifact.denoiser(&options) {
         let _ = sample(denoiser, seed);
     }
+    true
 }
 
 /// The first evaluations of a request.
@@ -64,10 +65,10 @@ fn sample(mut denoiser: Denoiser, seed: u8) -> Option<()> {
 /// Changes the manifest, the constants or the container; hashes mostly fit again.
 pub fn mutate(data: &[u8], random: &mut Random) -> Option<Vec<u8>> {
     let mut container = Container::read(data)?;
-    match random.below(16) {
+    match random.below(24) {
         0 => container.mutate(random),
-        1 => mutate_weights(&mut container, random),
-        2 => {
+        1 | 2 => mutate_weights(&mut container, random),
+        3 => {
             let manifest = container.section_mut("manifest")?;
             let mut json = crate::container::unpack(manifest)?;
             let at = random.below(json.len());
@@ -78,7 +79,7 @@ pub fn mutate(data: &[u8], random: &mut Random) -> Option<Vec<u8>> {
             let manifest = container.section_mut("manifest")?;
             let mut json: Value =
                 serde_json::from_slice(&crate::container::unpack(manifest)?).ok()?;
-            for _ in 0..=random.below(3) {
+            for _ in 0..=random.few() {
                 mutate_manifest(&mut json, random);
             }
             *manifest = crate::container::pack(&serde_json::to_vec(&json).ok()?);
@@ -90,11 +91,27 @@ pub fn mutate(data: &[u8], random: &mut Random) -> Option<Vec<u8>> {
 /// Texts that mean something in a manifest.
 #[rustfmt::skip]
 const WORDS: &[&str] = &[
-    "N", "2*N", "N+1", "step", "f32", "f16", "bf16", "i64", "i8", "u8", "bool", "channels_first", "channels_last",
-    "gelu_tanh", "silu", "relu", "max", "pow", "mean", "sum", "add", "sample", "timestep", "condition", "same",
-    "columns", "input", "constant", "table", "prelude", "prelude_steps", "cache", "none", "cached", "w8a8", "w4a8",
-    "ddim", "plms", "euler", "dpmpp-2m", "ddpm", "epsilon", "v_prediction", "reflect", "edge", "nearest", "linear",
-    "x", "t", "y", "null", "label", "times", "codes", "alias", "previous_of", "fixed_batch", "batch_symbol",
+    "N", "step", "f32", "i8", "channels_first", "relu", "pow", "sample", "same", "columns", "input", "constant",
+    "table", "cache", "none", "cached", "w8a8", "ddim", "x", "t", "y", "null", "label", "times", "codes", "alias",
+    "previous_of", "fixed_batch", "batch_symbol", "of", "offset", "bits", "prelude", "prelude_steps",
+];
+
+/// Texts that can stand for each other.
+#[rustfmt::skip]
+const ALIKE: &[&[&str]] = &[
+    &["f32", "f64", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "u16", "u32", "u64", "bool"],
+    &["N", "2*N", "N+1", "4*N", "M"],
+    &["channels_first", "channels_last"],
+    &["none", "silu", "relu", "gelu_tanh", "gelu_erf", "quick_gelu", "sigmoid", "tanh"],
+    &["add", "sub", "mul", "div", "pow", "max", "min", "mod", "and", "or", "xor", "equal", "less", "greater"],
+    &["neg", "abs", "exp", "log", "sqrt", "reciprocal", "round", "sin", "erf", "not", "is_nan", "silu", "sigmoid"],
+    &["mean", "sum", "max", "min", "prod", "l1", "l2", "sum_square", "log_sum", "log_sum_exp"],
+    &["sample", "timestep", "condition"],
+    &["constant", "reflect", "edge", "wrap"],
+    &["nearest", "linear", "cubic"],
+    &["ddim", "ddpm", "plms", "euler", "dpmpp-2m"],
+    &["epsilon", "sample", "v_prediction"],
+    &["leading", "trailing", "linspace", "quadratic"],
 ];
 
 /// Changes one place; mostly the plan's types then follow from its operators again.
@@ -105,7 +122,10 @@ fn mutate_manifest(json: &mut Value, random: &mut Random) {
         _ => "/plan",
     };
     if let Some(place) = json.pointer_mut(place) {
-        json::mutate(place, WORDS, random);
+        match random.below(8) {
+            0 => json::mutate(place, WORDS, random),
+            _ => json::mutate_alike(place, ALIKE, random),
+        }
     }
     if let Some(plan) = json.pointer_mut("/plan")
         && random.below(4) > 0
@@ -213,7 +233,8 @@ const GRAPHS: &[&str] = &[
     }",
 ];
 
-/// Artifacts of small graphs: plain ones, loops, cached loops, quantized ones.
+/// Artifacts of small graphs, plain ones, loops, cached loops, quantized ones, and of the models
+/// that the target `onnx` starts from.
 pub fn seeds() -> Vec<Vec<u8>> {
     let mut out = Vec::new();
     for text in GRAPHS {
@@ -225,6 +246,11 @@ pub fn seeds() -> Vec<Vec<u8>> {
                     out.push(seed(&graph, is_loop, cached, quantized));
                 }
             }
+        }
+    }
+    for model in crate::onnx::seeds() {
+        if let Some((plan, weights)) = crate::onnx::lowered(&model) {
+            out.push(artifact(plan, &weights, None));
         }
     }
     out
@@ -277,13 +303,13 @@ fn seed(graph: &Graph, is_loop: bool, cached: bool, quantized: Option<u8>) -> Ve
     let fixed = symbol.is_none().then_some(2);
     let lowered = lower(&bound, inputs, outputs.collect(), symbol, fixed, evaluations, is_loop)
         .expect("valid");
+    artifact(lowered.plan, &lowered.weights, quantized)
+}
+
+fn artifact(plan: Plan, weights: &WeightSection, quantized: Option<u8>) -> Vec<u8> {
     let sampler = SamplerConfig::from_diffusers_json("{}", Some(SamplerKind::Ddim));
-    let mut manifest = Manifest::new(
-        SourceModel::default(),
-        lowered.plan,
-        sampler.expect("an empty file is a sampler's"),
-        times.len(),
-    );
+    let sampler = sampler.expect("an empty file is a sampler's");
+    let mut manifest = Manifest::new(SourceModel::default(), plan, sampler, 3);
     if manifest.plan.cache.is_some() {
         manifest.schedule = cq::Schedule::Cached(cq::CachedSchedule {
             method: "uniform".into(),
@@ -298,7 +324,7 @@ fn seed(graph: &Graph, is_loop: bool, cached: bool, quantized: Option<u8>) -> Ve
         manifest.quant = Quant::W8a8(Default::default());
     }
     let parts: BTreeMap<u64, &Tensor> =
-        lowered.weights.parts.iter().map(|(offset, t)| (*offset, t)).collect();
+        weights.parts.iter().map(|(offset, t)| (*offset, t)).collect();
     let offsets: Vec<u64> = manifest.plan.constants.iter().map(|c| c.offset).collect();
     let mut out = Cursor::new(Vec::new());
     cq::encode(&mut out, &manifest, |i| Ok(parts[&offsets[i]].bytes().clone())).expect("valid");

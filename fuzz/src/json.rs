@@ -81,9 +81,48 @@ fn leaf(words: &[&str], random: &mut Random) -> Value {
     }
 }
 
+/// Changes one place by something of its kind: numbers stay whole or not, texts become others of
+/// their group in `alike`, lists get or lose what they hold.
+pub fn mutate_alike(json: &mut Value, alike: &[&[&str]], random: &mut Random) {
+    match json {
+        Value::Object(o) if !o.is_empty() => {
+            let at = random.below(o.len());
+            mutate_alike(o.values_mut().nth(at).expect("below the length"), alike, random);
+        }
+        Value::Array(a) if !a.is_empty() && !random.one_in(12) => {
+            let at = random.below(a.len());
+            mutate_alike(&mut a[at], alike, random);
+        }
+        Value::Array(a) if !a.is_empty() => edit_array(a, random),
+        Value::Number(n) => *json = near(n, random),
+        Value::Bool(b) => *b = !*b,
+        Value::String(s) => {
+            let groups: Vec<_> = alike.iter().filter(|group| group.contains(&&s[..])).collect();
+            if let Some(group) = groups.get(random.below(groups.len())) {
+                *s = group[random.below(group.len())].to_string();
+            }
+        }
+        Value::Null if random.one_in(4) => *json = Value::from(random.below(4)),
+        _ => {}
+    }
+}
+
+/// A number of the same kind, mostly near.
+fn near(n: &serde_json::Number, random: &mut Random) -> Value {
+    match (n.as_i64(), random.below(8)) {
+        (Some(n), 0) => Value::from(random.number(n)),
+        (Some(n), 1..=4) => Value::from(
+            random.below((n.unsigned_abs() as usize).saturating_mul(2).saturating_add(2)),
+        ),
+        (Some(n), 5) => Value::from(n.saturating_sub(1).max(0)),
+        (Some(n), _) => Value::from(n.saturating_add(1)),
+        (None, _) => Value::from(random.float(n.as_f64().unwrap_or(0.0))),
+    }
+}
+
 /// [`mutate`] on JSON text, a few times; `None` if it is no JSON.
 pub fn mutate_text(text: &[u8], words: &[&str], random: &mut Random) -> Option<Vec<u8>> {
     let mut json: Value = serde_json::from_slice(text).ok()?;
-    (0..=random.below(3)).for_each(|_| mutate(&mut json, words, random));
+    (0..=random.few()).for_each(|_| mutate(&mut json, words, random));
     serde_json::to_vec(&json).ok()
 }

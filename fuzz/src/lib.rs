@@ -17,6 +17,7 @@ pub mod text_ir;
 pub use depth::begun;
 pub use random::Random;
 
+use libfuzzer_sys::Corpus;
 use std::alloc::System;
 use std::path::Path;
 
@@ -37,6 +38,17 @@ pub fn write_seeds(seeds: fn() -> Vec<Vec<u8>>) {
         std::fs::write(directory.join(format!("seed-{i:03}")), seed).expect("seeds can be written");
     }
     std::process::exit(0);
+}
+
+/// Whether an input joins the corpus: what is refused leads to little but refusals, so that most of
+/// it does not.
+pub fn keep(data: &[u8], is_read: bool) -> Corpus {
+    if is_read || hash(data).is_multiple_of(16) { Corpus::Keep } else { Corpus::Reject }
+}
+
+/// A number that depends on all bytes.
+pub fn hash(data: &[u8]) -> u8 {
+    data.iter().fold(0u8, |sum, &b| sum.wrapping_mul(31).wrapping_add(b))
 }
 
 /// One mutation of `data[..size]` in place: mostly by `structured`, which may decline, else of bytes
@@ -60,15 +72,17 @@ pub fn mutate(
     libfuzzer_sys::fuzzer_mutate(data, size, max_size)
 }
 
-/// Defines a target from its module: `seeds`, `mutate` and `run`.
+/// Defines a target from its module: `seeds`, `mutate`, and `run`, which says whether it could read the
+/// input.
 #[macro_export]
 macro_rules! target {
     ($module:ident) => {
         libfuzzer_sys::fuzz_target!(
             init: $crate::write_seeds($crate::$module::seeds),
-            |data: &[u8]| {
+            |data: &[u8]| -> libfuzzer_sys::Corpus {
                 $crate::begun();
-                $crate::$module::run(data);
+                let is_read = $crate::$module::run(data);
+                $crate::keep(data, is_read)
             }
         );
 

@@ -5,15 +5,16 @@ use bytes::Bytes;
 use cachequant::io::{decode_npy, decode_npz};
 
 /// Reads an array and an archive.
-pub fn run(data: &[u8]) {
-    if let Ok(tensor) = decode_npy(Bytes::copy_from_slice(data)) {
+pub fn run(data: &[u8]) -> bool {
+    let array = decode_npy(Bytes::copy_from_slice(data)).ok();
+    let archive = decode_npz(data).ok();
+    let is_read = array.is_some() || archive.is_some();
+    if is_read {
         crate::depth::read();
-        let _ = tensor.to_f64_vec();
     }
-    if let Ok(arrays) = decode_npz(data) {
-        crate::depth::read();
-        arrays.iter().for_each(|(_, tensor)| drop(tensor.to_f64_vec()));
-    }
+    let arrays = archive.into_iter().flatten().map(|(_, tensor)| tensor);
+    array.into_iter().chain(arrays).for_each(|tensor| drop(tensor.to_f64_vec()));
+    is_read
 }
 
 const HEADERS: &[&str] = &[

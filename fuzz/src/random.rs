@@ -54,6 +54,11 @@ impl Random {
         self.below(n) == 0
     }
 
+    /// 0, seldom 1 or 2: most inputs that differ in much are refused at once.
+    pub fn few(&mut self) -> usize {
+        [0, 0, 0, 0, 0, 1, 1, 2][self.below(8)]
+    }
+
     /// One of a list that is not empty.
     pub fn pick<'a, T>(&mut self, list: &'a [T]) -> &'a T {
         &list[self.below(list.len())]

@@ -5,18 +5,23 @@ use cqc_proto::sampler::{SamplerConfig, SamplerKind};
 use cqc_runtime::sampler::Sampler;
 
 /// Reads a configuration, as of its own kind and as of every other, and makes the sampler.
-pub fn run(data: &[u8]) {
-    let Ok(text) = std::str::from_utf8(data) else { return };
+pub fn run(data: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(data) else { return false };
+    let mut is_read = false;
     use SamplerKind::{Ddim, Ddpm, DpmPp2m, Euler, Plms};
     for kind in [None, Some(Ddim), Some(Ddpm), Some(Plms), Some(Euler), Some(DpmPp2m)] {
         let Ok(config) = SamplerConfig::from_diffusers_json(text, kind) else { continue };
-        crate::depth::read();
+        is_read = true;
         for steps in [1, 2, 7] {
             let Ok(sampler) = Sampler::new(&config, steps) else { continue };
             let finite = sampler.evaluations().iter().all(|e| e.timestep.is_finite());
             assert!(finite, "time steps are numbers");
         }
     }
+    if is_read {
+        crate::depth::read();
+    }
+    is_read
 }
 
 /// One file of every class, with the keys that it reads.

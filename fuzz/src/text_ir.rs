@@ -5,9 +5,9 @@ use cqc_passes::ir::{parse, verify};
 use cqc_passes::rewrite;
 
 /// Reads a graph, writes it, reads it back, and runs the passes over it.
-pub fn run(data: &[u8]) {
-    let Ok(text) = std::str::from_utf8(data) else { return };
-    let Ok(mut graph) = parse(text) else { return };
+pub fn run(data: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(data) else { return false };
+    let Ok(mut graph) = parse(text) else { return false };
     crate::depth::read();
     verify(&graph).expect("a graph that was read is valid");
     let written = graph.to_string();
@@ -17,6 +17,7 @@ pub fn run(data: &[u8]) {
         assert_eq!(read.to_string(), written);
     }
     rewrite::run(&mut graph, rewrite::PIPELINE, |_, _| {}).expect("passes keep graphs valid");
+    true
 }
 
 /// The graphs of the passes' tests.
@@ -53,7 +54,7 @@ const WORDS: &[&str] = &[
 pub fn mutate(data: &[u8], random: &mut Random) -> Option<Vec<u8>> {
     let text = std::str::from_utf8(data).ok()?;
     let mut lines: Vec<String> = text.lines().map(str::to_string).collect();
-    for _ in 0..=random.below(3) {
+    for _ in 0..=random.few() {
         let at = random.below(lines.len());
         match random.below(8) {
             0 if lines.len() > 1 => drop(lines.remove(at)),

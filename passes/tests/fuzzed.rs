@@ -5,6 +5,7 @@ mod onnx_build;
 use cqc_passes::bind::{BindError, bind};
 use cqc_passes::ir::parse;
 use cqc_passes::onnx::{ImportError, ImportOptions, import};
+use cqc_passes::rewrite;
 use cqc_proto::onnx::*;
 use cqc_proto::plan::InputRole;
 use onnx_build::{At, f32s, graph, i64s, int, model, node, value};
@@ -58,4 +59,33 @@ fn a_time_step_of_two_numbers_per_sample_is_refused() {
     let roles = [InputRole::Sample, InputRole::Timestep];
     let error = bind(&parse(text).unwrap(), &roles, Some("N"), &[999.0, 1.0]).unwrap_err();
     assert!(matches!(&error, BindError::Timestep { input, .. } if input == "t"), "{error}");
+}
+
+#[test]
+fn a_number_is_not_repeated_for_any_number_of_channels() {
+    let text = "graph(%x: f32[1,270582939648]) {
+      %two = const f32[] 2
+      %n = layer_norm(%x) eps=1e-5
+      %y = mul(%n, %two)
+      return %y
+    }";
+    let mut graph = parse(text).unwrap();
+    rewrite::run(&mut graph, rewrite::PIPELINE, |_, _| {}).unwrap();
+    assert!(graph.to_string().contains("mul("), "{graph}");
+}
+
+/// Every one of them is small enough to be folded, and all together would take 16 GiB.
+#[test]
+fn folding_many_constants_stays_within_a_budget() {
+    let mut text = String::from("graph(%x: f32[1]) {\n  %c0 = const f32[262144] 1\n");
+    (0..16384).for_each(|i| text += &format!("  %c{} = add(%c0, %c{i})\n", i + 1));
+    let sums = (1..=16384).map(|i| format!("%c{i}")).collect::<Vec<_>>().join(", ");
+    text += &format!("  return {sums}\n}}");
+    let mut graph = parse(&text).unwrap();
+    let fold = rewrite::PIPELINE.iter().find(|p| p.name == "fold-constants").unwrap();
+    let report = rewrite::run(&mut graph, &[*fold], |_, _| {}).unwrap();
+    // 1 GiB and 16 times the one constant, three of 1 MiB each
+    let folded = report.replaced[0].1;
+    assert!((300..=400).contains(&folded), "{folded} folded");
+    assert!(report.refusals.iter().any(|r| r.reason.contains("too much memory")));
 }

@@ -1,8 +1,9 @@
 //! Artifacts as embedders use them: opened, sampled from, stepped through, shared between threads.
 
-use cqc_proto::Tensor;
+use cqc_proto::plan::ProgramKind;
+use cqc_proto::{DType, Tensor};
 use cqc_runtime::denoise::{DenoiseError, Denoiser, Request, Trajectory};
-use cqc_runtime::engine::EngineOptions;
+use cqc_runtime::engine::{Engine, EngineError, EngineOptions};
 use cqc_runtime::noise::Noise;
 use cqc_runtime::sampler::State;
 use cqc_runtime::{Artifact, DenoiserOptions, Device};
@@ -175,4 +176,34 @@ fn parts_and_given_noise_are_the_whole() {
     let shape = [&[2], denoiser.sample_shape()].concat();
     let noise = Some(Tensor::from_f32(&shape, &noise));
     assert!(sample(&mut denoiser, &Request { noise, ..request(99) }) == whole);
+}
+
+/// Tables have scales for the evaluations that the schedule runs a program at; at any other the
+/// program may find a scale of 0, which codes do not have.
+#[test]
+fn a_full_step_at_a_cached_evaluation_runs_or_is_refused() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/artifacts");
+    let mut refused = 0;
+    for version in 1..=5 {
+        let artifact = Artifact::open(format!("{folder}/v{version}.cq").as_ref()).unwrap();
+        let plan = artifact.weights().plan();
+        let options = EngineOptions { batch: 1, threads: 1, ..EngineOptions::default() };
+        let mut engine = Engine::open(artifact.weights(), &options).unwrap();
+        let inputs = plan.inputs.iter().enumerate().map(|(i, input)| {
+            let dtype = if input.ty.dtype.is_float() { DType::F32 } else { input.ty.dtype };
+            (input.name.clone(), Tensor::zeros(dtype, engine.input_shape(i)).unwrap())
+        });
+        let inputs = inputs.collect();
+        let timesteps: Vec<f64> = (0..plan.evaluations).rev().map(|t| t as f64).collect();
+        for e in 0..plan.evaluations {
+            match engine.run_at(e, &timesteps, &inputs) {
+                Ok(_) => {}
+                Err(EngineError::Codes { .. }) if plan.program_at(e) == ProgramKind::Cached => {
+                    refused += 1;
+                }
+                Err(other) => panic!("v{version}, evaluation {e}: {other}"),
+            }
+        }
+    }
+    assert!(refused > 0, "no artifact has such a row");
 }

@@ -3,8 +3,9 @@
 mod common;
 
 use common::{Build, f32s, noise, tensor};
-use cqc_proto::op::{BinaryKind, Op};
-use cqc_proto::plan::{Cache, CacheSlot, InputRole, ProgramKind, Source};
+use cqc_proto::op::{Act, BinaryKind, Op};
+use cqc_proto::plan::{Cache, CacheSlot, InputRole, ProgramKind, Source, WeightCodes};
+use cqc_proto::{DType, Tensor};
 use cqc_runtime::engine::{Engine, EngineError, EngineOptions, Weights};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -160,4 +161,39 @@ fn plans_whose_cache_does_not_fit_are_refused() {
     b.plan.full.values[0].source = Source::Cache(0);
     let error = Weights::new(b.plan.clone(), b.bytes()).unwrap_err().to_string();
     assert!(error.contains("only `cached` reads the cache"), "{error}");
+}
+
+/// A slot may store what integer products read: it is stored as what it stands for, not as codes.
+#[test]
+fn a_slot_can_store_a_rounded_activation() {
+    let mut b = Build::new(2);
+    let input = b.model_input("sample", InputRole::Sample, f32s("N,2,16"));
+    let [scale, zero] = [0.125, 64.0].map(|x| b.constant(Full, &Tensor::from_f32(&[1], &[x])));
+    let of_codes = b.store(&Tensor::from_f32(&[16, 1], &[0.01; 16]));
+    let codes: Vec<u8> = (0..=255).collect();
+    let weight = b.store(&Tensor::new(DType::I8, vec![16, 16], codes).unwrap());
+    let how = WeightCodes { bits: 8, scale: of_codes, output_axis: 1, segments: vec![] };
+    let constant = &mut b.plan.constants[weight];
+    (constant.ty, constant.codes) = (f32s("16,16"), Some(how));
+    let w = b.value(Full, f32s("16,16"), Source::Constant(weight));
+    let x = b.input(Full, input);
+    let rounded = b.full(Op::FakeQuant { bits: 8, segments: vec![] }, &[x, scale, zero]);
+    let act = Act::None;
+    let out = b.full(Op::Linear { act }, &[rounded, w]);
+    b.output("out", out);
+    let slots = vec![CacheSlot { name: "x".into(), value: rounded, previous_of: None }];
+    b.plan.cache = Some(Cache { slots, cached: Default::default(), full_evaluations: vec![0] });
+    let w = b.value(Cached, f32s("16,16"), Source::Constant(weight));
+    let stored = b.value(Cached, f32s("N,2,16"), Source::Cache(0));
+    let out = b.step(Cached, Op::Linear { act }, &[Some(stored), Some(w)]);
+    b.program(Cached).results = vec![out];
+
+    let weights = Weights::new(b.plan.clone(), b.bytes()).unwrap();
+    let mut engine = open(&weights, 1);
+    let mut request = engine.begin(&BTreeMap::new(), &[0.9, 0.1]).unwrap();
+    let (mut full, mut cached) = ([0.0; 32], [0.0; 32]);
+    engine.evaluate(&mut request, 0, &noise(32, 1), &mut full).unwrap();
+    engine.evaluate(&mut request, 1, &noise(32, 2), &mut cached).unwrap();
+    assert_eq!(full, cached, "both read the first sample, rounded");
+    assert!(full.iter().any(|x| *x != 0.0));
 }

@@ -12,11 +12,11 @@ use bytes::Bytes;
 use cqc_passes::bind::{self, Bound};
 use cqc_passes::cache::{self, Batch, CutSpec};
 use cqc_passes::ir::{Graph, ValueId, verify};
-use cqc_passes::lower::{Lowering, lower};
+use cqc_passes::lower::{Lowering, WeightSection, lower};
 use cqc_passes::onnx::limits::Budget;
 use cqc_passes::onnx::{ImportOptions, import_bytes};
 use cqc_passes::rewrite;
-use cqc_proto::plan::{InputRole, PlanInput, PlanOutput, validate};
+use cqc_proto::plan::{InputRole, Plan, PlanInput, PlanOutput, validate};
 use cqc_runtime::engine::Weights;
 
 /// Most bytes of weights that are evaluated.
@@ -24,32 +24,52 @@ const MAX_WEIGHTS: u64 = 8 << 20;
 
 /// Runs the compiler on a model and one evaluation of what comes out. Whatever the model is, the
 /// graph is valid after import and after every pass, and lowers to a valid plan.
-pub fn run(data: &[u8]) {
+pub fn run(data: &[u8]) -> bool {
     let budget = Budget { fold_bytes: 4 << 20, fold_macs: 1 << 20, unrolled: 64 };
     let options = ImportOptions { budget, ..ImportOptions::default() };
-    let Ok(imported) = import_bytes(Bytes::copy_from_slice(data), &options) else { return };
+    let Ok(imported) = import_bytes(Bytes::copy_from_slice(data), &options) else { return false };
     crate::depth::read();
     let mut graph = imported.graph;
     verify(&graph).expect("an imported graph is valid");
     let inputs = inputs(&graph);
-    let outputs: Vec<PlanOutput> = graph
-        .outputs
-        .iter()
-        .map(|(name, v)| PlanOutput { name: name.clone(), ty: graph.ty(*v).clone(), value: 0 })
-        .collect();
+    let outputs = outputs(&graph);
     rewrite::run(&mut graph, rewrite::PIPELINE, |_, _| {}).expect("passes keep graphs valid");
 
-    let seed = data.iter().fold(0u8, |sum, &b| sum.wrapping_mul(31).wrapping_add(b));
+    let seed = crate::hash(data);
     let program = Program::new(&graph, inputs, outputs);
     if program.run(bind::unbound(&graph), 0, seed).is_some() {
         crate::depth::evaluated();
     }
-    if let Some((bound, evaluations)) = program.bind_loop(&graph) {
+    // the loop takes twice the time of all the rest
+    if seed.is_multiple_of(4)
+        && let Some((bound, evaluations)) = program.bind_loop(&graph)
+    {
         if let Some(cached) = program.cut(&bound, evaluations) {
             program.run(cached, evaluations, seed);
         }
         program.run(bound, evaluations, seed);
     }
+    true
+}
+
+/// The plan of one evaluation of a model, and its constants.
+pub fn lowered(model: &[u8]) -> Option<(Plan, WeightSection)> {
+    let imported = import_bytes(Bytes::copy_from_slice(model), &ImportOptions::default()).ok()?;
+    let mut graph = imported.graph;
+    let (inputs, outputs) = (inputs(&graph), outputs(&graph));
+    rewrite::run(&mut graph, rewrite::PIPELINE, |_, _| {}).ok()?;
+    let program = Program::new(&graph, inputs, outputs);
+    let lowered = program.lower(&bind::unbound(&graph), 0, false)?;
+    Some((lowered.plan, lowered.weights))
+}
+
+fn outputs(graph: &Graph) -> Vec<PlanOutput> {
+    let output = |(name, v): &(String, ValueId)| PlanOutput {
+        name: name.clone(),
+        ty: graph.ty(*v).clone(),
+        value: 0,
+    };
+    graph.outputs.iter().map(output).collect()
 }
 
 /// What an input means: the first float of two or more axes is the sample, the first other of at
@@ -101,7 +121,12 @@ impl Program {
     fn bind_loop(&self, graph: &Graph) -> Option<(Bound, usize)> {
         let roles = self.roles();
         let is_loop = [InputRole::Sample, InputRole::Timestep].iter().all(|r| roles.contains(r));
-        if !is_loop {
+        // a table of a huge time step takes the memory that it takes
+        let small = self.inputs.iter().filter(|i| i.role == InputRole::Timestep).all(|i| {
+            let known = i.ty.shape.iter().map(|d| d.as_const().unwrap_or(1));
+            known.fold(1i64, i64::saturating_mul) <= 1 << 16
+        });
+        if !is_loop || !small {
             return None;
         }
         let times = [999.0, 500.0, 0.0];
@@ -127,24 +152,29 @@ impl Program {
         Some(cache::assemble(bound, &split, &full, None).expect("a split step assembles").0)
     }
 
-    /// Lowers to a plan and runs it once.
-    fn run(&self, bound: Bound, evaluations: usize, seed: u8) -> Option<()> {
+    /// A valid plan of little weight.
+    fn lower(&self, bound: &Bound, evaluations: usize, any_steps: bool) -> Option<Lowering> {
         for part in [&bound.full, &bound.prelude, &bound.prelude_steps, &bound.times] {
             verify(&part.graph).expect("a part is valid");
         }
         let lowered = lower(
-            &bound,
+            bound,
             self.inputs.clone(),
             self.outputs.clone(),
             self.batch_symbol.as_deref(),
             self.fixed_batch,
             evaluations,
-            seed.is_multiple_of(2),
+            any_steps,
         );
-        let Lowering { plan, weights, .. } = lowered.expect("a valid graph lowers");
-        if weights.len > MAX_WEIGHTS || validate(&plan, weights.len).is_err() {
-            return None;
-        }
+        let lowered = lowered.expect("a valid graph lowers");
+        let small = lowered.weights.len <= MAX_WEIGHTS;
+        (small && validate(&lowered.plan, lowered.weights.len).is_ok()).then_some(lowered)
+    }
+
+    /// Lowers to a plan and runs it once.
+    fn run(&self, bound: Bound, evaluations: usize, seed: u8) -> Option<()> {
+        let Lowering { plan, weights, .. } =
+            self.lower(&bound, evaluations, (seed / 4).is_multiple_of(2))?;
         let mut bytes = vec![0; weights.len as usize];
         for (offset, tensor) in &weights.parts {
             bytes[*offset as usize..][..tensor.bytes().len()].copy_from_slice(tensor.bytes());

@@ -6,10 +6,10 @@ use cqc_proto::onnx::*;
 use prost::Message;
 use std::sync::OnceLock;
 
-/// Changes one to four places; `None` if `data` is no model.
+/// Changes one to three places, mostly one; `None` if `data` is no model.
 pub fn mutate(data: &[u8], random: &mut Random) -> Option<Vec<u8>> {
     let mut model = ModelProto::decode(data).ok()?;
-    for _ in 0..=random.below(4) {
+    for _ in 0..=random.few() {
         if random.one_in(30) {
             mutate_model(&mut model, random);
         } else {

@@ -20,7 +20,7 @@ const MAX_MACS: i64 = 1 << 26;
 /// A result this large (bytes) must not exceed its operands.
 const FREE_GROWTH: usize = 1 << 20;
 
-fn fold_constants(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpError> {
+fn fold_constants(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrite, OpError> {
     let node = g.get(id);
     let tensors: Option<Vec<_>> =
         node.inputs.iter().map(|v| v.map_or(Some(None), |v| g.tensor(v).map(Some))).collect();
@@ -44,9 +44,15 @@ fn fold_constants(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpE
     let types: Vec<_> = tensors.iter().map(|t| t.map(|t| t.value_type())).collect();
     let types: Vec<_> = types.iter().map(Option::as_ref).collect();
     let outputs: Vec<_> = node.outputs.iter().map(|&v| g.ty(v).clone()).collect();
-    match work(&node.op, &types, &outputs) {
-        Some(macs) if macs <= MAX_MACS => {}
+    let macs = match work(&node.op, &types, &outputs) {
+        Some(macs) if macs <= MAX_MACS => macs,
         _ => return Ok(Rewrite::refused("it takes too long to evaluate")),
+    };
+    // each may be small, and there may be many
+    if !context.spend((read as u64).saturating_add(written as u64), macs) {
+        return Ok(Rewrite::refused(
+            "the model's constants take too much memory or time to compute",
+        ));
     }
     let results = match reference::eval(&node.op, &tensors) {
         Ok(results) => results,

@@ -140,6 +140,10 @@ pub fn is_channel_vector(shape: &[Dim], rank: usize, axis: usize, channels: &Dim
             .all(|(i, d)| if shape.len() - 1 - i == from_back { d == channels } else { d.is(1) })
 }
 
+/// One number is repeated for at most so many channels: a model can name any size, and none that is
+/// a network has as many.
+const MAX_REPEATED: usize = 1 << 20;
+
 /// A constant channel vector (see [`is_channel_vector`]) as a constant of shape [C].
 pub fn channel_constant(
     g: &mut Graph,
@@ -155,6 +159,9 @@ pub fn channel_constant(
     }
     // one number stands for all channels
     let data = if tensor.len() == 1 && count != 1 {
+        if count > MAX_REPEATED {
+            return None;
+        }
         cqc_proto::Tensor::from_f32(&[count], &vec![*tensor.as_f32()?.first()?; count])
     } else if is_channel_vector(g.shape(v), rank, axis, channels) {
         tensor.reshaped(vec![count]).expect("a channel vector has an element per channel")

@@ -24,7 +24,9 @@ mod upsample_conv;
 mod widen_floats;
 
 use crate::ir::{Graph, NodeId, ValueId, VerifyError, verify};
+use crate::onnx::limits::{FOLD_BUDGET, MACS_BUDGET};
 use cqc_proto::op::OpError;
+use std::cell::Cell;
 use std::collections::HashMap;
 
 /// What a rule says about one node.
@@ -51,11 +53,43 @@ impl Rewrite {
 }
 
 /// What a rule may look at besides the graph.
-pub struct Context {
+pub struct Context<'a> {
     readers: Vec<usize>,
+    folding: &'a Cell<Folding>,
 }
 
-impl Context {
+/// What folding constants may still take in one run of the passes.
+#[derive(Clone, Copy)]
+struct Folding {
+    bytes: u64,
+    macs: i64,
+}
+
+impl Folding {
+    /// Bytes that folding may read and make per byte of the constants that there are: every weight
+    /// may be widened, transposed and scaled. What it may take beyond that is as in import.
+    const SHARE: u64 = 16;
+
+    fn of(graph: &Graph) -> Folding {
+        let constants = graph.values().filter_map(|(v, _)| graph.tensor(v));
+        let bytes: u64 = constants.map(|t| t.bytes().len() as u64).sum();
+        let bytes = bytes.saturating_mul(Folding::SHARE).saturating_add(FOLD_BUDGET as u64);
+        Folding { bytes, macs: MACS_BUDGET }
+    }
+}
+
+impl Context<'_> {
+    /// Takes bytes and multiply-accumulates of the budget for folding constants; false if it does
+    /// not hold as many.
+    pub fn spend(&self, bytes: u64, macs: i64) -> bool {
+        let left = self.folding.get();
+        let enough = bytes <= left.bytes && macs <= left.macs;
+        if enough {
+            self.folding.set(Folding { bytes: left.bytes - bytes, macs: left.macs - macs });
+        }
+        enough
+    }
+
     /// How many operands and outputs read the value.
     pub fn readers(&self, v: ValueId) -> usize {
         self.readers.get(v.0 as usize).copied().unwrap_or(0)
@@ -214,9 +248,10 @@ fn run_with(
     mut after: impl FnMut(&Pass, &Graph),
 ) -> Result<RewriteReport, PassError> {
     let mut report = RewriteReport::default();
+    let folding = Cell::new(Folding::of(graph));
     for pass in passes {
         let count = match pass.kind {
-            Kind::Rule(rule) => apply(graph, pass, rule, &mut report)?,
+            Kind::Rule(rule) => apply(graph, pass, rule, &folding, &mut report)?,
             Kind::Whole(run) => {
                 run(graph);
                 tidy(graph, pass)?;
@@ -240,6 +275,7 @@ fn apply(
     graph: &mut Graph,
     pass: &Pass,
     rule: Rule,
+    folding: &Cell<Folding>,
     report: &mut RewriteReport,
 ) -> Result<usize, PassError> {
     let (refusals, failures) = (report.refusals.len(), report.failures.len());
@@ -248,7 +284,7 @@ fn apply(
         // those of the last round are the ones that still hold
         report.refusals.truncate(refusals);
         report.failures.truncate(failures);
-        let replaced = round(graph, pass, rule, report);
+        let replaced = round(graph, pass, rule, folding, report);
         tidy(graph, pass)?;
         last = replaced.last().cloned();
         total += replaced.len();
@@ -262,9 +298,15 @@ fn apply(
 }
 
 /// Offers every live node to the rule; the names of those that it replaced.
-fn round(graph: &mut Graph, pass: &Pass, rule: Rule, report: &mut RewriteReport) -> Vec<String> {
+fn round(
+    graph: &mut Graph,
+    pass: &Pass,
+    rule: Rule,
+    folding: &Cell<Folding>,
+    report: &mut RewriteReport,
+) -> Vec<String> {
     let mut replaced = Vec::new();
-    let mut context = Context { readers: graph.reader_counts() };
+    let mut context = Context { readers: graph.reader_counts(), folding };
     for i in 0..graph.node_count() {
         let id = NodeId(i as u32);
         if graph.get(id).outputs.iter().all(|&v| context.readers(v) == 0) {

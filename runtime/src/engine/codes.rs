@@ -60,7 +60,7 @@ pub(crate) fn choose_storage(
             aliased[*of] = true;
         }
     }
-    let lasting: HashSet<usize> = keep.iter().chain(&program.results).copied().collect();
+    let lasting: HashSet<usize> = keep.iter().copied().collect();
     let mut roundings = Roundings { weights, kind, known: HashMap::new() };
     for step in &program.steps {
         let v = step.outputs[0];

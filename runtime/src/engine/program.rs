@@ -148,6 +148,7 @@ impl Draft {
         let program = weights.plan().program(kind);
         let mut values = resolve(kind, program, bindings)?;
         let uses = Uses::new(program, &values);
+        let kept = kept(weights, kind, options.keep);
         if !options.elsewhere {
             let isa = weights.isa();
             let products = |taps: usize, segments: &[usize]| isa.multiplies_codes(taps, segments);
@@ -158,7 +159,7 @@ impl Draft {
                 codes: options.low_precision.then_some((isa.code_type(), kernels)),
                 bf16: options.bf16.then_some(&multiplies_bf16 as _),
             };
-            codes::choose_storage(weights, kind, &mut values, &uses, options.keep, storage);
+            codes::choose_storage(weights, kind, &mut values, &uses, &kept, storage);
         }
         let limit = options.max_memory;
         if let Some(needed) = values.iter().map(Value::bytes).find(|&bytes| bytes > limit) {
@@ -167,7 +168,6 @@ impl Draft {
         if options.elsewhere {
             return Ok(Draft::of_values(kind, values, program.steps.len()));
         }
-        let kept = kept(weights, kind, options.keep);
         let fuses = options.low_precision;
         let pairs =
             if fuses { pairs::find(program, &values, &uses, &kept) } else { HashMap::new() };

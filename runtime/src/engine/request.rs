@@ -238,6 +238,9 @@ impl Engine {
         e: usize,
         watch: Option<&mut Watch>,
     ) -> Result<(), EngineError> {
+        if self.plan().evaluations > 0 && self.plan().program_at(e) != kind {
+            self.check_scales(kind, e)?;
+        }
         request.last = Some((kind, e));
         self.run_program(kind, e, &request.memory, watch)?;
         if let (ProgramKind::Full, Some(cache)) = (kind, &self.weights.plan().cache) {

@@ -5,9 +5,9 @@ use super::execute::read_tensor;
 use super::program::{Location, PreparedProgram};
 use super::{Engine, EngineError, codes};
 use bytes::Bytes;
-use cqc_kernels::arena::{Arena, bytes_of};
-use cqc_proto::Tensor;
+use cqc_kernels::arena::{Arena, bytes_of, cast};
 use cqc_proto::plan::{ProgramKind, Source};
+use cqc_proto::{DType, Tensor};
 
 /// Called before and after every step of an evaluation.
 pub type Watch<'a> = dyn FnMut(&Watched) + 'a;
@@ -52,6 +52,26 @@ impl Watched<'_> {
 }
 
 impl Engine {
+    /// Refuses an evaluation by a program that the schedule does not run there, if its row of a
+    /// table scales codes by 0: tables are only looked at where the schedule needs them.
+    pub(super) fn check_scales(&self, kind: ProgramKind, e: usize) -> Result<(), EngineError> {
+        let program = &self.programs[kind as usize];
+        for (value, location) in program.values.iter().zip(&program.locations) {
+            let (Source::Table(constant), Location::Table { bytes, row }) =
+                (value.source, location)
+            else {
+                continue;
+            };
+            let is_passed = value.dtype == DType::F32
+                && cast::<f32>(&bytes[e * *row..][..*row]).iter().any(|&s| !codes::is_scale(s));
+            if is_passed && codes::scales_codes(program, constant) {
+                let constant = self.plan().constants[constant].name.clone();
+                return Err(EngineError::Codes { constant });
+            }
+        }
+        Ok(())
+    }
+
     /// Overwrites one row of a table in this engine: what steps read at evaluation `e`. The weights
     /// it was opened from stay as they are, and so does what preludes have computed.
     ///
