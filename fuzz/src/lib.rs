@@ -17,13 +17,19 @@ pub mod text_ir;
 pub use depth::begun;
 pub use random::Random;
 
+use cpu_time::ThreadTime;
 use libfuzzer_sys::Corpus;
 use std::alloc::System;
 use std::path::Path;
+use std::time::Duration;
 
 /// Most memory that Rust code holds at once, in bytes: libFuzzer's own corpus and tables are not
 /// counted. An allocation beyond it aborts, which libFuzzer reports as a crash.
 pub const MEMORY: usize = 256 << 20;
+
+/// Most CPU time that one input takes. libFuzzer's own limit is wall time, which says nothing on a
+/// machine that does other work.
+pub const TIME: Duration = Duration::from_secs(1);
 
 #[global_allocator]
 static ALLOCATOR: cap::Cap<System> = cap::Cap::new(System, MEMORY);
@@ -40,9 +46,18 @@ pub fn write_seeds(seeds: fn() -> Vec<Vec<u8>>) {
     std::process::exit(0);
 }
 
+/// Runs one input, and panics where it took more than [`TIME`].
+pub fn run_bounded(data: &[u8], run: fn(&[u8]) -> bool) -> Corpus {
+    let start = ThreadTime::now();
+    let is_read = run(data);
+    let taken = start.elapsed();
+    assert!(taken <= TIME, "the input took {taken:?} of CPU time, more than {TIME:?}");
+    keep(data, is_read)
+}
+
 /// Whether an input joins the corpus: what is refused leads to little but refusals, so that most of
 /// it does not.
-pub fn keep(data: &[u8], is_read: bool) -> Corpus {
+fn keep(data: &[u8], is_read: bool) -> Corpus {
     if is_read || hash(data).is_multiple_of(16) { Corpus::Keep } else { Corpus::Reject }
 }
 
@@ -81,8 +96,7 @@ macro_rules! target {
             init: $crate::write_seeds($crate::$module::seeds),
             |data: &[u8]| -> libfuzzer_sys::Corpus {
                 $crate::begun();
-                let is_read = $crate::$module::run(data);
-                $crate::keep(data, is_read)
+                $crate::run_bounded(data, $crate::$module::run)
             }
         );
 
