@@ -23,7 +23,7 @@ use std::path::PathBuf;
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  \
     cqc compile unet.onnx -o unet.cq\n  \
-    cqc compile unet.onnx --sampler dpmpp-2m --steps 20 -o unet.cq\n  \
+    cqc compile unet.onnx --sampler dpm-multistep --steps 20 -o unet.cq\n  \
     cqc compile unet.onnx --scheduler-config scheduler_config.json -o unet.cq\n  \
     cqc compile dit.onnx --guidance 2.0 --null-label 8 -o dit.cq\n  \
     cqc compile unet.onnx --interval 10 --cut shallow -o unet.cq\n  \

@@ -109,7 +109,7 @@ const ALIKE: &[&[&str]] = &[
     &["sample", "timestep", "condition"],
     &["constant", "reflect", "edge", "wrap"],
     &["nearest", "linear", "cubic"],
-    &["ddim", "ddpm", "plms", "euler", "dpmpp-2m"],
+    &["ddim", "ddpm", "plms", "euler", "dpm-multistep"],
     &["epsilon", "sample", "v_prediction"],
     &["leading", "trailing", "linspace", "quadratic"],
 ];

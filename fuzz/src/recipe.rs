@@ -37,7 +37,7 @@ const WORDS: &[&str] = &[
     "threads", "cache-fit", "labels", "budget", "target-psnr", "float-work", "share-ranges", "variance-compensation",
     "calib-select", "reconstruct", "split-inputs", "refit-cache", "work-dir", "cost=0.3", "cfg", "auto", "uniform",
     "quadratic", "dps", "dps-output", "w8a8", "w4a8", "bf16", "none", "all", "cache", "ddim", "ddpm", "plms", "euler",
-    "dpmpp-2m", "sm_80", "sm_90a", "nearest", "second-order", "teacher-forced", "sequential", "deep", "shallow", "90%",
+    "dpm-multistep", "sm_80", "sm_90a", "nearest", "second-order", "teacher-forced", "sequential", "deep", "shallow", "90%",
     "0.5", "file.npy", "0,5,10", "tdac", "spectral", "kmeans", "first", "label:1",
 ];
 

@@ -8,8 +8,7 @@ use cqc_runtime::sampler::Sampler;
 pub fn run(data: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(data) else { return false };
     let mut is_read = false;
-    use SamplerKind::{Ddim, Ddpm, DpmPp2m, Euler, Plms};
-    for kind in [None, Some(Ddim), Some(Ddpm), Some(Plms), Some(Euler), Some(DpmPp2m)] {
+    for kind in [None].into_iter().chain(SamplerKind::ALL.iter().copied().map(Some)) {
         let Ok(config) = SamplerConfig::from_diffusers_json(text, kind) else { continue };
         is_read = true;
         for steps in [1, 2, 7] {

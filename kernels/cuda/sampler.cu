@@ -3,99 +3,43 @@
 // The same operations in the same order as on the CPU, each rounded by itself, so that a trajectory is the same wherever it is moved.
 #include "operands.cuh"
 
-enum { kDdim, kDdpm, kPlms, kEuler, kDpmPp };
-enum { kEpsilon, kVelocity, kImage };
-// What a step of DDPM adds: nothing, noise times a constant, times the root of the network's second half, or times what that chooses.
-enum { kNoNoise, kFixed, kVariance, kRange };
+enum { kX, kOut, kNoise, kTemp, kKept };
+enum { kCombine, kClip, kVariance, kRange };  // what an operation is, or does to its sum
+constexpr int kTerms = 8, kTemps = 12;
 
-// Row of the table of an evaluation; what a, b, c and d are differs from rule to rule, as does `kind`.
-struct Constants {
-  float next_scale;  // what the network sees of the new sample
-  float signal, noise, a, b, c, d, kind;
+// An operation of a row (runtime/src/sampler/table.rs): to = (sum of factor * register / divisor) * factor / divisor.
+struct Term {
+  float kind, number, factor, divisor;
+};
+struct Op {
+  float what, to_kind, to_number, terms, factor, divisor, low, high;
+  Term term[kTerms];
 };
 
 struct SamplerArgs {
   const State* state;
   Operand x, output, constants, fresh, guidance, kept, input, scale, shift;  // x, kept and input in f32
   int samples, length, width, columns;  // elements of a sample, and of its output, which lie in rows of `columns`
-  int rule, prediction, channels, copies;
-  float clip;
-  int unused;
+  int ops, learned, channels, copies;   // operations of every row; whether the output has a second half
 };
-static_assert(sizeof(SamplerArgs) == 336, "as in args.rs");
+static_assert(sizeof(SamplerArgs) == 328, "as in args.rs");
 
 CQ_FN float clamped(float x, float limit) { return x < -limit ? -limit : x > limit ? limit : x; }
 
-// The image that the network's output at x stands for, and the noise.
-CQ_FN float image_of(const Constants& s, int prediction, float x, float out) {
-  switch (prediction) {
-    case kEpsilon: return plus(x, -times(s.noise, out)) / s.signal;
-    case kVelocity: return plus(times(s.signal, x), -times(s.noise, out));
-    default: return out;
-  }
-}
-CQ_FN float epsilon_of(const Constants& s, int prediction, float x, float out) {
-  switch (prediction) {
-    case kEpsilon: return out;
-    case kVelocity: return plus(times(s.signal, out), times(s.noise, x));
-    default: return plus(x, -times(s.signal, out)) / s.noise;
-  }
-}
-
-// PLMS: outputs of four evaluations and the sample before the first step are kept; evaluation 1 is not.
-CQ_FN float plms(const Constants& s, int prediction, int step, float* kept, i64 rows, float x, float out) {
-  const int entry = step > 0 ? step - 1 : 0;
-  if (step != 1) kept[entry % 4 * rows] = out;
-  if (step == 0) kept[4 * rows] = x;
-  auto old = [&](int back) { return kept[(entry - back) % 4 * rows]; };
-  if (step == 1) {
-    x = kept[4 * rows];
-    out = plus(out, old(0)) / 2.0f;
-  } else if (step == 2) {
-    out = plus(times(3.0f, out), -old(1)) / 2.0f;
-  } else if (step == 3) {
-    out = plus(plus(times(23.0f, out), -times(16.0f, old(1))), times(5.0f, old(2))) / 12.0f;
-  } else if (step > 3) {
-    const float sum = plus(plus(plus(times(55.0f, out), -times(59.0f, old(1))), times(37.0f, old(2))), -times(9.0f, old(3)));
-    out = times(sum, 1.0f / 24.0f);
-  }
-  const float epsilon = epsilon_of(s, prediction, x, out);
-  return plus(times(s.a, x), -(times(s.b, epsilon) / s.c));
-}
-
-CQ_FN float euler(const Constants& s, int prediction, float x, float out) {
-  // signal: σ, a: the step to the next, b: σ² + 1, c: of a velocity
-  float image = out;
-  if (prediction == kEpsilon) image = plus(x, -times(s.signal, out));
-  if (prediction == kVelocity) image = plus(times(out, s.c), x / s.b);
-  return plus(x, times(plus(x, -image) / s.signal, s.a));
-}
-
-CQ_FN float dpmpp(const Constants& s, int prediction, int step, float* kept, i64 rows, float x, float out) {
-  const float image = image_of(s, prediction, x, out), before = kept[(step + 1) % 2 * rows];
-  kept[step % 2 * rows] = image;
-  const float moved = plus(times(s.a, x), times(s.b, image));
-  return s.kind == 0.0f ? moved : plus(moved, times(s.c, times(s.d, plus(image, -before))));
-}
-
-CQ_FN float with_noise(const Constants& s, float x, float variance, float noise) {
-  switch ((int)s.kind) {
-    case kFixed: return plus(x, times(s.c, noise));
-    case kVariance: return plus(x, times(sqrtf(variance), noise));
-    case kRange: {
-      const float share = plus(variance, 1.0f) / 2.0f;
-      const float log = plus(times(share, s.d), times(plus(1.0f, -share), s.c));
-      return plus(x, times(expf(times(0.5f, log)), noise));
-    }
-    default: return x;
-  }
+CQ_FN float learned_std(const Op& op, float variance) {
+  if (op.what == (float)kVariance) return sqrtf(variance);
+  const float share = plus(variance, 1.0f) / 2.0f;
+  const float log = plus(times(share, op.high), times(plus(1.0f, -share), op.low));
+  return expf(times(0.5f, log));
 }
 
 CQ_KERNEL(sampler_step, 256, SamplerArgs) {
   const u32 at = (u32)block_x() * 256 + tid(), count = (u32)p.samples * p.length;
   if (at >= count) return;
-  const int sample = at / p.length, j = at % p.length, step = p.state->step;
-  const Constants s = *(const Constants*)now(p.constants, p.state).data;
+  const int sample = at / p.length, j = at % p.length;
+  // a row: what the network sees of the next sample, then the operations
+  const float* row = (const float*)now(p.constants, p.state).data;
+  const Op* ops = (const Op*)(row + 8);
   float* samples = (float*)now(p.x, p.state).data;
   float* kept = (float*)now(p.kept, p.state).data + at;
   const Values output = now(p.output, p.state), fresh = now(p.fresh, p.state);
@@ -111,23 +55,38 @@ CQ_KERNEL(sampler_step, 256, SamplerArgs) {
     out = plus(out, times(get(now(p.guidance, p.state), 0), plus(conditional, -out)));
   }
   const float noise = fresh ? get(fresh, at) : 0.0f;
-  switch (p.rule) {
-    case kDdim: {
-      const float image = clamped(image_of(s, p.prediction, x, out), p.clip);
-      x = plus(times(s.a, image), times(s.b, epsilon_of(s, p.prediction, x, out)));
-      if (s.kind != 0.0f) x = plus(x, times(s.c, noise));
-      break;
+  float temps[kTemps] = {};
+  for (int i = 0; i < p.ops; ++i) {
+    const Op& op = ops[i];
+    if (op.what >= (float)kVariance) {
+      const float variance = answer(guided ? p.samples + sample : sample, p.length + j);
+      x = plus(x, times(learned_std(op, variance), noise));
+      continue;
     }
-    case kDdpm: {
-      const float image = clamped(image_of(s, p.prediction, x, out), p.clip);
-      x = plus(times(s.a, image), times(s.b, x));
-      const bool learned = s.kind > (float)kFixed;
-      x = with_noise(s, x, learned ? answer(guided ? p.samples + sample : sample, p.length + j) : 0.0f, noise);
-      break;
+    if (op.terms == 0.0f) continue;  // rows are filled up with empty operations
+    float sum = 0.0f;
+    for (int k = 0; k < (int)op.terms; ++k) {
+      const Term t = op.term[k];
+      const int number = (int)t.number;
+      float value = x;
+      switch ((int)t.kind) {
+        case kOut: value = out; break;
+        case kNoise: value = noise; break;
+        case kTemp: value = temps[number]; break;
+        case kKept: value = kept[(i64)number * count]; break;
+        default: break;
+      }
+      value = times(t.factor, value) / t.divisor;
+      sum = k == 0 ? value : plus(sum, value);
     }
-    case kPlms: x = plms(s, p.prediction, step, kept, count, x, out); break;
-    case kEuler: x = euler(s, p.prediction, x, out); break;
-    default: x = dpmpp(s, p.prediction, step, kept, count, x, out);
+    sum = times(sum, op.factor) / op.divisor;
+    if (op.what == (float)kClip) sum = clamped(sum, op.high);
+    const int to = (int)op.to_number;
+    switch ((int)op.to_kind) {
+      case kTemp: temps[to] = sum; break;
+      case kKept: kept[(i64)to * count] = sum; break;
+      default: x = sum;
+    }
   }
   const Values scale = now(p.scale, p.state), shift = now(p.shift, p.state);
   if (scale) {
@@ -136,7 +95,7 @@ CQ_KERNEL(sampler_step, 256, SamplerArgs) {
   }
   samples[at] = x;
   float* input = (float*)now(p.input, p.state).data;
-  for (int copy = 0; copy < p.copies; ++copy) input[(i64)copy * count + at] = times(x, s.next_scale);
+  for (int copy = 0; copy < p.copies; ++copy) input[(i64)copy * count + at] = times(x, row[0]);
 }
 
 struct CountArgs {

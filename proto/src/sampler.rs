@@ -5,11 +5,17 @@
 //! is the file people compare with. [`SamplerConfig::from_diffusers_json`] reads it;
 //! [`SamplerConfig::default`] is what cqc assumes without one.
 
+mod classes;
 mod diffusers;
+mod error;
+mod kind;
+
+pub use classes::{CLASSES, Class, REFUSED, Refused};
+pub use error::SamplerConfigError;
+pub use kind::SamplerKind;
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::str::FromStr;
 
 /// No model is trained with more noise levels than this; every table of a sampler is at most this
 /// long.
@@ -17,55 +23,6 @@ pub const MAX_TRAIN_TIMESTEPS: u32 = 1_000_000;
 
 /// The longest trajectory, in sampler steps.
 pub const MAX_STEPS: usize = 10_000;
-
-/// A sampling rule. The text form is what `--sampler` takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SamplerKind {
-    /// Denoising diffusion implicit models: deterministic at `eta` 0.
-    Ddim,
-    /// Ancestral sampling: new noise in every step.
-    Ddpm,
-    /// Linear multistep on the predicted noise; diffusers' `PNDMScheduler` with `skip_prk_steps`.
-    Plms,
-    /// One Euler step of the probability-flow ODE per noise level.
-    Euler,
-    /// DPM-Solver++ of second order, multistep.
-    #[serde(rename = "dpmpp-2m")]
-    DpmPp2m,
-}
-
-impl SamplerKind {
-    /// Every kind, in the order `--help` shows them.
-    pub const ALL: [SamplerKind; 5] =
-        [Self::Ddim, Self::Ddpm, Self::Plms, Self::Euler, Self::DpmPp2m];
-
-    /// The text form, e.g. `dpmpp-2m`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ddim => "ddim",
-            Self::Ddpm => "ddpm",
-            Self::Plms => "plms",
-            Self::Euler => "euler",
-            Self::DpmPp2m => "dpmpp-2m",
-        }
-    }
-}
-
-impl fmt::Display for SamplerKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for SamplerKind {
-    type Err = SamplerConfigError;
-
-    fn from_str(name: &str) -> Result<Self, SamplerConfigError> {
-        let found = Self::ALL.into_iter().find(|kind| kind.name() == name);
-        found.ok_or_else(|| SamplerConfigError::UnknownKind { name: name.into() })
-    }
-}
 
 /// Noise added per training step: β of steps 0..`num_train_timesteps`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -117,6 +74,103 @@ pub enum Prediction {
     VPrediction,
     /// The clean image.
     Sample,
+    /// The velocity of a straight path: noise − image, as in SD3 and FLUX.
+    Flow,
+    /// The same with the other sign: image − noise, as in models whose time runs from noise to
+    /// data.
+    FlowToData,
+}
+
+/// How a flow-matching model is told the noise level σ of its input (0 is data, 1 is noise).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FlowTime {
+    /// σ times the number of training steps, as diffusers does.
+    #[default]
+    Scaled,
+    /// σ itself.
+    Sigma,
+    /// 1 − σ: time runs from noise to data.
+    OneMinusSigma,
+    /// The training steps minus σ times their number.
+    ScaledReversed,
+    /// The number of the step, from 0.
+    Index,
+}
+
+/// How noise levels are spread between the highest and the lowest, where the time steps do not
+/// decide it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SigmaSchedule {
+    /// The levels of the visited time steps.
+    #[default]
+    Plain,
+    /// Evenly spaced in σ^(1/7) (Karras et al. 2022, equation 5).
+    Karras,
+    /// Evenly spaced in ln σ.
+    Exponential,
+    /// At the quantiles of a beta distribution with α = β = 0.6 (arXiv:2407.12173).
+    Beta,
+    /// Evenly spaced in the half log-SNR λ (Lu et al. 2022).
+    LuLambdas,
+    /// Of flow matching: 1 to 1/training steps, moved by `flow_shift`.
+    Flow,
+}
+
+/// Which form of DPM-Solver moves the sample.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Algorithm {
+    /// Integrates the predicted image.
+    #[default]
+    #[serde(rename = "dpmsolver++")]
+    DpmSolverPp,
+    /// Integrates the predicted noise.
+    #[serde(rename = "dpmsolver")]
+    DpmSolver,
+    /// The stochastic form of DPM-Solver++.
+    #[serde(rename = "sde-dpmsolver++")]
+    SdeDpmSolverPp,
+    /// The stochastic form of DPM-Solver.
+    #[serde(rename = "sde-dpmsolver")]
+    SdeDpmSolver,
+}
+
+/// Dynamic thresholding of the predicted image (Imagen, arXiv:2205.11487, section 2.3).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Thresholding {
+    /// Quantile of the magnitudes of a sample, 0 to 1.
+    pub ratio: f64,
+    /// The largest divisor, at least 1.
+    pub max: f64,
+}
+
+/// How levels of flow matching depend on the number of tokens (SD3, section 5.3.2; FLUX).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DynamicShift {
+    /// `mu` of `base_tokens`.
+    pub base: f64,
+    /// `mu` of `max_tokens`.
+    pub max: f64,
+    /// Tokens of the smallest image.
+    pub base_tokens: f64,
+    /// Tokens of the largest image.
+    pub max_tokens: f64,
+    /// Whether σ is moved by `mu` itself instead of by exp(`mu`).
+    pub linear: bool,
+    /// The shift of this loop; the number of tokens decides it before the loop is compiled.
+    pub mu: Option<f64>,
+}
+
+impl DynamicShift {
+    /// `mu` of `tokens` tokens: linear between the two ends, and beyond them.
+    pub fn mu_of(&self, tokens: usize) -> f64 {
+        let slope = (self.max - self.base) / (self.max_tokens - self.base_tokens);
+        slope * tokens as f64 + (self.base - slope * self.base_tokens)
+    }
 }
 
 /// Variance of the noise that DDPM adds; the other kinds do not read it.
@@ -145,14 +199,20 @@ pub enum FinalSigma {
     SigmaMin,
 }
 
-/// The second-order rule of DPM-Solver++.
+/// The form of a multistep solver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SolverType {
-    /// The midpoint rule.
+    /// DPM-Solver: the midpoint rule.
     Midpoint,
-    /// Heun's rule.
+    /// DPM-Solver: Heun's rule.
     Heun,
+    /// UniPC: B(h) = h.
+    Bh1,
+    /// UniPC: B(h) = exp(h) − 1.
+    Bh2,
+    /// DEIS: integrated over ln ρ.
+    Logrho,
 }
 
 /// A sampler's constants, all resolved. A kind does not read the fields that mean nothing to it.
@@ -184,8 +244,9 @@ pub struct SamplerConfig {
     pub eta: f64,
     /// DDPM: the variance of its noise.
     pub variance_type: Variance,
-    /// Euler, DPM-Solver++: the noise levels of Karras et al. (2022) with ρ = 7.
-    pub use_karras_sigmas: bool,
+    /// How noise levels are spread. Until version 5 of artifacts a truth value: Karras or plain.
+    #[serde(alias = "use_karras_sigmas", deserialize_with = "karras_or_named")]
+    pub sigma_schedule: SigmaSchedule,
     /// Lowest Karras level; else that of the plain schedule.
     pub sigma_min: Option<f64>,
     /// Highest Karras level; else that of the plain schedule.
@@ -200,6 +261,66 @@ pub struct SamplerConfig {
     pub euler_at_final: bool,
     /// DPM-Solver++: skip time steps whose half log-SNR is below this; `None` skips none.
     pub lambda_min_clipped: Option<f64>,
+    /// Multistep solvers: the order, 1 to 4.
+    #[serde(skip_serializing_if = "is_second")]
+    pub solver_order: u32,
+    /// DPM-Solver: which of its forms.
+    #[serde(skip_serializing_if = "is_default")]
+    pub algorithm_type: Algorithm,
+    /// Dynamic thresholding instead of clipping.
+    #[serde(skip_serializing_if = "is_default")]
+    pub thresholding: Option<Thresholding>,
+    /// Flow matching: levels become shift·σ / (1 + (shift − 1)·σ); 1 leaves them.
+    #[serde(skip_serializing_if = "is_one")]
+    pub flow_shift: f64,
+    /// Flow matching: a shift that depends on the number of tokens, instead of `flow_shift`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub dynamic_shift: Option<DynamicShift>,
+    /// Flow matching: stretch the levels so that the last one is this.
+    #[serde(skip_serializing_if = "is_default")]
+    pub shift_terminal: Option<f64>,
+    /// Flow matching: how the model is told the level.
+    #[serde(skip_serializing_if = "is_default")]
+    pub flow_time: FlowTime,
+    /// Flow matching: levels from 0 (noise) to 1 (data), as some video models count them.
+    #[serde(skip_serializing_if = "is_default")]
+    pub invert_sigmas: bool,
+    /// Flow matching: new noise in every step.
+    #[serde(skip_serializing_if = "is_default")]
+    pub stochastic_sampling: bool,
+    /// Noise levels to visit, highest first, instead of a schedule of them.
+    #[serde(skip_serializing_if = "is_default")]
+    pub sigmas: Option<Vec<f64>>,
+    /// Time steps to visit, noisiest first, instead of a spacing of them.
+    #[serde(skip_serializing_if = "is_default")]
+    pub timesteps: Option<Vec<f64>>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn is_second(order: &u32) -> bool {
+    *order == 2
+}
+
+fn is_one(value: &f64) -> bool {
+    *value == 1.0
+}
+
+/// Reads a name, or the truth value of `use_karras_sigmas`.
+fn karras_or_named<'de, D: serde::Deserializer<'de>>(from: D) -> Result<SigmaSchedule, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Karras(bool),
+        Named(SigmaSchedule),
+    }
+    Ok(match Either::deserialize(from)? {
+        Either::Karras(true) => SigmaSchedule::Karras,
+        Either::Karras(false) => SigmaSchedule::Plain,
+        Either::Named(schedule) => schedule,
+    })
 }
 
 impl Default for SamplerConfig {
@@ -212,21 +333,20 @@ impl Default for SamplerConfig {
 impl SamplerConfig {
     /// The defaults of diffusers' class for `kind` (for PLMS those of `PNDMScheduler`).
     pub fn of_kind(kind: SamplerKind) -> Self {
-        let over_sigmas = matches!(kind, SamplerKind::Euler | SamplerKind::DpmPp2m);
-        Self {
+        let mut config = Self {
             kind,
             num_train_timesteps: 1000,
             betas: Betas::Linear { start: 1e-4, end: 0.02 },
             rescale_betas_zero_snr: false,
-            timestep_spacing: if over_sigmas { Spacing::Linspace } else { Spacing::Leading },
+            timestep_spacing: Spacing::Leading,
             steps_offset: 0,
             prediction_type: Prediction::Epsilon,
-            clip_sample: matches!(kind, SamplerKind::Ddim | SamplerKind::Ddpm),
+            clip_sample: false,
             clip_sample_range: 1.0,
-            set_alpha_to_one: kind != SamplerKind::Plms,
+            set_alpha_to_one: true,
             eta: 0.0,
             variance_type: Variance::FixedSmall,
-            use_karras_sigmas: false,
+            sigma_schedule: SigmaSchedule::Plain,
             sigma_min: None,
             sigma_max: None,
             final_sigmas_type: FinalSigma::Zero,
@@ -234,16 +354,20 @@ impl SamplerConfig {
             lower_order_final: true,
             euler_at_final: false,
             lambda_min_clipped: None,
-        }
-    }
-
-    /// Whether a step adds new noise.
-    pub fn is_stochastic(&self) -> bool {
-        match self.kind {
-            SamplerKind::Ddim => self.eta > 0.0,
-            SamplerKind::Ddpm => true,
-            SamplerKind::Plms | SamplerKind::Euler | SamplerKind::DpmPp2m => false,
-        }
+            solver_order: 2,
+            algorithm_type: Algorithm::DpmSolverPp,
+            thresholding: None,
+            flow_shift: 1.0,
+            dynamic_shift: None,
+            shift_terminal: None,
+            flow_time: FlowTime::Scaled,
+            invert_sigmas: false,
+            stochastic_sampling: false,
+            sigmas: None,
+            timesteps: None,
+        };
+        (Class::of_kind(kind).defaults)(&mut config);
+        config
     }
 
     /// Checks every field by itself and the combinations that have no meaning. The fields are
@@ -277,6 +401,26 @@ impl SamplerConfig {
             let sigma = sigma.unwrap_or(1.0);
             in_range(key, sigma, is_positive(sigma), POSITIVE)?;
         }
+        let order = self.solver_order;
+        in_range("solver_order", order, (1..=4).contains(&order), "1..=4")?;
+        let shift = self.flow_shift;
+        in_range("flow_shift", shift, is_positive(shift), POSITIVE)?;
+        if let Some(terminal) = self.shift_terminal {
+            let ok = (0.0..1.0).contains(&terminal);
+            in_range("shift_terminal", terminal, ok, "0 to 1, exclusive")?;
+        }
+        if let Some(t) = &self.thresholding {
+            let ok = (0.0..=1.0).contains(&t.ratio);
+            in_range("dynamic_thresholding_ratio", t.ratio, ok, "0..=1")?;
+            in_range("sample_max_value", t.max, t.max >= 1.0 && t.max.is_finite(), "at least 1")?;
+        }
+        if let Some(d) = &self.dynamic_shift {
+            let ends = [d.base, d.max, d.base_tokens, d.max_tokens, d.mu.unwrap_or(0.0)];
+            let ok = ends.iter().all(|x| x.is_finite() && x.abs() <= 1e6);
+            let ok = ok && d.base_tokens < d.max_tokens;
+            in_range("base_shift", d.base, ok, "finite, base_image_seq_len < max_image_seq_len")?;
+        }
+        self.validate_lists()?;
         let lambda = self.lambda_min_clipped.unwrap_or(0.0);
         in_range("lambda_min_clipped", lambda, lambda.is_finite(), "a number, or -Infinity")?;
         self.validate_betas()?;
@@ -304,10 +448,45 @@ impl SamplerConfig {
         }
     }
 
+    /// Lists of levels and of time steps: finite, not longer than a trajectory may be, falling.
+    fn validate_lists(&self) -> Result<(), SamplerConfigError> {
+        for (key, list) in [("sigmas", &self.sigmas), ("timesteps", &self.timesteps)] {
+            let Some(list) = list else { continue };
+            let ok = (1..=MAX_STEPS).contains(&list.len());
+            in_range(key, format!("{} values", list.len()), ok, "1 to 10000 values")?;
+            let bad = list.iter().find(|x| !x.is_finite() || **x < 0.0);
+            bad.map_or(Ok(()), |x| in_range(key, x, false, "finite and not negative"))?;
+            let rising = list.windows(2).find(|pair| pair[0] <= pair[1]);
+            rising.map_or(Ok(()), |pair| {
+                in_range(key, format!("{}, {}", pair[0], pair[1]), false, "falling")
+            })?;
+        }
+        if self.sigmas.is_some() && self.timesteps.is_some() {
+            return Err(self.unsupported("sigmas", "beside timesteps", "one of the two"));
+        }
+        Ok(())
+    }
+
     fn validate_combination(&self) -> Result<(), SamplerConfigError> {
-        use SamplerKind::{Ddim, Ddpm, Plms};
-        if self.kind == Plms && self.prediction_type == Prediction::Sample {
-            return Err(self.unsupported("prediction_type", "sample", "epsilon, v_prediction"));
+        use SamplerKind::{Ddim, Ddpm, FlowEuler, Plms};
+        let (prediction, flow_levels) =
+            (self.prediction_type, self.sigma_schedule == SigmaSchedule::Flow);
+        let is_straight = matches!(prediction, Prediction::Flow | Prediction::FlowToData);
+        let wanted = match self.kind {
+            FlowEuler => "flow, flow_to_data",
+            Plms => "epsilon, v_prediction",
+            _ if flow_levels => "flow, flow_to_data, sample",
+            _ => "epsilon, v_prediction, sample",
+        };
+        let fits = match self.kind {
+            FlowEuler => is_straight,
+            Plms => !is_straight && prediction != Prediction::Sample,
+            _ => is_straight == flow_levels || (flow_levels && prediction == Prediction::Sample),
+        };
+        if !fits {
+            let name = serde_json::to_value(prediction).unwrap_or_default();
+            let name = name.as_str().unwrap_or_default().to_owned();
+            return Err(self.unsupported("prediction_type", &name, wanted));
         }
         if self.kind == Plms && self.rescale_betas_zero_snr {
             return Err(self.unsupported("rescale_betas_zero_snr", "true", "false"));
@@ -354,65 +533,4 @@ fn in_range(
     } else {
         Err(SamplerConfigError::OutOfRange { key, value: value.to_string(), allowed })
     }
-}
-
-/// Why a sampler configuration was not accepted.
-#[derive(Debug, thiserror::Error)]
-pub enum SamplerConfigError {
-    /// The text is not JSON.
-    #[error("the scheduler configuration is not valid JSON: {0}")]
-    Json(#[from] serde_json::Error),
-    /// The text is JSON, but not an object.
-    #[error("the scheduler configuration is not a JSON object")]
-    NotAnObject,
-    /// `--sampler` with a name that is no sampler.
-    #[error("no sampler is called `{name}` (there are ddim, ddpm, plms, euler, dpmpp-2m)")]
-    UnknownKind {
-        /// As given.
-        name: String,
-    },
-    /// No kind was given, and `_class_name` selects none.
-    #[error("scheduler class `{class}` is not supported; choose the nearest with --sampler")]
-    UnknownClass {
-        /// The value of `_class_name`, empty if absent.
-        class: String,
-    },
-    /// A key that no known scheduler has: it may change the result.
-    #[error("unknown key `{key}` in the scheduler configuration")]
-    UnknownKey {
-        /// As in the file.
-        key: String,
-    },
-    /// A key with a value of the wrong JSON type.
-    #[error("`{key}` of the scheduler configuration is {seen}, expected {wanted}")]
-    WrongType {
-        /// As in the file.
-        key: &'static str,
-        /// The type it should have.
-        wanted: &'static str,
-        /// The value, shortened.
-        seen: String,
-    },
-    /// A known option that this sampler does not do.
-    #[error("sampler {kind} does not support {key} = {value} (it supports {supported})")]
-    Unsupported {
-        /// The sampler.
-        kind: SamplerKind,
-        /// The option.
-        key: &'static str,
-        /// Its value.
-        value: String,
-        /// The values that would work.
-        supported: String,
-    },
-    /// A number outside its range.
-    #[error("{key} = {value} is out of range (allowed: {allowed})")]
-    OutOfRange {
-        /// The field.
-        key: &'static str,
-        /// Its value.
-        value: String,
-        /// The range, in words.
-        allowed: &'static str,
-    },
 }

@@ -79,7 +79,7 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 #[test]
 fn evaluations_allocate_nothing() {
     let _alone = ONE_AT_A_TIME.lock();
-    for kind in [SamplerKind::Ddim, SamplerKind::Plms, SamplerKind::DpmPp2m] {
+    for kind in [SamplerKind::Ddim, SamplerKind::Plms, SamplerKind::DpmMultistep] {
         let sampler = Sampler::new(&SamplerConfig::of_kind(kind), 6).unwrap();
         let b = denoiser(sampler.evaluations().len());
         let weights = Weights::new(b.plan.clone(), b.bytes()).unwrap();

@@ -233,7 +233,8 @@ fn samples_that_stay_on_the_device_are_those_that_the_cpu_moves() {
     let with = |kind: SamplerKind| SamplerConfig { kind, ..SamplerConfig::default() };
     let mut configs = Vec::new();
     for prediction_type in predictions {
-        for kind in [SamplerKind::Ddim, SamplerKind::Plms, SamplerKind::Euler, SamplerKind::DpmPp2m]
+        for kind in
+            [SamplerKind::Ddim, SamplerKind::Plms, SamplerKind::Euler, SamplerKind::DpmMultistep]
         {
             if kind == SamplerKind::Plms && prediction_type == Prediction::Sample {
                 continue; // there is no such sampler

@@ -81,7 +81,7 @@ const LABELS: [i64; 5] = [0, 1, 2, 3, 0];
 
 #[test]
 fn samples_do_not_depend_on_how_many_are_computed_at_once() {
-    for kind in SamplerKind::ALL {
+    for &kind in SamplerKind::ALL {
         let evaluations = sampler(kind, 6).evaluations().len();
         for guided in [false, true] {
             let weights = denoiser(evaluations, 4, None);

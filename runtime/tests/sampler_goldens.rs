@@ -44,6 +44,165 @@ struct Golden {
     noise: Vec<Vec<f32>>,
 }
 
+/// The families of `tests/golden/samplers`: every case against diffusers after every evaluation.
+///
+/// `CQC_SAMPLER_CASE=NAME` runs the cases whose names begin with NAME and prints each.
+#[test]
+fn every_family_moves_as_diffusers_does() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/samplers");
+    let wanted = std::env::var("CQC_SAMPLER_CASE").ok();
+    let mut failed = Vec::new();
+    let mut count = 0;
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "npz") {
+            continue;
+        }
+        for case in families::read(&path) {
+            if wanted.as_ref().is_some_and(|wanted| !case.name.starts_with(wanted)) {
+                continue;
+            }
+            count += 1;
+            let report = case.compare();
+            if wanted.is_some() {
+                println!("{report:?}");
+            }
+            if let Err(report) = report {
+                failed.push(report);
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{} of {count} cases:\n{}", failed.len(), failed.join("\n"));
+    assert!(count > 0);
+}
+
+mod families {
+    use super::{ONE_STEP, relative_error};
+    use cqc_proto::sampler::SamplerConfig;
+    use cqc_runtime::sampler::{Sampler, State};
+    use std::path::Path;
+
+    const SAMPLES: usize = 2;
+    const LEN: usize = 4;
+
+    /// Of a whole trajectory of up to 50 steps.
+    const TRAJECTORY: f64 = 1e-5;
+
+    #[derive(serde::Deserialize)]
+    pub struct Case {
+        pub name: String,
+        json: String,
+        steps: usize,
+        kind: Option<String>,
+        eta: Option<f64>,
+        mu: Option<f64>,
+        sigmas: Option<Vec<f64>>,
+        timesteps: Option<Vec<f64>>,
+        config: Option<serde_json::Map<String, serde_json::Value>>,
+        evaluations: usize,
+        noises: usize,
+        channels: usize,
+        #[serde(skip)]
+        f32: Vec<f32>,
+        #[serde(skip)]
+        f64: Vec<f64>,
+    }
+
+    pub fn read(path: &Path) -> Vec<Case> {
+        let mut archive = super::Archive::open(path.to_str().unwrap());
+        let mut cases: Vec<Case> = serde_json::from_str(&archive.text("cases")).unwrap();
+        let (f32, f64) = (archive.array::<f32>("f32"), archive.array::<f64>("f64"));
+        let (mut f32, mut f64) = (&f32[..], &f64[..]);
+        for case in &mut cases {
+            let n = case.evaluations;
+            let count = (n + 1 + n * case.channels + case.noises) * SAMPLES * LEN;
+            case.f32 = f32.split_off(..count).unwrap().to_vec();
+            case.f64 = f64.split_off(..2 * n + 1).unwrap().to_vec();
+        }
+        cases
+    }
+
+    impl Case {
+        fn sampler(&self) -> Result<Sampler, String> {
+            let kind = self.kind.as_ref().map(|kind| kind.parse().unwrap());
+            let mut config = SamplerConfig::from_diffusers_json(&self.json, kind)
+                .map_err(|error| format!("{}: {error}", self.name))?;
+            if let Some(fields) = &self.config {
+                let mut all = serde_json::to_value(&config).unwrap();
+                all.as_object_mut().unwrap().extend(fields.clone());
+                config = serde_json::from_value(all).unwrap();
+            }
+            config.eta = self.eta.unwrap_or(config.eta);
+            if let Some(dynamic) = &mut config.dynamic_shift {
+                dynamic.mu = self.mu;
+            }
+            (config.sigmas, config.timesteps) = (self.sigmas.clone(), self.timesteps.clone());
+            Sampler::new(&config, self.steps).map_err(|error| format!("{}: {error}", self.name))
+        }
+
+        /// What it measured, or what is wrong.
+        pub fn compare(&self) -> Result<String, String> {
+            let name = &self.name;
+            let sampler = self.sampler()?;
+            let n = self.evaluations;
+            let (times, rest) = self.f64.split_at(n);
+            let (scales, initial) = (&rest[..n], rest[n]);
+            let seen = sampler.evaluations();
+            if seen.len() != n {
+                return Err(format!("{name}: {} evaluations, not {n}", seen.len()));
+            }
+            for (i, (e, (&t, &scale))) in seen.iter().zip(times.iter().zip(scales)).enumerate() {
+                if (e.timestep - t).abs() > if t.fract() == 0.0 { 0.0 } else { 2e-6 * t.abs() } {
+                    return Err(format!("{name}: time step {i} is {}, not {t}", e.timestep));
+                }
+                if (f64::from(e.input_scale) / scale - 1.0).abs() > 5e-7 {
+                    return Err(format!("{name}: scale {i} is {}, not {scale}", e.input_scale));
+                }
+            }
+            if (f64::from(sampler.initial_scale()) / initial - 1.0).abs() > 1e-6 {
+                let seen = sampler.initial_scale();
+                return Err(format!("{name}: initial scale {seen}, not {initial}"));
+            }
+            let (one, all) =
+                (self.worst_error(&sampler, true)?, self.worst_error(&sampler, false)?);
+            let report = format!("{name}: one step {one:.1e}, trajectory {all:.1e}");
+            // a NaN fails
+            if one < ONE_STEP && all < TRAJECTORY { Ok(report) } else { Err(report) }
+        }
+
+        fn worst_error(&self, sampler: &Sampler, forced: bool) -> Result<f64, String> {
+            let (n, size) = (self.evaluations, SAMPLES * LEN);
+            let (xs, rest) = self.f32.split_at((n + 1) * size);
+            let (outputs, noise) = rest.split_at(n * size * self.channels);
+            let mut noise = noise.chunks(size);
+            let mut state = State::new(sampler, SAMPLES, LEN);
+            let mut x = xs[..size].to_vec();
+            let mut worst: f64 = 0.0;
+            for i in 0..n {
+                if forced {
+                    x.copy_from_slice(&xs[i * size..][..size]);
+                }
+                let width = size * self.channels;
+                let mut missing = false;
+                sampler.advance(&mut state, i, &mut x, &outputs[i * width..][..width], |to| {
+                    match noise.next() {
+                        Some(drawn) => to.copy_from_slice(drawn),
+                        None => missing = true,
+                    }
+                });
+                if missing {
+                    return Err(format!("{}: evaluation {i} draws noise too many", self.name));
+                }
+                worst = worst.max(relative_error(&x, &xs[(i + 1) * size..][..size]));
+            }
+            match noise.next() {
+                Some(_) => Err(format!("{}: noise was left over", self.name)),
+                None => Ok(worst),
+            }
+        }
+    }
+}
+
 /// Every sample of the goldens is [3, 4, 4], and there are two.
 const SAMPLES: usize = 2;
 const LEN: usize = 48;

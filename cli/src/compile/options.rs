@@ -161,7 +161,7 @@ pub struct QuantizingArgs {
 /// Parses the names of samplers; help lists them.
 fn samplers() -> impl clap::builder::TypedValueParser<Value = SamplerKind> {
     use clap::builder::{PossibleValuesParser, TypedValueParser};
-    PossibleValuesParser::new(SamplerKind::ALL.map(SamplerKind::name))
+    PossibleValuesParser::new(SamplerKind::ALL.iter().map(|kind| kind.name()))
         .map(|name| name.parse().expect("it is listed"))
 }
 

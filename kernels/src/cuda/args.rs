@@ -230,12 +230,12 @@ pub(super) struct SamplerArgs {
     pub shift: RawOperand,
     /// samples, length, width, columns
     pub sizes: [i32; 4],
-    pub rule: i32,
-    pub predicted: i32,
+    /// Operations of a row.
+    pub ops: i32,
+    /// Whether the output has a second half that some operation reads.
+    pub learned: i32,
     pub channels: i32,
     pub copies: i32,
-    pub clip: f32,
-    pub unused: i32,
 }
 
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -282,7 +282,7 @@ const _: () = {
     );
     assert!(
         size_of::<SelftestArgs>() == 72
-            && size_of::<SamplerArgs>() == 336
+            && size_of::<SamplerArgs>() == 328
             && size_of::<CountArgs>() == 8
     );
     assert!(size_of::<PeakArgs>() == 80);

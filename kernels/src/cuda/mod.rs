@@ -49,7 +49,8 @@ pub use memory::{ElementType, Fault, Memory, Operand, State};
 pub use norm::{group_norm, group_norm_scratch, layer_norm, softmax};
 pub use peak::{PEAK_IN, PEAK_OUT, PeakOf, mma_peak};
 pub use sampler::{
-    Predicted, SAMPLER_CONSTANTS, SamplerRule, SamplerStep, count_step, sampler_step,
+    SAMPLER_HEAD, SAMPLER_OP, SAMPLER_TEMPS, SAMPLER_TERMS, SamplerOp, SamplerRegister,
+    SamplerStep, count_step, sampler_step,
 };
 pub use selftest::{
     SELFTEST_IN, SELFTEST_OUT, check_selftest, selftest, selftest_hashes, selftest_input, verify,

@@ -5,14 +5,12 @@
 //! read is ignored, and `null` switches an option off. One is not: a key that no class is known to
 //! read is an error, since it may change the result.
 
-use super::{
-    Betas, FinalSigma, Prediction, SamplerConfig, SamplerConfigError, SamplerKind, SolverType,
-    Spacing, Variance,
-};
+use super::classes::{CLASSES, Class, KEYS, REFUSED};
+use super::{Betas, SamplerConfig, SamplerConfigError, SamplerKind};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 
-type Result<T> = std::result::Result<T, SamplerConfigError>;
+pub(super) type Result<T> = std::result::Result<T, SamplerConfigError>;
 
 impl SamplerConfig {
     /// Reads a diffusers `scheduler_config.json`. `kind`, if given, wins over the file's
@@ -30,162 +28,59 @@ impl SamplerConfig {
             return Err(SamplerConfigError::NotAnObject);
         };
         forget_used_defaults(&mut keys);
-        let class = keys.get("_class_name").and_then(Value::as_str).unwrap_or_default();
-        let kind_given = kind.is_some();
-        let kind = kind.or_else(|| kind_of_class(class));
-        let kind = kind.ok_or_else(|| SamplerConfigError::UnknownClass { class: class.into() })?;
-        if let Some(key) =
-            keys.keys().find(|key| !key.starts_with('_') && !KNOWN.contains(&key.as_str()))
-        {
-            return Err(SamplerConfigError::UnknownKey { key: key.clone() });
+        let class = match kind {
+            Some(kind) => Class::of_kind(kind),
+            None => Class::named(keys.get("_class_name").and_then(Value::as_str).unwrap_or(""))?,
+        };
+        let reader = Reader { keys: &keys, kind: class.kind, kind_given: kind.is_some() };
+        let mut config = SamplerConfig::of_kind(class.kind);
+        (class.defaults)(&mut config);
+        for name in keys.keys().filter(|name| !name.starts_with('_')) {
+            let Some((key, read)) = KEYS.iter().find(|(key, _)| key == name) else {
+                return Err(SamplerConfigError::UnknownKey { key: name.clone() });
+            };
+            if class.keys.contains(key) {
+                read(&reader, key, &mut config)?;
+            }
         }
-        let reader = Reader { keys: &keys, kind };
-        reader.refuse_what_we_lack(kind_given)?;
-        let config = reader.config()?;
+        (class.check)(&reader, &mut config)?;
         config.validate()?;
         Ok(config)
     }
 }
 
-fn kind_of_class(class: &str) -> Option<SamplerKind> {
-    Some(match class {
-        "DDIMScheduler" => SamplerKind::Ddim,
-        "DDPMScheduler" => SamplerKind::Ddpm,
-        "PNDMScheduler" => SamplerKind::Plms,
-        "EulerDiscreteScheduler" => SamplerKind::Euler,
-        "DPMSolverMultistepScheduler" => SamplerKind::DpmPp2m,
-        _ => return None,
-    })
+impl Class {
+    /// The class whose defaults a sampler has: the first in the list.
+    pub(super) fn of_kind(kind: SamplerKind) -> &'static Class {
+        CLASSES.iter().find(|class| class.kind == kind).expect("every sampler has a class")
+    }
+
+    fn named(name: &str) -> Result<&'static Class> {
+        if let Some(class) = CLASSES.iter().find(|class| class.name == name) {
+            return Ok(class);
+        }
+        Err(match REFUSED.iter().find(|refused| refused.name == name) {
+            Some(r) => SamplerConfigError::RefusedClass {
+                class: r.name,
+                reason: r.reason,
+                nearest: r.nearest,
+            },
+            None => SamplerConfigError::UnknownClass { class: name.into() },
+        })
+    }
 }
 
-/// Every key that some epsilon-, v- or sample-predicting scheduler of diffusers reads. Flow
-/// matching is not among them.
-#[rustfmt::skip]
-const KNOWN: &[&str] = &[
-    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
-    "timestep_spacing", "steps_offset", "rescale_betas_zero_snr",
-    "clip_sample", "clip_sample_range", "thresholding", "dynamic_thresholding_ratio", "sample_max_value", // DDIM, DDPM
-    "set_alpha_to_one", "variance_type", "skip_prk_steps", // DDIM and PNDM, DDPM, PNDM
-    "interpolation_type", "timestep_type", "final_sigmas_type", "sigma_min", "sigma_max", // Euler
-    "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
-    "algorithm_type", "solver_order", "solver_type", "lower_order_final", "euler_at_final", // DPM-Solver++
-    "lambda_min_clipped", "use_lu_lambdas", "use_flow_sigmas", "flow_shift", "use_dynamic_shifting", "time_shift_type",
-    "predict_x0", "disable_corrector", "solver_p", "original_inference_steps", "timestep_scaling", // UniPC, LCM
-];
-
-/// Options that are supported only while they are off.
-const MUST_BE_OFF: &[(&str, &[SamplerKind])] = {
-    use SamplerKind::{Ddim, Ddpm, DpmPp2m, Euler};
-    &[
-        ("thresholding", &[Ddim, Ddpm, DpmPp2m]),
-        ("use_exponential_sigmas", &[Euler, DpmPp2m]),
-        ("use_beta_sigmas", &[Euler, DpmPp2m]),
-        ("use_lu_lambdas", &[DpmPp2m]),
-        ("use_flow_sigmas", &[DpmPp2m]),
-        ("use_dynamic_shifting", &[DpmPp2m]),
-    ]
-};
-
 /// The file's keys, read for one kind.
-struct Reader<'a> {
-    keys: &'a Map<String, Value>,
-    kind: SamplerKind,
+pub(super) struct Reader<'a> {
+    pub keys: &'a Map<String, Value>,
+    pub kind: SamplerKind,
+    /// Whether `--sampler` chose the kind.
+    pub kind_given: bool,
 }
 
 impl Reader<'_> {
-    fn refuse_what_we_lack(&self, kind_given: bool) -> Result<()> {
-        for &(key, kinds) in MUST_BE_OFF {
-            if kinds.contains(&self.kind) && self.flag(key, false)? {
-                return Err(self.unsupported(key, "true", "false"));
-            }
-        }
-        match self.kind {
-            // without it the first three steps would be Runge-Kutta steps; --sampler plms says that
-            // they are not wanted
-            SamplerKind::Plms if !self.flag("skip_prk_steps", false)? && !kind_given => {
-                Err(self.unsupported("skip_prk_steps", "false", "true"))
-            }
-            SamplerKind::Euler => {
-                self.choice("interpolation_type", (), &[("linear", ())])?;
-                self.choice("timestep_type", (), &[("discrete", ())])
-            }
-            SamplerKind::DpmPp2m => {
-                // `deis` is what a DEIS file says, and diffusers reads it as dpmsolver++
-                self.choice("algorithm_type", (), &[("dpmsolver++", ()), ("deis", ())])?;
-                let order = self.number("solver_order", 2.0)?;
-                if order == 2.0 {
-                    Ok(())
-                } else {
-                    Err(self.unsupported("solver_order", &order.to_string(), "2"))
-                }
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn config(&self) -> Result<SamplerConfig> {
-        let mut config = SamplerConfig::of_kind(self.kind);
-        self.schedule(&mut config)?;
-        match self.kind {
-            SamplerKind::Ddim => {
-                self.clipping(&mut config)?;
-                config.set_alpha_to_one = self.flag("set_alpha_to_one", config.set_alpha_to_one)?;
-            }
-            SamplerKind::Ddpm => {
-                self.clipping(&mut config)?;
-                config.variance_type =
-                    self.choice("variance_type", config.variance_type, VARIANCES)?;
-            }
-            SamplerKind::Plms => {
-                config.set_alpha_to_one = self.flag("set_alpha_to_one", config.set_alpha_to_one)?;
-            }
-            SamplerKind::Euler => self.sigmas(&mut config)?,
-            SamplerKind::DpmPp2m => {
-                self.sigmas(&mut config)?;
-                config.solver_type = self.choice("solver_type", config.solver_type, SOLVERS)?;
-                config.lower_order_final =
-                    self.flag("lower_order_final", config.lower_order_final)?;
-                config.euler_at_final = self.flag("euler_at_final", config.euler_at_final)?;
-                let lambda = self.optional("lambda_min_clipped")?;
-                config.lambda_min_clipped = lambda.filter(|&lambda| lambda != f64::NEG_INFINITY);
-            }
-        }
-        Ok(config)
-    }
-
-    fn schedule(&self, config: &mut SamplerConfig) -> Result<()> {
-        config.num_train_timesteps =
-            self.integer("num_train_timesteps", config.num_train_timesteps)?;
-        config.steps_offset = self.integer("steps_offset", config.steps_offset)?;
-        config.betas = self.betas()?;
-        config.timestep_spacing =
-            self.choice("timestep_spacing", config.timestep_spacing, SPACINGS)?;
-        config.prediction_type =
-            self.choice("prediction_type", config.prediction_type, PREDICTIONS)?;
-        if self.kind != SamplerKind::Plms {
-            config.rescale_betas_zero_snr =
-                self.flag("rescale_betas_zero_snr", config.rescale_betas_zero_snr)?;
-        }
-        Ok(())
-    }
-
-    fn clipping(&self, config: &mut SamplerConfig) -> Result<()> {
-        config.clip_sample = self.flag("clip_sample", config.clip_sample)?;
-        config.clip_sample_range =
-            self.number("clip_sample_range", config.clip_sample_range.into())? as f32;
-        Ok(())
-    }
-
-    fn sigmas(&self, config: &mut SamplerConfig) -> Result<()> {
-        config.use_karras_sigmas = self.flag("use_karras_sigmas", config.use_karras_sigmas)?;
-        config.sigma_min = self.optional("sigma_min")?;
-        config.sigma_max = self.optional("sigma_max")?;
-        config.final_sigmas_type =
-            self.choice("final_sigmas_type", config.final_sigmas_type, FINAL_SIGMAS)?;
-        Ok(())
-    }
-
-    fn betas(&self) -> Result<Betas> {
+    /// The schedule of β: its form and ends, each as in the file or else as in `default`.
+    pub fn betas(&self, default: &Betas) -> Result<Betas> {
         if let Some(list) = self.present("trained_betas") {
             let betas = list
                 .as_array()
@@ -194,23 +89,32 @@ impl Reader<'_> {
                 .map(Betas::Trained)
                 .ok_or_else(|| wrong_type("trained_betas", "a list of numbers", list));
         }
-        let (start, end) = (self.number("beta_start", 1e-4)?, self.number("beta_end", 0.02)?);
+        let (start, end) = match default {
+            Betas::Linear { start, end } | Betas::ScaledLinear { start, end } => (*start, *end),
+            Betas::SquaredcosCapV2 | Betas::Trained(_) => (1e-4, 0.02),
+        };
+        let (start, end) = (self.number("beta_start", start)?, self.number("beta_end", end)?);
         let linear = Betas::Linear { start, end };
         let scaled = Betas::ScaledLinear { start, end };
         let known = [
             ("linear", linear.clone()),
-            ("scaled_linear", scaled),
+            ("scaled_linear", scaled.clone()),
             ("squaredcos_cap_v2", Betas::SquaredcosCapV2),
         ];
-        self.choice("beta_schedule", linear, &known)
+        let default = match default {
+            Betas::ScaledLinear { .. } => known[1].1.clone(),
+            Betas::SquaredcosCapV2 => Betas::SquaredcosCapV2,
+            Betas::Linear { .. } | Betas::Trained(_) => linear,
+        };
+        self.choice("beta_schedule", default, &known)
     }
 
     /// The value of `key`, unless it is absent or `null`.
-    fn present(&self, key: &str) -> Option<&Value> {
+    pub fn present(&self, key: &str) -> Option<&Value> {
         self.keys.get(key).filter(|value| !value.is_null())
     }
 
-    fn flag(&self, key: &'static str, default: bool) -> Result<bool> {
+    pub fn flag(&self, key: &'static str, default: bool) -> Result<bool> {
         match self.keys.get(key) {
             None => Ok(default),
             Some(Value::Null) => Ok(false), // Python's None is false
@@ -219,7 +123,7 @@ impl Reader<'_> {
         }
     }
 
-    fn optional(&self, key: &'static str) -> Result<Option<f64>> {
+    pub fn optional(&self, key: &'static str) -> Result<Option<f64>> {
         let Some(value) = self.present(key) else { return Ok(None) };
         let number = value.as_f64().or_else(|| match value.as_str()? {
             "-inf" => Some(f64::NEG_INFINITY),
@@ -229,17 +133,17 @@ impl Reader<'_> {
         number.map(Some).ok_or_else(|| wrong_type(key, "a number", value))
     }
 
-    fn number(&self, key: &'static str, default: f64) -> Result<f64> {
+    pub fn number(&self, key: &'static str, default: f64) -> Result<f64> {
         Ok(self.optional(key)?.unwrap_or(default))
     }
 
-    fn integer(&self, key: &'static str, default: u32) -> Result<u32> {
+    pub fn integer(&self, key: &'static str, default: u32) -> Result<u32> {
         let Some(value) = self.present(key) else { return Ok(default) };
         let integer = value.as_u64().and_then(|n| u32::try_from(n).ok());
         integer.ok_or_else(|| wrong_type(key, "a whole number from 0 to 4294967295", value))
     }
 
-    fn choice<T: Clone>(
+    pub fn choice<T: Clone>(
         &self,
         key: &'static str,
         default: T,
@@ -252,7 +156,12 @@ impl Reader<'_> {
         found.ok_or_else(|| self.unsupported(key, name, &names.join(", ")))
     }
 
-    fn unsupported(&self, key: &'static str, value: &str, supported: &str) -> SamplerConfigError {
+    pub fn unsupported(
+        &self,
+        key: &'static str,
+        value: &str,
+        supported: &str,
+    ) -> SamplerConfigError {
         SamplerConfigError::Unsupported {
             kind: self.kind,
             key,
@@ -261,41 +170,6 @@ impl Reader<'_> {
         }
     }
 }
-
-const SPACINGS: &[(&str, Spacing)] = &[
-    ("leading", Spacing::Leading),
-    ("trailing", Spacing::Trailing),
-    ("linspace", Spacing::Linspace),
-    ("quadratic", Spacing::Quadratic),
-];
-
-const PREDICTIONS: &[(&str, Prediction)] = &[
-    ("epsilon", Prediction::Epsilon),
-    ("v_prediction", Prediction::VPrediction),
-    ("sample", Prediction::Sample),
-];
-
-/// Without `fixed_large_log`: diffusers takes the square root of a logarithm there, which is no
-/// number.
-const VARIANCES: &[(&str, Variance)] = &[
-    ("fixed_small", Variance::FixedSmall),
-    ("fixed_small_log", Variance::FixedSmallLog),
-    ("fixed_large", Variance::FixedLarge),
-    ("learned", Variance::Learned),
-    ("learned_range", Variance::LearnedRange),
-];
-
-const FINAL_SIGMAS: &[(&str, FinalSigma)] =
-    &[("zero", FinalSigma::Zero), ("sigma_min", FinalSigma::SigmaMin)];
-
-/// Files of DEIS and UniPC name their own rules here; diffusers reads those as midpoint.
-const SOLVERS: &[(&str, SolverType)] = &[
-    ("midpoint", SolverType::Midpoint),
-    ("heun", SolverType::Heun),
-    ("logrho", SolverType::Midpoint),
-    ("bh1", SolverType::Midpoint),
-    ("bh2", SolverType::Midpoint),
-];
 
 fn wrong_type(key: &'static str, wanted: &'static str, value: &Value) -> SamplerConfigError {
     let seen = value.to_string().chars().take(40).collect();
@@ -330,6 +204,7 @@ fn quote_infinities(json: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Spacing;
     use super::*;
 
     const STABLE_DIFFUSION: &str = r#"{"_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", "beta_end": 0.012,
@@ -389,11 +264,14 @@ mod tests {
     fn refusals_name_the_key() {
         let cases = [
             (
-                r#"{"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3}"#,
-                "`FlowMatchEulerDiscreteScheduler`",
+                r#"{"_class_name": "AmusedScheduler", "masking_schedule": "cosine"}"#,
+                "`AmusedScheduler`",
             ),
             (r#"{"_class_name": "DDIMScheduler", "beta_strat": 0.1}"#, "unknown key `beta_strat`"),
-            (r#"{"_class_name": "DDIMScheduler", "thresholding": true}"#, "thresholding = true"),
+            (
+                r#"{"_class_name": "DDIMScheduler", "thresholding": true, "sample_max_value": 0.5}"#,
+                "sample_max_value = 0.5",
+            ),
             (
                 r#"{"_class_name": "DDIMScheduler", "beta_schedule": "sigmoid"}"#,
                 "linear, scaled_linear, squaredcos_cap_v2",
@@ -447,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_configuration_survives_its_own_json() {
-        for kind in SamplerKind::ALL {
+        for &kind in SamplerKind::ALL {
             let config = SamplerConfig::of_kind(kind);
             let json = serde_json::to_string(&config).unwrap();
             assert_eq!(serde_json::from_str::<SamplerConfig>(&json).unwrap(), config);

@@ -7,35 +7,89 @@
 
 use super::{CudaEngine, RecordedProgram};
 use crate::engine::{DeviceRequest, DeviceSampling, EngineError};
-use crate::sampler::{SAMPLER_ROW, SamplerRule};
+use crate::sampler::{LearnedStd, Limit, MAX_REGISTERS, MAX_TERMS, Op, Register, Table};
 use cqc_kernels::arena::bytes_of;
 use cqc_kernels::cuda::{
-    self, Device, ElementType, Memory, Operand, Predicted, Recorded, SamplerStep, count_step,
-    sampler_step,
+    Device, ElementType, Memory, Operand, Recorded, SAMPLER_HEAD, SAMPLER_OP, SAMPLER_TEMPS,
+    SAMPLER_TERMS, SamplerOp, SamplerRegister, SamplerStep, count_step, sampler_step,
 };
 use cqc_proto::plan::ProgramKind;
-use cqc_proto::sampler::Prediction;
 use std::sync::Arc;
 
-/// A row of the table is what `kernels/cuda/sampler.cu` declares.
-const _: () = assert!(SAMPLER_ROW == cuda::SAMPLER_CONSTANTS);
+/// What `kernels/cuda/sampler.cu` has room for is what a table has.
+const _: () = assert!(MAX_TERMS == SAMPLER_TERMS && MAX_REGISTERS == SAMPLER_TEMPS);
 
-fn rule(rule: SamplerRule) -> cuda::SamplerRule {
-    match rule {
-        SamplerRule::Ddim => cuda::SamplerRule::Ddim,
-        SamplerRule::Ddpm => cuda::SamplerRule::Ddpm,
-        SamplerRule::Plms => cuda::SamplerRule::Plms,
-        SamplerRule::Euler => cuda::SamplerRule::Euler,
-        SamplerRule::DpmPp => cuda::SamplerRule::DpmPp,
+/// A table as the device reads it: rows of equal length, the missing operations empty.
+struct Encoded {
+    rows: Vec<f32>,
+    /// Operations of a row.
+    ops: usize,
+    width: usize,
+}
+
+impl Encoded {
+    fn new(table: &Table) -> Encoded {
+        let ops = table.rows.iter().map(|row| row.ops.len()).max().unwrap_or(0);
+        let width = SAMPLER_HEAD + ops * SAMPLER_OP;
+        let mut rows = vec![0.0; table.rows.len() * width];
+        for (i, row) in table.rows.iter().enumerate() {
+            let to = &mut rows[i * width..(i + 1) * width];
+            to[0] = table.rows.get(i + 1).map_or(1.0, |next| next.evaluation.input_scale);
+            for (op, to) in row.ops.iter().zip(to[SAMPLER_HEAD..].chunks_exact_mut(SAMPLER_OP)) {
+                encode(op, to);
+            }
+        }
+        Encoded { rows, ops, width }
     }
 }
 
-fn predicted(prediction: Prediction) -> Predicted {
-    match prediction {
-        Prediction::Epsilon => Predicted::Noise,
-        Prediction::VPrediction => Predicted::Velocity,
-        Prediction::Sample => Predicted::Image,
+fn encode(op: &Op, to: &mut [f32]) {
+    match op {
+        Op::Combine { to: register, terms, factor, divisor, limit } => {
+            let (what, high) = match limit {
+                Limit::Clip(limit) => (SamplerOp::Clip, *limit),
+                // refused by `sample_on_device`
+                Limit::None | Limit::Threshold { .. } => (SamplerOp::Combine, 0.0),
+            };
+            let [kind, number] = register_numbers(*register);
+            let count = terms.len() as f32;
+            to[..8].copy_from_slice(&[
+                what as u8 as f32,
+                kind,
+                number,
+                count,
+                *factor,
+                *divisor,
+                0.0,
+                high,
+            ]);
+            for (term, to) in terms.iter().zip(to[8..].chunks_exact_mut(4)) {
+                let [kind, number] = register_numbers(term.register);
+                to.copy_from_slice(&[kind, number, term.factor, term.divisor]);
+            }
+        }
+        Op::LearnedNoise(LearnedStd::Variance) => to[0] = SamplerOp::Variance as u8 as f32,
+        Op::LearnedNoise(LearnedStd::Range { low, high }) => {
+            to[0] = SamplerOp::Range as u8 as f32;
+            to[6..8].copy_from_slice(&[*low, *high]);
+        }
     }
+}
+
+fn register_numbers(register: Register) -> [f32; 2] {
+    let (kind, number) = match register {
+        Register::X => (SamplerRegister::X, 0),
+        Register::Out => (SamplerRegister::Out, 0),
+        Register::Noise => (SamplerRegister::Noise, 0),
+        Register::Temp(n) => (SamplerRegister::Temp, n),
+        Register::Kept(n) => (SamplerRegister::Kept, n),
+    };
+    [kind as u8 as f32, f32::from(number)]
+}
+
+fn reads_variance(table: &Table) -> bool {
+    let mut ops = table.rows.iter().flat_map(|row| &row.ops);
+    ops.any(|op| matches!(op, Op::LearnedNoise(_)))
 }
 
 /// The sampler after each program.
@@ -62,10 +116,9 @@ impl SlotOffsets {
         let count = sampling.sizes[0] * sampling.sizes[1];
         let samples = (count * size_of::<f32>()).next_multiple_of(256);
         let (noise, guidance) =
-            (samples, if sampling.table.is_noisy { 2 * samples } else { samples });
+            (samples, if sampling.table.is_stochastic() { 2 * samples } else { samples });
         let kept = guidance + 256;
-        let bytes = kept
-            + (rule(sampling.table.rule).kept() * count * size_of::<f32>()).next_multiple_of(256);
+        let bytes = kept + (sampling.table.kept() * count * size_of::<f32>()).next_multiple_of(256);
         SlotOffsets { count, noise, guidance, kept, bytes }
     }
 }
@@ -74,7 +127,8 @@ impl SamplerLaunches {
     fn new(engine: &CudaEngine, sampling: &DeviceSampling) -> Result<SamplerLaunches, EngineError> {
         let (device, offsets) = (&engine.device, SlotOffsets::new(sampling));
         let memory = device.allocate(offsets.bytes * engine.state.slots())?;
-        let constants = upload(device, sampling.table.rows.as_flattened(), SAMPLER_ROW)?;
+        let (encoded, keeps) = (Encoded::new(sampling.table), sampling.table.kept());
+        let constants = upload(device, &encoded.rows, encoded.width)?;
         let compensation = match sampling.compensation {
             Some([scale, shift]) => Some([
                 upload(device, scale, sampling.sizes[2])?,
@@ -100,19 +154,19 @@ impl SamplerLaunches {
             let [noise, guidance, kept] =
                 [offsets.noise, offsets.guidance, offsets.kept].map(of_slot);
             let step = SamplerStep {
-                rule: rule(sampling.table.rule),
-                predicted: predicted(sampling.table.predicted),
+                ops: encoded.ops,
+                keeps,
+                learned: reads_variance(sampling.table),
                 sizes: sampling.sizes,
                 width: sampling.width,
                 x: &of_slot(0),
                 output: (&program.output, program.cols),
                 constants: &constants,
-                noise: sampling.table.is_noisy.then_some(&noise),
+                noise: sampling.table.is_stochastic().then_some(&noise),
                 guidance: sampling.guided.then_some(&guidance),
-                kept: (rule(sampling.table.rule).kept() > 0).then_some(&kept),
+                kept: (keeps > 0).then_some(&kept),
                 input: &input,
                 correction: compensation.as_ref().map(|[scale, shift]| [scale, shift]),
-                clip: sampling.table.clip,
             };
             let launches = vec![sampler_step(&engine.state, &step), count_step(&engine.state)];
             Ok::<_, EngineError>(device.record(launches)?)

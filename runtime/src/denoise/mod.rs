@@ -94,13 +94,15 @@ impl Denoiser {
 
     /// Lets a device move samples where it can: in one request, by the rows of tables.
     fn move_on_device(&mut self) -> Result<(), DenoiseError> {
-        if self.engine.device().is_none() || self.halves != 1 {
+        // a threshold looks at a whole sample, an element of a device at itself
+        let here = self.halves != 1 || self.sampler.table().has_thresholds();
+        if self.engine.device().is_none() || here {
             return Ok(());
         }
         let len: usize = self.shape.iter().product();
         let rows = if self.guided { 2 * self.width } else { self.width };
         let sampling = DeviceSampling {
-            table: &self.sampler.table(),
+            table: self.sampler.table(),
             sizes: [self.width, len, self.channels()],
             width: self.output.len() / rows,
             guided: self.guided,

@@ -6,7 +6,7 @@
 //! same.
 
 use super::{EngineError, EngineOptions, RequestLayout, Weights};
-use crate::sampler::SamplerTable;
+use crate::sampler::Table;
 use cqc_kernels::arena::Arena;
 use cqc_proto::Bindings;
 use cqc_proto::plan::ProgramKind;
@@ -207,7 +207,7 @@ pub struct DeviceEvaluation<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceSampling<'a> {
     /// The sampler's constants, a row per evaluation.
-    pub table: &'a SamplerTable,
+    pub table: &'a Table,
     /// Samples, elements of one, and its channels.
     pub sizes: [usize; 3],
     /// Elements of a sample's output.

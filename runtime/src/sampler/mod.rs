@@ -2,31 +2,23 @@
 //! sample.
 //!
 //! Semantics are those of diffusers 0.42's schedulers, see `tests/sampler_goldens.rs`; the
-//! constants come from [`SamplerConfig`]. One file per [kind](SamplerKind); `schedule` and `sigmas`
-//! hold what they share.
+//! constants come from [`SamplerConfig`]. `levels` makes noise levels and time steps, a file per
+//! [kind](SamplerKind) in `solvers` makes a [`Table`] of them, and `state` executes its rows.
 //!
 //! Everything is indexed by *evaluation* of the network. PLMS evaluates its first step twice, so it
 //! has steps + 1 of them; [`Evaluation::step`] leads back to the step.
 
-mod ddim;
-mod ddpm;
-mod dpmpp;
-mod euler;
 mod guidance;
-mod plms;
-mod schedule;
-mod sigmas;
+mod levels;
+mod solvers;
+mod state;
 mod table;
 
 pub use guidance::guide;
-pub use table::{SAMPLER_ROW, SamplerRule, SamplerTable};
+pub use state::State;
+pub use table::{LearnedStd, Limit, MAX_REGISTERS, MAX_TERMS, Op, Register, Row, Table, Term};
 
 use cqc_proto::sampler::{MAX_STEPS, SamplerConfig, SamplerConfigError, SamplerKind, Variance};
-use ddim::Ddim;
-use ddpm::Ddpm;
-use dpmpp::DpmPp;
-use euler::Euler;
-use plms::Plms;
 
 /// One evaluation of the network.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,10 +35,6 @@ pub struct Evaluation {
 impl Evaluation {
     fn unscaled(timestep: f64, step: usize) -> Self {
         Self { timestep, input_scale: 1.0, step }
-    }
-
-    fn one_per_step(timesteps: &[usize]) -> Vec<Self> {
-        timesteps.iter().enumerate().map(|(step, &t)| Self::unscaled(t as f64, step)).collect()
     }
 }
 
@@ -97,11 +85,12 @@ pub enum SamplerError {
         /// Its time step.
         timestep: f64,
     },
-}
-
-fn check_finite(evaluation: usize, timestep: f64, numbers: &[f32]) -> Result<(), SamplerError> {
-    let finite = numbers.iter().all(|number| number.is_finite());
-    if finite { Ok(()) } else { Err(SamplerError::NotFinite { evaluation, timestep }) }
+    /// The levels depend on the number of tokens.
+    #[error(
+        "the scheduler shifts its noise levels by the number of tokens (use_dynamic_shifting), \
+         which is not known: give the shift with --flow-mu, or a fixed one with --flow-shift"
+    )]
+    NoShift,
 }
 
 /// A sampler with its number of steps: every constant of the trajectory, computed once. It does not
@@ -111,16 +100,7 @@ pub struct Sampler {
     config: SamplerConfig,
     steps: usize,
     evaluations: Vec<Evaluation>,
-    rule: Rule,
-}
-
-#[derive(Clone, Debug)]
-enum Rule {
-    Ddim(Ddim),
-    Ddpm(Ddpm),
-    Plms(Plms),
-    Euler(Euler),
-    DpmPp(DpmPp),
+    table: Table,
 }
 
 impl Sampler {
@@ -131,28 +111,17 @@ impl Sampler {
     /// finite update.
     pub fn new(config: &SamplerConfig, steps: usize) -> Result<Self, SamplerError> {
         config.validate()?;
-        let max = MAX_STEPS.min(config.num_train_timesteps as usize);
+        let max = max_steps(config);
         if !(1..=max).contains(&steps) {
             return Err(SamplerError::Steps { steps, max });
         }
-        let (rule, evaluations) = match config.kind {
-            SamplerKind::Ddim => {
-                Ddim::new(config, steps).map(|(rule, list)| (Rule::Ddim(rule), list))
-            }
-            SamplerKind::Ddpm => {
-                Ddpm::new(config, steps).map(|(rule, list)| (Rule::Ddpm(rule), list))
-            }
-            SamplerKind::Plms => {
-                Plms::new(config, steps).map(|(rule, list)| (Rule::Plms(rule), list))
-            }
-            SamplerKind::Euler => {
-                Euler::new(config, steps).map(|(rule, list)| (Rule::Euler(rule), list))
-            }
-            SamplerKind::DpmPp2m => {
-                DpmPp::new(config, steps).map(|(rule, list)| (Rule::DpmPp(rule), list))
-            }
-        }?;
-        Ok(Self { config: config.clone(), steps, evaluations, rule })
+        let table = solvers::table(config, steps)?;
+        if let Some(i) = table.rows.iter().position(|row| !row.is_finite()) {
+            let timestep = table.rows[i].evaluation.timestep;
+            return Err(SamplerError::NotFinite { evaluation: i, timestep });
+        }
+        let evaluations = table.rows.iter().map(|row| row.evaluation).collect();
+        Ok(Self { config: config.clone(), steps, evaluations, table })
     }
 
     /// What it was made from.
@@ -165,22 +134,20 @@ impl Sampler {
         &self.evaluations
     }
 
+    /// Its rows.
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
     /// Standard deviation of the sample before the first evaluation: scale unit normal noise by it.
     pub fn initial_scale(&self) -> f32 {
-        match &self.rule {
-            Rule::Euler(euler) => euler.initial_scale(self.config.timestep_spacing),
-            _ => 1.0,
-        }
+        self.table.initial_scale
     }
 
     /// Whether evaluation `i` asks for noise: then [`Sampler::advance`] draws one value per element
     /// of the sample.
     pub fn adds_noise(&self, i: usize) -> bool {
-        match &self.rule {
-            Rule::Ddim(_) => self.config.eta > 0.0,
-            Rule::Ddpm(ddpm) => ddpm.adds_noise(i),
-            _ => false,
-        }
+        self.table.rows[i].draws_noise()
     }
 
     /// Whether the network's output must have a second half, the variance.
@@ -192,10 +159,9 @@ impl Sampler {
     /// For code that runs the loop without this crate: DDIM's constants per evaluation. `None` for
     /// other kinds, and with `eta` > 0.
     pub fn ddim_updates(&self) -> Option<Vec<DdimUpdate>> {
-        match &self.rule {
-            Rule::Ddim(ddim) => ddim.updates(),
-            _ => None,
-        }
+        (self.config.kind == SamplerKind::Ddim && self.config.thresholding.is_none())
+            .then(|| solvers::ddim_updates(&self.config, self.steps))
+            .flatten()
     }
 
     /// What the network sees at evaluation `i` for the sample `x`; `out` is as long as `x`.
@@ -236,17 +202,11 @@ impl Sampler {
             "the network's output fits the sample"
         );
         state.next = (i + 1) % self.evaluations.len();
-        let output = Output { data: output, len: state.len, doubled };
         if self.adds_noise(i) {
             noise(&mut state.noise);
         }
-        match &self.rule {
-            Rule::Ddim(ddim) => ddim.advance(i, x, output, &state.noise),
-            Rule::Ddpm(ddpm) => ddpm.advance(i, x, output, &state.noise),
-            Rule::Plms(plms) => plms.advance(i, x, output, &mut state.kept),
-            Rule::Euler(euler) => euler.advance(i, x, output),
-            Rule::DpmPp(dpm) => dpm.advance(i, x, output, &mut state.kept),
-        }
+        let width = if doubled { 2 * state.len } else { state.len };
+        state.execute(&self.table.rows[i], x, output, width);
     }
 
     /// Per evaluation: by how much the final sample changes if this evaluation's output changes by
@@ -256,90 +216,33 @@ impl Sampler {
     /// epsilon prediction this is
     /// |σ − σ′| with σ = √((1−ᾱ)/ᾱ), times √ᾱ of the end. O(evaluations²).
     pub fn output_weights(&self) -> Vec<f64> {
-        let linear = SamplerConfig {
-            clip_sample: false,
-            variance_type: Variance::FixedSmall,
-            ..self.config.clone()
-        };
-        let sampler = Self::new(&linear, self.steps).expect("less is asked of it than of `self`");
+        let table = self.table.linear();
         let count = self.evaluations.len();
-        let mut state = State::new(&sampler, 1, count);
+        let mut state = State::of_table(&table, 1, count);
         let (mut x, mut output) = (vec![0.0; count], vec![0.0; count]);
-        for i in 0..count {
+        for (i, row) in table.rows.iter().enumerate() {
             // a trajectory per element: the i-th one is moved by evaluation i only
             output[i] = 1.0;
-            sampler.advance(&mut state, i, &mut x, &output, |noise| noise.fill(0.0));
+            state.execute(row, &mut x, &output, count);
             output[i] = 0.0;
         }
         x.into_iter().map(|moved| f64::from(moved.abs())).collect()
     }
 }
 
-/// What a trajectory remembers between evaluations.
-#[derive(Clone, Debug)]
-pub struct State {
-    samples: usize,
-    len: usize,
-    next: usize,
-    kept: Vec<Vec<f32>>,
-    noise: Vec<f32>,
-}
-
 impl State {
-    /// For `samples` samples of `len` elements each. PLMS keeps five times the memory of the
-    /// samples, the others less.
+    /// For `samples` samples of `len` elements each.
     pub fn new(sampler: &Sampler, samples: usize, len: usize) -> Self {
-        let kept = match sampler.rule {
-            Rule::Plms(_) => plms::KEPT,
-            Rule::DpmPp(_) => dpmpp::KEPT,
-            _ => 0,
-        };
-        let noise = if sampler.config.is_stochastic() { samples * len } else { 0 };
-        Self {
-            samples,
-            len,
-            next: 0,
-            kept: vec![vec![0.0; samples * len]; kept],
-            noise: vec![0.0; noise],
-        }
-    }
-
-    /// Noise for an evaluation, one value per element.
-    pub(crate) fn draw(&mut self, mut noise: impl FnMut(&mut [f32])) -> &[f32] {
-        noise(&mut self.noise);
-        &self.noise
+        Self::of_table(&sampler.table, samples, len)
     }
 }
 
-/// The network's output: per sample `len` predicted elements and, if `doubled`, as many of the
-/// variance.
-#[derive(Clone, Copy)]
-struct Output<'a> {
-    data: &'a [f32],
-    len: usize,
-    doubled: bool,
-}
-
-impl Output<'_> {
-    /// `x[j] = f(j, x[j], prediction of x[j])` for every element.
-    fn mean_onto(self, x: &mut [f32], f: impl FnMut(usize, f32, f32) -> f32) {
-        self.onto(x, 0, f);
-    }
-
-    /// The same with the variance; only for a doubled output.
-    fn variance_onto(self, x: &mut [f32], f: impl FnMut(usize, f32, f32) -> f32) {
-        assert!(self.doubled, "checked by `Sampler::advance`");
-        self.onto(x, self.len, f);
-    }
-
-    fn onto(self, x: &mut [f32], start: usize, mut f: impl FnMut(usize, f32, f32) -> f32) {
-        let width = if self.doubled { 2 * self.len } else { self.len };
-        for (n, x) in x.chunks_exact_mut(self.len.max(1)).enumerate() {
-            let output = &self.data[n * width + start..][..self.len];
-            for (j, (x, &output)) in x.iter_mut().zip(output).enumerate() {
-                *x = f(n * self.len + j, *x, output);
-            }
-        }
+/// The most steps of a trajectory.
+fn max_steps(config: &SamplerConfig) -> usize {
+    match config.kind {
+        // levels lie between time steps
+        SamplerKind::FlowEuler => MAX_STEPS,
+        _ => MAX_STEPS.min(config.num_train_timesteps as usize),
     }
 }
 

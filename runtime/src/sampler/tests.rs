@@ -30,7 +30,7 @@ fn weight_of_a_ddim_output_is_the_noise_level_it_removes() {
 
 #[test]
 fn every_kind_has_a_weight_per_evaluation() {
-    for kind in SamplerKind::ALL {
+    for &kind in SamplerKind::ALL {
         let sampler = Sampler::new(&config(kind), 20).unwrap();
         let weights = sampler.output_weights();
         assert_eq!(weights.len(), sampler.evaluations().len(), "{kind}");
@@ -43,7 +43,7 @@ fn every_kind_has_a_weight_per_evaluation() {
 
 #[test]
 fn a_second_half_is_ignored_by_kinds_without_variance() {
-    for kind in SamplerKind::ALL {
+    for &kind in SamplerKind::ALL {
         let sampler = Sampler::new(&config(kind), 5).unwrap();
         let (plain, doubled) = ([0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 9.0, 9.0, 0.3, 0.4, 9.0, 9.0]);
         let run = |output: &[f32]| {
@@ -59,7 +59,7 @@ fn a_second_half_is_ignored_by_kinds_without_variance() {
 
 #[test]
 fn a_state_serves_one_trajectory_after_another() {
-    for kind in SamplerKind::ALL {
+    for &kind in SamplerKind::ALL {
         let sampler = Sampler::new(&config(kind), 6).unwrap();
         let mut state = State::new(&sampler, 1, 2);
         let mut run = || {
@@ -91,13 +91,13 @@ fn what_has_no_trajectory_is_refused() {
     };
     assert!(error(&pure_noise, 10).contains("evaluation 0 (time step 999)"));
     let standing_still =
-        SamplerConfig { timestep_spacing: Spacing::Leading, ..config(SamplerKind::DpmPp2m) };
+        SamplerConfig { timestep_spacing: Spacing::Leading, ..config(SamplerKind::DpmMultistep) };
     assert!(error(&standing_still, 1000).contains("no finite update"));
     for timestep_spacing in [Spacing::Leading, Spacing::Trailing, Spacing::Linspace] {
         let all_clipped = SamplerConfig {
             lambda_min_clipped: Some(1e6),
             timestep_spacing,
-            ..config(SamplerKind::DpmPp2m)
+            ..config(SamplerKind::DpmMultistep)
         };
         assert!(Sampler::new(&all_clipped, 10).is_err(), "{timestep_spacing:?}");
     }

@@ -4,12 +4,13 @@
 //! the rounding of ᾱ shows in the fourth digit. To end at the same image, the scalars here are
 //! rounded where diffusers (torch and numpy) rounds them.
 
-use super::SamplerError;
+use super::super::SamplerError;
+use super::super::table::{Op, Register};
 use cqc_proto::sampler::{Betas, Prediction, SamplerConfig, Spacing};
 use std::f64::consts::FRAC_PI_2;
 
 /// ᾱ of every training step.
-pub(super) fn alphas_cumprod(config: &SamplerConfig) -> Vec<f32> {
+pub(in super::super) fn alphas_cumprod(config: &SamplerConfig) -> Vec<f32> {
     let mut betas = betas(config);
     if config.rescale_betas_zero_snr {
         betas = rescaled_to_zero_snr(&betas);
@@ -73,7 +74,10 @@ fn rescaled_to_zero_snr(betas: &[f32]) -> Vec<f32> {
 ///
 /// # Errors
 /// [`SamplerError::TimestepOutside`], e.g. when `steps_offset` leads beyond the training steps.
-pub(super) fn timesteps(config: &SamplerConfig, steps: usize) -> Result<Vec<usize>, SamplerError> {
+pub(in super::super) fn timesteps(
+    config: &SamplerConfig,
+    steps: usize,
+) -> Result<Vec<usize>, SamplerError> {
     let train = config.num_train_timesteps;
     let ascending: Vec<f64> = match config.timestep_spacing {
         Spacing::Leading => leading(train, steps, config.steps_offset),
@@ -89,7 +93,7 @@ pub(super) fn timesteps(config: &SamplerConfig, steps: usize) -> Result<Vec<usiz
 }
 
 /// `t` as an index into the training steps.
-pub(super) fn in_training(t: f64, train: u32) -> Result<usize, SamplerError> {
+pub(in super::super) fn in_training(t: f64, train: u32) -> Result<usize, SamplerError> {
     if (0.0..f64::from(train)).contains(&t) {
         Ok(t as usize)
     } else {
@@ -98,12 +102,12 @@ pub(super) fn in_training(t: f64, train: u32) -> Result<usize, SamplerError> {
 }
 
 /// Training steps per step, as a real number.
-pub(super) fn stride(train: u32, steps: usize) -> f64 {
+pub(in super::super) fn stride(train: u32, steps: usize) -> f64 {
     f64::from(train) / steps as f64
 }
 
 /// `count` multiples of ⌊`train` / `count`⌋, moved up by `offset`; ascending.
-pub(super) fn leading(train: u32, count: usize, offset: u32) -> Vec<f64> {
+pub(in super::super) fn leading(train: u32, count: usize, offset: u32) -> Vec<f64> {
     let stride = train as usize / count;
     (0..count).map(|i| (i * stride) as f64 + f64::from(offset)).collect()
 }
@@ -112,14 +116,14 @@ pub(super) fn leading(train: u32, count: usize, offset: u32) -> Vec<f64> {
 ///
 /// diffusers lets `numpy.arange` find the end and for some step counts (61 of 1000) gets one time
 /// step too many, −1, through rounding. `limit` cuts it off.
-pub(super) fn trailing(last: f64, stride: f64, limit: usize) -> Vec<f64> {
+pub(in super::super) fn trailing(last: f64, stride: f64, limit: usize) -> Vec<f64> {
     let count = ((last / stride).ceil() as usize).min(limit);
     let stride = (last - stride) - last; // arange measures its stride between the first two values
     (0..count).rev().map(|i| (last + i as f64 * stride).round_ties_even() - 1.0).collect()
 }
 
 /// `numpy.linspace`.
-pub(super) fn linspace(start: f64, end: f64, count: usize) -> impl Iterator<Item = f64> {
+pub(in super::super) fn linspace(start: f64, end: f64, count: usize) -> impl Iterator<Item = f64> {
     let step = (end - start) / (count - 1) as f64;
     (0..count).map(move |i| match i {
         0 => start,
@@ -130,7 +134,7 @@ pub(super) fn linspace(start: f64, end: f64, count: usize) -> impl Iterator<Item
 
 /// A noise level: x = `signal` · image + `noise` · ε, both at most 1.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Level {
+pub(in super::super) struct Level {
     pub signal: f32,
     pub noise: f32,
 }
@@ -140,30 +144,25 @@ impl Level {
         Self { signal: alpha_cumprod.sqrt(), noise: (1.0 - alpha_cumprod).sqrt() }
     }
 
-    /// The image that the network's `output` at `x` stands for.
-    pub fn image(self, prediction: Prediction, x: f32, output: f32) -> f32 {
+    /// `to` = the image that the network's output `out` at `x` stands for.
+    pub fn image(self, prediction: Prediction, x: Register, out: Register, to: Register) -> Op {
         match prediction {
-            Prediction::Epsilon => (x - self.noise * output) / self.signal,
-            Prediction::VPrediction => self.signal * x - self.noise * output,
-            Prediction::Sample => output,
+            Prediction::Epsilon => Op::sum(to, &[(x, 1.0), (out, -self.noise)]).over(self.signal),
+            Prediction::VPrediction => Op::sum(to, &[(x, self.signal), (out, -self.noise)]),
+            Prediction::Sample => Op::sum(to, &[(out, 1.0)]),
+            Prediction::Flow => Op::sum(to, &[(x, 1.0), (out, -self.noise)]),
+            Prediction::FlowToData => Op::sum(to, &[(x, 1.0), (out, self.noise)]),
         }
     }
 
-    /// The noise that the network's `output` at `x` stands for.
-    pub fn epsilon(self, prediction: Prediction, x: f32, output: f32) -> f32 {
+    /// `to` = the noise that the network's output `out` at `x` stands for.
+    pub fn epsilon(self, prediction: Prediction, x: Register, out: Register, to: Register) -> Op {
         match prediction {
-            Prediction::Epsilon => output,
-            Prediction::VPrediction => self.signal * output + self.noise * x,
-            Prediction::Sample => (x - self.signal * output) / self.noise,
-        }
-    }
-
-    /// Finite if [`Level::image`] and [`Level::epsilon`] do not divide by zero.
-    pub fn inverse_divisor(self, prediction: Prediction) -> f32 {
-        match prediction {
-            Prediction::Epsilon => self.signal.recip(),
-            Prediction::VPrediction => 1.0,
-            Prediction::Sample => self.noise.recip(),
+            Prediction::Epsilon => Op::sum(to, &[(out, 1.0)]),
+            Prediction::VPrediction => Op::sum(to, &[(out, self.signal), (x, self.noise)]),
+            Prediction::Sample => Op::sum(to, &[(x, 1.0), (out, -self.signal)]).over(self.noise),
+            Prediction::Flow => Op::sum(to, &[(x, 1.0), (out, self.signal)]),
+            Prediction::FlowToData => Op::sum(to, &[(x, 1.0), (out, -self.signal)]),
         }
     }
 }

@@ -4,12 +4,15 @@
 //! Rounded as diffusers does: the training levels in float32, everything from them in float64, the
 //! result in float32.
 
-use super::SamplerError;
+use super::super::SamplerError;
+use super::super::table::{Op, Register};
 use super::schedule::{alphas_cumprod, in_training, leading, linspace, stride, trailing};
-use cqc_proto::sampler::{Betas, FinalSigma, SamplerConfig, SamplerKind, Spacing};
+use cqc_proto::sampler::{
+    Betas, FinalSigma, Prediction, SamplerConfig, SamplerKind, SigmaSchedule, Spacing,
+};
 
 /// One level per evaluation and the one after the last, and the time step of each evaluation.
-pub(super) struct Sigmas {
+pub(in super::super) struct Sigmas {
     pub sigmas: Vec<f32>,
     pub timesteps: Vec<f64>,
 }
@@ -20,7 +23,7 @@ impl Sigmas {
     pub fn new(config: &SamplerConfig, steps: usize) -> Result<Self, SamplerError> {
         let trained = trained_sigmas(config);
         let mut timesteps: Vec<f64> = match config.kind {
-            SamplerKind::DpmPp2m => dpm_timesteps(config, steps, &trained),
+            SamplerKind::DpmMultistep => dpm_timesteps(config, steps, &trained),
             _ => euler_timesteps(config, steps),
         };
         if timesteps.is_empty() {
@@ -34,15 +37,15 @@ impl Sigmas {
             in_training(t, config.num_train_timesteps)?;
         }
         let mut sigmas: Vec<f64> = timesteps.iter().map(|&t| interpolate(&trained, t)).collect();
-        if config.use_karras_sigmas {
+        if config.sigma_schedule != SigmaSchedule::Plain {
             let (low, high) = match config.kind {
-                SamplerKind::DpmPp2m => {
+                SamplerKind::DpmMultistep => {
                     (f64::from(trained[0]), f64::from(trained[trained.len() - 1]))
                 }
                 _ => (sigmas[sigmas.len() - 1], sigmas[0]),
             };
-            sigmas =
-                karras(config.sigma_min.unwrap_or(low), config.sigma_max.unwrap_or(high), steps);
+            let (low, high) = (config.sigma_min.unwrap_or(low), config.sigma_max.unwrap_or(high));
+            sigmas = spread(config.sigma_schedule, low, high, steps);
             timesteps = timesteps_of(&sigmas, &trained, config);
         }
         let last = match config.final_sigmas_type {
@@ -53,6 +56,40 @@ impl Sigmas {
             sigmas: sigmas.into_iter().map(|sigma| sigma as f32).chain([last]).collect(),
             timesteps,
         })
+    }
+}
+
+/// What the network sees of a sample image + σ·ε: that times 1/√(σ² + 1).
+pub(in super::super) fn input_scale(sigma: f32) -> f32 {
+    (sigma * sigma + 1.0).sqrt().recip()
+}
+
+/// Standard deviation of a sample image + σ·ε before the first step.
+pub(in super::super) fn initial_scale(config: &SamplerConfig, sigmas: &[f32]) -> f32 {
+    let highest = sigmas.iter().copied().fold(0.0, f32::max);
+    match config.timestep_spacing {
+        Spacing::Leading => (highest * highest + 1.0).sqrt(),
+        _ => highest,
+    }
+}
+
+/// `to` = the image that the network's output `out` stands for, with `x` = image + `sigma`·ε.
+pub(in super::super) fn image_over_sigma(
+    prediction: Prediction,
+    sigma: f32,
+    x: Register,
+    out: Register,
+    to: Register,
+) -> Op {
+    let square = sigma * sigma + 1.0;
+    match prediction {
+        Prediction::Epsilon => Op::sum(to, &[(x, 1.0), (out, -sigma)]),
+        Prediction::VPrediction => {
+            Op::sum(to, &[(out, -sigma / square.sqrt())]).plus_quotient(x, 1.0, square)
+        }
+        Prediction::Sample => Op::sum(to, &[(out, 1.0)]),
+        // refused by `SamplerConfig::validate`: a straight path has another kind of level
+        Prediction::Flow | Prediction::FlowToData => Op::sum(to, &[(out, f32::NAN)]),
     }
 }
 
@@ -109,6 +146,26 @@ fn interpolate(trained: &[f32], t: f64) -> f64 {
     (to - from) * (t - low as f64) + from
 }
 
+/// `steps` levels from `high` down to `low`, spread as `schedule` says.
+///
+/// # Panics
+/// For [`SigmaSchedule::Plain`] and the two that do not lie between given ends.
+pub(in super::super) fn spread(
+    schedule: SigmaSchedule,
+    low: f64,
+    high: f64,
+    steps: usize,
+) -> Vec<f64> {
+    match schedule {
+        SigmaSchedule::Karras => karras(low, high, steps),
+        SigmaSchedule::Exponential => linspace(high.ln(), low.ln(), steps).map(f64::exp).collect(),
+        SigmaSchedule::Beta => beta(low, high, steps),
+        SigmaSchedule::Plain | SigmaSchedule::LuLambdas | SigmaSchedule::Flow => {
+            unreachable!("decided before")
+        }
+    }
+}
+
 /// Evenly spaced in σ^(1/7), highest first (arXiv:2206.00364, equation 5).
 fn karras(low: f64, high: f64, steps: usize) -> Vec<f64> {
     const RHO: f64 = 7.0;
@@ -116,12 +173,32 @@ fn karras(low: f64, high: f64, steps: usize) -> Vec<f64> {
     linspace(0.0, 1.0, steps).map(|ramp| (high + ramp * (low - high)).powf(RHO)).collect()
 }
 
+/// At the quantiles of a beta distribution with α = β = 0.6, highest first (arXiv:2407.12173).
+fn beta(low: f64, high: f64, steps: usize) -> Vec<f64> {
+    let quantile = |t: f64| match t {
+        0.0 | 1.0 => t,
+        _ => quantile_of_beta(t),
+    };
+    linspace(0.0, 1.0, steps).map(|t| low + quantile(1.0 - t) * (high - low)).collect()
+}
+
+/// The inverse of the regularised incomplete beta function I(x; 0.6, 0.6): by bisection, to the
+/// last bit but a few.
+fn quantile_of_beta(p: f64) -> f64 {
+    let (mut low, mut high) = (0.0, 1.0);
+    for _ in 0..60 {
+        let middle = (low + high) / 2.0;
+        if puruspe::betai(0.6, 0.6, middle) < p { low = middle } else { high = middle }
+    }
+    (low + high) / 2.0
+}
+
 /// The time step of each level, by linear interpolation in log σ; DPM-Solver++ makes it whole.
 fn timesteps_of(sigmas: &[f64], trained: &[f32], config: &SamplerConfig) -> Vec<f64> {
     let logs: Vec<f32> = trained.iter().map(|&sigma| f64::from(sigma).ln() as f32).collect();
     let whole = |t: f64| match config.kind {
-        SamplerKind::DpmPp2m if config.betas == Betas::SquaredcosCapV2 => t.trunc(),
-        SamplerKind::DpmPp2m => t.round_ties_even(),
+        SamplerKind::DpmMultistep if config.betas == Betas::SquaredcosCapV2 => t.trunc(),
+        SamplerKind::DpmMultistep => t.round_ties_even(),
         _ => f64::from(t as f32),
     };
     sigmas.iter().map(|&sigma| whole(timestep_of(sigma, &logs))).collect()

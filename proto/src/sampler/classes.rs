@@ -1,0 +1,375 @@
+//! The scheduler classes of diffusers: which sampler each is, which keys it reads with which
+//! defaults, and the classes that are refused.
+
+use super::diffusers::{Reader, Result};
+use super::{
+    Algorithm, DynamicShift, FinalSigma, Prediction, SamplerConfig, SamplerKind, SigmaSchedule,
+    SolverType, Spacing, Thresholding, Variance,
+};
+
+/// A scheduler class of diffusers 0.42 that is taken.
+#[derive(Debug)]
+pub struct Class {
+    /// `_class_name` of its files.
+    pub name: &'static str,
+    /// The sampler that it is.
+    pub kind: SamplerKind,
+    /// What its constructor takes; other known keys are ignored, as `from_config` does.
+    pub keys: &'static [&'static str],
+    /// Defaults that differ from those of [`SamplerConfig::of_kind`]'s common ones.
+    pub(super) defaults: fn(&mut SamplerConfig),
+    /// What is decided after all keys have been read, and what is refused then.
+    pub(super) check: fn(&Reader, &mut SamplerConfig) -> Result<()>,
+}
+
+/// A scheduler class of diffusers that is refused.
+#[derive(Debug)]
+pub struct Refused {
+    /// `_class_name` of its files.
+    pub name: &'static str,
+    /// What it does that a table of coefficients cannot.
+    pub reason: &'static str,
+    /// The sampler that draws the right images from the same model, if there is one.
+    pub nearest: Option<SamplerKind>,
+}
+
+const NOTHING: fn(&Reader, &mut SamplerConfig) -> Result<()> = |_, _| Ok(());
+
+/// Every class that is taken. The first of a kind has the defaults of [`SamplerConfig::of_kind`].
+#[rustfmt::skip]
+pub const CLASSES: &[Class] = &[
+    Class {
+        name: "DDIMScheduler",
+        kind: SamplerKind::Ddim,
+        keys: DDIM,
+        defaults: |c| c.clip_sample = true,
+        check: NOTHING,
+    },
+    Class {
+        name: "DDIMParallelScheduler",
+        kind: SamplerKind::Ddim,
+        keys: DDIM,
+        defaults: |c| c.clip_sample = true,
+        check: NOTHING,
+    },
+    Class {
+        name: "DDPMScheduler",
+        kind: SamplerKind::Ddpm,
+        keys: DDPM,
+        defaults: |c| c.clip_sample = true,
+        check: NOTHING,
+    },
+    Class {
+        name: "DDPMParallelScheduler",
+        kind: SamplerKind::Ddpm,
+        keys: DDPM,
+        defaults: |c| c.clip_sample = true,
+        check: NOTHING,
+    },
+    Class {
+        name: "PNDMScheduler",
+        kind: SamplerKind::Plms,
+        keys: &[
+            "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "skip_prk_steps",
+            "set_alpha_to_one", "prediction_type", "timestep_spacing", "steps_offset",
+        ],
+        defaults: |c| c.set_alpha_to_one = false,
+        check: |reader, _| {
+            // without it the first three steps would be Runge-Kutta steps; --sampler plms says that
+            // they are not wanted
+            if reader.flag("skip_prk_steps", false)? || reader.kind_given {
+                return Ok(());
+            }
+            Err(reader.unsupported("skip_prk_steps", "false", "true"))
+        },
+    },
+    Class {
+        name: "EulerDiscreteScheduler",
+        kind: SamplerKind::Euler,
+        keys: &[
+            "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+            "interpolation_type", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "sigma_min",
+            "sigma_max", "timestep_spacing", "timestep_type", "steps_offset", "rescale_betas_zero_snr",
+            "final_sigmas_type",
+        ],
+        defaults: |c| c.timestep_spacing = Spacing::Linspace,
+        check: NOTHING,
+    },
+    Class {
+        name: "DPMSolverMultistepScheduler",
+        kind: SamplerKind::DpmMultistep,
+        keys: &[
+            "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "solver_order",
+            "prediction_type", "thresholding", "dynamic_thresholding_ratio", "sample_max_value", "algorithm_type",
+            "solver_type", "lower_order_final", "euler_at_final", "use_karras_sigmas", "use_exponential_sigmas",
+            "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas", "flow_shift", "final_sigmas_type",
+            "lambda_min_clipped", "timestep_spacing", "steps_offset", "rescale_betas_zero_snr",
+            "use_dynamic_shifting", "sigma_min", "sigma_max",
+        ],
+        defaults: |c| c.timestep_spacing = Spacing::Linspace,
+        check: NOTHING,
+    },
+    Class {
+        name: "FlowMatchEulerDiscreteScheduler",
+        kind: SamplerKind::FlowEuler,
+        keys: &[
+            "num_train_timesteps", "shift", "use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len",
+            "max_image_seq_len", "invert_sigmas", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas",
+            "use_beta_sigmas", "time_shift_type", "stochastic_sampling",
+        ],
+        defaults: |c| {
+            c.prediction_type = Prediction::Flow;
+            c.timestep_spacing = Spacing::Linspace;
+        },
+        check: |reader, config| reader.dynamic_shift(config, &[0.5, 1.15, 256.0, 4096.0]),
+    },
+];
+
+#[rustfmt::skip]
+const DDIM: &[&str] = &[
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "clip_sample",
+    "set_alpha_to_one", "steps_offset", "prediction_type", "thresholding", "dynamic_thresholding_ratio",
+    "clip_sample_range", "sample_max_value", "timestep_spacing", "rescale_betas_zero_snr",
+];
+
+#[rustfmt::skip]
+const DDPM: &[&str] = &[
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "variance_type", "clip_sample",
+    "prediction_type", "thresholding", "dynamic_thresholding_ratio", "clip_sample_range", "sample_max_value",
+    "timestep_spacing", "steps_offset", "rescale_betas_zero_snr",
+];
+
+/// Classes of diffusers 0.42 that are not taken.
+#[rustfmt::skip]
+pub const REFUSED: &[Refused] = &[
+    Refused {
+        name: "AmusedScheduler",
+        reason: "it samples discrete tokens",
+        nearest: None,
+    },
+];
+
+/// What one key of a file does to the configuration. The key's name is given once more because
+/// several keys share a function.
+type ReadKey = fn(&Reader, &'static str, &mut SamplerConfig) -> Result<()>;
+
+const IGNORED: ReadKey = |_, _, _| Ok(());
+
+/// Every key that a scheduler of diffusers reads, with its meaning. Those that mean something only
+/// to refused classes, or are read by `check` of their class, are ignored here.
+pub(super) const KEYS: &[(&str, ReadKey)] = &[
+    ("num_train_timesteps", |r, key, c| {
+        c.num_train_timesteps = r.integer(key, c.num_train_timesteps)?;
+        Ok(())
+    }),
+    ("beta_start", read_betas),
+    ("beta_end", read_betas),
+    ("beta_schedule", read_betas),
+    ("trained_betas", read_betas),
+    ("prediction_type", |r, key, c| {
+        c.prediction_type = r.choice(key, c.prediction_type, PREDICTIONS)?;
+        Ok(())
+    }),
+    ("timestep_spacing", |r, key, c| {
+        c.timestep_spacing = r.choice(key, c.timestep_spacing, SPACINGS)?;
+        Ok(())
+    }),
+    ("steps_offset", |r, key, c| {
+        c.steps_offset = r.integer(key, c.steps_offset)?;
+        Ok(())
+    }),
+    ("rescale_betas_zero_snr", |r, key, c| {
+        c.rescale_betas_zero_snr = r.flag(key, c.rescale_betas_zero_snr)?;
+        Ok(())
+    }),
+    ("clip_sample", |r, key, c| {
+        c.clip_sample = r.flag(key, c.clip_sample)?;
+        Ok(())
+    }),
+    ("clip_sample_range", |r, key, c| {
+        c.clip_sample_range = r.number(key, c.clip_sample_range.into())? as f32;
+        Ok(())
+    }),
+    ("thresholding", read_thresholding),
+    ("dynamic_thresholding_ratio", read_thresholding),
+    ("sample_max_value", read_thresholding),
+    ("set_alpha_to_one", |r, key, c| {
+        c.set_alpha_to_one = r.flag(key, c.set_alpha_to_one)?;
+        Ok(())
+    }),
+    ("variance_type", |r, key, c| {
+        c.variance_type = r.choice(key, c.variance_type, VARIANCES)?;
+        Ok(())
+    }),
+    ("skip_prk_steps", IGNORED),
+    ("interpolation_type", |r, key, _| r.choice(key, (), &[("linear", ())])),
+    ("timestep_type", |r, key, _| r.choice(key, (), &[("discrete", ())])),
+    ("final_sigmas_type", |r, key, c| {
+        c.final_sigmas_type = r.choice(key, c.final_sigmas_type, FINAL_SIGMAS)?;
+        Ok(())
+    }),
+    ("sigma_min", |r, key, c| {
+        c.sigma_min = r.optional(key)?;
+        Ok(())
+    }),
+    ("sigma_max", |r, key, c| {
+        c.sigma_max = r.optional(key)?;
+        Ok(())
+    }),
+    ("use_karras_sigmas", |r, key, c| r.schedule(key, SigmaSchedule::Karras, c)),
+    ("use_exponential_sigmas", |r, key, c| r.schedule(key, SigmaSchedule::Exponential, c)),
+    ("use_beta_sigmas", |r, key, c| r.schedule(key, SigmaSchedule::Beta, c)),
+    ("use_lu_lambdas", |r, key, c| r.schedule(key, SigmaSchedule::LuLambdas, c)),
+    ("use_flow_sigmas", |r, key, c| r.schedule(key, SigmaSchedule::Flow, c)),
+    ("flow_shift", |r, key, c| {
+        c.flow_shift = r.number(key, c.flow_shift)?;
+        Ok(())
+    }),
+    ("algorithm_type", |r, key, c| {
+        c.algorithm_type = r.choice(key, c.algorithm_type, ALGORITHMS)?;
+        Ok(())
+    }),
+    ("solver_order", |r, key, c| {
+        c.solver_order = r.integer(key, c.solver_order)?;
+        Ok(())
+    }),
+    ("solver_type", |r, key, c| {
+        c.solver_type = r.choice(key, c.solver_type, SOLVERS)?;
+        Ok(())
+    }),
+    ("lower_order_final", |r, key, c| {
+        c.lower_order_final = r.flag(key, c.lower_order_final)?;
+        Ok(())
+    }),
+    ("euler_at_final", |r, key, c| {
+        c.euler_at_final = r.flag(key, c.euler_at_final)?;
+        Ok(())
+    }),
+    ("lambda_min_clipped", |r, key, c| {
+        c.lambda_min_clipped = r.optional(key)?.filter(|&lambda| lambda != f64::NEG_INFINITY);
+        Ok(())
+    }),
+    ("shift", |r, key, c| {
+        c.flow_shift = r.number(key, c.flow_shift)?;
+        Ok(())
+    }),
+    ("shift_terminal", |r, key, c| {
+        c.shift_terminal = r.optional(key)?.filter(|&terminal| terminal != 0.0);
+        Ok(())
+    }),
+    ("invert_sigmas", |r, key, c| {
+        c.invert_sigmas = r.flag(key, c.invert_sigmas)?;
+        Ok(())
+    }),
+    ("stochastic_sampling", |r, key, c| {
+        c.stochastic_sampling = r.flag(key, c.stochastic_sampling)?;
+        Ok(())
+    }),
+    ("use_dynamic_shifting", IGNORED),
+    ("base_shift", IGNORED),
+    ("max_shift", IGNORED),
+    ("base_image_seq_len", IGNORED),
+    ("max_image_seq_len", IGNORED),
+    ("time_shift_type", IGNORED),
+    ("predict_x0", IGNORED),
+    ("disable_corrector", IGNORED),
+    ("solver_p", IGNORED),
+    ("original_inference_steps", IGNORED),
+    ("timestep_scaling", IGNORED),
+];
+
+fn read_betas(r: &Reader, _: &'static str, c: &mut SamplerConfig) -> Result<()> {
+    // the four keys are read together, from the defaults of the class
+    let default = SamplerConfig::of_kind(c.kind).betas;
+    c.betas = r.betas(&default)?;
+    Ok(())
+}
+
+fn read_thresholding(r: &Reader, _: &'static str, c: &mut SamplerConfig) -> Result<()> {
+    let ratio = r.number("dynamic_thresholding_ratio", 0.995)?;
+    let max = r.number("sample_max_value", 1.0)?;
+    c.thresholding = r.flag("thresholding", false)?.then_some(Thresholding { ratio, max });
+    Ok(())
+}
+
+impl Reader<'_> {
+    /// One of the flags that choose how levels are spread; two of them contradict each other.
+    fn schedule(
+        &self,
+        key: &'static str,
+        schedule: SigmaSchedule,
+        c: &mut SamplerConfig,
+    ) -> Result<()> {
+        if !self.flag(key, false)? {
+            return Ok(());
+        }
+        if c.sigma_schedule != SigmaSchedule::Plain {
+            return Err(self.unsupported(key, "true beside another schedule of sigmas", "one"));
+        }
+        c.sigma_schedule = schedule;
+        Ok(())
+    }
+
+    /// `use_dynamic_shifting` and what belongs to it; `defaults` are the two shifts and the two
+    /// numbers of tokens.
+    fn dynamic_shift(&self, c: &mut SamplerConfig, defaults: &[f64; 4]) -> Result<()> {
+        if !self.flag("use_dynamic_shifting", false)? {
+            return Ok(());
+        }
+        let kinds = [("exponential", false), ("linear", true)];
+        c.dynamic_shift = Some(DynamicShift {
+            base: self.number("base_shift", defaults[0])?,
+            max: self.number("max_shift", defaults[1])?,
+            base_tokens: self.number("base_image_seq_len", defaults[2])?,
+            max_tokens: self.number("max_image_seq_len", defaults[3])?,
+            linear: self.choice("time_shift_type", false, &kinds)?,
+            mu: None,
+        });
+        Ok(())
+    }
+}
+
+const SPACINGS: &[(&str, Spacing)] = &[
+    ("leading", Spacing::Leading),
+    ("trailing", Spacing::Trailing),
+    ("linspace", Spacing::Linspace),
+    ("quadratic", Spacing::Quadratic),
+];
+
+const PREDICTIONS: &[(&str, Prediction)] = &[
+    ("epsilon", Prediction::Epsilon),
+    ("v_prediction", Prediction::VPrediction),
+    ("sample", Prediction::Sample),
+    ("flow_prediction", Prediction::Flow),
+];
+
+/// Without `fixed_large_log`: diffusers takes the square root of a logarithm there, which is no
+/// number.
+const VARIANCES: &[(&str, Variance)] = &[
+    ("fixed_small", Variance::FixedSmall),
+    ("fixed_small_log", Variance::FixedSmallLog),
+    ("fixed_large", Variance::FixedLarge),
+    ("learned", Variance::Learned),
+    ("learned_range", Variance::LearnedRange),
+];
+
+const FINAL_SIGMAS: &[(&str, FinalSigma)] =
+    &[("zero", FinalSigma::Zero), ("sigma_min", FinalSigma::SigmaMin)];
+
+/// Files of DEIS and UniPC name their own rules here; diffusers reads those as midpoint.
+const SOLVERS: &[(&str, SolverType)] = &[
+    ("midpoint", SolverType::Midpoint),
+    ("heun", SolverType::Heun),
+    ("logrho", SolverType::Midpoint),
+    ("bh1", SolverType::Midpoint),
+    ("bh2", SolverType::Midpoint),
+];
+
+const ALGORITHMS: &[(&str, Algorithm)] = &[
+    ("dpmsolver++", Algorithm::DpmSolverPp),
+    // what a DEIS file says, which diffusers reads as dpmsolver++
+    ("deis", Algorithm::DpmSolverPp),
+    ("dpmsolver", Algorithm::DpmSolver),
+    ("sde-dpmsolver++", Algorithm::SdeDpmSolverPp),
+    ("sde-dpmsolver", Algorithm::SdeDpmSolver),
+];

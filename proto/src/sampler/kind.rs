@@ -1,0 +1,74 @@
+//! The samplers, by name.
+
+use super::SamplerConfigError;
+use std::fmt;
+use std::str::FromStr;
+
+/// Declares the samplers: variant, name, other names that are read, documentation.
+macro_rules! kinds {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal $(| $alias:literal)*,)+) => {
+        /// A sampler: the rule that moves the sample. The text form is what `--sampler` takes.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+        pub enum SamplerKind {
+            $($(#[doc = $doc])+ #[serde(rename = $name $(, alias = $alias)*)] $variant,)+
+        }
+
+        impl SamplerKind {
+            /// Every sampler, in the order in which `--help` lists them.
+            pub const ALL: &[SamplerKind] = &[$(Self::$variant),+];
+
+            /// The text form, e.g. `dpm-multistep`.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+
+            /// One sentence on the sampler.
+            pub fn about(self) -> &'static str {
+                match self {
+                    $(Self::$variant => [$($doc),+][0].trim_ascii(),)+
+                }
+            }
+        }
+
+        impl FromStr for SamplerKind {
+            type Err = SamplerConfigError;
+
+            fn from_str(name: &str) -> Result<Self, SamplerConfigError> {
+                match name {
+                    $($name $(| $alias)* => Ok(Self::$variant),)+
+                    _ => Err(SamplerConfigError::UnknownKind { name: name.into() }),
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// Denoising diffusion implicit models: deterministic at `eta` 0.
+    Ddim = "ddim",
+    /// Ancestral sampling: new noise in every step.
+    Ddpm = "ddpm",
+    /// Linear multistep on the predicted noise, without a Runge-Kutta start.
+    Plms = "plms",
+    /// One Euler step of the probability-flow ODE per noise level.
+    Euler = "euler",
+    /// DPM-Solver and DPM-Solver++, multistep, of order 1 to 3.
+    DpmMultistep = "dpm-multistep" | "dpmpp-2m",
+    /// Euler steps of a flow-matching model.
+    FlowEuler = "flow-euler",
+}
+
+impl SamplerKind {
+    /// All names, separated by commas.
+    pub fn names() -> String {
+        Self::ALL.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl fmt::Display for SamplerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,5 @@
+//! Noise levels and time steps: which levels a trajectory visits, whatever solver moves it.
+
+pub(super) mod flow;
+pub(super) mod schedule;
+pub(super) mod sigmas;

@@ -1,0 +1,70 @@
+//! PLMS: DDIM's direction with the predicted noise of up to four evaluations mixed
+//! (arXiv:2202.09778 without its Runge-Kutta start; diffusers' `PNDMScheduler` with
+//! `skip_prk_steps`).
+//!
+//! The first step is done twice: evaluation 0 tries it, evaluation 1 looks at where it led, and the
+//! step is then taken from the start with the mean of both. So there is one evaluation more than
+//! there are steps (unless there is only one step).
+
+use super::super::levels::schedule::{Level, alphas_cumprod, in_training, timesteps};
+use super::super::table::{Op, Register, Row, Table};
+use super::super::{Evaluation, SamplerError};
+use cqc_proto::sampler::SamplerConfig;
+
+/// The sample before the first step. Registers 0 to 3 hold outputs.
+const START: Register = Register::Kept(4);
+const MIXED: Register = Register::Temp(0);
+const EPSILON: Register = Register::Temp(1);
+
+pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
+    let alphas = alphas_cumprod(config);
+    let last = if config.set_alpha_to_one { 1.0 } else { alphas[0] };
+    let stride = alphas.len() / steps;
+    let mut timesteps = timesteps(config, steps)?;
+    if let Some(&second) = timesteps.get(1) {
+        timesteps.insert(1, second);
+    }
+    let mut rows = Vec::new();
+    for (i, &t) in timesteps.iter().enumerate() {
+        let (from, to) = match i {
+            1 => (in_training((t + stride) as f64, config.num_train_timesteps)?, Some(t)),
+            _ => (t, t.checked_sub(stride)),
+        };
+        let mut row = Row::new(Evaluation::unscaled(t as f64, i.saturating_sub(1)));
+        let x = mix(i, &mut row);
+        step(config, alphas[from], to.map_or(last, |t| alphas[t]), x, &mut row);
+        rows.push(row);
+    }
+    Ok(Table { rows, initial_scale: 1.0 })
+}
+
+/// [`MIXED`] = the outputs of up to four evaluations, mixed. Where the step starts.
+fn mix(i: usize, row: &mut Row) -> Register {
+    // evaluation 1 is not remembered
+    let entry = i.saturating_sub(1);
+    let old = |back: usize| Register::Kept(((entry - back) % 4) as u8);
+    let out = Register::Out;
+    if i != 1 {
+        row.push(Op::sum(old(0), &[(out, 1.0)]));
+    }
+    if i == 0 {
+        row.push(Op::sum(START, &[(Register::X, 1.0)]));
+    }
+    row.push(match i {
+        0 => Op::sum(MIXED, &[(out, 1.0)]),
+        1 => Op::sum(MIXED, &[(out, 1.0), (old(0), 1.0)]).over(2.0),
+        2 => Op::sum(MIXED, &[(out, 3.0), (old(1), -1.0)]).over(2.0),
+        3 => Op::sum(MIXED, &[(out, 23.0), (old(1), -16.0), (old(2), 5.0)]).over(12.0),
+        _ => Op::sum(MIXED, &[(out, 55.0), (old(1), -59.0), (old(2), 37.0), (old(3), -9.0)])
+            .times(1.0 / 24.0),
+    });
+    if i == 1 { START } else { Register::X }
+}
+
+/// From `x` at the level ᾱ = `alpha` to the level `next`, along [`MIXED`].
+fn step(config: &SamplerConfig, alpha: f32, next: f32, x: Register, row: &mut Row) {
+    let divisor = alpha * (1.0 - next).sqrt() + (alpha * (1.0 - alpha) * next).sqrt();
+    row.push(Level::of_alpha(alpha).epsilon(config.prediction_type, x, MIXED, EPSILON));
+    let moved = Op::sum(Register::X, &[(x, (next / alpha).sqrt())]);
+    row.push(moved.plus_quotient(EPSILON, -(next - alpha), divisor));
+}
