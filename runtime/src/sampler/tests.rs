@@ -17,7 +17,7 @@ fn plms_evaluates_its_first_step_twice() {
 fn weight_of_a_ddim_output_is_the_noise_level_it_removes() {
     let config = SamplerConfig { clip_sample: true, ..config(SamplerKind::Ddim) };
     let sampler = Sampler::new(&config, 10).unwrap();
-    let alphas = schedule::alphas_cumprod(&config);
+    let alphas = levels::schedule::alphas_cumprod(&config);
     let sigma = |t: usize| f64::from((1.0 - alphas[t]) / alphas[t]).sqrt();
     let weights = sampler.output_weights();
     for (i, weight) in weights.iter().enumerate() {
