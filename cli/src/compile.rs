@@ -11,6 +11,7 @@ use super::text::{bytes, short};
 use cachequant::Model;
 use cachequant::compile::{Compiled, Phase, QuantSummary, Summary};
 use cachequant::io::{FileError, Overwrite, check_target, write_atomic};
+use cachequant::reading::{Reading, Verdict};
 use cachequant::recipe::{Quant, Recipe, SchedulerConfig};
 use cachequant::report::FileFacts;
 use clap::Args;
@@ -157,6 +158,7 @@ fn say(args: &CompileArgs, compiled: &Compiled, size: u64) -> Result<(), Failure
         short(left.prelude_macs as f64),
         bytes(left.prelude_weight_bytes)
     );
+    say_reading(&summary.reading);
     say_caching(&summary);
     if let Some(quant) = &summary.quant {
         say_quantization(quant, compiled.session().recipe().quant());
@@ -171,6 +173,18 @@ fn say(args: &CompileArgs, compiled: &Compiled, size: u64) -> Result<(), Failure
         json.extend(of);
     }
     term::print_json(&json)
+}
+
+fn say_reading(reading: &Reading) {
+    match &reading.verdict {
+        Verdict::Fits(score) => tracing::info!("reading: {}; {score}", reading.name),
+        Verdict::Trusted(score) => {
+            tracing::warn!("reading: {}, as told, though it does not fit; {score}", reading.name);
+        }
+        Verdict::Untested { reason } => {
+            tracing::warn!("reading: {}, not tested: {reason}", reading.name);
+        }
+    }
 }
 
 fn say_caching(summary: &Summary) {

@@ -164,7 +164,8 @@ fn corrects(r: &Recipe, what: Correct) -> bool {
 }
 
 /// Every option that matters only in some recipes. `steps`, `sampler`, `scheduler-config`,
-/// `guidance`, `null-label`, `null-cond`, `quant`, `target` and `threads` always do.
+/// `prediction`, `flow-time`, `flow-shift`, `flow-mu`, `trust`, `guidance`, `null-label`,
+/// `null-cond`, `labels`, `cond`, `quant`, `target` and `threads` always do.
 const TABLE: &[Row] = &[
     row("eta", |r| r.eta.is_some(), &[Needs::Ddim]),
     row("any-steps", |r| r.any_steps, &[Needs::OtherSteps]),
@@ -188,8 +189,6 @@ const TABLE: &[Row] = &[
     row("calib-batch", |r| r.calib_batch.is_some(), &[Needs::Calibration]),
     row("calib-noise", |r| r.calib_noise.is_some(), &[Needs::Calibration]),
     row("seed", |r| r.seed.is_some(), &[Needs::Calibration]),
-    row("labels", |r| !r.labels.is_empty(), &[Needs::Calibration]),
-    row("cond", |r| !r.cond.is_empty(), &[Needs::Calibration]),
     row("budget", |r| r.budget.is_some(), &[Needs::Calibration, Needs::DrawnSamples]),
     row("work-dir", |r| r.work_dir.is_some(), &[Needs::Calibration]),
     value("keep-float", "auto", Recipe::keeps_float_by_error, &[Needs::Integers]),
@@ -242,6 +241,22 @@ impl Recipe {
             Some(&self.keep_float).filter(|list| list.len() > 1 && self.quantizes_all())
         {
             refuse("keep-float", list.join(","), "none excludes everything else");
+        }
+        let lists = [("sigmas", &self.sigmas), ("timesteps", &self.timesteps)];
+        for (option, list) in lists.into_iter().filter(|(_, list)| !list.is_empty()) {
+            if let Some(steps) = self.steps.filter(|&steps| steps != list.len()) {
+                let reason = format!("there are {} of them, and --steps is {steps}", list.len());
+                refuse(option, "…".into(), &reason);
+            }
+        }
+        if !self.sigmas.is_empty() && !self.timesteps.is_empty() {
+            refuse("timesteps", "…".into(), "sigmas are given as well: one of the two decides");
+        }
+        for (option, shift) in [("flow-shift", self.flow_shift), ("flow-mu", self.flow_mu)] {
+            let least = if option == "flow-shift" { f64::MIN_POSITIVE } else { f64::MIN };
+            if let Some(shift) = shift.filter(|s| !(s.is_finite() && *s >= least)) {
+                refuse(option, shift.to_string(), "expected a finite number, of a shift above 0");
+            }
         }
         let counts = [
             ("steps", self.steps, 1),
@@ -307,8 +322,8 @@ mod tests {
             "quant": "none", "interval": 1, "reconstruct": true, "variance-compensation": "mse",
             "calib-select": "tap", "keep-float": ["a"], "target-psnr": 40.0, "float-work": 0.1,
             "share-ranges": "all", "migrate": "none", "correct": ["quant=all"], "cut": "shallow", "schedule": "dps",
-            "cache-fit": "forecast", "calib-samples": 4, "labels": [1], "work-dir": "w", "seed": 3,
-            "calib-batch": 2, "cond": {"y": "y.npy"}, "budget": 60.0, "split-inputs": false,
+            "cache-fit": "forecast", "calib-samples": 4, "work-dir": "w", "seed": 3,
+            "calib-batch": 2, "budget": 60.0, "split-inputs": false,
             "refit-cache": false,
         });
         let found = recipe(given.clone()).check();

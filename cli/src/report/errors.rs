@@ -7,6 +7,7 @@ use cachequant::calibrate::quantize::QuantizeError;
 use cachequant::compile::{CompileError, ConditionError, ProgramError};
 use cachequant::io::FileError;
 use cachequant::model::ModelError;
+use cachequant::reading::Misread;
 use cachequant::recipe::Contradiction;
 use cachequant::sizes;
 use cqc_kernels::memory::{Bound, NoMemory};
@@ -53,6 +54,25 @@ impl From<FileError> for Failure {
             FileError::InUse { .. } => Failure::failed(what).help("wait for it, or end it"),
             FileError::CannotHold { help, .. } => Failure::usage(what).help(help),
         }
+    }
+}
+
+/// The network is no denoiser of the kind that was asked for.
+fn misread_model(misread: Misread) -> Failure {
+    let Misread { name, score, fits, tried } = misread;
+    let failure = Failure::new(
+        Exit::Unsupported,
+        format!("the loop would draw noise: the model does not predict what was assumed ({name})"),
+    )
+    .fact("seen", score);
+    match fits {
+        Some((name, score, options)) => failure
+            .fact("fits", format!("{name}; {score}"))
+            .help(options)
+            .help("--trust compiles it as it is"),
+        None => failure
+            .fact("tried", format!("{tried} readings, and none fits"))
+            .help("give the model's own --scheduler-config; --trust compiles it as it is"),
     }
 }
 
@@ -373,6 +393,7 @@ impl From<CompileError> for Failure {
                     .fold(failure, |failure, bad| failure.fact("seen", bad))
                     .help("export the model again, from a checkpoint whose weights are finite")
             }
+            CompileError::Misread(misread) => misread_model(*misread),
             CompileError::Program(e) => e.into(),
             CompileError::Sampler(e) => e.into(),
             CompileError::Calibrate(e) => e.into(),

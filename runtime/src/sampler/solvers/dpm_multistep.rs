@@ -1,10 +1,9 @@
 //! DPM-Solver++ of second order, multistep (arXiv:2211.01095, algorithm 2): a linear extrapolation
 //! of the last two predicted images, integrated exactly over the half log-SNR λ.
 
-use super::super::levels::schedule::Level;
 use super::super::levels::sigmas::Sigmas;
 use super::super::table::{Op, Register, Row, Table};
-use super::super::{Evaluation, SamplerError};
+use super::super::{Evaluation, Level, SamplerError};
 use super::image_limit;
 use cqc_proto::sampler::{FinalSigma, SamplerConfig, SolverType};
 
@@ -21,7 +20,7 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     let mut rows = Vec::with_capacity(count);
     for (i, &t) in timesteps.iter().enumerate() {
         let (now, next) = (levels[i], levels[i + 1]);
-        let mut row = Row::new(Evaluation::unscaled(t, i));
+        let mut row = Row::new(Evaluation::unscaled(t, i).at(now.signal, now.noise));
         // the image predicted now and the one before
         let [image, before] = [i % 2, (i + 1) % 2].map(|n| Register::Kept(n as u8));
         let x = Register::X;

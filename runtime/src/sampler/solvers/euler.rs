@@ -14,8 +14,9 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     let Sigmas { sigmas, timesteps } = Sigmas::new(config, steps)?;
     let mut rows = Vec::with_capacity(steps);
     for (step, (&timestep, &sigma)) in timesteps.iter().zip(&sigmas).enumerate() {
-        let evaluation = Evaluation { timestep, input_scale: input_scale(sigma), step };
-        let mut row = Row::new(evaluation);
+        let scaled =
+            Evaluation { input_scale: input_scale(sigma), ..Evaluation::unscaled(timestep, step) };
+        let mut row = Row::new(scaled.at(1.0, sigma));
         let x = Register::X;
         row.push(image_over_sigma(config.prediction_type, sigma, x, Register::Out, IMAGE));
         row.push(Op::sum(SLOPE, &[(x, 1.0), (IMAGE, -1.0)]).over(sigma));
