@@ -252,7 +252,7 @@ impl From<ProgramError> for Failure {
                     .help("export the model with a float time step, or use another --sampler or timestep_spacing")
             }
             ProgramError::Bind(BindError::Memory(e)) => no_memory(&e),
-            ProgramError::Bind(BindError::Timestep { .. } | BindError::Op(_)) | ProgramError::Lower(_) | ProgramError::Temporary(_) => Failure::failed(what),
+            ProgramError::Bind(BindError::Timestep { .. } | BindError::Work { .. } | BindError::Op(_)) | ProgramError::Lower(_) | ProgramError::Temporary(_) => Failure::failed(what),
         }
     }
 }
