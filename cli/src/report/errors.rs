@@ -94,6 +94,7 @@ fn import(path: &Path, e: ImportError) -> Failure {
                 .fact("seen", format)
                 .help(format.help())
         }
+        ImportError::Memory(e) => no_memory(&e),
         ImportError::Data(files) => {
             let (count, s) = (files.len(), if files.len() == 1 { "" } else { "s" });
             let what = format!("{file}: {count} file{s} of its external data cannot be read");
