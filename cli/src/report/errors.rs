@@ -114,6 +114,7 @@ fn import(path: &Path, e: ImportError) -> Failure {
                 .fact("seen", format)
                 .help(format.help())
         }
+        ImportError::Memory(e) => no_memory(&e),
         ImportError::Data(files) => {
             let (count, s) = (files.len(), if files.len() == 1 { "" } else { "s" });
             let what = format!("{file}: {count} file{s} of its external data cannot be read");
@@ -272,7 +273,7 @@ impl From<ProgramError> for Failure {
                     .help("export the model with a float time step, or use another --sampler or timestep_spacing")
             }
             ProgramError::Bind(BindError::Memory(e)) => no_memory(&e),
-            ProgramError::Bind(BindError::Timestep { .. } | BindError::Op(_)) | ProgramError::Lower(_) | ProgramError::Temporary(_) => Failure::failed(what),
+            ProgramError::Bind(BindError::Timestep { .. } | BindError::Work { .. } | BindError::Op(_)) | ProgramError::Lower(_) | ProgramError::Temporary(_) => Failure::failed(what),
         }
     }
 }
