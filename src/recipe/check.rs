@@ -59,8 +59,6 @@ enum Needs {
     Integers,
     /// Both: layers of integers that read the cache.
     CachedIntegers,
-    /// `keep-float` has `auto`.
-    KeepFloatAuto,
     /// `keep-float` has no `none`.
     SensitiveInputs,
     /// The samples of the calibration set are drawn, not given.
@@ -101,16 +99,8 @@ impl Needs {
             Needs::Quantization if r.quant() == Quant::None => {
                 ("no layer is quantized", vec![quant()])
             }
-            Needs::Integers
-            | Needs::CachedIntegers
-            | Needs::KeepFloatAuto
-            | Needs::SensitiveInputs
-                if !integers =>
-            {
+            Needs::Integers | Needs::CachedIntegers | Needs::SensitiveInputs if !integers => {
                 (no_integers, vec![quant()])
-            }
-            Needs::KeepFloatAuto if !r.keeps_float_by_error() => {
-                ("it is the target of keep-float auto, which is not given", vec![])
             }
             Needs::SensitiveInputs if r.quantizes_all() => {
                 ("all inputs are quantized", vec![("keep-float", "none".into())])
@@ -197,7 +187,7 @@ const TABLE: &[Row] = &[
         |r| !r.keep_float.is_empty() && !r.keeps_float_by_error(),
         &[Needs::Quantization],
     ),
-    row("target-psnr", |r| r.target_psnr.is_some(), &[Needs::KeepFloatAuto]),
+    row("target-psnr", |r| r.target_psnr.is_some(), &[Needs::Calibration]),
     row("float-work", |r| r.float_work.is_some(), &[Needs::SensitiveInputs]),
     row("migrate", |r| r.migrate.is_some(), &[Needs::Integers]),
     row("share-ranges", |r| r.share_ranges.is_some(), &[Needs::Integers]),

@@ -143,7 +143,8 @@ pub struct Recipe {
     /// channels.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub keep_float: Vec<String>,
-    /// With `keep-float = ["auto"]`: mean PSNR to the float loop on the holdout, 35 dB by default.
+    /// The least mean PSNR to the float loop on the holdout, 25 dB by default; with `keep-float =
+    /// ["auto"]` layers are kept in float until it is reached, 35 dB by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_psnr: Option<f64>,
     /// Largest share of the loop's multiplications whose inputs are kept in bf16 because 8 bits

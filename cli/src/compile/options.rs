@@ -147,7 +147,9 @@ pub struct QuantizingArgs {
     /// layers with fewer than 16 channels, which are kept in float by default
     #[arg(long, value_name = "NODE,..", value_delimiter = ',')]
     keep_float: Vec<String>,
-    /// With --keep-float auto: mean PSNR to the float model on held-out samples, dB [default: 35]
+    /// The least mean PSNR to the float loop on held-out samples, dB: below it nothing is written
+    /// [default: 25]. With --keep-float auto, layers are kept in float until it is reached [default:
+    /// 35]
     #[arg(long, value_name = "DB", allow_negative_numbers = true)]
     target_psnr: Option<f64>,
     /// Keep the most error-sensitive layer inputs in bf16 instead of int8, up to this fraction of
