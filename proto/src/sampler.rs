@@ -9,6 +9,7 @@ mod classes;
 mod diffusers;
 mod error;
 mod kind;
+mod sigma_kinds;
 
 pub use classes::{CLASSES, Class, REFUSED, Refused};
 pub use error::SamplerConfigError;
@@ -44,6 +45,8 @@ pub enum Betas {
     },
     /// The cosine schedule of improved DDPM, every β at most 0.999.
     SquaredcosCapV2,
+    /// ᾱ falls as exp(−12·t), every β at most 0.999.
+    Exp,
     /// One value per training step.
     Trained(Vec<f32>),
 }
@@ -116,6 +119,29 @@ pub enum SigmaSchedule {
     LuLambdas,
     /// Of flow matching: 1 to 1/training steps, moved by `flow_shift`.
     Flow,
+}
+
+/// How the levels between those of training are found, where time steps decide them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Interpolation {
+    /// Linear in σ between the two nearest time steps.
+    #[default]
+    Linear,
+    /// Evenly spaced in ln σ over all of training, one level more than there are steps: the last
+    /// step ends at the lowest level.
+    LogLinear,
+}
+
+/// What the network is told of a noise level σ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimestepType {
+    /// The time step of training that has it.
+    #[default]
+    Discrete,
+    /// ¼ ln σ, if the network predicts v; else as `discrete`.
+    Continuous,
 }
 
 /// Which form of DPM-Solver moves the sample.
@@ -288,6 +314,21 @@ pub struct SamplerConfig {
     /// Flow matching: new noise in every step.
     #[serde(skip_serializing_if = "is_default")]
     pub stochastic_sampling: bool,
+    /// Euler: how levels between those of training are found.
+    #[serde(skip_serializing_if = "is_default")]
+    pub interpolation_type: Interpolation,
+    /// Euler: what the network is told of a level.
+    #[serde(skip_serializing_if = "is_default")]
+    pub timestep_type: TimestepType,
+    /// EDM, consistency models: standard deviation of the data.
+    #[serde(skip_serializing_if = "is_half")]
+    pub sigma_data: f64,
+    /// EDM, consistency models: exponent of the Karras levels.
+    #[serde(skip_serializing_if = "is_seven")]
+    pub rho: f64,
+    /// Consistency models: standard deviation of the noise, in units of the next level.
+    #[serde(skip_serializing_if = "is_one")]
+    pub s_noise: f64,
     /// Noise levels to visit, highest first, instead of a schedule of them.
     #[serde(skip_serializing_if = "is_default")]
     pub sigmas: Option<Vec<f64>>,
@@ -302,6 +343,14 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 
 fn is_second(order: &u32) -> bool {
     *order == 2
+}
+
+fn is_half(value: &f64) -> bool {
+    *value == 0.5
+}
+
+fn is_seven(value: &f64) -> bool {
+    *value == 7.0
 }
 
 fn is_one(value: &f64) -> bool {
@@ -363,6 +412,11 @@ impl SamplerConfig {
             flow_time: FlowTime::Scaled,
             invert_sigmas: false,
             stochastic_sampling: false,
+            interpolation_type: Interpolation::Linear,
+            timestep_type: TimestepType::Discrete,
+            sigma_data: 0.5,
+            rho: 7.0,
+            s_noise: 1.0,
             sigmas: None,
             timesteps: None,
         };
@@ -401,6 +455,11 @@ impl SamplerConfig {
             let sigma = sigma.unwrap_or(1.0);
             in_range(key, sigma, is_positive(sigma), POSITIVE)?;
         }
+        for (key, value) in [("sigma_data", self.sigma_data), ("rho", self.rho)] {
+            in_range(key, value, is_positive(value), POSITIVE)?;
+        }
+        let ok = self.s_noise >= 0.0 && self.s_noise.is_finite();
+        in_range("s_noise", self.s_noise, ok, "finite and not negative")?;
         let order = self.solver_order;
         in_range("solver_order", order, (1..=4).contains(&order), "1..=4")?;
         let shift = self.flow_shift;
@@ -433,7 +492,7 @@ impl SamplerConfig {
                 in_range("beta_start", start, is_beta(*start), BETA)?;
                 in_range("beta_end", end, is_beta(*end), BETA)
             }
-            Betas::SquaredcosCapV2 => Ok(()),
+            Betas::SquaredcosCapV2 | Betas::Exp => Ok(()),
             Betas::Trained(betas) => {
                 let seen = format!("{} values", betas.len());
                 in_range(
@@ -472,6 +531,7 @@ impl SamplerConfig {
         let (prediction, flow_levels) =
             (self.prediction_type, self.sigma_schedule == SigmaSchedule::Flow);
         let is_straight = matches!(prediction, Prediction::Flow | Prediction::FlowToData);
+        self.validate_sigma_kinds()?;
         let wanted = match self.kind {
             FlowEuler => "flow, flow_to_data",
             Plms => "epsilon, v_prediction",

@@ -1,10 +1,12 @@
 //! The scheduler classes of diffusers: which sampler each is, which keys it reads with which
 //! defaults, and the classes that are refused.
 
+mod sigma;
+
 use super::diffusers::{Reader, Result};
 use super::{
-    Algorithm, DynamicShift, FinalSigma, Prediction, SamplerConfig, SamplerKind, SigmaSchedule,
-    SolverType, Spacing, Thresholding, Variance,
+    Algorithm, DynamicShift, FinalSigma, Interpolation, Prediction, SamplerConfig, SamplerKind,
+    SigmaSchedule, SolverType, Spacing, Thresholding, TimestepType, Variance,
 };
 
 /// A scheduler class of diffusers 0.42 that is taken.
@@ -36,8 +38,13 @@ pub struct Refused {
 const NOTHING: fn(&Reader, &mut SamplerConfig) -> Result<()> = |_, _| Ok(());
 
 /// Every class that is taken. The first of a kind has the defaults of [`SamplerConfig::of_kind`].
+pub const CLASSES: &[&[Class]] = &[COMMON, sigma::CLASSES];
+
+/// Classes of diffusers 0.42 that are not taken.
+pub const REFUSED: &[&[Refused]] = &[NEVER, sigma::REFUSED];
+
 #[rustfmt::skip]
-pub const CLASSES: &[Class] = &[
+const COMMON: &[Class] = &[
     Class {
         name: "DDIMScheduler",
         kind: SamplerKind::Ddim,
@@ -84,18 +91,6 @@ pub const CLASSES: &[Class] = &[
         },
     },
     Class {
-        name: "EulerDiscreteScheduler",
-        kind: SamplerKind::Euler,
-        keys: &[
-            "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
-            "interpolation_type", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "sigma_min",
-            "sigma_max", "timestep_spacing", "timestep_type", "steps_offset", "rescale_betas_zero_snr",
-            "final_sigmas_type",
-        ],
-        defaults: |c| c.timestep_spacing = Spacing::Linspace,
-        check: NOTHING,
-    },
-    Class {
         name: "DPMSolverMultistepScheduler",
         kind: SamplerKind::DpmMultistep,
         keys: &[
@@ -139,9 +134,8 @@ const DDPM: &[&str] = &[
     "timestep_spacing", "steps_offset", "rescale_betas_zero_snr",
 ];
 
-/// Classes of diffusers 0.42 that are not taken.
 #[rustfmt::skip]
-pub const REFUSED: &[Refused] = &[
+const NEVER: &[Refused] = &[
     Refused {
         name: "AmusedScheduler",
         reason: "it samples discrete tokens",
@@ -167,7 +161,12 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
     ("beta_schedule", read_betas),
     ("trained_betas", read_betas),
     ("prediction_type", |r, key, c| {
-        c.prediction_type = r.choice(key, c.prediction_type, PREDICTIONS)?;
+        let old = [("original_sample", Prediction::Sample)];
+        // an older name of `sample`, which one class still takes
+        let is_old = c.kind == SamplerKind::Euler
+            && r.present(key).and_then(|name| name.as_str()) == Some("original_sample");
+        let known = if is_old { &old } else { PREDICTIONS };
+        c.prediction_type = r.choice(key, c.prediction_type, known)?;
         Ok(())
     }),
     ("timestep_spacing", |r, key, c| {
@@ -202,8 +201,14 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
         Ok(())
     }),
     ("skip_prk_steps", IGNORED),
-    ("interpolation_type", |r, key, _| r.choice(key, (), &[("linear", ())])),
-    ("timestep_type", |r, key, _| r.choice(key, (), &[("discrete", ())])),
+    ("interpolation_type", |r, key, c| {
+        c.interpolation_type = r.choice(key, c.interpolation_type, INTERPOLATIONS)?;
+        Ok(())
+    }),
+    ("timestep_type", |r, key, c| {
+        c.timestep_type = r.choice(key, c.timestep_type, TIMESTEP_TYPES)?;
+        Ok(())
+    }),
     ("final_sigmas_type", |r, key, c| {
         c.final_sigmas_type = r.choice(key, c.final_sigmas_type, FINAL_SIGMAS)?;
         Ok(())
@@ -216,6 +221,27 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
         c.sigma_max = r.optional(key)?;
         Ok(())
     }),
+    ("sigma_data", |r, key, c| {
+        c.sigma_data = r.number(key, c.sigma_data)?;
+        Ok(())
+    }),
+    ("rho", |r, key, c| {
+        c.rho = r.number(key, c.rho)?;
+        Ok(())
+    }),
+    ("s_noise", |r, key, c| {
+        c.s_noise = r.number(key, c.s_noise)?;
+        Ok(())
+    }),
+    ("clip_denoised", |r, key, c| {
+        c.clip_sample = r.flag(key, c.clip_sample)?;
+        Ok(())
+    }),
+    ("sigma_schedule", |r, key, c| {
+        c.sigma_schedule = r.choice(key, c.sigma_schedule, EDM_SCHEDULES)?;
+        Ok(())
+    }),
+    ("noise_sampler_seed", IGNORED),
     ("use_karras_sigmas", |r, key, c| r.schedule(key, SigmaSchedule::Karras, c)),
     ("use_exponential_sigmas", |r, key, c| r.schedule(key, SigmaSchedule::Exponential, c)),
     ("use_beta_sigmas", |r, key, c| r.schedule(key, SigmaSchedule::Beta, c)),
@@ -335,6 +361,15 @@ const SPACINGS: &[(&str, Spacing)] = &[
     ("linspace", Spacing::Linspace),
     ("quadratic", Spacing::Quadratic),
 ];
+
+const INTERPOLATIONS: &[(&str, Interpolation)] =
+    &[("linear", Interpolation::Linear), ("log_linear", Interpolation::LogLinear)];
+
+const TIMESTEP_TYPES: &[(&str, TimestepType)] =
+    &[("discrete", TimestepType::Discrete), ("continuous", TimestepType::Continuous)];
+
+const EDM_SCHEDULES: &[(&str, SigmaSchedule)] =
+    &[("karras", SigmaSchedule::Karras), ("exponential", SigmaSchedule::Exponential)];
 
 const PREDICTIONS: &[(&str, Prediction)] = &[
     ("epsilon", Prediction::Epsilon),

@@ -52,14 +52,19 @@ impl SamplerConfig {
 impl Class {
     /// The class whose defaults a sampler has: the first in the list.
     pub(super) fn of_kind(kind: SamplerKind) -> &'static Class {
-        CLASSES.iter().find(|class| class.kind == kind).expect("every sampler has a class")
+        CLASSES
+            .iter()
+            .copied()
+            .flatten()
+            .find(|class| class.kind == kind)
+            .expect("every sampler has a class")
     }
 
     fn named(name: &str) -> Result<&'static Class> {
-        if let Some(class) = CLASSES.iter().find(|class| class.name == name) {
+        if let Some(class) = CLASSES.iter().copied().flatten().find(|class| class.name == name) {
             return Ok(class);
         }
-        Err(match REFUSED.iter().find(|refused| refused.name == name) {
+        Err(match REFUSED.iter().copied().flatten().find(|refused| refused.name == name) {
             Some(r) => SamplerConfigError::RefusedClass {
                 class: r.name,
                 reason: r.reason,
@@ -91,7 +96,7 @@ impl Reader<'_> {
         }
         let (start, end) = match default {
             Betas::Linear { start, end } | Betas::ScaledLinear { start, end } => (*start, *end),
-            Betas::SquaredcosCapV2 | Betas::Trained(_) => (1e-4, 0.02),
+            Betas::SquaredcosCapV2 | Betas::Exp | Betas::Trained(_) => (1e-4, 0.02),
         };
         let (start, end) = (self.number("beta_start", start)?, self.number("beta_end", end)?);
         let linear = Betas::Linear { start, end };
@@ -100,10 +105,11 @@ impl Reader<'_> {
             ("linear", linear.clone()),
             ("scaled_linear", scaled.clone()),
             ("squaredcos_cap_v2", Betas::SquaredcosCapV2),
+            ("exp", Betas::Exp),
         ];
         let default = match default {
             Betas::ScaledLinear { .. } => known[1].1.clone(),
-            Betas::SquaredcosCapV2 => Betas::SquaredcosCapV2,
+            Betas::SquaredcosCapV2 | Betas::Exp => default.clone(),
             Betas::Linear { .. } | Betas::Trained(_) => linear,
         };
         self.choice("beta_schedule", default, &known)
@@ -295,13 +301,25 @@ mod tests {
                 "epsilon, v_pred",
             ),
             (
-                r#"{"_class_name": "EulerDiscreteScheduler", "interpolation_type": "log_linear"}"#,
-                "supports linear",
+                r#"{"_class_name": "EulerDiscreteScheduler", "interpolation_type": "cubic"}"#,
+                "supports linear, log_linear",
             ),
             (
-                r#"{"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}"#,
+                r#"{"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous",
+                    "interpolation_type": "log_linear", "prediction_type": "v_prediction"}"#,
                 "supports discrete",
             ),
+            (
+                r#"{"_class_name": "EDMEulerScheduler", "prediction_type": "sample"}"#,
+                "supports epsilon, v_prediction",
+            ),
+            (
+                r#"{"_class_name": "EDMDPMSolverMultistepScheduler", "solver_order": 3,
+                    "algorithm_type": "sde-dpmsolver++"}"#,
+                "solver_order = 3",
+            ),
+            (r#"{"_class_name": "EDMEulerScheduler", "sigma_min": null}"#, "sigma_min = null"),
+            (r#"{"_class_name": "ScoreSdeVpScheduler"}"#, "--sampler ddpm"),
             (
                 r#"{"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}"#,
                 "solver_order = 3",
