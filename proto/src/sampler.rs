@@ -11,7 +11,7 @@ mod error;
 mod kind;
 mod sigma_kinds;
 
-pub use classes::{CLASSES, Class, REFUSED, Refused};
+pub use classes::{Class, Refused};
 pub use error::SamplerConfigError;
 pub use kind::SamplerKind;
 

@@ -37,14 +37,26 @@ pub struct Refused {
 
 const NOTHING: fn(&Reader, &mut SamplerConfig) -> Result<()> = |_, _| Ok(());
 
-/// Every class that is taken. The first of a kind has the defaults of [`SamplerConfig::of_kind`].
-pub const CLASSES: &[&[Class]] = &[COMMON, sigma::CLASSES];
+/// All lists of classes that are taken. The first of a kind has the defaults of
+/// [`SamplerConfig::of_kind`].
+const LISTS: &[&[Class]] = &[CLASSES, sigma::CLASSES];
 
-/// Classes of diffusers 0.42 that are not taken.
-pub const REFUSED: &[&[Refused]] = &[NEVER, sigma::REFUSED];
+impl Class {
+    /// Every class that is taken.
+    pub fn all() -> impl Iterator<Item = &'static Class> {
+        LISTS.iter().copied().flatten()
+    }
+}
+
+impl Refused {
+    /// Every class that is refused.
+    pub fn all() -> impl Iterator<Item = &'static Refused> {
+        [REFUSED, sigma::REFUSED].into_iter().flatten()
+    }
+}
 
 #[rustfmt::skip]
-const COMMON: &[Class] = &[
+const CLASSES: &[Class] = &[
     Class {
         name: "DDIMScheduler",
         kind: SamplerKind::Ddim,
@@ -134,8 +146,9 @@ const DDPM: &[&str] = &[
     "timestep_spacing", "steps_offset", "rescale_betas_zero_snr",
 ];
 
+/// Classes of diffusers 0.42 that are not taken.
 #[rustfmt::skip]
-const NEVER: &[Refused] = &[
+const REFUSED: &[Refused] = &[
     Refused {
         name: "AmusedScheduler",
         reason: "it samples discrete tokens",

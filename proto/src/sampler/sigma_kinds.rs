@@ -71,8 +71,11 @@ impl SamplerConfig {
         let algorithm = self.algorithm_type;
         let stochastic = algorithm == Algorithm::SdeDpmSolverPp;
         if !stochastic && (self.kind == CosineDpm || algorithm != Algorithm::DpmSolverPp) {
-            let all =
-                if self.kind == EdmDpm { "dpmsolver++, sde-dpmsolver++" } else { "sde-dpmsolver++" };
+            let all = if self.kind == EdmDpm {
+                "dpmsolver++, sde-dpmsolver++"
+            } else {
+                "sde-dpmsolver++"
+            };
             return Err(self.unsupported("algorithm_type", &name_of(algorithm), all));
         }
         let most = if stochastic { 2 } else { 3 };
@@ -116,7 +119,9 @@ impl SamplerConfig {
     fn refuse_list(&self, key: &'static str) -> Result<(), SamplerConfigError> {
         let list = if key == "sigmas" { &self.sigmas } else { &self.timesteps };
         match list {
-            Some(_) => Err(self.unsupported(key, "a list", "none: the levels follow from the ends")),
+            Some(_) => {
+                Err(self.unsupported(key, "a list", "none: the levels follow from the ends"))
+            }
             None => Ok(()),
         }
     }

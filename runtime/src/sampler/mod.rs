@@ -23,10 +23,10 @@ use cqc_proto::sampler::{MAX_STEPS, SamplerConfig, SamplerConfigError, SamplerKi
 /// One evaluation of the network.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Evaluation {
-    /// As fed to the network, 0 to the training steps − 1. Euler's may be fractional (always a
-    /// float32).
+    /// As fed to the network, 0 to the training steps − 1. Of the kinds over σ it may be fractional
+    /// (always a float32), and where a model is told ¼ ln σ negative.
     pub timestep: f64,
-    /// The network sees the sample times this; 1 but for Euler.
+    /// The network sees the sample times this; 1 but for the kinds over σ.
     pub input_scale: f32,
     /// The sampler step it belongs to, from 0.
     pub step: usize,
@@ -241,7 +241,11 @@ impl State {
 fn max_steps(config: &SamplerConfig) -> usize {
     match config.kind {
         // levels lie between time steps
-        SamplerKind::FlowEuler => MAX_STEPS,
+        SamplerKind::FlowEuler
+        | SamplerKind::Ipndm
+        | SamplerKind::EdmEuler
+        | SamplerKind::EdmDpm
+        | SamplerKind::CosineDpm => MAX_STEPS,
         _ => MAX_STEPS.min(config.num_train_timesteps as usize),
     }
 }

@@ -1,10 +1,20 @@
 //! One file per solver: how noise levels become the rows of a table.
 
+mod consistency;
 mod ddim;
 mod ddpm;
 mod dpm_multistep;
+mod dpm_sde;
+mod edm_dpm;
+mod edm_euler;
 mod euler;
+mod euler_ancestral;
 mod flow_euler;
+mod heun;
+mod ipndm;
+mod k_diffusion;
+mod kdpm2;
+mod lms;
 mod plms;
 
 pub(super) use ddim::updates as ddim_updates;
@@ -21,6 +31,15 @@ pub(super) fn table(config: &SamplerConfig, steps: usize) -> Result<Table, Sampl
         SamplerKind::Plms => plms::table(config, steps),
         SamplerKind::Euler => euler::table(config, steps),
         SamplerKind::DpmMultistep => dpm_multistep::table(config, steps),
+        SamplerKind::EulerAncestral => euler_ancestral::table(config, steps),
+        SamplerKind::Heun => heun::table(config, steps),
+        SamplerKind::Kdpm2 | SamplerKind::Kdpm2Ancestral => kdpm2::table(config, steps),
+        SamplerKind::Lms => lms::table(config, steps),
+        SamplerKind::DpmSde => dpm_sde::table(config, steps),
+        SamplerKind::Ipndm => ipndm::table(config, steps),
+        SamplerKind::EdmEuler => edm_euler::table(config, steps),
+        SamplerKind::EdmDpm | SamplerKind::CosineDpm => edm_dpm::table(config, steps),
+        SamplerKind::Consistency => consistency::table(config, steps),
         SamplerKind::FlowEuler => flow_euler::table(config, steps),
     }
 }
