@@ -1,13 +1,21 @@
 //! One file per solver: how noise levels become the rows of a table.
 
 mod ddim;
+mod ddim_inverse;
 mod ddpm;
+mod deis;
+mod dpm;
 mod dpm_multistep;
+mod dpm_singlestep;
 mod euler;
 mod flow_euler;
 mod plms;
+mod pndm;
+mod sa;
+mod unipc;
 
 pub(super) use ddim::updates as ddim_updates;
+pub(super) use pndm::MIN_STEPS as PNDM_MIN_STEPS;
 
 use super::SamplerError;
 use super::table::{Limit, Table};
@@ -20,7 +28,15 @@ pub(super) fn table(config: &SamplerConfig, steps: usize) -> Result<Table, Sampl
         SamplerKind::Ddpm => ddpm::table(config, steps),
         SamplerKind::Plms => plms::table(config, steps),
         SamplerKind::Euler => euler::table(config, steps),
-        SamplerKind::DpmMultistep => dpm_multistep::table(config, steps),
+        SamplerKind::DpmMultistep | SamplerKind::DpmMultistepInverse => {
+            dpm_multistep::table(config, steps)
+        }
+        SamplerKind::DpmSinglestep => dpm_singlestep::table(config, steps),
+        SamplerKind::Unipc => unipc::table(config, steps),
+        SamplerKind::Deis => deis::table(config, steps),
+        SamplerKind::Pndm => pndm::table(config, steps),
+        SamplerKind::Sa => sa::table(config, steps),
+        SamplerKind::DdimInverse => ddim_inverse::table(config, steps),
         SamplerKind::FlowEuler => flow_euler::table(config, steps),
     }
 }
