@@ -7,6 +7,7 @@
 
 mod classes;
 mod diffusers;
+mod dpm;
 mod error;
 mod kind;
 mod sigma_kinds;
@@ -119,6 +120,15 @@ pub enum SigmaSchedule {
     LuLambdas,
     /// Of flow matching: 1 to 1/training steps, moved by `flow_shift`.
     Flow,
+    /// Karras levels σ, as levels of flow matching σ / (1 + σ) (UniPC).
+    KarrasFlow,
+}
+
+impl SigmaSchedule {
+    /// Whether the levels are those of flow matching: x = (1 − σ)·image + σ·noise.
+    pub fn is_flow(self) -> bool {
+        matches!(self, Self::Flow | Self::KarrasFlow)
+    }
 }
 
 /// How the levels between those of training are found, where time steps decide them.
@@ -148,11 +158,11 @@ pub enum TimestepType {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Algorithm {
-    /// Integrates the predicted image.
+    /// Integrates the predicted image; SA-Solver: its `data_prediction`.
     #[default]
     #[serde(rename = "dpmsolver++")]
     DpmSolverPp,
-    /// Integrates the predicted noise.
+    /// Integrates the predicted noise; SA-Solver: its `noise_prediction`.
     #[serde(rename = "dpmsolver")]
     DpmSolver,
     /// The stochastic form of DPM-Solver++.
@@ -287,7 +297,7 @@ pub struct SamplerConfig {
     pub euler_at_final: bool,
     /// DPM-Solver++: skip time steps whose half log-SNR is below this; `None` skips none.
     pub lambda_min_clipped: Option<f64>,
-    /// Multistep solvers: the order, 1 to 4.
+    /// Solvers of DPM's family: the order, 1 to 3 (UniPC: to 4).
     #[serde(skip_serializing_if = "is_second")]
     pub solver_order: u32,
     /// DPM-Solver: which of its forms.
@@ -329,6 +339,18 @@ pub struct SamplerConfig {
     /// Consistency models: standard deviation of the noise, in units of the next level.
     #[serde(skip_serializing_if = "is_one")]
     pub s_noise: f64,
+    /// UniPC: integrates the predicted image, not the predicted noise.
+    #[serde(skip_serializing_if = "is_true")]
+    pub predict_x0: bool,
+    /// UniPC: steps, from 0, whose result the next evaluation does not correct.
+    #[serde(skip_serializing_if = "is_default")]
+    pub disable_corrector: Vec<u32>,
+    /// SA-Solver: the order of its predictor, 1 to 4.
+    #[serde(skip_serializing_if = "is_second")]
+    pub predictor_order: u32,
+    /// SA-Solver: the order of its corrector, 1 to 4.
+    #[serde(skip_serializing_if = "is_second")]
+    pub corrector_order: u32,
     /// Noise levels to visit, highest first, instead of a schedule of them.
     #[serde(skip_serializing_if = "is_default")]
     pub sigmas: Option<Vec<f64>>,
@@ -339,6 +361,10 @@ pub struct SamplerConfig {
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 fn is_second(order: &u32) -> bool {
@@ -417,6 +443,10 @@ impl SamplerConfig {
             sigma_data: 0.5,
             rho: 7.0,
             s_noise: 1.0,
+            predict_x0: true,
+            disable_corrector: Vec::new(),
+            predictor_order: 2,
+            corrector_order: 2,
             sigmas: None,
             timesteps: None,
         };
@@ -460,8 +490,13 @@ impl SamplerConfig {
         }
         let ok = self.s_noise >= 0.0 && self.s_noise.is_finite();
         in_range("s_noise", self.s_noise, ok, "finite and not negative")?;
-        let order = self.solver_order;
-        in_range("solver_order", order, (1..=4).contains(&order), "1..=4")?;
+        for (key, order) in [
+            ("solver_order", self.solver_order),
+            ("predictor_order", self.predictor_order),
+            ("corrector_order", self.corrector_order),
+        ] {
+            in_range(key, order, (1..=4).contains(&order), "1..=4")?;
+        }
         let shift = self.flow_shift;
         in_range("flow_shift", shift, is_positive(shift), POSITIVE)?;
         if let Some(terminal) = self.shift_terminal {
@@ -527,28 +562,29 @@ impl SamplerConfig {
     }
 
     fn validate_combination(&self) -> Result<(), SamplerConfigError> {
-        use SamplerKind::{Ddim, Ddpm, FlowEuler, Plms};
-        let (prediction, flow_levels) =
-            (self.prediction_type, self.sigma_schedule == SigmaSchedule::Flow);
+        use SamplerKind::{Ddim, Ddpm, FlowEuler, Plms, Pndm};
+        let (prediction, flow_levels) = (self.prediction_type, self.sigma_schedule.is_flow());
         let is_straight = matches!(prediction, Prediction::Flow | Prediction::FlowToData);
         self.validate_sigma_kinds()?;
         let wanted = match self.kind {
             FlowEuler => "flow, flow_to_data",
-            Plms => "epsilon, v_prediction",
-            _ if flow_levels => "flow, flow_to_data, sample",
+            Plms | Pndm => "epsilon, v_prediction",
+            _ if flow_levels => "flow, flow_to_data, sample, epsilon",
             _ => "epsilon, v_prediction, sample",
         };
         let fits = match self.kind {
             FlowEuler => is_straight,
-            Plms => !is_straight && prediction != Prediction::Sample,
-            _ => is_straight == flow_levels || (flow_levels && prediction == Prediction::Sample),
+            Plms | Pndm => !is_straight && prediction != Prediction::Sample,
+            // a straight path has images and noise, but not the velocity of a circle
+            _ if flow_levels => prediction != Prediction::VPrediction,
+            _ => !is_straight,
         };
         if !fits {
             let name = serde_json::to_value(prediction).unwrap_or_default();
             let name = name.as_str().unwrap_or_default().to_owned();
             return Err(self.unsupported("prediction_type", &name, wanted));
         }
-        if self.kind == Plms && self.rescale_betas_zero_snr {
+        if matches!(self.kind, Plms | Pndm) && self.rescale_betas_zero_snr {
             return Err(self.unsupported("rescale_betas_zero_snr", "true", "false"));
         }
         if self.timestep_spacing == Spacing::Quadratic && !matches!(self.kind, Ddim | Ddpm) {
@@ -558,7 +594,7 @@ impl SamplerConfig {
                 "leading, trailing, linspace",
             ));
         }
-        Ok(())
+        self.validate_dpm()
     }
 
     fn unsupported(&self, key: &'static str, value: &str, supported: &str) -> SamplerConfigError {

@@ -1,12 +1,13 @@
 //! The scheduler classes of diffusers: which sampler each is, which keys it reads with which
 //! defaults, and the classes that are refused.
 
+mod dpm;
 mod sigma;
 
 use super::diffusers::{Reader, Result};
 use super::{
-    Algorithm, DynamicShift, FinalSigma, Interpolation, Prediction, SamplerConfig, SamplerKind,
-    SigmaSchedule, SolverType, Spacing, Thresholding, TimestepType, Variance,
+    DynamicShift, FinalSigma, Interpolation, Prediction, SamplerConfig, SamplerKind, SigmaSchedule,
+    Spacing, Thresholding, TimestepType, Variance,
 };
 
 /// A scheduler class of diffusers 0.42 that is taken.
@@ -39,7 +40,7 @@ const NOTHING: fn(&Reader, &mut SamplerConfig) -> Result<()> = |_, _| Ok(());
 
 /// All lists of classes that are taken. The first of a kind has the defaults of
 /// [`SamplerConfig::of_kind`].
-const LISTS: &[&[Class]] = &[CLASSES, sigma::CLASSES];
+const LISTS: &[&[Class]] = &[CLASSES, dpm::CLASSES, sigma::CLASSES];
 
 impl Class {
     /// Every class that is taken.
@@ -55,6 +56,7 @@ impl Refused {
     }
 }
 
+/// The classes that belong to no other family.
 #[rustfmt::skip]
 const CLASSES: &[Class] = &[
     Class {
@@ -83,37 +85,6 @@ const CLASSES: &[Class] = &[
         kind: SamplerKind::Ddpm,
         keys: DDPM,
         defaults: |c| c.clip_sample = true,
-        check: NOTHING,
-    },
-    Class {
-        name: "PNDMScheduler",
-        kind: SamplerKind::Plms,
-        keys: &[
-            "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "skip_prk_steps",
-            "set_alpha_to_one", "prediction_type", "timestep_spacing", "steps_offset",
-        ],
-        defaults: |c| c.set_alpha_to_one = false,
-        check: |reader, _| {
-            // without it the first three steps would be Runge-Kutta steps; --sampler plms says that
-            // they are not wanted
-            if reader.flag("skip_prk_steps", false)? || reader.kind_given {
-                return Ok(());
-            }
-            Err(reader.unsupported("skip_prk_steps", "false", "true"))
-        },
-    },
-    Class {
-        name: "DPMSolverMultistepScheduler",
-        kind: SamplerKind::DpmMultistep,
-        keys: &[
-            "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "solver_order",
-            "prediction_type", "thresholding", "dynamic_thresholding_ratio", "sample_max_value", "algorithm_type",
-            "solver_type", "lower_order_final", "euler_at_final", "use_karras_sigmas", "use_exponential_sigmas",
-            "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas", "flow_shift", "final_sigmas_type",
-            "lambda_min_clipped", "timestep_spacing", "steps_offset", "rescale_betas_zero_snr",
-            "use_dynamic_shifting", "sigma_min", "sigma_max",
-        ],
-        defaults: |c| c.timestep_spacing = Spacing::Linspace,
         check: NOTHING,
     },
     Class {
@@ -210,7 +181,10 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
         Ok(())
     }),
     ("variance_type", |r, key, c| {
-        c.variance_type = r.choice(key, c.variance_type, VARIANCES)?;
+        // the others drop the network's second half, whichever it is
+        if c.kind == SamplerKind::Ddpm {
+            c.variance_type = r.choice(key, c.variance_type, VARIANCES)?;
+        }
         Ok(())
     }),
     ("skip_prk_steps", IGNORED),
@@ -265,7 +239,7 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
         Ok(())
     }),
     ("algorithm_type", |r, key, c| {
-        c.algorithm_type = r.choice(key, c.algorithm_type, ALGORITHMS)?;
+        c.algorithm_type = r.choice(key, c.algorithm_type, dpm::algorithms(c.kind))?;
         Ok(())
     }),
     ("solver_order", |r, key, c| {
@@ -273,7 +247,7 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
         Ok(())
     }),
     ("solver_type", |r, key, c| {
-        c.solver_type = r.choice(key, c.solver_type, SOLVERS)?;
+        c.solver_type = r.choice(key, c.solver_type, dpm::solvers(c.kind))?;
         Ok(())
     }),
     ("lower_order_final", |r, key, c| {
@@ -310,9 +284,28 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
     ("base_image_seq_len", IGNORED),
     ("max_image_seq_len", IGNORED),
     ("time_shift_type", IGNORED),
-    ("predict_x0", IGNORED),
-    ("disable_corrector", IGNORED),
-    ("solver_p", IGNORED),
+    ("predict_x0", |r, key, c| {
+        c.predict_x0 = r.flag(key, c.predict_x0)?;
+        Ok(())
+    }),
+    ("disable_corrector", |r, key, c| {
+        c.disable_corrector = r.integers(key)?;
+        Ok(())
+    }),
+    ("solver_p", |r, key, _| r.absent(key, "null")),
+    ("predictor_order", |r, key, c| {
+        c.predictor_order = r.integer(key, c.predictor_order)?;
+        Ok(())
+    }),
+    ("corrector_order", |r, key, c| {
+        c.corrector_order = r.integer(key, c.corrector_order)?;
+        Ok(())
+    }),
+    ("tau_func", |r, key, _| r.absent(key, "null, which is 1 for time steps 200 to 800")),
+    ("set_alpha_to_zero", |r, key, c| {
+        c.set_alpha_to_one = r.flag(key, c.set_alpha_to_one)?;
+        Ok(())
+    }),
     ("original_inference_steps", IGNORED),
     ("timestep_scaling", IGNORED),
 ];
@@ -340,6 +333,14 @@ impl Reader<'_> {
         c: &mut SamplerConfig,
     ) -> Result<()> {
         if !self.flag(key, false)? {
+            return Ok(());
+        }
+        let both = [c.sigma_schedule, schedule];
+        if self.kind == SamplerKind::Unipc
+            && both.contains(&SigmaSchedule::Karras)
+            && both.contains(&SigmaSchedule::Flow)
+        {
+            c.sigma_schedule = SigmaSchedule::KarrasFlow;
             return Ok(());
         }
         if c.sigma_schedule != SigmaSchedule::Plain {
@@ -403,21 +404,3 @@ const VARIANCES: &[(&str, Variance)] = &[
 
 const FINAL_SIGMAS: &[(&str, FinalSigma)] =
     &[("zero", FinalSigma::Zero), ("sigma_min", FinalSigma::SigmaMin)];
-
-/// Files of DEIS and UniPC name their own rules here; diffusers reads those as midpoint.
-const SOLVERS: &[(&str, SolverType)] = &[
-    ("midpoint", SolverType::Midpoint),
-    ("heun", SolverType::Heun),
-    ("logrho", SolverType::Midpoint),
-    ("bh1", SolverType::Midpoint),
-    ("bh2", SolverType::Midpoint),
-];
-
-const ALGORITHMS: &[(&str, Algorithm)] = &[
-    ("dpmsolver++", Algorithm::DpmSolverPp),
-    // what a DEIS file says, which diffusers reads as dpmsolver++
-    ("deis", Algorithm::DpmSolverPp),
-    ("dpmsolver", Algorithm::DpmSolver),
-    ("sde-dpmsolver++", Algorithm::SdeDpmSolverPp),
-    ("sde-dpmsolver", Algorithm::SdeDpmSolver),
-];

@@ -2,9 +2,13 @@
 
 mod consistency;
 mod ddim;
+mod ddim_inverse;
 mod ddpm;
+mod deis;
+mod dpm;
 mod dpm_multistep;
 mod dpm_sde;
+mod dpm_singlestep;
 mod edm_dpm;
 mod edm_euler;
 mod euler;
@@ -16,8 +20,12 @@ mod k_diffusion;
 mod kdpm2;
 mod lms;
 mod plms;
+mod pndm;
+mod sa;
+mod unipc;
 
 pub(super) use ddim::updates as ddim_updates;
+pub(super) use pndm::MIN_STEPS as PNDM_MIN_STEPS;
 
 use super::SamplerError;
 use super::table::{Limit, Table};
@@ -30,7 +38,15 @@ pub(super) fn table(config: &SamplerConfig, steps: usize) -> Result<Table, Sampl
         SamplerKind::Ddpm => ddpm::table(config, steps),
         SamplerKind::Plms => plms::table(config, steps),
         SamplerKind::Euler => euler::table(config, steps),
-        SamplerKind::DpmMultistep => dpm_multistep::table(config, steps),
+        SamplerKind::DpmMultistep | SamplerKind::DpmMultistepInverse => {
+            dpm_multistep::table(config, steps)
+        }
+        SamplerKind::DpmSinglestep => dpm_singlestep::table(config, steps),
+        SamplerKind::Unipc => unipc::table(config, steps),
+        SamplerKind::Deis => deis::table(config, steps),
+        SamplerKind::Pndm => pndm::table(config, steps),
+        SamplerKind::Sa => sa::table(config, steps),
+        SamplerKind::DdimInverse => ddim_inverse::table(config, steps),
         SamplerKind::EulerAncestral => euler_ancestral::table(config, steps),
         SamplerKind::Heun => heun::table(config, steps),
         SamplerKind::Kdpm2 | SamplerKind::Kdpm2Ancestral => kdpm2::table(config, steps),
