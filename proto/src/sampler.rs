@@ -8,10 +8,12 @@
 mod classes;
 mod diffusers;
 mod error;
+mod flow_schedule;
 mod kind;
 
-pub use classes::{CLASSES, Class, REFUSED, Refused};
+pub use classes::{Class, Refused};
 pub use error::SamplerConfigError;
+pub use flow_schedule::FlowSchedule;
 pub use kind::SamplerKind;
 
 use serde::{Deserialize, Serialize};
@@ -294,6 +296,30 @@ pub struct SamplerConfig {
     /// Time steps to visit, noisiest first, instead of a spacing of them.
     #[serde(skip_serializing_if = "is_default")]
     pub timesteps: Option<Vec<f64>>,
+    /// Flow matching: how levels are spread before they are shifted.
+    #[serde(skip_serializing_if = "is_default")]
+    pub flow_schedule: FlowSchedule,
+    /// Ancestral steps: a factor of the noise.
+    #[serde(skip_serializing_if = "is_one")]
+    pub s_noise: f64,
+    /// LCM, TCD: steps of the distillation, of which those of sampling are a subset.
+    #[serde(skip_serializing_if = "is_fifty")]
+    pub original_inference_steps: u32,
+    /// LCM: time steps are multiplied by this where they decide how much of the sample is kept.
+    #[serde(skip_serializing_if = "is_ten")]
+    pub timestep_scaling: f64,
+    /// CogVideoX: signal-to-noise ratios are divided by this; 1 leaves them.
+    #[serde(skip_serializing_if = "is_one")]
+    pub snr_shift_scale: f64,
+    /// Standard deviation of the data that the model was scaled for.
+    #[serde(skip_serializing_if = "is_half")]
+    pub sigma_data: f64,
+    /// Würstchen: above 1 more steps are spent where there is much noise, below 1 less.
+    #[serde(skip_serializing_if = "is_one")]
+    pub scaler: f64,
+    /// Würstchen: the offset of its cosine schedule.
+    #[serde(skip_serializing_if = "is_0_008")]
+    pub s: f64,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -306,6 +332,22 @@ fn is_second(order: &u32) -> bool {
 
 fn is_one(value: &f64) -> bool {
     *value == 1.0
+}
+
+fn is_half(value: &f64) -> bool {
+    *value == 0.5
+}
+
+fn is_ten(value: &f64) -> bool {
+    *value == 10.0
+}
+
+fn is_0_008(value: &f64) -> bool {
+    *value == 0.008
+}
+
+fn is_fifty(steps: &u32) -> bool {
+    *steps == 50
 }
 
 /// Reads a name, or the truth value of `use_karras_sigmas`.
@@ -365,6 +407,14 @@ impl SamplerConfig {
             stochastic_sampling: false,
             sigmas: None,
             timesteps: None,
+            flow_schedule: FlowSchedule::Trained,
+            s_noise: 1.0,
+            original_inference_steps: 50,
+            timestep_scaling: 10.0,
+            snr_shift_scale: 1.0,
+            sigma_data: 0.5,
+            scaler: 1.0,
+            s: 0.008,
         };
         (Class::of_kind(kind).defaults)(&mut config);
         config
@@ -421,6 +471,7 @@ impl SamplerConfig {
             in_range("base_shift", d.base, ok, "finite, base_image_seq_len < max_image_seq_len")?;
         }
         self.validate_lists()?;
+        self.validate_distilled()?;
         let lambda = self.lambda_min_clipped.unwrap_or(0.0);
         in_range("lambda_min_clipped", lambda, lambda.is_finite(), "a number, or -Infinity")?;
         self.validate_betas()?;
@@ -448,6 +499,28 @@ impl SamplerConfig {
         }
     }
 
+    /// What flow matching and distilled models add.
+    fn validate_distilled(&self) -> Result<(), SamplerConfigError> {
+        let positive = [
+            ("timestep_scaling", self.timestep_scaling),
+            ("snr_shift_scale", self.snr_shift_scale),
+            ("sigma_data", self.sigma_data),
+            ("scaler", self.scaler),
+        ];
+        for (key, value) in positive {
+            in_range(key, value, is_positive(value), POSITIVE)?;
+        }
+        in_range("s", self.s, (0.0..=1.0).contains(&self.s), "0..=1")?;
+        let ok = self.s_noise >= 0.0 && self.s_noise.is_finite();
+        in_range("s_noise", self.s_noise, ok, "not negative")?;
+        let (ok, allowed) = self.flow_schedule.allowed();
+        in_range("flow_schedule", self.flow_schedule, ok, allowed)?;
+        let original = self.original_inference_steps;
+        let ok = !matches!(self.kind, SamplerKind::Lcm | SamplerKind::Tcd)
+            || (1..=self.num_train_timesteps).contains(&original);
+        in_range("original_inference_steps", original, ok, "1 to num_train_timesteps")
+    }
+
     /// Lists of levels and of time steps: finite, not longer than a trajectory may be, falling.
     fn validate_lists(&self) -> Result<(), SamplerConfigError> {
         for (key, list) in [("sigmas", &self.sigmas), ("timesteps", &self.timesteps)] {
@@ -461,25 +534,45 @@ impl SamplerConfig {
                 in_range(key, format!("{}, {}", pair[0], pair[1]), false, "falling")
             })?;
         }
-        if self.sigmas.is_some() && self.timesteps.is_some() {
-            return Err(self.unsupported("sigmas", "beside timesteps", "one of the two"));
+        let (sigmas, timesteps) = self.kind.lists();
+        if self.sigmas.is_some() && !sigmas {
+            return Err(self.unsupported("sigmas", "a list", "no list of levels"));
+        }
+        if self.timesteps.is_some() && !timesteps {
+            return Err(self.unsupported("timesteps", "a list", "no list of time steps"));
+        }
+        if let (Some(sigmas), Some(timesteps)) = (&self.sigmas, &self.timesteps) {
+            if !self.kind.is_flow() {
+                return Err(self.unsupported("sigmas", "beside timesteps", "one of the two"));
+            }
+            let seen = format!("{} values", timesteps.len());
+            let ok = sigmas.len() == timesteps.len();
+            in_range("timesteps", seen, ok, "as many as there are sigmas")?;
         }
         Ok(())
     }
 
     fn validate_combination(&self) -> Result<(), SamplerConfigError> {
-        use SamplerKind::{Ddim, Ddpm, FlowEuler, Plms};
+        use SamplerKind::{Ddim, Ddpm, Direct, Lcm, Plms, Scm, Tcd, UnClip, Wuerstchen};
         let (prediction, flow_levels) =
             (self.prediction_type, self.sigma_schedule == SigmaSchedule::Flow);
         let is_straight = matches!(prediction, Prediction::Flow | Prediction::FlowToData);
         let wanted = match self.kind {
-            FlowEuler => "flow, flow_to_data",
+            kind if kind.is_flow() => "flow, flow_to_data",
+            Wuerstchen => "epsilon",
+            UnClip => "epsilon, sample",
+            Direct => "sample",
+            Scm => "v_prediction, flow",
             Plms => "epsilon, v_prediction",
             _ if flow_levels => "flow, flow_to_data, sample",
             _ => "epsilon, v_prediction, sample",
         };
         let fits = match self.kind {
-            FlowEuler => is_straight,
+            kind if kind.is_flow() => is_straight,
+            Wuerstchen => prediction == Prediction::Epsilon,
+            UnClip => matches!(prediction, Prediction::Epsilon | Prediction::Sample),
+            Direct => prediction == Prediction::Sample,
+            Scm => matches!(prediction, Prediction::VPrediction | Prediction::Flow),
             Plms => !is_straight && prediction != Prediction::Sample,
             _ => is_straight == flow_levels || (flow_levels && prediction == Prediction::Sample),
         };
@@ -490,6 +583,12 @@ impl SamplerConfig {
         }
         if self.kind == Plms && self.rescale_betas_zero_snr {
             return Err(self.unsupported("rescale_betas_zero_snr", "true", "false"));
+        }
+        let learned = matches!(self.variance_type, Variance::Learned | Variance::LearnedRange);
+        let log = matches!(self.variance_type, Variance::FixedSmallLog | Variance::LearnedRange);
+        if self.kind == UnClip && !log {
+            let name = if learned { "learned" } else { "fixed" };
+            return Err(self.unsupported("variance_type", name, "fixed_small_log, learned_range"));
         }
         if self.timestep_spacing == Spacing::Quadratic && !matches!(self.kind, Ddim | Ddpm) {
             return Err(self.unsupported(

@@ -1,6 +1,10 @@
 //! The scheduler classes of diffusers: which sampler each is, which keys it reads with which
 //! defaults, and the classes that are refused.
 
+mod distilled;
+mod flow;
+mod refused;
+
 use super::diffusers::{Reader, Result};
 use super::{
     Algorithm, DynamicShift, FinalSigma, Prediction, SamplerConfig, SamplerKind, SigmaSchedule,
@@ -35,9 +39,26 @@ pub struct Refused {
 
 const NOTHING: fn(&Reader, &mut SamplerConfig) -> Result<()> = |_, _| Ok(());
 
-/// Every class that is taken. The first of a kind has the defaults of [`SamplerConfig::of_kind`].
+/// All lists of classes that are taken. The first of a kind has the defaults of
+/// [`SamplerConfig::of_kind`].
+const LISTS: &[&[Class]] = &[CLASSES, flow::CLASSES, distilled::CLASSES];
+
+impl Class {
+    /// Every class that is taken.
+    pub fn all() -> impl Iterator<Item = &'static Class> {
+        LISTS.iter().copied().flatten()
+    }
+}
+
+impl Refused {
+    /// Every class that is refused.
+    pub fn all() -> impl Iterator<Item = &'static Refused> {
+        refused::REFUSED.iter()
+    }
+}
+
 #[rustfmt::skip]
-pub const CLASSES: &[Class] = &[
+const CLASSES: &[Class] = &[
     Class {
         name: "DDIMScheduler",
         kind: SamplerKind::Ddim,
@@ -109,20 +130,6 @@ pub const CLASSES: &[Class] = &[
         defaults: |c| c.timestep_spacing = Spacing::Linspace,
         check: NOTHING,
     },
-    Class {
-        name: "FlowMatchEulerDiscreteScheduler",
-        kind: SamplerKind::FlowEuler,
-        keys: &[
-            "num_train_timesteps", "shift", "use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len",
-            "max_image_seq_len", "invert_sigmas", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas",
-            "use_beta_sigmas", "time_shift_type", "stochastic_sampling",
-        ],
-        defaults: |c| {
-            c.prediction_type = Prediction::Flow;
-            c.timestep_spacing = Spacing::Linspace;
-        },
-        check: |reader, config| reader.dynamic_shift(config, &[0.5, 1.15, 256.0, 4096.0]),
-    },
 ];
 
 #[rustfmt::skip]
@@ -137,16 +144,6 @@ const DDPM: &[&str] = &[
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "variance_type", "clip_sample",
     "prediction_type", "thresholding", "dynamic_thresholding_ratio", "clip_sample_range", "sample_max_value",
     "timestep_spacing", "steps_offset", "rescale_betas_zero_snr",
-];
-
-/// Classes of diffusers 0.42 that are not taken.
-#[rustfmt::skip]
-pub const REFUSED: &[Refused] = &[
-    Refused {
-        name: "AmusedScheduler",
-        reason: "it samples discrete tokens",
-        nearest: None,
-    },
 ];
 
 /// What one key of a file does to the configuration. The key's name is given once more because
@@ -274,8 +271,41 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
     ("predict_x0", IGNORED),
     ("disable_corrector", IGNORED),
     ("solver_p", IGNORED),
-    ("original_inference_steps", IGNORED),
-    ("timestep_scaling", IGNORED),
+    ("original_inference_steps", |r, key, c| {
+        c.original_inference_steps = r.integer(key, c.original_inference_steps)?;
+        Ok(())
+    }),
+    ("timestep_scaling", |r, key, c| {
+        c.timestep_scaling = r.number(key, c.timestep_scaling)?;
+        Ok(())
+    }),
+    ("snr_shift_scale", |r, key, c| {
+        c.snr_shift_scale = r.number(key, c.snr_shift_scale)?;
+        Ok(())
+    }),
+    ("eta", |r, key, c| {
+        c.eta = r.number(key, c.eta)?;
+        Ok(())
+    }),
+    ("s_noise", |r, key, c| {
+        c.s_noise = r.number(key, c.s_noise)?;
+        Ok(())
+    }),
+    ("sigma_data", |r, key, c| {
+        c.sigma_data = r.number(key, c.sigma_data)?;
+        Ok(())
+    }),
+    ("scaler", |r, key, c| {
+        c.scaler = r.number(key, c.scaler)?;
+        Ok(())
+    }),
+    ("s", |r, key, c| {
+        c.s = r.number(key, c.s)?;
+        Ok(())
+    }),
+    ("flow_schedule", flow::read_schedule),
+    ("scale_factors", IGNORED),
+    ("upscale_mode", IGNORED),
 ];
 
 fn read_betas(r: &Reader, _: &'static str, c: &mut SamplerConfig) -> Result<()> {

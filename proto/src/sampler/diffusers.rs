@@ -5,7 +5,7 @@
 //! read is ignored, and `null` switches an option off. One is not: a key that no class is known to
 //! read is an error, since it may change the result.
 
-use super::classes::{CLASSES, Class, KEYS, REFUSED};
+use super::classes::{Class, KEYS, Refused};
 use super::{Betas, SamplerConfig, SamplerConfigError, SamplerKind};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
@@ -52,14 +52,14 @@ impl SamplerConfig {
 impl Class {
     /// The class whose defaults a sampler has: the first in the list.
     pub(super) fn of_kind(kind: SamplerKind) -> &'static Class {
-        CLASSES.iter().find(|class| class.kind == kind).expect("every sampler has a class")
+        Class::all().find(|class| class.kind == kind).expect("every sampler has a class")
     }
 
     fn named(name: &str) -> Result<&'static Class> {
-        if let Some(class) = CLASSES.iter().find(|class| class.name == name) {
+        if let Some(class) = Class::all().find(|class| class.name == name) {
             return Ok(class);
         }
-        Err(match REFUSED.iter().find(|refused| refused.name == name) {
+        Err(match Refused::all().find(|refused| refused.name == name) {
             Some(r) => SamplerConfigError::RefusedClass {
                 class: r.name,
                 reason: r.reason,

@@ -58,9 +58,48 @@ kinds! {
     DpmMultistep = "dpm-multistep" | "dpmpp-2m",
     /// Euler steps of a flow-matching model.
     FlowEuler = "flow-euler",
+    /// Heun steps of a flow-matching model: two evaluations per step.
+    FlowHeun = "flow-heun",
+    /// Of flow-matching models distilled to consistency: predict the image, add new noise.
+    FlowLcm = "flow-lcm",
+    /// Euler steps of a flow-matching model that overshoot, and new noise.
+    FlowEulerAncestral = "flow-euler-ancestral",
+    /// Consistency sampling on a circle (TrigFlow), e.g. Sana Sprint.
+    Scm = "scm",
+    /// Latent consistency models: predict the image, add new noise.
+    Lcm = "lcm",
+    /// Trajectory consistency distillation: `eta` (there called gamma) decides how much noise.
+    Tcd = "tcd",
+    /// Ancestral sampling in continuous time, of Würstchen and Stable Cascade.
+    Wuerstchen = "wuerstchen",
+    /// DDIM on the shifted noise levels of CogVideoX.
+    CogVideoXDdim = "cogvideox-ddim",
+    /// Stochastic DPM-Solver++ of second order on the shifted noise levels of CogVideoX.
+    CogVideoXDpm = "cogvideox-dpm",
+    /// Ancestral sampling of unCLIP (DALL-E 2, Karlo, Kandinsky priors).
+    UnClip = "unclip",
+    /// The model returns the next sample itself.
+    Direct = "direct",
 }
 
 impl SamplerKind {
+    /// Whether it moves along the straight path of flow matching.
+    pub fn is_flow(self) -> bool {
+        use SamplerKind::{FlowEuler, FlowEulerAncestral, FlowHeun, FlowLcm};
+        matches!(self, FlowEuler | FlowHeun | FlowLcm | FlowEulerAncestral)
+    }
+
+    /// Whether it takes a list of noise levels, and of time steps, instead of a schedule.
+    pub fn lists(self) -> (bool, bool) {
+        use SamplerKind::{CogVideoXDdim, CogVideoXDpm, Ddim, Ddpm, Direct, Lcm, Plms, Scm, Tcd};
+        use SamplerKind::{UnClip, Wuerstchen};
+        match self {
+            Ddim | Ddpm | Lcm | Tcd | Wuerstchen | Scm => (false, true),
+            CogVideoXDdim | CogVideoXDpm | UnClip | Direct | Plms => (false, false),
+            _ => (true, true),
+        }
+    }
+
     /// All names, separated by commas.
     pub fn names() -> String {
         Self::ALL.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ")

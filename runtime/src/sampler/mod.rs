@@ -152,7 +152,7 @@ impl Sampler {
 
     /// Whether the network's output must have a second half, the variance.
     pub fn reads_variance(&self) -> bool {
-        self.config.kind == SamplerKind::Ddpm
+        matches!(self.config.kind, SamplerKind::Ddpm | SamplerKind::UnClip)
             && matches!(self.config.variance_type, Variance::Learned | Variance::LearnedRange)
     }
 
@@ -239,10 +239,14 @@ impl State {
 
 /// The most steps of a trajectory.
 fn max_steps(config: &SamplerConfig) -> usize {
+    use SamplerKind::{Direct, Lcm, Scm, Tcd, Wuerstchen};
+    let train = config.num_train_timesteps as usize;
     match config.kind {
         // levels lie between time steps
-        SamplerKind::FlowEuler => MAX_STEPS,
-        _ => MAX_STEPS.min(config.num_train_timesteps as usize),
+        Direct | Scm | Wuerstchen => MAX_STEPS,
+        kind if kind.is_flow() => MAX_STEPS,
+        Lcm | Tcd if config.timesteps.is_none() => config.original_inference_steps as usize,
+        _ => train.min(MAX_STEPS),
     }
 }
 

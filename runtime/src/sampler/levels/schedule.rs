@@ -79,6 +79,9 @@ pub(in super::super) fn timesteps(
     steps: usize,
 ) -> Result<Vec<usize>, SamplerError> {
     let train = config.num_train_timesteps;
+    if let Some(list) = &config.timesteps {
+        return list.iter().map(|&t| in_training(t, train)).collect();
+    }
     let ascending: Vec<f64> = match config.timestep_spacing {
         Spacing::Leading => leading(train, steps, config.steps_offset),
         Spacing::Trailing => trailing(train.into(), stride(train, steps), steps),
@@ -90,6 +93,26 @@ pub(in super::super) fn timesteps(
             .collect(),
     };
     ascending.into_iter().rev().map(|t| in_training(t, train)).collect()
+}
+
+/// Time steps of a distilled model, noisiest first: a subset, evenly spread, of those that it was
+/// distilled with.
+///
+/// # Errors
+/// [`SamplerError::TimestepOutside`] for a list with a time step outside of training.
+pub(in super::super) fn distilled_timesteps(
+    config: &SamplerConfig,
+    steps: usize,
+) -> Result<Vec<usize>, SamplerError> {
+    if config.timesteps.is_some() {
+        return timesteps(config, steps);
+    }
+    let original = config.original_inference_steps as usize;
+    let stride = config.num_train_timesteps as usize / original;
+    let spacing = original as f64 / steps as f64;
+    // the i-th of `original`, counted from the noisiest
+    let at = |i: usize| (original - (i as f64 * spacing) as usize) * stride - 1;
+    Ok((0..steps).map(at).collect())
 }
 
 /// `t` as an index into the training steps.

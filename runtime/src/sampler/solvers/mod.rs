@@ -1,17 +1,26 @@
 //! One file per solver: how noise levels become the rows of a table.
 
+mod cogvideox;
 mod ddim;
 mod ddpm;
+mod direct;
 mod dpm_multistep;
 mod euler;
+mod flow_ancestral;
 mod flow_euler;
+mod flow_heun;
+mod lcm;
 mod plms;
+mod scm;
+mod tcd;
+mod unclip;
+mod wuerstchen;
 
 pub(super) use ddim::updates as ddim_updates;
 
 use super::SamplerError;
 use super::table::{Limit, Table};
-use cqc_proto::sampler::{SamplerConfig, SamplerKind};
+use cqc_proto::sampler::{Prediction, SamplerConfig, SamplerKind};
 
 /// The table of `config` in `steps` steps.
 pub(super) fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
@@ -21,7 +30,17 @@ pub(super) fn table(config: &SamplerConfig, steps: usize) -> Result<Table, Sampl
         SamplerKind::Plms => plms::table(config, steps),
         SamplerKind::Euler => euler::table(config, steps),
         SamplerKind::DpmMultistep => dpm_multistep::table(config, steps),
-        SamplerKind::FlowEuler => flow_euler::table(config, steps),
+        SamplerKind::FlowEuler | SamplerKind::FlowLcm => flow_euler::table(config, steps),
+        SamplerKind::FlowHeun => flow_heun::table(config, steps),
+        SamplerKind::FlowEulerAncestral => flow_ancestral::table(config, steps),
+        SamplerKind::Scm => scm::table(config, steps),
+        SamplerKind::Lcm => lcm::table(config, steps),
+        SamplerKind::Tcd => tcd::table(config, steps),
+        SamplerKind::Wuerstchen => wuerstchen::table(config, steps),
+        SamplerKind::CogVideoXDdim => cogvideox::ddim(config, steps),
+        SamplerKind::CogVideoXDpm => cogvideox::dpm(config, steps),
+        SamplerKind::UnClip => unclip::table(config, steps),
+        SamplerKind::Direct => Ok(direct::table(steps)),
     }
 }
 
@@ -32,4 +51,9 @@ fn image_limit(config: &SamplerConfig) -> Limit {
         None if config.clip_sample => Limit::Clip(config.clip_sample_range),
         None => Limit::None,
     }
+}
+
+/// 1 if the velocity points to noise, −1 if it points to data.
+fn flow_sign(config: &SamplerConfig) -> f32 {
+    if config.prediction_type == Prediction::FlowToData { -1.0 } else { 1.0 }
 }
