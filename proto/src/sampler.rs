@@ -46,6 +46,15 @@ pub enum Betas {
     },
     /// The cosine schedule of improved DDPM, every β at most 0.999.
     SquaredcosCapV2,
+    /// Along a sigmoid of −6 to 6 from `start` to `end` (GeoDiff).
+    Sigmoid {
+        /// Where the sigmoid would be 0.
+        start: f64,
+        /// Where it would be 1.
+        end: f64,
+    },
+    /// Log-SNR at the quantiles of a Laplace distribution (arXiv:2407.03297), β at most 0.999.
+    Laplace,
     /// One value per training step.
     Trained(Vec<f32>),
 }
@@ -480,11 +489,13 @@ impl SamplerConfig {
 
     fn validate_betas(&self) -> Result<(), SamplerConfigError> {
         match &self.betas {
-            Betas::Linear { start, end } | Betas::ScaledLinear { start, end } => {
+            Betas::Linear { start, end }
+            | Betas::ScaledLinear { start, end }
+            | Betas::Sigmoid { start, end } => {
                 in_range("beta_start", start, is_beta(*start), BETA)?;
                 in_range("beta_end", end, is_beta(*end), BETA)
             }
-            Betas::SquaredcosCapV2 => Ok(()),
+            Betas::SquaredcosCapV2 | Betas::Laplace => Ok(()),
             Betas::Trained(betas) => {
                 let seen = format!("{} values", betas.len());
                 in_range(
@@ -534,6 +545,15 @@ impl SamplerConfig {
                 in_range(key, format!("{}, {}", pair[0], pair[1]), false, "falling")
             })?;
         }
+        let limits = [
+            ("sigmas", &self.sigmas, self.kind.is_flow(), 1.0, "0 to 1"),
+            ("timesteps", &self.timesteps, self.kind == SamplerKind::Wuerstchen, 1.0, "0 to 1"),
+            ("timesteps", &self.timesteps, self.kind == SamplerKind::Scm, 1.5708, "0 to 1.5708"),
+        ];
+        for (key, list, applies, limit, allowed) in limits {
+            let first = list.as_ref().map_or(0.0, |list| list[0]);
+            in_range(key, first, !applies || first <= limit, allowed)?;
+        }
         let (sigmas, timesteps) = self.kind.lists();
         if self.sigmas.is_some() && !sigmas {
             return Err(self.unsupported("sigmas", "a list", "no list of levels"));
@@ -553,7 +573,7 @@ impl SamplerConfig {
     }
 
     fn validate_combination(&self) -> Result<(), SamplerConfigError> {
-        use SamplerKind::{Ddim, Ddpm, Direct, Lcm, Plms, Scm, Tcd, UnClip, Wuerstchen};
+        use SamplerKind::{Ddim, Ddpm, Direct, Plms, Scm, UnClip, Wuerstchen};
         let (prediction, flow_levels) =
             (self.prediction_type, self.sigma_schedule == SigmaSchedule::Flow);
         let is_straight = matches!(prediction, Prediction::Flow | Prediction::FlowToData);

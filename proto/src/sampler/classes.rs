@@ -5,6 +5,8 @@ mod distilled;
 mod flow;
 mod refused;
 
+pub(super) use refused::KEYS as OF_REFUSED;
+
 use super::diffusers::{Reader, Result};
 use super::{
     Algorithm, DynamicShift, FinalSigma, Prediction, SamplerConfig, SamplerKind, SigmaSchedule,
@@ -164,7 +166,8 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
     ("beta_schedule", read_betas),
     ("trained_betas", read_betas),
     ("prediction_type", |r, key, c| {
-        c.prediction_type = r.choice(key, c.prediction_type, PREDICTIONS)?;
+        let known = if c.kind == SamplerKind::Scm { flow::OF_SCM } else { PREDICTIONS };
+        c.prediction_type = r.choice(key, c.prediction_type, known)?;
         Ok(())
     }),
     ("timestep_spacing", |r, key, c| {

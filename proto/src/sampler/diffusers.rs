@@ -5,7 +5,7 @@
 //! read is ignored, and `null` switches an option off. One is not: a key that no class is known to
 //! read is an error, since it may change the result.
 
-use super::classes::{Class, KEYS, Refused};
+use super::classes::{Class, KEYS, OF_REFUSED, Refused};
 use super::{Betas, SamplerConfig, SamplerConfigError, SamplerKind};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
@@ -36,6 +36,9 @@ impl SamplerConfig {
         let mut config = SamplerConfig::of_kind(class.kind);
         (class.defaults)(&mut config);
         for name in keys.keys().filter(|name| !name.starts_with('_')) {
+            if OF_REFUSED.contains(&name.as_str()) {
+                continue;
+            }
             let Some((key, read)) = KEYS.iter().find(|(key, _)| key == name) else {
                 return Err(SamplerConfigError::UnknownKey { key: name.clone() });
             };
@@ -90,8 +93,10 @@ impl Reader<'_> {
                 .ok_or_else(|| wrong_type("trained_betas", "a list of numbers", list));
         }
         let (start, end) = match default {
-            Betas::Linear { start, end } | Betas::ScaledLinear { start, end } => (*start, *end),
-            Betas::SquaredcosCapV2 | Betas::Trained(_) => (1e-4, 0.02),
+            Betas::Linear { start, end }
+            | Betas::ScaledLinear { start, end }
+            | Betas::Sigmoid { start, end } => (*start, *end),
+            Betas::SquaredcosCapV2 | Betas::Laplace | Betas::Trained(_) => (1e-4, 0.02),
         };
         let (start, end) = (self.number("beta_start", start)?, self.number("beta_end", end)?);
         let linear = Betas::Linear { start, end };
@@ -100,13 +105,17 @@ impl Reader<'_> {
             ("linear", linear.clone()),
             ("scaled_linear", scaled.clone()),
             ("squaredcos_cap_v2", Betas::SquaredcosCapV2),
+            // only DDPM's classes have these
+            ("sigmoid", Betas::Sigmoid { start, end }),
+            ("laplace", Betas::Laplace),
         ];
+        let known = if self.kind == SamplerKind::Ddpm { &known[..] } else { &known[..3] };
         let default = match default {
             Betas::ScaledLinear { .. } => known[1].1.clone(),
-            Betas::SquaredcosCapV2 => Betas::SquaredcosCapV2,
+            Betas::SquaredcosCapV2 | Betas::Sigmoid { .. } | Betas::Laplace => default.clone(),
             Betas::Linear { .. } | Betas::Trained(_) => linear,
         };
-        self.choice("beta_schedule", default, &known)
+        self.choice("beta_schedule", default, known)
     }
 
     /// The value of `key`, unless it is absent or `null`.

@@ -89,6 +89,11 @@ impl SamplerKind {
         matches!(self, FlowEuler | FlowHeun | FlowLcm | FlowEulerAncestral)
     }
 
+    /// Whether `eta` decides how much noise its steps add.
+    pub fn reads_eta(self) -> bool {
+        matches!(self, Self::Ddim | Self::Tcd | Self::FlowEulerAncestral)
+    }
+
     /// Whether it takes a list of noise levels, and of time steps, instead of a schedule.
     pub fn lists(self) -> (bool, bool) {
         use SamplerKind::{CogVideoXDdim, CogVideoXDpm, Ddim, Ddpm, Direct, Lcm, Plms, Scm, Tcd};

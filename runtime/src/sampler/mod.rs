@@ -64,6 +64,14 @@ pub enum SamplerError {
         /// The most this configuration allows.
         max: usize,
     },
+    /// The configuration lists levels or time steps, and not as many as there are steps.
+    #[error("{steps} sampling steps with a list of {listed} levels or time steps")]
+    ListLength {
+        /// As asked for.
+        steps: usize,
+        /// Values of the list.
+        listed: usize,
+    },
     /// The spacing leads outside the training steps.
     #[error(
         "time step {timestep} is outside of training (0 to {train}, exclusive): check steps_offset and the number of steps"
@@ -114,6 +122,10 @@ impl Sampler {
         let max = max_steps(config);
         if !(1..=max).contains(&steps) {
             return Err(SamplerError::Steps { steps, max });
+        }
+        let lists = [&config.sigmas, &config.timesteps].into_iter().flatten();
+        if let Some(list) = lists.into_iter().find(|list| list.len() != steps) {
+            return Err(SamplerError::ListLength { steps, listed: list.len() });
         }
         let table = solvers::table(config, steps)?;
         if let Some(i) = table.rows.iter().position(|row| !row.is_finite()) {

@@ -106,6 +106,8 @@ for name, arguments in {
     CASES[f"ddim-{name}-eta"] = (Ddim, arguments, dict(steps=(20,), eta=0.7, step=dict(eta=0.7)))
 CASES["ddim-alpha-0"] = (Ddim, dict(set_alpha_to_one=False), dict(steps=FEW))
 CASES["ddim-eta-1"] = (Ddim, {}, dict(steps=FEW, eta=1.0, step=dict(eta=1.0)))
+CASES["ddpm-sigmoid"] = (Ddpm, dict(beta_schedule="sigmoid", beta_end=0.01), dict(steps=FEW))
+CASES["ddpm-laplace"] = (Ddpm, dict(beta_schedule="laplace", num_train_timesteps=500), dict(steps=FEW))
 for variance in ("fixed_small_log", "fixed_large", "learned", "learned_range"):
     options = dict(variance=variance) if variance.startswith("learned") else {}
     CASES[f"ddpm-{variance}"] = (Ddpm, dict(variance_type=variance), dict(steps=FEW, **options))

@@ -59,7 +59,10 @@ pub(super) const CLASSES: &[Class] = &[
     Class {
         name: "UnCLIPScheduler",
         kind: SamplerKind::UnClip,
-        keys: &["num_train_timesteps", "variance_type", "clip_sample", "clip_sample_range"],
+        keys: &[
+            "num_train_timesteps", "variance_type", "clip_sample", "clip_sample_range", "prediction_type",
+            "beta_schedule",
+        ],
         defaults: |c| {
             c.betas = Betas::SquaredcosCapV2;
             c.variance_type = Variance::FixedSmallLog;
@@ -67,8 +70,9 @@ pub(super) const CLASSES: &[Class] = &[
         },
         check: |reader, config| {
             reader.choice("beta_schedule", (), &[("squaredcos_cap_v2", ())])?;
-            let known = [("epsilon", Prediction::Epsilon), ("sample", Prediction::Sample)];
-            config.prediction_type = reader.choice("prediction_type", Prediction::Epsilon, &known)?;
+            let known =
+                [("fixed_small_log", Variance::FixedSmallLog), ("learned_range", Variance::LearnedRange)];
+            config.variance_type = reader.choice("variance_type", Variance::FixedSmallLog, &known)?;
             Ok(())
         },
     },

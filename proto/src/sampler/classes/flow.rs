@@ -87,18 +87,17 @@ pub(super) const CLASSES: &[Class] = &[
     Class {
         name: "SCMScheduler",
         kind: SamplerKind::Scm,
-        keys: &["num_train_timesteps", "sigma_data"],
+        keys: &["num_train_timesteps", "prediction_type", "sigma_data"],
         defaults: |c| c.prediction_type = Prediction::VPrediction,
-        check: |reader, config| {
-            // cos(t)·x − sin(t)·output is what v prediction is at that level; `flow_prediction` is
-            // not diffusers': the velocity that a Sana transformer returns, which the pipeline of
-            // Sana Sprint turns into the other
-            let known = [("trigflow", Prediction::VPrediction), ("flow_prediction", Prediction::Flow)];
-            config.prediction_type = reader.choice("prediction_type", Prediction::VPrediction, &known)?;
-            Ok(())
-        },
+        check: NOTHING,
     },
 ];
+
+/// What `prediction_type` means to SCM. The image is cos(t)·x − sin(t)·output, as it is of v
+/// prediction at that level. `flow_prediction` is not diffusers': the velocity that a Sana
+/// transformer returns, which the pipeline of SANA-Sprint turns into the other.
+pub(super) const OF_SCM: &[(&str, Prediction)] =
+    &[("trigflow", Prediction::VPrediction), ("flow_prediction", Prediction::Flow)];
 
 fn straight(config: &mut SamplerConfig) {
     config.prediction_type = Prediction::Flow;

@@ -44,3 +44,17 @@ pub(super) const REFUSED: &[Refused] = &[
     },
     Refused { name: "VQDiffusionScheduler", reason: TOKENS, nearest: None },
 ];
+
+/// Keys that only these classes read.
+#[rustfmt::skip]
+pub(in super::super) const KEYS: &[&str] = &[
+    "mask_token_id", "masking_schedule",
+    "block_length", "num_inference_steps", "threshold", "editing_threshold", "minimal_topk",
+    "corrector_steps", "corrector_k", "corrector_selection", "corrector_selection_tau",
+    "entropy_bound", "t_max", "t_min",
+    "stages", "stage_range", "gamma", "scheduler_type",
+    "n_grid", "eps", "final_step_size_scale", "num_policy_substeps",
+    "schedule_mode", "noise_mode", "tsr_k", "tsr_sigma", "tail_steps", "tail_step_multiplier", "t_lim_ode",
+    "t_lim_ode_below",
+    "num_vec_classes", "alpha_cum_start", "alpha_cum_end", "gamma_cum_start", "gamma_cum_end",
+];

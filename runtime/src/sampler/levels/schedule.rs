@@ -28,7 +28,8 @@ fn products(betas: &[f32]) -> Vec<f32> {
     betas.iter().map(next).collect()
 }
 
-fn betas(config: &SamplerConfig) -> Vec<f32> {
+/// β of every training step, before any rescaling.
+pub(in super::super) fn betas(config: &SamplerConfig) -> Vec<f32> {
     let count = config.num_train_timesteps as usize;
     match config.betas {
         Betas::Linear { start, end } => linspace_f32(start, end, count),
@@ -36,15 +37,30 @@ fn betas(config: &SamplerConfig) -> Vec<f32> {
             .into_iter()
             .map(|root| root * root)
             .collect(),
-        Betas::SquaredcosCapV2 => (0..count).map(|i| cosine_beta(i, count)).collect(),
+        Betas::SquaredcosCapV2 => betas_of(cosine_alpha, count),
+        Betas::Sigmoid { start, end } => linspace_f32(-6.0, 6.0, count)
+            .into_iter()
+            .map(|x| 1.0 / (1.0 + (-x).exp()) * (end - start) as f32 + start as f32)
+            .collect(),
+        Betas::Laplace => betas_of(laplace_alpha, count),
         Betas::Trained(ref betas) => betas.clone(),
     }
 }
 
-fn cosine_beta(i: usize, count: usize) -> f32 {
-    let alpha_bar =
-        |i: usize| ((i as f64 / count as f64 + 0.008) / 1.008 * FRAC_PI_2).cos().powi(2);
-    (1.0 - alpha_bar(i + 1) / alpha_bar(i)).min(0.999) as f32
+/// β of `count` steps along ᾱ(t), t from 0 to 1; at most 0.999.
+fn betas_of(alpha_bar: fn(f64) -> f64, count: usize) -> Vec<f32> {
+    let at = |i: usize| alpha_bar(i as f64 / count as f64);
+    (0..count).map(|i| (1.0 - at(i + 1) / at(i)).min(0.999) as f32).collect()
+}
+
+fn cosine_alpha(t: f64) -> f64 {
+    ((t + 0.008) / 1.008 * FRAC_PI_2).cos().powi(2)
+}
+
+fn laplace_alpha(t: f64) -> f64 {
+    let log_snr = -0.5 * (0.5 - t).signum() * (1.0 - 2.0 * (0.5 - t).abs() + 1e-6).ln();
+    let snr = log_snr.exp();
+    (snr / (1.0 + snr)).sqrt()
 }
 
 /// `torch.linspace` in f32: counted from the nearer end, with fused multiply-adds.
