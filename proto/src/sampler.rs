@@ -7,6 +7,7 @@
 
 mod classes;
 mod diffusers;
+mod dpm;
 mod error;
 mod flow_schedule;
 mod kind;
@@ -127,17 +128,26 @@ pub enum SigmaSchedule {
     LuLambdas,
     /// Of flow matching: 1 to 1/training steps, moved by `flow_shift`.
     Flow,
+    /// Karras levels σ, as levels of flow matching σ / (1 + σ) (UniPC).
+    KarrasFlow,
+}
+
+impl SigmaSchedule {
+    /// Whether the levels are those of flow matching: x = (1 − σ)·image + σ·noise.
+    pub fn is_flow(self) -> bool {
+        matches!(self, Self::Flow | Self::KarrasFlow)
+    }
 }
 
 /// Which form of DPM-Solver moves the sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Algorithm {
-    /// Integrates the predicted image.
+    /// Integrates the predicted image; SA-Solver: its `data_prediction`.
     #[default]
     #[serde(rename = "dpmsolver++")]
     DpmSolverPp,
-    /// Integrates the predicted noise.
+    /// Integrates the predicted noise; SA-Solver: its `noise_prediction`.
     #[serde(rename = "dpmsolver")]
     DpmSolver,
     /// The stochastic form of DPM-Solver++.
@@ -272,7 +282,7 @@ pub struct SamplerConfig {
     pub euler_at_final: bool,
     /// DPM-Solver++: skip time steps whose half log-SNR is below this; `None` skips none.
     pub lambda_min_clipped: Option<f64>,
-    /// Multistep solvers: the order, 1 to 4.
+    /// Solvers of DPM's family: the order, 1 to 3 (UniPC: to 4).
     #[serde(skip_serializing_if = "is_second")]
     pub solver_order: u32,
     /// DPM-Solver: which of its forms.
@@ -299,6 +309,18 @@ pub struct SamplerConfig {
     /// Flow matching: new noise in every step.
     #[serde(skip_serializing_if = "is_default")]
     pub stochastic_sampling: bool,
+    /// UniPC: integrates the predicted image, not the predicted noise.
+    #[serde(skip_serializing_if = "is_true")]
+    pub predict_x0: bool,
+    /// UniPC: steps, from 0, whose result the next evaluation does not correct.
+    #[serde(skip_serializing_if = "is_default")]
+    pub disable_corrector: Vec<u32>,
+    /// SA-Solver: the order of its predictor, 1 to 4.
+    #[serde(skip_serializing_if = "is_second")]
+    pub predictor_order: u32,
+    /// SA-Solver: the order of its corrector, 1 to 4.
+    #[serde(skip_serializing_if = "is_second")]
+    pub corrector_order: u32,
     /// Noise levels to visit, highest first, instead of a schedule of them.
     #[serde(skip_serializing_if = "is_default")]
     pub sigmas: Option<Vec<f64>>,
@@ -333,6 +355,10 @@ pub struct SamplerConfig {
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 fn is_second(order: &u32) -> bool {
@@ -414,6 +440,10 @@ impl SamplerConfig {
             flow_time: FlowTime::Scaled,
             invert_sigmas: false,
             stochastic_sampling: false,
+            predict_x0: true,
+            disable_corrector: Vec::new(),
+            predictor_order: 2,
+            corrector_order: 2,
             sigmas: None,
             timesteps: None,
             flow_schedule: FlowSchedule::Trained,
@@ -460,8 +490,13 @@ impl SamplerConfig {
             let sigma = sigma.unwrap_or(1.0);
             in_range(key, sigma, is_positive(sigma), POSITIVE)?;
         }
-        let order = self.solver_order;
-        in_range("solver_order", order, (1..=4).contains(&order), "1..=4")?;
+        for (key, order) in [
+            ("solver_order", self.solver_order),
+            ("predictor_order", self.predictor_order),
+            ("corrector_order", self.corrector_order),
+        ] {
+            in_range(key, order, (1..=4).contains(&order), "1..=4")?;
+        }
         let shift = self.flow_shift;
         in_range("flow_shift", shift, is_positive(shift), POSITIVE)?;
         if let Some(terminal) = self.shift_terminal {
@@ -573,9 +608,8 @@ impl SamplerConfig {
     }
 
     fn validate_combination(&self) -> Result<(), SamplerConfigError> {
-        use SamplerKind::{Ddim, Ddpm, Direct, Plms, Scm, UnClip, Wuerstchen};
-        let (prediction, flow_levels) =
-            (self.prediction_type, self.sigma_schedule == SigmaSchedule::Flow);
+        use SamplerKind::{Ddim, Ddpm, Direct, Plms, Pndm, Scm, UnClip, Wuerstchen};
+        let (prediction, flow_levels) = (self.prediction_type, self.sigma_schedule.is_flow());
         let is_straight = matches!(prediction, Prediction::Flow | Prediction::FlowToData);
         let wanted = match self.kind {
             kind if kind.is_flow() => "flow, flow_to_data",
@@ -583,8 +617,8 @@ impl SamplerConfig {
             UnClip => "epsilon, sample",
             Direct => "sample",
             Scm => "v_prediction, flow",
-            Plms => "epsilon, v_prediction",
-            _ if flow_levels => "flow, flow_to_data, sample",
+            Plms | Pndm => "epsilon, v_prediction",
+            _ if flow_levels => "flow, flow_to_data, sample, epsilon",
             _ => "epsilon, v_prediction, sample",
         };
         let fits = match self.kind {
@@ -593,15 +627,17 @@ impl SamplerConfig {
             UnClip => matches!(prediction, Prediction::Epsilon | Prediction::Sample),
             Direct => prediction == Prediction::Sample,
             Scm => matches!(prediction, Prediction::VPrediction | Prediction::Flow),
-            Plms => !is_straight && prediction != Prediction::Sample,
-            _ => is_straight == flow_levels || (flow_levels && prediction == Prediction::Sample),
+            Plms | Pndm => !is_straight && prediction != Prediction::Sample,
+            // a straight path has images and noise, but not the velocity of a circle
+            _ if flow_levels => prediction != Prediction::VPrediction,
+            _ => !is_straight,
         };
         if !fits {
             let name = serde_json::to_value(prediction).unwrap_or_default();
             let name = name.as_str().unwrap_or_default().to_owned();
             return Err(self.unsupported("prediction_type", &name, wanted));
         }
-        if self.kind == Plms && self.rescale_betas_zero_snr {
+        if matches!(self.kind, Plms | Pndm) && self.rescale_betas_zero_snr {
             return Err(self.unsupported("rescale_betas_zero_snr", "true", "false"));
         }
         let learned = matches!(self.variance_type, Variance::Learned | Variance::LearnedRange);
@@ -617,7 +653,7 @@ impl SamplerConfig {
                 "leading, trailing, linspace",
             ));
         }
-        Ok(())
+        self.validate_dpm()
     }
 
     fn unsupported(&self, key: &'static str, value: &str, supported: &str) -> SamplerConfigError {

@@ -2,6 +2,7 @@
 //! defaults, and the classes that are refused.
 
 mod distilled;
+mod dpm;
 mod flow;
 mod refused;
 
@@ -9,8 +10,8 @@ pub(super) use refused::KEYS as OF_REFUSED;
 
 use super::diffusers::{Reader, Result};
 use super::{
-    Algorithm, DynamicShift, FinalSigma, Prediction, SamplerConfig, SamplerKind, SigmaSchedule,
-    SolverType, Spacing, Thresholding, Variance,
+    DynamicShift, FinalSigma, Prediction, SamplerConfig, SamplerKind, SigmaSchedule, Spacing,
+    Thresholding, Variance,
 };
 
 /// A scheduler class of diffusers 0.42 that is taken.
@@ -39,18 +40,18 @@ pub struct Refused {
     pub nearest: Option<SamplerKind>,
 }
 
-const NOTHING: fn(&Reader, &mut SamplerConfig) -> Result<()> = |_, _| Ok(());
-
-/// All lists of classes that are taken. The first of a kind has the defaults of
-/// [`SamplerConfig::of_kind`].
-const LISTS: &[&[Class]] = &[CLASSES, flow::CLASSES, distilled::CLASSES];
+/// The lists of classes.
+const FAMILIES: &[&[Class]] = &[CLASSES, dpm::CLASSES, flow::CLASSES, distilled::CLASSES];
 
 impl Class {
-    /// Every class that is taken.
+    /// Every class that is taken. The first of a kind has the defaults of
+    /// [`SamplerConfig::of_kind`].
     pub fn all() -> impl Iterator<Item = &'static Class> {
-        LISTS.iter().copied().flatten()
+        FAMILIES.iter().copied().flatten()
     }
 }
+
+const NOTHING: fn(&Reader, &mut SamplerConfig) -> Result<()> = |_, _| Ok(());
 
 impl Refused {
     /// Every class that is refused.
@@ -59,6 +60,7 @@ impl Refused {
     }
 }
 
+/// The classes that belong to no other family.
 #[rustfmt::skip]
 const CLASSES: &[Class] = &[
     Class {
@@ -90,23 +92,6 @@ const CLASSES: &[Class] = &[
         check: NOTHING,
     },
     Class {
-        name: "PNDMScheduler",
-        kind: SamplerKind::Plms,
-        keys: &[
-            "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "skip_prk_steps",
-            "set_alpha_to_one", "prediction_type", "timestep_spacing", "steps_offset",
-        ],
-        defaults: |c| c.set_alpha_to_one = false,
-        check: |reader, _| {
-            // without it the first three steps would be Runge-Kutta steps; --sampler plms says that
-            // they are not wanted
-            if reader.flag("skip_prk_steps", false)? || reader.kind_given {
-                return Ok(());
-            }
-            Err(reader.unsupported("skip_prk_steps", "false", "true"))
-        },
-    },
-    Class {
         name: "EulerDiscreteScheduler",
         kind: SamplerKind::Euler,
         keys: &[
@@ -114,20 +99,6 @@ const CLASSES: &[Class] = &[
             "interpolation_type", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "sigma_min",
             "sigma_max", "timestep_spacing", "timestep_type", "steps_offset", "rescale_betas_zero_snr",
             "final_sigmas_type",
-        ],
-        defaults: |c| c.timestep_spacing = Spacing::Linspace,
-        check: NOTHING,
-    },
-    Class {
-        name: "DPMSolverMultistepScheduler",
-        kind: SamplerKind::DpmMultistep,
-        keys: &[
-            "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "solver_order",
-            "prediction_type", "thresholding", "dynamic_thresholding_ratio", "sample_max_value", "algorithm_type",
-            "solver_type", "lower_order_final", "euler_at_final", "use_karras_sigmas", "use_exponential_sigmas",
-            "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas", "flow_shift", "final_sigmas_type",
-            "lambda_min_clipped", "timestep_spacing", "steps_offset", "rescale_betas_zero_snr",
-            "use_dynamic_shifting", "sigma_min", "sigma_max",
         ],
         defaults: |c| c.timestep_spacing = Spacing::Linspace,
         check: NOTHING,
@@ -198,7 +169,10 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
         Ok(())
     }),
     ("variance_type", |r, key, c| {
-        c.variance_type = r.choice(key, c.variance_type, VARIANCES)?;
+        // the others drop the network's second half, whichever it is
+        if matches!(c.kind, SamplerKind::Ddpm | SamplerKind::UnClip) {
+            c.variance_type = r.choice(key, c.variance_type, VARIANCES)?;
+        }
         Ok(())
     }),
     ("skip_prk_steps", IGNORED),
@@ -226,7 +200,7 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
         Ok(())
     }),
     ("algorithm_type", |r, key, c| {
-        c.algorithm_type = r.choice(key, c.algorithm_type, ALGORITHMS)?;
+        c.algorithm_type = r.choice(key, c.algorithm_type, dpm::algorithms(c.kind))?;
         Ok(())
     }),
     ("solver_order", |r, key, c| {
@@ -234,7 +208,7 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
         Ok(())
     }),
     ("solver_type", |r, key, c| {
-        c.solver_type = r.choice(key, c.solver_type, SOLVERS)?;
+        c.solver_type = r.choice(key, c.solver_type, dpm::solvers(c.kind))?;
         Ok(())
     }),
     ("lower_order_final", |r, key, c| {
@@ -271,9 +245,28 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
     ("base_image_seq_len", IGNORED),
     ("max_image_seq_len", IGNORED),
     ("time_shift_type", IGNORED),
-    ("predict_x0", IGNORED),
-    ("disable_corrector", IGNORED),
-    ("solver_p", IGNORED),
+    ("predict_x0", |r, key, c| {
+        c.predict_x0 = r.flag(key, c.predict_x0)?;
+        Ok(())
+    }),
+    ("disable_corrector", |r, key, c| {
+        c.disable_corrector = r.integers(key)?;
+        Ok(())
+    }),
+    ("solver_p", |r, key, _| r.absent(key, "null")),
+    ("predictor_order", |r, key, c| {
+        c.predictor_order = r.integer(key, c.predictor_order)?;
+        Ok(())
+    }),
+    ("corrector_order", |r, key, c| {
+        c.corrector_order = r.integer(key, c.corrector_order)?;
+        Ok(())
+    }),
+    ("tau_func", |r, key, _| r.absent(key, "null, which is 1 for time steps 200 to 800")),
+    ("set_alpha_to_zero", |r, key, c| {
+        c.set_alpha_to_one = r.flag(key, c.set_alpha_to_one)?;
+        Ok(())
+    }),
     ("original_inference_steps", |r, key, c| {
         c.original_inference_steps = r.integer(key, c.original_inference_steps)?;
         Ok(())
@@ -336,6 +329,14 @@ impl Reader<'_> {
         if !self.flag(key, false)? {
             return Ok(());
         }
+        let both = [c.sigma_schedule, schedule];
+        if self.kind == SamplerKind::Unipc
+            && both.contains(&SigmaSchedule::Karras)
+            && both.contains(&SigmaSchedule::Flow)
+        {
+            c.sigma_schedule = SigmaSchedule::KarrasFlow;
+            return Ok(());
+        }
         if c.sigma_schedule != SigmaSchedule::Plain {
             return Err(self.unsupported(key, "true beside another schedule of sigmas", "one"));
         }
@@ -388,21 +389,3 @@ const VARIANCES: &[(&str, Variance)] = &[
 
 const FINAL_SIGMAS: &[(&str, FinalSigma)] =
     &[("zero", FinalSigma::Zero), ("sigma_min", FinalSigma::SigmaMin)];
-
-/// Files of DEIS and UniPC name their own rules here; diffusers reads those as midpoint.
-const SOLVERS: &[(&str, SolverType)] = &[
-    ("midpoint", SolverType::Midpoint),
-    ("heun", SolverType::Heun),
-    ("logrho", SolverType::Midpoint),
-    ("bh1", SolverType::Midpoint),
-    ("bh2", SolverType::Midpoint),
-];
-
-const ALGORITHMS: &[(&str, Algorithm)] = &[
-    ("dpmsolver++", Algorithm::DpmSolverPp),
-    // what a DEIS file says, which diffusers reads as dpmsolver++
-    ("deis", Algorithm::DpmSolverPp),
-    ("dpmsolver", Algorithm::DpmSolver),
-    ("sde-dpmsolver++", Algorithm::SdeDpmSolverPp),
-    ("sde-dpmsolver", Algorithm::SdeDpmSolver),
-];

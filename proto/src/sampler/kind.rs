@@ -56,6 +56,20 @@ kinds! {
     Euler = "euler",
     /// DPM-Solver and DPM-Solver++, multistep, of order 1 to 3.
     DpmMultistep = "dpm-multistep" | "dpmpp-2m",
+    /// DPM-Solver and DPM-Solver++, singlestep: every group of up to 3 steps begins anew.
+    DpmSinglestep = "dpm-singlestep",
+    /// UniPC: multistep, each step corrected by the next evaluation.
+    Unipc = "unipc",
+    /// DEIS: multistep, polynomials in the logarithm of the noise level.
+    Deis = "deis",
+    /// PLMS with a Runge-Kutta start of three steps, four evaluations each.
+    Pndm = "pndm",
+    /// SA-Solver: stochastic Adams methods, predictor and corrector.
+    Sa = "sa",
+    /// DPM-Solver++ from an image to its noise.
+    DpmMultistepInverse = "dpm-multistep-inverse",
+    /// DDIM from an image to its noise.
+    DdimInverse = "ddim-inverse",
     /// Euler steps of a flow-matching model.
     FlowEuler = "flow-euler",
     /// Heun steps of a flow-matching model: two evaluations per step.

@@ -57,10 +57,12 @@ pub enum SamplerError {
     #[error(transparent)]
     Config(#[from] SamplerConfigError),
     /// More steps than training steps (or than anyone needs), or none.
-    #[error("{steps} sampling steps: there must be 1 to {max}")]
+    #[error("{steps} sampling steps: there must be {min} to {max}")]
     Steps {
         /// As asked for.
         steps: usize,
+        /// The fewest this configuration allows.
+        min: usize,
         /// The most this configuration allows.
         max: usize,
     },
@@ -119,9 +121,9 @@ impl Sampler {
     /// finite update.
     pub fn new(config: &SamplerConfig, steps: usize) -> Result<Self, SamplerError> {
         config.validate()?;
-        let max = max_steps(config);
-        if !(1..=max).contains(&steps) {
-            return Err(SamplerError::Steps { steps, max });
+        let (min, max) = (min_steps(config), max_steps(config));
+        if !(min..=max).contains(&steps) {
+            return Err(SamplerError::Steps { steps, min, max });
         }
         let lists = [&config.sigmas, &config.timesteps].into_iter().flatten();
         if let Some(list) = lists.into_iter().find(|list| list.len() != steps) {
@@ -247,6 +249,11 @@ impl State {
     pub fn new(sampler: &Sampler, samples: usize, len: usize) -> Self {
         Self::of_table(&sampler.table, samples, len)
     }
+}
+
+/// The fewest steps of a trajectory.
+fn min_steps(config: &SamplerConfig) -> usize {
+    if config.kind == SamplerKind::Pndm { solvers::PNDM_MIN_STEPS } else { 1 }
 }
 
 /// The most steps of a trajectory.

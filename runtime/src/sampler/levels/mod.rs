@@ -1,5 +1,6 @@
 //! Noise levels and time steps: which levels a trajectory visits, whatever solver moves it.
 
+pub(super) mod dpm;
 pub(super) mod flow;
 pub(super) mod schedule;
 pub(super) mod sigmas;

@@ -172,7 +172,7 @@ pub(in super::super) fn linspace(start: f64, end: f64, count: usize) -> impl Ite
 }
 
 /// A noise level: x = `signal` · image + `noise` · ε, both at most 1.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(in super::super) struct Level {
     pub signal: f32,
     pub noise: f32,

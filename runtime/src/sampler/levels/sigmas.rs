@@ -1,5 +1,4 @@
-//! Noise levels σ = √((1−ᾱ)/ᾱ) and their time steps, for the kinds that integrate over σ (Euler,
-//! DPM-Solver++).
+//! Noise levels σ = √((1−ᾱ)/ᾱ) and their time steps, for the kinds that integrate over σ (Euler).
 //!
 //! Rounded as diffusers does: the training levels in float32, everything from them in float64, the
 //! result in float32.
@@ -7,9 +6,7 @@
 use super::super::SamplerError;
 use super::super::table::{Op, Register};
 use super::schedule::{alphas_cumprod, in_training, leading, linspace, stride, trailing};
-use cqc_proto::sampler::{
-    Betas, FinalSigma, Prediction, SamplerConfig, SamplerKind, SigmaSchedule, Spacing,
-};
+use cqc_proto::sampler::{FinalSigma, Prediction, SamplerConfig, SigmaSchedule, Spacing};
 
 /// One level per evaluation and the one after the last, and the time step of each evaluation.
 pub(in super::super) struct Sigmas {
@@ -22,31 +19,17 @@ impl Sigmas {
     /// [`SamplerError::TimestepOutside`].
     pub fn new(config: &SamplerConfig, steps: usize) -> Result<Self, SamplerError> {
         let trained = trained_sigmas(config);
-        let mut timesteps: Vec<f64> = match config.kind {
-            SamplerKind::DpmMultistep => dpm_timesteps(config, steps, &trained),
-            _ => euler_timesteps(config, steps),
-        };
-        if timesteps.is_empty() {
-            // `lambda_min_clipped` left nothing
-            return Err(SamplerError::TimestepOutside {
-                timestep: -1.0,
-                train: config.num_train_timesteps,
-            });
-        }
+        let mut timesteps = euler_timesteps(config, steps);
         for &t in &timesteps {
             in_training(t, config.num_train_timesteps)?;
         }
         let mut sigmas: Vec<f64> = timesteps.iter().map(|&t| interpolate(&trained, t)).collect();
         if config.sigma_schedule != SigmaSchedule::Plain {
-            let (low, high) = match config.kind {
-                SamplerKind::DpmMultistep => {
-                    (f64::from(trained[0]), f64::from(trained[trained.len() - 1]))
-                }
-                _ => (sigmas[sigmas.len() - 1], sigmas[0]),
-            };
+            let (low, high) = (sigmas[sigmas.len() - 1], sigmas[0]);
             let (low, high) = (config.sigma_min.unwrap_or(low), config.sigma_max.unwrap_or(high));
             sigmas = spread(config.sigma_schedule, low, high, steps);
-            timesteps = timesteps_of(&sigmas, &trained, config);
+            let single = |t: f64| f64::from(t as f32);
+            timesteps = timesteps_of(&sigmas, &trained).into_iter().map(single).collect();
         }
         let last = match config.final_sigmas_type {
             FinalSigma::Zero => 0.0,
@@ -93,7 +76,8 @@ pub(in super::super) fn image_over_sigma(
     }
 }
 
-fn trained_sigmas(config: &SamplerConfig) -> Vec<f32> {
+/// The level of every training step.
+pub(super) fn trained_sigmas(config: &SamplerConfig) -> Vec<f32> {
     let mut alphas = alphas_cumprod(config);
     if config.rescale_betas_zero_snr {
         let last = alphas.len() - 1;
@@ -114,32 +98,8 @@ fn euler_timesteps(config: &SamplerConfig, steps: usize) -> Vec<f64> {
     ascending
 }
 
-/// Noisiest first. The lowest of `steps + 1` is left out: DPM-Solver++ ends there, it does not
-/// start from there.
-fn dpm_timesteps(config: &SamplerConfig, steps: usize, trained: &[f32]) -> Vec<f64> {
-    let train = config.num_train_timesteps;
-    let kept = train - clipped(config, trained);
-    let mut ascending = match config.timestep_spacing {
-        Spacing::Leading => leading(kept, steps + 1, config.steps_offset)[1..].to_vec(),
-        Spacing::Trailing => trailing(kept.into(), stride(train, steps), steps),
-        _ => linspace(0.0, f64::from(kept) - 1.0, steps + 1)
-            .skip(1)
-            .map(f64::round_ties_even)
-            .collect(),
-    };
-    ascending.reverse();
-    ascending
-}
-
-/// How many of the noisiest training steps have a half log-SNR below `lambda_min_clipped`.
-fn clipped(config: &SamplerConfig, trained: &[f32]) -> u32 {
-    let Some(limit) = config.lambda_min_clipped else { return 0 };
-    let below = |sigma: &&f32| -f64::from(**sigma).ln() < limit;
-    trained.iter().rev().take_while(below).count() as u32
-}
-
 /// The level between two training steps; `t` is one of `0..trained.len()` or lies between them.
-fn interpolate(trained: &[f32], t: f64) -> f64 {
+pub(super) fn interpolate(trained: &[f32], t: f64) -> f64 {
     let low = t as usize;
     let Some(&high) = trained.get(low + 1) else { return trained[low].into() };
     let (from, to) = (f64::from(trained[low]), f64::from(high));
@@ -160,7 +120,10 @@ pub(in super::super) fn spread(
         SigmaSchedule::Karras => karras(low, high, steps),
         SigmaSchedule::Exponential => linspace(high.ln(), low.ln(), steps).map(f64::exp).collect(),
         SigmaSchedule::Beta => beta(low, high, steps),
-        SigmaSchedule::Plain | SigmaSchedule::LuLambdas | SigmaSchedule::Flow => {
+        SigmaSchedule::Plain
+        | SigmaSchedule::LuLambdas
+        | SigmaSchedule::Flow
+        | SigmaSchedule::KarrasFlow => {
             unreachable!("decided before")
         }
     }
@@ -193,15 +156,15 @@ fn quantile_of_beta(p: f64) -> f64 {
     (low + high) / 2.0
 }
 
-/// The time step of each level, by linear interpolation in log σ; DPM-Solver++ makes it whole.
-fn timesteps_of(sigmas: &[f64], trained: &[f32], config: &SamplerConfig) -> Vec<f64> {
-    let logs: Vec<f32> = trained.iter().map(|&sigma| f64::from(sigma).ln() as f32).collect();
-    let whole = |t: f64| match config.kind {
-        SamplerKind::DpmMultistep if config.betas == Betas::SquaredcosCapV2 => t.trunc(),
-        SamplerKind::DpmMultistep => t.round_ties_even(),
-        _ => f64::from(t as f32),
-    };
-    sigmas.iter().map(|&sigma| whole(timestep_of(sigma, &logs))).collect()
+/// The natural logarithm of every training level, as diffusers rounds it.
+pub(super) fn log_sigmas(trained: &[f32]) -> Vec<f32> {
+    trained.iter().map(|&sigma| f64::from(sigma).ln() as f32).collect()
+}
+
+/// The time step of each level, by linear interpolation in log σ.
+pub(super) fn timesteps_of(sigmas: &[f64], trained: &[f32]) -> Vec<f64> {
+    let logs = log_sigmas(trained);
+    sigmas.iter().map(|&sigma| timestep_of(sigma, &logs)).collect()
 }
 
 fn timestep_of(sigma: f64, logs: &[f32]) -> f64 {

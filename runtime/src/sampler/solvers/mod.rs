@@ -2,21 +2,29 @@
 
 mod cogvideox;
 mod ddim;
+mod ddim_inverse;
 mod ddpm;
+mod deis;
 mod direct;
+mod dpm;
 mod dpm_multistep;
+mod dpm_singlestep;
 mod euler;
 mod flow_ancestral;
 mod flow_euler;
 mod flow_heun;
 mod lcm;
 mod plms;
+mod pndm;
+mod sa;
 mod scm;
 mod tcd;
 mod unclip;
+mod unipc;
 mod wuerstchen;
 
 pub(super) use ddim::updates as ddim_updates;
+pub(super) use pndm::MIN_STEPS as PNDM_MIN_STEPS;
 
 use super::SamplerError;
 use super::table::{Limit, Table};
@@ -29,7 +37,15 @@ pub(super) fn table(config: &SamplerConfig, steps: usize) -> Result<Table, Sampl
         SamplerKind::Ddpm => ddpm::table(config, steps),
         SamplerKind::Plms => plms::table(config, steps),
         SamplerKind::Euler => euler::table(config, steps),
-        SamplerKind::DpmMultistep => dpm_multistep::table(config, steps),
+        SamplerKind::DpmMultistep | SamplerKind::DpmMultistepInverse => {
+            dpm_multistep::table(config, steps)
+        }
+        SamplerKind::DpmSinglestep => dpm_singlestep::table(config, steps),
+        SamplerKind::Unipc => unipc::table(config, steps),
+        SamplerKind::Deis => deis::table(config, steps),
+        SamplerKind::Pndm => pndm::table(config, steps),
+        SamplerKind::Sa => sa::table(config, steps),
+        SamplerKind::DdimInverse => ddim_inverse::table(config, steps),
         SamplerKind::FlowEuler | SamplerKind::FlowLcm => flow_euler::table(config, steps),
         SamplerKind::FlowHeun => flow_heun::table(config, steps),
         SamplerKind::FlowEulerAncestral => flow_ancestral::table(config, steps),
