@@ -11,6 +11,7 @@ mod dpm;
 mod error;
 mod flow_schedule;
 mod kind;
+mod sigma_kinds;
 
 pub use classes::{Class, Refused};
 pub use error::SamplerConfigError;
@@ -56,6 +57,8 @@ pub enum Betas {
     },
     /// Log-SNR at the quantiles of a Laplace distribution (arXiv:2407.03297), β at most 0.999.
     Laplace,
+    /// ᾱ falls as exp(−12·t), every β at most 0.999.
+    Exp,
     /// One value per training step.
     Trained(Vec<f32>),
 }
@@ -137,6 +140,29 @@ impl SigmaSchedule {
     pub fn is_flow(self) -> bool {
         matches!(self, Self::Flow | Self::KarrasFlow)
     }
+}
+
+/// How the levels between those of training are found, where time steps decide them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Interpolation {
+    /// Linear in σ between the two nearest time steps.
+    #[default]
+    Linear,
+    /// Evenly spaced in ln σ over all of training, one level more than there are steps: the last
+    /// step ends at the lowest level.
+    LogLinear,
+}
+
+/// What the network is told of a noise level σ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimestepType {
+    /// The time step of training that has it.
+    #[default]
+    Discrete,
+    /// ¼ ln σ, if the network predicts v; else as `discrete`.
+    Continuous,
 }
 
 /// Which form of DPM-Solver moves the sample.
@@ -321,6 +347,22 @@ pub struct SamplerConfig {
     /// SA-Solver: the order of its corrector, 1 to 4.
     #[serde(skip_serializing_if = "is_second")]
     pub corrector_order: u32,
+    /// Euler: how levels between those of training are found.
+    #[serde(skip_serializing_if = "is_default")]
+    pub interpolation_type: Interpolation,
+    /// Euler: what the network is told of a level.
+    #[serde(skip_serializing_if = "is_default")]
+    pub timestep_type: TimestepType,
+    /// EDM, consistency models, SCM: standard deviation of the data.
+    #[serde(skip_serializing_if = "is_half")]
+    pub sigma_data: f64,
+    /// EDM, consistency models: exponent of the Karras levels.
+    #[serde(skip_serializing_if = "is_seven")]
+    pub rho: f64,
+    /// Consistency models: standard deviation of the noise, in units of the next level. Ancestral
+    /// steps of flow matching: a factor of the noise.
+    #[serde(skip_serializing_if = "is_one")]
+    pub s_noise: f64,
     /// Noise levels to visit, highest first, instead of a schedule of them.
     #[serde(skip_serializing_if = "is_default")]
     pub sigmas: Option<Vec<f64>>,
@@ -330,9 +372,6 @@ pub struct SamplerConfig {
     /// Flow matching: how levels are spread before they are shifted.
     #[serde(skip_serializing_if = "is_default")]
     pub flow_schedule: FlowSchedule,
-    /// Ancestral steps: a factor of the noise.
-    #[serde(skip_serializing_if = "is_one")]
-    pub s_noise: f64,
     /// LCM, TCD: steps of the distillation, of which those of sampling are a subset.
     #[serde(skip_serializing_if = "is_fifty")]
     pub original_inference_steps: u32,
@@ -342,9 +381,6 @@ pub struct SamplerConfig {
     /// CogVideoX: signal-to-noise ratios are divided by this; 1 leaves them.
     #[serde(skip_serializing_if = "is_one")]
     pub snr_shift_scale: f64,
-    /// Standard deviation of the data that the model was scaled for.
-    #[serde(skip_serializing_if = "is_half")]
-    pub sigma_data: f64,
     /// Würstchen: above 1 more steps are spent where there is much noise, below 1 less.
     #[serde(skip_serializing_if = "is_one")]
     pub scaler: f64,
@@ -365,12 +401,16 @@ fn is_second(order: &u32) -> bool {
     *order == 2
 }
 
-fn is_one(value: &f64) -> bool {
-    *value == 1.0
-}
-
 fn is_half(value: &f64) -> bool {
     *value == 0.5
+}
+
+fn is_seven(value: &f64) -> bool {
+    *value == 7.0
+}
+
+fn is_one(value: &f64) -> bool {
+    *value == 1.0
 }
 
 fn is_ten(value: &f64) -> bool {
@@ -444,14 +484,17 @@ impl SamplerConfig {
             disable_corrector: Vec::new(),
             predictor_order: 2,
             corrector_order: 2,
+            interpolation_type: Interpolation::Linear,
+            timestep_type: TimestepType::Discrete,
+            sigma_data: 0.5,
+            rho: 7.0,
+            s_noise: 1.0,
             sigmas: None,
             timesteps: None,
             flow_schedule: FlowSchedule::Trained,
-            s_noise: 1.0,
             original_inference_steps: 50,
             timestep_scaling: 10.0,
             snr_shift_scale: 1.0,
-            sigma_data: 0.5,
             scaler: 1.0,
             s: 0.008,
         };
@@ -497,6 +540,11 @@ impl SamplerConfig {
         ] {
             in_range(key, order, (1..=4).contains(&order), "1..=4")?;
         }
+        for (key, value) in [("sigma_data", self.sigma_data), ("rho", self.rho)] {
+            in_range(key, value, is_positive(value), POSITIVE)?;
+        }
+        let ok = self.s_noise >= 0.0 && self.s_noise.is_finite();
+        in_range("s_noise", self.s_noise, ok, "finite and not negative")?;
         let shift = self.flow_shift;
         in_range("flow_shift", shift, is_positive(shift), POSITIVE)?;
         if let Some(terminal) = self.shift_terminal {
@@ -530,7 +578,7 @@ impl SamplerConfig {
                 in_range("beta_start", start, is_beta(*start), BETA)?;
                 in_range("beta_end", end, is_beta(*end), BETA)
             }
-            Betas::SquaredcosCapV2 | Betas::Laplace => Ok(()),
+            Betas::SquaredcosCapV2 | Betas::Exp | Betas::Laplace => Ok(()),
             Betas::Trained(betas) => {
                 let seen = format!("{} values", betas.len());
                 in_range(
@@ -550,15 +598,12 @@ impl SamplerConfig {
         let positive = [
             ("timestep_scaling", self.timestep_scaling),
             ("snr_shift_scale", self.snr_shift_scale),
-            ("sigma_data", self.sigma_data),
             ("scaler", self.scaler),
         ];
         for (key, value) in positive {
             in_range(key, value, is_positive(value), POSITIVE)?;
         }
         in_range("s", self.s, (0.0..=1.0).contains(&self.s), "0..=1")?;
-        let ok = self.s_noise >= 0.0 && self.s_noise.is_finite();
-        in_range("s_noise", self.s_noise, ok, "not negative")?;
         let (ok, allowed) = self.flow_schedule.allowed();
         in_range("flow_schedule", self.flow_schedule, ok, allowed)?;
         let original = self.original_inference_steps;
@@ -611,6 +656,7 @@ impl SamplerConfig {
         use SamplerKind::{Ddim, Ddpm, Direct, Plms, Pndm, Scm, UnClip, Wuerstchen};
         let (prediction, flow_levels) = (self.prediction_type, self.sigma_schedule.is_flow());
         let is_straight = matches!(prediction, Prediction::Flow | Prediction::FlowToData);
+        self.validate_sigma_kinds()?;
         let wanted = match self.kind {
             kind if kind.is_flow() => "flow, flow_to_data",
             Wuerstchen => "epsilon",

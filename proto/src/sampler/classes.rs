@@ -5,13 +5,14 @@ mod distilled;
 mod dpm;
 mod flow;
 mod refused;
+mod sigma;
 
 pub(super) use refused::KEYS as OF_REFUSED;
 
 use super::diffusers::{Reader, Result};
 use super::{
-    DynamicShift, FinalSigma, Prediction, SamplerConfig, SamplerKind, SigmaSchedule, Spacing,
-    Thresholding, Variance,
+    DynamicShift, FinalSigma, Interpolation, Prediction, SamplerConfig, SamplerKind, SigmaSchedule,
+    Spacing, Thresholding, TimestepType, Variance,
 };
 
 /// A scheduler class of diffusers 0.42 that is taken.
@@ -41,7 +42,8 @@ pub struct Refused {
 }
 
 /// The lists of classes.
-const FAMILIES: &[&[Class]] = &[CLASSES, dpm::CLASSES, flow::CLASSES, distilled::CLASSES];
+const FAMILIES: &[&[Class]] = 
+    &[CLASSES, sigma::CLASSES, dpm::CLASSES, flow::CLASSES, distilled::CLASSES];
 
 impl Class {
     /// Every class that is taken. The first of a kind has the defaults of
@@ -56,7 +58,7 @@ const NOTHING: fn(&Reader, &mut SamplerConfig) -> Result<()> = |_, _| Ok(());
 impl Refused {
     /// Every class that is refused.
     pub fn all() -> impl Iterator<Item = &'static Refused> {
-        refused::REFUSED.iter()
+        [refused::REFUSED, sigma::REFUSED].into_iter().flatten()
     }
 }
 
@@ -89,18 +91,6 @@ const CLASSES: &[Class] = &[
         kind: SamplerKind::Ddpm,
         keys: DDPM,
         defaults: |c| c.clip_sample = true,
-        check: NOTHING,
-    },
-    Class {
-        name: "EulerDiscreteScheduler",
-        kind: SamplerKind::Euler,
-        keys: &[
-            "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
-            "interpolation_type", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "sigma_min",
-            "sigma_max", "timestep_spacing", "timestep_type", "steps_offset", "rescale_betas_zero_snr",
-            "final_sigmas_type",
-        ],
-        defaults: |c| c.timestep_spacing = Spacing::Linspace,
         check: NOTHING,
     },
 ];
@@ -137,7 +127,15 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
     ("beta_schedule", read_betas),
     ("trained_betas", read_betas),
     ("prediction_type", |r, key, c| {
-        let known = if c.kind == SamplerKind::Scm { flow::OF_SCM } else { PREDICTIONS };
+        let old = [("original_sample", Prediction::Sample)];
+        // an older name of `sample`, which one class still takes
+        let is_old = c.kind == SamplerKind::Euler
+            && r.present(key).and_then(|name| name.as_str()) == Some("original_sample");
+        let known = match c.kind {
+            SamplerKind::Scm => flow::OF_SCM,
+            _ if is_old => &old,
+            _ => PREDICTIONS,
+        };
         c.prediction_type = r.choice(key, c.prediction_type, known)?;
         Ok(())
     }),
@@ -176,8 +174,14 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
         Ok(())
     }),
     ("skip_prk_steps", IGNORED),
-    ("interpolation_type", |r, key, _| r.choice(key, (), &[("linear", ())])),
-    ("timestep_type", |r, key, _| r.choice(key, (), &[("discrete", ())])),
+    ("interpolation_type", |r, key, c| {
+        c.interpolation_type = r.choice(key, c.interpolation_type, INTERPOLATIONS)?;
+        Ok(())
+    }),
+    ("timestep_type", |r, key, c| {
+        c.timestep_type = r.choice(key, c.timestep_type, TIMESTEP_TYPES)?;
+        Ok(())
+    }),
     ("final_sigmas_type", |r, key, c| {
         c.final_sigmas_type = r.choice(key, c.final_sigmas_type, FINAL_SIGMAS)?;
         Ok(())
@@ -190,6 +194,27 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
         c.sigma_max = r.optional(key)?;
         Ok(())
     }),
+    ("sigma_data", |r, key, c| {
+        c.sigma_data = r.number(key, c.sigma_data)?;
+        Ok(())
+    }),
+    ("rho", |r, key, c| {
+        c.rho = r.number(key, c.rho)?;
+        Ok(())
+    }),
+    ("s_noise", |r, key, c| {
+        c.s_noise = r.number(key, c.s_noise)?;
+        Ok(())
+    }),
+    ("clip_denoised", |r, key, c| {
+        c.clip_sample = r.flag(key, c.clip_sample)?;
+        Ok(())
+    }),
+    ("sigma_schedule", |r, key, c| {
+        c.sigma_schedule = r.choice(key, c.sigma_schedule, EDM_SCHEDULES)?;
+        Ok(())
+    }),
+    ("noise_sampler_seed", IGNORED),
     ("use_karras_sigmas", |r, key, c| r.schedule(key, SigmaSchedule::Karras, c)),
     ("use_exponential_sigmas", |r, key, c| r.schedule(key, SigmaSchedule::Exponential, c)),
     ("use_beta_sigmas", |r, key, c| r.schedule(key, SigmaSchedule::Beta, c)),
@@ -283,14 +308,6 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
         c.eta = r.number(key, c.eta)?;
         Ok(())
     }),
-    ("s_noise", |r, key, c| {
-        c.s_noise = r.number(key, c.s_noise)?;
-        Ok(())
-    }),
-    ("sigma_data", |r, key, c| {
-        c.sigma_data = r.number(key, c.sigma_data)?;
-        Ok(())
-    }),
     ("scaler", |r, key, c| {
         c.scaler = r.number(key, c.scaler)?;
         Ok(())
@@ -369,6 +386,15 @@ const SPACINGS: &[(&str, Spacing)] = &[
     ("linspace", Spacing::Linspace),
     ("quadratic", Spacing::Quadratic),
 ];
+
+const INTERPOLATIONS: &[(&str, Interpolation)] =
+    &[("linear", Interpolation::Linear), ("log_linear", Interpolation::LogLinear)];
+
+const TIMESTEP_TYPES: &[(&str, TimestepType)] =
+    &[("discrete", TimestepType::Discrete), ("continuous", TimestepType::Continuous)];
+
+const EDM_SCHEDULES: &[(&str, SigmaSchedule)] =
+    &[("karras", SigmaSchedule::Karras), ("exponential", SigmaSchedule::Exponential)];
 
 const PREDICTIONS: &[(&str, Prediction)] = &[
     ("epsilon", Prediction::Epsilon),

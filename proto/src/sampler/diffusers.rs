@@ -96,7 +96,7 @@ impl Reader<'_> {
             Betas::Linear { start, end }
             | Betas::ScaledLinear { start, end }
             | Betas::Sigmoid { start, end } => (*start, *end),
-            Betas::SquaredcosCapV2 | Betas::Laplace | Betas::Trained(_) => (1e-4, 0.02),
+            Betas::SquaredcosCapV2 | Betas::Exp | Betas::Laplace | Betas::Trained(_) => (1e-4, 0.02),
         };
         let (start, end) = (self.number("beta_start", start)?, self.number("beta_end", end)?);
         let linear = Betas::Linear { start, end };
@@ -105,14 +105,17 @@ impl Reader<'_> {
             ("linear", linear.clone()),
             ("scaled_linear", scaled.clone()),
             ("squaredcos_cap_v2", Betas::SquaredcosCapV2),
+            ("exp", Betas::Exp),
             // only DDPM's classes have these
             ("sigmoid", Betas::Sigmoid { start, end }),
             ("laplace", Betas::Laplace),
         ];
-        let known = if self.kind == SamplerKind::Ddpm { &known[..] } else { &known[..3] };
+        let known = if self.kind == SamplerKind::Ddpm { &known[..] } else { &known[..4] };
         let default = match default {
             Betas::ScaledLinear { .. } => known[1].1.clone(),
-            Betas::SquaredcosCapV2 | Betas::Sigmoid { .. } | Betas::Laplace => default.clone(),
+            Betas::SquaredcosCapV2 | Betas::Exp | Betas::Sigmoid { .. } | Betas::Laplace => {
+                default.clone()
+            }
             Betas::Linear { .. } | Betas::Trained(_) => linear,
         };
         self.choice("beta_schedule", default, known)
@@ -347,13 +350,25 @@ mod tests {
                 "epsilon, v_pred",
             ),
             (
-                r#"{"_class_name": "EulerDiscreteScheduler", "interpolation_type": "log_linear"}"#,
-                "supports linear",
+                r#"{"_class_name": "EulerDiscreteScheduler", "interpolation_type": "cubic"}"#,
+                "supports linear, log_linear",
             ),
             (
-                r#"{"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}"#,
+                r#"{"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous",
+                    "interpolation_type": "log_linear", "prediction_type": "v_prediction"}"#,
                 "supports discrete",
             ),
+            (
+                r#"{"_class_name": "EDMEulerScheduler", "prediction_type": "sample"}"#,
+                "supports epsilon, v_prediction",
+            ),
+            (
+                r#"{"_class_name": "EDMDPMSolverMultistepScheduler", "solver_order": 3,
+                    "algorithm_type": "sde-dpmsolver++"}"#,
+                "solver_order = 3",
+            ),
+            (r#"{"_class_name": "EDMEulerScheduler", "sigma_min": null}"#, "sigma_min = null"),
+            (r#"{"_class_name": "ScoreSdeVpScheduler"}"#, "--sampler ddpm"),
             (
                 r#"{"_class_name": "DPMSolverMultistepScheduler", "solver_order": 4}"#,
                 "solver_order = 4",

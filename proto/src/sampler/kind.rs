@@ -56,6 +56,28 @@ kinds! {
     Euler = "euler",
     /// DPM-Solver and DPM-Solver++, multistep, of order 1 to 3.
     DpmMultistep = "dpm-multistep" | "dpmpp-2m",
+    /// Euler steps down to a lower level than the next one, and new noise up to it.
+    EulerAncestral = "euler-ancestral",
+    /// Heun's method: each step looks at where an Euler step led; 2·steps − 1 evaluations.
+    Heun = "heun",
+    /// DPM-Solver-2: each step looks at its middle in log σ; 2·steps − 1 evaluations.
+    Kdpm2 = "kdpm2",
+    /// DPM-Solver-2 with new noise in every step; 2·steps − 1 evaluations.
+    Kdpm2Ancestral = "kdpm2-ancestral",
+    /// Linear multistep of order 4 over σ.
+    Lms = "lms",
+    /// DPM-Solver++ of second order as a stochastic one-step rule; 2·steps − 1 evaluations.
+    DpmSde = "dpm-sde",
+    /// Linear multistep of order 4 over the angle of a cosine schedule (Dance Diffusion).
+    Ipndm = "ipndm",
+    /// Euler steps of a model with the preconditioning of EDM.
+    EdmEuler = "edm-euler",
+    /// DPM-Solver++ multistep of a model with the preconditioning of EDM.
+    EdmDpm = "edm-dpm",
+    /// Stochastic DPM-Solver++ multistep over an exponential schedule (Stable Audio).
+    CosineDpm = "cosine-dpm",
+    /// Consistency models: straight to the image, and new noise up to the next level.
+    Consistency = "consistency",
     /// DPM-Solver and DPM-Solver++, singlestep: every group of up to 3 steps begins anew.
     DpmSinglestep = "dpm-singlestep",
     /// UniPC: multistep, each step corrected by the next evaluation.

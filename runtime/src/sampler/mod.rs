@@ -23,10 +23,10 @@ use cqc_proto::sampler::{MAX_STEPS, SamplerConfig, SamplerConfigError, SamplerKi
 /// One evaluation of the network.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Evaluation {
-    /// As fed to the network, 0 to the training steps − 1. Euler's may be fractional (always a
-    /// float32).
+    /// As fed to the network, 0 to the training steps − 1. Of the kinds over σ it may be fractional
+    /// (always a float32), and where a model is told ¼ ln σ negative.
     pub timestep: f64,
-    /// The network sees the sample times this; 1 but for Euler.
+    /// The network sees the sample times this; 1 but for the kinds over σ.
     pub input_scale: f32,
     /// The sampler step it belongs to, from 0.
     pub step: usize,
@@ -125,8 +125,10 @@ impl Sampler {
         if !(min..=max).contains(&steps) {
             return Err(SamplerError::Steps { steps, min, max });
         }
-        let lists = [&config.sigmas, &config.timesteps].into_iter().flatten();
-        if let Some(list) = lists.into_iter().find(|list| list.len() != steps) {
+        // the samplers over σ take the level after the last step, too
+        let sigmas = config.sigmas.as_ref().filter(|_| config.kind.is_flow());
+        let lists = [sigmas, config.timesteps.as_ref()];
+        if let Some(list) = lists.into_iter().flatten().find(|list| list.len() != steps) {
             return Err(SamplerError::ListLength { steps, listed: list.len() });
         }
         let table = solvers::table(config, steps)?;
@@ -258,11 +260,11 @@ fn min_steps(config: &SamplerConfig) -> usize {
 
 /// The most steps of a trajectory.
 fn max_steps(config: &SamplerConfig) -> usize {
-    use SamplerKind::{Direct, Lcm, Scm, Tcd, Wuerstchen};
+    use SamplerKind::{CosineDpm, Direct, EdmDpm, EdmEuler, Ipndm, Lcm, Scm, Tcd, Wuerstchen};
     let train = config.num_train_timesteps as usize;
     match config.kind {
         // levels lie between time steps
-        Direct | Scm | Wuerstchen => MAX_STEPS,
+        Direct | Scm | Wuerstchen | Ipndm | EdmEuler | EdmDpm | CosineDpm => MAX_STEPS,
         kind if kind.is_flow() => MAX_STEPS,
         Lcm | Tcd if config.timesteps.is_none() => config.original_inference_steps as usize,
         _ => train.min(MAX_STEPS),

@@ -1,5 +1,5 @@
 use super::*;
-use cqc_proto::sampler::Spacing;
+use cqc_proto::sampler::{Betas, FinalSigma, SolverType, Spacing};
 
 fn config(kind: SamplerKind) -> SamplerConfig {
     SamplerConfig::of_kind(kind)
@@ -103,4 +103,40 @@ fn what_has_no_trajectory_is_refused() {
     }
     let eta = SamplerConfig { eta: f64::NAN, ..ddim };
     assert!(error(&eta, 10).contains("eta = NaN"));
+}
+
+#[test]
+fn a_second_visit_of_the_lowest_level_is_finite_in_every_order() {
+    for (solver_type, solver_order) in
+        [(SolverType::Midpoint, 2), (SolverType::Heun, 2), (SolverType::Heun, 3)]
+    {
+        let edm = SamplerConfig {
+            final_sigmas_type: FinalSigma::SigmaMin,
+            lower_order_final: false,
+            solver_type,
+            solver_order,
+            ..config(SamplerKind::EdmDpm)
+        };
+        let sampler = Sampler::new(&edm, 20).unwrap();
+        let mut state = State::new(&sampler, 1, 1);
+        let mut x = [0.5];
+        for i in 0..19 {
+            sampler.advance(&mut state, i, &mut x, &[0.3], |_| unreachable!());
+        }
+        let before = x[0];
+        sampler.advance(&mut state, 19, &mut x, &[0.3], |_| unreachable!());
+        assert!((x[0] - before).abs() < 1e-5, "order {solver_order}: {before} to {}", x[0]);
+    }
+}
+
+/// √(to² − up²) is 0 in float32 where the first level is 20000 times the second, and diffusers
+/// divides by it.
+#[test]
+fn ancestral_steps_from_a_very_high_level_are_finite() {
+    for kind in [SamplerKind::EulerAncestral, SamplerKind::Kdpm2Ancestral, SamplerKind::DpmSde] {
+        let cosine = SamplerConfig { betas: Betas::SquaredcosCapV2, ..config(kind) };
+        for steps in [1, 2, 3] {
+            Sampler::new(&cosine, steps).unwrap();
+        }
+    }
 }

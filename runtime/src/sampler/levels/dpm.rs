@@ -5,7 +5,7 @@
 
 use super::super::SamplerError;
 use super::schedule::{Level, in_training, leading, linspace, stride, trailing};
-use super::sigmas::{interpolate, log_sigmas, spread, timesteps_of, trained_sigmas};
+use super::sigmas::{interpolate, log_levels, spread, timesteps_of, trained_sigmas};
 use cqc_proto::sampler::{Betas, FinalSigma, SamplerConfig, SamplerKind, SigmaSchedule, Spacing};
 
 /// One level per evaluation and the one after the last, and the time step of each evaluation.
@@ -151,7 +151,7 @@ fn between(
         _ => ends,
     };
     if schedule == SigmaSchedule::LuLambdas {
-        let [low, high] = [low, high].map(|s| f64::from(log_sigmas(&[s as f32])[0]));
+        let [low, high] = [low, high].map(|s| f64::from(log_levels(&[s as f32])[0]));
         let ramp = linspace(0.0, 1.0, steps);
         return ramp.map(|ramp| (high + ramp * (low - high)).exp()).collect();
     }

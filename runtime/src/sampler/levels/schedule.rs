@@ -37,24 +37,18 @@ pub(in super::super) fn betas(config: &SamplerConfig) -> Vec<f32> {
             .into_iter()
             .map(|root| root * root)
             .collect(),
-        Betas::SquaredcosCapV2 => betas_of(cosine_alpha, count),
+        Betas::SquaredcosCapV2 => {
+            let alpha = |t: f64| ((t + 0.008) / 1.008 * FRAC_PI_2).cos().powi(2);
+            capped(count, alpha)
+        }
+        Betas::Exp => capped(count, |t| (t * -12.0).exp()),
         Betas::Sigmoid { start, end } => linspace_f32(-6.0, 6.0, count)
             .into_iter()
             .map(|x| 1.0 / (1.0 + (-x).exp()) * (end - start) as f32 + start as f32)
             .collect(),
-        Betas::Laplace => betas_of(laplace_alpha, count),
+        Betas::Laplace => capped(count, laplace_alpha),
         Betas::Trained(ref betas) => betas.clone(),
     }
-}
-
-/// β of `count` steps along ᾱ(t), t from 0 to 1; at most 0.999.
-fn betas_of(alpha_bar: fn(f64) -> f64, count: usize) -> Vec<f32> {
-    let at = |i: usize| alpha_bar(i as f64 / count as f64);
-    (0..count).map(|i| (1.0 - at(i + 1) / at(i)).min(0.999) as f32).collect()
-}
-
-fn cosine_alpha(t: f64) -> f64 {
-    ((t + 0.008) / 1.008 * FRAC_PI_2).cos().powi(2)
 }
 
 fn laplace_alpha(t: f64) -> f64 {
@@ -63,9 +57,18 @@ fn laplace_alpha(t: f64) -> f64 {
     (snr / (1.0 + snr)).sqrt()
 }
 
+/// β of an ᾱ that is a function of time from 0 to 1, each at most 0.999.
+fn capped(count: usize, alpha: impl Fn(f64) -> f64) -> Vec<f32> {
+    let at = |i: usize| alpha(i as f64 / count as f64);
+    (0..count).map(|i| (1.0 - at(i + 1) / at(i)).min(0.999) as f32).collect()
+}
+
 /// `torch.linspace` in f32: counted from the nearer end, with fused multiply-adds.
-fn linspace_f32(start: f64, end: f64, count: usize) -> Vec<f32> {
+pub(in super::super) fn linspace_f32(start: f64, end: f64, count: usize) -> Vec<f32> {
     let (start, end) = (start as f32, end as f32);
+    if count == 1 {
+        return vec![start];
+    }
     let step = (end - start) / (count - 1) as f32;
     let at = |i: usize| match i < count / 2 {
         true => step.mul_add(i as f32, start),

@@ -31,10 +31,7 @@ impl Sigmas {
             let single = |t: f64| f64::from(t as f32);
             timesteps = timesteps_of(&sigmas, &trained).into_iter().map(single).collect();
         }
-        let last = match config.final_sigmas_type {
-            FinalSigma::Zero => 0.0,
-            FinalSigma::SigmaMin => trained[0],
-        };
+        let last = final_sigma(config, &trained);
         Ok(Self {
             sigmas: sigmas.into_iter().map(|sigma| sigma as f32).chain([last]).collect(),
             timesteps,
@@ -76,6 +73,14 @@ pub(in super::super) fn image_over_sigma(
     }
 }
 
+/// The level after the last step.
+pub(super) fn final_sigma(config: &SamplerConfig, trained: &[f32]) -> f32 {
+    match config.final_sigmas_type {
+        FinalSigma::Zero => 0.0,
+        FinalSigma::SigmaMin => trained[0],
+    }
+}
+
 /// The level of every training step.
 pub(super) fn trained_sigmas(config: &SamplerConfig) -> Vec<f32> {
     let mut alphas = alphas_cumprod(config);
@@ -87,12 +92,15 @@ pub(super) fn trained_sigmas(config: &SamplerConfig) -> Vec<f32> {
 }
 
 /// Noisiest first; `linspace` gives fractional ones.
-fn euler_timesteps(config: &SamplerConfig, steps: usize) -> Vec<f64> {
+pub(super) fn euler_timesteps(config: &SamplerConfig, steps: usize) -> Vec<f64> {
     let train = config.num_train_timesteps;
+    // one class does not round them
+    let is_rounded = config.kind != SamplerKind::DpmSde;
+    let round = |t: f64| if is_rounded { f64::from(t as f32) } else { t };
     let mut ascending = match config.timestep_spacing {
         Spacing::Leading => leading(train, steps, config.steps_offset),
         Spacing::Trailing => trailing(train.into(), stride(train, steps), steps),
-        _ => linspace(0.0, f64::from(train - 1), steps).map(|t| f64::from(t as f32)).collect(),
+        _ => linspace(0.0, f64::from(train - 1), steps).map(round).collect(),
     };
     ascending.reverse();
     ascending
@@ -117,7 +125,7 @@ pub(in super::super) fn spread(
     steps: usize,
 ) -> Vec<f64> {
     match schedule {
-        SigmaSchedule::Karras => karras(low, high, steps),
+        SigmaSchedule::Karras => karras(low, high, 7.0, linspace(0.0, 1.0, steps)).collect(),
         SigmaSchedule::Exponential => linspace(high.ln(), low.ln(), steps).map(f64::exp).collect(),
         SigmaSchedule::Beta => beta(low, high, steps),
         SigmaSchedule::Plain
@@ -129,11 +137,16 @@ pub(in super::super) fn spread(
     }
 }
 
-/// Evenly spaced in σ^(1/7), highest first (arXiv:2206.00364, equation 5).
-fn karras(low: f64, high: f64, steps: usize) -> Vec<f64> {
-    const RHO: f64 = 7.0;
-    let (low, high) = (low.powf(1.0 / RHO), high.powf(1.0 / RHO));
-    linspace(0.0, 1.0, steps).map(|ramp| (high + ramp * (low - high)).powf(RHO)).collect()
+/// Evenly spaced in σ^(1/ρ), from `high` at 0 of `ramp` to `low` at 1 (arXiv:2206.00364,
+/// equation 5).
+pub(in super::super) fn karras(
+    low: f64,
+    high: f64,
+    rho: f64,
+    ramp: impl Iterator<Item = f64>,
+) -> impl Iterator<Item = f64> {
+    let (low, high) = (low.powf(1.0 / rho), high.powf(1.0 / rho));
+    ramp.map(move |ramp| (high + ramp * (low - high)).powf(rho))
 }
 
 /// At the quantiles of a beta distribution with α = β = 0.6, highest first (arXiv:2407.12173).
@@ -156,19 +169,20 @@ fn quantile_of_beta(p: f64) -> f64 {
     (low + high) / 2.0
 }
 
-/// The natural logarithm of every training level, as diffusers rounds it.
-pub(super) fn log_sigmas(trained: &[f32]) -> Vec<f32> {
+/// The time step of each level, by linear interpolation in log σ.
+pub(super) fn timesteps_of(sigmas: &[f64], trained: &[f32]) -> Vec<f64> {
+    let logs = log_levels(trained);
+    sigmas.iter().map(|&sigma| timestep_of(sigma.max(1e-10).ln(), &logs)).collect()
+}
+
+/// ln σ of every training step.
+pub(super) fn log_levels(trained: &[f32]) -> Vec<f32> {
     trained.iter().map(|&sigma| f64::from(sigma).ln() as f32).collect()
 }
 
-/// The time step of each level, by linear interpolation in log σ.
-pub(super) fn timesteps_of(sigmas: &[f64], trained: &[f32]) -> Vec<f64> {
-    let logs = log_sigmas(trained);
-    sigmas.iter().map(|&sigma| timestep_of(sigma, &logs)).collect()
-}
-
-fn timestep_of(sigma: f64, logs: &[f32]) -> f64 {
-    let log = sigma.max(1e-10).ln();
+/// The time step, not always whole, of the level with logarithm `log`; `logs` are those of
+/// training.
+pub(super) fn timestep_of(log: f64, logs: &[f32]) -> f64 {
     let low = logs
         .partition_point(|&trained| f64::from(trained) <= log)
         .saturating_sub(1)

@@ -1,6 +1,7 @@
 //! One file per solver: how noise levels become the rows of a table.
 
 mod cogvideox;
+mod consistency;
 mod ddim;
 mod ddim_inverse;
 mod ddpm;
@@ -8,12 +9,21 @@ mod deis;
 mod direct;
 mod dpm;
 mod dpm_multistep;
+mod dpm_sde;
 mod dpm_singlestep;
+mod edm_dpm;
+mod edm_euler;
 mod euler;
+mod euler_ancestral;
 mod flow_ancestral;
 mod flow_euler;
 mod flow_heun;
+mod heun;
+mod ipndm;
+mod k_diffusion;
+mod kdpm2;
 mod lcm;
+mod lms;
 mod plms;
 mod pndm;
 mod sa;
@@ -57,6 +67,15 @@ pub(super) fn table(config: &SamplerConfig, steps: usize) -> Result<Table, Sampl
         SamplerKind::CogVideoXDpm => cogvideox::dpm(config, steps),
         SamplerKind::UnClip => unclip::table(config, steps),
         SamplerKind::Direct => Ok(direct::table(steps)),
+        SamplerKind::EulerAncestral => euler_ancestral::table(config, steps),
+        SamplerKind::Heun => heun::table(config, steps),
+        SamplerKind::Kdpm2 | SamplerKind::Kdpm2Ancestral => kdpm2::table(config, steps),
+        SamplerKind::Lms => lms::table(config, steps),
+        SamplerKind::DpmSde => dpm_sde::table(config, steps),
+        SamplerKind::Ipndm => ipndm::table(config, steps),
+        SamplerKind::EdmEuler => edm_euler::table(config, steps),
+        SamplerKind::EdmDpm | SamplerKind::CosineDpm => edm_dpm::table(config, steps),
+        SamplerKind::Consistency => consistency::table(config, steps),
     }
 }
 
