@@ -161,13 +161,14 @@ pub(super) fn log_sigmas(trained: &[f32]) -> Vec<f32> {
     trained.iter().map(|&sigma| f64::from(sigma).ln() as f32).collect()
 }
 
-/// The time step of each level, by linear interpolation in log σ.
-pub(super) fn timesteps_of(sigmas: &[f64], trained: &[f32]) -> Vec<f64> {
+/// The time step of each level.
+fn timesteps_of(sigmas: &[f64], trained: &[f32]) -> Vec<f64> {
     let logs = log_sigmas(trained);
     sigmas.iter().map(|&sigma| timestep_of(sigma, &logs)).collect()
 }
 
-fn timestep_of(sigma: f64, logs: &[f32]) -> f64 {
+/// The time step of a level, by linear interpolation in log σ.
+pub(super) fn timestep_of(sigma: f64, logs: &[f32]) -> f64 {
     let log = sigma.max(1e-10).ln();
     let low = logs
         .partition_point(|&trained| f64::from(trained) <= log)
