@@ -6,7 +6,8 @@
 //! [kind](SamplerKind) in `solvers` makes a [`Table`] of them, and `state` executes its rows.
 //!
 //! Everything is indexed by *evaluation* of the network. PLMS evaluates its first step twice, so it
-//! has steps + 1 of them; [`Evaluation::step`] leads back to the step.
+//! has steps + 1 of them, and PNDM its first three steps four times; [`Evaluation::step`] leads back
+//! to the step.
 
 mod guidance;
 mod levels;

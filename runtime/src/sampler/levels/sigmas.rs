@@ -170,7 +170,7 @@ fn quantile_of_beta(p: f64) -> f64 {
 }
 
 /// The time step of each level, by linear interpolation in log σ.
-pub(super) fn timesteps_of(sigmas: &[f64], trained: &[f32]) -> Vec<f64> {
+fn timesteps_of(sigmas: &[f64], trained: &[f32]) -> Vec<f64> {
     let logs = log_levels(trained);
     sigmas.iter().map(|&sigma| timestep_of(sigma.max(1e-10).ln(), &logs)).collect()
 }
