@@ -28,7 +28,8 @@ pub struct LoopArgs {
     /// diffusers' scheduler_config.json; in a pipeline directory it is found by itself
     #[arg(long, value_name = "FILE")]
     scheduler_config: Option<PathBuf>,
-    /// DDIM: share of DDPM's noise that is added per step, 0 to 1 [default: 0]
+    /// How much noise the steps of ddim (share of DDPM's), tcd (gamma) and flow-euler-ancestral add, 0
+    /// to 1 [default: 0, 0.3 and 1]
     #[arg(long, value_name = "X")]
     eta: Option<f64>,
     /// Classifier-free guidance scale that `sample` uses unless told otherwise; 1 is off [default:

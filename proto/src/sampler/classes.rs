@@ -1,8 +1,13 @@
 //! The scheduler classes of diffusers: which sampler each is, which keys it reads with which
 //! defaults, and the classes that are refused.
 
+mod distilled;
 mod dpm;
+mod flow;
+mod refused;
 mod sigma;
+
+pub(super) use refused::KEYS as OF_REFUSED;
 
 use super::diffusers::{Reader, Result};
 use super::{
@@ -36,23 +41,24 @@ pub struct Refused {
     pub nearest: Option<SamplerKind>,
 }
 
-const NOTHING: fn(&Reader, &mut SamplerConfig) -> Result<()> = |_, _| Ok(());
-
-/// All lists of classes that are taken. The first of a kind has the defaults of
-/// [`SamplerConfig::of_kind`].
-const LISTS: &[&[Class]] = &[CLASSES, dpm::CLASSES, sigma::CLASSES];
+/// The lists of classes.
+const FAMILIES: &[&[Class]] = 
+    &[CLASSES, sigma::CLASSES, dpm::CLASSES, flow::CLASSES, distilled::CLASSES];
 
 impl Class {
-    /// Every class that is taken.
+    /// Every class that is taken. The first of a kind has the defaults of
+    /// [`SamplerConfig::of_kind`].
     pub fn all() -> impl Iterator<Item = &'static Class> {
-        LISTS.iter().copied().flatten()
+        FAMILIES.iter().copied().flatten()
     }
 }
+
+const NOTHING: fn(&Reader, &mut SamplerConfig) -> Result<()> = |_, _| Ok(());
 
 impl Refused {
     /// Every class that is refused.
     pub fn all() -> impl Iterator<Item = &'static Refused> {
-        [REFUSED, sigma::REFUSED].into_iter().flatten()
+        [refused::REFUSED, sigma::REFUSED].into_iter().flatten()
     }
 }
 
@@ -87,20 +93,6 @@ const CLASSES: &[Class] = &[
         defaults: |c| c.clip_sample = true,
         check: NOTHING,
     },
-    Class {
-        name: "FlowMatchEulerDiscreteScheduler",
-        kind: SamplerKind::FlowEuler,
-        keys: &[
-            "num_train_timesteps", "shift", "use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len",
-            "max_image_seq_len", "invert_sigmas", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas",
-            "use_beta_sigmas", "time_shift_type", "stochastic_sampling",
-        ],
-        defaults: |c| {
-            c.prediction_type = Prediction::Flow;
-            c.timestep_spacing = Spacing::Linspace;
-        },
-        check: |reader, config| reader.dynamic_shift(config, &[0.5, 1.15, 256.0, 4096.0]),
-    },
 ];
 
 #[rustfmt::skip]
@@ -115,16 +107,6 @@ const DDPM: &[&str] = &[
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "variance_type", "clip_sample",
     "prediction_type", "thresholding", "dynamic_thresholding_ratio", "clip_sample_range", "sample_max_value",
     "timestep_spacing", "steps_offset", "rescale_betas_zero_snr",
-];
-
-/// Classes of diffusers 0.42 that are not taken.
-#[rustfmt::skip]
-const REFUSED: &[Refused] = &[
-    Refused {
-        name: "AmusedScheduler",
-        reason: "it samples discrete tokens",
-        nearest: None,
-    },
 ];
 
 /// What one key of a file does to the configuration. The key's name is given once more because
@@ -149,7 +131,11 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
         // an older name of `sample`, which one class still takes
         let is_old = c.kind == SamplerKind::Euler
             && r.present(key).and_then(|name| name.as_str()) == Some("original_sample");
-        let known = if is_old { &old } else { PREDICTIONS };
+        let known = match c.kind {
+            SamplerKind::Scm => flow::OF_SCM,
+            _ if is_old => &old,
+            _ => PREDICTIONS,
+        };
         c.prediction_type = r.choice(key, c.prediction_type, known)?;
         Ok(())
     }),
@@ -182,7 +168,7 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
     }),
     ("variance_type", |r, key, c| {
         // the others drop the network's second half, whichever it is
-        if c.kind == SamplerKind::Ddpm {
+        if matches!(c.kind, SamplerKind::Ddpm | SamplerKind::UnClip) {
             c.variance_type = r.choice(key, c.variance_type, VARIANCES)?;
         }
         Ok(())
@@ -306,8 +292,33 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
         c.set_alpha_to_one = r.flag(key, c.set_alpha_to_one)?;
         Ok(())
     }),
-    ("original_inference_steps", IGNORED),
-    ("timestep_scaling", IGNORED),
+    ("original_inference_steps", |r, key, c| {
+        c.original_inference_steps = r.integer(key, c.original_inference_steps)?;
+        Ok(())
+    }),
+    ("timestep_scaling", |r, key, c| {
+        c.timestep_scaling = r.number(key, c.timestep_scaling)?;
+        Ok(())
+    }),
+    ("snr_shift_scale", |r, key, c| {
+        c.snr_shift_scale = r.number(key, c.snr_shift_scale)?;
+        Ok(())
+    }),
+    ("eta", |r, key, c| {
+        c.eta = r.number(key, c.eta)?;
+        Ok(())
+    }),
+    ("scaler", |r, key, c| {
+        c.scaler = r.number(key, c.scaler)?;
+        Ok(())
+    }),
+    ("s", |r, key, c| {
+        c.s = r.number(key, c.s)?;
+        Ok(())
+    }),
+    ("flow_schedule", flow::read_schedule),
+    ("scale_factors", IGNORED),
+    ("upscale_mode", IGNORED),
 ];
 
 fn read_betas(r: &Reader, _: &'static str, c: &mut SamplerConfig) -> Result<()> {

@@ -5,7 +5,7 @@
 //! read is ignored, and `null` switches an option off. One is not: a key that no class is known to
 //! read is an error, since it may change the result.
 
-use super::classes::{Class, KEYS, Refused};
+use super::classes::{Class, KEYS, OF_REFUSED, Refused};
 use super::{Betas, SamplerConfig, SamplerConfigError, SamplerKind};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
@@ -36,6 +36,9 @@ impl SamplerConfig {
         let mut config = SamplerConfig::of_kind(class.kind);
         (class.defaults)(&mut config);
         for name in keys.keys().filter(|name| !name.starts_with('_')) {
+            if OF_REFUSED.contains(&name.as_str()) {
+                continue;
+            }
             let Some((key, read)) = KEYS.iter().find(|(key, _)| key == name) else {
                 return Err(SamplerConfigError::UnknownKey { key: name.clone() });
             };
@@ -52,11 +55,11 @@ impl SamplerConfig {
 impl Class {
     /// The class whose defaults a sampler has: the first in the list.
     pub(super) fn of_kind(kind: SamplerKind) -> &'static Class {
-        Class::all().find(|class| class.kind == kind).expect("every sampler has a class")
+        Self::all().find(|class| class.kind == kind).expect("every sampler has a class")
     }
 
     fn named(name: &str) -> Result<&'static Class> {
-        if let Some(class) = Class::all().find(|class| class.name == name) {
+        if let Some(class) = Self::all().find(|class| class.name == name) {
             return Ok(class);
         }
         Err(match Refused::all().find(|refused| refused.name == name) {
@@ -90,8 +93,10 @@ impl Reader<'_> {
                 .ok_or_else(|| wrong_type("trained_betas", "a list of numbers", list));
         }
         let (start, end) = match default {
-            Betas::Linear { start, end } | Betas::ScaledLinear { start, end } => (*start, *end),
-            Betas::SquaredcosCapV2 | Betas::Exp | Betas::Trained(_) => (1e-4, 0.02),
+            Betas::Linear { start, end }
+            | Betas::ScaledLinear { start, end }
+            | Betas::Sigmoid { start, end } => (*start, *end),
+            Betas::SquaredcosCapV2 | Betas::Exp | Betas::Laplace | Betas::Trained(_) => (1e-4, 0.02),
         };
         let (start, end) = (self.number("beta_start", start)?, self.number("beta_end", end)?);
         let linear = Betas::Linear { start, end };
@@ -101,13 +106,19 @@ impl Reader<'_> {
             ("scaled_linear", scaled.clone()),
             ("squaredcos_cap_v2", Betas::SquaredcosCapV2),
             ("exp", Betas::Exp),
+            // only DDPM's classes have these
+            ("sigmoid", Betas::Sigmoid { start, end }),
+            ("laplace", Betas::Laplace),
         ];
+        let known = if self.kind == SamplerKind::Ddpm { &known[..] } else { &known[..4] };
         let default = match default {
             Betas::ScaledLinear { .. } => known[1].1.clone(),
-            Betas::SquaredcosCapV2 | Betas::Exp => default.clone(),
+            Betas::SquaredcosCapV2 | Betas::Exp | Betas::Sigmoid { .. } | Betas::Laplace => {
+                default.clone()
+            }
             Betas::Linear { .. } | Betas::Trained(_) => linear,
         };
-        self.choice("beta_schedule", default, &known)
+        self.choice("beta_schedule", default, known)
     }
 
     /// The value of `key`, unless it is absent or `null`.

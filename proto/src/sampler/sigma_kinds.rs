@@ -29,6 +29,10 @@ impl SamplerConfig {
     /// Of the kinds whose levels are those of training, or lie between them.
     fn validate_trained_levels(&self) -> Result<(), SamplerConfigError> {
         let schedule = self.sigma_schedule;
+        if schedule.is_flow() || schedule == SigmaSchedule::LuLambdas {
+            let all = "plain, karras, exponential, beta";
+            return Err(self.unsupported("sigma_schedule", &name_of(schedule), all));
+        }
         if matches!(self.kind, EulerAncestral | Kdpm2 | Kdpm2Ancestral | DpmSde) {
             self.validate_noise_or_v()?;
         }

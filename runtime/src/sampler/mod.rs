@@ -6,7 +6,8 @@
 //! [kind](SamplerKind) in `solvers` makes a [`Table`] of them, and `state` executes its rows.
 //!
 //! Everything is indexed by *evaluation* of the network. PLMS evaluates its first step twice, so it
-//! has steps + 1 of them; [`Evaluation::step`] leads back to the step.
+//! has steps + 1 of them, and PNDM its first three steps four times; [`Evaluation::step`] leads back
+//! to the step.
 
 mod guidance;
 mod levels;
@@ -66,6 +67,14 @@ pub enum SamplerError {
         /// The most this configuration allows.
         max: usize,
     },
+    /// The configuration lists levels or time steps, and not as many as there are steps.
+    #[error("{steps} sampling steps with a list of {listed} levels or time steps")]
+    ListLength {
+        /// As asked for.
+        steps: usize,
+        /// Values of the list.
+        listed: usize,
+    },
     /// The spacing leads outside the training steps.
     #[error(
         "time step {timestep} is outside of training (0 to {train}, exclusive): check steps_offset and the number of steps"
@@ -117,6 +126,12 @@ impl Sampler {
         if !(min..=max).contains(&steps) {
             return Err(SamplerError::Steps { steps, min, max });
         }
+        // the samplers over σ take the level after the last step, too
+        let sigmas = config.sigmas.as_ref().filter(|_| config.kind.is_flow());
+        let lists = [sigmas, config.timesteps.as_ref()];
+        if let Some(list) = lists.into_iter().flatten().find(|list| list.len() != steps) {
+            return Err(SamplerError::ListLength { steps, listed: list.len() });
+        }
         let table = solvers::table(config, steps)?;
         if let Some(i) = table.rows.iter().position(|row| !row.is_finite()) {
             let timestep = table.rows[i].evaluation.timestep;
@@ -154,7 +169,7 @@ impl Sampler {
 
     /// Whether the network's output must have a second half, the variance.
     pub fn reads_variance(&self) -> bool {
-        self.config.kind == SamplerKind::Ddpm
+        matches!(self.config.kind, SamplerKind::Ddpm | SamplerKind::UnClip)
             && matches!(self.config.variance_type, Variance::Learned | Variance::LearnedRange)
     }
 
@@ -246,14 +261,14 @@ fn min_steps(config: &SamplerConfig) -> usize {
 
 /// The most steps of a trajectory.
 fn max_steps(config: &SamplerConfig) -> usize {
+    use SamplerKind::{CosineDpm, Direct, EdmDpm, EdmEuler, Ipndm, Lcm, Scm, Tcd, Wuerstchen};
+    let train = config.num_train_timesteps as usize;
     match config.kind {
         // levels lie between time steps
-        SamplerKind::FlowEuler
-        | SamplerKind::Ipndm
-        | SamplerKind::EdmEuler
-        | SamplerKind::EdmDpm
-        | SamplerKind::CosineDpm => MAX_STEPS,
-        _ => MAX_STEPS.min(config.num_train_timesteps as usize),
+        Direct | Scm | Wuerstchen | Ipndm | EdmEuler | EdmDpm | CosineDpm => MAX_STEPS,
+        kind if kind.is_flow() => MAX_STEPS,
+        Lcm | Tcd if config.timesteps.is_none() => config.original_inference_steps as usize,
+        _ => train.min(MAX_STEPS),
     }
 }
 

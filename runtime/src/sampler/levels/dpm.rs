@@ -5,7 +5,7 @@
 
 use super::super::SamplerError;
 use super::schedule::{Level, in_training, leading, linspace, stride, trailing};
-use super::sigmas::{interpolate, log_levels, spread, timesteps_of, trained_sigmas};
+use super::sigmas::{interpolate, log_levels, spread, timestep_of, trained_sigmas};
 use cqc_proto::sampler::{Betas, FinalSigma, SamplerConfig, SamplerKind, SigmaSchedule, Spacing};
 
 /// One level per evaluation and the one after the last, and the time step of each evaluation.
@@ -34,8 +34,7 @@ impl DpmLevels {
             }
             schedule => {
                 let sigmas = between(config, schedule, ends, steps);
-                let whole = rounding(config);
-                let timesteps = timesteps_of(&sigmas, &trained).into_iter().map(whole).collect();
+                let timesteps = timesteps_of(config, &sigmas, &trained);
                 (sigmas, timesteps)
             }
         };
@@ -151,7 +150,7 @@ fn between(
         _ => ends,
     };
     if schedule == SigmaSchedule::LuLambdas {
-        let [low, high] = [low, high].map(|s| f64::from(log_levels(&[s as f32])[0]));
+        let [low, high] = [low, high].map(|sigma| f64::from(numpy_ln(sigma as f32)));
         let ramp = linspace(0.0, 1.0, steps);
         return ramp.map(|ramp| (high + ramp * (low - high)).exp()).collect();
     }
@@ -159,14 +158,48 @@ fn between(
     spread(schedule, low, high, steps)
 }
 
-/// How a time step between two training steps becomes whole.
-fn rounding(config: &SamplerConfig) -> fn(f64) -> f64 {
+/// The time step of each level, made whole.
+fn timesteps_of(config: &SamplerConfig, sigmas: &[f64], trained: &[f32]) -> Vec<f64> {
     let is_cosine =
         config.kind == SamplerKind::DpmMultistep && config.betas == Betas::SquaredcosCapV2;
-    match config.sigma_schedule {
-        SigmaSchedule::Karras | SigmaSchedule::LuLambdas if !is_cosine => f64::round_ties_even,
-        _ => f64::trunc,
+    let rounds = matches!(
+        config.sigma_schedule,
+        SigmaSchedule::Karras | SigmaSchedule::LuLambdas if !is_cosine
+    );
+    // where fractions are cut off, the last bit of a logarithm decides whether the ends are ends
+    let logs = match config.sigma_schedule {
+        SigmaSchedule::Karras => log_levels(trained),
+        _ => trained.iter().map(|&sigma| numpy_ln(sigma)).collect(),
+    };
+    let whole = if rounds { f64::round_ties_even } else { f64::trunc };
+    sigmas.iter().map(|&sigma| whole(timestep_of(sigma.max(1e-10).ln(), &logs))).collect()
+}
+
+/// numpy's natural logarithm of a positive normal float32, to the bit (its vectorized one, which is
+/// off by one unit in the last place for a tenth of all arguments): a quotient of polynomials in
+/// m − 1, where the argument is 2^k · m with m near 1.
+///
+/// DEIS takes differences of such logarithms that magnify the last bit.
+pub(in super::super) fn numpy_ln(x: f32) -> f32 {
+    const ABOVE: [f32; 6] = [0.025_899_792, 0.380_883_78, 1.480_000_6, 2.112_677_6, 1.0, 0.0];
+    const BELOW: [f32; 6] =
+        [0.005_875_095_3, 0.154_647_63, 0.986_494_3, 2.453_006, 2.612_677_6, 1.0];
+    // m from 1/2 to 1, then from 1/√2 to √2
+    let k = x.log2().floor() as i32 + 1;
+    let (mut k, mut m) = (k, x * (-k as f32).exp2());
+    while m >= 1.0 {
+        (k, m) = (k + 1, m / 2.0);
     }
+    while m < 0.5 {
+        (k, m) = (k - 1, m * 2.0);
+    }
+    if m <= std::f32::consts::FRAC_1_SQRT_2 {
+        (k, m) = (k - 1, m * 2.0);
+    }
+    let horner = |factors: [f32; 6]| {
+        factors.into_iter().reduce(|sum, factor| sum.mul_add(m - 1.0, factor)).unwrap_or(0.0)
+    };
+    (k as f32).mul_add(std::f32::consts::LN_2, horner(ABOVE) / horner(BELOW))
 }
 
 /// Levels of flow matching with the time steps that the network is told.
@@ -220,4 +253,45 @@ fn unipc_flow(config: &SamplerConfig, steps: usize) -> Result<Vec<f64>, SamplerE
         sigmas[0] -= PURE;
     }
     Ok(sigmas)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::numpy_ln;
+
+    /// Bits of x and of numpy.log(x), recorded with numpy 2.4 on x86-64.
+    const RECORDED: &[(u32, u32)] = &[
+        (0x3f9e5a13, 0x3e59e56a),
+        (0x454fa14a, 0x4101bbca),
+        (0x3ad8ab80, 0xc0ccf6cd),
+        (0x4548f587, 0x41013607),
+        (0x3d0a7b1b, 0xc058c52a),
+        (0x3e80cad1, 0xbfb0a7e7),
+        (0x43b6459b, 0x40bcc1b7),
+        (0x3e47bf79, 0xbfd13487),
+        (0x401c447d, 0x3f648719),
+        (0x3f000000, 0xbf317218),
+        (0x3f800000, 0x00000000),
+        (0x3f3504f3, 0xbeb17218),
+        (0x3f3504f4, 0xbeb17215),
+        (0x40000000, 0x3f317218),
+        (0x358637bd, 0xc15d0c55),
+        (0x431d6840, 0x40a1e1fd),
+        (0x4149e3ad, 0x40223f97),
+        (0x3fbb70dc, 0x3ec34b32),
+        (0x3ec24f58, 0xbf7807e0),
+        (0x3f5cc32f, 0xbe17a4f9),
+        (0x41177c38, 0x400fdd96),
+        (0x3faa5c8e, 0x3e926086),
+        (0x3f8eb994, 0x3ddf011c),
+        (0x3f414e59, 0xbe8fd27e),
+    ];
+
+    #[test]
+    fn logarithms_have_the_bits_of_numpy() {
+        for &(x, ln) in RECORDED {
+            let x = f32::from_bits(x);
+            assert_eq!(numpy_ln(x).to_bits(), ln, "{x}");
+        }
+    }
 }

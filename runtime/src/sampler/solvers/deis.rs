@@ -1,7 +1,7 @@
 //! DEIS (arXiv:2204.13902, section 4.2, tAB-DEIS in ln ρ): the predicted noise as a polynomial in
 //! the logarithm of ρ = σ, integrated exactly over ρ.
 
-use super::super::levels::dpm::DpmLevels;
+use super::super::levels::dpm::{DpmLevels, numpy_ln};
 use super::super::levels::schedule::Level;
 use super::super::table::{Op, Register, Row, Table};
 use super::super::{Evaluation, SamplerError};
@@ -62,8 +62,8 @@ fn rho(level: Level) -> f32 {
 /// three of them.
 fn integral(t: f32, one: usize, places: &[f32]) -> f32 {
     let count = places.len();
-    let ln = |n: usize| places[(one + n) % count].ln();
-    let (b, c, t_ln) = (ln(0), ln(1), t.ln());
+    let ln = |n: usize| numpy_ln(places[(one + n) % count]);
+    let (b, c, t_ln) = (ln(0), ln(1), numpy_ln(t));
     if count == 2 {
         return t * (-c + t_ln - 1.0) / (b - c);
     }

@@ -7,7 +7,7 @@ use super::super::levels::schedule::Level;
 use super::super::table::{Op, Register, Row, Table};
 use super::super::{Evaluation, SamplerError};
 use super::dpm::{FEW_STEPS, Integral, predict};
-use cqc_proto::sampler::{FinalSigma, SamplerConfig, SamplerKind, SigmaSchedule};
+use cqc_proto::sampler::{FinalSigma, SamplerConfig, SamplerKind, SolverType};
 
 const SLOPE: Register = Register::Temp(0);
 const OLDER_SLOPE: Register = Register::Temp(1);
@@ -32,43 +32,37 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
         let mut row = Row::new(Evaluation::unscaled(t, i));
         let now = predicted(i);
         predict(config, levels[i], now, &mut row);
-        advance(config, &levels, i, order_of(config, i, count), predicted, &mut row);
+        let integral = Integral::new(config.algorithm_type, levels[i], levels[i + 1]);
+        let before = |back: usize| before(&levels, i, back, integral.width);
+        let x = Register::X;
+        // a repeated level, as the last one may be, is stood still at
+        let stands = i + 1 == count && levels[i] == levels[i + 1];
+        let order = match order_of(config, i, count) {
+            2 if config.solver_type == SolverType::Midpoint => 2, // is finite all the same
+            _ if stands => 1,
+            order => order,
+        };
+        let step = match order {
+            1 => integral.step(x, now, &[]),
+            2 => {
+                row.push(slope(SLOPE, now, predicted(i - 1), before(1)));
+                integral.step(x, now, &[(SLOPE, integral.second(config.solver_type))])
+            }
+            _ => {
+                let (near, far) = (before(1), before(2));
+                row.push(slope(SLOPE, now, predicted(i - 1), near));
+                row.push(slope(OLDER_SLOPE, predicted(i - 1), predicted(i - 2), far));
+                row.push(Op::sum(BEND, &[(SLOPE, 1.0), (OLDER_SLOPE, -1.0)]));
+                row.push(Op::sum(FIRST, &[(SLOPE, 1.0), (BEND, near / (near + far))]));
+                row.push(Op::sum(SECOND, &[(BEND, 1.0 / (near + far))]));
+                let further = [(FIRST, integral.slope), (SECOND, integral.curvature)];
+                integral.step(x, now, &further)
+            }
+        };
+        row.push(step);
         rows.push(row);
     }
     Ok(Table { rows, initial_scale: 1.0 })
-}
-
-/// One step from `levels[i]` to the next, with what was `predicted` at the last `order` evaluations.
-pub fn advance(
-    config: &SamplerConfig,
-    levels: &[Level],
-    i: usize,
-    order: usize,
-    predicted: impl Fn(usize) -> Register,
-    row: &mut Row,
-) {
-    let now = predicted(i);
-    let integral = Integral::new(config.algorithm_type, levels[i], levels[i + 1]);
-    let before = |back: usize| before(levels, i, back, integral.width);
-    let x = Register::X;
-    let step = match order {
-        1 => integral.step(x, now, &[]),
-        2 => {
-            row.push(slope(SLOPE, now, predicted(i - 1), before(1)));
-            integral.step(x, now, &[(SLOPE, integral.second(config.solver_type))])
-        }
-        _ => {
-            let (near, far) = (before(1), before(2));
-            row.push(slope(SLOPE, now, predicted(i - 1), near));
-            row.push(slope(OLDER_SLOPE, predicted(i - 1), predicted(i - 2), far));
-            row.push(Op::sum(BEND, &[(SLOPE, 1.0), (OLDER_SLOPE, -1.0)]));
-            row.push(Op::sum(FIRST, &[(SLOPE, 1.0), (BEND, near / (near + far))]));
-            row.push(Op::sum(SECOND, &[(BEND, 1.0 / (near + far))]));
-            let further = [(FIRST, integral.slope), (SECOND, integral.curvature)];
-            integral.step(x, now, &further)
-        }
-    };
-    row.push(step);
 }
 
 /// The width of the step that began `back` evaluations before `i`, in widths of the step at `i`.
@@ -82,17 +76,13 @@ fn slope(to: Register, new: Register, old: Register, distance: f32) -> Op {
 }
 
 /// The order of step `i` of `count`.
-pub fn order_of(config: &SamplerConfig, i: usize, count: usize) -> usize {
+fn order_of(config: &SamplerConfig, i: usize, count: usize) -> usize {
     let lowers = config.lower_order_final && count < FEW_STEPS;
-    let inverse = config.kind == SamplerKind::DpmMultistepInverse;
-    // with σ = 0 at the end λ is infinite, and only the first-order rule has a limit; so it is
-    // where the last level is repeated
-    let ends_at_limit = match inverse {
-        true => config.sigma_schedule != SigmaSchedule::Plain,
-        false => config.final_sigmas_type == FinalSigma::Zero,
-    };
+    // with σ = 0 at the end λ is infinite, and only the first-order rule has a limit
+    let ends_in_zero = config.final_sigmas_type == FinalSigma::Zero
+        && config.kind != SamplerKind::DpmMultistepInverse;
     let most = match count - 1 - i {
-        0 if ends_at_limit || config.euler_at_final || lowers => 1,
+        0 if ends_in_zero || config.euler_at_final || lowers => 1,
         1 if lowers => 2,
         _ => 3,
     };
