@@ -32,6 +32,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
         r#""_class_name":"PNDMScheduler","beta_schedule":"scaled_linear","skip_prk_steps":true,"set_alpha_to_one":false,"trained_betas":null"#,
         r#""_class_name":"EulerDiscreteScheduler","beta_schedule":"scaled_linear","use_karras_sigmas":true,"timestep_spacing":"trailing","sigma_min":0.1,"sigma_max":Infinity,"final_sigmas_type":"zero""#,
         r#""_class_name":"DPMSolverMultistepScheduler","beta_schedule":"linear","algorithm_type":"dpmsolver++","solver_order":2,"solver_type":"midpoint","lower_order_final":true,"euler_at_final":false,"lambda_min_clipped":-5.1,"use_karras_sigmas":true"#,
+        r#""_class_name":"UniPCMultistepScheduler","use_flow_sigmas":true,"flow_shift":3.0,"solver_type":"bh2","predict_x0":true,"disable_corrector":[0],"solver_p":null,"shift_terminal":0.1"#,
+        r#""_class_name":"DEISMultistepScheduler","algorithm_type":"deis","solver_type":"logrho","solver_order":3,"use_beta_sigmas":true"#,
+        r#""_class_name":"SASolverScheduler","algorithm_type":"noise_prediction","predictor_order":3,"corrector_order":4,"tau_func":null"#,
+        r#""_class_name":"DPMSolverSinglestepScheduler","algorithm_type":"sde-dpmsolver++","solver_order":3,"solver_type":"heun","use_exponential_sigmas":true"#,
         r#""_class_name":"DDIMScheduler","trained_betas":[0.1,0.2,0.3,0.4],"thresholding":false,"timestep_spacing":"quadratic""#,
     ];
     files.iter().map(|file| format!("{{{file},{common}}}").into_bytes()).collect()
@@ -49,6 +53,11 @@ const WORDS: &[&str] = &[
     "leading", "trailing", "linspace", "quadratic", "fixed_small", "fixed_large", "learned", "learned_range", "midpoint",
     "heun", "zero", "sigma_min", "Infinity", "log_linear", "DDIMScheduler", "DDPMScheduler", "PNDMScheduler",
     "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "use_exponential_sigmas", "flow_shift",
+    "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler", "SASolverScheduler",
+    "DPMSolverMultistepInverseScheduler", "DDIMInverseScheduler", "use_flow_sigmas", "use_beta_sigmas", "predict_x0",
+    "disable_corrector", "solver_p", "predictor_order", "corrector_order", "shift_terminal", "use_dynamic_shifting",
+    "time_shift_type", "exponential", "flow_prediction", "dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++",
+    "noise_prediction", "data_prediction", "bh1", "bh2", "logrho", "sigma_max",
 ];
 
 /// Changes keys and values.

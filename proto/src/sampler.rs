@@ -7,11 +7,15 @@
 
 mod classes;
 mod diffusers;
+mod dpm;
 mod error;
+mod flow_schedule;
 mod kind;
+mod sigma_kinds;
 
-pub use classes::{CLASSES, Class, REFUSED, Refused};
+pub use classes::{Class, Refused};
 pub use error::SamplerConfigError;
+pub use flow_schedule::FlowSchedule;
 pub use kind::SamplerKind;
 
 use serde::{Deserialize, Serialize};
@@ -44,6 +48,17 @@ pub enum Betas {
     },
     /// The cosine schedule of improved DDPM, every β at most 0.999.
     SquaredcosCapV2,
+    /// Along a sigmoid of −6 to 6 from `start` to `end` (GeoDiff).
+    Sigmoid {
+        /// Where the sigmoid would be 0.
+        start: f64,
+        /// Where it would be 1.
+        end: f64,
+    },
+    /// Log-SNR at the quantiles of a Laplace distribution (arXiv:2407.03297), β at most 0.999.
+    Laplace,
+    /// ᾱ falls as exp(−12·t), every β at most 0.999.
+    Exp,
     /// One value per training step.
     Trained(Vec<f32>),
 }
@@ -116,17 +131,49 @@ pub enum SigmaSchedule {
     LuLambdas,
     /// Of flow matching: 1 to 1/training steps, moved by `flow_shift`.
     Flow,
+    /// Karras levels σ, as levels of flow matching σ / (1 + σ) (UniPC).
+    KarrasFlow,
+}
+
+impl SigmaSchedule {
+    /// Whether the levels are those of flow matching: x = (1 − σ)·image + σ·noise.
+    pub fn is_flow(self) -> bool {
+        matches!(self, Self::Flow | Self::KarrasFlow)
+    }
+}
+
+/// How the levels between those of training are found, where time steps decide them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Interpolation {
+    /// Linear in σ between the two nearest time steps.
+    #[default]
+    Linear,
+    /// Evenly spaced in ln σ over all of training, one level more than there are steps: the last
+    /// step ends at the lowest level.
+    LogLinear,
+}
+
+/// What the network is told of a noise level σ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimestepType {
+    /// The time step of training that has it.
+    #[default]
+    Discrete,
+    /// ¼ ln σ, if the network predicts v; else as `discrete`.
+    Continuous,
 }
 
 /// Which form of DPM-Solver moves the sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Algorithm {
-    /// Integrates the predicted image.
+    /// Integrates the predicted image; SA-Solver: its `data_prediction`.
     #[default]
     #[serde(rename = "dpmsolver++")]
     DpmSolverPp,
-    /// Integrates the predicted noise.
+    /// Integrates the predicted noise; SA-Solver: its `noise_prediction`.
     #[serde(rename = "dpmsolver")]
     DpmSolver,
     /// The stochastic form of DPM-Solver++.
@@ -261,7 +308,7 @@ pub struct SamplerConfig {
     pub euler_at_final: bool,
     /// DPM-Solver++: skip time steps whose half log-SNR is below this; `None` skips none.
     pub lambda_min_clipped: Option<f64>,
-    /// Multistep solvers: the order, 1 to 4.
+    /// Solvers of DPM's family: the order, 1 to 3 (UniPC: to 4).
     #[serde(skip_serializing_if = "is_second")]
     pub solver_order: u32,
     /// DPM-Solver: which of its forms.
@@ -288,24 +335,94 @@ pub struct SamplerConfig {
     /// Flow matching: new noise in every step.
     #[serde(skip_serializing_if = "is_default")]
     pub stochastic_sampling: bool,
+    /// UniPC: integrates the predicted image, not the predicted noise.
+    #[serde(skip_serializing_if = "is_true")]
+    pub predict_x0: bool,
+    /// UniPC: steps, from 0, whose result the next evaluation does not correct.
+    #[serde(skip_serializing_if = "is_default")]
+    pub disable_corrector: Vec<u32>,
+    /// SA-Solver: the order of its predictor, 1 to 4.
+    #[serde(skip_serializing_if = "is_second")]
+    pub predictor_order: u32,
+    /// SA-Solver: the order of its corrector, 1 to 4.
+    #[serde(skip_serializing_if = "is_second")]
+    pub corrector_order: u32,
+    /// Euler: how levels between those of training are found.
+    #[serde(skip_serializing_if = "is_default")]
+    pub interpolation_type: Interpolation,
+    /// Euler: what the network is told of a level.
+    #[serde(skip_serializing_if = "is_default")]
+    pub timestep_type: TimestepType,
+    /// EDM, consistency models, SCM: standard deviation of the data.
+    #[serde(skip_serializing_if = "is_half")]
+    pub sigma_data: f64,
+    /// EDM, consistency models: exponent of the Karras levels.
+    #[serde(skip_serializing_if = "is_seven")]
+    pub rho: f64,
+    /// Consistency models: standard deviation of the noise, in units of the next level. Ancestral
+    /// steps of flow matching: a factor of the noise.
+    #[serde(skip_serializing_if = "is_one")]
+    pub s_noise: f64,
     /// Noise levels to visit, highest first, instead of a schedule of them.
     #[serde(skip_serializing_if = "is_default")]
     pub sigmas: Option<Vec<f64>>,
     /// Time steps to visit, noisiest first, instead of a spacing of them.
     #[serde(skip_serializing_if = "is_default")]
     pub timesteps: Option<Vec<f64>>,
+    /// Flow matching: how levels are spread before they are shifted.
+    #[serde(skip_serializing_if = "is_default")]
+    pub flow_schedule: FlowSchedule,
+    /// LCM, TCD: steps of the distillation, of which those of sampling are a subset.
+    #[serde(skip_serializing_if = "is_fifty")]
+    pub original_inference_steps: u32,
+    /// LCM: time steps are multiplied by this where they decide how much of the sample is kept.
+    #[serde(skip_serializing_if = "is_ten")]
+    pub timestep_scaling: f64,
+    /// CogVideoX: signal-to-noise ratios are divided by this; 1 leaves them.
+    #[serde(skip_serializing_if = "is_one")]
+    pub snr_shift_scale: f64,
+    /// Würstchen: above 1 more steps are spent where there is much noise, below 1 less.
+    #[serde(skip_serializing_if = "is_one")]
+    pub scaler: f64,
+    /// Würstchen: the offset of its cosine schedule.
+    #[serde(skip_serializing_if = "is_0_008")]
+    pub s: f64,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
+fn is_true(value: &bool) -> bool {
+    *value
+}
+
 fn is_second(order: &u32) -> bool {
     *order == 2
 }
 
+fn is_half(value: &f64) -> bool {
+    *value == 0.5
+}
+
+fn is_seven(value: &f64) -> bool {
+    *value == 7.0
+}
+
 fn is_one(value: &f64) -> bool {
     *value == 1.0
+}
+
+fn is_ten(value: &f64) -> bool {
+    *value == 10.0
+}
+
+fn is_0_008(value: &f64) -> bool {
+    *value == 0.008
+}
+
+fn is_fifty(steps: &u32) -> bool {
+    *steps == 50
 }
 
 /// Reads a name, or the truth value of `use_karras_sigmas`.
@@ -363,8 +480,23 @@ impl SamplerConfig {
             flow_time: FlowTime::Scaled,
             invert_sigmas: false,
             stochastic_sampling: false,
+            predict_x0: true,
+            disable_corrector: Vec::new(),
+            predictor_order: 2,
+            corrector_order: 2,
+            interpolation_type: Interpolation::Linear,
+            timestep_type: TimestepType::Discrete,
+            sigma_data: 0.5,
+            rho: 7.0,
+            s_noise: 1.0,
             sigmas: None,
             timesteps: None,
+            flow_schedule: FlowSchedule::Trained,
+            original_inference_steps: 50,
+            timestep_scaling: 10.0,
+            snr_shift_scale: 1.0,
+            scaler: 1.0,
+            s: 0.008,
         };
         (Class::of_kind(kind).defaults)(&mut config);
         config
@@ -401,8 +533,18 @@ impl SamplerConfig {
             let sigma = sigma.unwrap_or(1.0);
             in_range(key, sigma, is_positive(sigma), POSITIVE)?;
         }
-        let order = self.solver_order;
-        in_range("solver_order", order, (1..=4).contains(&order), "1..=4")?;
+        for (key, order) in [
+            ("solver_order", self.solver_order),
+            ("predictor_order", self.predictor_order),
+            ("corrector_order", self.corrector_order),
+        ] {
+            in_range(key, order, (1..=4).contains(&order), "1..=4")?;
+        }
+        for (key, value) in [("sigma_data", self.sigma_data), ("rho", self.rho)] {
+            in_range(key, value, is_positive(value), POSITIVE)?;
+        }
+        let ok = self.s_noise >= 0.0 && self.s_noise.is_finite();
+        in_range("s_noise", self.s_noise, ok, "finite and not negative")?;
         let shift = self.flow_shift;
         in_range("flow_shift", shift, is_positive(shift), POSITIVE)?;
         if let Some(terminal) = self.shift_terminal {
@@ -421,6 +563,7 @@ impl SamplerConfig {
             in_range("base_shift", d.base, ok, "finite, base_image_seq_len < max_image_seq_len")?;
         }
         self.validate_lists()?;
+        self.validate_distilled()?;
         let lambda = self.lambda_min_clipped.unwrap_or(0.0);
         in_range("lambda_min_clipped", lambda, lambda.is_finite(), "a number, or -Infinity")?;
         self.validate_betas()?;
@@ -429,11 +572,13 @@ impl SamplerConfig {
 
     fn validate_betas(&self) -> Result<(), SamplerConfigError> {
         match &self.betas {
-            Betas::Linear { start, end } | Betas::ScaledLinear { start, end } => {
+            Betas::Linear { start, end }
+            | Betas::ScaledLinear { start, end }
+            | Betas::Sigmoid { start, end } => {
                 in_range("beta_start", start, is_beta(*start), BETA)?;
                 in_range("beta_end", end, is_beta(*end), BETA)
             }
-            Betas::SquaredcosCapV2 => Ok(()),
+            Betas::SquaredcosCapV2 | Betas::Exp | Betas::Laplace => Ok(()),
             Betas::Trained(betas) => {
                 let seen = format!("{} values", betas.len());
                 in_range(
@@ -446,6 +591,25 @@ impl SamplerConfig {
                 bad.map_or(Ok(()), |beta| in_range("trained_betas", beta, false, BETA))
             }
         }
+    }
+
+    /// What flow matching and distilled models add.
+    fn validate_distilled(&self) -> Result<(), SamplerConfigError> {
+        let positive = [
+            ("timestep_scaling", self.timestep_scaling),
+            ("snr_shift_scale", self.snr_shift_scale),
+            ("scaler", self.scaler),
+        ];
+        for (key, value) in positive {
+            in_range(key, value, is_positive(value), POSITIVE)?;
+        }
+        in_range("s", self.s, (0.0..=1.0).contains(&self.s), "0..=1")?;
+        let (ok, allowed) = self.flow_schedule.allowed();
+        in_range("flow_schedule", self.flow_schedule, ok, allowed)?;
+        let original = self.original_inference_steps;
+        let ok = !matches!(self.kind, SamplerKind::Lcm | SamplerKind::Tcd)
+            || (1..=self.num_train_timesteps).contains(&original);
+        in_range("original_inference_steps", original, ok, "1 to num_train_timesteps")
     }
 
     /// Lists of levels and of time steps: finite, not longer than a trajectory may be, falling.
@@ -461,35 +625,72 @@ impl SamplerConfig {
                 in_range(key, format!("{}, {}", pair[0], pair[1]), false, "falling")
             })?;
         }
-        if self.sigmas.is_some() && self.timesteps.is_some() {
-            return Err(self.unsupported("sigmas", "beside timesteps", "one of the two"));
+        let limits = [
+            ("sigmas", &self.sigmas, self.kind.is_flow(), 1.0, "0 to 1"),
+            ("timesteps", &self.timesteps, self.kind == SamplerKind::Wuerstchen, 1.0, "0 to 1"),
+            ("timesteps", &self.timesteps, self.kind == SamplerKind::Scm, 1.5708, "0 to 1.5708"),
+        ];
+        for (key, list, applies, limit, allowed) in limits {
+            let first = list.as_ref().map_or(0.0, |list| list[0]);
+            in_range(key, first, !applies || first <= limit, allowed)?;
+        }
+        let (sigmas, timesteps) = self.kind.lists();
+        if self.sigmas.is_some() && !sigmas {
+            return Err(self.unsupported("sigmas", "a list", "no list of levels"));
+        }
+        if self.timesteps.is_some() && !timesteps {
+            return Err(self.unsupported("timesteps", "a list", "no list of time steps"));
+        }
+        if let (Some(sigmas), Some(timesteps)) = (&self.sigmas, &self.timesteps) {
+            if !self.kind.is_flow() {
+                return Err(self.unsupported("sigmas", "beside timesteps", "one of the two"));
+            }
+            let seen = format!("{} values", timesteps.len());
+            let ok = sigmas.len() == timesteps.len();
+            in_range("timesteps", seen, ok, "as many as there are sigmas")?;
         }
         Ok(())
     }
 
     fn validate_combination(&self) -> Result<(), SamplerConfigError> {
-        use SamplerKind::{Ddim, Ddpm, FlowEuler, Plms};
-        let (prediction, flow_levels) =
-            (self.prediction_type, self.sigma_schedule == SigmaSchedule::Flow);
+        use SamplerKind::{Ddim, Ddpm, Direct, Plms, Pndm, Scm, UnClip, Wuerstchen};
+        let (prediction, flow_levels) = (self.prediction_type, self.sigma_schedule.is_flow());
         let is_straight = matches!(prediction, Prediction::Flow | Prediction::FlowToData);
+        self.validate_sigma_kinds()?;
         let wanted = match self.kind {
-            FlowEuler => "flow, flow_to_data",
-            Plms => "epsilon, v_prediction",
-            _ if flow_levels => "flow, flow_to_data, sample",
+            kind if kind.is_flow() => "flow, flow_to_data",
+            Wuerstchen => "epsilon",
+            UnClip => "epsilon, sample",
+            Direct => "sample",
+            Scm => "v_prediction, flow",
+            Plms | Pndm => "epsilon, v_prediction",
+            _ if flow_levels => "flow, flow_to_data, sample, epsilon",
             _ => "epsilon, v_prediction, sample",
         };
         let fits = match self.kind {
-            FlowEuler => is_straight,
-            Plms => !is_straight && prediction != Prediction::Sample,
-            _ => is_straight == flow_levels || (flow_levels && prediction == Prediction::Sample),
+            kind if kind.is_flow() => is_straight,
+            Wuerstchen => prediction == Prediction::Epsilon,
+            UnClip => matches!(prediction, Prediction::Epsilon | Prediction::Sample),
+            Direct => prediction == Prediction::Sample,
+            Scm => matches!(prediction, Prediction::VPrediction | Prediction::Flow),
+            Plms | Pndm => !is_straight && prediction != Prediction::Sample,
+            // a straight path has images and noise, but not the velocity of a circle
+            _ if flow_levels => prediction != Prediction::VPrediction,
+            _ => !is_straight,
         };
         if !fits {
             let name = serde_json::to_value(prediction).unwrap_or_default();
             let name = name.as_str().unwrap_or_default().to_owned();
             return Err(self.unsupported("prediction_type", &name, wanted));
         }
-        if self.kind == Plms && self.rescale_betas_zero_snr {
+        if matches!(self.kind, Plms | Pndm) && self.rescale_betas_zero_snr {
             return Err(self.unsupported("rescale_betas_zero_snr", "true", "false"));
+        }
+        let learned = matches!(self.variance_type, Variance::Learned | Variance::LearnedRange);
+        let log = matches!(self.variance_type, Variance::FixedSmallLog | Variance::LearnedRange);
+        if self.kind == UnClip && !log {
+            let name = if learned { "learned" } else { "fixed" };
+            return Err(self.unsupported("variance_type", name, "fixed_small_log, learned_range"));
         }
         if self.timestep_spacing == Spacing::Quadratic && !matches!(self.kind, Ddim | Ddpm) {
             return Err(self.unsupported(
@@ -498,7 +699,7 @@ impl SamplerConfig {
                 "leading, trailing, linspace",
             ));
         }
-        Ok(())
+        self.validate_dpm()
     }
 
     fn unsupported(&self, key: &'static str, value: &str, supported: &str) -> SamplerConfigError {

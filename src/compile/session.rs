@@ -464,8 +464,9 @@ fn sampler_config(recipe: &Recipe, network: &Network) -> Result<SamplerConfig, C
     let given = |list: &Vec<f64>| (!list.is_empty()).then(|| list.clone());
     (config.sigmas, config.timesteps) = (given(&recipe.sigmas), given(&recipe.timesteps));
     if let Some(eta) = recipe.eta {
-        if config.kind != SamplerKind::Ddim {
-            let reason = format!("it is an option of ddim, and the sampler is {}", config.kind);
+        if !config.kind.reads_eta() {
+            let kind = config.kind;
+            let reason = format!("the sampler {kind} has none (ddim, tcd, flow-euler-ancestral)");
             return Err(CompileError::Recipe(vec![Contradiction::new("eta", None, reason)]));
         }
         config.eta = eta;

@@ -63,8 +63,8 @@ enum Needs {
     SensitiveInputs,
     /// The samples of the calibration set are drawn, not given.
     DrawnSamples,
-    /// The sampler is DDIM, as far as the recipe says.
-    Ddim,
+    /// The sampler reads `eta`, as far as the recipe says.
+    Eta,
     /// The artifact can be run with other numbers of steps.
     OtherSteps,
 }
@@ -109,9 +109,12 @@ impl Needs {
                 "the given noise decides how many samples there are",
                 vec![("calib-noise", "…".into())],
             ),
-            Needs::Ddim if r.sampler.is_some_and(|kind| kind != SamplerKind::Ddim) => {
+            Needs::Eta if r.sampler.is_some_and(|kind| !kind.reads_eta()) => {
                 let kind = r.sampler.map_or_else(String::new, |kind| kind.to_string());
-                ("it is an option of ddim", vec![("sampler", kind)])
+                (
+                    "it is an option of ddim, tcd and flow-euler-ancestral",
+                    vec![("sampler", kind)],
+                )
             }
             Needs::OtherSteps => match r.variance_compensation {
                 Some(mode) if integers => (
@@ -157,7 +160,7 @@ fn corrects(r: &Recipe, what: Correct) -> bool {
 /// `prediction`, `flow-time`, `flow-shift`, `flow-mu`, `trust`, `guidance`, `null-label`,
 /// `null-cond`, `labels`, `cond`, `quant`, `target` and `threads` always do.
 const TABLE: &[Row] = &[
-    row("eta", |r| r.eta.is_some(), &[Needs::Ddim]),
+    row("eta", |r| r.eta.is_some(), &[Needs::Eta]),
     row("any-steps", |r| r.any_steps, &[Needs::OtherSteps]),
     row(
         "schedule",
@@ -374,7 +377,7 @@ mod tests {
             ),
             (
                 serde_json::json!({"eta": 0.5, "sampler": "euler"}),
-                "eta: it is an option of ddim (sampler euler)",
+                "eta: it is an option of ddim, tcd and flow-euler-ancestral (sampler euler)",
             ),
             (
                 serde_json::json!({"any-steps": true, "variance-compensation": "mse"}),

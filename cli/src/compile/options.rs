@@ -56,7 +56,8 @@ pub struct LoopArgs {
     /// the model, e.g. one that was distilled to a single step
     #[arg(long)]
     trust: bool,
-    /// DDIM: share of DDPM's noise that is added per step, 0 to 1 [default: 0]
+    /// How much noise the steps of ddim (share of DDPM's), tcd (gamma) and flow-euler-ancestral add, 0
+    /// to 1 [default: 0, 0.3 and 1]
     #[arg(long, value_name = "X")]
     eta: Option<f64>,
     /// Classifier-free guidance scale that `sample` uses unless told otherwise; 1 is off [default:

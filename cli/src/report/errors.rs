@@ -336,9 +336,9 @@ impl From<SamplerError> for Failure {
     fn from(e: SamplerError) -> Failure {
         match e {
             SamplerError::Config(e) => e.into(),
-            SamplerError::Steps { steps, max } => {
+            SamplerError::Steps { steps, min, max } => {
                 Failure::usage(format!("--steps {steps} is not possible"))
-                    .fact("allowed", format!("1 to {max}"))
+                    .fact("allowed", format!("{min} to {max}"))
             }
             other => Failure::failed(other.to_string()),
         }

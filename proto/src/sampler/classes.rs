@@ -1,10 +1,18 @@
 //! The scheduler classes of diffusers: which sampler each is, which keys it reads with which
 //! defaults, and the classes that are refused.
 
+mod distilled;
+mod dpm;
+mod flow;
+mod refused;
+mod sigma;
+
+pub(super) use refused::KEYS as OF_REFUSED;
+
 use super::diffusers::{Reader, Result};
 use super::{
-    Algorithm, DynamicShift, FinalSigma, Prediction, SamplerConfig, SamplerKind, SigmaSchedule,
-    SolverType, Spacing, Thresholding, Variance,
+    DynamicShift, FinalSigma, Interpolation, Prediction, SamplerConfig, SamplerKind, SigmaSchedule,
+    Spacing, Thresholding, TimestepType, Variance,
 };
 
 /// A scheduler class of diffusers 0.42 that is taken.
@@ -33,11 +41,30 @@ pub struct Refused {
     pub nearest: Option<SamplerKind>,
 }
 
+/// The lists of classes.
+const FAMILIES: &[&[Class]] = 
+    &[CLASSES, sigma::CLASSES, dpm::CLASSES, flow::CLASSES, distilled::CLASSES];
+
+impl Class {
+    /// Every class that is taken. The first of a kind has the defaults of
+    /// [`SamplerConfig::of_kind`].
+    pub fn all() -> impl Iterator<Item = &'static Class> {
+        FAMILIES.iter().copied().flatten()
+    }
+}
+
 const NOTHING: fn(&Reader, &mut SamplerConfig) -> Result<()> = |_, _| Ok(());
 
-/// Every class that is taken. The first of a kind has the defaults of [`SamplerConfig::of_kind`].
+impl Refused {
+    /// Every class that is refused.
+    pub fn all() -> impl Iterator<Item = &'static Refused> {
+        [refused::REFUSED, sigma::REFUSED].into_iter().flatten()
+    }
+}
+
+/// The classes that belong to no other family.
 #[rustfmt::skip]
-pub const CLASSES: &[Class] = &[
+const CLASSES: &[Class] = &[
     Class {
         name: "DDIMScheduler",
         kind: SamplerKind::Ddim,
@@ -66,63 +93,6 @@ pub const CLASSES: &[Class] = &[
         defaults: |c| c.clip_sample = true,
         check: NOTHING,
     },
-    Class {
-        name: "PNDMScheduler",
-        kind: SamplerKind::Plms,
-        keys: &[
-            "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "skip_prk_steps",
-            "set_alpha_to_one", "prediction_type", "timestep_spacing", "steps_offset",
-        ],
-        defaults: |c| c.set_alpha_to_one = false,
-        check: |reader, _| {
-            // without it the first three steps would be Runge-Kutta steps; --sampler plms says that
-            // they are not wanted
-            if reader.flag("skip_prk_steps", false)? || reader.kind_given {
-                return Ok(());
-            }
-            Err(reader.unsupported("skip_prk_steps", "false", "true"))
-        },
-    },
-    Class {
-        name: "EulerDiscreteScheduler",
-        kind: SamplerKind::Euler,
-        keys: &[
-            "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
-            "interpolation_type", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "sigma_min",
-            "sigma_max", "timestep_spacing", "timestep_type", "steps_offset", "rescale_betas_zero_snr",
-            "final_sigmas_type",
-        ],
-        defaults: |c| c.timestep_spacing = Spacing::Linspace,
-        check: NOTHING,
-    },
-    Class {
-        name: "DPMSolverMultistepScheduler",
-        kind: SamplerKind::DpmMultistep,
-        keys: &[
-            "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "solver_order",
-            "prediction_type", "thresholding", "dynamic_thresholding_ratio", "sample_max_value", "algorithm_type",
-            "solver_type", "lower_order_final", "euler_at_final", "use_karras_sigmas", "use_exponential_sigmas",
-            "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas", "flow_shift", "final_sigmas_type",
-            "lambda_min_clipped", "timestep_spacing", "steps_offset", "rescale_betas_zero_snr",
-            "use_dynamic_shifting", "sigma_min", "sigma_max",
-        ],
-        defaults: |c| c.timestep_spacing = Spacing::Linspace,
-        check: NOTHING,
-    },
-    Class {
-        name: "FlowMatchEulerDiscreteScheduler",
-        kind: SamplerKind::FlowEuler,
-        keys: &[
-            "num_train_timesteps", "shift", "use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len",
-            "max_image_seq_len", "invert_sigmas", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas",
-            "use_beta_sigmas", "time_shift_type", "stochastic_sampling",
-        ],
-        defaults: |c| {
-            c.prediction_type = Prediction::Flow;
-            c.timestep_spacing = Spacing::Linspace;
-        },
-        check: |reader, config| reader.dynamic_shift(config, &[0.5, 1.15, 256.0, 4096.0]),
-    },
 ];
 
 #[rustfmt::skip]
@@ -137,16 +107,6 @@ const DDPM: &[&str] = &[
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "variance_type", "clip_sample",
     "prediction_type", "thresholding", "dynamic_thresholding_ratio", "clip_sample_range", "sample_max_value",
     "timestep_spacing", "steps_offset", "rescale_betas_zero_snr",
-];
-
-/// Classes of diffusers 0.42 that are not taken.
-#[rustfmt::skip]
-pub const REFUSED: &[Refused] = &[
-    Refused {
-        name: "AmusedScheduler",
-        reason: "it samples discrete tokens",
-        nearest: None,
-    },
 ];
 
 /// What one key of a file does to the configuration. The key's name is given once more because
@@ -167,7 +127,16 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
     ("beta_schedule", read_betas),
     ("trained_betas", read_betas),
     ("prediction_type", |r, key, c| {
-        c.prediction_type = r.choice(key, c.prediction_type, PREDICTIONS)?;
+        let old = [("original_sample", Prediction::Sample)];
+        // an older name of `sample`, which one class still takes
+        let is_old = c.kind == SamplerKind::Euler
+            && r.present(key).and_then(|name| name.as_str()) == Some("original_sample");
+        let known = match c.kind {
+            SamplerKind::Scm => flow::OF_SCM,
+            _ if is_old => &old,
+            _ => PREDICTIONS,
+        };
+        c.prediction_type = r.choice(key, c.prediction_type, known)?;
         Ok(())
     }),
     ("timestep_spacing", |r, key, c| {
@@ -198,12 +167,21 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
         Ok(())
     }),
     ("variance_type", |r, key, c| {
-        c.variance_type = r.choice(key, c.variance_type, VARIANCES)?;
+        // the others drop the network's second half, whichever it is
+        if matches!(c.kind, SamplerKind::Ddpm | SamplerKind::UnClip) {
+            c.variance_type = r.choice(key, c.variance_type, VARIANCES)?;
+        }
         Ok(())
     }),
     ("skip_prk_steps", IGNORED),
-    ("interpolation_type", |r, key, _| r.choice(key, (), &[("linear", ())])),
-    ("timestep_type", |r, key, _| r.choice(key, (), &[("discrete", ())])),
+    ("interpolation_type", |r, key, c| {
+        c.interpolation_type = r.choice(key, c.interpolation_type, INTERPOLATIONS)?;
+        Ok(())
+    }),
+    ("timestep_type", |r, key, c| {
+        c.timestep_type = r.choice(key, c.timestep_type, TIMESTEP_TYPES)?;
+        Ok(())
+    }),
     ("final_sigmas_type", |r, key, c| {
         c.final_sigmas_type = r.choice(key, c.final_sigmas_type, FINAL_SIGMAS)?;
         Ok(())
@@ -216,6 +194,27 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
         c.sigma_max = r.optional(key)?;
         Ok(())
     }),
+    ("sigma_data", |r, key, c| {
+        c.sigma_data = r.number(key, c.sigma_data)?;
+        Ok(())
+    }),
+    ("rho", |r, key, c| {
+        c.rho = r.number(key, c.rho)?;
+        Ok(())
+    }),
+    ("s_noise", |r, key, c| {
+        c.s_noise = r.number(key, c.s_noise)?;
+        Ok(())
+    }),
+    ("clip_denoised", |r, key, c| {
+        c.clip_sample = r.flag(key, c.clip_sample)?;
+        Ok(())
+    }),
+    ("sigma_schedule", |r, key, c| {
+        c.sigma_schedule = r.choice(key, c.sigma_schedule, EDM_SCHEDULES)?;
+        Ok(())
+    }),
+    ("noise_sampler_seed", IGNORED),
     ("use_karras_sigmas", |r, key, c| r.schedule(key, SigmaSchedule::Karras, c)),
     ("use_exponential_sigmas", |r, key, c| r.schedule(key, SigmaSchedule::Exponential, c)),
     ("use_beta_sigmas", |r, key, c| r.schedule(key, SigmaSchedule::Beta, c)),
@@ -226,7 +225,7 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
         Ok(())
     }),
     ("algorithm_type", |r, key, c| {
-        c.algorithm_type = r.choice(key, c.algorithm_type, ALGORITHMS)?;
+        c.algorithm_type = r.choice(key, c.algorithm_type, dpm::algorithms(c.kind))?;
         Ok(())
     }),
     ("solver_order", |r, key, c| {
@@ -234,7 +233,7 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
         Ok(())
     }),
     ("solver_type", |r, key, c| {
-        c.solver_type = r.choice(key, c.solver_type, SOLVERS)?;
+        c.solver_type = r.choice(key, c.solver_type, dpm::solvers(c.kind))?;
         Ok(())
     }),
     ("lower_order_final", |r, key, c| {
@@ -271,11 +270,55 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
     ("base_image_seq_len", IGNORED),
     ("max_image_seq_len", IGNORED),
     ("time_shift_type", IGNORED),
-    ("predict_x0", IGNORED),
-    ("disable_corrector", IGNORED),
-    ("solver_p", IGNORED),
-    ("original_inference_steps", IGNORED),
-    ("timestep_scaling", IGNORED),
+    ("predict_x0", |r, key, c| {
+        c.predict_x0 = r.flag(key, c.predict_x0)?;
+        Ok(())
+    }),
+    ("disable_corrector", |r, key, c| {
+        c.disable_corrector = r.integers(key)?;
+        Ok(())
+    }),
+    ("solver_p", |r, key, _| r.absent(key, "null")),
+    ("predictor_order", |r, key, c| {
+        c.predictor_order = r.integer(key, c.predictor_order)?;
+        Ok(())
+    }),
+    ("corrector_order", |r, key, c| {
+        c.corrector_order = r.integer(key, c.corrector_order)?;
+        Ok(())
+    }),
+    ("tau_func", |r, key, _| r.absent(key, "null, which is 1 for time steps 200 to 800")),
+    ("set_alpha_to_zero", |r, key, c| {
+        c.set_alpha_to_one = r.flag(key, c.set_alpha_to_one)?;
+        Ok(())
+    }),
+    ("original_inference_steps", |r, key, c| {
+        c.original_inference_steps = r.integer(key, c.original_inference_steps)?;
+        Ok(())
+    }),
+    ("timestep_scaling", |r, key, c| {
+        c.timestep_scaling = r.number(key, c.timestep_scaling)?;
+        Ok(())
+    }),
+    ("snr_shift_scale", |r, key, c| {
+        c.snr_shift_scale = r.number(key, c.snr_shift_scale)?;
+        Ok(())
+    }),
+    ("eta", |r, key, c| {
+        c.eta = r.number(key, c.eta)?;
+        Ok(())
+    }),
+    ("scaler", |r, key, c| {
+        c.scaler = r.number(key, c.scaler)?;
+        Ok(())
+    }),
+    ("s", |r, key, c| {
+        c.s = r.number(key, c.s)?;
+        Ok(())
+    }),
+    ("flow_schedule", flow::read_schedule),
+    ("scale_factors", IGNORED),
+    ("upscale_mode", IGNORED),
 ];
 
 fn read_betas(r: &Reader, _: &'static str, c: &mut SamplerConfig) -> Result<()> {
@@ -301,6 +344,14 @@ impl Reader<'_> {
         c: &mut SamplerConfig,
     ) -> Result<()> {
         if !self.flag(key, false)? {
+            return Ok(());
+        }
+        let both = [c.sigma_schedule, schedule];
+        if self.kind == SamplerKind::Unipc
+            && both.contains(&SigmaSchedule::Karras)
+            && both.contains(&SigmaSchedule::Flow)
+        {
+            c.sigma_schedule = SigmaSchedule::KarrasFlow;
             return Ok(());
         }
         if c.sigma_schedule != SigmaSchedule::Plain {
@@ -336,6 +387,15 @@ const SPACINGS: &[(&str, Spacing)] = &[
     ("quadratic", Spacing::Quadratic),
 ];
 
+const INTERPOLATIONS: &[(&str, Interpolation)] =
+    &[("linear", Interpolation::Linear), ("log_linear", Interpolation::LogLinear)];
+
+const TIMESTEP_TYPES: &[(&str, TimestepType)] =
+    &[("discrete", TimestepType::Discrete), ("continuous", TimestepType::Continuous)];
+
+const EDM_SCHEDULES: &[(&str, SigmaSchedule)] =
+    &[("karras", SigmaSchedule::Karras), ("exponential", SigmaSchedule::Exponential)];
+
 const PREDICTIONS: &[(&str, Prediction)] = &[
     ("epsilon", Prediction::Epsilon),
     ("v_prediction", Prediction::VPrediction),
@@ -355,21 +415,3 @@ const VARIANCES: &[(&str, Variance)] = &[
 
 const FINAL_SIGMAS: &[(&str, FinalSigma)] =
     &[("zero", FinalSigma::Zero), ("sigma_min", FinalSigma::SigmaMin)];
-
-/// Files of DEIS and UniPC name their own rules here; diffusers reads those as midpoint.
-const SOLVERS: &[(&str, SolverType)] = &[
-    ("midpoint", SolverType::Midpoint),
-    ("heun", SolverType::Heun),
-    ("logrho", SolverType::Midpoint),
-    ("bh1", SolverType::Midpoint),
-    ("bh2", SolverType::Midpoint),
-];
-
-const ALGORITHMS: &[(&str, Algorithm)] = &[
-    ("dpmsolver++", Algorithm::DpmSolverPp),
-    // what a DEIS file says, which diffusers reads as dpmsolver++
-    ("deis", Algorithm::DpmSolverPp),
-    ("dpmsolver", Algorithm::DpmSolver),
-    ("sde-dpmsolver++", Algorithm::SdeDpmSolverPp),
-    ("sde-dpmsolver", Algorithm::SdeDpmSolver),
-];

@@ -5,7 +5,7 @@
 //! read is ignored, and `null` switches an option off. One is not: a key that no class is known to
 //! read is an error, since it may change the result.
 
-use super::classes::{CLASSES, Class, KEYS, REFUSED};
+use super::classes::{Class, KEYS, OF_REFUSED, Refused};
 use super::{Betas, SamplerConfig, SamplerConfigError, SamplerKind};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
@@ -36,6 +36,9 @@ impl SamplerConfig {
         let mut config = SamplerConfig::of_kind(class.kind);
         (class.defaults)(&mut config);
         for name in keys.keys().filter(|name| !name.starts_with('_')) {
+            if OF_REFUSED.contains(&name.as_str()) {
+                continue;
+            }
             let Some((key, read)) = KEYS.iter().find(|(key, _)| key == name) else {
                 return Err(SamplerConfigError::UnknownKey { key: name.clone() });
             };
@@ -52,14 +55,14 @@ impl SamplerConfig {
 impl Class {
     /// The class whose defaults a sampler has: the first in the list.
     pub(super) fn of_kind(kind: SamplerKind) -> &'static Class {
-        CLASSES.iter().find(|class| class.kind == kind).expect("every sampler has a class")
+        Self::all().find(|class| class.kind == kind).expect("every sampler has a class")
     }
 
     fn named(name: &str) -> Result<&'static Class> {
-        if let Some(class) = CLASSES.iter().find(|class| class.name == name) {
+        if let Some(class) = Self::all().find(|class| class.name == name) {
             return Ok(class);
         }
-        Err(match REFUSED.iter().find(|refused| refused.name == name) {
+        Err(match Refused::all().find(|refused| refused.name == name) {
             Some(r) => SamplerConfigError::RefusedClass {
                 class: r.name,
                 reason: r.reason,
@@ -90,8 +93,10 @@ impl Reader<'_> {
                 .ok_or_else(|| wrong_type("trained_betas", "a list of numbers", list));
         }
         let (start, end) = match default {
-            Betas::Linear { start, end } | Betas::ScaledLinear { start, end } => (*start, *end),
-            Betas::SquaredcosCapV2 | Betas::Trained(_) => (1e-4, 0.02),
+            Betas::Linear { start, end }
+            | Betas::ScaledLinear { start, end }
+            | Betas::Sigmoid { start, end } => (*start, *end),
+            Betas::SquaredcosCapV2 | Betas::Exp | Betas::Laplace | Betas::Trained(_) => (1e-4, 0.02),
         };
         let (start, end) = (self.number("beta_start", start)?, self.number("beta_end", end)?);
         let linear = Betas::Linear { start, end };
@@ -100,13 +105,20 @@ impl Reader<'_> {
             ("linear", linear.clone()),
             ("scaled_linear", scaled.clone()),
             ("squaredcos_cap_v2", Betas::SquaredcosCapV2),
+            ("exp", Betas::Exp),
+            // only DDPM's classes have these
+            ("sigmoid", Betas::Sigmoid { start, end }),
+            ("laplace", Betas::Laplace),
         ];
+        let known = if self.kind == SamplerKind::Ddpm { &known[..] } else { &known[..4] };
         let default = match default {
             Betas::ScaledLinear { .. } => known[1].1.clone(),
-            Betas::SquaredcosCapV2 => Betas::SquaredcosCapV2,
+            Betas::SquaredcosCapV2 | Betas::Exp | Betas::Sigmoid { .. } | Betas::Laplace => {
+                default.clone()
+            }
             Betas::Linear { .. } | Betas::Trained(_) => linear,
         };
-        self.choice("beta_schedule", default, &known)
+        self.choice("beta_schedule", default, known)
     }
 
     /// The value of `key`, unless it is absent or `null`.
@@ -141,6 +153,21 @@ impl Reader<'_> {
         let Some(value) = self.present(key) else { return Ok(default) };
         let integer = value.as_u64().and_then(|n| u32::try_from(n).ok());
         integer.ok_or_else(|| wrong_type(key, "a whole number from 0 to 4294967295", value))
+    }
+
+    /// A list of whole numbers, empty if absent or `null`.
+    pub fn integers(&self, key: &'static str) -> Result<Vec<u32>> {
+        let Some(value) = self.present(key) else { return Ok(Vec::new()) };
+        let integer = |value: &Value| value.as_u64().and_then(|n| u32::try_from(n).ok());
+        let list = value.as_array().and_then(|list| list.iter().map(integer).collect());
+        list.ok_or_else(|| wrong_type(key, "a list of whole numbers", value))
+    }
+
+    /// Refuses any value but `null`.
+    pub fn absent(&self, key: &'static str, supported: &str) -> Result<()> {
+        let Some(value) = self.present(key) else { return Ok(()) };
+        let value: String = value.to_string().chars().take(40).collect();
+        Err(self.unsupported(key, &value, supported))
     }
 
     pub fn choice<T: Clone>(
@@ -204,7 +231,7 @@ fn quote_infinities(json: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Spacing;
+    use super::super::{SigmaSchedule, Spacing};
     use super::*;
 
     const STABLE_DIFFUSION: &str = r#"{"_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", "beta_end": 0.012,
@@ -240,9 +267,37 @@ mod tests {
     }
 
     #[test]
-    fn plms_by_name_needs_no_skip_prk_steps() {
-        assert!(message(r#"{"_class_name": "PNDMScheduler"}"#).contains("skip_prk_steps = false"));
-        assert!(read("{}", Some(SamplerKind::Plms)).contains("kind: Plms"));
+    fn skip_prk_steps_decides_between_pndm_and_plms_unless_the_name_does() {
+        let (whole, skipped) =
+            (r#"{"_class_name": "PNDMScheduler"}"#, r#"{"skip_prk_steps": true}"#);
+        assert!(read(whole, None).contains("kind: Pndm"));
+        assert!(read(whole, Some(SamplerKind::Plms)).contains("kind: Plms"));
+        assert!(read(STABLE_DIFFUSION, None).contains("kind: Plms"));
+        assert!(read(skipped, Some(SamplerKind::Pndm)).contains("kind: Pndm"));
+    }
+
+    #[test]
+    fn a_file_of_another_class_names_rules_that_a_solver_replaces_by_its_own() {
+        let rules = |json: &str, kind| {
+            let config = SamplerConfig::from_diffusers_json(json, Some(kind)).unwrap();
+            (config.algorithm_type, config.solver_type)
+        };
+        let deis = r#"{"algorithm_type": "deis", "solver_type": "logrho"}"#;
+        let plus = r#"{"algorithm_type": "dpmsolver++", "solver_type": "heun"}"#;
+        use super::super::{Algorithm::*, SolverType::*};
+        assert_eq!(rules(deis, SamplerKind::DpmMultistep), (DpmSolverPp, Midpoint));
+        assert_eq!(rules(deis, SamplerKind::Unipc), (DpmSolverPp, Bh2));
+        assert_eq!(rules(plus, SamplerKind::Deis), (DpmSolver, Logrho));
+        assert_eq!(rules(plus, SamplerKind::DpmMultistep), (DpmSolverPp, Heun));
+    }
+
+    #[test]
+    fn levels_of_karras_and_of_flow_matching_go_together_in_unipc_only() {
+        let json = r#"{"use_karras_sigmas": true, "use_flow_sigmas": true,
+            "prediction_type": "flow_prediction"}"#;
+        let unipc = SamplerConfig::from_diffusers_json(json, Some(SamplerKind::Unipc)).unwrap();
+        assert_eq!(unipc.sigma_schedule, SigmaSchedule::KarrasFlow);
+        assert!(read(json, Some(SamplerKind::DpmMultistep)).contains("beside another schedule"));
     }
 
     #[test]
@@ -295,20 +350,106 @@ mod tests {
                 "epsilon, v_pred",
             ),
             (
-                r#"{"_class_name": "EulerDiscreteScheduler", "interpolation_type": "log_linear"}"#,
-                "supports linear",
+                r#"{"_class_name": "EulerDiscreteScheduler", "interpolation_type": "cubic"}"#,
+                "supports linear, log_linear",
             ),
             (
-                r#"{"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}"#,
+                r#"{"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous",
+                    "interpolation_type": "log_linear", "prediction_type": "v_prediction"}"#,
                 "supports discrete",
             ),
             (
-                r#"{"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}"#,
-                "solver_order = 3",
+                r#"{"_class_name": "EDMEulerScheduler", "prediction_type": "sample"}"#,
+                "supports epsilon, v_prediction",
             ),
             (
-                r#"{"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}"#,
-                "sde-dpmsolver++",
+                r#"{"_class_name": "EDMDPMSolverMultistepScheduler", "solver_order": 3,
+                    "algorithm_type": "sde-dpmsolver++"}"#,
+                "solver_order = 3",
+            ),
+            (r#"{"_class_name": "EDMEulerScheduler", "sigma_min": null}"#, "sigma_min = null"),
+            (r#"{"_class_name": "ScoreSdeVpScheduler"}"#, "--sampler ddpm"),
+            (
+                r#"{"_class_name": "DPMSolverMultistepScheduler", "solver_order": 4}"#,
+                "solver_order = 4",
+            ),
+            (
+                r#"{"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}"#,
+                "final_sigmas_type = zero",
+            ),
+            (
+                r#"{"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver",
+                    "solver_order": 3, "final_sigmas_type": "sigma_min"}"#,
+                "algorithm_type = sde-dpmsolver",
+            ),
+            (
+                r#"{"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "data_prediction"}"#,
+                "algorithm_type = data_prediction",
+            ),
+            (
+                r#"{"_class_name": "DPMSolverMultistepScheduler", "use_dynamic_shifting": true}"#,
+                "true with use_flow_sigmas",
+            ),
+            (
+                r#"{"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": true,
+                    "use_dynamic_shifting": true, "time_shift_type": "linear"}"#,
+                "time_shift_type = linear",
+            ),
+            (
+                r#"{"_class_name": "DPMSolverMultistepScheduler", "prediction_type": "flow_prediction"}"#,
+                "prediction_type = flow",
+            ),
+            (
+                r#"{"_class_name": "DPMSolverMultistepScheduler", "prediction_type": "v_prediction",
+                    "use_flow_sigmas": true}"#,
+                "prediction_type = v_prediction",
+            ),
+            (
+                r#"{"_class_name": "DPMSolverSinglestepScheduler", "algorithm_type": "sde-dpmsolver"}"#,
+                "algorithm_type = sde-dpmsolver",
+            ),
+            (
+                r#"{"_class_name": "UniPCMultistepScheduler", "solver_p": {"_class_name": "DDIMScheduler"}}"#,
+                "unipc does not support solver_p",
+            ),
+            (
+                r#"{"_class_name": "UniPCMultistepScheduler", "disable_corrector": [0, -1]}"#,
+                "a list of whole numbers",
+            ),
+            (
+                r#"{"_class_name": "UniPCMultistepScheduler", "predict_x0": false}"#,
+                "final_sigmas_type = zero",
+            ),
+            (
+                r#"{"_class_name": "UniPCMultistepScheduler", "predict_x0": false,
+                    "final_sigmas_type": "sigma_min", "thresholding": true}"#,
+                "thresholding = true",
+            ),
+            (
+                r#"{"_class_name": "UniPCMultistepScheduler", "shift_terminal": 0.1}"#,
+                "shift_terminal = 0.1",
+            ),
+            (
+                r#"{"_class_name": "DEISMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}"#,
+                "algorithm_type = sde-dpmsolver++",
+            ),
+            (r#"{"_class_name": "SASolverScheduler", "tau_func": "lambda t: 1"}"#, "tau_func"),
+            (
+                r#"{"_class_name": "SASolverScheduler", "predictor_order": 5}"#,
+                "predictor_order = 5",
+            ),
+            (
+                r#"{"_class_name": "DPMSolverMultistepInverseScheduler", "use_flow_sigmas": true,
+                    "prediction_type": "flow_prediction"}"#,
+                "sigma_schedule = flow",
+            ),
+            (
+                r#"{"_class_name": "DPMSolverMultistepInverseScheduler", "algorithm_type": "sde-dpmsolver++"}"#,
+                "algorithm_type = sde-dpmsolver++",
+            ),
+            (
+                r#"{"_class_name": "DDIMInverseScheduler", "timestep_spacing": "linspace"}"#,
+                "timestep_spacing = linspace",
             ),
             (
                 r#"{"_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": "quadratic"}"#,

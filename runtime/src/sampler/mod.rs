@@ -6,7 +6,8 @@
 //! [kind](SamplerKind) in `solvers` makes a [`Table`] of them, and `state` executes its rows.
 //!
 //! Everything is indexed by *evaluation* of the network. PLMS evaluates its first step twice, so it
-//! has steps + 1 of them; [`Evaluation::step`] leads back to the step.
+//! has steps + 1 of them, and PNDM its first three steps four times; [`Evaluation::step`] leads back
+//! to the step.
 
 mod guidance;
 mod levels;
@@ -23,10 +24,10 @@ use cqc_proto::sampler::{MAX_STEPS, SamplerConfig, SamplerConfigError, SamplerKi
 /// One evaluation of the network.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Evaluation {
-    /// As fed to the network, 0 to the training steps − 1. Euler's may be fractional (always a
-    /// float32).
+    /// As fed to the network, 0 to the training steps − 1. Of the kinds over σ it may be fractional
+    /// (always a float32), and where a model is told ¼ ln σ negative.
     pub timestep: f64,
-    /// The network sees the sample times this; 1 but for Euler.
+    /// The network sees the sample times this; 1 but for the kinds over σ.
     pub input_scale: f32,
     /// The sampler step it belongs to, from 0.
     pub step: usize,
@@ -37,6 +38,10 @@ pub struct Evaluation {
 impl Evaluation {
     fn unscaled(timestep: f64, step: usize) -> Self {
         Self { timestep, input_scale: 1.0, step, level: None }
+    }
+
+    fn scaled(timestep: f64, input_scale: f32, step: usize) -> Self {
+        Self { timestep, input_scale, step, level: None }
     }
 
     fn at(mut self, signal: f32, noise: f32) -> Self {
@@ -72,12 +77,22 @@ pub enum SamplerError {
     #[error(transparent)]
     Config(#[from] SamplerConfigError),
     /// More steps than training steps (or than anyone needs), or none.
-    #[error("{steps} sampling steps: there must be 1 to {max}")]
+    #[error("{steps} sampling steps: there must be {min} to {max}")]
     Steps {
         /// As asked for.
         steps: usize,
+        /// The fewest this configuration allows.
+        min: usize,
         /// The most this configuration allows.
         max: usize,
+    },
+    /// The configuration lists levels or time steps, and not as many as there are steps.
+    #[error("{steps} sampling steps with a list of {listed} levels or time steps")]
+    ListLength {
+        /// As asked for.
+        steps: usize,
+        /// Values of the list.
+        listed: usize,
     },
     /// The spacing leads outside the training steps.
     #[error(
@@ -126,9 +141,15 @@ impl Sampler {
     /// finite update.
     pub fn new(config: &SamplerConfig, steps: usize) -> Result<Self, SamplerError> {
         config.validate()?;
-        let max = max_steps(config);
-        if !(1..=max).contains(&steps) {
-            return Err(SamplerError::Steps { steps, max });
+        let (min, max) = (min_steps(config), max_steps(config));
+        if !(min..=max).contains(&steps) {
+            return Err(SamplerError::Steps { steps, min, max });
+        }
+        // the samplers over σ take the level after the last step, too
+        let sigmas = config.sigmas.as_ref().filter(|_| config.kind.is_flow());
+        let lists = [sigmas, config.timesteps.as_ref()];
+        if let Some(list) = lists.into_iter().flatten().find(|list| list.len() != steps) {
+            return Err(SamplerError::ListLength { steps, listed: list.len() });
         }
         let table = solvers::table(config, steps)?;
         if let Some(i) = table.rows.iter().position(|row| !row.is_finite()) {
@@ -167,7 +188,7 @@ impl Sampler {
 
     /// Whether the network's output must have a second half, the variance.
     pub fn reads_variance(&self) -> bool {
-        self.config.kind == SamplerKind::Ddpm
+        matches!(self.config.kind, SamplerKind::Ddpm | SamplerKind::UnClip)
             && matches!(self.config.variance_type, Variance::Learned | Variance::LearnedRange)
     }
 
@@ -252,12 +273,21 @@ impl State {
     }
 }
 
+/// The fewest steps of a trajectory.
+fn min_steps(config: &SamplerConfig) -> usize {
+    if config.kind == SamplerKind::Pndm { solvers::PNDM_MIN_STEPS } else { 1 }
+}
+
 /// The most steps of a trajectory.
 fn max_steps(config: &SamplerConfig) -> usize {
+    use SamplerKind::{CosineDpm, Direct, EdmDpm, EdmEuler, Ipndm, Lcm, Scm, Tcd, Wuerstchen};
+    let train = config.num_train_timesteps as usize;
     match config.kind {
         // levels lie between time steps
-        SamplerKind::FlowEuler => MAX_STEPS,
-        _ => MAX_STEPS.min(config.num_train_timesteps as usize),
+        Direct | Scm | Wuerstchen | Ipndm | EdmEuler | EdmDpm | CosineDpm => MAX_STEPS,
+        kind if kind.is_flow() => MAX_STEPS,
+        Lcm | Tcd if config.timesteps.is_none() => config.original_inference_steps as usize,
+        _ => train.min(MAX_STEPS),
     }
 }
 

@@ -104,6 +104,12 @@ impl Op {
         self
     }
 
+    /// More terms: + Σ factor · register.
+    pub fn plus(self, terms: &[(Register, f32)]) -> Op {
+        let add = |op: Op, &(register, factor)| op.plus_quotient(register, factor, 1.0);
+        terms.iter().fold(self, add)
+    }
+
     /// The whole sum times `by`.
     pub fn times(mut self, by: f32) -> Op {
         if let Op::Combine { factor, .. } = &mut self {

@@ -1,5 +1,5 @@
 use super::*;
-use cqc_proto::sampler::Spacing;
+use cqc_proto::sampler::{Betas, FinalSigma, Prediction, SigmaSchedule, SolverType, Spacing};
 
 fn config(kind: SamplerKind) -> SamplerConfig {
     SamplerConfig::of_kind(kind)
@@ -75,6 +75,80 @@ fn a_state_serves_one_trajectory_after_another() {
 }
 
 #[test]
+fn pndm_evaluates_its_first_three_steps_four_times() {
+    let sampler = Sampler::new(&config(SamplerKind::Pndm), 5).unwrap();
+    let steps: Vec<usize> =
+        sampler.evaluations().iter().map(|evaluation| evaluation.step).collect();
+    assert_eq!(steps, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 4]);
+    let error = Sampler::new(&config(SamplerKind::Pndm), 3).unwrap_err();
+    assert!(error.to_string().contains("4 to 1000"));
+}
+
+/// diffusers divides 0 by 0 there: Karras levels end at the level that `sigma_min` repeats.
+#[test]
+fn a_repeated_last_level_is_stood_still_at() {
+    let common = SamplerConfig {
+        sigma_schedule: SigmaSchedule::Karras,
+        final_sigmas_type: FinalSigma::SigmaMin,
+        lower_order_final: false,
+        solver_order: 3,
+        ..config(SamplerKind::DpmMultistep)
+    };
+    let heun = SamplerConfig { solver_order: 2, solver_type: SolverType::Heun, ..common.clone() };
+    let unipc = SamplerConfig {
+        kind: SamplerKind::Unipc,
+        solver_type: SolverType::Bh1,
+        disable_corrector: vec![18],
+        ..common.clone()
+    };
+    for config in [common, heun, unipc] {
+        let sampler = Sampler::new(&config, 20).unwrap();
+        let (mut state, mut x) = (State::new(&sampler, 1, 2), [0.5, -0.25]);
+        for i in 0..20 {
+            let before = x;
+            sampler.advance(&mut state, i, &mut x, &before.map(f32::cos), |_| unreachable!());
+            assert!(x.iter().all(|x| x.is_finite()));
+            assert_eq!(x == before, i == 19, "{}, evaluation {i}", config.kind);
+        }
+    }
+}
+
+/// diffusers multiplies 0 by the infinite width of the step to σ = 0; the limit is the image.
+#[test]
+fn unipc_ends_in_the_predicted_image_whatever_its_rule() {
+    let mut last = Vec::new();
+    for (solver_type, lower_order_final) in
+        [(SolverType::Bh1, true), (SolverType::Bh1, false), (SolverType::Bh2, false)]
+    {
+        let disable_corrector = vec![0, 1, 2];
+        let config = SamplerConfig {
+            solver_type,
+            lower_order_final,
+            disable_corrector,
+            prediction_type: Prediction::Sample,
+            ..config(SamplerKind::Unipc)
+        };
+        let sampler = Sampler::new(&config, 4).unwrap();
+        let (mut state, mut x) = (State::new(&sampler, 1, 1), [1.0]);
+        for i in 0..4 {
+            sampler.advance(&mut state, i, &mut x, &[0.125], |_| unreachable!());
+        }
+        last.push(x[0]);
+    }
+    assert_eq!(last, [0.125; 3]);
+}
+
+#[test]
+fn a_shift_by_tokens_must_be_known() {
+    for kind in [SamplerKind::DpmMultistep, SamplerKind::Unipc, SamplerKind::Deis] {
+        let json = r#"{"use_flow_sigmas": true, "use_dynamic_shifting": true,
+            "prediction_type": "flow_prediction"}"#;
+        let config = SamplerConfig::from_diffusers_json(json, Some(kind)).unwrap();
+        assert!(matches!(Sampler::new(&config, 4), Err(SamplerError::NoShift)), "{kind}");
+    }
+}
+
+#[test]
 fn what_has_no_trajectory_is_refused() {
     let error = |config: &SamplerConfig, steps| {
         Sampler::new(config, steps).expect_err("refused").to_string()
@@ -103,4 +177,40 @@ fn what_has_no_trajectory_is_refused() {
     }
     let eta = SamplerConfig { eta: f64::NAN, ..ddim };
     assert!(error(&eta, 10).contains("eta = NaN"));
+}
+
+#[test]
+fn a_second_visit_of_the_lowest_level_is_finite_in_every_order() {
+    for (solver_type, solver_order) in
+        [(SolverType::Midpoint, 2), (SolverType::Heun, 2), (SolverType::Heun, 3)]
+    {
+        let edm = SamplerConfig {
+            final_sigmas_type: FinalSigma::SigmaMin,
+            lower_order_final: false,
+            solver_type,
+            solver_order,
+            ..config(SamplerKind::EdmDpm)
+        };
+        let sampler = Sampler::new(&edm, 20).unwrap();
+        let mut state = State::new(&sampler, 1, 1);
+        let mut x = [0.5];
+        for i in 0..19 {
+            sampler.advance(&mut state, i, &mut x, &[0.3], |_| unreachable!());
+        }
+        let before = x[0];
+        sampler.advance(&mut state, 19, &mut x, &[0.3], |_| unreachable!());
+        assert!((x[0] - before).abs() < 1e-5, "order {solver_order}: {before} to {}", x[0]);
+    }
+}
+
+/// √(to² − up²) is 0 in float32 where the first level is 20000 times the second, and diffusers
+/// divides by it.
+#[test]
+fn ancestral_steps_from_a_very_high_level_are_finite() {
+    for kind in [SamplerKind::EulerAncestral, SamplerKind::Kdpm2Ancestral, SamplerKind::DpmSde] {
+        let cosine = SamplerConfig { betas: Betas::SquaredcosCapV2, ..config(kind) };
+        for steps in [1, 2, 3] {
+            Sampler::new(&cosine, steps).unwrap();
+        }
+    }
 }

@@ -5,7 +5,7 @@
 A family is a file FAMILY.py beside this one with `CASES`, a dictionary from the name of a case to
 `(class, constructor arguments, options)`; FAMILY.npz is written. Options, all optional:
 
-    steps      numbers of steps, one case each                 default (1, 2, 3, 7, 20, 50)
+    steps      numbers of steps, one case each                 default (1, 2, 3, 7, 20, 50), or those of a list
     kind       cqc's sampler, where the class does not decide it
     eta        DDIM: the share of noise;  TCD: gamma
     mu         dynamic shift of flow matching
@@ -63,11 +63,33 @@ class Noise:
             if hasattr(where, name):
                 saved[where, name] = getattr(where, name)
                 setattr(where, name, self)
+        if hasattr(module, "BrownianTreeNoiseSampler"):
+            saved[module, "BrownianTreeNoiseSampler"] = module.BrownianTreeNoiseSampler
+            module.BrownianTreeNoiseSampler = lambda *_args, **_kwargs: Brownian(self)
         try:
             yield self
         finally:
             for (where, name), old in saved.items():
                 setattr(where, name, old)
+
+
+class Brownian:
+    """A Brownian motion over sigma: its increment between two levels over the root of their distance.
+
+    Of two increments in a row that begin at one level the second contains the first, and only the rest is drawn.
+    """
+
+    def __init__(self, noise):
+        self.noise, self.start, self.end, self.increment = noise, None, None, None
+
+    def __call__(self, start, end):
+        start, end = float(start), float(end)
+        if start == self.start:
+            self.increment = self.increment + self.noise() * abs(self.end - end) ** 0.5
+        else:
+            self.start, self.increment = start, self.noise() * abs(start - end) ** 0.5
+        self.end = end
+        return self.increment / abs(start - end) ** 0.5
 
 
 def trajectory(scheduler, steps, options, seed):
@@ -105,7 +127,7 @@ def record(family):
         scheduler = cls(**arguments)
         text = scheduler.to_json_string()
         given = options.get("sigmas", options.get("timesteps"))
-        for steps in [len(given)] if given is not None else options.get("steps", STEPS):
+        for steps in options.get("steps", STEPS if given is None else [len(given)]):
             scheduler = cls(**arguments)
             with contextlib.redirect_stderr(io.StringIO()):
                 times, scales, xs, outputs, noise = trajectory(scheduler, steps, options, 1000 * number + steps)

@@ -1,11 +1,13 @@
 //! Noise levels of flow matching: x = (1 − σ)·image + σ·noise, σ from 1 down to 0.
 //!
-//! diffusers computes the levels in float32 (numpy); they are rounded here where it rounds them.
+//! diffusers computes a schedule of its own in float64 and lists that it is given in float32
+//! (numpy); they are rounded here where it rounds them.
 
 use super::super::SamplerError;
 use super::schedule::linspace;
 use super::sigmas::spread;
-use cqc_proto::sampler::{FlowTime, SamplerConfig, SigmaSchedule};
+use cqc_proto::sampler::{FlowSchedule, FlowTime, SamplerConfig, SigmaSchedule};
+use std::f64::consts::FRAC_PI_2;
 
 /// One level per evaluation and the one after the last, and what the network is told of each.
 pub(in super::super) struct FlowLevels {
@@ -20,32 +22,28 @@ impl FlowLevels {
     /// # Errors
     /// [`SamplerError::NoShift`] where the shift depends on a number of tokens that is not known.
     pub fn new(config: &SamplerConfig, steps: usize) -> Result<Self, SamplerError> {
+        let given = config.sigmas.is_some() || config.timesteps.is_some();
+        let round = |sigma: f64| if given { f64::from(sigma as f32) } else { sigma };
         let train = f64::from(config.num_train_timesteps);
         // the ends of training, moved by the static shift
         let shift = if config.dynamic_shift.is_some() { 1.0 } else { config.flow_shift };
-        let moved = |sigma: f64| shift * sigma / (1.0 + (shift - 1.0) * sigma);
-        let round = |sigma: f64| f64::from(sigma as f32);
-        let (low, high) = (round(moved(1.0 / train)), round(moved(1.0)));
+        let moved = |sigma: f64| round(round(shift * sigma) / round(1.0 + (shift - 1.0) * sigma));
         let mut sigmas: Vec<f64> = match (&config.sigmas, &config.timesteps) {
             (Some(sigmas), _) => sigmas.iter().map(|&s| round(s)).collect(),
-            (None, Some(timesteps)) => timesteps.iter().map(|&t| round(t / train)).collect(),
-            (None, None) if steps == 1 => vec![high],
-            (None, None) => linspace(high * train, low * train, steps)
-                .map(|t| round(t) / train)
-                .map(round)
-                .collect(),
+            (None, Some(timesteps)) => timesteps.iter().map(|&t| round(round(t) / train)).collect(),
+            (None, None) => scheduled(config.flow_schedule, train, moved, steps),
         };
         match &config.dynamic_shift {
             Some(dynamic) => {
                 let mu = dynamic.mu.ok_or(SamplerError::NoShift)?;
                 let mu = if dynamic.linear { mu } else { mu.exp() };
-                sigmas.iter_mut().for_each(|s| *s = round(mu / (mu + (1.0 / *s - 1.0))));
+                sigmas.iter_mut().for_each(|s| *s = round(mu / round(mu + round(1.0 / *s - 1.0))));
             }
-            None => sigmas.iter_mut().for_each(|s| *s = round(moved(*s))),
+            None => sigmas.iter_mut().for_each(|s| *s = moved(*s)),
         }
         if let Some(terminal) = config.shift_terminal {
-            let scale = (1.0 - sigmas[sigmas.len() - 1]) / (1.0 - terminal);
-            sigmas.iter_mut().for_each(|s| *s = round(1.0 - (1.0 - *s) / scale));
+            let scale = round((1.0 - sigmas[sigmas.len() - 1]) / (1.0 - terminal));
+            sigmas.iter_mut().for_each(|s| *s = round(1.0 - round(round(1.0 - *s) / scale)));
         }
         if config.sigma_schedule != SigmaSchedule::Plain {
             let (first, last) = (sigmas[0], sigmas[sigmas.len() - 1]);
@@ -57,10 +55,47 @@ impl FlowLevels {
             sigmas.iter_mut().for_each(|s| *s = 1.0 - *s);
             end = 1.0;
         }
-        let timesteps = sigmas.iter().enumerate().map(|(i, &s)| time(config, i, s)).collect();
+        let timesteps = match &config.timesteps {
+            // diffusers hands on what it was given, whatever became of the levels
+            Some(list) if config.flow_time == FlowTime::Scaled && !config.invert_sigmas => {
+                list.iter().map(|&t| f64::from(t as f32)).collect()
+            }
+            _ => sigmas.iter().enumerate().map(|(i, &s)| time(config, i, s)).collect(),
+        };
         sigmas.push(end);
         Ok(Self { sigmas, timesteps })
     }
+}
+
+/// `steps` levels, noisiest first, before they are shifted. `moved` is the static shift.
+fn scheduled(
+    schedule: FlowSchedule,
+    train: f64,
+    moved: impl Fn(f64) -> f64,
+    steps: usize,
+) -> Vec<f64> {
+    if schedule == FlowSchedule::Trained {
+        // both ends are float32 in diffusers
+        let end = |sigma: f64| f64::from(moved(sigma) as f32) * train;
+        return linspace(end(1.0), end(1.0 / train), steps).map(|t| t / train).collect();
+    }
+    let (count, half) = (steps as f64, (steps / 2) as f64);
+    let data_share = |i: usize| {
+        let (i, u) = (i as f64, i as f64 / count);
+        match schedule {
+            FlowSchedule::Trained | FlowSchedule::Even => u,
+            FlowSchedule::Sway(s) => u + s * ((FRAC_PI_2 * u).cos() - 1.0 + u),
+            FlowSchedule::TimeShift(s) => s * u / (1.0 + (s - 1.0) * u),
+            FlowSchedule::LinearQuadratic(threshold) if i < half => i * threshold / half,
+            // a parabola that begins where the line ends, with its slope, and would end at 1
+            FlowSchedule::LinearQuadratic(threshold) => {
+                let (start, slope) = if half > 0.0 { (threshold, threshold / half) } else { (0.0, 0.0) };
+                let (rest, by) = (count - half, i - half);
+                start + slope * by + (1.0 - start - slope * rest) * (by / rest).powi(2)
+            }
+        }
+    };
+    (0..steps).map(|i| 1.0 - data_share(i)).collect()
 }
 
 /// What the network is told of the level σ at evaluation `i`.

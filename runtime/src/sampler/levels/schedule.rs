@@ -4,7 +4,7 @@
 //! the rounding of ᾱ shows in the fourth digit. To end at the same image, the scalars here are
 //! rounded where diffusers (torch and numpy) rounds them.
 
-use super::super::Level;
+pub(in super::super) use super::super::Level;
 use super::super::SamplerError;
 use super::super::table::{Op, Register};
 use cqc_proto::sampler::{Betas, Prediction, SamplerConfig, Spacing};
@@ -29,7 +29,8 @@ fn products(betas: &[f32]) -> Vec<f32> {
     betas.iter().map(next).collect()
 }
 
-fn betas(config: &SamplerConfig) -> Vec<f32> {
+/// β of every training step, before any rescaling.
+pub(in super::super) fn betas(config: &SamplerConfig) -> Vec<f32> {
     let count = config.num_train_timesteps as usize;
     match config.betas {
         Betas::Linear { start, end } => linspace_f32(start, end, count),
@@ -37,20 +38,38 @@ fn betas(config: &SamplerConfig) -> Vec<f32> {
             .into_iter()
             .map(|root| root * root)
             .collect(),
-        Betas::SquaredcosCapV2 => (0..count).map(|i| cosine_beta(i, count)).collect(),
+        Betas::SquaredcosCapV2 => {
+            let alpha = |t: f64| ((t + 0.008) / 1.008 * FRAC_PI_2).cos().powi(2);
+            capped(count, alpha)
+        }
+        Betas::Exp => capped(count, |t| (t * -12.0).exp()),
+        Betas::Sigmoid { start, end } => linspace_f32(-6.0, 6.0, count)
+            .into_iter()
+            .map(|x| 1.0 / (1.0 + (-x).exp()) * (end - start) as f32 + start as f32)
+            .collect(),
+        Betas::Laplace => capped(count, laplace_alpha),
         Betas::Trained(ref betas) => betas.clone(),
     }
 }
 
-fn cosine_beta(i: usize, count: usize) -> f32 {
-    let alpha_bar =
-        |i: usize| ((i as f64 / count as f64 + 0.008) / 1.008 * FRAC_PI_2).cos().powi(2);
-    (1.0 - alpha_bar(i + 1) / alpha_bar(i)).min(0.999) as f32
+fn laplace_alpha(t: f64) -> f64 {
+    let log_snr = -0.5 * (0.5 - t).signum() * (1.0 - 2.0 * (0.5 - t).abs() + 1e-6).ln();
+    let snr = log_snr.exp();
+    (snr / (1.0 + snr)).sqrt()
+}
+
+/// β of an ᾱ that is a function of time from 0 to 1, each at most 0.999.
+fn capped(count: usize, alpha: impl Fn(f64) -> f64) -> Vec<f32> {
+    let at = |i: usize| alpha(i as f64 / count as f64);
+    (0..count).map(|i| (1.0 - at(i + 1) / at(i)).min(0.999) as f32).collect()
 }
 
 /// `torch.linspace` in f32: counted from the nearer end, with fused multiply-adds.
-fn linspace_f32(start: f64, end: f64, count: usize) -> Vec<f32> {
+pub(in super::super) fn linspace_f32(start: f64, end: f64, count: usize) -> Vec<f32> {
     let (start, end) = (start as f32, end as f32);
+    if count == 1 {
+        return vec![start];
+    }
     let step = (end - start) / (count - 1) as f32;
     let at = |i: usize| match i < count / 2 {
         true => step.mul_add(i as f32, start),
@@ -80,6 +99,9 @@ pub(in super::super) fn timesteps(
     steps: usize,
 ) -> Result<Vec<usize>, SamplerError> {
     let train = config.num_train_timesteps;
+    if let Some(list) = &config.timesteps {
+        return list.iter().map(|&t| in_training(t, train)).collect();
+    }
     let ascending: Vec<f64> = match config.timestep_spacing {
         Spacing::Leading => leading(train, steps, config.steps_offset),
         Spacing::Trailing => trailing(train.into(), stride(train, steps), steps),
@@ -91,6 +113,26 @@ pub(in super::super) fn timesteps(
             .collect(),
     };
     ascending.into_iter().rev().map(|t| in_training(t, train)).collect()
+}
+
+/// Time steps of a distilled model, noisiest first: a subset, evenly spread, of those that it was
+/// distilled with.
+///
+/// # Errors
+/// [`SamplerError::TimestepOutside`] for a list with a time step outside of training.
+pub(in super::super) fn distilled_timesteps(
+    config: &SamplerConfig,
+    steps: usize,
+) -> Result<Vec<usize>, SamplerError> {
+    if config.timesteps.is_some() {
+        return timesteps(config, steps);
+    }
+    let original = config.original_inference_steps as usize;
+    let stride = config.num_train_timesteps as usize / original;
+    let spacing = original as f64 / steps as f64;
+    // the i-th of `original`, counted from the noisiest
+    let at = |i: usize| (original - (i as f64 * spacing) as usize) * stride - 1;
+    Ok((0..steps).map(at).collect())
 }
 
 /// `t` as an index into the training steps.

@@ -1,62 +1,16 @@
-//! Noise levels σ = √((1−ᾱ)/ᾱ) and their time steps, for the kinds that integrate over σ (Euler,
-//! DPM-Solver++).
+//! Noise levels σ = √((1−ᾱ)/ᾱ) and their time steps, for the kinds that integrate over σ (Euler).
 //!
 //! Rounded as diffusers does: the training levels in float32, everything from them in float64, the
 //! result in float32.
 
-use super::super::SamplerError;
 use super::super::table::{Op, Register};
-use super::schedule::{alphas_cumprod, in_training, leading, linspace, stride, trailing};
-use cqc_proto::sampler::{
-    Betas, FinalSigma, Prediction, SamplerConfig, SamplerKind, SigmaSchedule, Spacing,
-};
+use super::schedule::{alphas_cumprod, leading, linspace, stride, trailing};
+use cqc_proto::sampler::{FinalSigma, Prediction, SamplerConfig, SamplerKind, SigmaSchedule, Spacing};
 
 /// One level per evaluation and the one after the last, and the time step of each evaluation.
 pub(in super::super) struct Sigmas {
     pub sigmas: Vec<f32>,
     pub timesteps: Vec<f64>,
-}
-
-impl Sigmas {
-    /// # Errors
-    /// [`SamplerError::TimestepOutside`].
-    pub fn new(config: &SamplerConfig, steps: usize) -> Result<Self, SamplerError> {
-        let trained = trained_sigmas(config);
-        let mut timesteps: Vec<f64> = match config.kind {
-            SamplerKind::DpmMultistep => dpm_timesteps(config, steps, &trained),
-            _ => euler_timesteps(config, steps),
-        };
-        if timesteps.is_empty() {
-            // `lambda_min_clipped` left nothing
-            return Err(SamplerError::TimestepOutside {
-                timestep: -1.0,
-                train: config.num_train_timesteps,
-            });
-        }
-        for &t in &timesteps {
-            in_training(t, config.num_train_timesteps)?;
-        }
-        let mut sigmas: Vec<f64> = timesteps.iter().map(|&t| interpolate(&trained, t)).collect();
-        if config.sigma_schedule != SigmaSchedule::Plain {
-            let (low, high) = match config.kind {
-                SamplerKind::DpmMultistep => {
-                    (f64::from(trained[0]), f64::from(trained[trained.len() - 1]))
-                }
-                _ => (sigmas[sigmas.len() - 1], sigmas[0]),
-            };
-            let (low, high) = (config.sigma_min.unwrap_or(low), config.sigma_max.unwrap_or(high));
-            sigmas = spread(config.sigma_schedule, low, high, steps);
-            timesteps = timesteps_of(&sigmas, &trained, config);
-        }
-        let last = match config.final_sigmas_type {
-            FinalSigma::Zero => 0.0,
-            FinalSigma::SigmaMin => trained[0],
-        };
-        Ok(Self {
-            sigmas: sigmas.into_iter().map(|sigma| sigma as f32).chain([last]).collect(),
-            timesteps,
-        })
-    }
 }
 
 /// What the network sees of a sample image + σ·ε: that times 1/√(σ² + 1).
@@ -93,7 +47,16 @@ pub(in super::super) fn image_over_sigma(
     }
 }
 
-fn trained_sigmas(config: &SamplerConfig) -> Vec<f32> {
+/// The level after the last step.
+pub(super) fn final_sigma(config: &SamplerConfig, trained: &[f32]) -> f32 {
+    match config.final_sigmas_type {
+        FinalSigma::Zero => 0.0,
+        FinalSigma::SigmaMin => trained[0],
+    }
+}
+
+/// The level of every training step.
+pub(super) fn trained_sigmas(config: &SamplerConfig) -> Vec<f32> {
     let mut alphas = alphas_cumprod(config);
     if config.rescale_betas_zero_snr {
         let last = alphas.len() - 1;
@@ -103,43 +66,22 @@ fn trained_sigmas(config: &SamplerConfig) -> Vec<f32> {
 }
 
 /// Noisiest first; `linspace` gives fractional ones.
-fn euler_timesteps(config: &SamplerConfig, steps: usize) -> Vec<f64> {
+pub(super) fn euler_timesteps(config: &SamplerConfig, steps: usize) -> Vec<f64> {
     let train = config.num_train_timesteps;
+    // one class does not round them
+    let is_rounded = config.kind != SamplerKind::DpmSde;
+    let round = |t: f64| if is_rounded { f64::from(t as f32) } else { t };
     let mut ascending = match config.timestep_spacing {
         Spacing::Leading => leading(train, steps, config.steps_offset),
         Spacing::Trailing => trailing(train.into(), stride(train, steps), steps),
-        _ => linspace(0.0, f64::from(train - 1), steps).map(|t| f64::from(t as f32)).collect(),
+        _ => linspace(0.0, f64::from(train - 1), steps).map(round).collect(),
     };
     ascending.reverse();
     ascending
-}
-
-/// Noisiest first. The lowest of `steps + 1` is left out: DPM-Solver++ ends there, it does not
-/// start from there.
-fn dpm_timesteps(config: &SamplerConfig, steps: usize, trained: &[f32]) -> Vec<f64> {
-    let train = config.num_train_timesteps;
-    let kept = train - clipped(config, trained);
-    let mut ascending = match config.timestep_spacing {
-        Spacing::Leading => leading(kept, steps + 1, config.steps_offset)[1..].to_vec(),
-        Spacing::Trailing => trailing(kept.into(), stride(train, steps), steps),
-        _ => linspace(0.0, f64::from(kept) - 1.0, steps + 1)
-            .skip(1)
-            .map(f64::round_ties_even)
-            .collect(),
-    };
-    ascending.reverse();
-    ascending
-}
-
-/// How many of the noisiest training steps have a half log-SNR below `lambda_min_clipped`.
-fn clipped(config: &SamplerConfig, trained: &[f32]) -> u32 {
-    let Some(limit) = config.lambda_min_clipped else { return 0 };
-    let below = |sigma: &&f32| -f64::from(**sigma).ln() < limit;
-    trained.iter().rev().take_while(below).count() as u32
 }
 
 /// The level between two training steps; `t` is one of `0..trained.len()` or lies between them.
-fn interpolate(trained: &[f32], t: f64) -> f64 {
+pub(super) fn interpolate(trained: &[f32], t: f64) -> f64 {
     let low = t as usize;
     let Some(&high) = trained.get(low + 1) else { return trained[low].into() };
     let (from, to) = (f64::from(trained[low]), f64::from(high));
@@ -157,20 +99,28 @@ pub(in super::super) fn spread(
     steps: usize,
 ) -> Vec<f64> {
     match schedule {
-        SigmaSchedule::Karras => karras(low, high, steps),
+        SigmaSchedule::Karras => karras(low, high, 7.0, linspace(0.0, 1.0, steps)).collect(),
         SigmaSchedule::Exponential => linspace(high.ln(), low.ln(), steps).map(f64::exp).collect(),
         SigmaSchedule::Beta => beta(low, high, steps),
-        SigmaSchedule::Plain | SigmaSchedule::LuLambdas | SigmaSchedule::Flow => {
+        SigmaSchedule::Plain
+        | SigmaSchedule::LuLambdas
+        | SigmaSchedule::Flow
+        | SigmaSchedule::KarrasFlow => {
             unreachable!("decided before")
         }
     }
 }
 
-/// Evenly spaced in σ^(1/7), highest first (arXiv:2206.00364, equation 5).
-fn karras(low: f64, high: f64, steps: usize) -> Vec<f64> {
-    const RHO: f64 = 7.0;
-    let (low, high) = (low.powf(1.0 / RHO), high.powf(1.0 / RHO));
-    linspace(0.0, 1.0, steps).map(|ramp| (high + ramp * (low - high)).powf(RHO)).collect()
+/// Evenly spaced in σ^(1/ρ), from `high` at 0 of `ramp` to `low` at 1 (arXiv:2206.00364,
+/// equation 5).
+pub(in super::super) fn karras(
+    low: f64,
+    high: f64,
+    rho: f64,
+    ramp: impl Iterator<Item = f64>,
+) -> impl Iterator<Item = f64> {
+    let (low, high) = (low.powf(1.0 / rho), high.powf(1.0 / rho));
+    ramp.map(move |ramp| (high + ramp * (low - high)).powf(rho))
 }
 
 /// At the quantiles of a beta distribution with α = β = 0.6, highest first (arXiv:2407.12173).
@@ -193,19 +143,14 @@ fn quantile_of_beta(p: f64) -> f64 {
     (low + high) / 2.0
 }
 
-/// The time step of each level, by linear interpolation in log σ; DPM-Solver++ makes it whole.
-fn timesteps_of(sigmas: &[f64], trained: &[f32], config: &SamplerConfig) -> Vec<f64> {
-    let logs: Vec<f32> = trained.iter().map(|&sigma| f64::from(sigma).ln() as f32).collect();
-    let whole = |t: f64| match config.kind {
-        SamplerKind::DpmMultistep if config.betas == Betas::SquaredcosCapV2 => t.trunc(),
-        SamplerKind::DpmMultistep => t.round_ties_even(),
-        _ => f64::from(t as f32),
-    };
-    sigmas.iter().map(|&sigma| whole(timestep_of(sigma, &logs))).collect()
+/// ln σ of every training step.
+pub(super) fn log_levels(trained: &[f32]) -> Vec<f32> {
+    trained.iter().map(|&sigma| f64::from(sigma).ln() as f32).collect()
 }
 
-fn timestep_of(sigma: f64, logs: &[f32]) -> f64 {
-    let log = sigma.max(1e-10).ln();
+/// The time step, not always whole, of the level with logarithm `log`; `logs` are those of
+/// training.
+pub(super) fn timestep_of(log: f64, logs: &[f32]) -> f64 {
     let low = logs
         .partition_point(|&trained| f64::from(trained) <= log)
         .saturating_sub(1)

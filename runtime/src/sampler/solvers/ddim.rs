@@ -61,6 +61,7 @@ fn trajectory(
     let stride = alphas.len() / steps;
     // diffusers steps down by a whole stride, which is not always the next time step of the list
     let next = |i: usize| match config.timestep_spacing {
+        _ if config.timesteps.is_some() => timesteps.get(i + 1).copied(),
         Spacing::Quadratic => timesteps.get(i + 1).copied(),
         _ => timesteps[i].checked_sub(stride),
     };

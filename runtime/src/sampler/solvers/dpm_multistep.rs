@@ -1,62 +1,91 @@
-//! DPM-Solver++ of second order, multistep (arXiv:2211.01095, algorithm 2): a linear extrapolation
-//! of the last two predicted images, integrated exactly over the half log-SNR λ.
+//! DPM-Solver and DPM-Solver++, multistep, of order 1 to 3 (arXiv:2211.01095, algorithm 2;
+//! arXiv:2206.00927, appendix B): past predictions extrapolated, integrated exactly over the half
+//! log-SNR λ. Inverse: the same from an image to its noise.
 
-use super::super::levels::sigmas::Sigmas;
+use super::super::levels::dpm::DpmLevels;
+use super::super::levels::schedule::Level;
 use super::super::table::{Op, Register, Row, Table};
-use super::super::{Evaluation, Level, SamplerError};
-use super::image_limit;
-use cqc_proto::sampler::{FinalSigma, SamplerConfig, SolverType};
+use super::super::{Evaluation, SamplerError};
+use super::dpm::{FEW_STEPS, Integral, predict};
+use cqc_proto::sampler::{FinalSigma, SamplerConfig, SamplerKind, SolverType};
 
 const SLOPE: Register = Register::Temp(0);
-
-/// Below this many steps `lower_order_final` takes effect.
-const FEW_STEPS: usize = 15;
+const OLDER_SLOPE: Register = Register::Temp(1);
+const BEND: Register = Register::Temp(2);
+const FIRST: Register = Register::Temp(3);
+const SECOND: Register = Register::Temp(4);
+/// What is predicted, where no later step looks at it.
+const ONLY: Register = Register::Temp(5);
 
 pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
-    let Sigmas { sigmas, timesteps } = Sigmas::new(config, steps)?;
-    let levels: Vec<Level> = sigmas.iter().map(|&sigma| level_of_sigma(sigma)).collect();
+    let DpmLevels { levels, timesteps } = DpmLevels::new(config, steps)?;
     // fewer than `steps` when `lambda_min_clipped` cuts `trailing` ones off
     let count = timesteps.len();
+    let memory = config.solver_order as usize;
+    // what was predicted at evaluation `i`
+    let predicted = |i: usize| match memory {
+        1 => ONLY,
+        _ => Register::Kept((i % memory) as u8),
+    };
     let mut rows = Vec::with_capacity(count);
     for (i, &t) in timesteps.iter().enumerate() {
-        let (now, next) = (levels[i], levels[i + 1]);
-        let mut row = Row::new(Evaluation::unscaled(t, i).at(now.signal, now.noise));
-        // the image predicted now and the one before
-        let [image, before] = [i % 2, (i + 1) % 2].map(|n| Register::Kept(n as u8));
+        let Level { signal, noise } = levels[i];
+        let mut row = Row::new(Evaluation::unscaled(t, i).at(signal, noise));
+        let now = predicted(i);
+        predict(config, levels[i], now, &mut row);
+        let integral = Integral::new(config.algorithm_type, levels[i], levels[i + 1]);
+        let before = |back: usize| before(&levels, i, back, integral.width);
         let x = Register::X;
-        let of_x = now.image(config.prediction_type, x, Register::Out, image);
-        row.push(of_x.limited(image_limit(config)));
-        let width = lambda(next) - lambda(now);
-        let fall = (-width).exp() - 1.0;
-        let mut terms = vec![(x, next.noise / now.noise), (image, -(next.signal * fall))];
-        if i > 0 && !(i + 1 == count && ends_in_first_order(config, count)) {
-            let ratio = (lambda(now) - lambda(levels[i - 1])) / width;
-            row.push(Op::sum(SLOPE, &[(image, 1.0), (before, -1.0)]).times(1.0 / ratio));
-            let factor = match config.solver_type {
-                SolverType::Heun => next.signal * (fall / width + 1.0),
-                _ => -0.5 * (next.signal * fall),
-            };
-            terms.push((SLOPE, factor));
-        }
-        row.push(Op::sum(x, &terms));
+        // a repeated level, as the last one may be, is stood still at
+        let stands = i + 1 == count && levels[i] == levels[i + 1];
+        let order = match order_of(config, i, count) {
+            2 if config.solver_type == SolverType::Midpoint => 2, // is finite all the same
+            _ if stands => 1,
+            order => order,
+        };
+        let step = match order {
+            1 => integral.step(x, now, &[]),
+            2 => {
+                row.push(slope(SLOPE, now, predicted(i - 1), before(1)));
+                integral.step(x, now, &[(SLOPE, integral.second(config.solver_type))])
+            }
+            _ => {
+                let (near, far) = (before(1), before(2));
+                row.push(slope(SLOPE, now, predicted(i - 1), near));
+                row.push(slope(OLDER_SLOPE, predicted(i - 1), predicted(i - 2), far));
+                row.push(Op::sum(BEND, &[(SLOPE, 1.0), (OLDER_SLOPE, -1.0)]));
+                row.push(Op::sum(FIRST, &[(SLOPE, 1.0), (BEND, near / (near + far))]));
+                row.push(Op::sum(SECOND, &[(BEND, 1.0 / (near + far))]));
+                let further = [(FIRST, integral.slope), (SECOND, integral.curvature)];
+                integral.step(x, now, &further)
+            }
+        };
+        row.push(step);
         rows.push(row);
     }
     Ok(Table { rows, initial_scale: 1.0 })
 }
 
-fn ends_in_first_order(config: &SamplerConfig, steps: usize) -> bool {
+/// The width of the step that began `back` evaluations before `i`, in widths of the step at `i`.
+fn before(levels: &[Level], i: usize, back: usize, width: f32) -> f32 {
+    (levels[i + 1 - back].lambda() - levels[i - back].lambda()) / width
+}
+
+/// `to` = the difference of two predictions over their distance.
+fn slope(to: Register, new: Register, old: Register, distance: f32) -> Op {
+    Op::sum(to, &[(new, 1.0), (old, -1.0)]).times(1.0 / distance)
+}
+
+/// The order of step `i` of `count`.
+fn order_of(config: &SamplerConfig, i: usize, count: usize) -> usize {
+    let lowers = config.lower_order_final && count < FEW_STEPS;
     // with σ = 0 at the end λ is infinite, and only the first-order rule has a limit
-    config.final_sigmas_type == FinalSigma::Zero
-        || config.euler_at_final
-        || (config.lower_order_final && steps < FEW_STEPS)
-}
-
-fn level_of_sigma(sigma: f32) -> Level {
-    let signal = (sigma * sigma + 1.0).sqrt().recip();
-    Level { signal, noise: sigma * signal }
-}
-
-/// Half the logarithm of the signal-to-noise ratio.
-fn lambda(level: Level) -> f32 {
-    level.signal.ln() - level.noise.ln()
+    let ends_in_zero = config.final_sigmas_type == FinalSigma::Zero
+        && config.kind != SamplerKind::DpmMultistepInverse;
+    let most = match count - 1 - i {
+        0 if ends_in_zero || config.euler_at_final || lowers => 1,
+        1 if lowers => 2,
+        _ => 3,
+    };
+    most.min(i + 1).min(config.solver_order as usize)
 }

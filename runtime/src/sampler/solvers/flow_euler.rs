@@ -1,22 +1,24 @@
 //! Euler steps along the straight path of a flow-matching model (arXiv:2403.03206; diffusers'
-//! `FlowMatchEulerDiscreteScheduler`): x′ = x + (σ′ − σ)·v. Stochastic: the predicted image with
-//! new noise of the next level.
+//! `FlowMatchEulerDiscreteScheduler`): x′ = x + (σ′ − σ)·v. Stochastic, and for models distilled to
+//! consistency (`FlowMatchLCMScheduler`): the predicted image with new noise of the next level.
 
 use super::super::levels::flow::FlowLevels;
 use super::super::table::{Op, Register, Row, Table};
 use super::super::{Evaluation, SamplerError};
-use cqc_proto::sampler::{Prediction, SamplerConfig};
+use super::flow_sign;
+use cqc_proto::sampler::{SamplerConfig, SamplerKind};
 
 const IMAGE: Register = Register::Temp(0);
 
 pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
     let FlowLevels { sigmas, timesteps } = FlowLevels::new(config, steps)?;
-    let sign = if config.prediction_type == Prediction::FlowToData { -1.0 } else { 1.0 };
+    let sign = flow_sign(config);
+    let renews = config.stochastic_sampling || config.kind == SamplerKind::FlowLcm;
     let (x, out) = (Register::X, Register::Out);
     let row = |(i, &t): (usize, &f64)| {
         let (now, next) = (sigmas[i], sigmas[i + 1]);
         let mut row = Row::new(Evaluation::unscaled(t, i).at(1.0 - now, now));
-        if config.stochastic_sampling {
+        if renews {
             row.push(Op::sum(IMAGE, &[(x, 1.0), (out, -sign * now)]));
             row.push(Op::sum(x, &[(IMAGE, 1.0 - next), (Register::Noise, next)]));
         } else {

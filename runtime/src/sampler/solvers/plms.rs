@@ -12,8 +12,8 @@ use super::super::{Evaluation, Level, SamplerError};
 use cqc_proto::sampler::SamplerConfig;
 
 /// The sample before the first step. Registers 0 to 3 hold outputs.
-const START: Register = Register::Kept(4);
-const MIXED: Register = Register::Temp(0);
+pub(super) const START: Register = Register::Kept(4);
+pub(super) const MIXED: Register = Register::Temp(0);
 const EPSILON: Register = Register::Temp(1);
 
 pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
@@ -64,7 +64,7 @@ fn mix(i: usize, row: &mut Row) -> Register {
 }
 
 /// From `x` at the level ᾱ = `alpha` to the level `next`, along [`MIXED`].
-fn step(config: &SamplerConfig, alpha: f32, next: f32, x: Register, row: &mut Row) {
+pub(super) fn step(config: &SamplerConfig, alpha: f32, next: f32, x: Register, row: &mut Row) {
     let divisor = alpha * (1.0 - next).sqrt() + (alpha * (1.0 - alpha) * next).sqrt();
     row.push(Level::of_alpha(alpha).epsilon(config.prediction_type, x, MIXED, EPSILON));
     let moved = Op::sum(Register::X, &[(x, (next / alpha).sqrt())]);
