@@ -8,16 +8,22 @@ use cqc_proto::sampler::{
 /// The deterministic loop that tests the reading of `config`, whatever its solver: DDIM or Euler
 /// steps of a flow. `None` where the sampler has levels of its own.
 pub fn probe_of(config: &SamplerConfig) -> Option<SamplerConfig> {
-    use SamplerKind::{Ddim, Ddpm, DpmMultistep, Euler, FlowEuler, Plms};
-    let is_flow = config.kind == FlowEuler || config.sigma_schedule == SigmaSchedule::Flow;
+    use SamplerKind::{
+        Ddim, Ddpm, Deis, Direct, DpmMultistep, DpmSde, DpmSinglestep, Euler, EulerAncestral,
+        FlowEuler, FlowLcm, Heun, Kdpm2, Kdpm2Ancestral, Lms, Plms, Pndm, Sa, Unipc,
+    };
+    let is_flow = config.kind.is_flow() || config.sigma_schedule == SigmaSchedule::Flow;
     match config.kind {
+        // not denoisers of many steps
+        FlowLcm | Direct => None,
         _ if is_flow => Some(SamplerConfig {
             num_train_timesteps: config.num_train_timesteps,
             prediction_type: config.prediction_type,
             flow_time: config.flow_time,
             ..SamplerConfig::of_kind(FlowEuler)
         }),
-        Ddim | Ddpm | Plms | Euler | DpmMultistep => Some(SamplerConfig {
+        Ddim | Ddpm | Plms | Pndm | Euler | EulerAncestral | Heun | Kdpm2 | Kdpm2Ancestral
+        | Lms | DpmSde | DpmMultistep | DpmSinglestep | Deis | Unipc | Sa => Some(SamplerConfig {
             num_train_timesteps: config.num_train_timesteps,
             betas: config.betas.clone(),
             rescale_betas_zero_snr: config.rescale_betas_zero_snr,
@@ -28,7 +34,8 @@ pub fn probe_of(config: &SamplerConfig) -> Option<SamplerConfig> {
             timestep_spacing: Spacing::Leading,
             ..SamplerConfig::of_kind(Ddim)
         }),
-        FlowEuler => None,
+        // levels or preconditioning of their own, or distilled to few steps
+        _ => None,
     }
 }
 
@@ -78,7 +85,7 @@ pub fn adopt(
     }
     let is_flow = best.kind == SamplerKind::FlowEuler;
     let base = match recipe.sampler {
-        Some(kind) if (kind == SamplerKind::FlowEuler) != is_flow => return None,
+        Some(kind) if kind.is_flow() != is_flow => return None,
         Some(_) => config.clone(),
         None => SamplerConfig { flow_shift: config.flow_shift, ..best.clone() },
     };
@@ -117,6 +124,9 @@ pub fn name(config: &SamplerConfig) -> String {
         Betas::Linear { start, end } => format!("linear betas {start} to {end}"),
         Betas::ScaledLinear { start, end } => format!("scaled linear betas {start} to {end}"),
         Betas::SquaredcosCapV2 => "cosine betas".into(),
+        Betas::Sigmoid { start, end } => format!("sigmoid betas {start} to {end}"),
+        Betas::Laplace => "Laplace betas".into(),
+        Betas::Exp => "exponential betas".into(),
         Betas::Trained(_) => "trained betas".into(),
     };
     let clip = if config.clip_sample { ", clipped" } else { "" };

@@ -82,7 +82,10 @@ pub fn read(
     request: &Request,
 ) -> Result<(SamplerConfig, Reading), CompileError> {
     let Some(probed) = candidates::probe_of(&config) else {
-        let reason = format!("the test knows no noise levels of sampler {}", config.kind);
+        let reason = format!(
+            "sampler {} has noise levels of its own, or the model is distilled",
+            config.kind
+        );
         let reading =
             Reading { name: config.kind.to_string(), verdict: Verdict::Untested { reason } };
         return Ok((config, reading));

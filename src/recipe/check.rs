@@ -4,7 +4,6 @@
 //! that is not given is never wrong.
 
 use super::{Correct, Migrate, Named, Quant, Recipe, ScheduleSpec, Selection};
-use cqc_proto::sampler::SamplerKind;
 use std::fmt;
 
 /// An option that contradicts others, or that has no effect with them.
@@ -111,10 +110,7 @@ impl Needs {
             ),
             Needs::Eta if r.sampler.is_some_and(|kind| !kind.reads_eta()) => {
                 let kind = r.sampler.map_or_else(String::new, |kind| kind.to_string());
-                (
-                    "it is an option of ddim, tcd and flow-euler-ancestral",
-                    vec![("sampler", kind)],
-                )
+                ("it is an option of ddim, tcd and flow-euler-ancestral", vec![("sampler", kind)])
             }
             Needs::OtherSteps => match r.variance_compensation {
                 Some(mode) if integers => (

@@ -42,7 +42,7 @@ pub struct Refused {
 }
 
 /// The lists of classes.
-const FAMILIES: &[&[Class]] = 
+const FAMILIES: &[&[Class]] =
     &[CLASSES, sigma::CLASSES, dpm::CLASSES, flow::CLASSES, distilled::CLASSES];
 
 impl Class {

@@ -96,7 +96,9 @@ impl Reader<'_> {
             Betas::Linear { start, end }
             | Betas::ScaledLinear { start, end }
             | Betas::Sigmoid { start, end } => (*start, *end),
-            Betas::SquaredcosCapV2 | Betas::Exp | Betas::Laplace | Betas::Trained(_) => (1e-4, 0.02),
+            Betas::SquaredcosCapV2 | Betas::Exp | Betas::Laplace | Betas::Trained(_) => {
+                (1e-4, 0.02)
+            }
         };
         let (start, end) = (self.number("beta_start", start)?, self.number("beta_end", end)?);
         let linear = Betas::Linear { start, end };
