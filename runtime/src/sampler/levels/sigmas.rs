@@ -4,15 +4,8 @@
 //! result in float32.
 
 use super::super::table::{Op, Register};
-<<<<<<< Updated upstream
 use super::schedule::{alphas_cumprod, leading, linspace, stride, trailing};
 use cqc_proto::sampler::{FinalSigma, Prediction, SamplerConfig, SamplerKind, SigmaSchedule, Spacing};
-=======
-use super::schedule::{alphas_cumprod, in_training, leading, linspace, stride, trailing};
-use cqc_proto::sampler::{
-    FinalSigma, Prediction, SamplerConfig, SamplerKind, SigmaSchedule, Spacing,
-};
->>>>>>> Stashed changes
 
 /// One level per evaluation and the one after the last, and the time step of each evaluation.
 pub(in super::super) struct Sigmas {
