@@ -1,7 +1,7 @@
 //! Combinations of options that have no meaning for the solvers of DPM's family and their like.
 
 use super::{
-    Algorithm, FinalSigma, Prediction, SamplerConfig, SamplerConfigError, SamplerKind,
+    Algorithm, FinalSigma, MAX_STEPS, Prediction, SamplerConfig, SamplerConfigError, SamplerKind,
     SigmaSchedule, SolverType, Spacing,
 };
 
@@ -72,6 +72,8 @@ impl SamplerConfig {
     fn validate_solver(&self) -> Checked {
         use SamplerKind::{Deis, DpmMultistepInverse, DpmSinglestep, Sa, Unipc};
         let (algorithm, order) = (self.algorithm_type, self.solver_order);
+        let count = self.disable_corrector.len();
+        self.require(count <= MAX_STEPS, "disable_corrector", count, "as many as there are steps")?;
         let is_sde = matches!(algorithm, Algorithm::SdeDpmSolver | Algorithm::SdeDpmSolverPp);
         let (fits, supported) = match self.kind {
             Unipc | Deis => (true, ""),

@@ -167,13 +167,25 @@ fn what_has_no_trajectory_is_refused() {
     let standing_still =
         SamplerConfig { timestep_spacing: Spacing::Leading, ..config(SamplerKind::DpmMultistep) };
     assert!(error(&standing_still, 1000).contains("no finite update"));
-    for timestep_spacing in [Spacing::Leading, Spacing::Trailing, Spacing::Linspace] {
-        let all_clipped = SamplerConfig {
-            lambda_min_clipped: Some(1e6),
-            timestep_spacing,
-            ..config(SamplerKind::DpmMultistep)
-        };
-        assert!(Sampler::new(&all_clipped, 10).is_err(), "{timestep_spacing:?}");
+    let clipping = SamplerKind::ALL.iter().filter(|kind| kind.is_of_dpm());
+    for &kind in clipping {
+        for timestep_spacing in [Spacing::Leading, Spacing::Trailing, Spacing::Linspace] {
+            let all_clipped =
+                SamplerConfig { lambda_min_clipped: Some(1e6), timestep_spacing, ..config(kind) };
+            for steps in [1, 10] {
+                let sampler = Sampler::new(&all_clipped, steps);
+                assert!(sampler.is_err(), "{kind}, {timestep_spacing:?}, {steps} steps");
+            }
+        }
+    }
+    // ᾱ underflows to 0, and σ is infinite
+    let betas = Betas::Trained(vec![0.999; 1000]);
+    for &kind in SamplerKind::ALL.iter().filter(|kind| kind.is_of_dpm()) {
+        for sigma_schedule in [SigmaSchedule::Plain, SigmaSchedule::Exponential] {
+            let without_signal =
+                SamplerConfig { betas: betas.clone(), sigma_schedule, ..config(kind) };
+            assert!(Sampler::new(&without_signal, 5).is_err(), "{kind}");
+        }
     }
     let eta = SamplerConfig { eta: f64::NAN, ..ddim };
     assert!(error(&eta, 10).contains("eta = NaN"));

@@ -91,12 +91,8 @@ fn plain(
     let train = config.num_train_timesteps;
     let timesteps = match &config.timesteps {
         Some(given) => given.iter().map(|t| t.trunc()).collect(),
-        None => spaced(config, steps, trained),
+        None => spaced(config, steps, trained)?,
     };
-    if timesteps.is_empty() {
-        // `lambda_min_clipped` left nothing
-        return Err(SamplerError::TimestepOutside { timestep: -1.0, train });
-    }
     for &t in &timesteps {
         in_training(t, train)?;
     }
@@ -106,9 +102,15 @@ fn plain(
 
 /// Noisiest first; the lowest of `steps + 1` is left out, because the solver ends there and does
 /// not start from there. Inverse: noisiest last, and that one is left out.
-fn spaced(config: &SamplerConfig, steps: usize, trained: &[f32]) -> Vec<f64> {
+///
+/// # Errors
+/// [`SamplerError::TimestepOutside`] where `lambda_min_clipped` leaves none.
+fn spaced(config: &SamplerConfig, steps: usize, trained: &[f32]) -> Result<Vec<f64>, SamplerError> {
     let train = config.num_train_timesteps;
     let kept = train - clipped(config, trained);
+    if kept == 0 {
+        return Err(SamplerError::TimestepOutside { timestep: -1.0, train });
+    }
     let mut ascending = match (config.kind, config.timestep_spacing) {
         (SamplerKind::DpmSinglestep, _) | (_, Spacing::Linspace | Spacing::Quadratic) => {
             linspace(0.0, f64::from(kept) - 1.0, steps + 1).map(f64::round_ties_even).collect()
@@ -120,13 +122,13 @@ fn spaced(config: &SamplerConfig, steps: usize, trained: &[f32]) -> Vec<f64> {
     let is_one_more = ascending.len() > steps;
     if config.kind == SamplerKind::DpmMultistepInverse {
         ascending.truncate(steps);
-        return ascending;
+        return Ok(ascending);
     }
     if is_one_more {
         ascending.remove(0);
     }
     ascending.reverse();
-    ascending
+    Ok(ascending)
 }
 
 /// How many of the noisiest training steps have a half log-SNR below `lambda_min_clipped`.
@@ -175,7 +177,7 @@ fn timesteps_of(config: &SamplerConfig, sigmas: &[f64], trained: &[f32]) -> Vec<
     sigmas.iter().map(|&sigma| whole(timestep_of(sigma.max(1e-10).ln(), &logs))).collect()
 }
 
-/// numpy's natural logarithm of a positive normal float32, to the bit (its vectorized one, which is
+/// numpy's natural logarithm of a float32, for positive normal ones to the bit (its vectorized one, which is
 /// off by one unit in the last place for a tenth of all arguments): a quotient of polynomials in
 /// m − 1, where the argument is 2^k · m with m near 1.
 ///
@@ -184,6 +186,9 @@ pub(in super::super) fn numpy_ln(x: f32) -> f32 {
     const ABOVE: [f32; 6] = [0.025_899_792, 0.380_883_78, 1.480_000_6, 2.112_677_6, 1.0, 0.0];
     const BELOW: [f32; 6] =
         [0.005_875_095_3, 0.154_647_63, 0.986_494_3, 2.453_006, 2.612_677_6, 1.0];
+    if !x.is_normal() || x < 0.0 {
+        return x.ln();
+    }
     // m from 1/2 to 1, then from 1/√2 to √2
     let k = x.log2().floor() as i32 + 1;
     let (mut k, mut m) = (k, x * (-k as f32).exp2());
