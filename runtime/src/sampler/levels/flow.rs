@@ -89,7 +89,8 @@ fn scheduled(
             FlowSchedule::LinearQuadratic(threshold) if i < half => i * threshold / half,
             // a parabola that begins where the line ends, with its slope, and would end at 1
             FlowSchedule::LinearQuadratic(threshold) => {
-                let (start, slope) = if half > 0.0 { (threshold, threshold / half) } else { (0.0, 0.0) };
+                let (start, slope) =
+                    if half > 0.0 { (threshold, threshold / half) } else { (0.0, 0.0) };
                 let (rest, by) = (count - half, i - half);
                 start + slope * by + (1.0 - start - slope * rest) * (by / rest).powi(2)
             }

@@ -3,40 +3,16 @@
 //! Rounded as diffusers does: the training levels in float32, everything from them in float64, the
 //! result in float32.
 
-use super::super::SamplerError;
 use super::super::table::{Op, Register};
-use super::schedule::{alphas_cumprod, in_training, leading, linspace, stride, trailing};
-use cqc_proto::sampler::{FinalSigma, Prediction, SamplerConfig, SigmaSchedule, Spacing};
+use super::schedule::{alphas_cumprod, leading, linspace, stride, trailing};
+use cqc_proto::sampler::{
+    FinalSigma, Prediction, SamplerConfig, SamplerKind, SigmaSchedule, Spacing,
+};
 
 /// One level per evaluation and the one after the last, and the time step of each evaluation.
 pub(in super::super) struct Sigmas {
     pub sigmas: Vec<f32>,
     pub timesteps: Vec<f64>,
-}
-
-impl Sigmas {
-    /// # Errors
-    /// [`SamplerError::TimestepOutside`].
-    pub fn new(config: &SamplerConfig, steps: usize) -> Result<Self, SamplerError> {
-        let trained = trained_sigmas(config);
-        let mut timesteps = euler_timesteps(config, steps);
-        for &t in &timesteps {
-            in_training(t, config.num_train_timesteps)?;
-        }
-        let mut sigmas: Vec<f64> = timesteps.iter().map(|&t| interpolate(&trained, t)).collect();
-        if config.sigma_schedule != SigmaSchedule::Plain {
-            let (low, high) = (sigmas[sigmas.len() - 1], sigmas[0]);
-            let (low, high) = (config.sigma_min.unwrap_or(low), config.sigma_max.unwrap_or(high));
-            sigmas = spread(config.sigma_schedule, low, high, steps);
-            let single = |t: f64| f64::from(t as f32);
-            timesteps = timesteps_of(&sigmas, &trained).into_iter().map(single).collect();
-        }
-        let last = final_sigma(config, &trained);
-        Ok(Self {
-            sigmas: sigmas.into_iter().map(|sigma| sigma as f32).chain([last]).collect(),
-            timesteps,
-        })
-    }
 }
 
 /// What the network sees of a sample image + σ·ε: that times 1/√(σ² + 1).
@@ -167,12 +143,6 @@ fn quantile_of_beta(p: f64) -> f64 {
         if puruspe::betai(0.6, 0.6, middle) < p { low = middle } else { high = middle }
     }
     (low + high) / 2.0
-}
-
-/// The time step of each level, by linear interpolation in log σ.
-fn timesteps_of(sigmas: &[f64], trained: &[f32]) -> Vec<f64> {
-    let logs = log_levels(trained);
-    sigmas.iter().map(|&sigma| timestep_of(sigma.max(1e-10).ln(), &logs)).collect()
 }
 
 /// ln σ of every training step.

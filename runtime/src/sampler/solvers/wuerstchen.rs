@@ -19,7 +19,9 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
         let mut row = Row::new(Evaluation::unscaled(times[step].into(), step));
         let (x, factor) = (Register::X, (1.0 / alpha).sqrt());
         let less = Op::sum(x, &[(x, 1.0)]);
-        row.push(less.plus_quotient(Register::Out, -(1.0 - alpha), (1.0 - now).sqrt()).times(factor));
+        row.push(
+            less.plus_quotient(Register::Out, -(1.0 - alpha), (1.0 - now).sqrt()).times(factor),
+        );
         let std = ((1.0 - alpha) * (1.0 - next) / (1.0 - now)).sqrt();
         let std = if step + 2 < times.len() { std } else { 0.0 };
         row.push(Op::sum(x, &[(x, 1.0), (Register::Noise, std)]));
