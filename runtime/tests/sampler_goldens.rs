@@ -106,9 +106,10 @@ fn the_page_on_samplers_is_up_to_date() {
 #[test]
 fn every_class_of_diffusers_is_taken_or_refused() {
     for name in sampler_page::DIFFUSERS {
-        let taken = Class::all().filter(|class| class.name == *name).count();
+        // PNDM is two samplers, with and without its Runge-Kutta start
+        let taken = Class::all().any(|class| class.name == *name);
         let refused = Refused::all().filter(|class| class.name == *name).count();
-        assert_eq!(taken + refused, 1, "{name}: {taken} times taken, {refused} times refused");
+        assert_eq!(usize::from(taken) + refused, 1, "{name}: taken {taken}, refused {refused}");
     }
 }
 

@@ -127,13 +127,9 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
     ("beta_schedule", read_betas),
     ("trained_betas", read_betas),
     ("prediction_type", |r, key, c| {
-        let old = [("original_sample", Prediction::Sample)];
-        // an older name of `sample`, which one class still takes
-        let is_old = c.kind == SamplerKind::Euler
-            && r.present(key).and_then(|name| name.as_str()) == Some("original_sample");
         let known = match c.kind {
             SamplerKind::Scm => flow::OF_SCM,
-            _ if is_old => &old,
+            SamplerKind::Euler => sigma::OF_EULER,
             _ => PREDICTIONS,
         };
         c.prediction_type = r.choice(key, c.prediction_type, known)?;

@@ -107,12 +107,17 @@ impl Reader<'_> {
             ("linear", linear.clone()),
             ("scaled_linear", scaled.clone()),
             ("squaredcos_cap_v2", Betas::SquaredcosCapV2),
+            // only Heun has this, and only DDPM's classes the others
             ("exp", Betas::Exp),
-            // only DDPM's classes have these
             ("sigmoid", Betas::Sigmoid { start, end }),
             ("laplace", Betas::Laplace),
         ];
-        let known = if self.kind == SamplerKind::Ddpm { &known[..] } else { &known[..4] };
+        let extra = match self.kind {
+            SamplerKind::Heun => &known[3..4],
+            SamplerKind::Ddpm => &known[4..],
+            _ => &[],
+        };
+        let known = [&known[..3], extra].concat();
         let default = match default {
             Betas::ScaledLinear { .. } => known[1].1.clone(),
             Betas::SquaredcosCapV2 | Betas::Exp | Betas::Sigmoid { .. } | Betas::Laplace => {
@@ -120,7 +125,7 @@ impl Reader<'_> {
             }
             Betas::Linear { .. } | Betas::Trained(_) => linear,
         };
-        self.choice("beta_schedule", default, known)
+        self.choice("beta_schedule", default, &known)
     }
 
     /// The value of `key`, unless it is absent or `null`.

@@ -5,9 +5,19 @@ use super::SamplerKind::{
     Kdpm2Ancestral, Lms,
 };
 use super::{
-    Algorithm, Interpolation, Prediction, SamplerConfig, SamplerConfigError, SigmaSchedule,
-    TimestepType, in_range,
+    Algorithm, Interpolation, Prediction, SamplerConfig, SamplerConfigError, SamplerKind,
+    SigmaSchedule, TimestepType, in_range,
 };
+
+impl SamplerKind {
+    /// Whether a list of noise levels has the level after the last step at its end.
+    pub fn lists_end(self) -> bool {
+        matches!(
+            self,
+            Euler | EulerAncestral | Heun | Kdpm2 | Kdpm2Ancestral | Lms | DpmSde | Ipndm
+        )
+    }
+}
 
 impl SamplerConfig {
     /// For these kinds only: schedules, predictions and lists that they cannot follow.
@@ -29,10 +39,6 @@ impl SamplerConfig {
     /// Of the kinds whose levels are those of training, or lie between them.
     fn validate_trained_levels(&self) -> Result<(), SamplerConfigError> {
         let schedule = self.sigma_schedule;
-        if schedule.is_flow() || schedule == SigmaSchedule::LuLambdas {
-            let all = "plain, karras, exponential, beta";
-            return Err(self.unsupported("sigma_schedule", &name_of(schedule), all));
-        }
         if matches!(self.kind, EulerAncestral | Kdpm2 | Kdpm2Ancestral | DpmSde) {
             self.validate_noise_or_v()?;
         }

@@ -87,11 +87,11 @@ pub enum SamplerError {
         max: usize,
     },
     /// The configuration lists levels or time steps, and not as many as there are steps.
-    #[error("{steps} sampling steps with a list of {listed} levels or time steps")]
+    #[error("{steps} sampling steps, but the list of levels or time steps makes {listed}")]
     ListLength {
         /// As asked for.
         steps: usize,
-        /// Values of the list.
+        /// As many as the list makes.
         listed: usize,
     },
     /// The spacing leads outside the training steps.
@@ -145,11 +145,12 @@ impl Sampler {
         if !(min..=max).contains(&steps) {
             return Err(SamplerError::Steps { steps, min, max });
         }
-        // the samplers over σ take the level after the last step, too
-        let sigmas = config.sigmas.as_ref().filter(|_| config.kind.is_flow());
-        let lists = [sigmas, config.timesteps.as_ref()];
-        if let Some(list) = lists.into_iter().flatten().find(|list| list.len() != steps) {
-            return Err(SamplerError::ListLength { steps, listed: list.len() });
+        let end = usize::from(config.kind.lists_end());
+        for (list, end) in [(&config.sigmas, end), (&config.timesteps, 0)] {
+            let listed = list.as_ref().map_or(steps, |list| list.len().saturating_sub(end));
+            if listed != steps {
+                return Err(SamplerError::ListLength { steps, listed });
+            }
         }
         let table = solvers::table(config, steps)?;
         if let Some(i) = table.rows.iter().position(|row| !row.is_finite()) {

@@ -54,6 +54,7 @@ pub(in super::super) const KEYS: &[&str] = &[
     "entropy_bound", "t_max", "t_min",
     "stages", "stage_range", "gamma", "scheduler_type",
     "n_grid", "eps", "final_step_size_scale", "num_policy_substeps",
+    "s_churn", "s_min", "s_max", "snr", "sampling_eps", "correct_steps", "beta_min", "beta_max",
     "schedule_mode", "noise_mode", "tsr_k", "tsr_sigma", "tail_steps", "tail_step_multiplier", "t_lim_ode",
     "t_lim_ode_below",
     "num_vec_classes", "alpha_cum_start", "alpha_cum_end", "gamma_cum_start", "gamma_cum_end",

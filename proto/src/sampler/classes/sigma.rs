@@ -132,6 +132,14 @@ const LATENT: &[&str] = &[
     "use_exponential_sigmas", "use_beta_sigmas", "prediction_type", "timestep_spacing", "steps_offset",
 ];
 
+/// `original_sample` is an older name of `sample`, which one class still takes.
+pub(super) const OF_EULER: &[(&str, Prediction)] = &[
+    ("epsilon", Prediction::Epsilon),
+    ("v_prediction", Prediction::VPrediction),
+    ("sample", Prediction::Sample),
+    ("original_sample", Prediction::Sample),
+];
+
 /// β of latent diffusion, as the classes that came from k-diffusion have it.
 fn latent(c: &mut SamplerConfig) {
     c.betas = Betas::Linear { start: 0.00085, end: 0.012 };

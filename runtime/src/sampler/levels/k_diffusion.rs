@@ -8,28 +8,22 @@ use super::sigmas::{
     trained_sigmas,
 };
 use cqc_proto::sampler::{
-    Interpolation, Prediction, SamplerConfig, SamplerConfigError, SamplerKind, SigmaSchedule,
-    TimestepType,
+    Interpolation, Prediction, SamplerConfig, SamplerKind, SigmaSchedule, TimestepType,
 };
 
 impl Sigmas {
     /// # Errors
-    /// [`SamplerError::TimestepOutside`], and [`SamplerError::Config`] for a list that is not as
-    /// long as the trajectory.
+    /// [`SamplerError::TimestepOutside`].
     pub fn k_diffusion(config: &SamplerConfig, steps: usize) -> Result<Self, SamplerError> {
         let trained = trained_sigmas(config);
         let logs = log_levels(&trained);
         if let Some(list) = &config.sigmas {
-            as_long("sigmas", list.len(), steps, 1)?;
             let sigmas: Vec<f32> = list.iter().map(|&sigma| sigma as f32).collect();
             let timesteps = sigmas[..steps].iter().map(|&s| timestep_of_f32(s, &logs)).collect();
             return Ok(Self { sigmas, timesteps }.told(config));
         }
         let mut timesteps: Vec<f64> = match &config.timesteps {
-            Some(list) => {
-                as_long("timesteps", list.len(), steps, 0)?;
-                list.iter().map(|&t| f64::from(t as f32)).collect()
-            }
+            Some(list) => list.iter().map(|&t| f64::from(t as f32)).collect(),
             None => euler_timesteps(config, steps),
         };
         for &t in &timesteps {
@@ -101,20 +95,4 @@ fn timestep_of_f32(sigma: f32, logs: &[f32]) -> f64 {
 /// `torch.lerp` at ½.
 fn lerp_half(from: f32, to: f32) -> f32 {
     to - (to - from) * 0.5
-}
-
-/// That a list of `len` values serves `steps` steps, with `more` values than there are steps.
-pub(in super::super) fn as_long(
-    key: &'static str,
-    len: usize,
-    steps: usize,
-    more: usize,
-) -> Result<(), SamplerError> {
-    if len == steps + more {
-        return Ok(());
-    }
-    let allowed =
-        if more == 1 { "one per step and the level after the last" } else { "one per step" };
-    let value = format!("{len} values for {steps} steps");
-    Err(SamplerConfigError::OutOfRange { key, value, allowed }.into())
 }

@@ -5,7 +5,9 @@
 
 use super::super::table::{Op, Register};
 use super::schedule::{alphas_cumprod, leading, linspace, stride, trailing};
-use cqc_proto::sampler::{FinalSigma, Prediction, SamplerConfig, SamplerKind, SigmaSchedule, Spacing};
+use cqc_proto::sampler::{
+    FinalSigma, Prediction, SamplerConfig, SamplerKind, SigmaSchedule, Spacing,
+};
 
 /// One level per evaluation and the one after the last, and the time step of each evaluation.
 pub(in super::super) struct Sigmas {

@@ -3,7 +3,6 @@
 //! to the next level.
 
 use super::super::levels::edm::input_scale;
-use super::super::levels::k_diffusion::as_long;
 use super::super::levels::schedule::leading;
 use super::super::levels::sigmas::karras;
 use super::super::table::{Op, Register, Row, Table};
@@ -17,10 +16,7 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     let train = config.num_train_timesteps;
     // numbers of levels in training, 0 the highest
     let mut visited = match &config.timesteps {
-        Some(list) => {
-            as_long("timesteps", list.len(), steps, 0)?;
-            list.clone()
-        }
+        Some(list) => list.clone(),
         None => leading(train, steps, 0),
     };
     visited.sort_by(f64::total_cmp);

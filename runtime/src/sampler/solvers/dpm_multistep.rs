@@ -31,11 +31,7 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     for (i, &t) in timesteps.iter().enumerate() {
         let Level { signal, noise } = levels[i];
         let mut row = Row::new(Evaluation::unscaled(t, i).at(signal, noise));
-        let now = predicted(i);
-        predict(config, levels[i], now, &mut row);
-        let integral = Integral::new(config.algorithm_type, levels[i], levels[i + 1]);
-        let before = |back: usize| before(&levels, i, back, integral.width);
-        let x = Register::X;
+        predict(config, levels[i], predicted(i), &mut row);
         // a repeated level, as the last one may be, is stood still at
         let stands = i + 1 == count && levels[i] == levels[i + 1];
         let order = match order_of(config, i, count) {
@@ -43,27 +39,43 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
             _ if stands => 1,
             order => order,
         };
-        let step = match order {
-            1 => integral.step(x, now, &[]),
-            2 => {
-                row.push(slope(SLOPE, now, predicted(i - 1), before(1)));
-                integral.step(x, now, &[(SLOPE, integral.second(config.solver_type))])
-            }
-            _ => {
-                let (near, far) = (before(1), before(2));
-                row.push(slope(SLOPE, now, predicted(i - 1), near));
-                row.push(slope(OLDER_SLOPE, predicted(i - 1), predicted(i - 2), far));
-                row.push(Op::sum(BEND, &[(SLOPE, 1.0), (OLDER_SLOPE, -1.0)]));
-                row.push(Op::sum(FIRST, &[(SLOPE, 1.0), (BEND, near / (near + far))]));
-                row.push(Op::sum(SECOND, &[(BEND, 1.0 / (near + far))]));
-                let further = [(FIRST, integral.slope), (SECOND, integral.curvature)];
-                integral.step(x, now, &further)
-            }
-        };
-        row.push(step);
+        advance(config, &levels, i, order, predicted, &mut row);
         rows.push(row);
     }
     Ok(Table { rows, initial_scale: 1.0 })
+}
+
+/// One step from `levels[i]` to the next, with what was `predicted` at the last `order` evaluations.
+pub fn advance(
+    config: &SamplerConfig,
+    levels: &[Level],
+    i: usize,
+    order: usize,
+    predicted: impl Fn(usize) -> Register,
+    row: &mut Row,
+) {
+    let now = predicted(i);
+    let integral = Integral::new(config.algorithm_type, levels[i], levels[i + 1]);
+    let before = |back: usize| before(levels, i, back, integral.width);
+    let x = Register::X;
+    let step = match order {
+        1 => integral.step(x, now, &[]),
+        2 => {
+            row.push(slope(SLOPE, now, predicted(i - 1), before(1)));
+            integral.step(x, now, &[(SLOPE, integral.second(config.solver_type))])
+        }
+        _ => {
+            let (near, far) = (before(1), before(2));
+            row.push(slope(SLOPE, now, predicted(i - 1), near));
+            row.push(slope(OLDER_SLOPE, predicted(i - 1), predicted(i - 2), far));
+            row.push(Op::sum(BEND, &[(SLOPE, 1.0), (OLDER_SLOPE, -1.0)]));
+            row.push(Op::sum(FIRST, &[(SLOPE, 1.0), (BEND, near / (near + far))]));
+            row.push(Op::sum(SECOND, &[(BEND, 1.0 / (near + far))]));
+            let further = [(FIRST, integral.slope), (SECOND, integral.curvature)];
+            integral.step(x, now, &further)
+        }
+    };
+    row.push(step);
 }
 
 /// The width of the step that began `back` evaluations before `i`, in widths of the step at `i`.
@@ -77,7 +89,7 @@ fn slope(to: Register, new: Register, old: Register, distance: f32) -> Op {
 }
 
 /// The order of step `i` of `count`.
-fn order_of(config: &SamplerConfig, i: usize, count: usize) -> usize {
+pub fn order_of(config: &SamplerConfig, i: usize, count: usize) -> usize {
     let lowers = config.lower_order_final && count < FEW_STEPS;
     // with σ = 0 at the end λ is infinite, and only the first-order rule has a limit
     let ends_in_zero = config.final_sigmas_type == FinalSigma::Zero

@@ -2,7 +2,6 @@
 //! diffusers' `IPNDMScheduler`, Dance Diffusion): x = cos(φ)·image + sin(φ)·ε, and the network
 //! predicts dx/dφ = cos(φ)·ε − sin(φ)·image, told of 2φ/π.
 
-use super::super::levels::k_diffusion::as_long;
 use super::super::levels::schedule::linspace_f32;
 use super::super::table::{Op, Register, Row, Table};
 use super::super::{Evaluation, SamplerError};
@@ -16,10 +15,7 @@ const IMAGE: Register = Register::Temp(1);
 
 pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
     let noises: Vec<f32> = match &config.sigmas {
-        Some(list) => {
-            as_long("trained_betas", list.len(), steps, 1)?;
-            list.iter().map(|&noise| noise as f32).collect()
-        }
+        Some(list) => list.iter().map(|&noise| noise as f32).collect(),
         None => {
             let sine = |t: f32| f64::from(t * FRAC_PI_2).sin() as f32;
             let times = linspace_f32(1.0, 0.0, steps + 1);
