@@ -5,12 +5,13 @@ mod page;
 
 use super::args::ModelArgs;
 use super::locate::{Located, locate};
-use super::report::Failure;
+use super::report::{Exit, Failure};
 use super::term;
 use super::text::{bytes, short};
 use cachequant::Model;
-use cachequant::compile::{Compiled, Phase, QuantSummary, Summary};
+use cachequant::compile::{Compiled, FLOOR, Phase, Proposal, QuantSummary, Summary, proposals};
 use cachequant::io::{FileError, Overwrite, check_target, write_atomic};
+use cachequant::reading::{Reading, Verdict};
 use cachequant::recipe::{Quant, Recipe, SchedulerConfig};
 use cachequant::report::FileFacts;
 use clap::Args;
@@ -43,6 +44,10 @@ pub struct CompileArgs {
     /// Replace existing files
     #[arg(long)]
     force: bool,
+    /// Write the artifact even where its quality is below the floor: 25 dB to the float loop on
+    /// held-out samples, or --target-psnr
+    #[arg(long)]
+    accept: bool,
     #[command(flatten)]
     the_loop: LoopArgs,
     #[command(flatten)]
@@ -95,6 +100,13 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
     model.warnings.iter().for_each(|w| tracing::warn!("{w}"));
     let mut progress = Bars { quiet, shown: None };
     let compiled = cachequant::compile(&model, &recipe, &mut progress)?;
+    let quality = compiled.quality(&mut progress)?;
+    let floor = recipe.target_psnr.unwrap_or(FLOOR);
+    if let Some(psnr) = quality.filter(|&psnr| psnr < floor && !args.accept) {
+        let proposals = proposals(&model, &recipe, floor, &mut progress)?;
+        drop(progress);
+        return Err(below(psnr, floor, &proposals));
+    }
     drop(progress);
     compiled.write(&args.output, overwrite)?;
     let size = args.output.metadata().map_err(FileError::reading(&args.output))?.len();
@@ -104,7 +116,21 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
         write_atomic(report, overwrite, |out| out.write_all(page::page(&report_of).as_bytes()))?;
         tracing::info!("wrote {}", report.display());
     }
-    say(args, &compiled, size)
+    say(args, &compiled, size, quality)
+}
+
+/// The compiled loop is further from the float loop than it may be.
+fn below(psnr: f64, floor: f64, proposals: &[Proposal]) -> Failure {
+    let what = format!("held-out samples reach {psnr:.1} dB to the float loop, below {floor:.1}");
+    let mut failure = Failure::new(Exit::Missed, what);
+    for Proposal { options, psnr } in proposals {
+        failure = failure.fact("measured", format!("{psnr:.1} dB with {options}"));
+    }
+    match proposals {
+        [one] if one.psnr >= floor => failure.help(&one.options),
+        _ => failure,
+    }
+    .help("--accept writes it as it is")
 }
 
 /// A bar for each phase.
@@ -118,6 +144,7 @@ impl cachequant::Progress for Bars {
         let name = match phase {
             Phase::Calibrating => "calibrating",
             Phase::Quantizing => "quantizing",
+            Phase::Measuring => "measuring",
             Phase::Reporting => "reporting",
         };
         if self.shown.as_ref().is_none_or(|(shown, _)| *shown != phase) {
@@ -145,7 +172,12 @@ fn check_report(args: &CompileArgs, overwrite: Overwrite) -> Result<(), Failure>
 }
 
 /// Logs what was decided and why; prints it with `--json`.
-fn say(args: &CompileArgs, compiled: &Compiled, size: u64) -> Result<(), Failure> {
+fn say(
+    args: &CompileArgs,
+    compiled: &Compiled,
+    size: u64,
+    quality: Option<f64>,
+) -> Result<(), Failure> {
     let summary = compiled.summary();
     let Summary { sampler, steps, guidance, left_the_loop: left, .. } = &summary;
     let output = args.output.display();
@@ -157,20 +189,40 @@ fn say(args: &CompileArgs, compiled: &Compiled, size: u64) -> Result<(), Failure
         short(left.prelude_macs as f64),
         bytes(left.prelude_weight_bytes)
     );
+    say_reading(&summary.reading);
     say_caching(&summary);
     if let Some(quant) = &summary.quant {
         say_quantization(quant, compiled.session().recipe().quant());
     }
+    if let Some(psnr) = quality {
+        tracing::info!(
+            "held-out samples of the compiled loop against the float loop: {psnr:.2} dB"
+        );
+    }
     if !args.json {
         return Ok(());
     }
-    let mut json = serde_json::json!({"output": super::text::shown(&args.output), "bytes": size});
+    let mut json = serde_json::json!({
+        "output": super::text::shown(&args.output), "bytes": size, "psnr": quality,
+    });
     let of = serde_json::to_value(&summary)
         .map_err(|e| Failure::failed(format!("cannot write JSON: {e}")))?;
     if let (Some(json), serde_json::Value::Object(of)) = (json.as_object_mut(), of) {
         json.extend(of);
     }
     term::print_json(&json)
+}
+
+fn say_reading(reading: &Reading) {
+    match &reading.verdict {
+        Verdict::Fits(score) => tracing::info!("reading: {}; {score}", reading.name),
+        Verdict::Trusted(score) => {
+            tracing::warn!("reading: {}, as told, though it does not fit; {score}", reading.name);
+        }
+        Verdict::Untested { reason } => {
+            tracing::warn!("reading: {}, not tested: {reason}", reading.name);
+        }
+    }
 }
 
 fn say_caching(summary: &Summary) {

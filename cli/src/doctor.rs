@@ -9,6 +9,7 @@ use super::text::{bytes, short, shown};
 use super::{measure, term};
 use cachequant::compile::{CompileError, ConditionError, Session, bad_weights};
 use cachequant::model::{Model, ModelError};
+use cachequant::reading::{self, Reading};
 use cachequant::recipe::{Recipe, SchedulerConfig};
 use clap::Args;
 use cqc_kernels::{Isa, memory};
@@ -36,6 +37,9 @@ pub struct DoctorArgs {
     reading: ModelArgs,
     #[command(flatten)]
     threads: Threads,
+    /// Also run the model: test on its own samples what its output means, as `compile` does
+    #[arg(long)]
+    deep: bool,
     /// Print a JSON object
     #[arg(long)]
     json: bool,
@@ -139,8 +143,13 @@ fn compilation(
     let recipe =
         Recipe { scheduler_config: scheduler.map(SchedulerConfig::File), ..Recipe::default() };
     let mut options = args.reading.to_options();
-    match Session::new(model, &recipe) {
-        Ok(_) => {}
+    let session = match args.deep {
+        true => Session::new(model, &recipe),
+        false => Session::untested(model, &recipe),
+    };
+    let mut findings = Vec::new();
+    match session {
+        Ok(session) => findings.extend(args.deep.then(|| tested(session.reading()))),
         // the only thing that this command has no option for
         Err(CompileError::Condition(ConditionError::Missing { .. })) => {
             let label = label_input(&network.inputs).map(|i| &i.name);
@@ -156,7 +165,19 @@ fn compilation(
     let stem = path.file_stem().map_or("model".into(), |s| s.to_string_lossy());
     let mut command = format!("cqc compile {} -o {stem}.cq", path.display());
     options.iter().for_each(|option| command += &format!(" {option}"));
-    Ok(vec![ok("next", command)])
+    findings.push(ok("next", command));
+    Ok(findings)
+}
+
+/// What the test of the network's output found.
+fn tested(found: &Reading) -> Finding {
+    match &found.verdict {
+        reading::Verdict::Fits(score) => ok("reading", format!("{}; {score}", found.name)),
+        reading::Verdict::Trusted(score) => note("reading", format!("{}; {score}", found.name)),
+        reading::Verdict::Untested { reason } => {
+            note("reading", format!("{}, not tested: {reason}", found.name))
+        }
+    }
 }
 
 fn print(args: &DoctorArgs, findings: &[Finding]) -> Result<(), Failure> {

@@ -37,7 +37,7 @@ pub struct EvalArgs {
     /// A .cq file
     #[arg(required_unless_present = "merge")]
     artifact: Option<PathBuf>,
-    /// What its samples should be: an .onnx or a .cq file
+    /// What its samples should be: an .onnx or a .cq file, or a pipeline directory as for `compile`
     #[arg(long, value_name = "R", required_unless_present = "merge")]
     reference: Option<PathBuf>,
     /// Sampling steps of the artifact, and of an .onnx reference [default: as compiled]

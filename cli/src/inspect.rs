@@ -8,6 +8,7 @@ mod quant_view;
 pub use model_view::{macs, per_sample};
 
 use super::args::{MapArgs, ModelArgs};
+use super::locate::locate;
 use super::report::Failure;
 use super::{artifact, dot, term};
 use cachequant::io::{Overwrite, write_atomic};
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 /// Show what is in a model or an artifact, and what the passes make of a model
 #[derive(Args, Debug)]
 pub struct InspectArgs {
-    /// An .onnx or a .cq file
+    /// An .onnx or a .cq file, or a pipeline directory as for `compile`
     model: PathBuf,
     /// Print a JSON object
     #[arg(long)]
@@ -56,7 +57,7 @@ fn inspect_model(args: &InspectArgs) -> Result<(), Failure> {
     }
     let options = args.reading.options(args.stop_after);
     let mut dumps = String::new();
-    let model = Model::load(&args.model, &options, |pass, graph| {
+    let model = Model::load(&locate(&args.model)?.model, &options, |pass, graph| {
         if args.dump_after.as_deref() == Some(pass) {
             dumps.push_str(&format!("; after {pass}\n{graph}\n"));
         }

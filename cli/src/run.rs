@@ -2,6 +2,7 @@
 
 use super::args::{MapArgs, ModelArgs, NamedFile, Threads};
 use super::device::{Device, say_unused};
+use super::locate::locate;
 use super::report::Failure;
 use super::{artifact, request, term, text};
 use cachequant::compile::compile_evaluation;
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
     cqc run unet.onnx --input sample=x.npy --input timestep=t.npy -o out.npz\n  \
     cqc run unet.cq --step 10 --input sample=x.npy -o out.npz")]
 pub struct RunArgs {
-    /// An .onnx or a .cq file
+    /// An .onnx or a .cq file, or a pipeline directory as for `compile`
     model: PathBuf,
     /// Value of an input: a .npy file, or a .npz file with an array of that name. Repeatable
     #[arg(short, long, value_name = "NAME=FILE")]
@@ -112,7 +113,7 @@ fn run_model(args: &RunArgs, inputs: BTreeMap<String, Tensor>) -> Result<Results
     }
     let mut options = args.reading.options(args.stop_after);
     options.import.known_inputs = inputs.clone();
-    let model = Model::load(&args.model, &options, |_, _| {})?;
+    let model = Model::load(&locate(&args.model)?.model, &options, |_, _| {})?;
     model.warnings.iter().for_each(|w| tracing::warn!("{w}"));
     let lowered = compile_evaluation(&model)?;
     let batch =

@@ -2,6 +2,7 @@
 
 use super::args::{MapArgs, ModelArgs};
 use super::artifact;
+use super::locate::locate;
 use super::report::Failure;
 use cachequant::Model;
 use cachequant::compile::{LoopOptions, compile_loop};
@@ -75,7 +76,7 @@ impl SampleSource {
         }
         let LoopSettings { config, steps, guidance, null, reading } = trajectory();
         let options = reading.options(None);
-        let model = Model::load(path, &options, |_, _| {})?;
+        let model = Model::load(&locate(path)?.model, &options, |_, _| {})?;
         model.warnings.iter().for_each(|w| tracing::warn!("{w}"));
         let options = LoopOptions { sampler: config.clone(), steps, any_steps: false, bf16: None };
         let lowered = compile_loop(&model, &options)?;

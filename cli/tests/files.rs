@@ -85,6 +85,8 @@ fn a_pipeline_of_links_compiles_and_its_hash_has_the_data() {
     let files = format!("{} -o {}", pipeline.display(), out.display());
     done(&format!("compile {files} --steps 2 --interval 1 --quant none"));
     let first = hash(&unet_dir.join("model.onnx"));
+    assert_eq!(hash(&pipeline), first, "inspect takes the pipeline as well");
+    done(&format!("eval {} --reference {} -n 1", out.display(), pipeline.display()));
     let mut data = std::fs::read(blobs.join("bb")).unwrap();
     data[0] ^= 1;
     std::fs::write(blobs.join("bb"), data).unwrap();

@@ -12,6 +12,7 @@
 
 use crate::interpret::{self, InterpretError};
 use crate::ir::{Def, Graph, Node, ValueId};
+use crate::onnx::limits::Budget;
 use cqc_kernels::memory::{self, NoMemory};
 use cqc_kernels::reference;
 use cqc_proto::op::OpError;
@@ -136,6 +137,22 @@ pub enum BindError {
     /// The tables, or what they are computed from, take more memory than there is.
     #[error(transparent)]
     Memory(#[from] NoMemory),
+    /// What depends on the time step alone takes too long to compute.
+    #[error(
+        "what depends on the time step `{input}` alone takes {bytes} bytes and {macs} multiply-accumulates per evaluation, at most {max_bytes} and {max_macs} are computed; export the model with one time step per sample, or without large tensors made from it"
+    )]
+    Work {
+        /// The time step input.
+        input: String,
+        /// Bytes that the nodes make for one time step.
+        bytes: u64,
+        /// Their multiply-accumulates.
+        macs: u64,
+        /// Most bytes.
+        max_bytes: u64,
+        /// Most multiply-accumulates.
+        max_macs: u64,
+    },
     /// A cut part does not type-check: a bug here, not in the model.
     #[error(transparent)]
     Op(#[from] OpError),
@@ -169,6 +186,21 @@ pub fn bind(
     batch: Option<&str>,
     timesteps: &[f64],
 ) -> Result<Bound, BindError> {
+    bind_within(graph, roles, batch, timesteps, &Budget::default())
+}
+
+/// [`bind`] with another budget: `fold_bytes` and `fold_macs` are what computing the tables may take
+/// per time step, beyond [`SHARE`] of the constants that it reads.
+///
+/// # Errors
+/// [`BindError`].
+pub fn bind_within(
+    graph: &Graph,
+    roles: &[InputRole],
+    batch: Option<&str>,
+    timesteps: &[f64],
+    budget: &Budget,
+) -> Result<Bound, BindError> {
     let mut graph = graph.clone();
     graph.set_own_origins();
     let graph = &graph;
@@ -176,7 +208,7 @@ pub fn bind(
     let stages = stages(graph, roles, batch);
     let mut bound = Bound { saved: saved(graph, &stages), ..Bound::default() };
     let tables = boundary(graph, &stages, |from, to| from == Stage::Table && to == Stage::Full);
-    bound.tables = evaluate_tables(graph, roles, batch, timesteps, &tables)?;
+    bound.tables = evaluate_tables(graph, roles, batch, timesteps, &tables, budget)?;
     let prelude = boundary(graph, &stages, |from, to| from == Stage::Prelude && to == Stage::Full);
     let steps =
         boundary(graph, &stages, |from, to| from == Stage::PreludeSteps && to == Stage::Full);
@@ -295,6 +327,7 @@ fn evaluate_tables(
     batch: Option<&str>,
     timesteps: &[f64],
     wanted: &[ValueId],
+    budget: &Budget,
 ) -> Result<Vec<(String, Tensor)>, BindError> {
     let Some(time) =
         g.inputs.iter().zip(roles).find(|(_, r)| **r == InputRole::Timestep).map(|(v, _)| *v)
@@ -308,6 +341,7 @@ fn evaluate_tables(
     }
     let order = needed(g, wanted);
     check_memory(g, time, &bindings, &order, wanted, timesteps.len())?;
+    check_work(g, time, &bindings, &order, budget)?;
     let mut rows: Vec<Vec<u8>> = vec![vec![]; wanted.len()];
     let mut row_types: Vec<Option<Tensor>> = vec![None; wanted.len()];
     for &t in timesteps {
@@ -367,10 +401,7 @@ fn check_memory(
     wanted: &[ValueId],
     rows: usize,
 ) -> Result<(), BindError> {
-    let bytes = |v: ValueId| {
-        let elements = g.ty(v).resolve(bindings).and_then(|shape| element_count(&shape));
-        elements.map_or(0, |n| n.saturating_mul(g.ty(v).dtype.size()))
-    };
+    let bytes = |v: ValueId| bytes(g, v, bindings);
     let sum = |values: &mut dyn Iterator<Item = ValueId>| {
         values.fold(0usize, |sum, v| sum.saturating_add(bytes(v)))
     };
@@ -380,6 +411,57 @@ fn check_memory(
     let kept = sum(&mut wanted.iter().copied()).saturating_mul(rows);
     let needed = made.saturating_add(given).saturating_add(kept);
     Ok(memory::check("computing what depends on the time step alone", needed)?)
+}
+
+/// Bytes of a value; 0 where a size is not known.
+fn bytes(g: &Graph, v: ValueId, bindings: &Bindings) -> usize {
+    let elements = g.ty(v).resolve(bindings).and_then(|shape| element_count(&shape));
+    elements.map_or(0, |n| n.saturating_mul(g.ty(v).dtype.size()))
+}
+
+/// What the tables of one time step may take per byte of the constants that they are computed from,
+/// in bytes and in multiply-accumulates: each may be widened, transposed and multiplied.
+pub const SHARE: u64 = 16;
+
+/// Refuses tables that take too long: the definitions of the operators compute them, once per time
+/// step.
+fn check_work(
+    g: &Graph,
+    time: ValueId,
+    bindings: &Bindings,
+    order: &[&Node],
+    budget: &Budget,
+) -> Result<(), BindError> {
+    let (mut made, mut macs) = (0u64, 0u64);
+    let mut constants = HashMap::new();
+    for node in order {
+        let fixed = |v: ValueId| {
+            let ty = g.ty(v);
+            ty.resolve(bindings).map(|shape| ValueType::fixed(ty.dtype, &shape))
+        };
+        let inputs: Vec<_> = node.inputs.iter().map(|v| v.and_then(fixed)).collect();
+        let inputs: Vec<_> = inputs.iter().map(Option::as_ref).collect();
+        let outputs: Option<Vec<_>> = node.outputs.iter().map(|&v| fixed(v)).collect();
+        // what has a size that is not known fails when it is evaluated
+        if let Some(outputs) = outputs {
+            let cost = interpret::work(&node.op, &inputs, &outputs);
+            macs = macs.saturating_add(cost.map_or(u64::MAX, |macs| macs.max(0) as u64));
+        }
+        for &v in &node.outputs {
+            made = made.saturating_add(bytes(g, v, bindings) as u64);
+        }
+        let read = node.inputs.iter().flatten().filter_map(|&v| Some((v, g.tensor(v)?)));
+        constants.extend(read.map(|(v, t)| (v, t.bytes().len() as u64)));
+    }
+    let share = constants.values().fold(0, |sum: u64, &n| sum.saturating_add(n));
+    let share = share.saturating_mul(SHARE);
+    let max_bytes = share.saturating_add(budget.fold_bytes.max(0) as u64);
+    let max_macs = share.saturating_add(budget.fold_macs.max(0) as u64);
+    if made > max_bytes || macs > max_macs {
+        let input = g.value(time).name.clone();
+        return Err(BindError::Work { input, bytes: made, macs, max_bytes, max_macs });
+    }
+    Ok(())
 }
 
 /// The time step as the model wants it: its type, one element per sample of the batch.

@@ -2,8 +2,9 @@
 
 mod onnx_build;
 
-use cqc_passes::bind::{BindError, bind};
+use cqc_passes::bind::{BindError, bind, bind_within};
 use cqc_passes::ir::parse;
+use cqc_passes::onnx::limits::Budget;
 use cqc_passes::onnx::{ImportError, ImportOptions, import};
 use cqc_passes::rewrite;
 use cqc_proto::onnx::*;
@@ -59,6 +60,32 @@ fn a_time_step_of_two_numbers_per_sample_is_refused() {
     let roles = [InputRole::Sample, InputRole::Timestep];
     let error = bind(&parse(text).unwrap(), &roles, Some("N"), &[999.0, 1.0]).unwrap_err();
     assert!(matches!(&error, BindError::Timestep { input, .. } if input == "t"), "{error}");
+}
+
+/// Outer products of a time step of 64 numbers: 2^24 of them, eight times over.
+#[test]
+fn large_tensors_of_the_time_step_alone_are_refused_before_they_are_computed() {
+    let mut text = String::from(
+        "graph(%x: f32[1,2], %t: f32[64]) {
+           %a = reshape(%t) shape=[64,1]
+           %b = mul(%a, %t)
+           %c = reshape(%b) shape=[4096,1]
+           %d = reshape(%b) shape=[1,4096]
+           %p0 = mul(%c, %d)\n",
+    );
+    for i in 0..7 {
+        text += &format!("%p{} = add(%p{i}, %p{i})\n", i + 1);
+    }
+    text += "%s = reduce_mean(%p7) axes=[0,1] keep=false
+             %y = add(%x, %s)
+             return %y\n}";
+    let roles = [InputRole::Sample, InputRole::Timestep];
+    let graph = parse(&text).unwrap();
+    let budget = Budget { fold_bytes: 100 << 20, ..Budget::default() };
+    let start = Instant::now();
+    let error = bind_within(&graph, &roles, None, &[999.0, 1.0], &budget).unwrap_err();
+    assert!(matches!(&error, BindError::Work { input, .. } if input == "t"), "{error}");
+    assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
 }
 
 #[test]

@@ -365,6 +365,40 @@ fn a_size_called_as_the_batch_but_elsewhere_is_not_the_batch() {
     assert_eq!(output_type(&imports(&m, &dims(&[("N", 7)]))), "f32[7,4]");
 }
 
+/// A model of `x` and `y`, which it hands on.
+fn two_inputs(x: &[At], y: &[At]) -> ModelProto {
+    let mut m = one(17, x, relu(), vec![]);
+    let graph = m.graph.as_mut().unwrap();
+    graph.input.push(value("more", data_type::FLOAT, y));
+    graph.node.push(node("Relu", &["more"], &["z"], vec![]));
+    graph.output.push(value("z", data_type::FLOAT, &[]));
+    m
+}
+
+#[test]
+fn a_size_that_is_also_another_axis_is_the_batch_only_if_its_name_says_so() {
+    let dims = |list: &[(&str, i64)]| ImportOptions {
+        dims: list.iter().map(|(k, v)| (k.to_string(), *v)).collect(),
+        ..Default::default()
+    };
+    // a table of 77 rows, and a mask over them
+    let m = two_inputs(&[At::Called("rows"), At::Is(4)], &[At::Called("b"), At::Called("rows")]);
+    let error = import(&m, &ImportOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("--dim rows=SIZE") && !error.contains("--dim b="), "{error}");
+    let g = imports(&m, &dims(&[("rows", 77)]));
+    let types: Vec<String> = g.graph.inputs.iter().map(|&v| g.graph.ty(v).to_string()).collect();
+    assert_eq!(types, ["f32[77,4]", "f32[N,77]"]);
+    let g = imports(&m, &dims(&[("rows", 77), ("b", 2)]));
+    let types: Vec<String> = g.graph.inputs.iter().map(|&v| g.graph.ty(v).to_string()).collect();
+    assert_eq!(types, ["f32[77,4]", "f32[2,77]"]);
+    // sequence first
+    let x = [At::Called("batch_size"), At::Is(4)];
+    let m = two_inputs(&x, &[At::Is(7), At::Called("batch_size")]);
+    let g = imports(&m, &ImportOptions::default());
+    let types: Vec<String> = g.graph.inputs.iter().map(|&v| g.graph.ty(v).to_string()).collect();
+    assert_eq!(types, ["f32[N,4]", "f32[7,N]"]);
+}
+
 fn relu() -> NodeProto {
     node("Relu", &["x"], &["y"], vec![])
 }

@@ -113,23 +113,37 @@ fn many_values_alive_at_once_are_laid_out_in_a_moment() {
     assert!(took < ENOUGH, "{took:?}");
 }
 
-#[test]
-fn one_step_of_many_operands_is_prepared_in_a_moment() {
-    let many = 400_000;
-    let full = Program {
+/// A plan with one step that has so many operands, and so many values that nothing reads.
+fn wide(operands: usize, unread: usize) -> Plan {
+    let mut full = Program {
         values: vec![
             value(&[1, 4], Source::Input(0)),
             value(&[1, 4], Source::Step),
-            value(&[1, 4 * many], Source::Step),
+            value(&[1, 4 * operands], Source::Step),
         ],
         steps: vec![
             step(neg(), [0], 1),
-            step(Op::Concat { axis: 1 }, std::iter::repeat_n(1, many), 2),
+            step(Op::Concat { axis: 1 }, std::iter::repeat_n(1, operands), 2),
         ],
         results: vec![],
     };
-    let took = sizes(plan(4, 0, full, 2));
+    full.values.extend(vec![value(&[4], Source::Constant(1)); unread]);
+    plan(4, 0, full, 2)
+}
+
+#[test]
+fn one_step_of_many_operands_is_prepared_in_a_moment() {
+    let took = sizes(wide(400_000, 200_000));
     assert!(took < ENOUGH, "{took:?}");
+}
+
+/// Two bytes of a manifest are an operand, and hundreds of bytes once its step is prepared.
+#[test]
+fn more_operands_than_the_values_and_steps_justify_are_refused() {
+    validate(&wide(32_768, 0), 128).unwrap();
+    let error = validate(&wide(40_000, 0), 128).unwrap_err().to_string();
+    assert_eq!(error, "40001 operands of steps, at most 32778 are allowed");
+    validate(&wide(40_000, 4_000), 128).unwrap();
 }
 
 #[test]

@@ -50,6 +50,46 @@ impl Holdout {
         self.firsts.first().map_or(self.end, |&first| first)
     }
 
+    /// Mean PSNR of another loop as it stands, its own programs and its own schedule, in dB, as in
+    /// [`Holdout::psnr`].
+    pub(crate) fn psnr_of(
+        &self,
+        denoiser: &mut Denoiser,
+        request: &Request,
+        progress: &mut EvaluationCounter,
+    ) -> Result<f64, CalibrateError> {
+        let (mut sum, mut count) = (0.0, 0);
+        for (&first, expected) in self.firsts.iter().zip(&self.finals) {
+            let mut trajectory = denoiser.begin(request, first)?;
+            for _ in 0..denoiser.evaluations() {
+                denoiser.step(&mut trajectory)?;
+                progress.step()?;
+            }
+            self.compare(trajectory.x(), expected, first, denoiser.width(), &mut sum, &mut count);
+        }
+        Ok(sum / f64::from(count))
+    }
+
+    /// Adds the PSNR of every sample of a batch, and how many there are.
+    fn compare(
+        &self,
+        found: &[f32],
+        expected: &[f32],
+        first: usize,
+        width: usize,
+        sum: &mut f64,
+        count: &mut u32,
+    ) {
+        let len = expected.len() / width;
+        let pairs = found.chunks_exact(len).zip(expected.chunks_exact(len));
+        for (found, expected) in pairs.take(self.end - first) {
+            let square = |(a, b): (&f32, &f32)| f64::from(a - b) * f64::from(a - b);
+            let mse = found.iter().zip(expected).map(square).sum::<f64>() / len as f64;
+            *sum += (10.0 * (self.range * self.range / mse).log10()).min(100.0);
+            *count += 1;
+        }
+    }
+
     /// Mean over samples of the peak signal-to-noise ratio of the accelerated loop, in dB; the peak
     /// is the range of the ordinary loop's ends. At most 100 per sample.
     pub(crate) fn psnr(
@@ -80,14 +120,7 @@ impl Holdout {
                 progress.step()?;
                 denoiser.advance(&mut trajectory, denoiser.output());
             }
-            let len = expected.len() / denoiser.width();
-            let pairs = trajectory.x().chunks_exact(len).zip(expected.chunks_exact(len));
-            for (found, expected) in pairs.take(self.end - first) {
-                let square = |(a, b): (&f32, &f32)| f64::from(a - b) * f64::from(a - b);
-                let mse = found.iter().zip(expected).map(square).sum::<f64>() / len as f64;
-                sum += (10.0 * (self.range * self.range / mse).log10()).min(100.0);
-                count += 1;
-            }
+            self.compare(trajectory.x(), expected, first, denoiser.width(), &mut sum, &mut count);
         }
         Ok(sum / f64::from(count))
     }

@@ -14,7 +14,7 @@
 mod choose;
 mod correct;
 mod invariant;
-mod measure;
+pub(crate) mod measure;
 mod observe;
 mod probe;
 pub mod quantize;

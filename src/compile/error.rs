@@ -37,6 +37,9 @@ pub enum CompileError {
     /// The model does not take the conditions.
     #[error(transparent)]
     Condition(#[from] ConditionError),
+    /// The network is no denoiser of the kind that was asked for.
+    #[error("{0}")]
+    Misread(Box<crate::reading::Misread>),
     /// Weights that are infinite or NaN: nothing could be computed with them.
     #[error("weights are not finite: {}", super::weights::list(.0))]
     Weights(Vec<BadWeight>),

@@ -10,6 +10,7 @@ mod error;
 mod manifest;
 mod measure;
 mod program;
+mod quality;
 mod session;
 mod stages;
 mod summary;
@@ -22,6 +23,7 @@ pub use program::{
     Assembled, CacheTables, CachedLoop, LoopOptions, Lowered, ProgramError, Quantization,
     assemble_loop, compile_evaluation, compile_loop, cut_loop,
 };
+pub use quality::{FLOOR, Proposal, proposals};
 pub use session::Session;
 pub use stages::Stages;
 pub use summary::{CachingSummary, LeftTheLoop, MeasuredSchedule, QuantSummary, Summary};
@@ -48,7 +50,9 @@ pub enum Phase {
     Calibrating,
     /// Ranges, rounding and corrections are fitted.
     Quantizing,
-    /// The holdout is run to measure what was compiled: [`Compiled::report`].
+    /// The holdout is run to measure what was compiled: [`Compiled::quality`].
+    Measuring,
+    /// The holdout is run to see where errors come from: [`Compiled::report`].
     Reporting,
 }
 
@@ -57,6 +61,7 @@ impl fmt::Display for Phase {
         f.write_str(match self {
             Phase::Calibrating => "calibrating",
             Phase::Quantizing => "quantizing",
+            Phase::Measuring => "measuring",
             Phase::Reporting => "reporting",
         })
     }

@@ -4,7 +4,8 @@
 use super::conditions::{NullRows, calibration_set, check_guidance};
 use super::{
     Assembled, CachedLoop, CompileError, Compiled, LoopOptions, Lowered, Phase, ProgramError,
-    Progress, Stages, assemble_loop, bad_weights, budget, compile_loop, cut_loop, targets,
+    Progress, Stages, assemble_loop, bad_weights, budget, compile_evaluation, compile_loop,
+    cut_loop, targets,
 };
 use crate::calibrate::quantize::{Outputs, QuantizeOptions, Quantized, Select, quantize};
 use crate::calibrate::{
@@ -12,16 +13,20 @@ use crate::calibrate::{
     choose, holdout_size,
 };
 use crate::identity::identity;
-use crate::model::Model;
+use crate::model::{Model, Network};
+use crate::reading::{self, Reading, Verdict};
 use crate::recipe::{
     self, CacheFit, Contradiction, Quant, Recipe, ScheduleSpec, SchedulerConfig, Selection,
 };
 use cqc_passes::cache::schedule::{Quadratic, ScheduleKind};
 use cqc_passes::calib::select::Tap;
 use cqc_passes::quant::QuantSpec;
+use cqc_proto::Dim;
 use cqc_proto::cq::Computed;
-use cqc_proto::sampler::{SamplerConfig, SamplerKind};
-use cqc_runtime::denoise::{Denoiser, Request};
+use cqc_proto::plan::InputRole;
+use cqc_proto::sampler::{Prediction, SamplerConfig, SamplerKind};
+use cqc_runtime::artifact::label_input;
+use cqc_runtime::denoise::{Denoiser, Request, label_rows};
 use cqc_runtime::engine::{EngineError, EngineOptions, Weights};
 use cqc_runtime::sampler::Sampler;
 use std::path::{Path, PathBuf};
@@ -35,6 +40,7 @@ pub struct Session<'m> {
     pub(super) model: &'m Model,
     pub(super) recipe: Recipe,
     pub(super) options: LoopOptions,
+    pub(super) reading: Reading,
     pub(super) null: NullRows,
     pub(super) cached: Option<CachedLoop<'m>>,
     pub(super) kernels: Option<Vec<u8>>,
@@ -49,6 +55,19 @@ impl<'m> Session<'m> {
     /// # Errors
     /// [`CompileError`]; with [`CompileError::Recipe`] all contradictions at once.
     pub fn new(model: &'m Model, recipe: &Recipe) -> Result<Session<'m>, CompileError> {
+        Session::begin(model, recipe, true)
+    }
+
+    /// The same without the test of what the network's output means, which runs it: everything else
+    /// that compiling would refuse.
+    ///
+    /// # Errors
+    /// As [`Session::new`], but for [`CompileError::Misread`].
+    pub fn untested(model: &'m Model, recipe: &Recipe) -> Result<Session<'m>, CompileError> {
+        Session::begin(model, recipe, false)
+    }
+
+    fn begin(model: &'m Model, recipe: &Recipe, tested: bool) -> Result<Session<'m>, CompileError> {
         let contradictions = recipe.check();
         if !contradictions.is_empty() {
             return Err(CompileError::Recipe(contradictions));
@@ -58,20 +77,29 @@ impl<'m> Session<'m> {
             return Err(CompileError::Weights(bad));
         }
         let kernels = targets::compile_kernels(&recipe.target)?;
-        let sampler = sampler_config(recipe)?;
         let network = model.network().map_err(ProgramError::from)?;
+        let stated = sampler_config(recipe, network)?;
         check_guidance(recipe, network)?;
+        let recipe = &with_labels(recipe, model, network)?;
         let bf16 =
             (recipe.quant() == Quant::Bf16).then(|| quant_spec(recipe, model, 16)).transpose()?;
+        let null = NullRows::new(recipe, network)?;
+        let (sampler, reading) = match tested {
+            true => read(model, recipe, network, &null, stated)?,
+            false => {
+                let verdict = Verdict::Untested { reason: "not asked for".into() };
+                let reading = Reading { name: reading::name(&stated), verdict };
+                (stated, reading)
+            }
+        };
         let options =
             LoopOptions { sampler, steps: recipe.steps(), any_steps: recipe.any_steps, bf16 };
-        let null = NullRows::new(recipe, network)?;
         let cached =
             recipe.caches().then(|| cut_loop(model, &options, &recipe.cut())).transpose()?;
         let stages = stages(recipe, model, &options)?;
         let recipe = recipe.clone();
         let mut session =
-            Session { model, recipe, options, null, cached, kernels, set: None, stages };
+            Session { model, recipe, options, reading, null, cached, kernels, set: None, stages };
         if session.recipe.calibrates() {
             let samples = match session.recipe.budget {
                 Some(seconds) => budget::samples(&session, seconds)?,
@@ -90,6 +118,11 @@ impl<'m> Session<'m> {
     /// The loop that is compiled: sampler, steps, bf16.
     pub fn options(&self) -> &LoopOptions {
         &self.options
+    }
+
+    /// What the network's output means, and what the test of that found.
+    pub fn reading(&self) -> &Reading {
+        &self.reading
     }
 
     /// The cut loop, if something is cached.
@@ -363,15 +396,54 @@ fn stages(recipe: &Recipe, model: &Model, options: &LoopOptions) -> Result<Stage
     Ok(stages.depending_on(text.as_bytes()))
 }
 
+/// The recipe with labels for the calibration set where it has none and the model takes some: all
+/// that its table has.
+fn with_labels(recipe: &Recipe, model: &Model, network: &Network) -> Result<Recipe, CompileError> {
+    let mut recipe = recipe.clone();
+    let input = label_input(&network.inputs);
+    let is_open = recipe.labels.is_empty() && recipe.null_label.is_none();
+    if let Some(input) = input.filter(|i| is_open && !recipe.cond.contains_key(&i.name)) {
+        let plan = compile_evaluation(model)?.plan;
+        if let Some(rows) = label_rows(&plan, &input.name) {
+            recipe.labels = (0..rows as i64).collect();
+        }
+    }
+    Ok(recipe)
+}
+
+/// The sampler, and what is known of the reading of the network.
+fn read(
+    model: &Model,
+    recipe: &Recipe,
+    network: &Network,
+    null: &NullRows,
+    stated: SamplerConfig,
+) -> Result<(SamplerConfig, Reading), CompileError> {
+    let sample = network.inputs.iter().find(|i| i.role == InputRole::Sample);
+    let sizes = sample.and_then(|i| i.ty.shape[1..].iter().map(Dim::as_const).collect());
+    let sizes: Vec<i64> = sizes.unwrap_or_default();
+    let samples = reading::samples(sizes.iter().product::<i64>().max(1) as usize);
+    match calibration_set(recipe, network, null, samples) {
+        Ok(request) => reading::read(model, recipe, stated, &request),
+        // a loop that is not calibrated needs no conditions
+        Err(CompileError::Condition(missing)) if !recipe.calibrates() => {
+            let verdict = Verdict::Untested { reason: missing.to_string() };
+            let name = reading::name(&stated);
+            Ok((stated, Reading { name, verdict }))
+        }
+        Err(e) => Err(e),
+    }
+}
+
 /// The sampler of the recipe: its kind and options over those of the scheduler configuration.
-fn sampler_config(recipe: &Recipe) -> Result<SamplerConfig, CompileError> {
+fn sampler_config(recipe: &Recipe, network: &Network) -> Result<SamplerConfig, CompileError> {
     let parse = |text: &str, path: Option<&Path>| {
         let path: Option<PathBuf> = path.map(Path::to_path_buf);
         let read = SamplerConfig::from_diffusers_json(text, recipe.sampler);
         read.map_err(|source| CompileError::SchedulerConfig { path, source })
     };
     let mut config = match &recipe.scheduler_config {
-        None => SamplerConfig::of_kind(recipe.sampler.unwrap_or(SamplerKind::Ddim)),
+        None => SamplerConfig::of_kind(recipe.sampler.unwrap_or(default_sampler(recipe))),
         Some(SchedulerConfig::Json(map)) => {
             parse(&serde_json::Value::from(map.clone()).to_string(), None)?
         }
@@ -380,6 +452,17 @@ fn sampler_config(recipe: &Recipe) -> Result<SamplerConfig, CompileError> {
             parse(&text, Some(path))?
         }
     };
+    config.prediction_type = recipe.prediction.unwrap_or(config.prediction_type);
+    config.flow_time = recipe.flow_time.unwrap_or(config.flow_time);
+    if let Some(shift) = recipe.flow_shift {
+        (config.flow_shift, config.dynamic_shift) = (shift, None);
+    }
+    if let Some(dynamic) = &mut config.dynamic_shift {
+        let tokens = tokens(network);
+        dynamic.mu = recipe.flow_mu.or(tokens.map(|tokens| dynamic.mu_of(tokens)));
+    }
+    let given = |list: &Vec<f64>| (!list.is_empty()).then(|| list.clone());
+    (config.sigmas, config.timesteps) = (given(&recipe.sigmas), given(&recipe.timesteps));
     if let Some(eta) = recipe.eta {
         if !config.kind.reads_eta() {
             let kind = config.kind;
@@ -392,6 +475,26 @@ fn sampler_config(recipe: &Recipe) -> Result<SamplerConfig, CompileError> {
         return Err(CompileError::Recipe(vec![Contradiction::new("sampler", None, e.to_string())]));
     }
     Ok(config)
+}
+
+/// The sampler of a recipe that names none, not even by a file.
+fn default_sampler(recipe: &Recipe) -> SamplerKind {
+    match recipe.prediction {
+        Some(Prediction::Flow | Prediction::FlowToData) => SamplerKind::FlowEuler,
+        _ if recipe.flow_time.is_some() || recipe.flow_shift.is_some() => SamplerKind::FlowEuler,
+        _ => SamplerKind::Ddim,
+    }
+}
+
+/// Tokens of a sample: its rows if it is a sequence, else its patches of 2 x 2.
+fn tokens(network: &Network) -> Option<usize> {
+    let sample = network.inputs.iter().find(|i| i.role == InputRole::Sample)?;
+    let sizes: Option<Vec<i64>> = sample.ty.shape[1..].iter().map(Dim::as_const).collect();
+    match sizes?[..] {
+        [tokens, _] => Some(tokens as usize),
+        [_, .., height, width] => Some((height / 2 * (width / 2)) as usize),
+        _ => None,
+    }
 }
 
 /// Which layers are quantized, weights with `bits`, 16 for bf16.

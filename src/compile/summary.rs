@@ -2,6 +2,7 @@
 
 use super::Compiled;
 use crate::calibrate::quantize::Quantized;
+use crate::reading::Reading;
 use crate::report::cost::StepCost;
 use cqc_passes::quant::{Bf16Products, Layer};
 use cqc_proto::plan::Plan;
@@ -13,6 +14,8 @@ use serde::Serialize;
 pub struct Summary {
     /// Name of the sampler.
     pub sampler: String,
+    /// What the network's output means, and what the test of that found.
+    pub reading: Reading,
     /// Sampling steps.
     pub steps: usize,
     /// Scale of guidance; 1 is off.
@@ -117,6 +120,7 @@ impl Compiled<'_> {
         };
         Summary {
             sampler: manifest.sampler.kind.to_string(),
+            reading: self.session.reading.clone(),
             steps: manifest.steps,
             guidance: manifest.guidance,
             parameters: model.parameters,

@@ -4,7 +4,6 @@
 //! that is not given is never wrong.
 
 use super::{Correct, Migrate, Named, Quant, Recipe, ScheduleSpec, Selection};
-use cqc_proto::sampler::SamplerKind;
 use std::fmt;
 
 /// An option that contradicts others, or that has no effect with them.
@@ -59,8 +58,6 @@ enum Needs {
     Integers,
     /// Both: layers of integers that read the cache.
     CachedIntegers,
-    /// `keep-float` has `auto`.
-    KeepFloatAuto,
     /// `keep-float` has no `none`.
     SensitiveInputs,
     /// The samples of the calibration set are drawn, not given.
@@ -101,16 +98,8 @@ impl Needs {
             Needs::Quantization if r.quant() == Quant::None => {
                 ("no layer is quantized", vec![quant()])
             }
-            Needs::Integers
-            | Needs::CachedIntegers
-            | Needs::KeepFloatAuto
-            | Needs::SensitiveInputs
-                if !integers =>
-            {
+            Needs::Integers | Needs::CachedIntegers | Needs::SensitiveInputs if !integers => {
                 (no_integers, vec![quant()])
-            }
-            Needs::KeepFloatAuto if !r.keeps_float_by_error() => {
-                ("it is the target of keep-float auto, which is not given", vec![])
             }
             Needs::SensitiveInputs if r.quantizes_all() => {
                 ("all inputs are quantized", vec![("keep-float", "none".into())])
@@ -121,10 +110,7 @@ impl Needs {
             ),
             Needs::Eta if r.sampler.is_some_and(|kind| !kind.reads_eta()) => {
                 let kind = r.sampler.map_or_else(String::new, |kind| kind.to_string());
-                (
-                    "it is an option of ddim, tcd and flow-euler-ancestral",
-                    vec![("sampler", kind)],
-                )
+                ("it is an option of ddim, tcd and flow-euler-ancestral", vec![("sampler", kind)])
             }
             Needs::OtherSteps => match r.variance_compensation {
                 Some(mode) if integers => (
@@ -167,7 +153,8 @@ fn corrects(r: &Recipe, what: Correct) -> bool {
 }
 
 /// Every option that matters only in some recipes. `steps`, `sampler`, `scheduler-config`,
-/// `guidance`, `null-label`, `null-cond`, `quant`, `target` and `threads` always do.
+/// `prediction`, `flow-time`, `flow-shift`, `flow-mu`, `trust`, `guidance`, `null-label`,
+/// `null-cond`, `labels`, `cond`, `quant`, `target` and `threads` always do.
 const TABLE: &[Row] = &[
     row("eta", |r| r.eta.is_some(), &[Needs::Eta]),
     row("any-steps", |r| r.any_steps, &[Needs::OtherSteps]),
@@ -191,8 +178,6 @@ const TABLE: &[Row] = &[
     row("calib-batch", |r| r.calib_batch.is_some(), &[Needs::Calibration]),
     row("calib-noise", |r| r.calib_noise.is_some(), &[Needs::Calibration]),
     row("seed", |r| r.seed.is_some(), &[Needs::Calibration]),
-    row("labels", |r| !r.labels.is_empty(), &[Needs::Calibration]),
-    row("cond", |r| !r.cond.is_empty(), &[Needs::Calibration]),
     row("budget", |r| r.budget.is_some(), &[Needs::Calibration, Needs::DrawnSamples]),
     row("work-dir", |r| r.work_dir.is_some(), &[Needs::Calibration]),
     value("keep-float", "auto", Recipe::keeps_float_by_error, &[Needs::Integers]),
@@ -201,7 +186,7 @@ const TABLE: &[Row] = &[
         |r| !r.keep_float.is_empty() && !r.keeps_float_by_error(),
         &[Needs::Quantization],
     ),
-    row("target-psnr", |r| r.target_psnr.is_some(), &[Needs::KeepFloatAuto]),
+    row("target-psnr", |r| r.target_psnr.is_some(), &[Needs::Calibration]),
     row("float-work", |r| r.float_work.is_some(), &[Needs::SensitiveInputs]),
     row("migrate", |r| r.migrate.is_some(), &[Needs::Integers]),
     row("share-ranges", |r| r.share_ranges.is_some(), &[Needs::Integers]),
@@ -245,6 +230,22 @@ impl Recipe {
             Some(&self.keep_float).filter(|list| list.len() > 1 && self.quantizes_all())
         {
             refuse("keep-float", list.join(","), "none excludes everything else");
+        }
+        let lists = [("sigmas", &self.sigmas), ("timesteps", &self.timesteps)];
+        for (option, list) in lists.into_iter().filter(|(_, list)| !list.is_empty()) {
+            if let Some(steps) = self.steps.filter(|&steps| steps != list.len()) {
+                let reason = format!("there are {} of them, and --steps is {steps}", list.len());
+                refuse(option, "…".into(), &reason);
+            }
+        }
+        if !self.sigmas.is_empty() && !self.timesteps.is_empty() {
+            refuse("timesteps", "…".into(), "sigmas are given as well: one of the two decides");
+        }
+        for (option, shift) in [("flow-shift", self.flow_shift), ("flow-mu", self.flow_mu)] {
+            let least = if option == "flow-shift" { f64::MIN_POSITIVE } else { f64::MIN };
+            if let Some(shift) = shift.filter(|s| !(s.is_finite() && *s >= least)) {
+                refuse(option, shift.to_string(), "expected a finite number, of a shift above 0");
+            }
         }
         let counts = [
             ("steps", self.steps, 1),
@@ -310,8 +311,8 @@ mod tests {
             "quant": "none", "interval": 1, "reconstruct": true, "variance-compensation": "mse",
             "calib-select": "tap", "keep-float": ["a"], "target-psnr": 40.0, "float-work": 0.1,
             "share-ranges": "all", "migrate": "none", "correct": ["quant=all"], "cut": "shallow", "schedule": "dps",
-            "cache-fit": "forecast", "calib-samples": 4, "labels": [1], "work-dir": "w", "seed": 3,
-            "calib-batch": 2, "cond": {"y": "y.npy"}, "budget": 60.0, "split-inputs": false,
+            "cache-fit": "forecast", "calib-samples": 4, "work-dir": "w", "seed": 3,
+            "calib-batch": 2, "budget": 60.0, "split-inputs": false,
             "refit-cache": false,
         });
         let found = recipe(given.clone()).check();

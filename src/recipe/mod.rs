@@ -30,7 +30,7 @@ pub use crate::calibrate::quantize::Grouping;
 pub use cqc_passes::cache::CutSpec;
 pub use cqc_passes::calib::compensate::CompensationMode;
 pub use cqc_passes::quant::Migrate;
-pub use cqc_proto::sampler::SamplerKind;
+pub use cqc_proto::sampler::{FlowTime, Prediction, SamplerKind};
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -57,6 +57,29 @@ pub struct Recipe {
     /// diffusers' `scheduler_config.json`, as a path or as its content.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheduler_config: Option<SchedulerConfig>,
+    /// What the network predicts; by default what the scheduler configuration says, or else what
+    /// the test of the reading finds.
+    #[serde(with = "text::named", skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<Prediction>,
+    /// Flow matching: how the network is told the noise level; by default as for `prediction`.
+    #[serde(with = "text::named", skip_serializing_if = "Option::is_none")]
+    pub flow_time: Option<FlowTime>,
+    /// Flow matching: the shift of the noise levels, 1 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flow_shift: Option<f64>,
+    /// Flow matching with dynamic shifting: the shift's `mu`; by default that of the number of
+    /// tokens of the sample.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flow_mu: Option<f64>,
+    /// Noise levels to visit, highest first, instead of those of the sampler.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sigmas: Vec<f64>,
+    /// Time steps to visit, noisiest first, instead of those of the sampler.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub timesteps: Vec<f64>,
+    /// The reading of the network is right even where the test says that it is not.
+    #[serde(skip_serializing_if = "is_false")]
+    pub trust: bool,
     /// DDIM: share of DDPM's noise that is added per step, 0 to 1; 0 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eta: Option<f64>,
@@ -120,7 +143,8 @@ pub struct Recipe {
     /// channels.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub keep_float: Vec<String>,
-    /// With `keep-float = ["auto"]`: mean PSNR to the float loop on the holdout, 35 dB by default.
+    /// The least mean PSNR to the float loop on the holdout, 25 dB by default; with `keep-float =
+    /// ["auto"]` layers are kept in float until it is reached, 35 dB by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_psnr: Option<f64>,
     /// Largest share of the loop's multiplications whose inputs are kept in bf16 because 8 bits
@@ -174,7 +198,8 @@ fn is_false(value: &bool) -> bool {
 impl Recipe {
     /// Sampling steps.
     pub fn steps(&self) -> usize {
-        self.steps.unwrap_or(50)
+        let listed = [&self.sigmas, &self.timesteps].map(Vec::len).into_iter().find(|&n| n > 0);
+        self.steps.or(listed).unwrap_or(50)
     }
 
     /// Scale of classifier-free guidance.

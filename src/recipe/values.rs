@@ -3,6 +3,7 @@
 use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_passes::calib::compensate::CompensationMode;
 use cqc_proto::cq;
+use cqc_proto::sampler::{FlowTime, Prediction};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -150,6 +151,26 @@ named!(CacheFit {
     "sequential" => CacheFit::Sequential,
     "forecast" => CacheFit::Forecast,
 });
+
+impl Named for Prediction {
+    const ALL: &'static [(&'static str, Prediction)] = &[
+        ("epsilon", Prediction::Epsilon),
+        ("v", Prediction::VPrediction),
+        ("sample", Prediction::Sample),
+        ("flow", Prediction::Flow),
+        ("flow-to-data", Prediction::FlowToData),
+    ];
+}
+
+impl Named for FlowTime {
+    const ALL: &'static [(&'static str, FlowTime)] = &[
+        ("scaled", FlowTime::Scaled),
+        ("sigma", FlowTime::Sigma),
+        ("one-minus-sigma", FlowTime::OneMinusSigma),
+        ("scaled-reversed", FlowTime::ScaledReversed),
+        ("index", FlowTime::Index),
+    ];
+}
 
 impl Named for CompensationMode {
     const ALL: &'static [(&'static str, CompensationMode)] = &[

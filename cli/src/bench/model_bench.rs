@@ -2,6 +2,7 @@
 
 use super::{BenchArgs, Measured, profiled};
 use crate::inspect::{macs, per_sample};
+use crate::locate::locate;
 use crate::measure::{backend, median, ms_since, peak_rss_mb};
 use crate::report::Failure;
 use crate::request::shape_at;
@@ -26,7 +27,7 @@ const TIMESTEP: i64 = 500;
 pub fn measure(args: &BenchArgs, overwrite: Overwrite) -> Result<Measured, Failure> {
     let begun = Instant::now();
     let options = args.reading.options(None);
-    let model = Model::load(&args.model, &options, |_, _| {})?;
+    let model = Model::load(&locate(&args.model)?.model, &options, |_, _| {})?;
     let batch = args.batch.map_or(model.fixed_batch.unwrap_or(1), |b| b as usize);
     let inputs = model.inputs.iter().map(|i| Ok((i.name.clone(), input(args, &model, i, batch)?)));
     let inputs = inputs.collect::<Result<BTreeMap<_, _>, Failure>>()?;

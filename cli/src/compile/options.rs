@@ -5,8 +5,8 @@
 
 use crate::args::{NamedFile, Threads, names};
 use cachequant::recipe::{
-    Array, CacheFit, CompensationMode, Correct, CudaTarget, CutSpec, Grouping, Migrate, Quant,
-    Recipe, SamplerKind, ScheduleSpec, SchedulerConfig, Selection,
+    Array, CacheFit, CompensationMode, Correct, CudaTarget, CutSpec, FlowTime, Grouping, Migrate,
+    Prediction, Quant, Recipe, SamplerKind, ScheduleSpec, SchedulerConfig, Selection,
 };
 use clap::Args;
 use std::collections::BTreeMap;
@@ -28,6 +28,34 @@ pub struct LoopArgs {
     /// diffusers' scheduler_config.json; in a pipeline directory it is found by itself
     #[arg(long, value_name = "FILE")]
     scheduler_config: Option<PathBuf>,
+    /// What the network predicts: epsilon (the noise), v, sample (the clean image), flow (noise -
+    /// image), or flow-to-data (image - noise) [default: what the scheduler configuration says, else
+    /// what a test on the model's own samples finds]
+    #[arg(long, value_name = "KIND", value_parser = names::<Prediction>())]
+    prediction: Option<Prediction>,
+    /// Flow matching: how the network is told the noise level sigma: scaled (1000 sigma), sigma,
+    /// one-minus-sigma, scaled-reversed (1000 - 1000 sigma), or index (the number of the step)
+    /// [default: as for --prediction]
+    #[arg(long, value_name = "KIND", value_parser = names::<FlowTime>())]
+    flow_time: Option<FlowTime>,
+    /// Flow matching: shift of the noise levels towards noise, e.g. 3 for SD3 [default: that of the
+    /// scheduler configuration, else 1]
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
+    flow_shift: Option<f64>,
+    /// Flow matching with dynamic shifting: the shift's mu [default: that of the number of tokens
+    /// of a sample in patches of 2 x 2]
+    #[arg(long, value_name = "MU", allow_negative_numbers = true)]
+    flow_mu: Option<f64>,
+    /// Noise levels to visit, highest first, instead of those of the sampler
+    #[arg(long, value_name = "A,B,..", value_delimiter = ',', allow_negative_numbers = true)]
+    sigmas: Vec<f64>,
+    /// Time steps to visit, noisiest first, instead of those of the sampler
+    #[arg(long, value_name = "A,B,..", value_delimiter = ',', allow_negative_numbers = true)]
+    timesteps: Vec<f64>,
+    /// Compile even though the test on the model's own samples says that the sampler does not suit
+    /// the model, e.g. one that was distilled to a single step
+    #[arg(long)]
+    trust: bool,
     /// How much noise the steps of ddim (share of DDPM's), tcd (gamma) and flow-euler-ancestral add, 0
     /// to 1 [default: 0, 0.3 and 1]
     #[arg(long, value_name = "X")]
@@ -120,7 +148,9 @@ pub struct QuantizingArgs {
     /// layers with fewer than 16 channels, which are kept in float by default
     #[arg(long, value_name = "NODE,..", value_delimiter = ',')]
     keep_float: Vec<String>,
-    /// With --keep-float auto: mean PSNR to the float model on held-out samples, dB [default: 35]
+    /// The least mean PSNR to the float loop on held-out samples, dB: below it nothing is written
+    /// [default: 25]. With --keep-float auto, layers are kept in float until it is reached [default:
+    /// 35]
     #[arg(long, value_name = "DB", allow_negative_numbers = true)]
     target_psnr: Option<f64>,
     /// Keep the most error-sensitive layer inputs in bf16 instead of int8, up to this fraction of
@@ -176,6 +206,13 @@ impl LoopArgs {
         recipe.any_steps = self.any_steps;
         recipe.sampler = self.sampler;
         recipe.scheduler_config = self.scheduler_config.clone().map(SchedulerConfig::File);
+        recipe.prediction = self.prediction;
+        recipe.flow_time = self.flow_time;
+        recipe.flow_shift = self.flow_shift;
+        recipe.flow_mu = self.flow_mu;
+        recipe.sigmas = self.sigmas.clone();
+        recipe.timesteps = self.timesteps.clone();
+        recipe.trust = self.trust;
         recipe.eta = self.eta;
         recipe.guidance = self.guidance;
         recipe.null_label = self.null_label;

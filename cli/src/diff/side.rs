@@ -2,6 +2,7 @@
 
 use crate::args::ModelArgs;
 use crate::artifact;
+use crate::locate::locate;
 use crate::report::Failure;
 use cachequant::compile::{LoopOptions, Lowered, compile_evaluation, compile_loop};
 use cachequant::io::FileError;
@@ -69,7 +70,7 @@ fn of_model(path: &Path, reading: &ModelArgs, like: Option<&Manifest>) -> Result
         Some(like) if reading.is_default() => ModelArgs::like(&like.plan),
         _ => reading.clone(),
     };
-    let model = Model::load(path, &reading.options(None), |_, _| {})?;
+    let model = Model::load(&locate(path)?.model, &reading.options(None), |_, _| {})?;
     let Lowered { plan, weights, .. } = match like {
         None => compile_evaluation(&model)?,
         Some(like) => compile_loop(

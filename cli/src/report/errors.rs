@@ -7,6 +7,7 @@ use cachequant::calibrate::quantize::QuantizeError;
 use cachequant::compile::{CompileError, ConditionError, ProgramError};
 use cachequant::io::FileError;
 use cachequant::model::ModelError;
+use cachequant::reading::Misread;
 use cachequant::recipe::Contradiction;
 use cachequant::sizes;
 use cqc_kernels::memory::{Bound, NoMemory};
@@ -56,6 +57,25 @@ impl From<FileError> for Failure {
     }
 }
 
+/// The network is no denoiser of the kind that was asked for.
+fn misread_model(misread: Misread) -> Failure {
+    let Misread { name, score, fits, tried } = misread;
+    let failure = Failure::new(
+        Exit::Unsupported,
+        format!("the loop would draw noise: the model does not predict what was assumed ({name})"),
+    )
+    .fact("seen", score);
+    match fits {
+        Some((name, score, options)) => failure
+            .fact("fits", format!("{name}; {score}"))
+            .help(options)
+            .help("--trust compiles it as it is"),
+        None => failure
+            .fact("tried", format!("{tried} readings, and none fits"))
+            .help("give the model's own --scheduler-config; --trust compiles it as it is"),
+    }
+}
+
 impl From<ModelError> for Failure {
     fn from(e: ModelError) -> Failure {
         match e {
@@ -94,6 +114,7 @@ fn import(path: &Path, e: ImportError) -> Failure {
                 .fact("seen", format)
                 .help(format.help())
         }
+        ImportError::Memory(e) => no_memory(&e),
         ImportError::Data(files) => {
             let (count, s) = (files.len(), if files.len() == 1 { "" } else { "s" });
             let what = format!("{file}: {count} file{s} of its external data cannot be read");
@@ -252,7 +273,7 @@ impl From<ProgramError> for Failure {
                     .help("export the model with a float time step, or use another --sampler or timestep_spacing")
             }
             ProgramError::Bind(BindError::Memory(e)) => no_memory(&e),
-            ProgramError::Bind(BindError::Timestep { .. } | BindError::Op(_)) | ProgramError::Lower(_) | ProgramError::Temporary(_) => Failure::failed(what),
+            ProgramError::Bind(BindError::Timestep { .. } | BindError::Work { .. } | BindError::Op(_)) | ProgramError::Lower(_) | ProgramError::Temporary(_) => Failure::failed(what),
         }
     }
 }
@@ -373,6 +394,7 @@ impl From<CompileError> for Failure {
                     .fold(failure, |failure, bad| failure.fact("seen", bad))
                     .help("export the model again, from a checkpoint whose weights are finite")
             }
+            CompileError::Misread(misread) => misread_model(*misread),
             CompileError::Program(e) => e.into(),
             CompileError::Sampler(e) => e.into(),
             CompileError::Calibrate(e) => e.into(),

@@ -22,11 +22,13 @@ use cqc_runtime::engine::Weights;
 /// Most bytes of weights that are evaluated.
 const MAX_WEIGHTS: u64 = 8 << 20;
 
+/// What import and tables may take.
+const BUDGET: Budget = Budget { fold_bytes: 4 << 20, fold_macs: 1 << 20, unrolled: 64 };
+
 /// Runs the compiler on a model and one evaluation of what comes out. Whatever the model is, the
 /// graph is valid after import and after every pass, and lowers to a valid plan.
 pub fn run(data: &[u8]) -> bool {
-    let budget = Budget { fold_bytes: 4 << 20, fold_macs: 1 << 20, unrolled: 64 };
-    let options = ImportOptions { budget, ..ImportOptions::default() };
+    let options = ImportOptions { budget: BUDGET, ..ImportOptions::default() };
     let Ok(imported) = import_bytes(Bytes::copy_from_slice(data), &options) else { return false };
     crate::depth::read();
     let mut graph = imported.graph;
@@ -130,7 +132,7 @@ impl Program {
             return None;
         }
         let times = [999.0, 500.0, 0.0];
-        match bind::bind(graph, &roles, self.batch_symbol.as_deref(), &times) {
+        match bind::bind_within(graph, &roles, self.batch_symbol.as_deref(), &times, &BUDGET) {
             Ok(bound) => Some((bound, times.len())),
             Err(bind::BindError::Op(e)) => panic!("a cut part does not type-check: {e}"),
             Err(_) => None,

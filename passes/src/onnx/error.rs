@@ -1,6 +1,7 @@
 //! Why a model cannot be imported.
 
 use crate::recognize::Format;
+use cqc_kernels::memory::NoMemory;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -29,6 +30,9 @@ pub enum ImportError {
         /// What it is.
         format: Format,
     },
+    /// There is no memory for what the file holds besides weights.
+    #[error(transparent)]
+    Memory(#[from] NoMemory),
     /// Files of the model's external data that cannot be read: all of them.
     #[error("{}", .0.iter().map(DataFile::to_string).collect::<Vec<_>>().join("; "))]
     Data(Vec<DataFile>),

@@ -7,7 +7,7 @@ use cqc_proto::dim::{MAX_DIM, is_symbol};
 use cqc_proto::onnx::{DimensionProto, ValueInfoProto};
 use cqc_proto::types::MAX_RANK;
 use cqc_proto::{Bindings, DType, Dim, ValueType};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One size of an input as the model declares it.
 enum Axis {
@@ -200,7 +200,7 @@ fn bind_shape(
 }
 
 /// Every open size of axis 0 is the batch: the one size that the options give to such an axis, else
-/// [`BATCH`].
+/// [`BATCH`]. A size that is another axis of an input as well is not, unless its name says so.
 fn bind_batch(
     declared: &mut [Declared],
     options: &ImportOptions,
@@ -209,8 +209,17 @@ fn bind_batch(
     // a size of the model may have the batch's name
     let elsewhere = only_elsewhere(declared, BATCH);
     let fixed = options.dims.get(BATCH).filter(|_| !elsewhere).map(|&v| Dim::constant(v));
-    let mut given: Vec<Dim> =
-        declared.iter().filter_map(|d| bound.get(d.axes.first()?.name()?)).cloned().collect();
+    let sizes: BTreeSet<String> = declared
+        .iter()
+        .filter_map(|d| d.axes.first()?.name())
+        .filter(|name| is_elsewhere(declared, name) && !says_batch(name))
+        .map(str::to_string)
+        .collect();
+    let of_batch = |d: &Declared| {
+        let name = d.axes.first()?.name().filter(|&name| !sizes.contains(name))?;
+        bound.get(name).cloned()
+    };
+    let mut given: Vec<Dim> = declared.iter().filter_map(of_batch).collect();
     given.extend(declared.iter().filter_map(|d| options.shapes.get(d.name)?.first()).cloned());
     given.sort();
     given.dedup();
@@ -222,6 +231,7 @@ fn bind_batch(
     for first in declared.iter_mut().filter_map(|d| d.axes.first_mut()) {
         match first {
             Axis::Unnamed => *first = Axis::Known(batch.clone()),
+            Axis::Named(name) if sizes.contains(name) => {}
             Axis::Named(name) if is_symbol(name) || Dim::parse(name).is_none() => {
                 bound.entry(name.clone()).or_insert_with(|| batch.clone());
             }
@@ -230,11 +240,26 @@ fn bind_batch(
     }
 }
 
+/// Whether an input has a size of that name, or one computed from it, on another axis than axis 0.
+fn is_elsewhere(declared: &[Declared], name: &str) -> bool {
+    let reads = |axis: &Axis| {
+        axis.name().is_some_and(|text| {
+            let parsed = || Dim::parse(text);
+            text == name || parsed().is_some_and(|d| d.symbols().any(|s| **s == *name))
+        })
+    };
+    declared.iter().any(|d| d.axes.iter().skip(1).any(reads))
+}
+
 /// Whether inputs have sizes of that name, none of which is on axis 0.
 fn only_elsewhere(declared: &[Declared], name: &str) -> bool {
-    let named = |axis: &Axis| axis.name() == Some(name);
-    declared.iter().any(|d| d.axes.iter().skip(1).any(named))
-        && !declared.iter().any(|d| d.axes.first().is_some_and(named))
+    let first = |d: &Declared| d.axes.first().is_some_and(|axis| axis.name() == Some(name));
+    is_elsewhere(declared, name) && !declared.iter().any(first)
+}
+
+/// Whether the name of a size is one that exporters give to the batch.
+fn says_batch(name: &str) -> bool {
+    name == BATCH || name.to_ascii_lowercase().contains("batch")
 }
 
 fn resolve(input: &Declared, bound: &BTreeMap<String, Dim>) -> ValueType {

@@ -35,7 +35,7 @@ pub const FOLD_SHARE: i64 = 4;
 /// Multiply-accumulates that folding may do in one import, by default.
 pub const MACS_BUDGET: i64 = 1 << 29;
 
-/// What one import may take beyond what stands in the model.
+/// What one import, and the tables of one time step, may take beyond what stands in the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
     /// Bytes that folding constants may read and make, beyond [`FOLD_SHARE`] of the initializers.

@@ -16,6 +16,14 @@ pub const MAX_ITEMS: usize = 1 << 20;
 /// Most inputs or outputs a plan may have, each: what reads them may look at all of them for each.
 pub const MAX_INPUTS: usize = 1 << 12;
 
+/// Operands that the steps of a program may have together, beyond [`OPERANDS_PER_ITEM`] for each value
+/// and step.
+const FREE_OPERANDS: usize = 1 << 15;
+
+/// Operands of steps per value and step, on average. An operand takes two bytes of a manifest, and
+/// hundreds when a step that moves it has been prepared.
+const OPERANDS_PER_ITEM: usize = 2;
+
 /// How often constants may share the bytes of the weights, on average, beyond [`FREE_SHARING`].
 const SHARING: u64 = 4;
 
@@ -258,9 +266,13 @@ fn check_counts(plan: &Plan) -> Result<(), PlanError> {
     ];
     for kind in ProgramKind::ALL {
         let program = plan.program(kind);
+        let operands = program.steps.iter().map(|s| s.inputs.iter().flatten().count()).sum();
+        let items = program.values.len().saturating_add(program.steps.len());
+        let most = items.saturating_mul(OPERANDS_PER_ITEM).saturating_add(FREE_OPERANDS);
         counts.extend([
             ("values", program.values.len(), MAX_ITEMS),
             ("steps", program.steps.len(), MAX_ITEMS),
+            ("operands of steps", operands, most),
             ("results", program.results.len(), MAX_ITEMS),
         ]);
     }

@@ -43,6 +43,12 @@ pub fn check_condition(plan: &Plan, name: &str, given: &Tensor) -> Result<(), De
     }
 }
 
+/// Rows of the smallest table that the labels of an input choose from, where they do.
+pub fn label_rows(plan: &Plan, name: &str) -> Option<usize> {
+    let input = plan.inputs.iter().position(|i| i.name == name)?;
+    table_of(plan, input).map(|(_, rows)| rows)
+}
+
 /// Checks a scale of guidance.
 pub(super) fn check_guidance(scale: f32) -> Result<(), DenoiseError> {
     if scale.is_finite() && scale >= 0.0 { Ok(()) } else { Err(DenoiseError::Guidance { scale }) }

@@ -5,7 +5,7 @@ mod error;
 mod request;
 mod trajectory;
 
-pub use check::{check_condition, check_request};
+pub use check::{check_condition, check_request, label_rows};
 pub use error::DenoiseError;
 pub use request::Request;
 pub use trajectory::{Compensation, Moment, Trajectory};
@@ -424,6 +424,22 @@ impl Denoiser {
         self.evaluate_input(kind, trajectory, None)?;
         trajectory.next += 1;
         Ok(self.output())
+    }
+
+    /// What the network answers to `input` `[width, ...]` at any evaluation, whatever the trajectory
+    /// has seen before: [`Denoiser::predict`] there. The trajectory goes on after it. For plans that
+    /// cache nothing.
+    ///
+    /// # Errors
+    /// As [`Denoiser::predict`].
+    pub fn predict_at(
+        &mut self,
+        trajectory: &mut Trajectory,
+        evaluation: usize,
+        input: &[f32],
+    ) -> Result<&[f32], DenoiseError> {
+        trajectory.next = evaluation;
+        self.predict(trajectory, input)
     }
 
     /// Corrects samples `[width, ...]` after evaluation `evaluation`, where the artifact says so:

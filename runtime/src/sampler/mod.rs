@@ -31,12 +31,31 @@ pub struct Evaluation {
     pub input_scale: f32,
     /// The sampler step it belongs to, from 0.
     pub step: usize,
+    /// What the sample is made of there; `None` where a sampler does not say it.
+    pub level: Option<Level>,
 }
 
 impl Evaluation {
     fn unscaled(timestep: f64, step: usize) -> Self {
-        Self { timestep, input_scale: 1.0, step }
+        Self { timestep, input_scale: 1.0, step, level: None }
     }
+
+    fn scaled(timestep: f64, input_scale: f32, step: usize) -> Self {
+        Self { timestep, input_scale, step, level: None }
+    }
+
+    fn at(mut self, signal: f32, noise: f32) -> Self {
+        self.level = Some(Level { signal, noise });
+        self
+    }
+}
+
+/// A noise level: x = `signal` · image + `noise` · ε, with ε of unit variance.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs)] // named in the formula
+pub struct Level {
+    pub signal: f32,
+    pub noise: f32,
 }
 
 /// One step of DDIM without noise: with x = `signal` · image + `noise` · ε, the next x is

@@ -33,7 +33,7 @@ pub enum Target {
 
 /// Multiplications of the layers per sample and evaluation below which quality comes before time: a
 /// step then takes a few tenths of a millisecond at most (docs/quantization.md has figures).
-pub(super) const SMALL_WORK: i64 = 16_000_000;
+pub(super) const SMALL_WORK: i64 = 8_000_000;
 
 /// What the quantized layers of a small loop may cost, dB of mean PSNR on held-out samples.
 const SMALL_PSNR: f64 = 38.0;

@@ -4,6 +4,7 @@
 //! the rounding of ᾱ shows in the fourth digit. To end at the same image, the scalars here are
 //! rounded where diffusers (torch and numpy) rounds them.
 
+pub(in super::super) use super::super::Level;
 use super::super::SamplerError;
 use super::super::table::{Op, Register};
 use cqc_proto::sampler::{Betas, Prediction, SamplerConfig, Spacing};
@@ -174,20 +175,19 @@ pub(in super::super) fn linspace(start: f64, end: f64, count: usize) -> impl Ite
     })
 }
 
-/// A noise level: x = `signal` · image + `noise` · ε, both at most 1.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(in super::super) struct Level {
-    pub signal: f32,
-    pub noise: f32,
-}
-
 impl Level {
-    pub fn of_alpha(alpha_cumprod: f32) -> Self {
+    pub(in super::super) fn of_alpha(alpha_cumprod: f32) -> Self {
         Self { signal: alpha_cumprod.sqrt(), noise: (1.0 - alpha_cumprod).sqrt() }
     }
 
     /// `to` = the image that the network's output `out` at `x` stands for.
-    pub fn image(self, prediction: Prediction, x: Register, out: Register, to: Register) -> Op {
+    pub(in super::super) fn image(
+        self,
+        prediction: Prediction,
+        x: Register,
+        out: Register,
+        to: Register,
+    ) -> Op {
         match prediction {
             Prediction::Epsilon => Op::sum(to, &[(x, 1.0), (out, -self.noise)]).over(self.signal),
             Prediction::VPrediction => Op::sum(to, &[(x, self.signal), (out, -self.noise)]),
@@ -198,7 +198,13 @@ impl Level {
     }
 
     /// `to` = the noise that the network's output `out` at `x` stands for.
-    pub fn epsilon(self, prediction: Prediction, x: Register, out: Register, to: Register) -> Op {
+    pub(in super::super) fn epsilon(
+        self,
+        prediction: Prediction,
+        x: Register,
+        out: Register,
+        to: Register,
+    ) -> Op {
         match prediction {
             Prediction::Epsilon => Op::sum(to, &[(out, 1.0)]),
             Prediction::VPrediction => Op::sum(to, &[(out, self.signal), (x, self.noise)]),

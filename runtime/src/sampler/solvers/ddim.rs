@@ -1,9 +1,9 @@
 //! DDIM (arXiv:2010.02502): from the predicted image straight to the next noise level, with a share
 //! `eta` of DDPM's noise.
 
-use super::super::levels::schedule::{Level, alphas_cumprod, timesteps};
+use super::super::levels::schedule::{alphas_cumprod, timesteps};
 use super::super::table::{Op, Register, Row, Table};
-use super::super::{DdimUpdate, Evaluation, SamplerError};
+use super::super::{DdimUpdate, Evaluation, Level, SamplerError};
 use super::image_limit;
 use cqc_proto::sampler::{SamplerConfig, Spacing};
 
@@ -24,7 +24,8 @@ struct Step {
 pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
     let (timesteps, steps) = trajectory(config, steps)?;
     let rows = timesteps.iter().zip(&steps).enumerate().map(|(i, (&t, step))| {
-        let mut row = Row::new(Evaluation::unscaled(t as f64, i));
+        let mut row =
+            Row::new(Evaluation::unscaled(t as f64, i).at(step.level.signal, step.level.noise));
         let (prediction, x, out) = (config.prediction_type, Register::X, Register::Out);
         let image = step.level.image(prediction, x, out, IMAGE);
         row.push(image.limited(image_limit(config)));

@@ -1,9 +1,9 @@
 //! DDPM (arXiv:2006.11239): the posterior mean of the next level, plus noise in every step but the
 //! one at time step 0.
 
-use super::super::levels::schedule::{Level, alphas_cumprod, timesteps};
+use super::super::levels::schedule::{alphas_cumprod, timesteps};
 use super::super::table::{LearnedStd, Op, Register, Row, Table};
-use super::super::{Evaluation, SamplerError};
+use super::super::{Evaluation, Level, SamplerError};
 use super::image_limit;
 use cqc_proto::sampler::{SamplerConfig, Variance};
 

@@ -29,7 +29,8 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     };
     let mut rows = Vec::with_capacity(count);
     for (i, &t) in timesteps.iter().enumerate() {
-        let mut row = Row::new(Evaluation::unscaled(t, i));
+        let Level { signal, noise } = levels[i];
+        let mut row = Row::new(Evaluation::unscaled(t, i).at(signal, noise));
         predict(config, levels[i], predicted(i), &mut row);
         // a repeated level, as the last one may be, is stood still at
         let stands = i + 1 == count && levels[i] == levels[i + 1];

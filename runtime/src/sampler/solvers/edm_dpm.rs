@@ -22,7 +22,7 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     let rows = timesteps.iter().enumerate().map(|(step, &timestep)| {
         let sigma = sigmas[step];
         let input_scale = input_scale(config, sigma);
-        let mut row = Row::new(Evaluation { timestep, input_scale, step });
+        let mut row = Row::new(Evaluation::scaled(timestep, input_scale, step));
         row.push(image(config, sigma, predicted(step)).limited(image_limit(config)));
         // with `sigma_min` at the end the last level comes twice, and there is no room for
         // differences over the last step

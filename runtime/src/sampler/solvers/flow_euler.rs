@@ -17,7 +17,7 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     let (x, out) = (Register::X, Register::Out);
     let row = |(i, &t): (usize, &f64)| {
         let (now, next) = (sigmas[i], sigmas[i + 1]);
-        let mut row = Row::new(Evaluation::unscaled(t, i));
+        let mut row = Row::new(Evaluation::unscaled(t, i).at(1.0 - now, now));
         if renews {
             row.push(Op::sum(IMAGE, &[(x, 1.0), (out, -sign * now)]));
             row.push(Op::sum(x, &[(IMAGE, 1.0 - next), (Register::Noise, next)]));

@@ -15,7 +15,7 @@ pub const SLOPE: Register = Register::Temp(1);
 
 /// The network at the level `sigma`.
 pub fn evaluation(timestep: f64, sigma: f32, step: usize) -> Evaluation {
-    Evaluation { timestep, input_scale: input_scale(sigma), step }
+    Evaluation::scaled(timestep, input_scale(sigma), step).at(1.0, sigma)
 }
 
 /// [`IMAGE`], limited, and [`SLOPE`] of the sample at the level `sigma`.

@@ -6,9 +6,9 @@
 //! step is then taken from the start with the mean of both. So there is one evaluation more than
 //! there are steps (unless there is only one step).
 
-use super::super::levels::schedule::{Level, alphas_cumprod, in_training, timesteps};
+use super::super::levels::schedule::{alphas_cumprod, in_training, timesteps};
 use super::super::table::{Op, Register, Row, Table};
-use super::super::{Evaluation, SamplerError};
+use super::super::{Evaluation, Level, SamplerError};
 use cqc_proto::sampler::SamplerConfig;
 
 /// The sample before the first step. Registers 0 to 3 hold outputs.
@@ -30,7 +30,9 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
             1 => (in_training((t + stride) as f64, config.num_train_timesteps)?, Some(t)),
             _ => (t, t.checked_sub(stride)),
         };
-        let mut row = Row::new(Evaluation::unscaled(t as f64, i.saturating_sub(1)));
+        let Level { signal, noise } = Level::of_alpha(alphas[t]);
+        let evaluation = Evaluation::unscaled(t as f64, i.saturating_sub(1)).at(signal, noise);
+        let mut row = Row::new(evaluation);
         let x = mix(i, &mut row);
         step(config, alphas[from], to.map_or(last, |t| alphas[t]), x, &mut row);
         rows.push(row);

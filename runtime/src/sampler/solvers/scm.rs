@@ -36,7 +36,7 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
         let t = f64::from(times[step] as f32);
         let scale = 1.0 / (sin + cos);
         let (timestep, input_scale) = if flow { (sin * scale, scale as f32) } else { (t, 1.0) };
-        let mut row = Row::new(Evaluation { timestep, input_scale, step });
+        let mut row = Row::new(Evaluation::scaled(timestep, input_scale, step));
         // of flow: (sample at the flow's level − s·velocity) / (1 − s), back on the circle
         let (of_x, of_out) = if flow { (scale, sin * scale) } else { (cos, sin) };
         row.push(Op::sum(IMAGE, &[(x, of_x as f32), (out, -of_out as f32)]));

@@ -1,0 +1,156 @@
+//! The readings that are tried.
+
+use crate::recipe::{Named, Recipe};
+use cqc_proto::sampler::{
+    Betas, FlowTime, Prediction, SamplerConfig, SamplerKind, SigmaSchedule, Spacing,
+};
+
+/// The deterministic loop that tests the reading of `config`, whatever its solver: DDIM or Euler
+/// steps of a flow. `None` where the sampler has levels of its own.
+pub fn probe_of(config: &SamplerConfig) -> Option<SamplerConfig> {
+    use SamplerKind::{
+        Ddim, Ddpm, Deis, Direct, DpmMultistep, DpmSde, DpmSinglestep, Euler, EulerAncestral,
+        FlowEuler, FlowLcm, Heun, Kdpm2, Kdpm2Ancestral, Lms, Plms, Pndm, Sa, Unipc,
+    };
+    let is_flow = config.kind.is_flow() || config.sigma_schedule == SigmaSchedule::Flow;
+    match config.kind {
+        // not denoisers of many steps
+        FlowLcm | Direct => None,
+        _ if is_flow => Some(SamplerConfig {
+            num_train_timesteps: config.num_train_timesteps,
+            prediction_type: config.prediction_type,
+            flow_time: config.flow_time,
+            ..SamplerConfig::of_kind(FlowEuler)
+        }),
+        Ddim | Ddpm | Plms | Pndm | Euler | EulerAncestral | Heun | Kdpm2 | Kdpm2Ancestral
+        | Lms | DpmSde | DpmMultistep | DpmSinglestep | Deis | Unipc | Sa => Some(SamplerConfig {
+            num_train_timesteps: config.num_train_timesteps,
+            betas: config.betas.clone(),
+            rescale_betas_zero_snr: config.rescale_betas_zero_snr,
+            prediction_type: config.prediction_type,
+            clip_sample: config.clip_sample,
+            clip_sample_range: config.clip_sample_range,
+            // pure noise has no finite update of epsilon
+            timestep_spacing: Spacing::Leading,
+            ..SamplerConfig::of_kind(Ddim)
+        }),
+        // levels or preconditioning of their own, or distilled to few steps
+        _ => None,
+    }
+}
+
+/// Readings to try where `stated` does not fit, in the order in which they are common.
+pub fn all(stated: &SamplerConfig) -> Vec<SamplerConfig> {
+    let mut all = Vec::new();
+    for prediction_type in [Prediction::Flow, Prediction::FlowToData] {
+        for flow_time in
+            [FlowTime::Sigma, FlowTime::Scaled, FlowTime::OneMinusSigma, FlowTime::ScaledReversed]
+        {
+            let flow = SamplerConfig::of_kind(SamplerKind::FlowEuler);
+            all.push(SamplerConfig { prediction_type, flow_time, ..flow });
+        }
+    }
+    let schedules = [
+        Betas::Linear { start: 1e-4, end: 0.02 },
+        Betas::ScaledLinear { start: 0.00085, end: 0.012 },
+        Betas::SquaredcosCapV2,
+    ];
+    for prediction_type in [Prediction::Epsilon, Prediction::VPrediction, Prediction::Sample] {
+        for betas in &schedules {
+            for clip_sample in [true, false] {
+                let betas = betas.clone();
+                let ddim = SamplerConfig::of_kind(SamplerKind::Ddim);
+                all.push(SamplerConfig { prediction_type, betas, clip_sample, ..ddim });
+            }
+        }
+    }
+    all.retain(|c| c != stated);
+    all
+}
+
+/// `config` with the reading of `best`, as far as the recipe leaves it open.
+pub fn adopt(
+    recipe: &Recipe,
+    config: &SamplerConfig,
+    best: &SamplerConfig,
+) -> Option<SamplerConfig> {
+    // a file says everything
+    if recipe.scheduler_config.is_some() {
+        return None;
+    }
+    if recipe.prediction.is_some_and(|p| p != best.prediction_type)
+        || recipe.flow_time.is_some_and(|t| t != best.flow_time)
+    {
+        return None;
+    }
+    let is_flow = best.kind == SamplerKind::FlowEuler;
+    let base = match recipe.sampler {
+        Some(kind) if kind.is_flow() != is_flow => return None,
+        Some(_) => config.clone(),
+        None => SamplerConfig { flow_shift: config.flow_shift, ..best.clone() },
+    };
+    Some(SamplerConfig {
+        betas: best.betas.clone(),
+        prediction_type: best.prediction_type,
+        clip_sample: best.clip_sample && matches!(base.kind, SamplerKind::Ddim | SamplerKind::Ddpm),
+        flow_time: best.flow_time,
+        ..base
+    })
+}
+
+/// The reading in words.
+pub fn name(config: &SamplerConfig) -> String {
+    let is_flow = matches!(config.prediction_type, Prediction::Flow | Prediction::FlowToData);
+    if is_flow {
+        let velocity = match config.prediction_type {
+            Prediction::FlowToData => "image - noise",
+            _ => "noise - image",
+        };
+        let time = match config.flow_time {
+            FlowTime::Scaled => format!("{} sigma", config.num_train_timesteps),
+            FlowTime::Sigma => "sigma".into(),
+            FlowTime::OneMinusSigma => "1 - sigma".into(),
+            FlowTime::ScaledReversed => format!("{0} - {0} sigma", config.num_train_timesteps),
+            FlowTime::Index => "number of the step".into(),
+        };
+        return format!("flow matching, velocity {velocity}, time {time}");
+    }
+    let prediction = match config.prediction_type {
+        Prediction::Epsilon => "epsilon",
+        Prediction::VPrediction => "v-prediction",
+        _ => "image",
+    };
+    let betas = match &config.betas {
+        Betas::Linear { start, end } => format!("linear betas {start} to {end}"),
+        Betas::ScaledLinear { start, end } => format!("scaled linear betas {start} to {end}"),
+        Betas::SquaredcosCapV2 => "cosine betas".into(),
+        Betas::Sigmoid { start, end } => format!("sigmoid betas {start} to {end}"),
+        Betas::Laplace => "Laplace betas".into(),
+        Betas::Exp => "exponential betas".into(),
+        Betas::Trained(_) => "trained betas".into(),
+    };
+    let clip = if config.clip_sample { ", clipped" } else { "" };
+    format!("{prediction} prediction, {betas}{clip}")
+        .replace("v-prediction prediction", "v-prediction")
+}
+
+/// The options of `compile` that choose a reading which was found, where there are such options.
+pub fn options(best: &SamplerConfig) -> String {
+    let prediction = best.prediction_type.name();
+    match (best.kind, &best.betas) {
+        (SamplerKind::FlowEuler, _) => {
+            let time = best.flow_time.name();
+            format!("--sampler flow-euler --prediction {prediction} --flow-time {time}")
+        }
+        (_, Betas::Linear { .. }) => format!("--prediction {prediction}"),
+        (_, betas) => {
+            let schedule = match betas {
+                Betas::ScaledLinear { .. } => "scaled_linear",
+                _ => "squaredcos_cap_v2",
+            };
+            format!(
+                "--prediction {prediction} and a --scheduler-config with beta_schedule {schedule}"
+            )
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What a network's output means, tested: its prediction, its noise levels, how it is told the time.
+//!
+//! A loop with a wrong reading of the network draws noise and says nothing. A right reading has a
+//! property that the others lack. A denoiser is trained to give the mean of the noise (or of the
+//! image, or of the velocity) in its input, and the error of a conditional mean is orthogonal to
+//! the mean itself: with ε̂ the noise that the output stands for and ε the noise that was put in,
+//! ⟨ε̂, ε⟩ = ⟨ε̂, ε̂⟩. So the loop's own samples are given noise again at five levels, and the *gain*
+//! ⟨ε̂, ε⟩ / ⟨ε̂, ε̂⟩ is compared with 1. The correlation of the two alone does not suffice: many
+//! wrong readings end in blank samples, in which noise is easily found.
+//!
+//! `docs/concepts.md` has the gains that were measured, and the bounds.
+
+mod candidates;
+mod probe;
+
+pub use candidates::name;
+pub use probe::{Score, samples, score};
+
+use crate::compile::CompileError;
+use crate::model::Model;
+use crate::recipe::Recipe;
+use cqc_proto::sampler::SamplerConfig;
+use cqc_runtime::denoise::Request;
+use serde::Serialize;
+
+/// A reading that was settled on, and what is known of it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Reading {
+    /// In words, e.g. `epsilon, linear betas 0.0001 to 0.02`.
+    pub name: String,
+    /// What the test found.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+}
+
+/// What the test found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "verdict")]
+pub enum Verdict {
+    /// It fits.
+    Fits(Score),
+    /// It does not fit, and `trust` says that it is right nevertheless.
+    Trusted(Score),
+    /// Nothing was measured that would tell.
+    Untested {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// No reading, or another one than was asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Misread {
+    /// The reading that was asked for, or the default.
+    pub name: String,
+    /// How badly it fits.
+    pub score: Score,
+    /// A reading that fits, and the options that choose it.
+    pub fits: Option<(String, Score, String)>,
+    /// How many readings were tried.
+    pub tried: usize,
+}
+
+impl std::fmt::Display for Misread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the model is not a denoiser of this kind: {} ({})", self.name, self.score)
+    }
+}
+
+/// Tests the reading of `config`. Where the recipe leaves it open, other readings are tried, and
+/// the one that fits best is returned in its place.
+///
+/// `request` holds the conditions for the samples of the test.
+///
+/// # Errors
+/// [`CompileError::Misread`] where nothing fits that the recipe allows, unless it says `trust`;
+/// whatever keeps the loop from running.
+pub fn read(
+    model: &Model,
+    recipe: &Recipe,
+    config: SamplerConfig,
+    request: &Request,
+) -> Result<(SamplerConfig, Reading), CompileError> {
+    let Some(probed) = candidates::probe_of(&config) else {
+        let reason = format!(
+            "sampler {} has noise levels of its own, or the model is distilled",
+            config.kind
+        );
+        let reading =
+            Reading { name: config.kind.to_string(), verdict: Verdict::Untested { reason } };
+        return Ok((config, reading));
+    };
+    let name = candidates::name(&config);
+    let threads = recipe.threads();
+    let first = score(model, &probed, request, threads)?;
+    if first.fits() {
+        return Ok((config, Reading { name, verdict: Verdict::Fits(first) }));
+    }
+    if recipe.trust {
+        return Ok((config, Reading { name, verdict: Verdict::Trusted(first) }));
+    }
+    let mut scores = vec![(probed.clone(), first.clone())];
+    for other in candidates::all(&probed) {
+        // a reading whose time steps the model cannot be given is none
+        let Ok(score) = score(model, &other, request, threads) else { continue };
+        scores.push((other, score));
+        // what fits is far from what does not
+        if scores.last().is_some_and(|(_, score)| score.fits()) {
+            break;
+        }
+    }
+    let best = scores.last().filter(|(_, score)| score.fits());
+    if let Some((best, score)) = best
+        && let Some(config) = candidates::adopt(recipe, &config, best)
+    {
+        let reading =
+            Reading { name: candidates::name(&config), verdict: Verdict::Fits(score.clone()) };
+        return Ok((config, reading));
+    }
+    let most = scores.iter().map(|(_, s)| s.follows).fold(0.0, f64::max);
+    if best.is_none() && most < probe::FOLLOWS {
+        let reason = "its output does not follow its input as that of a trained denoiser does";
+        let verdict = Verdict::Untested { reason: reason.into() };
+        return Ok((config, Reading { name, verdict }));
+    }
+    let fits = best.map(|(c, s)| (candidates::name(c), s.clone(), candidates::options(c)));
+    Err(CompileError::Misread(Box::new(Misread { name, score: first, fits, tried: scores.len() })))
+}
