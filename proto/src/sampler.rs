@@ -628,7 +628,13 @@ impl SamplerConfig {
         let limits = [
             ("sigmas", &self.sigmas, self.kind.is_flow(), 1.0, "0 to 1"),
             ("timesteps", &self.timesteps, self.kind == SamplerKind::Wuerstchen, 1.0, "0 to 1"),
-            ("timesteps", &self.timesteps, self.kind == SamplerKind::Scm, 1.5708, "0 to 1.5708"),
+            (
+                "timesteps",
+                &self.timesteps,
+                self.kind == SamplerKind::Scm,
+                std::f64::consts::FRAC_PI_2 + 1e-5,
+                "0 to 1.5708",
+            ),
         ];
         for (key, list, applies, limit, allowed) in limits {
             let first = list.as_ref().map_or(0.0, |list| list[0]);
