@@ -112,11 +112,8 @@ fn flow() -> ModelProto {
     graph.input.retain(|i| i.name() != "timestep");
     graph.input.push(value("sigma", data_type::FLOAT, &[At::Called("N")]));
     let batch = |v: &mut cqc_proto::onnx::ValueInfoProto| {
-        *v = value(
-            &v.name().to_string(),
-            data_type::FLOAT,
-            &[At::Called("N"), At::Is(3), At::Is(32), At::Is(32)],
-        )
+        *v =
+            value(v.name(), data_type::FLOAT, &[At::Called("N"), At::Is(3), At::Is(32), At::Is(32)])
     };
     graph.input.iter_mut().filter(|i| i.name() == "sample").for_each(batch);
     graph.output.iter_mut().for_each(batch);
