@@ -4,8 +4,10 @@
 use cqc_proto::sampler::{Betas, Prediction, SamplerConfig, SamplerKind, SigmaSchedule, Spacing};
 use std::path::Path;
 
-/// What a file says, and what must have been read of it.
-const FILES: &[(&str, SamplerKind, fn(&SamplerConfig) -> bool)] = &[
+/// A file, the sampler that it means, and what else must be true of it.
+type Expected = (&'static str, SamplerKind, fn(&SamplerConfig) -> bool);
+
+const FILES: &[Expected] = &[
     ("audioldm2", SamplerKind::Ddim, |c| c.betas == scaled(0.0015, 0.0195)),
     ("auraflow", SamplerKind::FlowEuler, |c| c.flow_shift == 1.73),
     ("chroma", SamplerKind::FlowEuler, |c| c.sigma_schedule == SigmaSchedule::Beta),
