@@ -35,8 +35,8 @@ pub const MAGIC: [u8; 8] = *b"\x89CQC\r\n\x1a\n";
 
 /// The version that is written, and the newest that is read. 2 added caching, 3 quantization, 4
 /// packs the manifest and may keep what makes tables ([`Plan::times`]), 5 may round products to
-/// bf16.
-pub const VERSION: u32 = 5;
+/// bf16, 6 has more samplers.
+pub const VERSION: u32 = 6;
 
 /// Longest manifest that is read, in bytes, unpacked.
 pub const MAX_MANIFEST: u64 = 64 << 20;
