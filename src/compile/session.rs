@@ -24,7 +24,7 @@ use cqc_passes::quant::QuantSpec;
 use cqc_proto::Dim;
 use cqc_proto::cq::Computed;
 use cqc_proto::plan::InputRole;
-use cqc_proto::sampler::{Prediction, SamplerConfig, SamplerKind};
+use cqc_proto::sampler::{Prediction, SamplerConfig, SamplerKind, SigmaSchedule};
 use cqc_runtime::artifact::label_input;
 use cqc_runtime::denoise::{Denoiser, Request, label_rows};
 use cqc_runtime::engine::{EngineError, EngineOptions, Weights};
@@ -454,6 +454,7 @@ fn sampler_config(recipe: &Recipe, network: &Network) -> Result<SamplerConfig, C
     };
     config.prediction_type = recipe.prediction.unwrap_or(config.prediction_type);
     config.flow_time = recipe.flow_time.unwrap_or(config.flow_time);
+    config.flow_schedule = recipe.flow_schedule.unwrap_or(config.flow_schedule);
     if let Some(shift) = recipe.flow_shift {
         (config.flow_shift, config.dynamic_shift) = (shift, None);
     }
@@ -461,6 +462,7 @@ fn sampler_config(recipe: &Recipe, network: &Network) -> Result<SamplerConfig, C
         let tokens = tokens(network);
         dynamic.mu = recipe.flow_mu.or(tokens.map(|tokens| dynamic.mu_of(tokens)));
     }
+    refuse_flow_options(recipe, &config)?;
     let given = |list: &Vec<f64>| (!list.is_empty()).then(|| list.clone());
     (config.sigmas, config.timesteps) = (given(&recipe.sigmas), given(&recipe.timesteps));
     if let Some(eta) = recipe.eta {
@@ -477,11 +479,35 @@ fn sampler_config(recipe: &Recipe, network: &Network) -> Result<SamplerConfig, C
     Ok(config)
 }
 
+/// Options of flow matching have no effect on other samplers, and `flow-mu` only on a shift that
+/// depends on it.
+fn refuse_flow_options(recipe: &Recipe, config: &SamplerConfig) -> Result<(), CompileError> {
+    let is_flow = config.kind.is_flow() || config.sigma_schedule == SigmaSchedule::Flow;
+    let of_flow = [
+        ("flow-time", recipe.flow_time.is_some()),
+        ("flow-shift", recipe.flow_shift.is_some()),
+        ("flow-schedule", recipe.flow_schedule.is_some()),
+        ("flow-mu", recipe.flow_mu.is_some()),
+    ];
+    let reason = format!("it is an option of flow matching, and the sampler is {}", config.kind);
+    let mut refused: Vec<Contradiction> = of_flow
+        .into_iter()
+        .filter(|(_, given)| *given && !is_flow)
+        .map(|(option, _)| Contradiction::new(option, None, reason.clone()))
+        .collect();
+    if is_flow && recipe.flow_mu.is_some() && config.dynamic_shift.is_none() {
+        let reason = "the scheduler configuration has no use_dynamic_shifting";
+        refused.push(Contradiction::new("flow-mu", None, reason));
+    }
+    if refused.is_empty() { Ok(()) } else { Err(CompileError::Recipe(refused)) }
+}
+
 /// The sampler of a recipe that names none, not even by a file.
 fn default_sampler(recipe: &Recipe) -> SamplerKind {
     match recipe.prediction {
         Some(Prediction::Flow | Prediction::FlowToData) => SamplerKind::FlowEuler,
         _ if recipe.flow_time.is_some() || recipe.flow_shift.is_some() => SamplerKind::FlowEuler,
+        _ if recipe.flow_schedule.is_some() => SamplerKind::FlowEuler,
         _ => SamplerKind::Ddim,
     }
 }

@@ -87,7 +87,11 @@ pub fn adopt(
     let base = match recipe.sampler {
         Some(kind) if kind.is_flow() != is_flow => return None,
         Some(_) => config.clone(),
-        None => SamplerConfig { flow_shift: config.flow_shift, ..best.clone() },
+        None => SamplerConfig {
+            flow_shift: config.flow_shift,
+            flow_schedule: config.flow_schedule,
+            ..best.clone()
+        },
     };
     Some(SamplerConfig {
         betas: best.betas.clone(),

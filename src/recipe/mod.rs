@@ -30,7 +30,7 @@ pub use crate::calibrate::quantize::Grouping;
 pub use cqc_passes::cache::CutSpec;
 pub use cqc_passes::calib::compensate::CompensationMode;
 pub use cqc_passes::quant::Migrate;
-pub use cqc_proto::sampler::{FlowTime, Prediction, SamplerKind};
+pub use cqc_proto::sampler::{FlowSchedule, FlowTime, Prediction, SamplerKind};
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -67,6 +67,10 @@ pub struct Recipe {
     /// Flow matching: the shift of the noise levels, 1 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flow_shift: Option<f64>,
+    /// Flow matching: how levels are spread; by default as the scheduler configuration says, or
+    /// evenly.
+    #[serde(with = "text::option", skip_serializing_if = "Option::is_none")]
+    pub flow_schedule: Option<FlowSchedule>,
     /// Flow matching with dynamic shifting: the shift's `mu`; by default that of the number of
     /// tokens of the sample.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -5,8 +5,9 @@
 
 use crate::args::{NamedFile, Threads, names};
 use cachequant::recipe::{
-    Array, CacheFit, CompensationMode, Correct, CudaTarget, CutSpec, FlowTime, Grouping, Migrate,
-    Prediction, Quant, Recipe, SamplerKind, ScheduleSpec, SchedulerConfig, Selection,
+    Array, CacheFit, CompensationMode, Correct, CudaTarget, CutSpec, FlowSchedule, FlowTime,
+    Grouping, Migrate, Prediction, Quant, Recipe, SamplerKind, ScheduleSpec, SchedulerConfig,
+    Selection,
 };
 use clap::Args;
 use std::collections::BTreeMap;
@@ -42,6 +43,10 @@ pub struct LoopArgs {
     /// scheduler configuration, else 1]
     #[arg(long, value_name = "S", allow_negative_numbers = true)]
     flow_shift: Option<f64>,
+    /// Flow matching: how the noise levels are spread: trained (as the sampler's class does), even,
+    /// sway=S (F5-TTS, S is -1), time-shift=S (ZipVoice), or linear-quadratic=T (Mochi, T is 0.025)
+    #[arg(long, value_name = "KIND", allow_hyphen_values = true)]
+    flow_schedule: Option<FlowSchedule>,
     /// Flow matching with dynamic shifting: the shift's mu [default: that of the number of tokens
     /// of a sample in patches of 2 x 2]
     #[arg(long, value_name = "MU", allow_negative_numbers = true)]
@@ -209,6 +214,7 @@ impl LoopArgs {
         recipe.prediction = self.prediction;
         recipe.flow_time = self.flow_time;
         recipe.flow_shift = self.flow_shift;
+        recipe.flow_schedule = self.flow_schedule;
         recipe.flow_mu = self.flow_mu;
         recipe.sigmas = self.sigmas.clone();
         recipe.timesteps = self.timesteps.clone();
