@@ -108,7 +108,8 @@ impl Site<'_> {
         let mut offset = 0;
         for ((&axis, start), &step) in axes.iter().zip(starts).zip(steps) {
             offset += usize::try_from(start.as_const()?).ok()? * strides[axis];
-            x_strides[axis] *= step as isize;
+            // a single element is taken whatever the step is, which may be any number then
+            x_strides[axis] *= if y.shape[axis] > 1 { step as isize } else { 1 };
         }
         // some columns, where they lie
         if x.home == y.home && y.column == x.column + offset && x.ld == y.ld && x.rows == y.rows {
