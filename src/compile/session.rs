@@ -24,7 +24,7 @@ use cqc_passes::quant::QuantSpec;
 use cqc_proto::Dim;
 use cqc_proto::cq::Computed;
 use cqc_proto::plan::InputRole;
-use cqc_proto::sampler::{Prediction, SamplerConfig, SamplerKind, SigmaSchedule};
+use cqc_proto::sampler::{FlowSchedule, Prediction, SamplerConfig, SamplerKind, SigmaSchedule};
 use cqc_runtime::artifact::label_input;
 use cqc_runtime::denoise::{Denoiser, Request, label_rows};
 use cqc_runtime::engine::{EngineError, EngineOptions, Weights};
@@ -454,7 +454,13 @@ fn sampler_config(recipe: &Recipe, network: &Network) -> Result<SamplerConfig, C
     };
     config.prediction_type = recipe.prediction.unwrap_or(config.prediction_type);
     config.flow_time = recipe.flow_time.unwrap_or(config.flow_time);
-    config.flow_schedule = recipe.flow_schedule.unwrap_or(config.flow_schedule);
+    // without a file of diffusers, evenly, as rectified flow is described
+    let spread = match &recipe.scheduler_config {
+        Some(_) => config.flow_schedule,
+        None if config.kind.is_flow() => FlowSchedule::Even,
+        None => config.flow_schedule,
+    };
+    config.flow_schedule = recipe.flow_schedule.unwrap_or(spread);
     if let Some(shift) = recipe.flow_shift {
         (config.flow_shift, config.dynamic_shift) = (shift, None);
     }

@@ -2,7 +2,7 @@
 
 use crate::recipe::{Named, Recipe};
 use cqc_proto::sampler::{
-    Betas, FlowTime, Prediction, SamplerConfig, SamplerKind, SigmaSchedule, Spacing,
+    Betas, FlowSchedule, FlowTime, Prediction, SamplerConfig, SamplerKind, SigmaSchedule, Spacing,
 };
 
 /// The deterministic loop that tests the reading of `config`, whatever its solver: DDIM or Euler
@@ -89,7 +89,10 @@ pub fn adopt(
         Some(_) => config.clone(),
         None => SamplerConfig {
             flow_shift: config.flow_shift,
-            flow_schedule: config.flow_schedule,
+            flow_schedule: match is_flow {
+                true => recipe.flow_schedule.unwrap_or(FlowSchedule::Even),
+                false => FlowSchedule::Trained,
+            },
             ..best.clone()
         },
     };

@@ -67,7 +67,7 @@ pub struct Recipe {
     /// Flow matching: the shift of the noise levels, 1 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flow_shift: Option<f64>,
-    /// Flow matching: how levels are spread; by default as the scheduler configuration says, or
+    /// Flow matching: how levels are spread; by default as the scheduler configuration says, else
     /// evenly.
     #[serde(with = "text::option", skip_serializing_if = "Option::is_none")]
     pub flow_schedule: Option<FlowSchedule>,

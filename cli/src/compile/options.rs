@@ -43,8 +43,9 @@ pub struct LoopArgs {
     /// scheduler configuration, else 1]
     #[arg(long, value_name = "S", allow_negative_numbers = true)]
     flow_shift: Option<f64>,
-    /// Flow matching: how the noise levels are spread: trained (as the sampler's class does), even,
+    /// Flow matching: how the noise levels are spread: trained (as diffusers' class does), even,
     /// sway=S (F5-TTS, S is -1), time-shift=S (ZipVoice), or linear-quadratic=T (Mochi, T is 0.025)
+    /// [default: that of the scheduler configuration, else even]
     #[arg(long, value_name = "KIND", allow_hyphen_values = true)]
     flow_schedule: Option<FlowSchedule>,
     /// Flow matching with dynamic shifting: the shift's mu [default: that of the number of tokens
