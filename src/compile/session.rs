@@ -21,7 +21,7 @@ use crate::recipe::{
 use cqc_passes::cache::schedule::{Quadratic, ScheduleKind};
 use cqc_passes::calib::select::Tap;
 use cqc_passes::quant::QuantSpec;
-use cqc_proto::Dim;
+use cqc_proto::{Dim, Tensor};
 use cqc_proto::cq::Computed;
 use cqc_proto::plan::InputRole;
 use cqc_proto::sampler::{FlowSchedule, Prediction, SamplerConfig, SamplerKind, SigmaSchedule};
@@ -423,8 +423,11 @@ fn read(
     let sizes = sample.and_then(|i| i.ty.shape[1..].iter().map(Dim::as_const).collect());
     let sizes: Vec<i64> = sizes.unwrap_or_default();
     let samples = reading::samples(sizes.iter().product::<i64>().max(1) as usize);
-    match calibration_set(recipe, network, null, samples) {
-        Ok(request) => reading::read(model, recipe, stated, &request),
+    // what is given has as many rows as the calibration set has samples
+    let is_given = !recipe.cond.is_empty() || recipe.calib_noise.is_some();
+    let drawn = if is_given { recipe.calib_samples() } else { samples };
+    match calibration_set(recipe, network, null, drawn) {
+        Ok(request) => reading::read(model, recipe, stated, &first_of(&request, samples)?),
         // a loop that is not calibrated needs no conditions
         Err(CompileError::Condition(missing)) if !recipe.calibrates() => {
             let verdict = Verdict::Untested { reason: missing.to_string() };
@@ -433,6 +436,25 @@ fn read(
         }
         Err(e) => Err(e),
     }
+}
+
+/// The first `samples` samples of a request, or all of them if there are fewer.
+fn first_of(request: &Request, samples: usize) -> Result<Request, CompileError> {
+    let samples = samples.min(request.samples);
+    let rows = |tensor: &Tensor| {
+        if tensor.shape().first() != Some(&request.samples) {
+            return Ok(tensor.clone());
+        }
+        let mut shape = tensor.shape().to_vec();
+        shape[0] = samples;
+        let row = tensor.bytes().len() / request.samples;
+        Tensor::new(tensor.dtype(), shape, tensor.bytes().slice(..row * samples))
+            .map_err(|e| CompileError::Engine(e.into()))
+    };
+    let noise = request.noise.as_ref().map(rows).transpose()?;
+    let conditions = request.conditions.iter().map(|(name, t)| Ok((name.clone(), rows(t)?)));
+    let conditions = conditions.collect::<Result<_, CompileError>>()?;
+    Ok(Request { samples, noise, conditions, ..request.clone() })
 }
 
 /// The sampler of the recipe: its kind and options over those of the scheduler configuration.

@@ -414,7 +414,9 @@ mod tests {
     #[test]
     fn a_recipe_is_read_as_it_is_written() {
         let given = serde_json::json!({
-            "steps": 20, "sampler": "dpmpp-2m", "guidance": 2.0, "null-label": 8, "interval": 4,
+            "steps": 20, "sampler": "dpm-multistep", "guidance": 2.0,
+            "prediction": "v", "flow-time": "sigma", "flow-shift": 3.0, "flow-schedule": "sway=-1", "flow-mu": 1.5,
+            "sigmas": [1.0, 0.5], "timesteps": [10.0], "trust": true, "null-label": 8, "interval": 4,
             "schedule": "quadratic=15,1.4", "cut": "cost=0.3", "cache-fit": "forecast",
             "correct": ["cache", "quant=all"], "labels": [0, 1], "quant": "w4a8", "share-ranges": "3",
             "calib-select": "tap=40", "variance-compensation": "regression", "target": ["cuda:sm_90"],

@@ -137,10 +137,12 @@ fn beta(low: f64, high: f64, steps: usize) -> Vec<f64> {
 /// The inverse of the regularised incomplete beta function I(x; 0.6, 0.6): by bisection, to the
 /// last bit but a few.
 fn quantile_of_beta(p: f64) -> f64 {
+    use special::Beta;
+    let ln_beta = 0.6_f64.ln_beta(0.6);
     let (mut low, mut high) = (0.0, 1.0);
     for _ in 0..60 {
         let middle = (low + high) / 2.0;
-        if puruspe::betai(0.6, 0.6, middle) < p { low = middle } else { high = middle }
+        if middle.inc_beta(0.6, 0.6, ln_beta) < p { low = middle } else { high = middle }
     }
     (low + high) / 2.0
 }
