@@ -21,10 +21,10 @@ use crate::recipe::{
 use cqc_passes::cache::schedule::{Quadratic, ScheduleKind};
 use cqc_passes::calib::select::Tap;
 use cqc_passes::quant::QuantSpec;
-use cqc_proto::{Dim, Tensor};
 use cqc_proto::cq::Computed;
 use cqc_proto::plan::InputRole;
 use cqc_proto::sampler::{FlowSchedule, Prediction, SamplerConfig, SamplerKind, SigmaSchedule};
+use cqc_proto::{Dim, Tensor};
 use cqc_runtime::artifact::label_input;
 use cqc_runtime::denoise::{Denoiser, Request, label_rows};
 use cqc_runtime::engine::{EngineError, EngineOptions, Weights};
