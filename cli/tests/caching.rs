@@ -47,7 +47,7 @@ fn schedules_come_from_files_and_mistakes_are_named() {
     let (schedule, out) = (dir.path().join("s.json"), dir.path().join("a.cq"));
     let compile = |text: &str, more: &str| {
         std::fs::write(&schedule, text).unwrap();
-        let fixed = "--steps 6 --calib-samples 2 --calib-batch 1 --force";
+        let fixed = "--steps 6 --calib-samples 2 --calib-batch 1 --force --accept";
         let files = format!("{} -o {}", model("ddpm-shapes32").display(), out.display());
         line(&format!("compile {files} {fixed} --schedule {} {more}", schedule.display()))
     };

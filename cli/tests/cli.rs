@@ -511,8 +511,7 @@ fn a_budget_decides_how_many_samples_are_calibrated_on() {
     let dir = tempfile::tempdir().unwrap();
     let compile = |name: &str, options: &str| {
         let output = dir.path().join(name);
-        let schedule =
-            "--steps 4 --interval 2 --quant none --schedule uniform --cache-fit teacher-forced";
+        let schedule = "--steps 4 --interval 2 --quant none --schedule uniform --cache-fit teacher-forced --accept";
         let ran = line(&format!(
             "compile {} -o {} {schedule} {options}",
             model().display(),
@@ -572,7 +571,7 @@ fn a_loop_rounded_to_bf16_is_half_the_size_and_goes_everywhere() {
     let file = |name: &str| dir.path().join(name).display().to_string();
     let (model, calibration) = (model().display().to_string(), "--calib-samples 4 --calib-batch 2");
     let size = |name: &str| std::fs::metadata(file(name)).unwrap().len();
-    let how = format!("--steps 4 --interval 2 --schedule uniform {calibration}");
+    let how = format!("--steps 4 --interval 2 --schedule uniform --accept {calibration}");
     done(&format!("compile {model} -o {} {how} --quant none", file("float.cq")));
     let json = done(&format!(
         "compile {model} -o {} {how} --quant bf16 --any-steps --report {} --json",

@@ -106,7 +106,7 @@ fn stages_are_not_taken_from_a_model_with_other_weights() {
         let files =
             format!("{} -o {} --work-dir {}", file.display(), out.display(), work.display());
         let ran = done(&format!(
-            "compile {files} --force --steps 3 --interval 3 --quant none --calib-samples 2 --correct none"
+            "compile {files} --force --steps 3 --interval 3 --quant none --calib-samples 2 --correct none --accept"
         ));
         (ran.stderr.contains("kept in"), names(&work).len())
     };
@@ -213,9 +213,13 @@ fn open_sizes_are_asked_for_at_once_and_proposed_from_the_configuration() {
 
 #[test]
 fn the_doctor_names_the_conditions_that_compiling_needs() {
+    let ran = done(&format!("doctor {}", model("mobius-dit").display()));
+    let next = ran.stdout.lines().find(|l| l.contains("next")).unwrap();
+    assert!(next.contains("cqc compile") && next.contains("--cond"), "{next}");
+    // labels are drawn from the model's own table
     let ran = done(&format!("doctor {}", model("dit-dy23").display()));
     let next = ran.stdout.lines().find(|l| l.contains("next")).unwrap();
-    assert!(next.contains("cqc compile") && next.contains("--labels"), "{next}");
+    assert!(next.contains("cqc compile") && !next.contains("--labels"), "{next}");
 }
 
 /// Starts `sample`, and kills it as soon as its unfinished output has more than `bytes`.

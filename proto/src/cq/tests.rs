@@ -323,7 +323,10 @@ fn files_that_are_something_else_say_so() {
     newer[8] = VERSION as u8 + 1;
     assert_eq!(
         read(&newer).unwrap_err().to_string(),
-        "format version 6 is newer than 5, the newest this cqc reads"
+        format!(
+            "format version {} is newer than {VERSION}, the newest this cqc reads",
+            VERSION + 1
+        )
     );
     let mut damaged = artifact();
     *damaged.last_mut().unwrap() ^= 1;
