@@ -422,12 +422,13 @@ fn read(
     let sample = network.inputs.iter().find(|i| i.role == InputRole::Sample);
     let sizes = sample.and_then(|i| i.ty.shape[1..].iter().map(Dim::as_const).collect());
     let sizes: Vec<i64> = sizes.unwrap_or_default();
-    let samples = reading::samples(sizes.iter().product::<i64>().max(1) as usize);
+    let len = sizes.iter().product::<i64>().max(1) as usize;
+    let samples = reading::samples(len);
     // what is given has as many rows as the calibration set has samples
     let is_given = !recipe.cond.is_empty() || recipe.calib_noise.is_some();
     let drawn = if is_given { recipe.calib_samples() } else { samples };
     match calibration_set(recipe, network, null, drawn) {
-        Ok(request) => reading::read(model, recipe, stated, &first_of(&request, samples)?),
+        Ok(request) => reading::read(model, recipe, stated, &first_of(&request, samples)?, len),
         // a loop that is not calibrated needs no conditions
         Err(CompileError::Condition(missing)) if !recipe.calibrates() => {
             let verdict = Verdict::Untested { reason: missing.to_string() };

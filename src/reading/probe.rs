@@ -27,6 +27,9 @@ const CORRELATION: f64 = 0.5;
 /// A network whose output never correlates with its input as much as this is not trained.
 pub const FOLLOWS: f64 = 0.95;
 
+/// Elements of a sample below which nothing is refused for fitting no reading.
+pub const FEW_ELEMENTS: usize = 256;
+
 /// How well a reading fits.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Score {
