@@ -192,6 +192,21 @@ fn a_wrong_schedule_or_prediction_is_refused_with_what_fits() {
     assert!(refused.fits.is_some_and(|(name, _, _)| name.contains("linear betas 0.0001")));
 }
 
+/// Solvers that never clip, and a file that says so, read the network as rightly as DDIM does.
+#[test]
+fn a_right_reading_is_not_refused_because_images_are_not_clipped() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/ddpm-shapes32.onnx");
+    let model = Model::load(&path, &ModelOptions::default(), |_, _| {}).unwrap();
+    for (class, clip) in [("EulerDiscreteScheduler", true), ("DDIMScheduler", false)] {
+        let file = serde_json::json!({"_class_name": class, "clip_sample": clip});
+        let file = SchedulerConfig::Json(file.as_object().unwrap().clone());
+        let recipe = Recipe { scheduler_config: Some(file), ..float_loop() };
+        let session = Session::new(&model, &recipe).unwrap();
+        assert!(matches!(session.reading().verdict, Verdict::Fits(_)), "{class}");
+        assert!(!session.options().sampler.clip_sample, "the file decides: {class}");
+    }
+}
+
 #[test]
 fn what_fits_nothing_is_refused_unless_it_is_trusted() {
     let (_folder, model) =

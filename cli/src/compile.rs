@@ -44,8 +44,8 @@ pub struct CompileArgs {
     /// Replace existing files
     #[arg(long)]
     force: bool,
-    /// Write the artifact even where its quality is below the floor: 25 dB to the float loop on
-    /// held-out samples, or --target-psnr
+    /// Write the artifact even where its quality is below the floor: --target-psnr, or, for models
+    /// whose reading fits, 25 dB to the float loop on held-out samples
     #[arg(long)]
     accept: bool,
     #[command(flatten)]
@@ -111,8 +111,8 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
             return Err(below(psnr, floor, &proposals));
         }
         tracing::warn!(
-            "held-out samples reach {psnr:.1} dB to the float loop; below {floor:.1} dB pictures of \
-             a trained model would be others"
+            "held-out samples reach {psnr:.1} dB to the float loop, less than the {floor:.1} dB that \
+             a model whose reading fits would need"
         );
     }
     drop(progress);

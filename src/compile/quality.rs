@@ -10,8 +10,8 @@ use cqc_runtime::denoise::Denoiser;
 use cqc_runtime::engine::Weights;
 use cqc_runtime::sampler::Sampler;
 
-/// Mean PSNR on the holdout below which [`Compiled::write`] should not be called unasked, dB.
-/// Pictures of the trained models at less than this show other objects than the float loop draws.
+/// Mean PSNR on the holdout below which [`Compiled::write`] should not be called unasked, dB. It is
+/// a choice, not yet measured against what people see.
 pub const FLOOR: f64 = 25.0;
 
 /// Another recipe, and its quality.

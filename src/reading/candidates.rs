@@ -57,15 +57,28 @@ pub fn all(stated: &SamplerConfig) -> Vec<SamplerConfig> {
     ];
     for prediction_type in [Prediction::Epsilon, Prediction::VPrediction, Prediction::Sample] {
         for betas in &schedules {
-            for clip_sample in [true, false] {
-                let betas = betas.clone();
-                let ddim = SamplerConfig::of_kind(SamplerKind::Ddim);
-                all.push(SamplerConfig { prediction_type, betas, clip_sample, ..ddim });
-            }
+            let (betas, clip_sample) = (betas.clone(), stated.clip_sample);
+            let ddim = SamplerConfig::of_kind(SamplerKind::Ddim);
+            all.push(SamplerConfig { prediction_type, betas, clip_sample, ..ddim });
         }
     }
     all.retain(|c| c != stated);
     all
+}
+
+/// The same loop with predicted images clipped, or not clipped any more.
+pub fn other_clipping(probe: &SamplerConfig) -> Option<SamplerConfig> {
+    (probe.kind == SamplerKind::Ddim)
+        .then(|| SamplerConfig { clip_sample: !probe.clip_sample, ..probe.clone() })
+}
+
+/// `config`, clipped as the loop that fits, where nothing says whether it is.
+pub fn clipped_as(recipe: &Recipe, config: SamplerConfig, fits: &SamplerConfig) -> SamplerConfig {
+    let clips = matches!(config.kind, SamplerKind::Ddim | SamplerKind::Ddpm);
+    match recipe.scheduler_config {
+        None if clips => SamplerConfig { clip_sample: fits.clip_sample, ..config },
+        _ => config,
+    }
 }
 
 /// `config` with the reading of `best`, as far as the recipe leaves it open.
@@ -136,9 +149,7 @@ pub fn name(config: &SamplerConfig) -> String {
         Betas::Exp => "exponential betas".into(),
         Betas::Trained(_) => "trained betas".into(),
     };
-    let clip = if config.clip_sample { ", clipped" } else { "" };
-    format!("{prediction} prediction, {betas}{clip}")
-        .replace("v-prediction prediction", "v-prediction")
+    format!("{prediction} prediction, {betas}").replace("v-prediction prediction", "v-prediction")
 }
 
 /// The options of `compile` that choose a reading which was found, where there are such options.

@@ -97,14 +97,25 @@ pub fn read(
     if first.fits() {
         return Ok((config, Reading { name, verdict: Verdict::Fits(first) }));
     }
+    let mut scores = vec![(probed.clone(), first.clone())];
+    // a reading whose time steps the model cannot be given is none
+    let tried = |other| score(model, &other, request, threads).ok().map(|score| (other, score));
+    // whether images are clipped is a matter of the solver: the reading is right if one of both fits
+    if let Some((other, score)) = candidates::other_clipping(&probed).and_then(tried) {
+        if score.fits() {
+            let config = candidates::clipped_as(recipe, config, &other);
+            return Ok((config, Reading { name, verdict: Verdict::Fits(score) }));
+        }
+        scores.push((other, score));
+    }
     if recipe.trust {
         return Ok((config, Reading { name, verdict: Verdict::Trusted(first) }));
     }
-    let mut scores = vec![(probed.clone(), first.clone())];
     for other in candidates::all(&probed) {
-        // a reading whose time steps the model cannot be given is none
-        let Ok(score) = score(model, &other, request, threads) else { continue };
-        scores.push((other, score));
+        let clippings = [Some(other.clone()), candidates::other_clipping(&other)];
+        let clippings = clippings.into_iter().flatten().filter_map(tried);
+        let better = clippings.min_by(|a, b| a.1.gain.total_cmp(&b.1.gain));
+        scores.extend(better);
         // what fits is far from what does not
         if scores.last().is_some_and(|(_, score)| score.fits()) {
             break;
