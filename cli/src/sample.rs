@@ -3,7 +3,7 @@
 use super::args::{PackCacheArgs, Shard};
 use super::device::DeviceArgs;
 use super::report::Failure;
-use super::sampling::{SamplingArgs, Selected, part_of};
+use super::sampling::{SamplingArgs, Selected};
 use super::source::SampleSource;
 use super::term::ProgressBar;
 use super::trace::Trace;
@@ -96,7 +96,7 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
         Some(rows) => {
             while rows.done() < request.samples {
                 let end = request.samples.min(rows.done() + denoiser.width());
-                let part = part_of(&request, &(rows.done()..end))?;
+                let part = request.part(rows.done()..end);
                 rows.push(&denoiser.sample(&part, &mut observe)?)?;
             }
             None
@@ -157,7 +157,7 @@ fn command(
     denoiser: &Denoiser,
     request: &Request,
 ) -> Result<BTreeMap<String, String>, Failure> {
-    let Request { samples, seed, first, noise, conditions, unconditional, guidance } = request;
+    let Request { samples, seed, first, guidance, .. } = request;
     let hash = |t: &Tensor| {
         let mut hasher = blake3::Hasher::new();
         hasher.update(t.value_type().to_string().as_bytes()).update(t.bytes());
@@ -179,12 +179,9 @@ fn command(
     ]
     .map(|(key, value)| (key.to_string(), value))
     .into();
-    command.extend(noise.iter().map(|t| ("noise".to_string(), hash(t))));
-    command.extend(conditions.iter().map(|(name, t)| (format!("condition {name}"), hash(t))));
-    if guidance != 1.0 {
-        let null = unconditional.iter();
-        command.extend(null.map(|(name, t)| (format!("null condition {name}"), hash(t))));
-    }
+    let tensors = request.tensors();
+    let tensors = tensors.filter(|(what, _)| guidance != 1.0 || !what.starts_with("null "));
+    command.extend(tensors.map(|(what, t)| (what, hash(t))));
     Ok(command)
 }
 

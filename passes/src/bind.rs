@@ -232,7 +232,8 @@ fn stages(g: &Graph, roles: &[InputRole], batch: Option<&str>) -> Vec<Stage> {
     for (&v, role) in g.inputs.iter().zip(roles) {
         let s = &mut sees[v.0 as usize];
         match role {
-            InputRole::Sample => s.sample = true,
+            // both have a value per evaluation that is not known before it
+            InputRole::Sample | InputRole::StepCondition => s.sample = true,
             InputRole::Timestep => s.time = true,
             InputRole::Condition => s.condition = true,
         }

@@ -95,6 +95,10 @@ impl From<ModelError> for Failure {
                     .fact("file", path.display())
                     .fact("known", known.join(", "))
             }
+            ModelError::Companion { path, reason } => {
+                Failure::failed(format!("{} does not run beside the model", path.display()))
+                    .fact("seen", reason)
+            }
             ModelError::Cut(_) => Failure::failed(e.to_string()),
         }
     }

@@ -15,7 +15,9 @@ pub fn check_request(plan: &Plan, request: &Request) -> Result<(), DenoiseError>
     if let Some(noise) = &request.noise {
         check_finite("noise", noise, false)?;
     }
-    let given = request.conditions.iter().chain(&request.unconditional);
+    let halves = [&request.conditions, &request.unconditional];
+    let given = halves.into_iter().chain([&request.step_conditions, &request.unconditional_steps]);
+    let given = given.flatten();
     given.into_iter().try_for_each(|(name, tensor)| check_condition(plan, name, tensor))
 }
 

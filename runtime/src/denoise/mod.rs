@@ -3,11 +3,12 @@
 mod check;
 mod error;
 mod request;
+mod steps;
 mod trajectory;
 
 pub use check::{check_condition, check_request, label_rows};
 pub use error::DenoiseError;
-pub use request::Request;
+pub use request::{Request, rows_at};
 pub use trajectory::{Compensation, Moment, Trajectory};
 
 use crate::engine::{DeviceSampling, Engine, EngineError, EngineOptions, InFlight, Watch, Weights};
@@ -16,9 +17,9 @@ use crate::sampler::{Sampler, State, guide};
 use bytes::Bytes;
 use cqc_kernels::arena::{Arena, Span};
 use cqc_kernels::memory;
-use cqc_proto::plan::{InputRole, Plan, ProgramKind};
+use cqc_proto::plan::{InputRole, Plan, PlanInput, ProgramKind};
 use cqc_proto::{DType, Tensor};
-use request::{gather, is_batched, joined};
+use request::{gather, is_batched, joined_at, row_of_number};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -95,7 +96,10 @@ impl Denoiser {
     /// Lets a device move samples where it can: in one request, by the rows of tables.
     fn move_on_device(&mut self) -> Result<(), DenoiseError> {
         // a threshold looks at a whole sample, an element of a device at itself
-        let here = self.halves != 1 || self.sampler.table().has_thresholds();
+        let varies = |i: &PlanInput| i.role == InputRole::StepCondition;
+        let here = self.halves != 1
+            || self.sampler.table().has_thresholds()
+            || self.engine.plan().inputs.iter().any(varies);
         if self.engine.device().is_none() || here {
             return Ok(());
         }
@@ -323,7 +327,8 @@ impl Denoiser {
         let scale = self.sampler.initial_scale();
         x.iter_mut().for_each(|x| *x *= scale);
         let state = State::new(&self.sampler, self.width, len);
-        Ok(Trajectory { requests, x, state, noise, guidance, next: 0, width: self.width })
+        let steps = self.steps_of(request, &self.indices(request, first))?;
+        Ok(Trajectory { requests, x, state, noise, steps, guidance, next: 0, width: self.width })
     }
 
     /// One evaluation, with the program that the plan says, and what the sampler makes of it.
@@ -462,6 +467,7 @@ impl Denoiser {
     ) -> Result<(), DenoiseError> {
         let len = trajectory.x.len();
         let part = self.output.len() / self.halves;
+        self.put_steps(&mut trajectory.requests, &trajectory.steps, trajectory.next)?;
         for (request, output) in
             trajectory.requests.iter_mut().zip(self.output.chunks_exact_mut(part))
         {
@@ -499,14 +505,19 @@ impl Denoiser {
         self.compensate(trajectory.next - 1, &mut trajectory.x);
     }
 
+    /// The samples of a batch that begins with `first`: the last one again where there are fewer.
+    fn indices(&self, request: &Request, first: usize) -> Vec<usize> {
+        let last = request.samples.saturating_sub(1);
+        (first..first + self.width).map(|i| i.min(last)).collect()
+    }
+
     fn begin_requests(
         &mut self,
         request: &Request,
         first: usize,
         mut watch: Option<&mut Watch>,
     ) -> Result<Vec<InFlight>, DenoiseError> {
-        let last = request.samples.saturating_sub(1);
-        let indices: Vec<usize> = (first..first + self.width).map(|i| i.min(last)).collect();
+        let indices = self.indices(request, first);
         let conditional = self.conditions(request, &indices, false)?;
         if !self.guided {
             return Ok(vec![self.engine.begin_watched(&conditional, &self.timesteps, watch)?]);
@@ -521,7 +532,8 @@ impl Denoiser {
         }
         let plan = self.engine.plan();
         let joined = conditional.into_iter().map(|(name, c)| {
-            let t = if is_batched(plan, &name) { joined(&unconditional[&name], &c)? } else { c };
+            let batched = is_batched(plan, &name);
+            let t = if batched { joined_at(0, &unconditional[&name], &c)? } else { c };
             Ok((name, t))
         });
         let joined = joined.collect::<Result<BTreeMap<_, _>, DenoiseError>>()?;
@@ -551,7 +563,7 @@ impl Denoiser {
             let unconditional = || request.unconditional.get(name).or(self.null.get(name));
             let given = if null { unconditional().unwrap_or(condition) } else { condition };
             let t = if is_batched(plan, name) {
-                gather(name, given, indices, request.samples)?
+                gather(name, &row_of_number(plan, name, given)?, indices, request.samples)?
             } else {
                 given.clone()
             };
