@@ -17,6 +17,7 @@ mod state;
 mod table;
 
 pub use guidance::guide;
+pub use start::Repaint;
 pub use state::State;
 pub use table::{LearnedStd, Limit, MAX_REGISTERS, MAX_TERMS, Op, Register, Row, Table, Term};
 

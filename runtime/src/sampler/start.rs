@@ -157,3 +157,31 @@ impl Level {
         }
     }
 }
+
+/// An image of which a part is kept while the loop repaints the rest. All three are as long as the
+/// samples.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Repaint {
+    /// 1 where the samples are repainted, 0 where the image is kept, and anything in between.
+    pub mask: Vec<f32>,
+    /// The image.
+    pub image: Vec<f32>,
+    /// Unit normal noise that the image is given to be as noisy as the samples.
+    pub noise: Vec<f32>,
+}
+
+impl Repaint {
+    /// Puts the kept part back into samples at a noise level; without one, the image itself.
+    ///
+    /// # Panics
+    /// If the samples are of another length.
+    pub fn put_back(&self, level: Option<Level>, x: &mut [f32]) {
+        assert_eq!(x.len(), self.mask.len(), "the mask is as long as the samples");
+        let level = level.unwrap_or(Level { signal: 1.0, noise: 0.0 });
+        let kept = self.image.iter().zip(&self.noise);
+        for ((x, mask), (image, noise)) in x.iter_mut().zip(&self.mask).zip(kept) {
+            let kept = level.signal * image + level.noise * noise;
+            *x = (1.0 - mask) * kept + mask * *x;
+        }
+    }
+}
