@@ -16,8 +16,21 @@ pub struct Request {
     /// so that a request can be cut in parts that give what the whole gives.
     pub first: u64,
     /// Initial noise of unit variance `[samples, ...]` instead of the seed's; noise that the
-    /// sampler adds later still comes from the seed.
+    /// sampler adds later still comes from the seed. With `from`: the samples to continue, as a
+    /// request with `to` returned them.
     pub noise: Option<Tensor>,
+    /// The image to begin with, `[samples, ...]` or one for all, in the scale of the samples: it is
+    /// made as noisy as the samples are where the loop begins.
+    pub init: Option<Tensor>,
+    /// The share of the steps that run on `init`, more than 0 and at most 1, as in diffusers; `None`:
+    /// 0.8, with a mask 1, which begins with noise alone.
+    pub strength: Option<f32>,
+    /// Where `init` is kept: 0 keeps it, 1 repaints. `[samples or 1, channels or 1, ...]`.
+    pub mask: Option<Tensor>,
+    /// The sampler step with which the loop begins, behind the first, with the samples `noise`.
+    pub from: Option<usize>,
+    /// The sampler step before which it ends; the samples are then noisy, in the sampler's scale.
+    pub to: Option<usize>,
     /// Every input but sample and time step, by name: one row per sample, or one for all.
     pub conditions: BTreeMap<String, Tensor>,
     /// What the unconditional half of guidance gets, one row per sample, or one for all. An input
@@ -35,6 +48,11 @@ impl Default for Request {
             seed: 0,
             first: 0,
             noise: None,
+            init: None,
+            strength: None,
+            mask: None,
+            from: None,
+            to: None,
             conditions: BTreeMap::new(),
             unconditional: BTreeMap::new(),
             guidance: None,
