@@ -117,6 +117,7 @@ impl SamplingArgs {
             unconditional_steps,
             unconditional,
             guidance: Some(guidance),
+            ..Request::default()
         };
         let request = request.part(range.clone());
         check_request(plan, &request)?;

@@ -5,7 +5,7 @@ use crate::device::{Device, Found};
 use crate::engine::{
     Backend, EngineError, EngineOptions, Execution, PackCache, StepExecution, Weights,
 };
-use crate::retime::{RetimeError, retime};
+use crate::retime::{RetimeError, completed, retime};
 use crate::sampler::{Sampler, SamplerError};
 use bytes::Bytes;
 use cqc_proto::cq::{self, CqError, MAGIC, Manifest, NullCondition};
@@ -216,14 +216,15 @@ impl Artifact {
         };
         let sampler = Sampler::new(&self.manifest.sampler, steps)?;
         let guidance = options.guidance.unwrap_or(self.manifest.guidance);
-        let open = |engine: &EngineOptions| -> Result<Denoiser, DenoiseError> {
-            let mut denoiser = Denoiser::open(&weights, sampler.clone(), guidance != 1.0, engine)?;
+        let open = |weights: &Arc<Weights>, engine: &EngineOptions| -> Result<Denoiser, DenoiseError> {
+            let mut denoiser = Denoiser::open(weights, sampler.clone(), guidance != 1.0, engine)?;
             denoiser.set_defaults(guidance, self.null_conditions());
             denoiser.set_compensation(self.compensation())?;
+            denoiser.set_manifest(self.manifest.clone());
             Ok(denoiser)
         };
         if options.engine.device.is_some() {
-            return open(&options.engine);
+            return open(&weights, &options.engine);
         }
         let timed = options.engine.profile;
         if timed && options.device == Device::Cuda {
@@ -232,11 +233,13 @@ impl Artifact {
         }
         let wanted = if timed { Device::Cpu } else { options.device };
         let found = self.find_device(wanted, options.artifact_kernels, note)?;
-        let Some(device) = found else { return open(&options.engine) };
-        match open(&EngineOptions { device: Some(device), ..options.engine.clone() }) {
+        let Some(device) = found else { return open(&weights, &options.engine) };
+        let completed = completed(&self.manifest, &self.constants, &weights)?;
+        let weights = completed.unwrap_or(weights.clone());
+        match open(&weights, &EngineOptions { device: Some(device), ..options.engine.clone() }) {
             Err(e) if options.device == Device::Auto => {
                 note(&e.to_string());
-                open(&options.engine)
+                open(&weights, &options.engine)
             }
             opened => opened,
         }

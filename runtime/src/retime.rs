@@ -20,7 +20,7 @@ use crate::engine::{Engine, EngineError, EngineOptions, Weights};
 use crate::sampler::{Sampler, SamplerError};
 use bytes::Bytes;
 use cqc_kernels::arena::ALIGN;
-use cqc_proto::cq::{Manifest, Schedule};
+use cqc_proto::cq::{Manifest, QuantizedLayer, Schedule};
 use cqc_proto::plan::{InputRole, Plan, ProgramKind, Source};
 use cqc_proto::{DType, Dim, Tensor, ValueType};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -126,7 +126,7 @@ pub fn retime(
     }
     let mut made = Tables { weights: &weights, from: &from, to: &to, rows: BTreeMap::new() };
     made.of_time(manifest, bytes)?;
-    made.of_layers(manifest);
+    made.of_layers(layers_of(manifest));
     let full =
         manifest.plan.cache.as_ref().map(|cache| made.of_cache(manifest, &cache.full_evaluations));
 
@@ -142,19 +142,93 @@ pub fn retime(
     if let (Some(cache), Some(full)) = (&mut plan.cache, full) {
         cache.full_evaluations = full;
     }
+    let more = replace(plan, bytes, &made.rows);
+    let weights = Weights::in_two(plan.clone(), bytes.clone(), more, weights.isa())?;
+    Ok((to_manifest, weights))
+}
+
+/// Puts tables with these rows into the plan; the bytes that then lie behind `bytes`.
+fn replace(plan: &mut Plan, bytes: &Bytes, tables: &BTreeMap<usize, Vec<Bytes>>) -> Bytes {
     let base = bytes.len().next_multiple_of(ALIGN);
     let mut more: Vec<u8> = Vec::new();
-    for (table, rows) in &made.rows {
+    for (table, rows) in tables {
         more.resize(more.len().next_multiple_of(ALIGN), 0);
         let constant = &mut plan.constants[*table];
         let dtype = if constant.ty.dtype.is_float() { DType::F32 } else { constant.ty.dtype };
         constant.ty = ValueType { dtype, shape: constant.ty.shape.clone() };
-        constant.ty.shape[0] = Dim::constant(to.len() as i64);
+        constant.ty.shape[0] = Dim::constant(rows.len() as i64);
         constant.offset = (base + more.len()) as u64;
         rows.iter().for_each(|row| more.extend_from_slice(row));
     }
-    let weights = Weights::in_two(plan.clone(), bytes.clone(), more.into(), weights.isa())?;
-    Ok((to_manifest, weights))
+    more.into()
+}
+
+/// The rows that layers lack to run in full at evaluation `e`, which was compiled as cached: those
+/// that a loop with other steps gets at that time step. Tables with their rows; none if `e` is full.
+///
+/// `weights` are those of the manifest or of one for other steps, `timesteps` one per evaluation.
+pub(crate) fn rows_of_full(
+    manifest: &Manifest,
+    weights: &Weights,
+    timesteps: &[f64],
+    e: usize,
+) -> Vec<(usize, Vec<f32>)> {
+    let (to, rows) = (&timesteps[e..=e], BTreeMap::new());
+    let mut made = Tables { weights, from: timesteps, to, rows };
+    made.of_layers(layers_of(manifest));
+    let is_open = |scale: usize| made.compiled(scale)[e].iter().any(|&scale| scale == 0.0);
+    let mut open = BTreeSet::new();
+    for layer in layers_of(manifest) {
+        for (i, input) in layer.inputs.iter().enumerate().filter(|(_, t)| is_open(t.scale)) {
+            open.extend([input.scale, input.zero_point]);
+            let correction = layer.correction.filter(|_| i == 0);
+            open.extend(correction.iter().flat_map(|c| [c.a, c.bias]));
+        }
+    }
+    let floats = |row: &Bytes| -> Vec<f32> {
+        row.chunks_exact(4).map(|f| f32::from_ne_bytes([f[0], f[1], f[2], f[3]])).collect()
+    };
+    open.into_iter().map(|table| (table, floats(&made.rows[&table][0]))).collect()
+}
+
+/// The weights with the rows of [`rows_of_full`] at all evaluations, for a place where tables cannot
+/// be completed later; `None` if there is nothing to complete.
+///
+/// # Errors
+/// [`RetimeError::Sampler`], [`RetimeError::Engine`].
+pub(crate) fn completed(
+    manifest: &Manifest,
+    bytes: &Bytes,
+    weights: &Arc<Weights>,
+) -> Result<Option<Arc<Weights>>, RetimeError> {
+    let is_compiled = weights.plan().evaluations == manifest.plan.evaluations;
+    if !is_compiled || manifest.plan.cache.is_none() || layers_of(manifest).is_empty() {
+        return Ok(None);
+    }
+    let timesteps = timesteps(&Sampler::new(&manifest.sampler, manifest.steps)?);
+    let cached = |e: &usize| manifest.plan.program_at(*e) == ProgramKind::Cached;
+    let of = Tables { weights, from: &timesteps, to: &timesteps, rows: BTreeMap::new() };
+    let mut tables: BTreeMap<usize, Vec<Vec<f32>>> = BTreeMap::new();
+    for e in (0..timesteps.len()).filter(cached) {
+        for (table, row) in rows_of_full(manifest, weights, &timesteps, e) {
+            tables.entry(table).or_insert_with(|| of.compiled(table))[e] = row;
+        }
+    }
+    if tables.is_empty() {
+        return Ok(None);
+    }
+    let as_bytes = |row: Vec<f32>| Bytes::copy_from_slice(bytemuck::cast_slice(&row));
+    let tables = tables
+        .into_iter()
+        .map(|(table, rows)| (table, rows.into_iter().map(as_bytes).collect()))
+        .collect();
+    let mut plan = manifest.plan.clone();
+    let more = replace(&mut plan, bytes, &tables);
+    Ok(Some(Weights::in_two(plan, bytes.clone(), more, weights.isa())?))
+}
+
+fn layers_of(manifest: &Manifest) -> &[QuantizedLayer] {
+    manifest.quant.quantized().map_or(&[], |quantized| &quantized.layers)
 }
 
 fn check(manifest: &Manifest) -> Result<(), RetimeError> {
@@ -188,7 +262,7 @@ fn tables(plan: &Plan) -> BTreeSet<usize> {
 /// Tables of the time step: those that no fit has made.
 fn time_tables(manifest: &Manifest) -> BTreeSet<usize> {
     let mut fitted = BTreeSet::new();
-    for layer in manifest.quant.quantized().iter().flat_map(|q| &q.layers) {
+    for layer in layers_of(manifest) {
         fitted.extend(layer.inputs.iter().flat_map(|t| [t.scale, t.zero_point]));
         fitted.extend(layer.correction.iter().flat_map(|c| [c.a, c.bias]));
     }
@@ -307,8 +381,8 @@ impl Tables<'_> {
     }
 
     /// Ranges of activations, and corrections for quantization.
-    fn of_layers(&mut self, manifest: &Manifest) {
-        for layer in manifest.quant.quantized().iter().flat_map(|q| &q.layers) {
+    fn of_layers(&mut self, layers: &[QuantizedLayer]) {
+        for layer in layers {
             for input in &layer.inputs {
                 if self.rows.contains_key(&input.scale) {
                     continue;

@@ -217,12 +217,11 @@ pub(super) fn calibration_set(
     Ok(Request {
         samples,
         seed: recipe.seed(),
-        first: 0,
         noise,
         conditions,
         step_conditions,
-        unconditional_steps: BTreeMap::new(),
         unconditional: null.tensors(network),
         guidance: Some(recipe.guidance()),
+        ..Request::default()
     })
 }

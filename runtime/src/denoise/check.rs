@@ -5,15 +5,24 @@ use cqc_proto::op::{Family, operand};
 use cqc_proto::plan::{InputRole, Plan, Program, Source};
 use cqc_proto::{Op, Tensor};
 
-/// Checks everything that a request gives: the scale of guidance, the noise, the conditions of both
-/// halves.
+/// Checks everything that a request gives: the scale of guidance, the noise, the image and its mask,
+/// the conditions of both halves.
 ///
 /// # Errors
-/// [`DenoiseError::Guidance`], [`DenoiseError::NotFinite`], [`DenoiseError::Label`].
+/// [`DenoiseError::Guidance`], [`DenoiseError::NotFinite`], [`DenoiseError::MaskValue`],
+/// [`DenoiseError::Label`].
 pub fn check_request(plan: &Plan, request: &Request) -> Result<(), DenoiseError> {
     request.guidance.map_or(Ok(()), check_guidance)?;
     if let Some(noise) = &request.noise {
         check_finite("noise", noise, false)?;
+    }
+    if let Some(init) = &request.init {
+        check_finite("init", init, false)?;
+    }
+    if let Some(mask) = &request.mask {
+        let outside = |v: &f64| !(0.0..=1.0).contains(v);
+        let value = mask.to_f64_vec().into_iter().find(outside);
+        value.map_or(Ok(()), |value| Err(DenoiseError::MaskValue { value: value as f32 }))?;
     }
     let halves = [&request.conditions, &request.unconditional];
     let given = halves.into_iter().chain([&request.step_conditions, &request.unconditional_steps]);

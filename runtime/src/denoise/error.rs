@@ -1,5 +1,6 @@
 //! Why no samples came out.
 
+use super::StartError;
 use crate::engine::EngineError;
 use crate::retime::RetimeError;
 use crate::sampler::SamplerError;
@@ -88,6 +89,25 @@ pub enum DenoiseError {
         samples: usize,
         /// Sizes of a row.
         row: Vec<usize>,
+    },
+    /// The beginning or the end that a request asks for: everything that is wrong.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Start(Vec<StartError>),
+    /// A mask that does not lie over the samples.
+    #[error("the mask has shape {shape:?}, expected 1 or {samples} rows of {row:?}, or of one channel")]
+    Mask {
+        /// As given.
+        shape: Vec<usize>,
+        /// Samples asked for.
+        samples: usize,
+        /// Sizes of one sample.
+        row: Vec<usize>,
+    },
+    /// A mask is a share.
+    #[error("the mask holds {value}; expected 0 (keep) to 1 (repaint)")]
+    MaskValue {
+        /// The first value outside.
+        value: f32,
     },
     /// All evaluations of the trajectory are done.
     #[error("all {evaluations} evaluations are done")]

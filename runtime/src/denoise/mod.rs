@@ -2,13 +2,16 @@
 
 mod check;
 mod error;
+mod full;
 mod request;
+mod start;
 mod steps;
 mod trajectory;
 
 pub use check::{check_condition, check_request, label_rows};
 pub use error::DenoiseError;
 pub use request::{Request, rows_at};
+pub use start::{Beginning, Course, StartError};
 pub use trajectory::{Compensation, Moment, Trajectory};
 
 use crate::engine::{DeviceSampling, Engine, EngineError, EngineOptions, InFlight, Watch, Weights};
@@ -19,9 +22,11 @@ use cqc_kernels::arena::{Arena, Span};
 use cqc_kernels::memory;
 use cqc_proto::plan::{InputRole, Plan, PlanInput, ProgramKind};
 use cqc_proto::{DType, Tensor};
+use full::OffSchedule;
 use request::{gather, is_batched, joined_at, row_of_number};
+use start::Started;
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 /// A plan and a sampler, ready to serve requests: all of one with [`Denoiser::sample`], or several
@@ -50,6 +55,7 @@ pub struct Denoiser {
     null: BTreeMap<String, Tensor>,
     /// Whether a device moves the samples of [`Denoiser::sample`].
     moves: bool,
+    off_schedule: OffSchedule,
 }
 
 impl Denoiser {
@@ -83,6 +89,7 @@ impl Denoiser {
             guidance: 1.0,
             null: BTreeMap::new(),
             moves: false,
+            off_schedule: OffSchedule::default(),
             halves,
             sampler,
             guided,
@@ -246,15 +253,16 @@ impl Denoiser {
         let mut shape = vec![request.samples];
         shape.extend(&self.shape);
         let mut all = self.block(request.samples)?;
-        let evaluations = self.timesteps.len();
+        let evaluations = self.course(request)?.evaluations.end;
         for first in (0..request.samples).step_by(self.width) {
             let samples = first..request.samples.min(first + self.width);
             let mut trajectory = self.begin(request, first)?;
-            if self.moves {
+            let moves = self.moves && trajectory.is_plain();
+            if moves {
                 self.put_on_device(&trajectory)?;
             }
-            while trajectory.next < evaluations {
-                if self.moves {
+            while trajectory.next < trajectory.end {
+                if moves {
                     self.replay(&mut trajectory)?
                 } else {
                     self.step(&mut trajectory)?
@@ -262,14 +270,14 @@ impl Denoiser {
                 let (engine, request) =
                     (&self.engine, trajectory.requests.last().expect("it has one"));
                 let (samples, evaluation) = (samples.clone(), trajectory.next - 1);
-                let (x, len) = ((!self.moves).then_some(&trajectory.x[..]), trajectory.x.len());
+                let (x, len) = ((!moves).then_some(&trajectory.x[..]), trajectory.x.len());
                 if observe(&Moment { evaluation, evaluations, samples, x, len, engine, request })
                     .is_break()
                 {
                     return Err(DenoiseError::Interrupted);
                 }
             }
-            if self.moves {
+            if moves {
                 self.engine.get_samples(&trajectory.requests[0], &mut trajectory.x)?;
             }
             let size = len * size_of::<f32>();
@@ -308,6 +316,7 @@ impl Denoiser {
         watch: Option<&mut Watch>,
     ) -> Result<Trajectory, DenoiseError> {
         let guidance = self.guidance_of(request)?;
+        let course = self.course(request)?;
         // the later batches of a request bring nothing new
         if first == 0 {
             check_request(self.engine.plan(), request)?;
@@ -316,19 +325,29 @@ impl Denoiser {
             return Err(DenoiseError::NoNull);
         }
         let requests = self.begin_requests(request, first, watch)?;
-        let len: usize = self.shape.iter().product();
         let mut noise =
             Noise::new(request.seed, request.first.wrapping_add(first as u64), self.width);
-        let mut x = vec![0.0; self.width * len];
-        noise.fill(&mut x);
-        if let Some(given) = &request.noise {
-            self.take_noise(given, request.samples, first, &mut x)?;
-        }
-        let scale = self.sampler.initial_scale();
-        x.iter_mut().for_each(|x| *x *= scale);
-        let state = State::new(&self.sampler, self.width, len);
-        let steps = self.steps_of(request, &self.indices(request, first))?;
-        Ok(Trajectory { requests, x, state, noise, steps, guidance, next: 0, width: self.width })
+        let Started { x, repaint, sampler } = self.start(request, &course, first, &mut noise)?;
+        let len: usize = self.shape.iter().product();
+        let state = State::new(sampler.as_ref().unwrap_or(&self.sampler), self.width, len);
+        let Range { start: next, end } = course.evaluations;
+        let full_until = self.full_until(next)?;
+        let steps = self.steps_of(request, &self.indices(request.samples, first))?;
+        let (sampler, width) = (sampler.map(Arc::new), self.width);
+        Ok(Trajectory {
+            requests,
+            x,
+            state,
+            noise,
+            steps,
+            guidance,
+            next,
+            end,
+            full_until,
+            sampler,
+            repaint,
+            width,
+        })
     }
 
     /// One evaluation, with the program that the plan says, and what the sampler makes of it.
@@ -339,7 +358,7 @@ impl Denoiser {
     /// # Panics
     /// When all evaluations are done.
     pub fn step(&mut self, trajectory: &mut Trajectory) -> Result<(), DenoiseError> {
-        let kind = self.engine.plan().program_at(trajectory.next);
+        let kind = self.program_of(trajectory);
         self.evaluate_as(kind, trajectory)?;
         self.advance(trajectory, self.output());
         Ok(())
@@ -415,7 +434,7 @@ impl Denoiser {
         trajectory: &mut Trajectory,
         input: &[f32],
     ) -> Result<&[f32], DenoiseError> {
-        let (expected, evaluations) = (trajectory.x.len(), self.timesteps.len());
+        let (expected, evaluations) = (trajectory.x.len(), trajectory.end);
         if trajectory.next >= evaluations {
             return Err(DenoiseError::Finished { evaluations });
         }
@@ -425,7 +444,7 @@ impl Denoiser {
             );
         }
         self.input.chunks_exact_mut(expected).for_each(|half| half.copy_from_slice(input));
-        let kind = self.engine.plan().program_at(trajectory.next);
+        let kind = self.program_of(trajectory);
         self.evaluate_input(kind, trajectory, None)?;
         trajectory.next += 1;
         Ok(self.output())
@@ -499,16 +518,14 @@ impl Denoiser {
     /// # Panics
     /// When all evaluations are done, or the output has another length.
     pub fn advance(&self, trajectory: &mut Trajectory, output: &[f32]) {
-        let Trajectory { x, state, noise, next, .. } = trajectory;
-        self.sampler.advance(state, *next, x, output, |out| noise.fill(out));
+        let Trajectory { x, state, noise, next, sampler, .. } = trajectory;
+        let sampler = sampler.as_deref().unwrap_or(&self.sampler);
+        sampler.advance(state, *next, x, output, |out| noise.fill(out));
         *next += 1;
         self.compensate(trajectory.next - 1, &mut trajectory.x);
-    }
-
-    /// The samples of a batch that begins with `first`: the last one again where there are fewer.
-    fn indices(&self, request: &Request, first: usize) -> Vec<usize> {
-        let last = request.samples.saturating_sub(1);
-        (first..first + self.width).map(|i| i.min(last)).collect()
+        if let Some(repaint) = &trajectory.repaint {
+            repaint.put_back(self.sampler.level_after(trajectory.next - 1), &mut trajectory.x);
+        }
     }
 
     fn begin_requests(
@@ -517,7 +534,7 @@ impl Denoiser {
         first: usize,
         mut watch: Option<&mut Watch>,
     ) -> Result<Vec<InFlight>, DenoiseError> {
-        let indices = self.indices(request, first);
+        let indices = self.indices(request.samples, first);
         let conditional = self.conditions(request, &indices, false)?;
         if !self.guided {
             return Ok(vec![self.engine.begin_watched(&conditional, &self.timesteps, watch)?]);

@@ -17,8 +17,21 @@ pub struct Request {
     /// so that a request can be cut in parts that give what the whole gives.
     pub first: u64,
     /// Initial noise of unit variance `[samples, ...]` instead of the seed's; noise that the
-    /// sampler adds later still comes from the seed.
+    /// sampler adds later still comes from the seed. With `from`: the samples to continue, as a
+    /// request with `to` returned them.
     pub noise: Option<Tensor>,
+    /// The image to begin with, `[samples, ...]` or one for all, in the scale of the samples: it is
+    /// made as noisy as the samples are where the loop begins.
+    pub init: Option<Tensor>,
+    /// The share of the steps that run on `init`, more than 0 and at most 1, as in diffusers; `None`:
+    /// 0.8, with a mask 1, which begins with noise alone.
+    pub strength: Option<f32>,
+    /// Where `init` is kept: 0 keeps it, 1 repaints. `[samples or 1, channels or 1, ...]`.
+    pub mask: Option<Tensor>,
+    /// The sampler step with which the loop begins, behind the first, with the samples `noise`.
+    pub from: Option<usize>,
+    /// The sampler step before which it ends; the samples are then noisy, in the sampler's scale.
+    pub to: Option<usize>,
     /// Every input but sample and time step, by name: one row per sample, or one for all.
     pub conditions: BTreeMap<String, Tensor>,
     /// Values that conditions have at each evaluation, by input: `[evaluations, rows, ...]`, one row
@@ -45,6 +58,11 @@ impl Default for Request {
             seed: 0,
             first: 0,
             noise: None,
+            init: None,
+            strength: None,
+            mask: None,
+            from: None,
+            to: None,
             conditions: BTreeMap::new(),
             step_conditions: BTreeMap::new(),
             unconditional_steps: BTreeMap::new(),
@@ -55,17 +73,18 @@ impl Default for Request {
 }
 
 impl Request {
-    /// Every tensor that the samples depend on, with what it is: `noise`, `condition NAME`, `null
-    /// condition NAME`, or one of the latter per step.
+    /// Every tensor that the samples depend on, with what it is: `noise`, `init`, `mask`,
+    /// `condition NAME`, `null condition NAME`, or one of the latter per step.
     pub fn tensors(&self) -> impl Iterator<Item = (String, &Tensor)> {
-        let noise = self.noise.iter().map(|t| ("noise".to_string(), t));
+        let one = [("noise", &self.noise), ("init", &self.init), ("mask", &self.mask)];
+        let one = one.into_iter().filter_map(|(what, t)| Some((what.to_string(), t.as_ref()?)));
         let maps = [
             ("condition", &self.conditions),
             ("condition per step", &self.step_conditions),
             ("null condition", &self.unconditional),
             ("null condition per step", &self.unconditional_steps),
         ];
-        noise.chain(
+        one.chain(
             maps.into_iter().flat_map(|(what, map)| {
                 map.iter().map(move |(name, t)| (format!("{what} {name}"), t))
             }),
@@ -86,14 +105,15 @@ impl Request {
         };
         Request {
             samples: range.len(),
-            seed: self.seed,
             first: self.first.wrapping_add(range.start as u64),
             noise: self.noise.as_ref().map(|t| rows(0, t)),
+            init: self.init.as_ref().map(|t| rows(0, t)),
+            mask: self.mask.as_ref().map(|t| rows(0, t)),
             conditions: map(0, &self.conditions),
             step_conditions: map(1, &self.step_conditions),
             unconditional_steps: map(1, &self.unconditional_steps),
             unconditional: map(0, &self.unconditional),
-            guidance: self.guidance,
+            ..self.clone()
         }
     }
 }

@@ -3,15 +3,17 @@
 use super::steps::Steps;
 use crate::engine::{Engine, EngineError, InFlight};
 use crate::noise::Noise;
-use crate::sampler::State;
+use crate::sampler::{Repaint, Sampler, State};
 use cqc_proto::Tensor;
 use std::borrow::Cow;
+use std::sync::Arc;
 
 /// What an observer sees after each evaluation.
 pub struct Moment<'a> {
     /// The evaluation just made.
     pub evaluation: usize,
-    /// How many there are.
+    /// The evaluation before which the loop ends: how many there are, unless the request says
+    /// otherwise.
     pub evaluations: usize,
     /// The first sample at work, counted from 0 in this request, and how many.
     pub samples: std::ops::Range<usize>,
@@ -71,6 +73,14 @@ pub struct Trajectory {
     pub(super) guidance: f32,
     /// The evaluation to come.
     pub(super) next: usize,
+    /// The evaluation before which it ends.
+    pub(super) end: usize,
+    /// Evaluations before this one are full, whatever the schedule says.
+    pub(super) full_until: usize,
+    /// The sampler, where it begins in the middle.
+    pub(super) sampler: Option<Arc<Sampler>>,
+    /// What is kept of an image.
+    pub(super) repaint: Option<Repaint>,
     /// Samples at once.
     pub(super) width: usize,
 }
@@ -90,9 +100,20 @@ impl Trajectory {
         &self.x
     }
 
-    /// The evaluation to come; the number of evaluations when all are done.
+    /// The evaluation to come; [`Trajectory::end`] when all are done.
     pub fn next(&self) -> usize {
         self.next
+    }
+
+    /// The evaluation before which it ends: the number of evaluations, unless the request says
+    /// otherwise.
+    pub fn end(&self) -> usize {
+        self.end
+    }
+
+    /// Whether the rows of the sampler alone move it, from the first one on.
+    pub(super) fn is_plain(&self) -> bool {
+        self.sampler.is_none() && self.repaint.is_none()
     }
 }
 

@@ -12,12 +12,16 @@
 mod guidance;
 mod levels;
 mod solvers;
+mod start;
 mod state;
 mod table;
 
 pub use guidance::guide;
+pub use start::Repaint;
 pub use state::State;
 pub use table::{LearnedStd, Limit, MAX_REGISTERS, MAX_TERMS, Op, Register, Row, Table, Term};
+
+use start::Begin;
 
 use cqc_proto::sampler::{MAX_STEPS, SamplerConfig, SamplerConfigError, SamplerKind, Variance};
 
@@ -44,8 +48,12 @@ impl Evaluation {
         Self { timestep, input_scale, step, level: None }
     }
 
-    fn at(mut self, signal: f32, noise: f32) -> Self {
-        self.level = Some(Level { signal, noise });
+    fn at(self, signal: f32, noise: f32) -> Self {
+        self.of(Level { signal, noise })
+    }
+
+    fn of(mut self, level: Level) -> Self {
+        self.level = Some(level);
         self
     }
 }
@@ -121,6 +129,16 @@ pub enum SamplerError {
          which is not known: give the shift with --flow-mu, or a fixed one with --flow-shift"
     )]
     NoShift,
+    /// A loop of this kind has no such beginning.
+    #[error("{kind} cannot begin with evaluation {evaluation}: {reason}")]
+    Middle {
+        /// The sampler.
+        kind: SamplerKind,
+        /// As asked for.
+        evaluation: usize,
+        /// What is in the way.
+        reason: &'static str,
+    },
 }
 
 /// A sampler with its number of steps: every constant of the trajectory, computed once. It does not
@@ -131,6 +149,8 @@ pub struct Sampler {
     steps: usize,
     evaluations: Vec<Evaluation>,
     table: Table,
+    /// The evaluation with which its trajectories begin.
+    begin: usize,
 }
 
 impl Sampler {
@@ -152,13 +172,22 @@ impl Sampler {
                 return Err(SamplerError::ListLength { steps, listed });
             }
         }
-        let table = solvers::table(config, steps)?;
-        if let Some(i) = table.rows.iter().position(|row| !row.is_finite()) {
-            let timestep = table.rows[i].evaluation.timestep;
+        Self::with_begin(config, steps, 0)
+    }
+
+    fn with_begin(
+        config: &SamplerConfig,
+        steps: usize,
+        begin: usize,
+    ) -> Result<Self, SamplerError> {
+        let table = solvers::table(config, steps, Begin(begin))?;
+        let unusable = |(_, row): &(usize, &Row)| !row.is_finite();
+        if let Some((i, row)) = table.rows.iter().enumerate().skip(begin).find(unusable) {
+            let timestep = row.evaluation.timestep;
             return Err(SamplerError::NotFinite { evaluation: i, timestep });
         }
         let evaluations = table.rows.iter().map(|row| row.evaluation).collect();
-        Ok(Self { config: config.clone(), steps, evaluations, table })
+        Ok(Self { config: config.clone(), steps, evaluations, table, begin })
     }
 
     /// What it was made from.
@@ -209,8 +238,8 @@ impl Sampler {
     }
 
     /// Moves the sample `x` `[samples, len]` by the network's `output` at evaluation `i`.
-    /// Evaluations come in order, each once; after the last one the state is ready for another
-    /// trajectory.
+    /// Evaluations come in order, each once, from [`Sampler::begin`] on; after the last one the
+    /// state is ready for another trajectory.
     ///
     /// `output` is as long as `x`, or twice as long: per sample, prediction and variance. The
     /// second half is used if [`Sampler::reads_variance`], and else ignored. `noise` is called
@@ -238,7 +267,7 @@ impl Sampler {
             doubled || (output.len() == x.len() && !self.reads_variance()),
             "the network's output fits the sample"
         );
-        state.next = (i + 1) % self.evaluations.len();
+        state.next = if i + 1 == self.evaluations.len() { self.begin } else { i + 1 };
         if self.adds_noise(i) {
             noise(&mut state.noise);
         }
@@ -270,7 +299,9 @@ impl Sampler {
 impl State {
     /// For `samples` samples of `len` elements each.
     pub fn new(sampler: &Sampler, samples: usize, len: usize) -> Self {
-        Self::of_table(&sampler.table, samples, len)
+        let mut state = Self::of_table(&sampler.table, samples, len);
+        state.next = sampler.begin;
+        state
     }
 }
 

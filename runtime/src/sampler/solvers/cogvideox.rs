@@ -6,7 +6,7 @@
 
 use super::super::levels::schedule::{Level, alphas_cumprod, timesteps};
 use super::super::table::{Op, Register, Row, Table};
-use super::super::{Evaluation, SamplerError};
+use super::super::{Begin, Evaluation, SamplerError};
 use cqc_proto::sampler::{Betas, SamplerConfig};
 
 const IMAGE: Register = Register::Temp(0);
@@ -28,7 +28,7 @@ pub fn ddim(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError>
 
 /// The image of the step is extrapolated from the last two; the first step and the one that reaches
 /// the data use the last one only.
-pub fn dpm(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
+pub fn dpm(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table, SamplerError> {
     let trajectory = Trajectory::new(config, steps)?;
     let row = |i: usize| {
         let [image, before] = [i % 2, (i + 1) % 2].map(|n| Register::Kept(n as u8));
@@ -38,7 +38,7 @@ pub fn dpm(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> 
         let of_image = -(-2.0 * width).exp_m1() * next.sqrt();
         let std = (1.0 - next).sqrt() * (1.0 - (-2.0 * width).exp()).sqrt();
         let mut mixed = image;
-        if i > 0 && trajectory.next(i).is_some() {
+        if begin.since(i) > 0 && trajectory.next(i).is_some() {
             let half = width / (2.0 * (lambda(now) - lambda(trajectory.alpha(i - 1))));
             mixed = IMAGE;
             row.push(Op::sum(IMAGE, &[(image, (1.0 + half) as f32), (before, -half as f32)]));
@@ -86,7 +86,7 @@ impl Trajectory {
     fn row(&self, config: &SamplerConfig, i: usize, image: Register) -> (Row, [f64; 2]) {
         let now = self.alpha(i);
         let level = Level { signal: now.sqrt() as f32, noise: (1.0 - now).sqrt() as f32 };
-        let mut row = Row::new(Evaluation::unscaled(self.timesteps[i] as f64, i));
+        let mut row = Row::new(Evaluation::unscaled(self.timesteps[i] as f64, i).of(Level::of_alpha(now as f32)));
         row.push(level.image(config.prediction_type, Register::X, Register::Out, image));
         (row, [now, self.next(i).map_or(self.last, |t| self.alphas[t])])
     }

@@ -28,7 +28,7 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
         let (sigma, next) = (sigmas[step], sigmas[step + 1].clamp(low, high));
         let timestep = f64::from((250.0 * exact.ln()) as f32);
         let input_scale = input_scale(config, sigma);
-        let mut row = Row::new(Evaluation::scaled(timestep, input_scale, step));
+        let mut row = Row::new(Evaluation::scaled(timestep, input_scale, step).at(1.0, sigma));
         let (skip, out) = boundary(config, sigma, low);
         let denoised = Op::sum(IMAGE, &[(Register::Out, out), (Register::X, skip)]);
         row.push(denoised.limited(image_limit(config)));

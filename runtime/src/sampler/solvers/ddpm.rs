@@ -17,7 +17,7 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
         let (step_alpha, noise, next_noise) = (alpha / next, 1.0 - alpha, 1.0 - next);
         let beta = 1.0 - step_alpha;
         let (of_image, of_x) = (next.sqrt() * beta / noise, step_alpha.sqrt() * next_noise / noise);
-        let mut row = Row::new(Evaluation::unscaled(t as f64, i));
+        let mut row = Row::new(Evaluation::unscaled(t as f64, i).of(Level::of_alpha(alpha)));
         let x = Register::X;
         let image = Level::of_alpha(alpha).image(config.prediction_type, x, Register::Out, IMAGE);
         row.push(image.limited(image_limit(config)));

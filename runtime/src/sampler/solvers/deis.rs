@@ -4,7 +4,7 @@
 use super::super::levels::dpm::{DpmLevels, numpy_ln};
 use super::super::levels::schedule::Level;
 use super::super::table::{Op, Register, Row, Table};
-use super::super::{Evaluation, SamplerError};
+use super::super::{Begin, Evaluation, SamplerError};
 use super::dpm::{FEW_STEPS, IMAGE, noise_of_image};
 use super::image_limit;
 use cqc_proto::sampler::SamplerConfig;
@@ -12,7 +12,7 @@ use cqc_proto::sampler::SamplerConfig;
 /// The predicted noise, where no later step looks at it.
 const ONLY: Register = Register::Temp(0);
 
-pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
+pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table, SamplerError> {
     let DpmLevels { levels, timesteps } = DpmLevels::new(config, steps)?;
     let count = timesteps.len();
     let memory = config.solver_order as usize;
@@ -22,12 +22,12 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     };
     let mut rows = Vec::with_capacity(count);
     for (i, &t) in timesteps.iter().enumerate() {
-        let mut row = Row::new(Evaluation::unscaled(t, i));
+        let mut row = Row::new(Evaluation::unscaled(t, i).of(levels[i]));
         let (x, from, to) = (Register::X, levels[i], levels[i + 1]);
         let image = from.image(config.prediction_type, x, Register::Out, IMAGE);
         row.push(image.limited(image_limit(config)));
         row.push(noise_of_image(from, predicted(i)));
-        let order = order_of(config, i, count);
+        let order = order_of(config, i, count, begin);
         if order == 1 {
             let rise = (to.lambda() - from.lambda()).exp() - 1.0;
             let terms = [(x, to.signal / from.signal), (predicted(i), -(to.noise * rise))];
@@ -48,10 +48,10 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     Ok(Table { rows, initial_scale: 1.0 })
 }
 
-fn order_of(config: &SamplerConfig, i: usize, count: usize) -> usize {
+fn order_of(config: &SamplerConfig, i: usize, count: usize, begin: Begin) -> usize {
     let lowers = config.lower_order_final && count < FEW_STEPS;
     let left = if lowers { count - i } else { usize::MAX };
-    left.min(i + 1).min(config.solver_order as usize)
+    left.min(begin.since(i) + 1).min(config.solver_order as usize)
 }
 
 fn rho(level: Level) -> f32 {

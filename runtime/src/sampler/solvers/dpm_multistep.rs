@@ -5,7 +5,7 @@
 use super::super::levels::dpm::DpmLevels;
 use super::super::levels::schedule::Level;
 use super::super::table::{Op, Register, Row, Table};
-use super::super::{Evaluation, SamplerError};
+use super::super::{Begin, Evaluation, SamplerError};
 use super::dpm::{FEW_STEPS, Integral, predict};
 use cqc_proto::sampler::{FinalSigma, SamplerConfig, SamplerKind, SolverType};
 
@@ -17,7 +17,7 @@ const SECOND: Register = Register::Temp(4);
 /// What is predicted, where no later step looks at it.
 const ONLY: Register = Register::Temp(5);
 
-pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
+pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table, SamplerError> {
     let DpmLevels { levels, timesteps } = DpmLevels::new(config, steps)?;
     // fewer than `steps` when `lambda_min_clipped` cuts `trailing` ones off
     let count = timesteps.len();
@@ -29,12 +29,11 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     };
     let mut rows = Vec::with_capacity(count);
     for (i, &t) in timesteps.iter().enumerate() {
-        let Level { signal, noise } = levels[i];
-        let mut row = Row::new(Evaluation::unscaled(t, i).at(signal, noise));
+        let mut row = Row::new(Evaluation::unscaled(t, i).of(levels[i]));
         predict(config, levels[i], predicted(i), &mut row);
         // a repeated level, as the last one may be, is stood still at
         let stands = i + 1 == count && levels[i] == levels[i + 1];
-        let order = match order_of(config, i, count) {
+        let order = match order_of(config, i, count, begin) {
             2 if config.solver_type == SolverType::Midpoint => 2, // is finite all the same
             _ if stands => 1,
             order => order,
@@ -89,7 +88,7 @@ fn slope(to: Register, new: Register, old: Register, distance: f32) -> Op {
 }
 
 /// The order of step `i` of `count`.
-pub fn order_of(config: &SamplerConfig, i: usize, count: usize) -> usize {
+pub fn order_of(config: &SamplerConfig, i: usize, count: usize, begin: Begin) -> usize {
     let lowers = config.lower_order_final && count < FEW_STEPS;
     // with σ = 0 at the end λ is infinite, and only the first-order rule has a limit
     let ends_in_zero = config.final_sigmas_type == FinalSigma::Zero
@@ -99,5 +98,5 @@ pub fn order_of(config: &SamplerConfig, i: usize, count: usize) -> usize {
         1 if lowers => 2,
         _ => 3,
     };
-    most.min(i + 1).min(config.solver_order as usize)
+    most.min(begin.since(i) + 1).min(config.solver_order as usize)
 }

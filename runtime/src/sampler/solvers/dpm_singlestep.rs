@@ -3,7 +3,7 @@
 
 use super::super::levels::dpm::DpmLevels;
 use super::super::table::{Op, Register, Row, Table};
-use super::super::{Evaluation, SamplerError};
+use super::super::{Begin, Evaluation, SamplerError};
 use super::dpm::{Integral, predict};
 use cqc_proto::sampler::{FinalSigma, SamplerConfig, SolverType};
 
@@ -16,12 +16,12 @@ const LONG_SLOPE: Register = Register::Temp(1);
 const FIRST: Register = Register::Temp(2);
 const SECOND: Register = Register::Temp(3);
 
-pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
+pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table, SamplerError> {
     let DpmLevels { levels, timesteps } = DpmLevels::new(config, steps)?;
-    let orders = orders(config, timesteps.len());
+    let orders = orders(config, timesteps.len(), begin);
     let mut rows = Vec::with_capacity(timesteps.len());
     for (i, (&t, &order)) in timesteps.iter().zip(&orders).enumerate() {
-        let mut row = Row::new(Evaluation::unscaled(t, i));
+        let mut row = Row::new(Evaluation::unscaled(t, i).of(levels[i]));
         let first = i + 1 - order;
         let [d0, d1, d2] = PREDICTED;
         predict(config, levels[i], PREDICTED[order - 1], &mut row);
@@ -62,13 +62,14 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
 }
 
 /// The order of every step: 1, 2, …, 1, 2, … with lower ones at the end where they do not fill a
-/// group, or the configuration wants that.
-fn orders(config: &SamplerConfig, steps: usize) -> Vec<usize> {
+/// group, or the configuration wants that; and where a loop begins within a group.
+fn orders(config: &SamplerConfig, steps: usize, begin: Begin) -> Vec<usize> {
     let order = config.solver_order as usize;
     let ends_in_zero = config.final_sigmas_type == FinalSigma::Zero;
     let mut orders: Vec<usize> = (0..steps).map(|i| i % order + 1).collect();
     if ends_in_zero || (config.lower_order_final && steps.is_multiple_of(order)) {
         orders[steps - 1] = 1;
     }
+    orders.iter_mut().enumerate().for_each(|(i, order)| *order = (*order).min(begin.since(i) + 1));
     orders
 }

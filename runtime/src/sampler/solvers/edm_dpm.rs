@@ -5,7 +5,7 @@ use super::super::levels::edm::{image, initial_scale, input_scale};
 use super::super::levels::schedule::Level;
 use super::super::levels::sigmas::Sigmas;
 use super::super::table::{Register, Row, Table};
-use super::super::{Evaluation, SamplerError};
+use super::super::{Begin, Evaluation, SamplerError};
 use super::dpm_multistep::{advance, order_of};
 use super::image_limit;
 use cqc_proto::sampler::SamplerConfig;
@@ -13,7 +13,7 @@ use cqc_proto::sampler::SamplerConfig;
 /// A step over a smaller |Δλ| is of first order: what higher orders add is below its square.
 const STILL: f32 = 1e-4;
 
-pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
+pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table, SamplerError> {
     let Sigmas { sigmas, timesteps } = Sigmas::edm(config, steps);
     let level = |&sigma: &f32| Level { signal: 1.0, noise: sigma };
     let levels: Vec<Level> = sigmas.iter().map(level).collect();
@@ -22,12 +22,12 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     let rows = timesteps.iter().enumerate().map(|(step, &timestep)| {
         let sigma = sigmas[step];
         let input_scale = input_scale(config, sigma);
-        let mut row = Row::new(Evaluation::scaled(timestep, input_scale, step));
+        let mut row = Row::new(Evaluation::scaled(timestep, input_scale, step).at(1.0, sigma));
         row.push(image(config, sigma, predicted(step)).limited(image_limit(config)));
         // with `sigma_min` at the end the last level comes twice, and there is no room for
         // differences over the last step
         let is_still = (levels[step + 1].lambda() - levels[step].lambda()).abs() < STILL;
-        let order = if is_still { 1 } else { order_of(config, step, steps) };
+        let order = if is_still { 1 } else { order_of(config, step, steps, begin) };
         advance(config, &levels, step, order, predicted, &mut row);
         row
     });

@@ -14,7 +14,7 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     let rows = timesteps.iter().enumerate().map(|(step, &timestep)| {
         let (sigma, next) = (sigmas[step], sigmas[step + 1]);
         let input_scale = input_scale(config, sigma);
-        let mut row = Row::new(Evaluation::scaled(timestep, input_scale, step));
+        let mut row = Row::new(Evaluation::scaled(timestep, input_scale, step).at(1.0, sigma));
         row.push(image(config, sigma, IMAGE));
         row.push(Op::sum(SLOPE, &[(x, 1.0), (IMAGE, -1.0)]).over(sigma));
         row.push(Op::sum(x, &[(x, 1.0), (SLOPE, next - sigma)]));

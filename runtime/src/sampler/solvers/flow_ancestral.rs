@@ -16,7 +16,7 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     let (x, out) = (Register::X, Register::Out);
     let row = |(i, &t): (usize, &f64)| {
         let (now, next) = (sigmas[i], sigmas[i + 1]);
-        let mut row = Row::new(Evaluation::unscaled(t, i));
+        let mut row = Row::new(Evaluation::unscaled(t, i).at(1.0 - now, now));
         let image = if next < 1e-8 { x } else { IMAGE };
         row.push(Op::sum(image, &[(x, 1.0), (out, -flow_sign(config) * now)]));
         if image == x {

@@ -22,11 +22,12 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     let mut rows = Vec::with_capacity(2 * timesteps.len());
     for (step, &t) in timesteps.iter().enumerate() {
         let width = sign * (sigmas[step + 1] - sigmas[step]);
-        let mut first = Row::new(Evaluation::unscaled(t, step));
+        let mut first = Row::new(Evaluation::unscaled(t, step).at(1.0 - sigmas[step], sigmas[step]));
         let second = timesteps.get(step + 1).map(|&t| {
             first.push(Op::sum(START, &[(x, 1.0)]));
             first.push(Op::sum(VELOCITY, &[(out, 1.0)]));
-            let mut second = Row::new(Evaluation::unscaled(t, step));
+            let next = sigmas[step + 1];
+            let mut second = Row::new(Evaluation::unscaled(t, step).at(1.0 - next, next));
             second.push(Op::sum(VELOCITY, &[(VELOCITY, 1.0), (out, 1.0)]).times(0.5));
             second.push(Op::sum(x, &[(START, 1.0), (VELOCITY, width)]));
             second

@@ -4,7 +4,7 @@
 
 use super::super::levels::schedule::linspace_f32;
 use super::super::table::{Op, Register, Row, Table};
-use super::super::{Evaluation, SamplerError};
+use super::super::{Begin, Evaluation, SamplerError};
 use cqc_proto::sampler::SamplerConfig;
 use std::f32::consts::{FRAC_PI_2, PI};
 
@@ -13,7 +13,7 @@ const ORDER: usize = 4;
 const MIXED: Register = Register::Temp(0);
 const IMAGE: Register = Register::Temp(1);
 
-pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
+pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table, SamplerError> {
     let noises: Vec<f32> = match &config.sigmas {
         Some(list) => list.iter().map(|&noise| noise as f32).collect(),
         None => {
@@ -31,7 +31,7 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
         // ε of the last ORDER evaluations, in turn
         let old = |back: usize| Register::Kept(((step - back) % ORDER) as u8);
         row.push(Op::sum(old(0), &[(x, noise), (out, signal)]));
-        row.push(match step {
+        row.push(match begin.since(step) {
             0 => Op::sum(MIXED, &[(old(0), 1.0)]),
             1 => Op::sum(MIXED, &[(old(0), 3.0), (old(1), -1.0)]).over(2.0),
             2 => Op::sum(MIXED, &[(old(0), 23.0), (old(1), -16.0), (old(2), 5.0)]).over(12.0),

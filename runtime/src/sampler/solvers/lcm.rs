@@ -17,9 +17,9 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     let alphas = alphas_cumprod(config);
     let timesteps = distilled_timesteps(config, steps)?;
     let row = |(i, &t): (usize, &usize)| {
-        let mut row = Row::new(Evaluation::unscaled(t as f64, i));
-        let x = Register::X;
         let level = Level::of_alpha(alphas[t]);
+        let mut row = Row::new(Evaluation::unscaled(t as f64, i).of(level));
+        let x = Register::X;
         let image = level.image(config.prediction_type, x, Register::Out, IMAGE);
         row.push(image.limited(image_limit(config)));
         let scaled = t as f64 * config.timestep_scaling;

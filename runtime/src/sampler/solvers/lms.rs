@@ -1,7 +1,7 @@
 //! Linear multistep over σ: the slopes of up to four evaluations, as the polynomial through them,
 //! integrated to the next level (Adams-Bashforth with steps of different widths).
 
-use super::super::SamplerError;
+use super::super::{Begin, SamplerError};
 use super::super::levels::sigmas::{Sigmas, initial_scale};
 use super::super::table::{Op, Register, Row, Table};
 use super::k_diffusion::{SLOPE, evaluation, slope};
@@ -10,7 +10,7 @@ use cqc_proto::sampler::SamplerConfig;
 const ORDER: usize = 4;
 const MOVE: Register = Register::Temp(2);
 
-pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
+pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table, SamplerError> {
     let Sigmas { sigmas, timesteps } = Sigmas::k_diffusion(config, steps)?;
     let mut rows = Vec::with_capacity(steps);
     for (step, &timestep) in timesteps.iter().enumerate() {
@@ -22,8 +22,10 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
         let order = ORDER.min(step + 1);
         let levels: Vec<f64> = (0..order).map(|back| sigmas[step - back].into()).collect();
         let weights = weights(&levels, sigmas[step].into(), sigmas[step + 1].into());
+        // in the middle diffusers begins with the first weight of the full order alone
+        let seen = weights.into_iter().take(begin.since(step) + 1);
         let terms: Vec<_> =
-            weights.into_iter().enumerate().map(|(back, w)| (kept(back), w as f32)).collect();
+            seen.enumerate().map(|(back, w)| (kept(back), w as f32)).collect();
         row.push(Op::sum(MOVE, &terms));
         row.push(Op::sum(Register::X, &[(Register::X, 1.0), (MOVE, 1.0)]));
         rows.push(row);

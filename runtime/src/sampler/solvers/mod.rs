@@ -36,25 +36,29 @@ mod wuerstchen;
 pub(super) use ddim::updates as ddim_updates;
 pub(super) use pndm::MIN_STEPS as PNDM_MIN_STEPS;
 
-use super::SamplerError;
+use super::{Begin, SamplerError};
 use super::table::{Limit, Table};
 use cqc_proto::sampler::{Prediction, SamplerConfig, SamplerKind};
 
-/// The table of `config` in `steps` steps.
-pub(super) fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
+/// The table of `config` in `steps` steps, of a loop that begins with evaluation `begin`.
+pub(super) fn table(
+    config: &SamplerConfig,
+    steps: usize,
+    begin: Begin,
+) -> Result<Table, SamplerError> {
     match config.kind {
         SamplerKind::Ddim => ddim::table(config, steps),
         SamplerKind::Ddpm => ddpm::table(config, steps),
-        SamplerKind::Plms => plms::table(config, steps),
+        SamplerKind::Plms => plms::table(config, steps, begin),
         SamplerKind::Euler => euler::table(config, steps),
         SamplerKind::DpmMultistep | SamplerKind::DpmMultistepInverse => {
-            dpm_multistep::table(config, steps)
+            dpm_multistep::table(config, steps, begin)
         }
-        SamplerKind::DpmSinglestep => dpm_singlestep::table(config, steps),
-        SamplerKind::Unipc => unipc::table(config, steps),
-        SamplerKind::Deis => deis::table(config, steps),
+        SamplerKind::DpmSinglestep => dpm_singlestep::table(config, steps, begin),
+        SamplerKind::Unipc => unipc::table(config, steps, begin),
+        SamplerKind::Deis => deis::table(config, steps, begin),
         SamplerKind::Pndm => pndm::table(config, steps),
-        SamplerKind::Sa => sa::table(config, steps),
+        SamplerKind::Sa => sa::table(config, steps, begin),
         SamplerKind::DdimInverse => ddim_inverse::table(config, steps),
         SamplerKind::FlowEuler | SamplerKind::FlowLcm => flow_euler::table(config, steps),
         SamplerKind::FlowHeun => flow_heun::table(config, steps),
@@ -64,17 +68,17 @@ pub(super) fn table(config: &SamplerConfig, steps: usize) -> Result<Table, Sampl
         SamplerKind::Tcd => tcd::table(config, steps),
         SamplerKind::Wuerstchen => wuerstchen::table(config, steps),
         SamplerKind::CogVideoXDdim => cogvideox::ddim(config, steps),
-        SamplerKind::CogVideoXDpm => cogvideox::dpm(config, steps),
+        SamplerKind::CogVideoXDpm => cogvideox::dpm(config, steps, begin),
         SamplerKind::UnClip => unclip::table(config, steps),
         SamplerKind::Direct => Ok(direct::table(steps)),
         SamplerKind::EulerAncestral => euler_ancestral::table(config, steps),
         SamplerKind::Heun => heun::table(config, steps),
         SamplerKind::Kdpm2 | SamplerKind::Kdpm2Ancestral => kdpm2::table(config, steps),
-        SamplerKind::Lms => lms::table(config, steps),
+        SamplerKind::Lms => lms::table(config, steps, begin),
         SamplerKind::DpmSde => dpm_sde::table(config, steps),
-        SamplerKind::Ipndm => ipndm::table(config, steps),
+        SamplerKind::Ipndm => ipndm::table(config, steps, begin),
         SamplerKind::EdmEuler => edm_euler::table(config, steps),
-        SamplerKind::EdmDpm | SamplerKind::CosineDpm => edm_dpm::table(config, steps),
+        SamplerKind::EdmDpm | SamplerKind::CosineDpm => edm_dpm::table(config, steps, begin),
         SamplerKind::Consistency => consistency::table(config, steps),
     }
 }

@@ -8,7 +8,7 @@
 
 use super::super::levels::schedule::{alphas_cumprod, in_training, timesteps};
 use super::super::table::{Op, Register, Row, Table};
-use super::super::{Evaluation, Level, SamplerError};
+use super::super::{Begin, Evaluation, Level, SamplerError};
 use cqc_proto::sampler::SamplerConfig;
 
 /// The sample before the first step. Registers 0 to 3 hold outputs.
@@ -16,7 +16,7 @@ pub(super) const START: Register = Register::Kept(4);
 pub(super) const MIXED: Register = Register::Temp(0);
 const EPSILON: Register = Register::Temp(1);
 
-pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
+pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table, SamplerError> {
     let alphas = alphas_cumprod(config);
     let last = if config.set_alpha_to_one { 1.0 } else { alphas[0] };
     let stride = alphas.len() / steps;
@@ -26,14 +26,14 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     }
     let mut rows = Vec::new();
     for (i, &t) in timesteps.iter().enumerate() {
-        let (from, to) = match i {
+        let (from, to) = match begin.since(i) {
             1 => (in_training((t + stride) as f64, config.num_train_timesteps)?, Some(t)),
             _ => (t, t.checked_sub(stride)),
         };
         let Level { signal, noise } = Level::of_alpha(alphas[t]);
         let evaluation = Evaluation::unscaled(t as f64, i.saturating_sub(1)).at(signal, noise);
         let mut row = Row::new(evaluation);
-        let x = mix(i, &mut row);
+        let x = mix(begin.since(i), &mut row);
         step(config, alphas[from], to.map_or(last, |t| alphas[t]), x, &mut row);
         rows.push(row);
     }

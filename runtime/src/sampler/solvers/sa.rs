@@ -6,17 +6,17 @@
 //! also where τ is 0, because diffusers draws it.
 
 use super::super::levels::dpm::DpmLevels;
-use super::super::levels::schedule::Level;
+use super::super::levels::schedule::{Level, alphas_cumprod, in_training};
 use super::super::table::{Op, Register, Row, Table};
-use super::super::{Evaluation, SamplerError};
+use super::super::{Begin, Evaluation, SamplerError};
 use super::dpm::predict;
 use cqc_proto::sampler::SamplerConfig;
 
 const GRADIENT: Register = Register::Temp(0);
 
-pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
+pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table, SamplerError> {
     let DpmLevels { levels, timesteps } = DpmLevels::new(config, steps)?;
-    let count = timesteps.len();
+    let (count, alphas) = (timesteps.len(), alphas_cumprod(config));
     let memory = config.predictor_order.max(config.corrector_order - 1) as usize + 1;
     // what was predicted at evaluation `i`; where its step began, and the noise of that step
     let predicted = |i: usize| Register::Kept((i % memory) as u8);
@@ -25,10 +25,15 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     let left = |i: usize| if config.lower_order_final { count - i } else { usize::MAX - 1 };
     let mut rows = Vec::with_capacity(count);
     for (i, &t) in timesteps.iter().enumerate() {
-        let mut row = Row::new(Evaluation::unscaled(t, i));
+        // diffusers makes noisy images of training's levels, whatever levels the steps visit
+        let level = match config.sigma_schedule.is_flow() {
+            true => levels[i],
+            false => Level::of_alpha(alphas[in_training(t, config.num_train_timesteps)?]),
+        };
+        let mut row = Row::new(Evaluation::unscaled(t, i).of(level));
         predict(config, levels[i], predicted(i), &mut row);
-        if i > 0 {
-            let order = (left(i - 1) + 1).min(i + 1).min(config.corrector_order as usize);
+        if begin.since(i) > 0 {
+            let order = (left(i - 1) + 1).min(begin.since(i) + 1).min(config.corrector_order as usize);
             let step = Step::new(config, &levels, i - 1, tau(i - 1));
             step.take(start, noise, i, order, &predicted, &mut row);
         }
@@ -36,7 +41,7 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
             row.push(Op::sum(start, &[(Register::X, 1.0)]));
             row.push(Op::sum(noise, &[(Register::Noise, 1.0)]));
         }
-        let order = left(i).min(i + 1).min(config.predictor_order as usize);
+        let order = left(i).min(begin.since(i) + 1).min(config.predictor_order as usize);
         let step = Step::new(config, &levels, i, tau(i));
         step.take(Register::X, Register::Noise, i, order, &predicted, &mut row);
         rows.push(row);

@@ -13,11 +13,11 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     let alphas = alphas_cumprod(config);
     let timesteps = distilled_timesteps(config, steps)?;
     let row = |(i, &t): (usize, &usize)| {
-        let mut row = Row::new(Evaluation::unscaled(t as f64, i));
         let next = timesteps.get(i + 1).copied();
         // in float32, as torch multiplies whole numbers
         let below = ((1.0 - config.eta) as f32 * next.unwrap_or(0) as f32) as usize;
         let (level, to) = (Level::of_alpha(alphas[t]), Level::of_alpha(alphas[below]));
+        let mut row = Row::new(Evaluation::unscaled(t as f64, i).of(level));
         let (prediction, x, out) = (config.prediction_type, Register::X, Register::Out);
         row.push(level.image(prediction, x, out, IMAGE));
         row.push(level.epsilon(prediction, x, out, EPSILON));

@@ -24,7 +24,7 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
         // a step of one time step has its β, where the quotient would be rounded
         let is_single = timesteps.get(i + 1).map_or(t == 0, |&next| next + 1 == t);
         let beta = if is_single { betas[t] } else { 1.0 - alpha / next };
-        let mut row = Row::new(Evaluation::unscaled(t as f64, i));
+        let mut row = Row::new(Evaluation::unscaled(t as f64, i).of(Level::of_alpha(alpha)));
         let x = Register::X;
         let image = Level::of_alpha(alpha).image(config.prediction_type, x, Register::Out, IMAGE);
         row.push(image.limited(image_limit(config)));

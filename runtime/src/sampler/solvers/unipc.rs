@@ -4,14 +4,14 @@
 use super::super::levels::dpm::DpmLevels;
 use super::super::levels::schedule::Level;
 use super::super::table::{Op, Register, Row, Table};
-use super::super::{Evaluation, SamplerError};
+use super::super::{Begin, Evaluation, SamplerError};
 use super::dpm::predict;
 use cqc_proto::sampler::{FinalSigma, SamplerConfig, SolverType};
 
 const MIXED: Register = Register::Temp(4);
 const NEWEST: Register = Register::Temp(5);
 
-pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
+pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table, SamplerError> {
     let DpmLevels { levels, timesteps } = DpmLevels::new(config, steps)?;
     let count = timesteps.len();
     let memory = config.solver_order as usize + 1;
@@ -23,10 +23,10 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     };
     let mut rows = Vec::with_capacity(count);
     for (i, &t) in timesteps.iter().enumerate() {
-        let mut row = Row::new(Evaluation::unscaled(t, i));
+        let mut row = Row::new(Evaluation::unscaled(t, i).of(levels[i]));
         predict(config, levels[i], predicted(i), &mut row);
-        if i > 0 && corrects(i - 1) {
-            let order = order_of(config, i - 1, count);
+        if begin.since(i) > 0 && corrects(i - 1) {
+            let order = order_of(config, i - 1, count, begin);
             let step = Step::new(config, &levels, i - 1, order);
             step.take(start, &predicted, Some(predicted(i)), &mut row);
         }
@@ -35,7 +35,8 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
         }
         // a repeated level, as the last one may be, is stood still at
         if !(i + 1 == count && levels[i] == levels[i + 1]) {
-            let step = Step::new(config, &levels, i, order_of(config, i, count));
+            let order = order_of(config, i, count, begin);
+            let step = Step::new(config, &levels, i, order);
             step.take(Register::X, &predicted, None, &mut row);
         }
         rows.push(row);
@@ -44,14 +45,14 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
 }
 
 /// The order of the predictor of step `i`, and of the corrector that takes it again.
-fn order_of(config: &SamplerConfig, i: usize, count: usize) -> usize {
+fn order_of(config: &SamplerConfig, i: usize, count: usize, begin: Begin) -> usize {
     let left = match config.final_sigmas_type {
         _ if config.lower_order_final => count - i,
         // the last step to σ = 0, where λ is infinite
         FinalSigma::Zero if i + 1 == count => 1,
         _ => usize::MAX,
     };
-    left.min(i + 1).min(config.solver_order as usize)
+    left.min(begin.since(i) + 1).min(config.solver_order as usize)
 }
 
 /// A step of some order, with the constants of both rules, in float32 as diffusers computes them.

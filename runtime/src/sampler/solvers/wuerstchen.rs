@@ -1,6 +1,7 @@
 //! DDPM in continuous time, of Würstchen (arXiv:2306.00637) and Stable Cascade: ᾱ(t) is a squared
 //! cosine, t runs from 1 to 0, and the network is told t.
 
+use super::super::levels::schedule::Level;
 use super::super::table::{Op, Register, Row, Table};
 use super::super::{Evaluation, SamplerError};
 use cqc_proto::sampler::SamplerConfig;
@@ -16,7 +17,9 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     let row = |step: usize| {
         let [now, next] = [times[step], times[step + 1]].map(|t| alpha_cumprod(config, t));
         let alpha = now / next;
-        let mut row = Row::new(Evaluation::unscaled(times[step].into(), step));
+        let mut row = Row::new(
+            Evaluation::unscaled(times[step].into(), step).of(Level::of_alpha(now)),
+        );
         let (x, factor) = (Register::X, (1.0 / alpha).sqrt());
         let less = Op::sum(x, &[(x, 1.0)]);
         row.push(
