@@ -2,6 +2,7 @@
 
 mod companion;
 mod hash;
+mod locate;
 mod network;
 mod roles;
 
@@ -9,6 +10,7 @@ use companion::Joiner;
 use hash::model_hash;
 
 pub use companion::{Companion, Wire};
+pub use locate::{Located, PLACES, locate};
 pub use network::{Network, Rest, rest_of};
 pub use roles::{RoleOptions, varies};
 
@@ -56,6 +58,14 @@ pub enum ModelError {
     /// A pass broke an invariant.
     #[error("internal error in {0}; please report it with the model")]
     Pass(#[from] PassError),
+    /// A directory without a denoiser.
+    #[error("{} holds no exported denoiser: expected one of {}{}", path.display(), PLACES.join(", "), broken.as_ref().map_or(String::new(), |link| format!("; {} is a link to no file", link.display())))]
+    NoModel {
+        /// The directory.
+        path: PathBuf,
+        /// A link to a model that is not there.
+        broken: Option<PathBuf>,
+    },
     /// A sample, a time step or a prediction is missing, or there is more than one candidate.
     #[error("{}: {reason}", path.display())]
     NotADenoiser {

@@ -3,12 +3,12 @@
 use super::args::{ModelArgs, Threads};
 use super::device;
 use super::inspect::{macs, per_sample};
-use super::locate::{Located, locate};
 use super::report::Failure;
 use super::text::{bytes, short, shown};
 use super::{measure, term};
 use cachequant::compile::{CompileError, ConditionError, Session, bad_weights};
 use cachequant::model::{Companion, Model, ModelError};
+use cachequant::model::{Located, locate};
 use cachequant::reading::{self, Reading};
 use cachequant::recipe::{Recipe, SchedulerConfig};
 use clap::Args;
@@ -73,7 +73,7 @@ pub fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
     let Some(path) = &args.model else { return print(args, &cuda()) };
     let Located { model: path, scheduler } = match locate(path) {
         Ok(located) => located,
-        Err(failure) => return refuse(args, vec![], failure),
+        Err(e) => return refuse(args, vec![], e.into()),
     };
     let model = match Model::load(&path, &args.reading.options(None), |_, _| {}) {
         Ok(model) => model,

@@ -2,11 +2,11 @@
 
 use super::args::{MapArgs, ModelArgs};
 use super::artifact;
-use super::locate::locate;
 use super::report::Failure;
 use cachequant::Model;
 use cachequant::compile::{LoopOptions, compile_loop};
 use cachequant::io::file_hash;
+use cachequant::model::locate;
 use cqc_proto::cq::{Manifest, SourceModel};
 use cqc_proto::plan::Plan;
 use cqc_proto::sampler::SamplerConfig;

@@ -6,7 +6,7 @@ use cachequant::calibrate::CalibrateError;
 use cachequant::calibrate::quantize::QuantizeError;
 use cachequant::compile::{CompileError, ConditionError, ProgramError};
 use cachequant::io::FileError;
-use cachequant::model::ModelError;
+use cachequant::model::{ModelError, PLACES};
 use cachequant::reading::Misread;
 use cachequant::recipe::Contradiction;
 use cachequant::sizes;
@@ -94,6 +94,19 @@ impl From<ModelError> for Failure {
                 Failure::usage(format!("{option} {name}: the model has no such {what}"))
                     .fact("file", path.display())
                     .fact("known", known.join(", "))
+            }
+            ModelError::NoModel { path, broken } => {
+                let failure =
+                    Failure::failed(format!("{} holds no exported denoiser", path.display()))
+                        .fact("wants", PLACES.join(", "));
+                match broken {
+                    Some(link) => failure
+                        .fact("seen", format!("{} is a link to no file", link.display()))
+                        .help("download the model again"),
+                    None => failure.help(
+                        "export the pipeline to ONNX first, e.g. with optimum-cli export onnx",
+                    ),
+                }
             }
             ModelError::Companion { path, reason } => {
                 Failure::failed(format!("{} does not run beside the model", path.display()))
@@ -298,6 +311,9 @@ impl From<RetimeError> for Failure {
             RetimeError::Compensated => Failure::usage(what)
                 .fact("seen", &e)
                 .help("compile with --steps for that number, or without --variance-compensation"),
+            RetimeError::NotFinite { .. } | RetimeError::Count { .. } => {
+                Failure::usage("these time steps make no loop").fact("seen", &e)
+            }
             RetimeError::Fixed | RetimeError::Fractional { .. } => {
                 Failure::usage(what).fact("seen", &e).help("compile with --steps for that number")
             }

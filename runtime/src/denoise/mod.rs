@@ -1,5 +1,6 @@
 //! The denoising loop: noise in, samples out.
 
+mod caller;
 mod check;
 mod error;
 mod full;
