@@ -115,6 +115,7 @@ impl SamplingArgs {
             conditions: conditions.collect::<Result<_, Failure>>()?,
             unconditional: self.unconditional(denoiser)?,
             guidance: Some(guidance),
+            ..Request::default()
         };
         check_request(plan, &request)?;
         Ok(Selected { request, range, total })
@@ -149,6 +150,9 @@ pub fn part_of(request: &Request, range: &Range<usize>) -> Result<Request, Failu
             .map(|(name, t)| Ok((name.clone(), part(t.clone(), range, Some(request.samples))?)));
         parts.collect::<Result<_, Failure>>()
     };
+    let cut_one = |t: &Option<Tensor>| {
+        t.clone().map(|t| part(t, range, Some(request.samples))).transpose()
+    };
     Ok(Request {
         samples: range.len(),
         seed: request.seed,
@@ -157,12 +161,17 @@ pub fn part_of(request: &Request, range: &Range<usize>) -> Result<Request, Failu
         conditions: cut(&request.conditions)?,
         unconditional: cut(&request.unconditional)?,
         guidance: request.guidance,
+        init: cut_one(&request.init)?,
+        strength: request.strength,
+        mask: cut_one(&request.mask)?,
+        from: request.from,
+        to: request.to,
     })
 }
 
 /// The rows of `range`. Where `total` is given, only of a tensor with as many rows; others are for
 /// all samples, or wrong.
-fn part(t: Tensor, range: &Range<usize>, total: Option<usize>) -> Result<Tensor, Failure> {
+pub fn part(t: Tensor, range: &Range<usize>, total: Option<usize>) -> Result<Tensor, Failure> {
     let rows = t.shape().first().copied().unwrap_or(0);
     if total.is_some_and(|total| rows != total) || rows < range.end {
         return Ok(t);

@@ -207,5 +207,6 @@ pub(super) fn calibration_set(
         conditions,
         unconditional: null.tensors(network),
         guidance: Some(recipe.guidance()),
+        ..Request::default()
     })
 }

@@ -344,7 +344,9 @@ impl<'m> Session<'m> {
     /// What the results of calibration depend on besides the loop: the samples, and how many are
     /// computed at once.
     fn calibration_key(&self, request: &Request) -> Vec<u8> {
-        let Request { samples, seed, first, noise, conditions, unconditional, guidance } = request;
+        // loops that calibration runs are whole and begin with noise
+        let Request { samples, seed, first, noise, conditions, unconditional, guidance, .. } =
+            request;
         let batch = self.engine_options(*samples).batch;
         let text =
             format!("{} {batch} {samples} {seed} {first} {guidance:?}", self.recipe.interval());

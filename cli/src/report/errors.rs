@@ -1,6 +1,7 @@
 //! The libraries' errors as failures: which exit code, which facts.
 
 use super::{Exit, Failure};
+use crate::start;
 use crate::text::bytes;
 use cachequant::calibrate::CalibrateError;
 use cachequant::calibrate::quantize::QuantizeError;
@@ -315,6 +316,8 @@ impl From<DenoiseError> for Failure {
                     .fact("seen", format!("{shape:?}"))
             }
             DenoiseError::Steps(e) => (*e).into(),
+            DenoiseError::Start(ref errors) => start::failure(errors, &e),
+            DenoiseError::Mask { .. } | DenoiseError::MaskValue { .. } => Failure::usage(what),
             DenoiseError::Sampler(e) => e.into(),
             DenoiseError::Device { reason } => {
                 Failure::failed(format!("--device cuda: {reason}")).help("--device cpu, or auto")
