@@ -194,10 +194,13 @@ fn command(
     .map(|(key, value)| (key.to_string(), value))
     .into();
     let tensors = [("noise", noise), ("init", init), ("mask", mask)];
-    command.extend(tensors.iter().filter_map(|(key, t)| Some((key.to_string(), hash(t.as_ref()?)))));
+    command
+        .extend(tensors.iter().filter_map(|(key, t)| Some((key.to_string(), hash(t.as_ref()?)))));
     command.extend(strength.map(|strength| ("strength".to_string(), strength.to_string())));
     let places = [("from", from), ("to", to)];
-    command.extend(places.iter().filter_map(|(key, at)| Some((key.to_string(), at.as_ref()?.to_string()))));
+    command.extend(
+        places.iter().filter_map(|(key, at)| Some((key.to_string(), at.as_ref()?.to_string()))),
+    );
     command.extend(conditions.iter().map(|(name, t)| (format!("condition {name}"), hash(t))));
     if guidance != 1.0 {
         let null = unconditional.iter();

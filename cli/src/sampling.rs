@@ -150,9 +150,8 @@ pub fn part_of(request: &Request, range: &Range<usize>) -> Result<Request, Failu
             .map(|(name, t)| Ok((name.clone(), part(t.clone(), range, Some(request.samples))?)));
         parts.collect::<Result<_, Failure>>()
     };
-    let cut_one = |t: &Option<Tensor>| {
-        t.clone().map(|t| part(t, range, Some(request.samples))).transpose()
-    };
+    let cut_one =
+        |t: &Option<Tensor>| t.clone().map(|t| part(t, range, Some(request.samples))).transpose();
     Ok(Request {
         samples: range.len(),
         seed: request.seed,

@@ -216,7 +216,9 @@ impl Artifact {
         };
         let sampler = Sampler::new(&self.manifest.sampler, steps)?;
         let guidance = options.guidance.unwrap_or(self.manifest.guidance);
-        let open = |weights: &Arc<Weights>, engine: &EngineOptions| -> Result<Denoiser, DenoiseError> {
+        let open = |weights: &Arc<Weights>,
+                    engine: &EngineOptions|
+         -> Result<Denoiser, DenoiseError> {
             let mut denoiser = Denoiser::open(weights, sampler.clone(), guidance != 1.0, engine)?;
             denoiser.set_defaults(guidance, self.null_conditions());
             denoiser.set_compensation(self.compensation())?;

@@ -128,8 +128,7 @@ fn a_masked_image_is_kept() {
                 let mask: Vec<f32> = (0..count).map(|i| [0.0, 1.0, 0.5][i % 3]).collect();
                 let mask = Some(Tensor::from_f32(&shape, &mask));
                 let init = Some(images(3, 2));
-                let request =
-                    Request { samples: 3, init, mask, strength, ..Request::default() };
+                let request = Request { samples: 3, init, mask, strength, ..Request::default() };
                 let seen = run(&mut denoiser, &request);
                 assert_eq!(seen, by_hand(&mut denoiser, &request), "{kind} {shape:?}");
                 // what is kept is the image itself in the end
@@ -250,7 +249,8 @@ fn contradictions_are_named_all_at_once() {
     for (request, expected) in cases {
         assert_eq!(errors(&mut ddim, &request), expected);
     }
-    let nan = errors(&mut ddim, &Request { init: image(), strength: Some(f32::NAN), ..plain.clone() });
+    let nan =
+        errors(&mut ddim, &Request { init: image(), strength: Some(f32::NAN), ..plain.clone() });
     assert!(matches!(nan[..], [Strength { .. }]), "{nan:?}");
     for kind in [SamplerKind::Direct, SamplerKind::Scm, SamplerKind::DdimInverse] {
         let seen = errors(&mut denoiser(kind, 10, 1), &Request { init: image(), ..plain.clone() });

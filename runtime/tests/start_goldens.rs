@@ -89,11 +89,8 @@ impl Case {
             let level = sampler.evaluations()[begin].level.ok_or("no level")?;
             level.mix(image, noise, &mut x);
         }
-        let repaint = Repaint {
-            mask: self.mask.clone(),
-            image: image.to_vec(),
-            noise: noise.to_vec(),
-        };
+        let repaint =
+            Repaint { mask: self.mask.clone(), image: image.to_vec(), noise: noise.to_vec() };
         let mut worst = relative_error(&x, &xs[..LEN]);
         let mut state = State::new(&sampler, 1, LEN);
         for i in 0..n {

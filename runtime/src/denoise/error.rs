@@ -79,7 +79,9 @@ pub enum DenoiseError {
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Start(Vec<StartError>),
     /// A mask that does not lie over the samples.
-    #[error("the mask has shape {shape:?}, expected 1 or {samples} rows of {row:?}, or of one channel")]
+    #[error(
+        "the mask has shape {shape:?}, expected 1 or {samples} rows of {row:?}, or of one channel"
+    )]
     Mask {
         /// As given.
         shape: Vec<usize>,

@@ -135,10 +135,10 @@ impl Course {
             check(true, StartError::NothingLeft { strength: share, steps });
         } else if begin >= end && to.is_none_or(|to| (1..=steps).contains(&to)) {
             let first = sampler.evaluations().get(begin).map_or(steps, |e| e.step);
-            check(from.is_none_or(|from| (1..steps).contains(&from)), StartError::Nothing {
-                from: first,
-                to: to.unwrap_or(steps),
-            });
+            check(
+                from.is_none_or(|from| (1..steps).contains(&from)),
+                StartError::Nothing { from: first, to: to.unwrap_or(steps) },
+            );
         }
         if !wrong.is_empty() {
             return Err(DenoiseError::Start(wrong));
@@ -248,18 +248,10 @@ impl Denoiser {
     }
 
     /// The masks of the samples `first ..`, as many elements as they have.
-    fn mask(
-        &self,
-        given: &Tensor,
-        samples: usize,
-        first: usize,
-    ) -> Result<Vec<f32>, DenoiseError> {
+    fn mask(&self, given: &Tensor, samples: usize, first: usize) -> Result<Vec<f32>, DenoiseError> {
         let shape = given.shape();
-        let wrong = || DenoiseError::Mask {
-            shape: shape.to_vec(),
-            samples,
-            row: self.shape.clone(),
-        };
+        let wrong =
+            || DenoiseError::Mask { shape: shape.to_vec(), samples, row: self.shape.clone() };
         let [rows, channels, space @ ..] = shape else { return Err(wrong()) };
         let fits = (*rows == 1 || *rows == samples)
             && (*channels == 1 || *channels == self.channels())

@@ -86,7 +86,9 @@ impl Trajectory {
     fn row(&self, config: &SamplerConfig, i: usize, image: Register) -> (Row, [f64; 2]) {
         let now = self.alpha(i);
         let level = Level { signal: now.sqrt() as f32, noise: (1.0 - now).sqrt() as f32 };
-        let mut row = Row::new(Evaluation::unscaled(self.timesteps[i] as f64, i).of(Level::of_alpha(now as f32)));
+        let mut row = Row::new(
+            Evaluation::unscaled(self.timesteps[i] as f64, i).of(Level::of_alpha(now as f32)),
+        );
         row.push(level.image(config.prediction_type, Register::X, Register::Out, image));
         (row, [now, self.next(i).map_or(self.last, |t| self.alphas[t])])
     }

@@ -22,7 +22,8 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     let mut rows = Vec::with_capacity(2 * timesteps.len());
     for (step, &t) in timesteps.iter().enumerate() {
         let width = sign * (sigmas[step + 1] - sigmas[step]);
-        let mut first = Row::new(Evaluation::unscaled(t, step).at(1.0 - sigmas[step], sigmas[step]));
+        let mut first =
+            Row::new(Evaluation::unscaled(t, step).at(1.0 - sigmas[step], sigmas[step]));
         let second = timesteps.get(step + 1).map(|&t| {
             first.push(Op::sum(START, &[(x, 1.0)]));
             first.push(Op::sum(VELOCITY, &[(out, 1.0)]));

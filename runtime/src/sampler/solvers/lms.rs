@@ -1,9 +1,9 @@
 //! Linear multistep over σ: the slopes of up to four evaluations, as the polynomial through them,
 //! integrated to the next level (Adams-Bashforth with steps of different widths).
 
-use super::super::{Begin, SamplerError};
 use super::super::levels::sigmas::{Sigmas, initial_scale};
 use super::super::table::{Op, Register, Row, Table};
+use super::super::{Begin, SamplerError};
 use super::k_diffusion::{SLOPE, evaluation, slope};
 use cqc_proto::sampler::SamplerConfig;
 
@@ -24,8 +24,7 @@ pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table
         let weights = weights(&levels, sigmas[step].into(), sigmas[step + 1].into());
         // in the middle diffusers begins with the first weight of the full order alone
         let seen = weights.into_iter().take(begin.since(step) + 1);
-        let terms: Vec<_> =
-            seen.enumerate().map(|(back, w)| (kept(back), w as f32)).collect();
+        let terms: Vec<_> = seen.enumerate().map(|(back, w)| (kept(back), w as f32)).collect();
         row.push(Op::sum(MOVE, &terms));
         row.push(Op::sum(Register::X, &[(Register::X, 1.0), (MOVE, 1.0)]));
         rows.push(row);

@@ -36,8 +36,8 @@ mod wuerstchen;
 pub(super) use ddim::updates as ddim_updates;
 pub(super) use pndm::MIN_STEPS as PNDM_MIN_STEPS;
 
-use super::{Begin, SamplerError};
 use super::table::{Limit, Table};
+use super::{Begin, SamplerError};
 use cqc_proto::sampler::{Prediction, SamplerConfig, SamplerKind};
 
 /// The table of `config` in `steps` steps, of a loop that begins with evaluation `begin`.

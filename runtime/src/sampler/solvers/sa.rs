@@ -33,7 +33,8 @@ pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table
         let mut row = Row::new(Evaluation::unscaled(t, i).of(level));
         predict(config, levels[i], predicted(i), &mut row);
         if begin.since(i) > 0 {
-            let order = (left(i - 1) + 1).min(begin.since(i) + 1).min(config.corrector_order as usize);
+            let order =
+                (left(i - 1) + 1).min(begin.since(i) + 1).min(config.corrector_order as usize);
             let step = Step::new(config, &levels, i - 1, tau(i - 1));
             step.take(start, noise, i, order, &predicted, &mut row);
         }

@@ -17,9 +17,8 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     let row = |step: usize| {
         let [now, next] = [times[step], times[step + 1]].map(|t| alpha_cumprod(config, t));
         let alpha = now / next;
-        let mut row = Row::new(
-            Evaluation::unscaled(times[step].into(), step).of(Level::of_alpha(now)),
-        );
+        let mut row =
+            Row::new(Evaluation::unscaled(times[step].into(), step).of(Level::of_alpha(now)));
         let (x, factor) = (Register::X, (1.0 / alpha).sqrt());
         let less = Op::sum(x, &[(x, 1.0)]);
         row.push(
