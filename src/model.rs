@@ -1,13 +1,18 @@
 //! A source model: imported, rewritten, and the roles of its inputs and outputs found.
 
+mod companion;
 mod hash;
+mod locate;
 mod network;
 mod roles;
 
+use companion::Joiner;
 use hash::model_hash;
 
+pub use companion::{Companion, Wire};
+pub use locate::{Located, PLACES, locate};
 pub use network::{Network, Rest, rest_of};
-pub use roles::RoleOptions;
+pub use roles::{RoleOptions, varies};
 
 use crate::io::FileError;
 use cqc_kernels::mapped;
@@ -29,6 +34,11 @@ pub struct ModelOptions {
     pub stop_after: Option<usize>,
     /// Which input is the sample and so on, where the caller says it.
     pub roles: RoleOptions,
+    /// Models that run beside this one at every evaluation and feed its inputs, such as
+    /// ControlNets. Sizes and roles of the options are for all of them.
+    pub with: Vec<PathBuf>,
+    /// Which output of those feeds which input, where names and shapes do not say it.
+    pub wires: Vec<Wire>,
 }
 
 /// Why a model cannot be loaded.
@@ -48,6 +58,14 @@ pub enum ModelError {
     /// A pass broke an invariant.
     #[error("internal error in {0}; please report it with the model")]
     Pass(#[from] PassError),
+    /// A directory without a denoiser.
+    #[error("{} holds no exported denoiser: expected one of {}{}", path.display(), PLACES.join(", "), broken.as_ref().map_or(String::new(), |link| format!("; {} is a link to no file", link.display())))]
+    NoModel {
+        /// The directory.
+        path: PathBuf,
+        /// A link to a model that is not there.
+        broken: Option<PathBuf>,
+    },
     /// A sample, a time step or a prediction is missing, or there is more than one candidate.
     #[error("{}: {reason}", path.display())]
     NotADenoiser {
@@ -70,7 +88,15 @@ pub enum ModelError {
         /// Names of all inputs or outputs.
         known: Vec<String>,
     },
-    /// An input cannot be cut: a bug here, not in the model.
+    /// A model that should run beside the denoiser does not fit it.
+    #[error("{}: {reason}", path.display())]
+    Companion {
+        /// The file of that model.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// An input cannot be cut, or another model joined: a bug here, not in the model.
     #[error("internal error in the roles of inputs: {0}; please report it with the model")]
     Cut(#[from] OpError),
 }
@@ -81,8 +107,10 @@ pub struct Model {
     /// Its file.
     pub path: PathBuf,
     /// BLAKE3 of the file, hexadecimal; with external data, of that hash and of the data that the
-    /// model uses, in its order.
+    /// model uses, in its order; with companions, of the hashes of all models.
     pub blake3: String,
+    /// The models that feed inputs of this one, in the order of [`ModelOptions::with`].
+    pub companions: Vec<Companion>,
     /// Version of the standard operator set.
     pub opset: i64,
     /// Exporter and its version.
@@ -128,10 +156,24 @@ impl Model {
         mut after: impl FnMut(&str, &Graph),
     ) -> Result<Model, ModelError> {
         let fail = |source| ModelError::Import { path: path.to_path_buf(), source };
-        let loaded = onnx::load(path, &options.import).map_err(fail)?;
+        let several = !options.with.is_empty() || !options.wires.is_empty();
+        let import = ImportOptions { for_several: several, ..options.import.clone() };
+        let loaded = onnx::load(path, &import).map_err(fail)?;
         let mut graph = loaded.graph;
         release_constants(&graph);
-        let blake3 = model_hash(path, &loaded.external)?;
+        let mut blake3 = model_hash(path, &loaded.external)?;
+        let (mut companions, mut warnings) = (Vec::new(), loaded.warnings);
+        let (mut parameters, mut source_nodes) = (loaded.parameters, loaded.node_count);
+        if several {
+            let mut joiner = Joiner::new(graph, blake3, loaded.skipped, options);
+            for companion in &options.with {
+                let joined = joiner.join(companion)?;
+                warnings.extend(joined.warnings);
+                parameters += joined.parameters;
+                source_nodes += joined.node_count;
+            }
+            (graph, companions, blake3) = joiner.finish()?;
+        }
         let batch_symbol = batch_symbol(&graph);
         let input = |&v: &ValueId| PlanInput {
             name: graph.value(v).name.clone(),
@@ -150,7 +192,6 @@ impl Model {
         let passes = &PIPELINE[..options.stop_after.unwrap_or(PIPELINE.len()).min(PIPELINE.len())];
         after("import", &graph);
         let report = rewrite::run(&mut graph, passes, |pass, graph| after(pass.name, graph))?;
-        let mut warnings = loaded.warnings;
         let bug = |failure| format!("internal error in {failure}; please report it with the model");
         warnings.extend(report.failures.iter().map(bug));
         // what the passes have read is not needed before the weights are written
@@ -166,10 +207,11 @@ impl Model {
         Ok(Model {
             path: path.to_path_buf(),
             blake3,
+            companions,
             opset: loaded.opset,
             producer: loaded.producer,
-            parameters: loaded.parameters,
-            source_nodes: loaded.node_count,
+            parameters,
+            source_nodes,
             imported_ops,
             inputs,
             outputs,
@@ -243,6 +285,12 @@ fn check_names(
         let Some(name) = name.as_ref().filter(|name| !known.contains(name)) else { continue };
         let (path, name, known) = (path.to_path_buf(), name.clone(), known.clone());
         return Err(ModelError::UnknownRole { path, option, name, what, known });
+    }
+    let lists = [("--per-step", &roles.per_step), ("--per-request", &roles.per_request)];
+    for (option, names) in lists {
+        let Some(name) = names.iter().find(|name| !inputs.contains(name)) else { continue };
+        let (path, name, known) = (path.to_path_buf(), name.clone(), inputs);
+        return Err(ModelError::UnknownRole { path, option, name, what: "input", known });
     }
     Ok(())
 }

@@ -329,7 +329,9 @@ fn exported_roundings_are_casts() {
                     let wire = match input.role {
                         InputRole::Sample => Wire::Sample,
                         InputRole::Timestep => Wire::Timestep,
-                        InputRole::Condition => Wire::Condition(input.name.clone()),
+                        InputRole::Condition | InputRole::StepCondition => {
+                            Wire::Condition(input.name.clone())
+                        }
                     };
                     (wire.to_string(), check.inputs[&input.name].clone())
                 })

@@ -118,7 +118,7 @@ fn begin(plan: &Plan, inputs: &BTreeMap<String, Tensor>, e: usize) -> Values {
         let name = match input.role {
             InputRole::Sample => Wire::Sample,
             InputRole::Timestep => Wire::Timestep,
-            InputRole::Condition => Wire::Condition(input.name.clone()),
+            InputRole::Condition | InputRole::StepCondition => Wire::Condition(input.name.clone()),
         };
         (name.to_string(), inputs[&input.name].clone())
     };

@@ -1,8 +1,8 @@
 //! Values that options share.
 
 use cachequant::ModelOptions;
-use cachequant::model::{RoleOptions, rest_of};
-use cachequant::recipe::Named;
+use cachequant::model::{RoleOptions, Wire, rest_of, varies};
+use cachequant::recipe::{Array, Named};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParserFactory};
 use cqc_passes::onnx::ImportOptions;
@@ -19,19 +19,28 @@ pub fn names<T: Named>() -> impl TypedValueParser<Value = T> {
     PossibleValuesParser::new(names).map(|name| T::named(&name).expect("it is listed"))
 }
 
-/// `NAME=FILE`.
+/// `NAME=FILE`, or `NAME=NUMBER`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedFile {
     /// Name of an input.
     pub name: String,
-    /// An array.
+    /// The file of an array, or a number.
     pub file: PathBuf,
 }
 
 impl NamedFile {
+    /// A number fills the array, unless a file is called like that.
+    pub fn array(&self) -> Array {
+        let number = self.file.to_str().and_then(|text| text.parse::<f64>().ok());
+        match number.filter(|n| n.is_finite() && !self.file.exists()) {
+            Some(number) => Array::Number(number),
+            None => Array::File(self.file.clone()),
+        }
+    }
+
     /// The name is text; the file may have any name that the system allows.
     fn parse(text: &OsStr) -> Result<NamedFile, &'static str> {
-        let wrong = "expected NAME=FILE";
+        let wrong = "expected NAME=FILE or NAME=NUMBER";
         let (name, file) = split_at_equals(text).ok_or(wrong)?;
         if name.is_empty() || file.is_empty() {
             Err(wrong)
@@ -137,6 +146,19 @@ impl FromStr for NamedSize {
     }
 }
 
+/// `OUTPUT=INPUT` of an option.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedWire(pub Wire);
+
+impl FromStr for NamedWire {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<NamedWire, String> {
+        let (output, input) = text.split_once('=').ok_or("expected OUTPUT=INPUT")?;
+        Ok(NamedWire(Wire { output: output.to_string(), input: input.to_string() }))
+    }
+}
+
 /// `0/4`: the first of four parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
@@ -194,18 +216,62 @@ pub struct ModelArgs {
     /// The other channels are the condition NAME.rest [default: 0]
     #[arg(long, value_name = "FIRST")]
     pub sample_channel: Option<usize>,
+    /// A condition that has another value at every evaluation [default: those called residual].
+    /// Repeatable
+    #[arg(long, value_name = "INPUT")]
+    pub per_step: Vec<String>,
+    /// A condition that has one value per request although it is called residual. Repeatable
+    #[arg(long, value_name = "INPUT")]
+    pub per_request: Vec<String>,
+    /// A model that runs beside it at every evaluation and feeds its inputs, such as a ControlNet:
+    /// a file, or a directory that holds it. Repeatable; what several feed is added up
+    #[arg(long, value_name = "MODEL", value_parser = companion)]
+    pub with: Vec<PathBuf>,
+    /// Which output of a model of --with feeds which input [default: by names, shapes and order].
+    /// Repeatable
+    #[arg(long, value_name = "OUTPUT=INPUT", requires = "with")]
+    pub wire: Vec<NamedWire>,
+}
+
+/// A model's file as given, or the one in a directory.
+fn companion(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if !path.is_dir() {
+        return Ok(path);
+    }
+    let file = path.join("model.onnx");
+    if file.is_file() { Ok(file) } else { Err("the directory holds no model.onnx".into()) }
 }
 
 impl ModelArgs {
+    /// As given, or where nothing but companions is, as [`ModelArgs::like`] this plan.
+    pub fn or_like(&self, plan: &Plan) -> ModelArgs {
+        let (with, wire) = (self.with.clone(), self.wire.clone());
+        let bare = ModelArgs { with: Vec::new(), wire: Vec::new(), ..self.clone() };
+        if bare.is_default() {
+            ModelArgs { with, wire, ..ModelArgs::like(plan) }
+        } else {
+            self.clone()
+        }
+    }
+
     /// How to read a model that is compared with this plan: its sizes and roles.
     pub fn like(plan: &Plan) -> ModelArgs {
         let shape = |i: &PlanInput| NamedShape { name: i.name.clone(), shape: i.ty.shape.clone() };
+        // what the names of the inputs do not say by themselves
+        let unlike = |role: InputRole, by_name: bool| {
+            let inputs =
+                plan.inputs.iter().filter(|i| i.role == role && varies(&i.name) != by_name);
+            inputs.map(|i| i.name.clone()).collect::<Vec<_>>()
+        };
         let name = |role| plan.inputs.iter().find(|i| i.role == role).map(|i| i.name.clone());
         let mut args = ModelArgs {
             shape: plan.inputs.iter().map(shape).collect(),
             sample_input: name(InputRole::Sample),
             time_input: name(InputRole::Timestep),
             prediction_output: plan.outputs.first().map(|o| o.name.clone()),
+            per_step: unlike(InputRole::StepCondition, true),
+            per_request: unlike(InputRole::Condition, false),
             ..ModelArgs::default()
         };
         // where the sample of the plan is a part of the model's input, that one's size is fixed
@@ -237,7 +303,21 @@ impl ModelArgs {
         ];
         let roles =
             roles.into_iter().filter_map(|(option, name)| Some(format!("--{option} {}", name?)));
-        self.shape.iter().map(shape).chain(dims).chain(roles).collect()
+        let lists = [("per-step", &self.per_step), ("per-request", &self.per_request)];
+        let lists = lists
+            .into_iter()
+            .flat_map(|(option, names)| names.iter().map(move |name| format!("--{option} {name}")));
+        let with = self.with.iter().map(|path| format!("--with {}", path.display()));
+        let wires = self.wire.iter().map(|NamedWire(w)| format!("--wire {}={}", w.output, w.input));
+        self.shape
+            .iter()
+            .map(shape)
+            .chain(dims)
+            .chain(roles)
+            .chain(lists)
+            .chain(with)
+            .chain(wires)
+            .collect()
     }
 
     /// For loading a model, of which only the first `stop_after` passes run.
@@ -254,7 +334,11 @@ impl ModelArgs {
                 time_input: self.time_input.clone(),
                 prediction_output: self.prediction_output.clone(),
                 sample_channel: self.sample_channel,
+                per_step: self.per_step.clone(),
+                per_request: self.per_request.clone(),
             },
+            with: self.with.clone(),
+            wires: self.wire.iter().map(|w| w.0.clone()).collect(),
         }
     }
 }

@@ -4,13 +4,13 @@ mod options;
 mod page;
 
 use super::args::ModelArgs;
-use super::locate::{Located, locate};
 use super::report::{Exit, Failure};
 use super::term;
 use super::text::{bytes, short};
 use cachequant::Model;
 use cachequant::compile::{Compiled, FLOOR, Phase, Proposal, QuantSummary, Summary, proposals};
 use cachequant::io::{FileError, Overwrite, check_target, write_atomic};
+use cachequant::model::{Located, locate};
 use cachequant::reading::{Reading, Verdict};
 use cachequant::recipe::{Quant, Recipe, SchedulerConfig};
 use cachequant::report::FileFacts;
@@ -101,19 +101,17 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
     let mut progress = Bars { quiet, shown: None };
     let compiled = cachequant::compile(&model, &recipe, &mut progress)?;
     let quality = compiled.quality(&mut progress)?;
-    let floor = recipe.target_psnr.unwrap_or(FLOOR);
-    if let Some(psnr) = quality.filter(|&psnr| psnr < floor && !args.accept) {
-        // an untrained network has no pictures to be near to
-        let counts = matches!(compiled.session().reading().verdict, Verdict::Fits(_));
-        if counts || recipe.target_psnr.is_some() {
+    match (quality.filter(|_| !args.accept), compiled.floor()) {
+        (Some(psnr), Some(floor)) if psnr < floor => {
             let proposals = proposals(&model, &recipe, floor, &mut progress)?;
             drop(progress);
             return Err(below(psnr, floor, &proposals));
         }
-        tracing::warn!(
-            "held-out samples reach {psnr:.1} dB to the float loop, less than the {floor:.1} dB that \
+        (Some(psnr), None) if psnr < FLOOR => tracing::warn!(
+            "held-out samples reach {psnr:.1} dB to the float loop, less than the {FLOOR:.1} dB that \
              a model whose reading fits would need"
-        );
+        ),
+        _ => {}
     }
     drop(progress);
     compiled.write(&args.output, overwrite)?;

@@ -3,12 +3,12 @@
 use super::args::{ModelArgs, Threads};
 use super::device;
 use super::inspect::{macs, per_sample};
-use super::locate::{Located, locate};
 use super::report::Failure;
 use super::text::{bytes, short, shown};
 use super::{measure, term};
 use cachequant::compile::{CompileError, ConditionError, Session, bad_weights};
-use cachequant::model::{Model, ModelError};
+use cachequant::model::{Companion, Model, ModelError};
+use cachequant::model::{Located, locate};
 use cachequant::reading::{self, Reading};
 use cachequant::recipe::{Recipe, SchedulerConfig};
 use clap::Args;
@@ -73,7 +73,7 @@ pub fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
     let Some(path) = &args.model else { return print(args, &cuda()) };
     let Located { model: path, scheduler } = match locate(path) {
         Ok(located) => located,
-        Err(failure) => return refuse(args, vec![], failure),
+        Err(e) => return refuse(args, vec![], e.into()),
     };
     let model = match Model::load(&path, &args.reading.options(None), |_, _| {}) {
         Ok(model) => model,
@@ -90,6 +90,7 @@ pub fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
     let findings = [
         exporter(&model),
         shapes(&model),
+        companions(&model),
         loop_inputs(&model),
         operators(&model),
         weights(&model),
@@ -242,6 +243,32 @@ fn shapes(model: &Model) -> Vec<Finding> {
     vec![ok("inputs", sizes.join(", ")), batch]
 }
 
+fn companions(model: &Model) -> Vec<Finding> {
+    let pairs = |pairs: &[(String, String)]| {
+        let one = |(a, b): &(String, String)| match a == b {
+            true => format!("`{a}`"),
+            false => format!("`{a}` as `{b}`"),
+        };
+        pairs.iter().map(one).collect::<Vec<_>>().join(", ")
+    };
+    let said = |c: &Companion| {
+        // `inspect` lists all of them
+        let wires = c.wires.iter().take(2).map(|w| (w.output.clone(), w.input.clone()));
+        let mut wires = pairs(&wires.collect::<Vec<_>>());
+        match c.wires.len().saturating_sub(2) {
+            0 => {}
+            more => wires += &format!(" and {more} more"),
+        }
+        let own = match c.conditions.is_empty() {
+            true => String::new(),
+            false => format!("; has conditions of its own: {}", pairs(&c.conditions)),
+        };
+        let shared = pairs(&c.shared);
+        ok("with", format!("{}: feeds {wires}; reads {shared}{own}", c.label))
+    };
+    model.companions.iter().map(said).collect()
+}
+
 fn weights(model: &Model) -> Vec<Finding> {
     let bad = bad_weights(&model.graph);
     let finding = |bad| Finding { topic: "weights", verdict: Verdict::Bad, text: format!("{bad}") };
@@ -284,6 +311,9 @@ fn role_of(input: &PlanInput) -> Option<(&'static str, String)> {
                 if ty.dtype.is_float() { "any sampler" } else { "samplers with whole time steps" };
             let shape = if ty.shape.is_empty() { "scalar" } else { "vector" };
             Some(("time step", format!("`{name}`, {} {shape}: {samplers}", ty.dtype)))
+        }
+        InputRole::StepCondition => {
+            Some(("per step", format!("`{name}` {ty}: another value at every evaluation")))
         }
         InputRole::Condition => None,
     }

@@ -8,11 +8,11 @@ mod quant_view;
 pub use model_view::{macs, per_sample};
 
 use super::args::{MapArgs, ModelArgs};
-use super::locate::locate;
 use super::report::Failure;
 use super::{artifact, dot, term};
 use cachequant::io::{Overwrite, write_atomic};
 use cachequant::model::Model;
+use cachequant::model::locate;
 use clap::Args;
 use cqc_passes::ir::Graph;
 use cqc_passes::rewrite::PIPELINE;

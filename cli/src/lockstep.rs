@@ -3,7 +3,7 @@
 
 use super::args::Shard;
 use super::report::Failure;
-use super::sampling::{SamplingArgs, Selected, part_of};
+use super::sampling::{SamplingArgs, Selected};
 use super::source::{SampleSource, check_comparable};
 use super::term::ProgressBar;
 use cqc_runtime::engine::EngineOptions;
@@ -112,7 +112,7 @@ impl Lockstep {
             trajectory: vec![vec![0.0; range.len() * len]; evaluations],
             ..Chunk::default()
         };
-        let request = part_of(&self.request, range)?;
+        let request = self.request.part(range.clone());
         let mut unread = None;
         let samples = self.reference.sample(&request, &mut |moment| {
             progress.step();
@@ -132,7 +132,7 @@ impl Lockstep {
         let samples = unread.take().map_or(samples, |e| Err(e.into()))?;
         chunk.reference = samples.to_f32_vec();
         let mut errors = vec![0.0; range.len() * evaluations];
-        let request = part_of(&self.candidate_request, range)?;
+        let request = self.candidate_request.part(range.clone());
         let samples = self.candidate.sample(&request, &mut |moment| {
             progress.step();
             if !in_step {

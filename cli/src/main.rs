@@ -16,7 +16,6 @@ mod eval;
 mod export;
 mod generate;
 mod inspect;
-mod locate;
 mod lockstep;
 mod measure;
 mod recipe;

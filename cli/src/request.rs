@@ -2,14 +2,13 @@
 
 use super::args::NamedFile;
 use super::report::Failure;
-use cachequant::io::read_array;
 use cqc_proto::plan::PlanInput;
 use cqc_proto::{Tensor, ValueType};
 use std::collections::BTreeMap;
 
-/// Reads every `NAME=FILE`; a later one of the same name wins.
+/// Reads every `NAME=FILE` or `NAME=NUMBER`; a later one of the same name wins.
 pub fn read_named(files: &[NamedFile]) -> Result<BTreeMap<String, Tensor>, Failure> {
-    files.iter().map(|f| Ok((f.name.clone(), read_array(&f.file, &f.name)?))).collect()
+    files.iter().map(|f| Ok((f.name.clone(), f.array().read(&f.name)?))).collect()
 }
 
 /// The batch that the given tensors have; 1 if none of them tells.

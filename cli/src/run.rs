@@ -2,12 +2,12 @@
 
 use super::args::{MapArgs, ModelArgs, NamedFile, Threads};
 use super::device::{Device, say_unused};
-use super::locate::locate;
 use super::report::Failure;
 use super::{artifact, request, term, text};
 use cachequant::compile::compile_evaluation;
 use cachequant::io::{Overwrite, check_target, has_extension, write_npy, write_npz};
 use cachequant::model::Model;
+use cachequant::model::locate;
 use clap::Args;
 use cqc_proto::Tensor;
 use cqc_proto::plan::{InputRole, ProgramKind};

@@ -3,7 +3,7 @@
 use super::args::{PackCacheArgs, Shard};
 use super::device::DeviceArgs;
 use super::report::Failure;
-use super::sampling::{SamplingArgs, Selected, part_of};
+use super::sampling::{SamplingArgs, Selected};
 use super::source::SampleSource;
 use super::start::StartArgs;
 use super::term::ProgressBar;
@@ -46,8 +46,6 @@ pub struct SampleArgs {
     steps: Option<usize>,
     #[command(flatten)]
     sampling: SamplingArgs,
-    #[command(flatten)]
-    start: StartArgs,
     /// Where the samples go: .png (a grid; images only), .npy, or .npz (array `samples`)
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -67,6 +65,8 @@ pub struct SampleArgs {
     /// Print a JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    start: StartArgs,
 }
 
 pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
@@ -109,7 +109,7 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
         Some(rows) => {
             while rows.done() < request.samples {
                 let end = request.samples.min(rows.done() + denoiser.width());
-                let part = part_of(&request, &(rows.done()..end))?;
+                let part = request.part(rows.done()..end);
                 rows.push(&denoiser.sample(&part, &mut observe)?)?;
             }
             None
@@ -170,8 +170,7 @@ fn command(
     denoiser: &Denoiser,
     request: &Request,
 ) -> Result<BTreeMap<String, String>, Failure> {
-    let Request { samples, seed, first, noise, conditions, unconditional, guidance, .. } = request;
-    let Request { init, strength, mask, from, to, .. } = request;
+    let Request { samples, seed, first, guidance, strength, from, to, .. } = request;
     let hash = |t: &Tensor| {
         let mut hasher = blake3::Hasher::new();
         hasher.update(t.value_type().to_string().as_bytes()).update(t.bytes());
@@ -193,19 +192,14 @@ fn command(
     ]
     .map(|(key, value)| (key.to_string(), value))
     .into();
-    let tensors = [("noise", noise), ("init", init), ("mask", mask)];
-    command
-        .extend(tensors.iter().filter_map(|(key, t)| Some((key.to_string(), hash(t.as_ref()?)))));
     command.extend(strength.map(|strength| ("strength".to_string(), strength.to_string())));
     let places = [("from", from), ("to", to)];
     command.extend(
         places.iter().filter_map(|(key, at)| Some((key.to_string(), at.as_ref()?.to_string()))),
     );
-    command.extend(conditions.iter().map(|(name, t)| (format!("condition {name}"), hash(t))));
-    if guidance != 1.0 {
-        let null = unconditional.iter();
-        command.extend(null.map(|(name, t)| (format!("null condition {name}"), hash(t))));
-    }
+    let tensors = request.tensors();
+    let tensors = tensors.filter(|(what, _)| guidance != 1.0 || !what.starts_with("null "));
+    command.extend(tensors.map(|(what, t)| (what, hash(t))));
     Ok(command)
 }
 

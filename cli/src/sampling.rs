@@ -11,7 +11,7 @@ use clap::Args;
 use cqc_proto::Tensor;
 use cqc_proto::plan::{InputRole, Plan};
 use cqc_runtime::artifact::labels as labels_of;
-use cqc_runtime::denoise::{Request, check_request};
+use cqc_runtime::denoise::{Request, check_request, rows_at};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -33,9 +33,10 @@ pub struct SamplingArgs {
     /// Class labels, repeated over the samples in turn
     #[arg(long, value_name = "A,B,..", value_delimiter = ',', allow_negative_numbers = true)]
     pub labels: Vec<i64>,
-    /// Value of a conditioning input, one row per sample or one for all: .npy, .npz, or one image
-    /// as .png, whose pixels become -1 to 1. Repeatable
-    #[arg(long, value_name = "NAME=FILE")]
+    /// Value of a conditioning input, one row per sample or one for all: .npy, .npz, one image as
+    /// .png, whose pixels become -1 to 1, or a number. An input with another value at every
+    /// evaluation takes [evaluations, rows, ...]. Repeatable
+    #[arg(long, value_name = "NAME=FILE|NUMBER")]
     pub cond: Vec<NamedFile>,
     /// Classifier-free guidance scale, 1 is off [default: the artifact's]
     #[arg(long, value_name = "S", allow_negative_numbers = true)]
@@ -44,7 +45,7 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "K", allow_negative_numbers = true)]
     pub null_label: Option<i64>,
     /// Value of an input for guidance's unconditional half [default: the artifact's]. Repeatable
-    #[arg(long, value_name = "NAME=FILE")]
+    #[arg(long, value_name = "NAME=FILE|NUMBER")]
     pub null_cond: Vec<NamedFile>,
     /// Samples computed at once [default: 8, or all if there are fewer]
     #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..))]
@@ -84,6 +85,7 @@ impl SamplingArgs {
         if let Some(rows) = rows.filter(|&rows| rows < total) {
             return Err(Failure::usage(format!("--noise has {rows} samples, -n asks for {total}")));
         }
+        let noise = noise.map(|t| rows_at(&t, 0, &(0..total)));
         let range = shard.map_or(0..total, |shard| shard.range(total));
         if range.is_empty() {
             return Err(Failure::usage(format!("the shard holds none of the {total} samples"))
@@ -93,8 +95,7 @@ impl SamplingArgs {
         let mut conditions = request::read_named(&self.cond)?;
         if !self.labels.is_empty() {
             let input = expect_label_input(&plan.inputs)?;
-            let labels: Vec<i64> =
-                range.clone().map(|i| self.labels[i % self.labels.len()]).collect();
+            let labels: Vec<i64> = (0..total).map(|i| self.labels[i % self.labels.len()]).collect();
             conditions.insert(input.name.clone(), labels_of(input, &labels));
         }
         check_conditions(plan, &conditions)?;
@@ -104,19 +105,21 @@ impl SamplingArgs {
                 "--guidance {guidance}: the model has no conditioning to guide it by"
             )));
         }
-        let noise = noise.map(|t| part(t, &range, None)).transpose()?;
-        let conditions =
-            conditions.into_iter().map(|(name, t)| Ok((name, part(t, &range, Some(total))?)));
+        let (step_conditions, conditions) = per_step(plan, conditions);
+        let (unconditional_steps, unconditional) = per_step(plan, self.unconditional(denoiser)?);
         let request = Request {
-            samples: range.len(),
+            samples: total,
             seed: self.seed,
-            first: range.start as u64,
+            first: 0,
             noise,
-            conditions: conditions.collect::<Result<_, Failure>>()?,
-            unconditional: self.unconditional(denoiser)?,
+            conditions,
+            step_conditions,
+            unconditional_steps,
+            unconditional,
             guidance: Some(guidance),
             ..Request::default()
         };
+        let request = request.part(range.clone());
         check_request(plan, &request)?;
         Ok(Selected { request, range, total })
     }
@@ -133,51 +136,25 @@ impl SamplingArgs {
     }
 }
 
+/// Values, by input: those for each evaluation, and those for the request.
+fn per_step(
+    plan: &Plan,
+    values: BTreeMap<String, Tensor>,
+) -> (BTreeMap<String, Tensor>, BTreeMap<String, Tensor>) {
+    let varies = |name: &String, t: &Tensor| {
+        let input = plan.inputs.iter().find(|i| i.name == *name);
+        input.is_some_and(|i| {
+            i.role == InputRole::StepCondition && t.shape().len() == i.ty.rank() + 1
+        })
+    };
+    values.into_iter().partition(|(name, t)| varies(name, t))
+}
+
 fn check_conditions(plan: &Plan, given: &BTreeMap<String, Tensor>) -> Result<(), Failure> {
-    let mut conditions = plan.inputs.iter().filter(|i| i.role == InputRole::Condition);
+    let mut conditions = plan.inputs.iter().filter(|i| i.role.is_condition());
     let Some(missing) = conditions.find(|i| !given.contains_key(&i.name)) else { return Ok(()) };
     let labels = if missing.ty.dtype.is_integer() { "--labels A,B,.. or " } else { "" };
     Err(Failure::usage(format!("input `{}` is missing", missing.name))
         .fact("wants", &missing.ty)
         .help(format!("{labels}--cond {}=FILE.npy", missing.name)))
-}
-
-/// Some of a request's samples, as a request: they come out the same.
-pub fn part_of(request: &Request, range: &Range<usize>) -> Result<Request, Failure> {
-    let cut = |values: &BTreeMap<String, Tensor>| {
-        let parts = values
-            .iter()
-            .map(|(name, t)| Ok((name.clone(), part(t.clone(), range, Some(request.samples))?)));
-        parts.collect::<Result<_, Failure>>()
-    };
-    let cut_one =
-        |t: &Option<Tensor>| t.clone().map(|t| part(t, range, Some(request.samples))).transpose();
-    Ok(Request {
-        samples: range.len(),
-        seed: request.seed,
-        first: request.first.wrapping_add(range.start as u64),
-        noise: request.noise.clone().map(|t| part(t, range, None)).transpose()?,
-        conditions: cut(&request.conditions)?,
-        unconditional: cut(&request.unconditional)?,
-        guidance: request.guidance,
-        init: cut_one(&request.init)?,
-        strength: request.strength,
-        mask: cut_one(&request.mask)?,
-        from: request.from,
-        to: request.to,
-    })
-}
-
-/// The rows of `range`. Where `total` is given, only of a tensor with as many rows; others are for
-/// all samples, or wrong.
-pub fn part(t: Tensor, range: &Range<usize>, total: Option<usize>) -> Result<Tensor, Failure> {
-    let rows = t.shape().first().copied().unwrap_or(0);
-    if total.is_some_and(|total| rows != total) || rows < range.end {
-        return Ok(t);
-    }
-    let size = t.bytes().len() / rows;
-    let mut shape = t.shape().to_vec();
-    shape[0] = range.len();
-    let bytes = t.bytes().slice(range.start * size..range.end * size);
-    Tensor::new(t.dtype(), shape, bytes).map_err(|e| Failure::failed(e.to_string()))
 }

@@ -2,11 +2,11 @@
 
 use super::args::{MapArgs, ModelArgs};
 use super::artifact;
-use super::locate::locate;
 use super::report::Failure;
 use cachequant::Model;
 use cachequant::compile::{LoopOptions, compile_loop};
 use cachequant::io::file_hash;
+use cachequant::model::locate;
 use cqc_proto::cq::{Manifest, SourceModel};
 use cqc_proto::plan::Plan;
 use cqc_proto::sampler::SamplerConfig;
@@ -109,8 +109,7 @@ impl SampleSource {
     /// For a model that is compared with this one: its trajectory and, where the command line is
     /// silent, its sizes and roles.
     pub fn trajectory(&self, reading: &ModelArgs) -> LoopSettings {
-        let given = !reading.is_default();
-        let reading = if given { reading.clone() } else { ModelArgs::like(self.plan()) };
+        let reading = reading.or_like(self.plan());
         let config = self.artifact.manifest().sampler.clone();
         LoopSettings {
             config,

@@ -1,12 +1,12 @@
 //! Where the loop of `sample` begins and ends, and with what.
 
 use super::report::Failure;
-use super::sampling::{Selected, part};
+use super::sampling::Selected;
 use super::source::SampleSource;
 use cachequant::io::{has_extension, read_array};
 use clap::Args;
 use cqc_proto::Tensor;
-use cqc_runtime::denoise::{Course, DenoiseError, StartError};
+use cqc_runtime::denoise::{Course, DenoiseError, StartError, check_request, rows_at};
 use cqc_runtime::sampler::Sampler;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -92,9 +92,12 @@ impl StartArgs {
     ) -> Result<Course, Failure> {
         let sampler = source.sampler()?;
         let Selected { request, range, total } = selected;
-        let cut = |t: Option<Tensor>| t.map(|t| part(t, range, Some(*total))).transpose();
-        request.init = cut(images.init)?;
-        request.mask = cut(images.mask)?;
+        // what has one row is for all samples
+        let cut = |t: Tensor| {
+            if t.shape().first() == Some(total) { rows_at(&t, 0, range) } else { t }
+        };
+        request.init = images.init.map(cut);
+        request.mask = images.mask.map(cut);
         if let (Some(mask), Some(path)) = (&request.mask, &self.mask)
             && has_extension(path, "png")
         {
@@ -103,7 +106,7 @@ impl StartArgs {
         request.strength = self.strength;
         request.from = self.from.map(|at| at.step(&sampler));
         request.to = self.to.map(|at| at.step(&sampler));
-        cqc_runtime::denoise::check_request(source.plan(), request)?;
+        check_request(source.plan(), request)?;
         Ok(Course::of(&sampler, request)?)
     }
 }

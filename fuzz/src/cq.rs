@@ -50,7 +50,7 @@ pub fn run(data: &[u8]) -> bool {
 fn sample(mut denoiser: Denoiser, seed: u8) -> Option<()> {
     let inputs = &denoiser.engine().plan().inputs;
     let mut conditions = BTreeMap::new();
-    for (i, input) in inputs.iter().enumerate().filter(|(_, i)| i.role == InputRole::Condition) {
+    for (i, input) in inputs.iter().enumerate().filter(|(_, i)| i.role.is_condition()) {
         let value = plan::value(input.ty.dtype, denoiser.engine().input_shape(i), seed)?;
         conditions.insert(input.name.clone(), value);
     }

@@ -23,7 +23,7 @@ mod write;
 pub use read::{Artifact, CqError};
 pub use write::{WriteError, encode, encode_with, lay_out, write};
 
-use crate::plan::{InputRole, Plan, PlanInput};
+use crate::plan::{Plan, PlanInput};
 use crate::sampler::{MAX_STEPS, SamplerConfig};
 use crate::types::element_count;
 use serde::{Deserialize, Serialize};
@@ -398,7 +398,7 @@ impl Manifest {
     }
 
     fn check_null(&self, input: &PlanInput, null: &NullCondition) -> Result<(), String> {
-        if input.role != InputRole::Condition {
+        if !input.role.is_condition() {
             return Err(format!("it is the {:?}", input.role));
         }
         let NullCondition::Constant(i) = *null else {

@@ -229,9 +229,18 @@ pub enum InputRole {
     Sample,
     /// The time step; in a plan with tables nothing in `full` reads it.
     Timestep,
-    /// Anything else: labels, text states, added embeddings, control residuals. Constant during a
-    /// request.
+    /// Anything else: labels, text states, added embeddings. Constant during a request.
     Condition,
+    /// A condition that has another value at every evaluation, such as the residuals of a
+    /// ControlNet.
+    StepCondition,
+}
+
+impl InputRole {
+    /// Whether the input is neither the sample nor the time step.
+    pub fn is_condition(self) -> bool {
+        matches!(self, InputRole::Condition | InputRole::StepCondition)
+    }
 }
 
 /// A model input.

@@ -84,6 +84,24 @@ impl Tensor {
         Tensor::new(dtype, shape.to_vec(), vec![0u8; n * dtype.size()])
     }
 
+    /// A tensor that is full of one number; integers are truncated.
+    ///
+    /// # Errors
+    /// As [`Tensor::zeros`].
+    pub fn full(dtype: DType, shape: &[usize], number: f64) -> Result<Tensor, TensorSizeError> {
+        let one = match dtype {
+            DType::F64 => number.to_le_bytes().to_vec(),
+            DType::Bool => vec![u8::from(number != 0.0)],
+            _ if dtype.is_float() => {
+                Tensor::from_f32(&[1], &[number as f32]).to_float(dtype).bytes().to_vec()
+            }
+            _ => (number as i64).to_le_bytes()[..dtype.size()].to_vec(),
+        };
+        let zeros = Tensor::zeros(dtype, shape)?;
+        let bytes = one.repeat(zeros.len());
+        Ok(Tensor { data: bytes.into(), ..zeros })
+    }
+
     /// Element type.
     pub fn dtype(&self) -> DType {
         self.dtype

@@ -5,7 +5,7 @@ use crate::device::{Device, Found};
 use crate::engine::{
     Backend, EngineError, EngineOptions, Execution, PackCache, StepExecution, Weights,
 };
-use crate::retime::{RetimeError, completed, retime};
+use crate::retime::{RetimeError, completed, retime, retime_to};
 use crate::sampler::{Sampler, SamplerError};
 use bytes::Bytes;
 use cqc_proto::cq::{self, CqError, MAGIC, Manifest, NullCondition};
@@ -60,6 +60,9 @@ pub struct Artifact {
 pub struct DenoiserOptions {
     /// Sampling steps; `None`: as compiled. [`crate::retime::possible`] says which there are.
     pub steps: Option<usize>,
+    /// The time steps that the caller's own solver visits, one per evaluation, instead of those of
+    /// the sampler: for [`Denoiser::begin_at`] and [`Denoiser::predict`]. `steps` is not looked at.
+    pub timesteps: Option<Vec<f64>>,
     /// Scale of guidance; `None`: that of the artifact. Anything but 1 computes both halves.
     pub guidance: Option<f32>,
     /// Where evaluations run.
@@ -210,11 +213,17 @@ impl Artifact {
         note: &mut dyn FnMut(&str),
     ) -> Result<Denoiser, DenoiseError> {
         let steps = options.steps.unwrap_or(self.manifest.steps);
-        let weights = match steps == self.manifest.steps {
-            true => self.weights.clone(),
-            false => self.retimed(steps)?,
+        let (weights, sampler) = match &options.timesteps {
+            Some(timesteps) => {
+                let sampler = Sampler::of_caller(&self.manifest.sampler, timesteps);
+                (self.retimed_to(timesteps)?, sampler)
+            }
+            None => {
+                let sampler = Sampler::new(&self.manifest.sampler, steps)?;
+                let own = steps == self.manifest.steps;
+                (if own { self.weights.clone() } else { self.retimed(steps)? }, sampler)
+            }
         };
-        let sampler = Sampler::new(&self.manifest.sampler, steps)?;
         let guidance = options.guidance.unwrap_or(self.manifest.guidance);
         let open = |weights: &Arc<Weights>,
                     engine: &EngineOptions|
@@ -291,6 +300,18 @@ impl Artifact {
     /// [`RetimeError`].
     pub fn retimed(&self, steps: usize) -> Result<Arc<Weights>, RetimeError> {
         retime(&self.manifest, &self.constants, steps).map(|(_, weights)| weights)
+    }
+
+    /// The plan and its constants for evaluations at these time steps.
+    ///
+    /// # Errors
+    /// [`RetimeError`].
+    pub fn retimed_to(&self, timesteps: &[f64]) -> Result<Arc<Weights>, RetimeError> {
+        let own: Vec<f64> = self.sampler()?.evaluations().iter().map(|e| e.timestep).collect();
+        if own == timesteps {
+            return Ok(self.weights.clone());
+        }
+        retime_to(&self.manifest, &self.constants, timesteps).map(|(_, weights)| weights)
     }
 
     /// Type of the sample input; `None` if the artifact is no denoiser.

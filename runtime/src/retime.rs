@@ -40,11 +40,25 @@ pub enum RetimeError {
         /// Numbers of steps that lead to compiled time steps only.
         possible: Vec<usize>,
     },
-    /// The model takes whole time steps and the sampler's are not.
-    #[error("the model takes whole time steps, and these include {timestep}")]
+    /// The model takes integers and the sampler's time steps are others, or fractions.
+    #[error("the model takes {dtype} time steps, and these include {timestep}")]
     Fractional {
-        /// The first that is not whole.
+        /// Of the model's input.
+        dtype: DType,
+        /// The first that the type does not have.
         timestep: f64,
+    },
+    /// A time step that is none.
+    #[error("a time step of {timestep}; expected a finite number")]
+    NotFinite {
+        /// As given.
+        timestep: f64,
+    },
+    /// No time steps, or too many.
+    #[error("{found} time steps; expected 1 to {}", cqc_proto::sampler::MAX_STEPS)]
+    Count {
+        /// As many are given.
+        found: usize,
     },
     /// Its samples are corrected behind every step.
     #[error("its samples are corrected behind each of the compiled steps (variance compensation)")]
@@ -105,33 +119,54 @@ pub fn retime(
     bytes: &Bytes,
     steps: usize,
 ) -> Result<(Manifest, Arc<Weights>), RetimeError> {
-    let weights = Weights::new(manifest.plan.clone(), bytes.clone())?;
     if steps == manifest.steps {
+        return Ok((manifest.clone(), Weights::new(manifest.plan.clone(), bytes.clone())?));
+    }
+    let to = timesteps(&Sampler::new(&manifest.sampler, steps)?);
+    let (mut to_manifest, weights) = retime_to(manifest, bytes, &to)?;
+    to_manifest.steps = steps;
+    Ok((to_manifest, weights))
+}
+
+/// The loop at these time steps, one per evaluation, for a caller with a solver of its own: see
+/// [`retime`]. The manifest still has the sampler and the steps that it was compiled for.
+///
+/// # Errors
+/// [`RetimeError`].
+pub fn retime_to(
+    manifest: &Manifest,
+    bytes: &Bytes,
+    to: &[f64],
+) -> Result<(Manifest, Arc<Weights>), RetimeError> {
+    let weights = Weights::new(manifest.plan.clone(), bytes.clone())?;
+    let from = timesteps(&Sampler::new(&manifest.sampler, manifest.steps)?);
+    if from == to {
         return Ok((manifest.clone(), weights));
     }
     check(manifest)?;
-    let from = timesteps(&Sampler::new(&manifest.sampler, manifest.steps)?);
-    let to = timesteps(&Sampler::new(&manifest.sampler, steps)?);
+    if let Some(&timestep) = to.iter().find(|t| !t.is_finite()) {
+        return Err(RetimeError::NotFinite { timestep });
+    }
+    if to.is_empty() || to.len() > cqc_proto::sampler::MAX_STEPS {
+        return Err(RetimeError::Count { found: to.len() });
+    }
     let expected = manifest.plan.evaluations;
     if expected != 0 && expected != from.len() {
         return Err(EngineError::Timesteps { found: from.len(), expected }.into());
     }
-    let is_whole = manifest
-        .plan
-        .inputs
-        .iter()
-        .any(|i| i.role == InputRole::Timestep && !i.ty.dtype.is_float());
-    if let Some(&timestep) = to.iter().find(|t| is_whole && t.fract() != 0.0) {
-        return Err(RetimeError::Fractional { timestep });
+    for input in manifest.plan.inputs.iter().filter(|i| i.role == InputRole::Timestep) {
+        let dtype = input.ty.dtype;
+        if let Some(&timestep) = to.iter().find(|t| !dtype.holds(**t)) {
+            return Err(RetimeError::Fractional { dtype, timestep });
+        }
     }
-    let mut made = Tables { weights: &weights, from: &from, to: &to, rows: BTreeMap::new() };
+    let mut made = Tables { weights: &weights, from: &from, to, rows: BTreeMap::new() };
     made.of_time(manifest, bytes)?;
     made.of_layers(layers_of(manifest));
     let full =
         manifest.plan.cache.as_ref().map(|cache| made.of_cache(manifest, &cache.full_evaluations));
 
     let mut to_manifest = manifest.clone();
-    to_manifest.steps = steps;
     if let Schedule::Cached(schedule) = &mut to_manifest.schedule {
         (schedule.cost, schedule.uniform_cost) = (None, None);
     }

@@ -6,10 +6,11 @@ use crate::model::{Network, Rest};
 use crate::recipe::{Array, Recipe};
 use cqc_passes::lower::WeightSection;
 use cqc_proto::cq::NullCondition;
-use cqc_proto::plan::{Constant, Plan, PlanInput};
+use cqc_proto::plan::{Constant, InputRole, Plan, PlanInput};
 use cqc_proto::{Tensor, ValueType};
 use cqc_runtime::artifact::{label_input, labels};
 use cqc_runtime::denoise::Request;
+use cqc_runtime::engine::EngineError;
 use std::collections::BTreeMap;
 
 /// Why the model does not take the conditions of the recipe.
@@ -154,12 +155,18 @@ pub(super) fn add_constant(
 /// One row in the input's type; the axis of rows may be left out.
 fn null_row(input: &PlanInput, given: &Tensor) -> Result<Tensor, CompileError> {
     let mut shape = given.shape().to_vec();
-    if shape.len() + 1 == input.ty.rank() {
+    if shape.len() + 1 == input.ty.rank() && !shape.is_empty() {
         shape.insert(0, 1);
     }
     let expected: Vec<_> =
         [1.into()].into_iter().chain(input.ty.shape.iter().skip(1).cloned()).collect();
     let expected = ValueType::new(input.ty.dtype, expected);
+    if given.shape().is_empty()
+        && let Some(shape) = expected.fixed_shape()
+    {
+        let number = given.to_f64_vec()[0];
+        return Ok(Tensor::full(expected.dtype, &shape, number).map_err(EngineError::from)?);
+    }
     let both_float = given.dtype().is_float() && expected.dtype.is_float();
     if (given.dtype() != expected.dtype && !both_float)
         || expected.fixed_shape().as_ref() != Some(&shape)
@@ -193,18 +200,26 @@ pub(super) fn calibration_set(
         let given: Vec<i64> = (0..samples).map(|i| given[i % given.len()]).collect();
         conditions.insert(input.name.clone(), labels(input, &given));
     }
+    let varies = |name: &String, t: &Tensor| {
+        let input = network.inputs.iter().find(|i| i.name == *name);
+        input.is_some_and(|i| {
+            i.role == InputRole::StepCondition && t.shape().len() == i.ty.rank() + 1
+        })
+    };
     let missing = network.conditions().filter(|i| !conditions.contains_key(&i.name));
     let missing: Vec<PlanInput> = missing.cloned().collect();
     if !missing.is_empty() {
         let rest = network.rest.clone().filter(|r| missing.iter().any(|i| i.name == r.name));
         return Err(ConditionError::Missing { inputs: missing, rest }.into());
     }
+    let (step_conditions, conditions) =
+        conditions.into_iter().partition(|(name, t)| varies(name, t));
     Ok(Request {
         samples,
         seed: recipe.seed(),
-        first: 0,
         noise,
         conditions,
+        step_conditions,
         unconditional: null.tensors(network),
         guidance: Some(recipe.guidance()),
         ..Request::default()

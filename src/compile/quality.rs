@@ -4,6 +4,7 @@ use super::{CompileError, Compiled, LoopOptions, Phase, Progress, compile, compi
 use crate::calibrate::measure::Holdout;
 use crate::calibrate::{EvaluationCounter, holdout_size};
 use crate::model::Model;
+use crate::reading::Verdict;
 use crate::recipe::{Quant, Recipe};
 use cqc_runtime::artifact::DenoiserOptions;
 use cqc_runtime::denoise::Denoiser;
@@ -24,6 +25,14 @@ pub struct Proposal {
 }
 
 impl Compiled<'_> {
+    /// The least [`Compiled::quality`] that the loop may have, dB: that of the recipe, or else
+    /// [`FLOOR`] for a network whose reading fits. `None` for others: an untrained network has no
+    /// pictures to be near to.
+    pub fn floor(&self) -> Option<f64> {
+        let fits = matches!(self.session.reading().verdict, Verdict::Fits(_));
+        self.session.recipe.target_psnr.or(fits.then_some(FLOOR))
+    }
+
     /// Mean PSNR of the compiled loop to the uncached float loop on the holdout, dB; `None` where
     /// nothing was calibrated.
     ///

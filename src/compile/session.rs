@@ -21,10 +21,10 @@ use crate::recipe::{
 use cqc_passes::cache::schedule::{Quadratic, ScheduleKind};
 use cqc_passes::calib::select::Tap;
 use cqc_passes::quant::QuantSpec;
+use cqc_proto::Dim;
 use cqc_proto::cq::Computed;
 use cqc_proto::plan::InputRole;
 use cqc_proto::sampler::{FlowSchedule, Prediction, SamplerConfig, SamplerKind, SigmaSchedule};
-use cqc_proto::{Dim, Tensor};
 use cqc_runtime::artifact::label_input;
 use cqc_runtime::denoise::{Denoiser, Request, label_rows};
 use cqc_runtime::engine::{EngineError, EngineOptions, Weights};
@@ -344,16 +344,13 @@ impl<'m> Session<'m> {
     /// What the results of calibration depend on besides the loop: the samples, and how many are
     /// computed at once.
     fn calibration_key(&self, request: &Request) -> Vec<u8> {
-        // loops that calibration runs are whole and begin with noise
-        let Request { samples, seed, first, noise, conditions, unconditional, guidance, .. } =
-            request;
+        let Request { samples, seed, first, guidance, .. } = request;
         let batch = self.engine_options(*samples).batch;
         let text =
             format!("{} {batch} {samples} {seed} {first} {guidance:?}", self.recipe.interval());
         let mut key = text.into_bytes();
-        let tensors = noise.iter().chain(conditions.values()).chain(unconditional.values());
-        for tensor in tensors {
-            key.extend(format!(" {} ", tensor.value_type()).bytes());
+        for (what, tensor) in request.tensors() {
+            key.extend(format!(" {what} {} ", tensor.value_type()).bytes());
             key.extend_from_slice(tensor.bytes());
         }
         key
@@ -430,7 +427,13 @@ fn read(
     let is_given = !recipe.cond.is_empty() || recipe.calib_noise.is_some();
     let drawn = if is_given { recipe.calib_samples() } else { samples };
     match calibration_set(recipe, network, null, drawn) {
-        Ok(request) => reading::read(model, recipe, stated, &first_of(&request, samples)?, len),
+        Ok(request) => reading::read(
+            model,
+            recipe,
+            stated,
+            &request.part(0..samples.min(request.samples)),
+            len,
+        ),
         // a loop that is not calibrated needs no conditions
         Err(CompileError::Condition(missing)) if !recipe.calibrates() => {
             let verdict = Verdict::Untested { reason: missing.to_string() };
@@ -439,25 +442,6 @@ fn read(
         }
         Err(e) => Err(e),
     }
-}
-
-/// The first `samples` samples of a request, or all of them if there are fewer.
-fn first_of(request: &Request, samples: usize) -> Result<Request, CompileError> {
-    let samples = samples.min(request.samples);
-    let rows = |tensor: &Tensor| {
-        if tensor.shape().first() != Some(&request.samples) {
-            return Ok(tensor.clone());
-        }
-        let mut shape = tensor.shape().to_vec();
-        shape[0] = samples;
-        let row = tensor.bytes().len() / request.samples;
-        Tensor::new(tensor.dtype(), shape, tensor.bytes().slice(..row * samples))
-            .map_err(|e| CompileError::Engine(e.into()))
-    };
-    let noise = request.noise.as_ref().map(rows).transpose()?;
-    let conditions = request.conditions.iter().map(|(name, t)| Ok((name.clone(), rows(t)?)));
-    let conditions = conditions.collect::<Result<_, CompileError>>()?;
-    Ok(Request { samples, noise, conditions, ..request.clone() })
 }
 
 /// The sampler of the recipe: its kind and options over those of the scheduler configuration.

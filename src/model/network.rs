@@ -54,7 +54,7 @@ impl std::fmt::Display for Rest {
 impl Network {
     /// The inputs that are neither the sample nor the time step.
     pub fn conditions(&self) -> impl Iterator<Item = &PlanInput> {
-        self.inputs.iter().filter(|i| i.role == InputRole::Condition)
+        self.inputs.iter().filter(|i| i.role.is_condition())
     }
 
     /// What each input of the graph is, in order.
@@ -88,7 +88,14 @@ pub(super) fn find(
     let of = |i: usize| match i {
         i if found.sample.as_ref() == Ok(&i) => InputRole::Sample,
         i if found.time.as_ref() == Ok(&i) => InputRole::Timestep,
-        _ => InputRole::Condition,
+        i => {
+            let name = &inputs[i].name;
+            let by_name = roles::varies(name) && !options.per_request.contains(name);
+            match by_name || options.per_step.contains(name) {
+                true => InputRole::StepCondition,
+                false => InputRole::Condition,
+            }
+        }
     };
     let roles: Vec<InputRole> = (0..inputs.len()).map(of).collect();
     let mut reasons: Vec<String> = Vec::new();

@@ -17,6 +17,18 @@ pub struct RoleOptions {
     /// First of the channels of the sample input that are the sample, where the input has more
     /// channels than the prediction; 0 by default.
     pub sample_channel: Option<usize>,
+    /// Names of conditions that have another value at every evaluation, besides those that
+    /// [`varies`] knows.
+    pub per_step: Vec<String>,
+    /// Names of conditions that have one value per request.
+    pub per_request: Vec<String>,
+}
+
+/// Whether a condition of that name has another value at every evaluation: the residuals that
+/// ControlNets and adapters add to a network.
+pub fn varies(name: &str) -> bool {
+    let name = plain(name);
+    ["residual", "control_block", "controlnet_block"].iter().any(|part| name.contains(part))
 }
 
 /// An input or output with its type in the source model.

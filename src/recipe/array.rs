@@ -6,13 +6,15 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::path::PathBuf;
 
-/// An array, where it lies. Written as the path of its file, or as `{dtype, shape, values}`.
+/// An array, where it lies. Written as a number, the path of its file, or `{dtype, shape, values}`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Array {
     /// A `.npy` file, or a `.npz` file with an array of the name that the array has in the recipe.
     File(PathBuf),
     /// The array itself.
     Tensor(Tensor),
+    /// A number that fills the array, whatever its shape and type.
+    Number(f64),
 }
 
 impl Array {
@@ -24,6 +26,9 @@ impl Array {
         match self {
             Array::File(path) => read_array(path, name),
             Array::Tensor(tensor) => Ok(tensor.clone()),
+            Array::Number(number) => {
+                Ok(Tensor::full(DType::F64, &[], *number).expect("one number is small"))
+            }
         }
     }
 }
@@ -37,6 +42,7 @@ impl From<Tensor> for Array {
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Written {
+    Number(f64),
     File(PathBuf),
     Tensor { dtype: DType, shape: Vec<usize>, values: Values },
 }
@@ -53,6 +59,7 @@ impl Serialize for Array {
         let written = match self {
             // what is not UTF-8 in a path cannot be written otherwise
             Array::File(path) => Written::File(path.to_string_lossy().into_owned().into()),
+            Array::Number(number) => Written::Number(*number),
             Array::Tensor(t) => {
                 let values = match t.dtype().is_float() {
                     true => Values::Floats(t.to_f64_vec()),
@@ -68,6 +75,7 @@ impl Serialize for Array {
 impl<'de> Deserialize<'de> for Array {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Array, D::Error> {
         let (dtype, shape, values) = match Written::deserialize(from)? {
+            Written::Number(number) => return Ok(Array::Number(number)),
             Written::File(path) => return Ok(Array::File(path)),
             Written::Tensor { dtype, shape, values } => (dtype, shape, values),
         };

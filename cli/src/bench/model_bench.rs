@@ -2,13 +2,13 @@
 
 use super::{BenchArgs, Measured, profiled};
 use crate::inspect::{macs, per_sample};
-use crate::locate::locate;
 use crate::measure::{backend, median, ms_since, peak_rss_mb};
 use crate::report::Failure;
 use crate::request::shape_at;
 use cachequant::compile::compile_evaluation;
 use cachequant::io::{Overwrite, read_raw, write_raw};
 use cachequant::model::Model;
+use cachequant::model::locate;
 use cqc_proto::plan::{InputRole, PlanInput};
 use cqc_proto::{DType, Tensor};
 use cqc_runtime::engine::{Engine, EngineOptions, Weights};

@@ -3,7 +3,6 @@
 use super::BisectArgs;
 use crate::lockstep::{crosses, relative_error};
 use crate::report::Failure;
-use crate::sampling::part_of;
 use crate::source::SampleSource;
 use cqc_proto::plan::{Plan, PlanValue, ProgramKind};
 use cqc_proto::{Tensor, ValueType};
@@ -57,7 +56,7 @@ pub fn compare(
     }
     let common = common_values(a.plan(), b.plan());
     let names: Vec<String> = common.iter().map(|(name, _)| name.clone()).collect();
-    let request = part_of(request, &(sample..sample + 1))?;
+    let request = request.part(sample..sample + 1);
     let guided = request.guidance.is_some_and(|scale| scale != 1.0);
     let mut nodes = Nodes { compared: names.len(), ..Nodes::default() };
     for half in if guided { vec![Some("conditional"), Some("unconditional")] } else { vec![None] } {

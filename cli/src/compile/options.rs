@@ -74,7 +74,7 @@ pub struct LoopArgs {
     #[arg(long, value_name = "K", allow_negative_numbers = true)]
     null_label: Option<i64>,
     /// Value of an input for the unconditional half of guidance. Repeatable
-    #[arg(long, value_name = "NAME=FILE")]
+    #[arg(long, value_name = "NAME=FILE|NUMBER")]
     null_cond: Vec<NamedFile>,
     /// Number format of convolutions, linear layers and attention [default: w8a8]. w8a8 and w4a8
     /// multiply integers (AVX2, AVX-VNNI, AVX-512 VNNI, AMX); bf16 multiplies bf16 (AMX, AVX-512
@@ -132,8 +132,8 @@ pub struct CachingArgs {
     #[arg(long, value_name = "A,B,..", value_delimiter = ',', allow_negative_numbers = true)]
     labels: Vec<i64>,
     /// Value of a conditioning input for the calibration set, one row per sample or one for all:
-    /// .npy, .npz, or one image as .png. Repeatable
-    #[arg(long, value_name = "NAME=FILE")]
+    /// .npy, .npz, one image as .png, or a number. Repeatable
+    #[arg(long, value_name = "NAME=FILE|NUMBER")]
     cond: Vec<NamedFile>,
     /// Calibrate within about this time, e.g. 20m or 90s: on fewer samples where all would take
     /// longer
@@ -203,7 +203,7 @@ fn samplers() -> impl clap::builder::TypedValueParser<Value = SamplerKind> {
 }
 
 fn arrays(files: &[NamedFile]) -> BTreeMap<String, Array> {
-    files.iter().map(|f| (f.name.clone(), Array::File(f.file.clone()))).collect()
+    files.iter().map(|f| (f.name.clone(), f.array())).collect()
 }
 
 impl LoopArgs {

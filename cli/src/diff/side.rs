@@ -2,11 +2,11 @@
 
 use crate::args::ModelArgs;
 use crate::artifact;
-use crate::locate::locate;
 use crate::report::Failure;
 use cachequant::compile::{LoopOptions, Lowered, compile_evaluation, compile_loop};
 use cachequant::io::FileError;
 use cachequant::model::Model;
+use cachequant::model::locate;
 use cqc_proto::Tensor;
 use cqc_proto::cq::{Manifest, SourceModel};
 use cqc_proto::plan::Plan;

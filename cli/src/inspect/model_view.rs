@@ -1,7 +1,7 @@
 //! A model for people and as JSON.
 
 use crate::text::{bytes, columns, grouped, short};
-use cachequant::model::{Model, count_ops};
+use cachequant::model::{Companion, Model, count_ops};
 use cqc_passes::bind::{self, Saved};
 use cqc_passes::cache::{self, Batch, Cut, CutSpec};
 use cqc_passes::ir::Graph;
@@ -84,10 +84,23 @@ pub fn json(model: &Model) -> Value {
         "left_the_loop": left,
         "warnings": model.warnings,
     });
+    if !model.companions.is_empty() {
+        out["with"] = model.companions.iter().map(companion_json).collect();
+    }
     if let Some(d) = &denoiser {
         out["cuts"] = d.cuts.iter().map(|cut| cut_json(d, cut)).collect();
     }
     out
+}
+
+fn companion_json(c: &Companion) -> Value {
+    let wires: BTreeMap<&str, &str> =
+        c.wires.iter().map(|w| (w.output.as_str(), w.input.as_str())).collect();
+    let named = |pairs: &[(String, String)]| pairs.iter().cloned().collect::<BTreeMap<_, _>>();
+    json!({
+        "path": c.path.display().to_string(), "label": c.label, "wires": wires,
+        "shared": named(&c.shared), "conditions": named(&c.conditions),
+    })
 }
 
 fn cut_json(d: &Denoiser, cut: &Cut) -> Value {
@@ -122,6 +135,10 @@ pub fn text(model: &Model) -> String {
         .iter()
         .map(|i| vec![i.name.clone(), i.ty.to_string(), format!("{:?}", i.role).to_lowercase()]);
     let _ = write!(out, "\ninputs\n{}", columns(&inputs.collect::<Vec<_>>()));
+    for c in &model.companions {
+        let wires = c.wires.iter().map(|w| vec![w.output.clone(), "feeds".into(), w.input.clone()]);
+        let _ = write!(out, "\nwith {}\n{}", c.path.display(), columns(&wires.collect::<Vec<_>>()));
+    }
     let outputs = model.outputs.iter().map(|o| vec![o.name.clone(), o.ty.to_string()]);
     let _ = write!(out, "\noutputs\n{}", columns(&outputs.collect::<Vec<_>>()));
     let _ = write!(out, "\nnodes of the model: {}\n", model.source_nodes);

@@ -7,7 +7,7 @@ use cachequant::calibrate::CalibrateError;
 use cachequant::calibrate::quantize::QuantizeError;
 use cachequant::compile::{CompileError, ConditionError, ProgramError};
 use cachequant::io::FileError;
-use cachequant::model::ModelError;
+use cachequant::model::{ModelError, PLACES};
 use cachequant::reading::Misread;
 use cachequant::recipe::Contradiction;
 use cachequant::sizes;
@@ -95,6 +95,23 @@ impl From<ModelError> for Failure {
                 Failure::usage(format!("{option} {name}: the model has no such {what}"))
                     .fact("file", path.display())
                     .fact("known", known.join(", "))
+            }
+            ModelError::NoModel { path, broken } => {
+                let failure =
+                    Failure::failed(format!("{} holds no exported denoiser", path.display()))
+                        .fact("wants", PLACES.join(", "));
+                match broken {
+                    Some(link) => failure
+                        .fact("seen", format!("{} is a link to no file", link.display()))
+                        .help("download the model again"),
+                    None => failure.help(
+                        "export the pipeline to ONNX first, e.g. with optimum-cli export onnx",
+                    ),
+                }
+            }
+            ModelError::Companion { path, reason } => {
+                Failure::failed(format!("{} does not run beside the model", path.display()))
+                    .fact("seen", reason)
             }
             ModelError::Cut(_) => Failure::failed(e.to_string()),
         }
@@ -268,7 +285,7 @@ impl From<ProgramError> for Failure {
                 Failure::failed(format!("the tables cannot be computed at time step {timestep}")).fact("seen", source)
             }
             ProgramError::Bind(BindError::Fractional { input, dtype, timestep }) => {
-                Failure::usage(format!("input `{input}` takes whole time steps, and the sampler's are not"))
+                Failure::usage(format!("input `{input}` takes {dtype} time steps, and the sampler's are others"))
                     .fact("input", format!("{input}   {dtype}"))
                     .fact("seen", timestep)
                     .help("export the model with a float time step, or use another --sampler or timestep_spacing")
@@ -295,6 +312,9 @@ impl From<RetimeError> for Failure {
             RetimeError::Compensated => Failure::usage(what)
                 .fact("seen", &e)
                 .help("compile with --steps for that number, or without --variance-compensation"),
+            RetimeError::NotFinite { .. } | RetimeError::Count { .. } => {
+                Failure::usage("these time steps make no loop").fact("seen", &e)
+            }
             RetimeError::Fixed | RetimeError::Fractional { .. } => {
                 Failure::usage(what).fact("seen", &e).help("compile with --steps for that number")
             }

@@ -1,5 +1,6 @@
 //! The graph IR: a typed dataflow graph of [`cqc_proto::Op`] nodes.
 
+mod graft;
 mod graph;
 mod text;
 mod verify;

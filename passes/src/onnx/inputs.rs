@@ -45,6 +45,34 @@ pub(super) fn types(
     Ok(declared.iter().map(|input| resolve(input, &bound)).collect())
 }
 
+/// The options that name inputs and sizes among `inputs`, and the others, as on the command line.
+pub(super) fn known_options(
+    inputs: &[ValueInfoProto],
+    options: &ImportOptions,
+) -> (ImportOptions, BTreeSet<String>) {
+    let names: BTreeSet<&str> = inputs.iter().map(ValueInfoProto::name).collect();
+    let mut symbols = BTreeSet::from([BATCH.to_string()]);
+    for d in inputs.iter().filter_map(|i| i.r#type.as_ref()?.tensor_type.as_ref()?.shape.as_ref()) {
+        for name in d.dim.iter().filter_map(|d| d.dim_param.clone()) {
+            symbols.extend(Dim::parse(&name).iter().flat_map(Dim::symbols).map(|s| s.to_string()));
+            symbols.insert(name);
+        }
+    }
+    let (mut known, mut skipped) = (options.clone(), BTreeSet::new());
+    let mut has = |is_known: bool, option: String| {
+        if !is_known {
+            skipped.insert(option);
+        }
+        is_known
+    };
+    known.dims.retain(|n, size| has(symbols.contains(n), format!("--dim {}={size}", shown(n))));
+    known.shapes.retain(|n, _| has(names.contains(n.as_str()), format!("--shape {}", shown(n))));
+    known
+        .known_inputs
+        .retain(|n, _| has(names.contains(n.as_str()), format!("input {}", shown(n))));
+    (known, skipped)
+}
+
 /// The type of an input's elements if they are held in another one.
 pub(super) fn narrow(info: &ValueInfoProto) -> Option<Narrow> {
     Narrow::of(info.r#type.as_ref()?.tensor_type.as_ref()?.elem_type())

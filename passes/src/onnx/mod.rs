@@ -51,6 +51,9 @@ pub struct ImportOptions {
     pub known_inputs: BTreeMap<String, Tensor>,
     /// What import may take beyond what stands in the model.
     pub budget: limits::Budget,
+    /// The options are for several models: names that this one does not have are no errors, and are
+    /// listed in [`Imported::skipped`].
+    pub for_several: bool,
 }
 
 /// An imported model.
@@ -70,6 +73,8 @@ pub struct Imported {
     pub consumed_inputs: BTreeSet<String>,
     /// What a user should know, one sentence each.
     pub warnings: Vec<String>,
+    /// The options, as on the command line, whose names this model does not have.
+    pub skipped: BTreeSet<String>,
     /// The external data that was read, in the order in which the model names it, each once.
     pub external: Vec<External>,
 }
@@ -144,6 +149,12 @@ fn import_with(
         return Err(ImportError::NotOnnx { reason: "it holds no graph".into() });
     };
     let opset = walk::opset(&model.opset_import)?;
+    let (options, skipped) = if options.for_several {
+        let (known, skipped) = inputs::known_options(&graph.input, options);
+        (&{ known }, skipped)
+    } else {
+        (options, BTreeSet::new())
+    };
     let walked = walk::model(model, graph, opset, files, options)?;
     let producer =
         format!("{} {}", model.producer_name(), model.producer_version()).trim().to_string();
@@ -155,6 +166,7 @@ fn import_with(
         node_count: walked.node_count,
         consumed_inputs: walked.consumed,
         warnings: walked.warnings,
+        skipped,
         external: Vec::new(),
     })
 }

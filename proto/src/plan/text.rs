@@ -75,6 +75,7 @@ impl fmt::Display for InputRole {
             InputRole::Sample => "sample",
             InputRole::Timestep => "timestep",
             InputRole::Condition => "condition",
+            InputRole::StepCondition => "step condition",
         })
     }
 }

@@ -328,6 +328,17 @@ impl DeviceEngine for CudaEngine {
         }
     }
 
+    fn set_input(
+        &self,
+        request: &DeviceRequest,
+        input: usize,
+        bytes: &[u8],
+    ) -> Result<(), EngineError> {
+        let slot = self.slots.index(request).ok_or(EngineError::ForeignRequest)?;
+        let offset = slot * self.layout.bytes + self.layout.inputs[input].offset;
+        Ok(self.device.write(&self.requests, offset, bytes)?)
+    }
+
     fn set_sampling(&mut self, sampling: &DeviceSampling) -> Result<(), EngineError> {
         self.launch_sampler(sampling)
     }

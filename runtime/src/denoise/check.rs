@@ -24,7 +24,9 @@ pub fn check_request(plan: &Plan, request: &Request) -> Result<(), DenoiseError>
         let value = mask.to_f64_vec().into_iter().find(outside);
         value.map_or(Ok(()), |value| Err(DenoiseError::MaskValue { value: value as f32 }))?;
     }
-    let given = request.conditions.iter().chain(&request.unconditional);
+    let halves = [&request.conditions, &request.unconditional];
+    let given = halves.into_iter().chain([&request.step_conditions, &request.unconditional_steps]);
+    let given = given.flatten();
     given.into_iter().try_for_each(|(name, tensor)| check_condition(plan, name, tensor))
 }
 

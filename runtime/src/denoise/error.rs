@@ -4,6 +4,7 @@ use super::StartError;
 use crate::engine::EngineError;
 use crate::retime::RetimeError;
 use crate::sampler::SamplerError;
+use cqc_proto::ValueType;
 use cqc_proto::tensor::TensorSizeError;
 
 /// Why no samples came out.
@@ -25,6 +26,20 @@ pub enum DenoiseError {
     NoDenoiser {
         /// What was expected and what was seen.
         reason: String,
+    },
+    /// Values per evaluation of other sizes than the loop has.
+    #[error(
+        "the values of `{name}` per evaluation are {shape:?}; expected {evaluations} evaluations of {expected}, one row per sample or one for all"
+    )]
+    StepValues {
+        /// The input.
+        name: String,
+        /// Sizes of the values.
+        shape: Vec<usize>,
+        /// Evaluations of the loop.
+        evaluations: usize,
+        /// Type of the input.
+        expected: ValueType,
     },
     /// A scale of guidance needs both halves, and the denoiser was opened for one.
     #[error("a guidance scale of {scale} needs a denoiser that was opened with guidance")]

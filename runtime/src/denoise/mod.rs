@@ -1,15 +1,17 @@
 //! The denoising loop: noise in, samples out.
 
+mod caller;
 mod check;
 mod error;
 mod full;
 mod request;
 mod start;
+mod steps;
 mod trajectory;
 
 pub use check::{check_condition, check_request, label_rows};
 pub use error::DenoiseError;
-pub use request::Request;
+pub use request::{Request, rows_at};
 pub use start::{Beginning, Course, StartError};
 pub use trajectory::{Compensation, Moment, Trajectory};
 
@@ -19,10 +21,10 @@ use crate::sampler::{Sampler, State, guide};
 use bytes::Bytes;
 use cqc_kernels::arena::{Arena, Span};
 use cqc_kernels::memory;
-use cqc_proto::plan::{InputRole, Plan, ProgramKind};
+use cqc_proto::plan::{InputRole, Plan, PlanInput, ProgramKind};
 use cqc_proto::{DType, Tensor};
 use full::OffSchedule;
-use request::{gather, is_batched, joined};
+use request::{gather, is_batched, joined_at, row_of_number};
 use start::Started;
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
@@ -102,7 +104,10 @@ impl Denoiser {
     /// Lets a device move samples where it can: in one request, by the rows of tables.
     fn move_on_device(&mut self) -> Result<(), DenoiseError> {
         // a threshold looks at a whole sample, an element of a device at itself
-        let here = self.halves != 1 || self.sampler.table().has_thresholds();
+        let varies = |i: &PlanInput| i.role == InputRole::StepCondition;
+        let here = self.halves != 1
+            || self.sampler.table().has_thresholds()
+            || self.engine.plan().inputs.iter().any(varies);
         if self.engine.device().is_none() || here {
             return Ok(());
         }
@@ -328,12 +333,14 @@ impl Denoiser {
         let state = State::new(sampler.as_ref().unwrap_or(&self.sampler), self.width, len);
         let Range { start: next, end } = course.evaluations;
         let full_until = self.full_until(next)?;
+        let steps = self.steps_of(request, &self.indices(request.samples, first))?;
         let (sampler, width) = (sampler.map(Arc::new), self.width);
         Ok(Trajectory {
             requests,
             x,
             state,
             noise,
+            steps,
             guidance,
             next,
             end,
@@ -480,6 +487,7 @@ impl Denoiser {
     ) -> Result<(), DenoiseError> {
         let len = trajectory.x.len();
         let part = self.output.len() / self.halves;
+        self.put_steps(&mut trajectory.requests, &trajectory.steps, trajectory.next)?;
         for (request, output) in
             trajectory.requests.iter_mut().zip(self.output.chunks_exact_mut(part))
         {
@@ -527,8 +535,7 @@ impl Denoiser {
         first: usize,
         mut watch: Option<&mut Watch>,
     ) -> Result<Vec<InFlight>, DenoiseError> {
-        let last = request.samples.saturating_sub(1);
-        let indices: Vec<usize> = (first..first + self.width).map(|i| i.min(last)).collect();
+        let indices = self.indices(request.samples, first);
         let conditional = self.conditions(request, &indices, false)?;
         if !self.guided {
             return Ok(vec![self.engine.begin_watched(&conditional, &self.timesteps, watch)?]);
@@ -543,7 +550,8 @@ impl Denoiser {
         }
         let plan = self.engine.plan();
         let joined = conditional.into_iter().map(|(name, c)| {
-            let t = if is_batched(plan, &name) { joined(&unconditional[&name], &c)? } else { c };
+            let batched = is_batched(plan, &name);
+            let t = if batched { joined_at(0, &unconditional[&name], &c)? } else { c };
             Ok((name, t))
         });
         let joined = joined.collect::<Result<BTreeMap<_, _>, DenoiseError>>()?;
@@ -573,7 +581,7 @@ impl Denoiser {
             let unconditional = || request.unconditional.get(name).or(self.null.get(name));
             let given = if null { unconditional().unwrap_or(condition) } else { condition };
             let t = if is_batched(plan, name) {
-                gather(name, given, indices, request.samples)?
+                gather(name, &row_of_number(plan, name, given)?, indices, request.samples)?
             } else {
                 given.clone()
             };

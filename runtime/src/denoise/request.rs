@@ -2,8 +2,9 @@
 
 use super::DenoiseError;
 use cqc_proto::Tensor;
-use cqc_proto::plan::Plan;
+use cqc_proto::plan::{Plan, PlanInput};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What to sample. By default one sample of seed 0, with the guidance of the denoiser.
 #[derive(Clone, Debug)]
@@ -33,6 +34,15 @@ pub struct Request {
     pub to: Option<usize>,
     /// Every input but sample and time step, by name: one row per sample, or one for all.
     pub conditions: BTreeMap<String, Tensor>,
+    /// Values that conditions have at each evaluation, by input: `[evaluations, rows, ...]`, one row
+    /// per sample, or one for all. For inputs of the role [`InputRole::StepCondition`] that are not
+    /// in `conditions`; what is missing in both is given by [`Denoiser::set_condition`].
+    ///
+    /// [`InputRole::StepCondition`]: cqc_proto::plan::InputRole::StepCondition
+    /// [`Denoiser::set_condition`]: super::Denoiser::set_condition
+    pub step_conditions: BTreeMap<String, Tensor>,
+    /// What the unconditional half of guidance gets instead, likewise.
+    pub unconditional_steps: BTreeMap<String, Tensor>,
     /// What the unconditional half of guidance gets, one row per sample, or one for all. An input
     /// that is missing here gets the null condition of the artifact, or else its condition.
     pub unconditional: BTreeMap<String, Tensor>,
@@ -54,10 +64,82 @@ impl Default for Request {
             from: None,
             to: None,
             conditions: BTreeMap::new(),
+            step_conditions: BTreeMap::new(),
+            unconditional_steps: BTreeMap::new(),
             unconditional: BTreeMap::new(),
             guidance: None,
         }
     }
+}
+
+impl Request {
+    /// Every tensor that the samples depend on, with what it is: `noise`, `init`, `mask`,
+    /// `condition NAME`, `null condition NAME`, or one of the latter per step.
+    pub fn tensors(&self) -> impl Iterator<Item = (String, &Tensor)> {
+        let one = [("noise", &self.noise), ("init", &self.init), ("mask", &self.mask)];
+        let one = one.into_iter().filter_map(|(what, t)| Some((what.to_string(), t.as_ref()?)));
+        let maps = [
+            ("condition", &self.conditions),
+            ("condition per step", &self.step_conditions),
+            ("null condition", &self.unconditional),
+            ("null condition per step", &self.unconditional_steps),
+        ];
+        one.chain(
+            maps.into_iter().flat_map(|(what, map)| {
+                map.iter().map(move |(name, t)| (format!("{what} {name}"), t))
+            }),
+        )
+    }
+
+    /// The samples of `range` as a request of their own: they come out as in the whole. What has one
+    /// row for all samples stays.
+    ///
+    /// # Panics
+    /// When the range leaves the samples.
+    pub fn part(&self, range: Range<usize>) -> Request {
+        assert!(range.end <= self.samples, "samples {range:?} of {}", self.samples);
+        let all = self.samples;
+        let rows = |axis: usize, t: &Tensor| cut(t, axis, all, &range);
+        let map = |axis: usize, map: &BTreeMap<String, Tensor>| {
+            map.iter().map(|(name, t)| (name.clone(), rows(axis, t))).collect()
+        };
+        Request {
+            samples: range.len(),
+            first: self.first.wrapping_add(range.start as u64),
+            noise: self.noise.as_ref().map(|t| rows(0, t)),
+            init: self.init.as_ref().map(|t| rows(0, t)),
+            mask: self.mask.as_ref().map(|t| rows(0, t)),
+            conditions: map(0, &self.conditions),
+            step_conditions: map(1, &self.step_conditions),
+            unconditional_steps: map(1, &self.unconditional_steps),
+            unconditional: map(0, &self.unconditional),
+            ..self.clone()
+        }
+    }
+}
+
+/// Rows `range` on an axis of `all` rows; the tensor itself where it has another number of them.
+fn cut(t: &Tensor, axis: usize, all: usize, range: &Range<usize>) -> Tensor {
+    if t.shape().get(axis) == Some(&all) { rows_at(t, axis, range) } else { t.clone() }
+}
+
+/// Rows `range` on an axis that has them.
+///
+/// # Panics
+/// When it has no such axis, or fewer rows.
+pub fn rows_at(t: &Tensor, axis: usize, range: &Range<usize>) -> Tensor {
+    let all = t.shape()[axis];
+    let outer: usize = t.shape()[..axis].iter().product();
+    let mut shape = t.shape().to_vec();
+    shape[axis] = range.len();
+    let row = t.bytes().len() / (outer * all).max(1);
+    let part =
+        |o: usize| t.bytes().slice((o * all + range.start) * row..(o * all + range.end) * row);
+    let bytes = match outer {
+        1 => part(0),
+        _ => (0..outer).flat_map(|o| part(o).to_vec()).collect::<Vec<u8>>().into(),
+    };
+    Tensor::new(t.dtype(), shape, bytes).expect("the rows have these sizes")
 }
 
 /// Whether the input's first axis is the batch.
@@ -68,6 +150,18 @@ pub(super) fn is_batched(plan: &Plan, name: &str) -> bool {
         (Some(symbol), _) => first.is_some_and(|d| d.as_symbol() == Some(symbol)),
         (None, fixed) => first.is_some_and(|d| d.is(fixed.unwrap_or(1) as i64)),
     }
+}
+
+/// A tensor without axes as one row of the input that it fills; any other tensor as it is.
+pub(super) fn row_of_number(plan: &Plan, name: &str, t: &Tensor) -> Result<Tensor, DenoiseError> {
+    let input = plan.inputs.iter().find(|i| i.name == name && t.shape().is_empty());
+    let Some(PlanInput { ty, .. }) = input else { return Ok(t.clone()) };
+    let rest = ty.shape.iter().skip(1).map(|d| Some(d.as_const()? as usize));
+    let shape: Option<Vec<usize>> = std::iter::once(Some(1)).chain(rest).collect();
+    Ok(match shape {
+        Some(shape) => Tensor::full(ty.dtype, &shape, t.to_f64_vec()[0])?,
+        None => t.clone(),
+    })
 }
 
 /// Rows `indices` of a tensor that has `samples` rows, or one for all.
@@ -96,9 +190,14 @@ pub(super) fn gather(
     Ok(Tensor::new(t.dtype(), shape, bytes)?)
 }
 
-/// The rows of both, one after the other.
-pub(super) fn joined(u: &Tensor, c: &Tensor) -> Result<Tensor, DenoiseError> {
+/// The rows of both on an axis, one after the other. The sizes of the other axes are the same.
+pub(super) fn joined_at(axis: usize, u: &Tensor, c: &Tensor) -> Result<Tensor, DenoiseError> {
     let mut shape = c.shape().to_vec();
-    shape[0] += u.shape()[0];
-    Ok(Tensor::new(c.dtype(), shape, [&u.bytes()[..], &c.bytes()[..]].concat())?)
+    shape[axis] += u.shape()[axis];
+    let outer: usize = shape[..axis].iter().product();
+    let parts = |t: &Tensor| t.bytes().len() / outer.max(1);
+    let (of_u, of_c) = (parts(u), parts(c));
+    let both = (0..outer)
+        .flat_map(|o| [&u.bytes()[o * of_u..(o + 1) * of_u], &c.bytes()[o * of_c..(o + 1) * of_c]]);
+    Ok(Tensor::new(c.dtype(), shape, both.collect::<Vec<_>>().concat())?)
 }

@@ -269,7 +269,7 @@ impl Denoiser {
 
     /// Rows of a request that the samples `first ..` take, the last one repeated where there are
     /// fewer than are computed at once.
-    fn indices(&self, samples: usize, first: usize) -> Vec<usize> {
+    pub(super) fn indices(&self, samples: usize, first: usize) -> Vec<usize> {
         (first..first + self.width).map(|i| i.min(samples.saturating_sub(1))).collect()
     }
 }

@@ -1,5 +1,6 @@
 //! Samples on their way from noise to images, and what an observer sees of them.
 
+use super::steps::Steps;
 use crate::engine::{Engine, EngineError, InFlight};
 use crate::noise::Noise;
 use crate::sampler::{Repaint, Sampler, State};
@@ -67,6 +68,8 @@ pub struct Trajectory {
     pub(super) x: Vec<f32>,
     pub(super) state: State,
     pub(super) noise: Noise,
+    /// What the requests get per evaluation.
+    pub(super) steps: Vec<Steps>,
     pub(super) guidance: f32,
     /// The evaluation to come.
     pub(super) next: usize,

@@ -101,6 +101,18 @@ pub trait DeviceEngine: fmt::Debug + Send + Sync {
     /// whatever the device reports.
     fn evaluate(&self, evaluation: &DeviceEvaluation, out: &mut [f32]) -> Result<(), EngineError>;
 
+    /// Writes an input of the plan, as laid out in the request's memory: a condition for the
+    /// evaluations to come.
+    ///
+    /// # Errors
+    /// [`EngineError::ForeignRequest`], whatever the device reports.
+    fn set_input(
+        &self,
+        request: &DeviceRequest,
+        input: usize,
+        bytes: &[u8],
+    ) -> Result<(), EngineError>;
+
     /// Lets the device move samples from now on; those on their way are lost.
     ///
     /// # Errors

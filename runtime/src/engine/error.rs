@@ -82,6 +82,14 @@ pub enum EngineError {
         /// The names it has.
         known: String,
     },
+    /// A value for one evaluation, and the input has one for all of them.
+    #[error("`{name}` is no input with a value per evaluation (those are: {known})")]
+    NoStepCondition {
+        /// As given.
+        name: String,
+        /// The names of such inputs.
+        known: String,
+    },
     /// An input has the wrong type.
     #[error("input `{name}` is {dtype} {shape:?}, expected {expected}")]
     InputType {

@@ -14,6 +14,8 @@ pub struct InFlight {
     pub(super) timesteps: Vec<f64>,
     /// Whether `full` has run, or the slots were set.
     pub(super) stored: bool,
+    /// Inputs with a value per evaluation that have none yet: their indices.
+    pub(super) unset: Vec<usize>,
     /// The program and the evaluation that ran last.
     pub(super) last: Option<(ProgramKind, usize)>,
     /// Its slot on the device.

@@ -17,8 +17,9 @@ impl Engine {
     /// Begins a request: takes the conditions and runs the preludes. Its cache is empty.
     ///
     /// `conditions` holds every input but sample and time step, by name, at the engine's batch;
-    /// floats of any float type. `timesteps` has one entry per evaluation of the plan; for a plan
-    /// without tables, one per evaluation to come.
+    /// floats of any float type. A tensor without axes fills an input of any shape. Inputs with a
+    /// value per evaluation may be missing: [`Engine::set_condition`] gives them. `timesteps` has one
+    /// entry per evaluation of the plan; for a plan without tables, one per evaluation to come.
     ///
     /// # Errors
     /// Missing, unknown or misshapen inputs; a wrong number of time steps; whatever a step reports.
@@ -52,10 +53,20 @@ impl Engine {
             layout: Arc::clone(&self.layout),
             timesteps: timesteps.to_vec(),
             stored: false,
+            unset: Vec::new(),
             last: None,
             device: None,
         };
-        self.take_inputs(&mut request, conditions, |role| role == InputRole::Condition)?;
+        let inputs = self.plan().inputs.iter().enumerate();
+        let unset = inputs.filter(|(_, i)| {
+            i.role == InputRole::StepCondition && !conditions.contains_key(&i.name)
+        });
+        request.unset = unset.map(|(i, _)| i).collect();
+        let given = |i: &PlanInput| match i.role {
+            InputRole::StepCondition => conditions.contains_key(&i.name),
+            role => role == InputRole::Condition,
+        };
+        self.take_inputs(&mut request, conditions, given)?;
         let elsewhere =
             self.device.as_ref().map_or(DevicePreludes::NONE, |device| device.preludes());
         if watch.is_some() && elsewhere != DevicePreludes::NONE {
@@ -66,6 +77,39 @@ impl Engine {
             request.device = Some(device.begin(&request.memory, &self.layout, timesteps)?);
         }
         Ok(request)
+    }
+
+    /// Gives an input with a value per evaluation ([`InputRole::StepCondition`]) that of the
+    /// evaluations to come, at the engine's batch.
+    ///
+    /// # Errors
+    /// [`EngineError::UnknownInput`], [`EngineError::InputType`], a request of another engine.
+    pub fn set_condition(
+        &self,
+        request: &mut InFlight,
+        name: &str,
+        value: &Tensor,
+    ) -> Result<(), EngineError> {
+        if !Arc::ptr_eq(&request.layout, &self.layout) {
+            return Err(EngineError::ForeignRequest);
+        }
+        let inputs = &self.plan().inputs;
+        let varies = |i: &PlanInput| i.role == InputRole::StepCondition;
+        let found = inputs.iter().position(|i| varies(i) && i.name == name);
+        let i = found.ok_or_else(|| {
+            let known: Vec<&str> =
+                inputs.iter().filter(|i| varies(i)).map(|i| i.name.as_str()).collect();
+            let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+            EngineError::NoStepCondition { name: name.into(), known }
+        })?;
+        let slot = &self.layout.inputs[i];
+        let tensor = as_slot(&inputs[i], slot, value)?;
+        request.bytes::<u8>(slot.span).copy_from_slice(tensor.bytes());
+        if let (Some(device), Some(on_device)) = (&self.device, &request.device) {
+            device.set_input(on_device, i, tensor.bytes())?;
+        }
+        request.unset.retain(|&unset| unset != i);
+        Ok(())
     }
 
     /// Runs evaluation `e` of the request, with the program that the plan says: `sample` as the
@@ -128,6 +172,7 @@ impl Engine {
                 evaluations: request.timesteps.len(),
             });
         }
+        self.check_set(request)?;
         if kind == ProgramKind::Cached && !(request.stored && self.plan().cache.is_some()) {
             return Err(EngineError::NothingCached { evaluation: e });
         }
@@ -207,11 +252,12 @@ impl Engine {
             return Err(EngineError::Evaluation { evaluation: e, evaluations });
         }
         let mut request = self.begin(inputs, timesteps)?;
-        self.take_inputs(&mut request, inputs, |role| match role {
+        self.take_inputs(&mut request, inputs, |input| match input.role {
             InputRole::Sample => true,
             InputRole::Timestep => evaluations == 0,
-            InputRole::Condition => false,
+            InputRole::Condition | InputRole::StepCondition => false,
         })?;
+        self.check_set(&request)?;
         self.run_step_program(ProgramKind::Full, &mut request, e, None)?;
         Ok(request)
     }
@@ -259,6 +305,13 @@ impl Engine {
         Ok(())
     }
 
+    /// Checks that every input with a value per evaluation has one.
+    fn check_set(&self, request: &InFlight) -> Result<(), EngineError> {
+        let Some(&i) = request.unset.first() else { return Ok(()) };
+        let PlanInput { name, ty, .. } = &self.plan().inputs[i];
+        Err(EngineError::MissingInput { name: name.clone(), expected: ty.clone() })
+    }
+
     fn role(&self, role: InputRole) -> Option<usize> {
         self.plan().inputs.iter().position(|i| i.role == role)
     }
@@ -272,15 +325,15 @@ impl Engine {
         Err(EngineError::UnknownInput { name: name.clone(), known })
     }
 
-    /// Writes the inputs of the wanted roles into their slots.
+    /// Writes the wanted inputs into their slots.
     fn take_inputs(
         &self,
         request: &mut InFlight,
         given: &BTreeMap<String, Tensor>,
-        wanted: impl Fn(InputRole) -> bool,
+        wanted: impl Fn(&PlanInput) -> bool,
     ) -> Result<(), EngineError> {
         let inputs = self.weights.plan().inputs.iter().zip(&self.layout.inputs);
-        for (input, slot) in inputs.filter(|(input, _)| wanted(input.role)) {
+        for (input, slot) in inputs.filter(|(input, _)| wanted(input)) {
             let missing = || EngineError::MissingInput {
                 name: input.name.clone(),
                 expected: input.ty.clone(),
@@ -426,6 +479,9 @@ fn as_slot(input: &PlanInput, slot: &InputSlot, given: &Tensor) -> Result<Tensor
     let converts = from == slot.dtype
         || (from.is_float() && slot.dtype.is_float())
         || (from.is_integer() && slot.dtype.is_integer());
+    if given.shape().is_empty() && (!converts || !slot.shape.is_empty()) {
+        return Ok(Tensor::full(slot.dtype, &slot.shape, given.to_f64_vec()[0])?);
+    }
     if !converts || given.shape() != slot.shape {
         let expected = cqc_proto::ValueType::fixed(input.ty.dtype, &slot.shape).to_string();
         let (name, shape) = (input.name.clone(), given.shape().to_vec());

@@ -175,6 +175,14 @@ impl Sampler {
         Self::with_begin(config, steps, 0)
     }
 
+    /// Evaluations at these time steps for a caller with a solver of its own, who asks for
+    /// predictions: what the network answers is the next sample. `config` is kept and not looked at.
+    pub(crate) fn of_caller(config: &SamplerConfig, timesteps: &[f64]) -> Self {
+        let table = solvers::direct::at(timesteps);
+        let evaluations = table.rows.iter().map(|row| row.evaluation).collect();
+        Self { config: config.clone(), steps: timesteps.len(), evaluations, table, begin: 0 }
+    }
+
     fn with_begin(
         config: &SamplerConfig,
         steps: usize,

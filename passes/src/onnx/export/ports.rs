@@ -75,7 +75,9 @@ pub(super) fn wire(plan: &Plan, kind: ProgramKind, source: Source) -> Option<Wir
             InputRole::Sample => Some(Wire::Sample),
             InputRole::Timestep if kind == ProgramKind::PreludeSteps => None,
             InputRole::Timestep => Some(Wire::Timestep),
-            InputRole::Condition => Some(Wire::Condition(plan.inputs[i].name.clone())),
+            InputRole::Condition | InputRole::StepCondition => {
+                Some(Wire::Condition(plan.inputs[i].name.clone()))
+            }
         },
         Source::Prelude(i) => Some(Wire::Prelude(i)),
         Source::PreludeSteps(i) => Some(Wire::PreludeSteps(i)),

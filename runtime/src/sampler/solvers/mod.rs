@@ -6,7 +6,7 @@ mod ddim;
 mod ddim_inverse;
 mod ddpm;
 mod deis;
-mod direct;
+pub(super) mod direct;
 mod dpm;
 mod dpm_multistep;
 mod dpm_sde;
