@@ -106,8 +106,9 @@ impl StartArgs {
         request.strength = self.strength;
         request.from = self.from.map(|at| at.step(&sampler));
         request.to = self.to.map(|at| at.step(&sampler));
+        let course = Course::of(&sampler, request)?;
         check_request(source.plan(), request)?;
-        Ok(Course::of(&sampler, request)?)
+        Ok(course)
     }
 }
 
@@ -159,6 +160,12 @@ pub fn advice(error: &StartError) -> Option<String> {
             format!("--strength {} or more, or more --steps", 1.0 / *steps as f32)
         }
         StartError::NoImages { .. } => "leave --init out, or compile with another sampler".into(),
+        StartError::NeedsImage { .. } => {
+            "--init FILE; compiled with --interval 1 and --quant none or bf16, \
+            since calibration has no images"
+                .into()
+        }
+        StartError::Whole { .. } => "leave it out".into(),
         StartError::Twice { .. } => "--from or --strength; with --mask, --init may stay".into(),
         StartError::NothingToContinue => "--noise FILE, which `cqc sample --to` has written".into(),
         StartError::From { .. }

@@ -87,7 +87,8 @@ fn by_hand(denoiser: &mut Denoiser, request: &Request) -> Vec<f32> {
             let mask = if per_plane { mask.repeat(SHAPE[0]) } else { mask };
             Repaint { mask, image: row(&request.init, i), noise: drawn.clone() }
         });
-        let alone = Request { samples: 1, ..Request::default() };
+        let init = whole.needs_image().then(|| images(1, 0));
+        let alone = Request { init, ..Request::default() };
         let mut trajectory = denoiser.begin(&alone, 0).unwrap();
         let mut state = State::new(&sampler, 1, LEN);
         for e in course.evaluations.clone() {
@@ -116,6 +117,14 @@ fn a_denoiser_begins_with_images_as_its_sampler_does() {
             assert_eq!(run(&mut denoiser, &request), by_hand(&mut denoiser, &request), "{kind}");
         }
     }
+}
+
+#[test]
+fn residual_shifting_runs_all_steps_on_its_image() {
+    let mut denoiser = denoiser(SamplerKind::ResShift, 10, 2);
+    let request = Request { samples: 3, init: Some(images(3, 1)), ..Request::default() };
+    assert_eq!(denoiser.course(&request).unwrap().evaluations, 0..10);
+    assert_eq!(run(&mut denoiser, &request), by_hand(&mut denoiser, &request));
 }
 
 #[test]
@@ -256,6 +265,12 @@ fn contradictions_are_named_all_at_once() {
         let seen = errors(&mut denoiser(kind, 10, 1), &Request { init: image(), ..plain.clone() });
         assert!(matches!(seen[..], [NoImages { .. }]), "{seen:?}");
     }
+    let res_shift = &mut denoiser(SamplerKind::ResShift, 10, 1);
+    let sampler = "res-shift";
+    assert_eq!(errors(res_shift, &plain), [NeedsImage { sampler }]);
+    let request = Request { init: image(), strength: Some(0.5), mask: mask(), ..plain.clone() };
+    let seen = errors(res_shift, &request);
+    assert!(matches!(seen[..], [Whole { .. }, Whole { .. }]), "{seen:?}");
     let pndm = &mut denoiser(SamplerKind::Pndm, 10, 1);
     let seen = errors(pndm, &Request { from: Some(5), noise: image(), ..plain.clone() });
     assert!(matches!(seen[..], [Sampler(_)]), "{seen:?}");
