@@ -1,5 +1,6 @@
 """Artifacts as denoisers."""
 
+import contextlib
 import json
 import os
 import threading
@@ -123,6 +124,17 @@ class Denoiser:
         """Does nothing: there is no other mode."""
         return self
 
+    @contextlib.contextmanager
+    def cache_context(self, name):
+        """Calls within belong to a loop of that name: pipelines that evaluate the halves of guidance
+        one after the other say so which half a call is of."""
+        before = getattr(self._local, "context", None)
+        self._local.context = name
+        try:
+            yield
+        finally:
+            self._local.context = before
+
     # ---- the whole loop
 
     def sample(
@@ -216,7 +228,18 @@ class Denoiser:
             if name not in known:
                 raise RequestError(f"no condition {name!r}; there are: {', '.join(known) or 'none'}")
         plain = (int, float)
-        return {n: v if isinstance(v, plain) else contiguous(v) for n, v in values.items()}
+        return {n: v if isinstance(v, plain) else self._array(n, v) for n, v in values.items()}
+
+    def _array(self, name, value):
+        """A condition in a type that the input takes: masks come as integers, floats and booleans."""
+        array, to = contiguous(value), self._inputs[name]["dtype"]
+        if to == "bool":
+            return contiguous(array, np.bool_)
+        if to[0] in "fb" and array.dtype.kind != "f":
+            return contiguous(array, np.float32)
+        if to[0] in "iu" and array.dtype.kind == "b":
+            return contiguous(array, np.int64)
+        return array
 
     # ---- one evaluation
 
@@ -281,7 +304,7 @@ class Denoiser:
             if name not in self._inputs:
                 known = ", ".join(self._inputs)
                 raise RequestError(f"the artifact has no input {name!r}; it has {known}")
-            conditions[name] = contiguous(value)
+            conditions[name] = self._array(name, value)
         missing = [n for n, i in self._inputs.items() if i["role"] == "condition"]
         missing = [name for name in missing if name not in conditions]
         if missing:
@@ -290,7 +313,9 @@ class Denoiser:
 
     def _next(self, batch, time, rounding, conditions):
         """The loop and the trajectory whose next evaluation this call is."""
-        run = getattr(self._local, "run", None)
+        runs = self._local.__dict__.setdefault("runs", {})
+        context = getattr(self._local, "context", None)
+        run = runs.get(context)
         constant = {
             n: v for n, v in conditions.items() if self._inputs[n]["role"] == "condition"
         }
@@ -304,7 +329,7 @@ class Denoiser:
                     "what it was at the first call; compile with per_step=[…] for conditions that vary"
                 )
         else:
-            run = self._begin(batch, time, rounding, constant)
+            run = runs[context] = self._begin(batch, time, rounding, constant)
         run.next += 1
         return run
 
@@ -326,9 +351,7 @@ class Denoiser:
         loop = self._loop(batch, timesteps=found)
         trajectory = loop.begin(conditions, at)
         kept = {name: np.array(value) for name, value in conditions.items()}
-        run = _Run(loop, trajectory, found, batch, at, kept)
-        self._local.run = run
-        return run
+        return _Run(loop, trajectory, found, batch, at, kept)
 
     def _timesteps(self):
         """The time steps that the loop to come visits."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 
 BATCH = 2  # of the inputs that a model is traced with; it stays free in the file
@@ -33,7 +34,7 @@ def export_onnx(model, directory, *, inputs=None, size=None, tokens=None, contro
     control : bool
         Whether a `UNet2DConditionModel` gets the inputs that a ControlNet feeds.
     opset : int
-        Version of the ONNX operators.
+        Version of the ONNX operators, at least; `FluxTransformer2DModel` needs 18 and onnxscript.
 
     Returns
     -------
@@ -87,7 +88,9 @@ def _model(model, directory, inputs, size, tokens, control, opset):
     args = tuple(value.to(device) for value in inputs.values())
     training = model.training
     model.eval()
+    rms_norm = torch.nn.functional.rms_norm
     try:
+        torch.nn.functional.rms_norm = _rms_norm
         with torch.no_grad():
             results = traced(*args)
         outputs = ["out_sample"]
@@ -99,23 +102,37 @@ def _model(model, directory, inputs, size, tokens, control, opset):
         free = {n: axes for n, axes in free.items() if n not in ("img_ids", "txt_ids")}
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "model.onnx"
-        torch.onnx.export(
-            traced,
-            args,
-            str(path),
-            input_names=names,
-            output_names=outputs,
-            dynamic_axes=free | {name: {0: "batch"} for name in outputs},
-            opset_version=opset,
-            dynamo=False,
-        )
+        common = dict(input_names=names, output_names=outputs)
+        with warnings.catch_warnings():
+            # of the tracer, about branches on sizes, which are fixed
+            warnings.simplefilter("ignore")
+            if kind in _WITHOUT_TRACER:
+                of_batch = {0: torch.export.Dim("batch", min=1, max=65536)}
+                shapes = tuple(of_batch if name in free else {} for name in names)
+                common |= dict(dynamic_shapes=(shapes,), opset_version=max(opset, 18))
+                torch.onnx.export(traced, args, str(path), dynamo=True, verbose=False, **common)
+            else:
+                axes = free | {name: {0: "batch"} for name in outputs}
+                common |= dict(dynamic_axes=axes, opset_version=opset)
+                torch.onnx.export(traced, args, str(path), dynamo=False, **common)
     finally:
+        torch.nn.functional.rms_norm = rms_norm
         model.train(training)
     if hasattr(model, "config"):
         config = {k: v for k, v in dict(model.config).items() if not k.startswith("_use_default")}
         text = json.dumps(config, indent=2, default=str, sort_keys=True)
         (directory / "config.json").write_text(text + "\n")
     return path
+
+
+def _rms_norm(x, normalized_shape, weight=None, eps=None):
+    """The definition, which every exporter knows."""
+    import torch
+
+    axes = tuple(range(-len(normalized_shape), 0))
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    normed = x * torch.rsqrt(x.pow(2).mean(axes, keepdim=True) + eps)
+    return normed if weight is None else normed * weight
 
 
 class _Sizes:
@@ -138,28 +155,28 @@ class _Traced:
 
             def forward(self, *values):
                 given = dict(zip(names, values))
-                added = {k: given.pop(k) for k in ("text_embeds", "time_ids") if k in given}
+                added = {k: given.pop(k) for k in _ADDED if k in given}
+                if not added and type(model).__name__ == "PixArtTransformer2DModel":
+                    added = {"resolution": None, "aspect_ratio": None}
                 if added:
                     given["added_cond_kwargs"] = added
-                added = {k: given.pop(k) for k in ("resolution", "aspect_ratio") if k in given}
-                if added:
-                    given["added_cond_kwargs"] = added
-                elif type(model).__name__ == "PixArtTransformer2DModel":
-                    given["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
                 down = [given.pop(k) for k in list(given) if k.startswith(_DOWN)]
                 if down:
                     given["down_block_additional_residuals"] = tuple(down)
                 out = model(**given)
-                for name in ("sample", "mid_block_res_sample"):
-                    if getattr(out, name, None) is not None and name != "sample":
-                        return (*out.down_block_res_samples, out.mid_block_res_sample)
-                    if getattr(out, name, None) is not None:
-                        return (out.sample,)
+                if hasattr(out, "mid_block_res_sample"):
+                    return (*out.down_block_res_samples, out.mid_block_res_sample)
+                if hasattr(out, "sample"):
+                    return (out.sample,)
                 return tuple(out) if isinstance(out, (tuple, list)) else (out,)
 
         return Traced()
 
 
+# the tracer of TorchScript writes the batch of their rotary embeddings into the file
+_WITHOUT_TRACER = ("FluxTransformer2DModel",)
+# arguments that models take in a dictionary
+_ADDED = ("text_embeds", "time_ids", "resolution", "aspect_ratio")
 _DOWN = "down_block_additional_residual_"
 
 
@@ -206,7 +223,7 @@ def _conditional_unet(torch, model, sizes):
     width = config.cross_attention_dim
     width = width if isinstance(width, int) else width[0]
     inputs["encoder_hidden_states"] = torch.randn(BATCH, sizes.tokens, width)
-    if config.time_cond_proj_dim:
+    if config.get("time_cond_proj_dim"):
         inputs["timestep_cond"] = torch.randn(BATCH, config.time_cond_proj_dim)
     if config.addition_embed_type == "text_time":
         ids = 6
