@@ -1,6 +1,7 @@
 //! A source model: imported, rewritten, and the roles of its inputs and outputs found.
 
 mod companion;
+mod fills;
 mod hash;
 mod locate;
 mod network;
@@ -10,6 +11,7 @@ use companion::Joiner;
 use hash::model_hash;
 
 pub use companion::{Companion, Wire};
+pub use fills::{FillError, fills};
 pub use locate::{Located, PLACES, locate};
 pub use network::{Network, Rest, rest_of};
 pub use roles::{RoleOptions, varies};

@@ -2,6 +2,7 @@
 
 use cachequant::ModelOptions;
 use cachequant::model::{RoleOptions, Wire, rest_of, varies};
+use cachequant::recipe::FillSpec;
 use cachequant::recipe::{Array, Named};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParserFactory};
@@ -156,6 +157,25 @@ impl FromStr for NamedWire {
     fn from_str(text: &str) -> Result<NamedWire, String> {
         let (output, input) = text.split_once('=').ok_or("expected OUTPUT=INPUT")?;
         Ok(NamedWire(Wire { output: output.to_string(), input: input.to_string() }))
+    }
+}
+
+/// `total_step=steps`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedFill {
+    /// Name of an input.
+    pub name: String,
+    /// What it is filled with.
+    pub spec: FillSpec,
+}
+
+impl FromStr for NamedFill {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<NamedFill, String> {
+        let (name, spec) = text.rsplit_once('=').ok_or("expected INPUT=KIND")?;
+        let spec = spec.parse().map_err(|e: cachequant::recipe::ParseError| e.to_string())?;
+        Ok(NamedFill { name: name.to_string(), spec })
     }
 }
 

@@ -135,6 +135,9 @@ fn open(args: &BisectArgs) -> Result<(SampleSource, SampleSource), Failure> {
         config: SamplerConfig::default(),
         steps: args.steps.unwrap_or(50),
         guidance: 1.0,
+        rescale: 0.0,
+        interval: None,
+        fills: BTreeMap::new(),
         null: BTreeMap::new(),
         reading: args.reading.clone(),
     };

@@ -189,6 +189,9 @@ fn say(
         short(left.prelude_macs as f64),
         bytes(left.prelude_weight_bytes)
     );
+    for (name, fill) in &summary.fills {
+        tracing::info!("the loop fills `{name}` with {fill}, unless a request gives it");
+    }
     say_reading(&summary.reading);
     say_caching(&summary);
     if let Some(quant) = &summary.quant {

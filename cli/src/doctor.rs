@@ -8,13 +8,14 @@ use super::text::{bytes, short, shown};
 use super::{measure, term};
 use cachequant::compile::{CompileError, ConditionError, Session, bad_weights};
 use cachequant::model::{Companion, Model, ModelError};
-use cachequant::model::{Located, locate};
+use cachequant::model::{Located, fills, locate};
 use cachequant::reading::{self, Reading};
 use cachequant::recipe::{Recipe, SchedulerConfig};
 use clap::Args;
 use cqc_kernels::{Isa, memory};
 use cqc_passes::ir::Graph;
 use cqc_passes::onnx::ImportError;
+use cqc_proto::cq::Fill;
 use cqc_proto::plan::{InputRole, PlanInput};
 use cqc_proto::{Bindings, Dim};
 use cqc_runtime::artifact::label_input;
@@ -92,6 +93,7 @@ pub fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
         shapes(&model),
         companions(&model),
         loop_inputs(&model),
+        filled(&model),
         operators(&model),
         weights(&model),
         cost(&model, isa, args.threads.count()),
@@ -154,7 +156,9 @@ fn compilation(
         // the only thing that this command has no option for
         Err(CompileError::Condition(ConditionError::Missing { .. })) => {
             let label = label_input(&network.inputs).map(|i| &i.name);
-            options.extend(network.conditions().map(|i| match Some(&i.name) == label {
+            let found = fills(&network.inputs, &Default::default(), false).unwrap_or_default();
+            let open = network.conditions().filter(|i| !found.contains_key(&i.name));
+            options.extend(open.map(|i| match Some(&i.name) == label {
                 true => "--labels A,B,..".to_string(),
                 false => format!("--cond {}=FILE.npy", i.name),
             }));
@@ -168,6 +172,20 @@ fn compilation(
     options.iter().for_each(|option| command += &format!(" {option}"));
     findings.push(ok("next", command));
     Ok(findings)
+}
+
+/// The inputs that the loop fills by itself.
+fn filled(model: &Model) -> Vec<Finding> {
+    let Ok(network) = model.network() else { return vec![] };
+    let found = fills(&network.inputs, &Default::default(), false).unwrap_or_default();
+    let says = |(name, fill): (&String, &Fill)| {
+        let note = match fill.is_guidance() {
+            true => ": --guidance goes there, and no second half is computed",
+            false => "",
+        };
+        ok("fills", format!("{name} with {fill}{note}; --fill {name}=none leaves it to --cond"))
+    };
+    found.iter().map(says).collect()
 }
 
 /// What the test of the network's output found.

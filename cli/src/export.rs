@@ -105,12 +105,15 @@ pub fn export(args: &ExportArgs) -> Result<(), Failure> {
     let constants: Vec<Tensor> = (0..plan.constants.len()).map(|i| artifact.constant(i)).collect();
     let (sampler, null) = (artifact.sampler()?, artifact.null_conditions());
     let compensation = artifact.compensation();
-    let guidance = artifact.manifest().guidance;
+    let manifest = artifact.manifest();
     let exported = ExportedLoop {
         plan,
         constants: &constants,
         sampler: &sampler,
-        guidance,
+        guidance: manifest.classifier_free_scale(),
+        rescale: manifest.guidance_rescale,
+        interval: manifest.guidance_interval,
+        fills: &manifest.fills,
         null: &null,
         compensation: compensation.as_ref(),
     };

@@ -54,7 +54,7 @@ impl Lockstep {
         let open = |source: &SampleSource, request: &Request| -> Result<Denoiser, Failure> {
             let engine = EngineOptions { batch, threads, ..Default::default() };
             let options =
-                DenoiserOptions { device: Device::Cpu, ..source.options(request.guidance, engine) };
+                DenoiserOptions { device: Device::Cpu, ..source.options(request, engine) };
             Ok(source.artifact.denoiser(&options)?)
         };
         Ok(Lockstep {

@@ -86,8 +86,7 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
     let (batch, threads) = (args.sampling.batch(request.samples), args.sampling.threads.count());
     let profile = args.trace.is_some();
     let engine = EngineOptions { batch, threads, profile, ..Default::default() };
-    let mut denoiser =
-        args.device.open(&source.artifact, source.options(request.guidance, engine))?;
+    let mut denoiser = args.device.open(&source.artifact, source.options(&request, engine))?;
     artifact::keep_packed(&source.artifact);
 
     let evaluations = course.evaluations.len();
@@ -133,7 +132,10 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
     if args.json {
         return term::print_json(&json!({
             "output": text::shown(&args.output), "samples": request.samples, "resumed": resumed, "first": range.start, "seed": args.sampling.seed,
-            "guidance": request.guidance, "steps": source.steps, "evaluations": evaluations, "batch": denoiser.width(),
+            "guidance": request.guidance,
+            "guidance_rescale": request.guidance_rescale.unwrap_or(source.artifact.manifest().guidance_rescale),
+            "guidance_interval": request.guidance_interval.or(source.artifact.manifest().guidance_interval).map(|i| i.to_string()),
+            "steps": source.steps, "evaluations": evaluations, "batch": denoiser.width(),
             "seconds": seconds, "ms_per_evaluation": per_evaluation,
             "device": denoiser.engine().device().map_or("cpu".into(), |d| d.name()),
         }));
@@ -197,6 +199,14 @@ fn command(
     command.extend(
         places.iter().filter_map(|(key, at)| Some((key.to_string(), at.as_ref()?.to_string()))),
     );
+    let manifest = source.artifact.manifest();
+    let rescale = request.guidance_rescale.unwrap_or(manifest.guidance_rescale);
+    if rescale != 0.0 {
+        command.insert("guidance rescale".into(), rescale.to_string());
+    }
+    if let Some(interval) = request.guidance_interval.or(manifest.guidance_interval) {
+        command.insert("guidance interval".into(), interval.to_string());
+    }
     let tensors = request.tensors();
     let tensors = tensors.filter(|(what, _)| guidance != 1.0 || !what.starts_with("null "));
     command.extend(tensors.map(|(what, t)| (what, hash(t))));

@@ -9,6 +9,7 @@ use super::source::SampleSource;
 use cachequant::io::read_array;
 use clap::Args;
 use cqc_proto::Tensor;
+use cqc_proto::cq::{GuidanceInterval, Manifest};
 use cqc_proto::plan::{InputRole, Plan};
 use cqc_runtime::artifact::labels as labels_of;
 use cqc_runtime::denoise::{Request, check_request, rows_at};
@@ -38,9 +39,19 @@ pub struct SamplingArgs {
     /// evaluation takes [evaluations, rows, ...]. Repeatable
     #[arg(long, value_name = "NAME=FILE|NUMBER")]
     pub cond: Vec<NamedFile>,
-    /// Classifier-free guidance scale, 1 is off [default: the artifact's]
+    /// Guidance scale [default: the artifact's]. Classifier-free guidance by 1 is off: one half is
+    /// computed, and null conditions are not looked at. Where the network takes the scale as an
+    /// input, it goes there
     #[arg(long, value_name = "S", allow_negative_numbers = true)]
     pub guidance: Option<f32>,
+    /// How far the guided prediction gets the standard deviation of the conditional one, 0 to 1
+    /// [default: the artifact's]
+    #[arg(long, value_name = "PHI", allow_negative_numbers = true)]
+    pub guidance_rescale: Option<f32>,
+    /// Guide only in these steps, in shares of their number, e.g. 0.2..0.8; the others compute the
+    /// conditional half alone [default: the artifact's]
+    #[arg(long, value_name = "FROM..TO", allow_hyphen_values = true)]
+    pub guidance_interval: Option<GuidanceInterval>,
     /// Label of guidance's unconditional half [default: the artifact's]
     #[arg(long, value_name = "K", allow_negative_numbers = true)]
     pub null_label: Option<i64>,
@@ -98,9 +109,10 @@ impl SamplingArgs {
             let labels: Vec<i64> = (0..total).map(|i| self.labels[i % self.labels.len()]).collect();
             conditions.insert(input.name.clone(), labels_of(input, &labels));
         }
-        check_conditions(plan, &conditions)?;
+        let manifest = denoiser.artifact.manifest();
+        check_conditions(manifest, &conditions)?;
         let guidance = self.guidance.unwrap_or(denoiser.guidance());
-        if guidance != 1.0 && conditions.is_empty() {
+        if guidance != 1.0 && !manifest.takes_guidance() && conditions.is_empty() {
             return Err(Failure::usage(format!(
                 "--guidance {guidance}: the model has no conditioning to guide it by"
             )));
@@ -117,6 +129,8 @@ impl SamplingArgs {
             unconditional_steps,
             unconditional,
             guidance: Some(guidance),
+            guidance_rescale: self.guidance_rescale,
+            guidance_interval: self.guidance_interval,
             ..Request::default()
         };
         let request = request.part(range.clone());
@@ -150,9 +164,10 @@ fn per_step(
     values.into_iter().partition(|(name, t)| varies(name, t))
 }
 
-fn check_conditions(plan: &Plan, given: &BTreeMap<String, Tensor>) -> Result<(), Failure> {
-    let mut conditions = plan.inputs.iter().filter(|i| i.role.is_condition());
-    let Some(missing) = conditions.find(|i| !given.contains_key(&i.name)) else { return Ok(()) };
+fn check_conditions(manifest: &Manifest, given: &BTreeMap<String, Tensor>) -> Result<(), Failure> {
+    let mut conditions = manifest.plan.inputs.iter().filter(|i| i.role.is_condition());
+    let filled = |name| given.contains_key(name) || manifest.fills.contains_key(name);
+    let Some(missing) = conditions.find(|i| !filled(&i.name)) else { return Ok(()) };
     let labels = if missing.ty.dtype.is_integer() { "--labels A,B,.. or " } else { "" };
     Err(Failure::usage(format!("input `{}` is missing", missing.name))
         .fact("wants", &missing.ty)

@@ -7,10 +7,11 @@ use cachequant::Model;
 use cachequant::compile::{LoopOptions, compile_loop};
 use cachequant::io::file_hash;
 use cachequant::model::locate;
-use cqc_proto::cq::{Manifest, SourceModel};
+use cqc_proto::cq::{Fill, GuidanceInterval, Manifest, SourceModel};
 use cqc_proto::plan::Plan;
 use cqc_proto::sampler::SamplerConfig;
 use cqc_proto::{Tensor, ValueType};
+use cqc_runtime::denoise::Request;
 use cqc_runtime::engine::EngineOptions;
 use cqc_runtime::sampler::Sampler;
 use cqc_runtime::{Artifact, DenoiserOptions};
@@ -37,6 +38,12 @@ pub struct LoopSettings {
     pub steps: usize,
     /// Guidance scale.
     pub guidance: f32,
+    /// How far guidance is rescaled.
+    pub rescale: f32,
+    /// Steps in which guidance applies, if not in all.
+    pub interval: Option<GuidanceInterval>,
+    /// Conditions that the loop fills by itself.
+    pub fills: BTreeMap<String, Fill>,
     /// See [`SampleSource::null`].
     pub null: BTreeMap<String, Tensor>,
     /// How the model is read.
@@ -74,7 +81,8 @@ impl SampleSource {
         if artifact::is_artifact(path) {
             return SampleSource::new(path, artifact::open(path, map)?, None);
         }
-        let LoopSettings { config, steps, guidance, null, reading } = trajectory();
+        let LoopSettings { config, steps, guidance, rescale, interval, fills, null, reading } =
+            trajectory();
         let options = reading.options(None);
         let model = Model::load(&locate(path)?.model, &options, |_, _| {})?;
         model.warnings.iter().for_each(|w| tracing::warn!("{w}"));
@@ -88,6 +96,13 @@ impl SampleSource {
         };
         let mut manifest = Manifest::new(source, lowered.plan.clone(), config, steps);
         manifest.guidance = guidance;
+        manifest.guidance_rescale = rescale;
+        manifest.guidance_interval = interval;
+        // the other side may have inputs that this one lacks
+        let has = |(name, fill): &(String, Fill)| {
+            manifest.plan.inputs.iter().any(|i| i.name == *name && fill.fits(i))
+        };
+        manifest.fills = fills.into_iter().filter(has).collect();
         let artifact = Artifact::from_parts(manifest, lowered.weight_bytes()?)
             .map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
         Ok(SampleSource { path: path.to_path_buf(), artifact, steps, null })
@@ -101,9 +116,16 @@ impl SampleSource {
         Ok(self.artifact.manifest().source.blake3.clone())
     }
 
-    /// How its denoiser is opened for a request with that scale of guidance.
-    pub fn options(&self, guidance: Option<f32>, engine: EngineOptions) -> DenoiserOptions {
-        DenoiserOptions { steps: Some(self.steps), guidance, engine, ..DenoiserOptions::default() }
+    /// How its denoiser is opened for a request with that guidance.
+    pub fn options(&self, request: &Request, engine: EngineOptions) -> DenoiserOptions {
+        DenoiserOptions {
+            steps: Some(self.steps),
+            guidance: request.guidance,
+            guidance_rescale: request.guidance_rescale,
+            guidance_interval: request.guidance_interval,
+            engine,
+            ..DenoiserOptions::default()
+        }
     }
 
     /// For a model that is compared with this one: its trajectory and, where the command line is
@@ -115,6 +137,9 @@ impl SampleSource {
             config,
             steps: self.steps,
             guidance: self.guidance(),
+            rescale: self.artifact.manifest().guidance_rescale,
+            interval: self.artifact.manifest().guidance_interval,
+            fills: self.artifact.manifest().fills.clone(),
             null: self.null.clone(),
             reading,
         }

@@ -66,6 +66,9 @@ pub struct Study<'a> {
     interval: usize,
     /// Sampler step of each evaluation.
     steps: Vec<usize>,
+    /// The evaluation with which guidance begins, if it is not the first: the unconditional half has
+    /// nothing cached there.
+    guided_from: Option<usize>,
     /// Samples that tables are fitted on; the others are held out.
     fit: usize,
     observed: Observed,
@@ -89,6 +92,11 @@ impl<'a> Study<'a> {
         }
         let steps: Vec<usize> = denoiser.sampler().evaluations().iter().map(|e| e.step).collect();
         let width = width(&schedule, &steps, interval)?;
+        let begins = request.guidance_interval.map(|interval| {
+            let sampler = denoiser.sampler();
+            sampler.evaluation_of_step(interval.steps(sampler.steps()).start)
+        });
+        let guided_from = begins.filter(|e| (1..steps.len()).contains(e));
         let held = request.samples - holdout_size(request.samples);
         let fit = corrected_on(held);
         let output_samples = if needs_output(&schedule) { output_samples.min(fit) } else { 0 };
@@ -103,15 +111,23 @@ impl<'a> Study<'a> {
         let mut progress = EvaluationCounter { done: 0, all: all as u64, call: progress };
         let observed = observe(denoiser, &request, fit, width, output_samples, &mut progress)?;
         let held = Holdout::new(denoiser, &request, held, &mut progress)?;
-        Ok(Study { denoiser, request, interval, steps, fit, observed, held, progress })
+        Ok(Study { denoiser, request, interval, steps, guided_from, fit, observed, held, progress })
     }
 
-    /// The schedules that the method gives: one, or for `auto` one of each.
+    /// The schedules that the method gives: one, or for `auto` one of each. The evaluation with which
+    /// guidance begins is full in addition, unless the schedule was given.
     ///
     /// # Errors
     /// [`CalibrateError::NoSchedule`].
     pub fn candidates(&self, wanted: &ScheduleSource) -> Result<Vec<Candidate>, CalibrateError> {
-        candidates(wanted, &self.observed, &self.steps, self.interval)
+        let mut found = candidates(wanted, &self.observed, &self.steps, self.interval)?;
+        let begins = self.guided_from.filter(|_| matches!(wanted, ScheduleSource::Method(_)));
+        for candidate in &mut found {
+            candidate.full.extend(begins);
+            candidate.full.sort_unstable();
+            candidate.full.dedup();
+        }
+        Ok(found)
     }
 
     /// CacheTables for a schedule.

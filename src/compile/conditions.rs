@@ -183,6 +183,7 @@ pub(super) fn calibration_set(
     recipe: &Recipe,
     network: &Network,
     null: &NullRows,
+    filled: &BTreeMap<String, Tensor>,
     samples: usize,
 ) -> Result<Request, CompileError> {
     let noise = recipe.calib_noise.as_ref().map(|array| array.read("noise")).transpose()?;
@@ -200,6 +201,7 @@ pub(super) fn calibration_set(
         let given: Vec<i64> = (0..samples).map(|i| given[i % given.len()]).collect();
         conditions.insert(input.name.clone(), labels(input, &given));
     }
+    conditions.extend(filled.clone());
     let varies = |name: &String, t: &Tensor| {
         let input = network.inputs.iter().find(|i| i.name == *name);
         input.is_some_and(|i| {
@@ -222,6 +224,8 @@ pub(super) fn calibration_set(
         step_conditions,
         unconditional: null.tensors(network),
         guidance: Some(recipe.guidance()),
+        guidance_rescale: recipe.guidance_rescale,
+        guidance_interval: recipe.guidance_interval,
         ..Request::default()
     })
 }

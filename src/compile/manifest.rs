@@ -32,7 +32,10 @@ pub(super) fn manifest(
     };
     let mut manifest =
         Manifest::new(source, lowered.plan.clone(), options.sampler.clone(), options.steps);
-    manifest.guidance = recipe.guidance();
+    manifest.guidance = session.filling.scale;
+    manifest.guidance_rescale = recipe.guidance_rescale.unwrap_or(0.0);
+    manifest.guidance_interval = recipe.guidance_interval;
+    manifest.fills = session.filling.fills.clone();
     manifest.null = null;
     if let Some(choice) = choice {
         manifest.schedule = Schedule::Cached(schedule(recipe, choice, corrections));

@@ -32,7 +32,7 @@ impl Compiled<'_> {
             caching: self.caching(),
             quantization: self.quantization()?,
             errors: self.errors(progress)?,
-            cost: Cost::of(&self.lowered.plan, self.manifest.guidance != 1.0),
+            cost: Cost::of(&self.lowered.plan, self.manifest.classifier_free_scale() != 1.0),
         })
     }
 
@@ -44,6 +44,7 @@ impl Compiled<'_> {
             steps: options.steps,
             timesteps: sampler.evaluations().iter().map(|e| e.timestep).collect(),
             guidance: manifest.guidance,
+            takes_guidance: manifest.takes_guidance(),
             calibration: manifest.calibration.as_ref().map(|c| (c.samples, c.seed)),
         })
     }

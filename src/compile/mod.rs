@@ -7,6 +7,7 @@
 mod budget;
 mod conditions;
 mod error;
+mod filling;
 mod manifest;
 mod measure;
 mod program;

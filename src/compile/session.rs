@@ -2,6 +2,7 @@
 //! the results in between (ablations, benchmarks, tests).
 
 use super::conditions::{NullRows, calibration_set, check_guidance};
+use super::filling::{Filling, filling};
 use super::{
     Assembled, CachedLoop, CompileError, Compiled, LoopOptions, Lowered, Phase, ProgramError,
     Progress, Stages, assemble_loop, bad_weights, budget, compile_evaluation, compile_loop,
@@ -22,6 +23,7 @@ use cqc_passes::cache::schedule::{Quadratic, ScheduleKind};
 use cqc_passes::calib::select::Tap;
 use cqc_passes::quant::QuantSpec;
 use cqc_proto::Dim;
+use cqc_proto::Tensor;
 use cqc_proto::cq::Computed;
 use cqc_proto::plan::InputRole;
 use cqc_proto::sampler::{FlowSchedule, Prediction, SamplerConfig, SamplerKind, SigmaSchedule};
@@ -29,6 +31,7 @@ use cqc_runtime::artifact::label_input;
 use cqc_runtime::denoise::{Denoiser, Request, label_rows};
 use cqc_runtime::engine::{EngineError, EngineOptions, Weights};
 use cqc_runtime::sampler::Sampler;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Samples of the calibration set on which all pairs of evaluations are tried, at most.
@@ -42,6 +45,7 @@ pub struct Session<'m> {
     pub(super) options: LoopOptions,
     pub(super) reading: Reading,
     pub(super) null: NullRows,
+    pub(super) filling: Filling,
     pub(super) cached: Option<CachedLoop<'m>>,
     pub(super) kernels: Option<Vec<u8>>,
     /// The calibration set, where something is calibrated.
@@ -79,13 +83,15 @@ impl<'m> Session<'m> {
         let kernels = targets::compile_kernels(&recipe.target)?;
         let network = model.network().map_err(ProgramError::from)?;
         let stated = sampler_config(recipe, network)?;
+        let (filling, recipe) = filling(recipe, network)?;
+        let recipe = &recipe;
         check_guidance(recipe, network)?;
         let recipe = &with_labels(recipe, model, network)?;
         let bf16 =
             (recipe.quant() == Quant::Bf16).then(|| quant_spec(recipe, model, 16)).transpose()?;
         let null = NullRows::new(recipe, network)?;
         let (sampler, reading) = match tested {
-            true => read(model, recipe, network, &null, stated)?,
+            true => read(model, recipe, network, &null, &filling.values, stated)?,
             false => {
                 let verdict = Verdict::Untested { reason: "not asked for".into() };
                 let reading = Reading { name: reading::name(&stated), verdict };
@@ -98,8 +104,18 @@ impl<'m> Session<'m> {
             recipe.caches().then(|| cut_loop(model, &options, &recipe.cut())).transpose()?;
         let stages = stages(recipe, model, &options)?;
         let recipe = recipe.clone();
-        let mut session =
-            Session { model, recipe, options, reading, null, cached, kernels, set: None, stages };
+        let mut session = Session {
+            model,
+            recipe,
+            options,
+            reading,
+            null,
+            filling,
+            cached,
+            kernels,
+            set: None,
+            stages,
+        };
         if session.recipe.calibrates() {
             let samples = match session.recipe.budget {
                 Some(seconds) => budget::samples(&session, seconds)?,
@@ -138,7 +154,7 @@ impl<'m> Session<'m> {
     /// The calibration set with `samples` samples, unless its noise is given.
     pub(super) fn calibration_set_of(&self, samples: usize) -> Result<Request, CompileError> {
         let network = self.model.network().map_err(ProgramError::from)?;
-        calibration_set(&self.recipe, network, &self.null, samples)
+        calibration_set(&self.recipe, network, &self.null, &self.filling.values, samples)
     }
 
     fn expect_set(&self) -> &Request {
@@ -346,8 +362,12 @@ impl<'m> Session<'m> {
     fn calibration_key(&self, request: &Request) -> Vec<u8> {
         let Request { samples, seed, first, guidance, .. } = request;
         let batch = self.engine_options(*samples).batch;
-        let text =
+        let mut text =
             format!("{} {batch} {samples} {seed} {first} {guidance:?}", self.recipe.interval());
+        let (rescale, interval) = (request.guidance_rescale, request.guidance_interval);
+        if rescale.is_some() || interval.is_some() {
+            text += &format!(" {rescale:?} {interval:?}");
+        }
         let mut key = text.into_bytes();
         for (what, tensor) in request.tensors() {
             key.extend(format!(" {what} {} ", tensor.value_type()).bytes());
@@ -416,6 +436,7 @@ fn read(
     recipe: &Recipe,
     network: &Network,
     null: &NullRows,
+    filled: &BTreeMap<String, Tensor>,
     stated: SamplerConfig,
 ) -> Result<(SamplerConfig, Reading), CompileError> {
     let sample = network.inputs.iter().find(|i| i.role == InputRole::Sample);
@@ -426,7 +447,7 @@ fn read(
     // what is given has as many rows as the calibration set has samples
     let is_given = !recipe.cond.is_empty() || recipe.calib_noise.is_some();
     let drawn = if is_given { recipe.calib_samples() } else { samples };
-    match calibration_set(recipe, network, null, drawn) {
+    match calibration_set(recipe, network, null, filled, drawn) {
         Ok(request) => reading::read(
             model,
             recipe,

@@ -5,9 +5,11 @@ use crate::calibrate::quantize::Quantized;
 use crate::reading::Reading;
 use crate::report::cost::StepCost;
 use cqc_passes::quant::{Bf16Products, Layer};
+use cqc_proto::cq::Fill;
 use cqc_proto::plan::Plan;
 use cqc_proto::{Bindings, Dim};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// What was compiled, in a few numbers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -20,6 +22,9 @@ pub struct Summary {
     pub steps: usize,
     /// Scale of guidance; 1 is off.
     pub guidance: f32,
+    /// Conditions that the loop fills by itself.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub fills: BTreeMap<String, Fill>,
     /// Elements of all float initializers of the model.
     pub parameters: u64,
     /// What is cached and when; `None`: nothing.
@@ -123,6 +128,7 @@ impl Compiled<'_> {
             reading: self.session.reading.clone(),
             steps: manifest.steps,
             guidance: manifest.guidance,
+            fills: manifest.fills.clone(),
             parameters: model.parameters,
             caching: self.caching_summary(),
             quant,

@@ -15,6 +15,7 @@ pub mod schedule;
 use crate::io::{FileError, Overwrite, write_directory, write_npz};
 use cqc_passes::onnx::export::{ExportError, ExportOptions, Exported, Layout, Qdq, export};
 use cqc_proto::Tensor;
+use cqc_proto::cq::{Fill, GuidanceInterval};
 use cqc_proto::plan::Plan;
 use cqc_runtime::denoise::Compensation;
 use cqc_runtime::sampler::Sampler;
@@ -46,6 +47,12 @@ pub struct ExportedLoop<'a> {
     pub sampler: &'a Sampler,
     /// Guidance scale; 1 = off.
     pub guidance: f32,
+    /// How far guidance is rescaled, 0 to 1.
+    pub rescale: f32,
+    /// Steps in which guidance applies; `None`: all.
+    pub interval: Option<GuidanceInterval>,
+    /// Conditions that the loop fills by itself.
+    pub fills: &'a BTreeMap<String, Fill>,
     /// What guidance's unconditional half gets, one row per input.
     pub null: &'a BTreeMap<String, Tensor>,
     /// Correction of the samples behind every evaluation.

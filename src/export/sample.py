@@ -17,7 +17,11 @@ for step, (evaluation, update) in enumerate(zip(loop["evaluations"], ddim["updat
         models.run("prelude_steps", values)
         models.run("model" if "model" in models.models else "full" if evaluation["full"] else "cached", values)
         outs.append(values[loop["output"]][:, : x.shape[1]])
-    out = outs[0] if len(outs) == 1 else outs[0] + np.float32(args.guidance) * (outs[1] - outs[0])
+    out, (first, end) = outs[-1], loop["guidance_steps"]
+    if len(outs) == 2 and first <= step < end:
+        out = outs[0] + np.float32(args.guidance) * (outs[1] - outs[0])
+        of, to = (np.std(o.reshape(len(o), -1), axis=1).reshape(-1, *[1] * (x.ndim - 1)) for o in (out, outs[1]))
+        out = out * (1 + np.float32(loop["guidance_rescale"]) * (to / of - 1))
     s, n, next_signal, direction = (np.float32(update[k]) for k in ("signal", "noise", "next_signal", "direction"))
     image, epsilon = {"epsilon": lambda: ((x - n * out) / s, out), "sample": lambda: (out, (x - s * out) / n),
                       "v_prediction": lambda: (s * x - n * out, s * out + n * x)}[ddim["prediction"]]()

@@ -12,6 +12,9 @@
 //!                   "updates": [{"signal", "noise", "next_signal", "direction"}, ...]},    null for other samplers
 //!   "compensation": {"scale": [[..C..], ...], "shift": [...]} | null,   behind evaluation e, the sample becomes scale[e] · sample + shift[e] per channel
 //!   "guidance":    2.0,                                     output = null + guidance · (output - null)
+//!   "guidance_rescale": 0.0,                                then output · (1 + φ · (σ(conditional) / σ(output) - 1))
+//!   "guidance_steps": [0, 20],                              in these sampler steps, the end excluded; else the conditional output
+//!   "fills":       {"total_step": "steps"},                 inputs that cqc fills by itself: guidance, guidance-embedding, steps
 //!   "null_conditions": {"file": "null.npz", "inputs": ["class_labels"]} | null,
 //!   "output":      "output.noise_pred",                     the value that the sampler reads
 //!   "models":      [{"name": "full", "file": "full.onnx", "runs": "...",
@@ -52,6 +55,9 @@ pub(super) fn json(exported: ExportedLoop, form: Form, models: &Exported) -> Val
         json!({ "prediction": config.prediction_type, "clip": clip, "updates": updates })
     });
     let names: Vec<&String> = exported.null.keys().collect();
+    let steps = exported.sampler.steps();
+    let guided = exported.interval.map_or(0..steps, |interval| interval.steps(steps));
+    let guided = [guided.start, guided.end];
     let null_conditions = (!names.is_empty()).then(|| json!({ "file": NULL, "inputs": names }));
     let is_rounded = plan.constants.iter().any(|c| c.codes.is_some());
     let (qdq, scales) = match form.qdq {
@@ -79,6 +85,9 @@ pub(super) fn json(exported: ExportedLoop, form: Form, models: &Exported) -> Val
         "ddim": ddim,
         "compensation": compensation,
         "guidance": exported.guidance,
+        "guidance_rescale": exported.rescale,
+        "guidance_steps": guided,
+        "fills": exported.fills,
         "null_conditions": null_conditions,
         "output": plan.outputs.first().map(|o| Wire::Output(o.name.clone()).to_string()),
         "models": models.models.iter().map(model).collect::<Vec<_>>(),

@@ -3,6 +3,7 @@
 //! Names that exporters and papers use decide first, then shapes and types. Where that leaves more
 //! than one candidate nothing is guessed: [`RoleOptions`] decides.
 
+use super::fills::is_filled_by_name;
 use cqc_proto::{DType, Dim, ValueType};
 
 /// What the caller says about inputs and outputs; what is `None` is found by name, shape and type.
@@ -75,7 +76,7 @@ const SAMPLE: [&[&str]; 2] = [
 const TIME: &[&str] = &[
     "timestep", "timesteps", "time_step", "time_steps", "t", "ts", "time", "times",
     "diffusion_step", "diffusion_steps", "diffusion_timestep", "diffusion_timesteps",
-    "diffusion_t", "step", "steps", "sigma", "sigmas", "noise_level", "noise_levels",
+    "diffusion_t", "current_step", "step", "steps", "sigma", "sigmas", "noise_level", "noise_levels",
     "noise_labels", "noise_label", "c_noise", "log_snr", "logsnr", "gamma", "gammas", "noise_cond",
     "lambda", "tau",
 ];
@@ -101,7 +102,7 @@ const PREDICTION: &[&str] = &[
 ];
 
 /// A name without what exporters add: letter case, `:0`, and the scope before a slash or colons.
-fn plain(name: &str) -> String {
+pub(super) fn plain(name: &str) -> String {
     let name = name.to_lowercase();
     let name = match name.rsplit_once(':') {
         Some((before, number)) if number.parse::<u32>().is_ok() => before.to_string(),
@@ -243,7 +244,10 @@ fn time(inputs: &[Named], sample: Option<usize>) -> Result<usize, String> {
         (0..inputs.len()).filter(|&i| Some(i) != sample && is_number(inputs[i].1, batch)).collect();
     let is_condition = |&i: &usize| {
         let name = plain(inputs[i].0);
-        CONDITIONS.contains(&name.as_str()) || name.contains("label") || name.contains("class")
+        CONDITIONS.contains(&name.as_str())
+            || is_filled_by_name(&name)
+            || name.contains("label")
+            || name.contains("class")
     };
     let unnamed: Vec<usize> = candidates.iter().copied().filter(|i| !is_condition(i)).collect();
     let found = by_name(&candidates, inputs, TIME)

@@ -62,6 +62,8 @@ enum Needs {
     SensitiveInputs,
     /// The samples of the calibration set are drawn, not given.
     DrawnSamples,
+    /// Halves are mixed by a scale.
+    Guidance,
     /// The sampler reads `eta`, as far as the recipe says.
     Eta,
     /// The artifact can be run with other numbers of steps.
@@ -91,6 +93,9 @@ impl Needs {
             }
             Needs::CacheCorrection if !r.corrects(Correct::Cache) => {
                 ("the cache is not corrected", vec![correct()])
+            }
+            Needs::Guidance if r.guidance() == 1.0 => {
+                ("there is no guidance", vec![("guidance", "1".into())])
             }
             Needs::Calibration if !r.calibrates() => {
                 ("nothing is calibrated", vec![interval(), quant()])
@@ -153,9 +158,15 @@ fn corrects(r: &Recipe, what: Correct) -> bool {
 }
 
 /// Every option that matters only in some recipes. `steps`, `sampler`, `scheduler-config`,
-/// `prediction`, `flow-time`, `flow-shift`, `flow-mu`, `trust`, `guidance`, `null-label`,
+/// `prediction`, `flow-time`, `flow-shift`, `flow-mu`, `trust`, `guidance`, `fill`, `null-label`,
 /// `null-cond`, `labels`, `cond`, `quant`, `target` and `threads` always do.
 const TABLE: &[Row] = &[
+    row(
+        "guidance-rescale",
+        |r| r.guidance_rescale.is_some_and(|phi| phi != 0.0),
+        &[Needs::Guidance],
+    ),
+    row("guidance-interval", |r| r.guidance_interval.is_some(), &[Needs::Guidance]),
     row("eta", |r| r.eta.is_some(), &[Needs::Eta]),
     row("any-steps", |r| r.any_steps, &[Needs::OtherSteps]),
     row(
@@ -266,6 +277,20 @@ impl Recipe {
         }
         if let Some(guidance) = self.guidance.filter(|g| !(g.is_finite() && *g >= 0.0)) {
             refuse("guidance", guidance.to_string(), "expected a finite number, 0 or more");
+        }
+        if let Some(phi) = self.guidance_rescale.filter(|phi| !(0.0..=1.0).contains(phi)) {
+            refuse("guidance-rescale", phi.to_string(), "expected a number from 0 to 1");
+        }
+        if let Some(interval) = self.guidance_interval {
+            let reason = match interval.is_valid() {
+                false => "expected shares of the steps, 0 <= FROM < TO <= 1".to_string(),
+                true => {
+                    format!("it holds none of {} steps; --guidance 1 switches it off", self.steps())
+                }
+            };
+            if !interval.is_valid() || interval.steps(self.steps()).is_empty() {
+                refuse("guidance-interval", interval.to_string(), &reason);
+            }
         }
         if let Some(interval) = self.interval.filter(|&n| n > self.steps().max(1)) {
             let reason = format!("expected at most the number of steps, {}", self.steps());
@@ -386,6 +411,18 @@ mod tests {
             (serde_json::json!({"interval": 0}), "interval 0: expected at least 1"),
             (serde_json::json!({"steps": 4, "interval": 5}), "interval 5: expected at most"),
             (serde_json::json!({"guidance": -2.0}), "guidance -2: expected a finite number"),
+            (
+                serde_json::json!({"guidance-rescale": 0.5, "guidance-interval": "0.2..0.8"}),
+                "guidance-rescale: there is no guidance (guidance 1); guidance-interval: there is no guidance",
+            ),
+            (
+                serde_json::json!({"guidance": 2.0, "guidance-rescale": 1.5}),
+                "guidance-rescale 1.5: expected a number from 0 to 1",
+            ),
+            (
+                serde_json::json!({"guidance": 2.0, "steps": 10, "guidance-interval": "0..0.05"}),
+                "guidance-interval 0..0.05: it holds none of 10 steps",
+            ),
             (serde_json::json!({"eta": 1.5}), "eta 1.5: expected a number from 0 to 1"),
             (serde_json::json!({"null-label": -1}), "null-label -1: expected labels"),
             (serde_json::json!({"labels": [1, -3]}), "labels -3: expected labels"),
@@ -414,8 +451,8 @@ mod tests {
     #[test]
     fn a_recipe_is_read_as_it_is_written() {
         let given = serde_json::json!({
-            "steps": 20, "sampler": "dpm-multistep", "guidance": 2.0,
-            "prediction": "v", "flow-time": "sigma", "flow-shift": 3.0, "flow-schedule": "sway=-1", "flow-mu": 1.5,
+            "steps": 20, "sampler": "dpm-multistep", "guidance": 2.0, "guidance-rescale": 0.5, "guidance-interval": "0.2..0.8",
+            "fill": {"n": "steps", "g": "none"}, "prediction": "v", "flow-time": "sigma", "flow-shift": 3.0, "flow-schedule": "sway=-1", "flow-mu": 1.5,
             "sigmas": [1.0, 0.5], "timesteps": [10.0], "trust": true, "null-label": 8, "interval": 4,
             "schedule": "quadratic=15,1.4", "cut": "cost=0.3", "cache-fit": "forecast",
             "correct": ["cache", "quant=all"], "labels": [0, 1], "quant": "w4a8", "share-ranges": "3",

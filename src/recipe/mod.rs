@@ -22,14 +22,15 @@ mod values;
 pub use array::Array;
 pub use check::Contradiction;
 pub use values::{
-    CacheFit, Correct, CudaTarget, Named, ParseError, Quant, ScheduleSpec, SchedulerConfig,
-    Selection,
+    CacheFit, Correct, CudaTarget, FillSpec, Named, ParseError, Quant, ScheduleSpec,
+    SchedulerConfig, Selection,
 };
 
 pub use crate::calibrate::quantize::Grouping;
 pub use cqc_passes::cache::CutSpec;
 pub use cqc_passes::calib::compensate::CompensationMode;
 pub use cqc_passes::quant::Migrate;
+pub use cqc_proto::cq::GuidanceInterval;
 pub use cqc_proto::sampler::{FlowSchedule, FlowTime, Prediction, SamplerKind};
 
 use serde::{Deserialize, Serialize};
@@ -87,9 +88,20 @@ pub struct Recipe {
     /// DDIM: share of DDPM's noise that is added per step, 0 to 1; 0 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eta: Option<f64>,
-    /// Scale of classifier-free guidance; 1, the default, is off.
+    /// Scale of classifier-free guidance; 1, the default, is off. Where the network takes the scale
+    /// as an input ([`Recipe::fill`]), what it gets by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance: Option<f32>,
+    /// How far the guided prediction gets the standard deviation of the conditional one, 0 to 1
+    /// (arXiv:2305.08891, section 3.4); 0 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_rescale: Option<f32>,
+    /// Steps in which guidance applies; all by default.
+    #[serde(with = "text::option", skip_serializing_if = "Option::is_none")]
+    pub guidance_interval: Option<GuidanceInterval>,
+    /// What the loop fills inputs with by itself; by default as their names say.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub fill: BTreeMap<String, FillSpec>,
     /// Class label of the unconditional half of guidance.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub null_label: Option<i64>,

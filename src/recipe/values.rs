@@ -109,6 +109,39 @@ pub enum Correct {
     QuantAll,
 }
 
+/// What the loop fills an input with by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FillSpec {
+    /// Nothing: requests give it.
+    None,
+    /// The scale of guidance.
+    Guidance,
+    /// The scale of guidance as latent consistency models take it, `[N, D]`.
+    GuidanceEmbedding,
+    /// The number of sampling steps.
+    Steps,
+}
+
+impl FillSpec {
+    /// As an artifact has it.
+    pub fn fill(self) -> Option<cq::Fill> {
+        match self {
+            FillSpec::None => None,
+            FillSpec::Guidance => Some(cq::Fill::Guidance),
+            FillSpec::GuidanceEmbedding => Some(cq::Fill::GuidanceEmbedding),
+            FillSpec::Steps => Some(cq::Fill::Steps),
+        }
+    }
+}
+
+named!(FillSpec {
+    "none" => FillSpec::None,
+    "guidance" => FillSpec::Guidance,
+    "guidance-embedding" => FillSpec::GuidanceEmbedding,
+    "steps" => FillSpec::Steps,
+});
+
 impl Named for Correct {
     const ALL: &'static [(&'static str, Correct)] = &[
         ("none", Correct::None),

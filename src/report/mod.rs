@@ -65,6 +65,8 @@ pub struct Sampling {
     pub timesteps: Vec<f64>,
     /// Guidance scale; 1 = off.
     pub guidance: f32,
+    /// Whether the scale is an input of the network: there is one half only.
+    pub takes_guidance: bool,
     /// Calibration samples and the seed of their noise, if there was a calibration.
     pub calibration: Option<(usize, Option<u64>)>,
 }

@@ -32,7 +32,7 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
     let begun = Instant::now();
     let artifact = artifact::open_cached(&args.model, &args.cache)?;
     let manifest = artifact.manifest();
-    let (plan, guidance) = (&manifest.plan, manifest.guidance);
+    let (plan, guidance) = (&manifest.plan, manifest.classifier_free_scale());
     let batch = args.batch.map_or(plan.fixed_batch.unwrap_or(1), |b| b as usize);
     let options = EngineOptions {
         batch,

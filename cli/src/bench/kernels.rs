@@ -59,7 +59,7 @@ pub fn compare(args: &BenchArgs, quiet: bool) -> Result<(), Failure> {
     }
     let artifact = artifact::open(&args.model, args.cache.map)?;
     let plan = artifact.weights().plan();
-    let guidance = artifact.manifest().guidance;
+    let guidance = artifact.manifest().classifier_free_scale();
     let (batch, threads) =
         (args.batch.map_or(plan.fixed_batch.unwrap_or(1), |b| b as usize), args.threads.count());
     let open = |low_precision| -> Result<Denoiser, Failure> {

@@ -6,7 +6,7 @@ use crate::report::Failure;
 use crate::source::SampleSource;
 use cqc_proto::plan::{Plan, PlanValue, ProgramKind};
 use cqc_proto::{Tensor, ValueType};
-use cqc_runtime::denoise::Request;
+use cqc_runtime::denoise::{Request, fill_value};
 use cqc_runtime::engine::{Engine, EngineOptions};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,7 +57,15 @@ pub fn compare(
     let common = common_values(a.plan(), b.plan());
     let names: Vec<String> = common.iter().map(|(name, _)| name.clone()).collect();
     let request = request.part(sample..sample + 1);
-    let guided = request.guidance.is_some_and(|scale| scale != 1.0);
+    let manifest = a.artifact.manifest();
+    let guided = request.guidance.is_some_and(|scale| scale != 1.0) && !manifest.takes_guidance();
+    let mut request = request;
+    for (name, fill) in &manifest.fills {
+        let input = manifest.plan.inputs.iter().find(|i| i.name == *name);
+        let width = input.and_then(|i| i.ty.shape.last()?.as_const());
+        let value = fill_value(*fill, request.guidance.unwrap_or(a.guidance()), a.steps, width)?;
+        request.conditions.entry(name.clone()).or_insert(value);
+    }
     let mut nodes = Nodes { compared: names.len(), ..Nodes::default() };
     for half in if guided { vec![Some("conditional"), Some("unconditional")] } else { vec![None] } {
         let mut conditions = request.conditions.clone();

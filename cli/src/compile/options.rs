@@ -3,11 +3,12 @@
 //! Every option may be absent, so that the recipe knows what was asked for: help states the
 //! defaults, [`Recipe`] has them.
 
+use crate::args::NamedFill;
 use crate::args::{NamedFile, Threads, names};
 use cachequant::recipe::{
     Array, CacheFit, CompensationMode, Correct, CudaTarget, CutSpec, FlowSchedule, FlowTime,
-    Grouping, Migrate, Prediction, Quant, Recipe, SamplerKind, ScheduleSpec, SchedulerConfig,
-    Selection,
+    Grouping, GuidanceInterval, Migrate, Prediction, Quant, Recipe, SamplerKind, ScheduleSpec,
+    SchedulerConfig, Selection,
 };
 use clap::Args;
 use std::collections::BTreeMap;
@@ -67,9 +68,23 @@ pub struct LoopArgs {
     #[arg(long, value_name = "X")]
     eta: Option<f64>,
     /// Classifier-free guidance scale that `sample` uses unless told otherwise; 1 is off [default:
-    /// 1]
+    /// 1]. Where the network takes the scale as an input (see --fill), what that gets [default: 3.5,
+    /// as an embedding 8.5]
     #[arg(long, value_name = "S", allow_negative_numbers = true)]
     guidance: Option<f32>,
+    /// How far the guided prediction gets the standard deviation of the conditional one, 0 to 1, in
+    /// `sample` unless told otherwise [default: 0]
+    #[arg(long, value_name = "PHI", allow_negative_numbers = true)]
+    guidance_rescale: Option<f32>,
+    /// Guide only in these steps, in shares of their number, e.g. 0.2..0.8: the others compute the
+    /// conditional half alone. `sample` may be told otherwise [default: 0..1]
+    #[arg(long, value_name = "FROM..TO", allow_hyphen_values = true)]
+    guidance_interval: Option<GuidanceInterval>,
+    /// What the loop fills an input with by itself: guidance (the scale), guidance-embedding (sines
+    /// and cosines of it, as for LCM), steps (how many there are), or none [default: by its name,
+    /// e.g. guidance, timestep_cond, total_step]. Repeatable
+    #[arg(long, value_name = "INPUT=KIND")]
+    fill: Vec<NamedFill>,
     /// Class label that the unconditional half of guidance gets
     #[arg(long, value_name = "K", allow_negative_numbers = true)]
     null_label: Option<i64>,
@@ -222,6 +237,9 @@ impl LoopArgs {
         recipe.trust = self.trust;
         recipe.eta = self.eta;
         recipe.guidance = self.guidance;
+        recipe.guidance_rescale = self.guidance_rescale;
+        recipe.guidance_interval = self.guidance_interval;
+        recipe.fill = self.fill.iter().map(|f| (f.name.clone(), f.spec)).collect();
         recipe.null_label = self.null_label;
         recipe.null_cond = arrays(&self.null_cond);
         recipe.quant = self.quant;

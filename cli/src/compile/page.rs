@@ -106,7 +106,9 @@ fn compiled(report: &Report) -> String {
     } else {
         format!(", {evaluations} evaluations")
     };
-    let guidance = if sampling.guidance == 1.0 {
+    let guidance = if sampling.takes_guidance {
+        format!("{}, an input of the network", sampling.guidance)
+    } else if sampling.guidance == 1.0 {
         "off".to_string()
     } else {
         format!("{}, both halves computed", sampling.guidance)
@@ -195,7 +197,11 @@ fn cost(cost: &Cost, report: &Report) -> String {
         );
     }
     out += "</tbody>\n</table></div>\n";
-    let guided = if report.sampling.guidance == 1.0 { "" } else { ", both halves of guidance" };
+    let guided = if report.sampling.guidance == 1.0 || report.sampling.takes_guidance {
+        ""
+    } else {
+        ", both halves of guidance"
+    };
     let mut rows = vec![("MACs per image", format!("{}{guided}", short(cost.macs as f64)))];
     if cost.cached.is_some() {
         rows.push(("Uncached", short(cost.full_macs as f64)));

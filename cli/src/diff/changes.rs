@@ -90,6 +90,9 @@ fn settings(manifest: &Manifest, side: &Side) -> Things {
     let mut list = things([
         ("steps", manifest.steps.to_string()),
         ("guidance", manifest.guidance.to_string()),
+        ("guidance rescale", manifest.guidance_rescale.to_string()),
+        ("guidance interval", json(&manifest.guidance_interval)),
+        ("fills", json(&manifest.fills)),
         ("quantization", json(&manifest.quant)),
         ("calibration", json(&manifest.calibration)),
     ]);

@@ -93,6 +93,13 @@ fn of_model(path: &Path, reading: &ModelArgs, like: Option<&Manifest>) -> Result
         let mut manifest =
             Manifest::new(source.clone(), plan.clone(), like.sampler.clone(), like.steps);
         manifest.guidance = like.guidance;
+        manifest.guidance_rescale = like.guidance_rescale;
+        manifest.guidance_interval = like.guidance_interval;
+        let fits = |(name, fill): &(&String, &cqc_proto::cq::Fill)| {
+            plan.inputs.iter().any(|i| i.name == **name && fill.fits(i))
+        };
+        let fills = like.fills.iter().filter(fits);
+        manifest.fills = fills.map(|(name, fill)| (name.clone(), *fill)).collect();
         manifest
     });
     let constants = weights.parts.into_iter().map(|(_, t)| t).collect();

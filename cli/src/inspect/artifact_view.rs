@@ -4,6 +4,7 @@ use super::{caching_view, quant_view};
 use crate::report::Failure;
 use crate::text::{bytes, columns, grouped, short};
 use cqc_proto::ValueType;
+use cqc_proto::cq::Manifest;
 use cqc_proto::plan::{Alias, InputRole, Program, ProgramKind, Source};
 use cqc_runtime::Artifact;
 use cqc_runtime::engine::{Engine, EngineOptions};
@@ -98,7 +99,8 @@ pub fn json(artifact: &Artifact) -> Result<Value, Failure> {
         "outputs": plan.outputs.iter().map(|o| value(&o.name, &o.ty)).collect::<Vec<_>>(),
         "sampler": {
             "kind": sampler.kind, "timesteps": timesteps(artifact)?, "prediction": sampler.prediction_type,
-            "guidance": manifest.guidance, "clip_sample": sampler.clip_sample,
+            "guidance": manifest.guidance, "guidance_rescale": manifest.guidance_rescale,
+            "guidance_interval": manifest.guidance_interval.map(|i| i.to_string()), "clip_sample": sampler.clip_sample,
             "set_alpha_to_one": sampler.set_alpha_to_one, "steps": manifest.steps, "config": sampler,
             "possible_steps": match possible(manifest)? {
                 Possible::Any => json!("any"),
@@ -106,6 +108,7 @@ pub fn json(artifact: &Artifact) -> Result<Value, Failure> {
             },
         },
         "null": manifest.null,
+        "fills": manifest.fills,
         "programs": programs.collect::<Vec<_>>(),
         "tables": tables.collect::<Vec<_>>(),
         "weights": {"bytes": artifact.weight_bytes(), "float_bytes": float_bytes(artifact)},
@@ -181,12 +184,37 @@ fn loop_text(artifact: &Artifact, out: &mut String) -> Result<(), Failure> {
         steps.len(),
         prediction.as_str().unwrap_or("?"),
         other_steps(artifact)?,
-        if manifest.guidance == 1.0 { "off".to_string() } else { manifest.guidance.to_string() },
+        guidance(manifest),
         caching_view::text(artifact),
         quant_view::text(artifact)?,
         calibrated.unwrap_or_default(),
     );
     Ok(())
+}
+
+/// The scale of guidance and where it goes, and what else the loop fills by itself.
+fn guidance(manifest: &Manifest) -> String {
+    let mut text = match manifest.guidance {
+        scale if manifest.takes_guidance() => format!("{scale}, an input of the network"),
+        1.0 => "off".to_string(),
+        scale => scale.to_string(),
+    };
+    if manifest.guidance_rescale != 0.0 {
+        let _ = write!(text, ", rescaled by {}", manifest.guidance_rescale);
+    }
+    if let Some(interval) = manifest.guidance_interval {
+        let steps = interval.steps(manifest.steps);
+        let _ = write!(
+            text,
+            ", in {interval} of the steps ({} to {})",
+            steps.start,
+            steps.end.saturating_sub(1)
+        );
+    }
+    for (name, fill) in &manifest.fills {
+        let _ = write!(text, "\n  fills      {name} with {fill}");
+    }
+    text
 }
 
 /// Which other numbers of steps `sample --steps` takes, and what becomes of what was fitted.

@@ -343,6 +343,8 @@ impl From<DenoiseError> for Failure {
                 Failure::failed(format!("--device cuda: {reason}")).help("--device cpu, or auto")
             }
             DenoiseError::NotGuided { .. } => Failure::usage(what),
+            DenoiseError::Guiding(_) => Failure::usage(what)
+                .help("--guidance-rescale 0 and --guidance-interval 0..1 switch them off"),
             DenoiseError::Guidance { .. } => {
                 Failure::usage(what).help("--guidance 1 switches it off")
             }
