@@ -16,10 +16,12 @@
 //! kernels compiled for GPUs. Readers skip sections they do not know. [`write()`] makes a file,
 //! [`Artifact::read`] checks everything once.
 
+mod guidance;
 mod read;
 mod unpack;
 mod write;
 
+pub use guidance::{Fill, GuidanceInterval};
 pub use read::{Artifact, CqError};
 pub use write::{WriteError, encode, encode_with, lay_out, write};
 
@@ -64,8 +66,19 @@ pub struct Manifest {
     pub sampler: SamplerConfig,
     /// Its steps.
     pub steps: usize,
-    /// Guidance scale the artifact is made for; 1 = off.
+    /// Guidance scale the artifact is made for; 1 = off, unless [`Manifest::fills`] makes it an
+    /// input.
     pub guidance: f32,
+    /// How far the guided prediction gets the standard deviation of the conditional one (φ of
+    /// arXiv:2305.08891, section 3.4), 0 to 1.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub guidance_rescale: f32,
+    /// Steps in which guidance applies; `None`: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance_interval: Option<GuidanceInterval>,
+    /// Conditions that the loop fills by itself.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fills: BTreeMap<String, Fill>,
     /// What the unconditional half of guidance gets, per condition input; may lack some or all.
     #[serde(default)]
     pub null: BTreeMap<String, NullCondition>,
@@ -292,6 +305,10 @@ pub struct SampleCompensation {
     pub mode: String,
 }
 
+fn is_zero(value: &f32) -> bool {
+    *value == 0.0
+}
+
 impl Manifest {
     /// A manifest without null conditioning, schedule and quantization.
     pub fn new(source: SourceModel, plan: Plan, sampler: SamplerConfig, steps: usize) -> Manifest {
@@ -302,6 +319,9 @@ impl Manifest {
             sampler,
             steps,
             guidance: 1.0,
+            guidance_rescale: 0.0,
+            guidance_interval: None,
+            fills: BTreeMap::new(),
             null: BTreeMap::new(),
             schedule: Schedule::None,
             quant: Quant::None,
@@ -315,9 +335,7 @@ impl Manifest {
         if !(1..=MAX_STEPS).contains(&self.steps) {
             return Err(format!("{} sampling steps, expected 1 to {MAX_STEPS}", self.steps));
         }
-        if !self.guidance.is_finite() {
-            return Err(format!("the guidance scale is {}", self.guidance));
-        }
+        self.check_guidance()?;
         self.check_schedule()?;
         self.check_quant()?;
         let inputs: HashMap<&str, &PlanInput> =

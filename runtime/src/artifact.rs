@@ -1,6 +1,6 @@
 //! Artifacts: `.cq` files, opened, checked, and ready to be sampled from.
 
-use crate::denoise::{Compensation, DenoiseError, Denoiser};
+use crate::denoise::{Compensation, Defaults, DenoiseError, Denoiser};
 use crate::device::{Device, Found};
 use crate::engine::{
     Backend, EngineError, EngineOptions, Execution, PackCache, StepExecution, Weights,
@@ -8,7 +8,7 @@ use crate::engine::{
 use crate::retime::{RetimeError, completed, retime, retime_to};
 use crate::sampler::{Sampler, SamplerError};
 use bytes::Bytes;
-use cqc_proto::cq::{self, CqError, MAGIC, Manifest, NullCondition};
+use cqc_proto::cq::{self, CqError, GuidanceInterval, MAGIC, Manifest, NullCondition};
 use cqc_proto::op::operand::WEIGHTS;
 use cqc_proto::plan::{InputRole, PlanInput, ProgramKind, Source, Step};
 use cqc_proto::{DType, Tensor, ValueType};
@@ -63,8 +63,15 @@ pub struct DenoiserOptions {
     /// The time steps that the caller's own solver visits, one per evaluation, instead of those of
     /// the sampler: for [`Denoiser::begin_at`] and [`Denoiser::predict`]. `steps` is not looked at.
     pub timesteps: Option<Vec<f64>>,
-    /// Scale of guidance; `None`: that of the artifact. Anything but 1 computes both halves.
+    /// Scale of guidance; `None`: that of the artifact. Anything but 1 computes both halves, unless
+    /// the network takes the scale as an input ([`Manifest::takes_guidance`]).
     pub guidance: Option<f32>,
+    /// How far requests rescale guidance that do not say it, 0 to 1; `None`: as the artifact says.
+    pub guidance_rescale: Option<f32>,
+    /// Steps in which guidance applies for requests that do not say it; `None`: those of the
+    /// artifact. With an interval the halves are computed apart, so that one of them can be left
+    /// out.
+    pub guidance_interval: Option<GuidanceInterval>,
     /// Where evaluations run.
     pub device: Device,
     /// Runs machine code for a GPU that the artifact brings along ([`Artifact::kernels`]), which can
@@ -225,15 +232,28 @@ impl Artifact {
             }
         };
         let guidance = options.guidance.unwrap_or(self.manifest.guidance);
-        let open = |weights: &Arc<Weights>,
-                    engine: &EngineOptions|
-         -> Result<Denoiser, DenoiseError> {
-            let mut denoiser = Denoiser::open(weights, sampler.clone(), guidance != 1.0, engine)?;
-            denoiser.set_defaults(guidance, self.null_conditions());
-            denoiser.set_compensation(self.compensation())?;
-            denoiser.set_manifest(self.manifest.clone());
-            Ok(denoiser)
-        };
+        let guided = guidance != 1.0 && !self.manifest.takes_guidance();
+        let rescale = options.guidance_rescale.unwrap_or(self.manifest.guidance_rescale);
+        let interval = options.guidance_interval.or(self.manifest.guidance_interval);
+        let interval = interval.unwrap_or(GuidanceInterval::ALL);
+        let apart = guided && interval != GuidanceInterval::ALL;
+        let open =
+            |weights: &Arc<Weights>, engine: &EngineOptions| -> Result<Denoiser, DenoiseError> {
+                let mut denoiser = match apart {
+                    true => Denoiser::open_apart(weights, sampler.clone(), engine)?,
+                    false => Denoiser::open(weights, sampler.clone(), guided, engine)?,
+                };
+                denoiser.set_defaults(Defaults {
+                    guidance,
+                    rescale,
+                    interval,
+                    null: self.null_conditions(),
+                    fills: self.manifest.fills.clone(),
+                });
+                denoiser.set_compensation(self.compensation())?;
+                denoiser.set_manifest(self.manifest.clone());
+                Ok(denoiser)
+            };
         if options.engine.device.is_some() {
             return open(&weights, &options.engine);
         }

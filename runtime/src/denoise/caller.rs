@@ -1,6 +1,6 @@
 //! Loops whose solver is the caller's.
 
-use super::{DenoiseError, Denoiser, Request, Trajectory, check_request};
+use super::{Beginning, Course, DenoiseError, Denoiser, Request, Trajectory, check_request};
 use crate::noise::Noise;
 use crate::sampler::State;
 
@@ -23,12 +23,14 @@ impl Denoiser {
         if evaluation >= evaluations {
             return Err(DenoiseError::Finished { evaluations });
         }
-        let guidance = self.guidance_of(request)?;
+        let course = Course { evaluations: evaluation..evaluations, beginning: Beginning::Given };
+        let guidance = self.guidance(request, &course)?;
         check_request(self.engine.plan(), request)?;
-        if self.guided && request.unconditional.is_empty() && self.null.is_empty() {
+        if self.guided && request.unconditional.is_empty() && self.defaults.null.is_empty() {
             return Err(DenoiseError::NoNull);
         }
         let requests = self.begin_requests(request, first, None)?;
+        self.prepare_outage(&guidance, &course.evaluations)?;
         let len: usize = self.shape.iter().product();
         Ok(Trajectory {
             requests,

@@ -1,5 +1,6 @@
 //! Why no samples came out.
 
+use super::GuidanceError;
 use super::StartError;
 use crate::engine::EngineError;
 use crate::retime::RetimeError;
@@ -53,6 +54,9 @@ pub enum DenoiseError {
         /// Asked for.
         scale: f32,
     },
+    /// An interval or a rescale of guidance: everything that is wrong.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Guiding(Vec<GuidanceError>),
     /// Noise or a condition holds infinities or NaN.
     #[error("`{name}` holds {value} in row {row}; expected finite numbers")]
     NotFinite {

@@ -16,6 +16,13 @@ pub(super) struct OffSchedule {
     completed: BTreeSet<usize>,
 }
 
+impl OffSchedule {
+    /// The same for another engine on the same plan.
+    pub fn of_other_engine(&self) -> OffSchedule {
+        OffSchedule { manifest: self.manifest.clone(), completed: BTreeSet::new() }
+    }
+}
+
 impl Denoiser {
     /// Lets loops begin at evaluations that the schedule does not run in full, if layers of the
     /// manifest are quantized. The plan is the manifest's, or one for other steps.

@@ -4,6 +4,7 @@ mod caller;
 mod check;
 mod error;
 mod full;
+mod guided;
 mod request;
 mod start;
 mod steps;
@@ -11,13 +12,15 @@ mod trajectory;
 
 pub use check::{check_condition, check_request, label_rows};
 pub use error::DenoiseError;
+pub(crate) use guided::Defaults;
+pub use guided::{GuidanceError, fill_value};
 pub use request::{Request, rows_at};
 pub use start::{Beginning, Course, StartError};
 pub use trajectory::{Compensation, Moment, Trajectory};
 
 use crate::engine::{DeviceSampling, Engine, EngineError, EngineOptions, InFlight, Watch, Weights};
 use crate::noise::Noise;
-use crate::sampler::{Sampler, State, guide};
+use crate::sampler::{Sampler, State};
 use bytes::Bytes;
 use cqc_kernels::arena::{Arena, Span};
 use cqc_kernels::memory;
@@ -50,10 +53,13 @@ pub struct Denoiser {
     input: Vec<f32>,
     output: Vec<f32>,
     compensation: Option<Compensation>,
-    /// Scale of guidance for requests that have none of their own.
-    guidance: f32,
-    /// What the unconditional half gets where a request does not say it, one row per input.
-    null: BTreeMap<String, Tensor>,
+    /// What requests get that do not say it.
+    defaults: Defaults,
+    /// Computes the halves of guidance apart, for requests that need one of them only at some
+    /// evaluations.
+    apart: Option<Box<Denoiser>>,
+    /// Whether rows of tables are not those of the plan.
+    overwritten: bool,
     /// Whether a device moves the samples of [`Denoiser::sample`].
     moves: bool,
     off_schedule: OffSchedule,
@@ -72,12 +78,41 @@ impl Denoiser {
         guided: bool,
         options: &EngineOptions,
     ) -> Result<Denoiser, DenoiseError> {
+        let split = split(weights.plan(), options.batch, guided);
+        Denoiser::open_split(weights, sampler, guided, split, options)
+    }
+
+    /// [`Denoiser::open`] for both halves of guidance, each a request of its own to the engine:
+    /// evaluations that need one half only cost half as much.
+    ///
+    /// # Errors
+    /// As [`Denoiser::open`].
+    pub fn open_apart(
+        weights: &Arc<Weights>,
+        sampler: Sampler,
+        options: &EngineOptions,
+    ) -> Result<Denoiser, DenoiseError> {
+        let batch = match &weights.plan().batch_symbol {
+            Some(_) => options.batch,
+            None => weights.plan().fixed_batch.unwrap_or(1),
+        };
+        Denoiser::open_split(weights, sampler, true, (batch, batch, 2), options)
+    }
+
+    /// `split`: samples at once, batch of the engine, number of requests.
+    fn open_split(
+        weights: &Arc<Weights>,
+        sampler: Sampler,
+        guided: bool,
+        split: (usize, usize, usize),
+        options: &EngineOptions,
+    ) -> Result<Denoiser, DenoiseError> {
         let plan = weights.plan();
         let evaluations = sampler.evaluations().len();
         if plan.evaluations != 0 && plan.evaluations != evaluations {
             return Err(DenoiseError::Evaluations { plan: plan.evaluations, sampler: evaluations });
         }
-        let (width, batch, halves) = split(plan, options.batch, guided);
+        let (width, batch, halves) = split;
         let engine = Engine::open(weights, &EngineOptions { batch, ..options.clone() })?;
         let (shape, out_len) = sample_shape(plan, &engine, sampler.reads_variance())?;
         let len: usize = shape.iter().product();
@@ -87,8 +122,9 @@ impl Denoiser {
             output: vec![0.0; batch * halves * out_len],
             engine,
             compensation: None,
-            guidance: 1.0,
-            null: BTreeMap::new(),
+            defaults: Defaults::default(),
+            apart: None,
+            overwritten: false,
             moves: false,
             off_schedule: OffSchedule::default(),
             halves,
@@ -131,33 +167,16 @@ impl Denoiser {
     /// Those of [`Denoiser::open`].
     pub fn of_width(&self, samples: usize) -> Result<Denoiser, DenoiseError> {
         let (weights, options) = self.engine.recipe();
-        Denoiser::open(
-            &weights,
-            self.sampler.clone(),
-            self.guided,
-            &EngineOptions { batch: samples, ..options },
-        )
-    }
-
-    /// Sets what requests get that do not say it: the scale of guidance, and the rows of the
-    /// unconditional half by input.
-    pub(crate) fn set_defaults(&mut self, guidance: f32, null: BTreeMap<String, Tensor>) {
-        (self.guidance, self.null) = (guidance, null);
-    }
-
-    /// Scale of guidance that a request gets.
-    ///
-    /// # Errors
-    /// [`DenoiseError::Guidance`] if it is no finite number of 0 or more,
-    /// [`DenoiseError::NotGuided`] if it needs both halves and the denoiser was opened for one.
-    pub fn guidance_of(&self, request: &Request) -> Result<f32, DenoiseError> {
-        let scale = request.guidance.unwrap_or(self.guidance);
-        check::check_guidance(scale)?;
-        if scale != 1.0 && !self.guided {
-            Err(DenoiseError::NotGuided { scale })
-        } else {
-            Ok(scale)
+        let options = EngineOptions { batch: samples, ..options };
+        match self.halves {
+            2 => Denoiser::open_apart(&weights, self.sampler.clone(), &options),
+            _ => Denoiser::open(&weights, self.sampler.clone(), self.guided, &options),
         }
+    }
+
+    /// Sets what requests get that do not say it.
+    pub(crate) fn set_defaults(&mut self, defaults: Defaults) {
+        (self.defaults, self.apart) = (defaults, None);
     }
 
     /// Whether the batch holds both halves of guidance.
@@ -180,7 +199,8 @@ impl Denoiser {
         self.engine.reset_profile();
     }
 
-    /// Overwrites one row of a table: see [`Engine::set_table_row`].
+    /// Overwrites one row of a table: see [`Engine::set_table_row`]. Requests with an interval of
+    /// guidance then compute both halves at every evaluation, unless they do so apart.
     ///
     /// # Errors
     /// As there.
@@ -190,6 +210,7 @@ impl Denoiser {
         e: usize,
         row: &[f32],
     ) -> Result<(), DenoiseError> {
+        self.overwritten = true;
         Ok(self.engine.set_table_row(constant, e, row)?)
     }
 
@@ -208,7 +229,7 @@ impl Denoiser {
                 return Err(EngineError::Length { what, found: part.len(), expected }.into());
             }
         }
-        self.compensation = compensation;
+        (self.compensation, self.apart) = (compensation, None);
         self.move_on_device()
     }
 
@@ -217,8 +238,8 @@ impl Denoiser {
         self.shape.first().copied().unwrap_or(1)
     }
 
-    /// Requests that the engine serves for one trajectory: two if a fixed batch keeps the halves of
-    /// guidance apart.
+    /// Requests that the engine serves for one trajectory: two if a fixed batch or an interval of
+    /// guidance keeps its halves apart.
     pub fn halves(&self) -> usize {
         self.halves
     }
@@ -250,6 +271,9 @@ impl Denoiser {
         request: &Request,
         observe: &mut dyn FnMut(&Moment) -> ControlFlow<()>,
     ) -> Result<Tensor, DenoiseError> {
+        if let Some(apart) = self.apart(request)? {
+            return apart.sample(request, observe);
+        }
         let len: usize = self.shape.iter().product();
         let mut shape = vec![request.samples];
         shape.extend(&self.shape);
@@ -316,16 +340,17 @@ impl Denoiser {
         first: usize,
         watch: Option<&mut Watch>,
     ) -> Result<Trajectory, DenoiseError> {
-        let guidance = self.guidance_of(request)?;
         let course = self.course(request)?;
+        let guidance = self.guidance(request, &course)?;
         // the later batches of a request bring nothing new
         if first == 0 {
             check_request(self.engine.plan(), request)?;
         }
-        if self.guided && request.unconditional.is_empty() && self.null.is_empty() {
+        if self.guided && request.unconditional.is_empty() && self.defaults.null.is_empty() {
             return Err(DenoiseError::NoNull);
         }
         let requests = self.begin_requests(request, first, watch)?;
+        self.prepare_outage(&guidance, &course.evaluations)?;
         let mut noise =
             Noise::new(request.seed, request.first.wrapping_add(first as u64), self.width);
         let Started { x, repaint, sampler } = self.start(request, &course, first, &mut noise)?;
@@ -372,7 +397,7 @@ impl Denoiser {
             &trajectory.requests[0],
             &trajectory.x,
             &self.input,
-            trajectory.guidance,
+            trajectory.guidance.scale,
         )?)
     }
 
@@ -488,21 +513,24 @@ impl Denoiser {
         let len = trajectory.x.len();
         let part = self.output.len() / self.halves;
         self.put_steps(&mut trajectory.requests, &trajectory.steps, trajectory.next)?;
-        for (request, output) in
-            trajectory.requests.iter_mut().zip(self.output.chunks_exact_mut(part))
+        let (e, mixed) = (trajectory.next, trajectory.is_guided_at(trajectory.next));
+        let apart = self.halves == 2;
+        for (i, (request, output)) in
+            trajectory.requests.iter_mut().zip(self.output.chunks_exact_mut(part)).enumerate()
         {
+            let null = apart && i == 0;
+            if null && !mixed {
+                continue;
+            }
+            let kind = if null { trajectory.guidance.program_of_null(kind, e) } else { kind };
             let watch = watch.as_deref_mut();
-            self.engine.evaluate_watched(
-                kind,
-                request,
-                trajectory.next,
-                &self.input,
-                output,
-                watch,
-            )?;
+            self.engine.evaluate_watched(kind, request, e, &self.input, output, watch)?;
         }
         if self.guided {
-            guide(&mut self.output, self.width, len / self.width, trajectory.guidance);
+            self.mix(&trajectory.guidance, e, len);
+            if mixed {
+                trajectory.guidance.ready_for = e + 1;
+            }
         }
         Ok(())
     }
@@ -536,6 +564,7 @@ impl Denoiser {
         mut watch: Option<&mut Watch>,
     ) -> Result<Vec<InFlight>, DenoiseError> {
         let indices = self.indices(request.samples, first);
+        let request = &self.filled(request)?;
         let conditional = self.conditions(request, &indices, false)?;
         if !self.guided {
             return Ok(vec![self.engine.begin_watched(&conditional, &self.timesteps, watch)?]);
@@ -578,7 +607,7 @@ impl Denoiser {
             return Err(EngineError::UnknownInput { name: name.clone(), known }.into());
         }
         let rows = |(name, condition): (&String, &Tensor)| {
-            let unconditional = || request.unconditional.get(name).or(self.null.get(name));
+            let unconditional = || request.unconditional.get(name).or(self.defaults.null.get(name));
             let given = if null { unconditional().unwrap_or(condition) } else { condition };
             let t = if is_batched(plan, name) {
                 gather(name, &row_of_number(plan, name, given)?, indices, request.samples)?

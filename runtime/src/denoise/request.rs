@@ -2,6 +2,7 @@
 
 use super::DenoiseError;
 use cqc_proto::Tensor;
+use cqc_proto::cq::GuidanceInterval;
 use cqc_proto::plan::{Plan, PlanInput};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -47,8 +48,17 @@ pub struct Request {
     /// that is missing here gets the null condition of the artifact, or else its condition.
     pub unconditional: BTreeMap<String, Tensor>,
     /// Scale of guidance; `None`: that of the artifact. Anything but 1 needs a denoiser that was
-    /// opened with guidance.
+    /// opened with guidance, unless the network takes the scale as an input.
     pub guidance: Option<f32>,
+    /// How far the guided prediction gets the standard deviation of the conditional one, 0 to 1
+    /// (arXiv:2305.08891, section 3.4); `None`: that of the artifact.
+    pub guidance_rescale: Option<f32>,
+    /// Steps in which guidance applies, of all steps of the loop; `None`: those of the artifact.
+    /// In the others the unconditional half is not computed ([`Denoiser::begin`] of a denoiser that
+    /// was opened without an interval computes it and leaves it aside).
+    ///
+    /// [`Denoiser::begin`]: super::Denoiser::begin
+    pub guidance_interval: Option<GuidanceInterval>,
 }
 
 impl Default for Request {
@@ -68,6 +78,8 @@ impl Default for Request {
             unconditional_steps: BTreeMap::new(),
             unconditional: BTreeMap::new(),
             guidance: None,
+            guidance_rescale: None,
+            guidance_interval: None,
         }
     }
 }

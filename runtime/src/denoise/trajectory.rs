@@ -1,5 +1,6 @@
 //! Samples on their way from noise to images, and what an observer sees of them.
 
+use super::guided::Guidance;
 use super::steps::Steps;
 use crate::engine::{Engine, EngineError, InFlight};
 use crate::noise::Noise;
@@ -70,7 +71,7 @@ pub struct Trajectory {
     pub(super) noise: Noise,
     /// What the requests get per evaluation.
     pub(super) steps: Vec<Steps>,
-    pub(super) guidance: f32,
+    pub(super) guidance: Guidance,
     /// The evaluation to come.
     pub(super) next: usize,
     /// The evaluation before which it ends.
@@ -111,9 +112,11 @@ impl Trajectory {
         self.end
     }
 
-    /// Whether the rows of the sampler alone move it, from the first one on.
+    /// Whether the rows of the sampler alone move it, from the first one on, by an output that is
+    /// guided as on devices.
     pub(super) fn is_plain(&self) -> bool {
-        self.sampler.is_none() && self.repaint.is_none()
+        let guided = self.requests.len() == 1 && self.guidance.is_plain(&(self.next..self.end));
+        self.sampler.is_none() && self.repaint.is_none() && guided
     }
 }
 

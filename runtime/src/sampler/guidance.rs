@@ -28,9 +28,54 @@ pub fn guide(output: &mut [f32], samples: usize, guided: usize, scale: f32) -> &
     unconditional
 }
 
+/// Gives the mixed prediction that [`guide`] left in front the standard deviation of the conditional
+/// one, by a share `phi` of 0 to 1, per sample (Lin et al. 2023, arXiv:2305.08891, section 3.4):
+/// g · (`phi` · σ(c) / σ(g) + 1 − `phi`). The elements behind the leading `guided` ones stay.
+///
+/// A mixed prediction that is the same everywhere has no deviation to change, and stays.
+///
+/// # Panics
+/// As [`guide`].
+pub fn rescale(output: &mut [f32], samples: usize, guided: usize, phi: f32) {
+    let half = output.len() / 2;
+    let len = half.checked_div(samples).unwrap_or(0);
+    assert!(
+        output.len() == 2 * samples * len && guided <= len,
+        "two halves of {samples} samples, {guided} guided"
+    );
+    let (mixed, conditional) = output.split_at_mut(half);
+    for (g, c) in mixed.chunks_exact_mut(len.max(1)).zip(conditional.chunks_exact(len.max(1))) {
+        let (of_mixed, of_conditional) = (deviation(&g[..guided]), deviation(&c[..guided]));
+        if of_mixed > 0.0 {
+            let phi = f64::from(phi);
+            let factor = (phi * (of_conditional / of_mixed) + (1.0 - phi)) as f32;
+            g[..guided].iter_mut().for_each(|g| *g *= factor);
+        }
+    }
+}
+
+/// The standard deviation, up to a factor that depends on the number of values alone.
+fn deviation(values: &[f32]) -> f64 {
+    let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / values.len().max(1) as f64;
+    values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>().sqrt()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::guide;
+    use super::{guide, rescale};
+
+    #[test]
+    fn rescaled_by_one_the_deviation_is_the_conditional_one() {
+        // two samples of [mean, mean, variance]; mixed [8.5, 2] of deviation 3.25, conditional [2, 2]
+        let mut output = [8.5, 2.0, 30.0, 3.0, -25.0, 40.0, 2.0, 4.0, 30.0, 3.0, -11.0, 40.0];
+        rescale(&mut output, 2, 2, 1.0);
+        let factor = 2.0 / 6.5;
+        assert_eq!(output[..6], [8.5 * factor, 2.0 * factor, 30.0, 1.5, -12.5, 40.0]);
+        // a constant has none
+        let mut output = [1.0, 1.0, 2.0, 4.0];
+        rescale(&mut output, 1, 2, 0.7);
+        assert_eq!(output, [1.0, 1.0, 2.0, 4.0]);
+    }
 
     #[test]
     fn unconditional_comes_first_and_the_variance_is_conditional() {

@@ -16,7 +16,7 @@ mod start;
 mod state;
 mod table;
 
-pub use guidance::guide;
+pub use guidance::{guide, rescale};
 pub use start::Repaint;
 pub use state::State;
 pub use table::{LearnedStd, Limit, MAX_REGISTERS, MAX_TERMS, Op, Register, Row, Table, Term};
