@@ -157,7 +157,8 @@ pub unsafe fn tensor(array: &CqcArray, what: &str) -> Result<Tensor, Failed> {
     // SAFETY: `shape` holds `rank` sizes by the caller's promise.
     let shape = unsafe { slice(array.shape, array.rank, what) }?;
     let count = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
-    let bytes = count.and_then(|n| n.checked_mul(dtype.size())).filter(|&n| n <= isize::MAX as usize);
+    let bytes =
+        count.and_then(|n| n.checked_mul(dtype.size())).filter(|&n| n <= isize::MAX as usize);
     let bytes = bytes.ok_or_else(|| Failed::argument(format!("{what}: {shape:?} is too large")))?;
     // SAFETY: `data` holds the elements that the shape says by the caller's promise.
     let data = unsafe { slice(array.data.cast::<u8>(), bytes, what) }?;

@@ -361,7 +361,9 @@ pub unsafe extern "C" fn cqc_predict(
             (lock(&of.0, "the loop")?, lock(&samples.0, "the samples")?);
         if out.is_null() || out_len != denoiser.output().len() {
             let expected = denoiser.output().len();
-            return Err(Failed::argument(format!("the output is {expected} floats, not {out_len}")));
+            return Err(Failed::argument(format!(
+                "the output is {expected} floats, not {out_len}"
+            )));
         }
         put(denoiser.predict(&mut trajectory, input).map_err(refused)?, out, out_len)
     })

@@ -19,5 +19,8 @@ fn the_header_is_current() {
         std::fs::write(&path, &made).unwrap();
     }
     let found = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(found == made, "include/cqc.h is out of date: CQC_BLESS=1 cargo test -p cachequant-capi");
+    assert!(
+        found == made,
+        "include/cqc.h is out of date: CQC_BLESS=1 cargo test -p cachequant-capi"
+    );
 }

@@ -161,8 +161,8 @@ pub fn advice(error: &StartError) -> Option<String> {
         }
         StartError::NoImages { .. } => "leave --init out, or compile with another sampler".into(),
         StartError::NeedsImage { .. } => {
-            "--init FILE; compiled with --interval 1 and --quant none or bf16, \
-            since calibration has no images"
+            "`cqc sample --init FILE`; compiled with --interval 1 and --quant none or \
+            bf16, since calibration has no images"
                 .into()
         }
         StartError::Whole { .. } => "leave it out".into(),

@@ -211,7 +211,7 @@ pub(crate) fn rows_of_full(
     let (to, rows) = (&timesteps[e..=e], BTreeMap::new());
     let mut made = Tables { weights, from: timesteps, to, rows };
     made.of_layers(layers_of(manifest));
-    let is_open = |scale: usize| made.compiled(scale)[e].iter().any(|&scale| scale == 0.0);
+    let is_open = |scale: usize| made.compiled(scale)[e].contains(&0.0);
     let mut open = BTreeSet::new();
     for layer in layers_of(manifest) {
         for (i, input) in layer.inputs.iter().enumerate().filter(|(_, t)| is_open(t.scale)) {
