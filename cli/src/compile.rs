@@ -147,14 +147,8 @@ struct Bars {
 
 impl cachequant::Progress for Bars {
     fn update(&mut self, phase: Phase, _: u64, total: u64) -> ControlFlow<()> {
-        let name = match phase {
-            Phase::Calibrating => "calibrating",
-            Phase::Quantizing => "quantizing",
-            Phase::Measuring => "measuring",
-            Phase::Reporting => "reporting",
-        };
         if self.shown.as_ref().is_none_or(|(shown, _)| *shown != phase) {
-            self.shown = Some((phase, term::ProgressBar::new(name, total, self.quiet)));
+            self.shown = Some((phase, term::ProgressBar::new(phase.name(), total, self.quiet)));
         }
         if let Some((_, bar)) = &mut self.shown {
             bar.set_total(total);

@@ -25,6 +25,7 @@ mod run;
 mod sample;
 mod sampling;
 mod source;
+mod start;
 mod term;
 mod text;
 mod trace;

@@ -5,6 +5,7 @@ use super::device::DeviceArgs;
 use super::report::Failure;
 use super::sampling::{SamplingArgs, Selected};
 use super::source::SampleSource;
+use super::start::StartArgs;
 use super::term::ProgressBar;
 use super::trace::Trace;
 use super::{artifact, term, text};
@@ -33,7 +34,10 @@ use std::time::Instant;
     cqc sample unet.cq -n 16 --seed 0 -o grid.png\n  \
     cqc sample dit.cq -n 8 --labels 0,1,2 --guidance 2.0 -o samples.npy\n  \
     cqc sample unet.cq -n 50000 --shard 3/8 --batch 16 -o part3.npz\n  \
-    cqc sample unet.cq --noise x.npy -o y.npy")]
+    cqc sample unet.cq --noise x.npy -o y.npy\n  \
+    cqc sample unet.cq --init photo.png --strength 0.6 -o other.png\n  \
+    cqc sample unet.cq --init photo.png --mask hole.png -o filled.png\n  \
+    cqc sample base.cq --to 0.8 -o half.npy && cqc sample refiner.cq --from 0.8 --noise half.npy -o whole.npy")]
 pub struct SampleArgs {
     /// A .cq file
     artifact: PathBuf,
@@ -61,6 +65,8 @@ pub struct SampleArgs {
     /// Print a JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    start: StartArgs,
 }
 
 pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
@@ -68,7 +74,14 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
     check_outputs(args, overwrite)?;
     let artifact = artifact::open_cached(&args.artifact, &args.cache)?;
     let source = SampleSource::new(&args.artifact, artifact, args.steps)?;
-    let Selected { request, range, .. } = args.sampling.request(&source, args.shard)?;
+    let images = args.start.read()?;
+    let mut sampling = args.sampling.clone();
+    if sampling.noise.is_none() {
+        sampling.samples = sampling.samples.or(images.rows());
+    }
+    let mut selected = sampling.request(&source, args.shard)?;
+    let course = args.start.apply(images, &source, &mut selected)?;
+    let Selected { request, range, .. } = selected;
     check_image(args, &source, request.samples)?;
     let (batch, threads) = (args.sampling.batch(request.samples), args.sampling.threads.count());
     let profile = args.trace.is_some();
@@ -77,7 +90,7 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
     artifact::keep_packed(&source.artifact);
 
     denoiser.check(&request)?;
-    let evaluations = denoiser.sampler().evaluations().len();
+    let evaluations = course.evaluations.len();
     let mut rows = begin(args, &source, &denoiser, &request, overwrite)?;
     let resumed = rows.as_ref().map_or(0, RowFile::done);
     let rounds = (request.samples - resumed).div_ceil(denoiser.width());
@@ -160,7 +173,7 @@ fn command(
     denoiser: &Denoiser,
     request: &Request,
 ) -> Result<BTreeMap<String, String>, Failure> {
-    let Request { samples, seed, first, guidance, .. } = request;
+    let Request { samples, seed, first, guidance, strength, from, to, .. } = request;
     let hash = |t: &Tensor| {
         let mut hasher = blake3::Hasher::new();
         hasher.update(t.value_type().to_string().as_bytes()).update(t.bytes());
@@ -182,6 +195,11 @@ fn command(
     ]
     .map(|(key, value)| (key.to_string(), value))
     .into();
+    command.extend(strength.map(|strength| ("strength".to_string(), strength.to_string())));
+    let places = [("from", from), ("to", to)];
+    command.extend(
+        places.iter().filter_map(|(key, at)| Some((key.to_string(), at.as_ref()?.to_string()))),
+    );
     let manifest = source.artifact.manifest();
     let rescale = request.guidance_rescale.unwrap_or(manifest.guidance_rescale);
     if rescale != 0.0 {

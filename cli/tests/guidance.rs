@@ -182,7 +182,10 @@ fn every_condition_may_have_a_negative_one_which_scale_one_does_not_compute() {
     assert!(rowwise[..half] == own[..half] && rowwise[half..] == other[half..]);
     assert!(own[half..] != other[half..]);
     let off = folder.sample(&artifact, &format!("{request} --guidance 1"));
-    assert!(folder.sample(&artifact, &format!("{request} --guidance 1 --null-cond {name}={file}")) == off);
+    assert!(
+        folder.sample(&artifact, &format!("{request} --guidance 1 --null-cond {name}={file}"))
+            == off
+    );
     let same = folder.sample(&artifact, &format!("{request} --null-cond {name}=0.75"));
     assert!(error(&same, &off) < 1e-4, "against itself, guidance changes nothing");
 }

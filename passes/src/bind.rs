@@ -114,16 +114,16 @@ pub enum BindError {
         /// The node and what is wrong with it.
         source: InterpretError,
     },
-    /// The model takes integers and the sampler gives fractions.
+    /// The model takes integers and the sampler gives others, or fractions.
     #[error(
-        "input `{input}` takes {dtype} time steps and the sampler's are fractional ({timestep}); export the model with a float time step or use another timestep spacing"
+        "input `{input}` takes {dtype} time steps and the sampler's are others ({timestep}); export the model with a float time step or use another timestep spacing"
     )]
     Fractional {
         /// The time step input.
         input: String,
         /// Its element type.
         dtype: DType,
-        /// The first fractional time step.
+        /// The first that the type does not have.
         timestep: f64,
     },
     /// The time step has other sizes than one number, or one per sample.
@@ -381,10 +381,11 @@ fn needed<'a>(g: &'a Graph, wanted: &[ValueId]) -> Vec<&'a Node> {
     g.nodes().filter(|(id, _)| live.contains(id)).map(|(_, n)| n).collect()
 }
 
-/// Refuses fractional time steps for a model that takes whole ones.
+/// Refuses time steps that the model's type does not have: fractions, or numbers outside of its
+/// range.
 fn check_whole(g: &Graph, input: ValueId, timesteps: &[f64]) -> Result<(), BindError> {
     let dtype = g.ty(input).dtype;
-    match timesteps.iter().find(|t| !dtype.is_float() && t.fract() != 0.0) {
+    match timesteps.iter().find(|t| !dtype.holds(**t)) {
         Some(&timestep) => {
             Err(BindError::Fractional { input: g.value(input).name.clone(), dtype, timestep })
         }

@@ -62,6 +62,21 @@ impl DType {
         !self.is_float() && !matches!(self, DType::Bool)
     }
 
+    /// Whether it has the number: integers have whole numbers in their range, floats all of them,
+    /// rounded.
+    pub fn holds(self, number: f64) -> bool {
+        let bits = 8 * self.size() as i32;
+        let (low, high) = match self {
+            DType::F32 | DType::F64 | DType::F16 | DType::BF16 => return true,
+            DType::I8 | DType::I16 | DType::I32 | DType::I64 => {
+                (-2f64.powi(bits - 1), 2f64.powi(bits - 1))
+            }
+            DType::U8 | DType::U16 | DType::U32 | DType::U64 => (0.0, 2f64.powi(bits)),
+            DType::Bool => (0.0, 2.0),
+        };
+        number.fract() == 0.0 && (low..high).contains(&number)
+    }
+
     /// The name in text form: `f32`, `i64`, `bool` …
     pub const fn name(self) -> &'static str {
         match self {
@@ -90,5 +105,21 @@ impl DType {
 impl fmt::Display for DType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DType;
+
+    #[test]
+    fn integers_hold_whole_numbers_of_their_range() {
+        assert!(DType::F16.holds(-1.25) && DType::F32.holds(1e9));
+        assert!([999.0, -1.0, 0.0].into_iter().all(|t| DType::I64.holds(t)));
+        assert!(
+            ![0.5, -0.25, f64::NAN, f64::INFINITY, 1e19].into_iter().any(|t| DType::I64.holds(t))
+        );
+        assert!(DType::U8.holds(255.0) && !DType::U8.holds(256.0) && !DType::U8.holds(-1.0));
+        assert!(DType::I8.holds(-128.0) && !DType::I8.holds(128.0));
     }
 }

@@ -11,12 +11,14 @@ mod dpm;
 mod error;
 mod flow_schedule;
 mod kind;
+mod res_shift;
 mod sigma_kinds;
 
 pub use classes::{Class, Refused};
 pub use error::SamplerConfigError;
 pub use flow_schedule::FlowSchedule;
 pub use kind::SamplerKind;
+pub use res_shift::ResShift;
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -387,6 +389,9 @@ pub struct SamplerConfig {
     /// Würstchen: the offset of its cosine schedule.
     #[serde(skip_serializing_if = "is_0_008")]
     pub s: f64,
+    /// Residual shifting: its chain.
+    #[serde(skip_serializing_if = "is_default")]
+    pub res_shift: ResShift,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -497,6 +502,7 @@ impl SamplerConfig {
             snr_shift_scale: 1.0,
             scaler: 1.0,
             s: 0.008,
+            res_shift: ResShift::default(),
         };
         (Class::of_kind(kind).defaults)(&mut config);
         config
@@ -564,6 +570,7 @@ impl SamplerConfig {
         }
         self.validate_lists()?;
         self.validate_distilled()?;
+        self.res_shift.validate()?;
         let lambda = self.lambda_min_clipped.unwrap_or(0.0);
         in_range("lambda_min_clipped", lambda, lambda.is_finite(), "a number, or -Infinity")?;
         self.validate_betas()?;
@@ -659,7 +666,7 @@ impl SamplerConfig {
     }
 
     fn validate_combination(&self) -> Result<(), SamplerConfigError> {
-        use SamplerKind::{Ddim, Ddpm, Direct, Plms, Pndm, Scm, UnClip, Wuerstchen};
+        use SamplerKind::{Ddim, Ddpm, Direct, Plms, Pndm, ResShift, Scm, UnClip, Wuerstchen};
         let (prediction, flow_levels) = (self.prediction_type, self.sigma_schedule.is_flow());
         let is_straight = matches!(prediction, Prediction::Flow | Prediction::FlowToData);
         self.validate_sigma_kinds()?;
@@ -667,7 +674,7 @@ impl SamplerConfig {
             kind if kind.is_flow() => "flow, flow_to_data",
             Wuerstchen => "epsilon",
             UnClip => "epsilon, sample",
-            Direct => "sample",
+            Direct | ResShift => "sample",
             Scm => "v_prediction, flow",
             Plms | Pndm => "epsilon, v_prediction",
             _ if flow_levels => "flow, flow_to_data, sample, epsilon",
@@ -677,7 +684,7 @@ impl SamplerConfig {
             kind if kind.is_flow() => is_straight,
             Wuerstchen => prediction == Prediction::Epsilon,
             UnClip => matches!(prediction, Prediction::Epsilon | Prediction::Sample),
-            Direct => prediction == Prediction::Sample,
+            Direct | ResShift => prediction == Prediction::Sample,
             Scm => matches!(prediction, Prediction::VPrediction | Prediction::Flow),
             Plms | Pndm => !is_straight && prediction != Prediction::Sample,
             // a straight path has images and noise, but not the velocity of a circle

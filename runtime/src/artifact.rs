@@ -262,8 +262,13 @@ impl Artifact {
                 denoiser.set_manifest(self.manifest.clone());
                 Ok(denoiser)
             };
+        // a device takes tables as they are when it is opened
+        let on_device = |engine: &EngineOptions| {
+            let completed = completed(&self.manifest, &self.constants, &weights)?;
+            open(completed.as_ref().unwrap_or(&weights), engine)
+        };
         if options.engine.device.is_some() {
-            return open(&weights, &options.engine);
+            return on_device(&options.engine);
         }
         let timed = options.engine.profile;
         if timed && options.device == Device::Cuda {
@@ -273,9 +278,7 @@ impl Artifact {
         let wanted = if timed { Device::Cpu } else { options.device };
         let found = self.find_device(wanted, options.artifact_kernels, note)?;
         let Some(device) = found else { return open(&weights, &options.engine) };
-        let completed = completed(&self.manifest, &self.constants, &weights)?;
-        let weights = completed.unwrap_or(weights.clone());
-        match open(&weights, &EngineOptions { device: Some(device), ..options.engine.clone() }) {
+        match on_device(&EngineOptions { device: Some(device), ..options.engine.clone() }) {
             Err(e) if options.device == Device::Auto => {
                 note(&e.to_string());
                 open(&weights, &options.engine)

@@ -27,6 +27,7 @@ pub mod cuda;
 pub mod denoise;
 mod device;
 pub mod engine;
+mod info;
 pub mod noise;
 pub mod retime;
 pub mod sampler;
@@ -34,6 +35,7 @@ pub mod sampler;
 pub use artifact::{Artifact, ArtifactError, ArtifactOptions, DenoiserOptions};
 pub use denoise::{DenoiseError, Denoiser, Request};
 pub use device::Device;
+pub use info::{ArtifactInfo, InputInfo};
 
 /// Lets this process take at most so many bytes of memory, mapped files not counted: see
 /// [`cqc_kernels::memory`].

@@ -40,10 +40,12 @@ pub enum RetimeError {
         /// Numbers of steps that lead to compiled time steps only.
         possible: Vec<usize>,
     },
-    /// The model takes whole time steps and the sampler's are not.
-    #[error("the model takes whole time steps, and these include {timestep}")]
+    /// The model takes integers and the sampler's time steps are others, or fractions.
+    #[error("the model takes {dtype} time steps, and these include {timestep}")]
     Fractional {
-        /// The first that is not whole.
+        /// Of the model's input.
+        dtype: DType,
+        /// The first that the type does not have.
         timestep: f64,
     },
     /// A time step that is none.
@@ -152,13 +154,11 @@ pub fn retime_to(
     if expected != 0 && expected != from.len() {
         return Err(EngineError::Timesteps { found: from.len(), expected }.into());
     }
-    let is_whole = manifest
-        .plan
-        .inputs
-        .iter()
-        .any(|i| i.role == InputRole::Timestep && !i.ty.dtype.is_float());
-    if let Some(&timestep) = to.iter().find(|t| is_whole && t.fract() != 0.0) {
-        return Err(RetimeError::Fractional { timestep });
+    for input in manifest.plan.inputs.iter().filter(|i| i.role == InputRole::Timestep) {
+        let dtype = input.ty.dtype;
+        if let Some(&timestep) = to.iter().find(|t| !dtype.holds(**t)) {
+            return Err(RetimeError::Fractional { dtype, timestep });
+        }
     }
     let mut made = Tables { weights: &weights, from: &from, to, rows: BTreeMap::new() };
     made.of_time(manifest, bytes)?;
@@ -211,7 +211,7 @@ pub(crate) fn rows_of_full(
     let (to, rows) = (&timesteps[e..=e], BTreeMap::new());
     let mut made = Tables { weights, from: timesteps, to, rows };
     made.of_layers(layers_of(manifest));
-    let is_open = |scale: usize| made.compiled(scale)[e].iter().any(|&scale| scale == 0.0);
+    let is_open = |scale: usize| made.compiled(scale)[e].contains(&0.0);
     let mut open = BTreeSet::new();
     for layer in layers_of(manifest) {
         for (i, input) in layer.inputs.iter().enumerate().filter(|(_, t)| is_open(t.scale)) {

@@ -9,6 +9,7 @@ use cqc_proto::cq::Artifact;
 use cqc_proto::plan::{InputRole, ProgramKind};
 use cqc_proto::sampler::{Prediction, SamplerConfig, SamplerKind, Variance};
 use cqc_proto::{Bindings, Tensor};
+use cqc_runtime::DenoiserOptions;
 use cqc_runtime::cuda::CudaBackend;
 use cqc_runtime::denoise::{Compensation, Denoiser, Request};
 use cqc_runtime::engine::{Backend, DevicePreludes, Engine, EngineError, EngineOptions, Weights};
@@ -201,8 +202,18 @@ fn sampled(
     };
     let unconditional = if guided { rows(0) } else { BTreeMap::new() };
     let (conditions, guidance) = (rows(1), guided.then_some(1.75));
-    let request =
-        Request { samples, seed: 5, conditions, unconditional, guidance, ..Request::default() };
+    let shape = [&[1], denoise.sample_shape()].concat();
+    let image = || Tensor::from_f32(&shape, &vec![0.5; shape.iter().product()]);
+    let init = sampler.needs_image().then(image);
+    let request = Request {
+        samples,
+        seed: 5,
+        init,
+        conditions,
+        unconditional,
+        guidance,
+        ..Request::default()
+    };
     let mut seen = Vec::new();
     let there = denoise.sample(&request, &mut |moment| {
         seen.push(moment.x().unwrap().into_owned());
@@ -260,6 +271,52 @@ fn samples_that_stay_on_the_device_are_those_that_the_cpu_moves() {
             moved += 1;
         }
         assert!(moved > SamplerKind::ALL.len() / 2, "{moved} of {}", configs.len());
+    }
+}
+
+/// Also with an evaluation that was compiled as cached, where some layers have no ranges.
+#[test]
+fn loops_begin_with_an_image_as_on_the_cpu() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/artifacts");
+    if !folder.is_dir() {
+        return println!("skipped: no {}", folder.display());
+    }
+    for device in devices() {
+        for name in ["v3", "v4", "v5"] {
+            let path = folder.join(format!("{name}.cq"));
+            let artifact = cqc_runtime::Artifact::open(&path).unwrap();
+            let (plan, steps) = (&artifact.manifest().plan, artifact.manifest().steps);
+            let batch = plan.fixed_batch.unwrap_or(2);
+            let engine = EngineOptions { batch, threads: 1, ..Default::default() };
+            let mut loops = [None, on(&device, 2)].map(|device| {
+                let engine = EngineOptions { device, ..engine.clone() };
+                let device = cqc_runtime::Device::Cpu;
+                let guidance = Some(1.0);
+                let options = DenoiserOptions { guidance, device, engine, ..Default::default() };
+                artifact.denoiser(&options).unwrap()
+            });
+            let shape = [&[batch], loops[0].sample_shape()].concat();
+            let mut image = vec![0.0; shape.iter().product()];
+            Noise::new(3, 0, batch).fill(&mut image);
+            for left in 1..=steps.min(6) {
+                let request = Request {
+                    samples: batch,
+                    init: Some(Tensor::from_f32(&shape, &image)),
+                    strength: Some((left as f32 + 0.1) / steps as f32),
+                    conditions: conditions(artifact.weights()),
+                    guidance: Some(1.0),
+                    ..Request::default()
+                };
+                let begin = loops[0].course(&request).unwrap().evaluations.start;
+                let [here, there] = loops.each_mut().map(|denoiser| {
+                    let samples = denoiser.sample(&request, &mut |_| ControlFlow::Continue(()));
+                    samples.unwrap().to_f32_vec()
+                });
+                let (db, kind) = (sqnr(&there, &here), plan.program_at(begin));
+                println!("{}: {name} from {begin} ({kind}): {db:.1} dB", device.name());
+                assert!(db > 30.0, "{name} from {begin}: {db} dB");
+            }
+        }
     }
 }
 

@@ -85,7 +85,9 @@ fn samples_do_not_depend_on_how_many_are_computed_at_once() {
         let evaluations = sampler(kind, 6).evaluations().len();
         for guided in [false, true] {
             let weights = denoiser(evaluations, 4, None);
-            let request = request(&LABELS, guided.then_some(1.5));
+            let image = Tensor::from_f32(&[1, 24, 4], &[0.5; LEN]);
+            let init = sampler(kind, 6).needs_image().then_some(image);
+            let request = Request { init, ..request(&LABELS, guided.then_some(1.5)) };
             let mut widths = [1, 2, 5, 8]
                 .map(|w| Denoiser::open(&weights, sampler(kind, 6), guided, &options(w)).unwrap());
             let all = widths.each_mut().map(|l| run(l, &request));
@@ -97,6 +99,7 @@ fn samples_do_not_depend_on_how_many_are_computed_at_once() {
             let shard = Request {
                 first: 3,
                 samples: 2,
+                init: request.init.clone(),
                 ..self::request(&LABELS[3..], guided.then_some(1.5))
             };
             assert!(run(&mut widths[1], &shard) == all[0][3 * LEN..], "{kind}: a shard");

@@ -68,6 +68,18 @@ impl fmt::Display for Phase {
     }
 }
 
+impl Phase {
+    /// Its name, for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Calibrating => "calibrating",
+            Phase::Quantizing => "quantizing",
+            Phase::Measuring => "measuring",
+            Phase::Reporting => "reporting",
+        }
+    }
+}
+
 /// Is told how far a compilation is, and may break it off.
 ///
 /// `()` says nothing and goes on; a closure of three arguments is a progress, too.

@@ -46,7 +46,7 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
     let open_ms = begun.elapsed().as_secs_f64() * 1e3;
     artifact::keep_packed(&artifact);
     let conditions = conditions(plan, denoiser.width())?;
-    let request = request(conditions, denoiser.width(), guidance);
+    let request = request(&denoiser, conditions, guidance);
 
     match denoiser.sample(&request, &mut |m| {
         if m.evaluation + 1 < WARM_UP { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -93,10 +93,17 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
     })
 }
 
-/// A batch of samples.
-pub fn request(conditions: BTreeMap<String, Tensor>, samples: usize, guidance: f32) -> Request {
+/// A batch of samples, from an empty image where the sampler begins with one.
+pub fn request(
+    denoiser: &Denoiser,
+    conditions: BTreeMap<String, Tensor>,
+    guidance: f32,
+) -> Request {
+    let shape = [&[1], denoiser.sample_shape()].concat();
+    let empty = || Tensor::from_f32(&shape, &vec![0.0; shape.iter().product()]);
     Request {
-        samples,
+        samples: denoiser.width(),
+        init: denoiser.sampler().needs_image().then(empty),
         unconditional: conditions.clone(),
         conditions,
         guidance: Some(guidance),

@@ -75,7 +75,7 @@ pub fn compare(args: &BenchArgs, quiet: bool) -> Result<(), Failure> {
         .help("`cqc compile --quant w8a8`, and `cqc inspect` for what became of each layer"));
     }
     let rounds = args.repeat.map_or(ROUNDS, |n| n as usize);
-    let request = request(conditions(plan, narrow.width())?, narrow.width(), guidance);
+    let request = request(&narrow, conditions(plan, narrow.width())?, guidance);
     let mut times = [BTreeMap::new(), BTreeMap::new()];
     let mut progress = ProgressBar::new("timing", rounds as u64, quiet);
     for _ in 0..rounds {

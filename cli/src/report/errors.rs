@@ -1,6 +1,7 @@
 //! The libraries' errors as failures: which exit code, which facts.
 
 use super::{Exit, Failure};
+use crate::start;
 use crate::text::bytes;
 use cachequant::calibrate::CalibrateError;
 use cachequant::calibrate::quantize::QuantizeError;
@@ -284,7 +285,7 @@ impl From<ProgramError> for Failure {
                 Failure::failed(format!("the tables cannot be computed at time step {timestep}")).fact("seen", source)
             }
             ProgramError::Bind(BindError::Fractional { input, dtype, timestep }) => {
-                Failure::usage(format!("input `{input}` takes whole time steps, and the sampler's are not"))
+                Failure::usage(format!("input `{input}` takes {dtype} time steps, and the sampler's are others"))
                     .fact("input", format!("{input}   {dtype}"))
                     .fact("seen", timestep)
                     .help("export the model with a float time step, or use another --sampler or timestep_spacing")
@@ -335,6 +336,8 @@ impl From<DenoiseError> for Failure {
                     .fact("seen", format!("{shape:?}"))
             }
             DenoiseError::Steps(e) => (*e).into(),
+            DenoiseError::Start(ref errors) => start::failure(errors, &e),
+            DenoiseError::Mask { .. } | DenoiseError::MaskValue { .. } => Failure::usage(what),
             DenoiseError::Sampler(e) => e.into(),
             DenoiseError::Device { reason } => {
                 Failure::failed(format!("--device cuda: {reason}")).help("--device cpu, or auto")

@@ -313,6 +313,30 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
         Ok(())
     }),
     ("flow_schedule", flow::read_schedule),
+    ("kappa", |r, key, c| {
+        c.res_shift.kappa = r.number(key, c.res_shift.kappa)?;
+        Ok(())
+    }),
+    ("power", |r, key, c| {
+        c.res_shift.power = r.number(key, c.res_shift.power)?;
+        Ok(())
+    }),
+    ("min_noise_level", |r, key, c| {
+        c.res_shift.min_noise_level = r.number(key, c.res_shift.min_noise_level)?;
+        Ok(())
+    }),
+    ("etas_end", |r, key, c| {
+        c.res_shift.etas_end = r.number(key, c.res_shift.etas_end)?;
+        Ok(())
+    }),
+    ("normalize_input", |r, key, c| {
+        c.res_shift.normalize_input = r.flag(key, c.res_shift.normalize_input)?;
+        Ok(())
+    }),
+    ("latent_flag", |r, key, c| {
+        c.res_shift.latent_flag = r.flag(key, c.res_shift.latent_flag)?;
+        Ok(())
+    }),
     ("scale_factors", IGNORED),
     ("upscale_mode", IGNORED),
 ];

@@ -114,6 +114,8 @@ kinds! {
     CogVideoXDpm = "cogvideox-dpm",
     /// Ancestral sampling of unCLIP (DALL-E 2, Karlo, Kandinsky priors).
     UnClip = "unclip",
+    /// Residual shifting from a low-resolution image (ResShift): begins with that image.
+    ResShift = "res-shift",
     /// The model returns the next sample itself.
     Direct = "direct",
 }
@@ -133,10 +135,10 @@ impl SamplerKind {
     /// Whether it takes a list of noise levels, and of time steps, instead of a schedule.
     pub fn lists(self) -> (bool, bool) {
         use SamplerKind::{CogVideoXDdim, CogVideoXDpm, Ddim, Ddpm, Direct, Lcm, Plms, Scm, Tcd};
-        use SamplerKind::{UnClip, Wuerstchen};
+        use SamplerKind::{ResShift, UnClip, Wuerstchen};
         match self {
             Ddim | Ddpm | Lcm | Tcd | Wuerstchen | Scm => (false, true),
-            CogVideoXDdim | CogVideoXDpm | UnClip | Direct | Plms => (false, false),
+            CogVideoXDdim | CogVideoXDpm | UnClip | Direct | Plms | ResShift => (false, false),
             _ => (true, true),
         }
     }

@@ -46,11 +46,8 @@ impl Denoiser {
         if self.engine.plan().program_at(begin) == ProgramKind::Full {
             return Ok(begin);
         }
-        let until = begin + 1;
-        for e in begin..until {
-            self.complete_rows(e)?;
-        }
-        Ok(until)
+        self.complete_rows(begin)?;
+        Ok(begin + 1)
     }
 
     /// Gives layers that only `full` has the ranges and corrections that they lack at an evaluation

@@ -58,6 +58,20 @@ pub enum StartError {
         /// What is in the way.
         reason: &'static str,
     },
+    /// The sampler begins with an image always.
+    #[error("{sampler} begins with an image, and none is given")]
+    NeedsImage {
+        /// Its name.
+        sampler: &'static str,
+    },
+    /// It begins with an image as it is.
+    #[error("{sampler} makes another image of the whole one: it has no {what}")]
+    Whole {
+        /// Its name.
+        sampler: &'static str,
+        /// `strength` below 1, or `mask`.
+        what: &'static str,
+    },
     /// Both say where the loop begins.
     #[error("`from` continues samples, and {other} begins with an image")]
     Twice {
@@ -109,7 +123,15 @@ impl Course {
         check(mask.is_some() && init.is_none(), StartError::MaskAlone);
         check(strength.is_some() && init.is_none(), StartError::StrengthAlone);
         // those of diffusers' pipelines
-        let share = strength.unwrap_or(if mask.is_some() { 1.0 } else { 0.8 });
+        let (needs_image, name) = (sampler.needs_image(), sampler.config().kind.name());
+        let is_whole = mask.is_some() || needs_image;
+        let share = strength.unwrap_or(if is_whole { 1.0 } else { 0.8 });
+        let missing = needs_image && init.is_none() && from.is_none();
+        check(missing, StartError::NeedsImage { sampler: name });
+        let less = needs_image && share < 1.0;
+        check(less, StartError::Whole { sampler: name, what: "`strength` below 1" });
+        let masked = needs_image && mask.is_some();
+        check(masked, StartError::Whole { sampler: name, what: "`mask`" });
         let is_share = share > 0.0 && share <= 1.0;
         check(!is_share, StartError::Strength { strength: share });
         if let (Some(_), Some(reason)) = (init, sampler.refuses_images()) {

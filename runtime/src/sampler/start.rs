@@ -116,6 +116,11 @@ impl Sampler {
         }
     }
 
+    /// Whether it begins with an image always, and with that image as it is.
+    pub fn needs_image(&self) -> bool {
+        self.config.kind == SamplerKind::ResShift
+    }
+
     fn evaluates_twice(&self) -> bool {
         use SamplerKind::{DpmSde, FlowHeun, Heun, Kdpm2, Kdpm2Ancestral};
         matches!(self.config.kind, Heun | Kdpm2 | Kdpm2Ancestral | DpmSde | FlowHeun)

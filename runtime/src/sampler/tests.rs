@@ -31,7 +31,7 @@ fn weight_of_a_ddim_output_is_the_noise_level_it_removes() {
 #[test]
 fn every_kind_has_a_weight_per_evaluation() {
     for &kind in SamplerKind::ALL {
-        let sampler = Sampler::new(&config(kind), 20).unwrap();
+        let sampler = Sampler::new(&config(kind), 15).unwrap();
         let weights = sampler.output_weights();
         assert_eq!(weights.len(), sampler.evaluations().len(), "{kind}");
         assert!(
@@ -225,4 +225,32 @@ fn ancestral_steps_from_a_very_high_level_are_finite() {
             Sampler::new(&cosine, steps).unwrap();
         }
     }
+}
+
+#[test]
+fn a_loop_that_begins_in_the_middle_ends_as_the_whole_one() {
+    // those that do not look back have the same rows, and every other row is finite
+    for &kind in SamplerKind::ALL.iter().filter(|&&kind| kind != SamplerKind::Pndm) {
+        let whole = Sampler::new(&config(kind), 12).unwrap();
+        for step in 1..whole.steps() {
+            let begin = whole.evaluation_of_step(step);
+            let part = whole.beginning_at(begin).unwrap();
+            assert_eq!((part.begin(), part.evaluations()), (begin, whole.evaluations()), "{kind}");
+            assert!(part.table().kept() <= MAX_REGISTERS && part.table().temps() <= MAX_REGISTERS);
+        }
+    }
+    let heun = Sampler::new(&config(SamplerKind::Heun), 12).unwrap();
+    assert_eq!(heun.beginning_at(4).unwrap().table(), heun.table());
+    assert!(matches!(heun.beginning_at(3), Err(SamplerError::Middle { evaluation: 3, .. })));
+    assert!(matches!(heun.beginning_at(99), Err(SamplerError::Middle { .. })));
+}
+
+#[test]
+fn residual_shifting_begins_with_its_image_and_noise() {
+    let sampler = Sampler::new(&config(SamplerKind::ResShift), 15).unwrap();
+    assert!(sampler.needs_image());
+    let levels: Vec<Option<Level>> = sampler.evaluations().iter().map(|e| e.level).collect();
+    // κ·√η: 2 · 0.99
+    assert_eq!(levels[0], Some(Level { signal: 1.0, noise: 1.98 }));
+    assert!(levels[1..].iter().all(Option::is_none));
 }

@@ -67,7 +67,10 @@ pub fn page(errors: &BTreeMap<String, f64>) -> String {
     let mut page = INTRODUCTION.to_owned();
     page += "| sampler | what it does | evaluations of 20 steps | noise |\n| --- | --- | ---: | --- |\n";
     for &kind in SamplerKind::ALL {
-        let sampler = Sampler::new(&SamplerConfig::of_kind(kind), 20).unwrap();
+        let config = SamplerConfig::of_kind(kind);
+        // or as many as there are
+        let steps = 20.min(config.num_train_timesteps as usize);
+        let sampler = Sampler::new(&config, steps).unwrap();
         let evaluations = sampler.evaluations().len();
         let noise = if (0..evaluations).any(|i| sampler.adds_noise(i)) { "yes" } else { "no" };
         let about = kind.about();

@@ -76,7 +76,20 @@ pub(super) const CLASSES: &[Class] = &[
             Ok(())
         },
     },
-    // not of diffusers: a file of cqc may name it
+    // not of diffusers: a file of cqc may name these
+    Class {
+        name: "ResShift",
+        kind: SamplerKind::ResShift,
+        keys: &[
+            "num_train_timesteps", "kappa", "power", "min_noise_level", "etas_end", "normalize_input", "latent_flag",
+            "clip_sample", "clip_sample_range",
+        ],
+        defaults: |c| {
+            c.num_train_timesteps = 15;
+            c.prediction_type = Prediction::Sample;
+        },
+        check: NOTHING,
+    },
     Class {
         name: "DirectStep",
         kind: SamplerKind::Direct,

@@ -26,6 +26,7 @@ mod lcm;
 mod lms;
 mod plms;
 mod pndm;
+mod res_shift;
 mod sa;
 mod scm;
 mod tcd;
@@ -70,6 +71,7 @@ pub(super) fn table(
         SamplerKind::CogVideoXDdim => cogvideox::ddim(config, steps),
         SamplerKind::CogVideoXDpm => cogvideox::dpm(config, steps, begin),
         SamplerKind::UnClip => unclip::table(config, steps),
+        SamplerKind::ResShift => res_shift::table(config, steps),
         SamplerKind::Direct => Ok(direct::table(steps)),
         SamplerKind::EulerAncestral => euler_ancestral::table(config, steps),
         SamplerKind::Heun => heun::table(config, steps),

@@ -1,0 +1,205 @@
+//! Where the loop of `sample` begins and ends, and with what.
+
+use super::report::Failure;
+use super::sampling::Selected;
+use super::source::SampleSource;
+use cachequant::io::{has_extension, read_array};
+use clap::Args;
+use cqc_proto::Tensor;
+use cqc_runtime::denoise::{Course, DenoiseError, StartError, check_request, rows_at};
+use cqc_runtime::sampler::Sampler;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Image to image")]
+pub struct StartArgs {
+    /// Begin with an image instead of noise, made as noisy as --strength says: .npy or .npz in the
+    /// scale of the samples [N,C,H,W] or one for all, or one image as .png, whose pixels become -1
+    /// to 1. A latent model wants latents
+    #[arg(long, value_name = "FILE")]
+    init: Option<PathBuf>,
+    /// Share of the steps that run on --init, more than 0 and at most 1 [default: 0.8; with --mask
+    /// 1, which begins with noise alone]
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
+    strength: Option<f32>,
+    /// Keep a part of --init: 1 repaints, 0 keeps. .npy or .npz [N or 1,C or 1,H,W], or .png, of
+    /// which white is repainted, brought to the size of the samples
+    #[arg(long, value_name = "FILE")]
+    mask: Option<PathBuf>,
+    /// Begin with sampler step X, or at a share of the time as diffusers' denoising_start (0.8), with
+    /// the samples of --noise as they are
+    #[arg(long, value_name = "X")]
+    from: Option<At>,
+    /// End before sampler step X, or at a share of the time as diffusers' denoising_end (0.8): the
+    /// samples are still noisy then, in the scale of the sampler, as --from takes them
+    #[arg(long, value_name = "X")]
+    to: Option<At>,
+}
+
+/// A place in a loop.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum At {
+    /// The number of a sampler step.
+    Step(usize),
+    /// From 0 (noise) to 1 (image).
+    Share(f64),
+}
+
+impl FromStr for At {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<At, String> {
+        if let Ok(step) = text.parse() {
+            return Ok(At::Step(step));
+        }
+        match text.parse() {
+            Ok(share) if (0.0..=1.0).contains(&share) => Ok(At::Share(share)),
+            _ => Err("expected the number of a step, or a share from 0.0 to 1.0".into()),
+        }
+    }
+}
+
+impl At {
+    fn step(self, sampler: &Sampler) -> usize {
+        match self {
+            At::Step(step) => step,
+            At::Share(share) => sampler.step_of_share(share),
+        }
+    }
+}
+
+/// The files that [`StartArgs`] name.
+pub struct Images {
+    init: Option<Tensor>,
+    mask: Option<Tensor>,
+}
+
+impl StartArgs {
+    /// Reads the image and its mask.
+    pub fn read(&self) -> Result<Images, Failure> {
+        let init = self.init.as_ref().map(|path| read_array(path, "init")).transpose()?;
+        let mask = self.mask.as_ref().map(|path| read_mask(path)).transpose()?;
+        Ok(Images { init, mask })
+    }
+
+    /// Adds to the request what the command line says of its beginning and its end.
+    pub fn apply(
+        &self,
+        images: Images,
+        source: &SampleSource,
+        selected: &mut Selected,
+    ) -> Result<Course, Failure> {
+        let sampler = source.sampler()?;
+        let Selected { request, range, total } = selected;
+        // what has one row is for all samples
+        let cut = |t: Tensor| {
+            if t.shape().first() == Some(total) { rows_at(&t, 0, range) } else { t }
+        };
+        request.init = images.init.map(cut);
+        request.mask = images.mask.map(cut);
+        if let (Some(mask), Some(path)) = (&request.mask, &self.mask)
+            && has_extension(path, "png")
+        {
+            request.mask = Some(nearest(mask, &source.sample_shape()?));
+        }
+        request.strength = self.strength;
+        request.from = self.from.map(|at| at.step(&sampler));
+        request.to = self.to.map(|at| at.step(&sampler));
+        let course = Course::of(&sampler, request)?;
+        check_request(source.plan(), request)?;
+        Ok(course)
+    }
+}
+
+impl Images {
+    /// Images that samples begin with; `None` without any.
+    pub fn rows(&self) -> Option<usize> {
+        self.init.as_ref().and_then(|init| init.shape().first().copied())
+    }
+}
+
+/// A mask of 0 and 1; the lighter half of a PNG is 1.
+fn read_mask(path: &Path) -> Result<Tensor, Failure> {
+    let read = read_array(path, "mask")?;
+    let &[_, channels, height, width] = read.shape() else { return Ok(read) };
+    if !has_extension(path, "png") {
+        return Ok(read);
+    }
+    let (values, area) = (read.to_f32_vec(), height * width);
+    // Rec. 601
+    let weights: &[f32] = if channels == 3 { &[0.299, 0.587, 0.114] } else { &[1.0] };
+    let light = |i| {
+        let light: f32 = weights.iter().enumerate().map(|(c, w)| w * values[c * area + i]).sum();
+        if light >= 0.0 { 1.0 } else { 0.0 }
+    };
+    let mask: Vec<f32> = (0..area).map(light).collect();
+    Ok(Tensor::from_f32(&[1, 1, height, width], &mask))
+}
+
+/// A mask `[1, 1, H, W]` in the size of a sample `[C, H, W]`, of the nearest pixels; another sample's
+/// is left as it is.
+fn nearest(mask: &Tensor, sample: &[usize]) -> Tensor {
+    let (&[1, 1, height, width], &[_, to_height, to_width]) = (mask.shape(), sample) else {
+        return mask.clone();
+    };
+    let values = mask.to_f32_vec();
+    let at = |y: usize, x: usize| values[y * height / to_height * width + x * width / to_width];
+    let rows = (0..to_height).flat_map(|y| (0..to_width).map(move |x| (y, x)));
+    let values: Vec<f32> = rows.map(|(y, x)| at(y, x)).collect();
+    Tensor::from_f32(&[1, 1, to_height, to_width], &values)
+}
+
+/// What to do about a beginning or an end that does not exist.
+pub fn advice(error: &StartError) -> Option<String> {
+    Some(match error {
+        StartError::MaskAlone => "--init FILE names the image".into(),
+        StartError::StrengthAlone => "--init FILE names the image; without it no --strength".into(),
+        StartError::Strength { .. } => "--strength 0.5".into(),
+        StartError::NothingLeft { steps, .. } => {
+            format!("--strength {} or more, or more --steps", 1.0 / *steps as f32)
+        }
+        StartError::NoImages { .. } => "leave --init out, or compile with another sampler".into(),
+        StartError::NeedsImage { .. } => {
+            "`cqc sample --init FILE`; compiled with --interval 1 and --quant none or \
+            bf16, since calibration has no images"
+                .into()
+        }
+        StartError::Whole { .. } => "leave it out".into(),
+        StartError::Twice { .. } => "--from or --strength; with --mask, --init may stay".into(),
+        StartError::NothingToContinue => "--noise FILE, which `cqc sample --to` has written".into(),
+        StartError::From { .. }
+        | StartError::To { .. }
+        | StartError::Nothing { .. }
+        | StartError::Sampler(_) => return None,
+    })
+}
+
+/// A failure that names everything that is wrong, and what to do about it.
+pub fn failure(errors: &[StartError], e: &DenoiseError) -> Failure {
+    errors.iter().filter_map(advice).fold(Failure::usage(e.to_string()), Failure::help)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_a_step_or_a_share() {
+        assert_eq!("12".parse(), Ok(At::Step(12)));
+        assert_eq!("0.8".parse(), Ok(At::Share(0.8)));
+        assert_eq!("1.0".parse(), Ok(At::Share(1.0)));
+        for wrong in ["1.5", "-1", "-0.5", "x", "NaN", ""] {
+            assert!(wrong.parse::<At>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_mask_is_brought_to_size() {
+        let mask = Tensor::from_f32(&[1, 1, 2, 4], &[0., 1., 2., 3., 4., 5., 6., 7.]);
+        let seen = |shape: &[usize]| nearest(&mask, shape).to_f32_vec();
+        assert_eq!(seen(&[3, 1, 2]), [0., 2.]);
+        assert_eq!(seen(&[3, 2, 2]), [0., 2., 4., 6.]);
+        assert_eq!(seen(&[3, 4, 4])[4..8], [0., 1., 2., 3.]);
+    }
+}

@@ -1,0 +1,416 @@
+"""Artifacts as denoisers."""
+
+import contextlib
+import json
+import os
+import threading
+import weakref
+
+import numpy as np
+
+from . import _cachequant
+from ._arrays import contiguous, to_numpy
+from ._cachequant import RequestError
+
+# how pipelines tell the network the time, relative to the time steps of the scheduler
+_SCALES = (1.0, 1e-3, 1e3)
+# arguments of diffusers' models that say how, not what
+_MANNERS = ("return_dict", "joint_attention_kwargs", "cross_attention_kwargs", "attention_kwargs")
+# loops that are kept open, per thread: one for each batch size and list of time steps
+_OPEN_LOOPS = 4
+
+
+class Output:
+    """What a call of a `Denoiser` returns: `output.sample`, `output[0]`."""
+
+    def __init__(self, sample):
+        self.sample = sample
+
+    def __getitem__(self, index):
+        return (self.sample,)[index]
+
+    def __iter__(self):
+        return iter((self.sample,))
+
+
+class Config(dict):
+    """The configuration of a model: a dictionary whose keys are attributes, too."""
+
+    def __getattr__(self, name):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class Denoiser:
+    """An opened artifact.
+
+    `sample` runs its whole loop. As a function the object does what `pipe.unet` or
+    `pipe.transformer` of diffusers does, so that a pipeline drives it with its own scheduler::
+
+        pipe.unet = cachequant.Denoiser("unet.cq", pipe)
+
+    Calls are mapped to the evaluations of the compiled loop: the first call of a loop begins a
+    request, and every further one is the next evaluation, which its time step must confirm. The
+    scheduler's list of time steps says which evaluations there are; where it is not the list that the
+    artifact was compiled for, the tables of the artifact are made for it (compile with
+    `any_steps=True` for that). Guidance is the pipeline's: both halves come as one batch.
+
+    Several threads may use one object, each for a loop of its own.
+
+    Parameters
+    ----------
+    artifact : path or bytes
+        A `.cq` file, or what stands in one.
+    pipe : optional
+        The pipeline that drives it: its scheduler says which time steps a loop visits, and the
+        configuration of the model that is replaced is taken over.
+    threads : int, optional
+        Threads that compute; by default one per core. Results do not depend on it.
+    device : str
+        `"auto"`, `"cpu"` or `"cuda"`.
+    """
+
+    def __init__(self, artifact, pipe=None, *, threads=None, device="auto"):
+        if isinstance(artifact, (bytes, bytearray, memoryview)):
+            self.path = None
+            self._artifact = _cachequant.Artifact.from_bytes(bytes(artifact))
+        else:
+            self.path = os.fspath(artifact)
+            self._artifact = _cachequant.Artifact.open(self.path, True)
+        self.info = json.loads(self._artifact.info())
+        self._threads, self._device = threads, device
+        self._inputs = {i["name"]: i for i in self.info["inputs"]}
+        by_role = {i["role"]: i["name"] for i in self.info["inputs"]}
+        self._sample_name, self._time_name = by_role["sample"], by_role["timestep"]
+        self._local = threading.local()
+        self._pipe = None
+        self.config, self.dtype, self.device = Config(), None, None
+        self.timesteps = None
+        if pipe is not None:
+            self.attach(pipe)
+
+    def __repr__(self):
+        info = self.info
+        how = [f"{info['steps']} steps"]
+        how += ["cached"] * info["cached"] + ["quantized"] * info["quantized"]
+        return f"cachequant.Denoiser({self.path or 'bytes'!r}: {', '.join(how)})"
+
+    def attach(self, pipe):
+        """Lets the scheduler of `pipe` say which time steps loops visit, and takes over what
+        pipelines ask of the model that is replaced."""
+        self._pipe = weakref.ref(pipe)
+        model = getattr(pipe, "unet", None)
+        if model is None:
+            model = getattr(pipe, "transformer", None)
+        if model is None:
+            model = getattr(pipe, "prior", None)
+        if model is None or isinstance(model, Denoiser):
+            return
+        self.config, self.dtype, self.device = model.config, model.dtype, model.device
+        # SDXL compares the length of its added embedding with the width of this layer
+        if hasattr(model, "add_embedding"):
+            self.add_embedding = model.add_embedding
+        for name in ("encoder_hid_proj", "text_time_embedding"):
+            if hasattr(model, name):
+                setattr(self, name, getattr(model, name))
+
+    def to(self, *_, **__):
+        """Does nothing: the artifact computes where it was opened."""
+        return self
+
+    def eval(self):
+        """Does nothing: there is no other mode."""
+        return self
+
+    @contextlib.contextmanager
+    def cache_context(self, name):
+        """Calls within belong to a loop of that name: pipelines that evaluate the halves of guidance
+        one after the other say so which half a call is of."""
+        before = getattr(self._local, "context", None)
+        self._local.context = name
+        try:
+            yield
+        finally:
+            self._local.context = before
+
+    # ---- the whole loop
+
+    def sample(
+        self,
+        n=None,
+        *,
+        seed=0,
+        noise=None,
+        labels=None,
+        cond=None,
+        null_cond=None,
+        guidance=None,
+        steps=None,
+        init=None,
+        strength=None,
+        mask=None,
+        start=None,
+        end=None,
+        batch=None,
+        progress=None,
+    ):
+        """Samples `[n, ...]` as a NumPy array of float32, by the loop that was compiled.
+
+        Parameters
+        ----------
+        n : int, optional
+            How many; by default as many as `noise`, `init` or `labels` has, else 1.
+        seed : int
+            Seed of all noise.
+        noise : array, optional
+            Initial noise of unit variance `[n, ...]`, instead of the seed's.
+        labels : sequence of int, optional
+            Class labels, repeated over the samples in turn.
+        cond, null_cond : dict, optional
+            Values of conditions by input, one row per sample or one for all, or a number; those of
+            guidance's unconditional half.
+        guidance : float, optional
+            Scale of guidance; by default that of the artifact.
+        steps : int, optional
+            Sampling steps, instead of the compiled ones.
+        init, strength, mask : optional
+            Begin with an image or latent `[n, ...]`, with so much noise (0 to 1); keep it where the
+            mask is 0.
+        start, end : int, optional
+            Run only the steps from `start` to `end`; `noise` then continues samples.
+        batch : int, optional
+            Samples at once; by default all, at most 8.
+        progress : callable, optional
+            Called as `progress(evaluation, evaluations, first, end)`; returning `False` cancels.
+
+        Raises
+        ------
+        RequestError
+            The artifact cannot do that.
+        Cancelled
+            `progress` returned `False`.
+        """
+        labels = None if labels is None else [int(label) for label in labels]
+        if n is None:
+            rows = [len(x) for x in (noise, init, labels) if x is not None]
+            n = rows[0] if rows else 1
+        given = {"samples": n, "seed": seed}
+        conditions = self._conditions(cond or {})
+        if labels is not None:
+            name = self._label_input()
+            shape = [n] + [1] * (len(self._inputs[name]["shape"]) - 1)
+            rows = [labels[i % len(labels)] for i in range(n)]
+            conditions[name] = np.array(rows, np.int64).reshape(shape)
+        given["conditions"] = conditions
+        if null_cond:
+            given["unconditional"] = self._conditions(null_cond)
+        for key, value in (("noise", noise), ("init", init), ("mask", mask)):
+            if value is not None:
+                given[key] = contiguous(value, np.float32)
+        plain = {"guidance": guidance, "strength": strength, "from": start, "to": end}
+        given |= {key: value for key, value in plain.items() if value is not None}
+        batch = batch or self.info["batch"] or min(n, 8)
+        guided = self.info["guidance"] if guidance is None else guidance
+        loop = self._loop(batch, steps=steps, guided=guided)
+        return loop.sample(given, progress)
+
+    def _label_input(self):
+        for name, i in self._inputs.items():
+            if i["role"] == "condition" and i["dtype"].startswith(("i", "u")):
+                return name
+        raise RequestError("the model has no input for labels")
+
+    def _conditions(self, values):
+        known = [name for name, i in self._inputs.items() if "condition" in i["role"]]
+        for name in values:
+            if name not in known:
+                raise RequestError(f"no condition {name!r}; there are: {', '.join(known) or 'none'}")
+        plain = (int, float)
+        return {n: v if isinstance(v, plain) else self._array(n, v) for n, v in values.items()}
+
+    def _array(self, name, value):
+        """A condition in a type that the input takes: masks come as integers, floats and booleans."""
+        array, to = contiguous(value), self._inputs[name]["dtype"]
+        if to == "bool":
+            return contiguous(array, np.bool_)
+        if to[0] in "fb" and array.dtype.kind != "f":
+            return contiguous(array, np.float32)
+        if to[0] in "iu" and array.dtype.kind == "b":
+            return contiguous(array, np.int64)
+        return array
+
+    # ---- one evaluation
+
+    def __call__(self, *args, **kwargs):
+        """The network's answer to one batch at one time step, as models of diffusers take and
+        return it: the sample, the time step and the text states may stand without names."""
+        return_dict = kwargs.get("return_dict", True)
+        sample, time, conditions = self._arguments(args, kwargs)
+        like = sample
+        x = contiguous(sample, np.float32)
+        if x.ndim == 0 or list(x.shape[1:]) != self.info["sample_shape"]:
+            raise RequestError(
+                f"the sample is {list(x.shape)}, the artifact takes "
+                f"[batch, {', '.join(map(str, self.info['sample_shape']))}]"
+            )
+        times = to_numpy(time).reshape(-1).astype(np.float64)
+        if not len(times) or (times != times[0]).any():
+            raise RequestError("all samples of a call must have the same time step")
+        run = self._next(len(x), float(times[0]), _rounding(time), conditions)
+        for name, value in conditions.items():
+            if self._inputs[name]["role"] == "step_condition":
+                run.loop.set_condition(run.trajectory, name, value)
+        predicted = _like(run.loop.predict(run.trajectory, x), like)
+        return Output(predicted) if return_dict else (predicted,)
+
+    def _arguments(self, args, kwargs):
+        """Sample, time step, and the conditions by input."""
+        given = {k: v for k, v in kwargs.items() if k not in _MANNERS and v is not None}
+        for name in _MANNERS[1:]:
+            # LoRA scales and attention processors would change the network
+            if kwargs.get(name):
+                raise RequestError(f"the artifact cannot do {name}={kwargs[name]!r}")
+        conditions = {}
+        positional = [self._sample_name, self._time_name, "encoder_hidden_states"]
+        if len(args) > len(positional):
+            raise RequestError("give what follows the text states by name")
+        for name, value in zip(positional, args):
+            if value is not None:
+                given[name] = value
+        aliases = {
+            self._sample_name: ("sample", "hidden_states", "x"),
+            self._time_name: ("timestep", "timesteps", "t"),
+        }
+        for name, others in aliases.items():
+            for other in others:
+                if name not in given and other in given and other not in self._inputs:
+                    given[name] = given.pop(other)
+        flat = {}
+        for name, value in given.items():
+            if isinstance(value, dict):
+                flat |= {k: v for k, v in value.items() if v is not None}
+            elif isinstance(value, (list, tuple)) and name not in self._inputs:
+                stem = name[:-1] if name.endswith("s") else name
+                flat |= {f"{stem}_{i}": v for i, v in enumerate(value)}
+            else:
+                flat[name] = value
+        for name in (self._sample_name, self._time_name):
+            if name not in flat:
+                raise RequestError(f"the call lacks {name!r}")
+        sample, time = flat.pop(self._sample_name), flat.pop(self._time_name)
+        for name, value in flat.items():
+            if name not in self._inputs:
+                known = ", ".join(self._inputs)
+                raise RequestError(f"the artifact has no input {name!r}; it has {known}")
+            conditions[name] = self._array(name, value)
+        missing = [n for n, i in self._inputs.items() if i["role"] == "condition"]
+        missing = [name for name in missing if name not in conditions]
+        if missing:
+            raise RequestError(f"the call lacks {', '.join(map(repr, missing))}")
+        return sample, time, conditions
+
+    def _next(self, batch, time, rounding, conditions):
+        """The loop and the trajectory whose next evaluation this call is."""
+        runs = self._local.__dict__.setdefault("runs", {})
+        context = getattr(self._local, "context", None)
+        run = runs.get(context)
+        constant = {
+            n: v for n, v in conditions.items() if self._inputs[n]["role"] == "condition"
+        }
+        expected = None
+        if run is not None and run.batch == batch and run.next < len(run.timesteps):
+            expected = run.timesteps[run.next]
+        if expected is not None and _same(expected, time, rounding):
+            if not _equal(run.conditions, constant):
+                raise RequestError(
+                    "a condition changed in the middle of a loop: the artifact has computed with "
+                    "what it was at the first call; compile with per_step=[…] for conditions that vary"
+                )
+        else:
+            run = runs[context] = self._begin(batch, time, rounding, constant)
+        run.next += 1
+        return run
+
+    def _begin(self, batch, time, rounding, conditions):
+        timesteps = self._timesteps()
+        at = found = None
+        for scale in _SCALES:
+            scaled = [t * scale for t in timesteps]
+            nearest = min(range(len(scaled)), key=lambda i: abs(scaled[i] - time))
+            if _same(scaled[nearest], time, rounding):
+                at, found = nearest, scaled
+                break
+        if found is None:
+            listed = ", ".join(f"{t:g}" for t in timesteps[:4])
+            raise RequestError(
+                f"time step {time:g} is none of the loop's ({len(timesteps)}: {listed}, …); give the "
+                "pipeline to Denoiser(artifact, pipe), or set denoiser.timesteps"
+            )
+        loop = self._loop(batch, timesteps=found)
+        trajectory = loop.begin(conditions, at)
+        kept = {name: np.array(value) for name, value in conditions.items()}
+        return _Run(loop, trajectory, found, batch, at, kept)
+
+    def _timesteps(self):
+        """The time steps that the loop to come visits."""
+        if self.timesteps is not None:
+            return [float(t) for t in to_numpy(self.timesteps)]
+        pipe = self._pipe and self._pipe()
+        listed = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
+        if listed is None or len(listed) == 0:
+            return self.info["timesteps"]
+        return [float(t) for t in to_numpy(listed)]
+
+    def _loop(self, batch, *, steps=None, timesteps=None, guided=1.0):
+        open_loops = self._local.__dict__.setdefault("loops", {})
+        fixed = self.info["batch"]
+        if timesteps is not None:
+            if fixed and fixed != batch:
+                raise RequestError(f"the artifact computes {fixed} samples at once, not {batch}")
+            own = [float(t) for t in self.info["timesteps"]]
+            same = len(own) == len(timesteps) and all(map(_same, own, timesteps))
+            timesteps = own if same else timesteps
+        key = (batch, steps, timesteps and tuple(timesteps), guided != 1.0)
+        loop = open_loops.pop(key, None)
+        if loop is None:
+            loop = self._artifact.open_loop(
+                batch, self._threads, steps, timesteps, float(guided), self._device
+            )
+        open_loops[key] = loop  # the last one is the one used last
+        while len(open_loops) > _OPEN_LOOPS:
+            del open_loops[next(iter(open_loops))]
+        return loop
+
+
+class _Run:
+    """A loop that is under way."""
+
+    def __init__(self, loop, trajectory, timesteps, batch, at, conditions):
+        self.loop, self.trajectory, self.timesteps = loop, trajectory, timesteps
+        self.batch, self.next, self.conditions = batch, at, conditions
+
+
+def _rounding(time):
+    """The relative error with which a pipeline may say a time step."""
+    dtype = str(getattr(time, "dtype", "float32")).removeprefix("torch.")
+    return {"bfloat16": 8e-3, "float16": 1e-3}.get(dtype, 1e-5)
+
+
+def _same(a, b, rounding=1e-5):
+    """Whether two time steps are one but for rounding."""
+    return abs(a - b) <= rounding * max(1e-2, abs(a), abs(b))
+
+
+def _equal(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def _like(array, tensor):
+    """The array as a tensor of the kind, type and device of `tensor`."""
+    if not hasattr(tensor, "detach"):
+        return array
+    import torch
+
+    return torch.from_numpy(array).to(device=tensor.device, dtype=tensor.dtype)
