@@ -11,8 +11,8 @@ use cqc_runtime::denoise::Denoiser;
 use cqc_runtime::engine::Weights;
 use cqc_runtime::sampler::Sampler;
 
-/// Mean PSNR on the holdout below which [`Compiled::write`] should not be called unasked, dB. It is
-/// a choice, not yet measured against what people see.
+/// Mean PSNR on the holdout below which [`Compiled::write`] should not be called unasked, dB:
+/// where samples of a trained model plainly depart from those of the float loop (docs/caching.md).
 pub const FLOOR: f64 = 25.0;
 
 /// Another recipe, and its quality.
