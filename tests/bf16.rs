@@ -303,6 +303,9 @@ fn exported_roundings_are_casts() {
                 constants: &constants,
                 sampler: &sampler,
                 guidance: 1.0,
+                rescale: 0.0,
+                interval: None,
+                fills: &BTreeMap::new(),
                 null: &null,
                 compensation: None,
             };

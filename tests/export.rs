@@ -70,6 +70,9 @@ fn write(plan: &Plan, constants: &[Tensor], layout: Layout, dir: &Path) -> Expor
         constants,
         sampler: &sampler,
         guidance: 1.0,
+        rescale: 0.0,
+        interval: None,
+        fills: &BTreeMap::new(),
         null: &null,
         compensation: None,
     };
@@ -282,6 +285,9 @@ fn sample_both_ways(python: &Path, artifact: &Artifact, request: &Request, layou
         constants: &constants,
         sampler: &sampler,
         guidance,
+        rescale: 0.0,
+        interval: None,
+        fills: &BTreeMap::new(),
         null: &null,
         compensation: None,
     };

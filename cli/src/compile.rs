@@ -45,7 +45,7 @@ pub struct CompileArgs {
     #[arg(long)]
     force: bool,
     /// Write the artifact even where its quality is below the floor: --target-psnr, or, for models
-    /// whose reading fits, 25 dB to the float loop on held-out samples
+    /// whose reading fits, 30 dB to the float loop on held-out samples
     #[arg(long)]
     accept: bool,
     #[command(flatten)]

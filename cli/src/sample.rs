@@ -89,6 +89,7 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
     let mut denoiser = args.device.open(&source.artifact, source.options(&request, engine))?;
     artifact::keep_packed(&source.artifact);
 
+    denoiser.check(&request)?;
     let evaluations = course.evaluations.len();
     let mut rows = begin(args, &source, &denoiser, &request, overwrite)?;
     let resumed = rows.as_ref().map_or(0, RowFile::done);

@@ -12,7 +12,8 @@ fn fitted_tables_serve_other_numbers_of_steps() {
     let artifact = dir.path().join("a.cq").display().to_string();
     let model = model("ddpm-shapes32").display().to_string();
     let caching = "--interval 3 --schedule uniform --cache-fit forecast";
-    let recipe = format!("--steps 12 {caching} --quant w8a8 --calib-samples 4 --any-steps");
+    let recipe =
+        format!("--steps 12 {caching} --quant w8a8 --calib-samples 4 --accept --any-steps");
     done(&format!("compile {model} -o {artifact} {recipe} --threads 2"));
     let psnr = |steps: usize| {
         let options = format!("-n 2 --steps {steps} --threads 2 --json");

@@ -33,6 +33,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
 #[rustfmt::skip]
 const WORDS: &[&str] = &[
     "steps", "guidance", "interval", "schedule", "cut", "quant", "calib-samples", "calib-batch", "calib-noise", "correct",
+    "guidance-rescale", "guidance-interval", "0.2..0.8", "fill", "guidance-embedding",
     "keep-float", "target", "any-steps", "sampler", "eta", "scheduler-config", "null-label", "null-cond", "cond", "seed",
     "threads", "cache-fit", "labels", "budget", "target-psnr", "float-work", "share-ranges", "variance-compensation",
     "calib-select", "reconstruct", "split-inputs", "refit-cache", "work-dir", "cost=0.3", "cfg", "auto", "uniform",

@@ -1,6 +1,6 @@
 //! Artifacts: `.cq` files, opened, checked, and ready to be sampled from.
 
-use crate::denoise::{Compensation, Defaults, DenoiseError, Denoiser};
+use crate::denoise::{Compensation, Defaults, DenoiseError, Denoiser, GuidanceError};
 use crate::device::{Device, Found};
 use crate::engine::{
     Backend, EngineError, EngineOptions, Execution, PackCache, StepExecution, Weights,
@@ -236,6 +236,14 @@ impl Artifact {
         let rescale = options.guidance_rescale.unwrap_or(self.manifest.guidance_rescale);
         let interval = options.guidance_interval.or(self.manifest.guidance_interval);
         let interval = interval.unwrap_or(GuidanceInterval::ALL);
+        let wrong = (!interval.is_valid()).then_some(GuidanceError::Interval(interval));
+        let wrong: Vec<_> = wrong
+            .into_iter()
+            .chain((!(0.0..=1.0).contains(&rescale)).then_some(GuidanceError::Rescale(rescale)))
+            .collect();
+        if !wrong.is_empty() {
+            return Err(DenoiseError::Guiding(wrong));
+        }
         let apart = guided && interval != GuidanceInterval::ALL;
         let open =
             |weights: &Arc<Weights>, engine: &EngineOptions| -> Result<Denoiser, DenoiseError> {

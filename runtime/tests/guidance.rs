@@ -279,6 +279,14 @@ fn after_an_outage_the_unconditional_half_caches_anew() {
         let mut l = Denoiser::open_apart(&weights, sampler.clone(), &options(1)).unwrap();
         let found = run(&mut l, &request);
 
+        // where the schedule is full as well, so does a loop that computes both halves
+        if full.contains(&interval.steps(CACHED).start) {
+            let mut joined = Denoiser::open(&weights, sampler.clone(), true, &options(1)).unwrap();
+            let mut trajectory = joined.begin(&request, 0).unwrap();
+            (0..CACHED).for_each(|_| joined.step(&mut trajectory).unwrap());
+            assert!(trajectory.x() == found, "full {full:?}, {interval}");
+        }
+
         // by the formulas
         let (w, rows) = (noise(8, 101), noise(CACHED * 8, 9));
         let mut x = x0.clone();

@@ -5,7 +5,7 @@ use crate::model::{FillError, Network, fills};
 use crate::recipe::{Contradiction, Recipe};
 use cqc_proto::Tensor;
 use cqc_proto::cq::Fill;
-use cqc_runtime::denoise::{DenoiseError, fill_value};
+use cqc_runtime::denoise::fill_value;
 use std::collections::BTreeMap;
 
 /// Inputs that the loop fills by itself, and with what.
@@ -63,8 +63,7 @@ pub(super) fn filling(
     for input in conditions.filter(|i| !recipe.cond.contains_key(&i.name)) {
         if let Some(fill) = fills.get(&input.name) {
             let width = input.ty.shape.last().and_then(|d| d.as_const());
-            let value =
-                fill_value(*fill, scale, recipe.steps(), width).map_err(DenoiseError::from)?;
+            let value = fill_value(*fill, scale, recipe.steps(), width)?;
             values.insert(input.name.clone(), value);
         }
     }

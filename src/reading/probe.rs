@@ -84,8 +84,13 @@ pub fn score(
     let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
     let engine = EngineOptions { batch: request.samples, threads, ..EngineOptions::default() };
     let mut denoiser = Denoiser::open(&weights, sampler, false, &engine)?;
-    let request =
-        Request { guidance: Some(1.0), unconditional: Default::default(), ..request.clone() };
+    let request = Request {
+        guidance: Some(1.0),
+        guidance_rescale: None,
+        guidance_interval: None,
+        unconditional: Default::default(),
+        ..request.clone()
+    };
     let samples = denoiser.sample(&request, &mut |_| ControlFlow::Continue(()))?.to_f32_vec();
     let nothing = Score { gain: f64::INFINITY, correlation: 0.0, follows: 0.0 };
     if !samples.iter().all(|x| x.is_finite()) {

@@ -159,7 +159,7 @@ pub struct Recipe {
     /// channels.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub keep_float: Vec<String>,
-    /// The least mean PSNR to the float loop on the holdout, 25 dB by default; with `keep-float =
+    /// The least mean PSNR to the float loop on the holdout, 30 dB by default; with `keep-float =
     /// ["auto"]` layers are kept in float until it is reached, 35 dB by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_psnr: Option<f64>,

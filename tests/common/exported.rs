@@ -21,6 +21,9 @@ pub fn exported(case: &Case, form: Form, dir: &Path) -> Exported {
         constants: &constants,
         sampler: &sampler,
         guidance: 1.0,
+        rescale: 0.0,
+        interval: None,
+        fills: &BTreeMap::new(),
         null: &null,
         compensation: compensation.as_ref(),
     };

@@ -170,7 +170,7 @@ pub struct QuantizingArgs {
     #[arg(long, value_name = "NODE,..", value_delimiter = ',')]
     keep_float: Vec<String>,
     /// The least mean PSNR to the float loop on held-out samples, dB: below it nothing is written
-    /// [default: 25]. With --keep-float auto, layers are kept in float until it is reached [default:
+    /// [default: 30]. With --keep-float auto, layers are kept in float until it is reached [default:
     /// 35]
     #[arg(long, value_name = "DB", allow_negative_numbers = true)]
     target_psnr: Option<f64>,

@@ -158,6 +158,16 @@ impl Denoiser {
         })
     }
 
+    /// Checks the part of the loop and the guidance that a request asks for, before anything is
+    /// computed.
+    ///
+    /// # Errors
+    /// [`DenoiseError::Start`], [`DenoiseError::Guiding`], those of [`Denoiser::guidance_of`].
+    pub fn check(&self, request: &Request) -> Result<(), DenoiseError> {
+        let course = self.course(request)?;
+        self.guidance(request, &course).map(|_| ())
+    }
+
     /// Lets the unconditional half begin behind the first evaluation, where it is apart: it then
     /// runs in full whatever the schedule says.
     pub(super) fn prepare_outage(
