@@ -264,7 +264,11 @@ impl Artifact {
             };
         // a device takes tables as they are when it is opened
         let on_device = |engine: &EngineOptions| {
-            let completed = completed(&self.manifest, &self.constants, &weights)?;
+            // those for other time steps have all rows
+            let completed = match Arc::ptr_eq(&weights, &self.weights) {
+                true => completed(&self.manifest, &self.constants, &weights)?,
+                false => None,
+            };
             open(completed.as_ref().unwrap_or(&weights), engine)
         };
         if options.engine.device.is_some() {

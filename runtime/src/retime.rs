@@ -226,7 +226,7 @@ pub(crate) fn rows_of_full(
     open.into_iter().map(|table| (table, floats(&made.rows[&table][0]))).collect()
 }
 
-/// The weights with the rows of [`rows_of_full`] at all evaluations, for a place where tables cannot
+/// The manifest's weights with the rows of [`rows_of_full`] at all evaluations, for a place where tables cannot
 /// be completed later; `None` if there is nothing to complete.
 ///
 /// # Errors
@@ -236,8 +236,7 @@ pub(crate) fn completed(
     bytes: &Bytes,
     weights: &Arc<Weights>,
 ) -> Result<Option<Arc<Weights>>, RetimeError> {
-    let is_compiled = weights.plan().evaluations == manifest.plan.evaluations;
-    if !is_compiled || manifest.plan.cache.is_none() || layers_of(manifest).is_empty() {
+    if manifest.plan.cache.is_none() || layers_of(manifest).is_empty() {
         return Ok(None);
     }
     let timesteps = timesteps(&Sampler::new(&manifest.sampler, manifest.steps)?);

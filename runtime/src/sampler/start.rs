@@ -28,8 +28,8 @@ impl Sampler {
     /// The same steps, of which the first is that of `evaluation`. Evaluations keep their numbers.
     ///
     /// # Errors
-    /// [`SamplerError::Middle`] for the second evaluation of a step, for one that is not there, and
-    /// for `pndm`; [`SamplerError::NotFinite`].
+    /// [`SamplerError::Middle`] for the second evaluation of a step, for one that is not there, for
+    /// `pndm`, and where a caller has a solver of its own; [`SamplerError::NotFinite`].
     pub fn beginning_at(&self, evaluation: usize) -> Result<Sampler, SamplerError> {
         let kind = self.config.kind;
         let middle = |reason| Err(SamplerError::Middle { kind, evaluation, reason });
@@ -45,7 +45,11 @@ impl Sampler {
                 return middle("it belongs to a step that an earlier one begins");
             }
         }
-        Self::with_begin(&self.config, self.steps, evaluation)
+        let begun = Self::with_begin(&self.config, self.steps, evaluation)?;
+        if begun.evaluations != self.evaluations {
+            return middle("its time steps are those of a caller with a solver of its own");
+        }
+        Ok(begun)
     }
 
     /// Sampler steps of the whole loop.
