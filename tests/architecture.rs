@@ -11,6 +11,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cqc-passes", &["cqc-proto", "cqc-kernels"]),
     ("cachequant", &["cqc-proto", "cqc-kernels", "cqc-runtime", "cqc-passes"]),
     ("cachequant-cli", &["cachequant", "cqc-proto", "cqc-kernels", "cqc-runtime", "cqc-passes"]),
+    ("cachequant-python", &["cachequant", "cqc-proto", "cqc-runtime"]),
+    ("cachequant-capi", &["cqc-proto", "cqc-runtime"]),
 ];
 
 /// What whoever embeds the runtime must not be made to build.

@@ -67,6 +67,8 @@ class Denoiser:
         cond: Mapping[str, Any] | None = None,
         null_cond: Mapping[str, Any] | None = None,
         guidance: float | None = None,
+        guidance_rescale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         steps: int | None = None,
         init: Any = None,
         strength: float | None = None,

@@ -147,6 +147,8 @@ class Denoiser:
         cond=None,
         null_cond=None,
         guidance=None,
+        guidance_rescale=None,
+        guidance_interval=None,
         steps=None,
         init=None,
         strength=None,
@@ -173,6 +175,10 @@ class Denoiser:
             guidance's unconditional half.
         guidance : float, optional
             Scale of guidance; by default that of the artifact.
+        guidance_rescale : float, optional
+            How far the guided prediction gets the spread of the conditional one, 0 to 1.
+        guidance_interval : (float, float), optional
+            The part of the loop in which guidance applies, in shares of its steps.
         steps : int, optional
             Sampling steps, instead of the compiled ones.
         init, strength, mask : optional
@@ -209,7 +215,8 @@ class Denoiser:
         for key, value in (("noise", noise), ("init", init), ("mask", mask)):
             if value is not None:
                 given[key] = contiguous(value, np.float32)
-        plain = {"guidance": guidance, "strength": strength, "from": start, "to": end}
+        plain = {"guidance_rescale": guidance_rescale, "guidance_interval": guidance_interval}
+        plain |= {"guidance": guidance, "strength": strength, "from": start, "to": end}
         given |= {key: value for key, value in plain.items() if value is not None}
         batch = batch or self.info["batch"] or min(n, 8)
         guided = self.info["guidance"] if guidance is None else guidance

@@ -53,6 +53,13 @@ fn request(denoiser: &Denoiser, given: &Bound<'_, PyDict>) -> PyResult<Request> 
             "noise" => request.noise = Some(tensor(&value)?),
             "init" => request.init = Some(tensor(&value)?),
             "mask" => request.mask = Some(tensor(&value)?),
+            "guidance_rescale" => request.guidance_rescale = Some(value.extract()?),
+            "guidance_interval" => {
+                let (from, to): (f32, f32) = value.extract()?;
+                let interval = format!("{from}..{to}").parse();
+                request.guidance_interval =
+                    Some(interval.map_err(|e| RequestError::new_err(format!("{e}")))?);
+            }
             "strength" => request.strength = Some(value.extract()?),
             "from" => request.from = Some(value.extract()?),
             "to" => request.to = Some(value.extract()?),

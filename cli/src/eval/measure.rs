@@ -11,6 +11,7 @@ use crate::source::SampleSource;
 use cachequant::eval::{psnr, ssim};
 use cachequant::io::file_hash;
 use cachequant::io::to_byte;
+use cachequant::recipe::Array;
 use cqc_runtime::engine::EngineOptions;
 use std::path::Path;
 
@@ -124,10 +125,20 @@ impl Measure {
 fn inputs_hash(args: &SamplingArgs) -> Result<String, Failure> {
     let mut text = format!("labels {:?}, null {:?}", args.labels, args.null_label);
     for named in args.cond.iter().chain(&args.null_cond) {
-        text += &format!(", {} {}", named.name, file_hash(&named.file)?);
+        let value = match named.array() {
+            Array::Number(number) => number.to_string(),
+            _ => file_hash(&named.file)?,
+        };
+        text += &format!(", {} {value}", named.name);
     }
     if let Some(noise) = &args.noise {
         text += &format!(", noise {}", file_hash(noise)?);
+    }
+    if let Some(rescale) = args.guidance_rescale {
+        text += &format!(", rescale {rescale}");
+    }
+    if let Some(interval) = args.guidance_interval {
+        text += &format!(", interval {interval}");
     }
     Ok(blake3::hash(text.as_bytes()).to_hex().to_string())
 }
