@@ -178,6 +178,7 @@ unsafe fn tensors(
     let named = arrays.iter().map(|array| {
         // SAFETY: the name ends, and the array holds what it says, by the caller's promise.
         let name = unsafe { text(array.name, "the name of a condition") }?;
+        // SAFETY: as above.
         let tensor = unsafe { tensor(array, name) }?;
         Ok((name.to_string(), tensor))
     });

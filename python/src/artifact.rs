@@ -41,6 +41,7 @@ impl Artifact {
     }
 
     /// Opens a loop for `batch` samples at once.
+    #[expect(clippy::too_many_arguments, reason = "named arguments in Python")]
     #[pyo3(signature = (batch, threads=None, steps=None, timesteps=None, guidance=None, device="auto"))]
     fn open_loop(
         &self,

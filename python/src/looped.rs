@@ -58,7 +58,7 @@ fn request(denoiser: &Denoiser, given: &Bound<'_, PyDict>) -> PyResult<Request> 
                 let (from, to): (f32, f32) = value.extract()?;
                 let interval = format!("{from}..{to}").parse();
                 request.guidance_interval =
-                    Some(interval.map_err(|e| RequestError::new_err(format!("{e}")))?);
+                    Some(interval.map_err(|e| RequestError::new_err(e.to_string()))?);
             }
             "strength" => request.strength = Some(value.extract()?),
             "from" => request.from = Some(value.extract()?),
