@@ -3,6 +3,7 @@
 use super::arrays::{floats, new_array, tensor, tensors};
 use super::errors::{self, Cancelled, RequestError};
 use cachequant::runtime::denoise::{self, DenoiseError, Denoiser, Request};
+use cqc_proto::cq::GuidanceInterval;
 use cqc_proto::plan::InputRole;
 use numpy::{PyArrayDyn, PyReadonlyArrayDyn};
 use pyo3::prelude::*;
@@ -56,9 +57,8 @@ fn request(denoiser: &Denoiser, given: &Bound<'_, PyDict>) -> PyResult<Request> 
             "guidance_rescale" => request.guidance_rescale = Some(value.extract()?),
             "guidance_interval" => {
                 let (from, to): (f32, f32) = value.extract()?;
-                let interval = format!("{from}..{to}").parse();
-                request.guidance_interval =
-                    Some(interval.map_err(|e| RequestError::new_err(e.to_string()))?);
+                let interval = format!("{from}..{to}").parse::<GuidanceInterval>();
+                request.guidance_interval = Some(interval.map_err(RequestError::new_err)?);
             }
             "strength" => request.strength = Some(value.extract()?),
             "from" => request.from = Some(value.extract()?),
