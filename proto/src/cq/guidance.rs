@@ -58,7 +58,7 @@ impl FromStr for GuidanceInterval {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fill {
-    /// The scale of guidance, which the network was distilled to take as an input, as FLUX.1 [dev].
+    /// The scale of guidance, which the network was distilled to take as an input, as FLUX.1-dev.
     Guidance,
     /// Sines and cosines of 1000 · (scale − 1), as latent consistency models take the scale
     /// (arXiv:2310.04378, section 4.2): `[N, D]`.
