@@ -3,7 +3,8 @@
 
     scripts/docs_images.py [--cqc target/release/cqc] [--work target/docs-images]
 
-Needs Python with Pillow. The model is tests/models/ddpm-shapes32.onnx, the recipe is the default one.
+Needs Python with Pillow. The model is tests/models/ddpm-shapes32.onnx, with the default recipe and
+100 steps.
 """
 
 import argparse
@@ -27,7 +28,8 @@ def grid(name, *options):
     """A grid of sixteen samples. An artifact that exists is used again."""
     artifact, png = args.work / f"{name}.cq", args.work / f"{name}.png"
     if not artifact.exists():
-        subprocess.run([args.cqc, "compile", MODEL, *options, "-o", artifact], check=True)
+        compile = [args.cqc, "compile", MODEL, "--steps", "100", *options, "-o", artifact]
+        subprocess.run(compile, check=True)
     sample = [args.cqc, "sample", artifact, "-n", "16", "--seed", "0", "-o", png, "--force", "-q"]
     subprocess.run(sample, check=True)
     image = Image.open(png).convert("RGB")
@@ -35,8 +37,8 @@ def grid(name, *options):
 
 
 grids = {
-    "float: 50 full steps": grid("float", "--interval", "1", "--quant", "none"),
-    "compiled: 10 full and 40 cached steps, 8-bit integers": grid("shapes"),
+    "float: 100 full steps": grid("float", "--interval", "1", "--quant", "none"),
+    "compiled: 20 full and 80 cached steps, 8-bit integers": grid("compiled"),
 }
 width = sum(g.width for g in grids.values()) + GAP
 page = Image.new("RGB", (width, max(g.height for g in grids.values()) + CAPTION), "white")
