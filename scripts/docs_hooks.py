@@ -3,6 +3,8 @@
 * ARCHITECTURE.md and CHANGELOG.md, which stand in the repository's root, become pages.
 * Links from pages to other files of the repository are checked. They become links to `repo_url` if
   mkdocs.yml has one, and plain text otherwise: the files are not part of the site.
+* Lists are indented as Python-Markdown wants them. Markdown elsewhere aligns what belongs to an item
+  with its text (two columns after `*`, three after `1.`); Python-Markdown wants four per level.
 * A pattern in the navigation, such as `notes/*.md`, stands for the pages that match it and are not
   listed elsewhere.
 """
@@ -21,6 +23,7 @@ log = logging.getLogger("mkdocs.hooks.docs")
 ROOT_PAGES = {"ARCHITECTURE.md": "architecture.md", "CHANGELOG.md": "changelog.md"}
 
 FENCE = re.compile(r"^ {0,3}(```+|~~~+).*?^ {0,3}\1[`~]*[ \t]*$", re.MULTILINE | re.DOTALL)
+ITEM = re.compile(r"^( *)([*+-]|\d+[.)])( +)(?=\S)")
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<target>[^()\s]+)\)")
 REFERENCE = re.compile(r"^\[(?P<text>[^\]]+)\]:\s*(?P<target>\S+)\s*$", re.MULTILINE)
 
@@ -80,7 +83,41 @@ def on_page_markdown(markdown, page, config, files):
     for fence in FENCE.finditer(markdown):
         parts += [prose(markdown[end : fence.start()]), fence[0]]
         end = fence.end()
-    return "".join(parts) + prose(markdown[end:])
+    return _indented("".join(parts) + prose(markdown[end:]))
+
+
+def _indented(markdown):
+    """The text with four columns of indentation per level of a list, and a blank line before an item
+    that follows a paragraph."""
+    lines, levels, fence, blank = [], [], None, True
+    block_of_items = False
+    for line in markdown.split("\n"):
+        indent = len(line) - len(line.lstrip(" "))
+        if not line.strip():
+            lines.append("")
+            blank = True
+            continue
+        item = None if fence else ITEM.match(line)
+        if item and not blank and not block_of_items and (levels or item[2] in ("*", "+", "-", "1.")):
+            lines.append("")
+            blank = True
+        if blank:
+            block_of_items = bool(item)
+        # a line that stands further left than the text of an item ends it, unless it continues a
+        # paragraph
+        while levels and not fence and indent < levels[-1] and (blank or item):
+            levels.pop()
+        shift = 4 * len(levels) - (levels[-1] if levels else 0)
+        lines.append(" " * max(0, shift) + line if shift > 0 else line)
+        if item and indent < (levels[-1] if levels else 0) + 4:
+            levels.append(len(item[0]))
+            marker = item[2].ljust(4)
+            lines[-1] = " " * (4 * len(levels) - 4) + marker + line[len(item[0]) :]
+        mark = re.match(r" *(```+|~~~+)", line)
+        if mark and (fence is None or mark[1].startswith(fence)):
+            fence = None if fence else mark[1]
+        blank = False
+    return "\n".join(lines)
 
 
 def _listed(items):
