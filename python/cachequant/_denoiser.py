@@ -313,7 +313,8 @@ class Denoiser:
                 raise RequestError(f"the artifact has no input {name!r}; it has {known}")
             conditions[name] = self._array(name, value)
         missing = [n for n, i in self._inputs.items() if i["role"] == "condition"]
-        missing = [name for name in missing if name not in conditions]
+        filled = self.info["fills"]
+        missing = [name for name in missing if name not in conditions and name not in filled]
         if missing:
             raise RequestError(f"the call lacks {', '.join(map(repr, missing))}")
         return sample, time, conditions

@@ -5,6 +5,7 @@ use super::{CompileError, Compiled, Phase, Progress};
 use crate::report::layers::{QuantizationFacts, bf16_layers, layers};
 use crate::report::trajectory::{Errors, MeasuredLoop, Measurement, RangeOptions, errors};
 use crate::report::{Caching, Candidate, Cost, FileFacts, ModelFacts, Report, Sampling};
+use cqc_proto::cq::GuidanceInterval;
 use cqc_runtime::sampler::Sampler;
 
 impl Compiled<'_> {
@@ -32,8 +33,17 @@ impl Compiled<'_> {
             caching: self.caching(),
             quantization: self.quantization()?,
             errors: self.errors(progress)?,
-            cost: Cost::of(&self.lowered.plan, self.manifest.classifier_free_scale() != 1.0),
+            cost: Cost::of(&self.lowered.plan, &self.guided()?),
         })
+    }
+
+    /// For every evaluation, whether guidance computes the unconditional half too.
+    fn guided(&self) -> Result<Vec<bool>, CompileError> {
+        let (manifest, options) = (&self.manifest, &self.session.options);
+        let is_guided = manifest.classifier_free_scale() != 1.0;
+        let steps = manifest.guidance_interval.unwrap_or(GuidanceInterval::ALL).steps(options.steps);
+        let sampler = Sampler::new(&options.sampler, options.steps)?;
+        Ok(sampler.evaluations().iter().map(|e| is_guided && steps.contains(&e.step)).collect())
     }
 
     fn sampling(&self) -> Result<Sampling, CompileError> {

@@ -129,23 +129,34 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// Of a plan.
-    pub fn of(plan: &Plan, guided: bool) -> Cost {
+    /// The cost of a plan's loop. `guided` says for every evaluation whether classifier-free
+    /// guidance computes the unconditional half too.
+    pub fn of(plan: &Plan, guided: &[bool]) -> Cost {
         let evaluations = plan.evaluations;
-        let full_evaluations =
-            plan.cache.as_ref().map_or(evaluations, |cache| cache.full_evaluations.len());
+        let is_full = |e: &usize| {
+            plan.cache.as_ref().is_none_or(|cache| cache.full_evaluations.contains(e))
+        };
+        let full_evaluations = (0..evaluations).filter(is_full).count();
         let rest = evaluations - full_evaluations;
         let full = StepCost::of(plan, &plan.full);
         let cached = plan.cache.as_ref().map(|cache| StepCost::of(plan, &cache.cached));
-        let halves = if guided { 2 } else { 1 };
+        let halves: Vec<usize> = (0..evaluations).filter(|e| guided[*e]).collect();
+        let full_halves = halves.iter().filter(|e| is_full(e)).count();
+        // the unconditional half has a prelude and a cache of its own
+        let second = |full, cached| match halves.is_empty() {
+            true => 0,
+            false => loop_macs(plan, full, cached),
+        };
+        let caches = if halves.is_empty() { 1 } else { 2 };
         Cost {
             full,
             cached,
-            cache_bytes: halves as u64 * cache_bytes(plan) / plan.fixed_batch.unwrap_or(1) as u64,
+            cache_bytes: caches * cache_bytes(plan) / plan.fixed_batch.unwrap_or(1) as u64,
             full_evaluations,
             evaluations,
-            macs: halves * loop_macs(plan, full_evaluations, rest),
-            full_macs: halves * loop_macs(plan, evaluations, 0),
+            macs: loop_macs(plan, full_evaluations, rest)
+                + second(full_halves, halves.len() - full_halves),
+            full_macs: loop_macs(plan, evaluations, 0) + second(halves.len(), 0),
             weight_bytes: full.weight_bytes * full_evaluations as u64
                 + cached.map_or(0, |cached| cached.weight_bytes * rest as u64),
             float_weight_bytes: full.float_weight_bytes * evaluations as u64,
