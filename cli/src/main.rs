@@ -19,6 +19,8 @@ mod inspect;
 mod lockstep;
 mod measure;
 mod recipe;
+#[cfg(test)]
+mod reference;
 mod report;
 mod request;
 mod run;

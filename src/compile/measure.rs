@@ -41,7 +41,8 @@ impl Compiled<'_> {
     fn guided(&self) -> Result<Vec<bool>, CompileError> {
         let (manifest, options) = (&self.manifest, &self.session.options);
         let is_guided = manifest.classifier_free_scale() != 1.0;
-        let steps = manifest.guidance_interval.unwrap_or(GuidanceInterval::ALL).steps(options.steps);
+        let steps =
+            manifest.guidance_interval.unwrap_or(GuidanceInterval::ALL).steps(options.steps);
         let sampler = Sampler::new(&options.sampler, options.steps)?;
         Ok(sampler.evaluations().iter().map(|e| is_guided && steps.contains(&e.step)).collect())
     }

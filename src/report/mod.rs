@@ -133,9 +133,8 @@ impl Cost {
     /// guidance computes the unconditional half too.
     pub fn of(plan: &Plan, guided: &[bool]) -> Cost {
         let evaluations = plan.evaluations;
-        let is_full = |e: &usize| {
-            plan.cache.as_ref().is_none_or(|cache| cache.full_evaluations.contains(e))
-        };
+        let is_full =
+            |e: &usize| plan.cache.as_ref().is_none_or(|cache| cache.full_evaluations.contains(e));
         let full_evaluations = (0..evaluations).filter(is_full).count();
         let rest = evaluations - full_evaluations;
         let full = StepCost::of(plan, &plan.full);

@@ -40,13 +40,13 @@ def unet(**more):
     return seeded(
         lambda: UNet2DConditionModel(
             sample_size=SIZE,
-            block_out_channels=(16, 32),
+            block_out_channels=(8, 16),
             layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
             cross_attention_dim=16,
-            attention_head_dim=8,
-            norm_num_groups=8,
+            attention_head_dim=4,
+            norm_num_groups=4,
             **more,
         )
     )
@@ -75,12 +75,12 @@ def ddpm():
     net = seeded(
         lambda: UNet2DModel(
             sample_size=SIZE,
-            block_out_channels=(16, 32),
+            block_out_channels=(8, 16),
             layers_per_block=1,
             down_block_types=("DownBlock2D", "AttnDownBlock2D"),
             up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=8,
-            norm_num_groups=8,
+            attention_head_dim=4,
+            norm_num_groups=4,
         )
     )
     pipe = DDPMPipeline(net, diffusers.DDPMScheduler())
