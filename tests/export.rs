@@ -17,8 +17,9 @@ use common::{
     Check, checks, labels, models, on_cpu, path, relative_error, repository, shared, shared_dir,
 };
 use cqc_passes::onnx::export::{ExportOptions, Exported, Layout, Port, Qdq, Wire, export};
+use cqc_proto::cq::GuidanceInterval;
 use cqc_proto::plan::{Cache, CacheSlot, InputRole, Plan, Program, Source};
-use cqc_proto::sampler::SamplerConfig;
+use cqc_proto::sampler::{SamplerConfig, SamplerKind};
 use cqc_proto::{DType, Op, Tensor};
 use cqc_runtime::denoise::Request;
 use cqc_runtime::engine::{Engine, EngineOptions, Weights};
@@ -285,9 +286,9 @@ fn sample_both_ways(python: &Path, artifact: &Artifact, request: &Request, layou
         constants: &constants,
         sampler: &sampler,
         guidance,
-        rescale: 0.0,
-        interval: None,
-        fills: &BTreeMap::new(),
+        rescale: manifest.guidance_rescale,
+        interval: manifest.guidance_interval,
+        fills: &manifest.fills,
         null: &null,
         compensation: None,
     };
@@ -323,15 +324,28 @@ fn the_script_samples_what_the_engine_samples() {
         threads: Some(2),
         ..Recipe::default()
     };
-    let mut cases = vec![(path("ddpm-shapes32"), float.clone(), vec![])];
+    let rescaled = Recipe {
+        guidance: Some(2.0),
+        guidance_rescale: Some(0.7),
+        guidance_interval: Some(GuidanceInterval { from: 0.3, to: 0.8 }),
+        null_label: Some(0),
+        trust: true,
+        sampler: Some(SamplerKind::Ddim),
+        ..float.clone()
+    };
+    let mut cases = vec![
+        (path("ddpm-shapes32"), float.clone(), vec![]),
+        (path("dit-dy23"), rescaled, vec![1, 2]),
+    ];
     if let Some(shared) = shared_dir() {
         let guided = Recipe { guidance: Some(2.0), null_label: Some(8), ..float };
         cases.push((shared.join("models/dit-shapes32/model.onnx"), guided, vec![1, 3]));
     }
     for (path, float, of) in cases {
-        let mut noise = vec![0.0; 2 * 3 * 32 * 32];
+        let size = if path.ends_with("dit-dy23.onnx") { 8 } else { 32 };
+        let mut noise = vec![0.0; 2 * 3 * size * size];
         Noise::new(7, 0, 2).fill(&mut noise);
-        let noise = Some(Tensor::from_f32(&[2, 3, 32, 32], &noise));
+        let noise = Some(Tensor::from_f32(&[2, 3, size, size], &noise));
         let conditions = if of.is_empty() { BTreeMap::new() } else { labels(&of) };
         let request = Request { samples: 2, noise, conditions, ..Request::default() };
         // with a cache that a forecast corrects
