@@ -52,6 +52,30 @@ def unet(**more):
     )
 
 
+def unet1d():
+    return seeded(
+        lambda: diffusers.UNet1DModel(
+            sample_size=16,
+            in_channels=3,
+            out_channels=3,
+            extra_in_channels=0,
+            time_embedding_type="positional",
+            flip_sin_to_cos=False,
+            use_timestep_embedding=True,
+            freq_shift=1.0,
+            block_out_channels=(8, 16),
+            down_block_types=("DownResnetBlock1D", "DownResnetBlock1D"),
+            up_block_types=("UpResnetBlock1D",),
+            mid_block_type="MidResTemporalBlock1D",
+            out_block_type="OutConv1DBlock",
+            norm_num_groups=8,
+            layers_per_block=1,
+            downsample_each_block=False,
+            act_fn="mish",
+        )
+    )
+
+
 def scheduler():
     return DDIMScheduler(
         beta_start=0.00085,
