@@ -1,4 +1,4 @@
-//! A model for people and as JSON.
+//! The text and the JSON that `inspect` prints of a model.
 
 use crate::text::{bytes, columns, grouped, short};
 use cachequant::model::{Companion, Model, count_ops};
@@ -16,13 +16,13 @@ pub fn macs(graph: &Graph) -> Dim {
     costs.fold(Dim::default(), |sum, macs| sum.add(&macs).unwrap_or(sum))
 }
 
-/// The value for one sample.
+/// The value of `dim` for one sample.
 pub fn per_sample(dim: &Dim, batch_symbol: Option<&str>) -> i64 {
     let one: Bindings = batch_symbol.into_iter().map(|s| (s.into(), 1)).collect();
     dim.eval(&one).unwrap_or(0)
 }
 
-/// A model seen as the network of a denoising loop.
+/// A model as the network of a denoising loop.
 struct Denoiser {
     saved: Saved,
     step: Graph,
@@ -34,7 +34,8 @@ struct Denoiser {
 fn denoiser(model: &Model) -> Option<Denoiser> {
     let network = model.network().ok()?;
     let roles = network.roles();
-    // whatever the sampler and its steps, the same nodes leave the loop
+    // The same nodes leave the loop for every sampler and number of steps, so one time step is
+    // enough.
     let bound = bind::bind(&network.graph, &roles, model.batch_symbol.as_deref(), &[1.0]).ok()?;
     let batch = match &model.batch_symbol {
         Some(symbol) => Batch::Symbol(symbol),
@@ -183,7 +184,7 @@ fn pass_rows(model: &Model) -> Vec<Vec<String>> {
     model.report.replaced.iter().map(|(pass, n)| vec![pass.to_string(), n.to_string()]).collect()
 }
 
-/// Most refusals shown.
+/// Number of refused cuts that are shown at most.
 const SHOWN: usize = 20;
 
 fn refusals(model: &Model, out: &mut String) {

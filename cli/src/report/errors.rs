@@ -1,4 +1,5 @@
-//! The libraries' errors as failures: which exit code, which facts.
+//! Turns the errors of the libraries into failures: it chooses the exit code, the facts and the
+//! advice.
 
 use super::{Exit, Failure};
 use crate::start;
@@ -58,7 +59,7 @@ impl From<FileError> for Failure {
     }
 }
 
-/// The network is no denoiser of the kind that was asked for.
+/// The failure for a network that does not predict what the sampler expects.
 fn misread_model(misread: Misread) -> Failure {
     let Misread { name, score, fits, tried } = misread;
     let failure = Failure::new(
@@ -173,7 +174,8 @@ fn import(path: &Path, e: ImportError) -> Failure {
     }
 }
 
-/// Everything that options have to fix, with what the configurations beside the model propose.
+/// The failure for sizes that the model leaves open. It lists every size with the values that the
+/// configuration files beside the model propose, and the options that set them.
 fn open_sizes(path: &Path, open: &[OpenSize]) -> Failure {
     let proposed = sizes::propose(path, open);
     let s = if open.len() == 1 { " is" } else { "s are" };
@@ -433,7 +435,8 @@ impl From<CompileError> for Failure {
     }
 }
 
-/// Options that contradict each other, as they stand on the command line.
+/// The failure for options that contradict each other or have no effect, written as on the command
+/// line.
 fn contradict(found: &[Contradiction]) -> Failure {
     let option = |c: &Contradiction| match &c.value {
         Some(value) => format!("--{} {value}", c.option),
@@ -502,7 +505,7 @@ impl From<ConditionError> for Failure {
     }
 }
 
-/// More memory is needed than there is.
+/// The failure for a lack of memory.
 fn no_memory(e: &NoMemory) -> Failure {
     let help = match e.available.bound {
         Bound::Option => "raise --max-memory, or ask for less at once: --batch, -n",
