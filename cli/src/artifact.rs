@@ -45,7 +45,9 @@ pub fn open_cached(path: &Path, cache: &PackCacheArgs) -> Result<Artifact, Failu
                         if placeholder { format.help() } else { "cqc compile makes artifacts" };
                     failure.fact("seen", format).help(help)
                 }
-                (CqError::NotCq, None) => failure.fact("seen", e).help("cqc compile makes them"),
+                (CqError::NotCq, None) => {
+                    failure.fact("seen", e).help("cqc compile makes artifacts")
+                }
                 (CqError::Newer { .. }, _) => {
                     failure.fact("seen", e).help("use a newer cqc, or compile the model again")
                 }
@@ -104,7 +106,7 @@ pub fn expect_label_input(inputs: &[PlanInput]) -> Result<&PlanInput, Failure> {
 /// The failure for a model without an input for labels. `conditions` are its conditioning inputs.
 pub fn no_labels(conditions: &[String]) -> Failure {
     let seen = if conditions.is_empty() {
-        "no conditioning at all".to_string()
+        "no conditioning input".to_string()
     } else {
         conditions.join(", ")
     };

@@ -174,7 +174,9 @@ fn text(m: &Measured) -> String {
     let _ = writeln!(out, "full step    {:>9.2} ms   {}", m.full_step_ms, spread(&m.ms));
     match m.cached_step_ms {
         Some(ms) => drop(writeln!(out, "cached step  {ms:>9.2} ms")),
-        None if m.steps > 1 => out.push_str("cached step          none   nothing is cached\n"),
+        None if m.steps > 1 => {
+            out.push_str("cached step          none   the artifact caches nothing\n")
+        }
         None => {}
     }
     if m.steps > 1 {
@@ -249,8 +251,8 @@ fn profile_text(m: &Measured, out: &mut String) {
     kinds.sort_by(|a, b| b.1.ms.total_cmp(&a.1.ms));
     let _ = writeln!(
         out,
-        "\nper kind of operator: ms per run of its program, share of the full step, program, steps, MACs per row, share of the measured f32 peak,\n\
-         GB/s of operands and results, all as f32"
+        "\nper kind of operator; columns: ms per run of its program, share of the full step, program, number of steps, operator, MACs per row,\n\
+         share of the measured f32 peak, GB/s of operands and results counted as f32"
     );
     for ((program, op), Kind { ms, count, work }) in kinds {
         let share = if program == "full" {
@@ -265,10 +267,12 @@ fn profile_text(m: &Measured, out: &mut String) {
             "  {ms:9.3}  {share}  {program:13} {count:4} {op:16} {macs:>8} {peak:>7} {speed:>6}"
         );
     }
-    let _ =
-        writeln!(out, "\nper step, in order: ms, program, operator, share of the peak, GB/s, name");
+    let _ = writeln!(
+        out,
+        "\nper step, in order; columns: ms, program, operator, share of the peak, GB/s, name"
+    );
     for s in steps {
-        let slow = if s.reference { "  (no kernel: runs its definition)" } else { "" };
+        let slow = if s.reference { "  (no kernel fits: runs the slow definition)" } else { "" };
         let (peak, speed) = (of_peak(&s.work, s.ms), speed(&s.work, s.ms));
         let _ = writeln!(
             out,

@@ -84,7 +84,7 @@ pub fn bisect(args: &BisectArgs, quiet: bool) -> Result<(), Failure> {
     let (a, b) = open(args)?;
     let mut lockstep = Lockstep::open(&a, &b, &args.sampling, None)?;
     if !lockstep.in_step() {
-        return Err(Failure::usage("the two make different evaluations")
+        return Err(Failure::usage("the two have different evaluations")
             .fact("seen", format!("{} and {} steps", a.steps, b.steps))
             .help("compile both with the same --steps"));
     }
@@ -134,7 +134,9 @@ pub fn bisect(args: &BisectArgs, quiet: bool) -> Result<(), Failure> {
 /// Opens both sides. A model beside an artifact gets the artifact's trajectory.
 fn open(args: &BisectArgs) -> Result<(SampleSource, SampleSource), Failure> {
     if args.steps.is_some() && [&args.a, &args.b].iter().any(|path| artifact::is_artifact(path)) {
-        return Err(Failure::usage("--steps is for two models; a .cq has its own"));
+        return Err(Failure::usage(
+            "--steps is for two models; an artifact has its own number of steps",
+        ));
     }
     let own = || LoopSettings {
         config: SamplerConfig::default(),
@@ -199,15 +201,18 @@ fn text(found: &Found) -> String {
         let _ = writeln!(out, "nodes are not compared: {why}");
         return out;
     }
-    let _ =
-        writeln!(out, "with A's sample before it, {} values of both are compared:", nodes.compared);
+    let _ = writeln!(
+        out,
+        "starting from A's sample before it, {} values that both compute are compared:",
+        nodes.compared
+    );
     match nodes.first.map(|first| &nodes.values[first]) {
         Some(node) => {
             let half = node.half.map_or(String::new(), |half| format!(", {half} half"));
             let _ = writeln!(out, "first node: {} ({}){half}, by {:.3e}", node.name, node.op, node.error);
         }
         None => out.push_str(
-            "none differs by more: the error is of earlier evaluations, guidance, or values that only one has\n",
+            "no value differs by more: the error comes from earlier evaluations, from guidance, or from values that only one side has\n",
         ),
     }
     let mut worst: Vec<_> = nodes.values.iter().filter(|n| n.error != 0.0).collect();

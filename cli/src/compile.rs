@@ -137,7 +137,8 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
 
 /// The failure for a loop whose quality is below the floor, with the proposals that were measured.
 fn below(psnr: f64, floor: f64, proposals: &[Proposal]) -> Failure {
-    let what = format!("held-out samples reach {psnr:.1} dB to the float loop, below {floor:.1}");
+    let what =
+        format!("held-out samples reach {psnr:.1} dB to the float loop, which is below {floor:.1}");
     let mut failure = Failure::new(Exit::Missed, what);
     for Proposal { options, psnr } in proposals {
         failure = failure.fact("measured", format!("{psnr:.1} dB with {options}"));
@@ -146,7 +147,7 @@ fn below(psnr: f64, floor: f64, proposals: &[Proposal]) -> Failure {
         [one] if one.psnr >= floor => failure.help(&one.options),
         _ => failure,
     }
-    .help("--accept writes it as it is")
+    .help("--accept writes the artifact nevertheless")
 }
 
 /// One progress bar at a time, for the current phase.
@@ -191,9 +192,12 @@ fn say(
     let summary = compiled.summary();
     let Summary { sampler, steps, guidance, left_the_loop: left, .. } = &summary;
     let output = args.output.display();
-    tracing::info!("{output}: {}, {sampler} in {steps} steps, guidance {guidance}", bytes(size));
     tracing::info!(
-        "left the loop: {} MACs and {} of weights to tables, {} MACs and {} of weights to preludes",
+        "{output}: {}, {sampler} with {steps} steps, guidance scale {guidance}",
+        bytes(size)
+    );
+    tracing::info!(
+        "moved out of the loop: {} MACs and {} of weights into tables, {} MACs and {} of weights into preludes",
         short(left.table_macs as f64),
         bytes(left.table_weight_bytes),
         short(left.prelude_macs as f64),
@@ -230,7 +234,10 @@ fn say_reading(reading: &Reading) {
     match &reading.verdict {
         Verdict::Fits(score) => tracing::info!("reading: {}; {score}", reading.name),
         Verdict::Trusted(score) => {
-            tracing::warn!("reading: {}, as told, though it does not fit; {score}", reading.name);
+            tracing::warn!(
+                "reading: {}, as the options say, although the test rejects it; {score}",
+                reading.name
+            );
         }
         Verdict::Untested { reason } => {
             tracing::warn!("reading: {}, not tested: {reason}", reading.name);
@@ -241,7 +248,7 @@ fn say_reading(reading: &Reading) {
 fn say_caching(summary: &Summary) {
     let Some(caching) = &summary.caching else { return };
     tracing::info!(
-        "cached: {}; a cached step does {:.1} % of a full one's work and reads {} per sample",
+        "cached: {}; a cached step does {:.1} % of the work of a full one and reads {} per sample",
         caching.cut,
         caching.share * 100.0,
         bytes(caching.cache_bytes)
@@ -258,7 +265,7 @@ fn say_caching(summary: &Summary) {
         caching.schedule,
         caching.full_steps.len(),
         caching.evaluations,
-        caching.correction.as_deref().unwrap_or("none, it does not help")
+        caching.correction.as_deref().unwrap_or("none, because it does not help")
     );
 }
 
@@ -274,10 +281,12 @@ fn say_quantization(quant: &QuantSummary, kind: Quant) {
             "quantized: {layers} layers{bits}, {bf16} of them with inputs in bf16; float: {float}"
         );
         for name in &quant.inputs_bf16 {
-            tracing::debug!("input in bf16: {name}: 8 bits would cost more than integers gain");
+            tracing::debug!(
+                "input stays bf16: {name}: rounding it to 8 bits would cost too much quality"
+            );
         }
     }
     for layer in &quant.float_layers {
-        tracing::debug!("float: {}: {}", layer.name, layer.why);
+        tracing::debug!("stays float: {}: {}", layer.name, layer.why);
     }
 }

@@ -46,7 +46,9 @@ impl DeviceArgs {
         let artifact_kernels = self.artifact_kernels;
         let options = DenoiserOptions { device: self.device.into(), artifact_kernels, ..options };
         if artifact.kernels().is_some() && !artifact_kernels && self.device != Device::Cpu {
-            tracing::debug!("the artifact's own GPU kernels are not used: --artifact-kernels");
+            tracing::debug!(
+                "the artifact's own GPU kernels are not used; --artifact-kernels allows it"
+            );
         }
         let denoiser = artifact.denoiser_with(&options, &mut say_unused)?;
         if let Some(device) = denoiser.engine().device() {

@@ -104,15 +104,16 @@ fn text(diff: &Diff) -> String {
     let constants = &diff.constants;
     let _ = writeln!(
         out,
-        "constants: {} equal, {} of other values, {} only in A, {} only in B",
+        "constants: {} equal, {} with different values, {} only in A, {} only in B",
         grouped(constants.equal),
         grouped(constants.differing.len()),
         grouped(constants.only_a.len()),
         grouped(constants.only_b.len())
     );
     let rows = constants.differing.iter().take(MOST_LINES).map(|c| {
-        let difference =
-            c.max_abs.map_or("not numbers".into(), |d| format!("differ by at most {d:.3e}"));
+        let difference = c
+            .max_abs
+            .map_or("not comparable as numbers".into(), |d| format!("differ by at most {d:.3e}"));
         vec![c.name.clone(), c.ty.clone(), difference]
     });
     out.push_str(&columns(&rows.collect::<Vec<_>>()));

@@ -141,7 +141,7 @@ fn compilation(
     let Ok(network) = model.network() else {
         return Ok(vec![note(
             "next",
-            "cqc run evaluates it: --input NAME=FILE.npy for every input",
+            "`cqc run` evaluates it, with --input NAME=FILE.npy for every input",
         )]);
     };
     let recipe =
@@ -181,10 +181,10 @@ fn filled(model: &Model) -> Vec<Finding> {
     let found = fills(&network.inputs, &Default::default(), false).unwrap_or_default();
     let says = |(name, fill): (&String, &Fill)| {
         let note = match fill.is_guidance() {
-            true => ": --guidance goes there, and no second half is computed",
+            true => ": --guidance sets it, and no unconditional half is computed",
             false => "",
         };
-        ok("fills", format!("{name} with {fill}{note}; --fill {name}=none leaves it to --cond"))
+        ok("fills", format!("{name} with {fill}{note}; with --fill {name}=none, --cond gives it"))
     };
     found.iter().map(says).collect()
 }
@@ -254,10 +254,10 @@ fn shapes(model: &Model) -> Vec<Finding> {
         (None, Some(n)) => note(
             "batch",
             format!(
-                "baked in: {n}. Export with dynamic axes to choose it later; guidance needs an even one"
+                "fixed to {n} by the export. Export with dynamic axes to choose it later; guidance needs an even batch"
             ),
         ),
-        (None, None) => note("batch", "none of the inputs has one"),
+        (None, None) => note("batch", "no input has an axis for the batch"),
     };
     vec![ok("inputs", sizes.join(", ")), batch]
 }
@@ -299,8 +299,9 @@ fn loop_inputs(model: &Model) -> Vec<Finding> {
         Ok(network) => network,
         Err(ModelError::NotADenoiser { reason, .. }) => {
             let reasons = reason.lines();
-            let only_run =
-                |reason| note("loop", format!("no denoiser, only `run` will take it: {reason}"));
+            let only_run = |reason| {
+                note("loop", format!("not a denoiser, so only `cqc run` accepts it: {reason}"))
+            };
             return reasons.map(only_run).collect();
         }
         Err(other) => return vec![note("loop", other.to_string())],
@@ -316,7 +317,7 @@ fn loop_inputs(model: &Model) -> Vec<Finding> {
         found.push(ok("conditions", conditions.join(", ")));
     }
     found.push(ok("prediction", format!("`{}` {}", network.output.name, network.output.ty)));
-    found.push(ok("loop", "a denoiser: compile and sample will take it"));
+    found.push(ok("loop", "the model is a denoiser: `cqc compile` accepts it"));
     found
 }
 
@@ -332,7 +333,7 @@ fn role_of(input: &PlanInput) -> Option<(&'static str, String)> {
             Some(("time step", format!("`{name}`, {} {shape}: {samplers}", ty.dtype)))
         }
         InputRole::StepCondition => {
-            Some(("per step", format!("`{name}` {ty}: another value at every evaluation")))
+            Some(("per step", format!("`{name}` {ty}: has another value at every evaluation")))
         }
         InputRole::Condition => None,
     }
@@ -347,7 +348,7 @@ fn operators(model: &Model) -> Vec<Finding> {
         let list: Vec<String> = decomposed.iter().map(|(op, n)| format!("{n} {op}")).collect();
         found.push(note(
             "operators",
-            format!("not fused, so slower than need be: {}", list.join(", ")),
+            format!("not fused, and therefore slower than necessary: {}", list.join(", ")),
         ));
     }
     found
@@ -386,7 +387,7 @@ fn cost(model: &Model, isa: Isa, threads: usize) -> Vec<Finding> {
         false => ok("memory", memory),
         true => {
             let there = bytes(available.bytes as u64);
-            note("memory", format!("{memory}, but {there} are {}", available.bound))
+            note("memory", format!("{memory}, but only {there} are {}", available.bound))
         }
     };
     vec![memory, ok("time", time)]

@@ -103,7 +103,7 @@ impl SamplingArgs {
         let rows = noise.as_ref().map(|t| t.shape().first().copied().unwrap_or(0));
         let total = self.samples.or(rows).unwrap_or(1);
         if total == 0 {
-            return Err(Failure::usage("no samples are asked for").help("-n 1 or more"));
+            return Err(Failure::usage("the number of samples is 0").help("-n 1 or more"));
         }
         if let Some(rows) = rows.filter(|&rows| rows < total) {
             return Err(Failure::usage(format!("--noise has {rows} samples, -n asks for {total}")));
@@ -111,7 +111,7 @@ impl SamplingArgs {
         let noise = noise.map(|t| rows_at(&t, 0, &(0..total)));
         let range = shard.map_or(0..total, |shard| shard.range(total));
         if range.is_empty() {
-            return Err(Failure::usage(format!("the shard holds none of the {total} samples"))
+            return Err(Failure::usage(format!("the shard has none of the {total} samples"))
                 .help("fewer shards"));
         }
         let plan = denoiser.plan();
@@ -126,7 +126,7 @@ impl SamplingArgs {
         let guidance = self.guidance.unwrap_or(denoiser.guidance());
         if guidance != 1.0 && !manifest.takes_guidance() && conditions.is_empty() {
             return Err(Failure::usage(format!(
-                "--guidance {guidance}: the model has no conditioning to guide it by"
+                "--guidance {guidance}: the model has no condition that could guide it"
             )));
         }
         let (step_conditions, conditions) = per_step(plan, conditions);

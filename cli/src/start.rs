@@ -162,21 +162,21 @@ fn nearest(mask: &Tensor, sample: &[usize]) -> Tensor {
 /// What to do about an impossible beginning or end, if there is something to do.
 pub fn advice(error: &StartError) -> Option<String> {
     Some(match error {
-        StartError::MaskAlone => "--init FILE names the image".into(),
-        StartError::StrengthAlone => "--init FILE names the image; without it no --strength".into(),
+        StartError::MaskAlone => "give the image with --init FILE".into(),
+        StartError::StrengthAlone => "give the image with --init FILE, or leave --strength out".into(),
         StartError::Strength { .. } => "--strength 0.5".into(),
         StartError::NothingLeft { steps, .. } => {
             format!("--strength {} or more, or more --steps", 1.0 / *steps as f32)
         }
         StartError::NoImages { .. } => "leave --init out, or compile with another sampler".into(),
         StartError::NeedsImage { .. } => {
-            "`cqc sample --init FILE`; compiled with --interval 1 and --quant none or \
-            bf16, since calibration has no images"
+            "give an image to `cqc sample --init FILE`; compile with --interval 1 and --quant none or \
+            bf16, because calibration has no images"
                 .into()
         }
         StartError::Whole { .. } => "leave it out".into(),
-        StartError::Twice { .. } => "--from or --strength; with --mask, --init may stay".into(),
-        StartError::NothingToContinue => "--noise FILE, which `cqc sample --to` has written".into(),
+        StartError::Twice { .. } => "give --from or --strength, not both; --init may stay with --mask".into(),
+        StartError::NothingToContinue => "give the output of `cqc sample --to` with --noise FILE".into(),
         StartError::From { .. }
         | StartError::To { .. }
         | StartError::Nothing { .. }

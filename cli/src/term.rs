@@ -30,9 +30,9 @@ pub fn end_cleanly_when_interrupted() {
             None => Failure::new(Exit::Interrupted, "interrupted; nothing was written")
                 .help("run the same command again"),
             Some(partial) => {
-                Failure::new(Exit::Interrupted, "interrupted; the output is not whole")
-                    .fact("seen", format!("what is done stands in {}", partial.display()))
-                    .help("the same command goes on from there")
+                Failure::new(Exit::Interrupted, "interrupted; the output is incomplete")
+                    .fact("seen", format!("the finished samples are in {}", partial.display()))
+                    .help("run the same command again to continue")
             }
         };
         interrupted.print();

@@ -304,7 +304,7 @@ fn models_and_artifacts_can_be_inspected() {
     let text = line(&format!("inspect {}", model.display()));
     assert_eq!(text.code, 0, "{}", text.stderr);
     for part in
-        ["group_norm", "multiply-accumulates", "leaves the denoising loop", "f32[N,3,32,32]"]
+        ["group_norm", "multiply-accumulates", "moves out of the denoising loop", "f32[N,3,32,32]"]
     {
         assert!(text.stdout.contains(part), "{part} in {}", text.stdout);
     }

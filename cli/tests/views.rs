@@ -49,7 +49,7 @@ fn inspect_and_the_report_say_what_the_engine_multiplies() {
         let text = done(&format!("inspect {}", artifact.display())).stdout;
         let count = |kernel| counts.get(kernel).copied().unwrap_or(0);
         let said = match quant {
-            "bf16" => format!("this CPU multiplies {} of them as such", count("bf16")),
+            "bf16" => format!("this CPU multiplies {} of them in bf16", count("bf16")),
             _ => format!("multiplies {} as integers, {} as bf16", count("int8"), count("bf16")),
         };
         assert!(text.contains(&said), "{said}: {text}");

@@ -232,7 +232,7 @@ fn other_steps(artifact: &Artifact) -> Result<String, Failure> {
     Ok(match &possible[..] {
         "" => "none".to_string(),
         _ if is_fitted => {
-            format!("{possible}; ranges and corrections are interpolated between time steps")
+            format!("{possible}; ranges and corrections are then interpolated between time steps")
         }
         _ => possible,
     })

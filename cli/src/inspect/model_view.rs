@@ -147,12 +147,14 @@ pub fn text(model: &Model) -> String {
         write!(out, "\noperators after import and after the passes\n{}", columns(&op_rows(model)));
     let left = model.left_over();
     if !left.is_empty() {
-        let _ = writeln!(out, "  left decomposed: {}", listed(&left));
+        let _ = writeln!(out, "  not fused: {}", listed(&left));
     }
     let _ = write!(out, "\npasses\n{}", columns(&pass_rows(model)));
     refusals(model, &mut out);
     match denoiser(model) {
-        None => out.push_str("\nno denoiser: it can be run, but not sampled from\n"),
+        None => out.push_str(
+            "\nnot a denoiser: `cqc run` can evaluate it, but it cannot be sampled from\n",
+        ),
         Some(d) => {
             left_the_loop(model, &d.saved, &mut out);
             cuts(&d, &mut out);
@@ -210,12 +212,12 @@ fn left_the_loop(model: &Model, s: &Saved, out: &mut String) {
         row("tables, per time step", &s.table_macs, s.table_weight_bytes),
         row("preludes, per request", &s.prelude_macs, s.prelude_weight_bytes),
     ];
-    let _ = write!(out, "\nleaves the denoising loop\n{}", columns(&rows));
+    let _ = write!(out, "\nmoves out of the denoising loop\n{}", columns(&rows));
 }
 
 fn cuts(d: &Denoiser, out: &mut String) {
     if d.cuts.is_empty() {
-        out.push_str("\nno skip connection or residual chain to cache across\n");
+        out.push_str("\nthere is no skip connection or residual chain to cache across\n");
         return;
     }
     let row = |cut: &Cut| {

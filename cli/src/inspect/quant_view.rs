@@ -124,7 +124,7 @@ pub fn text(artifact: &Artifact) -> Result<String, Failure> {
     if !quant.has_integers() {
         let bf16 = count(Execution::Bf16);
         return Ok(format!(
-            "  quant      {}, {layers} layers; this CPU multiplies {bf16} of them as such\n",
+            "  quant      {}, {layers} layers; this CPU multiplies {bf16} of them in bf16\n",
             quant.name()
         ));
     }
