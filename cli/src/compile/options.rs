@@ -62,8 +62,10 @@ pub struct LoopArgs {
     /// time-shift=S: ZipVoice; linear-quadratic=T: Mochi, where T is 0.025.
     #[arg(long, value_name = "KIND", allow_hyphen_values = true)]
     flow_schedule: Option<FlowSchedule>,
-    /// Flow matching with dynamic shifting: the value of mu [default: computed from the number of 2
-    /// x 2 patches of a sample]
+    /// Flow matching with dynamic shifting: the value of mu [default: computed from the number of
+    /// tokens of a sample]
+    ///
+    /// The tokens of a sequence are its rows, those of an image its patches of 2 x 2.
     #[arg(long, value_name = "MU", allow_negative_numbers = true)]
     flow_mu: Option<f64>,
     /// Noise levels to visit, highest first, instead of those of the sampler
@@ -201,7 +203,7 @@ pub struct CachingArgs {
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
     /// Class labels of the calibration set, 0 or more, repeated in turn [default: with --null-label
-    /// K, 0 to K - 1]
+    /// K, 0 to K - 1; else all labels of the model's table]
     #[arg(long, value_name = "A,B,..", value_delimiter = ',', allow_negative_numbers = true)]
     labels: Vec<i64>,
     /// Value of a conditioning input for the calibration set
