@@ -1,4 +1,4 @@
-//! `schedule.json`: everything about the loop that is not in the models.
+//! Writes `schedule.json`, which describes everything about the loop that is not in the models.
 //!
 //! ```text
 //! { "format_version": 1, "layout": "split" | "if",
@@ -21,11 +21,11 @@
 //!                    "inputs":  [{"name": "sample", "value": "sample", "dtype": "float32", "shape": ["N", 3, 32, 32], "tensor": "sample"}],
 //!                    "outputs": [...]}] }
 //! ```
-//! A port's `name` is that in the ONNX file, its `value` says what it is to the loop: `sample`,
-//! `timestep`, `step` (number of the evaluation, a tensor without axes), `condition.NAME`,
-//! `output.NAME`, or what one model gives and another takes: `prelude.I`, `prelude_steps.I`,
-//! `cache.I`. Models are listed in the order in which they run. Before the first full evaluation
-//! the cache is of no account.
+//! The `name` of a port is its name in the ONNX file. Its `value` says its role in the loop:
+//! `sample`, `timestep`, `step` (the number of the evaluation, a tensor without axes),
+//! `condition.NAME`, `output.NAME`, or a value that one model computes and another one reads:
+//! `prelude.I`, `prelude_steps.I`, `cache.I`. Models are listed in the order in which they run.
+//! Before the first full evaluation the content of the cache has no effect.
 
 use super::{ExportedLoop, Form, NULL};
 use cqc_passes::onnx::export::{Exported, ExportedModel, Layout, Port, Qdq, Scales, Wire};
@@ -36,7 +36,7 @@ use serde_json::{Value, json};
 /// Version of the format of `schedule.json`.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// `full.onnx`.
+/// Name of the file of a model, such as `full.onnx`.
 pub fn file_name(model: &ExportedModel) -> String {
     format!("{}.onnx", model.name)
 }
