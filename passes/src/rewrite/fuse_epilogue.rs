@@ -95,8 +95,8 @@ fn activation(
     Ok(Rewrite::one(node.outputs[0], g.node(&node.name, op, &before.inputs)?[0]))
 }
 
-/// Makes `x` operand `slot` of the product `p`; `None` if p is no product or has no room, or x does
-/// not fit.
+/// Makes `x` operand `slot` of the product `p`; `None` if `p` is no product or has that operand
+/// already, or if `x` does not fit.
 fn attach(
     g: &mut Graph,
     node: &Node,
@@ -133,7 +133,7 @@ fn attach(
     Ok(Some(Rewrite::one(node.outputs[0], g.node(&node.name, product.op, &inputs)?[0])))
 }
 
-/// reshape(linear) + x with unchanged last axis: the residual moves in front of the reshape (pixels
+/// reshape(linear) + x with an unchanged last axis: the residual moves before the reshape (pixels
 /// of DDPM's attention).
 fn residual_behind_reshape(
     g: &mut Graph,
@@ -159,7 +159,7 @@ fn residual_behind_reshape(
     Ok(Some(Rewrite::one(node.outputs[0], reshape(g, &node.name, y, wide)?)))
 }
 
-/// `x` with the rank of `p` if it is one row of channels per image (or one for all).
+/// `x` with the rank of `p` if it is one row of channels per image, or one for all images.
 fn per_image(
     g: &mut Graph,
     name: &str,

@@ -14,13 +14,13 @@ use cqc_proto::{Op, Tensor};
 
 pub const FUSE_LAYER_NORM: Pass = Pass::rule("fuse-layer-norm", fuse_layer_norm);
 
-/// A normalisation found in the arithmetic.
+/// A normalisation that is written out in arithmetic.
 pub struct WrittenOut {
-    /// What is normalised.
+    /// The normalised value.
     pub x: ValueId,
-    /// Over these axes.
+    /// The axes of the normalisation.
     pub axes: Vec<usize>,
-    /// Added to the variance.
+    /// The number that is added to the variance.
     pub eps: f32,
     /// Whether the mean is subtracted.
     pub centred: bool,
@@ -42,7 +42,8 @@ fn fuse_layer_norm(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewri
     affine(g, old, &name, context)
 }
 
-/// Recognises `centred / √(mean(centred²) + eps)`, as a division or a product with the reciprocal.
+/// Recognises `centred / √(mean(centred²) + eps)`, as a division or as a product with the
+/// reciprocal.
 pub fn written_out(g: &Graph, v: ValueId) -> Option<WrittenOut> {
     let (centred, root) = match binary(g, v, BinaryKind::Div) {
         Some(pair) => pair,
@@ -87,7 +88,7 @@ fn mean(g: &Graph, v: ValueId) -> Option<(ValueId, Vec<usize>)> {
     }
 }
 
-/// norm(x) · gamma, norm(x, gamma) + beta, with constants along the last axis.
+/// norm(x) · gamma, and norm(x, gamma) + beta, with constants along the last axis.
 fn affine(g: &mut Graph, old: ValueId, name: &str, context: &Context) -> Result<Rewrite, OpError> {
     for (kind, operand) in [(BinaryKind::Mul, 1), (BinaryKind::Add, 2)] {
         let Some(pair) = binary(g, old, kind) else { continue };

@@ -36,7 +36,7 @@ fn fuse_linear(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrite, 
     }
 }
 
-/// Adds a constant vector to a linear or convolution that has no epilogue yet.
+/// Adds a constant vector as bias to a linear layer or convolution that has no epilogue yet.
 fn bias(g: &mut Graph, old: ValueId, name: &str, context: &Context) -> Result<Rewrite, OpError> {
     let pair = binary(g, old, BinaryKind::Add).expect("the caller saw an addition");
     let found = either_order(pair, |product, b| {
