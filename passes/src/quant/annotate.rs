@@ -42,8 +42,8 @@ pub struct SiteTable {
     pub zero_point: Vec<f32>,
 }
 
-/// CacheQuant's correction of quantization errors (DEC), with the bias outside of the sum: `a · sum
-/// + b`.
+/// CacheQuant's correction of quantization errors (DEC): `a · sum + b`, with the bias outside of
+/// the sum.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct OutputCorrection {
     /// Factors, `[evaluations · channels]`.

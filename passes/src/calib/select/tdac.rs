@@ -46,7 +46,8 @@ impl Tdac {
         )
     }
 
-    /// Density, plus `lambda` times diversity, of each evaluation; both are from 0 to 1.
+    /// The weight of each evaluation: its density plus `lambda` times its diversity. Both are from
+    /// 0 to 1.
     fn weights(&self, pool: &SamplePool, rows: &[Vec<usize>]) -> Vec<f64> {
         let mut pairs = vec![];
         for s in 0..rows.len() {
