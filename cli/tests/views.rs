@@ -1,4 +1,4 @@
-//! Views say what the engine does: `inspect` and the report against `bench --profile`.
+//! Compares what `inspect` and the report say about the engine with `bench --profile`.
 
 mod common;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Number format of the full program's steps by name, as they really ran.
+/// Number format of the full program's steps by name, as they were executed.
 fn profiled(artifact: &Path) -> BTreeMap<String, String> {
     let options = "--profile --repeat 1 --threads 2 --device cpu --json";
     let bench = done(&format!("bench {} {options}", artifact.display())).json();

@@ -37,11 +37,12 @@ impl ClippingRange {
         ClippingRange { low: end(low, f32::MIN, 0.0), high: end(high, 0.0, f32::MAX) }
     }
 
-    /// Scale (never zero, relative to the width however small that is) and zero point of `bits` ≤ 8 bits: `x ≈ (q − zero) · scale`, `q =
-    /// clamp(round(x / scale) + zero, 0, 2^bits − 1)`.
+    /// Scale and zero point of a quantizer of `bits` ≤ 8 bits: `x ≈ (q − zero) · scale` with `q =
+    /// clamp(round(x / scale) + zero, 0, 2^bits − 1)`. The scale is never zero; it is relative to the
+    /// width of the range, however small that is.
     ///
-    /// A range that begins or ends with zero has zero point 0 or 2^bits − 1. A constant tensor is
-    /// one: its value is the last level.
+    /// A range that begins or ends with zero has the zero point 0 or 2^bits − 1. The range of a
+    /// constant tensor is one of these, and its value is the last level.
     pub fn parameters(&self, bits: u32) -> (f32, u8) {
         let ClippingRange { low, high } = ClippingRange::new(self.low, self.high);
         let levels = levels(bits);

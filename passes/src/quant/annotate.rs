@@ -8,10 +8,10 @@
 //! ```
 //!
 //! A layer of the survey without sites reads `round_bf16(x)`. Codes can be represented in bf16, so
-//! its sums can be those of products of bf16, times the scale of the weights. Everything that varies
-//! by evaluation is in tables. The rewritten graph is executed by the float engine, exported,
-//! reported and lowered to integers. In the preludes, which run once per request, only the weights
-//! are quantized, and the inputs and sums stay float.
+//! its sums can be those of products of bf16, times the scale of the weights. Everything that
+//! varies by evaluation is in tables. The rewritten graph is executed by the float engine,
+//! exported, reported and lowered to integers. In the preludes, which run once per request, only
+//! the weights are quantized, and the inputs and sums stay float.
 
 use super::migrate;
 use super::survey::{ActivationSite, Layer, QuantSpec, Survey};

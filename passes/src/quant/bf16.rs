@@ -9,8 +9,9 @@
 //! ```
 //!
 //! Nothing is fitted, so the graphs are rewritten before the calibration, and schedules and
-//! corrections are found on the loop that the artifact will run. In the preludes, which run once per
-//! request, only the weights are rounded, not the inputs. Tests: tests/filetests/bf16/products.cqt
+//! corrections are found on the loop that the artifact will run. In the preludes, which run once
+//! per request, only the weights are rounded, not the inputs. Tests:
+//! tests/filetests/bf16/products.cqt
 
 use super::annotate::PartBuilder;
 use super::survey::{QuantSpec, candidate, source};

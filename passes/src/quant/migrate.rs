@@ -86,7 +86,8 @@ pub struct Seen {
 
 impl Seen {
     /// Adds the rows `x`, `[rows, channels]`, of one evaluation. Of these, at most `keep` evenly
-    /// spaced rows are kept; none if it is `None`. Rows with `held_out` are kept for measuring only.
+    /// spaced rows are kept; none if it is `None`. Rows with `held_out` are kept for measuring
+    /// only.
     pub fn add(&mut self, x: &[f32], channels: usize, keep: Option<usize>, held_out: bool) {
         if !held_out {
             let mut largest = vec![0f32; channels];

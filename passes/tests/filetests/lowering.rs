@@ -1,7 +1,7 @@
 //! `; lower: WORD ..`: a graph becomes a plan. The first input is the sample, `%t` the time step,
 //! all others are conditions; the batch is `N`.
 //!
-//! | word | what it does |
+//! | word | effect |
 //! |---|---|
 //! | `times=999,500` | the loop has these evaluations; without it the plan is one evaluation of the graph |
 //! | `any_steps` | the plan keeps the program that makes its tables |

@@ -1,20 +1,20 @@
-//! [`Plan`] → standard ONNX models.
+//! Exports a [`Plan`] as standard ONNX models.
 //!
-//! Every operator becomes operators of the default domain (`ops`), channels first where the
-//! standard wants that (`layout.rs`). A plan becomes up to four models that share one file of
-//! constants; [`Port`]s say how the loop connects them.
+//! Every operator becomes operators of the default domain (`ops`), with channels first where the
+//! standard needs that (`layout.rs`). A plan becomes up to four models that share one file of
+//! constants. [`Port`]s say how the loop connects them.
 //!
-//! | model | runs | takes | gives |
+//! | model | runs | inputs | outputs |
 //! |---|---|---|---|
-//! | `prelude` | once per request | conditions | what depends on them only |
-//! | `prelude_steps` | before each evaluation | conditions, results of `prelude`, `step` | what depends on them and the time step |
+//! | `prelude` | once per request | conditions | values that depend on the conditions only |
+//! | `prelude_steps` | before each evaluation | conditions, results of `prelude`, `step` | values that depend on conditions and time step |
 //! | `full` | every evaluation, or those that fill the cache | sample, conditions, results of both preludes, `step` | the model's outputs, the cache |
 //! | `cached` | the other evaluations | as `full`, and the cache | the model's outputs |
 //! | `model` ([`Layout::If`]) | every evaluation | as `cached` | as `full`: an `If` chooses, and the cache passes through |
 //!
-//! `step` is the number of the evaluation: tables are constants that it indexes. Unlike in the
-//! engine, `prelude_steps` runs for one evaluation at a time, so that its batch is that of all the
-//! others.
+//! `step` is the number of the evaluation, which indexes the tables. In the engine `prelude_steps`
+//! runs for all evaluations at once; here it runs for one evaluation at a time, so that it has the
+//! same batch as the other models.
 
 mod cx;
 mod error;
