@@ -66,7 +66,7 @@ pub enum ModelError {
     #[error("internal error in {0}; please report it with the model")]
     Pass(#[from] PassError),
     /// The directory holds no exported denoiser.
-    #[error("{} holds no exported denoiser: expected one of {}{}", path.display(), PLACES.join(", "), broken.as_ref().map_or(String::new(), |link| format!("; {} is a link to no file", link.display())))]
+    #[error("{} holds no exported denoiser: expected one of {}{}", path.display(), PLACES.join(", "), broken.as_ref().map_or(String::new(), |link| format!("; {} is a link whose target does not exist", link.display())))]
     NoModel {
         /// The directory.
         path: PathBuf,

@@ -1,6 +1,6 @@
 //! `cqc compile`: reads a model and a recipe, compiles the loop and writes the artifact.
 //!
-//! The work is done by [`cachequant::compile`]. This file maps the options to a recipe, shows the
+//! The work is done by [`cachequant::compile()`]. This file maps the options to a recipe, shows the
 //! progress, refuses an artifact whose quality is below the floor, and logs what was decided.
 
 mod options;

@@ -119,7 +119,7 @@ pub enum BindError {
     },
     /// The model takes integer time steps, and the sampler has fractions or numbers out of range.
     #[error(
-        "input `{input}` takes {dtype} time steps and the sampler's are others ({timestep}); export the model with a float time step or use another timestep spacing"
+        "input `{input}` takes {dtype} time steps, which cannot hold {timestep} of the sampler; export the model with a float time step or use another timestep spacing"
     )]
     Fractional {
         /// Name of the time step input.
@@ -142,7 +142,7 @@ pub enum BindError {
     Memory(#[from] NoMemory),
     /// The tables take too long to compute.
     #[error(
-        "what depends on the time step `{input}` alone takes {bytes} bytes and {macs} multiply-accumulates per evaluation, at most {max_bytes} and {max_macs} are computed; export the model with one time step per sample, or without large tensors made from it"
+        "the part of the model that depends on the time step `{input}` alone takes {bytes} bytes and {macs} multiply-accumulates per evaluation; at most {max_bytes} and {max_macs} are allowed; export the model with one time step per sample, or without large tensors made from it"
     )]
     Work {
         /// Name of the time step input.

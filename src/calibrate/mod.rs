@@ -75,7 +75,7 @@ pub enum CalibrateError {
     #[error(transparent)]
     Denoise(#[from] DenoiseError),
     /// The method has no schedule with that number of full evaluations.
-    #[error("there is no {kind} schedule of {full} full evaluations in {evaluations}")]
+    #[error("there is no {kind} schedule with {full} full evaluations of {evaluations}")]
     NoSchedule {
         /// The method.
         kind: ScheduleKind,
@@ -109,7 +109,7 @@ pub enum CalibrateError {
         evaluation: usize,
     },
     /// There are too few samples to fit on some and to measure on others.
-    #[error("{0} calibration samples, at least 2 are needed")]
+    #[error("there are {0} calibration samples, but at least 2 are needed")]
     Samples(usize),
 }
 

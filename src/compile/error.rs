@@ -41,7 +41,7 @@ pub enum CompileError {
     #[error("{0}")]
     Misread(Box<crate::reading::Misread>),
     /// The model has weights that are infinite or NaN.
-    #[error("weights are not finite: {}", super::weights::list(.0))]
+    #[error("the model has weights that are not finite: {}", super::weights::list(.0))]
     Weights(Vec<BadWeight>),
     /// `keep-float` names a node that the model does not have after the passes.
     #[error("keep-float: the model has no node `{name}` after the passes")]

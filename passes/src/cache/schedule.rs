@@ -267,7 +267,7 @@ impl Quadratic {
     }
 }
 
-/// The text form that [`Quadratic::from_str`] reads.
+/// The text form that `from_str` reads.
 impl fmt::Display for Quadratic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let centre = self.centre.map_or("none".to_string(), |c| c.to_string());

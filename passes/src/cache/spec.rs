@@ -90,14 +90,14 @@ pub enum CutError {
         near: Vec<String>,
     },
     /// The tensor is an input, a constant, or not of floats.
-    #[error("`{name}` cannot be cached: it is no floating-point result of the step")]
+    #[error("`{name}` cannot be cached: it is not a floating-point result of the step")]
     NotStorable {
         /// The name that was given.
         name: String,
     },
     /// A delta needs two values of one type, the second of which is computed from the first.
     #[error(
-        "`{name}` is no range: the second tensor must be computed from the first and have its type"
+        "`{name}` is not a range: the second tensor must be computed from the first and have its type"
     )]
     NotARange {
         /// The name that was given.
@@ -110,7 +110,7 @@ pub enum CutError {
         name: String,
     },
     /// The cached step would be a full one.
-    #[error("caching `{name}` saves nothing: everything is still needed")]
+    #[error("caching `{name}` saves nothing: a cached step would still compute everything")]
     SavesNothing {
         /// The name that was given.
         name: String,

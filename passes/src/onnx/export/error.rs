@@ -11,7 +11,7 @@ pub enum ExportError {
     Unsupported(Vec<UnsupportedStep>),
     /// The plan's `prelude_steps` runs for all evaluations at once, with a fixed batch.
     #[error(
-        "the conditioning is computed for all evaluations at once in a fixed batch, which export cannot cut apart"
+        "the conditions are processed for all evaluations at once in a fixed batch, which the export cannot divide"
     )]
     Stacked,
 }
