@@ -2,10 +2,11 @@
 //! calibration set.
 //!
 //! ```text
-//! observe   one ordinary trajectory per calibration sample: distances between cached tensors, moments, and what an output
-//!           costs that is computed from an older cache
-//! schedules the candidates that these numbers give
-//! correct   affine tables for a schedule: fitted on the ordinary trajectory, or on the accelerated one
+//! observe   one ordinary trajectory per calibration sample: distances between cached tensors,
+//!           moments, and the cost of an output that is computed from an older cache
+//! schedules the candidates that follow from these numbers
+//! correct   affine tables for a schedule, fitted on the ordinary trajectory or on the accelerated
+//!           one
 //! measure   the accelerated loop on held-out samples: the best candidate wins
 //! ```
 //!

@@ -10,7 +10,7 @@
 //!   "initial_scale": 1.0,                                   of the noise that the loop begins with
 //!   "ddim":        {"prediction": "epsilon", "clip": 1.0 | null,
 //!                   "updates": [{"signal", "noise", "next_signal", "direction"}, ...]},    null for other samplers
-//!   "compensation": {"scale": [[..C..], ...], "shift": [...]} | null,   behind evaluation e, the sample becomes scale[e] · sample + shift[e] per channel
+//!   "compensation": {"scale": [[..C..], ...], "shift": [...]} | null,   after evaluation e, the sample becomes scale[e] · sample + shift[e] per channel
 //!   "guidance":    2.0,                                     output = null + guidance · (output - null)
 //!   "guidance_rescale": 0.0,                                then output · (1 + φ · (σ(conditional) / σ(output) - 1))
 //!   "guidance_steps": [0, 20],                              in these sampler steps, the end excluded; else the conditional output

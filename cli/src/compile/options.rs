@@ -260,7 +260,7 @@ pub struct QuantizingArgs {
     migrate: Option<Migrate>,
     /// Evaluations that share the quantization ranges of activations [default: none]
     ///
-    /// none: every evaluation has its own; a number: so many groups of consecutive evaluations;
+    /// none: every evaluation has its own; a number: this many groups of consecutive evaluations;
     /// all: one range for all evaluations.
     #[arg(long, value_name = "HOW")]
     share_ranges: Option<Grouping>,

@@ -1,12 +1,12 @@
 //! `fuse-attention`:  softmax(scale · q kᵀ [+ mask]) v  →  attention(q, k, v [, mask])
 //!
-//! Matches on data flow alone, so every spelling in use is covered: heads on an axis of their own
-//! ([N, H, L, D], with the transposes on either side), heads merged into the batch ([N·H, L, D]
-//! behind a reshape), one head without an axis (DDPM's 1x1-convolution form, [N, L, C]), the
-//! product written from the left (v · pᵀ, latent-diffusion), scales on q, on k, on the scores or
-//! split over both. The operands are brought to [N, L, H·D]; the transposes that this adds cancel
-//! with the exporter's. The score matrix is never stored, so nothing else may read it. Tests:
-//! tests/filetests/passes/fuse_attention.cqt
+//! The rule matches on data flow alone, so every form in use is covered: heads on an axis of their
+//! own ([N, H, L, D], with the transposes on either side), heads merged into the batch
+//! ([N·H, L, D] after a reshape), one head without an axis (DDPM's 1x1-convolution form,
+//! [N, L, C]), the product written from the left (v · pᵀ, latent-diffusion), and scales on q, on k,
+//! on the scores or split over both. The operands are brought to [N, L, H·D]. The transposes that
+//! this adds cancel with those of the exporter. The score matrix is never stored, so no other node
+//! may read it. Tests: tests/filetests/passes/fuse_attention.cqt
 
 use super::matching::{
     binary, either_order, peel_scales, product, reshape, reshaped, takes, transpose, transposed,

@@ -1,8 +1,8 @@
 //! `fold-constants`:  f(constants)  →  constant
 //!
-//! Evaluated by the scalar definitions. A result much larger than its operands (a broadcast) stays
-//! a node: storing it would trade a copy for megabytes. Tests:
-//! tests/filetests/passes/fold_constants.cqt
+//! Constants are evaluated by the scalar definitions of the operators. A result much larger than
+//! its operands (a broadcast) stays a node, because storing it would cost megabytes to save a copy.
+//! Tests: tests/filetests/passes/fold_constants.cqt
 
 use super::{Context, Pass, Rewrite};
 use crate::interpret::work;

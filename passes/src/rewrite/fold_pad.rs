@@ -1,7 +1,7 @@
 //! `fold-pad`:  conv(pad(x))  →  conv(x) with larger pads
 //!
-//! diffusers' downsampling pads one row and one column at the end before a convolution without
-//! padding. Zeros on spatial axes are what the convolution's own padding is. Tests:
+//! The downsampling of diffusers pads one row and one column at the end before a convolution
+//! without padding. Zeros on spatial axes equal the padding of the convolution. Tests:
 //! tests/filetests/passes/fold_pad.cqt
 
 use super::matching::refusal;

@@ -1,17 +1,17 @@
-//! `fuse-epilogue`: what follows a convolution or linear layer element by element moves into it,
-//! and SiLU into GroupNorm
+//! `fuse-epilogue`: elementwise operators after a convolution or linear layer move into it, and
+//! SiLU moves into GroupNorm
 //!
-//! | behind the product p | becomes |
+//! | after the product p | becomes |
 //! |---|---|
 //! | p + r, r one row per image (time embedding) | its `row` |
 //! | act(p) | its `act` |
 //! | p · g, g one row per image (adaLN gate) | its `gate` |
 //! | p + x, x of p's type (residual) | its `residual` |
 //!
-//! The residual also moves through a reshape that keeps the last axis. All in this order, each at
-//! most once, and only if nothing else reads p. Of two products that are added, the later one takes
-//! the other as residual. The result is `residual + gate · act(p + bias + row)`, the operator's
-//! definition. Tests: tests/filetests/passes/fuse_epilogue.cqt
+//! The residual also moves through a reshape that keeps the last axis. The parts are taken in this
+//! order, each at most once, and only if nothing else reads p. Of two products that are added, the
+//! later one takes the other as its residual. The result is `residual + gate · act(p + bias +
+//! row)`, which is the operator's definition. Tests: tests/filetests/passes/fuse_epilogue.cqt
 
 use super::matching::{binary, reshape, takes};
 use super::{Context, Pass, Rewrite};

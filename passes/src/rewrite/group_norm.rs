@@ -7,8 +7,8 @@
 //!   back`, also through reciprocal.
 //! * a group_norm whose result is multiplied and shifted per channel: the affine part moves in.
 //!
-//! The native operator needs nothing. Statistics over a group's elements are the same numbers under
-//! either shape. Tests: tests/filetests/passes/fuse_group_norm.cqt
+//! ONNX's own operator needs no rewrite. Statistics over the elements of a group are the same
+//! numbers in either shape. Tests: tests/filetests/passes/fuse_group_norm.cqt
 
 use super::matching::{binary, channel_constant, either_order, refusal, reshaped};
 use super::{Context, Pass, Rewrite, layer_norm};

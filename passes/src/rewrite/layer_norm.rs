@@ -2,9 +2,9 @@
 //! layer_norm(x) · gamma + beta with constants → layer_norm(x, gamma, beta); x / √(mean(x²) + eps)
 //! · gamma → rms_norm
 //!
-//! Exporters below opset 17 and dynamo's decompositions write the arithmetic out: `mean, sub, pow 2
-//! | mul, mean, add eps, sqrt, div` or `… reciprocal, mul`. ONNX's own operator needs nothing.
-//! Tests: tests/filetests/passes/fuse_layer_norm.cqt
+//! Exporters below opset 17 and the decompositions of dynamo write the arithmetic out: `mean, sub,
+//! pow 2 | mul, mean, add eps, sqrt, div` or `… reciprocal, mul`. ONNX's own operator needs no
+//! rewrite. Tests: tests/filetests/passes/fuse_layer_norm.cqt
 
 use super::matching::{binary, channel_constant, either_order, is_square_of, unary, with_scalar};
 use super::{Context, Pass, Rewrite};

@@ -1,14 +1,14 @@
 //! `channels-last`: convolution, GroupNorm, pooling and all that lies between them → channels on
 //! the last axis
 //!
-//! The engine's kernels want a pixel's channels side by side. Each channels-first operator becomes
-//! `transpose · channels-last operator · transpose back`, and the transpose back sinks through
-//! everything that does not care where channels stand (elementwise, concat, slice, pad, resize,
-//! reshape of the spatial axes), until it meets the next operator's own transpose and both vanish.
-//! What remains are the transposes at inputs and outputs.
+//! The engine's kernels need the channels of a pixel side by side. Each channels-first operator
+//! becomes `transpose · channels-last operator · transpose back`. The transpose back moves after
+//! every operator for which the position of the channels makes no difference (elementwise, concat,
+//! slice, pad, resize, reshape of the spatial axes), until it meets the next operator's own
+//! transpose and both cancel. Only the transposes at inputs and outputs remain.
 //!
-//! Right because a transposed operand and a transposed attribute give a transposed result.
-//! Tests: tests/filetests/passes/channels_last.cqt
+//! This is correct because a transposed operand and a transposed attribute give a transposed
+//! result. Tests: tests/filetests/passes/channels_last.cqt
 
 use super::matching::{inverse, product, reshape, transpose, transposed};
 use super::{Context, Pass, Rewrite};

@@ -1,8 +1,8 @@
 //! `fuse-linear`: matmul(x, constant [K, N]) → linear; linear(x) + constant [N] → its bias;
 //! channels-last 1x1 convolution → linear
 //!
-//! One operator for every product with stored weights: their packing, quantization and epilogues
-//! are the same. Tests: tests/filetests/passes/fuse_linear.cqt
+//! Every product with stored weights becomes one operator, because packing, quantization and
+//! epilogues are the same. Tests: tests/filetests/passes/fuse_linear.cqt
 
 use super::matching::{binary, channel_constant, either_order};
 use super::{Context, Pass, Rewrite};

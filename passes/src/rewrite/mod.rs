@@ -152,13 +152,13 @@ pub const PIPELINE: &[Pass] = &[
     no_ops::REMOVE_NO_OPS,          // transposes around attention cancel
     geglu::FUSE_GEGLU,              // after GELU
     layout::CHANNELS_LAST,          // after fusion: fewer transposes to carry through
-    no_ops::REMOVE_NO_OPS,          // what the layout pass leaves behind
+    no_ops::REMOVE_NO_OPS,          // removes the remains of the layout pass
     fold_constants::FOLD_CONSTANTS, // transposed constants
     fold_pad::FOLD_PAD,             // any layout; here because of its neighbour below
     upsample_conv::FUSE_UPSAMPLE,   // after layouts: resize and convolution stand side by side
     linear::FUSE_LINEAR,            // 1x1 convolutions of the channels-last form
-    fuse_epilogue::FUSE_EPILOGUE,   // last: takes what still stands behind products and norms
-    no_ops::REMOVE_NO_OPS,          // what folding left behind
+    fuse_epilogue::FUSE_EPILOGUE,   // last: takes the rest after products and norms
+    no_ops::REMOVE_NO_OPS,          // removes the remains of folding
 ];
 
 /// A replacement that a rule found but did not make.

@@ -1,5 +1,5 @@
-//! `remove-no-ops`: operators that change nothing disappear; chains of reshapes, transposes and
-//! casts become one
+//! `remove-no-ops`: operators that change nothing are removed, and chains of reshapes, transposes
+//! and casts become one
 //!
 //! | matches | becomes |
 //! |---|---|

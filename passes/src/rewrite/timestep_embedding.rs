@@ -1,10 +1,10 @@
 //! `timestep-embedding`: concat(sin(t·f), cos(t·f)) with constant frequencies f →
 //! timestep_embedding(t)
 //!
-//! The sinusoidal embedding of diffusers' `Timesteps`, spelled `unsqueeze, cast, mul, [mul scale],
-//! sin, cos, concat`, with another slice-and-concat behind it when cosines come first
-//! (`flip_sin_to_cos`). The frequencies stay the source model's numbers: at t = 999 an error of one
-//! unit in their last place would already show in the sixth digit of the sine. Tests:
+//! The sinusoidal embedding of diffusers' `Timesteps` is exported as `unsqueeze, cast, mul, [mul
+//! scale], sin, cos, concat`, followed by another slice and concat if cosines come first
+//! (`flip_sin_to_cos`). The frequencies stay the numbers of the source model: at t = 999, an error
+//! of one unit in their last place would already show in the sixth digit of the sine. Tests:
 //! tests/filetests/passes/timestep_embedding.cqt
 
 use super::matching::{binary, either_order, reshape, unary, with_scalar};

@@ -2,9 +2,11 @@
 //! artifact will run.
 //!
 //! ```text
-//! ranges      the accelerated loop in float: histograms of what layers read, by evaluation; ranges of the quantizers
-//! sequential  the ordinary and the quantized, accelerated loop side by side, evaluation by evaluation: the correction of the
-//!             cache, of the layers' sums, of the sample, each fitted when everything before it is in place
+//! ranges      the accelerated loop in float: histograms of layer inputs, by evaluation, and from
+//!             them the ranges of the quantizers
+//! sequential  the ordinary and the quantized, accelerated loop side by side, evaluation by
+//!             evaluation: the correction of the cache, of the layers' sums, and of the sample,
+//!             each fitted when everything before it is in place
 //! ```
 
 mod driver;
