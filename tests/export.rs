@@ -1,6 +1,6 @@
-//! Exported loops in ONNX Runtime, against the engine.
+//! Exported loops in ONNX Runtime, compared with the engine.
 //!
-//! Needs ONNX Runtime as `onnxruntime.rs` does; whole loops need `CQC_ORACLE_PYTHON` with numpy and
+//! Needs ONNX Runtime as `onnxruntime.rs` does. Whole loops need `CQC_ORACLE_PYTHON` with numpy and
 //! onnxruntime, and run `sample.py`.
 
 mod common;
@@ -17,8 +17,9 @@ use common::{
     Check, checks, labels, models, on_cpu, path, relative_error, repository, shared, shared_dir,
 };
 use cqc_passes::onnx::export::{ExportOptions, Exported, Layout, Port, Qdq, Wire, export};
+use cqc_proto::cq::GuidanceInterval;
 use cqc_proto::plan::{Cache, CacheSlot, InputRole, Plan, Program, Source};
-use cqc_proto::sampler::SamplerConfig;
+use cqc_proto::sampler::{SamplerConfig, SamplerKind};
 use cqc_proto::{DType, Op, Tensor};
 use cqc_runtime::denoise::Request;
 use cqc_runtime::engine::{Engine, EngineOptions, Weights};
@@ -40,7 +41,7 @@ fn timesteps() -> Vec<f64> {
     sampler().evaluations().iter().map(|e| e.timestep).collect()
 }
 
-/// The loop, or one evaluation of what is no denoiser.
+/// The loop, or one evaluation of a model that is no denoiser.
 fn lowered(path: &Path) -> Lowered {
     let model = Model::load(path, &ModelOptions::default(), |_, _| {}).unwrap();
     match compile_loop(
@@ -61,7 +62,7 @@ fn constants(lowered: &Lowered) -> Vec<Tensor> {
     lowered.weights.parts.iter().map(|p| p.1.clone()).collect()
 }
 
-/// The models of a plan as files of `dir`.
+/// Writes the models of a plan as files in `dir`.
 fn write(plan: &Plan, constants: &[Tensor], layout: Layout, dir: &Path) -> Exported {
     let null = BTreeMap::new();
     let sampler = sampler();
@@ -95,8 +96,8 @@ fn as_port(port: &Port, given: &Tensor) -> Tensor {
 
 type Values = BTreeMap<String, Tensor>;
 
-/// Runs a model on the loop's values and adds what it gives; `false` if an input has a type that is
-/// not passed on.
+/// Runs a model on the loop's values and adds its results. Returns `false` if an input has a type
+/// that cannot be passed on.
 fn run_model(
     environment: &Environment,
     dir: &Path,
@@ -115,7 +116,7 @@ fn run_model(
     true
 }
 
-/// The loop's values before evaluation `e`: recorded inputs.
+/// The loop's values before evaluation `e`, from recorded inputs.
 fn begin(plan: &Plan, inputs: &BTreeMap<String, Tensor>, e: usize) -> Values {
     let value = |input: &cqc_proto::plan::PlanInput| {
         let name = match input.role {
@@ -171,7 +172,7 @@ fn exported_models_equal_the_engine() {
     }
 }
 
-/// `plan` with one value of `full` in a cache: its producers run at evaluation 0 only.
+/// `plan` with one value of `full` in a cache, whose producers run at evaluation 0 only.
 fn with_cache(plan: &Plan, value: usize) -> Plan {
     let mut cached = plan.full.clone();
     cached.values[value].source = Source::Cache(0);
@@ -205,8 +206,8 @@ fn drop_dead_steps(program: &mut Program) {
     }
 }
 
-/// Where a cache is fed from the evaluation it is used in, it changes nothing; packed in an
-/// `If`, it is the same cache.
+/// A cache that is filled by the evaluation that reads it changes nothing, and it is the same cache
+/// in an `If`.
 #[test]
 fn cached_evaluations_read_what_full_ones_give() {
     let Some(environment) = onnxruntime::environment() else { return };
@@ -258,7 +259,7 @@ fn cached_evaluations_read_what_full_ones_give() {
             }
             results.push(values);
         }
-        // 1e-5: ONNX Runtime picks other kernels inside an If
+        // 1e-5: ONNX Runtime chooses other kernels inside an If
         for value in [output.as_str(), "cache.0"] {
             let error = relative_error(&results[1][value], &results[0][value]);
             assert!(error < 1e-5, "{name}: {value}: relative error {error:e}");
@@ -272,7 +273,7 @@ fn expected_shape(plan: &Plan, value: usize, batch: usize) -> Vec<usize> {
     plan.full.values[value].ty.resolve(&batch).unwrap()
 }
 
-/// A loop through `sample.py` against the same loop through the engine.
+/// Compares a loop through `sample.py` with the same loop through the engine.
 fn sample_both_ways(python: &Path, artifact: &Artifact, request: &Request, layout: Layout) {
     let directory = tempfile::tempdir().unwrap();
     let dir = directory.path().join("exported");
@@ -285,9 +286,9 @@ fn sample_both_ways(python: &Path, artifact: &Artifact, request: &Request, layou
         constants: &constants,
         sampler: &sampler,
         guidance,
-        rescale: 0.0,
-        interval: None,
-        fills: &BTreeMap::new(),
+        rescale: manifest.guidance_rescale,
+        interval: manifest.guidance_interval,
+        fills: &manifest.fills,
         null: &null,
         compensation: None,
     };
@@ -323,15 +324,28 @@ fn the_script_samples_what_the_engine_samples() {
         threads: Some(2),
         ..Recipe::default()
     };
-    let mut cases = vec![(path("ddpm-shapes32"), float.clone(), vec![])];
+    let rescaled = Recipe {
+        guidance: Some(2.0),
+        guidance_rescale: Some(0.7),
+        guidance_interval: Some(GuidanceInterval { from: 0.3, to: 0.8 }),
+        null_label: Some(0),
+        trust: true,
+        sampler: Some(SamplerKind::Ddim),
+        ..float.clone()
+    };
+    let mut cases = vec![
+        (path("ddpm-shapes32"), float.clone(), vec![]),
+        (path("dit-dy23"), rescaled, vec![1, 2]),
+    ];
     if let Some(shared) = shared_dir() {
         let guided = Recipe { guidance: Some(2.0), null_label: Some(8), ..float };
         cases.push((shared.join("models/dit-shapes32/model.onnx"), guided, vec![1, 3]));
     }
     for (path, float, of) in cases {
-        let mut noise = vec![0.0; 2 * 3 * 32 * 32];
+        let size = if path.ends_with("dit-dy23.onnx") { 8 } else { 32 };
+        let mut noise = vec![0.0; 2 * 3 * size * size];
         Noise::new(7, 0, 2).fill(&mut noise);
-        let noise = Some(Tensor::from_f32(&[2, 3, 32, 32], &noise));
+        let noise = Some(Tensor::from_f32(&[2, 3, size, size], &noise));
         let conditions = if of.is_empty() { BTreeMap::new() } else { labels(&of) };
         let request = Request { samples: 2, noise, conditions, ..Request::default() };
         // with a cache that a forecast corrects

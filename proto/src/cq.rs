@@ -35,10 +35,13 @@ use std::collections::{BTreeMap, HashMap};
 /// mode.
 pub const MAGIC: [u8; 8] = *b"\x89CQC\r\n\x1a\n";
 
-/// The version that is written, and the newest that is read. 2 added caching, 3 quantization, 4
-/// packs the manifest and may keep what makes tables ([`Plan::times`]), 5 may round products to
-/// bf16, 6 has more samplers.
-pub const VERSION: u32 = 6;
+/// The format version that is written, and the newest one that is read.
+///
+/// Version 2 added caching. Version 3 added quantization. Version 4 compresses the manifest and may
+/// hold the nodes that compute time tables ([`Plan::times`]). Version 5 may round products to bf16.
+/// Version 6 added samplers. Version 7 added the rescaling and the interval of guidance, inputs
+/// that the loop fills, and conditions with a value per step.
+pub const VERSION: u32 = 7;
 
 /// Longest manifest that is read, in bytes, unpacked.
 pub const MAX_MANIFEST: u64 = 64 << 20;

@@ -1,9 +1,9 @@
-"""Compile diffusion and flow-matching models, and run what was compiled.
+"""Compile diffusion and flow-matching models, and run the compiled artifacts.
 
-* `compile` makes an artifact (`.cq`) of an ONNX file or of the directory of an exported pipeline.
-* `Denoiser` opens an artifact: `sample` runs its whole loop, and the object itself is a drop-in for
-  `pipe.unet` or `pipe.transformer` of diffusers, whatever scheduler drives it.
-* `export_onnx` exports a PyTorch model or the denoiser of a pipeline, so that `compile` takes it.
+* `export_onnx` exports a PyTorch model, or the denoiser of a diffusers pipeline, to ONNX.
+* `compile` turns an ONNX file, or the directory of an exported pipeline, into an artifact (`.cq`).
+* `Denoiser` opens an artifact. Its method `sample` runs the whole sampling loop. The object itself
+  replaces `pipe.unet` or `pipe.transformer` of a diffusers pipeline, with any scheduler.
 """
 
 from ._cachequant import (

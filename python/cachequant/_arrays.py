@@ -1,11 +1,14 @@
-"""Arrays of other libraries as NumPy arrays."""
+"""Conversion of the arrays of other libraries to NumPy arrays."""
 
 import numpy as np
 
 
 def to_numpy(value):
-    """A NumPy array over the memory of `value` where that is possible: a tensor of PyTorch on the
-    CPU, whatever speaks DLPack or the array interface, or a sequence of numbers."""
+    """Returns `value` as a NumPy array, without a copy where that is possible.
+
+    `value` is a PyTorch tensor, an object with DLPack or the array interface, or a sequence of
+    numbers. Tensors of other devices and of bfloat16 are copied.
+    """
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "detach"):  # PyTorch: DLPack refuses tensors that require gradients
@@ -21,9 +24,9 @@ def to_numpy(value):
 
 
 def contiguous(value, dtype=None):
-    """`value` as a C-contiguous NumPy array, of another type if `dtype` says so."""
+    """Returns `value` as a C-contiguous NumPy array, converted to `dtype` if one is given."""
     array = to_numpy(value)
     if dtype is not None and array.dtype != dtype:
         array = array.astype(dtype)
-    # ascontiguousarray would make one axis of none
+    # ascontiguousarray would turn an array without axes into one with one axis
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)

@@ -21,51 +21,53 @@ _READING = (
 
 
 def compile(model, out, *, accept=False, force=False, progress=None, **options):
-    """Compiles the sampling loop of a model and writes it as an artifact.
+    """Compile the sampling loop of a model and write it to a file, the artifact.
 
     Parameters
     ----------
     model : path
-        An `.onnx` file, or the directory of an exported pipeline; its `scheduler_config.json` is
-        read.
+        An `.onnx` file, or the directory of an exported pipeline. The `scheduler_config.json` of
+        the directory is read.
     out : path
         The artifact to write, usually `*.cq`.
     accept : bool
-        Write the artifact even where it is further from the float loop than it may be.
+        Write the artifact even if its quality is below the required PSNR to the float loop.
     force : bool
-        Replace a file that is there.
+        Replace an existing file.
     progress : callable, optional
         Called as `progress(phase, done, total)` while the loop is calibrated, quantized and
         measured. Returning `False` cancels.
     **options
-        The long options of `cqc compile`, with underscores, and how the model is read:
+        The long options of `cqc compile`, with underscores in place of hyphens. The documentation
+        lists them under "Recipe keys". The most common ones are:
 
-        * the loop: `steps`, `sampler`, `scheduler_config` (path or dictionary), `prediction`,
+        * The loop: `steps`, `sampler`, `scheduler_config` (path or dictionary), `prediction`,
           `guidance`, `null_label`, `null_cond`, `any_steps`, `trust`, …
-        * caching: `interval`, `schedule`, `cut`, `cache_fit`, `correct`
-        * quantization: `quant` (`"none"`, `"bf16"`, `"w8a8"`, `"w4a8"`), `keep_float`,
+        * Caching: `interval`, `schedule`, `cut`, `cache_fit`, `correct`
+        * Quantization: `quant` (`"none"`, `"bf16"`, `"w8a8"`, `"w4a8"`), `keep_float`,
           `target_psnr`, …
-        * the calibration set: `calib_samples`, `calib_noise`, `labels`, `cond` (a dictionary of
-          arrays, paths or numbers), `seed`
-        * the model: `dims` and `shapes` (dictionaries), `sample_input`, `time_input`,
+        * The calibration set: `calib_samples`, `calib_noise`, `labels`, `seed`, and `cond`, a
+          dictionary of arrays, paths or numbers by input name
+        * The model: `dims` and `shapes` (dictionaries), `sample_input`, `time_input`,
           `prediction_output`, `sample_channel`, `per_step`, `per_request` (lists of names),
           `with_models` (list of paths), `wires` (list of pairs)
 
     Returns
     -------
     dict
-        What was decided: `sampler`, `steps`, `caching`, `quant`, `reading`; `psnr` is what held-out
-        samples of the compiled loop reach to the float loop, in decibels, and `warnings` is what the
-        importer found odd.
+        The decisions of the compiler: `sampler`, `steps`, `caching`, `quant` and `reading`. `psnr`
+        is the PSNR of the compiled loop to the float loop on held-out samples, in decibels.
+        `warnings` is the list of the importer's warnings.
 
     Raises
     ------
     ValueError
-        Options that contradict each other or that do not exist.
+        An option does not exist, or options contradict each other.
     ModelError
-        A model that cannot be read.
+        The model cannot be read.
     CompileError
-        A model that cannot be compiled so; `BelowFloor` where only its quality is in the way.
+        The model cannot be compiled with these options. `BelowFloor`, a subclass, means that the
+        quality is below the required PSNR.
     Cancelled
         `progress` returned `False`.
     """

@@ -1,4 +1,4 @@
-"""Artifacts as denoisers."""
+"""Opened artifacts: the whole sampling loop, and the network of a diffusers pipeline."""
 
 import contextlib
 import json
@@ -12,16 +12,16 @@ from . import _cachequant
 from ._arrays import contiguous, to_numpy
 from ._cachequant import RequestError
 
-# how pipelines tell the network the time, relative to the time steps of the scheduler
+# factors between the time steps of a scheduler and the times that pipelines give to the network
 _SCALES = (1.0, 1e-3, 1e3)
-# arguments of diffusers' models that say how, not what
+# arguments of diffusers' models that are not inputs of the network
 _MANNERS = ("return_dict", "joint_attention_kwargs", "cross_attention_kwargs", "attention_kwargs")
-# loops that are kept open, per thread: one for each batch size and list of time steps
+# the most loops that are kept open per thread, one for each batch size and list of time steps
 _OPEN_LOOPS = 4
 
 
 class Output:
-    """What a call of a `Denoiser` returns: `output.sample`, `output[0]`."""
+    """The result of a call of a `Denoiser`: `output.sample`, or `output[0]`."""
 
     def __init__(self, sample):
         self.sample = sample
@@ -34,7 +34,7 @@ class Output:
 
 
 class Config(dict):
-    """The configuration of a model: a dictionary whose keys are attributes, too."""
+    """The configuration of a model: a dictionary whose keys are also attributes."""
 
     def __getattr__(self, name):
         try:
@@ -46,28 +46,30 @@ class Config(dict):
 class Denoiser:
     """An opened artifact.
 
-    `sample` runs its whole loop. As a function the object does what `pipe.unet` or
-    `pipe.transformer` of diffusers does, so that a pipeline drives it with its own scheduler::
+    The method `sample` runs the whole sampling loop. The object itself can be called like
+    `pipe.unet` or `pipe.transformer` of diffusers, so that a pipeline drives it with the pipeline's
+    own scheduler::
 
         pipe.unet = cachequant.Denoiser("unet.cq", pipe)
 
-    Calls are mapped to the evaluations of the compiled loop: the first call of a loop begins a
-    request, and every further one is the next evaluation, which its time step must confirm. The
-    scheduler's list of time steps says which evaluations there are; where it is not the list that the
-    artifact was compiled for, the tables of the artifact are made for it (compile with
-    `any_steps=True` for that). Guidance is the pipeline's: both halves come as one batch.
+    The first call of a loop begins a request. Every further call is the next evaluation of the
+    compiled loop, and its time step must be the one of that evaluation. The time steps of the
+    pipeline's scheduler define the evaluations. They may differ from the time steps that the artifact
+    was compiled for if it was compiled with `any_steps=True`. The pipeline applies guidance: it
+    passes the unconditional and the conditional half as one batch.
 
-    Several threads may use one object, each for a loop of its own.
+    Several threads may use one object. Every thread has a loop of its own.
 
     Parameters
     ----------
     artifact : path or bytes
-        A `.cq` file, or what stands in one.
+        A `.cq` file, or its contents.
     pipe : optional
-        The pipeline that drives it: its scheduler says which time steps a loop visits, and the
-        configuration of the model that is replaced is taken over.
+        The pipeline that calls the object. Its scheduler gives the time steps of a loop, and the
+        configuration of the replaced model is copied.
     threads : int, optional
-        Threads that compute; by default one per core. Results do not depend on it.
+        The number of threads that compute, by default one per core. The results do not depend on
+        it.
     device : str
         `"auto"`, `"cpu"` or `"cuda"`.
     """
@@ -98,8 +100,8 @@ class Denoiser:
         return f"cachequant.Denoiser({self.path or 'bytes'!r}: {', '.join(how)})"
 
     def attach(self, pipe):
-        """Lets the scheduler of `pipe` say which time steps loops visit, and takes over what
-        pipelines ask of the model that is replaced."""
+        """Take the time steps of loops from the scheduler of `pipe`, and copy the attributes of the
+        replaced model that pipelines read."""
         self._pipe = weakref.ref(pipe)
         model = getattr(pipe, "unet", None)
         if model is None:
@@ -117,17 +119,19 @@ class Denoiser:
                 setattr(self, name, getattr(model, name))
 
     def to(self, *_, **__):
-        """Does nothing: the artifact computes where it was opened."""
+        """Do nothing and return the object: the device was chosen when the artifact was opened."""
         return self
 
     def eval(self):
-        """Does nothing: there is no other mode."""
+        """Do nothing and return the object: an artifact has no training mode."""
         return self
 
     @contextlib.contextmanager
     def cache_context(self, name):
-        """Calls within belong to a loop of that name: pipelines that evaluate the halves of guidance
-        one after the other say so which half a call is of."""
+        """Mark the calls inside of the `with` block as calls of the loop `name`.
+
+        Pipelines that evaluate the two halves of guidance one after the other name them with it.
+        """
         before = getattr(self._local, "context", None)
         self._local.context = name
         try:
@@ -158,43 +162,46 @@ class Denoiser:
         batch=None,
         progress=None,
     ):
-        """Samples `[n, ...]` as a NumPy array of float32, by the loop that was compiled.
+        """Run the compiled sampling loop and return the samples, a float32 array `[n, ...]`.
 
         Parameters
         ----------
         n : int, optional
-            How many; by default as many as `noise`, `init` or `labels` has, else 1.
+            The number of samples; by default the length of `noise`, `init` or `labels`, or else 1.
         seed : int
-            Seed of all noise.
+            The seed of all noise.
         noise : array, optional
-            Initial noise of unit variance `[n, ...]`, instead of the seed's.
+            The initial noise `[n, ...]`, of unit variance; by default it is drawn from `seed`.
         labels : sequence of int, optional
-            Class labels, repeated over the samples in turn.
+            The class labels, repeated in turn over the samples.
         cond, null_cond : dict, optional
-            Values of conditions by input, one row per sample or one for all, or a number; those of
-            guidance's unconditional half.
+            The values of the conditions by input name: one row per sample, one row for all of them,
+            or a number. `null_cond` are the values of the unconditional half of guidance.
         guidance : float, optional
-            Scale of guidance; by default that of the artifact.
+            The scale of classifier-free guidance; by default the artifact's.
         guidance_rescale : float, optional
-            How far the guided prediction gets the spread of the conditional one, 0 to 1.
+            How far the standard deviation of the guided prediction is moved to the one of the
+            conditional prediction, from 0 to 1 (arXiv:2305.08891, section 3.4).
         guidance_interval : (float, float), optional
-            The part of the loop in which guidance applies, in shares of its steps.
+            The part of the loop in which guidance applies, as two shares of the number of steps.
         steps : int, optional
-            Sampling steps, instead of the compiled ones.
+            The number of sampling steps; by default the number that was compiled.
         init, strength, mask : optional
-            Begin with an image or latent `[n, ...]`, with so much noise (0 to 1); keep it where the
-            mask is 0.
+            Image to image: `init` is an image or a latent `[n, ...]`, `strength` is the share of the
+            steps that run on it (0 to 1), and the image is kept where `mask` is 0.
         start, end : int, optional
-            Run only the steps from `start` to `end`; `noise` then continues samples.
+            Run the steps from `start` up to `end` only. `noise` then is the state of the samples
+            before step `start`.
         batch : int, optional
-            Samples at once; by default all, at most 8.
+            The number of samples that are computed at once; by default all of them, at most 8.
         progress : callable, optional
-            Called as `progress(evaluation, evaluations, first, end)`; returning `False` cancels.
+            Called as `progress(evaluation, evaluations, first, end)` after every evaluation of the
+            samples `first` to `end - 1`. Returning `False` cancels.
 
         Raises
         ------
         RequestError
-            The artifact cannot do that.
+            The artifact cannot do what the arguments ask for.
         Cancelled
             `progress` returned `False`.
         """
@@ -238,7 +245,7 @@ class Denoiser:
         return {n: v if isinstance(v, plain) else self._array(n, v) for n, v in values.items()}
 
     def _array(self, name, value):
-        """A condition in a type that the input takes: masks come as integers, floats and booleans."""
+        """Convert a condition to a type of the input: masks come as integers, floats or booleans."""
         array, to = contiguous(value), self._inputs[name]["dtype"]
         if to == "bool":
             return contiguous(array, np.bool_)
@@ -251,8 +258,11 @@ class Denoiser:
     # ---- one evaluation
 
     def __call__(self, *args, **kwargs):
-        """The network's answer to one batch at one time step, as models of diffusers take and
-        return it: the sample, the time step and the text states may stand without names."""
+        """Evaluate the network for one batch at one time step, like a model of diffusers.
+
+        The sample, the time step and the text states may be positional arguments. All other inputs
+        are keyword arguments.
+        """
         return_dict = kwargs.get("return_dict", True)
         sample, time, conditions = self._arguments(args, kwargs)
         like = sample
@@ -273,7 +283,7 @@ class Denoiser:
         return Output(predicted) if return_dict else (predicted,)
 
     def _arguments(self, args, kwargs):
-        """Sample, time step, and the conditions by input."""
+        """Return the sample, the time step, and the conditions by input name."""
         given = {k: v for k, v in kwargs.items() if k not in _MANNERS and v is not None}
         for name in _MANNERS[1:]:
             # LoRA scales and attention processors would change the network
@@ -313,13 +323,14 @@ class Denoiser:
                 raise RequestError(f"the artifact has no input {name!r}; it has {known}")
             conditions[name] = self._array(name, value)
         missing = [n for n, i in self._inputs.items() if i["role"] == "condition"]
-        missing = [name for name in missing if name not in conditions]
+        filled = self.info["fills"]
+        missing = [name for name in missing if name not in conditions and name not in filled]
         if missing:
             raise RequestError(f"the call lacks {', '.join(map(repr, missing))}")
         return sample, time, conditions
 
     def _next(self, batch, time, rounding, conditions):
-        """The loop and the trajectory whose next evaluation this call is."""
+        """Return the run whose next evaluation this call is; begin one if there is none."""
         runs = self._local.__dict__.setdefault("runs", {})
         context = getattr(self._local, "context", None)
         run = runs.get(context)
@@ -361,7 +372,7 @@ class Denoiser:
         return _Run(loop, trajectory, found, batch, at, kept)
 
     def _timesteps(self):
-        """The time steps that the loop to come visits."""
+        """Return the time steps of the next loop."""
         if self.timesteps is not None:
             return [float(t) for t in to_numpy(self.timesteps)]
         pipe = self._pipe and self._pipe()
@@ -385,14 +396,14 @@ class Denoiser:
             loop = self._artifact.open_loop(
                 batch, self._threads, steps, timesteps, float(guided), self._device
             )
-        open_loops[key] = loop  # the last one is the one used last
+        open_loops[key] = loop  # the least recently used loop is the first
         while len(open_loops) > _OPEN_LOOPS:
             del open_loops[next(iter(open_loops))]
         return loop
 
 
 class _Run:
-    """A loop that is under way."""
+    """A loop between its first and its last evaluation."""
 
     def __init__(self, loop, trajectory, timesteps, batch, at, conditions):
         self.loop, self.trajectory, self.timesteps = loop, trajectory, timesteps
@@ -400,13 +411,13 @@ class _Run:
 
 
 def _rounding(time):
-    """The relative error with which a pipeline may say a time step."""
+    """Return the relative rounding error of a time step that comes as this type."""
     dtype = str(getattr(time, "dtype", "float32")).removeprefix("torch.")
     return {"bfloat16": 8e-3, "float16": 1e-3}.get(dtype, 1e-5)
 
 
 def _same(a, b, rounding=1e-5):
-    """Whether two time steps are one but for rounding."""
+    """Return whether two time steps are equal up to rounding."""
     return abs(a - b) <= rounding * max(1e-2, abs(a), abs(b))
 
 
@@ -415,7 +426,7 @@ def _equal(a, b):
 
 
 def _like(array, tensor):
-    """The array as a tensor of the kind, type and device of `tensor`."""
+    """Return the array as a tensor with the type and the device of `tensor`."""
     if not hasattr(tensor, "detach"):
         return array
     import torch

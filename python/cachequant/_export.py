@@ -9,42 +9,45 @@ BATCH = 2  # of the inputs that a model is traced with; it stays free in the fil
 
 
 def export_onnx(model, directory, *, inputs=None, size=None, tokens=None, control=False, opset=17):
-    """Exports a denoiser so that `compile` takes the result without further options.
+    """Export a denoiser to ONNX in the form that `compile` takes without further options.
 
-    Sizes are fixed and the batch is free. The time step is float32 `[batch]`, so that schedulers may
-    ask for fractional ones. Inputs are called like the arguments of the model's `forward`.
+    The batch stays a free axis, and all other sizes are fixed. The time step is a float32 `[batch]`,
+    so that schedulers with fractional time steps work. The inputs have the names of the arguments of
+    the model's `forward`.
 
     Parameters
     ----------
     model : torch.nn.Module or diffusers.DiffusionPipeline
-        A model, or a pipeline whose denoiser is exported; of a pipeline with ControlNets these as
-        well. Known by themselves: `UNet2DModel`, `UNet2DConditionModel`, `ControlNetModel`,
-        `DiTTransformer2DModel`, `PixArtTransformer2DModel`, `SD3Transformer2DModel`,
-        `FluxTransformer2DModel`. Others need `inputs`.
+        A model, or a pipeline. Of a pipeline, the denoiser and the ControlNets are exported. The
+        inputs of these classes are known: `UNet1DModel`, `UNet2DModel`, `UNet2DConditionModel`,
+        `ControlNetModel`, `DiTTransformer2DModel`, `PixArtTransformer2DModel`,
+        `SD3Transformer2DModel` and `FluxTransformer2DModel`. Other classes need `inputs`.
     directory : path
-        Where `model.onnx` and `config.json` are written; for a pipeline its folders `unet` or
-        `transformer`, `controlnet` and `scheduler`, as diffusers and optimum call them.
+        The folder for `model.onnx` and `config.json`. Of a pipeline, the folder for the folders
+        `unet` or `transformer`, `controlnet` and `scheduler`, as in diffusers and optimum.
     inputs : dict, optional
-        Example inputs of the model by argument of `forward`, in its order: tensors whose first axis
-        is the batch where it has the length of the first one's.
+        Example inputs by the names of the arguments of `forward`, in their order. The first axis of
+        a tensor is the batch if it is as long as the first axis of the first tensor.
     size : int or (int, int), optional
-        Height and width of the sample, in latent pixels; by default the `sample_size` of the model.
+        The height and the width of the sample in (latent) pixels; by default the `sample_size` of
+        the model. For `UNet1DModel`, the length.
     tokens : int, optional
-        Length of the text states; by default that of the pipeline's tokenizer, or 77.
+        The length of the text states; by default the one of the pipeline's tokenizer, or 77.
     control : bool
-        Whether a `UNet2DConditionModel` gets the inputs that a ControlNet feeds.
+        Give a `UNet2DConditionModel` the inputs that take the outputs of a ControlNet.
     opset : int
-        Version of the ONNX operators, at least; `FluxTransformer2DModel` needs 18 and onnxscript.
+        The version of the ONNX operator set. `FluxTransformer2DModel` needs 18 or newer, and the
+        package onnxscript.
 
     Returns
     -------
     pathlib.Path
-        What to give to `compile`: the directory of a pipeline, or the file of a model.
+        The argument for `compile`: the directory of a pipeline, or the file of a model.
 
     Raises
     ------
     TypeError
-        A model that is not known, without `inputs`.
+        The class of the model is not known, and there are no `inputs`.
     """
     import torch
 
@@ -58,7 +61,10 @@ def export_onnx(model, directory, *, inputs=None, size=None, tokens=None, contro
     name = "unet" if getattr(model, "unet", None) is not None else "transformer"
     nets = getattr(model, "controlnet", None)
     control = control or nets is not None
-    _model(getattr(model, name), directory / name, inputs, size, tokens, control, opset)
+    denoiser = getattr(model, name)
+    _model(denoiser, directory / name, inputs, size, tokens, control, opset)
+    # a ControlNet does not know the size of its samples
+    size = size or denoiser.config.sample_size
     if nets is not None:
         nets = getattr(nets, "nets", [nets])
         for i, net in enumerate(nets):
@@ -126,7 +132,7 @@ def _model(model, directory, inputs, size, tokens, control, opset):
 
 
 def _rms_norm(x, normalized_shape, weight=None, eps=None):
-    """The definition, which every exporter knows."""
+    """RMS norm written with operators that every exporter supports."""
     import torch
 
     axes = tuple(range(-len(normalized_shape), 0))
@@ -137,6 +143,7 @@ def _rms_norm(x, normalized_shape, weight=None, eps=None):
 
 class _Sizes:
     def __init__(self, model, size, tokens):
+        self.given = size
         config = getattr(model, "config", {})
         size = size or config.get("sample_size") or 64
         self.height, self.width = (size, size) if isinstance(size, int) else tuple(size)
@@ -144,7 +151,7 @@ class _Sizes:
 
 
 class _Traced:
-    """Builds the module that is traced: positional inputs by name, tensors out."""
+    """Builds the traced module: it takes positional inputs, and returns a tuple of tensors."""
 
     @staticmethod
     def of(torch, model, names):
@@ -181,7 +188,7 @@ _DOWN = "down_block_additional_residual_"
 
 
 def _residuals(torch, model, inputs):
-    """Residuals of the shapes that the blocks of a U-Net hand on."""
+    """Return zeros with the shapes of the residuals that a ControlNet adds to a U-Net."""
     shapes = []
     hooks = []
 
@@ -215,6 +222,12 @@ def _unet(torch, model, sizes):
     if model.config.num_class_embeds:
         inputs["class_labels"] = torch.zeros(BATCH, dtype=torch.int64)
     return inputs
+
+
+def _unet1d(torch, model, sizes):
+    length = model.config.sample_size if sizes.given is None else sizes.height
+    x = torch.randn(BATCH, model.config.in_channels, length)
+    return {"sample": x, "timestep": _time(torch)}
 
 
 def _conditional_unet(torch, model, sizes):
@@ -299,6 +312,7 @@ def _flux(torch, model, sizes):
 
 
 _INPUTS = {
+    "UNet1DModel": _unet1d,
     "UNet2DModel": _unet,
     "UNet2DConditionModel": _conditional_unet,
     "ControlNetModel": _controlnet,

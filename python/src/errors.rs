@@ -1,54 +1,72 @@
-//! Exceptions.
+//! The exceptions of the package, each under the name that Python shows in a traceback.
 
-use cachequant::CompileError;
-use cachequant::model::ModelError;
-use cachequant::runtime::ArtifactError;
 use cachequant::runtime::denoise::DenoiseError;
 use pyo3::create_exception;
 use pyo3::exceptions::{PyException, PyValueError};
 use pyo3::prelude::*;
 
-create_exception!(cachequant, Error, PyException, "Whatever the package cannot do.");
-create_exception!(cachequant, ModelFileError, Error, "A model cannot be read, or is no denoiser.");
-create_exception!(cachequant, CompilationError, Error, "A model cannot be compiled so.");
-create_exception!(cachequant, ArtifactFileError, Error, "An artifact cannot be opened.");
-create_exception!(cachequant, RequestError, Error, "An artifact cannot do what is asked for.");
+create_exception!(
+    cachequant,
+    Error,
+    PyException,
+    "The base class of the exceptions of this package."
+);
+create_exception!(
+    cachequant,
+    ModelError,
+    Error,
+    "The model cannot be read, or it is not a denoiser."
+);
+create_exception!(
+    cachequant,
+    CompileError,
+    Error,
+    "The model cannot be compiled with these options."
+);
+create_exception!(cachequant, ArtifactError, Error, "The artifact cannot be opened.");
+create_exception!(
+    cachequant,
+    RequestError,
+    Error,
+    "The artifact cannot do what the request asks for."
+);
 create_exception!(
     cachequant,
     BelowFloor,
-    CompilationError,
-    "The compiled loop is further from the float loop than it may be.\n\n\
-     `psnr` and `floor` are decibels, `proposals` pairs of options and what they reach."
+    CompileError,
+    "The quality of the compiled loop is below the required PSNR to the float loop.\n\n\
+     `psnr` and `floor` are in decibels. `proposals` is a list of pairs: options, and the PSNR that \
+     they reach."
 );
-create_exception!(cachequant, Cancelled, Error, "A callback returned False.");
+create_exception!(cachequant, Cancelled, Error, "A progress callback returned False.");
 
 pub fn add(m: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = m.py();
     m.add("Error", py.get_type::<Error>())?;
-    m.add("ModelError", py.get_type::<ModelFileError>())?;
-    m.add("CompileError", py.get_type::<CompilationError>())?;
-    m.add("ArtifactError", py.get_type::<ArtifactFileError>())?;
+    m.add("ModelError", py.get_type::<ModelError>())?;
+    m.add("CompileError", py.get_type::<CompileError>())?;
+    m.add("ArtifactError", py.get_type::<ArtifactError>())?;
     m.add("RequestError", py.get_type::<RequestError>())?;
     m.add("BelowFloor", py.get_type::<BelowFloor>())?;
     m.add("Cancelled", py.get_type::<Cancelled>())
 }
 
-pub fn model(e: ModelError) -> PyErr {
-    ModelFileError::new_err(e.to_string())
+pub fn model(e: cachequant::model::ModelError) -> PyErr {
+    ModelError::new_err(e.to_string())
 }
 
-pub fn compilation(e: &CompileError) -> PyErr {
+pub fn compilation(e: &cachequant::CompileError) -> PyErr {
     match e {
-        CompileError::Recipe(all) => {
+        cachequant::CompileError::Recipe(all) => {
             let all: Vec<String> = all.iter().map(ToString::to_string).collect();
             PyValueError::new_err(all.join("\n"))
         }
-        e => CompilationError::new_err(e.to_string()),
+        e => CompileError::new_err(e.to_string()),
     }
 }
 
-pub fn artifact(e: &ArtifactError) -> PyErr {
-    ArtifactFileError::new_err(e.to_string())
+pub fn artifact(e: &cachequant::runtime::ArtifactError) -> PyErr {
+    ArtifactError::new_err(e.to_string())
 }
 
 pub fn request(e: &DenoiseError) -> PyErr {
@@ -56,5 +74,5 @@ pub fn request(e: &DenoiseError) -> PyErr {
 }
 
 pub fn artifact_text(text: &str) -> PyErr {
-    ArtifactFileError::new_err(text.to_string())
+    ArtifactError::new_err(text.to_string())
 }

@@ -3,11 +3,12 @@
 use crate::Artifact;
 use crate::retime::{Possible, possible};
 use crate::sampler::SamplerError;
-use cqc_proto::cq::Schedule;
+use cqc_proto::cq::{Fill, Schedule};
 use cqc_proto::plan::{InputRole, PlanInput};
 use cqc_proto::sampler::SamplerConfig;
 use cqc_proto::{DType, Dim};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// An artifact as plain values. Serialized, it is what the C and Python interfaces call its info.
 #[derive(Clone, Debug, Serialize)]
@@ -24,6 +25,8 @@ pub struct ArtifactInfo {
     pub guidance: f32,
     /// Inputs of the network.
     pub inputs: Vec<InputInfo>,
+    /// Inputs that the loop fills by itself where a request does not give them, and with what.
+    pub fills: BTreeMap<String, Fill>,
     /// Sizes of one sample, channels first; `None` where one is open.
     pub sample_shape: Option<Vec<usize>>,
     /// The batch, where the model fixes it.
@@ -82,6 +85,7 @@ impl Artifact {
             timesteps,
             guidance: manifest.guidance,
             inputs: manifest.plan.inputs.iter().map(input).collect(),
+            fills: manifest.fills.clone(),
             sample_shape: self.sample_shape(),
             batch: manifest.plan.fixed_batch,
             cached: matches!(manifest.schedule, Schedule::Cached(_)),

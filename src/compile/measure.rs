@@ -1,15 +1,16 @@
-//! What a compilation decided, and what that does to the holdout: the data of `cqc compile
-//! --report`.
+//! Collects the decisions of a compilation and measures the errors on the holdout: the data of `cqc
+//! compile --report`.
 
 use super::{CompileError, Compiled, Phase, Progress};
 use crate::report::layers::{QuantizationFacts, bf16_layers, layers};
 use crate::report::trajectory::{Errors, MeasuredLoop, Measurement, RangeOptions, errors};
 use crate::report::{Caching, Candidate, Cost, FileFacts, ModelFacts, Report, Sampling};
+use cqc_proto::cq::GuidanceInterval;
 use cqc_runtime::sampler::Sampler;
 
 impl Compiled<'_> {
-    /// Runs the holdout through the loops that differ, and collects what was decided. `artifact` is
-    /// the file that was written.
+    /// Collects what was decided, and runs the holdout through the loops with and without caching
+    /// and quantization. `artifact` describes the file that was written.
     ///
     /// # Errors
     /// [`CompileError`] if a loop cannot be run.
@@ -32,8 +33,18 @@ impl Compiled<'_> {
             caching: self.caching(),
             quantization: self.quantization()?,
             errors: self.errors(progress)?,
-            cost: Cost::of(&self.lowered.plan, self.manifest.classifier_free_scale() != 1.0),
+            cost: Cost::of(&self.lowered.plan, &self.guided()?),
         })
+    }
+
+    /// For every evaluation, whether guidance computes the unconditional half too.
+    fn guided(&self) -> Result<Vec<bool>, CompileError> {
+        let (manifest, options) = (&self.manifest, &self.session.options);
+        let is_guided = manifest.classifier_free_scale() != 1.0;
+        let steps =
+            manifest.guidance_interval.unwrap_or(GuidanceInterval::ALL).steps(options.steps);
+        let sampler = Sampler::new(&options.sampler, options.steps)?;
+        Ok(sampler.evaluations().iter().map(|e| is_guided && steps.contains(&e.step)).collect())
     }
 
     fn sampling(&self) -> Result<Sampling, CompileError> {
@@ -94,8 +105,8 @@ impl Compiled<'_> {
         }))
     }
 
-    /// Without caching and quantization there is nothing to measure, and perhaps no calibration
-    /// set.
+    /// The errors on the holdout. Without caching and quantization there is nothing to measure, and
+    /// possibly no calibration set.
     fn errors(&self, progress: &mut dyn Progress) -> Result<Option<Errors>, CompileError> {
         let session = &self.session;
         if session.cached.is_none() && self.quantized.is_none() && self.lowered.bf16.is_none() {

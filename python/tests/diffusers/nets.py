@@ -40,14 +40,38 @@ def unet(**more):
     return seeded(
         lambda: UNet2DConditionModel(
             sample_size=SIZE,
-            block_out_channels=(16, 32),
+            block_out_channels=(8, 16),
             layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
             cross_attention_dim=16,
-            attention_head_dim=8,
-            norm_num_groups=8,
+            attention_head_dim=4,
+            norm_num_groups=4,
             **more,
+        )
+    )
+
+
+def unet1d():
+    return seeded(
+        lambda: diffusers.UNet1DModel(
+            sample_size=16,
+            in_channels=3,
+            out_channels=3,
+            extra_in_channels=0,
+            time_embedding_type="positional",
+            flip_sin_to_cos=False,
+            use_timestep_embedding=True,
+            freq_shift=1.0,
+            block_out_channels=(8, 16),
+            down_block_types=("DownResnetBlock1D", "DownResnetBlock1D"),
+            up_block_types=("UpResnetBlock1D",),
+            mid_block_type="MidResTemporalBlock1D",
+            out_block_type="OutConv1DBlock",
+            norm_num_groups=8,
+            layers_per_block=1,
+            downsample_each_block=False,
+            act_fn="mish",
         )
     )
 
@@ -75,12 +99,12 @@ def ddpm():
     net = seeded(
         lambda: UNet2DModel(
             sample_size=SIZE,
-            block_out_channels=(16, 32),
+            block_out_channels=(8, 16),
             layers_per_block=1,
             down_block_types=("DownBlock2D", "AttnDownBlock2D"),
             up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=8,
-            norm_num_groups=8,
+            attention_head_dim=4,
+            norm_num_groups=4,
         )
     )
     pipe = DDPMPipeline(net, diffusers.DDPMScheduler())

@@ -13,10 +13,13 @@ def close(found, expected):
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", nets.PIPELINES)
+NETS = {name: make for name, make in nets.PIPELINES.items()} | {"unet1d": nets.unet1d}
+
+
+@pytest.mark.parametrize("name", NETS)
 def test_files_compute_what_the_model_does_at_any_batch(name, tmp_path):
-    pipe, attribute, _, _ = nets.PIPELINES[name]()
-    model = getattr(pipe, attribute)
+    made = NETS[name]()
+    model = made if isinstance(made, torch.nn.Module) else getattr(made[0], made[1])
     size = (nets.SIZE, nets.SIZE) if name == "flux" else None
     path = cachequant.export_onnx(model, tmp_path, tokens=nets.TOKENS, size=size)
     out = tmp_path / "m.cq"
@@ -35,6 +38,28 @@ def test_files_compute_what_the_model_does_at_any_batch(name, tmp_path):
         given[time] = torch.full((3,), t)
         found = denoiser(**given, return_dict=False)[0].numpy()
         close(found, nets.call(model, given))
+
+
+def test_a_controlnet_runs_beside_its_unet(tmp_path):
+    pipe, _, call, _ = nets.controlnet()
+    path = cachequant.export_onnx(pipe, tmp_path, tokens=nets.TOKENS)
+    out = tmp_path / "c.cq"
+    options = dict(steps=4, interval=1, quant="none", trust=True)
+    cachequant.compile(path, out, with_models=[path / "controlnet"], **options)
+    denoiser = cachequant.Denoiser(out)
+    t, x = denoiser.info["timesteps"][0], call["latents"]
+    text, image = call["prompt_embeds"], call["image"]
+    given = dict(encoder_hidden_states=text, controlnet_cond=image)
+    scale = {n: torch.tensor(0.5) for n in denoiser._inputs if n == "conditioning_scale"}
+    found = denoiser(x, t, **given, **scale).sample.numpy()
+    with torch.no_grad():
+        time = torch.full((2,), t)
+        down, mid = pipe.controlnet(
+            x, time, **given, conditioning_scale=0.5 if scale else 1.0, return_dict=False
+        )
+        residuals = dict(down_block_additional_residuals=down, mid_block_additional_residual=mid)
+        expected = pipe.unet(x, time, encoder_hidden_states=text, **residuals).sample
+    close(found, expected)
 
 
 def test_other_models_need_inputs(tmp_path):
