@@ -102,7 +102,7 @@ pub enum StartError {
     Nothing {
         /// The step with which the loop begins.
         from: usize,
-        /// As asked for.
+        /// The requested end.
         to: usize,
     },
     /// The sampler cannot begin with that evaluation. The text is its error.
