@@ -1,4 +1,4 @@
-//! What an embedder may share between threads, and whose threads kernels run on.
+//! Types that an embedder may share between threads, and the threads on which kernels run.
 
 mod common;
 
@@ -34,7 +34,7 @@ fn engines_move_between_threads_and_weights_are_shared() {
     assert_shared::<DenoiseError>();
 }
 
-/// Jobs on threads of their own, of which there are `threads`; counts the jobs.
+/// Runs jobs on `threads` threads of its own, and counts the jobs.
 struct Scoped {
     threads: usize,
     jobs: AtomicUsize,
@@ -52,7 +52,7 @@ impl Executor for Scoped {
     }
 }
 
-/// Jobs one after the other, or none at all.
+/// Runs jobs one after the other, or not at all.
 struct Lazy {
     runs: bool,
 }
