@@ -63,7 +63,7 @@ pub struct Manifest {
     pub format_version: u32,
     /// The model from which the loop was compiled.
     pub source: SourceModel,
-    /// The compiled loop.
+    /// The plan of the compiled loop, without the bytes of its constants.
     pub plan: Plan,
     /// The configuration of the sampler.
     pub sampler: SamplerConfig,
@@ -198,7 +198,7 @@ impl std::fmt::Display for Computed {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Quant {
-    /// No quantization.
+    /// Weights and activations stay float.
     #[default]
     None,
     /// Weights and activations of 8 bits.
@@ -254,7 +254,7 @@ pub struct QuantizedLoop {
 pub struct QuantizedLayer {
     /// Name of its node in the source model.
     pub name: String,
-    /// Its operator.
+    /// Name of the layer's operator.
     pub op: String,
     /// Bits of its weights, 16 for bf16. `None` if it has no weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -295,7 +295,7 @@ pub struct SumCorrection {
 pub struct FloatLayer {
     /// Name of its node in the source model.
     pub name: String,
-    /// The reason.
+    /// The reason why the layer is not quantized.
     pub why: String,
 }
 

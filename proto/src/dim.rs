@@ -28,7 +28,7 @@ pub struct Dim {
 pub type Bindings = BTreeMap<Arc<str>, i64>;
 
 impl Dim {
-    /// A known size.
+    /// A known size without symbols.
     pub fn constant(value: i64) -> Dim {
         Dim { constant: value, terms: BTreeMap::new() }
     }

@@ -8,7 +8,7 @@
 use bytes::Bytes;
 use prost::Message;
 
-/// A model file.
+/// A model file, which is the root message.
 #[derive(Clone, PartialEq, Message)]
 pub struct ModelProto {
     /// Version of the file format.
@@ -31,7 +31,7 @@ pub struct ModelProto {
     pub functions: Vec<FunctionProto>,
 }
 
-/// An operator set.
+/// The version of an operator set that a model or a function uses.
 #[derive(Clone, PartialEq, Message)]
 pub struct OperatorSetIdProto {
     /// Domain of the operator set, empty for the standard operators.
@@ -48,7 +48,7 @@ pub struct GraphProto {
     /// The nodes. By the standard, operands come before their readers.
     #[prost(message, repeated, tag = "1")]
     pub node: Vec<NodeProto>,
-    /// Name for messages.
+    /// Name of the graph, for messages.
     #[prost(string, optional, tag = "2")]
     pub name: Option<String>,
     /// The constants, with their names.
@@ -135,7 +135,7 @@ pub struct AttributeProto {
     pub graphs: Vec<GraphProto>,
 }
 
-/// Values of [`AttributeProto::type`](AttributeProto).
+/// The values of [`AttributeProto::type`](AttributeProto).
 pub mod attribute_type {
     #![allow(missing_docs)] // the names of the standard
     pub const UNDEFINED: i32 = 0;
@@ -195,7 +195,7 @@ pub struct TensorProto {
     pub data_location: Option<i32>,
 }
 
-/// Values of [`TensorProto::data_type`](TensorProto).
+/// The values of [`TensorProto::data_type`](TensorProto).
 pub mod data_type {
     #![allow(missing_docs)] // the names of the standard
     pub const UNDEFINED: i32 = 0;
@@ -261,10 +261,10 @@ pub struct SparseTensorProto {
 /// A pair of a key and a value.
 #[derive(Clone, PartialEq, Message)]
 pub struct StringStringEntryProto {
-    /// The key.
+    /// The key, such as `location`.
     #[prost(string, optional, tag = "1")]
     pub key: Option<String>,
-    /// The value.
+    /// The value that belongs to the key.
     #[prost(string, optional, tag = "2")]
     pub value: Option<String>,
 }

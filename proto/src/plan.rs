@@ -78,7 +78,7 @@ pub struct TimeTables {
 /// instead of computing them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cache {
-    /// The stored values.
+    /// The values that full evaluations store.
     pub slots: Vec<CacheSlot>,
     /// The cached step, which reads the slots. Its `results` are the model's outputs in the order
     /// of `Plan::outputs`.
@@ -87,7 +87,7 @@ pub struct Cache {
     pub full_evaluations: Vec<usize>,
 }
 
-/// One stored value.
+/// One value that full evaluations store and cached ones read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CacheSlot {
     /// Name for messages, which is that of the tensor in the source model.
@@ -104,13 +104,13 @@ pub struct CacheSlot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProgramKind {
-    /// [`Plan::prelude`].
+    /// The program [`Plan::prelude`], which runs once per request.
     Prelude,
-    /// [`Plan::prelude_steps`].
+    /// The program [`Plan::prelude_steps`], which runs once per request for all evaluations.
     PreludeSteps,
-    /// [`Plan::full`].
+    /// The full step, [`Plan::full`].
     Full,
-    /// [`Cache::cached`].
+    /// The cached step, [`Cache::cached`].
     Cached,
 }
 
@@ -226,7 +226,7 @@ impl Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InputRole {
-    /// The noisy sample.
+    /// The noisy sample, which the loop turns into the result.
     Sample,
     /// The time step. In a plan with tables, no step of `full` reads it.
     Timestep,
@@ -297,7 +297,7 @@ impl Constant {
 pub struct Program {
     /// The values, including inputs and constants.
     pub values: Vec<PlanValue>,
-    /// The operator applications.
+    /// The applications of operators, in execution order.
     pub steps: Vec<Step>,
     /// In a prelude, the values that `full` reads, in the order of [`Source::Prelude`] or
     /// [`Source::PreludeSteps`]. In `cached`, the model's outputs.
@@ -314,7 +314,7 @@ pub enum Source {
     /// repeated for every evaluation, and the time step may be a vector `[evaluations · batch]`
     /// whatever its type in the model is.
     Input(usize),
-    /// It is `Plan::constants[i]`.
+    /// It is `Plan::constants[i]`, possibly with floats widened to f32.
     Constant(usize),
     /// It is the row of this evaluation in `Plan::constants[i]`, whose axis 0 is the evaluation. In
     /// `prelude_steps` it is all rows, each repeated for the batch: `[evaluations · batch, ...]`
@@ -360,7 +360,7 @@ pub enum Alias {
     Columns {
         /// Index of the other value.
         of: usize,
-        /// The first column.
+        /// The first column in the other value.
         offset: Dim,
     },
 }

@@ -89,7 +89,7 @@ pub enum Prediction {
     Epsilon,
     /// v = √ᾱ·noise − √(1−ᾱ)·image.
     VPrediction,
-    /// The clean image.
+    /// The image without noise.
     Sample,
     /// The velocity of a straight path, noise − image, as in SD3 and FLUX.
     Flow,
@@ -106,7 +106,7 @@ pub enum FlowTime {
     /// σ times the number of training steps, as in diffusers.
     #[default]
     Scaled,
-    /// σ itself.
+    /// The level σ itself.
     Sigma,
     /// 1 − σ, for a time that runs from noise to data.
     OneMinusSigma,
@@ -245,7 +245,7 @@ pub enum Variance {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinalSigma {
-    /// No noise.
+    /// No noise, σ = 0.
     Zero,
     /// The lowest noise level of training.
     SigmaMin,
@@ -272,7 +272,7 @@ pub enum SolverType {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SamplerConfig {
-    /// The sampling rule.
+    /// The rule that moves the sample.
     pub kind: SamplerKind,
     /// The number of noise levels in training, 2 to [`MAX_TRAIN_TIMESTEPS`].
     pub num_train_timesteps: u32,

@@ -21,7 +21,7 @@ pub struct Tensor {
 pub struct TensorSizeError {
     /// The requested element type.
     pub dtype: DType,
-    /// The requested shape.
+    /// The requested sizes of the axes.
     pub shape: Vec<usize>,
     /// The number of bytes of that shape, or `usize::MAX` if it overflows.
     pub expected: usize,

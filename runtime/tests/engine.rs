@@ -200,7 +200,8 @@ fn preludes_computed_in_overlapping_chunks_are_the_same() {
             let [a, b] =
                 [&mut parts, &mut whole].map(|engine| evaluate(engine, &[1, 2], &sample, e));
             let error = relative(&Tensor::from_f32(&[384], &a), &Tensor::from_f32(&[384], &b));
-            assert!(error < 1e-6, "evaluation {e}: {error}"); // products of one or two rows sum in another order
+            // products of one or two rows add in another order
+            assert!(error < 1e-6, "evaluation {e}: {error}");
         }
     }
 }
@@ -509,7 +510,8 @@ fn a_time_step_for_the_whole_batch_is_taken_evaluation_by_evaluation() {
             let mut engine = Engine::open(&weights, &options(3, 2)).unwrap();
             Tensor::from_f32(&[576], &evaluate(&mut engine, &[4, 5, 6], &sample, e))
         });
-        assert!(relative(&scalar, &vector) < 1e-6, "evaluation {e}"); // sums of few rows have another order
+        // products of few rows add in another order
+        assert!(relative(&scalar, &vector) < 1e-6, "evaluation {e}");
     }
 }
 

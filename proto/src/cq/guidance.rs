@@ -19,7 +19,7 @@ pub struct GuidanceInterval {
 }
 
 impl GuidanceInterval {
-    /// All steps.
+    /// The interval of all steps, from 0 to 1.
     pub const ALL: GuidanceInterval = GuidanceInterval { from: 0.0, to: 1.0 };
 
     /// Whether 0 ≤ from < to ≤ 1.

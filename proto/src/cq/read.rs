@@ -9,7 +9,7 @@ use std::borrow::Cow;
 /// The content of an artifact that passed all checks.
 #[derive(Clone, Debug)]
 pub struct Artifact {
-    /// The manifest.
+    /// The manifest, which describes everything except the bytes of the constants.
     pub manifest: Manifest,
     /// The constants. They are a part of the bytes that were read, and so of the mapped file.
     pub weights: Bytes,
@@ -29,21 +29,21 @@ pub enum CqError {
     /// The file was written by a newer version of cqc.
     #[error("format version {found} is newer than {VERSION}, the newest this cqc reads")]
     Newer {
-        /// The file's version.
+        /// The version in the file's header.
         found: u32,
     },
     /// The version does not exist.
     #[error("there is no format version {found}")]
     Version {
-        /// The file's version.
+        /// The version in the file's header.
         found: u32,
     },
     /// The length of the file differs from that in its header.
     #[error("the file has {found} bytes, its header says {expected}")]
     Length {
-        /// The length in the header, or 64 if the file is shorter than a header.
+        /// The length in the header in bytes, or 64 if the file is shorter than a header.
         expected: u64,
-        /// The actual length.
+        /// The actual length of the file in bytes.
         found: u64,
     },
     /// The header or the section table is not valid.

@@ -6,7 +6,7 @@ use super::*;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Act {
-    /// x
+    /// The identity: x
     #[default]
     None,
     /// x · sigmoid(x)

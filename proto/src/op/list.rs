@@ -9,14 +9,14 @@ use super::*;
 #[serde(rename_all = "snake_case")]
 pub enum Op {
     // ---- element by element (elementwise.rs)
-    /// `y = f(x)`.
+    /// `y = f(x)` for every element.
     Unary {
-        /// The function.
+        /// The function of one element.
         kind: UnaryKind,
     },
     /// `y = f(a, b)` with numpy broadcasting.
     Binary {
-        /// The function.
+        /// The function of two elements.
         kind: BinaryKind,
     },
     /// `y = condition ? a : b`, with numpy broadcasting. The inputs are (condition: bool, a, b).
@@ -47,7 +47,7 @@ pub enum Op {
     },
     /// Joins one or more inputs along an axis.
     Concat {
-        /// The axis.
+        /// The axis along which the inputs are joined.
         axis: usize,
     },
     /// Takes the elements `start`, `start + step`, … below `end` (above it for a negative step)
@@ -87,7 +87,7 @@ pub enum Op {
         /// output size and input size.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         scales: Vec<f32>,
-        /// The interpolation.
+        /// The interpolation between elements of the input.
         mode: ResizeMode,
         /// The map of output positions to input positions.
         coordinates: CoordinateMode,
@@ -110,7 +110,7 @@ pub enum Op {
     Trilu {
         /// Whether elements with `column >= row + k` are kept, instead of `column <= row + k`.
         upper: bool,
-        /// The diagonal.
+        /// The diagonal: 0 is the main diagonal, and positive numbers are above it.
         #[serde(default, skip_serializing_if = "is_default")]
         k: i64,
     },
@@ -144,7 +144,7 @@ pub enum Op {
     /// A copy of `data` with `updates` written at `indices` along an axis (ONNX `ScatterElements`).
     /// The inputs are (data, indices, updates).
     ScatterElements {
-        /// The axis.
+        /// The axis of `data`.
         axis: usize,
         /// The combination of an update with the present element.
         #[serde(default)]
@@ -162,7 +162,7 @@ pub enum Op {
     /// are (values, indices: i64). Of equal elements the first comes first, and NaN is larger than
     /// any number.
     TopK {
-        /// The axis.
+        /// The axis along which elements are selected.
         axis: usize,
         /// The number of elements.
         k: i64,
@@ -171,7 +171,7 @@ pub enum Op {
     },
     /// The running sum along an axis (ONNX `CumSum`).
     CumSum {
-        /// The axis.
+        /// The axis along which elements are summed.
         axis: usize,
         /// Whether each sum leaves out the element itself.
         #[serde(default, skip_serializing_if = "is_default")]
@@ -184,7 +184,7 @@ pub enum Op {
     // ---- reductions (reduce.rs)
     /// Reduces the listed axes.
     Reduce {
-        /// The reduction.
+        /// The function that reduces the elements.
         kind: ReduceKind,
         /// The reduced axes, in ascending order, each once. An empty list reduces nothing, and only
         /// the map of `kind` is applied.
@@ -197,7 +197,7 @@ pub enum Op {
     ArgReduce {
         /// Whether the largest element is searched, instead of the smallest.
         largest: bool,
-        /// The axis.
+        /// The axis along which the element is searched.
         axis: usize,
         /// Whether the axis is kept with size 1.
         keep: bool,
@@ -207,12 +207,12 @@ pub enum Op {
     },
     /// `exp(x - max) / Σ exp(x - max)` along an axis.
     Softmax {
-        /// The axis.
+        /// The axis along which the sum runs.
         axis: usize,
     },
     /// The logarithm of [`Op::Softmax`].
     LogSoftmax {
-        /// The axis.
+        /// The axis along which the sum runs.
         axis: usize,
     },
 

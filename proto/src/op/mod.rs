@@ -78,12 +78,12 @@ pub type InputTypes<'a> = [Option<&'a ValueType>];
 type Inferred = Result<Vec<ValueType>, String>;
 
 impl Op {
-    /// A unary operator.
+    /// The operator that applies a function to every element.
     pub fn unary(kind: UnaryKind) -> Op {
         Op::Unary { kind }
     }
 
-    /// A binary operator.
+    /// The operator that applies a function to two elements.
     pub fn binary(kind: BinaryKind) -> Op {
         Op::Binary { kind }
     }

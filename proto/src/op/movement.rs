@@ -9,11 +9,11 @@ use super::*;
 pub enum PadMode {
     #[default]
     Constant,
-    /// The border element.
+    /// Repeats the border element.
     Edge,
-    /// The elements mirrored at the border, without the border element.
+    /// Mirrors the elements at the border, without the border element.
     Reflect,
-    /// The elements from the opposite end.
+    /// Continues with the elements from the opposite end.
     Wrap,
 }
 

@@ -31,11 +31,11 @@ pub struct OpTraits {
 pub enum Family {
     /// Computes element by element.
     Elementwise,
-    /// Moves elements.
+    /// Moves elements without computing on them.
     Movement,
-    /// Reads indices.
+    /// Reads or writes elements by index operands.
     Index,
-    /// Reduces axes.
+    /// Reduces axes, or computes along one.
     Reduce,
     /// Products and pooling.
     Linear,
@@ -43,7 +43,7 @@ pub enum Family {
     Norm,
     /// Attention and the other composite operators of denoisers.
     Attention,
-    /// Quantization.
+    /// Converts between values and codes, or rounds values.
     Quant,
 }
 

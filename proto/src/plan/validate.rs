@@ -44,7 +44,7 @@ pub enum PlanError {
         what: &'static str,
         /// The number of items.
         count: usize,
-        /// The limit.
+        /// The maximum number of items.
         limit: usize,
     },
     /// Constants share too many bytes, which no compiler produces.
@@ -88,7 +88,7 @@ pub enum PlanError {
     /// A value of a program is invalid.
     #[error("value {index} `{name}` of program {program}: {reason}")]
     Value {
-        /// The program.
+        /// The program of the value.
         program: ProgramKind,
         /// Index of the value.
         index: usize,
@@ -100,7 +100,7 @@ pub enum PlanError {
     /// A step of a program is invalid.
     #[error("step {index} `{name}` of program {program}: {reason}")]
     Step {
-        /// The program.
+        /// The program of the step.
         program: ProgramKind,
         /// Index of the step.
         index: usize,
@@ -124,7 +124,7 @@ pub enum PlanError {
     /// The results of a program are invalid.
     #[error("results of program {program}: {reason}")]
     Results {
-        /// The program.
+        /// The program of the results.
         program: ProgramKind,
         /// The expected and the actual content.
         reason: String,

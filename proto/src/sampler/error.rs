@@ -14,7 +14,7 @@ pub enum SamplerConfigError {
     /// No sampler has the name that was given to `--sampler`.
     #[error("no sampler is called `{name}` (there are {})", SamplerKind::names())]
     UnknownKind {
-        /// The given name.
+        /// The name that was given.
         name: String,
     },
     /// No kind was given, and `_class_name` is absent or not a class of diffusers.
@@ -47,29 +47,29 @@ pub enum SamplerConfigError {
     WrongType {
         /// Name of the key.
         key: &'static str,
-        /// The expected type.
+        /// The expected JSON type, in words.
         wanted: &'static str,
-        /// The value, shortened.
+        /// The value in the file, shortened.
         seen: String,
     },
     /// The sampler does not support this value of a known option.
     #[error("sampler {kind} does not support {key} = {value} (it supports {supported})")]
     Unsupported {
-        /// The sampler.
+        /// The sampler that does not support the value.
         kind: SamplerKind,
-        /// The option.
+        /// Name of the option.
         key: &'static str,
-        /// Its value.
+        /// The value of the option.
         value: String,
-        /// The supported values.
+        /// The values that the sampler supports.
         supported: String,
     },
     /// A number is outside of its range.
     #[error("{key} = {value} is out of range (allowed: {allowed})")]
     OutOfRange {
-        /// The field.
+        /// Name of the field.
         key: &'static str,
-        /// Its value.
+        /// The value of the field.
         value: String,
         /// The range, in words.
         allowed: &'static str,

@@ -39,7 +39,7 @@ use std::sync::Arc;
 /// The backend for CUDA devices.
 #[derive(Clone)]
 pub struct CudaBackend {
-    /// The device.
+    /// The device, a GPU or the simulator.
     pub device: Arc<dyn Device>,
     /// The number of requests that an engine serves at once. Each has a slot of memory.
     pub slots: usize,

@@ -55,6 +55,8 @@ pub(super) struct SlotLayout {
     pub inputs: Vec<Span>,
     /// The results of `prelude`. Floats are fp16.
     pub results: Vec<Span>,
+    /// The results of `prelude_steps` for evaluation 0; those for the other evaluations follow.
+    /// Floats are fp16.
     pub step_results: Vec<Span>,
     /// The cache, in fp16.
     pub cache: Vec<Span>,

@@ -45,13 +45,13 @@ pub enum DenoiseError {
     /// The guidance scale needs both halves, but the denoiser was opened without guidance.
     #[error("a guidance scale of {scale} needs a denoiser that was opened with guidance")]
     NotGuided {
-        /// The requested scale.
+        /// The guidance scale of the request.
         scale: f32,
     },
     /// The guidance scale is negative or not finite.
     #[error("a guidance scale of {scale}; expected a finite number, 0 or more")]
     Guidance {
-        /// The requested scale.
+        /// The guidance scale of the request.
         scale: f32,
     },
     /// The interval or the rescaling of guidance is invalid. The list holds everything that is
@@ -73,7 +73,7 @@ pub enum DenoiseError {
     Label {
         /// Name of the input.
         name: String,
-        /// The given label.
+        /// The label that was given.
         label: i64,
         /// Number of rows of the table.
         rows: usize,
@@ -133,7 +133,7 @@ pub enum DenoiseError {
     /// The requested device cannot be used.
     #[error("{reason}")]
     Device {
-        /// The reason.
+        /// The reason why the device cannot be used.
         reason: String,
     },
     /// The observer cancelled the request.

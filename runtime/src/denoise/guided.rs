@@ -13,7 +13,7 @@ use std::ops::Range;
 /// Values for requests that do not set their own.
 #[derive(Clone, Debug)]
 pub(crate) struct Defaults {
-    /// Guidance scale.
+    /// The guidance scale, where 1 means no guidance.
     pub guidance: f32,
     /// Degree of guidance rescaling, 0 to 1.
     pub rescale: f32,

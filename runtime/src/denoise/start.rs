@@ -39,13 +39,13 @@ pub enum StartError {
     /// The strength is not in the range.
     #[error("a strength of {strength}; expected more than 0, at most 1")]
     Strength {
-        /// The requested strength.
+        /// The strength of the request.
         strength: f32,
     },
     /// The strength leaves less than one step.
     #[error("a strength of {strength} leaves none of {steps} steps")]
     NothingLeft {
-        /// The requested strength.
+        /// The strength of the request.
         strength: f32,
         /// Number of steps of the whole loop.
         steps: usize,
@@ -55,7 +55,7 @@ pub enum StartError {
     NoImages {
         /// Name of the sampler.
         sampler: &'static str,
-        /// The reason.
+        /// The reason why it cannot.
         reason: &'static str,
     },
     /// The sampler always begins with an image, and none was given.
@@ -84,7 +84,7 @@ pub enum StartError {
     /// `from` is not a step after the first.
     #[error("`from` is step {from}; expected 1 to {}: the loop has {steps}", steps.saturating_sub(1))]
     From {
-        /// The requested step.
+        /// The sampler step that the request names.
         from: usize,
         /// Number of steps of the whole loop.
         steps: usize,
@@ -92,7 +92,7 @@ pub enum StartError {
     /// `to` is not a possible end.
     #[error("`to` is step {to}; expected 1 to {steps}, the number of steps")]
     To {
-        /// The requested step.
+        /// The sampler step that the request names.
         to: usize,
         /// Number of steps of the whole loop.
         steps: usize,
@@ -102,7 +102,7 @@ pub enum StartError {
     Nothing {
         /// The step with which the loop begins.
         from: usize,
-        /// The requested end.
+        /// The sampler step that the request names as the end.
         to: usize,
     },
     /// The sampler cannot begin with that evaluation. The text is its error.

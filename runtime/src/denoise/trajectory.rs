@@ -22,7 +22,7 @@ pub struct Moment<'a> {
     pub(super) x: Option<&'a [f32]>,
     /// Number of elements of all samples, padding included.
     pub(super) len: usize,
-    /// The engine.
+    /// The engine that evaluates the network.
     pub engine: &'a Engine,
     /// The engine request that ran last. If the halves of guidance are apart, it is the conditional
     /// one.

@@ -63,7 +63,7 @@ pub enum EngineError {
     /// There is no value of that name to keep.
     #[error("there is no value `{name}` in the plan")]
     NoValue {
-        /// The requested name.
+        /// The name that was asked for.
         name: String,
     },
     /// An input is missing from a request.
@@ -77,7 +77,7 @@ pub enum EngineError {
     /// A request names an input that the model does not have.
     #[error("the model has no input `{name}` (it has {known})")]
     UnknownInput {
-        /// The given name.
+        /// The name in the request.
         name: String,
         /// The names of the model's inputs.
         known: String,
@@ -85,7 +85,7 @@ pub enum EngineError {
     /// A value for one evaluation was given to an input that is not a step condition.
     #[error("`{name}` is no input with a value per evaluation (those are: {known})")]
     NoStepCondition {
-        /// The given name.
+        /// The name that was given.
         name: String,
         /// The names of the step conditions.
         known: String,
@@ -99,7 +99,7 @@ pub enum EngineError {
         dtype: DType,
         /// Shape of the given tensor.
         shape: Vec<usize>,
-        /// The expected type.
+        /// The expected type and shape, as text.
         expected: String,
     },
     /// A slice has the wrong length.
@@ -107,9 +107,9 @@ pub enum EngineError {
     Length {
         /// The slice, in words.
         what: &'static str,
-        /// Its length.
+        /// The number of given values.
         found: usize,
-        /// The expected length.
+        /// The expected number of values.
         expected: usize,
     },
     /// A scale of 0, which leaves an activation unrounded, was given to an engine that stores the
@@ -124,7 +124,7 @@ pub enum EngineError {
     /// The number of time steps is wrong.
     #[error("{found} time steps, the plan is made for {expected}")]
     Timesteps {
-        /// The given number.
+        /// The number of given time steps.
         found: usize,
         /// The number of evaluations of the plan.
         expected: usize,
@@ -132,7 +132,7 @@ pub enum EngineError {
     /// The evaluation does not exist.
     #[error("evaluation {evaluation} of {evaluations}")]
     Evaluation {
-        /// The requested evaluation.
+        /// Index of the requested evaluation.
         evaluation: usize,
         /// The number of evaluations.
         evaluations: usize,
@@ -143,7 +143,7 @@ pub enum EngineError {
     /// A cached step was asked for before any full step, or of a plan without a cache.
     #[error("evaluation {evaluation} reads the cache, and nothing is stored there")]
     NothingCached {
-        /// The requested evaluation.
+        /// Index of the requested evaluation.
         evaluation: usize,
     },
     /// The plan has no float sample input or no float output, which a loop needs.
@@ -164,13 +164,13 @@ pub enum EngineError {
         step: String,
         /// Operator of the step.
         op: String,
-        /// The reason.
+        /// The property of the step that no kernel supports.
         reason: String,
     },
     /// A program stopped on the device because of invalid numbers in its data.
     #[error("program {program} failed on the device: {fault}")]
     Fault {
-        /// The program.
+        /// The program that stopped.
         program: ProgramKind,
         /// The error, in words.
         fault: String,
@@ -191,7 +191,7 @@ pub enum EngineError {
         program: ProgramKind,
         /// Name of the step.
         step: String,
-        /// The reason.
+        /// The data error, in words.
         reason: String,
     },
     /// The size of a tensor's data does not fit its shape.

@@ -31,7 +31,8 @@ pub(crate) fn place(buffers: &[Buffer]) -> Option<(Vec<usize>, usize)> {
     let mut order: Vec<usize> = (0..buffers.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(buffers[i].bytes), i));
     let mut offsets = vec![0; buffers.len()];
-    let mut placed: Vec<(usize, usize, Buffer)> = Vec::with_capacity(buffers.len()); // by begin: (begin, end, buffer)
+    // (begin, end, buffer), in ascending order of begin
+    let mut placed: Vec<(usize, usize, Buffer)> = Vec::with_capacity(buffers.len());
     let (mut total, mut comparisons) = (0usize, 0);
     // empty buffers come last and may have any offset
     for i in order.into_iter().take_while(|&i| buffers[i].bytes > 0) {

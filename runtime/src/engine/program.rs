@@ -24,7 +24,7 @@ pub(crate) enum Location {
     Memory { span: Span },
     /// In the memory of the request. Each evaluation is `step` bytes after the previous one.
     Request { span: Span, step: usize },
-    /// In the weights.
+    /// In the weights, the same for all evaluations.
     Constant(Bytes),
     /// In the weights, with `row` bytes for each evaluation.
     Table { bytes: Bytes, row: usize },

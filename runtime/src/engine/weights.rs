@@ -133,7 +133,7 @@ impl Weights {
         }))
     }
 
-    /// The plan.
+    /// The validated plan.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }

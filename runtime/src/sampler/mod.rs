@@ -112,7 +112,7 @@ pub enum SamplerError {
         "time step {timestep} is outside of training (0 to {train}, exclusive): check steps_offset and the number of steps"
     )]
     TimestepOutside {
-        /// The time step.
+        /// The time step that lies outside.
         timestep: f64,
         /// Number of training steps.
         train: u32,
@@ -139,9 +139,9 @@ pub enum SamplerError {
     Middle {
         /// Kind of the sampler.
         kind: SamplerKind,
-        /// The requested evaluation.
+        /// The evaluation with which the loop was to begin.
         evaluation: usize,
-        /// The reason.
+        /// The reason why it cannot begin there.
         reason: &'static str,
     },
 }
@@ -213,7 +213,7 @@ impl Sampler {
         &self.evaluations
     }
 
-    /// The sampler table.
+    /// The sampler table, with one row per evaluation.
     pub fn table(&self) -> &Table {
         &self.table
     }

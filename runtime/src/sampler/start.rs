@@ -174,7 +174,7 @@ impl Level {
 pub struct Repaint {
     /// 1 where the samples are repainted, 0 where the image is kept, or a value in between.
     pub mask: Vec<f32>,
-    /// The image.
+    /// The image, in the scale of the samples.
     pub image: Vec<f32>,
     /// Unit normal noise that is added to the image to make it as noisy as the samples.
     pub noise: Vec<f32>,

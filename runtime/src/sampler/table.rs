@@ -16,7 +16,7 @@ pub const MAX_REGISTERS: usize = 12;
 /// An array of the sample's length that an [`Op`] reads or writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Register {
-    /// The sample.
+    /// The sample, which the rows move.
     X,
     /// The network's output, without the variance if it predicts one. It is read only.
     Out,
@@ -40,7 +40,7 @@ pub struct Term {
 /// The limit that is applied to a combination before it is stored.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Limit {
-    /// No limit.
+    /// The combination is stored as it is.
     None,
     /// Clips to the range from −x to x, where x is this number.
     Clip(f32),
@@ -163,7 +163,7 @@ impl Row {
         Row { evaluation, ops: Vec::new() }
     }
 
-    /// Appends an operation.
+    /// Appends an operation to the row.
     pub fn push(&mut self, op: Op) {
         self.ops.push(op);
     }

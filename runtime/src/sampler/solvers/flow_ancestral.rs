@@ -1,6 +1,6 @@
 //! Euler steps of a flow-matching model that go below the next level and return to it with new
-//! noise. It is the ancestral step of the implementations of arXiv:2206.00364 for x = (1 − σ)·image
-//! + σ·noise (diffusers' `LTXEulerAncestralRFScheduler`).
+//! noise. It is the ancestral step of the implementations of arXiv:2206.00364, for samples x = (1 −
+//! σ)·image + σ·noise. The class of diffusers is `LTXEulerAncestralRFScheduler`.
 
 use super::super::levels::flow::FlowLevels;
 use super::super::table::{Op, Register, Row, Table};
