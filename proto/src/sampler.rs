@@ -521,8 +521,9 @@ impl SamplerConfig {
     /// public and artifacts are untrusted, so code that computes with a configuration must call
     /// this first.
     ///
-    /// # Errors [`SamplerConfigError::OutOfRange`] and [`SamplerConfigError::Unsupported`], with
-    /// the name of the field.
+    /// # Errors
+    /// [`SamplerConfigError::OutOfRange`] and [`SamplerConfigError::Unsupported`], with the name of
+    /// the field.
     pub fn validate(&self) -> Result<(), SamplerConfigError> {
         let train = self.num_train_timesteps;
         in_range(

@@ -32,7 +32,8 @@ pub struct TensorSizeError {
 impl Tensor {
     /// A tensor with the bytes `data`.
     ///
-    /// # Errors [`TensorSizeError`] if the number of bytes does not fit the type and the shape.
+    /// # Errors
+    /// [`TensorSizeError`] if the number of bytes does not fit the type and the shape.
     pub fn new(
         dtype: DType,
         shape: Vec<usize>,
@@ -48,21 +49,24 @@ impl Tensor {
 
     /// A tensor of f32 values.
     ///
-    /// # Panics If the number of values does not fit the shape.
+    /// # Panics
+    /// If the number of values does not fit the shape.
     pub fn from_f32(shape: &[usize], values: &[f32]) -> Tensor {
         Tensor::of(DType::F32, shape, bytemuck::cast_slice(values).to_vec())
     }
 
     /// A tensor of i64 values.
     ///
-    /// # Panics If the number of values does not fit the shape.
+    /// # Panics
+    /// If the number of values does not fit the shape.
     pub fn from_i64(shape: &[usize], values: &[i64]) -> Tensor {
         Tensor::of(DType::I64, shape, bytemuck::cast_slice(values).to_vec())
     }
 
     /// A tensor of bool values.
     ///
-    /// # Panics If the number of values does not fit the shape.
+    /// # Panics
+    /// If the number of values does not fit the shape.
     pub fn from_bool(shape: &[usize], values: &[bool]) -> Tensor {
         Tensor::of(DType::Bool, shape, values.iter().map(|&b| b as u8).collect())
     }
@@ -74,7 +78,8 @@ impl Tensor {
 
     /// A tensor of zeros of any type.
     ///
-    /// # Errors [`TensorSizeError`] if the shape has more than 2^40 elements.
+    /// # Errors
+    /// [`TensorSizeError`] if the shape has more than 2^40 elements.
     pub fn zeros(dtype: DType, shape: &[usize]) -> Result<Tensor, TensorSizeError> {
         let Some(n) = element_count(shape) else {
             return Err(TensorSizeError {
@@ -89,7 +94,8 @@ impl Tensor {
 
     /// A tensor whose elements are all `number`. For integer types the number is truncated.
     ///
-    /// # Errors Those of [`Tensor::zeros`].
+    /// # Errors
+    /// Those of [`Tensor::zeros`].
     pub fn full(dtype: DType, shape: &[usize], number: f64) -> Result<Tensor, TensorSizeError> {
         let one = match dtype {
             DType::F64 => number.to_le_bytes().to_vec(),
@@ -136,7 +142,8 @@ impl Tensor {
 
     /// The same elements with another shape of the same number of elements.
     ///
-    /// # Errors [`TensorSizeError`] if the numbers of elements differ.
+    /// # Errors
+    /// [`TensorSizeError`] if the numbers of elements differ.
     pub fn reshaped(&self, shape: Vec<usize>) -> Result<Tensor, TensorSizeError> {
         Tensor::new(self.dtype, shape, self.data.clone())
     }

@@ -8,8 +8,8 @@ pub fn is_name_char(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '_' | '.' | '/' | '#')
 }
 
-/// The name of a value with a percent sign, `%name`. Names with other characters are quoted: `%"a
-/// b"`.
+/// The name of a value with a percent sign, `%name`. Names with other characters are quoted:
+/// `%"a b"`.
 pub struct Name<'a>(pub &'a str);
 
 impl fmt::Display for Name<'_> {

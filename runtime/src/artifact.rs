@@ -120,15 +120,17 @@ impl DenoiserOptions {
 impl Artifact {
     /// Opens a file with the default [`ArtifactOptions`], which map it, and checks all of it.
     ///
-    /// # Errors An [`ArtifactError`] if the file cannot be read or is not a valid artifact.
+    /// # Errors
+    /// An [`ArtifactError`] if the file cannot be read or is not a valid artifact.
     pub fn open(path: &Path) -> Result<Artifact, ArtifactError> {
         Artifact::open_with(path, &ArtifactOptions::default())
     }
 
     /// Opens a file with the given options, and checks all of it.
     ///
-    /// # Errors An [`ArtifactError`], as for [`Artifact::open`]. A cache of packed weights that
-    /// cannot be used is ignored.
+    /// # Errors
+    /// An [`ArtifactError`], as for [`Artifact::open`]. A cache of packed weights that cannot be
+    /// used is ignored.
     pub fn open_with(path: &Path, options: &ArtifactOptions) -> Result<Artifact, ArtifactError> {
         let io = |source| ArtifactError::Io { path: path.to_path_buf(), source };
         if !path.metadata().map_err(io)?.is_file() {
@@ -143,7 +145,8 @@ impl Artifact {
 
     /// Opens the artifact whose file contents are `bytes`.
     ///
-    /// # Errors [`ArtifactError::Invalid`] if the container or the manifest is not valid,
+    /// # Errors
+    /// [`ArtifactError::Invalid`] if the container or the manifest is not valid,
     /// [`ArtifactError::Engine`] if the plan or the constants are not.
     pub fn from_bytes(bytes: impl Into<Bytes>) -> Result<Artifact, ArtifactError> {
         Artifact::read(bytes.into(), &ArtifactOptions::default())
@@ -173,7 +176,8 @@ impl Artifact {
     /// Whether a file begins with the first bytes of an artifact. Anything but a regular file is
     /// none.
     ///
-    /// # Errors The operating system's error if the file cannot be read.
+    /// # Errors
+    /// The operating system's error if the file cannot be read.
     pub fn is_artifact(path: &Path) -> io::Result<bool> {
         // opening a pipe would wait for a writer
         if !path.metadata()?.is_file() {
@@ -209,9 +213,10 @@ impl Artifact {
     /// Opens a denoiser with the artifact's sampler, guidance, null conditions and sample
     /// compensation, except where the options override them.
     ///
-    /// # Errors A [`DenoiseError`] if the artifact cannot be run with that number of steps or at
-    /// those time steps, if an option of guidance is out of range, if the device cannot be used, or
-    /// if the batch size does not suit the plan.
+    /// # Errors
+    /// A [`DenoiseError`] if the artifact cannot be run with that number of steps or at those time
+    /// steps, if an option of guidance is out of range, if the device cannot be used, or if the
+    /// batch size does not suit the plan.
     pub fn denoiser(&self, options: &DenoiserOptions) -> Result<Denoiser, DenoiseError> {
         self.denoiser_with(options, &mut |_| {})
     }
@@ -219,7 +224,8 @@ impl Artifact {
     /// Opens a denoiser as [`Artifact::denoiser`] does, and calls `note` with the reason if there
     /// is a GPU that is not used.
     ///
-    /// # Errors Those of [`Artifact::denoiser`].
+    /// # Errors
+    /// Those of [`Artifact::denoiser`].
     pub fn denoiser_with(
         &self,
         options: &DenoiserOptions,
@@ -302,7 +308,8 @@ impl Artifact {
     /// ([`DenoiserOptions::artifact_kernels`]). `note` is called with the reason if there is a GPU
     /// that is not used.
     ///
-    /// # Errors [`DenoiseError::Device`] if [`Device::Cuda`] is asked for and not available.
+    /// # Errors
+    /// [`DenoiseError::Device`] if [`Device::Cuda`] is asked for and not available.
     pub fn find_device(
         &self,
         device: Device,
@@ -322,29 +329,33 @@ impl Artifact {
     /// Writes the weights that engines have packed into the cache, if the artifact was opened with
     /// one.
     ///
-    /// # Errors The operating system's error. The next process then packs the weights again, which
-    /// only takes time.
+    /// # Errors
+    /// The operating system's error. The next process then packs the weights again, which only
+    /// takes time.
     pub fn keep_packed(&self) -> io::Result<()> {
         self.weights.keep_packed().map(|_| ())
     }
 
     /// The sampler that the artifact was compiled for, with the compiled number of steps.
     ///
-    /// # Errors A [`SamplerError`] if the sampler cannot be made.
+    /// # Errors
+    /// A [`SamplerError`] if the sampler cannot be made.
     pub fn sampler(&self) -> Result<Sampler, SamplerError> {
         Sampler::new(&self.manifest.sampler, self.manifest.steps)
     }
 
     /// The plan and its constants for `steps` sampler steps.
     ///
-    /// # Errors A [`RetimeError`] if the artifact cannot be run with that number of steps.
+    /// # Errors
+    /// A [`RetimeError`] if the artifact cannot be run with that number of steps.
     pub fn retimed(&self, steps: usize) -> Result<Arc<Weights>, RetimeError> {
         retime(&self.manifest, &self.constants, steps).map(|(_, weights)| weights)
     }
 
     /// The plan and its constants for evaluations at the given time steps.
     ///
-    /// # Errors A [`RetimeError`] if the artifact cannot be run at these time steps.
+    /// # Errors
+    /// A [`RetimeError`] if the artifact cannot be run at these time steps.
     pub fn retimed_to(&self, timesteps: &[f64]) -> Result<Arc<Weights>, RetimeError> {
         let own: Vec<f64> = self.sampler()?.evaluations().iter().map(|e| e.timestep).collect();
         if own == timesteps {
@@ -387,7 +398,8 @@ impl Artifact {
     /// Constant `i` of the plan. A quantized constant is returned as its codes, of type I8. The
     /// bytes stay in the mapped file, unless codes have to be unpacked.
     ///
-    /// # Panics If the plan has no constant `i`.
+    /// # Panics
+    /// If the plan has no constant `i`.
     pub fn constant(&self, i: usize) -> Tensor {
         let constant = &self.manifest.plan.constants[i];
         let shape = constant.ty.fixed_shape().expect("checked when the file was read");
@@ -411,7 +423,8 @@ impl Artifact {
     /// for whose sizes there is no integer kernel is computed in f32 with rounded operands. This
     /// call packs the weights.
     ///
-    /// # Errors An [`EngineError`] if an engine cannot be opened.
+    /// # Errors
+    /// An [`EngineError`] if an engine cannot be opened.
     pub fn layer_executions(&self) -> Result<Vec<Execution>, EngineError> {
         let Some(of) = self.manifest.quant.quantized() else { return Ok(vec![]) };
         let steps = self.weights.steps()?;

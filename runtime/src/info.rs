@@ -62,7 +62,8 @@ pub struct InputInfo {
 impl Artifact {
     /// The properties of the artifact as plain values.
     ///
-    /// # Errors A [`SamplerError`] if the sampler cannot be made.
+    /// # Errors
+    /// A [`SamplerError`] if the sampler cannot be made.
     pub fn info(&self) -> Result<ArtifactInfo, SamplerError> {
         let manifest = self.manifest();
         let sampler = self.sampler()?;

@@ -42,7 +42,8 @@ impl Noise {
 
     /// Fills `out`, `[samples, len]`, with normal noise of mean 0 and variance 1.
     ///
-    /// # Panics If the length of `out` is not a multiple of the number of samples.
+    /// # Panics
+    /// If the length of `out` is not a multiple of the number of samples.
     pub fn fill(&mut self, out: &mut [f32]) {
         let len = out.len().checked_div(self.streams.len()).unwrap_or(0);
         assert_eq!(out.len(), len * self.streams.len(), "every sample gets as many values");

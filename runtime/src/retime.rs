@@ -82,7 +82,8 @@ pub enum Possible {
 
 /// The numbers of steps with which the artifact can be run.
 ///
-/// # Errors [`RetimeError::Sampler`] if the sampler cannot be made even for the compiled steps.
+/// # Errors
+/// [`RetimeError::Sampler`] if the sampler cannot be made even for the compiled steps.
 pub fn possible(manifest: &Manifest) -> Result<Possible, RetimeError> {
     let plan = &manifest.plan;
     if check(manifest).is_err() {
@@ -111,7 +112,8 @@ const MAX_TRIED: usize = 1 << 24;
 /// The loop with `steps` sampler steps: its manifest, and its plan with the constants. These are
 /// `bytes` and new rows of tables.
 ///
-/// # Errors A [`RetimeError`] if the artifact cannot be run with that number of steps.
+/// # Errors
+/// A [`RetimeError`] if the artifact cannot be run with that number of steps.
 pub fn retime(
     manifest: &Manifest,
     bytes: &Bytes,
@@ -129,7 +131,8 @@ pub fn retime(
 /// The loop at the given time steps, one per evaluation, for a caller with a solver of its own: see
 /// [`retime`]. The manifest keeps the compiled sampler and its number of steps.
 ///
-/// # Errors A [`RetimeError`] if the artifact cannot be run at these time steps.
+/// # Errors
+/// A [`RetimeError`] if the artifact cannot be run at these time steps.
 pub fn retime_to(
     manifest: &Manifest,
     bytes: &Bytes,
@@ -228,7 +231,8 @@ pub(crate) fn rows_of_full(
 /// The manifest's weights with the rows of [`rows_of_full`] at all evaluations, for devices, which
 /// cannot complete their tables later. `None` if there is nothing to complete.
 ///
-/// # Errors [`RetimeError::Sampler`], [`RetimeError::Engine`].
+/// # Errors
+/// [`RetimeError::Sampler`], [`RetimeError::Engine`].
 pub(crate) fn completed(
     manifest: &Manifest,
     bytes: &Bytes,

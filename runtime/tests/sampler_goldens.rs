@@ -1,6 +1,6 @@
 //! Replays trajectories of diffusers' schedulers. `tests/golden/make_sampler_goldens.py` recorded
-//! the outputs of the network and the sample after each step. `cargo test --test sampler_goldens --
-//! --nocapture` prints the errors.
+//! the outputs of the network and the sample after each step.
+//! `cargo test --test sampler_goldens -- --nocapture` prints the errors.
 
 mod sampler_page;
 

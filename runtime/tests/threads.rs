@@ -67,8 +67,8 @@ impl Executor for Lazy {
     }
 }
 
-/// A convolution, an attention and a linear layer between the sample and the output, `[N, 8, 8,
-/// 32]`.
+/// A convolution, an attention and a linear layer between the sample and the output,
+/// `[N, 8, 8, 32]`.
 fn denoiser() -> Arc<Weights> {
     let mut b = Build::new(0);
     let sample = b.model_input("sample", InputRole::Sample, f32s("N,8,8,32"));

@@ -88,8 +88,8 @@ impl Artifact {
     /// Only the manifest needs memory: at most 32 MiB, or 32 bytes per byte of the file if that is
     /// more. Most of the time is spent on hashing.
     ///
-    /// # Errors A [`CqError`] that names the place of the error. No input makes this function
-    /// panic.
+    /// # Errors
+    /// A [`CqError`] that names the place of the error. No input makes this function panic.
     pub fn read(bytes: Bytes) -> Result<Artifact, CqError> {
         let sections = sections(&bytes)?;
         let manifest = required(&sections, MANIFEST)?;

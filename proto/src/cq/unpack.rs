@@ -85,7 +85,8 @@ pub(super) fn check(text: &[u8], budget: u64) -> Result<(), String> {
 
 /// Decompresses a text that needs at most `budget` bytes of memory.
 ///
-/// # Errors A message that names the exceeded limit, or that the data are not valid zlib.
+/// # Errors
+/// A message that names the exceeded limit, or that the data are not valid zlib.
 pub(super) fn unpack(packed: &[u8], budget: u64) -> Result<Vec<u8>, String> {
     let damaged = || "it cannot be unpacked".to_string();
     let mut state = InflateState::new_boxed(DataFormat::Zlib);

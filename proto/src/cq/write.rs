@@ -69,7 +69,8 @@ fn byte_len(constant: &Constant) -> Option<u64> {
 /// `bytes(i)` returns the bytes of `plan.constants[i]`. It is called in ascending order, once for
 /// each constant, so that they need not be in memory at the same time.
 ///
-/// # Errors A [`WriteError`]. The offsets of the constants have to ascend ([`lay_out`]).
+/// # Errors
+/// A [`WriteError`]. The offsets of the constants have to ascend ([`lay_out`]).
 pub fn write(
     path: &Path,
     force: bool,
@@ -93,7 +94,8 @@ pub fn write(
 
 /// Writes an artifact to a stream. The header is written last.
 ///
-/// # Errors Those of [`write()`]. The path in [`WriteError::Io`] is empty.
+/// # Errors
+/// Those of [`write()`]. The path in [`WriteError::Io`] is empty.
 pub fn encode<W: Write + Seek>(
     out: &mut W,
     manifest: &Manifest,
@@ -104,7 +106,8 @@ pub fn encode<W: Write + Seek>(
 
 /// Like [`encode`], with compiled CUDA kernels, which readers may skip.
 ///
-/// # Errors Those of [`encode`].
+/// # Errors
+/// Those of [`encode`].
 pub fn encode_with<W: Write + Seek>(
     out: &mut W,
     manifest: &Manifest,

@@ -330,10 +330,10 @@ pub enum Op {
 
     // ---- attention (attention.rs)
     /// Scaled dot-product attention. The inputs are (q: [B, Lq, heads·D], k: [B, Lk, kv_heads·D],
-    /// v: [B, Lk, kv_heads·Dv], mask?), the result is [B, Lq, heads·Dv]. Head h reads key head `h /
-    /// (heads / kv_heads)`. A float `mask` is added to the scaled scores; a bool `mask` selects the
-    /// keys that are kept. Its shape broadcasts to [B, heads, Lq, Lk]. A query without keys gives
-    /// zeros. The order is scale, softcap, mask.
+    /// v: [B, Lk, kv_heads·Dv], mask?), the result is [B, Lq, heads·Dv]. Head h reads key head
+    /// `h / (heads / kv_heads)`. A float `mask` is added to the scaled scores; a bool `mask`
+    /// selects the keys that are kept. Its shape broadcasts to [B, heads, Lq, Lk]. A query without
+    /// keys gives zeros. The order is scale, softcap, mask.
     Attention {
         /// The number of query heads.
         heads: usize,
@@ -400,11 +400,11 @@ pub enum Op {
         /// Type of the result.
         to: DType,
     },
-    /// Rounds activations to the values of unsigned integers of `bits` bits: `(q − zero_point) ·
-    /// scale` with `q = clamp(round(x · (1 / scale)) + zero_point, 0, 2^bits − 1)`. It computes in
-    /// f32 and rounds half to even; NaN gives q = 0. The inputs are (x: f32, scale: f32 \[S\],
-    /// zero_point: f32 \[S\]), with one entry per segment of the last axis. A segment with a scale
-    /// of 0 is not changed.
+    /// Rounds activations to the values of unsigned integers of `bits` bits:
+    /// `(q − zero_point) · scale` with `q = clamp(round(x · (1 / scale)) + zero_point, 0, 2^bits −
+    /// 1)`. It computes in f32 and rounds half to even; NaN gives q = 0. The inputs are (x: f32,
+    /// scale: f32 \[S\], zero_point: f32 \[S\]), with one entry per segment of the last axis. A
+    /// segment with a scale of 0 is not changed.
     FakeQuant {
         /// The number of bits, 2 to 8.
         bits: u8,

@@ -90,9 +90,10 @@ impl Op {
 
     /// The types of the outputs.
     ///
-    /// # Errors An [`OpError`] if the number, a type or a shape of the inputs, or an attribute,
-    /// breaks the operator's rule, or if an input or output has more than
-    /// [`MAX_RANK`](crate::types::MAX_RANK) axes, a negative size, or more than 2^40 elements.
+    /// # Errors
+    /// An [`OpError`] if the number, a type or a shape of the inputs, or an attribute, breaks the
+    /// operator's rule, or if an input or output has more than [`MAX_RANK`](crate::types::MAX_RANK)
+    /// axes, a negative size, or more than 2^40 elements.
     pub fn infer(&self, inputs: &InputTypes) -> Result<Vec<ValueType>, OpError> {
         self.infer_bounded(inputs).map_err(|reason| OpError { op: self.name(), reason })
     }
@@ -177,8 +178,8 @@ impl Op {
     /// The operator with this name and these attributes, as [`Op::name`] and [`Op::attributes`]
     /// return them.
     ///
-    /// # Errors A sentence that names the unknown operator, or the attribute that is missing or
-    /// wrong.
+    /// # Errors
+    /// A sentence that names the unknown operator, or the attribute that is missing or wrong.
     pub fn from_parts(
         name: &str,
         attributes: serde_json::Map<String, serde_json::Value>,

@@ -74,7 +74,8 @@ pub(super) fn not_negative(d: &Dim) -> bool {
 
 /// The shape of two broadcast shapes by numpy's rules. A symbolic size matches itself and 1.
 ///
-/// # Errors A message that names two sizes that do not broadcast.
+/// # Errors
+/// A message that names two sizes that do not broadcast.
 pub fn broadcast(a: &[Dim], b: &[Dim]) -> Result<Shape, String> {
     let rank = a.len().max(b.len());
     let at = |s: &[Dim], i: usize| {

@@ -140,7 +140,8 @@ type Check = Result<(), String>;
 /// the shape rule of every operator gives the types that the plan declares. Time and memory grow
 /// linearly with the plan.
 ///
-/// # Errors The first error that is found, with its place.
+/// # Errors
+/// The first error that is found, with its place.
 pub fn validate(plan: &Plan, weights_len: u64) -> Result<(), PlanError> {
     check_counts(plan)?;
     check_batch(plan).map_err(|reason| PlanError::Batch { reason })?;

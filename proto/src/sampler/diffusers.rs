@@ -20,8 +20,9 @@ impl SamplerConfig {
     /// There are two extensions: `timestep_spacing` may be `quadratic`, and the bare `Infinity`
     /// that Python writes is accepted.
     ///
-    /// # Errors A [`SamplerConfigError`] with the name of a key that is unknown, of the wrong type,
-    /// out of range or set to an unsupported value.
+    /// # Errors
+    /// A [`SamplerConfigError`] with the name of a key that is unknown, of the wrong type, out of
+    /// range or set to an unsupported value.
     pub fn from_diffusers_json(json: &str, kind: Option<SamplerKind>) -> Result<Self> {
         let Value::Object(mut keys) = serde_json::from_str(&quote_infinities(json))? else {
             return Err(SamplerConfigError::NotAnObject);

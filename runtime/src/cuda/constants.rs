@@ -15,8 +15,8 @@ pub(super) struct Constants<'a> {
     zero: Option<Arc<Memory>>,
 }
 
-/// The use for which a filter was made: its kind, and whether it belongs to a linear layer (`[k,
-/// n]`).
+/// The use for which a filter was made: its kind, and whether it belongs to a linear layer
+/// (`[k, n]`).
 type FilterUse = (u8, bool);
 
 impl<'a> Constants<'a> {

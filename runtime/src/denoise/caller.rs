@@ -10,9 +10,10 @@ impl Denoiser {
     /// runs the full step, whatever the schedule says. The samples of the trajectory are zeros, and
     /// the noise and the image of the request are ignored.
     ///
-    /// # Errors [`DenoiseError::Finished`] if the loop has no such evaluation,
-    /// [`DenoiseError::NoNull`] if guidance has no null condition, and the errors of
-    /// [`check_request`] and of conditions whose shape does not fit.
+    /// # Errors
+    /// [`DenoiseError::Finished`] if the loop has no such evaluation, [`DenoiseError::NoNull`] if
+    /// guidance has no null condition, and the errors of [`check_request`] and of conditions whose
+    /// shape does not fit.
     pub fn begin_at(
         &mut self,
         request: &Request,

@@ -8,9 +8,10 @@ use cqc_proto::{Op, Tensor};
 /// Checks the guidance scale of a request and the values of its noise, its image, its mask and the
 /// conditions of both halves.
 ///
-/// # Errors [`DenoiseError::Guidance`] for the scale, [`DenoiseError::NotFinite`] for infinities
-/// and NaN, [`DenoiseError::MaskValue`] for a mask outside of 0 to 1, [`DenoiseError::Label`] for a
-/// label without a row in its table.
+/// # Errors
+/// [`DenoiseError::Guidance`] for the scale, [`DenoiseError::NotFinite`] for infinities and NaN,
+/// [`DenoiseError::MaskValue`] for a mask outside of 0 to 1, [`DenoiseError::Label`] for a label
+/// without a row in its table.
 pub fn check_request(plan: &Plan, request: &Request) -> Result<(), DenoiseError> {
     request.guidance.map_or(Ok(()), check_guidance)?;
     if let Some(noise) = &request.noise {
@@ -34,7 +35,8 @@ pub fn check_request(plan: &Plan, request: &Request) -> Result<(), DenoiseError>
 /// an input with `mask` in its name may hold −∞. Integers that select rows of a table must be
 /// within the table.
 ///
-/// # Errors [`DenoiseError::NotFinite`], [`DenoiseError::Label`].
+/// # Errors
+/// [`DenoiseError::NotFinite`], [`DenoiseError::Label`].
 pub fn check_condition(plan: &Plan, name: &str, given: &Tensor) -> Result<(), DenoiseError> {
     let condition = |i: &cqc_proto::plan::PlanInput| {
         i.name == name && i.role == InputRole::Condition && i.ty.dtype.is_integer()

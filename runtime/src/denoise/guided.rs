@@ -91,7 +91,8 @@ impl Denoiser {
     /// The guidance scale by which the two halves of a request are mixed. It is 1 if the network
     /// takes the scale as an input.
     ///
-    /// # Errors [`DenoiseError::Guidance`] if the scale is negative or not finite,
+    /// # Errors
+    /// [`DenoiseError::Guidance`] if the scale is negative or not finite,
     /// [`DenoiseError::NotGuided`] if the scale needs both halves and the denoiser was opened
     /// without guidance.
     pub fn guidance_of(&self, request: &Request) -> Result<f32, DenoiseError> {
@@ -117,8 +118,9 @@ impl Denoiser {
 
     /// The guidance of a request that runs the given course.
     ///
-    /// # Errors Those of [`Denoiser::guidance_of`], and [`DenoiseError::Guiding`] with everything
-    /// that is wrong.
+    /// # Errors
+    /// Those of [`Denoiser::guidance_of`], and [`DenoiseError::Guiding`] with everything that is
+    /// wrong.
     pub(super) fn guidance(
         &self,
         request: &Request,
@@ -163,7 +165,8 @@ impl Denoiser {
 
     /// Checks the course and the guidance of a request. Nothing is computed.
     ///
-    /// # Errors [`DenoiseError::Start`], [`DenoiseError::Guiding`] and the errors of
+    /// # Errors
+    /// [`DenoiseError::Start`], [`DenoiseError::Guiding`] and the errors of
     /// [`Denoiser::guidance_of`].
     pub fn check(&self, request: &Request) -> Result<(), DenoiseError> {
         let course = self.course(request)?;
@@ -254,7 +257,8 @@ impl Trajectory {
 
 /// The value of a filled input: a number without axes, or one row of `width` floats.
 ///
-/// # Errors [`DenoiseError::Tensor`] if the value cannot be made.
+/// # Errors
+/// [`DenoiseError::Tensor`] if the value cannot be made.
 pub fn fill_value(
     fill: Fill,
     guidance: f32,

@@ -69,7 +69,8 @@ impl Denoiser {
     /// ignores that number. With `guided`, both halves are computed, if possible in one batch of
     /// twice the size.
     ///
-    /// # Errors [`DenoiseError::Evaluations`] if the plan's tables are for another sampler,
+    /// # Errors
+    /// [`DenoiseError::Evaluations`] if the plan's tables are for another sampler,
     /// [`DenoiseError::NoDenoiser`] if the plan is not a denoiser, and the errors of
     /// [`Engine::open`].
     pub fn open(
@@ -85,7 +86,8 @@ impl Denoiser {
     /// Opens a denoiser with guidance whose halves are separate requests to the engine. An
     /// evaluation that needs only one half then does half of the work.
     ///
-    /// # Errors Those of [`Denoiser::open`].
+    /// # Errors
+    /// Those of [`Denoiser::open`].
     pub fn open_apart(
         weights: &Arc<Weights>,
         sampler: Sampler,
@@ -164,7 +166,8 @@ impl Denoiser {
     /// Opens a denoiser like this one for `samples` samples at once, on the same weights and
     /// threads. Table rows that were overwritten are those of the plan again.
     ///
-    /// # Errors Those of [`Denoiser::open`].
+    /// # Errors
+    /// Those of [`Denoiser::open`].
     pub fn of_width(&self, samples: usize) -> Result<Denoiser, DenoiseError> {
         let (weights, options) = self.engine.recipe();
         let options = EngineOptions { batch: samples, ..options };
@@ -203,7 +206,8 @@ impl Denoiser {
     /// interval of guidance compute both halves at every evaluation, unless this denoiser computes
     /// them apart.
     ///
-    /// # Errors Those of [`Engine::set_table_row`].
+    /// # Errors
+    /// Those of [`Engine::set_table_row`].
     pub fn set_table_row(
         &mut self,
         constant: usize,
@@ -216,7 +220,8 @@ impl Denoiser {
 
     /// Sets or removes the sample compensation.
     ///
-    /// # Errors [`EngineError::Length`] unless there is one entry per evaluation and channel.
+    /// # Errors
+    /// [`EngineError::Length`] unless there is one entry per evaluation and channel.
     pub fn set_compensation(
         &mut self,
         compensation: Option<Compensation>,
@@ -265,8 +270,9 @@ impl Denoiser {
     /// A sample depends only on its own noise and conditions, not on the number of samples that are
     /// computed at once.
     ///
-    /// # Errors [`DenoiseError::Interrupted`] if `observe` cancels, and the errors of
-    /// [`Denoiser::begin`] and [`Denoiser::step`].
+    /// # Errors
+    /// [`DenoiseError::Interrupted`] if `observe` cancels, and the errors of [`Denoiser::begin`]
+    /// and [`Denoiser::step`].
     pub fn sample(
         &mut self,
         request: &Request,
@@ -325,16 +331,18 @@ impl Denoiser {
     /// Begins samples `first ..` of a request, as many as [`Denoiser::width`]. If fewer are left,
     /// the last one is repeated.
     ///
-    /// # Errors [`DenoiseError::NoNull`] if guidance has no null condition, [`DenoiseError::Start`]
-    /// and [`DenoiseError::Guiding`] for invalid options, and the errors of [`check_request`] and
-    /// of tensors whose shape does not fit.
+    /// # Errors
+    /// [`DenoiseError::NoNull`] if guidance has no null condition, [`DenoiseError::Start`] and
+    /// [`DenoiseError::Guiding`] for invalid options, and the errors of [`check_request`] and of
+    /// tensors whose shape does not fit.
     pub fn begin(&mut self, request: &Request, first: usize) -> Result<Trajectory, DenoiseError> {
         self.begin_watched(request, first, None)
     }
 
     /// Like [`Denoiser::begin`], and calls `watch` after every step of the preludes.
     ///
-    /// # Errors Those of [`Denoiser::begin`].
+    /// # Errors
+    /// Those of [`Denoiser::begin`].
     pub fn begin_watched(
         &mut self,
         request: &Request,
@@ -379,9 +387,11 @@ impl Denoiser {
 
     /// Runs the next evaluation with the program that the schedule gives, and moves the samples.
     ///
-    /// # Errors Those of [`Engine::evaluate`].
+    /// # Errors
+    /// Those of [`Engine::evaluate`].
     ///
-    /// # Panics If all evaluations are done.
+    /// # Panics
+    /// If all evaluations are done.
     pub fn step(&mut self, trajectory: &mut Trajectory) -> Result<(), DenoiseError> {
         let kind = self.program_of(trajectory);
         self.evaluate_as(kind, trajectory)?;
@@ -422,7 +432,8 @@ impl Denoiser {
     /// Evaluates the network on the present samples with the given program and applies guidance.
     /// The result is in [`Denoiser::output`]. The trajectory does not advance.
     ///
-    /// # Errors Those of [`Engine::evaluate_as`].
+    /// # Errors
+    /// Those of [`Engine::evaluate_as`].
     pub fn evaluate_as(
         &mut self,
         kind: ProgramKind,
@@ -434,7 +445,8 @@ impl Denoiser {
     /// Like [`Denoiser::evaluate_as`], and calls `watch` after every step. If the halves of
     /// guidance are apart, it sees the steps of one after those of the other.
     ///
-    /// # Errors Those of [`Denoiser::evaluate_as`].
+    /// # Errors
+    /// Those of [`Denoiser::evaluate_as`].
     pub fn evaluate_watched(
         &mut self,
         kind: ProgramKind,
@@ -450,8 +462,9 @@ impl Denoiser {
     /// has to scale it. The trajectory holds the cache and advances by one evaluation; its own
     /// samples do not change.
     ///
-    /// # Errors [`EngineError::Length`] if the input has another length, [`DenoiseError::Finished`]
-    /// if all evaluations are done, and the errors of [`Engine::evaluate`].
+    /// # Errors
+    /// [`EngineError::Length`] if the input has another length, [`DenoiseError::Finished`] if all
+    /// evaluations are done, and the errors of [`Engine::evaluate`].
     pub fn predict(
         &mut self,
         trajectory: &mut Trajectory,
@@ -477,7 +490,8 @@ impl Denoiser {
     /// has run before. The trajectory continues with the evaluation after it. Use it only with
     /// plans that do not cache.
     ///
-    /// # Errors Those of [`Denoiser::predict`].
+    /// # Errors
+    /// Those of [`Denoiser::predict`].
     pub fn predict_at(
         &mut self,
         trajectory: &mut Trajectory,
@@ -492,7 +506,8 @@ impl Denoiser {
     /// there is one. It is meant for callers with a sampler of their own; [`Denoiser::step`] does
     /// it by itself.
     ///
-    /// # Panics If there is no such evaluation.
+    /// # Panics
+    /// If there is no such evaluation.
     pub fn compensate(&self, evaluation: usize, x: &mut [f32]) {
         if let Some(Compensation { scale, shift }) = &self.compensation {
             let rows = evaluation * self.channels()..(evaluation + 1) * self.channels();
@@ -539,7 +554,8 @@ impl Denoiser {
 
     /// Moves the samples by `output`, which is [`Denoiser::output`] or has the same length.
     ///
-    /// # Panics If all evaluations are done, or if the output has another length.
+    /// # Panics
+    /// If all evaluations are done, or if the output has another length.
     pub fn advance(&self, trajectory: &mut Trajectory, output: &[f32]) {
         let Trajectory { x, state, noise, next, sampler, .. } = trajectory;
         let sampler = sampler.as_deref().unwrap_or(&self.sampler);

@@ -93,8 +93,8 @@ impl Default for Request {
 
 impl Request {
     /// All tensors on which the samples depend, each with a description: `noise`, `init`, `mask`,
-    /// `condition NAME`, `null condition NAME`, `condition per step NAME` or `null condition per
-    /// step NAME`.
+    /// `condition NAME`, `null condition NAME`, `condition per step NAME` or
+    /// `null condition per step NAME`.
     pub fn tensors(&self) -> impl Iterator<Item = (String, &Tensor)> {
         let one = [("noise", &self.noise), ("init", &self.init), ("mask", &self.mask)];
         let one = one.into_iter().filter_map(|(what, t)| Some((what.to_string(), t.as_ref()?)));
@@ -114,7 +114,8 @@ impl Request {
     /// The samples of `range` as a request of their own, which gives the same samples as the whole.
     /// Tensors with one row for all samples stay as they are.
     ///
-    /// # Panics If the range exceeds the samples.
+    /// # Panics
+    /// If the range exceeds the samples.
     pub fn part(&self, range: Range<usize>) -> Request {
         assert!(range.end <= self.samples, "samples {range:?} of {}", self.samples);
         let all = self.samples;
@@ -144,7 +145,8 @@ fn cut(t: &Tensor, axis: usize, all: usize, range: &Range<usize>) -> Tensor {
 
 /// Rows `range` of axis `axis` of a tensor.
 ///
-/// # Panics If the tensor has no such axis, or if the axis has fewer rows.
+/// # Panics
+/// If the tensor has no such axis, or if the axis has fewer rows.
 pub fn rows_at(t: &Tensor, axis: usize, range: &Range<usize>) -> Tensor {
     let all = t.shape()[axis];
     let outer: usize = t.shape()[..axis].iter().product();

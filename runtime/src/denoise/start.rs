@@ -113,7 +113,8 @@ pub enum StartError {
 impl Course {
     /// The part of the loop of `sampler` that `request` asks for.
     ///
-    /// # Errors [`DenoiseError::Start`] with everything that is wrong.
+    /// # Errors
+    /// [`DenoiseError::Start`] with everything that is wrong.
     pub fn of(sampler: &Sampler, request: &Request) -> Result<Course, DenoiseError> {
         let Request { init, mask, strength, from, to, noise, .. } = request;
         let steps = sampler.steps();
@@ -190,7 +191,8 @@ pub(super) struct Started {
 impl Denoiser {
     /// The part of the loop that a request runs.
     ///
-    /// # Errors [`DenoiseError::Start`].
+    /// # Errors
+    /// [`DenoiseError::Start`].
     pub fn course(&self, request: &Request) -> Result<Course, DenoiseError> {
         Course::of(&self.sampler, request)
     }
@@ -199,8 +201,8 @@ impl Denoiser {
     /// is the noise of these samples, from which nothing has been drawn yet. Later steps draw from
     /// it after this call.
     ///
-    /// # Errors Errors of tensors that do not fit the samples, and of a sampler that cannot begin
-    /// there.
+    /// # Errors
+    /// Errors of tensors that do not fit the samples, and of a sampler that cannot begin there.
     pub(super) fn start(
         &self,
         request: &Request,

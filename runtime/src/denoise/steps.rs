@@ -15,7 +15,8 @@ impl Denoiser {
     /// come. The shape is `[width, ...]` for both halves of guidance, or `[2 · width, ...]` with
     /// the unconditional half first. The value replaces that of the request.
     ///
-    /// # Errors [`DenoiseError::Rows`] for another number of rows, and the errors of
+    /// # Errors
+    /// [`DenoiseError::Rows`] for another number of rows, and the errors of
     /// [`Engine::set_condition`](crate::engine::Engine::set_condition).
     pub fn set_condition(
         &mut self,

@@ -33,7 +33,8 @@ impl<'a> Moment<'a> {
     /// The samples after this evaluation, padding included. If they are on a device, this call
     /// copies them from there.
     ///
-    /// # Errors The error of the device.
+    /// # Errors
+    /// The error of the device.
     pub fn x(&self) -> Result<Cow<'a, [f32]>, EngineError> {
         if let Some(x) = self.x {
             return Ok(Cow::Borrowed(x));
@@ -91,7 +92,8 @@ impl Trajectory {
     /// Computes `x · scale + shift` per channel. The channels are the first axis of a sample, and
     /// their number is the length of `scale`.
     ///
-    /// # Panics If the samples cannot be divided into that many channels.
+    /// # Panics
+    /// If the samples cannot be divided into that many channels.
     pub fn map_channels(&mut self, scale: &[f32], shift: &[f32]) {
         map_channels(&mut self.x, self.width, scale, shift);
     }

@@ -19,7 +19,8 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// The size in bytes of the buffers that a prelude would need on the device, with symbolic
     /// sizes bound to `bindings`.
     ///
-    /// # Errors [`EngineError::NoDeviceKernel`] for element types that the device does not support.
+    /// # Errors
+    /// [`EngineError::NoDeviceKernel`] for element types that the device does not support.
     fn prelude_bytes(
         &self,
         weights: &Weights,
@@ -30,7 +31,8 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Prepares the step programs and the given `preludes`. `prelude_steps` computes `chunk`
     /// evaluations at once.
     ///
-    /// # Errors [`EngineError::NoDeviceKernel`], [`EngineError::Memory`] and errors of the device.
+    /// # Errors
+    /// [`EngineError::NoDeviceKernel`], [`EngineError::Memory`] and errors of the device.
     fn open(
         &self,
         weights: &Arc<Weights>,
@@ -84,7 +86,8 @@ pub trait DeviceEngine: fmt::Debug + Send + Sync {
     /// Takes a slot for a request, uploads the conditions and the results of preludes that ran on
     /// the CPU from `memory`, and runs the other preludes.
     ///
-    /// # Errors [`EngineError::NoSlot`], [`EngineError::Fault`] and errors of the device.
+    /// # Errors
+    /// [`EngineError::NoSlot`], [`EngineError::Fault`] and errors of the device.
     fn begin(
         &self,
         memory: &Arena,
@@ -94,14 +97,16 @@ pub trait DeviceEngine: fmt::Debug + Send + Sync {
 
     /// Runs one evaluation and waits for it. `out` receives the first output.
     ///
-    /// # Errors [`EngineError::ForeignRequest`], [`EngineError::NothingCached`],
-    /// [`EngineError::Fault`] and errors of the device.
+    /// # Errors
+    /// [`EngineError::ForeignRequest`], [`EngineError::NothingCached`], [`EngineError::Fault`] and
+    /// errors of the device.
     fn evaluate(&self, evaluation: &DeviceEvaluation, out: &mut [f32]) -> Result<(), EngineError>;
 
     /// Writes an input of the plan in the layout of the request's memory. It is used for step
     /// conditions.
     ///
-    /// # Errors [`EngineError::ForeignRequest`] and errors of the device.
+    /// # Errors
+    /// [`EngineError::ForeignRequest`] and errors of the device.
     fn set_input(
         &self,
         request: &DeviceRequest,
@@ -111,13 +116,15 @@ pub trait DeviceEngine: fmt::Debug + Send + Sync {
 
     /// Sets up the device to move the samples itself. Trajectories that are under way are lost.
     ///
-    /// # Errors Errors of the device.
+    /// # Errors
+    /// Errors of the device.
     fn set_sampling(&mut self, sampling: &DeviceSampling) -> Result<(), EngineError>;
 
     /// Begins a trajectory with the samples `x`. `input` is the network's first input, which is `x`
     /// scaled for the first evaluation, for every half of the batch.
     ///
-    /// # Errors [`EngineError::ForeignRequest`] and errors of the device.
+    /// # Errors
+    /// [`EngineError::ForeignRequest`] and errors of the device.
     fn put_samples(
         &self,
         request: &DeviceRequest,
@@ -130,8 +137,8 @@ pub trait DeviceEngine: fmt::Debug + Send + Sync {
     /// and returns before it is done. `stored` says whether the cache of the request has been
     /// filled.
     ///
-    /// # Errors [`EngineError::ForeignRequest`], [`EngineError::NothingCached`] and errors of the
-    /// device.
+    /// # Errors
+    /// [`EngineError::ForeignRequest`], [`EngineError::NothingCached`] and errors of the device.
     fn replay(
         &self,
         kind: ProgramKind,
@@ -143,7 +150,8 @@ pub trait DeviceEngine: fmt::Debug + Send + Sync {
     /// Moves the samples after that program, with noise if the sampler adds some at this
     /// evaluation, and advances the counter.
     ///
-    /// # Errors [`EngineError::ForeignRequest`] and errors of the device.
+    /// # Errors
+    /// [`EngineError::ForeignRequest`] and errors of the device.
     fn advance(
         &self,
         kind: ProgramKind,
@@ -153,12 +161,14 @@ pub trait DeviceEngine: fmt::Debug + Send + Sync {
 
     /// Waits for all running work and copies the samples into `x`.
     ///
-    /// # Errors [`EngineError::ForeignRequest`], [`EngineError::Fault`] and errors of the device.
+    /// # Errors
+    /// [`EngineError::ForeignRequest`], [`EngineError::Fault`] and errors of the device.
     fn get_samples(&self, request: &DeviceRequest, x: &mut [f32]) -> Result<(), EngineError>;
 
     /// Waits for all running work.
     ///
-    /// # Errors Errors of the device.
+    /// # Errors
+    /// Errors of the device.
     fn wait(&self) -> Result<(), EngineError>;
 }
 

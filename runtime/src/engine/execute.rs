@@ -102,8 +102,8 @@ fn bf16_target(y: &mut [u8], stored: bool) -> Output<'_> {
 
 /// Runs step `index`. It allocates memory only if the step runs through the definition.
 ///
-/// # Errors A description of the data error: an index outside of an axis, or an error of the
-/// definition.
+/// # Errors
+/// A description of the data error: an index outside of an axis, or an error of the definition.
 pub(super) fn run_step(
     program: &PreparedProgram,
     index: usize,

@@ -25,8 +25,8 @@ pub struct InFlight {
 impl InFlight {
     /// The content of cache slot `i`, in the type and layout of the stored value.
     ///
-    /// # Panics If the plan has no such slot, or if the request is on a device, where its cache
-    /// stays.
+    /// # Panics
+    /// If the plan has no such slot, or if the request is on a device, where its cache stays.
     pub fn slot(&self, i: usize) -> &[f32] {
         assert!(self.device.is_none(), "the cache of a request on a device stays there");
         self.memory.get(self.layout.cache[i]).expect("the layout lies in the request's memory")
@@ -34,8 +34,9 @@ impl InFlight {
 
     /// Overwrites cache slot `i`, which the next cached step reads.
     ///
-    /// # Panics If the plan has no such slot, if the slot has another length, or if the request is
-    /// on a device.
+    /// # Panics
+    /// If the plan has no such slot, if the slot has another length, or if the request is on a
+    /// device.
     pub fn set_slot(&mut self, i: usize, values: &[f32]) {
         assert!(self.device.is_none(), "the cache of a request on a device stays there");
         let span = self.layout.cache[i];

@@ -169,15 +169,17 @@ pub(crate) struct InputSlot {
 impl Engine {
     /// Resolves all sizes, chooses kernels, packs the weights and lays out the memory.
     ///
-    /// # Errors An [`EngineError`] if the plan does not run with the batch size, if a size has no
-    /// valid value, or if the memory is not sufficient.
+    /// # Errors
+    /// An [`EngineError`] if the plan does not run with the batch size, if a size has no valid
+    /// value, or if the memory is not sufficient.
     pub fn open(weights: &Arc<Weights>, options: &EngineOptions) -> Result<Engine, EngineError> {
         open::open(weights, options)
     }
 
     /// The memory that an engine with these options would need on the CPU. Nothing is allocated.
     ///
-    /// # Errors Those of [`Engine::open`], except that the available memory is not checked.
+    /// # Errors
+    /// Those of [`Engine::open`], except that the available memory is not checked.
     pub fn sizes(
         weights: &Arc<Weights>,
         options: &EngineOptions,
@@ -225,14 +227,16 @@ impl Engine {
 
     /// The shape of input `i` of the plan at this batch size.
     ///
-    /// # Panics If there is no such input.
+    /// # Panics
+    /// If there is no such input.
     pub fn input_shape(&self, i: usize) -> &[usize] {
         &self.layout.inputs[i].shape
     }
 
     /// The shape of output `i` of the plan at this batch size.
     ///
-    /// # Panics If there is no such output.
+    /// # Panics
+    /// If there is no such output.
     pub fn output_shape(&self, i: usize) -> &[usize] {
         &self.full().values[self.plan().outputs[i].value].shape
     }

@@ -6,7 +6,8 @@ use cqc_proto::DType;
 /// Computes `y[o, i, ..] = data[o, indices[i], ..]`. `sizes` holds the product of the axes before
 /// the gathered one, the size of that axis, and the number of bytes after it.
 ///
-/// # Errors A message about an index outside of the axis.
+/// # Errors
+/// A message about an index outside of the axis.
 pub(super) fn gather(
     sizes: [usize; 3],
     data: &[u8],

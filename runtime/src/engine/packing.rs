@@ -101,7 +101,8 @@ impl Weights {
     /// opened, unless the file already has them. Call it after the engines have been opened. The
     /// file is as large as the packed weights. Returns whether it was written.
     ///
-    /// # Errors The operating system's error. The file does not change then.
+    /// # Errors
+    /// The operating system's error. The file does not change then.
     pub fn keep_packed(&self) -> io::Result<bool> {
         let Some(kept) = &self.kept else { return Ok(false) };
         let (floats, codes, bf16) =

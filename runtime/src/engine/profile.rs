@@ -75,10 +75,10 @@ pub struct StepExecution {
     pub op: String,
     /// The way in which the step is executed.
     pub execution: Execution,
-    /// The values that the step reads and writes when it runs, as text such as `x:u8, bias →
-    /// y/rounded:u8, rounded to 8 bits`. A value is followed by the type in which it is stored if
-    /// that differs from its own. Operands that the step lacks and packed weights are omitted. The
-    /// text is empty for a fused step.
+    /// The values that the step reads and writes when it runs, as text such as
+    /// `x:u8, bias → y/rounded:u8, rounded to 8 bits`. A value is followed by the type in which it
+    /// is stored if that differs from its own. Operands that the step lacks and packed weights are
+    /// omitted. The text is empty for a fused step.
     pub wiring: String,
 }
 
@@ -108,7 +108,8 @@ impl Weights {
     /// default options. It does not depend on the batch. The call packs the weights, as opening an
     /// engine does.
     ///
-    /// # Errors Those of [`Engine::open`].
+    /// # Errors
+    /// Those of [`Engine::open`].
     pub fn steps(self: &Arc<Weights>) -> Result<Vec<StepExecution>, EngineError> {
         let batch = self.plan().fixed_batch.unwrap_or(1);
         Ok(Engine::open(self, &EngineOptions { batch, threads: 1, ..Default::default() })?.steps())

@@ -22,8 +22,9 @@ impl Engine {
     /// `timesteps` has one entry per evaluation of the plan, or for a plan without tables one per
     /// evaluation that will follow.
     ///
-    /// # Errors An [`EngineError`] for inputs that are missing, unknown or of another type, for a
-    /// wrong number of time steps, and for a step that fails.
+    /// # Errors
+    /// An [`EngineError`] for inputs that are missing, unknown or of another type, for a wrong
+    /// number of time steps, and for a step that fails.
     pub fn begin(
         &mut self,
         conditions: &BTreeMap<String, Tensor>,
@@ -34,7 +35,8 @@ impl Engine {
 
     /// Like [`Engine::begin`], and calls `watch` before and after every step of the preludes.
     ///
-    /// # Errors Those of [`Engine::begin`].
+    /// # Errors
+    /// Those of [`Engine::begin`].
     pub fn begin_watched(
         &mut self,
         conditions: &BTreeMap<String, Tensor>,
@@ -82,7 +84,8 @@ impl Engine {
     /// Sets the value of a step condition ([`InputRole::StepCondition`]) for the evaluations to
     /// come, at the engine's batch size.
     ///
-    /// # Errors [`EngineError::NoStepCondition`], [`EngineError::InputType`], or
+    /// # Errors
+    /// [`EngineError::NoStepCondition`], [`EngineError::InputType`], or
     /// [`EngineError::ForeignRequest`] for a request of another engine.
     pub fn set_condition(
         &self,
@@ -115,10 +118,10 @@ impl Engine {
     /// Runs evaluation `e` of the request with the program that the schedule gives. `sample` is the
     /// model's sample input, and `out` receives its first output. Nothing is allocated.
     ///
-    /// # Errors [`EngineError::Length`], [`EngineError::Evaluation`] if there is no such
-    /// evaluation, [`EngineError::NothingCached`], [`EngineError::MissingInput`] for a step
-    /// condition without a value, and [`EngineError::ForeignRequest`] for a request of another
-    /// engine.
+    /// # Errors
+    /// [`EngineError::Length`], [`EngineError::Evaluation`] if there is no such evaluation,
+    /// [`EngineError::NothingCached`], [`EngineError::MissingInput`] for a step condition without a
+    /// value, and [`EngineError::ForeignRequest`] for a request of another engine.
     pub fn evaluate(
         &mut self,
         request: &mut InFlight,
@@ -132,9 +135,11 @@ impl Engine {
     /// Like [`Engine::evaluate`], but with a given program, the full or the cached step. It is
     /// meant for calibration.
     ///
-    /// # Errors Those of [`Engine::evaluate`].
+    /// # Errors
+    /// Those of [`Engine::evaluate`].
     ///
-    /// # Panics If `kind` is a prelude.
+    /// # Panics
+    /// If `kind` is a prelude.
     pub fn evaluate_as(
         &mut self,
         kind: ProgramKind,
@@ -148,9 +153,11 @@ impl Engine {
 
     /// Like [`Engine::evaluate_as`], and calls `watch` before and after every step.
     ///
-    /// # Errors Those of [`Engine::evaluate`].
+    /// # Errors
+    /// Those of [`Engine::evaluate`].
     ///
-    /// # Panics If `kind` is a prelude.
+    /// # Panics
+    /// If `kind` is a prelude.
     pub fn evaluate_watched(
         &mut self,
         kind: ProgramKind,
@@ -217,7 +224,8 @@ impl Engine {
     /// Runs a plan without tables once. It takes every input of the model by name and returns every
     /// output.
     ///
-    /// # Errors Those of [`Engine::begin`]. A plan with tables needs [`Engine::run_at`].
+    /// # Errors
+    /// Those of [`Engine::begin`]. A plan with tables needs [`Engine::run_at`].
     pub fn run(
         &mut self,
         inputs: &BTreeMap<String, Tensor>,
@@ -234,7 +242,8 @@ impl Engine {
     /// the time step comes from `timesteps`, one per evaluation of the plan, and an input for it is
     /// ignored. [`Engine::outputs`] and [`Engine::tap`] return the results.
     ///
-    /// # Errors Those of [`Engine::begin`].
+    /// # Errors
+    /// Those of [`Engine::begin`].
     pub fn run_at(
         &mut self,
         e: usize,

@@ -29,7 +29,8 @@ pub struct Watched<'a> {
 impl Watched<'_> {
     /// Operand `i` of the step. Its elements are valid only before the step has run.
     ///
-    /// # Panics If the step has no such operand.
+    /// # Panics
+    /// If the step has no such operand.
     pub fn input(&self, i: usize) -> Tensor {
         self.value(self.program.steps[self.step].inputs[i].expect("the operand is present"))
     }
@@ -75,11 +76,13 @@ impl Engine {
     /// Overwrites one row of a table in this engine, which steps read at evaluation `e`. The
     /// weights from which the engine was opened do not change, nor do the results of preludes.
     ///
-    /// # Errors [`EngineError::Length`] if the row has another length than the table's rows,
+    /// # Errors
+    /// [`EngineError::Length`] if the row has another length than the table's rows,
     /// [`EngineError::Codes`] for a scale of 0 if activations are stored as codes, and
     /// [`EngineError::OnDevice`] on a device.
     ///
-    /// # Panics If the table has no such row.
+    /// # Panics
+    /// If the table has no such row.
     pub fn set_table_row(
         &mut self,
         constant: usize,

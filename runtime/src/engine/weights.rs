@@ -51,15 +51,17 @@ impl Weights {
     /// Checks the plan. `bytes` is the weight section (`cqc_kernels::map_file`), which is copied
     /// only if it is not aligned to 64 bytes.
     ///
-    /// # Errors [`EngineError::Plan`], or [`EngineError::Isa`] if `CQC_ISA` names no instruction
-    /// set of this CPU.
+    /// # Errors
+    /// [`EngineError::Plan`], or [`EngineError::Isa`] if `CQC_ISA` names no instruction set of this
+    /// CPU.
     pub fn new(plan: Plan, bytes: Bytes) -> Result<Arc<Weights>, EngineError> {
         Weights::for_isa(plan, bytes, Isa::detect()?)
     }
 
     /// Like [`Weights::new`], for a given instruction set.
     ///
-    /// # Errors [`EngineError::Plan`].
+    /// # Errors
+    /// [`EngineError::Plan`].
     pub fn for_isa(plan: Plan, bytes: Bytes, isa: Isa) -> Result<Arc<Weights>, EngineError> {
         Weights::in_two(plan, bytes, Bytes::new(), isa)
     }
@@ -68,7 +70,8 @@ impl Weights {
     /// multiple of 64 after `bytes`. With it, weights that differ in a few constants can share the
     /// mapped file.
     ///
-    /// # Errors [`EngineError::Plan`].
+    /// # Errors
+    /// [`EngineError::Plan`].
     pub fn in_two(
         plan: Plan,
         bytes: Bytes,
@@ -81,7 +84,8 @@ impl Weights {
     /// Like [`Weights::new`], and uses the weights that an earlier process has packed: see
     /// [`Weights::keep_packed`].
     ///
-    /// # Errors Those of [`Weights::new`]. A cache that cannot be used is ignored.
+    /// # Errors
+    /// Those of [`Weights::new`]. A cache that cannot be used is ignored.
     pub fn with_cache(
         plan: Plan,
         bytes: Bytes,

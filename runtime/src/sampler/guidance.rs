@@ -6,8 +6,8 @@
 /// every sample become u + `scale` · (c − u). The others, which are a learned variance, are taken
 /// from the conditional half, as in diffusers' DiT pipeline.
 ///
-/// # Panics If `output` does not consist of 2 · `samples` equal parts of at least `guided`
-/// elements.
+/// # Panics
+/// If `output` does not consist of 2 · `samples` equal parts of at least `guided` elements.
 pub fn guide(output: &mut [f32], samples: usize, guided: usize, scale: f32) -> &[f32] {
     let half = output.len() / 2;
     let len = half.checked_div(samples).unwrap_or(0);
@@ -34,7 +34,8 @@ pub fn guide(output: &mut [f32], samples: usize, guided: usize, scale: f32) -> &
 ///
 /// A mixed prediction with a standard deviation of 0 does not change either.
 ///
-/// # Panics Under the conditions of [`guide`].
+/// # Panics
+/// Under the conditions of [`guide`].
 pub fn rescale(output: &mut [f32], samples: usize, guided: usize, phi: f32) {
     let half = output.len() / 2;
     let len = half.checked_div(samples).unwrap_or(0);

@@ -161,8 +161,9 @@ pub struct Sampler {
 impl Sampler {
     /// The sampler of `config` for `steps` steps. The work is O(training steps + steps).
     ///
-    /// # Errors A [`SamplerError`] if the configuration is invalid, if the number of steps is not
-    /// possible, or if a step has no finite update.
+    /// # Errors
+    /// A [`SamplerError`] if the configuration is invalid, if the number of steps is not possible,
+    /// or if a step has no finite update.
     pub fn new(config: &SamplerConfig, steps: usize) -> Result<Self, SamplerError> {
         config.validate()?;
         let (min, max) = (min_steps(config), max_steps(config));
@@ -261,7 +262,8 @@ impl Sampler {
     /// [`Sampler::adds_noise`], `noise` is called once with a buffer `[samples, len]`, which it
     /// fills with unit normal noise. Nothing is allocated, except by dynamic thresholding.
     ///
-    /// # Panics If a length is wrong, or if an evaluation is left out.
+    /// # Panics
+    /// If a length is wrong, or if an evaluation is left out.
     pub fn advance(
         &self,
         state: &mut State,

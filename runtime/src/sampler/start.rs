@@ -29,8 +29,9 @@ impl Sampler {
     /// The same sampler, but with trajectories that begin with `evaluation`. Evaluations keep their
     /// numbers.
     ///
-    /// # Errors [`SamplerError::Middle`] if there is no such evaluation, if it is the second one of
-    /// a step, for `pndm`, and for a caller with a solver of its own; [`SamplerError::NotFinite`].
+    /// # Errors
+    /// [`SamplerError::Middle`] if there is no such evaluation, if it is the second one of a step,
+    /// for `pndm`, and for a caller with a solver of its own; [`SamplerError::NotFinite`].
     pub fn beginning_at(&self, evaluation: usize) -> Result<Sampler, SamplerError> {
         let kind = self.config.kind;
         let middle = |reason| Err(SamplerError::Middle { kind, evaluation, reason });
@@ -159,7 +160,8 @@ impl Sampler {
 impl Level {
     /// Computes `out` = `signal` · image + `noise` · ε, element by element.
     ///
-    /// # Panics If the lengths differ.
+    /// # Panics
+    /// If the lengths differ.
     pub fn mix(self, image: &[f32], noise: &[f32], out: &mut [f32]) {
         assert!(image.len() == out.len() && noise.len() == out.len(), "all are of one length");
         for (out, (image, noise)) in out.iter_mut().zip(image.iter().zip(noise)) {
@@ -184,7 +186,8 @@ impl Repaint {
     /// Replaces the kept part of the samples by the image at the given noise level, or by the image
     /// itself if there is no level.
     ///
-    /// # Panics If the samples have another length.
+    /// # Panics
+    /// If the samples have another length.
     pub fn put_back(&self, level: Option<Level>, x: &mut [f32]) {
         assert_eq!(x.len(), self.mask.len(), "the mask is as long as the samples");
         let level = level.unwrap_or(Level { signal: 1.0, noise: 0.0 });

@@ -20,8 +20,9 @@ pub(in super::super) struct DpmLevels {
 impl DpmLevels {
     /// The levels and time steps of `config`.
     ///
-    /// # Errors [`SamplerError::TimestepOutside`], and [`SamplerError::NoShift`] if the shift of
-    /// flow matching depends on an unknown number of tokens.
+    /// # Errors
+    /// [`SamplerError::TimestepOutside`], and [`SamplerError::NoShift`] if the shift of flow
+    /// matching depends on an unknown number of tokens.
     pub fn new(config: &SamplerConfig, steps: usize) -> Result<Self, SamplerError> {
         let trained = trained_sigmas(config);
         let ends = (f64::from(trained[0]), f64::from(trained[trained.len() - 1]));
@@ -106,7 +107,8 @@ fn plain(
 /// Spaced time steps, the noisiest first. Of `steps + 1` time steps the lowest is dropped, because
 /// the solver ends there. For the inverse solver the noisiest comes last, and is dropped.
 ///
-/// # Errors [`SamplerError::TimestepOutside`] if `lambda_min_clipped` leaves no time step.
+/// # Errors
+/// [`SamplerError::TimestepOutside`] if `lambda_min_clipped` leaves no time step.
 fn spaced(config: &SamplerConfig, steps: usize, trained: &[f32]) -> Result<Vec<f64>, SamplerError> {
     let train = config.num_train_timesteps;
     let kept = train - clipped(config, trained);

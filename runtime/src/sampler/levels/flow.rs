@@ -20,7 +20,8 @@ impl FlowLevels {
     /// The levels of `FlowMatchEulerDiscreteScheduler`: evenly spaced time steps, shifted,
     /// stretched to the terminal level, or spread by another schedule between the two ends.
     ///
-    /// # Errors [`SamplerError::NoShift`] if the shift depends on an unknown number of tokens.
+    /// # Errors
+    /// [`SamplerError::NoShift`] if the shift depends on an unknown number of tokens.
     pub fn new(config: &SamplerConfig, steps: usize) -> Result<Self, SamplerError> {
         let given = config.sigmas.is_some() || config.timesteps.is_some();
         let round = |sigma: f64| if given { f64::from(sigma as f32) } else { sigma };

@@ -14,7 +14,8 @@ use cqc_proto::sampler::{
 impl Sigmas {
     /// The levels and time steps of `config`.
     ///
-    /// # Errors [`SamplerError::TimestepOutside`].
+    /// # Errors
+    /// [`SamplerError::TimestepOutside`].
     pub fn k_diffusion(config: &SamplerConfig, steps: usize) -> Result<Self, SamplerError> {
         let trained = trained_sigmas(config);
         let logs = log_levels(&trained);

@@ -92,8 +92,9 @@ fn rescaled_to_zero_snr(betas: &[f32]) -> Vec<f32> {
 
 /// The visited time steps, the noisiest first, for the kinds that step from one ᾱ to another.
 ///
-/// # Errors [`SamplerError::TimestepOutside`], for example if `steps_offset` leads beyond the
-/// training steps.
+/// # Errors
+/// [`SamplerError::TimestepOutside`], for example if `steps_offset` leads beyond the training
+/// steps.
 pub(in super::super) fn timesteps(
     config: &SamplerConfig,
     steps: usize,
@@ -118,7 +119,8 @@ pub(in super::super) fn timesteps(
 /// Time steps of a distilled model, the noisiest first: an evenly spread subset of those with which
 /// it was distilled.
 ///
-/// # Errors [`SamplerError::TimestepOutside`] if a listed time step is outside of training.
+/// # Errors
+/// [`SamplerError::TimestepOutside`] if a listed time step is outside of training.
 pub(in super::super) fn distilled_timesteps(
     config: &SamplerConfig,
     steps: usize,

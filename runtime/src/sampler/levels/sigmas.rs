@@ -94,7 +94,8 @@ pub(super) fn interpolate(trained: &[f32], t: f64) -> f64 {
 
 /// `steps` levels from `high` down to `low`, spread by `schedule`.
 ///
-/// # Panics For [`SigmaSchedule::Plain`] and the schedules that do not lie between given ends.
+/// # Panics
+/// For [`SigmaSchedule::Plain`] and the schedules that do not lie between given ends.
 pub(in super::super) fn spread(
     schedule: SigmaSchedule,
     low: f64,
