@@ -1,4 +1,4 @@
-//! This module opens and checks `.cq` artifacts, and creates denoisers from them.
+//! Opens and checks `.cq` artifacts, and creates denoisers from them.
 
 use crate::denoise::{Compensation, Defaults, DenoiseError, Denoiser, GuidanceError};
 use crate::device::{Device, Found};
@@ -56,8 +56,8 @@ pub struct Artifact {
     constants: Bytes,
 }
 
-/// The options with which a denoiser is opened. They decide what the artifact leaves open, and
-/// override what the artifact says.
+/// The options with which a denoiser is opened. They supply settings that the artifact does not
+/// have, and override those that it has.
 #[derive(Clone, Debug, Default)]
 pub struct DenoiserOptions {
     /// Number of sampler steps. `None` takes the number that the artifact was compiled for;
@@ -173,8 +173,8 @@ impl Artifact {
         Ok(Artifact { manifest, weights, kernels, constants })
     }
 
-    /// Whether a file begins with the first bytes of an artifact. Anything but a regular file is
-    /// none.
+    /// Whether a file begins with the first bytes of an artifact. The result is false for anything
+    /// but a regular file.
     ///
     /// # Errors
     /// The operating system's error if the file cannot be read.

@@ -339,7 +339,7 @@ impl Denoiser {
         self.begin_watched(request, first, None)
     }
 
-    /// Like [`Denoiser::begin`], and calls `watch` after every step of the preludes.
+    /// Like [`Denoiser::begin`], and calls `watch` before and after every step of the preludes.
     ///
     /// # Errors
     /// Those of [`Denoiser::begin`].
@@ -442,8 +442,8 @@ impl Denoiser {
         self.evaluate_watched(kind, trajectory, None)
     }
 
-    /// Like [`Denoiser::evaluate_as`], and calls `watch` after every step. If the halves of
-    /// guidance are apart, it sees the steps of one after those of the other.
+    /// Like [`Denoiser::evaluate_as`], and calls `watch` before and after every step. If the halves
+    /// of guidance are apart, it sees the steps of one after those of the other.
     ///
     /// # Errors
     /// Those of [`Denoiser::evaluate_as`].
@@ -458,9 +458,9 @@ impl Denoiser {
     }
 
     /// Runs one evaluation for a caller with a sampler of its own, and returns the prediction for
-    /// `input` `[width, ...]` after guidance. The input is what the network reads, so the caller
-    /// has to scale it. The trajectory holds the cache and advances by one evaluation; its own
-    /// samples do not change.
+    /// `input` `[width, ...]` after guidance. The caller must have scaled the input for this
+    /// evaluation. The trajectory holds the cache and advances by one evaluation; its own samples do
+    /// not change.
     ///
     /// # Errors
     /// [`EngineError::Length`] if the input has another length, [`DenoiseError::Finished`] if all

@@ -64,7 +64,7 @@ pub enum StartError {
         /// Name of the sampler.
         sampler: &'static str,
     },
-    /// The sampler begins with an image without noise added by a strength, and repaints all of it.
+    /// The sampler transforms a whole image, so the option does not apply.
     #[error("{sampler} makes another image of the whole one: it has no {what}")]
     Whole {
         /// Name of the sampler.

@@ -147,7 +147,7 @@ pub enum SamplerError {
 }
 
 /// A sampler with its number of steps. All constants of the trajectory are computed when it is
-/// made, and it does not change afterwards. What a request has to remember is its [`State`].
+/// made, and it does not change afterwards. The state of a request is a [`State`].
 #[derive(Clone, Debug)]
 pub struct Sampler {
     config: SamplerConfig,
