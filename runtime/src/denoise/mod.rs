@@ -459,8 +459,8 @@ impl Denoiser {
 
     /// Runs one evaluation for a caller with a sampler of its own, and returns the prediction for
     /// `input` `[width, ...]` after guidance. The caller must have scaled the input for this
-    /// evaluation. The trajectory holds the cache and advances by one evaluation; its own samples do
-    /// not change.
+    /// evaluation. The trajectory holds the cache and advances by one evaluation. Its own samples
+    /// do not change.
     ///
     /// # Errors
     /// [`EngineError::Length`] if the input has another length, [`DenoiseError::Finished`] if all

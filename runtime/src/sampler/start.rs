@@ -123,8 +123,8 @@ impl Sampler {
         }
     }
 
-    /// Whether the sampler always begins with an image. It then transforms the whole image, without a
-    /// strength or a mask.
+    /// Whether the sampler always begins with an image. It then transforms the whole image, without
+    /// a strength or a mask.
     pub fn needs_image(&self) -> bool {
         self.config.kind == SamplerKind::ResShift
     }
