@@ -156,8 +156,9 @@ Flow matching has levels from σ = 1 (noise) to 0 (data). They are made in this 
 
 1. `flow_schedule` spreads the levels. It is a key of cqc, a name or `NAME=NUMBER`:
    `trained`, the default, is the spread of diffusers between the ends of training. `even` is
-   σ = 1 − i/n. `sway=S` is the sway sampling of F5-TTS (default −1). `time-shift=S` is the spread of
-   ZipVoice (default 0.5). `linear-quadratic=T` is the spread of Mochi and Movie Gen (default 0.025).
+   σ = 1 − i/n. `sway=S` is the sway sampling of F5-TTS (default −1). `time-shift=S` is the spread
+   of ZipVoice (default 0.5). `linear-quadratic=T` is the spread of Mochi and Movie Gen (default
+   0.025).
 2. `shift` (in a file of DPM-Solver or UniPC: `flow_shift`) moves the levels to
    shift·σ / (1 + (shift − 1)·σ). With `use_dynamic_shifting` the shift is exp(μ) instead
    (with `time_shift_type: linear`, it is μ). μ grows linearly with the number of tokens, from
