@@ -65,7 +65,8 @@ pub const DIFFUSERS: &[&str] = &[
 /// The page. `errors`: per class the worst error of its cases of 20 steps.
 pub fn page(errors: &BTreeMap<String, f64>) -> String {
     let mut page = INTRODUCTION.to_owned();
-    page += "| sampler | method | evaluations of 20 steps | adds noise |\n| --- | --- | ---: | --- |\n";
+    page +=
+        "| sampler | method | evaluations of 20 steps | adds noise |\n| --- | --- | ---: | --- |\n";
     for &kind in SamplerKind::ALL {
         let config = SamplerConfig::of_kind(kind);
         // or as many as there are
