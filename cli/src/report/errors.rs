@@ -8,6 +8,7 @@ use cachequant::calibrate::quantize::QuantizeError;
 use cachequant::compile::{CompileError, ConditionError, ProgramError};
 use cachequant::io::FileError;
 use cachequant::model::{ModelError, PLACES};
+use cachequant::pipeline::DirectoryError;
 use cachequant::reading::Misread;
 use cachequant::recipe::Contradiction;
 use cachequant::sizes;
@@ -74,6 +75,19 @@ fn misread_model(misread: Misread) -> Failure {
         None => failure
             .fact("tried", format!("{tried} readings, and none fits"))
             .help("give the model's own --scheduler-config; --trust compiles it as it is"),
+    }
+}
+
+impl From<DirectoryError> for Failure {
+    fn from(e: DirectoryError) -> Failure {
+        match e {
+            DirectoryError::File(e) => e.into(),
+            DirectoryError::Model(e) => e.into(),
+            DirectoryError::Pipeline(e) => e.into(),
+            DirectoryError::Class { .. } => Failure::new(Exit::Unsupported, e.to_string())
+                .help("--component unet compiles the loop of its denoiser alone"),
+            e => Failure::failed(e.to_string()),
+        }
     }
 }
 
