@@ -1,5 +1,5 @@
-//! What each part of the method is worth: float, int8 alone, a cache alone, both without care, and
-//! then one part after another.
+//! Measures the effect of each part of the method: float, int8 alone, a cache alone, both without
+//! any correction, and then one part after another.
 //!
 //! ```text
 //! cargo bench --bench ablation -- MODEL.onnx --out rows.jsonl [--steps 100] [--interval 10]
@@ -11,10 +11,10 @@
 //! rows that are there already. `--table FILE` prints the rows as Markdown. `scripts/ablation` runs
 //! both trained models.
 //!
-//! Each row is a [`Recipe`], and rows of the same schedule share what was decided for it. As in
-//! every compilation, the last half of the calibration set, at most 8 samples, is the holdout, and
-//! all others are fitted on: 24 of 32. Rows that were recorded before there were recipes fitted
-//! ranges and the corrections of sums on half of the set, 16 of 32; a recipe cannot say that.
+//! Each row is a [`Recipe`], and rows of the same schedule share its decisions. As in every
+//! compilation, the last half of the calibration set, at most 8 samples, is the holdout, and all
+//! others are fitted on: 24 of 32. Rows that were recorded before there were recipes fitted ranges
+//! and the corrections of sums on half of the set, 16 of 32, which a recipe cannot express.
 
 #[path = "common/mod.rs"]
 mod common;
@@ -35,33 +35,33 @@ use std::time::Instant;
 struct Row {
     name: &'static str,
     schedule: Option<Schedule>,
-    /// What the row says; loop, interval, cut and calibration set are those of all rows.
+    /// The recipe of the row. Loop, interval, cut and calibration set are the same for all rows.
     recipe: Recipe,
     select: Samples,
 }
 
-/// When the cached part is computed, and the correction of the cache.
+/// The choice of the schedule, and the correction of the cache.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Schedule {
     Uniform,
-    /// As published: distance between features, teacher-forced.
+    /// As published: distance between features, and teacher-forced correction.
     Published,
     Dps,
     DpsForecast,
 }
 
-/// What ranges are found on.
+/// The samples on which ranges are found.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Samples {
     All,
     /// A quarter of all pairs of sample and evaluation, drawn at random.
     Quarter,
-    /// As many, chosen by Q&C's clustering.
+    /// The same number of pairs, chosen by Q&C's clustering.
     Tap,
 }
 
 impl Schedule {
-    /// The recipe with this schedule: what it corrects besides is left as it is.
+    /// The recipe with this schedule. Its other corrections are not changed.
     fn of(self, recipe: Recipe) -> Recipe {
         let (schedule, cache_fit) = match self {
             Schedule::Uniform => ("uniform", None),
@@ -85,7 +85,7 @@ fn unquantized() -> Recipe {
     Recipe { quant: Some(Quant::None), correct: Some(vec![]), ..Recipe::default() }
 }
 
-/// One scale for all evaluations, no splits, no corrections; the first and the last layer have 8
+/// One scale for all evaluations, no splits, no corrections. The first and the last layer have 8
 /// bits.
 fn naive() -> Recipe {
     Recipe {
@@ -106,7 +106,7 @@ fn float_edges() -> Recipe {
     Recipe { keep_float: vec![], float_work: Some(0.0), ..per_step() }
 }
 
-/// Sums of the layers that read the cache are corrected.
+/// The sums of the layers that read the cache are corrected.
 fn dec() -> Recipe {
     Recipe { correct: Some(vec![Correct::Quant]), ..float_edges() }
 }
@@ -115,7 +115,8 @@ fn dec_of_all() -> Recipe {
     Recipe { correct: Some(vec![Correct::QuantAll]), ..float_edges() }
 }
 
-/// Some inputs are bf16 (the rows of sensitive inputs: float, until there was bf16 for them).
+/// Some inputs are bf16. The rows are named after "sensitive inputs float", which they were before
+/// there was bf16.
 fn sensitive(recipe: Recipe) -> Recipe {
     Recipe { float_work: Some(0.03), ..recipe }
 }
@@ -165,7 +166,7 @@ fn all_rows() -> Vec<Row> {
         row("+ DPS", dps, float_edges()),
         row("+ DEC cache", forecast, float_edges()),
         row("+ DEC quant", forecast, dec()),
-        // what `cqc compile` does
+        // the recipe of `cqc compile`
         row("+ sensitive inputs float", forecast, sensitive(dec())),
         row(
             "sensitive inputs float, reconstruction",
@@ -252,12 +253,12 @@ fn main() {
     }
 }
 
-/// What was decided so far.
+/// The schedules and corrections that have been decided so far.
 struct Ablation<'a> {
     model: &'a Model,
     interval: usize,
     cut: &'a str,
-    /// Calibration samples that are fitted on.
+    /// Number of calibration samples that are fitted on.
     fit: usize,
     choices: BTreeMap<Schedule, CachingChoice>,
 }
@@ -301,7 +302,7 @@ impl<'a> Ablation<'a> {
     }
 }
 
-/// Root mean square of the difference over that of the reference.
+/// Root mean square of the difference, relative to that of the reference.
 fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     let square = |x: f32| f64::from(x) * f64::from(x);
     let error: f64 = found.iter().zip(expected).map(|(a, b)| square(a - b)).sum();

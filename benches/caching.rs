@@ -1,17 +1,18 @@
-//! What caching costs and saves: cut × interval × schedule × correction, on images that calibration
-//! has not seen.
+//! Measures the cost and the savings of caching for cut × interval × schedule × correction, on
+//! images that are not in the calibration set.
 //!
 //! ```text
 //! cargo bench --bench caching -- MODEL.onnx --out rows.jsonl [--steps 100] [--intervals 2,3,5]
 //!     [--cuts auto,shallow] [--images 64] [--few 16] [--guidance 2 --null-label 8 --labels 0,1,2]
 //!     [--features F.onnx --real-stats S.npz] [--only METHOD,..]
 //! ```
-//! The first two methods are run on all images, the others on the first few. Appends one JSON
-//! object per row to `--out` and leaves out rows that are there already, so that it can be broken
-//! off. Every row is sampled from its artifact. `--table` prints the file as Markdown.
+//! The first two methods are run on all images, the others on the first few. One JSON object per
+//! row is appended to `--out`, and rows that are there already are left out, so that an interrupted
+//! run can be continued. Every row is sampled from its artifact. `--table` prints the file as
+//! Markdown.
 //!
 //! The rows of a cut and an interval share a [`Study`] of the calibration set, which a compilation
-//! makes for one schedule; a row's schedule is not measured on the holdout.
+//! makes for one schedule. The schedule of a row is not measured on the holdout.
 
 #[path = "common/mod.rs"]
 mod common;

@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = arguments.next().unwrap_or_else(|| "target/example.cq".into());
 
     let model = Model::load(&model, &ModelOptions::default(), |_, _| {})?;
-    // a recipe says what differs from the defaults; `check` finds what contradicts itself
+    // a recipe holds what differs from the defaults; `check` finds contradictions in it
     let recipe = Recipe {
         steps: Some(10),
         interval: Some(3),

@@ -20,15 +20,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 thread_local! {
-    /// Where this thread has panicked.
+    /// The place where this thread has panicked.
     static PANICKED: std::cell::Cell<String> = const { std::cell::Cell::new(String::new()) };
 }
 
 enum Outcome {
-    /// With inputs given at compile time, if any was needed.
+    /// The results are right. `given` says whether inputs had to be given at compile time.
     Passed {
         given: bool,
-        /// Why the engine did not run it; the definitions alone passed.
+        /// The reason why the engine did not run it; only the definitions passed.
         alone: Option<String>,
     },
     Refused(String),
@@ -99,7 +99,7 @@ fn run(folder: &Path) -> Test {
     Test { name, op, outcome }
 }
 
-/// A test of an operator's function body belongs to the operator.
+/// Assigns the test of an operator's function body to the operator.
 fn name_expanded(tests: &mut [Test]) {
     let known: BTreeMap<String, String> =
         tests.iter().map(|t| (t.name.clone(), t.op.clone())).collect();
@@ -164,7 +164,7 @@ fn compare_outputs(data: &Path, outputs: &[(String, Tensor)]) -> Result<(), Stri
     Ok(())
 }
 
-/// The outputs of the engine, or what it refuses; an error is a fault of ours.
+/// The outputs of the engine, or the reason why it refuses. An error is a fault of cqc.
 #[allow(clippy::type_complexity)] // said in words above
 fn run_engine(
     path: &Path,
@@ -216,7 +216,7 @@ fn first_reason(e: ImportError) -> String {
     }
 }
 
-/// numpy's `assert_allclose` with the tolerances of ONNX's own runner; integers and bools must be
+/// numpy's `assert_allclose` with the tolerances of ONNX's own runner. Integers and bools must be
 /// equal.
 fn close(found: &Tensor, expected: &Tensor) -> Result<(), String> {
     let (rtol, atol) = (1e-3f64, 1e-7);
@@ -226,8 +226,8 @@ fn close(found: &Tensor, expected: &Tensor) -> Result<(), String> {
     if !found.dtype().is_float() {
         return if found == expected { Ok(()) } else { Err("other integers".into()) };
     }
-    // two units in the last place of the half types, as ONNX's runner allows for bf16: decomposed
-    // operators round in between
+    // two units in the last place of the half types, as ONNX's runner allows for bf16, because
+    // decomposed operators round in between
     let rtol = match found.dtype() {
         DType::BF16 => rtol.max(1.0 / 64.0),
         DType::F16 => rtol.max(1.0 / 512.0),
@@ -242,7 +242,7 @@ fn close(found: &Tensor, expected: &Tensor) -> Result<(), String> {
     Ok(())
 }
 
-/// Tests that the engine refused, and why.
+/// The tests that the engine refused, with the reasons.
 fn alone(tests: &[Test]) -> impl Iterator<Item = (&Test, &str)> {
     tests.iter().filter_map(|t| match &t.outcome {
         Outcome::Passed { alone: Some(why), .. } => Some((t, why.as_str())),

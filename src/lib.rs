@@ -1,10 +1,10 @@
 //! Compiles exported diffusion and flow-matching denoisers into artifacts that run the whole
 //! sampling loop several times faster, without retraining.
 //!
-//! [`Model::load`] reads an ONNX file, a [`Recipe`] says what the artifact is to become,
-//! [`compile()`] finds what can be cached, calibrates on the loop that will really run, quantizes,
-//! and lowers; the result is written as one `.cq` file. [`runtime`] opens it and samples, and can
-//! be used without this crate.
+//! [`Model::load`] reads an ONNX file. A [`Recipe`] says what the artifact is to become.
+//! [`compile()`] finds out what can be cached, calibrates on the loop that the artifact will run,
+//! quantizes, and lowers the loop to a plan. The result is written as one `.cq` file. The crate
+//! [`runtime`] opens such a file and makes samples, and it can be used without this crate.
 //!
 //! ```no_run
 //! use cachequant::{Model, ModelOptions, Overwrite, Recipe, compile};
@@ -16,8 +16,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! [`calibrate`], [`eval`], [`export`] and [`report`] are the parts that tools need: fitting on a
-//! trajectory, quality figures, ONNX out, and the data of a compilation's report.
+//! Tools need further parts: [`calibrate`] fits on trajectories, [`eval`] computes quality figures,
+//! [`export`] writes ONNX, and [`report`] holds the data of a compilation's report.
 
 pub mod calibrate;
 pub mod compile;

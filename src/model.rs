@@ -1,4 +1,7 @@
-//! A source model: imported, rewritten, and the roles of its inputs and outputs found.
+//! Loads a source model: imports the ONNX file, runs the rewriting passes, and finds the roles of
+//! the inputs and outputs.
+//!
+//! A [`Model`] is the input of [`compile()`](crate::compile()).
 
 mod companion;
 mod fills;
@@ -27,45 +30,47 @@ use cqc_proto::plan::{InputRole, PlanInput, PlanOutput};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// How to load a model.
+/// Options of [`Model::load`]. The defaults suit a model whose inputs and outputs have conventional
+/// names and whose only open size is the batch.
 #[derive(Clone, Debug, Default)]
 pub struct ModelOptions {
-    /// Sizes, known inputs and other facts for the importer.
+    /// Options of the importer: open sizes, shapes of inputs, inputs with known values.
     pub import: ImportOptions,
-    /// Runs only the first so many passes.
+    /// Runs only this many passes of [`PIPELINE`]; `None` runs all of them.
     pub stop_after: Option<usize>,
-    /// Which input is the sample and so on, where the caller says it.
+    /// The roles of inputs and outputs that the caller decides.
     pub roles: RoleOptions,
-    /// Models that run beside this one at every evaluation and feed its inputs, such as
-    /// ControlNets. Sizes and roles of the options are for all of them.
+    /// Files of models that run beside this one at every evaluation and feed some of its inputs,
+    /// such as ControlNets. The sizes and roles of these options hold for all models.
     pub with: Vec<PathBuf>,
-    /// Which output of those feeds which input, where names and shapes do not say it.
+    /// Pairs of an output of such a model and the input that it feeds, where names and shapes do
+    /// not decide it.
     pub wires: Vec<Wire>,
 }
 
 /// Why a model cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// From the importer.
+    /// The importer refuses the file or the options.
     #[error("{}: {source}", path.display())]
     Import {
         /// The model's file.
         path: PathBuf,
-        /// What is wrong.
+        /// The importer's error.
         source: ImportError,
     },
-    /// The file cannot be read a second time.
+    /// The file, or a file with its weights, cannot be read to compute its hash.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A pass broke an invariant.
+    /// A pass broke an invariant of the graph, which is a bug of this crate.
     #[error("internal error in {0}; please report it with the model")]
     Pass(#[from] PassError),
-    /// A directory without a denoiser.
-    #[error("{} holds no exported denoiser: expected one of {}{}", path.display(), PLACES.join(", "), broken.as_ref().map_or(String::new(), |link| format!("; {} is a link to no file", link.display())))]
+    /// The directory holds no exported denoiser.
+    #[error("{} holds no exported denoiser: expected one of {}{}", path.display(), PLACES.join(", "), broken.as_ref().map_or(String::new(), |link| format!("; {} is a link whose target does not exist", link.display())))]
     NoModel {
         /// The directory.
         path: PathBuf,
-        /// A link to a model that is not there.
+        /// A symbolic link to a model, if there is one whose target does not exist.
         broken: Option<PathBuf>,
     },
     /// A sample, a time step or a prediction is missing, or there is more than one candidate.
@@ -73,32 +78,33 @@ pub enum ModelError {
     NotADenoiser {
         /// The model's file.
         path: PathBuf,
-        /// What was looked for and what is there, one line for each that is missing.
+        /// What was looked for and what the model has, one line for each missing role.
         reason: String,
     },
-    /// [`RoleOptions`] name something that the model does not have.
+    /// [`RoleOptions`] name an input or output that the model does not have.
     #[error("{}: {option} {name}: the model has no such {what}; it has {}", path.display(), known.join(", "))]
     UnknownRole {
         /// The model's file.
         path: PathBuf,
-        /// The option of the command line.
+        /// The corresponding option of the command line, such as `--sample-input`.
         option: &'static str,
         /// The name that was given.
         name: String,
-        /// `input` or `output`.
+        /// Either `input` or `output`.
         what: &'static str,
         /// Names of all inputs or outputs.
         known: Vec<String>,
     },
-    /// A model that should run beside the denoiser does not fit it.
+    /// A companion model does not fit the denoiser.
     #[error("{}: {reason}", path.display())]
     Companion {
-        /// The file of that model.
+        /// The companion's file.
         path: PathBuf,
-        /// What does not fit.
+        /// The reason.
         reason: String,
     },
-    /// An input cannot be cut, or another model joined: a bug here, not in the model.
+    /// An input cannot be split into sample and condition, or a companion cannot be joined. This is
+    /// a bug of this crate, not of the model.
     #[error("internal error in the roles of inputs: {0}; please report it with the model")]
     Cut(#[from] OpError),
 }
@@ -106,52 +112,58 @@ pub enum ModelError {
 /// An imported and rewritten model.
 #[derive(Clone, Debug)]
 pub struct Model {
-    /// Its file.
+    /// Path of its file.
     pub path: PathBuf,
-    /// BLAKE3 of the file, hexadecimal; with external data, of that hash and of the data that the
-    /// model uses, in its order; with companions, of the hashes of all models.
+    /// BLAKE3 of the file, in hexadecimal. With external data it is the hash of that hash and of
+    /// the data that the model uses, in its order. With companions it is the hash of the hashes of
+    /// all models.
     pub blake3: String,
-    /// The models that feed inputs of this one, in the order of [`ModelOptions::with`].
+    /// The companions, in the order of [`ModelOptions::with`].
     pub companions: Vec<Companion>,
-    /// Version of the standard operator set.
+    /// Version of the standard ONNX operator set.
     pub opset: i64,
-    /// Exporter and its version.
+    /// Name of the exporter and its version.
     pub producer: String,
-    /// Elements of all float initializers.
+    /// Number of elements of all float initializers.
     pub parameters: u64,
-    /// Nodes of the source model, functions inlined.
+    /// Number of nodes of the source model after its functions have been inlined.
     pub source_nodes: usize,
-    /// Operators right after import.
+    /// Number of nodes per operator after import and before the passes.
     pub imported_ops: BTreeMap<String, usize>,
-    /// Inputs in the source model's types.
+    /// The inputs with their types in the source model and their roles in a loop.
     pub inputs: Vec<PlanInput>,
-    /// Outputs in the source model's types; `value` is meaningless here.
+    /// The outputs with their types in the source model. `value` has no meaning here.
     pub outputs: Vec<PlanOutput>,
-    /// The batch symbol; `None` for a fixed batch.
+    /// Name of the symbolic size of the batch; `None` if the batch size is fixed.
     pub batch_symbol: Option<String>,
-    /// The fixed batch.
+    /// The fixed batch size; `None` if the batch size is symbolic or if no input has a batch.
     pub fixed_batch: Option<usize>,
     /// The graph after the passes.
     pub graph: Graph,
-    /// What the passes did.
+    /// What every pass replaced and refused.
     pub report: RewriteReport,
-    /// Inputs whose given value was needed at import and is now part of the model.
+    /// Names of the inputs whose given values were needed at import and are now constants of the
+    /// model.
     pub consumed_inputs: Vec<String>,
-    /// What the importer found odd, and what rules got wrong ([`RewriteReport::failures`]).
+    /// Warnings of the importer, and internal errors of rewriting rules
+    /// ([`RewriteReport::failures`]).
     pub warnings: Vec<String>,
     network: Result<Network, String>,
 }
 
-/// Lets go of the pages of mapped weights: reading the file around them brought them into memory.
+/// Releases the pages of mapped weights, which reading the file has brought into memory.
 fn release_constants(graph: &Graph) {
     graph.values().filter_map(|(v, _)| graph.tensor(v)).for_each(|t| mapped::release(t.bytes()));
 }
 
 impl Model {
-    /// Imports the `.onnx` file and runs the passes; `after` sees the graph behind each of them.
+    /// Imports an ONNX file and runs the passes. `after` is called with `import` after the import
+    /// and with the name of each pass after it has run, and gets the graph at that point.
     ///
     /// # Errors
-    /// [`ModelError::Import`] for everything that is wrong with the file or the options.
+    /// [`ModelError::Import`] if the importer refuses the file or the options,
+    /// [`ModelError::UnknownRole`] for a name that the model does not have,
+    /// [`ModelError::Companion`] for a companion that does not fit.
     pub fn load(
         path: &Path,
         options: &ModelOptions,
@@ -196,7 +208,7 @@ impl Model {
         let report = rewrite::run(&mut graph, passes, |pass, graph| after(pass.name, graph))?;
         let bug = |failure| format!("internal error in {failure}; please report it with the model");
         warnings.extend(report.failures.iter().map(bug));
-        // what the passes have read is not needed before the weights are written
+        // The pages that the passes have read are not needed before the weights are written.
         release_constants(&graph);
         let found = network::find(&graph, &inputs, &outputs, &options.roles)?;
         inputs.iter_mut().zip(found.roles).for_each(|(input, role)| input.role = role);
@@ -230,8 +242,8 @@ impl Model {
     /// The model as a denoising loop calls it.
     ///
     /// # Errors
-    /// [`ModelError::NotADenoiser`] where a sample, a time step or a prediction like the sample is
-    /// missing, or where there is more than one candidate.
+    /// [`ModelError::NotADenoiser`] if a sample, a time step or a prediction that fits the sample
+    /// is missing, or if there is more than one candidate.
     pub fn network(&self) -> Result<&Network, ModelError> {
         let fail = |reason: &String| ModelError::NotADenoiser {
             path: self.path.clone(),
@@ -240,8 +252,7 @@ impl Model {
         self.network.as_ref().map_err(fail)
     }
 
-    /// Names of operators that [`PIPELINE`] is meant to fuse away but that are left, with their
-    /// number.
+    /// Number of nodes per operator that [`PIPELINE`] should have fused away but that are left.
     pub fn left_over(&self) -> BTreeMap<String, usize> {
         let mut left = BTreeMap::new();
         for (_, node) in self.graph.nodes() {
@@ -253,14 +264,14 @@ impl Model {
     }
 }
 
-/// Nodes per operator.
+/// Number of nodes per operator.
 pub fn count_ops(graph: &Graph) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     graph.nodes().for_each(|(_, n)| *counts.entry(n.op.name()).or_insert(0) += 1);
     counts
 }
 
-/// The batch of a model that has no symbol for it: the sample's first size, or that of the first
+/// The batch size of a model without a symbol for it: the first size of the sample, or of the first
 /// float input with two or more axes where no input is known to be the sample.
 fn fixed_batch(inputs: &[PlanInput]) -> Option<usize> {
     let sample = inputs.iter().find(|i| i.role == InputRole::Sample);
@@ -269,7 +280,7 @@ fn fixed_batch(inputs: &[PlanInput]) -> Option<usize> {
     Some(input.ty.shape.first()?.as_const()? as usize)
 }
 
-/// Checks that the model has what the options name.
+/// Checks that the model has the inputs and outputs that the options name.
 fn check_names(
     path: &Path,
     roles: &RoleOptions,
@@ -297,7 +308,7 @@ fn check_names(
     Ok(())
 }
 
-/// The symbol on axis 0 of the inputs; the importer has unified them.
+/// The symbol on axis 0 of the inputs. The importer has unified them.
 fn batch_symbol(graph: &Graph) -> Option<String> {
     graph
         .inputs

@@ -1,34 +1,37 @@
-//! Sizes that a model leaves open, proposed from the configurations that exporters write beside it.
+//! Proposes values for sizes that a model leaves open, from the configuration files that exporters
+//! write beside it.
 
 use cqc_passes::onnx::OpenSize;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// A size, and where it was found.
+/// A proposed size, and the place where it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proposal {
     /// The size.
     pub size: i64,
     /// The key of the configuration.
     pub key: String,
-    /// The configuration.
+    /// Path of the configuration.
     pub file: PathBuf,
 }
 
-/// Largest configuration that is read.
+/// Largest configuration that is read, in bytes.
 const MAX_CONFIG: u64 = 1 << 24;
 
-/// For every axis of each of `open`, what the configurations of the model at `path` say about it:
-/// `config.json` beside it or one folder up, and those of the pipeline's tokenizer and text encoder.
+/// A proposal for every axis of each of `open`, from the configuration files of the model at
+/// `path`: `config.json` beside it or one directory up, and those of the pipeline's tokenizer and
+/// text encoder.
 ///
-/// It is a proposal: the names of sizes are the exporter's, and what they stand for is guessed.
+/// The result is only a proposal, because the names of sizes are the exporter's and their meaning
+/// is guessed.
 pub fn propose(path: &Path, open: &[OpenSize]) -> Vec<Vec<Option<Proposal>>> {
     let configs = Configs::around(path);
     let of_axis = |size: &OpenSize, axis: usize| meaning(size, axis).and_then(|m| configs.find(m));
     open.iter().map(|size| size.axes.iter().map(|&axis| of_axis(size, axis)).collect()).collect()
 }
 
-/// What a size stands for.
+/// The meaning of a size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meaning {
     Channels,
@@ -36,15 +39,15 @@ enum Meaning {
     Height,
     Width,
     Frames,
-    /// Tokens of the text.
+    /// Number of tokens of the text.
     Length,
-    /// Features of a token.
+    /// Number of features of a token.
     Features,
-    /// Features of the text as a whole.
+    /// Number of features of the text as a whole.
     Pooled,
 }
 
-/// By the size's name, or else by the input's name and the place among its axes.
+/// The meaning of a size: by its name, or else by the input's name and the position among its axes.
 fn meaning(size: &OpenSize, axis: usize) -> Option<Meaning> {
     use Meaning::*;
     let name = match &size.symbol {
@@ -85,7 +88,7 @@ fn meaning(size: &OpenSize, axis: usize) -> Option<Meaning> {
     }
 }
 
-/// Configurations of a network, of its tokenizer and of its text encoder.
+/// The configurations of a network, of its tokenizer and of its text encoder.
 struct Configs {
     network: Vec<(PathBuf, Value)>,
     tokenizer: Vec<(PathBuf, Value)>,
@@ -141,7 +144,8 @@ fn json(path: &Path) -> Option<Value> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
-/// The first key that is a size; of a list of sizes the one at `at`, or the last.
+/// The first key whose value is a size. Of a list of sizes, the one at index `at` or the last one
+/// is taken.
 fn find(configs: &[(PathBuf, Value)], keys: &[&str], at: usize) -> Option<Proposal> {
     let size = |value: &Value| {
         let value = match value {

@@ -1,4 +1,4 @@
-//! Models that are already quantized, against what ONNX Runtime makes of them
+//! Models that are already quantized, compared with ONNX Runtime
 //! (`tests/models/quantized/make.py`).
 
 mod common;

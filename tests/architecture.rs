@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
-/// Crate → workspace crates it may depend on, dev-dependencies included.
+/// The workspace crates on which a crate may depend, dev-dependencies included.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("cqc-proto", &[]),
     ("cqc-kernels", &["cqc-proto"]),
@@ -19,7 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cachequant-capi", &["cqc-proto", "cqc-runtime"]),
 ];
 
-/// What whoever embeds the runtime must not be made to build.
+/// Crates that a program which embeds the runtime must not have to build.
 const NOT_IN_RUNTIME: &[&str] = &[
     "prost",
     "clap",
@@ -33,7 +33,7 @@ const NOT_IN_RUNTIME: &[&str] = &[
 ];
 
 fn metadata() -> serde_json::Value {
-    // of this platform: what others need was never downloaded
+    // Only for this platform, because crates for other platforms were never downloaded.
     let platform = Command::new("rustc").arg("-vV").output().expect("rustc runs");
     let platform = String::from_utf8(platform.stdout).expect("rustc prints text");
     let host = platform
@@ -106,8 +106,8 @@ fn the_runtime_stays_light() {
             continue;
         }
         let name = name_of[id];
-        // features are unified over the workspace here: prost is proto's only when `onnx` is on,
-        // which runtime does not ask for
+        // Features are unified over the workspace here: proto depends on prost only with `onnx`,
+        // which the runtime does not ask for.
         assert!(!NOT_IN_RUNTIME.contains(&name), "cqc-runtime reaches {name}");
         for dependency in nodes[id]["deps"].as_array().unwrap() {
             let normal =
@@ -140,7 +140,7 @@ fn a_runtime_without_cuda_is_small() {
         .expect("cargo runs");
     assert!(output.status.success(), "cargo tree: {}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).expect("cargo prints text");
-    // name and version; what stands twice is marked after them
+    // name and version; a repeated crate has a mark after them
     let crates: BTreeSet<Vec<&str>> =
         text.lines().map(|line| line.split_whitespace().take(2).collect()).collect();
     assert!(crates.len() < 40, "cqc-runtime reaches {} crates", crates.len());
@@ -155,7 +155,7 @@ fn a_runtime_without_cuda_is_small() {
     assert_eq!(named, None, "only runtime/src/cuda names the backend");
 }
 
-/// What may not name the CUDA backend.
+/// Directories that may not name the CUDA backend.
 const WITHOUT_CUDA: &[&str] = &["runtime/src/engine", "runtime/src/sampler"];
 
 fn rust_files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {

@@ -1,5 +1,5 @@
-//! Artifacts of every released format version stay readable: `tests/artifacts/vN.cq` and the
-//! samples it gave when it was made.
+//! Artifacts of every released format version stay readable: compares the samples of
+//! `tests/artifacts/vN.cq` with those that it gave when it was made.
 
 mod common;
 
@@ -27,8 +27,8 @@ fn artifacts_of_every_version_sample_the_same() {
         assert_eq!(found.len(), expected.len());
         let pairs = found.into_iter().zip(expected);
         let worst = pairs.fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-        // other instruction sets sum in another order; where operands are rounded, a level may
-        // change
+        // Other instruction sets sum in another order; where operands are rounded, a level may
+        // change.
         let limit = if quantized { 0.1 } else { 1e-4 };
         assert!(worst < limit, "{}: {worst:e}", file.display());
     }

@@ -1,6 +1,6 @@
-//! Loops rounded to bf16: what that costs, and that all ways to execute them agree.
+//! Loops rounded to bf16: their errors, and the agreement of all ways to execute them.
 //!
-//! The kernels for bf16 run here as plain Rust where the CPU has no instruction for them.
+//! Where the CPU has no instruction for bf16, the kernels run as plain Rust.
 
 mod common;
 #[path = "common/onnxruntime.rs"]
@@ -86,8 +86,8 @@ fn tapped(
     (engine.tap(&request, name).unwrap().to_f32_vec(), engine.profile())
 }
 
-/// The recorded inputs with a sample that is larger by a part in a million: what that changes,
-/// other orders of summation may change.
+/// The recorded inputs with a sample that is larger by a part in a million. Other orders of
+/// summation may change results as much as this does.
 fn nudged(check: &Check) -> BTreeMap<String, Tensor> {
     let mut inputs = check.inputs.clone();
     let sample = inputs.get_mut("sample").unwrap();
@@ -104,7 +104,7 @@ fn in_f32(threads: usize) -> EngineOptions {
     EngineOptions { threads, low_precision: false, ..EngineOptions::default() }
 }
 
-/// Constants of bf16 that programs of a plan read.
+/// Number of constants of bf16 that programs of a plan read.
 fn halves(plan: &Plan) -> usize {
     plan.constants.iter().filter(|c| c.ty.dtype == DType::BF16).count()
 }
@@ -139,8 +139,8 @@ fn an_evaluation_is_near_the_float_one_however_it_is_executed() {
                 products.layers.len()
             );
             assert!((30.0..65.0).contains(&cost), "{cost:.1} dB");
-            // a sum in another order may put an operand on the other side of a border between two
-            // bf16, and what follows follows
+            // A sum in another order may move an operand across a border between two bf16 numbers,
+            // which changes everything after it.
             assert!(
                 paths > chaos.min(100.0) - 4.0,
                 "{paths:.1} dB between executions, {chaos:.1} dB from a nudged sample"
@@ -197,7 +197,7 @@ fn the_definition_rounds_the_same() {
         &evaluated(&weights, &check, 0, in_f32(2)).0,
         &evaluated(&weights, &check, 0, reference).0,
     );
-    // as between executions above
+    // the bound of the comparison of executions above
     assert!(found > 45.0, "{found:.1} dB");
 }
 
@@ -252,7 +252,7 @@ fn narrow_layers_are_rounded_if_asked_and_kept_ones_are_not() {
     );
     let all = lowered(&check, Some(QuantSpec { narrow_float: false, ..QuantSpec::new(16) }));
     assert_eq!(all.bf16.as_ref().unwrap().layers.len(), usual.layers.len() + 2);
-    // three channels are not worth the kernels for bf16, but they are rounded all the same
+    // three channels are too few for the kernels for bf16, but they are rounded nevertheless
     let (float, emulated) = (in_f32(2), emulated(2));
     let weights = weights(&all);
     let paths =
@@ -364,7 +364,8 @@ fn exported_roundings_are_casts() {
                 "{}, {qdq:?}: {found:.1} dB, ours {cost:.1} dB to float",
                 check.model.display()
             );
-            // as between executions above; without the roundings of activations their cost is left
+            // the bound of the comparison of executions above; without the roundings of
+            // activations, their cost remains
             assert!(
                 found > cost - 3.0,
                 "{}, {qdq:?}: {found:.1} dB, {cost:.1} dB to float",

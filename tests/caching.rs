@@ -24,7 +24,7 @@ fn recipe(steps: usize, interval: usize) -> Recipe {
     }
 }
 
-/// The same, with a schedule and without corrections.
+/// The same loop with a schedule and without corrections.
 fn uncorrected(steps: usize, interval: usize, schedule: &str) -> Recipe {
     Recipe {
         schedule: Some(schedule.parse().unwrap()),
@@ -41,7 +41,7 @@ fn decide(session: &Session) -> CachingChoice {
     session.decide(&mut ()).unwrap().expect("something is cached")
 }
 
-/// Noise that calibration has not seen.
+/// Noise that is not in the calibration set.
 fn unseen(samples: usize) -> Request {
     Request { samples, seed: 5, ..Request::default() }
 }
@@ -100,7 +100,8 @@ fn a_forecast_on_the_engine_is_what_calibration_measured() {
     assert!(schedule.corrections[0].previous_scale.is_some());
     let cache = compiled.lowered().plan.cache.as_ref().unwrap();
     assert_eq!(cache.slots.len(), 2);
-    // the correction is part of what loads the cache: the cached step has one operator more at most
+    // the correction is part of the load from the cache: the cached step has one operator more at
+    // most
     let names: Vec<String> = cache.cached.steps.iter().map(|s| s.op.name()).collect();
     assert_eq!(names.iter().filter(|n| *n == "affine").count(), 1, "{names:?}");
     let sampled = samples(&compiled, &unseen(4));
@@ -142,8 +143,8 @@ fn schedules_that_are_searched_cost_no_more_than_the_uniform_one() {
     assert_eq!((quadratic.full.len(), quadratic.cost), (4, None));
 }
 
-/// A transformer with class labels: a delta cut, both halves of guidance in the cache, joined in
-/// one batch or apart.
+/// A transformer with class labels and a delta cut, whose cache has both halves of guidance, in one
+/// batch or apart.
 #[test]
 fn guided_transformers_cache_deltas_in_both_halves() {
     for name in ["dit-dy23", "dit-ts14-static"] {

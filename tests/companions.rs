@@ -1,5 +1,5 @@
-//! ControlNets as further models in the loop, against what diffusers' pipeline makes of the same
-//! noise (`golden/controlnet/record.py`).
+//! ControlNets as further models in the loop, compared with diffusers' pipeline from the same noise
+//! (`golden/controlnet/record.py`).
 
 mod common;
 
@@ -50,7 +50,7 @@ fn recipe(guidance: f32) -> Recipe {
     }
 }
 
-/// The request of the recording; `count` ControlNets.
+/// The request of the recording, with `count` ControlNets.
 fn request(golden: &BTreeMap<String, Tensor>, count: usize, guidance: f32) -> Request {
     let mut conditions = BTreeMap::from([
         ("encoder_hidden_states".to_string(), golden["text"].clone()),
@@ -121,8 +121,8 @@ fn what_control_nets_feed_is_cached_and_quantized() {
     }
 }
 
-/// The residuals of a ControlNet at every evaluation, as inputs of the U-Net alone, give what the
-/// ControlNet in the loop gives.
+/// The residuals of a ControlNet at every evaluation, given as inputs of the U-Net alone, lead to
+/// the same samples as the ControlNet in the loop.
 #[test]
 fn values_per_evaluation_do_what_the_second_model_does() {
     let golden = golden();
@@ -170,7 +170,7 @@ fn values_per_evaluation_do_what_the_second_model_does() {
     let called = Tensor::from_f32(&[2, 4, 8, 8], trajectory.x());
     assert!(relative_error(&called, &expected) < 1e-6);
 
-    // the same from tensors of all evaluations, and the second sample alone
+    // the same with tensors of all evaluations, and the second sample alone
     for (name, steps) in names.iter().zip(&all) {
         let shape = [&[steps.len()], steps[0].shape()].concat();
         let bytes: Vec<u8> = steps.iter().flat_map(|t| t.bytes().to_vec()).collect();

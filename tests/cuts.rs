@@ -1,4 +1,4 @@
-//! Where real exports can be cut, and that their cached steps agree with the full ones.
+//! Cuts of real exports, and the agreement of their cached steps with the full ones.
 
 mod common;
 
@@ -12,7 +12,7 @@ use cqc_proto::{Bindings, Tensor};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// A model's step and where it can be cut.
+/// A model's step and its candidates for cuts.
 struct Step {
     model: Model,
     part: Part,
@@ -35,7 +35,8 @@ impl Step {
         cache::choose(&self.cuts, spec, &self.part.graph, self.sample, batch(&self.model)).unwrap()
     }
 
-    /// Shares in thousandths, and what is stored, without names: the same for every exporter.
+    /// The shares in thousandths and the stored tensors without names, which are the same for every
+    /// exporter.
     fn list(&self) -> Vec<String> {
         self.cuts.iter().map(|cut| self.line(cut)).collect()
     }
@@ -59,8 +60,8 @@ fn in_repository(name: &str) -> PathBuf {
     repository().join("tests/models").join(name)
 }
 
-/// The U-Net of DDPM with three levels: one cut before each concatenation, but for the innermost,
-/// which saves too little.
+/// The U-Net of DDPM with three levels: one cut before each concatenation, except for the innermost
+/// one, which saves too little.
 const DDPM: [&str; 8] = [
     "0.840 f32[N,8,8,128]",
     "0.762 f32[N,8,8,128]",

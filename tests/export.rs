@@ -1,6 +1,6 @@
-//! Exported loops in ONNX Runtime, against the engine.
+//! Exported loops in ONNX Runtime, compared with the engine.
 //!
-//! Needs ONNX Runtime as `onnxruntime.rs` does; whole loops need `CQC_ORACLE_PYTHON` with numpy and
+//! Needs ONNX Runtime as `onnxruntime.rs` does. Whole loops need `CQC_ORACLE_PYTHON` with numpy and
 //! onnxruntime, and run `sample.py`.
 
 mod common;
@@ -41,7 +41,7 @@ fn timesteps() -> Vec<f64> {
     sampler().evaluations().iter().map(|e| e.timestep).collect()
 }
 
-/// The loop, or one evaluation of what is no denoiser.
+/// The loop, or one evaluation of a model that is no denoiser.
 fn lowered(path: &Path) -> Lowered {
     let model = Model::load(path, &ModelOptions::default(), |_, _| {}).unwrap();
     match compile_loop(
@@ -62,7 +62,7 @@ fn constants(lowered: &Lowered) -> Vec<Tensor> {
     lowered.weights.parts.iter().map(|p| p.1.clone()).collect()
 }
 
-/// The models of a plan as files of `dir`.
+/// Writes the models of a plan as files in `dir`.
 fn write(plan: &Plan, constants: &[Tensor], layout: Layout, dir: &Path) -> Exported {
     let null = BTreeMap::new();
     let sampler = sampler();
@@ -96,8 +96,8 @@ fn as_port(port: &Port, given: &Tensor) -> Tensor {
 
 type Values = BTreeMap<String, Tensor>;
 
-/// Runs a model on the loop's values and adds what it gives; `false` if an input has a type that is
-/// not passed on.
+/// Runs a model on the loop's values and adds its results. Returns `false` if an input has a type
+/// that cannot be passed on.
 fn run_model(
     environment: &Environment,
     dir: &Path,
@@ -116,7 +116,7 @@ fn run_model(
     true
 }
 
-/// The loop's values before evaluation `e`: recorded inputs.
+/// The loop's values before evaluation `e`, from recorded inputs.
 fn begin(plan: &Plan, inputs: &BTreeMap<String, Tensor>, e: usize) -> Values {
     let value = |input: &cqc_proto::plan::PlanInput| {
         let name = match input.role {
@@ -172,7 +172,7 @@ fn exported_models_equal_the_engine() {
     }
 }
 
-/// `plan` with one value of `full` in a cache: its producers run at evaluation 0 only.
+/// `plan` with one value of `full` in a cache, whose producers run at evaluation 0 only.
 fn with_cache(plan: &Plan, value: usize) -> Plan {
     let mut cached = plan.full.clone();
     cached.values[value].source = Source::Cache(0);
@@ -206,8 +206,8 @@ fn drop_dead_steps(program: &mut Program) {
     }
 }
 
-/// Where a cache is fed from the evaluation it is used in, it changes nothing; packed in an
-/// `If`, it is the same cache.
+/// A cache that is filled by the evaluation that reads it changes nothing, and it is the same cache
+/// in an `If`.
 #[test]
 fn cached_evaluations_read_what_full_ones_give() {
     let Some(environment) = onnxruntime::environment() else { return };
@@ -259,7 +259,7 @@ fn cached_evaluations_read_what_full_ones_give() {
             }
             results.push(values);
         }
-        // 1e-5: ONNX Runtime picks other kernels inside an If
+        // 1e-5: ONNX Runtime chooses other kernels inside an If
         for value in [output.as_str(), "cache.0"] {
             let error = relative_error(&results[1][value], &results[0][value]);
             assert!(error < 1e-5, "{name}: {value}: relative error {error:e}");
@@ -273,7 +273,7 @@ fn expected_shape(plan: &Plan, value: usize, batch: usize) -> Vec<usize> {
     plan.full.values[value].ty.resolve(&batch).unwrap()
 }
 
-/// A loop through `sample.py` against the same loop through the engine.
+/// Compares a loop through `sample.py` with the same loop through the engine.
 fn sample_both_ways(python: &Path, artifact: &Artifact, request: &Request, layout: Layout) {
     let directory = tempfile::tempdir().unwrap();
     let dir = directory.path().join("exported");

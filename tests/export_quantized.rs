@@ -1,11 +1,12 @@
-//! Exported quantized loops in ONNX Runtime, against our execution of the same roundings.
+//! Exported quantized loops in ONNX Runtime, compared with this engine's execution of the same
+//! roundings.
 //!
-//! Left to themselves, two executions drift apart: a sum in another order puts an operand on the
-//! other side of a border between two codes, that changes the next layer's operands, and after a
-//! few layers as much differs as rounding has added in the first place. So layers are compared one
-//! by one on the same operands, evaluations on the same sample and cache, and free loops by what
-//! rounding has moved their ends (printed beside it: how far our own engine drifts when the last
-//! bits of its noise change).
+//! Two free executions drift apart: a sum in another order moves an operand across a border between
+//! two codes, which changes the operands of the next layer, and after a few layers the difference
+//! is as large as the effect of rounding itself. So layers are compared one by one on the same
+//! operands, evaluations on the same sample and cache, and free loops by the distance that rounding
+//! has moved their ends. (Beside it the test prints how far this engine drifts if the last bits of
+//! its noise change.)
 //!
 //! Needs ONNX Runtime as `onnxruntime.rs` does.
 
@@ -49,7 +50,7 @@ fn conditional() -> Case {
     case("sdxl-ts17", conditions.collect(), 8, 3, true)
 }
 
-/// An evaluation of ours: results of its steps by the names of their values.
+/// An evaluation of this engine: the results of its steps by the names of their values.
 fn watched(ours: &mut Denoiser, kind: ProgramKind, trajectory: &mut Trajectory) -> Values {
     let program = ours.engine().plan().program(kind).clone();
     let mut seen = Values::new();
@@ -63,8 +64,8 @@ fn watched(ours: &mut Denoiser, kind: ProgramKind, trajectory: &mut Trajectory) 
     seen
 }
 
-/// A rounded segment in the exported model: its tensor, our value, the segment's first place there
-/// and its size.
+/// A rounded segment in the exported model: its tensor, this engine's value, and the first position
+/// and the size of the segment in it.
 struct Rounded {
     tensor: String,
     value: String,
@@ -101,8 +102,8 @@ fn step_of(values: &Tensor) -> f32 {
     list.windows(2).map(|w| w[1] - w[0]).filter(|d| *d > 1e-9).fold(f32::INFINITY, f32::min)
 }
 
-/// Every layer of an evaluation on our operands: rounded inputs and results differ by one step at
-/// most.
+/// Compares every layer of an evaluation on this engine's operands: rounded inputs and results
+/// differ by one step at most.
 fn check_layers(case: &Case, qdq: Qdq, kind: ProgramKind) {
     let Some(environment) = onnxruntime::environment() else { return };
     let directory = tempfile::tempdir().unwrap();
@@ -204,7 +205,8 @@ fn every_layer_with_conditions_agrees_to_one_step() {
     }
 }
 
-/// Evaluations on the same sample and cache: SQNR of their outputs, and of the samples at the end.
+/// Compares evaluations on the same sample and cache: the SQNR of their outputs, and of the samples
+/// at the end.
 fn check_evaluations(case: &Case, qdq: Qdq) {
     let directory = tempfile::tempdir().unwrap();
     let dir = directory.path().join("exported");
@@ -252,7 +254,7 @@ fn free_loops_drift_no_further_than_rounding_leads() {
             let mut ours = case.open(qdq);
             let own = run(&mut ours, &case.request);
             let nudged = sqnr(&run(&mut ours, &case.nudged()), &own);
-            // ONNX Runtime's option against overflow does not reach into an If
+            // ONNX Runtime's option against overflow has no effect inside an If
             for optimize in [false, true].into_iter().filter(|o| !o || layout == Layout::Split) {
                 let Some(mut runtime) = Runtime::new(&exported, &dir, &case, optimize) else {
                     return;
@@ -260,7 +262,7 @@ fn free_loops_drift_no_further_than_rounding_leads() {
                 let found = sqnr(&runtime.sample(&case, &mut ours), &own);
                 let label = format!("{}, {qdq:?}, {layout:?}, optimized: {optimize}", case.name);
                 println!("{label}: {found:.1} dB; ours from itself, nudged: {nudged:.1} dB");
-                // 6: both are one throw of the same dice; 80: nothing rounds
+                // 6: both are one draw from the same distribution; 80: nothing is rounded
                 let least = if qdq == Qdq::None { 80.0 } else { sqnr(&own, &float) - 6.0 };
                 assert!(found > least, "{label}: {found} dB, at least {least} dB");
             }
@@ -297,9 +299,9 @@ fn the_script_compensates_and_samples_quantized_loops() {
     }
 }
 
-/// What ONNX Runtime and TensorRT look for: both operands of every product come straight from a
-/// DequantizeLinear, that of the input after a QuantizeLinear, and scales are constants where that
-/// was asked for.
+/// The form that ONNX Runtime and TensorRT look for: both operands of every product come directly
+/// from a DequantizeLinear, that of the input after a QuantizeLinear, and scales are constants
+/// where that was asked for.
 #[test]
 fn rounding_stands_directly_in_front_of_products() {
     let case = case("ddpm-shapes32", BTreeMap::new(), 4, 1, true);

@@ -1,5 +1,5 @@
-//! The denoising loop against recorded trajectories of the source models: 50 DDIM steps from the
-//! recorded noise.
+//! The denoising loop compared with recorded trajectories of the source models: 50 DDIM steps from
+//! the recorded noise.
 
 mod common;
 
@@ -22,7 +22,7 @@ struct Case {
     guidance: Option<(f32, i64)>,
 }
 
-/// The final samples and what they should be.
+/// The final samples and the expected ones.
 fn run(case: &Case) -> (Tensor, Tensor) {
     let golden: BTreeMap<String, Tensor> = read_npz(&case.golden).unwrap().into_iter().collect();
     let model = Model::load(&case.model, &ModelOptions::default(), |_, _| {}).unwrap();

@@ -1,4 +1,4 @@
-//! Loops that begin with an image: against diffusers' pipelines on a tiny U-Net
+//! Loops that begin with an image: compared with diffusers' pipelines on a tiny U-Net
 //! (`tests/golden/pipelines/record.py`), and in artifacts that cache and quantize.
 
 mod common;
@@ -44,7 +44,7 @@ fn artifact(model: &Model, case: &Case) -> Artifact {
     Artifact::from_parts(manifest, lowered.weight_bytes().unwrap()).unwrap()
 }
 
-/// Of every sampler that Stable Diffusion's pipelines are run with, image-to-image and inpainting,
+/// Every sampler with which Stable Diffusion's pipelines are run, image-to-image and inpainting,
 /// with and without guidance.
 #[test]
 fn pipelines_of_diffusers_make_the_same_of_an_image() {
@@ -83,8 +83,8 @@ fn pipelines_of_diffusers_make_the_same_of_an_image() {
     }
 }
 
-/// A loop may begin with an evaluation that was compiled as cached, for which the layers that a
-/// cached step leaves out have no ranges.
+/// A loop may begin with an evaluation that was compiled as cached. The layers that a cached step
+/// leaves out have no ranges there.
 #[test]
 fn quantized_loops_begin_with_any_evaluation() {
     let model = load("ddpm-shapes32");
@@ -124,9 +124,9 @@ fn quantized_loops_begin_with_any_evaluation() {
     }
     let [cached, full] = worst;
     assert!(cached > full - 1.0, "{cached:.1} dB where cached, {full:.1} where full");
-    // the rows that were completed are nobody else's
+    // the rows that were added to fill the batch do not affect other samples
     assert_eq!(run(&mut denoiser, &plain), whole);
-    // and a second request from there is the first one again
+    // a second request from there equals the first one
     let strength = Some(0.5);
     let request = Request { init, strength, seed: 8, ..plain };
     let mut fresh = quantized.denoiser(&on_cpu(2)).unwrap();

@@ -1,5 +1,5 @@
-//! The compiler as a library: an artifact in memory is its file, stages are the whole, progress is
-//! told and may break off.
+//! The compiler as a library: an artifact in memory equals its file, the stages equal the whole,
+//! and the progress callback is called and may end the compilation.
 
 mod common;
 
@@ -49,8 +49,8 @@ fn an_artifact_in_memory_is_its_file_and_samples_alike() {
     assert!(in_memory == from_bytes && from_bytes == from_file);
 }
 
-/// The scale of guidance, the null conditions and the correction of the samples are the artifact's
-/// unless a caller says otherwise.
+/// The guidance scale, the null conditions and the sample compensation are those of the artifact
+/// unless a caller gives others.
 #[test]
 fn what_the_recipe_says_is_what_a_bare_request_gets() {
     let model = load("dit-dy23");

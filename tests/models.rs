@@ -1,7 +1,8 @@
-//! Whole models through import, rewrites, lowering and engine, against outputs that torch recorded.
+//! Whole models through import, rewrites, lowering and engine, compared with outputs that torch
+//! recorded.
 //!
 //! `NAME.check.npz` beside `NAME.onnx` holds `in_*` and `out_*`. The larger models, which are not
-//! part of the repository, are checked where `common::shared_dir` finds them.
+//! part of the repository, are checked if `common::shared_dir` finds them.
 
 mod common;
 
@@ -10,7 +11,8 @@ use cachequant::model::{Model, ModelOptions};
 use common::{Check, models, relative_error, shared};
 use cqc_runtime::engine::{Engine, EngineOptions, Weights};
 
-/// 1e-4 of the largest output: f32 sums in another order. Halves: 1e-2, the model's own rounding.
+/// 1e-4 of the largest output, for f32 sums in another order; 1e-2 for half types, whose rounding
+/// is the model's own.
 fn tolerance(check: &Check) -> f64 {
     if check.half { 1e-2 } else { 1e-4 }
 }

@@ -1,7 +1,7 @@
-//! Whole models against ONNX Runtime, on inputs that no recording holds.
+//! Whole models compared with ONNX Runtime, on inputs that no recording has.
 //!
 //! Needs ONNX Runtime's shared library: `CQC_ORT_LIBRARY`, or the `onnxruntime` wheel of the Python
-//! in `CQC_ORACLE_PYTHON`. Prints a skip where neither is set.
+//! in `CQC_ORACLE_PYTHON`. Prints a skip if neither is set.
 
 mod common;
 #[path = "common/onnxruntime.rs"]

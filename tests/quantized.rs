@@ -1,4 +1,4 @@
-//! Quantization from the model to the samples: what is fitted, what it costs, what is written.
+//! Quantization from the model to the samples: the fitted tables, the errors, and the artifact.
 
 mod common;
 
@@ -31,13 +31,13 @@ fn recipe(steps: usize) -> Recipe {
     }
 }
 
-/// The same, with a cache that a forecast corrects.
+/// The same loop with a cache that a forecast corrects.
 fn cached(steps: usize, interval: usize) -> Recipe {
     let (schedule, cache_fit) = (Some("uniform".parse().unwrap()), Some(CacheFit::Forecast));
     Recipe { interval: Some(interval), schedule, cache_fit, ..recipe(steps) }
 }
 
-/// The same steps in float, nothing cached.
+/// The same steps in float and without a cache.
 fn float(model: &Model, steps: usize) -> Compiled<'_> {
     let recipe = Recipe {
         steps: Some(steps),
@@ -56,14 +56,14 @@ fn decide(session: &Session) -> CachingChoice {
     session.decide(&mut ()).unwrap().expect("something is cached")
 }
 
-/// The artifact with a schedule that another session decided.
+/// The artifact with a schedule that another session has decided.
 fn quantized<'m>(model: &'m Model, recipe: &Recipe, choice: &CachingChoice) -> Compiled<'m> {
     let session = session(model, recipe);
     let quantized = session.quantize(Some(choice), &mut ()).unwrap();
     session.into_compiled(Some(choice.clone()), quantized).unwrap()
 }
 
-/// Noise that calibration has not seen.
+/// Noise that is not in the calibration set.
 fn unseen(samples: usize) -> Request {
     Request { samples, ..Request::default() }
 }
@@ -110,7 +110,7 @@ fn the_trained_model_survives_8_bits_with_and_without_a_cache() {
     assert!(both > cache_alone - 3.0, "the cache alone {cache_alone:.1} dB, with 8 bits {both:.1}");
 }
 
-/// Shortcuts late in the decoder have hardly any work, and most of the error.
+/// Shortcuts late in the decoder have hardly any work, and make most of the error.
 #[test]
 fn a_few_cheap_inputs_in_float_take_most_of_the_error_away() {
     let model = load("ddpm-shapes32");
@@ -141,8 +141,8 @@ fn a_few_cheap_inputs_in_float_take_most_of_the_error_away() {
     );
 }
 
-/// One evaluation with products of bf16 and codes, and with the rounded operands in f32: as far
-/// apart as the integers beside them make it.
+/// Compares one evaluation with products of bf16 and of codes with one that has the rounded
+/// operands in f32. They may differ as much as the integers make them differ.
 fn multiplies_bf16(compiled: &Compiled, layers: usize) {
     let artifact = compiled.artifact().unwrap();
     let timesteps: Vec<f64> =
@@ -260,8 +260,8 @@ fn guided_split_and_order_aware_loops_are_quantized() {
             ..cached(6, 2)
         };
         let request = Request { conditions: labels(&[0, 1, 2, 3]), ..unseen(4) };
-        // what these random networks answer moves the next answer, so that loops drift apart: one
-        // evaluation is compared
+        // In these random networks each output moves the next one, so that loops drift apart.
+        // Therefore one evaluation is compared.
         let in_float = session(&model, &Recipe { quant: Some(Quant::None), ..recipe.clone() });
         let choice = decide(&in_float);
         let engine = || EngineOptions { batch: 2, ..EngineOptions::default() };
@@ -358,7 +358,7 @@ fn activations_that_are_not_finite_are_named() {
     assert!(text.contains("not finite at evaluation 0") && text.contains('/'), "{text}");
 }
 
-/// The same plan once multiplied in integers and once in f32, from the same operands.
+/// The same plan executed in integers and in f32, on the same operands.
 #[test]
 fn integers_are_what_rounded_floats_stand_for() {
     let model = load("ddpm-shapes32");
@@ -387,7 +387,7 @@ fn integers_are_what_rounded_floats_stand_for() {
             profile.iter().any(|s| s.execution == Execution::Int8 && s.op == "attention"),
             "attention multiplies codes"
         );
-        // what codes cannot say is an error, not a wrong result
+        // numbers that codes cannot represent are an error, not a wrong result
         let rounding =
             plan.full.steps.iter().find(|s| matches!(s.op, Op::FakeQuant { .. })).unwrap();
         let Source::Table(scale) = plan.full.values[rounding.inputs[1].unwrap()].source else {
@@ -406,11 +406,11 @@ fn integers_are_what_rounded_floats_stand_for() {
             {
                 l.evaluate_as(kind, trajectory).unwrap();
             }
-            // an activation that lies between two levels may take the other one, as it does when
-            // the sample changes by parts in a million
+            // An activation that lies between two levels may take the other one, as it does when
+            // the sample changes by parts in a million.
             let [found, chaos] = [&integers, &nudged].map(|l| sqnr(l.output(), floats.output()));
             println!("evaluation {evaluation}: {found:.1} dB, {chaos:.1} dB from a nudged sample");
-            // a single level, early, is worth 46 dB here
+            // here, a single level at an early layer makes 46 dB
             assert!(
                 found > chaos.min(45.0) - 3.0,
                 "evaluation {evaluation}: {found:.1} dB, nudged {chaos:.1} dB"

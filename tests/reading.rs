@@ -1,5 +1,5 @@
-//! The reading of a network is found, or refused, on the loop's own samples: a trained model that
-//! predicts epsilon, and others that are made of it.
+//! The reading of a network is found, or refused, on samples that the loop itself makes: a trained
+//! model that predicts epsilon, and others that are derived from it.
 
 #[path = "../passes/tests/onnx_build/mod.rs"]
 mod onnx_build;
@@ -14,7 +14,7 @@ use onnx_build::{At, f32s, int, node, value};
 use prost::Message;
 use std::path::Path;
 
-/// ᾱ of the schedule that the model was trained with.
+/// ᾱ of the schedule with which the model was trained.
 fn alphas() -> Vec<f64> {
     let beta = |t: usize| 1e-4 + (0.02 - 1e-4) * t as f64 / 999.0;
     let next = |alpha: &mut f64, t| {
@@ -24,8 +24,8 @@ fn alphas() -> Vec<f64> {
     (0..1000).scan(1.0, next).collect()
 }
 
-/// The trained U-Net with `extra` nodes after it: they read `eps`, `sample`, and per sample `signal`
-/// and `noise`, and make `out_sample`.
+/// The trained U-Net followed by the nodes `extra`. They read `eps`, `sample`, and per sample
+/// `signal` and `noise`, and compute `out_sample`.
 fn derived(extra: Vec<NodeProto>) -> ModelProto {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/ddpm-shapes32.onnx");
     let mut model = ModelProto::decode(&std::fs::read(path).unwrap()[..]).unwrap();
@@ -60,7 +60,7 @@ fn quotient(a: &str, b: &str) -> Vec<NodeProto> {
     ]
 }
 
-/// The same network as a flow-matching model: time is σ itself, the output noise − image.
+/// The same network as a flow-matching model: its time is σ itself, its output is noise − image.
 fn flow() -> ModelProto {
     let mut model = derived(vec![
         node("Mul", &["noise", "eps"], &["part"], vec![]),
@@ -70,7 +70,7 @@ fn flow() -> ModelProto {
         node("Sub", &["eps", "image"], &["out_sample"], vec![]),
     ]);
     let graph = model.graph.as_mut().unwrap();
-    // what the network reads comes from the flow's sample and level
+    // the inputs of the network are computed from the flow's sample and level
     for node in &mut graph.node {
         for input in node.input.iter_mut().filter(|input| *input == "sample") {
             *input = "scaled_sample".into();
@@ -90,7 +90,7 @@ fn flow() -> ModelProto {
     ]);
     let cast = |to| vec![int("to", i64::from(to))];
     let mut nodes = vec![
-        // the level that is next to σ / (1 − σ)
+        // the level nearest to σ / (1 − σ)
         node("Sub", &["one", "sigma"], &["rest"], vec![]),
         node("Max", &["rest", "tiny"], &["above"], vec![]),
         node("Div", &["sigma", "above"], &["ratio"], vec![]),
@@ -132,7 +132,7 @@ fn float_loop() -> Recipe {
     Recipe { interval: Some(1), quant: Some(Quant::None), steps: Some(20), ..Recipe::default() }
 }
 
-/// What is found; the sampler's prediction.
+/// The reading that was found, and the sampler's prediction.
 fn found(model: &Model, recipe: &Recipe) -> (Prediction, SamplerKind, Verdict) {
     let session = Session::new(model, recipe).unwrap();
     let sampler = &session.options().sampler;
@@ -192,7 +192,8 @@ fn a_wrong_schedule_or_prediction_is_refused_with_what_fits() {
     assert!(refused.fits.is_some_and(|(name, _, _)| name.contains("linear betas 0.0001")));
 }
 
-/// Solvers that never clip, and a file that says so, read the network as rightly as DDIM does.
+/// Solvers that never clip, and a configuration that says so, read the network as correctly as DDIM
+/// does.
 #[test]
 fn a_right_reading_is_not_refused_because_images_are_not_clipped() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/ddpm-shapes32.onnx");

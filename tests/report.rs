@@ -1,4 +1,4 @@
-//! What `Compiled::report` measures.
+//! The measurements of `Compiled::report`.
 
 mod common;
 
@@ -8,8 +8,8 @@ use cachequant::report::FileFacts;
 use cachequant::report::trajectory::Variant;
 use common::{compiled, load};
 
-/// The page and calibration measure the same thing: the uncorrected schedule has the PSNR that
-/// chose it.
+/// The report and the calibration measure the same: the uncorrected schedule has the PSNR by which
+/// it was chosen.
 #[test]
 fn errors_agree_with_what_calibration_measured() {
     let model = load("ddpm-shapes32");
@@ -32,7 +32,8 @@ fn errors_agree_with_what_calibration_measured() {
     assert_eq!(variants, [Variant::Cache, Variant::Artifact]);
     assert_eq!(choice.measured.len(), 2);
     for (curve, measured) in errors.curves.iter().zip(&choice.measured) {
-        // the artifact corrects while it loads, calibration before: the last digits differ
+        // the artifact corrects while it loads the cache, calibration before that: the last digits
+        // differ
         assert!((curve.psnr - measured.psnr).abs() < 0.01, "{} {}", curve.psnr, measured.psnr);
         let found = (curve.errors.len(), curve.errors[0]);
         assert_eq!(found, (6, 0.0), "the first evaluation is full");

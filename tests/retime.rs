@@ -9,7 +9,7 @@ use cachequant::runtime::retime::{Possible, RetimeError, possible};
 use cachequant::runtime::{Artifact, DenoiserOptions};
 use common::{compiled, labels, load, on_cpu, run};
 
-/// A float loop, nothing cached.
+/// A float loop without a cache.
 fn recipe(steps: usize, any_steps: bool) -> Recipe {
     Recipe {
         steps: Some(steps),
@@ -24,13 +24,13 @@ fn float_loop(model: &str, steps: usize, any_steps: bool) -> Artifact {
     compiled(&load(model), &recipe(steps, any_steps)).artifact().unwrap()
 }
 
-/// What the artifact samples in `steps` steps.
+/// The samples of the artifact in `steps` steps.
 fn sample(artifact: &Artifact, steps: usize, request: &Request) -> Result<Vec<f32>, DenoiseError> {
     let options = DenoiserOptions { steps: Some(steps), ..on_cpu(2) };
     Ok(run(&mut artifact.denoiser(&options)?, request))
 }
 
-/// What the loop that was compiled for these steps samples.
+/// The samples of the loop that was compiled for these steps.
 fn compiled_at(model: &str, steps: usize, request: &Request) -> Vec<f32> {
     sample(&float_loop(model, steps, false), steps, request).unwrap()
 }
@@ -69,7 +69,7 @@ fn other_time_steps_are_computed() {
     for steps in [3, 7] {
         let expected = compiled_at("ddpm-shapes32", steps, &plain());
         let found = sample(&artifact, steps, &plain()).unwrap();
-        // rows from kernels instead of the definitions
+        // rows come from kernels instead of the definitions
         assert!(largest_difference(&found, &expected) < 1e-4, "{steps} steps");
     }
 }

@@ -1,5 +1,5 @@
-//! Loops of models whose sample, time step or prediction is not the first of its kind, or only a part of
-//! an input.
+//! Loops of models whose sample, time step or prediction is not the first of its kind, or only a
+//! part of an input.
 
 mod common;
 #[path = "../passes/tests/onnx_build/mod.rs"]
@@ -30,8 +30,8 @@ fn weights(name: &str, dims: &[i64], scale: f32) -> cqc_proto::onnx::TensorProto
     f32s(name, dims, &values)
 }
 
-/// `y = conv(x) + cos(t / 100)` of an input `whole` with nine channels, which `inputs` and the
-/// `front` nodes give.
+/// A denoiser `y = conv(x) + cos(t / 100)`, which reads a value `whole` of nine channels. `inputs`
+/// and the nodes `front` provide `whole`.
 fn denoiser(
     inputs: Vec<ValueInfoProto>,
     front: Vec<cqc_proto::onnx::NodeProto>,
@@ -103,7 +103,7 @@ fn run(model: &Model, conditions: &[(&str, Tensor)]) -> Vec<f32> {
     samples(&compile(model, &recipe(), &mut ()).unwrap(), &request)
 }
 
-/// The model that joins `parts`, inputs with their channels, on its own.
+/// A model that joins the inputs `parts`, each given with its number of channels.
 fn joining(parts: &[(&str, i64)], outputs: &[&str]) -> ModelProto {
     let mut inputs: Vec<_> = parts.iter().map(|(name, channels)| float(name, *channels)).collect();
     inputs.push(time(&[At::Called("N")]));

@@ -1,6 +1,6 @@
-//! Runs `tests/filetests/wire/*.cqt`: a graph is lowered and opened in an engine, and what comes
-//! out is how every step is executed, what it reads and writes, and which roundings and GEGLUs are
-//! fused into it.
+//! Runs `tests/filetests/wire/*.cqt`: a graph is lowered and opened in an engine. The result says
+//! how every step is executed, the values that it reads and writes, and the roundings and GEGLUs
+//! that are fused into it.
 //!
 //! ```text
 //! ; wire                         options of the engine may follow: f32 (no low precision), keep=NAME

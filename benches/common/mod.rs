@@ -1,5 +1,5 @@
-//! What the benchmarks of quality share: a model's uncached images, a feature extractor, rows in a
-//! file.
+//! Shared by the benchmarks of quality: a model's uncached images, a feature extractor, and rows in
+//! a file.
 
 use cachequant::compile::{Session, compile_evaluation};
 use cachequant::eval::frechet::{Gaussian, frechet};
@@ -38,21 +38,21 @@ pub fn option<'a>(options: &'a Options, name: &str, default: &'a str) -> &'a str
     options.get(name).map_or(default, String::as_str)
 }
 
-/// What is the same for all rows.
+/// The facts that are the same for all rows.
 pub struct Bench {
-    /// Of the model.
+    /// Name of the model.
     pub name: String,
-    /// The loop: steps, guidance. `--threads` is 2 by default: beside other work one thread is far
-    /// quicker than two that wait for each other.
+    /// The loop: steps and guidance. `--threads` is 2 by default; beside other work, one thread is
+    /// far faster than two that wait for each other.
     pub base: Recipe,
-    /// Class labels, repeated in turn; none if the model takes none.
+    /// Class labels, repeated in turn; empty if the model takes none.
     labels: Vec<i64>,
-    /// Calibration samples.
+    /// Number of calibration samples.
     calibration: usize,
-    /// The images that all rows are measured on. Their noise is not that of calibration.
+    /// The images on which all rows are measured. Their noise is not that of the calibration set.
     pub request: Request,
     pub features: Option<Features>,
-    /// Ends of the uncached loop.
+    /// The ends of the uncached loop.
     pub reference: Vec<f32>,
 }
 
@@ -95,7 +95,7 @@ impl Features {
     }
 }
 
-/// The first sample of the images that are measured; calibration has the samples from 0 on.
+/// Index of the first sample of the measured images. The calibration set has the samples from 0 on.
 const FIRST_IMAGE: u64 = 7_000_000;
 const SEED: u64 = 1;
 
@@ -136,7 +136,7 @@ impl Bench {
         bench.features = options.get("features").map(|f| {
             Features::open(f.as_ref(), option(options, "real-stats", "").as_ref(), &engine)
         });
-        // `--references DIR` keeps them: the same for every setting but these
+        // `--references DIR` keeps them, under a name that has all settings on which they depend
         let kept = options.get("references").map(|dir| {
             let (steps, guidance) = (bench.base.steps(), bench.base.guidance());
             Path::new(dir).join(format!("{}-{steps}-{images}-{guidance}.npy", bench.name))
@@ -152,7 +152,7 @@ impl Bench {
         (bench, model)
     }
 
-    /// The float loop that computes everything.
+    /// The float loop in which every evaluation is full.
     fn uncached(&self, model: &Model) -> Artifact {
         let recipe = Recipe { interval: Some(1), quant: Some(Quant::None), ..self.base.clone() };
         let session = Session::new(model, &recipe).unwrap();
@@ -174,7 +174,7 @@ impl Bench {
         }
     }
 
-    /// How denoisers are opened.
+    /// Options of the denoisers.
     pub fn options(&self) -> DenoiserOptions {
         let engine = EngineOptions {
             batch: BATCH,

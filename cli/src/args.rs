@@ -1,4 +1,4 @@
-//! Values that options share.
+//! Values and groups of options that several commands share.
 
 use cachequant::ModelOptions;
 use cachequant::model::{RoleOptions, Wire, rest_of, varies};
@@ -14,23 +14,23 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// Parses a choice by its name; help lists the names.
+/// A parser of names of `T`. The help lists them as possible values.
 pub fn names<T: Named>() -> impl TypedValueParser<Value = T> {
     let names = T::ALL.iter().map(|(name, _)| *name);
     PossibleValuesParser::new(names).map(|name| T::named(&name).expect("it is listed"))
 }
 
-/// `NAME=FILE`, or `NAME=NUMBER`.
+/// The value `NAME=FILE` or `NAME=NUMBER` of an option.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedFile {
-    /// Name of an input.
+    /// Name of an input of the model.
     pub name: String,
-    /// The file of an array, or a number.
+    /// Path of an array file, or the text of a number.
     pub file: PathBuf,
 }
 
 impl NamedFile {
-    /// A number fills the array, unless a file is called like that.
+    /// The array that the value stands for. A number fills an array, unless a file has that name.
     pub fn array(&self) -> Array {
         let number = self.file.to_str().and_then(|text| text.parse::<f64>().ok());
         match number.filter(|n| n.is_finite() && !self.file.exists()) {
@@ -39,7 +39,7 @@ impl NamedFile {
         }
     }
 
-    /// The name is text; the file may have any name that the system allows.
+    /// Splits at the first `=`. NAME must be UTF-8; FILE may be any file name of the system.
     fn parse(text: &OsStr) -> Result<NamedFile, &'static str> {
         let wrong = "expected NAME=FILE or NAME=NUMBER";
         let (name, file) = split_at_equals(text).ok_or(wrong)?;
@@ -66,7 +66,7 @@ fn split_at_equals(text: &OsStr) -> Option<(String, OsString)> {
     Some((name.to_string(), file.into()))
 }
 
-/// Reads a [`NamedFile`] from an argument that need not be UTF-8.
+/// Parses a [`NamedFile`] from an argument that need not be UTF-8.
 #[derive(Clone)]
 pub struct NamedFileParser;
 
@@ -96,12 +96,12 @@ impl ValueParserFactory for NamedFile {
     }
 }
 
-/// `sample=1x3x32x32`, `sample=Nx3x32x32`.
+/// The value `NAME=SHAPE` of `--shape`, as in `sample=1x3x32x32` or `sample=Nx3x32x32`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedShape {
-    /// Name of an input.
+    /// Name of an input of the model.
     pub name: String,
-    /// Its sizes.
+    /// Sizes of its axes; a name stands for a size that stays open.
     pub shape: Vec<Dim>,
 }
 
@@ -128,12 +128,12 @@ impl FromStr for NamedShape {
     }
 }
 
-/// `height=64`.
+/// The value `NAME=SIZE` of `--dim`, as in `height=64`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedSize {
-    /// Name of a symbolic size.
+    /// Name of a symbolic size of the model.
     pub name: String,
-    /// Its value.
+    /// The size that it gets.
     pub size: i64,
 }
 
@@ -147,7 +147,7 @@ impl FromStr for NamedSize {
     }
 }
 
-/// `OUTPUT=INPUT` of an option.
+/// The value `OUTPUT=INPUT` of `--wire`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedWire(pub Wire);
 
@@ -160,12 +160,12 @@ impl FromStr for NamedWire {
     }
 }
 
-/// `total_step=steps`.
+/// The value `INPUT=KIND` of `--fill`, as in `total_step=steps`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedFill {
-    /// Name of an input.
+    /// Name of an input of the model.
     pub name: String,
-    /// What it is filled with.
+    /// The value that the loop gives to it.
     pub spec: FillSpec,
 }
 
@@ -179,12 +179,12 @@ impl FromStr for NamedFill {
     }
 }
 
-/// `0/4`: the first of four parts.
+/// The value `INDEX/COUNT` of `--shard`: `0/4` is the first of four parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
-    /// From 0.
+    /// Index of the part, from 0.
     pub index: usize,
-    /// How many there are.
+    /// Number of parts.
     pub count: usize,
 }
 
@@ -206,54 +206,72 @@ impl FromStr for Shard {
 }
 
 impl Shard {
-    /// Which of `total` samples belong to it: consecutive, and as many as in any other shard, or
-    /// one more.
+    /// The samples of this part among `total`. Parts are consecutive, and their sizes differ by at
+    /// most one.
     pub fn range(self, total: usize) -> std::ops::Range<usize> {
         let start = |i: usize| (i as u128 * total as u128 / self.count as u128) as usize;
         start(self.index)..start(self.index + 1)
     }
 }
 
-/// How a model is read: sizes that it leaves open, and what its inputs and outputs are.
+/// How a model is read: sizes that the file leaves open, the roles of its inputs and outputs, and
+/// the models that run beside it.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+#[command(next_help_heading = "How the model is read")]
 pub struct ModelArgs {
-    /// Shape of an input, e.g. sample=1x3x32x32; N stands for a batch chosen later. Repeatable
+    /// Shape of an input, e.g. sample=1x3x32x32 or sample=Nx3x32x32
+    ///
+    /// N stands for a batch size that is chosen when the artifact is used. Can be repeated.
     #[arg(long, value_name = "NAME=SHAPE")]
     pub shape: Vec<NamedShape>,
-    /// Value of a symbolic size, e.g. height=64. Repeatable
+    /// Value of a size that the model leaves open, e.g. height=64
+    ///
+    /// Can be repeated.
     #[arg(long, value_name = "NAME=SIZE")]
     pub dim: Vec<NamedSize>,
-    /// The input that is the sample [default: by its name, else by its shape]
+    /// The input that is the sample [default: found by its name, else by its shape]
     #[arg(long, value_name = "NAME")]
     pub sample_input: Option<String>,
-    /// The input that is the time step [default: by its name, else by its shape]
+    /// The input that is the time step [default: found by its name, else by its shape]
     #[arg(long, value_name = "NAME")]
     pub time_input: Option<String>,
-    /// The output that is the prediction [default: by its name, else by its shape]
+    /// The output that is the prediction [default: found by its name, else by its shape]
     #[arg(long, value_name = "NAME")]
     pub prediction_output: Option<String>,
-    /// Where the sample input has more channels than the prediction: the first that is the sample.
-    /// The other channels are the condition NAME.rest [default: 0]
+    /// The first channel of the sample within an input that has more channels than the prediction
+    /// [default: 0]
+    ///
+    /// The other channels of that input become a condition with the name NAME.rest, which --cond
+    /// gives.
     #[arg(long, value_name = "FIRST")]
     pub sample_channel: Option<usize>,
-    /// A condition that has another value at every evaluation [default: those called residual].
-    /// Repeatable
+    /// A condition that has another value at every evaluation [default: inputs with residual or
+    /// control_block in their name]
+    ///
+    /// Can be repeated.
     #[arg(long, value_name = "INPUT")]
     pub per_step: Vec<String>,
-    /// A condition that has one value per request although it is called residual. Repeatable
+    /// A condition that has one value per request although its name is that of a step condition
+    ///
+    /// See --per-step. Can be repeated.
     #[arg(long, value_name = "INPUT")]
     pub per_request: Vec<String>,
-    /// A model that runs beside it at every evaluation and feeds its inputs, such as a ControlNet:
-    /// a file, or a directory that holds it. Repeatable; what several feed is added up
+    /// A second model, such as a ControlNet, that runs at every evaluation and feeds inputs of the
+    /// first
+    ///
+    /// An .onnx file, or a directory with a model.onnx. Can be repeated; what several models feed
+    /// to one input is added.
     #[arg(long, value_name = "MODEL", value_parser = companion)]
     pub with: Vec<PathBuf>,
-    /// Which output of a model of --with feeds which input [default: by names, shapes and order].
-    /// Repeatable
+    /// The output of a model of --with that feeds an input of the first model [default: found by
+    /// names, shapes and order]
+    ///
+    /// Can be repeated.
     #[arg(long, value_name = "OUTPUT=INPUT", requires = "with")]
     pub wire: Vec<NamedWire>,
 }
 
-/// A model's file as given, or the one in a directory.
+/// The path as given, or that of the `model.onnx` in a directory.
 fn companion(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     if !path.is_dir() {
@@ -264,7 +282,8 @@ fn companion(text: &str) -> Result<PathBuf, String> {
 }
 
 impl ModelArgs {
-    /// As given, or where nothing but companions is, as [`ModelArgs::like`] this plan.
+    /// These options; or where only companions are given, the ones of [`ModelArgs::like`] for
+    /// `plan`.
     pub fn or_like(&self, plan: &Plan) -> ModelArgs {
         let (with, wire) = (self.with.clone(), self.wire.clone());
         let bare = ModelArgs { with: Vec::new(), wire: Vec::new(), ..self.clone() };
@@ -275,10 +294,11 @@ impl ModelArgs {
         }
     }
 
-    /// How to read a model that is compared with this plan: its sizes and roles.
+    /// Options that read a model with the sizes and roles of `plan`, so that the two can be
+    /// compared.
     pub fn like(plan: &Plan) -> ModelArgs {
         let shape = |i: &PlanInput| NamedShape { name: i.name.clone(), shape: i.ty.shape.clone() };
-        // what the names of the inputs do not say by themselves
+        // The roles that follow from the names of the inputs need no option.
         let unlike = |role: InputRole, by_name: bool| {
             let inputs =
                 plan.inputs.iter().filter(|i| i.role == role && varies(&i.name) != by_name);
@@ -294,7 +314,8 @@ impl ModelArgs {
             per_request: unlike(InputRole::Condition, false),
             ..ModelArgs::default()
         };
-        // where the sample of the plan is a part of the model's input, that one's size is fixed
+        // Where the plan's sample is a part of the model's input, the size of that input is fixed
+        // by the model.
         let sample = args.sample_input.clone().unwrap_or_default();
         let rest = rest_of(&sample);
         if args.shape.iter().any(|s| s.name == rest) {
@@ -303,12 +324,12 @@ impl ModelArgs {
         args
     }
 
-    /// Whether nothing was given.
+    /// Whether no option was given.
     pub fn is_default(&self) -> bool {
         *self == ModelArgs::default()
     }
 
-    /// As given on the command line.
+    /// The options as text, one `--option value` each, for messages that print a command.
     pub fn to_options(&self) -> Vec<String> {
         let shape = |s: &NamedShape| {
             let sizes: Vec<String> = s.shape.iter().map(Dim::to_string).collect();
@@ -340,7 +361,7 @@ impl ModelArgs {
             .collect()
     }
 
-    /// For loading a model, of which only the first `stop_after` passes run.
+    /// Options for [`cachequant::Model::load`], of which only the first `stop_after` passes run.
     pub fn options(&self, stop_after: Option<usize>) -> ModelOptions {
         ModelOptions {
             import: ImportOptions {
@@ -363,21 +384,23 @@ impl ModelArgs {
     }
 }
 
-/// How many threads.
+/// The option `--threads`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Threads {
-    /// Threads [default: one per core]. Results do not depend on it
+    /// Number of threads, 1 to 1024 [default: one per core]
+    ///
+    /// Results do not depend on it.
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 }
 
 impl Threads {
-    /// As given on the command line.
+    /// The number as given; `None` without the option.
     pub fn given(&self) -> Option<usize> {
         self.threads.map(usize::from)
     }
 
-    /// As given, or the number of cores.
+    /// The number as given, or the number of cores.
     pub fn count(&self) -> usize {
         self.threads.map_or_else(
             || std::thread::available_parallelism().map_or(1, usize::from),
@@ -386,7 +409,7 @@ impl Threads {
     }
 }
 
-/// `64M`, `2G`, `1.5GiB`: bytes.
+/// A number of bytes, as in `64M`, `2G` or `1.5GiB`. Units are powers of 1024.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ByteSize(pub usize);
 
@@ -414,23 +437,26 @@ impl FromStr for ByteSize {
     }
 }
 
-/// How the file of an artifact is read.
+/// Options for reading an artifact's file.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct MapArgs {
-    /// .cq: read the whole file into memory instead of mapping it: for files that somebody may
-    /// shorten or rewrite meanwhile, such as on a network drive
+    /// .cq: read the whole file into memory instead of mapping it
+    ///
+    /// Use it for files that another program may shorten or rewrite in the meantime, for example on
+    /// a network drive.
     #[arg(long)]
     pub no_mmap: bool,
 }
 
-/// Where packed weights are kept, and how files are read.
+/// Options for reading an artifact's file and keeping its packed weights.
 #[derive(Args, Clone, Debug, Default)]
 pub struct PackCacheArgs {
     #[command(flatten)]
     pub map: MapArgs,
-    /// .cq: folder that keeps the weights as this CPU reads them, so that the next start need not
-    /// lay them out again: as large as the artifact, written at the first start, and may be deleted
-    /// at any time [default: none]
+    /// .cq: directory that keeps the weights as this CPU reads them [default: none]
+    ///
+    /// Later starts then need not rearrange the weights. The file is about as large as the
+    /// artifact. It is written at the first start and may be deleted at any time.
     #[arg(long, value_name = "DIR", env = "CQC_PACK_CACHE", hide_env_values = true)]
     pub pack_cache: Option<PathBuf>,
 }

@@ -1,4 +1,4 @@
-//! `bench`: how long a step and a loop take.
+//! `cqc bench`: measures how long a step and a loop take.
 
 mod artifact_bench;
 mod kernels;
@@ -20,16 +20,17 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
 
-/// Measure latency: of the steps and the loop of an artifact, or of single evaluations of a model
+/// Measure the latency of an artifact's steps and loop, or of single evaluations of a model
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Times are medians over repeats, after a warm-up; inputs are noise and zeros unless --inputs gives them.\n\
-    MACs are per sample. Examples:\n  cqc bench unet.cq --batch 8 --threads 2\n  cqc bench unet.onnx --batch 1 --json"
+    after_help = "Times are medians over repeats, after a warm-up. Inputs are noise and zeros unless --inputs gives them. MACs are \
+    multiply-accumulates per sample.\n\n\
+    Examples:\n  cqc bench unet.cq --batch 8 --threads 2\n  cqc bench unet.onnx --batch 1 --json"
 )]
 pub struct BenchArgs {
     /// A .cq or an .onnx file
     model: PathBuf,
-    /// Samples at once [default: 1, or the batch that the model is fixed to]
+    /// Number of samples at once, at least 1 [default: 1, or the batch size that the model fixes]
     #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
     #[command(flatten)]
@@ -38,18 +39,22 @@ pub struct BenchArgs {
     cache: PackCacheArgs,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Loops (.cq) or evaluations (.onnx) to time [default: as many as take a few seconds]
+    /// Number of loops (.cq) or evaluations (.onnx) to time [default: as many as take a few
+    /// seconds]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     repeat: Option<u32>,
-    /// Also measure every operator and print time, work and share of the measured peak per kind and
-    /// per step; slows the rest a little
+    /// Also measure every operator
+    ///
+    /// Prints time, work and the share of the measured peak, per kind of operator and per step of a
+    /// program. It slows the other measurements a little.
     #[arg(long)]
     profile: bool,
-    /// Quantized .cq: time every layer once as it runs and once in f32, in turn, and name those
-    /// that integers or bf16 make slower
+    /// Quantized .cq: time every layer both as it runs and in f32
+    ///
+    /// Names the layers that integers or bf16 make slower.
     #[arg(long, conflicts_with_all = ["profile", "inputs", "output"])]
     kernels: bool,
-    /// .onnx: read inputs from raw little-endian files PREFIX.in.NAME.bin
+    /// .onnx: read the inputs from raw little-endian files PREFIX.in.NAME.bin
     #[arg(long, value_name = "PREFIX")]
     inputs: Option<String>,
     /// .onnx: write the first output as raw f32
@@ -58,11 +63,11 @@ pub struct BenchArgs {
     /// Replace an existing file
     #[arg(long)]
     force: bool,
-    #[command(flatten)]
-    reading: ModelArgs,
-    /// Print a JSON object
+    /// Print the measurements as a JSON object on stdout
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    reading: ModelArgs,
 }
 
 /// What was measured; the JSON of `--json`.
@@ -72,25 +77,27 @@ struct Measured {
     batch: usize,
     backend: String,
     dtype: &'static str,
-    /// Of the network and its part of the sampler, median.
+    /// Median time of a full step: the network and its part of the sampler.
     full_step_ms: f64,
-    /// `None`: nothing is cached.
+    /// Median time of a cached step; `None` if nothing is cached.
     cached_step_ms: Option<f64>,
     loop_ms: f64,
-    /// From the file to an engine that is ready; an .onnx is imported on the way.
+    /// From the file to an engine that is ready, in milliseconds. It includes the import of an
+    /// .onnx.
     open_ms: f64,
     steps: usize,
     full_steps: usize,
     /// Every timed full step.
     ms: Vec<f64>,
-    /// Per sample.
+    /// Multiply-accumulates per sample.
     macs_full: i64,
     macs_cached: Option<i64>,
-    /// Per sample and loop: what depends on time step or conditioning alone and is not a table.
+    /// Per sample and loop: the work of the preludes, which depends on time steps or conditions
+    /// alone and is not in tables.
     macs_prelude: i64,
-    /// Activations and weights.
+    /// Bytes of activations and weights.
     peak_memory_bytes: u64,
-    /// Weights, activations and requests on the device.
+    /// Bytes of weights, activations and requests on the device.
     #[serde(skip_serializing_if = "Option::is_none")]
     device_memory_bytes: Option<usize>,
     peak_rss_mb: f64,
@@ -111,13 +118,13 @@ struct ProfiledStep {
     program: String,
     op: String,
     name: String,
-    /// Mean over its calls.
+    /// Mean over its calls, in milliseconds.
     ms: f64,
     calls: u64,
-    /// Of a call and row.
+    /// The work of one call and row.
     #[serde(flatten)]
     work: StepWork,
-    /// Runs through its slow definition.
+    /// Whether it runs its slow definition, because no kernel fits.
     reference: bool,
 }
 
@@ -167,7 +174,9 @@ fn text(m: &Measured) -> String {
     let _ = writeln!(out, "full step    {:>9.2} ms   {}", m.full_step_ms, spread(&m.ms));
     match m.cached_step_ms {
         Some(ms) => drop(writeln!(out, "cached step  {ms:>9.2} ms")),
-        None if m.steps > 1 => out.push_str("cached step          none   nothing is cached\n"),
+        None if m.steps > 1 => {
+            out.push_str("cached step          none   the artifact caches nothing\n")
+        }
         None => {}
     }
     if m.steps > 1 {
@@ -204,7 +213,7 @@ fn text(m: &Measured) -> String {
     out
 }
 
-/// What the steps of one kind take and do in a run of their program.
+/// Time and work of the steps of one kind in a run of their program.
 #[derive(Default)]
 struct Kind {
     ms: f64,
@@ -225,7 +234,7 @@ fn profile_text(m: &Measured, out: &mut String) {
         kind.work.macs += s.work.macs;
         kind.work.bytes += s.work.bytes;
     }
-    // multiplying integers or bf16 has a higher peak: shares of more than 100 % are possible there
+    // the peak is that of f32; products of integers or bf16 can exceed it, and their share 100 %
     let peak = m.isa.map(|isa| measure::peak_flops(isa, m.threads));
     let of_peak = |work: &StepWork, ms: f64| match peak {
         Some(peak) if work.macs > 0 && ms > 0.0 => {
@@ -242,8 +251,8 @@ fn profile_text(m: &Measured, out: &mut String) {
     kinds.sort_by(|a, b| b.1.ms.total_cmp(&a.1.ms));
     let _ = writeln!(
         out,
-        "\nper kind of operator: ms per run of its program, share of the full step, program, steps, MACs per row, share of the measured f32 peak,\n\
-         GB/s of operands and results, all as f32"
+        "\nper kind of operator; columns: ms per run of its program, share of the full step, program, number of steps, operator, MACs per row,\n\
+         share of the measured f32 peak, GB/s of operands and results counted as f32"
     );
     for ((program, op), Kind { ms, count, work }) in kinds {
         let share = if program == "full" {
@@ -258,10 +267,12 @@ fn profile_text(m: &Measured, out: &mut String) {
             "  {ms:9.3}  {share}  {program:13} {count:4} {op:16} {macs:>8} {peak:>7} {speed:>6}"
         );
     }
-    let _ =
-        writeln!(out, "\nper step, in order: ms, program, operator, share of the peak, GB/s, name");
+    let _ = writeln!(
+        out,
+        "\nper step, in order; columns: ms, program, operator, share of the peak, GB/s, name"
+    );
     for s in steps {
-        let slow = if s.reference { "  (no kernel: runs its definition)" } else { "" };
+        let slow = if s.reference { "  (no kernel fits: runs the slow definition)" } else { "" };
         let (peak, speed) = (of_peak(&s.work, s.ms), speed(&s.work, s.ms));
         let _ = writeln!(
             out,

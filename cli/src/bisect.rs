@@ -1,4 +1,5 @@
-//! `bisect`: where two artifacts or models part.
+//! `cqc bisect`: finds the first evaluation and the first node at which two artifacts or models
+//! differ.
 
 mod nodes;
 
@@ -22,34 +23,37 @@ use std::path::PathBuf;
 /// Find the first evaluation and node where two artifacts or models differ by more than a limit
 #[derive(Args, Debug)]
 #[command(
-    after_help = "First both run freely from the same noise: the first evaluation after which a sample of B is further from A's \
-    than the limit, |x − x'| / |x|. Then both get A's sample before that evaluation, and the values of their programs are \
-    compared in A's order, by name. Evaluations that reuse a cache are not compared node by node.\n\
-    A model beside an artifact is compiled in memory, without caching, for the artifact's sampler and steps; two models are run \
-    with ddim. Examples:\n  \
+    after_help = "First, both run from the same noise, to find the first evaluation after which a sample x' of B differs from the \
+    sample x of A by |x − x'| / |x| > --tolerance. Then both get A's sample before that evaluation, and the values that both \
+    compute are compared by name, in A's order. Evaluations that read a cache are not compared node by node.\n\n\
+    A model beside an artifact is compiled in memory without caching, for the artifact's sampler and steps. Two models are run \
+    with ddim.\n\n\
+    Examples:\n  \
     cqc bisect unet.onnx unet.cq\n  \
     cqc bisect old.cq new.cq --tolerance 1e-2 -n 4 --seed 7 --json"
 )]
 pub struct BisectArgs {
-    /// A .cq or an .onnx file
+    /// The first one (A), a .cq or an .onnx file
     a: PathBuf,
-    /// A .cq or an .onnx file
+    /// The second one (B), a .cq or an .onnx file
     b: PathBuf,
-    /// Largest relative error that is no difference
+    /// Largest relative error that does not count as a difference
     #[arg(long, value_name = "X", default_value_t = 1e-3)]
     tolerance: f64,
-    /// Sampling steps, for two models [default: 50]
+    /// Number of sampler steps, for two models [default: 50]
+    ///
+    /// An artifact has its own number of steps.
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
+    #[command(flatten)]
+    map: MapArgs,
+    /// Print a JSON object on stdout instead of text
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     reading: ModelArgs,
-    #[command(flatten)]
-    map: MapArgs,
-    /// Print a JSON object
-    #[arg(long)]
-    json: bool,
 }
 
 /// The JSON of `--json`.
@@ -61,7 +65,7 @@ struct Found {
     b: PathBuf,
     tolerance: f64,
     samples: usize,
-    /// Per evaluation the largest relative error of a sample.
+    /// Largest relative error of a sample, per evaluation.
     errors: Vec<f64>,
     crossing: Option<Crossing>,
 }
@@ -70,7 +74,7 @@ struct Found {
 struct Crossing {
     evaluation: usize,
     timestep: f64,
-    /// The sample that differs most then.
+    /// The sample with the largest error at that evaluation.
     sample: usize,
     error: f64,
     nodes: Nodes,
@@ -80,14 +84,15 @@ pub fn bisect(args: &BisectArgs, quiet: bool) -> Result<(), Failure> {
     let (a, b) = open(args)?;
     let mut lockstep = Lockstep::open(&a, &b, &args.sampling, None)?;
     if !lockstep.in_step() {
-        return Err(Failure::usage("the two make different evaluations")
+        return Err(Failure::usage("the two have different evaluations")
             .fact("seen", format!("{} and {} steps", a.steps, b.steps))
             .help("compile both with the same --steps"));
     }
     let mut progress = lockstep.progress("sampling", quiet);
     let evaluations = lockstep.evaluations();
     let mut errors = vec![0.0f64; evaluations];
-    // the earliest evaluation, then the largest error: sample, and A's x before it
+    // the earliest evaluation that crosses the limit, and there the largest error, its sample, and
+    // A's x before the evaluation
     let mut first: Option<(usize, f64, usize, Vec<f32>)> = None;
     for range in lockstep.chunks() {
         let chunk = lockstep.run(&range, &mut progress)?;
@@ -126,10 +131,12 @@ pub fn bisect(args: &BisectArgs, quiet: bool) -> Result<(), Failure> {
     if args.json { term::print_json(&found) } else { term::print(&text(&found)) }
 }
 
-/// An artifact lends the other its trajectory.
+/// Opens both sides. A model beside an artifact gets the artifact's trajectory.
 fn open(args: &BisectArgs) -> Result<(SampleSource, SampleSource), Failure> {
     if args.steps.is_some() && [&args.a, &args.b].iter().any(|path| artifact::is_artifact(path)) {
-        return Err(Failure::usage("--steps is for two models; a .cq has its own"));
+        return Err(Failure::usage(
+            "--steps is for two models; an artifact has its own number of steps",
+        ));
     }
     let own = || LoopSettings {
         config: SamplerConfig::default(),
@@ -167,7 +174,7 @@ fn initial(
     Ok(x)
 }
 
-/// Most nodes in the table.
+/// Number of nodes in the table of the largest errors.
 const MOST_ROWS: usize = 5;
 
 fn text(found: &Found) -> String {
@@ -194,15 +201,18 @@ fn text(found: &Found) -> String {
         let _ = writeln!(out, "nodes are not compared: {why}");
         return out;
     }
-    let _ =
-        writeln!(out, "with A's sample before it, {} values of both are compared:", nodes.compared);
+    let _ = writeln!(
+        out,
+        "starting from A's sample before it, {} values that both compute are compared:",
+        nodes.compared
+    );
     match nodes.first.map(|first| &nodes.values[first]) {
         Some(node) => {
             let half = node.half.map_or(String::new(), |half| format!(", {half} half"));
             let _ = writeln!(out, "first node: {} ({}){half}, by {:.3e}", node.name, node.op, node.error);
         }
         None => out.push_str(
-            "none differs by more: the error is of earlier evaluations, guidance, or values that only one has\n",
+            "no value differs by more: the error comes from earlier evaluations, from guidance, or from values that only one side has\n",
         ),
     }
     let mut worst: Vec<_> = nodes.values.iter().filter(|n| n.error != 0.0).collect();

@@ -1,4 +1,7 @@
-//! `compile`: a model becomes an artifact.
+//! `cqc compile`: reads a model and a recipe, compiles the loop and writes the artifact.
+//!
+//! The work is done by [`cachequant::compile()`]. This file maps the options to a recipe, shows the
+//! progress, refuses an artifact whose quality is below the floor, and logs what was decided.
 
 mod options;
 mod page;
@@ -33,47 +36,57 @@ use std::path::PathBuf;
     cqc compile unet.onnx --report unet.html -o unet.cq\n  \
     cqc compile unet.onnx --quant bf16 -o unet.cq\n  \
     cqc compile unet.onnx --dim height=64 --dim width=64 --recipe sd.toml -o sd.cq\n\n\
-    Without --scheduler-config the sampler has the defaults of diffusers' scheduler class for --sampler:\n\
-    1000 training steps, linear betas 1e-4 to 0.02, epsilon prediction; for ddim leading spacing, eta 0, clip_sample \
-    and set_alpha_to_one on.")]
+    Without --scheduler-config the sampler has the defaults of the diffusers scheduler class for --sampler: \
+    1000 training steps, linear betas from 1e-4 to 0.02, and epsilon prediction. For ddim these are also leading spacing, \
+    eta 0, clip_sample and set_alpha_to_one.")]
 pub struct CompileArgs {
-    /// An .onnx file, or the directory of an exported diffusers pipeline. Of a directory with text
-    /// encoders or a decoder, the artifact holds the whole pipeline
+    /// The model: an .onnx file, or the directory of an exported diffusers pipeline
+    ///
+    /// The directory must hold an exported unet/model.onnx or transformer/model.onnx. If it also
+    /// holds text encoders or a decoder, the artifact holds the whole pipeline.
     model: PathBuf,
-    /// Compile only this network of a pipeline directory: unet, transformer, or another folder with
-    /// a model.onnx. The artifact then holds the loop alone
+    /// Compile only one network of a pipeline directory, e.g. unet or transformer
+    ///
+    /// FOLDER is a folder of the directory that holds a model.onnx. The artifact then holds the loop
+    /// alone.
     #[arg(long, value_name = "FOLDER")]
     component: Option<PathBuf>,
-    /// Prompts for the calibration set, one per line; `-` reads standard input [default: a built-in
-    /// list of 32 captions]
+    /// Prompts for the calibration set, one per line [default: a built-in list of 32 captions]
+    ///
+    /// `-` reads standard input.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// The artifact, a .cq file
+    /// The artifact to write, a .cq file
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     /// Replace existing files
     #[arg(long)]
     force: bool,
-    /// Write the artifact even where its quality is below the floor: --target-psnr, or, for models
-    /// whose reading fits, 30 dB to the float loop on held-out samples
+    /// Write the artifact even if its quality is below the limit
+    ///
+    /// The limit is --target-psnr; without that option it is 30 dB to the float loop on held-out
+    /// samples, for models that pass the test of the prediction.
     #[arg(long)]
     accept: bool,
+    /// A TOML file of options, whose keys are the long options of this command
+    ///
+    /// An option on the command line replaces the one in the file.
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
+    /// Also write an HTML page about the compiled loop
+    ///
+    /// It shows the schedule, the cost, the quantized layers, and the error that caching and
+    /// quantization make on held-out samples at every step.
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// Print a summary as a JSON object on stdout
+    #[arg(long)]
+    json: bool,
+    // The groups come last, because a help heading holds for all options after it.
     #[command(flatten)]
     the_loop: LoopArgs,
     #[command(flatten)]
     reading: ModelArgs,
-    /// A TOML file of options: its keys are the long options of this command. Options on the
-    /// command line win
-    #[arg(long, value_name = "FILE")]
-    recipe: Option<PathBuf>,
-    /// Also write an HTML page that shows the schedule, the cost, the quantized layers, and the
-    /// error that caching and quantization make on held-out samples at every step
-    #[arg(long, value_name = "FILE.html")]
-    report: Option<PathBuf>,
-    /// Print a JSON object
-    #[arg(long)]
-    json: bool,
-    // last: what follows would stand under its heading
     #[command(flatten)]
     caching: CachingArgs,
     #[command(flatten)]
@@ -81,7 +94,8 @@ pub struct CompileArgs {
 }
 
 impl CompileArgs {
-    /// The options as a recipe, with the scheduler configuration that a pipeline directory has.
+    /// The options as a recipe. `found` is the scheduler configuration of a pipeline directory,
+    /// which is used unless an option names one.
     fn recipe(&self, found: Option<PathBuf>) -> Recipe {
         let mut recipe = Recipe::default();
         self.the_loop.put(&mut recipe);
@@ -141,7 +155,7 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
         return Err(Failure::usage("--prompts is for pipeline directories with a text encoder"));
     }
     let mut recipe = args.recipe(scheduler);
-    // before the model is read
+    // before the model is read, because that can take long
     let contradictions = recipe.check();
     if !contradictions.is_empty() {
         return Err(cachequant::CompileError::Recipe(contradictions).into());
@@ -183,9 +197,10 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
     say(args, &compiled, size, quality)
 }
 
-/// The compiled loop is further from the float loop than it may be.
+/// The failure for a loop whose quality is below the floor, with the proposals that were measured.
 fn below(psnr: f64, floor: f64, proposals: &[Proposal]) -> Failure {
-    let what = format!("held-out samples reach {psnr:.1} dB to the float loop, below {floor:.1}");
+    let what =
+        format!("held-out samples reach {psnr:.1} dB to the float loop, which is below {floor:.1}");
     let mut failure = Failure::new(Exit::Missed, what);
     for Proposal { options, psnr } in proposals {
         failure = failure.fact("measured", format!("{psnr:.1} dB with {options}"));
@@ -194,10 +209,10 @@ fn below(psnr: f64, floor: f64, proposals: &[Proposal]) -> Failure {
         [one] if one.psnr >= floor => failure.help(&one.options),
         _ => failure,
     }
-    .help("--accept writes it as it is")
+    .help("--accept writes the artifact nevertheless")
 }
 
-/// A bar for each phase.
+/// One progress bar at a time, for the current phase.
 struct Bars {
     quiet: bool,
     shown: Option<(Phase, term::ProgressBar)>,
@@ -216,7 +231,7 @@ impl cachequant::Progress for Bars {
     }
 }
 
-/// Says before the long work what writing the report would say after it.
+/// Finds out before the long work whether the report can be written.
 fn check_report(args: &CompileArgs, overwrite: Overwrite) -> Result<(), Failure> {
     let Some(path) = &args.report else { return Ok(()) };
     let same = path == &args.output
@@ -229,7 +244,7 @@ fn check_report(args: &CompileArgs, overwrite: Overwrite) -> Result<(), Failure>
     Ok(check_target(path, overwrite)?)
 }
 
-/// Logs what was decided and why; prints it with `--json`.
+/// Logs what was decided and why, and prints the summary with `--json`.
 fn say(
     args: &CompileArgs,
     compiled: &Compiled,
@@ -239,9 +254,12 @@ fn say(
     let summary = compiled.summary();
     let Summary { sampler, steps, guidance, left_the_loop: left, .. } = &summary;
     let output = args.output.display();
-    tracing::info!("{output}: {}, {sampler} in {steps} steps, guidance {guidance}", bytes(size));
     tracing::info!(
-        "left the loop: {} MACs and {} of weights to tables, {} MACs and {} of weights to preludes",
+        "{output}: {}, {sampler} with {steps} steps, guidance scale {guidance}",
+        bytes(size)
+    );
+    tracing::info!(
+        "moved out of the loop: {} MACs and {} of weights into tables, {} MACs and {} of weights into preludes",
         short(left.table_macs as f64),
         bytes(left.table_weight_bytes),
         short(left.prelude_macs as f64),
@@ -278,7 +296,10 @@ fn say_reading(reading: &Reading) {
     match &reading.verdict {
         Verdict::Fits(score) => tracing::info!("reading: {}; {score}", reading.name),
         Verdict::Trusted(score) => {
-            tracing::warn!("reading: {}, as told, though it does not fit; {score}", reading.name);
+            tracing::warn!(
+                "reading: {}, as the options say, although the test rejects it; {score}",
+                reading.name
+            );
         }
         Verdict::Untested { reason } => {
             tracing::warn!("reading: {}, not tested: {reason}", reading.name);
@@ -289,7 +310,7 @@ fn say_reading(reading: &Reading) {
 fn say_caching(summary: &Summary) {
     let Some(caching) = &summary.caching else { return };
     tracing::info!(
-        "cached: {}; a cached step does {:.1} % of a full one's work and reads {} per sample",
+        "cached: {}; a cached step does {:.1} % of the work of a full one and reads {} per sample",
         caching.cut,
         caching.share * 100.0,
         bytes(caching.cache_bytes)
@@ -306,7 +327,7 @@ fn say_caching(summary: &Summary) {
         caching.schedule,
         caching.full_steps.len(),
         caching.evaluations,
-        caching.correction.as_deref().unwrap_or("none, it does not help")
+        caching.correction.as_deref().unwrap_or("none, because it does not help")
     );
 }
 
@@ -322,10 +343,12 @@ fn say_quantization(quant: &QuantSummary, kind: Quant) {
             "quantized: {layers} layers{bits}, {bf16} of them with inputs in bf16; float: {float}"
         );
         for name in &quant.inputs_bf16 {
-            tracing::debug!("input in bf16: {name}: 8 bits would cost more than integers gain");
+            tracing::debug!(
+                "input stays bf16: {name}: rounding it to 8 bits would cost too much quality"
+            );
         }
     }
     for layer in &quant.float_layers {
-        tracing::debug!("float: {}: {}", layer.name, layer.why);
+        tracing::debug!("stays float: {}: {}", layer.name, layer.why);
     }
 }

@@ -1,27 +1,32 @@
-//! `--device`: where evaluations run, and what GPUs there are.
+//! `--device`: the choice between CPU and GPU, and what `doctor` says about GPUs.
 
 use super::report::Failure;
 use clap::{Args, ValueEnum};
 use cqc_runtime::{Artifact, Denoiser, DenoiserOptions};
 
-/// Where to evaluate.
+/// The options that choose a device.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct DeviceArgs {
-    /// Where evaluations run: cuda, cpu, or auto, which takes a GPU if there is one that can.
-    /// Kernels for a GPU are compiled with NVRTC and kept in the user's cache, or come from the
-    /// artifact with --artifact-kernels
+    /// Where evaluations run
+    ///
+    /// Kernels for a GPU are compiled with the library NVRTC and kept in the user's cache
+    /// directory. With --artifact-kernels they come from the artifact.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: Device,
-    /// Run machine code for a GPU that the artifact brings along (`compile --target`); only for
-    /// artifacts whose maker may run programs on this machine
+    /// Run the GPU machine code that the artifact brings along (`compile --target`)
+    ///
+    /// Use it only for artifacts whose maker may run programs on this machine.
     #[arg(long)]
     pub artifact_kernels: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Device {
+    /// A GPU if there is one that can run the artifact, else the CPU
     Auto,
+    /// The CPU
     Cpu,
+    /// An NVIDIA GPU; the command fails if there is none that can run the artifact
     Cuda,
 }
 
@@ -36,12 +41,14 @@ impl From<Device> for cqc_runtime::Device {
 }
 
 impl DeviceArgs {
-    /// Opens a denoiser there. A GPU that is there and cannot be used is a line on stderr.
+    /// Opens a denoiser on that device. If there is a GPU that cannot be used, a warning says why.
     pub fn open(self, artifact: &Artifact, options: DenoiserOptions) -> Result<Denoiser, Failure> {
         let artifact_kernels = self.artifact_kernels;
         let options = DenoiserOptions { device: self.device.into(), artifact_kernels, ..options };
         if artifact.kernels().is_some() && !artifact_kernels && self.device != Device::Cpu {
-            tracing::debug!("the artifact's own GPU kernels are not used: --artifact-kernels");
+            tracing::debug!(
+                "the artifact's own GPU kernels are not used; --artifact-kernels allows it"
+            );
         }
         let denoiser = artifact.denoiser_with(&options, &mut say_unused)?;
         if let Some(device) = denoiser.engine().device() {
@@ -51,12 +58,12 @@ impl DeviceArgs {
     }
 }
 
-/// Says why a GPU that is there is not used.
+/// Warns that a GPU is not used, and why.
 pub fn say_unused(why: &str) {
     tracing::warn!("the GPU is not used: {why}");
 }
 
-/// What `doctor` says of GPUs: whether all is well, and a line.
+/// Lines about GPUs for `doctor`, each with whether all is well.
 #[cfg(feature = "cuda")]
 pub fn findings() -> Vec<(bool, String)> {
     use cqc_kernels::cuda::driver;

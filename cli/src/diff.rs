@@ -1,4 +1,4 @@
-//! `diff`: what differs between two artifacts or models.
+//! `cqc diff`: lists the differences between two artifacts or models.
 
 mod changes;
 mod constants;
@@ -16,25 +16,26 @@ use side::Side;
 use std::fmt::Write;
 use std::path::PathBuf;
 
-/// Show what differs between two artifacts or models
+/// Show the differences between two artifacts or models
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Exits with 0 if nothing differs and with 1 if something does, as diff; see `equal` in the JSON.\n\
-    A model beside an artifact is compiled in memory, without caching, for the artifact's sampler and steps; two models are \
-    compared as single evaluations. Constants are compared by content, whatever their names. Examples:\n  \
+    after_help = "The exit code is 0 if nothing differs and 1 if something does; the JSON says it as `equal`.\n\n\
+    A model beside an artifact is compiled in memory without caching, for the artifact's sampler and steps. Two models are \
+    compared as single evaluations. Constants are compared by content, not by name.\n\n\
+    Examples:\n  \
     cqc diff old.cq new.cq\n  \
     cqc diff unet.onnx unet.cq --json"
 )]
 pub struct DiffArgs {
-    /// A .cq or an .onnx file
+    /// The first one (A), a .cq or an .onnx file
     a: PathBuf,
-    /// A .cq or an .onnx file
+    /// The second one (B), a .cq or an .onnx file
     b: PathBuf,
-    #[command(flatten)]
-    reading: ModelArgs,
-    /// Print a JSON object
+    /// Print a JSON object on stdout instead of text
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    reading: ModelArgs,
 }
 
 /// The JSON of `--json`.
@@ -73,7 +74,7 @@ pub fn diff(args: &DiffArgs) -> Result<(), Failure> {
     if equal { Ok(()) } else { Err(Failure::silent()) }
 }
 
-/// Most lines of one part.
+/// Number of lines that a part of the text has at most.
 const MOST_LINES: usize = 12;
 
 fn text(diff: &Diff) -> String {
@@ -103,15 +104,16 @@ fn text(diff: &Diff) -> String {
     let constants = &diff.constants;
     let _ = writeln!(
         out,
-        "constants: {} equal, {} of other values, {} only in A, {} only in B",
+        "constants: {} equal, {} with different values, {} only in A, {} only in B",
         grouped(constants.equal),
         grouped(constants.differing.len()),
         grouped(constants.only_a.len()),
         grouped(constants.only_b.len())
     );
     let rows = constants.differing.iter().take(MOST_LINES).map(|c| {
-        let difference =
-            c.max_abs.map_or("not numbers".into(), |d| format!("differ by at most {d:.3e}"));
+        let difference = c
+            .max_abs
+            .map_or("not comparable as numbers".into(), |d| format!("differ by at most {d:.3e}"));
         vec![c.name.clone(), c.ty.clone(), difference]
     });
     out.push_str(&columns(&rows.collect::<Vec<_>>()));

@@ -1,4 +1,4 @@
-//! `doctor`: will this export do, and what will it cost?
+//! `cqc doctor`: says whether an exported model can be compiled, and what it will cost to run.
 
 use super::args::{ModelArgs, Threads};
 use super::device;
@@ -23,30 +23,31 @@ use cqc_runtime::engine::EngineError;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
-/// Check an export before compiling it: what is unsupported, what is baked in, what it will cost
+/// Check an exported model before compiling it: unsupported nodes, fixed sizes, expected cost
 #[derive(Args, Debug)]
 #[command(
-    after_help = "What `compile` would refuse is said here first, with what to do, and ends this command in the same way: \
-    exit code 3 if the model uses something unsupported; every such node is listed. Otherwise the command to run next is \
-    printed."
+    after_help = "If `compile` would refuse the model, this command says why and what to do, and ends with the same exit code: \
+    3 if the model uses something unsupported, in which case every such node is listed. Otherwise it prints the command to run \
+    next."
 )]
 pub struct DoctorArgs {
-    /// An .onnx file, or a pipeline directory as for `compile`; without one, only what this machine
-    /// has for CUDA
+    /// An .onnx file, or a pipeline directory as for `compile` [default: report only what this
+    /// machine has for CUDA]
     model: Option<PathBuf>,
     #[command(flatten)]
-    reading: ModelArgs,
-    #[command(flatten)]
     threads: Threads,
-    /// Also run the model: test on its own samples what its output means, as `compile` does
+    /// Also run the model: test on samples that it makes whether the prediction is what the sampler
+    /// expects, as `compile` does
     #[arg(long)]
     deep: bool,
-    /// Print a JSON object
+    /// Print the findings as a JSON object on stdout
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    reading: ModelArgs,
 }
 
-/// One thing that was looked at.
+/// One line of the result.
 struct Finding {
     topic: &'static str,
     verdict: Verdict,
@@ -109,7 +110,7 @@ pub fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
     }
 }
 
-/// Prints what was found and what `compile` would refuse, which also ends this command.
+/// Prints the findings and the refusal of `compile`, which is also the failure of this command.
 fn refuse(args: &DoctorArgs, mut findings: Vec<Finding>, failure: Failure) -> Result<(), Failure> {
     // nodes that are not supported are findings of their own
     if findings.iter().all(|f| f.verdict != Verdict::Bad) {
@@ -121,7 +122,7 @@ fn refuse(args: &DoctorArgs, mut findings: Vec<Finding>, failure: Failure) -> Re
     Err(failure)
 }
 
-/// ModelArgs that are open: the whole command that goes on is said, not its options alone.
+/// Adds the whole command to the failure where only the options for open sizes are advised.
 fn with_command(failure: Failure, path: &Path) -> Failure {
     match failure.advice() {
         Some(options) if options.starts_with("--dim ") || options.starts_with("--shape ") => {
@@ -140,7 +141,7 @@ fn compilation(
     let Ok(network) = model.network() else {
         return Ok(vec![note(
             "next",
-            "cqc run evaluates it: --input NAME=FILE.npy for every input",
+            "`cqc run` evaluates it, with --input NAME=FILE.npy for every input",
         )]);
     };
     let recipe =
@@ -153,7 +154,7 @@ fn compilation(
     let mut findings = Vec::new();
     match session {
         Ok(session) => findings.extend(args.deep.then(|| tested(session.reading()))),
-        // the only thing that this command has no option for
+        // the only failure for which this command has no option
         Err(CompileError::Condition(ConditionError::Missing { .. })) => {
             let label = label_input(&network.inputs).map(|i| &i.name);
             let found = fills(&network.inputs, &Default::default(), false).unwrap_or_default();
@@ -165,7 +166,7 @@ fn compilation(
         }
         Err(e) => return Err(e.into()),
     }
-    // a pipeline directory is given as such, for the scheduler's configuration in it
+    // A pipeline directory is given as such, because its scheduler configuration is in it.
     let path = args.model.as_ref().unwrap_or(&model.path);
     let stem = path.file_stem().map_or("model".into(), |s| s.to_string_lossy());
     let mut command = format!("cqc compile {} -o {stem}.cq", path.display());
@@ -180,15 +181,15 @@ fn filled(model: &Model) -> Vec<Finding> {
     let found = fills(&network.inputs, &Default::default(), false).unwrap_or_default();
     let says = |(name, fill): (&String, &Fill)| {
         let note = match fill.is_guidance() {
-            true => ": --guidance goes there, and no second half is computed",
+            true => ": --guidance sets it, and no unconditional half is computed",
             false => "",
         };
-        ok("fills", format!("{name} with {fill}{note}; --fill {name}=none leaves it to --cond"))
+        ok("fills", format!("{name} with {fill}{note}; with --fill {name}=none, --cond gives it"))
     };
     found.iter().map(says).collect()
 }
 
-/// What the test of the network's output found.
+/// The result of the test of the network's prediction.
 fn tested(found: &Reading) -> Finding {
     match &found.verdict {
         reading::Verdict::Fits(score) => ok("reading", format!("{}; {score}", found.name)),
@@ -214,7 +215,7 @@ fn print(args: &DoctorArgs, findings: &[Finding]) -> Result<(), Failure> {
     term::print(&findings.iter().map(line).collect::<String>())
 }
 
-/// The nodes that are not supported, one finding each: stdout alone tells the result.
+/// The unsupported nodes, one finding each, so that stdout alone tells the result.
 fn unsupported(e: &ModelError) -> Vec<Finding> {
     let bad = |text: String| Finding { topic: "operators", verdict: Verdict::Bad, text };
     match e {
@@ -253,10 +254,10 @@ fn shapes(model: &Model) -> Vec<Finding> {
         (None, Some(n)) => note(
             "batch",
             format!(
-                "baked in: {n}. Export with dynamic axes to choose it later; guidance needs an even one"
+                "fixed to {n} by the export. Export with dynamic axes to choose it later; guidance needs an even batch"
             ),
         ),
-        (None, None) => note("batch", "none of the inputs has one"),
+        (None, None) => note("batch", "no input has an axis for the batch"),
     };
     vec![ok("inputs", sizes.join(", ")), batch]
 }
@@ -298,8 +299,9 @@ fn loop_inputs(model: &Model) -> Vec<Finding> {
         Ok(network) => network,
         Err(ModelError::NotADenoiser { reason, .. }) => {
             let reasons = reason.lines();
-            let only_run =
-                |reason| note("loop", format!("no denoiser, only `run` will take it: {reason}"));
+            let only_run = |reason| {
+                note("loop", format!("not a denoiser, so only `cqc run` accepts it: {reason}"))
+            };
             return reasons.map(only_run).collect();
         }
         Err(other) => return vec![note("loop", other.to_string())],
@@ -315,7 +317,7 @@ fn loop_inputs(model: &Model) -> Vec<Finding> {
         found.push(ok("conditions", conditions.join(", ")));
     }
     found.push(ok("prediction", format!("`{}` {}", network.output.name, network.output.ty)));
-    found.push(ok("loop", "a denoiser: compile and sample will take it"));
+    found.push(ok("loop", "the model is a denoiser: `cqc compile` accepts it"));
     found
 }
 
@@ -331,7 +333,7 @@ fn role_of(input: &PlanInput) -> Option<(&'static str, String)> {
             Some(("time step", format!("`{name}`, {} {shape}: {samplers}", ty.dtype)))
         }
         InputRole::StepCondition => {
-            Some(("per step", format!("`{name}` {ty}: another value at every evaluation")))
+            Some(("per step", format!("`{name}` {ty}: has another value at every evaluation")))
         }
         InputRole::Condition => None,
     }
@@ -346,14 +348,14 @@ fn operators(model: &Model) -> Vec<Finding> {
         let list: Vec<String> = decomposed.iter().map(|(op, n)| format!("{n} {op}")).collect();
         found.push(note(
             "operators",
-            format!("not fused, so slower than need be: {}", list.join(", ")),
+            format!("not fused, and therefore slower than necessary: {}", list.join(", ")),
         ));
     }
     found
 }
 
-/// Share of the peak that a step is expected to reach; measured steps of U-Nets and DiTs lie
-/// between 0.5 and 0.9.
+/// The share of the peak that an evaluation is expected to reach. Measured steps of U-Nets and DiTs
+/// lie between 0.5 and 0.9.
 const EXPECTED_SHARE: f64 = 0.6;
 
 fn cost(model: &Model, isa: Isa, threads: usize) -> Vec<Finding> {
@@ -385,13 +387,13 @@ fn cost(model: &Model, isa: Isa, threads: usize) -> Vec<Finding> {
         false => ok("memory", memory),
         true => {
             let there = bytes(available.bytes as u64);
-            note("memory", format!("{memory}, but {there} are {}", available.bound))
+            note("memory", format!("{memory}, but only {there} are {}", available.bound))
         }
     };
     vec![memory, ok("time", time)]
 }
 
-/// Most bytes that are needed at once, for one sample, in the graph's order.
+/// The most bytes that are needed at once for one sample, when the nodes run in the graph's order.
 fn peak_activations(g: &Graph, batch_symbol: Option<&str>) -> u64 {
     let one: Bindings = batch_symbol.into_iter().map(|s| (s.into(), 1)).collect();
     let size = |v: cqc_passes::ir::ValueId| {

@@ -7,8 +7,8 @@ use std::fmt::Write;
 const HEAD: &str =
     "  rankdir=TB; node [shape=box, fontname=\"sans-serif\", fontsize=10]; edge [fontsize=8];\n";
 
-/// A box per node, an ellipse per input and output, an edge per value with its type. Constants are
-/// left out.
+/// A box per node, an ellipse per input and output, and an edge per value with its type. Constants
+/// are left out.
 pub fn of_graph(g: &Graph) -> String {
     let mut out = format!("digraph {} {{\n{HEAD}", quoted(&g.name));
     for &v in &g.inputs {
@@ -39,7 +39,8 @@ pub fn of_graph(g: &Graph) -> String {
     out + "}\n"
 }
 
-/// A cluster per program that has steps; edges as in [`of_graph`], tables and preludes as ellipses.
+/// A cluster per program that has steps. Edges are drawn as in [`of_graph`]; tables and the results
+/// of preludes are ellipses.
 pub fn of_plan(plan: &Plan) -> String {
     let mut out = format!("digraph plan {{\n{HEAD}");
     for kind in ProgramKind::ALL {
@@ -90,7 +91,7 @@ pub fn of_plan(plan: &Plan) -> String {
     out + "}\n"
 }
 
-/// The value whose step also makes `v`.
+/// The value whose step also writes `v`, which may be a view of it.
 fn home(program: &cqc_proto::plan::Program, v: usize) -> usize {
     match &program.values[v].alias {
         Some(cqc_proto::plan::Alias::Same { of }) => *of,

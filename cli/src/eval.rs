@@ -1,4 +1,4 @@
-//! `eval`: quality against a reference.
+//! `cqc eval`: measures the quality of an artifact against a reference.
 
 mod extractor;
 mod figures;
@@ -18,78 +18,90 @@ use partial::Setup;
 use real::Real;
 use std::path::PathBuf;
 
-/// Measure the quality of an artifact against a reference, from the same noise
+/// Measure the quality of an artifact against a reference that starts from the same noise
 #[derive(Args, Debug)]
 #[command(
-    after_help = "An artifact given as --reference is sampled as it is; a model is compiled in memory without caching, with the \
-    artifact's sampler, steps and guidance.\n\
-    PSNR and SSIM are of RGB bytes, clipped to [-1,1] and rounded once, means over images; identical images count as 100 dB. \
-    Samples that are no images (latents) have a PSNR of floats, whose peak is the reference's range, and no SSIM.\n\
-    --features takes any model of images [N,C,H,W] in [-1,1]. Frechet distances depend on the number of images: compare equal \
-    ones.\n\
-    A missed target exits with 4, after the figures are printed. Examples:\n  \
+    after_help = "An artifact as --reference is sampled as it is. A model as --reference is compiled in memory without caching and \
+    without quantization, with the artifact's sampler, steps and guidance.\n\n\
+    PSNR and SSIM compare images as RGB bytes: samples are clipped to [-1,1] and rounded. The figures are means over images, \
+    and identical images count as 100 dB. Samples that are not images, such as latents, have a PSNR of floats, whose peak is \
+    the range of the reference, and no SSIM.\n\n\
+    --features takes any model that reads images [N,C,H,W] in [-1,1]. Frechet distances depend on the number of images, so \
+    only distances of equal numbers can be compared.\n\n\
+    If a target is missed, the figures are printed and the exit code is 4.\n\n\
+    Examples:\n  \
     cqc eval unet.cq --reference unet.onnx -n 64\n  \
     cqc eval unet.cq --reference float.cq -n 5000 --features inception.onnx --real-stats real.npz --max-frechet 20\n  \
     cqc eval unet.cq --reference unet.onnx -n 5000 --shard 0/4 --partial p0.npz\n  \
     cqc eval --merge p0.npz p1.npz p2.npz p3.npz --real-stats real.npz --json"
 )]
 pub struct EvalArgs {
-    /// A .cq file
+    /// The artifact to measure, a .cq file
     #[arg(required_unless_present = "merge")]
     artifact: Option<PathBuf>,
-    /// What its samples should be: an .onnx or a .cq file, or a pipeline directory as for `compile`
+    /// The reference: an .onnx file, a .cq file, or a pipeline directory as for `compile`
     #[arg(long, value_name = "R", required_unless_present = "merge")]
     reference: Option<PathBuf>,
-    /// Sampling steps of the artifact, and of an .onnx reference [default: as compiled]
+    /// Number of sampler steps of the artifact, and of an .onnx reference [default: as compiled]
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
-    #[command(flatten)]
-    sampling: SamplingArgs,
-    /// A model that makes features of images, and perhaps logits
+    /// An ONNX model that computes features of images, and possibly logits
+    ///
+    /// Needed for Frechet distances, precision, recall and inception scores.
     #[arg(long, value_name = "F.onnx")]
     features: Option<PathBuf>,
-    /// Which of its outputs the features are [default: `features`, else the first]
+    /// The output of --features that holds the features [default: `features`, else the first]
     #[arg(long, value_name = "NAME", requires = "features")]
     features_output: Option<String>,
-    /// Which of its outputs the logits are, for inception scores [default: `logits`, if it is
-    /// there]
+    /// The output of --features that holds the logits, for inception scores [default: `logits`, if
+    /// there is one]
     #[arg(long, value_name = "NAME", requires = "features")]
     logits_output: Option<String>,
-    /// Statistics of real images' features: arrays `mean` or `mu`, and `cov` or `sigma`
+    /// Statistics of the features of real images
+    ///
+    /// Arrays `mean` or `mu`, and `cov` or `sigma`. Needs --features, here or in the merged parts.
     #[arg(long, value_name = "S.npz")]
     real_stats: Option<PathBuf>,
-    /// Real images' features [N,D], for precision and recall [default: the reference's]
+    /// Features [N,D] of real images, for precision and recall [default: those of the reference]
+    ///
+    /// Needs --features, here or in the merged parts.
     #[arg(long, value_name = "X.npy")]
     real_features: Option<PathBuf>,
-    /// Largest Frechet distance, to the real images if they are given, else to the reference
+    /// Fail if the Frechet distance is above this value
+    ///
+    /// The distance is measured to the real images if --real-stats is given, else to the reference.
+    /// Needs --features, here or in the merged parts.
     #[arg(long, value_name = "X", value_parser = number)]
     max_frechet: Option<f64>,
-    /// Smallest mean PSNR, in decibels
+    /// Fail if the mean PSNR is below this value, in dB
     #[arg(long, value_name = "X", value_parser = number, allow_negative_numbers = true)]
     min_psnr: Option<f64>,
-    /// Smallest mean SSIM
+    /// Fail if the mean SSIM is below this value, at most 1
     #[arg(long, value_name = "X", value_parser = number, allow_negative_numbers = true)]
     min_ssim: Option<f64>,
-    /// Measure only part I of COUNT consecutive parts, I from 0
+    /// Measure only part I of COUNT consecutive parts of the samples, I from 0
     #[arg(long, value_name = "I/COUNT")]
     shard: Option<Shard>,
-    /// Write what --merge needs of this part
+    /// File for the intermediate results of this part, which --merge reads
     #[arg(long, value_name = "P.npz")]
     partial: Option<PathBuf>,
-    /// Put together the parts of all shards, instead of sampling: the figures are those of the
-    /// whole
+    /// Combine the --partial files of all shards instead of sampling
+    ///
+    /// The figures are those of all samples together.
     #[arg(long, value_name = "P.npz", num_args = 1.., conflicts_with_all = ["artifact", "reference", "shard", "partial", "features"])]
     merge: Vec<PathBuf>,
     /// Replace an existing file
     #[arg(long)]
     force: bool,
     #[command(flatten)]
-    reading: ModelArgs,
-    #[command(flatten)]
     map: MapArgs,
-    /// Print a JSON object
+    /// Print the figures as a JSON object on stdout
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    reading: ModelArgs,
 }
 
 fn number(text: &str) -> Result<f64, String> {
@@ -126,7 +138,7 @@ pub fn eval(args: &EvalArgs, quiet: bool) -> Result<(), Failure> {
     check_targets(args, &figures)
 }
 
-/// Refuses before the work what could not be computed after it.
+/// Refuses before the work what cannot be computed after it.
 fn check(args: &EvalArgs, setup: &Setup, real: &Real) -> Result<(), Failure> {
     let wants_features = [
         ("--max-frechet", args.max_frechet.is_some()),
@@ -156,7 +168,7 @@ fn check_targets(args: &EvalArgs, figures: &Figures) -> Result<(), Failure> {
         .features
         .as_ref()
         .map(|f| f.frechet_to_real.unwrap_or(f.frechet_to_reference).distance);
-    // written so that NaN misses
+    // written so that NaN misses the target
     let missed = [
         (
             "Frechet",

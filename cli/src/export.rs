@@ -1,4 +1,4 @@
-//! `export`: standard ONNX back out of an artifact.
+//! `cqc export`: writes the loop of an artifact as standard ONNX models.
 
 use super::report::{Exit, Failure};
 use super::{artifact, term, text};
@@ -11,25 +11,27 @@ use cqc_proto::cq::Quant;
 use serde_json::json;
 use std::path::PathBuf;
 
-/// Write an artifact as standard ONNX models, for any other runtime
+/// Write an artifact as standard ONNX models that any runtime can run
 #[derive(Args, Debug)]
 #[command(
-    after_help = "The directory holds the models, weights.bin, schedule.json (how they connect) and sample.py. Examples:\n  \
+    after_help = "The directory gets the models, weights.bin, schedule.json, which describes how the loop calls the models, and \
+    sample.py, which runs the loop with ONNX Runtime for DDIM without noise.\n\n\
+    Examples:\n  \
     cqc export unet.cq -o unet\n  \
     python unet/sample.py noise.npy samples.npy\n  \
     cqc export unet.cq --layout if -o unet\n  \
     cqc export unet-w8a8.cq --scales constant -o unet-int8"
 )]
 pub struct ExportArgs {
-    /// A .cq file
+    /// The artifact, a .cq file
     artifact: PathBuf,
-    /// The directory that is made
+    /// The directory to create
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// With a cache: full.onnx and cached.onnx, or one model.onnx that chooses by an ONNX If
+    /// The files of an artifact with a cache
     #[arg(long, value_name = "LAYOUT", value_enum, default_value = "split")]
     layout: LayoutArg,
-    /// How the rounding of a quantized artifact is written [default: ort]
+    /// The form in which the rounding of a quantized artifact is written [default: ort]
     #[arg(long, value_name = "KIND", value_enum)]
     qdq: Option<QdqArg>,
     /// Scales of activations, with --qdq ort [default: table]
@@ -38,35 +40,38 @@ pub struct ExportArgs {
     /// Replace an earlier export
     #[arg(long)]
     force: bool,
-    /// Print a JSON object
+    /// Print a summary as a JSON object on stdout
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum LayoutArg {
+    /// Two models, full.onnx and cached.onnx
     Split,
+    /// One model.onnx that chooses with an ONNX If
     If,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum QdqArg {
-    /// QuantizeLinear and DequantizeLinear as ONNX Runtime fuses them: activations u8, weights s8
-    /// or INT4
+    /// QuantizeLinear and DequantizeLinear in the form that ONNX Runtime fuses: u8 activations, s8
+    /// or INT4 weights
     Ort,
-    /// As TensorRT wants them: activations and weights s8, no zero points, constant scales
+    /// QuantizeLinear and DequantizeLinear in the form that TensorRT needs: s8 activations and
+    /// weights, no zero points, constant scales
     Trt,
-    /// None: float models, with weights as quantization has left them and its corrections. (What is
-    /// bf16 is cast to BFLOAT16 and back by the others)
+    /// No rounding: float models, whose weights are the quantized ones and which keep the
+    /// corrections. The other two also cast bf16 operands to BFLOAT16 and back
     None,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ScalesArg {
-    /// As calibrated: the number of the evaluation indexes tables
+    /// As calibrated: tables that are indexed by the number of the evaluation
     Table,
-    /// One for all evaluations, wide enough for each: less exact, for runtimes that fuse constant
-    /// scales only
+    /// One scale for all evaluations, wide enough for each. It is less exact, and meant for
+    /// runtimes that fuse constant scales only
     Constant,
 }
 

@@ -1,23 +1,24 @@
-//! `completions` and `man`: files for shells and for man.
+//! `cqc completions` and `cqc man`: files for shells and for man.
 
 use super::report::Failure;
 use super::{Cli, term};
 use clap::{Args, CommandFactory};
 
-/// Print a shell's completion script
+/// Print a script that completes cqc's options in a shell
 #[derive(Args, Debug)]
 #[command(
     after_help = "Example: cqc completions bash > ~/.local/share/bash-completion/completions/cqc"
 )]
 pub struct CompletionsArgs {
+    /// The shell
     shell: clap_complete::Shell,
 }
 
-/// Print a man page, of cqc or of one of its commands
+/// Print the man page of cqc or of one of its commands
 #[derive(Args, Debug)]
 #[command(after_help = "Example: cqc man sample | man -l -")]
 pub struct ManArgs {
-    /// A command of cqc
+    /// A command of cqc [default: cqc itself]
     command: Option<String>,
 }
 
@@ -36,7 +37,7 @@ pub fn man(args: &ManArgs) -> Result<(), Failure> {
             let known =
                 || root.get_subcommands().map(|c| c.get_name()).collect::<Vec<_>>().join(", ");
             let found = root.find_subcommand(name).cloned();
-            // its display name is `cqc-sample`, which is what man calls it
+            // its display name is `cqc-sample`, which is the name of its man page
             found.ok_or_else(|| {
                 Failure::usage(format!("cqc has no command `{name}`")).fact("known", known())
             })?

@@ -1,4 +1,4 @@
-//! `inspect`: what is in a model or an artifact.
+//! `cqc inspect`: prints the content of a model or an artifact.
 
 mod artifact_view;
 mod caching_view;
@@ -19,32 +19,34 @@ use cqc_passes::rewrite::PIPELINE;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Show what is in a model or an artifact, and what the passes make of a model
+/// Show what a model or an artifact contains, and the graph that the passes make of a model
 #[derive(Args, Debug)]
 pub struct InspectArgs {
-    /// An .onnx or a .cq file, or a pipeline directory as for `compile`
+    /// An .onnx file, a .cq file, or a diffusers pipeline directory as for `compile`
     model: PathBuf,
-    /// Print a JSON object
+    /// Print a JSON object on stdout instead of text
     #[arg(long)]
     json: bool,
-    /// Also draw the graph after the passes, or the artifact's plan, as a Graphviz file
+    /// Also write a Graphviz file: of the graph after the passes, or of the artifact's plan
     #[arg(long, value_name = "FILE")]
     dot: Option<PathBuf>,
     /// Replace an existing file
     #[arg(long)]
     force: bool,
-    /// .onnx: print the graph behind this pass (behind every time it runs), or `import`, and
-    /// nothing else
+    /// .onnx: print only the graph after this pass, each time it runs
+    ///
+    /// `import` is the graph before the first pass.
     #[arg(long, value_name = "PASS", conflicts_with = "json")]
     dump_after: Option<String>,
-    /// .onnx: run only the first N passes; without --dump-after and --json, print the graph behind
-    /// them
+    /// .onnx: run only the first N passes
+    ///
+    /// Without --dump-after and --json, print the graph after them.
     #[arg(long, value_name = "N")]
     stop_after: Option<usize>,
     #[command(flatten)]
-    reading: ModelArgs,
-    #[command(flatten)]
     map: MapArgs,
+    #[command(flatten)]
+    reading: ModelArgs,
 }
 
 pub fn inspect(args: &InspectArgs) -> Result<(), Failure> {

@@ -1,5 +1,5 @@
-//! Two denoisers along the same trajectories: the same noise, the same conditions, evaluation by
-//! evaluation.
+//! Runs two denoisers along the same trajectories: with the same noise and conditions, evaluation
+//! by evaluation.
 
 use super::args::Shard;
 use super::prompt::Pictures;
@@ -11,37 +11,37 @@ use cqc_runtime::engine::EngineOptions;
 use cqc_runtime::{Denoiser, DenoiserOptions, Device, Request};
 use std::ops::{ControlFlow, Range};
 
-/// A reference and what is held against it.
+/// A reference and the candidate that is compared with it.
 pub struct Lockstep {
     reference: Denoiser,
     candidate: Denoiser,
-    /// What the reference samples.
+    /// The request to the reference.
     pub request: Request,
     candidate_request: Request,
-    /// Which samples of the whole these are.
+    /// Indices of these samples among the samples of all shards.
     pub range: Range<usize>,
-    /// How many the whole has.
+    /// Number of samples of all shards.
     pub total: usize,
-    /// Elements of a sample.
+    /// Number of elements of a sample.
     len: usize,
 }
 
-/// Some samples of both.
+/// Consecutive samples of both.
 #[derive(Default)]
 pub struct Chunk {
-    /// `[samples, ...]` of the reference.
+    /// Samples of the reference, `[samples, ...]`.
     pub reference: Vec<f32>,
-    /// `[samples, ...]` of the candidate.
+    /// Samples of the candidate, `[samples, ...]`.
     pub candidate: Vec<f32>,
     /// The reference's samples after each evaluation.
     pub trajectory: Vec<Vec<f32>>,
-    /// `[samples, evaluations]`: |x − x′| / |x| after each evaluation; empty if the two make
-    /// different ones.
+    /// `[samples, evaluations]`: the relative error |x − x′| / |x| after each evaluation. It is
+    /// empty if the two make different evaluations.
     pub errors: Vec<f64>,
 }
 
 impl Lockstep {
-    /// Opens both for what the command line asks.
+    /// Opens both for the request of the command line.
     pub fn open(
         reference: &SampleSource,
         candidate: &SampleSource,
@@ -70,17 +70,17 @@ impl Lockstep {
         })
     }
 
-    /// Evaluations of the candidate.
+    /// Number of evaluations of the candidate.
     pub fn evaluations(&self) -> usize {
         self.candidate.sampler().evaluations().len()
     }
 
-    /// Whether both ask their networks at the same time steps.
+    /// Whether both evaluate their networks at the same time steps.
     pub fn in_step(&self) -> bool {
         self.candidate.sampler().evaluations() == self.reference.sampler().evaluations()
     }
 
-    /// Samples that are computed together: the larger batch of the two.
+    /// Number of samples that are computed together: the larger batch of the two.
     fn width(&self) -> usize {
         self.reference.width().max(self.candidate.width())
     }
@@ -91,7 +91,7 @@ impl Lockstep {
         (0..samples).step_by(width).map(move |first| first..samples.min(first + width))
     }
 
-    /// A bar that [`Lockstep::run`] moves.
+    /// A progress bar that [`Lockstep::run`] moves.
     pub fn progress(&self, what: &'static str, quiet: bool) -> ProgressBar {
         let count = |range: Range<usize>| {
             let of =
@@ -101,7 +101,7 @@ impl Lockstep {
         ProgressBar::new(what, self.chunks().map(count).sum::<usize>() as u64, quiet)
     }
 
-    /// Samples `range` of the request.
+    /// Computes the samples `range` of the request with both.
     pub fn run(
         &mut self,
         range: &Range<usize>,

@@ -1,7 +1,7 @@
-//! The command line: arguments in, results on stdout, logs on stderr, an exit code.
+//! The command line `cqc`: arguments in, results on stdout, logs on stderr, an exit code.
 //!
-//! One file per command. What every command shares: `args` (values of options), `report` (how
-//! failures look), `term` (output, logs, progress).
+//! There is one file per command. The commands share `args` (values of options), `report` (the form
+//! of failures) and `term` (output, logs, progress).
 
 mod args;
 mod artifact;
@@ -44,26 +44,37 @@ use std::process::ExitCode;
 pub struct Cli {
     #[command(flatten)]
     verbosity: Verbosity,
-    /// Take at most so much memory, files that are mapped not counted, e.g. 4G [default: what the
-    /// machine and its control groups have left]. What needs more is refused
-    #[arg(long, value_name = "SIZE", global = true)]
+    /// Most memory to use, e.g. 4G [default: what the machine and its control groups have left]
+    ///
+    /// Units are powers of 1024. Files that are mapped do not count. A command that needs more is
+    /// refused.
+    #[arg(long, value_name = "SIZE", global = true, help_heading = GLOBAL)]
     max_memory: Option<args::ByteSize>,
     #[command(subcommand)]
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 ok, 1 failed, 2 usage, 3 the model uses something unsupported, 4 a quality or speed \
-    target was missed, 5 interrupted.\nCQC_LOG sets what is logged to stderr (error, warn, info, debug, trace, or a filter \
-    such as cqc_runtime=debug).";
+/// Help heading of the options that every command takes.
+const GLOBAL: &str = "Global options";
 
-/// How much is said on stderr.
+const EXIT_CODES: &str = "Exit codes:\n  \
+    0  The command succeeded; for diff, nothing differs.\n  \
+    1  The command failed; for diff, something differs.\n  \
+    2  The command line is wrong.\n  \
+    3  The model uses something that cqc does not support.\n  \
+    4  A quality or speed target was missed.\n  \
+    5  The command was interrupted.\n\n\
+    The environment variable CQC_LOG sets what is logged to stderr: error, warn, info, debug, trace, \
+    or a filter such as cqc_runtime=debug. It takes precedence over --quiet and --verbose.";
+
+/// How much is logged to stderr.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Verbosity {
-    /// Say nothing but errors
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    /// Log errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = GLOBAL)]
     quiet: bool,
-    /// Say more; twice: everything
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    /// Log more details; given twice, log everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = GLOBAL)]
     verbose: u8,
 }
 
@@ -117,7 +128,7 @@ fn parse_and_run(arguments: Vec<OsString>) -> Result<(), Failure> {
     }
 }
 
-/// What clap has to say: help and versions go to stdout, errors to stderr.
+/// Ends the process with the message of clap: help and version go to stdout, errors to stderr.
 fn say(error: clap::Error) -> ! {
     error.exit()
 }

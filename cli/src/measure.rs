@@ -1,10 +1,10 @@
-//! Time, memory and the machine's peak.
+//! Measurements of time, of memory, and of the peak arithmetic speed of the machine.
 
 use cqc_kernels::Isa;
 use cqc_kernels::isa::fma_probe;
 use std::time::Instant;
 
-/// The middle value; of an even number of values, the mean of the two in the middle. 0 for none.
+/// The median; of an even number of values, the mean of the two in the middle. 0 without values.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -15,12 +15,11 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// Milliseconds since `start`.
 pub fn ms_since(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1e3
 }
 
-/// Most memory this process has had, MiB; 0 where the system does not tell.
+/// The largest resident memory that this process has had, in MiB; 0 where the system does not tell.
 pub fn peak_rss_mb() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
@@ -29,15 +28,15 @@ pub fn peak_rss_mb() -> f64 {
     kib.unwrap_or(0.0) / 1024.0
 }
 
-/// What the measured code runs on, e.g. `cpu-avx512`.
+/// The name of the backend that runs the measured code, e.g. `cpu-avx512`.
 pub fn backend(isa: Isa) -> String {
     format!("cpu-{isa}")
 }
 
-/// Rounds of one slice of the probe: about a millisecond.
+/// Rounds of one slice of the probe, which take about a millisecond.
 const PROBE_ROUNDS: usize = 200_000;
 
-/// Floating-point operations per second of so many threads, each multiplying and adding in
+/// Floating-point operations per second of `threads` threads that each multiply and add in
 /// registers: the best of a few slices.
 pub fn peak_flops(isa: Isa, threads: usize) -> f64 {
     let slice = || {

@@ -13,15 +13,19 @@ use std::path::PathBuf;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Pipelines")]
 pub struct PromptArgs {
-    /// Text that describes the picture. Repeatable: the samples take the prompts in turn
+    /// Text that describes the picture. Repeatable
+    ///
+    /// The samples take several prompts in turn.
     #[arg(long, value_name = "TEXT")]
     pub prompt: Vec<String>,
-    /// Prompts from a file, one per line; `-` reads standard input [default for -n: one sample per
-    /// prompt]
+    /// File with prompts, one per line
+    ///
+    /// `-` reads standard input. By default there is one sample per prompt.
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     pub prompts: Option<PathBuf>,
-    /// Text that the unconditional half of guidance gets: what the picture should not show.
-    /// Repeatable: the samples take the texts in turn [default: the empty text]
+    /// Text that describes what the picture should not show [default: the empty text]. Repeatable
+    ///
+    /// The unconditional half of guidance gets it. The samples take several texts in turn.
     #[arg(long, value_name = "TEXT")]
     pub negative: Vec<String>,
     /// Write the latents of the loop instead of decoded pictures

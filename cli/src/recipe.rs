@@ -1,8 +1,8 @@
 //! `--recipe FILE.toml`: options in a file.
 //!
-//! Keys are the long options of the command. A list is an option given several times, a table
-//! likewise with `KEY=VALUE`, `true` a switch that is given. An option on the command line replaces
-//! that of the recipe.
+//! The keys are the long options of the command. A list stands for an option that is given several
+//! times, a table for one that is given with `KEY=VALUE`, and `true` for a switch. An option on the
+//! command line replaces the one in the file.
 
 use super::report::Failure;
 use super::{Cli, say};
@@ -12,8 +12,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
-/// Parses the command line, and the recipe if it names one. Does not return for `--help` and errors
-/// of the command line.
+/// Parses the command line, and the recipe if the command line names one. For `--help`, `--version`
+/// and errors of the command line it prints the message and ends the process.
 pub fn parse(mut arguments: Vec<OsString>) -> Result<Cli, Failure> {
     let matches = Cli::command().try_get_matches_from(&arguments).unwrap_or_else(|e| say(e));
     let recipe = matches
@@ -28,11 +28,12 @@ pub fn parse(mut arguments: Vec<OsString>) -> Result<Cli, Failure> {
             .fact("seen", e.to_string().trim_end())
     };
     let table: Table = text.parse().map_err(invalid)?;
-    // right behind the command: what precedes it has no values but sizes, and a `--` may follow
+    // The options go directly after the command's name. Before the name only sizes are values, so
+    // the name is found there, and a `--` may follow it.
     let place = arguments.iter().skip(1).position(|a| a == name).map_or(arguments.len(), |i| i + 2);
     let options = options(&table, name, given, path)?;
     arguments.splice(place..place, options);
-    // The command line itself was fine, so an error is the recipe's.
+    // The command line was valid without the recipe, so an error is the recipe's.
     let parsed = Cli::try_parse_from(arguments);
     parsed.map_err(|e| {
         let text = e.to_string();
@@ -41,7 +42,7 @@ pub fn parse(mut arguments: Vec<OsString>) -> Result<Cli, Failure> {
     })
 }
 
-/// The recipe's options as arguments, without those that the command line has.
+/// The recipe's options as arguments, without those that are on the command line.
 fn options(
     table: &Table,
     command: &str,

@@ -1,59 +1,60 @@
-//! How failures look: what, where, what was seen, what to do.
+//! Failures: what failed, the facts, what to do, and the exit code.
 //!
 //! ```text
 //! error: input `timestep` is missing
 //!   wants   i64[N]
 //!   help    --input timestep=FILE.npy
 //! ```
-//! Libraries return enums with these facts; `errors` turns them into a [`Failure`], and only here
-//! they are laid out.
+//!
+//! The libraries return enums with these facts. `errors` turns them into a [`Failure`], and only
+//! this file lays them out.
 
 mod errors;
 
 use std::fmt;
 use std::io::{IsTerminal, Write};
 
-/// How the process ends.
+/// The exit code of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// The file, the system or cqc itself is at fault.
     Failed = 1,
-    /// The command line is.
+    /// The command line is wrong.
     Usage = 2,
     /// The model uses something that cqc does not support.
     Unsupported = 3,
     /// A quality or speed target was missed.
     Missed = 4,
-    /// The user has had enough.
+    /// The user interrupted the command.
     Interrupted = 5,
 }
 
 /// A failure with its facts.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// How the process ends.
+    /// The exit code of the process.
     pub exit: Exit,
     what: String,
     facts: Vec<(&'static str, String)>,
 }
 
 impl Failure {
-    /// What failed, without a full stop.
+    /// A failure with the sentence `what`, which has no full stop.
     pub fn new(exit: Exit, what: impl Into<String>) -> Failure {
         Failure { exit, what: what.into(), facts: vec![] }
     }
 
-    /// The command line is wrong.
+    /// A failure of the command line.
     pub fn usage(what: impl Into<String>) -> Failure {
         Failure::new(Exit::Usage, what)
     }
 
-    /// The file or the system is.
+    /// A failure of a file or of the system.
     pub fn failed(what: impl Into<String>) -> Failure {
         Failure::new(Exit::Failed, what)
     }
 
-    /// Ends the process with 1; all there is to say stands in the results.
+    /// Ends the process with exit code 1 and prints nothing, because the results say everything.
     pub fn silent() -> Failure {
         Failure::failed("")
     }
@@ -64,12 +65,12 @@ impl Failure {
         self
     }
 
-    /// Adds what to do.
+    /// Adds a line that says what to do.
     pub fn help(self, what: impl fmt::Display) -> Failure {
         self.fact("help", what)
     }
 
-    /// What there is to do, as one text.
+    /// What to do, as one text; `None` if no line says it.
     pub fn advice(&self) -> Option<String> {
         let help = self.facts.iter().filter(|(key, _)| *key == "help");
         let help: Vec<&str> = help.map(|(_, value)| value.as_str()).collect();
@@ -86,7 +87,7 @@ impl Failure {
         format!("{}; {}", self.what, facts.join("; "))
     }
 
-    /// Writes it to stderr.
+    /// Writes the failure to stderr.
     pub fn print(&self) {
         if self.what.is_empty() {
             return;
@@ -95,12 +96,12 @@ impl Failure {
         let colored =
             stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         let error = if colored { "\x1b[1;31merror\x1b[0m" } else { "error" };
-        // Nobody can be told that stderr is closed.
+        // If stderr is closed, there is nobody to tell.
         let _ = writeln!(stderr, "{error}: {self}");
     }
 }
 
-/// Values begin in this column, unless a key is too long.
+/// Width of the column of keys, unless a key is longer.
 const KEY_WIDTH: usize = 8;
 
 impl fmt::Display for Failure {

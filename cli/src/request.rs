@@ -6,12 +6,13 @@ use cqc_proto::plan::PlanInput;
 use cqc_proto::{Tensor, ValueType};
 use std::collections::BTreeMap;
 
-/// Reads every `NAME=FILE` or `NAME=NUMBER`; a later one of the same name wins.
+/// Reads every `NAME=FILE` or `NAME=NUMBER`. A later one of the same name replaces an earlier one.
 pub fn read_named(files: &[NamedFile]) -> Result<BTreeMap<String, Tensor>, Failure> {
     files.iter().map(|f| Ok((f.name.clone(), f.array().read(&f.name)?))).collect()
 }
 
-/// The batch that the given tensors have; 1 if none of them tells.
+/// The batch size of the given tensors, found at the axis `batch_symbol` of their inputs; 1 if none
+/// of them tells, and `fixed` if the model has no such axis.
 pub fn batch_of(
     inputs: &[PlanInput],
     batch_symbol: Option<&str>,
@@ -31,7 +32,7 @@ pub fn batch_of(
     told.into_iter().find(|&n| n > 0).unwrap_or(1)
 }
 
-/// A type at a batch; `None` when it is too large to be.
+/// The shape of a type at a batch size; `None` if it is too large.
 pub fn shape_at(ty: &ValueType, batch_symbol: Option<&str>, batch: usize) -> Option<Vec<usize>> {
     ty.resolve(&batch_symbol.into_iter().map(|s| (s.into(), batch as i64)).collect())
 }

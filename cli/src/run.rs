@@ -1,4 +1,4 @@
-//! `run`: one evaluation.
+//! `cqc run`: runs one evaluation of a model or an artifact.
 
 use super::args::{MapArgs, ModelArgs, NamedFile, Threads};
 use super::device::{Device, say_unused};
@@ -16,49 +16,60 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Evaluate a model once: any inputs, all outputs
+/// Evaluate a model once, with any inputs, and write all outputs
 #[derive(Args, Debug)]
-#[command(after_help = "Without -o the outputs are summarised. Examples:\n  \
+#[command(
+    after_help = "Without -o a summary of the outputs is printed: type, smallest, largest and mean element.\n\n\
+    Examples:\n  \
     cqc run unet.onnx --input sample=x.npy --input timestep=t.npy -o out.npz\n  \
-    cqc run unet.cq --step 10 --input sample=x.npy -o out.npz")]
+    cqc run unet.cq --step 10 --input sample=x.npy -o out.npz"
+)]
 pub struct RunArgs {
-    /// An .onnx or a .cq file, or a pipeline directory as for `compile`
+    /// An .onnx file, a .cq file, or a diffusers pipeline directory as for `compile`
     model: PathBuf,
-    /// Value of an input: a .npy file, or a .npz file with an array of that name. Repeatable
+    /// Value of an input: a .npy file, a .npz file with an array of that name, or a number
+    ///
+    /// Can be repeated.
     #[arg(short, long, value_name = "NAME=FILE")]
     input: Vec<NamedFile>,
-    /// Where the outputs go: .npz, or .npy if there is one
+    /// File for the outputs: .npz, or .npy if there is one output [default: print a summary]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Replace an existing file
     #[arg(long)]
     force: bool,
-    /// Also give an inner value, by its name in the model. Repeatable
+    /// Also write an inner value, by its name in the model
+    ///
+    /// Can be repeated.
     #[arg(long, value_name = "TENSOR")]
     tap: Vec<String>,
-    /// .cq: which evaluation of the network; its time step comes from the artifact [default: 0]
+    /// .cq: index of the evaluation, whose time step comes from the artifact [default: 0]
     #[arg(long, value_name = "I")]
     step: Option<usize>,
-    /// .cq: where the evaluation runs: cpu, cuda, or auto, which takes a GPU if there is one that
-    /// can. A GPU gives the first output
+    /// .cq: where the evaluation runs
+    ///
+    /// A GPU computes the first output only.
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: Device,
-    /// .cq: run machine code for a GPU that the artifact brings along; only for artifacts whose
-    /// maker may run programs on this machine
+    /// .cq: run the GPU machine code that the artifact brings along
+    ///
+    /// Use it only for artifacts whose maker may run programs on this machine.
     #[arg(long)]
     artifact_kernels: bool,
     #[command(flatten)]
     map: MapArgs,
-    /// .onnx: run only the first N passes; early ones leave more inner values to tap
+    /// .onnx: run only the first N passes
+    ///
+    /// Earlier graphs have more inner values for --tap.
     #[arg(long, value_name = "N")]
     stop_after: Option<usize>,
     #[command(flatten)]
-    reading: ModelArgs,
-    #[command(flatten)]
     threads: Threads,
-    /// Print a JSON object
+    /// Print a summary of the outputs as a JSON object on stdout
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    reading: ModelArgs,
 }
 
 impl RunArgs {
@@ -98,7 +109,7 @@ fn check_format(path: &Path) -> Result<(), Failure> {
     Err(Failure::usage(format!("-o {} is neither .npz nor .npy", path.display())))
 }
 
-/// Outputs, then taps, by name.
+/// Outputs and then taps, each with its name.
 type Results = Vec<(String, Tensor)>;
 
 fn run_model(args: &RunArgs, inputs: BTreeMap<String, Tensor>) -> Result<Results, Failure> {
@@ -135,7 +146,7 @@ fn run_artifact(args: &RunArgs, inputs: BTreeMap<String, Tensor>) -> Result<Resu
     let batch =
         request::batch_of(&plan.inputs, plan.batch_symbol.as_deref(), plan.fixed_batch, &inputs);
     let (step, timesteps) = (args.step.unwrap_or(0), artifact::timesteps(&artifact)?);
-    // inner values are there on the CPU only
+    // inner values can be read on the CPU only
     let on = if args.tap.is_empty() || args.device == Device::Cuda {
         artifact.find_device(args.device.into(), args.artifact_kernels, &mut say_unused)?
     } else {
@@ -150,7 +161,7 @@ fn run_artifact(args: &RunArgs, inputs: BTreeMap<String, Tensor>) -> Result<Resu
     Ok(collect(&engine, &request, &args.tap))
 }
 
-/// One evaluation in full on a device: the first output.
+/// Runs one full evaluation on a device and returns the first output.
 fn evaluate(
     engine: &mut Engine,
     step: usize,

@@ -1,4 +1,4 @@
-//! `sample`: the whole denoising loop.
+//! `cqc sample`: runs the whole denoising loop of an artifact and writes the samples.
 
 use super::args::{PackCacheArgs, Shard};
 use super::device::DeviceArgs;
@@ -28,46 +28,55 @@ use std::time::Instant;
 
 /// Run the denoising loop of an artifact: noise in, samples out
 #[derive(Args, Debug)]
-#[command(after_help = "Sample I of a seed is the same whatever --batch, --threads and --shard.\n\
-    Samples are written as they are made, to OUTPUT.partial (described in OUTPUT.partial.json), which becomes OUTPUT \
-    when it is whole. After an interruption the same command goes on from there; another command is refused, unless \
-    --force discards what is there. Examples:\n  \
+#[command(
+    after_help = "Sample I of a seed is the same for any --batch, --threads and --shard.\n\n\
+    Samples are written as they are made, to OUTPUT.partial, which is described in OUTPUT.partial.json. When all samples \
+    are there, the file is renamed to OUTPUT. After an interruption the same command continues from the finished samples. \
+    Another command with the same output is refused, unless --force discards them.\n\n\
+    Examples:\n  \
     cqc sample unet.cq -n 16 --seed 0 -o grid.png\n  \
     cqc sample dit.cq -n 8 --labels 0,1,2 --guidance 2.0 -o samples.npy\n  \
     cqc sample unet.cq -n 50000 --shard 3/8 --batch 16 -o part3.npz\n  \
     cqc sample unet.cq --noise x.npy -o y.npy\n  \
     cqc sample unet.cq --init photo.png --strength 0.6 -o other.png\n  \
     cqc sample unet.cq --init photo.png --mask hole.png -o filled.png\n  \
-    cqc sample base.cq --to 0.8 -o half.npy && cqc sample refiner.cq --from 0.8 --noise half.npy -o whole.npy")]
+    cqc sample base.cq --to 0.8 -o half.npy && cqc sample refiner.cq --from 0.8 --noise half.npy -o whole.npy"
+)]
 pub struct SampleArgs {
-    /// A .cq file
+    /// The artifact, a .cq file
     artifact: PathBuf,
-    /// Sampling steps [default: as compiled]. `cqc inspect` says which numbers the artifact can do
+    /// Number of sampler steps [default: as compiled]
+    ///
+    /// `cqc inspect` lists the numbers that the artifact can run.
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
-    #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    prompt: PromptArgs,
-    /// Where the samples go: .png (a grid; images only), .npy, or .npz (array `samples`)
+    /// File for the samples: .png (a grid of images), .npy, or .npz (array `samples`)
+    ///
+    /// PNG needs samples with 1 or 3 channels.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Replace existing files
+    /// Replace existing files, and discard the unfinished samples of another command
     #[arg(long)]
     force: bool,
-    /// Compute only part I of COUNT consecutive parts, I from 0
+    /// Compute only part I of COUNT consecutive parts of the samples, I from 0
     #[arg(long, value_name = "I/COUNT")]
     shard: Option<Shard>,
     #[command(flatten)]
     cache: PackCacheArgs,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Write a Chrome trace of every evaluation and operator (chrome://tracing, ui.perfetto.dev)
+    /// Also write a Chrome trace of every evaluation and operator
+    ///
+    /// It can be opened in chrome://tracing or ui.perfetto.dev.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// Print a JSON object
+    /// Print a summary as a JSON object on stdout
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    prompt: PromptArgs,
     #[command(flatten)]
     start: StartArgs,
 }
@@ -150,8 +159,8 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The file that samples go to one batch after the other; `None` for what is no file (`/dev/null`, a
-/// pipe), to which all of them are written at the end.
+/// The file to which samples are written batch by batch. `None` if the output is not a regular file
+/// (`/dev/null`, a pipe): all samples are then written at the end.
 fn begin(
     args: &SampleArgs,
     source: &SampleSource,
@@ -173,7 +182,8 @@ fn begin(
     Ok(Some(rows))
 }
 
-/// Everything that the bytes of the output depend on.
+/// Everything that the bytes of the output depend on, as text by name. An interrupted command is
+/// continued only if all of it is the same.
 fn command(
     args: &SampleArgs,
     source: &SampleSource,
@@ -233,7 +243,7 @@ fn check_outputs(args: &SampleArgs, overwrite: Overwrite) -> Result<(), Failure>
     Ok(())
 }
 
-/// Latents are refused before the work, not after it.
+/// Refuses a PNG for samples that are no images before they are computed.
 fn check_image(
     args: &SampleArgs,
     source: &SampleSource,

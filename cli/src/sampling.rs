@@ -1,5 +1,4 @@
-//! What is to be sampled: the options that `sample`, `eval` and `bisect` share, and the requests
-//! they make.
+//! The options that `sample`, `eval` and `bisect` share, and the request that they describe.
 
 use super::args::{NamedFile, Shard, Threads};
 use super::artifact::expect_label_input;
@@ -21,68 +20,81 @@ use std::path::PathBuf;
 const DEFAULT_BATCH: usize = 8;
 
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Samples and conditions")]
 pub struct SamplingArgs {
-    /// Number of samples [default: as many as --noise has, else 1]
+    /// Number of samples, at least 1 [default: as many as --noise has, else 1]
     #[arg(short = 'n', long, value_name = "N")]
     pub samples: Option<usize>,
-    /// Seed of all noise
+    /// Seed of the initial noise and of the noise that steps add
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
-    /// Initial noise of unit variance [N,C,H,W] instead of the seed's: .npy, or .npz with an array
-    /// `noise`
+    /// Initial noise of unit variance, instead of noise from --seed
+    ///
+    /// A .npy file, or a .npz file with an array `noise`, of shape [N,C,H,W] or [N, ...] as the
+    /// model's sample.
     #[arg(long, value_name = "FILE")]
     pub noise: Option<PathBuf>,
     /// Class labels, repeated over the samples in turn
     #[arg(long, value_name = "A,B,..", value_delimiter = ',', allow_negative_numbers = true)]
     pub labels: Vec<i64>,
-    /// Value of a conditioning input, one row per sample or one for all: .npy, .npz, one image as
-    /// .png, whose pixels become -1 to 1, or a number. An input with another value at every
-    /// evaluation takes [evaluations, rows, ...]. Repeatable
+    /// Value of a conditioning input
+    ///
+    /// FILE is a .npy or .npz array with one row per sample, or one row for all samples, or a .png
+    /// with one image, whose pixels become -1 to 1. A number fills the whole input. An input that
+    /// has another value at every evaluation takes [evaluations, rows, ...]. Can be repeated.
     #[arg(long, value_name = "NAME=FILE|NUMBER")]
     pub cond: Vec<NamedFile>,
-    /// Guidance scale [default: the artifact's]. Classifier-free guidance by 1 is off: one half is
-    /// computed, and null conditions are not looked at. Where the network takes the scale as an
-    /// input, it goes there
+    /// Guidance scale, 0 or more; 1 means no guidance [default: the artifact's]
+    ///
+    /// With a scale of 1 only the conditional half is computed, and null conditions are not used.
+    /// Where the network takes the scale as an input, the scale goes to that input.
     #[arg(long, value_name = "S", allow_negative_numbers = true)]
     pub guidance: Option<f32>,
-    /// How far the guided prediction gets the standard deviation of the conditional one, 0 to 1
-    /// [default: the artifact's]
+    /// How far guidance rescales its prediction to the standard deviation of the conditional one, 0
+    /// to 1 [default: the artifact's]
     #[arg(long, value_name = "PHI", allow_negative_numbers = true)]
     pub guidance_rescale: Option<f32>,
-    /// Guide only in these steps, in shares of their number, e.g. 0.2..0.8; the others compute the
-    /// conditional half alone [default: the artifact's]
+    /// The part of the steps in which guidance applies, as shares of their number, e.g. 0.2..0.8
+    /// [default: the artifact's]
+    ///
+    /// The other steps compute the conditional half alone.
     #[arg(long, value_name = "FROM..TO", allow_hyphen_values = true)]
     pub guidance_interval: Option<GuidanceInterval>,
-    /// Label of guidance's unconditional half [default: the artifact's]
+    /// Class label for the unconditional half of guidance [default: the artifact's]
     #[arg(long, value_name = "K", allow_negative_numbers = true)]
     pub null_label: Option<i64>,
-    /// Value of an input for guidance's unconditional half [default: the artifact's]. Repeatable
+    /// Value of an input for the unconditional half of guidance [default: the artifact's]
+    ///
+    /// FILE is a .npy or .npz array of one row. Can be repeated.
     #[arg(long, value_name = "NAME=FILE|NUMBER")]
     pub null_cond: Vec<NamedFile>,
-    /// Samples computed at once [default: 8, or all if there are fewer]
+    /// Number of samples that are computed at once, at least 1 [default: 8, or all if there are
+    /// fewer]
+    ///
+    /// A smaller batch needs less memory. Results do not depend on it.
     #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..))]
     pub batch: Option<u32>,
     #[command(flatten)]
     pub threads: Threads,
 }
 
-/// What to compute.
+/// The samples to compute.
 pub struct Selected {
-    /// The request.
+    /// The request for these samples.
     pub request: Request,
-    /// Which samples of the whole that is.
+    /// Their indices among all samples.
     pub range: Range<usize>,
-    /// How many samples all shards have.
+    /// Number of samples of all shards together.
     pub total: usize,
 }
 
 impl SamplingArgs {
-    /// Samples at once, of so many.
+    /// Number of samples that are computed at once, where `samples` are to be computed.
     pub fn batch(&self, samples: usize) -> usize {
         self.batch.map_or(DEFAULT_BATCH.min(samples), |b| b as usize)
     }
 
-    /// The request to a denoiser.
+    /// The request to a denoiser for the samples of `shard`, or for all samples.
     pub fn request(
         &self,
         denoiser: &SampleSource,
@@ -93,7 +105,7 @@ impl SamplingArgs {
         let rows = noise.as_ref().map(|t| t.shape().first().copied().unwrap_or(0));
         let total = self.samples.or(rows).unwrap_or(1);
         if total == 0 {
-            return Err(Failure::usage("no samples are asked for").help("-n 1 or more"));
+            return Err(Failure::usage("the number of samples is 0").help("-n 1 or more"));
         }
         if let Some(rows) = rows.filter(|&rows| rows < total) {
             return Err(Failure::usage(format!("--noise has {rows} samples, -n asks for {total}")));
@@ -101,7 +113,7 @@ impl SamplingArgs {
         let noise = noise.map(|t| rows_at(&t, 0, &(0..total)));
         let range = shard.map_or(0..total, |shard| shard.range(total));
         if range.is_empty() {
-            return Err(Failure::usage(format!("the shard holds none of the {total} samples"))
+            return Err(Failure::usage(format!("the shard has none of the {total} samples"))
                 .help("fewer shards"));
         }
         let plan = denoiser.plan();
@@ -117,7 +129,7 @@ impl SamplingArgs {
         let guidance = self.guidance.unwrap_or(denoiser.guidance());
         if guidance != 1.0 && !manifest.takes_guidance() && conditions.is_empty() {
             return Err(Failure::usage(format!(
-                "--guidance {guidance}: the model has no conditioning to guide it by"
+                "--guidance {guidance}: the model has no condition that could guide it"
             )));
         }
         let (step_conditions, conditions) = per_step(plan, conditions);
@@ -142,7 +154,7 @@ impl SamplingArgs {
         Ok(Selected { request, range, total })
     }
 
-    /// What the unconditional half gets: the artifact's, and over it the command line's.
+    /// The null conditions: those of the artifact, replaced by those of the command line.
     fn unconditional(
         &self,
         denoiser: &SampleSource,
@@ -159,7 +171,8 @@ impl SamplingArgs {
     }
 }
 
-/// Values, by input: those for each evaluation, and those for the request.
+/// Divides values by input into those with an axis of evaluations and those that hold for the
+/// request.
 fn per_step(
     plan: &Plan,
     values: BTreeMap<String, Tensor>,

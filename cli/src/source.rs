@@ -1,4 +1,5 @@
-//! Something to sample from: an artifact as it is, or a model compiled in memory, without caching.
+//! A source of samples: an artifact as it is, or a model that is compiled in memory without
+//! caching.
 
 use super::args::{MapArgs, ModelArgs};
 use super::artifact;
@@ -18,40 +19,39 @@ use cqc_runtime::{Artifact, DenoiserOptions};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// An artifact with everything that a request's defaults come from.
+/// An artifact with everything from which a request takes its defaults.
 pub struct SampleSource {
-    /// Its file.
+    /// Path of the artifact or of the model.
     pub path: PathBuf,
-    /// What is sampled from.
+    /// The artifact that makes the samples.
     pub artifact: Artifact,
-    /// Sampling steps.
+    /// Number of sampler steps.
     pub steps: usize,
-    /// What guidance's unconditional half gets, one row per input.
+    /// The null conditions, one row per input.
     pub null: BTreeMap<String, Tensor>,
 }
 
-/// The trajectory that a model is compiled for.
+/// The loop for which a model is compiled.
 pub struct LoopSettings {
-    /// Sampler.
     pub config: SamplerConfig,
-    /// Sampling steps.
+    /// Number of sampler steps.
     pub steps: usize,
     /// Guidance scale.
     pub guidance: f32,
-    /// How far guidance is rescaled.
+    /// Guidance rescale, 0 to 1.
     pub rescale: f32,
-    /// Steps in which guidance applies, if not in all.
+    /// Steps in which guidance applies; `None` means all of them.
     pub interval: Option<GuidanceInterval>,
     /// Conditions that the loop fills by itself.
     pub fills: BTreeMap<String, Fill>,
     /// See [`SampleSource::null`].
     pub null: BTreeMap<String, Tensor>,
-    /// How the model is read.
+    /// Options that read the model.
     pub reading: ModelArgs,
 }
 
 impl SampleSource {
-    /// An artifact, with this number of sampling steps, if given, instead of its own.
+    /// An artifact with `steps` sampler steps, or with its own number.
     pub fn new(
         path: &Path,
         artifact: Artifact,
@@ -65,14 +65,15 @@ impl SampleSource {
             null,
         };
         if source.steps != compiled {
-            // says at once what opening would say after the request has been read
+            // Opening a denoiser would fail in the same way, but only after the request has been
+            // read.
             let retimed = source.artifact.retimed(source.steps);
             retimed.map_err(|e| Failure::from(e).fact("file", path.display()))?;
         }
         Ok(source)
     }
 
-    /// Opens an artifact, or compiles a model.
+    /// Opens an artifact, or compiles a model with the given trajectory.
     pub fn open(
         path: &Path,
         map: MapArgs,
@@ -98,7 +99,7 @@ impl SampleSource {
         manifest.guidance = guidance;
         manifest.guidance_rescale = rescale;
         manifest.guidance_interval = interval;
-        // the other side may have inputs that this one lacks
+        // The other side may fill inputs that this model lacks.
         let has = |(name, fill): &(String, Fill)| {
             manifest.plan.inputs.iter().any(|i| i.name == *name && fill.fits(i))
         };
@@ -108,7 +109,7 @@ impl SampleSource {
         Ok(SampleSource { path: path.to_path_buf(), artifact, steps, null })
     }
 
-    /// The hash by which it is known: of an artifact's file, or of the model with its data.
+    /// The hash that identifies the source: of the artifact's file, or of the model with its data.
     pub fn identity(&self) -> Result<String, Failure> {
         if artifact::is_artifact(&self.path) {
             return Ok(file_hash(&self.path)?);
@@ -116,7 +117,7 @@ impl SampleSource {
         Ok(self.artifact.manifest().source.blake3.clone())
     }
 
-    /// How its denoiser is opened for a request with that guidance.
+    /// Options to open its denoiser for a request, whose guidance decides the width.
     pub fn options(&self, request: &Request, engine: EngineOptions) -> DenoiserOptions {
         DenoiserOptions {
             steps: Some(self.steps),
@@ -128,8 +129,8 @@ impl SampleSource {
         }
     }
 
-    /// For a model that is compared with this one: its trajectory and, where the command line is
-    /// silent, its sizes and roles.
+    /// The settings with which a model is compiled that is compared with this source. Where
+    /// `reading` has no options, the model is read with the sizes and roles of this source.
     pub fn trajectory(&self, reading: &ModelArgs) -> LoopSettings {
         let reading = reading.or_like(self.plan());
         let config = self.artifact.manifest().sampler.clone();
@@ -145,17 +146,17 @@ impl SampleSource {
         }
     }
 
-    /// Guidance scale unless told otherwise.
+    /// Guidance scale unless a request gives another one.
     pub fn guidance(&self) -> f32 {
         self.artifact.manifest().guidance
     }
 
-    /// Its plan, as compiled.
+    /// The plan, as compiled.
     pub fn plan(&self) -> &Plan {
         &self.artifact.manifest().plan
     }
 
-    /// Its sampler.
+    /// The sampler with this source's number of steps.
     pub fn sampler(&self) -> Result<Sampler, Failure> {
         Ok(Sampler::new(&self.artifact.manifest().sampler, self.steps)?)
     }
@@ -166,7 +167,7 @@ impl SampleSource {
         self.artifact.sample_type().ok_or_else(none)
     }
 
-    /// ModelArgs of one sample.
+    /// Shape of one sample, without the axis of the batch.
     pub fn sample_shape(&self) -> Result<Vec<usize>, Failure> {
         let ty = self.sample_type()?;
         let shape = self.artifact.sample_shape();
@@ -174,7 +175,7 @@ impl SampleSource {
     }
 }
 
-/// Says what keeps the samples of two sources from being compared. Their steps may differ.
+/// Refuses two sources whose samples cannot be compared. Their numbers of steps may differ.
 pub fn check_comparable(a: &SampleSource, b: &SampleSource) -> Result<(), Failure> {
     let fact = |what: &str, f: &dyn Fn(&SampleSource) -> String| {
         let both = [a, b].map(|s| format!("{}   {}", f(s), s.path.display()));
@@ -194,7 +195,7 @@ pub fn check_comparable(a: &SampleSource, b: &SampleSource) -> Result<(), Failur
     Ok(())
 }
 
-/// Settings in which two samplers differ, with both values.
+/// The settings in which two samplers differ, each with both values.
 pub fn sampler_differences(a: &SamplerConfig, b: &SamplerConfig) -> Vec<(String, String, String)> {
     let (a, b) = (as_json(a), as_json(b));
     let differing = a.iter().filter(|(key, value)| b.get(*key) != Some(value));

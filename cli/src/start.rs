@@ -1,4 +1,4 @@
-//! Where the loop of `sample` begins and ends, and with what.
+//! The options of `sample` that say where the loop begins and ends, and with what.
 
 use super::report::Failure;
 use super::sampling::Selected;
@@ -14,25 +14,34 @@ use std::str::FromStr;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Image to image")]
 pub struct StartArgs {
-    /// Begin with an image instead of noise, made as noisy as --strength says: .npy or .npz in the
-    /// scale of the samples [N,C,H,W] or one for all, or one image as .png, whose pixels become -1
-    /// to 1. A latent model wants latents
+    /// Image to begin with instead of noise; it is made as noisy as --strength says
+    ///
+    /// A .npy or .npz array [N,C,H,W] in the scale of the samples, with one image per sample or one
+    /// for all; or a .png with one image, whose pixels become -1 to 1. A latent model needs
+    /// latents.
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
-    /// Share of the steps that run on --init, more than 0 and at most 1 [default: 0.8; with --mask
-    /// 1, which begins with noise alone]
+    /// Share of the steps that run on --init, above 0 and at most 1 [default: 0.8; with --mask 1]
+    ///
+    /// 1 begins with noise alone. Needs --init.
     #[arg(long, value_name = "S", allow_negative_numbers = true)]
     strength: Option<f32>,
-    /// Keep a part of --init: 1 repaints, 0 keeps. .npy or .npz [N or 1,C or 1,H,W], or .png, of
-    /// which white is repainted, brought to the size of the samples
+    /// The part of --init that is repainted: 1 repaints, 0 keeps
+    ///
+    /// A .npy or .npz array [N or 1, C or 1, H, W], or a .png, whose white pixels are repainted and
+    /// which is resized to the samples. Needs --init.
     #[arg(long, value_name = "FILE")]
     mask: Option<PathBuf>,
-    /// Begin with sampler step X, or at a share of the time as diffusers' denoising_start (0.8), with
-    /// the samples of --noise as they are
+    /// Begin with this sampler step, from 0, or at this share of the time
+    ///
+    /// A share from 0.0 (noise) to 1.0 (image) is written with a point and has the meaning of
+    /// diffusers' denoising_start. The samples of --noise are taken as they are.
     #[arg(long, value_name = "X")]
     from: Option<At>,
-    /// End before sampler step X, or at a share of the time as diffusers' denoising_end (0.8): the
-    /// samples are still noisy then, in the scale of the sampler, as --from takes them
+    /// End before this sampler step, or at this share of the time
+    ///
+    /// A share has the meaning of diffusers' denoising_end. The samples are still noisy, in the
+    /// scale of the sampler, as --from takes them.
     #[arg(long, value_name = "X")]
     to: Option<At>,
 }
@@ -40,9 +49,9 @@ pub struct StartArgs {
 /// A place in a loop.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum At {
-    /// The number of a sampler step.
+    /// The index of a sampler step.
     Step(usize),
-    /// From 0 (noise) to 1 (image).
+    /// A share of the time, from 0 (noise) to 1 (image).
     Share(f64),
 }
 
@@ -69,21 +78,21 @@ impl At {
     }
 }
 
-/// The files that [`StartArgs`] name.
+/// The content of the files of [`StartArgs`].
 pub struct Images {
     init: Option<Tensor>,
     mask: Option<Tensor>,
 }
 
 impl StartArgs {
-    /// Reads the image and its mask.
+    /// Reads the files of `--init` and `--mask`.
     pub fn read(&self) -> Result<Images, Failure> {
         let init = self.init.as_ref().map(|path| read_array(path, "init")).transpose()?;
         let mask = self.mask.as_ref().map(|path| read_mask(path)).transpose()?;
         Ok(Images { init, mask })
     }
 
-    /// Adds to the request what the command line says of its beginning and its end.
+    /// Adds the beginning and the end of the loop to the request, and returns the course.
     pub fn apply(
         &self,
         images: Images,
@@ -92,7 +101,7 @@ impl StartArgs {
     ) -> Result<Course, Failure> {
         let sampler = source.sampler()?;
         let Selected { request, range, total } = selected;
-        // what has one row is for all samples
+        // An array with a single row holds for all samples.
         let cut = |t: Tensor| {
             if t.shape().first() == Some(total) { rows_at(&t, 0, range) } else { t }
         };
@@ -113,13 +122,13 @@ impl StartArgs {
 }
 
 impl Images {
-    /// Images that samples begin with; `None` without any.
+    /// Number of images of `--init`; `None` without the option.
     pub fn rows(&self) -> Option<usize> {
         self.init.as_ref().and_then(|init| init.shape().first().copied())
     }
 }
 
-/// A mask of 0 and 1; the lighter half of a PNG is 1.
+/// Reads a mask of 0 and 1. Of a PNG, the pixels of at least half the brightness become 1.
 fn read_mask(path: &Path) -> Result<Tensor, Failure> {
     let read = read_array(path, "mask")?;
     let &[_, channels, height, width] = read.shape() else { return Ok(read) };
@@ -127,7 +136,7 @@ fn read_mask(path: &Path) -> Result<Tensor, Failure> {
         return Ok(read);
     }
     let (values, area) = (read.to_f32_vec(), height * width);
-    // Rec. 601
+    // brightness as in Rec. 601
     let weights: &[f32] = if channels == 3 { &[0.299, 0.587, 0.114] } else { &[1.0] };
     let light = |i| {
         let light: f32 = weights.iter().enumerate().map(|(c, w)| w * values[c * area + i]).sum();
@@ -137,8 +146,8 @@ fn read_mask(path: &Path) -> Result<Tensor, Failure> {
     Ok(Tensor::from_f32(&[1, 1, height, width], &mask))
 }
 
-/// A mask `[1, 1, H, W]` in the size of a sample `[C, H, W]`, of the nearest pixels; another sample's
-/// is left as it is.
+/// A mask `[1, 1, H, W]`, resized to a sample `[C, H, W]` by taking the nearest pixels. A mask of
+/// another shape is returned as it is.
 fn nearest(mask: &Tensor, sample: &[usize]) -> Tensor {
     let (&[1, 1, height, width], &[_, to_height, to_width]) = (mask.shape(), sample) else {
         return mask.clone();
@@ -150,24 +159,24 @@ fn nearest(mask: &Tensor, sample: &[usize]) -> Tensor {
     Tensor::from_f32(&[1, 1, to_height, to_width], &values)
 }
 
-/// What to do about a beginning or an end that does not exist.
+/// What to do about an impossible beginning or end, if there is something to do.
 pub fn advice(error: &StartError) -> Option<String> {
     Some(match error {
-        StartError::MaskAlone => "--init FILE names the image".into(),
-        StartError::StrengthAlone => "--init FILE names the image; without it no --strength".into(),
+        StartError::MaskAlone => "give the image with --init FILE".into(),
+        StartError::StrengthAlone => "give the image with --init FILE, or leave --strength out".into(),
         StartError::Strength { .. } => "--strength 0.5".into(),
         StartError::NothingLeft { steps, .. } => {
             format!("--strength {} or more, or more --steps", 1.0 / *steps as f32)
         }
         StartError::NoImages { .. } => "leave --init out, or compile with another sampler".into(),
         StartError::NeedsImage { .. } => {
-            "`cqc sample --init FILE`; compiled with --interval 1 and --quant none or \
-            bf16, since calibration has no images"
+            "give an image to `cqc sample --init FILE`; compile with --interval 1 and --quant none or \
+            bf16, because calibration has no images"
                 .into()
         }
         StartError::Whole { .. } => "leave it out".into(),
-        StartError::Twice { .. } => "--from or --strength; with --mask, --init may stay".into(),
-        StartError::NothingToContinue => "--noise FILE, which `cqc sample --to` has written".into(),
+        StartError::Twice { .. } => "give --from or --strength, not both; --init may stay with --mask".into(),
+        StartError::NothingToContinue => "give the output of `cqc sample --to` with --noise FILE".into(),
         StartError::From { .. }
         | StartError::To { .. }
         | StartError::Nothing { .. }
@@ -175,7 +184,7 @@ pub fn advice(error: &StartError) -> Option<String> {
     })
 }
 
-/// A failure that names everything that is wrong, and what to do about it.
+/// A failure that lists everything that is wrong, with the advice for each.
 pub fn failure(errors: &[StartError], e: &DenoiseError) -> Failure {
     errors.iter().filter_map(advice).fold(Failure::usage(e.to_string()), Failure::help)
 }

@@ -1,4 +1,4 @@
-//! What goes to stdout and stderr: results, logs, progress.
+//! Output of the process: results on stdout, logs and progress on stderr.
 
 use super::report::{Exit, Failure};
 use indicatif::ProgressStyle;
@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 use tracing_subscriber::EnvFilter;
 
-/// Sends logs to stderr. `CQC_LOG` wins over `-q` and `-v`.
+/// Sends logs to stderr. The environment variable `CQC_LOG` takes precedence over `-q` and `-v`.
 pub fn start_logging(quiet: bool, verbose: u8) {
     let level = match (quiet, verbose) {
         (true, _) => "error",
@@ -22,7 +22,7 @@ pub fn start_logging(quiet: bool, verbose: u8) {
     plain.with_target(verbose > 0).with_ansi(std::io::stderr().is_terminal()).init();
 }
 
-/// On Ctrl-C and on a request to terminate: removes files in progress and ends the process.
+/// On Ctrl-C and on a request to terminate, removes unfinished files and ends the process.
 pub fn end_cleanly_when_interrupted() {
     let installed = ctrlc::set_handler(|| {
         cachequant::io::remove_unfinished();
@@ -30,9 +30,9 @@ pub fn end_cleanly_when_interrupted() {
             None => Failure::new(Exit::Interrupted, "interrupted; nothing was written")
                 .help("run the same command again"),
             Some(partial) => {
-                Failure::new(Exit::Interrupted, "interrupted; the output is not whole")
-                    .fact("seen", format!("what is done stands in {}", partial.display()))
-                    .help("the same command goes on from there")
+                Failure::new(Exit::Interrupted, "interrupted; the output is incomplete")
+                    .fact("seen", format!("the finished samples are in {}", partial.display()))
+                    .help("run the same command again to continue")
             }
         };
         interrupted.print();
@@ -43,7 +43,7 @@ pub fn end_cleanly_when_interrupted() {
     }
 }
 
-/// Writes results to stdout. A reader that has gone away is no failure.
+/// Writes results to stdout. It is no failure if the reader has closed the pipe.
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -61,7 +61,7 @@ pub fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     print(&(text + "\n"))
 }
 
-/// A bar on a terminal; elsewhere a line every few seconds. Nothing when quiet.
+/// A progress bar on a terminal, a line every few seconds elsewhere, and nothing with `--quiet`.
 pub struct ProgressBar {
     what: &'static str,
     total: u64,
@@ -77,11 +77,10 @@ enum Shown {
     Lines,
 }
 
-/// Seconds between two lines.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 impl ProgressBar {
-    /// `total` units of work are to come.
+    /// `total` is the number of units of work.
     pub fn new(what: &'static str, total: u64, quiet: bool) -> ProgressBar {
         let shown = match (quiet, std::io::stderr().is_terminal()) {
             (true, _) => Shown::Nothing,
@@ -98,7 +97,7 @@ impl ProgressBar {
         }
     }
 
-    /// It turned out how much there is.
+    /// Corrects the number of units of work.
     pub fn set_total(&mut self, total: u64) {
         self.total = total;
         if let Shown::Bar(bar) = &self.shown {
@@ -106,7 +105,7 @@ impl ProgressBar {
         }
     }
 
-    /// One unit is done.
+    /// Marks one unit of work as done.
     pub fn step(&mut self) {
         self.done += 1;
         match &self.shown {

@@ -1,4 +1,4 @@
-//! Numbers and columns for people.
+//! Numbers, paths and columns as text for people.
 
 use super::report::Failure;
 use cqc_proto::Tensor;
@@ -23,7 +23,7 @@ pub fn lines(path: &Path) -> Result<Vec<String>, Failure> {
     Ok(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_string).collect())
 }
 
-/// A path as JSON has it: bytes that are no UTF-8 are replaced.
+/// A path as text in JSON. Bytes that are not UTF-8 are replaced.
 pub fn shown(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
@@ -33,7 +33,7 @@ pub fn lossy<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(&shown(path))
 }
 
-/// `1234567` as `1,234,567`.
+/// Groups digits by thousands: `1234567` becomes `1,234,567`.
 pub fn grouped(n: impl Display) -> String {
     let digits = n.to_string();
     let (sign, digits) = digits.strip_prefix('-').map_or(("", digits.as_str()), |d| ("-", d));
@@ -47,7 +47,7 @@ pub fn grouped(n: impl Display) -> String {
     format!("{sign}{out}")
 }
 
-/// Bytes in the largest unit that leaves at least 1.
+/// A number of bytes in the largest unit in which it is at least 1.
 pub fn bytes(n: u64) -> String {
     match n {
         0..1_024 => format!("{n} B"),
@@ -57,7 +57,7 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
-/// Large counts with three digits: `577 M`.
+/// A large count with three digits and a prefix, as in `577 M`.
 pub fn short(n: f64) -> String {
     let (value, unit) = match n.abs() {
         x if x >= 1e12 => (n / 1e12, " T"),
@@ -95,8 +95,8 @@ pub fn columns(rows: &[Vec<String>]) -> String {
     out
 }
 
-/// Smallest, largest and mean element; `None` for a tensor without elements. NaN is passed over by
-/// the first two.
+/// Smallest, largest and mean element; `None` for a tensor without elements. The smallest and the
+/// largest ignore NaN.
 pub fn range(tensor: &Tensor) -> Option<[f64; 3]> {
     let values = tensor.to_f64_vec();
     let (least, most) =

@@ -1,7 +1,7 @@
 //! A Chrome trace of a denoising loop.
 //!
-//! The engine measures how long each step takes in total; the differences between two evaluations
-//! are laid out one after the other, which is the order in which steps run.
+//! The engine measures the total time of each step of a program. The differences of these totals
+//! between two evaluations are laid out one after the other, which is the order in which steps run.
 
 use super::report::Failure;
 use cachequant::io::{Overwrite, write_atomic};
@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 pub struct Trace {
     start: Instant,
-    /// When the last evaluation ended.
+    /// The time at which the last evaluation ended.
     last: Duration,
-    /// Time in each step so far.
+    /// Total time of each step so far.
     totals: Vec<Duration>,
     events: Vec<Value>,
 }
@@ -25,8 +25,8 @@ impl Trace {
         Trace { start: Instant::now(), last: Duration::ZERO, totals: vec![], events: vec![] }
     }
 
-    /// Adds the evaluation that has just ended, and its operators. The first of a batch includes
-    /// the preludes.
+    /// Adds the evaluation that has just ended, and its operators. The first evaluation of a batch
+    /// includes the preludes.
     pub fn after_evaluation(&mut self, moment: &Moment) {
         let now = self.start.elapsed();
         let name = format!(

@@ -1,4 +1,4 @@
-//! The built `cqc`: what users see of it.
+//! Tests of the built `cqc`: what users see of it.
 
 mod common;
 
@@ -14,7 +14,7 @@ fn model() -> PathBuf {
     common::model("ddpm-shapes32")
 }
 
-/// A directory with an artifact of the model in the repository, in few steps, uncached.
+/// A directory with an uncached artifact of the model in the repository, with few steps.
 fn compiled(steps: usize) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.cq");
@@ -304,7 +304,7 @@ fn models_and_artifacts_can_be_inspected() {
     let text = line(&format!("inspect {}", model.display()));
     assert_eq!(text.code, 0, "{}", text.stderr);
     for part in
-        ["group_norm", "multiply-accumulates", "leaves the denoising loop", "f32[N,3,32,32]"]
+        ["group_norm", "multiply-accumulates", "moves out of the denoising loop", "f32[N,3,32,32]"]
     {
         assert!(text.stdout.contains(part), "{part} in {}", text.stdout);
     }
@@ -410,7 +410,7 @@ fn packed_weights_are_kept_where_one_says() {
         written,
         "not written again"
     );
-    // a file is no folder: said, but the samples are made
+    // a file is not a directory: a warning says so, but the samples are made
     let (third, said) = samples("3.npy", &kept[0]);
     assert!(first == third && said.contains("packed weights could not be kept"), "{said}");
 }
@@ -564,7 +564,7 @@ fn kernels_are_compared_layer_by_layer() {
     assert_eq!(line(&format!("bench {} --kernels", model().display())).code, 2);
 }
 
-/// bf16 from the model to samples, a report, and models for other runtimes.
+/// bf16 from the model to samples, to a report, and to models for other runtimes.
 #[test]
 fn a_loop_rounded_to_bf16_is_half_the_size_and_goes_everywhere() {
     let dir = tempfile::tempdir().unwrap();

@@ -10,7 +10,7 @@ fn a_control_net_is_compiled_and_sampled_with_the_unet() {
     let folder = tests().join("golden/controlnet");
     let at = |name: &str| folder.join(name).display().to_string();
     let models = format!("{} --with {}", at("unet.onnx"), at("control1.onnx"));
-    // arrays are called otherwise in the recording
+    // arrays have other names in the recording
     let golden = cachequant::io::read_npz(&folder.join("golden.npz")).unwrap();
     let put = |name: &str, file: &str| {
         let path = dir.path().join(file);

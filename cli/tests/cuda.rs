@@ -99,13 +99,13 @@ mod simulator {
 
     type Conditions = BTreeMap<String, Tensor>;
 
-    /// What the first full and the first cached evaluation of one sample are apart, in decibels.
+    /// The distances of the first full and the first cached evaluation of one sample, in decibels.
     struct Apart {
         kind: ProgramKind,
-        /// CPU and simulator.
+        /// Between CPU and simulator.
         device: f64,
-        /// The CPU from this sample and from one that is off by as much as fp16 rounds: how far
-        /// such an error goes.
+        /// Between two evaluations on the CPU, one of which has a sample that is off by the
+        /// rounding of fp16: the effect of such an error.
         nudged: f64,
     }
 
@@ -156,7 +156,7 @@ mod simulator {
         Tensor::new(t.dtype(), shape, t.bytes()[..row].to_vec()).unwrap()
     }
 
-    /// Conditions that a model was recorded with.
+    /// The conditions with which a model was recorded.
     fn conditions(model: &str) -> Conditions {
         let recorded = common::models()
             .into_iter()
@@ -196,7 +196,8 @@ mod simulator {
 
     #[test]
     fn the_unet_in_fp16_equals_the_cpu() {
-        // fp16 rounds to a part in 2048, 66 dB, at every layer; errors of many layers average out
+        // fp16 rounds to a part in 2048, 66 dB, at every layer; the errors of many layers average
+        // out
         assert!(
             in_fp16("ddpm-shapes32", &Conditions::new()).iter().all(|found| found.device > 60.0)
         );
@@ -224,8 +225,8 @@ mod simulator {
     fn conditional_models_quantized_and_cached_equal_the_cpu() {
         let found = quantized_and_cached("dit-dy23", conditions("dit-dy23"));
         assert!(found.iter().all(|found| found.device > 38.0));
-        // with these random weights activations that take another level go further: fp16's rounding
-        // of the sample alone makes 31 dB on the CPU
+        // With these random weights, activations that take another level have a larger effect: the
+        // rounding of the sample alone to fp16 makes 31 dB on the CPU.
         let found = quantized_and_cached("sdxl-ts17", conditions("sdxl-ts17"));
         assert!(found.iter().all(|found| found.device > found.nudged - 3.0));
     }

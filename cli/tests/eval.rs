@@ -15,14 +15,14 @@ fn model(name: &str) -> String {
 const UNET: &str = "ddpm-shapes32";
 const DIT: &str = "dit-dy23";
 
-/// A directory for all tests of this file, in cargo's own.
+/// A directory for all tests of this file, in cargo's own one.
 fn dir() -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("eval");
     std::fs::create_dir_all(&dir).unwrap();
     dir
 }
 
-/// An uncached artifact; every test has its own names.
+/// An uncached artifact. Every test uses names of its own.
 fn compiled(name: &str, options: &str) -> String {
     let path = dir().join(name).display().to_string();
     let ran = line(&format!("compile {options} --interval 1 --quant none -o {path} --force -q"));

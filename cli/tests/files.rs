@@ -1,5 +1,5 @@
-//! The built `cqc` and the files around it: links, placeholders, other formats, open sizes, unfinished
-//! output, names that are not UTF-8.
+//! Tests of the built `cqc` and the files around it: links, placeholders, other formats, open
+//! sizes, unfinished output, names that are not UTF-8.
 #![cfg(unix)]
 
 mod common;
@@ -94,7 +94,7 @@ fn a_pipeline_of_links_compiles_and_its_hash_has_the_data() {
     assert_eq!(hash(&unet()), cachequant::io::file_hash(&unet()).unwrap(), "the file's alone");
     std::fs::remove_file(blobs.join("aa")).unwrap();
     let ran = line(&format!("compile {} -o {} --force", pipeline.display(), out.display()));
-    says(&ran, &["is a link to no file"]);
+    says(&ran, &["is a link whose target does not exist"]);
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn inputs_that_are_no_files_are_errors_at_once() {
         return;
     }
     let long = dir.path().join("long.npy");
-    // a header that promises what the file does not have, in a file of 1 TiB of nothing
+    // a header that promises more than the file holds, in a sparse file of 1 TiB
     std::fs::File::create(&long).unwrap().set_len(1 << 40).unwrap();
     let compiled = artifact(dir.path()).display().to_string();
     let folder = dir.path().join("folder.npz");
@@ -202,7 +202,7 @@ fn open_sizes_are_asked_for_at_once_and_proposed_from_the_configuration() {
     let options = "--dim channels=3 --dim height=32 --dim width=32";
     let ran = line(&format!("compile {} -o {out}", path.display()));
     says(&ran, &[&format!("help    {options}"), "sample_size = 32", "config.json"]);
-    // the doctor says it beforehand, and then the command to run
+    // `doctor` says the same, and then prints the command to run
     let ran = line(&format!("doctor {}", path.display()));
     assert_eq!(ran.code, 2);
     assert!(ran.stdout.contains(&format!("cqc doctor {} {options}", path.display())));
@@ -222,7 +222,7 @@ fn the_doctor_names_the_conditions_that_compiling_needs() {
     assert!(next.contains("cqc compile") && !next.contains("--labels"), "{next}");
 }
 
-/// Starts `sample`, and kills it as soon as its unfinished output has more than `bytes`.
+/// Starts `sample`, and kills it when its unfinished output has more than `bytes` bytes.
 fn killed(arguments: &str, partial: &Path, bytes: u64) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_cqc"))
         .args(arguments.split_whitespace())

@@ -1,4 +1,4 @@
-//! Guidance on the command line, and inputs that the loop fills by itself: their loops were recorded
+//! Guidance on the command line, and inputs that the loop fills by itself. The loops were recorded
 //! in ONNX Runtime by `tests/golden/fills/record.py`.
 
 mod common;
@@ -9,7 +9,7 @@ use common::{done, line, model, tests};
 use cqc_proto::Tensor;
 use std::path::{Path, PathBuf};
 
-/// A folder with the recorded arrays as files.
+/// A directory with the recorded arrays as files.
 struct Folder {
     dir: tempfile::TempDir,
     golden: Vec<(String, Tensor)>,
@@ -39,7 +39,7 @@ impl Folder {
         path
     }
 
-    /// What `sample` makes of an artifact.
+    /// The samples of an artifact.
     fn sample(&self, artifact: &str, options: &str) -> Vec<f32> {
         let out = self.at("out.npy");
         done(&format!("sample {artifact} {options} -o {out} --force"));
@@ -79,13 +79,13 @@ fn a_model_that_returns_the_next_sample_is_told_the_number_of_steps() {
         let found = folder.sample(&artifact, &format!("{request} --steps {steps}"));
         folder.check(&found, &format!("direct/{steps}"));
     }
-    // a value that is given wins
+    // a given value replaces the filled one
     let given = folder.sample(&artifact, &format!("{request} --cond total_step=8"));
     assert!(error(&given, &folder.array("direct/5").to_f32_vec()) > 1e-3);
 
     let said = done(&format!("inspect {artifact}")).stdout;
     assert!(said.contains("fills      total_step with steps"), "{said}");
-    // it also says that nothing of this network can be cached
+    // it also says that nothing in this network can be cached
     let said = line(&format!("doctor {onnx} --dim L=8 --dim T=3")).stdout;
     assert!(said.contains("fills      total_step with steps"), "{said}");
 
@@ -152,9 +152,9 @@ fn guidance_is_left_out_outside_of_its_interval_and_at_scale_one() {
     let whole = folder.sample(&artifact, &format!("{request} --guidance-interval 0..1"));
     let off = folder.sample(&artifact, &format!("{request} --guidance 1"));
     assert!(whole != inner && off != inner && off != whole);
-    // no step of eight is in it
+    // none of the eight steps is in the interval
     assert_eq!(folder.sample(&artifact, &format!("{request} --guidance-interval 0..0.1")), off);
-    // at scale 1 the null condition does not matter
+    // with a scale of 1 the null condition has no effect
     assert_eq!(folder.sample(&artifact, &format!("{request} --guidance 1 --null-label 3")), off);
     let rescaled = folder.sample(&artifact, &format!("{request} --guidance-rescale 0.7"));
     assert!(rescaled != inner && rescaled.iter().all(|v| v.is_finite()));
@@ -170,7 +170,7 @@ fn every_condition_may_have_a_negative_one_which_scale_one_does_not_compute() {
     done(&format!(
         "compile {onnx} --guidance 3 --null-cond {name}=0.125 --trust --steps 4 --quant none --interval 1 -o {artifact}"
     ));
-    // a row per sample, which is not the artifact's
+    // a row per sample, which replaces the artifact's null condition
     let rows: Vec<f32> = (0..2 * 60).map(|i| if i < 60 { 0.125 } else { -0.5 }).collect();
     let file = folder.at("rows.npy");
     write_npy(Path::new(&file), &Tensor::from_f32(&[2, 5, 12], &rows), Overwrite::Refuse).unwrap();
@@ -201,7 +201,7 @@ fn an_interval_begins_with_a_full_evaluation() {
         done(&format!("compile {onnx} {options} --guidance-interval 0.5..1 -o {artifact} --force"));
         let said = done(&format!("inspect {artifact} --json")).json();
         assert_eq!(said["schedule"]["full_steps"].to_string(), "[0,4,6,8]");
-        // another one begins where the schedule caches
+        // other intervals begin where the schedule caches
         for interval in ["0.5..1", "0.42..0.9", "0.1..0.3"] {
             let options = format!("-n 2 --labels 1,2 --guidance-interval {interval}");
             let found = folder.sample(&artifact, &options);

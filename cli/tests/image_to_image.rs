@@ -26,7 +26,8 @@ impl Folder {
         self.0.path().join(name).display().to_string()
     }
 
-    /// What `cqc sample` writes with these options, `@` before the names of files.
+    /// The samples that `cqc sample` writes with these options, where `@` precedes the names of
+    /// files.
     fn sample(&self, options: &str, output: &str) -> Vec<f32> {
         let options = options.replace('@', &format!("{}/", self.0.path().display()));
         let artifact = self.at("a.cq");
@@ -50,7 +51,7 @@ fn images_masks_and_parts_of_a_loop() {
     let folder = Folder::new();
     let x = read_array(Path::new(&folder.at("x.npy")), "samples").unwrap().to_f32_vec();
 
-    // as many samples as the file has, whatever the batch and the shard
+    // as many samples as the file has, for any batch and shard
     let half = folder.sample("--init @x.npy --strength 0.5 --seed 5 -o", "half.npy");
     assert_eq!(half.len(), x.len());
     assert_ne!(half, x);
@@ -81,7 +82,7 @@ fn images_masks_and_parts_of_a_loop() {
     assert_ne!(filled, x);
     assert_eq!(folder.sample("--init @x.npy --mask @mask.png -o", "p.npy"), filled);
 
-    // time steps 875, 750, … 0: those of at least 250 are 6, a share of 0.75
+    // time steps 875, 750, … 0: six of them are at least 250, a share of 0.75
     let to = folder.sample("-n 2 --to 0.75 -o", "to.npy");
     assert_eq!(folder.sample("-n 2 --to 6 -o", "to6.npy"), to);
     assert_eq!(folder.sample("--from 6 --noise @to.npy -o", "from.npy"), x);

@@ -1,5 +1,5 @@
-//! The command line against the library: the same recipe makes the same file, the same request the
-//! same samples.
+//! Compares the command line with the library: the same recipe makes the same file, and the same
+//! request the same samples.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! Memory, mapped files and machine code, as the command line bounds them.
+//! Limits of the command line for memory, mapped files and machine code.
 
 mod common;
 
@@ -23,7 +23,7 @@ fn an_artifact_that_is_read_gives_what_a_mapped_one_gives() {
     };
     let mapped = samples("a.npy", "");
     assert!(mapped == samples("b.npy", "--no-mmap"));
-    // written and read by turns
+    // written and read in turn
     let cache = format!("--no-mmap --pack-cache {}", dir.path().join("packed").display());
     assert!(mapped == samples("c.npy", &cache) && mapped == samples("d.npy", &cache));
     done(&format!("inspect {} --no-mmap", artifact("v4").display()));
@@ -87,7 +87,7 @@ fn calibrated_artifacts_say_what_computed_them() {
     assert!(["portable", "avx2", "avx512", "amx"].contains(&isa), "{by}");
     let text = done(&format!("inspect {}", path.display())).stdout;
     assert!(text.contains(&format!("on {isa}")), "{text}");
-    // an artifact of before says that it does not know
+    // an artifact of an older version says that it does not know
     let old = done(&format!("inspect {}", artifact("v4").display())).stdout;
     assert!(old.contains("calibrated by a cqc that did not say which"), "{old}");
 }

@@ -1,4 +1,4 @@
-//! `compile --report` and what `inspect` tells about quantized layers.
+//! `compile --report`, and the output of `inspect` about quantized layers.
 
 mod common;
 
@@ -34,8 +34,8 @@ impl Made {
     }
 }
 
-/// Every tag is closed where it should be, every attribute quoted, every `&` an entity; nothing
-/// comes from elsewhere, nothing runs.
+/// Checks that every tag is closed, every attribute quoted and every `&` an entity, and that
+/// nothing is loaded from elsewhere or executed.
 fn check_page(page: &str) {
     let rest = page.strip_prefix("<!DOCTYPE html>\n").expect("it is HTML");
     let mut open: Vec<&str> = Vec::new();
@@ -73,7 +73,7 @@ fn check_page(page: &str) {
 fn a_page_shows_every_layer_whatever_its_name() {
     let dir = tempfile::tempdir().unwrap();
     let hostile = dir.path().join("m.onnx");
-    // a name of the same length, so that the file stays what it is
+    // a name of the same length, so that the rest of the file does not move
     let bytes = std::fs::read(model("dit-dy23")).unwrap();
     let (from, to) = (b"node_linear_", b"<i>\"'&</td>_");
     let mut out = bytes.clone();
@@ -112,7 +112,7 @@ fn a_page_shows_every_layer_whatever_its_name() {
     }
 }
 
-/// What the contract of `inspect --json` says.
+/// The documented form of `inspect --json`.
 #[test]
 fn inspect_lists_quantized_layers_and_their_tables() {
     let made = make(
@@ -168,7 +168,7 @@ fn inspect_lists_quantized_layers_and_their_tables() {
 
 #[test]
 fn what_does_not_exist_is_left_out() {
-    // nothing to calibrate, so that labels may be missing
+    // nothing is calibrated, so labels may be missing
     let plain = make(&model("dit-dy23"), "--steps 4 --interval 1 --quant none");
     check_page(&plain.page);
     let sections =

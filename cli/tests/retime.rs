@@ -4,8 +4,8 @@ mod common;
 
 use common::{done, model};
 
-/// Fitted tables follow by time step: an artifact at other numbers of steps stays near the float
-/// model at those.
+/// Fitted tables are interpolated by time step: an artifact at other numbers of steps stays near
+/// the float model at those numbers.
 #[test]
 fn fitted_tables_serve_other_numbers_of_steps() {
     let dir = tempfile::tempdir().unwrap();

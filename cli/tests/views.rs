@@ -1,4 +1,4 @@
-//! Views say what the engine does: `inspect` and the report against `bench --profile`.
+//! Compares what `inspect` and the report say about the engine with `bench --profile`.
 
 mod common;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Number format of the full program's steps by name, as they really ran.
+/// Number format of the full program's steps by name, as they were executed.
 fn profiled(artifact: &Path) -> BTreeMap<String, String> {
     let options = "--profile --repeat 1 --threads 2 --device cpu --json";
     let bench = done(&format!("bench {} {options}", artifact.display())).json();
@@ -49,7 +49,7 @@ fn inspect_and_the_report_say_what_the_engine_multiplies() {
         let text = done(&format!("inspect {}", artifact.display())).stdout;
         let count = |kernel| counts.get(kernel).copied().unwrap_or(0);
         let said = match quant {
-            "bf16" => format!("this CPU multiplies {} of them as such", count("bf16")),
+            "bf16" => format!("this CPU multiplies {} of them in bf16", count("bf16")),
             _ => format!("multiplies {} as integers, {} as bf16", count("int8"), count("bf16")),
         };
         assert!(text.contains(&said), "{said}: {text}");

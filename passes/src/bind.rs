@@ -1,14 +1,15 @@
-//! Binding times: what of the graph leaves the denoising loop.
+//! Binding times: moves computation out of the denoising loop.
 //!
-//! Every node depends on some of three things: the time step (T), the conditioning (C), the sample
-//! (S). Nodes that see only T are evaluated now, for every evaluation of the loop, and become
-//! tables; C alone is the prelude; T and C together are a prelude over all evaluations at once;
-//! everything else is the step. The three parts come out as graphs of their own, cut where a later
-//! part reads an earlier one.
+//! Every node depends on some of three inputs: the time step (T), the conditions (C) and the sample
+//! (S). Nodes that depend on T alone are evaluated by the compiler for every evaluation of the loop
+//! and become tables. Nodes that depend on C alone form the prelude. Nodes that depend on T and C
+//! form a prelude that covers all evaluations at once. Everything else is the step. Each part is a
+//! graph of its own, cut where a later part reads a value of an earlier one.
 //!
-//! Tables are computed for a batch of one and broadcast: all samples of a step share the time step.
-//! A value whose shape does not allow that (the batch anywhere but alone on axis 0) stays in the
-//! step. Models of fixed batch run the T-and-C prelude once per evaluation instead of once for all.
+//! Tables are computed for a batch of one and broadcast, because all samples of a step share the
+//! time step. A value whose shape does not allow that (the batch is anywhere but alone on axis 0)
+//! stays in the step. Models with a fixed batch run the prelude for T and C once per evaluation
+//! instead of once for all evaluations.
 
 use crate::interpret::{self, InterpretError};
 use crate::ir::{Def, Graph, Node, ValueId};
@@ -25,46 +26,47 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TableId(pub usize);
 
-/// Where a value of a part comes from, if not from a node of the same part or a constant.
+/// The origin of an input of a part, which is neither a node of the same part nor a constant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InputOrigin {
     /// Input `i` of the source graph.
     Input(usize),
-    /// This evaluation's row of a table.
+    /// The row of a table for this evaluation.
     Table(TableId),
     /// Result `i` of the prelude.
     Prelude(usize),
-    /// This evaluation's rows of result `i` of the prelude over all evaluations.
+    /// The rows of result `i` of the prelude over all evaluations that belong to this evaluation.
     PreludeSteps(usize),
-    /// Slot `i` of the cache: what the last full evaluation stored.
+    /// Slot `i` of the cache, which the last full evaluation stored.
     Cache(usize),
 }
 
-/// One part: a graph whose inputs are described by `origins`, in order.
+/// One part of the loop.
 #[derive(Clone, Debug, Default)]
 pub struct Part {
-    /// The nodes.
+    /// The graph of the part.
     pub graph: Graph,
-    /// What each input of `graph` is.
+    /// The origin of each input of `graph`, in order.
     pub origins: Vec<InputOrigin>,
 }
 
-/// A graph cut by binding time.
+/// A graph that has been cut by binding time.
 #[derive(Clone, Debug, Default)]
 pub struct Bound {
-    /// Tensors `[evaluations, row…]` with a name.
+    /// The tables by name, tensors `[evaluations, row…]`.
     pub tables: Vec<(String, Tensor)>,
-    /// Depends on conditioning only.
+    /// The part that depends on conditions only, which runs once per request.
     pub prelude: Part,
-    /// Depends on conditioning and time step.
+    /// The part that depends on conditions and time step, which runs once per request for all
+    /// evaluations.
     pub prelude_steps: Part,
-    /// The step.
+    /// The full step.
     pub full: Part,
-    /// Makes a row of each of the first `tables`, for one time step.
+    /// The part that computes a row of each of the first `tables` from one time step.
     pub times: Part,
-    /// The step that reads what an earlier one stored; none until a cut is made.
+    /// The cached step; `None` until a cut has been made.
     pub cached: Option<CachedPart>,
-    /// What left the loop.
+    /// The work that has been moved out of the loop.
     pub saved: Saved,
 }
 
@@ -76,84 +78,85 @@ impl Bound {
     }
 }
 
-/// The step without what it reads from the cache instead.
+/// The cached step and the slots that it reads.
 #[derive(Clone, Debug, Default)]
 pub struct CachedPart {
-    /// Its nodes.
+    /// The step without the nodes whose results come from the cache.
     pub part: Part,
-    /// Names of the slots; the values of `full` they store are the outputs of its graph behind
-    /// those of the model, in order.
+    /// Names of the slots. The values of `full` that they store are outputs of its graph, in order,
+    /// after the outputs of the model.
     pub slots: Vec<String>,
-    /// Further slots: each holds what one of `slots` held before.
+    /// Further slots, each of which holds the earlier content of the slot with this index in
+    /// `slots`.
     pub previous: Vec<usize>,
-    /// Evaluations that run `full`, ascending from 0.
+    /// Evaluations that run `full`, in ascending order from 0.
     pub full_evaluations: Vec<usize>,
 }
 
-/// Work that is not done in the loop, per evaluation it would otherwise be done in.
+/// Work that has been moved out of the loop, per evaluation that would otherwise do it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Saved {
-    /// Multiply-accumulates in tables.
+    /// Multiply-accumulates whose results are tables.
     pub table_macs: Dim,
     /// Multiply-accumulates in both preludes.
     pub prelude_macs: Dim,
-    /// Bytes of constants that only tables needed: they are not even stored.
+    /// Bytes of constants that only tables needed. They are not even stored.
     pub table_weight_bytes: u64,
     /// Bytes of constants that only preludes read.
     pub prelude_weight_bytes: u64,
 }
 
-/// Why tables could not be computed.
+/// Why a graph cannot be bound to its time steps.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum BindError {
-    /// A node that sees only the time step could not be evaluated.
+    /// A node that depends on the time step alone cannot be evaluated.
     #[error("at time step {timestep}: {source}")]
     Evaluate {
         /// The time step.
         timestep: f64,
-        /// The node and what is wrong with it.
+        /// The node and its error.
         source: InterpretError,
     },
-    /// The model takes integers and the sampler gives others, or fractions.
+    /// The model takes integer time steps, and the sampler has fractions or numbers out of range.
     #[error(
-        "input `{input}` takes {dtype} time steps and the sampler's are others ({timestep}); export the model with a float time step or use another timestep spacing"
+        "input `{input}` takes {dtype} time steps, which cannot hold {timestep} of the sampler; export the model with a float time step or use another timestep spacing"
     )]
     Fractional {
-        /// The time step input.
+        /// Name of the time step input.
         input: String,
         /// Its element type.
         dtype: DType,
-        /// The first that the type does not have.
+        /// The first time step that the type cannot hold.
         timestep: f64,
     },
-    /// The time step has other sizes than one number, or one per sample.
+    /// The time step input is neither one number nor one number per sample.
     #[error("input `{input}` is {ty}, expected one time step, or one per sample")]
     Timestep {
-        /// The time step input.
+        /// Name of the time step input.
         input: String,
         /// Its type.
         ty: ValueType,
     },
-    /// The tables, or what they are computed from, take more memory than there is.
+    /// The tables, or the values from which they are computed, take more memory than there is.
     #[error(transparent)]
     Memory(#[from] NoMemory),
-    /// What depends on the time step alone takes too long to compute.
+    /// The tables take too long to compute.
     #[error(
-        "what depends on the time step `{input}` alone takes {bytes} bytes and {macs} multiply-accumulates per evaluation, at most {max_bytes} and {max_macs} are computed; export the model with one time step per sample, or without large tensors made from it"
+        "the part of the model that depends on the time step `{input}` alone takes {bytes} bytes and {macs} multiply-accumulates per evaluation; at most {max_bytes} and {max_macs} are allowed; export the model with one time step per sample, or without large tensors made from it"
     )]
     Work {
-        /// The time step input.
+        /// Name of the time step input.
         input: String,
-        /// Bytes that the nodes make for one time step.
+        /// Bytes that the nodes write for one time step.
         bytes: u64,
-        /// Their multiply-accumulates.
+        /// Multiply-accumulates of the nodes for one time step.
         macs: u64,
-        /// Most bytes.
+        /// Largest number of bytes that is allowed.
         max_bytes: u64,
-        /// Most multiply-accumulates.
+        /// Largest number of multiply-accumulates that is allowed.
         max_macs: u64,
     },
-    /// A cut part does not type-check: a bug here, not in the model.
+    /// A cut part does not type-check, which is a bug of the compiler and not of the model.
     #[error(transparent)]
     Op(#[from] OpError),
 }
@@ -173,13 +176,12 @@ enum Stage {
     Full,
 }
 
-/// Cuts `graph` for a loop over `timesteps` (one per evaluation, as fed to the network). `roles`
-/// says what each input is.
-///
-/// `batch` is the batch symbol, `None` for a model of fixed batch.
+/// Cuts `graph` for a loop over `timesteps`, one per evaluation, as the network gets them. `roles`
+/// has the role of each input of the graph. `batch` is the batch symbol; it is `None` for a model
+/// with a fixed batch.
 ///
 /// # Errors
-/// [`BindError`].
+/// [`BindError`] if the time steps do not suit the model or the tables cannot be computed.
 pub fn bind(
     graph: &Graph,
     roles: &[InputRole],
@@ -189,11 +191,11 @@ pub fn bind(
     bind_within(graph, roles, batch, timesteps, &Budget::default())
 }
 
-/// [`bind`] with another budget: `fold_bytes` and `fold_macs` are what computing the tables may take
+/// [`bind`] with another budget: `fold_bytes` and `fold_macs` limit the computation of the tables
 /// per time step, beyond [`SHARE`] of the constants that it reads.
 ///
 /// # Errors
-/// [`BindError`].
+/// [`BindError`] if the time steps do not suit the model or the tables cannot be computed.
 pub fn bind_within(
     graph: &Graph,
     roles: &[InputRole],
@@ -219,7 +221,7 @@ pub fn bind_within(
     Ok(bound)
 }
 
-/// The whole graph as one step, without tables: for single evaluations.
+/// The whole graph as one step without tables, for single evaluations.
 pub fn unbound(graph: &Graph) -> Bound {
     let origins = (0..graph.inputs.len()).map(InputOrigin::Input).collect();
     let mut graph = graph.clone();
@@ -232,7 +234,7 @@ fn stages(g: &Graph, roles: &[InputRole], batch: Option<&str>) -> Vec<Stage> {
     for (&v, role) in g.inputs.iter().zip(roles) {
         let s = &mut sees[v.0 as usize];
         match role {
-            // both have a value per evaluation that is not known before it
+            // both have another value at every evaluation, which is not known before
             InputRole::Sample | InputRole::StepCondition => s.sample = true,
             InputRole::Timestep => s.time = true,
             InputRole::Condition => s.condition = true,
@@ -250,7 +252,7 @@ fn stages(g: &Graph, roles: &[InputRole], batch: Option<&str>) -> Vec<Stage> {
         if joined.time && !broadcasts {
             joined.sample = true;
         }
-        // a time-and-condition value without a batch axis cannot carry one row per evaluation
+        // A value of time and conditions that has no batch axis cannot have a row per evaluation.
         if joined.time
             && joined.condition
             && batch.is_some_and(|b| {
@@ -268,15 +270,16 @@ fn stages(g: &Graph, roles: &[InputRole], batch: Option<&str>) -> Vec<Stage> {
             (true, _, _) => Stage::Full,
             (_, true, true) => Stage::PreludeSteps,
             (_, true, false) => Stage::Table,
-            // constants-only nodes are folded; those too large to fold stay where they are read
+            // Nodes that read constants only have been folded. Those that are too large to fold
+            // stay where they are read.
             (_, false, true) => Stage::Prelude,
             (_, false, false) => Stage::Full,
         })
         .collect()
 }
 
-/// Refuses a time step whose sizes depend on the batch in another way than one number per sample:
-/// its tables would not be rows for a batch of one.
+/// Refuses a time step whose size depends on the batch in another way than one number per sample,
+/// because its tables would not be rows for a batch of one.
 fn check_timestep(g: &Graph, roles: &[InputRole], batch: Option<&str>) -> Result<(), BindError> {
     let times = g.inputs.iter().zip(roles).filter(|(_, r)| **r == InputRole::Timestep);
     for (&v, _) in times {
@@ -288,7 +291,7 @@ fn check_timestep(g: &Graph, roles: &[InputRole], batch: Option<&str>) -> Result
     Ok(())
 }
 
-/// Whether the batch symbol occurs nowhere, or alone on axis 0 and nowhere else.
+/// Whether the batch symbol does not occur, or occurs alone on axis 0 and nowhere else.
 fn batch_leads(ty: &ValueType, batch: Option<&str>) -> bool {
     let Some(batch) = batch else { return true };
     ty.shape
@@ -297,8 +300,8 @@ fn batch_leads(ty: &ValueType, batch: Option<&str>) -> bool {
         .all(|(i, d)| d.coefficient(batch) == 0 || (i == 0 && d.as_symbol() == Some(batch)))
 }
 
-/// Values made in one stage and read in another, in order; outputs count as read by the step.
-/// Inputs are not among them, except the time step.
+/// Values that are computed in one stage and read in another, in order. Outputs count as read by
+/// the step. Of the inputs, only the time step is included.
 fn boundary(g: &Graph, stages: &[Stage], crosses: impl Fn(Stage, Stage) -> bool) -> Vec<ValueId> {
     let stage = |v: ValueId| stages[v.0 as usize];
     let mut found = Vec::new();
@@ -321,7 +324,8 @@ fn boundary(g: &Graph, stages: &[Stage], crosses: impl Fn(Stage, Stage) -> bool)
     found
 }
 
-/// Tables are needed by the step only; other stages recompute from the time step.
+/// Evaluates the tables. Only the step needs tables; other stages recompute the values from the
+/// time step.
 fn evaluate_tables(
     g: &Graph,
     roles: &[InputRole],
@@ -369,7 +373,7 @@ fn evaluate_tables(
     Ok(named.collect())
 }
 
-/// Nodes that the values need, in order.
+/// The nodes that the values need, in order.
 fn needed<'a>(g: &'a Graph, wanted: &[ValueId]) -> Vec<&'a Node> {
     let mut live = HashSet::new();
     let mut stack: Vec<_> = wanted.iter().filter_map(|&v| g.producer(v)).collect();
@@ -381,8 +385,7 @@ fn needed<'a>(g: &'a Graph, wanted: &[ValueId]) -> Vec<&'a Node> {
     g.nodes().filter(|(id, _)| live.contains(id)).map(|(_, n)| n).collect()
 }
 
-/// Refuses time steps that the model's type does not have: fractions, or numbers outside of its
-/// range.
+/// Refuses time steps that the model's type cannot hold: fractions, or numbers out of its range.
 fn check_whole(g: &Graph, input: ValueId, timesteps: &[f64]) -> Result<(), BindError> {
     let dtype = g.ty(input).dtype;
     match timesteps.iter().find(|t| !dtype.holds(**t)) {
@@ -393,8 +396,8 @@ fn check_whole(g: &Graph, input: ValueId, timesteps: &[f64]) -> Result<(), BindE
     }
 }
 
-/// Refuses tables that there is no memory for: all that is computed for one time step, and the rows
-/// of all of them.
+/// Refuses tables for which there is not enough memory: the values that are computed for one time
+/// step, and the rows of all time steps.
 fn check_memory(
     g: &Graph,
     time: ValueId,
@@ -415,18 +418,18 @@ fn check_memory(
     Ok(memory::check("computing what depends on the time step alone", needed)?)
 }
 
-/// Bytes of a value; 0 where a size is not known.
+/// Bytes of a value; 0 if a size is not known.
 fn bytes(g: &Graph, v: ValueId, bindings: &Bindings) -> usize {
     let elements = g.ty(v).resolve(bindings).and_then(|shape| element_count(&shape));
     elements.map_or(0, |n| n.saturating_mul(g.ty(v).dtype.size()))
 }
 
-/// What the tables of one time step may take per byte of the constants that they are computed from,
-/// in bytes and in multiply-accumulates: each may be widened, transposed and multiplied.
+/// Bytes and multiply-accumulates that the tables of one time step may take per byte of the
+/// constants from which they are computed. Each constant may be widened, transposed and multiplied.
 pub const SHARE: u64 = 16;
 
-/// Refuses tables that take too long: the definitions of the operators compute them, once per time
-/// step.
+/// Refuses tables that take too long. They are computed by the definitions of the operators, once
+/// per time step.
 fn check_work(
     g: &Graph,
     time: ValueId,
@@ -444,7 +447,7 @@ fn check_work(
         let inputs: Vec<_> = node.inputs.iter().map(|v| v.and_then(fixed)).collect();
         let inputs: Vec<_> = inputs.iter().map(Option::as_ref).collect();
         let outputs: Option<Vec<_>> = node.outputs.iter().map(|&v| fixed(v)).collect();
-        // what has a size that is not known fails when it is evaluated
+        // a node with an unknown size fails when it is evaluated
         if let Some(outputs) = outputs {
             let cost = interpret::work(&node.op, &inputs, &outputs);
             macs = macs.saturating_add(cost.map_or(u64::MAX, |macs| macs.max(0) as u64));
@@ -466,18 +469,19 @@ fn check_work(
     Ok(())
 }
 
-/// The time step as the model wants it: its type, one element per sample of the batch.
+/// The time step in the form that the model takes: its type, with one element per sample of the
+/// batch.
 fn timestep_tensor(g: &Graph, input: ValueId, bindings: &Bindings, t: f64) -> Tensor {
     let ty = g.ty(input);
     let shape = ty.resolve(bindings).unwrap_or_default();
     let count = shape.iter().product();
     let wide = Tensor::from_f32(&shape, &vec![t as f32; count]);
-    // f32 holds every time step up to 2^24 exactly; the sampler's limit is 10^6
+    // f32 holds every time step up to 2^24 exactly, and the sampler's limit is 10^6.
     let cast = reference::eval(&Op::Cast { to: ty.dtype }, &[Some(&wide)]);
     cast.map(|mut c| c.remove(0)).unwrap_or(wide)
 }
 
-/// The part of the graph that makes `wanted`, from the inputs on.
+/// The part of the graph from the inputs to `wanted`.
 fn upstream(g: &Graph, wanted: &[ValueId]) -> Result<Part, BindError> {
     let mut part = Part { graph: Graph::new(g.name.clone()), origins: vec![] };
     let mut map = HashMap::new();
@@ -498,7 +502,7 @@ fn upstream(g: &Graph, wanted: &[ValueId]) -> Result<Part, BindError> {
     Ok(part)
 }
 
-/// Copies a node; operands must be mapped or constant.
+/// Copies a node. Its operands must be mapped or constant.
 pub(crate) fn copy_node(
     g: &Graph,
     node: &Node,

@@ -1,5 +1,5 @@
-//! Runs a graph node by node through the reference kernels: slow, and the definition of what a
-//! graph means.
+//! Runs a graph node by node with the reference kernels. It is slow, and it defines the meaning of
+//! a graph.
 
 use crate::ir::{Def, Graph, Node, ValueId};
 use cqc_kernels::reference::{self, EvalError};
@@ -12,38 +12,38 @@ pub enum InterpretError {
     /// An input has no value.
     #[error("input `{0}` has no value")]
     Missing(String),
-    /// A value does not fit its input, or two inputs disagree about a symbol.
+    /// A value does not have the type of its input, or two inputs disagree about a symbolic size.
     #[error("input `{name}` is {found}, expected {expected}")]
     Input {
-        /// The input.
+        /// Name of the input.
         name: String,
-        /// What it was given.
+        /// Type of the value.
         found: ValueType,
-        /// What it takes.
+        /// Type of the input.
         expected: ValueType,
     },
-    /// A node has no value.
+    /// A node cannot be evaluated.
     #[error("node `{node}`: {source}")]
     Node {
-        /// The node.
+        /// Name of the node.
         node: String,
-        /// Why.
+        /// The reason.
         source: EvalError,
     },
-    /// A size of a node's attributes has no value, or is negative.
+    /// A symbolic size in the attributes of a node has no value, or a negative one.
     #[error("node `{node}`: the size {size} has no value")]
     Size {
-        /// The node.
+        /// Name of the node.
         node: String,
         /// The size.
         size: Dim,
     },
 }
 
-/// The outputs of `graph` by name. Inputs of the wrong float type are not converted.
+/// Runs `graph` and returns its outputs by name. Inputs of another float type are not converted.
 ///
 /// # Errors
-/// See [`InterpretError`]; the first one met.
+/// The first [`InterpretError`] that occurs.
 pub fn interpret(
     graph: &Graph,
     inputs: &BTreeMap<String, Tensor>,
@@ -84,7 +84,7 @@ fn get<'a>(graph: &'a Graph, values: &'a HashMap<ValueId, Tensor>, id: ValueId) 
     }
 }
 
-/// The results of one node whose operands are constants or among `values`.
+/// The results of one node whose operands are constants or in `values`.
 pub(crate) fn run(
     graph: &Graph,
     node: &Node,
@@ -99,7 +99,8 @@ pub(crate) fn run(
         .map_err(|source| InterpretError::Node { node: node.name.clone(), source })
 }
 
-/// Finds the symbols of an input's type by the sizes it got; `None` when they do not fit.
+/// Finds the symbols in an input's type from the sizes of its tensor; `None` if the tensor does not
+/// have that type.
 fn bind(ty: &ValueType, tensor: &Tensor, bindings: &mut Bindings) -> Option<()> {
     if ty.dtype != tensor.dtype() || ty.rank() != tensor.shape().len() {
         return None;
@@ -114,7 +115,7 @@ fn bind(ty: &ValueType, tensor: &Tensor, bindings: &mut Bindings) -> Option<()> 
     (ty.resolve(bindings)? == tensor.shape()).then_some(())
 }
 
-/// The operator with its symbolic sizes replaced; an error names the size that has no value.
+/// The operator with its symbolic sizes replaced. An error is the first size that has no value.
 pub fn bind_op(op: &Op, bindings: &Bindings) -> Result<Op, Dim> {
     let bind = |sizes: &mut Vec<Dim>| -> Result<(), Dim> {
         for d in sizes {
@@ -136,7 +137,7 @@ pub fn bind_op(op: &Op, bindings: &Bindings) -> Result<Op, Dim> {
 }
 
 /// Multiply-accumulates that the definition of an operator takes, or elements that pooling looks
-/// at; `None` where sizes are not known or too large.
+/// at; `None` if sizes are not known or too large.
 pub(crate) fn work(op: &Op, inputs: &[Option<&ValueType>], outputs: &[ValueType]) -> Option<i64> {
     let macs = op.cost(inputs, outputs).macs.as_const()?;
     let Op::Pool { kernel, .. } = op else { return Some(macs) };

@@ -1,20 +1,20 @@
 //! The compiler of cqc as passes over a graph: it imports an ONNX denoiser, rewrites it, cuts the
 //! denoising loop apart, quantizes it, and lowers it to a [`Plan`](cqc_proto::plan::Plan).
 //!
-//! | module | what it does |
+//! | module | purpose |
 //! |---|---|
 //! | [`onnx`] | imports ONNX models, and exports plans as ONNX |
 //! | [`ir`] | the graph, its text form and its verifier |
-//! | [`rewrite`] | the list of rewrites, and what runs them |
-//! | [`bind`](mod@bind) | moves what depends on the time step or on the conditioning alone out of the loop |
-//! | [`cache`] | cuts a step, chooses which evaluations are full, corrects what the others reuse |
-//! | [`calib`], [`quant`] | ranges, rounding and corrections of layers; the graph that carries them |
-//! | [`recognize`] | names files that are something else than a model |
-//! | [`lower`](mod@lower) | a plan, and where in it the nodes and tables of the graph are |
+//! | [`rewrite`] | the list of rewriting passes, and the driver that runs them |
+//! | [`bind`](mod@bind) | moves computation that depends on the time step or the conditions alone out of the loop |
+//! | [`cache`] | cuts a step, chooses the full evaluations, and corrects the tensors that the others reuse |
+//! | [`calib`], [`quant`] | ranges, rounding and corrections of layers, and the rewritten graph |
+//! | [`recognize`] | names the format of files that are not ONNX models |
+//! | [`lower`](mod@lower) | turns graphs into a plan, and records the places of their nodes and tables in it |
 //!
-//! It executes nothing but constants: what has to be observed on a running loop is handed in.
-//! Whoever wants to compile a model uses the crate `cachequant`, which runs the loop; this crate is
-//! for those who write passes or look at what they do.
+//! This crate runs nothing but constants. Observations of a running loop are passed in by the crate
+//! `cachequant`, which is the one to use for compiling a model. This crate is for code that adds
+//! passes or looks at their results.
 //!
 //! ```
 //! use cqc_passes::{bind, ir, lower::lower, rewrite};

@@ -1,9 +1,9 @@
-//! Lowering: a [`Bound`] graph becomes a [`Plan`] and the bytes of its constants.
+//! Lowering: turns a [`Bound`] graph into a [`Plan`] and the bytes of its constants.
 //!
-//! Nodes become steps in graph order; reshapes of step results become aliases, which cost nothing,
-//! and what a concat along the last axis joins is written into the joined tensor where all that
-//! touch it can. Constants are laid out on 64-byte boundaries in the order of first use, so that a
-//! step's weights are read front to back.
+//! Nodes become steps in graph order. Reshapes of step results become aliases, which cost nothing.
+//! Values that a concat along the last axis joins are written into the joined tensor directly, if
+//! all steps that read or write them can do that. Constants are laid out on 64-byte boundaries in
+//! the order of first use, so that the weights of a step are read from front to back.
 
 use crate::bind::{Bound, InputOrigin, Part, TableId};
 use crate::ir::{Def, Graph, Node, NodeId, NodeOrigin, ValueId};
@@ -15,35 +15,35 @@ use cqc_proto::plan::{
 use cqc_proto::{DType, Dim, Op, Tensor, ValueType};
 use std::collections::{BTreeMap, HashMap};
 
-/// Alignment of every constant in the weight section, bytes.
+/// Alignment of every constant in the weight section, in bytes.
 pub const ALIGNMENT: u64 = 64;
 
-/// The constants' bytes, in the order of their offsets.
+/// The bytes of the constants, in the order of their offsets.
 #[derive(Clone, Debug, Default)]
 pub struct WeightSection {
-    /// First byte and data of each constant.
+    /// Offset and data of each constant.
     pub parts: Vec<(u64, Tensor)>,
-    /// Length of the whole section.
+    /// Length of the whole section, in bytes.
     pub len: u64,
 }
 
-/// A plan, the bytes of its constants, and where in it the tables and nodes of the parts are.
+/// A plan, the bytes of its constants, and the places of the parts' tables and nodes in it.
 #[derive(Clone, Debug)]
 pub struct Lowering {
     /// The plan.
     pub plan: Plan,
     /// Its constants.
     pub weights: WeightSection,
-    /// Where things are in it.
+    /// The places of tables and nodes in the plan.
     pub index: PlanIndex,
 }
 
-/// Where in a plan the tables and nodes are that it was lowered from.
+/// The places in a plan of the tables and nodes from which it was lowered.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PlanIndex {
     /// Name of every table, and the constant that it became if a program reads it.
     tables: Vec<(String, Option<usize>)>,
-    /// Per program, what each of its steps stands for.
+    /// Per program, the origin of each of its steps.
     steps: BTreeMap<ProgramKind, Vec<Option<NodeOrigin>>>,
 }
 
@@ -51,13 +51,13 @@ impl PlanIndex {
     /// The constant that a table became.
     ///
     /// # Panics
-    /// When no program reads the table: whoever made it has forgotten to.
+    /// If no program reads the table, which is a bug of the pass that added it.
     pub fn table(&self, id: TableId) -> usize {
         let (name, constant) = &self.tables[id.0];
         constant.unwrap_or_else(|| panic!("no program reads table `{name}`"))
     }
 
-    /// The steps of a program that stand for something, in order.
+    /// The steps of a program that have an origin, in order.
     pub fn steps(&self, kind: ProgramKind) -> impl Iterator<Item = (usize, NodeOrigin)> + '_ {
         let origins = self.steps.get(&kind).into_iter().flatten().enumerate();
         origins.filter_map(|(step, origin)| Some((step, (*origin)?)))
@@ -71,11 +71,11 @@ impl PlanIndex {
             .map(|(step, _)| step)
     }
 
-    /// The constant that a layer of `full` reads as its weights; `None` for one without, an
-    /// attention.
+    /// The constant that a layer of `full` reads as its weights; `None` for a layer without
+    /// weights, which is an attention.
     ///
     /// # Panics
-    /// When `full` does not run the node.
+    /// If `full` does not run the node.
     pub fn weight_of(&self, plan: &Plan, node: NodeId) -> Option<usize> {
         let step = self.step_of(ProgramKind::Full, node);
         let step = step
@@ -87,12 +87,12 @@ impl PlanIndex {
     }
 }
 
-/// Lowers the parts. `inputs` and `outputs` describe the source model; the outputs' `value` is
-/// filled in here. With `any_steps` the plan keeps the program that makes the tables
-/// ([`Plan::times`]).
+/// Lowers the parts. `inputs` and `outputs` describe the source model; the `value` of the outputs
+/// is set here. `evaluations` is the number of evaluations of the loop. With `any_steps` the plan
+/// keeps the program that computes the tables ([`Plan::times`]).
 ///
 /// # Errors
-/// [`OpError`] when a step does not type-check: a bug of an earlier stage.
+/// [`OpError`] if a step does not type-check, which is a bug of an earlier stage.
 pub fn lower(
     bound: &Bound,
     inputs: Vec<PlanInput>,
@@ -160,13 +160,13 @@ pub fn lower(
 struct Constants {
     list: Vec<Constant>,
     weights: WeightSection,
-    /// What the tables became that something has asked for.
+    /// The constants of the tables that have been used.
     tables: Vec<Option<usize>>,
     known: HashMap<(String, u64, usize), usize>,
 }
 
 impl Constants {
-    /// Index of the constant; the same name, place and size in memory are stored once.
+    /// Index of the constant. The same name, address and size are stored once.
     fn add(&mut self, name: &str, tensor: &Tensor) -> usize {
         let key = (name.to_string(), tensor.bytes().as_ptr() as u64, tensor.bytes().len());
         if let Some(&i) = self.known.get(&key) {
@@ -185,7 +185,7 @@ impl Constants {
         constant
     }
 
-    /// Index of a quantized constant, likewise.
+    /// Index of a quantized constant. The same name, address and size are stored once.
     fn add_codes(&mut self, name: &str, codes: &Tensor, how: WeightCodes) -> usize {
         let key = (name.to_string(), codes.bytes().as_ptr() as u64, codes.bytes().len());
         if let Some(&i) = self.known.get(&key) {
@@ -219,7 +219,7 @@ impl Constants {
     }
 }
 
-/// What a quantized weight is as a constant: its index.
+/// The constant that a quantized weight becomes: its index.
 fn quantized_weight(g: &Graph, node: &Node, constants: &mut Constants) -> Option<usize> {
     let Op::DequantizeWeight { bits, output_axis, segments } = &node.op else { return None };
     let [codes, scale] = [node.input(0)?, node.input(1)?];
@@ -233,7 +233,7 @@ fn quantized_weight(g: &Graph, node: &Node, constants: &mut Constants) -> Option
     Some(constants.add_codes(&g.value(node.outputs[0]).name, g.tensor(codes)?, how))
 }
 
-/// A constant that is stored in another float type than the one it is read in: its index.
+/// The constant that is stored in another float type than the one in which it is read: its index.
 fn widened_weight(g: &Graph, node: &Node, constants: &mut Constants) -> Option<usize> {
     let (Op::Cast { to: DType::F32 }, Some(stored)) = (&node.op, node.input(0)) else {
         return None;
@@ -242,7 +242,7 @@ fn widened_weight(g: &Graph, node: &Node, constants: &mut Constants) -> Option<u
     Some(constants.add(&g.value(stored).name, tensor))
 }
 
-/// A program, whose results are the graph's outputs, and what each of its steps stands for.
+/// A program whose results are the graph's outputs, and the origin of each of its steps.
 fn program(
     part: &Part,
     bound: &Bound,
@@ -305,8 +305,9 @@ fn program(
     Ok((out, origins))
 }
 
-/// Values that a concat along the last axis can find in place: the joined value and their first
-/// column in it. A value lies in one place only, and not in one that itself lies in another.
+/// The values that a concat along the last axis can find in place, with the joined value and their
+/// first column in it. A value lies in one place only, and not inside a value that itself lies in
+/// another one.
 fn in_place(g: &Graph) -> Vec<(ValueId, (ValueId, Dim))> {
     let mut gapless: Vec<bool> = vec![false; g.values().count()];
     for (_, node) in g.nodes().filter(|(_, node)| !node.op.traits().rows_may_have_gaps) {

@@ -1,8 +1,8 @@
-//! What a file is that should have been something else: recognised by its content, and answered with
-//! what to do about it.
+//! Recognises by its content a file that is not of the expected format, and says what to do about
+//! it.
 //!
-//! Only files that could not be read as what they were taken for are looked at here, so a mistake
-//! costs a sentence, never a model.
+//! Only files that could not be read in the expected format are looked at, so a mistake costs a
+//! wrong sentence and never a model.
 
 use crate::onnx::scan::varint;
 use std::fmt;
@@ -11,19 +11,19 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // the names of the formats; `Display` spells them out
 pub enum Format {
-    /// What a clone without Git LFS has instead of a large file.
+    /// The text that a clone without Git LFS has instead of a large file.
     GitLfsPointer,
-    /// The same of git-annex.
+    /// The text or link that git-annex has instead of a large file.
     GitAnnexPointer,
-    /// Usually what a server says instead of sending the file.
+    /// A web page. Usually it is the message of a server that does not send the file.
     Html,
     Json,
-    /// ONNX as text, for people.
+    /// ONNX in its text form for people.
     OnnxText,
     Safetensors,
     /// A zip archive of `torch.save` or TorchScript.
     TorchZip,
-    /// A pickle, as `torch.save` wrote before PyTorch 1.6.
+    /// A pickle, as `torch.save` wrote it before PyTorch 1.6.
     Pickle,
     Gguf,
     /// The network of OpenVINO's pair of `.xml` and `.bin`.
@@ -32,7 +32,7 @@ pub enum Format {
     TfLite,
     /// ONNX Runtime's own format.
     Ort,
-    /// HDF5, as Keras writes.
+    /// HDF5, as Keras writes it.
     Hdf5,
     /// Keras' zip archive.
     KerasZip,
@@ -53,20 +53,21 @@ pub enum Format {
     Xml,
     Yaml,
     Image,
-    /// A download or a copy that has reserved the place and written nothing.
+    /// A file of zeros: a download or copy that has reserved the space and written nothing.
     Zeros,
     Text,
 }
 
-/// How much of a text is looked at.
+/// Number of bytes of a text that are looked at.
 const HEAD: usize = 4096;
 
 impl Format {
-    /// Looks at a whole file; `None` for what is not known.
+    /// The format of a file with these bytes; `None` if it is not known.
     pub fn of(bytes: &[u8]) -> Option<Format> {
         use Format::*;
         let found = match bytes {
-            // first: its length may look like any of the others
+            // The header's length may look like the first bytes of any other format, so this comes
+            // first.
             _ if is_safetensors(bytes) => Safetensors,
             [0x89, b'C', b'Q', b'C', ..] => Artifact,
             [b'G', b'G', b'U', b'F', ..] => Gguf,
@@ -92,13 +93,14 @@ impl Format {
         Some(found)
     }
 
-    /// A placeholder or a server's message instead of any file, whatever it was to hold.
+    /// The format of a placeholder or of a server's message, which may stand for a file of any
+    /// format.
     pub fn of_placeholder(bytes: &[u8]) -> Option<Format> {
         text(bytes)
             .filter(|f| matches!(f, Format::GitLfsPointer | Format::GitAnnexPointer | Format::Html))
     }
 
-    /// What to do to get an ONNX model.
+    /// A sentence that says how to get an ONNX model.
     pub fn help(self) -> &'static str {
         use Format::*;
         match self {
@@ -190,14 +192,15 @@ impl fmt::Display for Format {
     }
 }
 
-/// Length of the header (8 bytes, little endian), then the header, which is a JSON object.
+/// A file of the length of the header (8 bytes, little endian) and the header, which is a JSON
+/// object.
 fn is_safetensors(bytes: &[u8]) -> bool {
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else { return false };
     let length = u64::from_le_bytes(*length);
     (2..=100 << 20).contains(&length) && rest.first() == Some(&b'{')
 }
 
-/// By the name of the first entry, which every local header has.
+/// The format of a zip archive, by the name of its first entry, which every local header has.
 fn zip(bytes: &[u8]) -> Format {
     let length = bytes.get(26..28).map_or(0, |n| u16::from_le_bytes([n[0], n[1]]) as usize);
     let name = bytes.get(30..30 + length).unwrap_or_default();
@@ -259,9 +262,9 @@ fn text(bytes: &[u8]) -> Option<Format> {
     )
 }
 
-/// Core ML's messages number the kinds of networks from 200 on, which ONNX's do not.
+/// The messages of Core ML number the kinds of networks from 200 on, which those of ONNX do not.
 fn is_core_ml(mut bytes: &[u8]) -> bool {
-    // a few fields stand in front of the network
+    // a few fields come before the network
     for _ in 0..64 {
         let Some(key) = varint(&mut bytes) else { return false };
         if key & 7 == 2 && (200..=3000).contains(&(key >> 3)) {

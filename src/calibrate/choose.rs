@@ -1,4 +1,4 @@
-//! Candidates, and the best of them.
+//! Finds candidates for schedules and corrections, and the best of them.
 
 use super::correct::{CacheTables, CorrectionFit, sequential, teacher_forced};
 use super::measure::Holdout;
@@ -14,51 +14,51 @@ use cqc_passes::cache::schedule::{
 use cqc_runtime::denoise::{Denoiser, Request};
 use serde::{Deserialize, Serialize};
 
-/// What was decided.
+/// The schedule and the correction of the cache.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CachingChoice {
-    /// Full evaluations, ascending from 0.
+    /// The full evaluations, in ascending order from 0.
     pub full: Vec<usize>,
-    /// How the schedule was found.
+    /// Name of the method that found the schedule.
     pub method: String,
-    /// What the method minimises, for the schedule and for the uniform one.
+    /// The cost that the method minimises, of this schedule and of the uniform one.
     pub cost: Option<(f64, Option<f64>)>,
     /// The correction, if it helps or was asked for.
     pub tables: Option<(CorrectionFit, CacheTables)>,
     /// Every candidate that was measured on held-out samples.
     pub measured: Vec<MeasuredCandidate>,
-    /// The held-out samples, unless this was stored and read again.
+    /// The held-out samples. They are `None` if this choice was stored and read again.
     #[serde(skip)]
     pub held: Option<Holdout>,
 }
 
-/// A candidate on held-out samples.
+/// A candidate and its quality on held-out samples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MeasuredCandidate {
-    /// How its schedule was found.
+    /// Name of the method that found its schedule.
     pub method: String,
-    /// Full evaluations, ascending from 0.
+    /// The full evaluations, in ascending order from 0.
     pub full: Vec<usize>,
-    /// Its correction.
+    /// Its correction; `None` if the cache was not corrected.
     pub correction: Option<CorrectionFit>,
-    /// Mean PSNR to the ordinary loop's ends, dB.
+    /// Mean PSNR to the ends of the ordinary loop, in dB.
     pub psnr: f64,
 }
 
-/// Samples that are held out: half of them, at least one and at most 8, which tell decibels apart:
-/// candidates are compared on the same ones.
+/// Number of samples that are held out of `samples`: half of them, at least 1 and at most 8.
+/// Candidates are compared on the same samples, so 8 are enough to tell decibels apart.
 pub fn holdout_size(samples: usize) -> usize {
     (samples / 2).clamp(1, 8)
 }
 
-/// Of `fit` samples those that corrections of the cache are fitted on: 16 at most, each of which
-/// brings all positions of what is corrected. (On the trained U-Net at N = 5, 16 instead of 8 are
-/// worth 0.2 dB.)
+/// Number of the `fit` samples on which corrections of the cache are fitted: 16 at most, because
+/// each sample brings all positions of the corrected tensor. (On the trained U-Net at N = 5, 16
+/// instead of 8 are worth 0.2 dB.)
 fn corrected_on(fit: usize) -> usize {
     fit.min(16)
 }
 
-/// Calibration samples that have been observed: schedules and corrections can be asked for and
+/// Calibration samples that have been observed. Schedules and corrections can now be found and
 /// measured.
 pub struct Study<'a> {
     denoiser: &'a mut Denoiser,
@@ -66,10 +66,10 @@ pub struct Study<'a> {
     interval: usize,
     /// Sampler step of each evaluation.
     steps: Vec<usize>,
-    /// The evaluation with which guidance begins, if it is not the first: the unconditional half has
+    /// The evaluation at which guidance begins, if it is not the first. The unconditional half has
     /// nothing cached there.
     guided_from: Option<usize>,
-    /// Samples that tables are fitted on; the others are held out.
+    /// Number of samples on which tables are fitted; the others are held out.
     fit: usize,
     observed: Observed,
     held: Holdout,
@@ -80,7 +80,7 @@ impl<'a> Study<'a> {
     /// Observes the calibration samples on the loop of a plan with a cache and without corrections.
     ///
     /// # Errors
-    /// [`CalibrateError`].
+    /// [`CalibrateError`] if the loop cannot be run, or if there are too few samples.
     pub fn new(
         denoiser: &'a mut Denoiser,
         options: CalibrationOptions<'a>,
@@ -114,11 +114,12 @@ impl<'a> Study<'a> {
         Ok(Study { denoiser, request, interval, steps, guided_from, fit, observed, held, progress })
     }
 
-    /// The schedules that the method gives: one, or for `auto` one of each. The evaluation with which
-    /// guidance begins is full in addition, unless the schedule was given.
+    /// The schedules that the method gives: one, or for `auto` one of each kind. The evaluation at
+    /// which guidance begins is also full, unless the schedule was given.
     ///
     /// # Errors
-    /// [`CalibrateError::NoSchedule`].
+    /// [`CalibrateError::NoSchedule`] if the method has no schedule for the interval,
+    /// [`CalibrateError::Schedule`] if a given one does not fit the loop.
     pub fn candidates(&self, wanted: &ScheduleSource) -> Result<Vec<Candidate>, CalibrateError> {
         let mut found = candidates(wanted, &self.observed, &self.steps, self.interval)?;
         let begins = self.guided_from.filter(|_| matches!(wanted, ScheduleSource::Method(_)));
@@ -130,10 +131,10 @@ impl<'a> Study<'a> {
         Ok(found)
     }
 
-    /// CacheTables for a schedule.
+    /// Fits the correction of the cache for a schedule.
     ///
     /// # Errors
-    /// What the loop reports.
+    /// [`CalibrateError`] if the loop cannot be run.
     pub fn tables(
         &mut self,
         fit: CorrectionFit,
@@ -157,10 +158,10 @@ impl<'a> Study<'a> {
         }
     }
 
-    /// Mean PSNR of the accelerated loop on the held-out samples, dB.
+    /// Mean PSNR of the accelerated loop on the held-out samples, in dB.
     ///
     /// # Errors
-    /// What the loop reports.
+    /// [`CalibrateError`] if the loop cannot be run.
     pub fn psnr(
         &mut self,
         full: &[usize],
@@ -170,11 +171,11 @@ impl<'a> Study<'a> {
     }
 }
 
-/// Decides: the schedule that measures best without correction, and then the correction that
-/// measures best with it, if any does better than none.
+/// Chooses the schedule that is best on the held-out samples without correction, and then the
+/// correction that is best with this schedule, or none if no correction helps.
 ///
 /// # Errors
-/// [`CalibrateError`].
+/// [`CalibrateError`] if the loop cannot be run, or if there is no schedule.
 pub fn choose<'a>(
     denoiser: &'a mut Denoiser,
     options: CalibrationOptions<'a>,
@@ -219,12 +220,12 @@ pub fn choose<'a>(
     Ok(CachingChoice { full, method, cost, tables, measured, held: Some(study.held) })
 }
 
-/// Whether the schedule is found by what older caches do to the output.
+/// Whether the schedule is found by the effect of older caches on the output.
 fn needs_output(schedule: &ScheduleSource) -> bool {
     matches!(schedule, ScheduleSource::Method(kind) if kind.needs_output())
 }
 
-/// Evaluations, full and cached ones, of `batch` samples at once that [`choose`] makes, about.
+/// About how many evaluations, full and cached, of `batch` samples at once [`choose`] makes.
 /// `steps` has the sampler step of each evaluation of the loop.
 ///
 /// # Errors
@@ -254,7 +255,7 @@ pub fn evaluations_to_come(
     Ok(evaluations * (batches(fit) * 3 + batches(held) * measured) + searched)
 }
 
-/// Longest group that is observed.
+/// Longest group of evaluations that is observed.
 fn width(
     schedule: &ScheduleSource,
     steps: &[usize],

@@ -1,4 +1,4 @@
-//! CacheTables that correct the cache.
+//! Fits the tables that correct the cache.
 
 use super::observe::{Observed, Snapshot, channels, restore, snapshot};
 use super::{CalibrateError, EvaluationCounter};
@@ -7,21 +7,21 @@ use cqc_proto::plan::ProgramKind;
 use cqc_runtime::denoise::{Denoiser, Request, Trajectory};
 use std::fmt;
 
-/// How tables are fitted.
+/// The data on which the correction is fitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum CorrectionFit {
     /// Both tensors come from the ordinary trajectory, as published (CacheQuant, arXiv:2503.01323).
     TeacherForced,
-    /// What the accelerated trajectory has stored against the tensor of the ordinary one,
-    /// evaluation by evaluation, each with all earlier corrections in place.
+    /// The tensor that the accelerated trajectory has stored is fitted to that of the ordinary
+    /// trajectory, evaluation by evaluation, each with all earlier corrections in place.
     Sequential,
-    /// As sequential, from what was stored last and what was stored before that: along the line
-    /// through both, or as far as that helps.
+    /// As sequential, but from the last two stored tensors: along the line through both, as far as
+    /// that helps.
     Forecast,
 }
 
 impl CorrectionFit {
-    /// Whether it looks at what was stored before.
+    /// Whether it reads the tensor that was stored before the last one.
     pub fn uses_previous(self) -> bool {
         self == CorrectionFit::Forecast
     }
@@ -37,12 +37,12 @@ impl fmt::Display for CorrectionFit {
     }
 }
 
-/// The ridge that draws factors towards 1; the paper fits without one.
+/// The ridge that draws factors towards 1. The paper fits without one.
 const RIDGE: f64 = 1e-3;
 
 pub use crate::compile::CacheTables;
 
-/// Whether and from where evaluation `t` reads the cache.
+/// The full evaluation whose cache evaluation `t` reads; `None` if `t` is full itself.
 pub fn anchor(full: &[usize], t: usize) -> Option<usize> {
     match full.binary_search(&t) {
         Ok(_) => None,
@@ -50,7 +50,7 @@ pub fn anchor(full: &[usize], t: usize) -> Option<usize> {
     }
 }
 
-/// CacheTables from the moments of the ordinary trajectory.
+/// Fits tables from the moments of the ordinary trajectory.
 pub fn teacher_forced(
     observed: &Observed,
     channels: &[usize],
@@ -66,16 +66,17 @@ pub fn teacher_forced(
     observed.moments.iter().zip(channels).map(of_slot).collect()
 }
 
-/// What full evaluations have stored.
+/// The tensors that the last two full evaluations have stored.
 #[derive(Clone, Debug, Default)]
 pub struct Stored {
     last: Snapshot,
-    /// Of the full evaluation before that; of the first one while there is no other.
+    /// The tensors of the full evaluation before the last one; those of the first one while there
+    /// is no other.
     before: Snapshot,
 }
 
 impl Stored {
-    /// A full evaluation has run.
+    /// Stores the tensors of a full evaluation that has run.
     pub fn push(&mut self, now: Snapshot) {
         self.before = std::mem::replace(&mut self.last, now);
         if self.before.is_empty() {
@@ -83,7 +84,7 @@ impl Stored {
         }
     }
 
-    /// Writes the cache of evaluation `t`.
+    /// Writes the corrected cache of evaluation `t`.
     pub fn restore(&self, trajectory: &mut Trajectory, tables: &CacheTables, t: usize) {
         let slots = self.last.iter().zip(&self.before).zip(tables);
         let corrected: Snapshot =
@@ -92,8 +93,8 @@ impl Stored {
     }
 }
 
-/// Runs the ordinary and the accelerated loop side by side and fits each evaluation when all before
-/// it are corrected.
+/// Runs the ordinary and the accelerated loop side by side. Each evaluation is fitted when all
+/// evaluations before it are corrected.
 pub fn sequential(
     denoiser: &mut Denoiser,
     request: &Request,

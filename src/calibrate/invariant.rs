@@ -1,14 +1,16 @@
-//! The cut invariant: with the cache of the same evaluation and no correction, `cached` gives what
-//! `full` gives, bit for bit.
+//! Checks the invariant of a cut: with the cache of the same evaluation and no correction, `cached`
+//! gives the same as `full`, bit for bit.
 
 use super::CalibrateError;
 use cqc_proto::plan::ProgramKind;
 use cqc_runtime::denoise::{Denoiser, Request};
 
-/// Checks it at the first, a middle and the last evaluation of one sample's ordinary trajectory.
+/// Checks the invariant at the first, a middle and the last evaluation of one sample's ordinary
+/// trajectory.
 ///
 /// # Errors
-/// [`CalibrateError::CutInvariant`]; what the loop reports.
+/// [`CalibrateError::CutInvariant`] if it does not hold; [`CalibrateError::Denoise`] if the loop
+/// cannot be run.
 pub fn check_cut(denoiser: &Denoiser, request: &Request) -> Result<(), CalibrateError> {
     let mut denoiser = denoiser.of_width(1)?;
     let evaluations = denoiser.sampler().evaluations().len();

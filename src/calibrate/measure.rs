@@ -1,4 +1,4 @@
-//! The accelerated loop against the ordinary one on held-out samples.
+//! Measures the accelerated loop against the ordinary one on held-out samples.
 
 use super::correct::{CacheTables, Stored, anchor};
 use super::observe::snapshot;
@@ -6,16 +6,16 @@ use super::{CalibrateError, EvaluationCounter};
 use cqc_proto::plan::ProgramKind;
 use cqc_runtime::denoise::{Denoiser, Request};
 
-/// Held-out samples and how the ordinary loop ends on them.
+/// The held-out samples and the ends of the ordinary loop for them.
 #[derive(Clone, Debug)]
 pub struct Holdout {
-    /// First samples of the batches.
+    /// Index of the first sample of each batch.
     firsts: Vec<usize>,
-    /// One past the last sample.
+    /// Index after the last sample.
     end: usize,
     /// The ends, batch by batch.
     finals: Vec<Vec<f32>>,
-    /// Largest minus smallest element of all ends.
+    /// Largest minus smallest element of all ends, which is the peak of the PSNR.
     range: f64,
 }
 
@@ -45,13 +45,13 @@ impl Holdout {
         Ok(Holdout { firsts, end: request.samples, finals, range: f64::from(high - low) })
     }
 
-    /// The first sample.
+    /// Index of the first held-out sample.
     pub(crate) fn from(&self) -> usize {
         self.firsts.first().map_or(self.end, |&first| first)
     }
 
-    /// Mean PSNR of another loop as it stands, its own programs and its own schedule, in dB, as in
-    /// [`Holdout::psnr`].
+    /// Mean PSNR, as in [`Holdout::psnr`], of another loop with its own programs and its own
+    /// schedule.
     pub(crate) fn psnr_of(
         &self,
         denoiser: &mut Denoiser,
@@ -70,7 +70,7 @@ impl Holdout {
         Ok(sum / f64::from(count))
     }
 
-    /// Adds the PSNR of every sample of a batch, and how many there are.
+    /// Adds the PSNR of every sample of a batch, and their number.
     fn compare(
         &self,
         found: &[f32],
@@ -90,8 +90,8 @@ impl Holdout {
         }
     }
 
-    /// Mean over samples of the peak signal-to-noise ratio of the accelerated loop, in dB; the peak
-    /// is the range of the ordinary loop's ends. At most 100 per sample.
+    /// Mean over samples of the peak signal-to-noise ratio of the accelerated loop, in dB. The peak
+    /// is the range of the ordinary loop's ends. A sample counts as 100 dB at most.
     pub(crate) fn psnr(
         &self,
         denoiser: &mut Denoiser,

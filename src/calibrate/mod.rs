@@ -1,15 +1,17 @@
-//! Decides when the cached part is computed and how the cache is corrected, by running the loop.
+//! Decides which evaluations are full and how the cache is corrected, by running the loop on the
+//! calibration set.
 //!
 //! ```text
-//! observe   one ordinary trajectory per calibration sample: distances between cached tensors, moments, and what an output
-//!           costs that is computed from an older cache
-//! schedules the candidates that these numbers give
-//! correct   affine tables for a schedule: fitted on the ordinary trajectory, or on the accelerated one
+//! observe   one ordinary trajectory per calibration sample: distances between cached tensors,
+//!           moments, and the cost of an output that is computed from an older cache
+//! schedules the candidates that follow from these numbers
+//! correct   affine tables for a schedule, fitted on the ordinary trajectory or on the accelerated
+//!           one
 //! measure   the accelerated loop on held-out samples: the best candidate wins
 //! ```
 //!
-//! Everything streams: what is in memory are the cached tensors of the longest group of
-//! evaluations, not of all.
+//! The tensors are processed as they are computed: only the cached tensors of the longest group of
+//! evaluations are in memory, not those of all evaluations.
 
 mod choose;
 mod correct;
@@ -30,94 +32,96 @@ use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_runtime::denoise::{DenoiseError, Request};
 use std::ops::ControlFlow;
 
-/// What to decide, and on what.
+/// Options of the calibration of a cached loop.
 pub struct CalibrationOptions<'a> {
-    /// About one evaluation of so many is full.
+    /// About one evaluation of this number is full.
     pub interval: usize,
-    /// How the schedule is chosen, or the schedule.
+    /// The method that chooses the schedule, or the schedule itself.
     pub schedule: ScheduleSource,
-    /// Whether the cache may be corrected; the default is what measures best.
+    /// Whether the cache may be corrected.
     pub correct: CorrectionPolicy,
-    /// The calibration samples. The last half of them is held out to measure on.
+    /// The calibration samples. The last ones are held out ([`holdout_size`]).
     pub request: Request,
-    /// Samples whose trajectories also tell what older caches do to the output, at most.
+    /// Largest number of samples on which the effect of older caches on the output is observed.
     pub output_samples: usize,
-    /// Called after every evaluation with the number done and an estimate of all; may break off.
+    /// Called after every evaluation with the number of evaluations done and an estimate of all.
+    /// [`ControlFlow::Break`] ends the calibration.
     pub progress: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 }
 
-/// The schedule asked for.
+/// The schedule that is asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ScheduleSource {
-    /// By this method.
+    /// The schedule that this method finds.
     Method(ScheduleKind),
     /// These full evaluations.
     Given(Vec<usize>),
 }
 
-/// The correction asked for.
+/// The correction that is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CorrectionPolicy {
-    /// None.
+    /// No correction.
     Never,
-    /// The form that measures best, which may be none.
+    /// The form that is best on the holdout, which may be none.
     Best,
-    /// This form, whatever it does.
+    /// This form, whether it helps or not.
     Always(CorrectionFit),
 }
 
-/// Why nothing was decided.
+/// Why a cached loop cannot be calibrated.
 #[derive(Debug, thiserror::Error)]
 pub enum CalibrateError {
-    /// The loop could not be run.
+    /// The loop cannot be run.
     #[error(transparent)]
     Denoise(#[from] DenoiseError),
-    /// No schedule of that kind exists.
-    #[error("there is no {kind} schedule of {full} full evaluations in {evaluations}")]
+    /// The method has no schedule with that number of full evaluations.
+    #[error("there is no {kind} schedule with {full} full evaluations of {evaluations}")]
     NoSchedule {
-        /// The kind.
+        /// The method.
         kind: ScheduleKind,
-        /// Full evaluations.
+        /// Number of full evaluations.
         full: usize,
-        /// All evaluations.
+        /// Number of all evaluations.
         evaluations: usize,
     },
-    /// A given schedule does not fit.
+    /// A given schedule does not fit the loop.
     #[error("schedule: {0}")]
     Schedule(String),
-    /// The cut is wrong: a bug in the compiler, never in the model.
+    /// The cached step does not give what the full step gives, which is a bug of the compiler and
+    /// never of the model.
     #[error(
         "internal error: at evaluation {evaluation} the cached step gives {cached} where the full one gives {full}; please report it with the model"
     )]
     CutInvariant {
-        /// Where.
+        /// The evaluation.
         evaluation: usize,
-        /// Of `full`.
+        /// An element of the result of the full step.
         full: f32,
-        /// Of `cached`.
+        /// The same element of the result of the cached step.
         cached: f32,
     },
-    /// A layer's input is not a number, or infinite.
+    /// The input of a layer has elements that are infinite or NaN.
     #[error("`{value}` is not finite at evaluation {evaluation}: no range can be found for it")]
     NotFinite {
-        /// The value.
+        /// Name of the value.
         value: String,
         /// The evaluation.
         evaluation: usize,
     },
-    /// Too few samples to fit on some and measure on others.
-    #[error("{0} calibration samples, at least 2 are needed")]
+    /// There are too few samples to fit on some and to measure on others.
+    #[error("there are {0} calibration samples, but at least 2 are needed")]
     Samples(usize),
 }
 
-/// Counts evaluations and lets the caller break off.
+/// Counts evaluations, and lets the caller end the run.
 pub(crate) struct EvaluationCounter<'a> {
     pub done: u64,
     pub all: u64,
     pub call: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 }
 
-/// Evaluations of fewer samples than [`EvaluationCounter`] counts by.
+/// Counts evaluations of smaller batches in units of the batches that [`EvaluationCounter`] counts.
 pub(crate) struct PartialBatches {
     samples: usize,
     width: usize,
@@ -125,12 +129,12 @@ pub(crate) struct PartialBatches {
 }
 
 impl PartialBatches {
-    /// Evaluations of `samples` where others have `width`.
+    /// Evaluations of `samples` samples, where other batches have `width`.
     pub(crate) fn new(samples: usize, width: usize) -> PartialBatches {
         PartialBatches { samples, width, done: 0 }
     }
 
-    /// After one of them.
+    /// Counts one of these evaluations.
     pub(crate) fn step(&mut self, progress: &mut EvaluationCounter) -> Result<(), DenoiseError> {
         self.done += self.samples;
         if self.done >= self.width {

@@ -1,4 +1,5 @@
-//! One ordinary trajectory per calibration sample, and what it tells about reuse.
+//! Runs one ordinary trajectory per calibration sample and observes what reuse of the cache would
+//! cost.
 
 use super::probe::{PROBED_SAMPLES, probe};
 use super::{CalibrateError, EvaluationCounter, PartialBatches};
@@ -8,26 +9,26 @@ use cqc_proto::plan::ProgramKind;
 use cqc_runtime::denoise::{Denoiser, Request, Trajectory};
 use std::collections::VecDeque;
 
-/// What trajectories have told.
+/// The observations.
 pub struct Observed {
-    /// L1 distance between the tensors cached at two evaluations, summed over samples; several
-    /// tensors weighted by one over their mean norm. CacheQuant sums the L1 distances of one
+    /// L1 distance between the tensors cached at two evaluations, summed over samples. With several
+    /// tensors, each is weighted by one over its mean norm. CacheQuant sums the L1 distances of one
     /// tensor.
     pub features: Band,
-    /// What the end of the trajectory suffers when evaluation `t` is computed from the cache of
-    /// `i`: the root mean square error of the output, times how far the end moves by an error of 1
-    /// there: by the sampler's arithmetic
-    /// ([`output_weights`](cqc_runtime::sampler::Sampler::output_weights)), times what later
-    /// evaluations are seen to make of it.
+    /// The cost at the end of the trajectory if evaluation `t` is computed from the cache of `i`.
+    /// It is the root mean square error of the output, times the effect of an error of 1 on the end
+    /// by the sampler's arithmetic
+    /// ([`output_weights`](cqc_runtime::sampler::Sampler::output_weights)), times the observed
+    /// factor by which later evaluations change that effect.
     pub output: Band,
-    /// Per slot, for the affine fit.
+    /// Moments of each slot for the affine fit.
     pub moments: Vec<BandMoments>,
 }
 
-/// What is cached after an evaluation: all rows of each slot, both halves of guidance.
+/// The cached tensors after an evaluation: all rows of each slot, for both halves of guidance.
 pub type Snapshot = Vec<Vec<f32>>;
 
-/// The slots of a trajectory; of split guidance the halves one after the other.
+/// The slots of a trajectory. If guidance is split, the halves follow each other.
 pub fn snapshot(trajectory: &Trajectory) -> Snapshot {
     let slots = trajectory.requests.first().map_or(0, |r| r.slots());
     let halves =
@@ -35,7 +36,7 @@ pub fn snapshot(trajectory: &Trajectory) -> Snapshot {
     (0..slots).map(halves).collect()
 }
 
-/// Writes the slots.
+/// Writes the slots of a trajectory.
 pub fn restore(trajectory: &mut Trajectory, snapshot: &[Vec<f32>]) {
     let halves = trajectory.requests.len();
     for (slot, values) in snapshot.iter().enumerate() {
@@ -46,7 +47,7 @@ pub fn restore(trajectory: &mut Trajectory, snapshot: &[Vec<f32>]) {
     }
 }
 
-/// Channels of each slot.
+/// Number of channels of each slot.
 pub fn channels(denoiser: &Denoiser) -> Vec<usize> {
     let plan = denoiser.engine().plan();
     let slots = plan.cache.iter().flat_map(|cache| &cache.slots);
@@ -54,8 +55,8 @@ pub fn channels(denoiser: &Denoiser) -> Vec<usize> {
     slots.map(|slot| last(slot.value).map_or(1, |c| c as usize)).collect()
 }
 
-/// Runs the samples `0 .. fit` of the request. The output's cost is observed on the first
-/// `output_samples` of them, and only if there is need of it.
+/// Runs the samples `0 .. fit` of the request. The cost at the output is observed on the first
+/// `output_samples` of them, and only if a schedule needs it.
 pub fn observe(
     denoiser: &mut Denoiser,
     request: &Request,
@@ -80,7 +81,7 @@ pub fn observe(
         channels.iter().map(|&c| BandMoments::new(evaluations, width, c)).collect();
     for first in (0..fit).step_by(denoiser.width()) {
         let mut trajectory = denoiser.begin(request, first)?;
-        // the last `width - 1` evaluations and what they cached
+        // the last `width - 1` evaluations and the tensors that they cached
         let mut ring: VecDeque<(usize, Snapshot)> = VecDeque::with_capacity(width);
         for t in 0..evaluations {
             denoiser.evaluate_as(ProgramKind::Full, &mut trajectory)?;
@@ -127,8 +128,9 @@ fn scaled(band: &Band, weights: &[f64]) -> Band {
 }
 
 impl Observed {
-    /// What an affine map per channel leaves of the distance between the tensors cached at two
-    /// evaluations: the sum of squares, of several tensors as a part of each one's own.
+    /// The squared distance between the tensors cached at two evaluations that remains after an
+    /// affine map per channel. With several tensors, each contributes as a share of its own sum of
+    /// squares.
     pub fn residuals(&self) -> Band {
         let (evaluations, width) = (self.features.evaluations(), self.features.width());
         let bands: Vec<Band> = self
@@ -148,7 +150,7 @@ impl Observed {
     }
 }
 
-/// One band of several; a single one stays as it is.
+/// The weighted sum of several bands; a single band stays as it is.
 fn weighted(mut bands: Vec<Band>, norms: &[f64]) -> Band {
     if bands.len() == 1 {
         return bands.remove(0);

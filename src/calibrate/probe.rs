@@ -1,4 +1,4 @@
-//! What an error at one evaluation does to the end of the trajectory.
+//! Measures the effect of an error at one evaluation on the end of the trajectory.
 
 use super::observe::{Snapshot, restore, snapshot};
 use super::{CalibrateError, EvaluationCounter, PartialBatches};
@@ -7,16 +7,16 @@ use cqc_proto::plan::ProgramKind;
 use cqc_runtime::denoise::{Denoiser, Request, Trajectory};
 use std::collections::VecDeque;
 
-/// Evaluations at which it is tried out what an error does to the end.
+/// Number of evaluations at which the effect is measured.
 pub const PROBES: usize = 8;
 
-/// Samples that it is tried out on.
+/// Number of samples on which it is measured.
 pub const PROBED_SAMPLES: usize = 2;
 
-/// Weights of errors by evaluation: the sampler's, times what trajectories tell that were led
-/// astray once, at one evaluation each, by what was cached `age` evaluations before, and went on
-/// with full evaluations. The network itself answers to an error, by undoing it or by making it
-/// grow, which the sampler's arithmetic does not tell.
+/// The weights of errors by evaluation: the sampler's own weights, times a factor that is measured.
+/// To measure it, one trajectory per probe is perturbed once, at one evaluation, by the cache of
+/// `age` evaluations before, and continued with full evaluations. The network itself reacts to an
+/// error, by undoing it or by amplifying it, which the sampler's arithmetic does not show.
 ///
 /// `denoiser` runs a plan with a cache, on the first samples of the request. `count` counts its
 /// evaluations.
@@ -58,7 +58,7 @@ pub fn probe(
     Ok(weights(&sampler, &moved))
 }
 
-/// Evenly spread, the first evaluation left out: nothing is cached before it.
+/// Evaluations that are evenly spread. The first is left out, because nothing is cached before it.
 fn probed(evaluations: usize) -> Vec<usize> {
     let count = PROBES.min(evaluations.saturating_sub(1));
     let at = (0..count).map(|k| 1 + k * (evaluations - 2).max(1) / (count - 1).max(1));
@@ -79,8 +79,8 @@ fn run_on(
     Ok(trajectory.x().to_vec())
 }
 
-/// The sampler's weights times the gains that were found (evaluation, how far the end moved per
-/// error), interpolated between them in the logarithm.
+/// The sampler's weights times the gains in `moved` (evaluation, and how far the end moved per
+/// error), which are interpolated in the logarithm.
 fn weights(sampler: &[f64], moved: &[(usize, f64)]) -> Vec<f64> {
     let gains: Vec<(usize, f64)> = moved
         .iter()

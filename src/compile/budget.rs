@@ -1,4 +1,4 @@
-//! A budget of time: as many calibration samples as can be afforded.
+//! A time budget: uses as many calibration samples as fit into it.
 
 use super::session::OUTPUT_SAMPLES;
 use super::{CompileError, Session};
@@ -8,12 +8,12 @@ use cqc_proto::plan::ProgramKind;
 use cqc_runtime::sampler::Sampler;
 use std::time::Instant;
 
-/// Evaluations that are timed, after one that is not.
+/// Number of evaluations that are timed, after one that is not.
 const TIMED: usize = 3;
 
-/// The largest number of calibration samples, at most those of the recipe, for which `seconds` are
-/// enough; 2 if they are not enough for any. Kept among the session's stages, so that an
-/// interrupted compilation goes on with the same samples.
+/// The largest number of calibration samples, at most that of the recipe, that `seconds` suffice
+/// for; 2 if they do not suffice for any. The result is kept among the session's stages, so that an
+/// interrupted compilation continues with the same samples.
 pub(super) fn samples(session: &Session, seconds: f64) -> Result<usize, CompileError> {
     let asked = session.recipe.calib_samples();
     let stages = session.stages().depending_on(format!("{seconds:?} {asked}").as_bytes());
@@ -23,7 +23,7 @@ pub(super) fn samples(session: &Session, seconds: f64) -> Result<usize, CompileE
             let rows = rows(session, *samples)?;
             Ok::<_, CompileError>((per_row * rows as f64 <= seconds).then_some(*samples))
         };
-        // even numbers: half of them are held out
+        // even numbers, because half of the samples are held out
         let mut tried =
             (2..=asked).rev().filter(|n| *n == asked || n.is_multiple_of(2)).map(|n| fits(&n));
         let found = tried.find_map(Result::transpose).transpose()?;
@@ -43,8 +43,8 @@ pub(super) fn samples(session: &Session, seconds: f64) -> Result<usize, CompileE
     Ok(samples)
 }
 
-/// Rows of full evaluations that calibration takes, an estimate that is rather too high: a cached
-/// evaluation counts as much as a full one.
+/// Number of rows of full evaluations that calibration takes. The estimate is rather too high,
+/// because a cached evaluation counts as much as a full one.
 fn rows(session: &Session, samples: usize) -> Result<usize, CompileError> {
     let (recipe, options) = (&session.recipe, &session.options);
     let batch = session.engine_options(samples).batch;

@@ -1,5 +1,4 @@
-//! What the loop reads besides the sample and the time step: null conditions, and the conditions of
-//! the calibration set.
+//! Null conditions, and the conditions of the calibration set.
 
 use crate::compile::CompileError;
 use crate::model::{Network, Rest};
@@ -13,45 +12,45 @@ use cqc_runtime::denoise::Request;
 use cqc_runtime::engine::EngineError;
 use std::collections::BTreeMap;
 
-/// Why the model does not take the conditions of the recipe.
+/// Why the conditions of the recipe do not suit the model.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ConditionError {
     /// Guidance needs a conditioning input, and the model has none.
     #[error("guidance {guidance}: the model has no conditioning input; inputs: {}", inputs.join(", "))]
     NoConditioning {
-        /// Scale of guidance.
+        /// The guidance scale.
         guidance: f32,
         /// Names of the model's inputs.
         inputs: Vec<String>,
     },
-    /// Labels are given, and the model has no input for them.
+    /// Labels are given, and the model has no input for labels.
     #[error("the model has no input for labels; conditioning inputs: {}", conditions.join(", "))]
     NoLabels {
         /// The conditioning inputs with their types.
         conditions: Vec<String>,
     },
-    /// A null condition for an input that the model does not have.
+    /// A null condition is given for an input that the model does not have.
     #[error("the model has no conditioning input `{name}`")]
     NoInput {
-        /// As given.
+        /// The name that was given.
         name: String,
     },
-    /// A null condition of another type than its input.
+    /// A null condition has another type than its input.
     #[error("the null condition of `{name}` is {found}, expected {expected}")]
     Type {
-        /// The input.
+        /// Name of the input.
         name: String,
         /// Type of one row of the input.
         expected: ValueType,
-        /// Type of what is given.
+        /// Type of the given array.
         found: ValueType,
     },
-    /// The loop is to be calibrated, and nothing says what some inputs get.
+    /// The loop is to be calibrated, and some conditions are not given.
     #[error("calibration needs {}{}", listed(inputs), rest.as_ref().map_or(String::new(), |r| format!(": {r}")))]
     Missing {
-        /// The inputs.
+        /// The inputs without a value.
         inputs: Vec<PlanInput>,
-        /// What one of them is, if it is a part of an input of the model.
+        /// Describes the input among them that is a part of an input of the model, if there is one.
         rest: Option<Rest>,
     },
 }
@@ -61,7 +60,7 @@ fn listed(inputs: &[PlanInput]) -> String {
     list.join(", ")
 }
 
-/// Checks that there is something to guide by.
+/// Checks that the model has a condition if guidance is asked for.
 pub(super) fn check_guidance(recipe: &Recipe, network: &Network) -> Result<(), ConditionError> {
     let guidance = recipe.guidance();
     if guidance == 1.0 || network.conditions().next().is_some() {
@@ -79,13 +78,13 @@ fn labels_of(network: &Network) -> Result<&PlanInput, ConditionError> {
     label_input(&network.inputs).ok_or_else(no_labels)
 }
 
-/// What one input of the unconditional half of guidance gets.
+/// A null condition for one input.
 enum NullRow {
     Label(i64),
     Row(Tensor),
 }
 
-/// What the unconditional half of guidance gets, by input.
+/// The null conditions, by input.
 pub(super) struct NullRows(BTreeMap<String, NullRow>);
 
 impl NullRows {
@@ -102,7 +101,7 @@ impl NullRows {
         Ok(NullRows(null))
     }
 
-    /// As tensors of one row.
+    /// The null conditions as tensors of one row.
     pub(super) fn tensors(&self, network: &Network) -> BTreeMap<String, Tensor> {
         let tensor = |(name, row): (&String, &NullRow)| {
             let input =
@@ -116,7 +115,7 @@ impl NullRows {
         self.0.iter().map(tensor).collect()
     }
 
-    /// As the manifest has them; arrays become constants of the plan.
+    /// The null conditions in the form of the manifest. Arrays become constants of the plan.
     pub(super) fn manifest(
         &self,
         plan: &mut Plan,
@@ -138,7 +137,7 @@ impl NullRows {
     }
 }
 
-/// Adds a constant after those that the plan has; its index.
+/// Adds a constant after those of the plan and returns its index.
 pub(super) fn add_constant(
     plan: &mut Plan,
     weights: &mut WeightSection,
@@ -152,7 +151,7 @@ pub(super) fn add_constant(
     plan.constants.len() - 1
 }
 
-/// One row in the input's type; the axis of rows may be left out.
+/// One row in the input's type. The axis of rows may be left out of `given`.
 fn null_row(input: &PlanInput, given: &Tensor) -> Result<Tensor, CompileError> {
     let mut shape = given.shape().to_vec();
     if shape.len() + 1 == input.ty.rank() && !shape.is_empty() {
@@ -178,7 +177,7 @@ fn null_row(input: &PlanInput, given: &Tensor) -> Result<Tensor, CompileError> {
     Ok(row.reshaped(shape).expect("it has as many elements as the type"))
 }
 
-/// The calibration set as a request; the last samples are the holdout.
+/// The calibration set as a request. Its last samples are the holdout.
 pub(super) fn calibration_set(
     recipe: &Recipe,
     network: &Network,

@@ -1,4 +1,4 @@
-//! Why a model cannot be compiled.
+//! The error of a compilation.
 
 use super::{BadWeight, ConditionError, ProgramError};
 use crate::calibrate::CalibrateError;
@@ -15,50 +15,50 @@ use std::path::PathBuf;
 /// Why a model cannot be compiled as the recipe says.
 #[derive(Debug, thiserror::Error)]
 pub enum CompileError {
-    /// Options contradict each other, or have no effect with the others.
+    /// Options contradict each other, have no effect with the others, or have values out of range.
     #[error("{}", .0.iter().map(Contradiction::to_string).collect::<Vec<_>>().join("; "))]
     Recipe(Vec<Contradiction>),
-    /// The scheduler configuration says something that no sampler does.
+    /// The scheduler configuration asks for something that no sampler does, or is invalid.
     #[error("{}{source}", path.as_ref().map_or(String::new(), |path| format!("{}: ", path.display())))]
     SchedulerConfig {
-        /// Its file, if it is one.
+        /// Path of the file, if the configuration is in a file.
         path: Option<PathBuf>,
-        /// What is wrong.
+        /// The error in the configuration.
         source: SamplerConfigError,
     },
-    /// The file of the schedule holds none.
+    /// The file of the key `schedule` does not hold a schedule.
     #[error("{}: {reason}", path.display())]
     ScheduleFile {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What was expected or seen.
+        /// The expected form, or the error in the file.
         reason: String,
     },
-    /// The model does not take the conditions.
+    /// The conditions of the recipe do not suit the model.
     #[error(transparent)]
     Condition(#[from] ConditionError),
-    /// The network is no denoiser of the kind that was asked for.
+    /// The network does not predict what the sampler expects.
     #[error("{0}")]
     Misread(Box<crate::reading::Misread>),
-    /// Weights that are infinite or NaN: nothing could be computed with them.
-    #[error("weights are not finite: {}", super::weights::list(.0))]
+    /// The model has weights that are infinite or NaN.
+    #[error("the model has weights that are not finite: {}", super::weights::list(.0))]
     Weights(Vec<BadWeight>),
     /// `keep-float` names a node that the model does not have after the passes.
     #[error("keep-float: the model has no node `{name}` after the passes")]
     UnknownNode {
-        /// As given.
+        /// The name that was given.
         name: String,
     },
     /// The model cannot be bound, cut or lowered.
     #[error(transparent)]
     Program(#[from] ProgramError),
-    /// The sampler has no such trajectory.
+    /// The sampler cannot make the trajectory.
     #[error(transparent)]
     Sampler(#[from] SamplerError),
-    /// Nothing could be decided on the calibration set.
+    /// No schedule or correction could be decided on the calibration set.
     #[error(transparent)]
     Calibrate(#[from] CalibrateError),
-    /// Nothing could be fitted for the quantized loop.
+    /// The quantized loop could not be fitted.
     #[error(transparent)]
     Quantize(#[from] QuantizeError),
     /// The loop could not be run.
@@ -70,19 +70,19 @@ pub enum CompileError {
     /// The artifact could not be opened.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
-    /// A file of the recipe cannot be read, or a stage cannot be kept.
+    /// A file of the recipe cannot be read, or the result of a stage cannot be kept.
     #[error(transparent)]
     File(#[from] FileError),
     /// Kernels for a GPU cannot be compiled.
     #[error("target: {reason}")]
     Target {
-        /// What the compiler says.
+        /// The message of the compiler.
         reason: String,
     },
 }
 
 impl CompileError {
-    /// Whether the progress callback broke off.
+    /// Whether the progress callback ended the compilation.
     pub fn is_interrupted(&self) -> bool {
         let denoise = match self {
             CompileError::Denoise(e)

@@ -1,4 +1,4 @@
-//! What the loop fills by itself, and the scale of guidance that goes with it.
+//! The conditions that the loop fills by itself, and the guidance scale that belongs to them.
 
 use super::CompileError;
 use crate::model::{FillError, Network, fills};
@@ -8,18 +8,19 @@ use cqc_proto::cq::Fill;
 use cqc_runtime::denoise::fill_value;
 use std::collections::BTreeMap;
 
-/// Inputs that the loop fills by itself, and with what.
+/// The conditions that the loop fills by itself.
 pub(super) struct Filling {
-    /// Kinds, by input.
+    /// The kind of value, by input.
     pub fills: BTreeMap<String, Fill>,
-    /// Scale of guidance: an input of the network, or that by which halves are mixed.
+    /// The guidance scale: an input of the network, or the factor by which two predictions are
+    /// mixed.
     pub scale: f32,
-    /// What the inputs get while the loop is calibrated, where the recipe does not say it.
+    /// Values of the filled inputs during calibration, where the recipe does not give them.
     pub values: BTreeMap<String, Tensor>,
 }
 
-/// What is filled, and the recipe with a guidance scale of 1 where the network takes the scale as an
-/// input, so that no halves are mixed.
+/// The filled conditions, and the recipe. Where the network takes the guidance scale as an input,
+/// the recipe gets a scale of 1, so that no predictions are mixed.
 pub(super) fn filling(
     recipe: &Recipe,
     network: &Network,
@@ -54,7 +55,7 @@ pub(super) fn filling(
         if !wrong.is_empty() {
             return Err(CompileError::Recipe(wrong));
         }
-        // those of diffusers' pipelines
+        // the defaults of diffusers' pipelines
         let usual = if *fill == Fill::Guidance { 3.5 } else { 8.5 };
         scale = recipe.guidance.unwrap_or(usual);
         recipe.guidance = Some(1.0);

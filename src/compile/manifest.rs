@@ -1,4 +1,4 @@
-//! What an artifact says of itself: schedule, calibration, quantization.
+//! Writes the manifest: the artifact's description of its schedule, calibration and quantization.
 
 use super::conditions::add_constant;
 use super::{CompileError, Lowered, Session};
@@ -14,7 +14,7 @@ use cqc_proto::cq::{
     QuantizedLayer, QuantizedLoop, SampleCompensation, Schedule, SourceModel, SumCorrection,
 };
 
-/// The manifest. Tables that only it names become constants of the plan.
+/// The manifest. Tables that only the manifest names become constants of the plan.
 pub(super) fn manifest(
     session: &Session,
     choice: Option<&CachingChoice>,
@@ -70,12 +70,12 @@ fn schedule(
 fn calibration(session: &Session, select: Selection) -> Option<Calibration> {
     let request = session.calibration_set()?;
     let seed = request.noise.is_none().then_some(request.seed);
-    // an instruction set that cannot be followed has been refused before anything was computed
+    // an instruction set that cannot be used has been refused before anything was computed
     let made_by = identity().ok();
     Some(Calibration { samples: request.samples, seed, select: select.to_string(), made_by })
 }
 
-/// The quantized layers; the compensation's tables become constants of the plan.
+/// The quantized layers. The tables of the sample compensation become constants of the plan.
 fn quant(recipe: &Recipe, quantized: &Quantized, lowered: &mut Lowered) -> cq::Quant {
     let Quantized { survey, fitted } = quantized;
     let compensation = compensation(recipe, fitted, lowered);

@@ -1,5 +1,5 @@
-//! What a compilation decided, and what that does to the holdout: the data of `cqc compile
-//! --report`.
+//! Collects the decisions of a compilation and measures the errors on the holdout: the data of `cqc
+//! compile --report`.
 
 use super::{CompileError, Compiled, Phase, Progress};
 use crate::report::layers::{QuantizationFacts, bf16_layers, layers};
@@ -9,8 +9,8 @@ use cqc_proto::cq::GuidanceInterval;
 use cqc_runtime::sampler::Sampler;
 
 impl Compiled<'_> {
-    /// Runs the holdout through the loops that differ, and collects what was decided. `artifact` is
-    /// the file that was written.
+    /// Collects what was decided, and runs the holdout through the loops with and without caching
+    /// and quantization. `artifact` describes the file that was written.
     ///
     /// # Errors
     /// [`CompileError`] if a loop cannot be run.
@@ -105,8 +105,8 @@ impl Compiled<'_> {
         }))
     }
 
-    /// Without caching and quantization there is nothing to measure, and perhaps no calibration
-    /// set.
+    /// The errors on the holdout. Without caching and quantization there is nothing to measure, and
+    /// possibly no calibration set.
     fn errors(&self, progress: &mut dyn Progress) -> Result<Option<Errors>, CompileError> {
         let session = &self.session;
         if session.cached.is_none() && self.quantized.is_none() && self.lowered.bf16.is_none() {

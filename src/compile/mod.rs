@@ -1,8 +1,8 @@
-//! The compiler: a model and a recipe become an artifact.
+//! The compiler: turns a model and a recipe into an artifact.
 //!
-//! [`compile`] is the whole way; [`Session`] is the same in stages. Below it stand the parts:
-//! binding and cutting the loop ([`compile_loop`], [`cut_loop`]), and lowering one evaluation of
-//! any model ([`compile_evaluation`]).
+//! [`compile`] does everything. [`Session`] does the same in stages. Below them are the parts:
+//! [`compile_loop`] and [`cut_loop`] bind and cut the loop, and [`compile_evaluation`] lowers one
+//! evaluation of any model.
 
 mod budget;
 mod conditions;
@@ -45,16 +45,16 @@ use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-/// A phase of a compilation that takes its time.
+/// A phase of a compilation that takes time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The calibration set is run to choose a schedule and to correct the cache.
+    /// Runs the calibration set to choose a schedule and to fit the correction of the cache.
     Calibrating,
-    /// Ranges, rounding and corrections are fitted.
+    /// Fits ranges, rounding and corrections of the quantized loop.
     Quantizing,
-    /// The holdout is run to measure what was compiled: [`Compiled::quality`].
+    /// Runs the holdout to measure the compiled loop: [`Compiled::quality`].
     Measuring,
-    /// The holdout is run to see where errors come from: [`Compiled::report`].
+    /// Runs the holdout to find the sources of errors: [`Compiled::report`].
     Reporting,
 }
 
@@ -70,7 +70,7 @@ impl fmt::Display for Phase {
 }
 
 impl Phase {
-    /// Its name, for people.
+    /// The name of the phase for people, such as `calibrating`.
     pub fn name(self) -> &'static str {
         match self {
             Phase::Calibrating => "calibrating",
@@ -81,12 +81,14 @@ impl Phase {
     }
 }
 
-/// Is told how far a compilation is, and may break it off.
+/// Receives the progress of a compilation and may end it.
 ///
-/// `()` says nothing and goes on; a closure of three arguments is a progress, too.
+/// `()` ignores the progress. A closure with the three arguments of [`Progress::update`] is a
+/// progress, too.
 pub trait Progress {
-    /// `done` of about `total` batched evaluations of the phase are done; `total` may change.
-    /// Breaking ends the compilation with an error ([`CompileError::is_interrupted`]).
+    /// Reports that `done` of about `total` batched evaluations of the phase are done. `total` may
+    /// change during the phase. [`ControlFlow::Break`] ends the compilation with an error for which
+    /// [`CompileError::is_interrupted`] is true.
     fn update(&mut self, phase: Phase, done: u64, total: u64) -> ControlFlow<()>;
 }
 
@@ -102,11 +104,12 @@ impl<F: FnMut(Phase, u64, u64) -> ControlFlow<()>> Progress for F {
     }
 }
 
-/// Compiles the sampling loop of a model: cuts it, calibrates schedule and corrections, quantizes,
-/// and lowers. The result depends on model and recipe only, not on the number of threads.
+/// Compiles the sampling loop of a model: cuts it, chooses the schedule, fits the corrections,
+/// quantizes, and lowers. The result depends on the model and the recipe only, not on the number of
+/// threads.
 ///
 /// # Errors
-/// [`CompileError`]; everything that is wrong with the recipe is found before anything is computed.
+/// [`CompileError`]. Errors in the recipe are found before anything is computed.
 pub fn compile<'m>(
     model: &'m Model,
     recipe: &Recipe,
@@ -118,7 +121,7 @@ pub fn compile<'m>(
     session.into_compiled(choice, quantized)
 }
 
-/// An artifact in memory, and what was decided on the way to it.
+/// An artifact in memory, with the decisions that led to it.
 pub struct Compiled<'m> {
     session: Session<'m>,
     choice: Option<CachingChoice>,
@@ -147,7 +150,7 @@ impl<'m> Compiled<'m> {
         Ok(Compiled { session, choice, quantized, manifest, lowered })
     }
 
-    /// Everything that the artifact says of itself: plan, sampler, schedule, quantization.
+    /// The manifest of the artifact: plan, sampler, schedule, quantization.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
@@ -157,25 +160,25 @@ impl<'m> Compiled<'m> {
         &self.lowered
     }
 
-    /// The schedule and the correction of the cache, where something is cached.
+    /// The schedule and the correction of the cache; `None` if nothing is cached.
     pub fn choice(&self) -> Option<&CachingChoice> {
         self.choice.as_ref()
     }
 
-    /// The quantized layers and what was fitted for them, where something is quantized to integers.
+    /// The quantized layers and their fitted tables; `None` if nothing is quantized to integers.
     pub fn quantized(&self) -> Option<&Quantized> {
         self.quantized.as_ref()
     }
 
-    /// The session that it was compiled in.
+    /// The session in which it was compiled.
     pub fn session(&self) -> &Session<'m> {
         &self.session
     }
 
-    /// Writes the artifact: the whole file, or none.
+    /// Writes the artifact. Either the whole file is written, or none.
     ///
     /// # Errors
-    /// [`FileError`].
+    /// [`FileError`] if the file exists and `overwrite` refuses that, or if it cannot be written.
     pub fn write(&self, path: &Path, overwrite: Overwrite) -> Result<(), FileError> {
         write_atomic(path, overwrite, |out| self.encode(out, None))
     }
@@ -193,10 +196,10 @@ impl<'m> Compiled<'m> {
         write_atomic(path, overwrite, |out| self.encode(out, Some(parts)))
     }
 
-    /// The bytes of the artifact, as [`Compiled::write`] writes them.
+    /// The bytes that [`Compiled::write`] writes.
     ///
     /// # Errors
-    /// What [`std::io::Write`] says; writing to memory does not fail.
+    /// Errors of [`std::io::Write`]; writing to memory does not fail.
     pub fn to_bytes(&self) -> io::Result<Vec<u8>> {
         let mut out = io::Cursor::new(Vec::new());
         self.encode(&mut out, None)?;
@@ -219,10 +222,11 @@ impl<'m> Compiled<'m> {
         })
     }
 
-    /// The artifact, opened without a file of its own: to sample from what was just compiled.
+    /// Opens the artifact without a file of its own, in order to sample from it.
     ///
     /// # Errors
-    /// [`CompileError::Artifact`], [`CompileError::Program`].
+    /// [`CompileError::Artifact`] if it cannot be opened, [`CompileError::Program`] if the
+    /// temporary file of its weights cannot be written.
     pub fn artifact(&self) -> Result<Artifact, CompileError> {
         Ok(Artifact::from_parts(self.manifest.clone(), self.lowered.weight_bytes()?)?)
     }

@@ -1,4 +1,4 @@
-//! From a source model to the programs of a loop: bound, cut, assembled, lowered.
+//! Turns a source model into the programs of a loop: binds, cuts, assembles and lowers it.
 
 use crate::model::{Model, ModelError};
 use bytes::Bytes;
@@ -17,43 +17,43 @@ use cqc_proto::sampler::SamplerConfig;
 use cqc_runtime::sampler::{Sampler, SamplerError};
 use std::io::{self, Write};
 
-/// What a loop is compiled for.
+/// The loop for which a model is compiled.
 #[derive(Clone, Debug)]
 pub struct LoopOptions {
-    /// The sampler.
+    /// Configuration of the sampler.
     pub sampler: SamplerConfig,
-    /// Sampling steps.
+    /// Number of sampler steps.
     pub steps: usize,
-    /// Whether the plan keeps what makes its tables, so that it can be run with any number of
-    /// steps.
+    /// Whether the plan keeps the part of the network that computes its tables, so that it can be
+    /// run with any number of steps.
     pub any_steps: bool,
-    /// Which products are rounded to bf16; `None`: none.
+    /// The products whose operands are rounded to bf16; `None` means none.
     pub bf16: Option<QuantSpec>,
 }
 
-/// Correction of the cache: per slot and evaluation, an affine map of what the slot holds; the
-/// identity at full evaluations.
+/// The correction of the cache: for every slot and evaluation, an affine map of the stored value.
+/// At full evaluations it is the identity.
 pub type CacheTables = Vec<Vec<Affine>>;
 
-/// Why there is no plan.
+/// Why a loop cannot be turned into a plan.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
-    /// From loading it.
+    /// The model cannot be loaded, or it is no denoiser.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// No such trajectory.
+    /// The sampler cannot make the trajectory.
     #[error(transparent)]
     Sampler(#[from] SamplerError),
-    /// Tables cannot be computed.
+    /// The tables of the time steps cannot be computed.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// A step does not type-check.
+    /// A step of a program does not type-check, which is a bug of the compiler.
     #[error("internal error in lowering: {0}; please report it with the model")]
     Lower(#[from] OpError),
-    /// Nothing can be cached, or not as asked.
+    /// Nothing can be cached, or not at the given cut.
     #[error(transparent)]
     Cut(#[from] CutError),
-    /// No temporary file for the weights.
+    /// The temporary file for the weights cannot be written.
     #[error("cannot write the weights to a temporary file: {0}")]
     Temporary(#[from] io::Error),
 }
@@ -63,24 +63,24 @@ pub enum ProgramError {
 pub struct Lowered {
     /// The plan.
     pub plan: Plan,
-    /// Constants, not yet in one piece.
+    /// The constants, not yet in one piece.
     pub weights: WeightSection,
-    /// What left the loop.
+    /// The work and the weights that have been moved out of the loop.
     pub saved: Saved,
-    /// What was rounded to bf16, if that was asked for.
+    /// The layers that were rounded to bf16, if that was asked for.
     pub bf16: Option<Bf16Products>,
-    /// Where the tables and nodes of the graphs are in the plan.
+    /// The positions of the graphs' tables and nodes in the plan.
     pub index: PlanIndex,
     /// The tables of a quantized loop.
     pub annotation: Option<Annotation>,
 }
 
 impl Lowered {
-    /// The constants in one piece, as an engine takes them: a mapped temporary file, so that what
-    /// the engine has packed need not stay in memory.
+    /// The constants in one piece, as an engine takes them. It is a mapped temporary file, so that
+    /// weights that the engine has packed need not stay in memory.
     ///
     /// # Errors
-    /// [`ProgramError::Temporary`].
+    /// [`ProgramError::Temporary`] if the file cannot be written.
     pub fn weight_bytes(&self) -> Result<Bytes, ProgramError> {
         let mut file = io::BufWriter::new(tempfile::tempfile()?);
         let mut end = 0;
@@ -95,11 +95,11 @@ impl Lowered {
     }
 }
 
-/// Compiles the denoising loop.
+/// Compiles the denoising loop without a cache.
 ///
 /// # Errors
-/// [`ProgramError`]: the model is no denoiser, the sampler has no such trajectory, or its time
-/// steps do not suit the model.
+/// [`ProgramError`] if the model is no denoiser, if the sampler cannot make the trajectory, or if
+/// its time steps do not suit the model.
 pub fn compile_loop(model: &Model, options: &LoopOptions) -> Result<Lowered, ProgramError> {
     let (bound, evaluations) = bind_loop(model, options)?;
     lower_bound(model, bound, evaluations, options.any_steps, options.bf16.as_ref())
@@ -114,10 +114,10 @@ fn bind_loop(model: &Model, options: &LoopOptions) -> Result<(Bound, usize), Pro
     Ok((bound, timesteps.len()))
 }
 
-/// Compiles one evaluation of any model, time step an ordinary input.
+/// Compiles one evaluation of any model. The time step is an ordinary input of it.
 ///
 /// # Errors
-/// [`ProgramError::Lower`].
+/// [`ProgramError::Lower`] if a step does not type-check.
 pub fn compile_evaluation(model: &Model) -> Result<Lowered, ProgramError> {
     lower_bound(model, bind::unbound(&model.graph), 0, false, None)
 }
@@ -130,7 +130,8 @@ pub fn compile_evaluation_bf16(model: &Model) -> Result<Lowered, ProgramError> {
     lower_bound(model, bind::unbound(&model.graph), 0, false, Some(&QuantSpec::new(16)))
 }
 
-/// A loop cut in what is computed at every evaluation and what is cached; the schedule is open.
+/// A loop that has been cut into a cached part and a part that every evaluation computes. The
+/// schedule is still open.
 pub struct CachedLoop<'a> {
     model: &'a Model,
     bound: Bound,
@@ -138,13 +139,13 @@ pub struct CachedLoop<'a> {
     evaluations: usize,
     any_steps: bool,
     bf16: Option<QuantSpec>,
-    /// Where it is cut.
+    /// The cut.
     pub cut: Cut,
-    /// The names of what is cached.
+    /// Names of the cached tensors.
     pub cut_name: String,
 }
 
-/// Compiles the denoising loop up to the decision when to compute what is cached.
+/// Compiles the denoising loop up to the decision which evaluations are full.
 ///
 /// # Errors
 /// As [`compile_loop`], and [`ProgramError::Cut`].
@@ -168,25 +169,25 @@ pub fn cut_loop<'a>(
 }
 
 impl CachedLoop<'_> {
-    /// Evaluations of the loop.
+    /// Number of evaluations of the loop.
     pub fn evaluations(&self) -> usize {
         self.evaluations
     }
 
-    /// The loop that always computes everything and never corrects: what is calibrated on. Rounded
-    /// to bf16 where the loop is to be.
+    /// The loop in which every evaluation is full and nothing is corrected, on which calibration
+    /// runs. Its operands are rounded to bf16 if those of the compiled loop are.
     ///
     /// # Errors
-    /// [`ProgramError::Lower`].
+    /// [`ProgramError::Lower`] if a step does not type-check.
     pub fn uncorrected(&self) -> Result<Lowered, ProgramError> {
         let full: Vec<usize> = (0..self.evaluations).collect();
         Ok(self.assemble(&full, None)?.lower(None)?.0)
     }
 
-    /// The graphs of the loop with these full evaluations and corrections of the cache.
+    /// The graphs of the loop with the full evaluations `full` and the correction of the cache.
     ///
     /// # Errors
-    /// [`ProgramError::Lower`].
+    /// [`ProgramError::Lower`] if a step does not type-check.
     pub fn assemble(
         &self,
         full: &[usize],
@@ -205,7 +206,7 @@ impl CachedLoop<'_> {
     }
 }
 
-/// A loop whose schedule is decided: graphs that can still be quantized.
+/// A loop whose schedule has been decided. Its graphs can still be quantized.
 pub struct Assembled<'a> {
     model: &'a Model,
     bound: Bound,
@@ -215,7 +216,7 @@ pub struct Assembled<'a> {
     corrections: Vec<Correction>,
 }
 
-/// What [`Assembled::lower`] quantizes.
+/// The layers that [`Assembled::lower`] quantizes, with their tables.
 pub type Quantization<'a> = (&'a Survey, &'a QuantTables, AnnotateOptions);
 
 /// The graphs of a loop without a cache.
@@ -232,25 +233,26 @@ pub fn assemble_loop<'a>(
 }
 
 impl Assembled<'_> {
-    /// Evaluations of the loop.
+    /// Number of evaluations of the loop.
     pub fn evaluations(&self) -> usize {
         self.evaluations
     }
 
-    /// Evaluations that are full; empty without a cache.
+    /// The full evaluations; empty without a cache.
     pub fn full_evaluations(&self) -> &[usize] {
         self.bound.cached.as_ref().map_or(&[], |cached| &cached.full_evaluations)
     }
 
-    /// The layers of the loop.
+    /// The layers of the loop that can be quantized, and those that stay float.
     pub fn survey(&self, spec: &QuantSpec) -> Survey {
         quant::survey(&self.bound, spec, self.model.batch_symbol.as_deref())
     }
 
-    /// The plan, and the tables that correct the cache, one per slot, if there are any.
+    /// Lowers the loop to a plan, and returns the tables that correct the cache, one per slot, if
+    /// there are any.
     ///
     /// # Errors
-    /// [`ProgramError::Lower`].
+    /// [`ProgramError::Lower`] if a step does not type-check.
     pub fn lower(
         &self,
         quantization: Option<Quantization>,
@@ -258,7 +260,8 @@ impl Assembled<'_> {
         let mut bound = self.bound.clone();
         let mut annotation = None;
         if let Some((survey, tables, options)) = quantization {
-            // what does not choose a level bears the precision of f16; fits are made in f32
+            // Tables that do not choose a quantization level bear the precision of f16; fits are
+            // made in f32.
             if !options.reference_sums {
                 quant::narrow_tables(&mut bound);
             }

@@ -1,4 +1,4 @@
-//! What a compilation costs in quality, and what would cost less.
+//! Measures the quality of a compiled loop, and proposes recipes with a better one.
 
 use super::{CompileError, Compiled, LoopOptions, Phase, Progress, compile, compile_loop};
 use crate::calibrate::measure::Holdout;
@@ -11,30 +11,30 @@ use cqc_runtime::denoise::Denoiser;
 use cqc_runtime::engine::Weights;
 use cqc_runtime::sampler::Sampler;
 
-/// Mean PSNR on the holdout below which [`Compiled::write`] should not be called unasked, dB:
-/// below it the distribution of a trained model's samples departs from that of the float loop
-/// (docs/caching.md).
+/// Mean PSNR on the holdout, in dB, below which a caller should not call [`Compiled::write`] unless
+/// asked to. Below it, the samples of a trained model no longer have the distribution of the float
+/// loop's samples (docs/caching.md).
 pub const FLOOR: f64 = 30.0;
 
-/// Another recipe, and its quality.
+/// Another recipe and its quality.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Proposal {
-    /// The options that make it, e.g. `--interval 2`.
+    /// The options that differ, e.g. `--interval 2`.
     pub options: String,
-    /// Mean PSNR on the holdout, dB.
+    /// Mean PSNR on the holdout, in dB.
     pub psnr: f64,
 }
 
 impl Compiled<'_> {
-    /// The least [`Compiled::quality`] that the loop may have, dB: that of the recipe, or else
-    /// [`FLOOR`] for a network whose reading fits. `None` for others: an untrained network has no
-    /// pictures to be near to.
+    /// The least [`Compiled::quality`] that the loop may have, in dB: that of the recipe, or else
+    /// [`FLOOR`] for a network whose reading fits. It is `None` for other networks, because the
+    /// samples of an untrained network have nothing to be near to.
     pub fn floor(&self) -> Option<f64> {
         let fits = matches!(self.session.reading().verdict, Verdict::Fits(_));
         self.session.recipe.target_psnr.or(fits.then_some(FLOOR))
     }
 
-    /// Mean PSNR of the compiled loop to the uncached float loop on the holdout, dB; `None` where
+    /// Mean PSNR of the compiled loop to the uncached float loop on the holdout, in dB; `None` if
     /// nothing was calibrated.
     ///
     /// # Errors
@@ -63,11 +63,12 @@ impl Compiled<'_> {
     }
 }
 
-/// Recipes that reach `floor`, nearest first: smaller intervals, then bf16, each compiled and
-/// measured. Ends with the first that reaches it; where none does, all that were tried.
+/// Compiles and measures other recipes until one reaches `floor`, the nearest first: smaller
+/// intervals, then no cache, then no quantization. Returns the one that reaches it, or all that
+/// were tried if none does.
 ///
 /// # Errors
-/// [`CompileError`].
+/// [`CompileError`] if a recipe cannot be compiled or measured.
 pub fn proposals(
     model: &Model,
     recipe: &Recipe,
@@ -98,7 +99,7 @@ pub fn proposals(
         let float = Recipe { quant: Some(Quant::None), interval: Some(interval), ..recipe.clone() };
         others.push((format!("--quant none --interval {interval}"), float));
     }
-    // an option that the other recipe gives no meaning to is left out of the comparison
+    // an option that has no meaning in the other recipe takes that recipe out of the comparison
     for (options, other) in others.into_iter().filter(|(_, other)| other.check().is_empty()) {
         let compiled = compile(model, &other, progress)?;
         let Some(psnr) = compiled.quality(progress)? else { continue };

@@ -1,5 +1,5 @@
-//! Compilation in stages: what [`compile`](super::compile) does, for callers that look at or share
-//! the results in between (ablations, benchmarks, tests).
+//! Compilation in stages, for callers that look at the results in between or share them, such as
+//! ablations, benchmarks and tests. [`compile`](super::compile) does the same at once.
 
 use super::conditions::{NullRows, calibration_set, check_guidance};
 use super::filling::{Filling, filling};
@@ -34,11 +34,11 @@ use cqc_runtime::sampler::Sampler;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Samples of the calibration set on which all pairs of evaluations are tried, at most.
+/// Largest number of calibration samples on which all pairs of evaluations are tried.
 pub(super) const OUTPUT_SAMPLES: usize = 8;
 
-/// A model and a recipe that suits it, ready for the stages: [`Session::decide`],
-/// [`Session::quantize`], [`Session::into_compiled`].
+/// A model and a recipe that suits it. The stages are [`Session::decide`], [`Session::quantize`]
+/// and [`Session::into_compiled`].
 pub struct Session<'m> {
     pub(super) model: &'m Model,
     pub(super) recipe: Recipe,
@@ -48,25 +48,26 @@ pub struct Session<'m> {
     pub(super) filling: Filling,
     pub(super) cached: Option<CachedLoop<'m>>,
     pub(super) kernels: Option<Vec<u8>>,
-    /// The calibration set, where something is calibrated.
+    /// The calibration set, if something is calibrated.
     set: Option<Request>,
     stages: Stages,
 }
 
 impl<'m> Session<'m> {
-    /// Checks the recipe against the model, cuts the loop, and reads or draws the calibration set.
+    /// Checks the recipe against the model, tests the reading of the network, cuts the loop, and
+    /// reads or draws the calibration set.
     ///
     /// # Errors
-    /// [`CompileError`]; with [`CompileError::Recipe`] all contradictions at once.
+    /// [`CompileError`]. [`CompileError::Recipe`] has all contradictions at once.
     pub fn new(model: &'m Model, recipe: &Recipe) -> Result<Session<'m>, CompileError> {
         Session::begin(model, recipe, true)
     }
 
-    /// The same without the test of what the network's output means, which runs it: everything else
-    /// that compiling would refuse.
+    /// Does the same as [`Session::new`] without the test of the reading, which runs the network.
+    /// It finds everything else that a compilation would refuse.
     ///
     /// # Errors
-    /// As [`Session::new`], but for [`CompileError::Misread`].
+    /// As [`Session::new`], without [`CompileError::Misread`].
     pub fn untested(model: &'m Model, recipe: &Recipe) -> Result<Session<'m>, CompileError> {
         Session::begin(model, recipe, false)
     }
@@ -136,22 +137,22 @@ impl<'m> Session<'m> {
         &self.options
     }
 
-    /// What the network's output means, and what the test of that found.
+    /// The meaning of the network's output, and the result of its test.
     pub fn reading(&self) -> &Reading {
         &self.reading
     }
 
-    /// The cut loop, if something is cached.
+    /// The cut loop; `None` if nothing is cached.
     pub fn cached(&self) -> Option<&CachedLoop<'m>> {
         self.cached.as_ref()
     }
 
-    /// The calibration set; its last samples are the holdout. `None` where nothing is calibrated.
+    /// The calibration set, whose last samples are the holdout; `None` if nothing is calibrated.
     pub fn calibration_set(&self) -> Option<&Request> {
         self.set.as_ref()
     }
 
-    /// The calibration set with `samples` samples, unless its noise is given.
+    /// A calibration set with `samples` samples, or with as many as the recipe gives noise for.
     pub(super) fn calibration_set_of(&self, samples: usize) -> Result<Request, CompileError> {
         let network = self.model.network().map_err(ProgramError::from)?;
         calibration_set(&self.recipe, network, &self.null, &self.filling.values, samples)
@@ -161,17 +162,17 @@ impl<'m> Session<'m> {
         self.set.as_ref().expect("a recipe that calibrates has a calibration set")
     }
 
-    /// How engines of calibration are opened, for a calibration set of `samples`.
+    /// Options of the engines that calibrate on a set of `samples` samples.
     pub(super) fn engine_options(&self, samples: usize) -> EngineOptions {
         let batch = batch(self.recipe.calib_batch.unwrap_or(8), samples);
         EngineOptions { batch, threads: self.recipe.threads(), ..EngineOptions::default() }
     }
 
-    /// The loop in float that computes everything at every evaluation; rounded to bf16 where the
-    /// recipe says so.
+    /// The loop in which every evaluation is full and float, or rounded to bf16 if the recipe says
+    /// so.
     ///
     /// # Errors
-    /// [`CompileError::Program`].
+    /// [`CompileError::Program`] if it cannot be compiled.
     pub fn uncached(&self) -> Result<Lowered, CompileError> {
         Ok(match &self.cached {
             Some(cached) => cached.uncorrected()?,
@@ -179,7 +180,7 @@ impl<'m> Session<'m> {
         })
     }
 
-    /// A program of this loop, opened for a calibration set of `samples`.
+    /// Opens a program of this loop for a calibration set of `samples` samples.
     ///
     /// # Errors
     /// [`CompileError`] if it cannot be opened.
@@ -190,11 +191,11 @@ impl<'m> Session<'m> {
         Ok(Denoiser::open(&weights, sampler, guided, &self.engine_options(samples))?)
     }
 
-    /// Decides which evaluations are full, and how the cache is corrected; `None` where nothing is
-    /// cached.
+    /// Decides which evaluations are full, and fits the correction of the cache; `None` if nothing
+    /// is cached.
     ///
     /// # Errors
-    /// [`CompileError`].
+    /// [`CompileError`] if the loop cannot be run or no schedule is possible.
     pub fn decide(
         &self,
         progress: &mut dyn Progress,
@@ -232,11 +233,11 @@ impl<'m> Session<'m> {
         Ok(Some(choice))
     }
 
-    /// Fits what the quantized loop needs; `None` where nothing is quantized to integers. `choice`
-    /// is the schedule, where something is cached.
+    /// Fits the quantized loop; `None` if nothing is quantized to integers. `choice` is the result
+    /// of [`Session::decide`].
     ///
     /// # Errors
-    /// [`CompileError`].
+    /// [`CompileError`] if the loop cannot be run or fitted.
     pub fn quantize(
         &self,
         choice: Option<&CachingChoice>,
@@ -285,12 +286,12 @@ impl<'m> Session<'m> {
         Ok(Some(quantized))
     }
 
-    /// The artifact in memory, with the schedule that [`Session::decide`] gave and the quantized
-    /// layers that [`Session::quantize`] gave. Without the latter the layers stay float, whatever
-    /// the recipe says.
+    /// The artifact in memory, with the schedule from [`Session::decide`] and the quantized layers
+    /// from [`Session::quantize`]. Without the latter the layers stay float, whatever the recipe
+    /// says.
     ///
     /// # Errors
-    /// [`CompileError::Program`].
+    /// [`CompileError::Program`] if the loop cannot be lowered.
     pub fn into_compiled(
         self,
         choice: Option<CachingChoice>,
@@ -299,7 +300,8 @@ impl<'m> Session<'m> {
         Compiled::new(self, choice, quantized)
     }
 
-    /// The graphs of the loop as scheduled, with the correction of the cache that was fitted last.
+    /// The graphs of the loop with the chosen schedule and the correction of the cache that was
+    /// fitted last.
     pub(super) fn assemble(
         &self,
         choice: Option<&CachingChoice>,
@@ -315,7 +317,7 @@ impl<'m> Session<'m> {
         })
     }
 
-    /// Which samples ranges are found on.
+    /// The samples on which quantization ranges are found.
     pub(super) fn select(&self) -> Select {
         let tap = Tap { seed: self.recipe.seed(), ..Tap::default() };
         match self.recipe.calib_select.unwrap_or(Selection::All) {
@@ -336,7 +338,7 @@ impl<'m> Session<'m> {
         }
     }
 
-    /// The schedule, where something is cached.
+    /// The schedule of a recipe that caches.
     pub(super) fn schedule(&self) -> Result<ScheduleSource, CompileError> {
         let evaluations = || {
             Sampler::new(&self.options.sampler, self.options.steps).map(|s| s.evaluations().len())
@@ -357,8 +359,8 @@ impl<'m> Session<'m> {
         &self.stages
     }
 
-    /// What the results of calibration depend on besides the loop: the samples, and how many are
-    /// computed at once.
+    /// The inputs of calibration besides the loop: the samples, and the number that is computed at
+    /// once.
     fn calibration_key(&self, request: &Request) -> Vec<u8> {
         let Request { samples, seed, first, guidance, .. } = request;
         let batch = self.engine_options(*samples).batch;
@@ -398,7 +400,7 @@ impl<'m> Session<'m> {
     }
 }
 
-/// Where results of calibration are kept, for this model and loop.
+/// The directory for the results of calibration of this model and loop.
 fn stages(recipe: &Recipe, model: &Model, options: &LoopOptions) -> Result<Stages, CompileError> {
     let Some(directory) = &recipe.work_dir else { return Ok(Stages::none()) };
     let network = model.network().map_err(ProgramError::from)?;
@@ -407,7 +409,7 @@ fn stages(recipe: &Recipe, model: &Model, options: &LoopOptions) -> Result<Stage
         network.inputs.iter().map(|i| format!("{} {:?} {}", i.name, i.role, i.ty)).collect();
     let sampler =
         serde_json::to_vec(&options.sampler).expect("a sampler's configuration is plain data");
-    // another build may compute otherwise, and so may another instruction set
+    // another build may compute other results, and so may another instruction set
     let Computed { build, isa } = identity().map_err(EngineError::from)?;
     let text = format!("{build} {isa} {} {shapes:?} {:?}", options.steps, options.bf16);
     let stages =
@@ -415,8 +417,8 @@ fn stages(recipe: &Recipe, model: &Model, options: &LoopOptions) -> Result<Stage
     Ok(stages.depending_on(text.as_bytes()))
 }
 
-/// The recipe with labels for the calibration set where it has none and the model takes some: all
-/// that its table has.
+/// The recipe with labels for the calibration set. Where it has none and the model takes labels,
+/// these are all labels of the model's table.
 fn with_labels(recipe: &Recipe, model: &Model, network: &Network) -> Result<Recipe, CompileError> {
     let mut recipe = recipe.clone();
     let input = label_input(&network.inputs);
@@ -430,7 +432,7 @@ fn with_labels(recipe: &Recipe, model: &Model, network: &Network) -> Result<Reci
     Ok(recipe)
 }
 
-/// The sampler, and what is known of the reading of the network.
+/// The sampler, and the reading of the network.
 fn read(
     model: &Model,
     recipe: &Recipe,
@@ -444,7 +446,7 @@ fn read(
     let sizes: Vec<i64> = sizes.unwrap_or_default();
     let len = sizes.iter().product::<i64>().max(1) as usize;
     let samples = reading::samples(len);
-    // what is given has as many rows as the calibration set has samples
+    // given arrays have as many rows as the calibration set has samples
     let is_given = !recipe.cond.is_empty() || recipe.calib_noise.is_some();
     let drawn = if is_given { recipe.calib_samples() } else { samples };
     match calibration_set(recipe, network, null, filled, drawn) {
@@ -465,7 +467,7 @@ fn read(
     }
 }
 
-/// The sampler of the recipe: its kind and options over those of the scheduler configuration.
+/// The sampler configuration: that of the scheduler configuration, changed by the recipe's options.
 fn sampler_config(recipe: &Recipe, network: &Network) -> Result<SamplerConfig, CompileError> {
     let parse = |text: &str, path: Option<&Path>| {
         let path: Option<PathBuf> = path.map(Path::to_path_buf);
@@ -484,7 +486,7 @@ fn sampler_config(recipe: &Recipe, network: &Network) -> Result<SamplerConfig, C
     };
     config.prediction_type = recipe.prediction.unwrap_or(config.prediction_type);
     config.flow_time = recipe.flow_time.unwrap_or(config.flow_time);
-    // without a file of diffusers, evenly, as rectified flow is described
+    // without a configuration of diffusers the levels are even, as rectified flow is described
     let spread = match &recipe.scheduler_config {
         Some(_) => config.flow_schedule,
         None if config.kind.is_flow() => FlowSchedule::Even,
@@ -515,8 +517,7 @@ fn sampler_config(recipe: &Recipe, network: &Network) -> Result<SamplerConfig, C
     Ok(config)
 }
 
-/// Options of flow matching have no effect on other samplers, and `flow-mu` only on a shift that
-/// depends on it.
+/// Refuses options of flow matching for other samplers, and `flow-mu` without dynamic shifting.
 fn refuse_flow_options(recipe: &Recipe, config: &SamplerConfig) -> Result<(), CompileError> {
     let is_flow = config.kind.is_flow() || config.sigma_schedule == SigmaSchedule::Flow;
     let of_flow = [
@@ -538,7 +539,7 @@ fn refuse_flow_options(recipe: &Recipe, config: &SamplerConfig) -> Result<(), Co
     if refused.is_empty() { Ok(()) } else { Err(CompileError::Recipe(refused)) }
 }
 
-/// The sampler of a recipe that names none, not even by a file.
+/// The sampler of a recipe that has neither a sampler nor a scheduler configuration.
 fn default_sampler(recipe: &Recipe) -> SamplerKind {
     match recipe.prediction {
         Some(Prediction::Flow | Prediction::FlowToData) => SamplerKind::FlowEuler,
@@ -548,7 +549,7 @@ fn default_sampler(recipe: &Recipe) -> SamplerKind {
     }
 }
 
-/// Tokens of a sample: its rows if it is a sequence, else its patches of 2 x 2.
+/// Number of tokens of a sample: its rows if it is a sequence, else its patches of 2 x 2.
 fn tokens(network: &Network) -> Option<usize> {
     let sample = network.inputs.iter().find(|i| i.role == InputRole::Sample)?;
     let sizes: Option<Vec<i64>> = sample.ty.shape[1..].iter().map(Dim::as_const).collect();
@@ -559,7 +560,7 @@ fn tokens(network: &Network) -> Option<usize> {
     }
 }
 
-/// Which layers are quantized, weights with `bits`, 16 for bf16.
+/// The layers that are quantized, with weights of `bits` bits, or bf16 if `bits` is 16.
 fn quant_spec(recipe: &Recipe, model: &Model, bits: u8) -> Result<QuantSpec, CompileError> {
     let known = |name: &str| model.graph.nodes().any(|(_, node)| node.name == name);
     if let Some(name) = recipe.float_nodes().find(|name| !known(name)) {
@@ -575,8 +576,8 @@ fn quant_spec(recipe: &Recipe, model: &Model, bits: u8) -> Result<QuantSpec, Com
     })
 }
 
-/// At most `most` at once, or a little less if then no batch of fitted or held-out samples has to
-/// be filled up.
+/// The batch size: at most `most`, or a little less if then all batches of fitted and held-out
+/// samples are full.
 fn batch(most: usize, samples: usize) -> usize {
     let held = holdout_size(samples);
     let most = most.min(held).max(1);
@@ -590,7 +591,7 @@ fn read_schedule(path: &Path) -> Result<Vec<usize>, CompileError> {
     let invalid = |reason: String| CompileError::ScheduleFile { path: path.to_path_buf(), reason };
     let value: serde_json::Value =
         serde_json::from_str(&text).map_err(|e| invalid(format!("it is not valid JSON: {e}")))?;
-    // what `inspect --json` prints is understood as well
+    // the output of `inspect --json` is understood as well
     let list = [Some(&value), value.get("full_steps"), value.pointer("/schedule/full_steps")];
     let list = list.into_iter().flatten().find_map(|v| serde_json::from_value(v.clone()).ok());
     let expected =

@@ -1,15 +1,15 @@
-//! Results of long stages, kept in a directory so that an interrupted compilation goes on where it
-//! stopped.
+//! Keeps the results of long stages in a directory, so that an interrupted compilation continues
+//! where it stopped.
 //!
-//! A stage's file is named after the hash of everything it depends on, so that a directory can
-//! serve any number of compilations, and nothing in it is ever wrong, only unused.
+//! The name of a stage's file has a hash of everything that the result depends on. One directory
+//! can therefore serve any number of compilations, and a file in it is never wrong, only unused.
 
 use crate::io::{FileError, Overwrite, write_atomic};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 
-/// Where results of stages are kept, and for what compilation.
+/// The directory that keeps the results of stages, and the inputs of one compilation.
 #[derive(Clone, Debug, Default)]
 pub struct Stages {
     directory: Option<PathBuf>,
@@ -17,21 +17,21 @@ pub struct Stages {
 }
 
 impl Stages {
-    /// Nothing is kept.
+    /// Keeps nothing.
     pub fn none() -> Stages {
         Stages::default()
     }
 
-    /// In `directory`, which is made if need be.
+    /// Keeps results in `directory`, which is created if it does not exist.
     ///
     /// # Errors
-    /// [`FileError::Io`].
+    /// [`FileError::Io`] if the directory cannot be created.
     pub fn new(directory: &Path) -> Result<Stages, FileError> {
         std::fs::create_dir_all(directory).map_err(FileError::writing(directory))?;
         Ok(Stages { directory: Some(directory.to_path_buf()), inputs: blake3::Hasher::new() })
     }
 
-    /// Results from now on also depend on this.
+    /// Stages whose results also depend on `what`.
     #[must_use]
     pub fn depending_on(&self, what: &[u8]) -> Stages {
         let mut next = self.clone();
@@ -39,11 +39,11 @@ impl Stages {
         next
     }
 
-    /// The result of a stage: from its file, or made and kept. A file that cannot be read is made
-    /// again.
+    /// The result of a stage: read from its file, or computed by `make` and kept. A file that
+    /// cannot be read is computed again.
     ///
     /// # Errors
-    /// Those of `make`, and [`FileError::Io`].
+    /// Those of `make`, and [`FileError::Io`] if the result cannot be kept.
     pub fn run<T: Serialize + DeserializeOwned, E: From<FileError>>(
         &self,
         name: &str,

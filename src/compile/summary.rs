@@ -1,4 +1,4 @@
-//! What was decided, in a few numbers: what `cqc compile --json` prints.
+//! The decisions of a compilation in a few numbers, as `cqc compile --json` prints them.
 
 use super::Compiled;
 use crate::calibrate::quantize::Quantized;
@@ -11,34 +11,34 @@ use cqc_proto::{Bindings, Dim};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// What was compiled, in a few numbers.
+/// The decisions of a compilation in a few numbers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
     /// Name of the sampler.
     pub sampler: String,
-    /// What the network's output means, and what the test of that found.
+    /// The meaning of the network's output, and the result of its test.
     pub reading: Reading,
-    /// Sampling steps.
+    /// Number of sampler steps.
     pub steps: usize,
-    /// Scale of guidance; 1 is off.
+    /// Guidance scale; 1 means no guidance.
     pub guidance: f32,
-    /// Conditions that the loop fills by itself.
+    /// Conditions that the loop fills by itself, with the kind of value.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub fills: BTreeMap<String, Fill>,
-    /// Elements of all float initializers of the model.
+    /// Number of elements of all float initializers of the model.
     pub parameters: u64,
-    /// What is cached and when; `None`: nothing.
+    /// The caching; `None` if nothing is cached.
     pub caching: Option<CachingSummary>,
-    /// What is quantized; `None`: nothing.
+    /// The quantization; `None` if nothing is quantized.
     pub quant: Option<QuantSummary>,
-    /// Work that is no longer done at every evaluation.
+    /// Work that has been moved out of the loop.
     pub left_the_loop: LeftTheLoop,
 }
 
-/// What is cached and when.
+/// The cut, the schedule and the correction of the cache.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CachingSummary {
-    /// Names of the tensors that are cached.
+    /// Names of the cached tensors.
     pub cut: String,
     /// Multiply-accumulates of a full step, per sample.
     pub macs_full: i64,
@@ -46,22 +46,22 @@ pub struct CachingSummary {
     pub macs_cached: i64,
     /// Bytes of the cache, per sample.
     pub cache_bytes: u64,
-    /// How the schedule was found.
+    /// Name of the method that found the schedule.
     pub schedule: String,
-    /// Full evaluations, ascending from 0.
+    /// The full evaluations, in ascending order from 0.
     pub full_steps: Vec<usize>,
-    /// What the method minimises, for this schedule.
+    /// The cost of this schedule, as its method measures it.
     pub cost: Option<f64>,
-    /// The same for the uniform schedule.
+    /// The cost of the uniform schedule, measured in the same way.
     pub uniform_cost: Option<f64>,
-    /// How the cache is corrected; `None`: not at all.
+    /// Name of the correction of the cache; `None` if it is not corrected.
     pub correction: Option<String>,
     /// Every candidate that was measured on the holdout.
     pub measured: Vec<MeasuredSchedule>,
-    /// Evaluations of the loop.
+    /// Number of evaluations of the loop.
     #[serde(skip)]
     pub evaluations: usize,
-    /// Share of a full step's multiply-accumulates that a cached step does.
+    /// Multiply-accumulates of a cached step as a share of those of a full step.
     #[serde(skip)]
     pub share: f64,
 }
@@ -69,15 +69,15 @@ pub struct CachingSummary {
 /// A schedule with a correction, and its quality on the holdout.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MeasuredSchedule {
-    /// How the schedule was found.
+    /// Name of the method that found the schedule.
     pub schedule: String,
-    /// How the cache was corrected; `None`: not at all.
+    /// Name of the correction of the cache; `None` if it was not corrected.
     pub correction: Option<String>,
-    /// Mean PSNR to the ends of the uncached float loop, dB.
+    /// Mean PSNR to the ends of the uncached float loop, in dB.
     pub psnr: f64,
 }
 
-/// What is quantized.
+/// The quantized layers of a loop.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct QuantSummary {
     /// Number of quantized layers.
@@ -86,7 +86,7 @@ pub struct QuantSummary {
     pub macs: i64,
     /// Layers that are not quantized.
     pub float_layers: Vec<FloatLayerSummary>,
-    /// Names of the layers whose inputs are rounded to bf16.
+    /// Names of the quantized layers whose inputs are rounded to bf16.
     pub inputs_bf16: Vec<String>,
     /// Number of layers whose sums are corrected.
     pub corrected_layers: usize,
@@ -97,14 +97,14 @@ pub struct QuantSummary {
 pub struct FloatLayerSummary {
     /// Name of its node.
     pub name: String,
-    /// Why it is not.
+    /// The reason.
     pub why: String,
 }
 
-/// Work that is no longer done at every evaluation, per sample.
+/// Work that has been moved out of the loop, per sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct LeftTheLoop {
-    /// Multiply-accumulates that became tables.
+    /// Multiply-accumulates whose results are tables.
     pub table_macs: i64,
     /// Bytes of weights that only the tables needed.
     pub table_weight_bytes: u64,
@@ -115,7 +115,7 @@ pub struct LeftTheLoop {
 }
 
 impl Compiled<'_> {
-    /// What was compiled, in a few numbers.
+    /// The decisions of this compilation.
     pub fn summary(&self) -> Summary {
         let (model, manifest, lowered) = (self.session.model, &self.manifest, &self.lowered);
         let (saved, batch) = (&lowered.saved, model.batch_symbol.as_deref());
@@ -195,7 +195,7 @@ fn of_bf16(products: &Bf16Products, plan: &Plan) -> QuantSummary {
     }
 }
 
-/// At a batch of one.
+/// The value at a batch of one.
 fn per_sample(macs: &Dim, batch: Option<&str>) -> i64 {
     let one: Bindings = batch.iter().map(|&s| (s.into(), 1)).collect();
     macs.eval(&one).unwrap_or(0)

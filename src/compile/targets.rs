@@ -1,9 +1,9 @@
-//! CUDA kernels that an artifact brings along.
+//! Compiles the CUDA kernels that an artifact brings along.
 
 use super::CompileError;
 use crate::recipe::CudaTarget;
 
-/// Kernels compiled for the targets, packed as an artifact holds them; none without targets.
+/// Kernels for the targets, packed as an artifact holds them; `None` without targets.
 #[cfg(feature = "cuda")]
 pub(super) fn compile_kernels(targets: &[CudaTarget]) -> Result<Option<Vec<u8>>, CompileError> {
     use cqc_kernels::cuda::cubin::Cubins;

@@ -1,4 +1,4 @@
-//! Weights that no product can be made with.
+//! Finds weights that are not finite.
 
 use cqc_passes::ir::{Graph, Node};
 use cqc_proto::op::Quantization;
@@ -6,21 +6,21 @@ use cqc_proto::op::operand::{BETA, BIAS, GAMMA, WEIGHTS};
 use cqc_proto::{DType, Op, Tensor};
 use std::fmt;
 
-/// Tensors that are listed at most.
+/// Largest number of tensors that are listed.
 const LISTED: usize = 20;
 
-/// A weight that holds infinities or NaN.
+/// A weight with infinities or NaN.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BadWeight {
     /// Name of the tensor.
     pub tensor: String,
     /// Name of a node that reads it.
     pub node: String,
-    /// Its operator.
+    /// The operator of that node.
     pub op: String,
-    /// How many of its elements are not finite.
+    /// Number of its elements that are not finite.
     pub count: usize,
-    /// The first of them, and its position.
+    /// The first of these elements, and its position.
     pub first: (f32, usize),
 }
 
@@ -39,7 +39,7 @@ pub fn bad_weights(g: &Graph) -> Vec<BadWeight> {
         for v in weights(node).iter().filter_map(|&i| node.input(i)) {
             let Some(tensor) = g.tensor(v) else { continue };
             let name = &g.value(v).name;
-            // a bias may come from an addition, and what is added to a product may be a mask
+            // a bias may come from an addition, and the addend of a product may be a mask
             let may_mask = matches!(node.op, Op::Linear { .. }) && node.input(BIAS) == Some(v);
             if found.len() < LISTED
                 && !found.iter().any(|bad| bad.tensor == *name)
@@ -53,7 +53,7 @@ pub fn bad_weights(g: &Graph) -> Vec<BadWeight> {
     found
 }
 
-/// Which operands are weights.
+/// Indices of the operands that are weights.
 fn weights(node: &Node) -> &'static [usize] {
     match &node.op {
         Op::GroupNorm { .. } | Op::LayerNorm { .. } | Op::RmsNorm { .. } => &[GAMMA, BETA],
@@ -67,7 +67,8 @@ fn weights(node: &Node) -> &'static [usize] {
     }
 }
 
-/// How many elements are not finite, and the first; −∞ does not count in what may be a mask.
+/// Number of elements that are not finite, and the first of them. −∞ does not count in a tensor
+/// that may be a mask.
 fn not_finite(tensor: &Tensor, may_mask: bool) -> Option<(usize, (f32, usize))> {
     if !tensor.dtype().is_float() {
         return None;
@@ -81,7 +82,7 @@ fn not_finite(tensor: &Tensor, may_mask: bool) -> Option<(usize, (f32, usize))> 
         }
     };
     match tensor.dtype() {
-        // without a copy: most weights are this
+        // f32 is read without a copy, because most weights are f32
         DType::F32 => tensor
             .bytes()
             .chunks_exact(4)
@@ -93,7 +94,7 @@ fn not_finite(tensor: &Tensor, may_mask: bool) -> Option<(usize, (f32, usize))> 
     found
 }
 
-/// What the error says: all of them.
+/// All of them as one text.
 pub(super) fn list(bad: &[BadWeight]) -> String {
     let lines: Vec<String> = bad.iter().map(BadWeight::to_string).collect();
     lines.join("; ")

@@ -1,12 +1,12 @@
-//! Intervals for means, by resampling.
+//! Confidence intervals of means, by resampling.
 
-/// Resamples of [`interval`].
+/// Number of resamples of [`interval`].
 const RESAMPLES: usize = 1000;
 
-/// The 95 % interval of the mean: 2.5th and 97.5th percentile of the means of 1000 resamples, drawn
-/// from `seed`.
+/// The 95 % interval of the mean of `values`: the 2.5th and the 97.5th percentile of the means of
+/// 1000 resamples, which are drawn from `seed`.
 ///
-/// NaN for no values. O(1000 · values).
+/// It is NaN without values. It takes O(1000 · values) time.
 pub fn interval(values: &[f64], seed: u64) -> [f64; 2] {
     let mut state = seed;
     let mut means: Vec<f64> = (0..RESAMPLES).map(|_| resampled_mean(values, &mut state)).collect();
@@ -20,7 +20,7 @@ fn resampled_mean(values: &[f64], state: &mut u64) -> f64 {
     (0..values.len()).map(draw).sum::<f64>() / values.len() as f64
 }
 
-/// Between the two nearest ranks, linearly, as numpy.
+/// A percentile, interpolated linearly between the two nearest ranks, as numpy does.
 fn percentile(sorted: &[f64], share: f64) -> f64 {
     let at = share * (sorted.len() - 1) as f64;
     let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);

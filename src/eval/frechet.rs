@@ -1,16 +1,17 @@
 //! The Frechet distance between Gaussians fitted to features.
 //!
-//! |μ₁ − μ₂|² + Tr S₁ + Tr S₂ − 2 Tr (S₁S₂)^½ with unbiased covariances. The last trace needs no complex square root: it is
-//! Σ √m over the eigenvalues m of a symmetric matrix that shares them with S₁S₂. Where there are
-//! fewer images than dimensions, S = A Aᵀ is kept as A (one column per image, centred, over
-//! √(n−1)), and the matrix is as small as the number of images.
+//! The distance is |μ₁ − μ₂|² + Tr S₁ + Tr S₂ − 2 Tr (S₁S₂)^½ with unbiased covariances. The last
+//! trace is computed without a root of a matrix, as Σ √m over the eigenvalues m of a symmetric
+//! matrix that has the same eigenvalues as S₁S₂. If there are fewer images than dimensions, S = A
+//! Aᵀ is kept as A (one column per image, centred, divided by √(n−1)), and the symmetric matrix is
+//! as small as the number of images.
 
 use nalgebra::{DMatrix, DVector};
 
-/// Images that are added to the moments at once.
+/// Number of images that are added to the moments at once.
 const CHUNK: usize = 256;
 
-/// Count, mean and co-moments Σ (x−μ)(x−μ)ᵀ of features, to be added to.
+/// Count, mean and co-moments Σ (x−μ)(x−μ)ᵀ of features, to which further features can be added.
 #[derive(Clone, Debug)]
 pub struct Moments {
     count: usize,
@@ -19,13 +20,14 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// Of no features.
+    /// The moments of no features.
     pub fn new(dimensions: usize) -> Moments {
         let (mean, comoment) = (DVector::zeros(dimensions), DMatrix::zeros(dimensions, dimensions));
         Moments { count: 0, mean, comoment }
     }
 
-    /// Of all rows; their number is a multiple of `dimensions`.
+    /// The moments of all rows of `dimensions` features. The length of `rows` is a multiple of
+    /// `dimensions`.
     pub fn of(rows: &[f32], dimensions: usize) -> Moments {
         let mut all = Moments::new(dimensions);
         rows.chunks(CHUNK * dimensions.max(1))
@@ -38,7 +40,7 @@ impl Moments {
         Moments { count: centred.ncols(), mean, comoment: &centred * centred.transpose() }
     }
 
-    /// Adds those of other images (Chan, Golub, LeVeque 1979).
+    /// Adds the moments of other images (Chan, Golub, LeVeque 1979).
     ///
     /// # Panics
     /// If the dimensions differ.
@@ -54,19 +56,19 @@ impl Moments {
         self.count += other.count;
     }
 
-    /// How many rows were added.
+    /// Number of rows that were added.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Mean and unbiased covariance; not finite for fewer than two rows.
+    /// Mean and unbiased covariance. They are not finite for fewer than two rows.
     pub fn gaussian(&self) -> Gaussian {
         let covariance = &self.comoment / (self.count as f64 - 1.0);
         Gaussian { mean: self.mean.clone(), spread: Spread::Covariance(covariance) }
     }
 }
 
-/// Mean, and the rows without it as columns.
+/// The mean of the rows, and the centred rows as columns.
 fn centred(rows: &[f32], dimensions: usize) -> (DVector<f64>, DMatrix<f64>) {
     let values = rows.iter().map(|&v| f64::from(v));
     let mut columns = DMatrix::from_iterator(dimensions, rows.len() / dimensions.max(1), values);
@@ -75,7 +77,7 @@ fn centred(rows: &[f32], dimensions: usize) -> (DVector<f64>, DMatrix<f64>) {
     (mean, columns)
 }
 
-/// A normal distribution.
+/// A normal distribution of features, given by its mean and covariance.
 #[derive(Clone, Debug)]
 pub struct Gaussian {
     mean: DVector<f64>,
@@ -90,7 +92,8 @@ enum Spread {
 }
 
 impl Gaussian {
-    /// Fitted to rows of features; not finite for fewer than two.
+    /// The normal distribution fitted to rows of `dimensions` features. It is not finite for fewer
+    /// than two rows.
     pub fn of(rows: &[f32], dimensions: usize) -> Gaussian {
         if rows.len() / dimensions.max(1) >= dimensions {
             return Moments::of(rows, dimensions).gaussian();
@@ -100,10 +103,11 @@ impl Gaussian {
         Gaussian { mean, spread: Spread::Factor(centred / scale) }
     }
 
-    /// From statistics.
+    /// The normal distribution with this mean of length d and this covariance of length d², row by
+    /// row.
     ///
     /// # Errors
-    /// In words: sizes that do not fit, a covariance that is not symmetric, numbers that are not
+    /// A sentence, if the sizes do not fit, the covariance is not symmetric, or a number is not
     /// finite.
     pub fn new(mean: Vec<f64>, covariance: Vec<f64>) -> Result<Gaussian, String> {
         let d = mean.len();
@@ -119,7 +123,7 @@ impl Gaussian {
         }
         let covariance = DMatrix::from_vec(d, d, covariance);
         let (largest, odd) = (covariance.amax(), (&covariance - covariance.transpose()).amax());
-        // 1e-5: statistics that were stored in f32
+        // 1e-5 admits statistics that were stored in f32
         if odd > 1e-5 * largest {
             return Err(format!(
                 "the covariance is not symmetric: entries differ by {odd:.3e} of at most {largest:.3e}"
@@ -146,20 +150,19 @@ impl Gaussian {
     }
 }
 
-/// A distance, and what rounding did to it.
+/// A Frechet distance, and the effect of rounding on it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Frechet {
     /// The distance.
     pub distance: f64,
     /// Its first term, |μ₁ − μ₂|².
     pub mean_term: f64,
-    /// Sum of the negative eigenvalues, which were taken for 0. Above 1e-3 the covariances are
-    /// doubtful.
+    /// Sum of the negative eigenvalues, which count as 0. Above 1e-3 the covariances are doubtful.
     pub clipped: f64,
 }
 
-/// The Frechet distance. NaN where a Gaussian is not finite. O(d³), with fewer images than
-/// dimensions O(n²d).
+/// The Frechet distance of two normal distributions. It is NaN if one of them is not finite. It
+/// takes O(d³) time, or O(n²d) with fewer images n than dimensions d.
 ///
 /// # Panics
 /// If the dimensions differ.
@@ -182,7 +185,8 @@ pub fn frechet(a: &Gaussian, b: &Gaussian) -> Frechet {
     Frechet { distance, mean_term, clipped }
 }
 
-/// With S₁ = Q diag(l) Qᵀ and F = Q diag(√l), S₁S₂ has the eigenvalues of Fᵀ S₂ F.
+/// Tr (S₁S₂)^½, and the sum of the clipped eigenvalues. With S₁ = Q diag(l) Qᵀ and F = Q diag(√l),
+/// S₁S₂ has the eigenvalues of Fᵀ S₂ F.
 fn trace_of_root(a: &DMatrix<f64>, b: &DMatrix<f64>) -> (f64, f64) {
     let eigen = a.clone().symmetric_eigen();
     let mut factor = eigen.eigenvectors;
@@ -192,7 +196,7 @@ fn trace_of_root(a: &DMatrix<f64>, b: &DMatrix<f64>) -> (f64, f64) {
     sum_of_roots(factor.transpose() * b * factor)
 }
 
-/// Σ √max(m, 0) over the eigenvalues, and Σ max(−m, 0).
+/// Σ √max(m, 0) over the eigenvalues m, and Σ max(−m, 0).
 fn sum_of_roots(m: DMatrix<f64>) -> (f64, f64) {
     let symmetric = (&m + m.transpose()) * 0.5;
     let values = symmetric.symmetric_eigenvalues();

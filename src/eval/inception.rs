@@ -1,21 +1,23 @@
-//! The inception score of any classifier's logits.
+//! The inception score of the logits of any classifier.
 
-/// Images per split: that of the usual evaluation code, whose 50,000 images make ten.
+/// Number of images per split in the usual evaluation code, where 50,000 images make ten splits.
 pub const SPLIT: usize = 5000;
 
-/// Mean and deviation over the splits.
+/// The inception score: mean and deviation over the splits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct InceptionScore {
-    /// Between 1 and the number of classes.
+    /// Mean over the splits, between 1 and the number of classes.
     pub mean: f64,
-    /// Standard deviation over the splits (population); 0 for one split.
+    /// Standard deviation over the splits (of the population); 0 for one split.
     pub deviation: f64,
-    /// How many splits; the last one is shorter if their size does not divide the images.
+    /// Number of splits. The last one is shorter if their size does not divide the number of
+    /// images.
     pub splits: usize,
 }
 
-/// exp of the mean of Σ p(y|x) (log p(y|x) − log p(y)), per split of `split` images, where p(y) is
-/// the mean of p(y|x) in the split. `None` without images or classes.
+/// The inception score of rows of `classes` logits: exp of the mean of Σ p(y|x) (log p(y|x) − log
+/// p(y)), per split of `split` images, where p(y) is the mean of p(y|x) in the split. It is `None`
+/// without images or classes.
 pub fn inception_score(logits: &[f32], classes: usize, split: usize) -> Option<InceptionScore> {
     if logits.is_empty() || classes == 0 || split == 0 {
         return None;

@@ -1,8 +1,9 @@
-//! Figures of quality: images against reference images, sets of features against sets.
+//! Figures of quality: of images against reference images, and of a set of features against
+//! another.
 //!
 //! Everything is summed in f64 and in the order of the samples, so that figures depend on the
-//! samples alone, not on batches and shards. Features and logits come in rows, `[n, dimensions]`
-//! without gaps.
+//! samples alone, not on batches and shards. Features and logits are given as rows `[n,
+//! dimensions]` without gaps.
 
 pub mod bootstrap;
 pub mod frechet;
@@ -23,7 +24,7 @@ mod testing {
         (0..count).map(next).collect()
     }
 
-    /// `|found - expected| ≤ 1e-10 · |expected|`: the same f64 sums in another order.
+    /// Asserts `|found - expected| ≤ 1e-10 · |expected|`, for the same f64 sums in another order.
     pub fn assert_near(found: f64, expected: f64) {
         assert!(
             (found - expected).abs() <= 1e-10 * expected.abs().max(1e-3),

@@ -1,30 +1,31 @@
-//! Precision and recall of a set of features (Kynkäänniemi et al. 2019).
+//! Precision and recall of a set of features (Kynkäänniemi et al. 2019, arXiv:1904.06991).
 //!
-//! A set's manifold is the union of balls around its points, each reaching to its k-th nearest
-//! neighbour in the set.
+//! The manifold of a set is the union of balls around its points. Each ball reaches to the point's
+//! k-th nearest neighbour in the set.
 
 use nalgebra::{DMatrix, DMatrixView};
 
-/// The usual neighbour.
+/// The usual number k of the neighbour.
 pub const K: usize = 3;
 
-/// Queries whose distances are computed at once.
+/// Number of queries whose distances are computed at once.
 const TILE: usize = 256;
 
-/// Shares of one set inside the other's manifold.
+/// The share of each set that lies in the manifold of the other.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PrecisionRecall {
-    /// Of the generated points in the reference's manifold.
+    /// Share of the generated points in the manifold of the reference.
     pub precision: f64,
-    /// Of the reference points in the manifold of what was generated.
+    /// Share of the reference points in the manifold of the generated set.
     pub recall: f64,
 }
 
-/// Precision and recall of `generated` for the `k`-th neighbour; `None` if a set has not more than
-/// `k` points.
+/// Precision and recall of `generated` with the `k`-th neighbour; `None` if a set has at most `k`
+/// points.
 ///
-/// In f64; distances too near to a ball's surface are computed again without cancellation, so that
-/// points on it are inside. O((n + m)² · dimensions), memory for both sets.
+/// Distances are computed in f64. Those that are too near to the surface of a ball are computed
+/// again without cancellation, so that points on the surface are inside. It takes O((n + m)² ·
+/// dimensions) time, and memory for both sets.
 pub fn precision_recall(
     reference: &[f32],
     generated: &[f32],
@@ -43,7 +44,7 @@ pub fn precision_recall(
 struct Points {
     /// One column per point.
     columns: DMatrix<f64>,
-    /// |x|² of each.
+    /// |x|² of each point.
     squares: Vec<f64>,
 }
 
@@ -79,7 +80,7 @@ impl Points {
         }
     }
 
-    /// Squared distance without cancellation; exactly symmetric.
+    /// Squared distance without cancellation. It is exactly symmetric.
     fn distance(&self, i: usize, other: &Points, j: usize) -> f64 {
         let pairs = self.columns.column(i).into_iter().zip(other.columns.column(j));
         pairs.map(|(a, b)| (a - b) * (a - b)).sum()

@@ -1,9 +1,9 @@
-//! Noise of an image against its reference, in decibels.
+//! The noise of an image against its reference, in decibels.
 
-/// Identical images count as this much.
+/// The PSNR of identical images, in dB, which is also the largest one.
 pub const CAP: f64 = 100.0;
 
-/// Mean square of the differences.
+/// Mean square of the differences of two images.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -13,14 +13,16 @@ pub fn mse<T: Copy + Into<f64>>(a: &[T], b: &[T]) -> f64 {
     a.iter().zip(b).map(square).sum::<f64>() / a.len() as f64
 }
 
-/// 10 log10(peak² / mse), at most [`CAP`]; `peak` is the largest possible difference, e.g. 255.
+/// The peak signal-to-noise ratio 10 log10(peak² / mse) in dB, at most [`CAP`]. `peak` is the
+/// largest possible difference, e.g. 255.
 pub fn psnr(mse: f64, peak: f64) -> f64 {
     let db = if mse == 0.0 { CAP } else { 10.0 * (peak * peak / mse).log10() };
-    // not `min`, which would turn NaN into the cap
+    // `min` would turn NaN into the cap
     if db > CAP { CAP } else { db }
 }
 
-/// Signal to noise, 10 log10(Σx² / Σ(x−y)²) of reference `x`; infinite without noise.
+/// The signal-to-noise ratio 10 log10(Σx² / Σ(x−y)²) in dB, where x is the reference. It is
+/// infinite without noise.
 pub fn sqnr(signal: f64, noise: f64) -> f64 {
     10.0 * (signal / noise).log10()
 }

@@ -1,8 +1,8 @@
-//! Structural similarity of two images.
+//! The structural similarity of two images.
 //!
-//! Wang et al. 2004: 11x11 Gaussian window with sigma 1.5, K1 = 0.01, K2 = 0.03, L = 255,
-//! population-weighted moments, windows that lie inside the image, per channel (RGB, not luma) and
-//! then averaged.
+//! It follows Wang et al. 2004 with an 11x11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, L
+//! = 255 and population-weighted moments. Only windows inside the image count. It is computed per
+//! channel (RGB, not luma) and then averaged.
 
 const WINDOW: usize = 11;
 const SIGMA: f64 = 1.5;
@@ -12,7 +12,7 @@ const C2: f64 = (0.03 * 255.0) * (0.03 * 255.0);
 /// SSIM of two images `[channels, height, width]`; `None` if they are smaller than the window.
 ///
 /// # Panics
-/// If an image has another size.
+/// If the length of an image is not channels · height · width.
 pub fn ssim(a: &[u8], b: &[u8], [channels, height, width]: [usize; 3]) -> Option<f64> {
     assert_eq!([a.len(), b.len()], [channels * height * width; 2], "images of the size given");
     if height < WINDOW || width < WINDOW || channels == 0 {
@@ -37,7 +37,7 @@ fn of_plane(a: &[u8], b: &[u8], height: usize, width: usize) -> f64 {
     (0..a1.len()).map(at).sum::<f64>() / a1.len() as f64
 }
 
-/// Weighted means of all windows inside: first along rows, then along columns.
+/// The weighted means of all windows inside the image: first along rows, then along columns.
 fn blurred(plane: &[f64], height: usize, width: usize) -> Vec<f64> {
     let weights = weights();
     let inner = width + 1 - WINDOW;

@@ -1,14 +1,14 @@
-//! A compiled loop as a directory that needs no cqc: ONNX models, their constants, a schedule, and
-//! a sampling script.
+//! Writes a compiled loop as a directory that needs no cqc: ONNX models, their constants, a
+//! schedule, and a sampling script.
 //!
-//! | file | what |
+//! | file | content |
 //! |---|---|
 //! | `full.onnx` … | the models, see [`cqc_passes::onnx::export`] |
 //! | `weights.bin` | constants of all models |
 //! | `schedule.json` | the loop: evaluations, sampler, guidance, and how the models connect, see [`schedule`] |
-//! | `null.npz` | what guidance's unconditional half gets, if the artifact says it |
+//! | `null.npz` | the null conditions, if the artifact has any |
 //! | `sample.py` | the loop in numpy, for DDIM without noise |
-//! | `models.py` | what it runs the models with: ONNX Runtime |
+//! | `models.py` | runs the models with ONNX Runtime; `sample.py` uses it |
 
 pub mod schedule;
 
@@ -24,65 +24,65 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-/// The file that tells an export from any other directory.
+/// The file by which a directory is recognised as an export.
 pub const SCHEDULE: &str = "schedule.json";
 const WEIGHTS: &str = "weights.bin";
 const NULL: &str = "null.npz";
-/// An example of use.
+/// The scripts that show how to use the models.
 const SCRIPTS: [(&str, &[u8]); 2] =
     [("sample.py", include_bytes!("sample.py")), ("models.py", include_bytes!("models.py"))];
 
-/// Constants below this many bytes stand in the models: the standard's shape operands, scalars and
-/// biases.
+/// Constants of fewer bytes are stored in the models: the shape operands of the standard, scalars
+/// and biases.
 const INLINE_BELOW: usize = 1024;
 
-/// What is exported.
+/// The loop to export.
 #[derive(Clone, Copy)]
 pub struct ExportedLoop<'a> {
-    /// The compiled loop.
+    /// The plan of the compiled loop.
     pub plan: &'a Plan,
-    /// Its constants, in order.
+    /// The plan's constants, in order.
     pub constants: &'a [Tensor],
-    /// Its sampler.
+    /// The sampler.
     pub sampler: &'a Sampler,
-    /// Guidance scale; 1 = off.
+    /// Guidance scale; 1 means no guidance.
     pub guidance: f32,
     /// How far guidance is rescaled, 0 to 1.
     pub rescale: f32,
-    /// Steps in which guidance applies; `None`: all.
+    /// Steps in which guidance applies; `None` means all of them.
     pub interval: Option<GuidanceInterval>,
     /// Conditions that the loop fills by itself.
     pub fills: &'a BTreeMap<String, Fill>,
-    /// What guidance's unconditional half gets, one row per input.
+    /// The null conditions, one row per input.
     pub null: &'a BTreeMap<String, Tensor>,
-    /// Correction of the samples behind every evaluation.
+    /// The sample compensation, which is applied after every evaluation.
     pub compensation: Option<&'a Compensation>,
 }
 
 /// The form of the models.
 #[derive(Clone, Copy, Debug)]
 pub struct Form {
-    /// How full and cached evaluations are packed.
+    /// The number of models for full and cached evaluations.
     pub layout: Layout,
-    /// How rounding is written.
+    /// The form in which rounding is written.
     pub qdq: Qdq,
 }
 
-/// Why a loop was not exported.
+/// Why a loop cannot be exported.
 #[derive(Debug, thiserror::Error)]
 pub enum LoopExportError {
-    /// The plan has no ONNX form.
+    /// The plan has no form in standard ONNX.
     #[error(transparent)]
     Export(#[from] ExportError),
-    /// A file.
+    /// A file cannot be written.
     #[error(transparent)]
     File(#[from] FileError),
 }
 
-/// Writes the directory `dir`; the names of its files.
+/// Writes the directory `dir` and returns the names of its files.
 ///
 /// # Errors
-/// [`LoopExportError`]; then `dir` is what it was.
+/// [`LoopExportError`]; `dir` is then unchanged.
 pub fn write(
     exported: ExportedLoop,
     form: Form,

@@ -1,4 +1,4 @@
-//! `schedule.json`: everything about the loop that is not in the models.
+//! Writes `schedule.json`, which describes everything about the loop that is not in the models.
 //!
 //! ```text
 //! { "format_version": 1, "layout": "split" | "if",
@@ -10,7 +10,7 @@
 //!   "initial_scale": 1.0,                                   of the noise that the loop begins with
 //!   "ddim":        {"prediction": "epsilon", "clip": 1.0 | null,
 //!                   "updates": [{"signal", "noise", "next_signal", "direction"}, ...]},    null for other samplers
-//!   "compensation": {"scale": [[..C..], ...], "shift": [...]} | null,   behind evaluation e, the sample becomes scale[e] · sample + shift[e] per channel
+//!   "compensation": {"scale": [[..C..], ...], "shift": [...]} | null,   after evaluation e, the sample becomes scale[e] · sample + shift[e] per channel
 //!   "guidance":    2.0,                                     output = null + guidance · (output - null)
 //!   "guidance_rescale": 0.0,                                then output · (1 + φ · (σ(conditional) / σ(output) - 1))
 //!   "guidance_steps": [0, 20],                              in these sampler steps, the end excluded; else the conditional output
@@ -21,11 +21,11 @@
 //!                    "inputs":  [{"name": "sample", "value": "sample", "dtype": "float32", "shape": ["N", 3, 32, 32], "tensor": "sample"}],
 //!                    "outputs": [...]}] }
 //! ```
-//! A port's `name` is that in the ONNX file, its `value` says what it is to the loop: `sample`,
-//! `timestep`, `step` (number of the evaluation, a tensor without axes), `condition.NAME`,
-//! `output.NAME`, or what one model gives and another takes: `prelude.I`, `prelude_steps.I`,
-//! `cache.I`. Models are listed in the order in which they run. Before the first full evaluation
-//! the cache is of no account.
+//! The `name` of a port is its name in the ONNX file. Its `value` says its role in the loop:
+//! `sample`, `timestep`, `step` (the number of the evaluation, a tensor without axes),
+//! `condition.NAME`, `output.NAME`, or a value that one model computes and another one reads:
+//! `prelude.I`, `prelude_steps.I`, `cache.I`. Models are listed in the order in which they run.
+//! Before the first full evaluation the content of the cache has no effect.
 
 use super::{ExportedLoop, Form, NULL};
 use cqc_passes::onnx::export::{Exported, ExportedModel, Layout, Port, Qdq, Scales, Wire};
@@ -36,7 +36,7 @@ use serde_json::{Value, json};
 /// Version of the format of `schedule.json`.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// `full.onnx`.
+/// Name of the file of a model, such as `full.onnx`.
 pub fn file_name(model: &ExportedModel) -> String {
     format!("{}.onnx", model.name)
 }

@@ -1,8 +1,9 @@
-//! Output files appear whole or not at all.
+//! Writes output files so that they appear as a whole or not at all.
 //!
 //! Bytes go to a temporary file beside the target, which is then renamed. Temporary files are
-//! registered, so that an interrupted process can remove them. A process that is killed cannot; its
-//! temporary files are removed by the next one that writes to the same directory ([`remove_orphans`]).
+//! registered, so that an interrupted process can remove them. A killed process cannot; its
+//! temporary files are removed by the next process that writes to the same directory
+//! ([`remove_orphans`]).
 
 use super::FileError;
 use std::fs::{File, OpenOptions, Permissions};
@@ -15,56 +16,55 @@ use tempfile::NamedTempFile;
 /// Whether an existing file may be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overwrite {
-    /// No: [`FileError::Exists`].
+    /// It may not: [`FileError::Exists`].
     Refuse,
-    /// Yes: `--force`.
+    /// It may, as with the option `--force`.
     Allow,
 }
 
-/// How names of temporary files and directories begin and end. What earlier versions wrote begins
-/// with `.cqc-` alone and is left alone.
+/// The beginning and the end of the names of temporary files and directories. Files of earlier
+/// versions, whose names begin with `.cqc-` alone, are left alone.
 const PREFIX: &str = ".cqc-tmp-";
 const SUFFIX: &str = ".tmp";
 
-/// Letters and digits between them.
+/// Number of letters and digits between them.
 const RANDOM: usize = 6;
 
 /// A temporary file younger than this may not have been locked yet.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Temporary files not yet renamed or removed.
+/// Temporary files that have not been renamed or removed yet.
 static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
     UNFINISHED.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// A file that an interrupt removes.
+/// Registers a file that an interrupt removes.
 pub(super) fn register(path: &Path) {
     unfinished().push(path.to_path_buf());
 }
 
-/// A file that an interrupt does not remove any more.
+/// Lets an interrupt no longer remove a file.
 pub(super) fn forget(path: &Path) {
     unfinished().retain(|p| p != path);
 }
 
-/// Removes all temporary files of writes in progress; those writes then fail. For an interrupted
-/// process about to exit.
+/// Removes all temporary files of writes in progress, which then fail. It is meant for an
+/// interrupted process that is about to exit.
 pub fn remove_unfinished() {
     for path in unfinished().drain(..) {
-        // Nothing sensible is left to do for a file that cannot be removed.
+        // Nothing sensible can be done about a file that cannot be removed.
         let _ =
             if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
     }
 }
 
-/// Removes temporary files and directories that processes have left in `directory` when they were
-/// killed.
+/// Removes the temporary files and directories that killed processes have left in `directory`.
 ///
-/// A process holds a lock on its temporary files as long as it lives, so those without one are
-/// orphans. Where the file system knows no locks, nothing is removed; and nothing whose name is not
-/// exactly as [`write_atomic`] and [`write_directory`] make it.
+/// A process holds a lock on its temporary files as long as it lives, so those without a lock are
+/// orphans. Nothing is removed where the file system has no locks, and nothing whose name is not
+/// exactly of the form that [`write_atomic`] and [`write_directory`] use.
 pub fn remove_orphans(directory: &Path) {
     let Ok(entries) = directory.read_dir() else { return };
     for entry in entries.flatten() {
@@ -94,16 +94,16 @@ pub fn remove_orphans(directory: &Path) {
     }
 }
 
-/// Holds a lock on a temporary file or directory as long as it lives, where the system has locks.
+/// Locks a temporary file or directory until the result is dropped, where the system has locks.
 fn hold(path: &Path) -> Option<File> {
     File::open(path).ok().filter(|file| file.try_lock().is_ok())
 }
 
-/// Says before any long work what [`write_atomic`] would refuse after it: an existing file, a
+/// Refuses before any long work what [`write_atomic`] would refuse after it: an existing file, or a
 /// missing directory.
 ///
 /// # Errors
-/// [`FileError::Exists`], [`FileError::Io`].
+/// [`FileError::Exists`] or [`FileError::Io`].
 pub fn check_target(path: &Path, overwrite: Overwrite) -> Result<(), FileError> {
     match path.metadata() {
         Ok(found) if found.is_dir() => {
@@ -117,13 +117,13 @@ pub fn check_target(path: &Path, overwrite: Overwrite) -> Result<(), FileError> 
     }
 }
 
-/// Creates `path` with what `write` writes. If `write` or the system fails, an old file is still
-/// there and a new one is not.
-///
-/// What is no regular file (`/dev/null`, a pipe) is written to directly.
+/// Creates `path` with the bytes that `write` writes. If `write` or the system fails, an old file
+/// is still there and a new one is not. A `path` that is not a regular file (`/dev/null`, a pipe)
+/// is written to directly.
 ///
 /// # Errors
-/// [`FileError::Exists`], [`FileError::Io`].
+/// [`FileError::Exists`] if the file exists and `overwrite` refuses that, [`FileError::Io`] if it
+/// cannot be written.
 pub fn write_atomic(
     path: &Path,
     overwrite: Overwrite,
@@ -133,7 +133,7 @@ pub fn write_atomic(
     if path.metadata().is_ok_and(|found| !found.is_file()) {
         return write_directly(path, write).map_err(FileError::writing(path));
     }
-    // Through a symbolic link, so that the link stays one.
+    // The target of a symbolic link is replaced, so that the link stays a link.
     let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     remove_orphans(directory(&target));
     let mut temporary = create_beside(&target).map_err(FileError::writing(path))?;
@@ -150,14 +150,14 @@ pub fn write_atomic(
     })
 }
 
-/// Creates the directory `path` with the files that `write` puts into the directory it is given:
-/// all of them or none.
+/// Creates the directory `path` with the files that `write` puts into the directory that it is
+/// given: all of them or none.
 ///
-/// An existing directory is replaced only if it is empty or holds `mark`, a file that tells it was
-/// written the same way: nobody loses a home directory to a slip.
+/// An existing directory is replaced only if it is empty or holds the file `mark`, by which it is
+/// recognised as an earlier output. No other directory can be lost by mistake.
 ///
 /// # Errors
-/// [`FileError::Exists`], [`FileError::Io`], and what `write` reports.
+/// [`FileError::Exists`], [`FileError::Io`], and the errors of `write`.
 pub fn write_directory<E: From<FileError>>(
     path: &Path,
     overwrite: Overwrite,
@@ -180,10 +180,10 @@ pub fn write_directory<E: From<FileError>>(
     Ok(replace_directory(temporary, path).map_err(io)?)
 }
 
-/// Says before any long work what [`write_directory`] would refuse after it.
+/// Refuses before any long work what [`write_directory`] would refuse after it.
 ///
 /// # Errors
-/// [`FileError::Exists`], [`FileError::Io`].
+/// [`FileError::Exists`] or [`FileError::Io`].
 pub fn check_directory(path: &Path, overwrite: Overwrite, mark: &str) -> Result<(), FileError> {
     let Ok(found) = path.symlink_metadata() else {
         return directory(path).metadata().map(|_| ()).map_err(FileError::writing(path));
@@ -204,7 +204,7 @@ pub fn check_directory(path: &Path, overwrite: Overwrite, mark: &str) -> Result<
     }
 }
 
-/// The old directory steps aside, so that for no moment a half-written one stands there.
+/// The old directory is moved aside first, so that a half-written one is never in its place.
 fn replace_directory(temporary: tempfile::TempDir, path: &Path) -> io::Result<()> {
     let aside =
         tempfile::Builder::new().prefix(".cqc-").suffix(".old").tempdir_in(directory(path))?;
@@ -230,7 +230,7 @@ fn builder() -> tempfile::Builder<'static, 'static> {
     builder
 }
 
-/// An empty registered file, hidden, with the permissions of an ordinary new file.
+/// Creates an empty registered file, hidden, with the permissions of an ordinary new file.
 fn create_beside(target: &Path) -> io::Result<NamedTempFile> {
     let mut builder = builder();
     #[cfg(unix)]

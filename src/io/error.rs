@@ -1,4 +1,4 @@
-//! What can go wrong with a file.
+//! The error of reading or writing a file.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,17 +6,17 @@ use std::path::{Path, PathBuf};
 /// Why a file cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// The system refuses.
+    /// The system refuses to read or write the file.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// `read` or `write`.
+        /// Either `read` or `write`.
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The output is there already and may not be replaced.
+    /// The output exists already and may not be replaced.
     #[error("{} exists already", path.display())]
     Exists {
         /// The file.
@@ -27,20 +27,20 @@ pub enum FileError {
     Format {
         /// The file.
         path: PathBuf,
-        /// `.npy`, `.npz`, `.png`.
+        /// The format, such as `.npy`, `.npz` or `.png`.
         format: &'static str,
-        /// What was seen.
+        /// The difference from the format.
         reason: String,
     },
-    /// What an earlier run has left unfinished belongs to another command.
+    /// The unfinished output of an earlier run belongs to another command.
     #[error("{} holds the unfinished output of another command", path.display())]
     OtherPartial {
         /// The unfinished file.
         path: PathBuf,
-        /// What differs: what it is, what it was, what it is now.
+        /// The differing facts: name, value then, value now.
         differences: Vec<(String, String, String)>,
     },
-    /// A file stands where unfinished output would, and cqc has not written it.
+    /// A file that cqc has not written has the name that unfinished output would have.
     #[error("{} is in the way: unfinished output would have that name", path.display())]
     InTheWay {
         /// The file.
@@ -52,35 +52,35 @@ pub enum FileError {
         /// The unfinished file.
         path: PathBuf,
     },
-    /// An archive lacks an array.
+    /// The archive has no array of that name.
     #[error("{} has no array `{name}`", path.display())]
     NoArray {
         /// The file.
         path: PathBuf,
-        /// As asked for.
+        /// The name that was asked for.
         name: String,
-        /// What it has.
+        /// Names of the arrays that it has.
         known: Vec<String>,
     },
-    /// The format cannot hold such a tensor.
+    /// The format cannot hold the tensor.
     #[error("{} cannot hold {what}", path.display())]
     CannotHold {
         /// The file.
         path: PathBuf,
-        /// The tensor, in words.
+        /// The tensor in words.
         what: String,
-        /// What would do.
+        /// A format or tensor that would do.
         help: String,
     },
 }
 
 impl FileError {
-    /// For `map_err`: reading `path` failed.
+    /// For `map_err`: the error of reading `path`.
     pub fn reading(path: &Path) -> impl FnOnce(io::Error) -> FileError {
         move |source| FileError::Io { action: "read", path: path.to_path_buf(), source }
     }
 
-    /// For `map_err`: writing `path` failed.
+    /// For `map_err`: the error of writing `path`.
     pub fn writing(path: &Path) -> impl FnOnce(io::Error) -> FileError {
         move |source| FileError::Io { action: "write", path: path.to_path_buf(), source }
     }

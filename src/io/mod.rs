@@ -1,4 +1,4 @@
-//! Files in and out: numpy arrays, images, raw bytes. Every write is atomic.
+//! Reads and writes files: numpy arrays, images, raw bytes. Every write is atomic.
 
 mod atomic;
 mod error;
@@ -28,11 +28,12 @@ use std::path::Path;
 /// Largest configuration, schedule or recipe that is read, in bytes.
 const MAX_TEXT: u64 = 64 << 20;
 
-/// Reads the array of a `.npy` file, or `name` of a `.npz` file (whatever its name if it is the
-/// only one), or a `.png` file as an image; see [`read_png`].
+/// Reads an array: of a `.npy` file, the array `name` of a `.npz` file (or its only array, whatever
+/// its name), or the image of a `.png` file; see [`read_png`].
 ///
 /// # Errors
-/// [`FileError`]: no such file, another format, an element type that tensors do not have.
+/// [`FileError`] if there is no such file, if it has another format, or if its element type is not
+/// one of a tensor.
 pub fn read_array(path: &Path, name: &str) -> Result<Tensor, FileError> {
     if has_extension(path, "png") {
         return read_png(path);
@@ -54,22 +55,22 @@ pub fn read_array(path: &Path, name: &str) -> Result<Tensor, FileError> {
     }
 }
 
-/// BLAKE3 of a file, hexadecimal.
+/// BLAKE3 of a file, in hexadecimal.
 ///
 /// # Errors
-/// [`FileError::Io`].
+/// [`FileError::Io`] if the file cannot be read.
 pub fn file_hash(path: &Path) -> Result<String, FileError> {
     let mut hasher = blake3::Hasher::new();
-    // read, not mapped: a map would count as memory
+    // The file is read, not mapped, because a mapped file would count as memory.
     hasher.update_reader(open_regular(path)?).map_err(FileError::reading(path))?;
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Opens a file to read. A pipe would wait for a writer and a device might never end, so only what has
-/// a size is opened.
+/// Opens a regular file for reading. A pipe would wait for a writer and a device might never end,
+/// so they are refused.
 ///
 /// # Errors
-/// [`FileError::Io`]; also for what is no regular file, nor a link to one.
+/// [`FileError::Io`], also for a path that is neither a regular file nor a link to one.
 pub fn open_regular(path: &Path) -> Result<File, FileError> {
     let found = path.metadata().map_err(FileError::reading(path))?;
     if found.is_dir() {
@@ -84,8 +85,8 @@ pub fn open_regular(path: &Path) -> Result<File, FileError> {
 /// Reads a text, such as a configuration.
 ///
 /// # Errors
-/// As [`open_regular`]; [`FileError::Format`] for what is no text, is a placeholder of another tool,
-/// or has more than 64 MiB.
+/// As [`open_regular`]; [`FileError::Format`] if the file is not text, is a placeholder of another
+/// tool, or has more than 64 MiB.
 pub fn read_text(path: &Path) -> Result<String, FileError> {
     let file = open_regular(path)?;
     let format = |reason| FileError::Format { path: path.to_path_buf(), format: "text", reason };
@@ -100,7 +101,7 @@ pub fn read_text(path: &Path) -> Result<String, FileError> {
     String::from_utf8(bytes).map_err(|_| format("it is not UTF-8".into()))
 }
 
-/// What a file is that is not what it should be, after the reason why it is not.
+/// Adds to a reason the format that the file really has, if its first bytes tell.
 fn or_what(reason: String, first: &[u8]) -> String {
     match Format::of(first) {
         Some(f @ (Format::GitLfsPointer | Format::GitAnnexPointer | Format::Html)) => {
@@ -111,7 +112,7 @@ fn or_what(reason: String, first: &[u8]) -> String {
     }
 }
 
-/// Whether the file's name ends in `.extension`, in any case.
+/// Whether the name of the file ends in `.extension`, in upper or lower case.
 pub fn has_extension(path: &Path, extension: &str) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case(extension))
 }

@@ -1,4 +1,5 @@
-//! `.npy`: one array. <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>
+//! The format `.npy`, which holds one array.
+//! <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>
 
 use super::{FileError, Overwrite, open_regular, or_what, write_atomic};
 use bytes::Bytes;
@@ -9,13 +10,14 @@ use std::path::Path;
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 
-/// Longest header read; numpy's own limit for untrusted files.
+/// Longest header that is read, which is numpy's own limit for untrusted files.
 const MAX_HEADER: usize = 10_000;
 
-/// Bytes that are read before it is known that the file is an array: more than any header.
+/// Number of bytes that are read before it is known that the file is an array. It is more than any
+/// header has.
 const FIRST: u64 = 1 << 14;
 
-/// Data begins at a multiple of this many bytes.
+/// The data begins at a multiple of this number of bytes.
 const ALIGNMENT: usize = 64;
 
 /// Element types and their codes without the byte order.
@@ -34,17 +36,17 @@ const CODES: [(DType, &str); 12] = [
     (DType::Bool, "b1"),
 ];
 
-/// Reads an array. Fortran order and big endian are converted; memory is bounded by the file's
-/// size.
+/// Reads an array. Fortran order and big endian are converted. The memory is bounded by the size of
+/// the file.
 ///
 /// # Errors
-/// [`FileError::Io`], [`FileError::Format`].
+/// [`FileError::Io`] or [`FileError::Format`].
 pub fn read_npy(path: &Path) -> Result<Tensor, FileError> {
     let io = |e| FileError::reading(path)(e);
     let format = |reason| FileError::Format { path: path.to_path_buf(), format: ".npy", reason };
     let mut file = open_regular(path)?;
     let size = file.metadata().map_err(io)?.len();
-    // what is no array is not read any further
+    // a file that is not an array is not read any further
     let mut bytes = Vec::new();
     (&file).take(FIRST).read_to_end(&mut bytes).map_err(io)?;
     let header = parse_header(&bytes).map_err(|reason| format(or_what(reason, &bytes)))?;
@@ -54,10 +56,10 @@ pub fn read_npy(path: &Path) -> Result<Tensor, FileError> {
     decode_npy(bytes.into()).map_err(format)
 }
 
-/// Writes an array, in C order. bfloat16, which numpy lacks, becomes f32.
+/// Writes an array in C order. bfloat16, which numpy lacks, is written as f32.
 ///
 /// # Errors
-/// [`FileError::Exists`], [`FileError::Io`].
+/// [`FileError::Exists`] or [`FileError::Io`].
 pub fn write_npy(path: &Path, tensor: &Tensor, overwrite: Overwrite) -> Result<(), FileError> {
     let tensor = storable(tensor);
     write_atomic(path, overwrite, |out| {
@@ -71,18 +73,18 @@ pub(super) fn storable(tensor: &Tensor) -> Tensor {
     if tensor.dtype() == DType::BF16 { tensor.to_float(DType::F32) } else { tensor.clone() }
 }
 
-/// Everything before the data of a tensor that is [`storable`].
+/// The bytes before the data of a tensor that is [`storable`].
 pub(super) fn header(tensor: &Tensor) -> Vec<u8> {
     header_of(tensor.dtype(), tensor.shape())
 }
 
-/// Everything before the data of an array.
+/// The bytes before the data of an array.
 pub(super) fn header_of(dtype: DType, shape: &[usize]) -> Vec<u8> {
     let (dtype, code) =
         CODES.iter().find(|(d, _)| *d == dtype).expect("`storable` leaves types of the list");
     let order = if dtype.size() == 1 { '|' } else { '<' };
     let sizes: String = shape.iter().map(|d| format!("{d}, ")).collect();
-    // as numpy: (), (3,), (3, 4)
+    // the form of numpy: (), (3,), (3, 4)
     let sizes = if shape.len() == 1 { sizes.trim_end() } else { sizes.trim_end_matches(", ") };
     let text =
         format!("{{'descr': '{order}{code}', 'fortran_order': False, 'shape': ({sizes}), }}");
@@ -95,20 +97,20 @@ pub(super) fn header_of(dtype: DType, shape: &[usize]) -> Vec<u8> {
     out
 }
 
-/// What a header says.
+/// The content of a header.
 struct Header {
     dtype: DType,
     big_endian: bool,
     fortran: bool,
     shape: Vec<usize>,
-    /// Where the data begins.
+    /// Position at which the data begins.
     start: usize,
 }
 
 /// Reads the bytes of a whole `.npy` file.
 ///
 /// # Errors
-/// What is wrong with them, in words.
+/// A sentence about the difference from the format.
 pub fn decode_npy(bytes: Bytes) -> Result<Tensor, String> {
     let header = parse_header(&bytes)?;
     check_size(&header, bytes.len() as u64)?;
@@ -125,7 +127,7 @@ pub fn decode_npy(bytes: Bytes) -> Result<Tensor, String> {
     Ok(Tensor::new(header.dtype, header.shape, data).expect("the size was checked above"))
 }
 
-/// Checks that a file of `size` bytes holds what its header says.
+/// Checks that a file of `size` bytes holds the array of its header.
 fn check_size(header: &Header, size: u64) -> Result<(), String> {
     let count = element_count(&header.shape)
         .ok_or_else(|| format!("shape {:?} is too large", header.shape))?;
@@ -166,7 +168,7 @@ fn parse_header(bytes: &[u8]) -> Result<Header, String> {
     Ok(Header { dtype, big_endian, fortran, shape, start })
 }
 
-/// What stands behind `'key':` in a Python dictionary.
+/// The text after `'key':` in a Python dictionary.
 fn value_of<'a>(text: &'a str, key: &str) -> Result<&'a str, String> {
     let quoted = [format!("'{key}'"), format!("\"{key}\"")];
     let found = quoted.iter().find_map(|q| text.split_once(q.as_str()));
@@ -196,7 +198,7 @@ fn parse_shape(value: &str) -> Result<Vec<usize>, String> {
     let inner = value.strip_prefix('(').and_then(|v| v.split_once(')')).map(|(inner, _)| inner);
     let inner = inner.ok_or("`shape` in its header is no tuple")?;
     let sizes = inner.split(',').map(str::trim).filter(|s| !s.is_empty());
-    // Python 2 wrote long integers with an L
+    // Python 2 wrote long integers with an L.
     let size = |s: &str| {
         s.trim_end_matches('L').parse().map_err(|_| format!("`{}` is no size", s.escape_default()))
     };
@@ -235,7 +237,7 @@ mod tests {
         [&header(t)[..], t.bytes()].concat().into()
     }
 
-    /// A file as numpy writes it, with a header of our choice.
+    /// A file as numpy writes it, with a given header.
     fn file(text: &str, data: &[u8]) -> Bytes {
         [MAGIC, &[1, 0], &(text.len() as u16).to_le_bytes(), text.as_bytes(), data].concat().into()
     }

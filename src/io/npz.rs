@@ -1,4 +1,4 @@
-//! `.npz`: named arrays, a zip archive of `.npy` files.
+//! The format `.npz`, a zip archive of `.npy` files that holds named arrays.
 
 use super::{FileError, Overwrite, npy, open_regular, or_what, write_atomic};
 use cqc_proto::Tensor;
@@ -7,17 +7,17 @@ use npyz::zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter, read::ZipFil
 use std::io::{self, BufReader, Cursor, Read, Seek, Write};
 use std::path::Path;
 
-/// Most arrays read from one file.
+/// Largest number of arrays that are read from one file.
 const MAX_ARRAYS: usize = 1 << 16;
 
-/// Deflate cannot shrink further than by this factor, so an entry that claims more lies.
+/// Deflate cannot shrink data by more than this factor, so an entry that claims more is invalid.
 const MAX_RATIO: u64 = 1032;
 
-/// Reads all arrays, in the order of the file. Memory is bounded by the sizes that the file's own
-/// size makes possible.
+/// Reads all arrays, in the order of the file. The memory is bounded by the sizes that are possible
+/// for a file of its size.
 ///
 /// # Errors
-/// [`FileError::Io`], [`FileError::Format`].
+/// [`FileError::Io`] or [`FileError::Format`].
 pub fn read_npz(path: &Path) -> Result<Vec<(String, Tensor)>, FileError> {
     let file = open_regular(path)?;
     let mut first = Vec::new();
@@ -28,10 +28,10 @@ pub fn read_npz(path: &Path) -> Result<Vec<(String, Tensor)>, FileError> {
         .map_err(|reason| FileError::Format { path: path.to_path_buf(), format: ".npz", reason })
 }
 
-/// Reads all arrays of a `.npz` file that is in memory, as [`read_npz`].
+/// Reads all arrays of a `.npz` file that is in memory, as [`read_npz`] does.
 ///
 /// # Errors
-/// What is wrong with the bytes, in words.
+/// A sentence about the difference from the format.
 pub fn decode_npz(bytes: &[u8]) -> Result<Vec<(String, Tensor)>, String> {
     read_archive(Cursor::new(bytes))
 }
@@ -61,7 +61,7 @@ fn read_entry(mut entry: ZipFile) -> Result<Tensor, String> {
         return Err(format!("{size} bytes cannot have been compressed to {packed}"));
     }
     let mut bytes = Vec::new();
-    // One byte more than promised, to notice an entry that goes on.
+    // One byte more than the directory says is read, to notice an entry that is longer.
     entry.by_ref().take(size + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
     if bytes.len() as u64 != size {
         return Err(format!("it has {} bytes, its directory says {size}", bytes.len()));
@@ -69,11 +69,11 @@ fn read_entry(mut entry: ZipFile) -> Result<Tensor, String> {
     npy::decode_npy(bytes.into())
 }
 
-/// Writes arrays uncompressed, as `numpy.savez`. The same arrays give the same bytes: no time of
-/// writing is stored.
+/// Writes arrays uncompressed, as `numpy.savez`. The same arrays give the same bytes, because no
+/// time is stored.
 ///
 /// # Errors
-/// [`FileError::Exists`], [`FileError::Io`].
+/// [`FileError::Exists`] or [`FileError::Io`].
 pub fn write_npz(
     path: &Path,
     arrays: &[(String, Tensor)],
@@ -95,7 +95,7 @@ pub fn write_npz(
     })
 }
 
-/// How an array of so many bytes is stored.
+/// The options with which an array of this number of bytes is stored.
 fn stored(bytes: usize) -> FileOptions {
     FileOptions::default()
         .compression_method(CompressionMethod::Stored)
@@ -103,7 +103,7 @@ fn stored(bytes: usize) -> FileOptions {
         .large_file(bytes >= 1 << 31)
 }
 
-/// Writes one array as [`write_npz`] does, from a `.npy` file whose data has so many bytes.
+/// Writes one array as [`write_npz`] does, from a `.npy` file whose data has `bytes` bytes.
 pub(super) fn write_npz_from(
     out: impl Write + Seek,
     name: &str,

@@ -1,26 +1,26 @@
-//! Images: a grid of samples as PNG.
+//! Images in the format PNG: a grid of samples is written, one image is read.
 
 use super::{FileError, Overwrite, write_atomic};
 use cqc_proto::Tensor;
 use std::io::Write;
 use std::path::Path;
 
-/// Pixels between and around the images of a grid.
+/// Number of pixels between and around the images of a grid.
 const MARGIN: usize = 2;
 
-/// Most pixels of a grid, margins included: it is put together in memory, a byte per pixel and
-/// channel.
+/// Largest number of pixels of a grid, margins included. The grid is put together in memory, with a
+/// byte per pixel and channel.
 const MAX_PIXELS: u64 = 1 << 26;
 
-/// Writes `[N, C, H, W]` in [-1, 1] as one grid; see [`encode_grid`].
+/// Writes images `[N, C, H, W]` in [-1, 1] as one grid; see [`encode_grid`].
 ///
 /// # Errors
-/// [`FileError::CannotHold`] for other shapes, [`FileError::Exists`], [`FileError::Io`].
+/// [`FileError::CannotHold`] for other shapes, [`FileError::Exists`] or [`FileError::Io`].
 pub fn write_png(path: &Path, images: &Tensor, overwrite: Overwrite) -> Result<(), FileError> {
     write_encoded(path, encode_grid(images), overwrite)
 }
 
-/// Writes what was encoded.
+/// Writes an encoded image.
 pub(super) fn write_encoded(
     path: &Path,
     png: Result<Vec<u8>, String>,
@@ -34,21 +34,21 @@ pub(super) fn write_encoded(
     write_atomic(path, overwrite, |out| out.write_all(&png))
 }
 
-/// `[N, C, H, W]` with C = 1 (grey) or 3 (RGB) as a PNG: -1 becomes 0, 1 becomes 255, values
-/// outside are clipped, NaN is 0.
+/// Encodes images `[N, C, H, W]` with C = 1 (grey) or 3 (RGB) as one PNG. -1 becomes 0, 1 becomes
+/// 255, values outside are clipped, and NaN becomes 0.
 ///
-/// ⌈√N⌉ images per row, left to right and top to bottom, with a black margin of 2 pixels; a single
-/// image has none.
+/// A row has ⌈√N⌉ images. They are placed from left to right and top to bottom, with a black margin
+/// of 2 pixels. A single image has no margin.
 ///
 /// # Errors
-/// In words, what the tensor is instead.
+/// A description of the tensor, if it has another shape or is too large.
 pub fn encode_grid(images: &Tensor) -> Result<Vec<u8>, String> {
     let size = images.shape().get(1..).unwrap_or_default().iter().product::<usize>();
     let values = images.to_f32_vec();
     encode_images(images.shape(), values.chunks_exact(size.max(1)).map(<[f32]>::to_vec))
 }
 
-/// Says of a shape what [`encode_grid`] would say of such a tensor.
+/// Checks whether [`encode_grid`] would accept a tensor of this shape.
 ///
 /// # Errors
 /// As [`encode_grid`].
@@ -56,7 +56,7 @@ pub fn check_grid(shape: &[usize]) -> Result<(), String> {
     Grid::of(shape).map(|_| ())
 }
 
-/// How images lie in a grid.
+/// The places of images in a grid.
 struct Grid {
     color: png::ColorType,
     columns: usize,
@@ -89,7 +89,7 @@ impl Grid {
     }
 }
 
-/// [`encode_grid`] of images that come one by one.
+/// Does the same as [`encode_grid`] with images that are given one by one.
 pub(super) fn encode_images(
     shape: &[usize],
     images: impl Iterator<Item = Vec<f32>>,
@@ -109,11 +109,11 @@ pub(super) fn encode_images(
         .map_err(|e| format!("an image of {width}x{height} pixels: {e}"))
 }
 
-/// Reads a PNG as `[1, C, H, W]` in [-1, 1], C = 1 (grey) or 3 (RGB): byte 0 becomes -1, 255 becomes 1.
-/// Palettes are looked up, 16 bits cut to 8, and transparency is left out.
+/// Reads a PNG as `[1, C, H, W]` in [-1, 1], with C = 1 (grey) or 3 (RGB). Byte 0 becomes -1, byte
+/// 255 becomes 1. Palettes are resolved, 16 bits are cut to 8, and transparency is ignored.
 ///
 /// # Errors
-/// [`FileError::Io`], [`FileError::Format`] for another format or more than 16384 pixels along an
+/// [`FileError::Io`]; [`FileError::Format`] for another format or more than 16384 pixels along an
 /// axis.
 pub fn read_png(path: &Path) -> Result<Tensor, FileError> {
     let bytes = std::fs::read(path).map_err(FileError::reading(path))?;
@@ -124,7 +124,7 @@ pub fn read_png(path: &Path) -> Result<Tensor, FileError> {
     })
 }
 
-/// Pixels along an axis of an image that is read, at most.
+/// Largest number of pixels along an axis of an image that is read.
 const MAX_SIDE: u32 = 1 << 14;
 
 fn decode(bytes: &[u8]) -> Result<Tensor, String> {
@@ -157,9 +157,10 @@ fn decode(bytes: &[u8]) -> Result<Tensor, String> {
     Ok(Tensor::from_f32(&[1, kept, h, w], &values))
 }
 
-/// A pixel in [-1, 1] as a byte: clipped, rounded to nearest, halves up; NaN is 0.
+/// A pixel in [-1, 1] as a byte: clipped, and rounded to the nearest byte with halves up. NaN
+/// becomes 0.
 pub fn to_byte(value: f32) -> u8 {
-    // a cast saturates, and turns NaN into 0
+    // a cast saturates and turns NaN into 0
     ((value + 1.0) * 127.5).round() as u8
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 /// Reads a file that holds exactly the elements of a tensor.
 ///
 /// # Errors
-/// [`FileError::Io`]; [`FileError::Format`] when the size differs.
+/// [`FileError::Io`]; [`FileError::Format`] if the size differs.
 pub fn read_raw(path: &Path, dtype: DType, shape: &[usize]) -> Result<Tensor, FileError> {
     let mut bytes = Vec::new();
     open_regular(path)?.read_to_end(&mut bytes).map_err(FileError::reading(path))?;
@@ -19,7 +19,7 @@ pub fn read_raw(path: &Path, dtype: DType, shape: &[usize]) -> Result<Tensor, Fi
 /// Writes the elements as f32.
 ///
 /// # Errors
-/// [`FileError::Exists`], [`FileError::Io`].
+/// [`FileError::Exists`] or [`FileError::Io`].
 pub fn write_raw(path: &Path, tensor: &Tensor, overwrite: Overwrite) -> Result<(), FileError> {
     let values = tensor.to_f32_vec();
     write_atomic(path, overwrite, |out| {

@@ -1,10 +1,10 @@
-//! Samples written as they are made, into a file that a killed process leaves behind and that the
-//! next one continues.
+//! Writes samples as they are made, into a file that stays after a killed process and that the next
+//! process continues.
 //!
-//! Beside an output `x.npz` stand, until it is whole, `x.npz.partial`, a `.npy` file whose header has
-//! the final shape and whose data ends where the last process stopped, and `x.npz.partial.json`, which
-//! says what command they belong to. The second is written first, so a `.partial` without it is
-//! somebody else's file.
+//! Until an output `x.npz` is complete, there are two files beside it. `x.npz.partial` is a `.npy`
+//! file whose header has the final shape and whose data ends where the last process stopped.
+//! `x.npz.partial.json` describes the command to which they belong. It is written first, so a
+//! `.partial` without it is a file that cqc has not written.
 
 use super::atomic::{directory, forget, register};
 use super::{FileError, Overwrite, check_target, has_extension, npy, npz, png, write_atomic};
@@ -18,7 +18,8 @@ use std::sync::Mutex;
 /// The unfinished output of this process that is worth continuing.
 static KEPT: Mutex<Option<PathBuf>> = Mutex::new(None);
 
-/// The unfinished output that this process leaves behind if it ends now, if rows of it are written.
+/// The unfinished output that this process leaves if it ends now; `None` if it has no complete
+/// rows.
 pub fn kept_partial() -> Option<PathBuf> {
     KEPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
 }
@@ -27,10 +28,10 @@ fn keep(partial: Option<PathBuf>) {
     *KEPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = partial;
 }
 
-/// Marks the description of unfinished output.
+/// Text that marks the description of unfinished output.
 const WHAT: &str = "unfinished output of cqc: the same command continues it";
 
-/// The unfinished form of `output`.
+/// The path of the unfinished form of `output`.
 pub fn partial_path(output: &Path) -> PathBuf {
     with_suffix(output, ".partial")
 }
@@ -41,14 +42,14 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// An output of f32 rows under construction.
+/// An output of f32 rows that is being written.
 #[derive(Debug)]
 pub struct RowFile {
     output: PathBuf,
-    /// Where the output will be: `output` with links followed.
+    /// The path where the output will be: `output` with links followed.
     target: PathBuf,
     partial: PathBuf,
-    /// Open and locked as long as this lives.
+    /// Open and locked as long as this value lives.
     file: File,
     shape: Vec<usize>,
     head: usize,
@@ -56,15 +57,15 @@ pub struct RowFile {
 }
 
 impl RowFile {
-    /// Begins or continues `output`, which will be an array of `shape`. `command` is everything that
-    /// its bytes depend on: an unfinished output is continued only if it was begun with the same. It
-    /// is continued after a multiple of `step` rows.
-    ///
-    /// With [`Overwrite::Allow`], the unfinished output of another command is begun anew.
+    /// Begins or continues `output`, which will be an array of `shape`. `command` is everything
+    /// that its bytes depend on: unfinished output is continued only if it was begun with the same
+    /// `command`. It is continued after a multiple of `step` rows. With [`Overwrite::Allow`], the
+    /// unfinished output of another command is replaced.
     ///
     /// # Errors
-    /// [`FileError::Exists`]; [`FileError::OtherPartial`], [`FileError::InTheWay`],
-    /// [`FileError::InUse`]; [`FileError::Io`].
+    /// [`FileError::Exists`] if the output exists; [`FileError::OtherPartial`],
+    /// [`FileError::InTheWay`] or [`FileError::InUse`] if its unfinished form cannot be continued;
+    /// [`FileError::Io`].
     pub fn open(
         output: &Path,
         overwrite: Overwrite,
@@ -90,7 +91,7 @@ impl RowFile {
         }
         let goes_on = partial.exists() && begun.as_ref() == Some(command);
         if let (true, false, Some(begun)) = (partial.exists(), goes_on, &begun) {
-            // nobody takes away what another process is writing
+            // the file that another process is writing is not taken away
             drop(lock(&partial)?);
             if overwrite == Overwrite::Refuse {
                 let differences = differences(begun, command);
@@ -115,7 +116,7 @@ impl RowFile {
         let whole = rows.whole_rows(&header).map_err(writing)?;
         rows.done = if whole == shape[0] { whole } else { whole / step.max(1) * step.max(1) };
         match rows.done {
-            // nothing is lost if an interrupt removes it
+            // without rows nothing is lost if an interrupt removes the files
             0 => [&partial, &about].into_iter().for_each(|path| register(path)),
             _ => keep(Some(partial.clone())),
         }
@@ -131,7 +132,7 @@ impl RowFile {
         Ok(rows)
     }
 
-    /// Rows that are written.
+    /// Number of rows that are written.
     pub fn done(&self) -> usize {
         self.done
     }
@@ -139,7 +140,7 @@ impl RowFile {
     /// Appends rows.
     ///
     /// # Errors
-    /// [`FileError::Io`].
+    /// [`FileError::Io`] if they cannot be written.
     ///
     /// # Panics
     /// If they are no f32 rows of the array's shape.
@@ -155,11 +156,11 @@ impl RowFile {
         Ok(())
     }
 
-    /// The output, once all rows are written: by its extension `.npy`, `.npz` with the array
-    /// `samples`, or `.png`.
+    /// Completes the output when all rows are written. Its extension decides the format: `.npy`,
+    /// `.npz` with the array `samples`, or `.png`.
     ///
     /// # Errors
-    /// [`FileError`]; the unfinished output stays.
+    /// [`FileError`]; the unfinished output is then kept.
     ///
     /// # Panics
     /// If rows are missing.
@@ -202,7 +203,7 @@ impl RowFile {
         self.shape[1..].iter().product::<usize>() * DType::F32.size()
     }
 
-    /// Rows that the file holds, if it begins with that header.
+    /// Number of complete rows in the file; 0 if it does not begin with that header.
     fn whole_rows(&mut self, header: &[u8]) -> io::Result<usize> {
         let mut found = Vec::new();
         (&self.file).take(header.len() as u64).read_to_end(&mut found)?;
@@ -222,7 +223,7 @@ impl RowFile {
         };
         renamed.map_err(|e| {
             let (path, error) = (e.path, e.error);
-            // it would be removed otherwise, and with it all the work
+            // otherwise it would be removed, and with it all the work
             if path.keep().is_err() {
                 tracing::warn!("{} could not be kept", self.partial.display());
             }
@@ -234,7 +235,7 @@ impl RowFile {
     }
 }
 
-/// Removes unfinished output with its description.
+/// Removes unfinished output and its description.
 fn discard(partial: &Path) {
     for path in [partial.to_path_buf(), with_suffix(partial, ".json")] {
         match std::fs::remove_file(&path) {
@@ -246,7 +247,7 @@ fn discard(partial: &Path) {
     }
 }
 
-/// Opens the unfinished file, for this process alone where the system has locks.
+/// Opens the unfinished file, exclusively for this process where the system has locks.
 fn lock(partial: &Path) -> Result<File, FileError> {
     let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(partial);
     let file = open.map_err(FileError::writing(partial))?;
@@ -256,7 +257,7 @@ fn lock(partial: &Path) -> Result<File, FileError> {
     }
 }
 
-/// The command that a description names.
+/// The command in a description.
 fn read_command(about: &Path) -> Option<BTreeMap<String, String>> {
     let text = super::read_text(about).ok()?;
     let value: serde_json::Value = serde_json::from_str(&text).ok()?;

@@ -1,8 +1,9 @@
-//! Models that run beside the denoiser at every evaluation: ControlNets, adapters.
+//! Companions: models such as ControlNets and adapters that run beside the denoiser at every
+//! evaluation.
 //!
-//! A companion's outputs are inputs of the denoiser, and what both read is one input of the loop.
-//! The two become one graph right after import, so that everything that compiling does sees one
-//! network.
+//! Outputs of a companion feed inputs of the denoiser, and an input that both have is one input of
+//! the loop. The graphs are joined directly after the import, so that all later stages of the
+//! compiler see one network.
 
 use super::hash::model_hash;
 use super::roles::{self, Named, RoleOptions};
@@ -17,28 +18,29 @@ use std::path::{Path, PathBuf};
 /// A model that feeds inputs of the denoiser.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Companion {
-    /// Its file.
+    /// Path of its file.
     pub path: PathBuf,
-    /// The label that names of its nodes begin with.
+    /// A label with which the names of its nodes begin in the joined graph.
     pub label: String,
-    /// Which of its outputs feeds which input of the denoiser.
+    /// The outputs of the companion and the inputs of the denoiser that they feed.
     pub wires: Vec<Wire>,
-    /// Which of its inputs are which inputs of the denoiser.
+    /// Pairs of an input of the companion and the input of the denoiser whose value it gets.
     pub shared: Vec<(String, String)>,
-    /// Its other inputs, as they are called as conditions of the loop.
+    /// Pairs of another input of the companion and its name as a condition of the loop. The two
+    /// names differ where another input has the name already.
     pub conditions: Vec<(String, String)>,
 }
 
-/// From an output of a companion to an input of the denoiser.
+/// A connection from an output of a companion to an input of the denoiser.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wire {
-    /// The output.
+    /// Name of the output of the companion.
     pub output: String,
-    /// The input.
+    /// Name of the input of the denoiser.
     pub input: String,
 }
 
-/// What wires companions to one denoiser.
+/// Joins companions to one denoiser.
 pub(super) struct Joiner<'a> {
     /// The denoiser with the companions that have been joined.
     pub graph: Graph,
@@ -47,12 +49,12 @@ pub(super) struct Joiner<'a> {
     inputs: Vec<(String, ValueType)>,
     sample: Option<String>,
     time: Option<String>,
-    /// What has been wired to each input of the denoiser.
+    /// The value that feeds each input of the denoiser so far.
     fed: HashMap<ValueId, ValueId>,
-    /// Entries of `options.wires` that named an output of a companion.
+    /// Indices in `options.wires` of the wires that name an output of a companion.
     used: BTreeSet<usize>,
     companions: Vec<Companion>,
-    /// Options that none of the models has used yet.
+    /// Options of the importer that none of the models has used yet.
     skipped: BTreeSet<String>,
     /// Hashes of the denoiser and the companions.
     hashes: Vec<String>,
@@ -119,7 +121,7 @@ impl<'a> Joiner<'a> {
         Ok(loaded)
     }
 
-    /// The joined graph, the companions, and the hash of all of them.
+    /// The joined graph, the companions, and the hash of all models.
     pub(super) fn finish(mut self) -> Result<(Graph, Vec<Companion>, String), ModelError> {
         let stray = (0..self.options.wires.len()).find(|i| !self.used.contains(i));
         if let Some(Wire { output, .. }) = stray.map(|i| &self.options.wires[i]) {
@@ -135,7 +137,7 @@ impl<'a> Joiner<'a> {
         self.graph.substitute(&self.fed);
         let fed = &self.fed;
         self.graph.inputs.retain(|v| !fed.contains_key(v));
-        // a companion that reads what another one feeds would close a cycle
+        // a companion that reads a value that another one feeds would close a cycle
         let cycle = |node| format!("`{node}` reads what it feeds");
         self.graph.compact().map_err(|node| self.of_options(cycle(node)))?;
         let mut hasher = blake3::Hasher::new();
@@ -150,7 +152,8 @@ impl<'a> Joiner<'a> {
         ModelError::Companion { path, reason }
     }
 
-    /// Sizes that both models have are those of the denoiser.
+    /// Options of the importer for a companion. Sizes that both models have are those of the
+    /// denoiser.
     fn import_options(&self) -> ImportOptions {
         let mut options = ImportOptions { for_several: true, ..self.options.import.clone() };
         for (name, ty) in self.inputs.iter().filter(|(_, ty)| ty.rank() >= 2) {
@@ -159,8 +162,8 @@ impl<'a> Joiner<'a> {
         options
     }
 
-    /// The name of the file, or of its folder where all files are called like that; with a number
-    /// where another companion has it.
+    /// A label for a companion: the name of the file, or of its directory if the file is called
+    /// `model`. A number is added if another companion has the label.
     fn label(&self, path: &Path) -> String {
         let text = |s: Option<&std::ffi::OsStr>| s.map(|s| s.to_string_lossy().into_owned());
         let stem = text(path.file_stem()).unwrap_or_default();
@@ -170,7 +173,7 @@ impl<'a> Joiner<'a> {
         if taken == 0 { label } else { format!("{label}.{}", self.companions.len() + 1) }
     }
 
-    /// What each input of the companion is in the joined graph.
+    /// The value of the joined graph that each input of the companion reads.
     fn operands(
         &mut self,
         other: &Graph,
@@ -178,7 +181,7 @@ impl<'a> Joiner<'a> {
     ) -> Result<HashMap<ValueId, ValueId>, String> {
         let named = |&v: &ValueId| (other.value(v).name.clone(), other.ty(v).clone());
         let inputs: Vec<(String, ValueType)> = other.inputs.iter().map(named).collect();
-        // any output like the sample would do: only the inputs are asked for
+        // `roles::find` needs an output like the sample, although only the inputs are of interest
         let sample = self.sample.as_ref().and_then(|name| self.input(name));
         let like: Vec<(String, ValueType)> =
             sample.iter().map(|&v| ("out".into(), self.graph.ty(v).clone())).collect();
@@ -210,7 +213,7 @@ impl<'a> Joiner<'a> {
         Ok(operands)
     }
 
-    /// A name for a companion's own input: another companion may have one of the same name.
+    /// A free name for a companion's own input. A number is added if another input has the name.
     fn own_name(&self, name: &str) -> String {
         let taken = |name: &str| self.input(name).is_some();
         let numbered = (2..).map(|k| format!("{name}.{k}"));
@@ -221,7 +224,8 @@ impl<'a> Joiner<'a> {
         self.graph.inputs.iter().copied().find(|&v| self.graph.value(v).name == name)
     }
 
-    /// An input of the denoiser in the companion's type; its own type where there is no way.
+    /// An input of the denoiser, converted to the type of the companion's input; the input's own
+    /// type as an error if it cannot be converted.
     fn adapted(&mut self, value: ValueId, ty: &ValueType) -> Result<ValueId, ValueType> {
         let own = self.graph.ty(value).clone();
         let name = format!("{} for {}", self.graph.value(value).name, ty);
@@ -231,7 +235,7 @@ impl<'a> Joiner<'a> {
             if !is_number(&own) || !is_number(ty) {
                 return Err(own.clone());
             }
-            // one number for all samples: the first one is as good as any
+            // one number for all samples: they are equal, so the first one will do
             if own.rank() > 0 {
                 let axes: Vec<usize> = (0..own.rank()).collect();
                 let (starts, ends) = (vec![0.into(); own.rank()], vec![1.into(); own.rank()]);
@@ -250,7 +254,7 @@ impl<'a> Joiner<'a> {
         Ok(v)
     }
 
-    /// Lets `result` feed input number `input`; what several companions feed is added up.
+    /// Lets `result` feed input number `input`. The results of several companions are added.
     fn feed(&mut self, result: ValueId, input: usize) -> Result<(), OpError> {
         let v = self.graph.inputs[input];
         let (name, to) = (self.graph.value(v).name.clone(), self.graph.ty(v).dtype);
@@ -266,8 +270,9 @@ impl<'a> Joiner<'a> {
         Ok(())
     }
 
-    /// Pairs of output and input: as the options say, by equal names, then among those of equal
-    /// shape by what their names begin and end with, then in order where there are as many of both.
+    /// Pairs of an output of the companion and an input of the denoiser: first as the options say,
+    /// then by equal names, then among those of equal shape by the beginnings and ends of their
+    /// names, and then in order where there are as many of both.
     fn wires(&mut self, loaded: &Imported) -> Result<Vec<(usize, usize)>, String> {
         let other = &loaded.graph;
         let outputs: Vec<(String, ValueType)> =
@@ -370,13 +375,13 @@ fn refs(list: &[(String, ValueType)]) -> Vec<Named<'_>> {
     list.iter().map(|(name, ty)| (name.as_str(), ty)).collect()
 }
 
-/// Whether a type is one number, or one per sample.
+/// Whether a type holds one number, or one per sample.
 fn is_number(ty: &ValueType) -> bool {
     ty.shape.iter().skip(1).all(|d| d.is(1))
 }
 
-/// The word that a name begins with and the number that it ends with: `down_block_res_sample_3` and
-/// `down_block_additional_residual_3` have the same.
+/// The word at the beginning of a name and the number at its end. They are the same for
+/// `down_block_res_sample_3` and `down_block_additional_residual_3`.
 fn ends(name: &str) -> String {
     let name = name.rsplit(['/', ':']).next().unwrap_or_default().to_lowercase();
     let first: String = name.chars().take_while(|c| c.is_alphabetic()).collect();

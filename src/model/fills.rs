@@ -1,4 +1,4 @@
-//! Which conditions the loop fills by itself: by their names, or as told.
+//! Decides which conditions the loop fills by itself: by their names, or as the caller says.
 
 use super::roles::plain;
 use crate::recipe::FillSpec;
@@ -6,7 +6,7 @@ use cqc_proto::cq::Fill;
 use cqc_proto::plan::PlanInput;
 use std::collections::BTreeMap;
 
-/// Names of conditions that are filled, in the order in which they are preferred.
+/// Names of conditions that the loop fills, in the order of preference.
 #[rustfmt::skip]
 const NAMES: &[(Fill, &[&str])] = &[
     (Fill::Guidance, &[
@@ -23,30 +23,30 @@ const NAMES: &[(Fill, &[&str])] = &[
     ]),
 ];
 
-/// Whether an input of that plain name is one that the loop fills, and so no time step.
+/// Whether the loop fills an input of that plain name, which is therefore no time step.
 pub(super) fn is_filled_by_name(name: &str) -> bool {
     NAMES.iter().any(|(_, names)| names.contains(&name))
 }
 
-/// Why an input cannot be filled as told.
+/// Why an input cannot be filled as the caller says.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum FillError {
-    /// There is no such condition.
+    /// The model has no such condition.
     #[error("the model has no conditioning input `{name}`; it has {}", listed(known))]
     NoInput {
-        /// As told.
+        /// The name that was given.
         name: String,
-        /// The conditions.
+        /// Names of the model's conditions.
         known: Vec<String>,
     },
-    /// It has another type.
+    /// The input has a type that cannot hold the value.
     #[error("`{name}` is {found}, expected {}", fill.expects())]
     Type {
-        /// The input.
+        /// Name of the input.
         name: String,
         /// Its type.
         found: String,
-        /// As told.
+        /// The kind of value that was to fill it.
         fill: Fill,
     },
 }
@@ -55,12 +55,15 @@ fn listed(names: &[String]) -> String {
     if names.is_empty() { "none".into() } else { names.join(", ") }
 }
 
-/// What each input is filled with. `told` decides for the inputs that it names, names for the others:
-/// whole names first, then one input of a kind whose name ends in such a name. Inputs that could
-/// take the scale of guidance are left to the caller unless told, if `halves` are mixed by it.
+/// The conditions that the loop fills, and the kind of value of each.
+///
+/// `told` decides for the inputs that it names; names decide for the others. Whole names come
+/// first, then the end of a name, if only one input ends so. With `halves`, guidance mixes two
+/// predictions by its scale, so inputs that could take the scale are filled only if `told` names
+/// them.
 ///
 /// # Errors
-/// Everything in `told` that the model cannot do.
+/// Every entry of `told` that the model does not allow.
 pub fn fills(
     inputs: &[PlanInput],
     told: &BTreeMap<String, FillSpec>,
@@ -147,7 +150,7 @@ mod tests {
         for other in [input("guidance", I64, &["N"]), input("guidance", F32, &["N", "8"])] {
             assert!(found(&[other], &[], false).is_empty());
         }
-        // of two that end so, none
+        // of two inputs whose names end so, none is taken
         let two = [input("a_num_steps", F32, &["N"]), input("b_num_steps", F32, &["N"])];
         assert!(found(&two, &[], false).is_empty());
         assert_eq!(found(&two, &[("b_num_steps", FillSpec::Steps)], false), ["b_num_steps=steps"]);

@@ -1,21 +1,21 @@
-//! The hash by which a model is known.
+//! The hash that identifies a model.
 
 use crate::io::{FileError, file_hash};
 use cqc_kernels::mapped;
 use cqc_passes::onnx::External;
 use std::path::Path;
 
-/// Bytes hashed before their pages are let go.
+/// Number of bytes that are hashed before their pages are released.
 const PART: usize = 1 << 24;
 
-/// BLAKE3 of the model's file, hexadecimal.
+/// BLAKE3 of the model's file, in hexadecimal.
 ///
-/// A model with external data is known by that hash and by all of the data that it uses, in the order
-/// in which it names them: BLAKE3 of the file's hash and, for each piece, of its file's name, its
-/// place there, and its bytes.
+/// For a model with external data, it is the BLAKE3 of the file's hash and of each piece of data
+/// that the model uses, in the model's order. A piece contributes the name of its file, its
+/// position there, and its bytes.
 ///
 /// # Errors
-/// [`FileError::Io`].
+/// [`FileError::Io`] if the file cannot be read.
 pub fn model_hash(path: &Path, external: &[External]) -> Result<String, FileError> {
     let file = file_hash(path)?;
     if external.is_empty() {

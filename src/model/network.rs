@@ -7,36 +7,36 @@ use cqc_proto::plan::{InputRole, PlanInput, PlanOutput};
 use cqc_proto::{Dim, Op, ValueType};
 use std::collections::HashMap;
 
-/// The network of a denoising loop: a sample, a time step and conditions go in, the prediction
-/// comes out.
+/// The network of a denoising loop: it reads a sample, a time step and conditions, and computes the
+/// prediction.
 ///
-/// Its graph is the model's, but for two things. Where only some channels of the model's input are
-/// the sample, the rest is a condition of its own, [`Network::rest`]. And other outputs than the
-/// prediction are left out.
+/// Its graph is that of the model with two differences. Where only some channels of the model's
+/// input are the sample, the other channels are a condition of their own ([`Network::rest`]).
+/// Outputs other than the prediction are removed.
 #[derive(Clone, Debug)]
 pub struct Network {
-    /// The graph; its inputs are those of `inputs`, in order.
+    /// The graph. Its inputs are those of `inputs`, in the same order.
     pub graph: Graph,
-    /// Inputs with their roles, in the model's types.
+    /// The inputs with their roles and their types in the model.
     pub inputs: Vec<PlanInput>,
-    /// The prediction in the model's type; `value` is meaningless here.
+    /// The prediction with its type in the model. `value` has no meaning here.
     pub output: PlanOutput,
-    /// Where only a part of an input is the sample: which.
+    /// The channels that are not the sample, where only a part of an input is.
     pub rest: Option<Rest>,
 }
 
 /// The channels of an input that are not the sample.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rest {
-    /// The condition that holds them: the input's name and `.rest`.
+    /// Name of the condition that holds them: the name of the input with `.rest` appended.
     pub name: String,
-    /// The input of the model.
+    /// Name of the model's input.
     pub input: String,
     /// The axis of the channels.
     pub axis: usize,
-    /// Channels of the input.
+    /// Number of channels of the input.
     pub channels: usize,
-    /// Those of them that are the sample.
+    /// The channels that are the sample.
     pub sample: std::ops::Range<usize>,
 }
 
@@ -57,25 +57,25 @@ impl Network {
         self.inputs.iter().filter(|i| i.role.is_condition())
     }
 
-    /// What each input of the graph is, in order.
+    /// The role of each input of the graph, in order.
     pub fn roles(&self) -> Vec<InputRole> {
         self.inputs.iter().map(|i| i.role).collect()
     }
 }
 
-/// Name of the condition that holds the channels of an input that are not the sample.
+/// Name of the condition that holds the channels of `input` that are not the sample.
 pub fn rest_of(input: &str) -> String {
     format!("{input}.rest")
 }
 
-/// The role of every input of the model, and the network or why there is none.
+/// The role of every input of the model, and the network or the reason why there is none.
 pub(super) struct Found {
     pub roles: Vec<InputRole>,
     pub network: Result<Network, String>,
 }
 
-/// Finds the roles of a model's inputs and outputs, whose types `inputs` and `outputs` are, and
-/// makes the network of its graph.
+/// Finds the roles of a model's inputs and outputs and makes the network from its graph. `inputs`
+/// and `outputs` have the types of the source model.
 pub(super) fn find(
     graph: &Graph,
     inputs: &[PlanInput],
@@ -133,7 +133,8 @@ pub(super) fn find(
     Ok(Found { roles, network })
 }
 
-/// Which channels of input `sample` are not the sample, if that begins with channel `first`.
+/// The channels of input `sample` that are not the sample, if the sample begins with channel
+/// `first`.
 fn rest(network: &Network, sample: usize, axis: usize, first: usize) -> Result<Rest, String> {
     let size = |ty: &ValueType| ty.shape[axis].as_const().unwrap_or_default() as usize;
     let input = &network.inputs[sample];
@@ -152,7 +153,8 @@ fn rest(network: &Network, sample: usize, axis: usize, first: usize) -> Result<R
     Ok(Rest { name, input: input.name.clone(), axis, channels, sample: first..first + of_sample })
 }
 
-/// The network with input `sample` cut in the sample and the rest, which it joins again.
+/// The network whose input `sample` is divided into the sample and the rest. The graph joins the
+/// two again.
 fn split(mut network: Network, sample: usize, rest: Rest) -> Result<Network, OpError> {
     let g = &mut network.graph;
     let whole = g.inputs[sample];
@@ -163,7 +165,7 @@ fn split(mut network: Network, sample: usize, rest: Rest) -> Result<Network, OpE
     };
     let others = rest.channels - rest.sample.len();
     let whole_ty = g.ty(whole).clone();
-    // both are added after the model's inputs, and then moved to its place
+    // Both inputs are added after the model's inputs and then moved to the place of the whole.
     let x = g.input(&rest.input, sized(&whole_ty, rest.sample.len()));
     g.swap_names(whole, x);
     let c = g.input(&rest.name, sized(&whole_ty, others));

@@ -1,62 +1,64 @@
-//! Which inputs of a model are the sample and the time step, and which output is the prediction.
+//! Finds the sample and the time step among a model's inputs, and the prediction among its outputs.
 //!
-//! Names that exporters and papers use decide first, then shapes and types. Where that leaves more
-//! than one candidate nothing is guessed: [`RoleOptions`] decides.
+//! Names that exporters and papers use come first, then shapes and types. Where that leaves more
+//! than one candidate, nothing is guessed, and the caller has to decide with [`RoleOptions`].
 
 use super::fills::is_filled_by_name;
 use cqc_proto::{DType, Dim, ValueType};
 
-/// What the caller says about inputs and outputs; what is `None` is found by name, shape and type.
+/// The roles that the caller decides. A role that is `None` is found by name, shape and type.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RoleOptions {
-    /// Name of the input that is the sample, or that the sample is a part of.
+    /// Name of the input that is the sample, or of which the sample is a part.
     pub sample_input: Option<String>,
     /// Name of the input that is the time step.
     pub time_input: Option<String>,
     /// Name of the output that is the prediction.
     pub prediction_output: Option<String>,
-    /// First of the channels of the sample input that are the sample, where the input has more
-    /// channels than the prediction; 0 by default.
+    /// The first channel of the sample within its input, where the input has more channels than the
+    /// prediction. The default is 0.
     pub sample_channel: Option<usize>,
-    /// Names of conditions that have another value at every evaluation, besides those that
-    /// [`varies`] knows.
+    /// Names of conditions that have another value at every evaluation, in addition to those that
+    /// [`varies`] recognises.
     pub per_step: Vec<String>,
-    /// Names of conditions that have one value per request.
+    /// Names of conditions that have one value per request although [`varies`] recognises them.
     pub per_request: Vec<String>,
 }
 
-/// Whether a condition of that name has another value at every evaluation: the residuals that
-/// ControlNets and adapters add to a network.
+/// Whether the name of a condition says that it has another value at every evaluation. It is true
+/// for names that contain `residual`, `control_block` or `controlnet_block`, which ControlNets and
+/// adapters use for the values that they add to a network.
 pub fn varies(name: &str) -> bool {
     let name = plain(name);
     ["residual", "control_block", "controlnet_block"].iter().any(|part| name.contains(part))
 }
 
-/// An input or output with its type in the source model.
+/// Name and type of an input or output of the source model.
 pub(super) type Named<'a> = (&'a str, &'a ValueType);
 
-/// How a prediction belongs to a sample.
+/// The relation of a prediction to a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fit {
-    /// It has the sample's shape, or twice its channels: a variance follows the prediction.
+    /// The prediction has the sample's shape, or twice its channels, in which case a variance
+    /// follows the prediction.
     Whole,
-    /// It is smaller along this axis: only a part of the input is the sample.
+    /// The prediction is smaller along one axis, so only a part of the input is the sample.
     Part {
         /// The axis of the channels.
         axis: usize,
     },
 }
 
-/// What was found; every part that was not has a reason.
+/// The roles that were found, and the reason for each that was not.
 pub(super) struct Roles {
     pub sample: Result<usize, String>,
     pub time: Result<usize, String>,
-    /// The output, and how it belongs to the sample.
+    /// Index of the output, and its relation to the sample.
     pub prediction: Result<(usize, Fit), String>,
 }
 
-/// Names of the sample, in the order in which they are preferred. Those of the second list are also
-/// names of conditions: they count only where the shape is that of the prediction.
+/// Names of the sample, in the order of preference. Names of the second list are also used for
+/// conditions, so they count only for an input with the shape of the prediction.
 #[rustfmt::skip]
 const SAMPLE: [&[&str]; 2] = [
     &[
@@ -71,7 +73,7 @@ const SAMPLE: [&[&str]; 2] = [
     ],
 ];
 
-/// Names of the time step, in the order in which they are preferred.
+/// Names of the time step, in the order of preference.
 #[rustfmt::skip]
 const TIME: &[&str] = &[
     "timestep", "timesteps", "time_step", "time_steps", "t", "ts", "time", "times",
@@ -81,7 +83,7 @@ const TIME: &[&str] = &[
     "lambda", "tau",
 ];
 
-/// Words in the names of inputs with one number per sample that are conditions.
+/// Names of inputs with one number per sample that are conditions and no time step.
 #[rustfmt::skip]
 const CONDITIONS: &[&str] = &[
     "label", "labels", "class", "classes", "class_id", "y", "c", "cond", "fps", "guidance",
@@ -90,7 +92,7 @@ const CONDITIONS: &[&str] = &[
     "time_ids", "frame_times", "lifetime", "duration", "domain", "task", "style", "age",
 ];
 
-/// Names of the prediction, in the order in which they are preferred.
+/// Names of the prediction, in the order of preference.
 #[rustfmt::skip]
 const PREDICTION: &[&str] = &[
     "out_sample", "prediction", "pred", "noise_pred", "pred_noise", "predicted_noise",
@@ -101,7 +103,8 @@ const PREDICTION: &[&str] = &[
     "outputs", "output_sample", "predicted", "predicted_sample", "y",
 ];
 
-/// A name without what exporters add: letter case, `:0`, and the scope before a slash or colons.
+/// A name without the parts that exporters add: in lower case, without `:0`, and without the scope
+/// before a slash or colons.
 pub(super) fn plain(name: &str) -> String {
     let name = name.to_lowercase();
     let name = match name.rsplit_once(':') {
@@ -145,7 +148,7 @@ fn every(all: &[Named]) -> String {
     listed(&(0..all.len()).collect::<Vec<_>>(), all)
 }
 
-/// How `prediction` belongs to `sample`; `None` where it does not.
+/// The relation of `prediction` to `sample`; `None` if it cannot be its prediction.
 pub(super) fn fit(sample: &ValueType, prediction: &ValueType) -> Option<Fit> {
     let (x, y) = (&sample.shape, &prediction.shape);
     let float = sample.dtype.is_float() && prediction.dtype.is_float();
@@ -171,7 +174,7 @@ fn is_number(ty: &ValueType, batch: Option<&Dim>) -> bool {
         && ty.shape.iter().enumerate().all(|(i, d)| d.is(1) || (i == 0 && first(d)))
 }
 
-/// Finds the roles. Names in `options` that the model does not have are errors of the caller.
+/// Finds the roles. The caller has checked that the model has every name in `options`.
 pub(super) fn find(inputs: &[Named], outputs: &[Named], options: &RoleOptions) -> Roles {
     let at = |all: &[Named], name: &String| all.iter().position(|(n, _)| n == name);
     let given = |all: &[Named], name: &Option<String>| name.as_ref().and_then(|n| at(all, n));
@@ -443,7 +446,7 @@ mod tests {
             let (x, y) = (values(&[&format!("x {x}")]), values(&[&format!("y {y}")]));
             assert_eq!(fit(&x[0].1, &y[0].1), None, "{x:?} {y:?}");
         }
-        // an input like the prediction comes before one that holds more
+        // an input with the prediction's shape comes before one with more channels
         check(&["a f[N,9,8,8]", "b f[N,4,8,8]", "t f[N]"], &["y f[N,4,8,8]"], ["b", "t", "y"]);
         check(
             &["sample f[N,9,8,8]", "b f[N,4,8,8]", "t f[N]"],

@@ -5,8 +5,8 @@ use cqc_proto::sampler::{
     Betas, FlowSchedule, FlowTime, Prediction, SamplerConfig, SamplerKind, SigmaSchedule, Spacing,
 };
 
-/// The deterministic loop that tests the reading of `config`, whatever its solver: DDIM or Euler
-/// steps of a flow. `None` where the sampler has levels of its own.
+/// The deterministic loop that tests the reading of `config` for any solver: DDIM, or Euler steps
+/// of flow matching. `None` if the sampler has noise levels of its own.
 pub fn probe_of(config: &SamplerConfig) -> Option<SamplerConfig> {
     use SamplerKind::{
         Ddim, Ddpm, Deis, Direct, DpmMultistep, DpmSde, DpmSinglestep, Euler, EulerAncestral,
@@ -30,16 +30,16 @@ pub fn probe_of(config: &SamplerConfig) -> Option<SamplerConfig> {
             prediction_type: config.prediction_type,
             clip_sample: config.clip_sample,
             clip_sample_range: config.clip_sample_range,
-            // pure noise has no finite update of epsilon
+            // the update of epsilon is not finite at pure noise
             timestep_spacing: Spacing::Leading,
             ..SamplerConfig::of_kind(Ddim)
         }),
-        // levels or preconditioning of their own, or distilled to few steps
+        // noise levels or preconditioning of their own, or distilled to few steps
         _ => None,
     }
 }
 
-/// Readings to try where `stated` does not fit, in the order in which they are common.
+/// The readings to try where `stated` does not fit, the common ones first.
 pub fn all(stated: &SamplerConfig) -> Vec<SamplerConfig> {
     let mut all = Vec::new();
     for prediction_type in [Prediction::Flow, Prediction::FlowToData] {
@@ -66,13 +66,13 @@ pub fn all(stated: &SamplerConfig) -> Vec<SamplerConfig> {
     all
 }
 
-/// The same loop with predicted images clipped, or not clipped any more.
+/// The same loop with the clipping of predicted images switched; `None` for loops that do not clip.
 pub fn other_clipping(probe: &SamplerConfig) -> Option<SamplerConfig> {
     (probe.kind == SamplerKind::Ddim)
         .then(|| SamplerConfig { clip_sample: !probe.clip_sample, ..probe.clone() })
 }
 
-/// `config`, clipped as the loop that fits, where nothing says whether it is.
+/// `config` with the clipping of the loop that fits, where no scheduler configuration sets it.
 pub fn clipped_as(recipe: &Recipe, config: SamplerConfig, fits: &SamplerConfig) -> SamplerConfig {
     let clips = matches!(config.kind, SamplerKind::Ddim | SamplerKind::Ddpm);
     match recipe.scheduler_config {
@@ -81,13 +81,13 @@ pub fn clipped_as(recipe: &Recipe, config: SamplerConfig, fits: &SamplerConfig) 
     }
 }
 
-/// `config` with the reading of `best`, as far as the recipe leaves it open.
+/// `config` with the reading of `best`; `None` if the recipe excludes that reading.
 pub fn adopt(
     recipe: &Recipe,
     config: &SamplerConfig,
     best: &SamplerConfig,
 ) -> Option<SamplerConfig> {
-    // a file says everything
+    // a scheduler configuration leaves nothing open
     if recipe.scheduler_config.is_some() {
         return None;
     }
@@ -152,7 +152,7 @@ pub fn name(config: &SamplerConfig) -> String {
     format!("{prediction} prediction, {betas}").replace("v-prediction prediction", "v-prediction")
 }
 
-/// The options of `compile` that choose a reading which was found, where there are such options.
+/// The options of `compile` that choose this reading, as far as there are such options.
 pub fn options(best: &SamplerConfig) -> String {
     let prediction = best.prediction_type.name();
     match (best.kind, &best.betas) {

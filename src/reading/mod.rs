@@ -1,14 +1,15 @@
-//! What a network's output means, tested: its prediction, its noise levels, how it is told the time.
+//! Tests the meaning of a network's output: what it predicts, on which noise levels, and how it is
+//! told the time.
 //!
-//! A loop with a wrong reading of the network draws noise and says nothing. A right reading has a
-//! property that the others lack. A denoiser is trained to give the mean of the noise (or of the
+//! A loop with a wrong reading of the network draws noise and reports no error. A right reading has
+//! a property that wrong ones lack. A denoiser is trained to give the mean of the noise (or of the
 //! image, or of the velocity) in its input, and the error of a conditional mean is orthogonal to
-//! the mean itself: with ε̂ the noise that the output stands for and ε the noise that was put in,
-//! ⟨ε̂, ε⟩ = ⟨ε̂, ε̂⟩. So the loop's own samples are given noise again at five levels, and the *gain*
-//! ⟨ε̂, ε⟩ / ⟨ε̂, ε̂⟩ is compared with 1. The correlation of the two alone does not suffice: many
-//! wrong readings end in blank samples, in which noise is easily found.
+//! the mean itself. With ε̂ the noise that the output stands for and ε the noise that was added,
+//! this means ⟨ε̂, ε⟩ = ⟨ε̂, ε̂⟩. The test therefore adds noise at five levels to samples that the
+//! loop itself has made, and compares the *gain* ⟨ε̂, ε⟩ / ⟨ε̂, ε̂⟩ with 1. The correlation of the
+//! two does not suffice: many wrong readings end in blank samples, in which noise is easily found.
 //!
-//! `docs/concepts.md` has the gains that were measured, and the bounds.
+//! `docs/concepts.md` has the measured gains and the bounds.
 
 mod candidates;
 mod probe;
@@ -23,41 +24,41 @@ use cqc_proto::sampler::SamplerConfig;
 use cqc_runtime::denoise::Request;
 use serde::Serialize;
 
-/// A reading that was settled on, and what is known of it.
+/// The reading that a compilation uses, and the result of its test.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Reading {
-    /// In words, e.g. `epsilon, linear betas 0.0001 to 0.02`.
+    /// The reading in words, e.g. `epsilon, linear betas 0.0001 to 0.02`.
     pub name: String,
-    /// What the test found.
+    /// The result of the test.
     #[serde(flatten)]
     pub verdict: Verdict,
 }
 
-/// What the test found.
+/// The result of the test of a reading.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "verdict")]
 pub enum Verdict {
-    /// It fits.
+    /// The reading fits.
     Fits(Score),
-    /// It does not fit, and `trust` says that it is right nevertheless.
+    /// The reading does not fit, and the key `trust` accepts it nevertheless.
     Trusted(Score),
-    /// Nothing was measured that would tell.
+    /// Nothing was measured that could decide.
     Untested {
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
 
-/// No reading, or another one than was asked for.
+/// A reading that does not fit, and the one that does, if there is one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Misread {
     /// The reading that was asked for, or the default.
     pub name: String,
-    /// How badly it fits.
+    /// The score of that reading.
     pub score: Score,
-    /// A reading that fits, and the options that choose it.
+    /// A reading that fits: its name, its score, and the options that choose it.
     pub fits: Option<(String, Score, String)>,
-    /// How many readings were tried.
+    /// Number of readings that were tried.
     pub tried: usize,
 }
 
@@ -67,14 +68,14 @@ impl std::fmt::Display for Misread {
     }
 }
 
-/// Tests the reading of `config`. Where the recipe leaves it open, other readings are tried, and
-/// the one that fits best is returned in its place.
+/// Tests the reading of `config`. If it does not fit and the recipe leaves the reading open, tries
+/// others, and returns the first that fits in its place.
 ///
 /// `request` holds the conditions for the samples of the test, which have `len` elements each.
 ///
 /// # Errors
-/// [`CompileError::Misread`] where nothing fits that the recipe allows, unless it says `trust`;
-/// whatever keeps the loop from running.
+/// [`CompileError::Misread`] if no reading that the recipe allows fits and the recipe does not set
+/// `trust`; errors that keep the loop from running.
 pub fn read(
     model: &Model,
     recipe: &Recipe,
@@ -98,9 +99,9 @@ pub fn read(
         return Ok((config, Reading { name, verdict: Verdict::Fits(first) }));
     }
     let mut scores = vec![(probed.clone(), first.clone())];
-    // a reading whose time steps the model cannot be given is none
+    // a reading whose time steps cannot be given to the model does not count
     let tried = |other| score(model, &other, request, threads).ok().map(|score| (other, score));
-    // whether images are clipped is a matter of the solver: the reading is right if one of both fits
+    // Clipping belongs to the solver, so the reading is right if it fits with or without clipping.
     if let Some((other, score)) = candidates::other_clipping(&probed).and_then(tried) {
         if score.fits() {
             let config = candidates::clipped_as(recipe, config, &other);
@@ -116,7 +117,7 @@ pub fn read(
         let clippings = clippings.into_iter().flatten().filter_map(tried);
         let better = clippings.min_by(|a, b| a.1.gain.total_cmp(&b.1.gain));
         scores.extend(better);
-        // what fits is far from what does not
+        // the score of a reading that fits is far from all others
         if scores.last().is_some_and(|(_, score)| score.fits()) {
             break;
         }
@@ -130,7 +131,7 @@ pub fn read(
         return Ok((config, reading));
     }
     let most = scores.iter().map(|(_, s)| s.follows).fold(0.0, f64::max);
-    // in a few numbers an untrained network may well follow its input
+    // in few elements an untrained network may follow its input by chance
     if best.is_none() && (most < probe::FOLLOWS || len < probe::FEW_ELEMENTS) {
         let reason = "its output does not follow its input as that of a trained denoiser does";
         let verdict = Verdict::Untested { reason: reason.into() };

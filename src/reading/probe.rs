@@ -1,4 +1,4 @@
-//! Measures how well a reading fits.
+//! Scores a reading.
 
 use crate::compile::{CompileError, LoopOptions, compile_loop};
 use crate::model::Model;
@@ -11,34 +11,36 @@ use serde::Serialize;
 use std::fmt;
 use std::ops::ControlFlow;
 
-/// Steps of the loop whose samples are given noise again.
+/// Number of steps of the loop that makes the samples of the test.
 const STEPS: usize = 20;
 
-/// Ratios of noise to signal that are tested.
+/// Ratios of noise to signal at which the network is tested.
 const RATIOS: [f32; 5] = [0.25, 0.5, 1.0, 2.0, 4.0];
 
 /// Largest |ln gain| of a reading that fits. Right readings were measured at 0.01, wrong ones at
 /// 0.13 and more (`docs/concepts.md`, "How the reading is tested").
 const GAIN: f64 = 0.05;
 
-/// Smallest correlation at any level of a reading that fits.
+/// Smallest correlation, over all levels, of a reading that fits.
 const CORRELATION: f64 = 0.5;
 
-/// A network whose output never correlates with its input as much as this is not trained: two with
-/// random weights were measured at 0.35 and 0.91.
+/// A network whose output correlates with its input by less than this at every level is not
+/// trained. Two networks with random weights were measured at 0.35 and 0.91.
 pub const FOLLOWS: f64 = 0.95;
 
-/// Elements of a sample below which nothing is refused for fitting no reading.
+/// A model whose samples have fewer elements is not refused for fitting no reading.
 pub const FEW_ELEMENTS: usize = 256;
 
-/// How well a reading fits.
+/// The score of a reading.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Score {
-    /// The largest |ln gain| over the levels; 0 is perfect. Infinite where samples are not finite.
+    /// The largest |ln gain| over the levels; 0 is perfect. It is infinite if samples are not
+    /// finite.
     pub gain: f64,
-    /// The smallest correlation of the noise that was put in with the noise that is found.
+    /// The smallest correlation, over the levels, of the noise that was added with the noise that
+    /// the output stands for.
     pub correlation: f64,
-    /// The largest correlation of the network's output with its input.
+    /// The largest correlation, over the levels, of the network's output with its input.
     #[serde(skip)]
     pub follows: f64,
 }
@@ -62,15 +64,16 @@ impl fmt::Display for Score {
     }
 }
 
-/// Samples of a test: enough elements for a mean, at least 2 and at most 64.
+/// Number of samples of a test with `len` elements each: about 8192 elements, and from 2 to 64
+/// samples.
 pub fn samples(len: usize) -> usize {
     (8192 / len.max(1)).clamp(2, 64)
 }
 
-/// Scores the reading of `config`, a deterministic loop.
+/// Scores the reading of `config`, the configuration of a deterministic loop.
 ///
 /// # Errors
-/// Time steps that the model cannot be given, and whatever keeps the loop from running.
+/// [`CompileError`] if the time steps cannot be given to the model, or if the loop cannot be run.
 pub fn score(
     model: &Model,
     config: &SamplerConfig,
@@ -113,7 +116,7 @@ pub fn score(
             }
             let width = denoiser.width();
             let output = denoiser.predict_at(&mut trajectory, evaluation, &input)?;
-            // a learned variance stands after the prediction of each sample
+            // a learned variance follows the prediction of each sample
             let stride = output.len() / width;
             for sample in 0..width.min(request.samples - first) {
                 for j in 0..len {
@@ -131,7 +134,7 @@ pub fn score(
     Ok(score)
 }
 
-/// The evaluations that are nearest to the tested ratios, each once.
+/// The evaluations nearest to the tested ratios, each once.
 fn levels(sampler: &Sampler) -> Vec<(usize, Level)> {
     let all = sampler.evaluations().iter().enumerate();
     let all: Vec<(usize, Level)> = all.filter_map(|(i, e)| Some((i, e.level?))).collect();
@@ -156,7 +159,8 @@ fn noise_of(prediction: Prediction, level: Level, x: f32, out: f32) -> f32 {
     }
 }
 
-/// Products of what was found (f), what was put in (e), the input (x) and the output (o).
+/// Sums of products of the noise that was found (f), the noise that was added (e), the input (x)
+/// and the output (o).
 #[derive(Default)]
 struct Sums {
     ff: f64,
@@ -178,7 +182,7 @@ impl Sums {
         self.oo += o * o;
     }
 
-    /// |ln gain|, correlation, and how far the output follows the input.
+    /// |ln gain|, the correlation of the noises, and the correlation of the output with the input.
     fn result(&self) -> (f64, f64, f64) {
         let cosine = |ab: f64, aa: f64, bb: f64| ab / (aa * bb).sqrt().max(f64::MIN_POSITIVE);
         let gain = self.fe / self.ff;

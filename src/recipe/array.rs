@@ -1,4 +1,4 @@
-//! Arrays in a recipe: in a file, or as they are.
+//! Arrays in a recipe: in a file, or in the recipe itself.
 
 use crate::io::{FileError, read_array};
 use cqc_proto::{DType, Tensor};
@@ -6,10 +6,11 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::path::PathBuf;
 
-/// An array, where it lies. Written as a number, the path of its file, or `{dtype, shape, values}`.
+/// An array in a recipe. With serde it is a number, the path of a file, or `{dtype, shape,
+/// values}`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Array {
-    /// A `.npy` file, or a `.npz` file with an array of the name that the array has in the recipe.
+    /// A `.npy` file, or a `.npz` file that has an array with the name that the recipe uses.
     File(PathBuf),
     /// The array itself.
     Tensor(Tensor),
@@ -18,7 +19,7 @@ pub enum Array {
 }
 
 impl Array {
-    /// The array called `name`.
+    /// Reads the array. `name` selects an array of a `.npz` file.
     ///
     /// # Errors
     /// [`FileError`] if its file cannot be read.
@@ -57,7 +58,7 @@ enum Values {
 impl Serialize for Array {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let written = match self {
-            // what is not UTF-8 in a path cannot be written otherwise
+            // A path that is not UTF-8 cannot be written in another way.
             Array::File(path) => Written::File(path.to_string_lossy().into_owned().into()),
             Array::Number(number) => Written::Number(*number),
             Array::Tensor(t) => {
@@ -81,7 +82,7 @@ impl<'de> Deserialize<'de> for Array {
         };
         let floats = || match &values {
             Values::Floats(values) => values.clone(),
-            // numbers that happen to be whole
+            // float values that happen to be whole numbers
             Values::Integers(values) => values.iter().map(|&v| v as f64).collect(),
         };
         let bytes: Vec<u8> = match (dtype, &values) {

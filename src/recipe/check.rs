@@ -1,26 +1,27 @@
-//! Which options contradict each other, and which have no effect with the others given.
+//! Finds options that contradict each other, and options that have no effect with the others.
 //!
-//! One table: every option that only matters in some recipes has a row that says when. An option
-//! that is not given is never wrong.
+//! One table has a row for every option that matters only in some recipes, and says when it
+//! matters. An option that is not given is never wrong.
 
 use super::{Correct, Migrate, Named, Quant, Recipe, ScheduleSpec, Selection};
 use std::fmt;
 
-/// An option that contradicts others, or that has no effect with them.
+/// An option that contradicts others, that has no effect with them, or whose value is out of range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contradiction {
-    /// The option, a key of the recipe.
+    /// The option, which is a key of the recipe.
     pub option: &'static str,
     /// Its value, where the option alone would say too little.
     pub value: Option<String>,
-    /// What is wrong, e.g. `nothing is cached`.
+    /// The reason, e.g. `nothing is cached`.
     pub reason: String,
-    /// Options that are the reason, with their values.
+    /// The options that are the reason, with their values.
     pub because: Vec<(&'static str, String)>,
 }
 
 impl Contradiction {
-    /// A contradiction found while a model is compiled.
+    /// A contradiction that is found while a model is compiled, without further options as its
+    /// reason.
     pub fn new(
         option: &'static str,
         value: Option<String>,
@@ -43,26 +44,26 @@ impl fmt::Display for Contradiction {
     }
 }
 
-/// What an option needs to have an effect.
+/// A condition without which an option has no effect.
 #[derive(Clone, Copy)]
 enum Needs {
     /// Something is cached.
     Caching,
     /// The cache may be corrected.
     CacheCorrection,
-    /// The loop is run to fit something.
+    /// The loop is run in order to fit something.
     Calibration,
     /// Something is quantized, to integers or to bf16.
     Quantization,
     /// Something is quantized to integers, for which ranges are fitted.
     Integers,
-    /// Both: layers of integers that read the cache.
+    /// Something is cached, and integer layers read the cache.
     CachedIntegers,
-    /// `keep-float` has no `none`.
+    /// Layers are quantized to integers, and `keep-float` does not have `none`.
     SensitiveInputs,
     /// The samples of the calibration set are drawn, not given.
     DrawnSamples,
-    /// Halves are mixed by a scale.
+    /// Guidance mixes two predictions by a scale.
     Guidance,
     /// The sampler reads `eta`, as far as the recipe says.
     Eta,
@@ -71,7 +72,7 @@ enum Needs {
 }
 
 impl Needs {
-    /// Why the need is not met, and the options that make it so.
+    /// The reason why the condition is not met, and the options that cause it. `None` if it is met.
     fn unmet(self, r: &Recipe) -> Option<(&'static str, Vec<(&'static str, String)>)> {
         let interval = || match r.schedule() {
             ScheduleSpec::None => ("schedule", "none".to_string()),
@@ -130,10 +131,10 @@ impl Needs {
     }
 }
 
-/// An option and what it needs.
+/// An option and its conditions.
 struct Row {
     option: &'static str,
-    /// Whether it is given. What it is set to, where only that value needs something.
+    /// Whether the option is given. `value` is the value, where only that value has the conditions.
     given: fn(&Recipe) -> bool,
     value: Option<&'static str>,
     needs: &'static [Needs],
@@ -152,14 +153,14 @@ const fn value(
     Row { option, given, value: Some(value), needs }
 }
 
-/// Whether an element of `correct` is given.
+/// Whether `correct` lists `what`.
 fn corrects(r: &Recipe, what: Correct) -> bool {
     r.correct.iter().flatten().any(|given| *given == what)
 }
 
-/// Every option that matters only in some recipes. `steps`, `sampler`, `scheduler-config`,
-/// `prediction`, `flow-time`, `flow-shift`, `flow-mu`, `trust`, `guidance`, `fill`, `null-label`,
-/// `null-cond`, `labels`, `cond`, `quant`, `target` and `threads` always do.
+/// Every option that matters only in some recipes. These options always matter: `steps`, `sampler`,
+/// `scheduler-config`, `prediction`, `flow-time`, `flow-shift`, `flow-mu`, `trust`, `guidance`,
+/// `fill`, `null-label`, `null-cond`, `labels`, `cond`, `quant`, `target` and `threads`.
 const TABLE: &[Row] = &[
     row(
         "guidance-rescale",
@@ -208,14 +209,14 @@ const TABLE: &[Row] = &[
 ];
 
 impl Recipe {
-    /// Everything that is wrong with the recipe whatever the model: options that contradict each
-    /// other, options that have no effect with the others given, values out of range. Empty if
-    /// nothing is.
+    /// Everything that is wrong with the recipe for any model: options that contradict each other,
+    /// options that have no effect with the others, and values out of range. The list is empty if
+    /// nothing is wrong.
     pub fn check(&self) -> Vec<Contradiction> {
         let unmet = |row: &Row| {
             let (reason, because) = row.needs.iter().find_map(|needs| needs.unmet(self))?;
             let (value, reason) = (row.value.map(str::to_string), reason.to_string());
-            // an interval of its own is no reason for itself
+            // an interval is not given as the reason against itself
             let because = because.into_iter().filter(|(option, _)| *option != row.option).collect();
             Some(Contradiction { option: row.option, value, reason, because })
         };
@@ -225,7 +226,7 @@ impl Recipe {
         found
     }
 
-    /// Values that are wrong whatever the other options say.
+    /// Values that are wrong whatever the other options are.
     fn check_values(&self) -> Vec<Contradiction> {
         let mut found = Vec::new();
         let mut refuse = |option, value: String, reason: &str| {

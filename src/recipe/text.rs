@@ -1,11 +1,11 @@
-//! Fields of a recipe that are written as the text that the command line takes.
+//! Serialization of recipe fields as the text that the command line takes.
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serializer};
 use std::fmt::Display;
 use std::str::FromStr;
 
-/// `Option<T>` as text or nothing.
+/// An `Option<T>` as its text, or nothing.
 pub mod option {
     use super::*;
 
@@ -29,7 +29,7 @@ pub mod option {
     }
 }
 
-/// Text, or a number that stands for its text.
+/// A text, or a number that stands for its text.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Scalar {
@@ -46,7 +46,7 @@ impl Scalar {
     }
 }
 
-/// `Option<T>` of a kind of another crate, by its name.
+/// An `Option<T>` whose type belongs to another crate, by the name of its value.
 pub mod named {
     use super::*;
     use crate::recipe::Named;
@@ -66,7 +66,7 @@ pub mod named {
     }
 }
 
-/// `Option<Vec<T>>` as a list of texts, or as one text with commas.
+/// An `Option<Vec<T>>` as a list of texts. One text with commas is read as well.
 pub mod list {
     use super::*;
 

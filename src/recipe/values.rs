@@ -1,4 +1,4 @@
-//! What the options of a recipe may be, and how they are written.
+//! The types of a recipe's values, and their text forms.
 
 use cqc_passes::cache::schedule::ScheduleKind;
 use cqc_passes::calib::compensate::CompensationMode;
@@ -9,14 +9,14 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// Text that is no value of an option; the message says what is expected.
+/// A text that is not a value of its option. The message says what is expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ParseError(pub String);
 
 /// A choice between a few values, each of which has a name.
 pub trait Named: Copy + PartialEq + Send + Sync + 'static {
-    /// Every value with its name, in the order in which help lists them.
+    /// Every value with its name, in the order in which the help lists them.
     const ALL: &'static [(&'static str, Self)];
 
     /// The value's name.
@@ -27,7 +27,7 @@ pub trait Named: Copy + PartialEq + Send + Sync + 'static {
     /// The value of that name.
     ///
     /// # Errors
-    /// [`ParseError`] with the names that there are.
+    /// [`ParseError`] with the known names.
     fn named(name: &str) -> Result<Self, ParseError> {
         let found = Self::ALL.iter().find(|(known, _)| *known == name);
         let names = || Self::ALL.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
@@ -37,7 +37,7 @@ pub trait Named: Copy + PartialEq + Send + Sync + 'static {
     }
 }
 
-/// Implements [`Named`] and the text form that goes with it.
+/// Implements [`Named`] for a type, and the text form that belongs to it.
 macro_rules! named {
     ($kind:ty { $($name:literal => $value:expr),+ $(,)? }) => {
         impl Named for $kind {
@@ -65,18 +65,18 @@ macro_rules! named {
 pub enum Quant {
     /// f32.
     None,
-    /// Weights and activations of 8 bits.
+    /// Integers: weights and activations of 8 bits.
     W8a8,
-    /// Weights of 4 bits, activations of 8.
+    /// Integers: weights of 4 bits and activations of 8 bits.
     W4a8,
-    /// Operands rounded to bf16; nothing is fitted.
+    /// Operands rounded to bf16. It needs no calibration.
     Bf16,
 }
 
 named!(Quant { "w8a8" => Quant::W8a8, "w4a8" => Quant::W4a8, "bf16" => Quant::Bf16, "none" => Quant::None });
 
 impl Quant {
-    /// Bits of integer weights; none for floats.
+    /// Bits of integer weights; `None` for a float format.
     pub fn weight_bits(self) -> Option<u8> {
         match self {
             Quant::None | Quant::Bf16 => None,
@@ -85,7 +85,7 @@ impl Quant {
         }
     }
 
-    /// The kind as an artifact has it, with the loop's layers, which [`Quant::None`] drops.
+    /// The form in an artifact, with the layers `of` the loop. [`Quant::None`] has no layers.
     pub(crate) fn with_layers(self, of: cq::QuantizedLoop) -> cq::Quant {
         match self {
             Quant::None => cq::Quant::None,
@@ -96,35 +96,35 @@ impl Quant {
     }
 }
 
-/// What may be corrected.
+/// An error that may be corrected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Correct {
-    /// Nothing.
+    /// Nothing is corrected.
     None,
-    /// The cache (CacheQuant section 7.3), where that helps on the holdout.
+    /// The cached tensors (CacheQuant section 7.3), if that helps on the holdout.
     Cache,
-    /// The sums of quantized layers that read the cache (CacheQuant section 7.4).
+    /// The sums of the quantized layers that read the cache (CacheQuant section 7.4).
     Quant,
     /// The sums of all quantized layers.
     QuantAll,
 }
 
-/// What the loop fills an input with by itself.
+/// A value with which the loop fills an input by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FillSpec {
-    /// Nothing: requests give it.
+    /// Nothing: every request gives the input.
     None,
-    /// The scale of guidance.
+    /// The guidance scale.
     Guidance,
-    /// The scale of guidance as latent consistency models take it, `[N, D]`.
+    /// The embedding of the guidance scale `[N, D]` that latent consistency models take.
     GuidanceEmbedding,
-    /// The number of sampling steps.
+    /// The number of sampler steps.
     Steps,
 }
 
 impl FillSpec {
-    /// As an artifact has it.
+    /// The form in an artifact; `None` if nothing is filled.
     pub fn fill(self) -> Option<cq::Fill> {
         match self {
             FillSpec::None => None,
@@ -165,16 +165,16 @@ impl FromStr for Correct {
     }
 }
 
-/// How the correction of the cache is fitted.
+/// The method that fits the correction of the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheFit {
-    /// Whichever of the others measures best on the holdout, or none.
+    /// The best of the other methods on the holdout, or no correction.
     Auto,
     /// On the trajectory of the float loop, as CacheQuant publishes it (section 7.3).
     TeacherForced,
-    /// On the accelerated trajectory.
+    /// On the trajectory of the accelerated loop.
     Sequential,
-    /// On the accelerated trajectory, from the last two values that were stored.
+    /// On the trajectory of the accelerated loop, from the last two stored values.
     Forecast,
 }
 
@@ -214,16 +214,19 @@ impl Named for CompensationMode {
     ];
 }
 
-/// Which samples of the calibration set ranges of activations are found on.
+/// The samples of the calibration set on which quantization ranges of activations are found. The
+/// text forms are `random`, `first=N`, `tap[=N]` and `tdac[=N]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Selection {
-    /// All of them, at every evaluation.
+    /// All samples, at every evaluation.
     All,
-    /// The first so many, at every evaluation, as CacheQuant draws them.
+    /// The first N samples, at every evaluation, as CacheQuant draws them.
     First(usize),
-    /// Q&C's clustering of samples and evaluations (section 2); how many pairs, 800 by default.
+    /// Pairs of sample and evaluation that Q&C's clustering selects (section 2): their number, 800
+    /// if it is `None`.
     Tap(Option<usize>),
-    /// EDA-DM's density and diversity; how many pairs, 800 by default.
+    /// Pairs of sample and evaluation by EDA-DM's density and diversity: their number, 800 if it is
+    /// `None`.
     Tdac(Option<usize>),
 }
 
@@ -262,20 +265,21 @@ impl FromStr for Selection {
     }
 }
 
-/// Which evaluations are full.
+/// The full evaluations of a loop, or the method that chooses them.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ScheduleSpec {
-    /// All of them: nothing is cached.
+    /// All evaluations are full, and nothing is cached.
     None,
-    /// Whichever method measures best on the holdout.
+    /// The best of several methods on the holdout.
     Auto,
-    /// Chosen by this method.
+    /// A given method.
     Method(ScheduleKind),
-    /// DeepCache's, its centre chosen by the number of steps.
+    /// DeepCache's quadratic schedule, whose centre follows from the number of evaluations.
     Quadratic,
-    /// Those that a JSON file lists: alone, or as `full_steps` as `cqc inspect --json` prints them.
+    /// A JSON file with a list of evaluations: the list alone, or as the value of `full_steps`, as
+    /// `cqc inspect --json` prints it.
     File(PathBuf),
-    /// These, ascending from 0.
+    /// These evaluations, in ascending order from 0.
     Given(Vec<usize>),
 }
 
@@ -321,20 +325,20 @@ impl FromStr for ScheduleSpec {
     }
 }
 
-/// diffusers' `scheduler_config.json`.
+/// A `scheduler_config.json` of diffusers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum SchedulerConfig {
-    /// Its path.
+    /// The path of the file.
     File(PathBuf),
-    /// Its content.
+    /// The content of the file.
     Json(serde_json::Map<String, serde_json::Value>),
 }
 
-/// A GPU architecture that kernels are compiled for, written `cuda:sm_90`.
+/// A GPU architecture for which kernels are compiled, written as `cuda:sm_90`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CudaTarget {
-    /// The architecture's name, as in `sm_90`.
+    /// Name of the architecture, as in `sm_90`.
     pub arch: String,
 }
 

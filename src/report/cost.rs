@@ -6,21 +6,21 @@ use cqc_proto::{Bindings, Dim, ValueType};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What one evaluation costs.
+/// The cost of one evaluation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct StepCost {
     /// Multiply-accumulates, per sample.
     pub macs: i64,
-    /// Those of them whose operands are rounded.
+    /// Multiply-accumulates whose operands are rounded, per sample.
     pub quantized_macs: i64,
-    /// Bytes of the weights it reads, as they are stored.
+    /// Bytes of the weights that it reads, as they are stored.
     pub weight_bytes: u64,
-    /// The same weights as f32.
+    /// Bytes of the same weights as f32.
     pub float_weight_bytes: u64,
 }
 
 impl StepCost {
-    /// Of a program.
+    /// The cost of one run of a program.
     pub fn of(plan: &Plan, program: &Program) -> StepCost {
         let (weight_bytes, float_weight_bytes) = weight_bytes(plan, program);
         let rounds = |step: &&Step| step.op.traits().is_rounding;
@@ -39,8 +39,8 @@ pub fn macs(plan: &Plan, program: &Program) -> i64 {
     sum(plan, program, program.steps.iter())
 }
 
-/// Multiply-accumulates of the loop per sample, guidance not counted, when these many evaluations
-/// are full and these many cached.
+/// Multiply-accumulates of the loop, per sample and without guidance, if `full` evaluations are
+/// full and `cached` evaluations are cached.
 pub fn loop_macs(plan: &Plan, full: usize, cached: usize) -> i64 {
     let stacked = plan.batch_symbol.is_none() && !plan.steps_one_by_one();
     let times = if stacked { 1 } else { plan.evaluations as i64 };
@@ -49,7 +49,7 @@ pub fn loop_macs(plan: &Plan, full: usize, cached: usize) -> i64 {
     macs(plan, &plan.prelude) + macs(plan, &plan.prelude_steps) * times + steps
 }
 
-/// Bytes of the cache for one sample (or the fixed batch).
+/// Bytes of the cache for one sample, or for the batch size that the plan fixes.
 pub fn cache_bytes(plan: &Plan) -> u64 {
     let one = plan.batch_symbol.iter().map(|s| (s.as_str().into(), 1)).collect();
     let size = |value: usize| {
@@ -60,25 +60,25 @@ pub fn cache_bytes(plan: &Plan) -> u64 {
     plan.cache.iter().flat_map(|cache| &cache.slots).map(|slot| size(slot.value)).sum()
 }
 
-/// What a step does for one sample.
+/// The work of a step for one sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct StepWork {
     /// Multiply-accumulates.
     pub macs: i64,
-    /// Bytes of its operands, weights included, and results, all as the plan types them: floats as
-    /// f32.
+    /// Bytes of its operands, weights included, and of its results, in the types of the plan: float
+    /// values count as f32.
     pub bytes: i64,
 }
 
-/// Work of every step of a program, by name and operator; steps of the same name and operator do
-/// the same.
+/// The work of every step of a program, by name and operator. Steps of the same name and operator
+/// do the same work.
 pub fn work_of_steps(plan: &Plan, program: &Program) -> BTreeMap<(String, String), StepWork> {
     let named =
         |step: &Step| ((step.name.clone(), step.op.name()), work_of_step(plan, program, step));
     program.steps.iter().map(named).collect()
 }
 
-/// Work of one of the program's steps.
+/// The work of one step of a program.
 pub fn work_of_step(plan: &Plan, program: &Program, step: &Step) -> StepWork {
     let cost = cost(program, step);
     let number = |dim: &Dim| per_sample(plan, dim);
@@ -98,14 +98,14 @@ fn cost(program: &Program, step: &Step) -> Cost {
     step.op.cost(&inputs, &outputs)
 }
 
-/// At a batch of one, or a share of the fixed batch.
+/// The value for one sample: at a batch of one, or as a share of the fixed batch.
 fn per_sample(plan: &Plan, dim: &Dim) -> i64 {
     let one: Bindings = plan.batch_symbol.iter().map(|s| (s.as_str().into(), 1)).collect();
     dim.eval(&one).unwrap_or(0) / plan.fixed_batch.unwrap_or(1) as i64
 }
 
-/// Bytes of all constants that are no tables, with their scales: as stored, and as f32 without
-/// scales.
+/// Bytes of all constants that are not tables, with their scales as stored, and without scales as
+/// f32.
 fn weight_bytes(plan: &Plan, program: &Program) -> (u64, u64) {
     let constant = |source| if let Source::Constant(i) = source { Some(i) } else { None };
     let read: BTreeSet<usize> = program.values.iter().filter_map(|v| constant(v.source)).collect();

@@ -1,4 +1,4 @@
-//! Quantized layers, one by one.
+//! The quantized layers of a loop, one by one.
 
 use super::cost::work_of_step;
 use crate::calibrate::quantize::Quantized;
@@ -8,18 +8,18 @@ use cqc_proto::plan::{ProgramKind, WeightCodes};
 use cqc_runtime::engine::Execution;
 use serde::Serialize;
 
-/// Which layers are quantized and how.
+/// The quantized layers of a loop and the form of their quantization.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct QuantizationFacts {
-    /// As the command line has it: `w8a8`, `w4a8` or `bf16`.
+    /// The kind, as on the command line: `w8a8`, `w4a8` or `bf16`.
     pub kind: String,
-    /// How weights were rounded.
+    /// The rounding of weights: `nearest` or `second-order`.
     pub rounding: String,
-    /// How samples are corrected.
+    /// The mode of the sample compensation; `None` without one.
     pub compensation: Option<String>,
-    /// In the order of execution.
+    /// The quantized layers, in the order of execution.
     pub layers: Vec<LayerFacts>,
-    /// Layers that stay float, and why.
+    /// The layers that stay float, each with the reason.
     pub float_layers: Vec<(String, String)>,
 }
 
@@ -34,10 +34,10 @@ pub struct LayerFacts {
     pub macs: i64,
     /// Bits of its weights; `None` without weights.
     pub weight_bits: Option<u8>,
-    /// Signal to noise of its weights, dB; `None` without weights and for bf16. Infinite if
-    /// rounding changes nothing.
+    /// Signal-to-noise ratio of its weights, in dB. It is `None` without weights and for bf16, and
+    /// infinite if rounding changes nothing.
     pub weight_sqnr: Option<f64>,
-    /// What its inputs can hold, or the segments of its only one.
+    /// The ranges of its inputs, or of the segments of its only input.
     pub inputs: Vec<InputRanges>,
     /// Whether its sums are corrected.
     pub is_corrected: bool,
@@ -47,22 +47,24 @@ pub struct LayerFacts {
     pub execution: &'static str,
 }
 
-/// An input, or a segment of one.
+/// The ranges of an input, or of a segment of one.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct InputRanges {
-    /// Which one, if there are several.
+    /// Name of the input or segment; `None` if there is only one.
     pub name: Option<String>,
-    /// Smallest and largest value it can hold, per evaluation; `None` where it is not read.
+    /// Smallest and largest value that the codes cover, per evaluation; `None` if the evaluation
+    /// does not read the input.
     pub ranges: Vec<Option<[f32; 2]>>,
 }
 
-/// What codes of 8 bits stand for, smallest and largest; `None` where nothing is rounded.
+/// The smallest and the largest value that codes of 8 bits stand for; `None` where nothing is
+/// rounded (scale 0).
 pub fn represented(scale: f32, zero_point: f32) -> Option<[f32; 2]> {
     (scale != 0.0).then(|| [-zero_point * scale, (255.0 - zero_point) * scale])
 }
 
-/// The layers of a quantized loop; `executions` as [`cqc_runtime::Artifact::layer_executions`] has
-/// them.
+/// The layers of a loop quantized to integers. `executions` is the result of
+/// [`cqc_runtime::Artifact::layer_executions`].
 pub fn layers(quantized: &Quantized, executions: &[Execution]) -> Vec<LayerFacts> {
     let facts = |(i, (layer, execution)): (usize, (&Layer, &Execution))| LayerFacts {
         name: layer.name.clone(),
@@ -78,7 +80,7 @@ pub fn layers(quantized: &Quantized, executions: &[Execution]) -> Vec<LayerFacts
     quantized.survey.layers.iter().zip(executions).enumerate().map(facts).collect()
 }
 
-/// The layers of a loop rounded to bf16, which has no ranges.
+/// The layers of a loop that is rounded to bf16, which has no ranges.
 pub fn bf16_layers(
     products: &Bf16Products,
     lowered: &Lowered,
@@ -129,7 +131,7 @@ fn inputs(quantized: &Quantized, layer: &Layer) -> Vec<InputRanges> {
 
 /// 10 log10(Σ w² / Σ (w − rounded)²).
 fn sqnr(weight: &QuantizedWeight) -> f64 {
-    // codes are a byte each here, whatever their bits
+    // here every code is a byte, whatever its bits
     let how = WeightCodes {
         bits: 8,
         scale: 0,

@@ -1,5 +1,5 @@
-//! What was decided when a loop was compiled, what it costs and what it does to the samples: the
-//! data of `compile --report`.
+//! The data of `compile --report`: the decisions of a compilation, the cost of the compiled loop,
+//! and the errors of its samples.
 
 pub mod cost;
 pub mod layers;
@@ -11,7 +11,7 @@ use layers::QuantizationFacts;
 use serde::Serialize;
 use trajectory::Errors;
 
-/// All of it.
+/// The whole report.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     /// The source model.
@@ -20,11 +20,11 @@ pub struct Report {
     pub sampling: Sampling,
     /// The artifact's file.
     pub artifact: FileFacts,
-    /// What is cached and when; `None`: nothing.
+    /// The caching; `None` if nothing is cached.
     pub caching: Option<Caching>,
-    /// Which layers are quantized; `None`: none.
+    /// The quantization; `None` if no layer is quantized.
     pub quantization: Option<QuantizationFacts>,
-    /// Errors along the trajectory; `None`: nothing makes any.
+    /// The errors along the trajectory; `None` if neither caching nor quantization makes any.
     pub errors: Option<Errors>,
     /// Work and bytes.
     pub cost: Cost,
@@ -33,7 +33,7 @@ pub struct Report {
 /// A file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FileFacts {
-    /// Its path as given.
+    /// Its path, as given.
     pub path: String,
     /// Its size.
     pub bytes: u64,
@@ -42,89 +42,90 @@ pub struct FileFacts {
 /// The source model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ModelFacts {
-    /// Its file.
+    /// Path of its file.
     pub file: String,
-    /// BLAKE3 of it, hexadecimal.
+    /// BLAKE3 of the model, in hexadecimal ([`Model::blake3`](crate::Model::blake3)).
     pub blake3: String,
-    /// Its exporter.
+    /// Name of its exporter.
     pub producer: String,
-    /// Version of the standard operator set.
+    /// Version of the standard ONNX operator set.
     pub opset: i64,
-    /// Elements of all float initializers.
+    /// Number of elements of all float initializers.
     pub parameters: u64,
 }
 
-/// The loop.
+/// The compiled loop.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Sampling {
     /// Name of the sampler.
     pub sampler: String,
-    /// Sampling steps.
+    /// Number of sampler steps.
     pub steps: usize,
-    /// One per evaluation.
+    /// The time step of every evaluation.
     pub timesteps: Vec<f64>,
-    /// Guidance scale; 1 = off.
+    /// Guidance scale; 1 means no guidance.
     pub guidance: f32,
-    /// Whether the scale is an input of the network: there is one half only.
+    /// Whether the network takes the scale as an input, so that no unconditional half is computed.
     pub takes_guidance: bool,
-    /// Calibration samples and the seed of their noise, if there was a calibration.
+    /// Number of calibration samples and the seed of their noise; `None` if nothing was calibrated.
+    /// The seed is `None` if the noise was given.
     pub calibration: Option<(usize, Option<u64>)>,
 }
 
-/// What is cached and when.
+/// The cut, the schedule and the correction of the cache.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Caching {
-    /// Names of what is cached.
+    /// Names of the cached tensors.
     pub cut: String,
-    /// Cache interval.
+    /// The cache interval.
     pub interval: usize,
-    /// How the schedule was found.
+    /// Name of the method that found the schedule.
     pub method: String,
-    /// Full evaluations, ascending from 0.
+    /// The full evaluations, in ascending order from 0.
     pub full: Vec<usize>,
-    /// What the method minimises, for this schedule and for the uniform one.
+    /// The cost that the method minimises, of this schedule and of the uniform one.
     pub cost: Option<(f64, Option<f64>)>,
-    /// How the cache is corrected.
+    /// Name of the correction of the cache; `None` if it is not corrected.
     pub correction: Option<String>,
-    /// What was tried.
+    /// The candidates that were measured.
     pub candidates: Vec<Candidate>,
 }
 
 /// A schedule with a correction that was measured on held-out samples.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Candidate {
-    /// How the schedule was found.
+    /// Name of the method that found the schedule.
     pub method: String,
-    /// Full evaluations.
+    /// The full evaluations, in ascending order from 0.
     pub full: Vec<usize>,
-    /// How the cache was corrected.
+    /// Name of the correction of the cache; `None` if it was not corrected.
     pub correction: Option<String>,
-    /// Mean PSNR to the ordinary loop's ends, dB.
+    /// Mean PSNR to the ends of the ordinary loop, in dB.
     pub psnr: f64,
-    /// Whether it was taken.
+    /// Whether this candidate was taken.
     pub taken: bool,
 }
 
-/// Work and bytes, per sample.
+/// Work and bytes of the loop, per sample.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Cost {
-    /// A full evaluation.
+    /// The cost of a full evaluation.
     pub full: StepCost,
-    /// A cached one.
+    /// The cost of a cached evaluation; `None` if nothing is cached.
     pub cached: Option<StepCost>,
-    /// Bytes of the cache, both halves of guidance.
+    /// Bytes of the cache, for both halves of guidance.
     pub cache_bytes: u64,
-    /// Full evaluations.
+    /// Number of full evaluations.
     pub full_evaluations: usize,
-    /// All evaluations.
+    /// Number of all evaluations.
     pub evaluations: usize,
-    /// Multiply-accumulates of the loop, both halves of guidance.
+    /// Multiply-accumulates of the loop, with both halves of guidance.
     pub macs: i64,
-    /// The same if every evaluation were full.
+    /// Multiply-accumulates of the loop if every evaluation were full.
     pub full_macs: i64,
-    /// Bytes of weights that the loop's evaluations read for a batch of one.
+    /// Bytes of weights that the evaluations of the loop read for a batch of one.
     pub weight_bytes: u64,
-    /// The same if every evaluation were full and in f32.
+    /// Bytes of weights that they would read if every evaluation were full and in f32.
     pub float_weight_bytes: u64,
 }
 
@@ -162,7 +163,7 @@ impl Cost {
         }
     }
 
-    /// How many times less there is to multiply than if every evaluation were full.
+    /// The ratio of multiply-accumulates if every evaluation were full to those of the loop.
     pub fn speed_up(&self) -> f64 {
         self.full_macs as f64 / self.macs.max(1) as f64
     }

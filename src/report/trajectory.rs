@@ -1,5 +1,6 @@
-//! What caching and quantization do to the samples, evaluation by evaluation, each alone and
-//! together, and what is left of it in the artifact, on the held-out calibration samples.
+//! Measures the errors that caching and quantization make in the samples, evaluation by evaluation,
+//! on the held-out calibration samples: of each alone, of both together, and of the artifact with
+//! its corrections.
 
 use crate::calibrate::quantize::{
     Grouping, QuantizeError, Quantized, Select, TunableLoop, ranges, select,
@@ -16,71 +17,72 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-/// Against the ordinary float loop.
+/// Errors against the ordinary float loop.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Errors {
-    /// Samples, all of them held out.
+    /// Number of samples, all of them held out.
     pub samples: usize,
-    /// The last one is the artifact.
+    /// One curve per loop. The last one is the artifact's.
     pub curves: Vec<Curve>,
 }
 
-/// One loop against the ordinary one.
+/// The errors of one loop against the ordinary one.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Curve {
-    /// Which loop.
+    /// The loop.
     pub of: Variant,
     /// |x − x′| / |x| over all samples, after each evaluation.
     pub errors: Vec<f64>,
-    /// Mean PSNR of the ends, dB; the peak is the range of the ordinary loop's ends, as in
+    /// Mean PSNR of the ends, in dB. The peak is the range of the ordinary loop's ends, as in
     /// calibration.
     pub psnr: f64,
 }
 
-/// A loop to compare.
+/// A loop whose errors are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Variant {
-    /// As scheduled, uncorrected, in float; not for bf16.
+    /// Cached as scheduled, without corrections, in float. It is not measured for bf16.
     Cache,
-    /// Quantized, every evaluation full, uncorrected.
+    /// Quantized, with every evaluation full and without corrections.
     Quantization,
-    /// Quantized and as scheduled, uncorrected.
+    /// Quantized and cached as scheduled, without corrections.
     Both,
     /// The artifact.
     Artifact,
 }
 
-/// The loop that is measured.
+/// The compiled loop that is measured.
 pub struct MeasuredLoop<'a> {
-    /// The model.
+    /// The source model.
     pub model: &'a Model,
-    /// For which loop.
+    /// Sampler and number of steps of the loop.
     pub options: &'a LoopOptions,
-    /// What is cached and when.
+    /// The cut loop and its schedule; `None` if nothing is cached.
     pub cached: Option<(&'a CachedLoop<'a>, &'a CachingChoice)>,
-    /// The quantization, and how its ranges were found.
+    /// The quantization, and the options with which its ranges were found.
     pub quantized: Option<(&'a Quantized, &'a RangeOptions)>,
     /// The plan of the artifact.
     pub lowered: &'a Lowered,
 }
 
-/// How ranges are found.
+/// Options of the search for quantization ranges.
 #[derive(Clone, Debug)]
 pub struct RangeOptions {
-    /// Which evaluations share them.
+    /// The evaluations that share ranges.
     pub grouping: Grouping,
-    /// Which samples are looked at.
+    /// The samples and evaluations on which ranges are found.
     pub select: Select,
 }
 
-/// How it is measured.
+/// The samples of a measurement, and the engines that run them.
 pub struct Measurement<'a> {
-    /// Calibration samples.
+    /// The calibration samples, of which the last are held out.
     pub request: Request,
-    /// How engines are opened.
+    /// Options of the engines.
     pub engine: EngineOptions,
-    /// Called after every evaluation with the number done and an estimate of all; may break off.
+    /// Called after every evaluation with the number of evaluations done and an estimate of all.
+    /// [`ControlFlow::Break`] ends the measurement.
     pub progress: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 }
 
@@ -109,10 +111,10 @@ impl MeasuredLoop<'_> {
     }
 }
 
-/// Runs all of them; `None` if the artifact is the ordinary float loop.
+/// Runs all loops that differ; `None` if the artifact is the ordinary float loop.
 ///
 /// # Errors
-/// [`QuantizeError`].
+/// [`QuantizeError`] if a loop cannot be compiled or run.
 pub fn errors(
     compiled: &MeasuredLoop,
     measurement: Measurement,
@@ -155,7 +157,7 @@ struct Runner<'a> {
     compiled: &'a MeasuredLoop<'a>,
     request: Request,
     guided: bool,
-    /// The first held-out sample.
+    /// Index of the first held-out sample.
     fit: usize,
     engine: EngineOptions,
     progress: EvaluationCounter<'a>,
@@ -169,12 +171,12 @@ impl Runner<'_> {
         let weights = Weights::new(lowered.plan.clone(), lowered.weight_bytes()?)?;
         let options = self.compiled.options;
         let sampler = Sampler::new(&options.sampler, options.steps)?;
-        // what is rounded is looked at before
+        // the measurement looks at values before they are rounded
         let options = EngineOptions { low_precision: false, ..self.engine.clone() };
         Ok(Denoiser::open(&weights, sampler, self.guided, &options)?)
     }
 
-    /// The float loop that computes everything.
+    /// The float loop in which every evaluation is full.
     fn ordinary(&self) -> Result<Lowered, QuantizeError> {
         let MeasuredLoop { model, options, cached, .. } = *self.compiled;
         Ok(match cached.filter(|_| options.bf16.is_none()) {
@@ -183,7 +185,7 @@ impl Runner<'_> {
         })
     }
 
-    /// The plan of a variant (`None`: the artifact's) and its correction of the samples.
+    /// The plan of a variant, or `None` for the artifact's, and its sample compensation.
     fn variant(
         &mut self,
         of: Variant,
@@ -214,8 +216,8 @@ impl Runner<'_> {
         Ok((Some(lowered), None))
     }
 
-    /// Every evaluation full: ranges are found anew, as the artifact has none for layers that an
-    /// evaluation does not run.
+    /// The quantized loop in which every evaluation is full. Ranges are found anew, because the
+    /// artifact has none for layers that an evaluation does not run.
     fn quantized_alone(
         &mut self,
         quantized: &Quantized,
@@ -241,7 +243,7 @@ impl Runner<'_> {
         Ok(assembled.lower(Some((survey, &tables, AnnotateOptions::default())))?.0)
     }
 
-    /// The held-out samples along a loop.
+    /// The held-out samples after each evaluation of a loop.
     fn path(
         &mut self,
         lowered: &Lowered,
@@ -281,7 +283,7 @@ fn relative_errors(found: &Path, expected: &Path) -> Vec<f64> {
     found.iter().zip(expected).map(error).collect()
 }
 
-/// Mean over samples at the end.
+/// Mean over the samples at the end.
 fn mean_psnr(found: &Path, expected: &Path, samples: usize) -> f64 {
     let (Some(found), Some(expected)) = (found.last(), expected.last()) else { return f64::NAN };
     let (low, high) =

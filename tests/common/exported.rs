@@ -12,7 +12,7 @@ use ort::session::Session;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Writes the loop into a directory; its models.
+/// Writes the loop into a directory, and returns its models.
 pub fn exported(case: &Case, form: Form, dir: &Path) -> Exported {
     let (constants, null, sampler) = (case.constants(), BTreeMap::new(), case.sampler());
     let (plan, compensation) = (case.plan(), case.artifact.compensation());
@@ -37,7 +37,7 @@ pub fn exported(case: &Case, form: Form, dir: &Path) -> Exported {
 
 pub type Values = BTreeMap<String, Tensor>;
 
-/// The exported models in ONNX Runtime, in a loop whose arithmetic is ours.
+/// The exported models in ONNX Runtime, in a loop whose arithmetic is this engine's.
 pub struct Runtime<'a> {
     exported: &'a Exported,
     sessions: BTreeMap<&'static str, Session>,
@@ -65,7 +65,7 @@ impl<'a> Runtime<'a> {
             .iter()
             .map(|(n, t)| (Wire::Condition(n.clone()).to_string(), t.clone()))
             .collect();
-        // a cache that nothing has filled
+        // a cache that has not been filled
         let ports = exported.models.iter().flat_map(|m| &m.inputs);
         for port in ports.filter(|p| matches!(p.value, Wire::Cache(_))) {
             let batch = [("N".into(), 2)].into();
@@ -90,7 +90,7 @@ impl<'a> Runtime<'a> {
             .extend(model.outputs.iter().map(|p| (p.value.to_string(), outputs[&p.name].clone())));
     }
 
-    /// Sets what an evaluation reads.
+    /// Sets the inputs of an evaluation.
     pub fn prepare(&mut self, case: &Case, e: usize, x: &[f32]) {
         let input = case.plan().inputs.iter().find(|i| i.name == "sample").unwrap();
         let shape: Vec<usize> = input.ty.resolve(&[("N".into(), 2)].into()).unwrap();
@@ -108,7 +108,7 @@ impl<'a> Runtime<'a> {
         self.values[&Wire::Output(case.plan().outputs[0].name.clone()).to_string()].to_f32_vec()
     }
 
-    /// The samples at the end of a loop of its own.
+    /// The samples at the end of a free loop.
     pub fn sample(&mut self, case: &Case, ours: &mut Denoiser) -> Vec<f32> {
         let mut trajectory = ours.begin(&case.request, 0).unwrap();
         for e in 0..case.sampler().evaluations().len() {
@@ -118,7 +118,7 @@ impl<'a> Runtime<'a> {
         trajectory.x().to_vec()
     }
 
-    /// Puts our cache in place of its own.
+    /// Replaces the cache by this engine's.
     pub fn take_cache(&mut self, trajectory: &Trajectory) {
         let request = &trajectory.requests[0];
         for i in 0..request.slots() {

@@ -1,4 +1,4 @@
-//! What several test files share: models, recorded inputs and outputs, compiled loops.
+//! Shared by several test files: models, recorded inputs and outputs, compiled loops.
 #![allow(dead_code)] // every test file compiles its own copy and uses a part of it
 
 use cachequant::io::read_npz;
@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-/// The root of the repository. The tests of the command line include this module, too, from a
-/// package below it.
+/// The root of the repository. The tests of the command line, which are in a package below it,
+/// include this module, too.
 pub fn repository() -> PathBuf {
     let mut folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
     folders.find(|folder| folder.join("tests/models").is_dir()).expect("tests/models").into()
@@ -33,13 +33,13 @@ pub fn compiled<'m>(model: &'m Model, recipe: &Recipe) -> Compiled<'m> {
     compile(model, recipe, &mut ()).unwrap()
 }
 
-/// How denoisers are opened on the CPU, for two samples at once.
+/// Options of denoisers on the CPU, for two samples at once.
 pub fn on_cpu(threads: usize) -> DenoiserOptions {
     let engine = EngineOptions { batch: 2, threads, ..EngineOptions::default() };
     DenoiserOptions { device: Device::Cpu, engine, ..DenoiserOptions::default() }
 }
 
-/// What the artifact samples.
+/// The samples of the artifact.
 pub fn samples(compiled: &Compiled, request: &Request) -> Vec<f32> {
     run(&mut compiled.artifact().unwrap().denoiser(&on_cpu(1)).unwrap(), request)
 }
@@ -54,7 +54,7 @@ pub fn labels(values: &[i64]) -> BTreeMap<String, Tensor> {
     BTreeMap::from([("class_labels".into(), Tensor::from_i64(&[values.len()], values))])
 }
 
-/// Signal over difference, dB.
+/// Signal-to-difference ratio, in dB.
 pub fn sqnr(found: &[f32], expected: &[f32]) -> f64 {
     let square = |x: f32| f64::from(x) * f64::from(x);
     let noise: f64 = found.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
@@ -85,7 +85,7 @@ pub fn models() -> Vec<Check> {
     checks(&repository().join("tests/models"))
 }
 
-/// The larger models, which are not part of the repository; prints a skip where they are absent.
+/// The larger models, which are not part of the repository. Prints a skip if they are absent.
 pub fn shared() -> Vec<Check> {
     let Some(dir) = shared_dir() else { return vec![] };
     let mut found = Vec::new();
@@ -95,7 +95,7 @@ pub fn shared() -> Vec<Check> {
     found
 }
 
-/// The folder of the larger models and their recordings, if it is there.
+/// The directory of the larger models and their recordings, if there is one.
 pub fn shared_dir() -> Option<PathBuf> {
     let dir = repository().join("../shared");
     if !dir.join("models").is_dir() {
@@ -131,7 +131,7 @@ fn check(npz: &Path) -> Option<Check> {
     Some(Check { model, inputs: strip("in_"), outputs, half })
 }
 
-/// Largest difference over the largest expected magnitude.
+/// Largest difference relative to the largest expected magnitude.
 pub fn relative_error(found: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(found.shape(), expected.shape());
     let (a, b) = (found.to_f64_vec(), expected.to_f64_vec());

@@ -1,4 +1,4 @@
-//! ONNX Runtime as an oracle, for the test files that have it.
+//! ONNX Runtime as the reference of test files, where it is installed.
 #![allow(dead_code)] // every test file compiles its own copy and uses a part of it
 
 use cqc_proto::{DType, Tensor};
@@ -23,7 +23,7 @@ fn library() -> Option<PathBuf> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().into())
 }
 
-/// ONNX Runtime, loaded once; prints a skip where it is not set.
+/// ONNX Runtime, loaded once. Prints a skip if it is not set.
 pub fn environment() -> Option<&'static Environment> {
     static LOADED: OnceLock<Option<Environment>> = OnceLock::new();
     let load = || {
@@ -52,18 +52,18 @@ fn to_ort(t: &Tensor) -> Option<DynValue> {
     }
 }
 
-/// A session. Without `optimize`, every node runs as it stands in the file.
+/// A session. Without `optimize`, every node runs as it is in the file.
 pub fn session(environment: &Environment, model: &Path, optimize: bool) -> Session {
     let level =
         if optimize { GraphOptimizationLevel::All } else { GraphOptimizationLevel::Disable };
     let builder = Session::builder(environment).unwrap().with_intra_threads(2).unwrap();
     let builder = builder.with_optimization_level(level).unwrap();
-    // else sums of u8 times s8 overflow on x86 without VNNI
+    // otherwise sums of u8 times s8 overflow on x86 without VNNI
     let mut builder = builder.with_config_entry("session.x64quantprecision", "1").unwrap();
     builder.commit_from_file(model).unwrap()
 }
 
-/// The outputs of a model by name; `None` if an input has a type that is not passed on.
+/// The outputs of a model by name; `None` if an input has a type that cannot be passed on.
 pub fn run(
     environment: &Environment,
     model: &Path,
@@ -72,7 +72,7 @@ pub fn run(
     run_session(&mut session(environment, model, true), inputs)
 }
 
-/// As [`run`], of an open session.
+/// The same as [`run`] with an open session.
 pub fn run_session(
     session: &mut Session,
     inputs: &BTreeMap<String, Tensor>,

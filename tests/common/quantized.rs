@@ -1,4 +1,4 @@
-//! Small quantized loops, and what their roundings become in other forms.
+//! Small quantized loops, and the execution of their roundings in other forms.
 
 use crate::common::{load, on_cpu};
 use bytes::Bytes;
@@ -20,12 +20,12 @@ pub struct Case {
     pub name: String,
     pub artifact: Artifact,
     pub request: Request,
-    /// All constants, one after the other.
+    /// The bytes of all constants, one after the other.
     bytes: Bytes,
 }
 
-/// Compiles a model of `tests/models` for two samples. Its narrow layers stay float unless `all`
-/// are to be quantized.
+/// Compiles a model of `tests/models` for two samples. Its narrow layers stay float unless `all` is
+/// set.
 pub fn case(
     model: &str,
     conditions: BTreeMap<String, Tensor>,
@@ -38,7 +38,7 @@ pub fn case(
         steps: Some(STEPS),
         interval: Some(interval),
         quant: Some(quant),
-        // two of them are fitted on
+        // ranges and corrections are fitted on two of them
         calib_samples: Some(4),
         seed: Some(1),
         cond: conditions.iter().map(|(name, t)| (name.clone(), twice(t).into())).collect(),
@@ -69,7 +69,7 @@ pub fn case(
     }
 }
 
-/// The rows, and the rows again.
+/// The rows, twice.
 fn twice(t: &Tensor) -> Tensor {
     let shape = [&[2 * t.shape()[0]], &t.shape()[1..]].concat();
     Tensor::new(t.dtype(), shape, t.bytes().repeat(2)).unwrap()
@@ -84,12 +84,12 @@ impl Case {
         self.artifact.sampler().unwrap()
     }
 
-    /// The constants of the plan, codes unpacked, as export takes them.
+    /// The constants of the plan with unpacked codes, as the export takes them.
     pub fn constants(&self) -> Vec<Tensor> {
         (0..self.plan().constants.len()).map(|i| self.artifact.constant(i)).collect()
     }
 
-    /// Our execution of the roundings that `qdq` writes.
+    /// This engine's execution of the roundings that `qdq` writes.
     pub fn open(&self, qdq: Qdq) -> Denoiser {
         let mut manifest = self.artifact.manifest().clone();
         if qdq == Qdq::None {
@@ -132,8 +132,8 @@ impl Case {
         denoiser
     }
 
-    /// The same request with noise that differs in the last bits: what it changes, other orders of
-    /// summation may change.
+    /// The same request with noise that differs in the last bits. Other orders of summation may
+    /// change results as much as this does.
     pub fn nudged(&self) -> Request {
         let mut noise = vec![0.0f32; 2 * 3 * 32 * 32];
         Noise::new(self.request.seed, 0, 2).fill(&mut noise);
@@ -143,7 +143,7 @@ impl Case {
     }
 }
 
-/// Tables of the roundings: scale and zero point.
+/// The tables of the roundings: scale and zero point.
 fn tables(plan: &Plan) -> BTreeSet<(usize, usize)> {
     let programs = std::iter::once(&plan.full).chain(plan.cache.iter().map(|c| &c.cached));
     let table =
@@ -156,7 +156,7 @@ fn tables(plan: &Plan) -> BTreeSet<(usize, usize)> {
     rounds.filter_map(|(p, s)| Some((table(p, s.inputs[1])?, table(p, s.inputs[2])?))).collect()
 }
 
-/// Scale and zero point of all evaluations; codes with a sign are 128 less.
+/// Scale and zero point for all evaluations. Signed codes are smaller by 128.
 fn rounding(qdq: Qdq, scale: &[f32], zero: &[f32]) -> (f32, f32) {
     let ends = scale.iter().zip(zero).flat_map(|(&s, &z)| [z * s, (255.0 - z) * s]);
     match qdq {

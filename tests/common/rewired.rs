@@ -10,7 +10,7 @@ fn float(name: &str) -> ValueInfoProto {
     ValueInfoProto { name: Some(name.into()), r#type: Some(ty) }
 }
 
-/// The model with the tensors as outputs, too.
+/// The model with the tensors as additional outputs.
 pub fn tapped(model: &ModelProto, tensors: &[String]) -> ModelProto {
     let mut model = model.clone();
     let graph = model.graph.as_mut().unwrap();
@@ -20,8 +20,8 @@ pub fn tapped(model: &ModelProto, tensors: &[String]) -> ModelProto {
     model
 }
 
-/// The tapped model whose nodes read the tensors `given` from inputs of the name [`input_name`]:
-/// every node computes what it does from what others are given for its operands.
+/// The tapped model, whose nodes read the tensors `given` from inputs named [`input_name`]: every
+/// node computes its result from operands that are given.
 pub fn cut(model: &ModelProto, taps: &[String], given: &[String]) -> ModelProto {
     let mut model = tapped(model, taps);
     let graph = model.graph.as_mut().unwrap();
@@ -47,7 +47,7 @@ pub fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
     each.fold(0.0, |m, (a, b)| if (a - b).is_nan() { f32::INFINITY } else { m.max((a - b).abs()) })
 }
 
-/// Every place of the last two axes `times` over.
+/// Every element of the last two axes repeated `times` times.
 fn enlarged(t: &Tensor, times: usize) -> Tensor {
     (t.shape().len() - 2..t.shape().len()).fold(t.clone(), |t, axis| {
         let places: Vec<i64> = (0..t.shape()[axis] * times).map(|i| (i / times) as i64).collect();
@@ -56,8 +56,8 @@ fn enlarged(t: &Tensor, times: usize) -> Tensor {
     })
 }
 
-/// Our tensor, arranged as the exported model has it: as it is, channels first, enlarged in front
-/// of a convolution, or heads apart; whatever is nearest to `like`.
+/// This engine's tensor in the arrangement of the exported model: unchanged, channels first,
+/// enlarged before a convolution, or with separate heads, whichever has the shape of `like`.
 pub fn arranged(ours: &Tensor, like: &Tensor) -> Option<Tensor> {
     let rank = ours.shape().len();
     let mut found = vec![ours.clone()];
@@ -78,7 +78,7 @@ pub fn arranged(ours: &Tensor, like: &Tensor) -> Option<Tensor> {
     fits.min_by(|a, b| largest_difference(a, like).total_cmp(&largest_difference(b, like)))
 }
 
-/// `size` places of the last axis.
+/// `size` elements of the last axis, from `start` on.
 pub fn columns(t: &Tensor, start: usize, size: usize) -> Tensor {
     let [starts, ends] = [start, start + size].map(|n| vec![(n as i64).into()]);
     let op = Op::Slice { axes: vec![t.shape().len() - 1], starts, ends, steps: vec![1] };

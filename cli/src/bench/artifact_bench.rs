@@ -1,4 +1,4 @@
-//! The denoising loop of an artifact.
+//! Measures the denoising loop of an artifact.
 
 use super::model_bench::synthetic;
 use super::{BenchArgs, Measured, profiled};
@@ -16,11 +16,11 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-/// Without --repeat: loops until this much time has passed, at most [`MOST`].
+/// Without --repeat, loops run until this much time has passed, at most [`MOST`] of them.
 const BUDGET: Duration = Duration::from_secs(4);
 const MOST: usize = 20;
 
-/// Evaluations of the warm-up.
+/// Number of evaluations of the warm-up.
 const WARM_UP: usize = 2;
 
 pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
@@ -93,7 +93,7 @@ pub fn measure(args: &BenchArgs, quiet: bool) -> Result<Measured, Failure> {
     })
 }
 
-/// A batch of samples, from an empty image where the sampler begins with one.
+/// A request for one batch of samples. It begins with an empty image if the sampler needs an image.
 pub fn request(
     denoiser: &Denoiser,
     conditions: BTreeMap<String, Tensor>,
@@ -111,11 +111,12 @@ pub fn request(
     }
 }
 
-/// Milliseconds of every loop, and of its steps.
+/// Milliseconds of every loop and of its steps.
 #[derive(Default)]
 struct Timed {
     loops: Vec<f64>,
-    /// But the first of a loop, which includes the preludes, unless it is the only one.
+    /// Full steps, without the first of a loop, which includes the preludes, unless it is the only
+    /// one.
     full: Vec<f64>,
     cached: Vec<f64>,
 }
@@ -139,7 +140,7 @@ fn time(
         None => loops == 0 || (loops < MOST && begun.elapsed() < BUDGET),
     };
     while more(timed.loops.len()) {
-        // how many loops fit the time is seen as they pass
+        // the number of loops that fit into the time is not known in advance
         progress.set_total((repeat.unwrap_or(timed.loops.len() + 1) * evaluations) as u64);
         let start = Instant::now();
         let mut last = start;
@@ -159,7 +160,7 @@ fn time(
     Ok(timed)
 }
 
-/// Noise and zeros for every condition.
+/// Noise or zeros for every condition.
 pub fn conditions(plan: &Plan, samples: usize) -> Result<BTreeMap<String, Tensor>, Failure> {
     let conditions = plan.inputs.iter().filter(|i| i.role == InputRole::Condition);
     let tensor = |input: &cqc_proto::plan::PlanInput| {

@@ -1,4 +1,4 @@
-//! `bench --kernels`: what integers or bf16 gain or lose, layer by layer.
+//! `bench --kernels`: the time that integers or bf16 save or cost, layer by layer.
 
 use super::BenchArgs;
 use super::artifact_bench::{conditions, request};
@@ -15,10 +15,10 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// Rounds without --repeat.
+/// Number of rounds without --repeat.
 const ROUNDS: usize = 15;
 
-/// A layer that fewer bits slow down by this is named.
+/// A layer that is slower than in f32 by this factor is named.
 const SLOWER: f64 = 1.1;
 
 /// The JSON of `--json`.
@@ -28,19 +28,19 @@ struct Compared {
     batch: usize,
     backend: String,
     layers: Vec<Layer>,
-    /// Layers that fewer bits make slower, as `compile --keep-float` takes them.
+    /// Names of the layers that are slower than in f32, as `compile --keep-float` takes them.
     slower: Vec<String>,
 }
 
-/// A product of integers, or of bf16.
+/// A layer that multiplies integers or bf16.
 #[derive(Debug, Serialize)]
 struct Layer {
     name: String,
     program: ProgramKind,
     op: String,
-    /// What it multiplies: `int8` or `bf16`.
+    /// The kind of its operands: `int8` or `bf16`.
     kind: &'static str,
-    /// Medians of one evaluation, as such and in f32.
+    /// Median time of one evaluation of the layer as it runs; `f32_ms` is that in f32.
     ms: f64,
     f32_ms: f64,
     #[serde(flatten)]
@@ -106,7 +106,7 @@ pub fn compare(args: &BenchArgs, quiet: bool) -> Result<(), Failure> {
 /// Milliseconds of every step in every round, by program and name.
 type Times = BTreeMap<(ProgramKind, String), Vec<f64>>;
 
-/// A full evaluation and, where there is one, a cached one, after one of each that is not timed.
+/// Runs a full evaluation and, if there is one, a cached one, after one of each that is not timed.
 fn round(
     denoiser: &mut Denoiser,
     request: &cqc_runtime::denoise::Request,

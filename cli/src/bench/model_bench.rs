@@ -1,4 +1,4 @@
-//! Single evaluations of a model.
+//! Measures single evaluations of a model.
 
 use super::{BenchArgs, Measured, profiled};
 use crate::inspect::{macs, per_sample};
@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Without --repeat: until this much time has passed, within the bounds below.
+/// Without --repeat, evaluations run until this much time has passed, within the bounds below.
 const BUDGET: Duration = Duration::from_secs(2);
 const REPEATS: std::ops::RangeInclusive<usize> = 5..=200;
 
@@ -110,12 +110,12 @@ fn input(
     let path = PathBuf::from(format!("{prefix}.in.{}.bin", input.name));
     let wide = if input.ty.dtype.is_float() { DType::F32 } else { input.ty.dtype };
     let count: usize = shape.iter().product();
-    // half-precision models are given their inputs in f32 by most tools
+    // Most tools give half-precision models their inputs in f32.
     let is_wide = path.metadata().is_ok_and(|m| m.len() == (count * wide.size()) as u64);
     Ok(read_raw(&path, if is_wide { wide } else { input.ty.dtype }, &shape)?)
 }
 
-/// Noise for floats, 500 for the time step, zeros for everything else.
+/// A synthetic input: noise for floats, 500 for the time step, zeros for everything else.
 pub fn synthetic(input: &PlanInput, shape: &[usize]) -> Tensor {
     let count: usize = shape.iter().product();
     let dtype = input.ty.dtype;

@@ -1,4 +1,4 @@
-//! Values inside two programs, given the same sample.
+//! Compares the values that two programs compute from the same sample.
 
 use super::BisectArgs;
 use crate::lockstep::{crosses, relative_error};
@@ -11,33 +11,33 @@ use cqc_runtime::engine::{Engine, EngineOptions};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What was compared.
+/// The comparison.
 #[derive(Debug, Default, Serialize)]
 pub struct Nodes {
-    /// Why there is no comparison.
+    /// The reason why there is no comparison.
     pub not_compared: Option<String>,
-    /// Values that both programs have, by name and type.
+    /// Number of values that both programs have, by name and type.
     pub compared: usize,
-    /// The first of `values` beyond the limit.
+    /// Index in `values` of the first one beyond the limit.
     pub first: Option<usize>,
-    /// In the order in which A computes them.
+    /// The compared values, in the order in which A computes them.
     pub values: Vec<Node>,
 }
 
-/// A value and how far B's is from A's.
+/// A value, and the error of B's relative to A's.
 #[derive(Debug, Serialize)]
 pub struct Node {
-    /// The value.
+    /// Its name.
     pub name: String,
-    /// What computes it in A.
+    /// The operator that computes it in A.
     pub op: String,
-    /// Under guidance: `conditional` or `unconditional`.
+    /// With guidance, the half: `conditional` or `unconditional`.
     pub half: Option<&'static str>,
     /// |a − b| / |a|.
     pub error: f64,
 }
 
-/// Runs both at `evaluation` on A's sample `x`, number `sample` of the request.
+/// Runs both at `evaluation` on A's sample `x`, which is sample `sample` of the request.
 pub fn compare(
     both: [&SampleSource; 2],
     request: &Request,
@@ -85,7 +85,7 @@ pub fn compare(
     Ok(nodes)
 }
 
-/// Values that steps of both full programs write, of the same name and type, with A's operator and
+/// The values that both full programs compute under the same name and type, with A's operator and
 /// in A's order.
 fn common_values(a: &Plan, b: &Plan) -> Vec<(String, String)> {
     let written = |plan: &'_ Plan| -> Vec<(String, String, ValueType)> {
@@ -112,7 +112,7 @@ fn common_values(a: &Plan, b: &Plan) -> Vec<(String, String)> {
         .collect()
 }
 
-/// The type of a batch of one, so that a batch symbol's name does not matter.
+/// The type at a batch of one, so that the names of batch symbols do not matter.
 fn one_batch_symbol(ty: &ValueType, plan: &Plan) -> ValueType {
     let bindings = plan
         .batch_symbol
@@ -122,7 +122,7 @@ fn one_batch_symbol(ty: &ValueType, plan: &Plan) -> ValueType {
     ty.resolve(&bindings).map_or_else(|| ty.clone(), |shape| ValueType::fixed(ty.dtype, &shape))
 }
 
-/// The values `names` of the full program at `evaluation` of one sample.
+/// The values `names` of the full program at `evaluation`, for one sample.
 fn values_at(
     denoiser: &SampleSource,
     evaluation: usize,
@@ -158,7 +158,7 @@ fn values_at(
         .collect())
 }
 
-/// A row as often as the batch is large, where the input has the batch as its first axis.
+/// Repeats a row for the whole batch, if the first axis of the input is the batch.
 fn repeated(row: &Tensor, ty: &ValueType, plan: &Plan, batch: usize) -> Result<Tensor, Failure> {
     let first = ty.shape.first();
     let batched = match &plan.batch_symbol {

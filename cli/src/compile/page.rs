@@ -1,4 +1,5 @@
-//! The report as one page: no scripts, nothing from elsewhere, well-formed also as XML.
+//! The report of `compile --report` as one HTML page. It has no scripts, loads nothing from
+//! elsewhere, and is well-formed XML.
 
 mod chart;
 mod layers;
@@ -55,7 +56,7 @@ fn file_name(path: &str) -> &str {
     path.rsplit(['/', '\\']).find(|part| !part.is_empty()).unwrap_or(path)
 }
 
-/// What matters most.
+/// The most important figures.
 fn tiles(report: &Report) -> String {
     let cost = &report.cost;
     let mut tiles: Vec<(&str, String, String)> = Vec::new();
@@ -221,7 +222,7 @@ fn cost(cost: &Cost, report: &Report) -> String {
     out
 }
 
-/// How this CPU executes the quantized layers.
+/// The kernels with which this CPU executes the quantized layers.
 fn executions(quantization: &QuantizationFacts) -> String {
     let count = |of: &str| quantization.layers.iter().filter(|layer| layer.execution == of).count();
     let (all, integers, bf16) = (quantization.layers.len(), count("int8"), count("bf16"));

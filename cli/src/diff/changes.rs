@@ -1,4 +1,4 @@
-//! Everything but constants.
+//! Differences in everything but the constants.
 
 use super::side::Side;
 use crate::source::sampler_differences;
@@ -7,12 +7,12 @@ use cqc_proto::plan::{Plan, Program, ProgramKind};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// One difference; a missing side has no such thing.
+/// One difference. A side is `None` if it has nothing of that name.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Change {
-    /// `inputs`, `sampler`, `program full` …
+    /// The part of the artifact, such as `inputs`, `sampler` or `program full`.
     pub part: String,
-    /// The name of what differs.
+    /// Its name within the part.
     pub what: String,
     pub a: Option<String>,
     pub b: Option<String>,
@@ -42,7 +42,7 @@ pub fn between(a: &Side, b: &Side) -> Vec<Change> {
     out
 }
 
-/// Things by name.
+/// Values as text, by name.
 type Things = BTreeMap<String, String>;
 
 /// Adds a change for every name with different values.
@@ -119,7 +119,7 @@ fn schedule(manifest: &Manifest) -> Things {
     ])
 }
 
-/// Where something is cached: the evaluations that run everything.
+/// The kind of every evaluation, `full` or `cached`.
 fn evaluations(plan: &Plan) -> Things {
     let kind = |e| if plan.program_at(e) == ProgramKind::Full { "full" } else { "cached" };
     (0..plan.evaluations).map(|e| (format!("{e:4}"), kind(e).to_string())).collect()
@@ -148,7 +148,7 @@ fn programs(out: &mut Vec<Change>, kind: ProgramKind, a: &Program, b: &Program) 
     }
 }
 
-/// Operators by the name of their node; of those with one name, all.
+/// Operators by the name of their node. Several operators with one name are joined.
 fn nodes(program: &Program) -> Things {
     let mut nodes = Things::new();
     for step in &program.steps {

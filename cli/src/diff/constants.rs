@@ -1,18 +1,18 @@
-//! Constants, by content.
+//! Compares constants by content.
 
 use super::side::Side;
 use cqc_proto::Tensor;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 
-/// How two sets of constants relate.
+/// The relation of two sets of constants.
 #[derive(Debug, Serialize)]
 pub struct Constants {
-    /// Pairs of the same type and bytes.
+    /// Number of pairs of the same type and bytes.
     pub equal: usize,
-    /// Pairs of the same name and type, but other bytes.
+    /// Pairs of the same name and type with different bytes.
     pub differing: Vec<Differing>,
-    /// Names of those without a partner.
+    /// Names of the constants without a partner.
     pub only_a: Vec<String>,
     pub only_b: Vec<String>,
 }
@@ -21,7 +21,7 @@ pub struct Constants {
 pub struct Differing {
     pub name: String,
     pub ty: String,
-    /// Largest absolute difference of an element; `None` if it is no number.
+    /// Largest absolute difference of two elements; `None` if it is not a number.
     pub max_abs: Option<f64>,
 }
 
@@ -32,7 +32,7 @@ impl Constants {
     }
 }
 
-/// Type and bytes.
+/// A hash of the bytes, and the type.
 type Content = ([u8; 32], String);
 
 fn content(t: &Tensor) -> Content {

@@ -1,4 +1,4 @@
-//! Artifacts and models in one form.
+//! Brings artifacts and models into one form.
 
 use crate::args::ModelArgs;
 use crate::artifact;
@@ -12,19 +12,19 @@ use cqc_proto::cq::{Manifest, SourceModel};
 use cqc_proto::plan::Plan;
 use std::path::{Path, PathBuf};
 
-/// One of the two.
+/// One of the two sides.
 pub struct Side {
-    /// Its file.
+    /// Path of the file.
     pub path: PathBuf,
     /// Size of the file.
     pub bytes: u64,
-    /// The model behind it.
+    /// The source model.
     pub source: SourceModel,
-    /// What it executes.
+    /// The plan that it executes.
     pub plan: Plan,
-    /// Of its plan, in order.
+    /// The constants of the plan, in order.
     pub constants: Vec<Tensor>,
-    /// Trajectory and settings; `None` when two models are compared.
+    /// The rest of the artifact; `None` when two models are compared.
     pub manifest: Option<Manifest>,
 }
 
@@ -35,7 +35,7 @@ impl Side {
     }
 }
 
-/// Opens both; a model beside an artifact gets its trajectory.
+/// Opens both. A model beside an artifact is compiled for the artifact's trajectory.
 pub fn open_both(a: &Path, b: &Path, reading: &ModelArgs) -> Result<(Side, Side), Failure> {
     match [a, b].map(artifact::is_artifact) {
         [true, true] => Ok((of_artifact(a)?, of_artifact(b)?)),

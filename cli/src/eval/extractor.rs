@@ -1,4 +1,4 @@
-//! A model that makes features of images.
+//! The model of `--features`, which computes features of images.
 
 use crate::args::ModelArgs;
 use crate::report::Failure;
@@ -12,36 +12,35 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Which extractor, for reports and for parts that are to be merged.
+/// Identifies an extractor, in reports and in parts that are to be merged.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Identity {
-    /// Its file.
+    /// Path of the model.
     #[serde(serialize_with = "crate::text::lossy")]
     path: PathBuf,
-    /// Hash of the file, hexadecimal.
+    /// Hash of the file, in hexadecimal.
     pub blake3: String,
-    /// The output that the features are.
+    /// Name of the output that holds the features.
     pub output: String,
-    /// Number of features.
+    /// Number of features per image.
     pub dimensions: usize,
-    /// The output that the logits are.
+    /// Name of the output that holds the logits.
     pub logits_output: Option<String>,
-    /// Number of logits; 0 without them.
+    /// Number of logits per image; 0 without them.
     pub classes: usize,
-    /// What is done to images before.
+    /// The preprocessing of images.
     preprocessing: String,
 }
 
 /// The extractor, ready to run.
 pub struct Extractor {
-    /// What it is.
     pub identity: Identity,
     engine: Engine,
     input: String,
     shape: Vec<usize>,
 }
 
-/// Features and logits, rows without gaps.
+/// Rows of features and of logits, each without gaps.
 #[derive(Default)]
 pub struct Extracted {
     pub features: Vec<f32>,
@@ -49,7 +48,7 @@ pub struct Extracted {
 }
 
 impl Extractor {
-    /// Opens it for images of `shape` `[C, H, W]`.
+    /// Opens the model for images of `shape` `[C, H, W]`.
     pub fn open(
         path: &Path,
         [features, logits]: [Option<&str>; 2],
@@ -121,7 +120,7 @@ impl Extractor {
     }
 }
 
-/// Loads the model; an input whose size is open gets that of the images.
+/// Loads the model. An input whose size is open gets that of the images.
 fn load(path: &Path, shape: &[usize]) -> Result<Model, Failure> {
     let load = |reading: &ModelArgs| Model::load(path, &reading.options(None), |_, _| {});
     match load(&ModelArgs::default()) {
@@ -140,7 +139,7 @@ fn load(path: &Path, shape: &[usize]) -> Result<Model, Failure> {
     }
 }
 
-/// An output's name and its elements per image.
+/// The name of an output and its number of elements per image.
 fn rows_of(path: &Path, outputs: &[PlanOutput], name: &str) -> Result<(String, usize), Failure> {
     let known =
         || outputs.iter().map(|o| format!("{}: {}", o.name, o.ty)).collect::<Vec<_>>().join(", ");

@@ -1,4 +1,4 @@
-//! Figures from rows; the JSON of `--json`.
+//! Computes the figures from the measured rows. [`Figures`] is the JSON of `--json`.
 
 use super::extractor;
 use super::partial::{Rows, Setup};
@@ -11,24 +11,25 @@ use cachequant::eval::precision_recall::{K, precision_recall};
 use cachequant::eval::psnr::{CAP, psnr, sqnr};
 use serde::Serialize;
 
-/// Most images of either side in precision and recall, whose cost grows with their square.
+/// Largest number of images per side in precision and recall, whose cost grows with its square.
 const MOST_NEIGHBOURS: usize = 10_000;
 
-/// Above this much clipped eigenvalue mass a distance is doubtful.
+/// Above this share of clipped eigenvalues, a distance comes with a warning.
 const MOST_CLIPPED: f64 = 1e-3;
 
 #[derive(Debug, Serialize)]
 pub struct Figures {
     #[serde(flatten)]
     pub setup: Setup,
-    /// Samples that were measured, the first one's number.
+    /// Number of samples that were measured; `first` is the index of the first one.
     pub measured: usize,
     pub first: usize,
     pub psnr: Psnr,
     pub ssim: Option<Summary>,
-    /// All samples together, on floats; infinite (null) for identical ones.
+    /// Signal-to-noise ratio of all samples together, on floats; infinite (null) for identical
+    /// ones.
     pub sqnr_db: f64,
-    /// Mean relative error after every evaluation; `None` if the two make different ones.
+    /// Mean relative error after every evaluation; `None` if the two make different evaluations.
     pub trajectory: Option<Vec<f64>>,
     pub features: Option<Features>,
     pub warnings: Vec<String>,
@@ -39,7 +40,7 @@ pub struct Summary {
     pub mean: f64,
     pub median: f64,
     pub min: f64,
-    /// Bootstrap over images: 95 % of the means of 1000 resamples.
+    /// 95 % interval of the mean from a bootstrap over images with 1000 resamples.
     pub interval: [f64; 2],
 }
 
@@ -47,11 +48,11 @@ pub struct Summary {
 pub struct Psnr {
     #[serde(flatten)]
     pub of: Summary,
-    /// How many are at the cap of 100 dB.
+    /// Number of images that are identical and count as 100 dB.
     pub identical: usize,
-    /// The largest difference there could be.
+    /// The peak: the largest possible difference of two elements.
     pub peak: f64,
-    /// What is compared: `uint8` or `float`.
+    /// The form that is compared: `uint8` or `float`.
     pub on: &'static str,
 }
 
@@ -86,9 +87,9 @@ pub struct PrecisionRecall {
     pub precision: f64,
     pub recall: f64,
     pub k: usize,
-    /// Images that were used.
+    /// Number of generated images that were used.
     pub generated: usize,
-    /// Real images, or the reference's.
+    /// The other side: real images, or those of the reference.
     pub against: &'static str,
     pub against_count: usize,
 }
@@ -98,7 +99,7 @@ pub struct Score {
     pub mean: f64,
     pub deviation: f64,
     pub splits: usize,
-    /// Images of a split; the last one may have fewer.
+    /// Number of images of a split; the last split may have fewer.
     pub split: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Samples both and measures every pair.
+//! Samples both sides and measures every pair of samples.
 
 use super::EvalArgs;
 use super::extractor::Extractor;
@@ -15,9 +15,9 @@ use cachequant::recipe::Array;
 use cqc_runtime::engine::EngineOptions;
 use std::path::Path;
 
-/// Everything opened.
+/// Both sides and the extractor, opened.
 pub struct Measure {
-    /// What is compared with what.
+    /// Describes the comparison.
     pub setup: Setup,
     lockstep: Lockstep,
     extractor: Option<Extractor>,
@@ -72,7 +72,7 @@ impl Measure {
         Ok(Measure { setup, lockstep, extractor })
     }
 
-    /// Samples and measures them all.
+    /// Computes and measures all samples.
     pub fn run(&mut self, quiet: bool) -> Result<Rows, Failure> {
         let mut rows = Rows { first: self.lockstep.range.start, ..Rows::default() };
         let mut progress = self.lockstep.progress("sampling", quiet);
@@ -121,7 +121,8 @@ impl Measure {
     }
 }
 
-/// A hash of everything that the samples depend on besides models, seed and guidance.
+/// A hash of everything that the samples depend on besides the models, the seed and the guidance
+/// scale.
 fn inputs_hash(args: &SamplingArgs) -> Result<String, Failure> {
     let mut text = format!("labels {:?}, null {:?}", args.labels, args.null_label);
     for named in args.cond.iter().chain(&args.null_cond) {

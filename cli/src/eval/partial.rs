@@ -1,8 +1,8 @@
-//! What was measured, one row per sample, and the files that hold it.
+//! The measurements, one row per sample, and the files that hold them.
 //!
-//! Figures are computed from these rows alone and in their order, so parts that are put together
-//! give exactly the figures of the whole. A part is an `.npz` of the columns below; `setup` is its
-//! JSON as bytes, `first` the number of its first sample.
+//! Figures are computed from these rows alone and in their order, so merged parts give exactly the
+//! figures of one run. A part is an `.npz` of the columns of [`Rows`]; `setup` is the JSON of
+//! [`Setup`] as bytes, and `first` the index of its first sample.
 
 use super::extractor;
 use crate::report::Failure;
@@ -11,48 +11,48 @@ use cqc_proto::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// Version of the files of parts.
+/// Version of the format of these files.
 pub const FORMAT: u32 = 1;
 
-/// What is compared with what.
+/// Describes the comparison.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Setup {
-    /// [`FORMAT`] of the writer.
+    /// [`FORMAT`] of the program that wrote the part.
     pub format: u32,
     /// The artifact.
     pub artifact: File,
-    /// What it is held against.
+    /// The reference.
     pub reference: File,
-    /// Samples of all shards.
+    /// Number of samples of all shards.
     pub samples: usize,
-    /// Of the noise.
+    /// Seed of the noise.
     pub seed: u64,
     /// Guidance scale of the artifact.
     pub guidance: f32,
-    /// Hash of labels, conditions and given noise.
+    /// Hash of the labels, the conditions and the given noise.
     pub inputs: String,
-    /// ModelArgs of a sample.
+    /// Shape of a sample, without the axis of the batch.
     pub shape: Vec<usize>,
-    /// Evaluations, 0 if the two make different ones.
+    /// Number of evaluations; 0 if the two make different ones.
     pub evaluations: usize,
-    /// What made the features.
+    /// The model that computed the features.
     pub extractor: Option<extractor::Identity>,
 }
 
-/// A denoiser's file.
+/// The file of one side.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct File {
-    /// Its name.
+    /// Its path.
     #[serde(serialize_with = "crate::text::lossy")]
     pub path: PathBuf,
-    /// Its hash, hexadecimal.
+    /// Its hash, in hexadecimal.
     pub blake3: String,
-    /// Sampling steps.
+    /// Number of sampler steps.
     pub steps: usize,
 }
 
 impl Setup {
-    /// Channels, height and width if the samples are images.
+    /// Channels, height and width, if the samples are images.
     pub fn image_size(&self) -> Option<[usize; 3]> {
         match self.shape[..] {
             [c @ (1 | 3), h, w] => Some([c, h, w]),
@@ -60,12 +60,12 @@ impl Setup {
         }
     }
 
-    /// Whether the samples have an SSIM: they are images, and no smaller than its window.
+    /// Whether the samples have an SSIM: they are images and at least as large as its window.
     pub fn has_ssim(&self) -> bool {
         self.image_size().is_some_and(|[_, h, w]| h >= 11 && w >= 11)
     }
 
-    /// What parts of one whole agree in: everything but names of files.
+    /// The facts in which the parts of one comparison agree: everything but the names of files.
     fn key(&self) -> String {
         let extractor = self.extractor.as_ref().map(|e| (&e.blake3, &e.output, &e.logits_output));
         let files = [&self.artifact, &self.reference].map(|f| (&f.blake3, f.steps));
@@ -74,38 +74,38 @@ impl Setup {
     }
 }
 
-/// One row per sample in every column that is used.
+/// The measurements: one row per sample in every column that is used.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rows {
-    /// Number of the first sample.
+    /// Index of the first sample.
     pub first: usize,
     /// Mean square error: of bytes if the samples are images, else of floats.
     pub mse: Vec<f64>,
-    /// Of images that are large enough.
+    /// SSIM of images that are large enough.
     pub ssim: Vec<f64>,
     /// Σx² of the reference.
     pub signal: Vec<f64>,
     /// Σ(x−y)².
     pub noise: Vec<f64>,
-    /// Least element of the reference.
+    /// Smallest element of the reference.
     pub low: Vec<f64>,
-    /// Its largest element.
+    /// Largest element of the reference.
     pub high: Vec<f64>,
     /// Relative error after every evaluation.
     pub trajectory: Vec<f64>,
-    /// Of the artifact's samples, of the reference's.
+    /// Features of the artifact's samples and of the reference's.
     pub features: [Vec<f32>; 2],
-    /// Of the artifact's samples, of the reference's.
+    /// Logits of the artifact's samples and of the reference's.
     pub logits: [Vec<f32>; 2],
 }
 
 impl Rows {
-    /// How many samples.
+    /// Number of samples.
     pub fn count(&self) -> usize {
         self.mse.len()
     }
 
-    /// Columns by name.
+    /// The columns by name.
     fn columns(&mut self) -> [(&'static str, Column<'_>); 11] {
         use Column::{F32, F64};
         let [features_a, features_r] = &mut self.features;
@@ -211,7 +211,7 @@ fn read(path: &Path) -> Result<(Setup, Rows), Failure> {
     Ok((setup, rows))
 }
 
-/// Puts all parts of a whole together, in whatever order they are given.
+/// Merges all parts of a comparison, given in any order.
 pub fn merge(paths: &[PathBuf]) -> Result<(Setup, Rows), Failure> {
     let mut parts = paths.iter().map(|p| Ok((p, read(p)?))).collect::<Result<Vec<_>, Failure>>()?;
     parts.sort_by_key(|(_, (_, rows))| rows.first);

@@ -1,4 +1,4 @@
-//! Real images, as statistics or features.
+//! Statistics and features of real images.
 
 use crate::report::Failure;
 use cachequant::eval::frechet::Gaussian;
@@ -8,28 +8,28 @@ use cqc_proto::Tensor;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// What is known of real images; possibly nothing.
+/// What is given about real images; both may be absent.
 pub struct Real {
-    /// For Frechet distances.
+    /// Mean and covariance, for Frechet distances.
     pub statistics: Option<(Source, Gaussian)>,
-    /// For precision and recall: rows of features, and their number.
+    /// Rows of features and their number, for precision and recall.
     pub features: Option<(Source, Vec<f32>, usize)>,
 }
 
 /// A file of statistics or features.
 #[derive(Clone, Debug, Serialize)]
 pub struct Source {
-    /// Its name.
+    /// Its path.
     #[serde(serialize_with = "crate::text::lossy")]
     path: PathBuf,
-    /// Its hash, hexadecimal.
+    /// Its hash, in hexadecimal.
     blake3: String,
-    /// Images behind it, if it tells.
+    /// Number of images from which it was computed, if the file tells.
     pub count: Option<u64>,
 }
 
 impl Real {
-    /// Reads what is given.
+    /// Reads the files that are given.
     pub fn read(statistics: Option<&Path>, features: Option<&Path>) -> Result<Real, Failure> {
         Ok(Real {
             statistics: statistics.map(read_statistics).transpose()?,
@@ -37,7 +37,7 @@ impl Real {
         })
     }
 
-    /// Checks that they are of an extractor with so many features.
+    /// Refuses files of an extractor with another number of features than `wanted`.
     pub fn check_dimensions(&self, wanted: usize) -> Result<(), Failure> {
         let statistics = self.statistics.iter().map(|(source, g)| (source, g.dimensions()));
         let features =

@@ -1,4 +1,4 @@
-//! Figures for people.
+//! The figures of `eval` as text.
 
 use super::figures::{Distance, Features, Figures, Score, Summary};
 use crate::text::columns;

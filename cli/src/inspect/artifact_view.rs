@@ -1,4 +1,4 @@
-//! An artifact for people and as JSON.
+//! The text and the JSON that `inspect` prints of an artifact.
 
 use super::{caching_view, quant_view};
 use crate::report::Failure;
@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::Path;
 
-/// Programs that do something, the step first, with their activations for one sample (or the fixed
-/// batch).
+/// The programs that are not empty, the full step first, with the bytes of their activations for
+/// one sample (or for the batch size that the model fixes).
 fn programs(artifact: &Artifact) -> Result<Vec<(ProgramKind, usize)>, Failure> {
     let plan = &artifact.manifest().plan;
     let batch = plan.fixed_batch.unwrap_or(1);
@@ -41,7 +41,7 @@ fn programs(artifact: &Artifact) -> Result<Vec<(ProgramKind, usize)>, Failure> {
     Ok(used.map(|kind| (kind, bytes(kind))).collect())
 }
 
-/// Bytes of everything the steps write.
+/// Bytes of all values that the steps of a program write.
 fn written_bytes(program: &Program, rows: i64, symbol: Option<&str>) -> usize {
     let bindings = symbol.into_iter().map(|s| (s.into(), rows)).collect();
     let written = program
@@ -55,7 +55,7 @@ fn written_bytes(program: &Program, rows: i64, symbol: Option<&str>) -> usize {
         .fold(0, usize::saturating_add)
 }
 
-/// Constants that hold a row per evaluation.
+/// The constants that have a row per evaluation.
 fn tables(artifact: &Artifact) -> BTreeSet<usize> {
     let plan = &artifact.manifest().plan;
     let values = ProgramKind::ALL.into_iter().flat_map(|kind| &plan.program(kind).values);
@@ -63,7 +63,7 @@ fn tables(artifact: &Artifact) -> BTreeSet<usize> {
     values.filter_map(|v| table(v.source)).collect()
 }
 
-/// Bytes of all float constants as f32, and of the others as they are.
+/// Bytes of all constants if float ones were stored as f32.
 fn float_bytes(artifact: &Artifact) -> usize {
     let size = |ty: &ValueType| {
         let element = if ty.dtype.is_float() { 4 } else { ty.dtype.size() };
@@ -119,7 +119,7 @@ pub fn json(artifact: &Artifact) -> Result<Value, Failure> {
     Ok(view)
 }
 
-/// Whole time steps as whole numbers.
+/// Time steps; whole ones as whole numbers.
 fn timesteps(artifact: &Artifact) -> Result<Vec<Value>, Failure> {
     let number = |t: f64| if t.fract() == 0.0 { json!(t as i64) } else { json!(t) };
     Ok(crate::artifact::timesteps(artifact)?.into_iter().map(number).collect())
@@ -192,7 +192,7 @@ fn loop_text(artifact: &Artifact, out: &mut String) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The scale of guidance and where it goes, and what else the loop fills by itself.
+/// The guidance scale, where it goes, and the other inputs that the loop fills by itself.
 fn guidance(manifest: &Manifest) -> String {
     let mut text = match manifest.guidance {
         scale if manifest.takes_guidance() => format!("{scale}, an input of the network"),
@@ -217,7 +217,7 @@ fn guidance(manifest: &Manifest) -> String {
     text
 }
 
-/// Which other numbers of steps `sample --steps` takes, and what becomes of what was fitted.
+/// The other numbers of steps that `sample --steps` takes, and what becomes of the fitted tables.
 fn other_steps(artifact: &Artifact) -> Result<String, Failure> {
     let manifest = &artifact.manifest();
     let possible = match possible(manifest)? {
@@ -232,7 +232,7 @@ fn other_steps(artifact: &Artifact) -> Result<String, Failure> {
     Ok(match &possible[..] {
         "" => "none".to_string(),
         _ if is_fitted => {
-            format!("{possible}; ranges and corrections are interpolated between time steps")
+            format!("{possible}; ranges and corrections are then interpolated between time steps")
         }
         _ => possible,
     })
@@ -261,7 +261,7 @@ fn programs_text(artifact: &Artifact, out: &mut String) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Most tables shown.
+/// Number of tables that are shown at most.
 const SHOWN: usize = 12;
 
 fn tables_text(artifact: &Artifact, out: &mut String) {

@@ -1,4 +1,4 @@
-//! What an artifact caches: schedule, cut, corrections.
+//! The caching of an artifact: schedule, cut and corrections.
 
 use crate::text::{bytes, short};
 use cachequant::report::cost;
@@ -7,7 +7,7 @@ use cqc_runtime::Artifact;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
-/// The keys `schedule`, `cut`, `corrections` and `calibration` of `inspect --json`.
+/// Adds the keys `schedule`, `cut`, `corrections` and `calibration` of `inspect --json`.
 pub fn add_json(artifact: &Artifact, view: &mut Value) {
     let (manifest, plan) = (&artifact.manifest(), &artifact.manifest().plan);
     let all: Vec<usize> = (0..plan.evaluations).collect();
@@ -41,13 +41,13 @@ pub fn add_json(artifact: &Artifact, view: &mut Value) {
         None => Value::Null,
         Some(method) => {
             let tables: Vec<Value> = tables.collect();
-            // one cached tensor is the usual case: its tables stand alone
+            // Usually there is one cached tensor; its tables then stand alone.
             json!({"method": method, "cache": if tables.len() == 1 { tables[0].clone() } else { json!(tables) }})
         }
     };
 }
 
-/// The lines of the loop's text view.
+/// The lines about caching in the text view.
 pub fn text(artifact: &Artifact) -> String {
     let (manifest, plan) = (&artifact.manifest(), &artifact.manifest().plan);
     let (Schedule::Cached(schedule), Some(cache)) = (&manifest.schedule, &plan.cache) else {
@@ -63,7 +63,7 @@ pub fn text(artifact: &Artifact) -> String {
         full.len(),
         plan.evaluations
     );
-    // a strip: # is full, · is cached
+    // a strip with a mark per evaluation: # is full, · is cached
     let strip: String = (0..plan.evaluations)
         .map(|e| if full.binary_search(&e).is_ok() { '#' } else { '·' })
         .collect();

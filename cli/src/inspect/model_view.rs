@@ -1,4 +1,4 @@
-//! A model for people and as JSON.
+//! The text and the JSON that `inspect` prints of a model.
 
 use crate::text::{bytes, columns, grouped, short};
 use cachequant::model::{Companion, Model, count_ops};
@@ -16,13 +16,13 @@ pub fn macs(graph: &Graph) -> Dim {
     costs.fold(Dim::default(), |sum, macs| sum.add(&macs).unwrap_or(sum))
 }
 
-/// The value for one sample.
+/// The value of `dim` for one sample.
 pub fn per_sample(dim: &Dim, batch_symbol: Option<&str>) -> i64 {
     let one: Bindings = batch_symbol.into_iter().map(|s| (s.into(), 1)).collect();
     dim.eval(&one).unwrap_or(0)
 }
 
-/// A model seen as the network of a denoising loop.
+/// A model as the network of a denoising loop.
 struct Denoiser {
     saved: Saved,
     step: Graph,
@@ -34,7 +34,8 @@ struct Denoiser {
 fn denoiser(model: &Model) -> Option<Denoiser> {
     let network = model.network().ok()?;
     let roles = network.roles();
-    // whatever the sampler and its steps, the same nodes leave the loop
+    // The same nodes leave the loop for every sampler and number of steps, so one time step is
+    // enough.
     let bound = bind::bind(&network.graph, &roles, model.batch_symbol.as_deref(), &[1.0]).ok()?;
     let batch = match &model.batch_symbol {
         Some(symbol) => Batch::Symbol(symbol),
@@ -146,12 +147,14 @@ pub fn text(model: &Model) -> String {
         write!(out, "\noperators after import and after the passes\n{}", columns(&op_rows(model)));
     let left = model.left_over();
     if !left.is_empty() {
-        let _ = writeln!(out, "  left decomposed: {}", listed(&left));
+        let _ = writeln!(out, "  not fused: {}", listed(&left));
     }
     let _ = write!(out, "\npasses\n{}", columns(&pass_rows(model)));
     refusals(model, &mut out);
     match denoiser(model) {
-        None => out.push_str("\nno denoiser: it can be run, but not sampled from\n"),
+        None => out.push_str(
+            "\nnot a denoiser: `cqc run` can evaluate it, but it cannot be sampled from\n",
+        ),
         Some(d) => {
             left_the_loop(model, &d.saved, &mut out);
             cuts(&d, &mut out);
@@ -183,7 +186,7 @@ fn pass_rows(model: &Model) -> Vec<Vec<String>> {
     model.report.replaced.iter().map(|(pass, n)| vec![pass.to_string(), n.to_string()]).collect()
 }
 
-/// Most refusals shown.
+/// Number of refused cuts that are shown at most.
 const SHOWN: usize = 20;
 
 fn refusals(model: &Model, out: &mut String) {
@@ -209,12 +212,12 @@ fn left_the_loop(model: &Model, s: &Saved, out: &mut String) {
         row("tables, per time step", &s.table_macs, s.table_weight_bytes),
         row("preludes, per request", &s.prelude_macs, s.prelude_weight_bytes),
     ];
-    let _ = write!(out, "\nleaves the denoising loop\n{}", columns(&rows));
+    let _ = write!(out, "\nmoves out of the denoising loop\n{}", columns(&rows));
 }
 
 fn cuts(d: &Denoiser, out: &mut String) {
     if d.cuts.is_empty() {
-        out.push_str("\nno skip connection or residual chain to cache across\n");
+        out.push_str("\nthere is no skip connection or residual chain to cache across\n");
         return;
     }
     let row = |cut: &Cut| {

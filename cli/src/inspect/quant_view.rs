@@ -1,17 +1,17 @@
-//! How an artifact's layers are quantized.
+//! The quantization of an artifact's layers.
 //!
-//! The key `quant` of `inspect --json` has a list of layers in the order of execution. Of each:
+//! The key `quant` of `inspect --json` has a list of layers in the order of execution. Each has:
 //!
-//! * `weight_scale`: per output channel a number, or, where its inputs are in segments (the parts
-//!   of a concat), a list of one number per segment. `null` without weights. A weight is code ·
-//!   scale.
-//! * `activation_scale`, `activation_zero_point`: per evaluation a number, or, where the layer
-//!   reads several inputs (q, k and v) or segments, a list: inputs in their order, of each its
-//!   segments. A value is (code − zero point) · scale, codes 0 to 255. Scale 0: the evaluation does
-//!   not run the layer.
+//! * `weight_scale`: a number per output channel. If the inputs are in segments (the parts of a
+//!   concatenation), it is a list of one number per segment. It is `null` without weights. A weight
+//!   is code · scale.
+//! * `activation_scale` and `activation_zero_point`: a number per evaluation. If the layer reads
+//!   several inputs (q, k and v) or segments, it is a list of the inputs in their order, and of the
+//!   segments of each. A value is (code − zero point) · scale, with codes from 0 to 255. A scale of
+//!   0 means that the evaluation does not run the layer.
 //!
-//! `corrections.quant` lists the layers whose sums are corrected to `a · sum + b`, `b` with the
-//! layer's own bias, both `[evaluations][channels]`.
+//! `corrections.quant` lists the layers whose sums are corrected to `a · sum + b`. `b` includes the
+//! layer's own bias. Both are `[evaluations][channels]`.
 
 use crate::report::Failure;
 use crate::text::{bytes, columns};
@@ -24,18 +24,18 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// What executes a quantized layer on this CPU.
+/// The kernel that executes a quantized layer on this CPU.
 fn kernel(execution: Execution) -> &'static str {
     match execution {
         Execution::Int8 => "int8",
         Execution::Bf16 => "bf16",
-        // there is no kernel for its sizes, or this CPU has no instruction for it
+        // no kernel fits its sizes, or this CPU lacks the instructions
         Execution::F32 | Execution::Definition => "rounded f32",
         Execution::Fused => "none",
     }
 }
 
-/// The keys `quant` and `corrections.quant`; `corrections` has its other keys already.
+/// Adds the keys `quant` and `corrections.quant`; `corrections` has its other keys already.
 pub fn add_json(artifact: &Artifact, view: &mut Value) -> Result<(), Failure> {
     let quant = &artifact.manifest().quant;
     let Some(of) = quant.quantized() else {
@@ -83,7 +83,7 @@ fn layer_json(artifact: &Artifact, layer: &QuantizedLayer, execution: Execution)
     })
 }
 
-/// Scales and zero points `[evaluations][inputs · segments]`; no rows where the input is float.
+/// Scales and zero points, `[evaluations][inputs · segments]`; no rows where the input is float.
 fn activations(artifact: &Artifact, layer: &QuantizedLayer) -> [Vec<Vec<f32>>; 2] {
     let joined = |table: &dyn Fn(usize) -> usize| {
         let evaluations =
@@ -99,7 +99,7 @@ fn activations(artifact: &Artifact, layer: &QuantizedLayer) -> [Vec<Vec<f32>>; 2
     [joined(&|i| layer.inputs[i].scale), joined(&|i| layer.inputs[i].zero_point)]
 }
 
-/// One number stands alone.
+/// A row of one number as that number, another row as a list.
 fn alone(row: &[f32]) -> Value {
     if let [one] = row { json!(one) } else { json!(row) }
 }
@@ -109,7 +109,7 @@ fn whole(row: &[f32]) -> Value {
     if let [one] = row[..] { json!(one) } else { json!(row) }
 }
 
-/// The line of the loop's text view.
+/// The lines about quantization in the text view.
 pub fn text(artifact: &Artifact) -> Result<String, Failure> {
     let quant = &artifact.manifest().quant;
     let Some(of) = quant.quantized() else { return Ok("  quant      none\n".into()) };
@@ -124,7 +124,7 @@ pub fn text(artifact: &Artifact) -> Result<String, Failure> {
     if !quant.has_integers() {
         let bf16 = count(Execution::Bf16);
         return Ok(format!(
-            "  quant      {}, {layers} layers; this CPU multiplies {bf16} of them as such\n",
+            "  quant      {}, {layers} layers; this CPU multiplies {bf16} of them in bf16\n",
             quant.name()
         ));
     }
@@ -137,10 +137,10 @@ pub fn text(artifact: &Artifact) -> Result<String, Failure> {
     ))
 }
 
-/// Most layers shown.
+/// Number of layers that are shown at most.
 const SHOWN: usize = 8;
 
-/// Layers, quantized and float.
+/// The layers that are quantized and those that stay float.
 pub fn layers_text(artifact: &Artifact) -> String {
     let Some(of) = artifact.manifest().quant.quantized() else { return String::new() };
     let plan = &artifact.manifest().plan;
@@ -178,7 +178,7 @@ pub fn layers_text(artifact: &Artifact) -> String {
     out
 }
 
-/// What each input, or segment, can hold over all evaluations.
+/// The range of each input or segment over all evaluations.
 fn ranges(artifact: &Artifact, layer: &QuantizedLayer) -> Vec<String> {
     let [scales, zeros] = activations(artifact, layer);
     let columns = scales.first().map_or(0, Vec::len);
@@ -190,7 +190,7 @@ fn ranges(artifact: &Artifact, layer: &QuantizedLayer) -> Vec<String> {
     (0..columns).map(|column| range(column).map_or("not run".into(), text)).collect()
 }
 
-/// Layers that stay float, by reason.
+/// The layers that stay float, by reason.
 fn float_text(of: &QuantizedLoop) -> String {
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     of.float_layers

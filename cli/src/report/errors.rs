@@ -1,4 +1,5 @@
-//! The libraries' errors as failures: which exit code, which facts.
+//! Turns the errors of the libraries into failures: it chooses the exit code, the facts and the
+//! advice.
 
 use super::{Exit, Failure};
 use crate::start;
@@ -59,12 +60,12 @@ impl From<FileError> for Failure {
     }
 }
 
-/// The network is no denoiser of the kind that was asked for.
+/// The failure for a network that does not predict what the sampler expects.
 fn misread_model(misread: Misread) -> Failure {
     let Misread { name, score, fits, tried } = misread;
     let failure = Failure::new(
         Exit::Unsupported,
-        format!("the loop would draw noise: the model does not predict what was assumed ({name})"),
+        format!("the model does not predict what the sampler expects ({name}); its samples would be noise"),
     )
     .fact("seen", score);
     match fits {
@@ -73,8 +74,13 @@ fn misread_model(misread: Misread) -> Failure {
             .help(options)
             .help("--trust compiles it as it is"),
         None => failure
-            .fact("tried", format!("{tried} readings, and none fits"))
-            .help("give the model's own --scheduler-config; --trust compiles it as it is"),
+            .fact(
+                "tried",
+                format!("{tried} combinations of prediction and noise schedule; none fits"),
+            )
+            .help(
+                "give the model's own --scheduler-config, or compile it without the test: --trust",
+            ),
     }
 }
 
@@ -96,10 +102,10 @@ impl From<ModelError> for Failure {
         match e {
             ModelError::Import { path, source } => import(&path, source),
             ModelError::File(e) => e.into(),
-            ModelError::Pass(e) => Failure::failed("a pass broke the graph: this is a bug of cqc, not of the model")
+            ModelError::Pass(e) => Failure::failed("a pass produced an invalid graph; this is a bug of cqc, not of the model")
                 .fact("pass", e.pass)
                 .fact("seen", e.cause)
-                .help("please report it with the model; --stop-after N avoids the pass in `run` and `inspect`"),
+                .help("please report the bug with the model; in `run` and `inspect`, --stop-after N avoids the pass"),
             ModelError::NotADenoiser { path, reason } => {
                 Failure::failed(format!("{} is not a denoiser that can be sampled from", path.display()))
                     .fact("seen", reason)
@@ -116,7 +122,7 @@ impl From<ModelError> for Failure {
                         .fact("wants", PLACES.join(", "));
                 match broken {
                     Some(link) => failure
-                        .fact("seen", format!("{} is a link to no file", link.display()))
+                        .fact("seen", format!("{} is a link whose target does not exist", link.display()))
                         .help("download the model again"),
                     None => failure.help(
                         "export the pipeline to ONNX first, e.g. with optimum-cli export onnx",
@@ -187,7 +193,8 @@ fn import(path: &Path, e: ImportError) -> Failure {
     }
 }
 
-/// Everything that options have to fix, with what the configurations beside the model propose.
+/// The failure for sizes that the model leaves open. It lists every size with the values that the
+/// configuration files beside the model propose, and the options that set them.
 fn open_sizes(path: &Path, open: &[OpenSize]) -> Failure {
     let proposed = sizes::propose(path, open);
     let s = if open.len() == 1 { " is" } else { "s are" };
@@ -241,7 +248,7 @@ impl From<CalibrateError> for Failure {
             CalibrateError::Samples(_) => Failure::usage(what).help("more --calib-samples"),
             CalibrateError::CutInvariant { .. } => Failure::failed(what),
             CalibrateError::NotFinite { .. } => Failure::failed(what).help(
-                "--quant none tells whether the float model itself goes astray with this sampler",
+                "compile with --quant none to see whether the float model fails with this sampler, too",
             ),
         }
     }
@@ -259,11 +266,11 @@ impl From<EngineError> for Failure {
                 .fact("limit", format!("{limit} bytes"))
                 .help("a smaller --batch"),
             EngineError::NoMemory(e) => no_memory(&e),
-            EngineError::NoArena(e) => Failure::failed("the system refuses a block of memory")
+            EngineError::NoArena(e) => Failure::failed("the system does not allocate a block of memory")
                 .fact("needed", format!("{} bytes", e.bytes))
                 .help("a smaller --batch, or a higher limit (ulimit -v)"),
             EngineError::NoValue { name } => Failure::usage(format!("the model computes no value `{name}`"))
-                .help("`cqc inspect MODEL --stop-after 99` prints what is left after the passes, with names"),
+                .help("`cqc inspect MODEL --stop-after 99` prints the names of the values that are left after the passes"),
             EngineError::MissingInput { name, expected } => {
                 Failure::usage(format!("input `{name}` is missing")).fact("wants", expected)
             }
@@ -271,7 +278,7 @@ impl From<EngineError> for Failure {
                 Failure::usage(format!("the model has no input `{name}`")).fact("known", known)
             }
             EngineError::InputType { name, dtype, shape, expected } => {
-                Failure::failed(format!("input `{name}` has the wrong type"))
+                Failure::failed(format!("input `{name}` has the wrong type or shape"))
                     .fact("wants", expected)
                     .fact("seen", format!("{dtype} {shape:?}"))
             }
@@ -299,7 +306,7 @@ impl From<ProgramError> for Failure {
                 Failure::failed(format!("the tables cannot be computed at time step {timestep}")).fact("seen", source)
             }
             ProgramError::Bind(BindError::Fractional { input, dtype, timestep }) => {
-                Failure::usage(format!("input `{input}` takes {dtype} time steps, and the sampler's are others"))
+                Failure::usage(format!("input `{input}` takes {dtype} time steps, which cannot hold those of the sampler"))
                     .fact("input", format!("{input}   {dtype}"))
                     .fact("seen", timestep)
                     .help("export the model with a float time step, or use another --sampler or timestep_spacing")
@@ -312,7 +319,7 @@ impl From<ProgramError> for Failure {
 
 impl From<RetimeError> for Failure {
     fn from(e: RetimeError) -> Failure {
-        let what = "the artifact cannot be run with so many steps";
+        let what = "the artifact cannot be run with this number of steps";
         match e {
             RetimeError::Sampler(e) => e.into(),
             RetimeError::Engine(e) => e.into(),
@@ -327,7 +334,7 @@ impl From<RetimeError> for Failure {
                 .fact("seen", &e)
                 .help("compile with --steps for that number, or without --variance-compensation"),
             RetimeError::NotFinite { .. } | RetimeError::Count { .. } => {
-                Failure::usage("these time steps make no loop").fact("seen", &e)
+                Failure::usage("these time steps do not form a loop").fact("seen", &e)
             }
             RetimeError::Fixed | RetimeError::Fractional { .. } => {
                 Failure::usage(what).fact("seen", &e).help("compile with --steps for that number")
@@ -341,7 +348,7 @@ impl From<DenoiseError> for Failure {
         let what = e.to_string();
         match e {
             DenoiseError::Engine(e) => e.into(),
-            DenoiseError::NoNull => Failure::usage("guidance needs what the unconditional half gets").help(
+            DenoiseError::NoNull => Failure::usage("guidance needs a null condition for the unconditional half").help(
                 "--null-label K or --null-cond NAME=FILE.npy, here or when compiling; --guidance 1 switches it off",
             ),
             DenoiseError::Rows { name, shape, samples, row } => {
@@ -358,7 +365,7 @@ impl From<DenoiseError> for Failure {
             }
             DenoiseError::NotGuided { .. } => Failure::usage(what),
             DenoiseError::Guiding(_) => Failure::usage(what)
-                .help("--guidance-rescale 0 and --guidance-interval 0..1 switch them off"),
+                .help("--guidance-rescale 0 and --guidance-interval 0..1 turn them off"),
             DenoiseError::Guidance { .. } => {
                 Failure::usage(what).help("--guidance 1 switches it off")
             }
@@ -419,7 +426,7 @@ impl From<CompileError> for Failure {
                 path.iter().fold(failure, |failure, path| failure.fact("file", path.display()))
             }
             CompileError::ScheduleFile { path, reason } => {
-                Failure::failed(format!("{} holds no schedule", path.display()))
+                Failure::failed(format!("{} does not hold a schedule", path.display()))
                     .fact("seen", reason)
             }
             CompileError::Condition(e) => e.into(),
@@ -428,7 +435,7 @@ impl From<CompileError> for Failure {
             ))
             .help("`cqc inspect MODEL --stop-after 99` prints its nodes"),
             CompileError::Weights(bad) => {
-                let failure = Failure::failed("weights of the model are not finite");
+                let failure = Failure::failed("the model has weights that are not finite");
                 bad.iter()
                     .fold(failure, |failure, bad| failure.fact("seen", bad))
                     .help("export the model again, from a checkpoint whose weights are finite")
@@ -447,7 +454,8 @@ impl From<CompileError> for Failure {
     }
 }
 
-/// Options that contradict each other, as they stand on the command line.
+/// The failure for options that contradict each other or have no effect, written as on the command
+/// line.
 fn contradict(found: &[Contradiction]) -> Failure {
     let option = |c: &Contradiction| match &c.value {
         Some(value) => format!("--{} {value}", c.option),
@@ -462,10 +470,8 @@ fn contradict(found: &[Contradiction]) -> Failure {
         [one] => Failure::usage(format!("{}: {}{}", option(one), one.reason, because(one)))
             .help("leave it out"),
         several => {
-            let what = format!(
-                "{} options contradict the others or have no effect with them",
-                several.len()
-            );
+            let what =
+                format!("{} options contradict others or have no effect with them", several.len());
             let failure = Failure::usage(what);
             let line = |c: &Contradiction| format!("{}: {}{}", option(c), c.reason, because(c));
             several
@@ -516,7 +522,7 @@ impl From<ConditionError> for Failure {
     }
 }
 
-/// More memory is needed than there is.
+/// The failure for a lack of memory.
 fn no_memory(e: &NoMemory) -> Failure {
     let help = match e.available.bound {
         Bound::Option => "raise --max-memory, or ask for less at once: --batch, -n",

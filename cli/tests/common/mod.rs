@@ -1,4 +1,4 @@
-//! What the tests of the command line share: the built `cqc`, and models.
+//! Shared by the tests of the command line: the built `cqc`, and models.
 #![allow(dead_code)] // every test file compiles its own copy and uses a part of it
 
 use serde_json::Value;
@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// What a command printed, and how it ended.
+/// The output of a command, and its exit code.
 pub struct Ran {
     pub code: i32,
     pub stdout: String,
@@ -14,13 +14,13 @@ pub struct Ran {
 }
 
 impl Ran {
-    /// The object that it printed, where it must succeed.
+    /// The JSON object that a successful command printed.
     pub fn json(&self) -> Value {
         assert_eq!(self.code, 0, "{}", self.stderr);
         self.object()
     }
 
-    /// The object that it printed, and nothing else, whatever the exit code says.
+    /// The JSON object that the command printed and nothing else, whatever its exit code.
     pub fn object(&self) -> Value {
         assert_eq!(self.stdout.lines().count(), 1, "one object and nothing else: {}", self.stdout);
         serde_json::from_str(&self.stdout)
@@ -28,7 +28,7 @@ impl Ran {
     }
 }
 
-/// The built `cqc` with these arguments.
+/// Runs the built `cqc` with these arguments.
 pub fn cqc<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Ran {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cqc"));
     let Output { status, stdout, stderr } =
@@ -41,12 +41,12 @@ pub fn cqc<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Ran {
     }
 }
 
-/// A command line in which words are separated by spaces.
+/// Runs a command line whose words are separated by spaces.
 pub fn line(text: &str) -> Ran {
     cqc(text.split_whitespace())
 }
 
-/// The same, where it must succeed.
+/// Runs a command line that must succeed.
 pub fn done(text: &str) -> Ran {
     let ran = line(text);
     assert_eq!(ran.code, 0, "{text}: {}", ran.stderr);
@@ -58,7 +58,7 @@ pub fn model(name: &str) -> PathBuf {
     tests().join("models").join(format!("{name}.onnx"))
 }
 
-/// The folder of models and artifacts.
+/// The directory of models and artifacts.
 pub fn tests() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests")
 }

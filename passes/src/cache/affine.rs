@@ -1,27 +1,29 @@
-//! Correction of a cached tensor (CacheQuant's decoupled error correction): per evaluation and
-//! channel, the affine map of what is stored that comes nearest to what it stands for.
+//! The correction of a cached tensor (the decoupled error correction of CacheQuant): per evaluation
+//! and channel, the affine map of the stored value that comes nearest to the value of a full step.
 
-/// Sums over all elements of each channel: enough for least squares, additive over samples.
+/// Sums over all elements of each channel. They suffice for least squares and are additive over
+/// samples.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Moments {
     /// Elements per channel.
     n: f64,
-    /// Σx, Σy, Σx², Σxy and, with what was stored before, Σp, Σp², Σxp, Σpy: per channel.
+    /// Per channel: Σx, Σy, Σx², Σxy and, with an earlier stored tensor p, Σp, Σp², Σxp, Σpy.
     sums: Vec<[f64; 8]>,
-    /// Whether anything was stored before.
+    /// Whether earlier stored tensors were added.
     forecasts: bool,
 }
 
 impl Moments {
-    /// Of no elements.
+    /// The sums of no elements.
     pub fn new(channels: usize) -> Moments {
         Moments { n: 0.0, sums: vec![[0.0; 8]; channels], forecasts: false }
     }
 
-    /// Adds two tensors `[.., channels]`: `x` is what is stored, `y` what it stands for.
+    /// Adds two tensors `[.., channels]`: `x` is the stored tensor, `y` the one that a full step
+    /// computes.
     ///
     /// # Panics
-    /// When the lengths differ or are no multiple of the channels.
+    /// If the lengths differ or are no multiple of the number of channels.
     pub fn add(&mut self, x: &[f32], y: &[f32]) {
         let c = self.sums.len();
         assert!(x.len() == y.len() && x.len().is_multiple_of(c), "two tensors of {c} channels");
@@ -34,10 +36,10 @@ impl Moments {
         self.n += (x.len() / c) as f64;
     }
 
-    /// Adds three tensors: `previous` is what was stored before `x`.
+    /// Adds three tensors `[.., channels]`: `previous` is the tensor that was stored before `x`.
     ///
     /// # Panics
-    /// When the lengths differ or are no multiple of the channels.
+    /// If the lengths differ or are no multiple of the number of channels.
     pub fn add_with_previous(&mut self, x: &[f32], previous: &[f32], y: &[f32]) {
         self.add(x, y);
         self.forecasts = true;
@@ -51,12 +53,12 @@ impl Moments {
         }
     }
 
-    /// Least squares of `y` on `x` per channel: a = cov(x, y) / var(x), b = mean(y) − a · mean(x);
-    /// with tensors stored before, of `y` on `x` and `x − previous`, which is a forecast along the
-    /// line through both.
+    /// The least-squares map of `y` on `x` per channel: a = cov(x, y) / var(x), b = mean(y) − a ·
+    /// mean(x). With earlier stored tensors it is the least-squares map of `y` on `x` and `x −
+    /// previous`, a forecast along the line through both.
     ///
     /// `ridge` ≥ 0 draws the map towards the identity. A channel that hardly varies is only
-    /// shifted. No elements: the identity.
+    /// shifted. Without elements the map is the identity.
     pub fn fit(&self, ridge: f64) -> Affine {
         let mut map = Affine::identity(self.sums.len());
         if self.n == 0.0 {
@@ -99,8 +101,8 @@ impl Moments {
     }
 }
 
-/// [`Moments`] of every pair of a band of evaluations, of one cached tensor: for the correction of
-/// any schedule.
+/// [`Moments`] of every pair of evaluations in a band, for one cached tensor. They suffice to fit
+/// the correction of any schedule.
 #[derive(Clone, Debug)]
 pub struct BandMoments {
     channels: usize,
@@ -116,7 +118,7 @@ pub struct BandMoments {
 }
 
 impl BandMoments {
-    /// Of no elements; `width` as a [`Band`](super::band::Band)'s.
+    /// The moments of no elements. `width` is that of a [`Band`](super::band::Band).
     pub fn new(evaluations: usize, width: usize, channels: usize) -> BandMoments {
         let width = width.clamp(1, evaluations.max(1));
         let (n, sum) = (vec![0.0; evaluations], vec![0.0; evaluations * channels]);
@@ -146,7 +148,7 @@ impl BandMoments {
     /// Adds the tensors `x` of evaluation `i` and `y` of evaluation `t` of the same samples.
     ///
     /// # Panics
-    /// Outside the band.
+    /// If the pair is outside the band.
     pub fn add_pair(&mut self, i: usize, t: usize, x: &[f32], y: &[f32]) {
         assert!(i <= t && t - i < self.width, "({i}, {t}) is outside the band");
         let c = self.channels;
@@ -159,10 +161,11 @@ impl BandMoments {
         }
     }
 
-    /// What evaluation `i` stored against what evaluation `t` would.
+    /// The moments of the tensor that evaluation `i` stored (x) and the tensor of evaluation `t`
+    /// (y).
     ///
     /// # Panics
-    /// Outside the band.
+    /// If the pair is outside the band.
     pub fn moments(&self, i: usize, t: usize) -> Moments {
         assert!(i <= t && t - i < self.width, "({i}, {t}) is outside the band");
         let c = self.channels;
@@ -180,11 +183,11 @@ impl BandMoments {
         self.square.iter().sum()
     }
 
-    /// Σ of the squares left after the affine fit of `(i, t)`, over all channels: S_yy − S_xy² /
-    /// S_xx.
+    /// The sum of squares that remains after the affine fit of `(i, t)`, over all channels: S_yy −
+    /// S_xy² / S_xx.
     ///
     /// # Panics
-    /// Outside the band.
+    /// If the pair is outside the band.
     pub fn residual(&self, i: usize, t: usize) -> f64 {
         let Moments { n, sums, .. } = self.moments(i, t);
         let square = &self.square[t * self.channels..][..self.channels];
@@ -196,14 +199,16 @@ impl BandMoments {
     }
 }
 
-/// `x · scale + shift (+ what was stored before · previous)`, per channel.
+/// The map `x · scale + shift (+ p · previous)` per channel, where `x` is the stored tensor and `p`
+/// the one that was stored before it.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Affine {
     /// One factor per channel.
     pub scale: Vec<f32>,
     /// One summand per channel.
     pub shift: Vec<f32>,
-    /// One factor per channel for what was stored before; empty: it is not looked at.
+    /// One factor per channel for the tensor that was stored before. It is empty if that tensor is
+    /// not read.
     pub previous: Vec<f32>,
 }
 
@@ -213,10 +218,11 @@ impl Affine {
         Affine { scale: vec![1.0; channels], shift: vec![0.0; channels], previous: vec![] }
     }
 
-    /// Applies it to what is stored, `x` `[.., channels]`, and what was stored before.
+    /// Applies the map to the stored tensor `x` `[.., channels]` and to the tensor that was stored
+    /// before.
     ///
     /// # Panics
-    /// When the lengths differ, `previous` only where it is looked at.
+    /// If the lengths differ. The length of `previous` counts only if the map reads it.
     pub fn apply(&self, x: &[f32], previous: &[f32]) -> Vec<f32> {
         let c = self.scale.len();
         let mut y = vec![0.0; x.len()];
@@ -237,7 +243,7 @@ impl Affine {
     }
 }
 
-/// Σ|x − y|, in f64.
+/// Σ|x − y|, summed in f64.
 pub fn l1(x: &[f32], y: &[f32]) -> f64 {
     let block = |(x, y): (&[f32], &[f32])| -> f64 {
         x.iter().zip(y).map(|(x, y)| f64::from((x - y).abs())).sum()
@@ -245,7 +251,7 @@ pub fn l1(x: &[f32], y: &[f32]) -> f64 {
     x.chunks(1024).zip(y.chunks(1024)).map(block).sum()
 }
 
-/// Root of the mean of (x − y)².
+/// The root of the mean of (x − y)², summed in f64.
 pub fn rms(x: &[f32], y: &[f32]) -> f64 {
     let square = |(x, y): (&f32, &f32)| f64::from(x - y) * f64::from(x - y);
     (x.iter().zip(y).map(square).sum::<f64>() / x.len().max(1) as f64).sqrt()
@@ -352,7 +358,7 @@ mod tests {
             moments.fit(0.0),
             Affine { scale: vec![1.0, 1.0], shift: vec![1.0, 2.0], previous: vec![] }
         );
-        // nothing has changed since the tensor before: no direction to go on in
+        // nothing has changed since the tensor before, so there is no direction in which to go on
         let mut still = Moments::new(1);
         still.add_with_previous(&[1.0, 2.0, 3.0], &[1.0, 2.0, 3.0], &[2.0, 4.0, 6.0]);
         assert_eq!(

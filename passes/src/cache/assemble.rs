@@ -1,5 +1,5 @@
-//! A loop with a cache: the two graphs of a step, with a schedule and with the tables that correct
-//! what the cached one reads.
+//! Assembles a loop with a cache: the two graphs of a step, a schedule, and the tables that correct
+//! the cached tensors.
 
 use super::affine::Affine;
 use super::correct::{Correction, correct};
@@ -8,15 +8,15 @@ use crate::bind::{Bound, CachedPart};
 use cqc_proto::Tensor;
 use cqc_proto::op::OpError;
 
-/// `bound` with the graphs of `split` in place of its step, and the corrections that were put in:
-/// one per slot if there are `rows`, none otherwise.
+/// Replaces the step of `bound` by the graphs of `split`, and returns the corrections that were
+/// inserted: one per slot if there are `rows`, none otherwise.
 ///
-/// `full_evaluations` ascend from 0. `rows[slot][evaluation]` is the correction of a slot; slots
-/// whose rows forecast from two stored tensors get another slot after all others, for the older of
-/// them.
+/// `full_evaluations` ascend from 0. `rows[slot][evaluation]` is the correction of a slot. A slot
+/// whose rows forecast from two stored tensors gets another slot, after all others, for the older
+/// tensor.
 ///
 /// # Errors
-/// [`OpError`] when a slot is no tensor of floats with channels.
+/// [`OpError`] if a slot is not a float tensor with channels.
 pub fn assemble(
     bound: &Bound,
     split: &Split,

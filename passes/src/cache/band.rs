@@ -1,8 +1,8 @@
-//! What it costs to reuse, at evaluation `t`, what evaluation `i` has stored, for all pairs less
-//! than a width apart (for CacheQuant's dynamic programming schedule): a band of the evaluations ×
-//! evaluations matrix.
+//! The cost of reusing at evaluation `t` the tensors that evaluation `i` has stored, for all pairs
+//! that are less than a width apart: a band of the matrix evaluations × evaluations. CacheQuant's
+//! dynamic programming schedule is computed on it.
 
-/// Costs `d(i, t)` for `i ≤ t < i + width`; `d(i, i)` is 0.
+/// Costs `d(i, t)` for `i ≤ t < i + width`. `d(i, i)` is 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Band {
     evaluations: usize,
@@ -12,19 +12,19 @@ pub struct Band {
 }
 
 impl Band {
-    /// All zero. `width` is the length of the longest group of evaluations that can share what is
-    /// stored; at least 1.
+    /// A band of zeros. `width` is the length of the longest group of evaluations that can share a
+    /// stored tensor, at least 1.
     pub fn new(evaluations: usize, width: usize) -> Band {
         let width = width.clamp(1, evaluations.max(1));
         Band { evaluations, width, costs: vec![0.0; evaluations * width] }
     }
 
-    /// Evaluations of the loop.
+    /// Number of evaluations of the loop.
     pub fn evaluations(&self) -> usize {
         self.evaluations
     }
 
-    /// Longest group.
+    /// Length of the longest group.
     pub fn width(&self) -> usize {
         self.width
     }
@@ -32,15 +32,15 @@ impl Band {
     /// `d(i, t)`.
     ///
     /// # Panics
-    /// Outside the band.
+    /// If the pair is outside the band.
     pub fn get(&self, i: usize, t: usize) -> f64 {
         self.costs[self.at(i, t)]
     }
 
-    /// Adds to `d(i, t)`: costs are additive over samples.
+    /// Adds to `d(i, t)`. Costs are additive over samples.
     ///
     /// # Panics
-    /// Outside the band.
+    /// If the pair is outside the band.
     pub fn add(&mut self, i: usize, t: usize, cost: f64) {
         let at = self.at(i, t);
         self.costs[at] += cost;
@@ -57,7 +57,7 @@ impl Band {
     /// D(i, i + length): the sum of `d(i, t)` over a group that begins with `i`.
     ///
     /// # Panics
-    /// Outside the band.
+    /// If the group is outside the band.
     pub fn group(&self, i: usize, length: usize) -> f64 {
         assert!(
             length <= self.width && i + length <= self.evaluations,
@@ -66,8 +66,8 @@ impl Band {
         self.costs[i * self.width..][..length].iter().sum()
     }
 
-    /// Cost of a schedule (full evaluations, ascending from 0); `None` when one of its groups is
-    /// longer than the band is wide.
+    /// The cost of a schedule, given by its full evaluations in ascending order from 0; `None` if
+    /// one of its groups is longer than the band is wide.
     pub fn of_schedule(&self, full: &[usize]) -> Option<f64> {
         let ends = full.iter().skip(1).copied().chain([self.evaluations]);
         full.iter()
@@ -76,15 +76,15 @@ impl Band {
             .sum()
     }
 
-    /// Partitions the evaluations into `groups` contiguous groups of `lengths` evaluations each, so
-    /// that the sum of the groups' costs is least: first evaluations and cost. Among equal ones,
-    /// the last group is the longest, then the one before it, and so on. `None` when there is no
-    /// such partition.
+    /// Divides the evaluations into `groups` contiguous groups whose lengths are in `lengths`, so
+    /// that the sum of their costs is least. Returns the first evaluation of each group and the
+    /// cost. Among equal partitions, the one whose last group is longest wins, then the one before
+    /// it, and so on. `None` if there is no such partition.
     ///
-    /// Dynamic programming, O(groups · evaluations · lengths) (CacheQuant's DPS).
+    /// It is dynamic programming in O(groups · evaluations · lengths) (the DPS of CacheQuant).
     ///
     /// # Panics
-    /// When the longest length exceeds the width.
+    /// If the longest length exceeds the width.
     pub fn best(
         &self,
         groups: usize,

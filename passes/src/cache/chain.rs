@@ -1,9 +1,10 @@
-//! Cuts at deltas: ranges of residual blocks.
+//! Finds cuts at deltas: ranges of residual blocks.
 //!
-//! A chain is h₀, h₁, … h_L where h_{k+1} adds h_k to a branch computed from it and all that the
-//! branch knows of the sample has passed h_k. A transformer is one such chain; the chains inside a
-//! U-Net's blocks are short and a tensor cut saves more, so only a chain with half of the step's
-//! arithmetic counts, and no more than half of that in one element: the backbone.
+//! A chain is h₀, h₁, … h_L, where h_{k+1} adds h_k to a branch that is computed from it, and
+//! everything in the branch that depends on the sample depends on it through h_k. A transformer is
+//! one such chain. The chains inside a U-Net's blocks are short, and a cut at tensors saves more
+//! there. So a chain counts only if it has half of the step's arithmetic, and no more than half of
+//! that in one element: it is then the backbone of the model.
 
 use super::cut::{Cached, Cut};
 use super::flow::{Flow, Set, root};
@@ -15,25 +16,25 @@ use petgraph::algo::dominators::{Dominators, simple_fast};
 use petgraph::graph::{DiGraph, NodeIndex};
 use std::collections::{HashMap, HashSet};
 
-/// Least part of the step's multiply-accumulates in a chain that is the model's backbone.
+/// Least share of the step's multiply-accumulates in a chain that is the model's backbone.
 const BACKBONE: f64 = 0.5;
 
-/// Most of a chain's multiply-accumulates in one element: with more, it is a U-Net's level whose
-/// skip is added.
+/// Largest share of a chain's multiply-accumulates in one element. With more, it is a level of a
+/// U-Net whose skip is added.
 const ELEMENT: f64 = 0.5;
 
-/// Most candidates that a chain gives; longer chains are thinned evenly.
+/// Largest number of candidates that a chain gives. Longer chains are thinned evenly.
 const MOST_RANGES: usize = 24;
 
-/// The residual chain that the model is made of.
+/// The residual chain of which the model is made.
 pub struct Backbone {
     /// h₀ … h_L.
     states: Vec<ValueId>,
-    /// What is computed between a state and the next.
+    /// The nodes between a state and the next.
     pub elements: Vec<Set>,
 }
 
-/// The chain that holds most arithmetic, if it is what the model is made of.
+/// The chain with most arithmetic, if it is the model's backbone.
 pub fn backbone(flow: &Flow) -> Option<Backbone> {
     let dominators = Dominance::of(flow);
     let mut before: HashMap<ValueId, ValueId> = HashMap::new();
@@ -66,8 +67,8 @@ pub fn backbone(flow: &Flow) -> Option<Backbone> {
 }
 
 impl Backbone {
-    /// One range per number of skipped blocks, in the middle of the chain, one block at least in
-    /// front of it: first and last blocks change most from step to step.
+    /// One range per number of skipped blocks, in the middle of the chain and with at least one
+    /// block before it, because the first and the last blocks change most from step to step.
     pub fn cuts(&self, flow: &Flow) -> Vec<Cut> {
         let period = self.period(flow);
         let blocks = self.elements.len() / period;
@@ -88,8 +89,8 @@ impl Backbone {
             .collect()
     }
 
-    /// After how many elements the chain repeats (attention, MLP: 2); 1 if it does not, twice at
-    /// least.
+    /// The number of elements after which the chain repeats, at least twice (2 for attention and
+    /// MLP); 1 if it does not repeat.
     fn period(&self, flow: &Flow) -> usize {
         let signatures: Vec<_> = self.elements.iter().map(|e| signature(flow, e)).collect();
         let repeats = |p: &usize| signatures.windows(p + 1).all(|w| w[0] == w[*p]);
@@ -105,7 +106,7 @@ fn signature(flow: &Flow, element: &Set) -> Vec<i64> {
     macs
 }
 
-/// `(h, y)` if the node makes y = h + branch(h), both without the reshapes around them.
+/// `(h, y)` if the node computes y = h + branch(h), both without the reshapes around them.
 pub fn residual(flow: &Flow, id: NodeId) -> Option<(ValueId, ValueId)> {
     let node = flow.g.get(id);
     let branch_of = |h: ValueId, operands: &[usize]| {
@@ -125,7 +126,7 @@ pub fn residual(flow: &Flow, id: NodeId) -> Option<(ValueId, ValueId)> {
     }
 }
 
-/// Which node every path from the sample to another has to pass.
+/// The nodes that every path from the sample to another node has to pass.
 struct Dominance(Dominators<NodeIndex>);
 
 impl Dominance {
@@ -142,7 +143,7 @@ impl Dominance {
         Dominance(simple_fast(&net, sample))
     }
 
-    /// Whether all that `to` knows of the sample has passed `from`.
+    /// Whether every path from the sample to `to` passes `from`.
     fn pass(&self, flow: &Flow, from: ValueId, to: ValueId) -> bool {
         let node = |v| flow.g.producer(v).map(|p| NodeIndex::new(p.0 as usize));
         let (Some(from), Some(to)) = (node(from), node(to)) else { return false };

@@ -1,5 +1,5 @@
-//! CacheQuant's correction of what a cached step reads: `x · scale + shift` per channel, one row of
-//! two tables per evaluation (CacheQuant's decoupled error correction).
+//! Inserts CacheQuant's correction of the cached tensors into a cached step: `x · scale + shift`
+//! per channel, with one row of two tables per evaluation (decoupled error correction).
 
 use crate::bind::{InputOrigin, Part, TableId, copy_node};
 use crate::ir::{Graph, Node, ValueId};
@@ -12,23 +12,23 @@ use std::collections::HashMap;
 pub struct Correction {
     /// Index of the slot.
     pub slot: usize,
-    /// Table of factors, `[evaluations, C]` with C the slot's last axis.
+    /// Table of factors, `[evaluations, C]`, where C is the size of the slot's last axis.
     pub scale: TableId,
-    /// Table of summands, likewise.
+    /// Table of summands, `[evaluations, C]`.
     pub shift: TableId,
-    /// The slot that holds what this one held before, and the table of its factors: a forecast from
-    /// both.
+    /// For a forecast: the slot with the earlier content of this slot, and the table of its
+    /// factors.
     pub previous: Option<(usize, TableId)>,
 }
 
-/// Puts the corrections between the slots and their readers. Slots that the step does not read are
-/// left alone.
+/// Inserts the corrections between the slots and their readers. Slots that the step does not read
+/// are left alone.
 ///
-/// Where an addition is a slot's only reader, as behind a delta, it becomes the correction's
-/// residual.
+/// If an addition is the only reader of a slot, as after a delta, its other operand becomes the
+/// residual of the correction.
 ///
 /// # Errors
-/// [`OpError`] when a slot is no tensor of floats with channels.
+/// [`OpError`] if a slot is not a float tensor with channels.
 pub fn correct(cached: &mut Part, corrections: &[Correction]) -> Result<(), OpError> {
     let g = &cached.graph;
     let mut to = Graph::new(g.name.clone());
@@ -88,7 +88,7 @@ struct Operands {
     x: ValueId,
     scale: ValueId,
     shift: ValueId,
-    /// And its factors.
+    /// The earlier content of the slot, and its factors.
     previous: Option<[ValueId; 2]>,
 }
 

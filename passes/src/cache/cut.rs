@@ -1,4 +1,4 @@
-//! Cuts of a step, and the list of those worth offering.
+//! Cuts of a step, and the list of cuts that are offered.
 
 use super::flow::{Batch, Flow, live};
 use super::{chain, tensors};
@@ -7,18 +7,19 @@ use crate::ir::{Graph, ValueId};
 use cqc_proto::ValueType;
 use cqc_proto::plan::InputRole;
 
-/// A tensor kept from one evaluation for later ones.
+/// A tensor that is kept from one evaluation for later ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Cached {
     /// The value itself.
     Value(ValueId),
-    /// `after - before`, of one type; a cached step takes `before + delta` for `after`. What a
-    /// range of residual blocks adds changes less from step to step than the sum it is added to
-    /// (δ-DiT, arXiv:2406.01125; CacheQuant does the same for transformers).
+    /// The difference `after - before` of two values of one type. A cached step uses `before +
+    /// delta` as `after`. The difference that a range of residual blocks makes changes less from
+    /// step to step than the sum to which it is added (δ-DiT, arXiv:2406.01125; CacheQuant does the
+    /// same for transformers).
     Delta {
-        /// What the range reads.
+        /// The value that the range reads.
         before: ValueId,
-        /// What it makes of it.
+        /// The value that the range computes.
         after: ValueId,
     },
 }
@@ -31,12 +32,12 @@ impl Cached {
         }
     }
 
-    /// Type of what is stored.
+    /// Type of the stored tensor.
     pub fn ty<'g>(&self, g: &'g Graph) -> &'g ValueType {
         g.ty(self.replaces())
     }
 
-    /// What people call it, `BEFORE..AFTER` for a delta: understood by `--cut`.
+    /// The name of the tensor as `--cut` takes it, `BEFORE..AFTER` for a delta.
     pub fn name(&self, g: &Graph) -> String {
         match *self {
             Cached::Value(v) => source_name(g, v).to_string(),
@@ -47,8 +48,8 @@ impl Cached {
     }
 }
 
-/// The value's name; where that was numbered here, the source model's name of the same tensor under
-/// another shape.
+/// The value's name. Where the name was numbered here, it is the source model's name of the same
+/// tensor under another shape.
 fn source_name(g: &Graph, v: ValueId) -> &str {
     let value = g.value(v);
     if !value.numbered {
@@ -61,36 +62,36 @@ fn source_name(g: &Graph, v: ValueId) -> &str {
     shaped.next().map_or(&value.name, |view| &view.name)
 }
 
-/// What to cache, and what that costs and saves.
+/// A cut of a step, with its cost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut {
-    /// What is kept, in graph order.
+    /// The cached tensors, in graph order.
     pub tensors: Vec<Cached>,
     /// Multiply-accumulates of a full step, per sample.
     pub macs_full: i64,
     /// Multiply-accumulates of a cached step, per sample.
     pub macs_cached: i64,
-    /// Bytes kept, per sample.
+    /// Bytes of the cached tensors, per sample.
     pub bytes: i64,
 }
 
 impl Cut {
-    /// The part of a full step's multiply-accumulates that a cached step does, 0 to 1.
+    /// Multiply-accumulates of a cached step as a share of those of a full step, 0 to 1.
     pub fn share(&self) -> f64 {
         if self.macs_full == 0 { 1.0 } else { self.macs_cached as f64 / self.macs_full as f64 }
     }
 
-    /// Whether a delta is among what is kept.
+    /// Whether one of the cached tensors is a delta.
     pub fn has_delta(&self) -> bool {
         self.tensors.iter().any(|c| matches!(c, Cached::Delta { .. }))
     }
 
-    /// The tensors' names as `--cut` takes them.
+    /// The names of the tensors as `--cut` takes them, separated by commas.
     pub fn name(&self, g: &Graph) -> String {
         self.tensors.iter().map(|c| c.name(g)).collect::<Vec<_>>().join(",")
     }
 
-    /// The cut at these tensors, priced.
+    /// The cut at these tensors, with its cost.
     pub(super) fn price(flow: &Flow, mut tensors: Vec<Cached>) -> Cut {
         tensors.sort_by_key(Cached::replaces);
         let macs_cached = flow.sum(&live(flow.g, &tensors).nodes);
@@ -102,19 +103,17 @@ impl Cut {
         self.macs_full - self.macs_cached
     }
 
-    /// Whether it saves enough to be offered, and leaves a network: one that ends in `x + f(x)`
-    /// could cache all of f.
+    /// Whether the cut saves enough to be offered, and leaves some of the network: a network that
+    /// ends in `x + f(x)` could cache all of f.
     pub(super) fn pays(&self) -> bool {
         self.saved() as f64 >= LEAST_SAVED * self.macs_full as f64 && self.macs_cached > 0
     }
 }
 
-/// Least part of the multiply-accumulates that a candidate saves: below, the cached step is a full
-/// one.
+/// Least share of the multiply-accumulates that a candidate saves.
 const LEAST_SAVED: f64 = 0.1;
 
-/// Candidates whose cached steps differ by less than this part of the full one are the same to a
-/// person.
+/// Candidates whose cached steps differ by less than this share of the full step count as the same.
 const SAME_COST: f64 = 0.005;
 
 /// The sample among the inputs of a step.
@@ -123,13 +122,13 @@ pub fn sample_value(step: &Part, roles: &[InputRole]) -> Option<ValueId> {
     step.origins.iter().position(is_sample).map(|i| step.graph.inputs[i])
 }
 
-/// Where the step can be cut: from deep (least saved) to shallow (most saved). A network with skip
-/// connections has one candidate per level, one made of residual blocks one per number of skipped
-/// blocks; others have none.
+/// The cuts of a step that are offered, from deep (saves least) to shallow (saves most). A network
+/// with skip connections has one candidate per level, one made of residual blocks has one per
+/// number of skipped blocks, and others have none.
 ///
-/// Each saves a tenth of the multiply-accumulates or more, and its cached step still sees the
-/// sample. Takes time with the square of the nodes: 0.06 s for 2 500 of a synthetic U-Net, 1.3 s
-/// for 10 000.
+/// Each candidate saves a tenth of the multiply-accumulates or more, and its cached step still
+/// reads the sample. The time grows with the square of the number of nodes: 0.06 s for 2 500 nodes
+/// of a synthetic U-Net, 1.3 s for 10 000.
 pub fn candidates(step: &Graph, sample: ValueId, batch: Batch) -> Vec<Cut> {
     let flow = Flow::new(step, sample, batch);
     let backbone = chain::backbone(&flow);

@@ -1,33 +1,33 @@
-//! What the cut finder asks a step graph: who needs what, what depends on the sample, what it
-//! costs.
+//! The data flow of a step graph, as the cut finder needs it: the readers of values, the nodes that
+//! depend on the sample, and their costs.
 
 use super::cut::Cached;
 use crate::ir::{Graph, NodeId, ValueId};
 use cqc_proto::{Bindings, Dim, Op};
 use std::collections::HashSet;
 
-/// The batch of a step graph; costs are per sample.
+/// The batch of a step graph. Costs are per sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Batch<'a> {
-    /// A symbol.
+    /// A symbolic size.
     Symbol(&'a str),
-    /// That many samples.
+    /// A fixed number of samples.
     Fixed(usize),
 }
 
-/// A set of nodes, by node id.
+/// A set of nodes, indexed by node id.
 pub type Set = Vec<bool>;
 
 /// A graph with the facts that do not change while cuts are tried.
 pub struct Flow<'a> {
     pub g: &'a Graph,
-    /// Whether the node depends on the sample.
+    /// Whether a node depends on the sample.
     pub sampled: Set,
-    /// Nodes that read the value, by value id.
+    /// The nodes that read a value, indexed by value id.
     pub readers: Vec<Vec<NodeId>>,
     /// Multiply-accumulates per node and sample.
     pub macs: Vec<i64>,
-    /// [`Flow::macs`] of everything the outputs need.
+    /// [`Flow::macs`] of all nodes that the outputs need.
     pub macs_full: i64,
     sample: ValueId,
     bindings: Bindings,
@@ -60,7 +60,7 @@ impl<'a> Flow<'a> {
         d.eval(&self.bindings).unwrap_or(0) / self.samples
     }
 
-    /// Elements of the value, per sample.
+    /// Number of elements of the value, per sample.
     pub fn elements(&self, v: ValueId) -> i64 {
         self.g.ty(v).elements().map_or(0, |n| self.per_sample(&n))
     }
@@ -80,7 +80,7 @@ impl<'a> Flow<'a> {
         v == self.sample || self.g.producer(v).is_some_and(|p| self.sampled[p.0 as usize])
     }
 
-    /// Nodes that the values need.
+    /// The nodes that the values need.
     pub fn upstream(&self, values: impl IntoIterator<Item = ValueId>) -> Set {
         let mut found = vec![false; self.g.node_count()];
         let mut stack: Vec<NodeId> =
@@ -95,7 +95,7 @@ impl<'a> Flow<'a> {
         found
     }
 
-    /// Adds the node and all that depends on it.
+    /// Adds the node and all nodes that depend on it.
     pub fn add_downstream(&self, node: NodeId, to: &mut Set) {
         let mut seen = vec![false; self.g.node_count()];
         let mut stack = vec![node];
@@ -109,13 +109,13 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// Whether the outputs still see the sample when these tensors are cached.
+    /// Whether the outputs still depend on the sample when these tensors are cached.
     pub fn sees_sample(&self, live: &Live) -> bool {
         live.values.contains(&self.sample)
     }
 
-    /// Whether the value can be kept between evaluations: made by a node that writes memory of its
-    /// own (lowering turns reshapes into aliases), and of a type that the correction takes.
+    /// Whether the value can be kept between evaluations: it is computed by a node that writes
+    /// memory of its own (lowering turns reshapes into aliases), and its type suits the correction.
     pub fn storable(&self, v: ValueId) -> bool {
         let ty = self.g.ty(v);
         let written = self.g.producer_node(v).is_some_and(|n| !matches!(n.op, Op::Reshape { .. }));
@@ -123,7 +123,7 @@ impl<'a> Flow<'a> {
     }
 }
 
-/// The value that `v` is a reshape of, through any number of them; `v` itself if it is none.
+/// The value of which `v` is a reshape, through any number of reshapes; `v` itself if it is none.
 pub fn root(g: &Graph, mut v: ValueId) -> ValueId {
     while let Some(node) = g.producer_node(v).filter(|n| matches!(n.op, Op::Reshape { .. })) {
         v = node.inputs[0].expect("verified");
@@ -131,15 +131,15 @@ pub fn root(g: &Graph, mut v: ValueId) -> ValueId {
     v
 }
 
-/// What a step still does when some tensors are cached.
+/// The rest of a step when some tensors are cached.
 pub struct Live {
-    /// Nodes that run.
+    /// The nodes that run.
     pub nodes: Set,
-    /// Values that running nodes or outputs read, cached ones included.
+    /// The values that running nodes or outputs read, cached ones included.
     pub values: HashSet<ValueId>,
 }
 
-/// What the outputs need when these tensors are cached.
+/// The nodes and values that the outputs need when these tensors are cached.
 pub fn live(g: &Graph, cached: &[Cached]) -> Live {
     let mut live = Live { nodes: vec![false; g.node_count()], values: HashSet::new() };
     let mut stack: Vec<ValueId> = g.outputs.iter().map(|(_, v)| *v).collect();

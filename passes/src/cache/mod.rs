@@ -1,14 +1,15 @@
-//! Reuse between evaluations: the step becomes two graphs, one that computes everything and stores
-//! a few tensors, and one that reads them and computes the rest (DeepCache, arXiv:2312.00858;
+//! Caching between evaluations. The step becomes two graphs: one computes everything and stores a
+//! few tensors, the other reads these tensors and computes the rest (DeepCache, arXiv:2312.00858;
 //! CacheQuant, arXiv:2503.01323).
 //!
-//! [`candidates`] finds where a step can be cut, [`choose`] takes one, [`split`] makes the two
-//! graphs, [`correct`] puts CacheQuant's per-channel correction behind what the cached one reads.
-//! All of it looks at data flow alone: no operator, module or tensor name means anything here.
+//! [`candidates`] finds the possible cuts of a step, [`choose`] takes one, [`split`] makes the two
+//! graphs, and [`correct`] inserts CacheQuant's correction per channel into the cached graph. All
+//! of them look at the data flow alone: no name of an operator, module or tensor has a meaning
+//! here.
 //!
-//! Which evaluations run which graph is [`schedule`]'s business, on the costs of a [`band`]; the
-//! correction's numbers are fitted in [`affine`]. All three are told what a loop has done and run
-//! nothing themselves.
+//! [`schedule`] decides which evaluations run which graph, on the costs of a [`band`]. [`affine`]
+//! fits the numbers of the correction. The crate `cachequant` runs the loop and gives its results
+//! to these three modules, which run nothing themselves.
 
 pub mod affine;
 pub mod band;

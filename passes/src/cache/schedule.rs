@@ -1,41 +1,43 @@
-//! Which evaluations compute what is cached.
+//! Schedules: which evaluations are full.
 //!
-//! A kind of schedule is a variant of [`ScheduleKind`], its name in [`ScheduleKind::NAMED`] and its
-//! arm in `ScheduleKind::find`.
+//! A kind of schedule is a variant of [`ScheduleKind`], with a name in [`ScheduleKind::NAMED`] and
+//! an arm in `ScheduleKind::find`.
 
 use super::band::Band;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-/// How a schedule is chosen.
+/// The method that finds a schedule.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ScheduleKind {
-    /// Whichever of the others measures best.
+    /// The best of several methods on the holdout.
     Auto,
-    /// Every N-th.
+    /// Every N-th sampler step.
     Uniform,
-    /// DeepCache's: denser around a centre.
+    /// DeepCache's schedule, which is denser around a centre.
     Quadratic(Quadratic),
     /// CacheQuant's dynamic program over distances between cached tensors.
     Dps,
-    /// The same over the squares that an affine map per channel leaves of them (not in the paper).
+    /// The same dynamic program over the squared distances that remain after an affine map per
+    /// channel. It is not in the paper.
     DpsAffine,
-    /// The same dynamic program over errors of the network's output.
+    /// The same dynamic program over errors of the network's output. It is not in the paper.
     DpsOutput,
 }
 
-/// What the methods choose by, observed on the calibration set. All bands are as wide as the
-/// longest group of evaluations that may share one full evaluation.
+/// The costs by which the methods choose, observed on the calibration set. All bands are as wide as
+/// the longest group of evaluations that may share one full evaluation.
 pub struct Costs<'a> {
-    /// Sampler step of each evaluation, ascending from 0.
+    /// Sampler step of each evaluation, in ascending order from 0.
     pub steps: &'a [usize],
     /// Distances between cached tensors.
     pub features: &'a Band,
-    /// What an affine map per channel leaves of those distances; computed when it is asked for.
+    /// Squared distances that remain after an affine map per channel. They are computed only if a
+    /// method needs them.
     pub residuals: &'a dyn Fn() -> Band,
-    /// Errors of the network's output when it is computed from an older cache; empty unless
-    /// [`ScheduleKind::needs_output`].
+    /// Errors of the network's output when it is computed from an older cache. The band is empty
+    /// unless [`ScheduleKind::needs_output`].
     pub output: &'a Band,
 }
 
@@ -49,20 +51,20 @@ impl Costs<'_> {
     }
 }
 
-/// A schedule to be measured.
+/// A schedule that is to be measured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
-    /// Name of the kind that found it; `file` for one that was given.
+    /// Name of the kind that found it; `file` for a given schedule.
     pub method: String,
-    /// Full evaluations, ascending from 0.
+    /// The full evaluations, in ascending order from 0.
     pub full: Vec<usize>,
-    /// What the method minimises, for this schedule and for the uniform one (`None` if that does
-    /// not fit the band).
+    /// The cost that the method minimises, of this schedule and of the uniform one (`None` if that
+    /// one does not fit the band).
     pub cost: Option<(f64, Option<f64>)>,
 }
 
 impl ScheduleKind {
-    /// The kinds without parameters, with the names by which they are asked for.
+    /// The kinds without parameters, with the names that select them.
     pub const NAMED: [(&'static str, ScheduleKind); 5] = [
         ("auto", ScheduleKind::Auto),
         ("dps-output", ScheduleKind::DpsOutput),
@@ -71,22 +73,22 @@ impl ScheduleKind {
         ("uniform", ScheduleKind::Uniform),
     ];
 
-    /// What [`ScheduleKind::Auto`] measures, for so many evaluations.
+    /// The kinds that [`ScheduleKind::Auto`] measures for a loop of this many evaluations.
     fn of_auto(evaluations: usize) -> [ScheduleKind; 4] {
         let quadratic = ScheduleKind::Quadratic(Quadratic::around(evaluations));
         [ScheduleKind::DpsOutput, ScheduleKind::Dps, ScheduleKind::Uniform, quadratic]
     }
 
-    /// Whether it reads [`Costs::output`], which takes additional evaluations to observe.
+    /// Whether the kind reads [`Costs::output`], which takes additional evaluations to observe.
     pub fn needs_output(&self) -> bool {
         matches!(self, ScheduleKind::Auto | ScheduleKind::DpsOutput)
     }
 
-    /// The schedules to measure for about one full evaluation of `interval`: one, or for `auto` one
-    /// of each kind; none if there is no such schedule.
+    /// The schedules to measure for about one full evaluation per `interval`: one, or for `auto`
+    /// one of each kind. The list is empty if there is no such schedule.
     ///
     /// # Panics
-    /// When a band is narrower than the longest group of evaluations.
+    /// If a band is narrower than the longest group of evaluations.
     pub fn candidates(&self, costs: &Costs, interval: usize) -> Vec<Candidate> {
         let kinds = match self {
             ScheduleKind::Auto => ScheduleKind::of_auto(costs.evaluations()).to_vec(),
@@ -115,7 +117,8 @@ impl ScheduleKind {
     }
 }
 
-/// A search for the schedule of least cost in a band, for so many sampler steps and that interval.
+/// A search for the schedule of least cost in a band, for a number of sampler steps and an
+/// interval.
 type Search = fn(&Band, usize, usize) -> Option<(Vec<usize>, f64)>;
 
 impl fmt::Display for ScheduleKind {
@@ -128,7 +131,7 @@ impl fmt::Display for ScheduleKind {
 impl FromStr for ScheduleKind {
     type Err = String;
 
-    /// A name of [`ScheduleKind::NAMED`], or `quadratic=CENTRE,POWER[,signed]`.
+    /// Parses a name of [`ScheduleKind::NAMED`], or `quadratic=CENTRE,POWER[,signed]`.
     fn from_str(text: &str) -> Result<ScheduleKind, String> {
         if let Some(form) = text.strip_prefix("quadratic=") {
             return form.parse().map(ScheduleKind::Quadratic);
@@ -147,8 +150,8 @@ pub fn full_count(steps: usize, interval: usize) -> usize {
     steps.div_ceil(interval)
 }
 
-/// Lengths of groups that the published dynamic program allows: ⌈N/2⌉ to 2N, relaxed where
-/// `evaluations` are too few for them.
+/// Lengths of groups that the published dynamic program allows: ⌈N/2⌉ to 2N, or more where
+/// `evaluations` do not allow them.
 pub fn group_lengths(evaluations: usize, steps: usize, interval: usize) -> RangeInclusive<usize> {
     let groups = full_count(steps, interval);
     let longest = (2 * interval).min(evaluations).max(evaluations.div_ceil(groups));
@@ -156,8 +159,8 @@ pub fn group_lengths(evaluations: usize, steps: usize, interval: usize) -> Range
 }
 
 /// Evaluation 0 and the evaluation of every N-th sampler step. `steps[e]` is the sampler step of
-/// evaluation `e`: with samplers that evaluate the first step twice (PLMS) the sequence is 0, 1 +
-/// N, 1 + 2N …
+/// evaluation `e`. With samplers that evaluate the first step twice (PLMS), the result is 0, 1 + N,
+/// 1 + 2N …
 pub fn uniform(steps: &[usize], interval: usize) -> Vec<usize> {
     let first_of_step = |e: usize| e == 0 || steps[e - 1] != steps[e];
     (0..steps.len())
@@ -167,20 +170,20 @@ pub fn uniform(steps: &[usize], interval: usize) -> Vec<usize> {
         .collect()
 }
 
-/// The schedule of least cost with the published group lengths: full evaluations and cost; `None`
-/// where there is no such partition.
+/// The schedule of least cost with the published group lengths: its full evaluations and its cost;
+/// `None` if there is no such partition.
 ///
 /// # Panics
-/// When the band is narrower than the longest group.
+/// If the band is narrower than the longest group.
 pub fn dps(band: &Band, steps: usize, interval: usize) -> Option<(Vec<usize>, f64)> {
     band.best(full_count(steps, interval), group_lengths(band.evaluations(), steps, interval))
 }
 
-/// As [`dps`], with groups of any length up to the longest: where single evaluations are dear, they
-/// may stand alone.
+/// The same as [`dps`] with groups of any length up to the longest, so that an expensive evaluation
+/// may be a group of its own.
 ///
 /// # Panics
-/// When the band is narrower than the longest group.
+/// If the band is narrower than the longest group.
 pub fn dps_unbounded(band: &Band, steps: usize, interval: usize) -> Option<(Vec<usize>, f64)> {
     let lengths = group_lengths(band.evaluations(), steps, interval);
     band.best(full_count(steps, interval), 1..=*lengths.end())
@@ -189,27 +192,27 @@ pub fn dps_unbounded(band: &Band, steps: usize, interval: usize) -> Option<(Vec<
 /// DeepCache's centre-power schedule (arXiv:2312.00858, equation 7).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Quadratic {
-    /// Evaluation around which full ones are densest; `None`: the form without a centre, densest at
-    /// the begin.
+    /// The evaluation around which full ones are densest. With `None`, the form without a centre,
+    /// they are densest at the beginning.
     pub centre: Option<f64>,
-    /// Exponent, above 1; 1 is uniform.
+    /// The exponent, above 1. An exponent of 1 would be uniform.
     pub power: f64,
-    /// What the root of a negative number is.
+    /// The root of a negative number.
     pub root: Root,
 }
 
 /// The root of a negative number in [`Quadratic`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Root {
-    /// The principal complex one, of which the real part counts: what DeepCache's code does.
+    /// The real part of the principal complex root, as in DeepCache's code.
     Principal,
-    /// The real one, with the number's sign.
+    /// The real root of the absolute value, with the sign of the number.
     Signed,
 }
 
 impl Quadratic {
-    /// Power 1.4 around three tenths of the way: DeepCache's setting for Stable Diffusion (15 of
-    /// 50), scaled.
+    /// Power 1.4 around three tenths of the loop: DeepCache's setting for Stable Diffusion (15 of
+    /// 50), scaled to this number of evaluations.
     pub fn around(evaluations: usize) -> Quadratic {
         Quadratic {
             centre: Some((0.3 * evaluations as f64).round()),
@@ -219,7 +222,7 @@ impl Quadratic {
     }
 
     /// `groups` full evaluations of `evaluations`. Where rounding makes two of them equal, the
-    /// power is lowered by 0.02 until it does not; `None` when it would reach 1.
+    /// power is lowered in steps of 0.02; `None` if it would reach 1.
     pub fn schedule(&self, evaluations: usize, groups: usize) -> Option<Vec<usize>> {
         let mut power = self.power;
         while power > 1.0 {
@@ -259,12 +262,12 @@ impl Quadratic {
                 re.hypot(im).powf(power) * (im.atan2(re) * power).cos()
             }
         };
-        // numpy keeps a hair less than a whole number where we may keep a hair more
+        // numpy computes slightly less than a whole number where this may compute slightly more
         (0..groups).map(|k| index((at(k) + 1e-9 * at(k).signum()).trunc() + centre)).collect()
     }
 }
 
-/// As [`Quadratic`] is read.
+/// The text form that `from_str` reads.
 impl fmt::Display for Quadratic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let centre = self.centre.map_or("none".to_string(), |c| c.to_string());
@@ -276,7 +279,7 @@ impl fmt::Display for Quadratic {
 impl FromStr for Quadratic {
     type Err = String;
 
-    /// `15,1.4`, `none,1.5` (no centre), `15,1.4,signed` (the real root).
+    /// Parses `15,1.4`, `none,1.5` (no centre) or `15,1.4,signed` (the real root).
     fn from_str(text: &str) -> Result<Quadratic, String> {
         let wrong = || {
             format!(
@@ -305,10 +308,10 @@ impl FromStr for Quadratic {
     }
 }
 
-/// Checks a schedule that was given.
+/// Checks a given schedule.
 ///
 /// # Errors
-/// What is wrong with it, in words.
+/// A sentence about the first rule that it breaks.
 pub fn check(full: &[usize], evaluations: usize) -> Result<(), String> {
     if full.first() != Some(&0) {
         return Err("the first evaluation, 0, must be full: nothing is cached before it".into());
@@ -338,7 +341,7 @@ mod tests {
         Quadratic { centre, power, root }.schedule(evaluations, groups).unwrap()
     }
 
-    /// What DeepCache's formula gives for its published settings.
+    /// The results of DeepCache's formula for its published settings.
     #[test]
     fn quadratic_schedules_equal_the_published_formula() {
         use Root::{Principal, Signed};

@@ -1,4 +1,4 @@
-//! `--cut`: which of the possible cuts to take.
+//! The option `--cut`: chooses one of the possible cuts.
 
 use super::cut::{Cached, Cut};
 use super::flow::{Batch, Flow, live, root};
@@ -8,28 +8,29 @@ use std::str::FromStr;
 
 /// The share of a full step's multiply-accumulates that `auto` wants of a cached one. On the
 /// trained models, at interval 5, cuts at 13 to 14 % end within 1 dB of those at 25 % or better,
-/// and the loop costs a fifth less (`docs/results.md`); below, quality falls.
+/// and the loop costs a fifth less (`docs/results.md`); below that, quality falls.
 pub const AUTO_SHARE: f64 = 0.15;
 
-/// How much farther from [`AUTO_SHARE`] a cut at tensors may be than one at deltas and still be
-/// taken: it adds no operator.
+/// The factor by which a cut at tensors may be farther from [`AUTO_SHARE`] than one at deltas and
+/// still be taken, because it adds no operator.
 const TENSORS_PREFERRED: f64 = 1.5;
 
-/// Near names that an error shows.
+/// Number of similar names that an error lists.
 const NEAR: usize = 3;
 
-/// Which cut.
+/// The cut that is asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum CutSpec {
-    /// The one whose cached step's share of the work is nearest to [`AUTO_SHARE`].
+    /// The cut whose cached step's share of the work is nearest to [`AUTO_SHARE`].
     Auto,
-    /// The cheapest cached step.
+    /// The cut with the cheapest cached step.
     Shallow,
-    /// The most expensive cached step.
+    /// The cut with the most expensive cached step.
     Deep,
-    /// The one whose cached step's share of the work is nearest to this, as a ratio.
+    /// The cut whose cached step's share of the work is nearest to this one as a ratio, between 0
+    /// and 1.
     Cost(f64),
-    /// At exactly these tensors; a delta is `BEFORE..AFTER`.
+    /// The cut at exactly these tensors. A delta is written as `BEFORE..AFTER`.
     Names(Vec<String>),
 }
 
@@ -75,49 +76,49 @@ impl fmt::Display for CutSpec {
 /// Why a step cannot be cut as asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CutError {
-    /// The finder found nothing.
+    /// The model has no cut to offer.
     #[error(
         "the model has no skip connection or residual chain to cache across: every tensor either saves less than a tenth of a step or hides the sample from the output"
     )]
     NoCandidates,
-    /// No such tensor.
+    /// The step has no tensor of that name.
     #[error("the step has no tensor `{name}`{}", near_text(near))]
     Unknown {
-        /// What was asked for.
+        /// The name that was given.
         name: String,
-        /// Candidates with similar names.
+        /// Names of candidates that are similar.
         near: Vec<String>,
     },
-    /// An input, a constant, or not floats.
-    #[error("`{name}` cannot be cached: it is no floating-point result of the step")]
+    /// The tensor is an input, a constant, or not of floats.
+    #[error("`{name}` cannot be cached: it is not a floating-point result of the step")]
     NotStorable {
-        /// What was asked for.
+        /// The name that was given.
         name: String,
     },
-    /// A delta needs two values of one type, the second computed from the first.
+    /// A delta needs two values of one type, the second of which is computed from the first.
     #[error(
-        "`{name}` is no range: the second tensor must be computed from the first and have its type"
+        "`{name}` is not a range: the second tensor must be computed from the first and have its type"
     )]
     NotARange {
-        /// What was asked for.
+        /// The name that was given.
         name: String,
     },
-    /// The others make it superfluous.
+    /// No cached step reads the tensor, because the other tensors suffice.
     #[error("a cached step would not read `{name}`")]
     Unused {
-        /// What was asked for.
+        /// The name that was given.
         name: String,
     },
     /// The cached step would be a full one.
-    #[error("caching `{name}` saves nothing: everything is still needed")]
+    #[error("caching `{name}` saves nothing: a cached step would still compute everything")]
     SavesNothing {
-        /// What was asked for.
+        /// The name that was given.
         name: String,
     },
-    /// The cached step would give the same output whatever the sample.
+    /// The cached step would give the same output for every sample.
     #[error("with `{name}` cached the output would no longer depend on the sample")]
     HidesSample {
-        /// What was asked for.
+        /// The name that was given.
         name: String,
     },
 }
@@ -134,7 +135,7 @@ fn near_text(near: &[String]) -> String {
 /// graph, sample and batch.
 ///
 /// # Errors
-/// [`CutError`]; without candidates, everything but names is an error.
+/// [`CutError`]. Without candidates, every `spec` but names is an error.
 pub fn choose(
     candidates: &[Cut],
     spec: &CutSpec,
@@ -161,7 +162,8 @@ fn auto(candidates: &[Cut]) -> Option<&Cut> {
     }
 }
 
-/// The cut whose share is nearest, with the logarithm of the ratio; of equals the deeper.
+/// The cut whose share is nearest to `share`, with the logarithm of the ratio. Of equally near
+/// ones, the deeper is taken.
 fn nearest<'a>(cuts: impl Iterator<Item = &'a Cut>, share: f64) -> Option<(f64, &'a Cut)> {
     let distance = |c: &Cut| (c.share().max(f64::MIN_POSITIVE) / share).ln().abs();
     cuts.map(|c| (distance(c), c)).min_by(|a, b| a.0.total_cmp(&b.0))
@@ -209,7 +211,7 @@ fn tensor(candidates: &[Cut], name: &str, flow: &Flow) -> Result<Cached, CutErro
     }
 }
 
-/// Names of candidates' tensors, the most similar first.
+/// Names of the candidates' tensors, the most similar first.
 fn near(candidates: &[Cut], name: &str, g: &Graph) -> Vec<String> {
     let mut names: Vec<String> =
         candidates.iter().flat_map(|c| &c.tensors).map(|c| c.name(g)).collect();
@@ -219,7 +221,7 @@ fn near(candidates: &[Cut], name: &str, g: &Graph) -> Vec<String> {
     names
 }
 
-/// Insertions, deletions and replacements between two texts.
+/// Number of insertions, deletions and replacements between two texts.
 fn edits(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -1,7 +1,6 @@
-//! One step becomes two: the full one, which also gives what is to be cached, and the cached one,
-//! which reads it.
-//!
-//! With a cache from the same step both give the same outputs, bit for bit.
+//! Splits a step into two: the full one, which also outputs the tensors to store, and the cached
+//! one, which reads them. With a cache of the same evaluation, both give the same outputs, bit for
+//! bit.
 
 use super::cut::{Cached, Cut};
 use super::flow::live;
@@ -14,18 +13,19 @@ use std::collections::HashMap;
 /// A step in its two forms.
 #[derive(Clone, Debug)]
 pub struct Split {
-    /// The step; behind its outputs stand the stored values, one per slot, in order.
+    /// The full step. After its outputs follow the stored values, one per slot, in order.
     pub full: Part,
-    /// The outputs' needs alone, with the slots as inputs ([`InputOrigin::Cache`]).
+    /// The cached step: only what the outputs need, with the slots as inputs
+    /// ([`InputOrigin::Cache`]).
     pub cached: Part,
-    /// What is stored.
+    /// The stored tensors.
     pub slots: Vec<Slot>,
 }
 
 /// One stored tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slot {
-    /// Name for people: see [`Cached::name`].
+    /// Its name for people; see [`Cached::name`].
     pub name: String,
     /// The value of `full.graph` that is stored.
     pub stored: ValueId,
@@ -34,8 +34,8 @@ pub struct Slot {
 /// Splits the step at the cut.
 ///
 /// # Errors
-/// [`OpError`] when a copied node does not type-check: a bug here, or a delta between different
-/// types.
+/// [`OpError`] if a copied node does not type-check, which is a bug of the compiler, or if a delta
+/// is between two types.
 pub fn split(part: &Part, cut: &Cut) -> Result<Split, OpError> {
     let (full, slots) = full(part, &cut.tensors)?;
     let cached = cached(part, &cut.tensors)?;
@@ -59,8 +59,9 @@ fn full(part: &Part, tensors: &[Cached]) -> Result<(Part, Vec<Slot>), OpError> {
                 &[map[&after], map[&before]],
             )?;
             deltas.insert(slot, delta);
-            // before + (after - before) is not after, in the last bits: all readers get the sum, so
-            // that a cached step with a cache of the same step agrees with the full one
+            // `before + (after - before)` differs from `after` in the last bits. All readers get
+            // the sum, so that a cached step with a cache of the same evaluation agrees with the
+            // full one.
             map.insert(after, restore(g, &mut to, map[&before], delta, after)?);
         }
     }

@@ -1,9 +1,9 @@
-//! Cuts at tensors: the main path's entry to a decoder level.
+//! Finds cuts at tensors, where the main path enters a decoder level.
 //!
-//! A skip connection ends in a node that reads two values of the sample, one computed from nearly
-//! everything (the main path), one fresh. Such a node offers a cut: it, all behind it and all that
-//! its fresh operands need must run; of the rest, what to run and what to cache is a minimum cut,
-//! arithmetic against bytes.
+//! A skip connection ends in a node that reads two values that depend on the sample: one that is
+//! computed from nearly everything (the main path), and a fresh one. Such a node offers a cut. The
+//! node, all nodes after it and all nodes that its fresh operands need must run. Of the rest, a
+//! minimum cut between arithmetic and bytes decides which nodes run and which tensors are cached.
 
 use super::chain::{self, Backbone};
 use super::cut::{Cached, Cut};
@@ -19,18 +19,18 @@ use petgraph::visit::EdgeRef;
 /// from memory.
 const MACS_PER_BYTE: u64 = 8;
 
-/// Most tensors in a cut: more are no boundary, but the inside of a block.
+/// Largest number of tensors in a cut. More tensors are not a boundary but the inside of a block.
 const MOST_TENSORS: usize = 4;
 
-/// More than any sum of costs, and addable.
+/// More than any sum of costs, and small enough to be added.
 const NEVER: u64 = u64::MAX / 4;
 
 /// A cut at a merge.
 struct Level {
     cut: Cut,
-    /// What the cached step does not run.
+    /// The nodes that the cached step does not run.
     skipped: Set,
-    /// Whether the merge adds a branch to what the branch is computed from.
+    /// Whether the merge adds a branch to the value from which the branch is computed.
     residual: bool,
 }
 
@@ -62,7 +62,7 @@ pub fn cuts(flow: &Flow, backbone: Option<&Backbone>) -> Vec<Cut> {
     nested(flow, found)
 }
 
-/// Operands divided into main path and fresh: one of them against the others, both ways.
+/// Divides operands into main path and fresh: one of them against the others, in both ways.
 fn sides(operands: &[ValueId]) -> Vec<(Vec<ValueId>, Vec<ValueId>)> {
     let mut found = Vec::new();
     for &one in operands.iter().filter(|_| operands.len() > 1) {
@@ -75,7 +75,8 @@ fn sides(operands: &[ValueId]) -> Vec<(Vec<ValueId>, Vec<ValueId>)> {
     found
 }
 
-/// The cheapest cut that leaves `merge` and its `fresh` operands to a cached step and not `main`.
+/// The cheapest cut for which a cached step computes `merge` and its `fresh` operands but not
+/// `main`.
 fn cut_before(flow: &Flow, merge: NodeId, main: &[ValueId], fresh: &[ValueId]) -> Option<Cut> {
     let mut forced = flow.upstream(fresh.iter().copied());
     let depends = |v: &ValueId| flow.g.producer(*v).is_none_or(|p| forced[p.0 as usize]);
@@ -96,8 +97,9 @@ fn cut_before(flow: &Flow, merge: NodeId, main: &[ValueId], fresh: &[ValueId]) -
     (cut.pays() && (1..=MOST_TENSORS).contains(&cut.tensors.len())).then_some(cut)
 }
 
-/// The tensors to cache when `forced` nodes run: a minimum cut between *skipped* and *run*. Running
-/// a node costs its arithmetic; a skipped node whose value is read costs that value's bytes, once.
+/// The tensors to cache when the nodes `forced` run: a minimum cut between *skipped* and *run*. A
+/// node that runs costs its arithmetic. A skipped node whose value is read costs the bytes of that
+/// value, once.
 fn boundary(flow: &Flow, forced: &Set) -> Vec<Cached> {
     let g = flow.g;
     let mut net: DiGraph<(), u64> = DiGraph::new();
@@ -128,12 +130,13 @@ fn boundary(flow: &Flow, forced: &Set) -> Vec<Cached> {
     };
     let kept = g.nodes().filter(|(id, _)| keep(*id)).flat_map(|(_, n)| n.outputs.iter().copied());
     let all: Vec<Cached> = kept.filter(|&v| read(v)).map(Cached::Value).collect();
-    // what only dead nodes read
+    // values that only dead nodes read are left out
     let needed = live(g, &all).values;
     all.into_iter().filter(|c| needed.contains(&c.replaces())).collect()
 }
 
-/// What running the node costs: its products, and one per element it writes. Reshapes are free.
+/// The cost of running the node: its products, and one per element that it writes. Reshapes are
+/// free.
 fn cost(flow: &Flow, id: NodeId) -> u64 {
     let node = flow.g.get(id);
     if matches!(node.op, Op::Reshape { .. }) {
@@ -143,8 +146,8 @@ fn cost(flow: &Flow, id: NodeId) -> u64 {
     (flow.macs[id.0 as usize] + written) as u64
 }
 
-/// Which vertices reach `end` in the residual network: the smaller of the possible sides, when
-/// several cuts cost the same.
+/// The vertices that reach `end` in the residual network. This is the smaller of the possible sides
+/// if several cuts cost the same.
 fn reaches(net: &DiGraph<(), u64>, flows: &[u64], end: NodeIndex) -> Vec<bool> {
     let mut found = vec![false; net.node_count()];
     let mut stack = vec![end];
@@ -161,9 +164,8 @@ fn reaches(net: &DiGraph<(), u64>, flows: &[u64], end: NodeIndex) -> Vec<bool> {
     found
 }
 
-/// The nested cuts, each skipping all that the one before it skips, that save most in sum. In a
-/// U-Net these are its levels; the inside of a single block skips something beside them and falls
-/// out.
+/// The nested cuts that save most in sum, where each skips all nodes that the one before it skips.
+/// In a U-Net these are its levels. The inside of a single block skips other nodes and is dropped.
 fn nested(flow: &Flow, mut found: Vec<Level>) -> Vec<Cut> {
     found.sort_by_key(|l| (l.cut.saved(), std::cmp::Reverse(l.cut.bytes)));
     let mut best: Vec<(i64, Option<usize>)> = Vec::new();

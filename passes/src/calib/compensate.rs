@@ -1,43 +1,45 @@
-//! Compensation of what acceleration does to the sample's spread (Q&C's variance compensation,
-//! arXiv:2503.02508): per channel of the sample after one step, the affine map of the accelerated
-//! sample that brings it near the ordinary one.
+//! The sample compensation (the variance compensation of Q&C, arXiv:2503.02508): per channel of the
+//! sample after one step, an affine map of the accelerated sample that brings it near the ordinary
+//! one.
 
 use crate::cache::affine::Affine;
 
-/// The scale is kept in here.
+/// The scale is limited to this interval.
 const SCALES: [f64; 2] = [0.8, 1.25];
 
-/// A channel with fewer pairs of elements is corrected in part only.
+/// A channel with fewer pairs of elements than this is corrected in part only.
 const ENOUGH: f64 = 64.0;
 
-/// What the scale K is to achieve. With d = x − μ, of the accelerated sample, and e = x′ − μ′, of
-/// the ordinary one:
+/// The objective of the scale K. The formulas use d = x − μ of the accelerated sample x, and e = x′
+/// − μ′ of the ordinary sample x′.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CompensationMode {
-    /// Least absolute and relative square error: Σ w·e·d / Σ w·d², w = 1 + 1 / max(x′², τ²), τ a
-    /// tenth of the root of the mean x′² (formula A; without τ a few elements near zero would
-    /// decide).
+    /// Least absolute and relative square error: Σ w·e·d / Σ w·d² with w = 1 + 1 / max(x′², τ²). τ
+    /// is a tenth of the root of the mean x′²; without it a few elements near zero would decide.
+    /// This is formula A.
     Regression,
-    /// As printed in the paper: (Σ e·d + Σ d/x′) / (Σ d² + Σ d²/x′²) (formula B). The optimum of
-    /// the paper's objective only where μ is 0. Elements with x′ = 0 have no relative error.
+    /// The formula that is printed in the paper: (Σ e·d + Σ d/x′) / (Σ d² + Σ d²/x′²) (formula B).
+    /// It is the optimum of the paper's objective only where μ is 0. Elements with x′ = 0 have no
+    /// relative error.
     PaperExact,
-    /// Least square error: Σ e·d / Σ d². Shrinks the sample by how badly both correlate.
+    /// Least square error: Σ e·d / Σ d². The weaker the two samples correlate, the more it shrinks
+    /// the sample.
     Mse,
     /// Equal variance: sd(x′) / sd(x).
     Variance,
 }
 
 /// The map `x~ = scale · x + shift` per channel, fitted to pairs of samples `[rows, channels,
-/// plane]`, the same rows of the accelerated loop and of the ordinary one; all of them at once,
-/// because τ must be known before the sums.
+/// plane]`: the same rows of the accelerated loop and of the ordinary one. All rows are given at
+/// once, because τ must be known before the sums.
 ///
-/// μ is the mean of the accelerated channel, and μ′ too unless `center` is set: then it is the
-/// ordinary channel's, and the means agree after correction. The scale is between 0.8 and 1.25;
-/// with fewer than 64 pairs the map goes only as much of the way from the identity. Pairs that are
-/// not finite are left out; where nothing varies the scale is 1.
+/// μ is the mean of the accelerated channel. μ′ is the same, unless `center` is set: then it is the
+/// mean of the ordinary channel, and the means agree after the correction. The scale is between 0.8
+/// and 1.25. With n < 64 pairs, the map goes only n / 64 of the way from the identity. Pairs that
+/// are not finite are left out. Where nothing varies, the scale is 1.
 ///
 /// # Panics
-/// When the lengths differ or are no multiple of `channels · plane`.
+/// If the lengths differ or are no multiple of `channels · plane`.
 pub fn fit(
     accelerated: &[f32],
     ordinary: &[f32],
@@ -70,7 +72,7 @@ struct Channel<'a> {
 }
 
 impl Channel<'_> {
-    /// Accelerated and ordinary elements, both finite.
+    /// Accelerated and ordinary elements that are both finite.
     fn pairs(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
         let rows =
             self.accelerated.chunks_exact(self.row).zip(self.ordinary.chunks_exact(self.row));
@@ -155,7 +157,7 @@ mod tests {
         (0..n).map(|_| next()).collect()
     }
 
-    /// What acceleration might give: wider by `factor`, moved, and noisy.
+    /// A sample as acceleration might make it: wider by `factor`, shifted, and noisy.
     fn drifted(ordinary: &[f32], factor: f32, seed: u64) -> Vec<f32> {
         ordinary
             .iter()
@@ -164,7 +166,7 @@ mod tests {
             .collect()
     }
 
-    /// `[rows, channels, plane]`.
+    /// Applies the map to `[rows, channels, plane]`.
     fn apply(map: &Affine, x: &[f32], plane: usize) -> Vec<f32> {
         let channel = |i: usize| i / plane % map.scale.len();
         x.iter()

@@ -1,30 +1,30 @@
-//! Consecutive evaluations that share one row of every quantizer's table (TQ-DiT's time groups,
-//! arXiv:2502.04056).
+//! Groups of consecutive evaluations that share one row of every quantizer's table (the time groups
+//! of TQ-DiT, arXiv:2502.04056).
 //!
-//! A partition is given by the first evaluation of each group, ascending from 0.
+//! A partition is given by the first evaluation of each group, in ascending order from 0.
 
 use super::range::ClippingRange;
 use crate::cache::band::Band;
 
-/// A range narrower than this part of the quantizer's widest counts as that wide: its relative
-/// change means nothing.
+/// A range narrower than this share of the quantizer's widest one counts as that wide, because its
+/// relative change has no meaning.
 const NARROWEST: f64 = 1e-4;
 
-/// Groups of equal length, up to one: group `i` of `G` begins with evaluation ⌊i · T / G⌋. At least
-/// one group, at most one per evaluation; none of no evaluations.
+/// Groups whose lengths differ by at most one: group `i` of `G` begins with evaluation ⌊i · T / G⌋.
+/// There is at least one group and at most one per evaluation; without evaluations there is none.
 pub fn equal(evaluations: usize, groups: usize) -> Vec<usize> {
     let groups = groups.max(1).min(evaluations);
     (0..groups).map(|i| i * evaluations / groups).collect()
 }
 
-/// The partition into `groups` groups of least [`cost`]; their number is bounded as in [`equal`].
-/// `ranges[q][t]` is the range of quantizer `q` at evaluation `t`.
+/// The partition into `groups` groups with the least [`cost`]. The number of groups is bounded as
+/// in [`equal`]. `ranges[q][t]` is the range of quantizer `q` at evaluation `t`.
 ///
-/// Dynamic programming, O(T² · (quantizers + groups)). Among equal ones, the last group is the
-/// longest, then the one before it, and so on.
+/// It is dynamic programming in O(T² · (quantizers + groups)). Among equal partitions, the one
+/// whose last group is longest wins, then the one before it, and so on.
 ///
 /// # Panics
-/// When the quantizers have different numbers of evaluations.
+/// If the quantizers have different numbers of evaluations.
 pub fn optimal(ranges: &[Vec<ClippingRange>], groups: usize) -> Vec<usize> {
     let evaluations = ranges.first().map_or(0, Vec::len);
     assert!(
@@ -50,9 +50,9 @@ pub fn optimal(ranges: &[Vec<ClippingRange>], groups: usize) -> Vec<usize> {
         .map_or_else(|| vec![0], |best| best.0)
 }
 
-/// By how much the rows of a partition are too wide: the sum over quantizers and evaluations of the
-/// squares of both ends' distances to the row's ends, relative to the evaluation's own width.
-/// Rounding errors grow with that width.
+/// The cost of a partition, which is by how much its rows are too wide: the sum, over quantizers
+/// and evaluations, of the squares of the distances of both ends to the row's ends, relative to the
+/// evaluation's own width. Rounding errors grow with that width.
 pub fn cost(ranges: &[Vec<ClippingRange>], firsts: &[usize]) -> f64 {
     let of = |quantizer: &Vec<ClippingRange>| -> f64 {
         let weights = weights(quantizer);
@@ -63,11 +63,11 @@ pub fn cost(ranges: &[Vec<ClippingRange>], firsts: &[usize]) -> f64 {
     ranges.iter().map(of).sum()
 }
 
-/// One row per group: the union of its members' ranges.
+/// One row per group: the union of the ranges of its members.
 ///
-/// Not their mean: evaluations of a group differ by what the model does, not by chance, and each
-/// range has been shrunk as far as pays for its own evaluation. A mean would clip the widest of
-/// them further, whereas a union costs the narrow ones no more than [`cost`] says.
+/// It is not their mean, because evaluations of a group differ by what the model does and not by
+/// chance, and each range has been shrunk as far as is good for its own evaluation. A mean would
+/// clip the widest ranges further. A union costs the narrow ones no more than [`cost`] says.
 pub fn rows(ranges: &[ClippingRange], firsts: &[usize]) -> Vec<ClippingRange> {
     let union = |m: std::ops::Range<usize>| {
         ranges[m].iter().copied().fold(ClippingRange::default(), ClippingRange::union)
@@ -88,7 +88,7 @@ fn members(
     firsts.iter().zip(ends).map(|(&first, end)| first..end)
 }
 
-/// 1 / width² per evaluation; zero where the quantizer sees nothing but zeros.
+/// 1 / width² per evaluation; zero where the quantizer has only zeros.
 fn weights(ranges: &[ClippingRange]) -> Vec<f64> {
     let width = |r: &ClippingRange| f64::from(r.high) - f64::from(r.low);
     let widest = ranges.iter().map(width).fold(0.0, f64::max);
@@ -96,7 +96,7 @@ fn weights(ranges: &[ClippingRange]) -> Vec<f64> {
     ranges.iter().map(weight).collect()
 }
 
-/// The cost of the groups that begin with the first of these and have 1, 2, … members.
+/// The cost of the groups that begin with the first of these ranges and have 1, 2, … members.
 fn costs<'a>(ranges: &'a [ClippingRange], weights: &'a [f64]) -> impl Iterator<Item = f64> + 'a {
     // Σ w · (row − end)² = row² · Σ w − 2 · row · Σ w · end + Σ w · end², per end
     let (mut row, mut sums) = ([0.0f64; 2], [[0.0; 3]; 2]);

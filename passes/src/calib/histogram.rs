@@ -1,24 +1,25 @@
-//! How often a tensor takes which values, in memory that does not grow: what the range search looks
-//! at instead of the tensor.
+//! Histograms of the values of a tensor, in memory of a fixed size. The search for a range looks at
+//! the histogram instead of the tensor.
 
 use super::scan::Scan;
 
-/// Bins of a [`Histogram`]; a power of two.
+/// Number of bins of a [`Histogram`], which is a power of two.
 pub const BINS: usize = 2048;
 
-/// Below this, one table of counts is quicker than four that must be added up.
+/// For fewer values than this, one table of counts is faster than four that must be added up.
 const FEW: usize = 16 * BINS;
 
 /// Counts of the values of a stream of f32.
 ///
-/// Bins are 2^e wide and zero is an edge of two of them, so widening merges neighbours; e is the
-/// smallest with which the bins reach from the least value (or zero) to the greatest. A histogram
-/// is therefore a function of the values alone: neither their order nor how they were cut into
-/// calls matters. At least half of the bins lie between the extremes. Zeros are counted apart.
+/// Bins are 2^e wide, and zero is an edge between two of them, so widening merges neighbours. e is
+/// the smallest exponent with which the bins reach from the least value (or zero) to the greatest.
+/// A histogram is therefore a function of the values alone: neither their order nor the calls in
+/// which they were added matter. At least half of the bins lie between the extremes. Zeros are
+/// counted separately.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Histogram {
-    /// Of bin `b`, which holds `b · 2^e ≤ x < (b + 1) · 2^e` (`<` and `≤` change places below
-    /// zero), at `b mod BINS`.
+    /// The count of bin `b`, which holds `b · 2^e ≤ x < (b + 1) · 2^e` (`<` and `≤` change places
+    /// below zero), is at `b mod BINS`.
     counts: Vec<u64>,
     exponent: i32,
     zeros: u64,
@@ -47,12 +48,12 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    /// Of no values.
+    /// A histogram of no values.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Counts `values`. Infinities and NaN are counted apart and have no bin.
+    /// Counts `values`. Infinities and NaN are counted separately and have no bin.
     pub fn add(&mut self, values: &[f32]) {
         let scan = Scan::of(values);
         if scan.not_finite == 0 {
@@ -67,8 +68,8 @@ impl Histogram {
         self.seen += values.len() as u64;
     }
 
-    /// Counts every `every`-th row of `width` values, from the first on; the extremes are those of
-    /// all rows. Where something is not finite, all values are counted.
+    /// Counts every `every`-th row of `width` values, beginning with the first. The extremes are
+    /// those of all rows. If a value is not finite, all values are counted.
     pub fn add_some(&mut self, values: &[f32], width: usize, every: usize) {
         let scan = Scan::of(values);
         if every <= 1 || scan.not_finite > 0 {
@@ -81,7 +82,7 @@ impl Histogram {
         self.add(&rows.concat());
     }
 
-    /// Counts what `later` has counted, as if its values had followed.
+    /// Adds the counts of `later`, as if its values had followed.
     pub fn merge(&mut self, later: &Histogram) {
         self.reach(later.min, later.max);
         let shift = self.exponent - later.exponent;
@@ -95,38 +96,38 @@ impl Histogram {
         self.seen += later.seen;
     }
 
-    /// Nothing finite has been counted.
+    /// Whether no finite value has been counted.
     pub fn is_empty(&self) -> bool {
         self.finite() == 0
     }
 
-    /// Finite values counted.
+    /// Number of finite values that were counted.
     pub fn finite(&self) -> u64 {
         self.seen - self.not_finite
     }
 
-    /// Zeros of either sign among them.
+    /// Number of zeros of either sign among them.
     pub fn zeros(&self) -> u64 {
         self.zeros
     }
 
-    /// Infinities and NaN met.
+    /// Number of infinities and NaN.
     pub fn not_finite(&self) -> u64 {
         self.not_finite
     }
 
-    /// How many values came before the first infinity or NaN.
+    /// Number of values before the first infinity or NaN; `None` if there is none.
     pub fn first_not_finite(&self) -> Option<u64> {
         self.first_not_finite
     }
 
-    /// Least and greatest finite value, exact.
+    /// The least and the greatest finite value, exactly; `None` without finite values.
     pub fn extremes(&self) -> Option<(f32, f32)> {
         (!self.is_empty()).then_some((self.min, self.max))
     }
 
-    /// Low end, high end and count of every bin that holds something, ascending. Ends are no
-    /// further out than the extremes. Zeros are not among the counts.
+    /// Low end, high end and count of every bin that is not empty, in ascending order. Ends are not
+    /// beyond the extremes. Zeros are not in the counts.
     pub fn bins(&self) -> impl Iterator<Item = (f64, f64, u64)> + '_ {
         let width = 2f64.powi(self.exponent);
         let (min, max) = (f64::from(self.min), f64::from(self.max));
@@ -155,7 +156,7 @@ impl Histogram {
         self.zeros += scan.zeros;
     }
 
-    /// Widens the bins until they hold both.
+    /// Widens the bins until they hold both values.
     fn reach(&mut self, min: f32, max: f32) {
         let old: Vec<i32> = self.used().collect();
         (self.min, self.max) = (self.min.min(min), self.max.max(max));
@@ -181,10 +182,10 @@ impl Histogram {
     }
 }
 
-/// Exponent of the narrowest bins: one less, and its inverse would be infinite.
+/// Exponent of the narrowest bins. The inverse of a smaller width would be infinite.
 const LEAST: i32 = -126;
 
-/// Bins 2^`exponent` wide that reach from `min` to `max` and hold zero.
+/// Number of bins of width 2^`exponent` that reach from `min` to `max` and include zero.
 fn span(min: f32, max: f32, exponent: i32) -> f64 {
     let bins = |x: f32| (f64::from(x) / 2f64.powi(exponent)).trunc() + 1.0;
     bins(max.max(0.0)) + if min < 0.0 { bins(-min) } else { 0.0 }
@@ -195,22 +196,23 @@ fn power_of_two(exponent: i32) -> f32 {
     f32::from_bits(((127 + exponent) as u32) << 23)
 }
 
-/// Where a bin's count is.
+/// The position of a bin's count.
 fn at(bin: i32) -> usize {
     bin as usize % BINS
 }
 
-/// Where the count of `x` is. The product is exact, or too small to matter. Its whole part, below
-/// 2048, takes 11 bits: with only those left, adding 4096 rounds none up to the next whole number
-/// and puts it in bits 11 to 21. (A cast to i32, which saturates, takes twice as long.)
+/// The position of the count of `x`. The product is exact, or too small to matter. Its whole part,
+/// below 2048, takes 11 bits. When only those bits are kept, adding 4096 rounds no product up to
+/// the next whole number, and puts the whole part into bits 11 to 21. (A cast to i32, which
+/// saturates, takes twice as long.)
 #[inline(always)]
 fn bin(x: f32, per_width: f32) -> usize {
     let magnitude = f32::from_bits((x.abs() * per_width).to_bits() & !0x1fff);
     at(((magnitude + 4096.0).to_bits() >> 11) as i32 ^ -i32::from(x < 0.0))
 }
 
-/// Four tables in turn: consecutive equal values would wait for one another's count. Bins are found
-/// 64 at a time, which vectorises.
+/// Counts into four tables in turn, because consecutive equal values would wait for one another's
+/// count. Bins are found for 64 values at a time, which vectorises.
 fn count(values: &[f32], per_width: f32, counts: &mut [u64]) {
     let mut tables = [[0u32; BINS]; 4];
     let (blocks, rest) = values.as_chunks::<64>();

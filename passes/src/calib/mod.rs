@@ -1,6 +1,8 @@
-//! What calibration decides from the tensors it has seen: ranges of quantizers, groups of
-//! evaluations that share them, the samples to look at, corrections of the sample. Arithmetic only;
-//! `calibrate` runs the loop and hands over what it saw.
+//! Calibration: ranges of quantizers, groups of evaluations that share them, the selection of
+//! samples, and the sample compensation.
+//!
+//! These modules compute from tensors and run nothing. The module `calibrate` of the crate
+//! `cachequant` runs the loop and passes the tensors in.
 
 pub mod compensate;
 pub mod groups;

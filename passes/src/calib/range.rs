@@ -1,46 +1,48 @@
-//! The range that a quantizer covers, as in CacheQuant's code: of 40 shrunken copies of the
-//! extremes, the one that rounds with the smallest 2.4-norm. Ranges contain zero, when they are
-//! scored and when they are used (its code scores and stores different ranges).
+//! Finds the range that a quantizer covers, as CacheQuant's code does: of 40 shrunken copies of the
+//! extremes, the one whose rounding error has the smallest 2.4-norm. Ranges contain zero both when
+//! they are scored and when they are used (CacheQuant's code scores and stores different ranges).
 
 use super::histogram::Histogram;
 use super::rounding::{errors, integral, nearest};
 
-/// Factors that are tried: 1, 0.98, … 0.22.
+/// Number of factors that are tried: 1, 0.98, … 0.22.
 const FACTORS: usize = 40;
 
-/// The scale of a tensor of zeros, for which any would do.
+/// The scale of a tensor of zeros, for which any scale would do.
 const SCALE_OF_ZEROS: f64 = 1e-8;
 
-/// No scale of other tensors is smaller: the least number of f32 whose inverse, which kernels
-/// multiply by, is finite and exact to the last digit. Only tensors of values below 1e-36 meet it.
+/// The smallest scale of other tensors: the least f32 whose inverse, by which kernels multiply, is
+/// finite and exact to the last digit. Only tensors of values below 1e-36 reach it.
 const SMALLEST_SCALE: f64 = f32::MIN_POSITIVE as f64;
 
-/// `width` of a range in levels of the quantizer.
+/// The scale of a range of this width with this number of levels.
 fn scale_of(width: f64, levels: f64) -> f64 {
     if width == 0.0 { SCALE_OF_ZEROS } else { (width / levels).max(SMALLEST_SCALE) }
 }
 
-/// What an asymmetric quantizer covers; `low` ≤ 0 ≤ `high`, both finite.
+/// The range of values that an asymmetric quantizer covers: `low` ≤ 0 ≤ `high`, both finite.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ClippingRange {
-    /// Not above zero.
+    /// The lower end, not above zero.
     pub low: f32,
-    /// Not below zero.
+    /// The upper end, not below zero.
     pub high: f32,
 }
 
 impl ClippingRange {
-    /// From `low` to `high` and zero. NaN counts as zero, infinity as the largest number.
+    /// The range from `low` to `high`, extended to zero. NaN counts as zero, infinity as the
+    /// largest number.
     pub fn new(low: f32, high: f32) -> ClippingRange {
         let end = |x: f32, from, to| if x.is_nan() { 0.0 } else { x.clamp(from, to) };
         ClippingRange { low: end(low, f32::MIN, 0.0), high: end(high, 0.0, f32::MAX) }
     }
 
-    /// Scale (never zero, relative to the width however small that is) and zero point of `bits` ≤ 8 bits: `x ≈ (q − zero) · scale`, `q =
-    /// clamp(round(x / scale) + zero, 0, 2^bits − 1)`.
+    /// Scale and zero point of a quantizer of `bits` ≤ 8 bits: `x ≈ (q − zero) · scale` with `q =
+    /// clamp(round(x / scale) + zero, 0, 2^bits − 1)`. The scale is never zero; it is relative to the
+    /// width of the range, however small that is.
     ///
-    /// A range that begins or ends with zero has zero point 0 or 2^bits − 1. A constant tensor is
-    /// one: its value is the last level.
+    /// A range that begins or ends with zero has the zero point 0 or 2^bits − 1. The range of a
+    /// constant tensor is one of these, and its value is the last level.
     pub fn parameters(&self, bits: u32) -> (f32, u8) {
         let ClippingRange { low, high } = ClippingRange::new(self.low, self.high);
         let levels = levels(bits);
@@ -53,8 +55,8 @@ impl ClippingRange {
         ClippingRange { low: self.low.min(other.low), high: self.high.max(other.high) }
     }
 
-    /// Mean of the ends (scale and zero point are derived from it; averaged themselves they would
-    /// belong to no range); of nothing, zero.
+    /// The range whose ends are the means of the ends; zero for no ranges. Scale and zero point are
+    /// derived from it, because averages of scales and zero points would belong to no range.
     pub fn averaged(ranges: &[ClippingRange]) -> ClippingRange {
         let mean = |end: fn(&ClippingRange) -> f32| {
             ranges.iter().map(|r| f64::from(end(r))).sum::<f64>() / ranges.len().max(1) as f64
@@ -62,7 +64,7 @@ impl ClippingRange {
         ClippingRange::new(mean(|r| r.low) as f32, mean(|r| r.high) as f32)
     }
 
-    /// With both ends nearer to zero: the `i`-th of the candidates.
+    /// The `i`-th candidate, with both ends nearer to zero.
     fn shrunk(self, i: usize) -> ClippingRange {
         ClippingRange {
             low: (f64::from(self.low) * factor(i)) as f32,
@@ -71,17 +73,17 @@ impl ClippingRange {
     }
 }
 
-/// The range with which `bits` ≤ 8 bits round what was counted best; values are taken to be spread
-/// evenly within their bin. Wider ones win ties. Of nothing: zero.
+/// The range with which `bits` ≤ 8 bits round the counted values best. Values are assumed to be
+/// spread evenly within their bin. Wider ranges win ties. Without values the range is zero.
 ///
-/// O(bins): the mean of |error|^2.4 over a bin has a closed form.
+/// It takes O(bins), because the mean of |error|^2.4 over a bin has a closed form.
 pub fn search(histogram: &Histogram, bits: u32) -> ClippingRange {
     let Some((min, max)) = histogram.extremes() else { return ClippingRange::default() };
     let bins: Vec<_> = histogram.bins().collect();
     best(ClippingRange::new(min, max), |range| sum_of_bins(&bins, range, bits))
 }
 
-/// As [`search`], of the values themselves. What is not finite is ignored.
+/// The same as [`search`], on the values themselves. Values that are not finite are ignored.
 pub fn search_exact(values: &[f32], bits: u32) -> ClippingRange {
     let finite = || values.iter().filter(|x| x.is_finite());
     let whole = ClippingRange::new(
@@ -91,14 +93,14 @@ pub fn search_exact(values: &[f32], bits: u32) -> ClippingRange {
     best(whole, |range| loss_exact(values, range, bits))
 }
 
-/// Mean of |error|^2.4 over what was counted, rounded with `bits` ≤ 8 bits over `range`; of
-/// nothing, zero.
+/// The mean of |error|^2.4 of the counted values, rounded with `bits` ≤ 8 bits over `range`; zero
+/// without values.
 pub fn loss(histogram: &Histogram, range: ClippingRange, bits: u32) -> f64 {
     let bins: Vec<_> = histogram.bins().collect();
     sum_of_bins(&bins, range, bits) / histogram.finite().max(1) as f64
 }
 
-/// Σ |error|^2.4 over bins: low end, high end, count.
+/// Σ |error|^2.4 over bins, which are given by low end, high end and count.
 fn sum_of_bins(bins: &[(f64, f64, u64)], range: ClippingRange, bits: u32) -> f64 {
     let (scale, zero) = range.parameters(bits);
     let (scale, zero, levels) = (f64::from(scale), f64::from(zero), levels(bits));
@@ -117,16 +119,16 @@ fn sum_of_bins(bins: &[(f64, f64, u64)], range: ClippingRange, bits: u32) -> f64
     bins.iter().map(bin).sum::<f64>() * scale.powf(2.4)
 }
 
-/// As [`loss`], of the values themselves. What is not finite counts as exact.
+/// The same as [`loss`], on the values themselves. Values that are not finite count as exact.
 pub fn loss_exact(values: &[f32], range: ClippingRange, bits: u32) -> f64 {
     let (scale, zero) = range.parameters(bits);
     let sum = errors(values, scale, f32::from(zero), [0.0, levels(bits) as f32]);
     sum * f64::from(scale).powf(2.4) / values.len().max(1) as f64
 }
 
-/// The scale (never zero) with which the levels −(2^(bits−1) − 1) … 2^(bits−1) − 1, `bits` from
-/// 2 to 8, round the weights of an output channel best; the largest wins ties. What is not finite
-/// is ignored.
+/// The scale, never zero, with which the levels −(2^(bits−1) − 1) … 2^(bits−1) − 1 round the
+/// weights of an output channel best, for `bits` from 2 to 8. The largest scale wins ties. Values
+/// that are not finite are ignored.
 pub fn symmetric_scale(weights: &[f32], bits: u32) -> f32 {
     let last = f64::from((1i32 << (bits.clamp(2, 8) - 1)) - 1);
     let largest = weights.iter().filter(|w| w.is_finite()).fold(0.0, |a: f32, w| a.max(w.abs()));
@@ -157,7 +159,7 @@ fn levels(bits: u32) -> f64 {
 mod tests {
     use super::*;
 
-    /// Normal noise by twelve uniform numbers, from a linear congruence.
+    /// Normal noise from sums of twelve uniform numbers of a linear congruential generator.
     fn normal(n: usize, mut seed: u64) -> Vec<f32> {
         let mut uniform = || {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -233,8 +235,8 @@ mod tests {
         );
     }
 
-    /// A power of two changes nothing but the exponents, so every range is that of the larger
-    /// tensor, times it.
+    /// A power of two changes the exponents only, so every range is that of the larger tensor times
+    /// that power.
     #[test]
     fn scales_are_relative_to_the_magnitude() {
         let large = normal(2000, 5);
@@ -255,7 +257,7 @@ mod tests {
                 );
             }
         }
-        // subnormal numbers: the inverse of the scale is a number
+        // subnormal numbers: the inverse of the scale is finite
         let least = symmetric_scale(&[1e-42], 8);
         assert!(least > 0.0 && (1.0 / least).is_finite());
     }
@@ -277,7 +279,7 @@ mod tests {
             let least = all.fold(f64::INFINITY, f64::min);
             assert!(loss(symmetric_scale(&weights, bits)) <= 1.0001 * least);
         }
-        // on the grid already: nothing is lost, the widest wins
+        // on the grid already: nothing is lost, and the widest wins
         assert_eq!(symmetric_scale(&[-7.0, 3.0, 0.0, 1.0], 4), 1.0);
     }
 

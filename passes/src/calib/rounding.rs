@@ -1,6 +1,8 @@
-//! |error|^2.4 of rounding to levels that are one apart: over values, and over values spread evenly.
+//! The error |error|^2.4 of rounding to levels that are one apart, for values and for values that
+//! are spread evenly.
 
-/// Integral of |u − round(u)|^2.4 from 0 to `u`: a whole valley per level passed, and part of one.
+/// Integral of |u − round(u)|^2.4 from 0 to `u`: a whole valley per level that was passed, and a
+/// part of one.
 pub(super) fn integral(u: f64, levels: f64) -> f64 {
     const VALLEY: f64 = 0.055_724_873_768_764_64; // 2 · 0.5^3.4 / 3.4
     let level = nearest(u, levels);
@@ -14,8 +16,8 @@ pub(super) fn nearest(u: f64, levels: f64) -> f64 {
     (u.clamp(0.0, levels) + ROUND) - ROUND
 }
 
-/// Σ |x / scale + zero − level|^2.4 with the nearest level between the ends: in f32 over a few
-/// values, in f64 over all.
+/// Σ |x / scale + zero − level|^2.4 with the nearest level between the ends, summed in f32 over a
+/// few values and in f64 over all.
 pub(super) fn errors(values: &[f32], scale: f32, zero: f32, [first, last]: [f32; 2]) -> f64 {
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23
     const LANES: usize = 16;
@@ -34,12 +36,12 @@ pub(super) fn errors(values: &[f32], scale: f32, zero: f32, [first, last]: [f32;
     values.chunks(64 * LANES).map(block).sum()
 }
 
-/// x^2.4 for 0 ≤ x < 2^40, to 2e-6 of it, as (x · x^(−1/5))³: multiplications only, so it
-/// vectorises and is the same on every machine.
+/// x^2.4 for 0 ≤ x < 2^40, to a relative error of 2e-6, as (x · x^(−1/5))³. It has multiplications
+/// only, so it vectorises and is the same on every machine.
 #[inline(always)]
 fn power(x: f32) -> f32 {
-    // an exponent divided by −5 is right to a few percent, each step of Newton's then squares three
-    // times the error
+    // An exponent divided by −5 is right to a few percent. Each of Newton's steps then squares
+    // three times the error.
     let mut root = f32::from_bits(0x4c2b_a000 - x.to_bits() / 5);
     for _ in 0..3 {
         let square = root * root;

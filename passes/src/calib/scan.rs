@@ -1,7 +1,7 @@
-//! One pass over values: extremes, zeros, and whether all are finite.
+//! One pass over values: finds the extremes, the number of zeros, and whether all values are
+//! finite.
 
-/// What the first look at some values tells. The extremes are of no use when something is not
-/// finite.
+/// The result of the pass. The extremes are valid only if all values are finite.
 pub(super) struct Scan {
     pub min: f32,
     pub max: f32,
@@ -16,7 +16,7 @@ impl Scan {
         scan
     }
 
-    /// Sixteen lanes, so that it vectorises.
+    /// Scans sixteen lanes at once, so that it vectorises.
     fn block(&mut self, values: &[f32]) {
         const LANES: usize = 16;
         let (mut min, mut max) = ([self.min; LANES], [self.max; LANES]);

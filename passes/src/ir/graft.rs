@@ -1,20 +1,20 @@
-//! One graph inside another.
+//! Inserts one graph into another.
 
 use super::{Def, Graph, ValueId};
 use cqc_proto::op::OpError;
 use std::collections::HashMap;
 
 impl Graph {
-    /// Adds the nodes of `other` here. Its inputs are the values of this graph that `inputs` maps
-    /// them to, all of them; its values and nodes are called `prefix` and their names. The results
-    /// are its outputs, in order, which are no outputs here.
+    /// Adds the nodes of `other` to this graph. `inputs` maps every input of `other` to a value of
+    /// this graph. The names of the added values and nodes begin with `prefix`. Returns the values
+    /// of the outputs of `other`, in order, which do not become outputs of this graph.
     ///
     /// # Errors
-    /// [`OpError`] where a node does not accept the types of its new operands.
+    /// [`OpError`] if a node does not accept the types of its new operands.
     ///
     /// # Panics
-    /// When an input of `other` is missing in `inputs`, or operands do not come before their
-    /// readers ([`Graph::compact`]).
+    /// If an input of `other` is missing in `inputs`, or if an operand comes after its reader (see
+    /// [`Graph::compact`]).
     pub fn graft(
         &mut self,
         other: &Graph,

@@ -1,25 +1,25 @@
-//! Values and nodes.
+//! Values, nodes and the graph that holds them.
 
 use cqc_proto::op::{Cost, OpError};
 use cqc_proto::{Dim, Op, Tensor, ValueType};
 use std::collections::HashMap;
 
-/// A value of one graph.
+/// Id of a value within its graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ValueId(pub u32);
 
-/// A node of one graph.
+/// Id of a node within its graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(pub u32);
 
-/// Where a value comes from.
+/// The definition of a value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Def {
-    /// Input of the graph.
+    /// An input of the graph.
     Input,
-    /// A known tensor.
+    /// A constant with this tensor.
     Constant(Tensor),
-    /// Output number `.1` of a node.
+    /// An output of a node, by its index.
     Node(NodeId, usize),
 }
 
@@ -31,59 +31,60 @@ pub struct SiteId(pub usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LayerId(pub usize);
 
-/// What a node of a part of the loop stands for. All parts that repeat a node give it the same
-/// origin, and lowering hands it on to the step, so nothing has to be found by its name.
+/// The purpose of a node in a part of the loop. All parts that repeat a node give it the same
+/// origin, and lowering passes it on to the step, so that nothing has to be found by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum NodeOrigin {
-    /// This node of the graph that was bound, in whatever form.
+    /// It is this node of the graph that was bound, in whatever form.
     Source(NodeId),
-    /// The rounding of a site.
+    /// It rounds a site.
     Rounds(SiteId),
-    /// A layer's sum of products of float operands, which corrections are fitted to.
+    /// It is a layer's sum of products of float operands, to which corrections are fitted.
     FloatSum(LayerId),
-    /// A layer's sum of products of rounded operands, which corrections are fitted on.
+    /// It is a layer's sum of products of rounded operands, on which corrections are fitted.
     RoundedSum(LayerId),
 }
 
-/// A tensor-valued edge of the graph.
+/// A value: an edge of the graph that carries a tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Value {
-    /// Unique within the graph; that of the source model where the value exists there.
+    /// Its name, which is unique within the graph. It is that of the source model if the value
+    /// exists there.
     pub name: String,
     /// Whether the name ends in a number that was added here because another value has the name
-    /// without it (`name#2`): it says less than a name of the source model.
+    /// without it (`name#2`). Such a name says less than a name of the source model.
     pub numbered: bool,
     /// Element type and shape.
     pub ty: ValueType,
-    /// Where it comes from.
+    /// Its definition.
     pub def: Def,
 }
 
-/// One operator application.
+/// One application of an operator.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
-    /// Name for people; that of the source model's node where there is one.
+    /// Its name for people; that of the source model's node if there is one.
     pub name: String,
     /// Operator and attributes.
     pub op: Op,
-    /// Operands; `None` where an optional one is absent.
+    /// Operands; `None` for an optional operand that is absent.
     pub inputs: Vec<Option<ValueId>>,
     /// Results.
     pub outputs: Vec<ValueId>,
-    /// What it stands for in a part of the loop; `None` in the model's graph, and for nodes that
-    /// only a part needs.
+    /// Its purpose in a part of the loop. It is `None` in the model's graph, and for nodes that
+    /// only one part needs.
     pub origin: Option<NodeOrigin>,
 }
 
 impl Node {
-    /// Operand `i`, if present.
+    /// Operand `i`; `None` if it is absent.
     pub fn input(&self, i: usize) -> Option<ValueId> {
         self.inputs.get(i).copied().flatten()
     }
 }
 
-/// A dataflow graph. Nodes and values are only ever added; what nothing reads disappears in
-/// [`Graph::compact`].
+/// A dataflow graph. Nodes and values are only ever added. [`Graph::compact`] removes those that
+/// nothing reads.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Graph {
     /// Name of the source model's graph.
@@ -115,10 +116,10 @@ impl Graph {
         self.push_value(name, tensor.value_type(), Def::Constant(tensor))
     }
 
-    /// Adds a node; its outputs get the node's name, made unique.
+    /// Adds a node and returns its outputs, which get the name of the node, made unique.
     ///
     /// # Errors
-    /// [`OpError`] when the operator does not accept the operands.
+    /// [`OpError`] if the operator does not accept the operands.
     pub fn node(
         &mut self,
         name: &str,
@@ -128,7 +129,8 @@ impl Graph {
         self.node_with_outputs(name, op, inputs, &[])
     }
 
-    /// Adds a node whose outputs are called `output_names` (missing ones get the node's name).
+    /// Adds a node whose outputs have the names `output_names`. Outputs without a name get the name
+    /// of the node.
     ///
     /// # Errors
     /// As [`Graph::node`].
@@ -156,8 +158,8 @@ impl Graph {
         Ok(outputs)
     }
 
-    /// Adds a node of the graph `of` again, here with this operator and these operands: it has the
-    /// node's origin and the names of its outputs.
+    /// Adds a node of the graph `of` to this graph, with this operator and these operands. The new
+    /// node has the origin of the old one and the names of its outputs.
     ///
     /// # Errors
     /// As [`Graph::node`].
@@ -177,23 +179,23 @@ impl Graph {
         Ok(outputs)
     }
 
-    /// Says what the node that makes `v` stands for.
+    /// Sets the origin of the node that computes `v`.
     ///
     /// # Panics
-    /// When no node makes it.
+    /// If no node computes it.
     pub fn set_origin(&mut self, v: ValueId, origin: NodeOrigin) {
         let node = self.producer(v).expect("a node makes it");
         self.nodes[node.0 as usize].origin = Some(origin);
     }
 
-    /// Every node stands for itself.
+    /// Sets the origin of every node to the node itself.
     pub(crate) fn set_own_origins(&mut self) {
         for (i, node) in self.nodes.iter_mut().enumerate() {
             node.origin = Some(NodeOrigin::Source(NodeId(i as u32)));
         }
     }
 
-    /// Says that the name of `v` carries a number that was added to it.
+    /// Marks the name of `v` as one with an added number.
     pub(crate) fn set_numbered(&mut self, v: ValueId) {
         self.values[v.0 as usize].numbered = true;
     }
@@ -225,7 +227,7 @@ impl Graph {
         }
     }
 
-    /// `name`, or `name#2`, `name#3` … when taken.
+    /// `name`, or `name#2`, `name#3` … if it is taken.
     fn unique(&mut self, name: &str) -> String {
         let count = self.names.entry(name.to_string()).or_insert(0);
         *count += 1;
@@ -236,27 +238,27 @@ impl Graph {
         self.unique(&numbered)
     }
 
-    /// The value.
+    /// The value with this id.
     pub fn value(&self, id: ValueId) -> &Value {
         &self.values[id.0 as usize]
     }
 
-    /// All values, by id.
+    /// All values with their ids.
     pub fn values(&self) -> impl Iterator<Item = (ValueId, &Value)> {
         self.values.iter().enumerate().map(|(i, v)| (ValueId(i as u32), v))
     }
 
-    /// Its type.
+    /// Type of a value.
     pub fn ty(&self, id: ValueId) -> &ValueType {
         &self.value(id).ty
     }
 
-    /// Its shape.
+    /// Shape of a value.
     pub fn shape(&self, id: ValueId) -> &[Dim] {
         &self.value(id).ty.shape
     }
 
-    /// The tensor if the value is constant.
+    /// The tensor of a constant; `None` for other values.
     pub fn tensor(&self, id: ValueId) -> Option<&Tensor> {
         match &self.value(id).def {
             Def::Constant(t) => Some(t),
@@ -264,12 +266,12 @@ impl Graph {
         }
     }
 
-    /// The one number of a constant with one element.
+    /// The number of a constant with one element; `None` for other values.
     pub fn scalar(&self, id: ValueId) -> Option<f64> {
         self.tensor(id).filter(|t| t.len() == 1).map(|t| t.to_f64_vec()[0])
     }
 
-    /// The node that makes the value, if one does.
+    /// The node that computes the value; `None` for inputs and constants.
     pub fn producer(&self, id: ValueId) -> Option<NodeId> {
         match self.value(id).def {
             Def::Node(node, _) => Some(node),
@@ -277,17 +279,18 @@ impl Graph {
         }
     }
 
-    /// The node that makes the value, if one does.
+    /// The same as [`Graph::producer`], as a reference.
     pub fn producer_node(&self, id: ValueId) -> Option<&Node> {
         self.producer(id).map(|n| self.get(n))
     }
 
-    /// The node.
+    /// The node with this id.
     pub fn get(&self, id: NodeId) -> &Node {
         &self.nodes[id.0 as usize]
     }
 
-    /// All nodes in order of addition, dead ones included until [`Graph::compact`].
+    /// All nodes in the order in which they were added, including dead ones until
+    /// [`Graph::compact`].
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
         self.nodes.iter().enumerate().map(|(i, n)| (NodeId(i as u32), n))
     }
@@ -297,7 +300,7 @@ impl Graph {
         self.nodes.len()
     }
 
-    /// How often each value is read by nodes or is an output, by value id.
+    /// Number of operands and outputs that read each value, by value id.
     pub fn reader_counts(&self) -> Vec<usize> {
         let mut counts = vec![0; self.values.len()];
         for v in self.nodes.iter().flat_map(|n| n.inputs.iter().flatten()) {
@@ -307,7 +310,7 @@ impl Graph {
         counts
     }
 
-    /// As [`Graph::reader_counts`], not counting nodes that no output needs.
+    /// The same as [`Graph::reader_counts`] without nodes that no output needs.
     pub fn live_reader_counts(&self) -> Vec<usize> {
         let mut counts = vec![0; self.values.len()];
         let mut seen = vec![false; self.nodes.len()];
@@ -345,9 +348,8 @@ impl Graph {
         node.op.cost(&self.input_types(node), &outputs)
     }
 
-    /// Lets every reader of each key read the mapped value instead (followed through chains),
-    /// outputs included, and hands the key's name on when the new value has none of the source
-    /// model's.
+    /// Lets every reader of each key, outputs included, read the mapped value instead. Chains are
+    /// followed. The name of the key is passed on if the new value has no name of the source model.
     pub fn substitute(&mut self, map: &HashMap<ValueId, ValueId>) {
         let resolve = |mut v: ValueId| {
             while let Some(&next) = map.get(&v) {
@@ -361,11 +363,11 @@ impl Graph {
         self.outputs.iter_mut().for_each(|(_, v)| *v = resolve(*v));
     }
 
-    /// Drops nodes and values that no output needs (inputs stay), and puts nodes in an order where
-    /// operands come first: the order of addition as far as dependencies allow. Ids change.
+    /// Removes nodes and values that no output needs, but no inputs, and sorts the nodes so that
+    /// operands come first: in the order of addition as far as dependencies allow. Ids change.
     ///
     /// # Errors
-    /// The name of a node on a cycle, if there is one; the graph is then unchanged.
+    /// The name of a node on a cycle, if there is a cycle. The graph is then unchanged.
     pub fn compact(&mut self) -> Result<(), String> {
         let order = self.live_order()?;
         let mut kept = Graph::new(self.name.clone());
@@ -410,7 +412,8 @@ impl Graph {
         }
     }
 
-    /// Live nodes, operands first. Depth-first without recursion: models may be deep.
+    /// The live nodes, operands first. It goes depth-first without recursion, because models may be
+    /// deep.
     fn live_order(&self) -> Result<Vec<NodeId>, String> {
         #[derive(Clone, Copy, PartialEq)]
         enum Mark {

@@ -1,4 +1,4 @@
-//! The graph IR: a typed dataflow graph of [`cqc_proto::Op`] nodes.
+//! The graph of the compiler: a typed dataflow graph whose nodes are [`cqc_proto::Op`].
 
 mod graft;
 mod graph;

@@ -1,4 +1,4 @@
-//! Text form of graphs, for dumps, filetests and people.
+//! The text form of graphs, for dumps and filetests.
 //!
 //! ```text
 //! graph(%x: f32[N,8], %t: i64[N]) {
@@ -8,10 +8,10 @@
 //!   return %y
 //! }
 //! ```
-//! `%name` takes letters, digits and `_ . / #`; other names stand in quotes: `%"a b"`. A `#`
-//! without quotes says that the name was numbered here
-//! ([`Value::numbered`](super::Value::numbered)); names of source models that have one stand in
-//! quotes. Attributes follow the operands as `key=json`; an absent operand is `_`.
+//! `%name` may have letters, digits and `_ . / #`. Other names are written in quotes: `%"a b"`. A
+//! `#` without quotes says that the name was numbered here
+//! ([`Value::numbered`](super::Value::numbered)); a name of the source model that has a `#` is
+//! written in quotes. Attributes follow the operands as `key=json`. An absent operand is `_`.
 
 use super::{Def, Graph, ValueId};
 use cqc_proto::text::{Attributes, Name, is_name_char};
@@ -19,7 +19,7 @@ use cqc_proto::{DType, Dim, Op, Tensor, ValueType};
 use std::collections::HashMap;
 use std::fmt;
 
-/// Constants with at most this many elements are printed in full.
+/// Constants with at most this number of elements are printed in full.
 const MAX_PRINTED: usize = 16;
 
 impl fmt::Display for Graph {
@@ -85,7 +85,7 @@ impl Graph {
     }
 }
 
-/// Elements of a constant as they are printed.
+/// The elements of a constant as they are printed.
 struct Elements<'a>(&'a Tensor);
 
 impl fmt::Display for Elements<'_> {
@@ -105,7 +105,7 @@ impl fmt::Display for Elements<'_> {
         if self.0.len() <= MAX_PRINTED {
             return write!(f, "[{}]", (0..self.0.len()).map(number).collect::<Vec<_>>().join(","));
         }
-        // FNV-1a: tells constants apart in a dump, nothing more
+        // FNV-1a, which is enough to tell constants apart in a dump.
         let hash =
             self.0.bytes().iter().fold(0xcbf2_9ce4_8422_2325u64, |h, &b| {
                 (h ^ b as u64).wrapping_mul(0x100_0000_01b3)
@@ -114,17 +114,17 @@ impl fmt::Display for Elements<'_> {
     }
 }
 
-/// What is wrong with a text, and where.
+/// An error in a text, with its line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {what}")]
 pub struct ParseError {
-    /// 1-based.
+    /// Number of the line, from 1.
     pub line: usize,
-    /// What was expected and what was seen.
+    /// The text that was expected and the one that was found.
     pub what: String,
 }
 
-/// Reads a graph's text form; `;` begins a comment that runs to the end of the line.
+/// Parses the text form of a graph. `;` begins a comment that ends with the line.
 ///
 /// # Errors
 /// [`ParseError`] with the line.
@@ -160,7 +160,7 @@ struct Written {
 }
 
 impl Written {
-    /// Makes it known as that of `v`.
+    /// Makes it the name of `v`.
     fn defines(self, v: ValueId, graph: &mut Graph, names: &mut HashMap<String, ValueId>) {
         if self.numbered {
             graph.set_numbered(v);

@@ -1,19 +1,19 @@
-//! The verifier: what holds of every graph between passes.
+//! Verifies the invariants that every graph has between passes.
 
 use super::{Def, Graph};
 
-/// A broken invariant: a bug in a pass, not in the model.
+/// A broken invariant, which is a bug of a pass and not of the model.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("node `{node}`: {what}")]
 pub struct VerifyError {
-    /// The node.
+    /// Name of the node.
     pub node: String,
-    /// The invariant and how it is broken.
+    /// The invariant, and how it is broken.
     pub what: String,
 }
 
-/// Checks that operands exist and come first, that every node's output types are what its operator
-/// infers, that defs and outputs point at each other.
+/// Checks that operands exist and come first, that the output types of every node are those that
+/// its operator infers, and that definitions and outputs refer to each other.
 ///
 /// # Errors
 /// The first violation.

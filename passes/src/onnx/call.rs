@@ -1,16 +1,17 @@
-//! One node while it is being imported: operands and attributes.
+//! A node while it is being imported: its operands and attributes.
 
 use super::error::{Refusal, malformed, unsupported};
 use super::item::Item;
 use bytes::Bytes;
 use cqc_proto::onnx::{AttributeProto, GraphProto, attribute_type};
 
-/// A node with its operands resolved, and the attributes that its function call gives put in place.
+/// A node with its operands resolved, and with the attributes that its function call gives filled
+/// in.
 pub(super) struct Call<'a> {
-    /// Version of the node's domain.
+    /// Version of the operator set of the node's domain.
     pub opset: i64,
     pub inputs: Vec<Option<Item>>,
-    /// Names of the results, empty where one is not wanted.
+    /// Names of the results; empty for a result that is not wanted.
     pub outputs: &'a [String],
     pub attributes: Vec<(&'a str, &'a AttributeProto)>,
 }
@@ -24,7 +25,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Operand `i`, if it is there.
+    /// Operand `i`; `None` if it is absent.
     pub fn optional(&self, i: usize) -> Option<&Item> {
         self.inputs.get(i).and_then(Option::as_ref)
     }
@@ -64,7 +65,7 @@ impl<'a> Call<'a> {
     }
 
     pub fn opt_int(&self, name: &str) -> Result<Option<i64>, Refusal> {
-        // the standard's default: a scalar field that is absent holds 0
+        // the default of the standard: a scalar field that is absent holds 0
         self.typed(name, attribute_type::INT, "an integer", |a| Some(a.i.unwrap_or(0)))
     }
 
@@ -119,12 +120,12 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// An axis attribute, counted from the front; negative ones count from the end.
+    /// An axis attribute, counted from the front. Negative values count from the end.
     pub fn axis(&self, name: &str, default: i64, rank: usize) -> Result<usize, Refusal> {
         axis(self.int(name, default)?, rank)
     }
 
-    /// Refuses a value of a string attribute.
+    /// Refuses the value of a string attribute.
     pub fn unknown<T>(&self, name: &str, value: &str) -> Result<T, Refusal> {
         unsupported(format!("`{name}` = `{}` is not supported", super::error::shown(value)))
     }

@@ -1,10 +1,10 @@
-//! `If`, `Loop` and `Scan`.
+//! Imports `If`, `Loop` and `Scan`.
 //!
-//! The graph has no control flow. A known condition chooses a branch, a known number of repetitions
-//! unrolls a loop. Operators have no effects, so a condition that is known at run time only may be
-//! applied afterwards: both branches are computed and one is picked, and the repetitions behind the
-//! end of a loop leave its values as they are. A condition that depends on the time step alone then
-//! becomes a table like every other such value.
+//! The graph has no control flow. A known condition chooses a branch, and a known number of
+//! repetitions unrolls a loop. Operators have no side effects, so a condition that is known only at
+//! run time may be applied afterwards: both branches are computed and one result is picked, and
+//! repetitions after the end of a loop leave its values as they are. A condition that depends on
+//! the time step alone then becomes a table like every other such value.
 
 use super::call::{Call, axis};
 use super::cx::{Cx, Done};
@@ -19,10 +19,10 @@ use cqc_proto::op::BinaryKind;
 use cqc_proto::types::element_count;
 use cqc_proto::{DType, Op, Tensor};
 
-/// A condition.
+/// The condition of an `If` or a `Loop`.
 enum Condition {
     Known(bool),
-    /// A scalar that is known at run time.
+    /// A scalar that is known only at run time.
     Open(Item),
 }
 
@@ -63,18 +63,18 @@ fn pick(cx: &mut Cx, condition: &Item, then: &Item, otherwise: &Item) -> Result<
     cx.emit(Op::Where, &[condition, then, otherwise])
 }
 
-/// A graph inside a node: its initializers are read once, however often it runs.
+/// A graph inside a node. Its initializers are read once, however often it runs.
 struct Body<'a, 's> {
     graph: &'a GraphProto,
     scope: Scope<'a, 's>,
-    /// What a repetition counts against `most`, at least 1.
+    /// The number that a repetition counts against `most`, at least 1.
     weight: usize,
-    /// Most nodes and constants that repetitions may become.
+    /// Largest number of nodes and constants that repetitions may become.
     most: usize,
 }
 
-/// Nodes and initializers of a graph and of the graphs inside it. Recursion is as deep as decoding
-/// allowed.
+/// Number of nodes and initializers of a graph and of the graphs inside it. The recursion is as
+/// deep as decoding allowed.
 fn weight(graph: &GraphProto) -> usize {
     let inside = |node: &NodeProto| -> usize {
         node.attribute
@@ -87,7 +87,7 @@ fn weight(graph: &GraphProto) -> usize {
 }
 
 impl Body<'_, '_> {
-    /// Refuses a repetition too many.
+    /// Refuses a repetition beyond the limit.
     fn bound(&self, done: usize) -> Result<(), Refusal> {
         if self.weight.saturating_mul(done + 1) <= self.most {
             return Ok(());
@@ -114,7 +114,7 @@ macro_rules! own {
 }
 
 impl<'a> Walker<'a> {
-    /// The graph in attribute `name`, which sees what surrounds the node.
+    /// The graph in attribute `name`, which can read the values around the node.
     fn inner<'s>(
         &mut self,
         node: &NodeProto,
@@ -176,8 +176,8 @@ impl<'a> Walker<'a> {
         items
     }
 
-    /// `If`: the branch that a known condition takes stands in its place; else both, and what the
-    /// condition picks.
+    /// `If`: imports the branch that a known condition takes; else both, and picks one of the
+    /// results.
     pub(super) fn branch(
         &mut self,
         node: &'a NodeProto,
@@ -213,8 +213,8 @@ impl<'a> Walker<'a> {
         Ok(picked.collect())
     }
 
-    /// `Loop`, unrolled. Body: (number of the repetition, condition, values…) to (condition,
-    /// values…, results to be stacked…).
+    /// `Loop`, unrolled. Its body maps (number of the repetition, condition, values…) to
+    /// (condition, values…, results to be stacked…).
     pub(super) fn repeat(
         &mut self,
         node: &'a NodeProto,
@@ -289,7 +289,7 @@ impl<'a> Walker<'a> {
         Ok(self.finish(&body, carried, stacks, &[], count + 1))
     }
 
-    /// `Scan`, unrolled. Body: (values…, slices…) to (values…, results to be stacked…).
+    /// `Scan`, unrolled. Its body maps (values…, slices…) to (values…, results to be stacked…).
     pub(super) fn scan(
         &mut self,
         node: &'a NodeProto,
@@ -337,8 +337,8 @@ impl<'a> Walker<'a> {
         Ok(self.finish(&body, carried, stacks, &targets, count))
     }
 
-    /// Values after the last repetition and stacked results; outputs of the body from `first` on are
-    /// those that are stacked.
+    /// The values after the last repetition and the stacked results. Outputs of the body from
+    /// `first` on are stacked.
     fn finish(
         &mut self,
         body: &Body<'a, '_>,
@@ -363,12 +363,13 @@ impl<'a> Walker<'a> {
     }
 }
 
-/// Operands from `first` on, none of which may be absent.
+/// The operands from `first` on, none of which may be absent.
 fn operands(call: &Call, first: usize) -> Result<Vec<Item>, Refusal> {
     (first..call.inputs.len()).map(|i| call.input(i, "value").cloned()).collect()
 }
 
-/// The most repetitions of a `Loop`, if it says so, and whether there is a first one.
+/// The largest number of repetitions of a `Loop`, if it is given, and the condition of the first
+/// one.
 fn start(cx: &mut Cx, call: &Call) -> Result<(Option<i64>, Condition), Refusal> {
     let trips = match call.optional(0) {
         None => None,
@@ -384,7 +385,8 @@ fn start(cx: &mut Cx, call: &Call) -> Result<(Option<i64>, Condition), Refusal> 
     Ok((trips, first))
 }
 
-/// Axes and directions (true: from the end) of what a `Scan` cuts or stacks.
+/// Axes and directions (true: from the end) of the operands that a `Scan` cuts, or of the results
+/// that it stacks.
 fn directions(call: &Call, what: &str, count: usize) -> Result<Vec<(i64, bool)>, Refusal> {
     let list = |name: String| -> Result<Vec<i64>, Refusal> {
         let values = call.ints(&name)?.filter(|v| !v.is_empty()).unwrap_or(vec![0; count]);
@@ -436,7 +438,7 @@ impl Source {
     }
 }
 
-/// Joins along a new axis.
+/// Joins items along a new axis.
 fn stacked(cx: &mut Cx, items: &[Item], at: i64) -> Result<Item, Refusal> {
     let mut parts = Vec::new();
     let mut position = 0;
@@ -452,7 +454,7 @@ fn stacked(cx: &mut Cx, items: &[Item], at: i64) -> Result<Item, Refusal> {
     }
 }
 
-/// What is stacked of no repetition at all, by its declared type.
+/// The result of stacking no repetition at all, by its declared type.
 fn empty(cx: &Cx, output: &ValueInfoProto, at: i64) -> Result<Item, Refusal> {
     let tensor = output.r#type.as_ref().and_then(|t| t.tensor_type.as_ref());
     let dtype = tensor.and_then(|t| tensors::dtype(t.elem_type()).ok());

@@ -1,4 +1,5 @@
-//! What operators emit into: the graph being built, with constants and sizes folded on the way.
+//! The context into which operators are emitted: the graph under construction. Constants and sizes
+//! are folded on the way.
 
 use super::error::{Refusal, malformed, shown, unsupported};
 use super::item::{Item, Sizes};
@@ -15,7 +16,7 @@ use cqc_proto::{DType, Dim, Op, Tensor, ValueType};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
-/// A run-time value that the caller happens to know, and the inputs that this rests on.
+/// A run-time value that the caller has given, and the inputs from which it was computed.
 struct Shadow {
     tensor: Tensor,
     sources: Rc<BTreeSet<String>>,
@@ -28,21 +29,21 @@ pub(super) struct Cx<'a> {
     pub warnings: Vec<String>,
     /// Inputs whose known value was used as a static operand.
     pub consumed: BTreeSet<String>,
-    /// Name of the node that is being imported, and of its first output.
+    /// Name of the node that is being imported; `output` is that of its first output.
     pub node: String,
     pub output: String,
-    /// What is quantized in the model.
+    /// Counts of the quantized parts of the model.
     pub quantized: Quantized,
     shadows: HashMap<ValueId, Shadow>,
-    /// ONNX types of values whose own types only hold their numbers.
+    /// ONNX types of values whose own types can only hold their numbers.
     narrow: HashMap<ValueId, Narrow>,
     fold_bytes: i64,
     fold_macs: i64,
-    /// Nodes and constants that one loop may become.
+    /// Largest number of nodes and constants that one loop may become.
     pub unrolled: usize,
 }
 
-/// What an operator's function returns: one item per output of the standard operator.
+/// The result of an operator's function: one item per output of the standard operator.
 pub(super) type Done = Result<Vec<Item>, Refusal>;
 
 impl<'a> Cx<'a> {
@@ -63,7 +64,7 @@ impl<'a> Cx<'a> {
         }
     }
 
-    /// Adds an input; `known` is its value if the caller has it.
+    /// Adds an input. `known` is its value if the caller has given it.
     pub fn input(&mut self, name: &str, ty: ValueType, known: Option<&Tensor>) -> Item {
         if let Some(empty) = empty(&ty) {
             self.warnings.push(format!("input `{}` has no elements and is left out", shown(name)));
@@ -77,7 +78,7 @@ impl<'a> Cx<'a> {
         Item::Value(id)
     }
 
-    /// Notes an initializer, which may be folded into others.
+    /// Adds an initializer, which may be folded into other constants, to the budget.
     pub fn grant(&mut self, initializer: &Tensor) {
         // codes may become floats
         let size = initializer.dtype().size().max(DType::F32.size());
@@ -85,10 +86,10 @@ impl<'a> Cx<'a> {
         self.fold_bytes = self.fold_bytes.saturating_add(bytes.saturating_mul(FOLD_SHARE));
     }
 
-    /// Takes bytes of the budget for constants.
+    /// Takes bytes from the budget for constants.
     ///
     /// # Errors
-    /// [`Refusal::Unsupported`] when it is used up.
+    /// [`Refusal::Unsupported`] if the budget does not have as many.
     pub fn spend(&mut self, bytes: i64) -> Result<(), Refusal> {
         if bytes > self.fold_bytes {
             return unsupported("the model's computed constants take too much memory");
@@ -100,7 +101,7 @@ impl<'a> Cx<'a> {
     /// Type of a value.
     ///
     /// # Errors
-    /// [`Refusal`] for what has no type.
+    /// [`Refusal`] for an item that has no type.
     pub fn ty(&self, item: &Item) -> Result<ValueType, Refusal> {
         match item {
             Item::Value(id) => Ok(self.graph.ty(*id).clone()),
@@ -118,7 +119,7 @@ impl<'a> Cx<'a> {
         Item::constant(&self.output, tensor)
     }
 
-    /// The ONNX type of a value whose own type only holds its numbers.
+    /// The ONNX type of a value whose own type can only hold its numbers.
     pub fn narrow(&self, item: &Item) -> Option<Narrow> {
         match item {
             Item::Value(id) => self.narrow.get(id).copied(),
@@ -127,7 +128,7 @@ impl<'a> Cx<'a> {
         }
     }
 
-    /// Notes the ONNX type of a value that holds its numbers.
+    /// Records the ONNX type of a value whose own type can only hold its numbers.
     pub fn mark(&mut self, item: Item, narrow: Narrow) -> Item {
         match &item {
             Item::Value(id) => drop(self.narrow.insert(*id, narrow)),
@@ -144,11 +145,11 @@ impl<'a> Cx<'a> {
         self.constant(super::tensors::from_floats(like, vec![], &[value]))
     }
 
-    /// Applies an operator: to tensors now if all operands are known, to sizes if they are, else at
-    /// run time.
+    /// Applies an operator: to tensors at once if all operands are known, to sizes if they are
+    /// sizes, else at run time.
     ///
     /// # Errors
-    /// [`Refusal::Unsupported`] with the operator's reason when it does not take these operands.
+    /// [`Refusal::Unsupported`] with the operator's reason if it does not take these operands.
     pub fn emit_all(&mut self, op: Op, inputs: &[Option<Item>]) -> Done {
         let moved = if only_moves(&op) { inputs.first().cloned().flatten() } else { None };
         let results = self.emit_plain(op, inputs)?;
@@ -189,7 +190,7 @@ impl<'a> Cx<'a> {
         Ok(ids.into_iter().map(Item::Value).collect())
     }
 
-    /// The results if none of them has an element: nothing is computed at run time.
+    /// The results if none of them has an element, so that nothing is computed at run time.
     fn without_elements(
         &mut self,
         op: &Op,
@@ -231,7 +232,7 @@ impl<'a> Cx<'a> {
         self.emit(Op::Reduce { kind, axes, keep }, &[x])
     }
 
-    /// Another shape; nothing is emitted when it is the shape already.
+    /// Changes the shape. Nothing is emitted if it is the shape already.
     pub fn reshape(&mut self, x: &Item, shape: Vec<Dim>) -> Result<Item, Refusal> {
         if self.ty(x)?.shape == shape {
             Ok(x.clone())
@@ -240,7 +241,7 @@ impl<'a> Cx<'a> {
         }
     }
 
-    /// Another order of axes; nothing is emitted when it is the same.
+    /// Changes the order of axes. Nothing is emitted if it is the same.
     pub fn transpose(&mut self, x: &Item, perm: Vec<usize>) -> Result<Item, Refusal> {
         if perm.iter().enumerate().all(|(i, &p)| i == p) {
             Ok(x.clone())
@@ -249,7 +250,7 @@ impl<'a> Cx<'a> {
         }
     }
 
-    /// Another element type; nothing is emitted when it is the same.
+    /// Changes the element type. Nothing is emitted if it is the same.
     pub fn cast(&mut self, x: &Item, to: DType) -> Result<Item, Refusal> {
         if self.ty(x)?.dtype == to { Ok(x.clone()) } else { self.emit(Op::Cast { to }, &[x]) }
     }
@@ -265,10 +266,10 @@ impl<'a> Cx<'a> {
         )
     }
 
-    /// The value's node in the graph.
+    /// The value of an item in the graph.
     ///
     /// # Errors
-    /// [`Refusal`] for what is no tensor.
+    /// [`Refusal`] for an item that is not a tensor.
     pub fn value(&mut self, item: &Item) -> Result<ValueId, Refusal> {
         match item {
             Item::Value(id) => Ok(*id),
@@ -283,10 +284,10 @@ impl<'a> Cx<'a> {
         }
     }
 
-    /// The element values of an operand that must be known at compile time.
+    /// The elements of an operand that must be known at compile time.
     ///
     /// # Errors
-    /// [`Refusal::Unsupported`] naming `what` when it is not.
+    /// [`Refusal::Unsupported`] that names `what` if they are not known.
     pub fn static_tensor(&mut self, item: &Item, what: &str) -> Result<Tensor, Refusal> {
         match item {
             Item::Const(c) => Ok(c.tensor.clone()),
@@ -307,7 +308,7 @@ impl<'a> Cx<'a> {
         }
     }
 
-    /// As [`Cx::static_tensor`], for whole numbers that may depend on the batch.
+    /// The same as [`Cx::static_tensor`] for whole numbers that may depend on the batch.
     pub fn static_sizes(&mut self, item: &Item, what: &str) -> Result<Vec<Dim>, Refusal> {
         if let Item::Sizes(s) = item {
             return Ok(s.elements.clone());
@@ -319,7 +320,7 @@ impl<'a> Cx<'a> {
         }
     }
 
-    /// As [`Cx::static_tensor`], for whole numbers.
+    /// The same as [`Cx::static_tensor`] for whole numbers.
     pub fn static_ints(&mut self, item: &Item, what: &str) -> Result<Vec<i64>, Refusal> {
         Ok(self.static_tensor(item, what)?.to_i64_vec())
     }
@@ -346,8 +347,8 @@ impl<'a> Cx<'a> {
         Some(done.into_iter().map(item).collect())
     }
 
-    /// The results of an operator on known tensors, unless they are too large to keep or too slow
-    /// to compute.
+    /// The results of an operator on known tensors; `None` if they are too large to keep or too
+    /// slow to compute.
     fn fold(&mut self, op: &Op, inputs: &[Option<Item>]) -> Option<Vec<Tensor>> {
         let tensors: Vec<Option<&Tensor>> =
             inputs.iter().map(|i| i.as_ref().and_then(Item::tensor)).collect();
@@ -399,7 +400,8 @@ impl<'a> Cx<'a> {
         }
     }
 
-    /// `constant + Σ coefficient · symbol` as a computation: a symbol is the sum of that many ones.
+    /// Computes `constant + Σ coefficient · symbol` at run time. A symbol is the sum of that many
+    /// ones.
     fn sizes_at_run_time(&mut self, s: &Sizes) -> Result<ValueId, Refusal> {
         let one = Item::constant("one", Tensor::from_i64(&[1], &[1]));
         let mut parts = Vec::new();
@@ -422,7 +424,7 @@ impl<'a> Cx<'a> {
     }
 }
 
-/// Whether results consist of elements of operand 0, and of others of its type.
+/// Whether the results consist of elements of operand 0 and of others of its type.
 fn only_moves(op: &Op) -> bool {
     matches!(
         op,
@@ -451,7 +453,7 @@ struct FoldCost {
     macs: i64,
 }
 
-/// What evaluating takes; `None` when the operands do not fit or a size is symbolic.
+/// The cost of evaluating an operator; `None` if the operands do not fit or a size is symbolic.
 fn fold_cost(op: &Op, inputs: &[Option<&Tensor>]) -> Option<FoldCost> {
     let types: Vec<Option<ValueType>> = inputs.iter().map(|t| t.map(|t| t.value_type())).collect();
     let types: Vec<Option<&ValueType>> = types.iter().map(Option::as_ref).collect();
@@ -459,8 +461,8 @@ fn fold_cost(op: &Op, inputs: &[Option<&Tensor>]) -> Option<FoldCost> {
     let bytes = |t: &ValueType| t.elements()?.as_const()?.checked_mul(t.dtype.size() as i64);
     let written: i64 = outputs.iter().map(bytes).sum::<Option<i64>>()?;
     let read = inputs.iter().flatten().map(|t| t.bytes().len() as i64).sum();
-    // macs of sizes that multiply to more than a Dim holds come out as 0, but then the inputs are
-    // that large too
+    // The cost of sizes whose product exceeds a `Dim` comes out as 0 MACs, but then the inputs are
+    // that large, too.
     let macs = work(op, &types, &outputs)?;
     Some(FoldCost { read, written, macs })
 }

@@ -1,4 +1,4 @@
-//! Why a model cannot be imported.
+//! The errors of an import.
 
 use crate::recognize::Format;
 use cqc_kernels::memory::NoMemory;
@@ -6,44 +6,44 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-/// Why a model cannot be imported. Only [`ImportError::Unsupported`] and [`ImportError::Opset`]
-/// blame cqc; the rest blames the file or the options.
+/// Why a model cannot be imported. [`ImportError::Unsupported`] and [`ImportError::Opset`] are
+/// limits of cqc. All others are errors of the file, of the options or of the system.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// A file cannot be read.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The bytes are no ONNX model.
+    /// The bytes are not an ONNX model.
     #[error("not an ONNX model: {reason}")]
     NotOnnx {
-        /// What was seen.
+        /// The difference from an ONNX model.
         reason: String,
     },
-    /// The file is something else, and it is known what.
+    /// The file has another, known format.
     #[error("not an ONNX model: {format}; {}", format.help())]
     OtherFormat {
-        /// What it is.
+        /// The format.
         format: Format,
     },
-    /// There is no memory for what the file holds besides weights.
+    /// There is not enough memory for the content of the file besides the weights.
     #[error(transparent)]
     Memory(#[from] NoMemory),
-    /// Files of the model's external data that cannot be read: all of them.
+    /// All files of the model's external data that cannot be read.
     #[error("{}", .0.iter().map(DataFile::to_string).collect::<Vec<_>>().join("; "))]
     Data(Vec<DataFile>),
-    /// The model is written in an operator set that the importer does not know.
+    /// The importer does not support the model's version of an operator set.
     #[error("operator set {found} of `{domain}`; supported: {supported}")]
     Opset {
         /// The domain, `ai.onnx` for the standard one.
         domain: String,
-        /// The version found.
+        /// The version of the model.
         found: i64,
-        /// What is supported.
+        /// The supported versions.
         supported: String,
     },
     /// The model contradicts the standard or itself.
@@ -51,40 +51,42 @@ pub enum ImportError {
     Malformed {
         /// The node, tensor, input or attribute.
         place: String,
-        /// What was expected and what was seen.
+        /// The expected and the actual form.
         reason: String,
     },
-    /// Inputs have sizes that neither the model nor the options fix: all of them, each symbol once.
+    /// All sizes of inputs that neither the model nor the options fix, each symbol once.
     #[error("{}", .0.iter().map(OpenSize::to_string).collect::<Vec<_>>().join("; "))]
     OpenSizes(Vec<OpenSize>),
     /// An option contradicts the model.
     #[error("{option}: {reason}")]
     Option {
-        /// The option, as given on the command line.
+        /// The option, as on the command line.
         option: String,
-        /// What is wrong with it.
+        /// The contradiction.
         reason: String,
     },
-    /// Parts of the model that cqc does not support: all of them.
+    /// All parts of the model that cqc does not support.
     #[error("{}", list(.0))]
     Unsupported(Vec<Unsupported>),
 }
 
-/// What an option has to fix: sizes that neither the model nor other options do.
+/// Sizes of an input that neither the model nor an option fixes, and that one option can fix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenSize {
-    /// The first input that has them.
+    /// Name of the first input that has them.
     pub input: String,
-    /// All of that input's sizes as the model declares them, `?` for one without a name.
+    /// All sizes of that input as the model declares them; `?` for one without a name.
     pub shape: Vec<String>,
-    /// The axes of that input which the option fixes, counted from the front.
+    /// The axes of that input that the option fixes, counted from the front.
     pub axes: Vec<usize>,
-    /// The size's name. `None` where a size has none: then the input's shape has to be given.
+    /// Name of the size. It is `None` if the size has no name; the shape of the input must then be
+    /// given.
     pub symbol: Option<String>,
 }
 
 impl OpenSize {
-    /// The command-line option that fixes them, with these values for the axes, or a placeholder.
+    /// The command-line option that fixes the sizes, with these values for the axes, or with a
+    /// placeholder.
     pub fn option(&self, values: &[Option<i64>]) -> String {
         let known = |at: usize| values.get(at).copied().flatten();
         let value = |at: usize| known(at).map_or("SIZE".into(), |v| v.to_string());
@@ -94,7 +96,7 @@ impl OpenSize {
         let size = |(axis, declared): (usize, &String)| {
             match self.axes.iter().position(|&open| open == axis) {
                 Some(at) => value(at),
-                // the batch, by whatever name
+                // the batch, whatever its name
                 None if axis == 0 && declared.parse::<u32>().is_err() => super::BATCH.into(),
                 None => declared.clone(),
             }
@@ -122,11 +124,11 @@ impl fmt::Display for OpenSize {
 pub struct DataFile {
     /// Its name in the model.
     pub location: String,
-    /// The first tensor whose data it holds.
+    /// Name of the first tensor whose data it holds.
     pub tensor: String,
-    /// What is wrong with it.
+    /// The reason.
     pub reason: String,
-    /// What to do.
+    /// Advice, if there is any.
     pub help: Option<String>,
 }
 
@@ -141,13 +143,13 @@ impl fmt::Display for DataFile {
 /// A node that cannot be imported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unsupported {
-    /// The node's name, or its first output's if it has none.
+    /// Name of the node, or of its first output if it has none.
     pub node: String,
     /// The operator.
     pub op: String,
     /// Its domain, `ai.onnx` for the standard one.
     pub domain: String,
-    /// What is missing.
+    /// The reason.
     pub reason: String,
 }
 
@@ -168,20 +170,20 @@ fn list(nodes: &[Unsupported]) -> String {
 /// Why one node cannot be imported.
 #[derive(Clone, Debug)]
 pub(super) enum Refusal {
-    /// The standard allows it, cqc does not know it.
+    /// The standard allows it, but cqc does not support it.
     Unsupported(String),
     /// The standard does not allow it.
     Malformed(String),
-    /// An operand's producer was refused; that has been reported.
+    /// The producer of an operand was refused, which has been reported already.
     Poisoned,
 }
 
-/// The node is fine, cqc is not.
+/// Refuses a node that is valid and that cqc does not support.
 pub(super) fn unsupported<T>(reason: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal::Unsupported(reason.into()))
 }
 
-/// The node is wrong.
+/// Refuses a node that is invalid.
 pub(super) fn malformed<T>(reason: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal::Malformed(reason.into()))
 }
@@ -192,7 +194,7 @@ impl ImportError {
     }
 }
 
-/// A name as it appears in messages: bounded, and without control characters.
+/// A name in the form for messages: of limited length, and without control characters.
 pub(super) fn shown(name: &str) -> String {
     let clean = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     let mut text: String = name.chars().take(120).map(clean).collect();

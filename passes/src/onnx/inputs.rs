@@ -1,4 +1,4 @@
-//! Types of the model's inputs: options, symbols, the batch.
+//! Determines the types of the model's inputs from the options, symbols and the batch.
 
 use super::error::{ImportError, OpenSize, Unsupported, shown};
 use super::narrow::Narrow;
@@ -25,8 +25,9 @@ struct Declared<'a> {
 /// Types of `inputs`, in order.
 ///
 /// # Errors
-/// [`ImportError::OpenSizes`] for all sizes that nothing fixes, [`ImportError::Option`] for an option
-/// that does not fit, [`ImportError::Unsupported`] for inputs that are no tensors of a known type.
+/// [`ImportError::OpenSizes`] for all sizes that nothing fixes, [`ImportError::Option`] for an
+/// option that does not fit, [`ImportError::Unsupported`] for inputs that are not tensors of a
+/// known type.
 pub(super) fn types(
     inputs: &[&ValueInfoProto],
     options: &ImportOptions,
@@ -45,7 +46,8 @@ pub(super) fn types(
     Ok(declared.iter().map(|input| resolve(input, &bound)).collect())
 }
 
-/// The options that name inputs and sizes among `inputs`, and the others, as on the command line.
+/// The options that name inputs and sizes among `inputs`, and the other options, as on the command
+/// line.
 pub(super) fn known_options(
     inputs: &[ValueInfoProto],
     options: &ImportOptions,
@@ -73,7 +75,7 @@ pub(super) fn known_options(
     (known, skipped)
 }
 
-/// The type of an input's elements if they are held in another one.
+/// The ONNX type of an input's elements if they are held in another type.
 pub(super) fn narrow(info: &ValueInfoProto) -> Option<Narrow> {
     Narrow::of(info.r#type.as_ref()?.tensor_type.as_ref()?.elem_type())
 }
@@ -227,8 +229,9 @@ fn bind_shape(
     Ok(())
 }
 
-/// Every open size of axis 0 is the batch: the one size that the options give to such an axis, else
-/// [`BATCH`]. A size that is another axis of an input as well is not, unless its name says so.
+/// Makes every open size of axis 0 the batch: the one size that the options give to such an axis,
+/// else [`BATCH`]. A size that is also another axis of an input is not the batch, unless its name
+/// says so.
 fn bind_batch(
     declared: &mut [Declared],
     options: &ImportOptions,
@@ -304,7 +307,7 @@ impl Axis {
         }
     }
 
-    /// The names that options would have to fix, for a size that is open.
+    /// The names that options would have to fix for a size that is open.
     fn unbound(&self, bound: &BTreeMap<String, Dim>) -> Vec<String> {
         let Axis::Named(name) = self else { return vec![] };
         match Dim::parse(name) {
@@ -317,7 +320,7 @@ impl Axis {
     }
 }
 
-/// Everything that options have to say: a shape for an input with sizes that have no name, one
+/// Everything that options have to fix: a shape for an input with sizes that have no name, and one
 /// number for every other name.
 fn open_sizes(declared: &[Declared], bound: &BTreeMap<String, Dim>) -> Vec<OpenSize> {
     let open = |input: &Declared| -> Vec<usize> {
@@ -357,7 +360,7 @@ fn open_sizes(declared: &[Declared], bound: &BTreeMap<String, Dim>) -> Vec<OpenS
     found
 }
 
-/// `2*batch`, as dynamo exports write.
+/// The value of an expression such as `2*batch`, which dynamo exports contain.
 fn expression(text: &str, bound: &BTreeMap<String, Dim>) -> Option<Dim> {
     let parsed = Dim::parse(text)?;
     let mut sum = parsed.bind(&Bindings::from_iter(parsed.symbols().map(|s| (s.clone(), 0))))?;

@@ -1,4 +1,4 @@
-//! What is known about an ONNX value during import.
+//! The knowledge about an ONNX value during import.
 
 use super::narrow::Narrow;
 use crate::ir::ValueId;
@@ -9,19 +9,19 @@ use std::rc::Rc;
 /// A value of the model.
 #[derive(Clone, Debug)]
 pub(super) enum Item {
-    /// Known at run time only.
+    /// It is known only at run time.
     Value(ValueId),
-    /// Known now.
+    /// It is known at import.
     Const(Rc<Constant>),
-    /// Made of sizes, at least one of which is symbolic.
+    /// It is made of sizes, at least one of which is symbolic.
     Sizes(Sizes),
-    /// A list of values: ONNX sequences whose length is known.
+    /// It is a list of values: an ONNX sequence whose length is known.
     List(Vec<Item>),
-    /// An optional input that a function's call leaves out.
+    /// It is an optional input that a function's call leaves out.
     Omitted,
     /// Its producer was refused and reported.
     Poison,
-    /// An output that cqc does not compute; using it is refused for this reason.
+    /// It is an output that cqc does not compute. Reading it is refused for this reason.
     Absent(Rc<str>),
 }
 
@@ -30,7 +30,7 @@ pub(super) enum Item {
 pub(super) struct Constant {
     pub name: String,
     pub tensor: Tensor,
-    /// The ONNX type, if the tensor's own only holds its numbers.
+    /// The ONNX type if the tensor's own type can only hold its numbers.
     pub narrow: Option<Narrow>,
     pub id: Cell<Option<ValueId>>,
 }
@@ -66,12 +66,12 @@ impl Item {
 }
 
 impl Sizes {
-    /// A shape as the vector that ONNX `Shape` gives.
+    /// A shape as the vector that the ONNX operator `Shape` gives.
     pub fn vector(elements: Vec<Dim>) -> Sizes {
         Sizes { dtype: DType::I64, shape: vec![elements.len()], elements }
     }
 
-    /// The numbers of a small constant, if they are whole.
+    /// The numbers of a small constant if they are whole.
     pub fn of_tensor(t: &Tensor) -> Option<Sizes> {
         if t.len() > super::limits::MAX_SIZES {
             return None;
@@ -99,6 +99,6 @@ fn whole(v: f64) -> Option<Dim> {
 }
 
 fn within(v: i64) -> Option<Dim> {
-    // Slice ends at "infinity" are constants, never sizes; those stay tensors
+    // Slice ends at "infinity" are constants and never sizes; they stay tensors.
     (v.unsigned_abs() <= cqc_proto::dim::MAX_DIM as u64).then(|| Dim::constant(v))
 }

@@ -1,4 +1,4 @@
-//! Files: the model's bytes and its external data, mapped.
+//! Reads files: the model's bytes and its external data, which are mapped.
 
 use super::error::{DataFile, ImportError, shown};
 use crate::recognize::Format;
@@ -12,18 +12,19 @@ use std::path::{Path, PathBuf};
 /// Bytes of a file of external data that a model uses.
 #[derive(Clone, Debug)]
 pub struct External {
-    /// The file as the model names it.
+    /// Name of the file in the model.
     pub location: String,
-    /// Where in the file the bytes are.
+    /// Position of the bytes in the file.
     pub range: Range<u64>,
     /// The bytes, mapped.
     pub bytes: Bytes,
 }
 
-/// Where external data comes from.
+/// The files of external data.
 #[derive(Debug, Default)]
 pub(super) struct Files {
-    /// Folders in which it is looked for; none for a model in memory, which has no external data.
+    /// Directories in which the files are looked for; empty for a model in memory, which has no
+    /// external data.
     folders: Vec<PathBuf>,
     open: RefCell<HashMap<String, Bytes>>,
     used: RefCell<Used>,
@@ -35,7 +36,7 @@ struct Used {
     in_order: Vec<External>,
 }
 
-/// Why a file of external data cannot be read, and what to do.
+/// Why a file of external data cannot be read, with advice.
 #[derive(Debug)]
 struct Unreadable {
     reason: String,
@@ -65,7 +66,7 @@ pub(super) fn map(path: &Path) -> Result<Bytes, ImportError> {
     cqc_kernels::map_file(path).map(Bytes::from_owner).map_err(io)
 }
 
-/// Decodes a model; weights keep borrowing from `bytes`.
+/// Decodes a model. Its weights keep borrowing from `bytes`.
 pub(super) fn decode(bytes: Bytes) -> Result<ModelProto, ImportError> {
     let bad = |reason: String| Err(ImportError::NotOnnx { reason });
     if bytes.is_empty() {
@@ -83,7 +84,7 @@ pub(super) fn decode(bytes: Bytes) -> Result<ModelProto, ImportError> {
     }
 }
 
-/// The entry of that key.
+/// The value of that key.
 fn entry<'a>(entries: &'a [StringStringEntryProto], key: &str) -> Option<&'a str> {
     entries.iter().find(|e| e.key() == key).map(StringStringEntryProto::value)
 }
@@ -93,7 +94,8 @@ fn location(entries: &[StringStringEntryProto]) -> Option<&str> {
 }
 
 impl Files {
-    /// External data of the model at `path`: beside it, and beside what it is a link to.
+    /// External data of the model at `path`: beside the model, and beside the files to which it
+    /// links.
     pub fn beside(path: &Path) -> Files {
         let mut folders = vec![folder(path)];
         let mut link = path.to_path_buf();
@@ -106,10 +108,10 @@ impl Files {
         Files { folders, ..Files::default() }
     }
 
-    /// Looks whether all files that hold these tensors can be read.
+    /// Checks that all files that hold these tensors can be read.
     ///
     /// # Errors
-    /// [`ImportError::Data`] with all that cannot.
+    /// [`ImportError::Data`] with all files that cannot.
     pub fn check(&self, tensors: &[TensorProto]) -> Result<(), ImportError> {
         let mut seen = HashSet::new();
         let mut bad = Vec::new();
@@ -162,7 +164,7 @@ impl Files {
         }
     }
 
-    /// What was read, in order.
+    /// The external data that was read, in order.
     pub fn into_used(self) -> Vec<External> {
         self.used.into_inner().in_order
     }
@@ -184,10 +186,10 @@ impl Files {
         Ok(bytes)
     }
 
-    /// The file of that name, in the first folder that has one.
+    /// The file of that name, in the first directory that has one.
     fn find(&self, location: &str) -> Result<PathBuf, Unreadable> {
         let mut names = vec![relative(location, &['/'])?];
-        // exporters on Windows separate folders by `\`, which is a letter elsewhere
+        // exporters on Windows separate directories by `\`, which is a letter elsewhere
         let portable = relative(location, &['/', '\\'])?;
         if portable != names[0] {
             names.push(portable);
@@ -224,7 +226,7 @@ fn folder(path: &Path) -> PathBuf {
     }
 }
 
-/// The path below the model's folder that `location` spells.
+/// The path below the model's directory that `location` describes.
 fn relative(location: &str, separators: &[char]) -> Result<PathBuf, Unreadable> {
     let outside = || Unreadable::from("that lies outside the model's folder".to_string());
     if location.contains('\0') || location.len() > super::limits::MAX_NAME {
@@ -251,8 +253,8 @@ fn is_name(component: std::path::Component) -> bool {
     matches!(component, std::path::Component::Normal(_))
 }
 
-/// Checks that the folders between the model's and the file are none that links lead out to, and
-/// that the file is one with content of its own.
+/// Checks that no link among the directories between the model's and the file leads out, and that
+/// the file is a regular file.
 fn inside(folder: &Path, path: &Path) -> Result<(), Unreadable> {
     let canonical = |path: &Path| path.canonicalize().map_err(|e| Unreadable::from(e.to_string()));
     let parent = path.parent().unwrap_or(folder);

@@ -1,12 +1,13 @@
-//! ONNX models → [`Graph`].
+//! Imports ONNX models into a [`Graph`], and exports plans as ONNX.
 //!
-//! Shapes and everything computed from them are evaluated here, so that the graph holds no shape
-//! arithmetic: a value is known at run time only, known now, or made of sizes that may contain the
-//! batch `N` (`item.rs`). Operators emit through `cx`, which folds on the way; one function per
-//! ONNX operator stands in `ops`. Idioms of exporters are left to passes.
+//! Shapes, and everything that is computed from them, are evaluated at import, so that the graph
+//! has no shape arithmetic. A value is known only at run time, known at import, or made of sizes
+//! that may contain the batch `N` (`item.rs`). Operators are emitted through `cx`, which folds
+//! constants on the way; `ops` has one function per ONNX operator. The idioms of exporters are left
+//! to passes.
 //!
-//! A model is untrusted: whatever its bytes are, import ends with a graph or an [`ImportError`],
-//! within the bounds of [`limits`].
+//! A model is untrusted: whatever its bytes are, the import ends with a graph or an
+//! [`ImportError`], within the bounds of [`limits`].
 
 mod call;
 mod control;
@@ -37,41 +38,41 @@ use load::Files;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// The symbol that stands for the batch in imported graphs.
+/// The symbol of the batch in imported graphs.
 pub const BATCH: &str = "N";
 
-/// What the caller fixes.
+/// Options of an import.
 #[derive(Clone, Debug, Default)]
 pub struct ImportOptions {
-    /// Sizes by symbol (`--dim height=64`); the key [`BATCH`] fixes the batch.
+    /// Sizes by symbol (`--dim height=64`). The key [`BATCH`] fixes the batch.
     pub dims: BTreeMap<String, i64>,
     /// Shapes by input (`--shape sample=1x3x32x32`).
     pub shapes: BTreeMap<String, Vec<Dim>>,
-    /// Values of inputs, used only where an operand must be known at compile time.
+    /// Values of inputs. They are used only where an operand must be known at compile time.
     pub known_inputs: BTreeMap<String, Tensor>,
-    /// What import may take beyond what stands in the model.
+    /// The budget for constants and unrolled loops, beyond the size of the model.
     pub budget: limits::Budget,
-    /// The options are for several models: names that this one does not have are no errors, and are
-    /// listed in [`Imported::skipped`].
+    /// Whether the options are for several models. Names that this model does not have are then no
+    /// errors, but are listed in [`Imported::skipped`].
     pub for_several: bool,
 }
 
 /// An imported model.
 #[derive(Debug)]
 pub struct Imported {
-    /// The computation; values and nodes keep the model's names.
+    /// The computation. Values and nodes keep the names of the model.
     pub graph: Graph,
     /// Version of the standard operator set.
     pub opset: i64,
-    /// Exporter and its version.
+    /// Name of the exporter and its version.
     pub producer: String,
-    /// Elements of all float initializers.
+    /// Number of elements of all float initializers.
     pub parameters: u64,
-    /// Nodes of the model, function bodies and branches counted where they are used.
+    /// Number of nodes of the model. Function bodies and branches count where they are used.
     pub node_count: usize,
-    /// Keys of [`ImportOptions::known_inputs`] that became constants somewhere in the graph.
+    /// Keys of [`ImportOptions::known_inputs`] whose values became constants in the graph.
     pub consumed_inputs: BTreeSet<String>,
-    /// What a user should know, one sentence each.
+    /// Warnings for the user, one sentence each.
     pub warnings: Vec<String>,
     /// The options, as on the command line, whose names this model does not have.
     pub skipped: BTreeSet<String>,
@@ -79,7 +80,7 @@ pub struct Imported {
     pub external: Vec<External>,
 }
 
-/// Domain and name of every operator that is imported.
+/// Domain and name of every operator that can be imported.
 pub fn operators() -> impl Iterator<Item = (&'static str, &'static str)> {
     ops::names()
 }
@@ -87,14 +88,15 @@ pub fn operators() -> impl Iterator<Item = (&'static str, &'static str)> {
 /// Imports the model at `path`. Weights in the file and in external data beside it are mapped, not
 /// read.
 ///
-/// External data is a file whose name the model gives. It is looked for in the folder of `path` as
-/// given, and, where `path` is a symbolic link, in the folder of every file on the way to its target.
-/// The name must not leave that folder: no absolute path, no `..`, and no link among the folders that
-/// it names. The file itself may be a link to anywhere, as in the caches of model hubs: where it
-/// leads was decided by who made the link, not by the model.
+/// External data is a file whose name the model gives. It is looked for in the directory of `path`
+/// as given, and, if `path` is a symbolic link, in the directory of every file on the way to its
+/// target. The name must not leave that directory: it may not be an absolute path or contain `..`,
+/// and no directory that it names may be a link that leads out. The file itself may be a link to
+/// anywhere, as in the caches of model hubs: its target was chosen by the person who made the link,
+/// not by the model.
 ///
 /// # Errors
-/// [`ImportError`]; unsupported nodes are collected completely.
+/// [`ImportError`]. [`ImportError::Unsupported`] has all nodes that are not supported.
 pub fn load(path: impl AsRef<Path>, options: &ImportOptions) -> Result<Imported, ImportError> {
     let path = path.as_ref();
     let model = load::decode(load::map(path)?)?;
@@ -107,7 +109,7 @@ pub fn load(path: impl AsRef<Path>, options: &ImportOptions) -> Result<Imported,
     Ok(imported)
 }
 
-/// Imports a model from memory; it must not have external data. Weights keep borrowing from
+/// Imports a model from memory. It must not have external data. Weights keep borrowing from
 /// `bytes`.
 ///
 /// # Errors
@@ -119,7 +121,7 @@ pub fn import_bytes(
     import(&load::decode(bytes.into())?, options)
 }
 
-/// Imports a decoded model; it must not have external data.
+/// Imports a decoded model. It must not have external data.
 ///
 /// # Errors
 /// As [`load`].

@@ -1,6 +1,6 @@
-//! Element types that have no counterpart in [`DType`]: integers of 2 and 4 bits, floats of 4 and
-//! 8. Their numbers are held in i8, u8 or f32, each of which has all of them; what is converted to
-//! such a type is rounded to its numbers.
+//! Element types without a counterpart in [`DType`]: integers of 2 and 4 bits, floats of 4 and 8
+//! bits. Their numbers are held in i8, u8 or f32, which can represent all of them. A conversion to
+//! such a type rounds to its numbers.
 
 use super::cx::Cx;
 use super::error::Refusal;
@@ -8,10 +8,10 @@ use super::item::Item;
 use cqc_proto::op::{BinaryKind, UnaryKind};
 use cqc_proto::{DType, Op, Tensor};
 
-/// An element type of ONNX that is narrower than what holds its numbers.
+/// An element type of ONNX that is narrower than the type that holds its numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Narrow {
-    /// Two's complement of that many bits.
+    /// Two's complement of this number of bits.
     Int(u8),
     Uint(u8),
     Float(Minifloat),
@@ -19,7 +19,7 @@ pub(super) enum Narrow {
     E8M0,
 }
 
-/// What a number beyond the largest one becomes in a conversion that does not saturate.
+/// The result of a conversion that does not saturate for a number beyond the largest one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Beyond {
     Infinity,
@@ -27,7 +27,7 @@ pub(super) enum Beyond {
     Largest,
 }
 
-/// A float of a sign, some bits of exponent and the others of mantissa.
+/// A float of a sign, some bits of exponent and the rest as mantissa.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Minifloat {
     bits: u8,
@@ -36,7 +36,7 @@ pub(super) struct Minifloat {
     /// The largest finite number.
     largest: u32,
     beyond: Beyond,
-    /// It has neither a zero with a sign nor infinities: the byte of −0 is NaN.
+    /// Whether it has neither a signed zero nor infinities: the byte of −0 is NaN.
     unsigned_zero: bool,
 }
 
@@ -86,7 +86,7 @@ impl Narrow {
         })
     }
 
-    /// What holds its numbers.
+    /// The type that holds its numbers.
     pub fn carrier(self) -> DType {
         match self {
             Narrow::Int(_) => DType::I8,
@@ -112,11 +112,11 @@ impl Narrow {
         }
     }
 
-    /// The bytes of `count` elements as those of the type that holds them; the first element is in
-    /// the lowest bits of a byte.
+    /// Converts the bytes of `count` elements to bytes of the type that holds them. The first
+    /// element is in the lowest bits of a byte.
     ///
     /// # Errors
-    /// When there are more or fewer bytes than the elements take.
+    /// If there are more or fewer bytes than the elements take.
     pub fn unpack(self, bytes: &[u8], count: usize) -> Result<Vec<u8>, String> {
         let bits = self.bits();
         let expected = count.checked_mul(bits).map(|n| n.div_ceil(8));
@@ -138,7 +138,7 @@ impl Narrow {
     }
 }
 
-/// Unsigned codes of 2, 4 or 8 bits, those in low bits first.
+/// Unsigned codes of 2, 4 or 8 bits, those in the low bits first.
 pub(super) fn codes(bytes: &[u8], bits: usize) -> impl Iterator<Item = u8> + '_ {
     let mask = u8::MAX >> (8 - bits);
     bytes.iter().flat_map(move |byte| (0..8 / bits).map(move |i| (byte >> (i * bits)) & mask))
@@ -179,10 +179,10 @@ impl Minifloat {
 }
 
 impl Cx<'_> {
-    /// `x` rounded to the numbers of a narrow type, held in its carrier.
+    /// Rounds `x` to the numbers of a narrow type. The result is held in the type's carrier.
     ///
     /// # Errors
-    /// [`Refusal`] for what is no tensor of numbers.
+    /// [`Refusal`] for an item that is not a tensor of numbers.
     pub fn cast_narrow(&mut self, x: &Item, to: Narrow, saturate: bool) -> Result<Item, Refusal> {
         if self.narrow(x) == Some(to) {
             return Ok(x.clone());
@@ -197,7 +197,7 @@ impl Cx<'_> {
         Ok(self.mark(y, to))
     }
 
-    /// Whole part modulo `2^bits`, as conversions between wider integers.
+    /// The whole part modulo `2^bits`, as in conversions between wider integers.
     fn wrap(&mut self, x: &Item, to: Narrow, bits: u8) -> Result<Item, Refusal> {
         let whole = self.cast(x, DType::I32)?;
         let number = |v: i64| self.integer(v, DType::I32);
@@ -216,9 +216,9 @@ impl Cx<'_> {
         self.constant(super::tensors::from_integers(dtype, vec![], &[v]))
     }
 
-    /// To the nearest number of the type, ties to even: `round(x / u) · u`, where `u` is the
+    /// Rounds to the nearest number of the type, ties to even: `round(x / u) · u`, where `u` is the
     /// distance of neighbours, `2^(⌊log2 |x|⌋ − mantissa)`. An inexact logarithm does no harm: it
-    /// errs only next to powers of two, which are multiples of both distances that meet there.
+    /// is wrong only next to powers of two, which are multiples of both distances that meet there.
     fn round_minifloat(&mut self, x: &Item, f: Minifloat, saturate: bool) -> Result<Item, Refusal> {
         let wide = if self.ty(x)?.dtype == DType::F64 { DType::F64 } else { DType::F32 };
         let x = self.cast(x, wide)?;
@@ -227,8 +227,8 @@ impl Cx<'_> {
             (first..=last).map(|e| 2f64.powi(e as i32 - f.mantissa as i32)).collect();
         let units = self.constant(super::tensors::from_floats(wide, vec![units.len()], &units));
         let magnitude = self.unary(UnaryKind::Abs, &x)?;
-        // neither zero nor infinity has an exponent; the upper bound must be no power of two, since
-        // all larger numbers take its distance
+        // Neither zero nor infinity has an exponent. The upper bound must not be a power of two,
+        // because all larger numbers take its distance.
         let least = self.scalar(2f64.powi(first as i32), wide);
         let most = self.scalar(f.largest.into(), wide);
         let bounded = self.binary(BinaryKind::Max, &magnitude, &least)?;
@@ -258,7 +258,7 @@ impl Cx<'_> {
         self.cast(&y, DType::F32)
     }
 
-    /// What becomes of numbers beyond the largest one.
+    /// Replaces numbers beyond the largest one.
     fn beyond(
         &mut self,
         x: &Item,
@@ -273,7 +273,7 @@ impl Cx<'_> {
         if saturate || f.beyond == Beyond::Largest {
             let y = self.binary(BinaryKind::Min, &y, &largest)?;
             let y = self.binary(BinaryKind::Max, &y, &lowest)?;
-            // kernels may take a bound for NaN; the float of four bits has none and takes 0
+            // Kernels may return a bound for NaN. The float of four bits has no NaN and takes 0.
             let no_number = self.unary(UnaryKind::IsNan, x)?;
             let instead = match f.beyond {
                 Beyond::Largest => self.scalar(0.0, wide),
@@ -294,7 +294,7 @@ impl Cx<'_> {
     }
 }
 
-/// A constant tensor of codes or of small floats as numbers: `(x − zero) · scale`, in f32.
+/// The numbers of a constant tensor of codes or of small floats: `(x − zero) · scale`, in f32.
 pub(super) fn dequantized(
     x: &Tensor,
     scale: &Tensor,

@@ -1,4 +1,4 @@
-//! The order in which nodes are imported: operands first, and only those that an output needs.
+//! The order in which nodes are imported: operands first, and only nodes that an output needs.
 
 use super::error::{ImportError, shown};
 use super::limits::MAX_NAME;
@@ -6,7 +6,7 @@ use cqc_proto::onnx::{GraphProto, NodeProto};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
-/// How a node is called in messages and in the graph: its name, or its first output's.
+/// The name of a node in messages and in the graph: its own, or that of its first output.
 pub(super) fn name_of(node: &NodeProto) -> &str {
     match node.name() {
         "" => node.output.iter().map(String::as_str).find(|n| !n.is_empty()).unwrap_or(""),
@@ -14,13 +14,13 @@ pub(super) fn name_of(node: &NodeProto) -> &str {
     }
 }
 
-/// `node `x` (Conv)`.
+/// The place of a node in messages: `node `x` (Conv)`.
 pub(super) fn place(node: &NodeProto) -> String {
     format!("node `{}` ({})", shown(name_of(node)), shown(node.op_type()))
 }
 
 /// Indices of the nodes that `outputs` need, operands first, in the order of the file as far as
-/// possible. `own(name)` tells whether the graph has an input or initializer of that name,
+/// possible. `own(name)` says whether the graph has an input or initializer of that name,
 /// `outer(name)` whether a value exists before the first node.
 ///
 /// # Errors
@@ -53,7 +53,7 @@ pub(super) fn live(
     sort(nodes, &needed, &operands, &producers)
 }
 
-/// Kahn's algorithm; the earliest ready node first.
+/// Kahn's algorithm, which takes the earliest ready node first.
 fn sort(
     nodes: &[NodeProto],
     needed: &[bool],
@@ -112,7 +112,7 @@ fn producers<'a>(
     Ok(producers)
 }
 
-/// Names end up in messages, reports and files.
+/// Checks a name, because names appear in messages, reports and files.
 pub(super) fn check_name(name: &str) -> Result<(), String> {
     if name.len() > MAX_NAME {
         return Err(format!(
@@ -127,7 +127,7 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Names that a node reads, those inside its graphs included.
+/// Names that a node reads, including those that its graphs read.
 fn operands(node: &NodeProto) -> Vec<&str> {
     let mut names: Vec<&str> =
         node.input.iter().map(String::as_str).filter(|n| !n.is_empty()).collect();
@@ -137,7 +137,7 @@ fn operands(node: &NodeProto) -> Vec<&str> {
     names
 }
 
-/// Names that a graph reads and does not define. Recursion is as deep as decoding allowed.
+/// Names that a graph reads and does not define. The recursion is as deep as decoding allowed.
 fn captured(graph: &GraphProto) -> Vec<&str> {
     let own: HashSet<&str> = (graph.node.iter().flat_map(|n| &n.output).map(String::as_str))
         .chain(graph.initializer.iter().map(|t| t.name()))

@@ -1,14 +1,14 @@
-//! Partial evaluation: operators applied to sizes of which some are symbolic.
+//! Partial evaluation: applies operators to sizes, some of which are symbolic.
 //!
-//! Operators that only move elements are evaluated on the elements' positions instead of the
-//! elements, so there is no second definition of what they do.
+//! Operators that only move elements are evaluated on the positions of the elements, so that there
+//! is no second definition of these operators.
 
 use super::item::Sizes;
 use cqc_kernels::reference;
 use cqc_proto::op::{BinaryKind, ReduceKind, UnaryKind};
 use cqc_proto::{DType, Dim, Op, Tensor};
 
-/// The operator's results, or `None` when they are no affine functions of the symbols.
+/// The operator's results; `None` if they are not affine functions of the symbols.
 pub(super) fn eval(op: &Op, inputs: &[Sizes]) -> Option<Vec<Sizes>> {
     match op {
         Op::Unary { kind } => {
@@ -40,7 +40,7 @@ pub(super) fn eval(op: &Op, inputs: &[Sizes]) -> Option<Vec<Sizes>> {
     }
 }
 
-/// Evaluates an operator that moves the elements of the operands `data`; the other operands must be
+/// Evaluates an operator that moves the elements of the operands `data`. The other operands must be
 /// known.
 fn moved(op: &Op, inputs: &[Sizes], data: &[usize]) -> Option<Vec<Sizes>> {
     let mut pool: Vec<Dim> = Vec::new();
@@ -97,7 +97,7 @@ fn elementwise(
     Some(vec![Sizes { dtype, shape, elements }])
 }
 
-/// Position in an operand of `shape` that element `i` of a result of `out` reads.
+/// The position in an operand of `shape` that element `i` of a result of shape `out` reads.
 fn broadcast_index(mut i: usize, out: &[usize], shape: &[usize]) -> usize {
     let (mut index, mut stride) = (0, 1);
     for (axis, &size) in out.iter().enumerate().rev() {
@@ -122,7 +122,8 @@ fn unary(kind: UnaryKind, d: &Dim) -> Option<Dim> {
     }
 }
 
-/// Sizes fit the wider integers and, as whole numbers, f32 up to 2^24; the batch is far below.
+/// Converts sizes. They fit the wider integers and, as whole numbers, f32 up to 2^24; the batch is
+/// far below that.
 fn cast(x: &Sizes, to: DType) -> Option<Sizes> {
     let elements = match to {
         DType::I32 | DType::I64 | DType::F32 | DType::F64 => x.elements.clone(),
@@ -172,7 +173,7 @@ pub(super) fn nonnegative(d: &Dim) -> bool {
     d.is(0) || d.is_positive() || d.add(&1.into()).is_some_and(|d| d.is_positive())
 }
 
-/// `a ≤ b` or `b ≤ a` for all symbols ≥ 1: the smaller of both.
+/// The smaller of `a` and `b` if the same one is smaller for all symbols ≥ 1.
 pub(super) fn least(a: &Dim, b: &Dim) -> Option<Dim> {
     if nonnegative(&b.sub(a)?) {
         Some(a.clone())
@@ -181,7 +182,7 @@ pub(super) fn least(a: &Dim, b: &Dim) -> Option<Dim> {
     }
 }
 
-/// Whether `a < b`, if that is the same for all symbols ≥ 1.
+/// Whether `a < b`, if the answer is the same for all symbols ≥ 1.
 fn less(a: &Dim, b: &Dim) -> Option<bool> {
     if b.sub(a)?.is_positive() {
         return Some(true);

@@ -1,11 +1,11 @@
-//! What a model that is already quantized says of itself, and what import makes of it.
+//! Counts the quantized parts of a model that is quantized already, for a warning.
 
 use std::collections::BTreeMap;
 
-/// Counts of a model's quantized parts.
+/// The numbers of quantized parts of a model.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Quantized {
-    /// Constants that became floats, by type.
+    /// Constants that were dequantized, by type.
     constants: BTreeMap<String, usize>,
     /// Values that are rounded at run time, by type.
     rounded: BTreeMap<String, usize>,
@@ -14,22 +14,22 @@ pub(super) struct Quantized {
 }
 
 impl Quantized {
-    /// A constant of this type was taken back to float.
+    /// Counts a constant of this type that was dequantized.
     pub fn constant(&mut self, element: impl Into<String>) {
         *self.constants.entry(element.into()).or_insert(0) += 1;
     }
 
-    /// A value is rounded to this type.
+    /// Counts a value that is rounded to this type.
     pub fn rounded(&mut self, element: impl Into<String>) {
         *self.rounded.entry(element.into()).or_insert(0) += 1;
     }
 
-    /// An operator computes with codes.
+    /// Counts an operator that computes with codes.
     pub fn operator(&mut self, name: &str) {
         *self.operators.entry(name.to_string()).or_insert(0) += 1;
     }
 
-    /// What a user should know; `None` for a model of floats.
+    /// The warning for the user; `None` for a model of floats.
     pub fn warning(&self) -> Option<String> {
         let listed = |counts: &BTreeMap<String, usize>| {
             counts.iter().map(|(name, n)| format!("{n} {name}")).collect::<Vec<_>>().join(", ")

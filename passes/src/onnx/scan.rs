@@ -1,34 +1,34 @@
-//! A look over the wire format before decoding: how many messages will there be, and what will they
-//! take in memory?
+//! Scans the wire format before it is decoded, to find the number of messages and the memory that
+//! they will take.
 //!
-//! Two bytes of a file can ask for a message of hundreds, so a hostile file of moderate size could
-//! fill the memory. Only headers are read here, no weights.
+//! Two bytes of a file can ask for a message of hundreds of bytes, so a hostile file of moderate
+//! size could fill the memory. Only headers are read here, no weights.
 
 use super::error::ImportError;
 use cqc_kernels::memory;
 use cqc_proto::onnx::*;
 use std::mem::size_of;
 
-/// Most nodes, attributes, tensors, names … of one file.
+/// Largest number of nodes, attributes, tensors, names and other messages in one file.
 const MAX_MESSAGES: usize = 1 << 22;
 
-/// Deepest nesting that `prost` decodes is 100; this is its match.
+/// Deepest nesting, which is the limit of `prost`.
 const MAX_NESTING: usize = 100;
 
-/// Bytes of memory that the structure of any model may take, weights not counted.
+/// Bytes of memory that the structure of any model may take, without weights.
 const FREE_MEMORY: usize = 64 << 20;
 
-/// Bytes of memory per byte of structure, above [`FREE_MEMORY`]: an attribute of 12 bytes takes some
-/// hundreds, names take as much as they are long.
+/// Bytes of memory per byte of structure, above [`FREE_MEMORY`]. An attribute of 12 bytes takes
+/// some hundreds, and a name takes its length.
 const MEMORY_PER_BYTE: usize = 128;
 
-/// What a list of elements takes while it grows, as a multiple of what it takes in the end.
+/// Memory that a list of elements takes while it grows, as a multiple of its final size.
 const GROWTH: usize = 2;
 
-/// What an element of a list of names or of byte strings takes besides its text.
+/// Bytes that an element of a list of names or byte strings takes besides its text.
 const TEXT: usize = 32;
 
-/// What a field of variable length holds.
+/// The content of a field of variable length.
 #[derive(Clone, Copy)]
 enum Kind {
     Model,
@@ -47,9 +47,9 @@ enum Kind {
     Function,
     /// A string, which is copied.
     Text,
-    /// Bytes that stay where they are.
+    /// Bytes that are not copied.
     Borrowed,
-    /// Whole numbers, of one byte or more each.
+    /// Whole numbers of one byte or more each.
     Numbers,
 }
 
@@ -71,13 +71,13 @@ impl Kind {
             (Kind::Shape, 1) => Kind::Dimension,
             (Kind::Tensor, 1 | 5 | 7 | 11) | (Kind::Attribute, 8) => Kind::Numbers,
             (Kind::Tensor, 8) | (Kind::Attribute, 1 | 21) => Kind::Text,
-            // the others of these are floats, which take what they take in the file, or bytes
+            // the other fields are floats, which take their size in the file, or bytes
             (Kind::Tensor | Kind::Attribute, _) => Kind::Borrowed,
             _ => Kind::Text,
         }
     }
 
-    /// Bytes of memory that `len` bytes of the file become, those of messages in them not counted.
+    /// Bytes of memory that `len` bytes of the file become, without those of messages in them.
     fn memory(self, len: usize) -> usize {
         match self {
             Kind::Model => size_of::<ModelProto>(),
@@ -105,22 +105,23 @@ impl Kind {
     }
 }
 
-/// What a file holds.
+/// The content of a file.
 #[derive(Default)]
 struct Count {
     messages: usize,
-    /// Bytes of memory once it is decoded.
+    /// Bytes of memory after decoding.
     memory: usize,
     /// Bytes of the file that decoding does not copy.
     borrowed: usize,
 }
 
-/// Counts messages and what they take in memory; a wire format that is broken passes, since decoding
-/// describes it better.
+/// Counts messages and their memory. A broken wire format passes, because decoding describes it
+/// better.
 ///
 /// # Errors
-/// [`ImportError::NotOnnx`] when there are too many, they take too much memory for what the file
-/// holds, or they are nested too deeply; [`ImportError::Memory`] when there is no memory for them.
+/// [`ImportError::NotOnnx`] if there are too many messages, if they take too much memory for the
+/// size of the file, or if they are nested too deeply; [`ImportError::Memory`] if there is not
+/// enough memory for them.
 pub(super) fn check(bytes: &[u8]) -> Result<(), ImportError> {
     let mut count = Count::default();
     let bad = |reason: String| Err(ImportError::NotOnnx { reason });
@@ -150,7 +151,7 @@ enum Excess {
     Nesting,
 }
 
-/// `Ok(None)` where the wire format is broken.
+/// `Ok(None)` if the wire format is broken.
 fn walk(
     mut bytes: &[u8],
     kind: Kind,
@@ -166,7 +167,7 @@ fn walk(
         let skip = match key & 7 {
             0 => {
                 let Some(_) = varint(&mut bytes) else { return Ok(None) };
-                // one of a list that is not packed
+                // one number of a list that is not packed
                 if matches!(child, Kind::Numbers) {
                     count.memory = count.memory.saturating_add(child.memory(1));
                 }
@@ -203,7 +204,7 @@ fn walk(
     Ok(Some(()))
 }
 
-/// Takes a number off the front; `None` where there is none.
+/// Takes a number off the front; `None` if there is none.
 pub(crate) fn varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
     for i in 0..10 {
@@ -222,7 +223,7 @@ mod tests {
     use super::*;
     use prost::Message;
 
-    /// A model of one graph that holds `n` times the field, which is empty.
+    /// A model of one graph that has the field, which is empty, `n` times.
     fn repeated(field: u8, n: usize) -> Vec<u8> {
         let graph = [field << 3 | 2, 0].repeat(n);
         let mut bytes = vec![0x3a];

@@ -1,4 +1,4 @@
-//! `TensorProto` → [`Tensor`].
+//! Converts `TensorProto` to [`Tensor`].
 
 use super::load::Files;
 use super::narrow::Narrow;
@@ -11,7 +11,7 @@ use half::{bf16, f16};
 /// The element type of that ONNX number.
 ///
 /// # Errors
-/// The type's name when cqc has none for it.
+/// The name of the type if cqc has no such type.
 pub(super) fn dtype(number: i32) -> Result<DType, String> {
     Ok(match number {
         data_type::FLOAT => DType::F32,
@@ -31,10 +31,11 @@ pub(super) fn dtype(number: i32) -> Result<DType, String> {
     })
 }
 
-/// As [`dtype`]; a type that has no counterpart comes with the one that holds its numbers.
+/// The same as [`dtype`] for all types that cqc can hold. A type without a counterpart is returned
+/// with the type that holds its numbers.
 ///
 /// # Errors
-/// The type's name when cqc cannot hold it.
+/// The name of the type if cqc cannot hold it.
 pub(super) fn element(number: i32) -> Result<(DType, Option<Narrow>), String> {
     match Narrow::of(number) {
         Some(narrow) => Ok((narrow.carrier(), Some(narrow))),
@@ -42,7 +43,7 @@ pub(super) fn element(number: i32) -> Result<(DType, Option<Narrow>), String> {
     }
 }
 
-/// `float8e4m3fn`, or the number when the standard has no such type.
+/// The name of the type, such as `float8e4m3fn`, or the number if the standard has no such type.
 pub(super) fn type_name(number: i32) -> String {
     let name = usize::try_from(number).ok().and_then(|n| data_type::NAMES.get(n));
     name.map_or_else(|| format!("number {number}"), |n| n.to_string())
@@ -51,13 +52,13 @@ pub(super) fn type_name(number: i32) -> String {
 /// Why a tensor cannot be read.
 #[derive(Debug)]
 pub(super) enum BadTensor {
-    /// A type or feature cqc does not know.
+    /// It has a type or feature that cqc does not support.
     Unsupported(String),
-    /// Sizes and data do not fit together.
+    /// Its sizes and its data do not fit together.
     Malformed(String),
 }
 
-/// Reads a tensor; raw and external data is shared, not copied.
+/// Reads a tensor. Raw and external data is shared, not copied.
 pub(super) fn read(t: &TensorProto, files: &Files) -> Result<Tensor, BadTensor> {
     use BadTensor::*;
     let number = t.data_type.unwrap_or(0);
@@ -76,7 +77,7 @@ pub(super) fn read(t: &TensorProto, files: &Files) -> Result<Tensor, BadTensor> 
             return Err(Malformed(format!("its data location is {n}, expected 0 or 1")));
         }
         (_, Some(raw)) => raw.clone(),
-        // codes are packed there as in the other forms, a byte in each number
+        // codes are packed in this field as in the other forms, a byte in each number
         _ if narrow.is_some() => typed_data(t, DType::U8).map_err(Malformed)?,
         _ => typed_data(t, dtype).map_err(Malformed)?,
     };
@@ -101,7 +102,7 @@ fn sizes(dims: &[i64]) -> Result<Vec<usize>, String> {
     element_count(&shape).map(|_| shape).ok_or_else(|| format!("its sizes {dims:?} are too large"))
 }
 
-/// Bytes other than 0 and 1 would break the meaning of [`DType::Bool`].
+/// Replaces bytes other than 0 and 1, which would break the invariant of [`DType::Bool`].
 fn normal_bools(data: Bytes) -> Bytes {
     if data.iter().all(|&b| b < 2) {
         data
@@ -110,7 +111,7 @@ fn normal_bools(data: Bytes) -> Bytes {
     }
 }
 
-/// Elements from the field that belongs to the type.
+/// The elements from the field that belongs to the type.
 fn typed_data(t: &TensorProto, dtype: DType) -> Result<Bytes, String> {
     let ints = &t.int32_data;
     let bytes: Vec<u8> = match dtype {

@@ -1,4 +1,4 @@
-//! Walks over the nodes of graphs, function bodies and branches.
+//! Walks over the nodes of graphs, function bodies and branches, and imports them.
 
 use super::call::Call;
 use super::cx::{Cx, Done};
@@ -26,7 +26,7 @@ pub(super) struct Walked {
     pub warnings: Vec<String>,
 }
 
-/// A node's or function's domain, the standard one by its long name.
+/// The domain of a node or function, where the standard one has its long name.
 fn long_domain(domain: &str) -> &str {
     if domain.is_empty() { "ai.onnx" } else { domain }
 }
@@ -38,7 +38,7 @@ pub(super) fn version(imports: &[OperatorSetIdProto], domain: &str) -> Option<i6
 /// Version of the standard operator set.
 ///
 /// # Errors
-/// [`ImportError::Opset`] when it is not supported.
+/// [`ImportError::Opset`] if it is not supported.
 pub(super) fn opset(imports: &[OperatorSetIdProto]) -> Result<i64, ImportError> {
     let Some(found) = version(imports, "ai.onnx") else {
         return Err(ImportError::malformed(
@@ -57,7 +57,7 @@ pub(super) fn opset(imports: &[OperatorSetIdProto]) -> Result<i64, ImportError> 
 pub(super) struct Scope<'a, 's> {
     pub names: HashMap<&'a str, Item>,
     pub outer: Option<&'s Scope<'a, 's>>,
-    /// Stands in front of node and value names.
+    /// Prefix of the names of nodes and values.
     pub prefix: String,
     pub imports: &'a [OperatorSetIdProto],
     /// Attributes of the function call.
@@ -77,9 +77,9 @@ pub(super) struct Walker<'a> {
     pub cx: Cx<'a>,
     functions: HashMap<FunctionKey<'a>, &'a FunctionProto>,
     unsupported: Vec<Unsupported>,
-    /// Nodes imported.
+    /// Number of nodes imported.
     nodes: usize,
-    /// Nodes looked at, and what else repetitions of loops look at.
+    /// Number of nodes looked at, and of other parts that repetitions of loops look at.
     pub seen: usize,
 }
 
@@ -260,7 +260,7 @@ impl<'a> Walker<'a> {
         });
     }
 
-    /// Imports the nodes that `outputs` need; returns what those names mean.
+    /// Imports the nodes that `outputs` need, and returns the items of these names.
     pub(super) fn body(
         &mut self,
         nodes: &'a [NodeProto],
@@ -334,14 +334,14 @@ impl<'a> Walker<'a> {
         Ok(())
     }
 
-    /// Names what the node emits.
+    /// Sets the names of the values that the node emits.
     fn enter(&mut self, node: &NodeProto, scope: &Scope) {
         let first = node.output.iter().find(|o| !o.is_empty()).map_or("", String::as_str);
         self.cx.node = format!("{}{}", scope.prefix, name_of(node));
         self.cx.output = format!("{}{first}", scope.prefix);
     }
 
-    /// The outer error ends the import, the inner one concerns this node.
+    /// Imports one node. The outer error ends the import, the inner one concerns this node.
     fn dispatch(
         &mut self,
         node: &'a NodeProto,
@@ -375,7 +375,7 @@ impl<'a> Walker<'a> {
         Ok(self.call(node, opset, scope).and_then(|call| handler(&mut self.cx, &call)))
     }
 
-    /// Operands and attributes; [`Refusal::Poisoned`] when an operand has no value.
+    /// The operands and attributes of a node; [`Refusal::Poisoned`] if an operand has no value.
     pub(super) fn call(
         &self,
         node: &'a NodeProto,

@@ -1,4 +1,5 @@
-//! `quantize`: layers read rounded activations and quantized weights; their sums may be corrected.
+//! `quantize`: rewrites layers so that they read rounded activations and quantized weights, and so
+//! that their sums may be corrected.
 //!
 //! ```text
 //! y = conv(x, w, bias)   →   xq = fake_quant(x, scale[e], zero_point[e])     one for all layers that read x
@@ -6,11 +7,11 @@
 //!                            y  = conv(xq, wq, bias[e], scale: a[e])         a and bias[e] only where a correction was fitted
 //! ```
 //!
-//! A layer of the survey without sites reads `round_bf16(x)`: codes are numbers of bf16 too, so its
-//! sums can be those of products of bf16, times the scale of the weights. What varies by evaluation
-//! are tables. The float engine executes the result as it stands; it is also what is exported,
-//! reported and lowered to integers. Weights of the preludes, which run once per request, are
-//! quantized alone: their sums stay float.
+//! A layer of the survey without sites reads `round_bf16(x)`. Codes can be represented in bf16, so
+//! its sums can be those of products of bf16, times the scale of the weights. Everything that
+//! varies by evaluation is in tables. The rewritten graph is executed by the float engine,
+//! exported, reported and lowered to integers. In the preludes, which run once per request, only
+//! the weights are quantized, and the inputs and sums stay float.
 
 use super::migrate;
 use super::survey::{ActivationSite, Layer, QuantSpec, Survey};
@@ -21,37 +22,38 @@ use cqc_proto::op::{Act, OpError};
 use cqc_proto::{DType, Op, Tensor, ValueType};
 use std::collections::{BTreeMap, HashMap};
 
-/// What is fitted: tables by evaluation.
+/// The fitted tables by evaluation.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct QuantTables {
-    /// Evaluations.
+    /// Number of evaluations.
     pub evaluations: usize,
-    /// Per site `[evaluations][segments]`.
+    /// Per site of the survey, its table.
     pub sites: Vec<SiteTable>,
-    /// By layer.
+    /// The corrections by the layer's index in the survey.
     pub corrections: BTreeMap<usize, OutputCorrection>,
 }
 
-/// How a site is rounded.
+/// The rounding of a site.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct SiteTable {
-    /// `[evaluations · segments]`; 0 = not rounded.
+    /// Scales, `[evaluations · segments]`. A scale of 0 means that the site is not rounded.
     pub scale: Vec<f32>,
-    /// Likewise, whole numbers.
+    /// Zero points, `[evaluations · segments]`, which are whole numbers.
     pub zero_point: Vec<f32>,
 }
 
-/// CacheQuant's correction for quantization (DEC), bias outside: `a · sum + b`.
+/// CacheQuant's correction of quantization errors (DEC): `a · sum + b`, with the bias outside of
+/// the sum.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct OutputCorrection {
-    /// `[evaluations · channels]`.
+    /// Factors, `[evaluations · channels]`.
     pub a: Vec<f32>,
-    /// Likewise, the layer's bias included.
+    /// Summands, `[evaluations · channels]`, which include the layer's bias.
     pub bias: Vec<f32>,
 }
 
 impl OutputCorrection {
-    /// Changes nothing.
+    /// A correction that changes nothing.
     pub fn identity(layer: &Layer, evaluations: usize) -> OutputCorrection {
         let bias = layer.bias.clone().unwrap_or_else(|| vec![0.0; layer.channels]);
         OutputCorrection {
@@ -62,7 +64,7 @@ impl OutputCorrection {
 }
 
 impl QuantTables {
-    /// Nothing is rounded, nothing corrected.
+    /// Tables that round nothing and correct nothing.
     pub fn float(survey: &Survey, evaluations: usize) -> QuantTables {
         let site = |segments: usize| {
             let zeros = vec![0.0; evaluations * segments];
@@ -72,8 +74,8 @@ impl QuantTables {
         QuantTables { evaluations, sites, corrections: BTreeMap::new() }
     }
 
-    /// Tables of `survey` for the sites of `other` that are also its own; nothing is rounded at
-    /// those that are not.
+    /// These tables, of `survey`, for the survey `other`. Sites that only `other` has are not
+    /// rounded.
     pub fn of_other(&self, survey: &Survey, other: &Survey) -> QuantTables {
         let mut out = QuantTables::float(other, self.evaluations);
         for (site, table) in other.sites.iter().zip(&mut out.sites) {
@@ -85,18 +87,18 @@ impl QuantTables {
     }
 }
 
-/// Names of the steps that compute a layer's sum a second time, for fits: from float operands, and
+/// Names of the steps that compute a layer's sum a second time for fits: from float operands, and
 /// from rounded ones.
 fn reference_sum_names(key: &str) -> [String; 2] {
     [format!("{key}/float sum"), format!("{key}/rounded sum")]
 }
 
-/// How [`annotate`] rewrites a loop.
+/// Options of [`annotate`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AnnotateOptions {
-    /// The sums of corrected layers are computed a second time, from float operands and from
-    /// rounded ones, and nothing else: what corrections are fitted with. Tables stay f32, so that
-    /// fits can write them.
+    /// Whether the sums of corrected layers are also computed a second time, from float operands
+    /// and from rounded ones. Corrections are fitted with these sums. Tables stay f32, so that fits
+    /// can write them.
     pub reference_sums: bool,
 }
 
@@ -106,16 +108,16 @@ fn table_name(of: &str, what: &str) -> String {
 }
 
 /// Stores the tables that a loop has so far in f16: rows of time embeddings and corrections of the
-/// cache, of which there is one per evaluation. A table that f16 cannot hold to a part in a
-/// thousand stays as it is.
+/// cache, of which there is one per evaluation. A table that f16 cannot hold with an error below a
+/// thousandth stays as it is.
 pub fn narrow_tables(bound: &mut Bound) {
     for (_, table) in &mut bound.tables {
         narrow(table, TOLERANCE);
     }
 }
 
-/// What f16 may change in a table that does not choose levels, of the value or of a thousandth of
-/// the largest one.
+/// Largest change that f16 may make in a table that does not choose levels, relative to the value
+/// or to a thousandth of the largest value.
 const TOLERANCE: f32 = 1e-3;
 
 fn narrow(table: &mut Tensor, tolerance: f32) {
@@ -134,9 +136,9 @@ fn narrow(table: &mut Tensor, tolerance: f32) {
 /// The tables that [`annotate`] has added to a loop.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Annotation {
-    /// Of every site of the survey.
+    /// The tables of every site of the survey.
     pub sites: Vec<SiteTables>,
-    /// Of the corrected layers.
+    /// The tables of the corrected layers.
     pub corrections: BTreeMap<LayerId, CorrectionTables>,
 }
 
@@ -145,7 +147,7 @@ pub struct Annotation {
 pub struct SiteTables {
     /// Scales, `[evaluations, segments]`.
     pub scale: TableId,
-    /// Zero points, likewise.
+    /// Zero points, `[evaluations, segments]`.
     pub zero_point: TableId,
 }
 
@@ -154,15 +156,15 @@ pub struct SiteTables {
 pub struct CorrectionTables {
     /// Factors, `[evaluations, channels]`.
     pub factor: TableId,
-    /// Summands, likewise.
+    /// Summands, `[evaluations, channels]`.
     pub bias: TableId,
 }
 
-/// Rewrites all parts of a loop; returns the tables that the rewritten parts read. The nodes it
-/// adds say by their [`NodeOrigin`] which site or layer they are for.
+/// Rewrites all parts of a loop, and returns the tables that the rewritten parts read. The
+/// [`NodeOrigin`] of an added node says for which site or layer it is.
 ///
 /// # Errors
-/// [`OpError`] when a rewritten node does not type-check: a bug here.
+/// [`OpError`] if a rewritten node does not type-check, which is a bug of this pass.
 pub fn annotate(
     bound: &mut Bound,
     survey: &Survey,
@@ -221,21 +223,21 @@ struct Rewrite<'a> {
 pub(super) struct PartBuilder {
     /// The new part.
     pub part: Part,
-    /// Its values by those of the old one.
+    /// The values of the new part, by those of the old one.
     pub map: HashMap<ValueId, ValueId>,
     /// Inputs that are rows of tables.
     rows: HashMap<TableId, ValueId>,
     rounded: HashMap<(ValueId, SiteId), ValueId>,
-    /// What has been rounded to bf16.
+    /// Values that have been rounded to bf16.
     bf16: HashMap<ValueId, ValueId>,
-    /// What has been divided by powers of two.
+    /// Values that have been divided by powers of two.
     divided: HashMap<(ValueId, Vec<i8>), ValueId>,
-    /// Values of the old part that are made divided.
+    /// Values of the old part whose operators compute them divided.
     folds: HashMap<ValueId, Vec<i8>>,
 }
 
 impl PartBuilder {
-    /// The inputs of `part`, and nothing else yet.
+    /// A part that has the inputs of `part` and nothing else yet.
     pub fn new(part: &Part) -> PartBuilder {
         let (g, mut to) = (&part.graph, Graph::new(part.graph.name.clone()));
         let map =
@@ -265,7 +267,7 @@ impl PartBuilder {
         node.inputs.iter().map(|v| v.map(|v| self.operand(g, v))).collect()
     }
 
-    /// A value in the new graph, constants as they are.
+    /// A value in the new graph. Constants are copied as they are.
     fn operand(&mut self, g: &Graph, v: ValueId) -> ValueId {
         match g.tensor(v) {
             Some(t) if !self.map.contains_key(&v) => {
@@ -286,7 +288,7 @@ impl PartBuilder {
         Ok(v)
     }
 
-    /// This evaluation's row of a table.
+    /// The row of a table for this evaluation.
     fn row(&mut self, table: TableId, name: &str, width: usize) -> ValueId {
         let part = &mut self.part;
         *self.rows.entry(table).or_insert_with(|| {
@@ -300,7 +302,7 @@ impl Rewrite<'_> {
     fn part(&self, part: &mut Part) -> Result<(), OpError> {
         let g = &part.graph;
         let mut m = PartBuilder::new(part);
-        // fits look at what layers read as it is
+        // fits look at the inputs of layers as they are
         if !self.options.reference_sums {
             m.folds = migrate::folds(g, self.survey, &self.layers);
         }
@@ -403,7 +405,7 @@ fn rounded_bf16(x: ValueId, m: &mut PartBuilder) -> Result<ValueId, OpError> {
     Ok(v)
 }
 
-/// The product without activation: for inputs x and w alone.
+/// The product without activation, for the inputs x and w alone.
 fn bare(op: &Op) -> Op {
     let mut op = op.clone();
     if let Op::Conv { act, .. } | Op::Linear { act } = &mut op {
@@ -423,8 +425,8 @@ fn dequantized(g: &mut Graph, name: &str, weight: &QuantizedWeight) -> Result<Va
     )
 }
 
-/// Quantizes the weights of a prelude's products; those that several share, as the first of them
-/// has it.
+/// Quantizes the weights of a prelude's products. Weights that several products share are quantized
+/// as for the first of them.
 fn quantize_weights(part: &mut Part, survey: &Survey) -> Result<(), OpError> {
     let weights: HashMap<NodeId, &QuantizedWeight> =
         survey.preludes.iter().map(|p| (p.node, &p.weight)).collect();
@@ -445,7 +447,8 @@ fn quantize_weights(part: &mut Part, survey: &Survey) -> Result<(), OpError> {
 }
 
 impl QuantSpec {
-    /// W8A8, or W4A8.
+    /// The layers of a step, with weights of `weight_bits` bits and the defaults for everything
+    /// else.
     pub fn new(weight_bits: u8) -> QuantSpec {
         QuantSpec { weight_bits, keep_float: vec![], split: true, narrow_float: true }
     }

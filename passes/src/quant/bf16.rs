@@ -1,5 +1,5 @@
-//! `bf16`: products read rounded activations and rounded weights, attention rounded queries, keys
-//! and values.
+//! `bf16`: rewrites products so that they read activations and weights rounded to bf16, and
+//! attention so that it reads rounded queries, keys and values.
 //!
 //! ```text
 //! y = conv(x, w, bias)   →   xr = round_bf16(x)              one for all products that read x
@@ -8,9 +8,10 @@
 //! y = attention(q, k, v) →   y  = attention(round_bf16(q), round_bf16(k), round_bf16(v)), whose weights are rounded to bf16
 //! ```
 //!
-//! Nothing is fitted, so the graphs are rewritten before anything is calibrated: schedules and
-//! corrections are found on the loop that will run. What the preludes compute once per request
-//! keeps its inputs, its weights are rounded as well. Tests: tests/filetests/bf16/products.cqt
+//! Nothing is fitted, so the graphs are rewritten before the calibration, and schedules and
+//! corrections are found on the loop that the artifact will run. In the preludes, which run once
+//! per request, only the weights are rounded, not the inputs. Tests:
+//! tests/filetests/bf16/products.cqt
 
 use super::annotate::PartBuilder;
 use super::survey::{QuantSpec, candidate, source};
@@ -23,9 +24,9 @@ use std::collections::HashMap;
 /// The products of a step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bf16Products {
-    /// Those whose operands are rounded, in the order of execution.
+    /// The products whose operands are rounded, in the order of execution.
     pub layers: Vec<Bf16Layer>,
-    /// Those that stay float, and why.
+    /// The products that stay float, each with the reason.
     pub float_layers: Vec<(String, String)>,
 }
 
@@ -34,7 +35,7 @@ pub struct Bf16Products {
 pub struct Bf16Layer {
     /// Its node in the graph that was bound.
     pub node: NodeId,
-    /// Name of the value it gives.
+    /// Name of the value that it computes.
     pub value: String,
     /// Name of its node in the source model.
     pub name: String,
@@ -42,11 +43,11 @@ pub struct Bf16Layer {
     pub op: String,
 }
 
-/// Rewrites all parts of a loop; the products are those of `full`. Bits and splits of `spec` mean
-/// nothing here.
+/// Rewrites all parts of a loop. The returned products are those of `full`. The bits and splits of
+/// `spec` have no meaning here.
 ///
 /// # Errors
-/// [`OpError`] when a rewritten node does not type-check: a bug here.
+/// [`OpError`] if a rewritten node does not type-check, which is a bug of this pass.
 pub fn round_products(bound: &mut Bound, spec: &QuantSpec) -> Result<Bf16Products, OpError> {
     let mut rewrite = Rewrite { spec, weights: HashMap::new() };
     let products = rewrite.part(&mut bound.full, true)?;
@@ -59,13 +60,13 @@ pub fn round_products(bound: &mut Bound, spec: &QuantSpec) -> Result<Bf16Product
     Ok(products)
 }
 
-/// Address and bytes of a tensor's elements.
+/// Address and number of bytes of a tensor's elements.
 type BufferKey = (usize, usize);
 
 struct Rewrite<'a> {
     spec: &'a QuantSpec,
-    /// Weights and what they are rounded to, the same tensor for all parts. The first keeps its
-    /// place its own.
+    /// Weights and their rounded form, which is the same tensor for all parts. The first tensor is
+    /// kept, so that its address stays taken.
     weights: HashMap<BufferKey, (Tensor, Tensor)>,
 }
 
@@ -140,7 +141,7 @@ impl Rewrite<'_> {
     }
 }
 
-/// What a part has been given already, by what it was made from.
+/// Nodes that a part has already, by the values from which they were made.
 #[derive(Default)]
 struct Known {
     rounded: HashMap<ValueId, ValueId>,
@@ -176,7 +177,7 @@ fn attention(
     emit(g, node, op, &inputs, m)
 }
 
-/// The node again, with another operator and other operands.
+/// The same node with another operator and other operands.
 fn emit(
     g: &Graph,
     node: &Node,

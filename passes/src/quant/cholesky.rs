@@ -1,12 +1,13 @@
-//! Cholesky's factorization of large matrices, in blocks: nalgebra's own goes column by column and
-//! waits for memory.
+//! Cholesky factorization of large matrices in blocks. The one of nalgebra goes column by column
+//! and waits for memory.
 
 use nalgebra::DMatrix;
 
 const BLOCK: usize = 128;
 
-/// Replaces the lower triangle of a symmetric matrix by L, with L·Lᵀ the matrix; what is above the
-/// diagonal afterwards means nothing. `None`: the matrix is not positive definite. O(n³ / 3).
+/// Replaces the lower triangle of a symmetric matrix by L, where L·Lᵀ is the matrix. The part above
+/// the diagonal then has no meaning. `None` if the matrix is not positive definite. It takes O(n³ /
+/// 3).
 pub(super) fn lower(mut a: DMatrix<f64>) -> Option<DMatrix<f64>> {
     let n = a.nrows();
     for first in (0..n).step_by(BLOCK) {

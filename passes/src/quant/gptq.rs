@@ -1,12 +1,12 @@
-//! Rounding of weights that minds what the inputs look like (GPTQ, arXiv 2210.17323): an error made
-//! in one weight of an output is made up for by those that are rounded after it.
+//! Second-order rounding of weights (GPTQ, arXiv:2210.17323): the error of one weight of an output
+//! is compensated by the weights that are rounded after it.
 //!
 //! The error of an output is e·G·eᵀ, with e = weights − rounded and G the Gram matrix of the
-//! inputs. With G = L·Lᵀ it is |e·L|², and going from the last column to the first, column j of e·L
-//! is e_j·L_jj plus what the columns after it have decided: the level nearest to `w_j + Σ_{i>j}
-//! e_i·L_ij / L_jj` makes it least. That is GPTQ's update without inverting G: there the error of a
-//! column moves all that follow at once, here they move when their turn comes. A test compares
-//! both.
+//! inputs. With G = L·Lᵀ it is |e·L|². Columns are rounded from the last to the first. Column j of
+//! e·L is then e_j·L_jj plus a sum that the columns after it have decided, and the level nearest to
+//! `w_j + Σ_{i>j} e_i·L_ij / L_jj` makes it least. That is GPTQ's update without an inverse of G.
+//! In GPTQ's form the error of a column changes all following columns at once; here each column is
+//! changed when its turn comes. A test compares both.
 //!
 //! Products of matrices differ in their last bits between CPUs with and without fused multiply-add.
 
@@ -15,23 +15,24 @@ pub use super::gram::Gram;
 use super::grid::Grid;
 use nalgebra::DMatrix;
 
-/// Columns that are rounded before the others hear of it.
+/// Number of columns that are rounded before the others are updated.
 const BLOCK: usize = 128;
 
-/// Weights `[N, K]` on the levels −(2^(bits−1) − 1) … 2^(bits−1) − 1, times a scale per output and
-/// segment, so that the outputs change least over the inputs of `gram`. `segments` are consecutive
-/// parts of K; `scales` is `[N, segments]`; `bits` from 2 to 8.
+/// Rounds weights `[N, K]` to the levels −(2^(bits−1) − 1) … 2^(bits−1) − 1, times a scale per
+/// output and segment, so that the outputs change least over the inputs of `gram`. `segments` are
+/// the sizes of consecutive parts of K, `scales` is `[N, segments]`, and `bits` is from 2 to 8. The
+/// result is the levels `[N, K]`.
 ///
 /// Columns are rounded in descending order of their inputs' squares. `damping` (0.01 is usual)
-/// times the mean of those squares is added to each, and ten times as much where that leaves the
-/// matrix singular. Inputs that are always zero round to nearest. An output for which nearest
-/// rounding is better keeps it, so that no output is ever worse. A scale that is not positive and
-/// finite gives level 0.
+/// times the mean of those squares is added to each of them, and ten times as much if that leaves
+/// the matrix singular. Weights of inputs that are always zero are rounded to the nearest level. An
+/// output for which nearest rounding is better keeps it, so no output is ever worse. A scale that
+/// is not positive and finite gives level 0.
 ///
-/// O(K³ / 3 + 2.5 · N·K²), 16 · K² bytes besides `gram`.
+/// It takes O(K³ / 3 + 2.5 · N·K²) time and 16 · K² bytes besides `gram`.
 ///
 /// # Panics
-/// When the lengths do not fit.
+/// If the lengths do not fit.
 pub fn round(
     weights: &[f32],
     scales: &[f32],
@@ -56,15 +57,16 @@ pub fn round(
     levels
 }
 
-/// As [`round`], each weight to the level nearest to it, half to even.
+/// The same as [`round`], but rounds each weight to the level nearest to it, half to even.
 ///
 /// # Panics
-/// When the lengths do not fit.
+/// If the lengths do not fit.
 pub fn nearest(weights: &[f32], scales: &[f32], segments: &[usize], bits: u32) -> Vec<i8> {
     Grid::new(weights, scales, segments, bits).nearest()
 }
 
-/// L of the damped Gram matrix with its inputs in `order`; `None`: there is nothing to go by.
+/// L of the damped Gram matrix with its inputs in `order`; `None` if all inputs are zero or the
+/// matrix stays singular.
 fn factor(gram: &Gram, order: &[usize], damping: f64) -> Option<DMatrix<f64>> {
     let k = order.len();
     let mean = gram.sums().trace() / k.max(1) as f64;
@@ -76,7 +78,7 @@ fn factor(gram: &Gram, order: &[usize], damping: f64) -> Option<DMatrix<f64>> {
         let mut damped = DMatrix::from_fn(k, k, |i, j| gram.get(order[i], order[j]));
         for i in 0..k {
             damped[(i, i)] += damping * mean;
-            // a dead input: its row is zero, so any positive number rounds to nearest
+            // a dead input: its row is zero, so any positive number leads to nearest rounding
             if damped[(i, i)] <= 0.0 {
                 damped[(i, i)] = mean;
             }
@@ -90,7 +92,7 @@ fn factor(gram: &Gram, order: &[usize], damping: f64) -> Option<DMatrix<f64>> {
 }
 
 impl Grid<'_> {
-    /// Rounds the inputs in `order` from the last to the first. What blocks decided earlier add to
+    /// Rounds the inputs in `order` from the last to the first. The sum that earlier blocks add to
     /// a block is one product.
     fn sweep(&self, order: &[usize], l: &DMatrix<f64>) -> Vec<i8> {
         let (n, k) = (self.outputs, self.inputs);
@@ -148,7 +150,7 @@ mod tests {
         (0..n).map(|_| next()).collect()
     }
 
-    /// Rows whose inputs are mixtures of a few.
+    /// Rows whose inputs are mixtures of a few sources.
     fn correlated(rows: usize, k: usize, seed: u64) -> Vec<f32> {
         let (sources, mix) = (noise(rows * 4, seed), noise(4 * k, seed + 1));
         let own = noise(rows * k, seed + 2);
@@ -213,8 +215,8 @@ mod tests {
         assert!(found < 0.5 * plain, "{found} {plain}");
     }
 
-    /// The published form: the factor U of the damped inverse, every column's error spread over
-    /// those after it.
+    /// The published form: the factor U of the damped inverse, with every column's error spread
+    /// over those after it.
     #[test]
     fn levels_are_those_of_the_published_update() {
         let (n, k, bits) = (5, 300, 4);
@@ -276,7 +278,7 @@ mod tests {
         nothing.iter().for_each(|rows| {
             assert_eq!(round(&weights, &[1.0, 2.0], &[3], &gram(3, rows), 3, 0.0), plain)
         });
-        // the second input is dead, the others are one and the same
+        // the second input is dead, and the others are equal
         let rows = [1.0, 0.0, 1.0, 2.0, 0.0, 2.0];
         assert_eq!(round(&[0.4, 0.6, 0.4], &[1.0], &[3], &gram(3, &rows), 3, 0.0)[1], 1);
         assert_eq!(nearest(&weights, &[0.0, f32::NAN], &[3], 3), [0; 6]);

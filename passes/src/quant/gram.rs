@@ -1,8 +1,8 @@
-//! Sums of products of a layer's inputs.
+//! Gram matrices of a layer's inputs.
 
 use nalgebra::{DMatrix, DMatrixView};
 
-/// Rows, and columns, that are worked on together.
+/// Number of rows and of columns that are processed together.
 const BLOCK: usize = 128;
 
 /// Σ xᵀ·x over rows x of K inputs.
@@ -12,7 +12,7 @@ pub struct Gram {
 }
 
 impl Gram {
-    /// Of no rows. Takes 8 · `inputs`² bytes.
+    /// The sums of no rows. It takes 8 · `inputs`² bytes.
     pub fn new(inputs: usize) -> Gram {
         Gram { sums: DMatrix::zeros(inputs, inputs) }
     }
@@ -25,7 +25,7 @@ impl Gram {
     /// Σ x_i·x_j.
     ///
     /// # Panics
-    /// When there are fewer inputs.
+    /// If there are fewer inputs.
     pub fn get(&self, i: usize, j: usize) -> f64 {
         self.sums[(i, j)]
     }
@@ -34,11 +34,11 @@ impl Gram {
         &self.sums
     }
 
-    /// Adds rows, `[n, K]`: sums over 128 of them in f32, over those in f64. Rows with something
-    /// that is not finite are left out.
+    /// Adds rows, `[n, K]`. Sums over 128 rows are in f32, and sums over those in f64. Rows with a
+    /// value that is not finite are left out.
     ///
     /// # Panics
-    /// When the length is no multiple of K.
+    /// If the length is no multiple of K.
     pub fn add(&mut self, rows: &[f32]) {
         let k = self.inputs();
         if k == 0 {
@@ -56,15 +56,15 @@ impl Gram {
         self.sums.fill_upper_triangle_with_lower_triangle();
     }
 
-    /// Adds the rows of another.
+    /// Adds the rows of another matrix.
     ///
     /// # Panics
-    /// When it has another number of inputs.
+    /// If it has another number of inputs.
     pub fn merge(&mut self, other: &Gram) {
         self.sums += &other.sums;
     }
 
-    /// To the lower triangle.
+    /// Adds a block to the lower triangle.
     fn add_block(&mut self, rows: &[f32]) {
         let k = self.inputs();
         let columns = DMatrixView::from_slice(rows, k, rows.len() / k);

@@ -1,6 +1,6 @@
-//! Levels that weights are rounded to.
+//! The levels to which weights are rounded.
 
-/// Weights and the levels they may take.
+/// Weights and their possible levels.
 pub(super) struct Grid<'a> {
     weights: &'a [f32],
     scales: &'a [f32],
@@ -13,8 +13,10 @@ pub(super) struct Grid<'a> {
 }
 
 impl<'a> Grid<'a> {
+    /// The levels −(2^(bits−1) − 1) … 2^(bits−1) − 1 times the scales.
+    ///
     /// # Panics
-    /// When the lengths do not fit.
+    /// If the lengths do not fit.
     pub fn new(weights: &'a [f32], scales: &'a [f32], segments: &[usize], bits: u32) -> Grid<'a> {
         assert!((2..=8).contains(&bits), "{bits} bits");
         let segment: Vec<usize> =
@@ -39,7 +41,7 @@ impl<'a> Grid<'a> {
         f64::from(self.scales[n * self.segments + self.segment[k]])
     }
 
-    /// The level for value `w` of output `n`, input `k`.
+    /// The level for the value `w` of output `n`, input `k`.
     pub fn level(&self, n: usize, k: usize, w: f64) -> i8 {
         let scale = self.scale(n, k);
         // NaN becomes 0
@@ -50,14 +52,14 @@ impl<'a> Grid<'a> {
         }
     }
 
-    /// What level `q` differs by from the weight; 0 where that is no number.
+    /// The difference between the weight and level `q`; 0 if it is not finite.
     pub fn error(&self, n: usize, k: usize, q: i8) -> f64 {
         let value = if q == 0 { 0.0 } else { f64::from(q) * self.scale(n, k) };
         let error = self.weight(n, k) - value;
         if error.is_finite() { error } else { 0.0 }
     }
 
-    /// All to the nearest level.
+    /// All weights rounded to the nearest level.
     pub fn nearest(&self) -> Vec<i8> {
         let each = (0..self.outputs).flat_map(|n| (0..self.inputs).map(move |k| (n, k)));
         each.map(|(n, k)| self.level(n, k, self.weight(n, k))).collect()

@@ -1,15 +1,15 @@
-//! Scale migration: channels of a layer's input are divided by powers of two that its weights are
-//! multiplied by, so that a channel far larger than its neighbours no longer decides the scale of
-//! all (SmoothQuant, arXiv:2211.10438). Powers of two change exponents only: the float loop stays
-//! the same, bit for bit.
+//! Scale migration: channels of a layer's input are divided by powers of two, by which its weights
+//! are multiplied, so that a channel far larger than its neighbours no longer decides the scale of
+//! all (SmoothQuant, arXiv:2211.10438). Powers of two change exponents only, so the float loop
+//! stays the same, bit for bit.
 //!
-//! Per input channel j the factor is max|x_j|^a / max|w_j|^(1 − a), relative to the median of its
-//! segment. Which a, or none, is the better is decided by the error of the layers' sums on held-out
-//! rows, rounding errors of inputs and of weights taken to be independent.
+//! For input channel j the factor is max|x_j|^a / max|w_j|^(1 − a), relative to the median of its
+//! segment. The error of the layers' sums on held-out rows decides which a is best, or that none
+//! is. Rounding errors of inputs and of weights are assumed to be independent.
 //!
-//! `folds` finds the operators that can make the divided input themselves, at no cost: a norm by
-//! its gain, a product by its gate, a multiplication by a constant. Elsewhere it is a pass of its
-//! own, `affine`.
+//! `folds` finds the operators that can compute the divided input themselves at no cost: a norm by
+//! its gain, a product by its gate, a multiplication by a constant. Elsewhere the division is an
+//! operator of its own, `affine`.
 
 use super::survey::{Layer, Survey};
 use super::weights::{QuantizedWeight, WeightLayout};
@@ -22,26 +22,26 @@ use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
-/// Values of a that are tried.
+/// The values of a that are tried.
 const ALPHAS: [f64; 4] = [0.5, 0.65, 0.8, 1.0];
 
-/// Scales are migrated where the square of the error falls to this part of what it is without.
+/// Scales are migrated if the square of the error falls to this share of the one without migration.
 const WORTHWHILE: f64 = 0.5;
 
-/// A site is looked at closer if a channel has an exponent as large: with less to gain, the division
-/// may cost more time than it is worth.
+/// A site is examined only if a channel has an exponent of at least this size. With less to gain,
+/// the division may cost more time than it is worth.
 const OUTLIER: i8 = 2;
 
 /// Largest exponent.
 const MOST: f64 = 16.0;
 
-/// Which scales are migrated.
+/// The channels whose scales are migrated. The text forms are `auto`, `none` and the number a.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Migrate {
     /// Where it helps on held-out rows, with the a that helps most.
     #[default]
     Auto,
-    /// None.
+    /// No channels.
     None,
     /// With this a, 0 to 1, wherever channels differ.
     Alpha(f64),
@@ -72,20 +72,22 @@ impl FromStr for Migrate {
     }
 }
 
-/// Some rows of what layers read, as of several evaluations.
+/// Some rows of the inputs of layers, from several evaluations.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Seen {
-    /// Per channel the largest magnitude, relative to that of the evaluation's largest channel, in
-    /// the evaluation where that is most; empty if something was not finite.
+    /// Per channel, the largest magnitude relative to that of the evaluation's largest channel, in
+    /// the evaluation where this is greatest. It is empty if a value was not finite.
     pub profile: Vec<f32>,
-    /// Per evaluation `[rows, channels]`: rows that ranges are found on.
+    /// Per evaluation, rows `[rows, channels]` on which ranges are found.
     pub fit: Vec<Vec<f32>>,
-    /// Rows of other samples, that errors are measured on.
+    /// Per evaluation, rows `[rows, channels]` of other samples, on which errors are measured.
     pub held: Vec<Vec<f32>>,
 }
 
 impl Seen {
-    /// Counts rows of one evaluation; every `every`-th is kept, if it is to be.
+    /// Adds the rows `x`, `[rows, channels]`, of one evaluation. Of these, at most `keep` evenly
+    /// spaced rows are kept; none if it is `None`. Rows with `held_out` are kept for measuring
+    /// only.
     pub fn add(&mut self, x: &[f32], channels: usize, keep: Option<usize>, held_out: bool) {
         if !held_out {
             let mut largest = vec![0f32; channels];
@@ -111,7 +113,8 @@ impl Seen {
     }
 }
 
-/// Exponents per channel of the factors that a site's channels are divided by; `None`: they stay.
+/// The exponents of the powers of two by which the channels of a site are divided; `None` if they
+/// stay as they are.
 pub fn choose(survey: &Survey, site: usize, seen: &Seen, how: Migrate) -> Option<Vec<i8>> {
     let segments = &survey.sites[site].segments;
     let layers: Vec<&Layer> = survey.layers.iter().filter(|l| l.sites.contains(&site)).collect();
@@ -156,7 +159,8 @@ pub fn choose(survey: &Survey, site: usize, seen: &Seen, how: Migrate) -> Option
     }
 }
 
-/// Divides the channels of sites, by their exponents, and multiplies the weights that read them.
+/// Divides the channels of sites by the powers of two with these exponents, and multiplies the
+/// weights that read them.
 pub fn migrate(survey: &mut Survey, exponents: &[Option<Vec<i8>>]) {
     for layer in &mut survey.layers {
         let found = layer.sites.first().and_then(|&site| exponents[site].as_ref());
@@ -167,7 +171,8 @@ pub fn migrate(survey: &mut Survey, exponents: &[Option<Vec<i8>>]) {
     }
 }
 
-/// Per channel the largest weight of any output, relative to the output's largest in its segment.
+/// Per channel, the largest weight of any output, relative to the output's largest one in its
+/// segment.
 fn largest_weights(weights: &[&QuantizedWeight], segments: &[usize]) -> Vec<f32> {
     let channels: usize = segments.iter().sum();
     let mut most = vec![0f32; channels];
@@ -219,7 +224,7 @@ fn power(e: i8) -> f32 {
     f32::from_bits(((127 + i32::from(e)) as u32) << 23)
 }
 
-/// Per channel the sum of the squares of its weights.
+/// Per channel, the sum of the squares of its weights.
 fn column_squares(weights: &[&QuantizedWeight], channels: usize) -> Vec<f64> {
     let mut sums = vec![0.0; channels];
     for weight in weights {
@@ -235,8 +240,8 @@ fn column_squares(weights: &[&QuantizedWeight], channels: usize) -> Vec<f64> {
     sums
 }
 
-/// Σ over held-out rows and channels of the squares of what rounding the divided inputs is off by,
-/// times what the multiplied weights make of it.
+/// Σ over held-out rows and channels of the squares of the rounding errors of the divided inputs,
+/// times the squares of the multiplied weights that read them.
 fn input_error(seen: &Seen, segments: &[usize], columns: &[f64], e: &[i8]) -> f64 {
     let channels = e.len();
     let divided = |rows: &[f32], from: usize, to: usize| -> Vec<f32> {
@@ -263,7 +268,7 @@ fn input_error(seen: &Seen, segments: &[usize], columns: &[f64], e: &[i8]) -> f6
     sum
 }
 
-/// The same of rounding the multiplied weights.
+/// The corresponding sum for the rounding errors of the multiplied weights.
 fn weight_error(seen: &Seen, weights: &[&QuantizedWeight], e: &[i8]) -> f64 {
     let mut squares = vec![0f64; e.len()];
     for row in seen.held.iter().flat_map(|rows| rows.chunks_exact(e.len())) {
@@ -315,8 +320,8 @@ fn multiplied(weight: &QuantizedWeight, e: &[i8]) -> QuantizedWeight {
     QuantizedWeight::nearest(&float, weight.output_axis, &weight.segments, weight.bits)
 }
 
-/// Values of a part that the operators that make them can divide by 2^e at no cost: those that only
-/// layers read, all with the same exponents.
+/// Values of a part that their operators can divide by 2^e at no cost: those that only layers read,
+/// all with the same exponents.
 pub(super) fn folds(
     g: &Graph,
     survey: &Survey,
@@ -365,7 +370,7 @@ fn takes_factor(g: &Graph, node: &Node) -> bool {
     }
 }
 
-/// Which operand of a multiplication is a constant with one number per channel.
+/// The operand of a multiplication that is a constant with one number per channel.
 fn channel_factor(g: &Graph, node: &Node) -> Option<usize> {
     let y = g.shape(node.outputs[0]);
     let channels = y.last()?.as_const()?;
@@ -378,7 +383,8 @@ fn channel_factor(g: &Graph, node: &Node) -> Option<usize> {
     (0..2).find(|&i| node.input(i).and_then(is_row) == Some(true) && other(i))
 }
 
-/// The operands with which the node gives its result divided by 2^e; `inputs` are those in `to`.
+/// The operands with which the node computes its result divided by 2^e. `inputs` are its operands
+/// in `to`.
 pub(super) fn divide(
     g: &Graph,
     node: &Node,
@@ -420,7 +426,7 @@ pub(super) fn divide(
     inputs
 }
 
-/// The value divided by 2^e, by an operator of its own.
+/// The value divided by 2^e with an operator of its own.
 pub(super) fn divided(x: ValueId, e: &[i8], to: &mut Graph) -> Result<ValueId, OpError> {
     let name = format!("{}/migrated", to.value(x).name);
     let factors: Vec<f32> = e.iter().map(|&e| power(-e)).collect();
@@ -447,7 +453,7 @@ mod tests {
         (0..n).map(|_| next()).collect()
     }
 
-    /// A linear layer whose weights make up for channels that are `factor` times as large.
+    /// A linear layer whose weights compensate for channels that are `factor` times as large.
     fn survey(factor: &dyn Fn(usize) -> f32) -> Survey {
         let mut weights = noise(CHANNELS * 8, 1);
         weights.iter_mut().enumerate().for_each(|(i, w)| *w /= factor(i / 8));
@@ -491,7 +497,7 @@ mod tests {
             assert!(others.clone().all(|(_, e)| e.abs() <= 1), "{outlier}: {e:?}");
             assert_eq!(choose(&survey, 0, &seen(&factor), Migrate::None), None);
 
-            // the float weights stand for the same product, bit for bit
+            // the float weights give the same product, bit for bit
             let before = survey.layers[0].weight.clone().unwrap().float.to_f32_vec();
             migrate(&mut survey, &[Some(e.clone())]);
             let after = survey.layers[0].weight.clone().unwrap().float.to_f32_vec();
@@ -513,8 +519,8 @@ mod tests {
         assert_eq!(choose(&survey(&even), 0, &dead, Migrate::Alpha(0.5)), None);
     }
 
-    /// Norms, products and multiplications by constants before a layer make its divided input; a
-    /// value that something else reads is divided on its own.
+    /// Norms, products and multiplications by constants before a layer compute its divided input. A
+    /// value that something else reads is divided separately.
     #[test]
     fn operators_that_can_take_the_factors_do() {
         let mut g = Graph::new("g");

@@ -1,4 +1,4 @@
-//! Quantization: which layers, with what weights, and the graph that says so.
+//! Quantization: the layers of a loop, their rounded weights, and the rewritten graph.
 
 pub mod annotate;
 pub mod bf16;

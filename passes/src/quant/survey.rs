@@ -1,9 +1,9 @@
-//! What can be quantized: the layers of a step, and the tensors they read.
+//! Surveys the layers of a step that can be quantized, and the tensors that they read.
 //!
-//! Layers are convolutions and linear layers whose weights are constants, and attentions. Where a
+//! Layers are convolutions and linear layers whose weights are constants, and attentions. If a
 //! layer reads a concat, directly or through operators that keep channels apart (a normalisation,
-//! an activation), its input and its weights are split at the concat's border, each part with a
-//! scale of its own (Q-Diffusion's shortcut splitting, arXiv:2302.04304).
+//! an activation), its input and its weights are split at the border of the concat, and each
+//! segment has a scale of its own (the shortcut splitting of Q-Diffusion, arXiv:2302.04304).
 
 use super::weights::QuantizedWeight;
 use crate::bind::{Bound, CachedPart, InputOrigin, Part};
@@ -12,51 +12,52 @@ use cqc_proto::op::Quantization;
 use cqc_proto::{Bindings, Op, Tensor};
 use std::collections::{BTreeMap, HashSet};
 
-/// What is wanted.
+/// Options of the survey.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantSpec {
-    /// Bits of weights, one of [`WEIGHT_BITS`](cqc_proto::op::WEIGHT_BITS), or 16 for bf16; the
+    /// Bits of the weights: one of [`WEIGHT_BITS`](cqc_proto::op::WEIGHT_BITS), or 16 for bf16. The
     /// first and the last layer have 8, as in CacheQuant.
     pub weight_bits: u8,
-    /// Layers that stay as they are, by name.
+    /// Names of layers that stay float.
     pub keep_float: Vec<String>,
     /// Whether inputs are split at concats.
     pub split: bool,
-    /// Whether layers of few channels stay float, see [`FEW_CHANNELS`].
+    /// Whether layers with few channels stay float; see [`FEW_CHANNELS`].
     pub narrow_float: bool,
 }
 
-/// Layers with fewer input or output channels stay float: they have next to no work to save,
-/// vectors of integers do not fill, and it is them who read the sample and write the answer, which
-/// 8 bits hurt more than anything between (the first layer of the U-Net that the tests use takes 26
-/// dB alone, all others together are at 38 dB).
+/// Layers with fewer input or output channels than this stay float. They have next to no work to
+/// save and do not fill vectors of integers, and they read the sample and write the prediction,
+/// where 8 bits cost more than anywhere between. (On the U-Net that the tests use, rounding the
+/// first layer alone leaves 26 dB, and rounding all others together 38 dB.)
 pub const FEW_CHANNELS: usize = 16;
 
 /// A layer that is quantized.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layer {
-    /// Its node in the graph that was bound, which all forms of the step stand for.
+    /// Its node in the graph that was bound, for which all forms of the step stand.
     pub node: NodeId,
-    /// Name of the value it gives, which its tables are called after.
+    /// Name of the value that it computes, from which the names of its tables are made.
     pub value: String,
     /// Name of its node in the source model.
     pub name: String,
     /// `conv`, `linear` or `attention`.
     pub op: String,
-    /// Sites of its inputs: one, or those of q, k and v; none if it reads them rounded to bf16.
+    /// Sites of its inputs: one, or those of q, k and v. It is empty if the layer reads inputs
+    /// rounded to bf16.
     pub sites: Vec<usize>,
-    /// Its input channels are divided by 2 to these, and the weights multiplied: see
-    /// [`migrate`](super::migrate). Empty: they are not.
+    /// Exponents of the powers of two by which its input channels are divided and its weights
+    /// multiplied; see [`migrate`](super::migrate). It is empty if they are not.
     pub exponents: Vec<i8>,
-    /// Its codes; attention has none.
+    /// Its quantized weights; `None` for attention.
     pub weight: Option<QuantizedWeight>,
-    /// Output channels.
+    /// Number of output channels.
     pub channels: usize,
-    /// Its bias, zeros if it has none; `None` if that is computed.
+    /// Its bias, which is zeros if it has none; `None` if the bias is computed.
     pub bias: Option<Vec<f32>>,
     /// Multiply-accumulates per sample.
     pub macs: i64,
-    /// Whether what it reads comes from the cache without passing another layer.
+    /// Whether its input comes from the cache without passing another layer.
     pub reads_cache: bool,
     /// Whether cached steps run it, or find its result in the cache.
     pub is_live: bool,
@@ -74,35 +75,36 @@ impl Layer {
 pub struct ActivationSite {
     /// Name of the value.
     pub name: String,
-    /// Sizes of the segments of its channels, at least one.
+    /// Sizes of the segments of its channels; there is at least one.
     pub segments: Vec<usize>,
 }
 
-/// Weights of a product in a prelude. What it reads and gives stays float.
+/// Quantized weights of a product in a prelude. The inputs and the results of the product stay
+/// float.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PreludeWeight {
     /// The product's node in the graph that was bound.
     pub node: NodeId,
-    /// Its codes.
+    /// The quantized weights.
     pub weight: QuantizedWeight,
 }
 
 /// The layers of a loop.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Survey {
-    /// In the order of execution.
+    /// The layers, in the order of execution.
     pub layers: Vec<Layer>,
     /// Weights of the preludes, in the order of execution.
     pub preludes: Vec<PreludeWeight>,
-    /// What they read.
+    /// The tensors that the layers read.
     pub sites: Vec<ActivationSite>,
-    /// Layers that stay float, and why.
+    /// The layers that stay float, each with the reason.
     pub float_layers: Vec<(String, String)>,
 }
 
 impl Survey {
-    /// Without some of the sites: the products that read them read bf16 instead. One scale per
-    /// output then does for their weights.
+    /// The survey without some of the sites. The products that read them read bf16 instead, so one
+    /// scale per output suffices for their weights.
     pub fn without(&self, sites: &[usize]) -> Survey {
         let kept: Vec<usize> = (0..self.sites.len()).filter(|site| !sites.contains(site)).collect();
         let mut out = self.clone();
@@ -125,7 +127,7 @@ impl Survey {
     }
 }
 
-/// Looks through `full`, whose nodes `cached` repeats.
+/// Surveys the layers of `full`, whose nodes `cached` repeats.
 pub fn survey(bound: &Bound, spec: &QuantSpec, batch: Option<&str>) -> Survey {
     let g = &bound.full.graph;
     let products: Vec<&Node> =
@@ -198,7 +200,7 @@ fn prelude_weights(g: &Graph, bits: u8) -> impl Iterator<Item = PreludeWeight> {
 /// The node of the graph that was bound.
 ///
 /// # Panics
-/// When the node was made for a part: none of those is a layer.
+/// If the node was added for a part; no such node is a layer.
 pub(super) fn source(node: &Node) -> NodeId {
     match node.origin {
         Some(NodeOrigin::Source(id)) => id,
@@ -231,12 +233,13 @@ fn is_product(node: &Node) -> bool {
     node.op.traits().quantization.is_product()
 }
 
-/// Whether it is a convolution whose channels are in groups.
+/// Whether the node is a convolution whose channels are in groups.
 fn is_grouped(node: &Node) -> bool {
     if let Op::Conv { groups, .. } = &node.op { *groups > 1 } else { false }
 }
 
-/// Whether the node is a layer to quantize; the reason if one is not.
+/// Whether the node is a layer that can be quantized, or the reason why the layer cannot; `None` if
+/// it is no layer.
 pub(super) fn candidate(g: &Graph, node: &Node, spec: &QuantSpec) -> Option<Result<(), String>> {
     let refuse = |why: &str| Some(Err(why.to_string()));
     let quantization = node.op.traits().quantization;
@@ -262,7 +265,7 @@ pub(super) fn candidate(g: &Graph, node: &Node, spec: &QuantSpec) -> Option<Resu
     }
 }
 
-/// Whether it is a convolution over channels-first images.
+/// Whether the node is a convolution over channels-first images.
 fn has_channels_first(node: &Node) -> bool {
     if let Op::Conv { layout, .. } = &node.op { layout.channel_axis(4) != 3 } else { false }
 }
@@ -284,7 +287,8 @@ fn bias(g: &Graph, node: &Node, channels: usize) -> Option<Vec<f32>> {
     }
 }
 
-/// The parts of the concat that a product's input comes from; none if it comes from no concat.
+/// Sizes of the parts of the concat from which a product's input comes; empty if it comes from no
+/// concat.
 fn segments(g: &Graph, node: &Node) -> Vec<usize> {
     let Some(mut v) = node.input(0).filter(|_| is_product(node)) else { return vec![] };
     while let Some(producer) = g.producer_node(v) {

@@ -3,37 +3,38 @@
 use crate::calib::range::symmetric_scale;
 use cqc_proto::{DType, Tensor};
 
-/// Weights as signed integers, one scale per output channel and segment of the inputs.
+/// Weights as signed integers, with one scale per output channel and segment of the inputs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedWeight {
-    /// What they stand for.
+    /// The float weights.
     pub float: Tensor,
-    /// i8, in the shape of the weights.
+    /// The codes, i8 in the shape of the weights.
     pub codes: Tensor,
-    /// f32 `[outputs, segments]`.
+    /// The scales, f32 `[outputs, segments]`.
     pub scale: Tensor,
-    /// One of [`WEIGHT_BITS`](cqc_proto::op::WEIGHT_BITS).
+    /// Bits of a code, one of [`WEIGHT_BITS`](cqc_proto::op::WEIGHT_BITS).
     pub bits: u8,
-    /// Axis of outputs: 0 in a convolution, 1 in a linear layer.
+    /// Axis of the outputs: 0 in a convolution, 1 in a linear layer.
     pub output_axis: usize,
-    /// Sizes of the segments of the inputs; empty = one.
+    /// Sizes of the segments of the inputs; empty for one segment.
     pub segments: Vec<usize>,
 }
 
-/// Where the weights of an output lie: element `(output, input, rest)`.
+/// The places of the weights `(output, input, rest)` in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct WeightLayout {
-    /// Outputs.
+    /// Number of outputs.
     pub outputs: usize,
-    /// Inputs.
+    /// Number of inputs.
     pub inputs: usize,
-    /// Taps of the kernel.
+    /// Number of taps of the kernel.
     pub rest: usize,
     output_axis: usize,
 }
 
 impl WeightLayout {
-    /// Of weights of that shape, `[outputs, inputs, …]` or the first two swapped.
+    /// The layout of weights of this shape, `[outputs, inputs, …]` or with the first two axes
+    /// swapped.
     pub fn new(shape: &[usize], output_axis: usize) -> WeightLayout {
         let rest = shape[2..].iter().product();
         WeightLayout {
@@ -56,7 +57,7 @@ impl WeightLayout {
 }
 
 impl QuantizedWeight {
-    /// Rounds to the nearest code, with the scales of a range search.
+    /// Rounds weights to the nearest code, with scales from a search for the best range.
     pub fn nearest(
         weight: &Tensor,
         output_axis: usize,
@@ -101,10 +102,10 @@ impl QuantizedWeight {
         self.codes.bytes().iter().map(|&b| b as i8).collect()
     }
 
-    /// The same with other codes.
+    /// The same weights with other codes.
     ///
     /// # Panics
-    /// When there are not as many.
+    /// If their number differs.
     pub fn with_codes(&self, codes: &[i8]) -> QuantizedWeight {
         QuantizedWeight { codes: tensor(self.codes.shape(), codes), ..self.clone() }
     }

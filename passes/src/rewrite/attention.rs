@@ -1,12 +1,12 @@
 //! `fuse-attention`:  softmax(scale · q kᵀ [+ mask]) v  →  attention(q, k, v [, mask])
 //!
-//! Matches on data flow alone, so every spelling in use is covered: heads on an axis of their own
-//! ([N, H, L, D], with the transposes on either side), heads merged into the batch ([N·H, L, D]
-//! behind a reshape), one head without an axis (DDPM's 1x1-convolution form, [N, L, C]), the
-//! product written from the left (v · pᵀ, latent-diffusion), scales on q, on k, on the scores or
-//! split over both. The operands are brought to [N, L, H·D]; the transposes that this adds cancel
-//! with the exporter's. The score matrix is never stored, so nothing else may read it. Tests:
-//! tests/filetests/passes/fuse_attention.cqt
+//! The rule matches on data flow alone, so every form in use is covered: heads on an axis of their
+//! own ([N, H, L, D], with the transposes on either side), heads merged into the batch
+//! ([N·H, L, D] after a reshape), one head without an axis (DDPM's 1x1-convolution form,
+//! [N, L, C]), the product written from the left (v · pᵀ, latent-diffusion), and scales on q, on k,
+//! on the scores or split over both. The operands are brought to [N, L, H·D]. The transposes that
+//! this adds cancel with those of the exporter. The score matrix is never stored, so no other node
+//! may read it. Tests: tests/filetests/passes/fuse_attention.cqt
 
 use super::matching::{
     binary, either_order, peel_scales, product, reshape, reshaped, takes, transpose, transposed,
@@ -18,8 +18,8 @@ use cqc_proto::{Dim, Op};
 
 pub const FUSE_ATTENTION: Pass = Pass::rule("fuse-attention", fuse_attention);
 
-/// What the pattern found: `q: [.., Lq, D]`, `k_t: [.., D, Lk]`, `v: [.., Lk, Dv]`, three or four
-/// axes each.
+/// The operands of the pattern: `q: [.., Lq, D]`, `k_t: [.., D, Lk]`, `v: [.., Lk, Dv]`, with three
+/// or four axes each.
 struct Found {
     q: ValueId,
     k_t: ValueId,
@@ -68,7 +68,7 @@ fn fuse_attention(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrit
     Ok(if g.ty(new) == g.ty(old) { Rewrite::one(old, new) } else { Rewrite::NoMatch })
 }
 
-/// The operand if a softmax over the last axis makes `v`.
+/// The operand of `v` if a softmax over the last axis computes `v`.
 fn softmax(g: &Graph, v: ValueId) -> Option<ValueId> {
     let node = g.producer_node(v)?;
     let last = g.shape(v).len().checked_sub(1)?;
@@ -106,8 +106,8 @@ fn swap_last(rank: usize) -> Vec<usize> {
     perm
 }
 
-/// Adds the operator and what brings its operands and result into place; `None` if the shapes do
-/// not fit.
+/// Adds the operator, and the reshapes and transposes of its operands and result; `None` if the
+/// shapes do not fit.
 fn build(g: &mut Graph, name: &str, found: &Found) -> Result<Option<ValueId>, OpError> {
     let k = transpose(g, name, found.k_t, &swap_last(g.shape(found.k_t).len()))?;
     if g.shape(found.q).len() == 4 {
@@ -137,7 +137,7 @@ fn build(g: &mut Graph, name: &str, found: &Found) -> Result<Option<ValueId>, Op
     attend(g, name, op, &[Some(found.q), Some(k), Some(found.v), mask])
 }
 
-/// The operator, if it takes these operands: a product of matrices broadcasts batches and adds
+/// The operator, if it takes these operands. A product of matrices broadcasts batches and adds
 /// masks of any shape, attention does not.
 fn attend(
     g: &mut Graph,
@@ -162,7 +162,7 @@ fn attention(found: &Found, heads: usize) -> Op {
     }
 }
 
-/// A mask that is the same for all of [N·H] works for [N, H] too.
+/// A mask that is the same for all of [N·H] can be used for [N, H], too.
 fn mask_ignores_batch(g: &Graph, found: &Found) -> bool {
     found.mask.is_none_or(|m| g.shape(m).len() <= 2 || g.shape(m)[0].is(1))
 }

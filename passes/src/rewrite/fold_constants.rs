@@ -1,8 +1,8 @@
 //! `fold-constants`:  f(constants)  →  constant
 //!
-//! Evaluated by the scalar definitions. A result much larger than its operands (a broadcast) stays
-//! a node: storing it would trade a copy for megabytes. Tests:
-//! tests/filetests/passes/fold_constants.cqt
+//! Constants are evaluated by the scalar definitions of the operators. A result much larger than
+//! its operands (a broadcast) stays a node, because storing it would cost megabytes to save a copy.
+//! Tests: tests/filetests/passes/fold_constants.cqt
 
 use super::{Context, Pass, Rewrite};
 use crate::interpret::work;
@@ -13,11 +13,11 @@ use cqc_proto::op::OpError;
 
 pub const FOLD_CONSTANTS: Pass = Pass::rule("fold-constants", fold_constants);
 
-/// Products stay nodes if the definition, which is slow, would take more multiply-accumulates:
-/// about 0.1 s.
+/// A product stays a node if its definition, which is slow, would take more multiply-accumulates
+/// than this: about 0.1 s.
 const MAX_MACS: i64 = 1 << 26;
 
-/// A result this large (bytes) must not exceed its operands.
+/// A result of more bytes than this must not exceed its operands.
 const FREE_GROWTH: usize = 1 << 20;
 
 fn fold_constants(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrite, OpError> {
@@ -32,7 +32,7 @@ fn fold_constants(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrit
         let ty = g.ty(*v);
         Some(ty.elements()?.as_const()? as usize * ty.dtype.size())
     };
-    // a result whose size is known only at run time stays
+    // a result whose size is known only at run time stays a node
     let Some(written) = node.outputs.iter().map(bytes).sum::<Option<usize>>() else {
         return Ok(Rewrite::NoMatch);
     };
@@ -48,7 +48,7 @@ fn fold_constants(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrit
         Some(macs) if macs <= MAX_MACS => macs,
         _ => return Ok(Rewrite::refused("it takes too long to evaluate")),
     };
-    // each may be small, and there may be many
+    // each node may be small, but there may be many
     if !context.spend((read as u64).saturating_add(written as u64), macs) {
         return Ok(Rewrite::refused(
             "the model's constants take too much memory or time to compute",
@@ -58,7 +58,7 @@ fn fold_constants(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrit
         Ok(results) => results,
         Err(e) => return Ok(Rewrite::refused(format!("cannot be evaluated: {e}"))),
     };
-    // the result stands for them: most models fold each weight once
+    // The result replaces the operands: most models fold each weight once.
     tensors.iter().flatten().for_each(|t| release(t.bytes()));
     let (name, outputs) = (node.name.clone(), node.outputs.clone());
     Ok(Rewrite::Replace(

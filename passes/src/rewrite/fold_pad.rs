@@ -1,7 +1,7 @@
 //! `fold-pad`:  conv(pad(x))  →  conv(x) with larger pads
 //!
-//! diffusers' downsampling pads one row and one column at the end before a convolution without
-//! padding. Zeros on spatial axes are what the convolution's own padding is. Tests:
+//! The downsampling of diffusers pads one row and one column at the end before a convolution
+//! without padding. Zeros on spatial axes equal the padding of the convolution. Tests:
 //! tests/filetests/passes/fold_pad.cqt
 
 use super::matching::refusal;
@@ -39,7 +39,7 @@ fn fold_pad(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite, OpError> 
     }
     let mut inputs = node.inputs.clone();
     inputs[0] = pad.input(0);
-    // an operator's attributes have limits that a tensor's sizes have not
+    // the attributes of an operator have limits that the sizes of a tensor do not have
     if let Some(reason) = refusal(g, &op, &inputs) {
         return Ok(Rewrite::refused(reason));
     }

@@ -1,17 +1,17 @@
-//! `fuse-epilogue`: what follows a convolution or linear layer element by element moves into it,
-//! and SiLU into GroupNorm
+//! `fuse-epilogue`: elementwise operators after a convolution or linear layer move into it, and
+//! SiLU moves into GroupNorm
 //!
-//! | behind the product p | becomes |
+//! | after the product p | becomes |
 //! |---|---|
 //! | p + r, r one row per image (time embedding) | its `row` |
 //! | act(p) | its `act` |
 //! | p · g, g one row per image (adaLN gate) | its `gate` |
 //! | p + x, x of p's type (residual) | its `residual` |
 //!
-//! The residual also moves through a reshape that keeps the last axis. All in this order, each at
-//! most once, and only if nothing else reads p. Of two products that are added, the later one takes
-//! the other as residual. The result is `residual + gate · act(p + bias + row)`, the operator's
-//! definition. Tests: tests/filetests/passes/fuse_epilogue.cqt
+//! The residual also moves through a reshape that keeps the last axis. The parts are taken in this
+//! order, each at most once, and only if nothing else reads p. Of two products that are added, the
+//! later one takes the other as its residual. The result is `residual + gate · act(p + bias +
+//! row)`, which is the operator's definition. Tests: tests/filetests/passes/fuse_epilogue.cqt
 
 use super::matching::{binary, reshape, takes};
 use super::{Context, Pass, Rewrite};
@@ -95,8 +95,8 @@ fn activation(
     Ok(Rewrite::one(node.outputs[0], g.node(&node.name, op, &before.inputs)?[0]))
 }
 
-/// Makes `x` operand `slot` of the product `p`; `None` if p is no product or has no room, or x does
-/// not fit.
+/// Makes `x` operand `slot` of the product `p`; `None` if `p` is no product or has that operand
+/// already, or if `x` does not fit.
 fn attach(
     g: &mut Graph,
     node: &Node,
@@ -133,7 +133,7 @@ fn attach(
     Ok(Some(Rewrite::one(node.outputs[0], g.node(&node.name, product.op, &inputs)?[0])))
 }
 
-/// reshape(linear) + x with unchanged last axis: the residual moves in front of the reshape (pixels
+/// reshape(linear) + x with an unchanged last axis: the residual moves before the reshape (pixels
 /// of DDPM's attention).
 fn residual_behind_reshape(
     g: &mut Graph,
@@ -159,7 +159,7 @@ fn residual_behind_reshape(
     Ok(Some(Rewrite::one(node.outputs[0], reshape(g, &node.name, y, wide)?)))
 }
 
-/// `x` with the rank of `p` if it is one row of channels per image (or one for all).
+/// `x` with the rank of `p` if it is one row of channels per image, or one for all images.
 fn per_image(
     g: &mut Graph,
     name: &str,

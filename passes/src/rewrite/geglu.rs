@@ -1,7 +1,7 @@
 //! `fuse-geglu`:  a · gelu(b) with a, b the halves of x along the last axis  →  geglu(x)
 //!
-//! The feed-forward gate of Stable Diffusion's transformer blocks; one pass over memory instead of
-//! four. Tests: tests/filetests/passes/fuse_geglu.cqt
+//! This is the feed-forward gate of Stable Diffusion's transformer blocks. It becomes one pass over
+//! memory instead of four. Tests: tests/filetests/passes/fuse_geglu.cqt
 
 use super::matching::{binary, either_order};
 use super::{Context, Pass, Rewrite};

@@ -1,8 +1,8 @@
 //! `fuse-gelu`: x · (1 + erf(x / √2)) · ½ → gelu_erf(x); x · (1 + tanh(√(2/π) (x + 0.044715 x³))) ·
 //! ½ → gelu_tanh(x)
 //!
-//! The factors stand in any order and the ½ on either factor or behind the product; the rule
-//! collects all scalar factors of the product and looks at what is left. Tests:
+//! The factors may be in any order, and the ½ may be on either factor or after the product. The
+//! rule collects all scalar factors of the product and matches the rest. Tests:
 //! tests/filetests/passes/fuse_gelu.cqt
 
 use super::matching::{

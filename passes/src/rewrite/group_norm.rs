@@ -7,8 +7,8 @@
 //!   back`, also through reciprocal.
 //! * a group_norm whose result is multiplied and shifted per channel: the affine part moves in.
 //!
-//! The native operator needs nothing. Statistics over a group's elements are the same numbers under
-//! either shape. Tests: tests/filetests/passes/fuse_group_norm.cqt
+//! ONNX's own operator needs no rewrite. Statistics over the elements of a group are the same
+//! numbers in either shape. Tests: tests/filetests/passes/fuse_group_norm.cqt
 
 use super::matching::{binary, channel_constant, either_order, refusal, reshaped};
 use super::{Context, Pass, Rewrite, layer_norm};
@@ -42,7 +42,7 @@ fn regroup(g: &mut Graph, id: NodeId) -> Result<Rewrite, OpError> {
     let (Some(groups), true) = (groups, g.shape(grouped)[0] == g.shape(old)[0]) else {
         return Ok(Rewrite::NoMatch);
     };
-    // under the result's shape a group is still one run of elements
+    // under the result's shape, a group is still one contiguous run of elements
     let shape = g.shape(old).to_vec();
     let x = super::matching::reshape(g, &name, x, shape)?;
     let op = Op::GroupNorm {
@@ -57,7 +57,7 @@ fn regroup(g: &mut Graph, id: NodeId) -> Result<Rewrite, OpError> {
     }
 }
 
-/// `(its operand, eps)` if `v` is a group norm with one channel per group and no affine part.
+/// `(operand, eps)` if `v` is a group norm with one channel per group and no affine part.
 fn instance_norm(g: &Graph, v: ValueId) -> Option<(ValueId, f32)> {
     let node = g.producer_node(v)?;
     let Op::GroupNorm { groups, eps, layout: ConvLayout::ChannelsFirst, act: Act::None } = node.op
@@ -72,7 +72,7 @@ fn instance_norm(g: &Graph, v: ValueId) -> Option<(ValueId, f32)> {
     (g.shape(x)[1].is(groups as i64) && all(1, 1.0) && all(2, 0.0)).then_some((x, eps))
 }
 
-/// The normalisation written out over all axes behind the group axis.
+/// The normalisation written out over all axes after the group axis.
 fn decomposed(g: &Graph, v: ValueId) -> Option<(ValueId, f32)> {
     let found = layer_norm::written_out(g, v)?;
     let rank = g.shape(found.x).len();
@@ -92,7 +92,7 @@ fn affine(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrite, OpErr
         if !context.single_reader(norm) {
             return Ok(Rewrite::refused("the normalised value has another reader"));
         }
-        // a beta that is already there would have to be multiplied too
+        // an existing beta would have to be multiplied, too
         if operand == 1 && node.input(2).is_some_and(|b| g.tensor(b).is_none()) {
             continue;
         }
@@ -106,7 +106,7 @@ fn affine(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrite, OpErr
         } else {
             inputs[2] = Some(combine(g, &name, inputs[2], vector, |a, b| a + b));
         }
-        // the operator takes beta only behind gamma
+        // the operator takes a beta only if it has a gamma
         if inputs[2].is_some() && inputs[1].is_none() {
             let ones = vec![1.0; channels.as_const().unwrap_or(0) as usize];
             inputs[1] =
@@ -125,7 +125,7 @@ fn is_norm(g: &Graph, v: ValueId) -> bool {
     )
 }
 
-/// `f(old, vector)` element by element, or `vector` when there was nothing.
+/// `f(old, vector)` element by element, or `vector` if there is no old one.
 fn combine(
     g: &mut Graph,
     name: &str,

@@ -2,9 +2,9 @@
 //! layer_norm(x) · gamma + beta with constants → layer_norm(x, gamma, beta); x / √(mean(x²) + eps)
 //! · gamma → rms_norm
 //!
-//! Exporters below opset 17 and dynamo's decompositions write the arithmetic out: `mean, sub, pow 2
-//! | mul, mean, add eps, sqrt, div` or `… reciprocal, mul`. ONNX's own operator needs nothing.
-//! Tests: tests/filetests/passes/fuse_layer_norm.cqt
+//! Exporters below opset 17 and the decompositions of dynamo write the arithmetic out: `mean, sub,
+//! pow 2 | mul, mean, add eps, sqrt, div` or `… reciprocal, mul`. ONNX's own operator needs no
+//! rewrite. Tests: tests/filetests/passes/fuse_layer_norm.cqt
 
 use super::matching::{binary, channel_constant, either_order, is_square_of, unary, with_scalar};
 use super::{Context, Pass, Rewrite};
@@ -14,13 +14,13 @@ use cqc_proto::{Op, Tensor};
 
 pub const FUSE_LAYER_NORM: Pass = Pass::rule("fuse-layer-norm", fuse_layer_norm);
 
-/// A normalisation found in the arithmetic.
+/// A normalisation that is written out in arithmetic.
 pub struct WrittenOut {
-    /// What is normalised.
+    /// The normalised value.
     pub x: ValueId,
-    /// Over these axes.
+    /// The axes of the normalisation.
     pub axes: Vec<usize>,
-    /// Added to the variance.
+    /// The number that is added to the variance.
     pub eps: f32,
     /// Whether the mean is subtracted.
     pub centred: bool,
@@ -42,7 +42,8 @@ fn fuse_layer_norm(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewri
     affine(g, old, &name, context)
 }
 
-/// Recognises `centred / √(mean(centred²) + eps)`, as a division or a product with the reciprocal.
+/// Recognises `centred / √(mean(centred²) + eps)`, as a division or as a product with the
+/// reciprocal.
 pub fn written_out(g: &Graph, v: ValueId) -> Option<WrittenOut> {
     let (centred, root) = match binary(g, v, BinaryKind::Div) {
         Some(pair) => pair,
@@ -87,7 +88,7 @@ fn mean(g: &Graph, v: ValueId) -> Option<(ValueId, Vec<usize>)> {
     }
 }
 
-/// norm(x) · gamma, norm(x, gamma) + beta, with constants along the last axis.
+/// norm(x) · gamma, and norm(x, gamma) + beta, with constants along the last axis.
 fn affine(g: &mut Graph, old: ValueId, name: &str, context: &Context) -> Result<Rewrite, OpError> {
     for (kind, operand) in [(BinaryKind::Mul, 1), (BinaryKind::Add, 2)] {
         let Some(pair) = binary(g, old, kind) else { continue };

@@ -1,14 +1,14 @@
 //! `channels-last`: convolution, GroupNorm, pooling and all that lies between them → channels on
 //! the last axis
 //!
-//! The engine's kernels want a pixel's channels side by side. Each channels-first operator becomes
-//! `transpose · channels-last operator · transpose back`, and the transpose back sinks through
-//! everything that does not care where channels stand (elementwise, concat, slice, pad, resize,
-//! reshape of the spatial axes), until it meets the next operator's own transpose and both vanish.
-//! What remains are the transposes at inputs and outputs.
+//! The engine's kernels need the channels of a pixel side by side. Each channels-first operator
+//! becomes `transpose · channels-last operator · transpose back`. The transpose back moves after
+//! every operator for which the position of the channels makes no difference (elementwise, concat,
+//! slice, pad, resize, reshape of the spatial axes), until it meets the next operator's own
+//! transpose and both cancel. Only the transposes at inputs and outputs remain.
 //!
-//! Right because a transposed operand and a transposed attribute give a transposed result.
-//! Tests: tests/filetests/passes/channels_last.cqt
+//! This is correct because a transposed operand and a transposed attribute give a transposed
+//! result. Tests: tests/filetests/passes/channels_last.cqt
 
 use super::matching::{inverse, product, reshape, transpose, transposed};
 use super::{Context, Pass, Rewrite};
@@ -48,8 +48,8 @@ fn first(g: &mut Graph, name: &str, v: ValueId) -> Result<ValueId, OpError> {
     transpose(g, name, v, &inverse(&to_last(g.shape(v).len())))
 }
 
-/// The node's result becomes `y`, channels last, transposed back. `y` takes the source model's
-/// name: the transpose is meant to vanish.
+/// Replaces the node's result by `y`, which has channels last, transposed back. `y` takes the name
+/// of the source model, because the transpose is meant to vanish.
 fn replace(g: &mut Graph, node: &Node, y: ValueId) -> Result<Rewrite, OpError> {
     let old = node.outputs[0];
     g.swap_names(old, y);
@@ -62,20 +62,21 @@ fn behind(g: &Graph, v: ValueId) -> Option<ValueId> {
     (perm.len() >= 3 && *perm == inverse(&to_last(perm.len()))).then_some(x)
 }
 
-/// Whether `v` is a channels-last value transposed back, so that the transpose may sink.
+/// Whether `v` is a channels-last value transposed back, so that the transpose may move after the
+/// operator.
 ///
-/// With one spatial axis the transposes to and fro are the same permutation: an operand that the
-/// pass itself has put last would look like one to be sunk, forever. Then it counts what made the
-/// value behind the transpose.
+/// With one spatial axis, the transposes in both directions are the same permutation, so an operand
+/// that the pass itself has put last would look like one to move, forever. The producer of the
+/// value under the transpose decides in that case.
 fn sinks(g: &Graph, v: ValueId) -> bool {
     behind(g, v).is_some_and(|x| g.shape(x).len() > 3 || is_made_last(g, x))
 }
 
-/// How far back [`is_made_last`] looks.
+/// Number of nodes that [`is_made_last`] looks back.
 const MAX_TRACE: usize = 256;
 
-/// Whether the value comes from a channels-last operator through nothing but operators that do not
-/// care where channels stand.
+/// Whether the value comes from a channels-last operator through operators for which the position
+/// of the channels makes no difference.
 fn is_made_last(g: &Graph, v: ValueId) -> bool {
     let mut at = v;
     for _ in 0..MAX_TRACE {
@@ -88,7 +89,7 @@ fn is_made_last(g: &Graph, v: ValueId) -> bool {
             op if permuted(op, &to_last(g.shape(at).len())).is_some() => {}
             _ => return false,
         }
-        // what was put last beside it tells nothing
+        // an operand that was put last for the same operator tells nothing
         let tells = |v: &ValueId| {
             let rank = g.shape(*v).len();
             let node = g.producer_node(*v);
@@ -121,7 +122,7 @@ fn wrap(g: &mut Graph, node: &Node) -> Result<Rewrite, OpError> {
     replace(g, node, y)
 }
 
-/// Moves the transposes of the operands behind an operator that works the same way on permuted
+/// Moves the transposes of the operands after an operator that works in the same way on permuted
 /// axes.
 fn sink(g: &mut Graph, node: &Node) -> Result<Rewrite, OpError> {
     let old = node.outputs[0];
@@ -152,8 +153,8 @@ fn sink(g: &mut Graph, node: &Node) -> Result<Rewrite, OpError> {
     replace(g, node, y)
 }
 
-/// The operator for operands and results whose axis `k` is what was axis `perm[k]`; `None` for
-/// operators that cannot move.
+/// The operator for operands and results whose axis `k` was axis `perm[k]`; `None` for operators
+/// that cannot move.
 pub(crate) fn permuted(op: &Op, perm: &[usize]) -> Option<Op> {
     let place = inverse(perm); // old axis → new axis
     let list = |v: &[i64]| perm.iter().map(|&p| v[p]).collect::<Vec<_>>();

@@ -1,8 +1,8 @@
 //! `fuse-linear`: matmul(x, constant [K, N]) → linear; linear(x) + constant [N] → its bias;
 //! channels-last 1x1 convolution → linear
 //!
-//! One operator for every product with stored weights: their packing, quantization and epilogues
-//! are the same. Tests: tests/filetests/passes/fuse_linear.cqt
+//! Every product with stored weights becomes one operator, because packing, quantization and
+//! epilogues are the same. Tests: tests/filetests/passes/fuse_linear.cqt
 
 use super::matching::{binary, channel_constant, either_order};
 use super::{Context, Pass, Rewrite};
@@ -36,7 +36,7 @@ fn fuse_linear(g: &mut Graph, id: NodeId, context: &Context) -> Result<Rewrite, 
     }
 }
 
-/// Adds a constant vector to a linear or convolution that has no epilogue yet.
+/// Adds a constant vector as bias to a linear layer or convolution that has no epilogue yet.
 fn bias(g: &mut Graph, old: ValueId, name: &str, context: &Context) -> Result<Rewrite, OpError> {
     let pair = binary(g, old, BinaryKind::Add).expect("the caller saw an addition");
     let found = either_order(pair, |product, b| {

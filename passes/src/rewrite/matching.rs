@@ -1,10 +1,10 @@
-//! Helpers that rules share to look at operands and to build replacements.
+//! Helpers of the rules, which look at operands and build replacements.
 
 use crate::ir::{Graph, Node, ValueId};
 use cqc_proto::op::{BinaryKind, UnaryKind};
 use cqc_proto::{Dim, Op, Shape};
 
-/// Operands of `v` if a binary operator of that kind makes it.
+/// The operands of `v` if a binary operator of that kind computes it.
 pub fn binary(g: &Graph, v: ValueId, kind: BinaryKind) -> Option<(ValueId, ValueId)> {
     let node = g.producer_node(v)?;
     (node.op == Op::binary(kind))
@@ -12,12 +12,12 @@ pub fn binary(g: &Graph, v: ValueId, kind: BinaryKind) -> Option<(ValueId, Value
         .and_then(|(a, b)| Some((a?, b?)))
 }
 
-/// Operand of `v` if a unary operator of that kind makes it.
+/// The operand of `v` if a unary operator of that kind computes it.
 pub fn unary(g: &Graph, v: ValueId, kind: UnaryKind) -> Option<ValueId> {
     g.producer_node(v).filter(|n| n.op == Op::unary(kind)).and_then(|n| n.input(0))
 }
 
-/// Calls `f` with both orders of a pair until it answers.
+/// Calls `f` with both orders of a pair, and returns the first result.
 pub fn either_order<T>(
     pair: (ValueId, ValueId),
     f: impl Fn(ValueId, ValueId) -> Option<T>,
@@ -40,7 +40,7 @@ pub fn scaled(g: &Graph, v: ValueId) -> Option<(ValueId, f64)> {
     Some((x, 1.0 / g.scalar(c)?))
 }
 
-/// Looks through any number of [`scaled`]; the factor is 1 when there is none.
+/// Looks through any number of [`scaled`]. The factor is 1 if there is none.
 pub fn peel_scales(g: &Graph, mut v: ValueId) -> (ValueId, f64) {
     let mut factor = 1.0;
     while let Some((x, f)) = scaled(g, v).filter(|(x, _)| g.ty(*x) == g.ty(v)) {
@@ -50,7 +50,7 @@ pub fn peel_scales(g: &Graph, mut v: ValueId) -> (ValueId, f64) {
     (v, factor)
 }
 
-/// Whether `v` is `x²`, spelled as a power or a product.
+/// Whether `v` is `x²`, written as a power or as a product.
 pub fn is_square_of(g: &Graph, v: ValueId, x: ValueId) -> bool {
     binary(g, v, BinaryKind::Mul) == Some((x, x))
         || binary(g, v, BinaryKind::Pow).is_some_and(|(b, e)| b == x && is_scalar(g, e, 2.0))
@@ -61,18 +61,19 @@ pub fn is_scalar(g: &Graph, v: ValueId, expected: f64) -> bool {
     g.scalar(v).is_some_and(|c| close(c, expected))
 }
 
-/// Equal within 1e-6 relative: room for the rounding of constants to f32. fp16 exports round more;
-/// see [`roughly`].
+/// Whether two numbers are equal within 1e-6 relative, which allows for the rounding of constants
+/// to f32. fp16 exports round more; see [`roughly`].
 pub fn close(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-6 * b.abs().max(1e-30)
 }
 
-/// Equal within 1e-3 relative: room for the rounding of constants to f16.
+/// Whether two numbers are equal within 1e-3 relative, which allows for the rounding of constants
+/// to f16.
 pub fn roughly(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-3 * b.abs().max(1e-30)
 }
 
-/// The operand and permutation if a transpose makes `v`.
+/// The operand and the permutation if a transpose computes `v`.
 pub fn transposed(g: &Graph, v: ValueId) -> Option<(ValueId, &[usize])> {
     match g.producer_node(v)? {
         Node { op: Op::Transpose { perm }, inputs, .. } => Some((inputs[0]?, perm)),
@@ -80,12 +81,12 @@ pub fn transposed(g: &Graph, v: ValueId) -> Option<(ValueId, &[usize])> {
     }
 }
 
-/// The operand if a reshape makes `v`.
+/// The operand if a reshape computes `v`.
 pub fn reshaped(g: &Graph, v: ValueId) -> Option<ValueId> {
     g.producer_node(v).filter(|n| matches!(n.op, Op::Reshape { .. })).and_then(|n| n.input(0))
 }
 
-/// `v` under another shape; `v` itself if it has it already.
+/// `v` in another shape; `v` itself if it has the shape already.
 pub fn reshape(
     g: &mut Graph,
     name: &str,
@@ -105,17 +106,17 @@ pub fn transpose(
     g.op(name, Op::Transpose { perm: perm.to_vec() }, &[v])
 }
 
-/// Product of sizes, if affine.
+/// The product of sizes; `None` if it cannot be expressed.
 pub fn product(dims: &[Dim]) -> Option<Dim> {
     dims.iter().try_fold(Dim::constant(1), |n, d| n.mul(d))
 }
 
-/// Whether the operator takes these operands: for rules whose pattern does not imply it.
+/// Whether the operator takes these operands, for rules whose pattern does not imply it.
 pub fn takes(g: &Graph, op: &Op, operands: &[Option<ValueId>]) -> bool {
     refusal(g, op, operands).is_none()
 }
 
-/// Why the operator does not take these operands, if it does not.
+/// The reason why the operator does not take these operands; `None` if it does.
 pub fn refusal(g: &Graph, op: &Op, operands: &[Option<ValueId>]) -> Option<String> {
     let types: Vec<_> = operands.iter().map(|v| v.map(|v| g.ty(v))).collect();
     op.infer(&types).err().map(|e| e.reason)
@@ -128,7 +129,7 @@ pub fn inverse(perm: &[usize]) -> Vec<usize> {
     out
 }
 
-/// Whether a shape has `channels` along `axis` and 1 elsewhere, counted from the back so that
+/// Whether a shape has `channels` along `axis` and 1 elsewhere. Axes are counted from the back, so
 /// missing front axes are 1.
 pub fn is_channel_vector(shape: &[Dim], rank: usize, axis: usize, channels: &Dim) -> bool {
     let from_back = rank - 1 - axis;
@@ -140,8 +141,8 @@ pub fn is_channel_vector(shape: &[Dim], rank: usize, axis: usize, channels: &Dim
             .all(|(i, d)| if shape.len() - 1 - i == from_back { d == channels } else { d.is(1) })
 }
 
-/// One number is repeated for at most so many channels: a model can name any size, and none that is
-/// a network has as many.
+/// Largest number of channels for which one number is repeated. A model file can give any size, and
+/// no real network has as many channels.
 const MAX_REPEATED: usize = 1 << 20;
 
 /// A constant channel vector (see [`is_channel_vector`]) as a constant of shape [C].

@@ -1,8 +1,9 @@
-//! Passes over the graph: one file per pass, one list that orders them.
+//! Passes that rewrite the graph. Each pass has a file, and [`PIPELINE`] orders them.
 //!
-//! A rule looks at one node and answers *no match*, *refused, because …* or *replace these values
-//! by those*. It may append nodes for the replacement but never edits existing ones; the driver
-//! substitutes, drops what became dead and verifies.
+//! A rule looks at one node and answers that it does not match, that it refuses to replace it for a
+//! reason, or that some values replace others. It may append nodes for the replacement but never
+//! edits existing ones. The driver substitutes the values, removes dead nodes and verifies the
+//! graph.
 
 pub(crate) mod matching;
 
@@ -29,36 +30,36 @@ use cqc_proto::op::OpError;
 use std::cell::Cell;
 use std::collections::HashMap;
 
-/// What a rule says about one node.
+/// The answer of a rule for one node.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Rewrite {
-    /// The node is not what the rule looks for.
+    /// The node does not match the rule.
     NoMatch,
-    /// It is, but replacing it would be wrong or a loss; the reason is reported.
+    /// The node matches, but a replacement would be wrong or a loss. The reason is reported.
     Refused(String),
-    /// Every reader of `.0` shall read `.1`.
+    /// Every reader of the first value of a pair shall read the second one.
     Replace(Vec<(ValueId, ValueId)>),
 }
 
 impl Rewrite {
-    /// Refusal with a reason.
+    /// A refusal with a reason.
     pub fn refused(why: impl Into<String>) -> Rewrite {
         Rewrite::Refused(why.into())
     }
 
-    /// Replaces one value.
+    /// The replacement of one value.
     pub fn one(old: ValueId, new: ValueId) -> Rewrite {
         Rewrite::Replace(vec![(old, new)])
     }
 }
 
-/// What a rule may look at besides the graph.
+/// The facts that a rule may look at besides the graph.
 pub struct Context<'a> {
     readers: Vec<usize>,
     folding: &'a Cell<Folding>,
 }
 
-/// What folding constants may still take in one run of the passes.
+/// The rest of the budget for folding constants in one run of the passes.
 #[derive(Clone, Copy)]
 struct Folding {
     bytes: u64,
@@ -66,8 +67,8 @@ struct Folding {
 }
 
 impl Folding {
-    /// Bytes that folding may read and make per byte of the constants that there are: every weight
-    /// may be widened, transposed and scaled. What it may take beyond that is as in import.
+    /// Bytes that folding may read and write per byte of the existing constants: every weight may
+    /// be widened, transposed and scaled. Beyond that, the limits are those of the import.
     const SHARE: u64 = 16;
 
     fn of(graph: &Graph) -> Folding {
@@ -79,8 +80,8 @@ impl Folding {
 }
 
 impl Context<'_> {
-    /// Takes bytes and multiply-accumulates of the budget for folding constants; false if it does
-    /// not hold as many.
+    /// Takes bytes and multiply-accumulates from the budget for folding constants. Returns false if
+    /// the budget does not have as many.
     pub fn spend(&self, bytes: u64, macs: i64) -> bool {
         let left = self.folding.get();
         let enough = bytes <= left.bytes && macs <= left.macs;
@@ -90,40 +91,40 @@ impl Context<'_> {
         enough
     }
 
-    /// How many operands and outputs read the value.
+    /// Number of operands and outputs that read the value.
     pub fn readers(&self, v: ValueId) -> usize {
         self.readers.get(v.0 as usize).copied().unwrap_or(0)
     }
 
-    /// Whether one operand, and nothing else, reads the value.
+    /// Whether exactly one operand or output reads the value.
     pub fn single_reader(&self, v: ValueId) -> bool {
         self.readers(v) == 1
     }
 }
 
-/// A rule: see the module. It answers [`Rewrite::NoMatch`] or [`Rewrite::Refused`] where a
-/// replacement would not type-check; an error of [`Graph::op`] that it returns is a
+/// A rule; see the module's documentation. It returns [`Rewrite::NoMatch`] or [`Rewrite::Refused`]
+/// where a replacement would not type-check. An error of [`Graph::op`] that it returns becomes a
 /// [`PassFault::Replacement`].
 pub type Rule = fn(&mut Graph, NodeId, &Context) -> Result<Rewrite, OpError>;
 
-/// A named rewrite.
+/// A named pass.
 #[derive(Clone, Copy)]
 pub struct Pass {
-    /// Name for `--dump-after` and reports.
+    /// Its name for `--dump-after` and reports.
     pub name: &'static str,
     kind: Kind,
 }
 
 #[derive(Clone, Copy)]
 enum Kind {
-    /// Applied to every node, again and again until nothing matches.
+    /// A rule that is applied to every node until nothing matches.
     Rule(Rule),
-    /// Does as it likes; the driver compacts and verifies.
+    /// A function that may change the whole graph. The driver then compacts and verifies the graph.
     Whole(fn(&mut Graph)),
 }
 
 impl Pass {
-    /// A pass made of one rule.
+    /// A pass that is made of one rule.
     pub const fn rule(name: &'static str, rule: Rule) -> Pass {
         Pass { name, kind: Kind::Rule(rule) }
     }
@@ -134,7 +135,7 @@ impl Pass {
     }
 }
 
-/// The order of passes. Every line says why it stands there.
+/// The passes in their order. Every line says why the pass has its place.
 pub const PIPELINE: &[Pass] = &[
     // first: constants below fold in f32, and casts between floats become no-ops
     widen_floats::WIDEN_FLOATS,
@@ -151,13 +152,13 @@ pub const PIPELINE: &[Pass] = &[
     no_ops::REMOVE_NO_OPS,          // transposes around attention cancel
     geglu::FUSE_GEGLU,              // after GELU
     layout::CHANNELS_LAST,          // after fusion: fewer transposes to carry through
-    no_ops::REMOVE_NO_OPS,          // what the layout pass leaves behind
+    no_ops::REMOVE_NO_OPS,          // removes the remains of the layout pass
     fold_constants::FOLD_CONSTANTS, // transposed constants
     fold_pad::FOLD_PAD,             // any layout; here because of its neighbour below
     upsample_conv::FUSE_UPSAMPLE,   // after layouts: resize and convolution stand side by side
     linear::FUSE_LINEAR,            // 1x1 convolutions of the channels-last form
-    fuse_epilogue::FUSE_EPILOGUE,   // last: takes what still stands behind products and norms
-    no_ops::REMOVE_NO_OPS,          // what folding left behind
+    fuse_epilogue::FUSE_EPILOGUE,   // last: takes the rest after products and norms
+    no_ops::REMOVE_NO_OPS,          // removes the remains of folding
 ];
 
 /// A replacement that a rule found but did not make.
@@ -165,61 +166,61 @@ pub const PIPELINE: &[Pass] = &[
 pub struct Refusal {
     /// Name of the pass.
     pub pass: &'static str,
-    /// The value it would have replaced.
+    /// Name of the value that would have been replaced.
     pub value: String,
-    /// Why not.
+    /// The reason.
     pub reason: String,
 }
 
-/// What the passes did.
+/// The results of the passes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RewriteReport {
-    /// Replacements per pass, in order of [`PIPELINE`].
+    /// Number of replacements per pass, in the order of [`PIPELINE`].
     pub replaced: Vec<(&'static str, usize)>,
-    /// What was refused.
+    /// Replacements that were refused.
     pub refusals: Vec<Refusal>,
-    /// What rules got wrong. The graph is valid all the same: the node stays as it was. Builds with
-    /// debug assertions return the first of these as an error instead.
+    /// Errors of rules. The graph is valid nevertheless, because the node was left as it was.
+    /// Builds with debug assertions return the first error instead.
     pub failures: Vec<PassError>,
 }
 
-/// What a pass got wrong: a bug of the pass, never of the model.
+/// An error of a pass, which is a bug of the pass and never of the model.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("pass {pass}: {cause}")]
 pub struct PassError {
     /// Name of the pass.
     pub pass: &'static str,
-    /// What it did, and at which node.
+    /// The error and the node.
     pub cause: PassFault,
 }
 
-/// What a pass may get wrong.
+/// The kinds of errors of a pass.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PassFault {
-    /// The graph that it left breaks an invariant.
+    /// The pass left a graph that breaks an invariant.
     #[error(transparent)]
     Invalid(#[from] VerifyError),
     /// A rule built a node that does not type-check.
     #[error("node `{node}`: its replacement does not type-check: {source}")]
     Replacement {
-        /// The node that the rule looked at.
+        /// Name of the node that the rule looked at.
         node: String,
-        /// Why the operator does not take the operands.
+        /// The reason why the operator does not take the operands.
         source: OpError,
     },
-    /// A rule replaced something in every one of the rounds that it is given.
+    /// A rule still replaced something in its last round.
     #[error("node `{node}`: the rule still replaces it after {MAX_ROUNDS} rounds")]
     Unsettled {
-        /// The last node that was replaced.
+        /// Name of the last node that was replaced.
         node: String,
     },
 }
 
-/// Runs passes in order; `after` sees the graph after each of them.
+/// Runs the passes in order. `after` is called with each pass and the graph after it.
 ///
 /// # Errors
-/// [`PassFault::Invalid`] when a pass leaves a graph that [`verify`] rejects; with debug
-/// assertions, what is otherwise in [`RewriteReport::failures`].
+/// [`PassFault::Invalid`] if a pass leaves a graph that [`verify`] rejects. With debug assertions,
+/// also the errors that are otherwise in [`RewriteReport::failures`].
 pub fn run(
     graph: &mut Graph,
     passes: &[Pass],
@@ -228,7 +229,7 @@ pub fn run(
     run_with(graph, passes, OnFailure::of_build(), after)
 }
 
-/// What becomes of a rule that fails.
+/// The treatment of a rule that fails.
 #[derive(Clone, Copy, PartialEq)]
 enum OnFailure {
     Stop,
@@ -267,8 +268,8 @@ fn run_with(
     Ok(report)
 }
 
-/// Most rounds of one rule; every round but the last replaces something, so only a rule that undoes
-/// itself gets here.
+/// Largest number of rounds of one rule. Every round but the last replaces something, so only a
+/// rule that undoes its own work reaches this limit.
 const MAX_ROUNDS: usize = 64;
 
 fn apply(
@@ -281,7 +282,7 @@ fn apply(
     let (refusals, failures) = (report.refusals.len(), report.failures.len());
     let (mut total, mut last) = (0, None);
     for _ in 0..MAX_ROUNDS {
-        // those of the last round are the ones that still hold
+        // the refusals and failures of the last round are the ones that still hold
         report.refusals.truncate(refusals);
         report.failures.truncate(failures);
         let replaced = round(graph, pass, rule, folding, report);
@@ -297,7 +298,7 @@ fn apply(
     Ok(total)
 }
 
-/// Offers every live node to the rule; the names of those that it replaced.
+/// Offers every live node to the rule, and returns the names of the nodes that it replaced.
 fn round(
     graph: &mut Graph,
     pass: &Pass,
@@ -331,7 +332,7 @@ fn round(
                         "{}: a replacement keeps its type",
                         pass.name
                     );
-                    // names of the source model outlive those made up here
+                    // names of the source model outlive names that were made here
                     let numbered = |v| graph.value(v).numbered;
                     if new.0 as usize >= values_before || (numbered(new) && !numbered(old)) {
                         graph.swap_names(old, new);

@@ -1,8 +1,9 @@
 //! `fuse-modulate`: layer_norm(x) · (1 + scale) + shift with one row per image → layer_norm(x,
 //! gamma, beta, scale, shift)
 //!
-//! adaLN of DiT. `scale` and `shift` are [N, 1, C] (or [1, 1, C]); both must be there, as the
-//! operator applies both. Tests: tests/filetests/passes/fuse_modulate.cqt
+//! This is the adaLN of DiT. `scale` and `shift` are [N, 1, C] (or [1, 1, C]). Both must be
+//! present, because the operator applies both. Tests:
+//! tests/filetests/passes/fuse_modulate.cqt
 
 use super::matching::{binary, either_order, is_scalar, refusal};
 use super::{Context, Pass, Rewrite};

@@ -1,5 +1,5 @@
-//! `remove-no-ops`: operators that change nothing disappear; chains of reshapes, transposes and
-//! casts become one
+//! `remove-no-ops`: operators that change nothing are removed, and chains of reshapes, transposes
+//! and casts become one
 //!
 //! | matches | becomes |
 //! |---|---|
@@ -91,7 +91,7 @@ fn transpose(
     Ok(Rewrite::NoMatch)
 }
 
-/// Arithmetic with the neutral element; an operand of the result's own shape must remain.
+/// Arithmetic with the neutral element. An operand of the result's own shape must remain.
 fn neutral(g: &mut Graph, id: NodeId, kind: BinaryKind) -> Result<Rewrite, OpError> {
     use BinaryKind::*;
     let node = g.get(id);
@@ -109,7 +109,7 @@ fn neutral(g: &mut Graph, id: NodeId, kind: BinaryKind) -> Result<Rewrite, OpErr
     if matches!(kind, Add | Mul) && neutral(a) && g.ty(b) == g.ty(old) {
         return Ok(Rewrite::one(old, b));
     }
-    // an operand that was only spread out for this operator
+    // an operand that was expanded only for this operator
     for (i, v) in [(0, a), (1, b)] {
         let Some(Op::Expand { .. }) = g.producer_node(v).map(|n| &n.op) else { continue };
         let inner = g.producer_node(v).and_then(|n| n.input(0)).expect("verified");
@@ -124,8 +124,8 @@ fn neutral(g: &mut Graph, id: NodeId, kind: BinaryKind) -> Result<Rewrite, OpErr
     Ok(Rewrite::NoMatch)
 }
 
-/// Whether every element of a constant is `expected`. Large constants are not looked at: nobody
-/// adds a megabyte of zeros.
+/// Whether every element of a constant is `expected`. Large constants are not looked at, because no
+/// model adds a megabyte of zeros.
 fn all_equal(g: &Graph, v: ValueId, expected: f64) -> bool {
     g.tensor(v).is_some_and(|t| {
         !t.is_empty() && t.len() <= 1 << 16 && t.to_f64_vec().iter().all(|&e| e == expected)

@@ -1,9 +1,10 @@
 //! `fuse-silu`: x · sigmoid(x) → silu(x); x · sigmoid(1.702 x) → quick_gelu(x); swish with alpha 1
 //! → silu
 //!
-//! Exporters write SiLU as two nodes. Every later fusion looks for the one node, so this runs
-//! early. A sigmoid with another reader is still computed for it; computing it twice costs less
-//! than keeping the two-node form. Tests: tests/filetests/passes/fuse_silu.cqt
+//! Exporters write SiLU as two nodes. Every later fusion looks for one node, so this pass runs
+//! early. A sigmoid that another node reads is still computed for that node, because computing it
+//! twice costs less than keeping the form with two nodes. Tests:
+//! tests/filetests/passes/fuse_silu.cqt
 
 use super::matching::{binary, either_order, scaled, unary};
 use super::{Context, Pass, Rewrite};

@@ -1,10 +1,10 @@
 //! `timestep-embedding`: concat(sin(t·f), cos(t·f)) with constant frequencies f →
 //! timestep_embedding(t)
 //!
-//! The sinusoidal embedding of diffusers' `Timesteps`, spelled `unsqueeze, cast, mul, [mul scale],
-//! sin, cos, concat`, with another slice-and-concat behind it when cosines come first
-//! (`flip_sin_to_cos`). The frequencies stay the source model's numbers: at t = 999 an error of one
-//! unit in their last place would already show in the sixth digit of the sine. Tests:
+//! The sinusoidal embedding of diffusers' `Timesteps` is exported as `unsqueeze, cast, mul, [mul
+//! scale], sin, cos, concat`, followed by another slice and concat if cosines come first
+//! (`flip_sin_to_cos`). The frequencies stay the numbers of the source model: at t = 999, an error
+//! of one unit in their last place would already show in the sixth digit of the sine. Tests:
 //! tests/filetests/passes/timestep_embedding.cqt
 
 use super::matching::{binary, either_order, reshape, unary, with_scalar};
@@ -47,7 +47,7 @@ fn timestep_embedding(g: &mut Graph, id: NodeId, _: &Context) -> Result<Rewrite,
     Ok(Rewrite::one(old, made))
 }
 
-/// Concat of both halves of an embedding in the other order.
+/// The concatenation of both halves of an embedding in the other order.
 fn flipped(g: &Graph, id: NodeId) -> Option<([ValueId; 2], Op)> {
     let node = g.get(id);
     let (Op::Concat { axis: 1 }, [Some(a), Some(b)]) = (&node.op, &node.inputs[..]) else {
@@ -77,7 +77,7 @@ fn slice_of(g: &Graph, v: ValueId) -> Option<(ValueId, i64)> {
     }
 }
 
-/// `(t, f)` if `v` = t[:, None] · f, possibly times a number, which is multiplied in; t has N
+/// `(t, f)` if `v` = t[:, None] · f, possibly times a number, which is multiplied into f. `t` has N
 /// elements in any shape.
 fn angle_of(g: &Graph, v: ValueId) -> Option<(ValueId, Vec<f32>)> {
     if let Some((inner, factor)) = with_scalar(g, v, BinaryKind::Mul)
@@ -95,7 +95,7 @@ fn angle_of(g: &Graph, v: ValueId) -> Option<(ValueId, Vec<f32>)> {
     })
 }
 
-/// The numbers behind reshapes and casts.
+/// The value under reshapes and casts.
 fn behind_reshapes(g: &Graph, mut v: ValueId) -> ValueId {
     while let Some(node) = g.producer_node(v)
         && matches!(node.op, Op::Reshape { .. } | Op::Cast { .. })

@@ -1,8 +1,9 @@
 //! `fuse-upsample`:  conv(nearest-neighbour enlargement by two, x)  →  conv(x) upsample=2
 //!
-//! The convolution's loader divides its indices by two, so the enlarged tensor, four times the
-//! size, is never written. All rounding modes agree for an exact factor of two, except those that
-//! look at the ceiling; these are refused. Tests: tests/filetests/passes/fuse_upsample.cqt
+//! The loader of the convolution divides its indices by two, so the enlarged tensor, which has four
+//! times the size, is never written. All rounding modes agree for an exact factor of two, except
+//! those that use the ceiling, which are refused. Tests:
+//! tests/filetests/passes/fuse_upsample.cqt
 
 use super::{Context, Pass, Rewrite};
 use crate::ir::{Graph, NodeId};

@@ -1,9 +1,9 @@
 //! `widen-floats`:  every f16, bf16 and f64 value becomes f32
 //!
-//! The engine computes in f32: halves gain accuracy, doubles (time embeddings of some exports) lose
-//! what nobody reads. Casts between float types fall away with it. Callers still give and get the
-//! source model's types: the Plan's inputs and outputs keep them. Constants are converted here
-//! once. Tests: tests/filetests/passes/widen_floats.cqt
+//! The engine computes in f32. Half types gain accuracy; doubles (in the time embeddings of some
+//! exports) lose digits that have no effect. Casts between float types disappear. Callers still
+//! give and get the types of the source model, which the inputs and outputs of the plan keep.
+//! Constants are converted here, once. Tests: tests/filetests/passes/widen_floats.cqt
 
 use super::Pass;
 use crate::ir::{Def, Graph, ValueId};

@@ -1,12 +1,12 @@
 //! `; lower: WORD ..`: a graph becomes a plan. The first input is the sample, `%t` the time step,
 //! all others are conditions; the batch is `N`.
 //!
-//! | word | what it does |
+//! | word | effect |
 //! |---|---|
 //! | `times=999,500` | the loop has these evaluations; without it the plan is one evaluation of the graph |
-//! | `any_steps` | the plan keeps the program that makes its tables |
+//! | `any_steps` | the plan keeps the program that computes its tables |
 //! | `bf16` | products read bf16 |
-//! | `quantize=8` | layers are quantized, weights to so many bits; `fit=y` corrects the sums of layer `y` |
+//! | `quantize=8` | layers are quantized, weights to this number of bits; `fit=y` corrects the sums of layer `y` |
 //! | `cut=NAME` | the step is cut there; `full=0,2` are the full evaluations; `correct` corrects what the cached step reads, `forecast` also looks at what was stored before |
 
 use cqc_passes::bind::{self, Bound};

@@ -1,4 +1,4 @@
-//! Quantizes a loop whose schedule is decided.
+//! Quantizes a loop whose schedule has been decided.
 
 use super::float_inputs::{InputWork, float_inputs};
 use super::keep_float::{FloatLayerSearch, SMALL_WORK, Target, keep_float};
@@ -19,84 +19,89 @@ use cqc_runtime::denoise::{DenoiseError, Denoiser, Request};
 use cqc_runtime::engine::{EngineError, EngineOptions};
 use std::ops::ControlFlow;
 
-/// Samples that corrections of what rounding does are fitted on at most: each brings all positions,
-/// and rounding errs alike in all.
+/// Largest number of samples on which corrections of rounding errors are fitted. Each sample brings
+/// all positions, and the errors are alike in all samples.
 const CORRECTED: usize = 8;
 
-/// How a loop is quantized.
+/// Options of the quantization of a loop.
 pub struct QuantizeOptions<'a> {
-    /// Which layers, with how many bits.
+    /// The layers to quantize, and the bits of their weights.
     pub spec: QuantSpec,
-    /// Layers are left float, those first whose rounding moves the end of the trajectory most,
-    /// until the held-out samples reach this mean PSNR in dB, or nothing is left.
+    /// Mean PSNR in dB that the held-out samples should reach. Layers are left float until it is
+    /// reached or no layer is left, those first whose rounding moves the end of the trajectory
+    /// most.
     pub target_psnr: Option<f64>,
-    /// Likewise in a loop of little work, unless there is a target.
+    /// Whether layers of a loop with little work are left float in the same way, if there is no
+    /// target.
     pub small_stays_exact: bool,
-    /// Inputs of products are rounded to bf16, those first whose 8 bits move the end most for the
-    /// work behind them, up to this share of all multiplications of the loop.
+    /// Share of all multiplications of the loop, 0 to 1, up to which inputs are rounded to bf16
+    /// instead of int8: those first whose rounding to 8 bits moves the end of the trajectory most
+    /// in relation to the work that reads them.
     pub float_work: f64,
-    /// Which channels of inputs are divided by powers of two that weights are multiplied by.
+    /// The channels of inputs that are divided by powers of two, by which the weights are
+    /// multiplied.
     pub migrate: Migrate,
-    /// Which evaluations share ranges.
+    /// The evaluations that share ranges.
     pub grouping: Grouping,
-    /// Which layers' sums are corrected.
+    /// The layers whose sums are corrected.
     pub outputs: Outputs,
-    /// Whether the correction of the cache may be fitted again, to what the quantized loop stores;
-    /// it is where that measures better on the samples behind `fit`.
+    /// Whether the correction of the cache may be fitted again to the tensors that the quantized
+    /// loop stores. It is kept if it is better on the held-out samples.
     pub refit_cache: bool,
-    /// The correction of the sample.
+    /// The mode of the sample compensation; `None` for none.
     pub compensation: Option<CompensationMode>,
-    /// Whether weights are rounded by what layers read instead of to nearest.
+    /// Whether weights are rounded with regard to the inputs of their layers (second order) instead
+    /// of to the nearest code.
     pub reconstruct: bool,
-    /// Which of them are looked at for ranges.
+    /// The samples and evaluations on which ranges are found.
     pub select: Select,
-    /// Calibration samples; the first `fit` are used.
+    /// The calibration samples. The first `fit` are fitted on.
     pub request: Request,
-    /// How many.
+    /// Number of samples to fit on; the others are held out.
     pub fit: usize,
-    /// How the float loop that computes everything ends on the others, if that has been found
-    /// already.
+    /// The ends of the full float loop for the held-out samples, if they are known already.
     pub held: Option<Holdout>,
-    /// How engines are opened; its batch is that of the float loop.
+    /// Options of the engines. Their batch is that of the float loop.
     pub engine: EngineOptions,
-    /// Where results are kept.
+    /// The directory that keeps results.
     pub stages: &'a Stages,
-    /// Called after every evaluation with the number done and an estimate of all; may break off.
+    /// Called after every evaluation with the number of evaluations done and an estimate of all.
+    /// [`ControlFlow::Break`] ends the fitting.
     pub progress: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 }
 
-/// A quantized loop, not yet lowered.
+/// A quantized loop that has not been lowered yet.
 pub struct Quantized {
-    /// Layers and their weights.
+    /// The layers and their rounded weights.
     pub survey: Survey,
-    /// What was fitted.
+    /// The fitted tables.
     pub fitted: Fitted,
 }
 
-/// Why a loop was not quantized.
+/// Why a loop cannot be quantized.
 #[derive(Debug, thiserror::Error)]
 pub enum QuantizeError {
-    /// From calibration.
+    /// Ranges or corrections cannot be fitted.
     #[error(transparent)]
     Calibrate(#[from] CalibrateError),
-    /// From assembling or lowering the loop.
+    /// The loop cannot be assembled or lowered.
     #[error(transparent)]
     Program(#[from] ProgramError),
-    /// From running it.
+    /// The loop cannot be run.
     #[error(transparent)]
     Denoise(#[from] DenoiseError),
-    /// From opening it.
+    /// A program cannot be opened.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// From keeping results.
+    /// Results cannot be kept.
     #[error(transparent)]
     File(#[from] FileError),
 }
 
-/// Evaluations, full and cached ones, of `batch` samples at once that [`quantize`] makes, about,
-/// without the search for layers that stay float: to fit on `fit` samples and, where the cache has
-/// a correction that may be fitted again, to measure on `held` others. One more round stands for
-/// the inputs that are tried out.
+/// About how many evaluations, full and cached, of `batch` samples at once [`quantize`] makes,
+/// without the search for layers that stay float: to fit on `fit` samples, and, if the correction
+/// of the cache may be fitted again, to measure on `held` others. One more round stands for the
+/// inputs that are tried out.
 pub fn evaluations_to_come(
     evaluations: usize,
     [fit, held]: [usize; 2],
@@ -111,11 +116,11 @@ pub fn evaluations_to_come(
         * (ranges + corrections * fit.min(CORRECTED).div_ceil(batch) + 2 * held.div_ceil(batch) + 1)
 }
 
-/// Fits ranges and corrections. `assembled` has the corrections `cache` of the cache, if any;
-/// `float` runs the same loop uncorrected.
+/// Fits ranges and corrections. `assembled` has the correction `cache` of the cache, if there is
+/// one; `float` runs the same loop uncorrected.
 ///
 /// # Errors
-/// [`QuantizeError`].
+/// [`QuantizeError`] if the loop cannot be lowered, run or fitted.
 pub fn quantize(
     assembled: &Assembled,
     cache: Option<&CacheTables>,
@@ -133,7 +138,7 @@ pub fn quantize(
         engine,
         ..
     } = options;
-    // what is rounded is looked at before and after
+    // values are looked at before and after they are rounded
     let engine = EngineOptions { low_precision: false, ..engine };
     let (stages, evaluations) = (options.stages, assembled.evaluations());
     let mut progress =
@@ -248,7 +253,7 @@ pub fn quantize(
     Ok(Quantized { survey, fitted })
 }
 
-/// CacheTables that round nothing and change nothing.
+/// Tables that round nothing and correct nothing.
 fn unfitted(survey: &Survey, outputs: Outputs, evaluations: usize) -> QuantTables {
     let mut out = QuantTables::float(survey, evaluations);
     for layer in outputs.layers(survey) {
@@ -258,7 +263,7 @@ fn unfitted(survey: &Survey, outputs: Outputs, evaluations: usize) -> QuantTable
     out
 }
 
-/// What corrections are fitted with.
+/// The inputs of the fit of corrections.
 struct CorrectionFitter<'a> {
     assembled: &'a Assembled<'a>,
     survey: &'a Survey,
@@ -266,15 +271,16 @@ struct CorrectionFitter<'a> {
     tables: QuantTables,
     compensation: Option<CompensationMode>,
     request: &'a Request,
-    /// Samples to fit on; those behind are held out.
+    /// Number of samples to fit on; the others are held out.
     fit: usize,
 }
 
 impl CorrectionFitter<'_> {
-    /// Fits with the correction of the cache as it is and fitted again, if it may be and there are
-    /// samples to tell which is better. What is stored is noisy now, and least squares trusts it
-    /// less: right where the noise is what errs, wrong where it averages out over steps and the
-    /// forecast that is given up does not.
+    /// Fits with the correction of the cache as it is, and with one that is fitted again, if that
+    /// is allowed and there are held-out samples to compare the two. The stored tensors are noisy
+    /// now, so least squares gives them less weight. That is right where the error is in the noise,
+    /// and wrong where the noise averages out over the steps and the forecast, which is given up,
+    /// would not have been wrong.
     fn corrections(
         &self,
         float: &mut Denoiser,

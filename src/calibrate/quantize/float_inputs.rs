@@ -1,8 +1,9 @@
-//! Which inputs of products are rounded to bf16, because 8 bits cost more there than integers gain.
+//! Chooses the inputs of products that are rounded to bf16, because 8 bits cost more there than
+//! integers save.
 //!
-//! Rounding errors are not spread evenly. A shortcut late in a U-Net reads the stream of residuals
-//! itself, whose error goes to the end undamped, and has hardly any work that integers could save;
-//! a few such inputs make most of the error of a loop with 8 bits.
+//! Rounding errors are not spread evenly. A shortcut late in a U-Net reads the residual stream
+//! itself, whose error reaches the end undamped, and it has hardly any work that integers could
+//! save. A few such inputs make most of the error of a loop with 8 bits.
 
 use super::{PROBES, TunableLoop, sensitivity};
 use crate::calibrate::{CalibrateError, EvaluationCounter, PartialBatches};
@@ -10,15 +11,14 @@ use crate::compile::Assembled;
 use cqc_passes::quant::{Layer, QuantTables, Survey};
 use cqc_runtime::denoise::Request;
 
-/// Samples that effects are measured on.
+/// Number of samples on which effects are measured.
 const PROBED_SAMPLES: usize = 2;
 
-/// An input is left out only if its effect is at least this share of all effects that were
-/// measured.
+/// An input is chosen only if its effect is at least this share of the sum of all measured effects.
 const LEAST_EFFECT: f64 = 0.01;
 
-/// Sites of `survey` to leave out, by what rounding each of them does to a loop like `study`, whose
-/// plan does not round yet.
+/// The sites of `survey` to leave out, by the effect of rounding each of them in a loop like
+/// `study`, whose plan does not round yet.
 pub(super) fn float_inputs(
     study: &TunableLoop,
     survey: &Survey,
@@ -31,12 +31,12 @@ pub(super) fn float_inputs(
     if affordable == 0 {
         return Ok(vec![]);
     }
-    // without what was written into the study's tables
+    // without the rows that were written into the study's tables
     let width = study.denoiser.width();
     let mut small = study.of_width(PROBED_SAMPLES.min(width))?;
     let small_width = small.denoiser.width();
     let count = PartialBatches::new(small_width, width);
-    // of the estimate one round of evaluations is for this
+    // one round of evaluations of the estimate is for this search
     let evaluations = study.denoiser.sampler().evaluations().len();
     let probing = (PROBES * affordable * 2 + evaluations) * small_width / width;
     progress.all += probing.saturating_sub(evaluations) as u64;
@@ -51,18 +51,18 @@ pub(super) fn float_inputs(
     Ok(work.choose(&effects))
 }
 
-/// The multiplications behind every site of a loop.
+/// The multiplications that read each site of a loop.
 pub(super) struct InputWork {
-    /// Per site, over all evaluations; none if an attention reads it.
+    /// Per site, over all evaluations; `None` if an attention reads it.
     sites: Vec<Option<f64>>,
-    /// Of all layers.
+    /// Multiplications of all layers.
     all: f64,
-    /// What may be left out together.
+    /// Multiplications whose inputs may be left out together.
     budget: f64,
 }
 
 impl InputWork {
-    /// For a budget of `share` of all.
+    /// With a budget of `share` of all multiplications.
     pub(super) fn new(assembled: &Assembled, survey: &Survey, share: f64) -> InputWork {
         let evaluations = assembled.evaluations() as f64;
         let full = match assembled.full_evaluations() {
@@ -83,19 +83,19 @@ impl InputWork {
         }
     }
 
-    /// Whether the work behind a site is within the budget.
+    /// Whether the work that reads a site is within the budget.
     fn is_affordable(&self, site: usize) -> bool {
         self.sites[site].is_some_and(|work| work <= self.budget)
     }
 
-    /// Affordable sites, and their shares of all multiplications.
+    /// The affordable sites, and their shares of all multiplications.
     fn shares(&self) -> impl Iterator<Item = (usize, f64)> + '_ {
         let affordable = (0..self.sites.len()).filter(|&site| self.is_affordable(site));
         affordable.filter_map(|site| Some((site, self.sites[site]? / self.all)))
     }
 
-    /// Sites to leave out, in order, by the effect of each: those first that have most for their
-    /// work, until the budget is spent.
+    /// The sites to leave out, in order: those first that have the greatest effect for their work,
+    /// until the budget is spent.
     fn choose(&self, effects: &[f64]) -> Vec<usize> {
         let least = LEAST_EFFECT * effects.iter().sum::<f64>();
         let mut sites: Vec<(f64, usize, f64)> = self

@@ -1,4 +1,4 @@
-//! Which layers stay float so that a target of quality is met.
+//! Chooses the layers that stay float so that a target of quality is met.
 
 use super::{Grouping, QuantizeError, TunableLoop, ranges, sensitivity};
 use crate::calibrate::{EvaluationCounter, Holdout, PartialBatches};
@@ -7,45 +7,45 @@ use cqc_passes::quant::{AnnotateOptions, QuantSpec, QuantTables, Survey};
 use cqc_runtime::denoise::{Denoiser, Request};
 use cqc_runtime::engine::EngineOptions;
 
-/// What it is decided on.
+/// The loop and the samples on which the layers are chosen.
 pub struct FloatLayerSearch<'a> {
     /// The loop.
     pub assembled: &'a Assembled<'a>,
-    /// Its layers, with the scales that migrate.
+    /// Surveys its layers, with the migration of scales.
     pub survey: &'a dyn Fn(&QuantSpec) -> Survey,
-    /// Calibration samples: the first `fit` for ranges, the others to measure on.
+    /// The calibration samples: the first `fit` for ranges, the others to measure on.
     pub request: &'a Request,
-    /// How many.
+    /// Number of samples for ranges.
     pub fit: usize,
-    /// How engines are opened.
+    /// Options of the engines.
     pub engine: &'a EngineOptions,
 }
 
 /// The quality that is asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Target {
-    /// Mean PSNR to the float loop that computes everything, dB.
+    /// Mean PSNR to the full float loop, in dB.
     Psnr(f64),
-    /// That of a small loop ([`SMALL_WORK`]): [`SMALL_PSNR`], or [`CACHE_MARGIN`] less than what
-    /// the cache alone leaves.
+    /// That of a small loop ([`SMALL_WORK`]): [`SMALL_PSNR`], or [`CACHE_MARGIN`] less than the
+    /// cached float loop reaches.
     Small,
 }
 
-/// Multiplications of the layers per sample and evaluation below which quality comes before time: a
-/// step then takes a few tenths of a millisecond at most (docs/quantization.md has figures).
+/// Multiplications of the layers, per sample and evaluation, below which quality comes before time.
+/// A step then takes a few tenths of a millisecond at most (docs/quantization.md has figures).
 pub(super) const SMALL_WORK: i64 = 8_000_000;
 
-/// What the quantized layers of a small loop may cost, dB of mean PSNR on held-out samples.
+/// Mean PSNR that the quantized layers of a small loop should reach on held-out samples, in dB.
 const SMALL_PSNR: f64 = 38.0;
 
-/// What they may cost beside the cache, dB.
+/// Loss of PSNR that quantization may add to that of the cache, in dB.
 const CACHE_MARGIN: f64 = 1.0;
 
-/// Adds to `spec.keep_float` as many layers as it takes to reach `target`, those first whose
-/// rounding moves the end most: none, one, two, four …
+/// Adds as many layers to `spec.keep_float` as it takes to reach `target`, those first whose
+/// rounding moves the end of the trajectory most. It tries none, one, two, four and so on.
 ///
 /// # Errors
-/// [`QuantizeError`].
+/// [`QuantizeError`] if the loop cannot be lowered, run or fitted.
 pub fn keep_float(
     trial: &FloatLayerSearch,
     float: &mut Denoiser,
@@ -55,7 +55,8 @@ pub fn keep_float(
 ) -> Result<QuantSpec, QuantizeError> {
     let FloatLayerSearch { assembled, request, fit, .. } = *trial;
     let survey = (trial.survey)(&spec);
-    // weights as they are: they are rounded with about the same error in all layers, inputs are not
+    // Weights stay as they are: rounding them makes about the same error in all layers, which does
+    // not hold for inputs.
     let mut inputs_only = survey.clone();
     inputs_only.layers.iter_mut().for_each(|layer| layer.weight = None);
     let nothing = QuantTables::float(&survey, assembled.evaluations());
@@ -107,7 +108,7 @@ fn open(
     TunableLoop::open(&lowered, float, trial.engine)
 }
 
-/// Names of layers, that first whose inputs have the greatest effect.
+/// Names of layers, those first whose inputs have the greatest effect.
 fn ranked(survey: &Survey, effects: &[f64]) -> Vec<String> {
     let effect = |sites: &[usize]| sites.iter().map(|&site| effects[site]).fold(0.0, f64::max);
     let mut layers: Vec<(f64, &str)> =

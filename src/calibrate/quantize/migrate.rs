@@ -1,4 +1,4 @@
-//! Which channels of layers' inputs are divided by powers of two, as the float loop runs: see
+//! Chooses the channels of layer inputs that are divided by powers of two, on the float loop. See
 //! [`cqc_passes::quant::migrate`].
 
 use super::{PROBES, TunableLoop};
@@ -9,14 +9,15 @@ use cqc_proto::plan::ProgramKind;
 use cqc_runtime::denoise::Request;
 use cqc_runtime::engine::Watched;
 
-/// Samples that are looked at, and samples that are held out.
+/// Number of samples that are looked at, and number that is held out.
 const LOOKED_AT: usize = 2;
 
-/// Rows of a site that are kept per full evaluation that is looked at; those run every layer.
+/// Number of rows of a site that are kept per full evaluation that is looked at. Full evaluations
+/// run every layer.
 const ROWS: usize = 64;
 
-/// Per site of `survey` the exponents of what its channels are divided by, where they are. The plan
-/// of `study` does not round yet; the samples from `fit` on are held out.
+/// Per site of `survey`, the exponents of the powers of two by which its channels are divided, if
+/// any are. The plan of `study` does not round yet. The samples from `fit` on are held out.
 pub(super) fn migrations(
     study: &TunableLoop,
     survey: &Survey,
@@ -37,7 +38,7 @@ pub(super) fn migrations(
     let mut count = PartialBatches::new(denoiser.width(), study.denoiser.width());
     progress.all += (2 * evaluations * denoiser.width() / study.denoiser.width()) as u64;
     let mut seen = vec![Seen::default(); survey.sites.len()];
-    // without held-out samples, other errors than the fitted ones cannot be had
+    // without held-out samples, only the error of the fitted rows is known
     let starts = [(0, false), (if fit < request.samples { fit } else { 0 }, true)];
     for (first, held_out) in starts {
         let mut trajectory = denoiser.begin(request, first)?;

@@ -1,9 +1,12 @@
-//! Fits what a quantized loop needs, on the trajectory that will really run.
+//! Fits the ranges, roundings and corrections of a quantized loop, on the trajectory that the
+//! artifact will run.
 //!
 //! ```text
-//! ranges      the accelerated loop in float: histograms of what layers read, by evaluation; ranges of the quantizers
-//! sequential  the ordinary and the quantized, accelerated loop side by side, evaluation by evaluation: the correction of the
-//!             cache, of the layers' sums, of the sample, each fitted when everything before it is in place
+//! ranges      the accelerated loop in float: histograms of layer inputs, by evaluation, and from
+//!             them the ranges of the quantizers
+//! sequential  the ordinary and the quantized, accelerated loop side by side, evaluation by
+//!             evaluation: the correction of the cache, of the layers' sums, and of the sample,
+//!             each fitted when everything before it is in place
 //! ```
 
 mod driver;
@@ -38,22 +41,24 @@ use cqc_runtime::engine::{EngineOptions, Weights};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-/// A loop of a quantized plan whose tables are written row by row, and where in the plan they are.
+/// A loop of a quantized plan whose tables are written row by row, and the places of these tables.
 pub(crate) struct TunableLoop {
     /// The loop.
     pub denoiser: Denoiser,
-    /// Where its tables are.
+    /// The places of its tables.
     places: Arc<Places>,
 }
 
 impl TunableLoop {
+    /// Makes the loop tunable.
+    ///
     /// # Panics
-    /// When `lowered`, which the denoiser runs, is not quantized.
+    /// If `lowered`, which the denoiser runs, is not quantized.
     pub fn new(denoiser: Denoiser, lowered: &Lowered) -> TunableLoop {
         TunableLoop { denoiser, places: Arc::new(Places::new(lowered)) }
     }
 
-    /// Opens a quantized plan with the sampler of `like`, guided if that is.
+    /// Opens a quantized plan with the sampler of `like`, and with guidance if `like` has it.
     pub fn open(
         lowered: &Lowered,
         like: &Denoiser,
@@ -73,13 +78,13 @@ impl TunableLoop {
     }
 }
 
-/// Where the tables and layers of a quantized loop are in its plan.
+/// The places of the tables and layers of a quantized loop in its plan.
 pub(crate) struct Places {
-    /// Per site: constants of scale and zero point.
+    /// Per site: the constants of scale and zero point.
     sites: Vec<[usize; 2]>,
-    /// Per corrected layer: constants of factor and bias.
+    /// Per corrected layer: the constants of factor and bias.
     corrections: BTreeMap<LayerId, [usize; 2]>,
-    /// What the steps stand for.
+    /// The nodes of the graph for which steps stand.
     steps: HashMap<(ProgramKind, usize), NodeOrigin>,
 }
 
@@ -110,8 +115,8 @@ impl Places {
         }
     }
 
-    /// The steps of some programs that stand for these nodes of the model's graph: the value of
-    /// each node.
+    /// The steps of some programs that stand for nodes of the model's graph, with the value of each
+    /// node.
     fn steps_of(
         &self,
         kinds: &[ProgramKind],
@@ -151,7 +156,7 @@ impl Places {
         Ok(denoiser.set_table_row(zero, t, &table.zero_point[row])?)
     }
 
-    /// Lets one site pass at evaluation `t`.
+    /// Lets one site pass unrounded at evaluation `t`.
     fn clear_site(
         &self,
         denoiser: &mut Denoiser,

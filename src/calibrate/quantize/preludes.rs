@@ -1,6 +1,7 @@
-//! Second-order rounding of the weights of preludes that have few bits, by what their products read
-//! for the calibration samples: rows of time embeddings and conditions. There are few of those and
-//! they are alike, which is where rounding one weight best makes up for another.
+//! Second-order rounding of prelude weights with few bits, with regard to the inputs of their
+//! products on the calibration samples: rows of time embeddings and conditions. There are few such
+//! rows, and they are alike, which is where the error of one rounded weight is best compensated by
+//! another.
 
 use super::TunableLoop;
 use super::reconstruct::{MEMORY, Rows, inputs, picked, rounded};
@@ -14,21 +15,22 @@ use cqc_runtime::denoise::{Denoiser, Request};
 use cqc_runtime::engine::Watched;
 use std::collections::HashMap;
 
-/// Rows per input that one batch of samples adds to a Gram matrix at most.
+/// Largest number of rows per input that one batch of samples adds to a Gram matrix.
 const ROWS_PER_INPUT: usize = 4;
 
-/// Products that read the same in the same way.
+/// Products that read the same input in the same way.
 struct Group {
     /// The first of them.
     kind: ProgramKind,
     step: usize,
     op: Op,
-    /// All of them, in the survey.
+    /// All of them, as indices in the survey.
     weights: Vec<usize>,
     inputs: usize,
 }
 
-/// Rounds the weights of fewer than 8 bits again, on the quantized loop. Whether there are any.
+/// Rounds the weights of fewer than 8 bits again, on the quantized loop. Returns whether there are
+/// any.
 pub(crate) fn reconstruct_preludes(
     study: &mut TunableLoop,
     survey: &mut Survey,
@@ -83,7 +85,7 @@ fn groups(study: &TunableLoop, survey: &Survey) -> Vec<Group> {
     out.into_iter().map(|(_, group)| group).collect()
 }
 
-/// Runs the preludes for all samples: the Gram matrix of what each group reads.
+/// Runs the preludes for all samples and collects the Gram matrix of the input of each group.
 fn collect(
     denoiser: &mut Denoiser,
     survey: &Survey,

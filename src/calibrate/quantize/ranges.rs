@@ -1,4 +1,4 @@
-//! Ranges of what layers read.
+//! Finds the quantization ranges of layer inputs.
 
 use super::TunableLoop;
 use crate::calibrate::{CalibrateError, EvaluationCounter};
@@ -13,19 +13,19 @@ use std::str::FromStr;
 /// Bits of activations.
 const BITS: u32 = 8;
 
-/// Values of a site that are counted per evaluation, about: of larger ones every k-th row, besides
-/// the extremes, which are exact.
+/// About how many values of a site are counted per evaluation. Of larger sites, every k-th row is
+/// counted. The extremes are always exact.
 const COUNTED: usize = 1 << 20;
 
-/// Which evaluations share a range.
+/// The evaluations that share a quantization range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grouping {
-    /// None: every evaluation has its own.
+    /// Every evaluation has its own range. The text form is `none`.
     PerEvaluation,
-    /// So many groups of consecutive evaluations, the borders where they cost least (TQ-DiT's time
-    /// groups).
+    /// This number of groups of consecutive evaluations, whose borders are placed where they cost
+    /// least (the time groups of TQ-DiT). The text form is the number.
     Groups(usize),
-    /// All: one range for all that was seen.
+    /// One range for all evaluations. The text form is `all`.
     Pooled,
 }
 
@@ -57,7 +57,7 @@ impl FromStr for Grouping {
 /// Runs the samples `0 .. fit` through the loop of a plan whose sites do not round yet, all of them
 /// side by side, and finds the ranges. `select` says which sample is looked at in which evaluation.
 ///
-/// What is in memory are the histograms of one evaluation, whatever the number of samples and
+/// Only the histograms of one evaluation are in memory, whatever the number of samples and
 /// evaluations.
 pub(crate) fn ranges(
     study: &mut TunableLoop,
@@ -139,14 +139,14 @@ pub(crate) fn ranges(
     Ok(tables)
 }
 
-/// The nearest scale that f16 holds, so that tables take half the room: a 2000th at most. Scales
-/// beyond its normal numbers stay.
+/// The nearest scale that f16 can hold, which halves the size of tables; it differs by a 2000th at
+/// most. Scales outside the normal numbers of f16 are kept.
 fn storable(scale: f32) -> f32 {
     let near = half::f16::from_f32(scale);
     if near.is_normal() { near.to_f32() } else { scale }
 }
 
-/// Lets consecutive evaluations share ranges; those that do not read the site have none.
+/// Lets consecutive evaluations share ranges. Evaluations that do not read the site have none.
 fn share(site: &mut [Vec<Option<ClippingRange>>], groups: usize) {
     let read: Vec<usize> = (0..site[0].len()).filter(|&t| site[0][t].is_some()).collect();
     let ranges: Vec<Vec<ClippingRange>> = site
@@ -161,9 +161,9 @@ fn share(site: &mut [Vec<Option<ClippingRange>>], groups: usize) {
     }
 }
 
-/// Adds a tensor whose first axis is the batch of `images`, halves of guidance one after the other,
-/// and whose last has the segments. A tensor that is the same for all samples is added as it is. Of
-/// its rows (positions) every `every`-th is counted.
+/// Adds a tensor whose first axis is the batch of `images`, the halves of guidance one after the
+/// other, and whose last axis has the segments. A tensor that is the same for all samples is added
+/// as it is. Every `every`-th of its rows (positions) is counted.
 fn add(
     histograms: &mut [Histogram],
     segments: &[usize],

@@ -1,4 +1,4 @@
-//! Second-order rounding of weights, each layer by what it really reads: rounded inputs, on the
+//! Second-order rounding of weights, with regard to the rounded inputs of each layer on the
 //! accelerated trajectory, at the evaluations that run it.
 
 use super::TunableLoop;
@@ -15,17 +15,17 @@ use cqc_runtime::engine::Watched;
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// Rows per input that Gram matrices are made of, about.
+/// About how many rows per input a Gram matrix is made of.
 const ROWS_PER_INPUT: usize = 3;
 
-/// Gram matrices that are collected in one run, bytes.
+/// Bytes of the Gram matrices that are collected in one run.
 pub(super) const MEMORY: usize = 1 << 30;
 
-/// Added to the diagonal, as a part of its mean.
+/// Added to the diagonal, as a share of its mean.
 const DAMPING: f64 = 0.01;
 
-/// Rounds the weights of all layers again. The tables of `study` are still empty, `tables` are put
-/// in place.
+/// Rounds the weights of all layers again. The tables of `study` are still empty, and `tables` are
+/// written into them.
 pub(crate) fn reconstruct(
     study: &mut TunableLoop,
     survey: &mut Survey,
@@ -50,7 +50,7 @@ pub(crate) fn reconstruct(
     Ok(())
 }
 
-/// As many layers together as memory allows, at least one.
+/// Groups of as many layers as memory allows, at least one.
 fn chunks<'a>(survey: &Survey, layers: &'a [usize]) -> Vec<&'a [usize]> {
     let bytes = |i: usize| survey.layers[i].weight.as_ref().map_or(0, |w| 8 * inputs(w).pow(2));
     let (mut out, mut start, mut sum) = (vec![], 0, 0);
@@ -65,7 +65,7 @@ fn chunks<'a>(survey: &Survey, layers: &'a [usize]) -> Vec<&'a [usize]> {
     out
 }
 
-/// Inputs of one output: channels times taps.
+/// Number of inputs of one output: channels times taps.
 pub(super) fn inputs(weight: &QuantizedWeight) -> usize {
     let layout = WeightLayout::new(weight.codes.shape(), weight.output_axis);
     layout.inputs * layout.rest
@@ -99,7 +99,7 @@ pub(super) fn rounded(weight: &QuantizedWeight, gram: &Gram) -> QuantizedWeight 
     weight.with_codes(&codes)
 }
 
-/// One run of the loop: the Gram matrices of some layers' inputs.
+/// Runs the loop once and collects the Gram matrices of the inputs of some layers.
 fn collect(
     study: &mut TunableLoop,
     survey: &Survey,
@@ -156,20 +156,20 @@ fn collect(
     Ok(grams)
 }
 
-/// `count` of the numbers below `all`, evenly spread from a start that depends on the seed; all of
-/// them if there are no more.
+/// `count` of the numbers below `all`, evenly spread from a start that depends on the seed, or all
+/// of them if there are no more.
 pub(super) fn picked(all: usize, count: usize, seed: u64) -> impl Iterator<Item = usize> {
     let count = count.min(all);
     let start = (seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33) as usize % all.max(1);
     (0..count).map(move |i| (start + i * all / count) % all)
 }
 
-/// What each output of a product reads, one row of inputs · taps per position.
+/// The inputs of each output of a product, one row of inputs · taps per position.
 pub(super) struct Rows {
     x: Vec<f32>,
     channels: usize,
     pub(super) count: usize,
-    /// None: a linear layer.
+    /// `None` for a linear layer.
     conv: Option<ConvShape>,
 }
 
@@ -182,7 +182,7 @@ impl Rows {
             return Rows { count: values.len() / channels, x: values, channels, conv: None };
         };
         let kernel = &weight.codes.shape()[2..];
-        // one spatial axis: an image of one row
+        // one spatial axis is treated as an image of one row
         let flat = kernel.len() == 1;
         let two = |v: &[usize], one: usize| if flat { [one, v[0]] } else { [v[0], v[1]] };
         let ([h, w], [kh, kw]) = (two(&shape[1..shape.len() - 1], 1), two(kernel, 1));

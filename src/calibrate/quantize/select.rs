@@ -1,27 +1,27 @@
-//! Which sample is looked at in which evaluation.
+//! Selects the samples and evaluations on which quantization ranges are found.
 
 use crate::calibrate::{CalibrateError, EvaluationCounter};
 use cqc_passes::calib::select::{SamplePool, Tap, Tdac};
 use cqc_runtime::denoise::{Denoiser, Request, Trajectory};
 use std::collections::BTreeSet;
 
-/// How calibration inputs are selected from the trajectories.
+/// The method that selects pairs of sample and evaluation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Select {
-    /// Every sample at every evaluation: the samples themselves are drawn at random.
+    /// Every sample at every evaluation. The samples themselves are drawn at random.
     #[default]
     All,
-    /// Of every evaluation's samples the first so many, as CacheQuant draws them.
+    /// The first samples of this number, at every evaluation, as CacheQuant draws them.
     First(usize),
     /// Q&C's temporal-aware parallel clustering of pairs of sample and evaluation
     /// (arXiv:2503.02508).
     Tap(Tap),
-    /// EDA-DM's selection by density and diversity (arXiv:2401.04585); the number of pairs that are
-    /// selected.
+    /// EDA-DM's selection by density and diversity (arXiv:2401.04585), with the number of pairs to
+    /// select.
     Tdac(usize),
 }
 
-/// The selected pairs of sample and evaluation; `None`: all of them.
+/// The selected pairs of sample and evaluation; `None` means all of them.
 pub(crate) fn select(
     how: &Select,
     denoiser: &mut Denoiser,
@@ -55,7 +55,7 @@ pub(crate) fn select(
     }
 }
 
-/// What goes into each evaluation, `[evaluations, fit, …]`.
+/// The samples before each evaluation, `[evaluations, fit, …]`.
 fn latents(
     denoiser: &mut Denoiser,
     request: &Request,
@@ -82,7 +82,7 @@ fn latents(
     Ok(rows)
 }
 
-/// `[…, channels, plane]` as `[…, plane, channels]`.
+/// Transposes `[…, channels, plane]` to `[…, plane, channels]`.
 fn channels_last(rows: &[f32], channels: usize, shape: &[usize]) -> Vec<f32> {
     let plane: usize = shape[1..].iter().product();
     let transposed = |row: &[f32]| -> Vec<f32> {

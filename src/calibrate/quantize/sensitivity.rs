@@ -1,4 +1,4 @@
-//! What rounding each site does to the end of the trajectory.
+//! Measures the effect of rounding each site on the end of the trajectory.
 
 use super::TunableLoop;
 use crate::calibrate::observe::{restore, snapshot};
@@ -8,16 +8,17 @@ use cqc_proto::plan::ProgramKind;
 use cqc_runtime::denoise::{Denoiser, Request, Trajectory};
 use std::ops::Range;
 
-/// Full evaluations at which it is tried out.
+/// Number of full evaluations at which it is measured.
 pub(crate) const PROBES: usize = 6;
 
-/// Per site, the square of how far the end of the trajectory moves when it alone is rounded, as
-/// seen at a few of the full evaluations of one batch and the cached ones that follow each: errors
-/// of the output, weighted by what the sampler makes of them
+/// Per site, the square of the distance by which the end of the trajectory moves when this site
+/// alone is rounded. It is measured at a few of the full evaluations of one batch and at the cached
+/// ones that follow each: the errors of the output are weighted by their effect through the sampler
 /// ([`output_weights`](cqc_runtime::sampler::Sampler::output_weights)). A site that cached steps
-/// read too errs anew in each, so that squares add up; what only a full step reads is wrong in the
-/// same way until the next, so that errors do. Sites that `wanted` refuses have no effect. The plan
-/// of `study` does not round yet; `count` counts its evaluations.
+/// read as well makes a new error in each of them, so squares are added. A site that only full
+/// steps read is wrong in the same way until the next full step, so errors are added. Sites that
+/// `wanted` refuses have no effect. The plan of `study` does not round yet; `count` counts its
+/// evaluations.
 pub(crate) fn sensitivity(
     study: &mut TunableLoop,
     survey: &Survey,
@@ -84,7 +85,7 @@ fn groups(denoiser: &Denoiser, evaluations: usize) -> Vec<Range<usize>> {
     (0..some).map(nth).map(|i| full[i]..full.get(i + 1).copied().unwrap_or(evaluations)).collect()
 }
 
-/// Before each evaluation of a group the trajectory, and what it answers.
+/// The trajectory before each evaluation of a group, and the network's output there.
 fn walk(
     denoiser: &mut Denoiser,
     mut trajectory: Trajectory,

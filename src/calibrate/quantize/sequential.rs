@@ -1,4 +1,4 @@
-//! Corrections, each fitted on a trajectory in which all before it are in place.
+//! Fits corrections, each on a trajectory in which all earlier corrections are in place.
 
 use super::{Places, TunableLoop};
 use crate::calibrate::correct::CacheTables;
@@ -14,22 +14,22 @@ use cqc_runtime::denoise::{Compensation, Denoiser, Request, Trajectory};
 use cqc_runtime::engine::Watched;
 use std::collections::HashMap;
 
-/// The ridge that draws the factors of corrections towards 1; the paper fits without one.
+/// The ridge that draws the factors of corrections towards 1. The paper fits without one.
 const RIDGE: f64 = 1e-3;
 
-/// Which layers' sums are corrected.
+/// The layers whose sums are corrected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outputs {
-    /// None.
+    /// No layers.
     None,
-    /// Those that read the cache, as published.
+    /// The layers that read the cache, as published.
     Cut,
-    /// All.
+    /// All layers.
     All,
 }
 
 impl Outputs {
-    /// The layers of a survey that are meant.
+    /// Indices of these layers in a survey.
     pub fn layers(self, survey: &Survey) -> Vec<usize> {
         let meant = |i: &usize| {
             let layer = &survey.layers[*i];
@@ -45,33 +45,33 @@ impl Outputs {
     }
 }
 
-/// The correction of the cache, fitted again with what the quantized loop stores.
+/// The correction of the cache, fitted again to the tensors that the quantized loop stores.
 #[derive(Clone, Debug)]
 pub struct CacheRefit {
-    /// Constants of the plan, per slot.
+    /// The constants of the plan, per slot.
     pub places: Vec<CacheCorrection>,
     /// The tables that are in place.
     pub tables: CacheTables,
 }
 
-/// What is fitted.
+/// The corrections to fit.
 pub struct Sequential {
     /// The correction of the cache, if the plan has one.
     pub cache: Option<CacheRefit>,
-    /// The correction of the sample, if wanted.
+    /// The mode of the sample compensation, if it is wanted.
     pub compensation: Option<CompensationMode>,
-    /// Samples to fit on, from the first.
+    /// Number of samples to fit on, from the first.
     pub fit: usize,
 }
 
-/// What was fitted.
+/// The fitted tables.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Fitted {
-    /// Ranges as given, corrections of layers as fitted.
+    /// The given ranges, and the fitted corrections of layers.
     pub tables: QuantTables,
-    /// The correction of the cache.
+    /// The fitted correction of the cache.
     pub cache: Option<CacheTables>,
-    /// The correction of the sample.
+    /// The fitted sample compensation.
     pub compensation: Option<Compensation>,
 }
 
@@ -81,8 +81,8 @@ struct Pair {
     quantized: Trajectory,
 }
 
-/// Runs `float`, whose plan is neither corrected nor quantized, and `study`, whose plan has
-/// reference sums for the layers that `tables` correct, side by side.
+/// Runs `float` and `study` side by side. The plan of `float` is neither corrected nor quantized.
+/// The plan of `study` has reference sums for the layers that `tables` correct.
 pub(crate) fn sequential(
     float: &mut Denoiser,
     study: &mut TunableLoop,
@@ -152,7 +152,7 @@ pub(crate) fn sequential(
     })
 }
 
-/// Fits the correction of evaluation `t` to what the quantized loop has stored.
+/// Fits the correction of evaluation `t` to the tensors that the quantized loop has stored.
 fn refit_cache(
     refit: &mut CacheRefit,
     float: &Denoiser,
@@ -193,17 +193,19 @@ fn refit_cache(
     Ok(())
 }
 
-/// Layers whose sums are corrected.
+/// The layers whose sums are corrected.
 struct ReferenceSums {
-    /// Index in the survey, constants of factor and bias.
+    /// Index in the survey, and the constants of factor and bias.
     layers: Vec<(usize, [usize; 2])>,
-    /// Step: position in `layers`, and whether it is the rounded sum.
+    /// By step: the index in `layers`, and whether the step is the rounded sum.
     steps: HashMap<(ProgramKind, usize), (usize, bool)>,
 }
 
 impl ReferenceSums {
+    /// Finds the layers that `tables` correct.
+    ///
     /// # Panics
-    /// When the loop has no tables for a layer that `tables` correct.
+    /// If the loop has no tables for one of these layers.
     fn new(places: &Places, tables: &QuantTables) -> ReferenceSums {
         let layers: Vec<(usize, [usize; 2])> =
             tables.corrections.keys().map(|&i| (i, places.corrections[&LayerId(i)])).collect();
@@ -216,7 +218,8 @@ impl ReferenceSums {
         ReferenceSums { steps: steps.collect(), layers }
     }
 
-    /// Fits all layers at evaluation `t`, each to the float sum of what it really reads.
+    /// Fits all layers at evaluation `t`, each to the float sum of its inputs in the quantized
+    /// loop.
     fn fit(
         &self,
         quantized: &mut Denoiser,
@@ -230,7 +233,7 @@ impl ReferenceSums {
         let mut moments: Vec<Moments> =
             self.layers.iter().map(|(i, _)| Moments::new(survey.layers[*i].channels)).collect();
         for pair in pairs {
-            // what it stores is not kept
+            // the tensors that this run stores are not kept
             let mut trial = pair.quantized.clone();
             let mut float = Vec::new();
             let mut watch = |step: &Watched| {

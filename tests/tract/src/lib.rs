@@ -1,5 +1,5 @@
-//! Whole models against tract. Models that tract does not load are listed, not failed: it is the
-//! second oracle.
+//! Whole models compared with tract. Models that tract does not load are listed and do not fail the
+//! test, because tract is the second reference.
 
 #![cfg(test)]
 
@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tract_onnx::prelude::{self as tract, Framework, InferenceModelExt, IntoRunnable};
 
-/// The first output, or why tract gives none.
+/// The first output, or the reason why tract gives none.
 fn by_tract(check: &Check, order: &[String]) -> Result<Vec<f32>, String> {
     let text = |e: tract::TractError| e.to_string();
     let mut model = tract_onnx::onnx().model_for_path(&check.model).map_err(text)?;

@@ -1,20 +1,20 @@
-//! Errors along the trajectory: lines on a logarithmic axis. What is drawn stretches with the page,
-//! what is written does not.
+//! The chart of errors along the trajectory: lines on a logarithmic axis. The drawing stretches
+//! with the page, the text does not.
 
 use super::markup::{number, percent};
 use cachequant::report::trajectory::{Curve, Errors, Variant};
 use std::fmt::Write;
 
-/// The drawing is a square of this size, stretched to its place.
+/// The drawing is a square of this size and is stretched to its place.
 const SIZE: f64 = 1000.0;
 
-/// Errors smaller than the largest by more are not drawn.
+/// Errors that are smaller than the largest by more than this factor are not drawn.
 const DYNAMIC_RANGE: f64 = 1e5;
 
-/// Distance between two labels, as a part of the chart's height.
+/// Distance between two labels, as a share of the chart's height.
 const LABEL: f64 = 0.062;
 
-/// Class, short name, meaning.
+/// CSS class, short name and meaning of a curve.
 pub fn described(of: Variant) -> [&'static str; 3] {
     match of {
         Variant::Cache => {
@@ -28,7 +28,7 @@ pub fn described(of: Variant) -> [&'static str; 3] {
     }
 }
 
-/// The chart, and a table of where its lines end.
+/// The chart, and a table of the values at the ends of its lines.
 pub fn chart(errors: &Errors, full: Option<&[usize]>) -> String {
     let Some(axis) = Axis::of(&errors.curves) else {
         return "<p>All loops give what the ordinary one gives, bit for bit.</p>\n".into();
@@ -53,7 +53,7 @@ pub fn chart(errors: &Errors, full: Option<&[usize]>) -> String {
     out
 }
 
-/// Ends of the lines.
+/// The table of the values at the ends of the lines.
 pub fn table(errors: &Errors) -> String {
     let mut out = String::from(
         "<table class=\"ends\">\n<thead><tr><th>Loop</th><th class=\"n\">Error at the end</th><th class=\"n\">PSNR</th></tr></thead>\n<tbody>\n",
@@ -71,14 +71,14 @@ pub fn table(errors: &Errors) -> String {
     out
 }
 
-/// Ends of the vertical axis, both 1, 2 or 5 times a power of ten.
+/// The vertical axis. Both ends are 1, 2 or 5 times a power of ten.
 struct Axis {
     low: f64,
     high: f64,
 }
 
 impl Axis {
-    /// `None` if nothing is above zero.
+    /// `None` if no error is above zero.
     fn of(curves: &[Curve]) -> Option<Axis> {
         let all =
             || curves.iter().flat_map(|c| &c.errors).copied().filter(|e| e.is_finite() && *e > 0.0);
@@ -93,7 +93,7 @@ impl Axis {
         (1.0 - (error / self.low).ln() / (self.high / self.low).ln()) * SIZE
     }
 
-    /// Powers of ten, or finer where there would be few.
+    /// Powers of ten, or finer ticks where there would be few.
     fn ticks(&self) -> impl Iterator<Item = f64> {
         let (low, high) = (self.low * 0.999, self.high * 1.001);
         let fine = self.high / self.low < 300.0;
@@ -122,7 +122,7 @@ fn steps(from: f64) -> impl Iterator<Item = f64> {
     (first..first + 20).flat_map(|power| [1.0, 2.0, 5.0].map(|m| m * 10f64.powi(power)))
 }
 
-/// A step without the last digits of its arithmetic.
+/// A number without rounding errors in its last digits.
 fn plain(x: f64) -> String {
     let digits = (-x.log10().floor()).max(0.0) as usize;
     format!("{x:.digits$}")
@@ -132,7 +132,7 @@ fn x(t: usize, evaluations: usize) -> f64 {
     if evaluations < 2 { SIZE / 2.0 } else { t as f64 / (evaluations - 1) as f64 * SIZE }
 }
 
-/// The line, broken where there is no error to draw, and a dot at its end.
+/// A line, interrupted where there is no error to draw, and a dot at its end.
 fn line(curve: &Curve, axis: &Axis) -> String {
     let (mut path, mut pen_is_down, mut end) = (String::new(), false, None);
     for (t, &error) in curve.errors.iter().enumerate() {
@@ -147,7 +147,7 @@ fn line(curve: &Curve, axis: &Axis) -> String {
     end.map_or(path.clone(), |(x, y)| format!("{path}M{x:.1} {y:.1}h0"))
 }
 
-/// Names at the ends of the lines, moved apart where they would cover each other.
+/// Names at the ends of the lines, moved apart where they would overlap.
 fn end_labels(errors: &Errors, axis: &Axis, out: &mut String) {
     let mut labels: Vec<(f64, Variant)> = Vec::new();
     for curve in &errors.curves {
@@ -176,7 +176,7 @@ fn end_labels(errors: &Errors, axis: &Axis, out: &mut String) {
     }
 }
 
-/// Numbers of evaluations, and a mark for each full one.
+/// The numbers of evaluations, and a mark for each full one.
 fn draw_steps(evaluations: usize, full: Option<&[usize]>, out: &mut String) {
     if let Some(full) = full {
         let marks: String =

@@ -1,11 +1,11 @@
-//! Quantized layers, and those that stay float.
+//! The quantized layers, and those that stay float.
 
 use super::markup::{Text, counted, number, percent};
 use cachequant::report::layers::{InputRanges, LayerFacts, QuantizationFacts};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// A row per layer.
+/// A table with a row per layer.
 pub fn table(quantization: &QuantizationFacts, macs: i64, caches: bool) -> String {
     let mut out = String::from(
         "<table class=\"layers\">\n<thead><tr><th>Layer</th><th class=\"n\">Work</th><th>Bits</th><th class=\"n\">Weights SQNR</th><th>Range of what it reads, by evaluation</th><th>Notes</th></tr></thead>\n<tbody>\n",
@@ -48,7 +48,7 @@ fn row(layer: &LayerFacts, macs: i64, caches: bool, out: &mut String) {
     );
 }
 
-/// A small picture of the ranges and their ends over all evaluations.
+/// A small picture of an input's ranges over the evaluations, with their ends.
 fn input(input: &InputRanges) -> String {
     let read = || input.ranges.iter().flatten();
     let name = input.name.as_ref().map_or(String::new(), |name| format!("<i>{}</i>", Text(name)));
@@ -76,7 +76,7 @@ fn input(input: &InputRanges) -> String {
     )
 }
 
-/// Layers that stay float, by reason.
+/// The layers that stay float, by reason.
 pub fn float(quantization: &QuantizationFacts) -> String {
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     quantization

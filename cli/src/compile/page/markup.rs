@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Write};
 
-/// Text that means itself: names come from models, which anybody may have made.
+/// Text that is escaped, because names come from models, which may be from anybody.
 pub struct Text<T>(pub T);
 
 impl<T: Display> Display for Text<T> {
@@ -21,7 +21,8 @@ impl Write for Escaping<'_, '_> {
             '>' => self.0.write_str("&gt;"),
             '"' => self.0.write_str("&quot;"),
             '\'' => self.0.write_str("&#39;"),
-            // what HTML does not allow, and what turns the direction of the text around it
+            // characters that HTML does not allow, and those that change the direction of the text
+            // around them
             c if c.is_control()
                 || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') =>
             {
@@ -32,7 +33,7 @@ impl Write for Escaping<'_, '_> {
     }
 }
 
-/// Three significant digits.
+/// A number with three significant digits.
 pub fn number(x: f64) -> String {
     if x == 0.0 || !x.is_finite() {
         return if x == 0.0 { "0".into() } else { x.to_string() };
@@ -44,17 +45,17 @@ pub fn number(x: f64) -> String {
     format!("{x:.*}", (2 - magnitude).max(0) as usize).replace('-', "−")
 }
 
-/// A share as per cent.
+/// A share as a percentage.
 pub fn percent(share: f64) -> String {
     format!("{} %", number(share * 100.0))
 }
 
-/// `1 layer`, `2 layers`.
+/// A count with its noun: `1 layer`, `2 layers`.
 pub fn counted(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-/// Rows of a term and its explanation; the latter are HTML.
+/// Rows of a term and its explanation, which is HTML.
 pub fn facts(rows: &[(&str, String)]) -> String {
     let row =
         |(term, value): &(&str, String)| format!("<div><dt>{term}</dt><dd>{value}</dd></div>\n");

@@ -1,13 +1,13 @@
-//! Which evaluations are full, and what else was tried.
+//! The schedule, and the alternatives that were measured.
 
 use super::markup::{Text, number};
 use cachequant::report::{Caching, Candidate};
 use std::fmt::Write;
 
-/// Longest loop whose time steps are written into the strip.
+/// Largest number of evaluations whose time steps are written into the strip.
 const WRITTEN: usize = 120;
 
-/// What the strip's cells show.
+/// Explains the cells of the strip.
 pub fn caption(timesteps: &[f64]) -> String {
     match timesteps {
         [first, .., last] if timesteps.len() > WRITTEN => format!("Time steps {first} to {last}."),
@@ -15,7 +15,7 @@ pub fn caption(timesteps: &[f64]) -> String {
     }
 }
 
-/// A cell per evaluation, with its time step.
+/// A strip with a cell per evaluation, which shows its time step.
 pub fn strip(timesteps: &[f64], full: &[usize]) -> String {
     let small = if timesteps.len() > WRITTEN { " small" } else { "" };
     let mut out = format!("<ol class=\"strip{small}\">\n");
@@ -33,7 +33,7 @@ pub fn strip(timesteps: &[f64], full: &[usize]) -> String {
     out
 }
 
-/// What was measured on held-out samples.
+/// The table of schedules that were measured on held-out samples.
 pub fn candidates(caching: &Caching, evaluations: usize) -> String {
     let list = &caching.candidates;
     if list.is_empty() {
@@ -64,7 +64,7 @@ pub fn candidates(caching: &Caching, evaluations: usize) -> String {
     out
 }
 
-/// A small strip.
+/// A small strip for a table.
 fn marks(full: &[usize], evaluations: usize) -> String {
     let path: String = full.iter().map(|t| format!("M{t}.5 0V10")).collect();
     format!(

@@ -1,4 +1,4 @@
-//! Lloyd's k-means from k-means++ beginnings.
+//! Lloyd's k-means, started by k-means++.
 
 use super::below;
 use nalgebra::DMatrix;
@@ -8,9 +8,9 @@ use rand_chacha::rand_core::Rng;
 const ITERATIONS: usize = 100;
 const TILE: usize = 1024;
 
-/// The cluster, below `k`, of every point (a column, finite), of the best of `restarts` runs: least
-/// sum of squared distances, the first among equal ones. Fewer clusters than `k` when there are
-/// fewer different points.
+/// The cluster, below `k`, of every point (a finite column), from the best of `restarts` runs: the
+/// one with the least sum of squared distances, or the first among equal ones. There are fewer
+/// clusters than `k` if there are fewer different points.
 pub(super) fn kmeans(
     points: &DMatrix<f32>,
     k: usize,
@@ -26,7 +26,8 @@ pub(super) fn kmeans(
         .unwrap_or_default()
 }
 
-/// Centres drawn one by one, each with the square of the distance from those before as its chance.
+/// Draws the centres one by one, each with a probability proportional to the square of its distance
+/// from the earlier ones.
 fn begin(points: &DMatrix<f32>, k: usize, random: &mut ChaCha20Rng) -> DMatrix<f32> {
     let (dimensions, n) = points.shape();
     let mut centres = DMatrix::zeros(dimensions, k);
@@ -48,7 +49,7 @@ fn begin(points: &DMatrix<f32>, k: usize, random: &mut ChaCha20Rng) -> DMatrix<f
             left -= s;
             left < 0.0
         });
-        // rounding, or all points are centres already
+        // because of rounding, or because all points are centres already
         next = chosen.unwrap_or_else(|| below(random, n));
     }
     centres
@@ -70,7 +71,7 @@ fn run(points: &DMatrix<f32>, mut centres: DMatrix<f32>) -> (Vec<usize>, f64) {
     (labels, squares.iter().sum())
 }
 
-/// The nearest centre of each point, the first among equal ones, and the square of its distance.
+/// The nearest centre of each point, or the first among equal ones, and the square of its distance.
 fn assign(points: &DMatrix<f32>, centres: &DMatrix<f32>) -> (Vec<usize>, Vec<f64>) {
     let half: Vec<f32> = centres.column_iter().map(|c| c.norm_squared() / 2.0).collect();
     let rows = centres.transpose();
@@ -93,7 +94,7 @@ fn assign(points: &DMatrix<f32>, centres: &DMatrix<f32>) -> (Vec<usize>, Vec<f64
     (labels, squares)
 }
 
-/// Clusters that have lost all points take the ones that are furthest from their centres.
+/// Gives clusters that have lost all points the points that are farthest from their centres.
 fn fill_empty(labels: &mut [usize], squares: &mut [f64], k: usize) {
     let mut sizes = vec![0usize; k];
     labels.iter().for_each(|&l| sizes[l] += 1);
@@ -107,7 +108,7 @@ fn fill_empty(labels: &mut [usize], squares: &mut [f64], k: usize) {
     }
 }
 
-/// Moves every centre to the mean of its points; one without stays.
+/// Moves every centre to the mean of its points. A centre without points stays.
 fn means(points: &DMatrix<f32>, labels: &[usize], centres: &mut DMatrix<f32>) {
     let mut sums = DMatrix::<f64>::zeros(centres.nrows(), centres.ncols());
     let mut sizes = vec![0usize; centres.ncols()];

@@ -1,4 +1,4 @@
-//! Which samples of a pool to calibrate on.
+//! Selects the samples of a pool on which quantization ranges are found.
 
 mod kmeans;
 mod spectral;
@@ -11,7 +11,7 @@ pub use tdac::Tdac;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// Rows of equal length, each seen at some evaluation.
+/// A pool of rows of equal length, each with the evaluation to which it belongs.
 #[derive(Clone, Copy, Debug)]
 pub struct SamplePool<'a> {
     rows: &'a [f32],
@@ -20,10 +20,10 @@ pub struct SamplePool<'a> {
 }
 
 impl<'a> SamplePool<'a> {
-    /// `rows` is `[rows, length]`; `evaluations` has the evaluation of each row.
+    /// A pool of `rows`, `[rows, length]`. `evaluations` has the evaluation of each row.
     ///
     /// # Panics
-    /// When the rows do not divide into the evaluations.
+    /// If the number of values is no multiple of the number of evaluations.
     pub fn new(rows: &'a [f32], evaluations: &'a [usize]) -> SamplePool<'a> {
         let length = rows.len().checked_div(evaluations.len()).unwrap_or(0);
         assert_eq!(rows.len(), length * evaluations.len(), "an evaluation per row");
@@ -35,7 +35,7 @@ impl<'a> SamplePool<'a> {
         self.evaluations.len()
     }
 
-    /// There are no rows.
+    /// Whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.evaluations.is_empty()
     }
@@ -45,7 +45,7 @@ impl<'a> SamplePool<'a> {
         &self.rows[i * self.length..][..self.length]
     }
 
-    /// Indices of the rows of every evaluation from 0 to the last one in the pool.
+    /// Indices of the rows of every evaluation, from 0 to the last one in the pool.
     fn by_evaluation(&self) -> Vec<Vec<usize>> {
         let count = self.evaluations.iter().max().map_or(0, |last| last + 1);
         let mut rows = vec![vec![]; count];
@@ -54,9 +54,9 @@ impl<'a> SamplePool<'a> {
     }
 }
 
-/// For every evaluation of which nothing is selected, adds the row nearest to the mean of its rows
-/// (not in Q&C, which has one quantizer for all evaluations): each table of a quantizer needs a
-/// sample. Sorts.
+/// For every evaluation of which nothing is selected, adds the row nearest to the mean of its rows,
+/// because each table of a quantizer needs a sample. Q&C does not do that, as it has one quantizer
+/// for all evaluations. The result is sorted.
 fn top_up(pool: &SamplePool, mut selected: Vec<usize>) -> Vec<usize> {
     let mut has = vec![false; pool.by_evaluation().len()];
     selected.iter().for_each(|&row| has[pool.evaluations[row]] = true);
@@ -66,7 +66,8 @@ fn top_up(pool: &SamplePool, mut selected: Vec<usize>) -> Vec<usize> {
     selected
 }
 
-/// The first of those that are nearest. What is not finite counts as zero.
+/// The row nearest to the mean, or the first among equal ones. Values that are not finite count as
+/// zero.
 fn nearest_to_mean(pool: &SamplePool, rows: &[usize]) -> Option<usize> {
     let value = |x: f32| if x.is_finite() { f64::from(x) } else { 0.0 };
     let mut mean = vec![0.0; pool.length];
@@ -81,7 +82,7 @@ fn nearest_to_mean(pool: &SamplePool, rows: &[usize]) -> Option<usize> {
     nearest.map(|nearest| nearest.0)
 }
 
-/// Draws that depend on the seed and on what they are for.
+/// Random numbers that depend on the seed and on their purpose.
 fn random(seed: u64, stream: u64) -> ChaCha20Rng {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -90,12 +91,12 @@ fn random(seed: u64, stream: u64) -> ChaCha20Rng {
     random
 }
 
-/// From 0 to `n` − 1, each as likely as the others up to `n` / 2^64.
+/// A number from 0 to `n` − 1, uniformly up to a deviation of `n` / 2^64.
 fn below(random: &mut ChaCha20Rng, n: usize) -> usize {
     ((u128::from(random.next_u64()) * n as u128) >> 64) as usize
 }
 
-/// `n` of the rows (all, if there are fewer), without replacement.
+/// Draws `n` of the rows, or all if there are fewer, without replacement.
 fn draw(random: &mut ChaCha20Rng, mut rows: Vec<usize>, n: usize) -> Vec<usize> {
     let n = n.min(rows.len());
     for i in 0..n {
@@ -114,8 +115,8 @@ mod tests {
     fn evaluations_without_a_sample_get_the_one_nearest_to_their_mean() {
         let rows = [0.0, 1.0, 5.0, 9.0, f32::NAN, 2.0];
         let pool = SamplePool::new(&rows, &[0, 2, 2, 2, 4, 4]);
-        // the mean of evaluation 2 is 5; of evaluation 4, NaN being 0, it is 1, and both are as
-        // near
+        // The mean of evaluation 2 is 5. That of evaluation 4, NaN being 0, is 1, and both rows are
+        // as near.
         assert_eq!(top_up(&pool, vec![0]), [0, 2, 4]);
         assert_eq!(top_up(&pool, vec![5, 3]), [0, 3, 5]);
         assert!(top_up(&SamplePool::new(&[], &[]), vec![]).is_empty());

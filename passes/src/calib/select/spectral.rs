@@ -1,25 +1,26 @@
-//! Where the rows of a pool lie relative to one another: leading singular vectors of their
-//! similarity to some of them (Q&C sections 2.2 and 2.3, in the landmark form).
+//! Embeds the rows of a pool by their similarity: the leading singular vectors of their similarity
+//! to some of the rows (Q&C sections 2.2 and 2.3, in the form with landmarks).
 
 use super::SamplePool;
 use nalgebra::{DMatrix, DMatrixView, SymmetricEigen};
 
 const TILE: usize = 1024;
 
-/// Singular values below this part of the largest say nothing.
+/// Singular values below this share of the largest are ignored.
 const SMALLEST: f64 = 1e-6;
 
-/// How rows are compared.
+/// The measure of similarity of two rows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Similarity {
-    /// Part of what the rows hold; the rest is of when they were seen.
+    /// Weight of the content of the rows; the rest is the weight of their time.
     pub alpha: f64,
-    /// Evaluations over which similarity in time falls to 1/e.
+    /// Number of evaluations over which the similarity in time falls to 1/e.
     pub bandwidth: f64,
 }
 
 /// A column of length 1 (or 0) per row of the pool: its entries in the `k` leading left singular
-/// vectors of the normalised similarity to `landmarks`. O(rows · landmarks · (length + landmarks)).
+/// vectors of the normalised similarity to `landmarks`. It takes O(rows · landmarks · (length +
+/// landmarks)).
 pub(super) fn embed(
     pool: &SamplePool,
     landmarks: &[usize],
@@ -47,8 +48,8 @@ pub(super) fn embed(
     embedding
 }
 
-/// `[landmarks, rows]`: α · max(0, cos) + (1 − α) · exp(−|Δt| / bandwidth). Rows of zeros, and such
-/// as are not finite, have cosine 0.
+/// The similarities `[landmarks, rows]`: α · max(0, cos) + (1 − α) · exp(−|Δt| / bandwidth). Rows
+/// of zeros and rows that are not finite have cosine 0.
 fn similarities(
     pool: &SamplePool,
     landmarks: &[usize],
@@ -76,7 +77,7 @@ fn similarities(
     all
 }
 
-/// Each entry divided by the roots of its row's and its column's sums.
+/// Divides each entry by the roots of the sums of its row and of its column.
 fn normalised(mut a: DMatrix<f32>) -> DMatrix<f32> {
     let inverse_root = |sum: f64| if sum > 0.0 { 1.0 / sum.sqrt() } else { 0.0 };
     let mut of_rows = vec![0.0; a.nrows()];
@@ -92,8 +93,8 @@ fn normalised(mut a: DMatrix<f32>) -> DMatrix<f32> {
     a
 }
 
-/// diag(1/s)·Vᵀ of the `k` largest eigenvalues s² of a Gram matrix: maps a column of similarities
-/// to its place in the left singular vectors. `None` when there is no decomposition.
+/// diag(1/s)·Vᵀ of the `k` largest eigenvalues s² of a Gram matrix. It maps a column of
+/// similarities to its place in the left singular vectors. `None` if there is no decomposition.
 fn to_left_vectors(gram: DMatrix<f64>, k: usize) -> Option<DMatrix<f64>> {
     let n = gram.nrows();
     let eigen = SymmetricEigen::try_new(gram, f64::EPSILON, 1000 * n.max(1))?;
@@ -130,8 +131,8 @@ mod tests {
         }
     }
 
-    /// With every row a landmark, L is symmetric and its singular vectors are the decomposition's
-    /// own.
+    /// With every row as a landmark, L is symmetric, and its singular vectors are those of its
+    /// decomposition.
     #[test]
     fn the_embedding_spans_the_leading_singular_vectors() {
         let rows: Vec<f32> = (0..40 * 6).map(|i| ((i * i) as f32 * 0.61).sin()).collect();

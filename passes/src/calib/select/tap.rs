@@ -1,7 +1,7 @@
-//! Temporal-aware parallel clustering (Q&C, arXiv:2503.02508): samples from clusters of rows that
-//! are alike in content and in time, so that what caching has made nearly equal is not looked at
-//! over and over. Products of matrices differ in their last bits between CPUs, with and without
-//! fused multiply-add: the selection is the same for every run on one machine.
+//! Temporal-aware parallel clustering (Q&C, arXiv:2503.02508): selects samples from clusters of
+//! rows that are alike in content and in time, so that rows that caching has made nearly equal are
+//! not selected over and over. Products of matrices differ in their last bits between CPUs with and
+//! without fused multiply-add, so the selection is the same for every run on one machine only.
 
 use super::kmeans::kmeans;
 use super::spectral::{Similarity, embed};
@@ -11,25 +11,26 @@ use nalgebra::DMatrix;
 /// Least and greatest number of samples of a cluster.
 const QUOTA: [usize; 2] = [3, 10];
 
-/// Settings; the default is the published one.
+/// Settings of the clustering. The default is the published one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tap {
-    /// Embeddings, each with landmarks of its own.
+    /// Number of embeddings, each with landmarks of its own.
     pub runs: usize,
-    /// Part of the pool that is landmarks; at least twice the clusters.
+    /// Share of the pool that is landmarks, which are at least twice as many as the clusters.
     pub fraction: f64,
-    /// Clusters; as many fewer or more as it takes for `total` to be 3 to 10 of each.
+    /// Number of clusters. It is changed as far as is needed for `total` to be 3 to 10 samples of
+    /// each cluster.
     pub clusters: usize,
-    /// Weight of what rows hold against when they were seen, 0 to 1.
+    /// Weight of the content of rows against their time, 0 to 1.
     pub alpha: f64,
-    /// Evaluations over which similarity in time falls to 1/e (the paper gives no unit for the
-    /// distance in time).
+    /// Number of evaluations over which the similarity in time falls to 1/e. (The paper gives no
+    /// unit for the distance in time.)
     pub bandwidth: f64,
-    /// Samples to select.
+    /// Number of samples to select.
     pub total: usize,
-    /// Beginnings of k-means, of which the best counts.
+    /// Number of runs of k-means, of which the best one counts.
     pub restarts: usize,
-    /// Of all draws.
+    /// Seed of all draws.
     pub seed: u64,
 }
 
@@ -49,8 +50,8 @@ impl Default for Tap {
 }
 
 impl Tap {
-    /// Indices of the selected rows, ascending: `total` (all, if there are fewer), and one of every
-    /// evaluation that would have none.
+    /// Indices of the selected rows in ascending order: `total` rows, or all if there are fewer,
+    /// and one row of every evaluation that would have none.
     pub fn select(&self, pool: &SamplePool) -> Vec<usize> {
         if self.total >= pool.len() {
             return (0..pool.len()).collect();
@@ -71,7 +72,8 @@ impl Tap {
         self.clusters.clamp(fewest, fewest.max(self.total / QUOTA[0])).clamp(1, rows)
     }
 
-    /// Those of all runs below one another (the paper does not say how runs are joined).
+    /// The embeddings of all runs, one below the other. (The paper does not say how runs are
+    /// joined.)
     fn embeddings(&self, pool: &SamplePool, k: usize) -> DMatrix<f32> {
         let part = (self.fraction * pool.len() as f64).ceil() as usize;
         let count = part.max(2 * k).min(pool.len());
@@ -88,9 +90,9 @@ impl Tap {
     }
 }
 
-/// How many of each cluster: an equal share within the bounds, then one more of the largest, or one
-/// less of the smallest, until the sum is `total` (at most Σ `sizes`). The bounds give way where
-/// clusters are too small.
+/// The number of samples from each cluster: an equal share within the bounds, then one more from
+/// the largest or one less from the smallest, until the sum is `total` (at most Σ `sizes`). The
+/// bounds are broken where clusters are too small.
 fn quotas(sizes: &[usize], total: usize) -> Vec<usize> {
     let share = (total as f64 / sizes.len().max(1) as f64).round() as usize;
     let share = share.clamp(QUOTA[0], QUOTA[1]);
@@ -131,7 +133,7 @@ mod tests {
     const STEPS: usize = 30;
     const PER_STEP: usize = 20;
 
-    /// Rows of 32 values; from step 15 on, all rows are one and the same up to a thousandth.
+    /// Rows of 32 values. From step 15 on, all rows are equal up to a thousandth.
     fn collapsed() -> (Vec<f32>, Vec<usize>) {
         let noise = |i: usize| {
             let hash = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);

@@ -1,38 +1,39 @@
-//! EDA-DM's selection (TDAC, arXiv:2401.04585): more samples of evaluations whose features are like
-//! many others', and of such as are unlike.
+//! EDA-DM's selection (TDAC, arXiv:2401.04585): takes more samples from evaluations whose features
+//! are like those of many others, and from evaluations whose features are unlike.
 
 use super::{SamplePool, draw, random, top_up};
 
-/// Settings.
+/// Settings of the selection.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tdac {
-    /// Weight of diversity against density; the published scripts have 1.0 to 5.0.
+    /// Weight of diversity against density. The published scripts use 1.0 to 5.0.
     pub lambda: f64,
-    /// Features are near when their distance is among this part of all: EDA-DM has a number per
-    /// data set, in the feature's own unit.
+    /// Two features are near if their distance is in this lowest share of all distances. EDA-DM has
+    /// a number per data set, in the unit of the features.
     pub near: f64,
-    /// Rows are `[positions, channels]`; cosines are over channels.
+    /// Number of channels: rows are `[positions, channels]`, and cosines are over channels.
     pub channels: usize,
-    /// Samples to select.
+    /// Number of samples to select.
     pub total: usize,
-    /// Of all draws.
+    /// Seed of all draws.
     pub seed: u64,
 }
 
 impl Tdac {
-    /// As published for ImageNet, with the recommended measure of nearness.
+    /// The settings that are published for ImageNet, with the recommended measure of nearness.
     pub fn new(channels: usize) -> Tdac {
         Tdac { lambda: 1.2, near: 0.2, channels, total: 1024, seed: 0 }
     }
 
-    /// Indices of the selected rows, ascending: `total` (all, if there are fewer), and one of every
-    /// evaluation that would have none. The feature of an evaluation is its rows in the pool's
-    /// order; of evaluations with different numbers of rows the first ones are compared.
+    /// Indices of the selected rows in ascending order: `total` rows, or all if there are fewer,
+    /// and one row of every evaluation that would have none. The feature of an evaluation is its
+    /// rows in the order of the pool. Of two evaluations with different numbers of rows, only the
+    /// first rows that both have are compared.
     ///
-    /// O(evaluations · values of the pool).
+    /// It takes O(evaluations · values of the pool).
     ///
     /// # Panics
-    /// When a row is no multiple of the channels.
+    /// If the length of a row is no multiple of the number of channels.
     pub fn select(&self, pool: &SamplePool) -> Vec<usize> {
         let rows: Vec<_> =
             pool.by_evaluation().into_iter().filter(|rows| !rows.is_empty()).collect();
@@ -45,7 +46,8 @@ impl Tdac {
         )
     }
 
-    /// Density and `lambda` times diversity of each evaluation, both from 0 to 1.
+    /// The weight of each evaluation: its density plus `lambda` times its diversity. Both are from
+    /// 0 to 1.
     fn weights(&self, pool: &SamplePool, rows: &[Vec<usize>]) -> Vec<f64> {
         let mut pairs = vec![];
         for s in 0..rows.len() {
@@ -69,9 +71,9 @@ impl Tdac {
         density.iter().zip(diversity).map(|(d, v)| d + self.lambda * v).collect()
     }
 
-    /// Mean square difference, and the sum over positions of 1 − cos, of the rows that both have.
-    /// Positions with something that is not finite, or with nothing but zeros on one side, are
-    /// taken to be alike.
+    /// The mean square difference, and the sum of 1 − cos over positions, of the rows that both
+    /// have. Positions with a value that is not finite, or with only zeros on one side, count as
+    /// equal.
     fn compare(&self, pool: &SamplePool, a: &[usize], b: &[usize]) -> [f64; 2] {
         let c = self.channels;
         assert!(
@@ -95,15 +97,16 @@ impl Tdac {
     }
 }
 
-/// Least becomes 0 and greatest 1; all 0 when they are equal.
+/// Maps the least value to 0 and the greatest to 1; all values to 0 if they are equal.
 fn from_0_to_1(values: Vec<f64>) -> Vec<f64> {
     let min = values.iter().copied().fold(f64::INFINITY, f64::min);
     let max = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     values.iter().map(|v| if max > min { (v - min) / (max - min) } else { 0.0 }).collect()
 }
 
-/// Shares of `total` by weight (equal ones when all are zero), within what is available. What
-/// rounding leaves goes, one each, to the largest; what it took too much comes from the last.
+/// Shares of `total` in proportion to the weights (equal shares if all weights are zero), limited
+/// by what is available. The remainder of rounding goes to the largest shares, one each; an excess
+/// is taken from the last ones.
 fn counts(weights: &[f64], available: &[usize], total: usize) -> Vec<usize> {
     let sum: f64 = weights.iter().sum();
     let total = total.min(available.iter().sum());
@@ -132,8 +135,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Evaluations 0 to 5 have the same feature, 6 to 9 four unlike ones; four rows of two
-    /// positions of two channels each.
+    /// Evaluations 0 to 5 have the same feature, and 6 to 9 have four unlike ones. Each has four
+    /// rows of two positions of two channels.
     fn pool() -> (Vec<f32>, Vec<usize>) {
         let feature = |e: usize| match e {
             0..6 => [1.0, 0.0],
@@ -155,7 +158,7 @@ mod tests {
         let density = Tdac { lambda: 0.0, ..Tdac::new(2) }.weights(&pool, &by_evaluation);
         assert_eq!(density, [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
         let weights = Tdac { lambda: 1.0, ..Tdac::new(2) }.weights(&pool, &by_evaluation);
-        // 7 is the opposite of the first six; they are like one another
+        // 7 is the opposite of the first six, which are like one another
         assert_eq!((weights[7], weights[0]), (1.0, 1.0));
         assert!(weights[6] < 1.0 && weights[6] > 0.0, "{weights:?}");
     }

@@ -1,8 +1,8 @@
-//! A list of nodes under construction, and the values they read and write.
+//! The nodes of a model under construction, and the values that they read and write.
 //!
-//! Transposes and reshapes are views (`views.rs`): a node is written for one when something reads
-//! it under that form, and views of views join before. So the channels-last values of a plan stay
-//! channels first, as standard operators want them.
+//! Transposes and reshapes are views (`views.rs`). A node for a view is written only if something
+//! reads the value in that form, and views of views are joined before. So the channels-last values
+//! of a plan stay channels first, as standard operators need them.
 
 use super::Qdq;
 use super::ops;
@@ -16,21 +16,21 @@ use cqc_proto::{DType, Dim, Op, Tensor, ValueType};
 use std::collections::HashMap;
 use std::rc::Rc;
 
-/// A value.
+/// Id of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Val(usize);
 
-/// What a value is made of.
+/// The definition of a value.
 #[derive(Clone, Debug)]
 pub(super) enum Def {
-    /// An input or a node's result.
+    /// An input or the result of a node.
     Named,
     Constant(Tensor),
-    /// i8 numbers of 4 bits.
+    /// Numbers of 4 bits, given as i8.
     Nibbles(Tensor),
-    /// Another value, rounded where it is read.
+    /// Another value that is rounded where it is read.
     Rounded(Rc<Rounded>),
-    /// Quantized weights, made floats where they are read.
+    /// Quantized weights that are dequantized where they are read.
     Quantized(Rc<Quantized>),
     /// Axis `k` is axis `perm[k]` of the other value.
     Transposed {
@@ -51,27 +51,27 @@ struct Value {
     label: String,
 }
 
-/// Why an operator has no spelling.
+/// A result, or the reason why an operator cannot be written in ONNX.
 pub(super) type ExportResult<T = Val> = Result<T, String>;
 
 pub(super) struct Cx<'a> {
     pub store: &'a mut Store,
     pub scope: &'a mut Scope,
-    /// How rounding is written.
+    /// The form in which rounding is written.
     pub qdq: Qdq,
     pub nodes: Vec<NodeProto>,
-    /// Name of the step at work, which its nodes get.
+    /// Name of the current step, which its nodes get.
     pub step: String,
     values: Vec<Value>,
     pub(super) transposed: HashMap<(Val, Vec<usize>), Val>,
     pub(super) reshaped: HashMap<(Val, Vec<Dim>), Val>,
-    /// Values rounded by a scale and a zero point.
+    /// Values that are rounded by a scale and a zero point.
     pub(super) rounded: HashMap<[Val; 3], Val>,
     /// Segments of values.
     pub(super) segments: HashMap<(Val, usize), Val>,
-    /// What concats join, and on which axis.
+    /// The parts of a concatenation and its axis.
     pub(super) joined: HashMap<Val, (usize, Vec<Val>)>,
-    /// A value with the batch alone on an axis.
+    /// A value with the batch alone on an axis, and that axis.
     batch_on: Option<(Val, usize)>,
     batch: Option<Val>,
 }
@@ -154,8 +154,8 @@ impl<'a> Cx<'a> {
         self.constant("sizes", Tensor::from_i64(&[list.len()], list))
     }
 
-    /// The name of the tensor that holds the value in its own form; writes the nodes that make it
-    /// so.
+    /// The name of the tensor that holds the value in its own form. Writes the nodes that bring it
+    /// into this form.
     pub fn name(&mut self, v: Val) -> String {
         if let Some(name) = &self.values[v.0].name {
             return name.clone();
@@ -231,7 +231,7 @@ impl<'a> Cx<'a> {
         self.nodes(op, &inputs, attribute, &[ty])[0]
     }
 
-    /// Spells an operator with one result.
+    /// Writes an operator with one result.
     pub fn emit(&mut self, op: Op, inputs: &[Val]) -> ExportResult {
         let inputs: Vec<_> = inputs.iter().copied().map(Some).collect();
         Ok(ops::export_op(self, &op, &inputs)?[0])
@@ -275,7 +275,7 @@ impl<'a> Cx<'a> {
         self.binary(BinaryKind::Add, scaled, rest)
     }
 
-    /// The batch, a vector of one.
+    /// The batch size, as a vector of one element.
     fn batch(&mut self, symbol: &str) -> ExportResult {
         if let Some(batch) = self.batch {
             return Ok(batch);
@@ -289,7 +289,7 @@ impl<'a> Cx<'a> {
         Ok(batch)
     }
 
-    /// Lets the tensor behind the last node's result be known under a name of the source model.
+    /// Gives the tensor under the last node's result a name of the source model.
     pub fn call(&mut self, v: Val, name: &str) {
         let root = match self.def(v) {
             Def::Transposed { of, .. } => *of,

@@ -1,4 +1,4 @@
-//! Why a plan cannot be written as ONNX.
+//! The errors of an export.
 
 use cqc_proto::plan::ProgramKind;
 use std::fmt;
@@ -6,26 +6,26 @@ use std::fmt;
 /// Why a plan cannot be written as ONNX.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExportError {
-    /// Steps that have no spelling: all of them.
+    /// All steps that have no form in standard ONNX.
     #[error("{}", list(.0))]
     Unsupported(Vec<UnsupportedStep>),
     /// The plan's `prelude_steps` runs for all evaluations at once, with a fixed batch.
     #[error(
-        "the conditioning is computed for all evaluations at once in a fixed batch, which export cannot cut apart"
+        "the conditions are processed for all evaluations at once in a fixed batch, which the export cannot divide"
     )]
     Stacked,
 }
 
-/// A step without a spelling in standard ONNX.
+/// A step that has no form in standard ONNX.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnsupportedStep {
-    /// The program it belongs to.
+    /// The program to which it belongs.
     pub program: ProgramKind,
     /// Name of the step.
     pub step: String,
     /// The operator.
     pub op: String,
-    /// What the standard lacks.
+    /// The reason.
     pub reason: String,
 }
 

@@ -1,9 +1,9 @@
-//! Channels first: the way back from `rewrite/layout.rs`.
+//! Brings channels to the front again, which reverses `rewrite/layout.rs`.
 //!
-//! Standard operators want channels on axis 1, a plan has them on the last axis. Operators that
-//! have channels take the channels-first view of their operands and give the channels-last view of
-//! their result; what does not care where channels stand is written channels first when an operand
-//! is there already. Views that meet vanish.
+//! Standard operators have channels on axis 1, a plan has them on the last axis. Operators with
+//! channels take the channels-first view of their operands and give the channels-last view of their
+//! result. Operators for which the position of the channels makes no difference are written
+//! channels first if an operand is available in this form. Views that meet cancel.
 
 use super::cx::{Cx, ExportResult, Val};
 use super::ops;
@@ -12,7 +12,8 @@ use crate::rewrite::matching::inverse;
 use cqc_proto::op::{ConvLayout, Op};
 use cqc_proto::{Dim, ValueType};
 
-/// Writes an operator channels first if that is how it or an operand wants it; `None`: as it is.
+/// Writes an operator channels first if the operator or an operand needs that; `None` if it does
+/// not.
 pub(super) fn export_op(
     cx: &mut Cx,
     op: &Op,
@@ -37,8 +38,8 @@ pub(super) fn export_op(
     }
 }
 
-/// Writes an operator whose operands have been moved. It must not be moved again: of three axes,
-/// first of last is last of first.
+/// Writes an operator whose operands have been moved. It must not be moved again: with three axes,
+/// moving channels first twice is moving them last.
 fn back(cx: &mut Cx, op: &Op, inputs: &[Option<Val>]) -> ExportResult<Vec<Val>> {
     let types: Vec<Option<&ValueType>> = inputs.iter().map(|v| v.map(|v| cx.ty(v))).collect();
     let outputs = op.infer(&types).map_err(|e| e.reason)?;

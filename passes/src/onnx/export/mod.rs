@@ -1,20 +1,20 @@
-//! [`Plan`] → standard ONNX models.
+//! Exports a [`Plan`] as standard ONNX models.
 //!
-//! Every operator becomes operators of the default domain (`ops`), channels first where the
-//! standard wants that (`layout.rs`). A plan becomes up to four models that share one file of
-//! constants; [`Port`]s say how the loop connects them.
+//! Every operator becomes operators of the default domain (`ops`), with channels first where the
+//! standard needs that (`layout.rs`). A plan becomes up to four models that share one file of
+//! constants. [`Port`]s say how the loop connects them.
 //!
-//! | model | runs | takes | gives |
+//! | model | runs | inputs | outputs |
 //! |---|---|---|---|
-//! | `prelude` | once per request | conditions | what depends on them only |
-//! | `prelude_steps` | before each evaluation | conditions, results of `prelude`, `step` | what depends on them and the time step |
+//! | `prelude` | once per request | conditions | values that depend on the conditions only |
+//! | `prelude_steps` | before each evaluation | conditions, results of `prelude`, `step` | values that depend on conditions and time step |
 //! | `full` | every evaluation, or those that fill the cache | sample, conditions, results of both preludes, `step` | the model's outputs, the cache |
 //! | `cached` | the other evaluations | as `full`, and the cache | the model's outputs |
 //! | `model` ([`Layout::If`]) | every evaluation | as `cached` | as `full`: an `If` chooses, and the cache passes through |
 //!
-//! `step` is the number of the evaluation: tables are constants that it indexes. Unlike in the
-//! engine, `prelude_steps` runs for one evaluation at a time, so that its batch is that of all the
-//! others.
+//! `step` is the number of the evaluation, which indexes the tables. In the engine `prelude_steps`
+//! runs for all evaluations at once; here it runs for one evaluation at a time, so that it has the
+//! same batch as the other models.
 
 mod cx;
 mod error;
@@ -42,38 +42,39 @@ use program::ExportSource;
 use proto::{graph_attribute, value_info};
 use store::{Scope, Store};
 
-/// How full and cached evaluations are packed.
+/// The number of models into which full and cached evaluations are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Layout {
-    /// Two models: the caller chooses.
+    /// Two models, between which the caller chooses.
     #[default]
     Split,
-    /// One model with an `If` on the evaluation. Runtimes optimise less inside a branch: ONNX
-    /// Runtime 1.31 takes about 1.2 times as long.
+    /// One model with an `If` on the number of the evaluation. Runtimes optimise less inside a
+    /// branch: ONNX Runtime 1.31 takes about 1.2 times as long.
     If,
 }
 
-/// How to export.
+/// Options of an export.
 #[derive(Clone, Debug)]
 pub struct ExportOptions {
-    /// How full and cached evaluations are packed.
+    /// The number of models for full and cached evaluations.
     pub layout: Layout,
-    /// One per evaluation, as fed to the network.
+    /// The time step of every evaluation, as the network gets it.
     pub timesteps: Vec<f64>,
     /// Name of the file of constants, as the models refer to it.
     pub weights: String,
-    /// Constants below this many bytes stand in the models.
+    /// Constants with fewer bytes than this are stored in the models.
     pub inline_below: usize,
-    /// How rounding is written, if the plan has any.
+    /// The form in which rounding is written, if the plan has any.
     pub qdq: Qdq,
 }
 
-/// What a plan becomes.
+/// The models of a plan, and their constants.
 #[derive(Clone, Debug)]
 pub struct Exported {
     /// The models, in the order in which they run.
     pub models: Vec<ExportedModel>,
-    /// First byte and data of the constants in the common file, ascending; zeros between them.
+    /// Offset and data of the constants in the common file, in ascending order. The bytes between
+    /// them are zeros.
     pub weights: Vec<(u64, Tensor)>,
 }
 
@@ -82,7 +83,7 @@ pub struct Exported {
 pub struct ExportedModel {
     /// `prelude`, `prelude_steps`, `full`, `cached` or `model`.
     pub name: &'static str,
-    /// The file.
+    /// The model as a message.
     pub proto: ModelProto,
     /// Its inputs, in order.
     pub inputs: Vec<Port>,
@@ -97,10 +98,10 @@ impl ExportedModel {
     }
 }
 
-/// Writes a plan; `constants` are its constants, in order.
+/// Exports a plan. `constants` are the plan's constants, in order.
 ///
 /// # Errors
-/// [`ExportError`]; steps without a spelling are collected completely.
+/// [`ExportError`]. [`ExportError::Unsupported`] has all steps that cannot be written.
 pub fn export(
     plan: &Plan,
     constants: &[Tensor],
@@ -146,7 +147,7 @@ pub fn export(
     }
 }
 
-/// A value of a program with what it is to the loop.
+/// Values of a program and their roles in the loop.
 type Results = Vec<(usize, Wire)>;
 
 fn results(values: &[usize], wire: fn(usize) -> Wire) -> Results {
@@ -165,7 +166,7 @@ fn slots(plan: &Plan) -> Results {
     slots.filter(|(_, s)| s.previous_of.is_none()).map(|(i, s)| (s.value, Wire::Cache(i))).collect()
 }
 
-/// Slots that a full evaluation fills from another slot, and which.
+/// Slots that a full evaluation fills from another slot, each with that slot.
 fn previous(plan: &Plan) -> Vec<(usize, usize)> {
     let slots = plan.cache.iter().flat_map(|c| &c.slots).enumerate();
     slots.filter_map(|(i, s)| Some((i, s.previous_of?))).collect()
@@ -299,7 +300,7 @@ impl Export<'_> {
         self.push_model("model", graph, scope, inputs, outputs);
     }
 
-    /// The cache slots that no program reads, so that they pass through, and `step`.
+    /// Adds the cache slots that no program reads, so that they pass through, and `step`.
     fn add_cache(&self, inputs: &mut Vec<Port>) {
         let step = inputs.pop_if(|p| p.value == Wire::Step).unwrap_or_else(ports::step_port);
         let slots = self.origin.plan.cache.as_ref().map_or(0, |c| c.slots.len());
@@ -307,14 +308,14 @@ impl Export<'_> {
         inputs.push(step);
     }
 
-    /// Adds a slot to the inputs unless it is among them.
+    /// Adds a slot to the inputs unless it is one already.
     fn add_slot(&self, inputs: &mut Vec<Port>, slot: usize) {
         if inputs.iter().all(|p| p.value != Wire::Cache(slot)) {
             inputs.push(self.slot_port(slot, &[]));
         }
     }
 
-    /// A slot, as an output besides these inputs.
+    /// A slot as an output of a model with these inputs.
     fn slot_port(&self, slot: usize, inputs: &[Port]) -> Port {
         let plan = self.origin.plan;
         let declared = &plan.cache.as_ref().expect("it has slots").slots[slot];
@@ -327,8 +328,8 @@ impl Export<'_> {
         }
     }
 
-    /// Outputs get the source model's names, or those of their wires; one that is called like an
-    /// input gets a `next_`.
+    /// The outputs. They have the names of the source model or of their wires. One that has the
+    /// name of an input gets the prefix `next_`.
     fn output_ports(&self, kind: ProgramKind, results: &Results, inputs: &[Port]) -> Vec<Port> {
         let program = self.origin.plan.program(kind);
         let port = |(v, wire): &(usize, Wire)| {
@@ -350,8 +351,8 @@ fn free_name(name: String, inputs: &[Port]) -> String {
     if inputs.iter().any(|p| p.name == name) { format!("next_{name}") } else { name }
 }
 
-/// Adds the outputs that are inputs: slots that take over what another slot held. While that holds
-/// nothing yet, nothing that is read depends on it.
+/// Adds outputs that are inputs: slots that take over the content of another slot. As long as that
+/// slot is empty, no result depends on it.
 fn pass_on(
     graph: &mut GraphProto,
     previous: &[(usize, usize)],

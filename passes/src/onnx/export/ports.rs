@@ -1,4 +1,4 @@
-//! What a model takes and gives, and how the loop connects it.
+//! The inputs and outputs of exported models, and their roles in the loop.
 
 use cqc_proto::ValueType;
 use cqc_proto::plan::{InputRole, Plan, Program, ProgramKind, Source};
@@ -9,32 +9,33 @@ use std::collections::HashSet;
 pub struct Port {
     /// Its name in the model.
     pub name: String,
-    /// Its type; floats are f32, whatever the source model has.
+    /// Its type. Floats are f32, whatever the source model has.
     pub ty: ValueType,
-    /// The value of the loop that it takes or gives.
+    /// The value of the loop that it carries.
     pub value: Wire,
     /// Name of the tensor in the source model.
     pub tensor: String,
 }
 
-/// A value of the loop: what one model gives, another takes.
+/// A value of the loop, which one model computes and another one reads. Its text form is the
+/// `value` of a port in `schedule.json`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wire {
     /// The noisy sample.
     Sample,
     /// The time step, where it is an ordinary input.
     Timestep,
-    /// A condition, by the source model's name.
+    /// A condition, by its name in the source model.
     Condition(String),
-    /// Number of the evaluation, an i64 from 0.
+    /// The number of the evaluation, an i64 from 0.
     Step,
-    /// Result of the prelude.
+    /// A result of the prelude, by its index.
     Prelude(usize),
-    /// Result of the prelude for one evaluation.
+    /// A result of the prelude for one evaluation, by its index.
     PreludeSteps(usize),
-    /// Slot of the cache.
+    /// A slot of the cache, by its index.
     Cache(usize),
-    /// An output of the source model.
+    /// An output of the source model, by its name.
     Output(String),
 }
 
@@ -53,8 +54,8 @@ impl std::fmt::Display for Wire {
     }
 }
 
-/// The values of a program that a step reads or that are a result, reshapes followed to what they
-/// are of.
+/// The values of a program that a step reads or that are a result. For a reshape it is the value
+/// that is reshaped.
 pub(super) fn used(program: &Program, results: &[usize]) -> HashSet<usize> {
     use cqc_proto::plan::Alias;
     let mut used: HashSet<usize> = results.iter().copied().collect();
@@ -68,7 +69,7 @@ pub(super) fn used(program: &Program, results: &[usize]) -> HashSet<usize> {
     used
 }
 
-/// The wire that brings a source; `None` for what a model makes itself.
+/// The wire that carries a source; `None` for a source that the model computes itself.
 pub(super) fn wire(plan: &Plan, kind: ProgramKind, source: Source) -> Option<Wire> {
     match source {
         Source::Input(i) => match plan.inputs[i].role {
@@ -93,8 +94,8 @@ fn wants_step(plan: &Plan, kind: ProgramKind, source: Source) -> bool {
         || matches!(source, Source::Input(i) if kind == ProgramKind::PreludeSteps && timestep(i))
 }
 
-/// Adds what the program takes and is not there yet: sample, conditions and the rest in the order
-/// of the program, `step` last.
+/// Adds the inputs of the program that are missing: the sample, the conditions and the rest in the
+/// order of the program, and `step` at the end.
 pub(super) fn add_inputs(ports: &mut Vec<Port>, plan: &Plan, kind: ProgramKind, results: &[usize]) {
     let program = plan.program(kind);
     let used = used(program, results);

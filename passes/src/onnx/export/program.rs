@@ -1,4 +1,4 @@
-//! One program of a plan: its steps in order, each exported.
+//! Exports one program of a plan: its steps, in order.
 
 use super::Qdq;
 use super::cx::{Cx, ExportResult, Val};
@@ -11,13 +11,13 @@ use cqc_proto::op::Op;
 use cqc_proto::plan::{Alias, InputRole, Plan, PlanValue, Program, ProgramKind, Source, Step};
 use cqc_proto::{DType, Dim, Tensor, ValueType};
 
-/// What programs are written from.
+/// The plan and the constants from which programs are written.
 #[derive(Clone, Copy)]
 pub(super) struct ExportSource<'a> {
     pub plan: &'a Plan,
-    /// Bytes of `Plan::constants`.
+    /// Tensors of `Plan::constants`.
     pub constants: &'a [Tensor],
-    /// One per evaluation.
+    /// The time step of every evaluation.
     pub timesteps: &'a [f64],
 }
 
@@ -25,7 +25,7 @@ pub(super) struct ExportSource<'a> {
 /// names.
 ///
 /// # Errors
-/// Every step that has no spelling.
+/// Every step that has no form in standard ONNX.
 pub(super) fn write(
     cx: &mut Cx,
     origin: ExportSource,
@@ -86,7 +86,7 @@ impl Writer<'_, '_, '_> {
         });
     }
 
-    /// Sizes that depend on the batch are computed from an input that has it.
+    /// Checks that sizes that depend on the batch can be computed from an input.
     fn check_batch(&mut self, results: &[usize]) {
         let symbol = |d: &Dim| d.as_const().is_none();
         let live = used(self.program, results);
@@ -143,8 +143,8 @@ impl Writer<'_, '_, '_> {
         }
     }
 
-    /// The value; sources and reshapes are there when they are asked for. `None` for what was
-    /// refused.
+    /// The value. Sources and reshapes are added when they are first used. `None` for a value whose
+    /// step was refused.
     fn get(&mut self, v: usize) -> Option<Val> {
         if let Some(known) = self.values[v] {
             return Some(known);
@@ -155,7 +155,7 @@ impl Writer<'_, '_, '_> {
                 let root = self.get(*of)?;
                 Ok(self.cx.reshape(root, value.ty.shape.clone()))
             }
-            // columns of a concat are written by the step that makes them
+            // columns of a concat are written by the step that computes them
             (_, Source::Step) => return None,
             _ => self.source(value),
         };
@@ -211,7 +211,7 @@ impl Writer<'_, '_, '_> {
         }
     }
 
-    /// The value that layers read rounded; `None` where its scales are computed.
+    /// The value that layers read rounded; `None` if its scales are computed.
     fn rounded(&mut self, step: &Step, segments: &[usize]) -> Option<ExportResult<Vec<Val>>> {
         let (x, plan, kind) = (self.get(step.inputs[0]?)?, self.origin.plan, self.kind);
         if self.cx.qdq == Qdq::None {
@@ -258,7 +258,7 @@ impl Writer<'_, '_, '_> {
         })
     }
 
-    /// The row of this evaluation in a table, repeated for the batch where the value has one.
+    /// The row of this evaluation in a table, repeated for the batch if the value has one.
     fn row(&mut self, table: Val, value: &PlanValue) -> ExportResult {
         let step = self
             .inputs
@@ -284,7 +284,7 @@ impl Writer<'_, '_, '_> {
     }
 }
 
-/// As the engine converts them: integers truncate.
+/// The time steps as the engine converts them: integers are truncated.
 fn timesteps(list: &[f64], dtype: DType) -> Tensor {
     crate::onnx::tensors::from_floats(dtype, vec![list.len()], list)
 }

@@ -1,14 +1,14 @@
-//! Messages: attributes, types, models.
+//! Builds messages: attributes, types, models.
 
 use cqc_proto::onnx::*;
 use cqc_proto::{DType, Dim, ValueType};
 
-/// The operator set that exported models are written in: the oldest with a name for everything a
-/// Plan holds (16-bit and blocked quantization came last). ONNX 1.16, ONNX Runtime 1.18, TensorRT
-/// 10 and OpenVINO 2024 know it.
+/// The operator set in which exported models are written. It is the oldest one that has a form for
+/// everything in a plan (16-bit and blocked quantization came last). ONNX 1.16, ONNX Runtime 1.18,
+/// TensorRT 10 and OpenVINO 2024 know it.
 pub const OPSET: i64 = 21;
 
-/// The file format that belongs to [`OPSET`].
+/// The version of the file format that belongs to [`OPSET`].
 pub const IR_VERSION: i64 = 10;
 
 fn attribute(name: &str, kind: i32) -> AttributeProto {
@@ -36,7 +36,7 @@ pub(super) fn graph_attribute(name: &str, g: GraphProto) -> AttributeProto {
     AttributeProto { g: Some(Box::new(g)), ..attribute(name, attribute_type::GRAPH) }
 }
 
-/// The standard's number of an element type.
+/// The number of an element type in the standard.
 pub(super) fn number(dtype: DType) -> i32 {
     match dtype {
         DType::F32 => data_type::FLOAT,

@@ -1,9 +1,9 @@
-//! Rounded values and quantized weights: written where a product reads them, in the form that
-//! runtimes fuse, QuantizeLinear and DequantizeLinear directly in front of the product and
-//! DequantizeLinear directly in front of it for the weights.
+//! Writes rounded values and quantized weights where a product reads them, in the form that
+//! runtimes fuse: QuantizeLinear and DequantizeLinear directly before the product for values, and
+//! DequantizeLinear directly before it for weights.
 //!
-//! A product whose input has segments, each with a scale of its own, is a sum of products, one for
-//! each segment.
+//! A product whose input has segments, each with a scale of its own, is written as a sum of
+//! products, one per segment.
 
 use super::cx::{Cx, Def, ExportResult, Val};
 use super::ops::int;
@@ -14,7 +14,7 @@ use cqc_proto::plan::WeightCodes;
 use cqc_proto::{DType, Dim, Op, Tensor, ValueType};
 use std::rc::Rc;
 
-/// A value, segments of whose last axis are rounded.
+/// A value whose last axis has rounded segments.
 #[derive(Debug)]
 pub(super) struct Rounded {
     of: Val,
@@ -26,16 +26,16 @@ pub(super) struct Rounded {
 struct Segment {
     start: usize,
     size: usize,
-    /// Scale and zero point, of which the codes have the type; `None`: it stays as it is.
+    /// Scale and zero point, whose type is that of the codes; `None` if the segment is not rounded.
     scale: Option<[Val; 2]>,
 }
 
-/// Weights, and the floats they stand for.
+/// Quantized weights.
 #[derive(Debug)]
 pub(super) struct Quantized {
-    /// i8.
+    /// The codes, i8.
     codes: Tensor,
-    /// f32 `[outputs, segments]`.
+    /// The scales, f32 `[outputs, segments]`.
     scale: Tensor,
     how: WeightCodes,
 }
@@ -51,15 +51,15 @@ impl Quantized {
     }
 }
 
-/// Operands of one of the products that a product is the sum of.
+/// Operands of one of the products whose sum is a product with segments.
 pub(super) struct Operands {
-    /// Not yet rounded: where channels stand is the product's business.
+    /// The value before rounding. The product decides where its channels are.
     pub x: Val,
     pub rounding: Option<Rounding>,
     pub w: Val,
 }
 
-/// How a value is rounded.
+/// The rounding of a value.
 #[derive(Clone, Debug)]
 pub(super) struct Rounding {
     name: String,
@@ -67,7 +67,7 @@ pub(super) struct Rounding {
 }
 
 impl Cx<'_> {
-    /// A value that is rounded where it is read; the scales are those of the segments, of which
+    /// A value that is rounded where it is read. The scales are those of its segments, of which
     /// there is at least one.
     pub fn rounded(
         &mut self,
@@ -95,7 +95,7 @@ impl Cx<'_> {
         self.shape(x).last().and_then(|d| d.as_const()).map_or(0, |n| n as usize)
     }
 
-    /// Quantized weights, constant `index` of the plan.
+    /// Quantized weights, which are constant `index` of the plan.
     pub fn weights(&mut self, name: &str, index: usize, weights: Quantized) -> Val {
         if self.qdq == Qdq::None {
             let floats =
@@ -106,7 +106,7 @@ impl Cx<'_> {
         self.add(ValueType::new(DType::F32, shape), Def::Quantized(Rc::new(weights)), None, name)
     }
 
-    /// The value and how it is rounded, if it is, and in one segment.
+    /// The value, and its rounding if it is rounded in one segment.
     pub fn split_rounding(&self, v: Val) -> (Val, Option<Rounding>) {
         match self.def(v) {
             Def::Rounded(rounded) if rounded.segments.len() == 1 => {
@@ -116,7 +116,7 @@ impl Cx<'_> {
         }
     }
 
-    /// QuantizeLinear and DequantizeLinear.
+    /// Writes QuantizeLinear and DequantizeLinear.
     pub fn round(&mut self, x: Val, rounding: Option<&Rounding>) -> ExportResult {
         let Some(Rounding { name, scale: [scale, zero] }) = rounding else { return Ok(x) };
         if let Some(&known) = self.rounded.get(&[x, *scale, *zero]) {
@@ -134,7 +134,7 @@ impl Cx<'_> {
         Ok(y)
     }
 
-    /// All segments of a value, for what is no product.
+    /// Writes the rounding of all segments of a value, for operators that are not products.
     pub(super) fn all_rounded(&mut self, rounded: &Rounded) -> Val {
         let axis = self.rank(rounded.of) - 1;
         let parts = (0..rounded.segments.len()).map(|i| {
@@ -148,7 +148,7 @@ impl Cx<'_> {
         self.emit(Op::Concat { axis }, &parts).expect("Concat has a spelling")
     }
 
-    /// A segment, taken from the concat that joins it where there is one.
+    /// A segment, taken from the concat that joins it if there is one.
     fn segment(&mut self, rounded: &Rounded, i: usize) -> ExportResult {
         let (x, &Segment { start, size, .. }) = (rounded.of, &rounded.segments[i]);
         if rounded.segments.len() == 1 {
@@ -188,7 +188,7 @@ impl Cx<'_> {
         None
     }
 
-    /// The products whose sum is the product of `x` and `w`.
+    /// The operands of the products whose sum is the product of `x` and `w`.
     pub fn operands(&mut self, x: Val, w: Val) -> ExportResult<Vec<Operands>> {
         let weights = match self.def(w) {
             Def::Quantized(weights) => Some(weights.clone()),
@@ -214,8 +214,8 @@ impl Cx<'_> {
         Ok(vec![Operands { x, rounding, w }])
     }
 
-    /// DequantizeLinear of the weights of a segment, along the axis of outputs. Each has zero
-    /// points of its own: ONNX Runtime replaces them where it changes the type of weights.
+    /// Writes DequantizeLinear of the weights of a segment, along the axis of outputs. Each has its
+    /// own zero points, because ONNX Runtime replaces them where it changes the type of weights.
     fn weight_segment(&mut self, w: Val, weights: &Quantized, i: usize) -> ExportResult {
         if let Some(&known) = self.segments.get(&(w, i)) {
             return Ok(known);
@@ -233,7 +233,7 @@ impl Cx<'_> {
         let scale = scale.reshaped(vec![outputs]).expect("a scale per output");
         let shape = codes.value_type().shape;
         let (label, ty) = (format!("{name}/codes"), codes.value_type());
-        // TensorRT has 4 bits for weights in blocks only
+        // TensorRT has 4 bits only for weights in blocks
         let is_packed = how.bits == 4 && self.qdq != Qdq::Trt;
         let def = if is_packed { Def::Nibbles(codes) } else { Def::Constant(codes) };
         let codes = self.add(ty, def, None, &label);
@@ -249,14 +249,14 @@ impl Cx<'_> {
         Ok(y)
     }
 
-    /// All of the weights, for what is no product.
+    /// Dequantizes all weights, for operators that are not products.
     pub(super) fn dequantized(&mut self, weights: &Quantized) -> Val {
         let codes = self.constant("codes", weights.codes.clone());
         let scale = self.constant("scale", weights.scale.clone());
         self.emit(weights.op(), &[codes, scale]).expect("DequantizeLinear takes i8")
     }
 
-    /// Sum of what products give.
+    /// The sum of the results of products.
     pub fn sum(&mut self, parts: &[Val]) -> ExportResult {
         let mut sum = parts[0];
         for &part in &parts[1..] {
@@ -274,7 +274,7 @@ impl Rounded {
         segment.scale.map(|scale| Rounding { name, scale })
     }
 
-    /// As a plan has them: none for a single one.
+    /// The sizes in the form of a plan: empty for a single segment.
     fn sizes(&self) -> Vec<usize> {
         let sizes = self.segments.iter().map(|s| s.size);
         if self.segments.len() > 1 { sizes.collect() } else { vec![] }

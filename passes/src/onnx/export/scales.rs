@@ -1,18 +1,19 @@
-//! How rounding is written: types of codes, scales and zero points of activations.
+//! The forms in which rounding is written: types of codes, scales and zero points of activations.
 
 use crate::calib::range::ClippingRange;
 use cqc_proto::{DType, Tensor};
 
-/// How the rounding of a quantized plan is written.
+/// The form in which the rounding of a quantized plan is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Qdq {
-    /// Not at all: floats.
+    /// Rounding is left out, and the models are float.
     None,
-    /// For ONNX Runtime on CPUs: activations of type u8 with a zero point; weights of type s8,
-    /// those of 4 bits INT4. What is rounded to bf16 is cast to BFLOAT16 and back, here as for
-    /// TensorRT.
+    /// The form for ONNX Runtime on CPUs: activations of type u8 with a zero point, weights of type
+    /// s8, and weights of 4 bits as INT4. Values that are rounded to bf16 are cast to BFLOAT16 and
+    /// back, here as for TensorRT.
     Ort(Scales),
-    /// For TensorRT: activations and weights of type s8 without zero points, constant scales.
+    /// The form for TensorRT: activations and weights of type s8 without zero points, and constant
+    /// scales.
     Trt,
 }
 
@@ -22,13 +23,13 @@ impl Default for Qdq {
     }
 }
 
-/// How the scales of activations vary.
+/// The dependence of the scales of activations on the evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scales {
-    /// As calibrated: tables that the number of the evaluation indexes.
+    /// As calibrated: tables that are indexed by the number of the evaluation.
     Table,
-    /// Not at all: each is that of the smallest range that covers the ranges of all evaluations,
-    /// see [`conservative`].
+    /// Each scale is constant: it is that of the smallest range that covers the ranges of all
+    /// evaluations; see [`conservative`].
     Constant,
 }
 
@@ -40,7 +41,8 @@ pub(super) struct Rows {
     pub runs: Vec<usize>,
 }
 
-/// The same as constants: one number, or a table by evaluation. Codes are of the zero point's type.
+/// Scale and zero point as constants: one number, or a table by evaluation. The codes have the type
+/// of the zero point.
 #[derive(Debug)]
 pub(super) struct Written {
     pub scale: Tensor,
@@ -48,10 +50,10 @@ pub(super) struct Written {
 }
 
 impl Rows {
-    /// `None` where nothing is rounded.
+    /// The written form; `None` if nothing is rounded.
     ///
     /// # Errors
-    /// Some evaluations round it, others do not.
+    /// Some evaluations round the segment, and others do not.
     pub fn written(&self, qdq: Qdq) -> Result<Option<Written>, String> {
         let rounds = |&&e: &&usize| self.scale[e] != 0.0;
         let Some(first) = self.runs.iter().find(rounds) else { return Ok(None) };
@@ -86,8 +88,8 @@ impl Rows {
     }
 }
 
-/// The scale and the zero point of the smallest range, 0 included, that covers those of all
-/// evaluations; a scale of 0 has none.
+/// The scale and the zero point of the smallest range, including 0, that covers the ranges of all
+/// evaluations. A scale of 0 has no range.
 pub fn conservative(scale: &[f32], zero: &[f32]) -> (f32, u8) {
     covering(scale, zero).parameters(8)
 }

@@ -8,11 +8,12 @@ use cqc_proto::plan::WeightCodes;
 use cqc_proto::{DType, Dim, Op, Tensor};
 use std::collections::{HashMap, HashSet};
 
-/// Larger constants begin on a page, so that a runtime can map them; smaller ones on a cache line.
+/// Larger constants begin on a page, so that a runtime can map them. Smaller ones begin on a cache
+/// line.
 const PAGE: u64 = 4096;
 const LINE: u64 = 64;
 
-/// A tensor's place in memory, which tells large constants apart without comparing them.
+/// Address and size of a tensor, which tell large constants apart without comparing them.
 type BufferKey = (usize, usize);
 
 /// A constant, its shape, and the permutation.
@@ -22,14 +23,15 @@ fn place(t: &Tensor) -> BufferKey {
     (t.bytes().as_ptr() as usize, t.bytes().len())
 }
 
-/// What goes into the data file. Holds every tensor it has seen, so that their places stay theirs.
+/// The content of the data file. It holds every tensor that it has seen, so that their addresses
+/// stay taken.
 #[derive(Debug, Default)]
 pub(super) struct Store {
-    /// File name that the models refer to.
+    /// Name of the file, as the models refer to it.
     pub file: String,
-    /// Constants below this many bytes stand in the models.
+    /// Constants with fewer bytes than this are stored in the models.
     pub inline_below: usize,
-    /// First byte and data, ascending.
+    /// Offset and data, in ascending order.
     pub parts: Vec<(u64, Tensor)>,
     len: u64,
     offsets: HashMap<BufferKey, u64>,
@@ -56,7 +58,7 @@ impl Store {
         offset
     }
 
-    /// A constant of the plan in the float type that a program reads it in.
+    /// A constant of the plan in the float type in which a program reads it.
     pub fn converted(&mut self, index: usize, t: &Tensor, dtype: DType) -> Tensor {
         if t.dtype() == dtype || !t.dtype().is_float() {
             return t.clone();
@@ -64,7 +66,7 @@ impl Store {
         self.converted.entry((index, dtype)).or_insert_with(|| t.to_float(dtype)).clone()
     }
 
-    /// The floats that quantized weights, constant `index` of the plan, stand for.
+    /// The float values of quantized weights, which are constant `index` of the plan.
     pub fn dequantized(&mut self, index: usize, op: &Op, codes: &Tensor, scale: &Tensor) -> Tensor {
         let compute = || {
             let y = reference::eval(op, &[Some(codes), Some(scale)]);
@@ -73,7 +75,8 @@ impl Store {
         self.converted.entry((index, DType::F32)).or_insert_with(compute).clone()
     }
 
-    /// `size` places of an axis of a constant from `start`, the same ones for all models.
+    /// `size` elements along an axis of a constant, from `start` on. The result is the same tensor
+    /// for all models.
     pub fn cut(&mut self, t: &Tensor, axis: usize, start: usize, size: usize) -> Tensor {
         let compute = || {
             let [starts, ends] = [start, start + size].map(|n| vec![Dim::constant(n as i64)]);
@@ -86,7 +89,7 @@ impl Store {
         self.cut.entry((place(t), [axis, start, size])).or_insert_with(compute).1.clone()
     }
 
-    /// Codes of 4 bits, two in a byte, the first one in the low half as the standard has it.
+    /// Packs codes of 4 bits into bytes, the first code in the low half as in the standard.
     fn packed(&mut self, codes: &Tensor) -> Tensor {
         let compute = || {
             let list: Vec<i8> = codes.bytes().iter().map(|&c| c as i8).collect();
@@ -96,7 +99,7 @@ impl Store {
         self.packed.entry(place(codes)).or_insert_with(compute).1.clone()
     }
 
-    /// A transposed constant, the same one for all models.
+    /// A transposed constant. The result is the same tensor for all models.
     pub fn transposed(&mut self, t: &Tensor, perm: &[usize]) -> Tensor {
         let compute = || {
             let y = reference::eval(&Op::Transpose { perm: perm.to_vec() }, &[Some(t)]);
@@ -119,7 +122,7 @@ pub(super) struct Scope {
     known: HashMap<(i32, Vec<usize>, Key), String>,
 }
 
-/// What makes two constants the same.
+/// Two constants with the same key are the same.
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum Key {
     Small(Bytes),
@@ -127,7 +130,7 @@ enum Key {
 }
 
 impl Scope {
-    /// The name, or the name with a number behind it if it is taken.
+    /// The name, with a number appended if it is taken.
     pub fn unique(&mut self, name: &str) -> String {
         let name = if name.is_empty() { "value" } else { name };
         let numbered = (1..).map(|i| format!("{name}_{i}"));
@@ -138,19 +141,19 @@ impl Scope {
         free
     }
 
-    /// The initializer that holds `t`; equal small ones and one large one under several shapes are
-    /// stored once.
+    /// The name of the initializer that holds `t`. Equal small constants, and a large one under
+    /// several shapes, are stored once.
     pub fn initializer(&mut self, store: &mut Store, label: &str, t: &Tensor) -> String {
         self.stored(store, label, number(t.dtype()), t.shape(), t)
     }
 
-    /// The initializer that holds numbers of 4 bits, given as i8.
+    /// The name of the initializer that holds numbers of 4 bits, given as i8.
     pub fn nibbles(&mut self, store: &mut Store, label: &str, codes: &Tensor) -> String {
         let packed = store.packed(codes);
         self.stored(store, label, data_type::INT4, codes.shape(), &packed)
     }
 
-    /// An initializer of zeros, i8 or of 4 bits, that nothing else shares.
+    /// The name of an initializer of zeros, in i8 or 4 bits, that is not shared.
     pub fn zeros(&mut self, label: &str, size: usize, is_packed: bool) -> String {
         let (data_type, bytes) =
             if is_packed { (data_type::INT4, size.div_ceil(2)) } else { (data_type::INT8, size) };

@@ -6,11 +6,11 @@ use crate::rewrite::layout::to_last;
 use crate::rewrite::matching::inverse;
 use cqc_proto::{Dim, Tensor, ValueType};
 
-/// Larger constants are transposed when the model runs, not stored twice.
+/// Larger constants are transposed when the model runs, and not stored twice.
 const MAX_FOLD: usize = 1 << 20;
 
 impl Cx<'_> {
-    /// Axis `k` of the result is axis `perm[k]` of `v`.
+    /// The transposed value: axis `k` of the result is axis `perm[k]` of `v`.
     pub fn transpose(&mut self, v: Val, perm: &[usize]) -> Val {
         if perm.iter().copied().eq(0..perm.len()) {
             return v;
@@ -67,17 +67,17 @@ impl Cx<'_> {
         view
     }
 
-    /// Puts channels first, whether or not something has to be computed for it.
+    /// The value with channels first, even if something must be computed for it.
     pub fn first(&mut self, v: Val) -> Val {
         self.transpose(v, &inverse(&to_last(self.rank(v))))
     }
 
-    /// Puts channels last.
+    /// The value with channels last.
     pub fn last(&mut self, v: Val) -> Val {
         self.transpose(v, &to_last(self.rank(v)))
     }
 
-    /// Whether the value is at hand with channels first, and only so.
+    /// Whether the value is available with channels first, and only so.
     pub fn is_first(&self, v: Val) -> bool {
         match self.def(v) {
             Def::Transposed { perm, .. } => perm.len() >= 3 && *perm == to_last(perm.len()),
@@ -86,8 +86,8 @@ impl Cx<'_> {
         }
     }
 
-    /// The channels-first value whose reshape `v`, a reshape of its channels-last view, is under
-    /// `perm`.
+    /// The channels-first value of which `v`, a reshape of its channels-last view, is a reshape
+    /// under `perm`.
     fn channels_first_behind(&self, v: Val, perm: &[usize]) -> Option<Val> {
         let Def::Reshaped { of } = self.def(v) else { return None };
         let Def::Transposed { of: first, perm: inner } = self.def(*of) else { return None };
@@ -95,7 +95,7 @@ impl Cx<'_> {
         (undoes && self.keeps_channels(*of, v)).then_some(*first)
     }
 
-    /// Whether a reshape leaves batch and last axis alone.
+    /// Whether a reshape leaves the batch and the last axis unchanged.
     fn keeps_channels(&self, from: Val, to: Val) -> bool {
         let (a, b) = (self.shape(from), self.shape(to));
         a.len() >= 3 && b.len() >= 3 && a.first() == b.first() && a.last() == b.last()
@@ -108,7 +108,8 @@ impl Cx<'_> {
         self.name(y)
     }
 
-    /// One size that is not known is -1; one that stands where the operand has it too is 0.
+    /// Writes a reshape. One unknown size is written as -1, and one that the operand has on the
+    /// same axis as 0.
     pub(super) fn reshape_node(&mut self, of: Val, shape: &[Dim]) -> String {
         let from = self.shape(of).to_vec();
         let entry = |(i, d): (usize, &Dim)| match d.as_const() {

@@ -6,13 +6,13 @@ use cqc_proto::{DType, Dim, Op, Tensor, ValueType};
 
 pub(super) const TABLE: Table = &[("Attention", attention), ("RotaryEmbedding", rotary)];
 
-/// Shape of one attention: lengths may be symbolic only where no mask has to be built.
+/// Sizes of one attention. Lengths may be symbolic only where no mask has to be built.
 pub(super) struct Shape {
     pub heads: usize,
     pub kv_heads: usize,
     pub queries: Dim,
     pub keys: Dim,
-    /// Keys in front of the first query.
+    /// Number of keys before the first query.
     pub past: Dim,
 }
 
@@ -43,7 +43,7 @@ pub(super) fn split_heads(cx: &mut Cx, x: &Item, heads: usize) -> Result<Item, R
     cx.transpose(&split, vec![0, 2, 1, 3])
 }
 
-/// Number of heads of an operand: of its shape if it has four axes, else of the attribute.
+/// Number of heads of an operand: from its shape if it has four axes, else from the attribute.
 fn head_count(c: &Call, ty: &ValueType, attribute: &str) -> Result<usize, Refusal> {
     let heads = match ty.rank() {
         4 => ty.shape[1].as_const().unwrap_or(0),
@@ -117,7 +117,7 @@ fn attention(cx: &mut Cx, c: &Call) -> Done {
     Ok(results)
 }
 
-/// 1/√(channels per head) unless given.
+/// The scale: 1/√(channels per head) unless it is given.
 fn scale(cx: &Cx, c: &Call, q: &Item, heads: usize) -> Result<f32, Refusal> {
     if let Some(scale) = c.opt_float("scale")? {
         return Ok(scale);
@@ -128,7 +128,7 @@ fn scale(cx: &Cx, c: &Call, q: &Item, heads: usize) -> Result<f32, Refusal> {
     }
 }
 
-/// The mask that is left, and whether the operator's own causal rule applies beside it.
+/// The mask that remains, and whether the operator's own causal rule applies in addition.
 fn mask(cx: &mut Cx, c: &Call, s: &Shape, dtype: DType) -> Result<(Option<Item>, bool), Refusal> {
     let mut mask = match c.optional(3) {
         Some(given) => Some(padded_mask(cx, given, s, dtype)?),
@@ -171,7 +171,7 @@ pub(super) fn positions(cx: &mut Cx, count: &Dim, axis: usize) -> Result<Item, R
     Ok(cx.constant(Tensor::from_i64(&shape, &(0..n).collect::<Vec<_>>())))
 }
 
-/// Valid keys per image, `[B, 1, 1, 1]`.
+/// Number of valid keys per image, `[B, 1, 1, 1]`.
 pub(super) fn lengths_column(cx: &mut Cx, lengths: &Item) -> Result<Item, Refusal> {
     let batch = cx.ty(lengths)?.shape.first().cloned().unwrap_or(1.into());
     let lengths = cx.cast(lengths, DType::I64)?;
@@ -208,7 +208,7 @@ fn causal_mask(cx: &mut Cx, s: &Shape) -> Result<Option<Item>, Refusal> {
     distance_mask(cx, s, None, BinaryKind::LessOrEqual, 0).map(Some)
 }
 
-/// Both masks at once; the second is bool.
+/// Joins two masks, the second of which is bool.
 pub(super) fn join(cx: &mut Cx, a: Option<Item>, b: Option<Item>) -> Result<Option<Item>, Refusal> {
     let (Some(a), Some(b)) = (a.clone(), b.clone()) else { return Ok(a.or(b)) };
     let dtype = cx.ty(&a)?.dtype;
@@ -219,7 +219,7 @@ pub(super) fn join(cx: &mut Cx, a: Option<Item>, b: Option<Item>) -> Result<Opti
     cx.emit(Op::Where, &[&b, &a, &hidden]).map(Some)
 }
 
-/// The given mask in the type of the queries; one that covers fewer keys hides the rest.
+/// The given mask in the type of the queries. A mask that covers fewer keys hides the others.
 fn padded_mask(cx: &mut Cx, mask: &Item, s: &Shape, dtype: DType) -> Result<Item, Refusal> {
     let ty = cx.ty(mask)?;
     let mask = if ty.dtype == DType::Bool { mask.clone() } else { cx.cast(mask, dtype)? };
@@ -237,15 +237,15 @@ fn padded_mask(cx: &mut Cx, mask: &Item, s: &Shape, dtype: DType) -> Result<Item
     cx.emit(Op::Pad { before, after, mode: Default::default() }, &[&mask, &fill])
 }
 
-/// What happens to the products of queries and keys before the softmax.
+/// The operations on the products of queries and keys before the softmax.
 struct Scoring {
     scale: f32,
-    /// 0: none.
+    /// 0 means none.
     softcap: f32,
     mask: Option<Item>,
 }
 
-/// The fourth output: the scores at the stage that `qk_matmul_output_mode` names, `[B, H, Lq, Lk]`.
+/// The fourth output: the scores at the stage of `qk_matmul_output_mode`, `[B, H, Lq, Lk]`.
 fn scores(
     cx: &mut Cx,
     c: &Call,
@@ -357,8 +357,8 @@ fn angles(cx: &mut Cx, c: &Call, i: usize, what: &str) -> Result<Item, Refusal> 
     cx.reshape(&table, shape)
 }
 
-/// `(a cos - b sin, a sin + b cos)` for pairs (a, b): neighbours if interleaved, else the two
-/// halves.
+/// `(a cos - b sin, a sin + b cos)` for pairs (a, b), which are neighbours if interleaved, else
+/// elements of the two halves.
 fn turn(cx: &mut Cx, x: &Item, cos: &Item, sin: &Item, interleaved: bool) -> Result<Item, Refusal> {
     let shape = cx.ty(x)?.shape;
     let Some(half) = shape[3].div_exact(&2.into()) else {

@@ -1,5 +1,5 @@
-//! Weights in blocks of ONNX Runtime, domain `com.microsoft`: packed codes with a scale per block.
-//! They are taken back to float here; a code that is no constant is refused.
+//! Blocked weights of ONNX Runtime, domain `com.microsoft`: packed codes with a scale per block.
+//! They are dequantized here. Codes that are not constant are refused.
 
 use super::quant::{Granularity, to_float};
 use super::*;
@@ -19,7 +19,7 @@ fn size(c: &Call, name: &str) -> Result<usize, Refusal> {
     }
 }
 
-/// An operand that must be a constant of that many elements.
+/// An operand that must be a constant with this number of elements.
 fn constant(cx: &mut Cx, c: &Call, i: usize, what: &str, count: usize) -> Result<Tensor, Refusal> {
     let t = cx.static_tensor(c.input(i, what)?, what)?;
     if t.len() != count {
@@ -36,7 +36,7 @@ fn bits(c: &Call) -> Result<usize, Refusal> {
     }
 }
 
-/// `A · Bᵀ + bias`. B is [N, blocks, block_size · bits / 8] with a scale per row and block.
+/// `A · Bᵀ + bias`. B is `[N, blocks, block_size · bits / 8]`, with a scale per row and block.
 fn matmul_nbits(cx: &mut Cx, c: &Call) -> Done {
     let (k, n, block) = (size(c, "K")?, size(c, "N")?, size(c, "block_size")?);
     let bits = bits(c)?;
@@ -75,7 +75,7 @@ fn matmul_nbits(cx: &mut Cx, c: &Call) -> Done {
     product(cx, c, w, [k, n], c.optional(5))
 }
 
-/// A zero point per row and block: packed row by row as the codes are, or numbers.
+/// A zero point per row and block: packed row by row as the codes are, or given as numbers.
 fn zero_points(
     cx: &mut Cx,
     c: &Call,
@@ -108,7 +108,7 @@ fn product(cx: &mut Cx, c: &Call, w: Vec<f64>, shape: [usize; 2], bias: Option<&
     }])
 }
 
-/// Numbers of the codes of bitsandbytes' FP4.
+/// The numbers of the FP4 codes of bitsandbytes.
 const FP4: [f64; 16] = [
     0.0,
     5.208_333_333e-3,
@@ -128,7 +128,7 @@ const FP4: [f64; 16] = [
     -0.25,
 ];
 
-/// Numbers of the codes of NF4: quantiles of the normal distribution.
+/// The numbers of the NF4 codes: quantiles of the normal distribution.
 const NF4: [f64; 16] = [
     -1.0,
     -0.696_192_800_998_687_7,
@@ -148,7 +148,8 @@ const NF4: [f64; 16] = [
     1.0,
 ];
 
-/// `A · Bᵀ`, B as codes of NF4 or FP4, row by row, the first one of a byte in its high half.
+/// `A · Bᵀ` with B as codes of NF4 or FP4, row by row. The first code of a byte is in its high
+/// half.
 fn matmul_bnb4(cx: &mut Cx, c: &Call) -> Done {
     let (k, n, block) = (size(c, "K")?, size(c, "N")?, size(c, "block_size")?);
     if let Some(0) = c.opt_int("transB")? {
@@ -186,7 +187,7 @@ fn gather(cx: &mut Cx, c: &Call) -> Done {
     };
     let mut zeros = c.optional(3).cloned();
     if cx.narrow(&data).is_none() {
-        // codes in bytes, several of less than 8 bits in one along the last axis
+        // Codes are in bytes, several codes of less than 8 bits in one byte along the last axis.
         let bits = bits(c)?;
         let size = cx.ty(scales)?.shape.get(along).cloned();
         data = unpacked(cx, &data, "data", bits, None)?;
@@ -209,8 +210,8 @@ fn gather(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![cx.emit(Op::Gather { axis }, &[&table, c.input(1, "indices")?])?])
 }
 
-/// A constant of bytes as one of codes; `last` is the size of the last axis, if it is not what fits
-/// into the bytes.
+/// A constant of bytes as one of codes. `last` is the size of the last axis if it is not the number
+/// of codes in the bytes.
 fn unpacked(
     cx: &mut Cx,
     item: &Item,

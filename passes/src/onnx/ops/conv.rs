@@ -37,7 +37,7 @@ pub(super) fn list(
     }
 }
 
-/// Geometry from the attributes; `sizes` are those of the spatial axes.
+/// The geometry that the attributes give. `sizes` are those of the spatial axes.
 pub(super) fn window(
     c: &Call,
     kernel: Vec<usize>,
@@ -72,7 +72,7 @@ pub(super) fn window(
     Ok(Window { kernel, strides, dilations, pads })
 }
 
-/// Padding that makes ⌈size / stride⌉ windows.
+/// The padding that makes ⌈size / stride⌉ windows.
 fn same(
     size: &cqc_proto::Dim,
     kernel: usize,
@@ -158,7 +158,7 @@ fn conv_transpose(cx: &mut Cx, c: &Call) -> Done {
         if total.abs() >= 1 << 20 {
             return malformed(format!("its output size {target} is out of range"));
         }
-        // a result larger than the windows reach is padded at its end
+        // a result that is larger than the windows reach is padded at its end
         output_padding[i] += (-total).max(0) as usize;
         let total = total.max(0) as usize;
         let (front, back) = if mode == "SAME_UPPER" {
@@ -174,7 +174,7 @@ fn conv_transpose(cx: &mut Cx, c: &Call) -> Done {
     cx.emit_all(op, &operands)
 }
 
-/// Integers up to 2^24 are exact in f32; sums are kept in f64 to be exact beyond.
+/// Integers up to 2^24 are exact in f32. Sums are kept in f64, in which they are exact beyond that.
 fn conv_integer(cx: &mut Cx, c: &Call) -> Done {
     cx.quantized.operator("ConvInteger");
     let x = centred(cx, c.input(0, "x")?, c.optional(2), None, DType::F64)?;
@@ -183,7 +183,7 @@ fn conv_integer(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![cx.cast(&y, DType::I32)?])
 }
 
-/// `x - zero_point` in another type; a vector of zero points belongs to `axis`.
+/// `x - zero_point` in another type. A vector of zero points belongs to `axis`.
 pub(super) fn centred(
     cx: &mut Cx,
     x: &Item,
@@ -202,8 +202,8 @@ pub(super) fn centred(
     cx.binary(cqc_proto::op::BinaryKind::Sub, &x, &zero)
 }
 
-/// A vector placed along `axis` of a tensor of that rank; one element becomes a scalar, other ranks
-/// stay.
+/// A vector placed along `axis` of a tensor of this rank. One element becomes a scalar; a tensor of
+/// another rank is not changed.
 pub(super) fn along(
     cx: &mut Cx,
     v: &Item,

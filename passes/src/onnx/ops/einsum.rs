@@ -1,4 +1,4 @@
-//! `Einsum`: a transpose, a reduction or a matrix product where it is one.
+//! `Einsum`, as a transpose, a reduction or a matrix product.
 
 use super::movement::product;
 use super::*;
@@ -70,7 +70,7 @@ fn parse(text: &str, ranks: &[usize]) -> Result<Equation, Refusal> {
         .into_iter()
         .max()
         .unwrap_or(0);
-    // axes behind an ellipsis get letters outside the alphabet, counted from the last
+    // axes of an ellipsis get letters outside the alphabet, counted from the last
     let expand = |t: &str, count: usize| -> Option<Vec<char>> {
         let dots: String = (widest - count..widest).map(|i| char::from(b'0' + i as u8)).collect();
         let letters: Vec<char> = t.replacen("...", &dots, 1).chars().collect();
@@ -89,7 +89,8 @@ fn parse(text: &str, ranks: &[usize]) -> Result<Equation, Refusal> {
     rename(expanded, result).ok_or_else(bad)
 }
 
-/// Without `->`: the ellipsis, then letters that occur once, in alphabetical order.
+/// The result of an equation without `->`: the ellipsis, then the letters that occur once, in
+/// alphabetical order.
 fn implicit(terms: &[Vec<char>]) -> Vec<char> {
     let mut counts = BTreeMap::new();
     terms.iter().flatten().for_each(|&l| *counts.entry(l).or_insert(0) += 1);
@@ -116,7 +117,7 @@ fn rename(terms: Vec<Vec<char>>, result: Vec<char>) -> Option<Equation> {
         .then_some(Equation { terms, result })
 }
 
-/// Size per letter; `None` when sizes 1 broadcast.
+/// Size of every letter; `None` if sizes of 1 broadcast.
 fn sizes(cx: &Cx, e: &Equation, inputs: &[&Item]) -> Result<Option<BTreeMap<char, Dim>>, Refusal> {
     let mut sizes: BTreeMap<char, Dim> = BTreeMap::new();
     for (term, item) in e.terms.iter().zip(inputs) {
@@ -129,7 +130,7 @@ fn sizes(cx: &Cx, e: &Equation, inputs: &[&Item]) -> Result<Option<BTreeMap<char
     Ok(Some(sizes))
 }
 
-/// Sums letters that are not kept; returns the letters left.
+/// Sums over the letters that are not kept, and returns the remaining letters.
 fn summed(
     cx: &mut Cx,
     x: &Item,
@@ -155,7 +156,7 @@ fn single(cx: &mut Cx, x: &Item, e: &Equation) -> Result<Item, Refusal> {
     permuted(cx, &x, &left, &e.result)
 }
 
-/// Two operands as a batched matrix product; `None` when a size of it would not be affine.
+/// Two operands as a batched matrix product; `None` if a size of it could not be expressed.
 fn matmul(
     cx: &mut Cx,
     a: &Item,

@@ -84,7 +84,7 @@ fn clip(cx: &mut Cx, c: &Call) -> Done {
     let mut y = c.input(0, "input")?.clone();
     let dtype = cx.ty(&y)?.dtype;
     for (i, name, kind) in [(1, "min", BinaryKind::Max), (2, "max", BinaryKind::Min)] {
-        // attributes before version 11
+        // the bounds are attributes before version 11
         let old = c.opt_float(name)?.filter(|v| c.opset < 11 && v.is_finite());
         let old = old.map(|v| cx.scalar(v.into(), dtype));
         if let Some(bound) = c.optional(i).or(old.as_ref()) {
@@ -120,13 +120,13 @@ fn convert(cx: &mut Cx, c: &Call, x: &Item, to: (DType, Option<Narrow>)) -> Done
         return Ok(vec![cx.cast_narrow(x, narrow, c.flag("saturate", true)?)?]);
     }
     if cx.narrow(x).is_some() && cx.ty(x)?.dtype == dtype {
-        // the same numbers, of another type
+        // the same numbers in another type
         return Ok(vec![cx.emit(Op::Cast { to: dtype }, &[x])?]);
     }
     Ok(vec![cx.cast(x, dtype)?])
 }
 
-/// Dropout does nothing at inference; its mask is all true.
+/// Dropout does nothing at inference. Its mask is all true.
 fn dropout(cx: &mut Cx, c: &Call) -> Done {
     let x = c.input(0, "data")?.clone();
     if let Some(training) = c.optional(2)

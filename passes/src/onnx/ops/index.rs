@@ -75,7 +75,7 @@ fn one_hot(cx: &mut Cx, c: &Call) -> Done {
 fn top_k(cx: &mut Cx, c: &Call) -> Done {
     let x = c.input(0, "X")?;
     let axis = c.axis("axis", -1, cx.ty(x)?.rank())?;
-    // an attribute before version 10
+    // `k` is an attribute before version 10
     let k = match c.opset < 10 {
         true => vec![c.required_int("k")?],
         false => cx.static_ints(c.input(1, "K")?, "K")?,

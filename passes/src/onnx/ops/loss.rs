@@ -9,7 +9,7 @@ pub(super) const TABLE: Table = &[
     ("SoftmaxCrossEntropyLoss", cross_entropy),
 ];
 
-/// Outputs (loss, logarithms of the probabilities).
+/// The outputs are (loss, logarithms of the probabilities).
 fn cross_entropy(cx: &mut Cx, c: &Call) -> Done {
     let logs = cx.emit(Op::LogSoftmax { axis: 1 }, &[c.input(0, "scores")?])?;
     let loss = likelihood(cx, c, &logs)?;
@@ -17,7 +17,7 @@ fn cross_entropy(cx: &mut Cx, c: &Call) -> Done {
 }
 
 /// `−input[n, target[n, …], …] · weight[target]`, reduced. Places whose target is `ignore_index`
-/// weigh nothing.
+/// have weight 0.
 fn likelihood(cx: &mut Cx, c: &Call, input: &Item) -> Result<Item, Refusal> {
     let ty = cx.ty(input)?;
     let target = cx.cast(c.input(1, "target")?, DType::I64)?;

@@ -1,4 +1,4 @@
-//! ONNX operators: one function each, one file per family.
+//! ONNX operators, with one function each and one file per family.
 
 mod activation;
 mod attention;
@@ -27,8 +27,8 @@ pub(super) use super::cx::{Cx, Done};
 pub(super) use super::error::{Refusal, malformed, unsupported};
 pub(super) use super::item::Item;
 
-/// Imports one node: emits operators and returns what its outputs are. Trailing outputs that cqc
-/// does not compute may be left out.
+/// Imports one node: emits operators and returns the items of its outputs. Trailing outputs that
+/// cqc does not compute may be left out.
 pub(super) type Handler = fn(&mut Cx, &Call) -> Done;
 
 /// Operators of one family.
@@ -73,7 +73,7 @@ pub(super) fn names() -> impl Iterator<Item = (&'static str, &'static str)> {
     all.flat_map(|(domain, table)| table.iter().map(move |(name, _)| (domain, *name)))
 }
 
-/// Why an operator has no function.
+/// The reason why an operator has no function.
 pub(super) fn missing(domain: &str, op: &str) -> String {
     match (domain, op) {
         ("com.microsoft.nchwc" | "com.ms.internal.nhwc", _) => {

@@ -67,9 +67,9 @@ fn reshape(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![cx.emit(Op::Reshape { shape }, &[x])?])
 }
 
-/// The size that makes `shape` (with 1 in its place) hold as many elements as `from`.
+/// The size with which `shape` (with 1 in its place) has as many elements as `from`.
 fn rest(from: &[Dim], shape: &[Dim]) -> Result<Dim, Refusal> {
-    // sizes that stand on both sides cancel, so that products need not be affine
+    // sizes on both sides cancel, so that products need not be affine
     let mut over = from.to_vec();
     let mut under = Vec::new();
     for d in shape {
@@ -100,7 +100,7 @@ fn flatten(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![cx.reshape(x, shape)?])
 }
 
-/// Axes as an attribute (before 13) or as operand 1.
+/// Axes as an attribute (before version 13) or as operand 1.
 pub(super) fn axes_operand(
     cx: &mut Cx,
     c: &Call,
@@ -115,7 +115,7 @@ pub(super) fn axes_operand(
 fn squeeze(cx: &mut Cx, c: &Call) -> Done {
     let x = c.input(0, "data")?;
     let mut shape = cx.ty(x)?.shape;
-    // ONNX Runtime takes an empty list for none
+    // ONNX Runtime treats an empty list as an absent one
     match axes_operand(cx, c, 13)?.filter(|list| !list.is_empty()) {
         None => shape.retain(|d| !d.is(1)),
         Some(list) => {
@@ -172,7 +172,7 @@ fn expand(cx: &mut Cx, c: &Call) -> Done {
 
 fn concat(cx: &mut Cx, c: &Call) -> Done {
     let inputs = c.all_inputs()?;
-    // what has no elements adds nothing, whatever its shape
+    // a part without elements adds nothing, whatever its shape
     let mut parts = Vec::new();
     for x in &inputs {
         if !cx.ty(x)?.shape.iter().any(|d| d.is(0)) {
@@ -204,7 +204,7 @@ fn tile(cx: &mut Cx, c: &Call) -> Done {
         }
         return Ok(vec![cx.emit(Op::Tile { repeats }, &[x])?]);
     }
-    // a symbolic count repeats an axis of size 1, which is a broadcast; the constant counts follow
+    // A symbolic count repeats an axis of size 1, which is a broadcast. The constant counts follow.
     let broadcasts = repeats.iter().zip(&from).all(|(r, d)| r.as_const().is_some() || d.is(1));
     if !broadcasts {
         return unsupported("an axis is repeated as often as the batch is large");
@@ -221,7 +221,7 @@ fn tile(cx: &mut Cx, c: &Call) -> Done {
 fn pad(cx: &mut Cx, c: &Call) -> Done {
     let x = c.input(0, "data")?;
     let ty = cx.ty(x)?;
-    // attributes before version 11
+    // the pads are an attribute before version 11
     let pads = match c.opset < 11 {
         true => c.ints("pads")?.unwrap_or_default(),
         false => cx.static_ints(c.input(1, "pads")?, "pads")?,
@@ -315,7 +315,7 @@ fn space_to_depth(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![cx.reshape(&moved, vec![n, times(&ch, &times(&b, &b)?)?, rows, columns])?])
 }
 
-/// Crops or pads around the middle; of an odd difference the smaller half stands in front.
+/// Crops or pads around the middle. If the difference is odd, the smaller half is at the front.
 fn center_crop_pad(cx: &mut Cx, c: &Call) -> Done {
     let x = c.input(0, "input_data")?;
     let ty = cx.ty(x)?;

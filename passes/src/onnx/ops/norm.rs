@@ -16,14 +16,14 @@ pub(super) const TABLE: Table = &[
     ("LRN", local_response),
 ];
 
-/// Which function of the trailing axes.
+/// A function of the trailing axes.
 #[derive(Clone, Copy)]
 pub(super) enum Row {
     Layer,
     Rms,
 }
 
-/// Normalises over all axes from `axis` on; `gamma` and `beta` broadcast to x.
+/// Normalises over all axes from `axis` on. `gamma` and `beta` broadcast to x.
 pub(super) fn rows(
     cx: &mut Cx,
     kind: Row,
@@ -83,7 +83,7 @@ fn layer_norm(cx: &mut Cx, c: &Call) -> Done {
     Ok(results)
 }
 
-/// Mean and 1/√(variance + eps) in f32, with size 1 where they are reduced.
+/// Mean and 1/√(variance + eps) in f32, with size 1 on the reduced axes.
 fn statistics(cx: &mut Cx, x: &Item, axis: usize, eps: f32) -> Result<[Item; 2], Refusal> {
     let axes: Vec<usize> = (axis..cx.ty(x)?.rank()).collect();
     let x = cx.cast(x, DType::F32)?;
@@ -104,7 +104,7 @@ fn rms_norm(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![rows(cx, Row::Rms, x, axis, eps, Some(c.input(1, "scale")?), None)?])
 }
 
-/// `scale` and `bias` per group before 21, per channel since.
+/// `scale` and `bias` are per group before version 21, and per channel since.
 fn group_norm(cx: &mut Cx, c: &Call) -> Done {
     let x = c.input(0, "X")?;
     let ty = cx.ty(x)?;
@@ -201,7 +201,7 @@ fn mean_variance(cx: &mut Cx, c: &Call) -> Done {
     let squares = cx.binary(BinaryKind::Mul, &centred, &centred)?;
     let variance = cx.reduce(ReduceKind::Mean, axes, true, &squares)?;
     let deviation = cx.unary(UnaryKind::Sqrt, &variance)?;
-    // the standard's own guard against division by 0
+    // the guard of the standard against division by 0
     let guard = cx.scalar(1e-9, ty.dtype);
     let deviation = cx.binary(BinaryKind::Add, &deviation, &guard)?;
     Ok(vec![cx.binary(BinaryKind::Div, &centred, &deviation)?])

@@ -37,7 +37,7 @@ fn pool(cx: &mut Cx, c: &Call, x: &Item, kind: PoolKind, count_pad: bool) -> Res
     cx.emit(op, &[x])
 }
 
-/// The second output, positions of the maxima, is not computed.
+/// The second output, the positions of the maxima, is not computed.
 fn max_pool(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![pool(cx, c, c.input(0, "X")?, PoolKind::Max, false)?])
 }
@@ -47,7 +47,7 @@ fn average_pool(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![pool(cx, c, c.input(0, "X")?, PoolKind::Average, count_pad)?])
 }
 
-/// `(Σ |x|^p)^(1/p)` over windows: an average that counts padding, times the window's size.
+/// `(Σ |x|^p)^(1/p)` over windows, as an average that counts padding, times the size of the window.
 fn lp_pool(cx: &mut Cx, c: &Call) -> Done {
     let x = c.input(0, "X")?;
     if c.flag("ceil_mode", false)? {

@@ -17,7 +17,7 @@ fn matmul(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![cx.emit(Op::MatMul, &[a, b])?])
 }
 
-/// `alpha · A' · B' + beta · C`. A constant B makes it a linear layer, into which constant factors
+/// `alpha · A' · B' + beta · C`. A constant B makes it a linear layer into which constant factors
 /// are folded.
 pub(super) fn gemm(cx: &mut Cx, c: &Call) -> Done {
     let (a, b) = (c.input(0, "A")?, c.input(1, "B")?);
@@ -71,10 +71,10 @@ pub(super) fn scaled(cx: &mut Cx, x: &Item, factor: f32) -> Result<Item, Refusal
     cx.binary(BinaryKind::Mul, x, &factor)
 }
 
-/// Zero points of rows (a) and columns (b).
+/// Zero points are per row (a) and per column (b).
 fn matmul_integer(cx: &mut Cx, c: &Call) -> Done {
     cx.quantized.operator("MatMulInteger");
-    // as convolutions of integers
+    // sums of integers as for convolutions
     let (a, b) = integer_operands(cx, c, [0, 2], [1, 3], DType::F64)?;
     let y = cx.emit(Op::MatMul, &[&a, &b])?;
     Ok(vec![cx.cast(&y, DType::I32)?])

@@ -1,5 +1,5 @@
-//! Operators on codes of ONNX Runtime, domain `com.microsoft`: the float operator between a
-//! dequantization of its operands and a rounding of its result.
+//! Operators on codes of ONNX Runtime, domain `com.microsoft`. Each becomes the float operator
+//! between the dequantization of its operands and the rounding of its result.
 
 use super::quant::{Granularity, by_its_range, rounded, to_float};
 use super::*;
@@ -39,7 +39,7 @@ pub(super) const TABLE: Table = &[
     ("DynamicQuantizeMatMul", dynamic_matmul),
 ];
 
-/// Operators that ONNX Runtime had before the standard did, or for more types.
+/// Operators that ONNX Runtime had before the standard did, or that it has for more types.
 fn standard(cx: &mut Cx, c: &Call, op: &str) -> Done {
     match find("ai.onnx", op) {
         Some(handler) => handler(cx, c),
@@ -47,7 +47,7 @@ fn standard(cx: &mut Cx, c: &Call, op: &str) -> Done {
     }
 }
 
-/// The standard operator of that version, with the attributes of the node, applied to `x`.
+/// Applies the standard operator of this version, with the attributes of the node, to `x`.
 fn as_standard(cx: &mut Cx, c: &Call, op: &str, opset: i64, x: &Item) -> Result<Item, Refusal> {
     let (inputs, attributes) = (vec![Some(x.clone())], c.attributes.clone());
     let call = Call { opset, inputs, outputs: &c.outputs[..c.outputs.len().min(1)], attributes };
@@ -60,13 +60,14 @@ fn float(cx: &mut Cx, x: &Item, scale: &Item, zero: Option<&Item>) -> Result<Ite
     to_float(cx, x, &scale, zero, Granularity::TENSOR, DType::F32)
 }
 
-/// Operand `i`, of which scale and zero point follow.
+/// Operand `i`, followed by its scale and zero point.
 fn operand(cx: &mut Cx, c: &Call, i: usize) -> Result<Item, Refusal> {
     let (x, scale) = (c.input(i, "codes")?, c.input(i + 1, "scale")?);
     float(cx, x, scale, c.optional(i + 2))
 }
 
-/// The result as codes of the operands' type; scale and zero point are operands `i` and `i + 1`.
+/// The result as codes of the operands' type. Its scale and zero point are operands `i` and `i +
+/// 1`.
 fn result(cx: &mut Cx, c: &Call, y: &Item, i: usize, to: DType) -> Done {
     let (scale, zero) = (c.input(i, "scale")?, c.optional(i + 1));
     Ok(vec![rounded(cx, y, scale, zero, Granularity::TENSOR, to)?])
@@ -93,7 +94,7 @@ fn pairwise(cx: &mut Cx, c: &Call, name: &str, kind: BinaryKind) -> Done {
     result(cx, c, &y, 6, to)
 }
 
-/// Pools of channels in front, or behind with `channels_last`.
+/// Pools with channels first, or last with `channels_last`.
 fn pool(cx: &mut Cx, c: &Call, op: &str, x: &Item) -> Result<Item, Refusal> {
     let rank = cx.ty(x)?.rank();
     if !c.flag("channels_last", false)? || rank < 3 {
@@ -106,7 +107,8 @@ fn pool(cx: &mut Cx, c: &Call, op: &str, x: &Item) -> Result<Item, Refusal> {
     cx.transpose(&y, to_back)
 }
 
-/// Operands: scale and zero point of the result, then codes, scale and zero point of each part.
+/// The operands are scale and zero point of the result, and then codes, scale and zero point of
+/// each part.
 fn concat(cx: &mut Cx, c: &Call) -> Done {
     cx.quantized.operator("QLinearConcat");
     if c.inputs.len() < 5 || !(c.inputs.len() - 2).is_multiple_of(3) {
@@ -130,7 +132,8 @@ fn select(cx: &mut Cx, c: &Call) -> Done {
     result(cx, c, &z, 7, to)
 }
 
-/// `alpha · A' · B' + C`, C in steps of `alpha · a · b`; codes if the result has a scale.
+/// `alpha · A' · B' + C`, where C is in steps of `alpha · a · b`. The result is codes if it has a
+/// scale.
 fn gemm(cx: &mut Cx, c: &Call) -> Done {
     cx.quantized.operator("QGemm");
     let to = cx.ty(c.input(0, "A")?)?.dtype;
@@ -165,7 +168,7 @@ fn gemm(cx: &mut Cx, c: &Call) -> Done {
     }
 }
 
-/// Codes of a matrix with a scale for all of it, or one per column.
+/// Codes of a matrix with one scale, or one scale per column.
 fn columns(cx: &mut Cx, b: &Item, scale: &Item, zero: Option<&Item>) -> Result<Item, Refusal> {
     let rank = cx.ty(b)?.rank();
     let scales = cx.ty(scale)?;

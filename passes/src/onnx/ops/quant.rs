@@ -12,8 +12,8 @@ pub(super) const TABLE: Table = &[
     ("DynamicQuantizeLinear", dynamic_quantize),
 ];
 
-/// How scales belong to elements: an axis, unless there is one scale, and the elements of a block
-/// along it, 0 for one scale per place.
+/// The assignment of scales to elements: the axis, unless there is one scale, and the number of
+/// elements of a block along it (0 for one scale per position).
 #[derive(Clone, Copy)]
 pub(super) struct Granularity {
     pub axis: Option<usize>,
@@ -36,7 +36,7 @@ fn granularity(cx: &Cx, c: &Call, rank: usize) -> Result<Granularity, Refusal> {
     Ok(Granularity { axis: Some(c.axis("axis", 1, rank)?), block })
 }
 
-/// A type of elements: what holds them, and the ONNX type if that is another one.
+/// An element type: the type that holds the numbers, and the ONNX type if that is another one.
 type Element = (DType, Option<Narrow>);
 
 fn type_attribute(c: &Call, name: &str) -> Result<Option<Element>, Refusal> {
@@ -49,7 +49,7 @@ fn type_attribute(c: &Call, name: &str) -> Result<Option<Element>, Refusal> {
     }
 }
 
-/// A type as a user reads it.
+/// The name of a type for messages.
 fn shown_element((dtype, narrow): Element) -> String {
     narrow.map_or_else(|| dtype.to_string(), |n| n.to_string())
 }
@@ -62,8 +62,8 @@ fn quantize(cx: &mut Cx, c: &Call) -> Done {
     let zero = c.optional(2);
     let of_zero = zero.map(|z| Ok((cx.ty(z)?.dtype, cx.narrow(z)))).transpose()?;
     let to = of_zero.or(type_attribute(c, "output_dtype")?).unwrap_or((DType::U8, None));
-    // the division is done in the scale's type unless `precision` says otherwise; mixed types
-    // divide in f32
+    // The division is done in the scale's type unless `precision` says otherwise. Mixed types
+    // divide in f32.
     let precision = type_attribute(c, "precision")?.map_or(cx.ty(scale)?.dtype, |(d, _)| d);
     let x = if ty.dtype.is_float() { cx.cast(x, precision)? } else { x.clone() };
     if x.tensor().is_none() {
@@ -98,7 +98,7 @@ pub(super) fn rounded(
     Ok(cx.emit_all(op, &operands)?.swap_remove(0))
 }
 
-/// Scale and zero point; one number may be written as a vector.
+/// Scale and zero point. A single number may be given as a vector.
 fn parameters(
     cx: &mut Cx,
     scale: &Item,
@@ -115,7 +115,7 @@ fn parameters(
     Ok(list)
 }
 
-/// Codes saturated to an integer type of fewer bits.
+/// Codes saturated to an integer type with fewer bits.
 fn bounded(cx: &mut Cx, y: Item, narrow: Option<Narrow>) -> Result<Item, Refusal> {
     let Some((narrow, (low, high))) = narrow.and_then(|n| Some((n, n.limits()?))) else {
         return Ok(y);
@@ -160,7 +160,7 @@ fn dequantize(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![to_float(cx, x, scale, c.optional(2), how, to)?])
 }
 
-/// `(x − zero) · scale`, counted if x is a constant.
+/// `(x − zero) · scale`. It is counted if x is a constant.
 pub(super) fn to_float(
     cx: &mut Cx,
     x: &Item,
@@ -200,7 +200,7 @@ fn small_floats(
         && zero.as_ref().is_none_or(|z| z.tensor().is_some_and(all_zero))
         && let Some(place) = places(&fixed, s.shape(), how)
     {
-        // at once: a scale per block would be expanded to x's size
+        // at once, because scales per block would be expanded to x's size
         cx.spend(8 * x.len() as i64)?;
         let values = dequantized(x, s, None, place);
         return Ok(cx.constant(from_floats(to, fixed, &values)));
@@ -220,7 +220,7 @@ fn all_zero(t: &cqc_proto::Tensor) -> bool {
     t.to_f64_vec().iter().all(|v| *v == 0.0)
 }
 
-/// Which scale belongs to which element; `None` where shapes do not fit.
+/// The index of the scale of each element; `None` if the shapes do not fit.
 fn places(
     shape: &[usize],
     scales: &[usize],
@@ -251,7 +251,7 @@ fn places(
     })
 }
 
-/// `saturate(round(sums · a · b / y) + zero)`; the scales are f64 and broadcast to the sums.
+/// `saturate(round(sums · a · b / y) + zero)`. The scales are f64 and broadcast to the sums.
 pub(super) fn requantize(cx: &mut Cx, sums: &Item, [a, b, y]: [&Item; 3], zero: &Item) -> Done {
     let factor = cx.binary(BinaryKind::Mul, a, b)?;
     let factor = cx.binary(BinaryKind::Div, &factor, y)?;
@@ -270,7 +270,8 @@ fn dynamic_quantize(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![y, scale, zero])
 }
 
-/// u8 with the range of the operand, 0 included: y, scale, zero point.
+/// Rounds to u8 over the range of the operand, including 0. The results are y, scale and zero
+/// point.
 pub(super) fn by_its_range(cx: &mut Cx, x: &Item) -> Result<[Item; 3], Refusal> {
     let ty = cx.ty(x)?;
     let zero = cx.scalar(0.0, ty.dtype);

@@ -27,7 +27,7 @@ pub(super) const TABLE: Table = &[
     ("GlobalLpPool", global_lp_pool),
 ];
 
-/// No axes: all of them, or none with `noop_with_empty_axes`.
+/// Without axes, all axes are reduced, or none with `noop_with_empty_axes`.
 fn reduce(cx: &mut Cx, c: &Call, kind: ReduceKind, operand_since: i64) -> Done {
     let x = c.input(0, "data")?;
     let rank = cx.ty(x)?.rank();
@@ -47,7 +47,7 @@ fn arg_reduce(cx: &mut Cx, c: &Call, largest: bool) -> Done {
     Ok(vec![cx.emit(Op::ArgReduce { largest, axis, keep, last }, &[x])?])
 }
 
-/// Since 13 along one axis; before, over all axes from `axis` on, as one.
+/// Since version 13 along one axis; before, over all axes from `axis` on, as one axis.
 fn softmax(cx: &mut Cx, c: &Call, op: fn(usize) -> Op) -> Done {
     let x = c.input(0, "input")?;
     along_axis(cx, c, x, |cx, x, axis| cx.emit(op(axis), &[x]))

@@ -6,7 +6,7 @@ use cqc_proto::{Dim, Op};
 
 pub(super) const TABLE: Table = &[("Resize", resize), ("Upsample", upsample)];
 
-/// Output sizes, and scales where the model gives scales.
+/// Output sizes, and scales if the model gives scales.
 type SizesAndScales = (Vec<Dim>, Vec<f32>);
 
 fn resize(cx: &mut Cx, c: &Call) -> Done {
@@ -39,11 +39,11 @@ fn resize(cx: &mut Cx, c: &Call) -> Done {
     interpolate(cx, c, x, target, coordinates)
 }
 
-/// `Upsample`, and `Resize` of version 10: asymmetric coordinates, rounding down.
+/// `Upsample`, and `Resize` of version 10: asymmetric coordinates that are rounded down.
 fn upsample(cx: &mut Cx, c: &Call) -> Done {
     let x = c.input(0, "X")?;
     let shape = cx.ty(x)?.shape;
-    // an attribute before version 9
+    // the scales are an attribute before version 9
     let scales = match c.opset < 9 {
         true => c.floats("scales")?.unwrap_or_default().to_vec(),
         false => cx.static_tensor(c.input(1, "scales")?, "scales")?.to_f32_vec(),
@@ -90,7 +90,7 @@ fn by_sizes(
     Ok((out, scales))
 }
 
-/// The one factor that keeps the aspect ratio.
+/// The single factor that keeps the aspect ratio.
 fn common_scale(
     c: &Call,
     policy: &str,

@@ -1,4 +1,4 @@
-//! Sequences whose length and positions are known, as exporters write for `chunk` and `split`.
+//! Sequences with known length and positions, which exporters write for `chunk` and `split`.
 
 use super::*;
 use crate::onnx::limits::MAX_SIZES;
@@ -28,7 +28,7 @@ fn at(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![items[axis(position, items.len())?].clone()])
 }
 
-/// A sequence holds tensors: one that held sequences could grow without bound.
+/// A sequence holds tensors only. A sequence of sequences could grow without bound.
 fn construct(cx: &mut Cx, c: &Call) -> Done {
     let items = c.all_inputs()?;
     for item in &items {
@@ -37,7 +37,8 @@ fn construct(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![Item::List(items.into_iter().cloned().collect())])
 }
 
-/// The position of a value that is there, or where one is put; without one, behind the last.
+/// The position of an existing value, or the position at which to insert one. Without an operand it
+/// is after the last value.
 fn place(cx: &mut Cx, c: &Call, i: usize, places: usize) -> Result<Option<usize>, Refusal> {
     let Some(item) = c.optional(i) else { return Ok(None) };
     let position = cx.static_ints(item, "position")?;
@@ -50,7 +51,7 @@ fn insert(cx: &mut Cx, c: &Call) -> Done {
     if items.len() >= MAX_SIZES {
         return unsupported(format!("the sequence has more than {MAX_SIZES} values"));
     }
-    // a negative position counts from the last value that is there
+    // a negative position counts from the last existing value
     let at = match c.optional(2).map(|item| cx.static_ints(item, "position")).transpose()? {
         Some(p) if p == [items.len() as i64] => items.len(),
         _ => place(cx, c, 2, items.len())?.unwrap_or(items.len()),

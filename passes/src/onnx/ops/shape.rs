@@ -1,4 +1,4 @@
-//! Constants, shapes and ranges: what import evaluates away.
+//! Constants, shapes and ranges, which the import evaluates.
 
 use super::*;
 use crate::onnx::item::Sizes;
@@ -65,7 +65,7 @@ fn constant_of_shape(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![cx.emit(Op::Expand { shape }, &[&scalar])?])
 }
 
-/// Sizes as an item: a constant if none is symbolic.
+/// Sizes as an item, which is a constant if no size is symbolic.
 pub(super) fn sizes(cx: &Cx, sizes: Sizes) -> Item {
     sizes.to_tensor().map_or_else(|| Item::Sizes(sizes.clone()), |t| cx.constant(t))
 }
@@ -105,7 +105,7 @@ fn range(cx: &mut Cx, c: &Call) -> Done {
 }
 
 fn count(n: f64) -> Result<usize, Refusal> {
-    // 2^25 i64: like the largest folded tensor
+    // 2^25 i64, which is the size of the largest folded tensor
     if n.is_nan() || n > (1 << 25) as f64 {
         return malformed(format!("it would have {n} elements"));
     }
@@ -137,7 +137,7 @@ fn steps(a: i128, b: i128, d: i128) -> i128 {
     (span + step - 1).div_euclid(step)
 }
 
-/// `0, 1, 2 …` up to a symbolic limit, as a running sum of ones.
+/// `0, 1, 2 …` up to a symbolic limit, computed as a running sum of ones.
 fn symbolic_range(cx: &mut Cx, operands: [&Item; 3]) -> Done {
     let dtype = cx.ty(operands[0])?.dtype;
     let mut numbers = Vec::new();
@@ -201,7 +201,7 @@ fn non_zero(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![cx.constant(Tensor::from_i64(&[x.shape().len(), hits.len()], &rows))])
 }
 
-/// A constant vector of sizes, for messages.
+/// A vector of sizes as text for messages.
 pub(super) fn shown_shape(shape: &[Dim]) -> String {
     shape.iter().map(Dim::to_string).collect::<Vec<_>>().join(",")
 }

@@ -6,7 +6,7 @@ use cqc_proto::{Dim, Op};
 
 pub(super) const TABLE: Table = &[("Slice", slice), ("Split", split)];
 
-/// Slices of one axis.
+/// The slice of one axis.
 struct Piece {
     axis: usize,
     start: Dim,
@@ -17,7 +17,7 @@ struct Piece {
 fn slice(cx: &mut Cx, c: &Call) -> Done {
     let x = c.input(0, "data")?;
     let shape = cx.ty(x)?.shape;
-    // attributes before version 10
+    // the positions are attributes before version 10
     let position = |cx: &mut Cx, i: usize, what: &str| match c.opset < 10 {
         true => Ok(c.ints(what)?.unwrap_or_default().into_iter().map(position).collect()),
         false => bounds(cx, c.input(i, what)?, what),
@@ -66,7 +66,7 @@ fn position(v: i64) -> Dim {
     Dim::constant(v.clamp(-limit, limit))
 }
 
-/// The slice within the axis, or `None` when it is all of it.
+/// The slice within the axis; `None` if it is the whole axis.
 fn piece(
     axis: usize,
     size: &Dim,
@@ -78,8 +78,8 @@ fn piece(
         return malformed(format!("a step is {step}"));
     }
     let last = size.add(&Dim::constant(-1)).unwrap_or_default();
-    // numpy: positions are moved into the axis; a walk backwards may end before the first element,
-    // at -1
+    // As in numpy, positions are moved into the axis. A slice that runs backwards may end before
+    // the first element, at -1.
     let (low, high) =
         if step > 0 { (Dim::constant(0), size.clone()) } else { (Dim::constant(-1), last.clone()) };
     let first = if step > 0 { Dim::constant(0) } else { Dim::constant(-1) };
@@ -88,7 +88,7 @@ fn piece(
     if step == 1 && start.is(0) && end == *size {
         return Ok(None);
     }
-    // an empty slice: the operator wants start ≤ end
+    // an empty slice: the operator requires start ≤ end
     let empty = match step > 0 {
         true => less_or_equal(&end, &start),
         false => less_or_equal(&start, &end),
@@ -101,7 +101,7 @@ fn less_or_equal(a: &Dim, b: &Dim) -> Option<bool> {
     b.sub(a).filter(nonnegative).map(|_| true)
 }
 
-/// A position counted from the front, between `low` and `high`.
+/// A position counted from the front, limited to `low` and `high`.
 fn clamp(position: &Dim, size: &Dim, low: &Dim, high: &Dim) -> Result<Dim, Refusal> {
     let undecided = || {
         let reason = format!(
@@ -170,7 +170,7 @@ fn split(cx: &mut Cx, c: &Call) -> Done {
     Ok(parts)
 }
 
-/// Parts of equal size; the last one is smaller if need be.
+/// Parts of equal size; the last one is smaller if necessary.
 fn equal_parts(size: &Dim, c: &Call) -> Result<Vec<Dim>, Refusal> {
     let count = c.int("num_outputs", c.outputs.len() as i64)?;
     if !(1..=1 << 16).contains(&count) {

@@ -1,4 +1,4 @@
-//! Window functions: constants, since their size is known.
+//! Window functions. They become constants, because their size is known.
 
 use super::*;
 use crate::onnx::tensors::{self, from_floats};

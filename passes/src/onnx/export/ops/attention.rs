@@ -16,7 +16,7 @@ pub(super) fn attention(cx: &mut Cx, c: &Call, op: &Op) -> ExportResult {
     let (queries, keys) = (cx.shape(q)[1].clone(), cx.shape(k)[1].clone());
     let mut q = split(cx, q, *heads)?;
     let factor = (*scale != 1.0).then(|| cx.scalar(*scale as f64, dtype));
-    // nothing may stand between rounding and the product
+    // no operator may be between rounding and the product
     if let (Some(factor), None) = (factor, &round_q) {
         q = cx.binary(BinaryKind::Mul, q, factor)?;
     }
@@ -67,8 +67,9 @@ pub(super) fn attention(cx: &mut Cx, c: &Call, op: &Op) -> ExportResult {
     Ok(cx.reshape(sums, c.ty().shape))
 }
 
-/// Weights exp(score − max) in steps of 1/255, 1/127 where codes have a sign, or in bf16 relative
-/// to a power of two, times the values, divided by the sum of the weights.
+/// Computes weights exp(score − max) in steps of 1/255 (1/127 if codes have a sign), or in bf16
+/// relative to a power of two, multiplies them by the values, and divides by the sum of the
+/// weights.
 fn rounded(cx: &mut Cx, c: &Call, scores: Val, v: Val, bits: u8) -> ExportResult {
     if ![8, SOFTMAX_BF16].contains(&bits) {
         return Err(format!("weights of {bits} bits, ONNX has 8"));
@@ -103,8 +104,8 @@ fn rounded(cx: &mut Cx, c: &Call, scores: Val, v: Val, bits: u8) -> ExportResult
     weighed(cx, c, weights, v, [total, least])
 }
 
-/// The sums of weighed values, divided by the total or the least that it can be where there are
-/// weights at all.
+/// The weighted sums of values, divided by the sum of the weights, which is limited to the least
+/// that it can be where there are any weights.
 fn weighed(cx: &mut Cx, c: &Call, weights: Val, v: Val, [total, least]: [Val; 2]) -> ExportResult {
     let total = cx.binary(BinaryKind::Max, total, least)?;
     let sums = cx.emit(Op::MatMul, &[weights, v])?;
@@ -122,7 +123,7 @@ fn split(cx: &mut Cx, x: Val, heads: usize) -> ExportResult {
     Ok(cx.transpose(x, &[0, 2, 1, 3]))
 }
 
-/// Adds a float mask; a bool mask keeps.
+/// Adds a float mask. A bool mask is true for keys that are kept.
 fn masked(cx: &mut Cx, scores: Val, mask: Val) -> ExportResult {
     if cx.dtype(mask) != DType::Bool {
         return cx.binary(BinaryKind::Add, scores, mask);

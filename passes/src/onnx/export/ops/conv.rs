@@ -33,7 +33,7 @@ pub(super) fn conv(cx: &mut Cx, c: &Call, op: &Op) -> ExportResult {
         let mut attributes = windows(strides, pads, dilations, &kernel(cx, w));
         attributes.push(int("group", *groups as i64));
         let types = plain.infer(&[Some(cx.ty(x)), Some(cx.ty(w))]).map_err(|e| e.reason)?;
-        // a bias of a table is added behind, that of a sum once
+        // a bias that is a table is added afterwards, and that of a sum of products once
         let bias = c.optional(2).filter(|_| scale.is_none() && parts.is_empty());
         parts.push(cx.nodes("Conv", &[Some(x), Some(w), bias], attributes, &types)[0]);
     }
@@ -49,14 +49,14 @@ pub(super) fn conv(cx: &mut Cx, c: &Call, op: &Op) -> ExportResult {
     epilogue(cx, c, y, *act)
 }
 
-/// One value per channel, as it broadcasts over channels first.
+/// One value per channel, in a shape that broadcasts over channels-first values.
 fn column(cx: &mut Cx, v: Val, y: &Val) -> Val {
     let mut shape = vec![cx.shape(*y)[1].clone()];
     shape.resize(cx.rank(*y) - 1, 1.into());
     cx.reshape(v, shape)
 }
 
-/// Every element repeated along the spatial axes, channels first.
+/// Repeats every element along the spatial axes of a channels-first value.
 fn enlarged(cx: &mut Cx, x: Val, times: usize) -> ExportResult {
     let times = Dim::constant(times as i64);
     let size = |(k, d): (usize, &Dim)| if k < 2 { Some(d.clone()) } else { d.mul(&times) };
@@ -110,7 +110,7 @@ pub(super) fn conv_transpose(cx: &mut Cx, c: &Call, op: &Op) -> ExportResult {
     Ok(c.as_node(cx, "ConvTranspose", attributes))
 }
 
-/// Channels first.
+/// Writes a pooling operator, channels first.
 pub(super) fn pool(cx: &mut Cx, c: &Call, op: &Op) -> ExportResult {
     let Op::Pool { kind, kernel, strides, pads, dilations, ceil, count_pad, .. } = op else {
         unreachable!("dispatched by `one`")

@@ -138,8 +138,8 @@ pub(super) fn binary(cx: &mut Cx, c: &Call, kind: BinaryKind) -> ExportResult {
     Ok(c.as_node(cx, name, attributes))
 }
 
-/// The standard's `Mod` of floats has the sign of the dividend: moved by the divisor where signs
-/// differ.
+/// The `Mod` of the standard has the sign of the dividend for floats. The result is moved by the
+/// divisor where the signs differ.
 fn modulo(cx: &mut Cx, a: Val, b: Val) -> ExportResult {
     let rest = cx.binary(BinaryKind::Fmod, a, b)?;
     let zero = cx.scalar(0.0, cx.dtype(a));
@@ -154,7 +154,7 @@ fn modulo(cx: &mut Cx, a: Val, b: Val) -> ExportResult {
     cx.emit(Op::Where, &[differs, moved, rest])
 }
 
-/// The standard's `PRelu` does not enlarge its first operand.
+/// The `PRelu` of the standard does not broadcast its first operand.
 fn prelu(cx: &mut Cx, c: &Call) -> ExportResult {
     let (a, b) = (c.input(0), c.input(1));
     if *cx.ty(a) == c.ty() && c.ty().dtype.is_float() {

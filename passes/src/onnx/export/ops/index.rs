@@ -5,7 +5,7 @@ use cqc_proto::onnx::AttributeProto;
 use cqc_proto::op::ScatterReduction;
 use cqc_proto::{DType, Tensor};
 
-/// Indices in a type that the standard takes.
+/// Indices in a type that the standard allows.
 fn indices(cx: &mut Cx, v: Val) -> Val {
     if cx.dtype(v) == DType::I32 { v } else { cx.cast(v, DType::I64) }
 }

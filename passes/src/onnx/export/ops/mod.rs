@@ -1,4 +1,4 @@
-//! Operators in standard ONNX, one file per family as in `onnx/ops`.
+//! Writes operators in standard ONNX, with one file per family as in `onnx/ops`.
 
 mod attention;
 mod conv;
@@ -17,7 +17,7 @@ pub(super) use super::proto::{float, int, ints, number, string};
 use cqc_proto::op::{Act, BinaryKind, UnaryKind};
 use cqc_proto::{Op, ValueType};
 
-/// An operator to be exported, with the types of its results.
+/// An operator to export, with the types of its results.
 pub(super) struct Call<'a> {
     pub inputs: &'a [Option<Val>],
     pub outputs: &'a [ValueType],
@@ -48,10 +48,10 @@ impl Call<'_> {
     }
 }
 
-/// Writes an operator; values of its results.
+/// Writes an operator and returns its results.
 ///
 /// # Errors
-/// A sentence: what the standard lacks.
+/// A sentence about what the standard lacks.
 pub(super) fn export_op(cx: &mut Cx, op: &Op, inputs: &[Option<Val>]) -> ExportResult<Vec<Val>> {
     let types: Vec<Option<&ValueType>> = inputs.iter().map(|v| v.map(|v| cx.ty(v))).collect();
     let outputs = op.infer(&types).map_err(|e| e.reason)?;
@@ -61,7 +61,7 @@ pub(super) fn export_op(cx: &mut Cx, op: &Op, inputs: &[Option<Val>]) -> ExportR
     }
 }
 
-/// As [`export_op`], wherever channels stand.
+/// The same as [`export_op`] without moving channels.
 pub(super) fn as_it_is(
     cx: &mut Cx,
     op: &Op,
@@ -137,7 +137,7 @@ fn one(cx: &mut Cx, op: &Op, c: &Call) -> ExportResult {
     }
 }
 
-/// An activation behind a sum or a normalisation.
+/// An activation after a sum or a normalisation.
 fn activate(cx: &mut Cx, act: Act, x: Val) -> ExportResult {
     let kind = match act {
         Act::None => return Ok(x),

@@ -68,7 +68,8 @@ pub(super) fn pad(
     Ok(cx.nodes("Pad", &[operands[0], operands[1], fill], vec![string("mode", name)], c.outputs)[0])
 }
 
-/// What is repeated is the operand as it was before any removal.
+/// Pads and then cuts, because the standard repeats elements of the operand as it was before any
+/// removal.
 fn pad_then_cut(cx: &mut Cx, x: Val, before: &[i64], after: &[i64], mode: PadMode) -> ExportResult {
     let only = |list: &[i64]| list.iter().map(|&n| n.max(0)).collect::<Vec<_>>();
     let wide = cx.emit(Op::Pad { before: only(before), after: only(after), mode }, &[x])?;

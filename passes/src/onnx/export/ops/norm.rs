@@ -4,8 +4,8 @@ use super::*;
 use cqc_proto::Dim;
 use cqc_proto::op::ReduceKind;
 
-/// Channels first: Reshape–InstanceNormalization–Reshape–Mul–Add, which runtimes know from torch;
-/// few have a kernel for GroupNormalization.
+/// Writes Reshape–InstanceNormalization–Reshape–Mul–Add, channels first, which runtimes know from
+/// torch. Few runtimes have a kernel for GroupNormalization.
 pub(super) fn group_norm(cx: &mut Cx, c: &Call, groups: usize, eps: f32, act: Act) -> ExportResult {
     let (x, ty) = (c.input(0), c.ty());
     let channels = &ty.shape[1];
@@ -57,7 +57,7 @@ pub(super) fn layer_norm(cx: &mut Cx, c: &Call, eps: f32) -> ExportResult {
     }
 }
 
-/// In the form that ONNX Runtime fuses.
+/// Writes the form that ONNX Runtime fuses.
 pub(super) fn rms_norm(cx: &mut Cx, c: &Call, eps: f32) -> ExportResult {
     let (x, dtype) = (c.input(0), c.ty().dtype);
     let (two, eps) = (cx.scalar(2.0, dtype), cx.scalar(eps as f64, dtype));

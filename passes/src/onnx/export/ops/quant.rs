@@ -4,7 +4,7 @@ use super::*;
 use cqc_proto::onnx::AttributeProto;
 use cqc_proto::{DType, Dim};
 
-/// Scale in f32, as [] where it is one number.
+/// The scale in f32, as a scalar if it is one number.
 fn scale(cx: &mut Cx, c: &Call, axis: Option<usize>) -> ExportResult {
     let scale = c.input(1);
     if cx.dtype(scale) == DType::F64 {
@@ -66,7 +66,7 @@ fn entry(cx: &mut Cx, v: Val, i: usize) -> ExportResult {
     Ok(cx.reshape(v, vec![]))
 }
 
-/// `size` places of an axis from `start`.
+/// `size` elements along an axis, from `start` on.
 pub(in super::super) fn part(
     cx: &mut Cx,
     v: Val,

@@ -4,7 +4,7 @@ use super::*;
 use cqc_proto::DType;
 use cqc_proto::op::ReduceKind;
 
-/// Narrow integers as i64, which the standard sums.
+/// Narrow integers as i64, for which the standard defines sums.
 pub(super) fn widened(cx: &mut Cx, x: Val) -> Val {
     match cx.dtype(x) {
         DType::I8 | DType::I16 | DType::U8 | DType::U16 => cx.cast(x, DType::I64),
@@ -45,7 +45,8 @@ pub(super) fn reduce(
     Ok(cx.cast(y, c.ty().dtype))
 }
 
-/// Without axes, runtimes disagree about what is left of the operator.
+/// The map that a reduction without axes applies to each element, written as operators, because
+/// runtimes disagree about it.
 fn own_map(cx: &mut Cx, kind: ReduceKind, x: Val) -> ExportResult {
     match kind {
         ReduceKind::L1 | ReduceKind::L2 => cx.unary(UnaryKind::Abs, x),

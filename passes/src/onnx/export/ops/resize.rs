@@ -21,7 +21,7 @@ pub(super) fn resize(cx: &mut Cx, c: &Call, op: &Op) -> ExportResult {
     };
     let x = c.input(0);
     let from = cx.shape(x).to_vec();
-    // axes that stay as they are are left out: the batch among them need not be known
+    // Axes that do not change are left out, so that the batch among them need not be known.
     let changes = |&k: &usize| from[k] != sizes[k] || scales.get(k).is_some_and(|&s| s != 1.0);
     let axes: Vec<usize> = (0..from.len()).filter(changes).collect();
     if axes.is_empty() {
@@ -57,8 +57,8 @@ pub(super) fn resize(cx: &mut Cx, c: &Call, op: &Op) -> ExportResult {
     Ok(cx.nodes("Resize", &[Some(x), None, scale, target], attributes, c.outputs)[0])
 }
 
-/// The standard rounds `from · scale` down; a model that gives sizes under a policy may round
-/// otherwise.
+/// Checks a scale. The standard rounds `from · scale` down; a model that gives sizes under a policy
+/// may round differently.
 fn checked_scale(from: &Dim, to: &Dim, scale: f32) -> ExportResult<f32> {
     match (from.as_const(), to.as_const()) {
         (Some(from), Some(to)) if (from as f32 * scale).floor() as i64 != to => Err(format!(

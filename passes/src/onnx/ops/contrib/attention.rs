@@ -7,17 +7,18 @@ use cqc_proto::{Dim, ValueType};
 pub(super) const TABLE: Table =
     &[("Attention", attention), ("MultiHeadAttention", multi_head_attention)];
 
-/// Queries, keys and values as `[B, length, heads · channels]`, and what else the scores depend on.
+/// Queries, keys and values as `[B, length, heads · channels]`, and the other operands of the
+/// scores.
 pub(super) struct Operands<'a> {
     pub heads: usize,
     pub q: Item,
     pub k: Item,
     pub v: Item,
-    /// Keys in front of the first query.
+    /// Number of keys before the first query.
     pub past: Dim,
-    /// Which keys may be seen, in one of the forms of `mask.rs`.
+    /// The keys that may be seen, in one of the forms of `mask.rs`.
     pub padding: Option<&'a Item>,
-    /// Added to the scores.
+    /// A tensor that is added to the scores.
     pub bias: Option<&'a Item>,
 }
 
@@ -29,7 +30,7 @@ pub(super) fn heads(c: &Call, attribute: &str) -> Result<usize, Refusal> {
     }
 }
 
-/// Three axes, or a message that names the operand.
+/// The type of an operand with three axes, or a refusal that names the operand.
 pub(super) fn three(cx: &Cx, item: &Item, what: &str) -> Result<ValueType, Refusal> {
     let ty = cx.ty(item)?;
     if ty.rank() != 3 {
@@ -38,7 +39,7 @@ pub(super) fn three(cx: &Cx, item: &Item, what: &str) -> Result<ValueType, Refus
     Ok(ty)
 }
 
-/// `scale`, or 1/√(channels per head) where it is absent or 0.
+/// `scale`, or 1/√(channels per head) if it is absent or 0.
 pub(super) fn scale(cx: &Cx, c: &Call, q: &Item, heads: usize) -> Result<f32, Refusal> {
     match c.float("scale", 0.0)? {
         0.0 => {}
@@ -82,8 +83,8 @@ fn attend(cx: &mut Cx, c: &Call, o: Operands) -> Result<Item, Refusal> {
     Ok(cx.emit_all(op, &operands)?.swap_remove(0))
 }
 
-/// Keys or values behind those of the past, `[B, H, past, D]`: as `[B, length, H · D]`, and as
-/// `[B, H, length, D]` if they are wanted so.
+/// Appends keys or values to those of the past, `[B, H, past, D]`. The result is `[B, length, H ·
+/// D]`, and also `[B, H, length, D]` if that is wanted.
 fn behind(
     cx: &mut Cx,
     x: &Item,
@@ -115,7 +116,7 @@ fn no_shared_buffer(c: &Call) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Widths of queries, keys and values side by side.
+/// Widths of queries, keys and values, which are side by side.
 fn widths(cx: &Cx, c: &Call, weights: &Item) -> Result<[Dim; 3], Refusal> {
     let ty = cx.ty(weights)?;
     if ty.rank() != 2 {
@@ -141,7 +142,7 @@ fn widths(cx: &Cx, c: &Call, weights: &Item) -> Result<[Dim; 3], Refusal> {
     }
 }
 
-/// The parts of the last axis that have those widths.
+/// The parts of the last axis that have these widths.
 fn parts<const N: usize>(cx: &mut Cx, x: &Item, widths: &[Dim; N]) -> Result<[Item; N], Refusal> {
     let last = axis(-1, cx.ty(x)?.rank())?;
     let mut start = Dim::constant(0);
@@ -154,13 +155,13 @@ fn parts<const N: usize>(cx: &mut Cx, x: &Item, widths: &[Dim; N]) -> Result<[It
     Ok(parts.try_into().expect("one part per width"))
 }
 
-/// `x + bias`, but nothing for a bias of zeros, which the optimizer writes where there is none.
+/// `x + bias`. A bias of zeros, which the optimizer writes where there is none, adds nothing.
 fn biased(cx: &mut Cx, x: &Item, bias: Option<&Item>) -> Result<Item, Refusal> {
     let zeros = |t: &cqc_proto::Tensor| t.to_f64_vec().iter().all(|&v| v == 0.0);
     plus(cx, x, bias.filter(|b| !b.tensor().is_some_and(zeros)))
 }
 
-/// Queries, keys and values are products of one input with weights side by side.
+/// Queries, keys and values are products of one input with weights that are side by side.
 fn attention(cx: &mut Cx, c: &Call) -> Done {
     let heads = heads(c, "num_heads")?;
     no_shared_buffer(c)?;
@@ -240,8 +241,8 @@ fn unpacked<const N: usize>(
     Ok(packed.try_into().expect("one part each"))
 }
 
-/// Queries, keys and values are separate, or packed in one or two operands; keys and values with four
-/// axes, `[B, H, length, D]`, are finished.
+/// Queries, keys and values are separate, or packed in one or two operands. Keys and values with
+/// four axes, `[B, H, length, D]`, need no further step.
 fn multi_head_attention(cx: &mut Cx, c: &Call) -> Done {
     let heads = heads(c, "num_heads")?;
     if c.optional(8).is_some() || c.optional(9).is_some() {

@@ -1,4 +1,4 @@
-//! Convolutions and products that ONNX Runtime fuses with what follows them.
+//! Convolutions and products that ONNX Runtime fuses with the operators after them.
 
 use super::*;
 use crate::onnx::ops::conv::convolve;
@@ -15,7 +15,7 @@ pub(super) const TABLE: Table = &[
     ("GemmFastGelu", gemm_fast_gelu),
 ];
 
-/// The axes of an image with its channels moved to the end, or back from there.
+/// The permutation that moves the channels of an image to the end, or back.
 fn channels_moved(rank: usize, to_last: bool) -> Vec<usize> {
     match (rank, to_last) {
         (0..=2, _) => (0..rank).collect(),
@@ -44,7 +44,7 @@ fn fused_conv(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![conv_activation(cx, c, &sum)?])
 }
 
-/// As [`fused_conv`], with channels last in x, z and the result; the weights stay `OIHW`.
+/// The same as [`fused_conv`] with channels last in x, z and the result. The weights stay `OIHW`.
 fn nhwc_fused_conv(cx: &mut Cx, c: &Call) -> Done {
     let x = to_first(cx, c.input(0, "X")?)?;
     let sum = convolve(cx, c, &x, c.input(1, "W")?, c.optional(2))?.swap_remove(0);
@@ -53,8 +53,8 @@ fn nhwc_fused_conv(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![conv_activation(cx, c, &sum)?])
 }
 
-/// Channels last in x and the result, and weights `OHWI`, as ONNX Runtime's kernel and its optimizer
-/// have them; the schema's text says `OIHW`.
+/// Channels last in x and the result, and weights `OHWI`, as in ONNX Runtime's kernel and its
+/// optimizer. The text of the schema says `OIHW`.
 fn nhwc_conv(cx: &mut Cx, c: &Call) -> Done {
     let x = to_first(cx, c.input(0, "X")?)?;
     let w = to_first(cx, c.input(1, "W")?)?;
@@ -62,7 +62,7 @@ fn nhwc_conv(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![to_last(cx, &y)?])
 }
 
-/// `activation` with its numbers in the list `activation_params`.
+/// The activation `activation`, whose numbers are in the list `activation_params`.
 fn conv_activation(cx: &mut Cx, c: &Call, x: &Item) -> Result<Item, Refusal> {
     let name = c.string("activation", "")?;
     let given = c.floats("activation_params")?.unwrap_or(&[]);
@@ -91,8 +91,8 @@ fn conv_activation(cx: &mut Cx, c: &Call, x: &Item) -> Result<Item, Refusal> {
     cx.unary(kind, x)
 }
 
-/// `activation` with its numbers in the attributes `activation_alpha`, `activation_beta` and
-/// `activation_gamma`, each with the default of the operator of that name.
+/// The activation `activation`, whose numbers are in the attributes `activation_alpha`,
+/// `activation_beta` and `activation_gamma`, each with the default of the operator of that name.
 fn activate(cx: &mut Cx, c: &Call, x: &Item, name: &str) -> Result<Item, Refusal> {
     let alpha = |default: f32| c.float("activation_alpha", default);
     let beta = |default: f32| c.float("activation_beta", default);
@@ -121,8 +121,8 @@ fn activate(cx: &mut Cx, c: &Call, x: &Item, name: &str) -> Result<Item, Refusal
     cx.unary(kind, x)
 }
 
-/// `alpha · A' · B'`. A flag `transBatch` moves axis 0 to where rows stand, before a flag `trans`
-/// exchanges rows and columns.
+/// `alpha · A' · B'`. A flag `transBatch` moves axis 0 to the position of the rows, before a flag
+/// `trans` exchanges rows and columns.
 fn fused_matmul(cx: &mut Cx, c: &Call) -> Result<Item, Refusal> {
     let mut operand = |i: usize, what: &str, flags: [&str; 2]| -> Result<Item, Refusal> {
         let x = c.input(i, what)?;
@@ -152,7 +152,7 @@ fn fused_gemm(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![activate(cx, c, &y, c.string("activation", "")?)?])
 }
 
-/// `gelu(X · W + bias)` in its approximation by tanh.
+/// `gelu(X · W + bias)` with the approximation by tanh.
 fn gemm_fast_gelu(cx: &mut Cx, c: &Call) -> Done {
     let product = cx.emit(Op::MatMul, &[c.input(0, "X")?, c.input(1, "W")?])?;
     let sum = plus(cx, &product, c.optional(2))?;

@@ -9,7 +9,7 @@ use cqc_proto::{DType, Dim};
 
 pub(super) const TABLE: Table = &[("GroupQueryAttention", group_query)];
 
-/// Operands and attributes that ask for more than one pass over a sequence of floats.
+/// Refuses operands and attributes that ask for more than one pass over a sequence of floats.
 fn refuse_other_forms(cx: &Cx, c: &Call) -> Result<(), Refusal> {
     for i in [3, 4] {
         if let Some(past) = c.optional(i)
@@ -35,7 +35,8 @@ fn refuse_other_forms(cx: &Cx, c: &Call) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Queries, keys and values, `[B, L, heads · D]` each; packed side by side where there is no key.
+/// Queries, keys and values, each `[B, L, heads · D]`. They are packed side by side if there is no
+/// key.
 fn separate(cx: &mut Cx, c: &Call, counts: [usize; 3]) -> Result<[Item; 3], Refusal> {
     let query = c.input(0, "query")?;
     let ty = three(cx, query, "query")?;
@@ -67,7 +68,7 @@ fn rotated(cx: &mut Cx, c: &Call, x: &Item, heads: usize) -> Result<Item, Refusa
     let wide = cx.reshape(x, wide)?;
     let tables = [c.input(7, "cos_cache")?, c.input(8, "sin_cache")?];
     let interleaved = c.flag("rotary_interleaved", false)?;
-    // of the positions of a first pass, the kernel reads the first
+    // of the positions of a first pass, the kernel reads only the first one
     let first = match c.optional(9) {
         Some(ids) => {
             let flat = movement::product(&cx.ty(ids)?.shape)?;
@@ -110,8 +111,8 @@ fn group_query(cx: &mut Cx, c: &Call) -> Done {
     Ok(results)
 }
 
-/// The given bias, and what hides keys beside the causal rule: a window, or the ends of sequences
-/// where later keys may be seen.
+/// The given bias, and a mask for the keys that are hidden besides the causal rule: a window, or
+/// the ends of sequences where later keys may be seen.
 fn mask(
     cx: &mut Cx,
     c: &Call,

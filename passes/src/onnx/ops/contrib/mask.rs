@@ -1,11 +1,11 @@
-//! Masks of `Attention` and `MultiHeadAttention`: numbers that are added to the scores.
+//! Masks of `Attention` and `MultiHeadAttention`, as numbers that are added to the scores.
 
 use super::*;
 use crate::onnx::ops::attention::{Shape, lengths_column, positions};
 use cqc_proto::{DType, Dim, Tensor};
 
-/// What is added to the scores `[B, H, S, T]`: `mask_filter_value` where `padding` hides a key, and
-/// `bias`. A causal rule is not part of it.
+/// The tensor that is added to the scores `[B, H, S, T]`: `mask_filter_value` where `padding` hides
+/// a key, and `bias`. A causal rule is not part of it.
 pub(super) fn additive(
     cx: &mut Cx,
     c: &Call,
@@ -38,9 +38,10 @@ fn within(value: f32, dtype: DType) -> f64 {
     if dtype == DType::F16 && value.is_finite() { value.clamp(-65504.0, 65504.0) } else { value }
 }
 
-/// Whether a key may be seen, bool, broadcasting to the scores. The forms of the mask:
-/// `[B]`: valid keys; `[2B]`: ends and starts of the valid keys; `[3B + 2]`: valid keys, and sums
-/// that follow from them; `[B, T]`, `[B, S, T]`: keys; `[B, 1, M, M]`: keys of a longer sequence.
+/// Whether a key may be seen, as bool that broadcasts to the scores. The forms of the mask are
+/// `[B]`: number of valid keys; `[2B]`: ends and starts of the valid keys; `[3B + 2]`: numbers of
+/// valid keys, and sums that follow from them; `[B, T]` and `[B, S, T]`: keys; `[B, 1, M, M]`: keys
+/// of a longer sequence.
 fn visible(cx: &mut Cx, mask: &Item, s: &Shape, batch: &Dim) -> Result<Item, Refusal> {
     let ty = cx.ty(mask)?;
     let (queries, keys) = (&s.queries, &s.keys);

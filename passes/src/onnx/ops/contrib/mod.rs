@@ -1,5 +1,5 @@
-//! Operators of the domain `com.microsoft`, which ONNX Runtime's optimizers write. Their meaning is
-//! that of ONNX Runtime's kernels; they become the operators that the optimizers have fused.
+//! Operators of the domain `com.microsoft`, which ONNX Runtime's optimizers write. They have the
+//! meaning of ONNX Runtime's kernels, and become the operators that the optimizers have fused.
 
 mod attention;
 mod fused;
@@ -61,7 +61,7 @@ fn quick_gelu(cx: &mut Cx, c: &Call) -> Done {
     )
 }
 
-/// `softmax(x + bias)` over all axes from `axis` on, as one.
+/// `softmax(x + bias)` over all axes from `axis` on, as one axis.
 fn bias_softmax(cx: &mut Cx, c: &Call) -> Done {
     let x = c.input(0, "data")?;
     let shape = cx.ty(x)?.shape;
@@ -79,7 +79,7 @@ fn bias_softmax(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![cx.reshape(&y, shape)?])
 }
 
-/// `x + bias + residual`: dropout does nothing at inference.
+/// `x + bias + residual`. Dropout does nothing at inference.
 fn bias_dropout(cx: &mut Cx, c: &Call) -> Done {
     if let Some(training) = c.optional(4)
         && cx.static_ints(training, "training_mode")?.iter().any(|&t| t != 0)
@@ -91,8 +91,8 @@ fn bias_dropout(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![sum, Item::Absent("the mask of BiasDropout is not computed".into())])
 }
 
-/// `g · sigmoid(alpha · g) · (u + beta)` with gate g and linear half u, both clamped if there is a
-/// limit.
+/// `g · sigmoid(alpha · g) · (u + beta)` with gate g and linear half u. Both are clamped if there
+/// is a limit.
 fn swiglu(cx: &mut Cx, c: &Call) -> Done {
     let x = c.input(0, "gate")?;
     let ty = cx.ty(x)?;

@@ -19,7 +19,7 @@ pub(super) const TABLE: Table = &[
     ("EmbedLayerNormalization", embed_layer_norm),
 ];
 
-/// Outputs (y, mean, deviation, sum); the statistics are not computed.
+/// The outputs are (y, mean, deviation, sum). The statistics are not computed.
 fn skip_norm(cx: &mut Cx, c: &Call, kind: Row) -> Done {
     let (beta, bias) = match kind {
         Row::Layer => (c.optional(3), c.optional(4)),
@@ -51,8 +51,8 @@ fn channel_axis(ty: &ValueType, layout: ConvLayout) -> Result<usize, Refusal> {
     }
 }
 
-/// Channels last unless told otherwise. Parameters of another type than the image are those of a
-/// half-precision model, whose kernels normalise in f32.
+/// Group norm, with channels last unless `channels_last` is 0. Parameters of another type than the
+/// image are those of a half-precision model, whose kernels normalise in f32.
 fn group_norm(cx: &mut Cx, c: &Call, x: &Item) -> Result<Item, Refusal> {
     let (ty, layout) = (cx.ty(x)?, layout(c)?);
     channel_axis(&ty, layout)?;
@@ -79,7 +79,7 @@ fn group_norm(cx: &mut Cx, c: &Call, x: &Item) -> Result<Item, Refusal> {
     cx.cast(&y, ty.dtype)
 }
 
-/// `s = x + skip + bias`; outputs (group norm of s, s).
+/// `s = x + skip + bias`. The outputs are (group norm of s, s).
 fn skip_group_norm(cx: &mut Cx, c: &Call) -> Done {
     let x = c.input(0, "X")?;
     let ty = cx.ty(x)?;
@@ -95,8 +95,8 @@ fn skip_group_norm(cx: &mut Cx, c: &Call) -> Done {
     Ok(vec![y, sum])
 }
 
-/// A skip of the image's shape, or one that all pixels share: `[N, C]` or `[N, 1, 1, C]`, the latter
-/// in either layout.
+/// A skip of the image's shape, or one that all pixels share: `[N, C]` or `[N, 1, 1, C]`, the
+/// latter in both layouts.
 fn residual(cx: &mut Cx, ty: &ValueType, channels: usize, skip: &Item) -> Result<Item, Refusal> {
     let shape = cx.ty(skip)?.shape;
     if shape == ty.shape {
@@ -113,7 +113,7 @@ fn residual(cx: &mut Cx, ty: &ValueType, channels: usize, skip: &Item) -> Result
     malformed(format!("`skip` is {} beside an image {ty}", cx.ty(skip)?))
 }
 
-/// A vector of channels where it meets the image.
+/// A vector of channels in the shape in which it broadcasts to the image.
 fn along(cx: &mut Cx, v: &Item, ty: &ValueType, channels: usize) -> Result<Item, Refusal> {
     let shape = cx.ty(v)?.shape;
     if shape != [ty.shape[channels].clone()] {
@@ -124,8 +124,8 @@ fn along(cx: &mut Cx, v: &Item, ty: &ValueType, channels: usize) -> Result<Item,
     cx.reshape(v, wide)
 }
 
-/// Sum of word, position and segment embeddings, layer norm of it; outputs (y, number of ones per row
-/// of the mask, sum).
+/// The sum of word, position and segment embeddings, and its layer norm. The outputs are (y, number
+/// of ones per row of the mask, sum).
 fn embed_layer_norm(cx: &mut Cx, c: &Call) -> Done {
     let ids = c.input(0, "input_ids")?;
     let ty = cx.ty(ids)?;

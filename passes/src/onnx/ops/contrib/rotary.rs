@@ -1,4 +1,4 @@
-//! `RotaryEmbedding` of this domain, whose operands stand in another order than the standard's.
+//! `RotaryEmbedding` of this domain, whose operands are in another order than the standard's.
 
 use super::*;
 use crate::onnx::ops::attention::rotate;
@@ -6,7 +6,8 @@ use cqc_proto::{DType, Dim, Tensor};
 
 pub(super) const TABLE: Table = &[("RotaryEmbedding", rotary)];
 
-/// Positions per image and place: `[B or 1, L]`. One number is the position of the first place.
+/// Positions per image and place, `[B or 1, L]`. A single number is the position of the first
+/// place.
 fn places(cx: &mut Cx, positions: &Item, length: &Dim) -> Result<Item, Refusal> {
     let ty = cx.ty(positions)?;
     match &ty.shape[..] {
@@ -40,7 +41,8 @@ fn angles(cx: &mut Cx, table: &Item, places: &Item) -> Result<Item, Refusal> {
     cx.reshape(&rows, shape)
 }
 
-/// Rotates `x: [B, L, H, D]`. The tables say how many channels of a head are turned.
+/// Rotates `x: [B, L, H, D]`. The size of the tables is the number of channels of a head that are
+/// turned.
 pub(super) fn turned(
     cx: &mut Cx,
     x: &Item,
