@@ -1,7 +1,8 @@
 /* The C interface of the cachequant runtime: opens compiled artifacts and samples from them.
  *
- * Made from capi/src by cbindgen; do not edit. Functions return a CqcStatus, and cqc_last_error says
- * what went wrong. Structures are filled with zeros first, and their first member is their size. */
+ * Made from capi/src by cbindgen; do not edit. Functions return a CqcStatus, and cqc_last_error
+ * describes the last error of the calling thread. Fill structures with zeros and set their member
+ * `size` to their sizeof; a field that is zero has its default. */
 
 #ifndef CQC_H
 #define CQC_H
@@ -9,69 +10,87 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// How a call ended. After anything but `CQC_OK`, `cqc_last_error` says why.
+// The result of a call. After a result other than `CQC_STATUS_OK`, `cqc_last_error` describes the
+// error.
 typedef enum CqcStatus {
-  // It did what was asked for.
+  // The call succeeded.
   CQC_STATUS_OK = 0,
-  // An argument is null, too small, or no UTF-8; a structure has an unknown size.
+  // An argument is null, too small, or not UTF-8, or a structure has an invalid size.
   CQC_STATUS_ARGUMENT = 1,
-  // The artifact cannot be read, or is damaged.
+  // The artifact cannot be read, or it is damaged.
   CQC_STATUS_ARTIFACT = 2,
-  // The artifact cannot do what is asked for.
+  // The artifact cannot do what the request asks for.
   CQC_STATUS_REQUEST = 3,
-  // The progress callback said stop.
+  // The progress callback cancelled the call.
   CQC_STATUS_CANCELLED = 4,
-  // A mistake in the library. Handles that took part must be freed and not be used again.
+  // There is a bug in the library. The handles that were passed must be freed and not used again.
   CQC_STATUS_INTERNAL = 5,
 } CqcStatus;
 
-// An opened artifact. May be used by several threads at once.
+// Element types of arrays.
+typedef enum CqcType {
+  // `float`
+  CQC_TYPE_F32 = 0,
+  // `double`
+  CQC_TYPE_F64 = 1,
+  // IEEE half precision
+  CQC_TYPE_F16 = 2,
+  // `int32_t`
+  CQC_TYPE_I32 = 3,
+  // `int64_t`
+  CQC_TYPE_I64 = 4,
+  // One byte per element, 0 or 1
+  CQC_TYPE_BOOL = 5,
+} CqcType;
+
+// An opened artifact. Several threads may use it at once.
 typedef struct CqcArtifact CqcArtifact;
 
-// A loop with its memory, for one thread at a time.
+// A sampling loop with its memory. One thread at a time may use it.
 typedef struct CqcLoop CqcLoop;
 
-// Samples on their way, for one thread at a time. Belongs to the loop that began it.
+// The state of the samples of a batch between two evaluations. It belongs to the loop that began
+// it, and one thread at a time may use it.
 typedef struct CqcSamples CqcSamples;
 
-// How a loop is opened. Zeros stand for defaults.
+// Options of `cqc_loop_open`. A field that is zero has its default.
 typedef struct CqcLoopOptions {
   // `sizeof(CqcLoopOptions)`.
   size_t size;
-  // Samples at once; 1 by default. A model of fixed batch decides itself.
+  // Number of samples that are computed at once; 0: 1. A model with a fixed batch ignores it.
   size_t batch;
-  // Threads; one per core by default. Results do not depend on it.
+  // Number of threads; 0: one per core. The results do not depend on it.
   size_t threads;
-  // Sampling steps; as compiled by default.
+  // Number of sampling steps; 0: the number that was compiled.
   size_t steps;
-  // Scale of guidance that requests will have, which decides whether both halves are computed;
-  // 0: that of the artifact, 1: none.
+  // Scale of guidance of the requests, which decides whether both halves are computed; 0: the
+  // scale of the artifact, 1: no guidance.
   float guidance;
-  // 0: a GPU if there is one that can, 1: the CPU, 2: a GPU or an error.
+  // 0: a GPU if there is a suitable one, 1: the CPU, 2: a GPU, or an error if there is none.
   uint32_t device;
-  // Time steps of a caller's own solver, one per evaluation, for `cqc_begin` and `cqc_predict`;
-  // null: those of the artifact's sampler.
+  // The time steps of a solver of the caller, one per evaluation, for `cqc_begin` and
+  // `cqc_predict`; null: the time steps of the artifact's sampler.
   const double *timesteps;
-  // How many.
+  // Number of `timesteps`.
   size_t timestep_count;
 } CqcLoopOptions;
 
-// An array of the caller, row-major and without gaps. Read during the call only.
+// An array of the caller, row-major and without gaps. The library reads it during the call only.
 typedef struct CqcArray {
-  // Name of the input; null where the place says what it is.
+  // Name of the input; null where the field that holds the array names it.
   const char *name;
   // One of `CqcType`.
   uint32_t dtype;
-  // Sizes, `rank` of them. One row per sample, or one for all; `[evaluations, rows, ...]` for an
-  // input that has another value at every evaluation.
+  // The `rank` sizes. The first one is the number of samples, or 1 for a value that all samples
+  // share. An input with a value per evaluation has `[evaluations, rows, ...]`.
   const size_t *shape;
-  // Number of axes. None: one number, which fills the input.
+  // Number of axes. An array without axes is one number, which fills the input.
   size_t rank;
   // The elements.
   const void *data;
 } CqcArray;
 
-// What to sample. Zeros stand for defaults.
+// A request for samples. A field that is zero has its default.
 typedef struct CqcRequest {
   // `sizeof(CqcRequest)`.
   size_t size;
@@ -79,30 +98,44 @@ typedef struct CqcRequest {
   size_t samples;
   // Seed of all noise.
   uint64_t seed;
-  // Number of the first sample: sample i draws its noise from stream `first` + i.
+  // Number of the first sample: sample i draws its noise from stream `first + i` of the seed.
   uint64_t first;
-  // Scale of guidance; 0: that of the artifact.
+  // Scale of guidance; 0: the scale of the artifact.
   float guidance;
-  // Initial noise `[samples, ...]` of unit variance instead of the seed's; may be null.
+  // Initial noise `[samples, ...]` of unit variance; null: the noise of the seed.
   const struct CqcArray *noise;
-  // Conditions, by name.
+  // The conditions, by name.
   const struct CqcArray *conditions;
-  // How many.
+  // Number of `conditions`.
   size_t condition_count;
-  // What guidance's unconditional half gets instead, by name; may be null.
+  // The conditions of the unconditional half of guidance, by name; null: those of the artifact.
   const struct CqcArray *unconditional;
-  // How many.
+  // Number of `unconditional`.
   size_t unconditional_count;
-  // Image or latent `[samples, ...]` to begin with; may be null.
+  // Image or latent `[samples, ...]` that the loop begins with; null: noise alone.
   const struct CqcArray *init;
-  // Where `init` is kept: 0 keeps it, 1 repaints; may be null.
+  // Mask of `init`: 0 keeps the image, 1 repaints it; null: all of it is repainted.
   const struct CqcArray *mask;
-  // The share of the steps that run on `init`; 0: as by default.
+  // The share of the steps that run on `init`, more than 0 and at most 1; 0: 0.8, and 1 with a
+  // mask.
   float strength;
+  // How far the standard deviation of the guided prediction is moved to the one of the
+  // conditional prediction, 0 to 1; 0: the value of the artifact, negative: not at all.
+  float guidance_rescale;
+  // The part of the loop in which guidance applies, in shares of the steps: from
+  // `guidance_from` to `guidance_to`. Both 0: the interval of the artifact.
+  float guidance_from;
+  // See `guidance_from`.
+  float guidance_to;
+  // The first step that runs. From 1 on, `noise` holds the samples before that step.
+  size_t start;
+  // The number of the step before which the loop ends; 0: the end of the loop.
+  size_t end;
 } CqcRequest;
 
-// Called after every evaluation with its index, the number of evaluations, and the samples at work,
-// `first` to `end` - 1. Anything but 0 cancels.
+// A progress callback. It is called after every evaluation with the index of the evaluation, the
+// number of evaluations, and the range of the samples that are being computed, `first` to
+// `end - 1`. A result other than 0 cancels the call.
 typedef int (*CqcProgress)(void *user,
                            size_t evaluation,
                            size_t evaluations,
@@ -113,28 +146,31 @@ typedef int (*CqcProgress)(void *user,
 extern "C" {
 #endif // __cplusplus
 
-// What the last call of this thread that failed says, in English. Valid until the thread's next
-// call that fails.
+// Returns the description, in English, of the last call of this thread that failed. The string is
+// valid until the next call of the thread that fails.
 const char *cqc_last_error(void);
 
-// The version of the library, e.g. `0.2.0`.
+// Returns the version of the library, e.g. `0.2.0`.
 const char *cqc_version(void);
 
-// Opens the artifact at a path.
+// Opens the artifact in a file, which is mapped into memory. The file must not change while it is
+// open.
 //
 // # Safety
-// `path` is a string that ends in a zero, `out` may be written.
+// `path` is a zero-terminated string in UTF-8, and `out` is writable.
 enum CqcStatus cqc_open(const char *path, struct CqcArtifact **out);
 
-// Opens an artifact in memory, which is copied.
+// Opens an artifact in memory. The bytes are copied.
 //
 // # Safety
-// `data` holds `len` bytes, `out` may be written.
+// `data` holds `len` bytes, and `out` is writable.
 enum CqcStatus cqc_open_memory(const void *data, size_t len, struct CqcArtifact **out);
 
-// What the artifact is, as a JSON object that ends in a zero: steps, sampler, time steps, inputs
-// with their types, sizes of a sample. `needed` gets its length with the zero; where `capacity` is
-// less, nothing is written and `CQC_STATUS_ARGUMENT` returned. `needed` may be null.
+// Describes the artifact as a zero-terminated JSON object: steps, sampler, time steps, inputs with
+// their types, and the sizes of a sample.
+//
+// `needed` receives the length with the zero; it may be null. If `capacity` is smaller, nothing is
+// written to `buffer` and the result is `CQC_STATUS_ARGUMENT`.
 //
 // # Safety
 // `buffer` has room for `capacity` bytes.
@@ -143,28 +179,29 @@ enum CqcStatus cqc_info(const struct CqcArtifact *artifact,
                         size_t capacity,
                         size_t *needed);
 
-// Opens a loop over an artifact. The artifact may be freed before it.
+// Opens a loop of an artifact. The artifact may be freed before the loop.
 //
 // # Safety
-// The pointers hold what their types say; `out` may be written.
+// The pointers are valid for their types, and `out` is writable.
 enum CqcStatus cqc_loop_open(const struct CqcArtifact *artifact,
                              const struct CqcLoopOptions *options,
                              struct CqcLoop **out);
 
-// Numbers of a loop: samples at once, elements of one sample, evaluations. Places may be null.
+// Returns the sizes of a loop: the number of samples that are computed at once, the number of
+// elements of one sample, and the number of evaluations. Each of the three pointers may be null.
 //
 // # Safety
-// `of` is a loop; places that are not null may be written.
+// `of` is a loop, and the pointers that are not null are writable.
 enum CqcStatus cqc_loop_sizes(const struct CqcLoop *of,
                               size_t *batch,
                               size_t *elements,
                               size_t *evaluations);
 
-// The whole loop: writes samples `[samples, ...]`, `len` floats in all, to `out`. `progress` may be
-// null; `user` is handed on to it.
+// Runs the whole loop and writes the samples `[samples, ...]` to `out`. `len` is their number of
+// floats: samples times elements. `progress` may be null; it receives `user`.
 //
 // # Safety
-// The pointers hold what their types say; `out` has room for `len` floats.
+// The pointers are valid for their types, and `out` has room for `len` floats.
 enum CqcStatus cqc_sample(const struct CqcLoop *of,
                           const struct CqcRequest *what,
                           float *out,
@@ -172,38 +209,36 @@ enum CqcStatus cqc_sample(const struct CqcLoop *of,
                           CqcProgress progress,
                           void *user);
 
-// Begins the samples of a request that are computed at once, from `first` on, with evaluation
-// `evaluation`: 0, or any other for callers with a solver of their own, who then use `cqc_predict`.
+// Begins one batch of a request: the samples from `first` on. `evaluation` is the first evaluation,
+// usually 0; callers with a solver of their own, who use `cqc_predict`, may begin with another one.
 //
 // # Safety
-// The pointers hold what their types say; `out` may be written.
+// The pointers are valid for their types, and `out` is writable.
 enum CqcStatus cqc_begin(const struct CqcLoop *of,
                          const struct CqcRequest *what,
                          size_t first,
                          size_t evaluation,
                          struct CqcSamples **out);
 
-// One evaluation, and what the artifact's sampler makes of it. `left` gets the number of evaluations
-// that are left and may be null.
+// Runs one evaluation and the update of the artifact's sampler. `left` receives the number of
+// evaluations that remain; it may be null.
 //
 // # Safety
-// The handles are of this library; `left` is null or may be written.
-enum CqcStatus cqc_step(const struct CqcLoop *of,
-                        const struct CqcSamples *samples,
-                        size_t *left);
+// The handles are valid, and `left` is null or writable.
+enum CqcStatus cqc_step(const struct CqcLoop *of, const struct CqcSamples *samples, size_t *left);
 
-// The samples as they are now: batch times elements floats.
+// Copies the current samples of a batch to `out`. `len` is batch times elements.
 //
 // # Safety
-// `samples` is of this library; `out` has room for `len` floats.
+// `samples` is valid, and `out` has room for `len` floats.
 enum CqcStatus cqc_get(const struct CqcSamples *samples, float *out, size_t len);
 
-// For callers with a solver of their own: what the network answers at the next evaluation to
-// `input`, batch times elements floats, scaled as the network wants to see it. `out` gets as many,
-// guidance applied; twice as many where the network also gives a variance.
+// Evaluates the network at the next evaluation, for callers with a solver of their own. `input`
+// holds batch times elements floats, already scaled for the network. `out` receives the prediction
+// with guidance applied: as many floats, or twice as many if the network also predicts a variance.
 //
 // # Safety
-// The handles are of this library; `input` holds `len` floats, `out` has room for `out_len`.
+// The handles are valid, `input` holds `len` floats, and `out` has room for `out_len` floats.
 enum CqcStatus cqc_predict(const struct CqcLoop *of,
                            const struct CqcSamples *samples,
                            const float *input,
@@ -211,11 +246,11 @@ enum CqcStatus cqc_predict(const struct CqcLoop *of,
                            float *out,
                            size_t out_len);
 
-// Gives an input with another value at every evaluation that of the evaluations to come, for the
-// batch, or for both halves of guidance, the unconditional one first.
+// Sets the value of a condition per step for the following evaluations. `value` has a row per sample
+// of the batch, or a row per sample of both halves of guidance with the unconditional half first.
 //
 // # Safety
-// The handles are of this library; `value` holds what its fields say.
+// The handles are valid, and `value` is valid for its fields.
 enum CqcStatus cqc_set_condition(const struct CqcLoop *of,
                                  const struct CqcSamples *samples,
                                  const struct CqcArray *value);
@@ -223,19 +258,19 @@ enum CqcStatus cqc_set_condition(const struct CqcLoop *of,
 // Frees samples. Null is allowed.
 //
 // # Safety
-// It is not used any more.
+// The handle is not used afterwards.
 void cqc_samples_free(struct CqcSamples *samples);
 
 // Frees a loop. Null is allowed.
 //
 // # Safety
-// It is not used any more.
+// The handle is not used afterwards.
 void cqc_loop_free(struct CqcLoop *of);
 
 // Frees an artifact. Null is allowed.
 //
 // # Safety
-// It is not used any more.
+// The handle is not used afterwards.
 void cqc_artifact_free(struct CqcArtifact *artifact);
 
 #ifdef __cplusplus

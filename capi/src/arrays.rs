@@ -1,12 +1,17 @@
-//! What callers hand in.
+//! The structures that callers pass, checked and copied.
 
 use super::status::Failed;
+use cqc_proto::cq::GuidanceInterval;
 use cqc_proto::{DType, Tensor};
 use cqc_runtime::denoise::Request;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_void};
+use std::mem::MaybeUninit;
 
-/// Types of elements.
+/// The largest structure of any version, in bytes; a larger size is a mistake of the caller.
+const MAX_STRUCTURE: usize = 1 << 12;
+
+/// Element types of arrays.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CqcType {
@@ -24,47 +29,49 @@ pub enum CqcType {
     Bool = 5,
 }
 
-/// An array of the caller, row-major and without gaps. Read during the call only.
+/// An array of the caller, row-major and without gaps. The library reads it during the call only.
 #[repr(C)]
 pub struct CqcArray {
-    /// Name of the input; null where the place says what it is.
+    /// Name of the input; null where the field that holds the array names it.
     pub name: *const c_char,
     /// One of `CqcType`.
     pub dtype: u32,
-    /// Sizes, `rank` of them. One row per sample, or one for all; `[evaluations, rows, ...]` for an
-    /// input that has another value at every evaluation.
+    /// The `rank` sizes. The first one is the number of samples, or 1 for a value that all samples
+    /// share. An input with a value per evaluation has `[evaluations, rows, ...]`.
     pub shape: *const usize,
-    /// Number of axes. None: one number, which fills the input.
+    /// Number of axes. An array without axes is one number, which fills the input.
     pub rank: usize,
     /// The elements.
     pub data: *const c_void,
 }
 
-/// How a loop is opened. Zeros stand for defaults.
+/// Options of `cqc_loop_open`. A field that is zero has its default.
 #[repr(C)]
+#[derive(Clone, Copy)]
 pub struct CqcLoopOptions {
     /// `sizeof(CqcLoopOptions)`.
     pub size: usize,
-    /// Samples at once; 1 by default. A model of fixed batch decides itself.
+    /// Number of samples that are computed at once; 0: 1. A model with a fixed batch ignores it.
     pub batch: usize,
-    /// Threads; one per core by default. Results do not depend on it.
+    /// Number of threads; 0: one per core. The results do not depend on it.
     pub threads: usize,
-    /// Sampling steps; as compiled by default.
+    /// Number of sampling steps; 0: the number that was compiled.
     pub steps: usize,
-    /// Scale of guidance that requests will have, which decides whether both halves are computed;
-    /// 0: that of the artifact, 1: none.
+    /// Scale of guidance of the requests, which decides whether both halves are computed; 0: the
+    /// scale of the artifact, 1: no guidance.
     pub guidance: f32,
-    /// 0: a GPU if there is one that can, 1: the CPU, 2: a GPU or an error.
+    /// 0: a GPU if there is a suitable one, 1: the CPU, 2: a GPU, or an error if there is none.
     pub device: u32,
-    /// Time steps of a caller's own solver, one per evaluation, for `cqc_begin` and `cqc_predict`;
-    /// null: those of the artifact's sampler.
+    /// The time steps of a solver of the caller, one per evaluation, for `cqc_begin` and
+    /// `cqc_predict`; null: the time steps of the artifact's sampler.
     pub timesteps: *const f64,
-    /// How many.
+    /// Number of `timesteps`.
     pub timestep_count: usize,
 }
 
-/// What to sample. Zeros stand for defaults.
+/// A request for samples. A field that is zero has its default.
 #[repr(C)]
+#[derive(Clone, Copy)]
 pub struct CqcRequest {
     /// `sizeof(CqcRequest)`.
     pub size: usize,
@@ -72,46 +79,76 @@ pub struct CqcRequest {
     pub samples: usize,
     /// Seed of all noise.
     pub seed: u64,
-    /// Number of the first sample: sample i draws its noise from stream `first` + i.
+    /// Number of the first sample: sample i draws its noise from stream `first + i` of the seed.
     pub first: u64,
-    /// Scale of guidance; 0: that of the artifact.
+    /// Scale of guidance; 0: the scale of the artifact.
     pub guidance: f32,
-    /// Initial noise `[samples, ...]` of unit variance instead of the seed's; may be null.
+    /// Initial noise `[samples, ...]` of unit variance; null: the noise of the seed.
     pub noise: *const CqcArray,
-    /// Conditions, by name.
+    /// The conditions, by name.
     pub conditions: *const CqcArray,
-    /// How many.
+    /// Number of `conditions`.
     pub condition_count: usize,
-    /// What guidance's unconditional half gets instead, by name; may be null.
+    /// The conditions of the unconditional half of guidance, by name; null: those of the artifact.
     pub unconditional: *const CqcArray,
-    /// How many.
+    /// Number of `unconditional`.
     pub unconditional_count: usize,
-    /// Image or latent `[samples, ...]` to begin with; may be null.
+    /// Image or latent `[samples, ...]` that the loop begins with; null: noise alone.
     pub init: *const CqcArray,
-    /// Where `init` is kept: 0 keeps it, 1 repaints; may be null.
+    /// Mask of `init`: 0 keeps the image, 1 repaints it; null: all of it is repainted.
     pub mask: *const CqcArray,
-    /// The share of the steps that run on `init`; 0: as by default.
+    /// The share of the steps that run on `init`, more than 0 and at most 1; 0: 0.8, and 1 with a
+    /// mask.
     pub strength: f32,
+    /// How far the standard deviation of the guided prediction is moved to the one of the
+    /// conditional prediction, 0 to 1; 0: the value of the artifact, negative: not at all.
+    pub guidance_rescale: f32,
+    /// The part of the loop in which guidance applies, in shares of the steps: from
+    /// `guidance_from` to `guidance_to`. Both 0: the interval of the artifact.
+    pub guidance_from: f32,
+    /// See `guidance_from`.
+    pub guidance_to: f32,
+    /// The first step that runs. From 1 on, `noise` holds the samples before that step.
+    pub start: usize,
+    /// The number of the step before which the loop ends; 0: the end of the loop.
+    pub end: usize,
 }
 
-/// The structure that a caller gives, if it has the size of this version.
+/// A structure that a caller passes, as this version of the library knows it.
+///
+/// Callers that were built with an older header pass a smaller one: its missing fields are zero.
+/// Callers that were built with a newer header pass a larger one, whose further bytes must be zero.
 ///
 /// # Safety
-/// `given` is null, or points to a size and as many bytes as that says.
-pub unsafe fn sized<'a, T>(given: *const T, what: &str) -> Result<&'a T, Failed> {
+/// `given` is null, or points to a size and as many bytes as that says. All-zero bytes are a `T`.
+pub unsafe fn sized<T: Copy>(given: *const T, what: &str) -> Result<T, Failed> {
     if given.is_null() {
         return Err(Failed::argument(format!("{what} is null")));
     }
     // SAFETY: every such structure begins with its size, which is there by the caller's promise.
     let size = unsafe { given.cast::<usize>().read() };
-    if size != size_of::<T>() {
+    if size < size_of::<usize>() || size > MAX_STRUCTURE {
         return Err(Failed::argument(format!(
-            "{what} has the size {size}; this version of the library takes {}",
+            "the member `size` of {what} is {size}; it must be sizeof of its type, here {}",
             size_of::<T>()
         )));
     }
-    // SAFETY: it is as large as the type, and stays during the call by the caller's promise.
-    Ok(unsafe { &*given })
+    // SAFETY: so many bytes are there by the caller's promise.
+    let bytes = unsafe { std::slice::from_raw_parts(given.cast::<u8>(), size) };
+    let known = size.min(size_of::<T>());
+    if bytes[known..].iter().any(|&b| b != 0) {
+        return Err(Failed::argument(format!(
+            "{what} has fields that version {} of the library does not know",
+            env!("CARGO_PKG_VERSION")
+        )));
+    }
+    let mut own = MaybeUninit::<T>::zeroed();
+    // SAFETY: `known` bytes fit into a `T` and are there in `bytes`; the rest of `own` is zero, which
+    // is a valid `T` by the caller's promise.
+    unsafe {
+        own.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), known);
+        Ok(own.assume_init())
+    }
 }
 
 /// # Safety
@@ -231,6 +268,22 @@ pub unsafe fn request(
         init,
         mask,
         strength: (given.strength != 0.0).then_some(given.strength),
-        ..Request::default()
+        guidance_rescale: match given.guidance_rescale {
+            0.0 => None,
+            rescale => Some(rescale.max(0.0)),
+        },
+        guidance_interval: interval(given.guidance_from, given.guidance_to)?,
+        from: (given.start != 0).then_some(given.start),
+        to: (given.end != 0).then_some(given.end),
     })
+}
+
+/// The interval of guidance; `None` if both ends are 0.
+fn interval(from: f32, to: f32) -> Result<Option<GuidanceInterval>, Failed> {
+    if from == 0.0 && to == 0.0 {
+        return Ok(None);
+    }
+    // through decimal digits: 0.7f32 is meant to be 0.7
+    let interval: Result<GuidanceInterval, String> = format!("{from}..{to}").parse();
+    interval.map(Some).map_err(|e| Failed::argument(format!("the interval of guidance: {e}")))
 }

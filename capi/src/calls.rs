@@ -1,4 +1,4 @@
-//! The functions.
+//! The functions of the interface.
 
 use super::arrays::{CqcArray, CqcLoopOptions, CqcRequest, request, sized, slice, tensor, text};
 use super::status::{CqcStatus, Failed, guarded};
@@ -10,17 +10,19 @@ use std::ffi::{c_char, c_int, c_void};
 use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard};
 
-/// An opened artifact. May be used by several threads at once.
+/// An opened artifact. Several threads may use it at once.
 pub struct CqcArtifact(Artifact);
 
-/// A loop with its memory, for one thread at a time.
+/// A sampling loop with its memory. One thread at a time may use it.
 pub struct CqcLoop(Mutex<Denoiser>);
 
-/// Samples on their way, for one thread at a time. Belongs to the loop that began it.
+/// The state of the samples of a batch between two evaluations. It belongs to the loop that began
+/// it, and one thread at a time may use it.
 pub struct CqcSamples(Mutex<Trajectory>);
 
-/// Called after every evaluation with its index, the number of evaluations, and the samples at work,
-/// `first` to `end` - 1. Anything but 0 cancels.
+/// A progress callback. It is called after every evaluation with the index of the evaluation, the
+/// number of evaluations, and the range of the samples that are being computed, `first` to
+/// `end - 1`. A result other than 0 cancels the call.
 pub type CqcProgress = Option<
     extern "C" fn(
         user: *mut c_void,
@@ -31,19 +33,19 @@ pub type CqcProgress = Option<
     ) -> c_int,
 >;
 
-/// The version of the library, e.g. `0.2.0`.
+/// Returns the version of the library, e.g. `0.2.0`.
 #[unsafe(no_mangle)]
 pub extern "C" fn cqc_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
-/// Puts a new handle where the caller wants it.
+/// Writes a new handle to the place that the caller passed.
 ///
 /// # Safety
 /// `out` is null or may be written.
 unsafe fn hand_out<T>(out: *mut *mut T, value: T) -> Result<(), Failed> {
     if out.is_null() {
-        return Err(Failed::argument("the place of the result is null"));
+        return Err(Failed::argument("the pointer for the result is null"));
     }
     // SAFETY: not null, and writable by the caller's promise.
     unsafe { out.write(Box::into_raw(Box::new(value))) };
@@ -69,10 +71,11 @@ fn refused(e: DenoiseError) -> Failed {
     Failed(status, e.to_string())
 }
 
-/// Opens the artifact at a path.
+/// Opens the artifact in a file, which is mapped into memory. The file must not change while it is
+/// open.
 ///
 /// # Safety
-/// `path` is a string that ends in a zero, `out` may be written.
+/// `path` is a zero-terminated string in UTF-8, and `out` is writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cqc_open(path: *const c_char, out: *mut *mut CqcArtifact) -> CqcStatus {
     guarded(|| {
@@ -85,10 +88,10 @@ pub unsafe extern "C" fn cqc_open(path: *const c_char, out: *mut *mut CqcArtifac
     })
 }
 
-/// Opens an artifact in memory, which is copied.
+/// Opens an artifact in memory. The bytes are copied.
 ///
 /// # Safety
-/// `data` holds `len` bytes, `out` may be written.
+/// `data` holds `len` bytes, and `out` is writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cqc_open_memory(
     data: *const c_void,
@@ -105,9 +108,11 @@ pub unsafe extern "C" fn cqc_open_memory(
     })
 }
 
-/// What the artifact is, as a JSON object that ends in a zero: steps, sampler, time steps, inputs
-/// with their types, sizes of a sample. `needed` gets its length with the zero; where `capacity` is
-/// less, nothing is written and `CQC_STATUS_ARGUMENT` returned. `needed` may be null.
+/// Describes the artifact as a zero-terminated JSON object: steps, sampler, time steps, inputs with
+/// their types, and the sizes of a sample.
+///
+/// `needed` receives the length with the zero; it may be null. If `capacity` is smaller, nothing is
+/// written to `buffer` and the result is `CQC_STATUS_ARGUMENT`.
 ///
 /// # Safety
 /// `buffer` has room for `capacity` bytes.
@@ -138,10 +143,10 @@ pub unsafe extern "C" fn cqc_info(
     })
 }
 
-/// Opens a loop over an artifact. The artifact may be freed before it.
+/// Opens a loop of an artifact. The artifact may be freed before the loop.
 ///
 /// # Safety
-/// The pointers hold what their types say; `out` may be written.
+/// The pointers are valid for their types, and `out` is writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cqc_loop_open(
     artifact: *const CqcArtifact,
@@ -181,10 +186,11 @@ pub unsafe extern "C" fn cqc_loop_open(
     })
 }
 
-/// Numbers of a loop: samples at once, elements of one sample, evaluations. Places may be null.
+/// Returns the sizes of a loop: the number of samples that are computed at once, the number of
+/// elements of one sample, and the number of evaluations. Each of the three pointers may be null.
 ///
 /// # Safety
-/// `of` is a loop; places that are not null may be written.
+/// `of` is a loop, and the pointers that are not null are writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cqc_loop_sizes(
     of: *const CqcLoop,
@@ -214,11 +220,11 @@ fn varies(denoiser: &Denoiser) -> impl Fn(&str, usize) -> bool {
     }
 }
 
-/// The whole loop: writes samples `[samples, ...]`, `len` floats in all, to `out`. `progress` may be
-/// null; `user` is handed on to it.
+/// Runs the whole loop and writes the samples `[samples, ...]` to `out`. `len` is their number of
+/// floats: samples times elements. `progress` may be null; it receives `user`.
 ///
 /// # Safety
-/// The pointers hold what their types say; `out` has room for `len` floats.
+/// The pointers are valid for their types, and `out` has room for `len` floats.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cqc_sample(
     of: *const CqcLoop,
@@ -253,11 +259,11 @@ pub unsafe extern "C" fn cqc_sample(
     })
 }
 
-/// Begins the samples of a request that are computed at once, from `first` on, with evaluation
-/// `evaluation`: 0, or any other for callers with a solver of their own, who then use `cqc_predict`.
+/// Begins one batch of a request: the samples from `first` on. `evaluation` is the first evaluation,
+/// usually 0; callers with a solver of their own, who use `cqc_predict`, may begin with another one.
 ///
 /// # Safety
-/// The pointers hold what their types say; `out` may be written.
+/// The pointers are valid for their types, and `out` is writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cqc_begin(
     of: *const CqcLoop,
@@ -280,11 +286,11 @@ pub unsafe extern "C" fn cqc_begin(
     })
 }
 
-/// One evaluation, and what the artifact's sampler makes of it. `left` gets the number of evaluations
-/// that are left and may be null.
+/// Runs one evaluation and the update of the artifact's sampler. `left` receives the number of
+/// evaluations that remain; it may be null.
 ///
 /// # Safety
-/// The handles are of this library; `left` is null or may be written.
+/// The handles are valid, and `left` is null or writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cqc_step(
     of: *const CqcLoop,
@@ -309,10 +315,10 @@ pub unsafe extern "C" fn cqc_step(
     })
 }
 
-/// The samples as they are now: batch times elements floats.
+/// Copies the current samples of a batch to `out`. `len` is batch times elements.
 ///
 /// # Safety
-/// `samples` is of this library; `out` has room for `len` floats.
+/// `samples` is valid, and `out` has room for `len` floats.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cqc_get(
     samples: *const CqcSamples,
@@ -327,7 +333,7 @@ pub unsafe extern "C" fn cqc_get(
     })
 }
 
-/// Copies to where the caller wants it.
+/// Copies values to a buffer of the caller.
 fn put(values: &[f32], out: *mut f32, len: usize) -> Result<(), Failed> {
     if out.is_null() || len != values.len() {
         return Err(Failed::argument(format!("there are {} floats, not {len}", values.len())));
@@ -337,12 +343,12 @@ fn put(values: &[f32], out: *mut f32, len: usize) -> Result<(), Failed> {
     Ok(())
 }
 
-/// For callers with a solver of their own: what the network answers at the next evaluation to
-/// `input`, batch times elements floats, scaled as the network wants to see it. `out` gets as many,
-/// guidance applied; twice as many where the network also gives a variance.
+/// Evaluates the network at the next evaluation, for callers with a solver of their own. `input`
+/// holds batch times elements floats, already scaled for the network. `out` receives the prediction
+/// with guidance applied: as many floats, or twice as many if the network also predicts a variance.
 ///
 /// # Safety
-/// The handles are of this library; `input` holds `len` floats, `out` has room for `out_len`.
+/// The handles are valid, `input` holds `len` floats, and `out` has room for `out_len` floats.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cqc_predict(
     of: *const CqcLoop,
@@ -369,11 +375,11 @@ pub unsafe extern "C" fn cqc_predict(
     })
 }
 
-/// Gives an input with another value at every evaluation that of the evaluations to come, for the
-/// batch, or for both halves of guidance, the unconditional one first.
+/// Sets the value of a condition per step for the following evaluations. `value` has a row per sample
+/// of the batch, or a row per sample of both halves of guidance with the unconditional half first.
 ///
 /// # Safety
-/// The handles are of this library; `value` holds what its fields say.
+/// The handles are valid, and `value` is valid for its fields.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cqc_set_condition(
     of: *const CqcLoop,
@@ -395,7 +401,7 @@ pub unsafe extern "C" fn cqc_set_condition(
     })
 }
 
-/// Takes a handle back; null is none.
+/// Frees a handle. Null is allowed.
 ///
 /// # Safety
 /// `handle` is null, or one of this library that has not been freed.
@@ -414,7 +420,7 @@ unsafe fn free<T>(handle: *mut T) {
 /// Frees samples. Null is allowed.
 ///
 /// # Safety
-/// It is not used any more.
+/// The handle is not used afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cqc_samples_free(samples: *mut CqcSamples) {
     // SAFETY: by the caller's promise.
@@ -424,7 +430,7 @@ pub unsafe extern "C" fn cqc_samples_free(samples: *mut CqcSamples) {
 /// Frees a loop. Null is allowed.
 ///
 /// # Safety
-/// It is not used any more.
+/// The handle is not used afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cqc_loop_free(of: *mut CqcLoop) {
     // SAFETY: by the caller's promise.
@@ -434,7 +440,7 @@ pub unsafe extern "C" fn cqc_loop_free(of: *mut CqcLoop) {
 /// Frees an artifact. Null is allowed.
 ///
 /// # Safety
-/// It is not used any more.
+/// The handle is not used afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cqc_artifact_free(artifact: *mut CqcArtifact) {
     // SAFETY: by the caller's promise.

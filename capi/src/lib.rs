@@ -1,9 +1,9 @@
-//! The C interface of the runtime: a dozen functions over opaque handles.
+//! The C interface of the runtime: about a dozen functions over opaque handles.
 //!
-//! The header `include/cqc.h` is made of this crate by cbindgen, and a test says when it is out of
-//! date. Every function catches panics and checks its pointers for null; what lies at a pointer is
-//! the caller's promise. Structures begin with their size, so that later versions may add fields at
-//! their end.
+//! cbindgen makes the header `include/cqc.h` from this crate, and a test checks that the header is
+//! current. Every function catches panics and checks its pointers for null. The memory behind a
+//! pointer is the promise of the caller. Structures begin with their size, so that later versions
+//! can append fields.
 
 mod arrays;
 mod calls;

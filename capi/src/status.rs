@@ -1,24 +1,25 @@
-//! How a call ended.
+//! The results of calls.
 
 use std::cell::RefCell;
 use std::ffi::{CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// How a call ended. After anything but `CQC_OK`, `cqc_last_error` says why.
+/// The result of a call. After a result other than `CQC_STATUS_OK`, `cqc_last_error` describes the
+/// error.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CqcStatus {
-    /// It did what was asked for.
+    /// The call succeeded.
     Ok = 0,
-    /// An argument is null, too small, or no UTF-8; a structure has an unknown size.
+    /// An argument is null, too small, or not UTF-8, or a structure has an invalid size.
     Argument = 1,
-    /// The artifact cannot be read, or is damaged.
+    /// The artifact cannot be read, or it is damaged.
     Artifact = 2,
-    /// The artifact cannot do what is asked for.
+    /// The artifact cannot do what the request asks for.
     Request = 3,
-    /// The progress callback said stop.
+    /// The progress callback cancelled the call.
     Cancelled = 4,
-    /// A mistake in the library. Handles that took part must be freed and not be used again.
+    /// There is a bug in the library. The handles that were passed must be freed and not used again.
     Internal = 5,
 }
 
@@ -26,7 +27,7 @@ thread_local! {
     static LAST: RefCell<CString> = RefCell::default();
 }
 
-/// Why a call failed.
+/// The status and the text of a call that failed.
 pub struct Failed(pub CqcStatus, pub String);
 
 impl Failed {
@@ -35,21 +36,23 @@ impl Failed {
     }
 }
 
-/// Runs a call, keeps the text of its error for this thread.
+/// Runs a call without letting a panic pass, and keeps the text of its error for this thread.
 pub fn guarded(call: impl FnOnce() -> Result<(), Failed>) -> CqcStatus {
     let ended = catch_unwind(AssertUnwindSafe(call));
     let Failed(status, text) = match ended {
         Ok(Ok(())) => return CqcStatus::Ok,
         Ok(Err(failed)) => failed,
-        Err(_) => Failed(CqcStatus::Internal, "a mistake in the library; please report it".into()),
+        Err(_) => {
+            Failed(CqcStatus::Internal, "internal error in the library; please report it".into())
+        }
     };
     let text: Vec<u8> = text.into_bytes().into_iter().filter(|&b| b != 0).collect();
     LAST.with(|last| *last.borrow_mut() = CString::new(text).unwrap_or_default());
     status
 }
 
-/// What the last call of this thread that failed says, in English. Valid until the thread's next
-/// call that fails.
+/// Returns the description, in English, of the last call of this thread that failed. The string is
+/// valid until the next call of the thread that fails.
 #[unsafe(no_mangle)]
 pub extern "C" fn cqc_last_error() -> *const c_char {
     LAST.with(|last| last.borrow().as_ptr())

@@ -49,7 +49,7 @@ fn more_memory_than_allowed_is_refused_and_says_how_much() {
 #[test]
 fn inspect_says_that_an_artifact_has_machine_code() {
     let read = |path: &PathBuf| Artifact::read(std::fs::read(path).unwrap().into()).unwrap();
-    let plain = artifact("v6");
+    let plain = artifact("v7");
     assert!(line(&format!("inspect {} --json", plain.display())).json()["kernels"].is_null());
     let Artifact { manifest, weights, .. } = read(&plain);
     let constant = |i: usize| {
