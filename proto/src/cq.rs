@@ -11,12 +11,12 @@
 //! | 64.. | section table, 64 bytes each: name (8, ASCII, padded with zeros), offset (8), length (8), blake3 (32), zero (8) |
 //! | then | the sections, ascending, zeros between them |
 //!
-//! Integers are little endian. The section `manifest` is the JSON of a [`Manifest`], since version
-//! 4 in zlib's format, `weights` holds the constants of its plan, `cuda`, which may be missing,
-//! kernels compiled for GPUs. An artifact of a whole pipeline has the section `pipeline`, the JSON of
-//! a [`Pipeline`], and its attachments, the sections `part.00` and so on. Readers skip sections they
-//! do not know. [`write()`] makes a file,
-//! [`Artifact::read`] checks everything once.
+//! Integers are little endian. The section `manifest` is the JSON of a [`Manifest`], compressed in
+//! zlib's format since version 4. The section `weights` holds the constants of its plan. The
+//! optional section `cuda` holds kernels compiled for GPUs. An artifact of a whole pipeline has the
+//! section `pipeline`, the JSON of a [`Pipeline`], and its attachments in the sections `part.00`,
+//! `part.01` and so on. Readers skip sections that they do not know. [`write()`] makes a file, and
+//! [`Artifact::read`] checks all of one.
 
 mod guidance;
 mod pipeline;
@@ -35,8 +35,8 @@ use crate::types::element_count;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 
-/// The first bytes of every artifact. As in PNG, they show whether the file passed through a text
-/// mode.
+/// The first bytes of every artifact. As in PNG, they reveal whether the file was transferred in a
+/// text mode.
 pub const MAGIC: [u8; 8] = *b"\x89CQC\r\n\x1a\n";
 
 /// The format version that is written, and the newest one that is read.
@@ -47,147 +47,148 @@ pub const MAGIC: [u8; 8] = *b"\x89CQC\r\n\x1a\n";
 /// that the loop fills, and conditions with a value per step.
 pub const VERSION: u32 = 7;
 
-/// Longest manifest that is read, in bytes, unpacked.
+/// The size of the longest manifest that is read, in bytes, uncompressed.
 pub const MAX_MANIFEST: u64 = 64 << 20;
 
-/// Most sections of a file.
+/// The maximum number of sections in a file.
 pub const MAX_SECTIONS: u32 = 64;
 
 const HEADER: usize = 64;
 const ENTRY: usize = 64;
-/// Sections begin at multiples of this.
+/// The alignment of sections.
 const SECTION_ALIGN: u64 = 64;
-/// The weights begin at a multiple of this, a page.
+/// The alignment of the weights, which is the size of a page.
 const WEIGHTS_ALIGN: u64 = 4096;
 
-/// Everything but the constants' bytes.
+/// The description of a compiled loop: everything except the bytes of its constants.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// [`VERSION`] of the writer.
+    /// The [`VERSION`] of the writer.
     pub format_version: u32,
-    /// The model it was compiled from.
+    /// The model from which the loop was compiled.
     pub source: SourceModel,
-    /// The compiled loop.
+    /// The plan of the compiled loop, without the bytes of its constants.
     pub plan: Plan,
-    /// The sampler.
+    /// The configuration of the sampler.
     pub sampler: SamplerConfig,
-    /// Its steps.
+    /// The number of sampler steps.
     pub steps: usize,
-    /// Guidance scale the artifact is made for; 1 = off, unless [`Manifest::fills`] makes it an
-    /// input.
+    /// The guidance scale for which the artifact was made. A scale of 1 means no guidance, unless
+    /// [`Manifest::fills`] makes the scale an input.
     pub guidance: f32,
-    /// How far the guided prediction gets the standard deviation of the conditional one (φ of
-    /// arXiv:2305.08891, section 3.4), 0 to 1.
+    /// The degree to which the guided prediction gets the standard deviation of the conditional
+    /// one, from 0 to 1 (φ of arXiv:2305.08891, section 3.4).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub guidance_rescale: f32,
-    /// Steps in which guidance applies; `None`: all.
+    /// The steps in which guidance applies. `None` stands for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guidance_interval: Option<GuidanceInterval>,
-    /// Conditions that the loop fills by itself.
+    /// The conditions that the loop fills by itself, by input name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub fills: BTreeMap<String, Fill>,
-    /// What the unconditional half of guidance gets, per condition input; may lack some or all.
+    /// The null conditions by input name. Conditions may be missing.
     #[serde(default)]
     pub null: BTreeMap<String, NullCondition>,
-    /// When the cached part is computed.
+    /// The schedule of full evaluations, and how it was found.
     pub schedule: Schedule,
-    /// How layers are quantized.
+    /// The kind of quantization and the quantized layers.
     pub quant: Quant,
-    /// What the correction tables and the schedule were fitted on.
+    /// The calibration set, if anything was fitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Calibration>,
 }
 
-/// Where an artifact comes from.
+/// The origin of an artifact.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SourceModel {
-    /// Hash of the model file, hexadecimal.
+    /// BLAKE3 hash of the model file, in hexadecimal.
     pub blake3: String,
     /// Version of ONNX's default operator set.
     pub opset: i64,
     /// Name and version of the exporter.
     pub producer: String,
-    /// Number of trained parameters.
+    /// The number of trained parameters.
     pub parameters: u64,
 }
 
-/// Conditioning of the unconditional half.
+/// The value of a condition in the unconditional half of guidance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NullCondition {
-    /// A class label: every element of the input.
+    /// A class label, which fills every element of the input.
     Label(i64),
-    /// One row of the input (batch 1), `Plan::constants[i]`.
+    /// One row of the input (batch 1), which is `Plan::constants[i]`.
     Constant(usize),
 }
 
-/// When the cached part of the network is computed.
+/// The evaluations that run the full step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Schedule {
-    /// There is none: every evaluation computes everything.
+    /// The loop does not cache: every evaluation computes everything.
     #[default]
     None,
-    /// As `Plan::cache` says.
+    /// The loop caches, with the full evaluations of `Plan::cache`.
     Cached(CachedSchedule),
 }
 
-/// How the plan's full evaluations were chosen, for people: what is executed is in the plan.
+/// The way in which the plan's full evaluations were found. It is information for people; the
+/// schedule that is executed is in the plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CachedSchedule {
-    /// Which method chose: `uniform`, `quadratic`, `dps`, `dps-output` or `file`.
+    /// The method that found the schedule: `uniform`, `quadratic`, `dps`, `dps-output` or `file`.
     pub method: String,
-    /// Cache interval N: about one evaluation of N is full.
+    /// The cache interval N: about one evaluation of N is full.
     pub interval: usize,
-    /// What the method minimises, for this schedule and for the uniform one; `None` where it
-    /// minimises nothing.
+    /// The cost that the method minimises, for this schedule. `None` if it minimises nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<f64>,
-    /// The same for the uniform schedule.
+    /// The same cost for the uniform schedule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uniform_cost: Option<f64>,
-    /// The tables that correct the cache, one per slot or none at all.
+    /// The corrections of the cache: one per slot, or none at all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub corrections: Vec<CacheCorrection>,
-    /// How the tables were fitted: `teacher-forced`, `sequential` …; `None` without tables.
+    /// The method by which the corrections were fitted, such as `teacher-forced` or `sequential`.
+    /// `None` without corrections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correction_method: Option<String>,
 }
 
-/// The affine correction of one cache slot, `x · scale[e] + shift[e]` at evaluation `e` (the cache
-/// half of CacheQuant's decoupled error correction, arXiv:2503.01323).
+/// The affine correction of one cache slot, `x · scale[e] + shift[e]` at evaluation `e`. It is the
+/// cache part of CacheQuant's decoupled error correction (arXiv:2503.01323).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheCorrection {
-    /// `Plan::constants[scale]`, `[evaluations, channels]`.
+    /// The factors, `Plan::constants[scale]`, `[evaluations, channels]`.
     pub scale: usize,
-    /// `Plan::constants[shift]`, `[evaluations, channels]`.
+    /// The summands, `Plan::constants[shift]`, `[evaluations, channels]`.
     pub shift: usize,
-    /// Factors of what was stored before, likewise, in a forecast.
+    /// The factors of the previously stored value, in the same form. Only a forecast has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_scale: Option<usize>,
 }
 
-/// What tables were fitted on.
+/// The calibration set on which tables were fitted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Calibration {
-    /// Trajectories.
+    /// The number of trajectories.
     pub samples: usize,
-    /// Seed of their noise; `None`: the noise was given.
+    /// The seed of their noise, or `None` if the noise was given.
     pub seed: Option<u64>,
-    /// How samples were selected.
+    /// The way in which the samples were selected.
     pub select: String,
-    /// What computed the numbers that were fitted; `None`: a build that did not say.
+    /// The build that computed the fitted numbers, or `None` if it did not record itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made_by: Option<Computed>,
 }
 
-/// A build and the instructions it computes with: what results of floating point depend on beside
-/// their inputs. Results of another one may differ in their last digits.
+/// A build of cqc and its instruction set. Floating-point results depend on these in addition to
+/// their inputs, so another build may differ in the last digits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Computed {
-    /// Version of cqc, and a hash of what its kernels are made from.
+    /// The version of cqc, and a hash of the sources of its kernels.
     pub build: String,
-    /// Instruction set, as `CQC_ISA` names it.
+    /// The instruction set, as `CQC_ISA` names it.
     pub isa: String,
 }
 
@@ -197,23 +198,23 @@ impl std::fmt::Display for Computed {
     }
 }
 
-/// How layers are quantized.
+/// The kind of quantization.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Quant {
-    /// Not at all.
+    /// Weights and activations stay float.
     #[default]
     None,
     /// Weights and activations of 8 bits.
     W8a8(QuantizedLoop),
-    /// Weights of 4 bits, activations of 8.
+    /// Weights of 4 bits, activations of 8 bits.
     W4a8(QuantizedLoop),
-    /// Operands of products are bf16, sums f32. Layers have neither tables nor corrections.
+    /// Operands of products in bf16, sums in f32. Layers have neither tables nor corrections.
     Bf16(QuantizedLoop),
 }
 
 impl Quant {
-    /// The layers, if any are quantized.
+    /// The quantized layers, unless the kind is `None`.
     pub fn quantized(&self) -> Option<&QuantizedLoop> {
         match self {
             Quant::None => None,
@@ -221,7 +222,7 @@ impl Quant {
         }
     }
 
-    /// As the command line has it.
+    /// The name of the kind in the options of the command line.
     pub fn name(&self) -> &'static str {
         match self {
             Quant::None => "none",
@@ -237,17 +238,17 @@ impl Quant {
     }
 }
 
-/// Which layers are quantized, for people: what is executed is in the plan. Indices are of
-/// `Plan::constants`.
+/// The layers of a quantized loop. It is information for people; the operators that are executed
+/// are in the plan. Indices refer to `Plan::constants`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct QuantizedLoop {
-    /// In the order of execution.
+    /// The quantized layers in the order of execution.
     pub layers: Vec<QuantizedLayer>,
-    /// Layers that stay float.
+    /// The layers that stay float.
     pub float_layers: Vec<FloatLayer>,
-    /// How weights were rounded: `nearest` or `second-order`.
+    /// The rounding of the weights: `nearest` or `second-order`.
     pub rounding: String,
-    /// Correction of the samples after every evaluation (Q&C's variance compensation).
+    /// The sample compensation after every evaluation (the variance compensation of Q&C).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compensation: Option<SampleCompensation>,
 }
@@ -257,38 +258,39 @@ pub struct QuantizedLoop {
 pub struct QuantizedLayer {
     /// Name of its node in the source model.
     pub name: String,
-    /// Its operator.
+    /// Name of the layer's operator.
     pub op: String,
-    /// Bits of its weights, 16 for bf16; `None` without weights.
+    /// Bits of its weights, 16 for bf16. `None` if it has no weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_bits: Option<u8>,
-    /// Its weights.
+    /// Index of the constant with its weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<usize>,
-    /// Tables of its inputs: one, or those of q, k and v; none where the input is rounded to bf16
-    /// (or, once, not at all).
+    /// The tables of its inputs: one entry, or three for q, k and v. The list is empty if the
+    /// inputs are rounded to bf16, and in older artifacts if they are not rounded.
     pub inputs: Vec<ActivationTable>,
-    /// Tables of the correction of its sums.
+    /// The tables of the correction of its sums.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correction: Option<SumCorrection>,
 }
 
-/// How an input is rounded: `[evaluations, segments]` each, 0 where an evaluation does not read it.
+/// The tables by which an input is rounded, `[evaluations, segments]` each. An entry is 0 at
+/// evaluations that do not read the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActivationTable {
-    /// Scales.
+    /// Index of the table of scales.
     pub scale: usize,
-    /// Zero points.
+    /// Index of the table of zero points.
     pub zero_point: usize,
 }
 
-/// The correction of a layer's sums, `a · sum + bias`, tables of `[evaluations, channels]` each
-/// (the quantization half of CacheQuant's decoupled error correction, arXiv:2503.01323).
+/// The correction of a layer's sums, `a · sum + bias`, with tables `[evaluations, channels]`. It is
+/// the quantization part of CacheQuant's decoupled error correction (arXiv:2503.01323).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SumCorrection {
-    /// Factors.
+    /// Index of the table of factors.
     pub a: usize,
-    /// Summands, the layer's own bias included.
+    /// Index of the table of summands, which include the layer's own bias.
     pub bias: usize,
 }
 
@@ -297,18 +299,19 @@ pub struct SumCorrection {
 pub struct FloatLayer {
     /// Name of its node in the source model.
     pub name: String,
-    /// Why.
+    /// The reason why the layer is not quantized.
     pub why: String,
 }
 
-/// `x · scale + shift` per channel of the sample: f32 `[evaluations, channels]` each.
+/// The sample compensation: `x · scale + shift` per channel of the sample, with f32 tables
+/// `[evaluations, channels]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SampleCompensation {
-    /// Factors.
+    /// Index of the table of factors.
     pub scale: usize,
-    /// Summands.
+    /// Index of the table of summands.
     pub shift: usize,
-    /// How they were fitted.
+    /// The method by which they were fitted.
     pub mode: String,
 }
 
@@ -317,7 +320,7 @@ fn is_zero(value: &f32) -> bool {
 }
 
 impl Manifest {
-    /// A manifest without null conditioning, schedule and quantization.
+    /// A manifest without guidance, null conditions, schedule and quantization.
     pub fn new(source: SourceModel, plan: Plan, sampler: SamplerConfig, steps: usize) -> Manifest {
         Manifest {
             format_version: VERSION,
@@ -336,7 +339,7 @@ impl Manifest {
         }
     }
 
-    /// Checks what is not the plan's business.
+    /// Checks everything that is not part of the plan.
     fn check(&self) -> Result<(), String> {
         self.sampler.validate().map_err(|e| e.to_string())?;
         if !(1..=MAX_STEPS).contains(&self.steps) {
@@ -379,7 +382,7 @@ impl Manifest {
         }
     }
 
-    /// A table has a row of numbers for every evaluation.
+    /// Checks that constant `i` is a table with a row of floats for every evaluation.
     fn check_table(&self, i: usize) -> Result<(), String> {
         let constant =
             self.plan.constants.get(i).ok_or_else(|| format!("there is no constant {i}"))?;
@@ -450,7 +453,6 @@ impl Manifest {
     }
 }
 
-/// An entry of the section table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Section {
     name: [u8; 8],
@@ -482,7 +484,7 @@ impl Section {
         bytes
     }
 
-    /// `bytes` holds [`ENTRY`] bytes.
+    /// Reads an entry from the first [`ENTRY`] bytes of `bytes`.
     fn from_bytes(bytes: &[u8]) -> Section {
         let mut hash = [0; 32];
         hash.copy_from_slice(&bytes[24..56]);
@@ -500,7 +502,7 @@ fn read_u32(bytes: &[u8], at: usize) -> u32 {
     bytes[at..at + 4].iter().rev().fold(0, |n, &b| n << 8 | u32::from(b))
 }
 
-/// The header of a file of `len` bytes with these sections, and their table.
+/// The header of a file of `len` bytes with these sections, followed by the section table.
 fn header(sections: &[Section], len: u64) -> Vec<u8> {
     let table: Vec<u8> = sections.iter().flat_map(Section::to_bytes).collect();
     let mut bytes = vec![0; HEADER];

@@ -1,70 +1,71 @@
-//! Sizes that may depend on symbols fixed only at run time, such as the batch.
+//! Sizes that may depend on symbols, such as the batch, whose values are known only at run time.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-/// Largest size, offset or coefficient accepted anywhere: 2^40. Products of two checked values fit
-/// `i128`.
+/// The largest size, offset or coefficient that is accepted, 2^40. The product of two checked
+/// values fits into an `i128`.
 pub const MAX_DIM: i64 = 1 << 40;
 
-/// Longest text form that is read, bytes.
+/// The length of the longest text form that is read, in bytes.
 const MAX_TEXT: usize = 1 << 10;
 
-/// An affine expression `constant + Σ coefficient · symbol` over named symbols that stand for sizes
-/// ≥ 1.
+/// An affine expression `constant + Σ coefficient · symbol` in named symbols, which stand for sizes
+/// of at least 1.
 ///
-/// Besides tensor sizes it carries shape arithmetic, so it may be negative on the way. Arithmetic
-/// returns `None` when the result is not affine (`N·N`, `7 / N`) or exceeds [`MAX_DIM`].
+/// It represents sizes of tensors and intermediate results of shape arithmetic, so it may be
+/// negative. Arithmetic returns `None` if the result is not affine (`N·N`, `7 / N`) or exceeds
+/// [`MAX_DIM`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Dim {
     constant: i64,
     terms: BTreeMap<Arc<str>, i64>, // no zero coefficients
 }
 
-/// What a symbol is worth: `value("N")`.
+/// The values of symbols by name.
 pub type Bindings = BTreeMap<Arc<str>, i64>;
 
 impl Dim {
-    /// A known size.
+    /// A known size without symbols.
     pub fn constant(value: i64) -> Dim {
         Dim { constant: value, terms: BTreeMap::new() }
     }
 
-    /// The symbol itself, coefficient 1.
+    /// The symbol itself, with a coefficient of 1.
     pub fn symbol(name: &str) -> Dim {
         Dim { constant: 0, terms: BTreeMap::from([(Arc::from(name), 1)]) }
     }
 
-    /// The value if no symbol occurs.
+    /// The value, if no symbol occurs.
     pub fn as_const(&self) -> Option<i64> {
         self.terms.is_empty().then_some(self.constant)
     }
 
-    /// Whether this is exactly the given number.
+    /// Whether the expression is exactly this number.
     pub fn is(&self, value: i64) -> bool {
         self.as_const() == Some(value)
     }
 
-    /// The symbol's name if the expression is one symbol with coefficient 1 and nothing else.
+    /// The name of the symbol, if the expression is a single symbol with a coefficient of 1.
     pub fn as_symbol(&self) -> Option<&str> {
         let (name, &coefficient) = self.terms.iter().next()?;
         (self.terms.len() == 1 && self.constant == 0 && coefficient == 1).then_some(name)
     }
 
-    /// Names of the symbols that occur.
+    /// The symbols that occur, by name.
     pub fn symbols(&self) -> impl Iterator<Item = &Arc<str>> {
         self.terms.keys()
     }
 
-    /// Coefficient of a symbol; 0 when it does not occur.
+    /// The coefficient of a symbol. It is 0 if the symbol does not occur.
     pub fn coefficient(&self, symbol: &str) -> i64 {
         self.terms.get(symbol).copied().unwrap_or(0)
     }
 
-    /// Whether every value of the symbols (each ≥ 1) makes this positive: all coefficients ≥ 0 and
-    /// the sum > 0.
+    /// Whether the expression is positive for all values of the symbols (each ≥ 1): all
+    /// coefficients are at least 0, and the value with all symbols at 1 is greater than 0.
     pub fn is_positive(&self) -> bool {
         self.terms.values().all(|&c| c > 0) && self.constant as i128 + self.sum_of_terms() > 0
     }
@@ -73,12 +74,12 @@ impl Dim {
         self.terms.values().map(|&c| c as i128).sum()
     }
 
-    /// Sum.
+    /// The sum of both expressions.
     pub fn add(&self, other: &Dim) -> Option<Dim> {
         self.combine(other, 1)
     }
 
-    /// Difference.
+    /// The difference of both expressions.
     pub fn sub(&self, other: &Dim) -> Option<Dim> {
         self.combine(other, -1)
     }
@@ -90,7 +91,7 @@ impl Dim {
         Some(out)
     }
 
-    /// Adds `sign · other` in place, which may leave coefficients of 0.
+    /// Adds `sign · other` in place. Coefficients of 0 may remain.
     fn accumulate(&mut self, other: &Dim, sign: i64) -> Option<()> {
         self.constant = bounded(self.constant.checked_add(other.constant.checked_mul(sign)?)?)?;
         for (name, &c) in &other.terms {
@@ -100,7 +101,7 @@ impl Dim {
         Some(())
     }
 
-    /// Product; one side must be constant.
+    /// The product of both expressions, of which one must be constant.
     pub fn mul(&self, other: &Dim) -> Option<Dim> {
         match (self.as_const(), other.as_const()) {
             (_, Some(k)) => self.scale(k),
@@ -121,8 +122,8 @@ impl Dim {
         Some(out)
     }
 
-    /// Quotient without remainder: by a constant that divides every coefficient, or of proportional
-    /// expressions (`8·N / N`).
+    /// The quotient, if there is no remainder: by a constant that divides every coefficient, or of
+    /// proportional expressions (`8·N / N`).
     pub fn div_exact(&self, other: &Dim) -> Option<Dim> {
         if let Some(k) = other.as_const() {
             let divides = |v: i64| k != 0 && v % k == 0;
@@ -140,7 +141,8 @@ impl Dim {
         (other.scale(quotient)? == *self).then(|| Dim::constant(quotient))
     }
 
-    /// The value for given symbols, `None` if one is missing or the result leaves ±[`MAX_DIM`].
+    /// The value for given symbols, or `None` if a symbol is missing or the result exceeds
+    /// ±[`MAX_DIM`].
     pub fn eval(&self, bindings: &Bindings) -> Option<i64> {
         let mut sum = self.constant as i128;
         for (name, &c) in &self.terms {
@@ -149,7 +151,8 @@ impl Dim {
         i64::try_from(sum).ok().and_then(bounded)
     }
 
-    /// Replaces symbols that `bindings` knows.
+    /// Replaces the symbols that have a value in `bindings`. `None` if the result exceeds
+    /// [`MAX_DIM`].
     pub fn bind(&self, bindings: &Bindings) -> Option<Dim> {
         let mut out = Dim::constant(self.constant);
         for (name, &c) in &self.terms {
@@ -192,7 +195,8 @@ fn bounded(v: i64) -> Option<i64> {
     (-MAX_DIM..=MAX_DIM).contains(&v).then_some(v)
 }
 
-/// Letters, digits, `_`, `.`, `/`, `:`, `#`; not beginning with a digit.
+/// Whether the name is a valid symbol: letters, digits, `_`, `.`, `/`, `:` and `#`, beginning with
+/// a letter or `_`.
 pub fn is_symbol(name: &str) -> bool {
     let mut chars = name.chars();
     chars.next().is_some_and(|c| c.is_alphabetic() || c == '_')

@@ -1,9 +1,9 @@
-//! Element types.
+//! Element types of tensors.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The type of one tensor element, as in ONNX `TensorProto.DataType`.
+/// The type of a tensor's elements, as in ONNX `TensorProto.DataType`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)] // the names say it
@@ -20,12 +20,12 @@ pub enum DType {
     U16,
     U32,
     U64,
-    /// One byte per element, 0 or 1.
+    /// One byte per element, with the value 0 or 1.
     Bool,
 }
 
 impl DType {
-    /// Every type, in the order of declaration.
+    /// All types, in the order of their declaration.
     pub const ALL: [DType; 13] = [
         DType::F32,
         DType::F64,
@@ -42,7 +42,7 @@ impl DType {
         DType::Bool,
     ];
 
-    /// Bytes of one element.
+    /// The size of one element in bytes.
     pub const fn size(self) -> usize {
         match self {
             DType::I8 | DType::U8 | DType::Bool => 1,
@@ -52,18 +52,18 @@ impl DType {
         }
     }
 
-    /// F16, BF16, F32 or F64.
+    /// Whether the type is F16, BF16, F32 or F64.
     pub const fn is_float(self) -> bool {
         matches!(self, DType::F32 | DType::F64 | DType::F16 | DType::BF16)
     }
 
-    /// A signed or unsigned integer; not `Bool`.
+    /// Whether the type is a signed or unsigned integer. `Bool` is not.
     pub const fn is_integer(self) -> bool {
         !self.is_float() && !matches!(self, DType::Bool)
     }
 
-    /// Whether it has the number: integers have whole numbers in their range, floats all of them,
-    /// rounded.
+    /// Whether the type can hold the number. Integer types hold integers in their range; float
+    /// types hold every number, rounded.
     pub fn holds(self, number: f64) -> bool {
         let bits = 8 * self.size() as i32;
         let (low, high) = match self {
@@ -77,7 +77,7 @@ impl DType {
         number.fract() == 0.0 && (low..high).contains(&number)
     }
 
-    /// The name in text form: `f32`, `i64`, `bool` …
+    /// The name in text form, such as `f32`, `i64` or `bool`.
     pub const fn name(self) -> &'static str {
         match self {
             DType::F32 => "f32",
@@ -96,7 +96,7 @@ impl DType {
         }
     }
 
-    /// Inverse of [`DType::name`].
+    /// The type with this name, or `None` if there is none.
     pub fn parse(name: &str) -> Option<DType> {
         DType::ALL.into_iter().find(|d| d.name() == name)
     }

@@ -1,10 +1,11 @@
-//! What the compiler and the runtime of cqc share, as plain data: element types, shapes with affine
-//! sizes ([`Dim`]), constant tensors, the operators ([`Op`]) with their shape rules and costs, the
-//! [`plan::Plan`] that a loop becomes, the sampler's configuration, the `.cq` container ([`cq`])
-//! and, with the feature `onnx`, the ONNX messages. Nothing in here executes anything.
+//! The data structures that the compiler and the runtime of cqc share. They are element types,
+//! shapes with affine sizes ([`Dim`]), constant tensors, the operators ([`Op`]) with their shape
+//! rules and costs, the plan of a compiled loop ([`plan::Plan`]), the configuration of the sampler,
+//! the `.cq` container ([`cq`]) and, with the feature `onnx`, the ONNX messages. This crate
+//! executes nothing.
 //!
-//! It is for tools that look into artifacts without running them; to sample from one, use
-//! `cqc-runtime`, to make one, `cachequant`.
+//! It serves tools that inspect artifacts without running them. To sample from an artifact, use
+//! `cqc-runtime`; to make one, use `cachequant`.
 //!
 //! ```no_run
 //! let bytes = std::fs::read("unet.cq")?;

@@ -1,141 +1,141 @@
 //! The ONNX messages, written by hand so that building needs no `protoc`.
 //!
-//! Field numbers are those of `onnx.proto` (release 1.23). Only what the importer reads is
-//! declared; every other field is skipped while decoding. Fields of type [`Bytes`] borrow from the
-//! decoded buffer: decoding `Bytes::from_owner(map)` copies no weights. Enumerations stay `i32`,
-//! because a file may hold any number there.
+//! Field numbers are those of `onnx.proto` (release 1.23). Only the fields that the importer reads
+//! are declared; decoding skips all others. Fields of type [`Bytes`] borrow from the decoded
+//! buffer, so decoding `Bytes::from_owner(map)` copies no weights. Enumerations are `i32`, because
+//! a file may contain any number there.
 
 use bytes::Bytes;
 use prost::Message;
 
-/// A whole model file.
+/// A model file, which is the root message.
 #[derive(Clone, PartialEq, Message)]
 pub struct ModelProto {
     /// Version of the file format.
     #[prost(int64, optional, tag = "1")]
     pub ir_version: Option<i64>,
-    /// Operator sets that the nodes are written in.
+    /// The operator sets that the nodes use.
     #[prost(message, repeated, tag = "8")]
     pub opset_import: Vec<OperatorSetIdProto>,
-    /// Tool that wrote the model.
+    /// Name of the tool that wrote the model.
     #[prost(string, optional, tag = "2")]
     pub producer_name: Option<String>,
-    /// Its version.
+    /// Version of that tool.
     #[prost(string, optional, tag = "3")]
     pub producer_version: Option<String>,
-    /// The computation.
+    /// The graph of the model.
     #[prost(message, optional, tag = "7")]
     pub graph: Option<GraphProto>,
-    /// Functions that nodes may call by domain and name.
+    /// The functions that nodes may call by domain and name.
     #[prost(message, repeated, tag = "25")]
     pub functions: Vec<FunctionProto>,
 }
 
-/// An operator set.
+/// The version of an operator set that a model or a function uses.
 #[derive(Clone, PartialEq, Message)]
 pub struct OperatorSetIdProto {
-    /// Empty for the standard operators.
+    /// Domain of the operator set, empty for the standard operators.
     #[prost(string, optional, tag = "1")]
     pub domain: Option<String>,
-    /// Its version.
+    /// Version of the operator set.
     #[prost(int64, optional, tag = "2")]
     pub version: Option<i64>,
 }
 
-/// A graph, of the model or of an attribute.
+/// A graph, either of the model or of an attribute.
 #[derive(Clone, PartialEq, Message)]
 pub struct GraphProto {
-    /// Nodes; the standard wants operands first.
+    /// The nodes. By the standard, operands come before their readers.
     #[prost(message, repeated, tag = "1")]
     pub node: Vec<NodeProto>,
-    /// Name for people.
+    /// Name of the graph, for messages.
     #[prost(string, optional, tag = "2")]
     pub name: Option<String>,
-    /// Constants by name.
+    /// The constants, with their names.
     #[prost(message, repeated, tag = "5")]
     pub initializer: Vec<TensorProto>,
     /// Sparse constants, which are not supported.
     #[prost(message, repeated, tag = "15")]
     pub sparse_initializer: Vec<SparseTensorProto>,
-    /// Inputs, in order.
+    /// The inputs, in order.
     #[prost(message, repeated, tag = "11")]
     pub input: Vec<ValueInfoProto>,
-    /// Outputs, in order.
+    /// The outputs, in order.
     #[prost(message, repeated, tag = "12")]
     pub output: Vec<ValueInfoProto>,
 }
 
-/// One operator application or function call.
+/// One application of an operator, or one call of a function.
 #[derive(Clone, PartialEq, Message)]
 pub struct NodeProto {
-    /// Names of operands, empty where an optional one is absent.
+    /// Names of the operands. An empty name stands for an optional operand that is absent.
     #[prost(string, repeated, tag = "1")]
     pub input: Vec<String>,
-    /// Names of results, empty where one is not wanted.
+    /// Names of the results. An empty name stands for a result that is not used.
     #[prost(string, repeated, tag = "2")]
     pub output: Vec<String>,
-    /// Name for people; may be empty.
+    /// Name for messages, which may be empty.
     #[prost(string, optional, tag = "3")]
     pub name: Option<String>,
-    /// Operator or function.
+    /// Name of the operator or function.
     #[prost(string, optional, tag = "4")]
     pub op_type: Option<String>,
-    /// Operator set or function domain.
+    /// Domain of the operator set or function.
     #[prost(string, optional, tag = "7")]
     pub domain: Option<String>,
-    /// Tells functions of equal name apart.
+    /// A key that distinguishes functions of the same name.
     #[prost(string, optional, tag = "8")]
     pub overload: Option<String>,
-    /// Attributes, any order.
+    /// The attributes, in any order.
     #[prost(message, repeated, tag = "5")]
     pub attribute: Vec<AttributeProto>,
 }
 
-/// A named attribute; `kind` says which field counts.
+/// A named attribute. Its type determines the field with its value.
 #[derive(Clone, PartialEq, Message)]
 pub struct AttributeProto {
-    /// Its name.
+    /// Name of the attribute.
     #[prost(string, optional, tag = "1")]
     pub name: Option<String>,
-    /// In a function body: the call's attribute that stands here.
+    /// In a function body, the name of the call's attribute that replaces this one.
     #[prost(string, optional, tag = "21")]
     pub ref_attr_name: Option<String>,
-    /// One of [`attribute_type`].
+    /// Type of the attribute, one of [`attribute_type`].
     #[prost(int32, optional, tag = "20")]
     pub r#type: Option<i32>,
-    /// Number.
+    /// The value of the type `FLOAT`.
     #[prost(float, optional, tag = "2")]
     pub f: Option<f32>,
-    /// Integer.
+    /// The value of the type `INT`.
     #[prost(int64, optional, tag = "3")]
     pub i: Option<i64>,
-    /// String.
+    /// The value of the type `STRING`.
     #[prost(bytes = "bytes", optional, tag = "4")]
     pub s: Option<Bytes>,
-    /// Tensor.
+    /// The value of the type `TENSOR`.
     #[prost(message, optional, tag = "5")]
     pub t: Option<TensorProto>,
-    /// Graph.
+    /// The value of the type `GRAPH`.
     #[prost(message, optional, boxed, tag = "6")]
     pub g: Option<Box<GraphProto>>,
-    /// Sparse tensor.
+    /// The value of the type `SPARSE_TENSOR`.
     #[prost(message, optional, tag = "22")]
     pub sparse_tensor: Option<SparseTensorProto>,
-    /// Numbers.
+    /// The values of the type `FLOATS`.
     #[prost(float, repeated, tag = "7")]
     pub floats: Vec<f32>,
-    /// Integers.
+    /// The values of the type `INTS`.
     #[prost(int64, repeated, tag = "8")]
     pub ints: Vec<i64>,
-    /// Strings.
+    /// The values of the type `STRINGS`.
     #[prost(bytes = "bytes", repeated, tag = "9")]
     pub strings: Vec<Bytes>,
-    /// Graphs.
+    /// The values of the type `GRAPHS`.
     #[prost(message, repeated, tag = "11")]
     pub graphs: Vec<GraphProto>,
 }
 
-/// Values of [`AttributeProto::type`](AttributeProto).
+/// The values of [`AttributeProto::type`](AttributeProto).
 pub mod attribute_type {
     #![allow(missing_docs)] // the names of the standard
     pub const UNDEFINED: i32 = 0;
@@ -151,58 +151,58 @@ pub mod attribute_type {
     pub const SPARSE_TENSOR: i32 = 11;
 }
 
-/// A tensor; its elements stand in one of the data fields or in another file.
+/// A tensor. Its elements are in one of the data fields or in another file.
 #[derive(Clone, PartialEq, Message)]
 pub struct TensorProto {
-    /// Sizes.
+    /// The sizes of the axes.
     #[prost(int64, repeated, tag = "1")]
     pub dims: Vec<i64>,
-    /// One of [`data_type`].
+    /// Type of the elements, one of [`data_type`].
     #[prost(int32, optional, tag = "2")]
     pub data_type: Option<i32>,
-    /// A part of a larger tensor, which is not supported.
+    /// The part of a larger tensor, which is not supported.
     #[prost(bytes = "bytes", optional, tag = "3")]
     pub segment: Option<Bytes>,
-    /// f32 elements.
+    /// The elements of type f32.
     #[prost(float, repeated, tag = "4")]
     pub float_data: Vec<f32>,
-    /// Elements of types up to 32 bits; f16 and bf16 as their bits.
+    /// The elements of types up to 32 bits. f16 and bf16 are stored as their bits.
     #[prost(int32, repeated, tag = "5")]
     pub int32_data: Vec<i32>,
     /// Strings, which are not supported.
     #[prost(bytes = "bytes", repeated, tag = "6")]
     pub string_data: Vec<Bytes>,
-    /// i64 elements.
+    /// The elements of type i64.
     #[prost(int64, repeated, tag = "7")]
     pub int64_data: Vec<i64>,
-    /// Its name.
+    /// Name of the tensor.
     #[prost(string, optional, tag = "8")]
     pub name: Option<String>,
-    /// Little-endian elements.
+    /// The elements in little endian.
     #[prost(bytes = "bytes", optional, tag = "9")]
     pub raw_data: Option<Bytes>,
-    /// f64 elements.
+    /// The elements of type f64.
     #[prost(double, repeated, tag = "10")]
     pub double_data: Vec<f64>,
-    /// u32 and u64 elements.
+    /// The elements of types u32 and u64.
     #[prost(uint64, repeated, tag = "11")]
     pub uint64_data: Vec<u64>,
-    /// `location`, `offset`, `length` of elements in another file.
+    /// The entries `location`, `offset` and `length` for elements in another file.
     #[prost(message, repeated, tag = "13")]
     pub external_data: Vec<StringStringEntryProto>,
-    /// 1 when the elements are in another file.
+    /// 1 if the elements are in another file.
     #[prost(int32, optional, tag = "14")]
     pub data_location: Option<i32>,
 }
 
-/// Values of [`TensorProto::data_type`](TensorProto).
+/// The values of [`TensorProto::data_type`](TensorProto).
 pub mod data_type {
     #![allow(missing_docs)] // the names of the standard
     pub const UNDEFINED: i32 = 0;
     pub const FLOAT: i32 = 1;
     pub const UINT8: i32 = 2;
     pub const INT8: i32 = 3;
-    /// Two in a byte, the first one in the low half.
+    /// Two elements per byte, the first one in the low half.
     pub const INT4: i32 = 22;
     pub const UINT16: i32 = 4;
     pub const INT16: i32 = 5;
@@ -216,7 +216,7 @@ pub mod data_type {
     pub const UINT64: i32 = 13;
     pub const BFLOAT16: i32 = 16;
 
-    /// Names of the types by number, for messages.
+    /// The names of the types by number, for messages.
     pub const NAMES: [&str; 29] = [
         "undefined",
         "float32",
@@ -250,117 +250,117 @@ pub mod data_type {
     ];
 }
 
-/// A sparse tensor: only its presence is noticed.
+/// A sparse tensor, which is not supported. It is read so that its presence can be reported.
 #[derive(Clone, PartialEq, Message)]
 pub struct SparseTensorProto {
-    /// Its values, which carry the name.
+    /// The values of the tensor, which carry its name.
     #[prost(message, optional, tag = "1")]
     pub values: Option<TensorProto>,
 }
 
-/// A key with a value.
+/// A pair of a key and a value.
 #[derive(Clone, PartialEq, Message)]
 pub struct StringStringEntryProto {
-    /// The key.
+    /// The key, such as `location`.
     #[prost(string, optional, tag = "1")]
     pub key: Option<String>,
-    /// The value.
+    /// The value that belongs to the key.
     #[prost(string, optional, tag = "2")]
     pub value: Option<String>,
 }
 
-/// Name and type of an input, output or inner value.
+/// Name and type of an input, an output or an inner value.
 #[derive(Clone, PartialEq, Message)]
 pub struct ValueInfoProto {
-    /// Its name.
+    /// Name of the value.
     #[prost(string, optional, tag = "1")]
     pub name: Option<String>,
-    /// Its type.
+    /// Type of the value.
     #[prost(message, optional, tag = "2")]
     pub r#type: Option<TypeProto>,
 }
 
-/// A type; everything but tensors is only noticed.
+/// A type. Only dense tensors are supported; the others are read so that they can be reported.
 #[derive(Clone, PartialEq, Message)]
 pub struct TypeProto {
-    /// A dense tensor.
+    /// The type of a dense tensor.
     #[prost(message, optional, tag = "1")]
     pub tensor_type: Option<TensorTypeProto>,
-    /// A sequence.
+    /// The type of a sequence.
     #[prost(bytes = "bytes", optional, tag = "4")]
     pub sequence_type: Option<Bytes>,
-    /// A map.
+    /// The type of a map.
     #[prost(bytes = "bytes", optional, tag = "5")]
     pub map_type: Option<Bytes>,
-    /// An optional value.
+    /// The type of an optional value.
     #[prost(bytes = "bytes", optional, tag = "9")]
     pub optional_type: Option<Bytes>,
-    /// A sparse tensor.
+    /// The type of a sparse tensor.
     #[prost(bytes = "bytes", optional, tag = "8")]
     pub sparse_tensor_type: Option<Bytes>,
-    /// A type of some domain.
+    /// A type that a domain defines.
     #[prost(bytes = "bytes", optional, tag = "7")]
     pub opaque_type: Option<Bytes>,
 }
 
-/// Element type and shape.
+/// Element type and shape of a dense tensor.
 #[derive(Clone, PartialEq, Message)]
 pub struct TensorTypeProto {
-    /// One of [`data_type`].
+    /// Type of the elements, one of [`data_type`].
     #[prost(int32, optional, tag = "1")]
     pub elem_type: Option<i32>,
-    /// Absent when not even the rank is known.
+    /// The shape. It is absent if the rank is unknown.
     #[prost(message, optional, tag = "2")]
     pub shape: Option<TensorShapeProto>,
 }
 
-/// Sizes per axis.
+/// The shape of a tensor.
 #[derive(Clone, PartialEq, Message)]
 pub struct TensorShapeProto {
-    /// The axes.
+    /// The sizes of the axes.
     #[prost(message, repeated, tag = "1")]
     pub dim: Vec<DimensionProto>,
 }
 
-/// One size: a number, a name, or neither when unknown.
+/// The size of one axis: a number, a name, or neither if it is unknown.
 #[derive(Clone, PartialEq, Message)]
 pub struct DimensionProto {
-    /// A known size.
+    /// The number of a known size.
     #[prost(int64, optional, tag = "1")]
     pub dim_value: Option<i64>,
-    /// A named size.
+    /// The name of a symbolic size.
     #[prost(string, optional, tag = "2")]
     pub dim_param: Option<String>,
 }
 
-/// A function: a body of nodes over named inputs and attributes.
+/// A function, which is a list of nodes over named inputs and attributes.
 #[derive(Clone, PartialEq, Message)]
 pub struct FunctionProto {
-    /// Its name.
+    /// Name of the function.
     #[prost(string, optional, tag = "1")]
     pub name: Option<String>,
-    /// Names of its inputs.
+    /// Names of the inputs.
     #[prost(string, repeated, tag = "4")]
     pub input: Vec<String>,
-    /// Names of its outputs.
+    /// Names of the outputs.
     #[prost(string, repeated, tag = "5")]
     pub output: Vec<String>,
-    /// Attributes without a default.
+    /// Names of the attributes without a default.
     #[prost(string, repeated, tag = "6")]
     pub attribute: Vec<String>,
-    /// Attributes with their defaults.
+    /// The attributes with their defaults.
     #[prost(message, repeated, tag = "11")]
     pub attribute_proto: Vec<AttributeProto>,
-    /// The body.
+    /// The nodes of the body.
     #[prost(message, repeated, tag = "7")]
     pub node: Vec<NodeProto>,
-    /// Operator sets that the body is written in.
+    /// The operator sets that the body uses.
     #[prost(message, repeated, tag = "9")]
     pub opset_import: Vec<OperatorSetIdProto>,
-    /// Its domain.
+    /// Domain of the function.
     #[prost(string, optional, tag = "10")]
     pub domain: Option<String>,
-    /// Tells functions of equal name apart.
+    /// A key that distinguishes functions of the same name.
     #[prost(string, optional, tag = "13")]
     pub overload: Option<String>,
 }

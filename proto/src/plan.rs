@@ -1,17 +1,18 @@
-//! The Plan: what the compiler hands to the runtime.
+//! The plan, which is the result of the compiler and the input of the runtime.
 //!
-//! A plan is the denoising loop cut by binding time. Programs are straight-line lists of operators
-//! over numbered values, already in execution order; the runtime decides addresses for the batch it
-//! is opened with and runs them without searching, inferring or allocating.
+//! A plan is the denoising loop divided by binding time. Its programs are lists of operators over
+//! numbered values, in execution order and without branches. The runtime assigns addresses for the
+//! batch with which a plan is opened, and then runs the programs without searching, inferring or
+//! allocating.
 //!
-//! | program | runs | its batch symbol is worth |
+//! | program | runs | value of the batch symbol |
 //! |---|---|---|
 //! | `prelude` | once per request | batch |
-//! | `prelude_steps` | once per request, for all evaluations at once, evaluation-major (fixed batch: may also run once per evaluation) | evaluations · batch |
-//! | `full` | every evaluation, or those that compute what is cached | batch |
-//! | `cached` | the other evaluations: reads what the last `full` stored | batch |
+//! | `prelude_steps` | once per request for all evaluations, in evaluation-major order (with a fixed batch it may also run once per evaluation) | evaluations · batch |
+//! | `full` | at every evaluation, or with a cache at the full evaluations | batch |
+//! | `cached` | at the other evaluations; it reads the values that the last `full` stored | batch |
 //!
-//! With guidance the batch holds both halves: twice the samples, unconditional first.
+//! With guidance the batch holds both halves: twice the samples, the unconditional half first.
 
 use crate::dim::Dim;
 use crate::dtype::DType;
@@ -27,98 +28,98 @@ pub use validate::{MAX_INPUTS, PlanError, validate};
 
 use serde::{Deserialize, Serialize};
 
-/// A compiled loop without its constants' bytes.
+/// A compiled loop without the bytes of its constants.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
-    /// Symbol that stands for the batch in every shape; `None` when the model's batch is fixed.
+    /// The symbol for the batch in every shape, or `None` if the model has a fixed batch.
     pub batch_symbol: Option<String>,
-    /// The batch of a model with a fixed one.
+    /// The batch size of a model with a fixed batch.
     #[serde(default)]
     pub fixed_batch: Option<usize>,
-    /// Inputs of the source model, in its order.
+    /// The inputs of the source model, in its order.
     pub inputs: Vec<PlanInput>,
-    /// Outputs of the source model, in its order.
+    /// The outputs of the source model, in its order.
     pub outputs: Vec<PlanOutput>,
-    /// Number of network evaluations the tables are made for; 0 when the time step is an ordinary
-    /// input.
+    /// The number of evaluations for which the tables were made. It is 0 if the time step is an
+    /// ordinary input.
     pub evaluations: usize,
-    /// Constants; their bytes are in the artifact's weight section.
+    /// The constants. Their bytes are in the weight section of the artifact.
     pub constants: Vec<Constant>,
-    /// Once per request, batch as it is: values that depend on conditioning only. May have no
-    /// steps.
+    /// The program that runs once per request and computes the values that depend on conditions
+    /// only. It may have no steps.
     pub prelude: Program,
-    /// Once per request for all evaluations: values that depend on conditioning and time step. May
-    /// have no steps.
+    /// The program that runs once per request for all evaluations and computes the values that
+    /// depend on conditions and the time step. It may have no steps.
     pub prelude_steps: Program,
-    /// One network evaluation.
+    /// The full step, which is one evaluation of the whole network.
     pub full: Program,
-    /// What is kept from one evaluation for later ones; `None`: every evaluation runs `full`.
+    /// The cache and the cached step. With `None`, every evaluation runs the full step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<Cache>,
-    /// How tables of the time step are computed; `None`: only the rows of the compiled time steps
-    /// are known.
+    /// The program that computes tables of the time step. With `None`, only the rows of the
+    /// compiled time steps are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub times: Option<TimeTables>,
 }
 
-/// The part of the network that depends on the time step alone, so that a loop can be run at other
-/// time steps than it was compiled for.
+/// The part of the network that depends on the time step alone. With it, a loop can run at other
+/// time steps than those for which it was compiled.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TimeTables {
-    /// Reads constants and the time step, as the model takes it. Its results, for a batch of one,
-    /// are rows of tables.
+    /// A program that reads constants and the time step, in the model's type. Its results, for a
+    /// batch of one, are rows of tables.
     pub program: Program,
-    /// Per result, its table: `Plan::constants[i]`.
+    /// The table of each result, `Plan::constants[i]`.
     pub tables: Vec<usize>,
 }
 
-/// What evaluations reuse of earlier ones (DeepCache, arXiv:2312.00858): some run `full` and store
-/// a few of its values, the others run `cached`, which reads them instead of computing what they
-/// stand for.
+/// The reuse of values between evaluations (DeepCache, arXiv:2312.00858). Full evaluations run
+/// `full` and store some of its values. The others run `cached`, which reads the stored values
+/// instead of computing them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cache {
-    /// What is kept.
+    /// The values that full evaluations store.
     pub slots: Vec<CacheSlot>,
-    /// The evaluation that reads the slots. Its `results` are the model's outputs, in the order of
-    /// `Plan::outputs`.
+    /// The cached step, which reads the slots. Its `results` are the model's outputs in the order
+    /// of `Plan::outputs`.
     pub cached: Program,
-    /// Evaluations that run `full`, ascending; the first is 0.
+    /// The evaluations that run `full`, in ascending order. The first is 0.
     pub full_evaluations: Vec<usize>,
 }
 
-/// One stored value.
+/// One value that full evaluations store and cached ones read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CacheSlot {
-    /// Name for people: that of the source model's tensor.
+    /// Name for messages, which is that of the tensor in the source model.
     pub name: String,
-    /// The value of `full` that is stored when it has run; its type is the slot's.
+    /// The value of `full` that is stored after it has run. Its type is the type of the slot.
     pub value: usize,
-    /// The slot holds what slot `i` held before: the value of the full evaluation before the last
-    /// one; of the first one while there is no other.
+    /// If set, the slot holds the previous content of slot `i`: the value of the full evaluation
+    /// before the last one, or of the first one as long as there is no other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_of: Option<usize>,
 }
 
-/// Which of a plan's programs.
+/// One of the programs of a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProgramKind {
-    /// [`Plan::prelude`].
+    /// The program [`Plan::prelude`], which runs once per request.
     Prelude,
-    /// [`Plan::prelude_steps`].
+    /// The program [`Plan::prelude_steps`], which runs once per request for all evaluations.
     PreludeSteps,
-    /// [`Plan::full`].
+    /// The full step, [`Plan::full`].
     Full,
-    /// [`Cache::cached`].
+    /// The cached step, [`Cache::cached`].
     Cached,
 }
 
 impl ProgramKind {
-    /// All of them, in the order in which they run.
+    /// All programs, in the order in which they run.
     pub const ALL: [ProgramKind; 4] =
         [ProgramKind::Prelude, ProgramKind::PreludeSteps, ProgramKind::Full, ProgramKind::Cached];
 
-    /// Whether it runs at every evaluation, or may.
+    /// Whether the program runs at evaluations, and not before the loop.
     pub fn is_step(self) -> bool {
         matches!(self, ProgramKind::Full | ProgramKind::Cached)
     }
@@ -136,7 +137,7 @@ impl std::fmt::Display for ProgramKind {
 }
 
 impl Plan {
-    /// One of the programs; that of a cache that is not there is empty.
+    /// The program of that kind. It is empty if the plan has no cache and the kind is `Cached`.
     pub fn program(&self, kind: ProgramKind) -> &Program {
         static NONE: Program =
             Program { values: Vec::new(), steps: Vec::new(), results: Vec::new() };
@@ -167,8 +168,8 @@ impl Plan {
 }
 
 impl Plan {
-    /// The program of [`Plan::times`] as a plan for one evaluation: the time step goes in, a row of
-    /// every table comes out, in their order.
+    /// The program of [`Plan::times`] as a plan of its own for one evaluation. Its input is the
+    /// time step, and its outputs are one row of every table, in their order.
     pub fn time_plan(&self) -> Option<Plan> {
         let times = self.times.as_ref()?;
         let input = self.inputs.iter().position(|i| i.role == InputRole::Timestep)?;
@@ -177,7 +178,7 @@ impl Plan {
         for value in &mut full.values {
             match &mut value.source {
                 Source::Input(i) if *i == input => *i = 0,
-                // no other input is there: validation says so
+                // validation ensures that there is no other input
                 Source::Input(i) => *i = usize::MAX,
                 _ => {}
             }
@@ -208,8 +209,8 @@ impl Plan {
         })
     }
 
-    /// Whether `prelude_steps` of a plan with a fixed batch runs once per evaluation: its time step
-    /// is as long as the input, not stacked for all evaluations.
+    /// Whether `prelude_steps` of a plan with a fixed batch runs once per evaluation. Its time step
+    /// then has the shape of the input and is not stacked for all evaluations.
     pub fn steps_one_by_one(&self) -> bool {
         let single = |v: &PlanValue| match v.source {
             Source::Input(i) => self.inputs.get(i).is_some_and(|input| {
@@ -221,15 +222,16 @@ impl Plan {
     }
 }
 
-/// What an input means to the loop.
+/// The role of an input in the loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InputRole {
-    /// The noisy sample.
+    /// The noisy sample, which the loop turns into the result.
     Sample,
-    /// The time step; in a plan with tables nothing in `full` reads it.
+    /// The time step. In a plan with tables, no step of `full` reads it.
     Timestep,
-    /// Anything else: labels, text states, added embeddings. Constant during a request.
+    /// Any other input, such as labels, text states and added embeddings. It is constant during a
+    /// request.
     Condition,
     /// A condition that has another value at every evaluation, such as the residuals of a
     /// ControlNet.
@@ -243,44 +245,44 @@ impl InputRole {
     }
 }
 
-/// A model input.
+/// An input of the model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlanInput {
     /// Name in the source model.
     pub name: String,
-    /// Type in the source model: what callers give.
+    /// Type in the source model, which callers give.
     pub ty: ValueType,
-    /// What it means to the loop.
+    /// Role in the loop.
     pub role: InputRole,
 }
 
-/// A model output.
+/// An output of the model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlanOutput {
     /// Name in the source model.
     pub name: String,
-    /// Type in the source model: what callers get.
+    /// Type in the source model, which callers get.
     pub ty: ValueType,
-    /// The value of `full` that holds it (possibly in a wider float type).
+    /// The value of `full` that holds the output, possibly in a wider float type.
     pub value: usize,
 }
 
-/// A constant tensor; for a table, axis 0 is the evaluation.
+/// A constant tensor. Axis 0 of a table is the evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Constant {
-    /// Name in the source model, or a made-up one.
+    /// Name in the source model, or a generated name.
     pub name: String,
-    /// Type, sizes all known.
+    /// Type, with all sizes known.
     pub ty: ValueType,
-    /// First byte in the weight section, a multiple of 64.
+    /// Offset of the first byte in the weight section, a multiple of 64.
     pub offset: u64,
-    /// How the bytes stand for the values, if not as they are.
+    /// The encoding of a quantized constant. `None` if the bytes are the values themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub codes: Option<WeightCodes>,
 }
 
 impl Constant {
-    /// Bytes it takes in the weight section; `None` if its sizes are not known or too large.
+    /// The number of bytes in the weight section, or `None` if the sizes are unknown or too large.
     pub fn stored_bytes(&self) -> Option<usize> {
         let elements = element_count(&self.ty.fixed_shape()?)?;
         match &self.codes {
@@ -290,88 +292,88 @@ impl Constant {
     }
 }
 
-/// Operators in execution order.
+/// A list of operators in execution order.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Program {
-    /// Values, inputs and constants included.
+    /// The values, including inputs and constants.
     pub values: Vec<PlanValue>,
-    /// Operators.
+    /// The applications of operators, in execution order.
     pub steps: Vec<Step>,
-    /// For a prelude: the values that `full` reads, in the order of [`Source::Prelude`] /
-    /// [`Source::PreludeSteps`]. For `cached`: the model's outputs.
+    /// In a prelude, the values that `full` reads, in the order of [`Source::Prelude`] or
+    /// [`Source::PreludeSteps`]. In `cached`, the model's outputs.
     pub results: Vec<usize>,
 }
 
-/// Where a value comes from.
+/// The origin of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
-    /// Written by a step.
+    /// A step writes it.
     Step,
-    /// `Plan::inputs[i]`, floats widened to f32. In `prelude_steps` a condition is repeated for
-    /// every evaluation, and the time step may be a vector `[evaluations · batch]` whatever its
-    /// type in the model is.
+    /// It is `Plan::inputs[i]`, with floats widened to f32. In `prelude_steps` a condition is
+    /// repeated for every evaluation, and the time step may be a vector `[evaluations · batch]`
+    /// whatever its type in the model is.
     Input(usize),
-    /// `Plan::constants[i]`.
+    /// It is `Plan::constants[i]`, possibly with floats widened to f32.
     Constant(usize),
-    /// Row `evaluation` of `Plan::constants[i]`, whose axis 0 is the evaluation. In
-    /// `prelude_steps`: all rows, each repeated for the batch, so that the value is `[evaluations ·
-    /// batch, ...]` for a table `[evaluations, ...]` or `[evaluations, 1, ...]`.
+    /// It is the row of this evaluation in `Plan::constants[i]`, whose axis 0 is the evaluation. In
+    /// `prelude_steps` it is all rows, each repeated for the batch: `[evaluations · batch, ...]`
+    /// for a table `[evaluations, ...]` or `[evaluations, 1, ...]`.
     Table(usize),
-    /// Result `i` of `prelude`. `full` and `prelude_steps` read it, the latter as it reads a
-    /// condition.
+    /// It is result `i` of `prelude`. `full` and `prelude_steps` read it; in the latter it is
+    /// repeated like a condition.
     Prelude(usize),
-    /// Rows of this evaluation in result `i` of `prelude_steps`, whose axis 0 is evaluations ·
-    /// batch.
+    /// It is the rows of this evaluation in result `i` of `prelude_steps`, whose axis 0 has the
+    /// size evaluations · batch.
     PreludeSteps(usize),
-    /// Slot `i` of the cache; only `cached` reads it.
+    /// It is slot `i` of the cache. Only `cached` reads it.
     Cache(usize),
 }
 
 /// A value of a program.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlanValue {
-    /// Name for people: that of the source model where it has one.
+    /// Name for messages, which is that in the source model if it has one.
     pub name: String,
     /// Type; floats are f32.
     pub ty: ValueType,
-    /// Where it comes from.
+    /// Origin of the value.
     pub source: Source,
-    /// Storage shared with another value of the program.
+    /// Storage that is shared with another value of the program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alias: Option<Alias>,
 }
 
-/// How a value lies inside another one. The other value comes from a step and is not itself an
-/// alias.
+/// The position of a value inside another one. The other value comes from a step and is not an
+/// alias itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Alias {
-    /// The same elements (a reshape). No step needs to write it: it is there when the other value
-    /// is.
+    /// The same elements, as after a reshape. No step needs to write the value, because it exists
+    /// as soon as the other value does.
     Same {
         /// Index of the other value.
         of: usize,
     },
-    /// Columns `offset..` of the other value's last axis; all axes before have the same number of
-    /// rows. Concats written in place by their producers use it.
+    /// The columns from `offset` on of the other value's last axis. The axes before it have the
+    /// same number of rows. It is used for concatenations whose inputs are written in place.
     Columns {
         /// Index of the other value.
         of: usize,
-        /// First column.
+        /// The first column in the other value.
         offset: Dim,
     },
 }
 
-/// One operator application.
+/// One application of an operator.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step {
-    /// Operator and attributes.
+    /// The operator with its attributes.
     pub op: Op,
-    /// Values read; `None` where an optional input is absent.
+    /// The values that are read. `None` stands for an optional input that is absent.
     pub inputs: Vec<Option<usize>>,
-    /// Values written.
+    /// The values that are written.
     pub outputs: Vec<usize>,
-    /// Name of the node for people and profiles.
+    /// Name of the node, for messages and profiles.
     pub name: String,
 }

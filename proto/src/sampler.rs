@@ -1,9 +1,9 @@
-//! Which sampler runs the denoising loop, and its constants: the data. `cqc_runtime::sampler` is
-//! the code.
+//! The configuration of the sampler that runs the denoising loop. `cqc_runtime::sampler` contains
+//! the code that computes with it.
 //!
-//! The field names are those of diffusers' `scheduler_config.json`, where it has one, because that
-//! is the file people compare with. [`SamplerConfig::from_diffusers_json`] reads it;
-//! [`SamplerConfig::default`] is what cqc assumes without one.
+//! The fields have the names of diffusers' `scheduler_config.json`, where it has such a field, so
+//! that both can be compared. [`SamplerConfig::from_diffusers_json`] reads that file.
+//! [`SamplerConfig::default`] is the configuration that cqc assumes without one.
 
 mod classes;
 mod diffusers;
@@ -23,100 +23,101 @@ pub use res_shift::ResShift;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// No model is trained with more noise levels than this; every table of a sampler is at most this
-/// long.
+/// The maximum number of noise levels in training. No table of a sampler is longer.
 pub const MAX_TRAIN_TIMESTEPS: u32 = 1_000_000;
 
-/// The longest trajectory, in sampler steps.
+/// The maximum number of sampler steps.
 pub const MAX_STEPS: usize = 10_000;
 
-/// Noise added per training step: β of steps 0..`num_train_timesteps`.
+/// The noise that each training step adds: β of the steps 0..`num_train_timesteps`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Betas {
-    /// Evenly spaced from `start` to `end`.
+    /// β is evenly spaced from `start` to `end`.
     Linear {
         /// β of step 0.
         start: f64,
         /// β of the last step.
         end: f64,
     },
-    /// √β evenly spaced from √`start` to √`end`: the schedule of latent diffusion.
+    /// √β is evenly spaced from √`start` to √`end`, as in latent diffusion.
     ScaledLinear {
         /// β of step 0.
         start: f64,
         /// β of the last step.
         end: f64,
     },
-    /// The cosine schedule of improved DDPM, every β at most 0.999.
+    /// The cosine schedule of improved DDPM. Every β is at most 0.999.
     SquaredcosCapV2,
-    /// Along a sigmoid of −6 to 6 from `start` to `end` (GeoDiff).
+    /// β follows a sigmoid of −6 to 6 from `start` to `end` (GeoDiff).
     Sigmoid {
-        /// Where the sigmoid would be 0.
+        /// The value for a sigmoid of 0.
         start: f64,
-        /// Where it would be 1.
+        /// The value for a sigmoid of 1.
         end: f64,
     },
-    /// Log-SNR at the quantiles of a Laplace distribution (arXiv:2407.03297), β at most 0.999.
+    /// The log-SNR is at the quantiles of a Laplace distribution (arXiv:2407.03297). Every β is at
+    /// most 0.999.
     Laplace,
-    /// ᾱ falls as exp(−12·t), every β at most 0.999.
+    /// ᾱ falls as exp(−12·t). Every β is at most 0.999.
     Exp,
-    /// One value per training step.
+    /// A list with one β per training step.
     Trained(Vec<f32>),
 }
 
-/// Which of the training time steps are visited.
+/// The selection of the training time steps that are visited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Spacing {
-    /// 0, r, 2r, … with r = ⌊training steps / steps⌋, moved up by `steps_offset`.
+    /// 0, r, 2r, … with r = ⌊training steps / steps⌋, plus `steps_offset`.
     Leading,
-    /// Counted down from the noisiest step.
+    /// Counted down from the noisiest step in even strides.
     Trailing,
-    /// From 0 to the noisiest step, both included.
+    /// Evenly spaced from 0 to the noisiest step, both included.
     Linspace,
-    /// Squares of evenly spaced numbers up to √(0.8 · training steps), as in DDPM's and
-    /// CacheQuant's scripts: dense near the image, and with repetitions when there are many steps.
-    /// Not a diffusers option; DDIM and DDPM only.
+    /// Squares of evenly spaced numbers up to √(0.8 · training steps), as in the scripts of DDPM
+    /// and CacheQuant. They are dense near the image, and repeat if there are many steps. diffusers
+    /// does not have this option; only DDIM and DDPM support it here.
     Quadratic,
 }
 
-/// What the network's output means.
+/// The meaning of the network's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Prediction {
     /// The noise in the sample.
     Epsilon,
-    /// √ᾱ·noise − √(1−ᾱ)·image.
+    /// v = √ᾱ·noise − √(1−ᾱ)·image.
     VPrediction,
-    /// The clean image.
+    /// The image without noise.
     Sample,
-    /// The velocity of a straight path: noise − image, as in SD3 and FLUX.
+    /// The velocity of a straight path, noise − image, as in SD3 and FLUX.
     Flow,
-    /// The same with the other sign: image − noise, as in models whose time runs from noise to
-    /// data.
+    /// The velocity with the opposite sign, image − noise, as in models whose time runs from noise
+    /// to data.
     FlowToData,
 }
 
-/// How a flow-matching model is told the noise level σ of its input (0 is data, 1 is noise).
+/// The form in which a flow-matching model is told the noise level σ of its input (0 is data, 1 is
+/// noise).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FlowTime {
-    /// σ times the number of training steps, as diffusers does.
+    /// σ times the number of training steps, as in diffusers.
     #[default]
     Scaled,
-    /// σ itself.
+    /// The level σ itself.
     Sigma,
-    /// 1 − σ: time runs from noise to data.
+    /// 1 − σ, for a time that runs from noise to data.
     OneMinusSigma,
-    /// The training steps minus σ times their number.
+    /// (1 − σ) times the number of training steps.
     ScaledReversed,
-    /// The number of the step, from 0.
+    /// Index of the step, from 0.
     Index,
 }
 
-/// How noise levels are spread between the highest and the lowest, where the time steps do not
-/// decide it.
+/// The spacing of noise levels between the highest and the lowest, where the time steps do not
+/// determine it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SigmaSchedule {
@@ -131,51 +132,51 @@ pub enum SigmaSchedule {
     Beta,
     /// Evenly spaced in the half log-SNR λ (Lu et al. 2022).
     LuLambdas,
-    /// Of flow matching: 1 to 1/training steps, moved by `flow_shift`.
+    /// Levels of flow matching from 1 to 1/training steps, moved by `flow_shift`.
     Flow,
-    /// Karras levels σ, as levels of flow matching σ / (1 + σ) (UniPC).
+    /// Karras levels σ, converted to levels of flow matching σ / (1 + σ) (UniPC).
     KarrasFlow,
 }
 
 impl SigmaSchedule {
-    /// Whether the levels are those of flow matching: x = (1 − σ)·image + σ·noise.
+    /// Whether the levels are those of flow matching, x = (1 − σ)·image + σ·noise.
     pub fn is_flow(self) -> bool {
         matches!(self, Self::Flow | Self::KarrasFlow)
     }
 }
 
-/// How the levels between those of training are found, where time steps decide them.
+/// The computation of levels between those of training, where time steps determine them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Interpolation {
     /// Linear in σ between the two nearest time steps.
     #[default]
     Linear,
-    /// Evenly spaced in ln σ over all of training, one level more than there are steps: the last
-    /// step ends at the lowest level.
+    /// Evenly spaced in ln σ over all of training, with one level more than there are steps. The
+    /// last step ends at the lowest level.
     LogLinear,
 }
 
-/// What the network is told of a noise level σ.
+/// The form in which the network is told a noise level σ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TimestepType {
-    /// The time step of training that has it.
+    /// The time step of training that has this level.
     #[default]
     Discrete,
-    /// ¼ ln σ, if the network predicts v; else as `discrete`.
+    /// ¼ ln σ if the network predicts v, else as `discrete`.
     Continuous,
 }
 
-/// Which form of DPM-Solver moves the sample.
+/// The form of DPM-Solver that moves the sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Algorithm {
-    /// Integrates the predicted image; SA-Solver: its `data_prediction`.
+    /// DPM-Solver++, which integrates the predicted image. For SA-Solver it is `data_prediction`.
     #[default]
     #[serde(rename = "dpmsolver++")]
     DpmSolverPp,
-    /// Integrates the predicted noise; SA-Solver: its `noise_prediction`.
+    /// DPM-Solver, which integrates the predicted noise. For SA-Solver it is `noise_prediction`.
     #[serde(rename = "dpmsolver")]
     DpmSolver,
     /// The stochastic form of DPM-Solver++.
@@ -190,51 +191,53 @@ pub enum Algorithm {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Thresholding {
-    /// Quantile of the magnitudes of a sample, 0 to 1.
+    /// The quantile of the magnitudes of a sample, from 0 to 1.
     pub ratio: f64,
     /// The largest divisor, at least 1.
     pub max: f64,
 }
 
-/// How levels of flow matching depend on the number of tokens (SD3, section 5.3.2; FLUX).
+/// The dependence of the levels of flow matching on the number of tokens (SD3, section 5.3.2;
+/// FLUX).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DynamicShift {
-    /// `mu` of `base_tokens`.
+    /// The shift `mu` for `base_tokens`.
     pub base: f64,
-    /// `mu` of `max_tokens`.
+    /// The shift `mu` for `max_tokens`.
     pub max: f64,
-    /// Tokens of the smallest image.
+    /// The number of tokens of the smallest image.
     pub base_tokens: f64,
-    /// Tokens of the largest image.
+    /// The number of tokens of the largest image.
     pub max_tokens: f64,
     /// Whether σ is moved by `mu` itself instead of by exp(`mu`).
     pub linear: bool,
-    /// The shift of this loop; the number of tokens decides it before the loop is compiled.
+    /// The shift of this loop, which must be computed from the number of tokens before compilation.
     pub mu: Option<f64>,
 }
 
 impl DynamicShift {
-    /// `mu` of `tokens` tokens: linear between the two ends, and beyond them.
+    /// The shift `mu` for `tokens` tokens. It is linear between the two ends and beyond them.
     pub fn mu_of(&self, tokens: usize) -> f64 {
         let slope = (self.max - self.base) / (self.max_tokens - self.base_tokens);
         slope * tokens as f64 + (self.base - slope * self.base_tokens)
     }
 }
 
-/// Variance of the noise that DDPM adds; the other kinds do not read it.
+/// The variance of the noise that DDPM and unCLIP add. The other kinds do not read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Variance {
     /// The posterior variance, at least 1e-20.
     FixedSmall,
-    /// The same through its logarithm.
+    /// The posterior variance, computed through its logarithm.
     FixedSmallLog,
     /// β of the step.
     FixedLarge,
     /// The second half of the network's channels is the variance itself.
     Learned,
-    /// The second half, in [-1, 1], interpolates between the logarithms of small and large.
+    /// The second half, in [-1, 1], interpolates between the logarithms of the small and the large
+    /// variance.
     LearnedRange,
 }
 
@@ -242,105 +245,110 @@ pub enum Variance {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinalSigma {
-    /// No noise.
+    /// No noise, σ = 0.
     Zero,
     /// The lowest noise level of training.
     SigmaMin,
 }
 
-/// The form of a multistep solver.
+/// The rule of a multistep solver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SolverType {
-    /// DPM-Solver: the midpoint rule.
+    /// The midpoint rule of DPM-Solver.
     Midpoint,
-    /// DPM-Solver: Heun's rule.
+    /// Heun's rule of DPM-Solver.
     Heun,
-    /// UniPC: B(h) = h.
+    /// UniPC with B(h) = h.
     Bh1,
-    /// UniPC: B(h) = exp(h) − 1.
+    /// UniPC with B(h) = exp(h) − 1.
     Bh2,
-    /// DEIS: integrated over ln ρ.
+    /// DEIS, integrated over ln ρ.
     Logrho,
 }
 
-/// A sampler's constants, all resolved. A kind does not read the fields that mean nothing to it.
+/// The configuration of a sampler with all values resolved. A kind ignores the fields that do not
+/// apply to it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SamplerConfig {
-    /// The sampling rule.
+    /// The rule that moves the sample.
     pub kind: SamplerKind,
-    /// Noise levels in training, 2 to [`MAX_TRAIN_TIMESTEPS`].
+    /// The number of noise levels in training, 2 to [`MAX_TRAIN_TIMESTEPS`].
     pub num_train_timesteps: u32,
-    /// Noise per training step.
+    /// The noise of each training step.
     pub betas: Betas,
-    /// Shift the schedule so that its last step is pure noise.
+    /// Shifts the schedule so that its last step is pure noise.
     pub rescale_betas_zero_snr: bool,
-    /// Which time steps are visited.
+    /// The visited time steps.
     pub timestep_spacing: Spacing,
-    /// Added to every `leading` time step.
+    /// A number that is added to every `leading` time step.
     pub steps_offset: u32,
-    /// Meaning of the network's output.
+    /// The meaning of the network's output.
     pub prediction_type: Prediction,
-    /// Clip the predicted image to ±`clip_sample_range` (DDIM, DDPM). The predicted noise is not
-    /// recomputed from it.
+    /// Clips the predicted image to ±`clip_sample_range` (DDIM, DDPM). The predicted noise is not
+    /// computed again from the clipped image.
     pub clip_sample: bool,
-    /// Positive.
+    /// The limit for clipping, a positive number.
     pub clip_sample_range: f32,
-    /// After the last step ᾱ is 1, not that of training step 0 (DDIM, PLMS).
+    /// Whether ᾱ after the last step is 1 instead of that of training step 0 (DDIM, PLMS).
     pub set_alpha_to_one: bool,
-    /// DDIM: share of DDPM's noise, 0 (none) to 1. No scheduler file has it; pipelines pass it.
+    /// DDIM: the share of DDPM's noise, from 0 (none) to 1. Scheduler files of diffusers do not
+    /// contain it; its pipelines pass it. Other kinds that read it are listed at
+    /// [`SamplerKind::reads_eta`].
     pub eta: f64,
     /// DDPM: the variance of its noise.
     pub variance_type: Variance,
-    /// How noise levels are spread. Until version 5 of artifacts a truth value: Karras or plain.
+    /// The spacing of noise levels. Before version 5 of artifacts this was a boolean: Karras or
+    /// plain.
     #[serde(alias = "use_karras_sigmas", deserialize_with = "karras_or_named")]
     pub sigma_schedule: SigmaSchedule,
-    /// Lowest Karras level; else that of the plain schedule.
+    /// The lowest level of the spacing. `None` stands for the level of the plain schedule.
     pub sigma_min: Option<f64>,
-    /// Highest Karras level; else that of the plain schedule.
+    /// The highest level of the spacing. `None` stands for the level of the plain schedule.
     pub sigma_max: Option<f64>,
     /// Euler, DPM-Solver++: the level after the last step.
     pub final_sigmas_type: FinalSigma,
-    /// DPM-Solver++: its second-order rule.
+    /// The rule of a multistep solver, which is the second-order rule of DPM-Solver++.
     pub solver_type: SolverType,
-    /// DPM-Solver++: the last step is of first order if there are fewer than 15.
+    /// DPM-Solver++: the last step is of first order if there are fewer than 15 steps.
     pub lower_order_final: bool,
-    /// DPM-Solver++: the last step is of first order always.
+    /// DPM-Solver++: the last step is always of first order.
     pub euler_at_final: bool,
-    /// DPM-Solver++: skip time steps whose half log-SNR is below this; `None` skips none.
+    /// DPM-Solver++: skips time steps whose half log-SNR is below this number. `None` skips none.
     pub lambda_min_clipped: Option<f64>,
     /// Solvers of DPM's family: the order, 1 to 3 (UniPC: to 4).
     #[serde(skip_serializing_if = "is_second")]
     pub solver_order: u32,
-    /// DPM-Solver: which of its forms.
+    /// DPM-Solver: the form of the solver.
     #[serde(skip_serializing_if = "is_default")]
     pub algorithm_type: Algorithm,
-    /// Dynamic thresholding instead of clipping.
+    /// Dynamic thresholding, which replaces clipping.
     #[serde(skip_serializing_if = "is_default")]
     pub thresholding: Option<Thresholding>,
-    /// Flow matching: levels become shift·σ / (1 + (shift − 1)·σ); 1 leaves them.
+    /// Flow matching: levels become shift·σ / (1 + (shift − 1)·σ). A shift of 1 does not change
+    /// them.
     #[serde(skip_serializing_if = "is_one")]
     pub flow_shift: f64,
     /// Flow matching: a shift that depends on the number of tokens, instead of `flow_shift`.
     #[serde(skip_serializing_if = "is_default")]
     pub dynamic_shift: Option<DynamicShift>,
-    /// Flow matching: stretch the levels so that the last one is this.
+    /// Flow matching: stretches the levels so that the last one has this value.
     #[serde(skip_serializing_if = "is_default")]
     pub shift_terminal: Option<f64>,
-    /// Flow matching: how the model is told the level.
+    /// Flow matching: the form in which the model is told the level.
     #[serde(skip_serializing_if = "is_default")]
     pub flow_time: FlowTime,
-    /// Flow matching: levels from 0 (noise) to 1 (data), as some video models count them.
+    /// Flow matching: levels run from 0 (noise) to 1 (data), as in some video models.
     #[serde(skip_serializing_if = "is_default")]
     pub invert_sigmas: bool,
-    /// Flow matching: new noise in every step.
+    /// Flow matching: adds new noise in every step.
     #[serde(skip_serializing_if = "is_default")]
     pub stochastic_sampling: bool,
-    /// UniPC: integrates the predicted image, not the predicted noise.
+    /// UniPC: integrates the predicted image instead of the predicted noise.
     #[serde(skip_serializing_if = "is_true")]
     pub predict_x0: bool,
-    /// UniPC: steps, from 0, whose result the next evaluation does not correct.
+    /// UniPC: the steps, from 0, whose result the next evaluation does not correct.
     #[serde(skip_serializing_if = "is_default")]
     pub disable_corrector: Vec<u32>,
     /// SA-Solver: the order of its predictor, 1 to 4.
@@ -349,47 +357,48 @@ pub struct SamplerConfig {
     /// SA-Solver: the order of its corrector, 1 to 4.
     #[serde(skip_serializing_if = "is_second")]
     pub corrector_order: u32,
-    /// Euler: how levels between those of training are found.
+    /// Euler: the computation of levels between those of training.
     #[serde(skip_serializing_if = "is_default")]
     pub interpolation_type: Interpolation,
-    /// Euler: what the network is told of a level.
+    /// Euler: the form in which the network is told a level.
     #[serde(skip_serializing_if = "is_default")]
     pub timestep_type: TimestepType,
-    /// EDM, consistency models, SCM: standard deviation of the data.
+    /// EDM, consistency models, SCM: the standard deviation of the data.
     #[serde(skip_serializing_if = "is_half")]
     pub sigma_data: f64,
-    /// EDM, consistency models: exponent of the Karras levels.
+    /// EDM, consistency models: the exponent of the Karras levels.
     #[serde(skip_serializing_if = "is_seven")]
     pub rho: f64,
-    /// Consistency models: standard deviation of the noise, in units of the next level. Ancestral
-    /// steps of flow matching: a factor of the noise.
+    /// Consistency models: the standard deviation of the noise in units of the next level.
+    /// Ancestral steps of flow matching: a factor of the noise.
     #[serde(skip_serializing_if = "is_one")]
     pub s_noise: f64,
-    /// Noise levels to visit, highest first, instead of a schedule of them.
+    /// The noise levels to visit, the highest first, instead of a schedule.
     #[serde(skip_serializing_if = "is_default")]
     pub sigmas: Option<Vec<f64>>,
-    /// Time steps to visit, noisiest first, instead of a spacing of them.
+    /// The time steps to visit, the noisiest first, instead of a spacing.
     #[serde(skip_serializing_if = "is_default")]
     pub timesteps: Option<Vec<f64>>,
-    /// Flow matching: how levels are spread before they are shifted.
+    /// Flow matching: the spacing of the levels before they are shifted.
     #[serde(skip_serializing_if = "is_default")]
     pub flow_schedule: FlowSchedule,
-    /// LCM, TCD: steps of the distillation, of which those of sampling are a subset.
+    /// LCM, TCD: the number of steps of the distillation. The sampler steps are a subset of these.
     #[serde(skip_serializing_if = "is_fifty")]
     pub original_inference_steps: u32,
-    /// LCM: time steps are multiplied by this where they decide how much of the sample is kept.
+    /// LCM: a factor of the time step in the coefficients of the boundary, which decide how much of
+    /// the sample is kept.
     #[serde(skip_serializing_if = "is_ten")]
     pub timestep_scaling: f64,
-    /// CogVideoX: signal-to-noise ratios are divided by this; 1 leaves them.
+    /// CogVideoX: the divisor of signal-to-noise ratios. A divisor of 1 does not change them.
     #[serde(skip_serializing_if = "is_one")]
     pub snr_shift_scale: f64,
-    /// Würstchen: above 1 more steps are spent where there is much noise, below 1 less.
+    /// Würstchen: above 1, more steps are at high noise; below 1, fewer.
     #[serde(skip_serializing_if = "is_one")]
     pub scaler: f64,
     /// Würstchen: the offset of its cosine schedule.
     #[serde(skip_serializing_if = "is_0_008")]
     pub s: f64,
-    /// Residual shifting: its chain.
+    /// Residual shifting: the constants of its chain.
     #[serde(skip_serializing_if = "is_default")]
     pub res_shift: ResShift,
 }
@@ -430,7 +439,7 @@ fn is_fifty(steps: &u32) -> bool {
     *steps == 50
 }
 
-/// Reads a name, or the truth value of `use_karras_sigmas`.
+/// Reads a name, or the boolean of `use_karras_sigmas`.
 fn karras_or_named<'de, D: serde::Deserializer<'de>>(from: D) -> Result<SigmaSchedule, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -446,7 +455,7 @@ fn karras_or_named<'de, D: serde::Deserializer<'de>>(from: D) -> Result<SigmaSch
 }
 
 impl Default for SamplerConfig {
-    /// [`SamplerConfig::of_kind`] of DDIM.
+    /// The default of diffusers' DDIM class, [`SamplerConfig::of_kind`].
     fn default() -> Self {
         Self::of_kind(SamplerKind::Ddim)
     }
@@ -508,12 +517,13 @@ impl SamplerConfig {
         config
     }
 
-    /// Checks every field by itself and the combinations that have no meaning. The fields are
-    /// public, and artifacts are untrusted, so whoever computes with a configuration calls this
-    /// first.
+    /// Checks every field by itself, and refuses combinations that have no meaning. The fields are
+    /// public and artifacts are untrusted, so code that computes with a configuration must call
+    /// this first.
     ///
     /// # Errors
-    /// [`SamplerConfigError::OutOfRange`] and [`SamplerConfigError::Unsupported`] name the field.
+    /// [`SamplerConfigError::OutOfRange`] and [`SamplerConfigError::Unsupported`], with the name of
+    /// the field.
     pub fn validate(&self) -> Result<(), SamplerConfigError> {
         let train = self.num_train_timesteps;
         in_range(
@@ -600,7 +610,7 @@ impl SamplerConfig {
         }
     }
 
-    /// What flow matching and distilled models add.
+    /// Checks the fields of flow matching and of distilled models.
     fn validate_distilled(&self) -> Result<(), SamplerConfigError> {
         let positive = [
             ("timestep_scaling", self.timestep_scaling),
@@ -619,7 +629,8 @@ impl SamplerConfig {
         in_range("original_inference_steps", original, ok, "1 to num_train_timesteps")
     }
 
-    /// Lists of levels and of time steps: finite, not longer than a trajectory may be, falling.
+    /// Checks the lists of levels and of time steps: they must be finite, falling, and not longer
+    /// than a trajectory may be.
     fn validate_lists(&self) -> Result<(), SamplerConfigError> {
         for (key, list) in [("sigmas", &self.sigmas), ("timesteps", &self.timesteps)] {
             let Some(list) = list else { continue };

@@ -1,4 +1,4 @@
-//! Constant tensors: bytes with a type, shared without copying.
+//! Constant tensors: bytes with a type and a shape, which are shared without copying.
 
 use crate::dtype::DType;
 use crate::types::{ValueType, element_count};
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use half::{bf16, f16};
 use std::borrow::Cow;
 
-/// A dense row-major tensor. The bytes are little endian and may be a slice of a mapped file, so
+/// A dense row-major tensor. Its bytes are little endian. They may be a slice of a mapped file, so
 /// they need not be aligned.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
@@ -15,25 +15,25 @@ pub struct Tensor {
     data: Bytes,
 }
 
-/// Why bytes do not make a tensor.
+/// The number of bytes does not fit the type and shape of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{dtype} {shape:?} needs {expected} bytes, got {found}")]
 pub struct TensorSizeError {
-    /// Element type asked for.
+    /// The requested element type.
     pub dtype: DType,
-    /// Shape asked for.
+    /// The requested sizes of the axes.
     pub shape: Vec<usize>,
-    /// Bytes that shape takes (`usize::MAX` when it overflows).
+    /// The number of bytes of that shape, or `usize::MAX` if it overflows.
     pub expected: usize,
-    /// Bytes given.
+    /// The number of given bytes.
     pub found: usize,
 }
 
 impl Tensor {
-    /// A tensor over `data`.
+    /// A tensor with the bytes `data`.
     ///
     /// # Errors
-    /// [`TensorSizeError`] when the number of bytes does not fit type and shape.
+    /// [`TensorSizeError`] if the number of bytes does not fit the type and the shape.
     pub fn new(
         dtype: DType,
         shape: Vec<usize>,
@@ -47,18 +47,26 @@ impl Tensor {
         Ok(Tensor { dtype, shape, data })
     }
 
-    /// f32 tensor. Panics if the shape does not fit the number of elements: a mistake of the
-    /// caller.
+    /// A tensor of f32 values.
+    ///
+    /// # Panics
+    /// If the number of values does not fit the shape.
     pub fn from_f32(shape: &[usize], values: &[f32]) -> Tensor {
         Tensor::of(DType::F32, shape, bytemuck::cast_slice(values).to_vec())
     }
 
-    /// i64 tensor. Panics like [`Tensor::from_f32`].
+    /// A tensor of i64 values.
+    ///
+    /// # Panics
+    /// If the number of values does not fit the shape.
     pub fn from_i64(shape: &[usize], values: &[i64]) -> Tensor {
         Tensor::of(DType::I64, shape, bytemuck::cast_slice(values).to_vec())
     }
 
-    /// bool tensor. Panics like [`Tensor::from_f32`].
+    /// A tensor of bool values.
+    ///
+    /// # Panics
+    /// If the number of values does not fit the shape.
     pub fn from_bool(shape: &[usize], values: &[bool]) -> Tensor {
         Tensor::of(DType::Bool, shape, values.iter().map(|&b| b as u8).collect())
     }
@@ -68,10 +76,10 @@ impl Tensor {
             .expect("the caller gives as many elements as the shape has")
     }
 
-    /// Zeros of any type.
+    /// A tensor of zeros of any type.
     ///
     /// # Errors
-    /// [`TensorSizeError`] when the shape has more than 2^40 elements.
+    /// [`TensorSizeError`] if the shape has more than 2^40 elements.
     pub fn zeros(dtype: DType, shape: &[usize]) -> Result<Tensor, TensorSizeError> {
         let Some(n) = element_count(shape) else {
             return Err(TensorSizeError {
@@ -84,10 +92,10 @@ impl Tensor {
         Tensor::new(dtype, shape.to_vec(), vec![0u8; n * dtype.size()])
     }
 
-    /// A tensor that is full of one number; integers are truncated.
+    /// A tensor whose elements are all `number`. For integer types the number is truncated.
     ///
     /// # Errors
-    /// As [`Tensor::zeros`].
+    /// Those of [`Tensor::zeros`].
     pub fn full(dtype: DType, shape: &[usize], number: f64) -> Result<Tensor, TensorSizeError> {
         let one = match dtype {
             DType::F64 => number.to_le_bytes().to_vec(),
@@ -102,55 +110,57 @@ impl Tensor {
         Ok(Tensor { data: bytes.into(), ..zeros })
     }
 
-    /// Element type.
+    /// Type of the elements.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Sizes, outermost first.
+    /// The sizes of the axes, the outermost first.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// Number of elements.
+    /// The number of elements.
     pub fn len(&self) -> usize {
         self.data.len() / self.dtype.size()
     }
 
-    /// Whether there are no elements.
+    /// Whether the tensor has no elements.
     pub fn is_empty(&self) -> bool {
         self.data.is_empty()
     }
 
-    /// The raw little-endian bytes.
+    /// The elements as little-endian bytes.
     pub fn bytes(&self) -> &Bytes {
         &self.data
     }
 
-    /// Type and shape.
+    /// Element type and shape.
     pub fn value_type(&self) -> ValueType {
         ValueType::fixed(self.dtype, &self.shape)
     }
 
-    /// The same elements under another shape of equal size.
+    /// The same elements with another shape of the same number of elements.
     ///
     /// # Errors
-    /// [`TensorSizeError`] when the sizes differ.
+    /// [`TensorSizeError`] if the numbers of elements differ.
     pub fn reshaped(&self, shape: Vec<usize>) -> Result<Tensor, TensorSizeError> {
         Tensor::new(self.dtype, shape, self.data.clone())
     }
 
-    /// The elements if they are f32: borrowed when the bytes are aligned, else copied.
+    /// The elements, if they are f32. They are borrowed if the bytes are aligned, and copied
+    /// otherwise.
     pub fn as_f32(&self) -> Option<Cow<'_, [f32]>> {
         (self.dtype == DType::F32).then(|| cast(&self.data))
     }
 
-    /// The elements if they are i64.
+    /// The elements, if they are i64. They are borrowed if the bytes are aligned, and copied
+    /// otherwise.
     pub fn as_i64(&self) -> Option<Cow<'_, [i64]>> {
         (self.dtype == DType::I64).then(|| cast(&self.data))
     }
 
-    /// Every element as f64; integers beyond 2^53 lose bits, bool is 0 or 1.
+    /// Every element as f64. Integers beyond 2^53 are rounded, and bool becomes 0 or 1.
     pub fn to_f64_vec(&self) -> Vec<f64> {
         match self.dtype {
             DType::F32 => each(&self.data, |v: f32| v as f64),
@@ -162,7 +172,8 @@ impl Tensor {
         }
     }
 
-    /// Every element as f32: floats rounded to nearest, integers as [`Tensor::to_f64_vec`].
+    /// Every element as f32. Floats are rounded to nearest, the other types are converted by
+    /// [`Tensor::to_f64_vec`].
     pub fn to_f32_vec(&self) -> Vec<f32> {
         match self.dtype {
             DType::F32 => cast(&self.data).into_owned(),
@@ -172,7 +183,8 @@ impl Tensor {
         }
     }
 
-    /// Every element as i64: floats truncated and saturated, u64 reinterpreted, bool is 0 or 1.
+    /// Every element as i64. Floats are truncated and saturated, u64 is reinterpreted, and bool
+    /// becomes 0 or 1.
     pub fn to_i64_vec(&self) -> Vec<i64> {
         match self.dtype {
             DType::I64 => cast(&self.data).into_owned(),
@@ -188,7 +200,7 @@ impl Tensor {
         }
     }
 
-    /// A float tensor of another float type, rounded to nearest even.
+    /// The tensor converted to another float type, rounded to nearest even.
     pub fn to_float(&self, dtype: DType) -> Tensor {
         if self.dtype == dtype {
             return self.clone();

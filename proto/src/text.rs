@@ -1,14 +1,14 @@
-//! What the text forms of graphs and of plans share.
+//! The syntax that the text forms of graphs and plans share.
 
 use crate::op::Op;
 use std::fmt;
 
-/// Whether a name may hold the character without quotes: letters, digits and `_ . / #`.
+/// Whether a name may contain the character without quotes: letters, digits and `_ . / #`.
 pub fn is_name_char(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '_' | '.' | '/' | '#')
 }
 
-/// The name of a value with its percent sign, `%name`, in quotes where a character asks for them:
+/// The name of a value with a percent sign, `%name`. Names with other characters are quoted:
 /// `%"a b"`.
 pub struct Name<'a>(pub &'a str);
 
@@ -22,14 +22,14 @@ impl fmt::Display for Name<'_> {
     }
 }
 
-/// The attributes of an operator as ` key=json`, those with default values left out.
+/// The attributes of an operator as ` key=json`, without those that have their default values.
 pub struct Attributes<'a>(pub &'a Op);
 
 impl fmt::Display for Attributes<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (key, value) in self.0.attributes() {
             match value.as_f64().filter(|_| value.is_f64()) {
-                // float attributes are f32: its shortest digits
+                // float attributes are f32, so the shortest digits of an f32 are printed
                 Some(v) => write!(f, " {key}={:?}", v as f32)?,
                 None => write!(f, " {key}={value}")?,
             }
@@ -38,7 +38,7 @@ impl fmt::Display for Attributes<'_> {
     }
 }
 
-/// Items with `", "` between them.
+/// Items separated by `", "`.
 pub struct List<T>(pub T);
 
 impl<I: Iterator<Item = T> + Clone, T: fmt::Display> fmt::Display for List<I> {

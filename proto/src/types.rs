@@ -1,4 +1,4 @@
-//! Tensor types: element type and shape.
+//! Tensor types, which consist of an element type and a shape.
 
 use crate::dim::{Bindings, Dim, MAX_DIM};
 use crate::dtype::DType;
@@ -6,10 +6,10 @@ use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 
-/// Sizes per axis, outermost first.
+/// The sizes of the axes, the outermost first.
 pub type Shape = Vec<Dim>;
 
-/// Most axes a tensor may have.
+/// The maximum number of axes of a tensor.
 pub const MAX_RANK: usize = 8;
 
 /// Element type and shape of a value.
@@ -17,12 +17,13 @@ pub const MAX_RANK: usize = 8;
 pub struct ValueType {
     /// Type of the elements.
     pub dtype: DType,
-    /// Sizes, outermost first; empty for a scalar. No more than [`MAX_RANK`] are read.
+    /// The sizes of the axes, the outermost first. A scalar has none. Deserialization refuses more
+    /// than [`MAX_RANK`].
     #[serde(deserialize_with = "read_shape")]
     pub shape: Shape,
 }
 
-/// Reads a shape; one of too many axes ends at the first that is too many.
+/// Reads a shape. One with too many axes is refused at the first axis beyond the limit.
 fn read_shape<'de, D: Deserializer<'de>>(d: D) -> Result<Shape, D::Error> {
     struct Sizes;
     impl<'de> Visitor<'de> for Sizes {
@@ -47,7 +48,7 @@ fn read_shape<'de, D: Deserializer<'de>>(d: D) -> Result<Shape, D::Error> {
 }
 
 impl ValueType {
-    /// A type with any mix of constant and symbolic sizes.
+    /// A type with constant and symbolic sizes.
     pub fn new(dtype: DType, shape: impl Into<Shape>) -> ValueType {
         ValueType { dtype, shape: shape.into() }
     }
@@ -57,18 +58,18 @@ impl ValueType {
         ValueType { dtype, shape: shape.iter().map(|&d| Dim::constant(d as i64)).collect() }
     }
 
-    /// Number of axes.
+    /// The number of axes.
     pub fn rank(&self) -> usize {
         self.shape.len()
     }
 
-    /// The sizes if none is symbolic.
+    /// The sizes, if none is symbolic.
     pub fn fixed_shape(&self) -> Option<Vec<usize>> {
         self.shape.iter().map(|d| d.as_const().and_then(|v| usize::try_from(v).ok())).collect()
     }
 
-    /// The sizes for given symbols; `None` when a symbol is missing, a size is negative, or there
-    /// are more than 2^40 elements.
+    /// The sizes for given symbols. `None` if a symbol is missing, a size is negative, or there are
+    /// more than 2^40 elements.
     pub fn resolve(&self, bindings: &Bindings) -> Option<Vec<usize>> {
         let shape: Vec<usize> = self
             .shape
@@ -78,7 +79,7 @@ impl ValueType {
         element_count(&shape).map(|_| shape)
     }
 
-    /// Number of elements; `None` when it is not affine in the symbols or exceeds 2^40.
+    /// The number of elements. `None` if it is not affine in the symbols or exceeds 2^40.
     pub fn elements(&self) -> Option<Dim> {
         self.shape.iter().try_fold(Dim::constant(1), |n, d| n.mul(d))
     }
@@ -94,9 +95,9 @@ impl fmt::Display for ValueType {
     }
 }
 
-/// Product of the sizes, 1 for a scalar; `None` above 2^40.
+/// The product of the sizes, which is 1 for a scalar. `None` if it exceeds 2^40.
 pub fn element_count(shape: &[usize]) -> Option<usize> {
-    // A zero anywhere makes the product zero, whatever the other sizes.
+    // a size of 0 makes the product 0, whatever the other sizes are
     if shape.contains(&0) {
         return Some(0);
     }

@@ -1,10 +1,10 @@
-//! The `scheduler_config.json` of public models, rebuilt from what is published about them, is read
-//! into the sampler that the model was made for.
+//! Reads the `scheduler_config.json` of public models, rebuilt from published values, into the
+//! sampler for which each model was made.
 
 use cqc_proto::sampler::{Betas, Prediction, SamplerConfig, SamplerKind, SigmaSchedule, Spacing};
 use std::path::Path;
 
-/// A file, the sampler that it means, and what else must be true of it.
+/// A file, its sampler, and a check on its configuration.
 type Expected = (&'static str, SamplerKind, fn(&SamplerConfig) -> bool);
 
 const FILES: &[Expected] = &[
@@ -64,7 +64,7 @@ fn is_v(config: &SamplerConfig) -> bool {
     config.prediction_type == Prediction::VPrediction
 }
 
-/// The shift of an image of 4096 tokens.
+/// The shift for an image of 4096 tokens.
 fn mu(config: &SamplerConfig) -> Option<f64> {
     config.dynamic_shift.map(|dynamic| dynamic.mu_of(4096))
 }
@@ -83,7 +83,7 @@ fn files_of_public_models_are_read_into_their_samplers() {
     assert_eq!(files, FILES.len(), "every file has its line");
 }
 
-/// What a file says beside its class, and what the message names.
+/// The keys of a file in addition to its class, and the name that the error message must contain.
 #[test]
 fn options_that_a_class_does_not_do_are_refused_by_name() {
     let cases = [

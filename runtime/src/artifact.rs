@@ -1,4 +1,4 @@
-//! Artifacts: `.cq` files, opened, checked, and ready to be sampled from.
+//! Opens and checks `.cq` artifacts, and creates denoisers from them.
 
 use crate::denoise::{Compensation, Defaults, DenoiseError, Denoiser, GuidanceError};
 use crate::device::{Device, Found};
@@ -24,29 +24,30 @@ pub enum ArtifactError {
     /// The file cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system says.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// A directory, a pipe, a device.
+    /// The path names a directory, a pipe or a device instead of a regular file.
     #[error("{} is not a regular file", path.display())]
     NotAFile {
-        /// What was named.
+        /// The path that was given.
         path: PathBuf,
     },
-    /// The bytes are no artifact, or a damaged one.
+    /// The bytes are not an artifact, or the artifact is damaged.
     #[error("not a valid artifact: {0}")]
     Invalid(#[from] CqError),
-    /// Its plan or its constants are wrong.
+    /// The plan or the constants of the artifact are invalid.
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
 
-/// An artifact that passed all checks: a compiled loop with its constants.
+/// A compiled loop with its constants, read from a `.cq` file that passed all checks.
 ///
-/// Opening one packs nothing and evaluates nothing; weights are packed for this CPU when the first
-/// denoiser is opened, and shared by all of them. An artifact is `Send` and `Sync`.
+/// Opening an artifact neither packs weights nor evaluates the network. The weights are packed for
+/// this CPU when the first denoiser is opened, and all denoisers of the artifact share them. An
+/// artifact is `Send` and `Sync`.
 #[derive(Debug)]
 pub struct Artifact {
     manifest: Arc<Manifest>,
@@ -57,54 +58,59 @@ pub struct Artifact {
     attachments: Vec<Bytes>,
 }
 
-/// How a denoiser is opened: what the artifact leaves open, or what is to differ from it.
+/// The options with which a denoiser is opened. They supply settings that the artifact does not
+/// have, and override those that it has.
 #[derive(Clone, Debug, Default)]
 pub struct DenoiserOptions {
-    /// Sampling steps; `None`: as compiled. [`crate::retime::possible`] says which there are.
+    /// Number of sampler steps. `None` takes the number that the artifact was compiled for;
+    /// [`crate::retime::possible`] returns the numbers that are possible.
     pub steps: Option<usize>,
-    /// The time steps that the caller's own solver visits, one per evaluation, instead of those of
-    /// the sampler: for [`Denoiser::begin_at`] and [`Denoiser::predict`]. `steps` is not looked at.
+    /// The time steps that the caller's own solver visits, one per evaluation, in place of the
+    /// sampler's. They serve [`Denoiser::begin_at`] and [`Denoiser::predict`]. If they are given,
+    /// `steps` is ignored.
     pub timesteps: Option<Vec<f64>>,
-    /// Scale of guidance; `None`: that of the artifact. Anything but 1 computes both halves, unless
-    /// the network takes the scale as an input ([`Manifest::takes_guidance`]).
+    /// Guidance scale. `None` takes the artifact's. With any scale other than 1, both halves are
+    /// computed, unless the network takes the scale as an input ([`Manifest::takes_guidance`]).
     pub guidance: Option<f32>,
-    /// How far requests rescale guidance that do not say it, 0 to 1; `None`: as the artifact says.
+    /// The degree of guidance rescaling, from 0 to 1, of requests that do not set one. `None` takes
+    /// the artifact's.
     pub guidance_rescale: Option<f32>,
-    /// Steps in which guidance applies for requests that do not say it; `None`: those of the
-    /// artifact. With an interval the halves are computed apart, so that one of them can be left
-    /// out.
+    /// The sampler steps in which guidance applies, for requests that do not set them. `None` takes
+    /// the artifact's. With an interval, the two halves are computed apart, so that one of them can
+    /// be skipped.
     pub guidance_interval: Option<GuidanceInterval>,
-    /// Where evaluations run.
+    /// The device on which evaluations run.
     pub device: Device,
-    /// Runs machine code for a GPU that the artifact brings along ([`Artifact::kernels`]), which can
-    /// do there whatever it wants: only for artifacts from people whose programs would be run as
-    /// well. Otherwise kernels are compiled from the sources of this library.
+    /// Runs the machine code for a GPU that the artifact contains ([`Artifact::kernels`]). That
+    /// code is not restricted in any way, so set this only for artifacts from sources whose
+    /// programs you would run as well. Otherwise the kernels are compiled from the sources in this
+    /// library.
     pub artifact_kernels: bool,
-    /// Batch, threads, and what else an engine takes.
+    /// The options of the engine, such as the batch size and the number of threads.
     pub engine: EngineOptions,
 }
 
-/// How an artifact is opened.
+/// The options with which an artifact is opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArtifactOptions {
-    /// A folder in which packed weights are kept from one process to the next: see
-    /// [`Artifact::keep_packed`]. `None`: they are packed by every process.
+    /// A folder that keeps packed weights from one process to the next: see
+    /// [`Artifact::keep_packed`]. With `None`, every process packs them anew.
     pub pack_cache: Option<PathBuf>,
-    /// Maps the file, so that its weights come into memory when they are packed. A mapped file must
-    /// not be shortened or rewritten while it is in use: reading beyond its end kills the process.
-    /// Otherwise the whole file is read into memory when it is opened.
+    /// Maps the file into memory, so that its weights are loaded only when they are packed. A
+    /// mapped file must not be shortened or rewritten while it is in use: a read past its end kills
+    /// the process. Otherwise the whole file is read into memory when it is opened.
     pub map: bool,
 }
 
 impl Default for ArtifactOptions {
-    /// Without a cache, mapped.
+    /// No cache of packed weights; the file is mapped.
     fn default() -> ArtifactOptions {
         ArtifactOptions { pack_cache: None, map: true }
     }
 }
 
 impl DenoiserOptions {
-    /// The default, for `batch` samples at once.
+    /// The default options with a batch of `batch` samples.
     pub fn with_batch(batch: usize) -> DenoiserOptions {
         DenoiserOptions {
             engine: EngineOptions { batch, ..EngineOptions::default() },
@@ -114,18 +120,19 @@ impl DenoiserOptions {
 }
 
 impl Artifact {
-    /// Opens a file and checks all of it, with the default [`ArtifactOptions`]: the file is mapped.
+    /// Opens a file with the default [`ArtifactOptions`], which map it, and checks all of it.
     ///
     /// # Errors
-    /// [`ArtifactError`].
+    /// An [`ArtifactError`] if the file cannot be read or is not a valid artifact.
     pub fn open(path: &Path) -> Result<Artifact, ArtifactError> {
         Artifact::open_with(path, &ArtifactOptions::default())
     }
 
-    /// [`Artifact::open`] as the options say.
+    /// Opens a file with the given options, and checks all of it.
     ///
     /// # Errors
-    /// [`ArtifactError`]. A cache that cannot be used is passed over.
+    /// An [`ArtifactError`], as for [`Artifact::open`]. A cache of packed weights that cannot be
+    /// used is ignored.
     pub fn open_with(path: &Path, options: &ArtifactOptions) -> Result<Artifact, ArtifactError> {
         let io = |source| ArtifactError::Io { path: path.to_path_buf(), source };
         if !path.metadata().map_err(io)?.is_file() {
@@ -138,16 +145,17 @@ impl Artifact {
         Artifact::read(bytes.map_err(io)?, options)
     }
 
-    /// The artifact in `bytes`, without a file.
+    /// Opens the artifact whose file contents are `bytes`.
     ///
     /// # Errors
-    /// [`ArtifactError::Invalid`], [`ArtifactError::Engine`].
+    /// [`ArtifactError::Invalid`] if the container or the manifest is not valid,
+    /// [`ArtifactError::Engine`] if the plan or the constants are not.
     pub fn from_bytes(bytes: impl Into<Bytes>) -> Result<Artifact, ArtifactError> {
         Artifact::read(bytes.into(), &ArtifactOptions::default())
     }
 
-    /// The artifact that a compiler has in memory: a manifest, and the bytes of the constants that
-    /// its plan names.
+    /// Makes an artifact from a manifest and the bytes of the constants that its plan names, as a
+    /// compiler holds them in memory.
     ///
     /// # Errors
     /// [`ArtifactError::Engine`] if the plan is invalid.
@@ -168,10 +176,11 @@ impl Artifact {
         Ok(Artifact { manifest, weights, kernels, constants, pipeline, attachments })
     }
 
-    /// Whether a file is an artifact, by its first bytes.
+    /// Whether a file begins with the first bytes of an artifact. The result is false for anything
+    /// but a regular file.
     ///
     /// # Errors
-    /// What the system says of a file that cannot be read.
+    /// The operating system's error if the file cannot be read.
     pub fn is_artifact(path: &Path) -> io::Result<bool> {
         // opening a pipe would wait for a writer
         if !path.metadata()?.is_file() {
@@ -182,18 +191,19 @@ impl Artifact {
         Ok(first == MAGIC)
     }
 
-    /// Everything but the constants' bytes: model, plan, sampler, schedule, quantization.
+    /// The manifest, which is everything except the bytes of the constants: the source model, the
+    /// plan, the sampler, the schedule and the quantization.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// The plan with its constants, and with what has been packed of them.
+    /// The plan with its constants and with the weights that have been packed so far.
     pub fn weights(&self) -> &Arc<Weights> {
         &self.weights
     }
 
-    /// Kernels for GPUs that the artifact brings along: machine code, packed. It runs only where
-    /// [`DenoiserOptions::artifact_kernels`] says so.
+    /// The GPU kernels in the artifact, as packed machine code. They run only if
+    /// [`DenoiserOptions::artifact_kernels`] is set.
     pub fn kernels(&self) -> Option<&[u8]> {
         self.kernels.as_deref()
     }
@@ -209,25 +219,27 @@ impl Artifact {
         &self.attachments
     }
 
-    /// Bytes of all constants.
+    /// Size of all constants in bytes.
     pub fn weight_bytes(&self) -> u64 {
         self.constants.len() as u64
     }
 
-    /// A denoiser as the artifact says: with its sampler, its guidance and null conditions, and its
-    /// correction of the samples.
+    /// Opens a denoiser with the artifact's sampler, guidance, null conditions and sample
+    /// compensation, except where the options override them.
     ///
     /// # Errors
-    /// [`DenoiseError`]: the artifact cannot be run with that number of steps, the device cannot be
-    /// used, the sizes do not suit the plan.
+    /// A [`DenoiseError`] if the artifact cannot be run with that number of steps or at those time
+    /// steps, if an option of guidance is out of range, if the device cannot be used, or if the
+    /// batch size does not suit the plan.
     pub fn denoiser(&self, options: &DenoiserOptions) -> Result<Denoiser, DenoiseError> {
         self.denoiser_with(options, &mut |_| {})
     }
 
-    /// [`Artifact::denoiser`]; `note` is told why a GPU that is there is not used.
+    /// Opens a denoiser as [`Artifact::denoiser`] does, and calls `note` with the reason if there
+    /// is a GPU that is not used.
     ///
     /// # Errors
-    /// As [`Artifact::denoiser`].
+    /// Those of [`Artifact::denoiser`].
     pub fn denoiser_with(
         &self,
         options: &DenoiserOptions,
@@ -276,9 +288,9 @@ impl Artifact {
                 denoiser.set_manifest(self.manifest.clone());
                 Ok(denoiser)
             };
-        // a device takes tables as they are when it is opened
+        // a device reads the tables once, when it is opened, so they must be complete by then
         let on_device = |engine: &EngineOptions| {
-            // those for other time steps have all rows
+            // tables that were made for other time steps already have all rows
             let completed = match Arc::ptr_eq(&weights, &self.weights) {
                 true => completed(&self.manifest, &self.constants, &weights)?,
                 false => None,
@@ -305,12 +317,13 @@ impl Artifact {
         }
     }
 
-    /// Looks for the device that evaluations of this artifact run on; `None` is the CPU. Machine
-    /// code of the artifact is used only with `artifact_kernels`
-    /// ([`DenoiserOptions::artifact_kernels`]). `note` is told why a GPU that is there is not used.
+    /// Finds the device on which the evaluations of this artifact run. `None` is the CPU. The
+    /// artifact's own machine code is used only with `artifact_kernels`
+    /// ([`DenoiserOptions::artifact_kernels`]). `note` is called with the reason if there is a GPU
+    /// that is not used.
     ///
     /// # Errors
-    /// [`DenoiseError::Device`] if [`Device::Cuda`] cannot be had.
+    /// [`DenoiseError::Device`] if [`Device::Cuda`] is asked for and not available.
     pub fn find_device(
         &self,
         device: Device,
@@ -327,34 +340,36 @@ impl Artifact {
         }
     }
 
-    /// Writes what engines have packed into the cache, if the artifact was opened with one.
+    /// Writes the weights that engines have packed into the cache, if the artifact was opened with
+    /// one.
     ///
     /// # Errors
-    /// What the system says. The next start packs again then, which only takes time.
+    /// The operating system's error. The next process then packs the weights again, which only
+    /// takes time.
     pub fn keep_packed(&self) -> io::Result<()> {
         self.weights.keep_packed().map(|_| ())
     }
 
-    /// The sampler that it was compiled for.
+    /// The sampler that the artifact was compiled for, with the compiled number of steps.
     ///
     /// # Errors
-    /// [`SamplerError`].
+    /// A [`SamplerError`] if the sampler cannot be made.
     pub fn sampler(&self) -> Result<Sampler, SamplerError> {
         Sampler::new(&self.manifest.sampler, self.manifest.steps)
     }
 
-    /// The plan and its constants for another number of sampling steps.
+    /// The plan and its constants for `steps` sampler steps.
     ///
     /// # Errors
-    /// [`RetimeError`].
+    /// A [`RetimeError`] if the artifact cannot be run with that number of steps.
     pub fn retimed(&self, steps: usize) -> Result<Arc<Weights>, RetimeError> {
         retime(&self.manifest, &self.constants, steps).map(|(_, weights)| weights)
     }
 
-    /// The plan and its constants for evaluations at these time steps.
+    /// The plan and its constants for evaluations at the given time steps.
     ///
     /// # Errors
-    /// [`RetimeError`].
+    /// A [`RetimeError`] if the artifact cannot be run at these time steps.
     pub fn retimed_to(&self, timesteps: &[f64]) -> Result<Arc<Weights>, RetimeError> {
         let own: Vec<f64> = self.sampler()?.evaluations().iter().map(|e| e.timestep).collect();
         if own == timesteps {
@@ -363,18 +378,18 @@ impl Artifact {
         retime_to(&self.manifest, &self.constants, timesteps).map(|(_, weights)| weights)
     }
 
-    /// Type of the sample input; `None` if the artifact is no denoiser.
+    /// The type of the sample input, or `None` if the artifact is not of a denoiser.
     pub fn sample_type(&self) -> Option<&ValueType> {
         self.manifest.plan.inputs.iter().find(|i| i.role == InputRole::Sample).map(|i| &i.ty)
     }
 
-    /// Sizes of one sample, without the batch; `None` if one of them is open.
+    /// The shape of one sample, without the batch, or `None` if one of its sizes is symbolic.
     pub fn sample_shape(&self) -> Option<Vec<usize>> {
         let sizes = self.sample_type()?.shape.iter().skip(1);
         sizes.map(|d| d.as_const().and_then(|d| usize::try_from(d).ok())).collect()
     }
 
-    /// What the unconditional half of guidance gets, one row per input.
+    /// The null conditions by input name, each with a batch of 1.
     pub fn null_conditions(&self) -> BTreeMap<String, Tensor> {
         let plan = &self.manifest.plan;
         let tensor = |(name, null): (&String, &NullCondition)| {
@@ -394,11 +409,11 @@ impl Artifact {
         self.manifest.null.iter().map(tensor).collect()
     }
 
-    /// Constant `i` of the plan, a quantized one as its codes; the bytes stay in the mapped file
-    /// unless codes are unpacked.
+    /// Constant `i` of the plan. A quantized constant is returned as its codes, of type I8. The
+    /// bytes stay in the mapped file, unless codes have to be unpacked.
     ///
     /// # Panics
-    /// When there is no such constant.
+    /// If the plan has no constant `i`.
     pub fn constant(&self, i: usize) -> Tensor {
         let constant = &self.manifest.plan.constants[i];
         let shape = constant.ty.fixed_shape().expect("checked when the file was read");
@@ -417,12 +432,13 @@ impl Artifact {
         Tensor::new(constant.ty.dtype, shape, bytes).expect("as many bytes as the type has")
     }
 
-    /// How this CPU executes each quantized layer in a full evaluation, in the order of
-    /// [`cq::QuantizedLoop::layers`]: empty where nothing is quantized. A layer for whose sizes
-    /// there is no kernel is computed in f32, its operands rounded. Packs the weights.
+    /// How this CPU executes each quantized layer in a full step, in the order of
+    /// [`cq::QuantizedLoop::layers`]. The list is empty if the artifact is not quantized. A layer
+    /// for whose sizes there is no integer kernel is computed in f32 with rounded operands. This
+    /// call packs the weights.
     ///
     /// # Errors
-    /// Those of opening an engine.
+    /// An [`EngineError`] if an engine cannot be opened.
     pub fn layer_executions(&self) -> Result<Vec<Execution>, EngineError> {
         let Some(of) = self.manifest.quant.quantized() else { return Ok(vec![]) };
         let steps = self.weights.steps()?;
@@ -433,7 +449,7 @@ impl Artifact {
             let weight = step.inputs.get(WEIGHTS).copied().flatten()?;
             if let Source::Constant(i) = program.values[weight].source { Some(i) } else { None }
         };
-        // the first step that reads the weights, or that has the name
+        // The first step that reads the weights, or that has the name.
         let (mut by_weight, mut by_name) = (HashMap::new(), HashMap::new());
         for (at, step) in program.steps.iter().enumerate() {
             if let Some(weight) = weight_of(step) {
@@ -445,12 +461,12 @@ impl Artifact {
             Some(weight) => by_weight.get(&weight).copied(),
             None => by_name.get(&(&layer.name[..], layer.op.clone())).copied(),
         };
-        // the file may come from anywhere: a layer that no step computes is not executed at all
+        // The file may come from an untrusted source, so a layer may have no step that computes it.
         let execution = |layer| step_of(layer).map_or(Execution::Fused, |i| full[i].execution);
         Ok(of.layers.iter().map(execution).collect())
     }
 
-    /// Correction of the samples after every evaluation, if the artifact has one.
+    /// The sample compensation, if the artifact has one.
     pub fn compensation(&self) -> Option<Compensation> {
         let tables = self.manifest.quant.quantized()?.compensation.as_ref()?;
         let [scale, shift] = [tables.scale, tables.shift].map(|i| self.constant(i).to_f32_vec());
@@ -458,8 +474,8 @@ impl Artifact {
     }
 }
 
-/// Labels in the rank of an input, one per row. The engine converts them to the input's own integer
-/// type.
+/// Class labels as a tensor for `input`, of the input's rank, with one label per row. The type is
+/// I64; the engine converts labels to the input's own integer type.
 pub fn labels(input: &PlanInput, labels: &[i64]) -> Tensor {
     let mut shape = vec![1; input.ty.rank().max(1)];
     shape[0] = labels.len();
@@ -467,7 +483,8 @@ pub fn labels(input: &PlanInput, labels: &[i64]) -> Tensor {
     Tensor::new(DType::I64, shape, bytes).expect("one element per row")
 }
 
-/// The conditioning input that takes class labels, if there is one: whole numbers, one per sample.
+/// The condition that takes class labels, if there is one: the first condition of an integer type
+/// with one number per sample.
 pub fn label_input(inputs: &[PlanInput]) -> Option<&PlanInput> {
     let one = |i: &PlanInput| i.ty.rank() <= 2 && i.ty.shape.iter().skip(1).all(|d| d.is(1));
     inputs.iter().find(|i| i.role == InputRole::Condition && i.ty.dtype.is_integer() && one(i))

@@ -1,4 +1,4 @@
-//! Which device evaluations run on.
+//! The device on which evaluations run.
 
 use crate::engine::Backend;
 use std::sync::Arc;
@@ -6,36 +6,36 @@ use std::sync::Arc;
 #[cfg(feature = "cuda")]
 use cqc_kernels::cuda::CudaError;
 
-/// Where evaluations run.
+/// The device on which evaluations run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// On a GPU if there is one that can run the artifact, else on the CPU.
+    /// A GPU if there is one that can run the artifact, else the CPU.
     #[default]
     Auto,
-    /// On the CPU.
+    /// The CPU.
     Cpu,
-    /// On an NVIDIA GPU; an error where there is none that can.
+    /// An NVIDIA GPU. If none can be used, opening fails.
     Cuda,
 }
 
-/// Requests that an engine on a device serves at once: both halves of guidance.
+/// The number of requests that an engine on a device serves at once: the two halves of guidance.
 #[cfg(feature = "cuda")]
 const SLOTS: usize = 2;
 
-/// What became of the search for a device.
+/// The result of a search for a device.
 pub(crate) enum Found {
-    /// This one is used.
+    /// The device that is used.
     #[cfg_attr(
         not(feature = "cuda"),
         expect(dead_code, reason = "only the feature `cuda` finds devices")
     )]
     Device(Arc<dyn Backend>),
-    /// The CPU is; and if there is a GPU that cannot be used, why.
+    /// The CPU is used. The text says why a GPU that is there cannot be used.
     Cpu(Option<String>),
 }
 
 impl Device {
-    /// Looks for the device. `kernels` are those that the artifact brings along, packed.
+    /// Finds the device. `kernels` are the packed kernels of the artifact.
     #[cfg(feature = "cuda")]
     pub(crate) fn find(self, kernels: Option<&[u8]>) -> Result<Found, String> {
         match self {
@@ -44,7 +44,7 @@ impl Device {
         }
     }
 
-    /// Looks for the device, of which there is none but the CPU.
+    /// Finds the device. In a build without the feature `cuda`, only the CPU can be used.
     #[cfg(not(feature = "cuda"))]
     pub(crate) fn find(self, _: Option<&[u8]>) -> Result<Found, String> {
         match self {

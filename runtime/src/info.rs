@@ -1,4 +1,4 @@
-//! What an artifact is, in plain values: for callers in other languages.
+//! The properties of an artifact as plain values, for callers in other languages.
 
 use crate::Artifact;
 use crate::retime::{Possible, possible};
@@ -10,57 +10,60 @@ use cqc_proto::{DType, Dim};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// An artifact as plain values. Serialized, it is what the C and Python interfaces call its info.
+/// The properties of an artifact as plain values. The C and Python interfaces return it serialized,
+/// as the artifact's info.
 #[derive(Clone, Debug, Serialize)]
 pub struct ArtifactInfo {
-    /// Sampling steps that it was compiled for.
+    /// Number of sampler steps that the artifact was compiled for.
     pub steps: usize,
-    /// Numbers of steps that it can be run with; `None`: any.
+    /// Numbers of sampler steps with which the artifact can be run, or `None` if any number is
+    /// possible.
     pub possible_steps: Option<Vec<usize>>,
-    /// The sampler.
+    /// Configuration of the sampler.
     pub sampler: SamplerConfig,
-    /// The time step of every evaluation.
+    /// The time step of every evaluation, in the order of the loop.
     pub timesteps: Vec<f64>,
-    /// Scale of guidance unless a request says otherwise; 1 is off.
+    /// Guidance scale of requests that do not set one. A scale of 1 means no guidance.
     pub guidance: f32,
-    /// Inputs of the network.
+    /// The inputs of the network.
     pub inputs: Vec<InputInfo>,
-    /// Inputs that the loop fills by itself where a request does not give them, and with what.
+    /// The inputs that the loop fills by itself if a request does not give them, by name.
     pub fills: BTreeMap<String, Fill>,
-    /// Sizes of one sample, channels first; `None` where one is open.
+    /// The shape of one sample without the batch, channels first, or `None` if one of its sizes is
+    /// symbolic.
     pub sample_shape: Option<Vec<usize>>,
-    /// The batch, where the model fixes it.
+    /// The batch size, if the model fixes it.
     pub batch: Option<usize>,
-    /// Evaluations that run in full, ascending from 0.
+    /// Indices of the full evaluations, ascending from 0.
     pub full_evaluations: Vec<usize>,
-    /// Whether evaluations reuse what others have computed.
+    /// Whether the artifact caches, so that some evaluations run the cached step.
     pub cached: bool,
-    /// Whether layers compute with integers.
+    /// Whether the artifact has quantized layers.
     pub quantized: bool,
-    /// Bytes of all constants.
+    /// Size of all constants in bytes.
     pub weight_bytes: u64,
-    /// BLAKE3 of the source model, hexadecimal.
+    /// BLAKE3 hash of the source model, in hexadecimal.
     pub model: String,
 }
 
-/// An input of the network.
+/// Properties of one input of the network.
 #[derive(Clone, Debug, Serialize)]
 pub struct InputInfo {
-    /// Its name in the source model.
+    /// Name of the input in the source model.
     pub name: String,
-    /// Element type that callers give; floats of any type are taken for a float.
+    /// Element type that callers give. An input of a float type accepts all float types.
     pub dtype: DType,
-    /// Sizes; the batch is a symbol.
+    /// Shape of the input. The batch is a symbolic size.
     pub shape: Vec<Dim>,
-    /// What it means to the loop.
+    /// Role of the input in the loop.
     pub role: InputRole,
 }
 
 impl Artifact {
-    /// What the artifact is.
+    /// The properties of the artifact as plain values.
     ///
     /// # Errors
-    /// [`SamplerError`] if its sampler cannot be made.
+    /// A [`SamplerError`] if the sampler cannot be made.
     pub fn info(&self) -> Result<ArtifactInfo, SamplerError> {
         let manifest = self.manifest();
         let sampler = self.sampler()?;

@@ -1,14 +1,17 @@
-//! The runtime of compiled diffusion loops: opens the `.cq` artifacts that `cachequant` compiles
-//! and samples from them, on CPUs (AMX, AVX-512 VNNI, AVX2, portable) and NVIDIA GPUs.
+//! The runtime of compiled diffusion loops. It opens the `.cq` artifacts that `cachequant`
+//! compiles, and samples from them on CPUs (AMX, AVX-512 VNNI, AVX2, portable) and NVIDIA GPUs.
 //!
-//! It is made to be embedded: no compiler, no ONNX, no command line; nothing is allocated in the
-//! loop; results do not depend on the number of threads.
+//! The crate is made for embedding. It contains no compiler, no ONNX reader and no command line.
+//! The loop allocates no memory, and results do not depend on the number of threads.
 //!
-//! * [`Artifact`] is a checked file, [`Denoiser`] runs its loop for a batch, [`Request`] says what
-//!   to sample: [`Denoiser::sample`] is the whole loop, with an observer that may break off.
-//! * [`Denoiser::begin`] and [`Denoiser::step`] go step by step, several requests side by side;
-//!   [`Denoiser::predict`] is for callers with a sampler of their own.
-//! * [`engine`] is the layer below: plans, packed weights, one evaluation.
+//! * [`Artifact`] is a checked file. [`Denoiser`] runs its loop for a batch, and [`Request`]
+//!   describes the samples that are wanted. [`Denoiser::sample`] runs the whole loop, with an
+//!   observer that may cancel it.
+//! * [`Denoiser::begin`] and [`Denoiser::step`] run one evaluation at a time, so that several
+//!   requests can run side by side. [`Denoiser::predict`] is for callers with a sampler of their
+//!   own.
+//! * [`engine`] is the layer below, which executes plans: it packs weights and runs single
+//!   evaluations.
 //!
 //! ```no_run
 //! use cqc_runtime::{Artifact, DenoiserOptions, Request};
@@ -37,6 +40,6 @@ pub use denoise::{DenoiseError, Denoiser, Request};
 pub use device::Device;
 pub use info::{ArtifactInfo, InputInfo};
 
-/// Lets this process take at most so many bytes of memory, mapped files not counted: see
-/// [`cqc_kernels::memory`].
+/// Sets the limit, in bytes, of the memory that this process may allocate. Mapped files do not
+/// count. See [`cqc_kernels::memory`].
 pub use cqc_kernels::memory::set_limit as set_memory_limit;

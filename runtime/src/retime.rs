@@ -1,20 +1,20 @@
-//! The same loop with another number of steps.
+//! Loops with another number of steps than the compiled one.
 //!
-//! Everything that a compiled loop stores per evaluation belongs to a time step, so that rows for
-//! other time steps follow from it:
+//! Everything that an artifact stores per evaluation belongs to a time step. Rows for other time
+//! steps are therefore derived from the compiled ones:
 //!
 //! | table | at time steps that were not compiled |
 //! |---|---|
-//! | what the network makes of the time step | computed, if the artifact keeps the program for it ([`Plan::times`]); else there is no such loop |
-//! | ranges of activations | linear in the time step between those of the nearest evaluations that have one |
-//! | corrections for quantization | likewise |
-//! | corrections of the cache | likewise among the evaluations that reuse the same one, from "as stored" at that one on |
+//! | functions of the time step alone | computed, if the artifact keeps the program for it ([`Plan::times`]); otherwise the loop is not possible |
+//! | quantization ranges | interpolated linearly in the time step between the nearest evaluations that have one |
+//! | corrections for quantization | interpolated in the same way |
+//! | corrections of the cache | interpolated among the evaluations that reuse the same full step, beginning with "as stored" at that step |
 //! | full evaluations | those nearest in time to the compiled ones |
 //!
-//! So the cache is as old, in time steps, as it was when it was fitted. What the rows were fitted
-//! to, errors of the steps before, is another thing in a longer or shorter loop: measure with `cqc
-//! eval`, or compile again. Q&C's compensation is of steps, not of time steps, and has no meaning
-//! in another loop.
+//! The cache is therefore as old, in time steps, as it was when the corrections were fitted. But
+//! the corrections were fitted to errors of earlier steps, and these are different in a longer or
+//! shorter loop. Measure the result with `cqc eval`, or compile again. The sample compensation of
+//! Q&C belongs to steps, not to time steps, so it has no meaning in another loop.
 
 use crate::engine::{Engine, EngineError, EngineOptions, Weights};
 use crate::sampler::{Sampler, SamplerError};
@@ -26,64 +26,64 @@ use cqc_proto::{DType, Dim, Tensor, ValueType};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
-/// Why a loop cannot be run with so many steps.
+/// The reason why a loop cannot be run with another number of steps or at other time steps.
 #[derive(Debug, thiserror::Error)]
 pub enum RetimeError {
-    /// The sampler has no such trajectory.
+    /// The sampler cannot make the trajectory.
     #[error(transparent)]
     Sampler(#[from] SamplerError),
-    /// Rows for a time step would have to be computed.
+    /// The artifact has no rows for a time step, and not the program to compute them.
     #[error("the artifact knows nothing of time step {timestep}")]
     Unknown {
-        /// The time step.
+        /// The first such time step.
         timestep: f64,
-        /// Numbers of steps that lead to compiled time steps only.
+        /// Numbers of steps that visit compiled time steps only.
         possible: Vec<usize>,
     },
-    /// The model takes integers and the sampler's time steps are others, or fractions.
+    /// The model takes integers, and a time step is a fraction or outside of the type's range.
     #[error("the model takes {dtype} time steps, and these include {timestep}")]
     Fractional {
-        /// Of the model's input.
+        /// Element type of the model's time step.
         dtype: DType,
-        /// The first that the type does not have.
+        /// The first time step that the type cannot hold.
         timestep: f64,
     },
-    /// A time step that is none.
+    /// A time step is not finite.
     #[error("a time step of {timestep}; expected a finite number")]
     NotFinite {
-        /// As given.
+        /// The given time step.
         timestep: f64,
     },
-    /// No time steps, or too many.
+    /// There are no time steps, or too many.
     #[error("{found} time steps; expected 1 to {}", cqc_proto::sampler::MAX_STEPS)]
     Count {
-        /// As many are given.
+        /// The number of given time steps.
         found: usize,
     },
-    /// Its samples are corrected behind every step.
+    /// The artifact has a sample compensation, which belongs to the compiled steps.
     #[error("its samples are corrected behind each of the compiled steps (variance compensation)")]
     Compensated,
-    /// A program of fixed batch is made for a number of evaluations.
+    /// The plan has a fixed batch, and its prelude computes a fixed number of evaluations.
     #[error("its fixed batch ties it to the compiled number of evaluations")]
     Fixed,
-    /// Computing tables failed.
+    /// The engine that computes the tables reported an error.
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
 
-/// Numbers of steps that a loop can be run with.
+/// The numbers of steps with which a loop can be run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Possible {
-    /// Whatever the sampler takes.
+    /// Every number that the sampler accepts.
     Any,
-    /// These, ascending.
+    /// These numbers, in ascending order.
     These(Vec<usize>),
 }
 
-/// Numbers of steps that the artifact can be run with.
+/// The numbers of steps with which the artifact can be run.
 ///
 /// # Errors
-/// [`RetimeError::Sampler`] if it cannot be run at all.
+/// [`RetimeError::Sampler`] if the sampler cannot be made even for the compiled steps.
 pub fn possible(manifest: &Manifest) -> Result<Possible, RetimeError> {
     let plan = &manifest.plan;
     if check(manifest).is_err() {
@@ -105,15 +105,15 @@ pub fn possible(manifest: &Manifest) -> Result<Possible, RetimeError> {
     Ok(Possible::These(tried.filter(is_known).collect()))
 }
 
-/// Training steps that are looked at to find out which numbers of steps are possible. Beyond it only
-/// divisors of the compiled number are tried, which is where the others are found as well.
+/// The limit on the training steps that are looked at to find the possible numbers of steps. Above
+/// it only divisors of the compiled number are tried, and possible numbers are normally among them.
 const MAX_TRIED: usize = 1 << 24;
 
-/// The loop with `steps` sampling steps: the manifest for it and its constants, those of `bytes`
-/// and rows of tables.
+/// The loop with `steps` sampler steps: its manifest, and its plan with the constants. These are
+/// `bytes` and new rows of tables.
 ///
 /// # Errors
-/// [`RetimeError`].
+/// A [`RetimeError`] if the artifact cannot be run with that number of steps.
 pub fn retime(
     manifest: &Manifest,
     bytes: &Bytes,
@@ -128,11 +128,11 @@ pub fn retime(
     Ok((to_manifest, weights))
 }
 
-/// The loop at these time steps, one per evaluation, for a caller with a solver of its own: see
-/// [`retime`]. The manifest still has the sampler and the steps that it was compiled for.
+/// The loop at the given time steps, one per evaluation, for a caller with a solver of its own: see
+/// [`retime`]. The manifest keeps the compiled sampler and its number of steps.
 ///
 /// # Errors
-/// [`RetimeError`].
+/// A [`RetimeError`] if the artifact cannot be run at these time steps.
 pub fn retime_to(
     manifest: &Manifest,
     bytes: &Bytes,
@@ -172,7 +172,7 @@ pub fn retime_to(
     }
     let plan = &mut to_manifest.plan;
     plan.evaluations = to.len();
-    // made for the compiled rows
+    // this program was made for the compiled rows
     plan.times = None;
     if let (Some(cache), Some(full)) = (&mut plan.cache, full) {
         cache.full_evaluations = full;
@@ -182,7 +182,7 @@ pub fn retime_to(
     Ok((to_manifest, weights))
 }
 
-/// Puts tables with these rows into the plan; the bytes that then lie behind `bytes`.
+/// Replaces tables of the plan by these rows. Returns the bytes that follow `bytes`.
 fn replace(plan: &mut Plan, bytes: &Bytes, tables: &BTreeMap<usize, Vec<Bytes>>) -> Bytes {
     let base = bytes.len().next_multiple_of(ALIGN);
     let mut more: Vec<u8> = Vec::new();
@@ -198,10 +198,12 @@ fn replace(plan: &mut Plan, bytes: &Bytes, tables: &BTreeMap<usize, Vec<Bytes>>)
     more.into()
 }
 
-/// The rows that layers lack to run in full at evaluation `e`, which was compiled as cached: those
-/// that a loop with other steps gets at that time step. Tables with their rows; none if `e` is full.
+/// The rows that layers need to run the full step at evaluation `e`, which was compiled as a cached
+/// step. They are the rows that a loop with other steps would get at that time step. The result
+/// holds tables with one row each, and is empty if `e` is a full step.
 ///
-/// `weights` are those of the manifest or of one for other steps, `timesteps` one per evaluation.
+/// `weights` belong to the manifest or to a loop derived from it; `timesteps` has one entry per
+/// evaluation.
 pub(crate) fn rows_of_full(
     manifest: &Manifest,
     weights: &Weights,
@@ -226,8 +228,8 @@ pub(crate) fn rows_of_full(
     open.into_iter().map(|table| (table, floats(&made.rows[&table][0]))).collect()
 }
 
-/// The manifest's weights with the rows of [`rows_of_full`] at all evaluations, for a place where tables cannot
-/// be completed later; `None` if there is nothing to complete.
+/// The manifest's weights with the rows of [`rows_of_full`] at all evaluations, for devices, which
+/// cannot complete their tables later. `None` if there is nothing to complete.
 ///
 /// # Errors
 /// [`RetimeError::Sampler`], [`RetimeError::Engine`].
@@ -283,7 +285,7 @@ fn timesteps(sampler: &Sampler) -> Vec<f64> {
     sampler.evaluations().iter().map(|e| e.timestep).collect()
 }
 
-/// Tables that programs read.
+/// The tables that the programs read.
 fn tables(plan: &Plan) -> BTreeSet<usize> {
     let values = ProgramKind::ALL.into_iter().flat_map(|kind| &plan.program(kind).values);
     let table = |source: &Source| match source {
@@ -293,7 +295,7 @@ fn tables(plan: &Plan) -> BTreeSet<usize> {
     values.filter_map(|v| table(&v.source)).collect()
 }
 
-/// Tables of the time step: those that no fit has made.
+/// The tables that depend on the time step alone: all except those that calibration fits.
 fn time_tables(manifest: &Manifest) -> BTreeSet<usize> {
     let mut fitted = BTreeSet::new();
     for layer in layers_of(manifest) {
@@ -310,16 +312,17 @@ fn time_tables(manifest: &Manifest) -> BTreeSet<usize> {
     tables(&manifest.plan).difference(&fitted).copied().collect()
 }
 
-/// Rows in the making, as programs see them.
+/// The new rows of tables while they are made. `from` and `to` are the compiled and the new time
+/// steps.
 struct Tables<'a> {
     weights: &'a Weights,
     from: &'a [f64],
     to: &'a [f64],
-    /// By table, one per new evaluation.
+    /// The rows by table, one per new evaluation.
     rows: BTreeMap<usize, Vec<Bytes>>,
 }
 
-/// A row at another time step: `(1 − part) · first + part · second`.
+/// A row at another time step, `(1 − part) · first + part · second`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Between {
     first: usize,
@@ -327,8 +330,8 @@ struct Between {
     part: f64,
 }
 
-/// Where `t` lies among knots of time step and row; beyond them at the nearest. `None` without
-/// knots.
+/// The position of `t` among knots, which are pairs of a time step and a row. Beyond the last knot,
+/// the nearest one counts. `None` if there are no knots.
 fn between(knots: &[(f64, usize)], t: f64) -> Option<Between> {
     let nearest = |above: bool| {
         let side = knots.iter().filter(|(knot, _)| if above { *knot >= t } else { *knot <= t });
@@ -356,7 +359,7 @@ impl Between {
 }
 
 impl Tables<'_> {
-    /// A float table's compiled rows.
+    /// The compiled rows of a float table.
     fn compiled(&self, table: usize) -> Vec<Vec<f32>> {
         let bytes = self.weights.constant(table);
         let values: &[f32] = bytemuck::cast_slice(&bytes);
@@ -368,7 +371,7 @@ impl Tables<'_> {
         self.rows.insert(table, bytes.collect());
     }
 
-    /// What the network makes of the time step.
+    /// Makes the rows of the tables that depend on the time step alone.
     fn of_time(&mut self, manifest: &Manifest, bytes: &Bytes) -> Result<(), RetimeError> {
         let plan = &manifest.plan;
         let tables = time_tables(manifest);
@@ -414,7 +417,7 @@ impl Tables<'_> {
         Ok(())
     }
 
-    /// Ranges of activations, and corrections for quantization.
+    /// Makes the rows of the quantization ranges and of the corrections of layers' sums.
     fn of_layers(&mut self, layers: &[QuantizedLayer]) {
         for layer in layers {
             for input in &layer.inputs {
@@ -428,7 +431,7 @@ impl Tables<'_> {
                 let (mut new_scales, mut new_zeros) = (Vec::new(), Vec::new());
                 for &t in self.to {
                     let (scale, zero) = match between(&knots, t) {
-                        // of a compiled evaluation: as it is
+                        // the range of a compiled evaluation is taken unchanged
                         Some(at) if at.first == at.second => {
                             (scales[at.first].clone(), zeros[at.first].clone())
                         }
@@ -458,7 +461,8 @@ impl Tables<'_> {
         }
     }
 
-    /// Evaluations that read what these are the scales of.
+    /// The time steps and indices of the evaluations whose scale is not 0, that is, which read the
+    /// layer.
     fn knots(&self, scales: &[Vec<f32>]) -> Vec<(f64, usize)> {
         let is_read = |row: &[f32]| row.iter().any(|&scale| scale != 0.0);
         self.from
@@ -470,10 +474,10 @@ impl Tables<'_> {
             .collect()
     }
 
-    /// Corrections of the cache; the full evaluations, ascending.
+    /// Makes the rows of the corrections of the cache, and returns the full evaluations, ascending.
     fn of_cache(&mut self, manifest: &Manifest, full: &[usize]) -> Vec<usize> {
-        // per new full evaluation, the compiled one that it stands for: the nearest of those that
-        // it is nearest to
+        // Each new full evaluation stands for one or more compiled ones, namely those to which it
+        // is nearest. The nearest of these is its anchor.
         let mut anchors: BTreeMap<usize, usize> = BTreeMap::from([(0, 0)]);
         let distance = |new: usize, old: usize| (self.to[new] - self.from[old]).abs();
         for &old in full {
@@ -514,12 +518,12 @@ impl Tables<'_> {
     }
 }
 
-/// Least and greatest value per segment, one behind the other, of u8 codes.
+/// The smallest and the greatest value that u8 codes cover, alternating, per segment.
 fn range_of(scale: &[f32], zero_point: &[f32]) -> Vec<f32> {
     scale.iter().zip(zero_point).flat_map(|(s, z)| [-z * s, (255.0 - z) * s]).collect()
 }
 
-/// And back.
+/// Scales and zero points of the ranges of [`range_of`].
 fn scale_of(ranges: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let of = |range: &[f32]| {
         let scale = (range[1] - range[0]) / 255.0;
@@ -535,7 +539,7 @@ fn open(plan: Plan, bytes: &Bytes) -> Result<Engine, RetimeError> {
     Ok(Engine::open(&weights, &EngineOptions { batch: 1, threads: 1, ..Default::default() })?)
 }
 
-/// A row of every table.
+/// Computes one row of every table.
 fn evaluate(engine: &mut Engine, timestep: f64) -> Result<Vec<Tensor>, RetimeError> {
     let input = &engine.plan().inputs[0];
     let (name, ty, shape) = (input.name.clone(), input.ty.dtype, engine.input_shape(0).to_vec());

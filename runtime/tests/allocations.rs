@@ -1,4 +1,4 @@
-//! Nothing is allocated in the loop: an allocator that counts.
+//! The loop allocates nothing; an allocator counts.
 
 mod common;
 
@@ -21,7 +21,7 @@ use ProgramKind::{Cached, Full};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Convolution, normalisation, attention, concat; cached from the attention on.
+/// Convolution, normalisation, attention and concat; cached from the attention on.
 fn denoiser(evaluations: usize) -> Build {
     let layout = ConvLayout::ChannelsLast;
     let conv = |pads: usize| Op::Conv {
@@ -73,7 +73,7 @@ fn denoiser(evaluations: usize) -> Build {
     b
 }
 
-/// Tests would count each other's allocations.
+/// Tests that run at the same time would count each other's allocations.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 #[test]
@@ -93,15 +93,15 @@ fn evaluations_allocate_nothing() {
             .map(|s| s.name)
             .collect();
         assert!(slow.is_empty(), "{slow:?}");
-        // what is left over by other threads (their start, the test's own) does not come every
-        // time, what the loop does would
+        // other threads (as they start, or the test's own) may allocate in some runs; the loop
+        // would allocate in every run
         let counts: Vec<usize> =
             (0..20).map(|_| allocations_of_a_trajectory(&mut denoiser, BTreeMap::new())).collect();
         assert!(counts.contains(&0), "{kind}: {counts:?}");
     }
 }
 
-/// After its first evaluation.
+/// The number of allocations after the first evaluation.
 fn allocations_of_a_trajectory(
     denoiser: &mut Denoiser,
     conditions: BTreeMap<String, Tensor>,
@@ -118,7 +118,7 @@ fn allocations_of_a_trajectory(
     after.allocations + after.reallocations - before.allocations - before.reallocations
 }
 
-/// Codes between layers, products of integers, corrections of the cache.
+/// Codes between layers, products of integers, and corrections of the cache.
 #[test]
 fn evaluations_of_integers_allocate_nothing() {
     let _alone = ONE_AT_A_TIME.lock();

@@ -1,4 +1,5 @@
-//! Artifacts as embedders use them: opened, sampled from, stepped through, shared between threads.
+//! Artifacts as embedders use them: opened, sampled from, stepped through, and shared between
+//! threads.
 
 use cqc_proto::plan::ProgramKind;
 use cqc_proto::{DType, Tensor};
@@ -71,8 +72,8 @@ fn bytes_give_the_samples_of_their_file() {
     assert!(Artifact::from_bytes(bytes[..bytes.len() / 2].to_vec()).is_err());
 }
 
-/// The scale of guidance and the null conditions are the artifact's unless a request says
-/// otherwise.
+/// The guidance scale and the null conditions are those of the artifact unless a request has its
+/// own.
 #[test]
 fn a_request_that_says_nothing_of_guidance_is_guided_as_compiled() {
     let artifact = artifact();
@@ -98,7 +99,7 @@ fn a_request_that_says_nothing_of_guidance_is_guided_as_compiled() {
     assert!(matches!(refused, Err(DenoiseError::NotGuided { scale: 2.0 })));
 }
 
-/// Each trajectory has a cache, noise and guidance of its own.
+/// Each trajectory has its own cache, noise and guidance.
 #[test]
 fn trajectories_side_by_side_are_what_each_is_alone() {
     let mut denoiser = artifact().denoiser(&options()).unwrap();
@@ -116,7 +117,7 @@ fn trajectories_side_by_side_are_what_each_is_alone() {
     }
 }
 
-/// A caller with a sampler of its own that does what ours does.
+/// A caller with a sampler of its own that does the same as the denoiser's.
 #[test]
 fn predictions_moved_by_the_caller_are_steps() {
     let mut denoiser = artifact().denoiser(&options()).unwrap();
@@ -147,7 +148,7 @@ fn predictions_moved_by_the_caller_are_steps() {
     assert!(short.to_string().contains("the input"), "{short}");
 }
 
-/// The observer sees every evaluation of every batch, and its word is final.
+/// The observer is called after every evaluation of every batch, and can cancel the request.
 #[test]
 fn an_observer_breaks_off() {
     let mut denoiser = artifact().denoiser(&options()).unwrap();
@@ -163,7 +164,8 @@ fn an_observer_breaks_off() {
     assert_eq!(seen, expected);
 }
 
-/// Samples that are cut into parts are those of the whole; given noise replaces the seed's.
+/// The parts of a divided request give the samples of the whole, and given noise replaces the
+/// seed's.
 #[test]
 fn parts_and_given_noise_are_the_whole() {
     let mut denoiser = artifact().denoiser(&options()).unwrap();
@@ -178,8 +180,8 @@ fn parts_and_given_noise_are_the_whole() {
     assert!(sample(&mut denoiser, &Request { noise, ..request(99) }) == whole);
 }
 
-/// Tables have scales for the evaluations that the schedule runs a program at; at any other the
-/// program may find a scale of 0, which codes do not have.
+/// Tables have scales for the evaluations at which the schedule runs a program. At any other
+/// evaluation the program may find a scale of 0, which codes cannot have.
 #[test]
 fn a_full_step_at_a_cached_evaluation_runs_or_is_refused() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/artifacts");

@@ -1,6 +1,6 @@
-//! Plans as long as a file can make them cost time in proportion to their length: each of these
-//! would take minutes if something looked through all of a program for each of its steps. And
-//! memory that is not there is an error.
+//! The longest plans that a file can contain take time in proportion to their length. Each of them
+//! would take minutes if something searched through a whole program for each of its steps. Missing
+//! memory is reported as an error.
 
 use cqc_proto::cq::{Manifest, SourceModel};
 use cqc_proto::op::UnaryKind;
@@ -15,7 +15,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Far more than any of these needs, far less than the square of its length takes.
+/// Far more time than any of these plans needs, and far less than the square of its length takes.
 const ENOUGH: Duration = Duration::from_secs(60);
 
 fn f32s(shape: &[usize]) -> ValueType {
@@ -35,7 +35,8 @@ fn constant(shape: &[usize], offset: u64) -> Constant {
     Constant { name: String::new(), ty: f32s(shape), offset, codes: None }
 }
 
-/// A plan of batch 1 with a sample `[width]` and an output like it; `output` is its value.
+/// A plan of batch 1 with a sample `[width]` and an output of the same shape, which is the value
+/// `output`.
 fn plan(width: usize, evaluations: usize, full: Program, output: usize) -> Plan {
     let input = PlanInput { name: "x".into(), ty: f32s(&[1, width]), role: InputRole::Sample };
     let ty = full.values[output].ty.clone();
@@ -58,7 +59,7 @@ fn neg() -> Op {
     Op::unary(UnaryKind::Neg)
 }
 
-/// `x`, negated so many times.
+/// `x`, negated `steps` times.
 fn chain(steps: usize) -> Plan {
     let mut full = Program { values: vec![value(&[1, 4], Source::Input(0))], ..Program::default() };
     for i in 0..steps {
@@ -81,7 +82,7 @@ fn sizes(plan: Plan) -> Duration {
 
 #[test]
 fn many_results_of_all_evaluations_are_checked_in_a_moment() {
-    // each value asks whether `prelude_steps` runs evaluation by evaluation
+    // every value needs to know whether `prelude_steps` runs evaluation by evaluation
     let many = 400_000;
     let mut plan = chain(1);
     plan.evaluations = 4;
@@ -113,7 +114,7 @@ fn many_values_alive_at_once_are_laid_out_in_a_moment() {
     assert!(took < ENOUGH, "{took:?}");
 }
 
-/// A plan with one step that has so many operands, and so many values that nothing reads.
+/// A plan with one step that has `operands` operands, and `unread` values that no step reads.
 fn wide(operands: usize, unread: usize) -> Plan {
     let mut full = Program {
         values: vec![
@@ -137,7 +138,7 @@ fn one_step_of_many_operands_is_prepared_in_a_moment() {
     assert!(took < ENOUGH, "{took:?}");
 }
 
-/// Two bytes of a manifest are an operand, and hundreds of bytes once its step is prepared.
+/// An operand takes two bytes of a manifest, and hundreds of bytes after its step is prepared.
 #[test]
 fn more_operands_than_the_values_and_steps_justify_are_refused() {
     validate(&wide(32_768, 0), 128).unwrap();
@@ -172,7 +173,7 @@ fn many_roundings_look_at_their_table_once() {
     assert!(start.elapsed() < ENOUGH, "{:?}", start.elapsed());
 }
 
-/// `y = x` over so many elements; each takes memory of the engine and of a request.
+/// `y = x` over `elements` elements. Each takes memory of the engine and of a request.
 fn huge(elements: usize) -> Plan {
     let values = vec![value(&[1, elements], Source::Input(0)), value(&[1, elements], Source::Step)];
     let full = Program { values, steps: vec![step(neg(), [0], 1)], results: vec![] };

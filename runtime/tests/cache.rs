@@ -1,4 +1,4 @@
-//! Evaluations that reuse what an earlier one stored.
+//! Cached steps, which reuse values that an earlier full step stored.
 
 mod common;
 
@@ -15,8 +15,8 @@ use ProgramKind::{Cached, Full};
 const STEPS: [f64; 4] = [0.9, 0.7, 0.5, 0.3];
 const LEN: usize = 24;
 
-/// `full`: `deep = x · w; out = x + a deep row of the evaluation · deep`. `cached`: the same from
-/// `deep` on.
+/// `full`: `deep = x · w; out = x + (a row of the evaluation) · deep`. `cached`: the same,
+/// beginning with `deep`.
 fn plan() -> Build {
     let mut b = Build::new(4);
     let input = b.model_input("sample", InputRole::Sample, f32s("N,3,8"));
@@ -49,7 +49,7 @@ fn open(weights: &Arc<Weights>, batch: usize) -> Engine {
     Engine::open(weights, &EngineOptions { batch, threads: 2, ..EngineOptions::default() }).unwrap()
 }
 
-/// The trajectory x := out, one output per evaluation.
+/// The outputs of the trajectory x := out, one per evaluation.
 fn outputs(engine: &mut Engine, seed: u64) -> Vec<Vec<f32>> {
     let mut request = engine.begin(&BTreeMap::new(), &STEPS).unwrap();
     let mut x = noise(LEN, seed);
@@ -163,7 +163,8 @@ fn plans_whose_cache_does_not_fit_are_refused() {
     assert!(error.contains("only `cached` reads the cache"), "{error}");
 }
 
-/// A slot may store what integer products read: it is stored as what it stands for, not as codes.
+/// A slot may store an activation that integer products read. It then stores the f32 values of the
+/// codes.
 #[test]
 fn a_slot_can_store_a_rounded_activation() {
     let mut b = Build::new(2);

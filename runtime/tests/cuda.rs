@@ -1,6 +1,7 @@
-//! Whole loops on CUDA devices against the CPU: every evaluation from the same sample, with caches
-//! of their own. On the simulator where it is built in (feature `cuda-sim`), on a GPU where there
-//! is one (feature `cuda`; with `CQC_REQUIRE_CUDA=1` a missing one fails).
+//! Compares whole loops on CUDA devices with the CPU. Every evaluation begins with the same sample,
+//! and each side has its own cache. The tests run on the simulator if it is built in (feature
+//! `cuda-sim`), and on a GPU if there is one (feature `cuda`; with `CQC_REQUIRE_CUDA=1` they fail
+//! without one).
 #![cfg(any(feature = "cuda", feature = "cuda-sim"))]
 
 use bytes::Bytes;
@@ -62,14 +63,14 @@ fn conditions(weights: &Weights) -> BTreeMap<String, Tensor> {
     inputs.map(ones).collect()
 }
 
-/// Signal over difference, dB.
+/// The ratio of signal to difference in dB.
 fn sqnr(found: &[f32], expected: &[f32]) -> f64 {
     let square = |x: f32| f64::from(x) * f64::from(x);
     let noise: f64 = found.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
     10.0 * (expected.iter().map(|&x| square(x)).sum::<f64>() / noise.max(1e-30)).log10()
 }
 
-/// Decibels of every evaluation.
+/// The ratio of every evaluation in dB, with its program.
 fn compare(device: &Arc<dyn Device>, path: &Path, evaluations: usize) -> Vec<(ProgramKind, f64)> {
     let weights = open(path);
     let plan = weights.plan();
@@ -115,7 +116,7 @@ fn loops_of_old_artifacts_equal_the_cpu() {
         return println!("skipped: no {}", folder.display());
     }
     for device in devices() {
-        // fp16 at every layer; rounded activations may take the next level
+        // fp16 after every layer; rounded activations may fall on the neighbouring level
         for (name, least) in [("v1", 56.0), ("v2", 56.0), ("v3", 38.0), ("v4", 38.0), ("v5", 38.0)]
         {
             let decibels = compare(&device, &folder.join(format!("{name}.cq")), 6);
@@ -167,8 +168,8 @@ fn preludes_run_on_the_device_and_refuse_a_label_that_is_not_there() {
     }
 }
 
-/// A loop that moves samples on the device, the same loop step by step with the sampler on the CPU,
-/// and their samples.
+/// A loop whose samples move on the device, and the same loop step by step with the sampler on the
+/// CPU. Returns the samples of both.
 fn sampled(
     device: &Arc<dyn Device>,
     weights: &Arc<Weights>,
@@ -241,7 +242,7 @@ fn samples_that_stay_on_the_device_are_those_that_the_cpu_moves() {
         return println!("skipped: no {}", folder.display());
     }
     let predictions = [Prediction::Epsilon, Prediction::VPrediction, Prediction::Sample];
-    // every sampler, as its class is by default, and those that predict in other ways
+    // every sampler with the defaults of its class, and those that support other predictions
     let mut configs: Vec<SamplerConfig> =
         SamplerKind::ALL.iter().map(|&kind| SamplerConfig::of_kind(kind)).collect();
     for prediction_type in predictions {
@@ -256,14 +257,14 @@ fn samples_that_stay_on_the_device_are_those_that_the_cpu_moves() {
     for device in devices() {
         let mut moved = 0;
         for (i, config) in configs.iter().enumerate() {
-            // the artifact with a cache, every third time with two halves
+            // the artifact with a cache, with guidance in every third case
             let weights = open(&folder.join("v3.cq"));
             let evaluations = weights.plan().evaluations;
             let fits = |steps: usize| {
                 let sampler = Sampler::new(config, steps).ok()?;
                 (sampler.evaluations().len() == evaluations).then_some(sampler)
             };
-            // Heun and the like have an odd number of evaluations only
+            // samplers like Heun's have an odd number of evaluations
             let Some(sampler) = (1..=evaluations).rev().find_map(fits) else { continue };
             let [there, here] = sampled(&device, &weights, &sampler, i % 3 == 0);
             assert!(there.iter().all(|x| x.is_finite()), "{config:?}");
@@ -274,7 +275,8 @@ fn samples_that_stay_on_the_device_are_those_that_the_cpu_moves() {
     }
 }
 
-/// Also with an evaluation that was compiled as cached, where some layers have no ranges.
+/// Some loops begin with an evaluation that was compiled as cached, where some layers have no
+/// ranges.
 #[test]
 fn loops_begin_with_an_image_as_on_the_cpu() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/artifacts");
@@ -320,7 +322,7 @@ fn loops_begin_with_an_image_as_on_the_cpu() {
     }
 }
 
-/// Files named in `CQC_TEST_CQ`, separated by `:`.
+/// The files in `CQC_TEST_CQ`, separated by `:`.
 #[test]
 fn other_artifacts() {
     let Some(paths) = std::env::var_os("CQC_TEST_CQ") else {

@@ -16,9 +16,9 @@ use std::sync::Arc;
 
 use ProgramKind::{Full, PreludeSteps};
 
-/// `out = x · w + class row + time row`, `[N, 24, 4]` (or `[N, 24, 8]` with a variance); batch `N`
-/// or fixed. 24 rows are whole tiles of every kernel, so that results do not depend on the batch by
-/// a bit.
+/// `out = x · w + class row + time row`, `[N, 24, 4]` (or `[N, 24, 8]` with a variance), with a
+/// symbolic or a fixed batch. 24 rows are whole tiles of every kernel, so results are bit for bit
+/// the same in every batch.
 fn denoiser(evaluations: usize, columns: usize, fixed: Option<usize>) -> Arc<Weights> {
     let rows = fixed.map_or("N".to_string(), |b| b.to_string());
     let stacked = fixed.map_or("N".to_string(), |b| (b * evaluations).to_string());
@@ -57,7 +57,7 @@ fn options(batch: usize) -> EngineOptions {
     EngineOptions { batch, threads: 2, ..EngineOptions::default() }
 }
 
-/// `guidance` of `None`: the denoiser's own.
+/// With a `guidance` of `None`, the request uses the denoiser's own.
 fn request(labels: &[i64], guidance: Option<f32>) -> Request {
     let conditions =
         BTreeMap::from([("labels".to_string(), Tensor::from_i64(&[labels.len()], labels))]);

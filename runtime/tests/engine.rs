@@ -1,4 +1,4 @@
-//! The engine against the definitions, on hand-built plans.
+//! Compares the engine with the definitions of the operators, on plans that are built by hand.
 
 mod common;
 
@@ -23,8 +23,9 @@ fn group_norm() -> Op {
     Op::GroupNorm { groups: 4, eps: 1e-5, layout: LAST, act: Act::Silu }
 }
 
-/// A small U-Net: NCHW in and out, a table of time rows, class rows from the prelude, skip
-/// connections joined in place, attention, a block modulated by `prelude_steps`.
+/// A small U-Net with NCHW input and output, a table of time rows, class rows from the prelude,
+/// skip connections that are concatenated in place, attention, and a block modulated by
+/// `prelude_steps`.
 fn unet(evaluations: usize) -> Build {
     let mut b = Build::new(evaluations);
     let sample = b.model_input("sample", InputRole::Sample, f32s("N,3,8,8"));
@@ -32,13 +33,13 @@ fn unet(evaluations: usize) -> Build {
     let labels =
         b.model_input("labels", InputRole::Condition, ValueType::new(DType::I64, shape("N")));
 
-    // prelude: a row per label
+    // prelude: one row per label
     let (l, table) = (b.input(Prelude, labels), b.weight(Prelude, &[10, 24]));
     let rows = b.step(Prelude, Op::Gather { axis: 0 }, &[Some(table), Some(l)]);
     let class = b.step(Prelude, Op::unary(UnaryKind::Silu), &[Some(rows)]);
     b.plan.prelude.results = vec![class];
 
-    // prelude_steps: class and time make scale, shift, gate
+    // prelude_steps: scale, shift and gate from class and time
     let class = b.value(PreludeSteps, f32s("N,24"), Source::Prelude(0));
     let times = b.store(&tensor(&[evaluations, 1, 24], 7));
     let time = b.value(PreludeSteps, f32s("N,24"), Source::Table(times));
@@ -107,7 +108,7 @@ fn unet(evaluations: usize) -> Build {
     let y = b.full(Op::Transpose { perm: vec![0, 3, 1, 2] }, &[y]);
     b.output("out", y);
 
-    // The halves of the concat are written in place.
+    // both parts of the concat are written in place
     b.plan.full.values[up].alias = Some(Alias::Columns { of: joined, offset: 0.into() });
     b.plan.full.values[skip].alias = Some(Alias::Columns { of: joined, offset: 16.into() });
     b
@@ -199,7 +200,8 @@ fn preludes_computed_in_overlapping_chunks_are_the_same() {
             let [a, b] =
                 [&mut parts, &mut whole].map(|engine| evaluate(engine, &[1, 2], &sample, e));
             let error = relative(&Tensor::from_f32(&[384], &a), &Tensor::from_f32(&[384], &b));
-            assert!(error < 1e-6, "evaluation {e}: {error}"); // products of one or two rows sum in another order
+            // products of one or two rows add in another order
+            assert!(error < 1e-6, "evaluation {e}: {error}");
         }
     }
 }
@@ -274,7 +276,7 @@ fn requests_that_do_not_fit_are_refused_with_facts() {
     ));
 }
 
-/// Runs a plan of one operator, with kernels and by definition.
+/// Runs a plan of one operator, both with kernels and by definition.
 fn check(op: Op, inputs: &[Tensor], fast: bool) {
     let mut b = Build::new(0);
     let mut given = BTreeMap::new();
@@ -336,7 +338,7 @@ fn moves_equal_the_definition() {
     check(Op::Expand { shape: shape("7,2,3,4,5") }, &x(), true);
     let (axes, starts, steps) = (vec![1, 3], vec![2.into(), 1.into()], vec![-2, 2]);
     check(Op::Slice { axes, starts, ends: vec![(-1).into(), 5.into()], steps }, &x(), true);
-    // one element, so that the step, which no stride can be multiplied by, is never taken
+    // one element, so the step, which is too large to multiply a stride by, is not used
     let (axes, starts, steps) = (vec![1], vec![2.into()], vec![i64::MIN / 16 - 1]);
     check(Op::Slice { axes, starts, ends: vec![(-1).into()], steps }, &x(), true);
     let pad = |mode| Op::Pad { before: vec![0, 1, 0, 2], after: vec![1, 0, 0, 1], mode };
@@ -508,7 +510,8 @@ fn a_time_step_for_the_whole_batch_is_taken_evaluation_by_evaluation() {
             let mut engine = Engine::open(&weights, &options(3, 2)).unwrap();
             Tensor::from_f32(&[576], &evaluate(&mut engine, &[4, 5, 6], &sample, e))
         });
-        assert!(relative(&scalar, &vector) < 1e-6, "evaluation {e}"); // sums of few rows have another order
+        // products of few rows add in another order
+        assert!(relative(&scalar, &vector) < 1e-6, "evaluation {e}");
     }
 }
 
@@ -528,8 +531,8 @@ fn a_fixed_batch_runs_only_at_its_own() {
     Engine::open(&weights, &options(2, 1)).unwrap();
 }
 
-/// A linear layer computes the GEGLU behind it, unless something else reads its result: the same
-/// bits.
+/// A linear layer also computes the GEGLU after it, unless another step reads its result. The bits
+/// are the same.
 #[test]
 fn a_geglu_is_computed_by_the_layer_before_it() {
     let mut b = Build::new(0);

@@ -1,5 +1,5 @@
-//! Guidance that is rescaled, or that applies in a part of the steps. `tests/golden/guidance/record.py`
-//! recorded the loops of diffusers' guider.
+//! Guidance that is rescaled, or that applies in a part of the steps.
+//! `tests/golden/guidance/record.py` recorded the loops with diffusers' guider.
 
 mod common;
 
@@ -30,7 +30,7 @@ struct Case {
     rescale: f32,
     start: f64,
     stop: f64,
-    /// Evaluations for which the guider asked for the unconditional half.
+    /// The number of evaluations for which the guider asked for the unconditional half.
     guided: u64,
 }
 
@@ -66,7 +66,8 @@ fn golden() -> Golden {
     }
 }
 
-/// `out = x · w + class row + time row`, the stand-in of the recording; batch `N` or fixed.
+/// `out = x · w + class row + time row`, the stand-in for the network in the recording, with a
+/// symbolic or a fixed batch.
 fn stand_in(golden: &Golden, fixed: Option<usize>) -> Arc<Weights> {
     let rows = fixed.map_or("N".to_string(), |b| b.to_string());
     let stacked = fixed.map_or("N".to_string(), |b| (b * STEPS).to_string());
@@ -123,7 +124,7 @@ fn run(l: &mut Denoiser, request: &Request) -> Vec<f32> {
     l.sample(request, &mut |_| ControlFlow::Continue(())).unwrap().to_f32_vec()
 }
 
-/// How often a program ran.
+/// The number of runs of a program.
 fn calls(l: &Denoiser, kind: ProgramKind) -> u64 {
     let steps = l.engine().profile();
     steps.iter().filter(|s| s.program == kind).map(|s| s.calls).max().unwrap_or(0)
@@ -163,7 +164,7 @@ fn loops_end_where_those_of_diffusers_guider_end_and_leave_out_what_it_leaves_ou
             let mut l = open(&stand_in(&golden, Some(fixed)));
             assert!(run(&mut l, &request) == joined, "{name}: batch {fixed}");
         }
-        // step by step, both halves are computed and one is left aside
+        // step by step, both halves are computed and one is ignored
         let mut l = open(&weights);
         let mut trajectory = l.begin(&request, 0).unwrap();
         (0..STEPS).for_each(|_| l.step(&mut trajectory).unwrap());
@@ -218,10 +219,10 @@ fn everything_that_is_wrong_is_said_at_once() {
 }
 
 const ROWS: usize = 3 * 8;
-/// Evaluations of the plan with a cache.
+/// The number of evaluations of the plan with a cache.
 const CACHED: usize = 6;
 
-/// `full`: `deep = x · w + c; out = x / 2 + deep · row`. `cached`: the same from `deep` on.
+/// `full`: `deep = x · w + c; out = x / 2 + deep · row`. `cached`: the same, beginning with `deep`.
 fn caching(full: &[usize]) -> Arc<Weights> {
     let mut b = Build::new(CACHED);
     let sample = b.model_input("sample", InputRole::Sample, f32s("N,3,8"));
@@ -279,7 +280,7 @@ fn after_an_outage_the_unconditional_half_caches_anew() {
         let mut l = Denoiser::open_apart(&weights, sampler.clone(), &options(1)).unwrap();
         let found = run(&mut l, &request);
 
-        // where the schedule is full as well, so does a loop that computes both halves
+        // if the schedule is full there as well, a loop that computes both halves gives the same
         if full.contains(&interval.steps(CACHED).start) {
             let mut joined = Denoiser::open(&weights, sampler.clone(), true, &options(1)).unwrap();
             let mut trajectory = joined.begin(&request, 0).unwrap();
@@ -287,7 +288,7 @@ fn after_an_outage_the_unconditional_half_caches_anew() {
             assert!(trajectory.x() == found, "full {full:?}, {interval}");
         }
 
-        // by the formulas
+        // the expected values by the formulas
         let (w, rows) = (noise(8, 101), noise(CACHED * 8, 9));
         let mut x = x0.clone();
         let mut state = State::new(&sampler, 1, ROWS);

@@ -1,4 +1,4 @@
-//! Packed weights that one process keeps and the next one maps.
+//! Packed weights that one process writes and the next one maps.
 
 use bytes::Bytes;
 use cqc_proto::Tensor;
@@ -9,8 +9,8 @@ use cqc_runtime::noise::Noise;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// An artifact, a folder for its packed weights, empty at first, and the file that will be in
-/// there.
+/// An artifact, a folder for its packed weights, which is empty at first, and the file that will be
+/// in the folder.
 struct Kept {
     artifact: Artifact,
     cache: PackCache,
@@ -43,7 +43,7 @@ impl Kept {
     }
 }
 
-/// The first evaluation of a sample of noise; bf16 is multiplied as such on any CPU.
+/// The first evaluation of a sample of noise. bf16 is multiplied as such on any CPU.
 fn evaluate(weights: &Arc<Weights>) -> Vec<f32> {
     let plan = weights.plan();
     let batch = plan.fixed_batch.unwrap_or(1);
@@ -78,13 +78,13 @@ fn kept_weights_are_used_and_give_the_same_results() {
         let whole = std::fs::read(&file).unwrap();
         let table = u64::from_le_bytes(whole[8..16].try_into().unwrap()) as usize;
         let data = (48 + table).next_multiple_of(64);
-        // read instead of mapped
+        // the file is read instead of mapped
         let Kept { artifact: Artifact { manifest, weights, .. }, cache } = &kept;
         let cache = PackCache { map: false, ..cache.clone() };
         let third = Weights::with_cache(manifest.plan.clone(), weights.clone(), &cache).unwrap();
         assert_eq!(evaluate(&third), expected);
         assert!(!third.keep_packed().unwrap(), "all is there");
-        // other numbers with their own hashes: the file is what is multiplied with
+        // other numbers with matching hashes show that the weights of the file are used
         let mut other = whole.clone();
         other[data..].iter_mut().for_each(|byte| *byte ^= 1);
         let mut table = table_of(&whole);
@@ -98,7 +98,7 @@ fn kept_weights_are_used_and_give_the_same_results() {
     }
 }
 
-/// Per packed constant its parts: begin, length, hash.
+/// The parts of each packed constant: offset, length, hash.
 type Table = std::collections::BTreeMap<String, Vec<[serde_json::Value; 3]>>;
 
 fn table_of(file: &[u8]) -> Table {
@@ -106,7 +106,7 @@ fn table_of(file: &[u8]) -> Table {
     serde_json::from_slice(&file[48..48 + len]).unwrap()
 }
 
-/// The file with another table, and the hash of that.
+/// The file with another table and the hash of that table.
 fn with_table(file: &[u8], table: &str) -> Vec<u8> {
     let len = u64::from_le_bytes(file[8..16].try_into().unwrap()) as usize;
     let mut forged = file[..8].to_vec();
@@ -137,7 +137,7 @@ fn a_damaged_part_is_packed_anew_and_written_anew() {
             assert!(weights.keep_packed().unwrap(), "damaged at {at}");
             assert_eq!(std::fs::read(&file).unwrap(), whole, "the same bytes again");
         }
-        // parts that are as their hashes say, and of other lengths, or fewer than there should be
+        // parts that match their hashes, but have other lengths, or are too few
         let table = table_of(&whole);
         let empty: serde_json::Value = blake3::hash(b"").to_hex().as_str().into();
         for name in table.keys() {
@@ -178,7 +178,7 @@ fn a_file_that_is_not_what_was_expected_is_passed_over() {
         let weights = kept.weights();
         assert_eq!(evaluate(&weights), expected, "{} bytes", damaged.len());
     }
-    // lengths that a table with the right hash may claim
+    // lengths that a table with a matching hash may contain
     let text = String::from_utf8(whole[48..48 + table].to_vec()).unwrap();
     for (from, to) in [
         ("[0,", "[18446744073709551615,"),

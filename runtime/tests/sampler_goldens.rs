@@ -1,6 +1,6 @@
-//! Replays trajectories of diffusers' schedulers: `tests/golden/make_sampler_goldens.py` recorded
-//! what the network answered and where each step led. `cargo test --test sampler_goldens --
-//! --nocapture` prints the errors.
+//! Replays trajectories of diffusers' schedulers. `tests/golden/make_sampler_goldens.py` recorded
+//! the outputs of the network and the sample after each step.
+//! `cargo test --test sampler_goldens -- --nocapture` prints the errors.
 
 mod sampler_page;
 
@@ -12,12 +12,12 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 
-/// float32 rounding: a few ulp of the largest element in one step. Scalars such as 1 − ᾱ are
-/// differences of rounded numbers, and `ln`, `exp` and torch's vector units differ in the last bit,
-/// which they magnify.
+/// The rounding of float32: a few ulp of the largest element in one step. Scalars such as 1 − ᾱ are
+/// differences of rounded numbers. They magnify the last bit, in which `ln`, `exp` and torch's
+/// vector units differ.
 const ONE_STEP: f64 = 1e-5;
 
-/// The same, added up over a trajectory.
+/// The same error, added up over a trajectory.
 const TRAJECTORY: f64 = 5e-5;
 
 struct Archive(NpzArchive<BufReader<File>>);
@@ -47,7 +47,8 @@ struct Golden {
     noise: Vec<Vec<f32>>,
 }
 
-/// The families of `tests/golden/samplers`: every case against diffusers after every evaluation.
+/// The families of `tests/golden/samplers`: every case is compared with diffusers after every
+/// evaluation.
 ///
 /// `CQC_SAMPLER_CASE=NAME` runs the cases whose names begin with NAME and prints each.
 #[test]
@@ -79,7 +80,7 @@ fn every_family_moves_as_diffusers_does() {
     assert!(count > 0);
 }
 
-/// `docs/reference/samplers.md` says what the code does; `CQC_BLESS=1` writes it.
+/// `docs/reference/samplers.md` describes what the code does. `CQC_BLESS=1` writes it.
 #[test]
 fn the_page_on_samplers_is_up_to_date() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/samplers");
@@ -122,7 +123,7 @@ mod families {
     const SAMPLES: usize = 2;
     const LEN: usize = 4;
 
-    /// Of a whole trajectory of up to 50 steps.
+    /// The limit for a whole trajectory of up to 50 steps.
     const TRAJECTORY: f64 = 1e-5;
 
     #[derive(serde::Deserialize)]
@@ -190,7 +191,8 @@ mod families {
             self.worst_error(&self.sampler()?, false)
         }
 
-        /// What it measured, or what is wrong.
+        /// Compares the case with its recording. Returns the errors as text, or a description of a
+        /// difference that is too large.
         pub fn compare(&self) -> Result<String, String> {
             let name = &self.name;
             let sampler = self.sampler()?;
@@ -201,10 +203,10 @@ mod families {
             if seen.len() != n {
                 return Err(format!("{name}: {} evaluations, not {n}", seen.len()));
             }
-            // found by interpolation of logarithms in float32, one may happen to be whole
+            // time steps that are interpolated from logarithms in float32; one of them may be whole
             let tolerance = if times.iter().all(|t| t.fract() == 0.0) { 0.0 } else { 2e-6 };
             for (i, (e, (&t, &scale))) in seen.iter().zip(times.iter().zip(scales)).enumerate() {
-                // 1 − σ is at least as far off as the last bit of σ
+                // 1 − σ has at least the error of the last bit of σ
                 if (e.timestep - t).abs() > tolerance * t.abs().max(0.06) {
                     return Err(format!("{name}: time step {i} is {}, not {t}", e.timestep));
                 }
@@ -219,7 +221,7 @@ mod families {
             let (one, all) =
                 (self.worst_error(&sampler, true)?, self.worst_error(&sampler, false)?);
             let report = format!("{name}: one step {one:.1e}, trajectory {all:.1e}");
-            // a NaN fails
+            // NaN fails this comparison
             if one < ONE_STEP && all < TRAJECTORY { Ok(report) } else { Err(report) }
         }
 
@@ -295,8 +297,8 @@ impl Golden {
         }
     }
 
-    /// The largest error after any evaluation, relative to the largest element there. `forced`:
-    /// every step starts where the recorded one did.
+    /// The largest error after any evaluation, relative to the largest element there. With
+    /// `forced`, every step begins with the recorded sample.
     fn worst_error(&self, forced: bool) -> f64 {
         let mut state = State::new(&self.sampler, SAMPLES, LEN);
         let mut noise = self.noise.iter();
@@ -373,7 +375,8 @@ fn every_step_leads_where_diffusers_went() {
     }
 }
 
-/// One step from each sample that the trained model's own DDIM loop (numpy, float64 scalars) kept.
+/// One step from each sample that the DDIM loop of the trained model recorded (numpy, float64
+/// scalars).
 #[test]
 fn default_sampler_steps_like_the_trained_models_golden() {
     let path = "../../shared/models/ddpm-shapes32/golden_ddim50.npz";

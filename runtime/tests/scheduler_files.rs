@@ -1,10 +1,10 @@
-//! The scheduler files of public models (`proto/tests/schedulers`) make trajectories.
+//! The scheduler files of public models (`proto/tests/schedulers`) give valid trajectories.
 
 use cqc_proto::sampler::SamplerConfig;
 use cqc_runtime::sampler::Sampler;
 use std::path::Path;
 
-/// Tokens of an image of 1024 × 1024 in FLUX.
+/// The number of tokens of a 1024 × 1024 image in FLUX.
 const TOKENS: usize = 4096;
 
 #[test]

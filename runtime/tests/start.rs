@@ -1,6 +1,6 @@
-//! Loops that begin with an image or in the middle, keep a part of an image, or end early, on tiny
-//! denoisers. What diffusers does is in `start_goldens.rs`; here the denoiser is compared with the
-//! sampler run by hand.
+//! Loops on tiny denoisers that begin with an image or in the middle, keep a part of an image, or
+//! end early. Here the denoiser is compared with a sampler that is run by hand; `start_goldens.rs`
+//! compares with diffusers.
 
 mod common;
 
@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use ProgramKind::Full;
 
-/// Channels, and elements of a channel.
+/// The number of channels, and of elements per channel.
 const SHAPE: [usize; 2] = [3, 4];
 const LEN: usize = 12;
 
@@ -140,7 +140,7 @@ fn a_masked_image_is_kept() {
                 let request = Request { samples: 3, init, mask, strength, ..Request::default() };
                 let seen = run(&mut denoiser, &request);
                 assert_eq!(seen, by_hand(&mut denoiser, &request), "{kind} {shape:?}");
-                // what is kept is the image itself in the end
+                // the kept part is the image itself at the end
                 let image = request.init.as_ref().unwrap().to_f32_vec();
                 assert_eq!(seen[0], image[0]);
                 assert_ne!(seen[1], image[1]);
@@ -151,7 +151,7 @@ fn a_masked_image_is_kept() {
 
 #[test]
 fn two_parts_of_a_loop_are_the_whole() {
-    // of first order, or with whole steps: nothing is lost between them
+    // samplers of first order, or with whole steps, which lose nothing between two parts
     let kinds = [
         SamplerKind::Ddim,
         SamplerKind::Ddpm,
@@ -172,7 +172,7 @@ fn two_parts_of_a_loop_are_the_whole() {
             assert_ne!(half, all, "{kind}");
             assert_eq!(run(&mut denoiser, &rest), all, "{kind} at {at}");
         }
-        // and with a mask
+        // the same with a mask
         let mask = Some(Tensor::from_f32(&[1, 1, 4], &[0.0, 1.0, 0.25, 1.0]));
         let whole = Request { init: Some(images(1, 3)), mask, ..whole };
         let all = run(&mut denoiser, &whole);
@@ -199,7 +199,7 @@ fn shares_of_the_time_are_those_of_diffusers() {
     let ddim = Sampler::new(&SamplerConfig::of_kind(SamplerKind::Ddim), 20).unwrap();
     assert_eq!(ddim.step_of_share(0.8), 16);
     assert_eq!([0.0, 0.04, 0.05, 1.0].map(|share| ddim.step_of_share(share)), [0, 0, 1, 20]);
-    // in decimal: 7 of 10 steps, where 0.7 in binary is less
+    // in decimal, 0.7 of 10 steps are 7; in binary, 0.7 is less
     let ten = Sampler::new(&SamplerConfig::of_kind(SamplerKind::Ddim), 10).unwrap();
     assert_eq!([0.7, 0.3, 0.29].map(|s| ten.evaluation_of_strength(s)), [3, 7, 8]);
     let flow = Sampler::new(&SamplerConfig::of_kind(SamplerKind::FlowEuler), 10).unwrap();

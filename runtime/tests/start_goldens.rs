@@ -1,16 +1,16 @@
-//! Replays loops that begin with an image, some of which keep a part of it, as diffusers' pipelines
-//! run them: `tests/golden/starts/record.py` recorded what the network answered and where each step
-//! led. `CQC_SAMPLER_CASE=NAME` prints the errors of the cases whose names begin with NAME.
+//! Replays loops of diffusers' pipelines that begin with an image; some keep a part of it.
+//! `tests/golden/starts/record.py` recorded the outputs of the network and the sample after each
+//! step. `CQC_SAMPLER_CASE=NAME` prints the errors of the cases whose names begin with NAME.
 
 use cqc_proto::sampler::SamplerConfig;
 use cqc_runtime::sampler::{Repaint, Sampler, State};
 use npyz::npz::NpzArchive;
 use std::path::Path;
 
-/// Elements of the sample, of which there is one.
+/// The number of elements of the only sample.
 const LEN: usize = 4;
 
-/// Relative to the largest element, after any evaluation.
+/// The largest error after any evaluation, relative to the largest element.
 const TOLERANCE: f64 = 1e-5;
 
 #[derive(serde::Deserialize)]
@@ -67,7 +67,7 @@ impl Case {
         Sampler::new(&config, self.steps).unwrap()
     }
 
-    /// The largest error after any evaluation; `forced`: each begins where the recorded one did.
+    /// The largest error after any evaluation. With `forced`, each begins with the recorded sample.
     fn error(&self, forced: bool) -> Result<f64, String> {
         let whole = self.sampler();
         let begin = whole.evaluation_of_strength(self.strength);
@@ -136,7 +136,7 @@ fn loops_that_begin_with_an_image_lead_where_diffusers_went() {
         if wanted.is_some() {
             println!("{}: {errors:?}", case.name);
         }
-        // a NaN fails
+        // NaN fails this comparison
         if !errors.as_ref().is_ok_and(|&(one, all)| one < TOLERANCE && all < TOLERANCE) {
             failed.push(format!("{}: {errors:?}", case.name));
         }

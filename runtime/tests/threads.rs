@@ -1,4 +1,4 @@
-//! What an embedder may share between threads, and whose threads kernels run on.
+//! Types that an embedder may share between threads, and the threads on which kernels run.
 
 mod common;
 
@@ -34,7 +34,7 @@ fn engines_move_between_threads_and_weights_are_shared() {
     assert_shared::<DenoiseError>();
 }
 
-/// Jobs on threads of their own, of which there are `threads`; counts the jobs.
+/// Runs jobs on `threads` threads of its own, and counts the jobs.
 struct Scoped {
     threads: usize,
     jobs: AtomicUsize,
@@ -52,7 +52,7 @@ impl Executor for Scoped {
     }
 }
 
-/// Jobs one after the other, or none at all.
+/// Runs jobs one after the other, or not at all.
 struct Lazy {
     runs: bool,
 }
@@ -67,8 +67,8 @@ impl Executor for Lazy {
     }
 }
 
-/// A convolution, an attention and a linear layer between the sample and the output, `[N, 8, 8,
-/// 32]`.
+/// A convolution, an attention and a linear layer between the sample and the output,
+/// `[N, 8, 8, 32]`.
 fn denoiser() -> Arc<Weights> {
     let mut b = Build::new(0);
     let sample = b.model_input("sample", InputRole::Sample, f32s("N,8,8,32"));

@@ -1,5 +1,5 @@
-//! Plans from anywhere: what validation accepts, the engine runs or refuses, but never with a
-//! panic.
+//! Plans from untrusted sources. If validation accepts a plan, the engine runs it or refuses it,
+//! but never panics.
 
 mod common;
 
@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use ProgramKind::{Full, Prelude, PreludeSteps};
 
-/// One of many operators after another, on `[N, 4, 4, 8]`.
+/// A plan with one of many operators after another, on `[N, 4, 4, 8]`.
 fn plan() -> Build {
     let mut b = Build::new(3);
     let sample = b.model_input("sample", InputRole::Sample, f32s("N,4,4,8"));
@@ -88,8 +88,8 @@ impl Random {
     }
 }
 
-/// Changes one place of a JSON tree, mostly by little: most plans that differ wildly are refused at
-/// once.
+/// Changes one place of a JSON tree, mostly by little, because plans that differ much are usually
+/// refused at once.
 fn mutate(json: &mut Value, random: &mut Random) {
     match json {
         Value::Object(o) if !o.is_empty() => {
@@ -142,7 +142,7 @@ fn mutate(json: &mut Value, random: &mut Random) {
     }
 }
 
-/// Opens and runs it; the first thing that is refused ends it.
+/// Opens and runs a plan until something is refused.
 fn run(plan: Plan, weights: &[u8], batch: usize) -> Option<()> {
     let weights = Weights::new(plan, weights.to_vec().into()).ok()?;
     let options =
@@ -203,7 +203,7 @@ fn mutated_operators_with_inferred_types_run_or_are_refused() {
             plan.full.steps[at].inputs[random.below(inputs)] =
                 (random.below(3) > 0).then_some(other);
         }
-        // types that follow from the change, so that it passes validation
+        // the types that follow from the change, so that the plan passes validation
         for step in &plan.full.steps {
             let types: Vec<Option<&ValueType>> =
                 step.inputs.iter().map(|v| v.map(|v| &plan.full.values[v].ty)).collect();

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 /// The share of a full step's multiply-accumulates that `auto` wants of a cached one. On the
 /// trained models, at interval 5, cuts at 13 to 14 % end within 1 dB of those at 25 % or better,
-/// and the loop costs a fifth less (`docs/results.md`); below that, quality falls.
+/// and the loop costs a fifth less (`docs/quality.md`); below that, quality falls.
 pub const AUTO_SHARE: f64 = 0.15;
 
 /// The factor by which a cut at tensors may be farther from [`AUTO_SHARE`] than one at deltas and

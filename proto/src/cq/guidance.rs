@@ -1,4 +1,4 @@
-//! What an artifact says of guidance, and of inputs that the loop fills by itself.
+//! Guidance in an artifact, and the inputs that the loop fills by itself.
 
 use super::Manifest;
 use crate::plan::{InputRole, PlanInput};
@@ -7,34 +7,34 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-/// The part of the steps in which guidance applies (Kynkäänniemi et al. 2024, arXiv:2404.07724), in
-/// shares of their number. Of `n` steps, those from ⌊from · n⌋ up to and without ⌊to · n⌋, as in
-/// diffusers' guiders. Outside of it the prediction is the conditional one.
+/// The part of the steps in which guidance applies (Kynkäänniemi et al. 2024, arXiv:2404.07724), as
+/// shares of their number. Of `n` steps, it covers those from ⌊from · n⌋ up to but excluding ⌊to ·
+/// n⌋, as in diffusers' guiders. Outside of it, the prediction is the conditional one.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GuidanceInterval {
-    /// 0 or more, less than `to`.
+    /// The beginning, at least 0 and less than `to`.
     pub from: f64,
-    /// 1 or less.
+    /// The end, at most 1.
     pub to: f64,
 }
 
 impl GuidanceInterval {
-    /// All steps.
+    /// The interval of all steps, from 0 to 1.
     pub const ALL: GuidanceInterval = GuidanceInterval { from: 0.0, to: 1.0 };
 
-    /// Whether it is one: 0 ≤ from < to ≤ 1.
+    /// Whether 0 ≤ from < to ≤ 1.
     pub fn is_valid(&self) -> bool {
         0.0 <= self.from && self.from < self.to && self.to <= 1.0
     }
 
-    /// The steps, of `steps`, in which guidance applies; may be empty.
+    /// The steps, of `steps`, in which guidance applies. The range may be empty.
     pub fn steps(&self, steps: usize) -> Range<usize> {
         let at = |share: f64| ((share * steps as f64) as usize).min(steps);
         at(self.from)..at(self.to)
     }
 }
 
-/// `0.2..0.8`, as it is read.
+/// The text form that is also parsed, such as `0.2..0.8`.
 impl fmt::Display for GuidanceInterval {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}..{}", self.from, self.to)
@@ -54,24 +54,25 @@ impl FromStr for GuidanceInterval {
     }
 }
 
-/// What the loop fills a condition with where a request does not give it.
+/// The value with which the loop fills a condition that a request does not give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fill {
-    /// The scale of guidance, which the network was distilled to take as an input, as FLUX.1-dev.
+    /// The guidance scale, for networks that were distilled to take it as an input, such as
+    /// FLUX.1-dev.
     Guidance,
-    /// Sines and cosines of 1000 · (scale − 1), as latent consistency models take the scale
-    /// (arXiv:2310.04378, section 4.2): `[N, D]`.
+    /// Sines and cosines of 1000 · (scale − 1), `[N, D]`, as latent consistency models take the
+    /// guidance scale (arXiv:2310.04378, section 4.2).
     GuidanceEmbedding,
-    /// The number of sampling steps.
+    /// The number of sampler steps.
     Steps,
 }
 
 impl Fill {
-    /// All of them.
+    /// All kinds of fills.
     pub const ALL: [Fill; 3] = [Fill::Guidance, Fill::GuidanceEmbedding, Fill::Steps];
 
-    /// As options and files name it.
+    /// The name in options and files.
     pub fn name(self) -> &'static str {
         match self {
             Fill::Guidance => "guidance",
@@ -80,12 +81,12 @@ impl Fill {
         }
     }
 
-    /// Whether it stands for the scale of guidance.
+    /// Whether the value stands for the guidance scale.
     pub fn is_guidance(self) -> bool {
         matches!(self, Fill::Guidance | Fill::GuidanceEmbedding)
     }
 
-    /// What an input must be in order to be filled so.
+    /// The type and shape that an input must have, in words.
     pub fn expects(self) -> &'static str {
         match self {
             Fill::Guidance => "a float per sample, or one for all",
@@ -94,7 +95,7 @@ impl Fill {
         }
     }
 
-    /// Whether an input can be filled so.
+    /// Whether the input can be filled with this value.
     pub fn fits(self, input: &PlanInput) -> bool {
         let (dtype, shape) = (input.ty.dtype, &input.ty.shape);
         let is_number = shape.iter().skip(1).all(|d| d.is(1));
@@ -118,12 +119,12 @@ impl fmt::Display for Fill {
 }
 
 impl Manifest {
-    /// Whether the scale of guidance is an input of the network: there are no two halves then.
+    /// Whether the guidance scale is an input of the network. There are no two halves to mix then.
     pub fn takes_guidance(&self) -> bool {
         self.fills.values().any(|fill| fill.is_guidance())
     }
 
-    /// The scale by which two halves are mixed; 1 where there is one half only.
+    /// The scale by which two halves are mixed. It is 1 if there is only one half.
     pub fn classifier_free_scale(&self) -> f32 {
         if self.takes_guidance() { 1.0 } else { self.guidance }
     }

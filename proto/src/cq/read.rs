@@ -1,4 +1,4 @@
-//! Reads artifacts, trusting nothing.
+//! Reads artifacts, which may come from untrusted sources.
 
 use super::unpack::{budget, check, unpack};
 use super::*;
@@ -6,77 +6,77 @@ use crate::plan::{PlanError, validate};
 use bytes::Bytes;
 use std::borrow::Cow;
 
-/// An artifact that passed every check.
+/// The content of an artifact that passed all checks.
 #[derive(Clone, Debug)]
 pub struct Artifact {
-    /// Everything but the constants.
+    /// The manifest, which describes everything except the bytes of the constants.
     pub manifest: Manifest,
-    /// The constants: part of the bytes that were read, so of the mapped file.
+    /// The constants. They are a part of the bytes that were read, and so of the mapped file.
     pub weights: Bytes,
-    /// Compiled CUDA kernels, if it has some.
+    /// Compiled CUDA kernels, if the artifact has some.
     pub kernels: Option<Bytes>,
     /// The parts of a pipeline around the loop, if the artifact holds a whole pipeline.
     pub pipeline: Option<Pipeline>,
     /// The attachments that the pipeline names by index.
     pub attachments: Vec<Bytes>,
-    /// Hash of header and section table, which has the hashes of all sections: no other artifact
-    /// has it.
+    /// The hash of the header and the section table. As the table holds the hashes of all sections,
+    /// no other artifact has the same hash.
     pub identity: [u8; 32],
 }
 
-/// Why bytes are no artifact.
+/// The reason why bytes are not a valid artifact.
 #[derive(Debug, thiserror::Error)]
 pub enum CqError {
     /// The file does not begin with [`MAGIC`].
     #[error("not a .cq file")]
     NotCq,
-    /// Written by a newer cqc.
+    /// The file was written by a newer version of cqc.
     #[error("format version {found} is newer than {VERSION}, the newest this cqc reads")]
     Newer {
-        /// The file's version.
+        /// The version in the file's header.
         found: u32,
     },
-    /// A version that never was.
+    /// The version does not exist.
     #[error("there is no format version {found}")]
     Version {
-        /// The file's version.
+        /// The version in the file's header.
         found: u32,
     },
-    /// The file is shorter or longer than its header says.
+    /// The length of the file differs from that in its header.
     #[error("the file has {found} bytes, its header says {expected}")]
     Length {
-        /// As the header says; 64 if there is not even a header.
+        /// The length in the header in bytes, or 64 if the file is shorter than a header.
         expected: u64,
-        /// As it is.
+        /// The actual length of the file in bytes.
         found: u64,
     },
-    /// Header or section table do not make sense.
+    /// The header or the section table is not valid.
     #[error("header: {reason}")]
     Header {
-        /// What was expected and what was seen.
+        /// The expected and the actual content.
         reason: String,
     },
-    /// A section does not lie where it may, or lacks.
+    /// A section is missing or has an invalid position.
     #[error("section `{section}`: {reason}")]
     Section {
-        /// Its name.
+        /// Name of the section.
         section: String,
-        /// What was expected and what was seen.
+        /// The expected and the actual content.
         reason: String,
     },
-    /// A section's bytes have changed since they were written.
+    /// The bytes of a section have changed since they were written.
     #[error("section `{section}` is damaged: its blake3 hash is another")]
     Damaged {
-        /// Its name; `header` for header and table.
+        /// Name of the section; `header` for the header and the section table.
         section: String,
     },
-    /// The manifest is no JSON of a manifest.
+    /// The manifest is not the JSON of a manifest.
     #[error("manifest: {0}")]
     Json(#[from] serde_json::Error),
-    /// The manifest says something that cannot be.
+    /// The manifest contains an invalid value.
     #[error("manifest: {reason}")]
     Manifest {
-        /// What was expected and what was seen.
+        /// The expected and the actual content.
         reason: String,
     },
     /// The plan cannot be executed.
@@ -85,14 +85,15 @@ pub enum CqError {
 }
 
 impl Artifact {
-    /// Reads and checks an artifact: header, table, hashes, manifest, plan. `bytes` is best a
-    /// mapped file (`cqc_kernels::map_file`); the weights are not copied.
+    /// Reads and checks an artifact: the header, the section table, the hashes, the manifest and
+    /// the plan. `bytes` should be a mapped file (`cqc_kernels::map_file`), because the weights are
+    /// not copied.
     ///
-    /// Needs memory for the manifest only, at most 32 MiB or 32 bytes per byte of the file, whichever
-    /// is more; the time goes into hashing.
+    /// Only the manifest needs memory: at most 32 MiB, or 32 bytes per byte of the file if that is
+    /// more. Most of the time is spent on hashing.
     ///
     /// # Errors
-    /// [`CqError`] names the place. No bytes make this panic.
+    /// A [`CqError`] that names the place of the error. No input makes this function panic.
     pub fn read(bytes: Bytes) -> Result<Artifact, CqError> {
         let sections = sections(&bytes)?;
         let manifest = required(&sections, MANIFEST)?;
@@ -127,7 +128,7 @@ impl Artifact {
 fn parse(stored: &[u8], version: u32, budget: u64) -> Result<Manifest, CqError> {
     let section = |reason| CqError::Section { section: "manifest".into(), reason };
     let json = match version {
-        // before version 4 as it is
+        // manifests were not compressed before version 4
         ..4 => {
             check(stored, budget).map_err(section)?;
             Cow::Borrowed(stored)
@@ -155,7 +156,7 @@ fn parse_pipeline(json: &[u8], attachments: usize) -> Result<Pipeline, CqError> 
     Ok(pipeline)
 }
 
-/// The section table, its places checked, but not yet the hashes.
+/// The section table. The positions of the sections are checked, but not their hashes.
 fn sections(bytes: &[u8]) -> Result<Vec<Section>, CqError> {
     let found = bytes.len() as u64;
     if bytes.len() < MAGIC.len() || bytes[..MAGIC.len()] != MAGIC {
@@ -195,7 +196,8 @@ fn sections(bytes: &[u8]) -> Result<Vec<Section>, CqError> {
     Ok(sections)
 }
 
-/// Sections ascend, lie in the file, are aligned, have names of their own, and zeros between them.
+/// Checks that sections ascend, lie in the file, are aligned, have different names, and have zeros
+/// between them.
 fn check_places(bytes: &[u8], sections: &[Section], mut free: u64) -> Result<(), CqError> {
     for (i, section) in sections.iter().enumerate() {
         let error = |reason| CqError::Section { section: name(section), reason };
@@ -240,7 +242,7 @@ fn name(section: &Section) -> String {
     String::from_utf8_lossy(&section.name).trim_end_matches('\0').to_string()
 }
 
-/// The bytes of a section whose place is checked.
+/// The bytes of a section whose position has been checked.
 fn slice(bytes: &Bytes, section: &Section) -> Bytes {
     bytes.slice(section.offset as usize..(section.offset + section.len) as usize)
 }

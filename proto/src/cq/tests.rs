@@ -1,4 +1,4 @@
-//! Round trips, refusals, and thousands of damaged files.
+//! Round trips, refused files, and thousands of damaged files.
 
 use super::*;
 use crate::plan::*;
@@ -14,7 +14,7 @@ fn value(name: &str, ty: ValueType, source: Source) -> PlanValue {
     PlanValue { name: name.into(), ty, source, alias: None }
 }
 
-/// `out = reshape(sample · w) + label row`: small, but with every kind of source.
+/// `out = reshape(sample · w) + label row`: a small plan with every kind of source.
 fn plan() -> (Plan, Vec<Bytes>) {
     let tensors = [
         Tensor::from_f32(&[4, 4], &[0.5; 16]),
@@ -144,7 +144,7 @@ fn every_flipped_bit_and_every_truncation_is_an_error() {
     assert!(matches!(read(&longer), Err(CqError::Length { .. })));
 }
 
-/// The file with another manifest and hashes that fit.
+/// The file with another manifest and matching hashes.
 fn with_manifest(good: &[u8], json: &[u8]) -> Vec<u8> {
     with_packed(good, &miniz_oxide::deflate::compress_to_vec_zlib(json, 1))
 }

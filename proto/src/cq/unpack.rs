@@ -1,32 +1,33 @@
-//! The text of a manifest, unpacked no further than the file that holds it can justify.
+//! Decompresses manifests, with a limit on memory that depends on the length of the file.
 //!
-//! A few bytes of zlib stand for a thousand times as many of JSON, and two bytes of JSON for a
-//! value of 32. So what the text will take in memory is counted while it is unpacked, before any of
-//! it is parsed, and must suit the length of the file.
+//! A few bytes of zlib can stand for a thousand times as many bytes of JSON, and two bytes of JSON
+//! for a value of 32 bytes. So the memory that the text will need is estimated during
+//! decompression, before any of it is parsed, and must be within the limit.
 
 use super::MAX_MANIFEST;
 use miniz_oxide::inflate::stream::{InflateState, inflate};
 use miniz_oxide::{DataFormat, MZError, MZFlush, MZStatus};
 
-/// Bytes of memory that the manifest of any file may take; [`budget`] tells those of larger files.
+/// The memory in bytes that the manifest of any file may take. [`budget`] computes the limit for
+/// larger files.
 const LEAST_BUDGET: u64 = 32 << 20;
 
-/// Bytes of memory per byte of the file, above [`LEAST_BUDGET`].
+/// The bytes of memory per byte of the file, if that is more than [`LEAST_BUDGET`].
 const BUDGET_PER_BYTE: u64 = 32;
 
-/// What a value or a key of the text takes in memory when it has been parsed, in bytes, at most on
-/// average: a value of a program is 12 of them, a step at least 9, a size of a shape one.
+/// The average number of bytes that a parsed value or key takes, as an upper bound. A value of a
+/// program consists of 12 of these items, a step of at least 9, a size of a shape of one.
 const PER_ITEM: u64 = 48;
 
-/// Bytes that are unpacked at once.
+/// The number of bytes that are decompressed at once.
 const CHUNK: usize = 1 << 15;
 
-/// Bytes of memory that the manifest of a file of `file_len` bytes may take, text included.
+/// The bytes of memory that the manifest of a file of `file_len` bytes may take, text included.
 pub(super) fn budget(file_len: u64) -> u64 {
     LEAST_BUDGET.max(file_len.saturating_mul(BUDGET_PER_BYTE))
 }
 
-/// Counts what a text of JSON takes.
+/// Estimates the memory that a JSON text needs.
 #[derive(Default)]
 struct Cost {
     bytes: u64,
@@ -54,7 +55,7 @@ impl Cost {
         }
     }
 
-    /// The text itself, the strings in it once more, and what its items become.
+    /// The memory of the text, of the strings in it, and of its parsed items.
     fn memory(&self) -> u64 {
         2 * self.bytes + PER_ITEM * self.items
     }
@@ -73,7 +74,7 @@ impl Cost {
     }
 }
 
-/// Refuses a text that is not packed and takes more than `budget` bytes of memory.
+/// Refuses an uncompressed text that needs more than `budget` bytes of memory.
 pub(super) fn check(text: &[u8], budget: u64) -> Result<(), String> {
     let mut cost = Cost::default();
     text.chunks(CHUNK).try_for_each(|chunk| {
@@ -82,10 +83,10 @@ pub(super) fn check(text: &[u8], budget: u64) -> Result<(), String> {
     })
 }
 
-/// Unpacks a text that takes at most `budget` bytes of memory.
+/// Decompresses a text that needs at most `budget` bytes of memory.
 ///
 /// # Errors
-/// What it takes too much of, or that it is no zlib.
+/// A message that names the exceeded limit, or that the data are not valid zlib.
 pub(super) fn unpack(packed: &[u8], budget: u64) -> Result<Vec<u8>, String> {
     let damaged = || "it cannot be unpacked".to_string();
     let mut state = InflateState::new_boxed(DataFormat::Zlib);
@@ -102,7 +103,7 @@ pub(super) fn unpack(packed: &[u8], budget: u64) -> Result<Vec<u8>, String> {
         text.extend_from_slice(written);
         match step.status {
             Ok(MZStatus::StreamEnd) => return Ok(text),
-            // it asks for more than there is
+            // the decompressor asks for more input than there is
             Ok(_) if read == 0 && written.is_empty() => return Err(damaged()),
             Err(MZError::Buf) if read > 0 || !written.is_empty() => {}
             Ok(_) => {}

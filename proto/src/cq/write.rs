@@ -1,4 +1,4 @@
-//! Writes artifacts, all or nothing.
+//! Writes artifacts, either completely or not at all.
 
 use super::*;
 use crate::plan::{Constant, PlanError, validate};
@@ -8,46 +8,49 @@ use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Why no artifact was written. The target is then as it was before, and nothing lies beside it.
+/// The reason why an artifact was not written. The target does not change then, and no temporary
+/// file remains.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// The target exists, and overwriting was not asked for.
+    /// The target exists, and overwriting was not requested.
     #[error("{} exists", path.display())]
     Exists {
-        /// The target.
+        /// Path of the target.
         path: PathBuf,
     },
-    /// The system refused.
+    /// The operating system reported an error.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What it said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The manifest could not be read back.
+    /// The manifest could not be read back, so it is not written.
     #[error("manifest: {reason}")]
     Manifest {
-        /// What was expected and what was seen.
+        /// The expected and the actual content.
         reason: String,
     },
     /// The plan could not be executed.
     #[error("plan: {0}")]
     Plan(#[from] PlanError),
-    /// A constant has other bytes than its type says, or lies before the end of the one before it.
+    /// The bytes of a constant do not fit its type, or its offset lies before the end of the
+    /// previous constant.
     #[error("constant `{name}`: {reason}")]
     Constant {
-        /// Its name.
+        /// Name of the constant.
         name: String,
-        /// What was expected and what was seen.
+        /// The expected and the actual content.
         reason: String,
     },
 }
 
-/// How hard manifests are packed, of 10: more costs time for next to nothing.
+/// The compression level of manifests, of at most 10. Higher levels take more time and save almost
+/// nothing.
 const DEFLATE_LEVEL: u8 = 6;
 
-/// Gives every constant its offset, in order, and returns the length of the weights section.
+/// Sets the offset of every constant, in order, and returns the length of the weight section.
 pub fn lay_out(constants: &mut [Constant]) -> u64 {
     constants.iter_mut().fold(0, |end: u64, constant| {
         constant.offset = end.next_multiple_of(64);
@@ -55,18 +58,19 @@ pub fn lay_out(constants: &mut [Constant]) -> u64 {
     })
 }
 
-/// Bytes of a constant whose sizes are known.
+/// The size in bytes of a constant whose sizes are known.
 fn byte_len(constant: &Constant) -> Option<u64> {
     constant.stored_bytes().map(|bytes| bytes as u64)
 }
 
-/// Writes an artifact to `path` through a temporary file beside it; `force` replaces what is there.
+/// Writes an artifact to `path` through a temporary file in the same directory. With `force`, an
+/// existing file is replaced.
 ///
-/// `bytes(i)` gives the bytes of `plan.constants[i]`; it is called in ascending order, each once,
-/// so that they need not be in memory together.
+/// `bytes(i)` returns the bytes of `plan.constants[i]`. It is called in ascending order, once for
+/// each constant, so that they need not be in memory at the same time.
 ///
 /// # Errors
-/// [`WriteError`]. Constants have to ascend ([`lay_out`]).
+/// A [`WriteError`]. The offsets of the constants have to ascend ([`lay_out`]).
 pub fn write(
     path: &Path,
     force: bool,
@@ -88,10 +92,10 @@ pub fn write(
     temporary.publish(path, force)
 }
 
-/// Writes an artifact to a stream; the header last.
+/// Writes an artifact to a stream. The header is written last.
 ///
 /// # Errors
-/// As [`write()`]; [`WriteError::Io`] with an empty path.
+/// Those of [`write()`]. The path in [`WriteError::Io`] is empty.
 pub fn encode<W: Write + Seek>(
     out: &mut W,
     manifest: &Manifest,
@@ -109,10 +113,10 @@ pub struct Attached<'a> {
     pub pipeline: Option<(&'a Pipeline, &'a [Bytes])>,
 }
 
-/// [`encode`] with further sections.
+/// Like [`encode`], with further sections.
 ///
 /// # Errors
-/// As [`encode`]; [`WriteError::Manifest`] for a pipeline that names attachments that are not there.
+/// Those of [`encode`], and [`WriteError::Manifest`] for a pipeline that names attachments that are not there.
 pub fn encode_with<W: Write + Seek>(
     out: &mut W,
     manifest: &Manifest,
@@ -178,7 +182,7 @@ fn further(attached: &Attached) -> Result<Vec<([u8; 8], u64, Bytes)>, String> {
     Ok(all)
 }
 
-/// Counts and hashes what passes.
+/// A stream that counts and hashes the bytes that are written.
 struct Hashing<'a, W> {
     out: &'a mut W,
     at: u64,
@@ -186,7 +190,7 @@ struct Hashing<'a, W> {
 }
 
 impl<W: Write> Hashing<'_, W> {
-    /// Forgets what was hashed so far.
+    /// Starts a new hash.
     fn begin(&mut self) -> &mut Self {
         self.hasher.reset();
         self
@@ -216,7 +220,7 @@ impl<W: Write> Hashing<'_, W> {
                 constant.ty
             )));
         }
-        // Gaps are zeros, so they are kept small.
+        // gaps are filled with zeros, so they must be small
         let at = base + constant.offset;
         if at < self.at || at - self.at > WEIGHTS_ALIGN {
             return Err(error(format!(
@@ -258,8 +262,8 @@ impl Temporary {
         }
     }
 
-    /// Gives the file its name. Without `force` it does not replace a file that has appeared
-    /// meanwhile.
+    /// Renames the file to its target. Without `force`, it does not replace a file that has been
+    /// created in the meantime.
     fn publish(self, target: &Path, force: bool) -> Result<(), WriteError> {
         let io_error = |source| WriteError::Io { path: target.into(), source };
         if force {
@@ -270,7 +274,7 @@ impl Temporary {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                     return Err(WriteError::Exists { path: target.into() });
                 }
-                // A file system without links.
+                // the file system has no hard links
                 Err(_) => std::fs::rename(&self.path, target).map_err(io_error)?,
             }
         }
@@ -281,12 +285,12 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // After a rename it is gone already; and there is nobody to tell of a failure.
+        // after a rename the file no longer exists, and there is no way to report another error
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
-/// Makes the new name durable, where the system can.
+/// Makes the new name durable, if the system can.
 fn sync_directory(target: &Path) {
     let directory = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if let Ok(directory) = File::open(directory) {

@@ -1,8 +1,8 @@
-//! Random operators and input types for property tests, here and (by path) in
+//! Random operators and input types for property tests, in this crate and (by path) in
 //! `cqc_kernels::reference`.
 //!
-//! `wild` mixes in numbers that no model holds, to find arithmetic that overflows; without it sizes
-//! are small and mostly equal, so that many samples are accepted.
+//! With `wild`, they include numbers that no model contains, to find arithmetic that overflows.
+//! Without it, sizes are small and mostly equal, so that many samples are accepted.
 
 use super::*;
 use proptest::collection::vec;
@@ -46,8 +46,8 @@ fn list<T: std::fmt::Debug + 'static>(
     vec(of, 0..4).boxed()
 }
 
-/// Strides, pads, dilations and kernel of one to three spatial axes, in `wild` sometimes of unequal
-/// lengths.
+/// Strides, pads, dilations and kernel of one to three spatial axes. With `wild`, the lists
+/// sometimes have unequal lengths.
 fn windows(wild: bool) -> BoxedStrategy<[Vec<usize>; 4]> {
     let n = move |len| vec(natural(wild), len);
     let zero_or_one = || select(vec![0usize, 0, 1]);
@@ -301,8 +301,8 @@ fn composites(wild: bool) -> BoxedStrategy<Op> {
     .boxed()
 }
 
-/// Types of up to six inputs: mostly like the first one, the others beginning or ending with some
-/// of its sizes.
+/// Types of up to six inputs. Most are like the first one; the others begin or end with some of its
+/// sizes.
 pub(crate) fn input_types(wild: bool) -> BoxedStrategy<Vec<Option<ValueType>>> {
     use DType::*;
     let usual = select(vec![F32, F32, F32, F32, F16, F64, I64, Bool, U64, I8, I8]);
@@ -337,8 +337,8 @@ pub(crate) fn input_types(wild: bool) -> BoxedStrategy<Vec<Option<ValueType>>> {
         .boxed()
 }
 
-/// An operator and types of inputs that it may take. Those of quantization demand so much of their
-/// inputs that some are made to fit.
+/// An operator, and types of inputs that it may accept. Operators of quantization restrict their
+/// inputs so much that some are made to fit.
 pub fn operation(wild: bool) -> BoxedStrategy<(Op, Vec<Option<ValueType>>)> {
     prop_oneof![99 => (op(wild), input_types(wild)), 1 => quantization()].boxed()
 }

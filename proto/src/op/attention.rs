@@ -1,4 +1,4 @@
-//! Attention and the other composite operators of denoisers.
+//! Shape rules of attention and the other composite operators of denoisers.
 
 use super::*;
 
@@ -87,7 +87,7 @@ fn attention(heads: usize, kv_heads: usize, inputs: &InputTypes) -> Inferred {
     Ok(vec![ValueType::new(q.dtype, vec![q.shape[0].clone(), q.shape[1].clone(), channels])])
 }
 
-/// Both products: `B · Lq · Lk · heads · (D + Dv)`.
+/// The MACs of both products: `B · Lq · Lk · heads · (D + Dv)`.
 pub(super) fn macs(inputs: &InputTypes, outputs: &[ValueType]) -> Option<Dim> {
     let (q, k) = (optional(inputs, 0)?, optional(inputs, 1)?);
     let channels = q.shape[2].add(&outputs.first()?.shape[2])?;

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Function of one element.
+/// A function of one element.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)] // plain mathematical functions; those with parameters say what they compute
@@ -16,7 +16,7 @@ pub enum UnaryKind {
     Reciprocal,
     Floor,
     Ceil,
-    /// Half to even.
+    /// Rounds half to even.
     Round,
     Sin,
     Cos,
@@ -46,13 +46,13 @@ pub enum UnaryKind {
     Mish,
     /// `x · max(0, min(1, x/6 + 1/2))`.
     HardSwish,
-    /// Logical not, of bool.
+    /// The logical not of bool.
     Not,
-    /// Of integers.
+    /// The bitwise not of integers.
     BitwiseNot,
-    /// To bool.
+    /// The result is bool.
     IsNan,
-    /// To bool.
+    /// The result is bool.
     IsInf {
         negative: bool,
         positive: bool,
@@ -95,7 +95,7 @@ pub enum UnaryKind {
 }
 
 impl UnaryKind {
-    /// Names in text form.
+    /// The names in text form.
     pub const NAMES: &[&str] = &[
         "neg",
         "abs",
@@ -145,26 +145,26 @@ impl UnaryKind {
     ];
 }
 
-/// Function of two elements of the same type.
+/// A function of two elements of the same type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
 pub enum BinaryKind {
-    /// Integers wrap around, here and in `Sub`, `Mul`, `Pow`.
+    /// Integers wrap around, as in `Sub`, `Mul` and `Pow`.
     Add,
     Sub,
     Mul,
-    /// Integers truncate toward zero; an integer zero as divisor is an error of the evaluation, as
-    /// in `Mod` and `Fmod`.
+    /// Integers are truncated toward zero. Division of an integer by zero is an error of the
+    /// evaluation, as in `Mod` and `Fmod`.
     Div,
     /// The exponent may have another number type. An integer to a negative integer power is 1/a
-    /// truncated, 0 for a = 0.
+    /// truncated, and 0 for a = 0.
     Pow,
-    /// Sign of the divisor (Python).
+    /// The remainder with the sign of the divisor, as in Python.
     Mod,
-    /// Sign of the dividend (C `fmod`).
+    /// The remainder with the sign of the dividend, as C's `fmod`.
     Fmod,
-    /// NaN if either is NaN, as `Max`.
+    /// The result is NaN if either element is NaN, as in `Max`.
     Min,
     Max,
     And,
@@ -173,11 +173,11 @@ pub enum BinaryKind {
     BitwiseAnd,
     BitwiseOr,
     BitwiseXor,
-    /// By the width of the type or more: 0.
+    /// A shift by the width of the type or more gives 0.
     ShiftLeft,
-    /// Fills with the sign; by the width of the type or more, only the sign remains.
+    /// Fills with the sign. A shift by the width of the type or more leaves only the sign.
     ShiftRight,
-    /// To bool, as the other comparisons.
+    /// The result is bool, as in the other comparisons.
     Equal,
     Less,
     LessOrEqual,
@@ -188,7 +188,7 @@ pub enum BinaryKind {
 }
 
 impl BinaryKind {
-    /// Names in text form.
+    /// The names in text form.
     pub const NAMES: &[&str] = &[
         "add",
         "sub",
@@ -215,7 +215,7 @@ impl BinaryKind {
         "prelu",
     ];
 
-    /// Whether the result is bool whatever the inputs are.
+    /// Whether the result is bool for all types of inputs.
     pub fn is_comparison(self) -> bool {
         use BinaryKind::*;
         matches!(self, Equal | Less | LessOrEqual | Greater | GreaterOrEqual)

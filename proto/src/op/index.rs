@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// What a scattered write does to the element there.
+/// The combination of a scattered update with the present element.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
@@ -34,7 +34,7 @@ pub(super) fn infer(op: &Op, inputs: &InputTypes) -> Inferred {
     }
 }
 
-/// Inputs 0 and 1, the second of an integer type.
+/// Inputs 0 and 1. The second must be of an integer type.
 fn data_and_indices<'a>(inputs: &InputTypes<'a>) -> Result<(&'a ValueType, &'a ValueType), String> {
     let (data, indices) = (required(inputs, 0, "data")?, required(inputs, 1, "indices")?);
     check(indices.dtype.is_integer(), || {
@@ -51,7 +51,7 @@ fn gather(axis: usize, inputs: &InputTypes) -> Inferred {
     Ok(vec![ValueType::new(data.dtype, shape)])
 }
 
-/// Checks that `indices` has data's rank and, but for `axis`, nowhere a larger size.
+/// Checks that `indices` has data's rank and, except along `axis`, no larger size.
 fn check_elements(axis: usize, data: &ValueType, indices: &ValueType) -> Result<(), String> {
     check_axis(axis, data)?;
     let smaller = |(k, (i, d)): (usize, (&Dim, &Dim))| {
@@ -71,8 +71,8 @@ fn gather_elements(axis: usize, inputs: &InputTypes) -> Inferred {
     Ok(vec![ValueType::new(data.dtype, indices.shape.clone())])
 }
 
-/// Size of the last axis of `indices`: how many axes of data, after the batch axes, an index tuple
-/// addresses.
+/// The size of the last axis of `indices`, which is the number of data's axes after the batch axes
+/// that an index tuple addresses.
 fn tuple_size(data: &ValueType, indices: &ValueType, batch_dims: usize) -> Result<usize, String> {
     let size = indices.shape.last().and_then(Dim::as_const).and_then(|k| usize::try_from(k).ok());
     let most = data.rank().saturating_sub(batch_dims);

@@ -1,12 +1,12 @@
-//! Products: matmul, linear layers, convolutions, and the windows of pooling.
+//! Shape rules of products (matmul, linear layers, convolutions) and of pooling.
 
 use super::*;
 
-/// Activation fused after a product or a normalisation.
+/// An activation that is fused with the product or normalisation before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Act {
-    /// x
+    /// The identity: x
     #[default]
     None,
     /// x · sigmoid(x)
@@ -26,7 +26,7 @@ pub enum Act {
 }
 
 impl Act {
-    /// Every activation, for tests and tables.
+    /// All activations, for tests and tables.
     pub const ALL: [Act; 8] = [
         Act::None,
         Act::Silu,
@@ -39,11 +39,11 @@ impl Act {
     ];
 }
 
-/// Where the channel axis stands.
+/// The position of the channel axis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ConvLayout {
-    /// N, C, spatial axes: ONNX.
+    /// N, C, spatial axes, as in ONNX.
     #[default]
     ChannelsFirst,
     /// N, spatial axes, C.
@@ -51,7 +51,7 @@ pub enum ConvLayout {
 }
 
 impl ConvLayout {
-    /// The channel axis of a tensor of that rank (≥ 2).
+    /// The channel axis of a tensor of that rank, which must be at least 2.
     pub fn channel_axis(self, rank: usize) -> usize {
         match self {
             ConvLayout::ChannelsFirst => 1,
@@ -68,7 +68,7 @@ impl ConvLayout {
     }
 }
 
-/// What a pooling window computes.
+/// The function of a pooling window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
@@ -146,7 +146,8 @@ fn epilogue(inputs: &InputTypes, y: &ValueType, channel_axis: usize) -> Result<(
     }
 }
 
-/// Input `i`, if present, has y's rank, its channels, its batch or 1 in front, and 1 elsewhere.
+/// Checks that input `i`, if present, has y's rank and channels, y's batch or 1 as its first size,
+/// and 1 elsewhere.
 pub(super) fn per_image(
     inputs: &InputTypes,
     i: usize,
@@ -168,7 +169,7 @@ pub(super) fn per_image(
     })
 }
 
-/// Size of a window's result along one axis; `None` if the window does not fit.
+/// The size of a window's result along one axis, or `None` if the window does not fit.
 fn windows(
     size: &Dim,
     kernel: usize,
@@ -190,7 +191,7 @@ fn windows(
     }
 }
 
-/// Bounds the sizes of windows so that arithmetic on them cannot overflow.
+/// Bounds the sizes of windows, so that arithmetic on them cannot overflow.
 fn check_windows(rank: usize, lists: [(&str, &[usize]); 4]) -> Result<(), String> {
     for (i, (name, list)) in lists.into_iter().enumerate() {
         let expected = if name == "pads" { 2 * rank } else { rank };
@@ -338,7 +339,7 @@ fn pool(op: &Op, x: &ValueType) -> Inferred {
     Ok(vec![ValueType::new(x.dtype, shape)])
 }
 
-/// Sizes of an equation's letters, checked against the inputs.
+/// The sizes of an equation's letters, checked against the inputs.
 fn letters(equation: &str, inputs: &InputTypes) -> Result<(Vec<(char, Dim)>, String), String> {
     let (left, right) =
         equation.split_once("->").ok_or_else(|| format!("`{equation}` has no `->`"))?;

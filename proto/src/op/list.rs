@@ -1,175 +1,182 @@
-//! The one list of operators: attributes with their docs, and a row of traits each.
+//! The only list of operators: their attributes with documentation, and one row of traits for each.
 
 use super::*;
 
-/// One operator with its attributes. The text form is the variant's name in snake case followed by
-/// the attributes that differ from their defaults; `Unary`, `Binary` and `Reduce` print as their
-/// kind.
+/// One operator with its attributes. The text form is the variant's name in snake case, followed by
+/// the attributes that differ from their defaults. `Unary`, `Binary` and `Reduce` are printed as
+/// their kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Op {
     // ---- element by element (elementwise.rs)
-    /// `y = f(x)`.
+    /// `y = f(x)` for every element.
     Unary {
-        /// Which function.
+        /// The function of one element.
         kind: UnaryKind,
     },
     /// `y = f(a, b)` with numpy broadcasting.
     Binary {
-        /// Which function.
+        /// The function of two elements.
         kind: BinaryKind,
     },
-    /// `y = condition ? a : b`, inputs (condition: bool, a, b), numpy broadcasting.
+    /// `y = condition ? a : b`, with numpy broadcasting. The inputs are (condition: bool, a, b).
     Where,
-    /// Converts the element type. ONNX `Cast`. Floats become integers by truncation and saturation
-    /// (NaN: 0), integers wrap around, anything ≠ 0 is true.
+    /// Converts the element type (ONNX `Cast`). Floats become integers by truncation and
+    /// saturation, NaN becomes 0, integers wrap around, and every number other than 0 is true.
     Cast {
         /// Type of the result.
         to: DType,
     },
 
     // ---- moving data (movement.rs)
-    /// The same elements in the same order under another shape.
+    /// The same elements in the same order with another shape.
     Reshape {
-        /// The resulting shape, free of -1 and 0-means-copy.
+        /// Shape of the result, without the special values -1 and 0 of ONNX.
         shape: Shape,
     },
-    /// `y[i_perm[0], i_perm[1], …]`: axis `k` of the result is axis `perm[k]` of the input.
+    /// Permutes the axes: axis `k` of the result is axis `perm[k]` of the input.
     Transpose {
         /// A permutation of the axes.
         perm: Vec<usize>,
     },
-    /// Broadcasts to a shape that every input size divides in numpy's sense (sizes equal or 1,
-    /// missing front axes added).
+    /// Broadcasts to a shape by numpy's rules: every input size must be equal or 1, and missing
+    /// leading axes are added.
     Expand {
-        /// The resulting shape.
+        /// Shape of the result.
         shape: Shape,
     },
-    /// Joins any number ≥ 1 of inputs along an axis.
+    /// Joins one or more inputs along an axis.
     Concat {
-        /// The axis.
+        /// The axis along which the inputs are joined.
         axis: usize,
     },
-    /// `start`, `start + step`, … below `end` (above it for a negative step) along each listed
-    /// axis, already clamped to the input.
+    /// Takes the elements `start`, `start + step`, … below `end` (above it for a negative step)
+    /// along each listed axis. The bounds are already clamped to the input.
     Slice {
-        /// Sliced axes, ascending, each once.
+        /// The sliced axes, in ascending order, each once.
         axes: Vec<usize>,
-        /// First index per axis.
+        /// The first index per axis.
         starts: Vec<Dim>,
-        /// One past the last index per axis (for a negative step, may be -1).
+        /// One past the last index per axis. It may be -1 for a negative step.
         ends: Vec<Dim>,
-        /// Step per axis, not 0.
+        /// The step per axis, not 0.
         steps: Vec<i64>,
     },
-    /// Adds elements around the input (negative counts remove them). Second input: the fill value,
-    /// a scalar (absent = 0). New elements repeat the input as it was before any removal; `reflect`
-    /// and `wrap` go on periodically.
+    /// Adds elements around the input; negative counts remove elements. The optional second input
+    /// is the fill value, a scalar that is 0 if absent. In the other modes new elements repeat the
+    /// input as it was before any removal, and `reflect` and `wrap` continue periodically.
     Pad {
-        /// Elements before each axis.
+        /// The number of elements before each axis.
         before: Vec<i64>,
-        /// Elements after each axis.
+        /// The number of elements after each axis.
         after: Vec<i64>,
-        /// What the new elements are.
+        /// The values of the new elements.
         #[serde(default)]
         mode: PadMode,
     },
     /// Repeats the input `repeats[k]` times along axis `k`.
     Tile {
-        /// Repetitions per axis.
+        /// The repetitions per axis.
         repeats: Vec<i64>,
     },
-    /// Interpolates to `sizes`. ONNX `Resize`/`Upsample` without crop regions.
+    /// Interpolates to `sizes` (ONNX `Resize` and `Upsample` without crop regions).
     Resize {
-        /// The resulting shape.
+        /// Shape of the result.
         sizes: Shape,
-        /// Scale per axis where the model gave scales; empty = computed as output/input size.
+        /// The scale per axis if the model gives scales. An empty list stands for the quotients of
+        /// output size and input size.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         scales: Vec<f32>,
-        /// Interpolation.
+        /// The interpolation between elements of the input.
         mode: ResizeMode,
-        /// How output positions map to input positions.
+        /// The map of output positions to input positions.
         coordinates: CoordinateMode,
-        /// Rounding of `mode = nearest`.
+        /// The rounding of positions in the mode `nearest`.
         #[serde(default)]
         nearest: NearestMode,
-        /// Coefficient of `mode = cubic`.
+        /// The coefficient of the mode `cubic`.
         #[serde(default = "cubic_a")]
         cubic_a: f32,
-        /// Weights outside the input are dropped and the rest renormalised.
+        /// Whether weights outside of the input are dropped and the rest is renormalised.
         #[serde(default, skip_serializing_if = "is_default")]
         exclude_outside: bool,
-        /// Low-pass filter when shrinking (`mode` linear or cubic).
+        /// Whether a low-pass filter is applied when the input shrinks (modes `linear` and
+        /// `cubic`).
         #[serde(default, skip_serializing_if = "is_default")]
         antialias: bool,
     },
-    /// Keeps the upper (`upper`) or lower triangle of the last two axes, zero elsewhere.
+    /// Keeps the upper (`upper`) or the lower triangle of the last two axes and sets the rest to
+    /// zero.
     Trilu {
-        /// Keep `column >= row + k` instead of `column <= row + k`.
+        /// Whether elements with `column >= row + k` are kept, instead of `column <= row + k`.
         upper: bool,
-        /// The diagonal.
+        /// The diagonal: 0 is the main diagonal, and positive numbers are above it.
         #[serde(default, skip_serializing_if = "is_default")]
         k: i64,
     },
 
     // ---- indices (index.rs)
-    /// `y = data[..., indices, ...]` along an axis, inputs (data, indices: integer). Negative
-    /// indices count from the end.
+    /// `y = data[..., indices, ...]` along an axis (ONNX `Gather`). The inputs are (data, indices:
+    /// integer). Negative indices count from the end.
     Gather {
         /// The axis of `data`.
         axis: usize,
     },
-    /// `y[i][j][k] = data[indices[i][j][k]][j][k]` for axis 0, inputs (data, indices).
+    /// `y[i][j][k] = data[indices[i][j][k]][j][k]` for axis 0 (ONNX `GatherElements`). The inputs
+    /// are (data, indices).
     GatherElements {
         /// The axis of `data`.
         axis: usize,
     },
-    /// Inputs (data, indices); the last axis of `indices` indexes into `data` after the batch axes.
+    /// Gathers slices of `data` (ONNX `GatherND`). The inputs are (data, indices). The last axis of
+    /// `indices` indexes into `data` after the batch axes.
     GatherNd {
-        /// Leading axes that both share.
+        /// The number of leading axes that both inputs share.
         batch_dims: usize,
     },
-    /// Copy of `data` with `updates` written at `indices`; inputs (data, indices, updates).
+    /// A copy of `data` with `updates` written at `indices` (ONNX `ScatterND`). The inputs are
+    /// (data, indices, updates).
     ScatterNd {
-        /// What a write does to the element there.
+        /// The combination of an update with the present element.
         #[serde(default)]
         reduction: ScatterReduction,
     },
-    /// Copy of `data` with `updates` written where `indices` says along an axis; inputs (data,
-    /// indices, updates).
+    /// A copy of `data` with `updates` written at `indices` along an axis (ONNX `ScatterElements`).
+    /// The inputs are (data, indices, updates).
     ScatterElements {
-        /// The axis.
+        /// The axis of `data`.
         axis: usize,
-        /// What a write does to the element there.
+        /// The combination of an update with the present element.
         #[serde(default)]
         reduction: ScatterReduction,
     },
-    /// One-hot rows; inputs (indices, values: \[2\] = off, on). `depth` becomes the new axis.
-    /// Negative indices count from the end; those outside give a row of `off`.
+    /// One-hot rows (ONNX `OneHot`). The inputs are (indices, values: \[2\] = off, on). Negative
+    /// indices count from the end, and those outside of the range give a row of `off`.
     OneHot {
-        /// Where the new axis stands in the result.
+        /// The position of the new axis in the result.
         axis: usize,
-        /// Its size.
+        /// The size of the new axis.
         depth: i64,
     },
-    /// The `k` largest (or smallest) along an axis, in that order; outputs (values, indices: i64).
-    /// Of equal elements the first comes first; NaN is larger than any number.
+    /// The `k` largest or smallest elements along an axis, in that order (ONNX `TopK`). The outputs
+    /// are (values, indices: i64). Of equal elements the first comes first, and NaN is larger than
+    /// any number.
     TopK {
-        /// The axis.
+        /// The axis along which elements are selected.
         axis: usize,
-        /// How many.
+        /// The number of elements.
         k: i64,
-        /// Largest instead of smallest.
+        /// Whether the largest elements are taken, instead of the smallest.
         largest: bool,
     },
-    /// Running sum along an axis.
+    /// The running sum along an axis (ONNX `CumSum`).
     CumSum {
-        /// The axis.
+        /// The axis along which elements are summed.
         axis: usize,
-        /// Leaves out the element itself.
+        /// Whether each sum leaves out the element itself.
         #[serde(default, skip_serializing_if = "is_default")]
         exclusive: bool,
-        /// From the end.
+        /// Whether the sum runs from the end.
         #[serde(default, skip_serializing_if = "is_default")]
         reverse: bool,
     },
@@ -177,245 +184,255 @@ pub enum Op {
     // ---- reductions (reduce.rs)
     /// Reduces the listed axes.
     Reduce {
-        /// Which reduction.
+        /// The function that reduces the elements.
         kind: ReduceKind,
-        /// Reduced axes, ascending, each once; empty = none (the identity up to `kind`'s own map).
+        /// The reduced axes, in ascending order, each once. An empty list reduces nothing, and only
+        /// the map of `kind` is applied.
         axes: Vec<usize>,
-        /// Keeps them with size 1.
+        /// Whether the reduced axes are kept with size 1.
         keep: bool,
     },
-    /// Index of the largest or smallest element along an axis, i64; of the first NaN if there is
-    /// one (with `last`: the last).
+    /// The index of the largest or smallest element along an axis, in i64. If there is a NaN, it is
+    /// the index of the first one (with `last`: of the last one).
     ArgReduce {
-        /// Largest instead of smallest.
+        /// Whether the largest element is searched, instead of the smallest.
         largest: bool,
-        /// The axis.
+        /// The axis along which the element is searched.
         axis: usize,
-        /// Keeps it with size 1.
+        /// Whether the axis is kept with size 1.
         keep: bool,
-        /// The last of equal elements instead of the first.
+        /// Whether the last of equal elements is taken, instead of the first.
         #[serde(default, skip_serializing_if = "is_default")]
         last: bool,
     },
     /// `exp(x - max) / Σ exp(x - max)` along an axis.
     Softmax {
-        /// The axis.
+        /// The axis along which the sum runs.
         axis: usize,
     },
-    /// Logarithm of [`Op::Softmax`].
+    /// The logarithm of [`Op::Softmax`].
     LogSoftmax {
-        /// The axis.
+        /// The axis along which the sum runs.
         axis: usize,
     },
 
     // ---- products (linear.rs)
-    /// numpy `matmul`: inputs (a, b), batch axes broadcast.
+    /// The matrix product of numpy's `matmul`. The inputs are (a, b), and batch axes broadcast.
     #[serde(rename = "matmul")]
     MatMul,
-    /// `y = residual + gate · act(scale · (x · w) + bias + row)`: inputs (x: \[..., K\], w: \[K,
-    /// N\], bias?: \[N\], row?, gate?, residual?, scale?: \[N\]).
+    /// A linear layer: `y = residual + gate · act(scale · (x · w) + bias + row)`. The inputs are
+    /// (x: \[..., K\], w: \[K, N\], bias?: \[N\], row?, gate?, residual?, scale?: \[N\]).
     ///
-    /// `row` and `gate` have the rank of the result, last size N, first size the batch or 1, and 1
-    /// between; `residual` has the type of the result.
+    /// `row` and `gate` have the rank of the result. Their last size is N, their first is the batch
+    /// or 1, and the others are 1. `residual` has the type of the result.
     Linear {
-        /// Activation after the sum.
+        /// The activation after the sum.
         #[serde(default, skip_serializing_if = "is_default")]
         act: Act,
     },
-    /// 1-D or 2-D convolution: inputs (x, w: OIHW, bias?: \[O\], row?, gate?, residual?, scale?:
-    /// \[O\]), epilogue as [`Op::Linear`] per channel.
+    /// A convolution over one to three spatial axes. The inputs are (x, w: OIHW, bias?: \[O\],
+    /// row?, gate?, residual?, scale?: \[O\]). The epilogue is that of [`Op::Linear`], per channel.
     Conv {
-        /// Stride per spatial axis.
+        /// The stride per spatial axis.
         strides: Vec<usize>,
-        /// Zero padding: begins of all spatial axes, then ends.
+        /// The zero padding: at the beginning of all spatial axes, then at the end of all.
         pads: Vec<usize>,
-        /// Dilation per spatial axis.
+        /// The dilation per spatial axis.
         dilations: Vec<usize>,
-        /// Channel groups.
+        /// The number of channel groups.
         #[serde(default = "one", skip_serializing_if = "is_one")]
         groups: usize,
-        /// Where channels stand in x, row, gate, residual and the result.
+        /// The position of the channel axis in x, row, gate, residual and the result.
         #[serde(default, skip_serializing_if = "is_default")]
         layout: ConvLayout,
-        /// 2 = the input is first enlarged twice along each spatial axis by repetition.
+        /// If 2, the input is first enlarged by a factor of 2 along each spatial axis, by
+        /// repetition.
         #[serde(default = "one", skip_serializing_if = "is_one")]
         upsample: usize,
-        /// Activation after the sum.
+        /// The activation after the sum.
         #[serde(default, skip_serializing_if = "is_default")]
         act: Act,
     },
-    /// Transposed convolution, channels first: inputs (x, w: \[I, O/groups, k...\], bias?: \[O\]).
+    /// A transposed convolution with channels first. The inputs are (x, w: \[I, O/groups, k...\],
+    /// bias?: \[O\]).
     ConvTranspose {
-        /// Stride per spatial axis.
+        /// The stride per spatial axis.
         strides: Vec<usize>,
-        /// Removed from the result: begins, then ends.
+        /// The elements that are removed from the result: at the beginning of all spatial axes,
+        /// then at the end of all.
         pads: Vec<usize>,
-        /// Dilation per spatial axis.
+        /// The dilation per spatial axis.
         dilations: Vec<usize>,
-        /// Added to the end of each spatial axis of the result.
+        /// The elements that are added at the end of each spatial axis of the result.
         output_padding: Vec<usize>,
-        /// Channel groups.
+        /// The number of channel groups.
         #[serde(default = "one", skip_serializing_if = "is_one")]
         groups: usize,
     },
-    /// Max or average over windows. A window that holds no element of the input (nor counted
-    /// padding) gives -inf or the smallest integer (max), NaN (average).
+    /// The maximum or the average over windows. A window that contains no element of the input and
+    /// no counted padding gives -inf or the smallest integer (maximum), or NaN (average).
     Pool {
-        /// Which.
+        /// The function of a window.
         kind: PoolKind,
-        /// Window per spatial axis.
+        /// The size of a window per spatial axis.
         kernel: Vec<usize>,
-        /// Stride per spatial axis.
+        /// The stride per spatial axis.
         strides: Vec<usize>,
-        /// Padding: begins, then ends.
+        /// The padding: at the beginning of all spatial axes, then at the end of all.
         pads: Vec<usize>,
-        /// Dilation per spatial axis.
+        /// The dilation per spatial axis.
         dilations: Vec<usize>,
-        /// Rounds the size of the result up.
+        /// Whether the size of the result is rounded up.
         #[serde(default, skip_serializing_if = "is_default")]
         ceil: bool,
-        /// The average counts padding.
+        /// Whether the average counts padding.
         #[serde(default, skip_serializing_if = "is_default")]
         count_pad: bool,
-        /// Where channels stand.
+        /// The position of the channel axis.
         #[serde(default, skip_serializing_if = "is_default")]
         layout: ConvLayout,
     },
-    /// Einstein summation over any number of inputs; ONNX `Einsum` that is no plain transpose,
-    /// reduction or matmul.
+    /// Einstein summation over any number of inputs, for an ONNX `Einsum` that is not simply a
+    /// transpose, a reduction or a matmul.
     Einsum {
-        /// Letters per input, `->`, letters of the result, each once; no ellipsis, no spaces. Sizes
-        /// 1 broadcast.
+        /// The letters of each input, `->`, and the letters of the result, each once, without
+        /// ellipsis and spaces. Sizes of 1 broadcast.
         equation: String,
     },
 
     // ---- normalisation (norm.rs)
     /// `act((x - mean) / sqrt(var + eps) · gamma + beta)` per sample and group of C/groups
-    /// channels; inputs (x, gamma?: \[C\], beta?: \[C\]).
+    /// channels. The inputs are (x, gamma?: \[C\], beta?: \[C\]).
     GroupNorm {
-        /// Divides C.
+        /// The number of groups, which divides C.
         groups: usize,
-        /// Added to the variance.
+        /// A number that is added to the variance.
         eps: f32,
-        /// Where channels stand.
+        /// The position of the channel axis.
         #[serde(default, skip_serializing_if = "is_default")]
         layout: ConvLayout,
-        /// Activation of the result.
+        /// The activation of the result.
         #[serde(default, skip_serializing_if = "is_default")]
         act: Act,
     },
     /// `n · (1 + scale) + shift` with `n = (x - mean) / sqrt(var + eps) · gamma + beta` over the
-    /// last axis, of size C; inputs (x, gamma?: \[C\], beta?: \[C\], scale?, shift?), the last two
-    /// as `row` of [`Op::Linear`] (adaLN modulate).
+    /// last axis of size C. The inputs are (x, gamma?: \[C\], beta?: \[C\], scale?, shift?).
+    /// `scale` and `shift` have the form of `row` in [`Op::Linear`] (the modulation of adaLN).
     LayerNorm {
-        /// Added to the variance.
+        /// A number that is added to the variance.
         eps: f32,
     },
-    /// `x / sqrt(mean(x²) + eps) · gamma` over the last axis; inputs (x, gamma?: \[C\]).
+    /// `x / sqrt(mean(x²) + eps) · gamma` over the last axis. The inputs are (x, gamma?: \[C\]).
     RmsNorm {
-        /// Added to the mean square.
+        /// A number that is added to the mean square.
         eps: f32,
     },
 
     // ---- attention (attention.rs)
-    /// Scaled dot-product attention: inputs (q: [B, Lq, heads·D], k: [B, Lk, kv_heads·D], v: [B,
-    /// Lk, kv_heads·Dv], mask?) to [B, Lq, heads·Dv]; head h reads key head `h / (heads /
-    /// kv_heads)`. `mask` is added to the scaled scores (float) or keeps (bool), shape
-    /// broadcastable to [B, heads, Lq, Lk]; a query that sees no key gives zeros. Order: scale,
-    /// softcap, mask.
+    /// Scaled dot-product attention. The inputs are (q: [B, Lq, heads·D], k: [B, Lk, kv_heads·D],
+    /// v: [B, Lk, kv_heads·Dv], mask?), the result is [B, Lq, heads·Dv]. Head h reads key head
+    /// `h / (heads / kv_heads)`. A float `mask` is added to the scaled scores; a bool `mask`
+    /// selects the keys that are kept. Its shape broadcasts to [B, heads, Lq, Lk]. A query without
+    /// keys gives zeros. The order is scale, softcap, mask.
     Attention {
-        /// Query heads.
+        /// The number of query heads.
         heads: usize,
-        /// Key and value heads; divides `heads`.
+        /// The number of key and value heads, which divides `heads`.
         kv_heads: usize,
-        /// Factor of the scores.
+        /// The factor of the scores.
         scale: f32,
-        /// Query i sees keys j ≤ i + (Lk - Lq).
+        /// Whether query i sees only the keys j ≤ i + (Lk - Lq).
         #[serde(default, skip_serializing_if = "is_default")]
         causal: bool,
-        /// Scores become `softcap · tanh(score / softcap)`; 0 = off.
+        /// If not 0, scores become `softcap · tanh(score / softcap)`.
         #[serde(default, skip_serializing_if = "is_default")]
         softcap: f32,
-        /// Weights are rounded to multiples of 1/(2^bits − 1) of the largest weight of their query
-        /// before they meet the values, and normalised by the sum of what was rounded; 0 = not at
-        /// all. Zero point 0, no scale to calibrate. [`SOFTMAX_BF16`]: e^score is rounded to bf16
-        /// instead, up to a power of two per query.
+        /// The number of bits to which attention weights are rounded; 0 does not round them. They
+        /// are rounded to multiples of 1/(2^bits − 1) of the largest weight of their query before
+        /// they are multiplied by the values, and are normalised by the sum of the rounded weights.
+        /// The zero point is 0, and no scale has to be calibrated. With [`SOFTMAX_BF16`], e^score
+        /// is rounded to bf16 instead, up to a power of two per query.
         #[serde(default, skip_serializing_if = "is_default")]
         softmax_bits: u8,
     },
-    /// `[sin(t·f), cos(t·f)]` (cosines first when `cos_first`): inputs (t: \[N\], any number type,
-    /// converted to f32; f: \[half\] f32, the frequencies) to f32 [N, 2·half]. The product is
-    /// rounded to f32 before sine and cosine, as exporters' graphs do.
+    /// `[sin(t·f), cos(t·f)]`, or cosines first with `cos_first`. The inputs are (t: \[N\] of any
+    /// number type, converted to f32; f: \[half\] f32, the frequencies), the result is f32 [N,
+    /// 2·half]. The product is rounded to f32 before sine and cosine, as in the graphs of
+    /// exporters.
     TimestepEmbedding {
-        /// Cosines stand first.
+        /// Whether the cosines come first.
         #[serde(default, skip_serializing_if = "is_default")]
         cos_first: bool,
     },
     /// `a · gelu(b)` with `[a, b] = split(x, 2)` along the last axis.
     Geglu {
-        /// `gelu_erf` or `gelu_tanh`.
+        /// The activation, `gelu_erf` or `gelu_tanh`.
         act: Act,
     },
-    /// `x · scale + shift (+ previous · previous_scale) (+ residual)`, factors and summand per
-    /// channel (last axis): inputs (x: float, scale: \[C\], shift: \[C\], residual?: like x,
-    /// previous?: like x, previous_scale?: \[C\]). The correction of a cached tensor (CacheQuant,
-    /// arXiv:2503.01323); with `previous`, a forecast from two stored values.
+    /// `x · scale + shift (+ previous · previous_scale) (+ residual)`, with factors and summands
+    /// per channel (last axis). The inputs are (x: float, scale: \[C\], shift: \[C\], residual?:
+    /// like x, previous?: like x, previous_scale?: \[C\]). It is the correction of a cached tensor
+    /// (CacheQuant, arXiv:2503.01323), and with `previous` a forecast from two stored values.
     Affine,
 
     // ---- quantization (quant.rs)
-    /// `saturate(round(x / scale) + zero_point)`: inputs (x: float or i32, scale, zero_point?);
-    /// round half to even, NaN like 0; in f32 unless x or scale is f64. ONNX `QuantizeLinear`.
+    /// `saturate(round(x / scale) + zero_point)` (ONNX `QuantizeLinear`). The inputs are (x: float
+    /// or i32, scale, zero_point?). It rounds half to even, treats NaN like 0, and computes in f32
+    /// unless x or scale is f64.
     Quantize {
-        /// Axis of a per-axis or blocked scale; `None` = per tensor.
+        /// The axis of a scale per axis or per block. `None` stands for one scale per tensor.
         axis: Option<usize>,
-        /// Elements that share a scale along `axis`; 0 = per axis.
+        /// The number of elements along `axis` that share a scale. 0 stands for one scale per
+        /// index.
         #[serde(default, skip_serializing_if = "is_default")]
         block: usize,
         /// Type of the result.
         to: DType,
     },
-    /// `(x - zero_point) · scale`: inputs (x, scale, zero_point?), in f32 unless scale is f64. ONNX
-    /// `DequantizeLinear`.
+    /// `(x - zero_point) · scale` (ONNX `DequantizeLinear`). The inputs are (x, scale,
+    /// zero_point?). It computes in f32 unless scale is f64.
     Dequantize {
-        /// As [`Op::Quantize`].
+        /// The axis, as in [`Op::Quantize`].
         axis: Option<usize>,
-        /// As [`Op::Quantize`].
+        /// The size of a block, as in [`Op::Quantize`].
         #[serde(default, skip_serializing_if = "is_default")]
         block: usize,
         /// Type of the result.
         to: DType,
     },
-    /// Rounds activations to the values that unsigned integers of `bits` bits stand for: `(q −
-    /// zero_point) · scale` with `q = clamp(round(x · (1 / scale)) + zero_point, 0, 2^bits − 1)`,
-    /// all in f32, round half to even, NaN gives q = 0; inputs (x: f32, scale: f32 \[S\],
-    /// zero_point: f32 \[S\]), one entry per segment of the last axis. A scale of 0 lets its
-    /// segment pass unchanged.
+    /// Rounds activations to the values of unsigned integers of `bits` bits:
+    /// `(q − zero_point) · scale` with `q = clamp(round(x · (1 / scale)) + zero_point, 0, 2^bits −
+    /// 1)`. It computes in f32 and rounds half to even; NaN gives q = 0. The inputs are (x: f32,
+    /// scale: f32 \[S\], zero_point: f32 \[S\]), with one entry per segment of the last axis. A
+    /// segment with a scale of 0 is not changed.
     FakeQuant {
-        /// 2 to 8.
+        /// The number of bits, 2 to 8.
         bits: u8,
-        /// Sizes of the segments of the last axis; empty = one segment.
+        /// The sizes of the segments of the last axis. An empty list stands for one segment.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         segments: Vec<usize>,
     },
-    /// The nearest bf16 of every element, ties to even, as f32: what products of bf16 read. NaN
-    /// stays NaN.
+    /// Rounds every element to the nearest bf16, ties to even, and returns it as f32. It prepares
+    /// the operands of products in bf16. NaN stays NaN.
     RoundBf16,
-    /// `codes · scale`: inputs (codes: i8, scale: f32 \[N, S\]) with N the outputs (axis
-    /// `output_axis`, 0 or 1) and S the segments of the inputs (axis 1 or 0, the other one).
-    /// Weights of [`Op::Conv`] (outputs on axis 0) and [`Op::Linear`] (axis 1).
+    /// `codes · scale`. The inputs are (codes: i8, scale: f32 \[N, S\]), where N is the number of
+    /// outputs (axis `output_axis`, 0 or 1) and S the number of segments of the inputs (the other
+    /// axis). The results are weights of [`Op::Conv`] (outputs on axis 0) and [`Op::Linear`] (axis
+    /// 1).
     DequantizeWeight {
-        /// What a code takes where it is stored, one of [`WEIGHT_BITS`](super::WEIGHT_BITS).
+        /// The number of bits of a stored code, one of [`WEIGHT_BITS`](super::WEIGHT_BITS).
         bits: u8,
         /// The axis of outputs.
         output_axis: usize,
-        /// Sizes of the segments of the axis of inputs; empty = one segment.
+        /// The sizes of the segments of the axis of inputs. An empty list stands for one segment.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         segments: Vec<usize>,
     },
 }
 
 impl Op {
-    /// What the compiler and every executor may rely on. Every operator has its row here.
+    /// The properties on which the compiler and every executor may rely. Every operator has its row
+    /// here.
     pub fn traits(&self) -> OpTraits {
         use Quantization::{Attention, FloatProduct, KeepsChannels, Product};
         let plain = OpTraits::plain;

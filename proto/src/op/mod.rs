@@ -1,14 +1,16 @@
-//! The operators of the graph IR and of Plans: attributes, shape rule and cost, declared once.
+//! The operators of the compiler's graph and of plans: attributes, shape rule and cost, each
+//! declared once.
 //!
-//! `list.rs` has the attributes with docs, and what compiler and executors ask of an operator, a
-//! row of one table each ([`Op::traits`]); the file of its family has its shape rule
-//! ([`Op::infer`]) and its cost ([`Op::cost`]). Its meaning is `cqc_kernels::reference::eval`, its
-//! ONNX spelling `cqc_passes::onnx`. All attributes are static: shape operands of ONNX (`Reshape`,
-//! `Slice`, `Expand` …) are resolved at import, to sizes that may contain symbols.
+//! `list.rs` contains the attributes with their documentation, and one table with the properties of
+//! every operator on which the compiler and executors rely ([`Op::traits`]). The file of an
+//! operator's family contains its shape rule ([`Op::infer`]) and its cost ([`Op::cost`]). Its
+//! meaning is defined by `cqc_kernels::reference::eval`, and its conversion from ONNX by
+//! `cqc_passes::onnx`. All attributes are static: the shape operands of ONNX (`Reshape`, `Slice`,
+//! `Expand` …) are resolved at import, to sizes that may contain symbols.
 //!
-//! Conventions: inputs are positional and an optional one may be absent; axes are counted from the
-//! front (never negative); unless an operator says otherwise, inputs and outputs are dense
-//! row-major tensors of any type that the operator accepts.
+//! Inputs are positional, and optional ones may be absent. Axes are counted from the front and are
+//! never negative. Unless an operator says otherwise, inputs and outputs are dense row-major
+//! tensors of any type that the operator accepts.
 
 mod attention;
 mod elementwise;
@@ -44,54 +46,54 @@ use crate::types::{Shape, ValueType};
 use rule::*;
 use serde::{Deserialize, Serialize};
 
-/// Of [`Op::Attention`]: the value of `softmax_bits` that stands for bf16.
+/// The value of `softmax_bits` in [`Op::Attention`] that stands for bf16.
 pub const SOFTMAX_BF16: u8 = 16;
 
-/// What an operator does per evaluation.
+/// The cost of one run of an operator.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// Multiply-accumulates of products (convolution, linear, matmul, attention); other arithmetic
-    /// is not counted.
+    /// The MACs of products (convolution, linear, matmul, attention). Other arithmetic is not
+    /// counted.
     pub macs: Dim,
-    /// Bytes of all inputs, each once.
+    /// The size of all inputs in bytes. Each input counts once.
     pub read: Dim,
-    /// Bytes of all outputs.
+    /// The size of all outputs in bytes.
     pub written: Dim,
 }
 
-/// Why an operator cannot take these inputs.
+/// The reason why an operator does not accept its inputs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{op}: {reason}")]
 pub struct OpError {
     /// Name of the operator.
     pub op: String,
-    /// What was expected and what was seen.
+    /// The expected and the actual types or attributes.
     pub reason: String,
 }
 
-/// Types of the inputs, `None` where an optional one is absent.
+/// The types of an operator's inputs. `None` stands for an optional input that is absent.
 pub type InputTypes<'a> = [Option<&'a ValueType>];
 
-/// What a shape rule says.
+/// The result of a shape rule.
 type Inferred = Result<Vec<ValueType>, String>;
 
 impl Op {
-    /// Unary operator.
+    /// The operator that applies a function to every element.
     pub fn unary(kind: UnaryKind) -> Op {
         Op::Unary { kind }
     }
 
-    /// Binary operator.
+    /// The operator that applies a function to two elements.
     pub fn binary(kind: BinaryKind) -> Op {
         Op::Binary { kind }
     }
 
-    /// Types of the outputs.
+    /// The types of the outputs.
     ///
     /// # Errors
-    /// [`OpError`] when number, type or shape of the inputs, or an attribute, breaks the operator's
-    /// rule; also when an input or output has more than [`MAX_RANK`](crate::types::MAX_RANK) axes,
-    /// a negative size, or more than 2^40 elements.
+    /// An [`OpError`] if the number, a type or a shape of the inputs, or an attribute, breaks the
+    /// operator's rule, or if an input or output has more than [`MAX_RANK`](crate::types::MAX_RANK)
+    /// axes, a negative size, or more than 2^40 elements.
     pub fn infer(&self, inputs: &InputTypes) -> Result<Vec<ValueType>, OpError> {
         self.infer_bounded(inputs).map_err(|reason| OpError { op: self.name(), reason })
     }
@@ -116,8 +118,8 @@ impl Op {
         }
     }
 
-    /// Multiply-accumulates and bytes for inputs that [`Op::infer`] accepts; sizes that are not
-    /// affine count as 0.
+    /// The MACs and bytes for inputs that [`Op::infer`] accepts. Sizes that are not affine count as
+    /// 0.
     pub fn cost(&self, inputs: &InputTypes, outputs: &[ValueType]) -> Cost {
         let bytes = |t: &ValueType| {
             t.elements()
@@ -144,8 +146,8 @@ impl Op {
         }
     }
 
-    /// Name in text form: the kind for unary, binary and reduce operators, else the variant in
-    /// snake case.
+    /// The name in text form. It is the kind of unary, binary and reduce operators, and otherwise
+    /// the variant in snake case.
     pub fn name(&self) -> String {
         match self {
             Op::Unary { kind } => json_name(kind),
@@ -155,7 +157,7 @@ impl Op {
         }
     }
 
-    /// The attributes as a JSON object, without those that [`Op::name`] already tells.
+    /// The attributes as a JSON object, without those that are part of [`Op::name`].
     pub fn attributes(&self) -> serde_json::Map<String, serde_json::Value> {
         let serde_json::Value::Object(outer) = to_json(self) else { return Default::default() };
         let Some((_, serde_json::Value::Object(mut attributes))) = outer.into_iter().next() else {
@@ -173,10 +175,11 @@ impl Op {
         attributes
     }
 
-    /// Inverse of [`Op::name`] and [`Op::attributes`].
+    /// The operator with this name and these attributes, as [`Op::name`] and [`Op::attributes`]
+    /// return them.
     ///
     /// # Errors
-    /// A sentence that names the unknown operator or the attribute that is missing or wrong.
+    /// A sentence that names the unknown operator, or the attribute that is missing or wrong.
     pub fn from_parts(
         name: &str,
         attributes: serde_json::Map<String, serde_json::Value>,
@@ -211,7 +214,7 @@ fn to_json(v: &impl Serialize) -> serde_json::Value {
     )
 }
 
-/// The serde name of an enum value.
+/// The name of an enum value in serde's form.
 fn json_name(v: &impl Serialize) -> String {
     match to_json(v) {
         serde_json::Value::String(s) => s,

@@ -2,22 +2,22 @@
 
 use super::*;
 
-/// What padding is filled with.
+/// The values of the elements that padding adds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
 pub enum PadMode {
     #[default]
     Constant,
-    /// The border element.
+    /// Repeats the border element.
     Edge,
-    /// Mirrored without the border element.
+    /// Mirrors the elements at the border, without the border element.
     Reflect,
-    /// From the other end.
+    /// Continues with the elements from the opposite end.
     Wrap,
 }
 
-/// Interpolation of [`Op::Resize`].
+/// The interpolation of [`Op::Resize`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
@@ -27,7 +27,7 @@ pub enum ResizeMode {
     Cubic,
 }
 
-/// `coordinate_transformation_mode` of ONNX `Resize`.
+/// The `coordinate_transformation_mode` of ONNX `Resize`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
@@ -39,7 +39,7 @@ pub enum CoordinateMode {
     Asymmetric,
 }
 
-/// `nearest_mode` of ONNX `Resize`.
+/// The `nearest_mode` of ONNX `Resize`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
@@ -82,9 +82,8 @@ fn reshape(x: &ValueType, shape: &[Dim]) -> Result<Shape, String> {
     Ok(y.shape)
 }
 
-/// A product of affine sizes in the only way it can be written: a number and the ascending
-/// primitive factors that hold symbols (`8N · (2N+2)` = 16 · N · (N+1)). `None` when the number
-/// exceeds 127 bits.
+/// A product of affine sizes in a unique form: a number, and the primitive factors with symbols in
+/// ascending order (`8N · (2N+2)` = 16 · N · (N+1)). `None` if the number exceeds 127 bits.
 fn product(shape: &[Dim]) -> Option<(i128, Vec<Dim>)> {
     if shape.iter().any(|d| d.is(0)) {
         return Some((0, Vec::new()));
@@ -100,8 +99,8 @@ fn product(shape: &[Dim]) -> Option<(i128, Vec<Dim>)> {
     Some((number, factors))
 }
 
-/// The largest number that divides a size ≠ 0, with the sign of its first symbol (of the number
-/// itself without symbols).
+/// The largest number that divides a size ≠ 0, with the sign of its first symbol. Without symbols
+/// it is the size itself.
 fn content(d: &Dim) -> Option<i64> {
     if let Some(k) = d.as_const() {
         return Some(k);
@@ -113,7 +112,7 @@ fn content(d: &Dim) -> Option<i64> {
     Some(coefficients.fold(gcd(first, constant), gcd) * first.signum())
 }
 
-/// Greatest common divisor, ≥ 0.
+/// The greatest common divisor, which is not negative.
 fn gcd(a: i64, b: i64) -> i64 {
     if b == 0 { a.saturating_abs() } else { gcd(b, a % b) }
 }
@@ -173,8 +172,8 @@ fn slice(
     Ok(shape)
 }
 
-/// Elements of one sliced axis: ⌈(end − start) / step⌉. `None` when the bounds are not provably
-/// inside, or the size is not affine.
+/// The number of elements of one sliced axis, ⌈(end − start) / step⌉. `None` if the bounds are not
+/// provably inside of the axis, or if the size is not affine.
 fn slice_size(size: &Dim, start: &Dim, end: &Dim, step: i64) -> Option<Dim> {
     let (low, high) = if step > 0 {
         (Dim::constant(0), size.clone())
@@ -258,8 +257,8 @@ fn resize(x: &ValueType, op: &Op) -> Result<Shape, String> {
     Ok(sizes.clone())
 }
 
-/// Whether rounding `from · scale` down or to nearest can give `to`, allowing for the rounding of
-/// an f32.
+/// Whether `from · scale`, rounded down or to nearest, can give `to`, with an allowance for the
+/// rounding of an f32.
 fn scale_fits(from: &Dim, to: &Dim, scale: f32) -> bool {
     let (Some(from), Some(to)) = (from.as_const(), to.as_const()) else { return true };
     let width = from as f64 * scale as f64;

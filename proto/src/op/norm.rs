@@ -1,4 +1,4 @@
-//! Normalisations, and the affine map per channel.
+//! Shape rules of normalisations and of the affine map per channel.
 
 use super::*;
 
@@ -59,7 +59,7 @@ fn positive_eps(eps: f32) -> Result<(), String> {
     check(eps >= 0.0 && eps.is_finite(), || format!("`eps` is {eps}, expected a finite number ≥ 0"))
 }
 
-/// Input `i`, if present, is a vector of `channels` elements of x's type.
+/// Checks that input `i`, if present, is a vector of `channels` elements of x's type.
 pub(super) fn per_channel(
     inputs: &InputTypes,
     i: usize,

@@ -1,8 +1,8 @@
-//! Quantization.
+//! Shape rules of quantization.
 
 use super::*;
 
-/// Bits that the codes of [`Op::DequantizeWeight`] may have, each with a packed form
+/// The possible numbers of bits of the codes of [`Op::DequantizeWeight`]. Each has a packed form
 /// ([`WeightCodes`](crate::plan::WeightCodes)).
 pub const WEIGHT_BITS: [u8; 2] = [4, 8];
 
@@ -13,7 +13,7 @@ pub(super) fn infer(op: &Op, inputs: &InputTypes) -> Inferred {
     }
 }
 
-/// ONNX's own.
+/// The operators that ONNX defines.
 fn infer_standard(op: &Op, inputs: &InputTypes) -> Inferred {
     at_most(inputs, 3)?;
     let (x, scale) = (required(inputs, 0, "x")?, required(inputs, 1, "scale")?);
@@ -43,7 +43,7 @@ fn infer_standard(op: &Op, inputs: &InputTypes) -> Inferred {
     Ok(vec![ValueType::new(to, x.shape.clone())])
 }
 
-/// Types that hold quantized values.
+/// Whether the type holds quantized values.
 fn is_code(dtype: DType) -> bool {
     matches!(dtype, DType::I8 | DType::U8 | DType::I16 | DType::U16)
 }
@@ -55,8 +55,8 @@ fn check_zero_point(inputs: &InputTypes, scale: &ValueType, dtype: DType) -> Res
     })
 }
 
-/// The scale is one number (no axis), a vector along the axis, or blocked: x's shape with ⌈size /
-/// block⌉ along the axis.
+/// Checks that the scale is one number (without an axis), a vector along the axis, or blocked: x's
+/// shape with ⌈size / block⌉ along the axis.
 fn check_scale(
     x: &ValueType,
     scale: &ValueType,
@@ -88,10 +88,10 @@ fn check_scale(
     })
 }
 
-/// Most segments of an axis.
+/// The maximum number of segments of an axis.
 const MAX_SEGMENTS: usize = 64;
 
-/// Segments of an axis of that size: their number.
+/// The number of segments of an axis of that size.
 fn count_segments(segments: &[usize], size: &Dim) -> Result<usize, String> {
     check(segments.len() <= MAX_SEGMENTS && !segments.contains(&0), || {
         format!("the segments are {segments:?}")

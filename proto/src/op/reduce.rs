@@ -1,10 +1,10 @@
-//! Reductions and softmax.
+//! Shape rules of reductions and softmax.
 
 use super::*;
 
-/// What a reduction computes. Of no elements: 0 (sums), 1 (product), ±inf or the type's limit (max,
-/// min), NaN (mean of floats; 0 of integers), -inf (logarithms). Integers wrap around; `Mean`, `L2`
-/// and the logarithms of integers truncate.
+/// The function of a reduction. Without elements it gives 0 (sums), 1 (product), ±inf or the type's
+/// limit (maximum, minimum), NaN (mean of floats; 0 for integers) or -inf (logarithms). Integers
+/// wrap around. `Mean`, `L2` and the logarithms of integers are truncated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
@@ -47,7 +47,7 @@ pub(super) fn infer(op: &Op, inputs: &InputTypes) -> Inferred {
     }
 }
 
-/// The shape without the listed axes, or with size 1 there.
+/// The shape without the listed axes, or with a size of 1 there.
 fn without(x: &ValueType, axes: &[usize], keep: bool) -> Shape {
     let sizes = x.shape.iter().enumerate();
     match keep {

@@ -1,10 +1,10 @@
-//! What the shape rules share: access to inputs, bounds, broadcasting.
+//! Functions that the shape rules share: access to inputs, bounds, broadcasting.
 
 use super::InputTypes;
 use crate::dim::{Dim, MAX_DIM};
 use crate::types::{MAX_RANK, Shape, ValueType, element_count};
 
-/// The one input of an operator that has exactly one.
+/// The input of an operator that has exactly one.
 pub(super) fn single<'a>(inputs: &InputTypes<'a>) -> Result<&'a ValueType, String> {
     match inputs {
         [Some(x)] => Ok(x),
@@ -12,7 +12,7 @@ pub(super) fn single<'a>(inputs: &InputTypes<'a>) -> Result<&'a ValueType, Strin
     }
 }
 
-/// Input `i`, required.
+/// Input `i`, which must be present.
 pub(super) fn required<'a>(
     inputs: &InputTypes<'a>,
     i: usize,
@@ -21,12 +21,12 @@ pub(super) fn required<'a>(
     inputs.get(i).copied().flatten().ok_or_else(|| format!("input {i} ({what}) is missing"))
 }
 
-/// Input `i`, optional.
+/// Input `i`, which may be absent.
 pub(super) fn optional<'a>(inputs: &InputTypes<'a>, i: usize) -> Option<&'a ValueType> {
     inputs.get(i).copied().flatten()
 }
 
-/// Refuses more inputs than the operator has.
+/// Refuses more than `n` inputs.
 pub(super) fn at_most(inputs: &InputTypes, n: usize) -> Result<(), String> {
     if inputs.len() > n {
         Err(format!("takes at most {n} inputs, got {}", inputs.len()))
@@ -39,10 +39,10 @@ pub(super) fn check(condition: bool, reason: impl FnOnce() -> String) -> Result<
     if condition { Ok(()) } else { Err(reason()) }
 }
 
-/// Most groups or heads of one operator.
+/// The maximum number of groups or heads of an operator.
 pub(super) const MAX_GROUPS: usize = 1 << 20;
 
-/// Refuses what no tensor can be. Sizes with symbols are bounded where they get values.
+/// Refuses types that no tensor can have. Symbolic sizes are checked when they get values.
 pub(super) fn check_bounds(what: &str, t: &ValueType) -> Result<(), String> {
     check(t.rank() <= MAX_RANK, || {
         format!("{what} has {} axes, at most {MAX_RANK} are supported", t.rank())
@@ -58,7 +58,7 @@ pub(super) fn check_axis(axis: usize, x: &ValueType) -> Result<(), String> {
     check(axis < x.rank(), || format!("`axis` is {axis}, x is {x}"))
 }
 
-/// Axes of x, ascending, each once.
+/// Checks that the axes are axes of x, in ascending order, each once.
 pub(super) fn check_axes(axes: &[usize], x: &ValueType) -> Result<(), String> {
     let ascending = axes.windows(2).all(|w| w[0] < w[1]);
     check(ascending && axes.last().is_none_or(|&a| a < x.rank()), || {
@@ -66,13 +66,16 @@ pub(super) fn check_axes(axes: &[usize], x: &ValueType) -> Result<(), String> {
     })
 }
 
-/// Whether every value of the symbols (each ≥ 1) makes this ≥ 0, as far as [`Dim::is_positive`] can
-/// tell.
+/// Whether the size is at least 0 for all values of the symbols (each ≥ 1), as far as
+/// [`Dim::is_positive`] can tell.
 pub(super) fn not_negative(d: &Dim) -> bool {
     d.add(&1.into()).is_some_and(|d| d.is_positive())
 }
 
-/// numpy broadcasting of two shapes; a symbolic size matches itself and 1.
+/// The shape of two broadcast shapes by numpy's rules. A symbolic size matches itself and 1.
+///
+/// # Errors
+/// A message that names two sizes that do not broadcast.
 pub fn broadcast(a: &[Dim], b: &[Dim]) -> Result<Shape, String> {
     let rank = a.len().max(b.len());
     let at = |s: &[Dim], i: usize| {

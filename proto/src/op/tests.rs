@@ -1,4 +1,4 @@
-//! What the shape rules accept and refuse, and that no junk makes them panic.
+//! The types that shape rules accept and refuse, and random types that must not make them panic.
 
 use super::arbitrary;
 use super::*;

@@ -1,75 +1,75 @@
-//! What the compiler and every executor may rely on for an operator, beside its shape rule, its
-//! cost and its meaning. The rows stand in `list.rs`, next to the operators.
+//! The properties of an operator on which the compiler and every executor may rely, in addition to
+//! its shape rule, its cost and its meaning. The table is in `list.rs`, next to the operators.
 
-/// The row of an operator in the table: see [`Op::traits`](super::Op::traits).
+/// The properties of an operator: see [`Op::traits`](super::Op::traits).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpTraits {
-    /// Which file has its shape rule, and which one its meaning.
+    /// The family, which determines the files with its shape rule and its meaning.
     pub family: Family,
     /// Whether operands and results may be rows (runs along the last axis) with gaps between them.
-    /// The compiler then lets a concat along the last axis find them in place, and every executor
-    /// has to honour the distances.
+    /// The compiler then lets steps write their results directly into a concatenation along the
+    /// last axis, and every executor has to respect the distances between rows.
     pub rows_may_have_gaps: bool,
-    /// What quantization makes of it.
+    /// The treatment of the operator by quantization.
     pub quantization: Quantization,
-    /// Whether an executor may round the result as it stores it, instead of running the
-    /// `fake_quant` or `round_bf16` that reads nothing else. An executor whose kernels cannot says
-    /// so itself.
+    /// Whether an executor may round the result while it stores it, instead of running the
+    /// `fake_quant` or `round_bf16` that is its only reader. An executor whose kernels cannot do
+    /// this excludes the operator itself.
     pub may_round_result: bool,
-    /// Whether it does nothing but round its operand 0:
-    /// [`Op::FakeQuant`](super::Op::FakeQuant) and [`Op::RoundBf16`](super::Op::RoundBf16).
+    /// Whether the operator only rounds its operand 0, as [`Op::FakeQuant`](super::Op::FakeQuant)
+    /// and [`Op::RoundBf16`](super::Op::RoundBf16) do.
     pub is_rounding: bool,
-    /// Whether the rewrites of the compiler are meant to replace it, as a part of a larger operator
-    /// (a softmax is one of an attention) or in another layout. Where it is left, the model runs
+    /// Whether the compiler's rewrites are meant to replace the operator, as a part of a larger one
+    /// (such as a softmax in an attention) or by another layout. A model in which it is left runs
     /// more slowly than it could.
     pub is_decomposed: bool,
 }
 
-/// The operators' families: a file of shape rules here, and one of meanings in
-/// `cqc_kernels::reference`, each.
+/// The families of operators. Each has one file of shape rules here, and one of definitions in
+/// `cqc_kernels::reference`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
-    /// Element by element.
+    /// Computes element by element.
     Elementwise,
-    /// Moves data.
+    /// Moves elements without computing on them.
     Movement,
-    /// Reads indices.
+    /// Reads or writes elements by index operands.
     Index,
-    /// Reduces axes.
+    /// Reduces axes, or computes along one.
     Reduce,
-    /// Products, and pools.
+    /// Products and pooling.
     Linear,
-    /// Normalisations, and maps per channel.
+    /// Normalisations and maps per channel.
     Norm,
-    /// Attention and what surrounds it.
+    /// Attention and the other composite operators of denoisers.
     Attention,
-    /// Quantization.
+    /// Converts between values and codes, or rounds values.
     Quant,
 }
 
-/// What quantization makes of an operator.
+/// The treatment of an operator by quantization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantization {
-    /// A layer that multiplies operand 0 by constant weights, operand 1, whose outputs lie along
-    /// `output_axis`. Both are quantized.
+    /// A layer that multiplies operand 0 by constant weights, operand 1, with outputs along
+    /// `output_axis`. Both operands are quantized.
     Product {
-        /// 0 or 1.
+        /// The axis of outputs in the weights, 0 or 1.
         output_axis: usize,
     },
     /// A layer whose operands 0 to 2 are quantized: queries, keys and values.
     Attention,
     /// A product that has no form with fewer bits.
     FloatProduct,
-    /// No layer; channel `c` of the result (last axis) is computed from channel `c` of operand 0,
-    /// up to statistics, so that the parts of a concat keep apart in it.
+    /// Not a layer. Channel `c` of the result (last axis) is computed from channel `c` of operand
+    /// 0, except for statistics, so that the parts of a concatenation stay separate.
     KeepsChannels,
-    /// No layer, and channels may mix.
+    /// Not a layer, and channels may mix.
     MixesChannels,
 }
 
 impl Quantization {
-    /// How many of the first operands of a layer are rounded: 1 of a product, 3 of an attention, 0
-    /// of anything else.
+    /// The number of leading operands that are rounded: 1 for a product, 3 for attention, and 0 for
+    /// the others.
     pub fn rounded_operands(self) -> usize {
         match self {
             Quantization::Product { .. } => 1,
@@ -92,7 +92,7 @@ impl Quantization {
 }
 
 impl OpTraits {
-    /// An operator that only moves, compares or computes elements.
+    /// The properties of an operator that only moves, compares or computes elements.
     pub(super) const fn plain(family: Family) -> OpTraits {
         OpTraits {
             family,
@@ -104,12 +104,12 @@ impl OpTraits {
         }
     }
 
-    /// Rows may have gaps, beside that.
+    /// Allows gaps between rows.
     pub(super) const fn with_gaps(self) -> OpTraits {
         OpTraits { rows_may_have_gaps: true, ..self }
     }
 
-    /// Executors may round its result, beside that.
+    /// Allows executors to round the result.
     pub(super) const fn rounded(self) -> OpTraits {
         OpTraits { may_round_result: true, ..self }
     }

@@ -1,27 +1,27 @@
-//! Quantized constants: how integers stand for values, and how they are packed.
+//! Quantized constants: the codes of their values, and how codes are packed into bytes.
 
 use serde::{Deserialize, Serialize};
 
-/// A quantized constant: signed integers, `value = code · scale`
-/// ([`Op::DequantizeWeight`](crate::Op::DequantizeWeight)). Its type is f32.
+/// The encoding of a quantized constant: signed integers with `value = code · scale`
+/// ([`Op::DequantizeWeight`](crate::Op::DequantizeWeight)). The type of the constant is f32.
 ///
-/// With 8 bits a code is a byte; with 4 bits two codes share a byte, the first one in the low half,
-/// each in two's complement.
+/// With 8 bits a code is one byte. With 4 bits two codes share a byte, the first one in the low
+/// half. Codes are in two's complement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WeightCodes {
-    /// One of [`WEIGHT_BITS`](crate::op::WEIGHT_BITS).
+    /// The number of bits, one of [`WEIGHT_BITS`](crate::op::WEIGHT_BITS).
     pub bits: u8,
-    /// `Plan::constants[scale]`: f32 `[outputs, segments]`.
+    /// The scales, `Plan::constants[scale]`, in f32 `[outputs, segments]`.
     pub scale: usize,
-    /// The axis of outputs, 0 or 1; the other one of these two is that of inputs.
+    /// The axis of outputs, 0 or 1. The other one of these two axes is that of inputs.
     pub output_axis: usize,
-    /// Sizes of the segments of the axis of inputs; empty = one segment.
+    /// The sizes of the segments of the axis of inputs. An empty list stands for one segment.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub segments: Vec<usize>,
 }
 
 impl WeightCodes {
-    /// The bytes that hold the codes, which fit `bits`.
+    /// Packs codes, which must fit into `bits` bits, into bytes.
     pub fn pack(bits: u8, codes: &[i8]) -> Vec<u8> {
         match bits {
             4 => codes
@@ -32,16 +32,16 @@ impl WeightCodes {
         }
     }
 
-    /// The first `count` codes of packed bytes, which hold as many.
+    /// The first `count` codes of packed bytes, which must hold that many.
     pub fn unpack(&self, stored: &[u8], count: usize) -> Vec<i8> {
         match self.bits {
-            // moves the half up and back, which copies its sign
+            // shifts the code to the upper half and back, which extends its sign
             4 => (0..count).map(|at| ((stored[at / 2] << (4 * (1 - at % 2))) as i8) >> 4).collect(),
             _ => stored[..count].iter().map(|&c| c as i8).collect(),
         }
     }
 
-    /// The values of a constant of that shape; `scale` is `[outputs, segments]`.
+    /// The values of a constant of the given shape. `scale` is `[outputs, segments]`.
     pub fn values(&self, shape: &[usize], stored: &[u8], scale: &[f32]) -> Vec<f32> {
         let sizes = if self.segments.is_empty() {
             vec![shape[1 - self.output_axis]]

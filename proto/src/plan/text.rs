@@ -1,5 +1,5 @@
-//! Text form of plans, for filetests and people. It cannot be read back: bytes of constants are not
-//! in it.
+//! The text form of plans, for filetests and people. It does not contain the bytes of constants, so
+//! it cannot be read back.
 //!
 //! ```text
 //! plan(%x: f32[N,8] sample, %t: i64[N] timestep) batch=N evaluations=2 {
@@ -19,7 +19,7 @@
 //!   }
 //! }
 //! ```
-//! Values stand in the order of the plan, each with the step that makes it.
+//! Values appear in the order of the plan, each with the step that writes it.
 
 use super::{Alias, Constant, InputRole, Plan, Program, ProgramKind, Source, Step};
 use crate::text::{Attributes, List, Name};
@@ -80,7 +80,7 @@ impl fmt::Display for InputRole {
     }
 }
 
-/// Name, type, place in the weight section, and how its bytes stand for its values.
+/// Name, type, offset in the weight section, and encoding.
 impl fmt::Display for Constant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {} offset={}", Name(&self.name), self.ty, self.offset)?;

@@ -1,4 +1,4 @@
-//! Checks a plan once, so that execution needs no checks.
+//! Checks a plan once, so that its execution needs no checks.
 
 use super::{
     Alias, Cache, Constant, InputRole, Plan, PlanValue, Program, ProgramKind, Source, Step,
@@ -10,122 +10,123 @@ use crate::op::{InputTypes, Op};
 use crate::types::{MAX_RANK, ValueType, element_count};
 use std::collections::BTreeSet;
 
-/// Most constants, values or steps a plan may have, each.
+/// The maximum number of constants in a plan, and of values and of steps in a program.
 pub const MAX_ITEMS: usize = 1 << 20;
 
-/// Most inputs or outputs a plan may have, each: what reads them may look at all of them for each.
+/// The maximum number of inputs and of outputs of a plan. It is small because lookups search
+/// through all of them.
 pub const MAX_INPUTS: usize = 1 << 12;
 
-/// Operands that the steps of a program may have together, beyond [`OPERANDS_PER_ITEM`] for each value
-/// and step.
+/// The number of operands that the steps of a program may have in addition to [`OPERANDS_PER_ITEM`]
+/// for each value and step.
 const FREE_OPERANDS: usize = 1 << 15;
 
-/// Operands of steps per value and step, on average. An operand takes two bytes of a manifest, and
-/// hundreds when a step that moves it has been prepared.
+/// The average number of operands per value and step. An operand takes two bytes of a manifest, but
+/// hundreds of bytes after a step that moves it has been prepared.
 const OPERANDS_PER_ITEM: usize = 2;
 
-/// How often constants may share the bytes of the weights, on average, beyond [`FREE_SHARING`].
+/// The factor by which the bytes of all constants may exceed the weights, beyond [`FREE_SHARING`].
 const SHARING: u64 = 4;
 
-/// Bytes of constants that are not asked what they share.
+/// The number of bytes of constants up to which sharing is not limited.
 const FREE_SHARING: u64 = 1 << 20;
 
-/// Most network evaluations of one loop.
+/// The maximum number of evaluations of one loop.
 pub const MAX_EVALUATIONS: usize = 1 << 16;
 
-/// Why a plan cannot be executed.
+/// The reason why a plan cannot be executed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
-    /// A list is too long to be true.
+    /// A list is too long.
     #[error("{count} {what}, at most {limit} are allowed")]
     TooMany {
-        /// Of what.
+        /// The kind of items in the list.
         what: &'static str,
-        /// How many there are.
+        /// The number of items.
         count: usize,
-        /// How many there may be.
+        /// The maximum number of items.
         limit: usize,
     },
-    /// Constants share bytes, which no compiler makes them do.
+    /// Constants share too many bytes, which no compiler produces.
     #[error("its constants have {all} bytes, the weights {weights_len}: too many share theirs")]
     Shared {
-        /// Bytes of all constants.
+        /// The number of bytes of all constants.
         all: u64,
-        /// Bytes that they lie in.
+        /// The number of bytes of the weights.
         weights_len: u64,
     },
-    /// `batch_symbol` and `fixed_batch` contradict each other or are malformed.
+    /// `batch_symbol` and `fixed_batch` contradict each other or are invalid.
     #[error("batch: {reason}")]
     Batch {
-        /// What was expected and what was seen.
+        /// The expected and the actual content.
         reason: String,
     },
-    /// An input of the model.
+    /// An input of the model is invalid.
     #[error("input `{name}`: {reason}")]
     Input {
-        /// Its name.
+        /// Name of the input.
         name: String,
-        /// What was expected and what was seen.
+        /// The expected and the actual content.
         reason: String,
     },
-    /// An output of the model.
+    /// An output of the model is invalid.
     #[error("output `{name}`: {reason}")]
     Output {
-        /// Its name.
+        /// Name of the output.
         name: String,
-        /// What was expected and what was seen.
+        /// The expected and the actual content.
         reason: String,
     },
-    /// A constant.
+    /// A constant is invalid.
     #[error("constant `{name}`: {reason}")]
     Constant {
-        /// Its name.
+        /// Name of the constant.
         name: String,
-        /// What was expected and what was seen.
+        /// The expected and the actual content.
         reason: String,
     },
-    /// A value of a program.
+    /// A value of a program is invalid.
     #[error("value {index} `{name}` of program {program}: {reason}")]
     Value {
-        /// The program.
+        /// The program of the value.
         program: ProgramKind,
-        /// Its index.
+        /// Index of the value.
         index: usize,
-        /// Its name.
+        /// Name of the value.
         name: String,
-        /// What was expected and what was seen.
+        /// The expected and the actual content.
         reason: String,
     },
-    /// A step of a program.
+    /// A step of a program is invalid.
     #[error("step {index} `{name}` of program {program}: {reason}")]
     Step {
-        /// The program.
+        /// The program of the step.
         program: ProgramKind,
-        /// Its index.
+        /// Index of the step.
         index: usize,
-        /// Its name.
+        /// Name of the step.
         name: String,
-        /// What was expected and what was seen.
+        /// The expected and the actual content.
         reason: String,
     },
-    /// What is cached, and when.
+    /// The cache or its schedule is invalid.
     #[error("cache: {reason}")]
     Cache {
-        /// What was expected and what was seen.
+        /// The expected and the actual content.
         reason: String,
     },
-    /// The program that computes tables.
+    /// The program that computes tables of the time step is invalid.
     #[error("tables of the time step: {reason}")]
     Times {
-        /// What was expected and what was seen.
+        /// The expected and the actual content.
         reason: String,
     },
-    /// The results of a program.
+    /// The results of a program are invalid.
     #[error("results of program {program}: {reason}")]
     Results {
-        /// The program.
+        /// The program of the results.
         program: ProgramKind,
-        /// What was expected and what was seen.
+        /// The expected and the actual content.
         reason: String,
     },
 }
@@ -135,12 +136,12 @@ type Check = Result<(), String>;
 /// Checks every index, offset, shape, type and order of `plan`, whose constants lie in
 /// `weights_len` bytes.
 ///
-/// A plan that passes has only positive sizes that depend on nothing but the batch symbol, and
-/// every operator's shape rule gives the types that the plan declares. Time and memory grow
+/// In a plan that passes, all sizes are positive and depend on nothing but the batch symbol, and
+/// the shape rule of every operator gives the types that the plan declares. Time and memory grow
 /// linearly with the plan.
 ///
 /// # Errors
-/// The first thing that is wrong, and where.
+/// The first error that is found, with its place.
 pub fn validate(plan: &Plan, weights_len: u64) -> Result<(), PlanError> {
     check_counts(plan)?;
     check_batch(plan).map_err(|reason| PlanError::Batch { reason })?;
@@ -319,7 +320,8 @@ fn check_constant(constant: &Constant, weights_len: u64) -> Check {
     })
 }
 
-/// What is made of constants, packed weights say, must not be many times as large as the weights.
+/// Checks that the constants together are not many times as large as the weights, because data
+/// derived from them, such as packed weights, would be.
 fn check_stored(plan: &Plan, weights_len: u64) -> Result<(), PlanError> {
     let bytes = plan.constants.iter().filter_map(Constant::stored_bytes);
     let all = bytes.fold(0u64, |all, bytes| all.saturating_add(bytes as u64));
@@ -395,7 +397,7 @@ fn check_outputs(plan: &Plan) -> Result<(), PlanError> {
     Ok(())
 }
 
-/// The type a program sees: floats are f32.
+/// The type that a program reads, in which floats are f32.
 fn widened(ty: &ValueType) -> ValueType {
     let dtype = if ty.dtype.is_float() { DType::F32 } else { ty.dtype };
     ValueType { dtype, shape: ty.shape.clone() }
@@ -418,12 +420,12 @@ fn check_type(plan: &Plan, ty: &ValueType) -> Check {
     }
 }
 
-/// Checks one program.
+/// The checks on one program.
 struct Checker<'a> {
     plan: &'a Plan,
     kind: ProgramKind,
     program: &'a Program,
-    /// [`Plan::steps_one_by_one`].
+    /// The value of [`Plan::steps_one_by_one`].
     one_by_one: bool,
 }
 
@@ -496,8 +498,8 @@ impl<'a> Checker<'a> {
         ensure(ty == value.ty || repeated, || format!("it is {}, the input {}", value.ty, input.ty))
     }
 
-    /// Whether `value` is `ty` stacked for every evaluation in a plan of fixed batch (else the
-    /// batch symbol says it).
+    /// Whether `value` is `ty` stacked for every evaluation, in a plan with a fixed batch. In other
+    /// plans the batch symbol expresses this.
     fn is_repeated(&self, ty: &ValueType, value: &ValueType) -> bool {
         let (Some(_), Some(first)) = (self.plan.fixed_batch, ty.shape.first()) else {
             return false;
@@ -650,7 +652,7 @@ impl<'a> Checker<'a> {
         Err(PlanError::Value { program: self.kind, index, name, reason })
     }
 
-    /// Whether a step has written the value, or the one whose elements it shares.
+    /// Whether a step has written the value, or the value whose elements it shares.
     fn is_written(&self, value: usize, written: &[bool]) -> bool {
         written[value]
             || matches!(self.program.values[value].alias, Some(Alias::Same { of }) if written[of])
@@ -721,7 +723,7 @@ fn elements(shape: &[Dim]) -> Option<Dim> {
     shape.iter().try_fold(Dim::constant(1), |n, d| n.mul(d))
 }
 
-/// Equal and known.
+/// Whether both sizes are known and equal.
 fn same(a: Option<Dim>, b: Option<Dim>) -> bool {
     a.is_some() && a == b
 }

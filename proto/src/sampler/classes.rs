@@ -1,4 +1,4 @@
-//! The scheduler classes of diffusers: which sampler each is, which keys it reads with which
+//! The scheduler classes of diffusers: the sampler of each class, the keys that it reads with their
 //! defaults, and the classes that are refused.
 
 mod distilled;
@@ -15,38 +15,37 @@ use super::{
     Spacing, Thresholding, TimestepType, Variance,
 };
 
-/// A scheduler class of diffusers 0.42 that is taken.
+/// A scheduler class of diffusers 0.42 that is supported.
 #[derive(Debug)]
 pub struct Class {
-    /// `_class_name` of its files.
+    /// The value of `_class_name` in its files.
     pub name: &'static str,
-    /// The sampler that it is.
+    /// The sampler that corresponds to it.
     pub kind: SamplerKind,
-    /// What its constructor takes; other known keys are ignored, as `from_config` does.
+    /// The arguments of its constructor. Other known keys are ignored, as in `from_config`.
     pub keys: &'static [&'static str],
-    /// Defaults that differ from those of [`SamplerConfig::of_kind`]'s common ones.
+    /// Sets the defaults that differ from the common ones of [`SamplerConfig::of_kind`].
     pub(super) defaults: fn(&mut SamplerConfig),
-    /// What is decided after all keys have been read, and what is refused then.
+    /// Checks and completes the configuration after all keys have been read.
     pub(super) check: fn(&Reader, &mut SamplerConfig) -> Result<()>,
 }
 
 /// A scheduler class of diffusers that is refused.
 #[derive(Debug)]
 pub struct Refused {
-    /// `_class_name` of its files.
+    /// The value of `_class_name` in its files.
     pub name: &'static str,
-    /// What it does that a table of coefficients cannot.
+    /// The behaviour of the class that a table of coefficients cannot express.
     pub reason: &'static str,
-    /// The sampler that draws the right images from the same model, if there is one.
+    /// The sampler that makes correct images from the same model, if there is one.
     pub nearest: Option<SamplerKind>,
 }
 
-/// The lists of classes.
 const FAMILIES: &[&[Class]] =
     &[CLASSES, sigma::CLASSES, dpm::CLASSES, flow::CLASSES, distilled::CLASSES];
 
 impl Class {
-    /// Every class that is taken. The first of a kind has the defaults of
+    /// Every class that is supported. The first one of a kind has the defaults of
     /// [`SamplerConfig::of_kind`].
     pub fn all() -> impl Iterator<Item = &'static Class> {
         FAMILIES.iter().copied().flatten()
@@ -109,14 +108,14 @@ const DDPM: &[&str] = &[
     "timestep_spacing", "steps_offset", "rescale_betas_zero_snr",
 ];
 
-/// What one key of a file does to the configuration. The key's name is given once more because
-/// several keys share a function.
+/// Applies one key of a file to the configuration. The key's name is an argument because several
+/// keys share a function.
 type ReadKey = fn(&Reader, &'static str, &mut SamplerConfig) -> Result<()>;
 
 const IGNORED: ReadKey = |_, _, _| Ok(());
 
-/// Every key that a scheduler of diffusers reads, with its meaning. Those that mean something only
-/// to refused classes, or are read by `check` of their class, are ignored here.
+/// Every key that a scheduler of diffusers reads, with its effect. Keys that apply only to refused
+/// classes, or that the `check` of a class reads, are ignored here.
 pub(super) const KEYS: &[(&str, ReadKey)] = &[
     ("num_train_timesteps", |r, key, c| {
         c.num_train_timesteps = r.integer(key, c.num_train_timesteps)?;
@@ -163,7 +162,7 @@ pub(super) const KEYS: &[(&str, ReadKey)] = &[
         Ok(())
     }),
     ("variance_type", |r, key, c| {
-        // the others drop the network's second half, whichever it is
+        // the other kinds ignore the second half of the network's output
         if matches!(c.kind, SamplerKind::Ddpm | SamplerKind::UnClip) {
             c.variance_type = r.choice(key, c.variance_type, VARIANCES)?;
         }
@@ -356,7 +355,7 @@ fn read_thresholding(r: &Reader, _: &'static str, c: &mut SamplerConfig) -> Resu
 }
 
 impl Reader<'_> {
-    /// One of the flags that choose how levels are spread; two of them contradict each other.
+    /// Reads one of the flags that select the spacing of levels. Two of them contradict each other.
     fn schedule(
         &self,
         key: &'static str,
@@ -381,7 +380,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// `use_dynamic_shifting` and what belongs to it; `defaults` are the two shifts and the two
+    /// Reads `use_dynamic_shifting` and its parameters. `defaults` are the two shifts and the two
     /// numbers of tokens.
     fn dynamic_shift(&self, c: &mut SamplerConfig, defaults: &[f64; 4]) -> Result<()> {
         if !self.flag("use_dynamic_shifting", false)? {
@@ -423,8 +422,8 @@ const PREDICTIONS: &[(&str, Prediction)] = &[
     ("flow_prediction", Prediction::Flow),
 ];
 
-/// Without `fixed_large_log`: diffusers takes the square root of a logarithm there, which is no
-/// number.
+/// The list lacks `fixed_large_log`, for which diffusers takes the square root of a negative
+/// logarithm.
 const VARIANCES: &[(&str, Variance)] = &[
     ("fixed_small", Variance::FixedSmall),
     ("fixed_small_log", Variance::FixedSmallLog),

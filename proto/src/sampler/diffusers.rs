@@ -1,9 +1,9 @@
 //! Reads diffusers' `scheduler_config.json`.
 //!
-//! Three things are taken over from `from_config` of diffusers 0.42: a missing key has the default
-//! of the class that runs (not of the class that wrote the file), a key that only other classes
-//! read is ignored, and `null` switches an option off. One is not: a key that no class is known to
-//! read is an error, since it may change the result.
+//! Three rules are those of `from_config` of diffusers 0.42: a missing key has the default of the
+//! class that runs, not of the class that wrote the file; a key that only other classes read is
+//! ignored; and `null` switches an option off. One rule differs: a key that no class is known to
+//! read is an error, because it may change the result.
 
 use super::classes::{Class, KEYS, OF_REFUSED, Refused};
 use super::{Betas, SamplerConfig, SamplerConfigError, SamplerKind};
@@ -13,16 +13,16 @@ use std::borrow::Cow;
 pub(super) type Result<T> = std::result::Result<T, SamplerConfigError>;
 
 impl SamplerConfig {
-    /// Reads a diffusers `scheduler_config.json`. `kind`, if given, wins over the file's
-    /// `_class_name`, as `OtherScheduler.from_config(...)` does; with [`SamplerKind::Plms`] it also
+    /// Reads a diffusers `scheduler_config.json`. If `kind` is given, it overrides the file's
+    /// `_class_name`, as `OtherScheduler.from_config(...)` does. [`SamplerKind::Plms`] then also
     /// implies `skip_prk_steps`.
     ///
-    /// Two extensions: `timestep_spacing` may be `quadratic`, and the bare `Infinity` that Python
-    /// writes is read.
+    /// There are two extensions: `timestep_spacing` may be `quadratic`, and the bare `Infinity`
+    /// that Python writes is accepted.
     ///
     /// # Errors
-    /// Names the key that is unknown, of the wrong type, out of range, or asks for something cqc
-    /// does not do.
+    /// A [`SamplerConfigError`] with the name of a key that is unknown, of the wrong type, out of
+    /// range or set to an unsupported value.
     pub fn from_diffusers_json(json: &str, kind: Option<SamplerKind>) -> Result<Self> {
         let Value::Object(mut keys) = serde_json::from_str(&quote_infinities(json))? else {
             return Err(SamplerConfigError::NotAnObject);
@@ -53,7 +53,7 @@ impl SamplerConfig {
 }
 
 impl Class {
-    /// The class whose defaults a sampler has: the first in the list.
+    /// The class whose defaults a sampler has, which is the first in the list.
     pub(super) fn of_kind(kind: SamplerKind) -> &'static Class {
         Self::all().find(|class| class.kind == kind).expect("every sampler has a class")
     }
@@ -73,16 +73,16 @@ impl Class {
     }
 }
 
-/// The file's keys, read for one kind.
+/// The keys of a file, read for one kind of sampler.
 pub(super) struct Reader<'a> {
     pub keys: &'a Map<String, Value>,
     pub kind: SamplerKind,
-    /// Whether `--sampler` chose the kind.
+    /// Whether `--sampler` selected the kind.
     pub kind_given: bool,
 }
 
 impl Reader<'_> {
-    /// The schedule of β: its form and ends, each as in the file or else as in `default`.
+    /// The schedule of β. Its form and its ends are those of the file, or else of `default`.
     pub fn betas(&self, default: &Betas) -> Result<Betas> {
         if let Some(list) = self.present("trained_betas") {
             let betas = list
@@ -107,7 +107,7 @@ impl Reader<'_> {
             ("linear", linear.clone()),
             ("scaled_linear", scaled.clone()),
             ("squaredcos_cap_v2", Betas::SquaredcosCapV2),
-            // only Heun has this, and only DDPM's classes the others
+            // only Heun's class has `exp`, and only DDPM's classes have the other two
             ("exp", Betas::Exp),
             ("sigmoid", Betas::Sigmoid { start, end }),
             ("laplace", Betas::Laplace),
@@ -162,7 +162,7 @@ impl Reader<'_> {
         integer.ok_or_else(|| wrong_type(key, "a whole number from 0 to 4294967295", value))
     }
 
-    /// A list of whole numbers, empty if absent or `null`.
+    /// A list of integers, which is empty if the key is absent or `null`.
     pub fn integers(&self, key: &'static str) -> Result<Vec<u32>> {
         let Some(value) = self.present(key) else { return Ok(Vec::new()) };
         let integer = |value: &Value| value.as_u64().and_then(|n| u32::try_from(n).ok());
@@ -210,8 +210,8 @@ fn wrong_type(key: &'static str, wanted: &'static str, value: &Value) -> Sampler
     SamplerConfigError::WrongType { key, wanted, seen }
 }
 
-/// Keys listed in `_use_default_values` were never chosen by anyone: the class that runs uses its
-/// own default.
+/// Removes the keys listed in `_use_default_values`. Nobody has chosen their values, so the class
+/// that runs uses its own defaults.
 fn forget_used_defaults(keys: &mut Map<String, Value>) {
     let Some(Value::Array(defaults)) = keys.remove("_use_default_values") else { return };
     for key in defaults.iter().filter_map(Value::as_str) {
@@ -219,13 +219,13 @@ fn forget_used_defaults(keys: &mut Map<String, Value>) {
     }
 }
 
-/// Python writes `-Infinity` as a bare word, which JSON does not have: put it in quotes.
+/// Puts the bare word `Infinity`, which Python writes and JSON does not have, in quotes.
 fn quote_infinities(json: &str) -> Cow<'_, str> {
     if !json.contains("Infinity") {
         return Cow::Borrowed(json);
     }
-    // every odd piece between quotes is a string; an escaped quote would only move a word that no
-    // key contains
+    // every odd piece between quotes is a string; an escaped quote would only misplace a word that
+    // no key contains
     let pieces = json.split('"').enumerate().map(|(i, piece)| {
         if i % 2 == 1 {
             piece.to_owned()

@@ -1,4 +1,4 @@
-//! Combinations of options that have no meaning for the solvers of DPM's family and their like.
+//! Checks on combinations of options for the solvers of DPM's family and similar ones.
 
 use super::{
     Algorithm, FinalSigma, MAX_STEPS, Prediction, SamplerConfig, SamplerConfigError, SamplerKind,
@@ -8,7 +8,7 @@ use super::{
 type Checked = Result<(), SamplerConfigError>;
 
 impl SamplerKind {
-    /// Whether it integrates over the half log-SNR: DPM-Solver and its descendants.
+    /// Whether the sampler integrates over the half log-SNR, as DPM-Solver and its descendants do.
     pub fn is_of_dpm(self) -> bool {
         use SamplerKind::{Deis, DpmMultistep, DpmMultistepInverse, DpmSinglestep, Sa, Unipc};
         matches!(self, DpmMultistep | DpmSinglestep | Unipc | Deis | Sa | DpmMultistepInverse)
@@ -16,7 +16,7 @@ impl SamplerKind {
 }
 
 impl SamplerConfig {
-    /// Whether what is integrated is the predicted image; else the predicted noise.
+    /// Whether the predicted image is integrated, instead of the predicted noise.
     pub fn integrates_image(&self) -> bool {
         match self.kind {
             SamplerKind::Unipc => self.predict_x0,
@@ -55,7 +55,7 @@ impl SamplerConfig {
         self.validate_shift()
     }
 
-    /// Lists of levels or time steps, which few classes take.
+    /// Checks lists of levels or time steps, which few classes accept.
     fn validate_what_is_visited(&self) -> Checked {
         use SamplerKind::{DpmMultistep, DpmSinglestep, Unipc};
         let takes_sigmas = self.kind == Unipc && self.sigma_schedule == SigmaSchedule::Flow;
@@ -82,7 +82,7 @@ impl SamplerConfig {
                 let fits = algorithm != Algorithm::SdeDpmSolver;
                 (fits, "dpmsolver++, dpmsolver, sde-dpmsolver++")
             }
-            // its third order was never derived
+            // a third order of this form has not been derived
             _ => {
                 let fits = algorithm != Algorithm::SdeDpmSolver || order < 3;
                 (fits, "with solver_order 3: dpmsolver++, dpmsolver, sde-dpmsolver++")
@@ -101,13 +101,13 @@ impl SamplerConfig {
         };
         self.require(fits, "solver_type", solver, supported)?;
         let image = self.integrates_image();
-        // the integral of the noise diverges where there is none
+        // the integral of the noise diverges at a noise level of zero
         let has_zero = !matches!(self.kind, Deis | Sa | DpmMultistepInverse)
             && self.final_sigmas_type == FinalSigma::Zero;
         let supported = "sigma_min, where the predicted noise is integrated";
         self.require(image || !has_zero, "final_sigmas_type", "zero", supported)?;
         let is_straight = matches!(self.prediction_type, Prediction::Flow | Prediction::FlowToData);
-        // DEIS goes through the image
+        // DEIS computes the noise from the image
         let fits = image || !is_straight || self.kind == Deis;
         let supported = "epsilon, v_prediction, sample, where the predicted noise is integrated";
         self.require(fits, "prediction_type", self.prediction_type, supported)?;
@@ -129,8 +129,7 @@ impl SamplerConfig {
         self.require(fits || self.shift_terminal.is_none(), "shift_terminal", terminal, supported)
     }
 
-    /// # Errors
-    /// Unless it `fits`, with the value as in a file.
+    /// Returns an error unless `fits`, with the value as it is written in a file.
     fn require(
         &self,
         fits: bool,

@@ -1,8 +1,8 @@
-//! Why a sampler configuration is refused.
+//! The error of a sampler configuration.
 
 use super::SamplerKind;
 
-/// Why a sampler configuration was not accepted.
+/// The reason why a sampler configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum SamplerConfigError {
     /// The text is not JSON.
@@ -11,13 +11,13 @@ pub enum SamplerConfigError {
     /// The text is JSON, but not an object.
     #[error("the scheduler configuration is not a JSON object")]
     NotAnObject,
-    /// `--sampler` with a name that is no sampler.
+    /// No sampler has the name that was given to `--sampler`.
     #[error("no sampler is called `{name}` (there are {})", SamplerKind::names())]
     UnknownKind {
-        /// As given.
+        /// The name that was given.
         name: String,
     },
-    /// No kind was given, and `_class_name` is absent or no class of diffusers.
+    /// No kind was given, and `_class_name` is absent or not a class of diffusers.
     #[error(
         "scheduler class `{class}` is not known; --sampler chooses one of {}",
         SamplerKind::names()
@@ -26,50 +26,50 @@ pub enum SamplerConfigError {
         /// The value of `_class_name`, empty if absent.
         class: String,
     },
-    /// A class of diffusers whose steps cannot be written as a table.
+    /// The steps of this class of diffusers cannot be written as a table.
     #[error("scheduler class `{class}` is not supported: {reason}; {}", instead(.nearest))]
     RefusedClass {
         /// The value of `_class_name`.
         class: &'static str,
-        /// What it does that a table cannot.
+        /// The behaviour that a table cannot express.
         reason: &'static str,
-        /// The sampler that draws the right images from the same model, if there is one.
+        /// The sampler that makes correct images from the same model, if there is one.
         nearest: Option<SamplerKind>,
     },
-    /// A key that no known scheduler has: it may change the result.
+    /// No known scheduler has this key, so it may change the result.
     #[error("unknown key `{key}` in the scheduler configuration")]
     UnknownKey {
-        /// As in the file.
+        /// Name of the key.
         key: String,
     },
-    /// A key with a value of the wrong JSON type.
+    /// The value of a key has the wrong JSON type.
     #[error("`{key}` of the scheduler configuration is {seen}, expected {wanted}")]
     WrongType {
-        /// As in the file.
+        /// Name of the key.
         key: &'static str,
-        /// The type it should have.
+        /// The expected JSON type, in words.
         wanted: &'static str,
-        /// The value, shortened.
+        /// The value in the file, shortened.
         seen: String,
     },
-    /// A known option that this sampler does not do.
+    /// The sampler does not support this value of a known option.
     #[error("sampler {kind} does not support {key} = {value} (it supports {supported})")]
     Unsupported {
-        /// The sampler.
+        /// The sampler that does not support the value.
         kind: SamplerKind,
-        /// The option.
+        /// Name of the option.
         key: &'static str,
-        /// Its value.
+        /// The value of the option.
         value: String,
-        /// The values that would work.
+        /// The values that the sampler supports.
         supported: String,
     },
-    /// A number outside its range.
+    /// A number is outside of its range.
     #[error("{key} = {value} is out of range (allowed: {allowed})")]
     OutOfRange {
-        /// The field.
+        /// Name of the field.
         key: &'static str,
-        /// Its value.
+        /// The value of the field.
         value: String,
         /// The range, in words.
         allowed: &'static str,

@@ -1,42 +1,42 @@
-//! How noise levels of flow matching are spread before they are shifted.
+//! The spacing of the noise levels of flow matching, before they are shifted.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// How noise levels of flow matching are spread over `n` steps, before `flow_shift` and what comes
-/// after it. σ is 1 at noise and 0 at data; t = 1 − σ; i counts from 0 to n − 1.
+/// The spacing of the noise levels of flow matching over `n` steps, before `flow_shift` and the
+/// modifications after it. σ is 1 at noise and 0 at data, t = 1 − σ, and i counts from 0 to n − 1.
 ///
 /// The text form is a name, or `NAME=NUMBER`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FlowSchedule {
-    /// diffusers': evenly spaced from the shifted level of the last training step to that of the
-    /// first, so that a static shift acts twice on the levels between.
+    /// The spacing of diffusers: from the shifted level of the last training step evenly to that of
+    /// the first, so that a static shift acts twice on the levels between them.
     #[default]
     Trained,
-    /// σ = 1 − i/n: a static shift acts once.
+    /// σ = 1 − i/n, so that a static shift acts once.
     Even,
-    /// Sway sampling (F5-TTS, arXiv:2410.06885, section 3.3): t = u + s·(cos(π/2·u) − 1 + u) of
-    /// u = i/n. −1 ≤ s ≤ 2/(π − 2); −1 spends most steps on noise.
+    /// Sway sampling (F5-TTS, arXiv:2410.06885, section 3.3): t = u + s·(cos(π/2·u) − 1 + u) with u
+    /// = i/n and −1 ≤ s ≤ 2/(π − 2). With −1, most steps are at high noise.
     Sway(f64),
-    /// t = s·u / (1 + (s − 1)·u) of u = i/n: ZipVoice's (arXiv:2506.13053) with s = 0.5; the same
-    /// as a shift of 1/s.
+    /// t = s·u / (1 + (s − 1)·u) with u = i/n. ZipVoice (arXiv:2506.13053) uses s = 0.5. It is the
+    /// same as a shift of 1/s.
     TimeShift(f64),
-    /// Linear and then quadratic (Mochi; Movie Gen, arXiv:2410.13720, section 3.4.2): the first
-    /// half of the steps takes t to this threshold.
+    /// First linear, then quadratic (Mochi; Movie Gen, arXiv:2410.13720, section 3.4.2). The first
+    /// half of the steps leads t to this threshold.
     LinearQuadratic(f64),
 }
 
 impl FlowSchedule {
-    /// The text forms.
+    /// Examples of all text forms.
     pub const NAMES: &str = "trained, even, sway=-1, time-shift=0.5, linear-quadratic=0.025";
 
-    /// Whether its number is one it may have, and which those are.
+    /// Whether the parameter is in its range, and the range in words.
     pub(super) fn allowed(self) -> (bool, &'static str) {
         match self {
             Self::Trained | Self::Even => (true, ""),
-            // beyond, t would not rise everywhere
+            // beyond this range t would not rise everywhere
             Self::Sway(s) => ((-1.0..=1.75).contains(&s), "-1 to 1.75"),
             Self::TimeShift(s) => (s > 0.0 && s.is_finite(), "positive and finite"),
             Self::LinearQuadratic(t) => (t > 0.0 && t < 1.0, "between 0 and 1, both excluded"),
@@ -59,7 +59,8 @@ impl fmt::Display for FlowSchedule {
 impl FromStr for FlowSchedule {
     type Err = String;
 
-    /// A name alone has the number of the models that brought it.
+    /// Parses the text form. A name without a number has the parameter of the models that
+    /// introduced it.
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, number) = text.split_once('=').map_or((text, None), |(n, x)| (n, Some(x)));
         let unknown = || format!("`{text}` is no schedule of flow levels ({})", Self::NAMES);

@@ -1,10 +1,10 @@
-//! The samplers, by name.
+//! The samplers and their names.
 
 use super::SamplerConfigError;
 use std::fmt;
 use std::str::FromStr;
 
-/// Declares the samplers: variant, name, other names that are read, documentation.
+/// Declares the samplers: variant, name, other accepted names, and documentation.
 macro_rules! kinds {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal $(| $alias:literal)*,)+) => {
         /// A sampler: the rule that moves the sample. The text form is what `--sampler` takes.
@@ -121,18 +121,19 @@ kinds! {
 }
 
 impl SamplerKind {
-    /// Whether it moves along the straight path of flow matching.
+    /// Whether the sampler follows the straight path of flow matching.
     pub fn is_flow(self) -> bool {
         use SamplerKind::{FlowEuler, FlowEulerAncestral, FlowHeun, FlowLcm};
         matches!(self, FlowEuler | FlowHeun | FlowLcm | FlowEulerAncestral)
     }
 
-    /// Whether `eta` decides how much noise its steps add.
+    /// Whether `eta` determines the noise that its steps add.
     pub fn reads_eta(self) -> bool {
         matches!(self, Self::Ddim | Self::Tcd | Self::FlowEulerAncestral)
     }
 
-    /// Whether it takes a list of noise levels, and of time steps, instead of a schedule.
+    /// Whether the sampler accepts a list of noise levels, and a list of time steps, instead of a
+    /// schedule.
     pub fn lists(self) -> (bool, bool) {
         use SamplerKind::{CogVideoXDdim, CogVideoXDpm, Ddim, Ddpm, Direct, Lcm, Plms, Scm, Tcd};
         use SamplerKind::{ResShift, UnClip, Wuerstchen};

@@ -4,22 +4,22 @@
 use super::{POSITIVE, SamplerConfigError, in_range, is_positive};
 use serde::{Deserialize, Serialize};
 
-/// η and κ of x = image + η·(input − image) + κ·√η·noise. Defaults are those of the published
-/// models of 15 steps.
+/// The constants of η and κ in x = image + η·(input − image) + κ·√η·noise. The defaults are those
+/// of the published models with 15 steps.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ResShift {
-    /// Noise at the beginning of the chain.
+    /// κ, the scale of the noise.
     pub kappa: f64,
-    /// Exponent of the schedule: below 1 most steps have little noise.
+    /// Exponent of the schedule. The smaller it is, the more steps have much noise.
     pub power: f64,
-    /// √η of the last step is at most this, and this over κ.
+    /// The limit of the noise in the last step: √η and κ·√η are at most this number.
     pub min_noise_level: f64,
     /// √η of the first step.
     pub etas_end: f64,
     /// Whether the network sees the sample scaled to about unit size.
     pub normalize_input: bool,
-    /// Samples are latents of about unit variance; else pixels from −1 to 1.
+    /// Whether samples are latents of about unit variance. Otherwise they are pixels from −1 to 1.
     pub latent_flag: bool,
 }
 
@@ -37,7 +37,7 @@ impl Default for ResShift {
 }
 
 impl ResShift {
-    /// √η of the last step, the one with the least noise.
+    /// √η of the last step, which has the least noise.
     pub fn sqrt_eta_start(&self) -> f64 {
         let least = self.min_noise_level.min(self.min_noise_level / self.kappa);
         least.min(0.001_f64.sqrt())

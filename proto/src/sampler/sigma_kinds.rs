@@ -1,4 +1,4 @@
-//! What the samplers that step over noise levels σ do not do.
+//! Checks on the samplers that step over noise levels σ.
 
 use super::SamplerKind::{
     Consistency, CosineDpm, DpmSde, EdmDpm, EdmEuler, Euler, EulerAncestral, Heun, Ipndm, Kdpm2,
@@ -10,7 +10,7 @@ use super::{
 };
 
 impl SamplerKind {
-    /// Whether a list of noise levels has the level after the last step at its end.
+    /// Whether a list of noise levels ends with the level after the last step.
     pub fn lists_end(self) -> bool {
         matches!(
             self,
@@ -20,7 +20,7 @@ impl SamplerKind {
 }
 
 impl SamplerConfig {
-    /// For these kinds only: schedules, predictions and lists that they cannot follow.
+    /// Refuses schedules, predictions and lists that these kinds do not support.
     pub(super) fn validate_sigma_kinds(&self) -> Result<(), SamplerConfigError> {
         match self.kind {
             Euler | EulerAncestral | Heun | Kdpm2 | Kdpm2Ancestral | Lms | DpmSde => {
@@ -36,7 +36,7 @@ impl SamplerConfig {
         }
     }
 
-    /// Of the kinds whose levels are those of training, or lie between them.
+    /// Checks the kinds whose levels are those of training, or lie between them.
     fn validate_trained_levels(&self) -> Result<(), SamplerConfigError> {
         let schedule = self.sigma_schedule;
         if matches!(self.kind, EulerAncestral | Kdpm2 | Kdpm2Ancestral | DpmSde) {
@@ -53,14 +53,14 @@ impl SamplerConfig {
         let continuous = self.timestep_type == TimestepType::Continuous
             && self.prediction_type == Prediction::VPrediction;
         if continuous && is_plain && self.interpolation_type == Interpolation::LogLinear {
-            // there is a level more than there are steps, and each level would be evaluated
+            // there is one level more than there are steps, and each level would be evaluated
             let wanted = "discrete, where interpolation_type is log_linear";
             return Err(self.unsupported("timestep_type", "continuous", wanted));
         }
         Ok(())
     }
 
-    /// Of the kinds with the preconditioning of EDM.
+    /// Checks the kinds with the preconditioning of EDM.
     fn validate_edm(&self) -> Result<(), SamplerConfigError> {
         self.validate_ends()?;
         self.validate_noise_or_v()?;
@@ -101,7 +101,7 @@ impl SamplerConfig {
         }
     }
 
-    /// The two ends of levels that no training schedule decides.
+    /// Checks the two ends of levels that no training schedule determines.
     fn validate_ends(&self) -> Result<(), SamplerConfigError> {
         for (key, end) in [("sigma_min", self.sigma_min), ("sigma_max", self.sigma_max)] {
             if end.is_none() {
@@ -112,7 +112,7 @@ impl SamplerConfig {
         in_range("sigma_min", low, low < high, "below sigma_max")
     }
 
-    /// Consistency models visit levels of training by their number.
+    /// Checks the time steps of consistency models, which are indices of training levels.
     fn validate_consistency_timesteps(&self) -> Result<(), SamplerConfigError> {
         self.refuse_list("sigmas")?;
         let train = f64::from(self.num_train_timesteps);
@@ -133,7 +133,7 @@ impl SamplerConfig {
     }
 }
 
-/// The JSON name of a choice.
+/// The JSON name of a value.
 fn name_of(choice: impl serde::Serialize) -> String {
     let name = serde_json::to_value(choice).unwrap_or_default();
     name.as_str().unwrap_or_default().to_owned()

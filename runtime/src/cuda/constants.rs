@@ -1,4 +1,4 @@
-//! Constants and weights on a device, each uploaded once for all programs.
+//! Constants and weights on a device. Each is uploaded once for all programs.
 
 use crate::engine::{EngineError, Weights};
 use cqc_kernels::arena::cast;
@@ -15,7 +15,8 @@ pub(super) struct Constants<'a> {
     zero: Option<Arc<Memory>>,
 }
 
-/// What a filter was made for: its kind, and whether it belongs to a linear layer, `[k, n]`.
+/// The use for which a filter was made: its kind, and whether it belongs to a linear layer
+/// (`[k, n]`).
 type FilterUse = (u8, bool);
 
 impl<'a> Constants<'a> {
@@ -24,13 +25,13 @@ impl<'a> Constants<'a> {
         Constants { weights, device, plain: HashMap::new(), filters: HashMap::new(), zero: None }
     }
 
-    /// Bytes uploaded.
+    /// The number of uploaded bytes.
     pub fn bytes(&self) -> usize {
         let plain: usize = self.plain.values().map(|m| m.len()).sum();
         plain + self.filters.values().map(|f| f.bytes()).sum::<usize>()
     }
 
-    /// A constant as programs see it.
+    /// A constant in the type that programs read.
     pub fn plain(&mut self, constant: usize, dtype: DType) -> Result<Arc<Memory>, EngineError> {
         if let Some(known) = self.plain.get(&constant) {
             return Ok(Arc::clone(known));
@@ -50,7 +51,8 @@ impl<'a> Constants<'a> {
         Ok(Arc::clone(self.zero.as_ref().expect("made above")))
     }
 
-    /// Weights of a product: `[cout, channels, taps]`, or of a linear layer `[channels, cout]`.
+    /// The weights of a product: `[cout, channels, taps]`, or `[channels, cout]` for a linear
+    /// layer.
     pub fn filter(
         &mut self,
         constant: usize,

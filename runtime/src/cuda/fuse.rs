@@ -1,4 +1,4 @@
-//! The wiring of a program for the device, whose kernels are chosen after it.
+//! The wiring of a program for the device. It comes before the choice of the device's kernels.
 
 use crate::engine::uses::Uses;
 use crate::engine::values::{Value, segment_sizes};
@@ -7,17 +7,17 @@ use cqc_proto::Op;
 use cqc_proto::op::operand::{RESULT_CODES, ROUNDING};
 use cqc_proto::plan::{Program, Step};
 
-/// How a result is rounded to codes.
+/// The rounding of a result to codes.
 #[derive(Clone, Debug)]
 pub(super) struct Rounding {
     pub bits: u8,
     pub segments: Vec<usize>,
-    /// The values that hold scale and zero point.
+    /// The values that hold the scale and the zero point.
     pub scale: usize,
     pub zero_point: usize,
 }
 
-/// How a wired step rounds its result.
+/// The rounding to codes of a wired step's result, if there is one.
 pub(super) fn rounding(wiring: &Wiring) -> Option<Rounding> {
     let Some(ResultRounding::Codes { bits, sizes, .. }) = &wiring.rounding else { return None };
     let [scale, zero_point] =
@@ -25,8 +25,8 @@ pub(super) fn rounding(wiring: &Wiring) -> Option<Rounding> {
     Some(Rounding { bits: *bits, segments: sizes.clone(), scale, zero_point })
 }
 
-/// Wires a program. A step that quantizes rounds its own result, unless another step does; one
-/// without a result has nothing to do.
+/// Wires a program. A step that quantizes rounds its own result, unless another step does it. A
+/// step without a result has nothing to do.
 pub(super) fn wire(
     program: &Program,
     values: &[Value],
@@ -56,9 +56,8 @@ pub(super) fn wire(
     wirings
 }
 
-/// Whether the device's kernels can round the result, of the operators that may: its products of
-/// computed matrices and its attention store fp16 alone. Lowering checks that what is fused here is
-/// rounded.
+/// Whether the device's kernel of an operator can round its result. Its products of computed
+/// matrices and its attention store only fp16. Lowering checks that every fused rounding is done.
 fn rounds_result(op: &Op) -> bool {
     !matches!(op, Op::MatMul | Op::Attention { .. })
 }

@@ -1,14 +1,15 @@
-//! Evaluations on a CUDA device, or on its simulator: the same plan, other kernels.
+//! Evaluates plans on a CUDA device or on its simulator.
 //!
-//! The preludes run there too (`preludes`), once per request, where there are kernels for all their
-//! steps, otherwise on the CPU; their results, the conditions and the cache lie in the request's
-//! slot on the device. `full` and `cached` are lists of launches recorded when the engine is opened
-//! (on a GPU, two CUDA graphs). They are the same for all evaluations and slots: which evaluation
-//! and which slot it is are two numbers in device memory. Where nobody looks at the samples in
-//! between, the device moves them as well (`sampler`), and counts evaluations itself.
+//! A prelude runs on the device, once per request, if there are kernels for all its steps
+//! (`preludes`), and otherwise on the CPU. The results of the preludes, the conditions and the
+//! cache lie in the request's slot on the device. `full` and `cached` are lists of launches that
+//! are recorded when the engine is opened (on a GPU as two CUDA graphs). They are the same for all
+//! evaluations and slots: the numbers of the evaluation and of the slot are in device memory. If
+//! nobody looks at the samples between evaluations, the device also moves them (`sampler`) and
+//! counts the evaluations itself.
 //!
-//! Floats are fp16 between kernels, tables and constants f32, rounded activations codes where the
-//! plan multiplies integers.
+//! Between kernels, floats are fp16. Tables and constants are f32. Rounded activations are codes if
+//! the plan multiplies integers.
 
 mod constants;
 mod fuse;
@@ -35,12 +36,12 @@ use slots::{SlotLayout, Slots};
 use std::fmt;
 use std::sync::Arc;
 
-/// CUDA devices as a backend of engines.
+/// The backend for CUDA devices.
 #[derive(Clone)]
 pub struct CudaBackend {
-    /// The device.
+    /// The device, a GPU or the simulator.
     pub device: Arc<dyn Device>,
-    /// Requests that an engine serves there at once: each has a slot of memory.
+    /// The number of requests that an engine serves at once. Each has a slot of memory.
     pub slots: usize,
 }
 
@@ -81,12 +82,12 @@ impl From<CudaError> for EngineError {
     }
 }
 
-/// The step programs of a plan on a device.
+/// The programs of a plan on a device.
 struct CudaEngine {
     device: Arc<dyn Device>,
     state: State,
     evaluations: usize,
-    /// The requests' memory and how it is laid out.
+    /// The memory of the requests, and its layout.
     requests: Arc<Memory>,
     layout: SlotLayout,
     slots: Arc<Slots>,
@@ -94,9 +95,9 @@ struct CudaEngine {
     timestep: Option<(usize, DType)>,
     full: RecordedProgram,
     cached: Option<RecordedProgram>,
-    /// Fills the cache after the first full evaluation, and after later ones.
+    /// The launches that fill the cache after the first full evaluation, and after later ones.
     keeps: [Box<dyn Recorded>; 2],
-    /// In the order in which they run.
+    /// The preludes in the order in which they run.
     preludes: Vec<Prelude>,
     sampler: Option<SamplerLaunches>,
     bytes: usize,
@@ -108,13 +109,13 @@ struct RecordedProgram {
     output: Operand,
     rows: usize,
     cols: usize,
-    /// Whether some kernel of it may leave a fault.
+    /// Whether one of its kernels may report a fault.
     may_fail: bool,
 }
 
 impl CudaEngine {
-    /// Chooses kernels, uploads weights, lays out memory and records the step programs and the
-    /// `preludes`, of which the second computes `chunk` evaluations at once.
+    /// Chooses kernels, uploads weights, lays out memory, and records the step programs and the
+    /// `preludes`. `prelude_steps` computes `chunk` evaluations at once.
     fn open(
         weights: &Arc<Weights>,
         on: &CudaBackend,
@@ -166,7 +167,7 @@ impl CudaEngine {
             requests: Arc::clone(&requests),
             slot: &layout,
         };
-        // first, so that what is refused costs little: then the CPU runs it
+        // preludes come first, so that little work is lost if one is refused and moves to the CPU
         let mut preludes = Vec::new();
         for (placed, chunks) in &begins {
             preludes.push(Prelude::new(
@@ -241,7 +242,7 @@ impl CudaEngine {
         Ok(program)
     }
 
-    /// Whether all that ran came to an end as it should.
+    /// Returns the fault that a kernel has reported, if there is one.
     fn check(&self, program: ProgramKind) -> Result<(), EngineError> {
         match self.state.take_fault(&*self.device)? {
             Some(fault) => Err(EngineError::Fault { program, fault: fault.to_string() }),
@@ -249,7 +250,7 @@ impl CudaEngine {
         }
     }
 
-    /// The first output as f32.
+    /// Copies the first output to the CPU as f32.
     fn read(&self, program: &RecordedProgram, out: &mut [f32]) -> Result<(), EngineError> {
         let (operand, size) = (&program.output, program.output.element.size());
         let mut bytes = vec![0; ((program.rows - 1) * operand.ld + program.cols) * size];

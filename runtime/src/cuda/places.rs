@@ -1,4 +1,4 @@
-//! Where the values of a program lie on the device, and in which type.
+//! The places and types of a program's values on the device.
 
 use super::fuse::wire;
 use crate::engine::codes::{CodeKernels, Storage, choose_storage};
@@ -19,20 +19,20 @@ use half::f16;
 /// A program with sizes, types, fused roundings and addresses in the arena.
 pub(super) struct Placed {
     pub kind: ProgramKind,
-    /// Sizes of symbols.
+    /// The values of the symbols in sizes.
     pub bindings: Bindings,
     pub values: Vec<Value>,
     pub uses: Uses,
-    /// Per value, the type of its elements on the device.
+    /// The element type of each value on the device.
     pub types: Vec<ElementType>,
     pub wirings: Vec<Wiring>,
-    /// Per value: where its home begins in the arena, if it lies there.
+    /// The offset in the arena of each value's home, if the home lies there.
     pub offsets: Vec<Option<usize>>,
-    /// Per step: where its scratch begins.
+    /// The offset of each step's scratch memory.
     pub scratch: Vec<usize>,
-    /// Bytes of the arena.
+    /// The number of bytes of the arena.
     pub bytes: usize,
-    /// Of the device.
+    /// The number of multiprocessors of the device.
     multiprocessors: usize,
 }
 
@@ -69,7 +69,7 @@ impl Placed {
                 ));
             }
         }
-        // values that no step touches have no type worth knowing
+        // values that no step uses get any type
         let types: Vec<ElementType> =
             (0..values.len()).map(|v| type_of(v).unwrap_or(ElementType::U8)).collect();
         let wirings = wire(program, &values, &uses, &kept);
@@ -100,7 +100,7 @@ impl Placed {
             let stored = match value.source {
                 Source::Step => true,
                 Source::Constant(_) => false,
-                // there it is stacked for every evaluation
+                // in this program the value is stacked for every evaluation
                 _ => self.kind == ProgramKind::PreludeSteps,
             };
             if value.home == v && stored {
@@ -121,12 +121,12 @@ impl Placed {
             .map(|v| buffer_of[v.home].map(|buffer: usize| offsets[buffer]))
             .collect();
         self.scratch = offsets[of_steps..].to_vec();
-        // a whole chunk after the last row
+        // kernels may read a whole chunk beyond the last row
         self.bytes = bytes + ALIGN;
         Ok(())
     }
 
-    /// Bytes that a step needs beside its operands.
+    /// The number of bytes of scratch memory of a step.
     fn scratch_bytes(&self, step: &Step) -> usize {
         let copies = |count: usize| -> usize {
             let operands = step.inputs[..count.min(step.inputs.len())].iter().flatten();
@@ -148,7 +148,7 @@ impl Placed {
         }
     }
 
-    /// Into how many parts the depth of a product is cut.
+    /// The number of parts into which the depth of a product is divided.
     pub fn splits(&self, step: &Step, kind: FilterKind) -> usize {
         let Some(w) = step.inputs.get(WEIGHTS).copied().flatten() else { return 1 };
         let (w, y) = (&self.values[w], &self.values[step.outputs[0]]);
@@ -156,15 +156,16 @@ impl Placed {
         cuda::splits(y.rows, y.cols, depth, kind, self.multiprocessors)
     }
 
-    /// Bytes for the sums of these parts, for whichever kind of weights cuts most.
+    /// The number of bytes for the sums of these parts, for the kind of weights with the most
+    /// parts.
     fn shared_bytes(&self, step: &Step) -> usize {
         let y = &self.values[step.outputs[0]];
         let bytes = |kind| cuda::split_bytes(y.rows, y.cols, self.splits(step, kind));
         bytes(FilterKind::Codes).max(bytes(FilterKind::Halves))
     }
 
-    /// Whether tensor cores cannot read the value where it lies: it is no fp16, or its rows are not
-    /// made of aligned 16 bytes.
+    /// Whether tensor cores cannot read the value in its place: it is not fp16, or its rows are not
+    /// multiples of aligned 16 bytes.
     pub fn needs_copy(&self, v: usize) -> bool {
         let (value, element) = (&self.values[v], self.types[v]);
         match element {
@@ -175,18 +176,18 @@ impl Placed {
     }
 }
 
-/// Bytes of a dense fp16 copy.
+/// The number of bytes of a dense fp16 copy.
 pub(super) fn copy_bytes(value: &Value) -> usize {
     (value.len() * 2).next_multiple_of(ALIGN)
 }
 
-/// The type on the device of what a home stores; none: the kernels do not know it.
+/// The element type on the device of the content of a home, or `None` if kernels do not support it.
 fn element_type(kind: ProgramKind, home: &Value) -> Option<ElementType> {
     if home.stored_as.is_some() {
         return Some(ElementType::U8);
     }
     match (home.dtype, home.source) {
-        // preludes run once, so that what they compute can keep its bits
+        // preludes run only once, so their values can stay in f32
         (DType::F32, Source::Step) if !kind.is_step() => Some(ElementType::F32),
         (
             DType::F32,
@@ -196,7 +197,7 @@ fn element_type(kind: ProgramKind, home: &Value) -> Option<ElementType> {
     }
 }
 
-/// The type of elements that keeps all bits.
+/// The element type that keeps all bits of a type, or `None` if kernels do not support it.
 pub(super) fn element_of(dtype: DType) -> Option<ElementType> {
     Some(match dtype {
         DType::F32 => ElementType::F32,
@@ -207,7 +208,7 @@ pub(super) fn element_of(dtype: DType) -> Option<ElementType> {
     })
 }
 
-/// Floats of a type as f32.
+/// Converts floats of an element type to f32.
 pub(super) fn widen(element: ElementType, bytes: &[u8], out: &mut [f32]) {
     for (out, bytes) in out.iter_mut().zip(bytes.chunks_exact(element.size())) {
         *out = match element {

@@ -1,9 +1,9 @@
-//! The preludes on the device: what begins a request, in f32 but for the operands of products, its
-//! results in fp16 in the slot.
+//! The preludes on the device. They compute in f32, except for the operands of products, and store
+//! their results in fp16 in the slot.
 //!
-//! `prelude_steps` computes a chunk of evaluations at once. What it reads from outside is stacked
-//! in the arena first, evaluation by evaluation: conditions and results of `prelude` repeated, rows
-//! of tables and time steps one after the other.
+//! `prelude_steps` computes a chunk of evaluations at once. Its external operands are first stacked
+//! in the arena, evaluation by evaluation: conditions and results of `prelude` are repeated, and
+//! rows of tables and time steps follow each other.
 
 use super::constants::Constants;
 use super::lower::{Lowered, Spaces};
@@ -17,17 +17,17 @@ use cqc_proto::DType;
 use cqc_proto::plan::{InputRole, ProgramKind, Source};
 use std::sync::Arc;
 
-/// A prelude as the device runs it.
+/// A prelude on the device.
 pub(super) struct Prelude {
     kind: ProgramKind,
-    /// Chunk by chunk.
+    /// The recorded launches of each chunk.
     parts: Vec<Box<dyn Recorded>>,
-    /// The time steps of a request, if it reads them.
+    /// The time steps of a request, if the prelude reads them.
     times: Option<(Arc<Memory>, DType)>,
     pub may_fail: bool,
 }
 
-/// How many evaluations a prelude computes at once, of how many, and for how many rows each.
+/// The number of evaluations in a chunk, the number of all evaluations, and the batch size.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Chunks {
     pub chunk: usize,
@@ -51,7 +51,7 @@ impl Prelude {
         let may_fail = launches.iter().any(|launch| launch.kernel().may_fail());
         let mut parts = Vec::new();
         for first in (0..chunks.evaluations).step_by(chunks.chunk) {
-            // the last chunk overlaps the one before it, if need be
+            // the last chunk overlaps the one before it if the number is not a multiple
             let first = first.min(chunks.evaluations - chunks.chunk);
             let chunk = ChunkLowering { weights, spaces, state, placed, chunks, first };
             let mut part = chunk.stack(&lowered, constants, times.as_ref())?;
@@ -62,7 +62,7 @@ impl Prelude {
         Ok(Prelude { kind: placed.kind, parts, times, may_fail })
     }
 
-    /// Runs it for the slot that the state says.
+    /// Runs the prelude for the slot that is set in the state.
     pub fn run(&self, device: &dyn Device, timesteps: &[f64]) -> Result<(), EngineError> {
         if let Some((memory, dtype)) = &self.times {
             let mut bytes = vec![0; memory.len()];
@@ -84,7 +84,7 @@ impl Prelude {
     }
 }
 
-/// Room for the time steps, in the type in which the program reads them.
+/// Allocates memory for the time steps, in the type in which the program reads them.
 fn times(
     weights: &Weights,
     device: &Arc<dyn Device>,
@@ -119,7 +119,7 @@ struct ChunkLowering<'a> {
     state: &'a State,
     placed: &'a Placed,
     chunks: Chunks,
-    /// The first evaluation.
+    /// The first evaluation of the chunk.
     first: usize,
 }
 
@@ -132,7 +132,7 @@ impl ChunkLowering<'_> {
         cuda::elementwise(self.state, ElementOp::Copy, shape, &[(from, strides)], (to, &dense))
     }
 
-    /// Launches that write what the chunk reads from outside.
+    /// The launches that write the external operands of the chunk.
     fn stack(
         &self,
         lowered: &Lowered,
@@ -190,7 +190,7 @@ impl ChunkLowering<'_> {
         Ok(launches)
     }
 
-    /// Launches that copy the results to where they outlive the program.
+    /// The launches that copy the results into the slot.
     fn results(
         &self,
         lowered: &mut Lowered,

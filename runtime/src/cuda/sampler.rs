@@ -1,8 +1,9 @@
-//! Samples that stay on the device: the sampler there, after every evaluation.
+//! Samples that stay on the device, and the sampler that moves them after every evaluation.
 //!
-//! Per slot the device keeps the samples, what the sampler remembers, noise that was drawn for the
-//! evaluation at work, and the scale of guidance, all in f32; for all slots a table of the
-//! sampler's constants. The sampler writes what the network sees next to where the network reads
+//! For each slot the device stores, all in f32, the samples, the kept registers of the sampler, the
+//! noise of the present evaluation and the guidance scale. A table with the sampler's constants
+//! serves all slots. The sampler writes the network's next input to the place where the network
+//! reads it, and counts the evaluation. Between evaluations, only noise is transferred.
 //! it, and counts the evaluation, so that nothing goes up or down in between but noise.
 
 use super::{CudaEngine, RecordedProgram};
@@ -16,13 +17,14 @@ use cqc_kernels::cuda::{
 use cqc_proto::plan::ProgramKind;
 use std::sync::Arc;
 
-/// What `kernels/cuda/sampler.cu` has room for is what a table has.
+/// The capacities of `kernels/cuda/sampler.cu` equal those of a table.
 const _: () = assert!(MAX_TERMS == SAMPLER_TERMS && MAX_REGISTERS == SAMPLER_TEMPS);
 
-/// A table as the device reads it: rows of equal length, the missing operations empty.
+/// A table in the form that the device reads: rows of equal length, where missing operations are
+/// empty.
 struct Encoded {
     rows: Vec<f32>,
-    /// Operations of a row.
+    /// The number of operations per row.
     ops: usize,
     width: usize,
 }
@@ -48,7 +50,7 @@ fn encode(op: &Op, to: &mut [f32]) {
         Op::Combine { to: register, terms, factor, divisor, limit } => {
             let (what, high) = match limit {
                 Limit::Clip(limit) => (SamplerOp::Clip, *limit),
-                // refused by `sample_on_device`
+                // thresholds are not moved to the device
                 Limit::None | Limit::Threshold { .. } => (SamplerOp::Combine, 0.0),
             };
             let [kind, number] = register_numbers(*register);
@@ -92,7 +94,7 @@ fn reads_variance(table: &Table) -> bool {
     ops.any(|op| matches!(op, Op::LearnedNoise(_)))
 }
 
-/// The sampler after each program.
+/// The launches of the sampler after each program.
 pub(super) struct SamplerLaunches {
     memory: Arc<Memory>,
     offsets: SlotOffsets,
@@ -100,10 +102,10 @@ pub(super) struct SamplerLaunches {
     after_cached: Option<Box<dyn Recorded>>,
 }
 
-/// Where a slot keeps what, in bytes.
+/// The offsets in a slot, in bytes.
 #[derive(Clone, Copy, Debug)]
 struct SlotOffsets {
-    /// Elements of all samples, which begin the slot.
+    /// The number of elements of all samples, which are at the beginning of the slot.
     count: usize,
     noise: usize,
     guidance: usize,
@@ -177,7 +179,7 @@ impl SamplerLaunches {
     }
 }
 
-/// Rows of `width` numbers, one per evaluation.
+/// Uploads rows of `width` numbers, one per evaluation.
 fn upload(device: &Arc<dyn Device>, rows: &[f32], width: usize) -> Result<Operand, EngineError> {
     let memory = device.allocate(size_of_val(rows))?;
     device.write(&memory, 0, bytes_of(rows))?;
@@ -192,7 +194,7 @@ impl CudaEngine {
         Ok(())
     }
 
-    /// The sampler and the request's slot.
+    /// The sampler, and the index of the request's slot.
     fn sampled(&self, request: &DeviceRequest) -> Result<(&SamplerLaunches, usize), EngineError> {
         let slot = self.slots.index(request).ok_or(EngineError::ForeignRequest)?;
         let what = "it does not move these samples";

@@ -1,4 +1,4 @@
-//! The slots of requests on a device: where they keep what, and who has which.
+//! The slots of requests on a device: their layout, and which of them are in use.
 
 use crate::engine::{DevicePreludes, DeviceRequest, EngineError, RequestLayout};
 use cqc_kernels::arena::{Arena, Span, cast};
@@ -7,7 +7,7 @@ use cqc_proto::plan::Plan;
 use half::f16;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The slots that are free.
+/// The free slots.
 #[derive(Debug)]
 pub(super) struct Slots(Mutex<Vec<usize>>);
 
@@ -20,13 +20,13 @@ impl Slots {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A free slot.
+    /// Takes a free slot.
     pub fn take(self: &Arc<Slots>) -> Option<DeviceRequest> {
         let index = self.free().pop()?;
         Some(DeviceRequest::new(Taken { index, slots: Arc::clone(self) }))
     }
 
-    /// The number of the request's slot; `None`: it has none of these.
+    /// The index of the request's slot, or `None` if it has none of these.
     pub fn index(self: &Arc<Slots>, request: &DeviceRequest) -> Option<usize> {
         request
             .slot::<Taken>()
@@ -35,7 +35,7 @@ impl Slots {
     }
 }
 
-/// A slot that is taken until this is dropped.
+/// A slot that is in use until this is dropped.
 #[derive(Debug)]
 struct Taken {
     index: usize,
@@ -48,21 +48,22 @@ impl Drop for Taken {
     }
 }
 
-/// Where a slot keeps what: bytes from its begin.
+/// The layout of a slot, as offsets from its beginning in bytes.
 #[derive(Debug)]
 pub(super) struct SlotLayout {
-    /// Model inputs, as programs see them.
+    /// The model's inputs, in the types that programs read.
     pub inputs: Vec<Span>,
-    /// Results of `prelude`, and of `prelude_steps` for one evaluation, the others following;
-    /// floats in fp16.
+    /// The results of `prelude`. Floats are fp16.
     pub results: Vec<Span>,
+    /// The results of `prelude_steps` for evaluation 0; those for the other evaluations follow.
+    /// Floats are fp16.
     pub step_results: Vec<Span>,
     /// The cache, in fp16.
     pub cache: Vec<Span>,
-    /// Whether the results are floats.
+    /// Whether each result of `prelude` and of `prelude_steps` is a float.
     floats: [Vec<bool>; 2],
     evaluations: usize,
-    /// Bytes of a slot.
+    /// The size of a slot in bytes.
     pub bytes: usize,
 }
 
@@ -104,7 +105,7 @@ impl SlotLayout {
         })
     }
 
-    /// What the request's memory on the CPU holds, as bytes for the slot; without the results of
+    /// The content of the request's memory on the CPU as bytes for the slot, without the results of
     /// preludes that run on the device.
     pub fn upload(
         &self,
@@ -136,7 +137,7 @@ impl SlotLayout {
     }
 }
 
-/// Floats in fp16.
+/// Converts floats to fp16.
 pub(super) fn narrow(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect()
 }

@@ -1,18 +1,19 @@
-//! Loops whose solver is the caller's.
+//! Loops in which the caller has its own solver.
 
 use super::{Beginning, Course, DenoiseError, Denoiser, Request, Trajectory, check_request};
 use crate::noise::Noise;
 use crate::sampler::State;
 
 impl Denoiser {
-    /// Begins samples `first ..` of a request with any evaluation, for a caller who moves the samples
-    /// and asks for predictions ([`Denoiser::predict`]). The first evaluation runs in full whatever
-    /// the schedule says. The trajectory's own samples are zeros, and the request's noise and image
-    /// are not looked at.
+    /// Begins samples `first ..` of a request at any evaluation, for a caller that moves the
+    /// samples itself and only asks for predictions ([`Denoiser::predict`]). The first evaluation
+    /// runs the full step, whatever the schedule says. The samples of the trajectory are zeros, and
+    /// the noise and the image of the request are ignored.
     ///
     /// # Errors
-    /// Conditions that do not fit, [`DenoiseError::NoNull`], [`DenoiseError::Finished`] where there is
-    /// no such evaluation.
+    /// [`DenoiseError::Finished`] if the loop has no such evaluation, [`DenoiseError::NoNull`] if
+    /// guidance has no null condition, and the errors of [`check_request`] and of conditions whose
+    /// shape does not fit.
     pub fn begin_at(
         &mut self,
         request: &Request,

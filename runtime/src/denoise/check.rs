@@ -1,16 +1,17 @@
-//! What is wrong with a request, as far as it can be seen before anything is computed.
+//! Checks on a request that need no computation.
 
 use super::{DenoiseError, Request};
 use cqc_proto::op::{Family, operand};
 use cqc_proto::plan::{InputRole, Plan, Program, Source};
 use cqc_proto::{Op, Tensor};
 
-/// Checks everything that a request gives: the scale of guidance, the noise, the image and its mask,
-/// the conditions of both halves.
+/// Checks the guidance scale of a request and the values of its noise, its image, its mask and the
+/// conditions of both halves.
 ///
 /// # Errors
-/// [`DenoiseError::Guidance`], [`DenoiseError::NotFinite`], [`DenoiseError::MaskValue`],
-/// [`DenoiseError::Label`].
+/// [`DenoiseError::Guidance`] for the scale, [`DenoiseError::NotFinite`] for infinities and NaN,
+/// [`DenoiseError::MaskValue`] for a mask outside of 0 to 1, [`DenoiseError::Label`] for a label
+/// without a row in its table.
 pub fn check_request(plan: &Plan, request: &Request) -> Result<(), DenoiseError> {
     request.guidance.map_or(Ok(()), check_guidance)?;
     if let Some(noise) = &request.noise {
@@ -30,8 +31,9 @@ pub fn check_request(plan: &Plan, request: &Request) -> Result<(), DenoiseError>
     given.into_iter().try_for_each(|(name, tensor)| check_condition(plan, name, tensor))
 }
 
-/// Checks what one input of the model is given: floats are finite (the masks among them may hold
-/// −∞), whole numbers that choose rows of a table are rows of it.
+/// Checks the values that are given for one input of the model. Floats must be finite, except that
+/// an input with `mask` in its name may hold −∞. Integers that select rows of a table must be
+/// within the table.
 ///
 /// # Errors
 /// [`DenoiseError::NotFinite`], [`DenoiseError::Label`].
@@ -54,13 +56,14 @@ pub fn check_condition(plan: &Plan, name: &str, given: &Tensor) -> Result<(), De
     }
 }
 
-/// Rows of the smallest table that the labels of an input choose from, where they do.
+/// The number of rows of the smallest table that the labels of input `name` select from, or `None`
+/// if they select from no table.
 pub fn label_rows(plan: &Plan, name: &str) -> Option<usize> {
     let input = plan.inputs.iter().position(|i| i.name == name)?;
     table_of(plan, input).map(|(_, rows)| rows)
 }
 
-/// Checks a scale of guidance.
+/// Checks that a guidance scale is finite and not negative.
 pub(super) fn check_guidance(scale: f32) -> Result<(), DenoiseError> {
     if scale.is_finite() && scale >= 0.0 { Ok(()) } else { Err(DenoiseError::Guidance { scale }) }
 }
@@ -74,7 +77,8 @@ fn check_finite(name: &str, given: &Tensor, masks: bool) -> Result<(), DenoiseEr
     Err(DenoiseError::NotFinite { name: name.into(), value: values[at], row })
 }
 
-/// The smallest table that an input chooses rows of, by the step that reads it, and its rows.
+/// The smallest table that an input selects rows from: the name of the step that reads it, and its
+/// number of rows.
 fn table_of(plan: &Plan, input: usize) -> Option<(String, usize)> {
     let programs = [&plan.prelude, &plan.prelude_steps, &plan.full];
     let tables = programs.into_iter().flat_map(|program| tables_in(program, input));
@@ -94,7 +98,7 @@ fn tables_in(program: &Program, input: usize) -> Vec<(String, usize)> {
                     found.push((step.name.clone(), rows as usize));
                 }
             }
-            // the same numbers in another shape or type
+            // the result holds the same labels in another shape or type
             op if (op.traits().family == Family::Movement || matches!(op, Op::Cast { .. }))
                 && reads(operand::X).is_some_and(|v| is_label[v]) =>
             {

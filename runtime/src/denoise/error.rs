@@ -1,4 +1,4 @@
-//! Why no samples came out.
+//! The error of a denoiser.
 
 use super::GuidanceError;
 use super::StartError;
@@ -8,135 +8,138 @@ use crate::sampler::SamplerError;
 use cqc_proto::ValueType;
 use cqc_proto::tensor::TensorSizeError;
 
-/// Why no samples came out.
+/// The reason why a denoiser returned no samples.
 #[derive(Debug, thiserror::Error)]
 pub enum DenoiseError {
-    /// The engine refused.
+    /// The engine reported an error.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// The plan's tables were made for another number of evaluations.
+    /// The plan's tables were made for another number of evaluations than the sampler has.
     #[error("the plan has tables for {plan} evaluations, the sampler makes {sampler}")]
     Evaluations {
-        /// Of the plan.
+        /// Number of evaluations in the plan's tables.
         plan: usize,
-        /// Of the sampler.
+        /// Number of evaluations of the sampler.
         sampler: usize,
     },
-    /// The model is no denoiser.
+    /// The model is not a denoiser.
     #[error("the model cannot be run in a loop: {reason}")]
     NoDenoiser {
-        /// What was expected and what was seen.
+        /// The expected and the actual inputs or shapes.
         reason: String,
     },
-    /// Values per evaluation of other sizes than the loop has.
+    /// The shape of the values of a step condition does not fit the loop.
     #[error(
         "the values of `{name}` per evaluation are {shape:?}; expected {evaluations} evaluations of {expected}, one row per sample or one for all"
     )]
     StepValues {
-        /// The input.
+        /// Name of the input.
         name: String,
-        /// Sizes of the values.
+        /// Shape of the given values.
         shape: Vec<usize>,
-        /// Evaluations of the loop.
+        /// Number of evaluations of the loop.
         evaluations: usize,
-        /// Type of the input.
+        /// Type of the input at one evaluation.
         expected: ValueType,
     },
-    /// A scale of guidance needs both halves, and the denoiser was opened for one.
+    /// The guidance scale needs both halves, but the denoiser was opened without guidance.
     #[error("a guidance scale of {scale} needs a denoiser that was opened with guidance")]
     NotGuided {
-        /// Asked for.
+        /// The guidance scale of the request.
         scale: f32,
     },
-    /// A scale of guidance that is none.
+    /// The guidance scale is negative or not finite.
     #[error("a guidance scale of {scale}; expected a finite number, 0 or more")]
     Guidance {
-        /// Asked for.
+        /// The guidance scale of the request.
         scale: f32,
     },
-    /// An interval or a rescale of guidance: everything that is wrong.
+    /// The interval or the rescaling of guidance is invalid. The list holds everything that is
+    /// wrong.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Guiding(Vec<GuidanceError>),
-    /// Noise or a condition holds infinities or NaN.
+    /// The noise, the image or a condition holds an infinity or NaN.
     #[error("`{name}` holds {value} in row {row}; expected finite numbers")]
     NotFinite {
-        /// Its name; `noise` for the initial noise.
+        /// Name of the input; `noise` for the initial noise, `init` for the image.
         name: String,
-        /// The first such value.
+        /// The first value that is not finite.
         value: f32,
-        /// The row that it is in.
+        /// Index of the row that holds the value.
         row: usize,
     },
-    /// A label chooses a row that its table does not have.
+    /// A label selects a row that its table does not have.
     #[error("`{name}` is {label}; expected 0 to {}: the table of `{table}` has {rows} rows", rows.saturating_sub(1))]
     Label {
-        /// The input.
+        /// Name of the input.
         name: String,
-        /// As given.
+        /// The label that was given.
         label: i64,
-        /// Rows of the table.
+        /// Number of rows of the table.
         rows: usize,
-        /// The operator that reads the table.
+        /// Name of the operator that reads the table.
         table: String,
     },
-    /// Guidance needs conditioning for its unconditional half.
+    /// Guidance was asked for, and there is no null condition for its unconditional half.
     #[error("guidance needs what the unconditional half gets (a null label or null conditioning)")]
     NoNull,
-    /// A condition or the initial noise has neither one row nor one per sample.
+    /// A condition, the initial noise or the image does not have one row per sample, or one for all
+    /// where that is allowed.
     #[error("`{name}` has shape {shape:?}, expected 1 or {samples} rows of {row:?}")]
     Rows {
-        /// Its name; `noise` for the initial noise.
+        /// Name of the input; `noise` for the initial noise, `init` for the image.
         name: String,
-        /// As given.
+        /// Shape of the given tensor.
         shape: Vec<usize>,
-        /// Samples asked for.
+        /// Number of samples of the request.
         samples: usize,
-        /// Sizes of a row.
+        /// Shape of one row.
         row: Vec<usize>,
     },
-    /// The beginning or the end that a request asks for: everything that is wrong.
+    /// The requested beginning or end of the loop is invalid. The list holds everything that is
+    /// wrong.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Start(Vec<StartError>),
-    /// A mask that does not lie over the samples.
+    /// The shape of the mask does not fit the samples.
     #[error(
         "the mask has shape {shape:?}, expected 1 or {samples} rows of {row:?}, or of one channel"
     )]
     Mask {
-        /// As given.
+        /// Shape of the given mask.
         shape: Vec<usize>,
-        /// Samples asked for.
+        /// Number of samples of the request.
         samples: usize,
-        /// Sizes of one sample.
+        /// Shape of one sample.
         row: Vec<usize>,
     },
-    /// A mask is a share.
+    /// The mask holds a value outside of 0 to 1.
     #[error("the mask holds {value}; expected 0 (keep) to 1 (repaint)")]
     MaskValue {
-        /// The first value outside.
+        /// The first such value.
         value: f32,
     },
-    /// All evaluations of the trajectory are done.
+    /// The trajectory has no evaluation left, or the loop has no such evaluation.
     #[error("all {evaluations} evaluations are done")]
     Finished {
-        /// How many there are.
+        /// Number of evaluations of the loop, or the evaluation before which the trajectory ends.
         evaluations: usize,
     },
-    /// The artifact cannot be run with another number of steps.
+    /// The artifact cannot be run with that number of steps or at those time steps.
     #[error(transparent)]
     Steps(Box<RetimeError>),
-    /// The sampler has no such trajectory.
+    /// The sampler cannot make the trajectory.
     #[error(transparent)]
     Sampler(#[from] SamplerError),
-    /// The device that was asked for cannot be used.
+    /// The requested device cannot be used.
     #[error("{reason}")]
     Device {
-        /// What is in the way.
+        /// The reason why the device cannot be used.
         reason: String,
     },
-    /// The observer broke off.
+    /// The observer cancelled the request.
     #[error("interrupted")]
     Interrupted,
-    /// A tensor's bytes do not fit its shape.
+    /// The size of a tensor's data does not fit its shape.
     #[error(transparent)]
     Tensor(#[from] TensorSizeError),
 }

@@ -1,4 +1,5 @@
-//! Full evaluations that the schedule does not run: those with which a loop begins in the middle.
+//! Full evaluations that are not in the schedule. A loop that begins in the middle needs one,
+//! because its cache is still empty.
 
 use super::{DenoiseError, Denoiser, Trajectory};
 use crate::retime::rows_of_full;
@@ -7,31 +8,32 @@ use cqc_proto::plan::ProgramKind;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// What is needed to run `full` where the schedule runs `cached`.
+/// The state that is needed to run the full step where the schedule has a cached step.
 #[derive(Default)]
 pub(super) struct OffSchedule {
-    /// Whose plan it is: says which tables belong to which layer.
+    /// The manifest of the plan, which tells which tables belong to which layer.
     manifest: Option<Arc<Manifest>>,
-    /// Evaluations whose rows have been completed.
+    /// The evaluations whose table rows have been completed.
     completed: BTreeSet<usize>,
 }
 
 impl OffSchedule {
-    /// The same for another engine on the same plan.
+    /// The initial state for another engine that runs the same plan.
     pub fn of_other_engine(&self) -> OffSchedule {
         OffSchedule { manifest: self.manifest.clone(), completed: BTreeSet::new() }
     }
 }
 
 impl Denoiser {
-    /// Lets loops begin at evaluations that the schedule does not run in full, if layers of the
-    /// manifest are quantized. The plan is the manifest's, or one for other steps.
+    /// Sets the manifest, so that loops can begin at evaluations that the schedule does not run in
+    /// full, even if layers are quantized. The plan of the engine is the manifest's, or one that
+    /// was made from it for other time steps.
     pub(crate) fn set_manifest(&mut self, manifest: Arc<Manifest>) {
         self.off_schedule = OffSchedule { manifest: Some(manifest), completed: BTreeSet::new() };
     }
 
-    /// The program of a trajectory's evaluation to come: that of the schedule, but nothing is cached
-    /// yet where a loop begins.
+    /// The program for the next evaluation of a trajectory. It is the schedule's, except at the
+    /// beginning of a loop, where nothing is cached yet.
     pub(super) fn program_of(&self, trajectory: &Trajectory) -> ProgramKind {
         if trajectory.next < trajectory.full_until {
             ProgramKind::Full
@@ -40,8 +42,8 @@ impl Denoiser {
         }
     }
 
-    /// The evaluation before which a loop that begins with evaluation `begin` runs `full` whatever
-    /// the schedule says. Completes the rows of those evaluations.
+    /// Returns the evaluation up to which a loop that begins with `begin` runs the full step,
+    /// whatever the schedule says, and completes the table rows of evaluation `begin`.
     pub(super) fn full_until(&mut self, begin: usize) -> Result<usize, DenoiseError> {
         if self.engine.plan().program_at(begin) == ProgramKind::Full {
             return Ok(begin);
@@ -50,11 +52,12 @@ impl Denoiser {
         Ok(begin + 1)
     }
 
-    /// Gives layers that only `full` has the ranges and corrections that they lack at an evaluation
-    /// that was compiled as cached. Nothing that the schedule runs reads these rows.
+    /// Fills in the quantization ranges and corrections of evaluation `e`, which was compiled as a
+    /// cached step, for the layers that only the full step has. The schedule never reads these
+    /// rows.
     fn complete_rows(&mut self, e: usize) -> Result<(), DenoiseError> {
         let Some(manifest) = self.off_schedule.manifest.clone() else { return Ok(()) };
-        // a device has them from the beginning
+        // a device reads its tables when it is opened, and they are complete by then
         if self.engine.device().is_some() || !self.off_schedule.completed.insert(e) {
             return Ok(());
         }

@@ -1,4 +1,5 @@
-//! Guidance of a request: how the halves are mixed, and when the unconditional one is computed.
+//! Guidance of a request: how the two halves are mixed, and at which evaluations the unconditional
+//! half is computed.
 
 use super::{Course, DenoiseError, Denoiser, Request, Trajectory, check};
 use crate::engine::EngineOptions;
@@ -9,18 +10,18 @@ use cqc_proto::plan::ProgramKind;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// What requests get that do not say it.
+/// Values for requests that do not set their own.
 #[derive(Clone, Debug)]
 pub(crate) struct Defaults {
-    /// Scale of guidance.
+    /// The guidance scale, where 1 means no guidance.
     pub guidance: f32,
-    /// How far the deviation is rescaled, 0 to 1.
+    /// Degree of guidance rescaling, 0 to 1.
     pub rescale: f32,
-    /// Steps in which guidance applies.
+    /// The steps in which guidance applies.
     pub interval: GuidanceInterval,
-    /// What the unconditional half gets, one row per input.
+    /// The null conditions by input name, one row each.
     pub null: BTreeMap<String, Tensor>,
-    /// Conditions that the loop fills by itself.
+    /// The inputs that the loop fills by itself.
     pub fills: BTreeMap<String, Fill>,
 }
 
@@ -36,61 +37,64 @@ impl Default for Defaults {
     }
 }
 
-/// Guidance of a trajectory.
+/// The guidance of a trajectory.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Guidance {
     pub scale: f32,
-    /// φ, 0 to 1.
+    /// φ, the degree of rescaling, 0 to 1.
     pub rescale: f32,
-    /// Evaluations that are guided. The others are the conditional half alone.
+    /// The evaluations at which guidance applies. The others compute the conditional half alone.
     pub evaluations: Range<usize>,
-    /// The evaluation that the unconditional half is ready for: its cache is that of the one before.
+    /// The evaluation that the cache of the unconditional half is ready for. The half must have
+    /// been computed at the evaluation before it.
     pub ready_for: usize,
 }
 
 impl Guidance {
-    /// Whether every evaluation of the loop mixes both halves, and nothing else.
+    /// Whether every evaluation of the course mixes both halves and none rescales the result.
     pub fn is_plain(&self, course: &Range<usize>) -> bool {
         let all = self.evaluations.start <= course.start && self.evaluations.end >= course.end;
         self.rescale == 0.0 && all
     }
 
-    /// The program of the unconditional half, apart from the other, at evaluation `e`, where the
-    /// conditional half runs `kind`: what it has cached is old after evaluations without it.
+    /// The program of the unconditional half at evaluation `e`, if the halves are computed apart
+    /// and the conditional half runs `kind`. After evaluations without guidance the half's cache is
+    /// outdated, so it runs the full step.
     pub fn program_of_null(&self, kind: ProgramKind, e: usize) -> ProgramKind {
-        // one evaluation may be asked for several times
+        // `e` may be evaluated several times
         if self.ready_for == e || self.ready_for == e + 1 { kind } else { ProgramKind::Full }
     }
 }
 
-/// What is wrong with the guidance that a request asks for.
+/// An error in the guidance that a request asks for.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum GuidanceError {
-    /// A share that is none.
+    /// The degree of rescaling is outside of 0 to 1.
     #[error("guidance is rescaled by {0}; expected 0 to 1")]
     Rescale(f32),
-    /// An interval that is none.
+    /// The interval is not valid.
     #[error(
         "guidance applies in the interval {0}; expected shares of the steps, 0 <= from < to <= 1"
     )]
     Interval(GuidanceInterval),
-    /// There is nothing to rescale, or to leave out.
+    /// An option of guidance was given although no guidance applies.
     #[error("{what} without guidance: {why}")]
     Unguided {
-        /// `a rescale of guidance`, `an interval of guidance`.
+        /// The option: `a rescale of guidance` or `an interval of guidance`.
         what: &'static str,
-        /// Why there is none.
+        /// The reason why no guidance applies.
         why: &'static str,
     },
 }
 
 impl Denoiser {
-    /// Scale of guidance by which a request's halves are mixed; 1 where the network takes the scale
-    /// as an input.
+    /// The guidance scale by which the two halves of a request are mixed. It is 1 if the network
+    /// takes the scale as an input.
     ///
     /// # Errors
-    /// [`DenoiseError::Guidance`] if it is no finite number of 0 or more,
-    /// [`DenoiseError::NotGuided`] if it needs both halves and the denoiser was opened for one.
+    /// [`DenoiseError::Guidance`] if the scale is negative or not finite,
+    /// [`DenoiseError::NotGuided`] if the scale needs both halves and the denoiser was opened
+    /// without guidance.
     pub fn guidance_of(&self, request: &Request) -> Result<f32, DenoiseError> {
         let scale = self.scale_of(request);
         check::check_guidance(scale)?;
@@ -103,7 +107,7 @@ impl Denoiser {
         }
     }
 
-    /// The scale, mixed or given to the network.
+    /// The scale of a request, whether it mixes the halves or is an input of the network.
     fn scale_of(&self, request: &Request) -> f32 {
         request.guidance.unwrap_or(self.defaults.guidance)
     }
@@ -112,10 +116,11 @@ impl Denoiser {
         self.defaults.fills.values().any(|fill| fill.is_guidance())
     }
 
-    /// Guidance of a request whose loop runs so.
+    /// The guidance of a request that runs the given course.
     ///
     /// # Errors
-    /// Those of [`Denoiser::guidance_of`]; [`DenoiseError::Guiding`] with everything that is wrong.
+    /// Those of [`Denoiser::guidance_of`], and [`DenoiseError::Guiding`] with everything that is
+    /// wrong.
     pub(super) fn guidance(
         &self,
         request: &Request,
@@ -158,18 +163,19 @@ impl Denoiser {
         })
     }
 
-    /// Checks the part of the loop and the guidance that a request asks for, before anything is
-    /// computed.
+    /// Checks the course and the guidance of a request. Nothing is computed.
     ///
     /// # Errors
-    /// [`DenoiseError::Start`], [`DenoiseError::Guiding`], those of [`Denoiser::guidance_of`].
+    /// [`DenoiseError::Start`], [`DenoiseError::Guiding`] and the errors of
+    /// [`Denoiser::guidance_of`].
     pub fn check(&self, request: &Request) -> Result<(), DenoiseError> {
         let course = self.course(request)?;
         self.guidance(request, &course).map(|_| ())
     }
 
-    /// Lets the unconditional half begin behind the first evaluation, where it is apart: it then
-    /// runs in full whatever the schedule says.
+    /// Completes the tables for the case that the halves are computed apart and guidance begins
+    /// after the first evaluation: the unconditional half then begins with a full step, whatever
+    /// the schedule says.
     pub(super) fn prepare_outage(
         &mut self,
         guidance: &Guidance,
@@ -183,8 +189,8 @@ impl Denoiser {
         Ok(())
     }
 
-    /// The denoiser that serves a request: one that computes the halves apart where some evaluations
-    /// need one only. `None`: this one.
+    /// The denoiser that computes the halves apart, if the request has evaluations that need only
+    /// one of them. With `None`, this denoiser serves the request.
     pub(super) fn apart(
         &mut self,
         request: &Request,
@@ -210,7 +216,8 @@ impl Denoiser {
         Ok(self.apart.as_deref_mut())
     }
 
-    /// Mixes the halves of [`Denoiser::output`] at evaluation `e`.
+    /// Mixes the two halves of the output at evaluation `e`. Without guidance at `e`, the result is
+    /// the conditional half.
     pub(super) fn mix(&mut self, guidance: &Guidance, e: usize, len: usize) {
         let guided = len / self.width;
         if guidance.evaluations.contains(&e) {
@@ -224,7 +231,7 @@ impl Denoiser {
         }
     }
 
-    /// The request with the conditions that the loop fills by itself.
+    /// A copy of the request in which the inputs that the loop fills by itself have values.
     pub(super) fn filled(&self, request: &Request) -> Result<Request, DenoiseError> {
         let mut request = request.clone();
         let scale = self.scale_of(&request);
@@ -242,16 +249,16 @@ impl Denoiser {
 }
 
 impl Trajectory {
-    /// Whether evaluation `e` reads the unconditional half.
+    /// Whether evaluation `e` needs the unconditional half.
     pub(super) fn is_guided_at(&self, e: usize) -> bool {
         self.guidance.evaluations.contains(&e)
     }
 }
 
-/// What fills an input: a number without axes, or one row of `width` floats.
+/// The value of a filled input: a number without axes, or one row of `width` floats.
 ///
 /// # Errors
-/// [`DenoiseError::Tensor`] for a width that is no size.
+/// [`DenoiseError::Tensor`] if the value cannot be made.
 pub fn fill_value(
     fill: Fill,
     guidance: f32,
@@ -268,8 +275,9 @@ pub fn fill_value(
     })
 }
 
-/// Sines, then cosines, of 1000 · (scale − 1) times frequencies of 1 down to 1/10000, and a zero for
-/// an odd width. Rounded to f32 where the library that such models are trained with rounds.
+/// The embedding of the guidance scale that latent consistency models take: the sines, then the
+/// cosines, of 1000 · (scale − 1) times frequencies from 1 down to 1/10000. An odd width ends with
+/// a zero. Values are rounded to f32 at the places where diffusers rounds them.
 fn guidance_embedding(scale: f32, width: usize) -> Vec<f32> {
     let half = width / 2;
     let w = (scale - 1.0) * 1000.0;

@@ -1,4 +1,4 @@
-//! The denoising loop: noise in, samples out.
+//! The denoising loop, which turns noise into samples.
 
 mod caller;
 mod check;
@@ -33,45 +33,46 @@ use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-/// A plan and a sampler, ready to serve requests: all of one with [`Denoiser::sample`], or several
-/// side by side, step by step, as [`Trajectory`]s.
+/// A compiled loop that can serve requests: a whole request with [`Denoiser::sample`], or several
+/// requests side by side, one evaluation at a time, as [`Trajectory`]s.
 ///
-/// [`crate::Artifact::denoiser`] opens one as an artifact says. A denoiser can be sent to another
-/// thread; denoisers of one artifact share its packed weights.
+/// [`crate::Artifact::denoiser`] opens one with the settings of an artifact. A denoiser can be sent
+/// to another thread. All denoisers of an artifact share its packed weights.
 pub struct Denoiser {
     engine: Engine,
-    /// Requests of the engine per trajectory: two, unconditional first, if guidance cannot join its
-    /// halves in one batch.
+    /// Number of engine requests per trajectory. It is 2, the unconditional one first, if the
+    /// halves of guidance cannot share a batch.
     halves: usize,
     sampler: Sampler,
     timesteps: Vec<f64>,
     guided: bool,
-    /// Samples at once.
+    /// The number of samples that are computed at once.
     width: usize,
-    /// Sizes of one sample.
+    /// The shape of one sample.
     shape: Vec<usize>,
     input: Vec<f32>,
     output: Vec<f32>,
     compensation: Option<Compensation>,
-    /// What requests get that do not say it.
     defaults: Defaults,
-    /// Computes the halves of guidance apart, for requests that need one of them only at some
-    /// evaluations.
+    /// A denoiser that computes the halves of guidance apart. It serves requests that need only one
+    /// of them at some evaluations.
     apart: Option<Box<Denoiser>>,
-    /// Whether rows of tables are not those of the plan.
+    /// Whether rows of tables have been overwritten, so that they differ from the plan.
     overwritten: bool,
-    /// Whether a device moves the samples of [`Denoiser::sample`].
+    /// Whether the device moves the samples of [`Denoiser::sample`].
     moves: bool,
     off_schedule: OffSchedule,
 }
 
 impl Denoiser {
-    /// Opens an engine for `options.batch` samples at once (a plan of fixed batch decides itself),
-    /// twice as many rows if `guided`.
+    /// Opens a denoiser that computes `options.batch` samples at once. A plan with a fixed batch
+    /// ignores that number. With `guided`, both halves are computed, if possible in one batch of
+    /// twice the size.
     ///
     /// # Errors
-    /// A plan that is no denoiser or has tables for another sampler; whatever [`Engine::open`]
-    /// reports.
+    /// [`DenoiseError::Evaluations`] if the plan's tables are for another sampler,
+    /// [`DenoiseError::NoDenoiser`] if the plan is not a denoiser, and the errors of
+    /// [`Engine::open`].
     pub fn open(
         weights: &Arc<Weights>,
         sampler: Sampler,
@@ -82,11 +83,11 @@ impl Denoiser {
         Denoiser::open_split(weights, sampler, guided, split, options)
     }
 
-    /// [`Denoiser::open`] for both halves of guidance, each a request of its own to the engine:
-    /// evaluations that need one half only cost half as much.
+    /// Opens a denoiser with guidance whose halves are separate requests to the engine. An
+    /// evaluation that needs only one half then does half of the work.
     ///
     /// # Errors
-    /// As [`Denoiser::open`].
+    /// Those of [`Denoiser::open`].
     pub fn open_apart(
         weights: &Arc<Weights>,
         sampler: Sampler,
@@ -99,7 +100,8 @@ impl Denoiser {
         Denoiser::open_split(weights, sampler, true, (batch, batch, 2), options)
     }
 
-    /// `split`: samples at once, batch of the engine, number of requests.
+    /// Opens a denoiser. `split` holds the number of samples computed at once, the batch of the
+    /// engine and the number of engine requests.
     fn open_split(
         weights: &Arc<Weights>,
         sampler: Sampler,
@@ -137,9 +139,10 @@ impl Denoiser {
         Ok(denoise)
     }
 
-    /// Lets a device move samples where it can: in one request, by the rows of tables.
+    /// Lets the device move the samples, if there is a device, one engine request serves both
+    /// halves and the rows of the sampler table allow it.
     fn move_on_device(&mut self) -> Result<(), DenoiseError> {
-        // a threshold looks at a whole sample, an element of a device at itself
+        // a threshold needs the whole sample, and a device computes each element by itself
         let varies = |i: &PlanInput| i.role == InputRole::StepCondition;
         let here = self.halves != 1
             || self.sampler.table().has_thresholds()
@@ -160,8 +163,8 @@ impl Denoiser {
         Ok(())
     }
 
-    /// A loop like this one, on the same weights and threads, for `samples` samples at once. Tables
-    /// that were overwritten are as in the plan again.
+    /// Opens a denoiser like this one for `samples` samples at once, on the same weights and
+    /// threads. Table rows that were overwritten are those of the plan again.
     ///
     /// # Errors
     /// Those of [`Denoiser::open`].
@@ -174,36 +177,37 @@ impl Denoiser {
         }
     }
 
-    /// Sets what requests get that do not say it.
     pub(crate) fn set_defaults(&mut self, defaults: Defaults) {
         (self.defaults, self.apart) = (defaults, None);
     }
 
-    /// Whether the batch holds both halves of guidance.
+    /// Whether the denoiser was opened with guidance and computes both halves.
     pub fn is_guided(&self) -> bool {
         self.guided
     }
 
-    /// The sampler of the loop: its evaluations with their time steps, and its arithmetic.
+    /// The sampler of the loop, with its evaluations and their time steps.
     pub fn sampler(&self) -> &Sampler {
         &self.sampler
     }
 
-    /// The engine that evaluates the network: its plan, memory, profile and device.
+    /// The engine that evaluates the network. It gives access to the plan, the memory, the profile
+    /// and the device.
     pub fn engine(&self) -> &Engine {
         &self.engine
     }
 
-    /// Forgets the times measured so far: see [`Engine::reset_profile`].
+    /// Clears the times that have been measured so far: see [`Engine::reset_profile`].
     pub fn reset_profile(&mut self) {
         self.engine.reset_profile();
     }
 
-    /// Overwrites one row of a table: see [`Engine::set_table_row`]. Requests with an interval of
-    /// guidance then compute both halves at every evaluation, unless they do so apart.
+    /// Overwrites one row of a table: see [`Engine::set_table_row`]. Afterwards, requests with an
+    /// interval of guidance compute both halves at every evaluation, unless this denoiser computes
+    /// them apart.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Engine::set_table_row`].
     pub fn set_table_row(
         &mut self,
         constant: usize,
@@ -214,10 +218,10 @@ impl Denoiser {
         Ok(self.engine.set_table_row(constant, e, row)?)
     }
 
-    /// Corrects samples from now on, or no longer.
+    /// Sets or removes the sample compensation.
     ///
     /// # Errors
-    /// [`EngineError::Length`] unless there is an entry for every evaluation and channel.
+    /// [`EngineError::Length`] unless there is one entry per evaluation and channel.
     pub fn set_compensation(
         &mut self,
         compensation: Option<Compensation>,
@@ -233,39 +237,42 @@ impl Denoiser {
         self.move_on_device()
     }
 
-    /// Channels of a sample: its first axis.
+    /// The number of channels, which is the size of the first axis of a sample.
     pub fn channels(&self) -> usize {
         self.shape.first().copied().unwrap_or(1)
     }
 
-    /// Requests that the engine serves for one trajectory: two if a fixed batch or an interval of
-    /// guidance keeps its halves apart.
+    /// The number of engine requests for one trajectory. It is 2 if the halves of guidance are
+    /// computed apart, because of a fixed batch or an interval of guidance.
     pub fn halves(&self) -> usize {
         self.halves
     }
 
-    /// Evaluations of the network in one loop.
+    /// The number of evaluations in the whole loop.
     pub fn evaluations(&self) -> usize {
         self.timesteps.len()
     }
 
-    /// Samples that are computed at once: the batch, without the second half of guidance.
+    /// The number of samples that are computed at once. With guidance, the batch of the network is
+    /// twice as large.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Sizes of one sample, without the batch: channels first, then spatial axes.
+    /// The shape of one sample without the batch: channels first, then the spatial axes.
     pub fn sample_shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// Samples `[samples, ...]`; `observe` is called after each evaluation and may break off.
+    /// Serves a request and returns its samples, `[samples, ...]` in f32. `observe` is called after
+    /// each evaluation and may cancel the request.
     ///
-    /// Every sample depends on its own noise and conditions alone, not on how many are computed at
-    /// once.
+    /// A sample depends only on its own noise and conditions, not on the number of samples that are
+    /// computed at once.
     ///
     /// # Errors
-    /// Conditions that do not fit, [`DenoiseError::NoNull`], [`DenoiseError::Interrupted`].
+    /// [`DenoiseError::Interrupted`] if `observe` cancels, and the errors of [`Denoiser::begin`]
+    /// and [`Denoiser::step`].
     pub fn sample(
         &mut self,
         request: &Request,
@@ -313,7 +320,7 @@ impl Denoiser {
         Ok(Tensor::new(DType::F32, shape, Bytes::from_owner(all))?)
     }
 
-    /// Memory for so many samples, unless there is not as much.
+    /// Allocates memory for the result, after a check against the memory limit.
     fn block(&self, samples: usize) -> Result<Arena, EngineError> {
         let len: usize = self.shape.iter().product();
         let bytes = samples.saturating_mul(len).saturating_mul(size_of::<f32>());
@@ -321,19 +328,21 @@ impl Denoiser {
         Ok(Arena::try_new(bytes)?)
     }
 
-    /// Begins samples `first ..` of a request, as many as are computed at once, the last one
-    /// repeated where there are fewer.
+    /// Begins samples `first ..` of a request, as many as [`Denoiser::width`]. If fewer are left,
+    /// the last one is repeated.
     ///
     /// # Errors
-    /// Conditions or noise that do not fit, [`DenoiseError::NoNull`].
+    /// [`DenoiseError::NoNull`] if guidance has no null condition, [`DenoiseError::Start`] and
+    /// [`DenoiseError::Guiding`] for invalid options, and the errors of [`check_request`] and of
+    /// tensors whose shape does not fit.
     pub fn begin(&mut self, request: &Request, first: usize) -> Result<Trajectory, DenoiseError> {
         self.begin_watched(request, first, None)
     }
 
-    /// [`Denoiser::begin`], with a look at every step of the preludes.
+    /// Like [`Denoiser::begin`], and calls `watch` before and after every step of the preludes.
     ///
     /// # Errors
-    /// As [`Denoiser::begin`].
+    /// Those of [`Denoiser::begin`].
     pub fn begin_watched(
         &mut self,
         request: &Request,
@@ -342,7 +351,7 @@ impl Denoiser {
     ) -> Result<Trajectory, DenoiseError> {
         let course = self.course(request)?;
         let guidance = self.guidance(request, &course)?;
-        // the later batches of a request bring nothing new
+        // the whole request is checked with its first batch
         if first == 0 {
             check_request(self.engine.plan(), request)?;
         }
@@ -376,13 +385,13 @@ impl Denoiser {
         })
     }
 
-    /// One evaluation, with the program that the plan says, and what the sampler makes of it.
+    /// Runs the next evaluation with the program that the schedule gives, and moves the samples.
     ///
     /// # Errors
-    /// Whatever [`Engine::evaluate`] reports.
+    /// Those of [`Engine::evaluate`].
     ///
     /// # Panics
-    /// When all evaluations are done.
+    /// If all evaluations are done.
     pub fn step(&mut self, trajectory: &mut Trajectory) -> Result<(), DenoiseError> {
         let kind = self.program_of(trajectory);
         self.evaluate_as(kind, trajectory)?;
@@ -390,7 +399,7 @@ impl Denoiser {
         Ok(())
     }
 
-    /// Hands samples that have just begun to the device.
+    /// Copies the samples of a trajectory that has just begun to the device.
     fn put_on_device(&mut self, trajectory: &Trajectory) -> Result<(), DenoiseError> {
         self.scale_input(trajectory);
         Ok(self.engine.put_samples(
@@ -401,8 +410,8 @@ impl Denoiser {
         )?)
     }
 
-    /// [`Denoiser::step`] of samples on the device; the trajectory's own stay behind. The device is
-    /// done when this returns.
+    /// Does what [`Denoiser::step`] does for samples on the device, and waits for the device. The
+    /// trajectory's own copy of the samples is not updated.
     fn replay(&mut self, trajectory: &mut Trajectory) -> Result<(), DenoiseError> {
         let Trajectory { requests, state, noise, next, .. } = trajectory;
         let noisy = self.sampler.adds_noise(*next);
@@ -412,18 +421,19 @@ impl Denoiser {
         Ok(self.engine.wait()?)
     }
 
-    /// What the network sees of the samples, for every half of the batch.
+    /// Computes the scaled network input from the samples and copies it for every half of the
+    /// batch.
     fn scale_input(&mut self, trajectory: &Trajectory) {
         let (input, rest) = self.input.split_at_mut(trajectory.x.len());
         self.sampler.scale_input(trajectory.next, &trajectory.x, input);
         rest.chunks_exact_mut(input.len()).for_each(|half| half.copy_from_slice(input));
     }
 
-    /// The network's answer to the present samples by a given program, guidance applied:
-    /// [`Denoiser::output`]. The trajectory stays where it is.
+    /// Evaluates the network on the present samples with the given program and applies guidance.
+    /// The result is in [`Denoiser::output`]. The trajectory does not advance.
     ///
     /// # Errors
-    /// Whatever [`Engine::evaluate_as`] reports.
+    /// Those of [`Engine::evaluate_as`].
     pub fn evaluate_as(
         &mut self,
         kind: ProgramKind,
@@ -432,11 +442,11 @@ impl Denoiser {
         self.evaluate_watched(kind, trajectory, None)
     }
 
-    /// [`Denoiser::evaluate_as`], with a look at every step; where the halves of guidance are
-    /// apart, of one after the other.
+    /// Like [`Denoiser::evaluate_as`], and calls `watch` before and after every step. If the halves
+    /// of guidance are apart, it sees the steps of one after those of the other.
     ///
     /// # Errors
-    /// As [`Denoiser::evaluate_as`].
+    /// Those of [`Denoiser::evaluate_as`].
     pub fn evaluate_watched(
         &mut self,
         kind: ProgramKind,
@@ -447,14 +457,14 @@ impl Denoiser {
         self.evaluate_input(kind, trajectory, watch)
     }
 
-    /// One evaluation for a caller with a sampler of its own: what the network answers to `input`
-    /// `[width, ...]`, guidance applied. The input is what the network sees, so the caller has
-    /// scaled it; the trajectory keeps the cache and counts the evaluations, and its own samples
-    /// stay what they were.
+    /// Runs one evaluation for a caller with a sampler of its own, and returns the prediction for
+    /// `input` `[width, ...]` after guidance. The caller must have scaled the input for this
+    /// evaluation. The trajectory holds the cache and advances by one evaluation. Its own samples
+    /// do not change.
     ///
     /// # Errors
-    /// [`EngineError::Length`] for an input of another length, [`DenoiseError::Finished`] when all
-    /// evaluations are done, and whatever [`Engine::evaluate`] reports.
+    /// [`EngineError::Length`] if the input has another length, [`DenoiseError::Finished`] if all
+    /// evaluations are done, and the errors of [`Engine::evaluate`].
     pub fn predict(
         &mut self,
         trajectory: &mut Trajectory,
@@ -476,12 +486,12 @@ impl Denoiser {
         Ok(self.output())
     }
 
-    /// What the network answers to `input` `[width, ...]` at any evaluation, whatever the trajectory
-    /// has seen before: [`Denoiser::predict`] there. The trajectory goes on after it. For plans that
-    /// cache nothing.
+    /// Like [`Denoiser::predict`], but at any evaluation, regardless of those that the trajectory
+    /// has run before. The trajectory continues with the evaluation after it. Use it only with
+    /// plans that do not cache.
     ///
     /// # Errors
-    /// As [`Denoiser::predict`].
+    /// Those of [`Denoiser::predict`].
     pub fn predict_at(
         &mut self,
         trajectory: &mut Trajectory,
@@ -492,11 +502,12 @@ impl Denoiser {
         self.predict(trajectory, input)
     }
 
-    /// Corrects samples `[width, ...]` after evaluation `evaluation`, where the artifact says so:
-    /// for a caller with a sampler of its own ([`Denoiser::step`] does it by itself).
+    /// Applies the sample compensation of evaluation `evaluation` to samples `[width, ...]`, if
+    /// there is one. It is meant for callers with a sampler of their own; [`Denoiser::step`] does
+    /// it by itself.
     ///
     /// # Panics
-    /// When there is no such evaluation.
+    /// If there is no such evaluation.
     pub fn compensate(&self, evaluation: usize, x: &mut [f32]) {
         if let Some(Compensation { scale, shift }) = &self.compensation {
             let rows = evaluation * self.channels()..(evaluation + 1) * self.channels();
@@ -535,17 +546,16 @@ impl Denoiser {
         Ok(())
     }
 
-    /// The last evaluation's output `[width, ...]`, guidance applied; where the network also gives
-    /// a variance, per sample behind the prediction.
+    /// The output of the last evaluation after guidance, `[width, ...]`. If the network also
+    /// predicts a variance, it follows the prediction of each sample.
     pub fn output(&self) -> &[f32] {
         &self.output[..self.output.len() / if self.guided { 2 } else { 1 }]
     }
 
-    /// Moves the samples by the evaluation's output, which is [`Denoiser::output`] or as long as
-    /// that.
+    /// Moves the samples by `output`, which is [`Denoiser::output`] or has the same length.
     ///
     /// # Panics
-    /// When all evaluations are done, or the output has another length.
+    /// If all evaluations are done, or if the output has another length.
     pub fn advance(&self, trajectory: &mut Trajectory, output: &[f32]) {
         let Trajectory { x, state, noise, next, sampler, .. } = trajectory;
         let sampler = sampler.as_deref().unwrap_or(&self.sampler);
@@ -587,8 +597,8 @@ impl Denoiser {
         Ok(vec![self.engine.begin_watched(&joined, &self.timesteps, watch)?])
     }
 
-    /// Rows of the conditions for the samples `indices`; where there are null conditions and
-    /// `null`, those.
+    /// The conditions of the samples `indices` by input name. With `null`, null conditions replace
+    /// those of the request, where there are any.
     fn conditions(
         &self,
         request: &Request,
@@ -637,7 +647,8 @@ impl Denoiser {
     }
 }
 
-/// Samples at once, batch of the engine, number of requests.
+/// The number of samples computed at once, the batch of the engine and the number of engine
+/// requests.
 fn split(plan: &Plan, asked: usize, guided: bool) -> (usize, usize, usize) {
     match (&plan.batch_symbol, plan.fixed_batch.unwrap_or(1), guided) {
         (Some(_), _, true) => (asked, asked.saturating_mul(2), 1),
@@ -648,7 +659,7 @@ fn split(plan: &Plan, asked: usize, guided: bool) -> (usize, usize, usize) {
     }
 }
 
-/// Sizes of one sample, and elements of one sample's output.
+/// The shape of one sample, and the number of elements in the output for one sample.
 fn sample_shape(
     plan: &Plan,
     engine: &Engine,

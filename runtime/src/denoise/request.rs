@@ -1,4 +1,4 @@
-//! What is asked of a denoiser, and the rows of it that one batch takes.
+//! The request that a denoiser serves, and the selection of the rows that one batch needs.
 
 use super::DenoiseError;
 use cqc_proto::Tensor;
@@ -7,55 +7,62 @@ use cqc_proto::plan::{Plan, PlanInput};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// What to sample. By default one sample of seed 0, with the guidance of the denoiser.
+/// An order for samples. The default is one sample of seed 0, with the denoiser's guidance.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// How many samples.
+    /// The number of samples.
     pub samples: usize,
-    /// Seed of all noise.
+    /// The seed of all noise.
     pub seed: u64,
-    /// Number of the first sample: sample `i` draws its noise from stream `first + i` of the seed,
-    /// so that a request can be cut in parts that give what the whole gives.
+    /// The number of the first sample. Sample `i` draws its noise from stream `first + i` of the
+    /// seed, so the parts of a divided request give the same samples as the whole.
     pub first: u64,
-    /// Initial noise of unit variance `[samples, ...]` instead of the seed's; noise that the
-    /// sampler adds later still comes from the seed. With `from`: the samples to continue, as a
-    /// request with `to` returned them.
+    /// Initial noise of unit variance, `[samples, ...]`, instead of the seed's. Noise that the
+    /// sampler adds later still comes from the seed. With `from`, these are the samples to
+    /// continue, as a request with `to` returned them.
     pub noise: Option<Tensor>,
-    /// The image to begin with, `[samples, ...]` or one for all, in the scale of the samples: it is
+    /// The image to begin with, `[samples, ...]` or one for all, in the scale of the samples. It is
     /// made as noisy as the samples are where the loop begins.
     pub init: Option<Tensor>,
-    /// The share of the steps that run on `init`, more than 0 and at most 1, as in diffusers; `None`:
-    /// 0.8, with a mask 1, which begins with noise alone.
+    /// The share of the steps that run on `init`, greater than 0 and at most 1, as in diffusers.
+    /// `None` stands for 0.8. With a mask, or with a sampler that always begins with an image, it
+    /// stands for 1.
     pub strength: Option<f32>,
-    /// Where `init` is kept: 0 keeps it, 1 repaints. `[samples or 1, channels or 1, ...]`.
+    /// The mask, `[samples or 1, channels or 1, ...]`. Where it is 0 the image `init` is kept,
+    /// where it is 1 the image is repainted.
     pub mask: Option<Tensor>,
-    /// The sampler step with which the loop begins, behind the first, with the samples `noise`.
+    /// The sampler step with which the loop begins, at least 1. It continues the samples in
+    /// `noise`.
     pub from: Option<usize>,
-    /// The sampler step before which it ends; the samples are then noisy, in the sampler's scale.
+    /// The sampler step before which the loop ends. The samples are then still noisy, in the
+    /// sampler's scale.
     pub to: Option<usize>,
-    /// Every input but sample and time step, by name: one row per sample, or one for all.
+    /// The conditions by input name, with one row per sample or one for all.
     pub conditions: BTreeMap<String, Tensor>,
-    /// Values that conditions have at each evaluation, by input: `[evaluations, rows, ...]`, one row
-    /// per sample, or one for all. For inputs of the role [`InputRole::StepCondition`] that are not
-    /// in `conditions`; what is missing in both is given by [`Denoiser::set_condition`].
+    /// The values of step conditions by input name: `[evaluations, rows, ...]`, with one row per
+    /// sample or one for all. They are for inputs of the role [`InputRole::StepCondition`] that are
+    /// not in `conditions`. Values for inputs that are in neither are set with
+    /// [`Denoiser::set_condition`].
     ///
     /// [`InputRole::StepCondition`]: cqc_proto::plan::InputRole::StepCondition
     /// [`Denoiser::set_condition`]: super::Denoiser::set_condition
     pub step_conditions: BTreeMap<String, Tensor>,
-    /// What the unconditional half of guidance gets instead, likewise.
+    /// The step conditions of the unconditional half of guidance, in the form of `step_conditions`.
+    /// An input that is missing here gets its values from there.
     pub unconditional_steps: BTreeMap<String, Tensor>,
-    /// What the unconditional half of guidance gets, one row per sample, or one for all. An input
-    /// that is missing here gets the null condition of the artifact, or else its condition.
+    /// The conditions of the unconditional half of guidance, with one row per sample or one for
+    /// all. An input that is missing here gets the artifact's null condition or, without one, its
+    /// condition.
     pub unconditional: BTreeMap<String, Tensor>,
-    /// Scale of guidance; `None`: that of the artifact. Anything but 1 needs a denoiser that was
-    /// opened with guidance, unless the network takes the scale as an input.
+    /// The guidance scale; `None` takes the denoiser's. Any scale other than 1 needs a denoiser
+    /// that was opened with guidance, unless the network takes the scale as an input.
     pub guidance: Option<f32>,
-    /// How far the guided prediction gets the standard deviation of the conditional one, 0 to 1
-    /// (arXiv:2305.08891, section 3.4); `None`: that of the artifact.
+    /// The degree, from 0 to 1, to which the guided prediction gets the standard deviation of the
+    /// conditional one (arXiv:2305.08891, section 3.4). `None` takes the denoiser's.
     pub guidance_rescale: Option<f32>,
-    /// Steps in which guidance applies, of all steps of the loop; `None`: those of the artifact.
-    /// In the others the unconditional half is not computed ([`Denoiser::begin`] of a denoiser that
-    /// was opened without an interval computes it and leaves it aside).
+    /// The part of all steps of the loop in which guidance applies; `None` takes the denoiser's.
+    /// Outside of it the unconditional half is not computed. Only [`Denoiser::begin`] of a denoiser
+    /// that was opened without an interval computes it nevertheless, and ignores it.
     ///
     /// [`Denoiser::begin`]: super::Denoiser::begin
     pub guidance_interval: Option<GuidanceInterval>,
@@ -85,8 +92,9 @@ impl Default for Request {
 }
 
 impl Request {
-    /// Every tensor that the samples depend on, with what it is: `noise`, `init`, `mask`,
-    /// `condition NAME`, `null condition NAME`, or one of the latter per step.
+    /// All tensors on which the samples depend, each with a description: `noise`, `init`, `mask`,
+    /// `condition NAME`, `null condition NAME`, `condition per step NAME` or
+    /// `null condition per step NAME`.
     pub fn tensors(&self) -> impl Iterator<Item = (String, &Tensor)> {
         let one = [("noise", &self.noise), ("init", &self.init), ("mask", &self.mask)];
         let one = one.into_iter().filter_map(|(what, t)| Some((what.to_string(), t.as_ref()?)));
@@ -103,11 +111,11 @@ impl Request {
         )
     }
 
-    /// The samples of `range` as a request of their own: they come out as in the whole. What has one
-    /// row for all samples stays.
+    /// The samples of `range` as a request of their own, which gives the same samples as the whole.
+    /// Tensors with one row for all samples stay as they are.
     ///
     /// # Panics
-    /// When the range leaves the samples.
+    /// If the range exceeds the samples.
     pub fn part(&self, range: Range<usize>) -> Request {
         assert!(range.end <= self.samples, "samples {range:?} of {}", self.samples);
         let all = self.samples;
@@ -130,15 +138,15 @@ impl Request {
     }
 }
 
-/// Rows `range` on an axis of `all` rows; the tensor itself where it has another number of them.
+/// Rows `range` of an axis, or the tensor itself if the axis does not have `all` rows.
 fn cut(t: &Tensor, axis: usize, all: usize, range: &Range<usize>) -> Tensor {
     if t.shape().get(axis) == Some(&all) { rows_at(t, axis, range) } else { t.clone() }
 }
 
-/// Rows `range` on an axis that has them.
+/// Rows `range` of axis `axis` of a tensor.
 ///
 /// # Panics
-/// When it has no such axis, or fewer rows.
+/// If the tensor has no such axis, or if the axis has fewer rows.
 pub fn rows_at(t: &Tensor, axis: usize, range: &Range<usize>) -> Tensor {
     let all = t.shape()[axis];
     let outer: usize = t.shape()[..axis].iter().product();
@@ -154,7 +162,7 @@ pub fn rows_at(t: &Tensor, axis: usize, range: &Range<usize>) -> Tensor {
     Tensor::new(t.dtype(), shape, bytes).expect("the rows have these sizes")
 }
 
-/// Whether the input's first axis is the batch.
+/// Whether the first axis of input `name` is the batch.
 pub(super) fn is_batched(plan: &Plan, name: &str) -> bool {
     let Some(input) = plan.inputs.iter().find(|i| i.name == name) else { return true };
     let first = input.ty.shape.first();
@@ -164,7 +172,8 @@ pub(super) fn is_batched(plan: &Plan, name: &str) -> bool {
     }
 }
 
-/// A tensor without axes as one row of the input that it fills; any other tensor as it is.
+/// A tensor without axes becomes one row of the input that it fills. Other tensors stay as they
+/// are.
 pub(super) fn row_of_number(plan: &Plan, name: &str, t: &Tensor) -> Result<Tensor, DenoiseError> {
     let input = plan.inputs.iter().find(|i| i.name == name && t.shape().is_empty());
     let Some(PlanInput { ty, .. }) = input else { return Ok(t.clone()) };
@@ -176,7 +185,7 @@ pub(super) fn row_of_number(plan: &Plan, name: &str, t: &Tensor) -> Result<Tenso
     })
 }
 
-/// Rows `indices` of a tensor that has `samples` rows, or one for all.
+/// Rows `indices` of a tensor that has `samples` rows, or one row for all.
 pub(super) fn gather(
     name: &str,
     t: &Tensor,
@@ -202,7 +211,7 @@ pub(super) fn gather(
     Ok(Tensor::new(t.dtype(), shape, bytes)?)
 }
 
-/// The rows of both on an axis, one after the other. The sizes of the other axes are the same.
+/// The rows of `u` and then those of `c` along an axis. All other sizes are equal.
 pub(super) fn joined_at(axis: usize, u: &Tensor, c: &Tensor) -> Result<Tensor, DenoiseError> {
     let mut shape = c.shape().to_vec();
     shape[axis] += u.shape()[axis];

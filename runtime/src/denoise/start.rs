@@ -1,4 +1,4 @@
-//! Where a request's loop begins and ends, and with what.
+//! The beginning and the end of a request's loop, and the samples with which it begins.
 
 use super::request::gather;
 use super::{DenoiseError, Denoiser, Request};
@@ -10,108 +10,108 @@ use std::ops::Range;
 /// The part of a loop that a request runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Course {
-    /// The evaluations that run.
+    /// The evaluations of that part.
     pub evaluations: Range<usize>,
-    /// What the samples are before the first of them.
+    /// The samples before the first of these evaluations.
     pub beginning: Beginning,
 }
 
-/// What the samples of a request are before its first evaluation.
+/// The kind of samples with which a request begins.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Beginning {
-    /// Noise, in the scale of the sampler.
+    /// Noise in the scale of the sampler.
     Noise,
-    /// [`Request::init`], made so noisy.
+    /// The image [`Request::init`], mixed with noise to this noise level.
     Image(Level),
-    /// [`Request::noise`] as it is: samples from the middle of a loop.
+    /// The samples [`Request::noise`] as they are, from the middle of a loop.
     Given,
 }
 
-/// What is wrong with the beginning and the end that a request asks for.
+/// An error in the beginning or the end that a request asks for.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum StartError {
-    /// There is nothing to keep.
+    /// A mask was given without an image.
     #[error("a mask without an image, whose parts it would keep")]
     MaskAlone,
-    /// There is nothing to make noisy.
+    /// A strength was given without an image.
     #[error("a strength without an image to begin with")]
     StrengthAlone,
-    /// A strength that is none.
+    /// The strength is not in the range.
     #[error("a strength of {strength}; expected more than 0, at most 1")]
     Strength {
-        /// As asked for.
+        /// The strength of the request.
         strength: f32,
     },
-    /// The share of steps is less than one.
+    /// The strength leaves less than one step.
     #[error("a strength of {strength} leaves none of {steps} steps")]
     NothingLeft {
-        /// As asked for.
+        /// The strength of the request.
         strength: f32,
-        /// Of the whole loop.
+        /// Number of steps of the whole loop.
         steps: usize,
     },
-    /// The sampler does not know how to make the image noisy.
+    /// The sampler cannot begin with an image.
     #[error("{sampler} cannot begin with an image: {reason}")]
     NoImages {
-        /// Its name.
+        /// Name of the sampler.
         sampler: &'static str,
-        /// What is in the way.
+        /// The reason why it cannot.
         reason: &'static str,
     },
-    /// The sampler begins with an image always.
+    /// The sampler always begins with an image, and none was given.
     #[error("{sampler} begins with an image, and none is given")]
     NeedsImage {
-        /// Its name.
+        /// Name of the sampler.
         sampler: &'static str,
     },
-    /// It begins with an image as it is.
+    /// The sampler transforms a whole image, so the option does not apply.
     #[error("{sampler} makes another image of the whole one: it has no {what}")]
     Whole {
-        /// Its name.
+        /// Name of the sampler.
         sampler: &'static str,
-        /// `strength` below 1, or `mask`.
+        /// The option that does not apply: `strength` below 1, or `mask`.
         what: &'static str,
     },
-    /// Both say where the loop begins.
+    /// Two options set the beginning of the loop.
     #[error("`from` continues samples, and {other} begins with an image")]
     Twice {
-        /// `strength`, or `init` without a mask.
+        /// The other option: `strength`, or `init` without a mask.
         other: &'static str,
     },
-    /// There is nothing to continue.
+    /// `from` was given without samples to continue.
     #[error("`from` continues samples, and none are given as `noise`")]
     NothingToContinue,
-    /// Not a step behind the first one.
+    /// `from` is not a step after the first.
     #[error("`from` is step {from}; expected 1 to {}: the loop has {steps}", steps.saturating_sub(1))]
     From {
-        /// As asked for.
+        /// The sampler step that the request names.
         from: usize,
-        /// Of the whole loop.
+        /// Number of steps of the whole loop.
         steps: usize,
     },
-    /// Not an end.
+    /// `to` is not a possible end.
     #[error("`to` is step {to}; expected 1 to {steps}, the number of steps")]
     To {
-        /// As asked for.
+        /// The sampler step that the request names.
         to: usize,
-        /// Of the whole loop.
+        /// Number of steps of the whole loop.
         steps: usize,
     },
-    /// It ends before it has begun.
+    /// The loop would end before it begins.
     #[error("`to` is step {to}, and the loop begins with step {from}")]
     Nothing {
-        /// The first step.
+        /// The step with which the loop begins.
         from: usize,
-        /// As asked for.
+        /// The sampler step that the request names as the end.
         to: usize,
     },
-    /// The sampler has no such beginning.
+    /// The sampler cannot begin with that evaluation. The text is its error.
     #[error("{0}")]
     Sampler(String),
 }
 
 impl Course {
-    /// What `request` asks for of the loop of `sampler`, from its first to its last evaluation.
+    /// The part of the loop of `sampler` that `request` asks for.
     ///
     /// # Errors
     /// [`DenoiseError::Start`] with everything that is wrong.
@@ -122,7 +122,7 @@ impl Course {
         let mut check = |is_wrong: bool, error: StartError| is_wrong.then(|| wrong.push(error));
         check(mask.is_some() && init.is_none(), StartError::MaskAlone);
         check(strength.is_some() && init.is_none(), StartError::StrengthAlone);
-        // those of diffusers' pipelines
+        // the defaults are those of diffusers' pipelines
         let (needs_image, name) = (sampler.needs_image(), sampler.config().kind.name());
         let is_whole = mask.is_some() || needs_image;
         let share = strength.unwrap_or(if is_whole { 1.0 } else { 0.8 });
@@ -167,7 +167,7 @@ impl Course {
         }
         let beginning = match init {
             _ if from.is_some() => Beginning::Given,
-            // as noisy as at the beginning of a loop, which is what diffusers' inpainting begins with
+            // diffusers' inpainting pipelines begin with pure noise at a strength of 1
             Some(_) if mask.is_some() && share == 1.0 => Beginning::Noise,
             Some(_) => Beginning::Image(sampler.evaluations()[begin].level.ok_or_else(|| {
                 let reason = "its noise levels are not known";
@@ -180,11 +180,11 @@ impl Course {
     }
 }
 
-/// The samples of a trajectory that begins, and what it needs to go on.
+/// The samples of a trajectory at its beginning, and the state that it needs.
 pub(super) struct Started {
     pub x: Vec<f32>,
     pub repaint: Option<Repaint>,
-    /// The sampler whose first evaluation is that of the course, if it is not evaluation 0.
+    /// The sampler of a loop that does not begin with evaluation 0.
     pub sampler: Option<Sampler>,
 }
 
@@ -197,11 +197,12 @@ impl Denoiser {
         Course::of(&self.sampler, request)
     }
 
-    /// The samples `first ..` of a request before its first evaluation. `noise` is that of the
-    /// samples, not yet drawn from; afterwards, the noise of the steps comes from it.
+    /// Makes the samples `first ..` of a request as they are before its first evaluation. `noise`
+    /// is the noise of these samples, from which nothing has been drawn yet. Later steps draw from
+    /// it after this call.
     ///
     /// # Errors
-    /// Tensors that do not fit the samples; a sampler that cannot begin there.
+    /// Errors of tensors that do not fit the samples, and of a sampler that cannot begin there.
     pub(super) fn start(
         &self,
         request: &Request,
@@ -225,7 +226,7 @@ impl Denoiser {
         match (course.beginning, &image) {
             (Beginning::Image(level), Some(image)) => level.mix(image, &drawn, &mut x),
             (Beginning::Given, _) => {
-                // the noise that the whole loop would have drawn before
+                // draws the noise that the whole loop would have drawn before
                 let mut unused = vec![0.0; x.len()];
                 let draws = (0..begin).filter(|&i| self.sampler.adds_noise(i));
                 draws.for_each(|_| noise.fill(&mut unused));
@@ -250,7 +251,7 @@ impl Denoiser {
         Ok(Started { x, repaint, sampler })
     }
 
-    /// The images that the samples `first ..` begin with, one after the other.
+    /// The images with which the samples `first ..` begin, `[width, ...]`.
     fn image(
         &self,
         given: &Tensor,
@@ -269,7 +270,7 @@ impl Denoiser {
         Ok(gather("init", given, &self.indices(samples, first), samples)?.to_f32_vec())
     }
 
-    /// The masks of the samples `first ..`, as many elements as they have.
+    /// The masks of the samples `first ..`, with as many elements as the samples.
     fn mask(&self, given: &Tensor, samples: usize, first: usize) -> Result<Vec<f32>, DenoiseError> {
         let shape = given.shape();
         let wrong =
@@ -289,8 +290,8 @@ impl Denoiser {
         Ok(planes.flat_map(|plane| std::iter::repeat_n(plane, times)).flatten().copied().collect())
     }
 
-    /// Rows of a request that the samples `first ..` take, the last one repeated where there are
-    /// fewer than are computed at once.
+    /// The rows of a request that belong to the samples `first ..`. If fewer are left than are
+    /// computed at once, the last row is repeated.
     pub(super) fn indices(&self, samples: usize, first: usize) -> Vec<usize> {
         (first..first + self.width).map(|i| i.min(samples.saturating_sub(1))).collect()
     }

@@ -1,4 +1,4 @@
-//! Conditions that have another value at every evaluation.
+//! Step conditions, which have another value at every evaluation.
 
 use super::request::{is_batched, joined_at, rows_at};
 use super::{DenoiseError, Denoiser, Request, Trajectory};
@@ -7,16 +7,16 @@ use cqc_proto::Tensor;
 use cqc_proto::plan::InputRole;
 use std::collections::BTreeMap;
 
-/// Values `[evaluations, batch, ...]` by input, for one request of the engine.
+/// Values `[evaluations, batch, ...]` by input name, for one request to the engine.
 pub(super) type Steps = BTreeMap<String, Tensor>;
 
 impl Denoiser {
-    /// Gives an input of the role [`InputRole::StepCondition`] its value for the evaluations to come:
-    /// `[width, ...]` for both halves of guidance, or `[2 · width, ...]`, the unconditional half
-    /// first. It replaces what the request said.
+    /// Sets the value of an input of the role [`InputRole::StepCondition`] for the evaluations to
+    /// come. The shape is `[width, ...]` for both halves of guidance, or `[2 · width, ...]` with
+    /// the unconditional half first. The value replaces that of the request.
     ///
     /// # Errors
-    /// [`DenoiseError::Rows`] for another number of rows; those of
+    /// [`DenoiseError::Rows`] for another number of rows, and the errors of
     /// [`Engine::set_condition`](crate::engine::Engine::set_condition).
     pub fn set_condition(
         &mut self,
@@ -56,7 +56,7 @@ impl Denoiser {
         Ok(())
     }
 
-    /// What each request of the engine gets per evaluation, for the samples `indices`.
+    /// The values of the step conditions for the samples `indices`, for each request to the engine.
     pub(super) fn steps_of(
         &self,
         request: &Request,
@@ -128,7 +128,7 @@ impl Denoiser {
         request.step_conditions.iter().map(of_input).collect()
     }
 
-    /// Gives the engine's requests the values of evaluation `e`.
+    /// Sets the step conditions of the engine's requests to their values at evaluation `e`.
     pub(super) fn put_steps(
         &self,
         requests: &mut [InFlight],

@@ -1,4 +1,4 @@
-//! Samples on their way from noise to images, and what an observer sees of them.
+//! Trajectories, and the view of them that an observer gets.
 
 use super::guided::Guidance;
 use super::steps::Steps;
@@ -9,31 +9,32 @@ use cqc_proto::Tensor;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-/// What an observer sees after each evaluation.
+/// The state of a request that an observer sees after an evaluation.
 pub struct Moment<'a> {
-    /// The evaluation just made.
+    /// Index of the evaluation that has just been made.
     pub evaluation: usize,
-    /// The evaluation before which the loop ends: how many there are, unless the request says
-    /// otherwise.
+    /// The evaluation before which the loop ends. It is the number of evaluations unless the
+    /// request has [`to`](super::Request::to).
     pub evaluations: usize,
-    /// The first sample at work, counted from 0 in this request, and how many.
+    /// The samples that are being computed, counted from 0 in this request.
     pub samples: std::ops::Range<usize>,
-    /// The samples after this evaluation; none: they are on the device.
+    /// The samples after this evaluation, or `None` if they are on the device.
     pub(super) x: Option<&'a [f32]>,
-    /// How many elements they have.
+    /// Number of elements of all samples, padding included.
     pub(super) len: usize,
-    /// The engine.
+    /// The engine that evaluates the network.
     pub engine: &'a Engine,
-    /// The request that ran last: that of the conditional half if a guided loop is split.
+    /// The engine request that ran last. If the halves of guidance are apart, it is the conditional
+    /// one.
     pub request: &'a InFlight,
 }
 
 impl<'a> Moment<'a> {
-    /// The samples after this evaluation, padding included. Where a device moves them they come
-    /// from there at this call.
+    /// The samples after this evaluation, padding included. If they are on a device, this call
+    /// copies them from there.
     ///
     /// # Errors
-    /// What the device says.
+    /// The error of the device.
     pub fn x(&self) -> Result<Cow<'a, [f32]>, EngineError> {
         if let Some(x) = self.x {
             return Ok(Cow::Borrowed(x));
@@ -43,84 +44,85 @@ impl<'a> Moment<'a> {
         Ok(Cow::Owned(x))
     }
 
-    /// A kept value of the evaluation; `None` if the program that ran does not have it.
+    /// The value of a tap after this evaluation, or `None` if the program that ran does not have
+    /// it.
     pub fn tap(&self, name: &str) -> Option<Tensor> {
         self.engine.tap(self.request, name)
     }
 }
 
-/// The correction of the samples after every evaluation, `x · scale + shift` per channel of the
-/// sample (Q&C's variance compensation, arXiv:2503.02508).
+/// The sample compensation, which is applied after every evaluation: `x · scale + shift` per
+/// channel of the sample. It is the variance compensation of Q&C (arXiv:2503.02508).
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Compensation {
-    /// `[evaluations · channels]`, channels being the first axis of a sample.
+    /// The factors, `[evaluations · channels]`. The channels are the first axis of a sample.
     pub scale: Vec<f32>,
-    /// Likewise.
+    /// The summands, `[evaluations · channels]`.
     pub shift: Vec<f32>,
 }
 
-/// Samples on their way from noise, [`Denoiser::width`](super::Denoiser::width) of them. A clone goes its own way from
-/// here.
+/// The state of a loop that is under way, for [`Denoiser::width`](super::Denoiser::width) samples.
+/// A clone continues independently from the same state.
 #[derive(Clone)]
 pub struct Trajectory {
-    /// The engine's requests: one, or one for each half of guidance, unconditional first.
+    /// The engine's requests: one, or one for each half of guidance, the unconditional one first.
     pub requests: Vec<InFlight>,
-    /// The samples now, `[width, ...]`.
+    /// The present samples, `[width, ...]`.
     pub(super) x: Vec<f32>,
     pub(super) state: State,
     pub(super) noise: Noise,
-    /// What the requests get per evaluation.
+    /// The step conditions of each engine request.
     pub(super) steps: Vec<Steps>,
     pub(super) guidance: Guidance,
-    /// The evaluation to come.
+    /// The next evaluation.
     pub(super) next: usize,
-    /// The evaluation before which it ends.
+    /// The evaluation before which the loop ends.
     pub(super) end: usize,
-    /// Evaluations before this one are full, whatever the schedule says.
+    /// Evaluations before this one run the full step, whatever the schedule says.
     pub(super) full_until: usize,
-    /// The sampler, where it begins in the middle.
+    /// The sampler of a loop that begins in the middle.
     pub(super) sampler: Option<Arc<Sampler>>,
-    /// What is kept of an image.
+    /// The image whose masked part is kept.
     pub(super) repaint: Option<Repaint>,
-    /// Samples at once.
+    /// The number of samples that are computed at once.
     pub(super) width: usize,
 }
 
 impl Trajectory {
-    /// `x · scale + shift` per channel of the samples: their first axis, as many as there are
-    /// factors.
+    /// Computes `x · scale + shift` per channel. The channels are the first axis of a sample, and
+    /// their number is the length of `scale`.
     ///
     /// # Panics
-    /// When the samples cannot be cut into that many channels.
+    /// If the samples cannot be divided into that many channels.
     pub fn map_channels(&mut self, scale: &[f32], shift: &[f32]) {
         map_channels(&mut self.x, self.width, scale, shift);
     }
 
-    /// The samples now, `[width, ...]`.
+    /// The present samples, `[width, ...]`.
     pub fn x(&self) -> &[f32] {
         &self.x
     }
 
-    /// The evaluation to come; [`Trajectory::end`] when all are done.
+    /// The next evaluation, or [`Trajectory::end`] if all are done.
     pub fn next(&self) -> usize {
         self.next
     }
 
-    /// The evaluation before which it ends: the number of evaluations, unless the request says
-    /// otherwise.
+    /// The evaluation before which the loop ends. It is the number of evaluations unless the
+    /// request has [`to`](super::Request::to).
     pub fn end(&self) -> usize {
         self.end
     }
 
-    /// Whether the rows of the sampler alone move it, from the first one on, by an output that is
-    /// guided as on devices.
+    /// Whether a device can move the samples: the loop begins with evaluation 0, nothing is
+    /// repainted, and guidance is the same at all evaluations.
     pub(super) fn is_plain(&self) -> bool {
         let guided = self.requests.len() == 1 && self.guidance.is_plain(&(self.next..self.end));
         self.sampler.is_none() && self.repaint.is_none() && guided
     }
 }
 
-/// `x · scale + shift` per channel of `samples` samples.
+/// Computes `x · scale + shift` per channel of `samples` samples.
 pub(super) fn map_channels(x: &mut [f32], samples: usize, scale: &[f32], shift: &[f32]) {
     let plane = x.len() / samples / scale.len();
     assert_eq!(plane * samples * scale.len(), x.len(), "{} channels", scale.len());

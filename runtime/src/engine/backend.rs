@@ -1,9 +1,9 @@
-//! Where programs run if not on the CPU: what an engine asks of a [`Backend`], which knows one kind
-//! of device.
+//! The interface between an engine and a device other than the CPU. A [`Backend`] implements it for
+//! one kind of device.
 //!
-//! An engine with a device runs step programs there, and those preludes that the device has kernels
-//! for; everything else of it (checks, layout of requests, the preludes that are left) stays the
-//! same.
+//! An engine with a device runs the step programs there, and those preludes for which the device
+//! has kernels. Everything else, such as checks, the layout of requests and the remaining preludes,
+//! is the same as on the CPU.
 
 use super::{EngineError, EngineOptions, RequestLayout, Weights};
 use crate::sampler::Table;
@@ -14,12 +14,13 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
-/// A device that engines can be opened on: `EngineOptions::device`.
+/// A kind of device on which engines can be opened: see `EngineOptions::device`.
 pub trait Backend: fmt::Debug + Send + Sync {
-    /// Bytes of buffers that a prelude would need on the device, with sizes bound to `bindings`.
+    /// The size in bytes of the buffers that a prelude would need on the device, with symbolic
+    /// sizes bound to `bindings`.
     ///
     /// # Errors
-    /// [`EngineError::NoDeviceKernel`] for types of elements that the device does not know.
+    /// [`EngineError::NoDeviceKernel`] for element types that the device does not support.
     fn prelude_bytes(
         &self,
         weights: &Weights,
@@ -27,11 +28,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
         bindings: &Bindings,
     ) -> Result<usize, EngineError>;
 
-    /// Makes the step programs ready, and those `preludes`, of which `prelude_steps` computes
-    /// `chunk` evaluations at once.
+    /// Prepares the step programs and the given `preludes`. `prelude_steps` computes `chunk`
+    /// evaluations at once.
     ///
     /// # Errors
-    /// [`EngineError::NoDeviceKernel`], [`EngineError::Memory`], whatever the device reports.
+    /// [`EngineError::NoDeviceKernel`], [`EngineError::Memory`] and errors of the device.
     fn open(
         &self,
         weights: &Arc<Weights>,
@@ -42,22 +43,22 @@ pub trait Backend: fmt::Debug + Send + Sync {
     ) -> Result<Box<dyn DeviceEngine>, EngineError>;
 }
 
-/// Which of a plan's preludes run on a device.
+/// The preludes of a plan that run on a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DevicePreludes {
-    /// The program that runs once per request.
+    /// Whether the program that runs once per request runs on the device.
     pub prelude: bool,
-    /// The one that runs for every evaluation.
+    /// Whether the program that computes all evaluations of a request runs on the device.
     pub prelude_steps: bool,
 }
 
 impl DevicePreludes {
-    /// Both on the CPU.
+    /// Both preludes run on the CPU.
     pub const NONE: DevicePreludes = DevicePreludes { prelude: false, prelude_steps: false };
-    /// Both on the device.
+    /// Both preludes run on the device.
     pub const ALL: DevicePreludes = DevicePreludes { prelude: true, prelude_steps: true };
 
-    /// Whether the program is one of them.
+    /// Whether the program is a prelude that runs on the device.
     pub fn contains(self, kind: ProgramKind) -> bool {
         match kind {
             ProgramKind::Prelude => self.prelude,
@@ -70,23 +71,23 @@ impl DevicePreludes {
 /// The programs of a plan on a device. It serves several requests, one call at a time in the order
 /// of the calls.
 pub trait DeviceEngine: fmt::Debug + Send + Sync {
-    /// The device's name, for people.
+    /// Name of the device, for messages.
     fn name(&self) -> String;
 
-    /// Bytes on the device: weights, activations, requests.
+    /// The number of bytes on the device, for weights, activations and requests.
     fn bytes(&self) -> usize;
 
-    /// Kernels that an evaluation with `full` launches, and one with `cached`.
+    /// The number of kernels that a full step launches, and the number that a cached step launches.
     fn launches(&self) -> [usize; 2];
 
-    /// The preludes that run on the device; what has nothing to compute does not.
+    /// The preludes that run on the device. A prelude without steps is not among them.
     fn preludes(&self) -> DevicePreludes;
 
-    /// Takes a slot for a request, uploads what its `memory` holds (conditions, results of preludes
-    /// that ran on the CPU) and runs the other preludes.
+    /// Takes a slot for a request, uploads the conditions and the results of preludes that ran on
+    /// the CPU from `memory`, and runs the other preludes.
     ///
     /// # Errors
-    /// [`EngineError::NoSlot`], [`EngineError::Fault`], whatever the device reports.
+    /// [`EngineError::NoSlot`], [`EngineError::Fault`] and errors of the device.
     fn begin(
         &self,
         memory: &Arena,
@@ -94,18 +95,18 @@ pub trait DeviceEngine: fmt::Debug + Send + Sync {
         timesteps: &[f64],
     ) -> Result<DeviceRequest, EngineError>;
 
-    /// Runs one evaluation and waits for it; `out` gets the first output.
+    /// Runs one evaluation and waits for it. `out` receives the first output.
     ///
     /// # Errors
-    /// [`EngineError::ForeignRequest`], [`EngineError::NothingCached`], [`EngineError::Fault`],
-    /// whatever the device reports.
+    /// [`EngineError::ForeignRequest`], [`EngineError::NothingCached`], [`EngineError::Fault`] and
+    /// errors of the device.
     fn evaluate(&self, evaluation: &DeviceEvaluation, out: &mut [f32]) -> Result<(), EngineError>;
 
-    /// Writes an input of the plan, as laid out in the request's memory: a condition for the
-    /// evaluations to come.
+    /// Writes an input of the plan in the layout of the request's memory. It is used for step
+    /// conditions.
     ///
     /// # Errors
-    /// [`EngineError::ForeignRequest`], whatever the device reports.
+    /// [`EngineError::ForeignRequest`] and errors of the device.
     fn set_input(
         &self,
         request: &DeviceRequest,
@@ -113,16 +114,17 @@ pub trait DeviceEngine: fmt::Debug + Send + Sync {
         bytes: &[u8],
     ) -> Result<(), EngineError>;
 
-    /// Lets the device move samples from now on; those on their way are lost.
+    /// Sets up the device to move the samples itself. Trajectories that are under way are lost.
     ///
     /// # Errors
-    /// Whatever the device reports.
+    /// Errors of the device.
     fn set_sampling(&mut self, sampling: &DeviceSampling) -> Result<(), EngineError>;
 
-    /// Begins a trajectory: the samples `x`, and what the network sees of them first.
+    /// Begins a trajectory with the samples `x`. `input` is the network's first input, which is `x`
+    /// scaled for the first evaluation, for every half of the batch.
     ///
     /// # Errors
-    /// [`EngineError::ForeignRequest`], whatever the device reports.
+    /// [`EngineError::ForeignRequest`] and errors of the device.
     fn put_samples(
         &self,
         request: &DeviceRequest,
@@ -131,12 +133,12 @@ pub trait DeviceEngine: fmt::Debug + Send + Sync {
         guidance: f32,
     ) -> Result<(), EngineError>;
 
-    /// Runs the program of evaluation `e`, the one that the device has counted to; `stored`: the
-    /// request's cache has been filled before. Returns before that is done.
+    /// Starts the program of evaluation `e`, which must be the one that the device has counted to,
+    /// and returns before it is done. `stored` says whether the cache of the request has been
+    /// filled.
     ///
     /// # Errors
-    /// [`EngineError::ForeignRequest`], [`EngineError::NothingCached`], whatever the device
-    /// reports.
+    /// [`EngineError::ForeignRequest`], [`EngineError::NothingCached`] and errors of the device.
     fn replay(
         &self,
         kind: ProgramKind,
@@ -145,11 +147,11 @@ pub trait DeviceEngine: fmt::Debug + Send + Sync {
         stored: bool,
     ) -> Result<(), EngineError>;
 
-    /// Moves the samples after that program, with noise if the sampler adds some here, and counts
-    /// on.
+    /// Moves the samples after that program, with noise if the sampler adds some at this
+    /// evaluation, and advances the counter.
     ///
     /// # Errors
-    /// [`EngineError::ForeignRequest`], whatever the device reports.
+    /// [`EngineError::ForeignRequest`] and errors of the device.
     fn advance(
         &self,
         kind: ProgramKind,
@@ -157,30 +159,30 @@ pub trait DeviceEngine: fmt::Debug + Send + Sync {
         noise: Option<&[f32]>,
     ) -> Result<(), EngineError>;
 
-    /// The samples as they are when all that runs is done.
+    /// Waits for all running work and copies the samples into `x`.
     ///
     /// # Errors
-    /// [`EngineError::ForeignRequest`], [`EngineError::Fault`], whatever the device reports.
+    /// [`EngineError::ForeignRequest`], [`EngineError::Fault`] and errors of the device.
     fn get_samples(&self, request: &DeviceRequest, x: &mut [f32]) -> Result<(), EngineError>;
 
-    /// Waits for all that runs.
+    /// Waits for all running work.
     ///
     /// # Errors
-    /// Whatever the device reports.
+    /// Errors of the device.
     fn wait(&self) -> Result<(), EngineError>;
 }
 
-/// A request's slot on a device, given back when this is dropped. A clone has none: the device's
-/// cache is not copied, and the engine refuses it.
+/// A request's slot on a device, which is freed when this is dropped. A clone has no slot, because
+/// the device's cache is not copied, and the engine refuses it.
 pub struct DeviceRequest(Option<Box<dyn Any + Send + Sync>>);
 
 impl DeviceRequest {
-    /// A request that holds `slot`, whatever that is to the backend.
+    /// A request that holds `slot`, a type of the backend.
     pub fn new(slot: impl Any + Send + Sync) -> DeviceRequest {
         DeviceRequest(Some(Box::new(slot)))
     }
 
-    /// The slot; `None` of a clone, or of another type of slot.
+    /// The slot, or `None` for a clone and for a slot of another type.
     pub fn slot<T: Any>(&self) -> Option<&T> {
         self.0.as_ref()?.downcast_ref()
     }
@@ -201,31 +203,31 @@ impl fmt::Debug for DeviceRequest {
 /// One evaluation of the network on a device.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceEvaluation<'a> {
-    /// `full` or `cached`.
+    /// The full or the cached step.
     pub kind: ProgramKind,
-    /// Whose conditions and cache it reads.
+    /// The request whose conditions and cache are read.
     pub request: &'a DeviceRequest,
-    /// Its number, which selects rows of tables.
+    /// Index of the evaluation, which selects the rows of tables.
     pub evaluation: usize,
-    /// Its time step, which plans without tables read.
+    /// The time step, for plans without tables.
     pub timestep: f64,
     /// The model's sample input.
     pub sample: &'a [f32],
-    /// Whether the request's cache has been filled before.
+    /// Whether the cache of the request has been filled.
     pub stored: bool,
 }
 
-/// How a device moves samples between evaluations.
+/// The parameters with which a device moves samples between evaluations.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceSampling<'a> {
-    /// The sampler's constants, a row per evaluation.
+    /// The sampler table, one row per evaluation.
     pub table: &'a Table,
-    /// Samples, elements of one, and its channels.
+    /// The number of samples, of elements per sample, and of channels per sample.
     pub sizes: [usize; 3],
-    /// Elements of a sample's output.
+    /// The number of elements in the output for one sample.
     pub width: usize,
     /// Whether the batch has two halves, the unconditional one first.
     pub guided: bool,
-    /// Factors and summands of the moved samples, `[evaluations · channels]` each.
+    /// The factors and summands of the sample compensation, `[evaluations · channels]` each.
     pub compensation: Option<[&'a [f32]; 2]>,
 }

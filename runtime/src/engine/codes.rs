@@ -1,11 +1,11 @@
-//! Which rounded activations are stored as codes or as bf16, so that kernels for these multiply
-//! them.
+//! Chooses the rounded activations that are stored as codes or as bf16, so that kernels for these
+//! formats can multiply them.
 //!
-//! A plan says what quantized layers compute: `FakeQuant` rounds an activation to what its codes
-//! stand for, constants hold codes of weights, and a product multiplies the two. Where all products
-//! that read such an activation have an integer kernel for it, the activation is stored as codes
-//! instead, and the products multiply integers: the same result up to the order of additions in
-//! f32. Likewise `RoundBf16` and constants of bf16, where the CPU multiplies bf16.
+//! A plan expresses quantization in float. `FakeQuant` rounds an activation to the values of its
+//! codes, constants hold codes of weights, and a product multiplies the two. If every product that
+//! reads such an activation has an integer kernel for it, the activation is stored as codes, and
+//! the products multiply integers. The result is the same up to the order of additions in f32. The
+//! same is done with `RoundBf16` and constants of bf16 if the CPU multiplies bf16.
 
 use super::kernel::Kernel;
 use super::program::PreparedProgram;
@@ -21,27 +21,30 @@ use cqc_proto::{DType, Op};
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
 
-/// What has kernels for codes.
+/// The kernels for codes that an executor has.
 #[derive(Clone, Copy)]
 pub(crate) struct CodeKernels<'a> {
-    /// Whether products over so many taps and segments of such sizes have.
+    /// Whether there is a kernel for products over a number of taps and segments of the given
+    /// sizes.
     pub products: &'a dyn Fn(usize, &[usize]) -> bool,
-    /// Whether attention has; those sizes that it has not are found when kernels are chosen.
+    /// Whether there are kernels for attention. Sizes that they do not support are found when
+    /// kernels are chosen.
     pub attention: bool,
 }
 
-/// Whether products of bf16 over so many channels and columns have a kernel that is worth it.
+/// Whether there is a worthwhile kernel for products of bf16 over a number of channels and columns.
 pub(crate) type Bf16Kernels<'a> = &'a dyn Fn(usize, usize) -> bool;
 
-/// The formats other than f32 that an executor stores activations in; `None`: it does not.
+/// The formats other than f32 in which an executor stores activations. `None` stands for a format
+/// that it does not use.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Storage<'a> {
-    /// The type of codes, and what multiplies them.
+    /// The type of codes, and the kernels for them.
     pub codes: Option<(DType, CodeKernels<'a>)>,
     pub bf16: Option<Bf16Kernels<'a>>,
 }
 
-/// Sets [`Value::stored_as`] of those activations. Values in `keep` stay as they are.
+/// Sets [`Value::stored_as`] of these activations. Values in `keep` are not changed.
 pub(crate) fn choose_storage(
     weights: &Weights,
     kind: ProgramKind,
@@ -99,8 +102,8 @@ pub(crate) fn choose_storage(
     }
 }
 
-/// A value of a step stored as codes or bf16 that its kernel cannot write or read as such: a size
-/// that [`choose_storage`] does not look at is in the way.
+/// A value of a step that is stored as codes or bf16 although the step's kernel cannot read or
+/// write that format. The reason is a size that [`choose_storage`] does not look at.
 pub(crate) fn without_kernel(step: &Step, values: &[Value], kernel: &Kernel) -> Option<usize> {
     if kernel.traits().takes_narrow {
         return None;
@@ -109,7 +112,7 @@ pub(crate) fn without_kernel(step: &Step, values: &[Value], kernel: &Kernel) -> 
     touched.find(|&&v| values[v].stored_as.is_some()).copied()
 }
 
-/// The codes of a product's weights.
+/// The constant with the weights of a product, and their codes.
 pub(crate) fn weight_codes<'a>(
     plan: &'a Plan,
     program: &Program,
@@ -120,17 +123,17 @@ pub(crate) fn weight_codes<'a>(
     Some((constant, plan.constants[constant].codes.as_ref()?))
 }
 
-/// Which constants and tables can say how codes are rounded, each looked at once.
+/// Whether constants and tables are valid scales and zero points of codes. Each is checked once.
 struct Roundings<'a> {
     weights: &'a Weights,
     kind: ProgramKind,
-    /// By source, for scales and for zero points.
+    /// The results by source, for scales (`true`) and zero points (`false`).
     known: HashMap<(Source, bool), bool>,
 }
 
 impl Roundings<'_> {
-    /// Whether no evaluation that runs the program lets a segment pass, which codes could not say,
-    /// and all zero points are codes.
+    /// Whether every evaluation that runs the program rounds all segments, and all zero points are
+    /// codes. A scale of 0 stands for a segment that is not rounded, which codes cannot represent.
     fn always_round(&mut self, program: &Program, step: &Step) -> bool {
         let [scale, zero_point] = ROUNDING;
         let mut all = |input: usize, is_scale: bool| {
@@ -146,7 +149,7 @@ impl Roundings<'_> {
         all(scale, true) && all(zero_point, false)
     }
 
-    /// Whether all numbers that the program reads from there fit.
+    /// Whether all numbers that the program reads from the source fit.
     fn all_fit(&self, source: Source, fits: fn(f32) -> bool) -> bool {
         let (plan, kind) = (self.weights.plan(), self.kind);
         let fit = |bytes: &[u8]| cast::<f32>(bytes).iter().all(|&x| fits(x));
@@ -164,7 +167,7 @@ impl Roundings<'_> {
     }
 }
 
-/// Whether codes can have that zero point.
+/// Whether a zero point is a code, that is, a whole number from 0 to 255.
 fn is_zero_point(zero: f32) -> bool {
     (0.0..=255.0).contains(&zero) && zero.fract() == 0.0
 }
@@ -174,7 +177,7 @@ pub(crate) fn is_scale(scale: f32) -> bool {
     scale > 0.0
 }
 
-/// Whether the table `constant` has scales of codes.
+/// Whether the table `constant` holds scales of codes.
 pub(crate) fn scales_codes(program: &PreparedProgram, constant: usize) -> bool {
     let of =
         |v: Option<usize>| v.is_some_and(|v| program.values[v].source == Source::Table(constant));
@@ -189,8 +192,8 @@ pub(crate) fn scales_codes(program: &PreparedProgram, constant: usize) -> bool {
     })
 }
 
-/// Whether the step is attention with weights of so many bits that reads `v` once, as queries, keys
-/// or values.
+/// Whether the step is attention whose softmax has `bits` bits, and reads `v` exactly once, as
+/// queries, keys or values.
 fn attends(step: &Step, v: usize, bits: RangeInclusive<u8>) -> bool {
     let Op::Attention { softmax_bits, .. } = step.op else { return false };
     if !bits.contains(&softmax_bits) {
@@ -200,7 +203,7 @@ fn attends(step: &Step, v: usize, bits: RangeInclusive<u8>) -> bool {
     reads(&step.inputs) == 1 && reads(&step.inputs[..QKV.len()]) == 1
 }
 
-/// Whether the step multiplies `v`, and only that, with integers that have a kernel.
+/// Whether the step is a product that reads `v` as its only data operand and has an integer kernel.
 fn is_product_of_codes(
     weights: &Weights,
     program: &Program,
@@ -226,7 +229,7 @@ fn is_product_of_codes(
         && has_kernel(taps, segments)
 }
 
-/// Of a product with one group of channels, which come last: the axis of outputs in its weights.
+/// The axis of outputs in the weights of a product with one group of channels and channels last.
 fn dense_output_axis(step: &Step) -> Option<usize> {
     let output_axis = step.op.traits().quantization.output_axis()?;
     match &step.op {
@@ -242,8 +245,8 @@ fn multiplies_once(step: &Step, v: usize) -> bool {
     step.inputs.iter().filter(|i| **i == Some(v)).count() == 1 && step.inputs[X] == Some(v)
 }
 
-/// Whether the weights of a product with its outputs along `output_axis` are numbers of bf16: as
-/// they stand, or codes with one scale per output, by which the sums can be multiplied.
+/// Whether the weights of a product with outputs along `output_axis` are bf16, or codes with one
+/// scale per output, by which the sums can be multiplied.
 fn has_weights_of_bf16(plan: &Plan, program: &Program, step: &Step, output_axis: usize) -> bool {
     let input = |i: usize| step.inputs.get(i).copied().flatten();
     let Some(Source::Constant(constant)) = input(WEIGHTS).map(|w| program.values[w].source) else {
@@ -257,7 +260,8 @@ fn has_weights_of_bf16(plan: &Plan, program: &Program, step: &Step, output_axis:
     }
 }
 
-/// Whether the step multiplies `v`, and only that, by weights that are bf16, with a kernel for it.
+/// Whether the step is a product that reads `v` as its only data operand, has weights of bf16, and
+/// has a kernel for them.
 fn is_product_of_bf16(
     plan: &Plan,
     program: &Program,

@@ -1,4 +1,4 @@
-//! What can go wrong between a plan and its outputs.
+//! The error of an engine.
 
 use cqc_kernels::IsaError;
 use cqc_kernels::arena::NoArena;
@@ -7,193 +7,194 @@ use cqc_proto::plan::{PlanError, ProgramKind};
 use cqc_proto::tensor::TensorSizeError;
 use cqc_proto::{DType, ValueType};
 
-/// Why an engine cannot be opened or a request cannot be served.
+/// The reason why an engine cannot be opened or a request cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// The plan is broken.
+    /// The plan is not valid.
     #[error(transparent)]
     Plan(#[from] PlanError),
     /// `CQC_ISA` names no instruction set of this CPU.
     #[error(transparent)]
     Isa(#[from] IsaError),
-    /// A batch that the plan cannot run with.
+    /// The plan cannot run with this batch size.
     #[error("the plan runs with a batch of {allowed}, asked for {asked}")]
     Batch {
-        /// As asked for.
+        /// The requested batch size.
         asked: usize,
-        /// What would work, in words.
+        /// The possible batch sizes, in words.
         allowed: String,
     },
-    /// A value has no valid size for this batch.
+    /// A value has no valid size with this batch.
     #[error("`{name}` of program {program} has type {ty}, which has no valid size at this batch")]
     Size {
-        /// The program.
+        /// The program of the value.
         program: ProgramKind,
-        /// The value's name.
+        /// Name of the value.
         name: String,
-        /// Its type.
+        /// Type of the value.
         ty: ValueType,
     },
-    /// A step breaks its operator's rule at this batch.
+    /// A step breaks the rule of its operator with this batch.
     #[error("step `{step}` of program {program}: {reason}")]
     Step {
-        /// The program.
+        /// The program of the step.
         program: ProgramKind,
-        /// The step's name.
+        /// Name of the step.
         step: String,
-        /// What was expected and what was seen.
+        /// The expected and the actual types.
         reason: String,
     },
-    /// The activations do not fit the allowed memory ([`EngineOptions::max_memory`]).
+    /// The activations exceed the allowed memory ([`EngineOptions::max_memory`]).
     ///
     /// [`EngineOptions::max_memory`]: super::EngineOptions::max_memory
     #[error("needs {needed} bytes of activations, {limit} are allowed")]
     Memory {
-        /// Bytes needed.
+        /// The number of bytes that are needed.
         needed: usize,
-        /// Bytes allowed.
+        /// The number of bytes that are allowed.
         limit: usize,
     },
-    /// There is not as much memory.
+    /// The machine does not have enough memory, or the limit of the process is too low.
     #[error(transparent)]
     NoMemory(#[from] NoMemory),
-    /// The system refuses a block of memory.
+    /// The operating system refused a block of memory.
     #[error(transparent)]
     NoArena(#[from] NoArena),
-    /// A value to keep does not exist.
+    /// There is no value of that name to keep.
     #[error("there is no value `{name}` in the plan")]
     NoValue {
-        /// As asked for.
+        /// The name that was asked for.
         name: String,
     },
     /// An input is missing from a request.
     #[error("input `{name}` {expected} is missing")]
     MissingInput {
-        /// Its name.
+        /// Name of the input.
         name: String,
-        /// Its type.
+        /// Type of the input.
         expected: ValueType,
     },
     /// A request names an input that the model does not have.
     #[error("the model has no input `{name}` (it has {known})")]
     UnknownInput {
-        /// As given.
+        /// The name in the request.
         name: String,
-        /// The names it has.
+        /// The names of the model's inputs.
         known: String,
     },
-    /// A value for one evaluation, and the input has one for all of them.
+    /// A value for one evaluation was given to an input that is not a step condition.
     #[error("`{name}` is no input with a value per evaluation (those are: {known})")]
     NoStepCondition {
-        /// As given.
+        /// The name that was given.
         name: String,
-        /// The names of such inputs.
+        /// The names of the step conditions.
         known: String,
     },
-    /// An input has the wrong type.
+    /// An input has the wrong type or shape.
     #[error("input `{name}` is {dtype} {shape:?}, expected {expected}")]
     InputType {
-        /// Its name.
+        /// Name of the input.
         name: String,
-        /// Element type given.
+        /// Element type of the given tensor.
         dtype: DType,
-        /// Shape given.
+        /// Shape of the given tensor.
         shape: Vec<usize>,
-        /// Type expected.
+        /// The expected type and shape, as text.
         expected: String,
     },
     /// A slice has the wrong length.
     #[error("{what} has {found} values, expected {expected}")]
     Length {
-        /// Which slice.
+        /// The slice, in words.
         what: &'static str,
-        /// Its length.
+        /// The number of given values.
         found: usize,
-        /// The length it should have.
+        /// The expected number of values.
         expected: usize,
     },
-    /// A scale of 0 lets an activation pass, but this engine stores it as codes.
+    /// A scale of 0, which leaves an activation unrounded, was given to an engine that stores the
+    /// activation as codes.
     #[error(
         "table `{constant}` scales codes and cannot hold 0: open the engine with `low_precision: false`"
     )]
     Codes {
-        /// The table.
+        /// Name of the table.
         constant: String,
     },
-    /// The wrong number of time steps.
+    /// The number of time steps is wrong.
     #[error("{found} time steps, the plan is made for {expected}")]
     Timesteps {
-        /// How many were given.
+        /// The number of given time steps.
         found: usize,
-        /// How many the plan has.
+        /// The number of evaluations of the plan.
         expected: usize,
     },
-    /// An evaluation beyond the last.
+    /// The evaluation does not exist.
     #[error("evaluation {evaluation} of {evaluations}")]
     Evaluation {
-        /// As asked for.
+        /// Index of the requested evaluation.
         evaluation: usize,
-        /// How many there are.
+        /// The number of evaluations.
         evaluations: usize,
     },
-    /// A request goes on with another engine than it began with.
+    /// The request was begun by another engine.
     #[error("the request was begun by another engine")]
     ForeignRequest,
-    /// A cached evaluation before any full one, or of a plan without a cache.
+    /// A cached step was asked for before any full step, or of a plan without a cache.
     #[error("evaluation {evaluation} reads the cache, and nothing is stored there")]
     NothingCached {
-        /// As asked for.
+        /// Index of the requested evaluation.
         evaluation: usize,
     },
-    /// `evaluate` needs a float sample as input and a float output.
+    /// The plan has no float sample input or no float output, which a loop needs.
     #[error("the plan has no {0} to run a loop with")]
     NoLoop(&'static str),
-    /// Something that an engine on a device does not do.
+    /// An engine on a device does not support the operation.
     #[error("an engine on a device: {what}")]
     OnDevice {
-        /// What.
+        /// The operation, in words.
         what: &'static str,
     },
-    /// A step that the device has no kernel for.
+    /// The device has no kernel for a step.
     #[error("program {program}: step `{step}` ({op}) has no kernel on the device: {reason}")]
     NoDeviceKernel {
-        /// The program.
+        /// The program of the step.
         program: ProgramKind,
-        /// The step's name.
+        /// Name of the step.
         step: String,
-        /// Its operator.
+        /// Operator of the step.
         op: String,
-        /// What is missing.
+        /// The property of the step that no kernel supports.
         reason: String,
     },
-    /// A program met numbers on the device that it cannot go on with.
+    /// A program stopped on the device because of invalid numbers in its data.
     #[error("program {program} failed on the device: {fault}")]
     Fault {
-        /// The program.
+        /// The program that stopped.
         program: ProgramKind,
-        /// What happened.
+        /// The error, in words.
         fault: String,
     },
-    /// All slots of requests are taken.
+    /// All request slots of the engine are in use.
     #[error("the engine serves {slots} requests at once")]
     NoSlot {
-        /// How many there are.
+        /// The number of slots.
         slots: usize,
     },
-    /// The device reports an error.
+    /// The device reported an error.
     #[error(transparent)]
     Device(Box<dyn std::error::Error + Send + Sync>),
-    /// A step failed on the data it got.
+    /// A step failed on its data.
     #[error("step `{step}` of program {program} failed: {reason}")]
     Execution {
-        /// The program.
+        /// The program of the step.
         program: ProgramKind,
-        /// The step's name.
+        /// Name of the step.
         step: String,
-        /// What was expected and what was seen.
+        /// The data error, in words.
         reason: String,
     },
-    /// A tensor's bytes do not fit its shape.
+    /// The size of a tensor's data does not fit its shape.
     #[error(transparent)]
     Tensor(#[from] TensorSizeError),
 }

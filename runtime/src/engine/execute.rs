@@ -1,4 +1,4 @@
-//! Runs one step.
+//! Runs single steps of a program.
 
 use super::kernel::{AttentionInputs, Fill, Kernel, Move, PerImage, ProductWeights, Side, Tail};
 use super::movement::{cast_elements, gather, select};
@@ -17,7 +17,7 @@ use cqc_proto::op::operand::{
 };
 use cqc_proto::{Op, Tensor};
 
-/// What all steps of a run share.
+/// The arguments that all steps of a run share.
 #[derive(Clone, Copy)]
 pub(super) struct Run<'a> {
     pub isa: Isa,
@@ -27,7 +27,7 @@ pub(super) struct Run<'a> {
     pub evaluation: usize,
 }
 
-/// Operands of a step, by position.
+/// The operands of a step by position.
 struct Operands<'a> {
     step: &'a PreparedStep,
     locations: &'a [Location],
@@ -42,7 +42,7 @@ impl<'a> Operands<'a> {
         Some(self.locations[value].read(self.reads, self.request, self.evaluation))
     }
 
-    /// Input `i` of an operator that has it always.
+    /// Input `i` of an operator that always has it.
     fn of<T: Pod>(&self, i: usize) -> &'a [T] {
         self.get(i).expect("the operator's rule demands this input")
     }
@@ -55,7 +55,7 @@ impl<'a> Operands<'a> {
         cqc_kernels::PerImage { data: self.f32(i), stride: spec.stride, rows_per_image: spec.rows }
     }
 
-    /// How something is rounded; `at` are its scale and its zero point.
+    /// The rounding with the scale and zero point at the inputs `at`.
     fn rounding(&self, bits: u8, segments: &'a [usize], at: [usize; 2]) -> FakeQuant<'a> {
         let [scale, zero_point] = at.map(|i| self.f32(i));
         FakeQuant { bits, segments, scale, zero_point }
@@ -67,7 +67,7 @@ impl<'a> Operands<'a> {
         Activations { codes: self.of(i), ld, scale, zero_point }
     }
 
-    /// Where the result goes.
+    /// The output in the format in which the result is stored.
     fn target<'y>(&self, y: &'y mut [u8]) -> Output<'y>
     where
         'a: 'y,
@@ -100,11 +100,10 @@ fn bf16_target(y: &mut [u8], stored: bool) -> Output<'_> {
     if stored { Output::Bf16(cast_mut(y)) } else { Output::RoundedBf16(cast_mut(y)) }
 }
 
-/// Runs step `index`. Nothing is allocated unless it runs through the definition.
+/// Runs step `index`. It allocates memory only if the step runs through the definition.
 ///
 /// # Errors
-/// What the data was wrong with, in words: an index outside of an axis, or whatever the definition
-/// reports.
+/// A description of the data error: an index outside of an axis, or an error of the definition.
 pub(super) fn run_step(
     program: &PreparedProgram,
     index: usize,
@@ -191,7 +190,7 @@ fn convolve(
     }
 }
 
-/// A linear layer.
+/// Runs a linear layer.
 fn multiply(kernel: &Kernel, operands: &Operands, y: Output, run: Run) {
     let Kernel::Linear { m, k, n, weights, tail, ldx, ldy } = kernel else {
         unreachable!("run_step runs the others")
@@ -270,7 +269,7 @@ fn attend(
     }
 }
 
-/// The other kernels whose operands are all f32.
+/// Runs the remaining kernels, whose operands are all f32.
 fn run_f32(kernel: &Kernel, operands: &Operands, y: &mut [f32], scratch: &mut [f32], run: Run) {
     let (isa, pool) = (run.isa, run.pool);
     let x = operands.f32(X);
@@ -427,7 +426,7 @@ fn run_reference(
     Ok(())
 }
 
-/// A value as a tensor of its own; what is stored as codes or bf16 comes as such.
+/// A value as a tensor of its own. A value that is stored as codes or bf16 keeps that type.
 pub(super) fn read_tensor(
     value: &Value,
     location: &Location,
@@ -455,7 +454,7 @@ fn dense(value: &Value, bytes: &[u8]) -> Vec<u8> {
     dense
 }
 
-/// Writes a value's elements, given without gaps.
+/// Writes the elements of a value, given without gaps.
 pub(super) fn write_bytes(value: &Value, location: &Location, bytes: &[u8], arena: &mut Arena) {
     let span = location.written().expect("results lie in the arena");
     let target: &mut [u8] = arena.get_mut(span).expect("the layout lies in the arena");

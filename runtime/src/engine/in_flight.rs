@@ -1,41 +1,42 @@
-//! A request between its begin and its last evaluation.
+//! A request between its beginning and its last evaluation.
 
 use super::{DeviceRequest, RequestLayout};
 use cqc_kernels::arena::{Arena, Pod, Span};
 use cqc_proto::plan::ProgramKind;
 use std::sync::Arc;
 
-/// What belongs to one request: conditions, results of the preludes, and the cache, which nothing
-/// has been stored in when it begins. Made by [`Engine::begin`](super::Engine::begin).
+/// The state of one request: its conditions, the results of the preludes, and the cache, which is
+/// empty at the beginning. [`Engine::begin`](super::Engine::begin) makes it.
 #[derive(Clone)]
 pub struct InFlight {
     pub(super) memory: Arena,
     pub(super) layout: Arc<RequestLayout>,
     pub(super) timesteps: Vec<f64>,
-    /// Whether `full` has run, or the slots were set.
+    /// Whether the full step has run, or the cache slots were set.
     pub(super) stored: bool,
-    /// Inputs with a value per evaluation that have none yet: their indices.
+    /// Indices of the step conditions that have no value yet.
     pub(super) unset: Vec<usize>,
     /// The program and the evaluation that ran last.
     pub(super) last: Option<(ProgramKind, usize)>,
-    /// Its slot on the device.
+    /// The slot on the device, if the engine has one.
     pub(super) device: Option<DeviceRequest>,
 }
 
 impl InFlight {
-    /// Slot `i` of the cache as it is now, in the type and layout of the value it stores.
+    /// The content of cache slot `i`, in the type and layout of the stored value.
     ///
     /// # Panics
-    /// When the plan has no such slot, or the request is on a device, where its cache stays.
+    /// If the plan has no such slot, or if the request is on a device, where its cache stays.
     pub fn slot(&self, i: usize) -> &[f32] {
         assert!(self.device.is_none(), "the cache of a request on a device stays there");
         self.memory.get(self.layout.cache[i]).expect("the layout lies in the request's memory")
     }
 
-    /// Overwrites slot `i` of the cache: the next `cached` evaluation reads this.
+    /// Overwrites cache slot `i`, which the next cached step reads.
     ///
     /// # Panics
-    /// When the plan has no such slot, or one of another length, or the request is on a device.
+    /// If the plan has no such slot, if the slot has another length, or if the request is on a
+    /// device.
     pub fn set_slot(&mut self, i: usize, values: &[f32]) {
         assert!(self.device.is_none(), "the cache of a request on a device stays there");
         let span = self.layout.cache[i];
@@ -43,7 +44,7 @@ impl InFlight {
         self.stored = true;
     }
 
-    /// Number of slots of the cache.
+    /// The number of cache slots.
     pub fn slots(&self) -> usize {
         self.layout.cache.len()
     }

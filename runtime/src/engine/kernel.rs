@@ -1,4 +1,4 @@
-//! A step made ready: the kernel to call and all numbers it needs but addresses.
+//! Prepared steps: the kernel of a step and all its numbers except addresses.
 
 use cqc_kernels::attention::attention_scratch_len;
 use cqc_kernels::matmul::matmul_scratch_len;
@@ -9,10 +9,11 @@ use cqc_kernels::{
 use cqc_proto::{DType, Op};
 use std::sync::Arc;
 
-/// What runs a step. Operands are found by their position in the step; distances are in elements.
+/// The kernel that runs a step. Operands are found by their position in the step. Distances (`ld…`)
+/// are in elements.
 #[derive(Debug)]
 pub(crate) enum Kernel {
-    /// The result already lies where it belongs.
+    /// There is nothing to do, because the result is already in its place.
     Nothing,
     Conv {
         conv: Arc<Conv>,
@@ -82,13 +83,13 @@ pub(crate) enum Kernel {
         rows: usize,
         c: usize,
         ldx: usize,
-        /// Distance between rows of the residual.
+        /// Distance between the rows of the residual.
         residual: Option<usize>,
-        /// The same of what was cached before.
+        /// Distance between the rows of the previously cached value.
         previous: Option<usize>,
         ldy: usize,
     },
-    /// From f32 to codes, `stored` as such or as the f32 that these stand for.
+    /// Rounds f32 to codes, and stores the codes (`stored`) or the f32 values of the codes.
     FakeQuant {
         rows: usize,
         bits: u8,
@@ -97,7 +98,7 @@ pub(crate) enum Kernel {
         ldx: usize,
         ldy: usize,
     },
-    /// From f32 to bf16, `stored` as such or as f32.
+    /// Rounds f32 to bf16, and stores it as bf16 (`stored`) or as f32.
     RoundBf16 {
         rows: usize,
         c: usize,
@@ -105,7 +106,8 @@ pub(crate) enum Kernel {
         ldx: usize,
         ldy: usize,
     },
-    /// Elements of `size` bytes; `fill`: everything is first set to this input, or to zero.
+    /// Copies elements of `size` bytes. With `fill`, the whole result is first set to zero or to an
+    /// input.
     Copy {
         size: usize,
         fill: Option<Fill>,
@@ -126,16 +128,16 @@ pub(crate) enum Kernel {
         shape: Vec<usize>,
         strides: [Vec<usize>; 3],
     },
-    /// The definition, through tensors on the heap.
+    /// Runs the definition of the operator on tensors on the heap.
     Reference(Box<Op>),
 }
 
-/// The packed weights of a product, and with them the format in which it multiplies: operand 0 is
-/// stored in it too.
+/// The packed weights of a product. They determine the format in which it multiplies, and in which
+/// operand 0 is stored.
 #[derive(Clone, Debug)]
 pub(crate) enum ProductWeights {
     F32(Arc<PackedMatrix>),
-    /// The values `rounding` hold the scale and the zero point of operand 0.
+    /// Codes. The values `rounding` hold the scale and the zero point of operand 0.
     Codes {
         packed: Arc<PackedCodes>,
         rounding: [usize; 2],
@@ -160,8 +162,7 @@ impl ProductWeights {
         }
     }
 
-    /// The value that holds the scale and the one that holds the zero point, of operand 0 where
-    /// that is codes.
+    /// The values with the scale and the zero point of operand 0, if that is stored as codes.
     fn rounding_of_codes(&self) -> &[[usize; 2]] {
         if let ProductWeights::Codes { rounding, .. } = self {
             std::slice::from_ref(rounding)
@@ -171,33 +172,34 @@ impl ProductWeights {
     }
 }
 
-/// How the queries, keys and values of an attention are stored.
+/// The format of the queries, keys and values of an attention.
 #[derive(Clone, Debug)]
 pub(crate) enum AttentionInputs {
     F32,
-    /// As codes; the values that hold their scales and zero points.
+    /// Codes, with the values that hold their scales and zero points.
     Codes([[usize; 2]; 3]),
     Bf16,
 }
 
-/// The epilogue of a product: which of the operands `BIAS` to `SCALE` there are, and how they lie.
+/// The epilogue of a product: which of the operands `BIAS` to `SCALE` exist, and their layout.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tail {
     pub act: Act,
     pub row: Option<PerImage>,
     pub gate: Option<PerImage>,
-    /// Distance between rows of the residual.
+    /// Distance between the rows of the residual.
     pub residual: Option<usize>,
 }
 
-/// One row per image, `stride` apart (0 = the same for all), for `rows` rows of the result.
+/// One row per image for `rows` rows of the result. The rows are `stride` apart, or 0 if all images
+/// share one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PerImage {
     pub stride: usize,
     pub rows: usize,
 }
 
-/// How an operand of a binary operation is seen from the result.
+/// The way in which an operand of a binary operation is broadcast to the result.
 #[derive(Clone, Debug)]
 pub(crate) enum Side {
     Full(usize),
@@ -205,11 +207,11 @@ pub(crate) enum Side {
     Row,
     Column,
     Image(PerImage),
-    /// First copied to scratch, broadcast.
+    /// The operand is first broadcast into scratch memory by a copy.
     Expanded(Move),
 }
 
-/// What surrounds copied elements.
+/// The value of elements that no copy writes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fill {
     Zero,
@@ -228,7 +230,7 @@ pub(crate) struct Move {
 }
 
 impl Move {
-    /// Leaves out axes of size 1 and joins neighbours that are contiguous on both sides.
+    /// Removes axes of size 1 and joins neighbouring axes that are contiguous on both sides.
     pub fn merged(self) -> Move {
         let mut axes: Vec<(usize, isize, usize)> = Vec::with_capacity(self.shape.len());
         for ((&size, &x), &y) in self.shape.iter().zip(&self.x_strides).zip(&self.y_strides) {
@@ -251,7 +253,7 @@ impl Move {
     }
 }
 
-/// What a product multiplies.
+/// The number format in which a product multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NumberFormat {
     F32,
@@ -260,26 +262,26 @@ pub(crate) enum NumberFormat {
     Int8,
 }
 
-/// What the engine asks of a kernel.
+/// The properties of a kernel that the engine needs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KernelTraits<'a> {
-    /// What it multiplies; f32 of anything that is no product.
+    /// The format in which it multiplies; f32 for anything that is not a product.
     pub format: NumberFormat,
-    /// The values that hold scale and zero point of its first operands, as many as are stored as
-    /// codes.
+    /// The values with the scale and the zero point of its first operands, one entry for each that
+    /// is stored as codes.
     pub rounding_of_codes: &'a [[usize; 2]],
-    /// Whether its weights were packed: the constant itself is not read.
+    /// Whether its weights were packed, so that the constant itself is not read.
     pub has_packed_weights: bool,
-    /// Whether it computes the GEGLU after a linear layer too.
+    /// Whether it also computes the GEGLU after a linear layer.
     pub is_paired: bool,
-    /// Whether it can round its result as it stores it, to codes or bf16 or to the f32 that these
-    /// stand for.
+    /// Whether it can round its result while it stores it, to codes or bf16, or to the f32 values
+    /// of these.
     pub rounds_result: bool,
     /// Whether it reads or writes values that are stored as codes or bf16.
     pub takes_narrow: bool,
 }
 
-/// What holds for a kernel that reads and writes f32 or moves elements.
+/// The properties of a kernel that reads and writes f32, or moves elements.
 const PLAIN: KernelTraits = KernelTraits {
     format: NumberFormat::F32,
     rounding_of_codes: &[],
@@ -290,7 +292,7 @@ const PLAIN: KernelTraits = KernelTraits {
 };
 
 impl Kernel {
-    /// The one table of what kernels can do.
+    /// The only table of the properties of kernels.
     pub fn traits(&self) -> KernelTraits<'_> {
         match self {
             Kernel::Conv { weights, .. } | Kernel::Linear { weights, .. } => KernelTraits {
@@ -337,7 +339,7 @@ impl Kernel {
         }
     }
 
-    /// Values of f32 scratch needed on a pool of `threads`.
+    /// The number of f32 values of scratch memory that it needs with `threads` threads.
     pub fn scratch(&self, isa: Isa, threads: usize) -> usize {
         match self {
             Kernel::MatMul(shape) => matmul_scratch_len(isa, shape),

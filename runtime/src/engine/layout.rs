@@ -1,12 +1,12 @@
-//! Addresses: which bytes of the arena each buffer gets.
+//! Assigns the bytes of the arena to buffers.
 //!
 //! Buffers that are never alive in the same step share bytes. The largest are placed first, each
-//! into the smallest gap that holds it between the buffers it meets in time ("greedy by size", as
-//! in arXiv:2001.03288).
+//! into the smallest gap that is large enough between the buffers that are alive at the same time
+//! ("greedy by size", as in arXiv:2001.03288).
 
 use cqc_kernels::arena::ALIGN;
 
-/// Memory needed from step `first` to step `last`, both included.
+/// A block of memory that is needed from step `first` to step `last`, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Buffer {
     pub bytes: usize,
@@ -20,20 +20,21 @@ impl Buffer {
     }
 }
 
-/// Comparisons of buffers that look for gaps; what is placed after so many gets bytes of its own, so
-/// that the time does not grow with the square of a program's length. Programs of 8000 buffers that
-/// are all alive at once stay below.
+/// The limit on comparisons of buffers in the search for gaps. Buffers that are placed after it get
+/// bytes of their own, so that the time does not grow with the square of a program's length. A
+/// program of 8000 buffers that are all alive at once stays below the limit.
 const COMPARISONS: usize = 1 << 25;
 
-/// The offset of each buffer, a multiple of [`ALIGN`], and the bytes of all together; `None` if
-/// they overflow.
+/// The offset of each buffer, a multiple of [`ALIGN`], and the total number of bytes. `None` if
+/// that overflows.
 pub(crate) fn place(buffers: &[Buffer]) -> Option<(Vec<usize>, usize)> {
     let mut order: Vec<usize> = (0..buffers.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(buffers[i].bytes), i));
     let mut offsets = vec![0; buffers.len()];
-    let mut placed: Vec<(usize, usize, Buffer)> = Vec::with_capacity(buffers.len()); // by begin: (begin, end, buffer)
+    // (begin, end, buffer), in ascending order of begin
+    let mut placed: Vec<(usize, usize, Buffer)> = Vec::with_capacity(buffers.len());
     let (mut total, mut comparisons) = (0usize, 0);
-    // empty ones, which come last, lie anywhere
+    // empty buffers come last and may have any offset
     for i in order.into_iter().take_while(|&i| buffers[i].bytes > 0) {
         let bytes = buffers[i].bytes.checked_next_multiple_of(ALIGN)?;
         if comparisons >= COMPARISONS {
@@ -52,8 +53,8 @@ pub(crate) fn place(buffers: &[Buffer]) -> Option<(Vec<usize>, usize)> {
     Some((offsets, total))
 }
 
-/// Begin of the smallest gap of at least `bytes` between the buffers that `buffer` meets; else the
-/// end of the last of them.
+/// The beginning of the smallest gap of at least `bytes` between the buffers that are alive
+/// together with `buffer`, or else the end of the last of them.
 fn best_gap(placed: &[(usize, usize, Buffer)], buffer: &Buffer, bytes: usize) -> usize {
     let mut best: Option<(usize, usize)> = None; // (size, begin)
     let mut free_from = 0;

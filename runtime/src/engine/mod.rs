@@ -1,5 +1,5 @@
-//! Executes a plan: one static block of memory, kernels chosen when the engine is opened, nothing
-//! allocated in the loop.
+//! The engine executes a plan. It uses one static block of memory, chooses kernels when it is
+//! opened, and allocates nothing in the loop.
 //!
 //! ```text
 //! Weights::new(plan, bytes)         validate once; packed copies of weights live here
@@ -8,9 +8,9 @@
 //!       evaluate(request, 0 ..)     full or cached
 //! ```
 //!
-//! The engine's arena holds the buffers of whichever program runs; all programs share it. What
-//! outlives a program belongs to the request: model inputs, results of the preludes, the cache. So
-//! several requests, each at its own evaluation, can share an engine.
+//! The arena of the engine holds the buffers of the program that runs; all programs share it. Data
+//! that outlive a program belong to the request: the model's inputs, the results of the preludes
+//! and the cache. Several requests, each at its own evaluation, can therefore share an engine.
 
 pub(crate) mod backend;
 pub(crate) mod codes;
@@ -55,43 +55,45 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How an engine is opened.
+/// The options with which an engine is opened.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// Samples per evaluation, both halves of guidance counted.
+    /// The number of samples per evaluation. Both halves of guidance count.
     pub batch: usize,
-    /// Threads, the calling one counted.
+    /// The number of threads, including the calling one.
     pub threads: usize,
-    /// Threads to share with other engines, or those of the caller ([`Pool::from_executor`]),
-    /// instead of `threads` own ones.
+    /// A thread pool to share with other engines, or one with the caller's threads
+    /// ([`Pool::from_executor`]). With `None`, the engine has `threads` threads of its own.
     pub pool: Option<Arc<Pool>>,
-    /// Values of `full` that [`Engine::tap`] can read after a run, also where `cached` has them;
-    /// they cost memory.
+    /// Names of values of the full step that [`Engine::tap`] can read after a run, and after a
+    /// cached step if that has them too. Keeping values costs memory.
     pub keep: Vec<String>,
-    /// Measures every step for [`Engine::profile`].
+    /// Measures the time of every step for [`Engine::profile`].
     pub profile: bool,
-    /// Multiplies integers where the plan has quantized layers, and bf16 where it has such and this
-    /// CPU an instruction for them, and lets steps round their results at once; without it
-    /// everything is computed in f32, rounded to what these stand for, step by step. With it a step
-    /// that is watched ([`Engine::evaluate_watched`]) may lack operands.
+    /// Multiplies integers in quantized layers, multiplies bf16 if the plan has such layers and the
+    /// CPU an instruction for it, and lets steps round their results while they store them. Without
+    /// it, everything is computed step by step in f32 on the rounded values. With it, a watched
+    /// step ([`Engine::evaluate_watched`]) may lack operands.
     pub low_precision: bool,
-    /// Multiplies bf16 also where the CPU has no instruction for it: very slow, for tests.
+    /// Multiplies bf16 even if the CPU has no instruction for it. This is very slow and meant for
+    /// tests.
     pub emulate_bf16: bool,
-    /// Runs every step through its definition: very slow, for comparison.
+    /// Runs every step through the definition of its operator. This is very slow and meant for
+    /// comparison.
     pub reference: bool,
-    /// Evaluates there; preludes that the device has no kernels for run on the CPU. Only loops,
-    /// without `keep`, `profile` and `reference`.
+    /// The device that evaluates. Preludes for which it has no kernels run on the CPU. It runs
+    /// loops only, and does not support `keep`, `profile` and `reference`.
     pub device: Option<Arc<dyn Backend>>,
-    /// Most bytes of activations, those of one request included. There must be as much memory in
-    /// any case ([`cqc_kernels::memory`]).
+    /// The maximum number of bytes of activations, including those of one request. The machine must
+    /// have the memory in any case ([`cqc_kernels::memory`]).
     pub max_memory: usize,
-    /// `prelude_steps` computes fewer evaluations at once if its buffers would take more bytes than
-    /// this.
+    /// If the buffers of `prelude_steps` would exceed this number of bytes, it computes fewer
+    /// evaluations at once.
     pub prelude_memory: usize,
 }
 
 impl Default for EngineOptions {
-    /// Batch 1, a thread per core, as much memory as there is, of which 64 MiB for `prelude_steps`.
+    /// A batch of 1, one thread per core, no limit on memory, and 64 MiB for `prelude_steps`.
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let (keep, max_memory, prelude_memory) = (Vec::new(), usize::MAX, 64 << 20);
@@ -111,70 +113,73 @@ impl Default for EngineOptions {
     }
 }
 
-/// A plan ready to run at one batch.
+/// A plan that is ready to run with one batch size.
 pub struct Engine {
     weights: Arc<Weights>,
     pool: Arc<Pool>,
-    /// How it was opened.
+    /// The options with which it was opened.
     options: EngineOptions,
     batch: usize,
     arena: Arena,
     layout: Arc<RequestLayout>,
-    /// Evaluations that `prelude_steps` computes at once.
+    /// The number of evaluations that `prelude_steps` computes at once.
     chunk: usize,
-    /// In the order of [`ProgramKind::ALL`].
+    /// The programs in the order of [`ProgramKind::ALL`].
     programs: [PreparedProgram; 4],
-    /// Values of `full` and `cached` that stay readable, by name, in this order.
+    /// The values that stay readable, by name: those of the full step, then those of the cached
+    /// step.
     kept: [BTreeMap<String, usize>; 2],
     clock: Option<[Vec<(Duration, u64)>; 4]>,
     device: Option<Box<dyn DeviceEngine>>,
 }
 
-/// What an engine takes of memory, in bytes.
+/// The memory that an engine needs, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineSizes {
-    /// Of every request.
+    /// The memory of each request.
     pub request: usize,
-    /// Of the buffers of each program, in the order of [`ProgramKind::ALL`]; they share one block.
+    /// The buffers of each program, in the order of [`ProgramKind::ALL`]. They share one block.
     pub programs: [usize; 4],
 }
 
-/// Where a request keeps what outlives a program.
+/// The layout of a request's memory, which holds the data that outlive a program.
 #[derive(Debug)]
 pub struct RequestLayout {
     pub(crate) inputs: Vec<InputSlot>,
-    /// Per result of `prelude`, where it is kept.
+    /// The place of each result of `prelude`.
     pub(crate) results: Vec<Span>,
-    /// Per result of `prelude_steps`, where it is kept for evaluation 0; the others follow.
+    /// The place of each result of `prelude_steps` for evaluation 0. Those for the other
+    /// evaluations follow it.
     pub(crate) step_results: Vec<Span>,
-    /// Per slot of the cache, where it is kept.
+    /// The place of each cache slot.
     pub(crate) cache: Vec<Span>,
-    /// Bytes of all.
+    /// The size of the request's memory in bytes.
     bytes: usize,
 }
 
-/// A model input in the arena.
+/// The place of an input of the model in a request's memory.
 #[derive(Clone, Debug)]
 pub(crate) struct InputSlot {
     pub(crate) shape: Vec<usize>,
-    /// As programs see it: floats are f32.
+    /// The type that programs read; all floats are f32.
     pub(crate) dtype: DType,
     pub(crate) span: Span,
 }
 
 impl Engine {
-    /// Resolves all sizes, chooses kernels, packs weights and lays out memory.
+    /// Resolves all sizes, chooses kernels, packs the weights and lays out the memory.
     ///
     /// # Errors
-    /// A batch the plan does not run with, sizes without a value, too much memory.
+    /// An [`EngineError`] if the plan does not run with the batch size, if a size has no valid
+    /// value, or if the memory is not sufficient.
     pub fn open(weights: &Arc<Weights>, options: &EngineOptions) -> Result<Engine, EngineError> {
         open::open(weights, options)
     }
 
-    /// What an engine so opened would take, without taking it.
+    /// The memory that an engine with these options would need on the CPU. Nothing is allocated.
     ///
     /// # Errors
-    /// As [`Engine::open`], but for memory that is not there.
+    /// Those of [`Engine::open`], except that the available memory is not checked.
     pub fn sizes(
         weights: &Arc<Weights>,
         options: &EngineOptions,
@@ -182,12 +187,12 @@ impl Engine {
         open::sizes(weights, options)
     }
 
-    /// The plan it runs.
+    /// The plan that the engine runs.
     pub fn plan(&self) -> &Plan {
         self.weights.plan()
     }
 
-    /// The weights it runs on, and options that open another engine like it, on the same threads.
+    /// The weights of the engine, and options that open another engine like it on the same threads.
     pub fn recipe(&self) -> (Arc<Weights>, EngineOptions) {
         (
             self.weights.clone(),
@@ -195,43 +200,43 @@ impl Engine {
         )
     }
 
-    /// Samples per evaluation.
+    /// The number of samples per evaluation.
     pub fn batch(&self) -> usize {
         self.batch
     }
 
-    /// What it evaluates on, if not on the CPU.
+    /// The device that evaluates, or `None` if it is the CPU.
     pub fn device(&self) -> Option<&dyn DeviceEngine> {
         self.device.as_deref()
     }
 
-    /// Bytes of activations in this machine's memory: those of the engine, and of one request.
+    /// The number of bytes of activations in this machine's memory, for the engine and one request.
     pub fn memory_bytes(&self) -> usize {
         self.arena.len() + self.layout.bytes
     }
 
-    /// Bytes that every request takes.
+    /// The number of bytes that every request needs.
     pub fn request_bytes(&self) -> usize {
         self.layout.bytes
     }
 
-    /// Bytes of the buffers that a program needs.
+    /// The number of bytes of the buffers that a program needs.
     pub fn program_bytes(&self, kind: ProgramKind) -> usize {
         self.programs[kind as usize].bytes
     }
 
-    /// Sizes of input `i` of the plan at this batch.
+    /// The shape of input `i` of the plan at this batch size.
     ///
     /// # Panics
-    /// When there is no such input.
+    /// If there is no such input.
     pub fn input_shape(&self, i: usize) -> &[usize] {
         &self.layout.inputs[i].shape
     }
 
-    /// Sizes of output `i` of the plan at this batch.
+    /// The shape of output `i` of the plan at this batch size.
     ///
     /// # Panics
-    /// When there is no such output.
+    /// If there is no such output.
     pub fn output_shape(&self, i: usize) -> &[usize] {
         &self.full().values[self.plan().outputs[i].value].shape
     }
@@ -240,8 +245,8 @@ impl Engine {
         &self.programs[ProgramKind::Full as usize]
     }
 
-    /// Runs one program for a request. `evaluation` selects rows of tables; `watch` is called
-    /// around each step.
+    /// Runs one program for a request. `evaluation` selects the rows of tables. `watch` is called
+    /// before and after each step.
     fn run_program(
         &mut self,
         kind: ProgramKind,
@@ -289,8 +294,9 @@ impl Engine {
         Ok(())
     }
 
-    /// A kept value or an output after the last run, which must have been one of `request`; `None`
-    /// for any other name, for a value that the program that ran does not have, and on a device.
+    /// A kept value or an output after the last run, which must have been a run of `request`.
+    /// `None` for any other name, for a value that the program that ran does not have, and on a
+    /// device.
     pub fn tap(&self, request: &InFlight, name: &str) -> Option<Tensor> {
         let (kind, evaluation) = request.last.filter(|_| self.device.is_none())?;
         let v = *self.kept[(kind == ProgramKind::Cached) as usize].get(name)?;

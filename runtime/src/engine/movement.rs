@@ -1,12 +1,13 @@
-//! Small kernels over elements of any type: gather, cast, where. They run on the calling thread.
+//! Kernels for gather, cast and where on elements of any type. They run on the calling thread.
 
 use cqc_kernels::arena::{Pod, cast, cast_mut};
 use cqc_proto::DType;
 
-/// `y[o, i, ..] = data[o, indices[i], ..]`; `sizes`: axes before, size of the axis, bytes after it.
+/// Computes `y[o, i, ..] = data[o, indices[i], ..]`. `sizes` holds the product of the axes before
+/// the gathered one, the size of that axis, and the number of bytes after it.
 ///
 /// # Errors
-/// An index outside the axis.
+/// A message about an index outside of the axis.
 pub(super) fn gather(
     sizes: [usize; 3],
     data: &[u8],
@@ -41,7 +42,7 @@ fn gather_at<I: Copy + Into<i64>>(
     Ok(())
 }
 
-/// Converts elements between f32, i64, i32 and bool; floats truncate and saturate.
+/// Converts elements between f32, i64, i32 and bool. Floats are truncated and saturated.
 pub(super) fn cast_elements(from: DType, to: DType, x: &[u8], y: &mut [u8]) {
     match from {
         DType::F32 => cast_from::<f32>(to, x, y, |v| v, |v| v as i64),
@@ -71,7 +72,8 @@ fn each<T: Copy, R>(x: &[T], y: &mut [R], f: impl Fn(T) -> R) {
     y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x));
 }
 
-/// `y = condition ? a : b` over `shape`; strides of the three operands, 0 where they repeat.
+/// Computes `y = condition ? a : b` over `shape`. `strides` are those of the three operands, and 0
+/// along axes where an operand repeats.
 pub(super) fn select(
     size: usize,
     shape: &[usize],

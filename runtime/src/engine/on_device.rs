@@ -1,11 +1,11 @@
-//! Trajectories that stay on a device.
+//! Trajectories whose samples stay on a device.
 
 use super::{DeviceEngine, DeviceRequest, DeviceSampling, Engine, EngineError, InFlight};
 use cqc_proto::plan::ProgramKind;
 
 impl Engine {
-    /// Lets the device move samples, if there is one and the plan has tables, whose rows it counts.
-    /// Tells whether it does.
+    /// Sets up the device to move samples, if there is one and the plan has tables for the same
+    /// evaluations. Returns whether it moves them.
     pub(crate) fn sample_on_device(
         &mut self,
         sampling: &DeviceSampling,
@@ -24,7 +24,7 @@ impl Engine {
         self.device().zip(request.device.as_ref()).ok_or(EngineError::ForeignRequest)
     }
 
-    /// Begins a trajectory on the device: the samples, and what the network sees of them first.
+    /// Begins a trajectory on the device with samples and the network's first input.
     pub(crate) fn put_samples(
         &self,
         request: &InFlight,
@@ -36,9 +36,9 @@ impl Engine {
         device.put_samples(slot, x, input, guidance)
     }
 
-    /// Runs the program of evaluation `e`, which follows the one before, and moves the samples.
-    /// `noise` is asked for some while the device works, and has none if the sampler adds none
-    /// here. Returns before all that is done.
+    /// Runs the program of evaluation `e`, which follows the previous one, and moves the samples.
+    /// `noise` is called while the device works, and returns `None` if the sampler adds no noise at
+    /// this evaluation. This function returns before the work is done.
     pub(crate) fn replay<'n>(
         &self,
         request: &mut InFlight,
@@ -57,13 +57,12 @@ impl Engine {
         Ok(())
     }
 
-    /// The samples on the device, when all that runs is done.
+    /// Waits for the device and copies the samples from it.
     pub(crate) fn get_samples(&self, request: &InFlight, x: &mut [f32]) -> Result<(), EngineError> {
         let (device, slot) = self.on_device(request)?;
         device.get_samples(slot, x)
     }
 
-    /// Waits for the device.
     pub(crate) fn wait(&self) -> Result<(), EngineError> {
         self.device().map_or(Ok(()), |device| device.wait())
     }

@@ -1,4 +1,4 @@
-//! Opens an engine: sizes, kernels, addresses.
+//! Opens an engine: determines sizes, chooses kernels and assigns addresses.
 
 use super::program::{Draft, Location, ProgramOptions};
 use super::values::Value;
@@ -17,7 +17,7 @@ pub(super) fn open(weights: &Arc<Weights>, options: &EngineOptions) -> Result<En
     let mut preludes =
         if options.device.is_some() { DevicePreludes::ALL } else { DevicePreludes::NONE };
     loop {
-        // what the device cannot do before the loop, the CPU does, and what that reads
+        // a prelude that the device cannot run, and the one whose results it reads, run on the CPU
         preludes = match open_with(weights, options, preludes) {
             Err(EngineError::NoDeviceKernel { program, .. }) if preludes.contains(program) => {
                 match program {
@@ -30,25 +30,25 @@ pub(super) fn open(weights: &Arc<Weights>, options: &EngineOptions) -> Result<En
     }
 }
 
-/// The programs of an engine and where it keeps what they take, without the memory.
+/// The programs of an engine and the layout of a request, before memory is allocated.
 struct Layout {
-    /// In the order of [`ProgramKind::ALL`].
+    /// The programs in the order of [`ProgramKind::ALL`].
     drafts: [Draft; 4],
     request: RequestLayout,
-    /// Evaluations that `prelude_steps` computes at once.
+    /// The number of evaluations that `prelude_steps` computes at once.
     chunk: usize,
-    /// Values of `full` and of `cached` that stay readable.
+    /// The values of the full step and of the cached step that stay readable.
     kept: [BTreeMap<String, usize>; 2],
 }
 
 impl Layout {
-    /// Bytes of the block that all programs share.
+    /// The size in bytes of the block that all programs share.
     fn buffers(&self) -> usize {
         self.drafts.iter().map(|draft| draft.bytes).max().unwrap_or(0)
     }
 }
 
-/// What an engine takes on the CPU.
+/// The memory that an engine needs on the CPU.
 pub(super) fn sizes(
     weights: &Arc<Weights>,
     options: &EngineOptions,
@@ -58,8 +58,8 @@ pub(super) fn sizes(
     Ok(EngineSizes { request: layout.request.bytes, programs })
 }
 
-/// Chooses kernels and addresses of an engine with so many threads that runs these preludes on its
-/// device.
+/// Chooses the kernels and addresses of an engine with `threads` threads that runs `preludes` on
+/// its device.
 fn lay_out(
     weights: &Arc<Weights>,
     options: &EngineOptions,
@@ -125,7 +125,7 @@ fn lay_out(
     Ok(Layout { drafts, request, chunk, kept: [kept_full, kept_cached] })
 }
 
-/// Opens an engine that runs these preludes on its device.
+/// Opens an engine that runs the given preludes on its device.
 fn open_with(
     weights: &Arc<Weights>,
     options: &EngineOptions,
@@ -168,7 +168,7 @@ fn open_with(
     })
 }
 
-/// Refuses what an engine on a device does not do.
+/// Refuses options that an engine on a device does not support.
 fn check_device(options: &EngineOptions) -> Result<(), EngineError> {
     let asked = [
         (!options.keep.is_empty(), "values cannot be tapped"),
@@ -191,7 +191,7 @@ fn check_batch(plan: &Plan, asked: usize) -> Result<(), EngineError> {
     Err(EngineError::Batch { asked, allowed })
 }
 
-/// The named values and the outputs, of `full` and of `cached`.
+/// The named values and the outputs, of the full step and of the cached step.
 fn kept_values(plan: &Plan, names: &[String]) -> Result<[BTreeMap<String, usize>; 2], EngineError> {
     let inner = || names.iter().filter(|name| plan.outputs.iter().all(|o| o.name != **name));
     let find =
@@ -208,8 +208,8 @@ fn kept_values(plan: &Plan, names: &[String]) -> Result<[BTreeMap<String, usize>
     Ok([kept(ProgramKind::Full), kept(ProgramKind::Cached)])
 }
 
-/// Whether `prelude_steps` runs evaluation by evaluation: its time step is one for the whole batch,
-/// or its fixed batch is not stacked.
+/// Whether `prelude_steps` must run one evaluation at a time: it has one time step for the whole
+/// batch, or its fixed batch cannot be stacked.
 fn has_single_timestep(plan: &Plan) -> bool {
     let Some(symbol) = &plan.batch_symbol else { return plan.steps_one_by_one() };
     let is_single = |v: &PlanValue| match v.source {
@@ -222,7 +222,8 @@ fn has_single_timestep(plan: &Plan) -> bool {
     plan.prelude_steps.values.iter().any(is_single)
 }
 
-/// As many evaluations at once as memory allows; all of them if the batch is fixed.
+/// Drafts `prelude_steps` for as many evaluations at once as memory allows, or for all if the batch
+/// is fixed.
 fn draft_steps(
     plan: &Plan,
     memory: usize,
@@ -238,7 +239,7 @@ fn draft_steps(
     }
 }
 
-/// Checks that what `prelude_steps` reads is a whole number of what is stacked.
+/// Checks that every value that `prelude_steps` reads is stacked a whole number of times.
 fn check_stacked(
     plan: &Plan,
     steps: &Draft,
@@ -275,7 +276,7 @@ fn check_stacked(
     Ok(())
 }
 
-/// The end of what has been given out so far.
+/// The end of the memory that has been assigned so far.
 #[derive(Default)]
 struct Stack(usize);
 
@@ -304,8 +305,8 @@ fn slots(plan: &Plan, batch: usize, request: &mut Stack) -> Result<Vec<InputSlot
     plan.inputs.iter().map(slot).collect()
 }
 
-/// Where the results of a prelude are kept, which computes `chunk` of `evaluations` at once: the
-/// span of the first.
+/// The places of the results of a prelude that computes `chunk` of `evaluations` at once. The span
+/// of a result is that of the first evaluation.
 fn result_spans(
     draft: &Draft,
     plan: &Plan,
@@ -322,13 +323,13 @@ fn result_spans(
     results.map(span).collect()
 }
 
-/// Where the slots of the cache are kept.
+/// The places of the cache slots.
 fn cache_spans(plan: &Plan, full: &Draft, request: &mut Stack) -> Result<Vec<Span>, EngineError> {
     let slots = plan.cache.iter().flat_map(|cache| &cache.slots);
     slots.map(|slot| request.push(full.values[slot.value].bytes())).collect()
 }
 
-/// Where a value lies that outlives its program.
+/// The location of a value that outlives its program.
 fn outside(value: &Value, layout: &RequestLayout) -> Location {
     match value.source {
         Source::Input(i) => Location::Request { span: layout.inputs[i].span, step: 0 },

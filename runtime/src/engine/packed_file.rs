@@ -1,5 +1,4 @@
-//! Packed weights in a file beside the artifact's own, so that the next process maps them instead
-//! of packing again.
+//! A file with packed weights, which the next process maps instead of packing the weights again.
 //!
 //! ```text
 //! 0..8      b"cqcpack2"
@@ -9,11 +8,11 @@
 //! ..        data, from the next multiple of 64 on; every part begins at such a multiple
 //! ```
 //!
-//! The file is disposable: one that is missing, of other weights, or not what was expected is
-//! packed anew, and so is every part whose bytes are not those that were written. A part is hashed
-//! when it is first wanted. Whoever can write into the folder can write other hashes as well: the
-//! folder must be as trusted as the program. Whatever is in it, nothing is read beyond its end, as
-//! lengths come from the plan.
+//! The file is disposable. If it is missing, belongs to other weights or is not valid, the weights
+//! are packed anew, and so is every part whose bytes differ from those that were written. A part is
+//! hashed when it is first used. Whoever can write into the folder can also write matching hashes,
+//! so the folder must be as trusted as the program. Invalid content never causes a read past the
+//! end of the file, because lengths come from the plan.
 
 use bytes::Bytes;
 use cqc_kernels::arena::ALIGN;
@@ -29,40 +28,40 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 const MAGIC: [u8; 8] = *b"cqcpack2";
 const HEADER: usize = 48;
 
-/// Where packed weights are kept between processes.
+/// The place where packed weights are kept between processes.
 #[derive(Clone, Debug)]
 pub struct PackCache {
-    /// The folder, made when it is first written to.
+    /// The folder, which is created when it is first written to.
     pub folder: PathBuf,
-    /// What tells these weights from all others, such as `cqc_proto::cq::Artifact::identity`.
+    /// An identifier of the weights, such as `cqc_proto::cq::Artifact::identity`.
     pub identity: [u8; 32],
-    /// Maps the file; otherwise it is read into memory, so that nobody can shorten it under the
-    /// engine.
+    /// Maps the file. Otherwise it is read into memory, so that nobody can shorten it while it is
+    /// in use.
     pub map: bool,
 }
 
-/// Longest table that is read, bytes.
+/// The largest table that is read, in bytes.
 const MAX_TABLE: usize = 64 << 20;
 
-/// Where a part lies in the data, and the hash of its bytes in hexadecimal.
+/// The offset of a part in the data, its length, and the hash of its bytes in hexadecimal.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Part(u64, u64, String);
 
-/// The parts of every packed constant.
+/// The parts of every packed constant, by name.
 type Table = BTreeMap<String, Vec<Part>>;
 
-/// The file for one artifact, one instruction set and one way of packing, and what is in it.
+/// The file for one artifact, one instruction set and one version of the packing, and its content.
 #[derive(Debug)]
 pub(super) struct PackedFile {
     path: PathBuf,
     table: Table,
     data: Bytes,
-    /// Whether a part was found to be damaged, or one of the wrong length: the file is written anew.
+    /// Whether a part was damaged or had the wrong length, so that the file has to be written anew.
     damaged: AtomicBool,
 }
 
 impl PackedFile {
-    /// Maps the file if it is there.
+    /// Reads the file if it exists.
     pub fn open(cache: &PackCache, isa: Isa) -> PackedFile {
         let mut of = blake3::Hasher::new();
         of.update(&cache.identity).update(packing(isa).as_bytes());
@@ -71,7 +70,7 @@ impl PackedFile {
         PackedFile { path, table, data, damaged: AtomicBool::new(false) }
     }
 
-    /// The parts of a packed constant, if they are as they were written.
+    /// The parts of a packed constant, if their hashes match.
     pub fn find<const N: usize>(&self, name: &str) -> Option<[Bytes; N]> {
         let parts = self.table.get(name)?;
         let found: Option<Vec<Bytes>> = parts.iter().map(|part| self.whole(part)).collect();
@@ -82,25 +81,25 @@ impl PackedFile {
         found
     }
 
-    /// Says that a part which was found is not one: what it is made from is packed again, and the
-    /// file written anew.
+    /// Reports that a part does not fit. Its constant is packed again, and the file is written
+    /// anew.
     pub fn reject(&self) {
         self.damaged.store(true, Ordering::Relaxed);
     }
 
-    /// A part whose hash is right.
+    /// The bytes of a part, if their hash matches.
     fn whole(&self, Part(begin, len, hash): &Part) -> Option<Bytes> {
         let end = begin.checked_add(*len).filter(|&end| end <= self.data.len() as u64)?;
         let bytes = self.data.slice(*begin as usize..end as usize);
         (blake3::hash(&bytes).to_hex().as_str() == hash).then_some(bytes)
     }
 
-    /// Whether all of these are in the file, and nothing in it is damaged.
+    /// Whether the file contains all of these names, and no part of it is damaged.
     pub fn has<'a>(&self, mut names: impl Iterator<Item = &'a String>) -> bool {
         !self.damaged.load(Ordering::Relaxed) && names.all(|name| self.table.contains_key(name))
     }
 
-    /// Writes the file anew: these, and what it has beside them.
+    /// Writes the file anew with these parts and the other intact parts that it already has.
     pub fn write(&self, packed: &BTreeMap<String, Vec<&[u8]>>) -> io::Result<()> {
         let others = self.table.iter().filter(|(name, _)| !packed.contains_key(*name));
         let others = others.filter_map(|(name, parts)| {
@@ -125,7 +124,7 @@ impl PackedFile {
         if let Some(folder) = self.path.parent() {
             std::fs::create_dir_all(folder)?;
         }
-        // a name of its own for every writer
+        // every writer needs a file name of its own
         static WRITERS: AtomicUsize = AtomicUsize::new(0);
         let writer = (std::process::id(), WRITERS.fetch_add(1, Ordering::Relaxed));
         let beside = self.path.with_extension(format!("{}-{}.part", writer.0, writer.1));
@@ -148,11 +147,11 @@ fn write<'a>(path: &Path, table: &[u8], parts: impl Iterator<Item = &'a [u8]>) -
         out.write_all(part)?;
         out.write_all(padding(part.len()))?;
     }
-    // renamed before it is on the disk, a crash could leave zeros under its name
+    // if the file were renamed before its data are on the disk, a crash could leave zeros in it
     out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 
-/// Table and data; `None` unless it is such a file and whole.
+/// The table and the data, or `None` if the file is not valid.
 fn read(path: &Path, map: bool) -> Option<(Table, Bytes)> {
     let bytes = match map {
         true => Bytes::from_owner(map_file(path).ok()?),

@@ -1,5 +1,5 @@
-//! Packed copies of weights: made when an engine first wants them, shared by all engines, kept in a
-//! file where a cache is given.
+//! Packed copies of weights. They are made when an engine first needs them, shared by all engines,
+//! and kept in a file if there is a pack cache.
 
 use super::weights::{Weights, lock};
 use bytes::Bytes;
@@ -15,16 +15,17 @@ use std::collections::hash_map::Entry;
 use std::io;
 use std::sync::Arc;
 
-/// What a packed matrix was made from and for.
+/// The identity of a packed matrix: the constant from which it was made, and its form.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum PackKey {
-    /// Rows and columns as they lie in the constant.
+    /// A matrix of `k` rows and `n` columns, as in the constant.
     Linear { constant: usize, k: usize, n: usize, paired: bool },
-    /// The shape of the weights: whatever they are applied to, they are packed once.
+    /// The weights of a convolution. Their shape does not include the size of the images, so they
+    /// are packed once for all sizes.
     Conv { constant: usize, shape: ConvShape },
 }
 
-/// What packing looks at of a convolution.
+/// The part of a convolution's shape on which packing depends.
 fn weights_shape(shape: &ConvShape) -> ConvShape {
     let &ConvShape { cin, cout, kh, kw, groups, .. } = shape;
     ConvShape {
@@ -50,8 +51,8 @@ impl PackKey {
         }
     }
 
-    /// Taps, input channels, columns, and whether these are paired, of a product of integers or of
-    /// bf16.
+    /// The number of taps, input channels and columns of a product, and whether its columns are
+    /// paired.
     fn product(&self) -> (usize, usize, usize, bool) {
         match *self {
             PackKey::Linear { k, n, paired, .. } => (1, k, n, paired),
@@ -59,7 +60,7 @@ impl PackKey {
         }
     }
 
-    /// What it is called in a file of packed weights.
+    /// The name of the packed matrix in a file of packed weights.
     fn name(&self, of: &str) -> String {
         match self {
             PackKey::Linear { constant, k, n, paired } => {
@@ -71,14 +72,14 @@ impl PackKey {
 }
 
 impl Weights {
-    /// Bytes of packed weights.
+    /// The number of bytes of packed weights.
     pub fn packed_bytes(&self) -> usize {
         let floats: usize = lock(&self.packed).values().map(|p| p.bytes()).sum();
         let bf16: usize = lock(&self.packed_bf16).values().map(|p| p.bytes()).sum();
         floats + bf16 + lock(&self.packed_codes).values().map(|p| p.bytes()).sum::<usize>()
     }
 
-    /// Refuses to pack weights that there is no memory for; padding is not counted.
+    /// Checks that there is memory to pack all weights. Padding is not counted.
     pub(super) fn check_memory(&self) -> Result<(), NoMemory> {
         if self.packed_bytes() > 0 {
             return Ok(());
@@ -96,12 +97,12 @@ impl Weights {
         memory::check("laying the weights out for this CPU", all)
     }
 
-    /// Writes what has been packed so far into the cache that these were opened with, unless it is
-    /// there: call it when engines are open. The file is as large as the packed weights. Returns
-    /// whether it was written.
+    /// Writes the weights that have been packed so far into the cache with which these weights were
+    /// opened, unless the file already has them. Call it after the engines have been opened. The
+    /// file is as large as the packed weights. Returns whether it was written.
     ///
     /// # Errors
-    /// What the system says; the file is then as before.
+    /// The operating system's error. The file does not change then.
     pub fn keep_packed(&self) -> io::Result<bool> {
         let Some(kept) = &self.kept else { return Ok(false) };
         let (floats, codes, bf16) =
@@ -116,7 +117,7 @@ impl Weights {
         kept.write(&packed).map(|()| true)
     }
 
-    /// What an earlier process has packed, of its parts.
+    /// The packed matrix of an earlier process, made from its parts.
     fn kept<const N: usize, T>(
         &self,
         of: &str,
@@ -131,8 +132,8 @@ impl Weights {
         made
     }
 
-    /// Constant `i` packed as the `[k, n]` matrix of a product, its columns `paired` where that
-    /// computes a GEGLU too.
+    /// Constant `constant`, packed as the `[k, n]` matrix of a product. The columns are `paired` if
+    /// the product also computes a GEGLU.
     pub(super) fn packed_linear(
         &self,
         constant: usize,
@@ -144,14 +145,14 @@ impl Weights {
         self.pack(PackKey::Linear { constant, k, n, paired }, |w| pack(self.isa, k, n, w))
     }
 
-    /// Constant `i` packed for a convolution.
+    /// Constant `constant`, packed for a convolution.
     pub(super) fn packed_conv(&self, constant: usize, conv: &Conv) -> Arc<PackedMatrix> {
         let shape = weights_shape(conv.shape());
         self.pack(PackKey::Conv { constant, shape }, |w| conv.pack(w))
     }
 
-    /// The codes of constant `i` packed as the matrix of a product with `n` columns, maybe
-    /// `paired`; `None`: it has none.
+    /// The codes of constant `constant`, packed as the matrix of a product with `n` columns. `None`
+    /// if the constant has no codes.
     pub(super) fn packed_linear_codes(
         &self,
         constant: usize,
@@ -165,7 +166,8 @@ impl Weights {
         })
     }
 
-    /// The codes of constant `i` packed for a convolution of that shape; `None`: it has none.
+    /// The codes of constant `constant`, packed for a convolution of that shape. `None` if it has
+    /// none.
     pub(super) fn packed_conv_codes(
         &self,
         constant: usize,
@@ -177,8 +179,8 @@ impl Weights {
         })
     }
 
-    /// Constant `i`, of bf16 or of codes with one scale per column, packed as the `[k, n]` matrix
-    /// of a product, maybe `paired`; `None`: it is of another type.
+    /// Constant `constant` of bf16, or of codes with one scale per column, packed as the `[k, n]`
+    /// matrix of a product. `None` if it is of another type.
     pub(super) fn packed_linear_bf16(
         &self,
         constant: usize,
@@ -190,8 +192,8 @@ impl Weights {
         self.pack_bf16(PackKey::Linear { constant, k, n, paired }, |w| pack(self.isa, k, n, w))
     }
 
-    /// Constant `i`, of bf16 or of codes with one scale per output, packed for a convolution of
-    /// that shape; `None`: it is of another type.
+    /// Constant `constant` of bf16, or of codes with one scale per output, packed for a convolution
+    /// of that shape. `None` if it is of another type.
     pub(super) fn packed_conv_bf16(
         &self,
         constant: usize,
@@ -227,7 +229,7 @@ impl Weights {
                 (None, Some(codes)) => {
                     let shape =
                         ty.fixed_shape().expect("validated: the sizes of a constant are known");
-                    // whole numbers below 256 are exact
+                    // integers below 256 are exact in bf16
                     let bits = |code: &i8| (f32::from(*code).to_bits() >> 16) as u16;
                     let codes_of = codes.unpack(&self.stored(constant), shape.iter().product());
                     let values: Vec<u16> = codes_of.iter().map(bits).collect();
@@ -287,7 +289,7 @@ impl Weights {
                     }
                 });
                 let made = kept.unwrap_or_else(|| {
-                    // A widened copy is dropped again unless a step reads it as it is.
+                    // a widened copy is dropped again unless a step reads it unpacked
                     let known = lock(&self.widened).get(&constant).cloned();
                     let is_f32 = |c: &Constant| c.codes.is_none() && c.ty.dtype == DType::F32;
                     let bytes = known.unwrap_or_else(|| match &self.plan.constants[constant] {

@@ -1,8 +1,9 @@
-//! Which linear layers compute the GEGLU after them at once.
+//! Finds the linear layers that also compute the GEGLU after them.
 //!
-//! Their columns are `[a, b]`; packed vector by vector side by side, both halves of a result are in
-//! registers together, and a · gelu_erf(b) is all that is stored: half as much, and codes where a
-//! product reads it. The sums are not, so nothing else may read them.
+//! The columns of such a layer are `[a, b]`. Vectors of both halves are packed side by side, so
+//! both halves of a result are in registers at the same time, and only a · gelu_erf(b) is stored:
+//! half of the elements, and codes if a product reads them. The sums are not stored, so no other
+//! step may read them.
 
 use super::kernel::Kernel;
 use super::uses::Uses;
@@ -15,7 +16,8 @@ use cqc_proto::plan::{Program, Step};
 use cqc_proto::{DType, Op};
 use std::collections::{HashMap, HashSet};
 
-/// Of such layers: their result, and that of the GEGLU. Values in `kept` are stored.
+/// The result of each such layer with the result of its GEGLU. Values in `kept` are excluded,
+/// because they must be stored.
 pub(crate) fn find(
     program: &Program,
     values: &[Value],
@@ -44,7 +46,7 @@ pub(crate) fn find(
     program.steps.iter().filter_map(pair).collect()
 }
 
-/// The layers that do write what the GEGLU would, which then has nothing left to do.
+/// Makes the paired layers write the results of their GEGLUs, which then have nothing to do.
 pub(crate) fn wire(pairs: &HashMap<usize, usize>, kernels: &mut [Kernel], wirings: &mut [Wiring]) {
     let paired: Vec<usize> =
         (0..kernels.len()).filter(|&i| kernels[i].traits().is_paired).collect();

@@ -1,4 +1,4 @@
-//! How each step is executed, and how long it takes.
+//! The execution of each step on the CPU, and its time.
 
 use super::kernel::{Kernel, NumberFormat};
 use super::program::{PreparedProgram, PreparedStep};
@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How a step is executed on the CPU.
+/// The way in which a step is executed on the CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Execution {
     /// A kernel computes in f32, or moves elements of any type.
@@ -18,15 +18,15 @@ pub enum Execution {
     Bf16,
     /// A kernel multiplies integers of at most 8 bits and adds in i32.
     Int8,
-    /// Nothing is left to do: the step before it computes its result too, or that lies where it
-    /// belongs.
+    /// Nothing is left to do, because the step before it also computes its result, or because the
+    /// result is already in its place.
     Fused,
-    /// There is no kernel for it: it runs through the slow definition.
+    /// There is no kernel for the step, and it runs through the slow definition.
     Definition,
 }
 
 impl Execution {
-    /// `f32`, `bf16`, `int8`, `fused` or `definition`.
+    /// The name in text output: `f32`, `bf16`, `int8`, `fused` or `definition`.
     pub fn name(self) -> &'static str {
         match self {
             Execution::F32 => "f32",
@@ -64,49 +64,49 @@ impl fmt::Display for Execution {
     }
 }
 
-/// How one step of one program is executed.
+/// The execution of one step of one program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepExecution {
-    /// The program it belongs to.
+    /// The program of the step.
     pub program: ProgramKind,
-    /// The step's name.
+    /// Name of the step.
     pub name: String,
-    /// Its operator.
+    /// Operator of the step.
     pub op: String,
-    /// How.
+    /// The way in which the step is executed.
     pub execution: Execution,
-    /// What it reads and writes when it runs, as text such as `x:u8, bias → y/rounded:u8, rounded
-    /// to 8 bits`. Values stand with the type they are stored in where that is not their own;
-    /// operands that the step lacks, and weights that were packed, are left out. Empty of a step
-    /// that is fused.
+    /// The values that the step reads and writes when it runs, as text such as
+    /// `x:u8, bias → y/rounded:u8, rounded to 8 bits`. A value is followed by the type in which it
+    /// is stored if that differs from its own. Operands that the step lacks and packed weights are
+    /// omitted. The text is empty for a fused step.
     pub wiring: String,
 }
 
-/// What one step of one program has cost since the engine was opened or
+/// The time that one step of one program has taken since the engine was opened or
 /// [`reset`](super::Engine::reset_profile).
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepProfile {
-    /// The program it belongs to.
+    /// The program of the step.
     pub program: ProgramKind,
-    /// The step's name.
+    /// Name of the step.
     pub name: String,
-    /// Its operator.
+    /// Operator of the step.
     pub op: String,
-    /// How it is executed.
+    /// The way in which the step is executed.
     pub execution: Execution,
-    /// Time in all calls. Zero unless the engine was opened with `profile`.
+    /// Total time of all calls. It is zero unless the engine was opened with `profile`.
     pub total: Duration,
-    /// Number of calls. Zero unless the engine was opened with `profile`.
+    /// The number of calls. It is zero unless the engine was opened with `profile`.
     pub calls: u64,
-    /// Evaluations that a call computes: more than one in [`ProgramKind::PreludeSteps`], where the
-    /// last call may have fewer.
+    /// The number of evaluations that one call computes. It is greater than one only in
+    /// [`ProgramKind::PreludeSteps`]. The last call there may overlap the one before it.
     pub evaluations: usize,
 }
 
 impl Weights {
-    /// How every step of every program of the plan is executed on this CPU, in an engine with
-    /// default options. It does not depend on the batch. Packs the weights, as opening an engine
-    /// does.
+    /// The execution of every step of every program of the plan on this CPU, in an engine with
+    /// default options. It does not depend on the batch. The call packs the weights, as opening an
+    /// engine does.
     ///
     /// # Errors
     /// Those of [`Engine::open`].
@@ -117,8 +117,8 @@ impl Weights {
 }
 
 impl Engine {
-    /// How every step of every program is executed, on the CPU: a device that the engine may have
-    /// is not asked.
+    /// The execution of every step of every program on the CPU. A device of the engine is not
+    /// considered.
     pub fn steps(&self) -> Vec<StepExecution> {
         let steps = self
             .programs
@@ -134,8 +134,8 @@ impl Engine {
         described.collect()
     }
 
-    /// Every step of every program: how it is executed and, if asked for at open, how long that
-    /// takes.
+    /// The execution of every step of every program, with its time if the engine was opened with
+    /// `profile`.
     pub fn profile(&self) -> Vec<StepProfile> {
         let programs = self.programs.iter();
         let steps = programs.flat_map(|program| {
@@ -152,14 +152,14 @@ impl Engine {
         profiles.collect()
     }
 
-    /// Forgets the times measured so far.
+    /// Clears the times that have been measured so far.
     pub fn reset_profile(&mut self) {
         let entries = self.clock.iter_mut().flatten().flatten();
         entries.for_each(|entry| *entry = Default::default());
     }
 }
 
-/// [`StepExecution::wiring`].
+/// The text of [`StepExecution::wiring`].
 fn wiring(program: &PreparedProgram, step: &PreparedStep) -> String {
     if step.outputs.is_empty() || matches!(step.kernel, Kernel::Nothing) {
         return String::new();

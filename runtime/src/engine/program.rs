@@ -1,4 +1,4 @@
-//! A program made ready: kernels, addresses, liveness.
+//! Prepared programs, with kernels, addresses and lifetimes.
 
 use super::EngineError;
 use super::codes::{self, CodeKernels, Storage};
@@ -17,21 +17,21 @@ use cqc_proto::plan::{ProgramKind, Source, Step};
 use cqc_proto::{Bindings, DType};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-/// Where a value lies.
+/// The memory in which a value lies.
 #[derive(Clone, Debug)]
 pub(crate) enum Location {
     /// In the engine's arena.
     Memory { span: Span },
-    /// In the memory of the request; `step` bytes further for each evaluation.
+    /// In the memory of the request. Each evaluation is `step` bytes after the previous one.
     Request { span: Span, step: usize },
-    /// In the weights.
+    /// In the weights, the same for all evaluations.
     Constant(Bytes),
-    /// In the weights: `row` bytes for each evaluation.
+    /// In the weights, with `row` bytes for each evaluation.
     Table { bytes: Bytes, row: usize },
 }
 
 impl Location {
-    /// Where the program writes the value.
+    /// The place in the arena to which the program writes the value, if it does.
     pub fn written(&self) -> Option<Span> {
         match self {
             Location::Memory { span } => Some(*span),
@@ -39,7 +39,7 @@ impl Location {
         }
     }
 
-    /// The elements, from the first to the last one.
+    /// The elements, while other parts of the arena are written.
     pub fn read<'a, T: Pod, const W: usize>(
         &'a self,
         reads: Reader<'a, W>,
@@ -54,7 +54,7 @@ impl Location {
         }
     }
 
-    /// The elements while nothing is written.
+    /// The elements, while nothing is written.
     pub fn get<'a, T: Pod>(
         &'a self,
         arena: &'a Arena,
@@ -79,7 +79,7 @@ impl Location {
     }
 }
 
-/// A step, ready to run.
+/// A step that is ready to run.
 #[derive(Debug)]
 pub(crate) struct PreparedStep {
     pub name: String,
@@ -87,54 +87,54 @@ pub(crate) struct PreparedStep {
     pub kernel: Kernel,
     pub inputs: Vec<Option<usize>>,
     pub outputs: Vec<usize>,
-    /// How the result is rounded before it is stored.
+    /// The rounding of the result before it is stored.
     pub rounding: Option<ResultRounding>,
     pub scratch: Span,
 }
 
-/// A program, ready to run.
+/// A program that is ready to run.
 #[derive(Debug)]
 pub(crate) struct PreparedProgram {
     pub kind: ProgramKind,
     pub values: Vec<Value>,
     pub locations: Vec<Location>,
     pub steps: Vec<PreparedStep>,
-    /// Bytes of its buffers.
+    /// Size of its buffers in bytes.
     pub bytes: usize,
 }
 
-/// A program with sizes and kernels, without addresses.
+/// A program with sizes and kernels, but without addresses.
 pub(crate) struct Draft {
     pub kind: ProgramKind,
     pub values: Vec<Value>,
     kernels: Vec<Kernel>,
     wirings: Vec<Wiring>,
     buffers: Vec<Buffer>,
-    /// Per value: its buffer, if it is a home that the program itself stores.
+    /// The buffer of each value that is a home and is stored by the program itself.
     buffer_of: Vec<Option<usize>>,
     /// Values that are read after the last step.
     kept: Vec<usize>,
-    /// Per step: offset into the arena's program part, once placed.
+    /// The offset of each buffer in the engine's arena.
     offsets: Vec<usize>,
-    /// Bytes of all buffers.
+    /// Size of all buffers in bytes.
     pub bytes: usize,
 }
 
-/// How a program is made ready.
+/// The options with which a program is prepared.
 pub(crate) struct ProgramOptions<'a> {
     pub isa: Isa,
     pub threads: usize,
     /// Quantized layers multiply codes, and roundings and GEGLUs are fused with the steps before
     /// them.
     pub low_precision: bool,
-    /// Products of bf16 are multiplied as such.
+    /// Products of bf16 are computed in bf16.
     pub bf16: bool,
     pub reference: bool,
-    /// Values whose storage is theirs alone until the end.
+    /// Values whose storage is not shared until the end of the program.
     pub keep: &'a [usize],
-    /// No single value may take more bytes.
+    /// The maximum size of a single value in bytes.
     pub max_memory: usize,
-    /// The program runs elsewhere: its values have sizes, its steps no kernels.
+    /// The program runs on a device: its values have sizes, but its steps have no kernels.
     pub elsewhere: bool,
 }
 
@@ -184,7 +184,7 @@ impl Draft {
             let Some(v) = codes::without_kernel(&program.steps[at], &values, &kernels[at]) else {
                 continue;
             };
-            // as f32 then, for all that touch it
+            // the value is stored as f32, and the kernels of all its steps are chosen again
             values[v].stored_as = None;
             for at in uses.maker(v).into_iter().chain(uses.readers(v).iter().copied()) {
                 kernels[at] = prepare(&values, at)?;
@@ -202,7 +202,7 @@ impl Draft {
         Ok(draft)
     }
 
-    /// A program that has sizes and nothing to run.
+    /// A program with sizes, but without kernels.
     fn of_values(kind: ProgramKind, values: Vec<Value>, steps: usize) -> Draft {
         let kernels = (0..steps).map(|_| Kernel::Nothing).collect();
         let buffers = vec![Buffer { bytes: 0, first: 0, last: 0 }; steps];
@@ -221,7 +221,7 @@ impl Draft {
         }
     }
 
-    /// Storage of the program's own values, then scratch of its steps.
+    /// Collects the storage of the program's own values, and the scratch memory of its steps.
     fn find_buffers(&mut self, options: &ProgramOptions) {
         let lives = lifetimes(&self.values, &self.wirings, &self.kept);
         self.buffer_of = vec![None; self.values.len()];
@@ -238,8 +238,8 @@ impl Draft {
         }
     }
 
-    /// Whether the program's part of the arena holds it. In `prelude_steps` that includes what is
-    /// repeated per evaluation.
+    /// Whether the value lies in the program's part of the arena. In `prelude_steps`, that includes
+    /// values that are repeated for every evaluation.
     fn is_stored(&self, value: &Value) -> bool {
         match value.source {
             Source::Step => true,
@@ -248,7 +248,8 @@ impl Draft {
         }
     }
 
-    /// Addresses for everything; `outside` knows where the request keeps what it keeps.
+    /// Assigns the address of every value. `outside` gives the locations of values that a request
+    /// holds.
     pub fn place(self, weights: &Weights, outside: &dyn Fn(&Value) -> Location) -> PreparedProgram {
         let stored = self.buffers.len() - self.kernels.len();
         let span = |buffer: usize| Span::new(self.offsets[buffer], self.buffers[buffer].bytes);
@@ -286,14 +287,14 @@ impl Draft {
     ) -> Location {
         let value = &self.values[i];
         match value.source {
-            // weights that were packed
+            // weights that have been packed are not read
             Source::Constant(_) if !read => Location::Memory { span: Span::new(0, 0) },
             Source::Constant(c) => Location::Constant(constant_bytes(weights, c, value.dtype)),
             Source::Table(c) if self.kind.is_step() => Location::Table {
                 bytes: constant_bytes(weights, c, value.dtype),
                 row: value.bytes(),
             },
-            // Never read, so it has no buffer.
+            // the value is never read, so it has no buffer
             _ if self.kind == ProgramKind::PreludeSteps => {
                 Location::Memory { span: Span::new(0, 0) }
             }
@@ -327,7 +328,7 @@ fn prepared(step: &Step, kernel: Kernel, wiring: Wiring, scratch: Span) -> Prepa
     }
 }
 
-/// Bytes of a constant in the type that a program sees.
+/// The bytes of a constant in the type that a program reads.
 pub(crate) fn constant_bytes(weights: &Weights, i: usize, dtype: DType) -> Bytes {
     let constant = &weights.plan().constants[i];
     if constant.codes.is_none() && constant.ty.dtype == dtype {
@@ -337,7 +338,7 @@ pub(crate) fn constant_bytes(weights: &Weights, i: usize, dtype: DType) -> Bytes
     }
 }
 
-/// The location of a value inside that of its home.
+/// The location of a value within that of its home.
 fn within(home: &Location, value: &Value) -> Location {
     let (start, len) = value.range();
     match home {
@@ -352,7 +353,7 @@ fn within(home: &Location, value: &Value) -> Location {
     }
 }
 
-/// First and last step that touches the storage of each home; `None` where nothing does.
+/// The first and the last step that use the storage of each home, or `None` if no step does.
 pub(crate) fn lifetimes(
     values: &[Value],
     steps: &[Wiring],
@@ -367,7 +368,7 @@ pub(crate) fn lifetimes(
         step.outputs.iter().chain(step.inputs.iter().flatten()).for_each(|&v| touch(v, at));
     }
     kept.iter().for_each(|&v| touch(v, steps.len()));
-    // What no step writes is there from the begin.
+    // values that no step writes exist from the beginning
     for (value, life) in values.iter().zip(&mut lives) {
         if let (false, Some((first, _))) = (value.source == Source::Step, life) {
             *first = 0;

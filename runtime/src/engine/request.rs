@@ -1,4 +1,4 @@
-//! Serves requests: inputs in, preludes, evaluations, outputs out.
+//! Serves requests: takes inputs, runs preludes and evaluations, and returns outputs.
 
 use super::program::constant_bytes;
 use super::values::Value;
@@ -14,15 +14,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 impl Engine {
-    /// Begins a request: takes the conditions and runs the preludes. Its cache is empty.
+    /// Begins a request: takes the conditions and runs the preludes. The cache is empty.
     ///
-    /// `conditions` holds every input but sample and time step, by name, at the engine's batch;
-    /// floats of any float type. A tensor without axes fills an input of any shape. Inputs with a
-    /// value per evaluation may be missing: [`Engine::set_condition`] gives them. `timesteps` has one
-    /// entry per evaluation of the plan; for a plan without tables, one per evaluation to come.
+    /// `conditions` holds every input except the sample and the time step, by name, at the engine's
+    /// batch size. Float inputs accept any float type. A tensor without axes fills an input of any
+    /// shape. Step conditions may be missing and are then set with [`Engine::set_condition`].
+    /// `timesteps` has one entry per evaluation of the plan, or for a plan without tables one per
+    /// evaluation that will follow.
     ///
     /// # Errors
-    /// Missing, unknown or misshapen inputs; a wrong number of time steps; whatever a step reports.
+    /// An [`EngineError`] for inputs that are missing, unknown or of another type, for a wrong
+    /// number of time steps, and for a step that fails.
     pub fn begin(
         &mut self,
         conditions: &BTreeMap<String, Tensor>,
@@ -31,10 +33,10 @@ impl Engine {
         self.begin_watched(conditions, timesteps, None)
     }
 
-    /// [`Engine::begin`], with a look at every step of the preludes.
+    /// Like [`Engine::begin`], and calls `watch` before and after every step of the preludes.
     ///
     /// # Errors
-    /// As [`Engine::begin`].
+    /// Those of [`Engine::begin`].
     pub fn begin_watched(
         &mut self,
         conditions: &BTreeMap<String, Tensor>,
@@ -46,7 +48,7 @@ impl Engine {
             return Err(EngineError::Timesteps { found: timesteps.len(), expected });
         }
         self.check_names(conditions)?;
-        // checked when the engine was opened, but a caller may have begun many
+        // this was checked when the engine was opened, but a caller may begin many requests
         memory::check("a request", self.layout.bytes)?;
         let mut request = InFlight {
             memory: Arena::try_new(self.layout.bytes)?,
@@ -79,11 +81,12 @@ impl Engine {
         Ok(request)
     }
 
-    /// Gives an input with a value per evaluation ([`InputRole::StepCondition`]) that of the
-    /// evaluations to come, at the engine's batch.
+    /// Sets the value of a step condition ([`InputRole::StepCondition`]) for the evaluations to
+    /// come, at the engine's batch size.
     ///
     /// # Errors
-    /// [`EngineError::UnknownInput`], [`EngineError::InputType`], a request of another engine.
+    /// [`EngineError::NoStepCondition`], [`EngineError::InputType`], or
+    /// [`EngineError::ForeignRequest`] for a request of another engine.
     pub fn set_condition(
         &self,
         request: &mut InFlight,
@@ -112,12 +115,13 @@ impl Engine {
         Ok(())
     }
 
-    /// Runs evaluation `e` of the request, with the program that the plan says: `sample` as the
-    /// model's sample input, `out` its first output. Nothing is allocated.
+    /// Runs evaluation `e` of the request with the program that the schedule gives. `sample` is the
+    /// model's sample input, and `out` receives its first output. Nothing is allocated.
     ///
     /// # Errors
-    /// Wrong lengths, no such evaluation, [`EngineError::NothingCached`], a request of another
-    /// engine.
+    /// [`EngineError::Length`], [`EngineError::Evaluation`] if there is no such evaluation,
+    /// [`EngineError::NothingCached`], [`EngineError::MissingInput`] for a step condition without a
+    /// value, and [`EngineError::ForeignRequest`] for a request of another engine.
     pub fn evaluate(
         &mut self,
         request: &mut InFlight,
@@ -128,13 +132,14 @@ impl Engine {
         self.evaluate_as(self.plan().program_at(e), request, e, sample, out)
     }
 
-    /// [`Engine::evaluate`] with a given program, `full` or `cached`: what calibration needs.
+    /// Like [`Engine::evaluate`], but with a given program, the full or the cached step. It is
+    /// meant for calibration.
     ///
     /// # Errors
-    /// As [`Engine::evaluate`].
+    /// Those of [`Engine::evaluate`].
     ///
     /// # Panics
-    /// For a prelude.
+    /// If `kind` is a prelude.
     pub fn evaluate_as(
         &mut self,
         kind: ProgramKind,
@@ -146,13 +151,13 @@ impl Engine {
         self.evaluate_watched(kind, request, e, sample, out, None)
     }
 
-    /// [`Engine::evaluate_as`], with a look at every step.
+    /// Like [`Engine::evaluate_as`], and calls `watch` before and after every step.
     ///
     /// # Errors
-    /// As [`Engine::evaluate`].
+    /// Those of [`Engine::evaluate`].
     ///
     /// # Panics
-    /// For a prelude.
+    /// If `kind` is a prelude.
     pub fn evaluate_watched(
         &mut self,
         kind: ProgramKind,
@@ -216,10 +221,11 @@ impl Engine {
         Ok(())
     }
 
-    /// Runs a plan without tables once: every input of the model, by name, and every output.
+    /// Runs a plan without tables once. It takes every input of the model by name and returns every
+    /// output.
     ///
     /// # Errors
-    /// As [`Engine::begin`]; a plan with tables needs [`Engine::run_at`].
+    /// Those of [`Engine::begin`]. A plan with tables needs [`Engine::run_at`].
     pub fn run(
         &mut self,
         inputs: &BTreeMap<String, Tensor>,
@@ -232,12 +238,12 @@ impl Engine {
         Ok(self.outputs(&request))
     }
 
-    /// Runs `full` once for evaluation `e`: every input by name. With tables the time step comes
-    /// from `timesteps`, one per evaluation of the plan, and an input for it is ignored.
-    /// [`Engine::outputs`] and [`Engine::tap`] tell the results.
+    /// Runs the full step once for evaluation `e`, with every input by name. In a plan with tables
+    /// the time step comes from `timesteps`, one per evaluation of the plan, and an input for it is
+    /// ignored. [`Engine::outputs`] and [`Engine::tap`] return the results.
     ///
     /// # Errors
-    /// As [`Engine::begin`].
+    /// Those of [`Engine::begin`].
     pub fn run_at(
         &mut self,
         e: usize,
@@ -262,8 +268,9 @@ impl Engine {
         Ok(request)
     }
 
-    /// All outputs after the last run, which must have been one of `request`, in the model's own
-    /// types. None before any, and none on a device, where [`Engine::evaluate`] gives the first.
+    /// All outputs after the last run, which must have been a run of `request`, in the model's own
+    /// types. The map is empty before any run, and on a device, where [`Engine::evaluate`] returns
+    /// the first output.
     pub fn outputs(&self, request: &InFlight) -> BTreeMap<String, Tensor> {
         let Some((kind, evaluation)) = request.last.filter(|_| self.device.is_none()) else {
             return BTreeMap::new();
@@ -276,7 +283,7 @@ impl Engine {
         self.plan().outputs.iter().enumerate().map(output).collect()
     }
 
-    /// Runs `full` or `cached`; `full` fills the cache.
+    /// Runs the full or the cached step. The full step fills the cache.
     fn run_step_program(
         &mut self,
         kind: ProgramKind,
@@ -305,7 +312,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Checks that every input with a value per evaluation has one.
+    /// Checks that every step condition has a value.
     fn check_set(&self, request: &InFlight) -> Result<(), EngineError> {
         let Some(&i) = request.unset.first() else { return Ok(()) };
         let PlanInput { name, ty, .. } = &self.plan().inputs[i];
@@ -345,7 +352,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Runs the preludes that do not run `elsewhere`, on the device.
+    /// Runs the preludes, except those in `elsewhere`, which run on the device.
     fn run_preludes(
         &mut self,
         request: &mut InFlight,
@@ -361,7 +368,7 @@ impl Engine {
         }
         let (chunk, evaluations) = (self.chunk, self.plan().evaluations);
         for first in (0..evaluations).step_by(chunk) {
-            // The last chunk overlaps the one before it, if need be.
+            // the last chunk overlaps the one before it if the number is not a multiple
             let first = first.min(evaluations - chunk);
             self.stack_operands(first, request);
             self.run_program(ProgramKind::PreludeSteps, 0, &request.memory, watch.as_deref_mut())?;
@@ -370,8 +377,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Copies results to where they outlive their program, those for all evaluations beginning at
-    /// `first`.
+    /// Copies results of a prelude into the request's memory. Those of `prelude_steps` are for the
+    /// evaluations from `first` on.
     fn keep_results(&self, kind: ProgramKind, first: usize, request: &mut InFlight) {
         let RequestLayout { results, step_results, .. } = &*self.layout;
         let spans = if kind == ProgramKind::Prelude { results } else { step_results };
@@ -402,14 +409,14 @@ impl Engine {
                 copy(self.arena.get(span).expect("the layout lies in the arena"), request.bytes(to))
             }
             None => {
-                // what a prelude only passes on may lie in the same memory
+                // a value that a prelude only passes on may lie in the same memory
                 let source: Vec<u8> = location.get(&self.arena, &request.memory, 0).to_vec();
                 copy(&source, request.bytes(to));
             }
         }
     }
 
-    /// Writes what `prelude_steps` reads from outside for a chunk of evaluations that begins with
+    /// Writes the external operands of `prelude_steps` for a chunk of evaluations that begins with
     /// `first`.
     fn stack_operands(&mut self, first: usize, request: &InFlight) {
         let program = &self.programs[ProgramKind::PreludeSteps as usize];
@@ -462,7 +469,7 @@ pub(crate) fn write_number(number: f64, dtype: DType, target: &mut [u8]) {
     target.chunks_exact_mut(size).for_each(|t| t.copy_from_slice(&bytes[..size]));
 }
 
-/// A number as an element; floats that become integers are truncated.
+/// The bytes of a number as an element, and their count. Floats that become integers are truncated.
 fn number_bytes(number: f64, dtype: DType) -> ([u8; 8], usize) {
     let mut bytes = (number as i64).to_le_bytes();
     match dtype {
@@ -473,7 +480,7 @@ fn number_bytes(number: f64, dtype: DType) -> ([u8; 8], usize) {
     (bytes, dtype.size())
 }
 
-/// A given input in the type that programs see.
+/// A given input, converted to the type that programs read.
 fn as_slot(input: &PlanInput, slot: &InputSlot, given: &Tensor) -> Result<Tensor, EngineError> {
     let from = given.dtype();
     let converts = from == slot.dtype
@@ -502,7 +509,7 @@ fn as_slot(input: &PlanInput, slot: &InputSlot, given: &Tensor) -> Result<Tensor
     Ok(Tensor::new(slot.dtype, slot.shape.clone(), bytes)?)
 }
 
-/// The elements of an f32 value without gaps.
+/// Copies the elements of an f32 value without gaps.
 fn copy_rows(value: &Value, values: &[f32], out: &mut [f32]) {
     for (out, row) in out.chunks_exact_mut(value.cols).zip(values.chunks(value.ld)) {
         out.copy_from_slice(&row[..value.cols]);

@@ -1,18 +1,18 @@
-//! Who writes and who reads the values of a program, found once: programs are as long as a file
-//! says, so nothing may look through all of one for each of its steps.
+//! The steps that write and read each value of a program. They are found once, because the length
+//! of a program is not limited, and a search per step would take quadratic time.
 
 use super::values::Value;
 use cqc_proto::plan::Program;
 
-/// What the steps of a program and its values have to do with each other.
+/// The uses of a program's values.
 pub(crate) struct Uses {
-    /// Per value, the step that writes it.
+    /// The step that writes each value.
     makers: Vec<Option<usize>>,
-    /// Per value, the steps that read it, ascending, each once.
+    /// The steps that read each value, ascending, each once.
     readers: Vec<Vec<usize>>,
-    /// Per value, how many operands of steps it is.
+    /// The number of operands of steps that each value is.
     reads: Vec<usize>,
-    /// Per value, how many values have it as their home.
+    /// The number of values whose home is each value.
     sharers: Vec<usize>,
 }
 
@@ -38,17 +38,17 @@ impl Uses {
         self.makers[v]
     }
 
-    /// The steps that read the value, ascending.
+    /// The steps that read the value, in ascending order.
     pub fn readers(&self, v: usize) -> &[usize] {
         &self.readers[v]
     }
 
-    /// How many operands of steps it is.
+    /// The number of operands of steps that the value is.
     pub fn reads(&self, v: usize) -> usize {
         self.reads[v]
     }
 
-    /// Whether the value has storage that no other value lies in.
+    /// Whether the value has storage of its own that no other value shares.
     pub fn own(&self, values: &[Value], v: usize) -> bool {
         self.sharers[v] == 1 && values[v].home == v
     }

@@ -1,12 +1,12 @@
-//! The values of a program at a given batch: sizes, and whose storage they lie in.
+//! The values of a program at a given batch size: their sizes, and the storage in which they lie.
 
 use super::EngineError;
 use cqc_proto::plan::{Alias, PlanValue, Program, ProgramKind, Source};
 use cqc_proto::types::element_count;
 use cqc_proto::{Bindings, DType, Op};
 
-/// A value with all sizes known: `rows` rows of `cols` elements, `ld` apart, beginning `column`
-/// elements into the storage of the value `home` (often itself).
+/// A value with known sizes: `rows` rows of `cols` elements, `ld` elements apart. It begins
+/// `column` elements into the storage of the value `home`, which is often the value itself.
 #[derive(Clone, Debug)]
 pub(crate) struct Value {
     pub name: String,
@@ -18,23 +18,23 @@ pub(crate) struct Value {
     pub rows: usize,
     pub cols: usize,
     pub ld: usize,
-    /// It is stored as codes of this type, or as bf16 ([`codes`](super::codes)); to the operators
-    /// it is still of `dtype`.
+    /// The type in which it is stored if that is codes or bf16 ([`codes`](super::codes)). For the
+    /// operators its type is still `dtype`.
     pub stored_as: Option<DType>,
 }
 
 impl Value {
-    /// Number of elements.
+    /// The number of elements.
     pub fn len(&self) -> usize {
         self.rows * self.cols
     }
 
-    /// Bytes of an element in memory.
+    /// The size of an element in memory, in bytes.
     pub fn element_size(&self) -> usize {
         self.stored_as.unwrap_or(self.dtype).size()
     }
 
-    /// Bytes without gaps.
+    /// The size of all elements in bytes, without gaps.
     pub fn bytes(&self) -> usize {
         self.len() * self.element_size()
     }
@@ -44,14 +44,14 @@ impl Value {
         self.ld == self.cols
     }
 
-    /// First byte in the storage of its home, and bytes from there to its last element, gaps
-    /// included.
+    /// The first byte in the storage of its home, and the number of bytes from there to its last
+    /// element, gaps included.
     pub fn range(&self) -> (usize, usize) {
         let size = self.element_size();
         (self.column * size, ((self.rows - 1) * self.ld + self.cols) * size)
     }
 
-    /// Distance between neighbours along each axis, in elements.
+    /// The distance between neighbours along each axis, in elements.
     pub fn strides(&self) -> Vec<usize> {
         let mut strides = vec![1; self.shape.len()];
         for axis in (0..self.shape.len().saturating_sub(1)).rev() {
@@ -63,7 +63,7 @@ impl Value {
     }
 }
 
-/// Sizes of all values, and their homes.
+/// Resolves the sizes and the homes of all values.
 pub(crate) fn resolve(
     kind: ProgramKind,
     program: &Program,
@@ -97,8 +97,8 @@ pub(crate) fn resolve(
     Ok(values)
 }
 
-/// Lets results of a prelude that are some columns of a value lie where that does: they are only
-/// copied to where they outlive the program.
+/// Places results of a prelude that are columns of another value within that value. No step reads
+/// them, and they are only copied into the request's memory.
 fn share_parts(program: &Program, bindings: &Bindings, values: &mut [Value]) {
     let mut members = vec![Vec::new(); values.len()];
     values.iter().enumerate().for_each(|(i, value)| members[value.home].push(i));
@@ -129,12 +129,12 @@ fn share_parts(program: &Program, bindings: &Bindings, values: &mut [Value]) {
     }
 }
 
-/// The sizes of the segments of the last axis of `value`: `segments`, or the whole axis.
+/// The sizes of the segments of the last axis of `value`. An empty list is one segment.
 pub(crate) fn segment_sizes(segments: &[usize], value: &Value) -> Vec<usize> {
     if segments.is_empty() { vec![value.cols] } else { segments.to_vec() }
 }
 
-/// Sets the homes: from the declared aliases, then for reshapes that need not copy.
+/// Sets the homes from the declared aliases, and of reshapes that need no copy.
 fn share_storage(program: &Program, values: &mut [Value]) {
     let mut is_target = vec![false; values.len()];
     for (i, declared) in program.values.iter().enumerate() {
@@ -144,7 +144,7 @@ fn share_storage(program: &Program, values: &mut [Value]) {
         values[i].home = *of;
         if let Alias::Columns { offset, .. } = alias {
             values[i].column = offset.as_const().unwrap_or(0) as usize;
-            // With one row there is no gap.
+            // with one row there is no gap
             values[i].ld = if values[i].rows == 1 { values[i].cols } else { values[*of].cols };
         }
     }

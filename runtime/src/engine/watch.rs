@@ -1,5 +1,5 @@
-//! Looking at steps while they run, and changing tables between evaluations: what calibration
-//! needs.
+//! Access to steps while they run, and changes of tables between evaluations. Both serve
+//! calibration.
 
 use super::execute::read_tensor;
 use super::program::{Location, PreparedProgram};
@@ -9,7 +9,7 @@ use cqc_kernels::arena::{Arena, bytes_of, cast};
 use cqc_proto::plan::{ProgramKind, Source};
 use cqc_proto::{DType, Tensor};
 
-/// Called before and after every step of an evaluation.
+/// A function that is called before and after every step of an evaluation.
 pub type Watch<'a> = dyn FnMut(&Watched) + 'a;
 
 /// A step of a running evaluation.
@@ -22,20 +22,20 @@ pub struct Watched<'a> {
     pub kind: ProgramKind,
     /// Index of the step in the plan's program.
     pub step: usize,
-    /// Whether it has run.
+    /// Whether the step has run.
     pub done: bool,
 }
 
 impl Watched<'_> {
-    /// Operand `i` of the step; only while the step has not run are its elements sure to be there.
+    /// Operand `i` of the step. Its elements are valid only before the step has run.
     ///
     /// # Panics
-    /// When it has no such operand.
+    /// If the step has no such operand.
     pub fn input(&self, i: usize) -> Tensor {
         self.value(self.program.steps[self.step].inputs[i].expect("the operand is present"))
     }
 
-    /// The first result of the step, once it has run.
+    /// The first result of the step. It is valid only after the step has run.
     pub fn result(&self) -> Tensor {
         self.value(self.program.steps[self.step].outputs[0])
     }
@@ -52,8 +52,9 @@ impl Watched<'_> {
 }
 
 impl Engine {
-    /// Refuses an evaluation by a program that the schedule does not run there, if its row of a
-    /// table scales codes by 0: tables are only looked at where the schedule needs them.
+    /// Refuses to run a program at an evaluation at which the schedule runs the other, if its row
+    /// of a table scales codes by 0. When the engine is opened, tables are only checked at the
+    /// evaluations of the schedule.
     pub(super) fn check_scales(&self, kind: ProgramKind, e: usize) -> Result<(), EngineError> {
         let program = &self.programs[kind as usize];
         for (value, location) in program.values.iter().zip(&program.locations) {
@@ -72,15 +73,16 @@ impl Engine {
         Ok(())
     }
 
-    /// Overwrites one row of a table in this engine: what steps read at evaluation `e`. The weights
-    /// it was opened from stay as they are, and so does what preludes have computed.
+    /// Overwrites one row of a table in this engine, which steps read at evaluation `e`. The
+    /// weights from which the engine was opened do not change, nor do the results of preludes.
     ///
     /// # Errors
-    /// [`EngineError::Length`] unless the row has as many elements as the table's rows;
-    /// [`EngineError::Codes`] for a scale of 0 where activations are stored as codes.
+    /// [`EngineError::Length`] if the row has another length than the table's rows,
+    /// [`EngineError::Codes`] for a scale of 0 if activations are stored as codes, and
+    /// [`EngineError::OnDevice`] on a device.
     ///
     /// # Panics
-    /// When the table has no such row.
+    /// If the table has no such row.
     pub fn set_table_row(
         &mut self,
         constant: usize,

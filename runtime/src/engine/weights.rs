@@ -1,4 +1,4 @@
-//! A plan with its constants, and the packed copies of weights that all engines of a plan share.
+//! A plan with its constants, and the packed copies of weights that all engines of the plan share.
 
 use super::EngineError;
 use super::packed_file::{PackCache, PackedFile};
@@ -12,25 +12,25 @@ use cqc_proto::{DType, Tensor};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// A validated plan, its constants, and what was packed from them for this CPU. Engines of any
-/// batch share one.
+/// A validated plan, its constants, and the weights that were packed from them for this CPU.
+/// Engines of any batch size can share it.
 pub struct Weights {
     pub(super) plan: SharedPlan,
     pub(super) isa: Isa,
     bytes: Bytes,
-    /// What lies after `bytes`, from the next multiple of [`ALIGN`] on.
+    /// The constants that follow `bytes`, from the next multiple of [`ALIGN`] on.
     more: Bytes,
     pub(super) packed: Mutex<HashMap<PackKey, Arc<PackedMatrix>>>,
     pub(super) packed_codes: Mutex<HashMap<PackKey, Arc<PackedCodes>>>,
     pub(super) packed_bf16: Mutex<HashMap<PackKey, Arc<PackedBf16>>>,
-    /// Packed weights of an earlier process.
+    /// The packed weights of an earlier process.
     pub(super) kept: Option<PackedFile>,
     pub(super) widened: Mutex<HashMap<usize, Bytes>>,
-    /// Plans of convolutions that some engine uses: layers of one shape share theirs.
+    /// The prepared convolutions that engines use. Layers of the same shape share one.
     convs: Mutex<HashMap<ConvShape, Weak<Conv>>>,
 }
 
-/// A plan, alone or where its manifest has it: one of a long program is not there twice.
+/// A plan, or the manifest that contains it, so that a long plan is not copied.
 pub(crate) enum SharedPlan {
     Alone(Box<Plan>),
     Of(Arc<Manifest>),
@@ -48,16 +48,17 @@ impl std::ops::Deref for SharedPlan {
 }
 
 impl Weights {
-    /// Checks the plan; `bytes` is the weight section (`cqc_kernels::map_file`), copied only if it
-    /// is not aligned to 64 bytes.
+    /// Checks the plan. `bytes` is the weight section (`cqc_kernels::map_file`), which is copied
+    /// only if it is not aligned to 64 bytes.
     ///
     /// # Errors
-    /// [`EngineError::Plan`], or [`EngineError::Isa`] where `CQC_ISA` cannot be followed.
+    /// [`EngineError::Plan`], or [`EngineError::Isa`] if `CQC_ISA` names no instruction set of this
+    /// CPU.
     pub fn new(plan: Plan, bytes: Bytes) -> Result<Arc<Weights>, EngineError> {
         Weights::for_isa(plan, bytes, Isa::detect()?)
     }
 
-    /// [`Weights::new`] for a given instruction set.
+    /// Like [`Weights::new`], for a given instruction set.
     ///
     /// # Errors
     /// [`EngineError::Plan`].
@@ -65,8 +66,9 @@ impl Weights {
         Weights::in_two(plan, bytes, Bytes::new(), isa)
     }
 
-    /// [`Weights::new`] of a weight section in two pieces, so that one with a few other constants
-    /// can share the mapped file: `more` begins at the next multiple of 64 after `bytes`.
+    /// Like [`Weights::for_isa`], for a weight section in two pieces. `more` begins at the next
+    /// multiple of 64 after `bytes`. With it, weights that differ in a few constants can share the
+    /// mapped file.
     ///
     /// # Errors
     /// [`EngineError::Plan`].
@@ -79,11 +81,11 @@ impl Weights {
         Weights::open(SharedPlan::Alone(plan.into()), bytes, more, isa, None)
     }
 
-    /// [`Weights::new`], with weights packed by an earlier process where there are some: see
+    /// Like [`Weights::new`], and uses the weights that an earlier process has packed: see
     /// [`Weights::keep_packed`].
     ///
     /// # Errors
-    /// Those of [`Weights::new`]. A cache that cannot be used is passed over.
+    /// Those of [`Weights::new`]. A cache that cannot be used is ignored.
     pub fn with_cache(
         plan: Plan,
         bytes: Bytes,
@@ -93,7 +95,7 @@ impl Weights {
         Weights::open(plan, bytes, Bytes::new(), Isa::detect()?, Some(cache))
     }
 
-    /// [`Weights::new`], or [`Weights::with_cache`], of the plan of a manifest.
+    /// Like [`Weights::new`] or [`Weights::with_cache`], for the plan of a manifest.
     pub(crate) fn of_manifest(
         manifest: Arc<Manifest>,
         bytes: Bytes,
@@ -135,17 +137,17 @@ impl Weights {
         }))
     }
 
-    /// The plan.
+    /// The validated plan.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// The instruction set the weights are packed for.
+    /// The instruction set for which the weights are packed.
     pub fn isa(&self) -> Isa {
         self.isa
     }
 
-    /// Bytes of constant `i` as programs see them, floats in f32, aligned to 64.
+    /// The bytes of constant `i` as programs read them: floats in f32, aligned to 64 bytes.
     pub(crate) fn constant(&self, i: usize) -> Bytes {
         let Constant { ty, codes, .. } = &self.plan.constants[i];
         if codes.is_none() && (!ty.dtype.is_float() || ty.dtype == DType::F32) {
@@ -155,7 +157,7 @@ impl Weights {
         widened.entry(i).or_insert_with(|| self.widen(i)).clone()
     }
 
-    /// Bytes of constant `i` as they are stored.
+    /// The bytes of constant `i` as they are stored.
     pub(crate) fn stored(&self, i: usize) -> Bytes {
         let constant = &self.plan.constants[i];
         let len = constant.stored_bytes().expect("validated: the sizes of a constant are known");
@@ -186,14 +188,15 @@ impl Weights {
         Bytes::from_owner(arena)
     }
 
-    /// A convolution of that shape.
+    /// A prepared convolution of that shape.
     pub(super) fn conv(&self, shape: ConvShape) -> Result<Arc<Conv>, ShapeError> {
         let mut convs = lock(&self.convs);
         if let Some(conv) = convs.get(&shape).and_then(Weak::upgrade) {
             return Ok(conv);
         }
         let conv = Arc::new(Conv::new(self.isa, shape)?);
-        // now and then, so that many shapes do not look at each other
+        // at doubling sizes only, so that the cost does not grow with the square of the number of
+        // shapes
         if convs.len().is_power_of_two() {
             convs.retain(|_, conv| conv.strong_count() > 0);
         }
@@ -202,7 +205,7 @@ impl Weights {
     }
 }
 
-/// A panic while one of the maps is locked leaves it whole.
+/// Locks the mutex. A panic while one of the maps is locked leaves the map consistent.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,7 @@
-//! What the steps of a program read and write when they run, which is not always what the plan
-//! says: a step may round its result at once, where nothing but a rounding reads it; that rounding
-//! then has nothing left to do. Every executor wires its programs here and says what its kernels
-//! can do ([`Fusion`]).
+//! The values that the steps of a program read and write when they run. These may differ from the
+//! plan: a step may round its result while it stores it, if only a rounding reads the result, and
+//! that rounding then has nothing to do. Every executor wires its programs here, and describes the
+//! abilities of its kernels with [`Fusion`].
 
 use super::kernel::Kernel;
 use super::pairs;
@@ -11,34 +11,34 @@ use cqc_proto::op::operand::{CODES, RESULT_CODES, ROUNDING, WEIGHTS, X};
 use cqc_proto::plan::{Program, Source, Step};
 use std::collections::{HashMap, HashSet};
 
-/// How a result is rounded; stored as codes or bf16, or as the floats that these stand for.
+/// The rounding of a result, which is stored as codes or bf16, or as the f32 values of these.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ResultRounding {
-    /// To codes of `bits`, per segment of the last axis of these `sizes`, with the scale and the
-    /// zero point of operands [`RESULT_CODES`].
+    /// Rounds to codes of `bits` bits, per segment of the last axis (`sizes`), with the scale and
+    /// the zero point in the operands [`RESULT_CODES`].
     Codes { bits: u8, sizes: Vec<usize>, stored: bool },
-    /// To bf16.
+    /// Rounds to bf16.
     Bf16 { stored: bool },
 }
 
 impl ResultRounding {
-    /// Segments of the last axis that are rounded apart.
+    /// The number of segments of the last axis that are rounded separately.
     pub fn segments(&self) -> usize {
         if let ResultRounding::Codes { sizes, .. } = self { sizes.len() } else { 1 }
     }
 }
 
-/// What a step reads and writes; without results it has nothing to do.
+/// The values that a step reads and writes. A step without outputs has nothing to do.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wiring {
     pub inputs: Vec<Option<usize>>,
     pub outputs: Vec<usize>,
-    /// How the result is rounded before it is stored.
+    /// The rounding of the result before it is stored.
     pub rounding: Option<ResultRounding>,
 }
 
 impl Wiring {
-    /// Sets two inputs.
+    /// Sets the inputs at two positions.
     pub fn put(&mut self, at: [usize; 2], values: [Option<usize>; 2]) {
         self.inputs.resize(self.inputs.len().max(at[1] + 1), None);
         self.inputs[at[0]] = values[0];
@@ -46,17 +46,17 @@ impl Wiring {
     }
 }
 
-/// What an executor can do about the roundings of a program; steps are told by their index.
+/// The abilities of an executor to fuse roundings. Steps are identified by their index.
 pub(crate) struct Fusion<'a> {
-    /// How a step rounds, if that is all it does and another step may do it.
+    /// The rounding of a step, if the step does nothing else and another step may do it instead.
     pub rounding: &'a dyn Fn(usize) -> Option<ResultRounding>,
-    /// Whether the kernel of a step can round its result so.
+    /// Whether the kernel of a step can round its result in that way.
     pub rounds_result: &'a dyn Fn(usize, &ResultRounding) -> bool,
-    /// Whether a kernel was chosen for the distance between rows of the step's own result.
+    /// Whether a kernel was chosen for the distance between the rows of its own result.
     pub keeps_distance: bool,
 }
 
-/// Of values that are the only result of a step: that step.
+/// The step of each value that is the only result of a step.
 pub(crate) fn sole_makers(wirings: &[Wiring]) -> HashMap<usize, usize> {
     let sole = |(at, wiring): (usize, &Wiring)| match wiring.outputs[..] {
         [v] => Some((v, at)),
@@ -65,8 +65,8 @@ pub(crate) fn sole_makers(wirings: &[Wiring]) -> HashMap<usize, usize> {
     wirings.iter().enumerate().filter_map(sole).collect()
 }
 
-/// Lets steps round what they compute where only a rounding reads it. Values in `kept` stay as they
-/// are. Returns the roundings that have nothing left to do.
+/// Fuses each rounding with the step before it, if only the rounding reads that step's result.
+/// Values in `kept` are not changed. Returns the roundings that have nothing left to do.
 pub(crate) fn fuse_roundings(
     program: &Program,
     values: &[Value],
@@ -87,7 +87,7 @@ pub(crate) fn fuse_roundings(
             ResultRounding::Codes { .. } => ROUNDING.map(|i| step.inputs[i]),
             ResultRounding::Bf16 { .. } => [None; 2],
         };
-        // what an earlier step reads must be there by then
+        // an operand that an earlier step is to read must exist by then
         let known =
             numbers.iter().flatten().all(|&v| values[values[v].home].source != Source::Step);
         let Some(&maker) = makers.get(&x) else { continue };
@@ -111,10 +111,11 @@ pub(crate) fn fuse_roundings(
     fused
 }
 
-/// Wires a program for the CPU's kernels; steps that have nothing left to do lose theirs.
+/// Wires a program for the kernels of the CPU. Steps that have nothing left to do lose their
+/// kernels.
 ///
-/// Without `fuses` only codes and bf16 are stored at once: what is rounded in f32 can still be
-/// looked at before.
+/// Without `fuses`, only roundings whose results are stored as codes or bf16 are fused, so that
+/// values that are rounded in f32 can still be watched before the rounding.
 pub(crate) fn wire(
     program: &Program,
     values: &[Value],

@@ -1,14 +1,13 @@
-//! Classifier-free guidance.
+//! Classifier-free guidance and its rescaling.
 
-/// Mixes the two halves of a guided evaluation in place and returns the mixed one, `[samples,
-/// len]`.
+/// Mixes the two halves of a guided evaluation in place and returns the result, `[samples, len]`.
 ///
-/// `output` is `[2 · samples, len]`, the unconditional half first. The leading `guided` elements of
-/// every sample become u + `scale` · (c − u). The others (a learned variance) are those of the
-/// conditional half, as in diffusers' DiT pipeline.
+/// `output` is `[2 · samples, len]`, the unconditional half first. The first `guided` elements of
+/// every sample become u + `scale` · (c − u). The others, which are a learned variance, are taken
+/// from the conditional half, as in diffusers' DiT pipeline.
 ///
 /// # Panics
-/// If `output` is not made of 2 · `samples` equal parts of at least `guided` elements.
+/// If `output` does not consist of 2 · `samples` equal parts of at least `guided` elements.
 pub fn guide(output: &mut [f32], samples: usize, guided: usize, scale: f32) -> &[f32] {
     let half = output.len() / 2;
     let len = half.checked_div(samples).unwrap_or(0);
@@ -28,14 +27,15 @@ pub fn guide(output: &mut [f32], samples: usize, guided: usize, scale: f32) -> &
     unconditional
 }
 
-/// Gives the mixed prediction that [`guide`] left in front the standard deviation of the conditional
-/// one, by a share `phi` of 0 to 1, per sample (Lin et al. 2023, arXiv:2305.08891, section 3.4):
-/// g · (`phi` · σ(c) / σ(g) + 1 − `phi`). The elements behind the leading `guided` ones stay.
+/// Rescales the mixed prediction that [`guide`] left in the first half, per sample, towards the
+/// standard deviation of the conditional one: g · (`phi` · σ(c) / σ(g) + 1 − `phi`), with `phi`
+/// from 0 to 1 (Lin et al. 2023, arXiv:2305.08891, section 3.4). The elements after the first
+/// `guided` ones do not change.
 ///
-/// A mixed prediction that is the same everywhere has no deviation to change, and stays.
+/// A mixed prediction with a standard deviation of 0 does not change either.
 ///
 /// # Panics
-/// As [`guide`].
+/// Under the conditions of [`guide`].
 pub fn rescale(output: &mut [f32], samples: usize, guided: usize, phi: f32) {
     let half = output.len() / 2;
     let len = half.checked_div(samples).unwrap_or(0);
@@ -54,7 +54,7 @@ pub fn rescale(output: &mut [f32], samples: usize, guided: usize, phi: f32) {
     }
 }
 
-/// The standard deviation, up to a factor that depends on the number of values alone.
+/// The standard deviation times the root of the number of values.
 fn deviation(values: &[f32]) -> f64 {
     let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / values.len().max(1) as f64;
     values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>().sqrt()
@@ -66,12 +66,13 @@ mod tests {
 
     #[test]
     fn rescaled_by_one_the_deviation_is_the_conditional_one() {
-        // two samples of [mean, mean, variance]; mixed [8.5, 2] of deviation 3.25, conditional [2, 2]
+        // two samples of [mean, mean, variance]; mixed [8.5, 2] of deviation 3.25, conditional [2,
+        // 2]
         let mut output = [8.5, 2.0, 30.0, 3.0, -25.0, 40.0, 2.0, 4.0, 30.0, 3.0, -11.0, 40.0];
         rescale(&mut output, 2, 2, 1.0);
         let factor = 2.0 / 6.5;
         assert_eq!(output[..6], [8.5 * factor, 2.0 * factor, 30.0, 1.5, -12.5, 40.0]);
-        // a constant has none
+        // a constant prediction has no deviation
         let mut output = [1.0, 1.0, 2.0, 4.0];
         rescale(&mut output, 1, 2, 0.7);
         assert_eq!(output, [1.0, 1.0, 2.0, 4.0]);

@@ -1,13 +1,14 @@
-//! The loop around the network: which time steps it is asked for, and how its answers move the
-//! sample.
+//! Samplers: the time steps at which the network is evaluated, and the rule that moves the sample
+//! by its predictions.
 //!
-//! Semantics are those of diffusers 0.42's schedulers, see `tests/sampler_goldens.rs`; the
-//! constants come from [`SamplerConfig`]. `levels` makes noise levels and time steps, a file per
-//! [kind](SamplerKind) in `solvers` makes a [`Table`] of them, and `state` executes its rows.
+//! The samplers follow the schedulers of diffusers 0.42, see `tests/sampler_goldens.rs`. Their
+//! constants come from [`SamplerConfig`]. The module `levels` computes noise levels and time steps,
+//! one file per [kind](SamplerKind) in `solvers` makes a [`Table`] from them, and `state` executes
+//! the rows of a table.
 //!
-//! Everything is indexed by *evaluation* of the network. PLMS evaluates its first step twice, so it
-//! has steps + 1 of them, and PNDM its first three steps four times; [`Evaluation::step`] leads back
-//! to the step.
+//! Tables are indexed by *evaluation* of the network, not by sampler step. PLMS evaluates the
+//! network twice in its first step, so it has steps + 1 evaluations; PNDM evaluates it four times
+//! in each of its first three steps. [`Evaluation::step`] is the step of an evaluation.
 
 mod guidance;
 mod levels;
@@ -28,14 +29,17 @@ use cqc_proto::sampler::{MAX_STEPS, SamplerConfig, SamplerConfigError, SamplerKi
 /// One evaluation of the network.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Evaluation {
-    /// As fed to the network, 0 to the training steps − 1. Of the kinds over σ it may be fractional
-    /// (always a float32), and where a model is told ¼ ln σ negative.
+    /// The time step that the network is told, from 0 to the number of training steps − 1. For the
+    /// kinds over σ it may be a fraction, which is always a float32. For models that are told ¼ ln
+    /// σ it may be negative.
     pub timestep: f64,
-    /// The network sees the sample times this; 1 but for the kinds over σ.
+    /// The factor by which the sample is multiplied before the network sees it. It is 1 except for
+    /// the kinds over σ.
     pub input_scale: f32,
-    /// The sampler step it belongs to, from 0.
+    /// The sampler step to which the evaluation belongs, from 0.
     pub step: usize,
-    /// What the sample is made of there; `None` where a sampler does not say it.
+    /// The noise level of the sample at this evaluation, or `None` if the sampler does not define
+    /// it.
     pub level: Option<Level>,
 }
 
@@ -58,7 +62,7 @@ impl Evaluation {
     }
 }
 
-/// A noise level: x = `signal` · image + `noise` · ε, with ε of unit variance.
+/// A noise level: x = `signal` · image + `noise` · ε, where ε has unit variance.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(missing_docs)] // named in the formula
 pub struct Level {
@@ -66,9 +70,9 @@ pub struct Level {
     pub noise: f32,
 }
 
-/// One step of DDIM without noise: with x = `signal` · image + `noise` · ε, the next x is
-/// `next_signal` · image + `direction` · ε, the image clipped if the configuration says so, ε not
-/// recomputed from it.
+/// One step of DDIM without noise. With x = `signal` · image + `noise` · ε, the next sample is
+/// `next_signal` · image + `direction` · ε. The image is clipped if the configuration says so, and
+/// ε is not computed again from the clipped image.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 #[allow(missing_docs)] // named in the formula
 pub struct DdimUpdate {
@@ -78,71 +82,72 @@ pub struct DdimUpdate {
     pub direction: f32,
 }
 
-/// Why there is no such trajectory.
+/// The reason why a sampler cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum SamplerError {
     /// The configuration is not valid.
     #[error(transparent)]
     Config(#[from] SamplerConfigError),
-    /// More steps than training steps (or than anyone needs), or none.
+    /// The number of steps is 0, or greater than the number of training steps or another limit.
     #[error("{steps} sampling steps: there must be {min} to {max}")]
     Steps {
-        /// As asked for.
+        /// The requested number of steps.
         steps: usize,
-        /// The fewest this configuration allows.
+        /// The smallest number that this configuration allows.
         min: usize,
-        /// The most this configuration allows.
+        /// The largest number that this configuration allows.
         max: usize,
     },
-    /// The configuration lists levels or time steps, and not as many as there are steps.
+    /// The configuration has a list of levels or time steps, and its length differs from the number
+    /// of steps.
     #[error("{steps} sampling steps, but the list of levels or time steps makes {listed}")]
     ListLength {
-        /// As asked for.
+        /// The requested number of steps.
         steps: usize,
-        /// As many as the list makes.
+        /// The number of steps that the list makes.
         listed: usize,
     },
-    /// The spacing leads outside the training steps.
+    /// The spacing leads to a time step outside of the training steps.
     #[error(
         "time step {timestep} is outside of training (0 to {train}, exclusive): check steps_offset and the number of steps"
     )]
     TimestepOutside {
-        /// The offending one.
+        /// The time step that lies outside.
         timestep: f64,
-        /// Training steps.
+        /// Number of training steps.
         train: u32,
     },
-    /// A constant of the update is not finite, e.g. epsilon prediction at a step of pure noise, or
-    /// two equal noise levels.
+    /// A constant of the update is not finite. This happens for example with epsilon prediction at
+    /// a step of pure noise, or with two equal noise levels.
     #[error(
         "evaluation {evaluation} (time step {timestep}) has no finite update: is it pure noise, or a repeated step?"
     )]
     NotFinite {
-        /// Its index.
+        /// Index of the evaluation.
         evaluation: usize,
-        /// Its time step.
+        /// Time step of the evaluation.
         timestep: f64,
     },
-    /// The levels depend on the number of tokens.
+    /// The noise levels depend on the number of tokens, and the shift is not known.
     #[error(
         "the scheduler shifts its noise levels by the number of tokens (use_dynamic_shifting), \
          which is not known: give the shift with --flow-mu, or a fixed one with --flow-shift"
     )]
     NoShift,
-    /// A loop of this kind has no such beginning.
+    /// A loop of this kind cannot begin with that evaluation.
     #[error("{kind} cannot begin with evaluation {evaluation}: {reason}")]
     Middle {
-        /// The sampler.
+        /// Kind of the sampler.
         kind: SamplerKind,
-        /// As asked for.
+        /// The evaluation with which the loop was to begin.
         evaluation: usize,
-        /// What is in the way.
+        /// The reason why it cannot begin there.
         reason: &'static str,
     },
 }
 
-/// A sampler with its number of steps: every constant of the trajectory, computed once. It does not
-/// change; what a request needs to remember is its [`State`].
+/// A sampler with its number of steps. All constants of the trajectory are computed when it is
+/// made, and it does not change afterwards. The state of a request is a [`State`].
 #[derive(Clone, Debug)]
 pub struct Sampler {
     config: SamplerConfig,
@@ -154,11 +159,11 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// The trajectory of `config` in `steps` steps. O(training steps + steps).
+    /// The sampler of `config` for `steps` steps. The work is O(training steps + steps).
     ///
     /// # Errors
-    /// [`SamplerError`]: an invalid configuration, a wrong number of steps, or steps without a
-    /// finite update.
+    /// A [`SamplerError`] if the configuration is invalid, if the number of steps is not possible,
+    /// or if a step has no finite update.
     pub fn new(config: &SamplerConfig, steps: usize) -> Result<Self, SamplerError> {
         config.validate()?;
         let (min, max) = (min_steps(config), max_steps(config));
@@ -175,8 +180,9 @@ impl Sampler {
         Self::with_begin(config, steps, 0)
     }
 
-    /// Evaluations at these time steps for a caller with a solver of its own, who asks for
-    /// predictions: what the network answers is the next sample. `config` is kept and not looked at.
+    /// A sampler whose evaluations have the given time steps, for a caller with a solver of its own
+    /// that only asks for predictions. Its rows take the network's output as the next sample.
+    /// `config` is stored but otherwise ignored.
     pub(crate) fn of_caller(config: &SamplerConfig, timesteps: &[f64]) -> Self {
         let table = solvers::direct::at(timesteps);
         let evaluations = table.rows.iter().map(|row| row.evaluation).collect();
@@ -198,64 +204,66 @@ impl Sampler {
         Ok(Self { config: config.clone(), steps, evaluations, table, begin })
     }
 
-    /// What it was made from.
+    /// The configuration from which the sampler was made.
     pub fn config(&self) -> &SamplerConfig {
         &self.config
     }
 
-    /// Every evaluation of the network, in order.
+    /// The evaluations of the network, in order.
     pub fn evaluations(&self) -> &[Evaluation] {
         &self.evaluations
     }
 
-    /// Its rows.
+    /// The sampler table, with one row per evaluation.
     pub fn table(&self) -> &Table {
         &self.table
     }
 
-    /// Standard deviation of the sample before the first evaluation: scale unit normal noise by it.
+    /// Standard deviation of the sample before the first evaluation. The initial sample is unit
+    /// normal noise multiplied by it.
     pub fn initial_scale(&self) -> f32 {
         self.table.initial_scale
     }
 
-    /// Whether evaluation `i` asks for noise: then [`Sampler::advance`] draws one value per element
-    /// of the sample.
+    /// Whether [`Sampler::advance`] draws noise at evaluation `i`, one value per element of the
+    /// sample.
     pub fn adds_noise(&self, i: usize) -> bool {
         self.table.rows[i].draws_noise()
     }
 
-    /// Whether the network's output must have a second half, the variance.
+    /// Whether the network's output must have a second half with the variance.
     pub fn reads_variance(&self) -> bool {
         matches!(self.config.kind, SamplerKind::Ddpm | SamplerKind::UnClip)
             && matches!(self.config.variance_type, Variance::Learned | Variance::LearnedRange)
     }
 
-    /// For code that runs the loop without this crate: DDIM's constants per evaluation. `None` for
-    /// other kinds, and with `eta` > 0.
+    /// The constants of DDIM per evaluation, for code that runs the loop without this crate. `None`
+    /// for other kinds, for `eta` > 0 and with thresholding.
     pub fn ddim_updates(&self) -> Option<Vec<DdimUpdate>> {
         (self.config.kind == SamplerKind::Ddim && self.config.thresholding.is_none())
             .then(|| solvers::ddim_updates(&self.config, self.steps))
             .flatten()
     }
 
-    /// What the network sees at evaluation `i` for the sample `x`; `out` is as long as `x`.
+    /// Computes the network's input at evaluation `i` from the sample `x`. `out` has the length of
+    /// `x`.
     pub fn scale_input(&self, i: usize, x: &[f32], out: &mut [f32]) {
         let scale = self.evaluations[i].input_scale;
         assert_eq!(x.len(), out.len());
         out.iter_mut().zip(x).for_each(|(out, x)| *out = x * scale);
     }
 
-    /// Moves the sample `x` `[samples, len]` by the network's `output` at evaluation `i`.
-    /// Evaluations come in order, each once, from [`Sampler::begin`] on; after the last one the
-    /// state is ready for another trajectory.
+    /// Moves the sample `x` `[samples, len]` by the network's `output` at evaluation `i`. The
+    /// evaluations must come in order, each once, beginning with [`Sampler::begin`]. After the last
+    /// one the state is ready for another trajectory.
     ///
-    /// `output` is as long as `x`, or twice as long: per sample, prediction and variance. The
-    /// second half is used if [`Sampler::reads_variance`], and else ignored. `noise` is called
-    /// once, with a buffer `[samples, len]` to fill with unit normal noise, if
-    /// [`Sampler::adds_noise`], and else not at all. Nothing is allocated.
+    /// `output` has the length of `x`, or twice that, with prediction and variance per sample. The
+    /// variance is read if [`Sampler::reads_variance`], otherwise ignored. If
+    /// [`Sampler::adds_noise`], `noise` is called once with a buffer `[samples, len]`, which it
+    /// fills with unit normal noise. Nothing is allocated, except by dynamic thresholding.
     ///
     /// # Panics
-    /// If a length is wrong, or an evaluation is left out.
+    /// If a length is wrong, or if an evaluation is left out.
     pub fn advance(
         &self,
         state: &mut State,
@@ -283,19 +291,19 @@ impl Sampler {
         state.execute(&self.table.rows[i], x, output, width);
     }
 
-    /// Per evaluation: by how much the final sample changes if this evaluation's output changes by
-    /// 1 and nothing else does.
+    /// The weight of each evaluation: the amount by which the final sample changes if the output of
+    /// this evaluation alone changes by 1.
     ///
-    /// Clipping is left out, and so is what the network answers to a changed sample. For DDIM with
-    /// epsilon prediction this is
-    /// |σ − σ′| with σ = √((1−ᾱ)/ᾱ), times √ᾱ of the end. O(evaluations²).
+    /// Clipping is ignored, and so is the change of later outputs that a changed sample causes. For
+    /// DDIM with epsilon prediction the weight is |σ − σ′| · √ᾱ of the end, with σ = √((1−ᾱ)/ᾱ).
+    /// The work is O(evaluations²).
     pub fn output_weights(&self) -> Vec<f64> {
         let table = self.table.linear();
         let count = self.evaluations.len();
         let mut state = State::of_table(&table, 1, count);
         let (mut x, mut output) = (vec![0.0; count], vec![0.0; count]);
         for (i, row) in table.rows.iter().enumerate() {
-            // a trajectory per element: the i-th one is moved by evaluation i only
+            // one element per trajectory; only evaluation i moves the i-th
             output[i] = 1.0;
             state.execute(row, &mut x, &output, count);
             output[i] = 0.0;
@@ -305,7 +313,7 @@ impl Sampler {
 }
 
 impl State {
-    /// For `samples` samples of `len` elements each.
+    /// The state for `samples` samples of `len` elements each.
     pub fn new(sampler: &Sampler, samples: usize, len: usize) -> Self {
         let mut state = Self::of_table(&sampler.table, samples, len);
         state.next = sampler.begin;
@@ -313,17 +321,15 @@ impl State {
     }
 }
 
-/// The fewest steps of a trajectory.
 fn min_steps(config: &SamplerConfig) -> usize {
     if config.kind == SamplerKind::Pndm { solvers::PNDM_MIN_STEPS } else { 1 }
 }
 
-/// The most steps of a trajectory.
 fn max_steps(config: &SamplerConfig) -> usize {
     use SamplerKind::{CosineDpm, Direct, EdmDpm, EdmEuler, Ipndm, Lcm, Scm, Tcd, Wuerstchen};
     let train = config.num_train_timesteps as usize;
     match config.kind {
-        // levels lie between time steps
+        // the levels of these kinds may lie between training steps
         Direct | Scm | Wuerstchen | Ipndm | EdmEuler | EdmDpm | CosineDpm => MAX_STEPS,
         kind if kind.is_flow() => MAX_STEPS,
         Lcm | Tcd if config.timesteps.is_none() => config.original_inference_steps as usize,

@@ -1,8 +1,8 @@
-//! Loops that begin or end elsewhere than at their ends: with an image instead of noise, or as a
-//! part of a longer loop.
+//! Loops that begin or end in the middle: with an image instead of noise, or as a part of a longer
+//! loop.
 //!
-//! A solver that looks back begins with its rule of first order at the evaluation that really runs
-//! first, as diffusers' schedulers do after `set_begin_index`.
+//! A solver that uses earlier evaluations begins with its rule of first order at the evaluation
+//! that really runs first, as diffusers' schedulers do after `set_begin_index`.
 
 use super::{Level, Sampler, SamplerError};
 use cqc_proto::sampler::{FlowTime, SamplerKind, TimestepType};
@@ -12,24 +12,26 @@ use cqc_proto::sampler::{FlowTime, SamplerKind, TimestepType};
 pub(super) struct Begin(pub usize);
 
 impl Begin {
-    /// Evaluations of the loop before `i`. Rows before the beginning, which nothing executes, are
-    /// those of a loop that begins with evaluation 0.
+    /// The number of evaluations that have run before `i`. Rows before the beginning are never
+    /// executed; they are those of a loop that begins with evaluation 0.
     pub fn since(self, i: usize) -> usize {
         i.checked_sub(self.0).unwrap_or(i)
     }
 }
 
 impl Sampler {
-    /// The evaluation with which its trajectories begin: 0, or that of [`Sampler::beginning_at`].
+    /// The evaluation with which trajectories begin: 0, or the one given to
+    /// [`Sampler::beginning_at`].
     pub fn begin(&self) -> usize {
         self.begin
     }
 
-    /// The same steps, of which the first is that of `evaluation`. Evaluations keep their numbers.
+    /// The same sampler, but with trajectories that begin with `evaluation`. Evaluations keep their
+    /// numbers.
     ///
     /// # Errors
-    /// [`SamplerError::Middle`] for the second evaluation of a step, for one that is not there, for
-    /// `pndm`, and where a caller has a solver of its own; [`SamplerError::NotFinite`].
+    /// [`SamplerError::Middle`] if there is no such evaluation, if it is the second one of a step,
+    /// for `pndm`, and for a caller with a solver of its own; [`SamplerError::NotFinite`].
     pub fn beginning_at(&self, evaluation: usize) -> Result<Sampler, SamplerError> {
         let kind = self.config.kind;
         let middle = |reason| Err(SamplerError::Middle { kind, evaluation, reason });
@@ -52,21 +54,22 @@ impl Sampler {
         Ok(begun)
     }
 
-    /// Sampler steps of the whole loop.
+    /// Number of sampler steps of the whole loop.
     pub fn steps(&self) -> usize {
         self.evaluations.last().map_or(0, |last| last.step + 1)
     }
 
-    /// The first evaluation of a sampler step; the number of evaluations for [`Sampler::steps`].
+    /// The first evaluation of a sampler step, or the number of evaluations for [`Sampler::steps`].
     pub fn evaluation_of_step(&self, step: usize) -> usize {
         self.evaluations.partition_point(|e| e.step < step)
     }
 
-    /// The evaluation with which diffusers' image-to-image pipelines begin for a strength of 0 to 1,
-    /// the share of the steps that run: a whole number of steps, rounded down; rounded up for flow
-    /// matching, whose pipelines round the rest down. The number of evaluations if none is left.
+    /// The evaluation with which diffusers' image-to-image pipelines begin for a strength from 0 to
+    /// 1, the share of the steps that run. The number of steps that run is rounded down; for flow
+    /// matching it is rounded up, because those pipelines round down the steps that are left out.
+    /// If no step runs, the result is the number of evaluations.
     pub fn evaluation_of_strength(&self, strength: f32) -> usize {
-        // the decimal number that was written: 0.7 of 10 steps are 7, in f32 they are fewer
+        // 0.7 of 10 steps are 7, but fewer in f32; so the decimal number is parsed as f64
         let strength: f64 = strength.to_string().parse().unwrap_or(strength.into());
         let steps = self.steps as f64;
         let run = (steps * strength).min(steps);
@@ -74,15 +77,15 @@ impl Sampler {
             true => (steps - run).max(0.0) as usize,
             false => self.steps - run.max(0.0) as usize,
         };
-        // with PLMS, whose first step has two evaluations, diffusers counts evaluations
+        // for samplers of second order, diffusers counts evaluations instead of steps
         let order = if self.evaluates_twice() { 2 } else { 1 };
         (start * order).min(self.evaluations.len())
     }
 
-    /// The sampler step at a share of the whole, from 0 (noise) to 1 (image): as many steps come
-    /// before it as diffusers' `denoising_end` runs and `denoising_start` leaves out, those whose
-    /// time step is at least (1 − share) · training steps. Where the network is not told numbers of
-    /// training steps it is that share of the steps, rounded.
+    /// The sampler step at a share of the loop, from 0 (noise) to 1 (image). As many steps come
+    /// before it as diffusers runs with `denoising_end` and skips with `denoising_start`: those
+    /// whose time step is at least (1 − share) · training steps. If the network is not told numbers
+    /// of training steps, it is that share of the steps, rounded.
     pub fn step_of_share(&self, share: f64) -> usize {
         let first = |step| &self.evaluations[self.evaluation_of_step(step)];
         if !self.tells_training_steps() {
@@ -93,9 +96,9 @@ impl Sampler {
         (0..self.steps()).filter(|&step| first(step).timestep >= cutoff).count()
     }
 
-    /// What a kept image is noised to after evaluation `i`: what the sample is made of there, except
-    /// in the middle of the steps of DPM-Solver-2 and `dpm-sde`, where diffusers takes the end of the
-    /// step. `None` after the last one, and where there is no [`Level`].
+    /// The noise level to which a kept image is brought after evaluation `i`. It is the level of
+    /// the next evaluation, or with DPM-Solver-2 and `dpm-sde` that at the end of the step, as in
+    /// diffusers. `None` after the last evaluation, and if the sampler defines no [`Level`].
     pub fn level_after(&self, i: usize) -> Option<Level> {
         use SamplerKind::{DpmSde, Kdpm2, Kdpm2Ancestral};
         let (now, mut next) = (self.evaluations[i], i + 1);
@@ -106,7 +109,7 @@ impl Sampler {
         self.evaluations.get(next)?.level
     }
 
-    /// Why an image cannot be given to it instead of noise; `None` if it can.
+    /// The reason why the sampler cannot begin with an image, or `None` if it can.
     pub fn refuses_images(&self) -> Option<&'static str> {
         use SamplerKind::{DdimInverse, Direct, DpmMultistepInverse, Ipndm, Pndm, Scm};
         match self.config.kind {
@@ -120,7 +123,8 @@ impl Sampler {
         }
     }
 
-    /// Whether it begins with an image always, and with that image as it is.
+    /// Whether the sampler always begins with an image. It then transforms the whole image, without
+    /// a strength or a mask.
     pub fn needs_image(&self) -> bool {
         self.config.kind == SamplerKind::ResShift
     }
@@ -130,7 +134,7 @@ impl Sampler {
         matches!(self.config.kind, Heun | Kdpm2 | Kdpm2Ancestral | DpmSde | FlowHeun)
     }
 
-    /// Whether time steps are numbers of training steps, noisiest first.
+    /// Whether the time steps are numbers of training steps, the noisiest first.
     fn tells_training_steps(&self) -> bool {
         use SamplerKind::{
             Consistency, CosineDpm, DdimInverse, Direct, DpmMultistepInverse, EdmDpm, EdmEuler,
@@ -155,7 +159,7 @@ impl Sampler {
 }
 
 impl Level {
-    /// `out` = `signal` · image + `noise` · ε, all of one length.
+    /// Computes `out` = `signal` · image + `noise` · ε, element by element.
     ///
     /// # Panics
     /// If the lengths differ.
@@ -167,23 +171,24 @@ impl Level {
     }
 }
 
-/// An image of which a part is kept while the loop repaints the rest. All three are as long as the
-/// samples.
+/// An image of which a part is kept while the loop repaints the rest. All three vectors have the
+/// length of the samples.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Repaint {
-    /// 1 where the samples are repainted, 0 where the image is kept, and anything in between.
+    /// 1 where the samples are repainted, 0 where the image is kept, or a value in between.
     pub mask: Vec<f32>,
-    /// The image.
+    /// The image, in the scale of the samples.
     pub image: Vec<f32>,
-    /// Unit normal noise that the image is given to be as noisy as the samples.
+    /// Unit normal noise that is added to the image to make it as noisy as the samples.
     pub noise: Vec<f32>,
 }
 
 impl Repaint {
-    /// Puts the kept part back into samples at a noise level; without one, the image itself.
+    /// Replaces the kept part of the samples by the image at the given noise level, or by the image
+    /// itself if there is no level.
     ///
     /// # Panics
-    /// If the samples are of another length.
+    /// If the samples have another length.
     pub fn put_back(&self, level: Option<Level>, x: &mut [f32]) {
         assert_eq!(x.len(), self.mask.len(), "the mask is as long as the samples");
         let level = level.unwrap_or(Level { signal: 1.0, noise: 0.0 });

@@ -2,32 +2,31 @@
 
 use super::table::{LearnedStd, Limit, Op, Register, Row, Table};
 
-/// Elements that go through all operations of a row together: their registers stay in the first
-/// cache.
+/// The number of elements that go through all operations of a row together. Their registers fit
+/// into the first-level cache.
 const BLOCK: usize = 512;
 
-/// What a trajectory remembers between evaluations, and what an evaluation needs to be moved.
+/// The values that a trajectory keeps between evaluations, and the buffers that a row needs.
 #[derive(Clone, Debug)]
 pub struct State {
     pub(super) samples: usize,
     pub(super) len: usize,
     pub(super) next: usize,
-    /// [`Register::Kept`]: each as long as all samples.
+    /// The registers [`Register::Kept`], each with the length of all samples.
     kept: Vec<Vec<f32>>,
-    /// Unit normal noise, as long as all samples where some row draws it.
+    /// Unit normal noise with the length of all samples, or empty if no row draws noise.
     pub(super) noise: Vec<f32>,
-    /// [`Register::Temp`]: each as long as a block.
+    /// The registers [`Register::Temp`], each with the length of a block.
     temps: Vec<Vec<f32>>,
-    /// A combination in the making, as long as a block.
+    /// The sum under computation, with the length of a block.
     sum: Vec<f32>,
 }
 
 impl State {
-    /// For `samples` samples of `len` elements each: memory for what the table keeps, and for noise
-    /// where it draws any.
+    /// The state for `samples` samples of `len` elements each.
     pub(super) fn of_table(table: &Table, samples: usize, len: usize) -> Self {
         let noise = if table.is_stochastic() { samples * len } else { 0 };
-        // a threshold looks at a whole sample
+        // a threshold needs a whole sample at once
         let block = if table.has_thresholds() { len } else { BLOCK.min(len) };
         Self {
             samples,
@@ -40,14 +39,14 @@ impl State {
         }
     }
 
-    /// Noise for an evaluation, one value per element.
+    /// Draws noise for an evaluation, one value per element.
     pub(crate) fn draw(&mut self, mut noise: impl FnMut(&mut [f32])) -> &[f32] {
         noise(&mut self.noise);
         &self.noise
     }
 
     /// Moves the samples `x` by the network's `output`, which has `width` elements per sample: the
-    /// prediction and, if there are twice as many, the variance.
+    /// prediction and, if it has twice the length of a sample, the variance.
     pub(super) fn execute(&mut self, row: &Row, x: &mut [f32], output: &[f32], width: usize) {
         let (len, block) = (self.len, self.sum.len().max(1));
         for sample in 0..self.samples {
@@ -72,14 +71,13 @@ impl State {
     }
 }
 
-/// The registers of one block.
 struct Registers<'a> {
     x: &'a mut [f32],
     out: &'a [f32],
     variance: &'a [f32],
     noise: &'a [f32],
     kept: &'a mut [Vec<f32>],
-    /// Where the block begins in what is kept.
+    /// The first element of the block in the kept registers.
     at: usize,
     temps: &'a mut [Vec<f32>],
     sum: &'a mut [f32],
@@ -163,9 +161,9 @@ impl Limit {
     }
 }
 
-/// `torch.quantile` of the magnitudes: linear between the two nearest.
+/// `torch.quantile` of the magnitudes, interpolated linearly between the two nearest values.
 fn quantile_of_magnitudes(values: &[f32], ratio: f64) -> f32 {
-    // the one place in the loop that allocates: few models are thresholded
+    // this is the only allocation in the loop; few models use thresholding
     let mut sorted: Vec<f32> = values.iter().map(|v| v.abs()).collect();
     let rank = ratio * (sorted.len() - 1) as f64;
     let low = rank.floor() as usize;

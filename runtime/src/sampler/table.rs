@@ -1,34 +1,34 @@
-//! A sampler as a table: per evaluation of the network a row of linear combinations.
+//! Sampler tables: one row of linear combinations per evaluation of the network.
 //!
-//! Nearly every solver is linear in the sample, in what it keeps of past evaluations and in noise;
-//! what differs are the coefficients. A file in `solvers` makes them; [`super::State`] and a device
-//! execute them, in the same order and with every operation rounded by itself, so that a trajectory
-//! has the same bits wherever it is moved.
+//! Nearly every solver is linear in the sample, in the values that it keeps of past evaluations,
+//! and in noise. Solvers differ only in the coefficients, which the files in `solvers` compute.
+//! [`super::State`] or a device executes the rows. Both execute the operations in the same order
+//! and round every operation by itself, so a trajectory has the same bits on both.
 
 use super::Evaluation;
 
-/// Most terms of an [`Op`].
+/// The maximum number of terms of an [`Op`].
 pub const MAX_TERMS: usize = 8;
 
-/// Most registers of each of the two kinds, [`Register::Temp`] and [`Register::Kept`].
+/// The maximum number of registers of each of the kinds [`Register::Temp`] and [`Register::Kept`].
 pub const MAX_REGISTERS: usize = 12;
 
-/// Something as long as the sample that an [`Op`] reads or writes.
+/// An array of the sample's length that an [`Op`] reads or writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Register {
-    /// The sample.
+    /// The sample, which the rows move.
     X,
-    /// The network's output (its first half, if it also predicts a variance). Read only.
+    /// The network's output, without the variance if it predicts one. It is read only.
     Out,
-    /// Unit normal noise that was drawn for this evaluation. Read only.
+    /// Unit normal noise that was drawn for this evaluation. It is read only.
     Noise,
-    /// Lives for one row.
+    /// A register that lives for one row.
     Temp(u8),
-    /// Lives for the whole trajectory.
+    /// A register that lives for the whole trajectory.
     Kept(u8),
 }
 
-/// `factor` · `register` / `divisor`.
+/// One term of a sum: `factor` · `register` / `divisor`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(missing_docs)] // named in the formula
 pub struct Term {
@@ -37,33 +37,34 @@ pub struct Term {
     pub divisor: f32,
 }
 
-/// What is done to a combination before it is stored.
+/// The limit that is applied to a combination before it is stored.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Limit {
-    /// Nothing.
+    /// The combination is stored as it is.
     None,
-    /// Clipped to ± this.
+    /// Clips to the range from −x to x, where x is this number.
     Clip(f32),
-    /// Dynamic thresholding: with s the `ratio`-quantile of the magnitudes of a sample, at least 1
-    /// and at most `max`, clipped to ± s and divided by s.
+    /// Dynamic thresholding: clips to ± s and divides by s, where s is the `ratio`-quantile of the
+    /// magnitudes of one sample, but at least 1 and at most `max`.
     Threshold {
-        /// 0 to 1.
+        /// The quantile, from 0 to 1.
         ratio: f64,
-        /// At least 1.
+        /// The largest threshold, at least 1.
         max: f32,
     },
 }
 
-/// Standard deviation of noise that the network's second half, the variance, decides.
+/// The standard deviation of noise that is computed from the variance in the network's output.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum LearnedStd {
-    /// The root of it.
+    /// The square root of the variance.
     Variance,
-    /// exp(½ · log), log between two logarithms of variances at a share of (second half + 1) / 2.
+    /// exp(½ · log), where log lies between two logarithms of variances, at the share (v + 1) / 2
+    /// for an output of v.
     Range {
-        /// The logarithm at −1.
+        /// The logarithm for an output of −1.
         low: f32,
-        /// The logarithm at 1.
+        /// The logarithm for an output of 1.
         high: f32,
     },
 }
@@ -73,30 +74,30 @@ pub enum LearnedStd {
 pub enum Op {
     /// `to` = limit((Σ terms) · `factor` / `divisor`), summed in order.
     Combine {
-        /// Where it goes.
+        /// The register that is written.
         to: Register,
-        /// At least one, at most [`MAX_TERMS`].
+        /// The terms: at least one, at most [`MAX_TERMS`].
         terms: Vec<Term>,
-        /// After the sum.
+        /// The factor of the whole sum.
         factor: f32,
-        /// After the factor.
+        /// The divisor, which is applied after the factor.
         divisor: f32,
-        /// After the divisor.
+        /// The limit, which is applied last.
         limit: Limit,
     },
-    /// x = x + std · noise.
+    /// Adds noise to the sample: x = x + std · noise.
     LearnedNoise(LearnedStd),
 }
 
 impl Op {
-    /// `to` = Σ factor · register.
+    /// A sum: `to` = Σ factor · register.
     pub fn sum(to: Register, terms: &[(Register, f32)]) -> Op {
         let term = |&(register, factor)| Term { register, factor, divisor: 1.0 };
         let terms = terms.iter().map(term).collect();
         Op::Combine { to, terms, factor: 1.0, divisor: 1.0, limit: Limit::None }
     }
 
-    /// One more term: + `factor` · `register` / `divisor`.
+    /// Adds a term to the sum: `factor` · `register` / `divisor`.
     pub fn plus_quotient(mut self, register: Register, factor: f32, divisor: f32) -> Op {
         if let Op::Combine { terms, .. } = &mut self {
             terms.push(Term { register, factor, divisor });
@@ -104,13 +105,13 @@ impl Op {
         self
     }
 
-    /// More terms: + Σ factor · register.
+    /// Adds terms to the sum: Σ factor · register.
     pub fn plus(self, terms: &[(Register, f32)]) -> Op {
         let add = |op: Op, &(register, factor)| op.plus_quotient(register, factor, 1.0);
         terms.iter().fold(self, add)
     }
 
-    /// The whole sum times `by`.
+    /// Sets the factor of the whole sum.
     pub fn times(mut self, by: f32) -> Op {
         if let Op::Combine { factor, .. } = &mut self {
             *factor = by;
@@ -118,7 +119,7 @@ impl Op {
         self
     }
 
-    /// The whole sum over `by`.
+    /// Sets the divisor of the whole sum.
     pub fn over(mut self, by: f32) -> Op {
         if let Op::Combine { divisor, .. } = &mut self {
             *divisor = by;
@@ -126,7 +127,7 @@ impl Op {
         self
     }
 
-    /// The whole sum, limited.
+    /// Sets the limit of the whole sum.
     pub fn limited(mut self, by: Limit) -> Op {
         if let Op::Combine { limit, .. } = &mut self {
             *limit = by;
@@ -134,7 +135,7 @@ impl Op {
         self
     }
 
-    /// Every constant, to check that all are finite.
+    /// All constants of the operation and the reciprocals of its divisors.
     fn numbers(&self) -> Vec<f32> {
         match self {
             Op::Combine { terms, factor, divisor, .. } => {
@@ -147,12 +148,12 @@ impl Op {
     }
 }
 
-/// What happens at one evaluation of the network.
+/// The row of one evaluation of the network.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// What the network is given.
+    /// The evaluation, which determines the network's input.
     pub evaluation: Evaluation,
-    /// How the sample and what is kept move, in order.
+    /// The operations that move the sample and update the registers, in order.
     pub ops: Vec<Op>,
 }
 
@@ -162,12 +163,12 @@ impl Row {
         Row { evaluation, ops: Vec::new() }
     }
 
-    /// Adds an operation.
+    /// Appends an operation to the row.
     pub fn push(&mut self, op: Op) {
         self.ops.push(op);
     }
 
-    /// Whether noise is drawn for it.
+    /// Whether the row reads noise.
     pub fn draws_noise(&self) -> bool {
         self.ops.iter().any(|op| match op {
             Op::Combine { terms, .. } => terms.iter().any(|t| t.register == Register::Noise),
@@ -175,7 +176,7 @@ impl Row {
         })
     }
 
-    /// Whether all constants are finite, and no divisor is 0.
+    /// Whether all constants are finite and no divisor is 0.
     pub(super) fn is_finite(&self) -> bool {
         let numbers = self.ops.iter().flat_map(Op::numbers);
         numbers.chain([self.evaluation.input_scale]).all(f32::is_finite)
@@ -183,17 +184,17 @@ impl Row {
     }
 }
 
-/// A whole trajectory.
+/// A sampler written out, as one row per evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table {
-    /// One per evaluation of the network.
+    /// The rows, one per evaluation of the network.
     pub rows: Vec<Row>,
     /// Standard deviation of the sample before the first row.
     pub initial_scale: f32,
 }
 
 impl Table {
-    /// Registers of a kind that are used: the highest number plus one.
+    /// The number of registers of a kind: the highest used number plus one.
     fn count(&self, number: fn(Register) -> Option<u8>) -> usize {
         let ops = self.rows.iter().flat_map(|row| &row.ops);
         let registers = ops.flat_map(|op| match op {
@@ -207,22 +208,22 @@ impl Table {
         registers.filter_map(number).max().map_or(0, |n| usize::from(n) + 1)
     }
 
-    /// Arrays as long as the sample that live for the trajectory.
+    /// The number of registers of the kind [`Register::Kept`].
     pub fn kept(&self) -> usize {
         self.count(|r| if let Register::Kept(n) = r { Some(n) } else { None })
     }
 
-    /// Arrays that live for a row.
+    /// The number of registers of the kind [`Register::Temp`].
     pub fn temps(&self) -> usize {
         self.count(|r| if let Register::Temp(n) = r { Some(n) } else { None })
     }
 
-    /// Whether some row draws noise.
+    /// Whether any row draws noise.
     pub fn is_stochastic(&self) -> bool {
         self.rows.iter().any(Row::draws_noise)
     }
 
-    /// Whether some row looks at a whole sample at once.
+    /// Whether any row uses dynamic thresholding, which reads a whole sample at once.
     pub fn has_thresholds(&self) -> bool {
         self.rows
             .iter()
@@ -230,7 +231,7 @@ impl Table {
             .any(|op| matches!(op, Op::Combine { limit: Limit::Threshold { .. }, .. }))
     }
 
-    /// The same without limits and learned noise: what is left is linear.
+    /// The table without limits and learned noise, which is linear.
     pub(super) fn linear(&self) -> Table {
         let mut table = self.clone();
         for row in &mut table.rows {

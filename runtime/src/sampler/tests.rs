@@ -84,7 +84,7 @@ fn pndm_evaluates_its_first_three_steps_four_times() {
     assert!(error.to_string().contains("4 to 1000"));
 }
 
-/// diffusers divides 0 by 0 there: Karras levels end at the level that `sigma_min` repeats.
+/// diffusers divides 0 by 0 there, because Karras levels end at the level that `sigma_min` repeats.
 #[test]
 fn a_repeated_last_level_is_stood_still_at() {
     let common = SamplerConfig {
@@ -215,8 +215,8 @@ fn a_second_visit_of_the_lowest_level_is_finite_in_every_order() {
     }
 }
 
-/// √(to² − up²) is 0 in float32 where the first level is 20000 times the second, and diffusers
-/// divides by it.
+/// √(to² − up²) is 0 in float32 if the first level is 20000 times the second, and diffusers divides
+/// by it.
 #[test]
 fn ancestral_steps_from_a_very_high_level_are_finite() {
     for kind in [SamplerKind::EulerAncestral, SamplerKind::Kdpm2Ancestral, SamplerKind::DpmSde] {
@@ -229,7 +229,8 @@ fn ancestral_steps_from_a_very_high_level_are_finite() {
 
 #[test]
 fn a_loop_that_begins_in_the_middle_ends_as_the_whole_one() {
-    // those that do not look back have the same rows, and every other row is finite
+    // solvers that do not use earlier evaluations have the same rows; for the others, all are
+    // finite
     for &kind in SamplerKind::ALL.iter().filter(|&&kind| kind != SamplerKind::Pndm) {
         let whole = Sampler::new(&config(kind), 12).unwrap();
         for step in 1..whole.steps() {
@@ -250,7 +251,7 @@ fn residual_shifting_begins_with_its_image_and_noise() {
     let sampler = Sampler::new(&config(SamplerKind::ResShift), 15).unwrap();
     assert!(sampler.needs_image());
     let levels: Vec<Option<Level>> = sampler.evaluations().iter().map(|e| e.level).collect();
-    // κ·√η: 2 · 0.99
+    // κ·√η = 2 · 0.99
     assert_eq!(levels[0], Some(Level { signal: 1.0, noise: 1.98 }));
     assert!(levels[1..].iter().all(Option::is_none));
 }

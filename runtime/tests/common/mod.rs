@@ -1,4 +1,5 @@
-//! Hand-built plans, and an interpreter that runs them through the definitions, without an arena.
+//! Plans that are built by hand, and an interpreter that runs them through the definitions of their
+//! operators, without an arena.
 #![allow(dead_code)] // every test file uses its own part
 
 use bytes::Bytes;
@@ -6,7 +7,7 @@ use cqc_proto::plan::*;
 use cqc_proto::{Bindings, DType, Dim, Op, Tensor, ValueType};
 use std::collections::BTreeMap;
 
-/// Numbers in [-1, 1), the same on every run.
+/// Numbers in [-1, 1), the same in every run.
 pub fn noise(len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1;
     let mut next = || {
@@ -22,7 +23,7 @@ pub fn tensor(shape: &[usize], seed: u64) -> Tensor {
     Tensor::from_f32(shape, &noise(shape.iter().product(), seed))
 }
 
-/// `[N, 3, 8]` and the like.
+/// Parses a shape, such as `N,3,8`.
 pub fn shape(text: &str) -> Vec<Dim> {
     text.split(',').filter(|t| !t.trim().is_empty()).map(|t| Dim::parse(t).unwrap()).collect()
 }
@@ -141,7 +142,7 @@ impl Build {
     }
 }
 
-/// Values of a program, computed by the definitions alone.
+/// The values of a program, computed by the definitions alone.
 pub struct Interpreter<'a> {
     pub plan: &'a Plan,
     pub weights: &'a [u8],
@@ -241,7 +242,7 @@ fn bind(op: &Op, bindings: &Bindings) -> Op {
     }
 }
 
-/// Largest difference, in units of the largest value of `b`.
+/// The largest difference, relative to the largest value of `b`.
 pub fn relative(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!((a.dtype(), a.shape()), (b.dtype(), b.shape()));
     let (a, b) = (a.to_f64_vec(), b.to_f64_vec());

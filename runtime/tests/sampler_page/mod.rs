@@ -1,5 +1,5 @@
-//! Writes `docs/reference/samplers.md`: what there is, from the lists that decide it, and how near
-//! it is to diffusers, from the goldens.
+//! Writes `docs/reference/samplers.md`: the samplers, from the lists in the code, and their errors
+//! against diffusers, from the goldens.
 
 use cqc_proto::sampler::{Class, Refused, SamplerConfig, SamplerKind};
 use cqc_runtime::sampler::Sampler;
@@ -62,7 +62,7 @@ pub const DIFFUSERS: &[&str] = &[
     "VQDiffusionScheduler",
 ];
 
-/// The page. `errors`: per class the worst error of its cases of 20 steps.
+/// The page. `errors` holds the worst error of each class in its cases of 20 steps.
 pub fn page(errors: &BTreeMap<String, f64>) -> String {
     let mut page = INTRODUCTION.to_owned();
     page += "| sampler | what it does | evaluations of 20 steps | noise |\n| --- | --- | ---: | --- |\n";
@@ -94,7 +94,7 @@ pub fn page(errors: &BTreeMap<String, f64>) -> String {
     page
 }
 
-/// The error, rounded up so that another machine's last bit does not change the page.
+/// The error, rounded up so that the last bits of another machine do not change the page.
 fn bound(error: f64) -> String {
     let bounds = [1e-7, 3e-7, 1e-6, 3e-6, 1e-5];
     let bound = bounds.iter().find(|&&bound| error < bound).unwrap_or(&error);

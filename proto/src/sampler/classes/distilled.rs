@@ -1,4 +1,4 @@
-//! Classes of distilled models, and those that few models use.
+//! The classes of distilled models, and those that few models use.
 
 use super::super::{Betas, Prediction, SamplerConfig, SamplerKind, Variance};
 use super::{Class, NOTHING};
@@ -8,7 +8,7 @@ const LATENT: Betas = Betas::ScaledLinear { start: 0.00085, end: 0.012 };
 
 #[rustfmt::skip]
 pub(super) const CLASSES: &[Class] = &[
-    // `set_alpha_to_one`, `steps_offset` and `timestep_spacing` change nothing in diffusers
+    // `set_alpha_to_one`, `steps_offset` and `timestep_spacing` have no effect in diffusers
     Class {
         name: "LCMScheduler",
         kind: SamplerKind::Lcm,
@@ -20,7 +20,7 @@ pub(super) const CLASSES: &[Class] = &[
         defaults: |c| c.betas = LATENT,
         check: NOTHING,
     },
-    // nor do these and those of clipping here
+    // the same, and the keys of clipping have no effect either
     Class {
         name: "TCDScheduler",
         kind: SamplerKind::Tcd,
@@ -41,7 +41,7 @@ pub(super) const CLASSES: &[Class] = &[
         defaults: |_| {},
         check: NOTHING,
     },
-    // diffusers does not clip in these two, whatever `clip_sample` says
+    // diffusers does not clip in these two classes, whatever `clip_sample` says
     Class {
         name: "CogVideoXDDIMScheduler",
         kind: SamplerKind::CogVideoXDdim,
@@ -76,7 +76,7 @@ pub(super) const CLASSES: &[Class] = &[
             Ok(())
         },
     },
-    // not of diffusers: a file of cqc may name these
+    // these two are not classes of diffusers; a scheduler file for cqc may name them
     Class {
         name: "ResShift",
         kind: SamplerKind::ResShift,

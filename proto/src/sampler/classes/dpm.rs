@@ -14,15 +14,15 @@ pub(super) const CLASSES: &[Class] = &[
         keys: PNDM,
         defaults: |c| c.set_alpha_to_one = false,
         check: |reader, config| {
-            // without it the first three steps are Runge-Kutta steps; --sampler plms says that they
-            // are not wanted
+            // without the flag, the first three steps are Runge-Kutta steps, unless --sampler plms
+            // was given
             if !reader.flag("skip_prk_steps", false)? && !reader.kind_given {
                 config.kind = SamplerKind::Pndm;
             }
             Ok(())
         },
     },
-    // the same class, chosen by --sampler pndm
+    // the same class, selected by --sampler pndm
     Class {
         name: "PNDMScheduler",
         kind: SamplerKind::Pndm,
@@ -146,8 +146,8 @@ const PNDM: &[&str] = &[
     "set_alpha_to_one", "prediction_type", "timestep_spacing", "steps_offset",
 ];
 
-/// The pipelines that shift levels by the number of tokens bring these defaults; the classes have
-/// none.
+/// Reads the dynamic shift. The defaults are those of the pipelines that shift levels by the number
+/// of tokens; the classes have none.
 fn dynamic_shift(reader: &Reader, config: &mut SamplerConfig) -> Result<()> {
     reader.dynamic_shift(config, &[0.5, 1.15, 256.0, 4096.0])?;
     let is_moved = config.sigma_schedule == SigmaSchedule::Flow;
@@ -158,8 +158,8 @@ fn dynamic_shift(reader: &Reader, config: &mut SamplerConfig) -> Result<()> {
     Ok(())
 }
 
-/// Names of `solver_type`. A file of another class names that class's rules, which diffusers reads
-/// as the default one.
+/// Names of `solver_type`. A file of another class has names of that class's rules, which diffusers
+/// reads as the default rule.
 pub(super) fn solvers(kind: SamplerKind) -> &'static [(&'static str, SolverType)] {
     use SolverType::{Bh1, Bh2, Heun, Logrho, Midpoint};
     match kind {
@@ -183,14 +183,14 @@ pub(super) fn solvers(kind: SamplerKind) -> &'static [(&'static str, SolverType)
     }
 }
 
-/// Names of `algorithm_type`, those of other classes' files among them.
+/// Names of `algorithm_type`, including those in files of other classes.
 pub(super) fn algorithms(kind: SamplerKind) -> &'static [(&'static str, Algorithm)] {
     use Algorithm::{DpmSolver, DpmSolverPp, SdeDpmSolver, SdeDpmSolverPp};
     match kind {
         SamplerKind::Deis => {
             &[("deis", DpmSolver), ("dpmsolver", DpmSolver), ("dpmsolver++", DpmSolver)]
         }
-        // diffusers refuses the names of DPM-Solver here, which mean the same
+        // diffusers refuses the names of DPM-Solver for this class, although they mean the same
         SamplerKind::Sa => &[
             ("data_prediction", DpmSolverPp),
             ("noise_prediction", DpmSolver),

@@ -1,10 +1,10 @@
-//! Classes of flow matching.
+//! The classes of flow matching.
 
 use super::super::diffusers::{Reader, Result};
 use super::super::{FlowSchedule, FlowTime, Prediction, SamplerConfig, SamplerKind, Spacing};
 use super::{Class, NOTHING};
 
-/// Dynamic shifts and their tokens where a file does not say.
+/// The default shifts and numbers of tokens of dynamic shifting.
 const SHIFTS: &[f64; 4] = &[0.5, 1.15, 256.0, 4096.0];
 
 #[rustfmt::skip]
@@ -43,8 +43,8 @@ pub(super) const CLASSES: &[Class] = &[
             reader.dynamic_shift(config, SHIFTS)
         },
     },
-    // from_config hands what this class does not know to the FlowMatchEulerDiscreteScheduler that
-    // makes its levels
+    // from_config passes the keys that this class does not know to the
+    // FlowMatchEulerDiscreteScheduler that makes its levels
     Class {
         name: "LTXEulerAncestralRFScheduler",
         kind: SamplerKind::FlowEulerAncestral,
@@ -59,8 +59,8 @@ pub(super) const CLASSES: &[Class] = &[
         },
         check: |reader, config| reader.dynamic_shift(config, SHIFTS),
     },
-    // the flow map of arXiv:2506.14603 and others: the sampler is Euler's, the network also knows
-    // where the step ends
+    // the flow map of arXiv:2506.14603 and others: the sampler is Euler's method, and the network
+    // is also told the end of the step
     Class {
         name: "FlowMapEulerDiscreteScheduler",
         kind: SamplerKind::FlowEuler,
@@ -93,9 +93,9 @@ pub(super) const CLASSES: &[Class] = &[
     },
 ];
 
-/// What `prediction_type` means to SCM. The image is cos(t)·x − sin(t)·output, as it is of v
-/// prediction at that level. `flow_prediction` is not diffusers': the velocity that a Sana
-/// transformer returns, which the pipeline of SANA-Sprint turns into the other.
+/// The values of `prediction_type` for SCM. As in v prediction, the image is cos(t)·x −
+/// sin(t)·output. diffusers does not have `flow_prediction`: it stands for the velocity of a Sana
+/// transformer, which the pipeline of SANA-Sprint converts.
 pub(super) const OF_SCM: &[(&str, Prediction)] =
     &[("trigflow", Prediction::VPrediction), ("flow_prediction", Prediction::Flow)];
 
@@ -104,7 +104,8 @@ fn straight(config: &mut SamplerConfig) {
     config.timestep_spacing = Spacing::Linspace;
 }
 
-/// `flow_schedule`, which no class of diffusers has: what its pipelines and other programs do.
+/// Reads `flow_schedule`, which no class of diffusers has. It expresses the levels that diffusers'
+/// pipelines and other programs use.
 pub(super) fn read_schedule(
     reader: &Reader,
     key: &'static str,

@@ -1,4 +1,4 @@
-//! Classes whose steps cannot be written as a table.
+//! The classes whose steps cannot be written as a table.
 
 use super::super::SamplerKind;
 use super::Refused;
@@ -45,7 +45,7 @@ pub(super) const REFUSED: &[Refused] = &[
     Refused { name: "VQDiffusionScheduler", reason: TOKENS, nearest: None },
 ];
 
-/// Keys that only these classes read.
+/// The keys that only these classes read.
 #[rustfmt::skip]
 pub(in super::super) const KEYS: &[&str] = &[
     "mask_token_id", "masking_schedule",

@@ -65,7 +65,7 @@ pub(super) const CLASSES: &[Class] = &[
     Class {
         name: "DPMSolverSDEScheduler",
         kind: SamplerKind::DpmSde,
-        // noise_sampler_seed: noise is drawn from the seed of a request
+        // noise_sampler_seed is ignored, because noise is drawn from the seed of a request
         keys: LATENT,
         defaults: latent,
         check: NOTHING,
@@ -132,7 +132,8 @@ const LATENT: &[&str] = &[
     "use_exponential_sigmas", "use_beta_sigmas", "prediction_type", "timestep_spacing", "steps_offset",
 ];
 
-/// `original_sample` is an older name of `sample`, which one class still takes.
+/// The values of `prediction_type` for Euler. `original_sample` is an older name of `sample`, which
+/// only this class still accepts.
 pub(super) const OF_EULER: &[(&str, Prediction)] = &[
     ("epsilon", Prediction::Epsilon),
     ("v_prediction", Prediction::VPrediction),
@@ -140,7 +141,7 @@ pub(super) const OF_EULER: &[(&str, Prediction)] = &[
     ("original_sample", Prediction::Sample),
 ];
 
-/// β of latent diffusion, as the classes that came from k-diffusion have it.
+/// β of latent diffusion, as in the classes that come from k-diffusion.
 fn latent(c: &mut SamplerConfig) {
     c.betas = Betas::Linear { start: 0.00085, end: 0.012 };
     c.timestep_spacing = Spacing::Linspace;
@@ -151,7 +152,8 @@ fn edm(c: &mut SamplerConfig) {
     c.sigma_schedule = SigmaSchedule::Karras;
 }
 
-/// `trained_betas` of this class are the levels of one trajectory, the last one included.
+/// Moves `trained_betas`, which in this class are the levels of one trajectory with the last one
+/// included.
 fn levels_of_ipndm(_: &Reader, c: &mut SamplerConfig) -> Result<()> {
     let none = SamplerConfig::of_kind(c.kind).betas;
     if let Betas::Trained(levels) = std::mem::replace(&mut c.betas, none) {

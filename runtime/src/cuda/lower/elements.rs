@@ -17,7 +17,7 @@ impl StepLowering<'_, '_, '_, '_> {
         self.broadcast(op, 2)
     }
 
-    /// A function of the first `count` inputs, each seen from the result.
+    /// A function of the first `count` inputs, each broadcast to the result.
     pub(super) fn broadcast(&mut self, op: ElementOp, count: usize) -> Outcome {
         let y = self.value(self.output);
         if y.shape.len() > 6 {

@@ -1,4 +1,4 @@
-//! Normalisations, attention, maps of rows, and what only moves elements.
+//! Normalisations, attention, maps of rows, and operators that only move elements.
 
 use super::{Outcome, StepLowering, missing};
 use crate::engine::kernel::{Fill, Kernel, Move};
@@ -9,7 +9,7 @@ use cqc_proto::op::operand::{
 };
 
 impl StepLowering<'_, '_, '_, '_> {
-    /// A kernel of the CPU's by its twin on the device.
+    /// Launches the device's counterpart of a CPU kernel.
     pub(super) fn kernel(&mut self, kernel: &Kernel) -> Outcome {
         match kernel {
             Kernel::Nothing => Ok(()),
@@ -142,7 +142,7 @@ impl StepLowering<'_, '_, '_, '_> {
         Ok(())
     }
 
-    /// `inner_bytes` as the CPU counts them.
+    /// Gathers elements. `inner_bytes` is in the CPU's element type.
     fn gather(&mut self, [outer, size, inner_bytes]: [usize; 3]) -> Outcome {
         let (data, indices) = (self.need(0)?, self.need(1)?);
         let sizes =
@@ -233,7 +233,7 @@ impl StepLowering<'_, '_, '_, '_> {
     }
 }
 
-/// An operand that begins some elements later.
+/// The operand, beginning `elements` elements later.
 fn moved(operand: Operand, elements: usize) -> Operand {
     Operand { offset: operand.offset + elements * operand.element.size(), ..operand }
 }

@@ -1,4 +1,4 @@
-//! From the steps of a program to launches.
+//! Turns the steps of a program into kernel launches.
 
 mod elements;
 mod maps;
@@ -24,19 +24,19 @@ pub(super) struct Spaces<'a> {
     pub slot: &'a SlotLayout,
 }
 
-/// A program as launches.
+/// A program as a list of launches.
 pub(super) struct Lowered<'a> {
     placed: &'a Placed,
     state: &'a State,
     spaces: &'a Spaces<'a>,
-    /// Per value, where it lies; none: no step touches it.
+    /// The operand of each value, or `None` if no step uses the value.
     operands: Vec<Option<Operand>>,
     pub launches: Vec<Launch>,
 }
 
-/// Why a step has no launch.
+/// The reason why a step has no launch.
 enum Refusal {
-    /// No kernel does this.
+    /// There is no kernel for the step.
     Missing(String),
     Engine(EngineError),
 }
@@ -106,7 +106,8 @@ impl<'a> Lowered<'a> {
         Ok(lowered)
     }
 
-    /// Where a value of the program lies: its first output, say.
+    /// The operand of a value that some step computes, such as the program's output, with its rows
+    /// and columns.
     pub fn output(&self, v: usize) -> (Operand, usize, usize) {
         let value = &self.placed.values[v];
         let operand = self.operands[v]
@@ -116,7 +117,7 @@ impl<'a> Lowered<'a> {
         (operand, value.rows, value.cols)
     }
 
-    /// Launches that fill the cache: when it is empty, and when it has been filled before.
+    /// The launches that fill the cache: when it is empty, and when it has been filled before.
     pub fn keeps(&self, plan: &Plan) -> [Vec<Launch>; 2] {
         let [mut first, mut shifts, mut later] = [vec![], vec![], vec![]];
         for (i, slot) in plan.cache.iter().flat_map(|cache| &cache.slots).enumerate() {
@@ -129,7 +130,7 @@ impl<'a> Lowered<'a> {
             };
             first.push(copy(&from, from.ld));
             match slot.previous_of {
-                // before the other slot is overwritten
+                // the other slot must be copied before it is overwritten
                 Some(of) => shifts.push(copy(&self.slot_operand(of, cols), cols)),
                 None => later.push(copy(&from, from.ld)),
             }
@@ -153,7 +154,7 @@ impl<'a> Lowered<'a> {
         Operand { per_step, per_slot: self.spaces.slot.bytes, ..memory }
     }
 
-    /// Where a value lies; none: nothing writes it.
+    /// The operand of a value, or `None` if nothing writes the value.
     pub fn place(
         &mut self,
         v: usize,
@@ -195,7 +196,7 @@ impl<'a> Lowered<'a> {
         Ok(Some(operand))
     }
 
-    /// A value of the program's own.
+    /// The operand of a value that lies in the program's own memory.
     pub fn in_arena(&self, v: usize) -> Option<Operand> {
         let (value, element) = (&self.placed.values[v], self.placed.types[v]);
         let offset = self.placed.offsets[v]? + value.column * element.size();
@@ -210,11 +211,11 @@ struct StepLowering<'l, 'a, 'c, 'w> {
     constants: &'c mut Constants<'w>,
     step: &'l Step,
     at: usize,
-    /// Its result, rounded or not.
+    /// The value that the step writes, rounded or not.
     output: usize,
-    /// Bytes of scratch given out.
+    /// The number of bytes of scratch memory in use.
     scratch: usize,
-    /// Whether the kernel was given how its result is rounded.
+    /// Whether the rounding of the result was passed to the kernel.
     rounds: bool,
     multiprocessors: usize,
 }
@@ -237,7 +238,8 @@ impl<'a> StepLowering<'_, 'a, '_, '_> {
         }
     }
 
-    /// What the CPU's choice of a kernel says of shapes and distances holds here as well.
+    /// Lowers a step through the kernel that the CPU would choose. Its shapes and distances apply
+    /// to the device as well.
     fn prepared(&mut self) -> Outcome {
         let (kind, values) = (self.kind(), &self.lowered.placed.values);
         let preparer = Preparer {
@@ -274,18 +276,18 @@ impl<'a> StepLowering<'_, 'a, '_, '_> {
         self.lowered.launches.push(launch);
     }
 
-    /// Where a value lies.
+    /// The operand of a value.
     fn operand(&mut self, v: usize) -> Result<Operand, Refusal> {
         let place = self.lowered.place(v, self.constants)?;
         place.ok_or_else(|| missing("a value is read that nothing writes"))
     }
 
-    /// The operand of input `i`, if there is one.
+    /// The operand of input `i`, if it is present.
     fn maybe(&mut self, i: usize) -> Result<Option<Operand>, Refusal> {
         self.input(i).map(|v| self.operand(v)).transpose()
     }
 
-    /// Input `i` without gaps between its rows.
+    /// Input `i`, which must have no gaps between its rows.
     fn dense(&mut self, i: usize) -> Result<Option<Operand>, Refusal> {
         match self.input(i) {
             Some(v) if !self.value(v).is_dense() => {
@@ -295,14 +297,14 @@ impl<'a> StepLowering<'_, 'a, '_, '_> {
         }
     }
 
-    /// Memory of this step alone.
+    /// Scratch memory of this step.
     fn scratch(&mut self, bytes: usize, element: ElementType, ld: usize) -> Operand {
         let offset = self.lowered.placed.scratch[self.at] + self.scratch;
         self.scratch += bytes;
         Operand::new(&self.lowered.spaces.arena, offset, element, ld)
     }
 
-    /// Input `i` as tensor cores read it: where it lies, or copied.
+    /// Input `i` in the form that tensor cores read: its own operand, or a copy in fp16.
     fn wide(&mut self, i: usize) -> Result<Operand, Refusal> {
         let v = self.need(i)?;
         let from = self.operand(v)?;
@@ -323,7 +325,7 @@ impl<'a> StepLowering<'_, 'a, '_, '_> {
         Ok(to)
     }
 
-    /// The result, and how it is rounded.
+    /// The result with its rounding.
     fn target(&mut self) -> Result<ResultOperand, Refusal> {
         let y = self.operand(self.output)?;
         self.rounds = true;
@@ -335,7 +337,7 @@ impl<'a> StepLowering<'_, 'a, '_, '_> {
     }
 }
 
-/// Where a result goes.
+/// The operand of a result, and its rounding to codes.
 struct ResultOperand {
     y: Operand,
     rounding: Option<(Operand, Operand, Rounding)>,

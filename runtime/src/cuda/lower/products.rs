@@ -1,4 +1,4 @@
-//! Convolutions, linear layers, products of matrices.
+//! Convolutions, linear layers and products of matrices.
 
 use super::super::fuse::rounding;
 use super::{Outcome, Refusal, StepLowering, missing};
@@ -74,7 +74,7 @@ impl StepLowering<'_, '_, '_, '_> {
         })
     }
 
-    /// The constant that input `i` is in its whole.
+    /// The constant that input `i` is, as a whole.
     fn constant(&self, i: usize) -> Option<usize> {
         let value = self.value(self.input(i)?);
         match self.value(value.home).source {
@@ -113,7 +113,7 @@ impl StepLowering<'_, '_, '_, '_> {
         Ok(())
     }
 
-    /// Scale and zero point of a value that is stored as codes.
+    /// The scale and the zero point of a value that is stored as codes.
     fn rounding_of_codes(&mut self, v: usize) -> Result<Option<[Operand; 2]>, Refusal> {
         if self.lowered.placed.types[v] != ElementType::U8 || self.value(v).stored_as.is_none() {
             return Ok(None);
@@ -123,7 +123,7 @@ impl StepLowering<'_, '_, '_, '_> {
         Ok(Some([self.operand(how.scale)?, self.operand(how.zero_point)?]))
     }
 
-    /// What follows a product.
+    /// The epilogue of a product.
     fn parts(&mut self) -> Result<EpilogueOperands, Refusal> {
         Ok(EpilogueOperands {
             bias: self.dense(BIAS)?,
@@ -134,8 +134,8 @@ impl StepLowering<'_, '_, '_, '_> {
         })
     }
 
-    /// Input `i` as one row per image of the result: the rows, their distance, and the result rows
-    /// of an image.
+    /// Input `i` as one row per image of the result: the rows, the distance between them, and the
+    /// number of result rows per image.
     pub(super) fn per_image(
         &mut self,
         i: usize,

@@ -1,4 +1,4 @@
-//! Operators that work element by element, and their broadcasting.
+//! Kernels for operators that work element by element, and the broadcasting of their operands.
 
 use super::super::kernel::{Kernel, Move, PerImage, Side};
 use super::super::values::Value;
@@ -7,7 +7,7 @@ use cqc_kernels::{Act, Binary, Unary};
 use cqc_proto::DType;
 use cqc_proto::op::{BinaryKind, UnaryKind};
 
-/// Rows shorter than this are joined with the axis before them, where the operands allow it.
+/// Rows shorter than this are joined with the axis before them, if the operands allow it.
 const SHORT: usize = 64;
 
 impl Site<'_> {
@@ -63,7 +63,7 @@ impl Site<'_> {
     }
 }
 
-/// Strides of `x` along the axes of `y`, 0 where it is repeated.
+/// The strides of `x` along the axes of `y`; 0 where `x` repeats.
 pub(crate) fn broadcast_strides(x: &Value, y: &Value) -> Vec<usize> {
     let front = y.shape.len() - x.shape.len();
     let mut strides = vec![0; y.shape.len()];
@@ -73,11 +73,11 @@ pub(crate) fn broadcast_strides(x: &Value, y: &Value) -> Vec<usize> {
     strides
 }
 
-/// How `x` looks from a result whose axes `split..` are the columns; `None` if the kernel knows no
-/// such operand.
+/// The broadcasting of `x` to a result whose axes from `split` on are the columns. `None` if the
+/// kernel has no such operand.
 fn side(x: &Value, y: &Value, split: usize) -> Option<Side> {
     let front = y.shape.len() - x.shape.len();
-    // Of the axes of y that are longer than 1: is x as long, or repeated?
+    // for each axis of y longer than 1: whether x has that axis, or repeats along it
     let axes = |range: std::ops::Range<usize>| {
         range
             .filter(|&a| y.shape[a] > 1)
@@ -101,7 +101,7 @@ fn side(x: &Value, y: &Value, split: usize) -> Option<Side> {
     }
 }
 
-/// Images in front, then rows that share: `rows` says which axes of the rows `x` has.
+/// One row per image, if the axes of the rows that `x` has (`rows`) are the leading ones.
 fn image(rows: &[bool], images: usize, c: usize, all_rows: usize) -> Option<PerImage> {
     let own = rows.iter().take_while(|f| **f).count();
     let shared = rows[own..].iter().all(|f| !f);
@@ -109,7 +109,7 @@ fn image(rows: &[bool], images: usize, c: usize, all_rows: usize) -> Option<PerI
 }
 
 impl Value {
-    /// Whether the last `c` elements of a value of that many elements lie side by side.
+    /// Whether the value has `c` elements that are contiguous.
     fn rows_are_joined(&self, c: usize) -> bool {
         self.len() == c && (self.is_dense() || self.rows == 1)
     }

@@ -1,7 +1,8 @@
 //! Chooses the kernel of each step.
 //!
-//! A step whose operands a fast kernel cannot take (element type, layout, an attribute) runs
-//! through the definition, `cqc_kernels::reference`: slow, but right.
+//! If no fast kernel supports the operands of a step (element type, layout, an attribute), the step
+//! runs through the definition of its operator, `cqc_kernels::reference`, which is slow but
+//! general.
 
 pub(crate) mod elementwise;
 mod movement;
@@ -17,20 +18,21 @@ use cqc_proto::plan::{ProgramKind, Source, Step};
 use cqc_proto::{Bindings, DType, Op, ValueType};
 use std::collections::HashMap;
 
-/// What is known when the steps of a program are prepared.
+/// The context in which the steps of a program are prepared.
 pub(crate) struct Preparer<'a> {
     pub weights: &'a Weights,
     pub kind: ProgramKind,
     pub values: &'a [Value],
     pub uses: &'a Uses,
-    /// Results of linear layers that may compute the GEGLU after them, and its result.
+    /// Results of linear layers that may also compute the GEGLU after them, with the results of
+    /// those.
     pub pairs: &'a HashMap<usize, usize>,
     pub bindings: &'a Bindings,
-    /// Takes the definition for everything.
+    /// Runs everything through the definitions.
     pub reference: bool,
 }
 
-/// A step and its operands as the kernels' choosers see them.
+/// A step with the context in which its kernel is chosen.
 struct Site<'a> {
     preparer: &'a Preparer<'a>,
     step: &'a Step,
@@ -59,7 +61,7 @@ impl Preparer<'_> {
         Ok(kernel)
     }
 
-    /// The operator's rule at these very sizes: the kernels rely on it.
+    /// Checks the operator's rule at the actual sizes, on which the kernels rely.
     fn check(&self, step: &Step, op: &Op) -> Result<(), String> {
         let ty = |&v: &usize| ValueType::fixed(self.values[v].dtype, &self.values[v].shape);
         let inputs: Vec<Option<ValueType>> =
@@ -112,7 +114,7 @@ impl<'a> Site<'a> {
         }
     }
 
-    /// Input `i`, present.
+    /// Input `i`, if it is present.
     fn input(&self, i: usize) -> Option<&'a Value> {
         self.step.inputs.get(i).copied().flatten().map(|v| &self.preparer.values[v])
     }
@@ -128,7 +130,7 @@ impl<'a> Site<'a> {
         all.into_iter().all(|&v| self.preparer.values[v].dtype == DType::F32)
     }
 
-    /// Where operand `i` is stored as codes: the values that hold their scale and zero point.
+    /// The values with the scale and the zero point of operand `i`, if it is stored as codes.
     fn rounding_of_codes(&self, i: usize) -> Option<[usize; 2]> {
         let is_coded = |v: &usize| {
             self.preparer.values[*v].stored_as.is_some_and(|dtype| dtype != DType::BF16)
@@ -145,12 +147,12 @@ impl<'a> Site<'a> {
         self.input(i).is_some_and(|x| x.stored_as == Some(DType::BF16))
     }
 
-    /// Whether input `i` is absent or has no gaps.
+    /// Whether input `i` is absent or has no gaps between its rows.
     fn is_dense(&self, i: usize) -> bool {
         self.input(i).is_none_or(Value::is_dense)
     }
 
-    /// The constant that input `i` is in its whole.
+    /// The constant that input `i` is, as a whole.
     fn constant(&self, i: usize) -> Option<usize> {
         let value = self.input(i)?;
         match self.preparer.values[value.home].source {
@@ -169,8 +171,8 @@ impl<'a> Site<'a> {
         Some(PerImage { stride, rows: y.rows / y.shape[0] })
     }
 
-    /// Whether the result shares storage with an operand: then neither may be touched through the
-    /// kernel's views.
+    /// Whether the result shares bytes with an operand. The kernels cannot be used then, because
+    /// they need separate slices.
     fn reads_what_it_writes(&self) -> bool {
         let values = self.preparer.values;
         let meets = |x: &Value, y: &Value| {

@@ -1,4 +1,4 @@
-//! Operators that only move elements: strided copies.
+//! Kernels for operators that only move elements, which are strided copies.
 
 use super::super::kernel::{Fill, Kernel, Move};
 use super::super::values::Value;
@@ -7,7 +7,7 @@ use super::elementwise::broadcast_strides;
 use cqc_proto::op::{CoordinateMode, NearestMode, PadMode, ResizeMode};
 use cqc_proto::{DType, Dim, Op};
 
-/// Most axes a strided copy may have.
+/// The maximum number of axes of a strided copy.
 const MAX_COPY_RANK: usize = 8;
 
 impl Site<'_> {
@@ -17,8 +17,7 @@ impl Site<'_> {
         fits.then(|| Kernel::Copy { size: self.output().dtype.size(), fill, moves })
     }
 
-    /// One copy of input 0 into the whole result, whose axes `shape` the input crosses with
-    /// `x_strides`.
+    /// One copy of input 0 into the whole result of shape `shape`.
     fn whole(
         &self,
         shape: &[usize],
@@ -44,7 +43,7 @@ impl Site<'_> {
         if x.home == y.home && x.column == y.column && x.is_dense() && y.is_dense() {
             return Some(Kernel::Nothing);
         }
-        // One side without gaps can be seen in the rows of the other.
+        // a side without gaps can be viewed in the rows of the other side
         let rows_of = if y.is_dense() { x } else { y };
         (x.is_dense() || y.is_dense()).then_some(())?;
         let strides = |v: &Value| if v.is_dense() { [rows_of.cols, 1] } else { [v.ld, 1] };
@@ -75,7 +74,7 @@ impl Site<'_> {
             let Some(x) = self.input(i) else { return false };
             let column = y.column + before;
             before += x.shape[axis];
-            // In a single row "columns" may be any number of leading axes' worth of elements.
+            // in a single row, the columns may span several leading axes
             last_axis && x.home == y.home && x.column == column && (x.ld == y.ld || x.rows == 1)
         };
         (0..self.step.inputs.len()).map(lies).collect()
@@ -108,10 +107,10 @@ impl Site<'_> {
         let mut offset = 0;
         for ((&axis, start), &step) in axes.iter().zip(starts).zip(steps) {
             offset += usize::try_from(start.as_const()?).ok()? * strides[axis];
-            // a single element is taken whatever the step is, which may be any number then
+            // with a single element the step does not matter and may be any number
             x_strides[axis] *= if y.shape[axis] > 1 { step as isize } else { 1 };
         }
-        // some columns, where they lie
+        // the result is a range of columns that need not be moved
         if x.home == y.home && y.column == x.column + offset && x.ld == y.ld && x.rows == y.rows {
             return Some(Kernel::Nothing);
         }
@@ -147,7 +146,7 @@ impl Site<'_> {
         self.whole(&shape, 0, x_strides, y_strides)
     }
 
-    /// Enlarging by whole factors with repeated elements.
+    /// Enlarges by integer factors with repeated elements.
     pub(super) fn resize(&self, op: &Op) -> Option<Kernel> {
         let Op::Resize { scales, mode: ResizeMode::Nearest, coordinates, nearest, .. } = op else {
             return None;
@@ -155,7 +154,7 @@ impl Site<'_> {
         let (x, y) = (self.input(0)?, self.output());
         let repeats = match (coordinates, nearest) {
             (CoordinateMode::Asymmetric, NearestMode::Floor) => true,
-            // (i + 1/2) / f − 1/2 lies less than 1/2 from ⌊i / f⌋.
+            // (i + 1/2) / f − 1/2 is less than 1/2 away from ⌊i / f⌋
             (
                 CoordinateMode::HalfPixel,
                 NearestMode::RoundPreferFloor | NearestMode::RoundPreferCeil,

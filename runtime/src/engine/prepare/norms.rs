@@ -1,4 +1,4 @@
-//! Normalisations, softmax, GEGLU, the affine map per channel.
+//! Kernels for normalisations, softmax, GEGLU, the affine map per channel and roundings.
 
 use super::super::kernel::Kernel;
 use super::super::values::segment_sizes;
@@ -22,7 +22,7 @@ impl Site<'_> {
         act: Act,
     ) -> Option<Kernel> {
         let (x, y) = (self.input(0)?, self.output());
-        // Without spatial axes both layouts are the same.
+        // without spatial axes both layouts are the same
         if !self.is_f32()
             || !self.are_dense([GAMMA, BETA])
             || (layout == ConvLayout::ChannelsFirst && x.shape.len() > 2)

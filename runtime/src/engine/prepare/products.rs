@@ -1,4 +1,4 @@
-//! Convolution, linear layers, matrix products, attention.
+//! Kernels for convolutions, linear layers, matrix products and attention.
 
 use super::super::kernel::{AttentionInputs, Kernel, ProductWeights, Tail};
 use super::super::values::Value;
@@ -8,10 +8,10 @@ use cqc_proto::Op;
 use cqc_proto::op::operand::{BIAS, GATE, MASK, QKV, RESIDUAL, ROW, SCALE, WEIGHTS, X};
 use cqc_proto::op::{Act, ConvLayout};
 
-/// Most entries of a convolution's table of pixels, and pixels of its images.
+/// The maximum number of entries in a convolution's table of pixels, and of pixels in its images.
 const MAX_TABLE: usize = 1 << 28;
 
-/// Whether the table that a convolution plans with has a sane size.
+/// Whether the table of a convolution has an acceptable size.
 fn fits_table(shape: &ConvShape) -> bool {
     let entries =
         || shape.out_h().checked_mul(shape.out_w())?.checked_mul(shape.kh)?.checked_mul(shape.kw);
@@ -19,8 +19,8 @@ fn fits_table(shape: &ConvShape) -> bool {
     shape.check().is_ok() && [entries(), pixels].iter().all(|n| n.is_some_and(|n| n <= MAX_TABLE))
 }
 
-/// The shape of a batched product of matrices. Each side has one for every product, or one for all;
-/// `None` where it repeats in part.
+/// The shape of a batched matrix product. Each side has one matrix for every product, or one for
+/// all. `None` if a side repeats in part.
 pub(crate) fn matmul_shape(a: &Value, b: &Value, y: &Value) -> Option<MatmulShape> {
     let (m, k, n) = (a.shape[a.shape.len().checked_sub(2)?], a.cols, b.cols);
     let batch = y.rows / m;
@@ -44,7 +44,7 @@ pub(crate) fn matmul_shape(a: &Value, b: &Value, y: &Value) -> Option<MatmulShap
     })
 }
 
-/// The shape of a convolution over channels-last values; `None` for any other.
+/// The shape of a convolution over channels-last values, or `None` for another layout or rank.
 pub(crate) fn conv_shape(op: &Op, x: &Value, w: &Value, y: &Value) -> Option<ConvShape> {
     let Op::Conv { strides, pads, dilations, groups, layout, upsample, .. } = op else {
         return None;
@@ -53,7 +53,7 @@ pub(crate) fn conv_shape(op: &Op, x: &Value, w: &Value, y: &Value) -> Option<Con
     if *layout != ConvLayout::ChannelsLast || !(3..=4).contains(&rank) {
         return None;
     }
-    // One spatial axis: an image of one row, which enlarging would double.
+    // with one spatial axis the image has one row, which enlarging would double
     if rank == 3 && *upsample != 1 {
         return None;
     }
@@ -79,7 +79,7 @@ pub(crate) fn conv_shape(op: &Op, x: &Value, w: &Value, y: &Value) -> Option<Con
 }
 
 impl Site<'_> {
-    /// What follows a product.
+    /// The epilogue of a product.
     fn tail(&self, act: Act) -> Option<Tail> {
         let per_image = |i| match self.input(i) {
             Some(_) => Some(self.per_image(i)),
@@ -144,7 +144,7 @@ impl Site<'_> {
             };
             return Some(Kernel::Linear { m, k, n, weights, tail, ldx, ldy });
         }
-        // A computed matrix: only the plain product is fast.
+        // with a computed right side, only the plain product is fast
         let plain = act == Act::None && (BIAS..=SCALE).all(|i| self.input(i).is_none());
         plain.then(|| {
             let (lda, ldb, ldy) = (x.ld, w.ld, y.ld);
@@ -174,7 +174,7 @@ impl Site<'_> {
         }
         let (k, n) = (a.cols, b.cols);
         if b.rows == k {
-            // One right side for all: the batch joins the rows.
+            // with one right side for all products, the batch joins the rows
             let rows = y.rows;
             if let (Some(constant), 2) = (self.constant(1), rb) {
                 let weights =
@@ -235,7 +235,7 @@ impl Site<'_> {
         Some(Kernel::Attention { shape, inputs })
     }
 
-    /// Distances in the mask along image, head, query and key; 0 where it is the same for all.
+    /// The strides of the mask along image, head, query and key; 0 where it repeats.
     fn mask_strides(&self) -> [usize; 4] {
         let mut strides = [0; 4];
         if let Some(mask) = self.input(MASK) {

@@ -1,14 +1,16 @@
-//! Levels for the solvers that integrate over the half log-SNR λ: DPM-Solver and its descendants.
+//! Noise levels for the solvers that integrate over the half log-SNR λ: DPM-Solver and its
+//! descendants.
 //!
-//! Their time steps are whole numbers, whatever the levels: diffusers rounds those of Karras levels
-//! and cuts off the fractions of the others.
+//! Their time steps are whole numbers for any levels. diffusers rounds the time steps of Karras
+//! levels and truncates those of other levels.
 
 use super::super::SamplerError;
 use super::schedule::{Level, in_training, leading, linspace, stride, trailing};
 use super::sigmas::{interpolate, log_levels, spread, timestep_of, trained_sigmas};
 use cqc_proto::sampler::{Betas, FinalSigma, SamplerConfig, SamplerKind, SigmaSchedule, Spacing};
 
-/// One level per evaluation and the one after the last, and the time step of each evaluation.
+/// The noise level of each evaluation and the one after the last, and the time step of each
+/// evaluation.
 pub(in super::super) struct DpmLevels {
     /// At least one more than there are time steps.
     pub levels: Vec<Level>,
@@ -16,9 +18,11 @@ pub(in super::super) struct DpmLevels {
 }
 
 impl DpmLevels {
+    /// The levels and time steps of `config`.
+    ///
     /// # Errors
-    /// [`SamplerError::TimestepOutside`], and [`SamplerError::NoShift`] where the shift of flow
-    /// matching depends on a number of tokens that is not known.
+    /// [`SamplerError::TimestepOutside`], and [`SamplerError::NoShift`] if the shift of flow
+    /// matching depends on an unknown number of tokens.
     pub fn new(config: &SamplerConfig, steps: usize) -> Result<Self, SamplerError> {
         let trained = trained_sigmas(config);
         let ends = (f64::from(trained[0]), f64::from(trained[trained.len() - 1]));
@@ -56,7 +60,7 @@ impl DpmLevels {
             (_, FinalSigma::Zero) => 0.0,
         });
         if config.kind == SamplerKind::DpmMultistepInverse {
-            // diffusers leaves repeated time steps out, but not their levels
+            // diffusers drops repeated time steps, but not their levels
             timesteps.dedup();
         }
         let is_flow = config.sigma_schedule.is_flow();
@@ -82,7 +86,7 @@ impl Level {
 
 type LevelsAndTimes = (Vec<f64>, Vec<f64>);
 
-/// Time steps first, then their levels.
+/// Computes the time steps first, and then their levels.
 fn plain(
     config: &SamplerConfig,
     steps: usize,
@@ -100,11 +104,11 @@ fn plain(
     Ok((sigmas, timesteps))
 }
 
-/// Noisiest first; the lowest of `steps + 1` is left out, because the solver ends there and does
-/// not start from there. Inverse: noisiest last, and that one is left out.
+/// Spaced time steps, the noisiest first. Of `steps + 1` time steps the lowest is dropped, because
+/// the solver ends there. For the inverse solver the noisiest comes last, and is dropped.
 ///
 /// # Errors
-/// [`SamplerError::TimestepOutside`] where `lambda_min_clipped` leaves none.
+/// [`SamplerError::TimestepOutside`] if `lambda_min_clipped` leaves no time step.
 fn spaced(config: &SamplerConfig, steps: usize, trained: &[f32]) -> Result<Vec<f64>, SamplerError> {
     let train = config.num_train_timesteps;
     let kept = train - clipped(config, trained);
@@ -116,7 +120,7 @@ fn spaced(config: &SamplerConfig, steps: usize, trained: &[f32]) -> Result<Vec<f
             linspace(0.0, f64::from(kept) - 1.0, steps + 1).map(f64::round_ties_even).collect()
         }
         (_, Spacing::Leading) => leading(kept, steps + 1, config.steps_offset),
-        // one less: it does not begin at 0
+        // one fewer, because this spacing does not include 0
         (_, Spacing::Trailing) => trailing(kept.into(), stride(train, steps), steps),
     };
     let is_one_more = ascending.len() > steps;
@@ -131,15 +135,15 @@ fn spaced(config: &SamplerConfig, steps: usize, trained: &[f32]) -> Result<Vec<f
     Ok(ascending)
 }
 
-/// How many of the noisiest training steps have a half log-SNR below `lambda_min_clipped`.
+/// The number of the noisiest training steps with a half log-SNR below `lambda_min_clipped`.
 fn clipped(config: &SamplerConfig, trained: &[f32]) -> u32 {
     let Some(limit) = config.lambda_min_clipped else { return 0 };
     let below = |sigma: &&f32| -f64::from(**sigma).ln() < limit;
     trained.iter().rev().take_while(below).count() as u32
 }
 
-/// Spread between the `ends` of training, lowest and highest, or between those of the
-/// configuration.
+/// Levels spread between `ends`, the lowest and the highest level of training, or between the ends
+/// in the configuration.
 fn between(
     config: &SamplerConfig,
     schedule: SigmaSchedule,
@@ -147,7 +151,7 @@ fn between(
     steps: usize,
 ) -> Vec<f64> {
     let (low, high) = match config.kind {
-        // from the lowest to the highest
+        // this solver goes from the lowest to the highest level
         SamplerKind::DpmMultistepInverse => (ends.1, ends.0),
         _ => ends,
     };
@@ -160,7 +164,7 @@ fn between(
     spread(schedule, low, high, steps)
 }
 
-/// The time step of each level, made whole.
+/// The time step of each level as a whole number.
 fn timesteps_of(config: &SamplerConfig, sigmas: &[f64], trained: &[f32]) -> Vec<f64> {
     let is_cosine =
         config.kind == SamplerKind::DpmMultistep && config.betas == Betas::SquaredcosCapV2;
@@ -168,7 +172,8 @@ fn timesteps_of(config: &SamplerConfig, sigmas: &[f64], trained: &[f32]) -> Vec<
         config.sigma_schedule,
         SigmaSchedule::Karras | SigmaSchedule::LuLambdas if !is_cosine
     );
-    // where fractions are cut off, the last bit of a logarithm decides whether the ends are ends
+    // where fractions are truncated, the last bit of a logarithm decides about the first and last
+    // step
     let logs = match config.sigma_schedule {
         SigmaSchedule::Karras => log_levels(trained),
         _ => trained.iter().map(|&sigma| numpy_ln(sigma)).collect(),
@@ -177,11 +182,11 @@ fn timesteps_of(config: &SamplerConfig, sigmas: &[f64], trained: &[f32]) -> Vec<
     sigmas.iter().map(|&sigma| whole(timestep_of(sigma.max(1e-10).ln(), &logs))).collect()
 }
 
-/// numpy's natural logarithm of a float32, for positive normal ones to the bit (its vectorized one, which is
-/// off by one unit in the last place for a tenth of all arguments): a quotient of polynomials in
-/// m − 1, where the argument is 2^k · m with m near 1.
+/// numpy's natural logarithm of a float32. For positive normal numbers it gives the same bits as
+/// numpy's vectorized version, which is off by one unit in the last place for a tenth of all
+/// arguments. With the argument 2^k · m and m near 1, it is a quotient of polynomials in m − 1.
 ///
-/// DEIS takes differences of such logarithms that magnify the last bit.
+/// DEIS takes differences of such logarithms, which magnify the last bit.
 pub(in super::super) fn numpy_ln(x: f32) -> f32 {
     const ABOVE: [f32; 6] = [0.025_899_792, 0.380_883_78, 1.480_000_6, 2.112_677_6, 1.0, 0.0];
     const BELOW: [f32; 6] =
@@ -207,14 +212,14 @@ pub(in super::super) fn numpy_ln(x: f32) -> f32 {
     (k as f32).mul_add(std::f32::consts::LN_2, horner(ABOVE) / horner(BELOW))
 }
 
-/// Levels of flow matching with the time steps that the network is told.
+/// The levels of flow matching together with the time steps that the network is told.
 fn timed(sigmas: Vec<f64>, config: &SamplerConfig) -> LevelsAndTimes {
     let train = f64::from(config.num_train_timesteps);
     let timesteps = sigmas.iter().map(|sigma| (sigma * train).trunc()).collect();
     (sigmas, timesteps)
 }
 
-/// From 1 − 1/training steps down to the last before 0, moved by the shift.
+/// Levels from 1 − 1/training steps down to the last one above 0, shifted.
 fn flow(config: &SamplerConfig, steps: usize) -> Result<Vec<f64>, SamplerError> {
     let shift = match &config.dynamic_shift {
         Some(dynamic) => dynamic.mu.ok_or(SamplerError::NoShift)?.exp(),
@@ -230,7 +235,7 @@ fn flow(config: &SamplerConfig, steps: usize) -> Result<Vec<f64>, SamplerError> 
     Ok(sigmas)
 }
 
-/// UniPC's: from 1 down, or as given, moved by the shift and stretched to the terminal level.
+/// The levels of UniPC: from 1 down, or as listed, shifted, and stretched to the terminal level.
 fn unipc_flow(config: &SamplerConfig, steps: usize) -> Result<Vec<f64>, SamplerError> {
     let lowest = 1.0 / f64::from(config.num_train_timesteps);
     let mut sigmas = match &config.sigmas {
@@ -252,7 +257,7 @@ fn unipc_flow(config: &SamplerConfig, steps: usize) -> Result<Vec<f64>, SamplerE
         let scale = (1.0 - sigmas[sigmas.len() - 1]) / (1.0 - terminal);
         sigmas.iter_mut().for_each(|s| *s = 1.0 - (1.0 - *s) / scale);
     }
-    // at 1 there is no signal, and λ is not finite
+    // a level of 1 has no signal, and its λ is not finite
     const PURE: f64 = 1e-6;
     if (sigmas[0] - 1.0).abs() < PURE {
         sigmas[0] -= PURE;
@@ -264,7 +269,7 @@ fn unipc_flow(config: &SamplerConfig, steps: usize) -> Result<Vec<f64>, SamplerE
 mod tests {
     use super::numpy_ln;
 
-    /// Bits of x and of numpy.log(x), recorded with numpy 2.4 on x86-64.
+    /// The bits of x and of numpy.log(x), recorded with numpy 2.4 on x86-64.
     const RECORDED: &[(u32, u32)] = &[
         (0x3f9e5a13, 0x3e59e56a),
         (0x454fa14a, 0x4101bbca),

@@ -1,4 +1,4 @@
-//! Levels and preconditioning of EDM (arXiv:2206.00364, table 1), where the solver does around the
+//! Levels and preconditioning of EDM (arXiv:2206.00364, table 1). The solver does around the
 //! network what a model of EDM does inside: D(x) = c_skip·x + c_out·F(c_in·x, c_noise).
 
 use super::super::table::{Op, Register};
@@ -8,8 +8,8 @@ use cqc_proto::sampler::{FinalSigma, Prediction, SamplerConfig, SamplerKind, Sig
 use std::f32::consts::PI;
 
 impl Sigmas {
-    /// Levels between the two ends of the configuration, and what the network is told of them:
-    /// ¼ ln σ, or 2/π·atan σ for `cosine-dpm`.
+    /// Levels between the two ends of the configuration, and the time steps that the network is
+    /// told: ¼ ln σ, or 2/π·atan σ for `cosine-dpm`.
     pub fn edm(config: &SamplerConfig, steps: usize) -> Self {
         let (low, high) = (config.sigma_min.unwrap_or(1.0), config.sigma_max.unwrap_or(1.0));
         let is_euler = config.kind == SamplerKind::EdmEuler;
@@ -35,13 +35,14 @@ impl Sigmas {
     }
 }
 
-/// Evenly spaced in ln σ. One level alone is the lowest, as `torch.linspace` counts from there.
+/// Levels evenly spaced in ln σ. A single level is the lowest one, because `torch.linspace` counts
+/// from there.
 fn exponential_f32(low: f64, high: f64, steps: usize) -> Vec<f32> {
     let ascending = linspace_f32(low.ln(), high.ln(), steps);
     ascending.into_iter().rev().map(|log| f64::from(log).exp() as f32).collect()
 }
 
-/// Evenly spaced in σ^(1/ρ), in float32.
+/// Levels evenly spaced in σ^(1/ρ), in float32.
 fn karras_f32(low: f64, high: f64, rho: f64, steps: usize) -> Vec<f32> {
     let (low, high) = (low.powf(1.0 / rho), high.powf(1.0 / rho));
     let ramp = linspace_f32(0.0, 1.0, steps);
@@ -49,12 +50,12 @@ fn karras_f32(low: f64, high: f64, rho: f64, steps: usize) -> Vec<f32> {
     ramp.into_iter().map(|ramp| f64::from(root(ramp)).powf(rho) as f32).collect()
 }
 
-/// What the network sees of a sample image + σ·ε: that times 1/√(σ² + data²).
+/// The factor of the network's input, 1/√(σ² + data²), for a sample image + σ·ε.
 pub(in super::super) fn input_scale(config: &SamplerConfig, sigma: f32) -> f32 {
     (sigma * sigma + variance(config)).sqrt().recip()
 }
 
-/// `to` = the image that the network's output stands for, with x = image + `sigma`·ε.
+/// `to` = the image that follows from the network's output at x = image + `sigma`·ε.
 pub(in super::super) fn image(config: &SamplerConfig, sigma: f32, to: Register) -> Op {
     let (data, sum) = (config.sigma_data as f32, sigma * sigma + variance(config));
     let sign = if config.prediction_type == Prediction::VPrediction { -1.0 } else { 1.0 };
@@ -66,7 +67,7 @@ fn variance(config: &SamplerConfig) -> f32 {
     (config.sigma_data * config.sigma_data) as f32
 }
 
-/// Standard deviation of a sample before the first step.
+/// Standard deviation of the sample before the first step.
 pub(in super::super) fn initial_scale(config: &SamplerConfig) -> f32 {
     let highest = config.sigma_max.unwrap_or(1.0);
     (highest * highest + 1.0).sqrt() as f32

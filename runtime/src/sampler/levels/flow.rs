@@ -1,7 +1,7 @@
-//! Noise levels of flow matching: x = (1 − σ)·image + σ·noise, σ from 1 down to 0.
+//! Noise levels of flow matching: x = (1 − σ)·image + σ·noise, with σ from 1 down to 0.
 //!
-//! diffusers computes a schedule of its own in float64 and lists that it is given in float32
-//! (numpy); they are rounded here where it rounds them.
+//! diffusers computes its own schedules in float64 and given lists in float32 (numpy). The values
+//! here are rounded where diffusers rounds them.
 
 use super::super::SamplerError;
 use super::schedule::linspace;
@@ -9,18 +9,19 @@ use super::sigmas::spread;
 use cqc_proto::sampler::{FlowSchedule, FlowTime, SamplerConfig, SigmaSchedule};
 use std::f64::consts::FRAC_PI_2;
 
-/// One level per evaluation and the one after the last, and what the network is told of each.
+/// The level of each evaluation and the one after the last, and the time step that the network is
+/// told at each evaluation.
 pub(in super::super) struct FlowLevels {
     pub sigmas: Vec<f32>,
     pub timesteps: Vec<f64>,
 }
 
 impl FlowLevels {
-    /// The levels of `FlowMatchEulerDiscreteScheduler`: evenly spaced time steps, moved by the
-    /// shift, stretched to the terminal level, or spread in another way between the two ends.
+    /// The levels of `FlowMatchEulerDiscreteScheduler`: evenly spaced time steps, shifted,
+    /// stretched to the terminal level, or spread by another schedule between the two ends.
     ///
     /// # Errors
-    /// [`SamplerError::NoShift`] where the shift depends on a number of tokens that is not known.
+    /// [`SamplerError::NoShift`] if the shift depends on an unknown number of tokens.
     pub fn new(config: &SamplerConfig, steps: usize) -> Result<Self, SamplerError> {
         let given = config.sigmas.is_some() || config.timesteps.is_some();
         let round = |sigma: f64| if given { f64::from(sigma as f32) } else { sigma };
@@ -56,7 +57,7 @@ impl FlowLevels {
             end = 1.0;
         }
         let timesteps = match &config.timesteps {
-            // diffusers hands on what it was given, whatever became of the levels
+            // diffusers passes the given time steps on, even if the levels have been changed
             Some(list) if config.flow_time == FlowTime::Scaled && !config.invert_sigmas => {
                 list.iter().map(|&t| f64::from(t as f32)).collect()
             }
@@ -67,7 +68,7 @@ impl FlowLevels {
     }
 }
 
-/// `steps` levels, noisiest first, before they are shifted. `moved` is the static shift.
+/// `steps` levels, the noisiest first, before they are shifted. `moved` is the static shift.
 fn scheduled(
     schedule: FlowSchedule,
     train: f64,
@@ -87,7 +88,7 @@ fn scheduled(
             FlowSchedule::Sway(s) => u + s * ((FRAC_PI_2 * u).cos() - 1.0 + u),
             FlowSchedule::TimeShift(s) => s * u / (1.0 + (s - 1.0) * u),
             FlowSchedule::LinearQuadratic(threshold) if i < half => i * threshold / half,
-            // a parabola that begins where the line ends, with its slope, and would end at 1
+            // a parabola that continues the line with the same slope and would reach 1 at the end
             FlowSchedule::LinearQuadratic(threshold) => {
                 let (start, slope) =
                     if half > 0.0 { (threshold, threshold / half) } else { (0.0, 0.0) };
@@ -99,7 +100,7 @@ fn scheduled(
     (0..steps).map(|i| 1.0 - data_share(i)).collect()
 }
 
-/// What the network is told of the level σ at evaluation `i`.
+/// The time step that the network is told at evaluation `i` with level σ.
 fn time(config: &SamplerConfig, i: usize, sigma: f32) -> f64 {
     let train = config.num_train_timesteps as f32;
     match config.flow_time {

@@ -1,5 +1,5 @@
-//! Levels of the samplers that come from k-diffusion: those of visited time steps, spread between
-//! two ends, or given as a list.
+//! Levels of the samplers that come from k-diffusion. They are those of the visited time steps,
+//! spread between two ends, or given as a list.
 
 use super::super::SamplerError;
 use super::schedule::{in_training, linspace_f32};
@@ -12,6 +12,8 @@ use cqc_proto::sampler::{
 };
 
 impl Sigmas {
+    /// The levels and time steps of `config`.
+    ///
     /// # Errors
     /// [`SamplerError::TimestepOutside`].
     pub fn k_diffusion(config: &SamplerConfig, steps: usize) -> Result<Self, SamplerError> {
@@ -56,7 +58,7 @@ impl Sigmas {
         Ok(Self { sigmas, timesteps }.told(config))
     }
 
-    /// Time steps as the network is told them: as float32, or ¼ ln σ.
+    /// Converts the time steps to the form that the network is told: a float32, or ¼ ln σ.
     fn told(mut self, config: &SamplerConfig) -> Self {
         let continuous = config.timestep_type == TimestepType::Continuous
             && config.prediction_type == Prediction::VPrediction;
@@ -67,7 +69,7 @@ impl Sigmas {
     }
 }
 
-/// The levels halfway in ln σ between each level and `to`, which has one per step, and their time
+/// The levels halfway in ln σ between each level of `from` and the one of `to`, and their time
 /// steps.
 pub(in super::super) fn halfway(
     config: &SamplerConfig,
@@ -76,14 +78,14 @@ pub(in super::super) fn halfway(
 ) -> Vec<(f32, f64)> {
     let logs = log_levels(&trained_sigmas(config));
     let middle = |(&from, &to): (&f32, &f32)| {
-        // towards 0 the middle is 0 itself
+        // the logarithm of 0 is not finite, and diffusers uses 0 as the middle
         let sigma = if to == 0.0 { 0.0 } else { lerp_half(from.ln(), to.ln()).exp() };
         (sigma, timestep_of_f32(sigma, &logs))
     };
     from.iter().zip(to).map(middle).collect()
 }
 
-/// [`timestep_of`] where diffusers has a float32 and computes in it.
+/// [`timestep_of`] in float32, for the places where diffusers computes in it.
 fn timestep_of_f32(sigma: f32, logs: &[f32]) -> f64 {
     let log = sigma.max(1e-10).ln();
     let low = logs.partition_point(|&trained| trained <= log).saturating_sub(1);
@@ -92,7 +94,7 @@ fn timestep_of_f32(sigma: f32, logs: &[f32]) -> f64 {
     f64::from((f64::from(1.0 - w) * low as f64 + f64::from(w) * (low + 1) as f64) as f32)
 }
 
-/// `torch.lerp` at ½.
+/// `torch.lerp` with a weight of ½.
 fn lerp_half(from: f32, to: f32) -> f32 {
     to - (to - from) * 0.5
 }

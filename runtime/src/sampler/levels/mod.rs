@@ -1,4 +1,4 @@
-//! Noise levels and time steps: which levels a trajectory visits, whatever solver moves it.
+//! Noise levels and time steps that a trajectory visits, independent of the solver.
 
 pub(super) mod dpm;
 pub(super) mod edm;

@@ -1,7 +1,7 @@
-//! The training noise schedule ᾱ, and the time steps that are visited.
+//! The training noise schedule ᾱ, and the visited time steps.
 //!
-//! diffusers computes ᾱ in float32 and takes differences such as 1 − ᾱ and 1 − ᾱ/ᾱ′ of it, where
-//! the rounding of ᾱ shows in the fourth digit. To end at the same image, the scalars here are
+//! diffusers computes ᾱ in float32 and then differences such as 1 − ᾱ and 1 − ᾱ/ᾱ′, in which the
+//! rounding of ᾱ shows in the fourth digit. To arrive at the same image, the scalars here are
 //! rounded where diffusers (torch and numpy) rounds them.
 
 pub(in super::super) use super::super::Level;
@@ -19,7 +19,7 @@ pub(in super::super) fn alphas_cumprod(config: &SamplerConfig) -> Vec<f32> {
     products(&betas)
 }
 
-/// Running product of 1 − β: kept in f64, each result rounded to f32.
+/// Running product of 1 − β, computed in f64, with each result rounded to f32.
 fn products(betas: &[f32]) -> Vec<f32> {
     let mut product = 1.0;
     let next = |&beta: &f32| {
@@ -58,7 +58,7 @@ fn laplace_alpha(t: f64) -> f64 {
     (snr / (1.0 + snr)).sqrt()
 }
 
-/// β of an ᾱ that is a function of time from 0 to 1, each at most 0.999.
+/// The β of an ᾱ that is a function of time from 0 to 1. Each is at most 0.999.
 fn capped(count: usize, alpha: impl Fn(f64) -> f64) -> Vec<f32> {
     let at = |i: usize| alpha(i as f64 / count as f64);
     (0..count).map(|i| (1.0 - at(i + 1) / at(i)).min(0.999) as f32).collect()
@@ -78,8 +78,8 @@ pub(in super::super) fn linspace_f32(start: f64, end: f64, count: usize) -> Vec<
     (0..count).map(at).collect()
 }
 
-/// Moves √ᾱ so that the last is 0 and the first stays (arXiv:2305.08891, algorithm 1), and returns
-/// the β of that.
+/// Rescales √ᾱ so that the last value is 0 and the first one does not change (arXiv:2305.08891,
+/// algorithm 1), and returns the corresponding β.
 fn rescaled_to_zero_snr(betas: &[f32]) -> Vec<f32> {
     let roots: Vec<f32> = products(betas).into_iter().map(f32::sqrt).collect();
     let (first, last) = (roots[0], roots[roots.len() - 1]);
@@ -90,10 +90,11 @@ fn rescaled_to_zero_snr(betas: &[f32]) -> Vec<f32> {
     squares.map(beta).collect()
 }
 
-/// The visited time steps, noisiest first, for the kinds that step from one ᾱ to another.
+/// The visited time steps, the noisiest first, for the kinds that step from one ᾱ to another.
 ///
 /// # Errors
-/// [`SamplerError::TimestepOutside`], e.g. when `steps_offset` leads beyond the training steps.
+/// [`SamplerError::TimestepOutside`], for example if `steps_offset` leads beyond the training
+/// steps.
 pub(in super::super) fn timesteps(
     config: &SamplerConfig,
     steps: usize,
@@ -115,11 +116,11 @@ pub(in super::super) fn timesteps(
     ascending.into_iter().rev().map(|t| in_training(t, train)).collect()
 }
 
-/// Time steps of a distilled model, noisiest first: a subset, evenly spread, of those that it was
-/// distilled with.
+/// Time steps of a distilled model, the noisiest first: an evenly spread subset of those with which
+/// it was distilled.
 ///
 /// # Errors
-/// [`SamplerError::TimestepOutside`] for a list with a time step outside of training.
+/// [`SamplerError::TimestepOutside`] if a listed time step is outside of training.
 pub(in super::super) fn distilled_timesteps(
     config: &SamplerConfig,
     steps: usize,
@@ -135,7 +136,7 @@ pub(in super::super) fn distilled_timesteps(
     Ok((0..steps).map(at).collect())
 }
 
-/// `t` as an index into the training steps.
+/// Converts `t` to an index into the training steps.
 pub(in super::super) fn in_training(t: f64, train: u32) -> Result<usize, SamplerError> {
     if (0.0..f64::from(train)).contains(&t) {
         Ok(t as usize)
@@ -144,21 +145,22 @@ pub(in super::super) fn in_training(t: f64, train: u32) -> Result<usize, Sampler
     }
 }
 
-/// Training steps per step, as a real number.
+/// The number of training steps per sampler step, as a real number.
 pub(in super::super) fn stride(train: u32, steps: usize) -> f64 {
     f64::from(train) / steps as f64
 }
 
-/// `count` multiples of ⌊`train` / `count`⌋, moved up by `offset`; ascending.
+/// `count` multiples of ⌊`train` / `count`⌋, plus `offset`, in ascending order.
 pub(in super::super) fn leading(train: u32, count: usize, offset: u32) -> Vec<f64> {
     let stride = train as usize / count;
     (0..count).map(|i| (i * stride) as f64 + f64::from(offset)).collect()
 }
 
-/// From `last` down by `stride`, rounded, minus one; ascending, and at most `limit` of them.
+/// The numbers from `last` down in steps of `stride`, rounded, minus one. They are in ascending
+/// order, and at most `limit`.
 ///
-/// diffusers lets `numpy.arange` find the end and for some step counts (61 of 1000) gets one time
-/// step too many, −1, through rounding. `limit` cuts it off.
+/// diffusers lets `numpy.arange` find the end. For some numbers of steps (61 of 1000), rounding
+/// makes it return one time step too many, −1, which `limit` cuts off.
 pub(in super::super) fn trailing(last: f64, stride: f64, limit: usize) -> Vec<f64> {
     let count = ((last / stride).ceil() as usize).min(limit);
     let stride = (last - stride) - last; // arange measures its stride between the first two values
@@ -180,7 +182,7 @@ impl Level {
         Self { signal: alpha_cumprod.sqrt(), noise: (1.0 - alpha_cumprod).sqrt() }
     }
 
-    /// `to` = the image that the network's output `out` at `x` stands for.
+    /// `to` = the image that follows from the network's output `out` at `x`.
     pub(in super::super) fn image(
         self,
         prediction: Prediction,
@@ -197,7 +199,7 @@ impl Level {
         }
     }
 
-    /// `to` = the noise that the network's output `out` at `x` stands for.
+    /// `to` = the noise that follows from the network's output `out` at `x`.
     pub(in super::super) fn epsilon(
         self,
         prediction: Prediction,

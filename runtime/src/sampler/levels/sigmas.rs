@@ -1,6 +1,7 @@
 //! Noise levels σ = √((1−ᾱ)/ᾱ) and their time steps, for the kinds that integrate over σ (Euler).
 //!
-//! Rounded as diffusers does: the training levels in float32, everything from them in float64, the
+//! They are rounded as in diffusers: training levels in float32, computations with them in float64,
+//! results in float32.
 //! result in float32.
 
 use super::super::table::{Op, Register};
@@ -9,13 +10,13 @@ use cqc_proto::sampler::{
     FinalSigma, Prediction, SamplerConfig, SamplerKind, SigmaSchedule, Spacing,
 };
 
-/// One level per evaluation and the one after the last, and the time step of each evaluation.
+/// The level of each evaluation and the one after the last, and the time step of each evaluation.
 pub(in super::super) struct Sigmas {
     pub sigmas: Vec<f32>,
     pub timesteps: Vec<f64>,
 }
 
-/// What the network sees of a sample image + σ·ε: that times 1/√(σ² + 1).
+/// The factor of the network's input, 1/√(σ² + 1), for a sample image + σ·ε.
 pub(in super::super) fn input_scale(sigma: f32) -> f32 {
     (sigma * sigma + 1.0).sqrt().recip()
 }
@@ -29,7 +30,7 @@ pub(in super::super) fn initial_scale(config: &SamplerConfig, sigmas: &[f32]) ->
     }
 }
 
-/// `to` = the image that the network's output `out` stands for, with `x` = image + `sigma`·ε.
+/// `to` = the image that follows from the network's output `out` at `x` = image + `sigma`·ε.
 pub(in super::super) fn image_over_sigma(
     prediction: Prediction,
     sigma: f32,
@@ -44,7 +45,8 @@ pub(in super::super) fn image_over_sigma(
             Op::sum(to, &[(out, -sigma / square.sqrt())]).plus_quotient(x, 1.0, square)
         }
         Prediction::Sample => Op::sum(to, &[(out, 1.0)]),
-        // refused by `SamplerConfig::validate`: a straight path has another kind of level
+        // `SamplerConfig::validate` refuses these; the levels of a straight path are of another
+        // kind
         Prediction::Flow | Prediction::FlowToData => Op::sum(to, &[(out, f32::NAN)]),
     }
 }
@@ -67,10 +69,10 @@ pub(super) fn trained_sigmas(config: &SamplerConfig) -> Vec<f32> {
     alphas.into_iter().map(|alpha| ((1.0 - alpha) / alpha).sqrt()).collect()
 }
 
-/// Noisiest first; `linspace` gives fractional ones.
+/// The visited time steps, the noisiest first. With `linspace` they may be fractions.
 pub(super) fn euler_timesteps(config: &SamplerConfig, steps: usize) -> Vec<f64> {
     let train = config.num_train_timesteps;
-    // one class does not round them
+    // diffusers' class for this kind does not round them
     let is_rounded = config.kind != SamplerKind::DpmSde;
     let round = |t: f64| if is_rounded { f64::from(t as f32) } else { t };
     let mut ascending = match config.timestep_spacing {
@@ -82,7 +84,7 @@ pub(super) fn euler_timesteps(config: &SamplerConfig, steps: usize) -> Vec<f64> 
     ascending
 }
 
-/// The level between two training steps; `t` is one of `0..trained.len()` or lies between them.
+/// The level at `t`, interpolated between two training steps. `t` is from 0 to the last index.
 pub(super) fn interpolate(trained: &[f32], t: f64) -> f64 {
     let low = t as usize;
     let Some(&high) = trained.get(low + 1) else { return trained[low].into() };
@@ -90,10 +92,10 @@ pub(super) fn interpolate(trained: &[f32], t: f64) -> f64 {
     (to - from) * (t - low as f64) + from
 }
 
-/// `steps` levels from `high` down to `low`, spread as `schedule` says.
+/// `steps` levels from `high` down to `low`, spread by `schedule`.
 ///
 /// # Panics
-/// For [`SigmaSchedule::Plain`] and the two that do not lie between given ends.
+/// For [`SigmaSchedule::Plain`] and the schedules that do not lie between given ends.
 pub(in super::super) fn spread(
     schedule: SigmaSchedule,
     low: f64,
@@ -113,8 +115,8 @@ pub(in super::super) fn spread(
     }
 }
 
-/// Evenly spaced in σ^(1/ρ), from `high` at 0 of `ramp` to `low` at 1 (arXiv:2206.00364,
-/// equation 5).
+/// Levels evenly spaced in σ^(1/ρ), from `high` for a `ramp` of 0 to `low` for a `ramp` of 1
+/// (arXiv:2206.00364, equation 5).
 pub(in super::super) fn karras(
     low: f64,
     high: f64,
@@ -125,7 +127,8 @@ pub(in super::super) fn karras(
     ramp.map(move |ramp| (high + ramp * (low - high)).powf(rho))
 }
 
-/// At the quantiles of a beta distribution with α = β = 0.6, highest first (arXiv:2407.12173).
+/// Levels at the quantiles of a beta distribution with α = β = 0.6, the highest first
+/// (arXiv:2407.12173).
 fn beta(low: f64, high: f64, steps: usize) -> Vec<f64> {
     let quantile = |t: f64| match t {
         0.0 | 1.0 => t,
@@ -134,8 +137,8 @@ fn beta(low: f64, high: f64, steps: usize) -> Vec<f64> {
     linspace(0.0, 1.0, steps).map(|t| low + quantile(1.0 - t) * (high - low)).collect()
 }
 
-/// The inverse of the regularised incomplete beta function I(x; 0.6, 0.6): by bisection, to the
-/// last bit but a few.
+/// The inverse of the regularised incomplete beta function I(x; 0.6, 0.6), found by bisection to
+/// the last few bits.
 fn quantile_of_beta(p: f64) -> f64 {
     use special::Beta;
     let ln_beta = 0.6_f64.ln_beta(0.6);
@@ -152,8 +155,8 @@ pub(super) fn log_levels(trained: &[f32]) -> Vec<f32> {
     trained.iter().map(|&sigma| f64::from(sigma).ln() as f32).collect()
 }
 
-/// The time step, not always whole, of the level with logarithm `log`; `logs` are those of
-/// training.
+/// The time step, possibly a fraction, of the level with the logarithm `log`. `logs` are those of
+/// the training levels.
 pub(super) fn timestep_of(log: f64, logs: &[f32]) -> f64 {
     let low = logs
         .partition_point(|&trained| f64::from(trained) <= log)

@@ -1,8 +1,8 @@
 //! The two samplers of CogVideoX (arXiv:2408.06072): DDIM, and the stochastic DPM-Solver++ of
-//! second order (arXiv:2211.01095, appendix B), on noise levels whose signal-to-noise ratio is
-//! divided by `snr_shift_scale` (arXiv:2312.16145's schedule shift).
+//! second order (arXiv:2211.01095, appendix B). Both use noise levels whose signal-to-noise ratio
+//! is divided by `snr_shift_scale` (the schedule shift of arXiv:2312.16145).
 //!
-//! Their scalars are float64 in diffusers where β is `scaled_linear`, and float32 otherwise.
+//! In diffusers the scalars are float64 if β is `scaled_linear`, and float32 otherwise.
 
 use super::super::levels::schedule::{Level, alphas_cumprod, timesteps};
 use super::super::table::{Op, Register, Row, Table};
@@ -11,7 +11,7 @@ use cqc_proto::sampler::{Betas, SamplerConfig};
 
 const IMAGE: Register = Register::Temp(0);
 
-/// DDIM's step, with the sample instead of the predicted noise.
+/// A step of DDIM, written with the sample instead of the predicted noise.
 pub fn ddim(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
     let trajectory = Trajectory::new(config, steps)?;
     let row = |i: usize| {
@@ -26,8 +26,8 @@ pub fn ddim(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError>
     Ok(Table { rows, initial_scale: 1.0 })
 }
 
-/// The image of the step is extrapolated from the last two; the first step and the one that reaches
-/// the data use the last one only.
+/// The image of a step is extrapolated from the last two predictions. The first step, and the one
+/// that reaches the data, use the last prediction alone.
 pub fn dpm(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table, SamplerError> {
     let trajectory = Trajectory::new(config, steps)?;
     let row = |i: usize| {
@@ -77,12 +77,13 @@ impl Trajectory {
         self.alphas[self.timesteps[i]]
     }
 
-    /// The time step at which step `i` ends; `None` is the data.
+    /// The time step at which step `i` ends, or `None` if it ends at the data.
     fn next(&self, i: usize) -> Option<usize> {
         self.timesteps[i].checked_sub(self.stride)
     }
 
-    /// Row `i`, which has predicted the image into `image` so far, and ᾱ now and next.
+    /// Begins row `i` with the prediction of the image into `image`, and returns it with the
+    /// present and the next ᾱ.
     fn row(&self, config: &SamplerConfig, i: usize, image: Register) -> (Row, [f64; 2]) {
         let now = self.alpha(i);
         let level = Level { signal: now.sqrt() as f32, noise: (1.0 - now).sqrt() as f32 };
@@ -94,7 +95,7 @@ impl Trajectory {
     }
 }
 
-/// ᾱ of every training step, shifted, and then rescaled so that the last is pure noise.
+/// The shifted ᾱ of every training step, optionally rescaled so that the last step is pure noise.
 fn shifted_alphas(config: &SamplerConfig) -> Vec<f64> {
     let scale = config.snr_shift_scale;
     let (mut alphas, single): (Vec<f64>, bool) = match config.betas {

@@ -1,6 +1,6 @@
-//! Consistency models (arXiv:2303.01469, algorithm 1): the network's image is exact at the lowest
-//! level (section 3, equation 5 with the coefficients of appendix C), and new noise leads from it
-//! to the next level.
+//! Consistency models (arXiv:2303.01469, algorithm 1). At the lowest level the predicted image is
+//! the sample itself (section 3, equation 5 with the coefficients of appendix C). New noise leads
+//! from the image to the next level.
 
 use super::super::levels::edm::input_scale;
 use super::super::levels::schedule::leading;
@@ -14,7 +14,7 @@ use cqc_proto::sampler::SamplerConfig;
 pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
     let (low, high) = (config.sigma_min.unwrap_or(1.0), config.sigma_max.unwrap_or(1.0));
     let train = config.num_train_timesteps;
-    // numbers of levels in training, 0 the highest
+    // indices of levels in training; 0 is the highest
     let mut visited = match &config.timesteps {
         Some(list) => list.clone(),
         None => leading(train, steps, 0),
@@ -43,7 +43,7 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     Ok(Table { rows: rows.collect(), initial_scale: high })
 }
 
-/// c_skip and c_out, 1 and 0 at the level `low`.
+/// c_skip and c_out, which are 1 and 0 at the level `low`.
 fn boundary(config: &SamplerConfig, sigma: f32, low: f32) -> (f32, f32) {
     let variance = (config.sigma_data * config.sigma_data) as f32;
     let above = sigma - low;

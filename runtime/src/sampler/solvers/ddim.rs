@@ -1,5 +1,5 @@
-//! DDIM (arXiv:2010.02502): from the predicted image straight to the next noise level, with a share
-//! `eta` of DDPM's noise.
+//! DDIM (arXiv:2010.02502): a step from the predicted image directly to the next noise level, with
+//! a share `eta` of DDPM's noise.
 
 use super::super::levels::schedule::{alphas_cumprod, timesteps};
 use super::super::table::{Op, Register, Row, Table};
@@ -39,7 +39,7 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     Ok(Table { rows: rows.collect(), initial_scale: 1.0 })
 }
 
-/// The constants of every step, if none adds noise.
+/// The constants of every step, or `None` if a step adds noise.
 pub fn updates(config: &SamplerConfig, steps: usize) -> Option<Vec<DdimUpdate>> {
     let update = |s: &Step| DdimUpdate {
         signal: s.level.signal,

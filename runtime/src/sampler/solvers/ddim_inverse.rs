@@ -1,5 +1,5 @@
-//! DDIM from an image to its noise (arXiv:2010.02502, section 4.3): each step goes to the level of
-//! its time step, from the level a stride before it.
+//! DDIM from an image to its noise (arXiv:2010.02502, section 4.3). Each step goes to the level of
+//! its time step, from the level one stride before it.
 
 use super::super::levels::schedule::{Level, alphas_cumprod, timesteps};
 use super::super::table::{Op, Register, Row, Table};

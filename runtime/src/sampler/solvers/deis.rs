@@ -9,7 +9,7 @@ use super::dpm::{FEW_STEPS, IMAGE, noise_of_image};
 use super::image_limit;
 use cqc_proto::sampler::SamplerConfig;
 
-/// The predicted noise, where no later step looks at it.
+/// The register of the predicted noise if no later step reads it.
 const ONLY: Register = Register::Temp(0);
 
 pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table, SamplerError> {
@@ -33,7 +33,7 @@ pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table
             let terms = [(x, to.signal / from.signal), (predicted(i), -(to.noise * rise))];
             row.push(Op::sum(x, &terms));
         } else {
-            // the places of the polynomial, newest first
+            // the nodes of the polynomial, the newest first
             let places: Vec<f32> = (0..order).map(|back| rho(levels[i - back])).collect();
             let mut terms = vec![];
             for back in 0..order {
@@ -58,8 +58,8 @@ fn rho(level: Level) -> f32 {
     level.noise / level.signal
 }
 
-/// ∫ up to `t` of the polynomial in ln ρ that is 1 at place `one` and 0 at the other places. Two or
-/// three of them.
+/// The integral up to `t` of the polynomial in ln ρ that is 1 at node `one` and 0 at the other
+/// nodes. There are two or three nodes.
 fn integral(t: f32, one: usize, places: &[f32]) -> f32 {
     let count = places.len();
     let ln = |n: usize| numpy_ln(places[(one + n) % count]);

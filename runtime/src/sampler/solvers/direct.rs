@@ -1,4 +1,5 @@
-//! The model returns the next sample itself, and is told the number of the step, from 0.
+//! The sampler of models that return the next sample themselves. They are told the number of the
+//! step, from 0.
 
 use super::super::Evaluation;
 use super::super::table::{Op, Register, Row, Table};
@@ -7,7 +8,7 @@ pub fn table(steps: usize) -> Table {
     at(&(0..steps).map(|step| step as f64).collect::<Vec<_>>())
 }
 
-/// Rows for these time steps.
+/// Rows for the given time steps.
 pub fn at(timesteps: &[f64]) -> Table {
     let row = |(step, &timestep): (usize, &f64)| {
         let mut row = Row::new(Evaluation::unscaled(timestep, step));

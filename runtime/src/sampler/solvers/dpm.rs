@@ -1,18 +1,18 @@
-//! What the solvers of DPM's family share: the predicted image or noise, and one step integrated
-//! exactly over the half log-SNR λ.
+//! The parts that the solvers of DPM's family share: the predicted image or noise, and one step,
+//! integrated exactly over the half log-SNR λ.
 
 use super::super::levels::schedule::Level;
 use super::super::table::{Limit, Op, Register, Row};
 use super::image_limit;
 use cqc_proto::sampler::{Algorithm, SamplerConfig, SolverType};
 
-/// Where a limited image is on the way to the noise.
+/// The register of the limited image from which the noise is computed.
 pub const IMAGE: Register = Register::Temp(6);
 
-/// Below this many steps `lower_order_final` takes effect.
+/// The number of steps below which `lower_order_final` takes effect.
 pub const FEW_STEPS: usize = 15;
 
-/// `to` = the image or the noise, whichever is integrated, that the network's output stands for.
+/// `to` = the image or the noise, whichever is integrated, that follows from the network's output.
 pub fn predict(config: &SamplerConfig, level: Level, to: Register, row: &mut Row) {
     let (prediction, limit) = (config.prediction_type, image_limit(config));
     let (x, out) = (Register::X, Register::Out);
@@ -27,26 +27,26 @@ pub fn predict(config: &SamplerConfig, level: Level, to: Register, row: &mut Row
     }
 }
 
-/// `to` = the noise in the sample, given [`IMAGE`].
+/// `to` = the noise in the sample for the image in [`IMAGE`].
 pub fn noise_of_image(level: Level, to: Register) -> Op {
     Op::sum(to, &[(Register::X, 1.0), (IMAGE, -level.signal)]).over(level.noise)
 }
 
-/// Factors of a step from one level to another: x′ = `x`·x + `value`·D0 + …, where D0 is what is
-/// integrated, D1 and D2 are its first and second derivative times the width of the step and its
-/// square (arXiv:2206.00927, section 3.2; arXiv:2211.01095, section 4).
+/// Factors of a step from one level to another: x′ = `x`·x + `value`·D0 + …. D0 is the integrated
+/// prediction; D1 and D2 are its first and second derivative, multiplied by the width of the step
+/// and by its square (arXiv:2206.00927, section 3.2; arXiv:2211.01095, section 4).
 pub struct Integral {
-    /// λ of the end minus λ of the start.
+    /// λ at the end minus λ at the start.
     pub width: f32,
     pub x: f32,
     pub value: f32,
-    /// Of D1 by the midpoint rule.
+    /// Factor of D1 in the midpoint rule.
     pub midpoint: f32,
-    /// Of D1, exact.
+    /// Exact factor of D1.
     pub slope: f32,
-    /// Of D2, exact.
+    /// Exact factor of D2.
     pub curvature: f32,
-    /// Of new noise, where the equation is stochastic.
+    /// Factor of new noise, if the equation is stochastic.
     pub noise: Option<f32>,
 }
 

@@ -1,6 +1,6 @@
-//! DPM-Solver and DPM-Solver++, multistep, of order 1 to 3 (arXiv:2211.01095, algorithm 2;
-//! arXiv:2206.00927, appendix B): past predictions extrapolated, integrated exactly over the half
-//! log-SNR λ. Inverse: the same from an image to its noise.
+//! The multistep form of DPM-Solver and DPM-Solver++, of order 1 to 3 (arXiv:2211.01095, algorithm
+//! 2; arXiv:2206.00927, appendix B). Past predictions are extrapolated and integrated exactly over
+//! the half log-SNR λ. The inverse form goes from an image to its noise.
 
 use super::super::levels::dpm::DpmLevels;
 use super::super::levels::schedule::Level;
@@ -14,15 +14,15 @@ const OLDER_SLOPE: Register = Register::Temp(1);
 const BEND: Register = Register::Temp(2);
 const FIRST: Register = Register::Temp(3);
 const SECOND: Register = Register::Temp(4);
-/// What is predicted, where no later step looks at it.
+/// The register of the prediction if no later step reads it.
 const ONLY: Register = Register::Temp(5);
 
 pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table, SamplerError> {
     let DpmLevels { levels, timesteps } = DpmLevels::new(config, steps)?;
-    // fewer than `steps` when `lambda_min_clipped` cuts `trailing` ones off
+    // there are fewer than `steps` if `lambda_min_clipped` cuts off time steps of `trailing`
     let count = timesteps.len();
     let memory = config.solver_order as usize;
-    // what was predicted at evaluation `i`
+    // the register of the prediction of evaluation `i`
     let predicted = |i: usize| match memory {
         1 => ONLY,
         _ => Register::Kept((i % memory) as u8),
@@ -31,7 +31,7 @@ pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table
     for (i, &t) in timesteps.iter().enumerate() {
         let mut row = Row::new(Evaluation::unscaled(t, i).of(levels[i]));
         predict(config, levels[i], predicted(i), &mut row);
-        // a repeated level, as the last one may be, is stood still at
+        // a step between two equal levels, which may be the last one, has a width of 0 and order 1
         let stands = i + 1 == count && levels[i] == levels[i + 1];
         let order = match order_of(config, i, count, begin) {
             2 if config.solver_type == SolverType::Midpoint => 2, // is finite all the same
@@ -44,7 +44,8 @@ pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table
     Ok(Table { rows, initial_scale: 1.0 })
 }
 
-/// One step from `levels[i]` to the next, with what was `predicted` at the last `order` evaluations.
+/// One step from `levels[i]` to the next level, with the predictions of the last `order`
+/// evaluations.
 pub fn advance(
     config: &SamplerConfig,
     levels: &[Level],
@@ -77,12 +78,12 @@ pub fn advance(
     row.push(step);
 }
 
-/// The width of the step that began `back` evaluations before `i`, in widths of the step at `i`.
+/// The width of the step that began `back` evaluations before `i`, relative to the step at `i`.
 fn before(levels: &[Level], i: usize, back: usize, width: f32) -> f32 {
     (levels[i + 1 - back].lambda() - levels[i - back].lambda()) / width
 }
 
-/// `to` = the difference of two predictions over their distance.
+/// `to` = the difference of two predictions divided by their distance.
 fn slope(to: Register, new: Register, old: Register, distance: f32) -> Op {
     Op::sum(to, &[(new, 1.0), (old, -1.0)]).times(1.0 / distance)
 }

@@ -1,12 +1,12 @@
 //! DPM-Solver++ of second order as a stochastic one-step rule (arXiv:2206.00927, algorithm 1, and
-//! arXiv:2211.01095, section 6; diffusers' `DPMSolverSDEScheduler`): each step goes to its middle in
-//! ln σ, and from its start along the image that is predicted there. The last step, to σ = 0, is an
-//! Euler step.
+//! arXiv:2211.01095, section 6; diffusers' `DPMSolverSDEScheduler`). Each step first goes to its
+//! middle in ln σ, and then from its start along the image that is predicted at the middle. The
+//! last step, to σ = 0, is an Euler step.
 //!
-//! Both halves of a step see the same path of a Brownian motion W over σ: to the middle its
-//! increment there, to the end the increment over the whole step. diffusers draws W from a tree;
-//! here the two increments are made of one new noise each, which gives them the same joint
-//! distribution.
+//! Both halves of a step depend on the same path of a Brownian motion W over σ. The step to the
+//! middle uses the increment of W there, the whole step uses the increment over its whole width.
+//! diffusers draws W from a tree. Here the two increments are made from one new noise each, which
+//! gives them the same joint distribution.
 
 use super::super::SamplerError;
 use super::super::levels::k_diffusion::halfway;
@@ -15,7 +15,7 @@ use super::super::table::{Op, Register, Row, Table};
 use super::k_diffusion::{IMAGE, SLOPE, down_and_up, evaluation, slope};
 use cqc_proto::sampler::SamplerConfig;
 
-/// Where the step begins.
+/// The sample at the beginning of the step.
 const START: Register = Register::Kept(0);
 /// The noise of the first half.
 const FIRST_NOISE: Register = Register::Kept(1);

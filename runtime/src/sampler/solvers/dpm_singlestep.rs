@@ -1,5 +1,5 @@
-//! DPM-Solver and DPM-Solver++, singlestep (arXiv:2206.00927, algorithms 1 and 2): groups of up to
-//! 3 steps, of rising order, each taken from the start of its group.
+//! The singlestep form of DPM-Solver and DPM-Solver++ (arXiv:2206.00927, algorithms 1 and 2). Steps
+//! form groups of up to 3 with rising order, and each is taken from the start of its group.
 
 use super::super::levels::dpm::DpmLevels;
 use super::super::table::{Op, Register, Row, Table};
@@ -7,9 +7,9 @@ use super::super::{Begin, Evaluation, SamplerError};
 use super::dpm::{Integral, predict};
 use cqc_proto::sampler::{FinalSigma, SamplerConfig, SolverType};
 
-/// Predictions of the group's evaluations, in order.
+/// The predictions of the group's evaluations, in order.
 const PREDICTED: [Register; 3] = [Register::Kept(0), Register::Kept(1), Register::Kept(2)];
-/// The sample where the group began.
+/// The sample at the beginning of the group.
 const START: Register = Register::Kept(3);
 const SLOPE: Register = Register::Temp(0);
 const LONG_SLOPE: Register = Register::Temp(1);
@@ -26,7 +26,7 @@ pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table
         let [d0, d1, d2] = PREDICTED;
         predict(config, levels[i], PREDICTED[order - 1], &mut row);
         let integral = Integral::new(config.algorithm_type, levels[first], levels[i + 1]);
-        // where the group's second and third evaluation lie in it, 0 to 1
+        // the position of the group's second and third evaluation in the step, from 0 to 1
         let at = |n: usize| (levels[first + n].lambda() - levels[first].lambda()) / integral.width;
         let step = match order {
             1 => {
@@ -61,8 +61,9 @@ pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table
     Ok(Table { rows, initial_scale: 1.0 })
 }
 
-/// The order of every step: 1, 2, …, 1, 2, … with lower ones at the end where they do not fill a
-/// group, or the configuration wants that; and where a loop begins within a group.
+/// The order of every step: 1, 2, …, 1, 2, …. It is lower at the end if the steps do not fill a
+/// group or the configuration asks for it, and at the beginning of a loop that begins within a
+/// group.
 fn orders(config: &SamplerConfig, steps: usize, begin: Begin) -> Vec<usize> {
     let order = config.solver_order as usize;
     let ends_in_zero = config.final_sigmas_type == FinalSigma::Zero;

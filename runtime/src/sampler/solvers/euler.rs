@@ -1,6 +1,7 @@
 //! Euler's method on the probability-flow ODE over σ (arXiv:2206.00364, algorithm 1 without churn).
 //!
-//! Its sample is image + σ·ε, not scaled to variance 1; the network sees it divided by √(σ² + 1).
+//! The sample is image + σ·ε and is not scaled to unit variance. The network sees it divided by
+//! √(σ² + 1).
 
 use super::super::SamplerError;
 use super::super::levels::sigmas::{Sigmas, initial_scale};

@@ -1,5 +1,5 @@
-//! Euler steps with new noise in every step (k-diffusion's ancestral sampling; the split of a step
-//! is the posterior of DDPM, arXiv:2006.11239, equation 7, over σ).
+//! Euler steps with new noise in every step, the ancestral sampling of k-diffusion. The division of
+//! a step is the posterior of DDPM over σ (arXiv:2006.11239, equation 7).
 
 use super::super::SamplerError;
 use super::super::levels::sigmas::{Sigmas, initial_scale};

@@ -1,6 +1,6 @@
-//! Euler steps of a flow-matching model that go below the next level, and come back to it with new
-//! noise (the ancestral step of arXiv:2206.00364's implementations, for x = (1 − σ)·image +
-//! σ·noise; diffusers' `LTXEulerAncestralRFScheduler`).
+//! Euler steps of a flow-matching model that go below the next level and return to it with new
+//! noise. It is the ancestral step of the implementations of arXiv:2206.00364, for samples x = (1 −
+//! σ)·image + σ·noise. The class of diffusers is `LTXEulerAncestralRFScheduler`.
 
 use super::super::levels::flow::FlowLevels;
 use super::super::table::{Op, Register, Row, Table};
@@ -26,7 +26,7 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
         let ratio = down / now;
         row.push(Op::sum(x, &[(x, ratio), (image, 1.0 - ratio)]));
         if eta > 0.0 && s_noise > 0.0 {
-            // the signal back to that of the next level, and as much noise as is then missing
+            // scale the signal to that of the next level, and add the noise that is then missing
             let (signal, down_signal) = (1.0 - next, 1.0 - down);
             let left = down * down * (signal * signal) / (down_signal * down_signal + 1e-12);
             let std = (next * next - left).max(0.0).sqrt() * s_noise;

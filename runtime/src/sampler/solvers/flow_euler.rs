@@ -1,6 +1,7 @@
-//! Euler steps along the straight path of a flow-matching model (arXiv:2403.03206; diffusers'
-//! `FlowMatchEulerDiscreteScheduler`): x′ = x + (σ′ − σ)·v. Stochastic, and for models distilled to
-//! consistency (`FlowMatchLCMScheduler`): the predicted image with new noise of the next level.
+//! Euler steps along the straight path of a flow-matching model: x′ = x + (σ′ − σ)·v
+//! (arXiv:2403.03206; diffusers' `FlowMatchEulerDiscreteScheduler`). The stochastic form, and the
+//! one for models distilled to consistency (`FlowMatchLCMScheduler`), mix the predicted image with
+//! new noise of the next level.
 
 use super::super::levels::flow::FlowLevels;
 use super::super::table::{Op, Register, Row, Table};

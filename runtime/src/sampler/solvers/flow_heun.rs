@@ -1,8 +1,9 @@
 //! Heun's method along the straight path of a flow-matching model (arXiv:2206.00364, algorithm 1
 //! without churn, on x′ = x + (σ′ − σ)·v; diffusers' `FlowMatchHeunDiscreteScheduler`).
 //!
-//! An Euler step first; the second evaluation looks at where it led, and the step is then taken from
-//! the start with the mean of both velocities. The last step, to σ = 0, is Euler's.
+//! A step begins with an Euler step. The second evaluation is made at its end, and the step is then
+//! taken from the start with the mean of both velocities. The last step, to σ = 0, is an Euler
+//! step.
 
 use super::super::levels::flow::FlowLevels;
 use super::super::table::{Op, Register, Row, Table};
@@ -10,9 +11,9 @@ use super::super::{Evaluation, SamplerError};
 use super::flow_sign;
 use cqc_proto::sampler::SamplerConfig;
 
-/// The sample before the step.
+/// The sample at the beginning of the step.
 const START: Register = Register::Kept(0);
-/// The velocity there.
+/// The velocity at the beginning of the step.
 const VELOCITY: Register = Register::Kept(1);
 
 pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {

@@ -1,6 +1,6 @@
 //! Heun's method on the probability-flow ODE over σ (arXiv:2206.00364, algorithm 1 without churn):
-//! an Euler step, then the same step along the mean of the slopes at its two ends. The last step
-//! is an Euler step, since there is no slope at its end.
+//! an Euler step, and then the same step along the mean of the slopes at its two ends. The last
+//! step is an Euler step, because the slope at its end is not defined.
 
 use super::super::SamplerError;
 use super::super::levels::sigmas::{Sigmas, initial_scale};
@@ -8,9 +8,9 @@ use super::super::table::{Op, Register, Row, Table};
 use super::k_diffusion::{SLOPE, evaluation, slope};
 use cqc_proto::sampler::SamplerConfig;
 
-/// Where the step begins.
+/// The sample at the beginning of the step.
 const START: Register = Register::Kept(0);
-/// The slope there.
+/// The slope at the beginning of the step.
 const FIRST: Register = Register::Kept(1);
 const MEAN: Register = Register::Temp(2);
 

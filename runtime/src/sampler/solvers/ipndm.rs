@@ -1,6 +1,6 @@
 //! Linear multistep over the angle of a cosine schedule (arXiv:2202.09778, equations 9, 12 and 13;
-//! diffusers' `IPNDMScheduler`, Dance Diffusion): x = cos(φ)·image + sin(φ)·ε, and the network
-//! predicts dx/dφ = cos(φ)·ε − sin(φ)·image, told of 2φ/π.
+//! diffusers' `IPNDMScheduler`, Dance Diffusion). With x = cos(φ)·image + sin(φ)·ε, the network
+//! predicts dx/dφ = cos(φ)·ε − sin(φ)·image and is told 2φ/π.
 
 use super::super::levels::schedule::linspace_f32;
 use super::super::table::{Op, Register, Row, Table};
@@ -9,7 +9,7 @@ use cqc_proto::sampler::SamplerConfig;
 use std::f32::consts::{FRAC_PI_2, PI};
 
 const ORDER: usize = 4;
-/// The noise that the last outputs stand for, mixed.
+/// The mixture of the noises that follow from the last outputs.
 const MIXED: Register = Register::Temp(0);
 const IMAGE: Register = Register::Temp(1);
 
@@ -28,7 +28,7 @@ pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table
         let (signal, noise) = (signals[step], noises[step]);
         let timestep = f64::from(noise.atan2(signal) / PI * 2.0);
         let mut row = Row::new(Evaluation::unscaled(timestep, step));
-        // ε of the last ORDER evaluations, in turn
+        // the registers of ε of the last ORDER evaluations, used in turn
         let old = |back: usize| Register::Kept(((step - back) % ORDER) as u8);
         row.push(Op::sum(old(0), &[(x, noise), (out, signal)]));
         row.push(match begin.since(step) {

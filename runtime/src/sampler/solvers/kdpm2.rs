@@ -1,6 +1,7 @@
-//! DPM-Solver-2 over σ (arXiv:2206.00927, algorithm 1; arXiv:2206.00364, table 1): a step along the
-//! slope at its middle in ln σ, to which an Euler step leads. The last step, to σ = 0, is an Euler
-//! step. The ancestral form goes down to a lower level, and up by new noise.
+//! DPM-Solver-2 over σ (arXiv:2206.00927, algorithm 1; arXiv:2206.00364, table 1). An Euler step
+//! leads to the middle of the step in ln σ, and the step is then taken along the slope there. The
+//! last step, to σ = 0, is an Euler step. The ancestral form goes to a lower level and returns by
+//! new noise.
 
 use super::super::SamplerError;
 use super::super::levels::k_diffusion::halfway;
@@ -9,13 +10,13 @@ use super::super::table::{Op, Register, Row, Table};
 use super::k_diffusion::{SLOPE, down_and_up, evaluation, slope};
 use cqc_proto::sampler::{SamplerConfig, SamplerKind};
 
-/// Where the step begins.
+/// The sample at the beginning of the step.
 const START: Register = Register::Kept(0);
 
 pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
     let Sigmas { sigmas, timesteps } = Sigmas::k_diffusion(config, steps)?;
     let is_ancestral = config.kind == SamplerKind::Kdpm2Ancestral;
-    // where each step ends, and the noise that is then added
+    // the level at which each step ends, and the noise that is then added
     let ends: Vec<(f32, f32)> = sigmas
         .windows(2)
         .map(|pair| if is_ancestral { down_and_up(pair[0], pair[1]) } else { (pair[1], 0.0) })
@@ -23,7 +24,7 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     let downs: Vec<f32> = ends.iter().map(|end| end.0).collect();
     let middles = match is_ancestral {
         true => halfway(config, &sigmas[..steps], &downs),
-        // seen from the end of the step
+        // diffusers interpolates from the end of the step
         false => halfway(config, &sigmas[1..], &sigmas[..steps]),
     };
     let x = Register::X;

@@ -1,6 +1,6 @@
-//! Latent consistency models (arXiv:2310.04378, algorithm 3): predict the image, blend it with the
-//! sample at the boundary (section 4.1, c_skip and c_out of arXiv:2303.01469, appendix C), and add
-//! new noise of the next level.
+//! Latent consistency models (arXiv:2310.04378, algorithm 3). A step predicts the image, blends it
+//! with the sample at the boundary (section 4.1, c_skip and c_out of arXiv:2303.01469, appendix C),
+//! and adds new noise of the next level.
 
 use super::super::levels::schedule::{Level, alphas_cumprod, distilled_timesteps};
 use super::super::table::{Op, Register, Row, Table};
@@ -10,7 +10,7 @@ use cqc_proto::sampler::SamplerConfig;
 
 const IMAGE: Register = Register::Temp(0);
 
-/// Deviation of the data, which diffusers fixes.
+/// Standard deviation of the data, which is fixed in diffusers.
 const SIGMA_DATA: f64 = 0.5;
 
 pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {

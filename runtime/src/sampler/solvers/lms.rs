@@ -1,4 +1,4 @@
-//! Linear multistep over σ: the slopes of up to four evaluations, as the polynomial through them,
+//! Linear multistep over σ. The polynomial through the slopes of up to four evaluations is
 //! integrated to the next level (Adams-Bashforth with steps of different widths).
 
 use super::super::levels::sigmas::{Sigmas, initial_scale};
@@ -16,13 +16,14 @@ pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table
     for (step, &timestep) in timesteps.iter().enumerate() {
         let mut row = Row::new(evaluation(timestep, sigmas[step], step));
         slope(config, sigmas[step], &mut row);
-        // the last ORDER slopes, in turn
+        // the registers of the last ORDER slopes, used in turn
         let kept = |back: usize| Register::Kept(((step - back) % ORDER) as u8);
         row.push(Op::sum(kept(0), &[(SLOPE, 1.0)]));
         let order = ORDER.min(step + 1);
         let levels: Vec<f64> = (0..order).map(|back| sigmas[step - back].into()).collect();
         let weights = weights(&levels, sigmas[step].into(), sigmas[step + 1].into());
-        // in the middle diffusers begins with the first weight of the full order alone
+        // a loop that begins in the middle uses the first weights of the full order, as diffusers
+        // does
         let seen = weights.into_iter().take(begin.since(step) + 1);
         let terms: Vec<_> = seen.enumerate().map(|(back, w)| (kept(back), w as f32)).collect();
         row.push(Op::sum(MOVE, &terms));
@@ -32,11 +33,11 @@ pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table
     Ok(Table { rows, initial_scale: initial_scale(config, &sigmas) })
 }
 
-/// ∫ from `from` to `to` of the Lagrange polynomial that is 1 at one of `levels` and 0 at the
-/// others, for each of them.
+/// For each of `levels`, the integral from `from` to `to` of the Lagrange polynomial that is 1 at
+/// that level and 0 at the others.
 fn weights(levels: &[f64], from: f64, to: f64) -> Vec<f64> {
     let weight = |(i, &level): (usize, &f64)| {
-        // coefficients, of u = σ − `from`, lowest power first
+        // coefficients in u = σ − `from`, the lowest power first
         let mut polynomial = vec![1.0];
         for (_, &other) in levels.iter().enumerate().filter(|&(j, _)| j != i) {
             let root = other - from;

@@ -1,4 +1,4 @@
-//! One file per solver: how noise levels become the rows of a table.
+//! Solvers, one per file. Each makes the rows of a table from noise levels.
 
 mod cogvideox;
 mod consistency;
@@ -41,7 +41,7 @@ use super::table::{Limit, Table};
 use super::{Begin, SamplerError};
 use cqc_proto::sampler::{Prediction, SamplerConfig, SamplerKind};
 
-/// The table of `config` in `steps` steps, of a loop that begins with evaluation `begin`.
+/// The table of `config` for `steps` steps of a loop that begins with evaluation `begin`.
 pub(super) fn table(
     config: &SamplerConfig,
     steps: usize,
@@ -85,7 +85,7 @@ pub(super) fn table(
     }
 }
 
-/// What is done to predicted images.
+/// The limit for predicted images.
 fn image_limit(config: &SamplerConfig) -> Limit {
     match config.thresholding {
         Some(t) => Limit::Threshold { ratio: t.ratio, max: t.max as f32 },

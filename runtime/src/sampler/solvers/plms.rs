@@ -1,10 +1,10 @@
-//! PLMS: DDIM's direction with the predicted noise of up to four evaluations mixed
+//! PLMS: DDIM's direction with a mixture of the noises predicted by up to four evaluations
 //! (arXiv:2202.09778 without its Runge-Kutta start; diffusers' `PNDMScheduler` with
 //! `skip_prk_steps`).
 //!
-//! The first step is done twice: evaluation 0 tries it, evaluation 1 looks at where it led, and the
-//! step is then taken from the start with the mean of both. So there is one evaluation more than
-//! there are steps (unless there is only one step).
+//! The first step has two evaluations. Evaluation 0 makes a trial step, evaluation 1 is made at its
+//! end, and the step is then taken from the start with the mean of both. So there is one evaluation
+//! more than there are steps, unless there is only one step.
 
 use super::super::levels::schedule::{alphas_cumprod, in_training, timesteps};
 use super::super::table::{Op, Register, Row, Table};
@@ -40,9 +40,10 @@ pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table
     Ok(Table { rows, initial_scale: 1.0 })
 }
 
-/// [`MIXED`] = the outputs of up to four evaluations, mixed. Where the step starts.
+/// Computes [`MIXED`], a mixture of the outputs of up to four evaluations. Returns the register of
+/// the sample from which the step starts.
 fn mix(i: usize, row: &mut Row) -> Register {
-    // evaluation 1 is not remembered
+    // evaluation 1 is not kept
     let entry = i.saturating_sub(1);
     let old = |back: usize| Register::Kept(((entry - back) % 4) as u8);
     let out = Register::Out;
@@ -63,7 +64,7 @@ fn mix(i: usize, row: &mut Row) -> Register {
     if i == 1 { START } else { Register::X }
 }
 
-/// From `x` at the level ᾱ = `alpha` to the level `next`, along [`MIXED`].
+/// A step from `x` at the level ᾱ = `alpha` to the level ᾱ = `next`, along [`MIXED`].
 pub(super) fn step(config: &SamplerConfig, alpha: f32, next: f32, x: Register, row: &mut Row) {
     let divisor = alpha * (1.0 - next).sqrt() + (alpha * (1.0 - alpha) * next).sqrt();
     row.push(Level::of_alpha(alpha).epsilon(config.prediction_type, x, MIXED, EPSILON));

@@ -1,5 +1,5 @@
 //! PNDM (arXiv:2202.09778, algorithm 2): three Runge-Kutta steps of four evaluations each, then
-//! PLMS with what they predicted (diffusers' `PNDMScheduler` without `skip_prk_steps`).
+//! PLMS with their predictions (diffusers' `PNDMScheduler` without `skip_prk_steps`).
 
 use super::super::levels::schedule::{alphas_cumprod, in_training, timesteps};
 use super::super::table::{Op, Register, Row, Table};
@@ -7,12 +7,13 @@ use super::super::{Evaluation, SamplerError};
 use super::plms::{MIXED, START, step};
 use cqc_proto::sampler::SamplerConfig;
 
-/// Steps of the Runge-Kutta start.
+/// The number of Runge-Kutta steps at the start.
 const RUNGE_KUTTA: usize = 3;
-/// Fewer have no step left for PLMS.
+/// The smallest number of steps, which leaves one step for PLMS.
 pub const MIN_STEPS: usize = RUNGE_KUTTA + 1;
 
-/// Sum of the outputs of a Runge-Kutta step. Registers 0 to 3 hold outputs, as in PLMS.
+/// The weighted sum of the outputs of a Runge-Kutta step. Registers 0 to 3 hold outputs, as in
+/// PLMS.
 const SUM: Register = Register::Kept(5);
 
 pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError> {
@@ -27,7 +28,7 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
         let from = visited[i];
         let end = visited.get(i + 1).copied().unwrap_or(0);
         let middle = in_training((end + half) as f64, config.num_train_timesteps)?;
-        // where the network looks, and where its answer leads
+        // the time steps of the four evaluations, and those to which their steps lead
         let looks = [from, middle, middle, end];
         let leads = [from.checked_sub(half), Some(middle), middle.checked_sub(half), Some(end)];
         for (part, (t, to)) in looks.into_iter().zip(leads).enumerate() {

@@ -1,9 +1,9 @@
-//! SA-Solver (arXiv:2309.05019, algorithm 1): stochastic Adams methods, a predictor and a corrector
-//! that takes the step once more, with the same noise, when the network has been evaluated at its
-//! end.
+//! SA-Solver (arXiv:2309.05019, algorithm 1): stochastic Adams methods with a predictor, and a
+//! corrector that takes the step once more, with the same noise, after the network has been
+//! evaluated at its end.
 //!
-//! The share τ of noise is 1 for time steps 200 to 800 and else 0. Noise is drawn in every step,
-//! also where τ is 0, because diffusers draws it.
+//! The share τ of noise is 1 for time steps from 200 to 800 and otherwise 0. Noise is drawn in
+//! every step, even if τ is 0, because diffusers draws it.
 
 use super::super::levels::dpm::DpmLevels;
 use super::super::levels::schedule::{Level, alphas_cumprod, in_training};
@@ -18,14 +18,16 @@ pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table
     let DpmLevels { levels, timesteps } = DpmLevels::new(config, steps)?;
     let (count, alphas) = (timesteps.len(), alphas_cumprod(config));
     let memory = config.predictor_order.max(config.corrector_order - 1) as usize + 1;
-    // what was predicted at evaluation `i`; where its step began, and the noise of that step
+    // the registers of the prediction of evaluation `i`, of the sample at the start of the step,
+    // and of the noise of the step
     let predicted = |i: usize| Register::Kept((i % memory) as u8);
     let [start, noise] = [memory, memory + 1].map(|n| Register::Kept(n as u8));
     let tau = |i: usize| if (200.0..=800.0).contains(&timesteps[i]) { 1.0 } else { 0.0 };
     let left = |i: usize| if config.lower_order_final { count - i } else { usize::MAX - 1 };
     let mut rows = Vec::with_capacity(count);
     for (i, &t) in timesteps.iter().enumerate() {
-        // diffusers makes noisy images of training's levels, whatever levels the steps visit
+        // diffusers adds noise to images at the training levels, even if the steps visit other
+        // levels
         let level = match config.sigma_schedule.is_flow() {
             true => levels[i],
             false => Level::of_alpha(alphas[in_training(t, config.num_train_timesteps)?]),
@@ -50,7 +52,7 @@ pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table
     Ok(Table { rows, initial_scale: 1.0 })
 }
 
-/// Step `i`: from level `i` to level `i + 1`.
+/// Step `i`, from level `i` to level `i + 1`.
 struct Step<'a> {
     levels: &'a [Level],
     i: usize,
@@ -68,8 +70,8 @@ impl<'a> Step<'a> {
         Self { levels, i, speed: 1.0 + tau * tau, image, width, tau }
     }
 
-    /// x = the end of the step from `start`, with the predictions of `order` evaluations, `newest`
-    /// the last of them: that of the step's start (predictor) or end (corrector).
+    /// x = the end of the step from `start`, with the predictions of `order` evaluations. `newest`
+    /// is the last of these: the evaluation at the step's start (predictor) or end (corrector).
     fn take(
         &self,
         start: Register,
@@ -101,8 +103,8 @@ impl<'a> Step<'a> {
         row.push(Op::sum(Register::X, &[(start, x), (GRADIENT, 1.0), (noise, std)]));
     }
 
-    /// Of each prediction, newest first: the integral of its Lagrange polynomial in λ times the
-    /// exponential.
+    /// The weight of each prediction, the newest first: the integral of its Lagrange polynomial in
+    /// λ times the exponential.
     fn weights(&self, newest: usize, order: usize) -> Vec<f32> {
         let places: Vec<f32> = (0..order).map(|back| self.levels[newest - back].lambda()).collect();
         let moments: Vec<f32> = (0..order).map(|power| self.moment(power)).collect();
@@ -113,7 +115,8 @@ impl<'a> Step<'a> {
             })
             .collect();
         if self.image && order == 2 {
-            // of third order in the width, as in UniPC: better with few steps (the paper's code)
+            // a term of third order in the width, as in UniPC; the paper's code uses it for few
+            // steps
             let (speed, h) = (self.speed, self.width);
             let rest = h * speed - 1.0 + (speed * -h).exp();
             let grown = (speed * self.levels[self.i + 1].lambda()).exp();
@@ -130,7 +133,7 @@ impl<'a> Step<'a> {
         weights
     }
 
-    /// ∫ over the step of λ^`power` times exp((1 + τ²)λ) (image) or exp(−λ) (noise).
+    /// The integral over the step of λ^`power` times exp((1 + τ²)λ) (image) or exp(−λ) (noise).
     fn moment(&self, power: usize) -> f32 {
         let (start, end) = (self.levels[self.i].lambda(), self.levels[self.i + 1].lambda());
         if self.image {
@@ -145,8 +148,8 @@ impl<'a> Step<'a> {
     }
 }
 
-/// The polynomial beside the exponential in the antiderivative of x^`power`·exp(∓x): the sum of all
-/// derivatives, `sign` to the power of their order before each.
+/// The polynomial factor in the antiderivative of x^`power`·exp(∓x): the sum of all derivatives of
+/// x^`power`, each multiplied by `sign` to the power of its order.
 fn tail(power: usize, x: f32, sign: f32) -> f32 {
     match power {
         0 => 1.0,
@@ -156,8 +159,8 @@ fn tail(power: usize, x: f32, sign: f32) -> f32 {
     }
 }
 
-/// Coefficients, highest power first, of the polynomial that is 1 at place `one` and 0 at the other
-/// places. Up to four places.
+/// Coefficients, the highest power first, of the polynomial that is 1 at node `one` and 0 at the
+/// other nodes. There are at most four nodes.
 fn lagrange(one: usize, places: &[f32]) -> Vec<f32> {
     let others: Vec<f32> =
         places.iter().enumerate().filter(|(i, _)| *i != one).map(|(_, &place)| place).collect();

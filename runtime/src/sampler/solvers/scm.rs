@@ -2,9 +2,9 @@
 //! arXiv:2503.09641): x = cos(t)·image + sin(t)·noise with t from π/2 down to 0. Each step predicts
 //! the image and adds new noise of the next t.
 //!
-//! The network returns TrigFlow's velocity, or, with flow prediction, is the flow-matching network
-//! that SANA-Sprint makes it from (section 3.1): that one is told the flow's level
-//! s = sin(t)/(sin(t) + cos(t)), and sees the sample scaled to that level.
+//! The network returns TrigFlow's velocity. With flow prediction it is instead the flow-matching
+//! network from which SANA-Sprint makes it (section 3.1). That network is told the flow's level s =
+//! sin(t)/(sin(t) + cos(t)), and sees the sample scaled to that level.
 
 use super::super::table::{Op, Register, Row, Table};
 use super::super::{Evaluation, SamplerError};
@@ -12,7 +12,7 @@ use cqc_proto::sampler::{Prediction, SamplerConfig};
 
 const IMAGE: Register = Register::Temp(0);
 
-/// Nearly π/2, as the models were run with.
+/// Nearly π/2, the value with which the models are run.
 #[expect(clippy::approx_constant, reason = "diffusers rounds the quarter of a circle")]
 const START: f64 = 1.5708;
 
@@ -38,7 +38,8 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
         let scale = 1.0 / (sin + cos);
         let (timestep, input_scale) = if flow { (sin * scale, scale as f32) } else { (t, 1.0) };
         let mut row = Row::new(Evaluation::scaled(timestep, input_scale, step));
-        // of flow: (sample at the flow's level − s·velocity) / (1 − s), back on the circle
+        // with flow: (sample at the flow's level − s·velocity) / (1 − s), converted back to
+        // TrigFlow
         let (of_x, of_out) = if flow { (scale, sin * scale) } else { (cos, sin) };
         row.push(Op::sum(IMAGE, &[(x, of_x as f32), (out, -of_out as f32)]));
         let noise = (next_sin * std) as f32;

@@ -1,5 +1,6 @@
-//! Trajectory consistency distillation (arXiv:2402.19159, algorithm 4): DDIM's step to a level below
-//! the next one, s = ⌊(1 − γ)·t′⌋, and new noise back up to it. γ is `eta`: 0 adds no noise.
+//! Trajectory consistency distillation (arXiv:2402.19159, algorithm 4): a step of DDIM to a level
+//! below the next one, s = ⌊(1 − γ)·t′⌋, and new noise that leads up to the next one. γ is `eta`;
+//! with 0 no noise is added.
 
 use super::super::levels::schedule::{Level, alphas_cumprod, distilled_timesteps};
 use super::super::table::{Op, Register, Row, Table};
@@ -14,7 +15,7 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     let timesteps = distilled_timesteps(config, steps)?;
     let row = |(i, &t): (usize, &usize)| {
         let next = timesteps.get(i + 1).copied();
-        // in float32, as torch multiplies whole numbers
+        // in float32, as torch multiplies integers by a float
         let below = ((1.0 - config.eta) as f32 * next.unwrap_or(0) as f32) as usize;
         let (level, to) = (Level::of_alpha(alphas[t]), Level::of_alpha(alphas[below]));
         let mut row = Row::new(Evaluation::unscaled(t as f64, i).of(level));

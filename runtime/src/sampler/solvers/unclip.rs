@@ -1,5 +1,5 @@
-//! DDPM of unCLIP (arXiv:2204.06125; diffusers' `UnCLIPScheduler`): time steps spread from the first
-//! to the last of training, and no noise in the step from time step 0.
+//! DDPM of unCLIP (arXiv:2204.06125; diffusers' `UnCLIPScheduler`): time steps are spread from the
+//! first to the last of training, and the step from time step 0 adds no noise.
 
 use super::super::levels::schedule::{Level, alphas_cumprod, betas, linspace};
 use super::super::table::{LearnedStd, Op, Register, Row, Table};
@@ -21,7 +21,7 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     let row = |(i, &t): (usize, &usize)| {
         let (alpha, next) = (alphas[t], timesteps.get(i + 1).map_or(1.0, |&t| alphas[t]));
         let (noise, next_noise) = (1.0 - alpha, 1.0 - next);
-        // a step of one time step has its β, where the quotient would be rounded
+        // a step of one training step uses its β, because the quotient would be rounded
         let is_single = timesteps.get(i + 1).map_or(t == 0, |&next| next + 1 == t);
         let beta = if is_single { betas[t] } else { 1.0 - alpha / next };
         let mut row = Row::new(Evaluation::unscaled(t as f64, i).of(Level::of_alpha(alpha)));

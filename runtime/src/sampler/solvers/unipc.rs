@@ -1,5 +1,5 @@
 //! UniPC (arXiv:2302.04867, algorithms 1 and 2): a multistep predictor, and a corrector that takes
-//! the step once more when the network has been evaluated at its end.
+//! the step once more after the network has been evaluated at its end.
 
 use super::super::levels::dpm::DpmLevels;
 use super::super::levels::schedule::Level;
@@ -15,7 +15,7 @@ pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table
     let DpmLevels { levels, timesteps } = DpmLevels::new(config, steps)?;
     let count = timesteps.len();
     let memory = config.solver_order as usize + 1;
-    // what was predicted at evaluation `i`, and the sample from which its step began
+    // the registers of the prediction of evaluation `i`, and of the sample at the start of its step
     let predicted = |i: usize| Register::Kept((i % memory) as u8);
     let start = Register::Kept(memory as u8);
     let corrects = |i: usize| {
@@ -33,7 +33,7 @@ pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table
         if corrects(i) {
             row.push(Op::sum(start, &[(Register::X, 1.0)]));
         }
-        // a repeated level, as the last one may be, is stood still at
+        // a step between two equal levels, which may be the last one, does not move the sample
         if !(i + 1 == count && levels[i] == levels[i + 1]) {
             let order = order_of(config, i, count, begin);
             let step = Step::new(config, &levels, i, order);
@@ -44,30 +44,30 @@ pub fn table(config: &SamplerConfig, steps: usize, begin: Begin) -> Result<Table
     Ok(Table { rows, initial_scale: 1.0 })
 }
 
-/// The order of the predictor of step `i`, and of the corrector that takes it again.
+/// The order of the predictor of step `i`, and of the corrector that repeats the step.
 fn order_of(config: &SamplerConfig, i: usize, count: usize, begin: Begin) -> usize {
     let left = match config.final_sigmas_type {
         _ if config.lower_order_final => count - i,
-        // the last step to σ = 0, where λ is infinite
+        // the last step goes to σ = 0, where λ is infinite
         FinalSigma::Zero if i + 1 == count => 1,
         _ => usize::MAX,
     };
     left.min(begin.since(i) + 1).min(config.solver_order as usize)
 }
 
-/// A step of some order, with the constants of both rules, in float32 as diffusers computes them.
+/// A step with the constants of both rules, in float32 as in diffusers.
 struct Step {
-    /// Its number.
+    /// Index of the step.
     i: usize,
     order: usize,
-    /// Of the sample.
+    /// Factor of the sample.
     x: f32,
-    /// Of the newest prediction.
+    /// Factor of the newest prediction.
     value: f32,
-    /// Of what the differences of predictions make.
+    /// Factor of the weighted sum of the differences of predictions.
     differences: f32,
-    /// (λ of older evaluations − λ of the start) / the width of the step, and at last 1, which is
-    /// the end.
+    /// (λ of an older evaluation − λ of the start) / the width of the step, for each; the last
+    /// entry is 1, which is the end of the step.
     places: Vec<f32>,
     /// The right side of the equations for the weights of the differences.
     moments: Vec<f32>,
@@ -97,8 +97,8 @@ impl Step {
         Self { i, order, x, value: -(of * rise), differences: -(of * scale), places, moments }
     }
 
-    /// x = the end of the step from `start`. `end`: what was predicted at the end of the step,
-    /// which makes it the corrector.
+    /// x = the end of the step from `start`. With `end`, the prediction at the end of the step,
+    /// this is the corrector.
     fn take(
         &self,
         start: Register,
@@ -128,8 +128,8 @@ impl Step {
         row.push(Op::sum(Register::X, &moved));
     }
 
-    /// Weights of the differences: with them polynomials up to the order are integrated exactly;
-    /// the lowest order of each rule has ½ instead.
+    /// The weights of the differences. They make the rule exact for polynomials up to the order;
+    /// the lowest order of each rule uses ½ instead.
     fn weights(&self, corrects: bool) -> Vec<f32> {
         let unknowns = if corrects { self.order } else { self.order - 1 };
         let simplest = if corrects { 1 } else { 2 };
@@ -144,10 +144,10 @@ impl Step {
     }
 }
 
-/// Solves a linear system given as rows with the right side last, by elimination with row pivots.
+/// Solves a linear system, given as rows with the right side last, by elimination with row pivots.
 ///
-/// Rounded as by the LAPACK that diffusers calls: fused multiply-adds, and reciprocals of pivots.
-/// That agrees with it to the bit for two equations.
+/// It rounds as the LAPACK that diffusers calls, with fused multiply-adds and reciprocals of
+/// pivots, and gives the same bits for two equations.
 fn solve(mut rows: Vec<Vec<f32>>) -> Vec<f32> {
     let n = rows.len();
     for column in 0..n {

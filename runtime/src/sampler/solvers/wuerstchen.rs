@@ -32,7 +32,7 @@ pub fn table(config: &SamplerConfig, steps: usize) -> Result<Table, SamplerError
     Ok(Table { rows: (0..times.len() - 1).map(row).collect(), initial_scale: 1.0 })
 }
 
-/// ᾱ at `t`, which is 0 (data) to 1 (noise).
+/// ᾱ at `t`, from 0 (data) to 1 (noise).
 fn alpha_cumprod(config: &SamplerConfig, t: f32) -> f32 {
     let (scaler, s) = (config.scaler as f32, config.s as f32);
     let t = match scaler {
