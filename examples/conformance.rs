@@ -262,36 +262,54 @@ fn counts<'a>(tests: impl Iterator<Item = &'a Test>) -> [usize; 3] {
     counts
 }
 
+const INTRODUCTION: &str = "\
+# ONNX coverage
+
+This page shows which operators of ONNX cqc supports, for users who want to know whether their model
+can be compiled. It lists the results of the ONNX project's node tests. Each test runs twice:
+through import and the definitions of the operators, and through import, rewrites, lowering and the
+engine of the CPU. The page is written by `tests/conformance/run`.
+
+";
+
+const TOLERANCES: &str = "\
+* The tolerances are those of ONNX's own runner (rtol 1e-3, atol 1e-7, and 2^-6 for bf16), and 2^-9
+  for f16. Integers must be equal.
+";
+
+/// The page `docs/onnx-coverage.md`.
 fn markdown(tests: &[Test]) -> String {
     let mut by_op: BTreeMap<&str, Vec<&Test>> = BTreeMap::new();
     tests.iter().for_each(|t| by_op.entry(&t.op).or_default().push(t));
     let [passed, refused, failed] = counts(tests.iter());
-    let mut text = String::from(
-        "# ONNX coverage\n\nWritten by `tests/conformance/run`: the ONNX project's node tests, twice each: through import and the\n\
-         definitions of the operators, and through import, rewrites, lowering and the engine of the CPU.\n",
-    );
+    let unrun = alone(tests).count();
     let given =
         tests.iter().filter(|t| matches!(t.outcome, Outcome::Passed { given: true, .. })).count();
-    text += "Inputs that an operator needs at compile time (a shape, a split …) are given to the importer;\n";
-    let _ = writeln!(text, "{given} of the passed tests need that.");
-    text += "Tolerances are those of ONNX's own runner (rtol 1e-3, atol 1e-7; bf16 2^-6) and 2^-9 for f16; integers are equal.\n\n";
+    let mut text = String::from(INTRODUCTION);
     let _ = writeln!(
         text,
-        "{} tests: **{passed} passed**, {refused} refused with a clear error, {failed} failed.\n",
+        "Of {} tests, **{passed} passed**, {refused} were refused with a clear error, and {failed} failed.\n",
         tests.len()
     );
-    let unrun = alone(tests).count();
     let _ = writeln!(
         text,
-        "The engine ran {} of the passed tests; {unrun} passed by the definitions alone (see below).\n",
+        "* The engine ran {} of the passed tests. The other {unrun} passed by the definitions alone; they\n  \
+         are listed at the end.",
         passed - unrun
     );
+    let _ = writeln!(
+        text,
+        "* Some operators need an input at compile time (a shape, for example, or the sizes of a split).\n  \
+         The importer is then given this input. {given} of the passed tests need that."
+    );
+    text += TOLERANCES;
+    text += "\n## Operators\n\n";
     text += "| operator | passed | refused | failed |\n| --- | ---: | ---: | ---: |\n";
     for (op, tests) in &by_op {
         let [passed, refused, failed] = counts(tests.iter().copied());
         let _ = writeln!(text, "| {op} | {passed} | {refused} | {failed} |");
     }
-    text += "\n## Refused\n\n| test | reason |\n| --- | --- |\n";
+    text += "\n## Refused tests\n\n| test | reason |\n| --- | --- |\n";
     for t in tests {
         if let Outcome::Refused(reason) = &t.outcome {
             let _ = writeln!(
@@ -303,17 +321,17 @@ fn markdown(tests: &[Test]) -> String {
         }
     }
     if unrun > 0 {
-        text += "\n## Passed by the definitions alone\n\n| test | what the engine refuses |\n| --- | --- |\n";
+        text += "\n## Tests passed by the definitions alone\n\n| test | reason for the refusal by the engine |\n| --- | --- |\n";
     }
     for (t, why) in alone(tests) {
         let _ = writeln!(text, "| {} | {} |", t.name, why.replace('|', "\\|").replace('\n', " "));
     }
     if failed > 0 {
-        text += "\n## Failed\n\n";
+        text += "\n## Failed tests\n\n";
     }
     for t in tests {
         if let Outcome::Failed(reason) = &t.outcome {
-            let _ = writeln!(text, "- {}: {reason}", t.name);
+            let _ = writeln!(text, "* {}: {reason}", t.name);
         }
     }
     text

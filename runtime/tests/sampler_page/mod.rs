@@ -65,7 +65,8 @@ pub const DIFFUSERS: &[&str] = &[
 /// The page. `errors` holds the worst error of each class in its cases of 20 steps.
 pub fn page(errors: &BTreeMap<String, f64>) -> String {
     let mut page = INTRODUCTION.to_owned();
-    page += "| sampler | what it does | evaluations of 20 steps | noise |\n| --- | --- | ---: | --- |\n";
+    page +=
+        "| sampler | method | evaluations of 20 steps | adds noise |\n| --- | --- | ---: | --- |\n";
     for &kind in SamplerKind::ALL {
         let config = SamplerConfig::of_kind(kind);
         // or as many as there are
@@ -104,72 +105,98 @@ fn bound(error: f64) -> String {
 const INTRODUCTION: &str = "\
 # Samplers
 
-Written by `CQC_BLESS=1 cargo test -p cqc-runtime --test sampler_goldens`, which fails where this page
-is not what it writes.
+This page lists the samplers of cqc, the noise levels that they can visit, and the scheduler classes
+of diffusers that cqc reads. It is for users of `cqc compile` who choose a sampler or have a
+`scheduler_config.json`. [concepts.md](../concepts.md) defines the terms.
 
-`cqc compile` takes the sampler and its constants from diffusers' `scheduler_config.json`
-(`--scheduler-config`; in a pipeline directory it is found by itself). `--sampler NAME` runs another
-one with the same file, as `OtherScheduler.from_config(...)` does in diffusers. A key that no
-scheduler is known to read is an error. A key that only other schedulers read is ignored.
+`cqc compile` takes the sampler and its constants from the `scheduler_config.json` of diffusers
+(`--scheduler-config`). In a pipeline directory it finds the file by itself. `--sampler NAME` runs
+another sampler with the same file, as `OtherScheduler.from_config(...)` does in diffusers. A key
+that no scheduler is known to read is an error. A key that only other schedulers read is ignored.
+
+This page is written by `CQC_BLESS=1 cargo test -p cqc-runtime --test sampler_goldens`. Without
+`CQC_BLESS`, the test fails if the page is out of date.
 
 ## The samplers
 
 An evaluation is one run of the network. Samplers that add noise draw it from the seed of the
-request; the others draw only the first sample.
+request. The other samplers draw only the first sample.
 
 ";
 
 const NOISE_LEVELS: &str = "
 ## Noise levels
 
-Which noise levels are visited is a choice of its own, beside the sampler.
+The noise levels of a loop are chosen separately from the sampler. The choice depends on the way in
+which the model was trained.
 
-**Models trained with a schedule of β** (`beta_schedule`, `beta_start`, `beta_end` or
-`trained_betas`; `rescale_betas_zero_snr` moves the last level to pure noise). `timestep_spacing`
-says which of the training's time steps are visited: `leading` counts up from 0 in whole strides and
-adds `steps_offset`, `trailing` counts down from the noisiest, `linspace` spreads from one end to the
-other. `quadratic` is not of diffusers: it visits squares of evenly spaced numbers, as DDPM's
-original scripts do (`ddim` and `ddpm` only).
+### Models trained with a schedule of β
 
-**Samplers over σ** can spread their levels without regard to time steps: `use_karras_sigmas`
-(evenly in σ^(1/7)), `use_exponential_sigmas` (evenly in ln σ), `use_beta_sigmas` (at the quantiles
-of a beta distribution). At most one of them may be set.
+`beta_schedule`, `beta_start` and `beta_end`, or `trained_betas`, define the schedule.
+`rescale_betas_zero_snr` moves the last level to pure noise. `timestep_spacing` selects the time
+steps of the training that are visited:
 
-**Flow matching** has levels from σ = 1 (noise) to 0 (data). They are made in this order:
+* `leading` counts up from 0 in whole strides and adds `steps_offset`.
+* `trailing` counts down from the noisiest time step.
+* `linspace` spreads the time steps from one end to the other.
+* `quadratic` does not exist in diffusers. It visits squares of evenly spaced numbers, as the
+  original scripts of DDPM do (`ddim` and `ddpm` only).
 
-1. `flow_schedule` spreads them. It is a key of cqc: a name, or `NAME=NUMBER`.
-   `trained`, the default, is diffusers' spread between the ends of training. `even` is
-   σ = 1 − i/n. `sway=S` is the sway sampling of F5-TTS (default −1). `time-shift=S` is ZipVoice's
-   (default 0.5). `linear-quadratic=T` is Mochi's and Movie Gen's (default 0.025).
-2. `shift` (in a file of DPM-Solver or UniPC: `flow_shift`) moves them to
+### Samplers over σ
+
+These samplers can spread their levels without regard to time steps. At most one of these keys may
+be set:
+
+* `use_karras_sigmas`: evenly in σ^(1/7)
+* `use_exponential_sigmas`: evenly in ln σ
+* `use_beta_sigmas`: at the quantiles of a beta distribution
+
+### Flow matching
+
+Flow matching has levels from σ = 1 (noise) to 0 (data). They are made in this order:
+
+1. `flow_schedule` spreads the levels. It is a key of cqc, a name or `NAME=NUMBER`:
+   `trained`, the default, is the spread of diffusers between the ends of training. `even` is
+   σ = 1 − i/n. `sway=S` is the sway sampling of F5-TTS (default −1). `time-shift=S` is the spread
+   of ZipVoice (default 0.5). `linear-quadratic=T` is the spread of Mochi and Movie Gen (default
+   0.025).
+2. `shift` (in a file of DPM-Solver or UniPC: `flow_shift`) moves the levels to
    shift·σ / (1 + (shift − 1)·σ). With `use_dynamic_shifting` the shift is exp(μ) instead
-   (`time_shift_type: linear`: μ), and μ grows linearly with the number of tokens, from `base_shift`
-   at `base_image_seq_len` to `max_shift` at `max_image_seq_len`.
-3. `shift_terminal` stretches them so that the last one is this value.
-4. `use_karras_sigmas`, `use_exponential_sigmas` and `use_beta_sigmas` spread anew between the ends.
+   (with `time_shift_type: linear`, it is μ). μ grows linearly with the number of tokens, from
+   `base_shift` at `base_image_seq_len` to `max_shift` at `max_image_seq_len`.
+3. `shift_terminal` stretches the levels so that the last one has this value.
+4. `use_karras_sigmas`, `use_exponential_sigmas` and `use_beta_sigmas` spread the levels anew
+   between the ends.
 5. `invert_sigmas` counts from 0 to 1.
 
-**Lists.** Many samplers take the levels (`sigmas`) or time steps (`timesteps`) themselves, noisiest
-first and without the end, as many as there are steps. Given time steps of flow matching reach the
-network as they are; the levels that belong to them are shifted. Lists of levels are shifted, too,
-as in diffusers.
+### Lists of levels or time steps
 
-**Distilled models.** `lcm` and `tcd` visit a subset of the `original_inference_steps` that the model
-was distilled with, and allow no more steps than those. `scm` with two steps has its second level at
-1.3. A file of SANA-Sprint says `prediction_type: trigflow`, which is what its pipeline makes of the
-network's output; where the model is the transformer alone, write `flow_prediction`, and the sampler
-does what the pipeline does around it.
+Many samplers take the levels (`sigmas`) or the time steps (`timesteps`) as a list. The list begins
+with the noisiest entry, leaves out the end, and has as many entries as there are steps. With flow
+matching, given time steps reach the network as they are, and the levels that belong to them are
+shifted. Lists of levels are shifted, too, as in diffusers.
+
+### Distilled models
+
+`lcm` and `tcd` visit a subset of the `original_inference_steps` that the model was distilled with,
+and allow no more steps than those. `scm` with two steps has its second level at 1.3.
+
+A file of SANA-Sprint has `prediction_type: trigflow`, which describes the output of its pipeline.
+If the model is the transformer alone, write `flow_prediction`; the sampler then does the work that
+the pipeline does around the transformer.
+
+### Models that return the next sample
 
 A model that returns the next sample itself runs with `--sampler direct` (in a file:
 `\"_class_name\": \"DirectStep\"`). It is told the number of the step, from 0.
 ";
 
 const CLASSES: &str = "
-## Scheduler classes of diffusers 0.42.1 that are taken
+## Scheduler classes of diffusers 0.42.1 that are accepted
 
-The error is the largest one after any of 20 steps, relative to the largest element of the sample,
-against recorded trajectories of diffusers, over all recorded options of the class
-(`tests/golden/samplers`). Keys that are not listed change nothing in diffusers either, or are
+The error compares cqc with recorded trajectories of diffusers (`tests/golden/samplers`). It is the
+largest error after any of 20 steps, relative to the largest element of the sample, over all
+recorded options of the class. Keys that are not listed change nothing in diffusers either, or are
 refused there.
 
 | class | sampler | error | keys |
@@ -179,7 +206,7 @@ refused there.
 const REFUSED: &str = "
 ## Scheduler classes that are refused
 
-`--sampler` with the nearest sampler draws right images from the same model.
+`--sampler` with the nearest sampler draws correct images from the same model.
 
 | class | reason | nearest |
 | --- | --- | --- |
