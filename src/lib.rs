@@ -26,6 +26,7 @@ pub mod export;
 pub mod identity;
 pub mod io;
 pub mod model;
+pub mod pipeline;
 pub mod reading;
 pub mod recipe;
 pub mod report;

@@ -9,8 +9,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cqc-kernels", &["cqc-proto"]),
     ("cqc-runtime", &["cqc-proto", "cqc-kernels"]),
     ("cqc-passes", &["cqc-proto", "cqc-kernels"]),
-    ("cachequant", &["cqc-proto", "cqc-kernels", "cqc-runtime", "cqc-passes"]),
-    ("cachequant-cli", &["cachequant", "cqc-proto", "cqc-kernels", "cqc-runtime", "cqc-passes"]),
+    ("cqc-pipeline", &["cqc-proto", "cqc-runtime"]),
+    ("cachequant", &["cqc-proto", "cqc-kernels", "cqc-runtime", "cqc-pipeline", "cqc-passes"]),
+    (
+        "cachequant-cli",
+        &["cachequant", "cqc-proto", "cqc-kernels", "cqc-runtime", "cqc-pipeline", "cqc-passes"],
+    ),
     ("cachequant-python", &["cachequant", "cqc-proto", "cqc-runtime"]),
     ("cachequant-capi", &["cqc-proto", "cqc-runtime"]),
 ];
@@ -24,6 +28,7 @@ const NOT_IN_RUNTIME: &[&str] = &[
     "miette",
     "tracing-subscriber",
     "png",
+    "tokenizers",
     "cqc-passes",
 ];
 

@@ -8,12 +8,14 @@ mod page;
 
 use super::args::ModelArgs;
 use super::report::{Exit, Failure};
-use super::term;
 use super::text::{bytes, short};
+use super::{term, text};
 use cachequant::Model;
+use cachequant::ModelOptions;
 use cachequant::compile::{Compiled, FLOOR, Phase, Proposal, QuantSummary, Summary, proposals};
 use cachequant::io::{FileError, Overwrite, check_target, write_atomic};
 use cachequant::model::{Located, locate};
+use cachequant::pipeline::{Directory, PartOptions, Parts, load_denoiser};
 use cachequant::reading::{Reading, Verdict};
 use cachequant::recipe::{Quant, Recipe, SchedulerConfig};
 use cachequant::report::FileFacts;
@@ -38,10 +40,22 @@ use std::path::PathBuf;
     1000 training steps, linear betas from 1e-4 to 0.02, and epsilon prediction. For ddim these are also leading spacing, \
     eta 0, clip_sample and set_alpha_to_one.")]
 pub struct CompileArgs {
-    /// The model: an .onnx file, or a diffusers pipeline directory
+    /// The model: an .onnx file, or the directory of an exported diffusers pipeline
     ///
-    /// The directory must hold an exported unet/model.onnx or transformer/model.onnx.
+    /// The directory must hold an exported unet/model.onnx or transformer/model.onnx. If it also
+    /// holds text encoders or a decoder, the artifact holds the whole pipeline.
     model: PathBuf,
+    /// Compile only one network of a pipeline directory, e.g. unet or transformer
+    ///
+    /// FOLDER is a folder of the directory that holds a model.onnx. The artifact then holds the loop
+    /// alone.
+    #[arg(long, value_name = "FOLDER")]
+    component: Option<PathBuf>,
+    /// Prompts for the calibration set, one per line [default: a built-in list of 32 captions]
+    ///
+    /// `-` reads standard input.
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
     /// The artifact to write, a .cq file
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -94,19 +108,64 @@ impl CompileArgs {
     }
 }
 
+impl CompileArgs {
+    /// The denoiser and the configuration of its scheduler.
+    fn located(&self) -> Result<Located, Failure> {
+        let Some(component) = &self.component else { return Ok(locate(&self.model)?) };
+        let model = self.model.join(component).join("model.onnx");
+        if !model.is_file() {
+            let what = format!("--component {}: there is no such network", component.display());
+            return Err(Failure::usage(what).fact("expected", model.display()));
+        }
+        let scheduler = self.model.join("scheduler/scheduler_config.json");
+        Ok(Located { model, scheduler: Some(scheduler).filter(|path| path.is_file()) })
+    }
+
+    /// The parts of a pipeline around its denoiser, compiled; they complete the recipe.
+    fn parts(
+        &self,
+        directory: &Directory,
+        model: &Model,
+        options: &ModelOptions,
+        recipe: &mut Recipe,
+    ) -> Result<Parts, Failure> {
+        let bf16 = recipe.quant() != Quant::None;
+        let threads = recipe.threads();
+        let options = PartOptions { bf16, model: options.clone(), threads };
+        let parts = Parts::compile(directory, model, &options)?;
+        let prompts = match &self.prompts {
+            Some(path) => text::lines(path)?,
+            None => vec![],
+        };
+        parts.prepare(recipe, &prompts)?;
+        Ok(parts)
+    }
+}
+
 pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
     let overwrite = if args.force { Overwrite::Allow } else { Overwrite::Refuse };
     check_target(&args.output, overwrite)?;
     check_report(args, overwrite)?;
-    let Located { model: path, scheduler } = locate(&args.model)?;
-    let recipe = args.recipe(scheduler);
+    let directory = match args.component {
+        Some(_) => None,
+        None => Directory::find(&args.model)?,
+    };
+    let Located { model: path, scheduler } = args.located()?;
+    if directory.is_none() && args.prompts.is_some() {
+        return Err(Failure::usage("--prompts is for pipeline directories with a text encoder"));
+    }
+    let mut recipe = args.recipe(scheduler);
     // before the model is read, because that can take long
     let contradictions = recipe.check();
     if !contradictions.is_empty() {
         return Err(cachequant::CompileError::Recipe(contradictions).into());
     }
     let options = args.reading.options(None);
-    let model = Model::load(&path, &options, |_, _| {})?;
+    let model = match &directory {
+        Some(directory) => load_denoiser(directory, &options)?,
+        None => Model::load(&path, &options, |_, _| {})?,
+    };
+    let parts = directory.map(|of| args.parts(&of, &model, &options, &mut recipe)).transpose()?;
     model.warnings.iter().for_each(|w| tracing::warn!("{w}"));
     let mut progress = Bars { quiet, shown: None };
     let compiled = cachequant::compile(&model, &recipe, &mut progress)?;
@@ -124,7 +183,10 @@ pub fn compile(args: &CompileArgs, quiet: bool) -> Result<(), Failure> {
         _ => {}
     }
     drop(progress);
-    compiled.write(&args.output, overwrite)?;
+    match &parts {
+        Some(parts) => compiled.write_with(parts, &args.output, overwrite)?,
+        None => compiled.write(&args.output, overwrite)?,
+    }
     let size = args.output.metadata().map_err(FileError::reading(&args.output))?.len();
     if let Some(report) = &args.report {
         let artifact = FileFacts { path: args.output.display().to_string(), bytes: size };

@@ -2,6 +2,7 @@
 //! by evaluation.
 
 use super::args::Shard;
+use super::prompt::Pictures;
 use super::report::Failure;
 use super::sampling::{SamplingArgs, Selected};
 use super::source::{SampleSource, check_comparable};
@@ -48,8 +49,9 @@ impl Lockstep {
         shard: Option<Shard>,
     ) -> Result<Lockstep, Failure> {
         check_comparable(candidate, reference)?;
-        let Selected { request, range, total } = args.request(reference, shard)?;
-        let Selected { request: candidate_request, .. } = args.request(candidate, shard)?;
+        let none = Pictures::none();
+        let Selected { request, range, total } = args.request(reference, shard, &none)?;
+        let Selected { request: candidate_request, .. } = args.request(candidate, shard, &none)?;
         let (batch, threads) = (args.batch(request.samples), args.threads.count());
         let open = |source: &SampleSource, request: &Request| -> Result<Denoiser, Failure> {
             let engine = EngineOptions { batch, threads, ..Default::default() };

@@ -18,6 +18,7 @@ mod generate;
 mod inspect;
 mod lockstep;
 mod measure;
+mod prompt;
 mod recipe;
 #[cfg(test)]
 mod reference;

@@ -2,6 +2,7 @@
 
 use super::args::{PackCacheArgs, Shard};
 use super::device::DeviceArgs;
+use super::prompt::{Pictures, PromptArgs};
 use super::report::Failure;
 use super::sampling::{SamplingArgs, Selected};
 use super::source::SampleSource;
@@ -75,6 +76,8 @@ pub struct SampleArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    prompt: PromptArgs,
+    #[command(flatten)]
     start: StartArgs,
 }
 
@@ -84,15 +87,18 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
     let artifact = artifact::open_cached(&args.artifact, &args.cache)?;
     let source = SampleSource::new(&args.artifact, artifact, args.steps)?;
     let images = args.start.read()?;
+    let threads = args.sampling.threads.count();
+    let pictures = args.prompt.open(&source, threads)?;
     let mut sampling = args.sampling.clone();
     if sampling.noise.is_none() {
-        sampling.samples = sampling.samples.or(images.rows());
+        sampling.samples = sampling.samples.or(images.rows()).or(pictures.samples());
     }
-    let mut selected = sampling.request(&source, args.shard)?;
+    let mut selected = sampling.request(&source, args.shard, &pictures)?;
     let course = args.start.apply(images, &source, &mut selected)?;
     let Selected { request, range, .. } = selected;
-    check_image(args, &source, request.samples)?;
-    let (batch, threads) = (args.sampling.batch(request.samples), args.sampling.threads.count());
+    let shape = pictures.shape(source.sample_shape()?)?;
+    check_image(args, &source, request.samples, &shape)?;
+    let batch = args.sampling.batch(request.samples);
     let profile = args.trace.is_some();
     let engine = EngineOptions { batch, threads, profile, ..Default::default() };
     let mut denoiser = args.device.open(&source.artifact, source.options(&request, engine))?;
@@ -100,7 +106,7 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
 
     denoiser.check(&request)?;
     let evaluations = course.evaluations.len();
-    let mut rows = begin(args, &source, &denoiser, &request, overwrite)?;
+    let mut rows = begin(args, &source, &denoiser, &request, (&pictures, &shape), overwrite)?;
     let resumed = rows.as_ref().map_or(0, RowFile::done);
     let rounds = (request.samples - resumed).div_ceil(denoiser.width());
     let mut progress = ProgressBar::new("sampling", (rounds * evaluations) as u64, quiet);
@@ -114,12 +120,12 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
         ControlFlow::Continue(())
     };
     let whole = match &mut rows {
-        None => Some(denoiser.sample(&request, &mut observe)?),
+        None => Some(pictures.of(denoiser.sample(&request, &mut observe)?)?),
         Some(rows) => {
             while rows.done() < request.samples {
                 let end = request.samples.min(rows.done() + denoiser.width());
                 let part = request.part(rows.done()..end);
-                rows.push(&denoiser.sample(&part, &mut observe)?)?;
+                rows.push(&pictures.of(denoiser.sample(&part, &mut observe)?)?)?;
             }
             None
         }
@@ -160,14 +166,15 @@ fn begin(
     source: &SampleSource,
     denoiser: &Denoiser,
     request: &Request,
+    (pictures, shape): (&Pictures, &[usize]),
     overwrite: Overwrite,
 ) -> Result<Option<RowFile>, Failure> {
     if args.output.metadata().is_ok_and(|found| !found.is_file()) {
         return Ok(None);
     }
-    let command = command(args, source, denoiser, request)?;
-    let shape: Vec<usize> =
-        [request.samples].iter().chain(denoiser.sample_shape()).copied().collect();
+    let mut command = command(args, source, denoiser, request)?;
+    command.extend(pictures.facts());
+    let shape: Vec<usize> = [request.samples].iter().chain(shape).copied().collect();
     let rows = RowFile::open(&args.output, overwrite, &command, &shape, denoiser.width())?;
     if rows.done() > 0 {
         tracing::info!("going on after {} of {} samples", rows.done(), request.samples);
@@ -237,21 +244,23 @@ fn check_outputs(args: &SampleArgs, overwrite: Overwrite) -> Result<(), Failure>
 }
 
 /// Refuses a PNG for samples that are no images before they are computed.
-fn check_image(args: &SampleArgs, source: &SampleSource, samples: usize) -> Result<(), Failure> {
-    let sample = source.artifact.sample_type();
-    let shape = sample.map(|ty| &ty.shape[..]);
-    let image = matches!(shape, Some([_, c, _, _]) if c.is(1) || c.is(3));
+fn check_image(
+    args: &SampleArgs,
+    source: &SampleSource,
+    samples: usize,
+    shape: &[usize],
+) -> Result<(), Failure> {
     if !has_extension(&args.output, "png") {
         return Ok(());
     }
-    if image {
-        let shape: Vec<usize> = [samples].into_iter().chain(source.sample_shape()?).collect();
+    if matches!(shape, [1 | 3, _, _]) {
+        let shape: Vec<usize> = [samples].iter().chain(shape).copied().collect();
         return check_grid(&shape).map_err(|what| {
             Failure::usage(format!("{} cannot hold {what}", args.output.display()))
                 .help(format!("-o {}", args.output.with_extension("npy").display()))
         });
     }
-    let seen = sample.map_or("no sample".to_string(), ToString::to_string);
+    let seen = source.artifact.sample_type().map_or("no sample".to_string(), ToString::to_string);
     Err(Failure::usage(format!(
         "{} cannot hold the samples: a PNG takes [N,1,H,W] or [N,3,H,W]",
         args.output.display()

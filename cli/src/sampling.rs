@@ -2,6 +2,7 @@
 
 use super::args::{NamedFile, Shard, Threads};
 use super::artifact::expect_label_input;
+use super::prompt::Pictures;
 use super::report::Failure;
 use super::request;
 use super::source::SampleSource;
@@ -98,6 +99,7 @@ impl SamplingArgs {
         &self,
         denoiser: &SampleSource,
         shard: Option<Shard>,
+        pictures: &Pictures,
     ) -> Result<Selected, Failure> {
         let noise = self.noise.as_ref().map(|path| read_array(path, "noise")).transpose()?;
         let rows = noise.as_ref().map(|t| t.shape().first().copied().unwrap_or(0));
@@ -115,7 +117,8 @@ impl SamplingArgs {
                 .help("fewer shards"));
         }
         let plan = denoiser.plan();
-        let mut conditions = request::read_named(&self.cond)?;
+        let [mut conditions, negative] = pictures.conditions(total)?;
+        conditions.extend(request::read_named(&self.cond)?);
         if !self.labels.is_empty() {
             let input = expect_label_input(&plan.inputs)?;
             let labels: Vec<i64> = (0..total).map(|i| self.labels[i % self.labels.len()]).collect();
@@ -130,7 +133,8 @@ impl SamplingArgs {
             )));
         }
         let (step_conditions, conditions) = per_step(plan, conditions);
-        let (unconditional_steps, unconditional) = per_step(plan, self.unconditional(denoiser)?);
+        let (unconditional_steps, unconditional) =
+            per_step(plan, self.unconditional(denoiser, negative)?);
         let request = Request {
             samples: total,
             seed: self.seed,
@@ -151,8 +155,13 @@ impl SamplingArgs {
     }
 
     /// The null conditions: those of the artifact, replaced by those of the command line.
-    fn unconditional(&self, denoiser: &SampleSource) -> Result<BTreeMap<String, Tensor>, Failure> {
+    fn unconditional(
+        &self,
+        denoiser: &SampleSource,
+        negative: BTreeMap<String, Tensor>,
+    ) -> Result<BTreeMap<String, Tensor>, Failure> {
         let mut values = denoiser.null.clone();
+        values.extend(negative);
         if let Some(label) = self.null_label {
             let input = expect_label_input(&denoiser.plan().inputs)?;
             values.insert(input.name.clone(), labels_of(input, &[label]));

@@ -1,9 +1,27 @@
 //! Numbers, paths and columns as text for people.
 
+use super::report::Failure;
 use cqc_proto::Tensor;
 use serde::Serializer;
 use std::fmt::Display;
+use std::io::Read;
 use std::path::Path;
+
+/// Most bytes that are read of standard input.
+const MAX_TEXT: u64 = 1 << 24;
+
+/// The lines of a file that are not empty; `-` reads standard input.
+pub fn lines(path: &Path) -> Result<Vec<String>, Failure> {
+    let text = if path == Path::new("-") {
+        let mut text = String::new();
+        let read = std::io::stdin().take(MAX_TEXT).read_to_string(&mut text);
+        read.map_err(|e| Failure::failed(format!("cannot read standard input: {e}")))?;
+        text
+    } else {
+        cachequant::io::read_text(path)?
+    };
+    Ok(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_string).collect())
+}
 
 /// A path as text in JSON. Bytes that are not UTF-8 are replaced.
 pub fn shown(path: &Path) -> String {

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{done, line, tests};
-use cqc_proto::cq::{Artifact, encode_with};
+use cqc_proto::cq::{Artifact, Attached, encode_with};
 use std::io::Cursor;
 use std::path::PathBuf;
 
@@ -58,7 +58,13 @@ fn inspect_says_that_an_artifact_has_machine_code() {
         Ok(weights.slice(start..start + constant.stored_bytes().unwrap()))
     };
     let mut file = Cursor::new(Vec::new());
-    encode_with(&mut file, &manifest, Some(b"code"), constant).unwrap();
+    encode_with(
+        &mut file,
+        &manifest,
+        &Attached { kernels: Some(b"code"), pipeline: None },
+        constant,
+    )
+    .unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("with.cq");
     std::fs::write(&path, file.into_inner()).unwrap();

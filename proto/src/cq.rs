@@ -13,17 +13,21 @@
 //!
 //! Integers are little endian. The section `manifest` is the JSON of a [`Manifest`], compressed in
 //! zlib's format since version 4. The section `weights` holds the constants of its plan. The
-//! optional section `cuda` holds kernels compiled for GPUs. Readers skip sections that they do not
-//! know. [`write()`] makes a file, and [`Artifact::read`] checks all of one.
+//! optional section `cuda` holds kernels compiled for GPUs. An artifact of a whole pipeline has the
+//! section `pipeline`, the JSON of a [`Pipeline`], and its attachments in the sections `part.00`,
+//! `part.01` and so on. Readers skip sections that they do not know. [`write()`] makes a file, and
+//! [`Artifact::read`] checks all of one.
 
 mod guidance;
+mod pipeline;
 mod read;
 mod unpack;
 mod write;
 
 pub use guidance::{Fill, GuidanceInterval};
+pub use pipeline::{Autoencoder, Condition, MAX_ATTACHMENTS, MAX_PIPELINE, Pipeline, TextEncoder};
 pub use read::{Artifact, CqError};
-pub use write::{WriteError, encode, encode_with, lay_out, write};
+pub use write::{Attached, WriteError, encode, encode_with, lay_out, write};
 
 use crate::plan::{Plan, PlanInput};
 use crate::sampler::{MAX_STEPS, SamplerConfig};
@@ -460,6 +464,15 @@ struct Section {
 const MANIFEST: [u8; 8] = *b"manifest";
 const KERNELS: [u8; 8] = *b"cuda\0\0\0\0";
 const WEIGHTS: [u8; 8] = *b"weights\0";
+const PIPELINE: [u8; 8] = *b"pipeline";
+
+/// The name of the section of attachment `i`, below [`MAX_ATTACHMENTS`].
+fn attachment(i: usize) -> [u8; 8] {
+    let mut name = *b"part.00\0";
+    name[5] += (i / 10) as u8;
+    name[6] += (i % 10) as u8;
+    name
+}
 
 impl Section {
     fn to_bytes(&self) -> [u8; ENTRY] {

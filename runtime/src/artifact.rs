@@ -54,6 +54,8 @@ pub struct Artifact {
     weights: Arc<Weights>,
     kernels: Option<Bytes>,
     constants: Bytes,
+    pipeline: Option<cq::Pipeline>,
+    attachments: Vec<Bytes>,
 }
 
 /// The options with which a denoiser is opened. They supply settings that the artifact does not
@@ -160,17 +162,18 @@ impl Artifact {
     pub fn from_parts(manifest: Manifest, constants: Bytes) -> Result<Artifact, ArtifactError> {
         let manifest = Arc::new(manifest);
         let weights = Weights::of_manifest(manifest.clone(), constants.clone(), None)?;
-        Ok(Artifact { manifest, weights, kernels: None, constants })
+        let (kernels, pipeline, attachments) = (None, None, vec![]);
+        Ok(Artifact { manifest, weights, kernels, constants, pipeline, attachments })
     }
 
     fn read(bytes: Bytes, options: &ArtifactOptions) -> Result<Artifact, ArtifactError> {
-        let cq::Artifact { manifest, weights: constants, kernels, identity } =
+        let cq::Artifact { manifest, weights: constants, kernels, pipeline, attachments, identity } =
             cq::Artifact::read(bytes)?;
         let folder = options.pack_cache.clone();
         let cache = folder.map(|folder| PackCache { folder, identity, map: options.map });
         let manifest = Arc::new(manifest);
         let weights = Weights::of_manifest(manifest.clone(), constants.clone(), cache.as_ref())?;
-        Ok(Artifact { manifest, weights, kernels, constants })
+        Ok(Artifact { manifest, weights, kernels, constants, pipeline, attachments })
     }
 
     /// Whether a file begins with the first bytes of an artifact. The result is false for anything
@@ -203,6 +206,17 @@ impl Artifact {
     /// [`DenoiserOptions::artifact_kernels`] is set.
     pub fn kernels(&self) -> Option<&[u8]> {
         self.kernels.as_deref()
+    }
+
+    /// The parts of a pipeline around the loop, if the artifact holds a whole pipeline.
+    pub fn pipeline(&self) -> Option<&cq::Pipeline> {
+        self.pipeline.as_ref()
+    }
+
+    /// The attachments that [`Artifact::pipeline`] names by index: networks, which are artifacts of
+    /// their own ([`Artifact::from_bytes`]), and tokenizers.
+    pub fn attachments(&self) -> &[Bytes] {
+        &self.attachments
     }
 
     /// Size of all constants in bytes.

@@ -22,7 +22,7 @@ pub use conditions::ConditionError;
 pub use error::CompileError;
 pub use program::{
     Assembled, CacheTables, CachedLoop, LoopOptions, Lowered, ProgramError, Quantization,
-    assemble_loop, compile_evaluation, compile_loop, cut_loop,
+    assemble_loop, compile_evaluation, compile_evaluation_bf16, compile_loop, cut_loop,
 };
 pub use quality::{FLOOR, Proposal, proposals};
 pub use session::Session;
@@ -34,6 +34,7 @@ use crate::calibrate::CachingChoice;
 use crate::calibrate::quantize::Quantized;
 use crate::io::{FileError, Overwrite, write_atomic};
 use crate::model::Model;
+use crate::pipeline::Parts;
 use crate::recipe::Recipe;
 use cqc_passes::quant::AnnotateOptions;
 use cqc_proto::cq::{self, Manifest, WriteError};
@@ -179,7 +180,20 @@ impl<'m> Compiled<'m> {
     /// # Errors
     /// [`FileError`] if the file exists and `overwrite` refuses that, or if it cannot be written.
     pub fn write(&self, path: &Path, overwrite: Overwrite) -> Result<(), FileError> {
-        write_atomic(path, overwrite, |out| self.encode(out))
+        write_atomic(path, overwrite, |out| self.encode(out, None))
+    }
+
+    /// Writes the artifact of a whole pipeline: the loop, and the parts around it.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn write_with(
+        &self,
+        parts: &Parts,
+        path: &Path,
+        overwrite: Overwrite,
+    ) -> Result<(), FileError> {
+        write_atomic(path, overwrite, |out| self.encode(out, Some(parts)))
     }
 
     /// The bytes that [`Compiled::write`] writes.
@@ -188,19 +202,24 @@ impl<'m> Compiled<'m> {
     /// Errors of [`std::io::Write`]; writing to memory does not fail.
     pub fn to_bytes(&self) -> io::Result<Vec<u8>> {
         let mut out = io::Cursor::new(Vec::new());
-        self.encode(&mut out)?;
+        self.encode(&mut out, None)?;
         Ok(out.into_inner())
     }
 
-    fn encode(&self, out: &mut (impl io::Write + io::Seek)) -> io::Result<()> {
+    fn encode(
+        &self,
+        out: &mut (impl io::Write + io::Seek),
+        around: Option<&Parts>,
+    ) -> io::Result<()> {
         let parts = &self.lowered.weights.parts;
         let constant = |i: usize| Ok(parts[i].1.bytes().clone());
-        cq::encode_with(out, &self.manifest, self.session.kernels.as_deref(), constant).map_err(
-            |e| match e {
-                WriteError::Io { source, .. } => source,
-                other => io::Error::other(other),
-            },
-        )
+        let kernels = self.session.kernels.as_deref();
+        let pipeline = around.map(|parts| (&parts.about, &parts.attachments[..]));
+        let attached = cq::Attached { kernels, pipeline };
+        cq::encode_with(out, &self.manifest, &attached, constant).map_err(|e| match e {
+            WriteError::Io { source, .. } => source,
+            other => io::Error::other(other),
+        })
     }
 
     /// Opens the artifact without a file of its own, in order to sample from it.

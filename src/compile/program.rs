@@ -122,6 +122,14 @@ pub fn compile_evaluation(model: &Model) -> Result<Lowered, ProgramError> {
     lower_bound(model, bind::unbound(&model.graph), 0, false, None)
 }
 
+/// [`compile_evaluation`] with the products rounded to bf16.
+///
+/// # Errors
+/// [`ProgramError::Lower`].
+pub fn compile_evaluation_bf16(model: &Model) -> Result<Lowered, ProgramError> {
+    lower_bound(model, bind::unbound(&model.graph), 0, false, Some(&QuantSpec::new(16)))
+}
+
 /// A loop that has been cut into a cached part and a part that every evaluation computes. The
 /// schedule is still open.
 pub struct CachedLoop<'a> {

@@ -9,6 +9,7 @@ use cachequant::calibrate::quantize::QuantizeError;
 use cachequant::compile::{CompileError, ConditionError, ProgramError};
 use cachequant::io::FileError;
 use cachequant::model::{ModelError, PLACES};
+use cachequant::pipeline::DirectoryError;
 use cachequant::reading::Misread;
 use cachequant::recipe::Contradiction;
 use cachequant::sizes;
@@ -80,6 +81,19 @@ fn misread_model(misread: Misread) -> Failure {
             .help(
                 "give the model's own --scheduler-config, or compile it without the test: --trust",
             ),
+    }
+}
+
+impl From<DirectoryError> for Failure {
+    fn from(e: DirectoryError) -> Failure {
+        match e {
+            DirectoryError::File(e) => e.into(),
+            DirectoryError::Model(e) => e.into(),
+            DirectoryError::Pipeline(e) => e.into(),
+            DirectoryError::Class { .. } => Failure::new(Exit::Unsupported, e.to_string())
+                .help("--component unet compiles the loop of its denoiser alone"),
+            e => Failure::failed(e.to_string()),
+        }
     }
 }
 

@@ -15,6 +15,10 @@ pub struct Artifact {
     pub weights: Bytes,
     /// Compiled CUDA kernels, if the artifact has some.
     pub kernels: Option<Bytes>,
+    /// The parts of a pipeline around the loop, if the artifact holds a whole pipeline.
+    pub pipeline: Option<Pipeline>,
+    /// The attachments that the pipeline names by index.
+    pub attachments: Vec<Bytes>,
     /// The hash of the header and the section table. As the table holds the hashes of all sections,
     /// no other artifact has the same hash.
     pub identity: [u8; 32],
@@ -109,8 +113,14 @@ impl Artifact {
             check_hash(&bytes, section)?;
         }
         let kernels = sections.iter().find(|s| s.name == KERNELS).map(|s| slice(&bytes, s));
+        let found = |name| sections.iter().find(|s| s.name == name).map(|s| slice(&bytes, s));
+        let attachments: Vec<Bytes> =
+            (0..MAX_ATTACHMENTS).map_while(|i| found(attachment(i))).collect();
+        let pipeline = found(PIPELINE).map(|json| parse_pipeline(&json, attachments.len()));
+        let pipeline = pipeline.transpose()?;
         let identity = bytes[24..56].try_into().expect("32 bytes");
-        Ok(Artifact { manifest, weights: slice(&bytes, weights), kernels, identity })
+        let weights = slice(&bytes, weights);
+        Ok(Artifact { manifest, weights, kernels, pipeline, attachments, identity })
     }
 }
 
@@ -134,6 +144,16 @@ fn parse(stored: &[u8], version: u32, budget: u64) -> Result<Manifest, CqError> 
     }
     manifest.check().map_err(|reason| CqError::Manifest { reason })?;
     Ok(manifest)
+}
+
+fn parse_pipeline(json: &[u8], attachments: usize) -> Result<Pipeline, CqError> {
+    let section = |reason| CqError::Section { section: "pipeline".into(), reason };
+    if json.len() as u64 > MAX_PIPELINE {
+        return Err(section(format!("{} bytes, at most {MAX_PIPELINE} are read", json.len())));
+    }
+    let pipeline: Pipeline = serde_json::from_slice(json).map_err(|e| section(e.to_string()))?;
+    pipeline.check(attachments).map_err(section)?;
+    Ok(pipeline)
 }
 
 /// The section table. The positions of the sections are checked, but not their hashes.

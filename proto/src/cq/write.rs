@@ -101,17 +101,26 @@ pub fn encode<W: Write + Seek>(
     manifest: &Manifest,
     bytes: impl FnMut(usize) -> io::Result<Bytes>,
 ) -> Result<(), WriteError> {
-    encode_with(out, manifest, None, bytes)
+    encode_with(out, manifest, &Attached::default(), bytes)
 }
 
-/// Like [`encode`], with compiled CUDA kernels, which readers may skip.
+/// The sections of an artifact beyond its loop. Readers that do not know them skip them.
+#[derive(Clone, Debug, Default)]
+pub struct Attached<'a> {
+    /// Compiled CUDA kernels.
+    pub kernels: Option<&'a [u8]>,
+    /// The parts of a pipeline, and the attachments that it names by index.
+    pub pipeline: Option<(&'a Pipeline, &'a [Bytes])>,
+}
+
+/// Like [`encode`], with further sections.
 ///
 /// # Errors
-/// Those of [`encode`].
+/// Those of [`encode`], and [`WriteError::Manifest`] for a pipeline that names attachments that are not there.
 pub fn encode_with<W: Write + Seek>(
     out: &mut W,
     manifest: &Manifest,
-    kernels: Option<&[u8]>,
+    attached: &Attached,
     mut bytes: impl FnMut(usize) -> io::Result<Bytes>,
 ) -> Result<(), WriteError> {
     let constants = &manifest.plan.constants;
@@ -124,9 +133,10 @@ pub fn encode_with<W: Write + Seek>(
     if json.len() as u64 > MAX_MANIFEST {
         return Err(unreadable(format!("{} bytes, at most {MAX_MANIFEST} are read", json.len())));
     }
+    let further = further(attached).map_err(unreadable)?;
     let packed = miniz_oxide::deflate::compress_to_vec_zlib(&json, DEFLATE_LEVEL);
     let io_error = |source| WriteError::Io { path: PathBuf::new(), source };
-    let first = (HEADER + (2 + usize::from(kernels.is_some())) * ENTRY) as u64;
+    let first = (HEADER + (2 + further.len()) * ENTRY) as u64;
     let mut writer = Hashing { out, at: 0, hasher: blake3::Hasher::new() };
     writer.zeros_to(first).and_then(|()| writer.begin().write_all(&packed)).map_err(io_error)?;
     let manifest_section =
@@ -140,21 +150,36 @@ pub fn encode_with<W: Write + Seek>(
     }
     let weights = Section { name: WEIGHTS, offset, len: weights_len, hash: writer.hash() };
     let mut sections = vec![manifest_section, weights];
-    if let Some(kernels) = kernels {
-        let offset = writer.at.next_multiple_of(SECTION_ALIGN);
+    for (name, align, bytes) in further {
+        let offset = writer.at.next_multiple_of(align);
         writer
             .zeros_to(offset)
-            .and_then(|()| writer.begin().write_all(kernels))
+            .and_then(|()| writer.begin().write_all(&bytes))
             .map_err(io_error)?;
-        sections.push(Section {
-            name: KERNELS,
-            offset,
-            len: kernels.len() as u64,
-            hash: writer.hash(),
-        });
+        let hash = writer.hash();
+        sections.push(Section { name, offset, len: bytes.len() as u64, hash });
     }
     let header = header(&sections, writer.at);
     out.seek(SeekFrom::Start(0)).and_then(|_| out.write_all(&header)).map_err(io_error)
+}
+
+/// The sections of the attachments: name, alignment, bytes.
+fn further(attached: &Attached) -> Result<Vec<([u8; 8], u64, Bytes)>, String> {
+    let mut all = Vec::new();
+    if let Some(kernels) = attached.kernels {
+        all.push((KERNELS, SECTION_ALIGN, Bytes::copy_from_slice(kernels)));
+    }
+    let Some((pipeline, attachments)) = attached.pipeline else { return Ok(all) };
+    if attachments.len() > MAX_ATTACHMENTS {
+        return Err(format!("{} attachments, at most {MAX_ATTACHMENTS}", attachments.len()));
+    }
+    pipeline.check(attachments.len())?;
+    let json = serde_json::to_vec(pipeline).map_err(|e| e.to_string())?;
+    all.push((PIPELINE, SECTION_ALIGN, json.into()));
+    // networks among them are mapped in turn
+    let parts = attachments.iter().enumerate();
+    all.extend(parts.map(|(i, bytes)| (attachment(i), WEIGHTS_ALIGN, bytes.clone())));
+    Ok(all)
 }
 
 /// A stream that counts and hashes the bytes that are written.
