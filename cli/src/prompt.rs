@@ -101,6 +101,16 @@ impl Pictures {
         Ok(made)
     }
 
+    /// The samples of the loop that stand for these images: pixels of the size of the pictures are
+    /// encoded, and anything else stays as it is.
+    pub fn encoded(&self, images: Tensor) -> Result<Tensor, Failure> {
+        let Some(Pipeline { images: Some(auto), .. }) = &self.pipeline else { return Ok(images) };
+        match auto.encodes() && images.shape().get(1..) == Some(&auto.picture_shape()?[..]) {
+            true => Ok(auto.encode(&images, self.threads)?),
+            false => Ok(images),
+        }
+    }
+
     /// The sizes of one row of the output, for samples of these sizes.
     pub fn shape(&self, sample: Vec<usize>) -> Result<Vec<usize>, Failure> {
         match self.decoder() {

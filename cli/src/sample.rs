@@ -89,6 +89,7 @@ pub fn sample(args: &SampleArgs, quiet: bool) -> Result<(), Failure> {
     let images = args.start.read()?;
     let threads = args.sampling.threads.count();
     let pictures = args.prompt.open(&source, threads)?;
+    let images = images.encoded(&pictures)?;
     let mut sampling = args.sampling.clone();
     if sampling.noise.is_none() {
         sampling.samples = sampling.samples.or(images.rows()).or(pictures.samples());

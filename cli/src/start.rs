@@ -1,5 +1,6 @@
 //! The options of `sample` that say where the loop begins and ends, and with what.
 
+use super::prompt::Pictures;
 use super::report::Failure;
 use super::sampling::Selected;
 use super::source::SampleSource;
@@ -122,6 +123,12 @@ impl StartArgs {
 }
 
 impl Images {
+    /// The same images as samples of the loop: a pipeline encodes pixels.
+    pub fn encoded(self, pictures: &Pictures) -> Result<Images, Failure> {
+        let init = self.init.map(|init| pictures.encoded(init)).transpose()?;
+        Ok(Images { init, ..self })
+    }
+
     /// Number of images of `--init`; `None` without the option.
     pub fn rows(&self) -> Option<usize> {
         self.init.as_ref().and_then(|init| init.shape().first().copied())

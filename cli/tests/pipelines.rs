@@ -81,6 +81,24 @@ fn pictures_are_those_of_diffusers() {
 }
 
 #[test]
+fn pixels_are_encoded_where_a_loop_begins_with_an_image() {
+    let case = Case::new("sd");
+    for (from, to) in [("plain_image", "pixels.npy"), ("encoded", "encoded.npy")] {
+        write_npy(&case.path(to), case.golden(from), Overwrite::Refuse).unwrap();
+    }
+    let run = |init: &str, out: &str| {
+        let (artifact, init, out) = (case.shown("p.cq"), case.shown(init), case.shown(out));
+        let options = "--prompt red --strength 0.5 --seed 3 --latents --quiet";
+        done(&format!("sample {artifact} --init {init} -o {out} {options}"));
+    };
+    run("pixels.npy", "a.npy");
+    run("encoded.npy", "b.npy");
+    let [a, b] = ["a.npy", "b.npy"].map(|f| read_npy(&case.path(f)).unwrap().to_f32_vec());
+    let error = a.iter().zip(&b).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+    assert!(error < 1e-4, "{error:e}");
+}
+
+#[test]
 fn prompts_come_from_files_and_samples_do_not_depend_on_the_batch() {
     let case = Case::new("sd");
     assert_eq!(case.sample("together.npy", &[]).code, 0);
