@@ -49,18 +49,18 @@ pub enum DirectoryError {
     },
     /// A network cannot be read.
     #[error(transparent)]
-    Model(#[from] ModelError),
+    Model(Box<ModelError>),
     /// A network cannot be compiled.
     #[error("{}: {source}", path.display())]
     Program {
         /// The network's file.
         path: PathBuf,
         /// Why.
-        source: ProgramError,
+        source: Box<ProgramError>,
     },
     /// A part cannot be run.
     #[error(transparent)]
-    Pipeline(#[from] PipelineError),
+    Pipeline(Box<PipelineError>),
     /// A part cannot be written.
     #[error("cannot write {}: {reason}", path.display())]
     Encode {
@@ -69,4 +69,16 @@ pub enum DirectoryError {
         /// Why.
         reason: String,
     },
+}
+
+impl From<ModelError> for DirectoryError {
+    fn from(e: ModelError) -> DirectoryError {
+        DirectoryError::Model(Box::new(e))
+    }
+}
+
+impl From<PipelineError> for DirectoryError {
+    fn from(e: PipelineError) -> DirectoryError {
+        DirectoryError::Pipeline(Box::new(e))
+    }
 }

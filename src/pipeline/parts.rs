@@ -59,7 +59,9 @@ impl Parts {
         let latents = latent_sizes(model)?;
         let auto = directory.decoder.as_deref().or(directory.encoder.as_deref());
         let auto = auto.map(config_of).transpose()?.unwrap_or_default();
-        let factor = 1 << auto["block_out_channels"].as_array().map_or(3, Vec::len).max(1) - 1;
+        let blocks = auto["block_out_channels"].as_array().map_or(4, Vec::len);
+        // every block but the last one halves the picture; a wild configuration is refused later
+        let factor = 1 << blocks.clamp(1, 16).saturating_sub(1);
         let pixels = (latents[1] * factor, latents[2] * factor);
         let configs =
             directory.text.iter().map(|(net, _)| config_of(net)).collect::<Result<Vec<_>, _>>()?;
@@ -233,11 +235,12 @@ fn part(
     options: &PartOptions,
 ) -> Result<(Model, Bytes), DirectoryError> {
     let mut import = ModelOptions::default();
-    import.import.budget = options.model.import.budget.clone();
+    import.import.budget = options.model.import.budget;
     let model = load_sized(path, &import, known)?;
     let lowered =
         if options.bf16 { compile_evaluation_bf16(&model) } else { compile_evaluation(&model) };
-    let program = |source| DirectoryError::Program { path: PathBuf::from(path), source };
+    let program =
+        |source| DirectoryError::Program { path: PathBuf::from(path), source: Box::new(source) };
     let lowered = lowered.map_err(program)?;
     let source = SourceModel {
         blake3: model.blake3.clone(),

@@ -88,8 +88,8 @@ impl From<DirectoryError> for Failure {
     fn from(e: DirectoryError) -> Failure {
         match e {
             DirectoryError::File(e) => e.into(),
-            DirectoryError::Model(e) => e.into(),
-            DirectoryError::Pipeline(e) => e.into(),
+            DirectoryError::Model(e) => (*e).into(),
+            DirectoryError::Pipeline(e) => (*e).into(),
             DirectoryError::Class { .. } => Failure::new(Exit::Unsupported, e.to_string())
                 .help("--component unet compiles the loop of its denoiser alone"),
             e => Failure::failed(e.to_string()),
