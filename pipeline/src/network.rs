@@ -54,6 +54,12 @@ impl Network {
             let taken: Vec<usize> = (first..first + batch).map(|row| row.min(rows - 1)).collect();
             let inputs = inputs.iter().map(|(name, t)| (name.clone(), rows_of(t, &taken)));
             for (name, tensor) in engine.run(&inputs.collect())? {
+                if tensor.shape().first() != Some(&batch) {
+                    let ty = tensor.value_type();
+                    return Err(PipelineError::Mismatch(format!(
+                        "the output `{name}` is {ty}, expected {batch} rows"
+                    )));
+                }
                 let kept: Vec<usize> = (0..batch.min(rows - first)).collect();
                 parts.entry(name).or_default().push(rows_of(&tensor, &kept));
             }
@@ -95,5 +101,22 @@ pub(crate) fn floats(tensor: &Tensor) -> Tensor {
     match tensor.dtype() {
         DType::F32 => tensor.clone(),
         _ => Tensor::from_f32(tensor.shape(), &tensor.to_f32_vec()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_taken_and_parts_joined_along_any_axis() {
+        let all: Vec<f32> = (0..12u8).map(f32::from).collect();
+        let t = Tensor::from_f32(&[3, 2, 2], &all);
+        assert_eq!(rows_of(&t, &[2, 0]).to_f32_vec(), [8., 9., 10., 11., 0., 1., 2., 3.]);
+        let [a, b] = [[1., 2., 3., 4.], [5., 6., 7., 8.]].map(|v| Tensor::from_f32(&[2, 2], &v));
+        let parts = [a, b];
+        assert_eq!(concat(0, &parts).to_f32_vec(), [1., 2., 3., 4., 5., 6., 7., 8.]);
+        assert_eq!(concat(1, &parts).to_f32_vec(), [1., 2., 5., 6., 3., 4., 7., 8.]);
+        assert_eq!(concat(1, &parts).shape(), [2, 4]);
     }
 }

@@ -3,6 +3,7 @@
 use crate::PipelineError;
 use cqc_proto::Tensor;
 use cqc_proto::cq::TextEncoder;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokenizers::{
     PaddingDirection, PaddingParams, PaddingStrategy, TruncationParams, TruncationStrategy,
 };
@@ -29,8 +30,8 @@ impl Tokenizer {
     /// [`PipelineError::Tokenizer`].
     pub fn new(encoder: usize, json: &[u8], of: &TextEncoder) -> Result<Tokenizer, PipelineError> {
         let wrong = |reason: String| PipelineError::Tokenizer { encoder, reason };
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(json).map_err(|e| wrong(e.to_string()))?;
+        let read = guarded(|| tokenizers::Tokenizer::from_bytes(json).map_err(|e| e.to_string()));
+        let mut inner = read.map_err(wrong)?;
         let pad_token = inner
             .id_to_token(of.pad)
             .ok_or_else(|| wrong(format!("it has no token {}, which pads", of.pad)))?;
@@ -58,7 +59,7 @@ impl Tokenizer {
     pub fn tokens(&self, texts: &[&str]) -> Result<Tokens, String> {
         let (mut ids, mut mask, mut length) = (Vec::new(), Vec::new(), 0);
         for text in texts {
-            let encoding = self.inner.encode(*text, true).map_err(|e| e.to_string())?;
+            let encoding = guarded(|| self.inner.encode(*text, true).map_err(|e| e.to_string()))?;
             length = encoding.get_ids().len();
             ids.extend(encoding.get_ids().iter().map(|&id| i64::from(id)));
             mask.extend(encoding.get_attention_mask().iter().map(|&m| i64::from(m)));
@@ -66,4 +67,9 @@ impl Tokenizer {
         let shape = [texts.len(), length];
         Ok(Tokens { ids: Tensor::from_i64(&shape, &ids), mask: Tensor::from_i64(&shape, &mask) })
     }
+}
+
+/// Calls the library, which may panic on a damaged tokenizer: the file comes from anywhere.
+fn guarded<T>(call: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| Err("the library panicked".into()))
 }

@@ -165,3 +165,63 @@ impl Condition {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pipeline() -> Pipeline {
+        let output = Condition::Output { encoder: 0, output: "last_hidden_state".into() };
+        Pipeline {
+            class: "StableDiffusionPipeline".into(),
+            text: vec![TextEncoder {
+                tokenizer: 0,
+                network: 1,
+                length: 77,
+                pad: 1,
+                tokens: "input_ids".into(),
+                mask: None,
+            }],
+            conditions: [("text".to_string(), output)].into(),
+            zeros_without_negative: false,
+            autoencoder: Some(Autoencoder { decoder: 2, encoder: Some(3), scale: 0.5, shift: 0.0 }),
+        }
+    }
+
+    #[test]
+    fn everything_that_a_pipeline_names_must_be_there() {
+        assert_eq!(pipeline().check(4), Ok(()));
+        for attachments in 0..4 {
+            assert!(pipeline().check(attachments).is_err(), "{attachments}");
+        }
+        let mut nested = Condition::Mask { encoder: 0 };
+        for _ in 0..9 {
+            nested = Condition::Pad { axis: 1, size: 8, part: Box::new(nested) };
+        }
+        let wrong = [
+            Condition::Output { encoder: 1, output: "x".into() },
+            Condition::Mask { encoder: 7 },
+            Condition::Concat { axis: 0, parts: vec![] },
+            Condition::Pad { axis: 9, size: 8, part: Box::new(Condition::Mask { encoder: 0 }) },
+            Condition::Pad {
+                axis: 0,
+                size: 1 << 30,
+                part: Box::new(Condition::Mask { encoder: 0 }),
+            },
+            nested,
+        ];
+        for condition in wrong {
+            let mut pipeline = pipeline();
+            pipeline.conditions.insert("text".into(), condition.clone());
+            assert!(pipeline.check(4).is_err(), "{condition:?}");
+        }
+        for scale in [0.0, f32::NAN, f32::INFINITY] {
+            let mut pipeline = pipeline();
+            pipeline.autoencoder.as_mut().unwrap().scale = scale;
+            assert!(pipeline.check(4).is_err(), "{scale}");
+        }
+        let mut pipeline = pipeline();
+        pipeline.text[0].length = 0;
+        assert!(pipeline.check(4).is_err());
+    }
+}
