@@ -1,5 +1,5 @@
-//! Runs the ONNX project's node tests through import and the definitions of the operators, and again
-//! through import, rewrites, lowering and engine.
+//! Runs the ONNX project's node tests through import and the definitions of the operators, and
+//! again through import, rewrites, lowering and engine.
 //!
 //!     conformance DIR [TABLE.md]      one folder per test, as tests/conformance/dump.py writes them
 //!     conformance --model M.onnx CHECK.npz [TOLERANCE] [DIM=SIZE ...]

@@ -23,7 +23,8 @@ typedef enum CqcStatus {
   CQC_STATUS_REQUEST = 3,
   // The progress callback cancelled the call.
   CQC_STATUS_CANCELLED = 4,
-  // There is a bug in the library. The handles that were passed must be freed and not used again.
+  // There is a bug in the library. The handles that were passed must be freed and not used
+  // again.
   CQC_STATUS_INTERNAL = 5,
 } CqcStatus;
 
@@ -209,8 +210,9 @@ enum CqcStatus cqc_sample(const struct CqcLoop *of,
                           CqcProgress progress,
                           void *user);
 
-// Begins one batch of a request: the samples from `first` on. `evaluation` is the first evaluation,
-// usually 0; callers with a solver of their own, who use `cqc_predict`, may begin with another one.
+// Begins one batch of a request: the samples from `first` on. `evaluation` is the first
+// evaluation, usually 0; callers with a solver of their own, who use `cqc_predict`, may begin with
+// another one.
 //
 // # Safety
 // The pointers are valid for their types, and `out` is writable.
@@ -246,8 +248,9 @@ enum CqcStatus cqc_predict(const struct CqcLoop *of,
                            float *out,
                            size_t out_len);
 
-// Sets the value of a condition per step for the following evaluations. `value` has a row per sample
-// of the batch, or a row per sample of both halves of guidance with the unconditional half first.
+// Sets the value of a condition per step for the following evaluations. `value` has a row per
+// sample of the batch, or a row per sample of both halves of guidance with the unconditional half
+// first.
 //
 // # Safety
 // The handles are valid, and `value` is valid for its fields.

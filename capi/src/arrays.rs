@@ -143,8 +143,8 @@ pub unsafe fn sized<T: Copy>(given: *const T, what: &str) -> Result<T, Failed> {
         )));
     }
     let mut own = MaybeUninit::<T>::zeroed();
-    // SAFETY: `known` bytes fit into a `T` and are there in `bytes`; the rest of `own` is zero, which
-    // is a valid `T` by the caller's promise.
+    // SAFETY: `known` bytes fit into a `T` and are there in `bytes`; the rest of `own` is zero,
+    // which is a valid `T` by the caller's promise.
     unsafe {
         own.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), known);
         Ok(own.assume_init())

@@ -259,8 +259,9 @@ pub unsafe extern "C" fn cqc_sample(
     })
 }
 
-/// Begins one batch of a request: the samples from `first` on. `evaluation` is the first evaluation,
-/// usually 0; callers with a solver of their own, who use `cqc_predict`, may begin with another one.
+/// Begins one batch of a request: the samples from `first` on. `evaluation` is the first
+/// evaluation, usually 0; callers with a solver of their own, who use `cqc_predict`, may begin with
+/// another one.
 ///
 /// # Safety
 /// The pointers are valid for their types, and `out` is writable.
@@ -375,8 +376,9 @@ pub unsafe extern "C" fn cqc_predict(
     })
 }
 
-/// Sets the value of a condition per step for the following evaluations. `value` has a row per sample
-/// of the batch, or a row per sample of both halves of guidance with the unconditional half first.
+/// Sets the value of a condition per step for the following evaluations. `value` has a row per
+/// sample of the batch, or a row per sample of both halves of guidance with the unconditional half
+/// first.
 ///
 /// # Safety
 /// The handles are valid, and `value` is valid for its fields.

@@ -19,7 +19,8 @@ pub enum CqcStatus {
     Request = 3,
     /// The progress callback cancelled the call.
     Cancelled = 4,
-    /// There is a bug in the library. The handles that were passed must be freed and not used again.
+    /// There is a bug in the library. The handles that were passed must be freed and not used
+    /// again.
     Internal = 5,
 }
 

@@ -47,8 +47,8 @@ pub struct CompileArgs {
     model: PathBuf,
     /// Compile only one network of a pipeline directory, e.g. unet or transformer
     ///
-    /// FOLDER is a folder of the directory that holds a model.onnx. The artifact then holds the loop
-    /// alone.
+    /// FOLDER is a folder of the directory that holds a model.onnx. The artifact then holds the
+    /// loop alone.
     #[arg(long, value_name = "FOLDER")]
     component: Option<PathBuf>,
     /// Prompts for the calibration set, one per line [default: a built-in list of 32 captions]

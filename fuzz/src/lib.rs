@@ -66,8 +66,8 @@ pub fn hash(data: &[u8]) -> u8 {
     data.iter().fold(0u8, |sum, &b| sum.wrapping_mul(31).wrapping_add(b))
 }
 
-/// One mutation of `data[..size]` in place: mostly by `structured`, which may decline, else of bytes
-/// by libFuzzer. The new size.
+/// One mutation of `data[..size]` in place: mostly by `structured`, which may decline, else of
+/// bytes by libFuzzer. The new size.
 pub fn mutate(
     data: &mut [u8],
     size: usize,
@@ -87,8 +87,8 @@ pub fn mutate(
     libfuzzer_sys::fuzzer_mutate(data, size, max_size)
 }
 
-/// Defines a target from its module: `seeds`, `mutate`, and `run`, which says whether it could read the
-/// input.
+/// Defines a target from its module: `seeds`, `mutate`, and `run`, which says whether it could read
+/// the input.
 #[macro_export]
 macro_rules! target {
     ($module:ident) => {

@@ -1,5 +1,5 @@
-//! Target `pack_cache`: bytes of a file of packed weights, read by an engine that packs what it does
-//! not find there. The file lies in memory (`/dev/shm`).
+//! Target `pack_cache`: bytes of a file of packed weights, read by an engine that packs what it
+//! does not find there. The file lies in memory (`/dev/shm`).
 
 use crate::{Random, json, plan};
 use cqc_proto::cq;

@@ -10,7 +10,8 @@ use std::sync::{Arc, OnceLock};
 /// Most bytes of activations.
 const MAX_ACTIVATIONS: usize = 4 << 20;
 
-/// Most multiply-accumulates and elements of all programs together: more is slow, which is no fault.
+/// Most multiply-accumulates and elements of all programs together: more is slow, which is no
+/// fault.
 const MAX_WORK: i64 = 1 << 21;
 
 /// Options of every engine: one thread, little memory.
@@ -88,7 +89,8 @@ pub fn value(dtype: DType, shape: &[usize], seed: u8) -> Option<Tensor> {
     })
 }
 
-/// Opens an engine and runs one evaluation that `seed` chooses; the first thing that is refused ends it.
+/// Opens an engine and runs one evaluation that `seed` chooses; the first thing that is refused
+/// ends it.
 pub fn evaluate(weights: &Arc<Weights>, batch: usize, seed: u8) -> Option<()> {
     if !is_small(weights.plan(), batch) {
         return None;

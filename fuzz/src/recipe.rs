@@ -3,7 +3,8 @@
 use crate::{Random, json};
 use cachequant::Recipe;
 
-/// Reads a recipe from either text, checks it, and reads back what one without contradictions writes.
+/// Reads a recipe from either text, checks it, and reads back what one without contradictions
+/// writes.
 pub fn run(data: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(data) else { return false };
     let json = serde_json::from_str::<Recipe>(text).ok();

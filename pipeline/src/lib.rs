@@ -2,8 +2,8 @@
 //!
 //! An artifact of a whole pipeline holds the loop of its denoiser, its text encoders with their
 //! tokenizers, and its autoencoder ([`cqc_proto::cq::Pipeline`]). [`Pipeline`] opens all of them:
-//! [`Texts`] turns prompts into the conditions of the denoiser, the runtime samples the latents, and
-//! [`Images`] decodes them. The compiler uses [`Texts`] as well, to calibrate on prompts.
+//! [`Texts`] turns prompts into the conditions of the denoiser, the runtime samples the latents,
+//! and [`Images`] decodes them. The compiler uses [`Texts`] as well, to calibrate on prompts.
 
 mod error;
 mod images;

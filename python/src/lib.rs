@@ -1,8 +1,8 @@
 //! The native half of the Python package `cachequant`: compilation, artifacts, loops.
 //!
 //! Arrays come in as C-contiguous NumPy arrays and go out as new ones. Everything that computes
-//! releases the interpreter's lock. The classes of the package stand in `python/cachequant`; what is
-//! here takes and gives plain values, with JSON where they are structures.
+//! releases the interpreter's lock. The classes of the package stand in `python/cachequant`; what
+//! is here takes and gives plain values, with JSON where they are structures.
 
 mod arrays;
 mod artifact;

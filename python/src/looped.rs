@@ -155,8 +155,8 @@ impl Loop {
         denoiser.set_condition(&mut trajectory, name, &value).map_err(|e| errors::request(&e))
     }
 
-    /// What the network answers to a C-contiguous `[batch, ...]` of float32 at the trajectory's next
-    /// evaluation.
+    /// What the network answers to a C-contiguous `[batch, ...]` of float32 at the trajectory's
+    /// next evaluation.
     fn predict<'py>(
         &self,
         py: Python<'py>,

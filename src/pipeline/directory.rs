@@ -26,7 +26,8 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// The pipeline that `path` names; `None` for a file, and for a directory with a denoiser alone.
+    /// The pipeline that `path` names; `None` for a file, and for a directory with a denoiser
+    /// alone.
     ///
     /// # Errors
     /// [`DirectoryError`] if `model_index.json` cannot be read, or there is no denoiser.

@@ -167,8 +167,8 @@ impl Parts {
     }
 }
 
-/// Loads the denoiser of a pipeline. Sizes that the model leaves open and the options do not fix are
-/// taken from the configurations beside it.
+/// Loads the denoiser of a pipeline. Sizes that the model leaves open and the options do not fix
+/// are taken from the configurations beside it.
 ///
 /// # Errors
 /// [`ModelError`].

@@ -62,7 +62,8 @@ fn id_of(tokenizer: &Value, token: &str) -> Option<u32> {
     u32::try_from(id?).ok()
 }
 
-/// CLIP's tokenizer from its vocabulary and merges, as `CLIPTokenizerFast` of transformers makes it.
+/// CLIP's tokenizer from its vocabulary and merges, as `CLIPTokenizerFast` of transformers makes
+/// it.
 fn clip(folder: &Path) -> Result<Value, DirectoryError> {
     let vocab = config(&folder.join("vocab.json"))?;
     let merges = read_text(&folder.join("merges.txt"))?;

@@ -13,8 +13,8 @@ pub const MAX_PIPELINE: u64 = 1 << 20;
 /// `pipeline`.
 ///
 /// Networks and tokenizers are attachments of the artifact, named by their index. A network is an
-/// artifact of its own, whose plan has no time steps ([`Plan::evaluations`] is 0); a tokenizer is the
-/// `tokenizer.json` of the Hugging Face library.
+/// artifact of its own, whose plan has no time steps ([`Plan::evaluations`] is 0); a tokenizer is
+/// the `tokenizer.json` of the Hugging Face library.
 ///
 /// [`Plan::evaluations`]: crate::plan::Plan::evaluations
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,8 +25,8 @@ pub struct Pipeline {
     pub text: Vec<TextEncoder>,
     /// How the inputs of the denoiser follow from the texts, by input.
     pub conditions: BTreeMap<String, Condition>,
-    /// Without a negative prompt, the unconditional half of guidance gets zeros instead of the states
-    /// of the empty text (`force_zeros_for_empty_prompt` of Stable Diffusion XL).
+    /// Without a negative prompt, the unconditional half of guidance gets zeros instead of the
+    /// states of the empty text (`force_zeros_for_empty_prompt` of Stable Diffusion XL).
     #[serde(default)]
     pub zeros_without_negative: bool,
     /// The autoencoder; `None` if the denoiser computes on pixels.
@@ -93,7 +93,8 @@ pub enum Condition {
 /// An autoencoder between pixels and latents.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Autoencoder {
-    /// The attachment that is the decoder: latents `[N, C, h, w]` to pixels `[N, 3, H, W]` in -1 to 1.
+    /// The attachment that is the decoder: latents `[N, C, h, w]` to pixels `[N, 3, H, W]` in -1 to
+    /// 1.
     pub decoder: usize,
     /// The attachment that is the encoder: pixels to the mean of the latents, followed along the
     /// channels by the logarithm of their variance.

@@ -115,8 +115,8 @@ pub struct Attached<'a> {
 
 /// Like [`encode`], with further sections.
 ///
-/// # Errors
-/// Those of [`encode`], and [`WriteError::Manifest`] for a pipeline that names attachments that are not there.
+/// # Errors Those of [`encode`], and [`WriteError::Manifest`] for a pipeline that names attachments
+/// that are not there.
 pub fn encode_with<W: Write + Seek>(
     out: &mut W,
     manifest: &Manifest,
