@@ -10,6 +10,7 @@ configuration of the scheduler, and `calls.npz` with the arguments and the answe
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 
 import cachequant
@@ -52,12 +53,23 @@ class Recorder(torch.nn.Module):
         return result
 
 
+def strip(path):
+    """Removes the stack traces that the exporter keeps: they name folders of this machine."""
+    model = onnx.load(path, load_external_data=False)
+    graphs = [model, model.graph, *model.graph.node, *model.graph.value_info, *model.functions]
+    for holder in graphs + [n for f in model.functions for n in f.node]:
+        del holder.metadata_props[:]
+    onnx.save(model, path)
+
+
 def record(name):
     pipe, attribute, call, _ = nets.PIPELINES[name]()
     size = (nets.SIZE, nets.SIZE) if name == "flux" else None
     folder = FOLDER / name
     options = dict(tokens=nets.TOKENS, size=size, control=name == "controlnet")
     cachequant.export_onnx(pipe, folder, **options)
+    for path in folder.glob("*/model.onnx"):
+        strip(path)
     recorder = Recorder(getattr(pipe, attribute))
     setattr(pipe, attribute, recorder)
     pipe.set_progress_bar_config(disable=True)
